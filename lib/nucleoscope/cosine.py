@@ -1,0 +1,118 @@
+"""How alike the candidates were: cosine similarities of a nucleus's embedding rows, in O(k d).
+
+Contract: ragged nuclei and an embedding matrix in, one number a row out. No k x k matrix and no
+second copy of the embedding matrix is made: rows are gathered and widened to float32 in pieces.
+
+With u_i the unit rows, S = sum u_i and M = sum q_i u_i, every pair sum follows from |S|^2 and
+|M|^2 (the identity |sum v_i|^2 = sum |v_i|^2 + sum over i != j of v_i.v_j).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import embedding_bag
+
+# Numbers gathered at once: on a CPU a piece should stay in its cache (1 MB in float32), on a GPU
+# it should fill the device.
+PIECE_CPU, PIECE_GPU = 2**18, 2**26
+
+
+class Similarity(NamedTuple):
+    """Per row (B,), float64: mean pairwise cosine, its weighted mean, and the similarity-sensitive entropy."""
+
+    cosine: torch.Tensor
+    weighted_cosine: torch.Tensor
+    similarity_entropy: torch.Tensor
+
+
+def inverse_norms(embedding: torch.Tensor) -> torch.Tensor:
+    """1 / |row| (V,) float32 of an embedding matrix (V, d); 0 for a row of zeros, which has no
+    direction and counts as orthogonal to all. Computed once a model."""
+    norms = torch.cat([rows.float().norm(dim=-1) for rows in embedding.split(_rows_per_piece(embedding))])
+    return torch.where(norms > 0, norms.reciprocal(), 0)
+
+
+def similarity(
+    ids: torch.Tensor,
+    probs: torch.Tensor,
+    offsets: torch.Tensor,
+    embedding: torch.Tensor,
+    inverse_norm: torch.Tensor,
+) -> Similarity:
+    """Cosine statistics of ragged nuclei.
+
+    ``ids`` (K,) and ``probs`` (K,) by falling probability within rows ``offsets`` (B + 1,), as in
+    `nucleus.Nucleus`; ``embedding`` (V, d) of any floating type; ``inverse_norm`` (V,) from
+    `inverse_norms`. Where k = 1 both cosines are 1 by convention and the entropy is 0.
+
+    * cosine: mean of u_i.u_j over unordered pairs = (|S|^2 - sum |u_i|^2) / (k (k - 1))
+    * weighted_cosine: sum over i != j of q_i q_j u_i.u_j, divided by that of q_i q_j
+    * similarity_entropy: - sum q_i log (Zq)_i with (Zq)_i = (1 + u_i.M) / 2, the order-1 diversity
+      of Leinster and Cobbold ("Measuring diversity: the importance of species similarity",
+      Ecology 2012) on one token's candidates, in nats; it lies in [0, entropy].
+    """
+    sizes, total, first = offsets.diff(), len(ids), offsets[:-1]
+    step = _rows_per_piece(embedding)
+    parts = [slice(start, start + step) for start in range(0, total, step)]
+    inverse = inverse_norm[ids]
+    exact = torch.float32 if ids.device.type == "mps" else torch.float64  # for sums of scalars
+    q = probs.to(exact) / _spread(_sum(probs.to(exact), offsets), sizes, total)
+    # The likeliest token is kept apart in the weighted sums: where it has nearly all the weight,
+    # the others would be lost as a difference of numbers close to 1.
+    others = q.index_fill(0, first, 0)
+
+    sums = rest = 0  # S, and M without its first term: (B, d)
+    squares = torch.empty_like(q)  # |u_i|^2 as really added: 1 up to rounding, 0 for a zero row
+    for part in parts:
+        rows, scale = embedding[ids[part]].float(), inverse[part]  # (k', d), (k',)
+        bags = (offsets - part.start).clamp(0, len(rows))
+        sums = sums + _bag_sum(rows, bags, scale)
+        rest = rest + _bag_sum(rows, bags, others[part].float() * scale)
+        squares[part] = (torch.linalg.vector_norm(rows, dim=-1) * scale).to(exact).square()
+
+    head = embedding[ids[first]].float() * inverse[first, None]  # u of the likeliest token (B, d)
+    mean = rest + q[first, None].float() * head  # M (B, d)
+    owner = _spread(torch.arange(len(sizes), device=ids.device), sizes, total)
+    dots = torch.cat([torch.linalg.vecdot(embedding[ids[p]].float(), mean[owner[p]]) for p in parts]) * inverse
+
+    alone = sizes == 1
+    pairs = torch.where(alone, 1, sizes * (sizes - 1))
+    cosine = (_square_norm(sums, exact) - _sum(squares, offsets)) / pairs
+    lead = 2 * q[first]
+    tail, tail_square = _sum(others, offsets), others.square()
+    shared = lead * torch.linalg.vecdot(head, rest) + _square_norm(rest, exact) - _sum(tail_square * squares, offsets)
+    weight = lead * tail + tail.square() - _sum(tail_square, offsets)
+    weighted = shared / torch.where(alone, 1, weight)
+    # (Zq)_i with Z_ii = 1 exactly, whatever rounding (or a row of zeros) made of u_i.u_i.
+    ordinariness = (1 + dots + q * (1 - squares)) / 2
+    entropy = -_sum(q * torch.maximum(ordinariness, q).clamp_max(1).log(), offsets)
+    return Similarity(
+        torch.where(alone, 1, cosine).clamp(-1, 1),
+        torch.where(alone, 1, weighted).clamp(-1, 1),
+        torch.where(alone, 0, entropy).clamp_min(0),
+    )
+
+
+def _rows_per_piece(embedding: torch.Tensor) -> int:
+    piece = PIECE_CPU if embedding.device.type == "cpu" else PIECE_GPU
+    return max(1, piece // embedding.shape[1])
+
+
+def _bag_sum(rows: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sums (B, d) of consecutive ``rows`` (k, d) between ``offsets`` (B + 1,)."""
+    index = torch.arange(len(rows), device=rows.device)
+    return embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def _square_norm(rows: torch.Tensor, exact: torch.dtype) -> torch.Tensor:
+    return rows.to(exact).square().sum(-1)
+
+
+def _sum(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Row sums (B,) of ragged ``values`` (K,)."""
+    return torch.segment_reduce(values, "sum", offsets=offsets, axis=0)
+
+
+def _spread(values: torch.Tensor, sizes: torch.Tensor, total: int) -> torch.Tensor:
+    """Row values (B,) repeated for each of a row's entries: (K,), without a copy to the host."""
+    return torch.repeat_interleave(values, sizes, output_size=total)

@@ -1,0 +1,53 @@
+"""How spread out a choice was: entropies, in nats, over ragged nuclei and full distributions.
+
+Contract: probabilities or logits in, one number a row out, on the device they came from. A
+ragged batch is (values (K,), offsets (B + 1,)), as `nucleus.Nucleus` holds it; rows may be
+empty nowhere. Sums over a nucleus are float64.
+"""
+
+import torch
+
+
+def nucleus_entropy(probs: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entropy H(q) and varentropy Var_q(-log q) of each nucleus: (B,), (B,), in nats and nats^2.
+
+    ``probs`` (K,) are the nuclei's probabilities under the full distribution, all positive; q is
+    a row of them divided by its mass. H lies in [0, log k] (Shannon 1948); varentropy is the
+    variance of the information content (Kontoyiannis and Verdu, "Optimal Lossless Data
+    Compression: Non-Asymptotics and Asymptotics", 2014).
+    """
+    q = _shares(probs, offsets)
+    information = -q.log()
+    entropy = _sum(q * information, offsets)
+    spread = information - _spread(entropy, offsets, len(q))
+    return entropy.clamp_min(0), _sum(q * spread.square(), offsets)
+
+
+def full_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy H(p) of p = softmax(logits) over the last axis: (B, V) -> (B,), in [0, log V] nats.
+
+    -inf logits (p = 0) add nothing. Computed as log sum e^z - sum p z with z = logits - max.
+    """
+    z = logits.float()
+    z = z - z.amax(-1, keepdim=True)
+    # Below -104 e^z is 0 in float32; a finite stand-in for -inf keeps 0 * z from being NaN.
+    z = z.clamp_min_(-200)
+    p = z.softmax(-1)
+    log_total = -p.amax(-1).log()  # the maximum has z = 0, so its p is one over sum e^z
+    return (log_total - p.mul_(z).sum(-1)).clamp_min(0)
+
+
+def _shares(probs: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """q (K,): each nucleus's probabilities divided by their mass."""
+    wide = probs.to(torch.float32 if probs.device.type == "mps" else torch.float64)
+    return wide / _spread(_sum(wide, offsets), offsets, len(probs))
+
+
+def _sum(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Row sums (B,) of ragged ``values`` (K,)."""
+    return torch.segment_reduce(values, "sum", offsets=offsets, axis=0)
+
+
+def _spread(values: torch.Tensor, offsets: torch.Tensor, total: int) -> torch.Tensor:
+    """Row values (B,) repeated for each of a row's entries: (K,), without a copy to the host."""
+    return torch.repeat_interleave(values, offsets.diff(), output_size=total)

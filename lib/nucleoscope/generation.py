@@ -1,0 +1,441 @@
+"""Prompts in, one record a prompt out: a language model writes, and every token is measured.
+
+Contract: the loop knows a model as "token ids -> logits, with a key-value cache"; it knows
+nothing of files, data sets or the Hub. Which token is drawn depends on the logits and on
+(seed, prompt index, step) alone, so neither the batch size nor the order nor a restart changes
+it, up to floating point in the forward pass. A record is the dict of DESIGN section 4.
+
+One step costs one copy from the device to the host, the nucleus sizes; which rows have ended
+is read along with the next step's, so a row may run one step further than needed, unrecorded.
+"""
+
+import inspect
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from tqdm import tqdm
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from nucleoscope import cosine, entropy
+from nucleoscope.models import context_length, end_tokens
+from nucleoscope.nucleus import NotFinite, Nucleus, nucleus, sample
+
+QUANTITIES = {  # name of a record's list -> name of one value of it
+    "entropies": "entropy",
+    "full_entropies": "full_entropy",
+    "varentropies": "varentropy",
+    "surprisals": "surprisal",
+    "cosines": "cosine",
+    "weighted_cosines": "weighted_cosine",
+    "similarity_entropies": "similarity_entropy",
+}
+BATCH_LIMIT = 128  # rows; beyond it a step's cost grows in proportion
+PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}  # read at once: on a CPU more only leaves the cache
+DROP_SHARE = 8  # ended rows leave the batch once they are one in so many
+
+
+@dataclass
+class Batch:
+    """What `measure` yields: the records of some prompts, with their indices and the seconds spent."""
+
+    indices: list[int]
+    records: list[dict]
+    seconds: float
+
+
+@dataclass
+class Inputs:
+    """Tokenised prompts: ids a prompt, and which of them were cut from the left to fit the context."""
+
+    ids: list[list[int]]
+    truncated: list[int] = field(default_factory=list)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    prompt_format: str = "raw",
+    context: int | None = None,
+    max_tokens: int = 100,
+) -> Inputs:
+    """Token ids of each prompt: "raw" as the tokenizer gives them, "chat" in the model's own template.
+
+    A prompt without any token starts from the beginning-of-text token, or the end-of-text token
+    where there is none. Prompts that do not leave room for ``max_tokens`` in ``context`` positions
+    are cut from the left. Raises ValueError for an unknown format, a missing template, or
+    max_tokens that fill the context alone.
+    """
+    if prompt_format not in ("raw", "chat"):
+        raise ValueError(f"prompt_format is '{prompt_format}': it must be raw or chat")
+    if prompt_format == "chat" and not tokenizer.chat_template:
+        raise ValueError("this model's tokenizer has no chat template: use prompt_format=raw")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens}: it must be at least 1")
+    if context is not None and max_tokens > context:
+        raise ValueError(f"max_tokens is {max_tokens}, but the model's context has only {context} positions")
+    room = None if context is None else context - max_tokens + 1  # the last token is never read
+    inputs = Inputs([])
+    for index, prompt in enumerate(prompts):
+        if prompt_format == "chat":
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+            )
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        else:
+            ids = tokenizer(prompt, verbose=False)["input_ids"]
+        ids = ids or [_start_token(tokenizer)]
+        if room is not None and len(ids) > room:
+            inputs.truncated.append(index)
+            ids = ids[-room:]
+        inputs.ids.append(ids)
+    return inputs
+
+
+def _start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError("an empty prompt has no token, and the tokenizer no beginning- or end-of-text token to start from")
+
+
+def uniforms(seed: int, index: int, n: int) -> list[float]:
+    """The first n of prompt ``index``'s uniform numbers in [0, 1): step t always has the same one.
+
+    Python's generator seeded by a text (its SHA-512) is documented to stay the same across versions.
+    """
+    stream = random.Random(f"{seed}/{index}")
+    return [stream.random() for _ in range(n)]
+
+
+def plan(inputs: Inputs, batch_size: int, indices: list[int] | None = None) -> list[list[int]]:
+    """Batches of prompt indices of similar length, longest first (what runs out of memory, does so early)."""
+    order = sorted(range(len(inputs.ids)) if indices is None else indices, key=lambda i: (-len(inputs.ids[i]), i))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inputs, max_tokens: int) -> int:
+    """``batch_size``, or for "auto" the rows whose cache and logits fit half of the free memory.
+
+    At most `BATCH_LIMIT`. Raises ValueError for anything but "auto" and a number from 1.
+    """
+    if batch_size != "auto":
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}: it must be auto or at least 1")
+        return batch_size
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    longest = max(map(len, inputs.ids)) + max_tokens
+    cache = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize * longest
+    logits = 8 * 4 * config.vocab_size  # about eight float32 arrays over the vocabulary live at once
+    return max(1, min(BATCH_LIMIT, _free_memory(model.device) // 2 // (cache + logits)))
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not Linux
+        return 4 * 2**30
+
+
+class KeyValues(DynamicLayer):
+    """One layer's keys and values for a whole batch, (B, heads, capacity, d), allocated once.
+
+    transformers' own layer copies the whole cache at every step. Here prompts are read a few rows
+    at a time (``rows``), each right-aligned to the longest, and later steps write in place.
+    Sliding-window layers use it too: the model's mask keeps what lies outside the window unseen.
+    """
+
+    is_sliding = False
+
+    def __init__(self, batch: int, prompt_length: int, capacity: int):
+        super().__init__()
+        self.batch, self.prompt_length, self.capacity = batch, prompt_length, capacity
+        self.rows: slice | None = None  # the rows being read; None once all prompts are
+
+    def lazy_initialization(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().lazy_initialization(keys, values)
+        # Zeros, not empty: masked positions are multiplied by 0, and 0 * NaN would be NaN.
+        self.store = [x.new_zeros(self.batch, x.shape[1], self.capacity, x.shape[3]) for x in (keys, values)]
+        self.length = 0
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        if self.rows is not None:
+            part = slice(self.prompt_length - keys.shape[2], self.prompt_length)
+            for store, new in zip(self.store, (keys, values), strict=True):
+                store[self.rows, :, part] = new
+            return keys, values
+        end = self.length + keys.shape[2]
+        for store, new in zip(self.store, (keys, values), strict=True):
+            store[:, :, self.length : end] = new
+        self.length = end
+        self.keys, self.values = (store[:, :, :end] for store in self.store)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.length if self.is_initialized and self.rows is None else 0
+
+    def finish_reading(self) -> None:
+        self.rows, self.length = None, self.prompt_length
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.store = [store[rows] for store in self.store]
+
+
+class Decoder:
+    """The forward passes of one batch of prompts: `read` once, then `step` for each token.
+
+    ``ids`` are B lists of token ids, longest first; ``max_tokens`` bounds the steps.
+    """
+
+    def __init__(self, model: PreTrainedModel, ids: list[list[int]], max_tokens: int):
+        self.model, self.ids, self.device = model, ids, model.device
+        self.lengths = torch.tensor([len(row) for row in ids], device=self.device)
+        longest = max(len(row) for row in ids)
+        layers = DynamicCache(config=model.config).layers
+        kinds = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}
+        if kinds:
+            raise ValueError(
+                f"{type(model).__name__} keeps more than keys and values between tokens "
+                f"({', '.join(sorted(kind.__name__ for kind in kinds))}): not supported"
+            )
+        self.layers = [KeyValues(len(ids), longest, longest + max_tokens) for _ in layers]
+        self.cache = Cache(layers=self.layers)
+        position = torch.arange(longest + max_tokens, device=self.device)
+        self.mask = (position >= longest - self.lengths[:, None]).long()  # left padding (B, capacity)
+        self.width = longest
+        accepted = inspect.signature(model.forward).parameters
+        self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.positions = "position_ids" in accepted
+
+    def read(self) -> torch.Tensor:
+        """Reads the prompts; logits (B, V) after their last tokens."""
+        logits, start = [], 0
+        budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cpu"])
+        while start < len(self.ids):
+            length = len(self.ids[start])
+            rows = slice(start, start + max(1, budget // length))
+            for layer in self.layers:
+                layer.rows = rows
+            ids = torch.tensor([[0] * (length - len(row)) + row for row in self.ids[rows]], device=self.device)
+            mask = self.mask[rows, self.width - length : self.width]
+            logits.append(self._forward(ids, mask, (mask.cumsum(1) - 1).clamp_min(0)))
+            start = rows.stop
+        for layer in self.layers:
+            layer.finish_reading()
+        return torch.cat(logits)
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Appends one token a row (B,); logits (B, V) for the next."""
+        positions = self.lengths[:, None]
+        self.lengths, self.width = self.lengths + 1, self.width + 1
+        return self._forward(tokens[:, None], self.mask[:, : self.width], positions)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drops all rows but these."""
+        self.lengths, self.mask = self.lengths[rows], self.mask[rows]
+        for layer in self.layers:
+            layer.keep(rows)
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        options = self.options | ({"position_ids": positions} if self.positions else {})
+        output = self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options)
+        return output.logits[:, -1]
+
+
+@torch.inference_mode()
+def decode(
+    model: PreTrainedModel,
+    ids: list[list[int]],
+    max_tokens: int,
+    choose: Callable[[torch.Tensor, list[int]], tuple[torch.Tensor, set[int]]],
+) -> None:
+    """The bare loop: at each step ``choose(logits (B', V), rows)`` gives the next tokens (B',) and
+    the rows known to have ended; ``rows`` are the places in ``ids`` that the logits belong to."""
+    decoder = Decoder(model, ids, max_tokens)
+    rows = list(range(len(ids)))
+    logits = decoder.read()
+    for step in range(max_tokens):
+        tokens, ended = choose(logits, rows)
+        kept = [place for place, row in enumerate(rows) if row not in ended]
+        if not kept or step == max_tokens - 1:
+            return
+        if (len(rows) - len(kept)) * DROP_SHARE >= len(rows):
+            rows = [rows[place] for place in kept]
+            index = torch.tensor(kept, device=tokens.device)
+            tokens = tokens[index]
+            decoder.keep(index)
+        logits = decoder.step(tokens)
+
+
+class Measurer:
+    """`decode`'s ``choose`` that samples from the nucleus and measures it, for one batch.
+
+    ``uniforms`` (B, max_tokens) on the model's device, ``ends`` the ids that end a text.
+    """
+
+    def __init__(self, embedding, inverse_norm, top_p: float, uniforms: torch.Tensor, ends: set[int]):
+        self.embedding, self.inverse_norm, self.top_p = embedding, inverse_norm, top_p
+        self.uniforms = uniforms
+        self.ends = torch.tensor(sorted(ends), dtype=torch.long, device=uniforms.device)
+        self.steps: list[tuple[list[int], torch.Tensor, Nucleus, torch.Tensor]] = []
+        self.ended: set[int] = set()
+        self.flags: torch.Tensor | None = None  # which rows ended at the last step, on the host
+
+    def __call__(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
+        logits = logits.float()  # (B', V)
+        try:
+            chosen = nucleus(logits, self.top_p)
+        except NotFinite as error:
+            raise NotFinite([rows[place] for place in error.rows]) from None
+        if self.flags is not None:  # nucleus() has waited for the device, so the copy has arrived
+            self.ended.update(row for row, flag in zip(self.steps[-1][0], self.flags.tolist(), strict=True) if flag)
+        u = self.uniforms[:, len(self.steps)]
+        if len(rows) < len(u):
+            u = u[torch.tensor(rows, device=u.device)]
+        place = sample(chosen, u)
+        tokens = chosen.ids[place]
+        h, varentropy = entropy.nucleus_entropy(chosen.probs, chosen.offsets)
+        alike = cosine.similarity(*chosen, self.embedding, self.inverse_norm)
+        columns = (h, entropy.full_entropy(logits), varentropy, -chosen.probs[place].log(), *alike)
+        values = torch.stack([column.to(h.dtype) for column in columns])  # (7, B')
+        self.flags = torch.isin(tokens, self.ends).to("cpu", non_blocking=True)
+        self.steps.append((rows, tokens, chosen, values))
+        return tokens, self.ended
+
+    def records(self, prompts: list[str]) -> list[dict]:
+        """The batch's records, without the tokens that end a text and whatever came after them."""
+        steps = [
+            (rows, tokens.tolist(), n.ids.int().cpu(), n.probs.cpu(), n.offsets.tolist(), values.T.tolist())
+            for rows, tokens, n, values in self.steps
+        ]
+        ends, over = set(self.ends.tolist()), set()
+        kept: list[list] = [[] for _ in prompts]
+        for rows, tokens, ids, probs, offsets, values in steps:
+            for place, row in enumerate(rows):
+                if tokens[place] in ends:
+                    over.add(row)
+                if row not in over:
+                    part = slice(offsets[place], offsets[place + 1])
+                    kept[row].append((tokens[place], ids[part], probs[part], values[place]))
+        return [_record(prompt, tokens) for prompt, tokens in zip(prompts, kept, strict=True)]
+
+
+def _record(prompt: str, tokens: list[tuple]) -> dict:
+    """One prompt's record from (token, nucleus ids, nucleus probs, values) per token.
+
+    A prompt's nuclei are views of one tensor each, which makes the file small and quick to load.
+    """
+    sizes = [len(ids) for _, ids, _, _ in tokens]
+    ids = torch.cat([ids for _, ids, _, _ in tokens]).split(sizes) if tokens else ()
+    probs = torch.cat([probs for _, _, probs, _ in tokens]).split(sizes) if tokens else ()
+    record = {
+        "prompt": prompt,
+        "tokens": torch.tensor([token for token, *_ in tokens], dtype=torch.long),
+        "top_p_tokens": list(ids),
+        "top_p_probs": list(probs),
+    }
+    columns = zip(*(values for *_, values in tokens), strict=True) if tokens else [()] * len(QUANTITIES)
+    return record | {name: list(column) for name, column in zip(QUANTITIES, columns, strict=True)}
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    *,
+    max_tokens: int = 100,
+    top_p: float = 0.9,
+    seed: int = 0,
+    prompt_format: str = "raw",
+    batch_size: int | str = "auto",
+    inputs: Inputs | None = None,
+    batches: list[list[int]] | None = None,
+    progress: bool = True,
+) -> Iterator[Batch]:
+    """Continues each prompt by at most ``max_tokens`` tokens and yields the records batch by batch.
+
+    ``inputs`` (from `encode`) and ``batches`` (from `plan`) are made here where they are not
+    given; a run that goes on gives only the batches still to do. Running out of a GPU's memory
+    halves the batch. Raises ValueError for bad parameters and, naming the prompts, for logits
+    with NaN; the batches before are out by then.
+    """
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}: it must lie in (0, 1]")
+    if inputs is None:
+        inputs = encode(tokenizer, prompts, prompt_format, context_length(model), max_tokens)
+    queue = plan(inputs, choose_batch_size(batch_size, model, inputs, max_tokens)) if batches is None else list(batches)
+    embedding = model.get_input_embeddings().weight.detach()
+    inverse_norm = cosine.inverse_norms(embedding)
+    ends = end_tokens(model, tokenizer)
+    number = torch.float32 if model.device.type == "mps" else torch.float64
+    with tqdm(total=max_tokens * sum(map(len, queue)), unit="tok", disable=not progress, mininterval=0.5) as bar:
+        while queue:
+            indices = queue.pop(0)
+            numbers = [uniforms(seed, index, max_tokens) for index in indices]
+            measurer = Measurer(
+                embedding, inverse_norm, top_p, torch.tensor(numbers, dtype=number, device=model.device), ends
+            )
+            begin, before = time.perf_counter(), (bar.n, bar.total)
+            try:
+                decode(model, [inputs.ids[i] for i in indices], max_tokens, _counted(measurer, bar, max_tokens))
+                records = measurer.records([prompts[i] for i in indices])
+            except NotFinite as error:
+                names = ", ".join(f"{indices[row]} ({prompts[indices[row]][:40]!r})" for row in error.rows)
+                raise ValueError(f"the model's logits are not finite (NaN or inf) for prompt {names}") from None
+            except torch.OutOfMemoryError:
+                if len(indices) == 1:
+                    raise MemoryError(f"prompt {indices[0]} alone does not fit the device's memory") from None
+                half = (len(indices) + 1) // 2
+                queue[:0] = [indices[:half], indices[half:]]
+                bar.n, bar.total = before
+                del measurer  # its tensors, before the next try
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            yield Batch(indices, records, time.perf_counter() - begin)
+
+
+def _counted(measurer: Measurer, bar: tqdm, max_tokens: int) -> Callable:
+    """``measurer``, moving the progress bar by the rows still at work; the others' tokens are not to come."""
+    seen = 0
+
+    def choose(logits, rows):
+        nonlocal seen
+        tokens, ended = measurer(logits, rows)
+        bar.total -= (len(ended) - seen) * (max_tokens - len(measurer.steps) + 1)
+        seen = len(ended)
+        bar.update(len([row for row in rows if row not in ended]))
+        return tokens, ended
+
+    return choose
+
+
+def fill(cell, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], **parameters) -> Inputs:
+    """Measures into a `results.Cell` whatever it does not hold yet; parameters as for `measure`.
+
+    The batches are planned once and kept with the cell, so that a run that was cut off goes on
+    with the same ones. Another ``batch_size`` plans anew what is left.
+    """
+    batch_size, max_tokens = parameters.get("batch_size", "auto"), parameters.get("max_tokens", 100)
+    inputs = encode(tokenizer, prompts, parameters.get("prompt_format", "raw"), context_length(model), max_tokens)
+    cell.start()
+    done = {index for batch in cell.load_batches() for index in batch["indices"]}
+    batches = cell.load_plan(batch_size)
+    if batches is None:
+        left = [index for index in range(len(prompts)) if index not in done]
+        batches = plan(inputs, choose_batch_size(batch_size, model, inputs, max_tokens), left)
+        cell.save_plan(batch_size, batches)
+    todo = [[index for index in batch if index not in done] for batch in batches]
+    for batch in measure(model, tokenizer, prompts, inputs=inputs, batches=[b for b in todo if b], **parameters):
+        cell.save_batch(batch.indices, batch.records, batch.seconds)
+    return inputs

@@ -1,0 +1,158 @@
+"""The nucleus of a next-token distribution, exactly, and a token drawn from it.
+
+Contract: logits in, a ragged batch of nuclei out. This module knows nothing of models, prompts
+or embeddings. Everything is float32, sums of probabilities are float64, and nothing here sorts
+a whole vocabulary.
+
+The nucleus (Holtzman et al., "The Curious Case of Neural Text Degeneration", ICLR 2020) is the
+smallest prefix of the tokens, ordered by falling probability, whose mass is at least ``top_p``.
+Ties go to the lower id, so that the nucleus is one well-defined list.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+WINDOW = 128  # tokens looked at first; wide enough for most steps of most models
+HALVINGS = 8  # of the logarithmic bracket around a wide nucleus's smallest probability
+SLACK = 1e-4  # mass by which a wide row's candidates exceed top_p: far above float32 rounding
+
+
+class Nucleus(NamedTuple):
+    """The nuclei of a batch of B distributions, one after the other (K tokens in all).
+
+    ``ids`` (K,) int64 and ``probs`` (K,) float32, by falling probability within a row; ``probs``
+    are probabilities under the full distribution, so a row of them sums to its mass.
+    ``offsets`` (B + 1,) int64: row b is ``offsets[b]:offsets[b + 1]``; no row is empty.
+    """
+
+    ids: torch.Tensor
+    probs: torch.Tensor
+    offsets: torch.Tensor
+
+
+class NotFinite(ValueError):
+    """Logits that are no distribution; ``rows`` lists the rows they are in."""
+
+    def __init__(self, rows: list[int]):
+        super().__init__(f"the logits of row {', '.join(map(str, rows))} hold NaN, +inf or no finite value")
+        self.rows = rows
+
+
+def nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus:
+    """The nucleus of each row of ``logits`` (B, V), any floating type; -inf means p = 0.
+
+    Tokens of probability 0 (underflow included) are in no nucleus; with ``top_p`` = 1 all others
+    are in it. Copies one small tensor from the device to the host, the B sizes; rows that do not
+    fit ``window`` cost a second such copy.
+
+    Raises ValueError for ``top_p`` outside (0, 1], NotFinite (with the rows) for NaN or +inf.
+    """
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}: it must lie in (0, 1]")
+    probs = torch.softmax(logits.float(), dim=-1)  # (B, V)
+    ids, values, sizes = _top(probs, top_p, min(window, probs.shape[-1]))  # (B, W), (B, W), (B,)
+    host = sizes.tolist()
+    if -1 in host:
+        raise NotFinite([b for b, k in enumerate(host) if k < 0])
+
+    starts = torch.arange(len(host), device=probs.device) * ids.shape[1]  # of each row in the pool
+    pool_ids, pool_values = ids.flatten(), values.flatten()
+    wide = [b for b, k in enumerate(host) if k == 0]
+    if wide:
+        index = torch.tensor(wide, device=probs.device)
+        ids, values, counts = _wide(probs[index], top_p)
+        starts[index] = pool_ids.numel() + counts.cumsum(0) - counts
+        sizes = sizes.index_copy(0, index, counts)
+        pool_ids, pool_values = torch.cat((pool_ids, ids)), torch.cat((pool_values, values))
+
+    total = sum(host) + (len(ids) if wide else 0)
+    offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+    shift = torch.repeat_interleave(starts - offsets[:-1], sizes, output_size=total)
+    index = torch.arange(total, device=probs.device) + shift
+    return Nucleus(pool_ids[index], pool_values[index], offsets)
+
+
+def sample(nucleus: Nucleus, uniforms: torch.Tensor) -> torch.Tensor:
+    """One token a row by inverse transform, from ``uniforms`` (B,) in [0, 1).
+
+    Returns positions (B,) int64 in ``nucleus.ids`` and ``nucleus.probs``: the first token of each
+    nucleus whose cumulative share of the mass exceeds the uniform number. No copy to the host.
+    """
+    cumulative = torch.nn.functional.pad(nucleus.probs.cumsum(0, dtype=_wide_float(nucleus.probs)), (1, 0))
+    start, end = cumulative[nucleus.offsets[:-1]], cumulative[nucleus.offsets[1:]]
+    targets = start + uniforms.to(cumulative.dtype) * (end - start)
+    index = torch.searchsorted(cumulative[1:], targets, right=True)
+    return index.clamp(nucleus.offsets[:-1], nucleus.offsets[1:] - 1)
+
+
+def _top(probs: torch.Tensor, top_p: float, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The ``width`` likeliest tokens in order, and the nucleus's size: 0 unsettled, -1 not finite.
+
+    A window settles a row when the nucleus ends strictly above the window's last probability:
+    otherwise tokens tied with the last one may have been left outside.
+    """
+    values, ids = probs.topk(width, dim=-1, sorted=False)
+    # Non-negative floats order as their bits do, so one integer key holds "probability, then id".
+    order = ((values.view(torch.int32).long() << 32) - ids).argsort(dim=-1, descending=True)
+    values, ids = values.gather(-1, order), ids.gather(-1, order)
+    sizes = _sizes(values, top_p)
+    last = values[:, -1]
+    settled = values.gather(-1, sizes[:, None] - 1)[:, 0] > last
+    settled |= (last == 0) | (width == probs.shape[-1])
+    sizes = torch.where(settled, sizes, 0)
+    return ids, values, torch.where(values[:, 0].isnan(), -1, sizes)
+
+
+def _sizes(values: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Length (R,) of the smallest prefix of sorted ``values`` (R, W) with mass >= top_p.
+
+    Zeros are never counted; a row whose mass stays below top_p (rounding, or a window that is
+    too narrow) gets all its positive values. With top_p = 1 a rounded sum could reach 1 too early.
+    """
+    positive = (values > 0).sum(-1).clamp_min(1)
+    if top_p == 1:
+        return positive
+    below = values.cumsum(-1, dtype=_wide_float(values)) < top_p
+    return torch.minimum(below.sum(-1) + 1, positive)
+
+
+def _wide(probs: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The nuclei of rows (R, V) wider than the window: ids and values one after the other, sizes (R,)."""
+    rows, ids = torch.nonzero(probs >= _floor(probs, top_p)[:, None], as_tuple=True)
+    values = probs[rows, ids]
+    # nonzero lists ids in rising order and the sort is stable, so ties keep the lower id first.
+    order = ((rows << 32) - values.view(torch.int32)).argsort(stable=True)
+    ids, values = ids[order], values[order]
+    counts = torch.bincount(rows, minlength=len(probs))
+    padded = pad_sequence(values.split(counts.tolist()), batch_first=True)  # (R, C)
+    sizes = _sizes(padded, top_p)
+    position = torch.arange(len(ids), device=probs.device) - (counts.cumsum(0) - counts)[rows]
+    keep = position < sizes[rows]
+    return ids[keep], values[keep], sizes
+
+
+def _floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
+    """A probability (R,) that is below no token of the row's nucleus, close to its smallest.
+
+    A token whose probability is below (1 - top_p) / V can never be needed: it and all that are
+    less likely weigh less than 1 - top_p together. From half of that, bisect upwards while the
+    tokens at or above the middle still hold top_p, with some slack.
+    """
+    tiny = torch.finfo(probs.dtype).smallest_normal * torch.finfo(probs.dtype).eps  # the least positive
+    low = torch.full_like(probs[:, 0], max((1 - top_p) / (2 * probs.shape[-1]), tiny))
+    if 1 - top_p <= 4 * SLACK:
+        return torch.full_like(low, tiny)
+    high = probs.amax(-1)
+    for _ in range(HALVINGS):
+        middle = (low * high).sqrt()
+        mass = torch.where(probs >= middle[:, None], probs, 0).sum(-1)
+        enough = mass >= top_p + SLACK
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    return low
+
+
+def _wide_float(values: torch.Tensor) -> torch.dtype:
+    """float64 for sums, except on Apple's GPUs, which have none."""
+    return torch.float32 if values.device.type == "mps" else torch.float64

@@ -1,0 +1,172 @@
+"""A name in, a list of prompts out: Hub data sets, local files, packaged sets.
+
+Prompts come in the order of their source, the first ``n_prompts`` of it. Errors say in one line
+what is wrong, with the line number where there is one.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+SUMMARISE = "Please summarize the following text:\n "  # the study's words, in front of each document
+
+
+class HubSet(NamedTuple):
+    """Where a data set is on the Hub; ``revisions`` are tried in order."""
+
+    path: str
+    config: str | None
+    split: str
+    column: str
+    revisions: tuple[str, ...]
+    prefix: str = ""
+
+
+HUB = {
+    "gsm8k": HubSet("openai/gsm8k", "main", "test", "question", ("740312add88f781978c0658806c59bc2815b9866",)),
+    "writingprompts": HubSet(
+        "euclaise/writingprompts", None, "validation", "prompt", ("35f0aa359452ba8147b34d925684fccee26679cc",)
+    ),
+    "xsum": HubSet(
+        "EdinburghNLP/xsum",
+        None,
+        "test",
+        "document",
+        # The first is a loading script, which datasets no longer runs; the second the same data as files.
+        ("7d4d486c2f8ef850b1a11aead99b894ff3dd7da9", "refs/convert/parquet"),
+        SUMMARISE,
+    ),
+}
+PACKAGED = {"math": "", "stories": "", "articles": SUMMARISE}  # name -> what stands before each text
+SUFFIXES = (".jsonl", ".csv", ".parquet", ".txt")
+
+
+class Prompts(NamedTuple):
+    """Prompts in order; ``identity`` says where they came from and which content they are."""
+
+    texts: list[str]
+    identity: dict[str, str]
+
+
+def load(name: str, n_prompts: int = 100, prompt_column: str | None = None) -> Prompts:
+    """The first ``n_prompts`` prompts of a data set (all, where it has fewer).
+
+    ``prompt_column`` names the column of a file, by default "prompt"; a .txt file has one prompt
+    a line. Raises ValueError or OSError with one line for what cannot be read.
+    """
+    if n_prompts < 1:
+        raise ValueError(f"n_prompts is {n_prompts}: it must be at least 1")
+    if name in HUB:
+        return _load_hub(name, n_prompts)
+    if name in PACKAGED:
+        path, prefix = resources.files("nucleoscope") / "data" / f"{name}.jsonl", PACKAGED[name]
+    else:
+        path, prefix = Path(name), ""
+        if path.suffix not in SUFFIXES:
+            raise ValueError(
+                f"unknown data set '{name}': it must be {', '.join([*HUB, *PACKAGED])}, "
+                f"or a file that ends in {', '.join(SUFFIXES)}"
+            )
+        if not path.is_file():
+            raise FileNotFoundError(f"no file '{name}'")
+    texts = list(islice(_read(path, prompt_column or "prompt"), n_prompts))
+    if not texts:
+        raise ValueError(f"'{name}' is empty: it has no prompts")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = "packaged" if name in PACKAGED else "file"
+    return Prompts([prefix + text for text in texts], {"source": source, "sha256": digest})
+
+
+def short_name(name: str) -> str:
+    """What a data set's results folder is called: its name, or a file's name without its ending."""
+    return name if name in HUB or name in PACKAGED else Path(name).stem
+
+
+def _load_hub(name: str, n_prompts: int) -> Prompts:
+    import datasets  # heavy, and needed for the Hub only
+
+    entry, failures = HUB[name], []
+    for revision in entry.revisions:
+        try:
+            table = datasets.load_dataset(entry.path, entry.config, split=entry.split, revision=revision)
+            break
+        except Exception as error:  # the library raises many kinds; the last word is below
+            failures.append(f"revision {revision}: {(str(error).splitlines() or [type(error).__name__])[0]}")
+    else:
+        raise OSError(f"cannot load data set {name}: tried {entry.path} on the Hub; " + "; ".join(failures))
+    texts = [entry.prefix + text for text in table[:n_prompts][entry.column]]
+    return Prompts(texts, {"source": "hub", "id": entry.path, "revision": revision})
+
+
+def _read(path: Path, column: str) -> Iterator[str]:
+    """The texts of a file, one after the other."""
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}
+    try:
+        yield from readers[Path(path.name).suffix](path, column)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not UTF-8 text (byte {error.start})") from None
+
+
+def _text(value: object, path: Path, where: str, column: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"'{path}', {where}: '{column}' is {json.dumps(value, default=str)[:40]}, not text")
+    return value
+
+
+def _check_column(column: str, columns: list[str], path: Path) -> None:
+    if column not in columns:
+        raise ValueError(f"'{path}' has no column '{column}': it has {', '.join(map(str, columns))} (--prompt_column)")
+
+
+def _read_jsonl(path: Path, column: str) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"'{path}', line {number}: not valid JSON ({error.msg})") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"'{path}', line {number}: not a JSON object")
+            _check_column(column, list(row), path)
+            yield _text(row[column], path, f"line {number}", column)
+
+
+def _read_csv(path: Path, column: str) -> Iterator[str]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses long documents
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        if reader.fieldnames is None:
+            return
+        _check_column(column, list(reader.fieldnames), path)
+        try:
+            for row in reader:
+                yield _text(row[column], path, f"line {reader.line_num}", column)
+        except csv.Error as error:
+            raise ValueError(f"'{path}', line {reader.line_num}: not valid CSV ({error})") from None
+
+
+def _read_parquet(path: Path, column: str) -> Iterator[str]:
+    import datasets
+
+    try:
+        table = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        columns = table.column_names or list(next(iter(table), {}))
+    except Exception as error:  # pyarrow and datasets raise many kinds
+        raise ValueError(f"'{path}' is not a parquet file ({(str(error).splitlines() or [''])[0]})") from None
+    if columns:
+        _check_column(column, columns, path)
+    for number, row in enumerate(table, 1):
+        yield _text(row[column], path, f"row {number}", column)
+
+
+def _read_txt(path: Path, column: str) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for line in lines:
+            yield line.rstrip("\r\n")
