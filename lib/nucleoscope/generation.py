@@ -1,7 +1,6 @@
 """Prompts in, one record a prompt out: a language model writes, and every token is measured.
 
-Contract: the loop knows a model as "token ids -> logits, with a key-value cache"; it knows
-nothing of files, data sets or the Hub. Which token is drawn depends on the logits and on
+Contract: nothing here knows files, data sets or the Hub. Which token is drawn depends on the logits and on
 (seed, prompt index, step) alone, so neither the batch size nor the order nor a restart changes
 it, up to floating point in the forward pass. A record is the dict of DESIGN section 4.
 
@@ -9,19 +8,21 @@ One step costs one copy from the device to the host, the nucleus sizes; which ro
 is read along with the next step's, so a row may run one step further than needed, unrecorded.
 """
 
-import inspect
 import os
+import platform
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import torch
 from tqdm import tqdm
-from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope import cosine, entropy
+from nucleoscope import __version__, cosine, entropy
+from nucleoscope.decoding import decode
 from nucleoscope.models import context_length, end_tokens
 from nucleoscope.nucleus import NotFinite, Nucleus, nucleus, sample
 
@@ -35,8 +36,6 @@ QUANTITIES = {  # name of a record's list -> name of one value of it
     "similarity_entropies": "similarity_entropy",
 }
 BATCH_LIMIT = 128  # rows; beyond it a step's cost grows in proportion
-PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}  # read at once: on a CPU more only leaves the cache
-DROP_SHARE = 8  # ended rows leave the batch once they are one in so many
 
 
 @dataclass
@@ -119,7 +118,7 @@ def plan(inputs: Inputs, batch_size: int, indices: list[int] | None = None) -> l
 
 
 def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inputs, max_tokens: int) -> int:
-    """``batch_size``, or for "auto" the rows whose cache and logits fit half of the free memory.
+    """``batch_size``, or for "auto" the rows whose cache and logits fit half of the memory at hand.
 
     At most `BATCH_LIMIT`. Raises ValueError for anything but "auto" and a number from 1.
     """
@@ -133,148 +132,16 @@ def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inp
     longest = max(map(len, inputs.ids)) + max_tokens
     cache = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize * longest
     logits = 8 * 4 * config.vocab_size  # about eight float32 arrays over the vocabulary live at once
-    return max(1, min(BATCH_LIMIT, _free_memory(model.device) // 2 // (cache + logits)))
+    return max(1, min(BATCH_LIMIT, _memory(model.device) // 2 // (cache + logits)))
 
 
-def _free_memory(device: torch.device) -> int:
+def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not Linux
+    try:  # half of what the machine has: what happens to be free just now must not change the batches
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):  # Windows
         return 4 * 2**30
-
-
-class KeyValues(DynamicLayer):
-    """One layer's keys and values for a whole batch, (B, heads, capacity, d), allocated once.
-
-    transformers' own layer copies the whole cache at every step. Here prompts are read a few rows
-    at a time (``rows``), each right-aligned to the longest, and later steps write in place.
-    Sliding-window layers use it too: the model's mask keeps what lies outside the window unseen.
-    """
-
-    is_sliding = False
-
-    def __init__(self, batch: int, prompt_length: int, capacity: int):
-        super().__init__()
-        self.batch, self.prompt_length, self.capacity = batch, prompt_length, capacity
-        self.rows: slice | None = None  # the rows being read; None once all prompts are
-
-    def lazy_initialization(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().lazy_initialization(keys, values)
-        # Zeros, not empty: masked positions are multiplied by 0, and 0 * NaN would be NaN.
-        self.store = [x.new_zeros(self.batch, x.shape[1], self.capacity, x.shape[3]) for x in (keys, values)]
-        self.length = 0
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-        if self.rows is not None:
-            part = slice(self.prompt_length - keys.shape[2], self.prompt_length)
-            for store, new in zip(self.store, (keys, values), strict=True):
-                store[self.rows, :, part] = new
-            return keys, values
-        end = self.length + keys.shape[2]
-        for store, new in zip(self.store, (keys, values), strict=True):
-            store[:, :, self.length : end] = new
-        self.length = end
-        self.keys, self.values = (store[:, :, :end] for store in self.store)
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        return self.length if self.is_initialized and self.rows is None else 0
-
-    def finish_reading(self) -> None:
-        self.rows, self.length = None, self.prompt_length
-
-    def keep(self, rows: torch.Tensor) -> None:
-        self.store = [store[rows] for store in self.store]
-
-
-class Decoder:
-    """The forward passes of one batch of prompts: `read` once, then `step` for each token.
-
-    ``ids`` are B lists of token ids, longest first; ``max_tokens`` bounds the steps.
-    """
-
-    def __init__(self, model: PreTrainedModel, ids: list[list[int]], max_tokens: int):
-        self.model, self.ids, self.device = model, ids, model.device
-        self.lengths = torch.tensor([len(row) for row in ids], device=self.device)
-        longest = max(len(row) for row in ids)
-        layers = DynamicCache(config=model.config).layers
-        kinds = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}
-        if kinds:
-            raise ValueError(
-                f"{type(model).__name__} keeps more than keys and values between tokens "
-                f"({', '.join(sorted(kind.__name__ for kind in kinds))}): not supported"
-            )
-        self.layers = [KeyValues(len(ids), longest, longest + max_tokens) for _ in layers]
-        self.cache = Cache(layers=self.layers)
-        position = torch.arange(longest + max_tokens, device=self.device)
-        self.mask = (position >= longest - self.lengths[:, None]).long()  # left padding (B, capacity)
-        self.width = longest
-        accepted = inspect.signature(model.forward).parameters
-        self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self.positions = "position_ids" in accepted
-
-    def read(self) -> torch.Tensor:
-        """Reads the prompts; logits (B, V) after their last tokens."""
-        logits, start = [], 0
-        budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cpu"])
-        while start < len(self.ids):
-            length = len(self.ids[start])
-            rows = slice(start, start + max(1, budget // length))
-            for layer in self.layers:
-                layer.rows = rows
-            ids = torch.tensor([[0] * (length - len(row)) + row for row in self.ids[rows]], device=self.device)
-            mask = self.mask[rows, self.width - length : self.width]
-            logits.append(self._forward(ids, mask, (mask.cumsum(1) - 1).clamp_min(0)))
-            start = rows.stop
-        for layer in self.layers:
-            layer.finish_reading()
-        return torch.cat(logits)
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Appends one token a row (B,); logits (B, V) for the next."""
-        positions = self.lengths[:, None]
-        self.lengths, self.width = self.lengths + 1, self.width + 1
-        return self._forward(tokens[:, None], self.mask[:, : self.width], positions)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drops all rows but these."""
-        self.lengths, self.mask = self.lengths[rows], self.mask[rows]
-        for layer in self.layers:
-            layer.keep(rows)
-
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        options = self.options | ({"position_ids": positions} if self.positions else {})
-        output = self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options)
-        return output.logits[:, -1]
-
-
-@torch.inference_mode()
-def decode(
-    model: PreTrainedModel,
-    ids: list[list[int]],
-    max_tokens: int,
-    choose: Callable[[torch.Tensor, list[int]], tuple[torch.Tensor, set[int]]],
-) -> None:
-    """The bare loop: at each step ``choose(logits (B', V), rows)`` gives the next tokens (B',) and
-    the rows known to have ended; ``rows`` are the places in ``ids`` that the logits belong to."""
-    decoder = Decoder(model, ids, max_tokens)
-    rows = list(range(len(ids)))
-    logits = decoder.read()
-    for step in range(max_tokens):
-        tokens, ended = choose(logits, rows)
-        kept = [place for place, row in enumerate(rows) if row not in ended]
-        if not kept or step == max_tokens - 1:
-            return
-        if (len(rows) - len(kept)) * DROP_SHARE >= len(rows):
-            rows = [rows[place] for place in kept]
-            index = torch.tensor(kept, device=tokens.device)
-            tokens = tokens[index]
-            decoder.keep(index)
-        logits = decoder.step(tokens)
 
 
 class Measurer:
@@ -378,7 +245,9 @@ def measure(
     inverse_norm = cosine.inverse_norms(embedding)
     ends = end_tokens(model, tokenizer)
     number = torch.float32 if model.device.type == "mps" else torch.float64
-    with tqdm(total=max_tokens * sum(map(len, queue)), unit="tok", disable=not progress, mininterval=0.5) as bar:
+    with tqdm(
+        total=max_tokens * sum(map(len, queue)), unit="tok", disable=not (progress and queue), mininterval=0.5
+    ) as bar:
         while queue:
             indices = queue.pop(0)
             numbers = [uniforms(seed, index, max_tokens) for index in indices]
@@ -439,3 +308,34 @@ def fill(cell, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, promp
     for batch in measure(model, tokenizer, prompts, inputs=inputs, batches=[b for b in todo if b], **parameters):
         cell.save_batch(batch.indices, batch.records, batch.seconds)
     return inputs
+
+
+def run_info(model: PreTrainedModel, inputs: Inputs, batches: list[dict], batch_size: int | str) -> dict:
+    """What `run.json` says of a finished run beside its settings; ``batches`` as `results.Cell` keeps them."""
+    tokens = sum(len(record["tokens"]) for batch in batches for record in batch["records"])
+    seconds = sum(batch["seconds"] for batch in batches)
+    cuda = model.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(model.device) if cuda else f"{model.device.type} ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+        "batches": sorted((len(batch["indices"]) for batch in batches), reverse=True),
+        "prompts_truncated": len(inputs.truncated),
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+        "peak_memory_mib": round((torch.cuda.max_memory_allocated() if cuda else _peak_memory()) / 2**20),
+        "versions": {"python": platform.python_version()}
+        | {"nucleoscope": __version__}
+        | {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+    }
+
+
+def _peak_memory() -> int:
+    """Bytes this process has held at most; 0 where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

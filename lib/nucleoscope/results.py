@@ -7,10 +7,13 @@ next to the settings that they were made with, so that a killed run goes on wher
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import pickle
 import shutil
+import socket
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,7 @@ import pandas as pd
 import torch
 
 MEASUREMENTS, RUN_INFO, NOTEBOOK = "measurements.pt", "run.json", "run.ipynb"
+LOCK_SECONDS = 10  # how long a second writer waits for the first one to end
 REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # what the published study's files have
 COLUMNS = {  # a record's list -> the table's column
     "tokens": "token",
@@ -76,12 +80,19 @@ class Cell:
             advice = "use another --results_dir or move that folder away"
         else:
             advice = "--overwrite replaces them, another --results_dir keeps both"
-        changes = ", ".join(f"{key} is {_brief(found.get(key))} there and {_brief(self.settings.get(key))} here" for key in keys)
+        changes = ", ".join(
+            f"{key} is {_brief(found.get(key))} there and {_brief(self.settings.get(key))} here" for key in keys
+        )
         return f"'{self.folder}' holds results of another run: {changes}; {advice}"
 
     def start(self) -> None:
-        """Makes the folders and writes the settings that the batches will belong to."""
+        """Makes the folders, locks them, and writes the settings that the batches will belong to.
+
+        The system drops the lock when this process ends, however it ends. BlockingIOError names
+        the process that holds it.
+        """
         self.batches.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.batches / "lock")
         if not (self.batches / "settings.json").is_file():
             write_json(self.batches / "settings.json", self.settings)
 
@@ -111,7 +122,9 @@ class Cell:
     def finish(self, n_prompts: int, info: dict[str, Any]) -> list[dict]:
         """Joins the batches in prompt order into the measurements, writes ``info`` beside them."""
         batches = self.load_batches()
-        records = dict(zip((i for b in batches for i in b["indices"]), (r for b in batches for r in b["records"]), strict=True))
+        records = dict(
+            zip((i for b in batches for i in b["indices"]), (r for b in batches for r in b["records"]), strict=True)
+        )
         missing = sorted(set(range(n_prompts)) - set(records))
         if missing:
             raise ValueError(f"'{self.batches}' lacks prompt {missing[0]}: run the same command again")
@@ -122,6 +135,7 @@ class Cell:
             torch.save(ordered, stream)
         write_json(self.folder / RUN_INFO, {"settings": self.settings, **info})
         shutil.rmtree(self.batches)
+        self._lock.close()
         self.finished = True
         return ordered
 
@@ -132,6 +146,11 @@ def load(path: str | os.PathLike) -> list[dict]:
     if not isinstance(records, list) or not all(isinstance(r, dict) and all(k in r for k in REQUIRED) for r in records):
         raise ValueError(f"'{path}' is not a measurements file: it is no list of records with {', '.join(REQUIRED)}")
     return records
+
+
+def load_info(folder: Path) -> dict[str, Any]:
+    """What a cell's run.json says; see `generation.run_info` for the keys."""
+    return _read_json(folder / RUN_INFO)
 
 
 def cells(results_dir: str | os.PathLike = "results") -> list[Path]:
@@ -191,6 +210,24 @@ def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as readable JSON, whole or not at all."""
     with whole(path) as stream:
         stream.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def _locked(path: Path) -> Any:
+    """``path``, open and locked for this process alone. A killed run's kernel may live a few seconds longer."""
+    stream = path.open("a+")
+    for attempt in range(LOCK_SECONDS + 1):
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if attempt == LOCK_SECONDS:
+                stream.seek(0)
+                raise BlockingIOError(f"'{path.parent.parent}' is being written by {stream.read().strip()}") from None
+            time.sleep(1)
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    stream.flush()
+    return stream
 
 
 def _read_json(path: Path) -> dict:

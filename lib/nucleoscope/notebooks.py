@@ -1,0 +1,59 @@
+"""A percent notebook and its parameters in, an executed notebook out, by papermill.
+
+Every script that runs a notebook goes through here. What the notebook prints appears in the
+terminal as it comes, progress bars included, and the executed notebook appears only when it is
+whole.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+class NotebookError(Exception):
+    """A notebook's cell failed. The text is one line; ``traceback`` is all there is to say."""
+
+    def __init__(self, message: str, traceback: str = ""):
+        super().__init__((message.strip().splitlines() or ["a cell failed"])[0])
+        self.traceback = traceback
+
+
+def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
+    """Runs ``notebooks/<name>.py`` with ``parameters`` and writes the executed notebook to ``output``.
+
+    The notebook runs in the current folder, with this Python. Raises NotebookError when a cell
+    fails or its process dies; nothing is written then.
+    """
+    from nucleoscope.results import whole  # here, so that a command's --help need not wait for torch
+
+    try:
+        executed = papermill.execute_notebook(
+            jupytext.read(FOLDER / f"{name}.py"),
+            None,
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            # Local sockets: other users cannot listen in, and kernels on one node never share a port.
+            config=Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}),
+            coalesce_streams=True,  # a progress bar leaves its last state, not a thousand lines
+        )
+    except PapermillExecutionError as error:
+        raise NotebookError(str(error.evalue) or error.ename, "\n".join(error.traceback)) from None
+    except DeadKernelError:
+        raise NotebookError(
+            "the notebook's process died (killed, or out of memory): run the same command again"
+        ) from None
+    with whole(Path(output)) as stream:
+        stream.write(nbformat.writes(executed).encode())

@@ -1,0 +1,51 @@
+"""Measures one model on one data set: runs notebooks/run.py and leaves its results in a folder."""
+
+import argparse
+import sys
+
+
+def number_or_auto(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; names and defaults are those of the notebook's parameters cell."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = options.add_argument
+    add("--model_name", default="SmolLM2-135M-Instruct", help="Hub id, folder, .gguf file, or the packaged default")
+    add("--dataset_name", default="math", help="gsm8k, writingprompts, xsum, math, stories, articles, or a file")
+    add("--n_prompts", "--n_samples", type=int, default=100, help="the first so many prompts of the data set")
+    add("--max_tokens", type=int, default=100, help="tokens written for each prompt, at most")
+    add("--top_p", type=float, default=0.9, help="mass of the nucleus, in (0, 1]")
+    add("--seed", type=int, default=0, help="of the sampling")
+    add("--prompt_format", default="raw", choices=["raw", "chat"], help="as it is, or in the model's template")
+    add("--prompt_column", help="column of a file that holds the prompts (default: prompt)")
+    add("--batch_size", type=number_or_auto, default="auto", help="prompts generated together, or auto")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ..., or auto")
+    add("--results_dir", default="results", help="where <dataset>/<model>/ is made")
+    add("--overwrite", action="store_true", help="replace results there that were made with other settings")
+    add("--trust_remote_code", action="store_true", help="run code that comes with the model; read it first")
+    add("--debug", action="store_true", help="show the whole traceback of an error")
+    return options
+
+
+def main() -> None:
+    parameters = vars(parser().parse_args())
+    debug = parameters.pop("debug")
+    from nucleoscope import models, notebooks, prompts, results  # here: --help need not wait for torch
+
+    dataset, model = prompts.short_name(parameters["dataset_name"]), models.short_name(parameters["model_name"])
+    folder = results.cell_folder(parameters["results_dir"], dataset, model)
+    print(f"{model} on {dataset}", flush=True)
+    try:
+        notebooks.execute("run", folder / results.NOTEBOOK, parameters)
+    except (notebooks.NotebookError, OSError) as error:
+        if debug:
+            print(getattr(error, "traceback", ""), file=sys.stderr)
+        sys.exit(f"error: {error}")
+    print(f"results: {folder}")
+
+
+if __name__ == "__main__":
+    main()
