@@ -59,13 +59,15 @@ class KeyValues(DynamicLayer):
         self.rows, self.length = None, self.prompt_length
 
     def keep(self, rows: torch.Tensor) -> None:
-        self.store = [store[rows] for store in self.store]
+        if self.is_initialized:  # a layer that shares another's keys and values never is
+            self.store = [store[rows] for store in self.store]
 
 
 class Decoder:
     """The forward passes of one batch of prompts: `read` once, then `step` for each token.
 
-    ``ids`` are B lists of token ids, longest first; ``max_tokens`` bounds the steps.
+    ``ids`` are B lists of token ids, best with the longest first: then prompts read together need
+    little padding. ``max_tokens`` bounds the steps.
     """
 
     def __init__(self, model: PreTrainedModel, ids: list[list[int]], max_tokens: int):
@@ -93,8 +95,8 @@ class Decoder:
         logits, start = [], 0
         budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cpu"])
         while start < len(self.ids):
-            length = len(self.ids[start])
-            rows = slice(start, start + max(1, budget // length))
+            rows = slice(start, start + max(1, budget // len(self.ids[start])))
+            length = max(map(len, self.ids[rows]))
             for layer in self.layers:
                 layer.rows = rows
             ids = torch.tensor([[0] * (length - len(row)) + row for row in self.ids[rows]], device=self.device)
