@@ -6,12 +6,12 @@
 import shlex
 import sys
 
-from nucleoscope import models, prompts, results
+from nucleoscope import results
 
 configfile: "scripts/grids/default.yml"
 
 CELLS = {
-    str(results.cell_folder(config["results_dir"], prompts.short_name(dataset), models.short_name(model))): {
+    str(results.cell_folder(config["results_dir"], dataset, model)): {
         **config.get("parameters", {}),
         "model_name": model,
         "dataset_name": dataset,

@@ -76,7 +76,7 @@ pd.Series(settings, name="setting").to_frame()
 # likeliest tokens that together hold `top_p` of the probability.
 
 # %%
-folder = results.cell_folder(results_dir, prompts.short_name(dataset_name), models.short_name(model_name))
+folder = results.cell_folder(results_dir, dataset_name, model_name)
 cell = results.Cell(folder, settings, overwrite)
 parameters = {"max_tokens": max_tokens, "top_p": top_p, "seed": seed, "prompt_format": prompt_format}
 if not cell.finished:
@@ -96,7 +96,7 @@ if info["prompts_truncated"]:
 # and left out of the plots and coefficients.
 
 # %%
-table = results.table(records, models.short_name(model_name), prompts.short_name(dataset_name))
+table = results.table(records, model=folder.name, dataset=folder.parent.name)
 pd.Series(correlation.coefficients(table), name="value").to_frame()
 
 # %%

@@ -33,11 +33,10 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     parameters = vars(parser().parse_args())
     debug = parameters.pop("debug")
-    from nucleoscope import models, notebooks, prompts, results  # here: --help need not wait for torch
+    from nucleoscope import notebooks, results  # here: --help need not wait for them
 
-    dataset, model = prompts.short_name(parameters["dataset_name"]), models.short_name(parameters["model_name"])
-    folder = results.cell_folder(parameters["results_dir"], dataset, model)
-    print(f"{model} on {dataset}", flush=True)
+    folder = results.cell_folder(parameters["results_dir"], parameters["dataset_name"], parameters["model_name"])
+    print(f"{folder.name} on {folder.parent.name}", flush=True)
     try:
         notebooks.execute("run", folder / results.NOTEBOOK, parameters)
     except (notebooks.NotebookError, OSError) as error:

@@ -28,7 +28,12 @@ class Similarity(NamedTuple):
 def inverse_norms(embedding: torch.Tensor) -> torch.Tensor:
     """1 / |row| (V,) float32 of an embedding matrix (V, d); 0 for a row of zeros, which has no
     direction and counts as orthogonal to all. Computed once a model."""
-    norms = torch.cat([rows.float().norm(dim=-1) for rows in embedding.split(_rows_per_piece(embedding))])
+    norms = torch.cat(
+        [
+            torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).float()
+            for rows in embedding.split(_rows_per_piece(embedding))
+        ]
+    )
     return torch.where(norms > 0, norms.reciprocal(), 0)
 
 
@@ -60,6 +65,10 @@ def similarity(
     # The likeliest token is kept apart in the weighted sums: where it has nearly all the weight,
     # the others would be lost as a difference of numbers close to 1.
     others = q.index_fill(0, first, 0)
+    tail = _sum(others, offsets)
+    others = others / _spread(
+        torch.where(sizes == 1, 1, tail), sizes, total
+    )  # of the tail's mass, which may be subnormal
 
     sums = rest = 0  # S, and M without its first term: (B, d)
     squares = torch.empty_like(q)  # |u_i|^2 as really added: 1 up to rounding, 0 for a zero row
@@ -68,10 +77,10 @@ def similarity(
         bags = (offsets - part.start).clamp(0, len(rows))
         sums = sums + _bag_sum(rows, bags, scale)
         rest = rest + _bag_sum(rows, bags, others[part].float() * scale)
-        squares[part] = (torch.linalg.vector_norm(rows, dim=-1) * scale).to(exact).square()
+        squares[part] = (torch.linalg.vector_norm(rows, dim=-1, dtype=exact) * scale).square()
 
     head = embedding[ids[first]].float() * inverse[first, None]  # u of the likeliest token (B, d)
-    mean = rest + q[first, None].float() * head  # M (B, d)
+    mean = tail[:, None].float() * rest + q[first, None].float() * head  # M (B, d)
     owner = _spread(torch.arange(len(sizes), device=ids.device), sizes, total)
     dots = torch.cat([torch.linalg.vecdot(embedding[ids[p]].float(), mean[owner[p]]) for p in parts]) * inverse
 
@@ -79,9 +88,11 @@ def similarity(
     pairs = torch.where(alone, 1, sizes * (sizes - 1))
     cosine = (_square_norm(sums, exact) - _sum(squares, offsets)) / pairs
     lead = 2 * q[first]
-    tail, tail_square = _sum(others, offsets), others.square()
-    shared = lead * torch.linalg.vecdot(head, rest) + _square_norm(rest, exact) - _sum(tail_square * squares, offsets)
-    weight = lead * tail + tail.square() - _sum(tail_square, offsets)
+    tail_square = others.square()
+    shared = lead * torch.linalg.vecdot(head, rest) + tail * (
+        _square_norm(rest, exact) - _sum(tail_square * squares, offsets)
+    )
+    weight = lead + tail * (1 - _sum(tail_square, offsets))
     weighted = shared / torch.where(alone, 1, weight)
     # (Zq)_i with Z_ii = 1 exactly, whatever rounding (or a row of zeros) made of u_i.u_i.
     ordinariness = (1 + dots + q * (1 - squares)) / 2

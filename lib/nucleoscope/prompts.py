@@ -4,6 +4,7 @@ Prompts come in the order of their source, the first ``n_prompts`` of it. Errors
 what is wrong, with the line number where there is one.
 """
 
+import codecs
 import csv
 import hashlib
 import json
@@ -82,11 +83,6 @@ def load(name: str, n_prompts: int = 100, prompt_column: str | None = None) -> P
     return Prompts([prefix + text for text in texts], {"source": source, "sha256": digest})
 
 
-def short_name(name: str) -> str:
-    """What a data set's results folder is called: its name, or a file's name without its ending."""
-    return name if name in HUB or name in PACKAGED else Path(name).stem
-
-
 def _load_hub(name: str, n_prompts: int) -> Prompts:
     import datasets  # heavy, and needed for the Hub only
 
@@ -106,67 +102,83 @@ def _load_hub(name: str, n_prompts: int) -> Prompts:
 def _read(path: Path, column: str) -> Iterator[str]:
     """The texts of a file, one after the other."""
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}
-    try:
-        yield from readers[Path(path.name).suffix](path, column)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"'{path}' is not UTF-8 text (byte {error.start})") from None
+    return readers[Path(path.name).suffix](path, column)
 
 
 def _text(value: object, path: Path, where: str, column: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"'{path}', {where}: '{column}' is {json.dumps(value, default=str)[:40]}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"'{path}', {where}: '{column}' holds half a character (a lone surrogate)") from None
     return value
 
 
 def _check_column(column: str, columns: list[str], path: Path) -> None:
     if column not in columns:
-        raise ValueError(f"'{path}' has no column '{column}': it has {', '.join(map(str, columns))} (--prompt_column)")
+        names = ", ".join(repr(name)[:40] for name in columns[:20]) + (", ..." if len(columns) > 20 else "")
+        raise ValueError(f"'{path}' has no column '{column}': it has {names} (--prompt_column)")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file with their ends, decoded one by one: an error can name its line."""
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                text = line.decode()
+            except UnicodeDecodeError:
+                raise ValueError(f"'{path}', line {number}: not UTF-8 text") from None
+            if text:
+                yield text
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"'{path}', line {number}: not valid JSON ({error.msg})") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"'{path}', line {number}: not a JSON object")
-            _check_column(column, list(row), path)
-            yield _text(row[column], path, f"line {number}", column)
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"'{path}', line {number}: not valid JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"'{path}', line {number}: not a JSON object")
+        _check_column(column, list(row), path)
+        yield _text(row[column], path, f"line {number}", column)
 
 
 def _read_csv(path: Path, column: str) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)  # the default refuses long documents
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
+    reader = csv.DictReader(_lines(path))
+    try:
         if reader.fieldnames is None:
             return
         _check_column(column, list(reader.fieldnames), path)
-        try:
-            for row in reader:
-                yield _text(row[column], path, f"line {reader.line_num}", column)
-        except csv.Error as error:
-            raise ValueError(f"'{path}', line {reader.line_num}: not valid CSV ({error})") from None
+        for row in reader:
+            yield _text(row[column], path, f"line {reader.line_num}", column)
+    except csv.Error as error:
+        raise ValueError(f"'{path}', line {reader.line_num}: not valid CSV ({error})") from None
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
-    import datasets
+    import pyarrow
+    from pyarrow import parquet
 
+    number = 0
     try:
-        table = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        columns = table.column_names or list(next(iter(table), {}))
-    except Exception as error:  # pyarrow and datasets raise many kinds
-        raise ValueError(f"'{path}' is not a parquet file ({(str(error).splitlines() or [''])[0]})") from None
-    if columns:
-        _check_column(column, columns, path)
-    for number, row in enumerate(table, 1):
-        yield _text(row[column], path, f"row {number}", column)
+        with parquet.ParquetFile(path) as file:
+            _check_column(column, file.schema_arrow.names, path)
+            for batch in file.iter_batches(1000, columns=[column]):
+                for value in batch[0].to_pylist():
+                    number += 1
+                    yield _text(value, path, f"row {number}", column)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"'{path}' is not a whole parquet file ({reason}), after row {number}") from None
 
 
 def _read_txt(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for line in lines:
-            yield line.rstrip("\r\n")
+    for line in _lines(path):
+        yield line.rstrip("\r\n")

