@@ -28,12 +28,7 @@ class Similarity(NamedTuple):
 def inverse_norms(embedding: torch.Tensor) -> torch.Tensor:
     """1 / |row| (V,) float32 of an embedding matrix (V, d); 0 for a row of zeros, which has no
     direction and counts as orthogonal to all. Computed once a model."""
-    norms = torch.cat(
-        [
-            torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).float()
-            for rows in embedding.split(_rows_per_piece(embedding))
-        ]
-    )
+    norms = torch.cat([_norms(rows) for rows in embedding.split(_rows_per_piece(embedding))]).float()
     return torch.where(norms > 0, norms.reciprocal(), 0)
 
 
@@ -60,15 +55,14 @@ def similarity(
     step = _rows_per_piece(embedding)
     parts = [slice(start, start + step) for start in range(0, total, step)]
     inverse = inverse_norm[ids]
-    exact = torch.float32 if ids.device.type == "mps" else torch.float64  # for sums of scalars
+    exact = _exact(ids)
     q = probs.to(exact) / _spread(_sum(probs.to(exact), offsets), sizes, total)
     # The likeliest token is kept apart in the weighted sums: where it has nearly all the weight,
     # the others would be lost as a difference of numbers close to 1.
     others = q.index_fill(0, first, 0)
     tail = _sum(others, offsets)
-    others = others / _spread(
-        torch.where(sizes == 1, 1, tail), sizes, total
-    )  # of the tail's mass, which may be subnormal
+    # As shares of their own mass, since that may be too small for float32.
+    others = others / _spread(torch.where(sizes == 1, 1, tail), sizes, total)
 
     sums = rest = 0  # S, and M without its first term: (B, d)
     squares = torch.empty_like(q)  # |u_i|^2 as really added: 1 up to rounding, 0 for a zero row
@@ -77,7 +71,7 @@ def similarity(
         bags = (offsets - part.start).clamp(0, len(rows))
         sums = sums + _bag_sum(rows, bags, scale)
         rest = rest + _bag_sum(rows, bags, others[part].float() * scale)
-        squares[part] = (torch.linalg.vector_norm(rows, dim=-1, dtype=exact) * scale).square()
+        squares[part] = (_norms(rows) * scale).square()
 
     head = embedding[ids[first]].float() * inverse[first, None]  # u of the likeliest token (B, d)
     mean = tail[:, None].float() * rest + q[first, None].float() * head  # M (B, d)
@@ -107,6 +101,16 @@ def similarity(
 def _rows_per_piece(embedding: torch.Tensor) -> int:
     piece = PIECE_CPU if embedding.device.type == "cpu" else PIECE_GPU
     return max(1, piece // embedding.shape[1])
+
+
+def _exact(values: torch.Tensor) -> torch.dtype:
+    """float64, for sums of scalars and of squares; Apple's GPUs have none."""
+    return torch.float32 if values.device.type == "mps" else torch.float64
+
+
+def _norms(rows: torch.Tensor) -> torch.Tensor:
+    """Norms (k,) of ``rows`` (k, d). Over wide rows a float32 sum is biased, and a pair's cosine with it."""
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=_exact(rows))
 
 
 def _bag_sum(rows: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,10 @@ empty nowhere. Sums over a nucleus are float64.
 
 import torch
 
+# Logits worked on at once: on a CPU what its cache holds (fresh memory for each step costs more
+# than the sums), on a GPU as many as fill it.
+PIECE_CPU, PIECE_GPU = 2**19, 2**28
+
 
 def nucleus_entropy(probs: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Entropy H(q) and varentropy Var_q(-log q) of each nucleus: (B,), (B,), in nats and nats^2.
@@ -28,13 +32,19 @@ def full_entropy(logits: torch.Tensor) -> torch.Tensor:
 
     -inf logits (p = 0) add nothing. Computed as log sum e^z - sum p z with z = logits - max.
     """
-    z = logits.float()
-    z = z - z.amax(-1, keepdim=True)
+    return torch.cat([_full_entropy(rows.float()) for rows in logits.split(_rows_per_piece(logits))])
+
+
+def _full_entropy(logits: torch.Tensor) -> torch.Tensor:
     # Below -104 e^z is 0 in float32; a finite stand-in for -inf keeps 0 * z from being NaN.
-    z = z.clamp_min_(-200)
+    z = (logits - logits.amax(-1, keepdim=True)).clamp_min_(-200)
     p = z.softmax(-1)
     log_total = -p.amax(-1).log()  # the maximum has z = 0, so its p is one over sum e^z
     return (log_total - p.mul_(z).sum(-1)).clamp_min(0)
+
+
+def _rows_per_piece(logits: torch.Tensor) -> int:
+    return max(1, (PIECE_CPU if logits.device.type == "cpu" else PIECE_GPU) // logits.shape[-1])
 
 
 def _shares(probs: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

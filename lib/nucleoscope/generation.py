@@ -159,7 +159,6 @@ class Measurer:
         self.flags: torch.Tensor | None = None  # which rows ended at the last step, on the host
 
     def __call__(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
-        logits = logits.float()  # (B', V)
         try:
             chosen = nucleus(logits, self.top_p)
         except NotFinite as error:

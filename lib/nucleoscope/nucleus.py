@@ -16,6 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 WINDOW = 128  # tokens looked at first; wide enough for most steps of most models
 HALVINGS = 8  # of the logarithmic bracket around a wide nucleus's smallest probability
+# Probabilities worked on at once: on a CPU what its cache holds (fresh memory for each step costs
+# more than the search), on a GPU as many as fill it.
+PIECE_CPU, PIECE_GPU = 2**19, 2**28
 SLACK = 1e-4  # mass by which a wide row's candidates exceed top_p: far above float32 rounding
 
 
@@ -51,18 +54,19 @@ def nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus
     """
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}: it must lie in (0, 1]")
-    probs = torch.softmax(logits.float(), dim=-1)  # (B, V)
-    ids, values, sizes = _top(probs, top_p, min(window, probs.shape[-1]))  # (B, W), (B, W), (B,)
+    rows = max(1, (PIECE_CPU if logits.device.type == "cpu" else PIECE_GPU) // logits.shape[-1])
+    tops = [_top(_softmax(piece), top_p, min(window, logits.shape[-1])) for piece in logits.split(rows)]
+    ids, values, sizes = (torch.cat(parts) for parts in zip(*tops, strict=True))  # (B, W), (B, W), (B,)
     host = sizes.tolist()
     if -1 in host:
         raise NotFinite([b for b, k in enumerate(host) if k < 0])
 
-    starts = torch.arange(len(host), device=probs.device) * ids.shape[1]  # of each row in the pool
+    starts = torch.arange(len(host), device=logits.device) * ids.shape[1]  # of each row in the pool
     pool_ids, pool_values = ids.flatten(), values.flatten()
     wide = [b for b, k in enumerate(host) if k == 0]
     if wide:
-        index = torch.tensor(wide, device=probs.device)
-        ids, values, counts = _wide(probs[index], top_p)
+        index = torch.tensor(wide, device=logits.device)
+        ids, values, counts = _wide(_softmax(logits[index]), top_p)
         starts[index] = pool_ids.numel() + counts.cumsum(0) - counts
         sizes = sizes.index_copy(0, index, counts)
         pool_ids, pool_values = torch.cat((pool_ids, ids)), torch.cat((pool_values, values))
@@ -70,7 +74,7 @@ def nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus
     total = sum(host) + (len(ids) if wide else 0)
     offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
     shift = torch.repeat_interleave(starts - offsets[:-1], sizes, output_size=total)
-    index = torch.arange(total, device=probs.device) + shift
+    index = torch.arange(total, device=logits.device) + shift
     return Nucleus(pool_ids[index], pool_values[index], offsets)
 
 
@@ -85,6 +89,10 @@ def sample(nucleus: Nucleus, uniforms: torch.Tensor) -> torch.Tensor:
     targets = start + uniforms.to(cumulative.dtype) * (end - start)
     index = torch.searchsorted(cumulative[1:], targets, right=True)
     return index.clamp(nucleus.offsets[:-1], nucleus.offsets[1:] - 1)
+
+
+def _softmax(logits: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(logits.float(), dim=-1)
 
 
 def _top(probs: torch.Tensor, top_p: float, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
