@@ -179,3 +179,13 @@ def test_the_default_grid_plans_its_three_cells():
     assert done.returncode == 0, done.stderr
     for name in ("math", "stories", "articles"):
         assert f"results/{name}/{models.PACKAGED}/measurements.pt" in done.stdout + done.stderr
+
+
+def test_the_benchmark_runs_all_its_parts_on_random_weights():
+    sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=4,vocab_size=500"
+    command = [sys.executable, "scripts/benchmark.py", "--only", "abcd"]
+    done = run(f"random-weights={sizes}", "n_prompts=4", "max_tokens=5", "repeats=1", command=command)
+    assert done.returncode == 0, done.stderr
+    for part in ("(a) published algorithm", "(b) generate", "(c) Nucleoscope", "(d) forward passes"):
+        assert f"| {part}" in done.stdout
+    assert "for 20 tokens" in done.stdout  # every part writes all it was asked for: nothing ends early
