@@ -67,16 +67,16 @@ def similarity(
     sums = rest = 0  # S, and M without its first term: (B, d)
     squares = torch.empty_like(q)  # |u_i|^2 as really added: 1 up to rounding, 0 for a zero row
     for part in parts:
-        rows, scale = embedding[ids[part]].float(), inverse[part]  # (k', d), (k',)
+        rows, scale = embedding.index_select(0, ids[part]).float(), inverse[part]  # (k', d), (k',)
         bags = (offsets - part.start).clamp(0, len(rows))
         sums = sums + _bag_sum(rows, bags, scale)
         rest = rest + _bag_sum(rows, bags, others[part].float() * scale)
         squares[part] = (_norms(rows) * scale).square()
 
-    head = embedding[ids[first]].float() * inverse[first, None]  # u of the likeliest token (B, d)
+    head = embedding.index_select(0, ids[first]).float() * inverse[first, None]  # u of the likeliest token (B, d)
     mean = tail[:, None].float() * rest + q[first, None].float() * head  # M (B, d)
     owner = _spread(torch.arange(len(sizes), device=ids.device), sizes, total)
-    dots = torch.cat([torch.linalg.vecdot(embedding[ids[p]].float(), mean[owner[p]]) for p in parts]) * inverse
+    dots = torch.cat([_dots(embedding, ids[p], mean, owner[p]) for p in parts]) * inverse
 
     alone = sizes == 1
     pairs = torch.where(alone, 1, sizes * (sizes - 1))
@@ -111,6 +111,11 @@ def _exact(values: torch.Tensor) -> torch.dtype:
 def _norms(rows: torch.Tensor) -> torch.Tensor:
     """Norms (k,) of ``rows`` (k, d). Over wide rows a float32 sum is biased, and a pair's cosine with it."""
     return torch.linalg.vector_norm(rows, dim=-1, dtype=_exact(rows))
+
+
+def _dots(embedding: torch.Tensor, ids: torch.Tensor, mean: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """Products (k,) of the rows ``ids`` of the embedding with their nuclei's rows of ``mean`` (B, d)."""
+    return torch.linalg.vecdot(embedding.index_select(0, ids).float(), mean.index_select(0, owner))
 
 
 def _bag_sum(rows: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
