@@ -6,15 +6,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GRID ?= scripts/grids/default.yml
 CORES ?= all
+LAB ?=
 
 .PHONY: run lab test lint env
 
 run: $(READY)  ## measure every cell of the grid that is not measured yet
-	$(BIN)/snakemake --cores $(CORES) --configfile $(GRID) --rerun-incomplete --nolock --quiet rules progress
+	$(BIN)/snakemake --cores $(CORES) --configfile $(GRID) --rerun-incomplete --nolock --quiet host rules progress reason
 	@$(BIN)/python -c "import yaml; print('The results lie in', yaml.safe_load(open('$(GRID)'))['results_dir'] + '/<dataset>/<model>/')"
 
 lab: $(READY)  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks/run.py
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/run.py $(LAB)
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2

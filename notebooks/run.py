@@ -31,7 +31,7 @@ n_prompts = 100  # the first so many prompts of the data set
 max_tokens = 100  # tokens written for each prompt, at most
 top_p = 0.9  # mass of the nucleus, in (0, 1]
 seed = 0  # of the sampling; the same seed draws the same tokens
-prompt_format = "raw"  # raw: the prompt as it is, as in the study; chat: in the model's own template
+prompt_format = "chat"  # chat: in the model's own template, as make run does; raw: as it is, as in the study
 prompt_column = None  # column of a file that holds the prompts; None means "prompt"
 batch_size = "auto"  # prompts generated together, or auto
 dtype = "auto"  # float32, bfloat16, float16, or auto
@@ -97,7 +97,7 @@ if info["prompts_truncated"]:
 
 # %%
 table = results.table(records, model=folder.name, dataset=folder.parent.name)
-pd.Series(correlation.coefficients(table), name="value").to_frame()
+pd.Series(correlation.coefficients(table), name="value", dtype=object).to_frame()
 
 # %%
 figures.scatter(table)
@@ -122,10 +122,8 @@ figures.distributions(table)
 
 # %%
 record = next((record for record in records if len(record["tokens"])), records[0])
-print(record["prompt"])
-
-# %%
-HTML(figures.tinted_text(figures.pieces_of(tokenizer, record["tokens"].tolist()), record["entropies"]))
+pieces = figures.pieces_of(tokenizer, record["tokens"].tolist())
+HTML(figures.tinted_text(record["prompt"], pieces, record["entropies"]))
 
 # %% [markdown]
 # ## Recap
@@ -135,4 +133,4 @@ HTML(figures.tinted_text(figures.pieces_of(tokenizer, record["tokens"].tolist())
 # settings and timings beside it in `run.json`.
 
 # %%
-print(folder)
+folder

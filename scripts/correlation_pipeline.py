@@ -9,7 +9,10 @@ def number_or_auto(text: str) -> int | str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; names and defaults are those of the notebook's parameters cell."""
+    """The command line; names and defaults are those of the notebook's parameters cell.
+
+    Only prompt_format differs: here it is the study's, there what suits the packaged model.
+    """
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = options.add_argument
     add("--model_name", default="SmolLM2-135M-Instruct", help="Hub id, folder, .gguf file, or the packaged default")

@@ -91,6 +91,7 @@ def test_the_notebook_has_its_parameters_in_the_first_code_cell_and_the_command_
     settings.pop("__builtins__")
     options = vars(correlation_pipeline.parser().parse_args([]))
     options.pop("debug")
+    assert (options.pop("prompt_format"), settings.pop("prompt_format")) == ("raw", "chat")
     assert options == settings
 
 

@@ -34,12 +34,12 @@ def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Fi
     figure = go.Figure(layout=_layout(f"{len(pairs):,} tokens with more than one candidate", height=460))
     if len(pairs):
         medians = binned(pairs[x], pairs[y])
-        point = {"size": 3, "color": BLUE, "opacity": 0.25}
+        point = {"size": 4, "color": BLUE, "opacity": 0.3}
         figure.add_trace(
             go.Scattergl(x=pairs[x], y=pairs[y], mode="markers", marker=point, name="token", hoverinfo="x+y")
         )
         figure.add_trace(
-            go.Scatter(
+            go.Scattergl(  # as the points: what WebGL draws lies over what SVG draws
                 x=medians["center"],
                 y=medians["median"],
                 customdata=medians["count"],
@@ -69,31 +69,38 @@ def distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosi
 
 
 def _layout(title: str, height: int) -> dict:
-    """What all figures share; no background, so that they suit a light and a dark page."""
+    """What all figures share: see-through, in a grey that reads on a light and on a dark page."""
+    axis = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.4)"}
     return {
         "title": {"text": title, "font": {"size": 15}},
+        "template": {"layout": {"xaxis": axis, "yaxis": axis}},
+        "font": {"color": "#777777"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
         "height": height,
         "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
-        "legend": {"orientation": "h", "y": 1.02, "x": 1, "xanchor": "right", "yanchor": "bottom"},
+        "legend": {"x": 0.99, "y": 0.99, "xanchor": "right", "yanchor": "top", "bgcolor": "rgba(0,0,0,0)"},
     }
 
 
-def tinted_text(pieces: list[str], values: list[float], name: str = "entropy") -> str:
-    """A text as HTML, each piece shaded by its value, with a legend; the value shows on pointing at it.
+def tinted_text(prompt: str, pieces: list[str], values: list[float], name: str = "entropy") -> str:
+    """A prompt and its continuation as HTML, each piece shaded by its value, with a legend.
 
-    ``pieces`` and ``values`` run in parallel, one a token (see `pieces_of`). What the pieces hold
-    is escaped.
+    ``pieces`` and ``values`` run in parallel, one a token (see `pieces_of`); pointing at a piece
+    shows its value. All text is escaped.
     """
-    if not pieces:
-        return "<p><em>The model ended this text at once: there is no token to show.</em></p>"
-    high = max(values) or 1
+    high = max(values, default=0) or 1
     spans = "".join(
         f'<span title="{NAMES[name]}: {value:.3f}" style="{_tint(value / high)}">{html.escape(piece)}</span>'
         for piece, value in zip(pieces, values, strict=True)
     )
     steps = "".join(f'<span style="{_tint(i / 8)};padding:0 0.7em">&nbsp;</span>' for i in range(9))
-    legend = f'<p style="font-size:0.9em">{NAMES[name]}: 0 {steps} {high:.2f}</p>'
-    return f'{legend}<div dir="auto" style="white-space:pre-wrap;line-height:1.8;max-width:46em">{spans}</div>'
+    style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.8;max-width:46em"
+    return (
+        f'<p style="font-size:0.9em">{NAMES[name]}: 0 {steps} {high:.2f}</p>'
+        f'<div dir="auto" style="{style};opacity:0.7">{html.escape(prompt)}</div>'
+        f'<div dir="auto" style="{style}">{spans or "(the model ended this text at once)"}</div>'
+    )
 
 
 def _tint(share: float) -> str:
