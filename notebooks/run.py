@@ -85,7 +85,7 @@ if not cell.finished:
 records, info = results.load(folder / results.MEASUREMENTS), results.load_info(folder)
 
 # %%
-print(f"{info['tokens']:,} tokens measured, {info['tokens_per_second']} tokens/s on {info['device']}")
+print(f"{len(records)} prompts, {info['tokens']:,} tokens, {info['tokens_per_second']} tokens/s on {info['device']}")
 if info["prompts_truncated"]:
     print(f"{info['prompts_truncated']} prompts were longer than the model's context and lost their beginning")
 

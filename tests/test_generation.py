@@ -17,7 +17,6 @@ TEXTS = [
     "she said",
     "of the",
 ]
-SINGULAR = {plural: name for plural, name in results.COLUMNS.items() if plural != "tokens"}
 KINDS = {
     "llama": {},
     "llama, tied": {"tie_word_embeddings": True},

@@ -25,16 +25,9 @@ from nucleoscope import __version__, cosine, entropy
 from nucleoscope.decoding import decode
 from nucleoscope.models import context_length, end_tokens
 from nucleoscope.nucleus import NotFinite, Nucleus, nucleus, sample
+from nucleoscope.results import COLUMNS
 
-QUANTITIES = {  # name of a record's list -> name of one value of it
-    "entropies": "entropy",
-    "full_entropies": "full_entropy",
-    "varentropies": "varentropy",
-    "surprisals": "surprisal",
-    "cosines": "cosine",
-    "weighted_cosines": "weighted_cosine",
-    "similarity_entropies": "similarity_entropy",
-}
+QUANTITIES = tuple(name for name in COLUMNS if name != "tokens")  # a record's lists, in `Measurer`'s order
 BATCH_LIMIT = 128  # rows; beyond it a step's cost grows in proportion
 
 
