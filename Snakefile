@@ -8,7 +8,8 @@ import sys
 
 from nucleoscope import results
 
-configfile: "scripts/grids/default.yml"
+if not config:  # a grid of one's own is taken as it is: Snakemake would add the default's parameters to it
+    configfile: "scripts/grids/default.yml"
 
 CELLS = {
     str(results.cell_folder(config["results_dir"], dataset, model)): {
@@ -36,12 +37,13 @@ rule all:
 
 
 # A cell uses all cores: two at once would only take turns. --overwrite, because the grid decides:
-# a cell runs again when its parameters here have changed.
+# a cell runs again when its parameters here have changed. update(), because what is there must
+# stay until it is replaced: Snakemake removes outputs before a job, and those of a failed job.
 rule cell:
     output:
-        f"{{folder}}/{results.MEASUREMENTS}",
-        f"{{folder}}/{results.RUN_INFO}",
-        f"{{folder}}/{results.NOTEBOOK}",
+        update(f"{{folder}}/{results.MEASUREMENTS}"),
+        update(f"{{folder}}/{results.RUN_INFO}"),
+        update(f"{{folder}}/{results.NOTEBOOK}"),
     wildcard_constraints:
         folder="|".join(map(re.escape, CELLS)),
     params:

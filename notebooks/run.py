@@ -56,6 +56,7 @@ if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from t
 # ## The model and the prompts
 
 # %%
+generation.check(max_tokens, top_p, prompt_format, batch_size)
 data = prompts.load(dataset_name, n_prompts, prompt_column)
 model, tokenizer, identity = models.load(model_name, dtype, device, trust_remote_code)
 
@@ -80,8 +81,8 @@ folder = results.cell_folder(results_dir, dataset_name, model_name)
 cell = results.Cell(folder, settings, overwrite)
 parameters = {"max_tokens": max_tokens, "top_p": top_p, "seed": seed, "prompt_format": prompt_format}
 if not cell.finished:
-    inputs = generation.fill(cell, model, tokenizer, data.texts, batch_size=batch_size, **parameters)
-    cell.finish(len(data.texts), generation.run_info(model, inputs, cell.load_batches(), batch_size))
+    with cell:
+        generation.fill(cell, model, tokenizer, data.texts, batch_size=batch_size, **parameters)
 records, info = results.load(folder / results.MEASUREMENTS), results.load_info(folder)
 
 # %%

@@ -34,22 +34,22 @@ class Clock:
     """Seconds and peak memory (MiB) of a block; on a GPU both are the device's."""
 
     def __init__(self, device: torch.device):
-        self.cuda = device.type == "cuda"
+        self.device, self.cuda = device, device.type == "cuda"
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[SimpleNamespace]:
         taken, stop = SimpleNamespace(peak=0), threading.Event()
         watcher = threading.Thread(target=self._watch, args=(taken, stop), daemon=True)
         if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            torch.cuda.synchronize(self.device)
         else:
             watcher.start()
         begin = time.perf_counter()
         yield taken
         if self.cuda:
-            torch.cuda.synchronize()
-            taken.peak = torch.cuda.max_memory_allocated() / 2**20
+            torch.cuda.synchronize(self.device)
+            taken.peak = torch.cuda.max_memory_allocated(self.device) / 2**20
         taken.seconds = time.perf_counter() - begin
         stop.set()
 

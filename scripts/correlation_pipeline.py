@@ -8,12 +8,18 @@ def number_or_auto(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        """One line, without the usage: --help has that."""
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; names and defaults are those of the notebook's parameters cell.
 
     Only prompt_format differs: here it is the study's, there what suits the packaged model.
     """
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = options.add_argument
     add("--model_name", default="SmolLM2-135M-Instruct", help="Hub id, folder, .gguf file, or the packaged default")
     add("--dataset_name", default="math", help="gsm8k, writingprompts, xsum, math, stories, articles, or a file")
@@ -38,11 +44,14 @@ def main() -> None:
     debug = parameters.pop("debug")
     from nucleoscope import notebooks, results  # here: --help need not wait for them
 
-    folder = results.cell_folder(parameters["results_dir"], parameters["dataset_name"], parameters["model_name"])
-    print(f"{folder.name} on {folder.parent.name}", flush=True)
     try:
+        folder = results.cell_folder(parameters["results_dir"], parameters["dataset_name"], parameters["model_name"])
+        print(f"{folder.name} on {folder.parent.name}", flush=True)
         notebooks.execute("run", folder / results.NOTEBOOK, parameters)
-    except (notebooks.NotebookError, OSError) as error:
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where this was", file=sys.stderr)
+        sys.exit(130)
+    except (notebooks.NotebookError, OSError, ValueError) as error:
         if debug:
             print(getattr(error, "traceback", ""), file=sys.stderr)
         sys.exit(f"error: {error}")

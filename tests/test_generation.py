@@ -1,5 +1,7 @@
 """The decode loop: against a plain one-prompt-at-a-time reference, and with a model made of a function."""
 
+import contextlib
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -291,6 +293,39 @@ def test_a_model_that_caches_something_else_is_refused():
         measured(model)
 
 
+def test_a_row_that_has_ended_may_hold_anything():
+    # Fewer than one row in eight ends, so that it stays in the batch.
+    def logits(name, step):
+        if name != 2:
+            return certain(5, 32)
+        return certain(0, 32) if step == 1 else torch.full((32,), torch.nan) if step > 1 else certain(5, 32)
+
+    (batch,) = run_function(logits, range(2, 23), vocabulary=32)
+    assert [len(record["tokens"]) for record in batch.records] == [1] + [6] * 20
+
+
+def test_a_model_without_position_ids_gets_batches_of_one_length():
+    model = tiny.model()
+    expected = tokens(measured(model, max_tokens=6))
+    original = model.forward
+
+    def without(input_ids=None, attention_mask=None, past_key_values=None, **kwargs):
+        return original(input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)
+
+    model.forward = without
+    assert tokens(measured(model, max_tokens=6)) == expected
+    with pytest.raises(ValueError, match="takes no position_ids: its batches must be of equal length"):
+        measured(model, max_tokens=6, batches=[[0, 1, 2, 3, 4]])
+
+
+def test_a_model_without_a_cache_is_refused():
+    model = tiny.model()
+    original = model.forward
+    model.forward = lambda input_ids=None, attention_mask=None, position_ids=None, **_: original(input_ids)
+    with pytest.raises(ValueError, match="takes no cache of keys and values"):
+        measured(model)
+
+
 class Stopped(Exception):
     """Stands for a kill after a batch was saved."""
 
@@ -307,12 +342,9 @@ def fill(folder, stop_after=None, **parameters):
             raise Stopped
 
     cell.save_batch = stopping
-    try:
+    with contextlib.suppress(Stopped), cell:
         generation.fill(cell, tiny.model(), tiny.tokenizer(), TEXTS, max_tokens=8, progress=False, **parameters)
-    except Stopped:
-        cell._lock.close()
-        return None
-    return cell.finish(len(TEXTS), {})
+    return results.load(folder / "measurements.pt") if cell.finished else None
 
 
 @pytest.mark.parametrize("later_size", [2, 4])
@@ -335,9 +367,9 @@ def test_nan_leaves_the_batches_before_saved(tmp_path):
             output.logits = torch.full_like(output.logits, torch.nan)
         return output
 
-    breaking.__signature__ = __import__("inspect").signature(original)
+    breaking.__signature__ = inspect.signature(original)
     model.forward = breaking
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="not finite"), cell:
         generation.fill(cell, model, tiny.tokenizer(), TEXTS, max_tokens=8, batch_size=2, progress=False)
     assert len(cell.load_batches()) == 1
 

@@ -18,9 +18,10 @@ pytestmark = [
 def test_nuclei_are_the_same(width, spread):
     logits = torch.randn(16, 5000, generator=torch.Generator().manual_seed(0)) * spread
     here, there = nucleus(logits, 0.9, width), nucleus(logits.cuda(), 0.9, width)
-    assert here.offsets.diff().tolist() == pytest.approx(there.offsets.diff().tolist(), abs=1)
-    if spread:  # exact ties fall the same way, near ties as the device rounds
-        assert (here.ids[:50] == there.ids[:50].cpu()).all()
+    rows = [[row.tolist() for row in n.ids.split(n.offsets.diff().tolist())] for n in (here, there)]
+    for one, other in zip(*rows, strict=True):
+        assert abs(len(one) - len(other)) <= 1  # the mass may fall on either side of top_p
+        assert sorted(one[:-1]) == sorted(other[: len(one) - 1])  # near ties as the device rounds
 
 
 def test_quantities_are_the_same():

@@ -136,6 +136,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_measurements(tmp_path, tiny
     [
         (["dataset_name=poems"], "unknown data set 'poems': it must be gsm8k, writingprompts, xsum, math"),
         (["model_name=nobody/nothing"], "no model 'nobody/nothing' here, and HF_HUB_OFFLINE is set: tried"),
+        (["batch_size=0"], "batch_size is 0: it must be auto or at least 1"),
         (["top_p=1.5"], "top_p is 1.5: it must lie in (0, 1]"),
     ],
 )
@@ -148,6 +149,22 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, tiny_model, argument
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_two_runs_that_start_together_do_not_meet(tmp_path, tiny_model, texts):
+    processes = []
+    for place in ("one", "other"):
+        given = {
+            "model_name": tiny_model,
+            "dataset_name": texts,
+            "max_tokens": "3",
+            "results_dir": str(tmp_path / place),
+        }
+        words = [word for name, value in given.items() for word in (f"--{name}", value)]
+        processes.append(subprocess.Popen([*PIPELINE, *words], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE))
+    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    one, other = (results.load(tmp_path / place / "lines/tiny-llama/measurements.pt") for place in ("one", "other"))
+    assert [record["tokens"].tolist() for record in one] == [record["tokens"].tolist() for record in other]
 
 
 def grid(tmp_path, tiny_model, texts, **parameters):
@@ -168,10 +185,17 @@ def test_the_graph_runs_what_is_missing_or_changed_and_nothing_else(tmp_path, ti
     assert (tmp_path / "results/lines/tiny-llama/run.ipynb").is_file()
     again = snakemake(tmp_path, tiny_model, texts)
     assert "Nothing to be done" in again.stderr
+    folder = tmp_path / "results/lines/tiny-llama"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    failed = snakemake(tmp_path, tiny_model, texts, max_tokens=0)
+    assert failed.returncode != 0
+    assert "error: max_tokens is 0" in failed.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     changed = snakemake(tmp_path, tiny_model, texts, max_tokens=5)
     assert changed.returncode == 0, changed.stderr
-    records = results.load(tmp_path / "results/lines/tiny-llama/measurements.pt")
-    assert max(len(record["tokens"]) for record in records) > 3
+    settings = results.load_info(folder)["settings"]
+    assert settings["max_tokens"] == 5
+    assert settings["prompt_format"] == "raw"  # the default grid's own parameters stay its own
 
 
 def test_the_default_grid_plans_its_three_cells():

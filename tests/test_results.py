@@ -377,9 +377,34 @@ def test_overwrite_takes_no_batch_of_other_settings(folder):
     assert cell.load_plan("auto") is None
 
 
+def test_the_same_model_under_another_name_may_be_replaced(folder):
+    run(folder)
+    assert "model_name" in refusal(FileExistsError, opened, folder, model_name="./org/tiny")
+    assert not opened(folder, overwrite=True, model_name="./org/tiny").finished
+
+
+def test_damaged_measurements_are_measured_again_with_overwrite(folder):
+    run(folder)
+    (folder / "measurements.pt").write_bytes(b"half")
+    assert opened(folder).finished  # loading it says what is wrong, and what to do
+    assert "--overwrite" in refusal(ValueError, results.load, folder / "measurements.pt")
+    assert not opened(folder, overwrite=True).finished
+
+
+def test_whoever_waited_for_the_one_who_finished_sees_it(folder):
+    late = opened(folder)
+    run(folder)
+    with late:
+        assert late.finished
+    assert set(contents(folder)) == {"measurements.pt", "run.json"}
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("until", [2, None])
-@pytest.mark.parametrize("change", [{"model_name": "other/tiny"}, {"dataset_name": "sums/math.jsonl"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"model_name": "other/tiny", "model": {"revision": "def"}}, {"dataset_name": "sums/math.jsonl"}],
+)
 def test_another_model_or_data_set_of_the_same_short_name_is_never_replaced(folder, change, until, overwrite):
     run(folder, until)
     before = contents(folder)
@@ -504,6 +529,7 @@ def test_measurements_that_cannot_be_written_leave_the_cell_to_go_on(folder):
     cell = run(folder, until=3)
     with largest_file(1000), pytest.raises((OSError, RuntimeError)):
         cell.finish(5, {})
+    cell.release()
     assert not (folder / "measurements.pt").exists()
     assert not [name for name in contents(folder) if not name.startswith("batches/")]
     assert same(cell.finish(5, {}), [record(index) for index in range(5)])

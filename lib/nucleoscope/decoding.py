@@ -16,6 +16,11 @@ PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}  # read at once: on a CPU more onl
 DROP_SHARE = 8  # ended rows leave the batch once they are one in so many
 
 
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether the model can be told positions. If not, it may count padding, and rows must be equally long."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
 class KeyValues(DynamicLayer):
     """One layer's keys and values for a whole batch, (B, heads, capacity, d), allocated once.
 
@@ -67,7 +72,8 @@ class Decoder:
     """The forward passes of one batch of prompts: `read` once, then `step` for each token.
 
     ``ids`` are B lists of token ids, best with the longest first: then prompts read together need
-    little padding. ``max_tokens`` bounds the steps.
+    little padding. ``max_tokens`` bounds the steps. Call it in torch's inference mode. Raises
+    ValueError for a model that keeps something else than keys and values from token to token.
     """
 
     def __init__(self, model: PreTrainedModel, ids: list[list[int]], max_tokens: int):
@@ -87,8 +93,12 @@ class Decoder:
         self.mask = (position >= longest - self.lengths[:, None]).long()  # left padding (B, capacity)
         self.width = longest
         accepted = inspect.signature(model.forward).parameters
+        if "past_key_values" not in accepted:
+            raise ValueError(f"{type(model).__name__} takes no cache of keys and values: not supported")
+        if not takes_positions(model) and min(map(len, ids)) < longest:
+            raise ValueError(f"{type(model).__name__} takes no position_ids: its batches must be of equal length")
         self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self.positions = "position_ids" in accepted
+        self.positions = takes_positions(model)
 
     def read(self) -> torch.Tensor:
         """Reads the prompts; logits (B, V) after their last tokens."""
@@ -103,6 +113,8 @@ class Decoder:
             mask = self.mask[rows, self.width - length : self.width]
             logits.append(self._forward(ids, mask, (mask.cumsum(1) - 1).clamp_min(0)))
             start = rows.stop
+        if not any(layer.is_initialized for layer in self.layers):
+            raise ValueError(f"{type(self.model).__name__} leaves the cache of keys and values empty: not supported")
         for layer in self.layers:
             layer.finish_reading()
         return torch.cat(logits)

@@ -1,28 +1,31 @@
 """Prompts in, one record a prompt out: a language model writes, and every token is measured.
 
-Contract: nothing here knows files, data sets or the Hub. Which token is drawn depends on the logits and on
-(seed, prompt index, step) alone, so neither the batch size nor the order nor a restart changes
+Contract: nothing here knows data sets or the Hub. Which token is drawn depends on the logits and
+on (seed, prompt index, step) alone, so neither the batch size nor the order nor a restart changes
 it, up to floating point in the forward pass. A record is the dict of DESIGN section 4.
 
-One step costs one copy from the device to the host, the nucleus sizes; which rows have ended
-is read along with the next step's, so a row may run one step further than needed, unrecorded.
+Measuring a step waits for the device once, for the nucleus sizes (wide nuclei cost a few more
+waits); which rows have ended is read at the next step's, so a row may run one step further than
+needed, unrecorded. The model's own forward pass may wait too: transformers looks at the mask.
 """
 
 import os
 import platform
 import random
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import groupby
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope import __version__, cosine, entropy
-from nucleoscope.decoding import decode
+from nucleoscope.decoding import decode, takes_positions
 from nucleoscope.models import context_length, end_tokens
 from nucleoscope.nucleus import NotFinite, Nucleus, nucleus, sample
 from nucleoscope.results import COLUMNS
@@ -59,15 +62,11 @@ def encode(
 
     A prompt without any token starts from the beginning-of-text token, or the end-of-text token
     where there is none. Prompts that do not leave room for ``max_tokens`` in ``context`` positions
-    are cut from the left. Raises ValueError for an unknown format, a missing template, or
-    max_tokens that fill the context alone.
+    are cut from the left. Raises ValueError for a missing template, or max_tokens that fill the
+    context alone.
     """
-    if prompt_format not in ("raw", "chat"):
-        raise ValueError(f"prompt_format is '{prompt_format}': it must be raw or chat")
     if prompt_format == "chat" and not tokenizer.chat_template:
         raise ValueError("this model's tokenizer has no chat template: use prompt_format=raw")
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens}: it must be at least 1")
     if context is not None and max_tokens > context:
         raise ValueError(f"max_tokens is {max_tokens}, but the model's context has only {context} positions")
     room = None if context is None else context - max_tokens + 1  # the last token is never read
@@ -104,21 +103,37 @@ def uniforms(seed: int, index: int, n: int) -> list[float]:
     return [stream.random() for _ in range(n)]
 
 
-def plan(inputs: Inputs, batch_size: int, indices: list[int] | None = None) -> list[list[int]]:
-    """Batches of prompt indices of similar length, longest first (what runs out of memory, does so early)."""
+def check(max_tokens: int, top_p: float, prompt_format: str, batch_size: int | str) -> None:
+    """Raises ValueError with one line for a parameter that no model could work with."""
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens}: it must be at least 1")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}: it must lie in (0, 1]")
+    if prompt_format not in ("raw", "chat"):
+        raise ValueError(f"prompt_format is '{prompt_format}': it must be raw or chat")
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size is {batch_size!r}: it must be auto or at least 1")
+
+
+def plan(
+    inputs: Inputs, batch_size: int, indices: list[int] | None = None, equal_lengths: bool = False
+) -> list[list[int]]:
+    """Batches of prompt indices of similar length, longest first (what runs out of memory, does so early).
+
+    ``equal_lengths`` allows no padding at all within a batch.
+    """
     order = sorted(range(len(inputs.ids)) if indices is None else indices, key=lambda i: (-len(inputs.ids[i]), i))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    groups = [list(group) for _, group in groupby(order, lambda i: len(inputs.ids[i]) if equal_lengths else 0)]
+    return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
 
 
 def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inputs, max_tokens: int) -> int:
     """``batch_size``, or for "auto" the rows whose cache and logits fit half of the memory at hand.
 
-    At most `BATCH_LIMIT`. Raises ValueError for anything but "auto" and a number from 1.
+    At most `BATCH_LIMIT`.
     """
     if batch_size != "auto":
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}: it must be auto or at least 1")
-        return batch_size
+        return int(batch_size)
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -131,10 +146,8 @@ def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inp
 def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:  # half of what the machine has: what happens to be free just now must not change the batches
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 4 * 2**30
+    # Half of what the machine has: what happens to be free just now must not change the batches.
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 class Measurer:
@@ -150,31 +163,46 @@ class Measurer:
         self.steps: list[tuple[list[int], torch.Tensor, Nucleus, torch.Tensor]] = []
         self.ended: set[int] = set()
         self.flags: torch.Tensor | None = None  # which rows ended at the last step, on the host
+        self.rows: list[int] | None = None  # the rows that the uniform numbers were last cut to
 
     def __call__(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
-        try:
-            chosen = nucleus(logits, self.top_p)
-        except NotFinite as error:
-            raise NotFinite([rows[place] for place in error.rows]) from None
-        if self.flags is not None:  # nucleus() has waited for the device, so the copy has arrived
-            self.ended.update(row for row, flag in zip(self.steps[-1][0], self.flags.tolist(), strict=True) if flag)
-        u = self.uniforms[:, len(self.steps)]
-        if len(rows) < len(u):
-            u = u[torch.tensor(rows, device=u.device)]
-        place = sample(chosen, u)
+        chosen = self._nucleus(logits, rows)
+        if rows != self.rows:  # rows only ever leave
+            kept = [place for place, row in enumerate(self.rows or range(len(self.uniforms))) if row in set(rows)]
+            self.uniforms, self.rows = self.uniforms[torch.tensor(kept, device=logits.device)], rows
+        place = sample(chosen, self.uniforms[:, len(self.steps)])
         tokens = chosen.ids[place]
         h, varentropy = entropy.nucleus_entropy(chosen.probs, chosen.offsets)
         alike = cosine.similarity(*chosen, self.embedding, self.inverse_norm)
         columns = (h, entropy.full_entropy(logits), varentropy, -chosen.probs[place].log(), *alike)
         values = torch.stack([column.to(h.dtype) for column in columns])  # (7, B')
         self.flags = torch.isin(tokens, self.ends).to("cpu", non_blocking=True)
-        self.steps.append((rows, tokens, chosen, values))
+        # A batch's nuclei stay on the device to its end: ids need not be wider than 32 bits.
+        self.steps.append((rows, tokens, chosen._replace(ids=chosen.ids.int()), values))
         return tokens, self.ended
+
+    def _nucleus(self, logits: torch.Tensor, rows: list[int]) -> Nucleus:
+        """The nuclei; rows that have ended may hold anything, the others NotFinite names."""
+        try:
+            chosen = nucleus(logits, self.top_p)
+        except NotFinite as error:
+            self._read_flags()
+            broken = [rows[place] for place in error.rows if rows[place] not in self.ended]
+            if broken:
+                raise NotFinite(broken) from None
+            over = torch.tensor(error.rows, device=logits.device)
+            return nucleus(logits.index_fill(0, over, 0), self.top_p)
+        self._read_flags()  # nucleus() has waited for the device, so the copy has arrived
+        return chosen
+
+    def _read_flags(self) -> None:
+        if self.flags is not None:
+            self.ended.update(row for row, flag in zip(self.steps[-1][0], self.flags.tolist(), strict=True) if flag)
 
     def records(self, prompts: list[str]) -> list[dict]:
         """The batch's records, without the tokens that end a text and whatever came after them."""
         steps = [
-            (rows, tokens.tolist(), n.ids.int().cpu(), n.probs.cpu(), n.offsets.tolist(), values.T.tolist())
+            (rows, tokens.tolist(), n.ids.cpu(), n.probs.cpu(), n.offsets.tolist(), values.T.tolist())
             for rows, tokens, n, values in self.steps
         ]
         ends, over = set(self.ends.tolist()), set()
@@ -228,11 +256,13 @@ def measure(
     halves the batch. Raises ValueError for bad parameters and, naming the prompts, for logits
     with NaN; the batches before are out by then.
     """
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}: it must lie in (0, 1]")
+    check(max_tokens, top_p, prompt_format, batch_size)
     if inputs is None:
         inputs = encode(tokenizer, prompts, prompt_format, context_length(model), max_tokens)
-    queue = plan(inputs, choose_batch_size(batch_size, model, inputs, max_tokens)) if batches is None else list(batches)
+    if batches is None:
+        size = choose_batch_size(batch_size, model, inputs, max_tokens)
+        batches = plan(inputs, size, equal_lengths=not takes_positions(model))
+    queue = list(batches)
     embedding = model.get_input_embeddings().weight.detach()
     inverse_norm = cosine.inverse_norms(embedding)
     ends = end_tokens(model, tokenizer)
@@ -246,7 +276,7 @@ def measure(
             measurer = Measurer(
                 embedding, inverse_norm, top_p, torch.tensor(numbers, dtype=number, device=model.device), ends
             )
-            begin, before = time.perf_counter(), (bar.n, bar.total)
+            begin, before, records = time.perf_counter(), (bar.n, bar.total), None
             try:
                 decode(model, [inputs.ids[i] for i in indices], max_tokens, _counted(measurer, bar, max_tokens))
                 records = measurer.records([prompts[i] for i in indices])
@@ -254,16 +284,21 @@ def measure(
                 names = ", ".join(f"{indices[row]} ({prompts[indices[row]][:40]!r})" for row in error.rows)
                 raise ValueError(f"the model's logits are not finite (NaN or inf) for prompt {names}") from None
             except torch.OutOfMemoryError:
-                if len(indices) == 1:
-                    raise MemoryError(f"prompt {indices[0]} alone does not fit the device's memory") from None
-                half = (len(indices) + 1) // 2
-                queue[:0] = [indices[:half], indices[half:]]
                 bar.n, bar.total = before
-                del measurer  # its tensors, before the next try
-                if torch.cuda.is_available():
+            if records is None:  # out of the except block, whose traceback holds on to the tensors
+                del measurer
+                queue[:0] = _halves(indices)
+                if model.device.type == "cuda":
                     torch.cuda.empty_cache()
                 continue
             yield Batch(indices, records, time.perf_counter() - begin)
+
+
+def _halves(indices: list[int]) -> list[list[int]]:
+    if len(indices) == 1:
+        raise MemoryError(f"prompt {indices[0]} alone does not fit the device's memory")
+    half = (len(indices) + 1) // 2
+    return [indices[:half], indices[half:]]
 
 
 def _counted(measurer: Measurer, bar: tqdm, max_tokens: int) -> Callable:
@@ -281,29 +316,35 @@ def _counted(measurer: Measurer, bar: tqdm, max_tokens: int) -> Callable:
     return choose
 
 
-def fill(cell, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], **parameters) -> Inputs:
-    """Measures into a `results.Cell` whatever it does not hold yet; parameters as for `measure`.
+def fill(cell, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], **parameters) -> None:
+    """Measures into a `results.Cell`, in its ``with`` block, what it lacks, and finishes it.
 
-    The batches are planned once and kept with the cell, so that a run that was cut off goes on
-    with the same ones. Another ``batch_size`` plans anew what is left.
+    Parameters are those of `measure`. The batches are planned once and kept with the cell, so
+    that a run that was cut off goes on with the same ones. Another ``batch_size`` plans anew what
+    is left.
     """
+    if cell.finished:  # another process has done it while this one waited
+        return
     batch_size, max_tokens = parameters.get("batch_size", "auto"), parameters.get("max_tokens", 100)
     inputs = encode(tokenizer, prompts, parameters.get("prompt_format", "raw"), context_length(model), max_tokens)
-    cell.start()
     done = {index for batch in cell.load_batches() for index in batch["indices"]}
     batches = cell.load_plan(batch_size)
     if batches is None:
         left = [index for index in range(len(prompts)) if index not in done]
-        batches = plan(inputs, choose_batch_size(batch_size, model, inputs, max_tokens), left)
+        size = choose_batch_size(batch_size, model, inputs, max_tokens)
+        batches = plan(inputs, size, left, equal_lengths=not takes_positions(model))
         cell.save_plan(batch_size, batches)
     todo = [[index for index in batch if index not in done] for batch in batches]
     for batch in measure(model, tokenizer, prompts, inputs=inputs, batches=[b for b in todo if b], **parameters):
         cell.save_batch(batch.indices, batch.records, batch.seconds)
-    return inputs
+    cell.finish(len(prompts), run_info(model, inputs, cell.load_batches(), batch_size))
 
 
 def run_info(model: PreTrainedModel, inputs: Inputs, batches: list[dict], batch_size: int | str) -> dict:
-    """What `run.json` says of a finished run beside its settings; ``batches`` as `results.Cell` keeps them."""
+    """What `run.json` says of a finished run beside its settings; ``batches`` as `results.Cell` keeps them.
+
+    Seconds are those of the finished batches; the peak memory is that of the process that finished.
+    """
     tokens = sum(len(record["tokens"]) for batch in batches for record in batch["records"])
     seconds = sum(batch["seconds"] for batch in batches)
     cuda = model.device.type == "cuda"
@@ -316,7 +357,7 @@ def run_info(model: PreTrainedModel, inputs: Inputs, batches: list[dict], batch_
         "tokens": tokens,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
-        "peak_memory_mib": round((torch.cuda.max_memory_allocated() if cuda else _peak_memory()) / 2**20),
+        "peak_memory_mib": round((torch.cuda.max_memory_allocated(model.device) if cuda else _peak_memory()) / 2**20),
         "versions": {"python": platform.python_version()}
         | {"nucleoscope": __version__}
         | {name: version(name) for name in ("torch", "transformers", "tokenizers")},
@@ -324,10 +365,6 @@ def run_info(model: PreTrainedModel, inputs: Inputs, batches: list[dict], batch_
 
 
 def _peak_memory() -> int:
-    """Bytes this process has held at most; 0 where the system does not say (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return 0
+    """Bytes this process has held at most."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -5,8 +5,9 @@ terminal as it comes, progress bars included, and the executed notebook appears 
 whole.
 """
 
-import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
     The notebook runs in the current folder, with this Python. Raises NotebookError when a cell
     fails or its process dies; nothing is written then.
     """
+    # Sockets in a folder of their own: other users cannot listen in, and kernels that start
+    # together on one node never share a port.
+    sockets = tempfile.mkdtemp(prefix="nucleoscope-")
     try:
         executed = papermill.execute_notebook(
             jupytext.read(FOLDER / f"{name}.py"),
@@ -45,16 +49,15 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
-            # Local sockets: other users cannot listen in, and kernels on one node never share a port.
-            config=Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}),
+            config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
             shutdown_kernel="immediate",  # all is written by then; a polite end prints a word of its own
             coalesce_streams=True,  # a progress bar leaves its last state, not a thousand lines
         )
     except PapermillExecutionError as error:
         raise NotebookError(str(error.evalue) or error.ename, "\n".join(error.traceback)) from None
-    except DeadKernelError:
-        raise NotebookError(
-            "the notebook's process died (killed, or out of memory): run the same command again"
-        ) from None
+    except (DeadKernelError, RuntimeError) as error:  # RuntimeError: it did not even start
+        raise NotebookError(f"the notebook's process died ({error}): run the same command again") from None
+    finally:
+        shutil.rmtree(sockets, ignore_errors=True)
     with whole(Path(output)) as stream:
         stream.write(nbformat.writes(executed).encode())

@@ -47,8 +47,8 @@ def nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus
     """The nucleus of each row of ``logits`` (B, V), any floating type; -inf means p = 0.
 
     Tokens of probability 0 (underflow included) are in no nucleus; with ``top_p`` = 1 all others
-    are in it. Copies one small tensor from the device to the host, the B sizes; rows that do not
-    fit ``window`` cost a second such copy.
+    are in it. Waits for the device once, to copy the B sizes to the host; rows that do not fit
+    ``window`` cost a few more waits.
 
     Raises ValueError for ``top_p`` outside (0, 1], NotFinite (with the rows) for NaN or +inf.
     """

@@ -41,7 +41,11 @@ def short_names(dataset_name: str, model_name: str) -> tuple[str, str]:
 
     A file of prompts goes by its name without the ending, a model by what stands after the last "/".
     """
-    return Path(dataset_name).stem, model_name.rstrip("/").rsplit("/", 1)[-1]
+    names = Path(dataset_name).stem, model_name.rstrip("/").rsplit("/", 1)[-1]
+    for name, given in zip(names, (dataset_name, model_name), strict=True):
+        if name in ("", ".", ".."):
+            raise ValueError(f"'{given}' gives no name for a results folder: write the folder's own name")
+    return names
 
 
 def cell_folder(results_dir: str | os.PathLike, dataset_name: str, model_name: str) -> Path:
@@ -54,22 +58,29 @@ class Cell:
 
     ``settings`` are the parameters and identities that decide which tokens are written. Opening
     writes nothing. It raises FileExistsError when the folder holds results or batches made with
-    other settings; ``overwrite`` lets `start` and `finish` replace those instead, except another
-    model's or data set's. ``finished`` is true when the results with these settings are there.
+    other settings; ``overwrite`` lets `finish` replace those instead, except another model's or
+    data set's. ``finished`` is true when the results with these settings are there.
+
+    A cell is written to in a ``with`` block, which holds the folder's lock.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], overwrite: bool = False):
-        self.folder, self.batches = folder, folder / "batches"
+    def __init__(self, folder: str | os.PathLike, settings: dict[str, Any], overwrite: bool = False):
+        self.folder = Path(folder)
+        self.batches = self.folder / "batches"
         self.settings, self.overwrite = json.loads(json.dumps(settings)), overwrite
         self._lock: Any = None
-        done = self._check(folder / RUN_INFO, lambda content: content.get("settings"))
+        self.finished = self._look()
+
+    def _look(self) -> bool:
+        """Whether the results are there; FileExistsError where what is there may not be replaced."""
+        measurements, info = self.folder / MEASUREMENTS, self.folder / RUN_INFO
+        done = self._check(info, lambda content: content.get("settings"))
+        if done and measurements.is_file() and not (self.overwrite and not _readable(measurements)):
+            return True
         begun = self._check(self.batches / "settings.json", lambda content: content)
-        measured = (folder / MEASUREMENTS).is_file()
-        self.finished = done and measured
-        if measured and not (folder / RUN_INFO).is_file() and not begun and not overwrite:
-            raise FileExistsError(
-                f"'{folder / MEASUREMENTS}' is there without its {RUN_INFO}: move it away or use --overwrite"
-            )
+        if measurements.is_file() and not info.is_file() and not begun and not self.overwrite:
+            raise FileExistsError(f"'{measurements}' is there without its {RUN_INFO}: move it away or use --overwrite")
+        return False
 
     def _check(self, path: Path, pick: Any) -> bool:
         """Whether the settings in ``path`` are ours; FileExistsError where they may not be replaced."""
@@ -83,30 +94,57 @@ class Cell:
         return found == self.settings
 
     def _replaceable(self, found: dict) -> bool:
-        return all(found.get(key) == self.settings.get(key) for key in ("model_name", "dataset_name"))
+        """Whether both are of the same model and data set, by name or by content."""
+        return all(
+            any(found.get(key) == self.settings.get(key) is not None for key in keys)
+            for keys in (("model_name", "model"), ("dataset_name", "dataset"))
+        )
 
     def _difference(self, found: dict) -> str:
         keys = [key for key in {**found, **self.settings} if found.get(key) != self.settings.get(key)]
         advice = "--overwrite replaces them, another --results_dir keeps both"
         if not self._replaceable(found):
-            keys = [key for key in ("model_name", "dataset_name") if key in keys]
+            keys = [key for key in ("model_name", "dataset_name") if key in keys] or keys
             advice = "use another --results_dir or move that folder away"
         changes = [f"{key} is {_brief(found.get(key))} there and {_brief(self.settings.get(key))} here" for key in keys]
         return f"'{self.folder}' holds results of another run: {', '.join(changes)}; {advice}"
+
+    def __enter__(self) -> "Cell":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def start(self) -> None:
         """Makes the folders, locks them, and writes the settings that the batches will belong to.
 
         Batches of other settings go, and what a killed process left half written. The system
         drops the lock when this process ends, however it ends. BlockingIOError names the process
-        that holds it.
+        that holds it; where that one has just finished the cell, ``finished`` is true afterwards.
         """
-        self.batches.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.batches / "lock")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder / ".lock")
+        try:
+            self.finished = self._look()
+            if not self.finished:
+                self._prepare()
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Lets others write to the folder."""
+        if self._lock:
+            (self.folder / ".lock").unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+    def _prepare(self) -> None:
+        self.batches.mkdir(exist_ok=True)
         if not self._check(self.batches / "settings.json", lambda content: content):
             for path in self.batches.iterdir():
-                if path.name != "lock":
-                    path.unlink()
+                path.unlink()
             write_json(self.batches / "settings.json", self.settings)
         for path in [*self.folder.glob(".*.[0-9]*"), *self.batches.glob(".*.[0-9]*")]:
             path.unlink()
@@ -148,8 +186,7 @@ class Cell:
         _save(ordered, self.folder / MEASUREMENTS)
         write_json(self.folder / RUN_INFO, {"settings": self.settings, **info})
         shutil.rmtree(self.batches)
-        if self._lock:
-            self._lock.close()
+        self.release()
         self.finished = True
         return ordered
 
@@ -254,20 +291,32 @@ def write_json(path: Path, value: Any) -> None:
 
 def _locked(path: Path) -> Any:
     """``path``, open and locked for this process alone. A killed run's kernel may live a few seconds longer."""
-    stream = path.open("a+")
     for attempt in range(LOCK_SECONDS + 1):
+        stream = path.open("a+")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                break  # else its holder has just removed it: this lock guards nothing
         except BlockingIOError:
             if attempt == LOCK_SECONDS:
                 stream.seek(0)
-                raise BlockingIOError(f"'{path.parent.parent}' is being written by {stream.read().strip()}") from None
+                raise BlockingIOError(f"'{path.parent}' is being written by {stream.read().strip()}") from None
             time.sleep(1)
+        except OSError as error:
+            raise OSError(f"'{path.parent}' cannot be locked ({error.strerror}): use another --results_dir") from None
+        stream.close()
     stream.truncate(0)
     stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     stream.flush()
     return stream
+
+
+def _readable(path: Path) -> bool:
+    try:
+        load(path)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_json(path: Path) -> dict:
@@ -288,8 +337,11 @@ def _load(path: str | os.PathLike) -> Any:
     except FileNotFoundError:
         raise
     except Exception as error:  # what a damaged file makes of the loader is anybody's guess
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"'{path}' cannot be read as measurements: it is truncated or not ours ({reason})") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+        raise ValueError(
+            f"'{path}' cannot be read as measurements: it is truncated or not ours; "
+            f"delete it or measure again with --overwrite ({reason})"
+        ) from None
 
 
 def _brief(value: Any) -> str:
