@@ -409,7 +409,7 @@ def test_another_model_or_data_set_of_the_same_short_name_is_never_replaced(fold
     run(folder, until)
     before = contents(folder)
     message = refusal(FileExistsError, opened, folder, overwrite, seed=1, **change)
-    (name,) = change
+    name = next(iter(change))
     assert name in message
     assert "results_dir" in message
     assert "--overwrite" not in message  # it would not help
