@@ -18,8 +18,8 @@ def coefficients(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> 
     return {
         "tokens": len(table),
         "tokens with k > 1": len(pairs),
-        "Pearson r": round(pairs[x].corr(pairs[y]), 4),
-        "Spearman r": round(pairs[x].corr(pairs[y], method="spearman"), 4),
+        "Pearson r": round(float(pairs[x].corr(pairs[y])), 4),
+        "Spearman r": round(float(pairs[x].corr(pairs[y], method="spearman")), 4),
     }
 
 
