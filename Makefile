@@ -8,7 +8,11 @@ GRID ?= scripts/grids/default.yml
 CORES ?= all
 LAB ?=
 
-.PHONY: run lab test lint env
+.DEFAULT_GOAL := help
+.PHONY: help run lab test lint env
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1: \2/p' Makefile
 
 run: $(READY)  ## measure every cell of the grid that is not measured yet
 	$(BIN)/snakemake --cores $(CORES) --configfile $(GRID) --rerun-incomplete --nolock --quiet host rules progress reason

@@ -5,6 +5,8 @@ import sys
 
 
 def number_or_auto(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is neither auto nor a number")
     return text if text == "auto" else int(text)
 
 
@@ -19,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
 
     Only prompt_format differs: here it is the study's, there what suits the packaged model.
     """
-    options = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     add = options.add_argument
     add("--model_name", default="SmolLM2-135M-Instruct", help="Hub id, folder, .gguf file, or the packaged default")
     add("--dataset_name", default="math", help="gsm8k, writingprompts, xsum, math, stories, articles, or a file")
@@ -28,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     add("--top_p", type=float, default=0.9, help="mass of the nucleus, in (0, 1]")
     add("--seed", type=int, default=0, help="of the sampling")
     add("--prompt_format", default="raw", choices=["raw", "chat"], help="as it is, or in the model's template")
-    add("--prompt_column", help="column of a file that holds the prompts (default: prompt)")
+    add("--prompt_column", help="column of a file that holds the prompts; None means prompt")
     add("--batch_size", type=number_or_auto, default="auto", help="prompts generated together, or auto")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ..., or auto")

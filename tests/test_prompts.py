@@ -367,7 +367,7 @@ def test_a_parquet_file_damaged_in_the_middle_is_named(refusal, tmp_path):
 
 # Hub data sets, with the library's own load_dataset replaced
 
-ASKED = {  # DESIGN section 5: id, config, split, revision
+ASKED = {  # what the study means: id, config, split, revision
     "gsm8k": ("openai/gsm8k", "main", "test", "740312add88f781978c0658806c59bc2815b9866"),
     "writingprompts": ("euclaise/writingprompts", None, "validation", "35f0aa359452ba8147b34d925684fccee26679cc"),
     "xsum": ("EdinburghNLP/xsum", None, "test", "7d4d486c2f8ef850b1a11aead99b894ff3dd7da9"),

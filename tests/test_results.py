@@ -35,7 +35,7 @@ TABLE = ["model", "dataset", "prompt", "step", "k", *results.COLUMNS.values()]
 
 
 def record(index: int, length: int = 3) -> dict:
-    """The record of prompt ``index``, in the form of DESIGN section 4; every number in it is another one."""
+    """The record of prompt ``index``, as a measurements file has it; every number in it is another one."""
     sizes = [1 + (index + step) % 3 for step in range(length)]
     return {
         "prompt": f"prompt {index}",
@@ -672,10 +672,14 @@ def assert_types(table: pd.DataFrame) -> None:
 
 
 def test_no_results_give_an_empty_table_with_all_columns(tmp_path):
-    for place in (tmp_path, tmp_path / "nowhere", str(tmp_path)):
+    for place in (tmp_path, str(tmp_path)):
         table = results.load_table(place)
         assert list(table.columns) == TABLE
         assert len(table) == 0
+
+
+def test_a_results_folder_that_is_not_there_is_named(tmp_path):
+    assert "nowhere" in refusal(FileNotFoundError, results.load_table, tmp_path / "nowhere")
 
 
 def test_the_table_has_a_row_for_every_token(folder, tmp_path):

@@ -2,7 +2,9 @@
 
 Contract: nothing here knows data sets or the Hub. Which token is drawn depends on the logits and
 on (seed, prompt index, step) alone, so neither the batch size nor the order nor a restart changes
-it, up to floating point in the forward pass. A record is the dict of DESIGN section 4.
+it, up to floating point in the forward pass. A record is one prompt's dict in a
+measurements file: prompt, tokens (int64), top_p_tokens and top_p_probs (a tensor a token, by
+falling probability under the full distribution), and a list a quantity, named in `QUANTITIES`.
 
 Measuring a step waits for the device once, for the nucleus sizes (wide nuclei cost a few more
 waits); which rows have ended is read at the next step's, so a row may run one step further than

@@ -68,7 +68,7 @@ def load(name: str, n_prompts: int = 100, prompt_column: str | None = None) -> P
         path, prefix = resources.files("nucleoscope") / "data" / f"{name}.jsonl", PACKAGED[name]
     else:
         path, prefix = Path(name), ""
-        if path.suffix not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             raise ValueError(
                 f"unknown data set '{name}': it must be {', '.join([*HUB, *PACKAGED])}, "
                 f"or a file that ends in {', '.join(SUFFIXES)}"
@@ -85,7 +85,9 @@ def load(name: str, n_prompts: int = 100, prompt_column: str | None = None) -> P
 
 def _load_hub(name: str, n_prompts: int) -> Prompts:
     import datasets  # heavy, and needed for the Hub only
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its retries would each print a line; the error below says it once
     entry, failures = HUB[name], []
     for revision in entry.revisions:
         try:
@@ -102,7 +104,7 @@ def _load_hub(name: str, n_prompts: int) -> Prompts:
 def _read(path: Path, column: str) -> Iterator[str]:
     """The texts of a file, one after the other."""
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}
-    return readers[Path(path.name).suffix](path, column)
+    return readers[Path(path.name).suffix.lower()](path, column)
 
 
 def _text(value: object, path: Path, where: str, column: str) -> str:

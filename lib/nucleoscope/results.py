@@ -213,12 +213,14 @@ def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     """Every measured token below ``results_dir``, one a row.
 
     Columns: model, dataset (categories), prompt (index), step, token, k (size of the nucleus),
-    then the quantities of DESIGN section 1; NaN, and -1 for the token, where a file lacks them.
+    then the quantities, in nats where they are entropies; NaN, and -1 for the token, where a file lacks them.
     ValueError names a bad file.
     """
     import pandas as pd
     from pandas.api.types import union_categoricals
 
+    if not Path(results_dir).is_dir():
+        raise FileNotFoundError(f"no folder '{results_dir}' here ({Path.cwd()})")
     tables = []
     for folder in cells(results_dir):
         try:
