@@ -98,7 +98,10 @@ if info["prompts_truncated"]:
 
 # %%
 table = results.table(records, model=folder.name, dataset=folder.parent.name)
-pd.Series(correlation.coefficients(table), name="value", dtype=object).to_frame()
+statistics = correlation.coefficients(table).iloc[0]
+pd.Series(statistics, dtype=object).map(lambda value: f"{value:.4f}" if isinstance(value, float) else value).to_frame(
+    "value"
+)
 
 # %%
 figures.scatter(table)

@@ -62,8 +62,8 @@ def test_conda_takes_both_lists_and_has_none_of_its_own():
 
 def test_modules_import_from_lower_floors_only():
     floors = {
-        0: {"nucleus", "entropy", "cosine", "models", "prompts", "results", "decoding"},
-        1: {"generation", "correlation"},
+        0: {"nucleus", "entropy", "cosine", "models", "prompts", "results", "decoding", "bootstrap", "curves"},
+        1: {"generation", "correlation", "fits"},
         2: {"figures", "notebooks"},
     }
     floor_of = {module: floor for floor, modules in floors.items() for module in modules}

@@ -13,7 +13,8 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.subplots import make_subplots
 
-from nucleoscope.correlation import binned, choices
+from nucleoscope.bootstrap import Bins
+from nucleoscope.correlation import choices
 
 plotly.io.renderers.default = "plotly_mimetype"
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
@@ -33,16 +34,17 @@ def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Fi
     pairs = choices(table)
     figure = go.Figure(layout=_layout(f"{len(pairs):,} tokens with more than one candidate", height=460))
     if len(pairs):
-        medians = binned(pairs[x], pairs[y])
+        bins = Bins(pairs[x].to_numpy(), pairs[y].to_numpy(), pairs["prompt"].to_numpy())
+        held = bins.count > 0
         point = {"size": 4, "color": BLUE, "opacity": 0.3}
         figure.add_trace(
             go.Scattergl(x=pairs[x], y=pairs[y], mode="markers", marker=point, name="token", hoverinfo="x+y")
         )
         figure.add_trace(
             go.Scattergl(  # as the points: what WebGL draws lies over what SVG draws
-                x=medians["center"],
-                y=medians["median"],
-                customdata=medians["count"],
+                x=bins.centers[held],
+                y=bins.medians()[held],
+                customdata=bins.count[held],
                 mode="lines+markers",
                 line={"color": ORANGE, "width": 3},
                 name="median of a bin",

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASUREMENTS, RUN_INFO, NOTEBOOK = "measurements.pt", "run.json", "run.ipynb"
+STUDY_MEASUREMENTS = "output_*.pt"  # what the published study's code writes in the same folders
+ANALYSES = "correlation_eval"  # the folder of the analyses, beside those of the data sets
 LOCK_SECONDS = 10  # how long a second writer waits for the first one to end
 REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # what the published study's files have
 COLUMNS = {  # a record's list -> the table's column
@@ -204,40 +206,60 @@ def load_info(folder: Path) -> dict[str, Any]:
     return _read_json(folder / RUN_INFO)
 
 
+def measurements(folder: Path) -> Path | None:
+    """The measurements file of a cell's folder: ours, or else the latest one of the published study's code."""
+    if (folder / MEASUREMENTS).is_file():
+        return folder / MEASUREMENTS
+    return max(folder.glob(STUDY_MEASUREMENTS), default=None)  # their names end in the time
+
+
 def cells(results_dir: str | os.PathLike = "results") -> list[Path]:
     """The folders below ``results_dir`` that hold measurements, by data set and model."""
-    return sorted(path.parent for path in Path(results_dir).glob(f"*/*/{MEASUREMENTS}"))
+    return sorted(folder for folder in Path(results_dir).glob("*/*/") if measurements(folder))
+
+
+def load_cells(
+    results_dir: str | os.PathLike = "results",
+) -> tuple[dict[tuple[str, str], "pd.DataFrame"], dict[Path, str]]:
+    """The tokens of every cell below ``results_dir``, and the files that cannot be read.
+
+    Returns {(model, dataset): table} and {file: what is wrong with it}. Columns of a table: model,
+    dataset (categories), prompt (index), step, token, k (size of the nucleus), then the quantities,
+    in nats where they are entropies; NaN, and -1 for the token, where a file lacks them.
+    """
+    if not Path(results_dir).is_dir():
+        raise FileNotFoundError(f"no folder '{results_dir}' here ({Path.cwd()})")
+    tables, damaged = {}, {}
+    for folder in cells(results_dir):
+        path = measurements(folder)
+        try:
+            tables[folder.name, folder.parent.name] = table(load(path), folder.name, folder.parent.name)
+        except ValueError as error:
+            damaged[path] = str(error) if str(path) in str(error) else f"'{path}': {error}"
+    return tables, damaged
 
 
 def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
-    """Every measured token below ``results_dir``, one a row.
+    """Every measured token below ``results_dir``, one a row; columns as in `load_cells`.
 
-    Columns: model, dataset (categories), prompt (index), step, token, k (size of the nucleus),
-    then the quantities, in nats where they are entropies; NaN, and -1 for the token, where a file lacks them.
     ValueError names a bad file.
     """
     import pandas as pd
     from pandas.api.types import union_categoricals
 
-    if not Path(results_dir).is_dir():
-        raise FileNotFoundError(f"no folder '{results_dir}' here ({Path.cwd()})")
-    tables = []
-    for folder in cells(results_dir):
-        try:
-            tables.append(table(load(folder / MEASUREMENTS), folder.name, folder.parent.name))
-        except ValueError as error:
-            path = str(folder / MEASUREMENTS)
-            raise ValueError(str(error) if path in str(error) else f"'{path}': {error}") from None
+    tables, damaged = load_cells(results_dir)
+    if damaged:
+        raise ValueError(next(iter(damaged.values())))
     if not tables:
         return table([], "", "").assign(model=pd.Categorical([]), dataset=pd.Categorical([]))
-    names = {name: union_categoricals([part[name] for part in tables]) for name in ("model", "dataset")}
-    return pd.concat([part.drop(columns=list(names)) for part in tables], ignore_index=True).assign(**names)[
-        tables[0].columns
-    ]
+    parts = [tables[key] for key in sorted(tables, key=lambda key: key[::-1])]
+    names = {name: union_categoricals([part[name] for part in parts]) for name in ("model", "dataset")}
+    joined = pd.concat([part.drop(columns=list(names)) for part in parts], ignore_index=True)
+    return joined.assign(**names)[parts[0].columns]
 
 
 def table(records: list[dict], model: str, dataset: str) -> "pd.DataFrame":
-    """The tokens of some records as a table; columns as in `load_table`. ValueError names a bad prompt."""
+    """The tokens of some records as a table; columns as in `load_cells`. ValueError names a bad prompt."""
     import numpy as np
     import pandas as pd
 

@@ -1,0 +1,169 @@
+"""Prompts in, resampled statistics out: the bootstrap over prompts, and the bins of a scatter plot.
+
+Contract: arrays of tokens, each with the number of its prompt; no tables, no files. The tokens of
+one prompt depend on each other, so a resample draws whole prompts with replacement (the cluster
+bootstrap: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8).
+
+A resample is never spelled out. It is a row of counts, how often each prompt was drawn, and every
+statistic here takes such counts as weights: a value is sorted once, and the ranks and medians of a
+resample come from the running sum of its counts. That makes a resample linear in the tokens.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 2000
+LEVEL = 0.95
+BINS = 50  # the published study's
+BLOCK = 1 << 14  # numbers held at once for each column: what the cache holds
+
+
+def draws(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each prompt is drawn in each resample: (resamples, prompts) int64."""
+    return np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
+
+
+def interval(values: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+    """The percentile interval of resampled statistics: (resamples, ...) -> low (...), high (...).
+
+    A resample in which a statistic is undefined (NaN) is left out; where that is more than one in
+    twenty, the interval is NaN.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    undefined = np.isnan(values).mean(axis=0) > 0.05
+    filled = np.where(undefined, 0.0, values)
+    low, high = np.nanquantile(filled, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
+
+
+def blocks(counts: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+    """Rows of ``counts`` in blocks that keep (rows, tokens) arrays small."""
+    rows = max(1, BLOCK // max(tokens, 1))
+    return (counts[start : start + rows] for start in range(0, len(counts), rows))
+
+
+def each(function: Callable, items: Iterable[Any], jobs: int | None = 1) -> list:
+    """[function(item) ...], in ``jobs`` processes at once; None means one for each core.
+
+    Fresh processes, not forks: a fork of a process whose threads hold locks can hang.
+    """
+    items = list(items)
+    jobs = min(jobs or len(os.sched_getaffinity(0)), len(items))
+    if jobs < 2:
+        return [function(item) for item in items]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(function, items))
+
+
+class Ranks:
+    """Midranks of one column of tokens in any resample: values (n,), prompt (n,) int."""
+
+    def __init__(self, values: np.ndarray, prompt: np.ndarray):
+        order = np.argsort(values, kind="stable")
+        self.prompt = prompt[order]
+        self.below = np.searchsorted(values[order], values, side="left")
+        self.upto = np.searchsorted(values[order], values, side="right")
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        """(B, prompts) counts -> (B, n): twice the midrank less one, whose mean is the resample's size."""
+        running = np.zeros((len(counts), len(self.prompt) + 1))
+        np.cumsum(counts[:, self.prompt], axis=1, out=running[:, 1:])
+        return running[:, self.below] + running[:, self.upto]
+
+
+def spearman(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Spearman's coefficients between columns: (n, v), (n,), (B, prompts) -> (B, v, v); NaN where undefined."""
+    ranks = [Ranks(column, prompt) for column in values.T]
+    parts = []
+    for some in blocks(counts, len(values)):
+        weights = some[:, prompt].astype(np.float64)
+        centered = np.stack([rank(some) for rank in ranks], axis=1) - weights.sum(axis=1)[:, None, None]  # (b, v, n)
+        parts.append((centered * weights[:, None]) @ centered.transpose(0, 2, 1))
+    return _normalised(np.concatenate(parts))
+
+
+def pearson(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Pearson's coefficients between columns: (n, v), (n,), (B, prompts) -> (B, v, v); NaN where undefined.
+
+    Sums of a prompt are formed once; a resample is a weighted sum of those.
+    """
+    prompts, centered = counts.shape[1], values - values.mean(axis=0)
+    sizes = np.bincount(prompt, minlength=prompts)
+    sums = np.stack([np.bincount(prompt, column, prompts) for column in centered.T], axis=1)  # (prompts, v)
+    products = np.zeros((prompts, values.shape[1], values.shape[1]))
+    np.add.at(products, prompt, centered[:, :, None] * centered[:, None, :])
+    total = (counts @ sizes)[:, None]
+    means = counts @ sums / total
+    moments = np.tensordot(counts, products, axes=1) / total[:, :, None]
+    return _normalised(moments - means[:, :, None] * means[:, None, :])
+
+
+def _normalised(covariances: np.ndarray) -> np.ndarray:
+    """Covariances (B, v, v) as correlations. What is only rounding beside the largest counts as no variance."""
+    variances = np.einsum("bii->bi", covariances)
+    floor = 1e-14 * variances.max(axis=0, initial=0)
+    deviations = np.sqrt(np.where(variances > floor, variances, np.nan))
+    return np.clip(covariances / (deviations[:, :, None] * deviations[:, None, :]), -1, 1)
+
+
+class Bins:
+    """Equal-width bins of x, and what y does in them, in the data or in any resample.
+
+    x, y, prompt: (n,). ``edges`` (bins + 1,) reach from the least to the greatest x of the data, so
+    a resample has the same bins. A value on an inner edge belongs to the bin on its right. Where a
+    bin is empty its statistics are NaN.
+    """
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, prompt: np.ndarray, bins: int = BINS):
+        self.edges = np.linspace(x.min(), x.max(), bins + 1)
+        self.centers = (self.edges[:-1] + self.edges[1:]) / 2
+        place = np.clip(np.searchsorted(self.edges, x, side="right") - 1, 0, bins - 1)
+        order = np.lexsort((y, place))
+        self.y, self.prompt = np.asarray(y, dtype=np.float64)[order], np.asarray(prompt)[order]
+        self.ends = np.searchsorted(place[order], np.arange(bins + 1))  # bin b holds ends[b]:ends[b + 1]
+        self.count = np.diff(self.ends)
+
+    def medians(self) -> np.ndarray:
+        """Medians (bins,) of y in the data."""
+        return self.sizes_and_medians(self.once())[1][0]
+
+    def once(self) -> np.ndarray:
+        """The counts of the data itself: every prompt once, (1, prompts)."""
+        return np.ones((1, self.prompt.max() + 1), dtype=np.int64)
+
+    def sizes_and_medians(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B, prompts) counts -> tokens (B, bins), medians (B, bins) of each bin in each resample."""
+        parts = [self._medians(some) for some in blocks(counts, len(self.y))]
+        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+    def _medians(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        running = np.zeros((len(counts), len(self.y) + 1), dtype=np.int64)
+        np.cumsum(counts[:, self.prompt], axis=1, out=running[:, 1:])
+        starts, sizes = running[:, self.ends[:-1]], np.diff(running[:, self.ends], axis=1)
+        # Rows set one above the other make one rising sequence: one search finds every middle.
+        offset = np.arange(len(counts))[:, None] * (int(running.max()) + 1)
+        flat = (running[:, 1:] + offset).ravel()
+        middles = []
+        for target in (starts + np.maximum(sizes - 1, 0) // 2, starts + sizes // 2):
+            found = np.searchsorted(flat, target + offset, side="right") - np.arange(len(counts))[:, None] * len(self.y)
+            middles.append(self.y[np.clip(found, 0, len(self.y) - 1)])
+        return sizes, np.where(sizes > 0, (middles[0] + middles[1]) / 2, np.nan)
+
+    def means(self, counts: np.ndarray) -> np.ndarray:
+        """(B, prompts) counts -> means (B, bins)."""
+        prompts, bins = counts.shape[1], len(self.count)
+        cell = np.repeat(np.arange(bins), self.count) + self.prompt * bins
+        sizes = np.bincount(cell, minlength=prompts * bins).reshape(prompts, bins)
+        sums = np.bincount(cell, self.y, minlength=prompts * bins).reshape(prompts, bins)
+        with np.errstate(invalid="ignore"):  # an empty bin is 0 / 0, which is NaN as promised
+            return (counts @ sums) / (counts @ sizes)
+
+    def deviations(self) -> np.ndarray:
+        """Standard deviations (bins,) of y in the data, divided by n as numpy does."""
+        groups = np.split(self.y, self.ends[1:-1])
+        return np.array([group.std() if len(group) else np.nan for group in groups])

@@ -1,0 +1,265 @@
+"""A table of tokens in, the curves of cosine over entropy out, and how much they explain.
+
+Contract: tables as `results.load_table` makes them; no files, no figures. Tokens with k = 1 are
+left out. Curves (`curves`) are fitted to the medians of 50 equal-width bins; empty bins are left
+out, a bin weighs by its tokens. Intervals come from resampled prompts: same bins, same fit.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import statsmodels.api as sm
+from scipy.interpolate import BSpline
+
+from nucleoscope import bootstrap, curves
+
+FOLDS = 10  # of the prompts, for the error on prompts held out
+LEAST_BINS = 8  # that hold tokens: five numbers are fitted at most, the error among them
+POOLED = "all"  # in the column of what a pool runs over
+PARAMETERS = ("a", "b", "c", "s", "m")
+Tables = Mapping[tuple[str, str], pd.DataFrame]
+
+
+def statistics(
+    tables: Tables,
+    x: str = "entropy",
+    y: str = "cosine",
+    resamples: int = bootstrap.RESAMPLES,
+    seed: int = 0,
+    jobs: int | None = 1,
+) -> pd.DataFrame:
+    """Every curve on every cell and pool of cells: one row each, from {(model, dataset): tokens}.
+
+    See `fit` for the columns; ``Model`` and ``Dataset`` stand before them. A pool holds the cells of
+    one model or of one data set, with "all" for the other; a pool of one cell is that cell and has no
+    rows. Prompts of one data set are the same for every model, so a resample draws a prompt with
+    all its continuations.
+
+    The 15 cells of the study and their 8 pools take about 40 s on two cores (``jobs`` are processes;
+    None means one for each core): medians of a resample cost one running sum and one search
+    (`bootstrap.Bins`), and a fit started from the fit to the data a fraction of a millisecond.
+    """
+    groups = _groups(tables)
+    samples = [_sample(group, x, y) for group in groups.values()]
+    parts = bootstrap.each(partial(_fit, resamples=resamples, seed=seed), samples, jobs)
+    for (model, dataset), part in zip(groups, parts, strict=True):
+        part.insert(0, "Model", model)
+        part.insert(1, "Dataset", dataset)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["Model", "Dataset", "Curve"])
+
+
+def lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 150) -> pd.DataFrame:
+    """The fitted curves of `statistics` as points to draw: Model, Dataset, Curve, x, y."""
+    parts = []
+    for (model, dataset), group in _groups(tables).items():
+        columns = _sample(group, x, y)
+        if _shortage(*columns):
+            continue
+        bins = bootstrap.Bins(*columns)
+        at = np.linspace(bins.centers[0], bins.centers[-1], points)
+        used = bins.count > 0
+        for kind in curves.FORMULAS:
+            curve = curves.fit(kind, bins.centers[used], bins.medians()[used], bins.count[used])
+            head = {"Model": model, "Dataset": dataset, "Curve": kind}
+            parts.append(pd.DataFrame({**head, "x": at, "y": curve(at)}))
+    return (
+        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["Model", "Dataset", "Curve", "x", "y"])
+    )
+
+
+def _fit(sample: tuple, resamples: int, seed: int) -> pd.DataFrame:
+    return fit(*sample, resamples=resamples, seed=seed)
+
+
+def _groups(tables: Tables) -> dict[tuple[str, str], list[pd.DataFrame]]:
+    """The cells, then the pools of several cells of one model, then of one data set."""
+    groups = {key: [tables[key]] for key in sorted(tables)}
+    for place in (0, 1):
+        for name in sorted({key[place] for key in tables}):
+            cells = [tables[key] for key in sorted(tables) if key[place] == name]
+            if len(cells) > 1:
+                groups[(name, POOLED) if place == 0 else (POOLED, name)] = cells
+    return groups
+
+
+def _sample(cells: list[pd.DataFrame], x: str, y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, y and the number of its prompt, for each token of some cells; tokens without x or y are left out."""
+    columns = [table[table["k"] > 1][["dataset", "prompt", x, y]].astype({"dataset": object}) for table in cells]
+    frame = pd.concat(columns, ignore_index=True)
+    frame = frame[np.isfinite(frame[[x, y]]).all(axis=1)]
+    prompt = frame.groupby(["dataset", "prompt"], sort=False).ngroup().to_numpy()
+    return frame[x].to_numpy(float), frame[y].to_numpy(float), prompt
+
+
+def fit(
+    x: np.ndarray, y: np.ndarray, prompt: np.ndarray, resamples: int = bootstrap.RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """Every curve on one sample of tokens: x, y, prompt (n,) -> one row a curve, and one for a spline.
+
+    Columns, beside the counts:
+
+    * a, b, c, s, m: the parameters of the formula (`curves.FORMULAS`), and peak, where the curve is
+      highest, each with the bounds of its 95 % interval (low, high);
+    * R2 (medians): the share of the medians' variance, weighted as the fit is; AICc of the fit, for
+      Gaussian errors, less that of the best curve (Hurvich and Tsai 1989);
+    * held-out error: mean |y - f(x)| over tokens of prompts that the curve was not fitted to, in ten
+      folds; the absolute error is what a median makes least;
+    * alpha, beta: y = alpha + beta f(x) by least squares over tokens, with 95 % intervals from
+      standard errors clustered by prompt, taking the curve for given; R2 and RMSE of that;
+      of free, of spline: that R2 over the free curve's and over a cubic spline's;
+    * note: why something is missing. A curve that is no better than a constant, by AICc or on
+      prompts held out, is refused: it has no parameters and no peak.
+    """
+    head = {"tokens": len(x), "prompts": len(np.unique(prompt))}
+    why = _shortage(x, y, prompt)
+    if why:
+        return pd.DataFrame([{"Curve": kind, **head, **_blank(), "note": why} for kind in (*curves.FORMULAS, "spline")])
+    sample = _Sample(x, y, prompt, resamples, seed)
+    frame = pd.DataFrame([{"Curve": kind, **head, **_blank(), **sample.row(kind)} for kind in curves.FORMULAS])
+    frame = pd.concat([frame, pd.DataFrame([{"Curve": "spline", **head, **_blank(), **sample.spline_row()}])])
+    return _compared(frame.reset_index(drop=True))
+
+
+def _blank() -> dict[str, object]:
+    """The columns of a row in their order, empty."""
+    bounded = [f"{name}{part}" for name in (*PARAMETERS, "peak") for part in ("", " low", " high")]
+    linear = [f"{name}{part}" for name in ("alpha", "beta") for part in ("", " low", " high")]
+    tokens = ["R2 (tokens)", "RMSE (tokens)", "of free", "of spline"]
+    return {
+        "bins": 0,
+        "formula": "",
+        **dict.fromkeys([*bounded, "R2 (medians)", "AICc", "held-out error", *linear, *tokens], np.nan),
+        "note": "",
+    }
+
+
+def _shortage(x: np.ndarray, y: np.ndarray, prompt: np.ndarray) -> str:
+    """Why no curve can be fitted, or nothing."""
+    if len(x) < 3:
+        return "fewer than three tokens with k > 1"
+    if len(np.unique(prompt)) == 1:
+        return "tokens with k > 1 in one prompt only"
+    if x.min() == x.max() or y.min() == y.max():
+        return "entropy or cosine is constant"
+    bins = np.count_nonzero(np.histogram(x, bootstrap.BINS)[0])
+    return f"only {bins} bins hold tokens, {LEAST_BINS} are needed" if bins < LEAST_BINS else ""
+
+
+class _Sample:
+    """One sample of tokens with its bins, in the data, in every resample, and without each fold."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, prompt: np.ndarray, resamples: int, seed: int):
+        _, self.prompt = np.unique(prompt, return_inverse=True)
+        self.x, self.y, prompts = x, y, int(self.prompt.max()) + 1
+        self.bins = bootstrap.Bins(x, y, self.prompt)
+        once = np.ones((1, prompts), dtype=np.int64)
+        self.fold = np.random.default_rng(seed).permutation(prompts) % min(FOLDS, prompts)  # (prompts,)
+        kept = (self.fold != np.arange(self.fold.max() + 1)[:, None]).astype(np.int64)  # (folds, prompts)
+        (self.data,), self.without, self.drawn = (
+            list(zip(*self.bins.sizes_and_medians(counts), strict=True))
+            for counts in (once, kept, bootstrap.draws(prompts, resamples, seed))
+        )
+
+    def row(self, kind: str) -> dict[str, object]:
+        """The columns of `fit` for one curve, as far as they need no other curve."""
+        curve = self._fit(kind, self.data)
+        sizes, medians = self.data
+        used = sizes > 0
+        left = float(np.sum(sizes[used] * (medians[used] - curve(self.bins.centers[used])) ** 2))
+        mean = np.average(medians[used], weights=sizes[used])
+        total = float(np.sum(sizes[used] * (medians[used] - mean) ** 2))
+        row = {"bins": int(used.sum()), "formula": curves.FORMULAS[kind], **self._parameters(kind, curve)}
+        row |= {"R2 (medians)": 1 - left / total if total else np.nan, "AICc": _aicc(left, int(used.sum()), curve.free)}
+        row |= {
+            "held-out error": self._held_out(kind, curve),
+            "note": "; ".join(filter(None, [curve.note, self._where(curve)])),
+        }
+        return row | self._linear(curve(self.x))
+
+    def _fit(self, kind: str, medians: tuple[np.ndarray, np.ndarray], start: curves.Fit | None = None) -> curves.Fit:
+        sizes, values = medians
+        used = sizes > 0
+        return curves.fit(kind, self.bins.centers[used], values[used], sizes[used], start)
+
+    def _parameters(self, kind: str, curve: curves.Fit) -> dict[str, float]:
+        """Parameters and peak with their intervals, from the fits to all resamples."""
+        names = [*curve.parameters, *([] if np.isnan(curve.peak) else ["peak"])]
+        if not names:
+            return {}
+        refits = (self._fit(kind, medians, curve) for medians in self.drawn if (medians[0] > 0).sum() >= LEAST_BINS)
+        values = np.array(
+            [[{**refit.parameters, "peak": refit.peak}.get(name, np.nan) for name in names] for refit in refits]
+        )
+        lows, highs = bootstrap.interval(values)
+        found = {**curve.parameters, "peak": curve.peak}
+        return {
+            f"{name}{part}": float(value)
+            for name, low, high in zip(names, lows, highs, strict=True)
+            for part, value in (("", found[name]), (" low", low), (" high", high))
+        }
+
+    def _where(self, curve: curves.Fit) -> str:
+        inside = np.isnan(curve.peak) or self.bins.edges[0] <= curve.peak <= self.bins.edges[-1]
+        return "" if inside else "peak outside the data"
+
+    def _held_out(self, kind: str, start: curves.Fit) -> float:
+        """Mean absolute error over the tokens of each fold, of the curve fitted to the others."""
+        errors = np.empty(len(self.x))
+        for fold, medians in enumerate(self.without):
+            held = self.fold[self.prompt] == fold
+            errors[held] = np.abs(self.y[held] - self._fit(kind, medians, start)(self.x[held]))
+        return float(errors.mean())
+
+    def _linear(self, values: np.ndarray) -> dict[str, float]:
+        """y = alpha + beta f over tokens, by statsmodels, with standard errors clustered by prompt."""
+        if not np.ptp(values) > 0:  # a constant, or no curve at all
+            return {"R2 (tokens)": 0.0, "RMSE (tokens)": float(self.y.std())} if np.ptp(values) == 0 else {}
+        model = sm.OLS(self.y, sm.add_constant(values))
+        result = model.fit(cov_type="cluster", cov_kwds={"groups": self.prompt}, use_t=True)
+        (alpha, beta), bounds = result.params, result.conf_int()
+        row = {"alpha": alpha, "alpha low": bounds[0, 0], "alpha high": bounds[0, 1]}
+        row |= {"beta": beta, "beta low": bounds[1, 0], "beta high": bounds[1, 1]}
+        row |= {"R2 (tokens)": result.rsquared, "RMSE (tokens)": np.sqrt(np.mean(result.resid**2))}
+        return {name: float(value) for name, value in row.items()}
+
+    def spline_row(self) -> dict[str, object]:
+        """What a smooth function of x can explain: a cubic spline with knots at the deciles of x."""
+        inner = np.unique(np.quantile(self.x, np.arange(1, 10) / 10))
+        ends = self.x.min(), self.x.max()
+        inner = inner[(inner > ends[0]) & (inner < ends[1])]
+        knots = np.concatenate([[ends[0]] * 4, inner, [ends[1]] * 4])
+        result = sm.OLS(self.y, BSpline.design_matrix(self.x, knots, 3).toarray()).fit()
+        error = float(np.sqrt(np.mean(result.resid**2)))
+        return {
+            "formula": "cubic spline, for comparison",
+            "R2 (tokens)": float(result.rsquared),
+            "RMSE (tokens)": error,
+        }
+
+
+def _aicc(left: float, bins: int, free: int) -> float:
+    """AICc of weighted least squares: ``left`` over bins, with ``free`` parameters and the error's variance."""
+    numbers, room = free + 1, bins - free - 2
+    if room <= 0:
+        return np.nan
+    return (bins * np.log(left / bins) if left > 0 else -np.inf) + 2 * numbers * (1 + (numbers + 1) / room)
+
+
+def _compared(frame: pd.DataFrame) -> pd.DataFrame:
+    """Refuses curves that are no better than the constant, and sets R2 and AICc against the others."""
+    reference = frame[frame["Curve"] == "constant"].iloc[0]
+    worse = {name: ~(frame[name] < reference[name]) for name in ("AICc", "held-out error")}
+    refused = (worse["AICc"] | worse["held-out error"]) & ~frame["Curve"].isin(["constant", "spline"])
+    kept = ["Curve", "tokens", "prompts", "bins", "formula", "R2 (medians)", "AICc", "held-out error", "note"]
+    frame.loc[refused, [name for name in frame if name not in kept]] = np.nan
+    for row in frame.index[refused]:
+        reasons = [f"no better than a constant by {name}" for name in worse if worse[name][row]]
+        frame.loc[row, "note"] = "; ".join(filter(None, [*reasons, frame.loc[row, "note"]]))
+    r2 = frame.set_index("Curve")["R2 (tokens)"]
+    for name in ("free", "spline"):
+        frame[f"of {name}"] = frame["R2 (tokens)"] / (r2[name] if r2[name] > 0 else np.nan)
+    if np.isfinite(frame["AICc"].min()):
+        frame["AICc"] -= frame["AICc"].min()
+    return frame
