@@ -14,9 +14,9 @@ LAB ?=
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1: \2/p' Makefile
 
-run: $(READY)  ## measure every cell of the grid that is not measured yet
+run: $(READY)  ## measure every cell of the grid that is not measured yet, then analyse all
 	$(BIN)/snakemake --cores $(CORES) --configfile $(GRID) --rerun-incomplete --nolock --quiet host rules progress reason
-	@$(BIN)/python -c "import yaml; print('The results lie in', yaml.safe_load(open('$(GRID)'))['results_dir'] + '/<dataset>/<model>/')"
+	@$(BIN)/python -c "import yaml; folder = yaml.safe_load(open('$(GRID)'))['results_dir']; print(f'The results lie in {folder}/<dataset>/<model>/, the analyses in {folder}/correlation_eval/')"
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/run.py $(LAB)

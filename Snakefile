@@ -1,4 +1,4 @@
-"""The pipeline as a graph: one job a cell (a model on a data set), from a grid in YAML.
+"""The pipeline as a graph: one job a cell (a model on a data set) from a grid in YAML, then the analyses.
 
     snakemake --cores all --configfile scripts/grids/default.yml
 """
@@ -31,9 +31,31 @@ def options(wildcards):
     return shlex.join(word for name, value in parameters.items() for word in (f"--{name}", str(value)))
 
 
+ANALYSES = f"{config['results_dir']}/{results.ANALYSES}"
+MEASURED = [f"{folder}/{results.MEASUREMENTS}" for folder in CELLS]
+# Cells that were measured without this grid are analysed too.
+OTHERS = [str(results.measurements(folder)) for folder in results.cells(config["results_dir"]) if str(folder) not in CELLS]
+
+
 rule all:
     input:
-        expand("{folder}/{file}", folder=CELLS, file=(results.MEASUREMENTS, results.RUN_INFO, results.NOTEBOOK)),
+        expand("{folder}/{file}", folder=CELLS, file=(results.RUN_INFO, results.NOTEBOOK)),
+        expand("{folder}/{file}", folder=ANALYSES, file=results.ANALYSIS_FILES),
+
+
+rule analyses:
+    input:
+        MEASURED,
+        OTHERS,
+        "notebooks/correlation.py",
+        "notebooks/fits.py",
+    output:
+        [update(f"{ANALYSES}/{file}") for file in results.ANALYSIS_FILES],
+    threads: workflow.cores
+    params:
+        results_dir=config["results_dir"],
+    shell:
+        "{sys.executable} scripts/correlation_eval.py --results_dir {params.results_dir:q}"
 
 
 # A cell uses all cores: two at once would only take turns. --overwrite, because the grid decides:

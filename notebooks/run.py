@@ -47,7 +47,7 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML
 
-from nucleoscope import correlation, figures, generation, models, prompts, results
+from nucleoscope import correlation, figures, generation, models, prompts, results, text
 
 if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
     os.chdir("..")
@@ -126,8 +126,8 @@ figures.distributions(table)
 
 # %%
 record = next((record for record in records if len(record["tokens"])), records[0])
-pieces = figures.pieces_of(tokenizer, record["tokens"].tolist())
-HTML(figures.tinted_text(record["prompt"], pieces, record["entropies"]))
+pieces = text.pieces_of(tokenizer, record["tokens"].tolist())
+HTML(text.tinted_text(record["prompt"], pieces, record["entropies"]))
 
 # %% [markdown]
 # ## Recap

@@ -1,7 +1,8 @@
 """Measures one model on one data set: runs notebooks/run.py and leaves its results in a folder."""
 
 import argparse
-import sys
+
+from nucleoscope.commands import Parser, one_line_errors
 
 
 def number_or_auto(text: str) -> int | str:
@@ -10,18 +11,12 @@ def number_or_auto(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        """One line, without the usage: --help has that."""
-        self.exit(2, f"error: {message} (see --help)\n")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line; names and defaults are those of the notebook's parameters cell.
 
     Only prompt_format differs: here it is the study's, there what suits the packaged model.
     """
-    options = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    options = Parser(__doc__)
     add = options.add_argument
     add("--model_name", default="SmolLM2-135M-Instruct", help="Hub id, folder, .gguf file, or the packaged default")
     add("--dataset_name", default="math", help="gsm8k, writingprompts, xsum, math, stories, articles, or a file")
@@ -37,27 +32,19 @@ def parser() -> argparse.ArgumentParser:
     add("--results_dir", default="results", help="where <dataset>/<model>/ is made")
     add("--overwrite", action="store_true", help="replace results there that were made with other settings")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model; read it first")
-    add("--debug", action="store_true", help="show the whole traceback of an error")
     return options
 
 
 def main() -> None:
     parameters = vars(parser().parse_args())
-    debug = parameters.pop("debug")
-    from nucleoscope import notebooks, results  # here: --help need not wait for them
+    again = "interrupted: the same command goes on where this was"
+    with one_line_errors(parameters.pop("debug"), interrupted=again):
+        from nucleoscope import notebooks, results  # here: --help need not wait for them
 
-    try:
         folder = results.cell_folder(parameters["results_dir"], parameters["dataset_name"], parameters["model_name"])
         print(f"{folder.name} on {folder.parent.name}", flush=True)
         notebooks.execute("run", folder / results.NOTEBOOK, parameters)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where this was", file=sys.stderr)
-        sys.exit(130)
-    except (notebooks.NotebookError, OSError, ValueError) as error:
-        if debug:
-            print(getattr(error, "traceback", ""), file=sys.stderr)
-        sys.exit(f"error: {error}")
-    print(f"results: {folder}")
+        print(f"results: {folder}")
 
 
 if __name__ == "__main__":

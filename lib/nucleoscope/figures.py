@@ -1,4 +1,4 @@
-"""A table in, a figure out: plotly figures for the notebooks and the book.
+"""A table in, a figure out: plotly figures for the notebooks and the book, matplotlib for the paper.
 
 Contract: figures carry no data of their own and read no files. Colours are Okabe and Ito's
 ("Color Universal Design", 2008), which colour-blind readers tell apart. Importing this module
@@ -6,27 +6,33 @@ makes notebooks store figures as plotly's JSON alone: JupyterLab draws that, and
 not copied into every notebook.
 """
 
-import html
+from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
-from nucleoscope.bootstrap import Bins
-from nucleoscope.correlation import choices
+from nucleoscope.bootstrap import Bins, draws, interval
+from nucleoscope.correlation import PAIRS, choices
+from nucleoscope.results import LABELS, whole
 
 plotly.io.renderers.default = "plotly_mimetype"
-BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
-NAMES = {
-    "entropy": "entropy (nats)",
-    "full_entropy": "full entropy (nats)",
-    "varentropy": "varentropy (nats²)",
-    "surprisal": "surprisal (nats)",
-    "cosine": "cosine similarity",
-    "weighted_cosine": "weighted cosine similarity",
-    "similarity_entropy": "similarity-sensitive entropy (nats)",
-}
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+FADED = "rgba(0,114,178,0.18)"  # BLUE behind a line
+# From faint to full BLUE, in steps of about a third of a decade: counts differ by orders of magnitude.
+DENSITY = [
+    [at, f"rgba(0,114,178,{a})"]
+    for at, a in ((0, 0), (0.003, 0.2), (0.01, 0.3), (0.03, 0.45), (0.1, 0.6), (0.3, 0.8), (1, 1))
+]
+FIELDS = (40, 30)  # of a density, along x and y
+FONTS = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8}  # 42: letters stay letters in the pdf
+_EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
+Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
 def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Figure:
@@ -51,8 +57,8 @@ def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Fi
                 hovertemplate="%{x:.2f}: median %{y:.3f} of %{customdata:,} tokens<extra></extra>",
             )
         )
-    figure.update_xaxes(title=NAMES[x], rangemode="tozero")
-    figure.update_yaxes(title=NAMES[y])
+    figure.update_xaxes(title=LABELS[x], rangemode="tozero")
+    figure.update_yaxes(title=LABELS[y])
     return figure
 
 
@@ -65,7 +71,7 @@ def distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosi
         figure.add_trace(
             go.Histogram(x=pairs[name], nbinsx=50, marker_color=color, hovertemplate=hover), row=1, col=column
         )
-        figure.update_xaxes(title=NAMES[name], row=1, col=column)
+        figure.update_xaxes(title=LABELS[name], row=1, col=column)
     figure.update_yaxes(title="tokens", col=1)
     return figure.update_layout(_layout(f"Distributions over {len(pairs):,} tokens", height=340), showlegend=False)
 
@@ -85,40 +91,272 @@ def _layout(title: str, height: int) -> dict:
     }
 
 
-def tinted_text(prompt: str, pieces: list[str], values: list[float], name: str = "entropy") -> str:
-    """A prompt and its continuation as HTML, each piece shaded by its value, with a legend.
+def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
+    """The published figure: models down, data sets across; the median of y in 50 equal-width bins of x.
 
-    ``pieces`` and ``values`` run in parallel, one a token (see `pieces_of`); pointing at a piece
-    shows its value. All text is escaped.
+    The band is one standard deviation of the bin's tokens to either side. A missing cell is blank.
     """
-    high = max(values, default=0) or 1
-    spans = "".join(
-        f'<span title="{NAMES[name]}: {value:.3f}" style="{_tint(value / high)}">{html.escape(piece)}</span>'
-        for piece, value in zip(pieces, values, strict=True)
-    )
-    steps = "".join(f'<span style="{_tint(i / 8)};padding:0 0.7em">&nbsp;</span>' for i in range(9))
-    style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.8;max-width:46em"
-    return (
-        f'<p style="font-size:0.9em">{NAMES[name]}: 0 {steps} {high:.2f}</p>'
-        f'<div dir="auto" style="{style};opacity:0.7">{html.escape(prompt)}</div>'
-        f'<div dir="auto" style="{style}">{spans or "(the model ended this text at once)"}</div>'
-    )
+    models, datasets = _names(tables)
+    with rc_context(FONTS):
+        figure = Figure(figsize=(0.9 + 2.1 * len(datasets), 0.7 + 1.45 * len(models)), layout="constrained")
+        axes = figure.subplots(len(models), len(datasets), sharex=True, sharey=True, squeeze=False)
+        there = np.array(
+            [
+                [
+                    _paper_panel(axes[row, column], tables.get((model, dataset)), x, y)
+                    for column, dataset in enumerate(datasets)
+                ]
+                for row, model in enumerate(models)
+            ]
+        )
+        for column, dataset in enumerate(datasets):
+            axes[0, column].annotate(dataset, (0.5, 1.03), ha="center", va="bottom", **_EDGE)
+            axes[np.flatnonzero(there[:, column]).max(initial=0), column].tick_params(labelbottom=True)
+        for row, model in enumerate(models):
+            axes[row, -1].annotate(model, (1.03, 0.5), ha="left", va="center", rotation=-90, **_EDGE)
+            axes[row, np.argmax(there[row])].tick_params(labelleft=True)
+        figure.supxlabel(LABELS[x])
+        figure.supylabel(LABELS[y])
+        figure.draw_without_rendering()  # here, where the fonts are set
+    return figure
 
 
-def _tint(share: float) -> str:
-    return f"background-color:rgba(230,159,0,{0.85 * min(max(share, 0), 1):.3f})"
+def save(figure: Figure, *paths: Path) -> None:
+    """Writes the figure in the format that each path's ending names, whole or not at all, 300 dpi."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        undated = {"CreationDate": None} if path.suffix == ".pdf" else None  # the same figure is the same file
+        with rc_context(FONTS), whole(path) as stream:
+            figure.savefig(stream, format=path.suffix[1:], dpi=300, metadata=undated)
 
 
-def pieces_of(tokenizer, tokens: list[int]) -> list[str]:
-    """The text that each token adds: (n,) ids -> n strings, whose concatenation is the decoded text.
+def _paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
+    """Draws one cell; False where there is nothing to draw, and the panel is blank."""
+    bins = _bins(table, x, y)
+    if bins is None:
+        axes.axis("off")
+        return False
+    held = bins.count > 0
+    center, median, deviation = bins.centers[held], bins.medians()[held], bins.deviations()[held]
+    axes.fill_between(center, median - deviation, median + deviation, color=SKY, alpha=0.45, linewidth=0)
+    axes.plot(center, median, color=BLUE, linewidth=1.2)
+    axes.grid(color="0.85", linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    return True
 
-    A character made of several tokens belongs to the one that completes it.
+
+def _names(tables: Tables) -> tuple[list[str], list[str]]:
+    """Models and data sets, in the order of the tables of statistics."""
+    return tuple(sorted({key[place] for key in tables}) for place in (0, 1))
+
+
+def _bins(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
+    """The bins of a cell, or None where there is nothing to show."""
+    if table is None:
+        return None
+    pairs = choices(table)
+    pairs = pairs[np.isfinite(pairs[[x, y]]).all(axis=1)]
+    if pairs.empty:
+        return None
+    return Bins(pairs[x].to_numpy(), pairs[y].to_numpy(), pd.factorize(pairs["prompt"])[0])
+
+
+def grid(tables: Tables, pairs: tuple[tuple[str, str], ...] = PAIRS, resamples: int = 500) -> go.Figure:
+    """The paper's figure to explore: median, mean or density, for each pair of quantities.
+
+    The bars are 95 % intervals of a bin's median or mean, from resampled prompts; the band is one
+    standard deviation. Hover gives the bin's count and interval.
     """
-    pieces, done = [], ""
-    for end in range(1, len(tokens) + 1):
-        text = tokenizer.decode(tokens[:end], clean_up_tokenization_spaces=False)
-        if text.endswith("\ufffd") and end < len(tokens):
-            text = done  # an unfinished character: the next token brings it
-        pieces.append(text[len(done) :])
-        done = text
-    return pieces
+    models, datasets = _names(tables)
+    figure = make_subplots(
+        len(models), len(datasets), shared_xaxes="all", shared_yaxes="all",
+        column_titles=datasets, row_titles=models, x_title=LABELS[pairs[0][0]], y_title=LABELS[pairs[0][1]],
+        horizontal_spacing=0.02, vertical_spacing=0.12 / max(len(models), 2),
+    )  # fmt: skip
+    contents: list[list[dict]] = [[] for _ in pairs]
+    for (model, dataset), table in sorted(tables.items()):
+        for content, (x, y) in zip(contents, pairs, strict=True):
+            content += _panel(_bins(table, x, y), table, x, y, resamples)
+        place = {"row": models.index(model) + 1, "col": datasets.index(dataset) + 1}
+        for trace, values in zip(_traces(f"{model}, {dataset}"), contents[0][-7:], strict=True):
+            figure.add_trace(trace.update(values), **place)
+    figure.update_layout(
+        _layout("", height=190 + 190 * len(models)),
+        showlegend=False,
+        updatemenus=_switches(contents, pairs, len(models) + len(datasets)),
+    )
+    figure.update_layout(margin={"t": 120, "r": 40, "l": 70, "b": 70}).update_annotations(font_size=12)
+    figure.update_xaxes(nticks=5, tickangle=0)
+    return _described(figure, "Median cosine similarity over entropy for every model and data set, one panel each")
+
+
+def _panel(bins: Bins | None, table: pd.DataFrame, x: str, y: str, resamples: int) -> list[dict]:
+    """What the seven traces of `_traces` show of one pair, in their order, as plain lists."""
+    if bins is None:
+        return [{"x": [], "y": []} for _ in range(6)] + [{"x": [], "y": [], "z": []}]
+    held = bins.count > 0
+    counts = draws(int(bins.prompt.max()) + 1, resamples)
+    deviation, found = bins.deviations()[held], []
+    for middle, drawn in (
+        (bins.medians(), bins.sizes_and_medians(counts)[1]),
+        (bins.means(bins.once())[0], bins.means(counts)),
+    ):
+        low, high = (bound[held] for bound in interval(drawn))
+        middle = middle[held]
+        center = _short(bins.centers[held])
+        found += [{"x": center, "y": _short(middle - deviation)}, {"x": center, "y": _short(middle + deviation)}]
+        rest = [list(row) for row in zip(bins.count[held].tolist(), _short(low), _short(high), strict=True)]
+        bars = {"error_y.array": _short(high - middle), "error_y.arrayminus": _short(middle - low)}
+        found.append({"x": center, "y": _short(middle), "customdata": rest, **bars})
+    return [*found, _density(table, x, y)]
+
+
+def _density(table: pd.DataFrame, x: str, y: str) -> dict:
+    pairs = choices(table)[[x, y]].dropna()
+    counts, across, up = np.histogram2d(pairs[x], pairs[y], FIELDS)
+    fields = counts.T.astype(int).tolist()
+    return {"x": _short((across[:-1] + across[1:]) / 2), "y": _short((up[:-1] + up[1:]) / 2), "z": fields}
+
+
+def _traces(name: str) -> list:
+    """The empty traces of one panel: band, median; band, mean; density."""
+    found = []
+    for word, color in (("median", BLUE), ("mean", VERMILLION)):
+        edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "visible": word == "median"}
+        found += [go.Scatter(edge), go.Scatter(edge, fill="tonexty", fillcolor=FADED)]
+        hover = f"{word} %{{y:.3f}} [%{{customdata[1]:.3f}}, %{{customdata[2]:.3f}}]"
+        hover += "<br>%{customdata[0]:,} tokens at %{x:.2f}"
+        found.append(
+            go.Scatter(
+                mode="lines+markers",
+                line={"color": color, "width": 2},
+                marker={"size": 4},
+                error_y={"type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": color},
+                hovertemplate=f"{hover}<extra>{name}</extra>",
+                visible=word == "median",
+            )
+        )
+    hover = f"%{{z:,}} tokens near %{{x:.2f}}, %{{y:.2f}}<extra>{name}</extra>"
+    return [*found, go.Heatmap(colorscale=DENSITY, showscale=False, hovertemplate=hover, visible=False)]
+
+
+def _switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ...], titles: int) -> list[dict]:
+    """Two switches that do not meddle with each other: one sets what is visible, one what is in it."""
+    panels = len(contents[0]) // 7
+    views = {"median": [0, 1, 2], "mean": [3, 4, 5], "density": [6]}
+    look = {"x": 0, "xanchor": "left", "yanchor": "bottom", "bgcolor": "#dddddd", "font": {"color": "#222222"}}
+    shown = [
+        {"label": label, "method": "restyle", "args": [{"visible": [i in places for i in range(7)] * panels}]}
+        for label, places in views.items()
+    ]
+    keys = ("x", "y", "z", "customdata", "error_y.array", "error_y.arrayminus")
+    chosen = [
+        {
+            "label": f"{y} over {x}".replace("_", " "),
+            "method": "update",
+            "args": [
+                {key: [values.get(key) for values in content] for key in keys},
+                {f"annotations[{titles}].text": LABELS[x], f"annotations[{titles + 1}].text": LABELS[y]},
+            ],
+        }
+        for content, (x, y) in zip(contents, pairs, strict=True)
+    ]
+    return [
+        {
+            "type": "buttons",
+            "direction": "right",
+            "buttons": shown,
+            "y": 1.0,
+            "pad": {"b": 62},
+            "showactive": True,
+            **look,
+        },
+        {"type": "dropdown", "buttons": chosen, "y": 1.0, "pad": {"b": 26}, **look},
+    ]
+
+
+def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure:
+    """Our coefficients of every cell with their 95 % intervals, and the published ones where there are any."""
+    figure = make_subplots(1, 2, shared_yaxes=True, column_titles=["Pearson", "Spearman"], horizontal_spacing=0.04)
+    both = statistics[["Model", "Dataset"]].merge(published, how="left")
+    names = [f"{row.Model}<br>{row.Dataset}" for row in statistics.itertuples()]
+    for column, kind in enumerate(("Pearson", "Spearman"), 1):
+        ours = statistics[f"{kind} r"]
+        low, high = (ours - statistics[f"{kind} low"]).abs(), (statistics[f"{kind} high"] - ours).abs()
+        bars = {"type": "data", "symmetric": False, "array": _short(high), "arrayminus": _short(low), "thickness": 2}
+        hover = "%{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra>ours, %{y}</extra>"
+        look = {"mode": "markers", "y": names, "showlegend": column == 1}
+        figure.add_trace(
+            go.Scatter(
+                x=_short(ours), error_x=bars, marker={"size": 9, "color": BLUE}, name="ours", hovertemplate=hover,
+                customdata=statistics[[f"{kind} low", f"{kind} high"]].astype(object).where(ours.notna(), None), **look,
+            ),
+            row=1, col=column,
+        )  # fmt: skip
+        hover = "%{x:.3f}<extra>published, %{y}</extra>"
+        marker = {"size": 11, "color": VERMILLION, "symbol": "diamond-open", "line": {"width": 2}}
+        figure.add_trace(
+            go.Scatter(x=_short(both[f"{kind} r"]), marker=marker, name="published", hovertemplate=hover, **look),
+            row=1, col=column,
+        )  # fmt: skip
+    figure.update_layout(_layout("", height=150 + 36 * len(names)), margin={"t": 70})
+    figure.update_layout(legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"})
+    figure.update_layout(legend_title_text="", legend_yref="container", legend_yanchor="top")
+    figure.update_yaxes(autorange="reversed")
+    return _described(figure, "Coefficients of every cell with their intervals, beside the published ones")
+
+
+def fitted(lines: pd.DataFrame) -> go.Figure:
+    """Medians of one cell or pool, sized by their tokens, and the curves fitted to them; a menu picks the cell."""
+    groups = list(lines.groupby(["Model", "Dataset"], sort=False))
+    kinds = {"constant": "#999999", "line": PURPLE, "unimodal": VERMILLION, "gamma": GREEN, "log-normal": ORANGE}
+    looks = {"medians": BLUE, **kinds, "free": SKY}
+    figure = go.Figure(layout=_layout("", height=520))
+    contents = [[_curve(group[group["Curve"] == kind]) for kind in looks] for _, group in groups]
+    for (kind, color), content in zip(looks.items(), contents[0] if contents else [], strict=False):
+        if kind == "medians":
+            hover = "median %{y:.3f} of %{customdata:,} tokens at %{x:.2f}<extra></extra>"
+            marker = {"color": color, "sizemode": "area", "sizeref": 2, "sizemin": 3}
+            trace = go.Scatter(mode="markers", marker=marker, name="medians", hovertemplate=hover)
+        else:
+            dash = "dot" if kind in ("constant", "line") else "solid"
+            hover = f"{kind}: %{{y:.3f}} at %{{x:.2f}}<extra></extra>"
+            trace = go.Scatter(mode="lines", line={"color": color, "dash": dash}, name=kind, hovertemplate=hover)
+        figure.add_trace(trace.update(content))
+    buttons = [
+        {"label": f"{model}, {dataset}", "method": "restyle", "args": [_columns(content)]}
+        for ((model, dataset), _), content in zip(groups, contents, strict=True)
+    ]
+    look = {
+        "x": 0,
+        "xanchor": "left",
+        "y": 1.0,
+        "yanchor": "bottom",
+        "bgcolor": "#dddddd",
+        "font": {"color": "#222222"},
+    }
+    figure.update_layout(updatemenus=[{"buttons": buttons, "pad": {"b": 12}, **look}], margin={"t": 70})
+    figure.update_xaxes(title=LABELS["entropy"], rangemode="tozero")
+    figure.update_yaxes(title=LABELS["cosine"])
+    return _described(figure, "Median cosine similarity over entropy, and the curves fitted to the medians")
+
+
+def _curve(rows: pd.DataFrame) -> dict:
+    found = {"x": _short(rows["x"].to_numpy()), "y": _short(rows["y"].to_numpy())}
+    if rows["tokens"].notna().any():
+        found |= {"customdata": rows["tokens"].astype(int).tolist(), "marker.size": rows["tokens"].astype(int).tolist()}
+    return found
+
+
+def _columns(content: list[dict]) -> dict:
+    return {key: [values.get(key) for values in content] for key in ("x", "y", "customdata", "marker.size")}
+
+
+def _short(values: np.ndarray) -> list:
+    """Four decimals, None for NaN: what a page carries for each number."""
+    return [None if np.isnan(value) else round(float(value), 4) for value in values]
+
+
+def _described(figure: go.Figure, text: str) -> go.Figure:
+    """The figure with words for those who cannot see it."""
+    return figure.update_layout(meta={"alt": text})

@@ -50,22 +50,28 @@ def statistics(
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["Model", "Dataset", "Curve"])
 
 
-def lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 150) -> pd.DataFrame:
-    """The fitted curves of `statistics` as points to draw: Model, Dataset, Curve, x, y."""
+def lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 80) -> pd.DataFrame:
+    """The fitted curves of `statistics` as points to draw: Model, Dataset, Curve, x, y, tokens.
+
+    The medians they are fitted to stand before them, as a curve of that name, with their tokens.
+    """
     parts = []
     for (model, dataset), group in _groups(tables).items():
         columns = _sample(group, x, y)
         if _shortage(*columns):
             continue
         bins = bootstrap.Bins(*columns)
-        at = np.linspace(bins.centers[0], bins.centers[-1], points)
         used = bins.count > 0
+        center, median, count = bins.centers[used], bins.medians()[used], bins.count[used]
+        at, head = np.linspace(center[0], center[-1], points), {"Model": model, "Dataset": dataset}
+        parts.append(pd.DataFrame({**head, "Curve": "medians", "x": center, "y": median, "tokens": count}))
         for kind in curves.FORMULAS:
-            curve = curves.fit(kind, bins.centers[used], bins.medians()[used], bins.count[used])
-            head = {"Model": model, "Dataset": dataset, "Curve": kind}
-            parts.append(pd.DataFrame({**head, "x": at, "y": curve(at)}))
+            curve = curves.fit(kind, center, median, count)
+            parts.append(pd.DataFrame({**head, "Curve": kind, "x": at, "y": curve(at), "tokens": np.nan}))
     return (
-        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["Model", "Dataset", "Curve", "x", "y"])
+        pd.concat(parts, ignore_index=True)
+        if parts
+        else pd.DataFrame(columns=["Model", "Dataset", "Curve", "x", "y", "tokens"])
     )
 
 

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 MEASUREMENTS, RUN_INFO, NOTEBOOK = "measurements.pt", "run.json", "run.ipynb"
 STUDY_MEASUREMENTS = "output_*.pt"  # what the published study's code writes in the same folders
 ANALYSES = "correlation_eval"  # the folder of the analyses, beside those of the data sets
+ANALYSIS_FILES = (
+    *("correlation.ipynb", "correlation.png", "correlation.pdf"),
+    *("correlation_stats.csv", "correlation_stats.tex", "correlation_stats_short.tex"),
+    *("fits.ipynb", "fit_stats.csv", "fit_stats.tex"),
+)
 LOCK_SECONDS = 10  # how long a second writer waits for the first one to end
 REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # what the published study's files have
 COLUMNS = {  # a record's list -> the table's column
@@ -35,6 +40,15 @@ COLUMNS = {  # a record's list -> the table's column
     "cosines": "cosine",
     "weighted_cosines": "weighted_cosine",
     "similarity_entropies": "similarity_entropy",
+}
+LABELS = {  # a column's name for readers, with its unit
+    "entropy": "entropy (nats)",
+    "full_entropy": "full entropy (nats)",
+    "varentropy": "varentropy (nats²)",
+    "surprisal": "surprisal (nats)",
+    "cosine": "cosine similarity",
+    "weighted_cosine": "weighted cosine similarity",
+    "similarity_entropy": "similarity-sensitive entropy (nats)",
 }
 
 

@@ -1,0 +1,125 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Which curve is it?
+#
+# The published study saw cosine similarity rise and then fall with entropy, and fitted
+# f(x) = a x exp(-b x) + c to it. In this notebook we
+#
+# * fit that curve, two other bumps, and what they must be better than, to every cell,
+# * pool cells by model and by data set,
+# * ask how much of a single token's cosine similarity its entropy explains.
+
+# %% tags=["parameters"]
+results_dir = "results"  # where <dataset>/<model>/ are, and correlation_eval/ is made
+resamples = 2000  # of the bootstrap over prompts
+seed = 0  # of the bootstrap and of the folds
+
+# %%
+import os
+import sys
+from pathlib import Path
+
+from IPython.display import Markdown
+
+from nucleoscope import curves, figures, fits, results, tables
+
+if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
+    os.chdir("..")
+
+# %%
+measured, damaged = results.load_cells(results_dir)
+for problem in damaged.values():
+    print("skipped:", problem, file=sys.stderr)
+if not measured:
+    raise ValueError(f"no measurements that can be read under '{results_dir}': measure a model first")
+
+# %% [markdown]
+# ## The curves
+#
+# All are fitted to the medians of 50 bins of equal width. Empty bins are left out, and a bin weighs
+# by its tokens. The free curve may be anything that rises and then falls: no bump can be closer to
+# the medians. A curve that is no better than a constant is refused: it has no parameters.
+
+# %%
+Markdown("\n".join(f"* {name}: {formula}" for name, formula in curves.FORMULAS.items()))
+
+# %%
+statistics = fits.statistics(measured, resamples=resamples, seed=seed, jobs=None)
+figures.fitted(fits.lines(measured))
+
+# %% [markdown]
+# Each dot is the median of a bin, the larger the more tokens it holds; the menu picks a cell or a
+# pool of cells. A good curve passes through the large dots. Small dots to the right weigh little,
+# and what a curve does there says little about the tokens.
+
+# %% [markdown]
+# ## The study's curve
+#
+# a, b and c with 95 % intervals from resampled prompts; the peak lies at 1 / b. *all* marks a pool:
+# the cells of one model, or of one data set.
+
+# %%
+tables.parameters(statistics, "unimodal", ("a", "b", "c", "peak"))
+
+# %% [markdown]
+# An interval of the peak that reaches far to the left says that the rise at small entropies is
+# not certain. A note says when a fit did not converge, or ended on a bound.
+
+# %% [markdown]
+# ## Which curve is closest
+#
+# *R2* is the share of the medians' variance that a curve explains. *AICc* counts its parameters
+# against it, as the distance from the best curve of the cell: less than 2 is no difference worth
+# the name, more than 10 is plain. *Held-out error* is the mean error on tokens of prompts that the
+# curve was not fitted to.
+
+# %%
+tables.compared(statistics)
+
+# %% [markdown]
+# The held-out errors of good curves lie close together, because single tokens scatter far more than
+# the curves differ. A curve with many parameters that wins by R2 and not by held-out error fits chance.
+
+# %% [markdown]
+# ## What the curve says about single tokens
+#
+# The study's announced next step: cosine = alpha + beta f(entropy), by least squares over all tokens,
+# with standard errors clustered by prompt.
+
+# %%
+tables.explained(statistics)
+
+# %% [markdown]
+# With beta at 1 and alpha at 0 the curve of the medians is the curve of the tokens. *R2* is what the
+# curve explains of single tokens; *of spline* is that over what a smooth function with 12
+# parameters explains, and so tells how much of what entropy can explain at all the curve does.
+
+# %% [markdown]
+# ## For a paper
+
+# %%
+folder = Path(results_dir) / results.ANALYSES
+tables.write(tables.csv(statistics), folder / "fit_stats.csv")
+tables.write(tables.fits_tex(statistics), folder / "fit_stats.tex")
+
+# %% [markdown]
+# ## Recap
+#
+# We fitted six curves to the medians of every cell and pool, with intervals from resampled prompts,
+# compared them by AICc and on prompts held out, and saw how much of single tokens they explain. The
+# table in full is `fit_stats.csv` in the folder below.
+
+# %%
+folder

@@ -1,0 +1,30 @@
+"""Analyses every measured cell: runs notebooks/correlation.py and notebooks/fits.py, and leaves tables and figures."""
+
+from pathlib import Path
+
+from nucleoscope.commands import Parser, one_line_errors
+
+
+def parser() -> Parser:
+    """The command line; names and defaults are those of the notebooks' parameters cells."""
+    options = Parser(__doc__)
+    options.add_argument("--results_dir", default="results", help="where <dataset>/<model>/ are")
+    options.add_argument("--resamples", type=int, default=2000, help="of the bootstrap over prompts")
+    options.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    return options
+
+
+def main() -> None:
+    parameters = vars(parser().parse_args())
+    with one_line_errors(parameters.pop("debug"), interrupted="interrupted: run the same command again"):
+        from nucleoscope import notebooks, results
+
+        folder = Path(parameters["results_dir"], results.ANALYSES)
+        for name in ("correlation", "fits"):
+            print(f"analysis: {name}", flush=True)
+            notebooks.execute(name, folder / f"{name}.ipynb", parameters)
+        print(f"results: {folder}")
+
+
+if __name__ == "__main__":
+    main()
