@@ -25,9 +25,8 @@ if len(CELLS) < len(config["models"]) * len(config["datasets"]):
     sys.exit("error: two models or two data sets of the grid share a short name, and so a results folder")
 
 
-def options(wildcards):
-    """The command-line options of a cell."""
-    parameters = CELLS[wildcards.folder]
+def options(parameters):
+    """Parameters as command-line options."""
     return shlex.join(word for name, value in parameters.items() for word in (f"--{name}", str(value)))
 
 
@@ -53,9 +52,9 @@ rule analyses:
         [update(f"{ANALYSES}/{file}") for file in results.ANALYSIS_FILES],
     threads: workflow.cores
     params:
-        results_dir=config["results_dir"],
+        options=options({"results_dir": config["results_dir"], **config.get("analyses", {})}),
     shell:
-        "{sys.executable} scripts/correlation_eval.py --results_dir {params.results_dir:q}"
+        "{sys.executable} scripts/correlation_eval.py {params.options}"
 
 
 # A cell uses all cores: two at once would only take turns. --overwrite, because the grid decides:
@@ -69,7 +68,7 @@ rule cell:
     wildcard_constraints:
         folder="|".join(map(re.escape, CELLS)),
     params:
-        options=options,
+        options=lambda wildcards: options(CELLS[wildcards.folder]),
     threads: workflow.cores
     shell:
         "{sys.executable} scripts/correlation_pipeline.py {params.options} --overwrite"

@@ -84,7 +84,7 @@ figures.grid(measured)
 
 # %% [markdown]
 # Each panel is one cell: models down, data sets across, all on the same axes. The line joins the
-# medians (or means) of 50 bins of equal width, the bars are their 95 % intervals, and the band is
+# medians (or means) of bins of equal width, the bars are their 95 % intervals, and the band is
 # one standard deviation of the tokens; point at a bin to see how many tokens it holds. Where a bin
 # holds few tokens the line wanders and says little; *density* shows where the tokens are.
 
@@ -126,10 +126,11 @@ figures.coefficients(statistics, published)
 # %% [markdown]
 # A dot is our coefficient with its interval, a diamond the published one, where there is one for
 # the same cell. The published figures came without intervals; where a diamond lies far outside ours,
-# the two did not measure the same thing.
+# the choice of prompts alone does not explain the difference.
 
 # %%
-both[["Model", "Dataset", "Pearson r", "Pearson r published", "Spearman r", "Spearman r published"]].round(4)
+columns = ["Model", "Dataset", "Pearson r", "Pearson r published", "Spearman r", "Spearman r published"]
+both[columns].round(4) if len(both) else Markdown("No cell in common, so there is nothing to compare here.")
 
 # %% [markdown]
 # ## For a paper

@@ -48,7 +48,7 @@ if not measured:
 # %% [markdown]
 # ## The curves
 #
-# All are fitted to the medians of 50 bins of equal width. Empty bins are left out, and a bin weighs
+# All are fitted to the medians of bins of equal width. Empty bins are left out, and a bin weighs
 # by its tokens. The free curve may be anything that rises and then falls: no bump can be closer to
 # the medians. A curve that is no better than a constant is refused: it has no parameters.
 
@@ -80,13 +80,23 @@ tables.parameters(statistics, "unimodal", ("a", "b", "c", "peak"))
 # %% [markdown]
 # ## Which curve is closest
 #
-# *R2* is the share of the medians' variance that a curve explains. *AICc* counts its parameters
-# against it, as the distance from the best curve of the cell: less than 2 is no difference worth
-# the name, more than 10 is plain. *Held-out error* is the mean error on tokens of prompts that the
-# curve was not fitted to.
+# The share of the medians' variance that a curve explains, R2:
 
 # %%
-tables.compared(statistics)
+tables.compared(statistics, "R2 (medians)", 3)
+
+# %% [markdown]
+# AICc, which counts a curve's parameters against it, as the distance from the best curve of the
+# row. Less than 2 is no difference worth the name, more than 10 is plain (Burnham and Anderson 2002):
+
+# %%
+tables.compared(statistics, "AICc", 1)
+
+# %% [markdown]
+# The mean error on tokens of prompts that the curve was not fitted to:
+
+# %%
+tables.compared(statistics, "held-out error", 4)
 
 # %% [markdown]
 # The held-out errors of good curves lie close together, because single tokens scatter far more than
@@ -103,8 +113,8 @@ tables.explained(statistics)
 
 # %% [markdown]
 # With beta at 1 and alpha at 0 the curve of the medians is the curve of the tokens. *R2* is what the
-# curve explains of single tokens; *of spline* is that over what a smooth function with 12
-# parameters explains, and so tells how much of what entropy can explain at all the curve does.
+# curve explains of single tokens. *of spline* is that over what a cubic spline explains: how much of
+# what any smooth function of entropy could explain, the curve does.
 
 # %% [markdown]
 # ## For a paper

@@ -24,7 +24,9 @@ BLOCK = 1 << 14  # numbers held at once for each column: what the cache holds
 
 
 def draws(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each prompt is drawn in each resample: (resamples, prompts) int64."""
+    """How often each prompt is drawn in each resample: (resamples, prompts) int64. ValueError without any."""
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; it must be at least 1")
     return np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
 
 

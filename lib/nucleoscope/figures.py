@@ -6,7 +6,9 @@ makes notebooks store figures as plotly's JSON alone: JupyterLab draws that, and
 not copied into every notebook.
 """
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +61,7 @@ def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Fi
         )
     figure.update_xaxes(title=LABELS[x], rangemode="tozero")
     figure.update_yaxes(title=LABELS[y])
-    return figure
+    return _described(figure, f"{LABELS[y]} over {LABELS[x]}: one point a token, and the median of each bin")
 
 
 def distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosine") -> go.Figure:
@@ -73,7 +75,8 @@ def distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosi
         )
         figure.update_xaxes(title=LABELS[name], row=1, col=column)
     figure.update_yaxes(title="tokens", col=1)
-    return figure.update_layout(_layout(f"Distributions over {len(pairs):,} tokens", height=340), showlegend=False)
+    figure.update_layout(_layout(f"Distributions over {len(pairs):,} tokens", height=340), showlegend=False)
+    return _described(figure, f"Histograms of {LABELS[left]} and {LABELS[right]}")
 
 
 def _layout(title: str, height: int) -> dict:
@@ -117,17 +120,34 @@ def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
             axes[row, np.argmax(there[row])].tick_params(labelleft=True)
         figure.supxlabel(LABELS[x])
         figure.supylabel(LABELS[y])
-        figure.draw_without_rendering()  # here, where the fonts are set
+        figure.draw_without_rendering()  # places everything, here, where the fonts are set,
+        figure.set_layout_engine("none")  # and for good: a file must not depend on the one written before it
     return figure
 
 
 def save(figure: Figure, *paths: Path) -> None:
-    """Writes the figure in the format that each path's ending names, whole or not at all, 300 dpi."""
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        undated = {"CreationDate": None} if path.suffix == ".pdf" else None  # the same figure is the same file
-        with rc_context(FONTS), whole(path) as stream:
-            figure.savefig(stream, format=path.suffix[1:], dpi=300, metadata=undated)
+    """Writes the figure in the format that each path's ending names, whole or not at all, 300 dpi.
+
+    The same figure gives the same bytes: a date in a PDF's fonts or header is 1970.
+    """
+    with rc_context(FONTS), _undated():
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as stream:
+                figure.savefig(stream, format=path.suffix[1:], dpi=300)
+
+
+@contextlib.contextmanager
+def _undated() -> Iterator[None]:
+    """matplotlib and fontTools take the date from this variable (https://reproducible-builds.org)."""
+    before = os.environ.get("SOURCE_DATE_EPOCH")
+    os.environ["SOURCE_DATE_EPOCH"] = "0"
+    try:
+        yield
+    finally:
+        del os.environ["SOURCE_DATE_EPOCH"]
+        if before is not None:
+            os.environ["SOURCE_DATE_EPOCH"] = before
 
 
 def _paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
@@ -205,7 +225,10 @@ def _panel(bins: Bins | None, table: pd.DataFrame, x: str, y: str, resamples: in
         middle = middle[held]
         center = _short(bins.centers[held])
         found += [{"x": center, "y": _short(middle - deviation)}, {"x": center, "y": _short(middle + deviation)}]
-        rest = [list(row) for row in zip(bins.count[held].tolist(), _short(low), _short(high), strict=True)]
+        spans = [
+            "from too few prompts" if np.isnan(a) else f"[{a:.3f}, {b:.3f}]" for a, b in zip(low, high, strict=True)
+        ]
+        rest = [list(row) for row in zip(bins.count[held].tolist(), spans, strict=True)]
         bars = {"error_y.array": _short(high - middle), "error_y.arrayminus": _short(middle - low)}
         found.append({"x": center, "y": _short(middle), "customdata": rest, **bars})
     return [*found, _density(table, x, y)]
@@ -224,7 +247,7 @@ def _traces(name: str) -> list:
     for word, color in (("median", BLUE), ("mean", VERMILLION)):
         edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "visible": word == "median"}
         found += [go.Scatter(edge), go.Scatter(edge, fill="tonexty", fillcolor=FADED)]
-        hover = f"{word} %{{y:.3f}} [%{{customdata[1]:.3f}}, %{{customdata[2]:.3f}}]"
+        hover = f"{word} %{{y:.3f}} %{{customdata[1]}}"
         hover += "<br>%{customdata[0]:,} tokens at %{x:.2f}"
         found.append(
             go.Scatter(

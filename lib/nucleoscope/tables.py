@@ -108,7 +108,7 @@ def readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
     prefix = f"{of}: " if of else ""
     columns = {name: statistics[name] for name in (*CELL, "tokens with k > 1", "prompts")}
     columns |= {f"{kind} r": _spans(statistics, f"{prefix}{kind}", 3, f"{prefix}{kind} r") for kind in kinds}
-    return pd.DataFrame({**columns, "note": statistics["note"]}).set_index(CELL)
+    return _with_notes(columns, statistics["note"])
 
 
 def parameters(fits: pd.DataFrame, curve: str, names: tuple[str, ...]) -> pd.DataFrame:
@@ -116,15 +116,13 @@ def parameters(fits: pd.DataFrame, curve: str, names: tuple[str, ...]) -> pd.Dat
     rows = fits[fits["Curve"] == curve]
     columns = {name: rows[name] for name in (*CELL, "tokens", "prompts")}
     columns |= {name: _spans(rows, name, 2) for name in names}
-    return pd.DataFrame({**columns, "note": rows["note"]}).set_index(CELL)
+    return _with_notes(columns, rows["note"])
 
 
-def compared(fits: pd.DataFrame) -> pd.DataFrame:
-    """R2, AICc and held-out error of every curve, side by side; the spline has none of these."""
-    digits = {"R2 (medians)": 3, "AICc": 1, "held-out error": 4}
+def compared(fits: pd.DataFrame, number: str, digits: int) -> pd.DataFrame:
+    """One number of every curve, curves side by side; the spline has none."""
     rows = fits[fits["Curve"] != "spline"].set_index(CELL)
-    parts = {curve: rows[rows["Curve"] == curve][list(digits)].round(digits) for curve in rows["Curve"].unique()}
-    return pd.concat(parts, axis=1).swaplevel(axis=1)[list(digits)]
+    return pd.DataFrame({curve: rows[rows["Curve"] == curve][number].round(digits) for curve in rows["Curve"].unique()})
 
 
 def explained(fits: pd.DataFrame) -> pd.DataFrame:
@@ -135,6 +133,11 @@ def explained(fits: pd.DataFrame) -> pd.DataFrame:
     numbers = {"R2": "R2 (tokens)", "RMSE": "RMSE (tokens)", "of free": "of free", "of spline": "of spline"}
     columns |= {name: rows[source].round(3) for name, source in numbers.items()}
     return pd.DataFrame(columns).set_index([*CELL, "Curve"])
+
+
+def _with_notes(columns: dict, notes: pd.Series) -> pd.DataFrame:
+    """Rows by cell; a column of notes only where there are any."""
+    return pd.DataFrame({**columns, **({"note": notes} if notes.any() else {})}).set_index(CELL)
 
 
 def _spans(rows: pd.DataFrame, name: str, digits: int, value: str = "") -> list[str]:
