@@ -18,7 +18,9 @@ import pandas as pd
 import pytest
 import torch
 
-from nucleoscope import results
+from made import study_file
+from messages import one_line
+from nucleoscope import correlation, fits, results
 from nucleoscope.results import Cell
 
 SETTINGS = {
@@ -799,3 +801,107 @@ def test_a_damaged_file_is_named_among_others(tmp_path):
     path = save(tmp_path / "math" / "two", [record(0)])
     path.write_bytes(path.read_bytes()[:-300])
     assert str(path) in refusal(ValueError, results.load_table, tmp_path)
+
+
+# Cells as the analyses take them
+
+
+def study_cell(results_dir: Path, **options) -> Path:
+    return study_file(results_dir / "math" / "theirs", **options)
+
+
+def test_a_cell_of_the_studys_code_loads_as_it_is(tmp_path):
+    path = study_cell(tmp_path)
+    records = torch.load(path, weights_only=True)
+    assert set(records[0]) == {"prompt", "entropies", "cosines", "top_p_tokens"}
+    assert {type(value) for record in records for value in record["cosines"]} == {float, int}
+    tables, damaged = results.load_cells(tmp_path)
+    assert damaged == {}
+    assert list(tables) == [("theirs", "math")]
+    for table in (tables["theirs", "math"], results.load_table(tmp_path)):
+        assert_types(table)
+        assert table["entropy"].tolist() == [value for record in records for value in record["entropies"]]
+        assert table["cosine"].tolist() == [value for record in records for value in record["cosines"]]
+        assert table["k"].tolist() == [len(ids) for record in records for ids in record["top_p_tokens"]]
+        assert (table.loc[table["k"] == 1, "cosine"] == 1).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_cell_of_the_studys_code_can_be_analysed(tmp_path):
+    study_cell(tmp_path)
+    tables, _ = results.load_cells(tmp_path)
+    (row,) = correlation.statistics(tables, resamples=50).to_dict("records")
+    assert (row["tokens"], row["prompts"]) == (600, 30)
+    assert row["Pearson low"] < row["Pearson r"] < row["Pearson high"] < 0
+    assert row["Spearman low"] < row["Spearman r"] < row["Spearman high"] < 0
+    for name in ("full_entropy", "weighted_cosine", "similarity_entropy"):
+        assert f"no {name} in the measurements" in row["note"]
+    curves = fits.statistics(tables, resamples=5).set_index("Curve")
+    assert curves.loc["line", "a"] < 0
+    assert curves.loc["spline", "R2 (tokens)"] > 0.3
+
+
+def test_the_later_of_two_files_of_the_study_is_taken(tmp_path):
+    times = ["2025-07-01_12-30", "2025-10-02_08-05", "2024-12-31_23-59"]
+    paths = [study_cell(tmp_path, time=time, length=length) for time, length in zip(times, (3, 4, 5), strict=True)]
+    assert results.measurements(paths[0].parent) == paths[1]
+    assert len(results.load_table(tmp_path)) == 30 * 4
+
+
+def test_ours_win_over_the_studys(tmp_path):
+    folder = study_cell(tmp_path).parent
+    path = save(folder, [record(0)])
+    assert results.measurements(folder) == path
+    assert len(results.load_table(tmp_path)) == 3
+
+
+def test_a_folder_without_measurements_has_none(tmp_path):
+    (tmp_path / "math" / "tiny").mkdir(parents=True)
+    (tmp_path / "math" / "tiny" / "hyperparams.txt").write_text("top_p: 0.9\n")
+    assert results.measurements(tmp_path / "math" / "tiny") is None
+    assert results.cells(tmp_path) == []
+    assert results.load_cells(tmp_path) == ({}, {})
+
+
+def test_cells_of_both_kinds_stand_in_order_of_data_set_and_model(tmp_path):
+    study_file(tmp_path / "b" / "x")
+    study_file(tmp_path / "a" / "z")
+    save(tmp_path / "a" / "y", [record(0)])
+    assert results.cells(tmp_path) == [tmp_path / "a" / "y", tmp_path / "a" / "z", tmp_path / "b" / "x"]
+    assert set(results.load_cells(tmp_path)[0]) == {("y", "a"), ("z", "a"), ("x", "b")}
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_named_and_the_other_cells_are_there(tmp_path, share):
+    paths = [study_cell(tmp_path), save(tmp_path / "math" / "ours", [record(0)])]
+    study_file(tmp_path / "stories" / "whole")
+    for path in paths:
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    tables, damaged = results.load_cells(tmp_path)
+    assert set(tables) == {("whole", "stories")}
+    assert len(tables["whole", "stories"]) == 600
+    assert set(damaged) == set(paths)
+    for path, message in damaged.items():
+        assert str(path) in one_line(message)
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        ([{"a": 1}], "no list of records"),
+        ([record(0), record(1) | {"cosines": [1.0]}], "prompt 1 has 1 cosines for 3 entropies"),
+        ([studys_record() | {"top_p_tokens": []}], "prompt 0 has 0 top_p_tokens"),
+    ],
+)
+def test_a_file_of_something_else_is_damaged_as_well(tmp_path, records, reason):
+    path = save(tmp_path / "math" / "bad", records)
+    study_cell(tmp_path)
+    tables, damaged = results.load_cells(tmp_path)
+    assert set(tables) == {("theirs", "math")}
+    assert set(damaged) == {path}
+    assert str(path) in one_line(damaged[path])
+    assert reason in damaged[path]
+
+
+def test_cells_of_a_results_folder_that_is_not_there_are_refused_by_name(tmp_path):
+    assert "nowhere" in one_line(refusal(FileNotFoundError, results.load_cells, tmp_path / "nowhere"))
