@@ -387,3 +387,25 @@ def test_the_coverage_is_that_of_the_intervals_in_the_table():
     for kind, function in (("Pearson", bootstrap.pearson), ("Spearman", bootstrap.spearman)):
         expected = bootstrap.interval(function(values, prompt, counts)[:, 0, 1])
         np.testing.assert_allclose([found[f"{kind} low"], found[f"{kind} high"]], expected, rtol=0, atol=1e-12)
+
+
+def test_a_variance_that_no_double_holds_gives_an_end_and_no_hang():
+    rng = np.random.default_rng(0)
+    cell = table(np.repeat(np.arange(5), 10), rng.random(50) * 1e-200, rng.random(50))
+    row = correlation.coefficients(cell, resamples=10).iloc[0]
+    assert np.isnan(row["Pearson r"])
+    assert np.isfinite(row["Spearman r"])
+
+
+def test_a_perfect_coefficient_has_p_zero_and_a_tiny_one_keeps_its_digits():
+    assert correlation.p_value(1.0, 50) == 0
+    density = stats.beta(24, 24, loc=-1, scale=2).pdf(0)  # of r where there is no correlation, n = 50
+    assert float(correlation.p_value(1e-9, 50)) == pytest.approx(1 - 2 * 1e-9 * density, abs=1e-11)
+    assert np.isnan(float(correlation.p_value(np.nan, 50)))
+
+
+def test_what_differs_by_rounding_alone_is_constant():
+    rng = np.random.default_rng(0)
+    entropy = np.log(2) * (1 + rng.integers(-2, 3, 60) * 2.0**-52)
+    row = correlation.coefficients(table(np.repeat(np.arange(6), 10), entropy, rng.random(60)), resamples=5).iloc[0]
+    assert row["note"] == "entropy is constant"

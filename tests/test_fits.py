@@ -416,3 +416,66 @@ def test_one_poor_cell_does_not_touch_the_others():
     good = frame[frame["Model"] == "m"].set_index("Curve").drop(columns=["Model", "Dataset"])
     pd.testing.assert_frame_equal(good, fit(tables["m", "a"], 5).drop(columns=["Model", "Dataset"]))
     assert frame[frame["Model"] == "n"]["note"].str.contains("fewer than three").all()
+
+
+# Small and awkward cells
+
+
+def test_a_falling_curve_is_no_flat_one_and_a_bump_that_cannot_follow_says_so():
+    rows = fits.statistics({("m", "d"): curved(lambda x: 0.6 - 0.08 * x, 0)}, resamples=40).set_index("Curve")
+    assert not rows["note"].str.contains("no better").any()
+    assert rows.loc[["gamma", "log-normal"], "note"].str.contains("on a bound").all()
+    assert rows.loc["gamma", "held-out error"] < 1.1 * rows.loc["line", "held-out error"]
+    assert rows.loc[["unimodal", "gamma", "log-normal"], ["peak low", "peak high"]].notna().all(axis=None)
+
+
+@pytest.mark.parametrize("prompts", [[0] * 40 + [1], list(range(8))])
+def test_folds_and_resamples_with_too_few_bins_are_said_and_not_counted(prompts):
+    x = np.linspace(0.1, 2, len(prompts))
+    rows = fits.fit(x, np.cos(x), np.array(prompts), resamples=30).set_index("Curve")
+    assert rows["held-out error"].isna().all()
+    fitted = rows.loc[["unimodal", "gamma"]]
+    assert fitted["peak low"].isna().all()
+    assert fitted["note"].str.contains("no held-out error|no better").any()
+
+
+def test_a_free_curve_with_a_level_for_every_bin_is_kept():
+    cells = {("m", "d"): curved(lambda x: 0.9 - 0.15 * x, 1, level=0.005, noise=0.02, length=100)}
+    rows = fits.statistics(cells, resamples=10).set_index("Curve")
+    assert rows.loc["free", "note"] == ""
+    assert rows.loc["line", "of free"] == pytest.approx(1, abs=0.01)
+
+
+def test_a_curve_that_never_converges_is_not_the_best(monkeypatch):
+    def fail(*given, **options):
+        raise RuntimeError
+
+    monkeypatch.setattr(curves, "curve_fit", fail)
+    rows = fits.statistics({("m", "d"): curved(lambda x: x * np.exp(-x), 0)}, resamples=5).set_index("Curve")
+    assert rows.loc["unimodal", "note"].endswith("did not converge")
+    assert np.isnan(rows.loc["unimodal", "AICc"])
+    assert rows["AICc"].min() == 0
+
+
+def test_tokens_left_out_are_counted_and_a_missing_quantity_is_named():
+    cell = curved(lambda x: x * np.exp(-x), 3)
+    cell.loc[:29, "cosine"] = np.nan
+    assert set(fits.statistics({("m", "d"): cell}, resamples=5)["note"].str[:18]) == {"30 tokens left out"}
+    notes = fits.statistics({("m", "d"): cell}, y="weighted_cosine", resamples=5)["note"]
+    assert set(notes) == {"no weighted_cosine in the measurements"}
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.25])
+def test_medians_that_do_not_vary_give_no_warning_and_no_curve(value):
+    cell = curved(lambda x: value + 0 * x, 0, level=0, noise=0)
+    cell.loc[0, "cosine"] += 0.5  # one token off: the medians stay
+    rows = fits.statistics({("m", "d"): cell}, resamples=5).set_index("Curve")
+    assert rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("no better").all()
+
+
+def test_noise_is_seldom_taken_for_a_curve():
+    taken = 0
+    for seed in range(20):
+        rows = fits.statistics({("m", "d"): curved(lambda x: 0.3 + 0 * x, seed)}, resamples=1).set_index("Curve")
+        taken += (~rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("no better")).sum()
+    assert taken <= 4  # of 80

@@ -49,6 +49,11 @@ def blocks(counts: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
     return (counts[start : start + rows] for start in range(0, len(counts), rows))
 
 
+def constant(values: np.ndarray) -> bool:
+    """Whether values differ by no more than rounding."""
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
+
+
 def each(function: Callable, items: Iterable[Any], jobs: int | None = 1) -> list:
     """[function(item) ...], in ``jobs`` processes at once; None means one for each core.
 
@@ -86,7 +91,7 @@ def spearman(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.n
         weights = some[:, prompt].astype(np.float64)
         centered = np.stack([rank(some) for rank in ranks], axis=1) - weights.sum(axis=1)[:, None, None]  # (b, v, n)
         parts.append((centered * weights[:, None]) @ centered.transpose(0, 2, 1))
-    return _normalised(np.concatenate(parts))
+    return _normalised(np.concatenate(parts), np.zeros(values.shape[1]))
 
 
 def pearson(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -102,13 +107,13 @@ def pearson(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.nd
     total = (counts @ sizes)[:, None]
     means = counts @ sums / total
     moments = np.tensordot(counts, products, axes=1) / total[:, :, None]
-    return _normalised(moments - means[:, :, None] * means[:, None, :])
+    rounding = 1e-14 * values.var(axis=0)
+    return _normalised(moments - means[:, :, None] * means[:, None, :], rounding)
 
 
-def _normalised(covariances: np.ndarray) -> np.ndarray:
-    """Covariances (B, v, v) as correlations. What is only rounding beside the largest counts as no variance."""
+def _normalised(covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """Covariances (B, v, v) as correlations; a variance up to ``floor`` (v,) is none."""
     variances = np.einsum("bii->bi", covariances)
-    floor = 1e-14 * variances.max(axis=0, initial=0)
     deviations = np.sqrt(np.where(variances > floor, variances, np.nan))
     return np.clip(covariances / (deviations[:, :, None] * deviations[:, None, :]), -1, 1)
 

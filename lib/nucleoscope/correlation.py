@@ -116,7 +116,10 @@ def p_value(r: float, n: int) -> mpmath.mpf:
     The regularised incomplete beta function of 1 - r^2 with parameters n/2 - 1 and 1/2: Student's t
     test with n - 2 degrees of freedom, which scipy's pearsonr and spearmanr use too.
     """
-    return mpmath.betainc(mpmath.mpf(n) / 2 - 1, mpmath.mpf(1) / 2, 0, 1 - mpmath.mpf(r) ** 2, regularized=True)
+    if not np.isfinite(r):
+        return mpmath.nan
+    with mpmath.workdps(30):  # 1 - r^2 keeps a tiny r
+        return mpmath.betainc(mpmath.mpf(n) / 2 - 1, mpmath.mpf(1) / 2, 0, 1 - mpmath.mpf(r) ** 2, regularized=True)
 
 
 def _names() -> list[str]:
@@ -129,7 +132,7 @@ def _defect(column: pd.Series, name: str) -> str:
     """Why nothing can be said of this column, or nothing."""
     if len(column) and not np.isfinite(column).all():
         return f"no {name} in the measurements" if column.isna().all() else f"{name} is not finite everywhere"
-    return f"{name} is constant" if len(column) and column.min() == column.max() else ""
+    return f"{name} is constant" if len(column) and bootstrap.constant(column.to_numpy(float)) else ""
 
 
 def _shortage(tokens: int, prompts: int) -> str:
@@ -156,7 +159,8 @@ class _Sample:
         for kind, matrices in (("Pearson", self.pearson), ("Spearman", self.spearman)):
             row |= self._bounded(kind, matrices[:, self.place[x], self.place[y]])
             p = p_value(row[f"{kind} r"], len(self.prompt))
-            row[f"{kind} p"], row[f"{kind} log10 p"] = mpmath.nstr(p, 6), float(mpmath.log10(p)) if p else -np.inf
+            row[f"{kind} p"] = mpmath.nstr(p, 6) if p else "0"  # only where |r| is 1
+            row[f"{kind} log10 p"] = float(mpmath.log10(p)) if p else -np.inf
         means, used = self._within(x, y)
         row |= self._bounded("within-prompt Spearman", means) | {"within-prompt Spearman prompts": used}
         partial = np.full(len(self.counts), np.nan) if no_partial else self._partial(x, y)
@@ -173,7 +177,7 @@ class _Sample:
         return notes
 
     def _bounded(self, kind: str, values: np.ndarray) -> dict[str, float]:
-        low, high = bootstrap.interval(values[1:]) if len(values) > 1 else (np.nan, np.nan)
+        low, high = bootstrap.interval(values[1:])
         return {f"{kind} r": float(values[0]), f"{kind} low": float(low), f"{kind} high": float(high)}
 
     def _partial(self, x: str, y: str) -> np.ndarray:

@@ -151,16 +151,16 @@ def _bump(kind: str, x: Array, y: Array, n: Array) -> Fit:
             if error < least:
                 best, least = theta, error
     if best is None:
-        return Fit(lambda at: np.full(at.shape, np.nan), len(low), note="did not converge")
+        return _failed(len(low))
     return _fitted(kind, best, (low, high))
 
 
 def _refit(kind: str, x: Array, y: Array, n: Array, start: Fit) -> Fit:
-    """One fit from ``start`` without bounds (ten times as fast), put back onto the bounds it left.
+    """One fit from ``start``: without bounds, which is ten times as fast, and with them where it leaves them.
 
     leastsq is what curve_fit calls without bounds; it spares the covariance, which resamples replace.
     """
-    bump, weights = _BUMPS[kind], np.sqrt(n)
+    bump, weights, (low, high) = _BUMPS[kind], np.sqrt(n), start.bounds
     theta, *_, status = leastsq(
         lambda t: (bump(x, *t) - y) * weights,
         start.theta,
@@ -168,9 +168,17 @@ def _refit(kind: str, x: Array, y: Array, n: Array, start: Fit) -> Fit:
         maxfev=200,
         full_output=True,
     )
-    if status not in (1, 2, 3, 4):
-        return Fit(lambda at: np.full(at.shape, np.nan), start.free, note="did not converge")
-    return _fitted(kind, np.clip(theta, *start.bounds), start.bounds)
+    if status not in (1, 2, 3, 4) or not np.all((low <= theta) & (theta <= high)):
+        inside = np.clip(start.theta, low + 1e-6 * (high - low), high - 1e-6 * (high - low))
+        try:
+            theta, *_ = curve_fit(bump, x, y, inside, sigma=n**-0.5, bounds=start.bounds, jac=bump.jacobian)
+        except RuntimeError:
+            return _failed(start.free)
+    return _fitted(kind, theta, start.bounds)
+
+
+def _failed(free: int) -> Fit:
+    return Fit(lambda at: np.full(at.shape, np.nan), free, note="did not converge")
 
 
 def _fitted(kind: str, theta: Array, bounds: tuple[Array, Array]) -> Fit:

@@ -57,7 +57,7 @@ def lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 8
     """
     parts = []
     for (model, dataset), group in _groups(tables).items():
-        columns = _sample(group, x, y)
+        *columns, _ = _sample(group, x, y)
         if _shortage(*columns):
             continue
         bins = bootstrap.Bins(*columns)
@@ -90,17 +90,28 @@ def _groups(tables: Tables) -> dict[tuple[str, str], list[pd.DataFrame]]:
     return groups
 
 
-def _sample(cells: list[pd.DataFrame], x: str, y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x, y and the number of its prompt, for each token of some cells; tokens without x or y are left out."""
+def _sample(cells: list[pd.DataFrame], x: str, y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """x, y and the number of its prompt for each token of some cells, and a note on tokens that lack x or y."""
     columns = [table[table["k"] > 1][["dataset", "prompt", x, y]].astype({"dataset": object}) for table in cells]
     frame = pd.concat(columns, ignore_index=True)
-    frame = frame[np.isfinite(frame[[x, y]]).all(axis=1)]
+    finite = np.isfinite(frame[[x, y]])
+    lost = int((~finite.all(axis=1)).sum())
+    note = f"{lost} tokens left out: {x} or {y} is not finite" if lost else ""
+    for name in (x, y):
+        if len(frame) and not finite[name].any():
+            note = f"no {name} in the measurements"
+    frame = frame[finite.all(axis=1)]
     prompt = frame.groupby(["dataset", "prompt"], sort=False).ngroup().to_numpy()
-    return frame[x].to_numpy(float), frame[y].to_numpy(float), prompt
+    return frame[x].to_numpy(float), frame[y].to_numpy(float), prompt, note
 
 
 def fit(
-    x: np.ndarray, y: np.ndarray, prompt: np.ndarray, resamples: int = bootstrap.RESAMPLES, seed: int = 0
+    x: np.ndarray,
+    y: np.ndarray,
+    prompt: np.ndarray,
+    note: str = "",
+    resamples: int = bootstrap.RESAMPLES,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Every curve on one sample of tokens: x, y, prompt (n,) -> one row a curve, and one for a spline.
 
@@ -115,17 +126,24 @@ def fit(
     * alpha, beta: y = alpha + beta f(x) by least squares over tokens, with 95 % intervals from
       standard errors clustered by prompt, taking the curve for given; R2 and RMSE of that;
       of free, of spline: that R2 over the free curve's and over a cubic spline's;
-    * note: why something is missing. A curve that is no better than a constant, by AICc or on
-      prompts held out, is refused: it has no parameters and no peak.
+    * note: ``note``, and why something is missing. A curve that is no better than a constant is
+      refused: it has no parameters and no peak. It must have the smaller AICc (the free curve, whose
+      levels all count as parameters, need not), and on prompts held out it must gain more than one
+      standard error, clustered by prompt (Breiman et al. 1984, "Classification and Regression Trees").
     """
     head = {"tokens": len(x), "prompts": len(np.unique(prompt))}
     why = _shortage(x, y, prompt)
     if why:
-        return pd.DataFrame([{"Curve": kind, **head, **_blank(), "note": why} for kind in (*curves.FORMULAS, "spline")])
-    sample = _Sample(x, y, prompt, resamples, seed)
-    frame = pd.DataFrame([{"Curve": kind, **head, **_blank(), **sample.row(kind)} for kind in curves.FORMULAS])
-    frame = pd.concat([frame, pd.DataFrame([{"Curve": "spline", **head, **_blank(), **sample.spline_row()}])])
-    return _compared(frame.reset_index(drop=True))
+        rows = [{"Curve": kind, "note": why} for kind in (*curves.FORMULAS, "spline")]
+    else:
+        sample = _Sample(x, y, prompt, resamples, seed)
+        rows = [*(sample.row(kind) for kind in curves.FORMULAS), sample.spline_row()]
+    frame = pd.DataFrame([{"Curve": row["Curve"], **head, **_blank(), **row} for row in rows])
+    if note:
+        frame["note"] = [
+            note if note.startswith("no ") else "; ".join(filter(None, [note, row])) for row in frame["note"]
+        ]
+    return _compared(frame)
 
 
 def _blank() -> dict[str, object]:
@@ -147,7 +165,7 @@ def _shortage(x: np.ndarray, y: np.ndarray, prompt: np.ndarray) -> str:
         return "fewer than three tokens with k > 1"
     if len(np.unique(prompt)) == 1:
         return "tokens with k > 1 in one prompt only"
-    if x.min() == x.max() or y.min() == y.max():
+    if bootstrap.constant(x) or bootstrap.constant(y):
         return "entropy or cosine is constant"
     bins = np.count_nonzero(np.histogram(x, bootstrap.BINS)[0])
     return f"only {bins} bins hold tokens, {LEAST_BINS} are needed" if bins < LEAST_BINS else ""
@@ -168,25 +186,47 @@ class _Sample:
             for counts in (once, kept, bootstrap.draws(prompts, resamples, seed))
         )
 
+        self.fits = {kind: self._fit(kind, self.data) for kind in curves.FORMULAS}
+        self.errors = {kind: self._held_out(kind, curve) for kind, curve in self.fits.items()}
+        self.aicc = {kind: _aicc(*self._left(curve), curve.free) for kind, curve in self.fits.items()}
+
     def row(self, kind: str) -> dict[str, object]:
         """The columns of `fit` for one curve, as far as they need no other curve."""
-        curve = self._fit(kind, self.data)
+        curve, refused, error = self.fits[kind], self._refusal(kind), float(self.errors[kind].mean())
+        left, bins = self._left(curve)
+        total = self._left(self.fits["constant"])[0]
+        notes = [refused, curve.note]
+        if np.isnan(error) and not curve.note:
+            notes.append("no held-out error: no fit without some of the prompts")
+        row = {"Curve": kind, "bins": bins, "formula": curves.FORMULAS[kind], "AICc": self.aicc[kind]}
+        row |= {"R2 (medians)": 1 - left / total if total else np.nan, "held-out error": error}
+        if not refused:
+            notes.append(self._where(curve))
+            row |= self._parameters(kind, curve) | self._linear(curve(self.x))
+        return row | {"note": "; ".join(filter(None, notes))}
+
+    def _left(self, curve: curves.Fit) -> tuple[float, int]:
+        """The weighted squared error of a curve on the medians, and how many there are."""
         sizes, medians = self.data
         used = sizes > 0
-        left = float(np.sum(sizes[used] * (medians[used] - curve(self.bins.centers[used])) ** 2))
-        mean = np.average(medians[used], weights=sizes[used])
-        total = float(np.sum(sizes[used] * (medians[used] - mean) ** 2))
-        row = {"bins": int(used.sum()), "formula": curves.FORMULAS[kind], **self._parameters(kind, curve)}
-        row |= {"R2 (medians)": 1 - left / total if total else np.nan, "AICc": _aicc(left, int(used.sum()), curve.free)}
-        row |= {
-            "held-out error": self._held_out(kind, curve),
-            "note": "; ".join(filter(None, [curve.note, self._where(curve)])),
-        }
-        return row | self._linear(curve(self.x))
+        squares = (medians[used] - curve(self.bins.centers[used])) ** 2
+        return float(np.sum(sizes[used] * squares)), int(used.sum())
+
+    def _refusal(self, kind: str) -> str:
+        """Why a curve is no better than a constant, or nothing."""
+        if kind == "constant":
+            return ""
+        reasons = [] if self.aicc[kind] < self.aicc["constant"] or kind == "free" else ["by AICc"]
+        gain = self.errors["constant"] - self.errors[kind]
+        if np.isfinite(gain).all() and gain.mean() <= _clustered_error(gain, self.prompt):
+            reasons.append("on prompts held out")
+        return f"no better than a constant {' and '.join(reasons)}" if reasons else ""
 
     def _fit(self, kind: str, medians: tuple[np.ndarray, np.ndarray], start: curves.Fit | None = None) -> curves.Fit:
         sizes, values = medians
         used = sizes > 0
+        if used.sum() < LEAST_BINS:
+            return curves.Fit(lambda at: np.full(at.shape, np.nan), 0)
         return curves.fit(kind, self.bins.centers[used], values[used], sizes[used], start)
 
     def _parameters(self, kind: str, curve: curves.Fit) -> dict[str, float]:
@@ -194,7 +234,7 @@ class _Sample:
         names = [*curve.parameters, *([] if np.isnan(curve.peak) else ["peak"])]
         if not names:
             return {}
-        refits = (self._fit(kind, medians, curve) for medians in self.drawn if (medians[0] > 0).sum() >= LEAST_BINS)
+        refits = (self._fit(kind, medians, curve) for medians in self.drawn)
         values = np.array(
             [[{**refit.parameters, "peak": refit.peak}.get(name, np.nan) for name in names] for refit in refits]
         )
@@ -210,18 +250,20 @@ class _Sample:
         inside = np.isnan(curve.peak) or self.bins.edges[0] <= curve.peak <= self.bins.edges[-1]
         return "" if inside else "peak outside the data"
 
-    def _held_out(self, kind: str, start: curves.Fit) -> float:
-        """Mean absolute error over the tokens of each fold, of the curve fitted to the others."""
+    def _held_out(self, kind: str, start: curves.Fit) -> np.ndarray:
+        """Absolute errors (n,) over the tokens of each fold, of the curve fitted to the other folds."""
         errors = np.empty(len(self.x))
         for fold, medians in enumerate(self.without):
             held = self.fold[self.prompt] == fold
             errors[held] = np.abs(self.y[held] - self._fit(kind, medians, start)(self.x[held]))
-        return float(errors.mean())
+        return errors
 
     def _linear(self, values: np.ndarray) -> dict[str, float]:
         """y = alpha + beta f over tokens, by statsmodels, with standard errors clustered by prompt."""
-        if not np.ptp(values) > 0:  # a constant, or no curve at all
-            return {"R2 (tokens)": 0.0, "RMSE (tokens)": float(self.y.std())} if np.ptp(values) == 0 else {}
+        if not np.isfinite(values).all():
+            return {}
+        if np.ptp(values) <= 1e-9 * np.ptp(self.y):  # nothing to regress on
+            return {"R2 (tokens)": 0.0, "RMSE (tokens)": float(self.y.std())}
         model = sm.OLS(self.y, sm.add_constant(values))
         result = model.fit(cov_type="cluster", cov_kwds={"groups": self.prompt}, use_t=True)
         (alpha, beta), bounds = result.params, result.conf_int()
@@ -236,11 +278,13 @@ class _Sample:
         ends = self.x.min(), self.x.max()
         inner = inner[(inner > ends[0]) & (inner < ends[1])]
         knots = np.concatenate([[ends[0]] * 4, inner, [ends[1]] * 4])
-        result = sm.OLS(self.y, BSpline.design_matrix(self.x, knots, 3).toarray()).fit()
-        error = float(np.sqrt(np.mean(result.resid**2)))
+        design = BSpline.design_matrix(self.x, knots, 3).toarray()
+        left = self.y - design @ np.linalg.lstsq(design, self.y)[0]
+        error, explained = float(np.sqrt(np.mean(left**2))), 1 - left.var() / self.y.var()
         return {
+            "Curve": "spline",
             "formula": "cubic spline, for comparison",
-            "R2 (tokens)": float(result.rsquared),
+            "R2 (tokens)": float(explained),
             "RMSE (tokens)": error,
         }
 
@@ -248,24 +292,23 @@ class _Sample:
 def _aicc(left: float, bins: int, free: int) -> float:
     """AICc of weighted least squares: ``left`` over bins, with ``free`` parameters and the error's variance."""
     numbers, room = free + 1, bins - free - 2
-    if room <= 0:
+    if room <= 0 or np.isnan(left):
         return np.nan
     return (bins * np.log(left / bins) if left > 0 else -np.inf) + 2 * numbers * (1 + (numbers + 1) / room)
 
 
+def _clustered_error(values: np.ndarray, prompt: np.ndarray) -> float:
+    """The standard error of a mean over tokens, clustered by prompt."""
+    sums = np.bincount(prompt, values - values.mean())
+    return float(np.sqrt(len(sums) / (len(sums) - 1) * np.sum(sums**2)) / len(values))
+
+
 def _compared(frame: pd.DataFrame) -> pd.DataFrame:
-    """Refuses curves that are no better than the constant, and sets R2 and AICc against the others."""
-    reference = frame[frame["Curve"] == "constant"].iloc[0]
-    worse = {name: ~(frame[name] < reference[name]) for name in ("AICc", "held-out error")}
-    refused = (worse["AICc"] | worse["held-out error"]) & ~frame["Curve"].isin(["constant", "spline"])
-    kept = ["Curve", "tokens", "prompts", "bins", "formula", "R2 (medians)", "AICc", "held-out error", "note"]
-    frame.loc[refused, [name for name in frame if name not in kept]] = np.nan
-    for row in frame.index[refused]:
-        reasons = [f"no better than a constant by {name}" for name in worse if worse[name][row]]
-        frame.loc[row, "note"] = "; ".join(filter(None, [*reasons, frame.loc[row, "note"]]))
+    """Sets R2 and AICc against those of the other curves."""
     r2 = frame.set_index("Curve")["R2 (tokens)"]
     for name in ("free", "spline"):
         frame[f"of {name}"] = frame["R2 (tokens)"] / (r2[name] if r2[name] > 0 else np.nan)
-    if np.isfinite(frame["AICc"].min()):
-        frame["AICc"] -= frame["AICc"].min()
+    least = frame["AICc"].min()
+    # An exact fit has an AICc of minus infinity: 0 for it, infinity for the others.
+    frame["AICc"] = np.where(frame["AICc"] == least, 0.0, frame["AICc"] - least)
     return frame

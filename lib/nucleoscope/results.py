@@ -248,7 +248,7 @@ def load_cells(
         path = measurements(folder)
         try:
             tables[folder.name, folder.parent.name] = table(load(path), folder.name, folder.parent.name)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: the right names with something else in them
             damaged[path] = str(error) if str(path) in str(error) else f"'{path}': {error}"
     return tables, damaged
 
