@@ -54,7 +54,7 @@ rule analyses:
     params:
         options=options({"results_dir": config["results_dir"], **config.get("analyses", {})}),
     shell:
-        "{sys.executable} scripts/correlation_eval.py {params.options}"
+        "{sys.executable:q} scripts/correlation_eval.py {params.options}"
 
 
 # A cell uses all cores: two at once would only take turns. --overwrite, because the grid decides:
@@ -71,4 +71,4 @@ rule cell:
         options=lambda wildcards: options(CELLS[wildcards.folder]),
     threads: workflow.cores
     shell:
-        "{sys.executable} scripts/correlation_pipeline.py {params.options} --overwrite"
+        "{sys.executable:q} scripts/correlation_pipeline.py {params.options} --overwrite"

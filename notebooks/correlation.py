@@ -72,15 +72,21 @@ tables.readable(statistics)
 # %% [markdown]
 # A negative coefficient says that the candidates are less alike where the model is less sure.
 # *Within-prompt* is the mean of the coefficients inside each text: it does not count differences
-# between texts. *Partial* is Spearman's coefficient given the number of candidates k: it compares
-# tokens whose nuclei are of one size. Where it differs much from the plain coefficient, the size of
-# the nucleus accounts for much of what the plain one shows.
+# between texts.
+#
+# *Partial* is Spearman's coefficient given the number of candidates k: what is left when a straight
+# line in the ranks of k has been taken from both. Where it lies near 0, the size of the nucleus
+# accounts for the plain coefficient. Where its sign is the other one, tokens with nuclei of about one
+# size say the opposite of what all tokens together say.
+#
+# The p-values in the table in full are the study's kind: they take all tokens for independent, and
+# are usually far too small.
 
 # %% [markdown]
 # ## Cell by cell
 
 # %%
-figures.grid(measured)
+figures.grid(measured, resamples=resamples, seed=seed)
 
 # %% [markdown]
 # Each panel is one cell: models down, data sets across, all on the same axes. The line joins the
@@ -124,9 +130,9 @@ Markdown(f"{len(both)} of the {len(published)} published cells are among the {le
 figures.coefficients(statistics, published)
 
 # %% [markdown]
-# A dot is our coefficient with its interval, a diamond the published one, where there is one for
-# the same cell. The published figures came without intervals; where a diamond lies far outside ours,
-# the choice of prompts alone does not explain the difference.
+# A dot is our coefficient with its interval; a diamond, where the same cell was published, is the
+# study's. The published figures came without intervals, and they vary with the choice of prompts as
+# ours do: two intervals' width apart is no difference yet.
 
 # %%
 columns = ["Model", "Dataset", "Pearson r", "Pearson r published", "Spearman r", "Spearman r published"]

@@ -17,7 +17,7 @@
 # The published study saw cosine similarity rise and then fall with entropy, and fitted
 # f(x) = a x exp(-b x) + c to it. In this notebook we
 #
-# * fit that curve, two other bumps, and what they must be better than, to every cell,
+# * fit that curve, two other bumps, and what they must be held against, to every cell,
 # * pool cells by model and by data set,
 # * ask how much of a single token's cosine similarity its entropy explains.
 
@@ -50,7 +50,9 @@ if not measured:
 #
 # All are fitted to the medians of bins of equal width. Empty bins are left out, and a bin weighs
 # by its tokens. The free curve may be anything that rises and then falls: no bump can be closer to
-# the medians. A curve that is no better than a constant is refused: it has no parameters.
+# the medians. The spline may also fall and rise again. A curve that is no better than a constant is
+# refused, and has no parameters: it must have the smaller AICc, and on prompts that it was not
+# fitted to its error must be smaller by more than two standard errors.
 
 # %%
 Markdown("\n".join(f"* {name}: {formula}" for name, formula in curves.FORMULAS.items()))
@@ -61,21 +63,23 @@ figures.fitted(fits.lines(measured))
 
 # %% [markdown]
 # Each dot is the median of a bin, the larger the more tokens it holds; the menu picks a cell or a
-# pool of cells. A good curve passes through the large dots. Small dots to the right weigh little,
-# and what a curve does there says little about the tokens.
+# pool of cells. A good curve passes through the large dots. A bump can rise once and fall once: where
+# the dots do anything else, it lies off them, and only the spline can follow.
 
 # %% [markdown]
 # ## The study's curve
 #
-# a, b and c with 95 % intervals from resampled prompts; the peak lies at 1 / b. *all* marks a pool:
+# a, b and c with 95 % intervals from resampled prompts; the peak lies at 1 / b. *(all)* marks a pool:
 # the cells of one model, or of one data set.
 
 # %%
-tables.parameters(statistics, "unimodal", ("a", "b", "c", "peak"))
+tables.parameters(statistics, "unimodal", {"a": 2, "b": 2, "c": 3, "peak": 2})
 
 # %% [markdown]
-# An interval of the peak that reaches far to the left says that the rise at small entropies is
-# not certain. A note says when a fit did not converge, or ended on a bound.
+# *before peak* is the share of the tokens left of the peak. This curve rises from 0 wherever a is
+# positive, so a peak does not by itself show that cosine similarity rises at first: few tokens may lie
+# there. Compare the free curve above, whose rise can have any length, also none. A note says when a
+# fit did not converge, or ended on a bound.
 
 # %% [markdown]
 # ## Which curve is closest
@@ -87,20 +91,22 @@ tables.compared(statistics, "R2 (medians)", 3)
 
 # %% [markdown]
 # AICc, which counts a curve's parameters against it, as the distance from the best curve of the
-# row. Less than 2 is no difference worth the name, more than 10 is plain (Burnham and Anderson 2002):
+# row. It takes the medians for independent and equally uncertain but for their tokens, which they are
+# only roughly: it ranks the curves, and a small difference means nothing.
 
 # %%
-tables.compared(statistics, "AICc", 1)
+tables.compared(statistics, "delta AICc", 1)
 
 # %% [markdown]
-# The mean error on tokens of prompts that the curve was not fitted to:
+# The mean absolute error on tokens of prompts that the curve was not fitted to:
 
 # %%
 tables.compared(statistics, "held-out error", 4)
 
 # %% [markdown]
-# The held-out errors of good curves lie close together, because single tokens scatter far more than
-# the curves differ. A curve with many parameters that wins by R2 and not by held-out error fits chance.
+# Single tokens scatter far more than good curves differ, so small differences here are real only if
+# they are so for most cells. A curve with many parameters that wins by R2 and not by held-out error
+# fits chance. Where the spline wins by all three, the medians are not one bump.
 
 # %% [markdown]
 # ## What the curve says about single tokens
@@ -113,8 +119,9 @@ tables.explained(statistics)
 
 # %% [markdown]
 # With beta at 1 and alpha at 0 the curve of the medians is the curve of the tokens. *R2* is what the
-# curve explains of single tokens. *of spline* is that over what a cubic spline explains: how much of
-# what any smooth function of entropy could explain, the curve does.
+# curve explains of single tokens. *of free* is that over the R2 of the free curve, and *of spline*
+# over that of a spline which is fitted to the tokens themselves: how much of what any smooth function
+# of entropy could explain, the curve does.
 
 # %% [markdown]
 # ## For a paper
@@ -127,7 +134,7 @@ tables.write(tables.fits_tex(statistics), folder / "fit_stats.tex")
 # %% [markdown]
 # ## Recap
 #
-# We fitted six curves to the medians of every cell and pool, with intervals from resampled prompts,
+# We fitted all these curves to the medians of every cell and pool, with intervals from resampled prompts,
 # compared them by AICc and on prompts held out, and saw how much of single tokens they explain. The
 # table in full is `fit_stats.csv` in the folder below.
 

@@ -251,3 +251,14 @@ def test_the_number_of_processes_does_not_matter(jobs):
 def test_an_error_in_another_process_is_raised_here():
     with pytest.raises(ValueError, match=r"math domain|nonnegative"):
         bootstrap.each(math.sqrt, [1, -1], 2)
+
+
+def test_systems_that_do_not_tell_which_cores_a_process_may_use_are_no_hindrance(monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    assert bootstrap.each(abs, [-1], None) == [1]
+    assert bootstrap._cores() >= 1
+
+
+def test_a_resample_that_is_constant_is_undefined_without_the_data_beside_it():
+    values, prompt = np.array([[0.0, 1], [0, 0], [0, 0]]), np.array([0, 1, 1])
+    assert np.isnan(bootstrap.pearson(values, prompt, np.array([[3, 0]]))).all()

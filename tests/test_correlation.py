@@ -1,22 +1,22 @@
 """`correlation`: coefficients against scipy, intervals against their coverage, and cells too poor for them."""
 
+import hashlib
 import itertools
 import math
 
-import mpmath
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import special, stats
 
 from made import full, gaussian, table
-from nucleoscope import bootstrap, correlation
+from nucleoscope import bootstrap, correlation, results
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 FEW = 50  # resamples, where intervals are not what is tested
 OTHERS = ("full_entropy", "weighted_cosine", "similarity_entropy")
-COEFFICIENTS = [f"{kind} r" for kind in correlation.KINDS.values()]
+COEFFICIENTS = [f"{kind} r" for kind in ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman")]
 
 
 def row_of(cell: pd.DataFrame, resamples: int = FEW, **options) -> pd.Series:
@@ -60,7 +60,7 @@ def test_tokens_without_an_alternative_are_left_out_and_counted():
         assert found["tokens"] == 600
         assert found["tokens with k > 1"] == (cell["k"] > 1).sum() < 600
         pd.testing.assert_series_equal(found.drop("tokens"), alone.drop("tokens"))
-    assert (correlation.choices(cell)["k"] > 1).all()
+    assert (results.choices(cell)["k"] > 1).all()
 
 
 def test_a_prompt_counts_only_with_a_token_that_had_an_alternative():
@@ -72,7 +72,7 @@ def test_a_prompt_counts_only_with_a_token_that_had_an_alternative():
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("x", "y"), correlation.PAIRS)
 def test_the_partial_coefficient_is_that_of_what_ranks_of_log_k_leave(seed, x, y):
-    cell = correlation.choices(full(seed))
+    cell = results.choices(full(seed))
     given = np.stack([np.ones(len(cell)), stats.rankdata(np.log(cell["k"]))], axis=1)
     ranks = np.stack([stats.rankdata(cell[name]) for name in (x, y)], axis=1)
     left = ranks - given @ np.linalg.lstsq(given, ranks)[0]
@@ -84,7 +84,7 @@ def test_the_partial_coefficient_is_that_of_what_ranks_of_log_k_leave(seed, x, y
 def test_the_within_prompt_coefficient_is_the_mean_of_the_prompts_own(seed):
     cell = full(seed, length=4)  # short prompts: some have fewer than three tokens left, some are constant
     own = []
-    for _, tokens in correlation.choices(cell).groupby("prompt"):
+    for _, tokens in results.choices(cell).groupby("prompt"):
         x, y = tokens["entropy"].to_numpy(), tokens["cosine"].to_numpy()
         if len(tokens) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
             own.append(stats.spearmanr(x, y).statistic)
@@ -124,27 +124,42 @@ def test_intervals_are_those_of_prompts_drawn_again(kind):
 
 def test_every_coefficient_lies_within_its_interval():
     for _, found in pairs_of(full(0), 300).iterrows():
-        for kind in correlation.KINDS.values():
+        for kind in ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman"):
             assert found[f"{kind} low"] < found[f"{kind} r"] < found[f"{kind} high"]
 
 
 # p-values
 
 
-@pytest.mark.parametrize(("r", "n"), [(-0.6, 9000), (-0.7564, 10000), (0.3, 10000), (0.9, 100)])
+@pytest.mark.parametrize("n", [9000, 30_000, 100_000, 1_000_000])
+@pytest.mark.parametrize("r", [-0.6, -0.7564, 0.3, 0.4, 0.9])
 def test_p_is_right_far_beyond_the_range_of_doubles(r, n):
-    assert float(mpmath.log10(correlation.p_value(r, n))) == pytest.approx(log10_p(r, n), rel=1e-11)
+    assert correlation.log10_p(r, n) == pytest.approx(log10_p(r, n), rel=1e-11)
+
+
+def test_both_ways_to_p_agree_where_one_takes_over_from_the_other():
+    near = [correlation.log10_p(r, 9000) for r in np.linspace(0.37, 0.40, 3000)]
+    steps = np.diff(near)
+    assert near[0] > -290 > near[-1]
+    assert np.abs(np.diff(steps)).max() < 1e-4  # no jump
 
 
 def test_p_of_a_full_cell_keeps_its_magnitude():
-    assert mpmath.nstr(correlation.p_value(-0.6, 9000), 6) == "1.41358e-874"
+    assert correlation.power_of_ten(correlation.log10_p(-0.6, 9000)) == "1.41358e-874"
+
+
+@pytest.mark.parametrize(
+    ("log10", "text"), [(np.log10(9.9999996e-300), "1.00000e-299"), (-0.5, "0.316228"), (-np.inf, "0"), (np.nan, "")]
+)
+def test_a_power_of_ten_reads_as_a_number(log10, text):
+    assert correlation.power_of_ten(log10) == text
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 30, 300])
 @pytest.mark.parametrize("r", [0.0, 0.001, -0.05, 0.1, -0.5, 0.9])
 def test_p_is_that_of_students_t(r, n):
     t = r * math.sqrt((n - 2) / (1 - r**2))
-    assert float(correlation.p_value(r, n)) == pytest.approx(2 * stats.t.sf(abs(t), n - 2), rel=1e-9)
+    assert 10 ** correlation.log10_p(r, n) == pytest.approx(2 * stats.t.sf(abs(t), n - 2), rel=1e-9)
 
 
 def test_p_is_text_that_is_never_rounded_to_zero():
@@ -219,6 +234,12 @@ def test_the_numbers_of_prompts_are_only_names():
     pd.testing.assert_series_equal(row_of(cell), row_of(cell.assign(prompt=1000 - 7 * cell["prompt"])))
 
 
+def test_the_published_numbers_are_the_published_numbers():
+    frame = correlation.published()
+    digest = hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
+    assert digest == "d809fb45b42d71ba1ae7dd6139bbb7ea95a6b74c5339d01dbc0dc4fd3714a5c6"
+
+
 def test_the_published_table_has_its_15_rows():
     frame = correlation.published()
     assert list(frame) == correlation.PUBLISHED_COLUMNS
@@ -236,7 +257,11 @@ def test_the_published_table_has_its_15_rows():
 
 def nothing_said(found: pd.Series, *reasons: str) -> None:
     """The study's pair has no number at all, and the note says why."""
-    numbers = [name for name in found.index if name.startswith(tuple(correlation.KINDS.values()))]
+    numbers = [
+        name
+        for name in found.index
+        if name.startswith(("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman"))
+    ]
     assert found[numbers].isna().all(), found[numbers].dropna()
     for reason in reasons:
         assert reason in found["note"]
@@ -398,10 +423,10 @@ def test_a_variance_that_no_double_holds_gives_an_end_and_no_hang():
 
 
 def test_a_perfect_coefficient_has_p_zero_and_a_tiny_one_keeps_its_digits():
-    assert correlation.p_value(1.0, 50) == 0
+    assert correlation.log10_p(1.0, 50) == -np.inf
     density = stats.beta(24, 24, loc=-1, scale=2).pdf(0)  # of r where there is no correlation, n = 50
-    assert float(correlation.p_value(1e-9, 50)) == pytest.approx(1 - 2 * 1e-9 * density, abs=1e-11)
-    assert np.isnan(float(correlation.p_value(np.nan, 50)))
+    assert 10 ** correlation.log10_p(1e-9, 50) == pytest.approx(1 - 2 * 1e-9 * density, abs=1e-11)
+    assert np.isnan(correlation.log10_p(np.nan, 50))
 
 
 def test_what_differs_by_rounding_alone_is_constant():

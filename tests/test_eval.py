@@ -37,7 +37,7 @@ def test_every_cell_is_analysed_whoever_measured_it_and_a_damaged_one_is_named(t
     study_file(tmp_path / "xsum" / "Llama-3.1-8B")
     damaged = study_file(tmp_path / "gsm8k" / "Llama-3.1-8B")
     damaged.write_bytes(damaged.read_bytes()[:500])
-    done = run(f"results_dir={tmp_path}", "resamples=40", command=EVAL)
+    done = run(f"results_dir={tmp_path}", "resamples=100", command=EVAL)
     assert done.returncode == 0, done.stderr
     assert f"skipped: '{damaged}'" in done.stderr
     folder = tmp_path / results.ANALYSES
@@ -55,7 +55,7 @@ def test_every_cell_is_analysed_whoever_measured_it_and_a_damaged_one_is_named(t
 
     fits = pd.read_csv(folder / "fit_stats.csv")
     groups = set(zip(fits["Model"], fits["Dataset"], strict=True))
-    assert groups == {*cells, ("Qwen3-8B", "all"), ("all", "xsum")}
+    assert groups == {*cells, ("Qwen3-8B", "(all)"), ("(all)", "xsum")}
 
     for name in ("correlation", "fits"):
         notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
@@ -75,7 +75,7 @@ def test_the_same_measurements_give_the_same_files(tmp_path):
     for place in ("one", "other"):
         for seed in (1, 2):
             measured(tmp_path / place / f"data{seed}" / "model", seed)
-        assert run(f"results_dir={tmp_path / place}", "resamples=20", command=EVAL).returncode == 0
+        assert run(f"results_dir={tmp_path / place}", "resamples=100", command=EVAL).returncode == 0
     for name in results.ANALYSIS_FILES:
         if not name.endswith(".ipynb"):  # a notebook records when it ran
             one, other = ((tmp_path / place / results.ANALYSES / name).read_bytes() for place in ("one", "other"))
@@ -101,15 +101,11 @@ def test_where_every_file_is_damaged_nothing_is_written_and_each_is_named(tmp_pa
     assert not (tmp_path / results.ANALYSES).exists()
 
 
-def test_wrong_options_are_refused_in_one_line(tmp_path):
-    for option in ("resamples=many", "results=there"):
+def test_wrong_options_are_refused_in_one_line():
+    for option in ("resamples=many", "resamples=0", "resamples=-1", "resamples=99", "results=there"):
         done = run(option, command=EVAL)
         assert done.returncode == 2
-        one_line(done.stderr)
-    measured(tmp_path / "xsum" / "Qwen3-8B", 1)
-    done = run(f"results_dir={tmp_path}", "resamples=0", command=EVAL)
-    assert done.returncode == 1
-    assert "resamples is 0" in one_line(done.stderr)
+        assert option.partition("=")[2] in one_line(done.stderr)
 
 
 def test_a_cell_of_the_study_with_numbers_that_float16_lost_is_analysed(tmp_path):

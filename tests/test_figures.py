@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import stats
 
 from made import full
-from nucleoscope import correlation, figures, fits
+from nucleoscope import bootstrap, correlation, figures, fits, results
 
 CELLS = {("model b", "xsum"): full(1), ("model a", "gsm8k"): full(2), ("model a", "xsum"): full(3)}
 
@@ -31,17 +31,18 @@ def test_the_paper_figure_has_a_panel_for_each_cell_and_a_blank_for_a_missing_on
 
 def test_the_paper_figure_shows_the_medians_and_one_standard_deviation():
     axes = figures.paper({("m", "d"): CELLS["model b", "xsum"]}).axes[0]
-    pairs = correlation.choices(CELLS["model b", "xsum"])
+    pairs = results.choices(CELLS["model b", "xsum"])
     given = pairs["entropy"], pairs["cosine"]
     median, edges, _ = stats.binned_statistic(*given, "median", bins=50)
     deviation = stats.binned_statistic(*given, "std", bins=50).statistic
     held = np.isfinite(median)
     x, y = axes.lines[0].get_data()
-    np.testing.assert_allclose(x, ((edges[1:] + edges[:-1]) / 2)[held])
-    np.testing.assert_allclose(y, median[held])
-    corners = axes.collections[0].get_paths()[0].vertices
-    np.testing.assert_allclose(corners[:, 1].max(), (median + deviation)[held].max())
-    np.testing.assert_allclose(corners[:, 1].min(), (median - deviation)[held].min())
+    np.testing.assert_allclose(x, (edges[1:] + edges[:-1]) / 2)
+    np.testing.assert_allclose(y, median)  # NaN where a bin is empty: the line breaks
+    corners = np.concatenate([path.vertices for path in axes.collections[0].get_paths()])
+    for edge in (median + deviation, median - deviation):
+        drawn = [any(np.allclose(corner, point) for corner in corners) for point in zip(x, edge, strict=True)]
+        assert np.array_equal(drawn, held)
 
 
 def test_the_paper_figure_is_300_dpi_and_its_letters_are_letters(tmp_path):
@@ -66,9 +67,20 @@ def test_the_paper_figures_line_and_band_differ_in_grey():
     assert shades[0] < 100 < 190 < behind < 230
 
 
+def intervals(pairs, kind, resamples):
+    """The interval of each bin that holds tokens, from resamples spelled out with scipy."""
+    given, edges = pairs["prompt"].unique(), np.linspace(pairs["entropy"].min(), pairs["entropy"].max(), 51)
+    found = []
+    for counts in bootstrap.draws(len(given), resamples, 0):
+        taken = pairs.loc[np.repeat(pairs.index, pairs["prompt"].map(dict(zip(given, counts, strict=True))))]
+        found.append(stats.binned_statistic(taken["entropy"], taken["cosine"], kind, bins=edges).statistic)
+    held = np.histogram(pairs["entropy"], edges)[0] > 0
+    return [bound[held] for bound in bootstrap.interval(np.array(found))]
+
+
 def test_the_grid_has_what_scipy_counts_in_each_panel():
     figure = figures.grid(CELLS, resamples=20)
-    pairs = correlation.choices(CELLS["model a", "gsm8k"])
+    pairs = results.choices(CELLS["model a", "gsm8k"])
     given = pairs["entropy"], pairs["cosine"]
     panel = traces(figure, "model a, gsm8k")
     for kind in ("median", "mean"):
@@ -76,14 +88,15 @@ def test_the_grid_has_what_scipy_counts_in_each_panel():
         np.testing.assert_allclose(panel[kind].y, expected[np.isfinite(expected)], atol=6e-5)
         counts, spans = zip(*panel[kind].customdata, strict=True)
         assert sum(counts) == len(pairs)
-        bars = panel[kind].error_y.array, panel[kind].error_y.arrayminus
-        for y, span, above, below in zip(panel[kind].y, spans, *bars, strict=True):
-            if span == "from too few prompts":
-                assert (above, below) == (None, None)
-            else:
-                low, high = map(float, re.findall(r"-?\d\.\d+", span))
-                assert low - 1e-3 <= y <= high + 1e-3
-                assert (y - below, y + above) == pytest.approx((low, high), abs=1e-3)
+        low, high = intervals(pairs, kind, resamples=20)
+        bars = panel[kind].error_y.arrayminus, panel[kind].error_y.array
+        np.testing.assert_allclose(np.array(bars[0], float), panel[kind].y - low, atol=2e-4)
+        np.testing.assert_allclose(np.array(bars[1], float), high - panel[kind].y, atol=2e-4)
+        assert np.nanmax(high - low) > 0.01
+        shown = [
+            "from too few prompts" if np.isnan(a) else f"[{a:.3f}, {b:.3f}]" for a, b in zip(low, high, strict=True)
+        ]
+        assert list(spans) == shown
     assert np.sum(panel["density"].z) == len(pairs)
 
 
@@ -124,18 +137,20 @@ def test_published_coefficients_stand_only_beside_the_same_cell():
     cells = {("Qwen3-8B", "xsum"): full(1), ("mine", "xsum"): full(2)}
     statistics = correlation.statistics(cells, resamples=20)
     figure = figures.coefficients(statistics, correlation.published())
-    ours, published = figure.data[0], figure.data[1]
-    assert list(ours.x) == pytest.approx(statistics["Pearson r"].tolist(), abs=5e-5)
-    assert list(published.x) == [-0.373, None]
-    bounds = ours.x[0] - ours.error_x.arrayminus[0], ours.x[0] + ours.error_x.array[0]
-    assert bounds == pytest.approx(statistics.loc[0, ["Pearson low", "Pearson high"]].tolist(), abs=2e-4)
+    for place, (kind, theirs) in enumerate({"Pearson": -0.373, "Spearman": -0.4287}.items()):
+        ours, published = figure.data[2 * place : 2 * place + 2]
+        assert ours.xaxis == published.xaxis == ("x", "x2")[place]
+        assert list(ours.x) == pytest.approx(statistics[f"{kind} r"].tolist(), abs=5e-5)
+        assert list(published.x) == [theirs, None]
+        bounds = ours.x[0] - ours.error_x.arrayminus[0], ours.x[0] + ours.error_x.array[0]
+        assert bounds == pytest.approx(statistics.loc[0, [f"{kind} low", f"{kind} high"]].tolist(), abs=2e-4)
 
 
 def test_fitted_curves_and_medians_are_those_of_the_cell_that_is_picked():
     lines = fits.lines(CELLS)
     figure = figures.fitted(lines)
     labels = [button.label for button in figure.layout.updatemenus[0].buttons]
-    assert labels == ["model a, gsm8k", "model a, xsum", "model b, xsum", "model a, all", "all, xsum"]
+    assert labels == ["model a, gsm8k", "model a, xsum", "model b, xsum", "model a, (all)", "(all), xsum"]
     for button in figure.layout.updatemenus[0].buttons:
         model, dataset = button.label.split(", ")
         rows = lines[(lines["Model"] == model) & (lines["Dataset"] == dataset)]
@@ -143,7 +158,7 @@ def test_fitted_curves_and_medians_are_those_of_the_cell_that_is_picked():
             expected = rows[rows["Curve"] == trace.name]
             np.testing.assert_allclose(button.args[0]["y"][place], expected["y"], atol=6e-5)
     assert figure.data[0].name == "medians"
-    assert sum(figure.data[0].customdata) == len(correlation.choices(CELLS["model a", "gsm8k"]))
+    assert sum(figure.data[0].customdata) == len(results.choices(CELLS["model a", "gsm8k"]))
 
 
 def test_every_figure_says_in_words_what_it_shows():
@@ -151,3 +166,12 @@ def test_every_figure_says_in_words_what_it_shows():
     shown = [figures.grid(CELLS, resamples=5), figures.coefficients(statistics, correlation.published())]
     shown += [figures.fitted(fits.lines(CELLS)), figures.scatter(full(1)), figures.distributions(full(1))]
     assert all(len(figure.layout.meta["alt"]) > 20 for figure in shown)
+
+
+def test_what_is_not_finite_is_left_out_of_every_figure():
+    cell = full(1)
+    cell.loc[[3, 50], "full_entropy"] = np.inf
+    cell.loc[60, "entropy"] = np.nan
+    figures.grid({("m", "d"): cell}, resamples=5)
+    figures.paper({("m", "d"): cell})
+    assert len(figures.scatter(cell).data[0].x) == len(results.choices(cell)) - (cell.loc[60, "k"] > 1)

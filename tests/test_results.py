@@ -389,7 +389,7 @@ def test_damaged_measurements_are_measured_again_with_overwrite(folder):
     run(folder)
     (folder / "measurements.pt").write_bytes(b"half")
     assert opened(folder).finished  # loading it says what is wrong, and what to do
-    assert "--overwrite" in refusal(ValueError, results.load, folder / "measurements.pt")
+    assert "measure again" in refusal(ValueError, results.load, folder / "measurements.pt")
     assert not opened(folder, overwrite=True).finished
 
 

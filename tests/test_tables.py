@@ -11,6 +11,7 @@ import pytest
 
 from made import full
 from nucleoscope import correlation, fits, tables
+from nucleoscope.curves import FORMULAS
 
 NAMES = [("Llama-3.1-8B", "gsm8k"), ("Llama-3.1-8B", "my_texts"), ("100%_of$#{}&~^\\", "gsm8k")]
 
@@ -102,6 +103,27 @@ def test_readers_see_value_and_interval_and_notes_only_where_there_are_any(stati
     assert shown.loc[("constant", "gsm8k"), "Pearson r"] == ""
     assert "constant" in shown.loc[("constant", "gsm8k"), "note"]
     assert "note" not in tables.readable(statistics[statistics["note"] == ""])
-    assert ("Llama-3.1-8B", "all") in tables.parameters(curves, "unimodal", ("a", "peak")).index
-    assert list(tables.compared(curves, "AICc", 1)) == ["constant", "line", "unimodal", "gamma", "log-normal", "free"]
-    assert "spline" not in tables.explained(curves).index.get_level_values("Curve")
+    assert ("Llama-3.1-8B", "(all)") in tables.parameters(curves, "unimodal", {"a": 2, "peak": 2}).index
+    assert list(tables.compared(curves, "delta AICc", 1)) == list(FORMULAS)
+    assert set(tables.explained(curves).index.get_level_values("Curve")) <= set(FORMULAS) - {"constant"}
+
+
+def test_latex_numbers_read_as_numbers():
+    powers = [tables._power(value) for value in (np.log10(9.7e-300), -873.85, -0.5, np.nan)]
+    assert powers == [r"$1{\cdot}10^{-299}$", r"$1{\cdot}10^{-874}$", "$0.3$", "--"]
+    assert [tables._number(value) for value in (-0.001, -0.5, np.inf)] == ["$0.00$", "$-0.50$", r"$\infty$"]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="NO pdflatex HERE: the LaTeX is only parsed")
+def test_the_tables_of_the_studys_names_fit_the_column_of_an_article(tmp_path):
+    names = [("Llama-3.1-8B-Instruct", "writingprompts"), ("deepseek-llm-7b-base", "gsm8k")]
+    statistics = correlation.statistics({name: full(seed) for seed, name in enumerate(names)}, resamples=30)
+    (tmp_path / "short.tex").write_text(tables.correlation_short_tex(statistics))
+    (tmp_path / "full.tex").write_text(tables.correlation_tex(statistics))
+    body = r"\noindent\input{short}\par\noindent\input{full}"
+    document = rf"\documentclass{{article}}\usepackage{{booktabs,multirow}}\begin{{document}}{body}\end{{document}}"
+    (tmp_path / "paper.tex").write_text(document)
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper"]
+    log = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60).stdout
+    assert "Output written" in log
+    assert "Overfull" not in log

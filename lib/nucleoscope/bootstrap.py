@@ -1,6 +1,7 @@
 """Prompts in, resampled statistics out: the bootstrap over prompts, and the bins of a scatter plot.
 
-Contract: arrays of tokens, each with the number of its prompt; no tables, no files. The tokens of
+Contract: arrays of tokens, each with the number of its prompt; no tables, no files. `each` spreads
+such work over processes. The tokens of
 one prompt depend on each other, so a resample draws whole prompts with replacement (the cluster
 bootstrap: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8).
 
@@ -24,10 +25,12 @@ BLOCK = 1 << 14  # numbers held at once for each column: what the cache holds
 
 
 def draws(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each prompt is drawn in each resample: (resamples, prompts) int64. ValueError without any."""
+    """How often each prompt is drawn in each resample: (resamples, prompts) int32. ValueError without any."""
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; it must be at least 1")
-    return np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
+    return (
+        np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples).astype(np.int32)
+    )
 
 
 def interval(values: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
@@ -60,11 +63,16 @@ def each(function: Callable, items: Iterable[Any], jobs: int | None = 1) -> list
     Fresh processes, not forks: a fork of a process whose threads hold locks can hang.
     """
     items = list(items)
-    jobs = min(jobs or len(os.sched_getaffinity(0)), len(items))
+    jobs = min(jobs or _cores(), len(items))
     if jobs < 2:
         return [function(item) for item in items]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(function, items))
+
+
+def _cores() -> int:
+    """The cores that this process may use; not every system tells them from those that there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Ranks:

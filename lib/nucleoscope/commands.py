@@ -16,11 +16,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
         )
-
-    def parse_args(self, *arguments, **options) -> argparse.Namespace:
-        """As argparse does, with --debug as the last option."""
         self.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
-        return super().parse_args(*arguments, **options)
 
     def error(self, message: str) -> None:
         """One line, without the usage: --help has that."""

@@ -5,7 +5,7 @@ pair to compare and are left out everywhere here, and counted.
 
 Tokens of one prompt depend on each other, so intervals come from resampling prompts, not tokens
 (`bootstrap`). p-values stand in the tables because the published study gives them: they take all
-tokens for independent, so they are far too small. Believe the intervals.
+tokens for independent, so they are usually far too small. Believe the intervals.
 """
 
 import io
@@ -14,11 +14,13 @@ from functools import partial
 from importlib import resources
 from typing import Any
 
-import mpmath
 import numpy as np
 import pandas as pd
+from scipy import stats
+from scipy.special import betaln
 
 from nucleoscope import bootstrap
+from nucleoscope.results import choices
 
 PAIRS = (  # the first is the study's; the others each put one other quantity in its place
     ("entropy", "cosine"),
@@ -35,11 +37,6 @@ KINDS = {
     "partial": "partial Spearman",
 }
 Tables = Mapping[tuple[str, str], pd.DataFrame]
-
-
-def choices(table: pd.DataFrame) -> pd.DataFrame:
-    """The tokens that had an alternative (k > 1): with one candidate there is no pair to compare."""
-    return table[table["k"] > 1]
 
 
 def statistics(
@@ -110,16 +107,33 @@ def published() -> pd.DataFrame:
     return pd.read_csv(io.StringIO(text), comment="#")
 
 
-def p_value(r: float, n: int) -> mpmath.mpf:
-    """Two-sided p of a coefficient r of n independent pairs, however small.
+def log10_p(r: float, n: int) -> float:
+    """log10 of the two-sided p of a coefficient r of n independent pairs, however small p is.
 
-    The regularised incomplete beta function of 1 - r^2 with parameters n/2 - 1 and 1/2: Student's t
-    test with n - 2 degrees of freedom, which scipy's pearsonr and spearmanr use too.
+    Student's t test with n - 2 degrees of freedom, as scipy's pearsonr and spearmanr have it. Where a
+    double cannot hold p, the incomplete beta function that it equals, I_x(a, 1/2) with x = 1 - r^2 and
+    a = n/2 - 1, by its hypergeometric series (DLMF 8.17.8 and 15.8.1), whose terms fall like x / (a r^2).
     """
-    if not np.isfinite(r):
-        return mpmath.nan
-    with mpmath.workdps(30):  # 1 - r^2 keeps a tiny r
-        return mpmath.betainc(mpmath.mpf(n) / 2 - 1, mpmath.mpf(1) / 2, 0, 1 - mpmath.mpf(r) ** 2, regularized=True)
+    if not abs(r) < 1:  # also NaN
+        return np.nan if np.isnan(r) else -np.inf
+    x, a = (1 - r) * (1 + r), n / 2 - 1
+    p = 2 * stats.t.sf(abs(r) * np.sqrt((n - 2) / x), n - 2)
+    if p > 1e-290:
+        return float(np.log10(p))
+    k = np.arange(20)
+    series = np.cumprod(np.r_[1, -(k + 0.5) / (a + 1 + k) * x / r**2]).sum()
+    return float((a * np.log(x) - np.log(abs(r)) - np.log(a) - betaln(a, 0.5) + np.log(series)) / np.log(10))
+
+
+def power_of_ten(log10: float, digits: int = 6) -> str:
+    """10 ** log10 as text, in full magnitude: -356.25 -> '5.62341e-357'. Nothing for NaN."""
+    if not np.isfinite(log10):
+        return "0" if log10 < 0 else ""
+    exponent = int(np.floor(log10))
+    mantissa = f"{10 ** (log10 - exponent):.{digits - 1}f}"
+    if mantissa.startswith("10"):
+        mantissa, exponent = f"{1:.{digits - 1}f}", exponent + 1
+    return f"{mantissa}e{exponent:+03d}" if exponent < -4 else f"{10**log10:.{digits}g}"
 
 
 def _names() -> list[str]:
@@ -158,9 +172,8 @@ class _Sample:
         row = {}
         for kind, matrices in (("Pearson", self.pearson), ("Spearman", self.spearman)):
             row |= self._bounded(kind, matrices[:, self.place[x], self.place[y]])
-            p = p_value(row[f"{kind} r"], len(self.prompt))
-            row[f"{kind} p"] = mpmath.nstr(p, 6) if p else "0"  # only where |r| is 1
-            row[f"{kind} log10 p"] = float(mpmath.log10(p)) if p else -np.inf
+            row[f"{kind} log10 p"] = log10_p(row[f"{kind} r"], len(self.prompt))
+            row[f"{kind} p"] = power_of_ten(row[f"{kind} log10 p"])
         means, used = self._within(x, y)
         row |= self._bounded("within-prompt Spearman", means) | {"within-prompt Spearman prompts": used}
         partial = np.full(len(self.counts), np.nan) if no_partial else self._partial(x, y)

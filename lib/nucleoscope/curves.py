@@ -14,9 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.interpolate import make_lsq_spline
 from scipy.optimize import curve_fit, isotonic_regression, leastsq
 
 Array = np.ndarray
+FAILED = "did not converge"
+KNOTS = 5  # of the spline, inside
 FORMULAS = {
     "constant": "c",
     "line": "a x + c",
@@ -24,6 +27,7 @@ FORMULAS = {
     "gamma": "a x^s exp(-b x) + c",
     "log-normal": "a exp(-(log x - m)^2 / (2 s^2)) + c",
     "free": "rising, then falling",
+    "spline": "cubic spline",
 }
 
 
@@ -117,7 +121,7 @@ def fit(kind: str, x: Array, y: Array, n: Array, start: Fit | None = None) -> Fi
     """
     if kind in _BUMPS:
         return _refit(kind, x, y, n, start) if start and start.theta is not None else _bump(kind, x, y, n)
-    return {"constant": _constant, "line": _line, "free": _free}[kind](x, y, n)
+    return {"constant": _constant, "line": _line, "free": _free, "spline": _spline}[kind](x, y, n)
 
 
 def _constant(x: Array, y: Array, n: Array) -> Fit:
@@ -178,7 +182,7 @@ def _refit(kind: str, x: Array, y: Array, n: Array, start: Fit) -> Fit:
 
 
 def _failed(free: int) -> Fit:
-    return Fit(lambda at: np.full(at.shape, np.nan), free, note="did not converge")
+    return Fit(lambda at: np.full(at.shape, np.nan), free, note=FAILED)
 
 
 def _fitted(kind: str, theta: Array, bounds: tuple[Array, Array]) -> Fit:
@@ -212,6 +216,17 @@ def _free(x: Array, y: Array, n: Array) -> Fit:
     top = np.flatnonzero(levels == levels.max())
     count = 1 + int(np.count_nonzero(np.diff(levels)))
     return Fit(lambda at: np.interp(at, x, levels), count, peak=float((x[top[0]] + x[top[-1]]) / 2))
+
+
+def _spline(x: Array, y: Array, n: Array) -> Fit:
+    """The cubic spline with as many tokens between its knots, which may fall and rise again."""
+    share = np.cumsum(n) / np.sum(n)
+    inner = np.interp(np.arange(1, KNOTS + 1) / (KNOTS + 1), share, x)
+    # Each stretch needs a bin of its own (Schoenberg and Whitney): knots in one gap between bins are one.
+    inner = inner[np.unique(np.searchsorted(x, inner), return_index=True)[1]]
+    inner = inner[(inner > x[2]) & (inner < x[-3])][: max(len(x) - 5, 0)]
+    curve = make_lsq_spline(x, y, np.r_[[x[0]] * 4, inner, [x[-1]] * 4], w=np.sqrt(n))
+    return Fit(lambda at: curve(np.clip(at, x[0], x[-1])), len(inner) + 4)
 
 
 def _prefix_errors(y: Array, n: Array) -> Array:

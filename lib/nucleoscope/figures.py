@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
 from nucleoscope.bootstrap import Bins, draws, interval
-from nucleoscope.correlation import PAIRS, choices
-from nucleoscope.results import LABELS, whole
+from nucleoscope.correlation import PAIRS
+from nucleoscope.results import LABELS, choices, whole
 
 plotly.io.renderers.default = "plotly_mimetype"
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -39,10 +39,9 @@ Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Figure:
     """Every token with k > 1 as a point, and the median of ``y`` in 50 equal-width bins of ``x``."""
-    pairs = choices(table)
+    pairs, bins = _pairs(table, x, y), _bins(table, x, y)
     figure = go.Figure(layout=_layout(f"{len(pairs):,} tokens with more than one candidate", height=460))
-    if len(pairs):
-        bins = Bins(pairs[x].to_numpy(), pairs[y].to_numpy(), pairs["prompt"].to_numpy())
+    if bins:
         held = bins.count > 0
         point = {"size": 4, "color": BLUE, "opacity": 0.3}
         figure.add_trace(
@@ -101,7 +100,7 @@ def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
     """
     models, datasets = _names(tables)
     with rc_context(FONTS):
-        figure = Figure(figsize=(0.9 + 2.1 * len(datasets), 0.7 + 1.45 * len(models)), layout="constrained")
+        figure = Figure(figsize=(0.9 + 2.1 * len(datasets), 0.95 + 1.45 * len(models)), layout="constrained")
         axes = figure.subplots(len(models), len(datasets), sharex=True, sharey=True, squeeze=False)
         there = np.array(
             [
@@ -118,6 +117,10 @@ def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
         for row, model in enumerate(models):
             axes[row, -1].annotate(model, (1.03, 0.5), ha="left", va="center", rotation=-90, **_EDGE)
             axes[row, np.argmax(there[row])].tick_params(labelleft=True)
+        key = ["median of a bin", "one standard deviation to either side"]
+        drawn = [axes.flat[place] for place in np.flatnonzero(there)[:1]]
+        handles = [handle for panel in drawn for handle in (panel.lines[0], panel.collections[0])]
+        figure.legend(handles, key[: len(handles)], loc="outside upper left", ncols=2, frameon=False)
         figure.supxlabel(LABELS[x])
         figure.supylabel(LABELS[y])
         figure.draw_without_rendering()  # places everything, here, where the fonts are set,
@@ -156,10 +159,9 @@ def _paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
     if bins is None:
         axes.axis("off")
         return False
-    held = bins.count > 0
-    center, median, deviation = bins.centers[held], bins.medians()[held], bins.deviations()[held]
-    axes.fill_between(center, median - deviation, median + deviation, color=SKY, alpha=0.45, linewidth=0)
-    axes.plot(center, median, color=BLUE, linewidth=1.2)
+    median, deviation = bins.medians(), bins.deviations()  # NaN in an empty bin: the line breaks there
+    axes.fill_between(bins.centers, median - deviation, median + deviation, color=SKY, alpha=0.45, linewidth=0)
+    axes.plot(bins.centers, median, ".-", color=BLUE, linewidth=1.2, markersize=1.5)  # a lone bin is a dot
     axes.grid(color="0.85", linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     return True
@@ -170,18 +172,20 @@ def _names(tables: Tables) -> tuple[list[str], list[str]]:
     return tuple(sorted({key[place] for key in tables}) for place in (0, 1))
 
 
+def _pairs(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """The tokens with k > 1 of which both quantities are known."""
+    pairs = choices(table)
+    return pairs[np.isfinite(pairs[[x, y]]).all(axis=1)]
+
+
 def _bins(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
     """The bins of a cell, or None where there is nothing to show."""
-    if table is None:
-        return None
-    pairs = choices(table)
-    pairs = pairs[np.isfinite(pairs[[x, y]]).all(axis=1)]
-    if pairs.empty:
+    if table is None or (pairs := _pairs(table, x, y)).empty:
         return None
     return Bins(pairs[x].to_numpy(), pairs[y].to_numpy(), pd.factorize(pairs["prompt"])[0])
 
 
-def grid(tables: Tables, pairs: tuple[tuple[str, str], ...] = PAIRS, resamples: int = 500) -> go.Figure:
+def grid(tables: Tables, pairs: tuple[tuple[str, str], ...] = PAIRS, resamples: int = 500, seed: int = 0) -> go.Figure:
     """The paper's figure to explore: median, mean or density, for each pair of quantities.
 
     The bars are 95 % intervals of a bin's median or mean, from resampled prompts; the band is one
@@ -196,7 +200,7 @@ def grid(tables: Tables, pairs: tuple[tuple[str, str], ...] = PAIRS, resamples: 
     contents: list[list[dict]] = [[] for _ in pairs]
     for (model, dataset), table in sorted(tables.items()):
         for content, (x, y) in zip(contents, pairs, strict=True):
-            content += _panel(_bins(table, x, y), table, x, y, resamples)
+            content += _panel(_bins(table, x, y), table, x, y, resamples, seed)
         place = {"row": models.index(model) + 1, "col": datasets.index(dataset) + 1}
         for trace, values in zip(_traces(f"{model}, {dataset}"), contents[0][-7:], strict=True):
             figure.add_trace(trace.update(values), **place)
@@ -210,12 +214,12 @@ def grid(tables: Tables, pairs: tuple[tuple[str, str], ...] = PAIRS, resamples: 
     return _described(figure, "Median cosine similarity over entropy for every model and data set, one panel each")
 
 
-def _panel(bins: Bins | None, table: pd.DataFrame, x: str, y: str, resamples: int) -> list[dict]:
+def _panel(bins: Bins | None, table: pd.DataFrame, x: str, y: str, resamples: int, seed: int) -> list[dict]:
     """What the seven traces of `_traces` show of one pair, in their order, as plain lists."""
     if bins is None:
         return [{"x": [], "y": []} for _ in range(6)] + [{"x": [], "y": [], "z": []}]
     held = bins.count > 0
-    counts = draws(int(bins.prompt.max()) + 1, resamples)
+    counts = draws(int(bins.prompt.max()) + 1, resamples, seed)
     deviation, found = bins.deviations()[held], []
     for middle, drawn in (
         (bins.medians(), bins.sizes_and_medians(counts)[1]),
@@ -235,7 +239,7 @@ def _panel(bins: Bins | None, table: pd.DataFrame, x: str, y: str, resamples: in
 
 
 def _density(table: pd.DataFrame, x: str, y: str) -> dict:
-    pairs = choices(table)[[x, y]].dropna()
+    pairs = _pairs(table, x, y)
     counts, across, up = np.histogram2d(pairs[x], pairs[y], FIELDS)
     fields = counts.T.astype(int).tolist()
     return {"x": _short((across[:-1] + across[1:]) / 2), "y": _short((up[:-1] + up[1:]) / 2), "z": fields}
@@ -333,7 +337,7 @@ def fitted(lines: pd.DataFrame) -> go.Figure:
     """Medians of one cell or pool, sized by their tokens, and the curves fitted to them; a menu picks the cell."""
     groups = list(lines.groupby(["Model", "Dataset"], sort=False))
     kinds = {"constant": "#999999", "line": PURPLE, "unimodal": VERMILLION, "gamma": GREEN, "log-normal": ORANGE}
-    looks = {"medians": BLUE, **kinds, "free": SKY}
+    looks = {"medians": BLUE, **kinds, "free": SKY, "spline": "#777777"}
     figure = go.Figure(layout=_layout("", height=520))
     contents = [[_curve(group[group["Curve"] == kind]) for kind in looks] for _, group in groups]
     for (kind, color), content in zip(looks.items(), contents[0] if contents else [], strict=False):
@@ -342,7 +346,7 @@ def fitted(lines: pd.DataFrame) -> go.Figure:
             marker = {"color": color, "sizemode": "area", "sizeref": 2, "sizemin": 3}
             trace = go.Scatter(mode="markers", marker=marker, name="medians", hovertemplate=hover)
         else:
-            dash = "dot" if kind in ("constant", "line") else "solid"
+            dash = {"constant": "dot", "line": "dot", "spline": "dash"}.get(kind, "solid")
             hover = f"{kind}: %{{y:.3f}} at %{{x:.2f}}<extra></extra>"
             trace = go.Scatter(mode="lines", line={"color": color, "dash": dash}, name=kind, hovertemplate=hover)
         figure.add_trace(trace.update(content))

@@ -14,10 +14,12 @@ import statsmodels.api as sm
 from scipy.interpolate import BSpline
 
 from nucleoscope import bootstrap, curves
+from nucleoscope.results import choices
 
 FOLDS = 10  # of the prompts, for the error on prompts held out
+CLEARLY = 2  # standard errors that a curve must gain over a constant
 LEAST_BINS = 8  # that hold tokens: five numbers are fitted at most, the error among them
-POOLED = "all"  # in the column of what a pool runs over
+POOLED = "(all)"  # in the column of what a pool runs over; no name of a model or data set
 PARAMETERS = ("a", "b", "c", "s", "m")
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
@@ -33,9 +35,9 @@ def statistics(
     """Every curve on every cell and pool of cells: one row each, from {(model, dataset): tokens}.
 
     See `fit` for the columns; ``Model`` and ``Dataset`` stand before them. A pool holds the cells of
-    one model or of one data set, with "all" for the other; a pool of one cell is that cell and has no
-    rows. Prompts of one data set are the same for every model, so a resample draws a prompt with
-    all its continuations.
+    one model or of one data set, with "(all)" for the other; a pool of one cell is that cell and has no
+    rows. Prompts of one data set are taken to be the same for every model, number by number, so a
+    resample draws a prompt with all its continuations.
 
     The 15 cells of the study and their 8 pools take about 40 s on two cores (``jobs`` are processes;
     None means one for each core): medians of a resample cost one running sum and one search
@@ -43,7 +45,9 @@ def statistics(
     """
     groups = _groups(tables)
     samples = [_sample(group, x, y) for group in groups.values()]
-    parts = bootstrap.each(partial(_fit, resamples=resamples, seed=seed), samples, jobs)
+    order = sorted(range(len(samples)), key=lambda i: -len(samples[i][0]))  # the long ones first fill the cores
+    done = bootstrap.each(partial(_fit, resamples=resamples, seed=seed), [samples[i] for i in order], jobs)
+    parts = [part for _, part in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
     for (model, dataset), part in zip(groups, parts, strict=True):
         part.insert(0, "Model", model)
         part.insert(1, "Dataset", dataset)
@@ -82,6 +86,8 @@ def _fit(sample: tuple, resamples: int, seed: int) -> pd.DataFrame:
 def _groups(tables: Tables) -> dict[tuple[str, str], list[pd.DataFrame]]:
     """The cells, then the pools of several cells of one model, then of one data set."""
     groups = {key: [tables[key]] for key in sorted(tables)}
+    if any(POOLED in key for key in groups):
+        raise ValueError(f"a model or data set is called '{POOLED}', which stands for a pool: rename its folder")
     for place in (0, 1):
         for name in sorted({key[place] for key in tables}):
             cells = [tables[key] for key in sorted(tables) if key[place] == name]
@@ -92,7 +98,7 @@ def _groups(tables: Tables) -> dict[tuple[str, str], list[pd.DataFrame]]:
 
 def _sample(cells: list[pd.DataFrame], x: str, y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """x, y and the number of its prompt for each token of some cells, and a note on tokens that lack x or y."""
-    columns = [table[table["k"] > 1][["dataset", "prompt", x, y]].astype({"dataset": object}) for table in cells]
+    columns = [choices(table)[["dataset", "prompt", x, y]].astype({"dataset": object}) for table in cells]
     frame = pd.concat(columns, ignore_index=True)
     finite = np.isfinite(frame[[x, y]])
     lost = int((~finite.all(axis=1)).sum())
@@ -113,37 +119,44 @@ def fit(
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every curve on one sample of tokens: x, y, prompt (n,) -> one row a curve, and one for a spline.
+    """Every curve on one sample of tokens: x, y, prompt (n,) -> one row a curve.
 
     Columns, beside the counts:
 
     * a, b, c, s, m: the parameters of the formula (`curves.FORMULAS`), and peak, where the curve is
-      highest, each with the bounds of its 95 % interval (low, high);
-    * R2 (medians): the share of the medians' variance, weighted as the fit is; AICc of the fit, for
-      Gaussian errors, less that of the best curve (Hurvich and Tsai 1989);
+      highest, each with the bounds of its 95 % interval (low, high); before peak, the share of the
+      tokens left of it;
+    * R2 (medians): the share of the medians' variance, weighted as the fit is; delta AICc: AICc of the
+      fit, for Gaussian errors, less that of the best curve (Hurvich and Tsai 1989);
     * held-out error: mean |y - f(x)| over tokens of prompts that the curve was not fitted to, in ten
       folds; the absolute error is what a median makes least;
     * alpha, beta: y = alpha + beta f(x) by least squares over tokens, with 95 % intervals from
       standard errors clustered by prompt, taking the curve for given; R2 and RMSE of that;
-      of free, of spline: that R2 over the free curve's and over a cubic spline's;
+      of free: that R2 over the free curve's; of spline: that R2 over the one of a cubic spline that is
+      fitted to the tokens themselves, which is about what any smooth function of x can explain;
     * note: ``note``, and why something is missing. A curve that is no better than a constant is
       refused: it has no parameters and no peak. It must have the smaller AICc (the free curve, whose
-      levels all count as parameters, need not), and on prompts held out it must gain more than one
-      standard error, clustered by prompt (Breiman et al. 1984, "Classification and Regression Trees").
+      levels all count as parameters, need not), and on prompts held out its error must be smaller by
+      more than two standard errors, clustered by prompt.
+
+    AICc takes the medians for independent, with variances in proportion to 1 / n. Bins share prompts,
+    and cosines scatter more where entropy is small, so it ranks curves but roughly: where it and the
+    held-out error disagree, believe the latter. The free curve is no ceiling: it cannot rise again. The
+    interval of its peak is a rough guide, because the place of a maximum is no smooth statistic.
     """
     head = {"tokens": len(x), "prompts": len(np.unique(prompt))}
     why = _shortage(x, y, prompt)
     if why:
-        rows = [{"Curve": kind, "note": why} for kind in (*curves.FORMULAS, "spline")]
+        rows, smooth = [{"Curve": kind, "note": why} for kind in curves.FORMULAS], np.nan
     else:
-        sample = _Sample(x, y, prompt, resamples, seed)
-        rows = [*(sample.row(kind) for kind in curves.FORMULAS), sample.spline_row()]
+        sample, smooth = _Sample(x, y, prompt, resamples, seed), _explainable(x, y)
+        rows = [sample.row(kind) for kind in curves.FORMULAS]
     frame = pd.DataFrame([{"Curve": row["Curve"], **head, **_blank(), **row} for row in rows])
     if note:
         frame["note"] = [
             note if note.startswith("no ") else "; ".join(filter(None, [note, row])) for row in frame["note"]
         ]
-    return _compared(frame)
+    return _compared(frame, smooth)
 
 
 def _blank() -> dict[str, object]:
@@ -154,7 +167,9 @@ def _blank() -> dict[str, object]:
     return {
         "bins": 0,
         "formula": "",
-        **dict.fromkeys([*bounded, "R2 (medians)", "AICc", "held-out error", *linear, *tokens], np.nan),
+        **dict.fromkeys(
+            [*bounded, "before peak", "R2 (medians)", "delta AICc", "held-out error", *linear, *tokens], np.nan
+        ),
         "note": "",
     }
 
@@ -198,11 +213,15 @@ class _Sample:
         notes = [refused, curve.note]
         if np.isnan(error) and not curve.note:
             notes.append("no held-out error: no fit without some of the prompts")
-        row = {"Curve": kind, "bins": bins, "formula": curves.FORMULAS[kind], "AICc": self.aicc[kind]}
+        row = {"Curve": kind, "bins": bins, "formula": curves.FORMULAS[kind], "delta AICc": self.aicc[kind]}
         row |= {"R2 (medians)": 1 - left / total if total else np.nan, "held-out error": error}
         if not refused:
             notes.append(self._where(curve))
-            row |= self._parameters(kind, curve) | self._linear(curve(self.x))
+            found, doubtful = self._parameters(kind, curve)
+            row |= found | self._linear(curve(self.x))
+            if doubtful > 0.05 * len(self.drawn) and not curve.note:
+                notes.append(f"{doubtful} of {len(self.drawn)} resamples on a bound or without a fit")
+            row["before peak"] = np.nan if np.isnan(curve.peak) else float(np.mean(self.x < curve.peak))
         return row | {"note": "; ".join(filter(None, notes))}
 
     def _left(self, curve: curves.Fit) -> tuple[float, int]:
@@ -214,12 +233,12 @@ class _Sample:
 
     def _refusal(self, kind: str) -> str:
         """Why a curve is no better than a constant, or nothing."""
-        if kind == "constant":
+        if kind == "constant" or self.fits[kind].note == curves.FAILED:
             return ""
         reasons = [] if self.aicc[kind] < self.aicc["constant"] or kind == "free" else ["by AICc"]
         gain = self.errors["constant"] - self.errors[kind]
-        if np.isfinite(gain).all() and gain.mean() <= _clustered_error(gain, self.prompt):
-            reasons.append("on prompts held out")
+        if np.isfinite(gain).all() and gain.mean() <= CLEARLY * _clustered_error(gain, self.prompt):
+            reasons.append("on prompts held out, by more than two standard errors")
         return f"no better than a constant {' and '.join(reasons)}" if reasons else ""
 
     def _fit(self, kind: str, medians: tuple[np.ndarray, np.ndarray], start: curves.Fit | None = None) -> curves.Fit:
@@ -229,22 +248,23 @@ class _Sample:
             return curves.Fit(lambda at: np.full(at.shape, np.nan), 0)
         return curves.fit(kind, self.bins.centers[used], values[used], sizes[used], start)
 
-    def _parameters(self, kind: str, curve: curves.Fit) -> dict[str, float]:
-        """Parameters and peak with their intervals, from the fits to all resamples."""
+    def _parameters(self, kind: str, curve: curves.Fit) -> tuple[dict[str, float], int]:
+        """Parameters and peak with their intervals, from the fits to all resamples; how many of those failed."""
         names = [*curve.parameters, *([] if np.isnan(curve.peak) else ["peak"])]
         if not names:
-            return {}
-        refits = (self._fit(kind, medians, curve) for medians in self.drawn)
+            return {}, 0
+        refits = [self._fit(kind, medians, curve) for medians in self.drawn]
         values = np.array(
             [[{**refit.parameters, "peak": refit.peak}.get(name, np.nan) for name in names] for refit in refits]
         )
         lows, highs = bootstrap.interval(values)
         found = {**curve.parameters, "peak": curve.peak}
-        return {
+        bounded = {
             f"{name}{part}": float(value)
             for name, low, high in zip(names, lows, highs, strict=True)
             for part, value in (("", found[name]), (" low", low), (" high", high))
         }
+        return bounded, sum(bool(refit.note) or not refit.free for refit in refits)
 
     def _where(self, curve: curves.Fit) -> str:
         inside = np.isnan(curve.peak) or self.bins.edges[0] <= curve.peak <= self.bins.edges[-1]
@@ -272,21 +292,14 @@ class _Sample:
         row |= {"R2 (tokens)": result.rsquared, "RMSE (tokens)": np.sqrt(np.mean(result.resid**2))}
         return {name: float(value) for name, value in row.items()}
 
-    def spline_row(self) -> dict[str, object]:
-        """What a smooth function of x can explain: a cubic spline with knots at the deciles of x."""
-        inner = np.unique(np.quantile(self.x, np.arange(1, 10) / 10))
-        ends = self.x.min(), self.x.max()
-        inner = inner[(inner > ends[0]) & (inner < ends[1])]
-        knots = np.concatenate([[ends[0]] * 4, inner, [ends[1]] * 4])
-        design = BSpline.design_matrix(self.x, knots, 3).toarray()
-        left = self.y - design @ np.linalg.lstsq(design, self.y)[0]
-        error, explained = float(np.sqrt(np.mean(left**2))), 1 - left.var() / self.y.var()
-        return {
-            "Curve": "spline",
-            "formula": "cubic spline, for comparison",
-            "R2 (tokens)": float(explained),
-            "RMSE (tokens)": error,
-        }
+
+def _explainable(x: np.ndarray, y: np.ndarray) -> float:
+    """R2 over tokens of a cubic spline fitted to them, with knots at the deciles of x: what smooth curves can do."""
+    inner = np.unique(np.quantile(x, np.arange(1, 10) / 10))
+    inner = inner[(inner > x.min()) & (inner < x.max())]
+    design = BSpline.design_matrix(x, np.r_[[x.min()] * 4, inner, [x.max()] * 4], 3).toarray()
+    left = y - design @ np.linalg.lstsq(design, y)[0]
+    return float(1 - left.var() / y.var())
 
 
 def _aicc(left: float, bins: int, free: int) -> float:
@@ -303,12 +316,12 @@ def _clustered_error(values: np.ndarray, prompt: np.ndarray) -> float:
     return float(np.sqrt(len(sums) / (len(sums) - 1) * np.sum(sums**2)) / len(values))
 
 
-def _compared(frame: pd.DataFrame) -> pd.DataFrame:
-    """Sets R2 and AICc against those of the other curves."""
-    r2 = frame.set_index("Curve")["R2 (tokens)"]
-    for name in ("free", "spline"):
-        frame[f"of {name}"] = frame["R2 (tokens)"] / (r2[name] if r2[name] > 0 else np.nan)
-    least = frame["AICc"].min()
+def _compared(frame: pd.DataFrame, smooth: float) -> pd.DataFrame:
+    """Sets R2 against that of the free curve and of what smooth curves can do, and AICc against the least."""
+    free = frame.set_index("Curve")["R2 (tokens)"]["free"]
+    for name, reference in (("of free", free), ("of spline", smooth)):
+        frame[name] = frame["R2 (tokens)"] / (reference if reference > 0 else np.nan)
     # An exact fit has an AICc of minus infinity: 0 for it, infinity for the others.
-    frame["AICc"] = np.where(frame["AICc"] == least, 0.0, frame["AICc"] - least)
+    least = frame["delta AICc"].min()
+    frame["delta AICc"] = np.where(frame["delta AICc"] == least, 0.0, frame["delta AICc"] - least)
     return frame

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -248,7 +249,7 @@ def load_cells(
         path = measurements(folder)
         try:
             tables[folder.name, folder.parent.name] = table(load(path), folder.name, folder.parent.name)
-        except (ValueError, TypeError) as error:  # TypeError: the right names with something else in them
+        except (ValueError, TypeError, RuntimeError, OSError) as error:  # the right names may hold anything
             damaged[path] = str(error) if str(path) in str(error) else f"'{path}': {error}"
     return tables, damaged
 
@@ -295,6 +296,11 @@ def table(records: list[dict], model: str, dataset: str) -> "pd.DataFrame":
         parts = [np.asarray(r.get(name, [lacking] * n), dtype=dtype) for r, n in zip(records, lengths, strict=True)]
         columns[column] = np.concatenate([np.empty(0, dtype), *parts])
     return pd.DataFrame(columns)
+
+
+def choices(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The tokens that had an alternative (k > 1): with one candidate there is no pair to compare."""
+    return table[table["k"] > 1]
 
 
 def _save(value: Any, path: Path) -> None:
@@ -375,10 +381,10 @@ def _load(path: str | os.PathLike) -> Any:
     except FileNotFoundError:
         raise
     except Exception as error:  # what a damaged file makes of the loader is anybody's guess
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+        reason = textwrap.shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 100)
         raise ValueError(
             f"'{path}' cannot be read as measurements: it is truncated or not ours; "
-            f"delete it or measure again with --overwrite ({reason})"
+            f"delete it and measure again ({reason})"
         ) from None
 
 

@@ -7,8 +7,11 @@ multirow; what is missing is a dash, and a comment above the table says why.
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from nucleoscope.correlation import power_of_ten
+from nucleoscope.curves import FORMULAS
 from nucleoscope.results import whole
 
 CELL = ["Model", "Dataset"]
@@ -32,13 +35,18 @@ def correlation_tex(statistics: pd.DataFrame) -> str:
     table = {
         "$k > 1$": statistics["tokens with k > 1"].map("{:,}".format),
         "Pearson": statistics["Pearson r"].map(_number),
-        "$p$": statistics["Pearson p"].map(_power),
+        "$p$": statistics["Pearson log10 p"].map(_power),
         "Spearman": statistics["Spearman r"].map(_number),
-        "$p$ ": statistics["Spearman p"].map(_power),
+        "$p$ ": statistics["Spearman log10 p"].map(_power),
         "within": statistics["within-prompt Spearman r"].map(_number),
         "given $k$": statistics["partial Spearman r"].map(_number),
     }
-    return _tabular(statistics, table)
+    head = (
+        "% Entropy and cosine similarity over tokens with k > 1. The p-values take all tokens for independent,\n"
+        "% as the published study does; the intervals of the short table do not. within: the mean of Spearman's\n"
+        "% coefficients within prompts; given k: Spearman's partial coefficient.\n"
+    )
+    return head + _tabular(statistics, table)
 
 
 def correlation_short_tex(statistics: pd.DataFrame) -> str:
@@ -50,17 +58,18 @@ def correlation_short_tex(statistics: pd.DataFrame) -> str:
 def fits_tex(statistics: pd.DataFrame) -> str:
     """The study's curve on every cell and pool: its parameters, then how good it is beside the others."""
     rows = statistics[statistics["Curve"] == CURVE].reset_index(drop=True)
-    best = statistics[statistics["AICc"] == 0].groupby(CELL, sort=False)["Curve"].first()
+    best = statistics[statistics["delta AICc"] == 0].groupby(CELL, sort=False)["Curve"].first()
     quality = {
         "peak": _bounded(rows, "peak", "peak"),
         "$R^2$": rows["R2 (medians)"].map(_number),
-        r"$\Delta$AICc": rows["AICc"].map(lambda value: _number(value, 1)),
+        r"$\Delta$AICc": rows["delta AICc"].map(lambda value: _number(value, 1)),
         "best": [best.get((row.Model, row.Dataset), "--") for row in rows.itertuples()],
         r"$R^2_\mathrm{tokens}$": rows["R2 (tokens)"].map(_number),
         "of spline": rows["of spline"].map(_number),
     }
-    parameters = {f"${name}$": _bounded(rows, name, name) for name in ("a", "b", "c")}
-    return _tabular(rows, parameters) + "\n\\bigskip\n\n" + _tabular(rows, quality)
+    parameters = {f"${name}$": _bounded(rows, name, name, digits) for name, digits in (("a", 2), ("b", 2), ("c", 3))}
+    head = f"% The curve is {FORMULAS[CURVE]}; of spline: its R2 over tokens by that of a spline fitted to them.\n"
+    return head + _tabular(rows, parameters) + "\n\\bigskip\n\n" + _tabular(rows, quality)
 
 
 def _tabular(rows: pd.DataFrame, columns: dict) -> str:
@@ -74,32 +83,31 @@ def _tabular(rows: pd.DataFrame, columns: dict) -> str:
     rule = f"\\cline{{1-{len(alignment)}}}\n"
     text = text.replace(f"{rule}\\bottomrule", "\\bottomrule").replace(rule, "\\midrule\n")
     notes = [f"% {row.Model}, {row.Dataset}: {row.note}\n" for row in rows.itertuples() if row.note]
-    small = "{\\scriptsize\\setlength{\\tabcolsep}{3pt}%\n"  # fits the column of an article
+    small = "{\\scriptsize\\setlength{\\tabcolsep}{1.5pt}%\n"  # fits the column of an article
     return "% needs \\usepackage{booktabs,multirow}\n" + "".join(notes) + small + text + "}\n"
 
 
-def _bounded(rows: pd.DataFrame, value: str, bounds: str) -> list[str]:
+def _bounded(rows: pd.DataFrame, value: str, bounds: str, digits: int = 2) -> list[str]:
     found = zip(rows[value], rows[f"{bounds} low"], rows[f"{bounds} high"], strict=True)
     return [
-        _number(middle) if pd.isna(low) else f"{_number(middle)} $[{_bare(low)}, {_bare(high)}]$"
+        _number(middle, digits) + ("" if pd.isna(low) else f" $[{_bare(low, digits)}, {_bare(high, digits)}]$")
         for middle, low, high in found
     ]
 
 
 def _bare(value: float, digits: int = 2) -> str:
-    return f"{value:.{digits}f}"
+    return f"{round(value, digits) + 0.0:.{digits}f}" if np.isfinite(value) else "\\infty"  # + 0.0: no -0.00
 
 
 def _number(value: float, digits: int = 2) -> str:
     return "--" if pd.isna(value) else f"${_bare(value, digits)}$"
 
 
-def _power(p: str) -> str:
-    """'2.41e-775' as a power of ten; what is not small as it is."""
-    if pd.isna(p):
-        return "--"
-    head, _, exponent = str(p).partition("e")
-    return f"${float(head):.0f}{{\\cdot}}10^{{{int(exponent)}}}$" if exponent else f"${float(head):.3g}$"
+def _power(log10: float) -> str:
+    """The p whose log10 this is, as LaTeX: a power of ten where it is small."""
+    text = "--" if pd.isna(log10) else power_of_ten(log10, 1)
+    mantissa, small, exponent = text.partition("e")
+    return f"${mantissa}{{\\cdot}}10^{{{int(exponent)}}}$" if small else text if text == "--" else f"${text}$"
 
 
 def readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
@@ -111,17 +119,18 @@ def readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
     return _with_notes(columns, statistics["note"])
 
 
-def parameters(fits: pd.DataFrame, curve: str, names: tuple[str, ...]) -> pd.DataFrame:
-    """Parameters of one curve for readers: value [interval], all cells and pools."""
+def parameters(fits: pd.DataFrame, curve: str, digits: dict[str, int]) -> pd.DataFrame:
+    """Parameters of one curve for readers, to so many digits: value [interval], all cells and pools."""
     rows = fits[fits["Curve"] == curve]
     columns = {name: rows[name] for name in (*CELL, "tokens", "prompts")}
-    columns |= {name: _spans(rows, name, 2) for name in names}
+    columns |= {name: _spans(rows, name, number) for name, number in digits.items()}
+    columns["before peak"] = rows["before peak"].map("{:.0%}".format).replace("nan%", "")
     return _with_notes(columns, rows["note"])
 
 
 def compared(fits: pd.DataFrame, number: str, digits: int) -> pd.DataFrame:
-    """One number of every curve, curves side by side; the spline has none."""
-    rows = fits[fits["Curve"] != "spline"].set_index(CELL)
+    """One number of every curve, curves side by side."""
+    rows = fits.set_index(CELL)
     return pd.DataFrame({curve: rows[rows["Curve"] == curve][number].round(digits) for curve in rows["Curve"].unique()})
 
 
