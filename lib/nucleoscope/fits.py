@@ -39,7 +39,7 @@ def statistics(
     rows. Prompts of one data set are taken to be the same for every model, number by number, so a
     resample draws a prompt with all its continuations.
 
-    The 15 cells of the study and their 8 pools take about 40 s on two cores (``jobs`` are processes;
+    The 15 cells of the study and their 8 pools take about 35 s on two cores (``jobs`` are processes;
     None means one for each core): medians of a resample cost one running sum and one search
     (`bootstrap.Bins`), and a fit started from the fit to the data a fraction of a millisecond.
     """
