@@ -35,7 +35,7 @@ from pathlib import Path
 
 from IPython.display import Markdown
 
-from nucleoscope import correlation, figures, results, tables
+from nucleoscope import correlation, figures, panels, results, tables
 
 if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
     os.chdir("..")
@@ -86,7 +86,7 @@ tables.readable(statistics)
 # ## Cell by cell
 
 # %%
-figures.grid(measured, resamples=resamples, seed=seed)
+panels.grid(measured, resamples=resamples, seed=seed)
 
 # %% [markdown]
 # Each panel is one cell: models down, data sets across, all on the same axes. The line joins the

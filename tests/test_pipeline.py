@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import tiny
+from made import study_file
 from nucleoscope import models, results
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +172,7 @@ def test_two_runs_that_start_together_do_not_meet(tmp_path, tiny_model, texts):
 def grid(tmp_path, tiny_model, texts, **parameters):
     path = tmp_path / "grid.json"  # JSON is YAML
     values = {"results_dir": str(tmp_path / "results"), "models": [tiny_model], "datasets": [texts]}
+    values["analyses"] = {"resamples": 100}
     path.write_text(json.dumps(values | {"parameters": {"n_prompts": 2, "max_tokens": 3} | parameters}))
     return str(path)
 
@@ -183,8 +186,15 @@ def test_the_graph_runs_what_is_missing_or_changed_and_nothing_else(tmp_path, ti
     first = snakemake(tmp_path, tiny_model, texts)
     assert first.returncode == 0, first.stderr
     assert (tmp_path / "results/lines/tiny-llama/run.ipynb").is_file()
+    analyses = tmp_path / "results" / results.ANALYSES
+    assert sorted(path.name for path in analyses.iterdir()) == sorted(results.ANALYSIS_FILES)
     again = snakemake(tmp_path, tiny_model, texts)
     assert "Nothing to be done" in again.stderr
+    study_file(tmp_path / "results" / "xsum" / "theirs")  # a cell that the grid knows nothing of
+    planned = snakemake(tmp_path, tiny_model, texts, "--dry-run").stdout
+    assert "rule analyses:" in planned
+    assert "rule cell:" not in planned
+    shutil.rmtree(tmp_path / "results" / "xsum")
     folder = tmp_path / "results/lines/tiny-llama"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     failed = snakemake(tmp_path, tiny_model, texts, max_tokens=0)

@@ -19,19 +19,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
-from nucleoscope.bootstrap import Bins, draws, interval
-from nucleoscope.correlation import PAIRS
+from nucleoscope.bootstrap import Bins
 from nucleoscope.results import LABELS, choices, whole
 
 plotly.io.renderers.default = "plotly_mimetype"
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-FADED = "rgba(0,114,178,0.18)"  # BLUE behind a line
-# From faint to full BLUE, in steps of about a third of a decade: counts differ by orders of magnitude.
-DENSITY = [
-    [at, f"rgba(0,114,178,{a})"]
-    for at, a in ((0, 0), (0.003, 0.2), (0.01, 0.3), (0.03, 0.45), (0.1, 0.6), (0.3, 0.8), (1, 1))
-]
-FIELDS = (40, 30)  # of a density, along x and y
 FONTS = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8}  # 42: letters stay letters in the pdf
 _EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
 Tables = Mapping[tuple[str, str], pd.DataFrame]
@@ -39,8 +31,8 @@ Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Figure:
     """Every token with k > 1 as a point, and the median of ``y`` in 50 equal-width bins of ``x``."""
-    pairs, bins = _pairs(table, x, y), _bins(table, x, y)
-    figure = go.Figure(layout=_layout(f"{len(pairs):,} tokens with more than one candidate", height=460))
+    pairs, bins = pairs_of(table, x, y), bins_of(table, x, y)
+    figure = go.Figure(layout=layout(f"{len(pairs):,} tokens with more than one candidate", height=460))
     if bins:
         held = bins.count > 0
         point = {"size": 4, "color": BLUE, "opacity": 0.3}
@@ -60,7 +52,7 @@ def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Fi
         )
     figure.update_xaxes(title=LABELS[x], rangemode="tozero")
     figure.update_yaxes(title=LABELS[y])
-    return _described(figure, f"{LABELS[y]} over {LABELS[x]}: one point a token, and the median of each bin")
+    return described(figure, f"{LABELS[y]} over {LABELS[x]}: one point a token, and the median of each bin")
 
 
 def distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosine") -> go.Figure:
@@ -74,11 +66,11 @@ def distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosi
         )
         figure.update_xaxes(title=LABELS[name], row=1, col=column)
     figure.update_yaxes(title="tokens", col=1)
-    figure.update_layout(_layout(f"Distributions over {len(pairs):,} tokens", height=340), showlegend=False)
-    return _described(figure, f"Histograms of {LABELS[left]} and {LABELS[right]}")
+    figure.update_layout(layout(f"Distributions over {len(pairs):,} tokens", height=340), showlegend=False)
+    return described(figure, f"Histograms of {LABELS[left]} and {LABELS[right]}")
 
 
-def _layout(title: str, height: int) -> dict:
+def layout(title: str, height: int) -> dict:
     """What all figures share: see-through, in a grey that reads on a light and on a dark page."""
     axis = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.4)"}
     return {
@@ -98,7 +90,7 @@ def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
 
     The band is one standard deviation of the bin's tokens to either side. A missing cell is blank.
     """
-    models, datasets = _names(tables)
+    models, datasets = rows_and_columns(tables)
     with rc_context(FONTS):
         figure = Figure(figsize=(0.9 + 2.1 * len(datasets), 0.95 + 1.45 * len(models)), layout="constrained")
         axes = figure.subplots(len(models), len(datasets), sharex=True, sharey=True, squeeze=False)
@@ -155,7 +147,7 @@ def _undated() -> Iterator[None]:
 
 def _paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
     """Draws one cell; False where there is nothing to draw, and the panel is blank."""
-    bins = _bins(table, x, y)
+    bins = bins_of(table, x, y)
     if bins is None:
         axes.axis("off")
         return False
@@ -167,139 +159,22 @@ def _paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
     return True
 
 
-def _names(tables: Tables) -> tuple[list[str], list[str]]:
+def rows_and_columns(tables: Tables) -> tuple[list[str], list[str]]:
     """Models and data sets, in the order of the tables of statistics."""
     return tuple(sorted({key[place] for key in tables}) for place in (0, 1))
 
 
-def _pairs(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+def pairs_of(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """The tokens with k > 1 of which both quantities are known."""
     pairs = choices(table)
     return pairs[np.isfinite(pairs[[x, y]]).all(axis=1)]
 
 
-def _bins(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
+def bins_of(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
     """The bins of a cell, or None where there is nothing to show."""
-    if table is None or (pairs := _pairs(table, x, y)).empty:
+    if table is None or (pairs := pairs_of(table, x, y)).empty:
         return None
     return Bins(pairs[x].to_numpy(), pairs[y].to_numpy(), pd.factorize(pairs["prompt"])[0])
-
-
-def grid(tables: Tables, pairs: tuple[tuple[str, str], ...] = PAIRS, resamples: int = 500, seed: int = 0) -> go.Figure:
-    """The paper's figure to explore: median, mean or density, for each pair of quantities.
-
-    The bars are 95 % intervals of a bin's median or mean, from resampled prompts; the band is one
-    standard deviation. Hover gives the bin's count and interval.
-    """
-    models, datasets = _names(tables)
-    figure = make_subplots(
-        len(models), len(datasets), shared_xaxes="all", shared_yaxes="all",
-        column_titles=datasets, row_titles=models, x_title=LABELS[pairs[0][0]], y_title=LABELS[pairs[0][1]],
-        horizontal_spacing=0.02, vertical_spacing=0.12 / max(len(models), 2),
-    )  # fmt: skip
-    contents: list[list[dict]] = [[] for _ in pairs]
-    for (model, dataset), table in sorted(tables.items()):
-        for content, (x, y) in zip(contents, pairs, strict=True):
-            content += _panel(_bins(table, x, y), table, x, y, resamples, seed)
-        place = {"row": models.index(model) + 1, "col": datasets.index(dataset) + 1}
-        for trace, values in zip(_traces(f"{model}, {dataset}"), contents[0][-7:], strict=True):
-            figure.add_trace(trace.update(values), **place)
-    figure.update_layout(
-        _layout("", height=190 + 190 * len(models)),
-        showlegend=False,
-        updatemenus=_switches(contents, pairs, len(models) + len(datasets)),
-    )
-    figure.update_layout(margin={"t": 120, "r": 40, "l": 70, "b": 70}).update_annotations(font_size=12)
-    figure.update_xaxes(nticks=5, tickangle=0)
-    return _described(figure, "Median cosine similarity over entropy for every model and data set, one panel each")
-
-
-def _panel(bins: Bins | None, table: pd.DataFrame, x: str, y: str, resamples: int, seed: int) -> list[dict]:
-    """What the seven traces of `_traces` show of one pair, in their order, as plain lists."""
-    if bins is None:
-        return [{"x": [], "y": []} for _ in range(6)] + [{"x": [], "y": [], "z": []}]
-    held = bins.count > 0
-    counts = draws(int(bins.prompt.max()) + 1, resamples, seed)
-    deviation, found = bins.deviations()[held], []
-    for middle, drawn in (
-        (bins.medians(), bins.sizes_and_medians(counts)[1]),
-        (bins.means(bins.once())[0], bins.means(counts)),
-    ):
-        low, high = (bound[held] for bound in interval(drawn))
-        middle = middle[held]
-        center = _short(bins.centers[held])
-        found += [{"x": center, "y": _short(middle - deviation)}, {"x": center, "y": _short(middle + deviation)}]
-        spans = [
-            "from too few prompts" if np.isnan(a) else f"[{a:.3f}, {b:.3f}]" for a, b in zip(low, high, strict=True)
-        ]
-        rest = [list(row) for row in zip(bins.count[held].tolist(), spans, strict=True)]
-        bars = {"error_y.array": _short(high - middle), "error_y.arrayminus": _short(middle - low)}
-        found.append({"x": center, "y": _short(middle), "customdata": rest, **bars})
-    return [*found, _density(table, x, y)]
-
-
-def _density(table: pd.DataFrame, x: str, y: str) -> dict:
-    pairs = _pairs(table, x, y)
-    counts, across, up = np.histogram2d(pairs[x], pairs[y], FIELDS)
-    fields = counts.T.astype(int).tolist()
-    return {"x": _short((across[:-1] + across[1:]) / 2), "y": _short((up[:-1] + up[1:]) / 2), "z": fields}
-
-
-def _traces(name: str) -> list:
-    """The empty traces of one panel: band, median; band, mean; density."""
-    found = []
-    for word, color in (("median", BLUE), ("mean", VERMILLION)):
-        edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "visible": word == "median"}
-        found += [go.Scatter(edge), go.Scatter(edge, fill="tonexty", fillcolor=FADED)]
-        hover = f"{word} %{{y:.3f}} %{{customdata[1]}}"
-        hover += "<br>%{customdata[0]:,} tokens at %{x:.2f}"
-        found.append(
-            go.Scatter(
-                mode="lines+markers",
-                line={"color": color, "width": 2},
-                marker={"size": 4},
-                error_y={"type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": color},
-                hovertemplate=f"{hover}<extra>{name}</extra>",
-                visible=word == "median",
-            )
-        )
-    hover = f"%{{z:,}} tokens near %{{x:.2f}}, %{{y:.2f}}<extra>{name}</extra>"
-    return [*found, go.Heatmap(colorscale=DENSITY, showscale=False, hovertemplate=hover, visible=False)]
-
-
-def _switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ...], titles: int) -> list[dict]:
-    """Two switches that do not meddle with each other: one sets what is visible, one what is in it."""
-    panels = len(contents[0]) // 7
-    views = {"median": [0, 1, 2], "mean": [3, 4, 5], "density": [6]}
-    look = {"x": 0, "xanchor": "left", "yanchor": "bottom", "bgcolor": "#dddddd", "font": {"color": "#222222"}}
-    shown = [
-        {"label": label, "method": "restyle", "args": [{"visible": [i in places for i in range(7)] * panels}]}
-        for label, places in views.items()
-    ]
-    keys = ("x", "y", "z", "customdata", "error_y.array", "error_y.arrayminus")
-    chosen = [
-        {
-            "label": f"{y} over {x}".replace("_", " "),
-            "method": "update",
-            "args": [
-                {key: [values.get(key) for values in content] for key in keys},
-                {f"annotations[{titles}].text": LABELS[x], f"annotations[{titles + 1}].text": LABELS[y]},
-            ],
-        }
-        for content, (x, y) in zip(contents, pairs, strict=True)
-    ]
-    return [
-        {
-            "type": "buttons",
-            "direction": "right",
-            "buttons": shown,
-            "y": 1.0,
-            "pad": {"b": 62},
-            "showactive": True,
-            **look,
-        },
-        {"type": "dropdown", "buttons": chosen, "y": 1.0, "pad": {"b": 26}, **look},
-    ]
 
 
 def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure:
@@ -310,12 +185,12 @@ def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure
     for column, kind in enumerate(("Pearson", "Spearman"), 1):
         ours = statistics[f"{kind} r"]
         low, high = (ours - statistics[f"{kind} low"]).abs(), (statistics[f"{kind} high"] - ours).abs()
-        bars = {"type": "data", "symmetric": False, "array": _short(high), "arrayminus": _short(low), "thickness": 2}
+        bars = {"type": "data", "symmetric": False, "array": short(high), "arrayminus": short(low), "thickness": 2}
         hover = "%{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra>ours, %{y}</extra>"
         look = {"mode": "markers", "y": names, "showlegend": column == 1}
         figure.add_trace(
             go.Scatter(
-                x=_short(ours), error_x=bars, marker={"size": 9, "color": BLUE}, name="ours", hovertemplate=hover,
+                x=short(ours), error_x=bars, marker={"size": 9, "color": BLUE}, name="ours", hovertemplate=hover,
                 customdata=statistics[[f"{kind} low", f"{kind} high"]].astype(object).where(ours.notna(), None), **look,
             ),
             row=1, col=column,
@@ -323,14 +198,14 @@ def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure
         hover = "%{x:.3f}<extra>published, %{y}</extra>"
         marker = {"size": 11, "color": VERMILLION, "symbol": "diamond-open", "line": {"width": 2}}
         figure.add_trace(
-            go.Scatter(x=_short(both[f"{kind} r"]), marker=marker, name="published", hovertemplate=hover, **look),
+            go.Scatter(x=short(both[f"{kind} r"]), marker=marker, name="published", hovertemplate=hover, **look),
             row=1, col=column,
         )  # fmt: skip
-    figure.update_layout(_layout("", height=150 + 36 * len(names)), margin={"t": 70})
+    figure.update_layout(layout("", height=150 + 36 * len(names)), margin={"t": 70})
     figure.update_layout(legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"})
     figure.update_layout(legend_title_text="", legend_yref="container", legend_yanchor="top")
     figure.update_yaxes(autorange="reversed")
-    return _described(figure, "Coefficients of every cell with their intervals, beside the published ones")
+    return described(figure, "Coefficients of every cell with their intervals, beside the published ones")
 
 
 def fitted(lines: pd.DataFrame) -> go.Figure:
@@ -338,7 +213,7 @@ def fitted(lines: pd.DataFrame) -> go.Figure:
     groups = list(lines.groupby(["Model", "Dataset"], sort=False))
     kinds = {"constant": "#999999", "line": PURPLE, "unimodal": VERMILLION, "gamma": GREEN, "log-normal": ORANGE}
     looks = {"medians": BLUE, **kinds, "free": SKY, "spline": "#777777"}
-    figure = go.Figure(layout=_layout("", height=520))
+    figure = go.Figure(layout=layout("", height=520))
     contents = [[_curve(group[group["Curve"] == kind]) for kind in looks] for _, group in groups]
     for (kind, color), content in zip(looks.items(), contents[0] if contents else [], strict=False):
         if kind == "medians":
@@ -365,11 +240,11 @@ def fitted(lines: pd.DataFrame) -> go.Figure:
     figure.update_layout(updatemenus=[{"buttons": buttons, "pad": {"b": 12}, **look}], margin={"t": 70})
     figure.update_xaxes(title=LABELS["entropy"], rangemode="tozero")
     figure.update_yaxes(title=LABELS["cosine"])
-    return _described(figure, "Median cosine similarity over entropy, and the curves fitted to the medians")
+    return described(figure, "Median cosine similarity over entropy, and the curves fitted to the medians")
 
 
 def _curve(rows: pd.DataFrame) -> dict:
-    found = {"x": _short(rows["x"].to_numpy()), "y": _short(rows["y"].to_numpy())}
+    found = {"x": short(rows["x"].to_numpy()), "y": short(rows["y"].to_numpy())}
     if rows["tokens"].notna().any():
         found |= {"customdata": rows["tokens"].astype(int).tolist(), "marker.size": rows["tokens"].astype(int).tolist()}
     return found
@@ -379,11 +254,11 @@ def _columns(content: list[dict]) -> dict:
     return {key: [values.get(key) for values in content] for key in ("x", "y", "customdata", "marker.size")}
 
 
-def _short(values: np.ndarray) -> list:
+def short(values: np.ndarray) -> list:
     """Four decimals, None for NaN: what a page carries for each number."""
     return [None if np.isnan(value) else round(float(value), 4) for value in values]
 
 
-def _described(figure: go.Figure, text: str) -> go.Figure:
+def described(figure: go.Figure, text: str) -> go.Figure:
     """The figure with words for those who cannot see it."""
     return figure.update_layout(meta={"alt": text})

@@ -1,0 +1,140 @@
+"""Tables of all cells in, one figure of panels out, with switches for what it shows.
+
+Contract: as `figures`. One switch sets which traces are visible (median, mean, density), the other
+what is in them (the pair of quantities), so neither undoes the other.
+"""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from nucleoscope.bootstrap import Bins, draws, interval
+from nucleoscope.correlation import PAIRS
+from nucleoscope.figures import BLUE, VERMILLION, Tables, bins_of, described, layout, pairs_of, rows_and_columns, short
+from nucleoscope.results import LABELS
+
+FADED = "rgba(0,114,178,0.18)"  # BLUE behind a line
+# From faint to full BLUE, in steps of about a third of a decade: counts differ by orders of magnitude.
+DENSITY = [
+    [at, f"rgba(0,114,178,{a})"]
+    for at, a in ((0, 0), (0.003, 0.2), (0.01, 0.3), (0.03, 0.45), (0.1, 0.6), (0.3, 0.8), (1, 1))
+]
+FIELDS = (40, 30)  # of a density, along x and y
+
+
+def grid(tables: Tables, pairs: tuple[tuple[str, str], ...] = PAIRS, resamples: int = 500, seed: int = 0) -> go.Figure:
+    """The paper's figure to explore: median, mean or density, for each pair of quantities.
+
+    The bars are 95 % intervals of a bin's median or mean, from resampled prompts; the band is one
+    standard deviation. Hover gives the bin's count and interval.
+    """
+    models, datasets = rows_and_columns(tables)
+    figure = make_subplots(
+        len(models), len(datasets), shared_xaxes="all", shared_yaxes="all",
+        column_titles=datasets, row_titles=models, x_title=LABELS[pairs[0][0]], y_title=LABELS[pairs[0][1]],
+        horizontal_spacing=0.02, vertical_spacing=0.12 / max(len(models), 2),
+    )  # fmt: skip
+    contents: list[list[dict]] = [[] for _ in pairs]
+    for (model, dataset), table in sorted(tables.items()):
+        for content, (x, y) in zip(contents, pairs, strict=True):
+            content += _panel(bins_of(table, x, y), table, x, y, resamples, seed)
+        place = {"row": models.index(model) + 1, "col": datasets.index(dataset) + 1}
+        for trace, values in zip(_traces(f"{model}, {dataset}"), contents[0][-7:], strict=True):
+            figure.add_trace(trace.update(values), **place)
+    figure.update_layout(
+        layout("", height=190 + 190 * len(models)),
+        showlegend=False,
+        updatemenus=_switches(contents, pairs, len(models) + len(datasets)),
+    )
+    figure.update_layout(margin={"t": 120, "r": 40, "l": 70, "b": 70}).update_annotations(font_size=12)
+    figure.update_xaxes(nticks=5, tickangle=0)
+    return described(figure, "Median cosine similarity over entropy for every model and data set, one panel each")
+
+
+def _panel(bins: Bins | None, table: pd.DataFrame, x: str, y: str, resamples: int, seed: int) -> list[dict]:
+    """What the seven traces of `_traces` show of one pair, in their order, as plain lists."""
+    if bins is None:
+        return [{"x": [], "y": []} for _ in range(6)] + [{"x": [], "y": [], "z": []}]
+    held = bins.count > 0
+    counts = draws(int(bins.prompt.max()) + 1, resamples, seed)
+    deviation, found = bins.deviations()[held], []
+    for middle, drawn in (
+        (bins.medians(), bins.sizes_and_medians(counts)[1]),
+        (bins.means(bins.once())[0], bins.means(counts)),
+    ):
+        low, high = (bound[held] for bound in interval(drawn))
+        middle = middle[held]
+        center = short(bins.centers[held])
+        found += [{"x": center, "y": short(middle - deviation)}, {"x": center, "y": short(middle + deviation)}]
+        spans = [
+            "from too few prompts" if np.isnan(a) else f"[{a:.3f}, {b:.3f}]" for a, b in zip(low, high, strict=True)
+        ]
+        rest = [list(row) for row in zip(bins.count[held].tolist(), spans, strict=True)]
+        bars = {"error_y.array": short(high - middle), "error_y.arrayminus": short(middle - low)}
+        found.append({"x": center, "y": short(middle), "customdata": rest, **bars})
+    return [*found, _density(table, x, y)]
+
+
+def _density(table: pd.DataFrame, x: str, y: str) -> dict:
+    pairs = pairs_of(table, x, y)
+    counts, across, up = np.histogram2d(pairs[x], pairs[y], FIELDS)
+    fields = counts.T.astype(int).tolist()
+    return {"x": short((across[:-1] + across[1:]) / 2), "y": short((up[:-1] + up[1:]) / 2), "z": fields}
+
+
+def _traces(name: str) -> list:
+    """The empty traces of one panel: band, median; band, mean; density."""
+    found = []
+    for word, color in (("median", BLUE), ("mean", VERMILLION)):
+        edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "visible": word == "median"}
+        found += [go.Scatter(edge), go.Scatter(edge, fill="tonexty", fillcolor=FADED)]
+        hover = f"{word} %{{y:.3f}} %{{customdata[1]}}"
+        hover += "<br>%{customdata[0]:,} tokens at %{x:.2f}"
+        found.append(
+            go.Scatter(
+                mode="lines+markers",
+                line={"color": color, "width": 2},
+                marker={"size": 4},
+                error_y={"type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": color},
+                hovertemplate=f"{hover}<extra>{name}</extra>",
+                visible=word == "median",
+            )
+        )
+    hover = f"%{{z:,}} tokens near %{{x:.2f}}, %{{y:.2f}}<extra>{name}</extra>"
+    return [*found, go.Heatmap(colorscale=DENSITY, showscale=False, hovertemplate=hover, visible=False)]
+
+
+def _switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ...], titles: int) -> list[dict]:
+    """Two switches that do not meddle with each other: one sets what is visible, one what is in it."""
+    panels = len(contents[0]) // 7
+    views = {"median": [0, 1, 2], "mean": [3, 4, 5], "density": [6]}
+    look = {"x": 0, "xanchor": "left", "yanchor": "bottom", "bgcolor": "#dddddd", "font": {"color": "#222222"}}
+    shown = [
+        {"label": label, "method": "restyle", "args": [{"visible": [i in places for i in range(7)] * panels}]}
+        for label, places in views.items()
+    ]
+    keys = ("x", "y", "z", "customdata", "error_y.array", "error_y.arrayminus")
+    chosen = [
+        {
+            "label": f"{y} over {x}".replace("_", " "),
+            "method": "update",
+            "args": [
+                {key: [values.get(key) for values in content] for key in keys},
+                {f"annotations[{titles}].text": LABELS[x], f"annotations[{titles + 1}].text": LABELS[y]},
+            ],
+        }
+        for content, (x, y) in zip(contents, pairs, strict=True)
+    ]
+    return [
+        {
+            "type": "buttons",
+            "direction": "right",
+            "buttons": shown,
+            "y": 1.0,
+            "pad": {"b": 62},
+            "showactive": True,
+            **look,
+        },
+        {"type": "dropdown", "buttons": chosen, "y": 1.0, "pad": {"b": 26}, **look},
+    ]
