@@ -29,7 +29,8 @@ def repeated(texts: list[str]) -> list[str]:
 
 
 def test_the_folder_holds_the_packaged_sets_and_nothing_else():
-    assert {path.name for path in DATA.iterdir()} == {f"{name}.jsonl" for name in prompts.PACKAGED}
+    found = {path.name for path in DATA.iterdir()}
+    assert found == {f"{name}.jsonl" for name in prompts.PACKAGED} | {"published_correlations.csv"}
     assert set(KEYS) == set(prompts.PACKAGED)
 
 
