@@ -1,0 +1,105 @@
+// Draws the page's plotly figures as they come near, in the colours of the page's theme.
+(() => {
+  "use strict";
+  const narrow = matchMedia("(max-width: 600px)");
+  const touch = matchMedia("(pointer: coarse)");
+  const small = narrow.matches || touch.matches; // no room, or no pointer to rest on a figure
+  const CONFIG = { displaylogo: false, responsive: true, displayModeBar: small ? false : "hover" };
+
+  const GRID = "rgba(128, 128, 128, 0.3)"; // seen on light and on dark, and never strong
+  // The blues of Okabe and Ito: what is drawn on black wants the light one. As a name, and as it stands in rgba().
+  const ON_DARK = [["#0072B2", "#56B4E9"], ["0,114,178", "86,180,233"]];
+  const COLOURS = ["marker.color", "line.color", "error_x.color", "error_y.color", "fillcolor", "colorscale"];
+
+  // A colour, or a scale of colours, as this page's ground wants it.
+  function shade(colour) {
+    if (Array.isArray(colour)) return colour.map(shade);
+    if (document.documentElement.dataset.theme !== "dark" || typeof colour !== "string") return colour;
+    return ON_DARK.reduce((text, [light, dark]) => text.replace(light, dark), colour);
+  }
+
+  const at = (trace, key) => key.split(".").reduce((part, name) => part?.[name], trace);
+
+  // For each kind of colour: which traces have one that a theme may change, and what it is now.
+  function recoloured(traces) {
+    const blue = (value) => ON_DARK.some(([light]) => JSON.stringify(value ?? null).includes(light));
+    return COLOURS.map((key) => {
+      const chosen = [...traces.keys()].filter((i) => blue(at(traces[i], key)));
+      return [key, chosen, chosen.map((i) => shade(at(traces[i], key)))];
+    }).filter(([, chosen]) => chosen.length);
+  }
+
+  // The layout that the theme asks for: a template, so that what a figure sets itself still counts.
+  function themed(layout) {
+    const style = getComputedStyle(document.documentElement);
+    const colour = (name) => style.getPropertyValue(`--pst-color-${name}`).trim();
+    const axis = { gridcolor: GRID, zerolinecolor: colour("text-muted"), linecolor: colour("border") };
+    const template = structuredClone(layout.template || {});
+    template.layout = template.layout || {};
+    const [text, muted] = [colour("text-base"), colour("text-muted")];
+    for (const name of ["xaxis", "yaxis"]) template.layout[name] = { ...template.layout[name], ...axis };
+    template.layout.hoverlabel = { bgcolor: colour("surface"), bordercolor: muted, font: { color: text } };
+    template.layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: text };
+    return {
+      template,
+      "font.color": text,
+      "font.family": getComputedStyle(document.body).fontFamily,
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+    };
+  }
+
+  // What the width of the page and the kind of pointer ask for.
+  function fitted(layout) {
+    const result = { ...layout, autosize: true, font: { ...layout.font } };
+    delete result.width;
+    if (touch.matches) result.dragmode = false; // a finger scrolls the page; it does not zoom
+    if (narrow.matches) {
+      result.margin = { ...layout.margin, l: 50, r: 10 };
+      if (result.title) result.title = { ...result.title, font: { ...result.title.font, size: 13 } };
+      result.font.size = 11;
+    }
+    return result;
+  }
+
+  function draw(figure) {
+    const place = figure.querySelector(".plot");
+    if (place.dataset.drawn) return;
+    place.dataset.drawn = "yes";
+    const { data, layout } = JSON.parse(figure.querySelector("script").textContent);
+    const start = fitted(layout);
+    for (const [name, value] of Object.entries(themed(layout))) {
+      const [key, part] = name.split(".");
+      start[key] = part ? { ...start[key], [part]: value } : value;
+    }
+    place.traces = structuredClone(data); // as they came: plotly keeps its changes in data
+    for (const [key, chosen, values] of recoloured(place.traces)) {
+      const names = key.split(".");
+      const last = names.pop();
+      chosen.forEach((trace, i) => (at({ data: data[trace] }, ["data", ...names].join("."))[last] = values[i]));
+    }
+    Plotly.newPlot(place, data, start, CONFIG);
+  }
+
+  function redraw(place) {
+    for (const [key, chosen, values] of recoloured(place.traces)) Plotly.restyle(place, { [key]: values }, chosen);
+    Plotly.relayout(place, themed(place.layout));
+  }
+
+  const figures = [...document.querySelectorAll("div.plotly-figure")];
+  const drawn = () => figures.map((figure) => figure.querySelector(".plot")).filter((place) => place.dataset.drawn);
+
+  const watch = new IntersectionObserver(
+    (entries) =>
+      entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
+        watch.unobserve(entry.target);
+        draw(entry.target);
+      }),
+    { rootMargin: "600px" },
+  );
+  figures.forEach((figure) => watch.observe(figure));
+  addEventListener("beforeprint", () => figures.forEach(draw));
+  new MutationObserver(() => drawn().forEach(redraw)).observe(document.documentElement, {
+    attributeFilter: ["data-theme"],
+  });
+})();

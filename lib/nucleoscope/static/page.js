@@ -1,0 +1,67 @@
+// Sortable tables, paper, and what pages opened from disk cannot do.
+(() => {
+  "use strict";
+  // Search shows a piece of each page it finds; a page on disk may not be fetched.
+  if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") {
+    DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+  }
+
+  const text = (row, column) => (row.cells[column] ? row.cells[column].textContent.trim() : "");
+  // The number that a field begins with: "1,234", "−0.5", "12 %", "0.31 [0.28, 0.34]".
+  function number(value) {
+    const found = value.replace(/−/g, "-").match(/^-?[\d,]*\.?\d+(?:e-?\d+)?(?=$|[\s%\[])/);
+    return found ? Number(found[0].replace(/,/g, "")) : NaN;
+  }
+
+  // Numbers by size, then words; what is empty comes last either way.
+  function compare(left, right, sign) {
+    if (left === "" || right === "") return (left === "") - (right === "");
+    const [a, b] = [number(left), number(right)];
+    if (Number.isNaN(a) !== Number.isNaN(b)) return Number.isNaN(a) ? 1 : -1;
+    return sign * (Number.isNaN(a) ? left.localeCompare(right, "en", { numeric: true }) : a - b);
+  }
+
+  function sort(table, head, column) {
+    const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    for (const other of table.tHead.querySelectorAll("th")) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+    for (const body of table.tBodies) {
+      const rows = [...body.rows].sort((a, b) => compare(text(a, column), text(b, column), sign));
+      body.append(...rows);
+    }
+  }
+
+  for (const table of document.querySelectorAll("table.sortable, .sortable table")) {
+    if (!table.tHead) continue;
+    [...table.tHead.rows[table.tHead.rows.length - 1].cells].forEach((head, column) => {
+      if (!head.textContent.trim()) return;
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => sort(table, head, column));
+    });
+  }
+
+  // Paper is light; figures.js follows.
+  const root = document.documentElement;
+  let theme = root.dataset.theme;
+  addEventListener("beforeprint", () => ([theme, root.dataset.theme] = [root.dataset.theme, "light"]));
+  addEventListener("afterprint", () => (root.dataset.theme = theme));
+
+  // The theme's arrows that open a part of the sidebar have no name.
+  for (const arrow of document.querySelectorAll(".bd-sidebar-primary summary")) {
+    const page = arrow.closest("li").querySelector("a");
+    arrow.setAttribute("aria-label", `pages below ${page ? page.textContent.trim() : "this one"}`);
+  }
+
+  // What scrolls inside itself must be reachable by keyboard.
+  const wide = ".output, div.highlight pre, .pst-scrollable-table-container, mjx-container[display], .math";
+  function reachable() {
+    for (const box of document.querySelectorAll(wide)) {
+      if (box.scrollWidth > box.clientWidth && !box.hasAttribute("tabindex")) box.tabIndex = 0;
+    }
+  }
+  addEventListener("load", reachable);
+  addEventListener("resize", reachable);
+})();

@@ -1,0 +1,28 @@
+"""Builds the book from book/ and the executed notebooks of a results folder, with no warning tolerated."""
+
+from pathlib import Path
+
+from nucleoscope.commands import Parser, one_line_errors
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parser() -> Parser:
+    """The command line."""
+    options = Parser(__doc__)
+    options.add_argument("--results_dir", default="results", help="where <dataset>/<model>/run.ipynb lie")
+    options.add_argument("--output", default=".", help="the book appears in _build/html in this folder")
+    return options
+
+
+def main() -> None:
+    options = parser().parse_args()
+    with one_line_errors(options.debug, interrupted="interrupted: run the same command again"):
+        from nucleoscope import book  # here: --help need not wait for it
+
+        page = book.build(ROOT, Path(options.results_dir), Path(options.output).resolve())
+        print(f"the book: {page.as_uri()}")
+
+
+if __name__ == "__main__":
+    main()

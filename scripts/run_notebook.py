@@ -1,0 +1,28 @@
+"""Runs one notebook of notebooks/ by papermill and leaves the executed notebook in a file."""
+
+from pathlib import Path
+
+from nucleoscope.commands import Parser, one_line_errors
+
+
+def parser() -> Parser:
+    """The command line: which notebook, where to, and on which results."""
+    options = Parser(__doc__)
+    options.add_argument("name", help="the notebook's name, without folder and ending")
+    options.add_argument("output", type=Path, help="the executed notebook, an .ipynb file")
+    options.add_argument("--results_dir", default="results", help="where <dataset>/<model>/ are")
+    return options
+
+
+def main() -> None:
+    options = parser().parse_args()
+    with one_line_errors(options.debug, interrupted="interrupted: run the same command again"):
+        from nucleoscope import notebooks
+
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        notebooks.execute(options.name, options.output, {"results_dir": options.results_dir})
+        print(f"executed: {options.output}")
+
+
+if __name__ == "__main__":
+    main()

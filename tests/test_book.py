@@ -1,0 +1,503 @@
+"""The book: what is published of a notebook, what figures become, and a small book in a real browser.
+
+The browser is any installed Chromium or Chrome, or the one that NUCLEOSCOPE_BROWSER names. It opens
+the pages from disk, and whatever it asks of anything but the disk is a failure.
+"""
+
+import fcntl
+import importlib.metadata
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+import yaml
+
+from messages import one_line
+from nucleoscope import book, book_extension
+
+ROOT = Path(__file__).parents[1]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PAGES = ["index", "cells/index", "cells/big/alpha", "cells/big/beta", "cells/small/alpha", "bibliography"]
+MADE = ["search", "genindex", "prf-prf"]  # by Sphinx itself
+FIGURES = [page for page in PAGES if page.count("/") == 2]
+WIDE = "a_word_without_any_place_to_break_it_" * 5
+PROSE = f"""# A small book
+
+Squares $x^2$ and {{prf:ref}}`sum`, after {{cite}}`leinster2012`.
+
+:::{{prf:proposition}} A sum
+:label: sum
+
+$$ \\sum_{{i=1}}^{{n}} i = \\frac{{n (n + 1)}}{{2}} = 1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9 + 10 + 11 + 12 + \\dots + n $$
+:::
+
+:::{{div}} sortable
+
+| name | value | {WIDE} |
+|---|--:|---|
+| b | 1,000 | z |
+| a | 20 | y |
+| c | −3 | x |
+
+:::
+
+```python
+{WIDE * 3}
+```
+"""
+
+
+def figure(**layout) -> dict:
+    """A figure as a notebook stores it: two traces, one of them packed."""
+    bars = go.Bar(x=["p", "q"], y=[1, 2], name="counts")
+    points = go.Scatter(x=np.linspace(0, 1, 5), y=np.linspace(0, 1, 5) ** 2, mode="markers+lines", name="squares")
+    points.update(line_color="#0072B2", error_y={"array": [0.1] * 5, "color": "#0072B2"})
+    subject = go.Figure([points], layout) if layout.pop("single", False) else go.Figure([bars, points], layout)
+    return json.loads(subject.to_json())
+
+
+def executed(title: str) -> nbformat.NotebookNode:
+    """A notebook as papermill leaves it: times, paths, a progress bar, two figures and a table."""
+    new, home = nbformat.v4, Path.home()
+    stamp = {"papermill": {"start_time": "2026-01-01T00:00:00"}, "execution": {"shell.execute_reply": "2026-01-01"}}
+    outputs = [
+        new.new_output("stream", name="stderr", text="100%|████| 9/9 [00:01<00:00, 5.0it/s]\n"),
+        new.new_output("stream", name="stdout", text=f"read {ROOT}/results/a.pt and {home}/b and /home/agatha/c\n"),
+        new.new_output("display_data", {book.PLOTLY: figure(title={"text": f"{title} </script><b>"}, single=True)}),
+        new.new_output("display_data", {book.PLOTLY: figure(meta={"alt": "Two bars and five points"})}),
+        new.new_output("execute_result", {"text/html": pd.DataFrame({WIDE: [1]}).to_html(), "text/plain": "1"}),
+        new.new_output("display_data", {book.WIDGET: {"model_id": "x"}, "text/plain": "Loading: 100%"}),
+    ]
+    cells = [
+        new.new_markdown_cell("# One model on one data set\n\nA zebra lives here.", metadata=dict(stamp)),
+        new.new_code_cell("figure", outputs=outputs, execution_count=1, metadata=dict(stamp)),
+        new.new_code_cell("1 + 1", metadata={"tags": ["show-input"], **stamp}),
+    ]
+    return new.new_notebook(cells=cells, metadata={"papermill": stamp, "widgets": {book.WIDGET: {}}})
+
+
+def project(folder: Path) -> Path:
+    """A small project with everything that the book is made of."""
+    (folder / "book" / "templates").mkdir(parents=True)
+    (folder / "scripts" / "grids").mkdir(parents=True)
+    toc = {"format": "jb-book", "root": "index"}
+    toc["chapters"] = [{"file": "cells/index", "sections": [{"glob": "cells/*/*"}]}, {"file": "bibliography"}]
+    (folder / "book/_toc.yml").write_text(yaml.safe_dump(toc))
+    (folder / "book/index.md").write_text(PROSE)
+    (folder / "book/bibliography.md").write_text("# Bibliography\n\n```{bibliography}\n```\n")
+    for name in ("_config.yml", "book/references.bib", "book/templates/layout.html", *book.GENERATED):
+        shutil.copy(ROOT / name, folder / name)
+    settings = {"n_prompts": 2, "prompt_format": "raw", "dtype": "float32"}
+    for model, dataset in (("small", "alpha"), ("big", "beta"), ("big", "alpha")):
+        cell = folder / "results" / dataset / model
+        cell.mkdir(parents=True)
+        (cell / "measurements.pt").touch()
+        (cell / "run.json").write_text(json.dumps({"settings": settings, "tokens": 1234}))
+        nbformat.write(executed(f"{model} {dataset}"), cell / "run.ipynb")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Path:
+    """The folder of a small built book; workers that test side by side share one."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small_book"
+    with folder.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            book.build(project(folder), folder / "results", folder)
+            (folder / "done").touch()
+    return folder / "_build" / "html"
+
+
+def installed_browser() -> str:
+    named = os.environ.get("NUCLEOSCOPE_BROWSER")
+    found = next(filter(None, map(shutil.which, [named] if named else BROWSERS)), None)
+    assert found or not named, f"NUCLEOSCOPE_BROWSER is '{named}': there is no such program"
+    return found or pytest.skip("NO CHROMIUM OR CHROME IS INSTALLED: THE BOOK IS NOT TESTED. Set NUCLEOSCOPE_BROWSER.")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = installed_browser()
+    playwright = pytest.importorskip("playwright.sync_api", reason="PLAYWRIGHT IS NOT INSTALLED: use make test")
+    options = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    options += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chrome refuses to sandbox for root
+    with playwright.sync_playwright() as driver:
+        process = driver.chromium.launch(executable_path=program, args=options)
+        yield process
+        process.close()
+
+
+@pytest.fixture
+def visit(browser, built):
+    """Opens a page from disk, with no network; the test fails where the page complained of anything."""
+    complaints, contexts = [], []
+
+    def open_page(name: str, width: int = 1280, scheme: str = "light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        context.set_default_timeout(20_000)
+        contexts.append(context)
+
+        def only_the_disk(route):
+            inside = route.request.url.startswith(built.as_uri())
+            if not inside:
+                complaints.append(f"asked for {route.request.url}")
+            route.continue_() if inside else route.abort()
+
+        context.route("**/*", only_the_disk)
+        page = context.new_page()
+        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+        path, _, query = name.partition("?")
+        page.goto(f"{(built / path).as_uri()}.html" + (f"?{query}" if query else ""))
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def colour_of_figures(page) -> list[str]:
+    return page.eval_on_selector_all(".xtick text", "texts => texts.map(text => getComputedStyle(text).fill)")
+
+
+# What is published of a notebook
+
+
+def test_a_normalised_notebook_holds_no_paths_times_or_progress():
+    text = nbformat.writes(book.normalise(executed("t"), {str(ROOT): "", str(Path.home()): "~"}))
+    for trace in (str(ROOT), str(Path.home()) + "/", "agatha", "2026", "papermill", "it/s", "widget", "Loading"):
+        assert trace not in text
+    assert "read results/a.pt and ~/b and ~/c" in text
+
+
+def test_normalising_twice_changes_nothing_more_and_leaves_the_given_notebook_alone():
+    given = executed("t")
+    before = nbformat.writes(given)
+    once = book.normalise(given, {str(ROOT): "", str(Path.home()): "~"})
+    assert nbformat.writes(given) == before
+    assert nbformat.writes(book.normalise(once, {str(ROOT): "", str(Path.home()): "~"})) == nbformat.writes(once)
+
+
+@pytest.mark.parametrize(
+    ("said", "published"),
+    [
+        ("/work/p/results/x", "results/x"),
+        ("in /work/p.", "in .."),
+        ("/work/project/x", "…/x"),
+        ("PosixPath('/srv/run-1/a/b.gguf')", "PosixPath('…/b.gguf')"),
+        ("file:///Users/eve/a.txt", "file://~/a.txt"),
+        ("https://example.org/home/eve/tmp/x", "https://example.org/home/eve/tmp/x"),
+        ("a/tmp/b and 1/2", "a/tmp/b and 1/2"),
+    ],
+)
+def test_paths_become_short_and_web_addresses_stay(said, published):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(said)])
+    assert book.normalise(notebook, {"/work/p": "", "/": "~"}).cells[0].source == published
+
+
+def test_code_is_folded_unless_its_cell_says_otherwise():
+    cells = [cell for cell in book.normalise(executed("t"), {}).cells if cell.cell_type == "code"]
+    assert [cell.metadata.tags for cell in cells] == [["hide-input"], ["show-input"]]
+
+
+def test_stderr_that_is_no_progress_bar_stays():
+    output = nbformat.v4.new_output("stream", name="stderr", text="beware\r 50%|██  | 1/2\r100%|████| 2/2\n")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=[output])])
+    assert book.normalise(notebook, {}).cells[0].outputs[0].text == "beware\n"
+
+
+# What a figure becomes
+
+
+def test_a_figure_cannot_end_its_script_and_comes_back_whole():
+    given = figure(title={"text": "</script><!-- <script> &amp; \u2028"})
+    made = book_extension.figure_html(given, "")
+    payload = made.split('<script type="application/json">')[1].split("</script>")[0]
+    assert "<" not in payload
+    assert json.loads(payload)["layout"] == given["layout"]
+
+
+def test_alt_text_is_the_figures_own_or_its_title_and_is_escaped():
+    assert book_extension.description(figure(meta={"alt": "A\n view"}, title={"text": "T"})) == "A view"
+    assert book_extension.description(figure(title={"text": "<b>Bold</b> &amp; plain"})) == "Bold & plain"
+    assert book_extension.description(figure()) == "Figure"
+    assert 'aria-label="a &quot;b&quot; &lt;c"' in book_extension.figure_html(figure(), 'a "b" <c')
+
+
+def test_a_figure_is_words_where_the_book_is_no_html_page():
+    raw, elsewhere = book_extension.figure_nodes(figure(meta={"alt": "Two bars"}))
+    assert (raw["format"], elsewhere["expr"]) == ("html", "not html")
+    assert elsewhere.astext() == "Interactive figure: Two bars"
+
+
+def test_a_figures_csv_holds_every_point_of_every_trace():
+    lines = book.csv_text(figure()).splitlines()
+    assert lines == ["trace,x,y", "counts,p,1", "counts,q,2"] + [f"squares,{x},{x * x}" for x in np.linspace(0, 1, 5)]
+    heat = json.loads(go.Figure(go.Heatmap(z=np.arange(4.0).reshape(2, 2), name="h")).to_json())
+    assert book.csv_text(heat).splitlines() == ["trace,x,y,z", "h,0,0,0.0", "h,1,0,1.0", "h,0,1,2.0", "h,1,1,3.0"]
+
+
+def test_packed_numbers_lose_nothing_that_a_screen_shows():
+    values = np.random.default_rng(0).normal(size=100)
+    packed = json.loads(go.Figure(go.Scatter(y=values)).to_json())["data"][0]["y"]
+    light = book_extension._lighter({"y": packed})["y"]
+    assert len(light["bdata"]) < 0.51 * len(packed["bdata"])
+    np.testing.assert_allclose(book.decoded(light), values, rtol=1e-7)
+
+
+def test_myst_nb_finds_the_renderer():
+    (entry,) = importlib.metadata.entry_points(group="myst_nb.mime_renderers", name="plotly")
+    assert entry.load() is book_extension.PlotlyRenderer
+
+
+# The book's sources
+
+
+def test_cells_stand_in_model_and_data_set_order(tmp_path):
+    files = book.cell_pages(project(tmp_path) / "results", {})
+    rows = [line.split("|")[1:3] for line in files["cells/index.md"].decode().splitlines() if "the run" in line]
+    assert [[part.strip() for part in row] for row in rows] == [["big", "alpha"], ["big", "beta"], ["small", "alpha"]]
+    assert sum(name.endswith(".csv") for name in files) == 6
+
+
+def test_analyses_are_pages_under_their_own_names_with_what_lies_beside_them(tmp_path):
+    folder = project(tmp_path) / "results/correlation_eval"
+    folder.mkdir()
+    nbformat.write(executed("t"), folder / "correlation.ipynb")
+    (folder / "stats.csv").write_text("a\n1\n")
+    (folder / "stats.tex").touch()
+    names = {name for name in book.analysis_pages(tmp_path / "results", {}) if "figure" not in name}
+    assert names == {"correlation_eval/correlation.ipynb", "correlation_eval/stats.csv"}
+
+
+def test_no_results_and_damaged_results_are_said_in_one_line(tmp_path):
+    with pytest.raises(book.BookError) as caught:
+        book.cell_pages(tmp_path, {})
+    assert "make run" in one_line(str(caught.value))
+    damaged = project(tmp_path / "p") / "results/beta/big/run.ipynb"
+    damaged.write_text("{")
+    with pytest.raises(book.BookError) as caught:
+        book.cell_pages(tmp_path / "p/results", {})
+    assert str(damaged) in one_line(str(caught.value))
+
+
+def test_the_script_says_errors_in_one_line(tmp_path):
+    command = [sys.executable, "scripts/build_book.py", "--results_dir", str(tmp_path), "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert one_line(done.stderr).startswith("error: no executed notebooks in")
+
+
+def test_staging_again_touches_nothing_and_takes_away_what_is_gone(tmp_path):
+    root = project(tmp_path / "p")
+    staging = tmp_path / "staging"
+    assert not book.stage(root, root / "results", staging)
+    before = {path: path.stat().st_mtime_ns for path in staging.rglob("*") if path.is_file()}
+    assert not book.stage(root, root / "results", staging)
+    assert {path: path.stat().st_mtime_ns for path in staging.rglob("*") if path.is_file()} == before
+    shutil.rmtree(root / "results/beta")
+    assert book.stage(root, root / "results", staging)
+    assert not (staging / "cells/big/beta.ipynb").exists()
+
+
+def test_every_page_of_the_books_table_of_contents_has_a_source():
+    toc = (ROOT / "book/_toc.yml").read_text()
+    names = [line.split("file:")[1].strip() for line in toc.splitlines() if "file:" in line]
+    made = {"cells/index"} | {name for name in names if (ROOT / f"notebooks/{Path(name).name}.py").exists()}
+    assert [name for name in names if name not in made and not (ROOT / f"book/{name}.md").exists()] == []
+
+
+# The small book, as files
+
+
+def test_two_builds_are_identical_byte_for_byte(built, tmp_path):
+    # Nothing is left out: no page carries a date, and file times are not compared.
+    source = built.parents[1]
+    book.build(source, source / "results", tmp_path / "elsewhere")
+    again = tmp_path / "elsewhere/_build/html"
+    names = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
+    assert {path.relative_to(again) for path in again.rglob("*") if path.is_file()} == names
+    assert [name for name in names if (built / name).read_bytes() != (again / name).read_bytes()] == []
+
+
+def test_the_book_says_nothing_of_the_machine(built):
+    for path in built.rglob("*"):
+        if path.is_file() and "_static" not in path.parts:
+            content = path.read_bytes()
+            assert str(ROOT).encode() not in content, path
+            assert str(built.parents[1]).encode() not in content, path
+
+
+def test_every_internal_link_resolves(built):
+    from bs4 import BeautifulSoup
+
+    soups = {path: BeautifulSoup(path.read_text(), "html.parser") for path in built.rglob("*.html")}
+    anchors = {path: {tag.get("id") or tag.get("name") for tag in soup(True)} for path, soup in soups.items()}
+    broken = []
+    for path, soup in soups.items():
+        if "_static" in path.parts:
+            continue
+        for link in [tag.get("href") or tag.get("src") for tag in soup(["a", "link", "script", "img"])]:
+            parts = urlsplit(link or "")
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            fragment = unquote(parts.fragment)
+            missing = fragment and target in anchors and fragment not in anchors[target]
+            if not parts.scheme and (missing or not target.exists()):
+                broken.append((path.name, link))
+    assert broken == []
+
+
+def test_no_page_is_heavy_and_none_names_a_server_to_load_from(built):
+    for page in built.rglob("*.html"):
+        text = page.read_text()
+        assert len(text.encode()) < 1_500_000, page
+        assert 'src="http' not in text, page
+        assert 'rel="stylesheet" href="http' not in text, page
+
+
+def test_plotly_is_loaded_once_and_only_where_there_is_a_figure(built):
+    for name in PAGES:
+        text = (built / f"{name}.html").read_text()
+        assert text.count("plotly.min.js") == (name in FIGURES), name
+    assert len(list(built.rglob("plotly*.js"))) == 1
+
+
+def test_a_warning_ends_the_build_and_sphinx_says_where(tmp_path, capfd):
+    root = project(tmp_path)
+    (root / "book/index.md").write_text("# Title\n\n[nowhere](missing.md) and {py:class}`Missing`\n")
+    with pytest.raises(book.BookError, match="warnings or errors"):
+        book.build(root, root / "results", tmp_path)
+    said = capfd.readouterr().err
+    assert "index.md:3" in said
+    assert "missing.md" in said
+    assert "py:class reference target not found: Missing" in said
+
+
+# The small book, in a browser
+
+
+def test_the_browser_tests_see_every_page(built):
+    found = {path.relative_to(built).with_suffix("").as_posix() for path in built.rglob("*.html")}
+    assert {name for name in found if not name.startswith("_static")} == {*PAGES, *MADE}
+
+
+@pytest.mark.parametrize("name", [*PAGES, *MADE])
+def test_a_page_opens_from_disk_with_one_h1_and_fits_a_phone_in_both_themes(visit, name):
+    for scheme in ("light", "dark"):
+        page = visit(name, width=390, scheme=scheme)
+        page.wait_for_load_state("load")
+        assert page.evaluate("document.documentElement.dataset.theme") == scheme
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.locator("h1").count() == 1
+        levels = page.eval_on_selector_all("main :is(h1,h2,h3,h4,h5,h6)", "all => all.map(h => +h.tagName[1])")
+        assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), levels
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_each_figure_is_drawn_with_its_traces_a_description_and_its_data(visit, built, name):
+    page = visit(name)
+    assert page.locator("div.plotly-figure").count() == 2
+    for figure_on_page in page.locator("div.plotly-figure").all():
+        figure_on_page.scroll_into_view_if_needed()
+        figure_on_page.locator("svg.main-svg .trace").first.wait_for()
+        assert figure_on_page.locator("svg.main-svg").first.is_visible()
+    assert page.locator(".plot").nth(0).get_attribute("aria-label").endswith("</script>") is False
+    assert page.locator(".plot").nth(1).get_attribute("aria-label") == "Two bars and five points"
+    assert page.locator(".plot").nth(1).locator(".trace").count() == 2
+    links = page.locator("a:has-text('data (csv)')")
+    assert links.count() == 2
+    target = built / Path(name).parent / links.nth(1).get_attribute("href")
+    assert target.resolve().read_text().startswith("trace,x,y\ncounts,p,1\n")
+
+
+def test_pointing_at_a_point_shows_its_label(visit):
+    page = visit(FIGURES[0])
+    point = page.locator(".plot").first.locator(".scatterlayer .point").nth(2)
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2 - 5, box["y"] + box["height"] / 2)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
+    page.locator(".hoverlayer .hovertext").first.wait_for()
+    assert "0.25" in page.locator(".hoverlayer").first.text_content()
+
+
+def test_the_theme_switch_changes_the_figures(visit):
+    page = visit(FIGURES[0])
+    page.locator(".xtick text").first.wait_for()
+    before = colour_of_figures(page)
+    assert len(set(before)) == 1
+    page.locator(".theme-switch-button:visible").first.click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.wait_for_function("old => getComputedStyle(document.querySelector('.xtick text')).fill !== old", arg=before[0])
+    assert set(colour_of_figures(page)).isdisjoint(before)
+    blues = page.evaluate("[...document.querySelectorAll('.js-line, .yerror')].map(e => getComputedStyle(e).stroke)")
+    assert set(blues) == {"rgb(86, 180, 233)"}  # the blue for dark ground
+
+
+def test_a_page_is_printed_light_with_its_title_and_all_figures(visit):
+    page = visit(FIGURES[0], scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function("document.querySelectorAll('.plot svg.main-svg').length >= 2")
+    assert page.locator(".plot[data-drawn]").count() == 2
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    assert page.locator("h1").is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_mathematics_is_typeset(visit):
+    page = visit("index")
+    page.locator("mjx-container").nth(1).wait_for()
+    assert page.locator("mjx-container").count() == 2
+    page.evaluate("document.fonts.ready.then(() => true)")
+    loaded = page.evaluate("[...document.fonts].filter(f => f.status === 'loaded').map(f => f.family)")
+    assert any("MJX" in family for family in loaded)
+
+
+def test_search_finds_a_word_in_a_notebook(visit):
+    page = visit("search?q=zebra")
+    page.locator("#search-results li a").nth(2).wait_for()
+    found = page.locator("#search-results li a").all_text_contents()
+    assert sorted(found) == ["big on alpha", "big on beta", "small on alpha"]
+
+
+def test_a_table_is_sorted_by_keyboard_as_numbers_or_words(visit):
+    page = visit("index")
+
+    def column(number: int) -> list[str]:
+        return page.locator(f".sortable tbody td:nth-child({number})").all_text_contents()
+
+    heads = page.locator(".sortable th")
+    heads.nth(1).locator("button").focus()
+    page.keyboard.press("Enter")
+    assert (column(2), heads.nth(1).get_attribute("aria-sort")) == (["−3", "20", "1,000"], "ascending")
+    page.keyboard.press("Space")
+    assert (column(2), heads.nth(1).get_attribute("aria-sort")) == (["1,000", "20", "−3"], "descending")
+    heads.nth(0).locator("button").click()
+    assert column(1) == ["a", "b", "c"]
+    assert heads.nth(1).get_attribute("aria-sort") is None
+
+
+def test_the_first_key_leads_to_the_main_content(visit):
+    page = visit("index")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to main content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#main-content"
+    assert page.locator("main#main-content, #main-content").count() == 1
