@@ -67,7 +67,7 @@ Markdown(
 # intervals come from drawing whole prompts again and again (the cluster bootstrap), not tokens.
 
 # %%
-tables.readable(statistics)
+tables.show(tables.readable(statistics))
 
 # %% [markdown]
 # A negative coefficient says that the candidates are less alike where the model is less sure.
@@ -102,13 +102,13 @@ panels.grid(measured, resamples=resamples, seed=seed)
 # and the similarity-sensitive entropy, which counts alike candidates as nearly one.
 
 # %%
-tables.readable(statistics, "full_entropy")
+tables.show(tables.readable(statistics, "full_entropy"))
 
 # %%
-tables.readable(statistics, "weighted_cosine")
+tables.show(tables.readable(statistics, "weighted_cosine"))
 
 # %%
-tables.readable(statistics, "similarity_entropy")
+tables.show(tables.readable(statistics, "similarity_entropy"))
 
 # %% [markdown]
 # Where these agree with the first table, the finding does not hang on how spread and likeness were
@@ -136,7 +136,9 @@ figures.coefficients(statistics, published)
 
 # %%
 columns = ["Model", "Dataset", "Pearson r", "Pearson r published", "Spearman r", "Spearman r published"]
-both[columns].round(4) if len(both) else Markdown("No cell in common, so there is nothing to compare here.")
+tables.show(both[columns].round(4).set_index("Model")) if len(both) else Markdown(
+    "No cell in common, so there is nothing to compare here."
+)
 
 # %% [markdown]
 # ## For a paper

@@ -73,7 +73,7 @@ figures.fitted(fits.lines(measured))
 # the cells of one model, or of one data set.
 
 # %%
-tables.parameters(statistics, "unimodal", {"a": 2, "b": 2, "c": 3, "peak": 2})
+tables.show(tables.parameters(statistics, "unimodal", {"a": 2, "b": 2, "c": 3, "peak": 2}))
 
 # %% [markdown]
 # *before peak* is the share of the tokens left of the peak. This curve rises from 0 wherever a is
@@ -87,7 +87,7 @@ tables.parameters(statistics, "unimodal", {"a": 2, "b": 2, "c": 3, "peak": 2})
 # The share of the medians' variance that a curve explains, R2:
 
 # %%
-tables.compared(statistics, "R2 (medians)", 3)
+tables.show(tables.compared(statistics, "R2 (medians)", 3))
 
 # %% [markdown]
 # AICc, which counts a curve's parameters against it, as the distance from the best curve of the
@@ -95,13 +95,13 @@ tables.compared(statistics, "R2 (medians)", 3)
 # only roughly: it ranks the curves, and a small difference means nothing.
 
 # %%
-tables.compared(statistics, "delta AICc", 1)
+tables.show(tables.compared(statistics, "delta AICc", 1))
 
 # %% [markdown]
 # The mean absolute error on tokens of prompts that the curve was not fitted to:
 
 # %%
-tables.compared(statistics, "held-out error", 4)
+tables.show(tables.compared(statistics, "held-out error", 4))
 
 # %% [markdown]
 # Single tokens scatter far more than good curves differ, so small differences here are real only if
@@ -115,7 +115,7 @@ tables.compared(statistics, "held-out error", 4)
 # with standard errors clustered by prompt.
 
 # %%
-tables.explained(statistics)
+tables.show(tables.explained(statistics))
 
 # %% [markdown]
 # With beta at 1 and alpha at 0 the curve of the medians is the curve of the tokens. *R2* is what the

@@ -1,0 +1,73 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What was the model choosing between?
+#
+# At every token it writes, a language model holds a probability distribution over its vocabulary.
+# Two things can be said of the candidates that it draws from. One is how spread out the choice is:
+# its **entropy**. The other is how alike the candidates are: the **cosine similarity** of their
+# embeddings.
+#
+# Do the two go together? A model that wavers between *nine* and *ten* is unsure in another way than
+# one that wavers between *Because* and a full stop. If candidates are alike where the model is
+# unsure, its doubt is about wording; if they are not, it is about what to say.
+
+# %% tags=["parameters"]
+results_dir = "results"  # where <dataset>/<model>/ are
+
+# %%
+from IPython.display import Markdown
+
+from nucleoscope import correlation, figures, results
+
+measured, _ = results.load_cells(results_dir)
+if not measured:
+    raise ValueError(f"no measurements that can be read under '{results_dir}': measure a model first")
+
+# %%
+figures.overlay(measured)
+
+# %% [markdown]
+# One line for each model and data set: the median cosine similarity of the candidates in bins of
+# entropy. Further right the model was less sure; further up its candidates were more alike. Where a
+# line falls, doubt goes with unlike candidates, and where it rises, with alike ones.
+
+# %%
+statistics = correlation.statistics(measured, resamples=200, jobs=None)
+spearman, given = statistics["Spearman r"], statistics["partial Spearman r"]
+words = (
+    f"Over {statistics['tokens with k > 1'].sum():,} tokens with more than one candidate, in {len(statistics)} "
+    f"cells, Spearman's coefficient of the two lies between {spearman.min():.2f} and {spearman.max():.2f}. Given "
+    f"the number of candidates, it lies between {given.min():.2f} and {given.max():.2f}: the difference is what "
+    "the mere size of the choice accounts for."
+)
+Markdown(words.replace("-", "\N{MINUS SIGN}"))
+
+# %% [markdown]
+# ## Three ways on
+#
+# * **Read.** What can be known before any measurement is in the [theory](theory.ipynb), how it was
+#   measured in the [method](/method.md), and what came out in the
+#   [coefficients](/correlation_eval/correlation.ipynb), the [curves](/correlation_eval/fits.ipynb)
+#   and [each single run](/cells/index.md).
+# * **Run.** [Install](/use/install.md) the software and measure
+#   [your own model on your own texts](/use/run-one-cell.md), on a laptop or
+#   [as a grid](/use/run-the-grid.md).
+# * **Extend.** Add [a model](/use/add-a-model.md) or [a data set](/use/add-a-data-set.md), read
+#   [the measurements](/use/read-measurements.md) with your own code, or call the
+#   [modules](/use/api.md).
+#
+# This project redoes a student study ([itsmejul/llm-confidence](https://github.com/itsmejul/llm-confidence))
+# that measured both quantities for five models; [the method](/method.md) says what we do otherwise,
+# and why.
