@@ -7,16 +7,21 @@ READY := $(VENV)/.ready
 GRID ?= scripts/grids/default.yml
 CORES ?= all
 LAB ?=
+SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --configfile $(GRID) --rerun-incomplete --nolock --quiet host rules progress reason
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test lint env
+.PHONY: help run book lab test lint env
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1: \2/p' Makefile
 
 run: $(READY)  ## measure every cell of the grid that is not measured yet, then analyse all
-	$(BIN)/snakemake --cores $(CORES) --configfile $(GRID) --rerun-incomplete --nolock --quiet host rules progress reason
+	$(SNAKEMAKE)
 	@$(BIN)/python -c "import yaml; folder = yaml.safe_load(open('$(GRID)'))['results_dir']; print(f'The results lie in {folder}/<dataset>/<model>/, the analyses in {folder}/correlation_eval/')"
+
+book: $(READY)  ## run what is missing, then build the book
+	$(SNAKEMAKE) book
+	@echo "Open file://$(CURDIR)/_build/html/index.html"
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/run.py $(LAB)

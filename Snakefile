@@ -1,10 +1,12 @@
-"""The pipeline as a graph: one job a cell (a model on a data set) from a grid in YAML, then the analyses.
+"""The pipeline as a graph: one job a cell (a model on a data set) from a grid in YAML, then the analyses, then the book.
 
-    snakemake --cores all --configfile scripts/grids/default.yml
+    snakemake --cores all --configfile scripts/grids/default.yml        # measures and analyses
+    snakemake --cores all --configfile scripts/grids/default.yml book   # and builds the book
 """
 
 import shlex
 import sys
+from pathlib import Path
 
 from nucleoscope import results
 
@@ -36,6 +38,9 @@ MEASURED = [f"{folder}/{results.MEASUREMENTS}" for folder in CELLS]
 OTHERS = [str(results.measurements(folder)) for folder in results.cells(config["results_dir"]) if str(folder) not in CELLS]
 
 
+PAGES = [f"{config['results_dir']}/{results.PAGES}/{name}.ipynb" for name in ("index", "theory")]
+
+
 rule all:
     input:
         expand("{folder}/{file}", folder=CELLS, file=(results.RUN_INFO, results.NOTEBOOK)),
@@ -55,6 +60,35 @@ rule analyses:
         options=options({"results_dir": config["results_dir"], **config.get("analyses", {})}),
     shell:
         "{sys.executable:q} scripts/correlation_eval.py {params.options}"
+
+
+rule page:
+    input:
+        MEASURED,
+        OTHERS,
+        "notebooks/{name}.py",
+    output:
+        update(f"{config['results_dir']}/{results.PAGES}/{{name}}.ipynb"),
+    threads: workflow.cores
+    params:
+        options=options({"results_dir": config["results_dir"]}),
+    shell:
+        "{sys.executable} scripts/run_notebook.py {wildcards.name} {output:q} {params.options}"
+
+
+# Sphinx touches only the pages that change, so a file of its own says when the book was built.
+rule book:
+    input:
+        rules.all.input,
+        PAGES,
+        [str(path) for folder in ("book", "scripts", "lib") for path in Path(folder).rglob("*.*") if path.is_file() and "__pycache__" not in path.parts],
+        ["_config.yml", "CHANGELOG.md", "CITATION.cff", "README.md"],
+    output:
+        touch("_build/html/.built"),
+    params:
+        options=options({"results_dir": config["results_dir"]}),
+    shell:
+        "{sys.executable} scripts/build_book.py {params.options}"
 
 
 # A cell uses all cores: two at once would only take turns. --overwrite, because the grid decides:

@@ -127,3 +127,11 @@ def test_the_tables_of_the_studys_names_fit_the_column_of_an_article(tmp_path):
     log = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60).stdout
     assert "Output written" in log
     assert "Overfull" not in log
+
+
+def test_a_table_for_readers_has_one_heading_row_and_no_numbers_of_rows(statistics):
+    html = tables.show(tables.readable(statistics)).data
+    assert html.count("<tr") == len(statistics) + 1
+    assert html.index("<th>Model</th>") < html.index("<th>Dataset</th>") < html.index("<th>Pearson r</th>")
+    assert "100%_of$#{}&amp;~^" in html
+    assert "NaN" not in html

@@ -177,6 +177,35 @@ def bins_of(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
     return Bins(pairs[x].to_numpy(), pairs[y].to_numpy(), pd.factorize(pairs["prompt"])[0])
 
 
+def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 20) -> go.Figure:
+    """One line for each cell: the median of y in the bins of x that hold at least so many tokens."""
+    colors, dashes = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY), ("solid", "dash", "dot", "dashdot", "longdash")
+    models, datasets = rows_and_columns(tables)
+    figure = go.Figure(layout=layout("", height=440))
+    for (model, dataset), table in sorted(tables.items()):
+        bins = bins_of(table, x, y)
+        if bins is None:
+            continue
+        held = bins.count >= least
+        # With one model colours tell data sets apart, else models; the dash does for the other.
+        color, dash = (
+            (models.index(model), datasets.index(dataset)) if len(models) > 1 else (datasets.index(dataset), 0)
+        )
+        name = f"{model}, {dataset}" if len(models) > 1 else dataset
+        hover = "median %{y:.3f} of %{customdata:,} tokens at %{x:.2f}" + f"<extra>{model}, {dataset}</extra>"
+        line = {"color": colors[color % len(colors)], "dash": dashes[dash % len(dashes)], "width": 2.5}
+        figure.add_trace(
+            go.Scatter(
+                x=short(bins.centers[held]), y=short(bins.medians()[held]), customdata=bins.count[held].tolist(),
+                mode="lines", line=line, name=name, hovertemplate=hover,
+            )
+        )  # fmt: skip
+    figure.update_xaxes(title=LABELS[x], rangemode="tozero")
+    figure.update_yaxes(title=f"median {LABELS[y]}")
+    figure.update_layout(showlegend=True, margin={"t": 20})
+    return described(figure, f"Median {LABELS[y]} over {LABELS[x]}, one line for each model and data set")
+
+
 def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure:
     """Our coefficients of every cell with their 95 % intervals, and the published ones where there are any."""
     figure = make_subplots(1, 2, shared_yaxes=True, column_titles=["Pearson", "Spearman"], horizontal_spacing=0.04)

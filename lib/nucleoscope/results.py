@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MEASUREMENTS, RUN_INFO, NOTEBOOK = "measurements.pt", "run.json", "run.ipynb"
 STUDY_MEASUREMENTS = "output_*.pt"  # what the published study's code writes in the same folders
 ANALYSES = "correlation_eval"  # the folder of the analyses, beside those of the data sets
+PAGES = "book"  # the folder of executed notebooks that are pages of the book and nothing else
 ANALYSIS_FILES = (
     *("correlation.ipynb", "correlation.png", "correlation.pdf"),
     *("correlation_stats.csv", "correlation_stats.tex", "correlation_stats_short.tex"),

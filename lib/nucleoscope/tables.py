@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from IPython.display import HTML
 
 from nucleoscope.correlation import power_of_ten
 from nucleoscope.curves import FORMULAS
@@ -110,21 +111,30 @@ def _power(log10: float) -> str:
     return f"${mantissa}{{\\cdot}}10^{{{int(exponent)}}}$" if small else text if text == "--" else f"${text}$"
 
 
+def show(frame: pd.DataFrame) -> HTML:
+    """A table for a notebook, with its index as columns; in the book its headings sort it."""
+    flat = frame.reset_index()
+    flat.columns = [str(name) for name in flat.columns]
+    return HTML(flat.to_html(index=False, border=0, na_rep="", classes="sortable"))
+
+
 def readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
     """The coefficients of one pair for readers: value [interval], all cells; ``of`` as in the columns' names."""
     kinds = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman")
     prefix = f"{of}: " if of else ""
-    columns = {name: statistics[name] for name in (*CELL, "tokens with k > 1", "prompts")}
-    columns |= {f"{kind} r": _spans(statistics, f"{prefix}{kind}", 3, f"{prefix}{kind} r") for kind in kinds}
+    columns = {name: statistics[name] for name in CELL}
+    columns |= {f"{kind} r": _spans(statistics, f"{prefix}{kind}", 2, f"{prefix}{kind} r") for kind in kinds}
+    columns |= {name: statistics[name] for name in ("tokens with k > 1", "prompts")}
     return _with_notes(columns, statistics["note"])
 
 
 def parameters(fits: pd.DataFrame, curve: str, digits: dict[str, int]) -> pd.DataFrame:
     """Parameters of one curve for readers, to so many digits: value [interval], all cells and pools."""
     rows = fits[fits["Curve"] == curve]
-    columns = {name: rows[name] for name in (*CELL, "tokens", "prompts")}
+    columns = {name: rows[name] for name in CELL}
     columns |= {name: _spans(rows, name, number) for name, number in digits.items()}
     columns["before peak"] = rows["before peak"].map("{:.0%}".format).replace("nan%", "")
+    columns |= {name: rows[name] for name in ("tokens", "prompts")}
     return _with_notes(columns, rows["note"])
 
 
