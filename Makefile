@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 GRID ?= scripts/grids/default.yml
 CORES ?= all
 LAB ?=
-SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --configfile $(GRID) --rerun-incomplete --nolock --quiet host rules progress reason
+SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --configfile '$(GRID)' --rerun-incomplete --nolock --quiet host rules progress reason
 
 .DEFAULT_GOAL := help
 .PHONY: help run book lab test lint env

@@ -32,6 +32,11 @@ def options(parameters):
     return shlex.join(word for name, value in parameters.items() for word in (f"--{name}", str(value)))
 
 
+def modules(*names):
+    """The modules that a notebook computes with: when they change it runs again."""
+    return [f"lib/nucleoscope/{name}.py" for name in names]
+
+
 ANALYSES = f"{config['results_dir']}/{results.ANALYSES}"
 MEASURED = [f"{folder}/{results.MEASUREMENTS}" for folder in CELLS]
 # Cells that were measured without this grid are analysed too.
@@ -53,6 +58,7 @@ rule analyses:
         OTHERS,
         "notebooks/correlation.py",
         "notebooks/fits.py",
+        modules("bootstrap", "correlation", "curves", "fits", "figures", "panels", "tables"),
     output:
         [update(f"{ANALYSES}/{file}") for file in results.ANALYSIS_FILES],
     threads: workflow.cores
@@ -67,13 +73,14 @@ rule page:
         MEASURED,
         OTHERS,
         "notebooks/{name}.py",
+        modules("bootstrap", "correlation", "figures", "theory"),
     output:
         update(f"{config['results_dir']}/{results.PAGES}/{{name}}.ipynb"),
     threads: workflow.cores
     params:
         options=options({"results_dir": config["results_dir"]}),
     shell:
-        "{sys.executable} scripts/run_notebook.py {wildcards.name} {output:q} {params.options}"
+        "{sys.executable:q} scripts/run_notebook.py {wildcards.name} {output:q} {params.options}"
 
 
 # Sphinx touches only the pages that change, so a file of its own says when the book was built.
@@ -88,7 +95,7 @@ rule book:
     params:
         options=options({"results_dir": config["results_dir"]}),
     shell:
-        "{sys.executable} scripts/build_book.py {params.options}"
+        "{sys.executable:q} scripts/build_book.py {params.options}"
 
 
 # A cell uses all cores: two at once would only take turns. --overwrite, because the grid decides:

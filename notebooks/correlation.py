@@ -86,7 +86,8 @@ tables.show(tables.readable(statistics))
 # ## Cell by cell
 
 # %%
-panels.grid(measured, resamples=resamples, seed=seed)
+bins = panels.binned(measured, resamples=resamples, seed=seed)
+panels.grid(measured, bins, csv="correlation_bins.csv")
 
 # %% [markdown]
 # Each panel is one cell: models down, data sets across, all on the same axes. The line joins the
@@ -148,6 +149,7 @@ tables.show(both[columns].round(4).set_index("Model")) if len(both) else Markdow
 # %%
 folder = Path(results_dir) / results.ANALYSES
 tables.write(tables.csv(statistics), folder / "correlation_stats.csv")
+tables.write(tables.csv(bins), folder / "correlation_bins.csv")
 tables.write(tables.correlation_tex(statistics), folder / "correlation_stats.tex")
 tables.write(tables.correlation_short_tex(statistics), folder / "correlation_stats_short.tex")
 figures.save(figures.paper(measured), folder / "correlation.png", folder / "correlation.pdf")

@@ -59,7 +59,8 @@ Markdown("\n".join(f"* {name}: {formula}" for name, formula in curves.FORMULAS.i
 
 # %%
 statistics = fits.statistics(measured, resamples=resamples, seed=seed, jobs=None)
-figures.fitted(fits.lines(measured))
+lines = fits.lines(measured)
+figures.fitted(lines, csv="fit_lines.csv")
 
 # %% [markdown]
 # Each dot is the median of a bin, the larger the more tokens it holds; the menu picks a cell or a
@@ -129,6 +130,7 @@ tables.show(tables.explained(statistics))
 # %%
 folder = Path(results_dir) / results.ANALYSES
 tables.write(tables.csv(statistics), folder / "fit_stats.csv")
+tables.write(tables.csv(lines), folder / "fit_lines.csv")
 tables.write(tables.fits_tex(statistics), folder / "fit_stats.tex")
 
 # %% [markdown]

@@ -20,18 +20,22 @@
 # embeddings.
 #
 # Do the two go together? A model that wavers between *nine* and *ten* is unsure in another way than
-# one that wavers between *Because* and a full stop. If candidates are alike where the model is
-# unsure, its doubt is about wording; if they are not, it is about what to say.
+# one that wavers between *Because* and a full stop. In the first choice the candidates are used alike
+# wherever they stand, in the second they are not. Which kind is it, where a model is unsure?
 
 # %% tags=["parameters"]
 results_dir = "results"  # where <dataset>/<model>/ are
 
 # %%
+import sys
+
 from IPython.display import Markdown
 
 from nucleoscope import correlation, figures, results
 
-measured, _ = results.load_cells(results_dir)
+measured, damaged = results.load_cells(results_dir)
+for problem in damaged.values():
+    print("skipped:", problem, file=sys.stderr)
 if not measured:
     raise ValueError(f"no measurements that can be read under '{results_dir}': measure a model first")
 
@@ -39,18 +43,19 @@ if not measured:
 figures.overlay(measured)
 
 # %% [markdown]
-# One line for each model and data set: the median cosine similarity of the candidates in bins of
-# entropy. Further right the model was less sure; further up its candidates were more alike. Where a
-# line falls, doubt goes with unlike candidates, and where it rises, with alike ones.
+# One line for each model and data set: the median cosine similarity of the candidates in those bins of
+# entropy that hold enough tokens to tell. Further right the model was less sure; further up its
+# candidates were more alike. Where a line falls, doubt goes with unlike candidates, and where it rises,
+# with alike ones.
 
 # %%
 statistics = correlation.statistics(measured, resamples=200, jobs=None)
 spearman, given = statistics["Spearman r"], statistics["partial Spearman r"]
 words = (
     f"Over {statistics['tokens with k > 1'].sum():,} tokens with more than one candidate, in {len(statistics)} "
-    f"cells, Spearman's coefficient of the two lies between {spearman.min():.2f} and {spearman.max():.2f}. Given "
-    f"the number of candidates, it lies between {given.min():.2f} and {given.max():.2f}: the difference is what "
-    "the mere size of the choice accounts for."
+    f"cells, Spearman's coefficient of the two lies between {spearman.min():.2f} and {spearman.max():.2f}; given "
+    f"the number of candidates, between {given.min():.2f} and {given.max():.2f}. Where the two differ, the size of "
+    "the choice has a part in it: longer lists of candidates are both more spread out and mixed otherwise."
 )
 Markdown(words.replace("-", "\N{MINUS SIGN}"))
 

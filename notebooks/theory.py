@@ -281,8 +281,8 @@ theory.curves(np.array(sizes), lines, titles, "Rounding errors of two forms of o
 #
 # The mean cosine of $k$ rows drawn without replacement has the expectation $\bar c$, for every
 # $k \ge 2$. So has any weighted mean
-# $\sum_{i \ne j} w_{ij}\, u_i \cdot u_j / \sum_{i \ne j} w_{ij}$ whose weights were fixed before
-# the draw.
+# $\sum_{i \ne j} w_{ij}\, u_i \cdot u_j / \sum_{i \ne j} w_{ij}$ of rows in random order whose
+# weights, with a sum other than 0, were fixed before the draw.
 # :::
 #
 # :::{prf:proof}
@@ -303,7 +303,7 @@ theory.curves(np.array(sizes), lines, titles, "Rounding errors of two forms of o
 # :::{prf:proposition} Variance under blind draws
 # :label: prop-variance
 #
-# The mean cosine of $k \ge 2$ rows drawn without replacement from $V \ge 4$ has the variance
+# The mean cosine of $2 \le k \le V$ rows drawn without replacement from $V \ge 4$ has the variance
 #
 # $$\operatorname{Var}(c) = \frac{4 S_g^2}{k} \Big( 1 - \frac kV \Big)
 # + \frac{2 \sigma_e^2}{k (k - 1)} \cdot \frac{(V - k)(V - k - 1)}{(V - 2)(V - 3)} .$$
@@ -393,7 +393,7 @@ theory.curves(sizes, both, titles, "Simulated and computed standard deviations a
 # :::{prf:proposition} Dilution
 # :label: prop-dilution
 #
-# Let a nucleus consist of a fixed core of $a$ candidates with mean cosine $\gamma$, and of $k - a$
+# Let a nucleus of $k \ge 2$ consist of a fixed core of $a$ candidates with mean cosine $\gamma$, and of $k - a$
 # rows drawn without replacement from a table with mean cosine $\bar c$ that does not hold the core.
 # Let $\beta$ be the mean cosine of core and table rows. Then
 #
@@ -477,7 +477,7 @@ theory.curves(np.array([]), {}, titles, "Entropy against mean cosine of made nuc
 # :::{prf:proposition} Cosines are order 2
 # :label: prop-family
 #
-# Let $M = \sum_i q_i u_i$, and let
+# Let $k \ge 2$ and $M = \sum_i q_i u_i \ne 0$, and let
 # $w = \sum_{i \ne j} q_i q_j\, u_i \cdot u_j / \sum_{i \ne j} q_i q_j$ be the project's
 # `weighted_cosine`. With $Z_{ij} = u_i \cdot u_j$ in the formula of {prf:ref}`def-diversity`,
 #
@@ -580,9 +580,9 @@ figure.update_traces(marker_size=11, marker_opacity=1, selector={"mode": "marker
 # this $Z$ orthogonal candidates are still half alike, and a thousand of them count as less than
 # two. This is a property of the shift, not of language. By {prf:ref}`prop-family`
 # $\rho^2 = \sum_i q_i^2 + (1 - \sum_i q_i^2)\, w$, so for a spread-out choice, where $\sum_i q_i^2$
-# is small, the value settles near $\log (2 / (1 + w))$: it has stopped measuring spread and reports
-# likeness alone. As a merit, splitting a candidate into identical twins does not change it, which
-# entropy cannot say of itself.
+# is small, $\rho^2$ is close to $w$ and the value lies between $\log (2 / (1 + w))$ and
+# $h((1 + \sqrt w) / 2)$: it has all but stopped measuring spread, and reports likeness. As a merit,
+# splitting a candidate into identical twins does not change it, which entropy cannot say of itself.
 
 # %% tags=["show-input"]
 entropies, similars, lengths = theory.made_choices(rng, 1200).T  # H, similarity entropy and |M| of all sorts
@@ -624,12 +624,12 @@ theory.curves(grid, lines, titles, "Similarity entropy stays below entropy and b
 #   $\bar c$ as $k$ grows ({prf:ref}`prop-mean`, {prf:ref}`prop-variance`). High entropy needs
 #   large $k$, so there blind draws would lie in a narrow band at $\bar c$. Where the measured band
 #   lies, and how wide it is, can be held against that;
-# * `similarity_entropy` stays below $\min(H, \log 2)$ ({prf:ref}`prop-similarity`,
+# * `similarity_entropy` is at most $\min(H, \log 2)$ ({prf:ref}`prop-similarity`,
 #   {prf:ref}`prop-curves`), so part of its correlation with entropy or cosine is arithmetic.
 #
 # Not fixed: the sign of the slope. {prf:ref}`prop-dilution` gives a falling cloud where a few
 # candidates belong together and the rest do not, and a rising one where short nuclei hold
-# opposites, say a full stop and a name, and long ones hold members of one class. Both happen in
+# unlike tokens, say a full stop and a name, and long ones hold members of one class. Both happen in
 # language. Nothing here says either what the partial coefficient given $k$ should be, or that
 # nuclei resemble blind draws at all: whether a model that hesitates does so among like or unlike
 # words is a question for measurements, and the other pages answer it with them.

@@ -4,6 +4,7 @@ The browser is any installed Chromium or Chrome, or the one that NUCLEOSCOPE_BRO
 the pages from disk, and whatever it asks of anything but the disk is a failure.
 """
 
+import contextlib
 import fcntl
 import importlib.metadata
 import itertools
@@ -21,9 +22,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 
 from messages import one_line
 from nucleoscope import book, book_extension
+from test_eval import measured
 
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -140,9 +143,9 @@ def browser():
         process.close()
 
 
-@pytest.fixture
-def visit(browser, built):
-    """Opens a page from disk, with no network; the test fails where the page complained of anything."""
+@contextlib.contextmanager
+def visitor(browser, folder: Path):
+    """Opens a page from disk, with no network; fails at the end where a page complained of anything."""
     complaints, contexts = [], []
 
     def open_page(name: str, width: int = 1280, scheme: str = "light"):
@@ -151,7 +154,7 @@ def visit(browser, built):
         contexts.append(context)
 
         def only_the_disk(route):
-            inside = route.request.url.startswith(built.as_uri())
+            inside = route.request.url.startswith(folder.as_uri())
             if not inside:
                 complaints.append(f"asked for {route.request.url}")
             route.continue_() if inside else route.abort()
@@ -162,13 +165,27 @@ def visit(browser, built):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
         path, _, query = name.partition("?")
-        page.goto(f"{(built / path).as_uri()}.html" + (f"?{query}" if query else ""))
+        page.goto(f"{(folder / path).as_uri()}.html" + (f"?{query}" if query else ""))
         return page
 
     yield open_page
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+@pytest.fixture
+def visit(browser, built):
+    with visitor(browser, built) as open_page:
+        yield open_page
+
+
+def drawn(page) -> None:
+    """Scrolls to every figure until it is drawn, and waits for the formulas."""
+    for plot in page.locator("div.plotly-figure .plot").all():
+        plot.scroll_into_view_if_needed()
+        plot.locator("svg.main-svg").first.wait_for()
+    page.wait_for_function("() => !window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true)")
 
 
 def colour_of_figures(page) -> list[str]:
@@ -343,9 +360,8 @@ def test_the_book_says_nothing_of_the_machine(built):
             assert str(built.parents[1]).encode() not in content, path
 
 
-def test_every_internal_link_resolves(built):
-    from bs4 import BeautifulSoup
-
+def broken_links(built: Path) -> list[tuple[str, str]]:
+    """Pages and their links that lead nowhere inside the book."""
     soups = {path: BeautifulSoup(path.read_text(), "html.parser") for path in built.rglob("*.html")}
     anchors = {path: {tag.get("id") or tag.get("name") for tag in soup(True)} for path, soup in soups.items()}
     broken = []
@@ -359,7 +375,11 @@ def test_every_internal_link_resolves(built):
             missing = fragment and target in anchors and fragment not in anchors[target]
             if not parts.scheme and (missing or not target.exists()):
                 broken.append((path.name, link))
-    assert broken == []
+    return broken
+
+
+def test_every_internal_link_resolves(built):
+    assert broken_links(built) == []
 
 
 def test_no_page_is_heavy_and_none_names_a_server_to_load_from(built):
@@ -401,6 +421,7 @@ def test_a_page_opens_from_disk_with_one_h1_and_fits_a_phone_in_both_themes(visi
     for scheme in ("light", "dark"):
         page = visit(name, width=390, scheme=scheme)
         page.wait_for_load_state("load")
+        drawn(page)
         assert page.evaluate("document.documentElement.dataset.theme") == scheme
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.locator("h1").count() == 1
@@ -501,3 +522,77 @@ def test_the_first_key_leads_to_the_main_content(visit):
     page.keyboard.press("Enter")
     assert page.evaluate("location.hash") == "#main-content"
     assert page.locator("main#main-content, #main-content").count() == 1
+
+
+# The real book, on small results
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory) -> Path:
+    """The project's own book, with its notebooks executed, on two small made cells."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "real_book"
+    with folder.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            build_real(folder)
+            (folder / "done").touch()
+    return folder / "_build" / "html"
+
+
+def build_real(folder: Path) -> None:
+    settings = {"n_prompts": 25, "prompt_format": "raw", "dtype": "float32"}
+    for seed, dataset in enumerate(("alpha", "my texts")):
+        cell = folder / "results" / dataset / "small_model"
+        measured(cell, seed)
+        (cell / "run.json").write_text(json.dumps({"settings": settings, "tokens": 500}))
+        nbformat.write(executed(dataset), cell / "run.ipynb")
+    options = ["--results_dir", str(folder / "results")]
+    commands = [["correlation_eval.py", "--resamples", "100", *options]]
+    commands += [["run_notebook.py", n, str(folder / f"results/book/{n}.ipynb"), *options] for n in ("index", "theory")]
+    for command in [*commands, ["build_book.py", *options, "--output", str(folder)]]:
+        done = subprocess.run([sys.executable, f"scripts/{command[0]}", *command[1:]], cwd=ROOT, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+
+
+def test_the_real_book_has_every_page_and_every_link_resolves(real):
+    toc = (ROOT / "book/_toc.yml").read_text()
+    names = [line.split("file:")[1].strip() for line in toc.splitlines() if "file:" in line]
+    assert len(names) > 15
+    assert [name for name in names if not (real / f"{name}.html").is_file()] == []
+    assert (real / "cells/small_model/my texts.html").is_file()
+    assert broken_links(real) == []
+
+
+def test_code_is_open_where_it_is_the_point(real):
+    soup = BeautifulSoup((real / "theory.html").read_text(), "html.parser")
+    cells = soup.select("div.cell_input")
+    folded = [cell for cell in cells if cell.find_parent("details")]
+    assert 0 < len(folded) < len(cells)
+
+
+def test_every_page_of_the_real_book_opens_with_its_figures_drawn_and_fits_a_phone(browser, real):
+    with visitor(browser, real) as visit:
+        for path in sorted(real.rglob("*.html")):
+            name = path.relative_to(real).with_suffix("").as_posix()
+            if not name.startswith("_static"):
+                page = visit(name, width=390)
+                drawn(page)
+                assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+                assert page.locator("h1").count() == 1, name
+                page.context.close()
+
+
+def test_the_switches_of_a_figure_work_by_keyboard(browser, real):
+    with visitor(browser, real) as visit:
+        page = visit("correlation_eval/correlation")
+        drawn(page)
+        assert page.locator(".updatemenu-container").count() == 0  # plotly's own are out of the keyboard's reach
+        density = page.get_by_role("button", name="density")
+        density.focus()
+        page.keyboard.press("Enter")
+        assert density.get_attribute("aria-pressed") == "true"
+        page.locator(".heatmaplayer image").first.wait_for(state="attached")
+        page.get_by_label("what the figure is about").first.select_option(label="weighted cosine over entropy")
+        page.locator("text.annotation-text, .annotation text", has_text="weighted cosine similarity").first.wait_for()

@@ -14,6 +14,10 @@ from nucleoscope import bootstrap, correlation, figures, fits, panels, results
 CELLS = {("model b", "xsum"): full(1), ("model a", "gsm8k"): full(2), ("model a", "xsum"): full(3)}
 
 
+def drawn(cells, resamples):
+    return panels.grid(cells, panels.binned(cells, resamples=resamples))
+
+
 def traces(figure, name):
     """The trace of each kind in the panel of one cell, by kind."""
     found = [trace for trace in figure.data if name in (trace.hovertemplate or "")]
@@ -79,7 +83,7 @@ def intervals(pairs, kind, resamples):
 
 
 def test_the_grid_has_what_scipy_counts_in_each_panel():
-    figure = panels.grid(CELLS, resamples=20)
+    figure = drawn(CELLS, 20)
     pairs = results.choices(CELLS["model a", "gsm8k"])
     given = pairs["entropy"], pairs["cosine"]
     panel = traces(figure, "model a, gsm8k")
@@ -101,7 +105,7 @@ def test_the_grid_has_what_scipy_counts_in_each_panel():
 
 
 def test_the_two_switches_of_the_grid_set_different_things():
-    figure = panels.grid(CELLS, resamples=5)
+    figure = drawn(CELLS, 5)
     views, quantities = figure.layout.updatemenus
     assert [button.label for button in views.buttons] == ["median", "mean", "density"]
     shown = [button.args[0] for button in views.buttons]
@@ -119,7 +123,7 @@ def test_the_two_switches_of_the_grid_set_different_things():
 
 
 def test_the_first_choice_of_quantities_is_what_the_grid_shows():
-    figure = panels.grid(CELLS, resamples=5)
+    figure = drawn(CELLS, 5)
     data = figure.layout.updatemenus[1].buttons[0].args[0]
     for place, trace in enumerate(figure.data):
         assert list(trace.x) == list(data["x"][place])
@@ -128,7 +132,7 @@ def test_the_first_choice_of_quantities_is_what_the_grid_shows():
 
 def test_a_cell_without_choices_leaves_its_panels_empty():
     cells = CELLS | {("model c", "xsum"): full(4).assign(k=1)}
-    figure = panels.grid(cells, resamples=5)
+    figure = drawn(cells, 5)
     assert all(len(trace.x) == 0 for trace in traces(figure, "model c, xsum").values())
     assert [axes.axison for axes in figures.paper(cells).axes].count(True) == 3
 
@@ -163,7 +167,7 @@ def test_fitted_curves_and_medians_are_those_of_the_cell_that_is_picked():
 
 def test_every_figure_says_in_words_what_it_shows():
     statistics = correlation.statistics(CELLS, resamples=5)
-    shown = [panels.grid(CELLS, resamples=5), figures.coefficients(statistics, correlation.published())]
+    shown = [drawn(CELLS, 5), figures.coefficients(statistics, correlation.published())]
     shown += [figures.fitted(fits.lines(CELLS)), figures.scatter(full(1)), figures.distributions(full(1))]
     assert all(len(figure.layout.meta["alt"]) > 20 for figure in shown)
 
@@ -172,6 +176,6 @@ def test_what_is_not_finite_is_left_out_of_every_figure():
     cell = full(1)
     cell.loc[[3, 50], "full_entropy"] = np.inf
     cell.loc[60, "entropy"] = np.nan
-    panels.grid({("m", "d"): cell}, resamples=5)
+    drawn({("m", "d"): cell}, 5)
     figures.paper({("m", "d"): cell})
     assert len(figures.scatter(cell).data[0].x) == len(results.choices(cell)) - (cell.loc[60, "k"] > 1)

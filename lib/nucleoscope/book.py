@@ -27,6 +27,7 @@ from nbformat import NotebookNode
 from nucleoscope import results
 
 PLOTLY = "application/vnd.plotly.v1+json"
+HEAVY = 1_500_000  # bytes of a page beyond which a reader waits for it
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FOLDED, OPEN = "hide-input", "show-input"  # tags of cells
 KERNEL = {
@@ -36,13 +37,14 @@ KERNEL = {
 PROGRESS = re.compile(r"\d%\||\b(it|tok|B)/s\b|\bs/it\b")  # a line that a progress bar drew
 BEFORE = r"(?<![\w.~-])"  # a path starts here, and is not the rest of another one or of a web address
 PEOPLE = re.compile(BEFORE + r"(?:/home|/Users|[A-Z]:\\Users)[/\\][^/\\\s\"'<>]+")
-ELSEWHERE = re.compile(
-    BEFORE + r"(?<!:/)/(?:data|gpfs|lustre|media|mnt|nfs|opt|private|scratch|srv|tmp|usr|var|work)"
-    r"/(?:[\w.+-]+/)*([\w.+-]+)"
-)
+ELSEWHERE = re.compile(BEFORE + r"(?<![:<>/])/(?:[\w.+-]+/)+([\w.+-]+)")
+WORDS = "data-model-text"  # an attribute of HTML that shows what a model wrote: its paths are its own
 
 
 GENERATED = ("CHANGELOG.md", "CITATION.cff", "README.md", "scripts/grids/default.yml")  # files that pages include
+
+
+COORDINATES = ("x", "x +", "x -", "y", "y +", "y -", "z")  # columns of a figure's csv; + and - are its bars
 
 
 class BookError(ValueError):
@@ -71,7 +73,8 @@ def normalise(notebook: NotebookNode, folders: Mapping[str, str]) -> NotebookNod
             cell.outputs = [output for output in map(_still, cell.outputs) if output]
         cell.metadata = NotebookNode({"tags": tags} if tags else {})
         cell.id = f"cell-{number}"  # papermill draws a new one for the parameters in each run
-    result.cells = _shortened(result.cells, _patterns(folders))
+    for cell in result.cells:
+        cell.update(_shortened(cell, _patterns(folders), elsewhere=cell.cell_type == "code"))
     return result
 
 
@@ -85,7 +88,7 @@ def _joined(cells: list[NotebookNode]) -> list[NotebookNode]:
     joined: list[NotebookNode] = []
     for cell in cells:
         last = joined[-1] if joined else None
-        if last and _silent(last) and cell.cell_type == "code" and not _removed(cell):
+        if last and _silent(last) and cell.cell_type == "code" and not _removed(cell) and _open(last) == _open(cell):
             cell.source = f"{last.source}\n\n{cell.source}"
             cell.metadata["tags"] = [tag for tag in cell.metadata.get("tags", []) if tag != "parameters"]
             joined.pop()
@@ -95,6 +98,10 @@ def _joined(cells: list[NotebookNode]) -> list[NotebookNode]:
 
 def _silent(cell: NotebookNode) -> bool:
     return cell.cell_type == "code" and not cell.get("outputs") and not _removed(cell)
+
+
+def _open(cell: NotebookNode) -> bool:
+    return OPEN in cell.metadata.get("tags", [])
 
 
 def _removed(cell: NotebookNode) -> bool:
@@ -122,18 +129,21 @@ def _patterns(folders: Mapping[str, str]) -> list[tuple[re.Pattern, str]]:
         if len(path) > 1:  # the home of some containers is "/"
             patterns += [(re.compile(start + "/"), f"{name}/" if name else "")]
             patterns += [(re.compile(start + r"(?![\w-]|\.\w)"), name or ".")]
-    return [*patterns, (PEOPLE, "~"), (ELSEWHERE, r"…/\1")]
+    return [*patterns, (PEOPLE, "~")]
 
 
-def _shortened(value: Any, patterns: list[tuple[re.Pattern, str]]) -> Any:
-    """``value`` with the patterns replaced in every text, except in binary data."""
+def _shortened(value: Any, patterns: list[tuple[re.Pattern, str]], elsewhere: bool) -> Any:
+    """``value`` with the patterns replaced in every text, except in binary data and in a model's own words.
+
+    ``elsewhere``: any other absolute path keeps its last name. Prose has such paths as links.
+    """
     if isinstance(value, dict):
         kept = ("bdata", "image/png", "image/jpeg")
-        return NotebookNode({k: v if k in kept else _shortened(v, patterns) for k, v in value.items()})
+        return NotebookNode({k: v if k in kept else _shortened(v, patterns, elsewhere) for k, v in value.items()})
     if isinstance(value, list):
-        return [_shortened(item, patterns) for item in value]
-    if isinstance(value, str):
-        for pattern, replacement in patterns:
+        return [_shortened(item, patterns, elsewhere) for item in value]
+    if isinstance(value, str) and WORDS not in value:
+        for pattern, replacement in [*patterns, *([(ELSEWHERE, r"…/\1")] if elsewhere else [])]:
             value = pattern.sub(replacement, value)
     return value
 
@@ -142,9 +152,9 @@ def titled(notebook: NotebookNode, title: str) -> NotebookNode:
     """The notebook with its first heading replaced: the pages of all cells come from one notebook."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and re.search(r"^# ", cell.source, re.MULTILINE):
-            cell.source = re.sub(r"^# .*$", lambda _: f"# {title}", cell.source, count=1, flags=re.MULTILINE)
+            cell.source = re.sub(r"^# .*$", lambda _: f"# {_plain(title)}", cell.source, count=1, flags=re.MULTILINE)
             return notebook
-    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {title}", id="title"))
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {_plain(title)}", id="title"))
     return notebook
 
 
@@ -154,7 +164,7 @@ def titled(notebook: NotebookNode, title: str) -> NotebookNode:
 def csv_text(figure: Mapping[str, Any]) -> str:
     """What a figure draws, as a table: one row a point, with the name of its trace."""
     blocks = [(_name(figure, trace), _columns(trace)) for trace in figure["data"]]
-    names = [name for name in "xyz" if any(name in columns for _, columns in blocks)]
+    names = [name for name in COORDINATES if any(name in columns for _, columns in blocks)]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["trace", *names])
@@ -166,7 +176,9 @@ def csv_text(figure: Mapping[str, Any]) -> str:
 
 
 def _name(figure: Mapping[str, Any], trace: Mapping[str, Any]) -> str:
-    """What a trace is called: its name, else the title of its x axis."""
+    """What a trace is called: its name and what its meta adds, else the title of its x axis."""
+    if isinstance(trace.get("meta"), str):
+        return ", ".join(filter(None, [trace.get("name"), trace["meta"]]))
     axis = figure["layout"].get("xaxis" + trace.get("xaxis", "x")[1:]) or {}
     return trace.get("name") or (axis.get("title") or {}).get("text") or ""
 
@@ -174,6 +186,9 @@ def _name(figure: Mapping[str, Any], trace: Mapping[str, Any]) -> str:
 def _columns(trace: Mapping[str, Any]) -> dict[str, list]:
     """The coordinates of a trace, each of the same length; a matrix z is spelled out, row by row."""
     columns = {name: decoded(trace[name]) for name in "xyz" if trace.get(name) is not None}
+    for name, part in (("x", "array"), ("x", "arrayminus"), ("y", "array"), ("y", "arrayminus")):
+        if (bars := (trace.get(f"error_{name}") or {}).get(part)) is not None:
+            columns[f"{name} {'+' if part == 'array' else '-'}"] = decoded(bars)
     if "z" in columns and columns["z"].ndim == 2:
         rows, width = columns["z"].shape
         x, y = columns.get("x", np.arange(width)), columns.get("y", np.arange(rows))
@@ -270,12 +285,19 @@ def overview(cells: list[Path]) -> str:
             facts = [f"{settings['n_prompts']:,}", f"{info['tokens']:,}", settings["prompt_format"], settings["dtype"]]
         except KeyError as error:
             raise BookError(f"'{cell / results.RUN_INFO}' says nothing of {error}") from None
-        rows.append(f"| {' | '.join([cell.name, cell.parent.name, *facts])} | [the run]({page}.ipynb) |")
+        rows.append(
+            f"| {' | '.join([*map(_plain, (cell.name, cell.parent.name)), *facts])} | [the run](<{page}.ipynb>) |"
+        )
     head = "| model | data set | prompts | tokens | prompt format | dtype | page |\n|---|---|--:|--:|---|---|---|\n"
     return (
         "# The runs\n\nOne page for each model on each data set, made from the notebook that measured it.\n\n"
         ":::{div} sortable\n\n" + head + "\n".join(rows) + "\n\n:::\n"
     )
+
+
+def _plain(name: str) -> str:
+    """A name as Markdown that shows just that name."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|$~^&-])", r"\\\1", name)
 
 
 def _help(script: Path) -> bytes:
@@ -323,4 +345,7 @@ def build(root: Path, results_dir: Path, output: Path) -> Path:
     done = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "0"}, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise BookError("the book has warnings or errors, said above")
+    for page in sorted(html.rglob("*.html")):
+        if page.stat().st_size > HEAVY:
+            print(f"heavy: {page.relative_to(html)} has {page.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
     return html / "index.html"

@@ -7,6 +7,7 @@ documentation come from a list in ``_config.yml`` (``external_names``), for the 
 """
 
 import base64
+import hashlib
 import html
 import importlib.util
 import json
@@ -68,9 +69,10 @@ def figure_html(figure: Mapping[str, Any], alt: str) -> str:
     content = {"data": _lighter(figure["data"]), "layout": _lighter(figure["layout"])}
     # "<" cannot stand in a script: "</script>" would end it and "<!--" hide what follows
     payload = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", r"\u003c")
+    role = "group" if figure["layout"].get("updatemenus") else "img"
     height = int(figure["layout"].get("height") or 450)
     return (
-        f'<div class="plotly-figure"><div class="plot" role="img" aria-label="{html.escape(alt)}"'
+        f'<div class="plotly-figure"><div class="plot" role="{role}" aria-label="{html.escape(alt)}"'
         f' style="min-height:{height}px"></div>\n<script type="application/json">{payload}</script>\n'
         "<noscript>This figure is drawn by JavaScript, which is switched off here.</noscript></div>\n"
     )
@@ -136,7 +138,7 @@ def _skip_fields(app: Sphinx, what: str, name: str, thing: Any, skip: bool, opti
     return True if type(thing).__name__ == "_tuplegetter" else None
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: Sphinx) -> dict[str, bool | int]:
     app.add_config_value("external_names", {}, "env", dict)
     app.add_css_file("book.css")
     app.add_js_file("page.js", loading_method="defer")
@@ -145,4 +147,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("missing-reference", _outside)
     app.connect("autodoc-process-docstring", _plain_docstring)
     app.connect("autodoc-skip-member", _skip_fields)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    # A page is made anew when what makes it has changed.
+    parts = [Path(__file__), *sorted(path for path in STATIC.iterdir() if path.is_file())]
+    version = int(hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:12], 16)
+    return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": version}

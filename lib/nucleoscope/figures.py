@@ -216,7 +216,7 @@ def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure
         low, high = (ours - statistics[f"{kind} low"]).abs(), (statistics[f"{kind} high"] - ours).abs()
         bars = {"type": "data", "symmetric": False, "array": short(high), "arrayminus": short(low), "thickness": 2}
         hover = "%{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra>ours, %{y}</extra>"
-        look = {"mode": "markers", "y": names, "showlegend": column == 1}
+        look = {"mode": "markers", "y": names, "showlegend": column == 1, "meta": kind}
         figure.add_trace(
             go.Scatter(
                 x=short(ours), error_x=bars, marker={"size": 9, "color": BLUE}, name="ours", hovertemplate=hover,
@@ -237,8 +237,11 @@ def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure
     return described(figure, "Coefficients of every cell with their intervals, beside the published ones")
 
 
-def fitted(lines: pd.DataFrame) -> go.Figure:
-    """Medians of one cell or pool, sized by their tokens, and the curves fitted to them; a menu picks the cell."""
+def fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
+    """Medians of one cell or pool, sized by their tokens, and the curves fitted to them; a menu picks the cell.
+
+    ``lines`` are those of `fits.lines`, ``csv`` the file that holds them, if any.
+    """
     groups = list(lines.groupby(["Model", "Dataset"], sort=False))
     kinds = {"constant": "#999999", "line": PURPLE, "unimodal": VERMILLION, "gamma": GREEN, "log-normal": ORANGE}
     looks = {"medians": BLUE, **kinds, "free": SKY, "spline": "#777777"}
@@ -269,7 +272,7 @@ def fitted(lines: pd.DataFrame) -> go.Figure:
     figure.update_layout(updatemenus=[{"buttons": buttons, "pad": {"b": 12}, **look}], margin={"t": 70})
     figure.update_xaxes(title=LABELS["entropy"], rangemode="tozero")
     figure.update_yaxes(title=LABELS["cosine"])
-    return described(figure, "Median cosine similarity over entropy, and the curves fitted to the medians")
+    return described(figure, "Median cosine similarity over entropy, and the curves fitted to the medians", csv)
 
 
 def _curve(rows: pd.DataFrame) -> dict:
@@ -283,11 +286,11 @@ def _columns(content: list[dict]) -> dict:
     return {key: [values.get(key) for values in content] for key in ("x", "y", "customdata", "marker.size")}
 
 
-def short(values: np.ndarray) -> list:
+def short(values: np.ndarray | pd.Series) -> list:
     """Four decimals, None for NaN: what a page carries for each number."""
     return [None if np.isnan(value) else round(float(value), 4) for value in values]
 
 
-def described(figure: go.Figure, text: str) -> go.Figure:
-    """The figure with words for those who cannot see it."""
-    return figure.update_layout(meta={"alt": text})
+def described(figure: go.Figure, text: str, csv: str = "") -> go.Figure:
+    """The figure with words for those who cannot see it, and the file with its data, if there is one beside it."""
+    return figure.update_layout(meta={"alt": text, **({"csv": csv} if csv else {})})

@@ -23,54 +23,81 @@ DENSITY = [
 FIELDS = (40, 30)  # of a density, along x and y
 
 
-def grid(tables: Tables, pairs: tuple[tuple[str, str], ...] = PAIRS, resamples: int = 500, seed: int = 0) -> go.Figure:
+def binned(
+    tables: Tables, pairs: tuple[tuple[str, str], ...] = PAIRS, resamples: int = 500, seed: int = 0
+) -> pd.DataFrame:
+    """What the panels show of bins, one row a bin that holds tokens, for each cell and pair of quantities.
+
+    Columns: Model, Dataset, x, y (names of the quantities), center, tokens, median and mean each with
+    the bounds of its 95 % interval from resampled prompts (low, high), deviation (one standard
+    deviation of the tokens).
+    """
+    parts = []
+    for (model, dataset), table in sorted(tables.items()):
+        for x, y in pairs:
+            bins = bins_of(table, x, y)
+            if bins is not None:
+                parts.append(_bin_rows(bins, resamples, seed).assign(Model=model, Dataset=dataset, x=x, y=y))
+    head = ["Model", "Dataset", "x", "y"]
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=head)
+    return frame[[*head, *(name for name in frame if name not in head)]]
+
+
+def _bin_rows(bins: Bins, resamples: int, seed: int) -> pd.DataFrame:
+    counts = draws(int(bins.prompt.max()) + 1, resamples, seed)
+    columns = {"center": bins.centers, "tokens": bins.count}
+    for name, middle, drawn in (
+        ("median", bins.medians(), bins.sizes_and_medians(counts)[1]),
+        ("mean", bins.means(bins.once())[0], bins.means(counts)),
+    ):
+        low, high = interval(drawn)
+        columns |= {name: middle, f"{name} low": low, f"{name} high": high}
+    return pd.DataFrame({**columns, "deviation": bins.deviations()})[bins.count > 0]
+
+
+def grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
     """The paper's figure to explore: median, mean or density, for each pair of quantities.
 
-    The bars are 95 % intervals of a bin's median or mean, from resampled prompts; the band is one
-    standard deviation. Hover gives the bin's count and interval.
+    ``rows`` are those of `binned`, ``csv`` the file that holds them, if any. The bars are 95 %
+    intervals of a bin's median or mean; the band is one standard deviation. Hover gives the bin's
+    count and interval.
     """
     models, datasets = rows_and_columns(tables)
+    pairs = list(dict.fromkeys(zip(rows["x"], rows["y"], strict=True))) or list(PAIRS)
     figure = make_subplots(
         len(models), len(datasets), shared_xaxes="all", shared_yaxes="all",
         column_titles=datasets, row_titles=models, x_title=LABELS[pairs[0][0]], y_title=LABELS[pairs[0][1]],
         horizontal_spacing=0.02, vertical_spacing=0.12 / max(len(models), 2),
     )  # fmt: skip
     contents: list[list[dict]] = [[] for _ in pairs]
+    groups = dict(iter(rows.groupby(["Model", "Dataset", "x", "y"])))
     for (model, dataset), table in sorted(tables.items()):
         for content, (x, y) in zip(contents, pairs, strict=True):
-            content += _panel(bins_of(table, x, y), table, x, y, resamples, seed)
+            content += _panel(groups.get((model, dataset, x, y)), table, x, y)
         place = {"row": models.index(model) + 1, "col": datasets.index(dataset) + 1}
         for trace, values in zip(_traces(f"{model}, {dataset}"), contents[0][-7:], strict=True):
             figure.add_trace(trace.update(values), **place)
-    figure.update_layout(
-        layout("", height=190 + 190 * len(models)),
-        showlegend=False,
-        updatemenus=_switches(contents, pairs, len(models) + len(datasets)),
-    )
+    switches = _switches(contents, pairs, len(models) + len(datasets))
+    figure.update_layout(layout("", height=190 + 190 * len(models)), showlegend=False, updatemenus=switches)
     figure.update_layout(margin={"t": 120, "r": 40, "l": 70, "b": 70}).update_annotations(font_size=12)
     figure.update_xaxes(nticks=5, tickangle=0)
-    return described(figure, "Median cosine similarity over entropy for every model and data set, one panel each")
+    text = "Median cosine similarity over entropy for every model and data set, one panel each"
+    return described(figure, text, csv)
 
 
-def _panel(bins: Bins | None, table: pd.DataFrame, x: str, y: str, resamples: int, seed: int) -> list[dict]:
+def _panel(rows: pd.DataFrame | None, table: pd.DataFrame, x: str, y: str) -> list[dict]:
     """What the seven traces of `_traces` show of one pair, in their order, as plain lists."""
-    if bins is None:
+    if rows is None:
         return [{"x": [], "y": []} for _ in range(6)] + [{"x": [], "y": [], "z": []}]
-    held = bins.count > 0
-    counts = draws(int(bins.prompt.max()) + 1, resamples, seed)
-    deviation, found = bins.deviations()[held], []
-    for middle, drawn in (
-        (bins.medians(), bins.sizes_and_medians(counts)[1]),
-        (bins.means(bins.once())[0], bins.means(counts)),
-    ):
-        low, high = (bound[held] for bound in interval(drawn))
-        middle = middle[held]
-        center = short(bins.centers[held])
-        found += [{"x": center, "y": short(middle - deviation)}, {"x": center, "y": short(middle + deviation)}]
+    center, found = short(rows["center"]), []
+    for name in ("median", "mean"):
+        middle, low, high = rows[name], rows[f"{name} low"], rows[f"{name} high"]
+        for edge in (middle - rows["deviation"], middle + rows["deviation"]):
+            found.append({"x": center, "y": short(edge)})
         spans = [
             "from too few prompts" if np.isnan(a) else f"[{a:.3f}, {b:.3f}]" for a, b in zip(low, high, strict=True)
         ]
-        rest = [list(row) for row in zip(bins.count[held].tolist(), spans, strict=True)]
+        rest = [list(row) for row in zip(rows["tokens"].tolist(), spans, strict=True)]
         bars = {"error_y.array": short(high - middle), "error_y.arrayminus": short(middle - low)}
         found.append({"x": center, "y": short(middle), "customdata": rest, **bars})
     return [*found, _density(table, x, y)]
@@ -88,6 +115,7 @@ def _traces(name: str) -> list:
     found = []
     for word, color in (("median", BLUE), ("mean", VERMILLION)):
         edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "visible": word == "median"}
+        edge |= {"name": f"one standard deviation from the {word}", "meta": name}
         found += [go.Scatter(edge), go.Scatter(edge, fill="tonexty", fillcolor=FADED)]
         hover = f"{word} %{{y:.3f}} %{{customdata[1]}}"
         hover += "<br>%{customdata[0]:,} tokens at %{x:.2f}"
@@ -99,10 +127,15 @@ def _traces(name: str) -> list:
                 error_y={"type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": color},
                 hovertemplate=f"{hover}<extra>{name}</extra>",
                 visible=word == "median",
+                name=word,
+                meta=name,
             )
         )
     hover = f"%{{z:,}} tokens near %{{x:.2f}}, %{{y:.2f}}<extra>{name}</extra>"
-    return [*found, go.Heatmap(colorscale=DENSITY, showscale=False, hovertemplate=hover, visible=False)]
+    return [
+        *found,
+        go.Heatmap(colorscale=DENSITY, showscale=False, hovertemplate=hover, visible=False, name="tokens", meta=name),
+    ]
 
 
 def _switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ...], titles: int) -> list[dict]:

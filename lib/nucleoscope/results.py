@@ -28,8 +28,8 @@ ANALYSES = "correlation_eval"  # the folder of the analyses, beside those of the
 PAGES = "book"  # the folder of executed notebooks that are pages of the book and nothing else
 ANALYSIS_FILES = (
     *("correlation.ipynb", "correlation.png", "correlation.pdf"),
-    *("correlation_stats.csv", "correlation_stats.tex", "correlation_stats_short.tex"),
-    *("fits.ipynb", "fit_stats.csv", "fit_stats.tex"),
+    *("correlation_bins.csv", "correlation_stats.csv", "correlation_stats.tex", "correlation_stats_short.tex"),
+    *("fits.ipynb", "fit_lines.csv", "fit_stats.csv", "fit_stats.tex"),
 )
 LOCK_SECONDS = 10  # how long a second writer waits for the first one to end
 REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # what the published study's files have

@@ -22,7 +22,7 @@ def tinted_text(prompt: str, pieces: list[str], values: list[float], name: str =
     steps = "".join(f'<span style="{_tint(i / 8)};padding:0 0.7em">&nbsp;</span>' for i in range(9))
     style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.8;max-width:46em"
     return (
-        f'<p style="font-size:0.9em">{LABELS[name]}: 0 {steps} {high:.2f}</p>'
+        f'<p data-model-text style="font-size:0.9em">{LABELS[name]}: 0 {steps} {high:.2f}</p>'
         f'<div dir="auto" style="{style};opacity:0.7">{html.escape(prompt)}</div>'
         f'<div dir="auto" style="{style}">{spans or "(the model ended this text at once)"}</div>'
     )

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import rankdata
 
@@ -241,15 +242,14 @@ def measured(results_dir: str) -> go.Figure | None:
     """Quantiles of the measured cosines by size of the nucleus, or None where nothing was measured."""
     from nucleoscope import results  # brings torch, which the page does not need otherwise
 
-    if not Path(results_dir).is_dir() or not results.cells(results_dir):
-        return None
-    table = results.load_table(results_dir)
-    table = table[table["k"] > 1]
+    tables = results.load_cells(results_dir)[0] if Path(results_dir).is_dir() else {}
+    table = pd.concat([results.choices(table)[["k", "cosine"]] for table in tables.values()] or [pd.DataFrame()])
     if not len(table):
         return None
     size = 2.0 ** (np.floor(2 * np.log2(table["k"])) / 2)  # two bins an octave
     groups = table.groupby(size)["cosine"]
-    quantiles = groups.quantile([0.5, 0.95, 0.05]).unstack()[groups.size() >= 20]
-    lines = {name: quantiles[share].to_numpy() for name, share in (("median", 0.5), ("95 %", 0.95), ("5 %", 0.05))}
+    shares = {"median": 0.5, "95 %": 0.95, "5 %": 0.05}
+    quantiles = pd.DataFrame({name: groups.quantile(share) for name, share in shares.items()})[groups.size() >= 20]
+    lines = {name: quantiles[name].to_numpy() for name in shares}
     titles = (f"Mean cosine of {len(table):,} measured nuclei", "candidates k", "mean cosine")
     return curves(quantiles.index.to_numpy(), lines, titles, "Quantiles of measured mean cosines against k.", log="x")

@@ -62,6 +62,44 @@
     return result;
   }
 
+  // A figure's menus as the page's own buttons and lists: plotly draws its own out of the keyboard's reach.
+  function controls(place, menus) {
+    const bar = document.createElement("div");
+    bar.className = "figure-controls";
+    for (const menu of menus) {
+      const choose = (number) => {
+        const { method, args } = menu.buttons[number];
+        Plotly[method](place, ...structuredClone(args));
+      };
+      bar.append(menu.type === "buttons" ? buttons(menu, choose) : list(menu, choose));
+    }
+    place.before(bar);
+  }
+
+  function buttons(menu, choose) {
+    const group = document.createElement("div");
+    group.setAttribute("role", "group");
+    group.setAttribute("aria-label", "what the figure shows");
+    menu.buttons.forEach(({ label }, number) => {
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: label });
+      button.setAttribute("aria-pressed", number === 0);
+      button.addEventListener("click", () => {
+        for (const other of group.children) other.setAttribute("aria-pressed", other === button);
+        choose(number);
+      });
+      group.append(button);
+    });
+    return group;
+  }
+
+  function list(menu, choose) {
+    const select = document.createElement("select");
+    select.setAttribute("aria-label", "what the figure is about");
+    menu.buttons.forEach(({ label }, number) => select.append(new Option(label, number)));
+    select.addEventListener("change", () => choose(Number(select.value)));
+    return select;
+  }
+
   function draw(figure) {
     const place = figure.querySelector(".plot");
     if (place.dataset.drawn) return;
@@ -71,6 +109,11 @@
     for (const [name, value] of Object.entries(themed(layout))) {
       const [key, part] = name.split(".");
       start[key] = part ? { ...start[key], [part]: value } : value;
+    }
+    if (start.updatemenus?.length) {
+      controls(place, start.updatemenus);
+      start.updatemenus = [];
+      start.margin = { ...start.margin, t: 30 };
     }
     place.traces = structuredClone(data); // as they came: plotly keeps its changes in data
     for (const [key, chosen, values] of recoloured(place.traces)) {
