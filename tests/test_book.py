@@ -223,8 +223,26 @@ def test_normalising_twice_changes_nothing_more_and_leaves_the_given_notebook_al
     ],
 )
 def test_paths_become_short_and_web_addresses_stay(said, published):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(said)])
-    assert book.normalise(notebook, {"/work/p": "", "/": "~"}).cells[0].source == published
+    output = nbformat.v4.new_output("stream", name="stdout", text=said)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("said", outputs=[output])])
+    assert book.normalise(notebook, {"/work/p": "", "/": "~"}).cells[0].outputs[0].text == published
+
+
+def test_prose_keeps_its_links_and_a_model_its_words():
+    words = "<p data-model-text>run /usr/bin/python</p>"
+    shown = nbformat.v4.new_output("display_data", {"text/html": words})
+    cells = [nbformat.v4.new_markdown_cell("[x](/a/b.md)"), nbformat.v4.new_code_cell("words", outputs=[shown])]
+    prose, code = book.normalise(nbformat.v4.new_notebook(cells=cells), {}).cells
+    assert prose.source == "[x](/a/b.md)"
+    assert code.outputs[0].data["text/html"] == words
+
+
+def test_silent_cells_are_joined_but_an_open_one_stays_open():
+    new = nbformat.v4.new_code_cell
+    cells = [new("a = 1"), new("b = 2"), new("c = 3", metadata={"tags": ["show-input"]}), new("d = 4")]
+    joined = book.normalise(nbformat.v4.new_notebook(cells=cells), {}).cells
+    assert [cell.source for cell in joined] == ["a = 1\n\nb = 2", "c = 3", "d = 4"]
+    assert [cell.metadata["tags"] for cell in joined] == [["hide-input"], ["show-input"], ["hide-input"]]
 
 
 def test_code_is_folded_unless_its_cell_says_otherwise():
@@ -264,7 +282,9 @@ def test_a_figure_is_words_where_the_book_is_no_html_page():
 
 def test_a_figures_csv_holds_every_point_of_every_trace():
     lines = book.csv_text(figure()).splitlines()
-    assert lines == ["trace,x,y", "counts,p,1", "counts,q,2"] + [f"squares,{x},{x * x}" for x in np.linspace(0, 1, 5)]
+    assert lines == ["trace,x,y,y +", "counts,p,1,", "counts,q,2,"] + [
+        f"squares,{x},{x * x},0.1" for x in np.linspace(0, 1, 5)
+    ]
     heat = json.loads(go.Figure(go.Heatmap(z=np.arange(4.0).reshape(2, 2), name="h")).to_json())
     assert book.csv_text(heat).splitlines() == ["trace,x,y,z", "h,0,0,0.0", "h,1,0,1.0", "h,0,1,2.0", "h,1,1,3.0"]
 
@@ -443,7 +463,7 @@ def test_each_figure_is_drawn_with_its_traces_a_description_and_its_data(visit, 
     links = page.locator("a:has-text('data (csv)')")
     assert links.count() == 2
     target = built / Path(name).parent / links.nth(1).get_attribute("href")
-    assert target.resolve().read_text().startswith("trace,x,y\ncounts,p,1\n")
+    assert target.resolve().read_text().startswith("trace,x,y,y +\ncounts,p,1,\n")
 
 
 def test_pointing_at_a_point_shows_its_label(visit):
