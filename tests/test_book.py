@@ -10,6 +10,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -354,7 +355,7 @@ def test_staging_again_touches_nothing_and_takes_away_what_is_gone(tmp_path):
 
 def test_every_page_of_the_books_table_of_contents_has_a_source():
     toc = (ROOT / "book/_toc.yml").read_text()
-    names = [line.split("file:")[1].strip() for line in toc.splitlines() if "file:" in line]
+    names = re.findall(r"^ *- file: (.+)$", toc, re.MULTILINE)
     made = {"cells/index"} | {name for name in names if (ROOT / f"notebooks/{Path(name).name}.py").exists()}
     assert [name for name in names if name not in made and not (ROOT / f"book/{name}.md").exists()] == []
 
@@ -578,7 +579,7 @@ def build_real(folder: Path) -> None:
 
 def test_the_real_book_has_every_page_and_every_link_resolves(real):
     toc = (ROOT / "book/_toc.yml").read_text()
-    names = [line.split("file:")[1].strip() for line in toc.splitlines() if "file:" in line]
+    names = re.findall(r"^ *- file: (.+)$", toc, re.MULTILINE)
     assert len(names) > 15
     assert [name for name in names if not (real / f"{name}.html").is_file()] == []
     assert (real / "cells/small_model/my texts.html").is_file()
