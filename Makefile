@@ -7,7 +7,8 @@ READY := $(VENV)/.ready
 GRID ?= scripts/grids/default.yml
 CORES ?= all
 LAB ?=
-SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --configfile '$(GRID)' --rerun-incomplete --nolock --quiet host rules progress reason
+FLAGS ?=
+SNAKEMAKE = $(BIN)/snakemake $(FLAGS) --cores $(CORES) --configfile '$(GRID)' --rerun-incomplete --nolock --quiet host rules progress reason
 
 .DEFAULT_GOAL := help
 .PHONY: help run book lab test lint env
@@ -20,7 +21,7 @@ run: $(READY)  ## measure every cell of the grid that is not measured yet, then 
 	@$(BIN)/python -c "import yaml; folder = yaml.safe_load(open('$(GRID)'))['results_dir']; print(f'The results lie in {folder}/<dataset>/<model>/, the analyses in {folder}/correlation_eval/')"
 
 book: $(READY)  ## run what is missing, then build the book
-	$(SNAKEMAKE) book
+	$(SNAKEMAKE) -- book
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
 
 lab: $(READY)  ## open the notebooks in JupyterLab

@@ -102,18 +102,28 @@ panels.grid(measured, bins, csv="correlation_bins.csv")
 # distribution instead of the nucleus, cosine similarity weighted by the candidates' probabilities,
 # and the similarity-sensitive entropy, which counts alike candidates as nearly one.
 
+# %% [markdown]
+# Entropy of the whole distribution against cosine similarity:
+
 # %%
 tables.show(tables.readable(statistics, "full_entropy"))
 
+# %% [markdown]
+# Entropy against cosine similarity weighted by probability:
+
 # %%
 tables.show(tables.readable(statistics, "weighted_cosine"))
+
+# %% [markdown]
+# Similarity-sensitive entropy against cosine similarity. Part of this one is arithmetic: that entropy
+# contains the cosines.
 
 # %%
 tables.show(tables.readable(statistics, "similarity_entropy"))
 
 # %% [markdown]
-# Where these agree with the first table, the finding does not hang on how spread and likeness were
-# measured. Where they differ, it does: the nucleus, the weights or the kind of entropy matter there.
+# Where the first two agree with the table above, the finding does not hang on the cut at the nucleus,
+# or on the weights. Where they differ, it does.
 
 # %% [markdown]
 # ## Beside the published study

@@ -14,7 +14,8 @@
 # %% [markdown]
 # # What was the model choosing between?
 #
-# At every token it writes, a language model holds a probability distribution over its vocabulary.
+# Nucleoscope looks at what a language model was choosing between, token by token. At every token it
+# writes, a language model holds a probability distribution over its vocabulary.
 # Two things can be said of the candidates that it draws from. One is how spread out the choice is:
 # its **entropy**. The other is how alike the candidates are: the **cosine similarity** of their
 # embeddings.
@@ -52,10 +53,10 @@ figures.overlay(measured)
 statistics = correlation.statistics(measured, resamples=200, jobs=None)
 spearman, given = statistics["Spearman r"], statistics["partial Spearman r"]
 words = (
-    f"Over {statistics['tokens with k > 1'].sum():,} tokens with more than one candidate, in {len(statistics)} "
-    f"cells, Spearman's coefficient of the two lies between {spearman.min():.2f} and {spearman.max():.2f}; given "
+    f"Models: {', '.join(dict.fromkeys(statistics['Model']))}. Over {statistics['tokens with k > 1'].sum():,} "
+    f"tokens with more than one candidate, in {len(statistics)} runs, Spearman's coefficient of the two lies between {spearman.min():.2f} and {spearman.max():.2f}; given "
     f"the number of candidates, between {given.min():.2f} and {given.max():.2f}. Where the two differ, the size of "
-    "the choice has a part in it: longer lists of candidates are both more spread out and mixed otherwise."
+    "the choice has a part in it; where even the sign does, choices among equally many candidates go the other way."
 )
 Markdown(words.replace("-", "\N{MINUS SIGN}"))
 

@@ -47,7 +47,7 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML
 
-from nucleoscope import correlation, figures, generation, models, prompts, results, text
+from nucleoscope import correlation, figures, generation, models, prompts, results, tables, text
 
 if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
     os.chdir("..")
@@ -98,10 +98,12 @@ if info["prompts_truncated"]:
 
 # %%
 table = results.table(records, model=folder.name, dataset=folder.parent.name)
-statistics = correlation.coefficients(table).iloc[0]
-pd.Series(statistics, dtype=object).map(lambda value: f"{value:.4f}" if isinstance(value, float) else value).to_frame(
-    "value"
-)
+statistics = correlation.statistics({(folder.name, folder.parent.name): table})
+tables.show(tables.readable(statistics))
+
+# %% [markdown]
+# Each coefficient comes with its 95 % interval, from drawing whole prompts again and again; *within-prompt*
+# is the mean of the coefficients inside each text, *partial* is given the number of candidates.
 
 # %%
 figures.scatter(table)

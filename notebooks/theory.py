@@ -609,7 +609,8 @@ theory.curves(grid, lines, titles, "Similarity entropy stays below entropy and b
 
 # %% [markdown]
 # No dot lies above the line: on its slope {prf:ref}`prop-similarity` is at work, on its level part
-# {prf:ref}`prop-curves`. How far below the line a dot lies tells how alike its candidates are.
+# {prf:ref}`prop-curves`. How far below the line a dot lies depends on how alike its
+# candidates are, and on how uneven the choice among them is.
 
 # %% [markdown]
 # ## Recap: what theory fixes, and what it does not
@@ -643,5 +644,5 @@ theory.measured(results_dir)
 # %% [markdown]
 # At each size the lines mark the middle of the measured cosines and the range that holds nine
 # tenths of them, all cells together. Compare with the funnel of blind draws: there the middle is
-# level and the range narrows steadily; what departs from that is the model's doing, or comes from
-# putting several models with different $\bar c$ in one figure.
+# level and the range narrows steadily; what departs from that is not blind, or comes from putting
+# several models with different $\bar c$ in one figure.

@@ -545,6 +545,15 @@ def test_the_first_key_leads_to_the_main_content(visit):
     assert page.locator("main#main-content, #main-content").count() == 1
 
 
+def test_make_book_asks_the_graph_for_the_book():
+    binaries = Path(sys.executable).parent
+    command = ["make", "--assume-old=.venv/.ready", "book", f"BIN={binaries}", "FLAGS=--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "scripts/build_book.py" in done.stdout or "rule book" in done.stdout
+    assert done.stdout.rstrip().endswith("_build/html/index.html")
+
+
 # The real book, on small results
 
 

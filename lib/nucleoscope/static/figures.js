@@ -5,17 +5,19 @@
   const touch = matchMedia("(pointer: coarse)");
   const small = narrow.matches || touch.matches; // no room, or no pointer to rest on a figure
   const CONFIG = { displaylogo: false, responsive: true, displayModeBar: small ? false : "hover" };
+  CONFIG.modeBarButtonsToRemove = ["sendChartToCloud", "sendDataToCloud"]; // nothing leaves the page
 
   const GRID = "rgba(128, 128, 128, 0.3)"; // seen on light and on dark, and never strong
   // The blues of Okabe and Ito: what is drawn on black wants the light one. As a name, and as it stands in rgba().
-  const ON_DARK = [["#0072B2", "#56B4E9"], ["0,114,178", "86,180,233"]];
+  const ON_DARK = [["#0072B2", "#56B4E9"], ["#56B4E9", "#BFE3F7"], ["0,114,178", "86,180,233"]];
   const COLOURS = ["marker.color", "line.color", "error_x.color", "error_y.color", "fillcolor", "colorscale"];
 
   // A colour, or a scale of colours, as this page's ground wants it.
   function shade(colour) {
     if (Array.isArray(colour)) return colour.map(shade);
     if (document.documentElement.dataset.theme !== "dark" || typeof colour !== "string") return colour;
-    return ON_DARK.reduce((text, [light, dark]) => text.replace(light, dark), colour);
+    const found = ON_DARK.find(([light]) => colour.includes(light));
+    return found ? colour.replace(...found) : colour;
   }
 
   const at = (trace, key) => key.split(".").reduce((part, name) => part?.[name], trace);
