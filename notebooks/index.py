@@ -51,14 +51,16 @@ figures.overlay(measured)
 
 # %%
 statistics = correlation.statistics(measured, resamples=200, jobs=None)
-spearman, given = statistics["Spearman r"], statistics["partial Spearman r"]
-words = (
-    f"Models: {', '.join(dict.fromkeys(statistics['Model']))}. Over {statistics['tokens with k > 1'].sum():,} "
-    f"tokens with more than one candidate, in {len(statistics)} runs, Spearman's coefficient of the two lies between {spearman.min():.2f} and {spearman.max():.2f}; given "
-    f"the number of candidates, between {given.min():.2f} and {given.max():.2f}. Where the two differ, the size of "
-    "the choice has a part in it; where even the sign does, choices among equally many candidates go the other way."
+spearman, given = (
+    " and ".join(f"{statistics[name].agg(end):.2f}".replace("-", "\N{MINUS SIGN}") for end in ("min", "max"))
+    for name in ("Spearman r", "partial Spearman r")
 )
-Markdown(words.replace("-", "\N{MINUS SIGN}"))
+Markdown(
+    f"Models: {', '.join(dict.fromkeys(statistics['Model']))}. Over {statistics['tokens with k > 1'].sum():,} tokens "
+    f"with more than one candidate, in {len(statistics)} runs, Spearman's coefficient of the two lies between "
+    f"{spearman}; given the number of candidates, between {given}. Where the two differ, the size of the choice has "
+    "a part in it; where even the sign does, choices among equally many candidates go the other way."
+)
 
 # %% [markdown]
 # ## Three ways on
