@@ -30,7 +30,6 @@ seed = 0  # of the bootstrap
 
 # %%
 import os
-import sys
 from pathlib import Path
 
 from IPython.display import Markdown
@@ -46,11 +45,7 @@ if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from t
 # A file that cannot be read is named and left out; all others are analysed.
 
 # %%
-measured, damaged = results.load_cells(results_dir)
-for problem in damaged.values():
-    print("skipped:", problem, file=sys.stderr)
-if not measured:
-    raise ValueError(f"no measurements that can be read under '{results_dir}': measure a model first")
+measured = results.load_readable(results_dir)
 
 # %%
 statistics = correlation.statistics(measured, resamples, seed, jobs=None)

@@ -28,7 +28,6 @@ seed = 0  # of the bootstrap and of the folds
 
 # %%
 import os
-import sys
 from pathlib import Path
 
 from IPython.display import Markdown
@@ -39,11 +38,7 @@ if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from t
     os.chdir("..")
 
 # %%
-measured, damaged = results.load_cells(results_dir)
-for problem in damaged.values():
-    print("skipped:", problem, file=sys.stderr)
-if not measured:
-    raise ValueError(f"no measurements that can be read under '{results_dir}': measure a model first")
+measured = results.load_readable(results_dir)
 
 # %% [markdown]
 # ## The curves

@@ -28,17 +28,11 @@
 results_dir = "results"  # where <dataset>/<model>/ are
 
 # %%
-import sys
-
 from IPython.display import Markdown
 
 from nucleoscope import correlation, figures, results
 
-measured, damaged = results.load_cells(results_dir)
-for problem in damaged.values():
-    print("skipped:", problem, file=sys.stderr)
-if not measured:
-    raise ValueError(f"no measurements that can be read under '{results_dir}': measure a model first")
+measured = results.load_readable(results_dir)
 
 # %%
 figures.overlay(measured)

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -111,18 +112,25 @@ def project(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory) -> Path:
-    """The folder of a small built book; workers that test side by side share one."""
+def shared(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """The html of a book that ``make`` builds in a folder; workers that test side by side share one."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small_book"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with folder.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "done").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            book.build(project(folder), folder / "results", folder)
+            make(folder)
             (folder / "done").touch()
     return folder / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Path:
+    """The folder of a small built book."""
+    return shared(
+        tmp_path_factory, "small_book", lambda folder: book.build(project(folder), folder / "results", folder)
+    )
 
 
 def installed_browser() -> str:
@@ -214,9 +222,9 @@ def test_normalising_twice_changes_nothing_more_and_leaves_the_given_notebook_al
 @pytest.mark.parametrize(
     ("said", "published"),
     [
-        ("/work/p/results/x", "results/x"),
-        ("in /work/p.", "in .."),
-        ("/work/project/x", "…/x"),
+        ("/opt/p/results/x", "results/x"),
+        ("in /opt/p.", "in .."),
+        ("/opt/project/x", "…/x"),
         ("PosixPath('/srv/run-1/a/b.gguf')", "PosixPath('…/b.gguf')"),
         ("file:///Users/eve/a.txt", "file://~/a.txt"),
         ("https://example.org/home/eve/tmp/x", "https://example.org/home/eve/tmp/x"),
@@ -226,7 +234,7 @@ def test_normalising_twice_changes_nothing_more_and_leaves_the_given_notebook_al
 def test_paths_become_short_and_web_addresses_stay(said, published):
     output = nbformat.v4.new_output("stream", name="stdout", text=said)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("said", outputs=[output])])
-    assert book.normalise(notebook, {"/work/p": "", "/": "~"}).cells[0].outputs[0].text == published
+    assert book.normalise(notebook, {"/opt/p": "", "/": "~"}).cells[0].outputs[0].text == published
 
 
 def test_prose_keeps_its_links_and_a_model_its_words():
@@ -563,15 +571,7 @@ def test_make_book_asks_the_graph_for_the_book(tmp_path):
 @pytest.fixture(scope="session")
 def real(tmp_path_factory) -> Path:
     """The project's own book, with its notebooks executed, on two small made cells."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "real_book"
-    with folder.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "done").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            build_real(folder)
-            (folder / "done").touch()
-    return folder / "_build" / "html"
+    return shared(tmp_path_factory, "real_book", build_real)
 
 
 def build_real(folder: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import textwrap
 import time
 from collections.abc import Iterator
@@ -253,6 +254,16 @@ def load_cells(
         except (ValueError, TypeError, RuntimeError, OSError) as error:  # the right names may hold anything
             damaged[path] = str(error) if str(path) in str(error) else f"'{path}': {error}"
     return tables, damaged
+
+
+def load_readable(results_dir: str | os.PathLike) -> dict[tuple[str, str], "pd.DataFrame"]:
+    """The tables of `load_cells`; files that cannot be read are named on stderr. ValueError where none is left."""
+    tables, damaged = load_cells(results_dir)
+    for problem in damaged.values():
+        print("skipped:", problem, file=sys.stderr)
+    if not tables:
+        raise ValueError(f"no measurements that can be read under '{results_dir}': measure a model first")
+    return tables
 
 
 def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
