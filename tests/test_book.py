@@ -27,7 +27,7 @@ import yaml
 from bs4 import BeautifulSoup
 
 from messages import one_line
-from nucleoscope import book, book_extension
+from nucleoscope import book, book_extension, figure_data
 from test_eval import measured
 
 ROOT = Path(__file__).parents[1]
@@ -290,12 +290,18 @@ def test_a_figure_is_words_where_the_book_is_no_html_page():
 
 
 def test_a_figures_csv_holds_every_point_of_every_trace():
-    lines = book.csv_text(figure()).splitlines()
+    lines = figure_data.csv_text(figure()).splitlines()
     assert lines == ["trace,x,y,y +", "counts,p,1,", "counts,q,2,"] + [
         f"squares,{x},{x * x},0.1" for x in np.linspace(0, 1, 5)
     ]
     heat = json.loads(go.Figure(go.Heatmap(z=np.arange(4.0).reshape(2, 2), name="h")).to_json())
-    assert book.csv_text(heat).splitlines() == ["trace,x,y,z", "h,0,0,0.0", "h,1,0,1.0", "h,0,1,2.0", "h,1,1,3.0"]
+    assert figure_data.csv_text(heat).splitlines() == [
+        "trace,x,y,z",
+        "h,0,0,0.0",
+        "h,1,0,1.0",
+        "h,0,1,2.0",
+        "h,1,1,3.0",
+    ]
 
 
 def test_packed_numbers_lose_nothing_that_a_screen_shows():
@@ -303,7 +309,7 @@ def test_packed_numbers_lose_nothing_that_a_screen_shows():
     packed = json.loads(go.Figure(go.Scatter(y=values)).to_json())["data"][0]["y"]
     light = book_extension._lighter({"y": packed})["y"]
     assert len(light["bdata"]) < 0.51 * len(packed["bdata"])
-    np.testing.assert_allclose(book.decoded(light), values, rtol=1e-7)
+    np.testing.assert_allclose(figure_data.decoded(light), values, rtol=1e-7)
 
 
 def test_myst_nb_finds_the_renderer():

@@ -62,7 +62,18 @@ def test_conda_takes_both_lists_and_has_none_of_its_own():
 
 def test_modules_import_from_lower_floors_only():
     floors = {
-        0: {"nucleus", "entropy", "cosine", "models", "prompts", "results", "decoding", "bootstrap", "curves"},
+        0: {
+            "nucleus",
+            "entropy",
+            "cosine",
+            "models",
+            "prompts",
+            "results",
+            "decoding",
+            "bootstrap",
+            "curves",
+            "figure_data",
+        },
         1: {"generation", "correlation", "fits", "book"},
         2: {"figures", "text", "tables", "notebooks", "book_extension"},
         3: {"commands", "panels", "theory"},

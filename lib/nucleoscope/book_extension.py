@@ -23,7 +23,8 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 
-from nucleoscope.book import PLOTLY, decoded
+from nucleoscope.book import PLOTLY
+from nucleoscope.figure_data import decoded
 
 STATIC = Path(__file__).with_name("static")
 SCRIPTS = ("plotly.min.js", "figures.js")  # only on pages with a figure

@@ -1,0 +1,59 @@
+"""A plotly figure as plain JSON in, the table of what it draws out.
+
+Contract: figures as notebooks store them, whether their numbers are listed or packed; no files.
+"""
+
+import base64
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+COORDINATES = ("x", "x +", "x -", "y", "y +", "y -", "z")  # columns of a figure's csv; + and - are its bars
+
+
+def csv_text(figure: Mapping[str, Any]) -> str:
+    """What a figure draws, as a table: one row a point, with the name of its trace."""
+    blocks = [(_name(figure, trace), _columns(trace)) for trace in figure["data"]]
+    names = [name for name in COORDINATES if any(name in columns for _, columns in blocks)]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["trace", *names])
+    for trace, columns in blocks:
+        length = max(map(len, columns.values()), default=0)
+        filled = [columns.get(name) or [""] * length for name in names]
+        writer.writerows([trace, *row] for row in zip(*filled, strict=True))
+    return stream.getvalue()
+
+
+def _name(figure: Mapping[str, Any], trace: Mapping[str, Any]) -> str:
+    """What a trace is called: its name and what its meta adds, else the title of its x axis."""
+    if isinstance(trace.get("meta"), str):
+        return ", ".join(filter(None, [trace.get("name"), trace["meta"]]))
+    axis = figure["layout"].get("xaxis" + trace.get("xaxis", "x")[1:]) or {}
+    return trace.get("name") or (axis.get("title") or {}).get("text") or ""
+
+
+def _columns(trace: Mapping[str, Any]) -> dict[str, list]:
+    """The coordinates of a trace, each of the same length; a matrix z is spelled out, row by row."""
+    columns = {name: decoded(trace[name]) for name in "xyz" if trace.get(name) is not None}
+    for name, part in (("x", "array"), ("x", "arrayminus"), ("y", "array"), ("y", "arrayminus")):
+        if (bars := (trace.get(f"error_{name}") or {}).get(part)) is not None:
+            columns[f"{name} {'+' if part == 'array' else '-'}"] = decoded(bars)
+    if "z" in columns and columns["z"].ndim == 2:
+        rows, width = columns["z"].shape
+        x, y = columns.get("x", np.arange(width)), columns.get("y", np.arange(rows))
+        columns = {"x": np.tile(x, rows), "y": np.repeat(y, width), "z": columns["z"].ravel()}
+    shortest = min(map(len, columns.values()), default=0)  # as plotly draws them
+    return {name: values[:shortest].tolist() for name, values in columns.items()}
+
+
+def decoded(values: Any) -> np.ndarray:
+    """A trace's values, whether listed or packed as plotly packs them."""
+    if not isinstance(values, dict):
+        return np.asarray(values, dtype=None if all(isinstance(v, int | float | list) for v in values) else object)
+    array = np.frombuffer(base64.b64decode(values["bdata"]), np.dtype(values["dtype"]).newbyteorder("<"))
+    shape = [int(part) for part in str(values.get("shape", "")).split(",") if part.strip()]
+    return array.reshape(shape or -1)
