@@ -1,9 +1,9 @@
 """Prompts in, resampled statistics out: the bootstrap over prompts, and the bins of a scatter plot.
 
 Contract: arrays of tokens, each with the number of its prompt; no tables, no files. `each` spreads
-such work over processes. The tokens of
-one prompt depend on each other, so a resample draws whole prompts with replacement (the cluster
-bootstrap: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8).
+such work over processes. The tokens of one prompt depend on each other, so a resample draws whole
+prompts with replacement (the cluster bootstrap: Davison and Hinkley, "Bootstrap Methods and their
+Application", 1997, section 3.8).
 
 A resample is never spelled out. It is a row of counts, how often each prompt was drawn, and every
 statistic here takes such counts as weights: a value is sorted once, and the ranks and medians of a

@@ -30,12 +30,6 @@ PAIRS = (  # the first is the study's; the others each put one other quantity in
 )
 PUBLISHED_COLUMNS = ["Model", "Dataset", "Pearson r", "Pearson p", "Spearman r", "Spearman p"]
 COUNTS = ["tokens", "tokens with k > 1", "prompts"]
-KINDS = {
-    "Pearson": "Pearson",
-    "Spearman": "Spearman",
-    "within": "within-prompt Spearman",
-    "partial": "partial Spearman",
-}
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
@@ -49,9 +43,9 @@ def statistics(
     quantity that differs. What cannot be computed is NaN, and ``note`` says why.
 
     The 15 cells of the study, 10,000 tokens each, take about 25 s on one core, less with more
-    ``jobs`` (processes; None means one for each core): a resample costs no
-    sorting, only a running sum over each sorted column (`bootstrap.Ranks`), and Pearson's coefficient
-    only sums over prompts (`bootstrap.pearson`).
+    ``jobs`` (processes; None means one for each core): a resample costs no sorting, only a running sum
+    over each sorted column (`bootstrap.Ranks`), and Pearson's coefficient only sums over prompts
+    (`bootstrap.pearson`).
     """
     rows, keys = [], sorted(tables)
     measured = partial(coefficients, pairs=PAIRS, resamples=resamples, seed=seed)
