@@ -24,8 +24,8 @@ book: $(READY)  ## run what is missing, then build the book
 	$(SNAKEMAKE) -- book
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
 
-lab: $(READY)  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/run.py $(LAB)
+lab: $(READY)  ## open the notebooks in JupyterLab, notebooks/explore.py first
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/explore.py $(LAB)
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2

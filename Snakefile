@@ -14,7 +14,7 @@ if not config:  # a grid of one's own is taken as it is: Snakemake would add the
     configfile: "scripts/grids/default.yml"
 
 CELLS = {
-    str(results.cell_folder(config["results_dir"], dataset, model)): {
+    str(results.cell_folder(config["results_dir"], dataset, model, config.get("parameters", {}).get("text_column"))): {
         **config.get("parameters", {}),
         "model_name": model,
         "dataset_name": dataset,
@@ -43,7 +43,7 @@ MEASURED = [f"{folder}/{results.MEASUREMENTS}" for folder in CELLS]
 OTHERS = [str(results.measurements(folder)) for folder in results.cells(config["results_dir"]) if str(folder) not in CELLS]
 
 
-PAGES = [f"{config['results_dir']}/{results.PAGES}/{name}.ipynb" for name in ("index", "theory")]
+PAGES = [f"{config['results_dir']}/{results.PAGES}/{name}.ipynb" for name in ("index", "theory", "twelve")]
 
 
 rule all:

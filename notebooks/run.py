@@ -14,29 +14,31 @@
 # %% [markdown]
 # # One model on one data set
 #
-# In this notebook we let a language model continue some prompts, and look at what it was choosing
-# between at every token. We
+# In this notebook we let a language model continue some prompts, or read texts that are already
+# there, and look at what it was choosing between at every token. We
 #
 # * load the model and the prompts,
-# * generate, and measure the nucleus of each token: how spread out it is (entropy) and how alike
-#   its candidates are (cosine similarity of their embeddings),
-# * plot the two against each other, and read one text with its tokens tinted by entropy.
+# * generate, or read the texts, and measure the nucleus of each token: how spread out it is
+#   (entropy) and how alike its candidates are (cosine similarity of their embeddings),
+# * plot the two against each other, and read three texts with its tokens tinted by entropy.
 #
 # Change the settings below and run all cells; a run that was interrupted goes on where it was.
 
 # %% tags=["parameters"]
 model_name = "SmolLM2-135M-Instruct"  # Hub id, folder, .gguf file, or the packaged SmolLM2-135M-Instruct
 dataset_name = "math"  # gsm8k, writingprompts, xsum; math, stories, articles (packaged); or a file
+mode = "generate"  # generate: measure what the model writes; score: measure the texts in text_column
+text_column = None  # in mode score the column that holds a text to measure behind each prompt
 n_prompts = 100  # the first so many prompts of the data set
-max_tokens = 100  # tokens written for each prompt, at most
+max_tokens = 100  # tokens written, or measured, for each prompt, at most
 top_p = 0.9  # mass of the nucleus, in (0, 1]
-seed = 0  # of the sampling; the same seed draws the same tokens
+seed = 0  # of the sampling; the same seed draws the same tokens; mode score draws none
 prompt_format = "chat"  # chat: in the model's own template, as make run does; raw: as it is, as in the study
 prompt_column = None  # column of a file that holds the prompts; None means "prompt"
-batch_size = "auto"  # prompts generated together, or auto
+batch_size = "auto"  # prompts worked on together, or auto
 dtype = "auto"  # float32, bfloat16, float16, or auto
 device = "auto"  # cpu, cuda, cuda:1, ..., or auto
-results_dir = "results"  # where <dataset>/<model>/ is made
+results_dir = "results"  # where <dataset>/<model>/ is made, or <dataset>-<text_column>/<model>/
 overwrite = False  # replace results in that folder that were made with other settings
 trust_remote_code = False  # run code that comes with the model; read it first
 
@@ -45,9 +47,10 @@ import os
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, Markdown, display
 
-from nucleoscope import correlation, figures, generation, models, prompts, results, tables, text
+from nucleoscope import correlation, figures, generation, models, picks, prompts, results, runs, scoring, tables
+from nucleoscope.strip import strip
 
 if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
     os.chdir("..")
@@ -56,39 +59,50 @@ if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from t
 # ## The model and the prompts
 
 # %%
-generation.check(max_tokens, top_p, prompt_format, batch_size)
-data = prompts.load(dataset_name, n_prompts, prompt_column)
+runs.check(max_tokens, top_p, prompt_format, batch_size)
+runs.check_mode(mode, text_column)
+data = prompts.load(dataset_name, n_prompts, prompt_column, text_column)
 model, tokenizer, identity = models.load(model_name, dtype, device, trust_remote_code)
 
 # %%
 settings = {"model_name": model_name, "model": identity, "dataset_name": dataset_name, "dataset": data.identity}
 settings |= {"n_prompts": len(data.texts), "prompt_format": prompt_format, "prompt_column": prompt_column}
-settings |= {"max_tokens": max_tokens, "top_p": top_p, "seed": seed, "dtype": str(model.dtype).removeprefix("torch.")}
+settings |= {"max_tokens": max_tokens, "top_p": top_p, "dtype": str(model.dtype).removeprefix("torch.")}
+settings |= {"seed": seed} if mode == "generate" else {"mode": mode, "text_column": text_column}
 pd.Series(settings, name="setting").to_frame()
 
 # %% [markdown]
-# The settings above decide which tokens are written. They are kept with the results, so that
+# The settings above decide which tokens are measured. They are kept with the results, so that
 # results of different settings never mix. A data set with fewer prompts than asked for is used whole.
 
 # %% [markdown]
-# ## Generate and measure
+# ## Generate or read, and measure
 #
 # The prompts are continued in batches. At each step the next token is drawn from the nucleus: the
-# likeliest tokens that together hold `top_p` of the probability.
+# likeliest tokens that together hold `top_p` of the probability. With `mode="score"` nothing is
+# drawn: the model reads each prompt with its text once, and every token of the text is measured
+# as if it had been the one to come.
 
 # %%
-folder = results.cell_folder(results_dir, dataset_name, model_name)
+folder = results.cell_folder(results_dir, dataset_name, model_name, text_column)
 cell = results.Cell(folder, settings, overwrite)
-parameters = {"max_tokens": max_tokens, "top_p": top_p, "seed": seed, "prompt_format": prompt_format}
+parameters = {"max_tokens": max_tokens, "top_p": top_p, "prompt_format": prompt_format, "batch_size": batch_size}
 if not cell.finished:
     with cell:
-        generation.fill(cell, model, tokenizer, data.texts, batch_size=batch_size, **parameters)
+        if mode == "generate":
+            generation.fill(cell, model, tokenizer, data.texts, seed=seed, **parameters)
+        else:
+            scoring.fill(cell, model, tokenizer, data.texts, data.continuations, **parameters)
 records, info = results.load(folder / results.MEASUREMENTS), results.load_info(folder)
 
 # %%
 print(f"{len(records)} prompts, {info['tokens']:,} tokens, {info['tokens_per_second']} tokens/s on {info['device']}")
 if info["prompts_truncated"]:
     print(f"{info['prompts_truncated']} prompts were longer than the model's context and lost their beginning")
+if info.get("texts_truncated"):
+    print(f"{info['texts_truncated']} texts were longer than max_tokens and lost their end")
+if info.get("first_tokens_unmeasured"):
+    print(f"{info['first_tokens_unmeasured']} texts have nothing before their first token, which is not measured")
 
 # %% [markdown]
 # ## What was measured
@@ -121,21 +135,23 @@ figures.distributions(table)
 # overlap.
 
 # %% [markdown]
-# ## One text, token by token
+# ## Three texts, token by token
 #
-# The first prompt with a continuation, each token tinted by the entropy of the choice it came from.
-# Point at a token to see the number.
+# Chosen by rule, not by taste: in each prompt we take Spearman's coefficient of entropy and cosine
+# similarity over its own tokens, and show the prompt with the middle coefficient, the one furthest
+# from 0 and the one nearest to 0. Each token is tinted by the entropy of the choice it came from, or
+# by the quantity that you pick. Point at it, tap it, or go there with the arrow keys: its card shows
+# the likeliest candidates with their probabilities, and where it lies among the others.
 
 # %%
-record = next((record for record in records if len(record["tokens"])), records[0])
-pieces = text.pieces_of(tokenizer, record["tokens"].tolist())
-HTML(text.tinted_text(record["prompt"], pieces, record["entropies"]))
+for pick in picks.chosen(records):
+    display(Markdown(pick.sentence), HTML(strip(records[pick.prompt], tokenizer, table=table)))
 
 # %% [markdown]
 # ## Recap
 #
-# We measured every token that the model wrote, and saw entropy against cosine similarity, both
-# distributions, and one text. The measurements are in `measurements.pt` in the folder below, the
+# We measured every token that the model wrote or read, and saw entropy against cosine similarity, both
+# distributions, and three texts. The measurements are in `measurements.pt` in the folder below, the
 # settings and timings beside it in `run.json`.
 
 # %%

@@ -23,16 +23,19 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import torch
 import yaml
 from bs4 import BeautifulSoup
 
+import tiny
 from messages import one_line
 from nucleoscope import book, book_extension, figure_data
-from test_eval import measured
+from nucleoscope.strip import strip
+from test_twelve import TEXT
 
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-PAGES = ["index", "cells/index", "cells/big/alpha", "cells/big/beta", "cells/small/alpha", "bibliography"]
+PAGES = ["index", "cells/index", "cells/big/alpha", "cells/big/beta", "cells/small/alpha", "strips", "bibliography"]
 MADE = ["search", "genindex", "prf-prf"]  # by Sphinx itself
 FIGURES = [page for page in PAGES if page.count("/") == 2]
 WIDE = "a_word_without_any_place_to_break_it_" * 5
@@ -91,12 +94,31 @@ def executed(title: str) -> nbformat.NotebookNode:
     return new.new_notebook(cells=cells, metadata={"papermill": stamp, "widgets": {book.WIDGET: {}}})
 
 
+ATTACK = "</script><script>document.title = 'taken over'</script><img src=x onerror=alert(1)>"
+STRIP = f"The rain in Spain\n\nاللغة العربية جميلة 👩\u200d👧 {ATTACK}"
+
+
+def strips() -> nbformat.NotebookNode:
+    """A notebook that shows a strip, one of 500 tokens, and one whose card stays open."""
+    new, reader = nbformat.v4, tiny.tokenizer(bos=False)
+    long = tiny.record("the rain in Spain " * 60, seed=1)
+    long = {name: value if name == "prompt" else value[:500] for name, value in long.items()}
+    made = [
+        strip(tiny.record(STRIP, prompt=ATTACK), reader),
+        strip(long, reader),
+        strip(tiny.record("the rain in Spain"), reader, first=1, shown=3),
+    ]
+    outputs = [new.new_output("display_data", {"text/html": html, "text/plain": "a strip"}) for html in made]
+    return new.new_notebook(cells=[new.new_markdown_cell("# Strips"), new.new_code_cell("strips", outputs=outputs)])
+
+
 def project(folder: Path) -> Path:
     """A small project with everything that the book is made of."""
     (folder / "book" / "templates").mkdir(parents=True)
     (folder / "scripts" / "grids").mkdir(parents=True)
     toc = {"format": "jb-book", "root": "index"}
-    toc["chapters"] = [{"file": "cells/index", "sections": [{"glob": "cells/*/*"}]}, {"file": "bibliography"}]
+    pages = [{"file": name} for name in ("strips", "bibliography")]
+    toc["chapters"] = [{"file": "cells/index", "sections": [{"glob": "cells/*/*"}]}, *pages]
     (folder / "book/_toc.yml").write_text(yaml.safe_dump(toc))
     (folder / "book/index.md").write_text(PROSE)
     (folder / "book/bibliography.md").write_text("# Bibliography\n\n```{bibliography}\n```\n")
@@ -128,9 +150,13 @@ def shared(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory) -> Path:
     """The folder of a small built book."""
-    return shared(
-        tmp_path_factory, "small_book", lambda folder: book.build(project(folder), folder / "results", folder)
-    )
+    return shared(tmp_path_factory, "small_book", build_small)
+
+
+def build_small(folder: Path) -> None:
+    (project(folder) / "results/book").mkdir()
+    nbformat.write(strips(), folder / "results/book/strips.ipynb")
+    book.build(folder, folder / "results", folder)
 
 
 def installed_browser() -> str:
@@ -238,7 +264,7 @@ def test_paths_become_short_and_web_addresses_stay(said, published):
 
 
 def test_prose_keeps_its_links_and_a_model_its_words():
-    words = "<p data-model-text>run /usr/bin/python</p>"
+    words = '<div class="nucleoscope-strip">run /usr/bin/python</div>'
     shown = nbformat.v4.new_output("display_data", {"text/html": words})
     cells = [nbformat.v4.new_markdown_cell("[x](/a/b.md)"), nbformat.v4.new_code_cell("words", outputs=[shown])]
     prose, code = book.normalise(nbformat.v4.new_notebook(cells=cells), {}).cells
@@ -550,6 +576,205 @@ def test_a_table_is_sorted_by_keyboard_as_numbers_or_words(visit):
     assert heads.nth(1).get_attribute("aria-sort") is None
 
 
+# Strips of tokens
+
+DRAWN = ".nucleoscope-strip .ns-text > span"
+CONTRASTS = """
+() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  function over(colours) {
+    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+    const part = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((value) => value / 255);
+    const [r, g, b] = part.map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  }
+  const found = {};
+  for (const element of document.querySelectorAll(".nucleoscope-strip *")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!own || !element.getClientRects().length || ["SCRIPT", "STYLE", "OPTION"].includes(element.tagName)) continue;
+    const grounds = [];
+    for (let at = element; at; at = at.parentElement) grounds.unshift(getComputedStyle(at).backgroundColor);
+    const style = getComputedStyle(element);
+    const [a, b] = [over(["#fff", ...grounds]), over([style.fill !== "rgb(0, 0, 0)" ? style.fill : style.color])];
+    const key = [element.tagName, ...element.classList].join(".");
+    found[key] = Math.min(found[key] ?? 99, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+  }
+  return found;
+}
+"""
+
+
+def test_pointing_at_a_token_shows_its_card_and_leaving_hides_it(visit):
+    page = visit("strips")
+    card = page.locator(".ns-card").first
+    assert "Point at a token" in card.inner_text()
+    page.locator(DRAWN).nth(2).hover()
+    assert card.locator(".ns-list bdi").count() >= 1
+    assert "token 3 of" in card.inner_text()
+    assert card.locator(".ns-drawn").count() == 3  # word, bar and probability of the drawn one
+    assert card.locator("circle").count() <= 1
+    page.mouse.move(5, 5)
+    page.wait_for_function("document.querySelector('.ns-card').innerText.includes('Point at a token')")
+
+
+def test_a_card_keeps_its_place_and_what_is_below_does_not_move(visit):
+    page = visit("strips")
+    below = page.locator(".nucleoscope-strip").nth(1)
+    before = below.bounding_box()["y"] + page.evaluate("scrollY")
+    for number in range(12):
+        page.locator(DRAWN).nth(number).hover()
+        assert below.bounding_box()["y"] + page.evaluate("scrollY") == pytest.approx(before, abs=1)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_card_is_reached_moved_and_closed_by_keyboard(visit, width):
+    page = visit("strips", width=width)
+    page.locator(".ns-bar select").first.focus()
+    page.keyboard.press("Tab")  # the prompt
+    page.keyboard.press("Tab")
+    card = page.locator(".ns-card").first
+    assert "token 1 of" in card.inner_text()
+    for key, number in (("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2), ("ArrowLeft", 1), ("ArrowLeft", 1)):
+        page.keyboard.press(key)
+        assert f"token {number} of" in card.inner_text(), key
+    page.keyboard.press("ArrowDown")
+    assert "token 1 of" not in card.inner_text()
+    page.keyboard.press("Home")
+    page.keyboard.press("End")
+    total = page.evaluate("JSON.parse(document.querySelector('.nucleoscope-strip script').textContent).total")
+    assert f"token {total} of {total}" in card.inner_text()
+    assert page.locator(".ns-here").first.is_visible()
+    page.keyboard.press("Escape")
+    assert page.locator(".nucleoscope-strip").first.locator(".ns-here").count() == 0
+    assert card.is_visible() == (width == 1280)
+    page.keyboard.press("ArrowRight")
+    assert "token 1 of" in card.inner_text()
+
+
+def test_on_a_phone_a_tap_opens_a_sheet_that_does_not_cover_the_token(visit):
+    page = visit("strips", width=390)
+    card, token = (
+        page.locator(".ns-card").nth(1),
+        page.locator(".nucleoscope-strip").nth(1).locator(".ns-text > span").nth(300),
+    )
+    assert not card.is_visible()
+    token.scroll_into_view_if_needed()
+    token.click()
+    assert card.is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.wait_for_function("document.querySelectorAll('.ns-here')[0].getBoundingClientRect().bottom > 0")
+    assert token.bounding_box()["y"] + token.bounding_box()["height"] <= card.bounding_box()["y"]
+    card.get_by_role("button", name="close").click()
+    assert not card.is_visible()
+    token.click()
+    page.locator("h1").click()
+    assert not card.is_visible()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_strip_can_be_read_in_both_themes(visit, scheme, width):
+    page = visit("strips", width=width, scheme=scheme)
+    page.locator(DRAWN).nth(2).click()
+    contrasts = page.evaluate(CONTRASTS)
+    assert {"SPAN", "BDI.ns-drawn", "P.ns-muted", "DIV"} <= set(contrasts)
+    assert {name: value for name, value in contrasts.items() if value < 4.5} == {}
+
+
+def test_another_quantity_gives_other_tints_and_another_legend(visit):
+    page = visit("strips")
+    tints = "spans => spans.map(span => span.style.background)"
+    before = page.eval_on_selector_all(DRAWN, tints), page.locator(".ns-legend").first.inner_text()
+    page.locator(".ns-bar select").first.select_option(label="cosine similarity")
+    after = page.eval_on_selector_all(DRAWN, tints), page.locator(".ns-legend").first.inner_text()
+    assert before[0] != after[0]
+    assert "no pair" in after[1]
+    assert page.locator(".nucleoscope-strip").first.locator(".ns-none").count() > 0
+    page.locator(DRAWN).nth(2).hover()
+    assert "cosine similarity" in page.locator(".ns-now").first.inner_text()
+
+
+def test_a_prompt_with_a_script_is_shown_and_not_run(visit):
+    page = visit("strips")
+    assert "taken over" not in page.title()
+    assert ATTACK in page.locator(".ns-prompt").first.inner_text()
+    assert ATTACK in page.locator(".ns-text").first.text_content()
+    assert page.locator(".nucleoscope-strip img").count() == 0
+    for number in range(page.locator(".nucleoscope-strip").first.locator(".ns-text > span").count()):
+        page.locator(DRAWN).nth(number).dispatch_event("click")
+    assert "taken over" not in page.title()
+    assert page.locator(".nucleoscope-strip img").count() == 0
+
+
+def test_letters_join_across_tokens_as_if_there_were_none(visit):
+    page = visit("strips")
+    widths = page.evaluate(
+        """() => {
+          const text = document.querySelector(".ns-text");
+          const spans = [...text.querySelectorAll(":scope > span")];
+          const first = spans.findIndex((span) => span.textContent === "ا");
+          const last = spans.findIndex((span) => span.textContent.includes("👩"));
+          const range = document.createRange();
+          range.setStartBefore(spans[first]);
+          range.setEndBefore(spans[last]);
+          const whole = document.createElement("span");
+          whole.textContent = range.toString();
+          const made = range.getBoundingClientRect().width;
+          text.append(document.createElement("br"), whole);
+          return [made, whole.getBoundingClientRect().width, last - first];
+        }"""
+    )
+    assert widths[2] > 10
+    assert widths[0] == pytest.approx(widths[1], abs=1)
+
+
+def test_a_card_that_stays_open_comes_back(visit):
+    page = visit("strips")
+    box = page.locator(".nucleoscope-strip").nth(2)
+    assert "token 4 of" in box.locator(".ns-card").inner_text()
+    box.locator(".ns-text > span").nth(0).hover()
+    assert "token 2 of" in box.locator(".ns-card").inner_text()
+    page.mouse.move(5, 5)
+    page.wait_for_function("document.querySelectorAll('.ns-card')[2].innerText.includes('token 4 of')")
+    assert box.locator(".ns-here").count() == 1
+
+
+def test_500_tokens_are_drawn_in_under_a_second_also_the_way_that_jupyterlab_does_it(visit):
+    page = visit("strips")
+    # JupyterLab sets innerHTML before the output is on the page, and replaces scripts by copies that run
+    seconds, built, events = page.evaluate(
+        """() => {
+          const old = document.querySelectorAll(".nucleoscope-strip")[1];
+          const copy = old.cloneNode(true);
+          delete copy.dataset.ready;
+          const place = old.parentElement;
+          const html = copy.outerHTML;
+          old.remove();
+          const begin = performance.now();
+          const host = document.createElement("div");
+          host.innerHTML = html;
+          for (const script of host.querySelectorAll("script")) {
+            const again = document.createElement("script");
+            for (const { name, value } of script.attributes) again.setAttribute(name, value);
+            again.textContent = script.textContent;
+            script.replaceWith(again);
+          }
+          place.append(host);
+          const root = host.firstElementChild;
+          root.getBoundingClientRect();
+          const steps = [];
+          document.addEventListener("nucleoscope-token", (event) => steps.push(event.detail.step));
+          root.querySelectorAll(".ns-text > span")[7].click();
+          root.querySelector(".ns-text").dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+          return [(performance.now() - begin) / 1000, root.dataset.ready, steps];
+        }"""
+    )
+    assert seconds < 1
+    assert built == "yes"
+    assert len(events) == 2
+    assert events[1] is None
+
+
 def test_the_first_key_leads_to_the_main_content(visit):
     page = visit("index")
     page.keyboard.press("Tab")
@@ -581,15 +806,21 @@ def real(tmp_path_factory) -> Path:
 
 
 def build_real(folder: Path) -> None:
-    settings = {"n_prompts": 25, "prompt_format": "raw", "dtype": "float32"}
+    name = tiny.save(folder / "models" / "small_model", tiny.model(), tiny.tokenizer(bos=False))
+    settings = {"model_name": name, "model": {"source": "folder"}, "dtype": "float32"}
+    settings |= {"n_prompts": 25, "prompt_format": "raw"}
     for seed, dataset in enumerate(("alpha", "my texts")):
         cell = folder / "results" / dataset / "small_model"
-        measured(cell, seed)
+        cell.mkdir(parents=True)
+        records = [tiny.record(TEXT, seed=100 * seed + number) for number in range(25)]
+        torch.save(records, cell / "measurements.pt")
         (cell / "run.json").write_text(json.dumps({"settings": settings, "tokens": 500}))
         nbformat.write(executed(dataset), cell / "run.ipynb")
     options = ["--results_dir", str(folder / "results")]
-    commands = [["correlation_eval.py", "--resamples", "100", *options]]
-    commands += [["run_notebook.py", n, str(folder / f"results/book/{n}.ipynb"), *options] for n in ("index", "theory")]
+    pages = [
+        ["run_notebook.py", n, str(folder / f"results/book/{n}.ipynb"), *options] for n in ("index", "theory", "twelve")
+    ]
+    commands = [["correlation_eval.py", "--resamples", "100", *options], *pages]
     for command in [*commands, ["build_book.py", *options, "--output", str(folder)]]:
         done = subprocess.run([sys.executable, f"scripts/{command[0]}", *command[1:]], cwd=ROOT, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()

@@ -167,6 +167,26 @@ def test_a_gguf_file_gives_the_model_and_tokenizer_that_were_saved(tmp_path):
 # Identity
 
 
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_a_tokenizer_alone_is_the_models(tmp_path, folder, kind, monkeypatch):
+    name = str(folder) if kind == "folder" else tiny.save_gguf(tmp_path / "tiny.gguf", tiny.model(), tiny.tokenizer())
+    whole = load(name).tokenizer
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", None)  # no model is loaded for it
+    alone = models.tokenizer(name, revision="not asked for here")
+    assert type(alone) is type(whole)
+    assert alone.get_vocab() == whole.get_vocab()
+    assert alone("the rain")["input_ids"] == whole("the rain")["input_ids"]
+
+
+def test_a_tokenizer_that_is_not_there_is_refused_as_a_model_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file"):
+        models.tokenizer(str(tmp_path / "none.gguf"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="cannot load model") as caught:
+        models.tokenizer(str(tmp_path))
+    assert one_line(str(caught.value))
+
+
 def test_a_folder_is_identified_by_its_content_wherever_it_lies(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "a copy")
     identity = load(folder).identity

@@ -63,20 +63,13 @@ def test_conda_takes_both_lists_and_has_none_of_its_own():
 def test_modules_import_from_lower_floors_only():
     floors = {
         0: {
-            "nucleus",
-            "entropy",
-            "cosine",
-            "models",
-            "prompts",
-            "results",
-            "decoding",
-            "bootstrap",
-            "curves",
-            "figure_data",
+            *("nucleus", "entropy", "cosine", "models", "prompts", "results", "decoding", "encoding"),
+            *("bootstrap", "curves", "figure_data", "text"),
         },
-        1: {"generation", "correlation", "fits", "book"},
-        2: {"figures", "text", "tables", "notebooks", "book_extension"},
-        3: {"commands", "panels", "theory"},
+        1: {"measuring", "runs", "correlation", "fits", "book", "picks", "candidates", "controls"},
+        2: {"generation", "scoring", "figures", "strip", "tables", "notebooks", "book_extension"},
+        3: {"commands", "panels", "theory", "live_figures", "streaming"},
+        4: {"explorer"},
     }
     floor_of = {module: floor for floor, modules in floors.items() for module in modules}
     for path in (ROOT / "lib/nucleoscope").glob("*.py"):

@@ -444,3 +444,57 @@ print(json.dumps(said))
     assert set(said) == set(ASKED)
     for name, message in said.items():
         assert all(part in one_line(message) for part in (name, *filter(None, ASKED[name][::3]))), message
+
+
+# Texts to measure, from another column
+
+
+def rows_with_texts(path: Path, texts: list) -> Path:
+    rows = pd.DataFrame({"prompt": [f"prompt {i}" for i in range(len(texts))], "answer": texts})
+    writers = {".jsonl": lambda: rows.to_json(path, orient="records", lines=True)}
+    writers |= {".csv": lambda: rows.to_csv(path, index=False), ".parquet": lambda: rows.to_parquet(path)}
+    writers[path.suffix]()
+    return path
+
+
+@every_format
+def test_texts_stand_beside_their_prompts(tmp_path, suffix):
+    path = rows_with_texts(tmp_path / f"x{suffix}", ["one", " two\nlines", "🦊"])
+    data = prompts.load(str(path), 2, text_column="answer")
+    assert data.texts == ["prompt 0", "prompt 1"]
+    assert data.continuations == ["one", " two\nlines"]
+    assert data.identity == prompts.load(str(path)).identity
+
+
+@every_format
+def test_an_empty_text_is_named_by_its_row(refusal, tmp_path, suffix):
+    path = rows_with_texts(tmp_path / f"x{suffix}", ["one", "", "three"])
+    message = refusal(path, text_column="answer")
+    assert f"'TMP/x{suffix}', row 2: 'answer' is empty" in message
+    assert prompts.load(str(path), 1, text_column="answer").continuations == ["one"]
+
+
+@every_format
+def test_a_missing_text_column_lists_those_there_are(refusal, tmp_path, suffix):
+    path = rows_with_texts(tmp_path / f"x{suffix}", ["one"])
+    message = refusal(path, text_column="summary")
+    assert message == f"'TMP/x{suffix}' has no column 'summary': it has 'prompt', 'answer' (--text_column)"
+
+
+def test_a_file_of_lines_has_no_texts_beside_them(refusal, tmp_path):
+    (tmp_path / "x.txt").write_text("one\n")
+    assert "has no columns: a text_column needs .jsonl, .csv or .parquet" in refusal(tmp_path / "x.txt", 1, None, "a")
+
+
+def test_a_packaged_set_without_answers_says_what_it_has(refusal):
+    assert "has no column 'answer': it has 'prompt' (--text_column)" in refusal("stories", text_column="answer")
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_hub_sets_give_texts_from_any_column(refusal, fake_hub, name):
+    fake_hub()
+    column = COLUMN[name]  # the stand-in has texts in these alone
+    data = prompts.load(name, 3, text_column=column)
+    assert data.continuations == [f"text {i}" for i in range(3)]  # without the study's words
+    assert f"'{name}' has no column 'story': it has 'other', " in refusal(name, text_column="story")
+    assert f"'{name}', row 1: 'other' is 0, not text" in refusal(name, text_column="other")

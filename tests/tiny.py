@@ -8,6 +8,7 @@ so it can be saved with ``save_pretrained`` and loaded by name; `save` does that
 from pathlib import Path
 
 import gguf
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
@@ -23,6 +24,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from nucleoscope.results import COLUMNS
+
+QUANTITIES = [name for name in COLUMNS if name != "tokens"]
 SPECIAL = ["<bos>", "<eos>", "<pad>"]
 BOS, EOS, PAD = range(3)
 MERGES = (  # pairs of byte-level pieces; "Ġ" is the byte of the space
@@ -56,6 +60,21 @@ def tokenizer(bos: bool = True, eos: bool = True, pad: bool = False, chat: bool 
     if chat:
         wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
+
+
+def record(text: str, prompt: str = "prompt", seed: int = 0, most: int = 60) -> dict:
+    """A record of `results` whose text is ``text`` and whose numbers are made up; a quarter of its tokens has k = 1."""
+    rng = np.random.default_rng(seed)
+    tokens = tokenizer(bos=False)(text)["input_ids"]
+    sizes = np.where(rng.uniform(size=len(tokens)) < 0.25, 1, rng.integers(2, most, len(tokens)))
+    found = {"prompt": prompt, "tokens": torch.tensor(tokens), "top_p_tokens": [], "top_p_probs": []}
+    for token, size in zip(tokens, sizes, strict=True):
+        others = rng.permutation([other for other in range(VOCAB) if other != token])[: size - 1]
+        found["top_p_tokens"].append(torch.tensor(rng.permutation([token, *others])))
+        found["top_p_probs"].append(torch.tensor(-np.sort(-0.9 * rng.dirichlet(np.ones(size))), dtype=torch.float32))
+    values = rng.uniform(0, 1, (len(QUANTITIES), len(tokens)))
+    values[QUANTITIES.index("cosines")] = np.where(sizes == 1, 1, 0.5 * values[QUANTITIES.index("cosines")])
+    return found | {name: row.tolist() for name, row in zip(QUANTITIES, values, strict=True)}
 
 
 COMMON = {

@@ -35,7 +35,7 @@ PROGRESS = re.compile(r"\d%\||\b(it|tok|B)/s\b|\bs/it\b")  # a line that a progr
 BEFORE = r"(?<![\w.~-])"  # a path starts here, and is not the rest of another one or of a web address
 PEOPLE = re.compile(BEFORE + r"(?:/home|/Users|[A-Z]:\\Users)[/\\][^/\\\s\"'<>]+")
 ELSEWHERE = re.compile(BEFORE + r"(?<![:<>/])/(?:[\w.+-]+/)+([\w.+-]+)")
-WORDS = "data-model-text"  # an attribute of HTML that shows what a model wrote: its paths are its own
+WORDS = "nucleoscope-strip"  # the class of HTML that shows what a model wrote: its paths are its own
 
 
 GENERATED = ("CHANGELOG.md", "CITATION.cff", "README.md", "scripts/grids/default.yml")  # files that pages include

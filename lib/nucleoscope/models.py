@@ -72,6 +72,20 @@ def load(name: str, dtype: str = "auto", device: str = "auto", trust_remote_code
     return Model(model.to(place).eval(), tokenizer, _identity(name, source, options))
 
 
+def tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone, in a fraction of the time that the model takes.
+
+    ``revision``: of a model on the Hub, as its identity has it; None for the newest. Raises what `load` raises.
+    """
+    source, options = _find(name)
+    try:
+        if revision and not options and not Path(source).is_dir():
+            options["revision"] = revision
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+    except Exception as error:  # as in load
+        raise _explained(name, error) from error
+
+
 def pick_device(device: str) -> torch.device:
     """The torch device that ``device`` stands for; ValueError where this machine has none."""
     if device == "auto":

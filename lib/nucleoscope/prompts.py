@@ -1,7 +1,8 @@
 """A name in, a list of prompts out: Hub data sets, local files, packaged sets.
 
-Prompts come in the order of their source, the first ``n_prompts`` of it. Errors say in one line
-what is wrong, with the line number where there is one.
+Prompts come in the order of their source, the first ``n_prompts`` of it, and with them, where asked
+for, texts to measure from another column of the same rows. Errors say in one line what is wrong,
+with the line number where there is one.
 """
 
 import codecs
@@ -48,22 +49,28 @@ SUFFIXES = (".jsonl", ".csv", ".parquet", ".txt")
 
 
 class Prompts(NamedTuple):
-    """Prompts in order; ``identity`` says where they came from and which content they are."""
+    """Prompts in order; ``identity`` says where they came from and which content they are.
+
+    ``continuations`` are the texts to measure behind the prompts, where a text_column was named.
+    """
 
     texts: list[str]
     identity: dict[str, str]
+    continuations: list[str] | None = None
 
 
-def load(name: str, n_prompts: int = 100, prompt_column: str | None = None) -> Prompts:
+def load(name: str, n_prompts: int = 100, prompt_column: str | None = None, text_column: str | None = None) -> Prompts:
     """The first ``n_prompts`` prompts of a data set (all, where it has fewer).
 
     ``prompt_column`` names the column of a file, by default "prompt"; a .txt file has one prompt
-    a line. Raises ValueError or OSError with one line for what cannot be read.
+    a line. ``text_column`` names the column with a continuation of each prompt, in any data set that
+    has columns. Raises ValueError or OSError with one line for what cannot be read, and for an
+    empty continuation.
     """
     if n_prompts < 1:
         raise ValueError(f"n_prompts is {n_prompts}: it must be at least 1")
     if name in HUB:
-        return _load_hub(name, n_prompts)
+        return _load_hub(name, n_prompts, text_column)
     if name in PACKAGED:
         path, prefix = resources.files("nucleoscope") / "data" / f"{name}.jsonl", PACKAGED[name]
     else:
@@ -75,15 +82,26 @@ def load(name: str, n_prompts: int = 100, prompt_column: str | None = None) -> P
             )
         if not path.is_file():
             raise FileNotFoundError(f"no file '{name}'")
-    texts = list(islice(_read(path, prompt_column or "prompt"), n_prompts))
+    texts = list(islice(_read(path, prompt_column or "prompt", "prompt_column"), n_prompts))
     if not texts:
         raise ValueError(f"'{name}' is empty: it has no prompts")
+    continuations = None
+    if text_column:
+        continuations = list(islice(_read(path, text_column, "text_column"), n_prompts))
+        _check_continuations(continuations, name, text_column)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = "packaged" if name in PACKAGED else "file"
-    return Prompts([prefix + text for text in texts], {"source": source, "sha256": digest})
+    return Prompts([prefix + text for text in texts], {"source": source, "sha256": digest}, continuations)
 
 
-def _load_hub(name: str, n_prompts: int) -> Prompts:
+def _check_continuations(texts: list, name: str, column: str) -> None:
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str) or not text:
+            what = "empty" if text == "" else f"{json.dumps(text, default=str)[:40]}, not text"
+            raise ValueError(f"'{name}', row {number}: '{column}' is {what}: there is nothing to measure")
+
+
+def _load_hub(name: str, n_prompts: int, text_column: str | None) -> Prompts:
     import datasets  # heavy, and needed for the Hub only
     from huggingface_hub.utils import logging
 
@@ -97,14 +115,19 @@ def _load_hub(name: str, n_prompts: int) -> Prompts:
             failures.append(f"revision {revision}: {(str(error).splitlines() or [type(error).__name__])[0]}")
     else:
         raise OSError(f"cannot load data set {name}: tried {entry.path} on the Hub; " + "; ".join(failures))
-    texts = [entry.prefix + text for text in table[:n_prompts][entry.column]]
-    return Prompts(texts, {"source": "hub", "id": entry.path, "revision": revision})
+    rows, continuations = table[:n_prompts], None
+    if text_column:
+        _check_column(text_column, table.column_names, name, "text_column")
+        continuations = rows[text_column]
+        _check_continuations(continuations, name, text_column)
+    texts = [entry.prefix + text for text in rows[entry.column]]
+    return Prompts(texts, {"source": "hub", "id": entry.path, "revision": revision}, continuations)
 
 
-def _read(path: Path, column: str) -> Iterator[str]:
-    """The texts of a file, one after the other."""
+def _read(path: Path, column: str, option: str) -> Iterator[str]:
+    """The texts of a file, one after the other; ``option`` is the parameter that named the column."""
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}
-    return readers[Path(path.name).suffix.lower()](path, column)
+    return readers[Path(path.name).suffix.lower()](path, column, option)
 
 
 def _text(value: object, path: Path, where: str, column: str) -> str:
@@ -117,10 +140,10 @@ def _text(value: object, path: Path, where: str, column: str) -> str:
     return value
 
 
-def _check_column(column: str, columns: list[str], path: Path) -> None:
+def _check_column(column: str, columns: list[str], path: Path | str, option: str) -> None:
     if column not in columns:
         names = ", ".join(repr(name)[:40] for name in columns[:20]) + (", ..." if len(columns) > 20 else "")
-        raise ValueError(f"'{path}' has no column '{column}': it has {names} (--prompt_column)")
+        raise ValueError(f"'{path}' has no column '{column}': it has {names} (--{option})")
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -137,7 +160,7 @@ def _lines(path: Path) -> Iterator[str]:
                 yield text
 
 
-def _read_jsonl(path: Path, column: str) -> Iterator[str]:
+def _read_jsonl(path: Path, column: str, option: str) -> Iterator[str]:
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
@@ -147,31 +170,31 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
             raise ValueError(f"'{path}', line {number}: not valid JSON ({error.msg})") from None
         if not isinstance(row, dict):
             raise ValueError(f"'{path}', line {number}: not a JSON object")
-        _check_column(column, list(row), path)
+        _check_column(column, list(row), path, option)
         yield _text(row[column], path, f"line {number}", column)
 
 
-def _read_csv(path: Path, column: str) -> Iterator[str]:
+def _read_csv(path: Path, column: str, option: str) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)  # the default refuses long documents
     reader = csv.DictReader(_lines(path))
     try:
         if reader.fieldnames is None:
             return
-        _check_column(column, list(reader.fieldnames), path)
+        _check_column(column, list(reader.fieldnames), path, option)
         for row in reader:
             yield _text(row[column], path, f"line {reader.line_num}", column)
     except csv.Error as error:
         raise ValueError(f"'{path}', line {reader.line_num}: not valid CSV ({error})") from None
 
 
-def _read_parquet(path: Path, column: str) -> Iterator[str]:
+def _read_parquet(path: Path, column: str, option: str) -> Iterator[str]:
     import pyarrow
     from pyarrow import parquet
 
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            _check_column(column, file.schema_arrow.names, path)
+            _check_column(column, file.schema_arrow.names, path, option)
             for batch in file.iter_batches(1000, columns=[column]):
                 for value in batch[0].to_pylist():
                     number += 1
@@ -181,6 +204,8 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
         raise ValueError(f"'{path}' is not a whole parquet file ({reason}), after row {number}") from None
 
 
-def _read_txt(path: Path, column: str) -> Iterator[str]:
+def _read_txt(path: Path, column: str, option: str) -> Iterator[str]:
+    if option == "text_column":
+        raise ValueError(f"'{path}' has no columns: a text_column needs .jsonl, .csv or .parquet")
     for line in _lines(path):
         yield line.rstrip("\r\n")

@@ -2,7 +2,7 @@
 
 Contract: this module knows paths and files, and nothing of models or statistics. A file appears
 under its name only when it is whole. A cell is one model on one data set, in
-``<results_dir>/<dataset>/<model>/``; while it runs, finished batches wait in ``batches/`` there,
+``<results_dir>/<dataset>/<model>/`` (see `cell_folder`); while it runs, finished batches wait in ``batches/`` there,
 next to the settings that they were made with, so that a killed run goes on where it was.
 """
 
@@ -67,15 +67,23 @@ def short_names(dataset_name: str, model_name: str) -> tuple[str, str]:
     return names
 
 
-def cell_folder(results_dir: str | os.PathLike, dataset_name: str, model_name: str) -> Path:
-    """The folder of one cell."""
-    return Path(results_dir, *short_names(dataset_name, model_name))
+def cell_folder(
+    results_dir: str | os.PathLike, dataset_name: str, model_name: str, text_column: str | None = None
+) -> Path:
+    """The folder of one cell.
+
+    Texts that were measured, not written, count as a data set of their own, <dataset>-<text_column>.
+    """
+    dataset, model = short_names(dataset_name, model_name)
+    if text_column:
+        dataset = f"{dataset}-{text_column.replace('/', '_')}"
+    return Path(results_dir, dataset, model)
 
 
 class Cell:
     """One cell on disk: opened with its settings, filled batch by batch, then finished.
 
-    ``settings`` are the parameters and identities that decide which tokens are written. Opening
+    ``settings`` are the parameters and identities that decide which tokens are measured. Opening
     writes nothing. It raises FileExistsError when the folder holds results or batches made with
     other settings; ``overwrite`` lets `finish` replace those instead, except another model's or
     data set's. ``finished`` is true when the results with these settings are there.
@@ -219,7 +227,7 @@ def load(path: str | os.PathLike) -> list[dict]:
 
 
 def load_info(folder: Path) -> dict[str, Any]:
-    """What a cell's run.json says; see `generation.run_info` for the keys."""
+    """What a cell's run.json says; see `runs.run_info` for the keys."""
     return _read_json(folder / RUN_INFO)
 
 

@@ -1,0 +1,70 @@
+"""The live notebook's two figures: the scatter of one text, and the matrix of one token's candidates.
+
+Contract: these are plotly figures that a kernel can go on changing. Plotly reads a little HTML in its
+texts, so what comes from a model goes through `plain`.
+"""
+
+import html
+from typing import Any
+
+import plotly.graph_objects as go
+
+from nucleoscope.figures import BLUE, ORANGE, VERMILLION, layout
+from nucleoscope.results import LABELS
+
+HINT = "Click a token: how alike are its candidates?"
+
+
+def scatter() -> go.FigureWidget:
+    """The scatter of one text: a trace of its tokens, which can be selected, and a trace for one mark."""
+    figure = go.Figure(layout=layout("Tokens with more than one candidate", 380))
+    hover = "token %{customdata}: entropy %{x:.2f}, cosine %{y:.3f}<extra></extra>"
+    dot = {"size": 7, "color": BLUE, "opacity": 0.7}
+    chosen = {"marker": {"color": ORANGE, "opacity": 1}}
+    figure.add_scatter(mode="markers", marker=dot, selected=chosen, hovertemplate=hover, name="token")
+    ring = {"size": 15, "symbol": "circle-open", "color": VERMILLION, "line": {"width": 3}}
+    figure.add_scatter(mode="markers", marker=ring, hoverinfo="skip", name="the token pointed at")
+    figure.update_layout(dragmode="select", showlegend=False, margin={"t": 40, "b": 40}, uirevision="text")
+    figure.update_xaxes(title=LABELS["entropy"], rangemode="tozero")
+    figure.update_yaxes(title=LABELS["cosine"])
+    return _fitting(go.FigureWidget(figure))
+
+
+def heat() -> go.FigureWidget:
+    """The figure for `heatmap`, empty, with a word on how to fill it."""
+    return _fitting(go.FigureWidget(layout=layout("", 90)).update_layout(**heat_layout(HINT, [], 90)))
+
+
+def _fitting(figure: go.FigureWidget) -> go.FigureWidget:
+    """As wide as its place: plotly then follows the window's size, which ``explorer.js`` reminds it of."""
+    figure._config = {"responsive": True, "displaylogo": False}
+    return figure
+
+
+def heatmap(alike, words: list[str]) -> go.Heatmap:
+    """A matrix of cosines (n, n) with a word for each row, as plotly may read it."""
+    shown = [plain(word) for word in words]
+    pairs = [[f"{left} and {right}" for right in shown] for left in shown]
+    hover = "%{text}: %{z:.3f}<extra></extra>"
+    low = min(0.0, float(alike.min()))
+    bar = {"thickness": 14, "tickformat": ".1f", "title": {"text": "cosine", "side": "right"}}
+    colors = {"zmin": low, "zmax": 1, "colorscale": "Viridis", "colorbar": bar}
+    return go.Heatmap(z=alike, text=pairs, hovertemplate=hover, name="cosine", **colors)
+
+
+def heat_layout(title: str, words: list[str], height: int) -> dict[str, Any]:
+    """The layout around `heatmap`; without words, of an empty figure."""
+    shown = [plain(word if len(word) <= 12 else word[:11] + "…") for word in words]
+    axis = {"tickvals": list(range(len(words))), "ticktext": shown, "visible": bool(words), "showgrid": False}
+    return {
+        "title_text": title,
+        "height": height,
+        "margin": {"t": 40, "b": 80, "l": 90, "r": 70},
+        "xaxis": axis | {"tickangle": -60},
+        "yaxis": axis | {"autorange": "reversed"},
+    }
+
+
+def plain(text: str) -> str:
+    """Text that plotly shows as it is: it reads tags and entities, and formulas between dollars."""
+    return html.escape(text).replace("$", "&#36;")

@@ -1,0 +1,188 @@
+// The running text of notebooks/explore.py: tokens that can be pointed at, clicked and walked through.
+// All text comes in by textContent: what a model writes is shown, never run.
+
+const REST = 40; // milliseconds that a pointer rests on a token before the kernel is asked for its card
+
+function element(parent, tag, name, text = "") {
+  const made = document.createElement(tag);
+  made.className = name;
+  made.textContent = text;
+  parent.append(made);
+  return made;
+}
+
+/** Spans for the tokens: what has not changed stays as it is, so that the focus does too. */
+function drawTokens(text, pieces) {
+  while (text.children.length > pieces.length) text.lastChild.remove();
+  pieces.forEach((piece, step) => {
+    const token = text.children[step] ?? element(text, "span", "nx-token");
+    if (token.textContent !== piece) token.textContent = piece;
+    if (!token.role) {
+      token.role = "option";
+      token.dataset.step = step;
+      token.tabIndex = step ? -1 : 0; // one stop for the tab key; arrows go on from there
+    }
+    token.classList.toggle("nx-empty", piece === "");
+    token.classList.toggle("nx-newline", piece.includes("\n"));
+  });
+}
+
+function drawLegend(legend, { label, low, high }, pairwise) {
+  legend.replaceChildren();
+  if (!label) return;
+  element(legend, "span", "", label);
+  element(legend, "span", "nx-muted", low);
+  element(legend, "span", "nx-ramp").ariaHidden = "true";
+  element(legend, "span", "nx-muted", high);
+  if (pairwise) element(legend, "span", "nx-muted", "(one candidate alone: no colour)");
+}
+
+function drawCandidates(card, candidates) {
+  const list = element(card, "div", "nx-list");
+  for (const title of ["", "candidate", "probability", "", "cosine to drawn"]) element(list, "span", "nx-muted", title);
+  for (const { text, p, rank, drawn, alike } of candidates) {
+    const mark = drawn ? "nx-drawn" : "";
+    element(list, "span", "nx-number nx-muted", rank);
+    element(list, "bdi", mark, text).title = drawn ? `${text} (drawn)` : text;
+    element(list, "span", `nx-p ${mark}`).style.width = `${100 * p}%`;
+    element(list, "span", "nx-number", p.toFixed(3));
+    element(list, "span", "nx-number", drawn ? "drawn" : alike.toFixed(3));
+  }
+}
+
+function drawCard(card, content) {
+  card.replaceChildren();
+  if (!content.candidates) {
+    element(card, "div", "nx-muted", "Point at a token to see what else it could have been.");
+    element(card, "div", "nx-muted", "Click it (or press Enter) to see how alike its candidates are.");
+    return;
+  }
+  const head = element(card, "div", "nx-head");
+  element(head, "bdi", "", content.text);
+  element(head, "span", "nx-muted", `  token ${content.step + 1}`);
+  drawCandidates(card, content.candidates);
+  if (content.more) element(card, "div", "nx-muted", content.more);
+  const facts = element(card, "div", "nx-facts");
+  for (const [label, number] of content.facts) {
+    const row = element(facts, "div", "");
+    element(row, "span", "nx-muted", label);
+    element(row, "span", "nx-number", number);
+  }
+  element(card, "div", "nx-muted", content.place);
+}
+
+/** The token in the next line up (-1) or down (1) that lies nearest to this one, or this one. */
+function neighbour(tokens, from, way) {
+  const box = from.getBoundingClientRect();
+  let best = from, nearest = Infinity;
+  for (const token of tokens) {
+    const { left, top, height } = token.getBoundingClientRect();
+    const lines = (way * (top - box.top)) / Math.max(height, 1);
+    const distance = 10000 * Math.round(lines) + Math.abs(left - box.left);
+    if (lines > 0.5 && distance < nearest) [best, nearest] = [token, distance];
+  }
+  return best;
+}
+
+function target(text, here, key) {
+  const tokens = [...text.children], step = Number(here.dataset.step);
+  const goal = {
+    ArrowRight: tokens[step + 1], ArrowLeft: tokens[step - 1], Home: tokens[0], End: tokens.at(-1),
+    ArrowUp: key === "ArrowUp" && neighbour(tokens, here, -1), ArrowDown: key === "ArrowDown" && neighbour(tokens, here, 1),
+  };
+  return key in goal ? goal[key] || here : null;
+}
+
+function listen(text, model) {
+  let timer;
+  const send = (name, step) => {
+    model.set(name, step);
+    model.save_changes();
+  };
+  const token = (event) => event.target.closest(".nx-token");
+  const stepOf = (event) => Number(token(event).dataset.step);
+  text.addEventListener("pointerover", (event) => {
+    if (!token(event)) return;
+    const step = stepOf(event);
+    clearTimeout(timer);
+    timer = setTimeout(() => send("hovered", step), REST);
+  });
+  text.addEventListener("pointerleave", () => {
+    clearTimeout(timer);
+    if (model.get("clicked") >= 0) send("hovered", model.get("clicked")); // back to the token that was clicked
+  });
+  text.addEventListener("click", (event) => token(event) && send("clicked", stepOf(event)));
+  text.addEventListener("focusin", (event) => {
+    for (const other of text.querySelectorAll('[tabindex="0"]')) other.tabIndex = -1;
+    token(event).tabIndex = 0;
+    send("hovered", stepOf(event));
+  });
+  text.addEventListener("keydown", (event) => {
+    if (!token(event) || event.ctrlKey || event.metaKey || event.altKey) return;
+    const goal = target(text, token(event), event.key);
+    if (goal) goal.focus();
+    else if (event.key === "Enter" || event.key === " ") send("clicked", stepOf(event));
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+}
+
+function render({ model, el }) {
+  el.classList.add("nx");
+  const status = element(el, "div", "nx-status");
+  status.role = "status";
+  const legend = element(el, "div", "nx-legend");
+  const page = element(el, "div", "nx-text");
+  const prompt = element(page, "div", "nx-prompt");
+  const text = element(page, "div", "nx-tokens");
+  const card = element(el, "div", "nx-card");
+  prompt.dir = text.dir = "auto";
+  text.role = "listbox";
+  text.ariaLabel = "Text, token by token. Arrow keys move, Enter shows how alike the candidates are.";
+  text.ariaMultiSelectable = "true";
+  page.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves the arrow keys to the tokens
+  card.ariaLive = "polite";
+  const tint = () => {
+    const shares = model.get("shares"), marked = new Set(model.get("marked"));
+    [...text.children].forEach((token, step) => {
+      const share = shares[step] ?? null;
+      token.style.backgroundColor = share === null ? "" : `rgb(var(--nx-tint) / ${0.9 * share})`;
+      token.classList.toggle("nx-here", step === model.get("hovered"));
+      token.classList.toggle("nx-clicked", step === model.get("clicked"));
+      token.classList.toggle("nx-marked", marked.has(step));
+      token.ariaSelected = String(marked.has(step));
+    });
+  };
+  const parts = {
+    prompt: () => (prompt.textContent = model.get("prompt")),
+    legend: () => drawLegend(legend, model.get("legend"), model.get("legend").gaps),
+    card: () => drawCard(card, model.get("card")),
+    status: () => {
+      status.textContent = model.get("status");
+      status.classList.toggle("nx-error", model.get("failed"));
+    },
+    pieces: () => {
+      const atEnd = page.scrollTop + page.clientHeight > page.scrollHeight - 30;
+      drawTokens(text, model.get("pieces"));
+      if (atEnd) page.scrollTop = page.scrollHeight; // the text runs on, and the reader with it
+      tint();
+    },
+    shares: tint, marked: tint, hovered: tint, clicked: tint,
+  };
+  const names = Object.entries(parts);
+  for (const [name, draw] of names) model.on(`change:${name}`, draw);
+  model.on("change:failed", parts.status);
+  for (const [, draw] of names) draw();
+  listen(text, model);
+  // A figure is drawn before it is in the page, 700 pixels wide; once it is there it takes the width it has.
+  const fit = () => setTimeout(() => window.dispatchEvent(new Event("resize")), 100);
+  document.addEventListener("plotlywidget-after-render", fit);
+  return () => { // anywidget calls this where the view goes
+    for (const [name, draw] of names) model.off(`change:${name}`, draw);
+    model.off("change:failed", parts.status);
+    document.removeEventListener("plotlywidget-after-render", fit);
+  };
+}
+
+export default { render };

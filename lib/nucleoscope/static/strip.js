@@ -1,0 +1,274 @@
+// Strips of tokens: their tints, and a card for the token that is pointed at, tapped or reached by key.
+// It may run any number of times on a page, and builds each strip once.
+(() => {
+  "use strict";
+  const SVG = "http://www.w3.org/2000/svg";
+  const ROOM = 620; // pixels that text and card need side by side
+  const GAP = 250; // milliseconds in which the pointer may cross from a token to its card
+
+  function make(name, attributes = {}, ...content) {
+    const element = name === "svg" || attributes.ns ? document.createElementNS(SVG, name) : document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) if (key !== "ns") element.setAttribute(key, value);
+    element.append(...content); // text stays text: nothing here is ever read as HTML
+    return element;
+  }
+  const number = (value, digits = 3) =>
+    value === null ? "–" : (Number.isInteger(value) ? String(value) : value.toPrecision(digits)).replace("-", "−");
+  const percent = (p) => (p < 0.001 ? "<0.1" : p < 0.0995 ? (100 * p).toFixed(1) : (100 * p).toFixed(0)) + " %";
+  const between = (value, low, high) => Math.min(Math.max(value, low), high);
+
+  // How far a value lies along its quantity's scale, from 0 to 1; null where there is none.
+  function share({ name, low, high }, value) {
+    if (value === null) return null;
+    const along = name === "k" ? Math.log(value) / Math.log(high) : (value - low) / (high - low);
+    return between(along, 0, 1);
+  }
+
+  // Where one token lies among all: entropy to the right, cosine similarity upwards.
+  function scatter(data, at) {
+    const of = (name) => data.quantities.find((quantity) => quantity.name === name);
+    const [xs, ys] = [of("entropy").values, of("cosine").values];
+    const points = xs.map((x, i) => [x, ys[i]]).filter(([x, y]) => x !== null && y !== null);
+    const all = [...points, ...data.line];
+    if (!all.length) return "";
+    const right = Math.max(1, ...all.map(([x]) => x));
+    const bottom = Math.floor(10 * Math.min(0, ...all.map(([, y]) => y))) / 10;
+    const top = Math.ceil(10 * Math.max(0.5, ...all.map(([, y]) => y))) / 10;
+    const [left, width, head, height] = [34, 284, 6, 116];
+    const X = (x) => +(left + (width * x) / right).toFixed(1);
+    const Y = (y) => +(head + height * (1 - (y - bottom) / (top - bottom))).toFixed(1);
+    const part = (name, attributes, ...content) => make(name, { ns: true, ...attributes }, ...content);
+    const dots = points.map(([x, y]) => `M${X(x) - 1} ${Y(y) - 1}h2v2h-2z`).join("");
+    const words = (x, y, anchor, text) => part("text", { x, y, "text-anchor": anchor }, text);
+    const drawing = make("svg", { viewBox: `0 0 324 ${head + height + 30}`, role: "img" },
+      part("path", { class: "ns-axis", d: `M${left} ${head}V${head + height}H${left + width}` }),
+      part("path", { class: "ns-dots", d: dots }),
+      words(left, head + height + 14, "middle", "0"), words(left + width, head + height + 14, "end", String(+right.toPrecision(2))),
+      words(left - 4, Y(top) + 8, "end", number(top, 1)), words(left - 4, Y(bottom), "end", number(bottom, 1)),
+      words(left + width / 2, head + height + 14, "middle", "entropy (nats)"),
+      words(left + 6, head + 6, "start", "cosine similarity"),
+      words(left, head + height + 28, "start", "dots: this text" + (data.line.length ? "; line: median of all texts" : "")));
+    if (data.line.length) {
+      drawing.append(part("path", { class: "ns-median", d: "M" + data.line.map(([x, y]) => `${X(x)} ${Y(y)}`).join("L") }));
+    }
+    const here = at !== null && xs[at] !== null && ys[at] !== null;
+    if (here) drawing.append(part("circle", { class: "ns-dot", cx: X(xs[at]), cy: Y(ys[at]), r: 5 }));
+    const where = here ? `this one at entropy ${number(xs[at])}, cosine similarity ${number(ys[at])}` : "this one not among them";
+    drawing.setAttribute("aria-label", `All tokens with more than one candidate${at === null ? "" : "; " + where}`);
+    return drawing;
+  }
+
+  function candidates(data, at) {
+    const [word, words, probs, more, mass, place, p] = data.tokens[at];
+    const list = make("div", { class: "ns-list" });
+    function row(text, value, drawn) {
+      const mark = drawn ? " ns-drawn" : "";
+      const bar = make("span", { class: "ns-p" + mark, style: `width:${(100 * value) / probs[0]}%` });
+      list.append(make("bdi", { class: mark, title: text }, text), bar,
+        make("span", { class: "ns-value" + mark }, (drawn ? "✓ " : "") + percent(value)));
+    }
+    words.forEach((index, i) => row(data.words[index], probs[i], i === place));
+    if (p !== undefined) row(data.words[word], p, true);
+    const rest = more - (p !== undefined);
+    const others = rest > 0 ? `and ${rest.toLocaleString("en")} more, together ${percent(Math.max(mass - (p || 0), 0))}` : "";
+    const end = others || (words.length > 1 ? "and no more" : "the only candidate");
+    return make("div", { class: "ns-candidates" }, list, make("p", { class: "ns-muted" }, end));
+  }
+
+  function numbers(data, at, chosen) {
+    const list = make("div", { class: "ns-numbers" });
+    data.quantities.forEach(({ label, name, values }, i) => {
+      const now = i === chosen ? " ns-now" : "";
+      const value = values[at] === null ? "no pair" : name === "k" ? values[at].toLocaleString("en") : number(values[at]);
+      list.append(make("span", { class: now }, label), make("span", { class: "ns-value" + now }, value));
+    });
+    return list;
+  }
+
+  function build(root) {
+    root.dataset.ready = "yes";
+    const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+    const [text, card, select] = [".ns-text", ".ns-card", "select"].map((name) => root.querySelector(name));
+    const spans = [...text.querySelectorAll(":scope > span")];
+    const owner = spans.flatMap((span) => Array(+span.dataset.n || 1).fill(span)); // of each token
+    const count = owner.length;
+    const keeps = data.shown !== null; // a card that is always open, and in its place
+    root.classList.toggle("ns-keeps", keeps);
+    if (!count) return;
+    let [at, pinned, timer, open] = [null, false, 0, null];
+
+    const wide = () => root.classList.contains("ns-wide");
+    const chosen = () => +select.value;
+
+    function tint() {
+      const quantity = data.quantities[chosen()];
+      const shares = quantity.values.map((value) => share(quantity, value));
+      let first = 0;
+      for (const span of spans) {
+        const part = shares.slice(first, (first += +span.dataset.n || 1));
+        const color = (value) => `rgb(var(--ns-tint) / ${(0.9 * (value || 0)).toFixed(3)})`;
+        // a character made of several tokens: a stripe for each
+        const stops = part.map((value, i) => `${color(value)} ${(100 * i) / part.length}% ${(100 * (i + 1)) / part.length}%`);
+        span.style.background = part.length > 1 ? `linear-gradient(to right, ${stops})` : color(part[0]);
+        span.classList.toggle("ns-none", part.includes(null));
+      }
+      const note = shares.includes(null) ? "dotted: one candidate, no pair" : quantity.name === "k" ? "(logarithmic)" : "";
+      const high = number(quantity.high) + (quantity.over ? " or more" : "");
+      root.querySelector(".ns-legend").replaceChildren(number(quantity.low), make("span", { class: "ns-ramp" }), high,
+        make("span", { class: "ns-muted" }, note));
+    }
+
+    function fill(token) {
+      const [span, [word, words, , more, , place]] = [owner[token], data.tokens[token]];
+      const size = +span.dataset.n || 1;
+      const close = make("button", { type: "button", "aria-label": "close" }, "×");
+      close.addEventListener("click", hide);
+      const part = `, number ${token - owner.indexOf(span) + 1} of the ${size} tokens that make `;
+      const choice = make("div", {},
+        make("p", { class: "ns-head" }, make("b", {}, make("bdi", {}, data.words[word])),
+          make("span", { class: "ns-muted" }, `token ${data.first + token + 1} of ${data.total}`), close),
+        make("p", { class: "ns-muted" }, place < 0 ? "not in the nucleus" : `drawn: rank ${place + 1} of ${words.length + more}`,
+          ...(size > 1 ? [part, make("bdi", {}, span.textContent.trim())] : [])),
+        candidates(data, token));
+      card.replaceChildren(choice, make("div", {}, numbers(data, token, chosen()), scatter(data, token)));
+    }
+
+    function show(next, hold = pinned) {
+      clearTimeout(timer);
+      pinned = hold;
+      if (next !== at) {
+        if (at !== null) owner[at].classList.remove("ns-here");
+        at = next;
+        owner[at].classList.add("ns-here");
+        fill(at);
+        root.dispatchEvent(new CustomEvent("nucleoscope-token", { bubbles: true, detail: { step: data.first + at } }));
+      }
+      settle();
+      if (open) return;
+      open = new AbortController(); // a notebook may throw this output away: then nothing listens any more
+      const options = { signal: open.signal, capture: true };
+      const ours = (place) => [text, card, select].some((part) => part.contains(place));
+      addEventListener("pointerdown", (event) => (root.isConnected && ours(event.target)) || hide(), options);
+      addEventListener("keydown", (event) => event.key === "Escape" && hide(), options);
+    }
+
+    // Beside the text the card stands at the height of its token; below, it is a popover.
+    function settle() {
+      if (keeps) return;
+      if (!wide()) {
+        if (!card.matches(":popover-open")) card.showPopover?.();
+        return;
+      }
+      if (card.matches(":popover-open")) card.hidePopover();
+      const [line, area, now] = [owner[at].getClientRects()[0], text.getBoundingClientRect(), card.getBoundingClientRect()];
+      if (!line || (line.top >= now.top && line.bottom <= Math.min(now.bottom, innerHeight) && now.top >= 0)) return;
+      const lowest = Math.max(0, area.height - now.height);
+      const wanted = Math.min(line.top - 40, innerHeight - 12 - now.height);
+      card.style.top = `${between(wanted - area.top, 0, lowest)}px`;
+    }
+
+    function hide() {
+      clearTimeout(timer);
+      pinned = false;
+      open?.abort();
+      open = null;
+      if (!root.isConnected) return;
+      if (keeps) return void (at !== data.shown && show(data.shown, false));
+      if (at !== null) owner[at].classList.remove("ns-here");
+      if (!wide() && card.matches(":popover-open")) card.hidePopover();
+      at = null;
+      hint();
+      root.dispatchEvent(new CustomEvent("nucleoscope-token", { bubbles: true, detail: { step: null } }));
+    }
+    const hideSoon = () => {
+      clearTimeout(timer);
+      if (!pinned) timer = setTimeout(hide, GAP);
+    };
+    const hint = () => card.replaceChildren(...(wide() ? [make("p", { class: "ns-muted" },
+      "Point at a token to see what it was chosen from; a click keeps its card. By keyboard: Tab, then the arrow keys."),
+      scatter(data, null)] : []));
+
+    // Beside the text the card keeps its height: what is below must not jump.
+    function reserve() {
+      card.style.minHeight = card.style.top = "";
+      if (keeps || !wide()) return;
+      fill(0);
+      card.style.minHeight = `${card.offsetHeight}px`;
+    }
+
+    // The token under the pointer; in a character of several tokens, the one whose stripe it is.
+    function under(event) {
+      const span = event.target.closest?.(".ns-text > span");
+      if (!span) return null;
+      const box = span.getBoundingClientRect();
+      const size = +span.dataset.n || 1;
+      const place = Math.floor((size * (event.clientX - box.left)) / (box.width || 1));
+      return owner.indexOf(span) + between(place, 0, size - 1);
+    }
+
+    text.addEventListener("pointermove", (event) => {
+      if (event.pointerType === "touch" || pinned) return;
+      const token = under(event);
+      if (token === null) hideSoon();
+      else show(token);
+    });
+    text.addEventListener("pointerleave", hideSoon);
+    card.addEventListener("pointerenter", () => clearTimeout(timer));
+    card.addEventListener("pointerleave", hideSoon);
+    text.addEventListener("click", (event) => {
+      const token = under(event);
+      if (token === null) return hide();
+      show(token, true);
+      if (!wide()) owner[token].scrollIntoView({ block: "nearest" }); // from under the card
+    });
+
+    // The next token in the line above or below, nearest to where this one stands.
+    function vertical(down) {
+      const here = owner[at].getBoundingClientRect();
+      const ahead = spans.map((span) => [span, span.getBoundingClientRect()])
+        .filter(([, box]) => (down ? box.top >= here.bottom - 2 : box.bottom <= here.top + 2));
+      const line = down ? Math.min(...ahead.map(([, box]) => box.top)) : Math.max(...ahead.map(([, box]) => box.top));
+      const near = ahead.filter(([, box]) => Math.abs(box.top - line) < 3)
+        .sort(([, a], [, b]) => Math.abs(a.left - here.left) - Math.abs(b.left - here.left))[0];
+      return near ? owner.indexOf(near[0]) : at;
+    }
+
+    text.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      const forward = getComputedStyle(text).direction === "rtl" ? -1 : 1;
+      const start = at ?? 0;
+      const moves = {
+        ArrowRight: () => start + (at === null ? 0 : forward), ArrowLeft: () => start - forward,
+        ArrowDown: () => (at === null ? 0 : vertical(true)), ArrowUp: () => (at === null ? 0 : vertical(false)),
+        Home: () => 0, End: () => count - 1,
+      };
+      if (!moves[event.key]) return;
+      event.preventDefault();
+      event.stopPropagation();
+      show(between(moves[event.key](), 0, count - 1), true);
+      owner[at].scrollIntoView({ block: "nearest" });
+    });
+    text.addEventListener("focus", () => text.matches(":focus-visible") && at === null && show(0, true));
+    text.addEventListener("blur", (event) => event.relatedTarget && !root.contains(event.relatedTarget) && hide());
+    select.addEventListener("change", () => {
+      tint();
+      if (at !== null) fill(at);
+    });
+
+    if (!keeps) card.popover = "manual";
+    new ResizeObserver(() => {
+      if (wide() === root.clientWidth >= ROOM) return;
+      root.classList.toggle("ns-wide", root.clientWidth >= ROOM);
+      reserve();
+      if (at === null) return hint();
+      fill(at);
+      settle();
+    }).observe(root);
+    const rows = Math.max(...data.tokens.map(([, words, , , , , p]) => words.length + (p !== undefined)));
+    if (!keeps) card.style.setProperty("--ns-rows", rows);
+    tint();
+    if (keeps) show(data.shown, false);
+  }
+
+  document.querySelectorAll("div.nucleoscope-strip:not([data-ready])").forEach(build);
+})();

@@ -1,0 +1,58 @@
+"""One prompt in, its tokens out one by one, as they are written.
+
+Contract: the tokens and quantities are those that `generation.measure` gives for the same prompt,
+index, seed and settings; here they can be looked at before the text has come to its end.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nucleoscope import cosine, generation
+from nucleoscope.candidates import Token
+from nucleoscope.decoding import Decoder
+from nucleoscope.models import context_length, end_tokens
+from nucleoscope.nucleus import NotFinite
+from nucleoscope.results import COLUMNS
+
+NAMES = tuple(column for name, column in COLUMNS.items() if name != "tokens")  # in the order of `Measurer`'s values
+
+
+@torch.inference_mode()
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_tokens: int = 100,
+    top_p: float = 0.9,
+    seed: int = 0,
+    prompt_format: str = "raw",
+    index: int = 0,
+) -> Iterator[Token]:
+    """Continues one prompt by at most ``max_tokens`` tokens and yields each as soon as it is drawn.
+
+    ``index`` is the prompt's place in its data set: it decides, with the seed, which tokens are
+    drawn. Raises ValueError for bad parameters and for logits with NaN, as `generation.measure`.
+    """
+    generation.check(max_tokens, top_p, prompt_format, 1)
+    inputs = generation.encode(tokenizer, [prompt], prompt_format, context_length(model), max_tokens)
+    embedding, ends = model.get_input_embeddings().weight.detach(), end_tokens(model, tokenizer)
+    number = torch.float32 if model.device.type == "mps" else torch.float64
+    numbers = torch.tensor([generation.uniforms(seed, index, max_tokens)], dtype=number, device=model.device)
+    measurer = generation.Measurer(embedding, cosine.inverse_norms(embedding), top_p, numbers, ends)
+    decoder = Decoder(model, inputs.ids, max_tokens)
+    logits = decoder.read()
+    for step in range(max_tokens):
+        try:
+            drawn, _ = measurer(logits, [0])
+        except NotFinite:
+            raise ValueError(f"the model's logits are not finite (NaN or inf) at token {step}") from None
+        token, (_, _, nucleus, values) = int(drawn), measurer.steps[-1]
+        if token in ends:
+            return
+        found = dict(zip(NAMES, values[:, 0].tolist(), strict=True))
+        yield Token(token, nucleus.ids.cpu(), nucleus.probs.cpu(), found)
+        if step < max_tokens - 1:
+            logits = decoder.step(drawn)

@@ -1,0 +1,171 @@
+"""The rules that choose prompts and tokens, on made tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from made import full, table
+from nucleoscope import picks
+
+
+def record(entropies, cosines, k=2) -> dict:
+    """A record with what a rule may see."""
+    sizes = np.broadcast_to(k, len(entropies))
+    nuclei = [range(size) for size in sizes]
+    return {"prompt": "", "entropies": list(entropies), "cosines": list(cosines), "top_p_tokens": nuclei}
+
+
+def ordered(r: float, n: int = 30) -> dict:
+    """A record whose coefficient is near ``r``, and exactly -1, 0 or 1 for these."""
+    x = np.arange(n, dtype=float)
+    return record(x, r * x + (1 - abs(r)) * np.random.default_rng(n).permutation(n) if r else np.abs(x - x.mean()))
+
+
+def test_the_median_the_most_and_the_least_correlated_prompt():
+    records = [ordered(r) for r in (-0.9, -0.5, 0.0, -0.7, 1.0)]
+    each = picks.within(picks.table(records, "", ""))["r"]
+    found = picks.chosen(records)
+    assert [pick.prompt for pick in found] == [1, 4, 2]
+    assert [pick.r for pick in found] == pytest.approx([each.median(), 1, 0], abs=1e-12)
+    assert [pick.sentence.split("**")[1] for pick in found] == [
+        "The median prompt",
+        "The most correlated prompt",
+        "The least correlated prompt",
+    ]
+    assert found[1].sentence.endswith("it has the coefficient furthest from 0, 1.00 over 30 tokens.")
+    assert "number 2 (the first is 0): of the 5 prompts with at least 15 tokens" in found[2].sentence
+    assert found[2].sentence.endswith("nearest to 0, 0.00 over 30 tokens.")
+
+
+def test_a_negative_coefficient_has_a_real_minus():
+    assert "\N{MINUS SIGN}1.00 over" in picks.chosen([ordered(-1.0)])[0].sentence
+
+
+def test_of_an_even_number_the_median_is_the_lower_one():
+    assert picks.chosen([ordered(r) for r in (1.0, -1.0, 0.5, 0.0)])[0].prompt == 3
+
+
+def test_equal_coefficients_go_to_the_first_prompt_and_none_is_taken_twice():
+    found = picks.chosen([ordered(1.0)] * 5)
+    assert [pick.prompt for pick in found] == [2, 0, 1]  # of five in order, the third is in the middle
+    assert "of those not shown yet" not in found[1].sentence
+    assert "of those not shown yet" in found[2].sentence
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_with_fewer_prompts_there_are_fewer_picks(count):
+    assert [pick.prompt for pick in picks.chosen([ordered(0.5), ordered(-0.9)][:count])] == [0, 1][:count][::-1]
+
+
+def test_a_short_prompt_in_perfect_order_does_not_take_part():
+    assert {pick.prompt for pick in picks.chosen([ordered(0.5, 40), ordered(1.0, 19), ordered(0.4, 20)])} == {0, 2}
+
+
+def test_where_all_texts_are_short_half_of_the_longest_is_enough():
+    found = picks.chosen([ordered(0.5, 10), ordered(1.0, 4), ordered(1.0, 5)])
+    assert {pick.prompt for pick in found} == {0, 2}
+    assert "at least 5 tokens" in found[0].sentence
+
+
+def test_tokens_without_a_choice_do_not_count():
+    x = np.arange(30.0)
+    records = [record(x, np.where(x < 10, x, -x), np.where(x < 10, 1, 2)), ordered(1.0)]
+    each = picks.within(picks.table(records, "", ""))
+    assert each.loc[0].tolist() == pytest.approx([-1, 20])
+
+
+def test_an_undefined_coefficient_does_not_take_part():
+    flat, bad = record(np.arange(30.0), [0.5] * 30), record([np.nan] * 30, np.arange(30.0))
+    assert [pick.prompt for pick in picks.chosen([flat, bad, ordered(0.5)])] == [2]
+
+
+def test_without_any_coefficient_the_first_text_stands_alone():
+    (only,) = picks.chosen([record([], []), record([1.0], [1.0], 1), record([2.0], [1.0], 1)])
+    assert only.prompt == 1
+    assert np.isnan(only.r)
+    assert only.sentence.startswith("**The first prompt with a text**")
+    assert picks.chosen([record([], [])]) == []
+    assert picks.chosen([]) == []
+
+
+def test_within_is_scipys_coefficient():
+    tokens = full(3)
+    each = picks.within(tokens)
+    for prompt, group in tokens[tokens["k"] > 1].groupby("prompt"):
+        assert each.loc[prompt, "r"] == pytest.approx(stats.spearmanr(group["entropy"], group["cosine"])[0])
+
+
+# Corners
+
+
+def plane(seed: int = 0, prompts: int = 40, length: int = 30, **names) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    n = prompts * length
+    made = table(
+        np.repeat(np.arange(prompts), length),
+        rng.uniform(0, 3, n),
+        rng.uniform(-1, 1, n),
+        rng.integers(1, 400, n),
+        **names,
+    )
+    return made.assign(token=rng.integers(0, 99, n))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_tokens_at_the_corners_keep_the_rules(seed):
+    tables = {("m", "a"): plane(seed, dataset="a"), ("m", "b"): plane(seed + 1, dataset="b")}
+    found = picks.corners(tables)
+    assert found["corner"].tolist() == [name for name in picks.CORNERS for _ in range(3)]
+    assert not found.duplicated(["dataset", "prompt"]).any()
+    assert found["k"].between(2, picks.READABLE).all()
+    assert (found["step"] >= picks.BEFORE).all()
+    for name, (up, right) in picks.CORNERS.items():
+        part = found[found["corner"] == name]
+        assert ((part["entropy_rank"] > 0.5) == up).all()
+        assert ((part["cosine_rank"] > 0.5) == right).all()
+
+
+def test_the_nearest_token_by_the_larger_distance_comes_first():
+    entropy = np.linspace(0, 1, 101)
+    cosine = np.full(101, 0.5) + 1e-6 * np.arange(101)  # ranks as entropy's
+    made = table(np.arange(101), entropy, cosine, token=0).assign(step=9, token=1)
+    found = picks.corners({("model", "data"): made})
+    high, low = (found[found["corner"] == f"{end} entropy, {end} cosine similarity"] for end in ("high", "low"))
+    assert high["prompt"].tolist() == [100, 99, 98]
+    assert low["prompt"].tolist() == [0, 1, 2]
+    assert high["entropy_rank"].tolist() == pytest.approx([1, 0.99, 0.98])
+    mixed = found[found["corner"] == "high entropy, low cosine similarity"]
+    assert mixed["prompt"].tolist() == [50, 49, 51]  # far out in neither: 49 and 51 are as far, 49 comes first
+
+
+def test_equal_distances_go_to_the_smaller_sum_then_to_the_first():
+    ranks = np.array([[5, 5], [5, 4], [4, 5], [0, 0], [1, 1], [2, 2], [3, 3]], dtype=float)
+    made = table(np.arange(7), ranks[:, 0], ranks[:, 1]).assign(step=9, token=1)
+    assert picks.corners({("model", "data"): made})["prompt"].tolist()[:3] == [0, 1, 2]
+
+
+def test_ranks_are_taken_among_all_tokens_with_a_choice_not_only_those_that_may_be_shown():
+    made = table(np.arange(4), [1.0, 2, 3, 4], [1.0, 2, 3, 4], k=[2, 2, 999, 1]).assign(step=9, token=1)
+    found = picks.corners({("model", "data"): made}).drop_duplicates("prompt").set_index("prompt")
+    assert found["entropy_rank"].to_dict() == {1: 0.5, 0: 0.0}
+
+
+def test_few_tokens_give_few_rows_and_none_give_none():
+    lone = table([0], [1.0], [0.5]).assign(step=9, token=1)
+    assert len(picks.corners({("model", "data"): lone})) == 1
+    assert picks.corners({("model", "data"): lone.assign(step=1)}).empty
+    assert picks.corners({("model", "data"): lone.assign(k=1)}).empty
+    assert picks.corners({("model", "data"): lone.assign(token=-1)}).empty  # the study's files know no tokens
+
+
+def test_a_token_of_a_corner_in_a_line():
+    lone = table([4], [1.0], [-0.5]).assign(step=9, token=1)
+    (row,) = picks.corners({("model", "data"): lone}).itertuples()
+    assert picks.numbers(row) == (
+        "**data**, prompt 4, token 10: entropy 1.00 nats (rank 0.00), "
+        "cosine similarity \N{MINUS SIGN}0.50 (rank 0.00), 2 candidates."
+    )
