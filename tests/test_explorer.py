@@ -16,7 +16,18 @@ import torch
 
 import lab
 import tiny
-from nucleoscope import candidates, controls, explorer, generation, live_figures, models, results, streaming, text
+from nucleoscope import (
+    candidates,
+    controls,
+    explorer,
+    generation,
+    live_figures,
+    models,
+    results,
+    scoring,
+    streaming,
+    text,
+)
 
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -83,7 +94,42 @@ def test_a_text_can_be_left_before_its_end_and_bad_settings_are_refused():
         next(streaming.stream(tiny.model(), tiny.tokenizer(), "the cat", top_p=2))
 
 
+@pytest.mark.parametrize(("prompt", "prompt_format"), [("the cat", "raw"), ("the cat", "chat"), ("", "raw")])
+def test_reading_gives_what_scoring_gives(prompt, prompt_format):
+    options = {"max_tokens": 8, "prompt_format": prompt_format}
+    model, tokenizer, given = tiny.model(), tiny.tokenizer(chat=True, bos=False), " and the other cat sat, ja 👩"
+    tokens, remarks = streaming.read(model, tokenizer, prompt, given, **options)
+    (batch,) = scoring.measure(model, tokenizer, [prompt], [given], progress=False, **options)
+    (record,) = batch.records
+    assert [token.id for token in tokens] == record["tokens"].tolist()
+    for name, column in results.COLUMNS.items():
+        if name != "tokens":
+            assert [token.values[column] for token in tokens] == record[name]
+    for token, ids in zip(tokens, record["top_p_tokens"], strict=True):
+        assert torch.equal(token.ids, ids)
+    first = ["its first token has nothing before it and is not measured"]
+    assert remarks == ["the text goes on behind them", *(first if not prompt else [])]
+    with pytest.raises(ValueError, match="empty"):
+        streaming.read(model, tokenizer, prompt, "", **options)
+
+
 # What is shown of a token
+
+
+def test_a_texts_token_outside_its_nucleus_is_listed_last_with_its_probability():
+    model, tokenizer = tiny.model(), tiny.tokenizer(bos=False)
+    tokens, _ = streaming.read(model, tokenizer, "the cat", " sat, ja né", top_p=0.05)
+    embedding = model.get_input_embeddings().weight.detach()
+    outside = [step for step, token in enumerate(tokens) if token.id not in token.ids]
+    assert outside
+    for step in outside:
+        card = candidates.card(tokens, step, text.Reader(tokenizer), embedding, listed=2, whose="the text's")
+        *others, own = card["candidates"]
+        assert (own["rank"], own["drawn"], own["alike"]) == (None, True, 1.0)
+        assert own["p"] == pytest.approx(math.exp(-tokens[step].values["surprisal"]))
+        assert own["text"] == card["text"]
+        assert not any(row["drawn"] for row in others)
+        assert len(others) == min(2, len(tokens[step].ids))
 
 
 def test_a_card_lists_the_likeliest_candidates_and_the_drawn_one():
@@ -160,7 +206,7 @@ def test_a_run_fills_text_scatter_and_progress(written):
     assert written.stop_button.disabled
 
 
-def test_pointing_clicking_and_selecting_link_text_and_scatter(written):
+def test_pointing_and_clicking_link_text_and_scatter(written):
     steps = list(written.scatter.data[0].customdata)
     written.text.hovered = steps[2]
     assert written.text.card["step"] == steps[2]
@@ -169,12 +215,9 @@ def test_pointing_clicking_and_selecting_link_text_and_scatter(written):
     written.text.clicked = steps[1]
     assert written.text.card["step"] == steps[1]
     assert len(written.heat.data[0].z) == min(len(written.tokens[steps[1]].ids), candidates.LARGEST)
-    written._select([0, 3])
-    assert written.text.marked == [steps[0], steps[3]]
-    written._click_point([4])
-    assert written.text.clicked == steps[4] == written.text.card["step"]
+    assert written.scatter.layout.meta == written.text.figure != ""
     written.text.hovered = 999  # a page may ask for a token of the text before
-    assert written.text.card["step"] == steps[4]
+    assert written.text.card["step"] == steps[1]
 
 
 def test_one_candidate_alone_has_no_matrix(tiny_model):
@@ -189,6 +232,57 @@ def test_one_candidate_alone_has_no_matrix(tiny_model):
     made.close()
 
 
+def test_a_pasted_text_is_read_and_not_written(tiny_model):
+    made = explorer.Explorer("the cat", tiny_model, prompt_format="raw", results_dir="none", mode="score", text=" sat")
+    made.settings["max_tokens"].value = 20
+    assert made.given.layout.display is None
+    hidden = [name for name, widget in made.settings.items() if widget.layout.display == "none"]
+    assert hidden == ["seed"]
+    made.run()
+    made.wait(60)
+    assert "".join(made.text.pieces) == " sat"
+    assert made.progress.value == made.progress.max
+    assert re.fullmatch(r"\d tokens in [\d.]+ s \(done\)", made.text.status)
+    made.text.hovered = 0
+    assert made.text.card["whose"] == "the text's"
+    made.given.value = ""
+    made.run()
+    made.wait(60)
+    assert made.text.failed
+    assert "is empty" in made.text.status
+    made.mode.value = "generate"
+    assert made.given.layout.display == "none"
+    made.run()
+    made.wait(60)
+    assert len(made.tokens) == 20
+    made.text.hovered = 0
+    assert made.text.card["whose"] == "drawn"
+    made.close()
+
+
+def test_a_mode_that_there_is_not_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="mode is 'write'"):
+        explorer.Explorer("the cat", tiny_model, mode="write")
+
+
+def test_a_scored_prompt_brings_its_text(tiny_model, tmp_path):
+    model, tokenizer, identity = models.load(tiny_model)
+    options = {"max_tokens": 12, "top_p": 0.8, "prompt_format": "raw"}
+    settings = {"model_name": tiny_model, "model": identity, "dataset_name": "lines.csv", "mode": "score", **options}
+    folder = results.cell_folder(tmp_path / "results", "lines.csv", tiny_model, "answer")
+    with results.Cell(folder, settings) as cell:
+        scoring.fill(cell, model, tokenizer, ["a b", "the"], [" cat sat", " other, né"], **options)
+    made = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
+    made.cell.value = folder
+    made.picked.value = 1
+    assert (made.mode.value, made.prompt.value, made.given.value) == ("score", "the", " other, né")
+    made.run()
+    made.wait(60)
+    assert [token.id for token in made.tokens] == made.records[1]["tokens"].tolist()
+    assert [token.values["entropy"] for token in made.tokens] == pytest.approx(made.records[1]["entropies"], abs=1e-5)
+    made.close()
+
+
 def test_another_tint_changes_legend_and_shares_alone(written):
     before = written.text.pieces
     written.quantity.value = "k"
@@ -199,7 +293,7 @@ def test_another_tint_changes_legend_and_shares_alone(written):
 
 def test_a_second_run_starts_clean_and_loads_nothing_again(written, monkeypatch):
     written.text.clicked = 3
-    written._select([0, 1])
+    written.text.marked = [0, 1]
     loaded = explorer.load.cache_info().misses
     written.settings["max_tokens"].value = 10
     written.run()
@@ -326,12 +420,15 @@ def run_all(page) -> None:
 
 
 def write(page, prompt: str) -> None:
-    page.locator(".widget-textarea textarea").fill(prompt)
+    page.evaluate("for (const plot of document.querySelectorAll('.js-plotly-plot')) plot.dataset.old = 'yes'")
+    page.locator(".widget-textarea textarea").first.fill(prompt)
     page.locator(".jp-OutputArea button.jupyter-button", has_text="Run").click()
     page.wait_for_function("p => document.querySelector('.nx-prompt').textContent === p", arg=prompt)
     page.wait_for_function("/tokens? in/.test(document.querySelector('.nx-status').textContent)")
-    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 2")
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot:not([data-old])').length === 2")
+    page.wait_for_function("document.querySelectorAll('[data-old]').length === 0")
     page.wait_for_function("document.querySelector('.js-plotly-plot').data?.[0]?.x?.length > 5")
+    assert page.locator(".js-plotly-plot .select-outline").count() == 0
 
 
 def test_the_notebook_in_jupyterlab(page):
@@ -360,6 +457,7 @@ def test_the_notebook_in_jupyterlab(page):
     page.keyboard.press("Enter")
     page.wait_for_function("/of token 7$/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
 
+    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
     area = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
     page.mouse.move(area["x"] + 2, area["y"] + 2)
     page.mouse.down()
@@ -369,6 +467,34 @@ def test_the_notebook_in_jupyterlab(page):
     page.wait_for_function(
         "document.querySelectorAll('.nx-marked').length === document.querySelector('.js-plotly-plot').data[0].x.length"
     )
+
+
+def test_a_point_of_the_scatter_is_clicked_as_its_token_is(page):
+    write(page, "the cat and the other")
+    step = page.evaluate("document.querySelector('.js-plotly-plot').data[0].customdata[3]")
+    plot = page.locator(".js-plotly-plot").first
+    plot.locator(".scatterlayer .point").nth(3).hover(force=True)  # plotly's own layer for the mouse lies above it
+    plot.locator(".hovertext").first.wait_for()
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_function("n => document.querySelector('.nx-clicked')?.dataset.step === String(n)", arg=step)
+    page.wait_for_function("n => document.querySelector('.nx-head')?.textContent.endsWith(`token ${n + 1}`)", arg=step)
+
+
+def test_a_text_pasted_into_the_notebook_is_measured(page):
+    area = page.locator(".widget-textarea textarea")
+    assert not area.nth(1).is_visible()
+    page.get_by_text("measure a text", exact=True).click()
+    area.nth(0).fill("the cat")
+    given = " <b>and</b> né"
+    area.nth(1).fill(given)
+    page.locator(".jp-OutputArea button.jupyter-button", has_text="Run").click()
+    page.wait_for_function("t => document.querySelector('.nx-tokens').textContent === t", arg=given)
+    page.wait_for_function("/tokens in/.test(document.querySelector('.nx-status').textContent)")
+    page.locator(".nx-token").nth(2).hover()
+    page.wait_for_function("document.querySelector('.nx-card').innerText.includes(\"cosine to the text's\")")
+    page.get_by_text("the model writes", exact=True).click()
+    area.nth(1).wait_for(state="hidden")
 
 
 def test_the_notebook_run_again_starts_clean_and_works(page):

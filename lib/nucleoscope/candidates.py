@@ -21,7 +21,7 @@ LARGEST = 30  # candidates in a matrix
 
 
 class Token(NamedTuple):
-    """One written token: its id, its nucleus by falling probability (k,) each, and its quantities by column."""
+    """One token of a text: its id, its nucleus by falling probability (k,) each, and its quantities by column."""
 
     id: int
     ids: torch.Tensor
@@ -82,29 +82,36 @@ def matrix(embedding: torch.Tensor, ids: torch.Tensor, largest: int = LARGEST) -
     return alike[np.ix_(order, order)], order
 
 
-def card(tokens: Sequence[Token], step: int, reader: Reader, embedding: torch.Tensor, listed: int = LISTED) -> dict:
+def card(
+    tokens: Sequence[Token],
+    step: int,
+    reader: Reader,
+    embedding: torch.Tensor,
+    listed: int = LISTED,
+    whose: str = "drawn",
+) -> dict:
     """What the card of token ``step`` says, as JSON: its candidates, its quantities, its place among the others.
 
-    ``candidates``: text, probability, rank, whether it was drawn, and the cosine to the drawn one;
-    the ``listed`` likeliest, and the drawn one where it is not among them. ``more``: the others.
+    ``candidates``: text, probability, rank, whether it is the token itself, and the cosine to that
+    one; the ``listed`` likeliest, and the token itself where it is not among them, with rank None
+    where it lies outside the nucleus. ``more``: the others. ``whose`` is what the token is called.
     """
     token = tokens[step]
-    drawn = int((token.ids == token.id).nonzero()[0])
-    places = [*range(min(listed, len(token.ids)))]
-    places += [] if drawn in places else [drawn]
-    rows = directions(embedding, token.ids[[*places, drawn]])
-    alike = (rows @ rows[-1]).tolist()
-    probs = token.probs.tolist()
-    others = len(token.ids) - len(places)
+    rows = [(int(id), p, place + 1) for place, (id, p) in enumerate(zip(token.ids, token.probs.tolist(), strict=True))]
+    own = next((row for row in rows if row[0] == token.id), (token.id, float(np.exp(-token.values["surprisal"])), None))
+    shown = rows[:listed] if own in rows[:listed] else [*rows[:listed], own]
+    unit = directions(embedding, torch.tensor([id for id, _, _ in [*shown, own]]))
+    hidden = [p for id, p, _ in rows[listed:] if id != token.id]
     return {
         "step": step,
+        "whose": whose,
         "text": reader.visible(token.id),
         "candidates": [
-            {"text": reader.visible(int(token.ids[place])), "p": probs[place], "rank": place + 1}
-            | {"drawn": place == drawn, "alike": 1.0 if place == drawn else round(cosine, 4)}
-            for place, cosine in zip(places, alike, strict=False)
+            {"text": reader.visible(id), "p": p, "rank": rank, "drawn": id == token.id}
+            | {"alike": 1.0 if id == token.id else round(cosine, 4)}
+            for (id, p, rank), cosine in zip(shown, (unit[:-1] @ unit[-1]).tolist(), strict=True)
         ],
-        "more": f"and {others:,} more, together {sum(probs) - sum(probs[p] for p in places):.3f}" if others else "",
+        "more": f"and {len(hidden):,} more, together {sum(hidden):.3f}" if hidden else "",
         "facts": [[label, _number(value(token, name), name)] for name, label in QUANTITIES.items()],
         "place": _place(tokens, token),
     }

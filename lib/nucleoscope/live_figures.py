@@ -8,15 +8,21 @@ import html
 from typing import Any
 
 import plotly.graph_objects as go
+import torch
 
+from nucleoscope import candidates
 from nucleoscope.figures import BLUE, ORANGE, VERMILLION, layout
 from nucleoscope.results import LABELS
+from nucleoscope.text import Reader
 
 HINT = "Click a token: how alike are its candidates?"
 
 
-def scatter() -> go.FigureWidget:
-    """The scatter of one text: a trace of its tokens, which can be selected, and a trace for one mark."""
+def scatter(name: str) -> go.FigureWidget:
+    """The scatter of one text: a trace of its tokens, which can be selected, and a trace for one mark.
+
+    ``name`` is the layout's meta, by which `controls.TokenText` knows its figure.
+    """
     figure = go.Figure(layout=layout("Tokens with more than one candidate", 380))
     hover = "token %{customdata}: entropy %{x:.2f}, cosine %{y:.3f}<extra></extra>"
     dot = {"size": 7, "color": BLUE, "opacity": 0.7}
@@ -24,7 +30,7 @@ def scatter() -> go.FigureWidget:
     figure.add_scatter(mode="markers", marker=dot, selected=chosen, hovertemplate=hover, name="token")
     ring = {"size": 15, "symbol": "circle-open", "color": VERMILLION, "line": {"width": 3}}
     figure.add_scatter(mode="markers", marker=ring, hoverinfo="skip", name="the token pointed at")
-    figure.update_layout(dragmode="select", showlegend=False, margin={"t": 40, "b": 40}, uirevision="text")
+    figure.update_layout(dragmode="select", showlegend=False, margin={"t": 40, "b": 40}, uirevision="text", meta=name)
     figure.update_xaxes(title=LABELS["entropy"], rangemode="tozero")
     figure.update_yaxes(title=LABELS["cosine"])
     return _fitting(go.FigureWidget(figure))
@@ -39,6 +45,21 @@ def _fitting(figure: go.FigureWidget) -> go.FigureWidget:
     """As wide as its place: plotly then follows the window's size, which ``explorer.js`` reminds it of."""
     figure._config = {"responsive": True, "displaylogo": False}
     return figure
+
+
+def show_matrix(figure: go.FigureWidget, step: int, ids: torch.Tensor, embedding: torch.Tensor, reader: Reader) -> None:
+    """Draws the matrix of token ``step``'s candidates into `heat`, or says why there is none."""
+    title, words, alike = f"Token {step + 1} had one candidate alone: there is nothing to compare", [], None
+    if len(ids) > 1:
+        alike, order = candidates.matrix(embedding, ids)
+        words = [reader.visible(int(ids[place])) for place in order]
+        count = f"the {len(order)} likeliest of " if len(order) < len(ids) else ""
+        title = f"Cosines of {count}{len(ids):,} candidates of token {step + 1}"
+    with figure.batch_update():
+        figure.data = []
+        figure.update_layout(**heat_layout(title, words, 90 if alike is None else 200 + 14 * max(len(words), 10)))
+    if alike is not None:
+        figure.add_trace(heatmap(alike, words))
 
 
 def heatmap(alike, words: list[str]) -> go.Heatmap:

@@ -1,7 +1,8 @@
-"""One prompt in, its tokens out one by one, as they are written.
+"""One prompt in, its tokens out one by one, as they are written or as a text has them.
 
 Contract: the tokens and quantities are those that `generation.measure` gives for the same prompt,
-index, seed and settings; here they can be looked at before the text has come to its end.
+index, seed and settings, and `scoring.measure` for the same text; what is written can be looked at
+here before it has come to its end.
 """
 
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope import cosine, generation
+from nucleoscope import cosine, generation, scoring
 from nucleoscope.candidates import Token
 from nucleoscope.decoding import Decoder
 from nucleoscope.models import context_length, end_tokens
@@ -56,3 +57,35 @@ def stream(
         yield Token(token, nucleus.ids.cpu(), nucleus.probs.cpu(), found)
         if step < max_tokens - 1:
             logits = decoder.step(drawn)
+
+
+def read(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    text: str,
+    *,
+    max_tokens: int = 100,
+    top_p: float = 0.9,
+    prompt_format: str = "raw",
+) -> tuple[list[Token], list[str]]:
+    """The first ``max_tokens`` tokens of a text behind its prompt, and remarks on what was left out.
+
+    Raises ValueError as `scoring.measure`, also for an empty text.
+    """
+    inputs = scoring.encode(tokenizer, [prompt], [text], prompt_format, context_length(model), max_tokens)
+    settings = {"max_tokens": max_tokens, "top_p": top_p, "prompt_format": prompt_format, "inputs": inputs}
+    (batch,) = scoring.measure(model, tokenizer, [prompt], [text], **settings, progress=False)
+    (record,) = batch.records
+    lists = (record[name] for name in COLUMNS if name != "tokens")
+    columns = [record["tokens"].tolist(), record["top_p_tokens"], record["top_p_probs"], *lists]
+    found = [
+        Token(token, ids, probs, dict(zip(NAMES, values, strict=True)))
+        for token, ids, probs, *values in zip(*columns, strict=True)
+    ]
+    remarks = {
+        "the prompt lost its beginning": inputs.truncated,
+        "the text goes on behind them": inputs.texts_truncated,
+        "its first token has nothing before it and is not measured": inputs.without_first,
+    }
+    return found, [remark for remark, places in remarks.items() if places]

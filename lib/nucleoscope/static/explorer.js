@@ -37,16 +37,17 @@ function drawLegend(legend, { label, low, high }, pairwise) {
   if (pairwise) element(legend, "span", "nx-muted", "(one candidate alone: no colour)");
 }
 
-function drawCandidates(card, candidates) {
+function drawCandidates(card, { candidates, whose }) {
   const list = element(card, "div", "nx-list");
-  for (const title of ["", "candidate", "probability", "", "cosine to drawn"]) element(list, "span", "nx-muted", title);
+  const titles = ["", "candidate", "probability", "", `cosine to ${whose}`];
+  for (const title of titles) element(list, "span", "nx-muted", title);
   for (const { text, p, rank, drawn, alike } of candidates) {
     const mark = drawn ? "nx-drawn" : "";
-    element(list, "span", "nx-number nx-muted", rank);
-    element(list, "bdi", mark, text).title = drawn ? `${text} (drawn)` : text;
+    element(list, "span", "nx-number nx-muted", rank ?? "outside");
+    element(list, "bdi", mark, text).title = drawn ? `${text} (${whose})` : text;
     element(list, "span", `nx-p ${mark}`).style.width = `${100 * p}%`;
     element(list, "span", "nx-number", p.toFixed(3));
-    element(list, "span", "nx-number", drawn ? "drawn" : alike.toFixed(3));
+    element(list, "span", "nx-number", drawn ? whose : alike.toFixed(3));
   }
 }
 
@@ -60,7 +61,7 @@ function drawCard(card, content) {
   const head = element(card, "div", "nx-head");
   element(head, "bdi", "", content.text);
   element(head, "span", "nx-muted", `  token ${content.step + 1}`);
-  drawCandidates(card, content.candidates);
+  drawCandidates(card, content);
   if (content.more) element(card, "div", "nx-muted", content.more);
   const facts = element(card, "div", "nx-facts");
   for (const [label, number] of content.facts) {
@@ -128,6 +129,23 @@ function listen(text, model) {
   });
 }
 
+/** Points selected in the scatter are marked, and a point is clicked as its token is.
+ *
+ * FigureWidget tells the kernel of such things as well, but a selection is lost there where the pointer
+ * rests on a point: the word of that takes its place before it is sent. */
+function follow(figure, model, followed) {
+  if (!model.get("figure") || figure?.layout?.meta !== model.get("figure") || followed.has(figure)) return;
+  followed.add(figure);
+  const send = (name, value) => {
+    model.set(name, value);
+    model.save_changes();
+  };
+  const steps = (event) => (event?.points ?? []).map((point) => point.customdata).filter(Number.isInteger);
+  figure.on("plotly_selected", (event) => send("marked", steps(event)));
+  figure.on("plotly_deselect", () => send("marked", []));
+  figure.on("plotly_click", (event) => steps(event).slice(0, 1).forEach((step) => send("clicked", step)));
+}
+
 function render({ model, el }) {
   el.classList.add("nx");
   const status = element(el, "div", "nx-status");
@@ -176,12 +194,16 @@ function render({ model, el }) {
   for (const [, draw] of names) draw();
   listen(text, model);
   // A figure is drawn before it is in the page, 700 pixels wide; once it is there it takes the width it has.
-  const fit = () => setTimeout(() => window.dispatchEvent(new Event("resize")), 100);
-  document.addEventListener("plotlywidget-after-render", fit);
+  const followed = new WeakSet();
+  const drawn = ({ detail }) => {
+    setTimeout(() => window.dispatchEvent(new Event("resize")), 100);
+    follow(detail?.element, model, followed);
+  };
+  document.addEventListener("plotlywidget-after-render", drawn);
   return () => { // anywidget calls this where the view goes
     for (const [name, draw] of names) model.off(`change:${name}`, draw);
     model.off("change:failed", parts.status);
-    document.removeEventListener("plotlywidget-after-render", fit);
+    document.removeEventListener("plotlywidget-after-render", drawn);
   };
 }
 
