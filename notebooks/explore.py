@@ -65,8 +65,9 @@ explorer.view
 # and a lone byte of a longer character as `⟨E2⟩`. In the text, `▫` stands for a token that shows
 # nothing of its own: it begins a character which a later token completes.
 #
-# A measured cell's prompt brings the cell's settings with it, so that Run writes, or reads, the same
-# text again.
+# A measured cell's prompt brings the cell's settings with it, so that Run writes, or reads, its text
+# again. In low precision one prompt alone is rounded otherwise than in a batch, so that a written text
+# may part from the measured one at some token.
 #
 # ## Recap
 #

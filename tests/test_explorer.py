@@ -7,12 +7,14 @@ import math
 import os
 import re
 import shutil
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import traitlets
 
 import lab
 import tiny
@@ -260,6 +262,36 @@ def test_a_pasted_text_is_read_and_not_written(tiny_model):
     made.close()
 
 
+def test_settings_that_are_refused_leave_the_explorer_before(written, tiny_model):
+    with pytest.raises(traitlets.TraitError):
+        explorer.Explorer("the cat", tiny_model, quantity="entropi")
+    assert explorer.Explorer._latest is written
+    assert not written._closed
+    again = explorer.Explorer("the cat", tiny_model, results_dir="none")
+    assert written._closed
+    again.close()
+
+
+def test_two_that_ask_for_a_model_at_once_load_it_once(monkeypatch):
+    loads = []
+    monkeypatch.setattr(models, "load", lambda *names: (time.sleep(0.2), loads.append(names)))
+    askers = [threading.Thread(target=explorer.load, args=("a model", "auto", "cpu")) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert loads == [("a model", "auto", "cpu")]
+    explorer.load("another", "auto", "cpu")
+    assert len(explorer._loaded) == 1
+    explorer._loaded.clear()
+
+
+def test_a_scatters_hover_names_tokens_as_cards_do(written):
+    points = written.scatter.data[0]
+    assert list(points.text) == [str(step + 1) for step in points.customdata]
+    assert points.hovertemplate.startswith("token %{text}:")
+
+
 def test_a_mode_that_there_is_not_is_refused(tiny_model):
     with pytest.raises(ValueError, match="mode is 'write'"):
         explorer.Explorer("the cat", tiny_model, mode="write")
@@ -294,14 +326,14 @@ def test_another_tint_changes_legend_and_shares_alone(written):
 def test_a_second_run_starts_clean_and_loads_nothing_again(written, monkeypatch):
     written.text.clicked = 3
     written.text.marked = [0, 1]
-    loaded = explorer.load.cache_info().misses
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded again"))
     written.settings["max_tokens"].value = 10
     written.run()
     written.wait(60)
     assert len(written.text.pieces) == 10
     assert (written.text.marked, written.text.card, written.text.clicked) == ([], {}, -1)
     assert len(written.heat.data) == 0
-    assert explorer.load.cache_info().misses == loaded
+    assert not written.text.failed
 
 
 def test_a_cell_that_is_run_again_leaves_one_explorer(written, tiny_model):
@@ -349,6 +381,7 @@ def test_a_measured_prompt_brings_its_settings_and_its_text(tiny_model, tmp_path
     made.run()
     made.wait(60)
     assert [token.id for token in made.tokens] == made.records[2]["tokens"].tolist()
+    assert made.dtype in models.DTYPES
     made.close()
 
 
@@ -357,6 +390,7 @@ def measured(model_name: str, folder: Path) -> None:
     model, tokenizer, _ = models.load(model_name)
     options = {"max_tokens": 12, "top_p": 0.8, "seed": 3, "prompt_format": "raw"}
     settings = {"model_name": model_name, "dataset_name": "lines.txt", **options}
+    settings["dtype"] = str(model.dtype).removeprefix("torch.")
     with results.Cell(results.cell_folder(folder / "results", "lines.txt", model_name), settings) as cell:
         generation.fill(cell, model, tokenizer, ["a b", "the", f"the cat {EVIL}"], batch_size=1, **options)
 

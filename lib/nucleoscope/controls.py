@@ -47,7 +47,7 @@ def settings(model_name: str, max_tokens: int, top_p: float, seed: int, prompt_f
     return {
         "model_name": widgets.Text(model_name, description="model", continuous_update=False),
         "max_tokens": widgets.BoundedIntText(max_tokens, min=1, max=10**6, description="length", layout=small),
-        "top_p": widgets.BoundedFloatText(top_p, min=0.01, max=1, step=0.05, description="top_p", layout=small),
+        "top_p": widgets.BoundedFloatText(top_p, min=1e-6, max=1, step=0.05, description="top_p", layout=small),
         "seed": widgets.IntText(seed, description="seed", layout=small),
         "prompt_format": widgets.Dropdown(
             options=["chat", "raw"], value=prompt_format, description="format", layout=small

@@ -8,7 +8,6 @@ kernel goes on answering: to pointing, clicking, selecting and Stop.
 
 import threading
 import time
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +21,17 @@ from nucleoscope.streaming import Token, read, stream
 from nucleoscope.text import Reader
 
 REFRESH = 0.15  # seconds between two looks at a text that is being written
-load = lru_cache(maxsize=2)(models.load)  # the last two models stay: going back to one is free
+_loaded: dict[tuple[str, str, str], models.Model] = {}  # one at most
+_loading = threading.Lock()
+
+
+def load(name: str, dtype: str, device: str) -> models.Model:
+    """A model, from memory where it is the one that was loaded last. Two large ones need not fit beside each other."""
+    with _loading:
+        if (name, dtype, device) not in _loaded:
+            _loaded.clear()
+            _loaded[name, dtype, device] = models.load(name, dtype, device)
+        return _loaded[name, dtype, device]
 
 
 class Explorer:
@@ -52,10 +61,7 @@ class Explorer:
     ):
         runs.check(max_tokens, top_p, prompt_format, 1)
         runs.check_mode(mode, "text" if mode == "score" else None)
-        if Explorer._latest is not None:
-            Explorer._latest.close()
-        Explorer._latest = self
-        self.place = (dtype, device)
+        self.dtype, self.device = dtype, device
         self.tokens: list[Token] = []
         self.model: models.Model | None = None
         self.reader: Reader | None = None
@@ -63,10 +69,19 @@ class Explorer:
         self.records: list[dict] = []  # of the measured cell that is picked
         self._thread: threading.Thread | None = None
         self._stop, self._closed, self._lock = threading.Event(), False, threading.RLock()
-        self.text = TokenText()
         self.scatter: go.FigureWidget | None = None  # the figures come with the first text
         self.heat: go.FigureWidget | None = None
         self.settings = settings(model_name, max_tokens, top_p, seed, prompt_format)
+        self._build(prompt, text, mode, quantity, results_dir)
+        self._connect()
+        self._switch()
+        if Explorer._latest is not None:
+            Explorer._latest.close()
+        Explorer._latest = self  # last, so that one whose settings are refused leaves nothing behind
+
+    def _build(self, prompt: str, text: str, mode: str, quantity: str, results_dir: str) -> None:
+        """Makes the other widgets, and ``view`` of all."""
+        self.text = TokenText()
         self.mode = modes(mode)
         self.prompt, self.given = (
             widgets.Textarea(value, description=name, rows=4, layout=widgets.Layout(width="auto"))
@@ -79,7 +94,7 @@ class Explorer:
         self.picked = widgets.Dropdown(options=prompts([]), description="prompt", disabled=True)
         self.run_button = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
-        self.progress = widgets.IntProgress(max=max_tokens, layout=widgets.Layout(flex="1 1 10em", width="auto"))
+        self.progress = widgets.IntProgress(layout=widgets.Layout(flex="1 1 10em", width="auto"))
         self.figures = widgets.VBox(layout=widgets.Layout(**COLUMN))
         picks = [self.cell, self.picked] if len(self.cell.options) > 1 else []
         self.view = arranged(
@@ -90,8 +105,6 @@ class Explorer:
             self.text,
             self.figures,
         )
-        self._connect()
-        self._switch()
 
     def _connect(self) -> None:
         """Who hears of what. Each widget is heard once: it is as old as this explorer."""
@@ -151,7 +164,7 @@ class Explorer:
 
     def _clear(self, chosen: dict[str, Any]) -> None:
         self._stop.clear()
-        self.run_button.disabled, self.stop_button.disabled = True, False
+        self.run_button.disabled, self.stop_button.disabled = True, "text" in chosen  # a text is read in one go
         self.progress.value, self.progress.max = 0, chosen["max_tokens"]
         with self._lock:
             self.tokens = []
@@ -165,19 +178,20 @@ class Explorer:
         said, failed = "", False
         try:
             said = self._written(dict(chosen))
+            self._show()
         except Exception as error:  # whatever it is, the reader of the page is to know
             said, failed = f"{type(error).__name__}: {error}", True
-        if self._closed:
-            return
-        self._show()
-        self._say(said, failed)
-        self.run_button.disabled, self.stop_button.disabled = False, True
+        finally:
+            if not self._closed:
+                self._say(said, failed)
+                self.run_button.disabled, self.stop_button.disabled = False, True
 
     def _written(self, chosen: dict[str, Any]) -> str:
         """Writes or reads the text, and returns what is to be said of it."""
         name, prompt = chosen.pop("model_name"), chosen.pop("prompt")
         self._say(f"Loading {name} …")
-        model = load(name, *self.place)
+        self.model = None  # what nobody holds makes room for the next one
+        model = load(name, self.dtype, self.device)
         self.model, self.reader, self.whose = model, Reader(model.tokenizer), "drawn"
         begun = time.monotonic()
         if "text" in chosen:
@@ -202,7 +216,9 @@ class Explorer:
         return "ended by the model" if len(self.tokens) < chosen["max_tokens"] else "done"
 
     def _say(self, status: str, failed: bool = False) -> None:
-        if not self._closed:
+        with self._lock:
+            if self._closed:
+                return
             with self.text.hold_sync():
                 self.text.status, self.text.failed = status, failed
 
@@ -218,13 +234,12 @@ class Explorer:
             steps = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
             x, y = ([tokens[step].values[name] for step in steps] for name in ("entropy", "cosine"))
             with self.scatter.batch_update():
-                self.scatter.data[0].update(x=x, y=y, customdata=steps)
+                self.scatter.data[0].update(x=x, y=y, customdata=steps, text=[str(step + 1) for step in steps])
             self.progress.value = len(tokens) if self.whose == "drawn" else self.progress.max
 
     def _tint(self) -> None:
-        name = self.quantity.value
-        shares, legend = candidates.scale(self.tokens[: len(self.text.pieces)], name)
-        with self.text.hold_sync():
+        with self._lock, self.text.hold_sync():
+            shares, legend = candidates.scale(self.tokens[: len(self.text.pieces)], self.quantity.value)
             self.text.shares, self.text.legend = shares, legend | {"gaps": None in shares}
 
     def _point(self, step: int) -> None:
@@ -244,9 +259,9 @@ class Explorer:
     def _embedding(self):
         return self.model.model.get_input_embeddings().weight.detach()
 
-    def _mark(self, step: int = -1) -> None:
-        """Puts the scatter's mark on a token; nowhere for -1 and for one candidate alone."""
-        token = self.tokens[step] if step >= 0 and len(self.tokens[step].ids) > 1 else None
+    def _mark(self, step: int) -> None:
+        """Puts the scatter's mark on a token; nowhere for one candidate alone."""
+        token = self.tokens[step] if len(self.tokens[step].ids) > 1 else None
         values = {axis: [token.values[name]] if token else [] for axis, name in (("x", "entropy"), ("y", "cosine"))}
         with self.scatter.batch_update():
             self.scatter.data[1].update(values)
@@ -273,7 +288,7 @@ class Explorer:
         found = results.load_info(self.cell.value)["settings"]
         for name in self.settings.keys() & found.keys():
             self.settings[name].value = found[name]
-        self.mode.value = found.get("mode", "generate")
+        self.mode.value, self.dtype = found.get("mode", "generate"), found.get("dtype", self.dtype)
         if self.mode.value == "score":
             self._copy(found, self.records[place]["tokens"].tolist())
 
@@ -284,4 +299,4 @@ class Explorer:
         except (ValueError, OSError) as error:
             self._say(str(error), failed=True)
         else:
-            self.given.value = tokenizer.decode(tokens)
+            self.given.value = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)

@@ -24,7 +24,7 @@ def scatter(name: str) -> go.FigureWidget:
     ``name`` is the layout's meta, by which `controls.TokenText` knows its figure.
     """
     figure = go.Figure(layout=layout("Tokens with more than one candidate", 380))
-    hover = "token %{customdata}: entropy %{x:.2f}, cosine %{y:.3f}<extra></extra>"
+    hover = "token %{text}: entropy %{x:.2f}, cosine %{y:.3f}<extra></extra>"
     dot = {"size": 7, "color": BLUE, "opacity": 0.7}
     chosen = {"marker": {"color": ORANGE, "opacity": 1}}
     figure.add_scatter(mode="markers", marker=dot, selected=chosen, hovertemplate=hover, name="token")

@@ -17,6 +17,8 @@ function drawTokens(text, pieces) {
   pieces.forEach((piece, step) => {
     const token = text.children[step] ?? element(text, "span", "nx-token");
     if (token.textContent !== piece) token.textContent = piece;
+    const name = piece.trim() ? null : piece.includes("\n") ? "line break" : piece ? "space" : "part of a character";
+    if (token.ariaLabel !== name) token.ariaLabel = name; // what has nothing to read aloud has a name
     if (!token.role) {
       token.role = "option";
       token.dataset.step = step;
@@ -87,8 +89,9 @@ function neighbour(tokens, from, way) {
 
 function target(text, here, key) {
   const tokens = [...text.children], step = Number(here.dataset.step);
+  const right = getComputedStyle(text).direction === "rtl" ? -1 : 1;
   const goal = {
-    ArrowRight: tokens[step + 1], ArrowLeft: tokens[step - 1], Home: tokens[0], End: tokens.at(-1),
+    ArrowRight: tokens[step + right], ArrowLeft: tokens[step - right], Home: tokens[0], End: tokens.at(-1),
     ArrowUp: key === "ArrowUp" && neighbour(tokens, here, -1), ArrowDown: key === "ArrowDown" && neighbour(tokens, here, 1),
   };
   return key in goal ? goal[key] || here : null;
