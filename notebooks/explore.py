@@ -2,6 +2,7 @@
 # jupyter:
 #   jupytext:
 #     formats: py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-jupytext.text_representation.jupytext_version,-jupytext.text_representation.format_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -20,7 +21,7 @@
 # * type a prompt and press Run: the text appears token by token, tinted by the quantity you pick,
 # * or switch to "measure a text" and paste one: the model reads it behind the prompt, and writes nothing,
 # * point at a token: its card shows the candidates it was drawn from,
-# * click it: a heat map shows how alike those candidates are,
+# * click it: a heat map shows how alike those candidates are, like beside like,
 # * drag over points in the scatter: their tokens are underlined in the text.
 
 # %% tags=["parameters"]

@@ -483,13 +483,13 @@ def test_the_notebook_in_jupyterlab(page):
     page.wait_for_function("document.querySelector('.js-plotly-plot').data[1].x?.length === 1")
 
     tokens.nth(5).click()
-    page.wait_for_function("/of token 6$/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
+    page.wait_for_function("/of token 6,/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot')[1].data.length === 1")
 
     page.keyboard.press("ArrowRight")
     page.wait_for_function("/token 7$/.test(document.querySelector('.nx-head').textContent)")
     page.keyboard.press("Enter")
-    page.wait_for_function("/of token 7$/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
+    page.wait_for_function("/of token 7,/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
 
     page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
     area = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()

@@ -5,6 +5,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import jupytext
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +81,12 @@ def test_modules_import_from_lower_floors_only():
         for line in re.findall(r"^from nucleoscope import (.+)$", path.read_text(), re.MULTILINE):
             imported += [name for name in re.split(r"[,\s]+", line) if name in floor_of]
         assert all(floor_of[name] < floor_of[path.stem] for name in imported), path.name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_notebook_that_is_opened_and_saved_stays_as_it_is(path):
+    source = path.read_text()
+    assert jupytext.writes(jupytext.reads(source, "py:percent"), "py:percent") == source
 
 
 def test_the_version_is_the_same_everywhere():

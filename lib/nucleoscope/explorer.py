@@ -90,8 +90,11 @@ class Explorer:
         self.quantity = widgets.Dropdown(
             options=[(label, name) for name, label in candidates.QUANTITIES.items()], value=quantity, description="tint"
         )
-        self.cell = widgets.Dropdown(options=cells(results_dir), description="measured")
-        self.picked = widgets.Dropdown(options=prompts([]), description="prompt", disabled=True)
+        wide = {"flex": "1 1 20em", "width": "auto"}
+        self.cell = widgets.Dropdown(options=cells(results_dir), description="measured", layout=widgets.Layout(**wide))
+        self.picked = widgets.Dropdown(
+            options=prompts([]), description="and there", disabled=True, layout=widgets.Layout(**wide)
+        )
         self.run_button = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.progress = widgets.IntProgress(layout=widgets.Layout(flex="1 1 10em", width="auto"))
@@ -283,6 +286,7 @@ class Explorer:
         if place < 0:
             return
         self.prompt.value = self.records[place]["prompt"]
+        self._say("Press Run to have this text again.")
         if not (self.cell.value / results.RUN_INFO).is_file():
             return
         found = results.load_info(self.cell.value)["settings"]

@@ -54,7 +54,7 @@ def show_matrix(figure: go.FigureWidget, step: int, ids: torch.Tensor, embedding
         alike, order = candidates.matrix(embedding, ids)
         words = [reader.visible(int(ids[place])) for place in order]
         count = f"the {len(order)} likeliest of " if len(order) < len(ids) else ""
-        title = f"Cosines of {count}{len(ids):,} candidates of token {step + 1}"
+        title = f"Cosines of {count}{len(ids):,} candidates of token {step + 1}, like beside like"
     with figure.batch_update():
         figure.data = []
         figure.update_layout(**heat_layout(title, words, 90 if alike is None else 200 + 14 * max(len(words), 10)))
