@@ -11,12 +11,9 @@ import torch
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from nucleoscope.results import LABELS
+from nucleoscope.results import LISTED, PAIRWISE, QUANTITIES
 from nucleoscope.text import Reader
 
-QUANTITIES = {**LABELS, "k": "candidates (k)"}
-PAIRWISE = ("cosine", "weighted_cosine")  # what one candidate alone does not have
-LISTED = 10  # candidates on a card
 LARGEST = 30  # candidates in a matrix
 
 
