@@ -142,8 +142,9 @@ show("low entropy, high cosine similarity")
 # ## Low entropy, low cosine similarity
 #
 # Again the first candidate holds just under `top_p`, and the small neighbour that completes the
-# nucleus has nothing to do with it. With two or three candidates the similarity rests on one to three pairs, so it takes any value: single pairs spread
-# far more than means over many. Nuclei of many candidates can hardly reach this far down.
+# nucleus has nothing to do with it. With two or three candidates the similarity rests on one to
+# three pairs, so it takes any value: single pairs spread far more than means over many. Nuclei of
+# many candidates can hardly reach this far down.
 
 # %%
 show("low entropy, low cosine similarity")

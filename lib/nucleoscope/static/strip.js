@@ -73,7 +73,7 @@
     const rest = more - inside;
     const others = rest > 0 ? `and ${rest.toLocaleString("en")} more, together ${percent(Math.max(mass - (inside ? p : 0), 0))}` : "";
     const end = others || (words.length > 1 ? "and no more" : "the only candidate");
-    const note = `Shares of the full distribution; the nucleus holds ${(100 * held).toFixed(1)} % of it. Entropy, cosine and draw take shares of the nucleus.`;
+    const note = `Shares of the full distribution. Entropy and cosine see the nucleus alone, which holds ${(100 * held).toFixed(1)} % of it.`;
     return make("div", { class: "ns-candidates" }, list, ...[end, note].map((line) => make("p", { class: "ns-muted" }, line)));
   }
 
