@@ -21,7 +21,7 @@
 # * load the model and the prompts,
 # * generate, or read the texts, and measure the nucleus of each token: how spread out it is
 #   (entropy) and how alike its candidates are (cosine similarity of their embeddings),
-# * plot the two against each other, and read three texts with its tokens tinted by entropy.
+# * plot the two against each other, and read some of the texts with their tokens tinted by entropy.
 #
 # Change the settings below and run all cells; a run that was interrupted goes on where it was.
 
@@ -51,7 +51,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from nucleoscope import correlation, figures, generation, models, picks, prompts, results, runs, scoring, tables
-from nucleoscope.strip import strip
+from nucleoscope.strip import background, strip
 
 if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
     os.chdir("..")
@@ -102,8 +102,6 @@ if info["prompts_truncated"]:
     print(f"{info['prompts_truncated']} prompts were longer than the model's context and lost their beginning")
 if info.get("texts_truncated"):
     print(f"{info['texts_truncated']} texts were longer than max_tokens and lost their end")
-if info.get("first_tokens_unmeasured"):
-    print(f"{info['first_tokens_unmeasured']} texts have nothing before their first token, which is not measured")
 
 # %% [markdown]
 # ## What was measured
@@ -136,23 +134,29 @@ figures.distributions(table)
 # overlap.
 
 # %% [markdown]
-# ## Three texts, token by token
+# ## Single texts, token by token
 #
 # Chosen by rule, not by taste: in each prompt we take Spearman's coefficient of entropy and cosine
-# similarity over its own tokens, and show the prompt with the middle coefficient, the one furthest
-# from 0 and the one nearest to 0. Each token is tinted by the entropy of the choice it came from, or
-# by the quantity that you pick. Point at it, tap it, or go there with the arrow keys: its card shows
-# the likeliest candidates with their probabilities, and where it lies among the others.
+# similarity over those of its tokens that had a choice ($k > 1$), and show the prompt with the middle
+# coefficient, the one furthest from 0 and the one nearest to 0. Prompts with fewer than 20 such
+# tokens take no part (where all texts are short the bound is lower, as said below), and none is
+# shown twice: with one or two prompts there are only as many texts.
+#
+# Each token is tinted by the entropy of the choice at its place, or by the quantity that you pick.
+# Point at it, tap it, or go there with the arrow keys: its card shows the likeliest candidates with
+# their probabilities, and where it lies among the others.
 
 # %%
+behind, whose = background(table), "drawn" if mode == "generate" else "the text's"
 for pick in picks.chosen(records):
-    display(Markdown(pick.sentence), HTML(strip(records[pick.prompt], tokenizer, table=table)))
+    html = strip(records[pick.prompt], tokenizer, table=behind, whose=whose)
+    display(Markdown(pick.sentence), HTML(html))
 
 # %% [markdown]
 # ## Recap
 #
 # We measured every token that the model wrote or read, and saw entropy against cosine similarity, both
-# distributions, and three texts. The measurements are in `measurements.pt` in the folder below, the
+# distributions, and single texts. The measurements are in `measurements.pt` in the folder below, the
 # settings and timings beside it in `run.json`.
 
 # %%

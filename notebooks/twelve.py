@@ -22,53 +22,87 @@
 # They are chosen by rule, from the numbers alone:
 #
 # * Entropy and cosine similarity are ranked among all tokens of the model that had a choice, over
-#   all data sets, from 0 (the lowest) to 1 (the highest).
-# * A token is as far from a corner as the larger of its two ranks' distances from there, so it has
-#   to lie far out in both.
+#   all data sets; percentile 0 is the lowest, 100 the highest.
+# * A token is as far from a corner as the larger of its two ranks' distances from there: being far
+#   out in one of the two is not enough.
 # * The three nearest are taken. They must have at most 200 candidates, so that a list of them can be
-#   read, and eight tokens before them, so that there is a context; no prompt gives two.
-#
-# Nothing below was written by somebody who had seen these tokens: another run brings others.
+#   read, and eight tokens before them, so that there is a context; no prompt gives two. The corners
+#   choose in turn, one token at a time.
 
 # %% tags=["parameters"]
 results_dir = "results"  # where <dataset>/<model>/ are
 model_name = "SmolLM2-135M-Instruct"  # whose tokens; where it was not measured, the first model that was
 
 # %%
+import sys
+from pathlib import Path
+
 from IPython.display import HTML, Markdown, display
 
 from nucleoscope import models, picks, results
-from nucleoscope.strip import strip
-from nucleoscope.text import Reader
+from nucleoscope.strip import background, strip
+from nucleoscope.text import Reader, literal
 
 measured = {
-    names: table for names, table in results.load_cells(results_dir)[0].items() if (table["token"] >= 0).any()
+    names: table for names, table in results.load_readable(results_dir).items() if (table["token"] >= 0).any()
 }  # files of the published study hold no tokens
 if not measured:
     raise ValueError(f"no measurements with their tokens under '{results_dir}': measure a model first")
 wanted = model_name.rstrip("/").rsplit("/", 1)[-1]
 model = wanted if wanted in {name for name, _ in measured} else min(measured)[0]
-tables = {names: table for names, table in measured.items() if names[0] == model}
-corners = picks.corners(tables)
+
 
 # %%
-folders = {dataset: results.cell_folder(results_dir, dataset, model) for _, dataset in tables}
-records = {dataset: results.load(results.measurements(folder)) for dataset, folder in folders.items()}
-settings = results.load_info(next(iter(folders.values())))["settings"]
-reader = Reader(models.tokenizer(settings["model_name"], revision=settings["model"].get("revision")))
-everything = picks.pooled(tables)
+def opened(folder: Path) -> tuple[dict, Reader] | None:
+    """The settings of a cell and what reads its tokens; None where they cannot be had, and why on stderr."""
+    try:
+        settings = results.load_info(folder)["settings"]
+        found = settings["model"].get("revision")
+        return settings, Reader(models.tokenizer(settings["model_name"], revision=found))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        print(f"left out: {folder}: {error}", file=sys.stderr)
+        return None
 
 
+folders = {dataset: results.cell_folder(results_dir, dataset, model) for name, dataset in measured if name == model}
+cells = {dataset: opened(folder) for dataset, folder in sorted(folders.items())}
+settings = {dataset: cell[0] for dataset, cell in cells.items() if cell}
+records = {dataset: results.load(results.measurements(folders[dataset])) for dataset in settings}
+tables = {(model, dataset): measured[model, dataset] for dataset in settings}
+corners, behind = picks.corners(tables), background(picks.pooled(tables))
+whose = {name: "the text's" if found.get("mode") == "score" else "drawn" for name, found in settings.items()}
+
+
+# %%
 def show(corner: str) -> None:
     """The tokens of one corner, each with its numbers, the text before it and its card."""
-    for token in corners[corners["corner"] == corner].itertuples():
-        start, end = max(token.step - 40, 0), token.step + 1
-        record = records[token.dataset][token.prompt]
-        html = strip(record, reader, table=everything, first=start, last=end, shown=token.step, most=20)
+    tokens = corners[corners["corner"] == corner]
+    for token in tokens.itertuples():
+        window = {"first": max(token.step - 40, 0), "last": token.step + 1, "shown": token.step, "most": 20}
+        (_, reader), record = cells[token.dataset], records[token.dataset][token.prompt]
+        html = strip(record, reader, table=behind, whose=whose[token.dataset], **window)
         display(Markdown(picks.numbers(token)), HTML(html))
+    if tokens.empty:
+        display(Markdown("No token is left for this corner."))
 
 
-Markdown(f"The model is {model}, on {', '.join(sorted(folders))}: {len(everything):,} tokens.")
+def listed(names) -> str:
+    return ", ".join(map(literal, sorted(names)))
+
+
+total, long, highest = picks.reach(tables)
+lines = [f"No tokenizer of {literal(model)} can be had here, so its tokens cannot be shown."]
+if tables:
+    names = listed({str(found["model_name"]) for found in settings.values()})
+    lines = [f"The model is {names}, on {listed(settings)}: {total:,} tokens that had a choice."]
+if long > 0:
+    lines += [f"The {long:.1%} of them with more than {picks.READABLE} candidates are ranked and not shown:"]
+    lines += [f"no token below lies above percentile {100 * highest:.1f} of entropy."]
+if read := [name for name in whose if whose[name] != "drawn"]:
+    lines += [f"The model did not write the texts of {listed(read)}, which were there before; it read them."]
+if left_out := [name for name, cell in cells.items() if not cell]:
+    lines += [f"Left out, since their settings or tokenizer cannot be read here: {listed(left_out)}."]
+Markdown(" ".join(lines))
 
 # %% [markdown]
 # ## High entropy, high cosine similarity
@@ -93,8 +127,14 @@ show("high entropy, low cosine similarity")
 # %% [markdown]
 # ## Low entropy, high cosine similarity
 #
-# Few candidates, one of them nearly certain, and the others like it. Two digits, two forms of one
-# word, or the same word with and without a capital have embeddings that lie close together.
+# The first candidate holds just under `top_p`, and one small neighbour that is like it completes the
+# nucleus. Two digits, two forms of one word, or the same word with and without a capital have
+# embeddings that lie close together.
+#
+# Low entropy is in part the work of the cut. A nucleus of two or more candidates means that the first
+# alone does not reach `top_p` (0.9, unless it was set otherwise), so the model is never surer than
+# that; entropy is low because the shares within the nucleus are so unequal. What lies outside, about
+# a tenth of the probability, is not in these numbers.
 
 # %%
 show("low entropy, high cosine similarity")
@@ -102,9 +142,10 @@ show("low entropy, high cosine similarity")
 # %% [markdown]
 # ## Low entropy, low cosine similarity
 #
-# One candidate nearly certain, and another that has nothing to do with it. With two or three
-# candidates the similarity rests on one to three pairs, so it takes any value: single pairs spread
-# far more than means over many. Nuclei of many candidates can hardly reach this far down.
+# Again the first candidate holds just under `top_p`, and the small neighbour that completes the
+# nucleus has nothing to do with it. With two or three candidates the similarity rests on one to
+# three pairs, so it takes any value: single pairs spread far more than means over many. Nuclei of
+# many candidates can hardly reach this far down.
 
 # %%
 show("low entropy, low cosine similarity")

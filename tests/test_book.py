@@ -31,6 +31,7 @@ import tiny
 from messages import one_line
 from nucleoscope import book, book_extension, figure_data
 from nucleoscope.strip import strip
+from nucleoscope.text import Reader
 from test_twelve import TEXT
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +99,15 @@ ATTACK = "</script><script>document.title = 'taken over'</script><img src=x oner
 STRIP = f"The rain in Spain\n\nاللغة العربية جميلة 👩\u200d👧 {ATTACK}"
 
 
+def scored() -> str:
+    """A strip of a text that was there: its first token is outside its nucleus of two, its second one is empty."""
+    record, reader = tiny.record("the rain in Spain"), Reader(tiny.tokenizer(bos=False))
+    record["top_p_tokens"][0], record["top_p_probs"][0] = torch.tensor([5, 6]), torch.tensor([0.6, 0.3])
+    record["surprisals"][0], record["cosines"][0] = 3.0, -0.3
+    reader._raw[int(record["tokens"][1])] = b""
+    return strip(record, reader, whose="the text's")
+
+
 def strips() -> nbformat.NotebookNode:
     """A notebook that shows a strip, one of 500 tokens, and one whose card stays open."""
     new, reader = nbformat.v4, tiny.tokenizer(bos=False)
@@ -107,6 +117,7 @@ def strips() -> nbformat.NotebookNode:
         strip(tiny.record(STRIP, prompt=ATTACK), reader),
         strip(long, reader),
         strip(tiny.record("the rain in Spain"), reader, first=1, shown=3),
+        scored(),
     ]
     outputs = [new.new_output("display_data", {"text/html": html, "text/plain": "a strip"}) for html in made]
     return new.new_notebook(cells=[new.new_markdown_cell("# Strips"), new.new_code_cell("strips", outputs=outputs)])
@@ -704,6 +715,32 @@ def test_a_prompt_with_a_script_is_shown_and_not_run(visit):
         page.locator(DRAWN).nth(number).dispatch_event("click")
     assert "taken over" not in page.title()
     assert page.locator(".nucleoscope-strip img").count() == 0
+
+
+def test_a_text_that_was_there_shows_its_tokens_where_they_are_not_in_their_nucleus(visit):
+    box = visit("strips").locator(".nucleoscope-strip").nth(3)
+    card, spans = box.locator(".ns-card"), box.locator(".ns-text > span")
+    spans.nth(0).hover()
+    assert "the text's: outside the nucleus of 2" in card.inner_text()
+    assert "drawn" not in card.inner_text()
+    assert card.locator(".ns-value.ns-drawn").inner_text() == "outside ✓ 5.0 %"
+    assert "and no more" in card.inner_text()
+    assert "the nucleus alone, which holds 90.0 %" in card.inner_text()
+    widths = card.locator(".ns-p").evaluate_all("bars => bars.map((bar) => bar.style.width)")
+    assert [float(width.rstrip("%")) for width in widths] == pytest.approx(
+        [60, 30, 4.98]
+    )  # of the whole, not of the first
+    assert "dots: the tokens shown" in card.inner_text()
+    assert spans.nth(1).text_content() == ""
+    spans.nth(1).hover()
+    assert "token 2 of" in card.inner_text()
+    box.locator("select").select_option(label="cosine similarity")
+    assert box.locator(".ns-legend").inner_text().startswith("0 or less")
+
+
+def test_a_strip_is_an_application_so_that_arrow_keys_reach_it(visit):
+    page = visit("strips")
+    assert page.get_by_role("application", name="Text. The arrow keys move from token to token").count() == 4
 
 
 def test_letters_join_across_tokens_as_if_there_were_none(visit):

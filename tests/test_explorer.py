@@ -109,8 +109,7 @@ def test_reading_gives_what_scoring_gives(prompt, prompt_format):
             assert [token.values[column] for token in tokens] == record[name]
     for token, ids in zip(tokens, record["top_p_tokens"], strict=True):
         assert torch.equal(token.ids, ids)
-    first = ["its first token has nothing before it and is not measured"]
-    assert remarks == ["the text goes on behind them", *(first if not prompt else [])]
+    assert remarks == ["the text goes on behind them"]
     with pytest.raises(ValueError, match="empty"):
         streaming.read(model, tokenizer, prompt, "", **options)
 
@@ -151,6 +150,19 @@ def test_a_card_lists_the_likeliest_candidates_and_the_drawn_one():
         facts = dict(card["facts"])
         assert facts["entropy (nats)"] == f"{token.values['entropy']:.3f}"
         assert facts["candidates (k)"] == f"{len(token.ids):,}"
+
+
+def test_a_card_says_where_its_token_lies_and_what_the_nucleus_holds():
+    tokens, reader = streamed(max_tokens=20), text.Reader(tiny.tokenizer())
+    embedding = tiny.model().get_input_embeddings().weight.detach()
+    points = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
+    top = max(points, key=lambda step: tokens[step].values["entropy"])
+    card = candidates.card(tokens, top, reader, embedding)
+    count = len(points) - 1
+    assert card["place"].startswith(f"In the scatter: higher entropy than {count} and higher cosine than ")
+    assert card["place"].endswith(f" of the {count} other tokens with a choice.")
+    assert f"holds {float(tokens[top].probs.sum()):.1%} of it" in card["note"]
+    assert candidates.card(tokens[top : top + 1], 0, reader, embedding)["place"] == "The only point of the scatter."
 
 
 def test_one_candidate_alone_has_no_likeness_and_no_place_in_the_scatter():

@@ -70,6 +70,12 @@ def test_where_all_texts_are_short_half_of_the_longest_is_enough():
     assert "at least 5 tokens" in found[0].sentence
 
 
+def test_a_long_prompt_without_a_coefficient_does_not_raise_the_bound():
+    (only,) = picks.chosen([record(np.arange(40.0), [0.5] * 40), ordered(-0.5, 10)])
+    assert only.prompt == 1
+    assert "with at least 5 tokens" in only.sentence
+
+
 def test_tokens_without_a_choice_do_not_count():
     x = np.arange(30.0)
     records = [record(x, np.where(x < 10, x, -x), np.where(x < 10, 1, 2)), ordered(1.0)]
@@ -139,12 +145,13 @@ def test_the_nearest_token_by_the_larger_distance_comes_first():
     assert low["prompt"].tolist() == [0, 1, 2]
     assert high["entropy_rank"].tolist() == pytest.approx([1, 0.99, 0.98])
     mixed = found[found["corner"] == "high entropy, low cosine similarity"]
-    assert mixed["prompt"].tolist() == [50, 49, 51]  # far out in neither: 49 and 51 are as far, 49 comes first
+    assert mixed["prompt"].tolist() == [50, 51, 52]  # far out in neither; 49 and 48 went to the other mixed corner
 
 
 def test_equal_distances_go_to_the_smaller_sum_then_to_the_first():
     ranks = np.array([[5, 5], [5, 4], [4, 5], [0, 0], [1, 1], [2, 2], [3, 3]], dtype=float)
-    made = table(np.arange(7), ranks[:, 0], ranks[:, 1]).assign(step=9, token=1)
+    ranks = np.concatenate([ranks, [[9, -9]] * 3, [[-9, 9]] * 3])  # what the mixed corners take
+    made = table(np.arange(13), ranks[:, 0], ranks[:, 1]).assign(step=9, token=1)
     assert picks.corners({("model", "data"): made})["prompt"].tolist()[:3] == [0, 1, 2]
 
 
@@ -166,6 +173,34 @@ def test_a_token_of_a_corner_in_a_line():
     lone = table([4], [1.0], [-0.5]).assign(step=9, token=1)
     (row,) = picks.corners({("model", "data"): lone}).itertuples()
     assert picks.numbers(row) == (
-        "**data**, prompt 4, token 10: entropy 1.00 nats (rank 0.00), "
-        "cosine similarity \N{MINUS SIGN}0.50 (rank 0.00), 2 candidates."
+        "**data**, prompt number 4 (the first is 0), token 10 (the first is 1): entropy 1.00 nats (percentile 0), "
+        "cosine similarity \N{MINUS SIGN}0.50 (percentile 0), 2 candidates."
     )
+
+
+def test_a_data_sets_name_is_no_markup():
+    lone = table([4], [1.0], [-0.5], dataset="<b>*").assign(step=9, token=1)
+    (row,) = picks.corners({("model", "<b>*"): lone}).itertuples()
+    assert picks.numbers(row).startswith("**&#60;b&#62;&#42;**, prompt")
+
+
+def test_the_corners_take_turns_so_that_none_goes_without():
+    rng = np.random.default_rng(0)
+    made = table(np.repeat(np.arange(4), 50), rng.uniform(0, 3, 200), rng.uniform(-1, 1, 200))
+    found = picks.corners({("model", "data"): made.assign(step=9, token=1)})
+    assert found["corner"].tolist() == list(picks.CORNERS)
+    assert sorted(found["prompt"]) == [0, 1, 2, 3]
+
+
+def test_how_far_the_corners_reach():
+    made = table(np.arange(6), np.arange(6.0), np.arange(6.0), k=[1, 2, 2, 2, 2, 999]).assign(step=9, token=1)
+    total, left_out, highest = picks.reach({("model", "data"): made})
+    assert (total, left_out, highest) == (5, pytest.approx(0.2), pytest.approx(0.75))
+    assert picks.corners({("model", "data"): made})["entropy_rank"].max() == pytest.approx(highest)
+
+
+def test_without_tables_there_are_no_corners():
+    assert picks.corners({}).empty
+    total, *shares = picks.reach({})
+    assert total == 0
+    assert np.isnan(shares).all()

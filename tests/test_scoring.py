@@ -205,18 +205,20 @@ def test_an_empty_prompt_starts_from_the_beginning_of_text_token():
     for tokenizer in (with_bos, silent):
         inputs = scoring.encode(tokenizer, [""], ["the cat"])
         assert inputs.ids[0][0] == tiny.BOS
-        assert (inputs.starts, inputs.without_first) == ([1], [])
+        assert inputs.starts == [1]
 
 
-def test_without_a_beginning_of_text_token_the_first_token_is_read_and_not_measured():
-    tokenizer = tiny.tokenizer(bos=False)
-    whole = tokenizer("the cat sat")["input_ids"]
-    inputs = scoring.encode(tokenizer, ["", "she"], ["the cat sat", " said"], max_tokens=3)
-    assert inputs.ids[0] == whole[:4]
-    assert (inputs.starts[0], inputs.without_first) == (1, [0])
-    records = scored(tiny.model(), ["the cat sat", "e"], ["", ""], tokenizer)
-    assert [record["tokens"].tolist() for record in records] == [whole[1:], []]
-    assert all(records[1][name] == [] for name in QUANTITIES)
+def test_an_empty_prompt_starts_where_generation_does_without_a_beginning_of_text_token_too():
+    tokenizer, model = tiny.tokenizer(bos=False), tiny.model()
+    assert scoring.encode(tokenizer, [""], ["the cat"]).ids[0][0] == tiny.EOS
+    (batch,) = generation.measure(model, tokenizer, [""], max_tokens=12, progress=False)
+    (written,) = batch.records
+    ids = [tiny.EOS, *written["tokens"].tolist()]
+    inputs = scoring.Texts([ids], starts=[1])
+    (batch,) = scoring.measure(model, tokenizer, [""], [""], inputs=inputs, progress=False)
+    same(batch.records, [written], 1e-4)
+    with pytest.raises(ValueError, match="no token"):
+        scoring.encode(tiny.tokenizer(bos=False, eos=False), [""], ["the cat"])
 
 
 def test_max_tokens_cuts_the_text_and_the_context_cuts_the_prompt_as_in_generation():
@@ -274,11 +276,11 @@ def test_run_json_has_the_keys_of_a_generated_run_and_what_was_cut(tmp_path):
     with cell:
         generation.fill(cell, tiny.model(), tiny.tokenizer(), PROMPTS, max_tokens=8, progress=False)
     info, other = results.load_info(tmp_path / "scored"), results.load_info(tmp_path / "written")
-    assert info.keys() - other.keys() == {"texts_truncated", "first_tokens_unmeasured"}
+    assert info.keys() - other.keys() == {"texts_truncated"}
     assert other.keys() <= info.keys()
     assert (info["mode"], other["mode"]) == ("score", "generate")
     longer = [len(tiny.tokenizer(bos=False)(text)["input_ids"]) > 8 for text in TEXTS]
-    assert (info["texts_truncated"], info["first_tokens_unmeasured"]) == (sum(longer), 0)
+    assert info["texts_truncated"] == sum(longer)
 
 
 def test_the_progress_bar_counts_the_tokens_measured(capsys):

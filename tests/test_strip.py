@@ -11,7 +11,8 @@ from bs4 import BeautifulSoup
 
 import tiny
 from nucleoscope import results
-from nucleoscope.strip import QUANTITIES, strip
+from nucleoscope.results import QUANTITIES
+from nucleoscope.strip import background, strip
 from nucleoscope.text import Reader
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!-- &amp; \"'"
@@ -68,7 +69,7 @@ def test_nothing_ends_the_script_or_style_and_nothing_is_asked_of_the_network(re
 def test_cards_hold_the_likeliest_candidates_and_the_drawn_one(reader):
     record = tiny.record("the rain in Spain", most=60)
     data = payload(strip(record, reader, most=5))
-    for step, (word, words, probs, more, mass, place, *rest) in enumerate(data["tokens"]):
+    for step, (word, words, probs, more, mass, held, place, *rest) in enumerate(data["tokens"]):
         ids, all_probs = record["top_p_tokens"][step].tolist(), record["top_p_probs"][step].numpy()
         drawn = int(record["tokens"][step])
         assert data["words"][word] == reader.visible(drawn)
@@ -76,6 +77,7 @@ def test_cards_hold_the_likeliest_candidates_and_the_drawn_one(reader):
         assert probs == pytest.approx(all_probs[:5], rel=0.01)
         assert more == max(len(ids) - 5, 0)
         assert mass == pytest.approx(all_probs[5:].sum(), rel=0.01)
+        assert held == pytest.approx(all_probs.sum(), rel=0.01)
         assert place == ids.index(drawn)
         assert rest == ([pytest.approx(all_probs[place], rel=0.01)] if place >= 5 else [])
 
@@ -84,7 +86,22 @@ def test_a_token_that_was_not_in_its_nucleus_is_shown_all_the_same(reader):
     record = tiny.record("the rain")
     record["tokens"] = record["tokens"].clone()
     record["tokens"][0] = next(token for token in range(300) if token not in record["top_p_tokens"][0].tolist())
-    assert payload(strip(record, reader))["tokens"][0][5] == -1
+    data = payload(strip(record, reader, whose="the text's"))
+    assert data["whose"] == "the text's"
+    word, words, *_, place, p = data["tokens"][0]
+    assert place == -1
+    assert word not in words
+    assert p == pytest.approx(np.exp(-record["surprisals"][0]), rel=0.01)
+    del record["surprisals"]
+    assert payload(strip(record, reader))["tokens"][0][-2:] == [-1, None]
+
+
+def test_counts_of_candidates_are_not_rounded(reader):
+    record = tiny.record("the rain")
+    record["top_p_tokens"][0], record["top_p_probs"][0] = torch.arange(1234) % 300, torch.full((1234,), 0.9 / 1234)
+    by_name = {scale["name"]: scale for scale in payload(strip(record, reader))["quantities"]}
+    assert by_name["k"]["values"][0] == 1234
+    assert isinstance(by_name["k"]["high"], int)
 
 
 def test_every_quantity_is_there_with_its_scale(reader):
@@ -118,6 +135,52 @@ def test_one_odd_token_does_not_make_the_rest_pale(reader):
     assert scale["over"]
 
 
+def test_scales_count_tokens_of_one_candidate_but_for_pairs_and_say_what_lies_beyond_them(reader):
+    record = tiny.record("the rain in Spain " * 40)
+    n = len(record["tokens"])
+    others = tiny.record("the rain in Spain " * 40, seed=1)
+    others["top_p_tokens"] = [ids[:1] for ids in others["top_p_tokens"]]
+    others["surprisals"], others["cosines"] = [7.0] * n, [1.0] * n
+    record["surprisals"][3] = 20.0
+    record["weighted_cosines"][3], record["top_p_tokens"][3] = -0.2, torch.tensor([1, 2])
+    table = results.table([others, {**record, "surprisals": [1.0] * n}], "model", "data")
+    data = payload(strip(record, reader, table=table))
+    by_name = {scale["name"]: scale for scale in data["quantities"]}
+    assert (by_name["surprisal"]["high"], by_name["surprisal"]["over"]) == (7, True)
+    assert by_name["cosine"]["high"] <= 0.5  # one candidate alone has a cosine of 1 by convention
+    assert (by_name["weighted_cosine"]["low"], by_name["weighted_cosine"]["under"]) == (0, True)
+    assert not by_name["entropy"]["under"]
+    assert not by_name["k"]["under"]
+
+
+def test_the_background_of_a_table_does_as_well_as_the_table(reader):
+    records = [tiny.record("the rain in Spain " * 5, seed=seed) for seed in range(3)]
+    table = results.table(records, "model", "data")
+    assert strip(records[0], reader, table=background(table)) == strip(records[0], reader, table=table)
+    none = results.table([], "model", "data")
+    assert strip(records[0], reader, table=none) == strip(records[0], reader)
+
+
+def test_tokens_that_nobody_could_point_at_have_a_sign_that_is_no_text():
+    class Silent:
+        byte_decoder = None
+
+        def convert_ids_to_tokens(self, token):
+            return {1: b"", 2: "\u200b".encode()}.get(token, b"a")
+
+    record = tiny.record("the rain")
+    record["tokens"] = torch.tensor([1, 2, 3] + [3] * (len(record["tokens"]) - 3))
+    html = strip(record, Silent())
+    classes = [span.get("class") for span in BeautifulSoup(html, "html.parser").select(".ns-text > span")]
+    assert classes[:3] == [["ns-unseen"], ["ns-unseen"], None]
+    assert text_of(html) == "\u200b" + "a" * (len(record["tokens"]) - 2)
+
+
+def test_a_prompt_with_half_a_character_can_be_written(reader):
+    html = strip(tiny.record("the", prompt="a\ud83d"), reader)
+    assert "a⟨U+D83D⟩" in html.encode().decode()
+
+
 def test_quantities_that_a_record_lacks_are_left_out_and_bad_numbers_are_no_numbers(reader):
     record = tiny.record("the rain")
     del record["varentropies"]
@@ -139,6 +202,8 @@ def test_a_piece_of_a_text_begins_and_ends_with_whole_characters(reader):
 def test_an_empty_record_says_so(reader):
     record = tiny.record("")
     assert text_of(strip(record, reader)) == "(the model ended this text at once)"
+    assert text_of(strip(record, reader, whose="the text's")) == "(no token was measured)"
+    assert text_of(strip(tiny.record("the rain"), reader, last=0)) == "(no token was measured)"
 
 
 def test_a_long_prompt_is_folded(reader):
@@ -153,6 +218,7 @@ def test_a_long_prompt_is_folded(reader):
     ("given", "said"),
     [
         ({"quantity": "beauty"}, "quantity is 'beauty'; this record has entropy, full_entropy"),
+        ({"whose": "mine"}, "whose is 'mine': it must be drawn or the text's"),
         ({"shown": 2, "last": 2}, "token 2 cannot be shown: the strip goes from 0 to 2"),
     ],
 )
@@ -166,6 +232,8 @@ def test_a_record_of_the_published_study_has_no_text_to_show(reader):
     lacking = {name: value for name, value in record.items() if name not in ("tokens", "top_p_probs")}
     with pytest.raises(ValueError, match="no tokens and no top_p_probs"):
         strip(lacking, reader)
+    with pytest.raises(ValueError, match="no cosines"):
+        strip({name: value for name, value in record.items() if name != "cosines"}, reader)
 
 
 def test_500_tokens_are_under_500_kb_and_a_second():

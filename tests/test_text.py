@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from nucleoscope.text import BYTES, Reader, Unit, joined, visible
+from nucleoscope.text import BYTES, Reader, Unit, joined, literal, visible
 
 FAMILY = "👩\u200d👩\u200d👧"
 
@@ -112,6 +112,28 @@ def test_one_token_for_itself(raw, shown):
 def test_all_tokens_of_one_byte_look_different(reader):
     shown = [visible(bytes([byte])) for byte in range(256)]
     assert len(set(shown)) == 256
+
+
+def test_signs_that_turn_the_order_of_what_follows_are_shown(reader):
+    assert "".join(unit.text for unit in reader.units(ids("a\u202eb\u2066c"))) == "a⟨U+202E⟩b⟨U+2066⟩c"
+    assert "".join(unit.text for unit in reader.units(ids("می\u200cخواهم"))) == "می\u200cخواهم"
+
+
+def test_rows_of_spaces_that_are_tokens_of_their_own_are_spaces():
+    tokenizer = pieces()
+    tokenizer.add_tokens([AddedToken("▁▁▁▁", normalized=False)])
+    tokenizer.add_tokens([AddedToken("<▁>", normalized=False, special=True)], special_tokens=True)
+    tokens = tokenizer.convert_tokens_to_ids(["a", "▁▁▁▁", "b"])
+    reader = Reader(tokenizer)
+    assert "".join(unit.text for unit in reader.units(tokens)) == tokenizer.decode(tokens) == "a    b"
+    assert reader.visible(tokenizer.convert_tokens_to_ids("<▁>")) == "<▁>"
+
+
+def test_names_are_no_markup():
+    assert literal("SmolLM2-135M") == "SmolLM2-135M"
+    assert literal("a_b *c*\n# <b> $x$ [y](z)") == (
+        "a&#95;b &#42;c&#42; &#35; &#60;b&#62; &#36;x&#36; &#91;y&#93;&#40;z&#41;"
+    )
 
 
 def test_pieces_keep_their_spaces_and_bytes():

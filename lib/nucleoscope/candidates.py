@@ -4,19 +4,16 @@ Contract: plain data in and out, no widgets. All text is as `text.Reader` shows 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from nucleoscope.results import LABELS
+from nucleoscope.results import LISTED, PAIRWISE, QUANTITIES
 from nucleoscope.text import Reader
 
-QUANTITIES = {**LABELS, "k": "candidates (k)"}
-PAIRWISE = ("cosine", "weighted_cosine")  # what one candidate alone does not have
-LISTED = 10  # candidates on a card
 LARGEST = 30  # candidates in a matrix
 
 
@@ -113,6 +110,8 @@ def card(
         ],
         "more": f"and {len(hidden):,} more, together {sum(hidden):.3f}" if hidden else "",
         "facts": [[label, _number(value(token, name), name)] for name, label in QUANTITIES.items()],
+        "note": "Probabilities are of the full distribution. Entropy and cosine see the nucleus alone, "
+        f"which holds {float(token.probs.sum()):.1%} of it.",
         "place": _place(tokens, token),
     }
 
@@ -127,12 +126,11 @@ def _place(tokens: Sequence[Token], token: Token) -> str:
     """Where a token lies in the scatter, in words."""
     if len(token.ids) == 1:
         return "One candidate alone: there is nothing to compare, so this token is not in the scatter."
-    points: list[Any] = [other for other in tokens if len(other.ids) > 1]
-    shares = {
-        name: sum(other.values[name] < token.values[name] for other in points) / len(points)
-        for name in ("entropy", "cosine")
-    }
+    others = [other for other in tokens if len(other.ids) > 1 and other is not token]
+    if not others:
+        return "The only point of the scatter."
+    lower = {name: sum(other.values[name] < token.values[name] for other in others) for name in ("entropy", "cosine")}
     return (
-        f"In the scatter: entropy above {shares['entropy']:.0%} and cosine above {shares['cosine']:.0%} "
-        f"of the {len(points):,} tokens with a choice."
+        f"In the scatter: higher entropy than {lower['entropy']:,} and higher cosine than {lower['cosine']:,} "
+        f"of the {len(others):,} other tokens with a choice."
     )

@@ -34,12 +34,17 @@ def encode(
     room = prompt_room(context, max_tokens)
     inputs = Inputs([])
     for index, prompt in enumerate(prompts):
-        ids = tokenise(tokenizer, prompt, prompt_format) or [_start_token(tokenizer)]
+        ids = opening(tokenizer, prompt, prompt_format)
         if room is not None and len(ids) > room:
             inputs.truncated.append(index)
             ids = ids[-room:]
         inputs.ids.append(ids)
     return inputs
+
+
+def opening(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str = "raw") -> list[int]:
+    """Ids of one prompt, never none: an empty one is a start token. ValueError where there is none."""
+    return tokenise(tokenizer, prompt, prompt_format) or [_start_token(tokenizer)]
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str = "raw", text: str = "") -> list[int]:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from nucleoscope.bootstrap import constant
 from nucleoscope.results import choices, table
+from nucleoscope.text import literal
 
 ENOUGH = 20  # tokens with k > 1 that a prompt's coefficient should rest on
 FEWEST = 3  # tokens without which there is no coefficient at all
@@ -56,16 +57,17 @@ def chosen(records: list[dict]) -> list[Pick]:
     """Up to three prompts: the one with the median coefficient, the most and the least correlated one.
 
     The coefficient is that of `within`. Only prompts with at least 20 tokens that had a choice take
-    part, or, where texts are short, half of what the prompt with the most of them has: three tokens
-    are easily in perfect order. The median is the coefficient in the middle (of an even number, the
+    part, or, where texts are short, half of what the longest prompt with a coefficient has: three
+    tokens are easily in perfect order. The median is the coefficient in the middle (of an even number, the
     lower of the two in the middle); the most correlated prompt is the one whose coefficient is
     furthest from 0, to either side, the least correlated one that nearest to 0. No prompt is
     taken twice. Where no prompt has a coefficient, the first one with a text stands alone, and where
     none has a text the list is empty.
     """
     each = within(table(records, "", ""))
-    bound = max(FEWEST, min(ENOUGH, int(each["tokens"].max()) // 2 if len(each) else 0))
-    part = each[(each["tokens"] >= bound) & each["r"].notna()].sort_index()
+    defined = each[each["r"].notna()]
+    bound = max(FEWEST, min(ENOUGH, int(defined["tokens"].max()) // 2 if len(defined) else 0))
+    part = defined[defined["tokens"] >= bound].sort_index()
     if part.empty:
         return [
             Pick(index, np.nan, "**The first prompt with a text**: no prompt has a coefficient of its own.")
@@ -108,35 +110,61 @@ def corners(
 
     Both quantities are ranked among all tokens with k > 1 of all ``tables``, as shares from 0 to 1
     (equal values share a rank). A token's distance from a corner is the larger of its two ranks'
-    distances, so that it lies far out in both; the sum of the two settles ties. The nearest ones are
-    taken that have at most ``readable`` candidates, follow at least ``before`` tokens of the same
-    text, and come from a prompt that no other has been taken from.
+    distances, so that it lies as far out in both as can be; the sum of the two settles ties. The
+    nearest ones are taken that have at most ``readable`` candidates, follow at least ``before``
+    tokens of the same text, and come from a prompt that no other has been taken from. The corners
+    take turns, one token each: where there are few prompts, none of them goes without for another.
 
     Columns: corner, then those of a table, then ``entropy_rank`` and ``cosine_rank``; the corners in
     the order of `CORNERS`, the nearest token first. Fewer rows where there are not enough tokens.
     """
+    left = _ranked(tables)
+    left = left[(left["k"] <= readable) & (left["step"] >= before) & (left["token"] >= 0)]
+    left = left.assign(owner=left.groupby(["model", "dataset", "prompt"]).ngroup())
+    orders = {name: _nearest(left, ends) for name, ends in CORNERS.items()}
+    dealt: dict[str, list[int]] = {name: [] for name in CORNERS}
+    owners, taken = left["owner"].to_numpy(), set()
+    for _ in range(each):
+        for name, order in orders.items():
+            place = next((place for place in order if owners[place] not in taken), None)
+            if place is not None:
+                dealt[name].append(place)
+                taken.add(owners[place])
+    found = [left.iloc[places].assign(corner=name) for name, places in dealt.items()]
+    joined = pd.concat(found, ignore_index=True).drop(columns="owner")
+    return joined[["corner", *(column for column in joined.columns if column != "corner")]]
+
+
+def reach(tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE) -> tuple[int, float, float]:
+    """How far `corners` can go: how many tokens have k > 1, and what leaving out the long lists costs.
+
+    The second value is the share of those tokens that has more than ``readable`` candidates, the
+    third the highest rank of entropy (0 to 1) among the others; NaN where there are none.
+    """
+    ranked = _ranked(tables)
+    shown = ranked["k"] <= readable
+    return len(ranked), float(1 - shown.mean()), float(ranked.loc[shown, "entropy_rank"].max())
+
+
+def _ranked(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    """The tokens with k > 1, with ``entropy_rank`` and ``cosine_rank`` among them."""
     pairs = choices(pooled(tables))
     pairs = pairs[np.isfinite(pairs[["entropy", "cosine"]]).all(axis=1)]
-    pairs = pairs.assign(entropy_rank=_shares(pairs["entropy"]), cosine_rank=_shares(pairs["cosine"]))
-    left = pairs[(pairs["k"] <= readable) & (pairs["step"] >= before) & (pairs["token"] >= 0)]
-    found = []
-    for name, ends in CORNERS.items():
-        distances = [
-            (1 - left[column] if high else left[column])
-            for column, high in zip(("entropy_rank", "cosine_rank"), ends, strict=True)
-        ]
-        order = np.lexsort((distances[0] + distances[1], np.maximum(*distances)))
-        nearest = left.iloc[order].drop_duplicates(["model", "dataset", "prompt"]).head(each)
-        found.append(nearest.assign(corner=name))
-        taken = pd.MultiIndex.from_frame(nearest[["model", "dataset", "prompt"]])
-        left = left[~pd.MultiIndex.from_frame(left[["model", "dataset", "prompt"]]).isin(taken)]
-    joined = pd.concat(found, ignore_index=True)
-    return joined[["corner", *(column for column in joined.columns if column != "corner")]]
+    return pairs.assign(entropy_rank=_shares(pairs["entropy"]), cosine_rank=_shares(pairs["cosine"]))
+
+
+def _nearest(ranked: pd.DataFrame, ends: tuple[bool, bool]) -> list[int]:
+    """Places of the rows of ``ranked``, one a prompt: its nearest to the corner, the nearest of all first."""
+    columns = zip(("entropy_rank", "cosine_rank"), ends, strict=True)
+    one, other = ((1 - ranked[column] if high else ranked[column]) for column, high in columns)
+    order = np.lexsort((one + other, np.maximum(one, other)))
+    return order[~ranked["owner"].iloc[order].duplicated().to_numpy()].tolist()
 
 
 def pooled(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     """Some cells as one table, in the order of their names."""
     names = {"model": object, "dataset": object}  # categories of different tables do not join
+    tables = tables or {("", ""): table([], "", "")}
     return pd.concat([part.astype(names) for _, part in sorted(tables.items())], ignore_index=True)
 
 
@@ -144,10 +172,15 @@ def numbers(token: Any) -> str:
     """A row of `corners`, as `itertuples` gives it, in a line of markdown: where it is from, and its numbers."""
     cosine = f"{token.cosine:z.2f}".replace("-", "\N{MINUS SIGN}")
     return (
-        f"**{token.dataset}**, prompt {token.prompt}, token {token.step + 1}: "
-        f"entropy {token.entropy:.2f} nats (rank {token.entropy_rank:.2f}), "
-        f"cosine similarity {cosine} (rank {token.cosine_rank:.2f}), {token.k} candidates."
+        f"**{literal(token.dataset)}**, prompt number {token.prompt} (the first is 0), "
+        f"token {token.step + 1} (the first is 1): "
+        f"entropy {token.entropy:.2f} nats ({_percentile(token.entropy_rank)}), "
+        f"cosine similarity {cosine} ({_percentile(token.cosine_rank)}), {token.k} candidates."
     )
+
+
+def _percentile(rank: float) -> str:
+    return f"percentile {100 * rank:.0f}"
 
 
 def _shares(values: pd.Series) -> pd.Series:

@@ -53,6 +53,9 @@ LABELS = {  # a column's name for readers, with its unit
     "weighted_cosine": "weighted cosine similarity",
     "similarity_entropy": "similarity-sensitive entropy (nats)",
 }
+QUANTITIES = {**LABELS, "k": "candidates (k)"}  # what a token can be tinted by
+PAIRWISE = ("cosine", "weighted_cosine")  # what one candidate alone does not have
+LISTED = 10  # candidates on a card
 
 
 def short_names(dataset_name: str, model_name: str) -> tuple[str, str]:

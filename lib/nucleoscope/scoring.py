@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope import cosine, runs
-from nucleoscope.encoding import Inputs, prompt_room, tokenise
+from nucleoscope.encoding import Inputs, opening, prompt_room, tokenise
 from nucleoscope.measuring import quantities, record, unpack
 from nucleoscope.models import context_length
 from nucleoscope.nucleus import NotFinite, nucleus
@@ -35,13 +35,11 @@ class Texts(Inputs):
     """Tokenised prompts, each with its text behind it: ``ids`` has both.
 
     ``starts`` are the places in ``ids`` of the first tokens to measure, ``texts_truncated`` the
-    texts that were cut at max_tokens, ``without_first`` those whose first token nothing stands
-    before, so that it cannot be measured.
+    texts that were cut at max_tokens.
     """
 
     starts: list[int] = field(default_factory=list)
     texts_truncated: list[int] = field(default_factory=list)
-    without_first: list[int] = field(default_factory=list)
 
 
 def encode(
@@ -54,30 +52,24 @@ def encode(
 ) -> Texts:
     """Token ids of each prompt and of at most ``max_tokens`` tokens of its text; see `text_ids`.
 
-    Prompts become the ids that generation starts from, cut from the left where it would cut them
-    (`encoding.encode`), but for one case: an empty prompt starts from the beginning-of-text token,
-    and where the tokenizer has none, the text's first token is read and not measured. Raises
-    ValueError as `encoding.encode`, and for a text without a token.
+    Prompts become the ids that generation starts from, an empty one its start token, and are cut
+    from the left where it would cut them (`encoding.encode`). Raises ValueError as
+    `encoding.encode`, and for a text without a token.
     """
     room = prompt_room(context, max_tokens)
     inputs = Texts([])
     for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        before = tokenise(tokenizer, prompt, prompt_format)
+        before = opening(tokenizer, prompt, prompt_format)
         ids = text_ids(tokenizer, prompt, text, prompt_format)
         if not ids:
             raise ValueError(f"the text of prompt {index} ({prompt[:40]!r}) is empty: there is nothing to measure")
-        if not before and tokenizer.bos_token_id is not None:
-            before = [tokenizer.bos_token_id]
         if room is not None and len(before) > room:
             inputs.truncated.append(index)
             before = before[-room:]
-        unread = 0 if before else 1
-        if unread:
-            inputs.without_first.append(index)
-        if len(ids) > max_tokens + unread:
+        if len(ids) > max_tokens:
             inputs.texts_truncated.append(index)
-        inputs.ids.append(before + ids[: max_tokens + unread])
-        inputs.starts.append(len(before) + unread)
+        inputs.ids.append(before + ids[:max_tokens])
+        inputs.starts.append(len(before))
     return inputs
 
 
@@ -251,8 +243,8 @@ def fill(
     inputs = encode(tokenizer, prompts, texts, prompt_format, context_length(model), max_tokens)
 
     def described(batches: list[dict]) -> dict:
-        counts = {"texts_truncated": len(inputs.texts_truncated), "first_tokens_unmeasured": len(inputs.without_first)}
-        return runs.run_info(model, inputs, batches, batch_size, "score") | counts
+        info = runs.run_info(model, inputs, batches, batch_size, "score")
+        return info | {"texts_truncated": len(inputs.texts_truncated)}
 
     runs.fill(
         cell,

@@ -86,6 +86,5 @@ def read(
     remarks = {
         "the prompt lost its beginning": inputs.truncated,
         "the text goes on behind them": inputs.texts_truncated,
-        "its first token has nothing before it and is not measured": inputs.without_first,
     }
     return found, [remark for remark, places in remarks.items() if places]

@@ -11,21 +11,28 @@ with ``detail.step``, the token's number in the record, or null.
 
 import html
 import json
+import unicodedata
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from nucleoscope.bootstrap import Bins
-from nucleoscope.results import COLUMNS, LABELS, choices
-from nucleoscope.text import Reader
+from nucleoscope.results import COLUMNS, LABELS, LISTED, PAIRWISE, QUANTITIES, choices
+from nucleoscope.text import Reader, encodable
 
-QUANTITIES = {**LABELS, "k": "candidates (k)"}
-PAIRWISE = ("cosine", "weighted_cosine")  # what one candidate alone does not have
-MOST = 10  # candidates that a card lists
+NEEDED = ("tokens", "top_p_probs", "entropies", "cosines")
+WHOSE = ("drawn", "the text's")
 FOLDED = 300  # characters of a prompt from which it is folded away
-FOCUS = "Text, token by token. The arrow keys move, Escape closes the card."
+FOCUS = "Text. The arrow keys move from token to token, Escape closes the card."
+
+
+class Background(NamedTuple):
+    """What a strip needs to know of the other tokens: see `background`."""
+
+    scales: dict[str, tuple[float, float, float]]  # quantity -> least value, end of the colour scale, greatest value
+    line: list[list[float]]  # the medians of cosine similarity in the bins of entropy: [[x, y], ...]
 
 
 def strip(
@@ -33,26 +40,31 @@ def strip(
     tokenizer: Any,
     quantity: str = "entropy",
     *,
-    table: pd.DataFrame | None = None,
+    table: pd.DataFrame | Background | None = None,
+    whose: str = "drawn",
     first: int = 0,
     last: int | None = None,
     shown: int | None = None,
-    most: int = MOST,
+    most: int = LISTED,
 ) -> str:
     """The text of one record as HTML, its tokens tinted by ``quantity``; readers may choose another.
 
     record: as `generation.measure` makes them. tokenizer: of its model, or a `text.Reader` of it.
     table: the tokens of the cell or cells that it comes from (see `results.load_cells`): the colour
-    scales then reach over all of them, not over this text, and cards draw their median line.
+    scales then reach over all of them, not over this text, and cards draw their median line. For
+    many strips of one table give its `background` instead, which is then worked out once. ``whose``:
+    "drawn" where the model wrote the text, "the text's" where it was there before.
     ``first`` and ``last`` cut out the tokens first <= step < last. ``shown`` is a token whose card
-    stays open. Cards list the ``most`` likely candidates and the one that was drawn.
+    stays open. Cards list the ``most`` likely candidates and the token itself.
 
-    Raises ValueError for an unknown quantity, for a token ``shown`` that is cut out, and for records
-    that lack what a strip shows: the published study's files hold neither tokens nor probabilities.
+    Raises ValueError for an unknown quantity or ``whose``, for a token ``shown`` that is cut out, and
+    for records that lack what a strip shows: the published study's files hold no tokens.
     """
-    lacking = [name for name in ("tokens", "top_p_probs") if name not in record]
+    lacking = [name for name in NEEDED if name not in record]
     if lacking:
-        raise ValueError(f"the record has no {' and no '.join(lacking)}: there is no text to show")
+        raise ValueError(f"the record has no {' and no '.join(lacking)}: a strip cannot be made of it")
+    if whose not in WHOSE:
+        raise ValueError(f"whose is '{whose}': it must be {' or '.join(WHOSE)}")
     columns = _columns(record)
     if quantity not in columns:
         raise ValueError(f"quantity is '{quantity}'; this record has {', '.join(columns)}")
@@ -61,18 +73,35 @@ def strip(
     units, first, last = _window(reader.units(tokens), first, len(tokens) if last is None else last)
     if shown is not None and not first <= shown < last:
         raise ValueError(f"token {shown} cannot be shown: the strip goes from {first} to {last}")
+    behind = background(table) if isinstance(table, pd.DataFrame) else table or Background({}, [])
     data = {
         "quantity": quantity,
-        "quantities": [_scale(name, values, table, first, last) for name, values in columns.items()],
+        "whose": whose,
+        "quantities": [_scale(name, values, behind, first, last) for name, values in columns.items()],
         **_cards(record, reader, first, last, most),
-        "line": _line(table),
+        "line": behind.line,
         "first": first,
         "total": len(tokens),
         "shown": None if shown is None else shown - first,
     }
     before, after = "… " if first else "", " …" if last < len(tokens) else ""
-    spans = before + "".join(map(_span, units)) + after if units else "(the model ended this text at once)"
-    return _page(record["prompt"], spans, data)
+    empty = "(the model ended this text at once)" if whose == "drawn" and not tokens else "(no token was measured)"
+    spans = before + "".join(map(_span, units)) + after if units else empty
+    return _page(encodable(record["prompt"]), spans, data)
+
+
+def background(table: pd.DataFrame) -> Background:
+    """What the strips of a table's texts have in common: the ends of the colour scales, the median line."""
+    pairs = choices(table)
+    columns = {name: pairs if name in PAIRWISE else table for name in QUANTITIES if name in table}
+    scales = {name: _ends(part[name].to_numpy(float)) for name, part in columns.items()}
+    return Background({name: ends for name, ends in scales.items() if ends}, _line(pairs))
+
+
+def _ends(values: np.ndarray) -> tuple[float, float, float] | None:
+    """The least of some values, that which all but one in a hundred do not pass, and the greatest."""
+    known = values[np.isfinite(values)]
+    return (float(known.min()), float(np.quantile(known, 0.99)), float(known.max())) if len(known) else None
 
 
 def _columns(record: dict) -> dict[str, np.ndarray]:
@@ -92,24 +121,24 @@ def _window(units: list, first: int, last: int) -> tuple[list, int, int]:
     return units[kept[0] : kept[-1] + 1], ends[kept[0]], ends[kept[-1] + 1]
 
 
-def _scale(name: str, values: np.ndarray, table: pd.DataFrame | None, first: int, last: int) -> dict:
+def _scale(name: str, values: np.ndarray, behind: Background, first: int, last: int) -> dict:
     """A quantity as the script wants it: its label, the ends of its colour scale, and its values.
 
     The scale ends where all but one in a hundred tokens lie: one odd token must not make the rest
-    pale. k has a logarithmic scale, from 1.
+    pale. Tokens beyond an end, here or in the table, have its colour: ``over`` and ``under`` say so.
+    k has a logarithmic scale, from 1.
     """
-    known = choices(table)[name].to_numpy(float) if table is not None and name in table else values
-    known = known[np.isfinite(known)]
-    low, high = (0.0, float(np.quantile(known, 0.99))) if len(known) else (0.0, 1.0)
-    if name == "k":
-        low, high = 1.0, max(high, 2.0)
+    own = _ends(values) or (0.0, 1.0, 1.0)
+    least, high, most = behind.scales.get(name, own)
+    low, high = (1.0, max(round(high), 2)) if name == "k" else (0.0, high if high > 0 else 1.0)
     return {
         "name": name,
         "label": QUANTITIES[name],
         "low": low,
-        "high": _short(high if high > low else low + 1),
-        "over": bool(len(known) and known.max() > high),
-        "values": [_short(value) for value in values[first:last]],
+        "high": high if name == "k" else _short(high),
+        "over": max(most, own[2]) > high,
+        "under": min(least, own[0]) < low,
+        "values": [int(value) if name == "k" else _short(value) for value in values[first:last]],
     }
 
 
@@ -117,8 +146,10 @@ def _cards(record: dict, reader: Reader, first: int, last: int, most: int) -> di
     """The candidates of the tokens from ``first`` to ``last``: ``words``, and by token what is in its card.
 
     A token is [its word, the words of its likeliest candidates, their probabilities, how many more
-    there are, and their mass], and where the drawn one is not among them its rank and probability.
+    there are, their mass, that of the nucleus, the token's place in it or -1], and where it is not
+    among those listed its probability, which outside the nucleus follows from its surprisal.
     """
+    outside = np.exp(-np.asarray(record.get("surprisals", [np.nan] * len(record["tokens"])), dtype=float))
     words: dict[str, int] = {}
 
     def word(token: Any) -> int:
@@ -130,16 +161,15 @@ def _cards(record: dict, reader: Reader, first: int, last: int, most: int) -> di
         drawn = int(record["tokens"][step])
         place = int(np.flatnonzero(ids == drawn)[0]) if (ids == drawn).any() else -1
         top = [[word(token) for token in ids[:most]], [_short(p) for p in probs[:most]]]
-        card = [word(drawn), *top, max(len(ids) - most, 0), _short(probs[most:].sum()), place]
-        cards.append([*card, _short(probs[place])] if place >= most else card)
+        masses = [_short(probs[most:].sum()), _short(probs.sum())]
+        card = [word(drawn), *top, max(len(ids) - most, 0), *masses, place]
+        own = outside[step] if place < 0 else probs[place]
+        cards.append(card if 0 <= place < most else [*card, _short(own)])
     return {"words": list(words), "tokens": cards}
 
 
-def _line(table: pd.DataFrame | None) -> list:
+def _line(pairs: pd.DataFrame) -> list:
     """The medians of cosine similarity in the bins of entropy: [[x, y], ...]."""
-    if table is None:
-        return []
-    pairs = choices(table)
     pairs = pairs[np.isfinite(pairs[["entropy", "cosine"]]).all(axis=1)]
     if pairs.empty:
         return []
@@ -158,7 +188,9 @@ def _short(value: float) -> float | int | None:
 def _span(unit: Any) -> str:
     """A unit of text. Spans have no box of their own (no padding, no isolation): letters join across them."""
     text = html.escape(unit.text, quote=False).replace("\n", "<i></i>\n")  # the script's sign of a line break
-    return f'<span data-n="{unit.tokens}">{text}</span>' if unit.tokens > 1 else f"<span>{text}</span>"
+    size = f' data-n="{unit.tokens}"' if unit.tokens > 1 else ""
+    unseen = "" if any(unicodedata.category(letter) != "Cf" for letter in unit.text) else ' class="ns-unseen"'
+    return f"<span{size}{unseen}>{text}</span>"
 
 
 def _page(prompt: str, spans: str, data: dict) -> str:
@@ -177,7 +209,8 @@ def _page(prompt: str, spans: str, data: dict) -> str:
         f'<div class="ns-bar"><label>Tint by <select>{options}</select></label> <span class="ns-legend"></span></div>\n'
         f'<details class="ns-prompt"{" open" if len(prompt) < FOLDED else ""}><summary>prompt</summary>'
         f'<div dir="auto">{html.escape(prompt)}</div></details>\n'
-        f'<div class="ns-both"><div class="ns-text" dir="auto" tabindex="0" role="group" aria-label="{FOCUS}">'
+        f'<div class="ns-both"><div class="ns-text" dir="auto" tabindex="0" role="application" '
+        f'aria-roledescription="text with measured tokens" aria-label="{FOCUS}">'
         f'{spans}</div>\n<div class="ns-card" role="status"></div></div>\n'
         f'<script type="application/json">{payload}</script>\n<script>{script}</script>\n</div>\n'
     )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 MARKS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
 SIGNS = {*MARKS.values(), "⟨", "⟩"}  # what stands for something else, and so never for itself
+TURNING = {code: f"⟨U+{code:04X}⟩" for code in [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]}
 LONE = {0xDC00 + byte: f"⟨{byte:02X}⟩" for byte in range(128, 256)}  # how Python decodes a byte that is no UTF-8
 JOINERS = "\u200c\u200d"  # they shape the letters or emoji on their two sides
 LONGEST = 32  # tokens in a unit: text that never stops joining is cut
@@ -40,8 +41,12 @@ class Reader:
     def __init__(self, tokenizer: Any):
         self.tokenizer, self.kind = tokenizer, _kind(tokenizer)
         added = getattr(tokenizer, "added_tokens_decoder", {})  # these are written as they are
-        self.added = {token: str(content) for token, content in added.items()}
+        self.added = {token: self._added(content) for token, content in added.items()}
         self._raw: dict[int, bytes] = {}
+
+    def _added(self, content: Any) -> str:
+        plain = self.kind != "pieces" or getattr(content, "special", True)
+        return str(content) if plain else str(content).replace("▁", " ")  # rows of spaces, as in Gemma
 
     def raw(self, token: int) -> bytes:
         """The bytes that a token adds to a text. An id that the tokenizer does not know says its number."""
@@ -74,7 +79,8 @@ class Reader:
 
         A unit is one token, or several that make one character or one cluster of characters (an
         emoji with joiners, a letter with its accents). Bytes that are no UTF-8 are shown as ``⟨E2⟩``,
-        and control characters, which no page can show, by their pictures (``␀``).
+        control characters, which no page can show, by their pictures (``␀``), and those that turn
+        the order of what follows as ``⟨U+202E⟩``.
         """
         parts = [self.raw(token) for token in tokens] if self.kind != "plain" else self._grown(tokens)
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -161,6 +167,16 @@ def _unseen(letter: str) -> bool:
 
 
 def _printable(text: str) -> str:
-    """Text without what no page can show: pictures stand for control characters, values for lone bytes."""
+    """Text without what no page can show or what spoils the rest: pictures and values stand for it."""
     pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
-    return text.translate(pictures | LONE)
+    return text.translate(pictures | LONE | TURNING)
+
+
+def encodable(text: str) -> str:
+    """Text that can be written as UTF-8: a lone surrogate, which a JSON file may hold, is shown by its value."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+
+
+def literal(text: str) -> str:
+    """A name for a page in Markdown: nothing in it is markup there, nor HTML, nor mathematics."""
+    return re.sub(r"[^\w\s.,-]|_", lambda found: f"&#{ord(found[0])};", " ".join(encodable(text).split()))

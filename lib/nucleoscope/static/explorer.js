@@ -65,6 +65,7 @@ function drawCard(card, content) {
   element(head, "span", "nx-muted", `  token ${content.step + 1}`);
   drawCandidates(card, content);
   if (content.more) element(card, "div", "nx-muted", content.more);
+  element(card, "div", "nx-muted", content.note);
   const facts = element(card, "div", "nx-facts");
   for (const [label, number] of content.facts) {
     const row = element(facts, "div", "");

@@ -31,7 +31,7 @@
     const points = xs.map((x, i) => [x, ys[i]]).filter(([x, y]) => x !== null && y !== null);
     const all = [...points, ...data.line];
     if (!all.length) return "";
-    const right = Math.max(1, ...all.map(([x]) => x));
+    const right = Math.ceil(Math.max(1, ...all.map(([x]) => x)));
     const bottom = Math.floor(10 * Math.min(0, ...all.map(([, y]) => y))) / 10;
     const top = Math.ceil(10 * Math.max(0.5, ...all.map(([, y]) => y))) / 10;
     const [left, width, head, height] = [34, 284, 6, 116];
@@ -43,36 +43,38 @@
     const drawing = make("svg", { viewBox: `0 0 324 ${head + height + 30}`, role: "img" },
       part("path", { class: "ns-axis", d: `M${left} ${head}V${head + height}H${left + width}` }),
       part("path", { class: "ns-dots", d: dots }),
-      words(left, head + height + 14, "middle", "0"), words(left + width, head + height + 14, "end", String(+right.toPrecision(2))),
+      words(left, head + height + 14, "middle", "0"), words(left + width, head + height + 14, "end", String(right)),
       words(left - 4, Y(top) + 8, "end", number(top, 1)), words(left - 4, Y(bottom), "end", number(bottom, 1)),
       words(left + width / 2, head + height + 14, "middle", "entropy (nats)"),
       words(left + 6, head + 6, "start", "cosine similarity"),
-      words(left, head + height + 28, "start", "dots: this text" + (data.line.length ? "; line: median of all texts" : "")));
+      words(left, head + height + 28, "start", "dots: the tokens shown" + (data.line.length ? "; line: median of all texts" : "")));
     if (data.line.length) {
       drawing.append(part("path", { class: "ns-median", d: "M" + data.line.map(([x, y]) => `${X(x)} ${Y(y)}`).join("L") }));
     }
     const here = at !== null && xs[at] !== null && ys[at] !== null;
     if (here) drawing.append(part("circle", { class: "ns-dot", cx: X(xs[at]), cy: Y(ys[at]), r: 5 }));
     const where = here ? `this one at entropy ${number(xs[at])}, cosine similarity ${number(ys[at])}` : "this one not among them";
-    drawing.setAttribute("aria-label", `All tokens with more than one candidate${at === null ? "" : "; " + where}`);
+    drawing.setAttribute("aria-label", `The tokens shown that have more than one candidate${at === null ? "" : "; " + where}`);
     return drawing;
   }
 
   function candidates(data, at) {
-    const [word, words, probs, more, mass, place, p] = data.tokens[at];
+    const [word, words, probs, more, mass, held, place, p] = data.tokens[at];
     const list = make("div", { class: "ns-list" });
-    function row(text, value, drawn) {
+    function row(text, value, drawn, note = "") {
       const mark = drawn ? " ns-drawn" : "";
-      const bar = make("span", { class: "ns-p" + mark, style: `width:${(100 * value) / probs[0]}%` });
+      const bar = make("span", { class: "ns-p" + mark, style: `width:${100 * value}%` });
       list.append(make("bdi", { class: mark, title: text }, text), bar,
-        make("span", { class: "ns-value" + mark }, (drawn ? "✓ " : "") + percent(value)));
+        make("span", { class: "ns-value" + mark }, note + (drawn ? "✓ " : "") + (value === null ? "–" : percent(value))));
     }
     words.forEach((index, i) => row(data.words[index], probs[i], i === place));
-    if (p !== undefined) row(data.words[word], p, true);
-    const rest = more - (p !== undefined);
-    const others = rest > 0 ? `and ${rest.toLocaleString("en")} more, together ${percent(Math.max(mass - (p || 0), 0))}` : "";
+    if (p !== undefined) row(data.words[word], p, true, place < 0 ? "outside " : "");
+    const inside = place >= 0 && p !== undefined; // listed below the others, and one of them
+    const rest = more - inside;
+    const others = rest > 0 ? `and ${rest.toLocaleString("en")} more, together ${percent(Math.max(mass - (inside ? p : 0), 0))}` : "";
     const end = others || (words.length > 1 ? "and no more" : "the only candidate");
-    return make("div", { class: "ns-candidates" }, list, make("p", { class: "ns-muted" }, end));
+    const note = `Shares of the full distribution. Entropy and cosine see the nucleus alone, which holds ${(100 * held).toFixed(1)} % of it.`;
+    return make("div", { class: "ns-candidates" }, list, ...[end, note].map((line) => make("p", { class: "ns-muted" }, line)));
   }
 
   function numbers(data, at, chosen) {
@@ -113,21 +115,24 @@
         span.classList.toggle("ns-none", part.includes(null));
       }
       const note = shares.includes(null) ? "dotted: one candidate, no pair" : quantity.name === "k" ? "(logarithmic)" : "";
+      const low = number(quantity.low) + (quantity.under ? " or less" : "");
       const high = number(quantity.high) + (quantity.over ? " or more" : "");
-      root.querySelector(".ns-legend").replaceChildren(number(quantity.low), make("span", { class: "ns-ramp" }), high,
+      root.querySelector(".ns-legend").replaceChildren(low, make("span", { class: "ns-ramp" }), high,
         make("span", { class: "ns-muted" }, note));
     }
 
     function fill(token) {
-      const [span, [word, words, , more, , place]] = [owner[token], data.tokens[token]];
+      const [span, [word, words, , more, , , place]] = [owner[token], data.tokens[token]];
       const size = +span.dataset.n || 1;
       const close = make("button", { type: "button", "aria-label": "close" }, "×");
       close.addEventListener("click", hide);
+      const of = `of ${(words.length + more).toLocaleString("en")}`;
+      const rank = place < 0 ? `outside the nucleus ${of}` : `rank ${(place + 1).toLocaleString("en")} ${of}`;
       const part = `, number ${token - owner.indexOf(span) + 1} of the ${size} tokens that make `;
       const choice = make("div", {},
         make("p", { class: "ns-head" }, make("b", {}, make("bdi", {}, data.words[word])),
           make("span", { class: "ns-muted" }, `token ${data.first + token + 1} of ${data.total}`), close),
-        make("p", { class: "ns-muted" }, place < 0 ? "not in the nucleus" : `drawn: rank ${place + 1} of ${words.length + more}`,
+        make("p", { class: "ns-muted" }, `${data.whose}: ${rank}`,
           ...(size > 1 ? [part, make("bdi", {}, span.textContent.trim())] : [])),
         candidates(data, token));
       card.replaceChildren(choice, make("div", {}, numbers(data, token, chosen()), scatter(data, token)));
@@ -264,7 +269,7 @@
       fill(at);
       settle();
     }).observe(root);
-    const rows = Math.max(...data.tokens.map(([, words, , , , , p]) => words.length + (p !== undefined)));
+    const rows = Math.max(...data.tokens.map(([, words, , , , , , p]) => words.length + (p !== undefined)));
     if (!keeps) card.style.setProperty("--ns-rows", rows);
     tint();
     if (keeps) show(data.shown, false);
