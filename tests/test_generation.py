@@ -1,6 +1,5 @@
 """The decode loop: against a plain one-prompt-at-a-time reference, and with a model made of a function."""
 
-import contextlib
 import inspect
 from types import SimpleNamespace
 
@@ -326,23 +325,10 @@ def test_a_model_without_a_cache_is_refused():
         measured(model)
 
 
-class Stopped(Exception):
-    """Stands for a kill after a batch was saved."""
-
-
 def fill(folder, stop_after=None, **parameters):
     """Measures `TEXTS` into a cell, as the notebook does; optionally stops after so many batches."""
     cell = results.Cell(folder, {"max_tokens": 8})
-    save, saved = cell.save_batch, []
-
-    def stopping(*batch):
-        save(*batch)
-        saved.append(batch)
-        if len(saved) == stop_after:
-            raise Stopped
-
-    cell.save_batch = stopping
-    with contextlib.suppress(Stopped), cell:
+    with tiny.stopped(cell, stop_after), cell:
         generation.fill(cell, tiny.model(), tiny.tokenizer(), TEXTS, max_tokens=8, progress=False, **parameters)
     return results.load(folder / "measurements.pt") if cell.finished else None
 

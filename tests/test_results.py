@@ -550,7 +550,7 @@ def small_disk(tmp_path):
     """A disk of 256 KiB."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)]
     if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this process may not mount a tmpfs (needs Linux and root)")
+        pytest.skip("NO TMPFS MAY BE MOUNTED HERE: A FULL DISK IS NOT TESTED (needs Linux and root)")
     yield tmp_path
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 

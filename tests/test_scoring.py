@@ -1,6 +1,5 @@
 """Texts that are already there: the same numbers as generation and as a plain reference, by every road."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -241,23 +240,10 @@ def test_a_text_may_reach_the_last_position_of_the_context():
 # Runs
 
 
-class Stopped(Exception):
-    """Stands for a kill after a batch was saved."""
-
-
 def fill(folder, stop_after=None, **parameters):
     """Scores `TEXTS` into a cell, as the notebook does; optionally stops after so many batches."""
     cell = results.Cell(folder, {"mode": "score"})
-    save, saved = cell.save_batch, []
-
-    def stopping(*batch):
-        save(*batch)
-        saved.append(batch)
-        if len(saved) == stop_after:
-            raise Stopped
-
-    cell.save_batch = stopping
-    with contextlib.suppress(Stopped), cell:
+    with tiny.stopped(cell, stop_after), cell:
         scoring.fill(cell, tiny.model().double(), tiny.tokenizer(), PROMPTS, TEXTS, progress=False, **parameters)
     return results.load(folder / "measurements.pt") if cell.finished else None
 

@@ -5,6 +5,7 @@ size of the vocabulary (`VOCAB`) agree. What comes out is the real class of the 
 so it can be saved with ``save_pretrained`` and loaded by name; `save` does that for both.
 """
 
+import contextlib
 from pathlib import Path
 
 import gguf
@@ -173,3 +174,23 @@ def _gguf_rows(name: str, weight: torch.Tensor, config: LlamaConfig) -> torch.Te
         if part in name:
             return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
     return weight
+
+
+class Stopped(Exception):
+    """Stands for a kill after a batch was saved."""
+
+
+@contextlib.contextmanager
+def stopped(cell, after: int | None):
+    """Ends what is filled into ``cell`` in this block once so many batches are saved; None: never."""
+    save, saved = cell.save_batch, []
+
+    def stopping(*batch):
+        save(*batch)
+        saved.append(batch)
+        if len(saved) == after:
+            raise Stopped
+
+    cell.save_batch = stopping
+    with contextlib.suppress(Stopped):
+        yield
