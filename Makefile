@@ -8,7 +8,7 @@ GRID ?= scripts/grids/default.yml
 CORES ?= all
 LAB ?=
 FLAGS ?=
-SNAKEMAKE = $(BIN)/snakemake $(FLAGS) --cores $(CORES) --configfile '$(GRID)' --rerun-incomplete --nolock --quiet host rules progress reason
+SNAKEMAKE = $(BIN)/snakemake $(FLAGS) --cores $(CORES) --configfile '$(GRID)' --quiet host rules progress reason
 
 .DEFAULT_GOAL := help
 .PHONY: help run book lab test lint env

@@ -1,35 +1,62 @@
 """The pipeline as a graph: one job a cell (a model on a data set) from a grid in YAML, then the analyses, then the book.
 
-    snakemake --cores all --configfile scripts/grids/default.yml        # measures and analyses
-    snakemake --cores all --configfile scripts/grids/default.yml book   # and builds the book
+    snakemake --cores all --configfile scripts/grids/default.yml           # measures and analyses
+    snakemake --cores all --configfile scripts/grids/default.yml -- book   # and builds the book
+    snakemake --profile scripts/slurm --configfile scripts/grids/study.yml   # the same, as jobs of Slurm
+
+profiles/default/ holds what all of them do, --keep-going first. A cell runs when the ledger says that
+it lacks something: Snakemake's own records do not count there, so results of any origin are taken as
+they are, or measured again where their settings differ from the grid's. When cells have failed, the
+graph is run once more as it is: without them, so that the analyses and the book are of what is there.
 """
 
-import shlex
+import os
+import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.parse import quote
 
-from nucleoscope import results
+from nucleoscope import gpus, graph, grid, ledger, results
 
 if not config:  # a grid of one's own is taken as it is: Snakemake would add the default's parameters to it
     configfile: "scripts/grids/default.yml"
 
-CELLS = {
-    str(results.cell_folder(config["results_dir"], dataset, model, config.get("parameters", {}).get("text_column"))): {
-        **config.get("parameters", {}),
-        "model_name": model,
-        "dataset_name": dataset,
-        "results_dir": config["results_dir"],
-    }
-    for model in config["models"]
-    for dataset in config["datasets"]
-}
-if len(CELLS) < len(config["models"]) * len(config["datasets"]):
-    sys.exit("error: two models or two data sets of the grid share a short name, and so a results folder")
+try:
+    CELLS = grid.cells(config)
+except ValueError as error:
+    sys.exit(f"error: {error}")
 
+RESULTS = config["results_dir"]
+LOGS = f"{RESULTS}/{ledger.LOGS}"
+ANALYSES = f"{RESULTS}/{results.ANALYSES}"
+PAGES = [f"{RESULTS}/{results.PAGES}/{name}.ipynb" for name in ("index", "theory", "twelve")]
+AS_IT_IS = "NUCLEOSCOPE_AS_IT_IS" in os.environ  # no cell is measured: see onerror
+INTERRUPTED = []  # signals
+AGAIN = "interrupted: the same command goes on where this was"
+FORCE = {"-f", "--force", "-F", "--forceall", "-R", "--forcerun"}
 
-def options(parameters):
-    """Parameters as command-line options."""
-    return shlex.join(word for name, value in parameters.items() for word in (f"--{name}", str(value)))
+# What runs here shares this machine; what a cluster runs has its own.
+HERE = workflow.is_main_process and workflow.resource_settings.nodes is None
+GPUS = gpus.names() if HERE else []
+if HERE and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", len(GPUS))
+if not workflow.is_main_process:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a compute node: scripts/prefetch.py has been there before
+
+# A job that was started for a cell need not ask about the others.
+LACKING = {folder: why for folder, entry in CELLS.items() if workflow.is_main_process and (why := ledger.lacking(folder, entry))}
+NOTEBOOKS = [f"{folder}/{results.NOTEBOOK}" for folder in CELLS]
+if AS_IT_IS:
+    NOTEBOOKS = [path for path in NOTEBOOKS if Path(path).is_file()]
+# Cells that were measured without this grid are analysed too, and those whose notebook failed.
+analysed = {str(Path(path).parent) for path in NOTEBOOKS}
+OTHERS = [str(results.measurements(folder)) for folder in results.cells(RESULTS) if str(folder) not in analysed]
+# The rule below knows only cells that are to run: what has no rule is taken as it is.
+forced = FORCE & set(sys.argv) or not workflow.is_main_process
+TO_RUN = [] if AS_IT_IS else list(CELLS) if forced else list(LACKING)
 
 
 def modules(*names):
@@ -37,50 +64,78 @@ def modules(*names):
     return [f"lib/nucleoscope/{name}.py" for name in names]
 
 
-ANALYSES = f"{config['results_dir']}/{results.ANALYSES}"
-MEASURED = [f"{folder}/{results.MEASUREMENTS}" for folder in CELLS]
-# Cells that were measured without this grid are analysed too.
-OTHERS = [str(results.measurements(folder)) for folder in results.cells(config["results_dir"]) if str(folder) not in CELLS]
+def renewed(wildcards):
+    """For a cell whose files stand there with other settings a file newer than those: it runs again."""
+    if wildcards.folder not in LACKING or not Path(wildcards.folder, results.NOTEBOOK).is_file():
+        return []
+    stamp = Path(".snakemake/renewed", quote(wildcards.folder, safe=""))
+    if workflow.is_main_process:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(f"{time.time_ns()}: {LACKING[wildcards.folder]}\n")
+    return str(stamp)
 
 
-PAGES = [f"{config['results_dir']}/{results.PAGES}/{name}.ipynb" for name in ("index", "theory", "twelve")]
+def there():
+    """How many GPUs the cells share here; None on a cluster."""
+    return workflow.global_resources["gpu"].value if HERE else None
+
+
+def cell_threads(wildcards):
+    return graph.threads(CELLS[wildcards.folder], there(), workflow.cores) if HERE else 4
+
+
+def cell_job(wildcards):
+    """Options of scripts/job.py: the log, and which choice of GPUs."""
+    choice = graph.gpu_choice(CELLS[wildcards.folder], there(), bool(GPUS))
+    return graph.options({"log": ledger.log_file(wildcards.folder), "gpus": choice})
+
+
+def everywhere(wildcards):
+    """All cores here, a few on a cluster."""
+    return workflow.cores if HERE else 4
+
+
+wildcard_constraints:
+    folder="|".join(map(re.escape, TO_RUN)) or "(?!)",
 
 
 rule all:
     input:
-        expand("{folder}/{file}", folder=CELLS, file=(results.RUN_INFO, results.NOTEBOOK)),
+        NOTEBOOKS,
         expand("{folder}/{file}", folder=ANALYSES, file=results.ANALYSIS_FILES),
 
 
 rule analyses:
     input:
-        MEASURED,
+        NOTEBOOKS,
         OTHERS,
         "notebooks/correlation.py",
         "notebooks/fits.py",
-        modules("bootstrap", "correlation", "curves", "fits", "figures", "panels", "tables"),
+        modules("bootstrap", "correlation", "curves", "fits", "figures", "panels", "reading", "shelf", "tables"),
     output:
         [update(f"{ANALYSES}/{file}") for file in results.ANALYSIS_FILES],
-    threads: workflow.cores
+    threads: everywhere
     params:
-        options=options({"results_dir": config["results_dir"], **config.get("analyses", {})}),
+        job=graph.options({"log": f"{LOGS}/analyses.log"}),
+        options=graph.options({"results_dir": RESULTS, **config.get("analyses", {})}),
     shell:
-        "{sys.executable:q} scripts/correlation_eval.py {params.options}"
+        "{sys.executable:q} scripts/job.py {params.job} -- {sys.executable:q} scripts/correlation_eval.py {params.options}"
 
 
 rule page:
     input:
-        MEASURED,
+        NOTEBOOKS,
         OTHERS,
         "notebooks/{name}.py",
-        modules("bootstrap", "correlation", "figures", "theory"),
+        modules("bootstrap", "correlation", "figures", "picks", "reading", "shelf", "strip", "text", "theory"),
     output:
-        update(f"{config['results_dir']}/{results.PAGES}/{{name}}.ipynb"),
-    threads: workflow.cores
+        update(f"{RESULTS}/{results.PAGES}/{{name}}.ipynb"),
+    threads: everywhere
     params:
-        options=options({"results_dir": config["results_dir"]}),
+        job=lambda wildcards: graph.options({"log": f"{LOGS}/{wildcards.name}.log"}),
+        options=graph.options({"results_dir": RESULTS}),
     shell:
-        "{sys.executable:q} scripts/run_notebook.py {wildcards.name} {output:q} {params.options}"
+        "{sys.executable:q} scripts/job.py {params.job} -- {sys.executable:q} scripts/run_notebook.py {wildcards.name} {output:q} {params.options}"
 
 
 # Sphinx touches only the pages that change, so a file of its own says when the book was built.
@@ -93,23 +148,70 @@ rule book:
     output:
         touch("_build/html/.built"),
     params:
-        options=options({"results_dir": config["results_dir"]}),
+        job=graph.options({"log": f"{LOGS}/book.log"}),
+        options=graph.options({"results_dir": RESULTS}),
     shell:
-        "{sys.executable:q} scripts/build_book.py {params.options}"
+        "{sys.executable:q} scripts/job.py {params.job} -- {sys.executable:q} scripts/build_book.py {params.options}"
 
 
-# A cell uses all cores: two at once would only take turns. --overwrite, because the grid decides:
-# a cell runs again when its parameters here have changed. update(), because what is there must
-# stay until it is replaced: Snakemake removes outputs before a job, and those of a failed job.
+# --overwrite, because the grid decides: a cell runs again when its parameters here have changed.
+# Its notebook stands for the cell, because it is written last. Measurements and run.json are none of
+# Snakemake's: of a job that fails it removes the outputs, or puts older ones back in their place, and
+# what was measured before the failure would be lost. update(), because the notebook that is there
+# must stay until it is replaced. The log is none of Snakemake's, which would empty it each time.
 rule cell:
+    input:
+        renewed,
     output:
-        update(f"{{folder}}/{results.MEASUREMENTS}"),
-        update(f"{{folder}}/{results.RUN_INFO}"),
         update(f"{{folder}}/{results.NOTEBOOK}"),
-    wildcard_constraints:
-        folder="|".join(map(re.escape, CELLS)),
     params:
-        options=lambda wildcards: options(CELLS[wildcards.folder]),
-    threads: workflow.cores
+        job=cell_job,
+        options=lambda wildcards: graph.options(CELLS[wildcards.folder].parameters),
+    threads: cell_threads
+    resources:
+        gpu=lambda wildcards: graph.gpus(CELLS[wildcards.folder], there()),
+        mem_mb=lambda wildcards: grid.mebibytes(CELLS[wildcards.folder].memory or "32G"),
+        runtime=lambda wildcards: grid.minutes(CELLS[wildcards.folder].time or "4h"),
     shell:
-        "{sys.executable:q} scripts/correlation_pipeline.py {params.options} --overwrite"
+        "{sys.executable:q} scripts/job.py {params.job} -- {sys.executable:q} scripts/correlation_pipeline.py {params.options} --overwrite"
+
+
+def interrupt(number, frame):
+    INTERRUPTED.append(number)
+    raise KeyboardInterrupt
+
+
+def uncaught(kind, error, traceback):
+    """Ctrl-C where Snakemake does not expect it is no reason for a traceback."""
+    if kind is KeyboardInterrupt:
+        print(AGAIN, file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+if workflow.is_main_process:
+    signal.signal(signal.SIGINT, interrupt)
+    sys.excepthook = uncaught
+
+
+def finish():
+    """After failures: what depends on failed cells is made from the others, by this same command."""
+    failed = any(ledger.lacking(folder, entry) for folder, entry in CELLS.items())
+    if failed and graph.goes_on(workflow.dag_settings.targets) and not workflow.touch and results.cells(RESULTS):
+        print("\nSome cells failed; now the analyses of those that are there.", file=sys.stderr)
+        done = subprocess.run(graph.again(sys.argv[1:]), env=os.environ | {"NUCLEOSCOPE_AS_IT_IS": "1"})
+        if done.returncode:
+            print("\nNot all could be made from the cells that are there.", file=sys.stderr)
+
+
+onsuccess:
+    if not AS_IT_IS:
+        print(ledger.summary(config), file=sys.stderr)
+
+
+onerror:
+    if INTERRUPTED:
+        print(AGAIN, file=sys.stderr)
+    elif not AS_IT_IS:
+        finish()
+        print(ledger.summary(config), file=sys.stderr)

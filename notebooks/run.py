@@ -38,9 +38,10 @@ prompt_format = "chat"  # chat: in the model's own template, as make run does; r
 prompt_column = None  # column of a file that holds the prompts; None means "prompt"
 batch_size = "auto"  # prompts worked on together, or auto
 dtype = "auto"  # float32, bfloat16, float16, or auto
-device = "auto"  # cpu, cuda, cuda:1, ..., or auto
+device = "auto"  # cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto: the freest GPU, more if need be
 results_dir = "results"  # where <dataset>/<model>/ is made, or <dataset>-<text_column>/<model>/
 overwrite = False  # replace results in that folder that were made with other settings
+model_revision = None  # commit of a model on the Hub that all its files are taken from; None means the newest
 trust_remote_code = False  # run code that comes with the model; read it first
 
 # %%
@@ -50,7 +51,7 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
-from nucleoscope import correlation, figures, generation, models, picks, prompts, results, runs, scoring, tables
+from nucleoscope import cells, correlation, figures, generation, models, picks, prompts, results, runs, scoring, tables
 from nucleoscope.strip import background, strip
 
 if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
@@ -62,8 +63,10 @@ if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from t
 # %%
 runs.check(max_tokens, top_p, prompt_format, batch_size)
 runs.check_mode(mode, text_column)
+folder = results.cell_folder(results_dir, dataset_name, model_name, text_column)
+cells.check(folder, overwrite)
 data = prompts.load(dataset_name, n_prompts, prompt_column, text_column)
-model, tokenizer, identity = models.load(model_name, dtype, device, trust_remote_code)
+model, tokenizer, identity = models.load(model_name, dtype, device, trust_remote_code, model_revision)
 
 # %%
 settings = {"model_name": model_name, "model": identity, "dataset_name": dataset_name, "dataset": data.identity}
@@ -85,8 +88,7 @@ pd.Series(settings, name="setting").to_frame()
 # as if it had been the one to come.
 
 # %%
-folder = results.cell_folder(results_dir, dataset_name, model_name, text_column)
-cell = results.Cell(folder, settings, overwrite)
+cell = cells.Cell(folder, settings, overwrite)
 parameters = {"max_tokens": max_tokens, "top_p": top_p, "prompt_format": prompt_format, "batch_size": batch_size}
 if not cell.finished:
     with cell:

@@ -30,9 +30,12 @@ def parser() -> Parser:
     add("--prompt_column", help="column of a file that holds the prompts; None means prompt")
     add("--batch_size", type=number_or_auto, default="auto", help="prompts worked on together, or auto")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ..., or auto")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto")
     add("--results_dir", default="results", help="where <dataset>[-<text_column>]/<model>/ is made")
     add("--overwrite", action="store_true", help="replace results there that were made with other settings")
+    add(
+        "--model_revision", help="commit of a model on the Hub that all its files are taken from; None means the newest"
+    )
     add("--trust_remote_code", action="store_true", help="run code that comes with the model; read it first")
     return options
 

@@ -134,6 +134,7 @@ def project(folder: Path) -> Path:
     (folder / "book/index.md").write_text(PROSE)
     (folder / "book/bibliography.md").write_text("# Bibliography\n\n```{bibliography}\n```\n")
     for name in ("_config.yml", "book/references.bib", "book/templates/layout.html", *book.GENERATED):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     settings = {"n_prompts": 2, "prompt_format": "raw", "dtype": "float32"}
     for model, dataset in (("small", "alpha"), ("big", "beta"), ("big", "alpha")):

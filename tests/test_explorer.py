@@ -20,6 +20,7 @@ import lab
 import tiny
 from nucleoscope import (
     candidates,
+    cells,
     controls,
     explorer,
     generation,
@@ -314,7 +315,7 @@ def test_a_scored_prompt_brings_its_text(tiny_model, tmp_path):
     options = {"max_tokens": 12, "top_p": 0.8, "prompt_format": "raw"}
     settings = {"model_name": tiny_model, "model": identity, "dataset_name": "lines.csv", "mode": "score", **options}
     folder = results.cell_folder(tmp_path / "results", "lines.csv", tiny_model, "answer")
-    with results.Cell(folder, settings) as cell:
+    with cells.Cell(folder, settings) as cell:
         scoring.fill(cell, model, tokenizer, ["a b", "the"], [" cat sat", " other, né"], **options)
     made = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
     made.cell.value = folder
@@ -403,7 +404,7 @@ def measured(model_name: str, folder: Path) -> None:
     options = {"max_tokens": 12, "top_p": 0.8, "seed": 3, "prompt_format": "raw"}
     settings = {"model_name": model_name, "dataset_name": "lines.txt", **options}
     settings["dtype"] = str(model.dtype).removeprefix("torch.")
-    with results.Cell(results.cell_folder(folder / "results", "lines.txt", model_name), settings) as cell:
+    with cells.Cell(results.cell_folder(folder / "results", "lines.txt", model_name), settings) as cell:
         generation.fill(cell, model, tokenizer, ["a b", "the", f"the cat {EVIL}"], batch_size=1, **options)
 
 

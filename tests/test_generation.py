@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 import oracle
 import tiny
-from nucleoscope import decoding, generation, results
+from nucleoscope import cells, decoding, generation, results
 
 TEXTS = [
     "the cat sat on the",
@@ -327,7 +327,7 @@ def test_a_model_without_a_cache_is_refused():
 
 def fill(folder, stop_after=None, **parameters):
     """Measures `TEXTS` into a cell, as the notebook does; optionally stops after so many batches."""
-    cell = results.Cell(folder, {"max_tokens": 8})
+    cell = cells.Cell(folder, {"max_tokens": 8})
     with tiny.stopped(cell, stop_after), cell:
         generation.fill(cell, tiny.model(), tiny.tokenizer(), TEXTS, max_tokens=8, progress=False, **parameters)
     return results.load(folder / "measurements.pt") if cell.finished else None
@@ -337,13 +337,13 @@ def fill(folder, stop_after=None, **parameters):
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_tokens(tmp_path, later_size):
     straight = fill(tmp_path / "straight", batch_size=2)
     fill(tmp_path / "stopped", batch_size=2, stop_after=1)
-    assert len(results.Cell(tmp_path / "stopped", {"max_tokens": 8}).load_batches()) == 1
+    assert len(cells.Cell(tmp_path / "stopped", {"max_tokens": 8}).load_batches()) == 1
     assert tokens(fill(tmp_path / "stopped", batch_size=later_size)) == tokens(straight)
 
 
 def test_nan_leaves_the_batches_before_saved(tmp_path):
     model = tiny.model()
-    cell = results.Cell(tmp_path, {})
+    cell = cells.Cell(tmp_path, {})
     original, calls = model.forward, []
 
     def breaking(*args, **kwargs):

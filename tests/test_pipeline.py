@@ -213,7 +213,7 @@ def test_the_default_grid_plans_its_three_cells():
     done = run("configfile=scripts/grids/default.yml", command=command)
     assert done.returncode == 0, done.stderr
     for name in ("math", "stories", "articles"):
-        assert f"results/{name}/{models.PACKAGED}/measurements.pt" in done.stdout + done.stderr
+        assert f"results/{name}/{models.PACKAGED}/run.ipynb" in done.stdout + done.stderr
 
 
 def test_the_benchmark_runs_all_its_parts_on_random_weights():

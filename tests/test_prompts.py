@@ -374,7 +374,8 @@ class FakeHub:
     def __init__(self, refuse: int = 0):
         self.refuse, self.asked = refuse, []
 
-    def __call__(self, path, name=None, *, split, revision):
+    def __call__(self, path, name=None, *, split, revision, cache_dir):
+        assert revision.replace("/", "-") == Path(cache_dir).name  # another revision in the cache is never taken for it
         self.asked.append((path, name, split, revision))
         if len(self.asked) <= self.refuse:
             raise RuntimeError(f"no {revision[:6]}\nand more lines of it")

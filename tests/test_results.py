@@ -20,8 +20,8 @@ import torch
 
 from made import study_file
 from messages import one_line
-from nucleoscope import correlation, fits, results
-from nucleoscope.results import Cell
+from nucleoscope import cells, correlation, files, fits, results
+from nucleoscope.cells import Cell
 
 SETTINGS = {
     "model_name": "org/tiny",
@@ -247,7 +247,8 @@ def test_a_process_killed_while_it_saves_leaves_its_finished_batches(folder):
 import json, os, signal, sys
 import torch
 from pathlib import Path
-from nucleoscope.results import Cell, whole
+from nucleoscope.cells import Cell
+from nucleoscope.files import whole
 cell = Cell(Path(sys.argv[1]), json.loads(sys.argv[2]))
 cell.start()
 cell.save_batch([1, 0], [{"prompt": "a"}, {"prompt": "b"}], 1.0)
@@ -267,13 +268,13 @@ with whole(cell.batches / "000002.pt") as stream:
 
 
 def interrupted(monkeypatch, name: str, cell: Cell) -> None:
-    """Finishes ``cell`` up to the moment before ``results.<name>`` is first called."""
+    """Finishes ``cell`` up to the moment before ``cells.<name>`` is first called."""
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, name, stop)
+        patch.setattr(cells, name, stop)
         with pytest.raises(KeyboardInterrupt):
             cell.finish(5, {})
 
@@ -318,15 +319,15 @@ def test_an_old_run_json_never_stands_beside_new_measurements(folder, monkeypatc
 
 
 def test_a_second_writer_is_refused_and_told_who_writes(folder, monkeypatch):
-    monkeypatch.setattr(results, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0)
     first = run(folder, until=1)
     assert str(os.getpid()) in refusal(BlockingIOError, opened(folder).start)
-    del first  # as its process ends
+    first.release()
     opened(folder).start()
 
 
 def test_overwrite_takes_nothing_from_a_run_at_work(folder, monkeypatch):
-    monkeypatch.setattr(results, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0)
     first = run(folder, until=1)
     before = contents(folder)
     with pytest.raises(BlockingIOError):
@@ -470,7 +471,7 @@ def test_an_error_while_writing_leaves_what_was_there(tmp_path, before, error):
         path.write_bytes(before)
 
     def write():
-        with results.whole(path) as stream:
+        with files.whole(path) as stream:
             stream.write(b"half of it")
             raise error
 
@@ -481,7 +482,7 @@ def test_an_error_while_writing_leaves_what_was_there(tmp_path, before, error):
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path):
     path = tmp_path / "x.pt"
-    with results.whole(path) as stream:
+    with files.whole(path) as stream:
         stream.write(b"all of it")
         assert not path.exists()
         assert list(tmp_path.glob("*.pt")) == []
@@ -495,7 +496,7 @@ def test_a_full_disk_while_saving_tensors_leaves_what_was_there(tmp_path, room):
     path.write_bytes(b"what was there")
 
     def write():
-        with results.whole(path):
+        with files.whole(path):
             torch.save([record(index) for index in range(50)], FullDisk(room))
 
     with pytest.raises((OSError, RuntimeError)):
@@ -505,13 +506,13 @@ def test_a_full_disk_while_saving_tensors_leaves_what_was_there(tmp_path, room):
 
 def test_writing_into_a_missing_folder_says_so(tmp_path):
     with pytest.raises(FileNotFoundError):
-        results.write_json(tmp_path / "nowhere" / "x.json", {})
+        files.write_json(tmp_path / "nowhere" / "x.json", {})
 
 
 def test_a_value_that_json_cannot_hold_leaves_what_was_there(tmp_path):
-    results.write_json(tmp_path / "x.json", {"a": 1})
+    files.write_json(tmp_path / "x.json", {"a": 1})
     with pytest.raises(TypeError):
-        results.write_json(tmp_path / "x.json", {"a": object()})
+        files.write_json(tmp_path / "x.json", {"a": object()})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -543,16 +544,6 @@ def test_a_batch_that_cannot_be_written_leaves_the_others(folder):
     with largest_file(1000), pytest.raises((OSError, RuntimeError)):
         cell.save_batch([0, 3], [record(0), record(3)], 1.0)
     assert contents(folder) == before
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 256 KiB."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("NO TMPFS MAY BE MOUNTED HERE: A FULL DISK IS NOT TESTED (needs Linux and root)")
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_a_run_on_a_full_disk_keeps_its_batches_and_goes_on_when_there_is_room(small_disk):

@@ -13,7 +13,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFas
 
 import tiny
 from messages import one_line
-from nucleoscope import encoding, generation, prompts, results, runs, scoring
+from nucleoscope import cells, encoding, generation, prompts, results, runs, scoring
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ["the cat sat on the", "in", "a long and winding road that leads to the other end of it all", "she", "of the"]
@@ -242,7 +242,7 @@ def test_a_text_may_reach_the_last_position_of_the_context():
 
 def fill(folder, stop_after=None, **parameters):
     """Scores `TEXTS` into a cell, as the notebook does; optionally stops after so many batches."""
-    cell = results.Cell(folder, {"mode": "score"})
+    cell = cells.Cell(folder, {"mode": "score"})
     with tiny.stopped(cell, stop_after), cell:
         scoring.fill(cell, tiny.model().double(), tiny.tokenizer(), PROMPTS, TEXTS, progress=False, **parameters)
     return results.load(folder / "measurements.pt") if cell.finished else None
@@ -252,13 +252,13 @@ def fill(folder, stop_after=None, **parameters):
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_numbers(tmp_path, later_size):
     straight = fill(tmp_path / "straight", batch_size=2)
     assert fill(tmp_path / "stopped", batch_size=2, stop_after=1) is None
-    assert len(results.Cell(tmp_path / "stopped", {"mode": "score"}).load_batches()) == 1
+    assert len(cells.Cell(tmp_path / "stopped", {"mode": "score"}).load_batches()) == 1
     same(fill(tmp_path / "stopped", batch_size=later_size), straight, 1e-5)
 
 
 def test_run_json_has_the_keys_of_a_generated_run_and_what_was_cut(tmp_path):
     fill(tmp_path / "scored", max_tokens=8)
-    cell = results.Cell(tmp_path / "written", {})
+    cell = cells.Cell(tmp_path / "written", {})
     with cell:
         generation.fill(cell, tiny.model(), tiny.tokenizer(), PROMPTS, max_tokens=8, progress=False)
     info, other = results.load_info(tmp_path / "scored"), results.load_info(tmp_path / "written")
@@ -392,11 +392,11 @@ def test_texts_are_scored_from_the_command_line_beside_what_is_generated(tmp_pat
 
 def test_results_of_the_two_modes_never_mix(tmp_path):
     settings = {"model_name": "m", "dataset_name": "d", "max_tokens": 5}
-    with results.Cell(tmp_path, settings) as cell:
+    with cells.Cell(tmp_path, settings) as cell:
         cell.finish(0, {})
-    assert results.Cell(tmp_path, settings).finished
+    assert cells.Cell(tmp_path, settings).finished
     with pytest.raises(FileExistsError, match='mode is null there and "score" here'):
-        results.Cell(tmp_path, settings | {"mode": "score", "text_column": "answer"})
+        cells.Cell(tmp_path, settings | {"mode": "score", "text_column": "answer"})
 
 
 @pytest.mark.parametrize("column", ["answer", "a/b"])

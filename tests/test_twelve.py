@@ -6,7 +6,7 @@ import nbformat
 import torch
 
 import tiny
-from nucleoscope import notebooks, picks, results
+from nucleoscope import files, notebooks, picks, results
 from nucleoscope.text import literal
 
 TEXT = "the rain in Spain stays mainly in the plain, and سلام 你好 <script>alert(1)</script>"
@@ -17,7 +17,7 @@ def cell(folder, records: list[dict], settings: dict | None) -> None:
     folder.mkdir(parents=True)
     torch.save(records, folder / results.MEASUREMENTS)
     if settings is not None:
-        results.write_json(folder / results.RUN_INFO, {"settings": {"model": {"source": "folder"}, **settings}})
+        files.write_json(folder / results.RUN_INFO, {"settings": {"model": {"source": "folder"}, **settings}})
 
 
 def shown(folder) -> tuple[list[str], list[str]]:

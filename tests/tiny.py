@@ -6,6 +6,7 @@ so it can be saved with ``save_pretrained`` and loaded by name; `save` does that
 """
 
 import contextlib
+import hashlib
 from pathlib import Path
 
 import gguf
@@ -113,6 +114,14 @@ def model(kind: str = "llama", seed: int = 0, **config) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return model_class(config_class(**defaults | config)).eval()
+
+
+def digest(model: PreTrainedModel) -> str:
+    """A hash of all weights, by their names."""
+    total = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        total.update(name.encode() + weight.float().numpy().tobytes())
+    return total.hexdigest()
 
 
 def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:

@@ -38,7 +38,15 @@ ELSEWHERE = re.compile(BEFORE + r"(?<![:<>/])/(?:[\w.+-]+/)+([\w.+-]+)")
 WORDS = "nucleoscope-strip"  # the class of HTML that shows what a model wrote: its paths are its own
 
 
-GENERATED = ("CHANGELOG.md", "CITATION.cff", "README.md", "scripts/grids/default.yml")  # files that pages include
+GENERATED = (
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "README.md",
+    "scripts/grids/default.yml",
+    "scripts/grids/study.yml",
+    "scripts/slurm/config.yaml",
+)  # files that pages include
+PRINTED = ("scale.py",)  # scripts that print a part of a page
 
 
 class BookError(ValueError):
@@ -178,7 +186,9 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     for name in GENERATED:
         files[f"generated/{Path(name).name}"] = (root / name).read_bytes()
     for script in (root / "scripts").glob("*.py"):
-        files[f"generated/{script.stem}.txt"] = _help(script)
+        files[f"generated/{script.stem}.txt"] = _said(script, "--help")
+        if script.name in PRINTED:
+            files[f"generated/{script.stem}.md"] = _said(script)
     return _sync(files, staging)
 
 
@@ -249,13 +259,12 @@ def _plain(name: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>()#+!|$~^&-])", r"\\\1", name)
 
 
-def _help(script: Path) -> bytes:
-    """What a script says to --help, in lines that fit a page."""
-    done = subprocess.run(
-        [sys.executable, str(script), "--help"], env=os.environ | {"COLUMNS": "88"}, capture_output=True
-    )
+def _said(script: Path, *options: str) -> bytes:
+    """What a script prints, in lines that fit a page."""
+    command, environment = [sys.executable, str(script), *options], os.environ | {"COLUMNS": "88"}
+    done = subprocess.run(command, env=environment, capture_output=True)
     if done.returncode:
-        raise BookError(f"{script.name} --help failed: {(done.stderr.decode().splitlines() or ['?'])[-1]}")
+        raise BookError(f"{script.name} failed: {(done.stderr.decode().splitlines() or ['?'])[-1]}")
     return done.stdout
 
 

@@ -22,15 +22,20 @@ RESAMPLES = 2000
 LEVEL = 0.95
 BINS = 50  # the published study's
 BLOCK = 1 << 14  # numbers held at once for each column: what the cache holds
+COUNTS = 1 << 21  # counts worked on at once where no column of tokens is: 16 MB
+MEMORY = 1 << 30  # bytes that the processes of `each` may take together
+PROCESS = 160 << 20  # bytes of one that has imported what the statistics need
 
 
 def draws(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """How often each prompt is drawn in each resample: (resamples, prompts) int32. ValueError without any."""
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; it must be at least 1")
-    return (
-        np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples).astype(np.int32)
-    )
+    generator, even = np.random.default_rng(seed), np.full(prompts, 1 / prompts)
+    counts = np.empty((resamples, prompts), dtype=np.int32)
+    for some in chunks(counts):
+        some[:] = generator.multinomial(prompts, even, size=len(some))
+    return counts
 
 
 def interval(values: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
@@ -52,18 +57,26 @@ def blocks(counts: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
     return (counts[start : start + rows] for start in range(0, len(counts), rows))
 
 
+def chunks(counts: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows of ``counts`` in parts that may be held as 64-bit numbers; one part for the study's cells."""
+    rows = max(1, COUNTS // counts.shape[1])
+    return (counts[start : start + rows] for start in range(0, len(counts), rows))
+
+
 def constant(values: np.ndarray) -> bool:
     """Whether values differ by no more than rounding."""
     return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 
-def each(function: Callable, items: Iterable[Any], jobs: int | None = 1) -> list:
-    """[function(item) ...], in ``jobs`` processes at once; None means one for each core.
+def each(function: Callable, items: Iterable[Any], jobs: int | None = 1, need: int = 0) -> list:
+    """[function(item) ...], in ``jobs`` processes at once.
 
-    Fresh processes, not forks: a fork of a process whose threads hold locks can hang.
+    None means one for each core, but no more than share `MEMORY` where an item takes ``need`` bytes.
+    Fresh processes, not forks: a fork of a process whose threads hold locks can hang. They get the
+    items, so these should be small.
     """
     items = list(items)
-    jobs = min(jobs or _cores(), len(items))
+    jobs = min(jobs or min(_cores(), max(1, MEMORY // (PROCESS + need))), len(items))
     if jobs < 2:
         return [function(item) for item in items]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
@@ -111,12 +124,15 @@ def pearson(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.nd
     sizes = np.bincount(prompt, minlength=prompts)
     sums = np.stack([np.bincount(prompt, column, prompts) for column in centered.T], axis=1)  # (prompts, v)
     products = np.zeros((prompts, values.shape[1], values.shape[1]))
-    np.add.at(products, prompt, centered[:, :, None] * centered[:, None, :])
-    total = (counts @ sizes)[:, None]
-    means = counts @ sums / total
-    moments = np.tensordot(counts, products, axes=1) / total[:, :, None]
-    rounding = 1e-14 * values.var(axis=0)
-    return _normalised(moments - means[:, :, None] * means[:, None, :], rounding)
+    for i, j in np.ndindex(products.shape[1:]):
+        products[:, i, j] = np.bincount(prompt, centered[:, i] * centered[:, j], prompts)
+    covariances = []
+    for some in chunks(counts):
+        total = (some @ sizes)[:, None]
+        means = some @ sums / total
+        moments = np.tensordot(some, products, axes=1) / total[:, :, None]
+        covariances.append(moments - means[:, :, None] * means[:, None, :])
+    return _normalised(np.concatenate(covariances), 1e-14 * values.var(axis=0))
 
 
 def _normalised(covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
@@ -176,7 +192,7 @@ class Bins:
         sizes = np.bincount(cell, minlength=prompts * bins).reshape(prompts, bins)
         sums = np.bincount(cell, self.y, minlength=prompts * bins).reshape(prompts, bins)
         with np.errstate(invalid="ignore"):  # an empty bin is 0 / 0, which is NaN as promised
-            return (counts @ sums) / (counts @ sizes)
+            return np.concatenate([(some @ sums) / (some @ sizes) for some in chunks(counts)])
 
     def deviations(self) -> np.ndarray:
         """Standard deviations (bins,) of y in the data, divided by n as numpy does."""

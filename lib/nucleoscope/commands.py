@@ -5,6 +5,7 @@ Contract: importing this is quick, so that --help need not wait for torch.
 
 import argparse
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -23,17 +24,33 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a cluster sends some seconds before it kills: a job ends as if interrupted by hand."""
+
+
+def _terminated(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the way out must not be interrupted by a second one
+    raise Terminated
+
+
 @contextlib.contextmanager
 def one_line_errors(debug: bool, interrupted: str) -> Iterator[None]:
-    """Ends the program with one line where a notebook fails or a file is wrong; with more where ``debug``."""
-    from nucleoscope import notebooks
+    """Ends the program with one line where a notebook fails or a file is wrong; with more where ``debug``.
 
+    So it does at SIGINT and SIGTERM, and takes the notebook's process with it.
+    """
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        yield
-    except KeyboardInterrupt:
+        from nucleoscope import notebooks
+
+        try:
+            yield
+        except (notebooks.NotebookError, OSError, ValueError) as error:
+            if debug:
+                print(getattr(error, "traceback", ""), file=sys.stderr)
+            sys.exit(f"error: {error}")
+    except KeyboardInterrupt as signalled:
         print(interrupted, file=sys.stderr)
-        sys.exit(130)
-    except (notebooks.NotebookError, OSError, ValueError) as error:
-        if debug:
-            print(getattr(error, "traceback", ""), file=sys.stderr)
-        sys.exit(f"error: {error}")
+        sys.exit(143 if isinstance(signalled, Terminated) else 130)  # 128 and the signal's number
+    finally:
+        signal.signal(signal.SIGTERM, before)

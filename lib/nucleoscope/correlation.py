@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import stats
 from scipy.special import betaln
 
-from nucleoscope import bootstrap
+from nucleoscope import bootstrap, shelf
 from nucleoscope.results import choices
 
 PAIRS = (  # the first is the study's; the others each put one other quantity in its place
@@ -30,6 +30,7 @@ PAIRS = (  # the first is the study's; the others each put one other quantity in
 )
 PUBLISHED_COLUMNS = ["Model", "Dataset", "Pearson r", "Pearson p", "Spearman r", "Spearman p"]
 COUNTS = ["tokens", "tokens with k > 1", "prompts"]
+NEED = 520  # bytes a token that `coefficients` takes at most, beside the counts of the resamples
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
@@ -45,11 +46,13 @@ def statistics(
     The 15 cells of the study, 10,000 tokens each, take about 25 s on one core, less with more
     ``jobs`` (processes; None means one for each core): a resample costs no sorting, only a running sum
     over each sorted column (`bootstrap.Ranks`), and Pearson's coefficient only sums over prompts
-    (`bootstrap.pearson`).
+    (`bootstrap.pearson`). Of a `shelf.Shelf` one cell is read at a time in each process.
     """
     rows, keys = [], sorted(tables)
-    measured = partial(coefficients, pairs=PAIRS, resamples=resamples, seed=seed)
-    for (model, dataset), pairs in zip(keys, bootstrap.each(measured, map(tables.get, keys), jobs), strict=True):
+    parts = [shelf.part(tables, [key]) for key in keys]
+    need = NEED * max((shelf.tokens(part) for part in parts), default=0)
+    measured = partial(_coefficients, resamples=resamples, seed=seed)
+    for (model, dataset), pairs in zip(keys, bootstrap.each(measured, parts, jobs, need), strict=True):
         row: dict[str, Any] = {"Model": model, "Dataset": dataset, **pairs.iloc[0]}
         for (x, y), values in list(pairs.iterrows())[1:]:
             name = y if x == "entropy" else x
@@ -59,6 +62,11 @@ def statistics(
     frame = pd.DataFrame(rows, columns=None if rows else [*PUBLISHED_COLUMNS, *COUNTS, "note"])
     others = [name for name in frame.columns if name not in (*PUBLISHED_COLUMNS, "note")]
     return frame[[*PUBLISHED_COLUMNS, *others, "note"]]
+
+
+def _coefficients(cell: Tables, resamples: int, seed: int) -> pd.DataFrame:
+    (key,) = cell
+    return coefficients(cell[key], PAIRS, resamples, seed)
 
 
 def coefficients(
@@ -75,9 +83,9 @@ def coefficients(
     (partial, over ranks, so given log k as well); low and high of each, the bounds of its 95 %
     interval; note. p is text, because a double cannot hold 1e-700.
     """
-    chosen = choices(table)
-    finite = chosen[np.isfinite(chosen[["entropy", "cosine"]]).all(axis=1)]
     names = list(dict.fromkeys([*(name for pair in pairs for name in pair), "k"]))
+    chosen = choices(table[list(dict.fromkeys([*names, "entropy", "cosine", "prompt"]))])  # few columns, little memory
+    finite = chosen[np.isfinite(chosen[["entropy", "cosine"]]).all(axis=1)]
     notes = {name: note for name in names if (note := _defect(finite[name], name))}
     prompt, labels = pd.factorize(finite["prompt"])
     general = _shortage(len(finite), len(labels))
@@ -156,7 +164,7 @@ class _Sample:
     def __init__(self, columns: pd.DataFrame, prompt: np.ndarray, resamples: int, seed: int):
         self.columns, self.prompt, self.prompts = columns, prompt, int(prompt.max()) + 1
         self.place = {name: i for i, name in enumerate(columns)}
-        once = np.ones((1, self.prompts), dtype=np.int64)
+        once = np.ones((1, self.prompts), dtype=np.int32)
         self.counts = np.concatenate([once, bootstrap.draws(self.prompts, resamples, seed)])
         self.spearman = bootstrap.spearman(columns.to_numpy(), prompt, self.counts)
         self.pearson = bootstrap.pearson(columns.to_numpy(), prompt, self.counts)
@@ -205,6 +213,9 @@ class _Sample:
         if not enough.any():
             return np.full(len(self.counts), np.nan), 0
         each = (sums["xy"] / np.sqrt(sums["xx"] * sums["yy"]))[enough].to_numpy()
-        drawn = self.counts[:, enough.to_numpy()]
-        total = drawn.sum(axis=1)
-        return drawn @ each / np.where(total, total, np.nan), len(each)
+        kept, means = enough.to_numpy(), []
+        for some in bootstrap.chunks(self.counts):
+            drawn = some[:, kept]
+            total = drawn.sum(axis=1)
+            means.append(drawn @ each / np.where(total, total, np.nan))
+        return np.concatenate(means), len(each)

@@ -65,7 +65,7 @@ class KeyValues(DynamicLayer):
 
     def keep(self, rows: torch.Tensor) -> None:
         if self.is_initialized:  # a layer that shares another's keys and values never is
-            self.store = [store[rows] for store in self.store]
+            self.store = [store[rows.to(store.device)] for store in self.store]  # layers may lie on several GPUs
 
 
 class Decoder:
@@ -134,7 +134,7 @@ class Decoder:
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         options = self.options | ({"position_ids": positions} if self.positions else {})
         output = self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options)
-        return output.logits[:, -1]
+        return output.logits[:, -1].to(self.device)  # the input's, where all that is measured lies
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ not copied into every notebook.
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +20,27 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
-from nucleoscope.bootstrap import Bins
-from nucleoscope.results import LABELS, choices, whole
+from nucleoscope.bootstrap import BINS, Bins
+from nucleoscope.files import whole
+from nucleoscope.results import LABELS, choices
 
 plotly.io.renderers.default = "plotly_mimetype"
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 FONTS = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8}  # 42: letters stay letters in the pdf
+MOST = 20_000  # points that one scatter plot carries: more make the page heavy, and lie on each other
 _EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
 def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Figure:
-    """Every token with k > 1 as a point, and the median of ``y`` in 50 equal-width bins of ``x``."""
+    """Every token with k > 1 as a point, and the median of ``y`` in 50 equal-width bins of ``x``.
+
+    Of more than `MOST` tokens every so-manyth is a point, and the title says so. The medians are those of all.
+    """
     pairs, bins = pairs_of(table, x, y), bins_of(table, x, y)
-    figure = go.Figure(layout=layout(f"{len(pairs):,} tokens with more than one candidate", height=460))
+    every, title = -(-len(pairs) // MOST), f"{len(pairs):,} tokens with more than one candidate"
+    figure = go.Figure(layout=layout(title + (f", one point for every {every}" if every > 1 else ""), height=460))
+    pairs = pairs[:: max(every, 1)]
     if bins:
         held = bins.count > 0
         point = {"size": 4, "color": BLUE, "opacity": 0.3}
@@ -56,17 +64,19 @@ def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Fi
 
 
 def distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosine") -> go.Figure:
-    """Histograms of two quantities over the tokens with k > 1."""
+    """Histograms of two quantities over the tokens with k > 1, counted here: a page carries the bins."""
     pairs = choices(table)
     figure = make_subplots(1, 2, horizontal_spacing=0.1)
     for column, (name, color) in enumerate(((left, BLUE), (right, GREEN)), 1):
-        hover = "%{x}: %{y:,} tokens<extra></extra>"
-        figure.add_trace(
-            go.Histogram(x=pairs[name], nbinsx=50, marker_color=color, hovertemplate=hover), row=1, col=column
-        )
+        values = pairs[name].to_numpy()
+        counts, edges = np.histogram(values[np.isfinite(values)], BINS)
+        spans = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
+        hover = "%{customdata}: %{y:,} tokens<extra></extra>"
+        bars = go.Bar(x=short((edges[:-1] + edges[1:]) / 2), y=counts.tolist(), customdata=spans, marker_color=color)
+        figure.add_trace(bars.update(hovertemplate=hover, name=name), row=1, col=column)
         figure.update_xaxes(title=LABELS[name], row=1, col=column)
     figure.update_yaxes(title="tokens", col=1)
-    figure.update_layout(layout(f"Distributions over {len(pairs):,} tokens", height=340), showlegend=False)
+    figure.update_layout(layout(f"Distributions over {len(pairs):,} tokens", height=340), showlegend=False, bargap=0)
     return described(figure, f"Histograms of {LABELS[left]} and {LABELS[right]}")
 
 
@@ -166,7 +176,7 @@ def rows_and_columns(tables: Tables) -> tuple[list[str], list[str]]:
 
 def pairs_of(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """The tokens with k > 1 of which both quantities are known."""
-    pairs = choices(table)
+    pairs = choices(table[["prompt", "k", x, y]])
     return pairs[np.isfinite(pairs[[x, y]]).all(axis=1)]
 
 
@@ -182,8 +192,8 @@ def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 
     colors, dashes = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY), ("solid", "dash", "dot", "dashdot", "longdash")
     models, datasets = rows_and_columns(tables)
     figure = go.Figure(layout=layout("", height=440))
-    for (model, dataset), table in sorted(tables.items()):
-        bins = bins_of(table, x, y)
+    for model, dataset in sorted(tables):
+        bins = bins_of(tables[model, dataset], x, y)
         if bins is None:
             continue
         held = bins.count >= least
@@ -261,14 +271,8 @@ def fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
         {"label": f"{model}, {dataset}", "method": "restyle", "args": [_columns(content)]}
         for ((model, dataset), _), content in zip(groups, contents, strict=True)
     ]
-    look = {
-        "x": 0,
-        "xanchor": "left",
-        "y": 1.0,
-        "yanchor": "bottom",
-        "bgcolor": "#dddddd",
-        "font": {"color": "#222222"},
-    }
+    look = {"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "bgcolor": "#dddddd"}
+    look |= {"font": {"color": "#222222"}}
     figure.update_layout(updatemenus=[{"buttons": buttons, "pad": {"b": 12}, **look}], margin={"t": 70})
     figure.update_xaxes(title=LABELS["entropy"], rangemode="tozero")
     figure.update_yaxes(title=LABELS["cosine"])

@@ -13,7 +13,7 @@ import pandas as pd
 import statsmodels.api as sm
 from scipy.interpolate import BSpline
 
-from nucleoscope import bootstrap, curves
+from nucleoscope import bootstrap, curves, shelf
 from nucleoscope.results import choices
 
 FOLDS = 10  # of the prompts, for the error on prompts held out
@@ -21,6 +21,8 @@ CLEARLY = 2  # standard errors that a curve must gain over a constant
 LEAST_BINS = 8  # that hold tokens: five numbers are fitted at most, the error among them
 POOLED = "(all)"  # in the column of what a pool runs over; no name of a model or data set
 PARAMETERS = ("a", "b", "c", "s", "m")
+NEED = 160  # bytes a token that `fit` takes at most, beside the counts of the resamples
+ROWS = 1 << 17  # of a spline's design matrix that are held at once
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
@@ -41,12 +43,15 @@ def statistics(
 
     The 15 cells of the study and their 8 pools take about 35 s on two cores (``jobs`` are processes;
     None means one for each core): medians of a resample cost one running sum and one search
-    (`bootstrap.Bins`), and a fit started from the fit to the data a fraction of a millisecond.
+    (`bootstrap.Bins`), and a fit started from the fit to the data a fraction of a millisecond. Of a
+    `shelf.Shelf` the cells of one pool are read at a time in each process.
     """
     groups = _groups(tables)
-    samples = [_sample(group, x, y) for group in groups.values()]
-    order = sorted(range(len(samples)), key=lambda i: -len(samples[i][0]))  # the long ones first fill the cores
-    done = bootstrap.each(partial(_fit, resamples=resamples, seed=seed), [samples[i] for i in order], jobs)
+    parts = [shelf.part(tables, keys) for keys in groups.values()]
+    sizes = list(map(shelf.tokens, parts))
+    order = sorted(range(len(parts)), key=lambda i: -sizes[i])  # the long ones first fill the cores
+    work = partial(_fit, x=x, y=y, resamples=resamples, seed=seed)
+    done = bootstrap.each(work, [parts[i] for i in order], jobs, NEED * max(sizes, default=0))
     parts = [part for _, part in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
     for (model, dataset), part in zip(groups, parts, strict=True):
         part.insert(0, "Model", model)
@@ -61,7 +66,7 @@ def lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 8
     """
     parts = []
     for (model, dataset), group in _groups(tables).items():
-        *columns, _ = _sample(group, x, y)
+        *columns, _ = _sample(shelf.part(tables, group), x, y)
         if _shortage(*columns):
             continue
         bins = bootstrap.Bins(*columns)
@@ -79,36 +84,42 @@ def lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 8
     )
 
 
-def _fit(sample: tuple, resamples: int, seed: int) -> pd.DataFrame:
-    return fit(*sample, resamples=resamples, seed=seed)
+def _fit(cells: Tables, x: str, y: str, resamples: int, seed: int) -> pd.DataFrame:
+    return fit(*_sample(cells, x, y), resamples=resamples, seed=seed)
 
 
-def _groups(tables: Tables) -> dict[tuple[str, str], list[pd.DataFrame]]:
-    """The cells, then the pools of several cells of one model, then of one data set."""
-    groups = {key: [tables[key]] for key in sorted(tables)}
+def _groups(tables: Tables) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """The cells, then the pools of several cells of one model, then of one data set; each with its cells' names."""
+    groups = {key: [key] for key in sorted(tables)}
     if any(POOLED in key for key in groups):
         raise ValueError(f"a model or data set is called '{POOLED}', which stands for a pool: rename its folder")
     for place in (0, 1):
         for name in sorted({key[place] for key in tables}):
-            cells = [tables[key] for key in sorted(tables) if key[place] == name]
+            cells = [key for key in sorted(tables) if key[place] == name]
             if len(cells) > 1:
                 groups[(name, POOLED) if place == 0 else (POOLED, name)] = cells
     return groups
 
 
-def _sample(cells: list[pd.DataFrame], x: str, y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+def _sample(cells: Tables, x: str, y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """x, y and the number of its prompt for each token of some cells, and a note on tokens that lack x or y."""
-    columns = [choices(table)[["dataset", "prompt", x, y]].astype({"dataset": object}) for table in cells]
-    frame = pd.concat(columns, ignore_index=True)
-    finite = np.isfinite(frame[[x, y]])
-    lost = int((~finite.all(axis=1)).sum())
+    number = {dataset: place for place, dataset in enumerate(dict.fromkeys(dataset for _, dataset in cells))}
+    parts, lost, has = [], 0, {x: False, y: False}
+    for key in cells:  # one table at a time
+        frame = choices(cells[key][["k", "prompt", x, y]])
+        finite = np.isfinite(frame[[x, y]])
+        has = {name: has[name] or bool(finite[name].any()) for name in has}
+        kept = frame[finite.all(axis=1)]
+        lost += len(frame) - len(kept)
+        of = np.full(len(kept), number[key[1]])
+        parts.append((kept[x].to_numpy(float), kept[y].to_numpy(float), kept["prompt"].to_numpy(np.int64), of))
+    xs, ys, prompts, datasets = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     note = f"{lost} tokens left out: {x} or {y} is not finite" if lost else ""
     for name in (x, y):
-        if len(frame) and not finite[name].any():
+        if len(xs) + lost and not has[name]:
             note = f"no {name} in the measurements"
-    frame = frame[finite.all(axis=1)]
-    prompt = frame.groupby(["dataset", "prompt"], sort=False).ngroup().to_numpy()
-    return frame[x].to_numpy(float), frame[y].to_numpy(float), prompt, note
+    prompt, _ = pd.factorize(prompts * len(number) + datasets)
+    return xs, ys, prompt, note
 
 
 def fit(
@@ -202,12 +213,14 @@ class _Sample:
         )
 
         self.fits = {kind: self._fit(kind, self.data) for kind in curves.FORMULAS}
-        self.errors = {kind: self._held_out(kind, curve) for kind, curve in self.fits.items()}
+        self.constant = self._held_out("constant", self.fits["constant"])  # one number a token: no more than two live
         self.aicc = {kind: _aicc(*self._left(curve), curve.free) for kind, curve in self.fits.items()}
 
     def row(self, kind: str) -> dict[str, object]:
         """The columns of `fit` for one curve, as far as they need no other curve."""
-        curve, refused, error = self.fits[kind], self._refusal(kind), float(self.errors[kind].mean())
+        curve, errors = self.fits[kind], self._held_out(kind, self.fits[kind])
+        refused, error = self._refusal(kind, errors), float(errors.mean())
+        del errors
         left, bins = self._left(curve)
         total = self._left(self.fits["constant"])[0]
         notes = [refused, curve.note]
@@ -231,12 +244,12 @@ class _Sample:
         squares = (medians[used] - curve(self.bins.centers[used])) ** 2
         return float(np.sum(sizes[used] * squares)), int(used.sum())
 
-    def _refusal(self, kind: str) -> str:
+    def _refusal(self, kind: str, errors: np.ndarray) -> str:
         """Why a curve is no better than a constant, or nothing."""
         if kind == "constant" or self.fits[kind].note == curves.FAILED:
             return ""
         reasons = [] if self.aicc[kind] < self.aicc["constant"] or kind == "free" else ["by AICc"]
-        gain = self.errors["constant"] - self.errors[kind]
+        gain = self.constant - errors
         if np.isfinite(gain).all() and gain.mean() <= CLEARLY * _clustered_error(gain, self.prompt):
             reasons.append("on prompts held out, by more than two standard errors")
         return f"no better than a constant {' and '.join(reasons)}" if reasons else ""
@@ -297,8 +310,19 @@ def _explainable(x: np.ndarray, y: np.ndarray) -> float:
     """R2 over tokens of a cubic spline fitted to them, with knots at the deciles of x: what smooth curves can do."""
     inner = np.unique(np.quantile(x, np.arange(1, 10) / 10))
     inner = inner[(inner > x.min()) & (inner < x.max())]
-    design = BSpline.design_matrix(x, np.r_[[x.min()] * 4, inner, [x.max()] * 4], 3).toarray()
-    left = y - design @ np.linalg.lstsq(design, y)[0]
+    knots = np.r_[[x.min()] * 4, inner, [x.max()] * 4]
+    starts = range(0, len(x), ROWS)
+
+    def design(start: int) -> np.ndarray:
+        return BSpline.design_matrix(x[start : start + ROWS], knots, 3).toarray()
+
+    if len(starts) == 1:
+        solution = np.linalg.lstsq(design(0), y)[0]
+    else:  # the triangles of the parts' QR decompositions have the same solution as all rows
+        triangles = [np.linalg.qr(np.c_[design(start), y[start : start + ROWS]], "r") for start in starts]
+        small = np.concatenate(triangles)
+        solution = np.linalg.lstsq(small[:, :-1], small[:, -1])[0]
+    left = y - np.concatenate([design(start) @ solution for start in starts])
     return float(1 - left.var() / y.var())
 
 

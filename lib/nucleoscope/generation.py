@@ -9,7 +9,7 @@ waits); which rows have ended is read at the next step's, so a row may run one s
 needed, unrecorded. The model's own forward pass may wait too: transformers looks at the mask.
 """
 
-import os
+import math
 import random
 from collections.abc import Callable, Iterator
 
@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope import cosine, runs
+from nucleoscope import cosine, placement, runs
 from nucleoscope.decoding import decode, takes_positions
 from nucleoscope.encoding import Inputs, encode
 from nucleoscope.measuring import quantities, record, unpack
@@ -25,7 +25,9 @@ from nucleoscope.models import context_length, end_tokens
 from nucleoscope.nucleus import NotFinite, Nucleus, nucleus, sample
 from nucleoscope.runs import Batch, check, plan
 
-BATCH_LIMIT = 128  # rows; beyond it a step's cost grows in proportion
+# Rows; beyond it a step's cost grows in proportion. A run that is cut off loses the batch it is at: on a
+# CPU a minute's work or more, on a GPU seconds.
+BATCH_LIMIT = {"cpu": 32, "cuda": 128}
 
 
 def uniforms(seed: int, index: int, n: int) -> list[float]:
@@ -40,7 +42,7 @@ def uniforms(seed: int, index: int, n: int) -> list[float]:
 def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inputs, max_tokens: int) -> int:
     """``batch_size``, or for "auto" the rows whose cache and logits fit half of the memory at hand.
 
-    At most `BATCH_LIMIT`.
+    At most `BATCH_LIMIT`, and such that all batches have about the same size.
     """
     if batch_size != "auto":
         return int(batch_size)
@@ -50,14 +52,9 @@ def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inp
     longest = max(map(len, inputs.ids)) + max_tokens
     cache = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize * longest
     logits = 8 * 4 * config.vocab_size  # about eight float32 arrays over the vocabulary live at once
-    return max(1, min(BATCH_LIMIT, _memory(model.device) // 2 // (cache + logits)))
-
-
-def _memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    # Half of what the machine has: what happens to be free just now must not change the batches.
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    rows = min(int(free // 2 // (share * cache + logits)) for free, share in placement.room(model))
+    limit = max(1, min(BATCH_LIMIT.get(model.device.type, BATCH_LIMIT["cuda"]), rows))
+    return math.ceil(len(inputs.ids) / math.ceil(len(inputs.ids) / limit)) if inputs.ids else limit
 
 
 class Measurer:
@@ -180,7 +177,7 @@ def _counted(measurer: Measurer, bar: tqdm, max_tokens: int) -> Callable:
 
 
 def fill(cell, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], **parameters) -> None:
-    """Measures into a `results.Cell`, as `runs.fill` does; parameters are those of `measure`."""
+    """Measures into a `cells.Cell`, as `runs.fill` does; parameters are those of `measure`."""
     if cell.finished:  # another process has done it while this one waited
         return
     batch_size, max_tokens = parameters.get("batch_size", "auto"), parameters.get("max_tokens", 100)

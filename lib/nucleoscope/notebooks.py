@@ -5,6 +5,7 @@ terminal as it comes, progress bars included, and the executed notebook appears 
 whole.
 """
 
+import os
 import shutil
 import sys
 import tempfile
@@ -18,7 +19,8 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from nucleoscope.results import whole
+from nucleoscope import shelf
+from nucleoscope.files import whole
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -31,6 +33,24 @@ class NotebookError(Exception):
         self.traceback = traceback
 
 
+class _Lines:
+    """A stream that knows whether it stands in the middle of a line, as a progress bar leaves it."""
+
+    def __init__(self, stream: Any):
+        self.stream, self.last = stream, "\n"
+
+    def write(self, text: str) -> None:
+        self.stream.write(text)
+        self.last = text[-1:] or self.last
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def end(self) -> None:
+        if self.last != "\n":
+            self.write("\n")
+
+
 def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
     """Runs ``notebooks/<name>.py`` with ``parameters`` and writes the executed notebook to ``output``.
 
@@ -40,6 +60,8 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
     # Sockets in a folder of their own: other users cannot listen in, and kernels that start
     # together on one node never share a port.
     sockets = tempfile.mkdtemp(prefix="nucleoscope-")
+    errors = _Lines(sys.stderr)
+    os.environ[shelf.SCRATCH] = sockets  # the kernel is killed, not ended, and leaves its files
     try:
         executed = papermill.execute_notebook(
             jupytext.read(FOLDER / f"{name}.py"),
@@ -48,7 +70,7 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
             kernel_name="python3",
             progress_bar=False,
             stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
+            stderr_file=errors,
             config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
             shutdown_kernel="immediate",  # all is written by then; a polite end prints a word of its own
             coalesce_streams=True,  # a progress bar leaves its last state, not a thousand lines
@@ -58,6 +80,8 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
     except (DeadKernelError, RuntimeError) as error:  # RuntimeError: it did not even start
         raise NotebookError(f"the notebook's process died ({error}): run the same command again") from None
     finally:
+        errors.end()
+        del os.environ[shelf.SCRATCH]
         shutil.rmtree(sockets, ignore_errors=True)
     with whole(Path(output)) as stream:
         stream.write(nbformat.writes(executed).encode())

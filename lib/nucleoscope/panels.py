@@ -33,7 +33,8 @@ def binned(
     deviation of the tokens).
     """
     parts = []
-    for (model, dataset), table in sorted(tables.items()):
+    for model, dataset in sorted(tables):
+        table = tables[model, dataset]
         for x, y in pairs:
             bins = bins_of(table, x, y)
             if bins is not None:
@@ -71,7 +72,8 @@ def grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
     )  # fmt: skip
     contents: list[list[dict]] = [[] for _ in pairs]
     groups = dict(iter(rows.groupby(["Model", "Dataset", "x", "y"])))
-    for (model, dataset), table in sorted(tables.items()):
+    for model, dataset in sorted(tables):
+        table = tables[model, dataset]
         for content, (x, y) in zip(contents, pairs, strict=True):
             content += _panel(groups.get((model, dataset, x, y)), table, x, y)
         place = {"row": models.index(model) + 1, "col": datasets.index(dataset) + 1}

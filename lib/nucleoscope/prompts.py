@@ -13,7 +13,12 @@ from collections.abc import Iterator
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from nucleoscope import names
+
+if TYPE_CHECKING:
+    import datasets
 
 SUMMARISE = "Please summarize the following text:\n "  # the study's words, in front of each document
 
@@ -71,17 +76,7 @@ def load(name: str, n_prompts: int = 100, prompt_column: str | None = None, text
         raise ValueError(f"n_prompts is {n_prompts}: it must be at least 1")
     if name in HUB:
         return _load_hub(name, n_prompts, text_column)
-    if name in PACKAGED:
-        path, prefix = resources.files("nucleoscope") / "data" / f"{name}.jsonl", PACKAGED[name]
-    else:
-        path, prefix = Path(name), ""
-        if path.suffix.lower() not in SUFFIXES:
-            raise ValueError(
-                f"unknown data set '{name}': it must be {', '.join([*HUB, *PACKAGED])}, "
-                f"or a file that ends in {', '.join(SUFFIXES)}"
-            )
-        if not path.is_file():
-            raise FileNotFoundError(f"no file '{name}'")
+    path, prefix = locate(name)
     texts = list(islice(_read(path, prompt_column or "prompt", "prompt_column"), n_prompts))
     if not texts:
         raise ValueError(f"'{name}' is empty: it has no prompts")
@@ -94,6 +89,21 @@ def load(name: str, n_prompts: int = 100, prompt_column: str | None = None, text
     return Prompts([prefix + text for text in texts], {"source": source, "sha256": digest}, continuations)
 
 
+def locate(name: str) -> tuple[Path, str]:
+    """The file of a data set that is none of the Hub's, and what stands before each of its texts."""
+    if name in PACKAGED:
+        return resources.files("nucleoscope") / "data" / f"{name}.jsonl", PACKAGED[name]
+    path = Path(name)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"unknown data set '{name}': it must be {', '.join([*HUB, *PACKAGED])}, "
+            f"or a file that ends in {', '.join(SUFFIXES)}"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"no file '{name}'")
+    return path, ""
+
+
 def _check_continuations(texts: list, name: str, column: str) -> None:
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str) or not text:
@@ -102,19 +112,8 @@ def _check_continuations(texts: list, name: str, column: str) -> None:
 
 
 def _load_hub(name: str, n_prompts: int, text_column: str | None) -> Prompts:
-    import datasets  # heavy, and needed for the Hub only
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity_error()  # its retries would each print a line; the error below says it once
-    entry, failures = HUB[name], []
-    for revision in entry.revisions:
-        try:
-            table = datasets.load_dataset(entry.path, entry.config, split=entry.split, revision=revision)
-            break
-        except Exception as error:  # the library raises many kinds; the last word is below
-            failures.append(f"revision {revision}: {(str(error).splitlines() or [type(error).__name__])[0]}")
-    else:
-        raise OSError(f"cannot load data set {name}: tried {entry.path} on the Hub; " + "; ".join(failures))
+    entry = HUB[name]
+    table, revision = fetch(name)
     rows, continuations = table[:n_prompts], None
     if text_column:
         _check_column(text_column, table.column_names, name, "text_column")
@@ -122,6 +121,62 @@ def _load_hub(name: str, n_prompts: int, text_column: str | None) -> Prompts:
         _check_continuations(continuations, name, text_column)
     texts = [entry.prefix + text for text in rows[entry.column]]
     return Prompts(texts, {"source": "hub", "id": entry.path, "revision": revision}, continuations)
+
+
+def fetch(name: str) -> tuple["datasets.Dataset", str]:
+    """A data set of `HUB`, from the cache or else the Hub, and its revision. OSError says what was tried."""
+    import datasets  # heavy, and needed for the Hub only
+    from huggingface_hub.utils import logging
+
+    for library in (logging, datasets.logging):
+        library.set_verbosity_error()  # each retry would print a line; the error below says it once
+    entry, failures = HUB[name], []
+    for revision in entry.revisions:
+        try:
+            options = {"split": entry.split, "revision": revision, "cache_dir": str(cache_folder(revision))}
+            table = datasets.load_dataset(entry.path, entry.config, **options)
+            return table, _commit(table) or revision
+        except Exception as error:  # the library raises many kinds; the last word is below
+            failures.append(f"revision {revision}: {reason(error)}")
+    advice = " (HF_HUB_OFFLINE is set: scripts/prefetch.py fetches it before)" if datasets.config.HF_HUB_OFFLINE else ""
+    raise OSError(f"cannot load data set {name}{advice}: tried {entry.path} on the Hub; " + "; ".join(failures))
+
+
+def reason(error: Exception) -> str:
+    """Why a data set cannot be loaded: what the Hub or the line did, where that is what went wrong."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx
+
+    links = [] if isinstance(error, DatasetNotFoundError) else names.chain(error)
+    cause = next((link for link in links if isinstance(link, (HfHubHTTPError, httpx.TransportError))), error)
+    said = getattr(cause, "server_message", None)
+    return names.brief(f"{cause.response.status_code}, {said}" if said else cause)[:150] or type(cause).__name__
+
+
+def cache_folder(revision: str = "") -> Path:
+    """Where data sets are prepared, or those of a revision.
+
+    Each revision has a folder of its own: offline, and where the Hub fails, datasets takes whatever
+    it finds of a data set in its cache, of any revision.
+    """
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE, "nucleoscope", revision.replace("/", "-"))
+
+
+def here(name: str) -> bool:
+    """Whether a data set of `HUB` is prepared in the cache, in one of its revisions."""
+    entry = HUB[name]
+    place = f"{entry.path.replace('/', '___')}/{entry.config or 'default'}/*/*/dataset_info.json"
+    found = (file for revision in entry.revisions for file in cache_folder(revision).glob(place))
+    return any(not file.parent.name.endswith(".incomplete") for file in found)
+
+
+def _commit(table: "datasets.Dataset") -> str | None:
+    """The commit that a table was made from: its files lie in a folder of that name."""
+    folders = {Path(file["filename"]).parent.name for file in table.cache_files}
+    return folders.pop() if len(folders) == 1 else None
 
 
 def _read(path: Path, column: str, option: str) -> Iterator[str]:

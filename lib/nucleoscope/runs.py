@@ -9,6 +9,7 @@ import platform
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,7 +19,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from nucleoscope import __version__
+from nucleoscope import __version__, placement
 from nucleoscope.encoding import Inputs
 from nucleoscope.nucleus import NotFinite
 
@@ -119,7 +120,7 @@ def fill(
     measured: Callable[[list[list[int]]], Iterable[Batch]],
     described: Callable[[list[dict]], dict],
 ) -> None:
-    """Measures into a `results.Cell`, in its ``with`` block, what it lacks, and finishes it.
+    """Measures into a `cells.Cell`, in its ``with`` block, what it lacks, and finishes it.
 
     ``planned(indices)`` makes batches of what is left, ``measured(batches)`` measures them, and
     ``described(batches as kept)`` gives what `run.json` says. The batches are planned once and kept
@@ -138,16 +139,19 @@ def fill(
 
 
 def run_info(model: PreTrainedModel, inputs: Inputs, batches: list[dict], batch_size: int | str, mode: str) -> dict:
-    """What `run.json` says of a finished run beside its settings; ``batches`` as `results.Cell` keeps them.
+    """What `run.json` says of a finished run beside its settings; ``batches`` as `cells.Cell` keeps them.
 
     Seconds are those of the finished batches; the peak memory is that of the process that finished.
     """
     tokens = sum(len(record["tokens"]) for batch in batches for record in batch["records"])
     seconds = sum(batch["seconds"] for batch in batches)
-    cuda = model.device.type == "cuda"
+    devices = placement.describe(model)
+    gpus = [device for device in placement.shares(model) if device.type == "cuda"]
+    names = Counter(device["name"] for device in devices)
     return {
         "mode": mode,
-        "device": torch.cuda.get_device_name(model.device) if cuda else f"{model.device.type} ({platform.machine()})",
+        "device": ", ".join(name if n == 1 else f"{n} x {name}" for name, n in names.items()),
+        "devices": devices,
         "threads": torch.get_num_threads(),
         "batch_size": batch_size,
         "batches": sorted((len(batch["indices"]) for batch in batches), reverse=True),
@@ -155,7 +159,7 @@ def run_info(model: PreTrainedModel, inputs: Inputs, batches: list[dict], batch_
         "tokens": tokens,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
-        "peak_memory_mib": round((torch.cuda.max_memory_allocated(model.device) if cuda else _peak_memory()) / 2**20),
+        "peak_memory_mib": round((sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else _peak_memory()) / 2**20),
         "versions": {"python": platform.python_version()}
         | {"nucleoscope": __version__}
         | {name: version(name) for name in ("torch", "transformers", "tokenizers")},

@@ -133,12 +133,12 @@ class Reader:
             hidden = self._hidden([row for row, _ in texts])
             parts = [hidden[place, len(row) - n : len(row)] for place, (row, n) in enumerate(texts)]
             for piece in torch.cat(parts).split(self.rows):
-                yield self.head(piece)
+                yield self.head(piece).to(self.device)  # of several GPUs the output layer may have another
             return
         for row, n in texts:
             keep = {"logits_to_keep": n} if "logits_to_keep" in self.accepted else {}
             output = self.model(input_ids=torch.tensor([row], device=self.device), **self._options(), **keep)
-            yield from output.logits[0, -n:].split(self.rows)
+            yield from output.logits[0, -n:].to(self.device).split(self.rows)
 
     def _options(self) -> dict:
         return {"use_cache": False} if "use_cache" in self.accepted else {}
@@ -153,7 +153,7 @@ class Reader:
 
     def _heads_agree(self, ids: list[int]) -> bool:
         own = self.model(input_ids=torch.tensor([ids], device=self.device), **self._options()).logits
-        return torch.equal(self.head(self._hidden([ids])).float(), own.float())
+        return torch.equal(self.head(self._hidden([ids])).to(own.device).float(), own.float())
 
 
 class Measurer:
@@ -235,7 +235,7 @@ def fill(
     texts: list[str],
     **parameters,
 ) -> None:
-    """Measures into a `results.Cell`, as `runs.fill` does; parameters are those of `measure`."""
+    """Measures into a `cells.Cell`, as `runs.fill` does; parameters are those of `measure`."""
     if cell.finished:  # another process has done it while this one waited
         return
     batch_size, max_tokens = parameters.get("batch_size", "auto"), parameters.get("max_tokens", 100)

@@ -13,7 +13,7 @@ from IPython.display import HTML
 
 from nucleoscope.correlation import power_of_ten
 from nucleoscope.curves import FORMULAS
-from nucleoscope.results import whole
+from nucleoscope.files import whole
 
 CELL = ["Model", "Dataset"]
 CURVE = "unimodal"  # the study's, the one that the LaTeX table of the fits is about

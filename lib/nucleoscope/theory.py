@@ -242,8 +242,8 @@ def measured(results_dir: str) -> go.Figure | None:
     """Quantiles of the measured cosines by size of the nucleus, or None where nothing was measured."""
     from nucleoscope import results  # brings torch, which the page does not need otherwise
 
-    tables = results.load_cells(results_dir)[0] if Path(results_dir).is_dir() else {}
-    table = pd.concat([results.choices(table)[["k", "cosine"]] for table in tables.values()] or [pd.DataFrame()])
+    found = results.each_cell(results_dir, {}) if Path(results_dir).is_dir() else ()
+    table = pd.concat([results.choices(table[["k", "cosine"]]) for _, table in found] or [pd.DataFrame()])
     if not len(table):
         return None
     size = 2.0 ** (np.floor(2 * np.log2(table["k"])) / 2)  # two bins an octave

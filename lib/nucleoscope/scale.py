@@ -1,0 +1,227 @@
+"""Assumptions in, what a grid of cells costs out: a roofline for one batch, a queue of cells over GPUs.
+
+Contract: numbers only, and no torch; `nucleoscope.assumptions` has what goes in, and its sources. A
+step of generation takes the longest of three times (Williams, Waterman and Patterson 2009, with a third
+roof): reading weights and cache from memory, computing, and the framework's own time for each layer.
+Times are in seconds, sizes in bytes.
+"""
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+BYTES = 2  # of a weight or of a number in the cache: bfloat16
+LIMIT = 128  # rows of a batch on a GPU; `generation.BATCH_LIMIT["cuda"]`
+
+
+@dataclass(frozen=True)
+class Model:
+    """The sizes of a Llama-like model, named as in its config.json."""
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    tied: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """Of the matrices; norms and biases are a thousandth of them."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        layer = attention + 3 * self.hidden * self.intermediate
+        return self.layers * layer + self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def multiplied(self) -> int:
+        """Parameters that a token is multiplied with: all but the table of embeddings, which is looked up."""
+        return self.parameters - (0 if self.tied else self.vocabulary * self.hidden)
+
+    @property
+    def weights(self) -> int:
+        return BYTES * self.parameters
+
+    @property
+    def cache(self) -> int:
+        """Bytes of keys and values for one token."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * BYTES
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prompts and the texts that follow: mean tokens of a prompt, and of the longest; how texts end."""
+
+    name: str
+    prompt: float
+    longest: float
+    full: float  # the share of texts that reach the last step
+    ended: float  # mean share of the steps that the other texts reach
+
+    @property
+    def reached(self) -> float:
+        """The mean share of the steps that a text reaches."""
+        return self.full + (1 - self.full) * self.ended
+
+
+class Work(NamedTuple):
+    """What one cell asks of a GPU: bytes to load, then seconds; ``batches`` are saved one by one."""
+
+    load: float
+    batches: tuple[float, ...]
+    finish: float
+
+
+def batch_size(model: Model, longest: float, steps: int, memory: float, prompts: int) -> int:
+    """Rows of a batch on one GPU with so much memory free; the rule of `generation.choose_batch_size`.
+
+    All batches of the ``prompts`` have about the same size.
+    """
+    row = model.cache * (longest + steps) + 8 * 4 * model.vocabulary
+    limit = max(1, min(LIMIT, int(memory // 2 // row)))
+    return math.ceil(prompts / math.ceil(prompts / limit)) if prompts else limit
+
+
+def peak(model: Model, longest: float, steps: int, rows: int) -> float:
+    """Bytes on the GPU: weights, the cache of a batch, the logits and what is made of them."""
+    return model.weights + rows * (model.cache * (longest + steps) + 8 * 4 * model.vocabulary)
+
+
+def roof(model: Model, rows: float, context: float, a: Mapping[str, float]) -> tuple[float, float]:
+    """Seconds of one step of generation by memory and by computing."""
+    read = model.weights - (0 if model.tied else BYTES * model.vocabulary * model.hidden) + rows * context * model.cache
+    return read / (a["bandwidth"] * a["bandwidth share"]), 2 * model.multiplied * rows / (a["flops"] * a["flops share"])
+
+
+def batch(model: Model, data: Data, rows: int, steps: int, a: Mapping[str, float]) -> float:
+    """Seconds of one batch: its prompts are read, then steps are taken, with fewer rows as texts end."""
+    reading = 2 * model.multiplied * rows * data.prompt / (a["flops"] * a["flops share"])
+    alive = rows * data.reached
+    step = max(*roof(model, alive, data.prompt + steps / 2, a), model.layers * a["layer"])
+    gathered = alive * a["candidates"] * model.hidden * BYTES + a["passes"] * 4 * alive * model.vocabulary
+    measuring = a["measuring"] + gathered / (a["bandwidth"] * a["bandwidth share"])
+    return reading + steps * (step + measuring) + alive * steps * a["unpacking"]
+
+
+def work(model: Model, data: Data, prompts: int, steps: int, a: Mapping[str, float], rng: np.random.Generator) -> Work:
+    """The work of one cell. Batches differ by a few per cent: their texts end where they end."""
+    rows = batch_size(model, data.longest, steps, a["memory"] - model.weights, prompts)
+    sizes = [rows] * (prompts // rows) + ([prompts % rows] if prompts % rows else [])
+    seconds = {size: batch(model, data, size, steps, a) for size in set(sizes)}
+    spread = rng.lognormal(0, 0.05, len(sizes))
+    times = tuple(seconds[size] * by for size, by in zip(sizes, spread, strict=True))
+    tokens = prompts * steps * data.reached
+    return Work(model.weights, times, a["notebook"] + tokens * a["finishing"])
+
+
+@dataclass
+class Cluster:
+    """GPUs that share one file system; ``lost`` preemptions or failures an hour of a GPU."""
+
+    gpus: int
+    disk: float  # bytes a second for all together
+    link: float  # bytes a second for one
+    start: float  # seconds until the model begins to load
+    lost: float
+    again: float  # seconds until a lost cell is queued again
+
+
+@dataclass
+class Outcome:
+    """What a run of the queue took: wall time, seconds that GPUs were held, cells begun again."""
+
+    wall: float = 0.0
+    held: float = 0.0
+    losses: int = 0
+
+
+@dataclass
+class _Cell:
+    work: Work
+    done: int = 0  # batches saved
+    begun: float = 0.0
+    left: float = field(default=0.0)  # bytes still to load
+
+
+def queue(cells: Sequence[Work], cluster: Cluster, rng: np.random.Generator) -> Outcome:
+    """Runs the cells, first come first served, and says what it took.
+
+    Loading shares the file system evenly, up to a GPU's own link. A cell that is lost goes back into
+    the queue and starts again, loading too, after the last batch that it saved.
+    """
+    return _Run(cells, cluster, rng).outcome()
+
+
+class _Run:
+    """One run: ``events`` are (time, number, what, cell), ``loading`` are moved on from event to event."""
+
+    def __init__(self, cells: Sequence[Work], cluster: Cluster, rng: np.random.Generator):
+        self.cluster, self.rng, self.result = cluster, rng, Outcome()
+        self.waiting = [_Cell(work) for work in reversed(cells)]
+        self.free, self.now, self.number = cluster.gpus, 0.0, 0
+        self.events: list[tuple[float, int, str, _Cell]] = []
+        self.loading: list[_Cell] = []
+
+    def outcome(self) -> Outcome:
+        self._fill()
+        while self.events or self.loading:
+            rate = min(self.cluster.link, self.cluster.disk / max(len(self.loading), 1))
+            first = min(self.loading, key=lambda cell: cell.left, default=None)
+            loaded = self.now + first.left / rate if first else math.inf
+            at = min(loaded, self.events[0][0] if self.events else math.inf)
+            for cell in self.loading:
+                cell.left -= (at - self.now) * rate
+            self.now = at
+            if at == loaded:
+                self.loading.remove(first)
+                self._compute(first)
+            else:
+                _, _, what, cell = heapq.heappop(self.events)
+                getattr(self, what)(cell)
+        self.result.wall = self.now
+        return self.result
+
+    def _at(self, seconds: float, what: str, cell: _Cell) -> None:
+        self.number += 1  # equal times in the order they were made
+        heapq.heappush(self.events, (self.now + seconds, self.number, what, cell))
+
+    def _fill(self) -> None:
+        while self.free and self.waiting:
+            cell = self.waiting.pop()
+            self.free, cell.begun = self.free - 1, self.now
+            self._at(self.cluster.start, "_load", cell)
+
+    def _load(self, cell: _Cell) -> None:
+        cell.left = cell.work.load
+        self.loading.append(cell)
+
+    def _compute(self, cell: _Cell) -> None:
+        """Draws whether the cell is lost before it ends, and how far it has come by then."""
+        begun = self.now - cell.begun  # losses before the first batch count at its beginning
+        lost = self.rng.exponential(3600 / self.cluster.lost) - begun if self.cluster.lost else math.inf
+        times = np.cumsum([*cell.work.batches[cell.done :], cell.work.finish])
+        if lost >= times[-1]:
+            self._at(times[-1], "_end", cell)
+        else:
+            cell.done += int(np.searchsorted(times[:-1], max(lost, 0)))
+            self._at(max(lost, 0), "_lose", cell)
+
+    def _end(self, cell: _Cell) -> None:
+        self.result.held += self.now - cell.begun
+        self.free += 1
+        self._fill()
+
+    def _lose(self, cell: _Cell) -> None:
+        self.result.losses += 1
+        self._at(self.cluster.again, "_return", cell)
+        self._end(cell)
+
+    def _return(self, cell: _Cell) -> None:
+        self.waiting.insert(0, cell)
+        self._fill()

@@ -1,0 +1,117 @@
+"""Measures the memory that reading a cell and analysing 15 cells take, and the time, on made cells."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from nucleoscope.commands import Parser
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS, DATASETS = [f"model-{number}" for number in range(5)], [f"data-{number}" for number in range(3)]
+STEPS, MIB = 100, 2**20
+
+
+def made(path: Path, prompts: int, seed: int = 0, vocabulary: int = 128_256) -> None:
+    """A cell of made measurements as a run leaves it: nuclei of 40 in the median, some of tens of thousands."""
+    import torch
+
+    rng, records = np.random.default_rng(seed), []
+    for index in range(prompts):
+        k = np.clip(np.exp(rng.normal(np.log(40), 1.9, STEPS)), 1, 0.3 * vocabulary).astype(int)
+        ids = torch.from_numpy(rng.integers(0, vocabulary, k.sum()).astype(np.int32))
+        probs = torch.from_numpy(rng.random(k.sum()).astype(np.float32))
+        h = np.where(k > 1, np.log(k) * rng.uniform(0.3, 1, STEPS), 0)
+        c = np.where(k > 1, 0.4 - 0.05 * h + rng.normal(0, 0.05, STEPS), 1)
+        columns = {"entropies": h, "full_entropies": h + rng.exponential(1, STEPS)}
+        columns |= {"varentropies": h * rng.random(STEPS), "surprisals": rng.exponential(2, STEPS), "cosines": c}
+        columns |= {"weighted_cosines": np.where(k > 1, c + rng.normal(0, 0.02, STEPS), 1)}
+        columns |= {"similarity_entropies": 0.4 * h * rng.random(STEPS)}
+        records.append(
+            {
+                "prompt": f"prompt {index} " + "words " * 60,
+                "tokens": torch.from_numpy(rng.integers(0, vocabulary, STEPS)),
+                "top_p_tokens": list(ids.split(k.tolist())),
+                "top_p_probs": list(probs.split(k.tolist())),
+                **{name: column.tolist() for name, column in columns.items()},
+            }
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(records, path)
+
+
+def grid(folder: Path, prompts: int) -> None:
+    """15 cells, three of them made: those of one data set have the same content, whichever the model."""
+    for place, data in enumerate(DATASETS):
+        first = folder / data / MODELS[0] / "measurements.pt"
+        made(first, prompts, place)
+        for model in MODELS[1:]:
+            (folder / data / model).mkdir()
+            os.link(first, folder / data / model / first.name)
+
+
+def watched(command: list[str], pause: float = 0.1) -> tuple[int, float]:
+    """Runs a command to its end: bytes that it and all its children held at most, and their cores' seconds.
+
+    What processes share counts once (proportional set size, Linux only). RuntimeError where the command fails.
+    """
+    import psutil
+
+    def held(process: psutil.Process) -> int:
+        try:  # the kernel's own sum: psutil would add up thousands of lines
+            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
+            return 1024 * int(re.search(r"^Pss: +(\d+)", text, re.MULTILINE)[1])
+        except (OSError, TypeError):  # it has just ended
+            return 0
+
+    before, peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN), 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as started:
+        root = psutil.Process(started.pid)
+        while started.poll() is None:
+            try:
+                processes = [root, *root.children(recursive=True)]
+            except psutil.Error:
+                break
+            peak_bytes = max(peak_bytes, sum(map(held, processes)))
+            time.sleep(pause)
+    if started.returncode:
+        raise RuntimeError(f"{command[1]} ended with {started.returncode}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return peak_bytes, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def measure(sizes: list[int], resamples: int) -> None:
+    """Prints memory and time of reading and of analysing 15 made cells of each size."""
+    read = "import sys; from nucleoscope import results; results.load_cell(sys.argv[1], 'model', 'data')"
+    print("prompts a cell | reading one: MiB, core s | analysing 15: MiB, core s")
+    for prompts in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            grid(Path(folder), prompts)
+            file = next(Path(folder).rglob("measurements.pt"))
+            once = watched([sys.executable, "-c", read, str(file)])
+            command = [sys.executable, str(ROOT / "scripts/correlation_eval.py"), "--results_dir", folder]
+            whole = watched([*command, "--resamples", str(resamples)])
+        numbers = [f"{found[0] / MIB:,.0f}, {found[1]:,.1f}" for found in (once, whole)]
+        print(f"{prompts:,} | {' | '.join(numbers)}", flush=True)
+
+
+def main() -> None:
+    options = Parser(__doc__)
+    options.add_argument(
+        "--prompts", metavar="N", type=int, nargs="+", default=[100, 1000], help="of a cell, each in turn"
+    )
+    options.add_argument(
+        "--resamples", type=int, default=100, help="of the analyses; 2,000 take more time and hardly more memory"
+    )
+    given = options.parse_args()
+    measure(given.prompts, given.resamples)
+
+
+if __name__ == "__main__":
+    main()

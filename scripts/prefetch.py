@@ -1,0 +1,31 @@
+"""Downloads the models and data sets of a grid into the cache, for runs on machines that cannot reach the Hub."""
+
+import sys
+
+from nucleoscope.commands import Parser, one_line_errors
+
+
+def parser() -> Parser:
+    """The command line: which grid."""
+    options = Parser(__doc__)
+    options.add_argument("grid", help="a grid, such as scripts/grids/study.yml")
+    return options
+
+
+def main() -> None:
+    options = parser().parse_args()
+    with one_line_errors(options.debug, interrupted="interrupted: the same command fetches the rest"):
+        from nucleoscope import grid, prefetch  # here: --help need not wait for them
+
+        plan = prefetch.plan(entry.parameters for entry in grid.cells(grid.load(options.grid)).values())
+        print(*plan.notes, sep="\n", flush=True)
+        refusals = plan.refusals or prefetch.fetch(plan)
+        for line in refusals:
+            print(f"error: {line}", file=sys.stderr)
+        if refusals:
+            sys.exit(1)
+        print("all is here: runs with HF_HUB_OFFLINE=1 need no network")
+
+
+if __name__ == "__main__":
+    main()

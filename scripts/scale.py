@@ -1,0 +1,15 @@
+"""What the study costs at three sizes: a simulation from stated assumptions, as a part of the page Performance."""
+
+from pathlib import Path
+
+from nucleoscope import costs
+from nucleoscope.commands import Parser
+
+
+def main() -> None:
+    Parser(__doc__).parse_args()
+    print(costs.page(Path(__file__).with_suffix(".md").read_text(encoding="utf-8")), end="")
+
+
+if __name__ == "__main__":
+    main()

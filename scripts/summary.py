@@ -1,0 +1,24 @@
+"""Says how many cells of a grid are measured, and of the others why they are not and where their logs are."""
+
+from pathlib import Path
+
+from nucleoscope.commands import Parser, one_line_errors
+
+
+def parser() -> Parser:
+    """The command line."""
+    options = Parser(__doc__)
+    options.add_argument("grid", type=Path, nargs="?", default=Path("scripts/grids/default.yml"), help="a grid")
+    return options
+
+
+def main() -> None:
+    options = parser().parse_args()
+    with one_line_errors(options.debug, interrupted="interrupted"):
+        from nucleoscope import grid, ledger
+
+        print(ledger.summary(grid.load(options.grid)))
+
+
+if __name__ == "__main__":
+    main()

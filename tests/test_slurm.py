@@ -1,0 +1,141 @@
+"""The graph on a real Slurm of one node: jobs with their resources, killed in the middle, requeued, finished."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+import slurm
+import tiny
+from nucleoscope import ledger, results
+
+ROOT = Path(__file__).parents[1]
+CELL = {"n_prompts": 40, "max_tokens": 60, "batch_size": 1}  # seconds of small batches: caught in the middle
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The environment for the commands of a Slurm that runs."""
+    reason = slurm.lacking()
+    if reason:
+        pytest.skip(reason)
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder,
+        contextlib.ExitStack() as up,
+    ):
+        try:
+            environment = up.enter_context(slurm.cluster(Path(folder, "one")))
+        except RuntimeError as error:
+            pytest.skip(f"SLURM CANNOT BE STARTED HERE: {error}")
+        yield environment | {"OMP_NUM_THREADS": "1"}
+
+
+def pipelines(folder: Path) -> list[Path]:
+    """The /proc entries of the processes that measure a cell."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_text().split("\0")
+            data = f"{folder.parent.name}.jsonl"
+            if any(word.endswith("correlation_pipeline.py") for word in words[:2]) and any(
+                word.endswith(data) for word in words
+            ):
+                found.append(entry)
+    return found
+
+
+def job_of(process: Path) -> str:
+    words = dict(word.partition("=")[::2] for word in (process / "environ").read_text().split("\0"))
+    assert words["HF_HUB_OFFLINE"] == "1"
+    assert words["CUDA_VISIBLE_DEVICES"] in ("0", "1", "2")
+    return words["SLURM_JOB_ID"]
+
+
+def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster, tmp_path):
+    model = tiny.save(tmp_path / "tiny-llama", tiny.model(), tiny.tokenizer())
+    lines = "".join(json.dumps({"prompt": "the cat " * (1 + n % 8)}) + "\n" for n in range(CELL["n_prompts"]))
+    for name in ("alone", "cancelled", "killed", "requeued"):
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    disturbed = ("cancelled", "killed", "requeued")
+    grid = {"results_dir": str(tmp_path / "results"), "parameters": CELL, "analyses": {"resamples": 100}}
+    grid |= {"models": [model], "datasets": [str(tmp_path / f"{name}.jsonl") for name in disturbed]}
+    grid |= {"resources": {"gpus": 1, "memory": "4G", "time": "10m"}}
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    command = [sys.executable, "-m", "snakemake", "--profile", "scripts/slurm", "--configfile", tmp_path / "grid.json"]
+    command += [
+        "--slurm-init-seconds-before-status-checks",
+        "2",
+        "--slurm-logdir",
+        tmp_path / "slurm",
+        "--latency-wait=5",
+    ]
+    command += ["--set-threads", "cell=1", "analyses=1"]  # two cores, three jobs
+    own = {name: value for name, value in cluster.items() if name != "HF_HUB_OFFLINE"}
+    with (tmp_path / "said").open("w") as said:
+        snakemake = subprocess.Popen(command, cwd=ROOT, env=own, stdout=said, stderr=said)
+        try:
+            shown = disturb_all(
+                {name: tmp_path / "results" / name / "tiny-llama" for name in disturbed}, snakemake, own
+            )
+            alone(tmp_path, model)
+            assert snakemake.wait(400) == 0, (tmp_path / "said").read_text()[-6000:]
+        finally:
+            snakemake.send_signal(signal.SIGINT)  # nothing, when it has ended
+            snakemake.wait(60)
+    said = (tmp_path / "said").read_text()
+    assert "3 of 3 cells are measured" in said
+    assert "TresPerJob=gres:gpu:1" in shown["killed"]
+    assert "TimeLimit=00:10:00" in shown["killed"]
+    assert "MinMemoryNode=4G" in shown["killed"]
+    wanted = results.load(tmp_path / "straight" / "alone" / "tiny-llama" / "measurements.pt")
+    for name in disturbed:
+        folder = tmp_path / "results" / name / "tiny-llama"
+        found = results.load(folder / "measurements.pt")
+        assert [record["tokens"].tolist() for record in found] == [record["tokens"].tolist() for record in wanted]
+        assert [record["entropies"] for record in found] == [record["entropies"] for record in wanted]
+        log = ledger.log_file(folder).read_text()
+        assert log.count("# begun") == 2
+        assert log.rstrip().endswith("status 0")
+    assert (tmp_path / "results" / results.ANALYSES / "correlation_stats.csv").is_file()
+
+
+def disturb_all(folders: dict[str, Path], snakemake: subprocess.Popen, environment: dict) -> dict[str, str]:
+    """Disturbs each cell when it has finished a first batch; returns what Slurm said of the jobs before."""
+    end, shown = time.monotonic() + 250, {}
+    while len(shown) < len(folders):
+        assert time.monotonic() < end, "no batch was finished"
+        assert snakemake.poll() is None, "the graph ended before all cells were disturbed"
+        for name in folders.keys() - shown.keys():
+            if list(folders[name].glob("batches/*.pt")):
+                shown[name] = disturb(name, folders[name], environment)
+        time.sleep(0.02)
+    return shown
+
+
+def disturb(name: str, folder: Path, environment: dict) -> str:
+    """Kills a cell's job in the way of its name; returns what Slurm said of the job before."""
+    process = pipelines(folder)[0]
+    job = job_of(process)
+    shown = subprocess.run(["scontrol", "show", "job", job], env=environment, capture_output=True, text=True).stdout
+    if name == "killed":
+        os.kill(int(process.name), signal.SIGKILL)
+    else:
+        command = {"cancelled": ["scancel", job], "requeued": ["scontrol", "requeue", job]}[name]
+        subprocess.run(command, env=environment, check=True)
+    assert not (folder / "measurements.pt").exists(), "the cell was done before it could be disturbed"
+    return shown
+
+
+def alone(tmp_path: Path, model: str) -> None:
+    """The undisturbed run, without Slurm."""
+    given = {"model_name": model, "dataset_name": tmp_path / "alone.jsonl", "results_dir": tmp_path / "straight"} | CELL
+    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "scripts/correlation_pipeline.py", *words], cwd=ROOT, env=environment, check=True)
