@@ -35,8 +35,9 @@ ANALYSES = f"{RESULTS}/{results.ANALYSES}"
 PAGES = [f"{RESULTS}/{results.PAGES}/{name}.ipynb" for name in ("index", "theory", "twelve")]
 AS_IT_IS = "NUCLEOSCOPE_AS_IT_IS" in os.environ  # no cell is measured: see onerror
 INTERRUPTED = []  # signals
+if AS_IT_IS:
+    envvars: "NUCLEOSCOPE_AS_IT_IS"  # jobs elsewhere must see the same graph
 AGAIN = "interrupted: the same command goes on where this was"
-FORCE = {"-f", "--force", "-F", "--forceall", "-R", "--forcerun"}
 
 # What runs here shares this machine; what a cluster runs has its own.
 HERE = workflow.is_main_process and workflow.resource_settings.nodes is None
@@ -55,7 +56,7 @@ if AS_IT_IS:
 analysed = {str(Path(path).parent) for path in NOTEBOOKS}
 OTHERS = [str(results.measurements(folder)) for folder in results.cells(RESULTS) if str(folder) not in analysed]
 # The rule below knows only cells that are to run: what has no rule is taken as it is.
-forced = FORCE & set(sys.argv) or not workflow.is_main_process
+forced = graph.forces(sys.argv[1:]) or not workflow.is_main_process
 TO_RUN = [] if AS_IT_IS else list(CELLS) if forced else list(LACKING)
 
 
@@ -169,6 +170,7 @@ rule cell:
         options=lambda wildcards: graph.options(CELLS[wildcards.folder].parameters),
     threads: cell_threads
     resources:
+        nodes=1,  # Slurm would gather the GPUs of a cell from several
         gpu=lambda wildcards: graph.gpus(CELLS[wildcards.folder], there()),
         mem_mb=lambda wildcards: grid.mebibytes(CELLS[wildcards.folder].memory or "32G"),
         runtime=lambda wildcards: grid.minutes(CELLS[wildcards.folder].time or "4h"),

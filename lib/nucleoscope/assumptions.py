@@ -41,7 +41,7 @@ ASSUMED = {
         (0.25, 0.4, 0.6),
         "",
         "share of that reached by matrix products",
-        "guess; our CPU reached 0.2 to 0.4 in batches of 100",
+        "guess; our runs on a CPU reached half of their roof, see below",
     ),
     "bandwidth share": ((0.5, 0.7, 0.85), "", "share of the bandwidth reached", "guess"),
     "layer": (

@@ -203,7 +203,6 @@ def page(words: str) -> str:
         "shapes": shapes(),
         "check": check,
         "slower": f"{1 / max(ratios):.1f} to {1 / min(ratios):.1f}",
-        "share": f"{np.median(ratios):.2f}",
         "memory": measured(),
         "analysed": lasted(small["analysis"] * 3600 / 2),
         "once": figure(ONCE / 3600),

@@ -68,14 +68,15 @@ def _named(word: str, there: list[str]) -> str | None:
 
 @contextlib.contextmanager
 def claimed(number: int, say: Callable[[str], None]) -> Iterator[dict[str, int]]:
-    """So many GPUs, or all where there are fewer, for this process alone while the block runs.
+    """So many GPUs for this process alone while the block runs.
 
     Gives their ids with the locks' file descriptors, for the processes that are to hold them too.
     Waits until they are free, and once tells ``say`` who holds them. Another user's runs are not
-    seen. OSError where there can be no locks.
+    seen. OSError where there can be no locks, and where there are not so many GPUs.
     """
-    there = names() if number else []
-    number, told = min(number, len(there)), False
+    there, told = names() if number else [], False
+    if number > len(there):  # fewer would be slow without a word
+        raise OSError(f"{number} GPUs are wanted, and nvidia-smi finds {len(there)} that may be used")
     locks = _free(there, number)
     while len(locks) < number:  # all or none: two that wait for each other's would wait for ever
         held = ", ".join(f"{name} is held by {holder(name)}" for name in there if name not in locks)

@@ -3,6 +3,7 @@
 Contract: plain functions of their arguments, which start nothing; importing them is quick.
 """
 
+import re
 import shlex
 import sys
 from collections.abc import Iterable
@@ -43,6 +44,11 @@ def gpu_choice(entry: Entry, there: int | None, found: bool) -> int | None:
     if entry.gpus == 0:
         return 0
     return gpus(entry, there) if there is not None and found else None
+
+
+def forces(words: Iterable[str]) -> bool:
+    """Whether Snakemake's options ask to run again what is there: -F, -nF, -Rcell, --forcerun=cell, ..."""
+    return any(re.match(r"--force(all|run)?(=|$)|-[nkpq]*[fFR]", word) for word in words)
 
 
 def goes_on(targets: Iterable[str]) -> bool:

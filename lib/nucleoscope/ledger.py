@@ -4,6 +4,7 @@ Contract: decides by the files of the cells and their logs alone, so that it say
 measured: the graph, a command by hand or a notebook. Importing it is quick.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -75,9 +76,17 @@ def _content(dataset: str) -> str | None:
     from nucleoscope import prompts
 
     try:
-        return hashlib.sha256(prompts.locate(dataset)[0].read_bytes()).hexdigest()
+        path = prompts.locate(dataset)[0]
+        return _hash(path, path.stat().st_mtime_ns)
     except (ValueError, OSError):
         return None
+
+
+@functools.lru_cache
+def _hash(path: Path, modified: int) -> str:
+    """The hash of a file, computed once for all cells as long as it is not ``modified``."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _outdated(folder: Path, wanted: dict[str, Any], settings: dict[str, Any]) -> str | None:
@@ -116,7 +125,7 @@ def summary(config: dict[str, Any]) -> str:
     ]
     for folder, why in open_cells.items():
         log, (dataset, model) = log_file(folder), Path(folder).parts[-2:]
-        lines.append(f"  {model} on {dataset}: {logged.reason(log)}")
+        lines.append(f"  {model} on {dataset}: {logged.reason(log, why)}")
         if results.measurements(Path(folder)):
             lines.append(f"    earlier results stay there, and are analysed: {why}")
         if log.is_file():
@@ -130,10 +139,4 @@ def summary(config: dict[str, Any]) -> str:
 def _failed(folder: Path) -> list[Path]:
     """The logs of what is made from all cells whose last run did not end well."""
     logs = [folder / f"{name}.log" for name in MADE]
-    ended = f"{logged.ENDED} "
-    last = {
-        log: log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
-        for log in logs
-        if log.is_file()
-    }
-    return [log for log, line in last.items() if not (line.startswith(ended) and line.endswith(": status 0"))]
+    return [log for log in logs if log.is_file() and logged.failed(log)]

@@ -3,10 +3,11 @@
 Contract: this module knows nothing of models or cells. A log holds the attempts since the last one
 that came to its own end: each begins with a line "# begun" and ends with a line "# ended"; one
 without its end was killed together with the machine, or by SIGKILL. One that was killed or
-interrupted did not come to its own end.
+interrupted did not come to its own end. A log is locked while its command runs.
 """
 
 import contextlib
+import fcntl
 import os
 import shlex
 import signal
@@ -35,6 +36,8 @@ def run(command: list[str], log: Path, environment: dict[str, str] | None = None
     terminal. OSError where the log cannot be opened; a disk that fills up later stops nothing.
     """
     with _opened(log) as file:
+        with contextlib.suppress(OSError):  # a file system without locks: `reason` cannot tell that it runs
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         lines = _Lines(file)
         lines.write(_begun(command))
         process = subprocess.Popen(
@@ -63,10 +66,15 @@ def note(command: list[str], log: Path, line: str) -> None:
         lines.write(line.encode())
 
 
-def reason(log: Path) -> str:
-    """Why the command of a log failed, in one line: its own error where it gave one."""
+def reason(log: Path, lacking: str = "its results are gone or were replaced") -> str:
+    """Why the command of a log failed, in one line: its own error where it gave one.
+
+    ``lacking`` says what is not as it should be, for a command that ended well.
+    """
     if not log.is_file():
         return "it was not started: Snakemake's words above, or its log, say why"
+    if running(log):
+        return "it is running"
     attempt = log.read_text(encoding="utf-8", errors="replace").rpartition(BEGUN)[2].splitlines()[1:]
     ends = [line for line in attempt if line.startswith(ENDED)]
     said = [line.strip() for line in attempt if line.strip() and not line.startswith(ENDED)]
@@ -74,11 +82,27 @@ def reason(log: Path) -> str:
         return "it was killed, or its machine went down" + (f", after: {said[-1]}" if said else "")
     how = ends[-1].rpartition(": ")[2]
     if how == "status 0":
-        return "it was measured, but its results are gone or were replaced"
+        return f"it was measured, but {lacking}"
     if how.startswith("killed"):
         return f"it was {how} (out of memory, out of time, or cancelled)"
     errors = [line for line in said if line.startswith(ERRORS)]
     return errors[-1] if errors else f"it ended with {how}" + (f": {said[-1]}" if said else "")
+
+
+def running(log: Path) -> bool:
+    """Whether the command of a log runs now, as far as the log's lock can tell."""
+    with log.open("rb") as file, contextlib.suppress(OSError):
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def failed(log: Path) -> bool:
+    """Whether the last command of a log ended otherwise than well."""
+    last = _last(log)
+    return not (last.startswith(f"{ENDED} ") and last.endswith(": status 0")) and not running(log)
 
 
 class _Lines:
@@ -167,8 +191,13 @@ def _cut_off(log: Path) -> bool:
     """Whether the last attempt did not come to its own end: the next one's words are added to it."""
     if not log.is_file():
         return False
-    last = (log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines() or [""])[-1]
+    last = _last(log)
     return not last.startswith(ENDED) or "killed by" in last or last.endswith(INTERRUPTED)
+
+
+def _last(log: Path) -> str:
+    """The last line."""
+    return log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
 
 
 def _now() -> str:
