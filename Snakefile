@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from nucleoscope import gpus, graph, grid, ledger, results
+from nucleoscope import gpus, graph, grid, ledger, logged, results
 
 if not config:  # a grid of one's own is taken as it is: Snakemake would add the default's parameters to it
     configfile: "scripts/grids/default.yml"
@@ -76,6 +76,19 @@ def renewed(wildcards):
     return str(stamp)
 
 
+def tried(name):
+    """A file that is newer than what a failed try has left there, which Snakemake takes for done; else an old one."""
+    stamp, log = Path(".snakemake/renewed", quote(f"{RESULTS}/{name}", safe="")), Path(LOGS, f"{name}.log")
+    if workflow.is_main_process:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        if not stamp.exists():
+            stamp.touch()
+            os.utime(stamp, (1, 1))
+        if log.is_file() and logged.failed(log):
+            stamp.write_text(f"{time.time_ns()}\n")
+    return str(stamp)
+
+
 def there():
     """How many GPUs the cells share here; None on a cluster."""
     return workflow.global_resources["gpu"].value if HERE else None
@@ -108,6 +121,7 @@ rule all:
 
 rule analyses:
     input:
+        tried("analyses"),
         NOTEBOOKS,
         OTHERS,
         "notebooks/correlation.py",
@@ -125,6 +139,7 @@ rule analyses:
 
 rule page:
     input:
+        lambda wildcards: tried(wildcards.name),
         NOTEBOOKS,
         OTHERS,
         "notebooks/{name}.py",

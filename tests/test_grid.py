@@ -481,6 +481,24 @@ def test_two_gpus_are_shared_by_cells_with_their_share_of_the_cores(tmp_path):
     assert shown.count("--gpus 1 -- ") == 15
 
 
+def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_path):
+    path, cells = fifteen(tmp_path)
+    for folder, entry in cells.items():
+        made(Path(folder), entry)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"analyses": {"resamples": -1}}))
+    analyses = tmp_path / "results" / results.ANALYSES
+    analyses.mkdir()
+    for name in results.ANALYSIS_FILES:
+        (analyses / name).write_text("older")
+        os.utime(analyses / name, (2, 2))
+    for _ in range(2):
+        failed = snakemake("--configfile", path)
+        assert failed.returncode != 0
+        assert failed.stderr.count("localrule analyses:") == 1
+        assert "analyses failed when it was last made: error: " in failed.stderr
+        assert {(analyses / name).read_text() for name in results.ANALYSIS_FILES} == {"older"}
+
+
 def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
     path, _ = fifteen(tmp_path)
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", str(path)]

@@ -122,6 +122,26 @@ def test_the_smoke_grid_goes_through_the_profile_and_a_failing_cell_stops_no_oth
     assert len((tmp_path / "results" / results.ANALYSES / "correlation_stats.csv").read_text().splitlines()) == 3
 
 
+def test_where_no_slurm_answers_what_is_there_stays(cluster, tmp_path):
+    """Snakemake must not take old results for those of a job that could not be handed in."""
+    cell = tmp_path / "results" / "math" / models.PACKAGED
+    cell.mkdir(parents=True)
+    analyses = tmp_path / "results" / results.ANALYSES
+    analyses.mkdir()
+    kept = [cell / results.NOTEBOOK, *(analyses / name for name in results.ANALYSIS_FILES)]
+    for path in kept:
+        path.write_text("older")
+    (tmp_path / "more.json").write_text(json.dumps({"results_dir": str(tmp_path / "results"), "datasets": ["math"]}))
+    command = graph(Path("scripts/grids/smoke.yml"), tmp_path)
+    place = command.index("--configfile") + 2
+    command = [*command[:place], tmp_path / "more.json", *command[place:], "--retries", "0"]
+    nowhere = cluster | {"SLURM_CONF": str(tmp_path / "no.conf")}
+    done = subprocess.run(command, cwd=ROOT, env=nowhere, capture_output=True, text=True, timeout=400)
+    assert done.returncode != 0
+    assert "0 of 1 cells are measured" in done.stderr
+    assert {path.read_text() for path in kept} == {"older"}
+
+
 def graph(grid: Path, folder: Path) -> list:
     """The command that sends a grid through the profile; for a cluster of two cores without accounting."""
     command = [sys.executable, "-m", "snakemake", "--profile", "scripts/slurm", "--configfile", grid]
