@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -250,7 +251,10 @@ def test_the_report_names_what_else_failed_and_which_earlier_results_are_analyse
     said = ledger.summary(config).splitlines()
     assert "    earlier results stay there, and are analysed: top_p is 0.9 there and 0.5 in the grid" in said
     place = said.index("analyses failed when it was last made: error: no LaTeX")
-    assert said[place + 1] == f"    log: {tmp_path}/logs/analyses.log"
+    assert re.fullmatch(
+        f"    log: {re.escape(str(tmp_path))}/logs/analyses.log \\(20\\d\\d-\\d\\d-\\d\\d \\d\\d:\\d\\d\\)",
+        said[place + 1],
+    )
     assert not any("book" in line for line in said)
 
 

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,17 @@ def summary(config: dict[str, Any]) -> str:
         if results.measurements(Path(folder)):
             lines.append(f"    earlier results stay there, and are analysed: {why}")
         if log.is_file():
-            lines.append(f"    log: {log}")
+            lines.append(_where(log))
     for log in _failed(Path(config["results_dir"], LOGS)):
-        lines += [f"{log.stem} failed when it was last made: {logged.reason(log)}", f"    log: {log}"]
+        lines += [f"{log.stem} failed when it was last made: {logged.reason(log)}", _where(log)]
     lines.append(f"logs: {config['results_dir']}/{LOGS}/<dataset>/<model>.log")
     return "\n".join(lines)
+
+
+def _where(log: Path) -> str:
+    """A log and when it was written: its reason may be older than the grid."""
+    written = datetime.fromtimestamp(log.stat().st_mtime)
+    return f"    log: {log} ({written:%Y-%m-%d %H:%M})"
 
 
 def _failed(folder: Path) -> list[Path]:
