@@ -211,6 +211,16 @@ if workflow.is_main_process:
     sys.excepthook = uncaught
 
 
+def silence():
+    """Why Slurm does not answer, in one line; nothing where it does. Snakemake would ask a minute for each cell."""
+    try:
+        asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=30)
+        words = (asked.stderr or f"sinfo ended with status {asked.returncode}") if asked.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        words = (getattr(error, "stderr", None) or b"").decode() or str(error)
+    return words.strip().partition("\n")[0]
+
+
 def finish():
     """After failures: what depends on failed cells is made from the others, by this same command."""
     failed = any(ledger.lacking(folder, entry) for folder, entry in CELLS.items())
@@ -219,6 +229,11 @@ def finish():
         done = subprocess.run(graph.again(sys.argv[1:]), env=os.environ | {"NUCLEOSCOPE_AS_IT_IS": "1"})
         if done.returncode:
             print("\nNot all could be made from the cells that are there.", file=sys.stderr)
+
+
+onstart:
+    if workflow.is_main_process and workflow.executor_plugin.name == "slurm" and (why := silence()):
+        sys.exit(f"error: Slurm does not answer: {why}")
 
 
 onsuccess:

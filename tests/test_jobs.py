@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,6 +128,22 @@ def test_a_log_keeps_attempts_that_were_cut_off(tmp_path, ending, kept):
     for code in (f"import os, signal, sys; {ending}", "print('whole')"):
         job(tmp_path / "log", "--", sys.executable, "-c", code).communicate(timeout=60)
     assert (tmp_path / "log").read_text().count(logged.BEGUN) == kept + 1
+
+
+def test_sigterm_reaches_a_command_that_is_just_starting(tmp_path):
+    code = """
+        import os, pathlib, signal, subprocess, sys
+        from nucleoscope import logged
+        start = subprocess.Popen
+        def told(*words, **options):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return start(*words, **options)
+        subprocess.Popen = told
+        sys.exit(logged.run(["sleep", "60"], pathlib.Path(sys.argv[1])))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "log")], timeout=50)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert (tmp_path / "log").read_text().rstrip().endswith("killed by SIGTERM")
 
 
 # GPUs

@@ -141,7 +141,23 @@ def test_without_a_network_prefetching_says_that_it_needs_one(tmp_path):
     done = run(grid, hub.clean_environment(tmp_path / "home", HF_HUB_OFFLINE="1"))
     assert errors(done) == ["error: HF_HUB_OFFLINE is set, and prefetching asks the Hub: unset it"]
     done = run(grid, hub.clean_environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9"))
-    assert "no model 'org/tiny' here, and the Hub cannot be reached" in errors(done)[0]
+    said = errors(done)[0]
+    assert said.startswith("error: no model 'org/tiny' here, and the Hub cannot be reached: tried ")
+    assert said.endswith("(scripts/prefetch.py fetches it, where the Hub can be reached)")
+
+
+def test_without_a_network_a_data_set_points_to_prefetching(monkeypatch, tmp_path):
+    """The library itself tries for half a minute."""
+
+    def load_dataset(*_, **__):
+        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    with pytest.raises(OSError, match="cannot load data set gsm8k") as caught:
+        prompts.load("gsm8k")
+    said = "(the Hub cannot be reached: scripts/prefetch.py fetches it where it can)"
+    assert said in one_line(str(caught.value))
 
 
 def test_what_is_local_needs_nothing(tmp_path):

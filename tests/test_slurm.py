@@ -122,8 +122,8 @@ def test_the_smoke_grid_goes_through_the_profile_and_a_failing_cell_stops_no_oth
     assert len((tmp_path / "results" / results.ANALYSES / "correlation_stats.csv").read_text().splitlines()) == 3
 
 
-def test_where_no_slurm_answers_what_is_there_stays(cluster, tmp_path):
-    """Snakemake must not take old results for those of a job that could not be handed in."""
+def older(tmp_path: Path) -> tuple[list[Path], list]:
+    """Old results of a cell with old analyses, and the command that is to make them anew."""
     cell = tmp_path / "results" / "math" / models.PACKAGED
     cell.mkdir(parents=True)
     analyses = tmp_path / "results" / results.ANALYSES
@@ -134,11 +134,28 @@ def test_where_no_slurm_answers_what_is_there_stays(cluster, tmp_path):
     (tmp_path / "more.json").write_text(json.dumps({"results_dir": str(tmp_path / "results"), "datasets": ["math"]}))
     command = graph(Path("scripts/grids/smoke.yml"), tmp_path)
     place = command.index("--configfile") + 2
-    command = [*command[:place], tmp_path / "more.json", *command[place:], "--retries", "0"]
-    nowhere = cluster | {"SLURM_CONF": str(tmp_path / "no.conf")}
-    done = subprocess.run(command, cwd=ROOT, env=nowhere, capture_output=True, text=True, timeout=400)
+    return kept, [*command[:place], tmp_path / "more.json", *command[place:], "--retries", "0"]
+
+
+def test_what_is_there_stays_where_a_job_is_not_taken(cluster, tmp_path):
+    """Snakemake must not take old results for those of a job that could not be handed in."""
+    kept, command = older(tmp_path)
+    command += ["--set-resources", "cell:slurm_partition=nowhere"]
+    done = subprocess.run(command, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=400)
     assert done.returncode != 0
+    assert "invalid partition specified: nowhere" in done.stderr
     assert "0 of 1 cells are measured" in done.stderr
+    assert {path.read_text() for path in kept} == {"older"}
+
+
+def test_where_no_slurm_answers_it_is_said_in_one_line_before_anything_starts(cluster, tmp_path):
+    kept, command = older(tmp_path)
+    (tmp_path / "slurm.conf").write_text("no configuration\n")
+    nowhere = cluster | {"SLURM_CONF": str(tmp_path / "slurm.conf")}
+    done = subprocess.run(command, cwd=ROOT, env=nowhere, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: Slurm does not answer: sinfo: ")
+    assert "rule cell:" not in done.stderr
     assert {path.read_text() for path in kept} == {"older"}
 
 

@@ -45,6 +45,12 @@ DEFAULTS = {  # what a run does where a grid says nothing
     **{"mode": "generate", "n_prompts": 100, "max_tokens": 100, "top_p": 0.9, "seed": 0},
     **{"prompt_format": "raw", "batch_size": "auto", "dtype": "auto", "device": "auto", "trust_remote_code": False},
 }
+RANGES: dict[str, tuple[Callable, str]] = {  # as a run itself checks them: what is allowed, and that in words
+    "n_prompts": (lambda number: number >= 1, "be at least 1"),
+    "max_tokens": (lambda number: number >= 1, "be at least 1"),
+    "top_p": (lambda share: 0 < share <= 1, "lie in (0, 1]"),
+    "batch_size": (lambda number: number == "auto" or number >= 1, "be auto or at least 1"),
+}
 ANALYSES = {"resamples": int, "seed": int}
 MEBIBYTES = {"M": 1, "G": 2**10, "T": 2**20}
 MINUTES = {"m": 1, "h": 60, "d": 24 * 60}
@@ -151,6 +157,8 @@ def _check(config: Any) -> None:
     _known("the grid", config, KEYS)
     if not config.get("results_dir") or not isinstance(config["results_dir"], str):
         raise ValueError("results_dir is missing: the folder for the results")
+    if Path(config["results_dir"]).is_file():
+        raise ValueError(f"results_dir is '{config['results_dir']}', which is a file: name a folder")
     for name, checks in (("parameters", PARAMETERS), ("resources", RESOURCES), ("analyses", ANALYSES)):
         settings = config.setdefault(name, {}) or {}
         config[name] = settings
@@ -200,3 +208,5 @@ def _check_setting(where: str, name: str, value: Any, check: Any) -> None:
         type(value) is check or (check is float and type(value) is int) or (name, value) == ("batch_size", "auto")
     ):
         raise ValueError(f"{where}: {name} is {value!r}: it must be of type {check.__name__}")
+    elif name in RANGES and not RANGES[name][0](value):
+        raise ValueError(f"{where}: {name} is {value!r}: it must {RANGES[name][1]}")

@@ -40,9 +40,7 @@ def run(command: list[str], log: Path, environment: dict[str, str] | None = None
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         lines = _Lines(file)
         lines.write(_begun(command))
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, pass_fds=handed
-        )
+        process = _started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, pass_fds=handed)
         copies = [
             threading.Thread(target=_copy, args=(source, target.buffer, lines), daemon=True)
             for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
@@ -159,10 +157,26 @@ def _copy(source: IO[bytes], target: IO[bytes], lines: _Lines) -> None:
         lines.write(rest)
 
 
-def _wait(process: subprocess.Popen) -> int:
-    """The status of the process, which outlives signals to this one."""
+def _started(command: list[str], **options) -> subprocess.Popen:
+    """The process of a command. SIGTERM is passed on to it, also where it comes while the process starts."""
+    told: list[int] = []
+    running: list[subprocess.Popen] = []
+
+    def pass_on(number: int, _: object) -> None:
+        told.append(number)
+        for process in running:
+            process.terminate()
+
     with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        signal.signal(signal.SIGTERM, pass_on)
+    running.append(subprocess.Popen(command, **options))
+    if told:
+        running[0].terminate()
+    return running[0]
+
+
+def _wait(process: subprocess.Popen) -> int:
+    """The status of the process, which outlives Ctrl-C."""
     while True:
         with contextlib.suppress(KeyboardInterrupt):
             return process.wait()

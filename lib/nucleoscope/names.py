@@ -104,8 +104,7 @@ def _explained_by_hub(name: str, links: list[BaseException], revision: str | Non
         return OSError(f"the Hub refuses model '{name}': {brief(refusal)} (tried {page(name)})")
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
     begun = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
-    unreachable = first(LocalEntryNotFoundError, ConnectionError, httpx.ConnectError, httpx.ConnectTimeout)
-    if begun and (constants.HF_HUB_OFFLINE or unreachable):
+    if begun and (constants.HF_HUB_OFFLINE or unreachable(links)):
         return ConnectionError(
             f"model '{name}' is not whole in the cache {constants.HF_HUB_CACHE}, and {reason}: "
             f"fetch it with scripts/prefetch.py ({brief(links[0])})"
@@ -115,10 +114,11 @@ def _explained_by_hub(name: str, links: list[BaseException], revision: str | Non
             f"model '{name}' is here at {' and '.join(others)} only, and {reason}: "
             "give one as model_revision, or fetch another with scripts/prefetch.py"
         )
-    if unreachable:
+    if unreachable(links):
         at = f" at revision '{revision}'" if revision else ""
         return ConnectionError(
-            f"no model '{name}'{at} here, and {reason}: {tried} and the cache {constants.HF_HUB_CACHE}"
+            f"no model '{name}'{at} here, and {reason}: {tried} and the cache {constants.HF_HUB_CACHE} "
+            "(scripts/prefetch.py fetches it, where the Hub can be reached)"
         )
     broken = first(httpx.TransportError) or next((link for link in links if "Consistency check" in str(link)), None)
     if broken is not None:
@@ -127,6 +127,12 @@ def _explained_by_hub(name: str, links: list[BaseException], revision: str | Non
             "give the same command again; files that are whole stay"
         )
     return None
+
+
+def unreachable(links: list[BaseException]) -> bool:
+    """Whether an error and what it came from (see `chain`) say that there is no way to the Hub, or none is wanted."""
+    kinds = (LocalEntryNotFoundError, ConnectionError, httpx.ConnectError, httpx.ConnectTimeout)
+    return any(isinstance(link, kinds) for link in links)
 
 
 def _cached_revisions(name: str) -> list[str]:

@@ -130,7 +130,7 @@ def fetch(name: str) -> tuple["datasets.Dataset", str]:
 
     for library in (logging, datasets.logging):
         library.set_verbosity_error()  # each retry would print a line; the error below says it once
-    entry, failures = HUB[name], []
+    entry, failures, unreachable = HUB[name], [], False
     for revision in entry.revisions:
         try:
             options = {"split": entry.split, "revision": revision, "cache_dir": str(cache_folder(revision))}
@@ -138,7 +138,10 @@ def fetch(name: str) -> tuple["datasets.Dataset", str]:
             return table, _commit(table) or revision
         except Exception as error:  # the library raises many kinds; the last word is below
             failures.append(f"revision {revision}: {reason(error)}")
-    advice = " (HF_HUB_OFFLINE is set: scripts/prefetch.py fetches it before)" if datasets.config.HF_HUB_OFFLINE else ""
+            unreachable = unreachable or names.unreachable(names.chain(error))
+    advice = " (the Hub cannot be reached: scripts/prefetch.py fetches it where it can)" if unreachable else ""
+    if datasets.config.HF_HUB_OFFLINE:
+        advice = " (HF_HUB_OFFLINE is set: scripts/prefetch.py fetches it before)"
     raise OSError(f"cannot load data set {name}{advice}: tried {entry.path} on the Hub; " + "; ".join(failures))
 
 
