@@ -16,6 +16,7 @@ import replicas
 import tiny
 from messages import one_line
 from nucleoscope import models, prefetch, prompts, results
+from nucleoscope.files import ABANDONED
 from test_hub import ROOT, measure_all
 
 STUDY = "scripts/grids/study.yml"
@@ -260,7 +261,7 @@ def test_what_breaks_off_is_named_the_others_are_fetched_and_the_next_call_fetch
     old.parent.mkdir(parents=True)
     old.write_bytes(b"half")
     young.write_bytes(b"half")
-    os.utime(old, (time.time() - 2 * prefetch.ABANDONED,) * 2)
+    os.utime(old, (time.time() - 2 * ABANDONED,) * 2)
     grid = write_grid(tmp_path / "grid.yml", ["org/broken", "org/sound"], ["math"])
     with hub.serve({"org/sound": tmp_path / "sound", "org/broken": tmp_path / "broken"}) as server:
         environment = server.environment(home)

@@ -28,7 +28,7 @@ LOCK_SECONDS = 5  # how long a second writer waits: a killed run's kernel may li
 POLL = 0.2
 BEAT = 10
 SILENCE = 35  # seconds after which a holder on another machine that does not touch its file is dead
-ABANDONED = 3600  # seconds after which a half-written file of another machine's is nobody's
+ABANDONED = 3600  # seconds after which a half-written file that has lain still is nobody's
 PROBE = 2**16  # bytes that a folder must have room for, so that a run may begin
 
 

@@ -19,6 +19,7 @@ from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from tqdm import tqdm
 
 from nucleoscope import names, prompts
+from nucleoscope.files import ABANDONED
 
 WEIGHTS = (  # in the order in which transformers looks for them: file, and the parts that it is an index of
     ("model.safetensors", None),
@@ -28,7 +29,6 @@ WEIGHTS = (  # in the order in which transformers looks for them: file, and the 
 )
 SMALL = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # configurations, tokenizers, templates
 PREPARED = 2  # a data set's tables take about so many times the space of its files
-ABANDONED = 3600  # seconds after which nobody is writing a half-written file any more
 
 
 class Download(NamedTuple):
