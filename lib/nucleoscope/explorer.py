@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from nucleoscope import candidates, models, results, runs
 from nucleoscope.controls import COLUMN, TokenText, arranged, cells, modes, prompts, settings
-from nucleoscope.live_figures import heat, scatter, show_matrix
+from nucleoscope.live_figures import heat, scatter, show_mark, show_matrix, show_points
 from nucleoscope.streaming import Token, read, stream
 from nucleoscope.text import Reader
 
@@ -234,10 +234,7 @@ class Explorer:
             with self.text.hold_sync():
                 self.text.pieces = candidates.pieces(self.reader, tokens)
                 self._tint()
-            steps = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
-            x, y = ([tokens[step].values[name] for step in steps] for name in ("entropy", "cosine"))
-            with self.scatter.batch_update():
-                self.scatter.data[0].update(x=x, y=y, customdata=steps, text=[str(step + 1) for step in steps])
+            show_points(self.scatter, tokens)
             self.progress.value = len(tokens) if self.whose == "drawn" else self.progress.max
 
     def _tint(self) -> None:
@@ -250,7 +247,7 @@ class Explorer:
         with self._lock:
             if 0 <= step < len(self.tokens):
                 self.text.card = candidates.card(self.tokens, step, self.reader, self._embedding(), whose=self.whose)
-                self._mark(step)
+                show_mark(self.scatter, self.tokens[step])
 
     def _click(self, step: int) -> None:
         """A token was clicked: beside card and mark, the matrix of its candidates."""
@@ -261,13 +258,6 @@ class Explorer:
 
     def _embedding(self):
         return self.model.model.get_input_embeddings().weight.detach()
-
-    def _mark(self, step: int) -> None:
-        """Puts the scatter's mark on a token; nowhere for one candidate alone."""
-        token = self.tokens[step] if len(self.tokens[step].ids) > 1 else None
-        values = {axis: [token.values[name]] if token else [] for axis, name in (("x", "entropy"), ("y", "cosine"))}
-        with self.scatter.batch_update():
-            self.scatter.data[1].update(values)
 
     def _open(self, folder: Path | str) -> None:
         """A measured cell was picked: its prompts can be."""

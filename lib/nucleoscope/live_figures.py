@@ -15,6 +15,7 @@ from nucleoscope.figures import BLUE, ORANGE, VERMILLION, layout
 from nucleoscope.results import LABELS
 from nucleoscope.text import Reader
 
+AXES = {"x": "entropy", "y": "cosine"}  # of the scatter
 HINT = "Click a token: how alike are its candidates?"
 
 
@@ -31,9 +32,24 @@ def scatter(name: str) -> go.FigureWidget:
     ring = {"size": 15, "symbol": "circle-open", "color": VERMILLION, "line": {"width": 3}}
     figure.add_scatter(mode="markers", marker=ring, hoverinfo="skip", name="the token pointed at")
     figure.update_layout(dragmode="select", showlegend=False, margin={"t": 40, "b": 40}, uirevision="text", meta=name)
-    figure.update_xaxes(title=LABELS["entropy"], rangemode="tozero")
-    figure.update_yaxes(title=LABELS["cosine"])
+    figure.update_xaxes(title=LABELS[AXES["x"]], rangemode="tozero")
+    figure.update_yaxes(title=LABELS[AXES["y"]])
     return _fitting(go.FigureWidget(figure))
+
+
+def show_points(figure: go.FigureWidget, tokens: list[candidates.Token]) -> None:
+    """Draws the tokens with more than one candidate into `scatter`; each point's customdata is its step."""
+    steps = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
+    values = {axis: [tokens[step].values[name] for step in steps] for axis, name in AXES.items()}
+    with figure.batch_update():
+        figure.data[0].update(values, customdata=steps, text=[str(step + 1) for step in steps])
+
+
+def show_mark(figure: go.FigureWidget, token: candidates.Token) -> None:
+    """Puts the mark of `scatter` on a token; nowhere for one candidate alone."""
+    values = {axis: [token.values[name]] if len(token.ids) > 1 else [] for axis, name in AXES.items()}
+    with figure.batch_update():
+        figure.data[1].update(values)
 
 
 def heat() -> go.FigureWidget:
