@@ -126,7 +126,7 @@ rule analyses:
         OTHERS,
         "notebooks/correlation.py",
         "notebooks/fits.py",
-        modules("bootstrap", "correlation", "curves", "fits", "figures", "panels", "reading", "shelf", "tables"),
+        modules("bootstrap", "correlation", "curves", "fits", "figures", "panels", "reading", "sample", "shelf", "tables"),
     output:
         [update(f"{ANALYSES}/{file}") for file in results.ANALYSIS_FILES],
     threads: everywhere

@@ -29,7 +29,7 @@ from bs4 import BeautifulSoup
 
 import tiny
 from messages import one_line
-from nucleoscope import book, book_extension, figure_data
+from nucleoscope import book, book_extension, figure_data, publishing
 from nucleoscope.strip import strip
 from nucleoscope.text import Reader
 from test_twelve import TEXT
@@ -85,14 +85,14 @@ def executed(title: str) -> nbformat.NotebookNode:
         new.new_output("display_data", {book.PLOTLY: figure(title={"text": f"{title} </script><b>"}, single=True)}),
         new.new_output("display_data", {book.PLOTLY: figure(meta={"alt": "Two bars and five points"})}),
         new.new_output("execute_result", {"text/html": pd.DataFrame({WIDE: [1]}).to_html(), "text/plain": "1"}),
-        new.new_output("display_data", {book.WIDGET: {"model_id": "x"}, "text/plain": "Loading: 100%"}),
+        new.new_output("display_data", {publishing.WIDGET: {"model_id": "x"}, "text/plain": "Loading: 100%"}),
     ]
     cells = [
         new.new_markdown_cell("# One model on one data set\n\nA zebra lives here.", metadata=dict(stamp)),
         new.new_code_cell("figure", outputs=outputs, execution_count=1, metadata=dict(stamp)),
         new.new_code_cell("1 + 1", metadata={"tags": ["show-input"], **stamp}),
     ]
-    return new.new_notebook(cells=cells, metadata={"papermill": stamp, "widgets": {book.WIDGET: {}}})
+    return new.new_notebook(cells=cells, metadata={"papermill": stamp, "widgets": {publishing.WIDGET: {}}})
 
 
 ATTACK = "</script><script>document.title = 'taken over'</script><img src=x onerror=alert(1)>"
@@ -243,7 +243,7 @@ def colour_of_figures(page) -> list[str]:
 
 
 def test_a_normalised_notebook_holds_no_paths_times_or_progress():
-    text = nbformat.writes(book.normalise(executed("t"), {str(ROOT): "", str(Path.home()): "~"}))
+    text = nbformat.writes(publishing.normalise(executed("t"), {str(ROOT): "", str(Path.home()): "~"}))
     for trace in (str(ROOT), str(Path.home()) + "/", "agatha", "2026", "papermill", "it/s", "widget", "Loading"):
         assert trace not in text
     assert "read results/a.pt and ~/b and ~/c" in text
@@ -252,9 +252,9 @@ def test_a_normalised_notebook_holds_no_paths_times_or_progress():
 def test_normalising_twice_changes_nothing_more_and_leaves_the_given_notebook_alone():
     given = executed("t")
     before = nbformat.writes(given)
-    once = book.normalise(given, {str(ROOT): "", str(Path.home()): "~"})
+    once = publishing.normalise(given, {str(ROOT): "", str(Path.home()): "~"})
     assert nbformat.writes(given) == before
-    assert nbformat.writes(book.normalise(once, {str(ROOT): "", str(Path.home()): "~"})) == nbformat.writes(once)
+    assert nbformat.writes(publishing.normalise(once, {str(ROOT): "", str(Path.home()): "~"})) == nbformat.writes(once)
 
 
 @pytest.mark.parametrize(
@@ -272,14 +272,14 @@ def test_normalising_twice_changes_nothing_more_and_leaves_the_given_notebook_al
 def test_paths_become_short_and_web_addresses_stay(said, published):
     output = nbformat.v4.new_output("stream", name="stdout", text=said)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("said", outputs=[output])])
-    assert book.normalise(notebook, {"/opt/p": "", "/": "~"}).cells[0].outputs[0].text == published
+    assert publishing.normalise(notebook, {"/opt/p": "", "/": "~"}).cells[0].outputs[0].text == published
 
 
 def test_prose_keeps_its_links_and_a_model_its_words():
     words = '<div class="nucleoscope-strip">run /usr/bin/python</div>'
     shown = nbformat.v4.new_output("display_data", {"text/html": words})
     cells = [nbformat.v4.new_markdown_cell("[x](/a/b.md)"), nbformat.v4.new_code_cell("words", outputs=[shown])]
-    prose, code = book.normalise(nbformat.v4.new_notebook(cells=cells), {}).cells
+    prose, code = publishing.normalise(nbformat.v4.new_notebook(cells=cells), {}).cells
     assert prose.source == "[x](/a/b.md)"
     assert code.outputs[0].data["text/html"] == words
 
@@ -287,20 +287,20 @@ def test_prose_keeps_its_links_and_a_model_its_words():
 def test_silent_cells_are_joined_but_an_open_one_stays_open():
     new = nbformat.v4.new_code_cell
     cells = [new("a = 1"), new("b = 2"), new("c = 3", metadata={"tags": ["show-input"]}), new("d = 4")]
-    joined = book.normalise(nbformat.v4.new_notebook(cells=cells), {}).cells
+    joined = publishing.normalise(nbformat.v4.new_notebook(cells=cells), {}).cells
     assert [cell.source for cell in joined] == ["a = 1\n\nb = 2", "c = 3", "d = 4"]
     assert [cell.metadata["tags"] for cell in joined] == [["hide-input"], ["show-input"], ["hide-input"]]
 
 
 def test_code_is_folded_unless_its_cell_says_otherwise():
-    cells = [cell for cell in book.normalise(executed("t"), {}).cells if cell.cell_type == "code"]
+    cells = [cell for cell in publishing.normalise(executed("t"), {}).cells if cell.cell_type == "code"]
     assert [cell.metadata.tags for cell in cells] == [["hide-input"], ["show-input"]]
 
 
 def test_stderr_that_is_no_progress_bar_stays():
     output = nbformat.v4.new_output("stream", name="stderr", text="beware\r 50%|██  | 1/2\r100%|████| 2/2\n")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=[output])])
-    assert book.normalise(notebook, {}).cells[0].outputs[0].text == "beware\n"
+    assert publishing.normalise(notebook, {}).cells[0].outputs[0].text == "beware\n"
 
 
 # What a figure becomes

@@ -9,6 +9,7 @@ from scipy import stats
 
 from made import curved, full, gaussian, table
 from nucleoscope import bootstrap, curves, fits
+from nucleoscope.sample import Sample, clustered_error, explainable
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -57,7 +58,7 @@ def test_a_planted_curve_comes_back_within_its_intervals(kind):
     truth, held = parameters | {"peak": peak}, []
     for seed in range(20):
         x, y, prompt = columns(planted(kind, seed))
-        row = fits._Sample(x, y, prompt, 100, seed).row(kind)
+        row = Sample(x, y, prompt, 100, seed).row(kind)
         held.append({name: row[f"{name} low"] <= value <= row[f"{name} high"] for name, value in truth.items()})
     counts = pd.DataFrame(held).sum()
     assert (counts >= 16).all(), counts.to_dict()
@@ -208,7 +209,7 @@ def test_a_prompt_held_out_does_not_help_its_own_curve():
 
 def test_folds_hold_whole_prompts_of_about_the_same_number():
     x, y, prompt = columns(planted("unimodal", prompts=25, length=10))
-    sample = fits._Sample(x, y, prompt, 1, 0)
+    sample = Sample(x, y, prompt, 1, 0)
     assert sorted(np.bincount(sample.fold)) == [2] * 5 + [3] * 5
     sizes = [sizes.sum() for sizes, _ in sample.without]
     assert sorted(sizes) == [220] * 5 + [230] * 5
@@ -249,7 +250,7 @@ def test_the_curve_that_is_there_has_alpha_0_and_beta_1():
 @pytest.mark.parametrize("cell", [planted("gamma"), gaussian(0), full(0)], ids=["gamma", "gaussian", "ties"])
 def test_smooth_curves_explain_at_least_what_a_line_does(cell):
     x, y, _ = columns(cell[cell["k"] > 1])
-    assert fits._explainable(x, y) >= stats.linregress(x, y).rvalue ** 2 - 1e-12
+    assert explainable(x, y) >= stats.linregress(x, y).rvalue ** 2 - 1e-12
 
 
 def test_what_smooth_curves_explain_is_that_of_cubic_pieces_between_deciles():
@@ -257,7 +258,7 @@ def test_what_smooth_curves_explain_is_that_of_cubic_pieces_between_deciles():
     knots = np.quantile(x, np.arange(1, 10) / 10)
     design = np.stack([x**power for power in range(4)] + [np.maximum(x - knot, 0) ** 3 for knot in knots], axis=1)
     left = y - design @ np.linalg.lstsq(design, y)[0]
-    assert fits._explainable(x, y) == pytest.approx(1 - left.var() / y.var(), abs=1e-9)
+    assert explainable(x, y) == pytest.approx(1 - left.var() / y.var(), abs=1e-9)
 
 
 def test_shares_are_those_of_what_the_free_curve_and_smooth_curves_explain():
@@ -265,7 +266,7 @@ def test_shares_are_those_of_what_the_free_curve_and_smooth_curves_explain():
     frame = fit(cell)
     for name, reference in (
         ("free", frame.loc["free", "R2 (tokens)"]),
-        ("spline", fits._explainable(*columns(cell)[:2])),
+        ("spline", explainable(*columns(cell)[:2])),
     ):
         np.testing.assert_allclose(frame[f"of {name}"], frame["R2 (tokens)"] / reference, rtol=1e-12)
     assert frame.loc["gamma", "of spline"] > 0.97
@@ -501,7 +502,7 @@ def test_the_error_of_a_gain_is_clustered():
     prompt = np.repeat(np.arange(40), 25)
     values = rng.normal(0, 1, 40)[prompt]  # one value a prompt: 40 observations, not 1,000
     expected = stats.sem(values.reshape(40, 25)[:, 0])
-    assert fits._clustered_error(values, prompt) == pytest.approx(expected, rel=1e-9)
+    assert clustered_error(values, prompt) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_peak_outside_the_data_is_said():

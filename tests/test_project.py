@@ -67,15 +67,15 @@ def test_modules_import_from_lower_floors_only():
         -1: {"reading", "shelf", "gpus"},
         0: {
             *("nucleus", "entropy", "cosine", "names", "placement", "files", "results", "decoding", "encoding"),
-            *("bootstrap", "curves", "figure_data", "text", "logged", "scale"),
+            *("bootstrap", "curves", "figure_data", "text", "logged", "scale", "publishing"),
         },
         1: {
-            *("cells", "models", "prompts", "measuring", "runs", "correlation", "fits", "book"),
+            *("cells", "models", "prompts", "measuring", "runs", "correlation", "sample", "book"),
             *("picks", "candidates", "controls", "grid", "assumptions"),
         },
         2: {
             *("ledger", "graph", "prefetch", "generation", "scoring", "figures", "strip", "tables", "notebooks"),
-            *("book_extension", "costs"),
+            *("book_extension", "costs", "fits"),
         },
         3: {"commands", "panels", "theory", "live_figures", "streaming"},
         4: {"explorer"},

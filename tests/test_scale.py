@@ -28,6 +28,7 @@ from nucleoscope import (
     placement,
     reading,
     results,
+    sample,
     scale,
     shelf,
 )
@@ -198,9 +199,9 @@ def test_counts_in_parts_are_the_same_draws(monkeypatch):
 def test_a_spline_fitted_in_parts_explains_as_much(monkeypatch):
     cell = results.choices(full(5, prompts=100))
     x, y = cell["entropy"].to_numpy(), cell["cosine"].to_numpy()
-    whole = fits._explainable(x, y)
-    monkeypatch.setattr(fits, "ROWS", 97)
-    assert fits._explainable(x, y) == pytest.approx(whole, abs=1e-12)
+    whole = sample.explainable(x, y)
+    monkeypatch.setattr(sample, "ROWS", 97)
+    assert sample.explainable(x, y) == pytest.approx(whole, abs=1e-12)
 
 
 def test_many_cores_take_no_more_processes_than_the_memory_is_for(monkeypatch):

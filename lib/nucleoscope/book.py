@@ -7,37 +7,22 @@ stand in model and data set order. `build` hands that folder to Jupyter Book. Fi
 changed are not touched, so that a rebuild reads only what is new.
 """
 
-import copy
 import os
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
 
 from nucleoscope import results
 from nucleoscope.figure_data import csv_text
+from nucleoscope.publishing import normalise, plain, titled
 
 PLOTLY = "application/vnd.plotly.v1+json"
 HEAVY = 1_500_000  # bytes of a page beyond which a reader waits for it
-WIDGET = "application/vnd.jupyter.widget-view+json"
-FOLDED, OPEN = "hide-input", "show-input"  # tags of cells
-KERNEL = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},
-}
-PROGRESS = re.compile(r"\d%\||\b(it|tok|B)/s\b|\bs/it\b")  # a line that a progress bar drew
-BEFORE = r"(?<![\w.~-])"  # a path starts here, and is not the rest of another one or of a web address
-PEOPLE = re.compile(BEFORE + r"(?:/home|/Users|[A-Z]:\\Users)[/\\][^/\\\s\"'<>]+")
-ELSEWHERE = re.compile(BEFORE + r"(?<![:<>/])/(?:[\w.+-]+/)+([\w.+-]+)")
-WORDS = "nucleoscope-strip"  # the class of HTML that shows what a model wrote: its paths are its own
-
-
 GENERATED = (
     "CHANGELOG.md",
     "CITATION.cff",
@@ -51,113 +36,6 @@ PRINTED = ("scale.py",)  # scripts that print a part of a page
 
 class BookError(ValueError):
     """The book cannot be built. The text is one line."""
-
-
-# Executed notebooks, as they are published
-
-
-def normalise(notebook: NotebookNode, folders: Mapping[str, str]) -> NotebookNode:
-    """A copy that says what was found and not where, when or by whom it was run.
-
-    ``folders`` are machine paths and what stands for them ("" for the project's own folder). Other
-    absolute paths keep their last name. Times, papermill's notes, widgets and progress bars go;
-    code cells are folded unless tagged "show-input". Doing it twice changes nothing more.
-    """
-    result = copy.deepcopy(notebook)
-    result.metadata = NotebookNode(copy.deepcopy(KERNEL))
-    result.nbformat, result.nbformat_minor = 4, 5
-    result.cells = _joined(result.cells)
-    for number, cell in enumerate(result.cells, 1):
-        tags = list(cell.metadata.get("tags", []))
-        if cell.cell_type == "code":
-            if not {FOLDED, OPEN, "remove-input", "remove-cell"} & set(tags):
-                tags.append(FOLDED)
-            cell.outputs = [output for output in map(_still, cell.outputs) if output]
-        cell.metadata = NotebookNode({"tags": tags} if tags else {})
-        cell.id = f"cell-{number}"  # papermill draws a new one for the parameters in each run
-    for cell in result.cells:
-        cell.update(_shortened(cell, _patterns(folders), elsewhere=cell.cell_type == "code"))
-    return result
-
-
-def _joined(cells: list[NotebookNode]) -> list[NotebookNode]:
-    """The cells with neighbours that show nothing made one, and without the parameters that papermill replaced.
-
-    Settings and imports are then one fold at the top of a page, not three.
-    """
-    if any("injected-parameters" in cell.metadata.get("tags", []) for cell in cells):
-        cells = [cell for cell in cells if "parameters" not in cell.metadata.get("tags", [])]
-    joined: list[NotebookNode] = []
-    for cell in cells:
-        last = joined[-1] if joined else None
-        if last and _silent(last) and cell.cell_type == "code" and not _removed(cell) and _open(last) == _open(cell):
-            cell.source = f"{last.source}\n\n{cell.source}"
-            cell.metadata["tags"] = [tag for tag in cell.metadata.get("tags", []) if tag != "parameters"]
-            joined.pop()
-        joined.append(cell)
-    return joined
-
-
-def _silent(cell: NotebookNode) -> bool:
-    return cell.cell_type == "code" and not cell.get("outputs") and not _removed(cell)
-
-
-def _open(cell: NotebookNode) -> bool:
-    return OPEN in cell.metadata.get("tags", [])
-
-
-def _removed(cell: NotebookNode) -> bool:
-    return "remove-cell" in cell.metadata.get("tags", [])
-
-
-def _still(output: NotebookNode) -> NotebookNode | None:
-    """An output without what only moved while the notebook ran; None where nothing is left."""
-    if output.output_type == "stream" and output.name == "stderr":
-        lines = re.split(r"[\r\n]+", output.text)
-        output.text = "".join(f"{line}\n" for line in lines if line.strip() and not PROGRESS.search(line))
-        return output if output.text else None
-    if WIDGET in output.get("data", {}):
-        return None
-    if "data" in output:
-        output.metadata = NotebookNode()
-    return output
-
-
-def _patterns(folders: Mapping[str, str]) -> list[tuple[re.Pattern, str]]:
-    """What to replace by what: the longest folder first, because one may lie in another."""
-    patterns = []
-    for path, name in sorted(folders.items(), key=lambda pair: -len(pair[0])):
-        start = BEFORE + re.escape(path.rstrip("/"))
-        if len(path) > 1:  # the home of some containers is "/"
-            patterns += [(re.compile(start + "/"), f"{name}/" if name else "")]
-            patterns += [(re.compile(start + r"(?![\w-]|\.\w)"), name or ".")]
-    return [*patterns, (PEOPLE, "~")]
-
-
-def _shortened(value: Any, patterns: list[tuple[re.Pattern, str]], elsewhere: bool) -> Any:
-    """``value`` with the patterns replaced in every text, except in binary data and in a model's own words.
-
-    ``elsewhere``: any other absolute path keeps its last name. Prose has such paths as links.
-    """
-    if isinstance(value, dict):
-        kept = ("bdata", "image/png", "image/jpeg")
-        return NotebookNode({k: v if k in kept else _shortened(v, patterns, elsewhere) for k, v in value.items()})
-    if isinstance(value, list):
-        return [_shortened(item, patterns, elsewhere) for item in value]
-    if isinstance(value, str) and WORDS not in value:
-        for pattern, replacement in [*patterns, *([(ELSEWHERE, r"…/\1")] if elsewhere else [])]:
-            value = pattern.sub(replacement, value)
-    return value
-
-
-def titled(notebook: NotebookNode, title: str) -> NotebookNode:
-    """The notebook with its first heading replaced: the pages of all cells come from one notebook."""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and re.search(r"^# ", cell.source, re.MULTILINE):
-            cell.source = re.sub(r"^# .*$", lambda _: f"# {_plain(title)}", cell.source, count=1, flags=re.MULTILINE)
-            return notebook
-    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {_plain(title)}", id="title"))
-    return notebook
 
 
 # The data of figures
@@ -245,18 +123,13 @@ def overview(cells: list[Path]) -> str:
         except KeyError as error:
             raise BookError(f"'{cell / results.RUN_INFO}' says nothing of {error}") from None
         rows.append(
-            f"| {' | '.join([*map(_plain, (cell.name, cell.parent.name)), *facts])} | [the run](<{page}.ipynb>) |"
+            f"| {' | '.join([*map(plain, (cell.name, cell.parent.name)), *facts])} | [the run](<{page}.ipynb>) |"
         )
     head = "| model | data set | prompts | tokens | prompt format | dtype | page |\n|---|---|--:|--:|---|---|---|\n"
     return (
         "# The runs\n\nOne page for each model on each data set, made from the notebook that measured it.\n\n"
         ":::{div} sortable\n\n" + head + "\n".join(rows) + "\n\n:::\n"
     )
-
-
-def _plain(name: str) -> str:
-    """A name as Markdown that shows just that name."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|$~^&-])", r"\\\1", name)
 
 
 def _said(script: Path, *options: str) -> bytes:
