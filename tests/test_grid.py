@@ -472,9 +472,12 @@ def test_a_failure_behind_the_measurements_loses_none_of_them(tmp_path, older):
 
 
 def test_what_was_measured_by_hand_runs_only_where_its_settings_differ(tmp_path):
+    """Also where the clock that dated its notebook was fast."""
     path, cells = fifteen(tmp_path)
     for folder, entry in cells.items():
         made(Path(folder), entry, **({"top_p": 0.5} if folder.endswith("middle/two") else {}))
+    tomorrow = time.time() + 86_400
+    os.utime(tmp_path / "results/middle/two" / results.NOTEBOOK, (tomorrow, tomorrow))
     planned = snakemake("--configfile", path, "--dry-run").stdout
     assert planned.count("rule cell:") == 1
     assert "wildcards: folder=" + str(tmp_path / "results/middle/two") in planned
