@@ -130,9 +130,13 @@ def _explained_by_hub(name: str, links: list[BaseException], revision: str | Non
 
 
 def unreachable(links: list[BaseException]) -> bool:
-    """Whether an error and what it came from (see `chain`) say that there is no way to the Hub, or none is wanted."""
+    """Whether an error and what it came from (see `chain`) say that there is no way to the Hub, or none is wanted.
+
+    Libraries say so too of what the Hub has refused; its answer stands further back in the chain then.
+    """
     kinds = (LocalEntryNotFoundError, ConnectionError, httpx.ConnectError, httpx.ConnectTimeout)
-    return any(isinstance(link, kinds) for link in links)
+    answered = any(isinstance(link, HfHubHTTPError) for link in links)
+    return not answered and any(isinstance(link, kinds) for link in links)
 
 
 def _cached_revisions(name: str) -> list[str]:

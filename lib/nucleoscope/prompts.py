@@ -130,19 +130,21 @@ def fetch(name: str) -> tuple["datasets.Dataset", str]:
 
     for library in (logging, datasets.logging):
         library.set_verbosity_error()  # each retry would print a line; the error below says it once
-    entry, failures, unreachable = HUB[name], [], False
+    entry, failures = HUB[name], []
     for revision in entry.revisions:
         try:
             options = {"split": entry.split, "revision": revision, "cache_dir": str(cache_folder(revision))}
             table = datasets.load_dataset(entry.path, entry.config, **options)
             return table, _commit(table) or revision
         except Exception as error:  # the library raises many kinds; the last word is below
-            failures.append(f"revision {revision}: {reason(error)}")
-            unreachable = unreachable or names.unreachable(names.chain(error))
-    advice = " (the Hub cannot be reached: scripts/prefetch.py fetches it where it can)" if unreachable else ""
+            failures.append((revision, error))
+    advice = ""
     if datasets.config.HF_HUB_OFFLINE:
         advice = " (HF_HUB_OFFLINE is set: scripts/prefetch.py fetches it before)"
-    raise OSError(f"cannot load data set {name}{advice}: tried {entry.path} on the Hub; " + "; ".join(failures))
+    elif all(names.unreachable(names.chain(error)) for _, error in failures):
+        advice = " (the Hub cannot be reached: scripts/prefetch.py fetches it where it can)"
+    tried = "; ".join(f"revision {revision}: {reason(error)}" for revision, error in failures)
+    raise OSError(f"cannot load data set {name}{advice}: tried {entry.path} on the Hub; {tried}")
 
 
 def reason(error: Exception) -> str:
