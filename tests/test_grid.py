@@ -115,6 +115,11 @@ def test_what_is_no_grid_is_named_in_one_line(tmp_path, text, message):
     assert message in one_line(str(caught.value))
 
 
+def test_a_grid_that_is_not_there_is_named_in_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^grid '.*none\.yml' cannot be read: No such file or directory$"):
+        grid.load(tmp_path / "none.yml")
+
+
 def test_sizes_and_times():
     assert [grid.mebibytes(size) for size in ("500M", "2G", "2GB", "1TiB")] == [500, 2048, 2048, 2**20]
     assert [grid.minutes(time) for time in ("90m", "4h", "1d12h")] == [90, 240, 2160]

@@ -103,7 +103,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The grid in a YAML file, checked. ValueError, in one line, names the file and the entry that is wrong."""
+    """The grid in a YAML file, checked. ValueError or OSError, in one line, names the file and what is wrong."""
     try:
         config = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
         cells(config)
@@ -112,6 +112,8 @@ def load(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"'{path}'{line}: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise ValueError(f"'{path}': {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise type(error)(f"grid '{path}' cannot be read: {error.strerror}") from None
     return config
 
 
