@@ -50,7 +50,7 @@ def served(folder: Path, state: Path, theme: str = "JupyterLab Light") -> Iterat
 
 def _answers(address: str, server: subprocess.Popen, log: Path) -> None:
     """Returns when the server answers; AssertionError with its log where it does not within a minute."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while time.monotonic() < end and server.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5):
             return

@@ -135,7 +135,7 @@ def _idle(environment: dict[str, str]) -> bool:
     return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip() == "idle"
 
 
-def _until(ready, folder: Path, what: str, seconds: int = 40) -> None:
+def _until(ready, folder: Path, what: str, seconds: int = 120) -> None:
     end = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > end:

@@ -197,7 +197,7 @@ def visitor(browser, folder: Path):
 
     def open_page(name: str, width: int = 1280, scheme: str = "light"):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(120_000)
         contexts.append(context)
 
         def only_the_disk(route):

@@ -444,7 +444,7 @@ def page(tiny_model, tmp_path_factory):
     with lab.served(folder, state) as address, playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=options)
         shown = browser.new_page(viewport={"width": 1300, "height": 1300})
-        shown.set_default_timeout(30_000)
+        shown.set_default_timeout(120_000)
         asked: list[str] = []
         shown.on("request", lambda request: asked.append(request.url))
         shown.goto(address.format("notebooks/explore.py"))

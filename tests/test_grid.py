@@ -528,13 +528,13 @@ def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
         text=True,
         start_new_session=True,
     )
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while not list(tmp_path.glob("results/logs/*/*.log")):
         assert time.monotonic() < end, "nothing was started"
         time.sleep(0.1)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=200)
     assert process.returncode != 0
     assert "interrupted: the same command goes on where this was" in said
     assert "Traceback" not in said

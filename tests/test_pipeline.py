@@ -4,10 +4,8 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -109,28 +107,6 @@ def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path,
     assert refused.stderr.count("\n") == 1
     assert "max_tokens is 4 there and 5 here; --overwrite" in refused.stderr
     assert file.stat() == before
-
-
-def test_a_killed_run_goes_on_and_ends_with_the_same_measurements(tmp_path, tiny_model, texts):
-    cell = [f"model_name={tiny_model}", f"dataset_name={texts}", "max_tokens=80", "batch_size=1"]
-    assert run(*cell, f"results_dir={tmp_path / 'straight'}").returncode == 0
-    straight, killed = (tmp_path / place / "lines" / "tiny-llama" for place in ("straight", "killed"))
-    words = [
-        word for argument in [*cell, f"results_dir={tmp_path / 'killed'}"] for word in ("--" + argument).split("=", 1)
-    ]
-    process = subprocess.Popen([*PIPELINE, *words], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not list(killed.glob("batches/*.pt")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (killed / "measurements.pt").exists(), "the run was over before it could be killed"
-    assert run(*cell, f"results_dir={tmp_path / 'killed'}").returncode == 0
-    one, other = (results.load(folder / "measurements.pt") for folder in (straight, killed))
-    for left, right in zip(one, other, strict=True):
-        assert left["tokens"].tolist() == right["tokens"].tolist()
-        assert left["entropies"] == right["entropies"]
-        assert left["cosines"] == right["cosines"]
 
 
 @pytest.mark.parametrize(

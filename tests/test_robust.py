@@ -62,7 +62,7 @@ def killer():
     killer = Killer()
     yield killer
     killer.process.stdin.close()
-    assert killer.process.wait(timeout=30) == 0
+    assert killer.process.wait(timeout=200) == 0
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +95,23 @@ def test_twenty_kills_at_random_moments_change_nothing(killer, undisturbed, tmp_
     expected, seconds, _ = undisturbed
     seed = time.time_ns()
     moments, places = random.Random(seed), []
-    for attempt in range(400):  # a kill that comes after the end is none, and the machine may have become faster
+    stages = set()
+    for attempt in range(400):  # a kill that comes after the end is none
         folder = tmp_path / str(attempt)
         after = moments.uniform(0, seconds)
         found = killer.run(folder, after=after)
         if found["signal"] != signal.SIGKILL:
+            seconds *= 0.95  # the machine may have become faster, or slower
             continue
+        seconds *= 1.05
+        stages.add(left(folder))
         places.append(f"{after:.3f} s: {left(folder)}")
         assert killer.to_the_end(folder) == expected, (seed, places)
-        if len(places) == 20:
+        if len(places) >= 20 and len(stages) > 2:
             break
-    print(f"seed {seed}, runs of {seconds:.3f} s, killed after", *places, sep="\n")
-    assert len(places) == 20
-    assert len({place.split(": ")[1] for place in places}) > 2, places
+    print(f"seed {seed}, killed after", *places, sep="\n")
+    assert len(places) >= 20
+    assert len(stages) > 2, places
 
 
 def test_a_run_that_is_killed_again_and_again_gets_there(killer, undisturbed, tmp_path):
@@ -212,11 +216,18 @@ def test_a_lock_left_behind_on_another_machine_is_cleared_after_its_silence(else
 
 def test_a_run_on_another_machine_that_lives_is_named(elsewhere, monkeypatch):
     monkeypatch.setattr(files, "SILENCE", 60)
-    timer = threading.Timer(0.5, os.utime, [elsewhere / files.LOCK])
-    timer.start()
+    refused = threading.Event()
+
+    def live() -> None:
+        while not refused.wait(0.1):
+            os.utime(elsewhere / files.LOCK)
+
+    life = threading.Thread(target=live)
+    life.start()
     with pytest.raises(BlockingIOError, match="is being written by process 7 on another-node"):
         files.Lock(elsewhere)
-    timer.join()
+    refused.set()
+    life.join()
     assert (elsewhere / files.LOCK).read_text() == "process 7 on another-node\n"
 
 
@@ -224,7 +235,7 @@ def test_whoever_holds_a_lock_gives_signs_of_life(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "BEAT", 0.05)
     lock = files.Lock(tmp_path)
     os.utime(tmp_path / files.LOCK, (0, 0))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 200
     while os.stat(tmp_path / files.LOCK).st_mtime == 0 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert os.stat(tmp_path / files.LOCK).st_mtime > 0
@@ -465,7 +476,7 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
 
     run, kernel, _ = begun(words, folder)
     run.send_signal(signal.SIGTERM)
-    said = run.communicate(timeout=60)[1].decode()
+    said = run.communicate(timeout=200)[1].decode()
     assert run.returncode == 143
     assert said.splitlines()[-1] == "interrupted: the same command goes on where this was"
     assert "Traceback" not in said
@@ -474,7 +485,7 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
     run, kernel, kept = begun(words, folder)
     assert kept > 0
     kernel.kill()
-    said = run.communicate(timeout=60)[1].decode()
+    said = run.communicate(timeout=200)[1].decode()
     assert run.returncode == 1
     assert said.splitlines()[-1].startswith("error: the notebook's process died")
     assert said.splitlines()[-1].endswith("run the same command again")
@@ -482,8 +493,8 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
     run, kernel, more = begun(words, folder)
     assert more > kept
     run.kill()
-    run.communicate(timeout=60)
-    assert psutil.wait_procs([kernel], timeout=60)[1] == [], "the notebook's process outlives the command"
+    run.communicate(timeout=200)
+    assert psutil.wait_procs([kernel], timeout=200)[1] == [], "the notebook's process outlives the command"
     assert not (folder / "measurements.pt").exists(), "the run was over before it could be killed"
 
     done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)

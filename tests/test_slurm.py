@@ -81,7 +81,7 @@ def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster,
             assert snakemake.wait(400) == 0, (tmp_path / "said").read_text()[-6000:]
         finally:
             snakemake.send_signal(signal.SIGINT)  # nothing, when it has ended
-            snakemake.wait(60)
+            snakemake.wait(200)
     said = (tmp_path / "said").read_text()
     assert "3 of 3 cells are measured" in said
     assert "TresPerJob=gres:gpu:1" in shown["killed"]
@@ -168,7 +168,7 @@ def graph(grid: Path, folder: Path) -> list:
 
 def disturb_all(folders: dict[str, Path], snakemake: subprocess.Popen, environment: dict) -> dict[str, str]:
     """Disturbs each cell when it has finished a first batch; returns what Slurm said of the jobs before."""
-    end, shown = time.monotonic() + 250, {}
+    end, shown = time.monotonic() + 400, {}
     while len(shown) < len(folders):
         assert time.monotonic() < end, "no batch was finished"
         assert snakemake.poll() is None, "the graph ended before all cells were disturbed"
