@@ -87,6 +87,8 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"parameters": {"top_p": 90}}, "parameters: top_p is 90: it must lie in (0, 1]"),
         ({"datasets": [{"name": "b", "batch_size": 0}]}, "batch_size is 0: it must be auto or at least 1"),
         ({"results_dir": __file__}, "test_grid.py', which is a file: name a folder"),
+        ({"parameters": {"mode": "score"}}, "'a' on 'b': mode: score and text_column go together, or neither"),
+        ({"datasets": [{"name": "b", "text_column": "c"}]}, "mode: score and text_column go together, or neither"),
         ({"analyses": {"resample": 5}}, "analyses: unknown setting 'resample'"),
     ],
 )

@@ -173,9 +173,9 @@ def test_the_graph_runs_what_is_missing_or_changed_and_nothing_else(tmp_path, ti
     shutil.rmtree(tmp_path / "results" / "xsum")
     folder = tmp_path / "results/lines/tiny-llama"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    failed = snakemake(tmp_path, tiny_model, texts, mode="score")
+    failed = snakemake(tmp_path, tiny_model, texts, prompt_column="nothing")
     assert failed.returncode != 0
-    assert "error: mode=score needs text_column" in failed.stderr
+    assert "has no column 'nothing'" in failed.stderr
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     changed = snakemake(tmp_path, tiny_model, texts, max_tokens=5)
     assert changed.returncode == 0, changed.stderr

@@ -144,7 +144,7 @@ def test_without_a_network_prefetching_says_that_it_needs_one(tmp_path):
     done = run(grid, hub.clean_environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9"))
     said = errors(done)[0]
     assert said.startswith("error: no model 'org/tiny' here, and the Hub cannot be reached: tried ")
-    assert said.endswith("(scripts/prefetch.py fetches it, where the Hub can be reached)")
+    assert said.endswith("Connection refused; scripts/prefetch.py fetches it, where the Hub can be reached)")
 
 
 def test_without_a_network_a_data_set_points_to_prefetching(monkeypatch, tmp_path):

@@ -150,7 +150,7 @@ class Lock:
                 return stream
             if stream:
                 stream.close()
-            if (beat not in (None, touched)) if stream else (waited >= LOCK_SECONDS):
+            if (beat not in (None, touched)) if stream else waited >= LOCK_SECONDS + (0 if holder else POLL):
                 raise BlockingIOError(f"'{self.path.parent}' is being written by {holder.strip() or 'another process'}")
             if stream and beat is None:
                 beat = touched

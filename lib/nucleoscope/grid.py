@@ -15,6 +15,7 @@ commit to take. What an entry says goes before what all cells share, and a data 
 a model's. Of the resources that a model and a data set both name the cell gets the larger.
 """
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,6 +146,9 @@ def _cell(config: dict, model: dict, dataset: dict) -> Entry:
         own = [entry[name] for entry in (model, dataset) if entry.get(name) is not None]
         needs[name] = max(own, key=size) if own else config.get("resources", {}).get(name)
     names = {"model_name": model["name"], "dataset_name": dataset["name"], "results_dir": config["results_dir"]}
+    if (parameters.get("mode") == "score") != ("text_column" in parameters):
+        pair = f"'{model['name']}' on '{dataset['name']}'"
+        raise ValueError(f"{pair}: mode: score and text_column go together, or neither")
     return Entry(names | parameters, 1 if needs["gpus"] is None else needs["gpus"], needs["memory"], needs["time"])
 
 
@@ -159,7 +163,7 @@ def _check(config: Any) -> None:
     _known("the grid", config, KEYS)
     if not config.get("results_dir") or not isinstance(config["results_dir"], str):
         raise ValueError("results_dir is missing: the folder for the results")
-    if Path(config["results_dir"]).is_file():
+    if os.path.isfile(config["results_dir"]):
         raise ValueError(f"results_dir is '{config['results_dir']}', which is a file: name a folder")
     for name, checks in (("parameters", PARAMETERS), ("resources", RESOURCES), ("analyses", ANALYSES)):
         settings = config.setdefault(name, {}) or {}

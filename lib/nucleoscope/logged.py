@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -25,29 +25,30 @@ INTERRUPTED = ("status 130", "status 143")  # a command that SIGINT or SIGTERM a
 ERRORS = ("error: ", "interrupted: ")  # how a command begins to say why it failed
 KEPT = 2**10  # bytes of the last words that a full disk has not taken, to be put down at the end
 PROGRESS_SECONDS = 30  # how often the state of a progress bar is put down
-LAST_WORDS_SECONDS = 5  # for what a child of the command still says after its end
+LAST_WORDS_SECONDS = 15  # for what a child of the command still says after its end
 
 
 def run(command: list[str], log: Path, environment: dict[str, str] | None = None, handed: Collection[int] = ()) -> int:
     """Runs ``command`` and returns its exit status, 128 and the signal's number where one killed it.
 
     What it prints appears where it would, and in ``log`` without what a progress bar overwrote. It
-    keeps the file descriptors ``handed`` open. SIGTERM is passed on to it; Ctrl-C reaches it from the
-    terminal. OSError where the log cannot be opened; a disk that fills up later stops nothing.
+    keeps the file descriptors ``handed`` open. SIGTERM is passed on to it, SIGINT is left to it: Ctrl-C
+    reaches it from the terminal. OSError where the log cannot be opened; a disk that fills up later
+    stops nothing.
     """
-    with _opened(log) as file:
+    with _opened(log) as file, _signals() as start:
         with contextlib.suppress(OSError):  # a file system without locks: `reason` cannot tell that it runs
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         lines = _Lines(file)
         lines.write(_begun(command))
-        process = _started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, pass_fds=handed)
+        process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, pass_fds=handed)
         copies = [
             threading.Thread(target=_copy, args=(source, target.buffer, lines), daemon=True)
             for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
         ]
         for copy in copies:
             copy.start()
-        status = _wait(process)
+        status = process.wait()
         for copy in copies:
             copy.join(LAST_WORDS_SECONDS)
         killer = signal.Signals(-status).name if status < 0 else ""
@@ -157,8 +158,9 @@ def _copy(source: IO[bytes], target: IO[bytes], lines: _Lines) -> None:
         lines.write(rest)
 
 
-def _started(command: list[str], **options) -> subprocess.Popen:
-    """The process of a command. SIGTERM is passed on to it, also where it comes while the process starts."""
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Gives `subprocess.Popen` for one process that is told of SIGTERM, also where it comes while that starts."""
     told: list[int] = []
     running: list[subprocess.Popen] = []
 
@@ -167,19 +169,22 @@ def _started(command: list[str], **options) -> subprocess.Popen:
         for process in running:
             process.terminate()
 
+    def start(command: list[str], **options) -> subprocess.Popen:
+        running.append(subprocess.Popen(command, **options))
+        if told:
+            running[0].terminate()
+        return running[0]
+
+    # A handler, because a signal that is ignored the process would ignore too.
+    handlers = {signal.SIGTERM: pass_on, signal.SIGINT: lambda *_: None}
+    before = {}
     with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, pass_on)
-    running.append(subprocess.Popen(command, **options))
-    if told:
-        running[0].terminate()
-    return running[0]
-
-
-def _wait(process: subprocess.Popen) -> int:
-    """The status of the process, which outlives Ctrl-C."""
-    while True:
-        with contextlib.suppress(KeyboardInterrupt):
-            return process.wait()
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield start
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

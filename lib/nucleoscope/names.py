@@ -118,7 +118,7 @@ def _explained_by_hub(name: str, links: list[BaseException], revision: str | Non
         at = f" at revision '{revision}'" if revision else ""
         return ConnectionError(
             f"no model '{name}'{at} here, and {reason}: {tried} and the cache {constants.HF_HUB_CACHE} "
-            "(scripts/prefetch.py fetches it, where the Hub can be reached)"
+            f"({brief(links[-1])}; scripts/prefetch.py fetches it, where the Hub can be reached)"
         )
     broken = first(httpx.TransportError) or next((link for link in links if "Consistency check" in str(link)), None)
     if broken is not None:
@@ -132,11 +132,12 @@ def _explained_by_hub(name: str, links: list[BaseException], revision: str | Non
 def unreachable(links: list[BaseException]) -> bool:
     """Whether an error and what it came from (see `chain`) say that there is no way to the Hub, or none is wanted.
 
-    Libraries say so too of what the Hub has refused; its answer stands further back in the chain then.
+    Libraries say so too of what the Hub has refused, or of a line that broke while it answered; that
+    stands further back in the chain then.
     """
     kinds = (LocalEntryNotFoundError, ConnectionError, httpx.ConnectError, httpx.ConnectTimeout)
-    answered = any(isinstance(link, HfHubHTTPError) for link in links)
-    return not answered and any(isinstance(link, kinds) for link in links)
+    answered = (HfHubHTTPError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+    return any(isinstance(link, kinds) for link in links) and not any(isinstance(link, answered) for link in links)
 
 
 def _cached_revisions(name: str) -> list[str]:

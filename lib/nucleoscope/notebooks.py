@@ -23,6 +23,7 @@ from nucleoscope import shelf
 from nucleoscope.files import whole
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+PATIENCE = 600  # seconds for a kernel to start or to say that a cell is done, on a machine that is busy or stands still
 
 
 class NotebookError(Exception):
@@ -72,6 +73,8 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
             stdout_file=sys.stdout,
             stderr_file=errors,
             config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
+            start_timeout=PATIENCE,
+            iopub_timeout=PATIENCE,
             shutdown_kernel="immediate",  # all is written by then; a polite end prints a word of its own
             coalesce_streams=True,  # a progress bar leaves its last state, not a thousand lines
         )
