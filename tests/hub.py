@@ -100,7 +100,13 @@ def clean_environment(home: Path, **more: str) -> dict[str, str]:
     """This process's environment with the empty ``home`` for a cache, and with no token, proxy or Hub settings."""
     ours = ("HF_", "HUGGING", "TRANSFORMERS_", "XDG_CACHE_HOME")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours) and not k.lower().endswith("_proxy")}
-    ours = {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1,localhost"}
+    ours = {
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_ETAG_TIMEOUT": "100",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "100",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
     return kept | ours | {"OMP_NUM_THREADS": "1"} | more  # small models are slower in threads that share two cores
 
 

@@ -96,7 +96,7 @@ def test_a_seed_gives_the_same_resamples_and_another_others():
 
 
 @given(samples())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=200, derandomize=True)
 def test_ranks_of_a_resample_are_those_of_the_spelled_out_table(sample):
     values, prompt, counts = sample
     ranks = bootstrap.Ranks(values[:, 0], prompt)(counts)
@@ -107,7 +107,7 @@ def test_ranks_of_a_resample_are_those_of_the_spelled_out_table(sample):
 
 
 @given(samples())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=200, derandomize=True)
 def test_coefficients_of_a_resample_are_those_of_the_spelled_out_table(sample):
     assert_same_coefficients(*sample, tolerance=1e-10)
 
@@ -162,7 +162,7 @@ def test_the_order_of_tokens_does_not_matter():
 
 
 @given(samples(), st.integers(1, 9))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=200, derandomize=True)
 def test_bins_of_a_resample_are_those_of_the_spelled_out_table(sample, bins):
     values, prompt, counts = sample
     if values[:, 0].min() < values[:, 0].max():  # else there is no bin to speak of

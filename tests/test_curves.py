@@ -198,7 +198,7 @@ def by_brute_force(y: np.ndarray, n: np.ndarray) -> float:
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(1, 9)), min_size=1, max_size=15))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=200, derandomize=True)
 def test_the_free_curve_is_the_best_of_all_splits(bins):
     y, n = np.array(bins, dtype=float).T
     fit = curves.fit("free", np.arange(1.0, len(y) + 1), y, n)
@@ -212,7 +212,7 @@ def test_the_free_curve_is_the_best_of_all_splits(bins):
 
 
 @given(st.lists(st.tuples(st.floats(-1, 1), st.integers(1, 400)), min_size=1, max_size=50))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=100, derandomize=True)
 def test_errors_of_all_prefixes_are_those_of_isotonic_regressions(bins):
     y, n = np.array(bins, dtype=float).T
     found = curves._prefix_errors(y, n)

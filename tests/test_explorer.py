@@ -442,7 +442,7 @@ def page(tiny_model, tmp_path_factory):
     options = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
     options += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chrome refuses to sandbox for root
     with lab.served(folder, state) as address, playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=options)
+        browser = driver.chromium.launch(executable_path=program, args=options, timeout=180_000)
         shown = browser.new_page(viewport={"width": 1300, "height": 1300})
         shown.set_default_timeout(120_000)
         asked: list[str] = []

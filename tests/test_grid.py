@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+import held
 import tiny
 from messages import one_line
 from nucleoscope import gpus, graph, grid, ledger, logged, results
@@ -379,7 +380,7 @@ def two_gpus(tmp_path, monkeypatch):
 
 def snakemake(*options: object, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *map(str, options)]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=900)
 
 
 def fifteen(tmp_path: Path) -> tuple[Path, dict[str, grid.Entry]]:
@@ -394,7 +395,7 @@ def fifteen(tmp_path: Path) -> tuple[Path, dict[str, grid.Entry]]:
     datasets = [{"name": str(tmp_path / f"{name}.jsonl")} for name in ("short", "middle", "long")]
     datasets[2]["max_tokens"] = 200
     config = {"results_dir": str(tmp_path / "results"), "models": models, "datasets": datasets}
-    config |= {"parameters": {"max_tokens": 4, "n_prompts": 2}, "analyses": {"resamples": 100}}
+    config |= {"parameters": {"max_tokens": 4, "n_prompts": 2, "batch_size": 1}, "analyses": {"resamples": 100}}
     (tmp_path / "grid.yml").write_text(yaml.safe_dump(config))
     return tmp_path / "grid.yml", grid.cells(config)
 
@@ -405,7 +406,7 @@ def test_a_grid_of_fifteen_with_two_that_fail_ends_with_thirteen_tables_and_a_re
     for folder in cells.keys() - set(to_run):
         made(Path(folder), cells[folder])
     command = [sys.executable, "-m", "snakemake", "analyses", "--cores", "2", "--configfile", path]
-    first = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
+    first = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert first.returncode != 0
     assert "Not all could be made" not in first.stderr
     assert_two_are_named(first.stderr, tmp_path)
@@ -519,22 +520,23 @@ def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_
 
 
 def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
-    path, _ = fifteen(tmp_path)
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", str(path)]
+    path, cells = fifteen(tmp_path)
+    for folder in cells:
+        held.hold(Path(folder))
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", str(path), "--set-threads", "cell=1"]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | held.environment(tmp_path / "held"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
     end = time.monotonic() + 200
-    while not list(tmp_path.glob("results/logs/*/*.log")):
+    while not list(tmp_path.glob("results/*/*/batches/*.pt")):
         assert time.monotonic() < end, "nothing was started"
         time.sleep(0.1)
-    time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=200)
     assert process.returncode != 0

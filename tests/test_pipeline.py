@@ -26,7 +26,7 @@ def run(*arguments, command=PIPELINE, **options):
     """The finished process of the pipeline with these arguments, each "name=value"."""
     words = [word for argument in arguments for word in ("--" + argument).split("=", 1)]
     return subprocess.run(
-        [*command, *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, **options
+        [*command, *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, **options
     )
 
 
@@ -140,7 +140,7 @@ def test_two_runs_that_start_together_do_not_meet(tmp_path, tiny_model, texts):
         }
         words = [word for name, value in given.items() for word in (f"--{name}", value)]
         processes.append(subprocess.Popen([*PIPELINE, *words], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE))
-    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
     one, other = (results.load(tmp_path / place / "lines/tiny-llama/measurements.pt") for place in ("one", "other"))
     assert [record["tokens"].tolist() for record in one] == [record["tokens"].tolist() for record in other]
 

@@ -24,7 +24,7 @@ STUDY = "scripts/grids/study.yml"
 
 def run(grid: str | Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
     command = [sys.executable, "scripts/prefetch.py", str(grid)]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def write_grid(path: Path, models: list, datasets: list, **parameters) -> Path:
@@ -236,7 +236,7 @@ def test_a_cell_by_the_command_runs_without_a_network(fetched, tmp_path):
     command = [sys.executable, "scripts/correlation_pipeline.py"]
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
     environment = hub.clean_environment(fetched[0], HF_HUB_OFFLINE="1")
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     info = results.load_info(tmp_path / "gsm8k" / "Llama-3.1-8B-Instruct")
     assert info["settings"]["model"]["revision"] == options["model_revision"]

@@ -73,7 +73,7 @@ def test_latex_compiles_in_an_article_with_booktabs_and_multirow_alone(latex, tm
     document = rf"\documentclass{{article}}\usepackage{{booktabs,multirow}}\begin{{document}}{body}\end{{document}}"
     (tmp_path / "paper.tex").write_text(document)
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-1500:]
     assert (tmp_path / "paper.pdf").is_file()
 
@@ -124,7 +124,7 @@ def test_the_tables_of_the_studys_names_fit_the_column_of_an_article(tmp_path):
     document = rf"\documentclass{{article}}\usepackage{{booktabs,multirow}}\begin{{document}}{body}\end{{document}}"
     (tmp_path / "paper.tex").write_text(document)
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper"]
-    log = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60).stdout
+    log = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600).stdout
     assert "Output written" in log
     assert "Overfull" not in log
 
