@@ -71,6 +71,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"models": None}, "models is missing: a list of names"),
         ({"datasets": []}, "datasets is missing"),
         ({"results_dir": None}, "results_dir is missing"),
+        ({"models": ["a", {"name": "a", "seed": 1}]}, "'a' on 'b' stands there twice: leave one out"),
         ({"models": ["x/a", "y/a"]}, "'x/a' on 'b' and 'y/a' on 'b' share a short name, and so the folder r/b/a"),
         ({"models": [{"nam": "a"}]}, "entry 1 of models has no name"),
         ({"models": [7]}, "entry 1 of models has no name"),

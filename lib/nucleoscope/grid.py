@@ -129,6 +129,8 @@ def cells(config: dict[str, Any]) -> dict[str, Entry]:
             names = entry.parameters["model_name"], entry.parameters["dataset_name"]
             column = entry.parameters.get("text_column")
             folder = str(results.cell_folder(config["results_dir"], names[1], names[0], column))
+            if named.get(folder) == names:
+                raise ValueError(f"'{names[0]}' on '{names[1]}' stands there twice: leave one out")
             if folder in found:
                 pair = " and ".join(f"'{model}' on '{dataset}'" for model, dataset in (named[folder], names))
                 raise ValueError(f"{pair} share a short name, and so the folder {folder}: leave one out")
