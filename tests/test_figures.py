@@ -137,6 +137,13 @@ def test_a_cell_without_choices_leaves_its_panels_empty():
     assert [axes.axison for axes in figures.paper(cells).axes].count(True) == 3
 
 
+def test_lines_of_bins_that_hold_too_few_tokens_are_missed_in_words():
+    (key, cell), *_ = CELLS.items()
+    few, enough = (figures.overlay({key: cell}, least=least) for least in (len(cell) + 1, 1))
+    assert [note.text for note in few.layout.annotations] == [f"no bin holds {len(cell) + 1} tokens"]
+    assert not enough.layout.annotations
+
+
 def test_published_coefficients_stand_only_beside_the_same_cell():
     cells = {("Qwen3-8B", "xsum"): full(1), ("mine", "xsum"): full(2)}
     statistics = correlation.statistics(cells, resamples=20)

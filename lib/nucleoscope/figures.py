@@ -198,9 +198,8 @@ def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 
             continue
         held = bins.count >= least
         # With one model colours tell data sets apart, else models; the dash does for the other.
-        color, dash = (
-            (models.index(model), datasets.index(dataset)) if len(models) > 1 else (datasets.index(dataset), 0)
-        )
+        color, dash = models.index(model), datasets.index(dataset)
+        color, dash = (color, dash) if len(models) > 1 else (dash, 0)
         name = f"{model}, {dataset}" if len(models) > 1 else dataset
         hover = "median %{y:.3f} of %{customdata:,} tokens at %{x:.2f}" + f"<extra>{model}, {dataset}</extra>"
         line = {"color": colors[color % len(colors)], "dash": dashes[dash % len(dashes)], "width": 2.5}
@@ -210,9 +209,12 @@ def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 
                 mode="lines", line=line, name=name, hovertemplate=hover,
             )
         )  # fmt: skip
+    if not any(len(line.x) for line in figure.data):
+        figure.add_annotation(
+            text=f"no bin holds {least} tokens", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False
+        )
     figure.update_xaxes(title=LABELS[x], rangemode="tozero")
-    figure.update_yaxes(title=f"median {LABELS[y]}")
-    figure.update_layout(showlegend=True, margin={"t": 20})
+    figure.update_layout(showlegend=True, margin={"t": 20}, yaxis_title=f"median {LABELS[y]}")
     return described(figure, f"Median {LABELS[y]} over {LABELS[x]}, one line for each model and data set")
 
 
