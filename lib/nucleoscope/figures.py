@@ -210,11 +210,9 @@ def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 
             )
         )  # fmt: skip
     if not any(len(line.x) for line in figure.data):
-        figure.add_annotation(
-            text=f"no bin holds {least} tokens", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False
-        )
-    figure.update_xaxes(title=LABELS[x], rangemode="tozero")
-    figure.update_layout(showlegend=True, margin={"t": 20}, yaxis_title=f"median {LABELS[y]}")
+        figure.add_annotation(text=f"no bin holds {least} tokens", xref="x domain", yref="y domain", showarrow=False)
+    axes = {"xaxis_title": LABELS[x], "xaxis_rangemode": "tozero", "yaxis_title": f"median {LABELS[y]}"}
+    figure.update_layout(showlegend=True, margin={"t": 20}, **axes)
     return described(figure, f"Median {LABELS[y]} over {LABELS[x]}, one line for each model and data set")
 
 
