@@ -20,7 +20,9 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from nucleoscope import gpus, graph, grid, ledger, logged, results
+from nucleoscope.models import gpus
+from nucleoscope.store import results
+from nucleoscope.workflow import graph, grid, logs, status
 
 if not config:  # a grid of one's own is taken as it is: Snakemake would add the default's parameters to it
     configfile: "scripts/grids/default.yml"
@@ -31,7 +33,7 @@ except ValueError as error:
     sys.exit(f"error: {error}")
 
 RESULTS = config["results_dir"]
-LOGS = f"{RESULTS}/{ledger.LOGS}"
+LOGS = f"{RESULTS}/{status.LOGS}"
 ANALYSES = f"{RESULTS}/{results.ANALYSES}"
 PAGES = [f"{RESULTS}/{results.PAGES}/{name}.ipynb" for name in ("index", "theory", "twelve")]
 AS_IT_IS = "NUCLEOSCOPE_AS_IT_IS" in os.environ  # no cell is measured: see onerror
@@ -49,7 +51,7 @@ if not workflow.is_main_process:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a compute node: scripts/prefetch.py has been there before
 
 # A job that was started for a cell need not ask about the others.
-LACKING = {folder: why for folder, entry in CELLS.items() if workflow.is_main_process and (why := ledger.lacking(folder, entry))}
+LACKING = {folder: why for folder, entry in CELLS.items() if workflow.is_main_process and (why := status.lacking(folder, entry))}
 NOTEBOOKS = [f"{folder}/{results.NOTEBOOK}" for folder in CELLS]
 if AS_IT_IS:
     NOTEBOOKS = [path for path in NOTEBOOKS if Path(path).is_file()]
@@ -89,7 +91,7 @@ def tried(name):
         if not stamp.exists():
             stamp.touch()
             os.utime(stamp, (1, 1))
-        if log.is_file() and logged.failed(log):
+        if log.is_file() and logs.failed(log):
             stamp.write_text(f"{time.time_ns()}\n")
     return str(stamp)
 
@@ -106,7 +108,7 @@ def cell_threads(wildcards):
 def cell_job(wildcards):
     """Options of scripts/job.py: the log, and which choice of GPUs."""
     choice = graph.gpu_choice(CELLS[wildcards.folder], there(), bool(GPUS))
-    return graph.options({"log": ledger.log_file(wildcards.folder), "gpus": choice})
+    return graph.options({"log": status.log_file(wildcards.folder), "gpus": choice})
 
 
 def everywhere(wildcards):
@@ -131,7 +133,7 @@ rule analyses:
         OTHERS,
         "notebooks/correlation.py",
         "notebooks/fits.py",
-        modules("bootstrap", "correlation", "curves", "fits", "figures", "panels", "reading", "sample", "shelf", "tables"),
+        modules("stats/bootstrap", "stats/correlation", "stats/curves", "stats/fits", "views/figures", "views/panels", "store/reading", "stats/sample", "store/shelf", "views/tables"),
     output:
         [update(f"{ANALYSES}/{file}") for file in results.ANALYSIS_FILES],
     threads: everywhere
@@ -148,7 +150,7 @@ rule page:
         NOTEBOOKS,
         OTHERS,
         "notebooks/{name}.py",
-        modules("bootstrap", "correlation", "figures", "picks", "reading", "shelf", "strip", "text", "theory"),
+        modules("stats/bootstrap", "stats/correlation", "views/figures", "views/examples", "store/reading", "store/shelf", "views/strip", "views/token_text", "stats/theory"),
     output:
         update(f"{RESULTS}/{results.PAGES}/{{name}}.ipynb"),
     threads: everywhere
@@ -228,7 +230,7 @@ def silence():
 
 def finish():
     """After failures: what depends on failed cells is made from the others, by this same command."""
-    failed = any(ledger.lacking(folder, entry) for folder, entry in CELLS.items())
+    failed = any(status.lacking(folder, entry) for folder, entry in CELLS.items())
     if failed and graph.goes_on(workflow.dag_settings.targets) and not workflow.touch and results.cells(RESULTS):
         print("\nSome cells failed; now the analyses of those that are there.", file=sys.stderr)
         done = subprocess.run(graph.again(sys.argv[1:]), env=os.environ | {"NUCLEOSCOPE_AS_IT_IS": "1"})
@@ -243,7 +245,7 @@ onstart:
 
 onsuccess:
     if not AS_IT_IS:
-        print(ledger.summary(config), file=sys.stderr)
+        print(status.summary(config), file=sys.stderr)
 
 
 onerror:
@@ -251,4 +253,4 @@ onerror:
         print(AGAIN, file=sys.stderr)
     elif not AS_IT_IS:
         finish()
-        print(ledger.summary(config), file=sys.stderr)
+        print(status.summary(config), file=sys.stderr)

@@ -35,7 +35,9 @@ from pathlib import Path
 
 from IPython.display import Markdown
 
-from nucleoscope import correlation, figures, panels, results, tables
+from nucleoscope.stats import correlation
+from nucleoscope.store import results
+from nucleoscope.views import figures, panels, tables
 
 if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
     os.chdir("..")

@@ -33,7 +33,9 @@ from pathlib import Path
 
 from IPython.display import Markdown
 
-from nucleoscope import curves, figures, fits, results, tables
+from nucleoscope.stats import curves, fits
+from nucleoscope.store import results
+from nucleoscope.views import figures, tables
 
 if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
     os.chdir("..")

@@ -31,7 +31,9 @@ results_dir = "results"  # where <dataset>/<model>/ are
 # %%
 from IPython.display import Markdown
 
-from nucleoscope import correlation, figures, results
+from nucleoscope.stats import correlation
+from nucleoscope.store import results
+from nucleoscope.views import figures
 
 measured = results.load_readable(results_dir)
 

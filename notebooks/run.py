@@ -51,8 +51,13 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
-from nucleoscope import cells, correlation, figures, generation, models, picks, prompts, results, runs, scoring, tables
-from nucleoscope.strip import background, strip
+from nucleoscope.data import prompts
+from nucleoscope.measure import batching, generation, scoring
+from nucleoscope.models import loading
+from nucleoscope.stats import correlation
+from nucleoscope.store import results, run_folder
+from nucleoscope.views import examples, figures, tables
+from nucleoscope.views.strip import background, strip
 
 if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
     os.chdir("..")
@@ -61,12 +66,12 @@ if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from t
 # ## The model and the prompts
 
 # %%
-runs.check(max_tokens, top_p, prompt_format, batch_size)
-runs.check_mode(mode, text_column)
+batching.check(max_tokens, top_p, prompt_format, batch_size)
+batching.check_mode(mode, text_column)
 folder = results.cell_folder(results_dir, dataset_name, model_name, text_column)
-cells.check(folder, overwrite)
+run_folder.check(folder, overwrite)
 data = prompts.load(dataset_name, n_prompts, prompt_column, text_column)
-model, tokenizer, identity = models.load(model_name, dtype, device, trust_remote_code, model_revision)
+model, tokenizer, identity = loading.load(model_name, dtype, device, trust_remote_code, model_revision)
 
 # %%
 settings = {"model_name": model_name, "model": identity, "dataset_name": dataset_name, "dataset": data.identity}
@@ -88,7 +93,7 @@ pd.Series(settings, name="setting").to_frame()
 # as if it had been the one to come.
 
 # %%
-cell = cells.Cell(folder, settings, overwrite)
+cell = run_folder.Cell(folder, settings, overwrite)
 parameters = {"max_tokens": max_tokens, "top_p": top_p, "prompt_format": prompt_format, "batch_size": batch_size}
 if not cell.finished:
     with cell:
@@ -150,7 +155,7 @@ figures.distributions(table)
 
 # %%
 behind, whose = background(table), "drawn" if mode == "generate" else "the text's"
-for pick in picks.chosen(records):
+for pick in examples.chosen(records):
     html = strip(records[pick.prompt], tokenizer, table=behind, whose=whose)
     display(Markdown(pick.sentence), HTML(html))
 

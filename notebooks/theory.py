@@ -37,7 +37,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nucleoscope import theory
+from nucleoscope.stats import theory
+from nucleoscope.views import theory_figures
 
 if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
     os.chdir("..")
@@ -94,7 +95,9 @@ effective = {
     "order 2: 1 / Σq²": np.array([1 / (q**2).sum() for q in choices]),
 }
 titles = ("50 candidates, probability ∝ 1 / rankˢ", "exponent s", "effective number of candidates")
-theory.curves(exponents, effective, titles, "Effective numbers of orders 0, 1 and 2 fall as the choice gets uneven.")
+theory_figures.curves(
+    exponents, effective, titles, "Effective numbers of orders 0, 1 and 2 fall as the choice gets uneven."
+)
 
 # %% [markdown]
 # At the left edge all candidates are equally likely, and the three orders agree on their number. To
@@ -153,7 +156,9 @@ shares = np.linspace(0.02, 0.995, 196)
 which, within, tail = np.array([theory.parts(p, share) for share in shares]).T
 pieces = {"within the nucleus: m H(q)": within, "which side: h(m)": which, "within the tail: (1−m) H(t)": tail}
 titles = ("Entropy of 1000 tokens, p ∝ 1 / rank^1.2", "top_p", "nats")
-theory.curves(shares, pieces, titles, "Three stacked parts of the entropy; their sum is constant.", stacked=True)
+theory_figures.curves(
+    shares, pieces, titles, "Three stacked parts of the entropy; their sum is constant.", stacked=True
+)
 
 # %% [markdown]
 # The height of the pile is $H(p)$ and is the same everywhere; only its division changes with
@@ -208,7 +213,9 @@ samples = {
     for name, units in (("no common part", even), ("with a common part", made))
 }
 titles = ("Cosines of random pairs of rows", "cosine", "share of pairs")
-theory.histograms(samples, mean_squares, titles, "Histograms of pair cosines of two made embeddings, each with |μ|².")
+theory_figures.histograms(
+    samples, mean_squares, titles, "Histograms of pair cosines of two made embeddings, each with |μ|²."
+)
 
 # %% [markdown]
 # Each histogram shows the cosines of random pairs in one made embedding, and the dashed line of its
@@ -263,7 +270,9 @@ errors = theory.rounding_errors(rng, sizes)  # isotropic rows of width 576, norm
 # %% tags=["hide-input"]
 lines = {"subtracting k": errors[:, 0], "subtracting Σ|u|²": errors[:, 1]}
 titles = ("Mean error of the mean cosine", "candidates k", "absolute error")
-theory.curves(np.array(sizes), lines, titles, "Rounding errors of two forms of one formula against k.", log="xy")
+theory_figures.curves(
+    np.array(sizes), lines, titles, "Rounding errors of two forms of one formula against k.", log="xy"
+)
 
 # %% [markdown]
 # Both curves use the same rounded rows and differ only in what is subtracted. Their vertical
@@ -362,7 +371,9 @@ deviation = np.sqrt(theory.draw_variance(sizes, len(made), spread, rest))
 band = {"mean": np.full(14, center), "mean + 2 sd": center + 2 * deviation, "mean − 2 sd": center - 2 * deviation}
 dots = {"a blind draw": (np.repeat(sizes, 60), drawn[:, :60].ravel())}
 titles = ("Mean cosine of k rows drawn blindly", "candidates k", "mean cosine")
-theory.curves(sizes, band, titles, "Mean cosines of random sets narrow around one mean as k grows.", dots, log="x")
+theory_figures.curves(
+    sizes, band, titles, "Mean cosines of random sets narrow around one mean as k grows.", dots, log="x"
+)
 
 # %% [markdown]
 # Each dot is one set of $k$ rows drawn blindly, the lines are the mean by {prf:ref}`prop-mean` and
@@ -377,7 +388,7 @@ both = {
 }
 dots = {"300 draws": (sizes, drawn.std(1))}
 titles = ("Standard deviation of the mean cosine", "candidates k", "standard deviation")
-theory.curves(sizes, both, titles, "Simulated and computed standard deviations against k.", dots, log="xy")
+theory_figures.curves(sizes, both, titles, "Simulated and computed standard deviations against k.", dots, log="xy")
 
 # %% [markdown]
 # The dots are the standard deviations of the simulated draws, the solid line is the formula; 300
@@ -440,7 +451,7 @@ titles = (f"Spearman {plain:.2f}; given k {partial:.2f}".replace("-", "−"), "e
 dots = {
     name: (entropies[chosen], cosines[chosen]) for name, chosen in (("k < 20", sizes < 20), ("k ≥ 20", sizes >= 20))
 }
-theory.curves(np.array([]), {}, titles, "Entropy against mean cosine of made nuclei, small and large.", dots)
+theory_figures.curves(np.array([]), {}, titles, "Entropy against mean cosine of made nuclei, small and large.", dots)
 
 # %% [markdown]
 # Each dot is a made nucleus: four noisy copies of one row, the others drawn blindly, and
@@ -522,7 +533,9 @@ profiles = {name: np.array([theory.diversity(q, z, r) for r in orders]) for name
 points = {"alike": alike, "unlike": unlike}
 dots = {f"1/|M|², {name}": (np.array([2.0]), np.array([theory.diversity(q, z, 2)])) for name, z in points.items()}
 titles = ("Diversity of one choice, by order", "order r", "effective number of candidates")
-figure = theory.curves(orders, profiles, titles, "Diversity profiles of a choice among like and unlike words.", dots)
+figure = theory_figures.curves(
+    orders, profiles, titles, "Diversity profiles of a choice among like and unlike words.", dots
+)
 figure.update_traces(marker_size=11, marker_opacity=1, selector={"mode": "markers"})
 
 # %% [markdown]
@@ -594,7 +607,7 @@ lines = {"upper: h((1+ρ)/2)": theory.binary_entropy((1 + grid) / 2)}
 lines["lower: log(2/(1+ρ²))"] = np.log(2 / (1 + grid**2))
 dots = {"made nucleus": (lengths, similars)}
 titles = ("Similarity entropy and the mean direction", "ρ = |M|", "similarity entropy (nats)")
-theory.curves(grid, lines, titles, "Similarity entropy lies between two close curves of the length of M.", dots)
+theory_figures.curves(grid, lines, titles, "Similarity entropy lies between two close curves of the length of M.", dots)
 
 # %% [markdown]
 # Every dot lies between the two lines, whatever its size, shape and dimension; that is
@@ -606,7 +619,7 @@ grid = np.linspace(0, 4.5, 91)
 lines = {"entropy, or log 2 if that is less": np.minimum(grid, np.log(2))}
 dots = {"made nucleus": (entropies, similars)}
 titles = ("Similarity entropy and entropy", "entropy (nats)", "similarity entropy (nats)")
-theory.curves(grid, lines, titles, "Similarity entropy stays below entropy and below log 2.", dots)
+theory_figures.curves(grid, lines, titles, "Similarity entropy stays below entropy and below log 2.", dots)
 
 # %% [markdown]
 # No dot lies above the line: on its slope {prf:ref}`prop-similarity` is at work, on its level part
@@ -640,7 +653,7 @@ theory.curves(grid, lines, titles, "Similarity entropy stays below entropy and b
 # most to say; without any it is left out.
 
 # %% tags=["hide-input"]
-theory.measured(results_dir)
+theory_figures.measured(results_dir)
 
 # %% [markdown]
 # At each size the lines mark the middle of the measured cosines and the range that holds nine

@@ -39,9 +39,11 @@ from pathlib import Path
 
 from IPython.display import HTML, Markdown, display
 
-from nucleoscope import models, picks, results
-from nucleoscope.strip import background, strip
-from nucleoscope.text import Reader, literal
+from nucleoscope.models import loading
+from nucleoscope.store import results
+from nucleoscope.views import examples
+from nucleoscope.views.strip import background, strip
+from nucleoscope.views.token_text import Reader, literal
 
 measured = {
     names: table for names, table in results.load_readable(results_dir).items() if (table["token"] >= 0).any()
@@ -58,7 +60,7 @@ def opened(folder: Path) -> tuple[dict, Reader] | None:
     try:
         settings = results.load_info(folder)["settings"]
         found = settings["model"].get("revision")
-        return settings, Reader(models.tokenizer(settings["model_name"], revision=found))
+        return settings, Reader(loading.tokenizer(settings["model_name"], revision=found))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"left out: {folder}: {error}", file=sys.stderr)
         return None
@@ -69,7 +71,7 @@ cells = {dataset: opened(folder) for dataset, folder in sorted(folders.items())}
 settings = {dataset: cell[0] for dataset, cell in cells.items() if cell}
 records = {dataset: results.load(results.measurements(folders[dataset])) for dataset in settings}
 tables = {(model, dataset): measured[model, dataset] for dataset in settings}
-corners, behind = picks.corners(tables), background(picks.pooled(tables))
+corners, behind = examples.corners(tables), background(examples.pooled(tables))
 whose = {name: "the text's" if found.get("mode") == "score" else "drawn" for name, found in settings.items()}
 
 
@@ -81,7 +83,7 @@ def show(corner: str) -> None:
         window = {"first": max(token.step - 40, 0), "last": token.step + 1, "shown": token.step, "most": 20}
         (_, reader), record = cells[token.dataset], records[token.dataset][token.prompt]
         html = strip(record, reader, table=behind, whose=whose[token.dataset], **window)
-        display(Markdown(picks.numbers(token)), HTML(html))
+        display(Markdown(examples.numbers(token)), HTML(html))
     if tokens.empty:
         display(Markdown("No token is left for this corner."))
 
@@ -90,13 +92,13 @@ def listed(names) -> str:
     return ", ".join(map(literal, sorted(names)))
 
 
-total, long, highest = picks.reach(tables)
+total, long, highest = examples.reach(tables)
 lines = [f"No tokenizer of {literal(model)} can be had here, so its tokens cannot be shown."]
 if tables:
     names = listed({str(found["model_name"]) for found in settings.values()})
     lines = [f"The model is {names}, on {listed(settings)}: {total:,} tokens that had a choice."]
 if long > 0:
-    lines += [f"The {long:.1%} of them with more than {picks.READABLE} candidates are ranked and not shown:"]
+    lines += [f"The {long:.1%} of them with more than {examples.READABLE} candidates are ranked and not shown:"]
     lines += [f"no token below lies above percentile {100 * highest:.1f} of entropy."]
 if read := [name for name in whose if whose[name] != "drawn"]:
     lines += [f"The model did not write the texts of {listed(read)}, which were there before; it read them."]

@@ -25,9 +25,11 @@ from types import SimpleNamespace
 import torch
 import transformers
 
-from nucleoscope import cosine, entropy, generation, models, prompts
-from nucleoscope.decoding import decode
-from nucleoscope.nucleus import nucleus
+from nucleoscope.data import prompts
+from nucleoscope.measure import cosine, entropy, generation
+from nucleoscope.measure.decoding import decode
+from nucleoscope.measure.nucleus import nucleus
+from nucleoscope.models import loading
 
 
 class Clock:
@@ -242,7 +244,7 @@ def bandwidth(device: torch.device) -> float:
 def arguments() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = options.add_argument
-    add("--model_name", default=models.PACKAGED)
+    add("--model_name", default=loading.PACKAGED)
     add("--random-weights", metavar="CONFIG", help="a config.json, or key=value,... of a Llama, instead of a model")
     add("--dataset_name", default="math")
     add("--prompt_column")
@@ -262,19 +264,19 @@ def arguments() -> argparse.Namespace:
 
 def load(options: argparse.Namespace) -> tuple:
     """The model, its tokenised prompts and the prompts' texts."""
-    device = models.pick_device(options.device)
+    device = loading.pick_device(options.device)
     if options.random_weights:
-        model = random_model(options.random_weights, device, models.pick_dtype(options.dtype, device))
+        model = random_model(options.random_weights, device, loading.pick_dtype(options.dtype, device))
         generator = torch.Generator().manual_seed(0)
         lengths = torch.randint(60, 180, (options.n_prompts,), generator=generator).tolist()
         vocabulary = model.config.get_text_config().vocab_size
         ids = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
         model.generation_config.eos_token_id = model.config.eos_token_id = None  # nothing ends early
         return model, generation.Inputs(ids), [""] * len(ids)
-    model, tokenizer, _ = models.load(options.model_name, options.dtype, options.device)
+    model, tokenizer, _ = loading.load(options.model_name, options.dtype, options.device)
     texts = prompts.load(options.dataset_name, options.n_prompts, options.prompt_column).texts
-    context = models.context_length(model)
-    model.generation_config.eos_token_id = sorted(models.end_tokens(model, tokenizer))
+    context = loading.context_length(model)
+    model.generation_config.eos_token_id = sorted(loading.end_tokens(model, tokenizer))
     return model, generation.encode(tokenizer, texts, options.prompt_format, context, options.max_tokens), texts
 
 

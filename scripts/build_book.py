@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nucleoscope.commands import Parser, one_line_errors
+from nucleoscope.workflow.command_line import Parser, one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,9 +18,9 @@ def parser() -> Parser:
 def main() -> None:
     options = parser().parse_args()
     with one_line_errors(options.debug, interrupted="interrupted: run the same command again"):
-        from nucleoscope import book  # here: --help need not wait for it
+        from nucleoscope.book import site  # here: --help need not wait for it
 
-        page = book.build(ROOT, Path(options.results_dir), Path(options.output).resolve())
+        page = site.build(ROOT, Path(options.results_dir), Path(options.output).resolve())
         print(f"the book: {page.as_uri()}")
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nucleoscope.commands import Parser, one_line_errors
+from nucleoscope.workflow.command_line import Parser, one_line_errors
 
 
 def enough(text: str) -> int:
@@ -24,7 +24,8 @@ def parser() -> Parser:
 def main() -> None:
     parameters = vars(parser().parse_args())
     with one_line_errors(parameters.pop("debug"), interrupted="interrupted: run the same command again"):
-        from nucleoscope import notebooks, results
+        from nucleoscope.store import results
+        from nucleoscope.workflow import notebooks
 
         folder = Path(parameters["results_dir"], results.ANALYSES)
         for name in ("correlation", "fits"):

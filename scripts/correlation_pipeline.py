@@ -2,7 +2,7 @@
 
 import argparse
 
-from nucleoscope.commands import Parser, one_line_errors
+from nucleoscope.workflow.command_line import Parser, one_line_errors
 
 
 def number_or_auto(text: str) -> int | str:
@@ -44,7 +44,8 @@ def main() -> None:
     parameters = vars(parser().parse_args())
     again = "interrupted: the same command goes on where this was"
     with one_line_errors(parameters.pop("debug"), interrupted=again):
-        from nucleoscope import notebooks, results  # here: --help need not wait for them
+        from nucleoscope.store import results
+        from nucleoscope.workflow import notebooks  # here: --help need not wait for them
 
         names = ("results_dir", "dataset_name", "model_name", "text_column")
         folder = results.cell_folder(*(parameters[name] for name in names))

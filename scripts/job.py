@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from nucleoscope.commands import Parser
+from nucleoscope.workflow.command_line import Parser
 
 
 def parser() -> Parser:
@@ -17,17 +17,18 @@ def parser() -> Parser:
 
 def main() -> None:
     options = parser().parse_args()
-    from nucleoscope import gpus, logged
+    from nucleoscope.models import gpus
+    from nucleoscope.workflow import logs
 
     def say(line: str) -> None:
-        logged.note(options.command, options.log, line)
+        logs.note(options.command, options.log, line)
 
     try:
         if options.gpus is None:
-            raise SystemExit(logged.run(options.command, options.log))
+            raise SystemExit(logs.run(options.command, options.log))
         with gpus.claimed(options.gpus, say) as mine:
             environment = os.environ | {gpus.VISIBLE: ",".join(mine)}
-            raise SystemExit(logged.run(options.command, options.log, environment, mine.values()))
+            raise SystemExit(logs.run(options.command, options.log, environment, mine.values()))
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:  # while it waited for a GPU

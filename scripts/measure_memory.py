@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nucleoscope.commands import Parser
+from nucleoscope.workflow.command_line import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS, DATASETS = [f"model-{number}" for number in range(5)], [f"data-{number}" for number in range(3)]
@@ -88,7 +88,7 @@ def watched(command: list[str], pause: float = 0.1) -> tuple[int, float]:
 
 def measure(sizes: list[int], resamples: int) -> None:
     """Prints memory and time of reading and of analysing 15 made cells of each size."""
-    read = "import sys; from nucleoscope import results; results.load_cell(sys.argv[1], 'model', 'data')"
+    read = "import sys; from nucleoscope.store import results; results.load_cell(sys.argv[1], 'model', 'data')"
     print("prompts a cell | reading one: MiB, core s | analysing 15: MiB, core s")
     for prompts in sizes:
         with tempfile.TemporaryDirectory() as folder:

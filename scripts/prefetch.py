@@ -2,7 +2,7 @@
 
 import sys
 
-from nucleoscope.commands import Parser, one_line_errors
+from nucleoscope.workflow.command_line import Parser, one_line_errors
 
 
 def parser() -> Parser:
@@ -15,7 +15,8 @@ def parser() -> Parser:
 def main() -> None:
     options = parser().parse_args()
     with one_line_errors(options.debug, interrupted="interrupted: the same command fetches the rest"):
-        from nucleoscope import grid, prefetch  # here: --help need not wait for them
+        from nucleoscope.data import prefetch
+        from nucleoscope.workflow import grid  # here: --help need not wait for them
 
         plan = prefetch.plan(entry.parameters for entry in grid.cells(grid.load(options.grid)).values())
         print(*plan.notes, sep="\n", flush=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nucleoscope.commands import Parser, one_line_errors
+from nucleoscope.workflow.command_line import Parser, one_line_errors
 
 
 def parser() -> Parser:
@@ -17,7 +17,7 @@ def parser() -> Parser:
 def main() -> None:
     options = parser().parse_args()
     with one_line_errors(options.debug, interrupted="interrupted: run the same command again"):
-        from nucleoscope import notebooks
+        from nucleoscope.workflow import notebooks
 
         options.output.parent.mkdir(parents=True, exist_ok=True)
         notebooks.execute(options.name, options.output, {"results_dir": options.results_dir})

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from nucleoscope import costs
-from nucleoscope.commands import Parser
+from cost_simulation import costs
+from nucleoscope.workflow.command_line import Parser
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nucleoscope.commands import Parser, one_line_errors
+from nucleoscope.workflow.command_line import Parser, one_line_errors
 
 
 def parser() -> Parser:
@@ -15,9 +15,9 @@ def parser() -> Parser:
 def main() -> None:
     options = parser().parse_args()
     with one_line_errors(options.debug, interrupted="interrupted"):
-        from nucleoscope import grid, ledger
+        from nucleoscope.workflow import grid, status
 
-        print(ledger.summary(grid.load(options.grid)))
+        print(status.summary(grid.load(options.grid)))
 
 
 if __name__ == "__main__":

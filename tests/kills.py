@@ -4,7 +4,7 @@
 
 reads one request a line from its standard input, JSON with
 
-* ``folder``: the cell's folder; ``settings``, ``overwrite``: as `cells.Cell` takes them,
+* ``folder``: the cell's folder; ``settings``, ``overwrite``: as `run_folder.Cell` takes them,
 * ``count``: how many such runs start at once (1), ``lock_seconds``: how long they wait for each other,
 * ``after``: seconds after which the run gets SIGKILL, or null,
 * ``operation``, ``half``: which file operation in the folder, counted from 1, is the run's last, and whether it is
@@ -25,7 +25,8 @@ from pathlib import Path
 import torch
 
 import tiny
-from nucleoscope import cells, files, generation
+from nucleoscope.measure import generation
+from nucleoscope.store import locking, run_folder
 
 PROMPTS = [f"{'the cat and ' * (n % 5)}number {n}" for n in range(6)]
 PARAMETERS = {"max_tokens": 4, "batch_size": 2}
@@ -70,8 +71,8 @@ class Counter:
 
 def run(folder: str, settings: dict, overwrite: bool) -> None:
     """One run, as notebooks/run.py has it."""
-    cells.check(Path(folder), overwrite)
-    cell = cells.Cell(folder, settings, overwrite)
+    run_folder.check(Path(folder), overwrite)
+    cell = run_folder.Cell(folder, settings, overwrite)
     if not cell.finished:
         with cell:
             seed = settings["seed"]
@@ -80,7 +81,7 @@ def run(folder: str, settings: dict, overwrite: bool) -> None:
 
 def child(request: dict, answer: int) -> None:
     """The forked process: its run, and its last words."""
-    files.LOCK_SECONDS = request.get("lock_seconds", files.LOCK_SECONDS)
+    locking.LOCK_SECONDS = request.get("lock_seconds", locking.LOCK_SECONDS)
     counter = Counter(request["folder"], request.get("operation"), request.get("half", False))
     error = ""
     try:
@@ -124,7 +125,7 @@ def answered(request: dict) -> list[dict]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a fork has no threads but its own
-    files.BEAT = 0.2
+    locking.BEAT = 0.2
     MODEL, TOKENIZER = tiny.model(), tiny.tokenizer()
     print("ready", flush=True)
     for line in sys.stdin:

@@ -22,7 +22,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import hub
-from nucleoscope import prompts
+from nucleoscope.data import prompts
 
 WIDTH, LAYERS, HEADS = 128, 2, 32  # 32 heads as the real ones, of 4 numbers each
 DEEPSEEK, LLAMA, INSTRUCT = (

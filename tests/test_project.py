@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -62,32 +64,10 @@ def test_conda_takes_both_lists_and_has_none_of_its_own():
     assert others == {"python", "make", "pip"}
 
 
-def test_modules_import_from_lower_floors_only():
-    floors = {
-        -1: {"reading", "shelf", "gpus", "bootstrap", "curves"},
-        0: {
-            *("nucleus", "entropy", "cosine", "names", "placement", "files", "results", "decoding", "encoding"),
-            *("figure_data", "text", "logged", "scale", "publishing", "sample"),
-        },
-        1: {
-            *("cells", "models", "prompts", "measuring", "runs", "correlation", "fits", "book"),
-            *("picks", "candidates", "controls", "grid", "assumptions"),
-        },
-        2: {
-            *("ledger", "graph", "prefetch", "generation", "scoring", "figures", "strip", "tables", "notebooks"),
-            *("book_extension", "costs"),
-        },
-        3: {"commands", "panels", "theory", "live_figures", "streaming"},
-        4: {"explorer"},
-    }
-    floor_of = {module: floor for floor, modules in floors.items() for module in modules}
-    for path in (ROOT / "lib/nucleoscope").glob("*.py"):
-        if path.stem == "__init__":
-            continue
-        imported = re.findall(r"from nucleoscope\.(\w+) import", path.read_text())
-        for line in re.findall(r"^from nucleoscope import (.+)$", path.read_text(), re.MULTILINE):
-            imported += [name for name in re.split(r"[,\s]+", line) if name in floor_of]
-        assert all(floor_of[name] < floor_of[path.stem] for name in imported), path.name
+def test_rooms_import_from_lower_floors_only():
+    """The contracts are in pyproject.toml."""
+    done = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)

@@ -26,7 +26,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from nucleoscope.results import COLUMNS
+from nucleoscope.store.results import COLUMNS
 
 QUANTITIES = [name for name in COLUMNS if name != "tokens"]
 SPECIAL = ["<bos>", "<eos>", "<pad>"]

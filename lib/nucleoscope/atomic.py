@@ -1,0 +1,65 @@
+"""Writing files whole: a file appears under its name only when it is complete.
+
+Contract: this module knows nothing of what is in the files.
+"""
+
+import contextlib
+import glob
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ABANDONED = 3600  # seconds after which a half-written file that has lain still is nobody's
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Any]:
+    """A binary file to write to; it appears as ``path`` only when the block ends without an error.
+
+    What killed processes have left of the same file goes: at once where they ran on this machine,
+    else when it has lain still for `ABANDONED` seconds.
+    """
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as stream:
+            _sweep(path, os.fstat(stream.fileno()).st_mtime)
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch says "unexpected pos" of a full disk
+        if not isinstance(cause, OSError):
+            raise
+        raise type(cause)(cause.errno, cause.strerror, str(path)) from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _sweep(path: Path, now: float) -> None:
+    """Removes the parts of a file that nobody writes any more; ``now`` is its file system's time."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        host, _, process = part.name[len(path.name) + 2 : -len(".part")].rpartition(".")
+        with contextlib.suppress(OSError):  # gone already
+            ours = host == socket.gethostname() and process.isdecimal()
+            if (not _lives(int(process))) if ours else (now - part.stat().st_mtime > ABANDONED):
+                part.unlink()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as readable JSON, whole or not at all."""
+    with whole(path) as stream:
+        stream.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -1,0 +1,1 @@
+"""Building the book from prose pages and executed notebooks."""

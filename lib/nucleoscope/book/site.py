@@ -1,0 +1,182 @@
+"""Prose and executed notebooks in, the book's sources and then the book out.
+
+Contract: nothing is executed and nothing generated is ever in git. `stage` gathers ``book/`` and
+the executed notebooks in a folder of its own (``_build/book/``), where every cell is a page
+``cells/<model>/<dataset>``: the committed ``book/_toc.yml`` takes them in by a glob, so they
+stand in model and data set order. `build` hands that folder to Jupyter Book. Files that have not
+changed are not touched, so that a rebuild reads only what is new.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+import nbformat
+from nbformat import NotebookNode
+
+from nucleoscope.book.pages import normalise, plain, titled
+from nucleoscope.store import results
+from nucleoscope.views.figure_data import csv_text
+
+PLOTLY = "application/vnd.plotly.v1+json"
+HEAVY = 1_500_000  # bytes of a page beyond which a reader waits for it
+GENERATED = (
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "README.md",
+    "scripts/grids/default.yml",
+    "scripts/grids/study.yml",
+    "scripts/slurm/config.yaml",
+)  # files that pages include
+PRINTED = ("scale.py",)  # scripts that print a part of a page
+
+
+class BookError(ValueError):
+    """The book cannot be built. The text is one line."""
+
+
+# The data of figures
+
+
+def _with_data(notebook: NotebookNode, name: str) -> Iterator[tuple[str, bytes]]:
+    """Names a csv in each figure's ``layout.meta`` that has none yet, and yields its name and content."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    figures = [output.data[PLOTLY] for output in outputs if PLOTLY in output.get("data", {})]
+    for number, figure in enumerate(figures, 1):
+        meta = figure["layout"].setdefault("meta", {})
+        if isinstance(meta, dict) and not meta.get("csv"):
+            meta["csv"] = f"{name}-figure-{number}.csv"
+            yield meta["csv"], csv_text(figure).encode()
+
+
+# The book's sources
+
+
+def stage(root: Path, results_dir: Path, staging: Path) -> bool:
+    """Fills ``staging`` with the book's sources; nothing else stays there. True where a file went away."""
+    folders = {str(root): "", str(Path(results_dir).resolve()): "results", str(Path.home()): "~"}
+    files = cell_pages(Path(results_dir), folders) | analysis_pages(Path(results_dir), folders)
+    source = root / "book"
+    files |= {path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    for name in GENERATED:
+        files[f"generated/{Path(name).name}"] = (root / name).read_bytes()
+    for script in (root / "scripts").glob("*.py"):
+        files[f"generated/{script.stem}.txt"] = _said(script, "--help")
+        if script.name in PRINTED:
+            files[f"generated/{script.stem}.md"] = _said(script)
+    return _sync(files, staging)
+
+
+def cell_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes]:
+    """One page for each cell that has an executed notebook, their data, and a table that leads to them."""
+    cells = [folder for folder in results.cells(results_dir) if (folder / results.NOTEBOOK).is_file()]
+    if not cells:
+        raise BookError(f"no executed notebooks in '{results_dir}': measure something first (make run)")
+    files = {}
+    for cell in cells:
+        model, dataset = cell.name, cell.parent.name
+        page = f"cells/{model}/{dataset}"
+        files |= notebook_page(cell / results.NOTEBOOK, page, folders, f"{model} on {dataset}")
+    files["cells/index.md"] = overview(sorted(cells, key=lambda cell: (cell.name, cell.parent.name))).encode()
+    return files
+
+
+def analysis_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes]:
+    """Executed notebooks one folder down (``correlation_eval/...``), and the tables and pictures beside them.
+
+    Those in ``book/`` are pages at the top: the front page, and what no results folder is for.
+    """
+    files = {}
+    for path in sorted(results_dir.glob("*/*.*")):
+        name = path.name if path.parent.name == results.PAGES else f"{path.parent.name}/{path.name}"
+        if path.suffix == ".ipynb":
+            files |= notebook_page(path, name.removesuffix(".ipynb"), folders)
+        elif path.suffix in (".csv", ".png", ".svg") and path.is_file():
+            files[name] = path.read_bytes()
+    return files
+
+
+def notebook_page(path: Path, page: str, folders: Mapping[str, str], title: str | None = None) -> dict[str, bytes]:
+    """The files of one page made from an executed notebook. BookError where it cannot be read."""
+    try:
+        notebook = normalise(nbformat.read(path, as_version=4), folders)
+    except (OSError, ValueError, nbformat.ValidationError) as error:
+        raise BookError(f"'{path}' is not an executed notebook: {str(error).splitlines()[0]}") from None
+    if title:
+        notebook = titled(notebook, title)
+    place = PurePosixPath(page)
+    files = {(place.parent / file).as_posix(): content for file, content in _with_data(notebook, place.name)}
+    return files | {f"{page}.ipynb": nbformat.writes(notebook).encode()}
+
+
+def overview(cells: list[Path]) -> str:
+    """The page that lists the cells, in the order given, as a table that readers can sort."""
+    rows = []
+    for cell in cells:
+        info, page = results.load_info(cell), f"/cells/{cell.name}/{cell.parent.name}"
+        try:
+            settings = info["settings"]
+            facts = [f"{settings['n_prompts']:,}", f"{info['tokens']:,}", settings["prompt_format"], settings["dtype"]]
+        except KeyError as error:
+            raise BookError(f"'{cell / results.RUN_INFO}' says nothing of {error}") from None
+        rows.append(
+            f"| {' | '.join([*map(plain, (cell.name, cell.parent.name)), *facts])} | [the run](<{page}.ipynb>) |"
+        )
+    head = "| model | data set | prompts | tokens | prompt format | dtype | page |\n|---|---|--:|--:|---|---|---|\n"
+    return (
+        "# The runs\n\nOne page for each model on each data set, made from the notebook that measured it.\n\n"
+        ":::{div} sortable\n\n" + head + "\n".join(rows) + "\n\n:::\n"
+    )
+
+
+def _said(script: Path, *options: str) -> bytes:
+    """What a script prints, in lines that fit a page."""
+    command, environment = [sys.executable, str(script), *options], os.environ | {"COLUMNS": "88"}
+    done = subprocess.run(command, env=environment, capture_output=True)
+    if done.returncode:
+        raise BookError(f"{script.name} failed: {(done.stderr.decode().splitlines() or ['?'])[-1]}")
+    return done.stdout
+
+
+def _sync(files: Mapping[str, bytes], folder: Path) -> bool:
+    """Makes ``folder`` hold exactly these files and leaves unchanged ones alone. True where one went away."""
+    gone = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).as_posix() not in files]
+    for path in gone:
+        path.unlink()
+    for name, content in files.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return bool(gone)
+
+
+def build(root: Path, results_dir: Path, output: Path) -> Path:
+    """Builds the book into ``output/_build/html`` and returns its first page. BookError where that fails.
+
+    Every warning is an error, and none is suppressed; Sphinx says them on stderr.
+    """
+    staging, html = output / "_build" / "book", output / "_build" / "html"
+    if stage(root, results_dir, staging):
+        shutil.rmtree(html, ignore_errors=True)  # Sphinx leaves the pages of sources that are gone
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        str(staging),
+        "--path-output",
+        str(output),
+    ]
+    command += ["--config", str(root / "_config.yml"), "--nitpick", "--warningiserror", "--keep-going", "--quiet"]
+    # With a fixed seed sets have one order, in Sphinx and in all its extensions.
+    done = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "0"}, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise BookError("the book has warnings or errors, said above")
+    for page in sorted(html.rglob("*.html")):
+        if page.stat().st_size > HEAVY:
+            print(f"heavy: {page.relative_to(html)} has {page.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
+    return html / "index.html"

@@ -1,0 +1,154 @@
+"""What Sphinx and MyST-NB load while they build the book.
+
+Contract: a figure stored as plotly's JSON becomes an interactive figure that follows the page's
+theme, with its description and a link to its data; plotly.js and MathJax are copied from
+installed packages, once, so that no page asks the network for anything. Links to other projects'
+documentation come from a list in ``_config.yml`` (``external_names``), for the same reason.
+"""
+
+import base64
+import hashlib
+import html
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+
+from nucleoscope.book.site import PLOTLY
+from nucleoscope.views.figure_data import decoded
+
+STATIC = Path(__file__).with_name("static")
+SCRIPTS = ("plotly.min.js", "figures.js")  # only on pages with a figure
+MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts")  # what TeX pages may ask for
+
+
+class PlotlyRenderer:
+    """MyST-NB's plug-in for plotly's JSON (entry point group ``myst_nb.mime_renderers``).
+
+    ``layout.meta["alt"]`` describes the figure (else its title does); ``layout.meta["csv"]`` names
+    a file with its data, from the page's folder.
+    """
+
+    mime_priority_overrides = (("*", PLOTLY, 1),)
+
+    @staticmethod
+    def handle_mime(renderer: Any, data: Any, inline: bool) -> list[nodes.Element] | None:
+        if inline or data.mime_type != PLOTLY:
+            return None
+        return figure_nodes(data.content)
+
+
+def figure_nodes(figure: Mapping[str, Any]) -> list[nodes.Element]:
+    """A figure for HTML, its description for everything else, and the link to its data."""
+    alt, source = description(figure), _meta(figure).get("csv")
+    elsewhere = addnodes.only("", nodes.paragraph(text=f"Interactive figure: {alt}"), expr="not html")
+    result = [nodes.raw("", figure_html(figure, alt), format="html", plotly=True), elsewhere]
+    if source:
+        link = addnodes.download_reference("", "", nodes.inline(text="data (csv)"), reftarget=source)
+        result.append(nodes.paragraph("", "", link, classes=["figure-data"]))
+    return result
+
+
+def description(figure: Mapping[str, Any]) -> str:
+    """The figure in words: its alt text, else its title without markup."""
+    title = figure["layout"].get("title") or {}
+    text = _meta(figure).get("alt") or (title if isinstance(title, str) else title.get("text"))
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text or "Figure")).split())
+
+
+def figure_html(figure: Mapping[str, Any], alt: str) -> str:
+    """The place where figures.js draws, and what it draws there."""
+    content = {"data": _lighter(figure["data"]), "layout": _lighter(figure["layout"])}
+    # "<" cannot stand in a script: "</script>" would end it and "<!--" hide what follows
+    payload = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", r"\u003c")
+    role = "group" if figure["layout"].get("updatemenus") else "img"
+    height = int(figure["layout"].get("height") or 450)
+    return (
+        f'<div class="plotly-figure"><div class="plot" role="{role}" aria-label="{html.escape(alt)}"'
+        f' style="min-height:{height}px"></div>\n<script type="application/json">{payload}</script>\n'
+        "<noscript>This figure is drawn by JavaScript, which is switched off here.</noscript></div>\n"
+    )
+
+
+def _meta(figure: Mapping[str, Any]) -> Mapping[str, Any]:
+    meta = figure["layout"].get("meta")
+    return meta if isinstance(meta, dict) else {}
+
+
+def _lighter(value: Any) -> Any:
+    """The same with packed float64 as float32: half the page, and finer than any screen."""
+    if isinstance(value, dict) and value.get("dtype") == "f8":
+        data = decoded(value).astype(np.dtype("<f4")).tobytes()
+        return {**value, "dtype": "f4", "bdata": base64.b64encode(data).decode()}
+    if isinstance(value, dict):
+        return {key: _lighter(item) for key, item in value.items()}
+    return [_lighter(item) for item in value] if isinstance(value, list) else value
+
+
+def _copy_assets(app: Sphinx) -> None:
+    """Puts the shared files where pages look for them, before Sphinx writes their checksums into pages."""
+    if app.builder.format != "html":
+        return
+    target = Path(app.outdir, "_static")
+    mathjax = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
+    sources = {target / path.name: path for path in STATIC.iterdir()}
+    sources[target / "plotly.min.js"] = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+    sources |= {target / "mathjax" / name: mathjax / name for name in MATHJAX}
+    for new, old in sources.items():
+        if old.is_dir():
+            shutil.copytree(old, new, dirs_exist_ok=True)
+        else:
+            new.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(old, new)
+
+
+def _add_scripts(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+    if any(raw.get("plotly") for raw in (doctree.findall(nodes.raw) if doctree else ())):
+        for name in SCRIPTS:
+            app.add_js_file(name, loading_method="defer")
+
+
+def _outside(app: Sphinx, env: Any, node: nodes.Element, content: nodes.Element) -> nodes.reference | None:
+    """A name of another project, as a link to its documentation: the name's own, or its module's."""
+    name = part = node.get("reftarget", "")
+    while part and part not in app.config.external_names:
+        part = part.rpartition(".")[0]
+    if not part:
+        return None
+    return nodes.reference("", "", content, refuri=app.config.external_names[part].format(name=name), internal=False)
+
+
+def _plain_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are prose with `names` and |sizes|: bars and stars in them are no markup."""
+    for number, line in enumerate(lines):
+        bullet, rest = re.match(r"(\s*\* )?(.*)", line).groups()
+        lines[number] = (bullet or "") + re.sub(r"(`+[^`]*`+)|([|*])", lambda m: m[1] or f"\\{m[2]}", rest)
+
+
+def _skip_fields(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """A named tuple's fields stand in its signature, and have nothing of their own to say."""
+    return True if type(thing).__name__ == "_tuplegetter" else None
+
+
+def setup(app: Sphinx) -> dict[str, bool | int]:
+    app.add_config_value("external_names", {}, "env", dict)
+    app.add_css_file("book.css")
+    app.add_js_file("page.js", loading_method="defer")
+    app.connect("builder-inited", _copy_assets)
+    app.connect("html-page-context", _add_scripts)
+    app.connect("missing-reference", _outside)
+    app.connect("autodoc-process-docstring", _plain_docstring)
+    app.connect("autodoc-skip-member", _skip_fields)
+    # A page is made anew when what makes it has changed.
+    parts = [Path(__file__), *sorted(path for path in STATIC.iterdir() if path.is_file())]
+    version = int(hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:12], 16)
+    return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": version}

@@ -1,0 +1,278 @@
+"""A grid's models and data sets in, the files that they need in the cache out, for runs that cannot reach the Hub.
+
+Contract: all that can be refused is refused before anything is downloaded, and all of it at once.
+What is there already is not fetched again. Nothing here loads a model, and importing this is quick.
+"""
+
+import glob
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from tqdm import tqdm
+
+from nucleoscope import hub
+from nucleoscope.atomic import ABANDONED
+from nucleoscope.data import prompts
+
+WEIGHTS = (  # in the order in which transformers looks for them: file, and the parts that it is an index of
+    ("model.safetensors", None),
+    ("model.safetensors.index.json", r".*\d+-of-\d+\.safetensors"),
+    ("pytorch_model.bin", None),
+    ("pytorch_model.bin.index.json", r".*\d+-of-\d+\.bin"),
+)
+SMALL = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # configurations, tokenizers, templates
+PREPARED = 2  # a data set's tables take about so many times the space of its files
+
+
+class Download(NamedTuple):
+    """What is fetched of a model or data set: files by their names, and the bytes that are still missing."""
+
+    name: str
+    revision: str | None  # as asked for; None for main's newest, and for data sets
+    files: list[str]
+    size: int
+
+
+class Plan(NamedTuple):
+    """What a grid needs: downloads, a sentence for each entry, and why it cannot be had."""
+
+    models: list[Download]
+    datasets: list[Download]
+    notes: list[str]
+    refusals: list[str]
+
+    @property
+    def size(self) -> int:
+        """Bytes to download."""
+        return sum(download.size for download in (*self.models, *self.datasets))
+
+
+def plan(cells: Iterable[dict[str, Any]]) -> Plan:
+    """What the cells of a grid need, by their parameters (model_name, dataset_name, model_revision, ...).
+
+    Asks the Hub for lists of files, for their sizes, and whether gated ones may be had.
+    """
+    cells = list(cells)
+    found = Plan([], [], [], [])
+    if constants.HF_HUB_OFFLINE:
+        found.refusals.append("HF_HUB_OFFLINE is set, and prefetching asks the Hub: unset it")
+        return found
+    models = {(cell["model_name"], cell.get("model_revision"), bool(cell.get("trust_remote_code"))) for cell in cells}
+    for name, revision, own_code in sorted(models, key=str):
+        _add(found.models, found, lambda: plan_model(name, revision, own_code), name)  # noqa: B023 - called at once
+    for name in sorted({cell["dataset_name"] for cell in cells}):
+        _add(found.datasets, found, lambda: plan_dataset(name), name)  # noqa: B023
+    found.refusals.extend(lacking_space(found))
+    if found.size:
+        free = shutil.disk_usage(_existing(Path(constants.HF_HUB_CACHE))).free
+        found.notes.append(
+            f"{readable(found.size)} in all, into {constants.HF_HUB_CACHE}, where {readable(free)} are free"
+        )
+    return found
+
+
+def _add(downloads: list[Download], found: Plan, planned: Any, name: str) -> None:
+    """Sorts what is planned for one entry into the plan: a download, or why there is none."""
+    try:
+        download = planned()
+    except (OSError, ValueError) as error:
+        found.refusals.append(str(error))
+        return
+    if download is None:
+        found.notes.append(f"{name}: local, needs nothing")
+    elif not download.size:
+        found.notes.append(f"{name}: here already")
+    else:
+        found.notes.append(f"{name}: {readable(download.size)} to download")
+    if download is not None:
+        downloads.append(download)
+
+
+def plan_model(name: str, revision: str | None = None, own_code: bool = False) -> Download | None:
+    """The download that a model needs; None for the packaged one, a file or a folder.
+
+    Raises OSError or ValueError with one line, as `models.load` does, also for a gated model without access.
+    """
+    hub.find(name)
+    hub.check_revision(name, revision)
+    if not hub.on_hub(name):
+        return None
+    try:
+        api = HfApi()
+        info = api.model_info(name, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        api.auth_check(name)
+    except Exception as error:  # the library raises many kinds
+        raise hub.explained(name, error, revision) from error
+    sizes = _sizes(info)
+    files = needed(sizes, own_code)
+    if not files:
+        raise FileNotFoundError(f"model '{name}' has no weights as .safetensors or .bin files: see {hub.page(name)}")
+    missing = [file for file in files if not isinstance(try_to_load_from_cache(name, file, revision=info.sha), str)]
+    return Download(name, revision, files, sum(sizes[file] for file in missing))
+
+
+def needed(files: Iterable[str], own_code: bool = False) -> list[str]:
+    """Those of a repository's files that transformers reads: one form of the weights, and all that is small.
+
+    Empty where there are no weights. ``own_code``: with the model's Python files.
+    """
+    top = [file for file in files if "/" not in file]
+    for first, parts in WEIGHTS:
+        if first in top:
+            weights = [first, *(file for file in top if parts and re.fullmatch(parts, file))]
+            break
+    else:
+        return []
+    suffixes = (*SMALL, ".py") if own_code else SMALL
+    small = [file for file in top if file.endswith(suffixes) and not file.endswith(".index.json")]
+    templates = [file for file in files if re.fullmatch(r"additional_chat_templates/[^/]+\.jinja", file)]
+    return sorted({*weights, *small, *templates})
+
+
+def plan_dataset(name: str) -> Download | None:
+    """The download that a data set needs; None for a packaged one or a file.
+
+    Raises OSError or ValueError with one line, as `prompts.load` does.
+    """
+    if name not in prompts.HUB:
+        prompts.locate(name)
+        return None
+    if prompts.here(name):
+        return Download(name, None, [], 0)
+    entry, failures = prompts.HUB[name], []
+    for revision in entry.revisions:
+        try:
+            info = HfApi().dataset_info(
+                entry.path, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
+        except Exception as error:  # the library raises many kinds
+            failures.append(f"revision {revision}: {prompts.reason(error)}")
+            continue
+        sizes = _sizes(info)
+        if f"{entry.path.split('/')[-1]}.py" in sizes:
+            failures.append(f"revision {revision}: a loading script, which datasets no longer runs")
+            continue
+        inside = [file for file in sizes if file.startswith(f"{entry.config or 'default'}/")]
+        files = inside or [file for file in sizes if not file.startswith(".") and not file.endswith(".md")]
+        return Download(name, None, files, sum(sizes[file] for file in files))
+    raise OSError(f"cannot load data set {name}: tried {entry.path} on the Hub; " + "; ".join(failures))
+
+
+def _sizes(info: Any) -> dict[str, int]:
+    """A repository's files and their sizes."""
+    return {file.rfilename: (file.lfs.size if file.lfs else file.size) or 0 for file in info.siblings or []}
+
+
+def lacking_space(plan: Plan) -> list[str]:
+    """One sentence for each disk that has less free space than the downloads take."""
+    import datasets
+
+    models, tables = (sum(download.size for download in part) for part in (plan.models, plan.datasets))
+    needs: dict[int, list] = {}
+    for folder, size in (
+        (constants.HF_HUB_CACHE, models + tables),
+        (datasets.config.HF_DATASETS_CACHE, PREPARED * tables),
+    ):
+        there = _existing(Path(folder))
+        disk = needs.setdefault(there.stat().st_dev, [there, folder, 0])
+        disk[2] += size
+    return [
+        f"{readable(size)} are needed in '{folder}', where {readable(free)} are free: "
+        "make room there, or set HF_HOME to a folder on another disk"
+        for there, folder, size in needs.values()
+        if size > (free := shutil.disk_usage(there).free)
+    ]
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above that exists."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
+def fetch(plan: Plan) -> list[str]:
+    """Downloads what a plan lists, with one progress bar over the bytes; returns a line for each failure.
+
+    What is whole stays whatever happens: the next time only the rest is fetched.
+    """
+    failures = []
+    with tqdm(total=plan.size, unit="B", unit_scale=True, desc="fetching", disable=not plan.size) as bar:
+        for download in plan.models:
+            begun = bar.n
+            try:
+                _fetch_model(download, bar)
+            except Exception as error:  # the library raises many kinds; the others are still fetched
+                failures.append(str(hub.explained(download.name, error, download.revision)))
+            bar.update(begun + download.size - bar.n)
+        for download in filter(lambda download: download.size, plan.datasets):
+            try:
+                _fetch_dataset(download.name)
+            except OSError as error:
+                failures.append(str(error))
+            bar.update(download.size)
+    return failures
+
+
+def _fetch_model(download: Download, bar: tqdm) -> None:
+    _sweep(download.name)
+    snapshot_download(
+        download.name,
+        revision=download.revision,
+        allow_patterns=[glob.escape(file) for file in download.files],
+        tqdm_class=_onto(bar),
+    )
+
+
+def _fetch_dataset(name: str) -> None:
+    """As a run does it, so that a run finds all it asks for; without the library's own bars."""
+    import datasets
+
+    disable_progress_bars()
+    datasets.disable_progress_bars()
+    try:
+        prompts.fetch(name)
+    finally:
+        enable_progress_bars()
+        datasets.enable_progress_bars()
+
+
+def _onto(bar: tqdm) -> type[tqdm]:
+    """A class of bars that are not seen: the furthest of those that count bytes moves ``bar``."""
+    begun, counts, lock = bar.n, {}, threading.Lock()
+
+    class Unseen(tqdm):
+        def __init__(self, *args, **options):
+            self.bytes = options.get("unit") == "B"
+            super().__init__(*args, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            with lock:
+                self.n += n or 0
+                if self.bytes:
+                    counts[id(self)] = self.n
+                    bar.update(begun + max(counts.values()) - bar.n)
+
+    return Unseen
+
+
+def _sweep(name: str) -> None:
+    """Removes half-written files that a killed download left: the library never looks at them again."""
+    blobs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "blobs")
+    for file in blobs.glob("*.incomplete"):
+        if time.time() - file.stat().st_mtime > ABANDONED:
+            file.unlink(missing_ok=True)
+
+
+def readable(size: float) -> str:
+    """A size for readers: 13.8 GB, or smaller units where it is small."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size / 1e3:.1f} kB"

@@ -1,0 +1,271 @@
+"""A name in, a list of prompts out: Hub data sets, local files, packaged sets.
+
+Prompts come in the order of their source, the first ``n_prompts`` of it, and with them, where asked
+for, texts to measure from another column of the same rows. Errors say in one line what is wrong,
+with the line number where there is one.
+"""
+
+import codecs
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from nucleoscope import hub
+
+if TYPE_CHECKING:
+    import datasets
+
+SUMMARISE = "Please summarize the following text:\n "  # the study's words, in front of each document
+
+
+class HubSet(NamedTuple):
+    """Where a data set is on the Hub; ``revisions`` are tried in order."""
+
+    path: str
+    config: str | None
+    split: str
+    column: str
+    revisions: tuple[str, ...]
+    prefix: str = ""
+
+
+HUB = {
+    "gsm8k": HubSet("openai/gsm8k", "main", "test", "question", ("740312add88f781978c0658806c59bc2815b9866",)),
+    "writingprompts": HubSet(
+        "euclaise/writingprompts", None, "validation", "prompt", ("35f0aa359452ba8147b34d925684fccee26679cc",)
+    ),
+    "xsum": HubSet(
+        "EdinburghNLP/xsum",
+        None,
+        "test",
+        "document",
+        # The first is a loading script, which datasets no longer runs; the second the same data as files.
+        ("7d4d486c2f8ef850b1a11aead99b894ff3dd7da9", "refs/convert/parquet"),
+        SUMMARISE,
+    ),
+}
+PACKAGED = {"math": "", "stories": "", "articles": SUMMARISE}  # name -> what stands before each text
+SUFFIXES = (".jsonl", ".csv", ".parquet", ".txt")
+
+
+class Prompts(NamedTuple):
+    """Prompts in order; ``identity`` says where they came from and which content they are.
+
+    ``continuations`` are the texts to measure behind the prompts, where a text_column was named.
+    """
+
+    texts: list[str]
+    identity: dict[str, str]
+    continuations: list[str] | None = None
+
+
+def load(name: str, n_prompts: int = 100, prompt_column: str | None = None, text_column: str | None = None) -> Prompts:
+    """The first ``n_prompts`` prompts of a data set (all, where it has fewer).
+
+    ``prompt_column`` names the column of a file, by default "prompt"; a .txt file has one prompt
+    a line. ``text_column`` names the column with a continuation of each prompt, in any data set that
+    has columns. Raises ValueError or OSError with one line for what cannot be read, and for an
+    empty continuation.
+    """
+    if n_prompts < 1:
+        raise ValueError(f"n_prompts is {n_prompts}: it must be at least 1")
+    if name in HUB:
+        return _load_hub(name, n_prompts, text_column)
+    path, prefix = locate(name)
+    texts = list(islice(_read(path, prompt_column or "prompt", "prompt_column"), n_prompts))
+    if not texts:
+        raise ValueError(f"'{name}' is empty: it has no prompts")
+    continuations = None
+    if text_column:
+        continuations = list(islice(_read(path, text_column, "text_column"), n_prompts))
+        _check_continuations(continuations, name, text_column)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = "packaged" if name in PACKAGED else "file"
+    return Prompts([prefix + text for text in texts], {"source": source, "sha256": digest}, continuations)
+
+
+def locate(name: str) -> tuple[Path, str]:
+    """The file of a data set that is none of the Hub's, and what stands before each of its texts."""
+    if name in PACKAGED:
+        return resources.files("nucleoscope.data") / "packaged" / f"{name}.jsonl", PACKAGED[name]
+    path = Path(name)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"unknown data set '{name}': it must be {', '.join([*HUB, *PACKAGED])}, "
+            f"or a file that ends in {', '.join(SUFFIXES)}"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"no file '{name}'")
+    return path, ""
+
+
+def _check_continuations(texts: list, name: str, column: str) -> None:
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str) or not text:
+            what = "empty" if text == "" else f"{json.dumps(text, default=str)[:40]}, not text"
+            raise ValueError(f"'{name}', row {number}: '{column}' is {what}: there is nothing to measure")
+
+
+def _load_hub(name: str, n_prompts: int, text_column: str | None) -> Prompts:
+    entry = HUB[name]
+    table, revision = fetch(name)
+    rows, continuations = table[:n_prompts], None
+    if text_column:
+        _check_column(text_column, table.column_names, name, "text_column")
+        continuations = rows[text_column]
+        _check_continuations(continuations, name, text_column)
+    texts = [entry.prefix + text for text in rows[entry.column]]
+    return Prompts(texts, {"source": "hub", "id": entry.path, "revision": revision}, continuations)
+
+
+def fetch(name: str) -> tuple["datasets.Dataset", str]:
+    """A data set of `HUB`, from the cache or else the Hub, and its revision. OSError says what was tried."""
+    import datasets  # heavy, and needed for the Hub only
+    from huggingface_hub.utils import logging
+
+    for library in (logging, datasets.logging):
+        library.set_verbosity_error()  # each retry would print a line; the error below says it once
+    entry, failures = HUB[name], []
+    for revision in entry.revisions:
+        try:
+            options = {"split": entry.split, "revision": revision, "cache_dir": str(cache_folder(revision))}
+            table = datasets.load_dataset(entry.path, entry.config, **options)
+            return table, _commit(table) or revision
+        except Exception as error:  # the library raises many kinds; the last word is below
+            failures.append((revision, error))
+    advice = ""
+    if datasets.config.HF_HUB_OFFLINE:
+        advice = " (HF_HUB_OFFLINE is set: scripts/prefetch.py fetches it before)"
+    elif all(hub.unreachable(hub.chain(error)) for _, error in failures):
+        advice = " (the Hub cannot be reached: scripts/prefetch.py fetches it where it can)"
+    tried = "; ".join(f"revision {revision}: {reason(error)}" for revision, error in failures)
+    raise OSError(f"cannot load data set {name}{advice}: tried {entry.path} on the Hub; {tried}")
+
+
+def reason(error: Exception) -> str:
+    """Why a data set cannot be loaded: what the Hub or the line did, where that is what went wrong."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx
+
+    links = [] if isinstance(error, DatasetNotFoundError) else hub.chain(error)
+    cause = next((link for link in links if isinstance(link, (HfHubHTTPError, httpx.TransportError))), error)
+    said = getattr(cause, "server_message", None)
+    return hub.brief(f"{cause.response.status_code}, {said}" if said else cause)[:150] or type(cause).__name__
+
+
+def cache_folder(revision: str = "") -> Path:
+    """Where data sets are prepared, or those of a revision.
+
+    Each revision has a folder of its own: offline, and where the Hub fails, datasets takes whatever
+    it finds of a data set in its cache, of any revision.
+    """
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE, "nucleoscope", revision.replace("/", "-"))
+
+
+def here(name: str) -> bool:
+    """Whether a data set of `HUB` is prepared in the cache, in one of its revisions."""
+    entry = HUB[name]
+    place = f"{entry.path.replace('/', '___')}/{entry.config or 'default'}/*/*/dataset_info.json"
+    found = (file for revision in entry.revisions for file in cache_folder(revision).glob(place))
+    return any(not file.parent.name.endswith(".incomplete") for file in found)
+
+
+def _commit(table: "datasets.Dataset") -> str | None:
+    """The commit that a table was made from: its files lie in a folder of that name."""
+    folders = {Path(file["filename"]).parent.name for file in table.cache_files}
+    return folders.pop() if len(folders) == 1 else None
+
+
+def _read(path: Path, column: str, option: str) -> Iterator[str]:
+    """The texts of a file, one after the other; ``option`` is the parameter that named the column."""
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}
+    return readers[Path(path.name).suffix.lower()](path, column, option)
+
+
+def _text(value: object, path: Path, where: str, column: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"'{path}', {where}: '{column}' is {json.dumps(value, default=str)[:40]}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"'{path}', {where}: '{column}' holds half a character (a lone surrogate)") from None
+    return value
+
+
+def _check_column(column: str, columns: list[str], path: Path | str, option: str) -> None:
+    if column not in columns:
+        names = ", ".join(repr(name)[:40] for name in columns[:20]) + (", ..." if len(columns) > 20 else "")
+        raise ValueError(f"'{path}' has no column '{column}': it has {names} (--{option})")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file with their ends, decoded one by one: an error can name its line."""
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                text = line.decode()
+            except UnicodeDecodeError:
+                raise ValueError(f"'{path}', line {number}: not UTF-8 text") from None
+            if text:
+                yield text
+
+
+def _read_jsonl(path: Path, column: str, option: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"'{path}', line {number}: not valid JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"'{path}', line {number}: not a JSON object")
+        _check_column(column, list(row), path, option)
+        yield _text(row[column], path, f"line {number}", column)
+
+
+def _read_csv(path: Path, column: str, option: str) -> Iterator[str]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses long documents
+    reader = csv.DictReader(_lines(path))
+    try:
+        if reader.fieldnames is None:
+            return
+        _check_column(column, list(reader.fieldnames), path, option)
+        for row in reader:
+            yield _text(row[column], path, f"line {reader.line_num}", column)
+    except csv.Error as error:
+        raise ValueError(f"'{path}', line {reader.line_num}: not valid CSV ({error})") from None
+
+
+def _read_parquet(path: Path, column: str, option: str) -> Iterator[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            _check_column(column, file.schema_arrow.names, path, option)
+            for batch in file.iter_batches(1000, columns=[column]):
+                for value in batch[0].to_pylist():
+                    number += 1
+                    yield _text(value, path, f"row {number}", column)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"'{path}' is not a whole parquet file ({reason}), after row {number}") from None
+
+
+def _read_txt(path: Path, column: str, option: str) -> Iterator[str]:
+    if option == "text_column":
+        raise ValueError(f"'{path}' has no columns: a text_column needs .jsonl, .csv or .parquet")
+    for line in _lines(path):
+        yield line.rstrip("\r\n")

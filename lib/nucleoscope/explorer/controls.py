@@ -1,0 +1,87 @@
+"""The live notebook's controls: the text whose tokens can be pointed at, and the settings around it.
+
+Contract: widgets that know nothing of models; `explorer.Explorer` fills them and listens to them.
+``static/explorer.js`` draws the text and sets what it gets as text, never as HTML.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets as widgets
+import traitlets
+
+from nucleoscope.store import results
+
+COLUMN = {"flex": "1 1 26em", "min_width": "0", "padding": "0 0.5em 0 0"}
+STATIC = Path(str(resources.files("nucleoscope.explorer") / "static"))
+
+
+class TokenText(anywidget.AnyWidget):
+    """The running text with its legend and the card of one token.
+
+    The kernel sets ``pieces`` (one string a token), ``shares`` (0 to 1 or None each), ``legend``, ``card``
+    and ``status``; the page sets ``hovered`` and ``clicked`` (steps, or -1), and ``marked`` (steps) where
+    points are selected in the plotly figure whose layout's meta is ``figure``: its customdata are steps.
+    """
+
+    _esm = STATIC / "explorer.js"
+    _css = STATIC / "explorer.css"
+    prompt = traitlets.Unicode("").tag(sync=True)
+    pieces = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    shares = traitlets.List().tag(sync=True)
+    legend = traitlets.Dict().tag(sync=True)
+    figure = traitlets.Unicode("").tag(sync=True)
+    marked = traitlets.List(traitlets.Int()).tag(sync=True)
+    card = traitlets.Dict().tag(sync=True)
+    status = traitlets.Unicode("").tag(sync=True)
+    failed = traitlets.Bool(False).tag(sync=True)
+    hovered = traitlets.Int(-1).tag(sync=True)
+    clicked = traitlets.Int(-1).tag(sync=True)
+
+
+def settings(model_name: str, max_tokens: int, top_p: float, seed: int, prompt_format: str) -> dict[str, Any]:
+    """The widgets of the settings that decide which tokens are written, by name."""
+    small = {"width": "11em"}  # each widget makes a layout of its own from it: one may be hidden
+    return {
+        "model_name": widgets.Text(model_name, description="model", continuous_update=False),
+        "max_tokens": widgets.BoundedIntText(max_tokens, min=1, max=10**6, description="length", layout=small),
+        "top_p": widgets.BoundedFloatText(top_p, min=1e-6, max=1, step=0.05, description="top_p", layout=small),
+        "seed": widgets.IntText(seed, description="seed", layout=small),
+        "prompt_format": widgets.Dropdown(
+            options=["chat", "raw"], value=prompt_format, description="format", layout=small
+        ),
+    }
+
+
+def modes(mode: str) -> widgets.ToggleButtons:
+    """The switch between a text that the model writes and one that is there."""
+    options = [("the model writes", "generate"), ("measure a text", "score")]
+    return widgets.ToggleButtons(options=options, value=mode, style={"button_width": "10em"})
+
+
+def arranged(
+    picks: list, texts: list, settings: list, actions: list, text: TokenText, figures: widgets.Box
+) -> widgets.VBox:
+    """All widgets as one: rows of controls, then text and figures, side by side where there is room for it."""
+    wrap = {"flex_flow": "row wrap", "align_items": "center"}
+    text_side = widgets.VBox([text], layout=widgets.Layout(**COLUMN))
+    both = widgets.HBox([text_side, figures], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start"))
+    rows = [widgets.HBox(row, layout=widgets.Layout(**wrap)) for row in (picks, settings, actions)]
+    return widgets.VBox([rows[0], *texts, *rows[1:], both])
+
+
+def cells(results_dir: str) -> list[tuple[str, Path | str]]:
+    """The measured cells that prompts can be picked from, as a menu; "" stands for none of them.
+
+    None would not do: to a menu it means that nothing is chosen, not even the words for that.
+    """
+    found = results.cells(results_dir)
+    return [("no measured cell", ""), *((f"{folder.name} on {folder.parent.name}", folder) for folder in found)]
+
+
+def prompts(records: list[dict]) -> list[tuple[str, int]]:
+    """The prompts of a measured cell, as a menu; -1 stands for none of them."""
+    names = [(f"{place}: {record['prompt'][:70]!r}", place) for place, record in enumerate(records)]
+    return [("its prompts", -1), *names]

@@ -1,0 +1,107 @@
+"""The live notebook's two figures: the scatter of one text, and the matrix of one token's candidates.
+
+Contract: these are plotly figures that a kernel can go on changing. Plotly reads a little HTML in its
+texts, so what comes from a model goes through `plain`.
+"""
+
+import html
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+
+from nucleoscope.store.results import LABELS
+from nucleoscope.views import cards
+from nucleoscope.views.figures import BLUE, ORANGE, VERMILLION, layout
+from nucleoscope.views.token_text import Reader
+
+AXES = {"x": "entropy", "y": "cosine"}  # of the scatter
+HINT = "Click a token: how alike are its candidates?"
+
+
+def scatter(name: str) -> go.FigureWidget:
+    """The scatter of one text: a trace of its tokens, which can be selected, and a trace for one mark.
+
+    ``name`` is the layout's meta, by which `controls.TokenText` knows its figure.
+    """
+    figure = go.Figure(layout=layout("Tokens with more than one candidate", 380))
+    hover = "token %{text}: entropy %{x:.2f}, cosine %{y:.3f}<extra></extra>"
+    dot = {"size": 7, "color": BLUE, "opacity": 0.7}
+    chosen = {"marker": {"color": ORANGE, "opacity": 1}}
+    figure.add_scatter(mode="markers", marker=dot, selected=chosen, hovertemplate=hover, name="token")
+    ring = {"size": 15, "symbol": "circle-open", "color": VERMILLION, "line": {"width": 3}}
+    figure.add_scatter(mode="markers", marker=ring, hoverinfo="skip", name="the token pointed at")
+    figure.update_layout(dragmode="select", showlegend=False, margin={"t": 40, "b": 40}, uirevision="text", meta=name)
+    figure.update_xaxes(title=LABELS[AXES["x"]], rangemode="tozero")
+    figure.update_yaxes(title=LABELS[AXES["y"]])
+    return _fitting(go.FigureWidget(figure))
+
+
+def show_points(figure: go.FigureWidget, tokens: list[cards.Token]) -> None:
+    """Draws the tokens with more than one candidate into `scatter`; each point's customdata is its step."""
+    steps = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
+    values = {axis: [tokens[step].values[name] for step in steps] for axis, name in AXES.items()}
+    with figure.batch_update():
+        figure.data[0].update(values, customdata=steps, text=[str(step + 1) for step in steps])
+
+
+def show_mark(figure: go.FigureWidget, token: cards.Token) -> None:
+    """Puts the mark of `scatter` on a token; nowhere for one candidate alone."""
+    values = {axis: [token.values[name]] if len(token.ids) > 1 else [] for axis, name in AXES.items()}
+    with figure.batch_update():
+        figure.data[1].update(values)
+
+
+def heat() -> go.FigureWidget:
+    """The figure for `heatmap`, empty, with a word on how to fill it."""
+    return _fitting(go.FigureWidget(layout=layout("", 90)).update_layout(**heat_layout(HINT, [], 90)))
+
+
+def _fitting(figure: go.FigureWidget) -> go.FigureWidget:
+    """As wide as its place: plotly then follows the window's size, which ``explorer.js`` reminds it of."""
+    figure._config = {"responsive": True, "displaylogo": False}
+    return figure
+
+
+def show_matrix(figure: go.FigureWidget, step: int, ids: torch.Tensor, embedding: torch.Tensor, reader: Reader) -> None:
+    """Draws the matrix of token ``step``'s candidates into `heat`, or says why there is none."""
+    title, words, alike = f"Token {step + 1} had one candidate alone: there is nothing to compare", [], None
+    if len(ids) > 1:
+        alike, order = cards.matrix(embedding, ids)
+        words = [reader.visible(int(ids[place])) for place in order]
+        count = f"the {len(order)} likeliest of " if len(order) < len(ids) else ""
+        title = f"Cosines of {count}{len(ids):,} candidates of token {step + 1}, like beside like"
+    with figure.batch_update():
+        figure.data = []
+        figure.update_layout(**heat_layout(title, words, 90 if alike is None else 200 + 14 * max(len(words), 10)))
+    if alike is not None:
+        figure.add_trace(heatmap(alike, words))
+
+
+def heatmap(alike, words: list[str]) -> go.Heatmap:
+    """A matrix of cosines (n, n) with a word for each row, as plotly may read it."""
+    shown = [plain(word) for word in words]
+    pairs = [[f"{left} and {right}" for right in shown] for left in shown]
+    hover = "%{text}: %{z:.3f}<extra></extra>"
+    low = min(0.0, float(alike.min()))
+    bar = {"thickness": 14, "tickformat": ".1f", "title": {"text": "cosine", "side": "right"}}
+    colors = {"zmin": low, "zmax": 1, "colorscale": "Viridis", "colorbar": bar}
+    return go.Heatmap(z=alike, text=pairs, hovertemplate=hover, name="cosine", **colors)
+
+
+def heat_layout(title: str, words: list[str], height: int) -> dict[str, Any]:
+    """The layout around `heatmap`; without words, of an empty figure."""
+    shown = [plain(word if len(word) <= 12 else word[:11] + "…") for word in words]
+    axis = {"tickvals": list(range(len(words))), "ticktext": shown, "visible": bool(words), "showgrid": False}
+    return {
+        "title_text": title,
+        "height": height,
+        "margin": {"t": 40, "b": 80, "l": 90, "r": 70},
+        "xaxis": axis | {"tickangle": -60},
+        "yaxis": axis | {"autorange": "reversed"},
+    }
+
+
+def plain(text: str) -> str:
+    """Text that plotly shows as it is: it reads tags and entities, and formulas between dollars."""
+    return html.escape(text).replace("$", "&#36;")

@@ -1,0 +1,256 @@
+"""Texts that are already there in, one record a text out: every token is measured, none is written.
+
+Contract: nothing here knows data sets or the Hub, and nothing is sampled. A text stands right
+behind its prompt, and the model reads both once; what it would have chosen from at each of the
+text's tokens is measured as in `generation`. A record is of the same form, its tokens are the
+text's, its surprisals those of the text's tokens under the full distribution. A token may lie
+outside its nucleus.
+
+Rows are padded on the right, where a causal model cannot see it: no mask of positions is needed,
+and any causal language model of transformers will do, with or without a cache.
+"""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nucleoscope.measure import batching, cosine
+from nucleoscope.measure.encoding import Inputs, opening, prompt_room, tokenise
+from nucleoscope.measure.model_facts import context_length, embedding_matrix
+from nucleoscope.measure.nucleus import NotFinite, nucleus
+from nucleoscope.measure.recording import quantities, record, unpack
+
+READ_TOKENS = {"cpu": 1024, "cuda": 32768}  # of a batch that is planned here: on a CPU more only leaves the cache
+# Logits held at once; the quantities need about eight such arrays.
+PIECE_CPU, PIECE_GPU = 2**23, 2**27
+PROBE = 8  # tokens on which the model's own logits are compared with those of its output layer
+
+
+@dataclass
+class Texts(Inputs):
+    """Tokenised prompts, each with its text behind it: ``ids`` has both.
+
+    ``starts`` are the places in ``ids`` of the first tokens to measure, ``texts_truncated`` the
+    texts that were cut at max_tokens.
+    """
+
+    starts: list[int] = field(default_factory=list)
+    texts_truncated: list[int] = field(default_factory=list)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    texts: list[str],
+    prompt_format: str = "raw",
+    context: int | None = None,
+    max_tokens: int = 100,
+) -> Texts:
+    """Token ids of each prompt and of at most ``max_tokens`` tokens of its text; see `text_ids`.
+
+    Prompts become the ids that generation starts from, an empty one its start token, and are cut
+    from the left where it would cut them (`encoding.encode`). Raises ValueError as
+    `encoding.encode`, and for a text without a token.
+    """
+    room = prompt_room(context, max_tokens)
+    inputs = Texts([])
+    for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        before = opening(tokenizer, prompt, prompt_format)
+        ids = text_ids(tokenizer, prompt, text, prompt_format)
+        if not ids:
+            raise ValueError(f"the text of prompt {index} ({prompt[:40]!r}) is empty: there is nothing to measure")
+        if room is not None and len(before) > room:
+            inputs.truncated.append(index)
+            before = before[-room:]
+        if len(ids) > max_tokens:
+            inputs.texts_truncated.append(index)
+        inputs.ids.append(before + ids[:max_tokens])
+        inputs.starts.append(len(before))
+    return inputs
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, prompt_format: str = "raw") -> list[int]:
+    """Ids of a text behind its prompt, which keeps the ids that it has alone.
+
+    Both are tokenised together, with nothing between them. Where that would change the prompt's
+    ids, since a token reaches over the joint, the text is tokenised on its own: behind a line
+    break, because some tokenizers put a space before whatever comes first.
+    """
+    before, both = (tokenise(tokenizer, prompt, prompt_format, more) for more in ("", text))
+    if both[: len(before)] == before:
+        return both[len(before) :]
+    before, both = (tokenizer("\n" + more, add_special_tokens=False, verbose=False)["input_ids"] for more in ("", text))
+    if both[: len(before)] == before:
+        return both[len(before) :]
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def plan(
+    inputs: Texts, batch_size: int | str, device: torch.device, indices: list[int] | None = None
+) -> list[list[int]]:
+    """Batches of similar length, longest first; "auto" fills each with the tokens that are best read at once."""
+    if batch_size != "auto":
+        return batching.plan(inputs, int(batch_size), indices)
+    budget = READ_TOKENS.get(device.type, READ_TOKENS["cpu"])
+    batches: list[list[int]] = []
+    for index in batching.by_length(inputs, indices):
+        if batches and (len(batches[-1]) + 1) * len(inputs.ids[batches[-1][0]]) <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+class Reader:
+    """The logits of a model at the tokens of given texts, in pieces: never those of a whole batch.
+
+    The model's layers read a batch once, and its output layer takes their hidden states piece by
+    piece. Some models scale or cap what comes out of it: where a probe shows other logits than the
+    model's own, each text is read alone, by the whole model.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model, self.device = model, model.device
+        self.base, self.head = getattr(model, "base_model", model), model.get_output_embeddings()
+        self.accepted = inspect.signature(model.forward).parameters
+        self.apart: bool | None = None if self.head is not None and self.base is not model else False
+        size = PIECE_CPU if self.device.type == "cpu" else PIECE_GPU
+        self.rows = max(1, size // model.config.get_text_config().vocab_size)
+
+    def logits(self, ids: list[list[int]], starts: list[int]) -> Iterator[torch.Tensor]:
+        """Pieces (n, V) of the logits before each token from ``starts`` on, text after text.
+
+        Call it in torch's inference mode.
+        """
+        texts = [(row[:-1], len(row) - start) for row, start in zip(ids, starts, strict=True) if len(row) > start]
+        if texts and self.apart is None:
+            self.apart = self._heads_agree(texts[0][0][:PROBE])
+        if texts and self.apart:
+            hidden = self._hidden([row for row, _ in texts])
+            parts = [hidden[place, len(row) - n : len(row)] for place, (row, n) in enumerate(texts)]
+            for piece in torch.cat(parts).split(self.rows):
+                yield self.head(piece).to(self.device)  # of several GPUs the output layer may have another
+            return
+        for row, n in texts:
+            keep = {"logits_to_keep": n} if "logits_to_keep" in self.accepted else {}
+            output = self.model(input_ids=torch.tensor([row], device=self.device), **self._options(), **keep)
+            yield from output.logits[0, -n:].to(self.device).split(self.rows)
+
+    def _options(self) -> dict:
+        return {"use_cache": False} if "use_cache" in self.accepted else {}
+
+    def _hidden(self, ids: list[list[int]]) -> torch.Tensor:
+        """The last hidden states (B, T, d) of rows that are padded on the right."""
+        longest = max(map(len, ids))
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=self.device)
+        lengths = torch.tensor([len(row) for row in ids], device=self.device)
+        mask = (torch.arange(longest, device=self.device) < lengths[:, None]).long()
+        return self.base(input_ids=padded, attention_mask=mask, **self._options())[0]
+
+    def _heads_agree(self, ids: list[int]) -> bool:
+        own = self.model(input_ids=torch.tensor([ids], device=self.device), **self._options()).logits
+        return torch.equal(self.head(self._hidden([ids])).to(own.device).float(), own.float())
+
+
+class Measurer:
+    """Measures the texts of one batch after the other with one model."""
+
+    def __init__(self, model: PreTrainedModel, top_p: float):
+        self.reader, self.top_p = Reader(model), top_p
+        self.embedding = embedding_matrix(model)
+        self.inverse_norm = cosine.inverse_norms(self.embedding)
+
+    @torch.inference_mode()
+    def records(self, prompts: list[str], ids: list[list[int]], starts: list[int], bar: tqdm) -> list[dict]:
+        """The records of one batch; ``bar`` moves by the tokens measured. NotFinite names its rows."""
+        tokens = [token for row, start in zip(ids, starts, strict=True) for token in row[start:]]
+        owners = [place for place, row in enumerate(ids) for _ in row[starts[place] :]]
+        taken = torch.tensor(tokens, dtype=torch.long, device=self.reader.device)
+        found: list[list] = [[] for _ in ids]
+        done = 0
+        for logits in self.reader.logits(ids, starts):
+            part = slice(done, done + len(logits))
+            for owner, token in zip(owners[part], self._measured(logits, taken[part], owners[part]), strict=True):
+                found[owner].append(token)
+            bar.update(len(logits))
+            done = part.stop
+        return [record(prompt, tokens) for prompt, tokens in zip(prompts, found, strict=True)]
+
+    def _measured(self, logits: torch.Tensor, taken: torch.Tensor, owners: list[int]) -> list[tuple]:
+        try:
+            chosen = nucleus(logits, self.top_p)
+        except NotFinite as error:
+            raise NotFinite(sorted({owners[row] for row in error.rows})) from None
+        logits = logits.float()
+        surprisals = logits.logsumexp(-1) - logits.gather(-1, taken[:, None])[:, 0]
+        values = quantities(logits, chosen, surprisals.clamp_min(0), self.embedding, self.inverse_norm)
+        return unpack(taken, chosen, values)
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    texts: list[str],
+    *,
+    max_tokens: int = 100,
+    top_p: float = 0.9,
+    prompt_format: str = "raw",
+    batch_size: int | str = "auto",
+    inputs: Texts | None = None,
+    batches: list[list[int]] | None = None,
+    progress: bool = True,
+) -> Iterator[batching.Batch]:
+    """Measures at most ``max_tokens`` tokens of each text behind its prompt; yields records batch by batch.
+
+    ``inputs`` (from `encode`) and ``batches`` (from `plan`) are made here where they are not
+    given. Running out of a GPU's memory halves the batch. Raises ValueError for bad parameters
+    and, naming the prompts, for logits with NaN; the batches before are out by then.
+    """
+    batching.check(max_tokens, top_p, prompt_format, batch_size)
+    if inputs is None:
+        inputs = encode(tokenizer, prompts, texts, prompt_format, context_length(model), max_tokens)
+    if batches is None:
+        batches = plan(inputs, batch_size, model.device)
+    total = sum(len(inputs.ids[i]) - inputs.starts[i] for batch in batches for i in batch)
+    measurer = Measurer(model, top_p)
+    with tqdm(total=total, unit="tok", disable=not (progress and batches), mininterval=0.5) as bar:
+
+        def records_of(indices: list[int]) -> list[dict]:
+            chosen = ([column[i] for i in indices] for column in (prompts, inputs.ids, inputs.starts))
+            return measurer.records(*chosen, bar)
+
+        yield from batching.work_through(batches, records_of, prompts, model.device, bar)
+
+
+def fill(
+    cell,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    texts: list[str],
+    **parameters,
+) -> None:
+    """Measures into a `cells.Cell`, as `batching.fill` does; parameters are those of `measure`."""
+    if cell.finished:  # another process has done it while this one waited
+        return
+    batch_size, max_tokens = parameters.get("batch_size", "auto"), parameters.get("max_tokens", 100)
+    prompt_format = parameters.get("prompt_format", "raw")
+    inputs = encode(tokenizer, prompts, texts, prompt_format, context_length(model), max_tokens)
+
+    def described(batches: list[dict]) -> dict:
+        info = batching.run_info(model, inputs, batches, batch_size, "score")
+        return info | {"texts_truncated": len(inputs.texts_truncated)}
+
+    batching.fill(
+        cell,
+        len(prompts),
+        batch_size,
+        lambda left: plan(inputs, batch_size, model.device, left),
+        lambda batches: measure(model, tokenizer, prompts, texts, inputs=inputs, batches=batches, **parameters),
+        described,
+    )

@@ -1,0 +1,90 @@
+"""One prompt in, its tokens out one by one, as they are written or as a text has them.
+
+Contract: the tokens and quantities are those that `generation.measure` gives for the same prompt,
+index, seed and settings, and `scoring.measure` for the same text; what is written can be looked at
+here before it has come to its end.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nucleoscope.measure import cosine, generation, scoring
+from nucleoscope.measure.decoding import Decoder
+from nucleoscope.measure.model_facts import context_length, embedding_matrix, end_tokens
+from nucleoscope.measure.nucleus import NotFinite
+from nucleoscope.store.results import COLUMNS
+from nucleoscope.views.cards import Token
+
+NAMES = tuple(column for name, column in COLUMNS.items() if name != "tokens")  # in the order of `Measurer`'s values
+
+
+@torch.inference_mode()
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_tokens: int = 100,
+    top_p: float = 0.9,
+    seed: int = 0,
+    prompt_format: str = "raw",
+    index: int = 0,
+) -> Iterator[Token]:
+    """Continues one prompt by at most ``max_tokens`` tokens and yields each as soon as it is drawn.
+
+    ``index`` is the prompt's place in its data set: it decides, with the seed, which tokens are
+    drawn. Raises ValueError for bad parameters and for logits with NaN, as `generation.measure`.
+    """
+    generation.check(max_tokens, top_p, prompt_format, 1)
+    inputs = generation.encode(tokenizer, [prompt], prompt_format, context_length(model), max_tokens)
+    embedding, ends = embedding_matrix(model), end_tokens(model, tokenizer)
+    number = torch.float32 if model.device.type == "mps" else torch.float64
+    numbers = torch.tensor([generation.uniforms(seed, index, max_tokens)], dtype=number, device=model.device)
+    measurer = generation.Measurer(embedding, cosine.inverse_norms(embedding), top_p, numbers, ends)
+    decoder = Decoder(model, inputs.ids, max_tokens)
+    logits = decoder.read()
+    for step in range(max_tokens):
+        try:
+            drawn, _ = measurer(logits, [0])
+        except NotFinite:
+            raise ValueError(f"the model's logits are not finite (NaN or inf) at token {step}") from None
+        token, (_, _, nucleus, values) = int(drawn), measurer.steps[-1]
+        if token in ends:
+            return
+        found = dict(zip(NAMES, values[:, 0].tolist(), strict=True))
+        yield Token(token, nucleus.ids.cpu(), nucleus.probs.cpu(), found)
+        if step < max_tokens - 1:
+            logits = decoder.step(drawn)
+
+
+def read(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    text: str,
+    *,
+    max_tokens: int = 100,
+    top_p: float = 0.9,
+    prompt_format: str = "raw",
+) -> tuple[list[Token], list[str]]:
+    """The first ``max_tokens`` tokens of a text behind its prompt, and remarks on what was left out.
+
+    Raises ValueError as `scoring.measure`, also for an empty text.
+    """
+    inputs = scoring.encode(tokenizer, [prompt], [text], prompt_format, context_length(model), max_tokens)
+    settings = {"max_tokens": max_tokens, "top_p": top_p, "prompt_format": prompt_format, "inputs": inputs}
+    (batch,) = scoring.measure(model, tokenizer, [prompt], [text], **settings, progress=False)
+    (record,) = batch.records
+    lists = (record[name] for name in COLUMNS if name != "tokens")
+    columns = [record["tokens"].tolist(), record["top_p_tokens"], record["top_p_probs"], *lists]
+    found = [
+        Token(token, ids, probs, dict(zip(NAMES, values, strict=True)))
+        for token, ids, probs, *values in zip(*columns, strict=True)
+    ]
+    remarks = {
+        "the prompt lost its beginning": inputs.truncated,
+        "the text goes on behind them": inputs.texts_truncated,
+    }
+    return found, [remark for remark, places in remarks.items() if places]

@@ -1,0 +1,14 @@
+"""From a model's name to the model and its tokenizer, placed on its device.
+
+`load`, `tokenizer` and `Model` are imported when they are first asked for, because they bring torch.
+"""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("load", "tokenizer", "Model"):
+        from nucleoscope.models import loading
+
+        return getattr(loading, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

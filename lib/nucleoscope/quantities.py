@@ -1,0 +1,1 @@
+"""Every per-token quantity, once."""

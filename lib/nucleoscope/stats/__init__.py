@@ -1,0 +1,1 @@
+"""From tables of tokens to coefficients, intervals, null models and curves."""

@@ -1,0 +1,192 @@
+"""A table of tokens in, the curves of cosine over entropy out, and how much they explain.
+
+Contract: tables as `results.load_table` makes them; no files, no figures. Tokens with k = 1 are
+left out. Curves (`curves`) are fitted to the medians of 50 equal-width bins; empty bins are left
+out, a bin weighs by its tokens. Intervals come from resampled prompts: same bins, same fit (`sample`).
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from nucleoscope.stats import bootstrap, curves
+from nucleoscope.stats.sample import Sample, explainable, shortage
+from nucleoscope.store import shelf
+from nucleoscope.store.results import choices
+
+POOLED = "(all)"  # in the column of what a pool runs over; no name of a model or data set
+PARAMETERS = ("a", "b", "c", "s", "m")
+NEED = 160  # bytes a token that `fit` takes at most, beside the counts of the resamples
+Tables = Mapping[tuple[str, str], pd.DataFrame]
+
+
+def statistics(
+    tables: Tables,
+    x: str = "entropy",
+    y: str = "cosine",
+    resamples: int = bootstrap.RESAMPLES,
+    seed: int = 0,
+    jobs: int | None = 1,
+) -> pd.DataFrame:
+    """Every curve on every cell and pool of cells: one row each, from {(model, dataset): tokens}.
+
+    See `fit` for the columns; ``Model`` and ``Dataset`` stand before them. A pool holds the cells of
+    one model or of one data set, with "(all)" for the other; a pool of one cell is that cell and has no
+    rows. Prompts of one data set are taken to be the same for every model, number by number, so a
+    resample draws a prompt with all its continuations.
+
+    The 15 cells of the study and their 8 pools take about 35 s on two cores (``jobs`` are processes;
+    None means one for each core): medians of a resample cost one running sum and one search
+    (`bootstrap.Bins`), and a fit started from the fit to the data a fraction of a millisecond. Of a
+    `shelf.Shelf` the cells of one pool are read at a time in each process.
+    """
+    groups = _groups(tables)
+    parts = [shelf.part(tables, keys) for keys in groups.values()]
+    sizes = list(map(shelf.tokens, parts))
+    order = sorted(range(len(parts)), key=lambda i: -sizes[i])  # the long ones first fill the cores
+    work = partial(_fit, x=x, y=y, resamples=resamples, seed=seed)
+    done = bootstrap.each(work, [parts[i] for i in order], jobs, NEED * max(sizes, default=0))
+    parts = [part for _, part in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
+    for (model, dataset), part in zip(groups, parts, strict=True):
+        part.insert(0, "Model", model)
+        part.insert(1, "Dataset", dataset)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["Model", "Dataset", "Curve"])
+
+
+def lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 80) -> pd.DataFrame:
+    """The fitted curves of `statistics` as points to draw: Model, Dataset, Curve, x, y, tokens.
+
+    The medians they are fitted to stand before them, as a curve of that name, with their tokens.
+    """
+    parts = []
+    for (model, dataset), group in _groups(tables).items():
+        *columns, _ = _sample(shelf.part(tables, group), x, y)
+        if shortage(*columns):
+            continue
+        bins = bootstrap.Bins(*columns)
+        used = bins.count > 0
+        center, median, count = bins.centers[used], bins.medians()[used], bins.count[used]
+        at, head = np.linspace(center[0], center[-1], points), {"Model": model, "Dataset": dataset}
+        parts.append(pd.DataFrame({**head, "Curve": "medians", "x": center, "y": median, "tokens": count}))
+        for kind in curves.FORMULAS:
+            curve = curves.fit(kind, center, median, count)
+            parts.append(pd.DataFrame({**head, "Curve": kind, "x": at, "y": curve(at), "tokens": np.nan}))
+    return (
+        pd.concat(parts, ignore_index=True)
+        if parts
+        else pd.DataFrame(columns=["Model", "Dataset", "Curve", "x", "y", "tokens"])
+    )
+
+
+def _fit(cells: Tables, x: str, y: str, resamples: int, seed: int) -> pd.DataFrame:
+    return fit(*_sample(cells, x, y), resamples=resamples, seed=seed)
+
+
+def _groups(tables: Tables) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """The cells, then the pools of several cells of one model, then of one data set; each with its cells' names."""
+    groups = {key: [key] for key in sorted(tables)}
+    if any(POOLED in key for key in groups):
+        raise ValueError(f"a model or data set is called '{POOLED}', which stands for a pool: rename its folder")
+    for place in (0, 1):
+        for name in sorted({key[place] for key in tables}):
+            cells = [key for key in sorted(tables) if key[place] == name]
+            if len(cells) > 1:
+                groups[(name, POOLED) if place == 0 else (POOLED, name)] = cells
+    return groups
+
+
+def _sample(cells: Tables, x: str, y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """x, y and the number of its prompt for each token of some cells, and a note on tokens that lack x or y."""
+    number = {dataset: place for place, dataset in enumerate(dict.fromkeys(dataset for _, dataset in cells))}
+    parts, lost, has = [], 0, {x: False, y: False}
+    for key in cells:  # one table at a time
+        frame = choices(cells[key][["k", "prompt", x, y]])
+        finite = np.isfinite(frame[[x, y]])
+        has = {name: has[name] or bool(finite[name].any()) for name in has}
+        kept = frame[finite.all(axis=1)]
+        lost += len(frame) - len(kept)
+        of = np.full(len(kept), number[key[1]])
+        parts.append((kept[x].to_numpy(float), kept[y].to_numpy(float), kept["prompt"].to_numpy(np.int64), of))
+    xs, ys, prompts, datasets = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    note = f"{lost} tokens left out: {x} or {y} is not finite" if lost else ""
+    for name in (x, y):
+        if len(xs) + lost and not has[name]:
+            note = f"no {name} in the measurements"
+    prompt, _ = pd.factorize(prompts * len(number) + datasets)
+    return xs, ys, prompt, note
+
+
+def fit(
+    x: np.ndarray,
+    y: np.ndarray,
+    prompt: np.ndarray,
+    note: str = "",
+    resamples: int = bootstrap.RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Every curve on one sample of tokens: x, y, prompt (n,) -> one row a curve.
+
+    Columns, beside the counts:
+
+    * a, b, c, s, m: the parameters of the formula (`curves.FORMULAS`), and peak, where the curve is
+      highest, each with the bounds of its 95 % interval (low, high); before peak, the share of the
+      tokens left of it;
+    * R2 (medians): the share of the medians' variance, weighted as the fit is; delta AICc: AICc of the
+      fit, for Gaussian errors, less that of the best curve (Hurvich and Tsai 1989);
+    * held-out error: mean |y - f(x)| over tokens of prompts that the curve was not fitted to, in ten
+      folds; the absolute error is what a median makes least;
+    * alpha, beta: y = alpha + beta f(x) by least squares over tokens, with 95 % intervals from
+      standard errors clustered by prompt, taking the curve for given; R2 and RMSE of that;
+      of free: that R2 over the free curve's; of spline: that R2 over the one of a cubic spline that is
+      fitted to the tokens themselves, which is about what any smooth function of x can explain;
+    * note: ``note``, and why something is missing. A curve that is no better than a constant is
+      refused: it has no parameters and no peak. It must have the smaller AICc (the free curve, whose
+      levels all count as parameters, need not), and on prompts held out its error must be smaller by
+      more than two standard errors, clustered by prompt.
+
+    AICc takes the medians for independent, with variances in proportion to 1 / n. Bins share prompts,
+    and cosines scatter more where entropy is small, so it ranks curves but roughly: where it and the
+    held-out error disagree, believe the latter. The free curve is no ceiling: it cannot rise again. The
+    interval of its peak is a rough guide, because the place of a maximum is no smooth statistic.
+    """
+    head = {"tokens": len(x), "prompts": len(np.unique(prompt))}
+    why = shortage(x, y, prompt)
+    if why:
+        rows, smooth = [{"Curve": kind, "note": why} for kind in curves.FORMULAS], np.nan
+    else:
+        sample, smooth = Sample(x, y, prompt, resamples, seed), explainable(x, y)
+        rows = [sample.row(kind) for kind in curves.FORMULAS]
+    frame = pd.DataFrame([{"Curve": row["Curve"], **head, **_blank(), **row} for row in rows])
+    if note:
+        frame["note"] = [
+            note if note.startswith("no ") else "; ".join(filter(None, [note, row])) for row in frame["note"]
+        ]
+    return _compared(frame, smooth)
+
+
+def _blank() -> dict[str, object]:
+    """The columns of a row in their order, empty."""
+    bounded = [f"{name}{part}" for name in (*PARAMETERS, "peak") for part in ("", " low", " high")]
+    linear = [f"{name}{part}" for name in ("alpha", "beta") for part in ("", " low", " high")]
+    tokens = ["R2 (tokens)", "RMSE (tokens)", "of free", "of spline"]
+    return {
+        "bins": 0,
+        "formula": "",
+        **dict.fromkeys(
+            [*bounded, "before peak", "R2 (medians)", "delta AICc", "held-out error", *linear, *tokens], np.nan
+        ),
+        "note": "",
+    }
+
+
+def _compared(frame: pd.DataFrame, smooth: float) -> pd.DataFrame:
+    """Sets R2 against that of the free curve and of what smooth curves can do, and AICc against the least."""
+    free = frame.set_index("Curve")["R2 (tokens)"]["free"]
+    for name, reference in (("of free", free), ("of spline", smooth)):
+        frame[name] = frame["R2 (tokens)"] / (reference if reference > 0 else np.nan)
+    # An exact fit has an AICc of minus infinity: 0 for it, infinity for the others.
+    least = frame["delta AICc"].min()
+    frame["delta AICc"] = np.where(frame["delta AICc"] == least, 0.0, frame["delta AICc"] - least)
+    return frame

@@ -1,0 +1,198 @@
+"""One cell on disk while it is measured: opened with its settings, filled batch by batch, finished.
+
+Contract: this module knows paths and files, and nothing of models or statistics. A cell is one
+model on one data set, in ``<results_dir>/<dataset>/<model>/`` (see `results.cell_folder`); while it
+runs, finished batches wait in ``batches/`` there, next to the settings that they were made with, so
+that a killed run goes on where it was.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from nucleoscope.atomic import whole, write_json
+from nucleoscope.store.locking import Lock, check_folder
+from nucleoscope.store.results import MEASUREMENTS, NOTEBOOK, RUN_INFO, load, read, read_json
+
+
+def check(folder: Path, overwrite: bool = False) -> None:
+    """OSError with one line where a cell's folder cannot be written to, or is being written, before a model is loaded.
+
+    A folder that has its results already is not asked.
+    """
+    if overwrite or not all((folder / name).is_file() for name in (MEASUREMENTS, RUN_INFO)):
+        check_folder(folder)
+
+
+class Cell:
+    """One cell on disk: opened with its settings, filled batch by batch, then finished.
+
+    ``settings`` are the parameters and identities that decide which tokens are measured. Opening
+    writes nothing. It raises FileExistsError when the folder holds results or batches made with
+    other settings; ``overwrite`` lets `finish` replace those instead, except another model's or
+    data set's. ``finished`` is true when the results with these settings are there.
+
+    A cell is written to in a ``with`` block, which holds the folder's lock.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: dict[str, Any], overwrite: bool = False):
+        self.folder = Path(folder)
+        self.batches = self.folder / "batches"
+        self.settings, self.overwrite = json.loads(json.dumps(settings)), overwrite
+        self._lock: Lock | None = None
+        self.finished = self._look()
+
+    def _look(self) -> bool:
+        """Whether the results are there; FileExistsError where what is there may not be replaced."""
+        measurements, info = self.folder / MEASUREMENTS, self.folder / RUN_INFO
+        done = self._check(info, lambda content: content.get("settings"))
+        if done and measurements.is_file() and not (self.overwrite and not _readable(measurements)):
+            return True
+        begun = self._check(self.batches / "settings.json", lambda content: content)
+        if measurements.is_file() and not info.is_file() and not begun and not self.overwrite:
+            raise FileExistsError(f"'{measurements}' is there without its {RUN_INFO}: move it away or use --overwrite")
+        return False
+
+    def _check(self, path: Path, pick: Any) -> bool:
+        """Whether the settings in ``path`` are ours; FileExistsError where they may not be replaced."""
+        if not path.is_file():
+            return False
+        found = pick(read_json(path))
+        if not isinstance(found, dict):
+            raise ValueError(f"'{path}' holds no settings: move it away")
+        if found != self.settings and not (self.overwrite and self._replaceable(found)):
+            raise FileExistsError(self._difference(found))
+        return found == self.settings
+
+    def _replaceable(self, found: dict) -> bool:
+        """Whether both are of the same model and data set, by name or by content."""
+        return all(
+            any(found.get(key) == self.settings.get(key) is not None for key in keys)
+            for keys in (("model_name", "model"), ("dataset_name", "dataset"))
+        )
+
+    def _difference(self, found: dict) -> str:
+        keys = [key for key in {**found, **self.settings} if found.get(key) != self.settings.get(key)]
+        advice = "--overwrite replaces them, another --results_dir keeps both"
+        if not self._replaceable(found):
+            keys = [key for key in ("model_name", "dataset_name") if key in keys] or keys
+            advice = "use another --results_dir or move that folder away"
+        changes = [f"{key} is {_brief(found.get(key))} there and {_brief(self.settings.get(key))} here" for key in keys]
+        return f"'{self.folder}' holds results of another run: {', '.join(changes)}; {advice}"
+
+    def __enter__(self) -> "Cell":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def start(self) -> None:
+        """Makes the folders, locks them, and writes the settings that the batches will belong to.
+
+        Batches of other settings go, and what a killed process left half written. The system
+        drops the lock when this process ends, however it ends. BlockingIOError names the process
+        that holds it; where that one has just finished the cell, ``finished`` is true afterwards.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(self.folder)
+        try:
+            self.finished = self._look()
+            if self.finished:
+                shutil.rmtree(self.batches, ignore_errors=True)  # its writer was killed right at the end
+            else:
+                self._prepare()
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Lets others write to the folder."""
+        if self._lock:
+            self._lock.release()
+            self._lock = None
+
+    def _check_lock(self) -> None:
+        if self._lock:
+            self._lock.check()
+
+    def _prepare(self) -> None:
+        self.batches.mkdir(exist_ok=True)
+        if not self._check(self.batches / "settings.json", lambda content: content):
+            for path in self.batches.iterdir():
+                path.unlink()
+            write_json(self.batches / "settings.json", self.settings)
+        for path in [*self.folder.glob(".*.part"), *self.batches.glob(".*.part")]:
+            if NOTEBOOK not in path.name:  # whoever ran that may write it now: `whole` looks after it
+                path.unlink(missing_ok=True)
+
+    def save_plan(self, batch_size: int | str, batches: list[list[int]]) -> None:
+        """Keeps the batches that a run with this ``batch_size`` setting is made in."""
+        write_json(self.batches / "plan.json", {"batch_size": batch_size, "batches": batches})
+
+    def load_plan(self, batch_size: int | str) -> list[list[int]] | None:
+        """The batches kept for this ``batch_size`` setting, or None."""
+        path = self.batches / "plan.json"
+        kept = read_json(path) if path.is_file() else {}
+        return kept.get("batches") if kept.get("batch_size") == batch_size else None
+
+    def save_batch(self, indices: list[int], records: list[dict], seconds: float) -> None:
+        """Keeps one finished batch: prompt indices, their records, and the seconds it took.
+
+        BlockingIOError where another process has taken the folder meanwhile; so does `finish`.
+        """
+        self._check_lock()
+        _save({"indices": indices, "records": records, "seconds": seconds}, self.batches / f"{min(indices):06d}.pt")
+
+    def load_batches(self) -> list[dict]:
+        """The batches finished so far, as they were saved. One that cannot be read counts as not done."""
+        found = []
+        for path in sorted(self.batches.glob("*.pt")):
+            with contextlib.suppress(ValueError):
+                found.append(read(path))
+        return found
+
+    def finish(self, n_prompts: int, info: dict[str, Any]) -> list[dict]:
+        """Joins the batches in prompt order into the measurements, writes ``info`` beside them."""
+        self._check_lock()
+        batches = self.load_batches()
+        records = dict(
+            zip((i for b in batches for i in b["indices"]), (r for b in batches for r in b["records"]), strict=True)
+        )
+        missing = sorted(set(range(n_prompts)) - set(records))
+        if missing:
+            raise ValueError(f"'{self.batches}' lacks prompt {missing[0]}: run the same command again")
+        ordered = [records[index] for index in range(n_prompts)]
+        self._check_lock()  # reading takes a while
+        # An old run.json must not stand beside new measurements, whenever this is interrupted.
+        (self.folder / RUN_INFO).unlink(missing_ok=True)
+        _save(ordered, self.folder / MEASUREMENTS)
+        write_json(self.folder / RUN_INFO, {"settings": self.settings, **info})
+        self._check_lock()
+        shutil.rmtree(self.batches)
+        self.release()
+        self.finished = True
+        return ordered
+
+
+def _save(value: Any, path: Path) -> None:
+    import torch
+
+    with whole(path) as stream:
+        torch.save(value, stream)
+
+
+def _readable(path: Path) -> bool:
+    try:
+        load(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,1 @@
+"""From tables and records to figures, tables for papers, token strips and cards."""

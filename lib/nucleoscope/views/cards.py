@@ -1,0 +1,136 @@
+"""A token's candidates, made ready to be looked at: what a card says, and how alike they are.
+
+Contract: plain data in and out, no widgets. All text is as `text.Reader` shows it, and not escaped.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+
+from nucleoscope.store.results import LISTED, PAIRWISE, QUANTITIES
+from nucleoscope.views.token_text import Reader
+
+LARGEST = 30  # candidates in a matrix
+
+
+class Token(NamedTuple):
+    """One token of a text: its id, its nucleus by falling probability (k,) each, and its quantities by column."""
+
+    id: int
+    ids: torch.Tensor
+    probs: torch.Tensor
+    values: dict[str, float]
+
+
+def value(token: Token, name: str) -> float:
+    """A quantity of `QUANTITIES` of one token; NaN for the likeness of one candidate alone."""
+    if name == "k":
+        return float(len(token.ids))
+    return float("nan") if name in PAIRWISE and len(token.ids) == 1 else token.values[name]
+
+
+def scale(tokens: Sequence[Token], name: str) -> tuple[list[float | None], dict]:
+    """Each token's place on the colour scale, 0 to 1 (None where it has no value), and the scale's legend.
+
+    The scale goes from 0 to the largest value; that of k is logarithmic and starts at 1. Negative
+    likeness, which is rare, has the colour of 0.
+    """
+    values = np.array([value(token, name) for token in tokens])
+    known = values[np.isfinite(values)]
+    low, high = (1.0 if name == "k" else 0.0), float(known.max(initial=0))
+    high = max(high, 2.0) if name == "k" else high if high > 0 else 1.0
+    shares = np.log(values) / np.log(high) if name == "k" else values / high
+    places = [None if np.isnan(share) else round(float(np.clip(share, 0, 1)), 3) for share in shares]
+    label = QUANTITIES[name] + (", logarithmic" if name == "k" else "")
+    return places, {"label": label, "low": f"{low:g}", "high": f"{high:,.0f}" if name == "k" else f"{high:.3g}"}
+
+
+def pieces(reader: Reader, tokens: Sequence[Token]) -> list[str]:
+    """What each token adds to the running text: n strings. What several tokens make, the last of them brings."""
+    found: list[str] = []
+    for unit in reader.units([token.id for token in tokens]):
+        found += [""] * (unit.tokens - 1) + [unit.text]
+    return found
+
+
+def directions(embedding: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
+    """Unit rows (k, d), float64, of the embedding (V, d); a row of zeros has no direction and stays zero."""
+    rows = embedding.index_select(0, ids.to(embedding.device)).double().cpu()
+    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return torch.where(norms > 0, rows / norms, 0).numpy()
+
+
+def matrix(embedding: torch.Tensor, ids: torch.Tensor, largest: int = LARGEST) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines (n, n) of the ``largest`` likeliest candidates, and their places in ``ids``, like beside like.
+
+    The order is that of the leaves of an average-linkage tree over 1 - cosine, its branches turned
+    so that neighbours are alike (Bar-Joseph, Gifford and Jaakkola, Bioinformatics 2001).
+    """
+    rows = directions(embedding, ids[:largest])
+    alike = np.clip(rows @ rows.T, -1, 1)
+    np.fill_diagonal(alike, 1)
+    order = np.arange(len(rows))
+    if len(rows) > 2:
+        order = leaves_list(linkage(squareform(1 - alike, checks=False), "average", optimal_ordering=True))
+    return alike[np.ix_(order, order)], order
+
+
+def card(
+    tokens: Sequence[Token],
+    step: int,
+    reader: Reader,
+    embedding: torch.Tensor,
+    listed: int = LISTED,
+    whose: str = "drawn",
+) -> dict:
+    """What the card of token ``step`` says, as JSON: its candidates, its quantities, its place among the others.
+
+    ``candidates``: text, probability, rank, whether it is the token itself, and the cosine to that
+    one; the ``listed`` likeliest, and the token itself where it is not among them, with rank None
+    where it lies outside the nucleus. ``more``: the others. ``whose`` is what the token is called.
+    """
+    token = tokens[step]
+    rows = [(int(id), p, place + 1) for place, (id, p) in enumerate(zip(token.ids, token.probs.tolist(), strict=True))]
+    own = next((row for row in rows if row[0] == token.id), (token.id, float(np.exp(-token.values["surprisal"])), None))
+    shown = rows[:listed] if own in rows[:listed] else [*rows[:listed], own]
+    unit = directions(embedding, torch.tensor([id for id, _, _ in [*shown, own]]))
+    hidden = [p for id, p, _ in rows[listed:] if id != token.id]
+    return {
+        "step": step,
+        "whose": whose,
+        "text": reader.visible(token.id),
+        "candidates": [
+            {"text": reader.visible(id), "p": p, "rank": rank, "drawn": id == token.id}
+            | {"alike": 1.0 if id == token.id else round(cosine, 4)}
+            for (id, p, rank), cosine in zip(shown, (unit[:-1] @ unit[-1]).tolist(), strict=True)
+        ],
+        "more": f"and {len(hidden):,} more, together {sum(hidden):.3f}" if hidden else "",
+        "facts": [[label, _number(value(token, name), name)] for name, label in QUANTITIES.items()],
+        "note": "Probabilities are of the full distribution. Entropy and cosine see the nucleus alone, "
+        f"which holds {float(token.probs.sum()):.1%} of it.",
+        "place": _place(tokens, token),
+    }
+
+
+def _number(number: float, name: str) -> str:
+    if np.isnan(number):
+        return "no pair"
+    return f"{number:,.0f}" if name == "k" else f"{number:.3f}"
+
+
+def _place(tokens: Sequence[Token], token: Token) -> str:
+    """Where a token lies in the scatter, in words."""
+    if len(token.ids) == 1:
+        return "One candidate alone: there is nothing to compare, so this token is not in the scatter."
+    others = [other for other in tokens if len(other.ids) > 1 and other is not token]
+    if not others:
+        return "The only point of the scatter."
+    lower = {name: sum(other.values[name] < token.values[name] for other in others) for name in ("entropy", "cosine")}
+    return (
+        f"In the scatter: higher entropy than {lower['entropy']:,} and higher cosine than {lower['cosine']:,} "
+        f"of the {len(others):,} other tokens with a choice."
+    )

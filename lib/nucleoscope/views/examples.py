@@ -1,0 +1,188 @@
+"""Records or tables in, the prompts and tokens to look at out, by rule.
+
+Contract: the rules see measurements only, never the text. Tokens with k = 1 had no choice and
+count nowhere here. Ties go to what was measured first, so the same measurements give the same picks.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nucleoscope.stats.bootstrap import constant
+from nucleoscope.store.results import choices, table
+from nucleoscope.views.token_text import literal
+
+ENOUGH = 20  # tokens with k > 1 that a prompt's coefficient should rest on
+FEWEST = 3  # tokens without which there is no coefficient at all
+READABLE = 200  # candidates, at most, of a token that is shown for them
+BEFORE = 8  # tokens that come before one that is shown
+CORNERS = {  # name -> which end of entropy and of cosine similarity
+    "high entropy, high cosine similarity": (True, True),
+    "high entropy, low cosine similarity": (True, False),
+    "low entropy, high cosine similarity": (False, True),
+    "low entropy, low cosine similarity": (False, False),
+}
+
+
+class Pick(NamedTuple):
+    """A prompt to look at: which one, and ``sentence``, by which rule; ``r`` is its coefficient or NaN."""
+
+    prompt: int
+    r: float
+    sentence: str
+
+
+def within(tokens: pd.DataFrame) -> pd.DataFrame:
+    """Each prompt's own Spearman coefficient of entropy and cosine over its tokens with k > 1.
+
+    One row a prompt that has such tokens, by its number: ``r``, NaN where either does not vary or
+    fewer than three tokens are left, and ``tokens``, how many it rests on. Equal values share a rank.
+    """
+    pairs = choices(tokens)
+    pairs = pairs[np.isfinite(pairs[["entropy", "cosine"]]).all(axis=1)]
+    rows = {prompt: (_spearman(group), len(group)) for prompt, group in pairs.groupby("prompt")}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["r", "tokens"]).astype({"r": float})
+
+
+def _spearman(pairs: pd.DataFrame) -> float:
+    x, y = pairs["entropy"].to_numpy(), pairs["cosine"].to_numpy()
+    if len(pairs) < FEWEST or constant(x) or constant(y):
+        return np.nan
+    return float(np.corrcoef(pairs["entropy"].rank(), pairs["cosine"].rank())[0, 1])
+
+
+def chosen(records: list[dict]) -> list[Pick]:
+    """Up to three prompts: the one with the median coefficient, the most and the least correlated one.
+
+    The coefficient is that of `within`. Only prompts with at least 20 tokens that had a choice take
+    part, or, where texts are short, half of what the longest prompt with a coefficient has: three
+    tokens are easily in perfect order. The median is the coefficient in the middle (of an even number, the
+    lower of the two in the middle); the most correlated prompt is the one whose coefficient is
+    furthest from 0, to either side, the least correlated one that nearest to 0. No prompt is
+    taken twice. Where no prompt has a coefficient, the first one with a text stands alone, and where
+    none has a text the list is empty.
+    """
+    each = within(table(records, "", ""))
+    defined = each[each["r"].notna()]
+    bound = max(FEWEST, min(ENOUGH, int(defined["tokens"].max()) // 2 if len(defined) else 0))
+    part = defined[defined["tokens"] >= bound].sort_index()
+    if part.empty:
+        return [
+            Pick(index, np.nan, "**The first prompt with a text**: no prompt has a coefficient of its own.")
+            for index, record in enumerate(records)
+            if len(record["entropies"])
+        ][:1]
+    order = part["r"].sort_values(kind="stable").index
+    rules = {
+        "The median prompt": [order[(len(order) - 1) // 2]],
+        "The most correlated prompt": part["r"].abs().sort_values(ascending=False, kind="stable").index,
+        "The least correlated prompt": part["r"].abs().sort_values(kind="stable").index,
+    }
+    picks: list[Pick] = []
+    for rule, candidates in rules.items():
+        taken = {pick.prompt for pick in picks}
+        left = [prompt for prompt in candidates if prompt not in taken][:1]
+        again = " of those not shown yet" if left != list(candidates[:1]) else ""
+        picks += [Pick(int(p), float(part.loc[p, "r"]), _sentence(rule, again, p, part, bound)) for p in left]
+    return picks
+
+
+def _sentence(rule: str, again: str, prompt: int, part: pd.DataFrame, bound: int) -> str:
+    why = {
+        "The median prompt": "the coefficient in the middle",
+        "The most correlated prompt": "the coefficient furthest from 0",
+        "The least correlated prompt": "the coefficient nearest to 0",
+    }[rule]
+    group = "prompt" if len(part) == 1 else "prompts"
+    coefficient = f"{part.loc[prompt, 'r']:z.2f}".replace("-", "\N{MINUS SIGN}")
+    return (
+        f"**{rule}**, number {prompt} (the first is 0): of the {len(part)} {group} with at least {bound} tokens that "
+        f"had a choice, it has {why}{again}, {coefficient} over {part.loc[prompt, 'tokens']} tokens."
+    )
+
+
+def corners(
+    tables: Mapping[tuple[str, str], pd.DataFrame], each: int = 3, readable: int = READABLE, before: int = BEFORE
+) -> pd.DataFrame:
+    """Tokens at the corners of the plane of entropy and cosine, ``each`` a corner, by rule.
+
+    Both quantities are ranked among all tokens with k > 1 of all ``tables``, as shares from 0 to 1
+    (equal values share a rank). A token's distance from a corner is the larger of its two ranks'
+    distances, so that it lies as far out in both as can be; the sum of the two settles ties. The
+    nearest ones are taken that have at most ``readable`` candidates, follow at least ``before``
+    tokens of the same text, and come from a prompt that no other has been taken from. The corners
+    take turns, one token each: where there are few prompts, none of them goes without for another.
+
+    Columns: corner, then those of a table, then ``entropy_rank`` and ``cosine_rank``; the corners in
+    the order of `CORNERS`, the nearest token first. Fewer rows where there are not enough tokens.
+    """
+    left = _ranked(tables)
+    left = left[(left["k"] <= readable) & (left["step"] >= before) & (left["token"] >= 0)]
+    left = left.assign(owner=left.groupby(["model", "dataset", "prompt"]).ngroup())
+    orders = {name: _nearest(left, ends) for name, ends in CORNERS.items()}
+    dealt: dict[str, list[int]] = {name: [] for name in CORNERS}
+    owners, taken = left["owner"].to_numpy(), set()
+    for _ in range(each):
+        for name, order in orders.items():
+            place = next((place for place in order if owners[place] not in taken), None)
+            if place is not None:
+                dealt[name].append(place)
+                taken.add(owners[place])
+    found = [left.iloc[places].assign(corner=name) for name, places in dealt.items()]
+    joined = pd.concat(found, ignore_index=True).drop(columns="owner")
+    return joined[["corner", *(column for column in joined.columns if column != "corner")]]
+
+
+def reach(tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE) -> tuple[int, float, float]:
+    """How far `corners` can go: how many tokens have k > 1, and what leaving out the long lists costs.
+
+    The second value is the share of those tokens that has more than ``readable`` candidates, the
+    third the highest rank of entropy (0 to 1) among the others; NaN where there are none.
+    """
+    ranked = _ranked(tables)
+    shown = ranked["k"] <= readable
+    return len(ranked), float(1 - shown.mean()), float(ranked.loc[shown, "entropy_rank"].max())
+
+
+def _ranked(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    """The tokens with k > 1, with ``entropy_rank`` and ``cosine_rank`` among them."""
+    pairs = choices(pooled(tables))
+    pairs = pairs[np.isfinite(pairs[["entropy", "cosine"]]).all(axis=1)]
+    return pairs.assign(entropy_rank=_shares(pairs["entropy"]), cosine_rank=_shares(pairs["cosine"]))
+
+
+def _nearest(ranked: pd.DataFrame, ends: tuple[bool, bool]) -> list[int]:
+    """Places of the rows of ``ranked``, one a prompt: its nearest to the corner, the nearest of all first."""
+    columns = zip(("entropy_rank", "cosine_rank"), ends, strict=True)
+    one, other = ((1 - ranked[column] if high else ranked[column]) for column, high in columns)
+    order = np.lexsort((one + other, np.maximum(one, other)))
+    return order[~ranked["owner"].iloc[order].duplicated().to_numpy()].tolist()
+
+
+def pooled(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    """Some cells as one table, in the order of their names."""
+    names = {"model": object, "dataset": object}  # categories of different tables do not join
+    tables = tables or {("", ""): table([], "", "")}
+    return pd.concat([part.astype(names) for _, part in sorted(tables.items())], ignore_index=True)
+
+
+def numbers(token: Any) -> str:
+    """A row of `corners`, as `itertuples` gives it, in a line of markdown: where it is from, and its numbers."""
+    cosine = f"{token.cosine:z.2f}".replace("-", "\N{MINUS SIGN}")
+    return (
+        f"**{literal(token.dataset)}**, prompt number {token.prompt} (the first is 0), "
+        f"token {token.step + 1} (the first is 1): "
+        f"entropy {token.entropy:.2f} nats ({_percentile(token.entropy_rank)}), "
+        f"cosine similarity {cosine} ({_percentile(token.cosine_rank)}), {token.k} candidates."
+    )
+
+
+def _percentile(rank: float) -> str:
+    return f"percentile {100 * rank:.0f}"
+
+
+def _shares(values: pd.Series) -> pd.Series:
+    """Ranks from 0 (the least) to 1 (the greatest)."""
+    return (values.rank() - 1) / max(len(values) - 1, 1)

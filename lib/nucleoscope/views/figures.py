@@ -1,0 +1,300 @@
+"""A table in, a figure out: plotly figures for the notebooks and the book, matplotlib for the paper.
+
+Contract: figures carry no data of their own and read no files. Colours are Okabe and Ito's
+("Color Universal Design", 2008), which colour-blind readers tell apart. Importing this module
+makes notebooks store figures as plotly's JSON alone: JupyterLab draws that, and plotly.js is
+not copied into every notebook.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from plotly.subplots import make_subplots
+
+from nucleoscope.atomic import whole
+from nucleoscope.stats.bootstrap import BINS, Bins
+from nucleoscope.store.results import LABELS, choices
+
+plotly.io.renderers.default = "plotly_mimetype"
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+FONTS = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8}  # 42: letters stay letters in the pdf
+MOST = 20_000  # points that one scatter plot carries: more make the page heavy, and lie on each other
+_EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
+Tables = Mapping[tuple[str, str], pd.DataFrame]
+
+
+def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Figure:
+    """Every token with k > 1 as a point, and the median of ``y`` in 50 equal-width bins of ``x``.
+
+    Of more than `MOST` tokens every so-manyth is a point, and the title says so. The medians are those of all.
+    """
+    pairs, bins = pairs_of(table, x, y), bins_of(table, x, y)
+    every, title = -(-len(pairs) // MOST), f"{len(pairs):,} tokens with more than one candidate"
+    figure = go.Figure(layout=layout(title + (f", one point for every {every}" if every > 1 else ""), height=460))
+    pairs = pairs[:: max(every, 1)]
+    if bins:
+        held = bins.count > 0
+        point = {"size": 4, "color": BLUE, "opacity": 0.3}
+        figure.add_trace(
+            go.Scattergl(x=pairs[x], y=pairs[y], mode="markers", marker=point, name="token", hoverinfo="x+y")
+        )
+        figure.add_trace(
+            go.Scattergl(  # as the points: what WebGL draws lies over what SVG draws
+                x=bins.centers[held],
+                y=bins.medians()[held],
+                customdata=bins.count[held],
+                mode="lines+markers",
+                line={"color": ORANGE, "width": 3},
+                name="median of a bin",
+                hovertemplate="%{x:.2f}: median %{y:.3f} of %{customdata:,} tokens<extra></extra>",
+            )
+        )
+    figure.update_xaxes(title=LABELS[x], rangemode="tozero")
+    figure.update_yaxes(title=LABELS[y])
+    return described(figure, f"{LABELS[y]} over {LABELS[x]}: one point a token, and the median of each bin")
+
+
+def distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosine") -> go.Figure:
+    """Histograms of two quantities over the tokens with k > 1, counted here: a page carries the bins."""
+    pairs = choices(table)
+    figure = make_subplots(1, 2, horizontal_spacing=0.1)
+    for column, (name, color) in enumerate(((left, BLUE), (right, GREEN)), 1):
+        values = pairs[name].to_numpy()
+        counts, edges = np.histogram(values[np.isfinite(values)], BINS)
+        spans = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
+        hover = "%{customdata}: %{y:,} tokens<extra></extra>"
+        bars = go.Bar(x=short((edges[:-1] + edges[1:]) / 2), y=counts.tolist(), customdata=spans, marker_color=color)
+        figure.add_trace(bars.update(hovertemplate=hover, name=name), row=1, col=column)
+        figure.update_xaxes(title=LABELS[name], row=1, col=column)
+    figure.update_yaxes(title="tokens", col=1)
+    figure.update_layout(layout(f"Distributions over {len(pairs):,} tokens", height=340), showlegend=False, bargap=0)
+    return described(figure, f"Histograms of {LABELS[left]} and {LABELS[right]}")
+
+
+def layout(title: str, height: int) -> dict:
+    """What all figures share: see-through, in a grey that reads on a light and on a dark page."""
+    axis = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.4)"}
+    return {
+        "title": {"text": title, "font": {"size": 15}},
+        "template": {"layout": {"xaxis": axis, "yaxis": axis}},
+        "font": {"color": "#777777"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "height": height,
+        "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
+        "legend": {"x": 0.99, "y": 0.99, "xanchor": "right", "yanchor": "top", "bgcolor": "rgba(0,0,0,0)"},
+    }
+
+
+def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
+    """The published figure: models down, data sets across; the median of y in 50 equal-width bins of x.
+
+    The band is one standard deviation of the bin's tokens to either side. A missing cell is blank.
+    """
+    models, datasets = rows_and_columns(tables)
+    with rc_context(FONTS):
+        figure = Figure(figsize=(0.9 + 2.1 * len(datasets), 0.95 + 1.45 * len(models)), layout="constrained")
+        axes = figure.subplots(len(models), len(datasets), sharex=True, sharey=True, squeeze=False)
+        there = np.array(
+            [
+                [
+                    _paper_panel(axes[row, column], tables.get((model, dataset)), x, y)
+                    for column, dataset in enumerate(datasets)
+                ]
+                for row, model in enumerate(models)
+            ]
+        )
+        for column, dataset in enumerate(datasets):
+            axes[0, column].annotate(dataset, (0.5, 1.03), ha="center", va="bottom", **_EDGE)
+            axes[np.flatnonzero(there[:, column]).max(initial=0), column].tick_params(labelbottom=True)
+        for row, model in enumerate(models):
+            axes[row, -1].annotate(model, (1.03, 0.5), ha="left", va="center", rotation=-90, **_EDGE)
+            axes[row, np.argmax(there[row])].tick_params(labelleft=True)
+        key = ["median of a bin", "one standard deviation to either side"]
+        drawn = [axes.flat[place] for place in np.flatnonzero(there)[:1]]
+        handles = [handle for panel in drawn for handle in (panel.lines[0], panel.collections[0])]
+        figure.legend(handles, key[: len(handles)], loc="outside upper left", ncols=2, frameon=False)
+        figure.supxlabel(LABELS[x])
+        figure.supylabel(LABELS[y])
+        figure.draw_without_rendering()  # places everything, here, where the fonts are set,
+        figure.set_layout_engine("none")  # and for good: a file must not depend on the one written before it
+    return figure
+
+
+def save(figure: Figure, *paths: Path) -> None:
+    """Writes the figure in the format that each path's ending names, whole or not at all, 300 dpi.
+
+    The same figure gives the same bytes: a date in a PDF's fonts or header is 1970.
+    """
+    with rc_context(FONTS), _undated():
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as stream:
+                figure.savefig(stream, format=path.suffix[1:], dpi=300)
+
+
+@contextlib.contextmanager
+def _undated() -> Iterator[None]:
+    """matplotlib and fontTools take the date from this variable (https://reproducible-builds.org)."""
+    before = os.environ.get("SOURCE_DATE_EPOCH")
+    os.environ["SOURCE_DATE_EPOCH"] = "0"
+    try:
+        yield
+    finally:
+        del os.environ["SOURCE_DATE_EPOCH"]
+        if before is not None:
+            os.environ["SOURCE_DATE_EPOCH"] = before
+
+
+def _paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
+    """Draws one cell; False where there is nothing to draw, and the panel is blank."""
+    bins = bins_of(table, x, y)
+    if bins is None:
+        axes.axis("off")
+        return False
+    median, deviation = bins.medians(), bins.deviations()  # NaN in an empty bin: the line breaks there
+    axes.fill_between(bins.centers, median - deviation, median + deviation, color=SKY, alpha=0.45, linewidth=0)
+    axes.plot(bins.centers, median, ".-", color=BLUE, linewidth=1.2, markersize=1.5)  # a lone bin is a dot
+    axes.grid(color="0.85", linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    return True
+
+
+def rows_and_columns(tables: Tables) -> tuple[list[str], list[str]]:
+    """Models and data sets, in the order of the tables of statistics."""
+    return tuple(sorted({key[place] for key in tables}) for place in (0, 1))
+
+
+def pairs_of(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """The tokens with k > 1 of which both quantities are known."""
+    pairs = choices(table[["prompt", "k", x, y]])
+    return pairs[np.isfinite(pairs[[x, y]]).all(axis=1)]
+
+
+def bins_of(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
+    """The bins of a cell, or None where there is nothing to show."""
+    if table is None or (pairs := pairs_of(table, x, y)).empty:
+        return None
+    return Bins(pairs[x].to_numpy(), pairs[y].to_numpy(), pd.factorize(pairs["prompt"])[0])
+
+
+def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 20) -> go.Figure:
+    """One line for each cell: the median of y in the bins of x that hold at least so many tokens."""
+    colors, dashes = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY), ("solid", "dash", "dot", "dashdot", "longdash")
+    models, datasets = rows_and_columns(tables)
+    figure = go.Figure(layout=layout("", height=440))
+    for model, dataset in sorted(tables):
+        bins = bins_of(tables[model, dataset], x, y)
+        if bins is None:
+            continue
+        held = bins.count >= least
+        # With one model colours tell data sets apart, else models; the dash does for the other.
+        color, dash = models.index(model), datasets.index(dataset)
+        color, dash = (color, dash) if len(models) > 1 else (dash, 0)
+        name = f"{model}, {dataset}" if len(models) > 1 else dataset
+        hover = "median %{y:.3f} of %{customdata:,} tokens at %{x:.2f}" + f"<extra>{model}, {dataset}</extra>"
+        line = {"color": colors[color % len(colors)], "dash": dashes[dash % len(dashes)], "width": 2.5}
+        figure.add_trace(
+            go.Scatter(
+                x=short(bins.centers[held]), y=short(bins.medians()[held]), customdata=bins.count[held].tolist(),
+                mode="lines", line=line, name=name, hovertemplate=hover,
+            )
+        )  # fmt: skip
+    if not any(len(line.x) for line in figure.data):
+        figure.add_annotation(text=f"no bin holds {least} tokens", xref="x domain", yref="y domain", showarrow=False)
+    axes = {"xaxis_title": LABELS[x], "xaxis_rangemode": "tozero", "yaxis_title": f"median {LABELS[y]}"}
+    figure.update_layout(showlegend=True, margin={"t": 20}, **axes)
+    return described(figure, f"Median {LABELS[y]} over {LABELS[x]}, one line for each model and data set")
+
+
+def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure:
+    """Our coefficients of every cell with their 95 % intervals, and the published ones where there are any."""
+    figure = make_subplots(1, 2, shared_yaxes=True, column_titles=["Pearson", "Spearman"], horizontal_spacing=0.04)
+    both = statistics[["Model", "Dataset"]].merge(published, how="left")
+    names = [f"{row.Model}<br>{row.Dataset}" for row in statistics.itertuples()]
+    for column, kind in enumerate(("Pearson", "Spearman"), 1):
+        ours = statistics[f"{kind} r"]
+        low, high = (ours - statistics[f"{kind} low"]).abs(), (statistics[f"{kind} high"] - ours).abs()
+        bars = {"type": "data", "symmetric": False, "array": short(high), "arrayminus": short(low), "thickness": 2}
+        hover = "%{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra>ours, %{y}</extra>"
+        look = {"mode": "markers", "y": names, "showlegend": column == 1, "meta": kind}
+        figure.add_trace(
+            go.Scatter(
+                x=short(ours), error_x=bars, marker={"size": 9, "color": BLUE}, name="ours", hovertemplate=hover,
+                customdata=statistics[[f"{kind} low", f"{kind} high"]].astype(object).where(ours.notna(), None), **look,
+            ),
+            row=1, col=column,
+        )  # fmt: skip
+        hover = "%{x:.3f}<extra>published, %{y}</extra>"
+        marker = {"size": 11, "color": VERMILLION, "symbol": "diamond-open", "line": {"width": 2}}
+        figure.add_trace(
+            go.Scatter(x=short(both[f"{kind} r"]), marker=marker, name="published", hovertemplate=hover, **look),
+            row=1, col=column,
+        )  # fmt: skip
+    figure.update_layout(layout("", height=150 + 36 * len(names)), margin={"t": 70})
+    figure.update_layout(legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"})
+    figure.update_layout(legend_title_text="", legend_yref="container", legend_yanchor="top")
+    figure.update_yaxes(autorange="reversed")
+    return described(figure, "Coefficients of every cell with their intervals, beside the published ones")
+
+
+def fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
+    """Medians of one cell or pool, sized by their tokens, and the curves fitted to them; a menu picks the cell.
+
+    ``lines`` are those of `fits.lines`, ``csv`` the file that holds them, if any.
+    """
+    groups = list(lines.groupby(["Model", "Dataset"], sort=False))
+    kinds = {"constant": "#999999", "line": PURPLE, "unimodal": VERMILLION, "gamma": GREEN, "log-normal": ORANGE}
+    looks = {"medians": BLUE, **kinds, "free": SKY, "spline": "#777777"}
+    figure = go.Figure(layout=layout("", height=520))
+    contents = [[_curve(group[group["Curve"] == kind]) for kind in looks] for _, group in groups]
+    for (kind, color), content in zip(looks.items(), contents[0] if contents else [], strict=False):
+        if kind == "medians":
+            hover = "median %{y:.3f} of %{customdata:,} tokens at %{x:.2f}<extra></extra>"
+            marker = {"color": color, "sizemode": "area", "sizeref": 2, "sizemin": 3}
+            trace = go.Scatter(mode="markers", marker=marker, name="medians", hovertemplate=hover)
+        else:
+            dash = {"constant": "dot", "line": "dot", "spline": "dash"}.get(kind, "solid")
+            hover = f"{kind}: %{{y:.3f}} at %{{x:.2f}}<extra></extra>"
+            trace = go.Scatter(mode="lines", line={"color": color, "dash": dash}, name=kind, hovertemplate=hover)
+        figure.add_trace(trace.update(content))
+    buttons = [
+        {"label": f"{model}, {dataset}", "method": "restyle", "args": [_columns(content)]}
+        for ((model, dataset), _), content in zip(groups, contents, strict=True)
+    ]
+    look = {"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "bgcolor": "#dddddd"}
+    look |= {"font": {"color": "#222222"}}
+    figure.update_layout(updatemenus=[{"buttons": buttons, "pad": {"b": 12}, **look}], margin={"t": 70})
+    figure.update_xaxes(title=LABELS["entropy"], rangemode="tozero")
+    figure.update_yaxes(title=LABELS["cosine"])
+    return described(figure, "Median cosine similarity over entropy, and the curves fitted to the medians", csv)
+
+
+def _curve(rows: pd.DataFrame) -> dict:
+    found = {"x": short(rows["x"].to_numpy()), "y": short(rows["y"].to_numpy())}
+    if rows["tokens"].notna().any():
+        found |= {"customdata": rows["tokens"].astype(int).tolist(), "marker.size": rows["tokens"].astype(int).tolist()}
+    return found
+
+
+def _columns(content: list[dict]) -> dict:
+    return {key: [values.get(key) for values in content] for key in ("x", "y", "customdata", "marker.size")}
+
+
+def short(values: np.ndarray | pd.Series) -> list:
+    """Four decimals, None for NaN: what a page carries for each number."""
+    return [None if np.isnan(value) else round(float(value), 4) for value in values]
+
+
+def described(figure: go.Figure, text: str, csv: str = "") -> go.Figure:
+    """The figure with words for those who cannot see it, and the file with its data, if there is one beside it."""
+    return figure.update_layout(meta={"alt": text, **({"csv": csv} if csv else {})})

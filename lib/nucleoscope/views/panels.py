@@ -1,0 +1,185 @@
+"""Tables of all cells in, one figure of panels out, with switches for what it shows.
+
+Contract: as `figures`. One switch sets which traces are visible (median, mean, density), the other
+what is in them (the pair of quantities), so neither undoes the other.
+"""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from nucleoscope.stats.bootstrap import Bins, draws, interval
+from nucleoscope.stats.correlation import PAIRS
+from nucleoscope.store.results import LABELS
+from nucleoscope.views.figures import (
+    BLUE,
+    VERMILLION,
+    Tables,
+    bins_of,
+    described,
+    layout,
+    pairs_of,
+    rows_and_columns,
+    short,
+)
+
+FADED = "rgba(0,114,178,0.18)"  # BLUE behind a line
+# From faint to full BLUE, in steps of about a third of a decade: counts differ by orders of magnitude.
+DENSITY = [
+    [at, f"rgba(0,114,178,{a})"]
+    for at, a in ((0, 0), (0.003, 0.2), (0.01, 0.3), (0.03, 0.45), (0.1, 0.6), (0.3, 0.8), (1, 1))
+]
+FIELDS = (40, 30)  # of a density, along x and y
+
+
+def binned(
+    tables: Tables, pairs: tuple[tuple[str, str], ...] = PAIRS, resamples: int = 500, seed: int = 0
+) -> pd.DataFrame:
+    """What the panels show of bins, one row a bin that holds tokens, for each cell and pair of quantities.
+
+    Columns: Model, Dataset, x, y (names of the quantities), center, tokens, median and mean each with
+    the bounds of its 95 % interval from resampled prompts (low, high), deviation (one standard
+    deviation of the tokens).
+    """
+    parts = []
+    for model, dataset in sorted(tables):
+        table = tables[model, dataset]
+        for x, y in pairs:
+            bins = bins_of(table, x, y)
+            if bins is not None:
+                parts.append(_bin_rows(bins, resamples, seed).assign(Model=model, Dataset=dataset, x=x, y=y))
+    head = ["Model", "Dataset", "x", "y"]
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=head)
+    return frame[[*head, *(name for name in frame if name not in head)]]
+
+
+def _bin_rows(bins: Bins, resamples: int, seed: int) -> pd.DataFrame:
+    counts = draws(int(bins.prompt.max()) + 1, resamples, seed)
+    columns = {"center": bins.centers, "tokens": bins.count}
+    for name, middle, drawn in (
+        ("median", bins.medians(), bins.sizes_and_medians(counts)[1]),
+        ("mean", bins.means(bins.once())[0], bins.means(counts)),
+    ):
+        low, high = interval(drawn)
+        columns |= {name: middle, f"{name} low": low, f"{name} high": high}
+    return pd.DataFrame({**columns, "deviation": bins.deviations()})[bins.count > 0]
+
+
+def grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
+    """The paper's figure to explore: median, mean or density, for each pair of quantities.
+
+    ``rows`` are those of `binned`, ``csv`` the file that holds them, if any. The bars are 95 %
+    intervals of a bin's median or mean; the band is one standard deviation. Hover gives the bin's
+    count and interval.
+    """
+    models, datasets = rows_and_columns(tables)
+    pairs = list(dict.fromkeys(zip(rows["x"], rows["y"], strict=True))) or list(PAIRS)
+    figure = make_subplots(
+        len(models), len(datasets), shared_xaxes="all", shared_yaxes="all",
+        column_titles=datasets, row_titles=models, x_title=LABELS[pairs[0][0]], y_title=LABELS[pairs[0][1]],
+        horizontal_spacing=0.02, vertical_spacing=0.12 / max(len(models), 2),
+    )  # fmt: skip
+    contents: list[list[dict]] = [[] for _ in pairs]
+    groups = dict(iter(rows.groupby(["Model", "Dataset", "x", "y"])))
+    for model, dataset in sorted(tables):
+        table = tables[model, dataset]
+        for content, (x, y) in zip(contents, pairs, strict=True):
+            content += _panel(groups.get((model, dataset, x, y)), table, x, y)
+        place = {"row": models.index(model) + 1, "col": datasets.index(dataset) + 1}
+        for trace, values in zip(_traces(f"{model}, {dataset}"), contents[0][-7:], strict=True):
+            figure.add_trace(trace.update(values), **place)
+    switches = _switches(contents, pairs, len(models) + len(datasets))
+    figure.update_layout(layout("", height=190 + 190 * len(models)), showlegend=False, updatemenus=switches)
+    figure.update_layout(margin={"t": 120, "r": 40, "l": 70, "b": 70}).update_annotations(font_size=12)
+    figure.update_xaxes(nticks=5, tickangle=0)
+    text = "Median cosine similarity over entropy for every model and data set, one panel each"
+    return described(figure, text, csv)
+
+
+def _panel(rows: pd.DataFrame | None, table: pd.DataFrame, x: str, y: str) -> list[dict]:
+    """What the seven traces of `_traces` show of one pair, in their order, as plain lists."""
+    if rows is None:
+        return [{"x": [], "y": []} for _ in range(6)] + [{"x": [], "y": [], "z": []}]
+    center, found = short(rows["center"]), []
+    for name in ("median", "mean"):
+        middle, low, high = rows[name], rows[f"{name} low"], rows[f"{name} high"]
+        for edge in (middle - rows["deviation"], middle + rows["deviation"]):
+            found.append({"x": center, "y": short(edge)})
+        spans = [
+            "from too few prompts" if np.isnan(a) else f"[{a:.3f}, {b:.3f}]" for a, b in zip(low, high, strict=True)
+        ]
+        rest = [list(row) for row in zip(rows["tokens"].tolist(), spans, strict=True)]
+        bars = {"error_y.array": short(high - middle), "error_y.arrayminus": short(middle - low)}
+        found.append({"x": center, "y": short(middle), "customdata": rest, **bars})
+    return [*found, _density(table, x, y)]
+
+
+def _density(table: pd.DataFrame, x: str, y: str) -> dict:
+    pairs = pairs_of(table, x, y)
+    counts, across, up = np.histogram2d(pairs[x], pairs[y], FIELDS)
+    fields = counts.T.astype(int).tolist()
+    return {"x": short((across[:-1] + across[1:]) / 2), "y": short((up[:-1] + up[1:]) / 2), "z": fields}
+
+
+def _traces(name: str) -> list:
+    """The empty traces of one panel: band, median; band, mean; density."""
+    found = []
+    for word, color in (("median", BLUE), ("mean", VERMILLION)):
+        edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "visible": word == "median"}
+        edge |= {"name": f"one standard deviation from the {word}", "meta": name}
+        found += [go.Scatter(edge), go.Scatter(edge, fill="tonexty", fillcolor=FADED)]
+        hover = f"{word} %{{y:.3f}} %{{customdata[1]}}"
+        hover += "<br>%{customdata[0]:,} tokens at %{x:.2f}"
+        found.append(
+            go.Scatter(
+                mode="lines+markers",
+                line={"color": color, "width": 2},
+                marker={"size": 4},
+                error_y={"type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": color},
+                hovertemplate=f"{hover}<extra>{name}</extra>",
+                visible=word == "median",
+                name=word,
+                meta=name,
+            )
+        )
+    hover = f"%{{z:,}} tokens near %{{x:.2f}}, %{{y:.2f}}<extra>{name}</extra>"
+    return [
+        *found,
+        go.Heatmap(colorscale=DENSITY, showscale=False, hovertemplate=hover, visible=False, name="tokens", meta=name),
+    ]
+
+
+def _switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ...], titles: int) -> list[dict]:
+    """Two switches that do not meddle with each other: one sets what is visible, one what is in it."""
+    panels = len(contents[0]) // 7
+    views = {"median": [0, 1, 2], "mean": [3, 4, 5], "density": [6]}
+    look = {"x": 0, "xanchor": "left", "yanchor": "bottom", "bgcolor": "#dddddd", "font": {"color": "#222222"}}
+    shown = [
+        {"label": label, "method": "restyle", "args": [{"visible": [i in places for i in range(7)] * panels}]}
+        for label, places in views.items()
+    ]
+    keys = ("x", "y", "z", "customdata", "error_y.array", "error_y.arrayminus")
+    chosen = [
+        {
+            "label": f"{y} over {x}".replace("_", " "),
+            "method": "update",
+            "args": [
+                {key: [values.get(key) for values in content] for key in keys},
+                {f"annotations[{titles}].text": LABELS[x], f"annotations[{titles + 1}].text": LABELS[y]},
+            ],
+        }
+        for content, (x, y) in zip(contents, pairs, strict=True)
+    ]
+    return [
+        {
+            "type": "buttons",
+            "direction": "right",
+            "buttons": shown,
+            "y": 1.0,
+            "pad": {"b": 62},
+            "showactive": True,
+            **look,
+        },
+        {"type": "dropdown", "buttons": chosen, "y": 1.0, "pad": {"b": 26}, **look},
+    ]

@@ -1,0 +1,216 @@
+"""A record in, its text out as a strip: tokens tinted by a quantity, and a card for each.
+
+Contract: what `strip` returns is HTML that needs nothing else, no network, no kernel and no other
+file, and works any number of times on a page, in JupyterLab and in the book, in both of their
+themes. All text that comes from a model or a data set is escaped. ``static/strip.js`` does what
+moves, ``static/strip.css`` says how it looks; both travel in every strip.
+
+A strip tells the page what its reader looks at: its element sends the event ``nucleoscope-token``
+with ``detail.step``, the token's number in the record, or null.
+"""
+
+import html
+import json
+import unicodedata
+from importlib import resources
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nucleoscope.stats.bootstrap import Bins
+from nucleoscope.store.results import COLUMNS, LABELS, LISTED, PAIRWISE, QUANTITIES, choices
+from nucleoscope.views.token_text import Reader, encodable
+
+NEEDED = ("tokens", "top_p_probs", "entropies", "cosines")
+WHOSE = ("drawn", "the text's")
+FOLDED = 300  # characters of a prompt from which it is folded away
+FOCUS = "Text. The arrow keys move from token to token, Escape closes the card."
+
+
+class Background(NamedTuple):
+    """What a strip needs to know of the other tokens: see `background`."""
+
+    scales: dict[str, tuple[float, float, float]]  # quantity -> least value, end of the colour scale, greatest value
+    line: list[list[float]]  # the medians of cosine similarity in the bins of entropy: [[x, y], ...]
+
+
+def strip(
+    record: dict,
+    tokenizer: Any,
+    quantity: str = "entropy",
+    *,
+    table: pd.DataFrame | Background | None = None,
+    whose: str = "drawn",
+    first: int = 0,
+    last: int | None = None,
+    shown: int | None = None,
+    most: int = LISTED,
+) -> str:
+    """The text of one record as HTML, its tokens tinted by ``quantity``; readers may choose another.
+
+    record: as `generation.measure` makes them. tokenizer: of its model, or a `text.Reader` of it.
+    table: the tokens of the cell or cells that it comes from (see `results.load_cells`): the colour
+    scales then reach over all of them, not over this text, and cards draw their median line. For
+    many strips of one table give its `background` instead, which is then worked out once. ``whose``:
+    "drawn" where the model wrote the text, "the text's" where it was there before.
+    ``first`` and ``last`` cut out the tokens first <= step < last. ``shown`` is a token whose card
+    stays open. Cards list the ``most`` likely candidates and the token itself.
+
+    Raises ValueError for an unknown quantity or ``whose``, for a token ``shown`` that is cut out, and
+    for records that lack what a strip shows: the published study's files hold no tokens.
+    """
+    lacking = [name for name in NEEDED if name not in record]
+    if lacking:
+        raise ValueError(f"the record has no {' and no '.join(lacking)}: a strip cannot be made of it")
+    if whose not in WHOSE:
+        raise ValueError(f"whose is '{whose}': it must be {' or '.join(WHOSE)}")
+    columns = _columns(record)
+    if quantity not in columns:
+        raise ValueError(f"quantity is '{quantity}'; this record has {', '.join(columns)}")
+    reader = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer)
+    tokens = [int(token) for token in record["tokens"]]
+    units, first, last = _window(reader.units(tokens), first, len(tokens) if last is None else last)
+    if shown is not None and not first <= shown < last:
+        raise ValueError(f"token {shown} cannot be shown: the strip goes from {first} to {last}")
+    behind = background(table) if isinstance(table, pd.DataFrame) else table or Background({}, [])
+    data = {
+        "quantity": quantity,
+        "whose": whose,
+        "quantities": [_scale(name, values, behind, first, last) for name, values in columns.items()],
+        **_cards(record, reader, first, last, most),
+        "line": behind.line,
+        "first": first,
+        "total": len(tokens),
+        "shown": None if shown is None else shown - first,
+    }
+    before, after = "… " if first else "", " …" if last < len(tokens) else ""
+    empty = "(the model ended this text at once)" if whose == "drawn" and not tokens else "(no token was measured)"
+    spans = before + "".join(map(_span, units)) + after if units else empty
+    return _page(encodable(record["prompt"]), spans, data)
+
+
+def background(table: pd.DataFrame) -> Background:
+    """What the strips of a table's texts have in common: the ends of the colour scales, the median line."""
+    pairs = choices(table)
+    columns = {name: pairs if name in PAIRWISE else table for name in QUANTITIES if name in table}
+    scales = {name: _ends(part[name].to_numpy(float)) for name, part in columns.items()}
+    return Background({name: ends for name, ends in scales.items() if ends}, _line(pairs))
+
+
+def _ends(values: np.ndarray) -> tuple[float, float, float] | None:
+    """The least of some values, that which all but one in a hundred do not pass, and the greatest."""
+    known = values[np.isfinite(values)]
+    return (float(known.min()), float(np.quantile(known, 0.99)), float(known.max())) if len(known) else None
+
+
+def _columns(record: dict) -> dict[str, np.ndarray]:
+    """The quantities that a record has, by the names of a table's columns: (n,) each; NaN for no pair."""
+    k = np.array([len(ids) for ids in record["top_p_tokens"]], dtype=float)
+    names = {column: name for name, column in COLUMNS.items() if column in LABELS and name in record}
+    columns = {column: np.asarray(record[names[column]], dtype=float) for column in LABELS if column in names}
+    return {name: np.where(k > 1, v, np.nan) if name in PAIRWISE else v for name, v in columns.items()} | {"k": k}
+
+
+def _window(units: list, first: int, last: int) -> tuple[list, int, int]:
+    """The units that hold the tokens first <= step < last, and the steps where those begin and end."""
+    ends = np.cumsum([0, *(unit.tokens for unit in units)]).tolist()
+    kept = [place for place in range(len(units)) if ends[place + 1] > first and ends[place] < last]
+    if not kept:
+        return [], 0, 0
+    return units[kept[0] : kept[-1] + 1], ends[kept[0]], ends[kept[-1] + 1]
+
+
+def _scale(name: str, values: np.ndarray, behind: Background, first: int, last: int) -> dict:
+    """A quantity as the script wants it: its label, the ends of its colour scale, and its values.
+
+    The scale ends where all but one in a hundred tokens lie: one odd token must not make the rest
+    pale. Tokens beyond an end, here or in the table, have its colour: ``over`` and ``under`` say so.
+    k has a logarithmic scale, from 1.
+    """
+    own = _ends(values) or (0.0, 1.0, 1.0)
+    least, high, most = behind.scales.get(name, own)
+    low, high = (1.0, max(round(high), 2)) if name == "k" else (0.0, high if high > 0 else 1.0)
+    return {
+        "name": name,
+        "label": QUANTITIES[name],
+        "low": low,
+        "high": high if name == "k" else _short(high),
+        "over": max(most, own[2]) > high,
+        "under": min(least, own[0]) < low,
+        "values": [int(value) if name == "k" else _short(value) for value in values[first:last]],
+    }
+
+
+def _cards(record: dict, reader: Reader, first: int, last: int, most: int) -> dict:
+    """The candidates of the tokens from ``first`` to ``last``: ``words``, and by token what is in its card.
+
+    A token is [its word, the words of its likeliest candidates, their probabilities, how many more
+    there are, their mass, that of the nucleus, the token's place in it or -1], and where it is not
+    among those listed its probability, which outside the nucleus follows from its surprisal.
+    """
+    outside = np.exp(-np.asarray(record.get("surprisals", [np.nan] * len(record["tokens"])), dtype=float))
+    words: dict[str, int] = {}
+
+    def word(token: Any) -> int:
+        return words.setdefault(reader.visible(int(token)), len(words))
+
+    cards = []
+    for step in range(first, last):
+        ids, probs = np.asarray(record["top_p_tokens"][step]), np.asarray(record["top_p_probs"][step], dtype=float)
+        drawn = int(record["tokens"][step])
+        place = int(np.flatnonzero(ids == drawn)[0]) if (ids == drawn).any() else -1
+        top = [[word(token) for token in ids[:most]], [_short(p) for p in probs[:most]]]
+        masses = [_short(probs[most:].sum()), _short(probs.sum())]
+        card = [word(drawn), *top, max(len(ids) - most, 0), *masses, place]
+        own = outside[step] if place < 0 else probs[place]
+        cards.append(card if 0 <= place < most else [*card, _short(own)])
+    return {"words": list(words), "tokens": cards}
+
+
+def _line(pairs: pd.DataFrame) -> list:
+    """The medians of cosine similarity in the bins of entropy: [[x, y], ...]."""
+    pairs = pairs[np.isfinite(pairs[["entropy", "cosine"]]).all(axis=1)]
+    if pairs.empty:
+        return []
+    bins = Bins(pairs["entropy"].to_numpy(), pairs["cosine"].to_numpy(), pd.factorize(pairs["prompt"])[0])
+    return [[_short(x), _short(y)] for x, y in zip(bins.centers, bins.medians(), strict=True) if np.isfinite(y)]
+
+
+def _short(value: float) -> float | int | None:
+    """Three significant digits, None for what is no number: what a page carries for each."""
+    if not np.isfinite(value):
+        return None
+    rounded = float(f"{value:.3g}")
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+def _span(unit: Any) -> str:
+    """A unit of text. Spans have no box of their own (no padding, no isolation): letters join across them."""
+    text = html.escape(unit.text, quote=False).replace("\n", "<i></i>\n")  # the script's sign of a line break
+    size = f' data-n="{unit.tokens}"' if unit.tokens > 1 else ""
+    unseen = "" if any(unicodedata.category(letter) != "Cf" for letter in unit.text) else ' class="ns-unseen"'
+    return f"<span{size}{unseen}>{text}</span>"
+
+
+def _page(prompt: str, spans: str, data: dict) -> str:
+    # "<" cannot stand in a script: "</script>" would end it and "<!--" hide what follows
+    payload = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", r"\u003c")
+    style, script = (
+        resources.files("nucleoscope.views").joinpath(f"static/strip.{kind}").read_text() for kind in ("css", "js")
+    )
+    options = "".join(
+        f'<option value="{place}"{" selected" if scale["name"] == data["quantity"] else ""}>{scale["label"]}</option>'
+        for place, scale in enumerate(data["quantities"])
+    )
+    # JupyterLab takes arrow keys for its own where nothing says that they are ours.
+    return (
+        f'<div class="nucleoscope-strip" data-lm-suppress-shortcuts="true">\n<style>{style}</style>\n'
+        f'<div class="ns-bar"><label>Tint by <select>{options}</select></label> <span class="ns-legend"></span></div>\n'
+        f'<details class="ns-prompt"{" open" if len(prompt) < FOLDED else ""}><summary>prompt</summary>'
+        f'<div dir="auto">{html.escape(prompt)}</div></details>\n'
+        f'<div class="ns-both"><div class="ns-text" dir="auto" tabindex="0" role="application" '
+        f'aria-roledescription="text with measured tokens" aria-label="{FOCUS}">'
+        f'{spans}</div>\n<div class="ns-card" role="status"></div></div>\n'
+        f'<script type="application/json">{payload}</script>\n<script>{script}</script>\n</div>\n'
+    )

@@ -1,0 +1,90 @@
+"""A percent notebook and its parameters in, an executed notebook out, by papermill.
+
+Every script that runs a notebook goes through here. What the notebook prints appears in the
+terminal as it comes, progress bars included, and the executed notebook appears only when it is
+whole.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from nucleoscope.atomic import whole
+from nucleoscope.store import shelf
+
+FOLDER = Path(__file__).resolve().parents[3] / "notebooks"
+PATIENCE = 600  # seconds for a kernel to start or to say that a cell is done, on a machine that is busy or stands still
+
+
+class NotebookError(Exception):
+    """A notebook's cell failed. The text is one line; ``traceback`` is all there is to say."""
+
+    def __init__(self, message: str, traceback: str = ""):
+        super().__init__((message.strip().splitlines() or ["a cell failed"])[0])
+        self.traceback = traceback
+
+
+class _Lines:
+    """A stream that knows whether it stands in the middle of a line, as a progress bar leaves it."""
+
+    def __init__(self, stream: Any):
+        self.stream, self.last = stream, "\n"
+
+    def write(self, text: str) -> None:
+        self.stream.write(text)
+        self.last = text[-1:] or self.last
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def end(self) -> None:
+        if self.last != "\n":
+            self.write("\n")
+
+
+def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
+    """Runs ``notebooks/<name>.py`` with ``parameters`` and writes the executed notebook to ``output``.
+
+    The notebook runs in the current folder, with this Python. Raises NotebookError when a cell
+    fails or its process dies; nothing is written then.
+    """
+    # Sockets in a folder of their own: other users cannot listen in, and kernels that start
+    # together on one node never share a port.
+    sockets = tempfile.mkdtemp(prefix="nucleoscope-")
+    errors = _Lines(sys.stderr)
+    os.environ[shelf.SCRATCH] = sockets  # the kernel is killed, not ended, and leaves its files
+    try:
+        executed = papermill.execute_notebook(
+            jupytext.read(FOLDER / f"{name}.py"),
+            None,
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=errors,
+            config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
+            start_timeout=PATIENCE,
+            iopub_timeout=PATIENCE,
+            shutdown_kernel="immediate",  # all is written by then; a polite end prints a word of its own
+            coalesce_streams=True,  # a progress bar leaves its last state, not a thousand lines
+        )
+    except PapermillExecutionError as error:
+        raise NotebookError(str(error.evalue) or error.ename, "\n".join(error.traceback)) from None
+    except (DeadKernelError, RuntimeError) as error:  # RuntimeError: it did not even start
+        raise NotebookError(f"the notebook's process died ({error}): run the same command again") from None
+    finally:
+        errors.end()
+        del os.environ[shelf.SCRATCH]
+        shutil.rmtree(sockets, ignore_errors=True)
+    with whole(Path(output)) as stream:
+        stream.write(nbformat.writes(executed).encode())

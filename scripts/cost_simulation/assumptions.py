@@ -1,0 +1,106 @@
+"""What the simulation of costs is made of: sizes of models and texts, what was measured, what is guessed.
+
+Contract: numbers and where each is from; `nucleoscope.scale` has the model that they go into,
+`nucleoscope.costs` the tables that come out. Speeds of a GPU are from its maker or are guesses: none has
+been at hand.
+"""
+
+import numpy as np
+
+from cost_simulation.scale import Data, Model
+
+PROMPTS, STEPS = 100, 100  # of the study, for each cell
+GB, MIB = 1e9, 2**20
+MODELS = (  # config.json: layers, hidden, heads, key-value heads, head width, intermediate, vocabulary
+    Model("deepseek-llm-7b-base", 30, 4096, 32, 32, 128, 11008, 102400),
+    Model("Llama-3.1-8B", 32, 4096, 32, 8, 128, 14336, 128256),
+    Model("Llama-3.1-8B-Instruct", 32, 4096, 32, 8, 128, 14336, 128256),
+    Model("Mistral-7B-v0.1", 32, 4096, 32, 8, 128, 14336, 32000),
+    Model("Qwen3-8B", 36, 4096, 32, 8, 128, 12288, 151936),
+)
+SMALL = Model("SmolLM2-135M-Instruct", 30, 576, 9, 3, 64, 1536, 49152, tied=True)
+DATA = (  # tokens of the mean and of the longest prompt, share of texts that go on to the end, how far the others go
+    Data("gsm8k", 60, 200, 0.88, 0.76),
+    Data("writingprompts", 35, 100, 0.64, 0.55),
+    Data("xsum", 540, 2000, 0.94, 0.63),  # 431 words on average (Narayan et al. 2018)
+)
+# Of SmolLM2 on two cores, the default grid: data set, mean tokens of a prompt with the chat template, share reached,
+# rows of a batch, seconds.
+RUNS = (
+    ("math", 76, 0.879, 25, 24.5),
+    ("stories", 66, 0.847, 25, 22.6),
+    ("articles", 173, 0.815, 25, 28.5),
+)
+CORES = {"flops": 714e9, "bandwidth": 16e9, "flops share": 1, "bandwidth share": 1}  # measured: best of 150
+# name: (least, likeliest, most), unit, what it is, where it is from. Triangular; all three alike is a fixed number.
+ASSUMED = {
+    "flops": ((989, 989, 989), "TFLOP/s", "H100 SXM, dense bfloat16", "{cite}`nvidia2023`: half of 1,979"),
+    "bandwidth": ((3350, 3350, 3350), "GB/s", "its memory", "{cite}`nvidia2023`"),
+    "memory": ((80, 80, 80), "GB", "its size", "{cite}`nvidia2023`"),
+    "flops share": (
+        (0.25, 0.4, 0.6),
+        "",
+        "share of that reached by matrix products",
+        "guess; our runs on a CPU reached half of their roof, see below",
+    ),
+    "bandwidth share": ((0.5, 0.7, 0.85), "", "share of the bandwidth reached", "guess"),
+    "layer": (
+        (0.2, 0.4, 0.8),
+        "ms",
+        "the framework's own time for one layer at one step",
+        "guess; without any computing, on our CPU: 0.15",
+    ),
+    "measuring": ((0.5, 1.5, 3), "ms", "launching our measurements of one step", "guess: 120 launches"),
+    "passes": (
+        (6, 10, 16),
+        "",
+        "passes over the logits, in float32, to find nuclei and entropies",
+        "guess from the code",
+    ),
+    "candidates": ((20, 100, 260), "", "mean size of a nucleus", "guess; SmolLM2 has 16 to 260, by data set"),
+    "unpacking": ((40, 60, 100), "µs", "a token from the GPU to a saved batch, GPU idle", "measured: 60"),
+    "finishing": ((300, 440, 700), "µs", "a token joined, loaded, put on the run's page, GPU idle", "measured: 440"),
+    "host": ((1.5, 2.5, 5), "GB", "a run's process on the host, without records", "guess; 1.7 to 2.5 on our CPU"),
+    "start": (
+        (10, 25, 90),
+        "s",
+        "a job's start until weights load: Python, kernel, imports",
+        "guess; imports alone take 5 on our CPU",
+    ),
+    "notebook": ((3, 6, 15), "s", "the rest of the run's notebook", "guess"),
+    "link": ((1, 2, 5), "GB/s", "weights from the file system to one GPU", "guess"),
+    "disk": ((2, 10, 40), "GB/s", "the file system, for all GPUs together", "guess"),
+    "lost": ((0, 0.02, 0.1), "", "preemptions and failures in an hour of a GPU", "guess"),
+    "again": ((30, 120, 600), "s", "until a lost cell starts again", "guess"),
+    "each": (
+        (2, 4, 35),
+        "s",
+        "a core for a cell in both analyses, 2,000 resamples",
+        "measured: 2 to 35, by its curves; likeliest: a guess that fits the 63 s above",
+    ),
+    "analysis": (
+        (0.1, 0.3, 2),
+        "ms",
+        "and for each of its tokens",
+        "measured: 0.1 to 2, by the cell's size; likeliest: as above",
+    ),
+}
+UNITS = {"TFLOP/s": 1e12, "GB/s": 1e9, "GB": 1e9, "ms": 1e-3, "µs": 1e-6, "s": 1, "": 1}
+TOKEN, CANDIDATE = 216, 8  # bytes in measurements.pt: measured on six real cells, within 1 %
+ONCE = 2 * 63  # seconds of two cores that 15 made cells of 7,800 tokens with k > 1 took at most, 2,000 resamples
+POOLED = 140  # bytes a token while curves are fitted to a pool, measured on 4.7 million
+TABLE = 94  # bytes of a token on the analysis' shelf
+PAGE, PANEL = 1.4 * 2**20, 65e3  # bytes of a run's page with its data; of one cell in the page of coefficients
+RECORDS = 5.6e3  # bytes of a token in the memory of a process that holds all records of a cell, measured
+# Prompts a cell, MiB of all processes of the analysis at most, before and after it learnt to take one cell at a time.
+ANALYSED = ((100, 894, 669), (1000, 1807, 819), (10000, None, None))
+READ = ((100, 238, 68), (1000, 660, 159), (10000, 5560, 1335))  # MiB to read one cell: torch.load, results.load_cell
+
+
+def drawn(rng: np.random.Generator, share: int = 1) -> dict[str, float]:
+    """One draw of all assumptions, in seconds and bytes; ``share``: of so many slices of the file system, one."""
+    found = {}
+    for name, ((low, mode, high), unit, _, _) in ASSUMED.items():
+        value = mode if low == high else rng.triangular(low, mode, high)
+        found[name] = value * UNITS[unit]
+    return found | {"disk": found["disk"] / share}

@@ -1,0 +1,230 @@
+"""Assumptions in, a part of the page Performance out: what the study costs at three sizes.
+
+Contract: text in Markdown; nothing is read or written. `nucleoscope.assumptions` has the numbers,
+`nucleoscope.scale` the simulation, and whoever calls `page` brings its words.
+"""
+
+import numpy as np
+
+from cost_simulation.assumptions import (
+    ANALYSED,
+    ASSUMED,
+    CANDIDATE,
+    CORES,
+    DATA,
+    GB,
+    MIB,
+    MODELS,
+    ONCE,
+    PAGE,
+    PANEL,
+    POOLED,
+    PROMPTS,
+    READ,
+    RECORDS,
+    RUNS,
+    SMALL,
+    STEPS,
+    TABLE,
+    TOKEN,
+    UNITS,
+    drawn,
+)
+from cost_simulation.scale import Cluster, Data, batch, batch_size, peak, queue, roof, work
+
+
+def simulated(gpus: int, models: int, datasets: int, prompts: int, repeats: int, share: int = 1) -> dict:
+    """Many runs of a grid, or of one of ``share`` equal slices of it: {figure: (repeats,) values} of the whole grid."""
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(repeats):
+        a = drawn(rng, share)
+        shapes = {(m, d): work(m, d, prompts, STEPS, a, rng) for m in MODELS for d in DATA}
+        kinds = [shapes[MODELS[m % 5], DATA[d % 3]] for m in range(models) for d in range(datasets)]
+        cells = kinds[::share]
+        cluster = Cluster(gpus // share, a["disk"], a["link"], a["start"], a["lost"], a["again"])
+        outcome = queue(cells, cluster, rng)
+        tokens = models * datasets * prompts * STEPS * np.mean([data.reached for data in DATA])
+        busy = share * sum(sum(cell.batches) for cell in cells)
+        rows.append(
+            {
+                "GPU hours": share * outcome.held / 3600,
+                "generating": busy / (share * outcome.held),
+                "wall": outcome.wall,
+                "losses": share * outcome.losses,
+                "tokens": tokens,
+                "host": a["host"] + RECORDS * prompts * STEPS,
+                "files": tokens * (TOKEN + CANDIDATE * a["candidates"]),
+                "read": sum(cell.load for cell in cells) * share,
+                "analysis": (models * datasets * a["each"] + tokens * a["analysis"]) / 3600,
+            }
+        )
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def span(values: np.ndarray, by: float = 1) -> str:
+    """The median and the range of the middle 90 %."""
+    low, middle, high = np.quantile(np.asarray(values) / by, [0.05, 0.5, 0.95])
+    return figure(middle) if figure(low) == figure(high) else f"{figure(middle)} ({figure(low)} to {figure(high)})"
+
+
+def figure(value: float) -> str:
+    """Two digits that mean something."""
+    if value == 0:
+        return "0"
+    digits = max(0, 1 - int(np.floor(np.log10(abs(value)))))
+    rounded = round(value, 1 - int(np.floor(np.log10(abs(value)))))
+    return f"{rounded:,.{digits}f}"
+
+
+def sized(values: np.ndarray | float) -> str:
+    """Bytes in the unit that fits their median."""
+    middle = np.median(values)
+    unit, name = next(
+        (10.0 ** (p or 3), n) for p, n in ((15, "PB"), (12, "TB"), (9, "GB"), (6, "MB"), (0, "kB")) if middle >= 10.0**p
+    )
+    return f"{span(np.atleast_1d(values), unit)} {name}"
+
+
+def lasted(seconds: np.ndarray) -> str:
+    """Times in the unit that fits their median."""
+    middle = np.median(seconds)
+    unit, name = next(
+        (u, n) for u, n in ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "s")) if middle >= 2 * u or u == 1
+    )
+    return f"{span(seconds, unit)} {name}"
+
+
+def table(head: list[str], rows: list[list[str]], right: int = 1) -> str:
+    """A table in Markdown; all columns after the first ``right`` are set right."""
+    rule = ["---" if place < right else "--:" for place in range(len(head))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows]) + "\n"
+
+
+def assumed() -> str:
+    """The table of assumptions and their sources."""
+    rows = []
+    for (low, mode, high), unit, what, source in ASSUMED.values():
+        value = f"{mode:,g}" if low == high else f"{mode:,g} ({low:,g} to {high:,g})"
+        rows.append([what, f"{value} {unit}".strip(), source])
+    return table(["what", "value", "from"], rows, right=3)
+
+
+def shapes() -> str:
+    """What the models' and data sets' sizes make of them."""
+    free, rows = ASSUMED["memory"][0][1] * GB, []
+    for m in MODELS:
+        sizes = [batch_size(m, data.longest, STEPS, free - m.weights, PROMPTS) for data in DATA]
+        most = max(peak(m, d.longest, STEPS, size) for d, size in zip(DATA, sizes, strict=True))
+        numbers = [f"{m.parameters / 1e9:.2f}", f"{m.weights / GB:.1f}", f"{m.cache / 1e6:.2f}"]
+        rows.append([m.name, *numbers, ", ".join(map(str, sizes)), f"{most / GB:.0f}"])
+    head = ["model", "parameters, 10⁹", "weights, GB", "cache a token, MB"]
+    return table([*head, "rows of a batch (" + ", ".join(d.name for d in DATA) + ")", "GPU memory, GB"], rows)
+
+
+def checked() -> tuple[str, list[float]]:
+    """Our own runs on two cores against the roofline with nothing lost."""
+    still = {"layer": 0, "measuring": 0, "passes": 0, "candidates": 0, "unpacking": 0}
+    rows, ratios = [], []
+    for name, prompt, reached, size, seconds in RUNS:
+        data = Data(name, prompt, prompt, 0, reached)
+        ideal = PROMPTS / size * batch(SMALL, data, size, STEPS, {**CORES, **still})
+        tokens = PROMPTS * STEPS * reached
+        ratios.append(ideal / seconds)
+        rows.append([name, str(size), *(f"{tokens / s:,.0f}" for s in (ideal, seconds)), f"{ideal / seconds:.2f}"])
+    return table(
+        ["data set", "rows of a batch", *(f"{of}, tokens/s" for of in ("roof", "measured")), "measured / roof"], rows
+    ), ratios
+
+
+def line(points: tuple, column: int) -> tuple[float, float]:
+    """Bytes at no tokens and bytes for each token of a cell, by least squares over relative errors."""
+    known = np.array([(row[0] * STEPS, row[column] * MIB) for row in points if row[column]], dtype=float)
+    return tuple(np.polyfit(known[:, 0], known[:, 1], 1, w=1 / known[:, 1])[::-1])
+
+
+def measured() -> str:
+    """The table of the memory that reading and analysing took."""
+    name = {"read": "reading one cell", "analysed": "analysing 15 cells"}
+    head = ["prompts a cell", *(f"{name[key]}, {when}" for key in name for when in ("before", "now"))]
+    rows = [
+        [f"{prompts:,}", *(f"{value:,} MiB" if value else "not run whole" for value in (*read, *analysed))]
+        for (prompts, *read), (_, *analysed) in zip(READ, ANALYSED, strict=True)
+    ]
+    return table(head, rows)
+
+
+def costs() -> tuple[str, dict[str, dict]]:
+    """The table of the three sizes, and the figures behind it."""
+    grids = {
+        "the study, one H100": (1, 5, 3, 100, 200),
+        "the study, 15 H100": (15, 5, 3, 100, 200),
+        "the largest, 256 H100": (256, 1000, 100, 10_000, 24, 64),
+    }
+    found = {name: simulated(*grid) for name, grid in grids.items()}
+    base, by = line(ANALYSED, 2)
+    lines: dict[str, list[str]] = {}
+    for name, (_, models, datasets, prompts, *_) in grids.items():
+        cells, r = models * datasets, found[name]
+        column = {
+            "cells": f"{cells:,}",
+            "tokens": figure(np.median(r["tokens"])),
+            "GPU hours": span(r["GPU hours"]),
+            "of these generating": span(100 * r["generating"]) + " %",
+            "wall time until all is measured": lasted(r["wall"]),
+            "cells lost and begun again": span(r["losses"]),
+            "host memory of a run": sized(r["host"]),
+            "weights on disk": sized(np.mean([m.weights for m in MODELS]) * models),
+            "weights read": sized(r["read"]),
+            "measurements on disk": sized(r["files"]),
+            "analysis, core hours": span(r["analysis"]),
+            "analysis, memory": sized(memory(cells, datasets, models, prompts, base, by)),
+            "analysis, temporary files": sized(np.median(r["tokens"]) * TABLE),
+            "book": sized(cells * PAGE),
+            "page of coefficients": sized(cells * PANEL),
+        }
+        for key, value in column.items():
+            lines.setdefault(key, []).append(value)
+    return table(["", *grids], [[key, *values] for key, values in lines.items()]), found
+
+
+def memory(cells: int, datasets: int, models: int, prompts: int, base: float, by: float) -> float:
+    """Bytes of the analysis: as measured where a cell is the largest thing, else of fitting the largest pool."""
+    tokens = prompts * STEPS
+    return max(base + by * tokens, POOLED * tokens * max(models, datasets) if cells > 15 else 0)
+
+
+def page(words: str) -> str:
+    """``words`` with each <name> replaced by what was found."""
+    check, ratios = checked()
+    costs_table, found = costs()
+    small, wide, large = found.values()
+    facts = {
+        "assumptions": assumed(),
+        "shapes": shapes(),
+        "check": check,
+        "slower": f"{1 / max(ratios):.1f} to {1 / min(ratios):.1f}",
+        "memory": measured(),
+        "analysed": lasted(small["analysis"] * 3600 / 2),
+        "once": figure(ONCE / 3600),
+        "token": str(TOKEN),
+        "candidate": str(CANDIDATE),
+        "costs": costs_table,
+        "generating": span(100 * small["generating"]),
+        "generating_large": span(100 * large["generating"]),
+        "faster": span(small["wall"] / wide["wall"]),
+        "bound": bounds(),
+    }
+    for name, text in facts.items():
+        words = words.replace(f"<{name}>", text.rstrip("\n"))
+    return words
+
+
+def bounds() -> str:
+    """Which of the three times is the longest, at the likeliest values."""
+    a = {name: mode * UNITS[unit] for name, ((_, mode, _), unit, _, _) in ASSUMED.items()}
+    steps = {"framework": [], "memory": [], "computing": []}
+    for m in MODELS:
+        read, computed = roof(m, PROMPTS, 100 + STEPS / 2, a)
+        for name, seconds in zip(steps, (m.layers * a["layer"], read, computed), strict=True):
+            steps[name].append(1e3 * seconds)
+    return ", ".join(f"{name} {min(values):.0f} to {max(values):.0f} ms" for name, values in steps.items())

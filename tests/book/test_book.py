@@ -1,0 +1,908 @@
+"""The book: what is published of a notebook, what figures become, and a small book in a real browser.
+
+The browser is any installed Chromium or Chrome, or the one that NUCLEOSCOPE_BROWSER names. It opens
+the pages from disk, and whatever it asks of anything but the disk is a failure.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+import torch
+import yaml
+from bs4 import BeautifulSoup
+from test_twelve import TEXT
+
+import tiny
+from messages import one_line
+from nucleoscope.book import pages, site, sphinx_extension
+from nucleoscope.views import figure_data
+from nucleoscope.views.strip import strip
+from nucleoscope.views.token_text import Reader
+
+ROOT = Path(__file__).parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PAGES = ["index", "cells/index", "cells/big/alpha", "cells/big/beta", "cells/small/alpha", "strips", "bibliography"]
+MADE = ["search", "genindex", "prf-prf"]  # by Sphinx itself
+FIGURES = [page for page in PAGES if page.count("/") == 2]
+WIDE = "a_word_without_any_place_to_break_it_" * 5
+PROSE = f"""# A small book
+
+Squares $x^2$ and {{prf:ref}}`sum`, after {{cite}}`leinster2012`.
+
+:::{{prf:proposition}} A sum
+:label: sum
+
+$$ \\sum_{{i=1}}^{{n}} i = \\frac{{n (n + 1)}}{{2}} = 1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9 + 10 + 11 + 12 + \\dots + n $$
+:::
+
+:::{{div}} sortable
+
+| name | value | {WIDE} |
+|---|--:|---|
+| b | 1,000 | z |
+| a | 20 | y |
+| c | −3 | x |
+
+:::
+
+```python
+{WIDE * 3}
+```
+"""
+
+
+def figure(**layout) -> dict:
+    """A figure as a notebook stores it: two traces, one of them packed."""
+    bars = go.Bar(x=["p", "q"], y=[1, 2], name="counts")
+    points = go.Scatter(x=np.linspace(0, 1, 5), y=np.linspace(0, 1, 5) ** 2, mode="markers+lines", name="squares")
+    points.update(line_color="#0072B2", error_y={"array": [0.1] * 5, "color": "#0072B2"})
+    subject = go.Figure([points], layout) if layout.pop("single", False) else go.Figure([bars, points], layout)
+    return json.loads(subject.to_json())
+
+
+def executed(title: str) -> nbformat.NotebookNode:
+    """A notebook as papermill leaves it: times, paths, a progress bar, two figures and a table."""
+    new, home = nbformat.v4, Path.home()
+    stamp = {"papermill": {"start_time": "2026-01-01T00:00:00"}, "execution": {"shell.execute_reply": "2026-01-01"}}
+    outputs = [
+        new.new_output("stream", name="stderr", text="100%|████| 9/9 [00:01<00:00, 5.0it/s]\n"),
+        new.new_output("stream", name="stdout", text=f"read {ROOT}/results/a.pt and {home}/b and /home/agatha/c\n"),
+        new.new_output("display_data", {site.PLOTLY: figure(title={"text": f"{title} </script><b>"}, single=True)}),
+        new.new_output("display_data", {site.PLOTLY: figure(meta={"alt": "Two bars and five points"})}),
+        new.new_output("execute_result", {"text/html": pd.DataFrame({WIDE: [1]}).to_html(), "text/plain": "1"}),
+        new.new_output("display_data", {pages.WIDGET: {"model_id": "x"}, "text/plain": "Loading: 100%"}),
+    ]
+    cells = [
+        new.new_markdown_cell("# One model on one data set\n\nA zebra lives here.", metadata=dict(stamp)),
+        new.new_code_cell("figure", outputs=outputs, execution_count=1, metadata=dict(stamp)),
+        new.new_code_cell("1 + 1", metadata={"tags": ["show-input"], **stamp}),
+    ]
+    return new.new_notebook(cells=cells, metadata={"papermill": stamp, "widgets": {pages.WIDGET: {}}})
+
+
+ATTACK = "</script><script>document.title = 'taken over'</script><img src=x onerror=alert(1)>"
+STRIP = f"The rain in Spain\n\nاللغة العربية جميلة 👩\u200d👧 {ATTACK}"
+
+
+def scored() -> str:
+    """A strip of a text that was there: its first token is outside its nucleus of two, its second one is empty."""
+    record, reader = tiny.record("the rain in Spain"), Reader(tiny.tokenizer(bos=False))
+    record["top_p_tokens"][0], record["top_p_probs"][0] = torch.tensor([5, 6]), torch.tensor([0.6, 0.3])
+    record["surprisals"][0], record["cosines"][0] = 3.0, -0.3
+    reader._raw[int(record["tokens"][1])] = b""
+    return strip(record, reader, whose="the text's")
+
+
+def strips() -> nbformat.NotebookNode:
+    """A notebook that shows a strip, one of 500 tokens, and one whose card stays open."""
+    new, reader = nbformat.v4, tiny.tokenizer(bos=False)
+    long = tiny.record("the rain in Spain " * 60, seed=1)
+    long = {name: value if name == "prompt" else value[:500] for name, value in long.items()}
+    made = [
+        strip(tiny.record(STRIP, prompt=ATTACK), reader),
+        strip(long, reader),
+        strip(tiny.record("the rain in Spain"), reader, first=1, shown=3),
+        scored(),
+    ]
+    outputs = [new.new_output("display_data", {"text/html": html, "text/plain": "a strip"}) for html in made]
+    return new.new_notebook(cells=[new.new_markdown_cell("# Strips"), new.new_code_cell("strips", outputs=outputs)])
+
+
+def project(folder: Path) -> Path:
+    """A small project with everything that the book is made of."""
+    (folder / "book" / "templates").mkdir(parents=True)
+    (folder / "scripts" / "grids").mkdir(parents=True)
+    toc = {"format": "jb-book", "root": "index"}
+    pages = [{"file": name} for name in ("strips", "bibliography")]
+    toc["chapters"] = [{"file": "cells/index", "sections": [{"glob": "cells/*/*"}]}, *pages]
+    (folder / "book/_toc.yml").write_text(yaml.safe_dump(toc))
+    (folder / "book/index.md").write_text(PROSE)
+    (folder / "book/bibliography.md").write_text("# Bibliography\n\n```{bibliography}\n```\n")
+    for name in ("_config.yml", "book/references.bib", "book/templates/layout.html", *site.GENERATED):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    settings = {"n_prompts": 2, "prompt_format": "raw", "dtype": "float32"}
+    for model, dataset in (("small", "alpha"), ("big", "beta"), ("big", "alpha")):
+        cell = folder / "results" / dataset / model
+        cell.mkdir(parents=True)
+        (cell / "measurements.pt").touch()
+        (cell / "run.json").write_text(json.dumps({"settings": settings, "tokens": 1234}))
+        nbformat.write(executed(f"{model} {dataset}"), cell / "run.ipynb")
+    return folder
+
+
+def shared(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """The html of a book that ``make`` builds in a folder; workers that test side by side share one."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            (folder / "done").touch()
+    return folder / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Path:
+    """The folder of a small built book."""
+    return shared(tmp_path_factory, "small_book", build_small)
+
+
+def build_small(folder: Path) -> None:
+    (project(folder) / "results/book").mkdir()
+    nbformat.write(strips(), folder / "results/book/strips.ipynb")
+    site.build(folder, folder / "results", folder)
+
+
+def installed_browser() -> str:
+    named = os.environ.get("NUCLEOSCOPE_BROWSER")
+    found = next(filter(None, map(shutil.which, [named] if named else BROWSERS)), None)
+    assert found or not named, f"NUCLEOSCOPE_BROWSER is '{named}': there is no such program"
+    return found or pytest.skip("NO CHROMIUM OR CHROME IS INSTALLED: THE BOOK IS NOT TESTED. Set NUCLEOSCOPE_BROWSER.")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = installed_browser()
+    playwright = pytest.importorskip("playwright.sync_api", reason="PLAYWRIGHT IS NOT INSTALLED: use make test")
+    options = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    options += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chrome refuses to sandbox for root
+    with playwright.sync_playwright() as driver:
+        process = driver.chromium.launch(executable_path=program, args=options, timeout=180_000)
+        yield process
+        process.close()
+
+
+@contextlib.contextmanager
+def visitor(browser, folder: Path):
+    """Opens a page from disk, with no network; fails at the end where a page complained of anything."""
+    complaints, contexts = [], []
+
+    def open_page(name: str, width: int = 1280, scheme: str = "light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        context.set_default_timeout(120_000)
+        contexts.append(context)
+
+        def only_the_disk(route):
+            inside = route.request.url.startswith(folder.as_uri())
+            if not inside:
+                complaints.append(f"asked for {route.request.url}")
+            route.continue_() if inside else route.abort()
+
+        context.route("**/*", only_the_disk)
+        page = context.new_page()
+        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+        path, _, query = name.partition("?")
+        page.goto(f"{(folder / path).as_uri()}.html" + (f"?{query}" if query else ""))
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def visit(browser, built):
+    with visitor(browser, built) as open_page:
+        yield open_page
+
+
+def drawn(page) -> None:
+    """Scrolls to every figure until it is drawn, and waits for the formulas."""
+    for plot in page.locator("div.plotly-figure .plot").all():
+        plot.scroll_into_view_if_needed()
+        plot.locator("svg.main-svg").first.wait_for()
+    page.wait_for_function("() => !window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true)")
+
+
+def colour_of_figures(page) -> list[str]:
+    return page.eval_on_selector_all(".xtick text", "texts => texts.map(text => getComputedStyle(text).fill)")
+
+
+# What is published of a notebook
+
+
+def test_a_normalised_notebook_holds_no_paths_times_or_progress():
+    text = nbformat.writes(pages.normalise(executed("t"), {str(ROOT): "", str(Path.home()): "~"}))
+    for trace in (str(ROOT), str(Path.home()) + "/", "agatha", "2026", "papermill", "it/s", "widget", "Loading"):
+        assert trace not in text
+    assert "read results/a.pt and ~/b and ~/c" in text
+
+
+def test_normalising_twice_changes_nothing_more_and_leaves_the_given_notebook_alone():
+    given = executed("t")
+    before = nbformat.writes(given)
+    once = pages.normalise(given, {str(ROOT): "", str(Path.home()): "~"})
+    assert nbformat.writes(given) == before
+    assert nbformat.writes(pages.normalise(once, {str(ROOT): "", str(Path.home()): "~"})) == nbformat.writes(once)
+
+
+@pytest.mark.parametrize(
+    ("said", "published"),
+    [
+        ("/opt/p/results/x", "results/x"),
+        ("in /opt/p.", "in .."),
+        ("/opt/project/x", "…/x"),
+        ("PosixPath('/srv/run-1/a/b.gguf')", "PosixPath('…/b.gguf')"),
+        ("file:///Users/eve/a.txt", "file://~/a.txt"),
+        ("https://example.org/home/eve/tmp/x", "https://example.org/home/eve/tmp/x"),
+        ("a/tmp/b and 1/2", "a/tmp/b and 1/2"),
+    ],
+)
+def test_paths_become_short_and_web_addresses_stay(said, published):
+    output = nbformat.v4.new_output("stream", name="stdout", text=said)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("said", outputs=[output])])
+    assert pages.normalise(notebook, {"/opt/p": "", "/": "~"}).cells[0].outputs[0].text == published
+
+
+def test_prose_keeps_its_links_and_a_model_its_words():
+    words = '<div class="nucleoscope-strip">run /usr/bin/python</div>'
+    shown = nbformat.v4.new_output("display_data", {"text/html": words})
+    cells = [nbformat.v4.new_markdown_cell("[x](/a/b.md)"), nbformat.v4.new_code_cell("words", outputs=[shown])]
+    prose, code = pages.normalise(nbformat.v4.new_notebook(cells=cells), {}).cells
+    assert prose.source == "[x](/a/b.md)"
+    assert code.outputs[0].data["text/html"] == words
+
+
+def test_silent_cells_are_joined_but_an_open_one_stays_open():
+    new = nbformat.v4.new_code_cell
+    cells = [new("a = 1"), new("b = 2"), new("c = 3", metadata={"tags": ["show-input"]}), new("d = 4")]
+    joined = pages.normalise(nbformat.v4.new_notebook(cells=cells), {}).cells
+    assert [cell.source for cell in joined] == ["a = 1\n\nb = 2", "c = 3", "d = 4"]
+    assert [cell.metadata["tags"] for cell in joined] == [["hide-input"], ["show-input"], ["hide-input"]]
+
+
+def test_code_is_folded_unless_its_cell_says_otherwise():
+    cells = [cell for cell in pages.normalise(executed("t"), {}).cells if cell.cell_type == "code"]
+    assert [cell.metadata.tags for cell in cells] == [["hide-input"], ["show-input"]]
+
+
+def test_stderr_that_is_no_progress_bar_stays():
+    output = nbformat.v4.new_output("stream", name="stderr", text="beware\r 50%|██  | 1/2\r100%|████| 2/2\n")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=[output])])
+    assert pages.normalise(notebook, {}).cells[0].outputs[0].text == "beware\n"
+
+
+# What a figure becomes
+
+
+def test_a_figure_cannot_end_its_script_and_comes_back_whole():
+    given = figure(title={"text": "</script><!-- <script> &amp; \u2028"})
+    made = sphinx_extension.figure_html(given, "")
+    payload = made.split('<script type="application/json">')[1].split("</script>")[0]
+    assert "<" not in payload
+    assert json.loads(payload)["layout"] == given["layout"]
+
+
+def test_alt_text_is_the_figures_own_or_its_title_and_is_escaped():
+    assert sphinx_extension.description(figure(meta={"alt": "A\n view"}, title={"text": "T"})) == "A view"
+    assert sphinx_extension.description(figure(title={"text": "<b>Bold</b> &amp; plain"})) == "Bold & plain"
+    assert sphinx_extension.description(figure()) == "Figure"
+    assert 'aria-label="a &quot;b&quot; &lt;c"' in sphinx_extension.figure_html(figure(), 'a "b" <c')
+
+
+def test_a_figure_is_words_where_the_book_is_no_html_page():
+    raw, elsewhere = sphinx_extension.figure_nodes(figure(meta={"alt": "Two bars"}))
+    assert (raw["format"], elsewhere["expr"]) == ("html", "not html")
+    assert elsewhere.astext() == "Interactive figure: Two bars"
+
+
+def test_a_figures_csv_holds_every_point_of_every_trace():
+    lines = figure_data.csv_text(figure()).splitlines()
+    assert lines == ["trace,x,y,y +", "counts,p,1,", "counts,q,2,"] + [
+        f"squares,{x},{x * x},0.1" for x in np.linspace(0, 1, 5)
+    ]
+    heat = json.loads(go.Figure(go.Heatmap(z=np.arange(4.0).reshape(2, 2), name="h")).to_json())
+    assert figure_data.csv_text(heat).splitlines() == [
+        "trace,x,y,z",
+        "h,0,0,0.0",
+        "h,1,0,1.0",
+        "h,0,1,2.0",
+        "h,1,1,3.0",
+    ]
+
+
+def test_packed_numbers_lose_nothing_that_a_screen_shows():
+    values = np.random.default_rng(0).normal(size=100)
+    packed = json.loads(go.Figure(go.Scatter(y=values)).to_json())["data"][0]["y"]
+    light = sphinx_extension._lighter({"y": packed})["y"]
+    assert len(light["bdata"]) < 0.51 * len(packed["bdata"])
+    np.testing.assert_allclose(figure_data.decoded(light), values, rtol=1e-7)
+
+
+def test_myst_nb_finds_the_renderer():
+    (entry,) = importlib.metadata.entry_points(group="myst_nb.mime_renderers", name="plotly")
+    assert entry.load() is sphinx_extension.PlotlyRenderer
+
+
+# The book's sources
+
+
+def test_cells_stand_in_model_and_data_set_order(tmp_path):
+    files = site.cell_pages(project(tmp_path) / "results", {})
+    rows = [line.split("|")[1:3] for line in files["cells/index.md"].decode().splitlines() if "the run" in line]
+    assert [[part.strip() for part in row] for row in rows] == [["big", "alpha"], ["big", "beta"], ["small", "alpha"]]
+    assert sum(name.endswith(".csv") for name in files) == 6
+
+
+def test_analyses_are_pages_under_their_own_names_with_what_lies_beside_them(tmp_path):
+    folder = project(tmp_path) / "results/correlation_eval"
+    folder.mkdir()
+    nbformat.write(executed("t"), folder / "correlation.ipynb")
+    (folder / "stats.csv").write_text("a\n1\n")
+    (folder / "stats.tex").touch()
+    names = {name for name in site.analysis_pages(tmp_path / "results", {}) if "figure" not in name}
+    assert names == {"correlation_eval/correlation.ipynb", "correlation_eval/stats.csv"}
+
+
+def test_no_results_and_damaged_results_are_said_in_one_line(tmp_path):
+    with pytest.raises(site.BookError) as caught:
+        site.cell_pages(tmp_path, {})
+    assert "make run" in one_line(str(caught.value))
+    damaged = project(tmp_path / "p") / "results/beta/big/run.ipynb"
+    damaged.write_text("{")
+    with pytest.raises(site.BookError) as caught:
+        site.cell_pages(tmp_path / "p/results", {})
+    assert str(damaged) in one_line(str(caught.value))
+
+
+def test_the_script_says_errors_in_one_line(tmp_path):
+    command = [sys.executable, "scripts/build_book.py", "--results_dir", str(tmp_path), "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1
+    assert one_line(done.stderr).startswith("error: no executed notebooks in")
+
+
+def test_staging_again_touches_nothing_and_takes_away_what_is_gone(tmp_path):
+    root = project(tmp_path / "p")
+    staging = tmp_path / "staging"
+    assert not site.stage(root, root / "results", staging)
+    before = {path: path.stat().st_mtime_ns for path in staging.rglob("*") if path.is_file()}
+    assert not site.stage(root, root / "results", staging)
+    assert {path: path.stat().st_mtime_ns for path in staging.rglob("*") if path.is_file()} == before
+    shutil.rmtree(root / "results/beta")
+    assert site.stage(root, root / "results", staging)
+    assert not (staging / "cells/big/beta.ipynb").exists()
+
+
+def test_every_page_of_the_books_table_of_contents_has_a_source():
+    toc = (ROOT / "book/_toc.yml").read_text()
+    names = re.findall(r"^ *- file: (.+)$", toc, re.MULTILINE)
+    made = {"cells/index"} | {name for name in names if (ROOT / f"notebooks/{Path(name).name}.py").exists()}
+    assert [name for name in names if name not in made and not (ROOT / f"book/{name}.md").exists()] == []
+
+
+# The small book, as files
+
+
+def test_two_builds_are_identical_byte_for_byte(built, tmp_path):
+    # Nothing is left out: no page carries a date, and file times are not compared.
+    source = built.parents[1]
+    site.build(source, source / "results", tmp_path / "elsewhere")
+    again = tmp_path / "elsewhere/_build/html"
+    names = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
+    assert {path.relative_to(again) for path in again.rglob("*") if path.is_file()} == names
+    assert [name for name in names if (built / name).read_bytes() != (again / name).read_bytes()] == []
+
+
+def test_the_book_says_nothing_of_the_machine(built):
+    for path in built.rglob("*"):
+        if path.is_file() and "_static" not in path.parts:
+            content = path.read_bytes()
+            assert str(ROOT).encode() not in content, path
+            assert str(built.parents[1]).encode() not in content, path
+
+
+def broken_links(built: Path) -> list[tuple[str, str]]:
+    """Pages and their links that lead nowhere inside the book."""
+    soups = {path: BeautifulSoup(path.read_text(), "html.parser") for path in built.rglob("*.html")}
+    anchors = {path: {tag.get("id") or tag.get("name") for tag in soup(True)} for path, soup in soups.items()}
+    broken = []
+    for path, soup in soups.items():
+        if "_static" in path.parts:
+            continue
+        for link in [tag.get("href") or tag.get("src") for tag in soup(["a", "link", "script", "img"])]:
+            parts = urlsplit(link or "")
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            fragment = unquote(parts.fragment)
+            missing = fragment and target in anchors and fragment not in anchors[target]
+            if not parts.scheme and (missing or not target.exists()):
+                broken.append((path.name, link))
+    return broken
+
+
+def test_every_internal_link_resolves(built):
+    assert broken_links(built) == []
+
+
+def test_no_page_is_heavy_and_none_names_a_server_to_load_from(built):
+    for page in built.rglob("*.html"):
+        text = page.read_text()
+        assert len(text.encode()) < 1_500_000, page
+        assert 'src="http' not in text, page
+        assert 'rel="stylesheet" href="http' not in text, page
+
+
+def test_plotly_is_loaded_once_and_only_where_there_is_a_figure(built):
+    for name in PAGES:
+        text = (built / f"{name}.html").read_text()
+        assert text.count("plotly.min.js") == (name in FIGURES), name
+    assert len(list(built.rglob("plotly*.js"))) == 1
+
+
+def test_a_warning_ends_the_build_and_sphinx_says_where(tmp_path, capfd):
+    root = project(tmp_path)
+    (root / "book/index.md").write_text("# Title\n\n[nowhere](missing.md) and {py:class}`Missing`\n")
+    with pytest.raises(site.BookError, match="warnings or errors"):
+        site.build(root, root / "results", tmp_path)
+    said = capfd.readouterr().err
+    assert "index.md:3" in said
+    assert "missing.md" in said
+    assert "py:class reference target not found: Missing" in said
+
+
+# The small book, in a browser
+
+
+def test_the_browser_tests_see_every_page(built):
+    found = {path.relative_to(built).with_suffix("").as_posix() for path in built.rglob("*.html")}
+    assert {name for name in found if not name.startswith("_static")} == {*PAGES, *MADE}
+
+
+@pytest.mark.parametrize("name", [*PAGES, *MADE])
+def test_a_page_opens_from_disk_with_one_h1_and_fits_a_phone_in_both_themes(visit, name):
+    for scheme in ("light", "dark"):
+        page = visit(name, width=390, scheme=scheme)
+        page.wait_for_load_state("load")
+        drawn(page)
+        assert page.evaluate("document.documentElement.dataset.theme") == scheme
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.locator("h1").count() == 1
+        levels = page.eval_on_selector_all("main :is(h1,h2,h3,h4,h5,h6)", "all => all.map(h => +h.tagName[1])")
+        assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), levels
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_each_figure_is_drawn_with_its_traces_a_description_and_its_data(visit, built, name):
+    page = visit(name)
+    assert page.locator("div.plotly-figure").count() == 2
+    for figure_on_page in page.locator("div.plotly-figure").all():
+        figure_on_page.scroll_into_view_if_needed()
+        figure_on_page.locator("svg.main-svg .trace").first.wait_for()
+        assert figure_on_page.locator("svg.main-svg").first.is_visible()
+    assert page.locator(".plot").nth(0).get_attribute("aria-label").endswith("</script>") is False
+    assert page.locator(".plot").nth(1).get_attribute("aria-label") == "Two bars and five points"
+    assert page.locator(".plot").nth(1).locator(".trace").count() == 2
+    links = page.locator("a:has-text('data (csv)')")
+    assert links.count() == 2
+    target = built / Path(name).parent / links.nth(1).get_attribute("href")
+    assert target.resolve().read_text().startswith("trace,x,y,y +\ncounts,p,1,\n")
+
+
+def test_pointing_at_a_point_shows_its_label(visit):
+    page = visit(FIGURES[0])
+    point = page.locator(".plot").first.locator(".scatterlayer .point").nth(2)
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2 - 5, box["y"] + box["height"] / 2)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
+    page.locator(".hoverlayer .hovertext").first.wait_for()
+    assert "0.25" in page.locator(".hoverlayer").first.text_content()
+
+
+def test_the_theme_switch_changes_the_figures(visit):
+    page = visit(FIGURES[0])
+    page.locator(".xtick text").first.wait_for()
+    before = colour_of_figures(page)
+    assert len(set(before)) == 1
+    page.locator(".theme-switch-button:visible").first.click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.wait_for_function("old => getComputedStyle(document.querySelector('.xtick text')).fill !== old", arg=before[0])
+    assert set(colour_of_figures(page)).isdisjoint(before)
+    blues = page.evaluate("[...document.querySelectorAll('.js-line, .yerror')].map(e => getComputedStyle(e).stroke)")
+    assert set(blues) == {"rgb(86, 180, 233)"}  # the blue for dark ground
+
+
+def test_a_page_is_printed_light_with_its_title_and_all_figures(visit):
+    page = visit(FIGURES[0], scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function("document.querySelectorAll('.plot svg.main-svg').length >= 2")
+    assert page.locator(".plot[data-drawn]").count() == 2
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    assert page.locator("h1").is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_mathematics_is_typeset(visit):
+    page = visit("index")
+    page.locator("mjx-container").nth(1).wait_for()
+    assert page.locator("mjx-container").count() == 2
+    page.evaluate("document.fonts.ready.then(() => true)")
+    loaded = page.evaluate("[...document.fonts].filter(f => f.status === 'loaded').map(f => f.family)")
+    assert any("MJX" in family for family in loaded)
+
+
+def test_search_finds_a_word_in_a_notebook(visit):
+    page = visit("search?q=zebra")
+    page.locator("#search-results li a").nth(2).wait_for()
+    found = page.locator("#search-results li a").all_text_contents()
+    assert sorted(found) == ["big on alpha", "big on beta", "small on alpha"]
+
+
+def test_a_table_is_sorted_by_keyboard_as_numbers_or_words(visit):
+    page = visit("index")
+
+    def column(number: int) -> list[str]:
+        return page.locator(f".sortable tbody td:nth-child({number})").all_text_contents()
+
+    heads = page.locator(".sortable th")
+    heads.nth(1).locator("button").focus()
+    page.keyboard.press("Enter")
+    assert (column(2), heads.nth(1).get_attribute("aria-sort")) == (["−3", "20", "1,000"], "ascending")
+    page.keyboard.press("Space")
+    assert (column(2), heads.nth(1).get_attribute("aria-sort")) == (["1,000", "20", "−3"], "descending")
+    heads.nth(0).locator("button").click()
+    assert column(1) == ["a", "b", "c"]
+    assert heads.nth(1).get_attribute("aria-sort") is None
+
+
+# Strips of tokens
+
+DRAWN = ".nucleoscope-strip .ns-text > span"
+CONTRASTS = """
+() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  function over(colours) {
+    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+    const part = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((value) => value / 255);
+    const [r, g, b] = part.map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  }
+  const found = {};
+  for (const element of document.querySelectorAll(".nucleoscope-strip *")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!own || !element.getClientRects().length || ["SCRIPT", "STYLE", "OPTION"].includes(element.tagName)) continue;
+    const grounds = [];
+    for (let at = element; at; at = at.parentElement) grounds.unshift(getComputedStyle(at).backgroundColor);
+    const style = getComputedStyle(element);
+    const [a, b] = [over(["#fff", ...grounds]), over([style.fill !== "rgb(0, 0, 0)" ? style.fill : style.color])];
+    const key = [element.tagName, ...element.classList].join(".");
+    found[key] = Math.min(found[key] ?? 99, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+  }
+  return found;
+}
+"""
+
+
+def test_pointing_at_a_token_shows_its_card_and_leaving_hides_it(visit):
+    page = visit("strips")
+    card = page.locator(".ns-card").first
+    assert "Point at a token" in card.inner_text()
+    page.locator(DRAWN).nth(2).hover()
+    assert card.locator(".ns-list bdi").count() >= 1
+    assert "token 3 of" in card.inner_text()
+    assert card.locator(".ns-drawn").count() == 3  # word, bar and probability of the drawn one
+    assert card.locator("circle").count() <= 1
+    page.mouse.move(5, 5)
+    page.wait_for_function("document.querySelector('.ns-card').innerText.includes('Point at a token')")
+
+
+def test_a_card_keeps_its_place_and_what_is_below_does_not_move(visit):
+    page = visit("strips")
+    below = page.locator(".nucleoscope-strip").nth(1)
+    before = below.bounding_box()["y"] + page.evaluate("scrollY")
+    for number in range(12):
+        page.locator(DRAWN).nth(number).hover()
+        assert below.bounding_box()["y"] + page.evaluate("scrollY") == pytest.approx(before, abs=1)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_card_is_reached_moved_and_closed_by_keyboard(visit, width):
+    page = visit("strips", width=width)
+    page.locator(".ns-bar select").first.focus()
+    page.keyboard.press("Tab")  # the prompt
+    page.keyboard.press("Tab")
+    card = page.locator(".ns-card").first
+    assert "token 1 of" in card.inner_text()
+    for key, number in (("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2), ("ArrowLeft", 1), ("ArrowLeft", 1)):
+        page.keyboard.press(key)
+        assert f"token {number} of" in card.inner_text(), key
+    page.keyboard.press("ArrowDown")
+    assert "token 1 of" not in card.inner_text()
+    page.keyboard.press("Home")
+    page.keyboard.press("End")
+    total = page.evaluate("JSON.parse(document.querySelector('.nucleoscope-strip script').textContent).total")
+    assert f"token {total} of {total}" in card.inner_text()
+    assert page.locator(".ns-here").first.is_visible()
+    page.keyboard.press("Escape")
+    assert page.locator(".nucleoscope-strip").first.locator(".ns-here").count() == 0
+    assert card.is_visible() == (width == 1280)
+    page.keyboard.press("ArrowRight")
+    assert "token 1 of" in card.inner_text()
+
+
+def test_on_a_phone_a_tap_opens_a_sheet_that_does_not_cover_the_token(visit):
+    page = visit("strips", width=390)
+    card, token = (
+        page.locator(".ns-card").nth(1),
+        page.locator(".nucleoscope-strip").nth(1).locator(".ns-text > span").nth(300),
+    )
+    assert not card.is_visible()
+    token.scroll_into_view_if_needed()
+    token.click()
+    assert card.is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.wait_for_function("document.querySelectorAll('.ns-here')[0].getBoundingClientRect().bottom > 0")
+    assert token.bounding_box()["y"] + token.bounding_box()["height"] <= card.bounding_box()["y"]
+    card.get_by_role("button", name="close").click()
+    assert not card.is_visible()
+    token.click()
+    page.locator("h1").click()
+    assert not card.is_visible()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_strip_can_be_read_in_both_themes(visit, scheme, width):
+    page = visit("strips", width=width, scheme=scheme)
+    page.locator(DRAWN).nth(2).click()
+    contrasts = page.evaluate(CONTRASTS)
+    assert {"SPAN", "BDI.ns-drawn", "P.ns-muted", "DIV"} <= set(contrasts)
+    assert {name: value for name, value in contrasts.items() if value < 4.5} == {}
+
+
+def test_another_quantity_gives_other_tints_and_another_legend(visit):
+    page = visit("strips")
+    tints = "spans => spans.map(span => span.style.background)"
+    before = page.eval_on_selector_all(DRAWN, tints), page.locator(".ns-legend").first.inner_text()
+    page.locator(".ns-bar select").first.select_option(label="cosine similarity")
+    after = page.eval_on_selector_all(DRAWN, tints), page.locator(".ns-legend").first.inner_text()
+    assert before[0] != after[0]
+    assert "no pair" in after[1]
+    assert page.locator(".nucleoscope-strip").first.locator(".ns-none").count() > 0
+    page.locator(DRAWN).nth(2).hover()
+    assert "cosine similarity" in page.locator(".ns-now").first.inner_text()
+
+
+def test_a_prompt_with_a_script_is_shown_and_not_run(visit):
+    page = visit("strips")
+    assert "taken over" not in page.title()
+    assert ATTACK in page.locator(".ns-prompt").first.inner_text()
+    assert ATTACK in page.locator(".ns-text").first.text_content()
+    assert page.locator(".nucleoscope-strip img").count() == 0
+    for number in range(page.locator(".nucleoscope-strip").first.locator(".ns-text > span").count()):
+        page.locator(DRAWN).nth(number).dispatch_event("click")
+    assert "taken over" not in page.title()
+    assert page.locator(".nucleoscope-strip img").count() == 0
+
+
+def test_a_text_that_was_there_shows_its_tokens_where_they_are_not_in_their_nucleus(visit):
+    box = visit("strips").locator(".nucleoscope-strip").nth(3)
+    card, spans = box.locator(".ns-card"), box.locator(".ns-text > span")
+    spans.nth(0).hover()
+    assert "the text's: outside the nucleus of 2" in card.inner_text()
+    assert "drawn" not in card.inner_text()
+    assert card.locator(".ns-value.ns-drawn").inner_text() == "outside ✓ 5.0 %"
+    assert "and no more" in card.inner_text()
+    assert "the nucleus alone, which holds 90.0 %" in card.inner_text()
+    widths = card.locator(".ns-p").evaluate_all("bars => bars.map((bar) => bar.style.width)")
+    assert [float(width.rstrip("%")) for width in widths] == pytest.approx(
+        [60, 30, 4.98]
+    )  # of the whole, not of the first
+    assert "dots: the tokens shown" in card.inner_text()
+    assert spans.nth(1).text_content() == ""
+    spans.nth(1).hover()
+    assert "token 2 of" in card.inner_text()
+    box.locator("select").select_option(label="cosine similarity")
+    assert box.locator(".ns-legend").inner_text().startswith("0 or less")
+
+
+def test_a_strip_is_an_application_so_that_arrow_keys_reach_it(visit):
+    page = visit("strips")
+    assert page.get_by_role("application", name="Text. The arrow keys move from token to token").count() == 4
+
+
+def test_letters_join_across_tokens_as_if_there_were_none(visit):
+    page = visit("strips")
+    widths = page.evaluate(
+        """() => {
+          const text = document.querySelector(".ns-text");
+          const spans = [...text.querySelectorAll(":scope > span")];
+          const first = spans.findIndex((span) => span.textContent === "ا");
+          const last = spans.findIndex((span) => span.textContent.includes("👩"));
+          const range = document.createRange();
+          range.setStartBefore(spans[first]);
+          range.setEndBefore(spans[last]);
+          const whole = document.createElement("span");
+          whole.textContent = range.toString();
+          const made = range.getBoundingClientRect().width;
+          text.append(document.createElement("br"), whole);
+          return [made, whole.getBoundingClientRect().width, last - first];
+        }"""
+    )
+    assert widths[2] > 10
+    assert widths[0] == pytest.approx(widths[1], abs=1)
+
+
+def test_a_card_that_stays_open_comes_back(visit):
+    page = visit("strips")
+    box = page.locator(".nucleoscope-strip").nth(2)
+    assert "token 4 of" in box.locator(".ns-card").inner_text()
+    box.locator(".ns-text > span").nth(0).hover()
+    assert "token 2 of" in box.locator(".ns-card").inner_text()
+    page.mouse.move(5, 5)
+    page.wait_for_function("document.querySelectorAll('.ns-card')[2].innerText.includes('token 4 of')")
+    assert box.locator(".ns-here").count() == 1
+
+
+def test_500_tokens_are_hardly_more_than_500_elements_also_the_way_that_jupyterlab_draws_them(visit):
+    page = visit("strips")
+    # JupyterLab sets innerHTML before the output is on the page, and replaces scripts by copies that run
+    elements, built, events = page.evaluate(
+        """() => {
+          const old = document.querySelectorAll(".nucleoscope-strip")[1];
+          const copy = old.cloneNode(true);
+          delete copy.dataset.ready;
+          const place = old.parentElement;
+          const html = copy.outerHTML;
+          old.remove();
+          const host = document.createElement("div");
+          host.innerHTML = html;
+          for (const script of host.querySelectorAll("script")) {
+            const again = document.createElement("script");
+            for (const { name, value } of script.attributes) again.setAttribute(name, value);
+            again.textContent = script.textContent;
+            script.replaceWith(again);
+          }
+          place.append(host);
+          const root = host.firstElementChild;
+          root.getBoundingClientRect();
+          const steps = [];
+          document.addEventListener("nucleoscope-token", (event) => steps.push(event.detail.step));
+          root.querySelectorAll(".ns-text > span")[7].click();
+          root.querySelector(".ns-text").dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+          return [host.querySelectorAll("*").length, root.dataset.ready, steps];
+        }"""
+    )
+    assert 500 < elements < 700
+    assert built == "yes"
+    assert len(events) == 2
+    assert events[1] is None
+
+
+def test_the_first_key_leads_to_the_main_content(visit):
+    page = visit("index")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to main content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#main-content"
+    assert page.locator("main#main-content, #main-content").count() == 1
+
+
+def test_make_book_asks_the_graph_for_the_book(tmp_path):
+    grid = yaml.safe_load((ROOT / "scripts/grids/default.yml").read_text()) | {"results_dir": str(tmp_path)}
+    (tmp_path / "grid.yml").write_text(yaml.safe_dump(grid))
+    given = [f"BIN={Path(sys.executable).parent}", "FLAGS=--dry-run", f"GRID={tmp_path / 'grid.yml'}"]
+    command = ["make", "--assume-old=.venv/.ready", "book", *given]
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of an outer make
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=alone)
+    assert done.returncode == 0, done.stderr
+    reasons = done.stdout.split("Reasons:")[1]  # for what would be run; they differ where a book was built before
+    assert set(re.findall(r"\b(analyses|book|cell|page)\b", reasons)) == {"analyses", "book", "cell", "page"}
+    assert done.stdout.rstrip().endswith("_build/html/index.html")
+
+
+# The real book, on small results
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory) -> Path:
+    """The project's own book, with its notebooks executed, on two small made cells."""
+    return shared(tmp_path_factory, "real_book", build_real)
+
+
+def build_real(folder: Path) -> None:
+    name = tiny.save(folder / "models" / "small_model", tiny.model(), tiny.tokenizer(bos=False))
+    settings = {"model_name": name, "model": {"source": "folder"}, "dtype": "float32"}
+    settings |= {"n_prompts": 25, "prompt_format": "raw"}
+    for seed, dataset in enumerate(("alpha", "my texts")):
+        cell = folder / "results" / dataset / "small_model"
+        cell.mkdir(parents=True)
+        records = [tiny.record(TEXT, seed=100 * seed + number) for number in range(25)]
+        torch.save(records, cell / "measurements.pt")
+        (cell / "run.json").write_text(json.dumps({"settings": settings, "tokens": 500}))
+        nbformat.write(executed(dataset), cell / "run.ipynb")
+    options = ["--results_dir", str(folder / "results")]
+    pages = [
+        ["run_notebook.py", n, str(folder / f"results/book/{n}.ipynb"), *options] for n in ("index", "theory", "twelve")
+    ]
+    commands = [["correlation_eval.py", "--resamples", "100", *options], *pages]
+    for command in [*commands, ["build_book.py", *options, "--output", str(folder)]]:
+        done = subprocess.run([sys.executable, f"scripts/{command[0]}", *command[1:]], cwd=ROOT, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+
+
+def test_the_real_book_has_every_page_and_every_link_resolves(real):
+    toc = (ROOT / "book/_toc.yml").read_text()
+    names = re.findall(r"^ *- file: (.+)$", toc, re.MULTILINE)
+    assert len(names) > 15
+    assert [name for name in names if not (real / f"{name}.html").is_file()] == []
+    assert (real / "cells/small_model/my texts.html").is_file()
+    assert broken_links(real) == []
+
+
+def test_code_is_open_where_it_is_the_point(real):
+    soup = BeautifulSoup((real / "theory.html").read_text(), "html.parser")
+    cells = soup.select("div.cell_input")
+    folded = [cell for cell in cells if cell.find_parent("details")]
+    assert 0 < len(folded) < len(cells)
+
+
+def test_every_page_of_the_real_book_opens_with_its_figures_drawn_and_fits_a_phone(browser, real):
+    with visitor(browser, real) as visit:
+        for path in sorted(real.rglob("*.html")):
+            name = path.relative_to(real).with_suffix("").as_posix()
+            if not name.startswith("_static"):
+                page = visit(name, width=390)
+                drawn(page)
+                assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+                assert page.locator("h1").count() == 1, name
+                page.context.close()
+
+
+def test_the_switches_of_a_figure_work_by_keyboard(browser, real):
+    with visitor(browser, real) as visit:
+        page = visit("correlation_eval/correlation")
+        drawn(page)
+        assert page.locator(".updatemenu-container").count() == 0  # plotly's own are out of the keyboard's reach
+        density = page.get_by_role("button", name="density")
+        density.focus()
+        page.keyboard.press("Enter")
+        assert density.get_attribute("aria-pressed") == "true"
+        page.locator(".heatmaplayer image").first.wait_for(state="attached")
+        page.get_by_label("what the figure is about").first.select_option(label="weighted cosine over entropy")
+        page.locator("text.annotation-text, .annotation text", has_text="weighted cosine similarity").first.wait_for()

@@ -1,0 +1,286 @@
+"""`scripts/prefetch.py`: what a grid needs, what is refused before it is fetched, and runs without a network after."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from test_hub import ROOT, measure_all
+
+import hub
+import replicas
+import tiny
+from messages import one_line
+from nucleoscope.atomic import ABANDONED
+from nucleoscope.data import prefetch, prompts
+from nucleoscope.models import loading
+from nucleoscope.store import results
+
+STUDY = "scripts/grids/study.yml"
+
+
+def run(grid: str | Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, "scripts/prefetch.py", str(grid)]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+
+def write_grid(path: Path, models: list, datasets: list, **parameters) -> Path:
+    content = {"results_dir": "results", "models": models, "datasets": datasets, "parameters": parameters}
+    path.write_text(json.dumps(content))  # JSON is YAML
+    return path
+
+
+def errors(done: subprocess.CompletedProcess) -> list[str]:
+    """The lines of a refusal, each whole."""
+    assert done.returncode == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return [one_line(line) for line in lines]
+
+
+# Which files are needed
+
+SHARDS = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+BINS = [f"pytorch_model-0000{n}-of-00002.bin" for n in (1, 2)]
+SMALL = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "others"),
+    [
+        (["model.safetensors"], ["pytorch_model.bin", "tf_model.h5", "model.fp16.safetensors", "rust_model.ot"]),
+        (
+            ["model.safetensors.index.json", *SHARDS],
+            ["pytorch_model.bin.index.json", *BINS, "consolidated.safetensors"],
+        ),
+        (["model.safetensors.index.json", *SHARDS], ["original/consolidated.00.pth", "original/model.safetensors"]),
+        (["pytorch_model.bin.index.json", *BINS], ["flax_model.msgpack", "consolidated.00.pth", "training_args.bin"]),
+        (["pytorch_model.bin"], ["onnx/model.onnx", "coreml/config.json", "gguf/x.gguf"]),
+    ],
+)
+def test_one_form_of_the_weights_is_needed_and_all_that_is_small(weights, others):
+    small = [*SMALL, "merges.txt", "tokenizer.model", "chat_template.jinja", "additional_chat_templates/tools.jinja"]
+    never = ["README.md", ".gitattributes", "logo.png", "modeling_mine.py"]
+    assert prefetch.needed([*others, *weights, *small, *never]) == sorted([*weights, *small])
+    assert "modeling_mine.py" in prefetch.needed([*weights, *never], own_code=True)
+
+
+def test_a_repository_without_weights_that_transformers_reads_needs_nothing():
+    assert prefetch.needed([*SMALL, "model.onnx", "original/consolidated.00.pth"]) == []
+
+
+# What is refused
+
+
+def test_all_refusals_come_at_once_and_before_anything_is_fetched(tmp_path):
+    tiny.save(tmp_path / "tiny", tiny.model(), tiny.tokenizer())
+    tiny.save(tmp_path / "bare", tiny.model(), tiny.tokenizer())
+    (tmp_path / "bare" / "model.safetensors").unlink()
+    served = {"org/tiny": tmp_path / "tiny", "org/bare": tmp_path / "bare", "org/hidden": hub.UNKNOWN_OR_PRIVATE}
+    served["org/closed"] = hub.Repository({hub.COMMIT: tmp_path / "tiny"}, {"main": hub.COMMIT}, gated=True)
+    served |= {"org/down": hub.DOWN, "datasets/openai/gsm8k": hub.GATED}
+    entries = ["org/tiny", "org/bare", "org/hidden", "org/closed", "org/down", "nowhere.gguf", "no such name"]
+    entries += [{"name": "org/tiny2", "revision": "abc"}, {"name": loading.PACKAGED, "revision": "abc"}]
+    grid = write_grid(tmp_path / "grid.yml", entries, ["math", "gsm8k", "xsum", "poems", "odes.jsonl"])
+    home = tmp_path / "home"
+    with hub.serve(served | {"org/tiny2": tmp_path / "tiny"}) as server:
+        done = run(grid, server.environment(home, HF_TOKEN="hf_of_somebody_else"))
+        found = "\n".join(errors(done)).replace(server.endpoint, "HUB")
+        assert not [request for request in server.requests if "/resolve/" in request or "/storage/" in request]
+    wanted = [
+        "model 'org/bare' has no weights as .safetensors or .bin files: see HUB/org/bare",
+        "no model 'org/hidden' (or it is private)",
+        "model 'org/closed' is gated: ask for access at HUB/org/closed",
+        "the Hub refuses model 'org/down'",
+        "no file 'nowhere.gguf'",
+        "no folder 'no such name', and it cannot be the id of a model",
+        "model 'org/tiny2' has no revision 'abc'",
+        f"model_revision is 'abc', but '{loading.PACKAGED}' is the packaged model",
+        "cannot load data set gsm8k: tried openai/gsm8k on the Hub; revision 740312a",
+        "cannot load data set xsum: tried EdinburghNLP/xsum on the Hub; revision 7d4d486",
+        "unknown data set 'poems'",
+        "no file 'odes.jsonl'",
+    ]
+    assert [words for words in wanted if words not in found] == []
+    assert len(found.splitlines()) == len(wanted)
+    assert "org/tiny: " in done.stdout
+    assert not list(home.rglob("*.json"))
+
+
+def test_a_disk_without_room_is_named_with_what_is_needed(monkeypatch, tmp_path):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 40 * 10**9))
+    monkeypatch.setattr(prefetch.constants, "HF_HUB_CACHE", str(tmp_path / "not" / "yet" / "hub"))
+    monkeypatch.setattr(prompts, "cache_folder", lambda revision="": tmp_path / "tables")
+
+    def lacking(model: int, dataset: int) -> list[str]:
+        downloads = [[prefetch.Download("x", None, [], size)] for size in (model, dataset)]
+        return prefetch.lacking_space(prefetch.Plan(*downloads, [], []))
+
+    assert lacking(39 * 10**9, 0) == []
+    (message,) = lacking(78_300_000_000, 0)
+    assert one_line(message).startswith("78.3 GB are needed in '")
+    assert "not/yet/hub', where 40.0 GB are free" in message
+    assert lacking(10**9, 13 * 10**9) == []  # of a data set its files and twice that for the tables
+    (message,) = lacking(10**9, 14 * 10**9)
+    assert message.startswith("43.0 GB are needed")
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_fetched(monkeypatch, tmp_path):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 1000))
+    monkeypatch.setattr(prefetch, "plan_model", lambda *_: prefetch.Download("org/x", None, ["config.json"], 2000))
+    plan = prefetch.plan([{"model_name": "org/x", "dataset_name": "math"}])
+    assert len(plan.refusals) == 1
+    assert "2.0 kB are needed" in plan.refusals[0]
+
+
+def test_without_a_network_prefetching_says_that_it_needs_one(tmp_path):
+    grid = write_grid(tmp_path / "grid.yml", ["org/tiny"], ["gsm8k"])
+    done = run(grid, hub.clean_environment(tmp_path / "home", HF_HUB_OFFLINE="1"))
+    assert errors(done) == ["error: HF_HUB_OFFLINE is set, and prefetching asks the Hub: unset it"]
+    done = run(grid, hub.clean_environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9"))
+    said = errors(done)[0]
+    assert said.startswith("error: no model 'org/tiny' here, and the Hub cannot be reached: tried ")
+    assert said.endswith("Connection refused; scripts/prefetch.py fetches it, where the Hub can be reached)")
+
+
+def test_without_a_network_a_data_set_points_to_prefetching(monkeypatch, tmp_path):
+    """The library itself tries for half a minute."""
+
+    def load_dataset(*_, **__):
+        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    with pytest.raises(OSError, match="cannot load data set gsm8k") as caught:
+        prompts.load("gsm8k")
+    said = "(the Hub cannot be reached: scripts/prefetch.py fetches it where it can)"
+    assert said in one_line(str(caught.value))
+
+
+def test_what_is_local_needs_nothing(tmp_path):
+    tiny.save(tmp_path / "tiny", tiny.model(), tiny.tokenizer())
+    (tmp_path / "mine.txt").write_text("a prompt\n")
+    grid = write_grid(tmp_path / "grid.yml", [str(tmp_path / "tiny")], ["math", str(tmp_path / "mine.txt")])
+    done = run(grid, hub.clean_environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": local, needs nothing\n") == 3
+    assert "fetching" not in done.stderr
+
+
+# What is fetched
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory) -> tuple[Path, hub.Server, list[subprocess.CompletedProcess]]:
+    """The cache after the study's grid was fetched, the server, and three calls: refused, fetched, nothing to do."""
+    home = tmp_path_factory.mktemp("home")
+    with hub.serve(replicas.repositories(tmp_path_factory.getbasetemp())) as server:
+        refused = run(STUDY, server.environment(home))
+        assert not [request for request in server.requests if "/resolve/" in request or "/storage/" in request]
+        done = run(STUDY, server.environment(home, HF_TOKEN=hub.TOKEN))
+        files = server.files("HEAD")
+        server.requests.clear()
+        again = run(STUDY, server.environment(home, HF_TOKEN=hub.TOKEN))
+        assert not server.files() + server.files("HEAD")
+    server.requests = files
+    return home, server, [refused, done, again]
+
+
+def test_gated_models_are_all_named_with_their_pages(fetched):
+    _, server, (refused, *_) = fetched
+    for name, message in zip((replicas.LLAMA, replicas.INSTRUCT), errors(refused), strict=True):
+        assert f"model '{name}' is gated: ask for access at {server.endpoint}/{name}," in message
+
+
+def test_the_study_is_fetched_with_one_bar_over_its_bytes(fetched):
+    home, _, (_, done, again) = fetched
+    assert done.returncode == again.returncode == 0, done.stderr
+    bars = done.stderr.replace("\r", "\n").strip().splitlines()
+    assert all(line.startswith("fetching: ") for line in bars if line)
+    assert "fetching: 100%" in bars[-1]
+    weights = sum(path.stat().st_size for path in (home / "hub").glob("models--*/blobs/*"))
+    assert f"/{weights / 1e6:.0f}M " in bars[-1]
+    assert f"into {home / 'hub'}, where " in done.stdout
+    assert again.stdout.count(": here already\n") == 8
+    assert "fetching" not in again.stderr
+
+
+def test_only_what_is_needed_is_fetched(fetched):
+    home, server, _ = fetched
+    asked = [file for file in server.requests if not file.startswith("datasets/")]
+    assert asked
+    assert not [file for file in asked if "original/" in file or file.endswith(("README.md", "LICENSE"))]
+    assert not [file for file in server.requests if replicas.MISTRAL in file and file.endswith(".bin")]
+    assert not any(path.read_bytes() == replicas.JUNK for path in home.glob("hub/models--*/blobs/*"))
+    assert server.leaks == []
+
+
+def test_after_it_the_study_runs_without_a_network(fetched, tmp_path):
+    environment = hub.clean_environment(fetched[0], HF_HUB_OFFLINE="1")
+    measure_all(tmp_path / "results", environment, pinned=True)
+    cells = results.cells(tmp_path / "results")
+    assert len(cells) == 15
+    for folder in cells:
+        settings = results.load_info(folder)["settings"]
+        assert settings["model"]["revision"] == replicas.REVISIONS[settings["model"]["id"]]
+
+
+def test_a_cell_by_the_command_runs_without_a_network(fetched, tmp_path):
+    options = {"model_name": replicas.INSTRUCT, "model_revision": replicas.REVISIONS[replicas.INSTRUCT]}
+    options |= {"dataset_name": "gsm8k", "prompt_format": "chat", "n_prompts": "2", "max_tokens": "3"}
+    options |= {"dtype": "float32", "device": "cpu", "results_dir": str(tmp_path)}
+    command = [sys.executable, "scripts/correlation_pipeline.py"]
+    command += [word for name, value in options.items() for word in (f"--{name}", value)]
+    environment = hub.clean_environment(fetched[0], HF_HUB_OFFLINE="1")
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    info = results.load_info(tmp_path / "gsm8k" / "Llama-3.1-8B-Instruct")
+    assert info["settings"]["model"]["revision"] == options["model_revision"]
+    assert info["tokens"] > 0
+
+
+def test_without_its_revision_a_fetched_model_says_which_one_is_here(fetched):
+    code = "import sys; from nucleoscope.models import loading; loading.tokenizer(sys.argv[1])"
+    command = [sys.executable, "-c", code, replicas.QWEN]
+    environment = hub.clean_environment(fetched[0], HF_HUB_OFFLINE="1")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    message = done.stderr.strip().splitlines()[-1]
+    assert f"is here at {replicas.REVISIONS[replicas.QWEN]} only, and HF_HUB_OFFLINE is set" in message
+
+
+def test_what_breaks_off_is_named_the_others_are_fetched_and_the_next_call_fetches_the_rest(tmp_path):
+    for name in ("sound", "broken"):
+        tiny.save(tmp_path / name, tiny.model(), tiny.tokenizer())
+    home = tmp_path / "home"
+    old = home / "hub/models--org--broken/blobs/0123.4567.incomplete"  # of a process that was killed long ago
+    young = old.with_name("89ab.cdef.incomplete")  # of one that may be at work
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"half")
+    young.write_bytes(b"half")
+    os.utime(old, (time.time() - 2 * ABANDONED,) * 2)
+    grid = write_grid(tmp_path / "grid.yml", ["org/broken", "org/sound"], ["math"])
+    with hub.serve({"org/sound": tmp_path / "sound", "org/broken": tmp_path / "broken"}) as server:
+        environment = server.environment(home)
+        server.faults["broken/model.safetensors"] = hub.Fault(after=10_000)
+        (message,) = errors(run(grid, environment))
+        assert message.startswith("error: the download of model 'org/broken' broke off")
+        server.faults.clear()
+        done = run(grid, environment)
+        assert done.returncode == 0, done.stderr
+        assert "org/sound: here already" in done.stdout
+    assert sorted(home.rglob("*.incomplete")) == [young]
+    code = "import sys; from nucleoscope import models; [models.load(name, 'float32', 'cpu') for name in sys.argv[1:]]"
+    command = [sys.executable, "-c", code, "org/sound", "org/broken"]
+    environment = hub.clean_environment(home, HF_HUB_OFFLINE="1")  # and without a revision: the branch is known
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(("size", "text"), [(16e9, "16.0 GB"), (512e6, "512.0 MB"), (1500, "1.5 kB")])
+def test_sizes_are_for_readers(size, text):
+    assert prefetch.readable(size) == text

@@ -1,0 +1,545 @@
+"""The live notebook: what its widgets hold, and the notebook itself in a real JupyterLab and browser.
+
+The browser is any installed Chromium or Chrome, or the one that NUCLEOSCOPE_BROWSER names.
+"""
+
+import math
+import os
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import traitlets
+
+import lab
+import tiny
+from nucleoscope.explorer import controls, explorer, live_figures
+from nucleoscope.measure import generation, scoring, streaming
+from nucleoscope.models import loading
+from nucleoscope.store import results, run_folder
+from nucleoscope.views import cards, token_text
+
+ROOT = Path(__file__).parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+EVIL = "<script>alert(1)</script> <img src=x onerror=alert(2)> $x$ &amp;"
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    return tiny.save(folder, tiny.model(), tiny.tokenizer(chat=True))
+
+
+@pytest.fixture
+def written(tiny_model):
+    """An explorer that has written a text of 30 tokens."""
+    made = explorer.Explorer("the cat", tiny_model, max_tokens=30, prompt_format="raw", results_dir="none")
+    made.run()
+    made.wait(60)
+    assert not made.text.failed, made.text.status
+    yield made
+    made.close()
+
+
+def streamed(**options) -> list[cards.Token]:
+    return list(streaming.stream(tiny.model(), tiny.tokenizer(chat=True), "the cat", **options))
+
+
+# Tokens as they are drawn
+
+
+@pytest.mark.parametrize("prompt_format", ["raw", "chat"])
+@pytest.mark.parametrize(("seed", "top_p"), [(0, 0.9), (7, 1.0), (3, 0.5)])
+def test_streaming_gives_what_measuring_gives(prompt_format, seed, top_p):
+    options = {"max_tokens": 60, "seed": seed, "top_p": top_p, "prompt_format": prompt_format}
+    model, tokenizer = tiny.model(), tiny.tokenizer(chat=True)
+    for prompt in ("the cat and the other", ""):
+        tokens = list(streaming.stream(model, tokenizer, prompt, **options))
+        (batch,) = generation.measure(model, tokenizer, [prompt], progress=False, **options)
+        (record,) = batch.records
+        assert [token.id for token in tokens] == record["tokens"].tolist()
+        for token, ids, probs in zip(tokens, record["top_p_tokens"], record["top_p_probs"], strict=True):
+            assert torch.equal(token.ids, ids)
+            assert torch.equal(token.probs, probs)
+        for name, column in results.COLUMNS.items():
+            if name != "tokens":
+                assert [token.values[column] for token in tokens] == record[name]
+
+
+def test_a_prompts_place_in_its_data_set_decides_its_tokens_as_in_a_run():
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    batches = generation.measure(model, tokenizer, ["a b", "the cat"], max_tokens=20, batch_size=1, progress=False)
+    record = next(batch.records[0] for batch in batches if batch.indices == [1])
+    found = [token.id for token in streaming.stream(model, tokenizer, "the cat", max_tokens=20, index=1)]
+    assert found == record["tokens"].tolist()
+    assert found != [token.id for token in streaming.stream(model, tokenizer, "the cat", max_tokens=20)]
+
+
+def test_a_text_can_be_left_before_its_end_and_bad_settings_are_refused():
+    stream = streaming.stream(tiny.model(), tiny.tokenizer(), "the cat")
+    first = next(stream)
+    stream.close()
+    assert first.id == streamed(max_tokens=1)[0].id
+    with pytest.raises(ValueError, match="top_p"):
+        next(streaming.stream(tiny.model(), tiny.tokenizer(), "the cat", top_p=2))
+
+
+@pytest.mark.parametrize(("prompt", "prompt_format"), [("the cat", "raw"), ("the cat", "chat"), ("", "raw")])
+def test_reading_gives_what_scoring_gives(prompt, prompt_format):
+    options = {"max_tokens": 8, "prompt_format": prompt_format}
+    model, tokenizer, given = tiny.model(), tiny.tokenizer(chat=True, bos=False), " and the other cat sat, ja 👩"
+    tokens, remarks = streaming.read(model, tokenizer, prompt, given, **options)
+    (batch,) = scoring.measure(model, tokenizer, [prompt], [given], progress=False, **options)
+    (record,) = batch.records
+    assert [token.id for token in tokens] == record["tokens"].tolist()
+    for name, column in results.COLUMNS.items():
+        if name != "tokens":
+            assert [token.values[column] for token in tokens] == record[name]
+    for token, ids in zip(tokens, record["top_p_tokens"], strict=True):
+        assert torch.equal(token.ids, ids)
+    assert remarks == ["the text goes on behind them"]
+    with pytest.raises(ValueError, match="empty"):
+        streaming.read(model, tokenizer, prompt, "", **options)
+
+
+# What is shown of a token
+
+
+def test_a_texts_token_outside_its_nucleus_is_listed_last_with_its_probability():
+    model, tokenizer = tiny.model(), tiny.tokenizer(bos=False)
+    tokens, _ = streaming.read(model, tokenizer, "the cat", " sat, ja né", top_p=0.05)
+    embedding = model.get_input_embeddings().weight.detach()
+    outside = [step for step, token in enumerate(tokens) if token.id not in token.ids]
+    assert outside
+    for step in outside:
+        card = cards.card(tokens, step, token_text.Reader(tokenizer), embedding, listed=2, whose="the text's")
+        *others, own = card["candidates"]
+        assert (own["rank"], own["drawn"], own["alike"]) == (None, True, 1.0)
+        assert own["p"] == pytest.approx(math.exp(-tokens[step].values["surprisal"]))
+        assert own["text"] == card["text"]
+        assert not any(row["drawn"] for row in others)
+        assert len(others) == min(2, len(tokens[step].ids))
+
+
+def test_a_card_lists_the_likeliest_candidates_and_the_drawn_one():
+    tokens, reader = streamed(top_p=1.0, max_tokens=20), token_text.Reader(tiny.tokenizer())
+    embedding = tiny.model().get_input_embeddings().weight.detach()
+    for step, token in enumerate(tokens):
+        card = cards.card(tokens, step, reader, embedding, listed=3)
+        rows = card["candidates"]
+        assert [row["rank"] for row in rows[:3]] == [1, 2, 3]
+        assert [row["text"] for row in rows if row["drawn"]] == [reader.visible(token.id)]
+        assert len(rows) in (3, 4)
+        assert card["more"].startswith(f"and {len(token.ids) - len(rows)} more, together 0.")
+        for row in rows:
+            other = int(token.ids[row["rank"] - 1])
+            expected = torch.cosine_similarity(embedding[other], embedding[token.id], dim=0)
+            assert row["alike"] == pytest.approx(float(expected), abs=1e-4)
+        facts = dict(card["facts"])
+        assert facts["entropy (nats)"] == f"{token.values['entropy']:.3f}"
+        assert facts["candidates (k)"] == f"{len(token.ids):,}"
+
+
+def test_a_card_says_where_its_token_lies_and_what_the_nucleus_holds():
+    tokens, reader = streamed(max_tokens=20), token_text.Reader(tiny.tokenizer())
+    embedding = tiny.model().get_input_embeddings().weight.detach()
+    points = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
+    top = max(points, key=lambda step: tokens[step].values["entropy"])
+    card = cards.card(tokens, top, reader, embedding)
+    count = len(points) - 1
+    assert card["place"].startswith(f"In the scatter: higher entropy than {count} and higher cosine than ")
+    assert card["place"].endswith(f" of the {count} other tokens with a choice.")
+    assert f"holds {float(tokens[top].probs.sum()):.1%} of it" in card["note"]
+    assert cards.card(tokens[top : top + 1], 0, reader, embedding)["place"] == "The only point of the scatter."
+
+
+def test_one_candidate_alone_has_no_likeness_and_no_place_in_the_scatter():
+    tokens, reader = streamed(top_p=0.01, max_tokens=3), token_text.Reader(tiny.tokenizer())
+    card = cards.card(tokens, 0, reader, tiny.model().get_input_embeddings().weight.detach())
+    assert dict(card["facts"])["cosine similarity"] == "no pair"
+    assert "not in the scatter" in card["place"]
+    assert cards.scale(tokens, "cosine")[0] == [None] * 3
+
+
+@pytest.mark.parametrize("name", cards.QUANTITIES)
+def test_every_quantity_has_a_scale_whose_end_is_its_largest_value(name):
+    tokens = streamed(max_tokens=40)
+    shares, legend = cards.scale(tokens, name)
+    values = [cards.value(token, name) for token in tokens]
+    largest = max(value for value in values if not math.isnan(value))
+    assert max(share for share in shares if share is not None) == 1
+    assert float(legend["high"].replace(",", "")) == pytest.approx(largest, rel=5e-3)
+    assert [share is None for share in shares] == [math.isnan(value) for value in values]
+    assert cards.scale([], name)[0] == []
+
+
+def test_the_matrix_puts_like_beside_like_and_holds_the_likeliest():
+    angles = torch.tensor([0.0, 2.0, 0.1, 2.1, 0.2, 2.2])
+    embedding = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([1.0, 3, 0.5, 1, 2, 1])[:, None]
+    alike, order = cards.matrix(embedding, torch.arange(6), largest=6)
+    assert {frozenset(order[:3]), frozenset(order[3:])} == {frozenset({0, 2, 4}), frozenset({1, 3, 5})}
+    np.testing.assert_allclose(alike, np.cos(angles.numpy()[order][:, None] - angles.numpy()[order]), atol=1e-6)
+    assert sorted(cards.matrix(embedding, torch.arange(6), largest=4)[1]) == [0, 1, 2, 3]
+    for k in (1, 2):
+        assert cards.matrix(embedding, torch.arange(k))[0].shape == (k, k)
+    nothing = torch.zeros(3, 2)
+    np.testing.assert_array_equal(cards.matrix(nothing, torch.arange(3))[0], np.eye(3))
+
+
+def test_pieces_are_one_a_token_and_make_the_text():
+    tokenizer = tiny.tokenizer()
+    ids = tokenizer("the cat, ja 👩‍🚀 né שלום", add_special_tokens=False)["input_ids"]
+    tokens = [cards.Token(token, torch.tensor([token]), torch.ones(1), {}) for token in ids]
+    found = cards.pieces(token_text.Reader(tokenizer), tokens)
+    assert len(found) == len(ids)
+    assert "".join(found) == "the cat, ja 👩‍🚀 né שלום"
+
+
+# The widgets, without a page
+
+
+def test_a_run_fills_text_scatter_and_progress(written):
+    assert written.text.status.startswith("30 tokens in ")
+    assert len(written.text.pieces) == len(written.text.shares) == len(written.tokens) == written.progress.value == 30
+    steps = list(written.scatter.data[0].customdata)
+    assert steps == [step for step, token in enumerate(written.tokens) if len(token.ids) > 1]
+    assert list(written.scatter.data[0].x) == [written.tokens[step].values["entropy"] for step in steps]
+    assert not written.run_button.disabled
+    assert written.stop_button.disabled
+
+
+def test_pointing_and_clicking_link_text_and_scatter(written):
+    steps = list(written.scatter.data[0].customdata)
+    written.text.hovered = steps[2]
+    assert written.text.card["step"] == steps[2]
+    assert written.scatter.data[1].x == (written.tokens[steps[2]].values["entropy"],)
+    assert len(written.heat.data) == 0
+    written.text.clicked = steps[1]
+    assert written.text.card["step"] == steps[1]
+    assert len(written.heat.data[0].z) == min(len(written.tokens[steps[1]].ids), cards.LARGEST)
+    assert written.scatter.layout.meta == written.text.figure != ""
+    written.text.hovered = 999  # a page may ask for a token of the text before
+    assert written.text.card["step"] == steps[1]
+
+
+def test_one_candidate_alone_has_no_matrix(tiny_model):
+    made = explorer.Explorer("the cat", tiny_model, max_tokens=2, top_p=0.01, prompt_format="raw", results_dir="none")
+    made.run()
+    made.wait(60)
+    made.text.clicked = 1
+    assert len(made.heat.data) == 0
+    assert made.heat.layout.title.text == "Token 2 had one candidate alone: there is nothing to compare"
+    assert not made.scatter.data[0].x
+    assert not made.scatter.data[1].x
+    made.close()
+
+
+def test_a_pasted_text_is_read_and_not_written(tiny_model):
+    made = explorer.Explorer("the cat", tiny_model, prompt_format="raw", results_dir="none", mode="score", text=" sat")
+    made.settings["max_tokens"].value = 20
+    assert made.given.layout.display is None
+    hidden = [name for name, widget in made.settings.items() if widget.layout.display == "none"]
+    assert hidden == ["seed"]
+    made.run()
+    made.wait(60)
+    assert "".join(made.text.pieces) == " sat"
+    assert made.progress.value == made.progress.max
+    assert re.fullmatch(r"\d tokens in [\d.]+ s \(done\)", made.text.status)
+    made.text.hovered = 0
+    assert made.text.card["whose"] == "the text's"
+    made.given.value = ""
+    made.run()
+    made.wait(60)
+    assert made.text.failed
+    assert "is empty" in made.text.status
+    made.mode.value = "generate"
+    assert made.given.layout.display == "none"
+    made.run()
+    made.wait(60)
+    assert len(made.tokens) == 20
+    made.text.hovered = 0
+    assert made.text.card["whose"] == "drawn"
+    made.close()
+
+
+def test_settings_that_are_refused_leave_the_explorer_before(written, tiny_model):
+    with pytest.raises(traitlets.TraitError):
+        explorer.Explorer("the cat", tiny_model, quantity="entropi")
+    assert explorer.Explorer._latest is written
+    assert not written._closed
+    again = explorer.Explorer("the cat", tiny_model, results_dir="none")
+    assert written._closed
+    again.close()
+
+
+def test_two_that_ask_for_a_model_at_once_load_it_once(monkeypatch):
+    loads = []
+    monkeypatch.setattr(loading, "load", lambda *names: (time.sleep(0.2), loads.append(names)))
+    askers = [threading.Thread(target=explorer.load, args=("a model", "auto", "cpu")) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert loads == [("a model", "auto", "cpu")]
+    explorer.load("another", "auto", "cpu")
+    assert len(explorer._loaded) == 1
+    explorer._loaded.clear()
+
+
+def test_a_scatters_hover_names_tokens_as_cards_do(written):
+    points = written.scatter.data[0]
+    assert list(points.text) == [str(step + 1) for step in points.customdata]
+    assert points.hovertemplate.startswith("token %{text}:")
+
+
+def test_a_mode_that_there_is_not_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="mode is 'write'"):
+        explorer.Explorer("the cat", tiny_model, mode="write")
+
+
+def test_a_scored_prompt_brings_its_text(tiny_model, tmp_path):
+    model, tokenizer, identity = loading.load(tiny_model)
+    options = {"max_tokens": 12, "top_p": 0.8, "prompt_format": "raw"}
+    settings = {"model_name": tiny_model, "model": identity, "dataset_name": "lines.csv", "mode": "score", **options}
+    folder = results.cell_folder(tmp_path / "results", "lines.csv", tiny_model, "answer")
+    with run_folder.Cell(folder, settings) as cell:
+        scoring.fill(cell, model, tokenizer, ["a b", "the"], [" cat sat", " other, né"], **options)
+    made = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
+    made.cell.value = folder
+    made.picked.value = 1
+    assert (made.mode.value, made.prompt.value, made.given.value) == ("score", "the", " other, né")
+    made.run()
+    made.wait(60)
+    assert [token.id for token in made.tokens] == made.records[1]["tokens"].tolist()
+    assert [token.values["entropy"] for token in made.tokens] == pytest.approx(made.records[1]["entropies"], abs=1e-5)
+    made.close()
+
+
+def test_another_tint_changes_legend_and_shares_alone(written):
+    before = written.text.pieces
+    written.quantity.value = "k"
+    assert written.text.legend["label"] == "candidates (k), logarithmic"
+    assert written.text.shares == cards.scale(written.tokens, "k")[0]
+    assert written.text.pieces == before
+
+
+def test_a_second_run_starts_clean_and_loads_nothing_again(written, monkeypatch):
+    written.text.clicked = 3
+    written.text.marked = [0, 1]
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("loaded again"))
+    written.settings["max_tokens"].value = 10
+    written.run()
+    written.wait(60)
+    assert len(written.text.pieces) == 10
+    assert (written.text.marked, written.text.card, written.text.clicked) == ([], {}, -1)
+    assert len(written.heat.data) == 0
+    assert not written.text.failed
+
+
+def test_a_cell_that_is_run_again_leaves_one_explorer(written, tiny_model):
+    again = explorer.Explorer("the cat", tiny_model, results_dir="none")
+    assert written._closed
+    assert written.text.comm is None
+    assert explorer.Explorer._latest is again
+    assert again.text.pieces == []
+    again.close()
+
+
+def test_stop_ends_a_text(tiny_model, monkeypatch):
+    def slow(*arguments, **options):
+        for token in streaming.stream(*arguments, **options):
+            time.sleep(0.05)
+            yield token
+
+    monkeypatch.setattr(explorer, "stream", slow)
+    made = explorer.Explorer("the cat", tiny_model, max_tokens=200, prompt_format="raw", results_dir="none")
+    made.run()
+    made.run()  # one at a time: this does nothing
+    made.stop_button.click()
+    made.wait(60)
+    assert made.text.status.endswith("(stopped)")
+    assert len(made.tokens) < 200
+    made.close()
+
+
+def test_a_model_that_cannot_be_loaded_is_said_in_the_page(written):
+    written.settings["model_name"].value = "no such/ model"
+    written.run()
+    written.wait(60)
+    assert written.text.failed
+    assert "no such/ model" in written.text.status
+    assert not written.run_button.disabled
+
+
+def test_a_measured_prompt_brings_its_settings_and_its_text(tiny_model, tmp_path):
+    measured(tiny_model, tmp_path)
+    made = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
+    made.cell.value = tmp_path / "results/lines/tiny-llama"
+    made.picked.value = 2
+    assert made.prompt.value == made.records[2]["prompt"] == f"the cat {EVIL}"
+    assert made.settings["model_name"].value == tiny_model
+    made.run()
+    made.wait(60)
+    assert [token.id for token in made.tokens] == made.records[2]["tokens"].tolist()
+    assert made.dtype in loading.DTYPES
+    made.close()
+
+
+def measured(model_name: str, folder: Path) -> None:
+    """A measured cell of three prompts below ``folder``/results."""
+    model, tokenizer, _ = loading.load(model_name)
+    options = {"max_tokens": 12, "top_p": 0.8, "seed": 3, "prompt_format": "raw"}
+    settings = {"model_name": model_name, "dataset_name": "lines.txt", **options}
+    settings["dtype"] = str(model.dtype).removeprefix("torch.")
+    with run_folder.Cell(results.cell_folder(folder / "results", "lines.txt", model_name), settings) as cell:
+        generation.fill(cell, model, tokenizer, ["a b", "the", f"the cat {EVIL}"], batch_size=1, **options)
+
+
+def test_nothing_that_a_model_writes_is_read_as_html():
+    assert live_figures.plain(EVIL) == (
+        "&lt;script&gt;alert(1)&lt;/script&gt; &lt;img src=x onerror=alert(2)&gt; &#36;x&#36; &amp;amp;"
+    )
+    map_ = live_figures.heatmap(np.eye(2), ["<b>", "$"])
+    assert map_.text[0][1] == "&lt;b&gt; and &#36;"
+    assert live_figures.heat_layout("", ["<b>"], 100)["yaxis"]["ticktext"] == ["&lt;b&gt;"]
+    script = (controls.STATIC / "explorer.js").read_text()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|https?:", script)
+
+
+# The notebook in a browser
+
+
+@pytest.fixture(scope="module")
+def page(tiny_model, tmp_path_factory):
+    """The notebook in JupyterLab, all cells run; the test fails where the page asks another machine for anything."""
+    named = os.environ.get("NUCLEOSCOPE_BROWSER")
+    program = next(filter(None, map(shutil.which, [named] if named else BROWSERS)), None)
+    assert program or not named, f"NUCLEOSCOPE_BROWSER is '{named}': there is no such program"
+    if not program:
+        pytest.skip("NO CHROMIUM OR CHROME IS INSTALLED: THE LIVE NOTEBOOK IS NOT TESTED. Set NUCLEOSCOPE_BROWSER.")
+    playwright = pytest.importorskip("playwright.sync_api", reason="PLAYWRIGHT IS NOT INSTALLED: use make test")
+    folder, state = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("state")
+    (folder / "notebooks").mkdir()
+    measured(tiny_model, folder)
+    source = (ROOT / "notebooks/explore.py").read_text()
+    for name, value in (("model_name", tiny_model), ("max_tokens", 40), ("prompt_format", "raw")):
+        source, count = re.subn(rf"^{name} = .*$", f"{name} = {value!r}", source, flags=re.MULTILINE)
+        assert count == 1
+    (folder / "notebooks/explore.py").write_text(source)
+    options = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    options += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chrome refuses to sandbox for root
+    with lab.served(folder, state) as address, playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=options, timeout=180_000)
+        shown = browser.new_page(viewport={"width": 1300, "height": 1300})
+        shown.set_default_timeout(120_000)
+        asked: list[str] = []
+        shown.on("request", lambda request: asked.append(request.url))
+        shown.goto(address.format("notebooks/explore.py"))
+        run_all(shown)
+        yield shown
+        outside = [url for url in asked if not re.match(r"(https?|wss?)://127\.0\.0\.1[:/]|data:|blob:", url)]
+        browser.close()
+    assert outside == []
+
+
+def run_all(page) -> None:
+    """Runs all cells, and waits for a fresh explorer."""
+    page.wait_for_selector(".jp-Notebook .jp-Cell")
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # before that, JupyterLab would ask for a kernel
+    page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
+    page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+    page.wait_for_selector(".nx-text")
+    page.wait_for_function("!document.querySelector('.nx-token')")
+    page.locator(".nx-text").scroll_into_view_if_needed()
+
+
+def write(page, prompt: str) -> None:
+    page.evaluate("for (const plot of document.querySelectorAll('.js-plotly-plot')) plot.dataset.old = 'yes'")
+    page.locator(".widget-textarea textarea").first.fill(prompt)
+    page.locator(".jp-OutputArea button.jupyter-button", has_text="Run").click()
+    page.wait_for_function("p => document.querySelector('.nx-prompt').textContent === p", arg=prompt)
+    page.wait_for_function("/tokens? in/.test(document.querySelector('.nx-status').textContent)")
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot:not([data-old])').length === 2")
+    page.wait_for_function("document.querySelectorAll('[data-old]').length === 0")
+    page.wait_for_function("document.querySelector('.js-plotly-plot').data?.[0]?.x?.length > 5")
+    assert page.locator(".js-plotly-plot .select-outline").count() == 0
+
+
+def test_the_notebook_in_jupyterlab(page):
+    write(page, f"the cat {EVIL}")
+    tokens = page.locator(".nx-token")
+    assert tokens.count() > 5
+    assert page.locator(".nx-text script, .nx-text img").count() == 0
+    assert "rgb" in tokens.nth(1).evaluate("t => getComputedStyle(t).backgroundColor")
+
+    page.wait_for_function(
+        "[...document.querySelectorAll('.js-plotly-plot')].every("
+        "p => p.querySelector('.main-svg').getBoundingClientRect().width <= p.parentElement.clientWidth + 1)"
+    )
+
+    tokens.nth(4).hover()
+    page.wait_for_function("/token 5$/.test(document.querySelector('.nx-head')?.textContent)")
+    assert page.locator(".nx-list bdi").count() >= 1
+    page.wait_for_function("document.querySelector('.js-plotly-plot').data[1].x?.length === 1")
+
+    tokens.nth(5).click()
+    page.wait_for_function("/of token 6,/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot')[1].data.length === 1")
+
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("/token 7$/.test(document.querySelector('.nx-head').textContent)")
+    page.keyboard.press("Enter")
+    page.wait_for_function("/of token 7,/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
+
+    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
+    area = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+    page.mouse.move(area["x"] + 2, area["y"] + 2)
+    page.mouse.down()
+    for share in (0.5, 1):
+        page.mouse.move(area["x"] + share * area["width"] - 2, area["y"] + share * area["height"] - 2, steps=4)
+    page.mouse.up()
+    page.wait_for_function(
+        "document.querySelectorAll('.nx-marked').length === document.querySelector('.js-plotly-plot').data[0].x.length"
+    )
+
+
+def test_a_point_of_the_scatter_is_clicked_as_its_token_is(page):
+    write(page, "the cat and the other")
+    step = page.evaluate("document.querySelector('.js-plotly-plot').data[0].customdata[3]")
+    plot = page.locator(".js-plotly-plot").first
+    plot.locator(".scatterlayer .point").nth(3).hover(force=True)  # plotly's own layer for the mouse lies above it
+    plot.locator(".hovertext").first.wait_for()
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_function("n => document.querySelector('.nx-clicked')?.dataset.step === String(n)", arg=step)
+    page.wait_for_function("n => document.querySelector('.nx-head')?.textContent.endsWith(`token ${n + 1}`)", arg=step)
+
+
+def test_a_text_pasted_into_the_notebook_is_measured(page):
+    area = page.locator(".widget-textarea textarea")
+    assert not area.nth(1).is_visible()
+    page.get_by_text("measure a text", exact=True).click()
+    area.nth(0).fill("the cat")
+    given = " <b>and</b> né"
+    area.nth(1).fill(given)
+    page.locator(".jp-OutputArea button.jupyter-button", has_text="Run").click()
+    page.wait_for_function("t => document.querySelector('.nx-tokens').textContent === t", arg=given)
+    page.wait_for_function("/tokens in/.test(document.querySelector('.nx-status').textContent)")
+    page.locator(".nx-token").nth(2).hover()
+    page.wait_for_function("document.querySelector('.nx-card').innerText.includes(\"cosine to the text's\")")
+    page.get_by_text("the model writes", exact=True).click()
+    area.nth(1).wait_for(state="hidden")
+
+
+def test_the_notebook_run_again_starts_clean_and_works(page):
+    run_all(page)
+    page.wait_for_function("document.querySelectorAll('.nx-text').length === 1 && !document.querySelector('.nx-token')")
+    write(page, "the other")
+    page.locator(".nx-token").nth(2).hover()
+    page.wait_for_function("/token 3$/.test(document.querySelector('.nx-head')?.textContent)")
+    assert page.locator(".js-plotly-plot").count() == 2

@@ -1,0 +1,902 @@
+"""`results`: a cell's life on disk, what survives being killed or a full disk, and the table of what was measured."""
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from made import study_file
+from messages import one_line
+from nucleoscope import atomic
+from nucleoscope.stats import correlation, fits
+from nucleoscope.store import locking, results, run_folder
+from nucleoscope.store.run_folder import Cell
+
+SETTINGS = {
+    "model_name": "org/tiny",
+    "dataset_name": "math",
+    "n_prompts": 5,
+    "max_tokens": 4,
+    "top_p": 0.9,
+    "seed": 0,
+    "model": {"source": "hub", "revision": "abc"},
+}
+LISTS = [name for name in results.COLUMNS if name != "tokens"]
+TABLE = ["model", "dataset", "prompt", "step", "k", *results.COLUMNS.values()]
+
+
+def record(index: int, length: int = 3) -> dict:
+    """The record of prompt ``index``, as a measurements file has it; every number in it is another one."""
+    sizes = [1 + (index + step) % 3 for step in range(length)]
+    return {
+        "prompt": f"prompt {index}",
+        "tokens": torch.tensor([10 * index + step for step in range(length)], dtype=torch.long),
+        "top_p_tokens": [torch.arange(size, dtype=torch.int32) for size in sizes],
+        "top_p_probs": [torch.full((size,), 0.9 / size) for size in sizes],
+    } | {name: [index + step / 10 + place / 100 for step in range(length)] for place, name in enumerate(LISTS)}
+
+
+def studys_record(length: int = 3) -> dict:
+    """A record as the published study wrote it."""
+    return {
+        "prompt": "a prompt",
+        "entropies": [0.5 + step for step in range(length)],
+        "cosines": [1.0] * length,
+        "top_p_tokens": [torch.tensor([7, 8, 9][: step + 1]) for step in range(length)],
+    }
+
+
+def plain(records: list[dict]) -> list[dict]:
+    """The records with tensors as their types and values, so that == compares them."""
+
+    def value(x):
+        return (x.dtype, x.tolist()) if isinstance(x, torch.Tensor) else [*map(value, x)] if isinstance(x, list) else x
+
+    return [{name: value(x) for name, x in record.items()} for record in records]
+
+
+def same(left: list[dict], right: list[dict]) -> bool:
+    return plain(left) == plain(right)
+
+
+def save(folder: Path, records: list[dict]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(records, folder / "measurements.pt")
+    return folder / "measurements.pt"
+
+
+def opened(folder: Path, overwrite: bool = False, **changes) -> Cell:
+    return Cell(folder, SETTINGS | changes, overwrite)
+
+
+def run(folder: Path, until: int | None = None, overwrite: bool = False, **changes) -> Cell:
+    """A run of five prompts in batches of two, stopped like a killed one after ``until`` batches."""
+    cell = opened(folder, overwrite, **changes)
+    cell.start()
+    batches = [[4, 1], [0, 3], [2]]
+    cell.save_plan("auto", batches)
+    for indices in batches[:until]:
+        cell.save_batch(indices, [record(index) for index in indices], 1.5)
+    if until is None:
+        cell.finish(5, {"device": "cpu"})
+    return cell
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below ``folder``, hidden ones too, with the hash of its content."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def refusal(kind: type[Exception], action, *args, **options) -> str:
+    """The message with which ``action`` raises; it must be one line, and short enough to be read."""
+    with pytest.raises(kind) as caught:
+        action(*args, **options)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1, message
+    assert len(message) < 700
+    return message
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return results.cell_folder(tmp_path, "math", "tiny")
+
+
+# The life of a cell
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "folder"),
+    [
+        ("gsm8k", "meta-llama/Llama-3.1-8B", "gsm8k/Llama-3.1-8B"),
+        ("math", "gpt2", "math/gpt2"),
+        ("/some/where/my.set.jsonl", "/models/tiny/", "my.set/tiny"),
+        ("x.csv", "models/x.Q4_K_M.gguf", "x/x.Q4_K_M.gguf"),
+    ],
+)
+def test_a_cells_folder_is_called_after_short_names(dataset, model, folder):
+    assert results.cell_folder("results", dataset, model) == Path("results") / folder
+
+
+def test_a_cells_folder_is_data_set_and_model(tmp_path):
+    assert results.cell_folder(tmp_path, "math", "tiny") == tmp_path / "math" / "tiny"
+    assert results.cell_folder(str(tmp_path), "math", "tiny") == tmp_path / "math" / "tiny"
+
+
+def test_opening_a_cell_writes_nothing(tmp_path, folder):
+    assert not opened(folder).finished
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_comes_back_as_it_was_saved(folder):
+    cell = opened(folder)
+    cell.start()
+    cell.save_batch([4, 1], [record(4), record(1, 0)], 2.5)
+    (batch,) = cell.load_batches()
+    assert batch["indices"] == [4, 1]
+    assert batch["seconds"] == 2.5
+    assert same(batch["records"], [record(4), record(1, 0)])
+
+
+def test_a_finished_cell_holds_the_records_in_prompt_order(folder):
+    run(folder)
+    assert same(results.load(folder / "measurements.pt"), [record(index) for index in range(5)])
+
+
+def test_finish_returns_what_it_saved(folder):
+    cell = run(folder, until=3)
+    assert same(cell.finish(5, {}), results.load(folder / "measurements.pt"))
+
+
+def test_a_finished_cell_leaves_its_two_files_only(folder):
+    run(folder)
+    assert set(contents(folder)) == {"measurements.pt", "run.json"}
+    assert not (folder / "batches").exists()
+
+
+def test_run_json_holds_the_settings_and_the_information(folder):
+    run(folder)
+    assert json.loads((folder / "run.json").read_text()) == {"settings": SETTINGS, "device": "cpu"}
+
+
+def test_run_json_keeps_letters_readable(folder):
+    run(folder, dataset_name="café")
+    assert "café" in (folder / "run.json").read_text(encoding="utf-8")
+
+
+def test_a_finished_cell_is_finished_on_reopening(folder):
+    assert run(folder).finished
+    assert opened(folder).finished
+    assert Cell(folder, dict(reversed(SETTINGS.items()))).finished  # whatever the settings' order
+
+
+def test_settings_are_compared_as_json_keeps_them(folder):
+    run(folder, shape=(1, 2))
+    assert opened(folder, shape=[1, 2]).finished
+
+
+def test_a_cell_that_lost_its_measurements_is_not_finished(folder):
+    run(folder)
+    (folder / "measurements.pt").unlink()
+    assert not opened(folder).finished
+    assert run(folder).finished
+
+
+def test_a_plan_is_kept_for_its_batch_size(folder):
+    cell = opened(folder)
+    cell.start()
+    assert cell.load_plan("auto") is None
+    cell.save_plan("auto", [[1, 0], [2]])
+    assert cell.load_plan("auto") == [[1, 0], [2]]
+    assert cell.load_plan(8) is None
+    cell.save_plan(8, [[2], [0, 1]])
+    assert cell.load_plan(8) == [[2], [0, 1]]
+    assert cell.load_plan("auto") is None
+
+
+def test_finishing_without_all_prompts_names_the_first_that_lacks(folder):
+    cell = run(folder, until=2)
+    assert "prompt 2" in refusal(ValueError, cell.finish, 5, {})
+    assert not (folder / "measurements.pt").exists()
+    assert len(cell.load_batches()) == 2
+
+
+# Going on where it was
+
+
+def test_a_killed_run_goes_on_with_the_batches_it_had(folder):
+    run(folder, until=2)
+    cell = opened(folder)
+    assert not cell.finished
+    cell.start()
+    assert sorted(index for batch in cell.load_batches() for index in batch["indices"]) == [0, 1, 3, 4]
+    assert cell.load_plan("auto") == [[4, 1], [0, 3], [2]]
+    cell.save_batch([2], [record(2)], 1.0)
+    assert same(cell.finish(5, {}), [record(index) for index in range(5)])
+
+
+def test_a_batch_that_cannot_be_read_counts_as_not_done(folder):
+    run(folder, until=3)
+    (batch,) = folder.glob("batches/000001.pt")
+    batch.write_bytes(batch.read_bytes()[:100])
+    cell = opened(folder)
+    assert sorted(index for batch in cell.load_batches() for index in batch["indices"]) == [0, 2, 3]
+
+
+def test_batches_alone_refuse_other_settings(folder):
+    run(folder, until=2)
+    before = contents(folder)
+    assert "seed" in refusal(FileExistsError, opened, folder, seed=1)
+    assert contents(folder) == before
+
+
+def test_a_process_killed_while_it_saves_leaves_its_finished_batches(folder):
+    code = """
+import json, os, signal, sys
+import torch
+from pathlib import Path
+from nucleoscope.store.run_folder import Cell
+from nucleoscope.atomic import whole
+cell = Cell(Path(sys.argv[1]), json.loads(sys.argv[2]))
+cell.start()
+cell.save_batch([1, 0], [{"prompt": "a"}, {"prompt": "b"}], 1.0)
+with whole(cell.batches / "000002.pt") as stream:
+    stream.write(b"half a ba")
+    stream.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code, str(folder), json.dumps(SETTINGS)], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    cell = opened(folder)
+    cell.start()
+    assert [batch["indices"] for batch in cell.load_batches()] == [[1, 0]]
+    cell.save_batch([2], [{"prompt": "c"}], 1.0)
+    assert [r["prompt"] for r in cell.finish(3, {})] == ["b", "a", "c"]
+    assert set(contents(folder)) == {"measurements.pt", "run.json"}
+
+
+def interrupted(monkeypatch, name: str, cell: Cell) -> None:
+    """Finishes ``cell`` up to the moment before ``cells.<name>`` is first called."""
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            cell.finish(5, {})
+
+
+def test_a_run_killed_between_measurements_and_run_json_goes_on(folder, monkeypatch):
+    interrupted(monkeypatch, "write_json", run(folder, until=3))
+    assert (folder / "measurements.pt").exists()
+    cell = opened(folder)
+    assert not cell.finished
+    cell.start()
+    cell.finish(5, {})
+    assert same(results.load(folder / "measurements.pt"), [record(index) for index in range(5)])
+
+
+def test_a_run_killed_before_its_measurements_goes_on(folder, monkeypatch):
+    interrupted(monkeypatch, "whole", run(folder, until=3))
+    cell = opened(folder)
+    cell.start()
+    assert cell.finish(5, {})
+
+
+def test_a_killed_run_that_overwrites_goes_on_where_it_was(folder):
+    run(folder)
+    run(folder, until=2, overwrite=True, seed=1)
+    cell = opened(folder, overwrite=True, seed=1)
+    cell.start()
+    assert len(cell.load_batches()) == 2
+
+
+def test_old_results_stay_until_the_run_that_overwrites_them_is_finished(folder):
+    run(folder)
+    run(folder, until=2, overwrite=True, seed=1)
+    assert json.loads((folder / "run.json").read_text())["settings"] == SETTINGS
+    assert same(results.load(folder / "measurements.pt"), [record(index) for index in range(5)])
+
+
+def test_an_old_run_json_never_stands_beside_new_measurements(folder, monkeypatch):
+    run(folder)
+    interrupted(monkeypatch, "write_json", run(folder, until=3, overwrite=True, seed=1))
+    assert (folder / "measurements.pt").exists()
+    assert not (folder / "run.json").exists()
+
+
+def test_a_second_writer_is_refused_and_told_who_writes(folder, monkeypatch):
+    monkeypatch.setattr(locking, "LOCK_SECONDS", 0)
+    first = run(folder, until=1)
+    assert str(os.getpid()) in refusal(BlockingIOError, opened(folder).start)
+    first.release()
+    opened(folder).start()
+
+
+def test_overwrite_takes_nothing_from_a_run_at_work(folder, monkeypatch):
+    monkeypatch.setattr(locking, "LOCK_SECONDS", 0)
+    first = run(folder, until=1)
+    before = contents(folder)
+    with pytest.raises(BlockingIOError):
+        opened(folder, overwrite=True, seed=1).start()
+    assert contents(folder) == before
+    assert len(first.load_batches()) == 1
+
+
+# Other settings
+
+
+@pytest.mark.parametrize("until", [2, None])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"top_p": 0.5, "max_tokens": 9}, {"model": {"source": "folder"}}])
+def test_changed_settings_are_refused_by_name_and_change_nothing(folder, change, until):
+    run(folder, until)
+    before = contents(folder)
+    message = refusal(FileExistsError, opened, folder, **change)
+    assert "--overwrite" in message
+    assert str(folder) in message
+    for name, value in change.items():
+        assert f"{name} is {json.dumps(SETTINGS[name])} there and {json.dumps(value)} here" in message
+    assert not any(name in message for name in SETTINGS if name not in change and name != "model")
+    assert contents(folder) == before
+
+
+def test_a_setting_that_is_new_is_named(folder):
+    run(folder)
+    assert "prompt_format" in refusal(FileExistsError, opened, folder, prompt_format="chat")
+
+
+def test_long_values_are_cut_in_the_message(folder):
+    run(folder)
+    assert "..." in refusal(FileExistsError, opened, folder, model={"text": "x\n" * 1000})
+
+
+@pytest.mark.parametrize("until", [2, None])
+def test_overwrite_replaces_results_of_other_settings(folder, until):
+    run(folder, until)
+    cell = run(folder, overwrite=True, seed=1)
+    assert cell.finished
+    assert json.loads((folder / "run.json").read_text())["settings"]["seed"] == 1
+    assert set(contents(folder)) == {"measurements.pt", "run.json"}
+
+
+def test_overwrite_takes_no_batch_of_other_settings(folder):
+    run(folder, until=2)
+    cell = opened(folder, overwrite=True, seed=1)
+    cell.start()
+    assert cell.load_batches() == []
+    assert cell.load_plan("auto") is None
+
+
+def test_the_same_model_under_another_name_may_be_replaced(folder):
+    run(folder)
+    assert "model_name" in refusal(FileExistsError, opened, folder, model_name="./org/tiny")
+    assert not opened(folder, overwrite=True, model_name="./org/tiny").finished
+
+
+def test_damaged_measurements_are_measured_again_with_overwrite(folder):
+    run(folder)
+    (folder / "measurements.pt").write_bytes(b"half")
+    assert opened(folder).finished  # loading it says what is wrong, and what to do
+    assert "measure again" in refusal(ValueError, results.load, folder / "measurements.pt")
+    assert not opened(folder, overwrite=True).finished
+
+
+def test_whoever_waited_for_the_one_who_finished_sees_it(folder):
+    late = opened(folder)
+    run(folder)
+    with late:
+        assert late.finished
+    assert set(contents(folder)) == {"measurements.pt", "run.json"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("until", [2, None])
+@pytest.mark.parametrize(
+    "change",
+    [{"model_name": "other/tiny", "model": {"revision": "def"}}, {"dataset_name": "sums/math.jsonl"}],
+)
+def test_another_model_or_data_set_of_the_same_short_name_is_never_replaced(folder, change, until, overwrite):
+    run(folder, until)
+    before = contents(folder)
+    message = refusal(FileExistsError, opened, folder, overwrite, seed=1, **change)
+    name = next(iter(change))
+    assert name in message
+    assert "results_dir" in message
+    assert "--overwrite" not in message  # it would not help
+    assert contents(folder) == before
+
+
+def test_measurements_of_unknown_settings_are_refused_without_overwrite(folder):
+    save(folder, [record(0)])
+    before = contents(folder)
+    message = refusal(FileExistsError, opened, folder)
+    assert "--overwrite" in message
+    assert "run.json" in message
+    assert contents(folder) == before
+
+
+def test_measurements_of_unknown_settings_are_replaced_with_overwrite(folder):
+    save(folder, [record(0)])
+    run(folder, overwrite=True)
+    assert len(results.load(folder / "measurements.pt")) == 5
+
+
+@pytest.mark.parametrize("content", ["", "{", "no JSON", "[1, 2]", "3", '"text"', "null", '{"settings": 3}'])
+@pytest.mark.parametrize("name", ["run.json", "batches/settings.json"])
+def test_a_settings_file_that_is_not_ours_is_named(folder, name, content):
+    run(folder, until=None if name == "run.json" else 2)
+    (folder / name).write_text(content)
+    before = contents(folder)
+    assert str(folder) in refusal((ValueError, FileExistsError), opened, folder)
+    assert contents(folder) == before
+
+
+# Whole or not at all
+
+
+class FullDisk(io.RawIOBase):
+    """A file on a disk that has room for ``room`` bytes."""
+
+    def __init__(self, room: int):
+        self.room = room
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return len(data)
+
+
+@pytest.mark.parametrize("before", [None, b"what was there"])
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_an_error_while_writing_leaves_what_was_there(tmp_path, before, error):
+    path = tmp_path / "x.pt"
+    if before is not None:
+        path.write_bytes(before)
+
+    def write():
+        with atomic.whole(path) as stream:
+            stream.write(b"half of it")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == ([("x.pt", before)] if before else [])
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "x.pt"
+    with atomic.whole(path) as stream:
+        stream.write(b"all of it")
+        assert not path.exists()
+        assert list(tmp_path.glob("*.pt")) == []
+    assert path.read_bytes() == b"all of it"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("room", [0, 10, 2000])
+def test_a_full_disk_while_saving_tensors_leaves_what_was_there(tmp_path, room):
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"what was there")
+
+    def write():
+        with atomic.whole(path):
+            torch.save([record(index) for index in range(50)], FullDisk(room))
+
+    with pytest.raises((OSError, RuntimeError)):
+        write()
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.pt", b"what was there")]
+
+
+def test_writing_into_a_missing_folder_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        atomic.write_json(tmp_path / "nowhere" / "x.json", {})
+
+
+def test_a_value_that_json_cannot_hold_leaves_what_was_there(tmp_path):
+    atomic.write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(TypeError):
+        atomic.write_json(tmp_path / "x.json", {"a": object()})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    """Lets this process write no file beyond ``size`` bytes: each that would be larger fails with an OSError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_measurements_that_cannot_be_written_leave_the_cell_to_go_on(folder):
+    cell = run(folder, until=3)
+    with largest_file(1000), pytest.raises((OSError, RuntimeError)):
+        cell.finish(5, {})
+    cell.release()
+    assert not (folder / "measurements.pt").exists()
+    assert not [name for name in contents(folder) if not name.startswith("batches/")]
+    assert same(cell.finish(5, {}), [record(index) for index in range(5)])
+
+
+def test_a_batch_that_cannot_be_written_leaves_the_others(folder):
+    cell = run(folder, until=1)
+    before = contents(folder)
+    with largest_file(1000), pytest.raises((OSError, RuntimeError)):
+        cell.save_batch([0, 3], [record(0), record(3)], 1.0)
+    assert contents(folder) == before
+
+
+def test_a_run_on_a_full_disk_keeps_its_batches_and_goes_on_when_there_is_room(small_disk):
+    folder = small_disk / "math" / "tiny"
+    cell = run(folder, until=2)
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(b"x" * 2**20)
+    before = contents(folder)
+    with pytest.raises((OSError, RuntimeError)):
+        cell.save_batch([2], [record(2, 5000)], 1.0)
+    assert contents(folder) == before
+    filler.unlink()
+    cell.save_batch([2], [record(2)], 1.0)
+    assert same(cell.finish(5, {}), [record(index) for index in range(5)])
+
+
+# Loading
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_a_file_truncated_anywhere_is_named(tmp_path, old_format):
+    path = tmp_path / "measurements.pt"
+    torch.save([record(0), record(1)], path, _use_new_zipfile_serialization=not old_format)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), len(whole) // 50):
+        path.write_bytes(whole[:length])
+        assert str(path) in refusal(ValueError, results.load, path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 100, b"hello", b"entropies of yesterday", b"all lost\n", b"# notes\n", b"[1, 2]\n", b"{}", b"\x80"],
+)
+def test_a_file_of_anything_else_is_named(tmp_path, content):
+    path = tmp_path / "measurements.pt"
+    path.write_bytes(content)
+    assert str(path) in refusal(ValueError, results.load, path)
+
+
+def test_a_zip_archive_of_something_else_is_named(tmp_path):
+    path = tmp_path / "measurements.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "hello")
+    assert str(path) in refusal(ValueError, results.load, path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a": 1},
+        torch.zeros(3),
+        "text",
+        None,
+        3,
+        [1, 2],
+        [None],
+        [{"prompt": "a"}],
+        [{"text": "a", "label": 1}],
+        [record(0), {"prompt": "a", "entropies": []}],
+        {"records": [record(0)]},
+    ],
+)
+def test_a_file_of_other_things_is_named(tmp_path, content):
+    path = tmp_path / "measurements.pt"
+    torch.save(content, path)
+    message = refusal(ValueError, results.load, path)
+    assert str(path) in message
+    assert all(name in message for name in results.REQUIRED)
+
+
+class Foreign:
+    """What a pickle may hold: unpickling it calls a function, here one that makes a folder."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("how", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))])
+def test_a_pickled_class_is_refused_and_never_run(tmp_path, how):
+    path = tmp_path / "measurements.pt"
+    how([Foreign(tmp_path / "ran")], path)
+    assert str(path) in refusal(ValueError, results.load, path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_file_is_no_damaged_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        results.load(tmp_path / "measurements.pt")
+
+
+def test_measurements_load_with_weights_only(folder):
+    run(folder)
+    assert same(torch.load(folder / "measurements.pt", weights_only=True), [record(index) for index in range(5)])
+
+
+def test_a_file_of_the_published_study_loads(tmp_path):
+    path = save(tmp_path, [studys_record(), studys_record(0)])
+    assert same(results.load(path), [studys_record(), studys_record(0)])
+
+
+# The table
+
+
+def assert_types(table: pd.DataFrame) -> None:
+    """All the columns, in their order and of their types, however many rows and files there are."""
+    assert list(table.columns) == TABLE
+    for name in ("prompt", "step", "k"):
+        assert pd.api.types.is_integer_dtype(table[name]), f"{name}: {table[name].dtype}"
+    for name in results.COLUMNS.values():
+        assert pd.api.types.is_numeric_dtype(table[name]), f"{name}: {table[name].dtype}"
+    for name in results.COLUMNS.values():
+        assert name == "token" or pd.api.types.is_float_dtype(table[name]), f"{name}: {table[name].dtype}"
+    for name in ("model", "dataset"):
+        assert isinstance(table[name].dtype, pd.CategoricalDtype), f"{name}: {table[name].dtype}"
+
+
+def test_no_results_give_an_empty_table_with_all_columns(tmp_path):
+    for place in (tmp_path, str(tmp_path)):
+        table = results.load_table(place)
+        assert list(table.columns) == TABLE
+        assert len(table) == 0
+
+
+def test_a_results_folder_that_is_not_there_is_named(tmp_path):
+    assert "nowhere" in refusal(FileNotFoundError, results.load_table, tmp_path / "nowhere")
+
+
+def test_the_table_has_a_row_for_every_token(folder, tmp_path):
+    save(folder, [record(0, 3), record(1, 0), record(2, 2)])
+    table = results.load_table(tmp_path)
+    assert table["prompt"].tolist() == [0, 0, 0, 2, 2]
+    assert table["step"].tolist() == [0, 1, 2, 0, 1]
+    assert table["token"].tolist() == [0, 1, 2, 20, 21]
+    assert table["k"].tolist() == [1, 2, 3, 3, 1]
+    assert set(table["model"]) == {"tiny"}
+    assert set(table["dataset"]) == {"math"}
+
+
+@pytest.mark.parametrize(("name", "column"), [(n, c) for n, c in results.COLUMNS.items() if n != "tokens"])
+def test_every_quantity_stands_in_its_column(folder, tmp_path, name, column):
+    records = [record(0), record(1)]
+    save(folder, records)
+    assert results.load_table(tmp_path)[column].tolist() == records[0][name] + records[1][name]
+
+
+def test_the_columns_of_one_file_have_their_types(folder, tmp_path):
+    save(folder, [record(0), record(1, 0)])
+    table = results.load_table(tmp_path)
+    assert_types(table)
+    assert pd.api.types.is_integer_dtype(table["token"])
+
+
+def test_the_columns_of_several_files_have_their_types(tmp_path):
+    for dataset in ("math", "stories"):
+        for model in ("one", "two"):
+            save(tmp_path / dataset / model, [record(0), record(1)])
+    assert_types(results.load_table(tmp_path))
+
+
+def test_the_columns_of_an_empty_table_have_their_types(tmp_path):
+    assert_types(results.load_table(tmp_path))
+
+
+def test_the_columns_of_a_file_without_tokens_have_their_types(folder, tmp_path):
+    save(folder, [record(0, 0), record(1, 0)])
+    table = results.load_table(tmp_path)
+    assert len(table) == 0
+    assert_types(table)
+
+
+def test_a_file_without_tokens_changes_no_types_of_the_others(tmp_path):
+    save(tmp_path / "math" / "one", [record(0)])
+    save(tmp_path / "math" / "two", [record(0, 0)])
+    assert_types(results.load_table(tmp_path))
+
+
+def test_several_files_stand_one_after_the_other_by_data_set_and_model(tmp_path):
+    for number, (dataset, model) in enumerate([("b", "y"), ("a", "z"), ("a", "x")], 1):
+        save(tmp_path / dataset / model, [record(0, number)])
+    table = results.load_table(tmp_path)
+    names = list(zip(table["dataset"], table["model"], strict=True))
+    assert names == [("a", "x")] * 3 + [("a", "z")] * 2 + [("b", "y")]
+    assert table.index.tolist() == list(range(6))
+
+
+def test_only_measurements_of_cells_are_read(tmp_path):
+    save(tmp_path / "math" / "tiny", [record(0)])
+    save(tmp_path, [record(0)])
+    save(tmp_path / "math", [record(0)])
+    save(tmp_path / "math" / "tiny" / "batches", [record(0)])
+    (tmp_path / "correlation_eval").mkdir()
+    (tmp_path / "correlation_eval" / "fit_stats.csv").write_text("a,b\n")
+    assert results.cells(tmp_path) == [tmp_path / "math" / "tiny"]
+    assert len(results.load_table(tmp_path)) == 3
+
+
+def test_a_run_that_is_not_finished_is_not_in_the_table(folder, tmp_path):
+    run(folder, until=2)
+    assert len(results.load_table(tmp_path)) == 0
+
+
+def test_a_file_of_the_published_study_has_nan_where_it_lacks_a_list(folder, tmp_path):
+    save(folder, [studys_record(3), studys_record(0), studys_record(2)])
+    table = results.load_table(tmp_path)
+    assert_types(table)
+    assert table["entropy"].tolist() == [0.5, 1.5, 2.5, 0.5, 1.5]
+    assert table["cosine"].tolist() == [1.0] * 5
+    assert table["k"].tolist() == [1, 2, 3, 1, 2]
+    assert table["token"].tolist() == [-1] * 5
+    lacking = ["full_entropy", "varentropy", "surprisal", "weighted_cosine", "similarity_entropy"]
+    assert table[lacking].isna().all(axis=None)
+
+
+def test_files_of_the_study_and_ours_stand_in_one_table(tmp_path):
+    save(tmp_path / "math" / "ours", [record(0)])
+    save(tmp_path / "math" / "theirs", [studys_record()])
+    table = results.load_table(tmp_path)
+    assert_types(table)
+    assert table["token"].tolist()[:3] == [0, 1, 2]
+    assert (table["token"] == -1).sum() == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"cosines": [1.0]}, {"top_p_tokens": []}, {"tokens": torch.tensor([1, 2, 3, 4])}, {"surprisals": []}],
+)
+def test_lists_of_different_lengths_name_the_file(folder, tmp_path, change):
+    path = save(folder, [record(0) | change])
+    assert str(path) in refusal(ValueError, results.load_table, tmp_path)
+
+
+def test_nuclei_that_balance_out_over_prompts_are_no_whole_file(folder, tmp_path):
+    """One nucleus too many in one prompt and one too few in the next would shift all between them."""
+    first, second = record(0), record(1)
+    first["top_p_tokens"].append(second["top_p_tokens"].pop())
+    path = save(folder, [first, second])
+    assert str(path) in refusal(ValueError, results.load_table, tmp_path)
+
+
+def test_a_damaged_file_is_named_among_others(tmp_path):
+    save(tmp_path / "math" / "one", [record(0)])
+    path = save(tmp_path / "math" / "two", [record(0)])
+    path.write_bytes(path.read_bytes()[:-300])
+    assert str(path) in refusal(ValueError, results.load_table, tmp_path)
+
+
+# Cells as the analyses take them
+
+
+def study_cell(results_dir: Path, **options) -> Path:
+    return study_file(results_dir / "math" / "theirs", **options)
+
+
+def test_a_cell_of_the_studys_code_loads_as_it_is(tmp_path):
+    path = study_cell(tmp_path)
+    records = torch.load(path, weights_only=True)
+    assert set(records[0]) == {"prompt", "entropies", "cosines", "top_p_tokens"}
+    assert {type(value) for record in records for value in record["cosines"]} == {float, int}
+    tables, damaged = results.load_cells(tmp_path)
+    assert damaged == {}
+    assert list(tables) == [("theirs", "math")]
+    for table in (tables["theirs", "math"], results.load_table(tmp_path)):
+        assert_types(table)
+        assert table["entropy"].tolist() == [value for record in records for value in record["entropies"]]
+        assert table["cosine"].tolist() == [value for record in records for value in record["cosines"]]
+        assert table["k"].tolist() == [len(ids) for record in records for ids in record["top_p_tokens"]]
+        assert (table.loc[table["k"] == 1, "cosine"] == 1).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_cell_of_the_studys_code_can_be_analysed(tmp_path):
+    study_cell(tmp_path)
+    tables, _ = results.load_cells(tmp_path)
+    (row,) = correlation.statistics(tables, resamples=50).to_dict("records")
+    assert (row["tokens"], row["prompts"]) == (600, 30)
+    assert row["Pearson low"] < row["Pearson r"] < row["Pearson high"] < 0
+    assert row["Spearman low"] < row["Spearman r"] < row["Spearman high"] < 0
+    for name in ("full_entropy", "weighted_cosine", "similarity_entropy"):
+        assert f"no {name} in the measurements" in row["note"]
+    curves = fits.statistics(tables, resamples=5).set_index("Curve")
+    assert curves.loc["line", "a"] < 0
+    assert curves.loc["spline", "R2 (tokens)"] > 0.3
+
+
+def test_the_later_of_two_files_of_the_study_is_taken(tmp_path):
+    times = ["2025-07-01_12-30", "2025-10-02_08-05", "2024-12-31_23-59"]
+    paths = [study_cell(tmp_path, time=time, length=length) for time, length in zip(times, (3, 4, 5), strict=True)]
+    assert results.measurements(paths[0].parent) == paths[1]
+    assert len(results.load_table(tmp_path)) == 30 * 4
+
+
+def test_ours_win_over_the_studys(tmp_path):
+    folder = study_cell(tmp_path).parent
+    path = save(folder, [record(0)])
+    assert results.measurements(folder) == path
+    assert len(results.load_table(tmp_path)) == 3
+
+
+def test_a_folder_without_measurements_has_none(tmp_path):
+    (tmp_path / "math" / "tiny").mkdir(parents=True)
+    (tmp_path / "math" / "tiny" / "hyperparams.txt").write_text("top_p: 0.9\n")
+    assert results.measurements(tmp_path / "math" / "tiny") is None
+    assert results.cells(tmp_path) == []
+    assert results.load_cells(tmp_path) == ({}, {})
+
+
+def test_cells_of_both_kinds_stand_in_order_of_data_set_and_model(tmp_path):
+    study_file(tmp_path / "b" / "x")
+    study_file(tmp_path / "a" / "z")
+    save(tmp_path / "a" / "y", [record(0)])
+    assert results.cells(tmp_path) == [tmp_path / "a" / "y", tmp_path / "a" / "z", tmp_path / "b" / "x"]
+    assert set(results.load_cells(tmp_path)[0]) == {("y", "a"), ("z", "a"), ("x", "b")}
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_named_and_the_other_cells_are_there(tmp_path, share):
+    paths = [study_cell(tmp_path), save(tmp_path / "math" / "ours", [record(0)])]
+    study_file(tmp_path / "stories" / "whole")
+    for path in paths:
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    tables, damaged = results.load_cells(tmp_path)
+    assert set(tables) == {("whole", "stories")}
+    assert len(tables["whole", "stories"]) == 600
+    assert set(damaged) == set(paths)
+    for path, message in damaged.items():
+        assert str(path) in one_line(message)
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        ([{"a": 1}], "no list of records"),
+        ([record(0), record(1) | {"cosines": [1.0]}], "prompt 1 has 1 cosines for 3 entropies"),
+        ([studys_record() | {"top_p_tokens": []}], "prompt 0 has 0 top_p_tokens"),
+        ([studys_record() | {"entropies": None}], "NoneType"),
+        ([studys_record() | {"cosines": 1.0}], "float"),
+    ],
+)
+def test_a_file_of_something_else_is_damaged_as_well(tmp_path, records, reason):
+    path = save(tmp_path / "math" / "bad", records)
+    study_cell(tmp_path)
+    tables, damaged = results.load_cells(tmp_path)
+    assert set(tables) == {("theirs", "math")}
+    assert set(damaged) == {path}
+    assert str(path) in one_line(damaged[path])
+    assert reason in damaged[path]
+
+
+def test_cells_of_a_results_folder_that_is_not_there_are_refused_by_name(tmp_path):
+    assert "nowhere" in one_line(refusal(FileNotFoundError, results.load_cells, tmp_path / "nowhere"))

@@ -1,0 +1,536 @@
+"""Nothing is lost: runs that are killed, that meet, that are told to stop; disks that are full or read-only."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import matplotlib.figure
+import nbformat
+import psutil
+import pytest
+from test_results import plain
+
+import held
+import kills
+import tiny
+from messages import one_line
+from nucleoscope import atomic
+from nucleoscope.store import locking, results, run_folder
+from nucleoscope.views import figures, tables
+from nucleoscope.workflow import notebooks
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {"model_name": "tiny", "dataset_name": "cats", "seed": 0}
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+class Killer:
+    """The process that forks runs; see `kills`."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(kills.__file__))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def runs(self, folder: Path, settings: dict = SETTINGS, **request) -> list[dict]:
+        request |= {"folder": str(folder), "settings": settings}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def run(self, folder: Path, settings: dict = SETTINGS, **request) -> dict:
+        (found,) = self.runs(folder, settings, **request)
+        return found
+
+    def to_the_end(self, folder: Path, settings: dict = SETTINGS, **request) -> list[dict]:
+        """Lets a run go on undisturbed; what it measured."""
+        found = self.run(folder, settings, **request)
+        assert (found["signal"], found["error"]) == (0, "")
+        assert set(os.listdir(folder)) >= {"measurements.pt", "run.json"}
+        assert results.load_info(folder)["settings"] == settings
+        return measured(folder)
+
+
+@pytest.fixture(scope="module")
+def killer():
+    killer = Killer()
+    yield killer
+    killer.process.stdin.close()
+    assert killer.process.wait(timeout=600) == 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(killer, tmp_path_factory):
+    """A run that nobody disturbs: what it measured, how long it took, how many file operations it made."""
+    folder = tmp_path_factory.mktemp("straight") / "cell"
+    seconds = [killer.run(folder.with_name(f"cell{n}"))["seconds"] for n in range(3)]
+    found = killer.run(folder)
+    assert found["operations"] > 25
+    return measured(folder), min(seconds), found["operations"]
+
+
+def measured(folder: Path) -> list[dict]:
+    return plain(results.load(folder / results.MEASUREMENTS))
+
+
+def left(folder: Path) -> str:
+    """What a killed run has left, in short: where in its life it was."""
+    if (folder / results.RUN_INFO).exists():
+        return "finished"
+    if (folder / results.MEASUREMENTS).exists():
+        return "measurements"
+    return f"{len(list(folder.glob('batches/*.pt')))} batches" if (folder / "batches").exists() else "nothing"
+
+
+# Kills
+
+
+def test_twenty_kills_at_random_moments_change_nothing(killer, undisturbed, tmp_path):
+    expected, seconds, _ = undisturbed
+    seed = time.time_ns()
+    moments, places = random.Random(seed), []
+    stages = set()
+    for attempt in range(400):  # a kill that comes after the end is none
+        folder = tmp_path / str(attempt)
+        after = moments.uniform(0, seconds)
+        found = killer.run(folder, after=after)
+        if found["signal"] != signal.SIGKILL:
+            seconds *= 0.95  # the machine may have become faster, or slower
+            continue
+        seconds *= 1.05
+        stages.add(left(folder))
+        places.append(f"{after:.3f} s: {left(folder)}")
+        assert killer.to_the_end(folder) == expected, (seed, places)
+        if len(places) >= 20 and len(stages) > 2:
+            break
+    print(f"seed {seed}, killed after", *places, sep="\n")
+    assert len(places) >= 20
+    assert len(stages) > 2, places
+
+
+def test_a_run_that_is_killed_again_and_again_gets_there(killer, undisturbed, tmp_path):
+    """Each by its own file operations, not by the clock: so that the first is killed however fast the machine is."""
+    expected, _, operations = undisturbed
+    seed = time.time_ns()
+    moments, signals = random.Random(seed), []
+    while len(signals) < 40 and left(tmp_path / "cell") != "finished":
+        operation = moments.randint(operations // 4, operations // 2)
+        signals.append(killer.run(tmp_path / "cell", operation=operation)["signal"])
+    print(f"seed {seed}: {len(signals)} runs, {signals.count(signal.SIGKILL)} killed")
+    assert signals.count(signal.SIGKILL) > 1
+    assert killer.to_the_end(tmp_path / "cell") == expected
+
+
+def test_a_kill_at_any_file_operation_changes_nothing(killer, undisturbed, tmp_path):
+    expected, _, operations = undisturbed
+    places = set()
+    for operation in range(1, operations + 1):
+        folder = tmp_path / str(operation)
+        assert killer.run(folder, operation=operation, half=True)["signal"] == signal.SIGKILL
+        places.add(left(folder))
+        assert killer.to_the_end(folder) == expected, operation
+    assert places == {"nothing", "0 batches", "1 batches", "2 batches", "3 batches", "measurements", "finished"}
+
+
+def test_a_kill_while_results_are_replaced_leaves_the_old_ones_or_the_new_ones(killer, undisturbed, tmp_path):
+    expected, _, _ = undisturbed
+    other = SETTINGS | {"seed": 1}
+    old = killer.to_the_end(tmp_path / "old", other)
+    assert old != expected
+    shutil.copytree(tmp_path / "old", tmp_path / "counted")
+    operations = killer.run(tmp_path / "counted", overwrite=True)["operations"]
+    seen = []
+    for operation in range(operations - 18, operations + 1):  # from the last batch on
+        folder = tmp_path / str(operation)
+        shutil.copytree(tmp_path / "old", folder)
+        assert killer.run(folder, operation=operation, half=True, overwrite=True)["signal"] == signal.SIGKILL
+        seen.append(measured(folder))
+        if (folder / results.RUN_INFO).exists():
+            assert seen[-1] == (old if results.load_info(folder)["settings"] == other else expected)
+        assert killer.to_the_end(folder, overwrite=True) == expected
+    assert seen[0] == old
+    assert seen[-1] == expected
+    assert all(one in (old, expected) for one in seen)
+
+
+# Two runs in one folder
+
+
+def test_of_two_runs_at_once_one_is_refused_and_told_who_writes(killer, undisturbed, tmp_path):
+    expected, _, _ = undisturbed
+    refused = 0
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        one, other = killer.runs(folder, count=2, lock_seconds=0)
+        first, second = (one, other) if not one["error"] else (other, one)
+        assert (first["error"], first["signal"]) == ("", 0)
+        if second["error"]:  # else it came after the first one's end
+            assert f"process {first['process']} on {socket.gethostname()}" in one_line(second["error"])
+            refused += 1
+        assert measured(folder) == expected
+        assert sorted(os.listdir(folder)) == ["measurements.pt", "run.json"]
+    assert refused > 0
+
+
+def test_of_many_runs_at_once_one_measures_and_the_others_find_its_results(killer, undisturbed, tmp_path):
+    expected, _, _ = undisturbed
+    found = killer.runs(tmp_path / "cell", count=4, lock_seconds=60)
+    assert [run["error"] for run in found] == [""] * 4
+    assert measured(tmp_path / "cell") == expected
+    assert sorted(os.listdir(tmp_path / "cell")) == ["measurements.pt", "run.json"]
+
+
+def test_a_killed_runs_lock_stops_nobody(killer, undisturbed, tmp_path):
+    expected, _, operations = undisturbed
+    assert killer.run(tmp_path / "cell", operation=operations // 2)["signal"] == signal.SIGKILL
+    (tmp_path / "cell" / locking.LOCK).touch()
+    found = killer.run(tmp_path / "cell", lock_seconds=0)
+    assert (found["error"], found["signal"]) == ("", 0)
+    assert measured(tmp_path / "cell") == expected
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """The lock of a process on another machine, on a file system that locks on each machine alone."""
+    monkeypatch.setattr(atomic, "SILENCE", 1)
+    monkeypatch.setattr(atomic, "POLL", 0.05)
+    (tmp_path / locking.LOCK).write_text("process 7 on another-node\n")
+    return tmp_path
+
+
+def test_a_lock_left_behind_on_another_machine_is_cleared_after_its_silence(elsewhere, capsys):
+    begun = time.monotonic()
+    lock = locking.Lock(elsewhere)
+    assert time.monotonic() - begun > 1
+    assert (elsewhere / locking.LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+    assert "process 7 on another-node" in capsys.readouterr().err
+    lock.release()
+    assert not (elsewhere / locking.LOCK).exists()
+
+
+def test_a_run_on_another_machine_that_lives_is_named(elsewhere, monkeypatch):
+    monkeypatch.setattr(atomic, "SILENCE", 60)
+    refused = threading.Event()
+
+    def live() -> None:
+        while not refused.wait(0.1):
+            os.utime(elsewhere / locking.LOCK)
+
+    life = threading.Thread(target=live)
+    life.start()
+    with pytest.raises(BlockingIOError, match="is being written by process 7 on another-node"):
+        locking.Lock(elsewhere)
+    refused.set()
+    life.join()
+    assert (elsewhere / locking.LOCK).read_text() == "process 7 on another-node\n"
+
+
+def test_whoever_holds_a_lock_gives_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "BEAT", 0.05)
+    lock = locking.Lock(tmp_path)
+    os.utime(tmp_path / locking.LOCK, (0, 0))
+    deadline = time.monotonic() + 200
+    while os.stat(tmp_path / locking.LOCK).st_mtime == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert os.stat(tmp_path / locking.LOCK).st_mtime > 0
+    (tmp_path / locking.LOCK).write_text("process 7 on another-node\n")  # this one slept, and that one took it
+    lock.release()
+    assert (tmp_path / locking.LOCK).exists()
+
+
+def taken_over(folder: Path, name: str | None) -> None:
+    """What a process on another machine does to the lock of one that stood still; None: and ended."""
+    (folder / locking.LOCK).unlink() if name is None else (folder / locking.LOCK).write_text(f"{name}\n")
+
+
+@pytest.mark.parametrize("name", ["process 7 on another-node", None])
+def test_a_run_that_stood_still_until_another_one_took_its_folder_leaves_that_ones_batches(tmp_path, name):
+    cell = batches(tmp_path, 2)
+    kept = sorted(path.name for path in cell.batches.iterdir())
+    taken_over(tmp_path, name)
+    said = f"'{tmp_path}' was taken over by {name or 'another process'} while this one stood still: "
+    with pytest.raises(BlockingIOError, match=said) as caught:
+        cell.save_batch([4, 5], [tiny.record("the cat", "4")] * 2, 1.0)
+    one_line(str(caught.value))
+    with pytest.raises(BlockingIOError, match=said):
+        cell.finish(4, {})
+    cell.release()
+    assert sorted(path.name for path in cell.batches.iterdir()) == kept
+    assert not (tmp_path / "measurements.pt").exists()
+    assert (tmp_path / locking.LOCK).exists() == (name is not None)
+
+
+def test_a_run_that_stands_still_while_it_writes_its_measurements_leaves_the_others_batches(tmp_path, monkeypatch):
+    cell = batches(tmp_path)
+
+    def save(path, value):
+        atomic.write_json(path, value)
+        taken_over(tmp_path, "process 7 on another-node")
+
+    monkeypatch.setattr(run_folder, "write_json", save)
+    with pytest.raises(BlockingIOError, match="was taken over by process 7 on another-node"):
+        cell.finish(6, {})
+    cell.release()
+    assert len(list(cell.batches.glob("*.pt"))) == 3
+    assert len(results.load(tmp_path / "measurements.pt")) == 6
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(locking.fcntl, "flock", refuse)
+    with pytest.raises(OSError, match=r"cannot be locked \(No locks available\): use another --results_dir"):
+        locking.Lock(tmp_path)
+
+
+# Half-written files
+
+
+def test_what_killed_processes_left_half_written_goes_with_the_next_writing(tmp_path):
+    """Not what another one writes now, here or on another machine, nor another file's."""
+    ended = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    ended.wait()
+    here, name = socket.gethostname(), "run [1].ipynb"
+    gone = [f".{name}.{here}.{ended.pid}.part", f".{name}.a.cluster.example.7.part"]
+    stay = [f".{name}.{here}.{os.getppid()}.part", f".{name}.another-node.7.part", f".other.{here}.{ended.pid}.part"]
+    for part in gone + stay:
+        (tmp_path / part).write_text("half")
+    long_ago = time.time() - atomic.ABANDONED - 60
+    os.utime(tmp_path / gone[1], (long_ago, long_ago))
+    atomic.write_json(tmp_path / name, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {name, *stay}
+
+
+# Disks
+
+
+def filled(disk: Path) -> Path:
+    """Fills the disk to its last byte with a file that may be removed."""
+    with pytest.raises(OSError, match="No space"):
+        (disk / "filler").write_bytes(b"x" * 2**20)
+    return disk / "filler"
+
+
+def batches(folder: Path, last: int = 3) -> run_folder.Cell:
+    """A cell with the batches of six prompts."""
+    cell = run_folder.Cell(folder, SETTINGS)
+    cell.start()
+    for start in range(0, 2 * last, 2):
+        cell.save_batch([start, start + 1], [tiny.record("the cat", f"{start + n}") for n in range(2)], 1.0)
+    return cell
+
+
+@pytest.mark.parametrize("room", [0, 4096, 40960])
+def test_a_disk_that_is_full_at_the_end_loses_nothing(small_disk, room):
+    """With some room the measurements fit, or half of them."""
+    cell = batches(small_disk / "cats" / "tiny")
+    filler = filled(small_disk)
+    os.truncate(filler, filler.stat().st_size - room)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        cell.finish(6, {"much": "x" * 100_000})
+    assert str(small_disk) in one_line(str(caught.value))
+    cell.release()
+    assert not list(small_disk.rglob("*.part"))
+    filler.unlink()
+    again = run_folder.Cell(cell.folder, SETTINGS)
+    with again:
+        assert len(again.load_batches()) == 3
+        again.finish(6, {})
+    assert [record["prompt"] for record in results.load(cell.folder / "measurements.pt")] == list("012345")
+
+
+def test_an_executed_notebook_that_does_not_fit_the_disk_leaves_the_old_one(small_disk, monkeypatch):
+    output = small_disk / "run.ipynb"
+    output.write_text("the old one")
+    executed = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("x" * 2**20)])
+    monkeypatch.setattr(notebooks.papermill, "execute_notebook", lambda *args, **kwargs: executed)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/run.ipynb'"):
+        notebooks.execute("run", output, {})
+    assert [(path.name, path.read_text()) for path in small_disk.iterdir()] == [("run.ipynb", "the old one")]
+
+
+def test_tables_and_figures_that_do_not_fit_the_disk_leave_the_old_ones(small_disk):
+    table, figure = small_disk / "stats.csv", small_disk / "correlation.png"
+    table.write_text("the old table")
+    figure.write_text("the old figure")
+    filled(small_disk)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/stats.csv'"):
+        tables.write("x" * 2**16, table)
+    drawn = matplotlib.figure.Figure()
+    drawn.subplots().plot(range(10))
+    with pytest.raises(OSError, match=r"No space left on device: '.*/correlation.png'"):
+        figures.save(drawn, figure)
+    assert table.read_text() == "the old table"
+    assert figure.read_text() == "the old figure"
+    assert {path.name for path in small_disk.iterdir()} == {"stats.csv", "correlation.png", "filler"}
+
+
+def test_a_folder_on_a_full_disk_is_refused_before_the_model_is_loaded(small_disk):
+    filled(small_disk)
+    with pytest.raises(OSError, match=r"cannot be written to \(No space left on device\): use another --results_dir"):
+        run_folder.check(small_disk / "cats" / "tiny")
+
+
+def test_results_on_another_file_system_than_temporary_files(small_disk, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    assert os.stat(small_disk).st_dev != os.stat(small_disk.parent).st_dev
+    folder = small_disk / "cats" / "tiny"
+    run_folder.check(folder)
+    batches(folder).finish(6, {})
+    assert len(results.load(folder / "measurements.pt")) == 6
+
+
+@pytest.mark.parametrize("place", ["cats/tiny", "cats", "."])
+def test_a_file_in_a_folders_place_is_named(tmp_path, place):
+    path = tmp_path / "results" / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    with pytest.raises(NotADirectoryError, match="is no folder: use another --results_dir") as caught:
+        run_folder.check(tmp_path / "results" / "cats" / "tiny")
+    assert str(path) in one_line(str(caught.value))
+
+
+def test_checking_a_folder_leaves_nothing_behind(tmp_path):
+    run_folder.check(tmp_path / "results" / "cats" / "tiny")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_process_writes_to_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "LOCK_SECONDS", 0)
+    cell = batches(tmp_path, 1)
+    with pytest.raises(BlockingIOError, match=f"is being written by process {os.getpid()} on"):
+        run_folder.check(tmp_path)
+    cell.release()
+    run_folder.check(tmp_path)
+
+
+def test_results_that_are_there_may_be_on_a_read_only_disk(small_disk, small_disk_made_read_only):
+    batches(small_disk).finish(6, {})
+    small_disk_made_read_only()
+    run_folder.check(small_disk)
+    assert run_folder.Cell(small_disk, SETTINGS).finished
+    with pytest.raises(OSError, match="Read-only file system"):
+        run_folder.check(small_disk, overwrite=True)
+
+
+# The whole command
+
+
+def command(model: str, texts: str, folder: Path, **options) -> list[str]:
+    given = {
+        "model_name": model,
+        "dataset_name": texts,
+        "results_dir": str(folder),
+        "batch_size": 1,
+        "dtype": "float32",
+    }
+    words = [word for name, value in (given | options).items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "scripts/correlation_pipeline.py", *words]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "cats.txt"
+    path.write_text("".join(f"the cat {'and ' * (n % 3)}number {n}\n" for n in range(60)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("models") / "tiny", tiny.model(), tiny.tokenizer())
+
+
+def test_a_read_only_results_folder_is_refused_before_the_model_is_loaded(small_disk, small_disk_made_read_only, texts):
+    small_disk_made_read_only()
+    done = subprocess.run(
+        command("nobody/nothing", texts, small_disk), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    said = f"error: '{small_disk}' cannot be written to (Read-only file system): use another --results_dir\n"
+    assert done.stderr == said
+
+
+def begun(words: list[str], folder: Path, environment: dict) -> tuple[subprocess.Popen, psutil.Process, int]:
+    """A run that has just finished a batch, the process of its notebook, and how many batches there were before."""
+    before = len(list(folder.glob("batches/*.pt")))
+    run = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 200
+    while len(list(folder.glob("batches/*.pt"))) == before and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert run.poll() is None, run.stderr.read().decode()
+    (kernel,) = (one for one in psutil.Process(run.pid).children() if "ipykernel" in " ".join(one.cmdline()))
+    return run, kernel, before
+
+
+def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_the_same(tmp_path, model, texts):
+    options = {"n_prompts": 12, "max_tokens": 40}
+    undisturbed = subprocess.Popen(command(model, texts, tmp_path / "straight", **options), cwd=ROOT, env=ENVIRONMENT)
+    words, folder = command(model, texts, tmp_path, **options), tmp_path / "cats" / "tiny"
+    environment, file = ENVIRONMENT | held.environment(tmp_path / "held"), held.hold(folder)
+
+    run, kernel, _ = begun(words, folder, environment)
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate(timeout=200)[1].decode()
+    assert run.returncode == 143
+    assert said.splitlines()[-1] == "interrupted: the same command goes on where this was"
+    assert "Traceback" not in said
+    assert not kernel.is_running()
+
+    run, kernel, kept = begun(words, folder, environment)
+    assert kept > 0
+    kernel.kill()
+    said = run.communicate(timeout=200)[1].decode()
+    assert run.returncode == 1
+    assert said.splitlines()[-1].startswith("error: the notebook's process died")
+    assert said.splitlines()[-1].endswith("run the same command again")
+
+    run, kernel, more = begun(words, folder, environment)
+    assert more > kept
+    run.kill()
+    run.communicate(timeout=200)
+    assert psutil.wait_procs([kernel], timeout=200)[1] == [], "the notebook's process outlives the command"
+    assert len(list(folder.glob("batches/*.pt"))) == 3
+    file.unlink()
+
+    done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(folder)) == ["measurements.pt", "run.ipynb", "run.json"]
+    assert undisturbed.wait(timeout=600) == 0
+    assert measured(folder) == measured(tmp_path / "straight" / "cats" / "tiny")
+
+
+def test_two_kernels_at_once_have_sockets_of_their_own(tmp_path, monkeypatch):
+    """Each in a folder that only this user may look into, and that is gone afterwards."""
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    lines = [
+        "# %%",
+        "import time, pathlib, ipykernel.kernelapp as app",
+        "file = pathlib.Path(app.IPKernelApp.instance().ip)",
+        f"here = pathlib.Path({str(tmp_path)!r})",
+        "(here / file.parent.name).with_suffix('.at_work').write_text(oct(file.parent.stat().st_mode))",
+        "while len(list(here.glob('*.at_work'))) < 2: time.sleep(0.1)",
+    ]
+    (tmp_path / "meet.py").write_text("\n".join(lines) + "\n")
+    code = "import sys; from nucleoscope.workflow import notebooks; from pathlib import Path\n"
+    code += f"notebooks.FOLDER = Path({str(tmp_path)!r}); notebooks.execute('meet', sys.argv[1], {{}})"
+    environment = ENVIRONMENT | {"TMPDIR": str(tmp_path)}
+    outputs = [tmp_path / "one.ipynb", tmp_path / "other.ipynb"]
+    runs = [subprocess.Popen([sys.executable, "-c", code, str(output)], env=environment) for output in outputs]
+    assert [run.wait(timeout=600) for run in runs] == [0, 0]
+    assert all(output.is_file() for output in outputs)
+    met = list(tmp_path.glob("*.at_work"))
+    assert len(met) == 2
+    assert {path.read_text() for path in met} == {"0o40700"}
+    assert not list(tmp_path.glob("nucleoscope-*/"))

@@ -1,0 +1,206 @@
+"""The rules that choose prompts and tokens, on made tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from made import full, table
+from nucleoscope.views import examples
+
+
+def record(entropies, cosines, k=2) -> dict:
+    """A record with what a rule may see."""
+    sizes = np.broadcast_to(k, len(entropies))
+    nuclei = [range(size) for size in sizes]
+    return {"prompt": "", "entropies": list(entropies), "cosines": list(cosines), "top_p_tokens": nuclei}
+
+
+def ordered(r: float, n: int = 30) -> dict:
+    """A record whose coefficient is near ``r``, and exactly -1, 0 or 1 for these."""
+    x = np.arange(n, dtype=float)
+    return record(x, r * x + (1 - abs(r)) * np.random.default_rng(n).permutation(n) if r else np.abs(x - x.mean()))
+
+
+def test_the_median_the_most_and_the_least_correlated_prompt():
+    records = [ordered(r) for r in (-0.9, -0.5, 0.0, -0.7, 1.0)]
+    each = examples.within(examples.table(records, "", ""))["r"]
+    found = examples.chosen(records)
+    assert [pick.prompt for pick in found] == [1, 4, 2]
+    assert [pick.r for pick in found] == pytest.approx([each.median(), 1, 0], abs=1e-12)
+    assert [pick.sentence.split("**")[1] for pick in found] == [
+        "The median prompt",
+        "The most correlated prompt",
+        "The least correlated prompt",
+    ]
+    assert found[1].sentence.endswith("it has the coefficient furthest from 0, 1.00 over 30 tokens.")
+    assert "number 2 (the first is 0): of the 5 prompts with at least 15 tokens" in found[2].sentence
+    assert found[2].sentence.endswith("nearest to 0, 0.00 over 30 tokens.")
+
+
+def test_a_negative_coefficient_has_a_real_minus():
+    assert "\N{MINUS SIGN}1.00 over" in examples.chosen([ordered(-1.0)])[0].sentence
+
+
+def test_of_an_even_number_the_median_is_the_lower_one():
+    assert examples.chosen([ordered(r) for r in (1.0, -1.0, 0.5, 0.0)])[0].prompt == 3
+
+
+def test_equal_coefficients_go_to_the_first_prompt_and_none_is_taken_twice():
+    found = examples.chosen([ordered(1.0)] * 5)
+    assert [pick.prompt for pick in found] == [2, 0, 1]  # of five in order, the third is in the middle
+    assert "of those not shown yet" not in found[1].sentence
+    assert "of those not shown yet" in found[2].sentence
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_with_fewer_prompts_there_are_fewer_picks(count):
+    assert [pick.prompt for pick in examples.chosen([ordered(0.5), ordered(-0.9)][:count])] == [0, 1][:count][::-1]
+
+
+def test_a_short_prompt_in_perfect_order_does_not_take_part():
+    assert {pick.prompt for pick in examples.chosen([ordered(0.5, 40), ordered(1.0, 19), ordered(0.4, 20)])} == {0, 2}
+
+
+def test_where_all_texts_are_short_half_of_the_longest_is_enough():
+    found = examples.chosen([ordered(0.5, 10), ordered(1.0, 4), ordered(1.0, 5)])
+    assert {pick.prompt for pick in found} == {0, 2}
+    assert "at least 5 tokens" in found[0].sentence
+
+
+def test_a_long_prompt_without_a_coefficient_does_not_raise_the_bound():
+    (only,) = examples.chosen([record(np.arange(40.0), [0.5] * 40), ordered(-0.5, 10)])
+    assert only.prompt == 1
+    assert "with at least 5 tokens" in only.sentence
+
+
+def test_tokens_without_a_choice_do_not_count():
+    x = np.arange(30.0)
+    records = [record(x, np.where(x < 10, x, -x), np.where(x < 10, 1, 2)), ordered(1.0)]
+    each = examples.within(examples.table(records, "", ""))
+    assert each.loc[0].tolist() == pytest.approx([-1, 20])
+
+
+def test_an_undefined_coefficient_does_not_take_part():
+    flat, bad = record(np.arange(30.0), [0.5] * 30), record([np.nan] * 30, np.arange(30.0))
+    assert [pick.prompt for pick in examples.chosen([flat, bad, ordered(0.5)])] == [2]
+
+
+def test_without_any_coefficient_the_first_text_stands_alone():
+    (only,) = examples.chosen([record([], []), record([1.0], [1.0], 1), record([2.0], [1.0], 1)])
+    assert only.prompt == 1
+    assert np.isnan(only.r)
+    assert only.sentence.startswith("**The first prompt with a text**")
+    assert examples.chosen([record([], [])]) == []
+    assert examples.chosen([]) == []
+
+
+def test_within_is_scipys_coefficient():
+    tokens = full(3)
+    each = examples.within(tokens)
+    for prompt, group in tokens[tokens["k"] > 1].groupby("prompt"):
+        assert each.loc[prompt, "r"] == pytest.approx(stats.spearmanr(group["entropy"], group["cosine"])[0])
+
+
+# Corners
+
+
+def plane(seed: int = 0, prompts: int = 40, length: int = 30, **names) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    n = prompts * length
+    made = table(
+        np.repeat(np.arange(prompts), length),
+        rng.uniform(0, 3, n),
+        rng.uniform(-1, 1, n),
+        rng.integers(1, 400, n),
+        **names,
+    )
+    return made.assign(token=rng.integers(0, 99, n))
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.integers(0, 1000))
+def test_tokens_at_the_corners_keep_the_rules(seed):
+    tables = {("m", "a"): plane(seed, dataset="a"), ("m", "b"): plane(seed + 1, dataset="b")}
+    found = examples.corners(tables)
+    assert found["corner"].tolist() == [name for name in examples.CORNERS for _ in range(3)]
+    assert not found.duplicated(["dataset", "prompt"]).any()
+    assert found["k"].between(2, examples.READABLE).all()
+    assert (found["step"] >= examples.BEFORE).all()
+    for name, (up, right) in examples.CORNERS.items():
+        part = found[found["corner"] == name]
+        assert ((part["entropy_rank"] > 0.5) == up).all()
+        assert ((part["cosine_rank"] > 0.5) == right).all()
+
+
+def test_the_nearest_token_by_the_larger_distance_comes_first():
+    entropy = np.linspace(0, 1, 101)
+    cosine = np.full(101, 0.5) + 1e-6 * np.arange(101)  # ranks as entropy's
+    made = table(np.arange(101), entropy, cosine, token=0).assign(step=9, token=1)
+    found = examples.corners({("model", "data"): made})
+    high, low = (found[found["corner"] == f"{end} entropy, {end} cosine similarity"] for end in ("high", "low"))
+    assert high["prompt"].tolist() == [100, 99, 98]
+    assert low["prompt"].tolist() == [0, 1, 2]
+    assert high["entropy_rank"].tolist() == pytest.approx([1, 0.99, 0.98])
+    mixed = found[found["corner"] == "high entropy, low cosine similarity"]
+    assert mixed["prompt"].tolist() == [50, 51, 52]  # far out in neither; 49 and 48 went to the other mixed corner
+
+
+def test_equal_distances_go_to_the_smaller_sum_then_to_the_first():
+    ranks = np.array([[5, 5], [5, 4], [4, 5], [0, 0], [1, 1], [2, 2], [3, 3]], dtype=float)
+    ranks = np.concatenate([ranks, [[9, -9]] * 3, [[-9, 9]] * 3])  # what the mixed corners take
+    made = table(np.arange(13), ranks[:, 0], ranks[:, 1]).assign(step=9, token=1)
+    assert examples.corners({("model", "data"): made})["prompt"].tolist()[:3] == [0, 1, 2]
+
+
+def test_ranks_are_taken_among_all_tokens_with_a_choice_not_only_those_that_may_be_shown():
+    made = table(np.arange(4), [1.0, 2, 3, 4], [1.0, 2, 3, 4], k=[2, 2, 999, 1]).assign(step=9, token=1)
+    found = examples.corners({("model", "data"): made}).drop_duplicates("prompt").set_index("prompt")
+    assert found["entropy_rank"].to_dict() == {1: 0.5, 0: 0.0}
+
+
+def test_few_tokens_give_few_rows_and_none_give_none():
+    lone = table([0], [1.0], [0.5]).assign(step=9, token=1)
+    assert len(examples.corners({("model", "data"): lone})) == 1
+    assert examples.corners({("model", "data"): lone.assign(step=1)}).empty
+    assert examples.corners({("model", "data"): lone.assign(k=1)}).empty
+    assert examples.corners({("model", "data"): lone.assign(token=-1)}).empty  # the study's files know no tokens
+
+
+def test_a_token_of_a_corner_in_a_line():
+    lone = table([4], [1.0], [-0.5]).assign(step=9, token=1)
+    (row,) = examples.corners({("model", "data"): lone}).itertuples()
+    assert examples.numbers(row) == (
+        "**data**, prompt number 4 (the first is 0), token 10 (the first is 1): entropy 1.00 nats (percentile 0), "
+        "cosine similarity \N{MINUS SIGN}0.50 (percentile 0), 2 candidates."
+    )
+
+
+def test_a_data_sets_name_is_no_markup():
+    lone = table([4], [1.0], [-0.5], dataset="<b>*").assign(step=9, token=1)
+    (row,) = examples.corners({("model", "<b>*"): lone}).itertuples()
+    assert examples.numbers(row).startswith("**&#60;b&#62;&#42;**, prompt")
+
+
+def test_the_corners_take_turns_so_that_none_goes_without():
+    rng = np.random.default_rng(0)
+    made = table(np.repeat(np.arange(4), 50), rng.uniform(0, 3, 200), rng.uniform(-1, 1, 200))
+    found = examples.corners({("model", "data"): made.assign(step=9, token=1)})
+    assert found["corner"].tolist() == list(examples.CORNERS)
+    assert sorted(found["prompt"]) == [0, 1, 2, 3]
+
+
+def test_how_far_the_corners_reach():
+    made = table(np.arange(6), np.arange(6.0), np.arange(6.0), k=[1, 2, 2, 2, 2, 999]).assign(step=9, token=1)
+    total, left_out, highest = examples.reach({("model", "data"): made})
+    assert (total, left_out, highest) == (5, pytest.approx(0.2), pytest.approx(0.75))
+    assert examples.corners({("model", "data"): made})["entropy_rank"].max() == pytest.approx(highest)
+
+
+def test_without_tables_there_are_no_corners():
+    assert examples.corners({}).empty
+    total, *shares = examples.reach({})
+    assert total == 0
+    assert np.isnan(shares).all()

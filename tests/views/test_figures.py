@@ -1,0 +1,190 @@
+"""Figures: the paper's as files, the book's as data; what is drawn is what was measured."""
+
+import re
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from made import full
+from nucleoscope.stats import bootstrap, correlation, fits
+from nucleoscope.store import results
+from nucleoscope.views import figures, panels
+
+CELLS = {("model b", "xsum"): full(1), ("model a", "gsm8k"): full(2), ("model a", "xsum"): full(3)}
+
+
+def drawn(cells, resamples):
+    return panels.grid(cells, panels.binned(cells, resamples=resamples))
+
+
+def traces(figure, name):
+    """The trace of each kind in the panel of one cell, by kind."""
+    found = [trace for trace in figure.data if name in (trace.hovertemplate or "")]
+    return dict(zip(("median", "mean", "density"), found, strict=True))
+
+
+def test_the_paper_figure_has_a_panel_for_each_cell_and_a_blank_for_a_missing_one():
+    figure = figures.paper(CELLS)
+    drawn = [axes.axison for axes in figure.axes]
+    assert drawn == [True, True, False, True]  # model a: gsm8k, xsum; model b: no gsm8k, xsum
+    texts = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert texts == {"model a", "model b", "gsm8k", "xsum"}
+    assert len({axes.get_xlim() for axes in figure.axes}) == len({axes.get_ylim() for axes in figure.axes}) == 1
+
+
+def test_the_paper_figure_shows_the_medians_and_one_standard_deviation():
+    axes = figures.paper({("m", "d"): CELLS["model b", "xsum"]}).axes[0]
+    pairs = results.choices(CELLS["model b", "xsum"])
+    given = pairs["entropy"], pairs["cosine"]
+    median, edges, _ = stats.binned_statistic(*given, "median", bins=50)
+    deviation = stats.binned_statistic(*given, "std", bins=50).statistic
+    held = np.isfinite(median)
+    x, y = axes.lines[0].get_data()
+    np.testing.assert_allclose(x, (edges[1:] + edges[:-1]) / 2)
+    np.testing.assert_allclose(y, median)  # NaN where a bin is empty: the line breaks
+    corners = np.concatenate([path.vertices for path in axes.collections[0].get_paths()])
+    for edge in (median + deviation, median - deviation):
+        drawn = [any(np.allclose(corner, point) for corner in corners) for point in zip(x, edge, strict=True)]
+        assert np.array_equal(drawn, held)
+
+
+def test_the_paper_figure_is_300_dpi_and_its_letters_are_letters(tmp_path):
+    paths = tmp_path / "deep" / "f.png", tmp_path / "deep" / "f.pdf"
+    figures.save(figures.paper(CELLS), *paths)
+    with Image.open(paths[0]) as image:
+        assert image.info["dpi"] == pytest.approx((300, 300), rel=1e-3)
+    raw = paths[1].read_bytes()
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", raw, re.DOTALL)
+    text = raw + b"".join(zlib.decompress(part) for part in streams if part[:1] == b"x")
+    assert b"/Subtype /Type0" in text  # TrueType outlines, embedded whole: font type 42
+    assert b"/Subtype /Type3" not in text
+    again = tmp_path / "again.pdf"
+    figures.save(figures.paper(CELLS), again)
+    assert again.read_bytes() == raw
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == ["f.pdf", "f.png"]
+
+
+def test_the_paper_figures_line_and_band_differ_in_grey():
+    shades = [0.299 * red + 0.587 * green + 0.114 * blue for red, green, blue in ((0, 114, 178), (86, 180, 233))]
+    behind = 255 - 0.45 * (255 - shades[1])  # the band is see-through
+    assert shades[0] < 100 < 190 < behind < 230
+
+
+def intervals(pairs, kind, resamples):
+    """The interval of each bin that holds tokens, from resamples spelled out with scipy."""
+    given, edges = pairs["prompt"].unique(), np.linspace(pairs["entropy"].min(), pairs["entropy"].max(), 51)
+    found = []
+    for counts in bootstrap.draws(len(given), resamples, 0):
+        taken = pairs.loc[np.repeat(pairs.index, pairs["prompt"].map(dict(zip(given, counts, strict=True))))]
+        found.append(stats.binned_statistic(taken["entropy"], taken["cosine"], kind, bins=edges).statistic)
+    held = np.histogram(pairs["entropy"], edges)[0] > 0
+    return [bound[held] for bound in bootstrap.interval(np.array(found))]
+
+
+def test_the_grid_has_what_scipy_counts_in_each_panel():
+    figure = drawn(CELLS, 20)
+    pairs = results.choices(CELLS["model a", "gsm8k"])
+    given = pairs["entropy"], pairs["cosine"]
+    panel = traces(figure, "model a, gsm8k")
+    for kind in ("median", "mean"):
+        expected = stats.binned_statistic(*given, kind, bins=50).statistic
+        np.testing.assert_allclose(panel[kind].y, expected[np.isfinite(expected)], atol=6e-5)
+        counts, spans = zip(*panel[kind].customdata, strict=True)
+        assert sum(counts) == len(pairs)
+        low, high = intervals(pairs, kind, resamples=20)
+        bars = panel[kind].error_y.arrayminus, panel[kind].error_y.array
+        np.testing.assert_allclose(np.array(bars[0], float), panel[kind].y - low, atol=2e-4)
+        np.testing.assert_allclose(np.array(bars[1], float), high - panel[kind].y, atol=2e-4)
+        assert np.nanmax(high - low) > 0.01
+        shown = [
+            "from too few prompts" if np.isnan(a) else f"[{a:.3f}, {b:.3f}]" for a, b in zip(low, high, strict=True)
+        ]
+        assert list(spans) == shown
+    assert np.sum(panel["density"].z) == len(pairs)
+
+
+def test_the_two_switches_of_the_grid_set_different_things():
+    figure = drawn(CELLS, 5)
+    views, quantities = figure.layout.updatemenus
+    assert [button.label for button in views.buttons] == ["median", "mean", "density"]
+    shown = [button.args[0] for button in views.buttons]
+    assert all(list(view) == ["visible"] and len(view["visible"]) == len(figure.data) for view in shown)
+    assert np.sum([view["visible"] for view in shown], axis=0).tolist() == [1] * len(figure.data)
+    assert [trace.visible for trace in figure.data] == shown[0]["visible"]
+    assert len(quantities.buttons) == len(correlation.PAIRS)
+    for button, (x, y) in zip(quantities.buttons, correlation.PAIRS, strict=True):
+        data, layout = button.args
+        assert "visible" not in data
+        assert {len(values) for values in data.values()} == {len(figure.data)}
+        texts = [figure.layout.annotations[int(re.search(r"\d+", key)[0])].text for key in layout]
+        assert texts == [figures.LABELS[name] for name in correlation.PAIRS[0]]  # the axes' titles, no cell's name
+        assert list(layout.values()) == [figures.LABELS[x], figures.LABELS[y]]
+
+
+def test_the_first_choice_of_quantities_is_what_the_grid_shows():
+    figure = drawn(CELLS, 5)
+    data = figure.layout.updatemenus[1].buttons[0].args[0]
+    for place, trace in enumerate(figure.data):
+        assert list(trace.x) == list(data["x"][place])
+        assert list(trace.y) == list(data["y"][place])
+
+
+def test_a_cell_without_choices_leaves_its_panels_empty():
+    cells = CELLS | {("model c", "xsum"): full(4).assign(k=1)}
+    figure = drawn(cells, 5)
+    assert all(len(trace.x) == 0 for trace in traces(figure, "model c, xsum").values())
+    assert [axes.axison for axes in figures.paper(cells).axes].count(True) == 3
+
+
+def test_lines_of_bins_that_hold_too_few_tokens_are_missed_in_words():
+    (key, cell), *_ = CELLS.items()
+    few, enough = (figures.overlay({key: cell}, least=least) for least in (len(cell) + 1, 1))
+    assert [note.text for note in few.layout.annotations] == [f"no bin holds {len(cell) + 1} tokens"]
+    assert not enough.layout.annotations
+
+
+def test_published_coefficients_stand_only_beside_the_same_cell():
+    cells = {("Qwen3-8B", "xsum"): full(1), ("mine", "xsum"): full(2)}
+    statistics = correlation.statistics(cells, resamples=20)
+    figure = figures.coefficients(statistics, correlation.published())
+    for place, (kind, theirs) in enumerate({"Pearson": -0.373, "Spearman": -0.4287}.items()):
+        ours, published = figure.data[2 * place : 2 * place + 2]
+        assert ours.xaxis == published.xaxis == ("x", "x2")[place]
+        assert list(ours.x) == pytest.approx(statistics[f"{kind} r"].tolist(), abs=5e-5)
+        assert list(published.x) == [theirs, None]
+        bounds = ours.x[0] - ours.error_x.arrayminus[0], ours.x[0] + ours.error_x.array[0]
+        assert bounds == pytest.approx(statistics.loc[0, [f"{kind} low", f"{kind} high"]].tolist(), abs=2e-4)
+
+
+def test_fitted_curves_and_medians_are_those_of_the_cell_that_is_picked():
+    lines = fits.lines(CELLS)
+    figure = figures.fitted(lines)
+    labels = [button.label for button in figure.layout.updatemenus[0].buttons]
+    assert labels == ["model a, gsm8k", "model a, xsum", "model b, xsum", "model a, (all)", "(all), xsum"]
+    for button in figure.layout.updatemenus[0].buttons:
+        model, dataset = button.label.split(", ")
+        rows = lines[(lines["Model"] == model) & (lines["Dataset"] == dataset)]
+        for place, trace in enumerate(figure.data):
+            expected = rows[rows["Curve"] == trace.name]
+            np.testing.assert_allclose(button.args[0]["y"][place], expected["y"], atol=6e-5)
+    assert figure.data[0].name == "medians"
+    assert sum(figure.data[0].customdata) == len(results.choices(CELLS["model a", "gsm8k"]))
+
+
+def test_every_figure_says_in_words_what_it_shows():
+    statistics = correlation.statistics(CELLS, resamples=5)
+    shown = [drawn(CELLS, 5), figures.coefficients(statistics, correlation.published())]
+    shown += [figures.fitted(fits.lines(CELLS)), figures.scatter(full(1)), figures.distributions(full(1))]
+    assert all(len(figure.layout.meta["alt"]) > 20 for figure in shown)
+
+
+def test_what_is_not_finite_is_left_out_of_every_figure():
+    cell = full(1)
+    cell.loc[[3, 50], "full_entropy"] = np.inf
+    cell.loc[60, "entropy"] = np.nan
+    drawn({("m", "d"): cell}, 5)
+    figures.paper({("m", "d"): cell})
+    assert len(figures.scatter(cell).data[0].x) == len(results.choices(cell)) - (cell.loc[60, "k"] > 1)

@@ -1,0 +1,138 @@
+"""Tables for papers and readers: LaTeX that compiles, csv that keeps every digit."""
+
+import io
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from made import full
+from nucleoscope.stats import correlation, fits
+from nucleoscope.stats.curves import FORMULAS
+from nucleoscope.views import tables
+
+NAMES = [("Llama-3.1-8B", "gsm8k"), ("Llama-3.1-8B", "my_texts"), ("100%_of$#{}&~^\\", "gsm8k")]
+
+
+@pytest.fixture(scope="module")
+def cells():
+    made = {names: full(seed) for seed, names in enumerate(NAMES)}
+    made["constant", "gsm8k"] = full(9).assign(cosine=0.5)
+    return made
+
+
+@pytest.fixture(scope="module")
+def statistics(cells):
+    return correlation.statistics(cells, resamples=30)
+
+
+@pytest.fixture(scope="module")
+def curves(cells):
+    return fits.statistics(cells, resamples=10)
+
+
+@pytest.fixture(scope="module")
+def latex(statistics, curves):
+    return {
+        "full": tables.correlation_tex(statistics),
+        "short": tables.correlation_short_tex(statistics),
+        "fits": tables.fits_tex(curves),
+    }
+
+
+def test_every_row_has_as_many_fields_as_the_table_has_columns(latex):
+    for text in latex.values():
+        for tabular in re.findall(r"\\begin\{tabular\}.*?\\end\{tabular\}", text, re.DOTALL):
+            columns = re.match(r"\\begin\{tabular\}\{(\w+)\}", tabular)[1]
+            rows = [line for line in tabular.splitlines() if line.endswith(r"\\")]
+            assert len(rows) > len(NAMES)
+            assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(columns)}
+
+
+def test_latex_has_booktabs_rules_multirow_models_and_escaped_names(latex):
+    for text in latex.values():
+        for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\multirow[t]{2}{*}{Llama-3.1-8B}", r"my\_texts"):
+            assert part in text
+        assert r"\cline" not in text
+        assert "nan" not in text
+        assert r"100\%\_of\$\#\{\}\&\textasciitilde \textasciicircum \textbackslash " in text
+
+
+def test_latex_says_why_a_cell_is_empty(latex):
+    for text in latex.values():
+        assert re.search(r"^% constant, gsm8k: .*constant$", text, re.MULTILINE)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="NO pdflatex HERE: the LaTeX is only parsed")
+def test_latex_compiles_in_an_article_with_booktabs_and_multirow_alone(latex, tmp_path):
+    for name, text in latex.items():
+        (tmp_path / f"{name}.tex").write_text(text)
+    body = "\n\n".join(rf"\input{{{name}}}" for name in latex)
+    document = rf"\documentclass{{article}}\usepackage{{booktabs,multirow}}\begin{{document}}{body}\end{{document}}"
+    (tmp_path / "paper.tex").write_text(document)
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-1500:]
+    assert (tmp_path / "paper.pdf").is_file()
+
+
+def test_csv_starts_as_the_published_one_and_gives_every_number_back(statistics):
+    text = tables.csv(statistics)
+    back = pd.read_csv(io.StringIO(text), keep_default_na=True, dtype={"Pearson p": str, "Spearman p": str})
+    assert list(back.columns[:6]) == list(correlation.published().columns) == correlation.PUBLISHED_COLUMNS
+    for name in statistics.select_dtypes("number"):
+        np.testing.assert_allclose(back[name], statistics[name], rtol=1e-9, err_msg=name)
+    assert back["Pearson p"].fillna("").tolist() == statistics["Pearson p"].fillna("").tolist()
+
+
+def test_a_p_value_that_no_double_holds_keeps_its_magnitude():
+    cell = full(0, prompts=100, length=80).assign(k=2)
+    cell["cosine"] = -cell["entropy"] + np.random.default_rng(0).normal(0, 0.01, len(cell))
+    text = tables.csv(correlation.statistics({("m", "d"): cell}, resamples=10))
+    row = pd.read_csv(io.StringIO(text), dtype=str).iloc[0]
+    assert int(row["Pearson p"].partition("e-")[2]) > 320
+    assert float(row["Pearson log10 p"]) < -320
+
+
+def test_readers_see_value_and_interval_and_notes_only_where_there_are_any(statistics, curves):
+    shown = tables.readable(statistics)
+    value, low, high = map(float, re.findall(r"-?\d\.\d+", shown.loc[NAMES[0], "Pearson r"]))
+    assert low <= value <= high
+    assert shown.loc[("constant", "gsm8k"), "Pearson r"] == ""
+    assert "constant" in shown.loc[("constant", "gsm8k"), "note"]
+    assert "note" not in tables.readable(statistics[statistics["note"] == ""])
+    assert ("Llama-3.1-8B", "(all)") in tables.parameters(curves, "unimodal", {"a": 2, "peak": 2}).index
+    assert list(tables.compared(curves, "delta AICc", 1)) == list(FORMULAS)
+    assert set(tables.explained(curves).index.get_level_values("Curve")) <= set(FORMULAS) - {"constant"}
+
+
+def test_latex_numbers_read_as_numbers():
+    powers = [tables._power(value) for value in (np.log10(9.7e-300), -873.85, -0.5, np.nan)]
+    assert powers == [r"$1{\cdot}10^{-299}$", r"$1{\cdot}10^{-874}$", "$0.3$", "--"]
+    assert [tables._number(value) for value in (-0.001, -0.5, np.inf)] == ["$0.00$", "$-0.50$", r"$\infty$"]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="NO pdflatex HERE: the LaTeX is only parsed")
+def test_the_tables_of_the_studys_names_fit_the_column_of_an_article(tmp_path):
+    names = [("Llama-3.1-8B-Instruct", "writingprompts"), ("deepseek-llm-7b-base", "gsm8k")]
+    statistics = correlation.statistics({name: full(seed) for seed, name in enumerate(names)}, resamples=30)
+    (tmp_path / "short.tex").write_text(tables.correlation_short_tex(statistics))
+    (tmp_path / "full.tex").write_text(tables.correlation_tex(statistics))
+    body = r"\noindent\input{short}\par\noindent\input{full}"
+    document = rf"\documentclass{{article}}\usepackage{{booktabs,multirow}}\begin{{document}}{body}\end{{document}}"
+    (tmp_path / "paper.tex").write_text(document)
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper"]
+    log = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600).stdout
+    assert "Output written" in log
+    assert "Overfull" not in log
+
+
+def test_a_table_for_readers_has_one_heading_row_and_no_numbers_of_rows(statistics):
+    html = tables.show(tables.readable(statistics)).data
+    assert html.count("<tr") == len(statistics) + 1
+    assert html.index("<th>Model</th>") < html.index("<th>Dataset</th>") < html.index("<th>Pearson r</th>")
+    assert "100%_of$#{}&amp;~^" in html
+    assert "NaN" not in html

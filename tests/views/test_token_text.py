@@ -1,0 +1,170 @@
+"""Tokens as text: every kind of tokenizer, characters of many tokens, and what cannot be seen."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+import tiny
+from nucleoscope.views.token_text import BYTES, Reader, Unit, joined, literal, visible
+
+FAMILY = "👩\u200d👩\u200d👧"
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return Reader(tiny.tokenizer(bos=False))
+
+
+def ids(text: str) -> list[int]:
+    return tiny.tokenizer(bos=False)(text)["input_ids"]
+
+
+def pieces() -> PreTrainedTokenizerFast:
+    """A tokenizer as SentencePiece makes them: a space is ▁, and there are tokens for single bytes."""
+    vocabulary = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a", "b"]
+    core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(vocabulary)}, [("▁", "a")], byte_fallback=True))
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+
+
+def words() -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words and parts of words, which only it can put together."""
+    core = Tokenizer(models.WordPiece({"[UNK]": 0, "play": 1, "##ing": 2, "now": 3}, unk_token="[UNK]"))
+    core.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
+
+
+def test_the_three_kinds_are_told_apart(reader):
+    assert [reader.kind, Reader(pieces()).kind, Reader(words()).kind] == ["bytes", "pieces", "plain"]
+
+
+def test_every_byte_has_its_letter():
+    assert sorted(BYTES.values()) == list(range(256))
+    assert (BYTES["Ġ"], BYTES["Ċ"], BYTES["a"]) == (32, 10, 97)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40))
+def test_units_make_the_text_and_hold_every_token(text):
+    tokens = ids(text)
+    units = Reader(tiny.tokenizer(bos=False)).units(tokens)
+    assert "".join(unit.text for unit in units) == text
+    assert sum(unit.tokens for unit in units) == len(tokens)
+    assert all(unit.tokens for unit in units)
+
+
+@pytest.mark.parametrize("cluster", ["你", FAMILY, "👍🏽", "🇩🇪", "e\u0301\u0323", "🏴\U000e0067\U000e007f", "ü"])
+def test_what_belongs_together_is_one_unit(reader, cluster):
+    units = reader.units(ids(f"x{cluster}y"))
+    assert [unit.text for unit in units] == ["x", cluster, "y"]
+    assert units[1].tokens == len(ids(cluster))
+
+
+def test_two_flags_are_two_units(reader):
+    assert [unit.text for unit in reader.units(ids("🇩🇪🇫🇷"))] == ["🇩🇪", "🇫🇷"]
+
+
+def test_text_that_never_stops_joining_is_cut(reader):
+    units = reader.units(ids("a" + "\u0301" * 100))
+    assert max(unit.tokens for unit in units) <= 32
+    assert "".join(unit.text for unit in units) == "a" + "\u0301" * 100
+
+
+def test_arabic_letters_are_units_of_their_own(reader):
+    assert [unit.text for unit in reader.units(ids("سلام"))] == list("سلام")
+
+
+def test_bytes_that_are_no_text_are_shown_by_their_values(reader):
+    tokens = ids("你")
+    assert reader.units(tokens[:2]) == [Unit("⟨E4⟩⟨BD⟩", 2)]
+    assert [unit.text for unit in reader.units([tokens[0], *ids("a")])] == ["⟨E4⟩a"]
+    assert [reader.visible(token) for token in tokens] == ["⟨E4⟩", "⟨BD⟩", "⟨A0⟩"]
+
+
+def test_control_characters_are_shown_by_their_pictures(reader):
+    assert "".join(unit.text for unit in reader.units(ids("a\x00\r\n\t\x7f"))) == "a␀␍\n\t␡"
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        (b" the", "·the"),
+        (b"\n\n\t ", "↵↵⇥·"),
+        ("·".encode(), "⟨U+00B7⟩"),  # no space
+        ("⟨E2⟩".encode(), "⟨U+27E8⟩E2⟨U+27E9⟩"),  # no byte
+        (b"\xe2a", "⟨E2⟩a"),
+        ("\u00a0".encode(), "⟨U+00A0⟩"),
+        ("\u200d".encode(), "⟨U+200D⟩"),
+        (FAMILY.encode(), FAMILY),
+        ("\u0301".encode(), "\u25cc\u0301"),
+        ("\u202e".encode(), "⟨U+202E⟩"),
+        ("مرحبا".encode(), "مرحبا"),
+        (b"<script>", "<script>"),
+        (b"", ""),
+    ],
+)
+def test_one_token_for_itself(raw, shown):
+    assert visible(raw) == shown
+
+
+def test_all_tokens_of_one_byte_look_different(reader):
+    shown = [visible(bytes([byte])) for byte in range(256)]
+    assert len(set(shown)) == 256
+
+
+def test_signs_that_turn_the_order_of_what_follows_are_shown(reader):
+    assert "".join(unit.text for unit in reader.units(ids("a\u202eb\u2066c"))) == "a⟨U+202E⟩b⟨U+2066⟩c"
+    assert "".join(unit.text for unit in reader.units(ids("می\u200cخواهم"))) == "می\u200cخواهم"
+
+
+def test_rows_of_spaces_that_are_tokens_of_their_own_are_spaces():
+    tokenizer = pieces()
+    tokenizer.add_tokens([AddedToken("▁▁▁▁", normalized=False)])
+    tokenizer.add_tokens([AddedToken("<▁>", normalized=False, special=True)], special_tokens=True)
+    tokens = tokenizer.convert_tokens_to_ids(["a", "▁▁▁▁", "b"])
+    reader = Reader(tokenizer)
+    assert "".join(unit.text for unit in reader.units(tokens)) == tokenizer.decode(tokens) == "a    b"
+    assert reader.visible(tokenizer.convert_tokens_to_ids("<▁>")) == "<▁>"
+
+
+def test_names_are_no_markup():
+    assert literal("SmolLM2-135M") == "SmolLM2-135M"
+    assert literal("a_b *c*\n# <b> $x$ [y](z)") == (
+        "a&#95;b &#42;c&#42; &#35; &#60;b&#62; &#36;x&#36; &#91;y&#93;&#40;z&#41;"
+    )
+
+
+def test_pieces_keep_their_spaces_and_bytes():
+    tokenizer = pieces()
+    reader = Reader(tokenizer)
+    tokens = tokenizer.convert_tokens_to_ids(["▁a", "▁", "b", "<0xC3>", "<0xA9>", "<0x0A>"])
+    assert reader.units(tokens) == [Unit(" a", 1), Unit(" ", 1), Unit("b", 1), Unit("é", 2), Unit("\n", 1)]
+    assert [reader.visible(token) for token in tokens] == ["·a", "·", "b", "⟨C3⟩", "⟨A9⟩", "↵"]
+
+
+def test_words_are_put_together_by_their_own_tokenizer():
+    assert Reader(words()).units([1, 2, 3]) == [Unit("play", 1), Unit("ing", 1), Unit(" now", 1)]
+
+
+def test_special_tokens_say_their_names_and_unknown_ids_their_numbers(reader):
+    assert reader.visible(tiny.EOS) == "<eos>"
+    assert reader.visible(tiny.VOCAB + 7) == f"⟨token {tiny.VOCAB + 7}⟩"
+    assert reader.units([tiny.EOS, tiny.VOCAB + 7]) == [Unit("<eos>", 1), Unit(f"⟨token {tiny.VOCAB + 7}⟩", 1)]
+
+
+def test_tokenizers_whose_tokens_are_bytes():
+    class Tiktoken:
+        byte_decoder = None
+
+        def convert_ids_to_tokens(self, token):
+            return [b"a", b"\xc3", b"\xa9"][token]
+
+    assert Reader(Tiktoken()).units([0, 1, 2]) == [Unit("a", 1), Unit("é", 2)]
+
+
+def test_nothing_joins_an_empty_text_or_a_line_break():
+    assert not joined("", "a")
+    assert not joined("\n", "\u0301")
+    assert not joined("a", "b")

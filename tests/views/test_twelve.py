@@ -1,0 +1,85 @@
+"""The notebook "Twelve tokens", run on small results."""
+
+import json
+
+import nbformat
+import torch
+
+import tiny
+from nucleoscope import atomic
+from nucleoscope.store import results
+from nucleoscope.views import examples
+from nucleoscope.views.token_text import literal
+from nucleoscope.workflow import notebooks
+
+TEXT = "the rain in Spain stays mainly in the plain, and سلام 你好 <script>alert(1)</script>"
+
+
+def cell(folder, records: list[dict], settings: dict | None) -> None:
+    """A measured cell as a run leaves it; without ``settings``, without its run.json."""
+    folder.mkdir(parents=True)
+    torch.save(records, folder / results.MEASUREMENTS)
+    if settings is not None:
+        atomic.write_json(folder / results.RUN_INFO, {"settings": {"model": {"source": "folder"}, **settings}})
+
+
+def shown(folder) -> tuple[list[str], list[str]]:
+    """The notebook on the results in ``folder``: its strips, and its lines of Markdown."""
+    notebooks.execute("twelve", folder / "twelve.ipynb", {"results_dir": str(folder / "results")})
+    cells = nbformat.read(folder / "twelve.ipynb", as_version=4).cells
+    data = [output.data for cell in cells for output in cell.get("outputs", []) if "data" in output]
+    strips = [output["text/html"] for output in data if "nucleoscope-strip" in output.get("text/html", "")]
+    return strips, [output["text/markdown"] for output in data if "text/markdown" in output]
+
+
+def payload(html: str) -> dict:
+    return json.loads(html.split('<script type="application/json">')[1].split("</script>")[0])
+
+
+def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
+    name = tiny.save(tmp_path / "tiny", tiny.model(), tiny.tokenizer(bos=False))
+    for dataset, seed in (("alpha", 0), ("beta", 100)):
+        records = [tiny.record(TEXT, seed=seed + number, most=250) for number in range(10)]
+        cell(tmp_path / "results" / dataset / "tiny", records, {"model_name": name})
+    strips, (said, *lines) = shown(tmp_path)
+    assert len(strips) == 12
+    tables, _ = results.load_cells(tmp_path / "results")
+    total, long, highest = examples.reach(tables)
+    assert said == (
+        f"The model is {literal(name)}, on alpha, beta: {total:,} tokens that had a choice. The {long:.1%} of them "
+        f"with more than 200 candidates are ranked and not shown: no token below lies above percentile "
+        f"{100 * highest:.1f} of entropy."
+    )
+    assert lines == list(map(examples.numbers, examples.corners(tables).itertuples()))
+    for html, token in zip(strips, examples.corners(tables).itertuples(), strict=True):
+        data = payload(html)
+        assert data["first"] + data["shown"] == token.step
+        assert data["quantities"][-1]["values"][data["shown"]] == token.k
+        assert data["whose"] == "drawn"
+
+
+def test_cells_that_cannot_be_read_are_left_out_and_named(tmp_path):
+    name = tiny.save(tmp_path / "tiny", tiny.model(), tiny.tokenizer(bos=False))
+    records = [tiny.record(TEXT, seed=number) for number in range(3)]
+    folder = tmp_path / "results"
+    cell(folder / "gated" / "tiny", records, {"model_name": str(tmp_path / "nowhere")})
+    cell(folder / "<b>lost" / "tiny", records, None)
+    cell(folder / "read-answer" / "tiny", records, {"model_name": name, "mode": "score"})
+    cell(folder / "torn" / "tiny", records, {"model_name": name})
+    (folder / "torn" / "tiny" / results.MEASUREMENTS).write_bytes(b"torn")
+    strips, (said, *lines) = shown(tmp_path)
+    assert [payload(html)["whose"] for html in strips] == ["the text's"] * 3  # one a prompt
+    assert lines.count("No token is left for this corner.") == 1
+    assert "The model did not write the texts of read-answer" in said
+    assert said.endswith("cannot be read here: &#60;b&#62;lost, gated.")
+    notebook = (tmp_path / "twelve.ipynb").read_text()
+    assert "torn" in notebook  # named where a reader of the page sees it
+    assert "left out: " in notebook
+
+
+def test_without_any_tokenizer_the_page_says_so(tmp_path):
+    cell(tmp_path / "results" / "alpha" / "tiny", [tiny.record(TEXT)], None)
+    strips, (said, *lines) = shown(tmp_path)
+    assert strips == []
+    assert said.startswith("No tokenizer of tiny can be had here, so its tokens cannot be shown.")
+    assert lines == ["No token is left for this corner."] * 4

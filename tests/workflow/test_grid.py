@@ -1,0 +1,557 @@
+"""Grids as they are written, what of them is measured, and the graph over fifteen cells of which two fail."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+import held
+import tiny
+from messages import one_line
+from nucleoscope.models import gpus
+from nucleoscope.store import results
+from nucleoscope.workflow import graph, grid, logs, status
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+SMALL = {"results_dir": "r", "models": ["a"], "datasets": ["b"]}
+
+
+# Grids
+
+
+def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
+    config = {
+        "results_dir": "r",
+        "parameters": {"n_prompts": 100, "max_tokens": 50, "dtype": "float16"},
+        "resources": {"memory": "10G", "time": "1h"},
+        "models": [
+            {
+                "name": "me/one",
+                "revision": "c0ffee",
+                "max_tokens": 60,
+                "prompt_format": "chat",
+                "gpus": 2,
+                "memory": "900M",
+            },
+            "two",
+        ],
+        "datasets": [{"name": "gsm8k", "max_tokens": 70, "memory": "1G"}, "some/where/texts.jsonl"],
+    }
+    cells = grid.cells(config)
+    assert list(cells) == ["r/gsm8k/one", "r/texts/one", "r/gsm8k/two", "r/texts/two"]
+    one = cells["r/gsm8k/one"]
+    assert one.parameters == {
+        **{"model_name": "me/one", "dataset_name": "gsm8k", "results_dir": "r", "model_revision": "c0ffee"},
+        **{"n_prompts": 100, "max_tokens": 70, "dtype": "float16", "prompt_format": "chat"},
+    }
+    assert (one.gpus, one.memory, one.time) == (2, "1G", "1h")  # of two own sizes the larger
+    assert cells["r/texts/one"].parameters["max_tokens"] == 60
+    assert cells["r/texts/one"].memory == "900M"
+    assert cells["r/texts/two"] == grid.Entry(
+        {"model_name": "two", "dataset_name": "some/where/texts.jsonl", "results_dir": "r"} | config["parameters"],
+        **{"gpus": 1, "memory": "10G", "time": "1h"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modles": ["a"]}, "the grid: unknown setting 'modles'"),
+        ({"models": None}, "models is missing: a list of names"),
+        ({"datasets": []}, "datasets is missing"),
+        ({"results_dir": None}, "results_dir is missing"),
+        ({"models": ["a", {"name": "a", "seed": 1}]}, "'a' on 'b' stands there twice: leave one out"),
+        ({"models": ["x/a", "y/a"]}, "'x/a' on 'b' and 'y/a' on 'b' share a short name, and so the folder r/b/a"),
+        ({"models": [{"nam": "a"}]}, "entry 1 of models has no name"),
+        ({"models": [7]}, "entry 1 of models has no name"),
+        ({"models": [{"name": "a", "max_token": 3}]}, "'a' of models: unknown setting 'max_token'"),
+        ({"datasets": [{"name": "b", "revision": "1"}]}, "'b' of datasets: unknown setting 'revision'"),
+        ({"parameters": {"dtype": "bf16"}}, "parameters: dtype is 'bf16': it must be auto, float32, bfloat16, float16"),
+        ({"parameters": {"n_prompts": "many"}}, "parameters: n_prompts is 'many': it must be of type int"),
+        ({"parameters": {"trust_remote_code": 1}}, "trust_remote_code is 1: it must be of type bool"),
+        ({"parameters": ["n_prompts"]}, "parameters must be a mapping of mode, text_column"),
+        ({"models": [{"name": "a", "gpus": -1}]}, "'a' of models: gpus is -1: it must be a number, 0 or more"),
+        ({"resources": {"memory": "40"}}, "resources: memory is '40': write a size such as 40G"),
+        ({"resources": {"time": 240}}, "resources: time is 240: write it as 90m, 4h or 2d"),
+        ({"parameters": {"n_prompts": 0}}, "parameters: n_prompts is 0: it must be at least 1"),
+        ({"models": [{"name": "a", "max_tokens": -3}]}, "'a' of models: max_tokens is -3: it must be at least 1"),
+        ({"parameters": {"top_p": 90}}, "parameters: top_p is 90: it must lie in (0, 1]"),
+        ({"datasets": [{"name": "b", "batch_size": 0}]}, "batch_size is 0: it must be auto or at least 1"),
+        ({"results_dir": __file__}, "test_grid.py', which is a file: name a folder"),
+        ({"parameters": {"mode": "score"}}, "'a' on 'b': mode: score and text_column go together, or neither"),
+        ({"datasets": [{"name": "b", "text_column": "c"}]}, "mode: score and text_column go together, or neither"),
+        ({"analyses": {"resample": 5}}, "analyses: unknown setting 'resample'"),
+    ],
+)
+def test_a_wrong_grid_is_named_in_one_line(tmp_path, change, message):
+    path = tmp_path / "grid.yml"
+    path.write_text(yaml.safe_dump(SMALL | change))
+    with pytest.raises(ValueError, match=r"grid\.yml") as caught:
+        grid.load(path)
+    assert message in one_line(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("results_dir: r\nmodels: [a]\nmodels: [b]\n", "line 1: 'models' stands there twice"),
+        ("models: [a\n", "line 2: expected ',' or ']'"),
+        ("", "a grid is a mapping of results_dir"),
+        ("- a\n", "a grid is a mapping of results_dir"),
+    ],
+)
+def test_what_is_no_grid_is_named_in_one_line(tmp_path, text, message):
+    path = tmp_path / "grid.yml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"grid\.yml") as caught:
+        grid.load(path)
+    assert message in one_line(str(caught.value))
+
+
+def test_a_grid_that_is_not_there_is_named_in_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^grid '.*none\.yml' cannot be read: No such file or directory$"):
+        grid.load(tmp_path / "none.yml")
+
+
+def test_sizes_and_times():
+    assert [grid.mebibytes(size) for size in ("500M", "2G", "2GB", "1TiB")] == [500, 2048, 2048, 2**20]
+    assert [grid.minutes(time) for time in ("90m", "4h", "1d12h")] == [90, 240, 2160]
+
+
+def test_a_grid_knows_the_parameters_of_the_command_line():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import correlation_pipeline
+    finally:
+        sys.path.pop(0)
+    options = vars(correlation_pipeline.parser().parse_args([]))
+    own = {"model_name", "dataset_name", "results_dir", "overwrite", "debug"}
+    assert set(grid.PARAMETERS) == set(options) - own | {"model_revision"}
+    assert {name: options[name] for name in grid.DEFAULTS} == grid.DEFAULTS
+    assert all(options.get(name) is None for name in set(grid.PARAMETERS) - set(grid.DEFAULTS))
+
+
+def test_the_grids_that_come_along():
+    grids = {path.stem: grid.load(path) for path in (ROOT / "scripts/grids").glob("*.yml")}
+    assert len({config["results_dir"] for config in grids.values()}) == len(grids)  # what they measure does not mix
+    study = grid.cells(grids["study"])
+    assert len(study) == 15
+    revisions = {entry.parameters["model_name"]: entry.parameters["model_revision"] for entry in study.values()}
+    assert len(revisions) == 5
+    assert all(len(revision) == 40 for revision in revisions.values())
+    for entry in study.values():
+        assert [entry.parameters[name] for name in ("n_prompts", "max_tokens", "prompt_format")] == [100, 100, "raw"]
+        assert entry.gpus == 1
+    assert {entry.gpus for entry in grid.cells(grids["smoke"]).values()} == {0}
+
+
+def test_importing_the_grid_is_quick():
+    names = "gpus, graph, grid, ledger"
+    code = f"import sys; from nucleoscope import {names}; print({{'torch', 'pandas', 'numpy'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+# What is measured
+
+
+def made(folder: Path, entry: grid.Entry, **others) -> None:
+    """A cell's three files as a run by hand leaves them, with numbers that are made up."""
+    folder.mkdir(parents=True)
+    text = "the cat sat on the mat and she said that it was hers and not the dog's"
+    records = [tiny.record(text, seed=10 * len(str(folder)) + number) for number in range(3)]
+    torch.save(records, folder / results.MEASUREMENTS)
+    wanted = grid.DEFAULTS | entry.parameters
+    names = ("model_name", "dataset_name", "prompt_format", "max_tokens", "top_p", "seed", "n_prompts")
+    settings = {name: wanted[name] for name in names} | {"prompt_column": wanted.get("prompt_column")}
+    settings |= {"model": {"source": "folder"}, "dataset": {"source": "file"}, "dtype": "float32"} | others
+    (folder / results.RUN_INFO).write_text(json.dumps({"settings": settings, "tokens": 100}))
+    asked = wanted | {name: others[name] for name in grid.PARAMETERS if name in others}
+    asked |= {name: wanted[name] for name in ("n_prompts", "dtype")}
+    notebook = nbformat.v4.new_notebook(metadata={"papermill": {"parameters": asked}})
+    nbformat.write(notebook, folder / results.NOTEBOOK)
+
+
+ENTRY = grid.Entry({"model_name": "a", "dataset_name": "b", "n_prompts": 50}, 1, None, None)
+
+
+@pytest.mark.parametrize(
+    ("found", "asked"),
+    [
+        ({}, {}),
+        ({"n_prompts": 7}, {}),  # the data set has no more: the notebook was asked for 50
+        ({"dtype": "bfloat16"}, {"dtype": "auto"}),
+        ({}, {"batch_size": 3, "device": "cuda"}),  # they do not decide which tokens are measured
+        ({"model": {"source": "hub", "revision": "a" * 40}}, {"model_revision": "a" * 40}),
+        ({"mode": "score", "text_column": "t", "seed": None}, {"mode": "score", "text_column": "t"}),
+    ],
+)
+def test_what_agrees_with_the_grid_is_measured(tmp_path, found, asked):
+    made(tmp_path / "b" / "a", ENTRY, **found)
+    entry = grid.Entry(ENTRY.parameters | asked, 1, None, None)
+    assert status.lacking(tmp_path / "b" / "a", entry) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "why"),
+    [
+        ({}, {"n_prompts": 60}, "n_prompts is 50 there and 60 in the grid"),
+        ({}, {"max_tokens": 5}, "max_tokens is 100 there and 5 in the grid"),
+        ({"prompt_format": "chat"}, {}, "prompt_format is 'chat' there and 'raw' in the grid"),
+        ({"seed": 3}, {}, "seed is 3 there and 0 in the grid"),
+        ({}, {"dtype": "bfloat16"}, "dtype is 'float32' there and 'bfloat16' in the grid"),
+        ({"model_name": "other/a"}, {}, "model_name is 'other/a' there and 'a' in the grid"),
+        ({}, {"mode": "score", "text_column": "t"}, "mode is 'generate' there and 'score' in the grid"),
+        (
+            {"model": {"source": "hub", "revision": "a" * 40}},
+            {"model_revision": "b" * 40},
+            f"model_revision is '{'a' * 40}' there and '{'b' * 40}' in the grid",
+        ),
+    ],
+)
+def test_what_differs_from_the_grid_is_not_measured(tmp_path, found, asked, why):
+    made(tmp_path / "b" / "a", ENTRY, **found)
+    entry = grid.Entry(ENTRY.parameters | asked, 1, None, None)
+    assert status.lacking(tmp_path / "b" / "a", entry) == why
+
+
+@pytest.mark.parametrize("name", [results.MEASUREMENTS, results.RUN_INFO, results.NOTEBOOK])
+def test_a_cell_without_one_of_its_files_is_not_measured(tmp_path, name):
+    made(tmp_path / "b" / "a", ENTRY)
+    (tmp_path / "b" / "a" / name).unlink()
+    assert status.lacking(tmp_path / "b" / "a", ENTRY) == f"{name} is missing"
+
+
+@pytest.mark.parametrize("change", [{"top_p": 0.5}, {"n_prompts": 100}, {"dtype": "float16"}])
+def test_a_notebook_that_is_older_than_its_measurements_is_made_again(tmp_path, change):
+    made(tmp_path / "b" / "a", ENTRY)
+    path = tmp_path / "b" / "a" / results.NOTEBOOK
+    notebook = nbformat.read(path, nbformat.NO_CONVERT)
+    notebook.metadata.papermill.parameters |= change
+    nbformat.write(notebook, path)
+    ((name, value),) = change.items()
+    assert status.lacking(tmp_path / "b" / "a", ENTRY).startswith(f"{name} is {value!r} in run.ipynb and ")
+
+
+def test_a_data_set_whose_file_has_changed_is_measured_again(tmp_path):
+    prompts = tmp_path / "b.txt"
+    prompts.write_text("the cat")
+    entry = grid.Entry(ENTRY.parameters | {"dataset_name": str(prompts)}, 1, None, None)
+    digest = hashlib.sha256(b"the cat").hexdigest()
+    made(tmp_path / "b" / "a", entry, dataset={"source": "file", "sha256": digest})
+    assert status.lacking(tmp_path / "b" / "a", entry) is None
+    prompts.write_text("the dog")
+    assert status.lacking(tmp_path / "b" / "a", entry).startswith(f"dataset is '{digest}' there and ")
+    prompts.unlink()  # what is measured needs it no longer
+    assert status.lacking(tmp_path / "b" / "a", entry) is None
+
+
+def test_the_report_names_what_else_failed_and_which_earlier_results_are_analysed(tmp_path):
+    config = {"results_dir": str(tmp_path), "models": ["a"], "datasets": ["b"], "parameters": {"top_p": 0.5}}
+    made(tmp_path / "b" / "a", ENTRY)
+    logs.run(python("raise SystemExit('error: no LaTeX')"), tmp_path / "logs/analyses.log")
+    logs.run(python("print('built')"), tmp_path / "logs/book.log")
+    said = status.summary(config).splitlines()
+    assert "    earlier results stay there, and are analysed: top_p is 0.9 there and 0.5 in the grid" in said
+    place = said.index("analyses failed when it was last made: error: no LaTeX")
+    assert re.fullmatch(
+        f"    log: {re.escape(str(tmp_path))}/logs/analyses.log \\(20\\d\\d-\\d\\d-\\d\\d \\d\\d:\\d\\d\\)",
+        said[place + 1],
+    )
+    assert not any("book" in line for line in said)
+
+
+# What the graph reckons with
+
+
+def needs(number: int) -> grid.Entry:
+    return grid.Entry({}, number, None, None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "gpus_of", "threads"),
+    [(0, 2, 0, 16), (1, 2, 1, 8), (2, 2, 2, 16), (4, 2, 2, 16), (1, 0, 0, 16), (1, 32, 1, 1)],
+)
+def test_a_cells_share_of_a_machine_with_sixteen_cores(wanted, there, gpus_of, threads):
+    assert graph.gpus(needs(wanted), there) == gpus_of
+    assert graph.threads(needs(wanted), there, 16) == threads
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "found", "choice"),
+    [
+        (0, None, False, 0),  # a cluster need not hide the GPUs of others
+        (1, None, False, None),  # but has made its choice
+        (0, 2, True, 0),
+        (1, 2, True, 1),
+        (1, 0, True, 0),  # --resources gpu=0
+        (1, 0, False, None),  # a GPU that nvidia-smi does not know
+    ],
+)
+def test_who_chooses_the_gpus_of_a_cell(wanted, there, found, choice):
+    assert graph.gpu_choice(needs(wanted), there, found) == choice
+    if there is None:
+        assert graph.gpus(needs(wanted), there) == wanted
+
+
+def test_parameters_as_options():
+    assert graph.options({"a": 1, "b": None, "c": False, "d": True, "e": "x y"}) == "--a 1 --d --e 'x y'"
+
+
+def test_a_second_pass_has_the_targets_of_the_first_wherever_they_stand():
+    from snakemake.cli import get_argument_parser
+
+    for arguments in (["book", "--cores", "2"], ["--cores", "2", "--configfile", "g.yml", "--", "book"]):
+        assert get_argument_parser().parse_args(graph.again(arguments)[3:]).targets == ["book"]
+    assert graph.goes_on(["book"])
+    assert graph.goes_on([])
+    assert not graph.goes_on(["results/math/a/run.ipynb"])
+
+
+@pytest.mark.parametrize("words", [["-F"], ["-nF"], ["-Rcell"], ["-R", "cell"], ["--forcerun=cell"], ["--force"]])
+def test_all_spellings_of_force_are_seen(words):
+    assert graph.forces(["--cores", "2", *words])
+
+
+def test_other_options_force_nothing():
+    assert not graph.forces(["--cores", "2", "-n", "--forces", "-d", "F", "--rerun-triggers", "mtime", "-call"])
+
+
+# Logs
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent(code)]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "why"),
+    [
+        ("import sys; print('hello'); sys.exit('error: no such model')", 1, "error: no such model"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137, "it was killed by SIGKILL (out of memory"),
+        ("import sys; print('odd'); sys.exit(3)", 3, "it ended with status 3: odd"),
+    ],
+)
+def test_a_log_says_why(tmp_path, capfd, code, status, why):
+    log = tmp_path / "deep" / "log"
+    assert logs.run(python(code), log) == status
+    assert logs.reason(log).startswith(why)
+    said = capfd.readouterr()
+    assert ("hello" in said.out, "no such model" in said.err) == (status == 1, status == 1)
+
+
+def test_a_log_keeps_the_attempts_that_were_cut_off_and_no_states_of_a_progress_bar(tmp_path):
+    log = tmp_path / "log"
+    for _ in range(2):
+        logs.run(python("import os; print('1%\\r50%\\r100%', flush=True); os.kill(os.getpid(), 9)"), log)
+    assert [line for line in log.read_text().splitlines() if not line.startswith("#")] == ["100%", "100%"]
+    assert logs.run(python("print('done')"), log) == 0
+    assert log.read_text().count(logs.BEGUN) == 3
+    logs.run(python("raise SystemExit('error: new')"), log)
+    assert log.read_text().count(logs.BEGUN) == 1  # the one before came to its own end
+    log.write_text(log.read_text().rsplit(logs.ENDED, 1)[0])  # as the whole machine's end leaves it
+    assert logs.reason(log) == "it was killed, or its machine went down, after: error: new"
+
+
+# The graph
+
+
+@pytest.fixture
+def two_gpus(tmp_path, monkeypatch):
+    """A machine whose nvidia-smi lists two GPUs."""
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text("#!/bin/sh\necho 'GPU 0: One (UUID: GPU-1)'\necho 'GPU 1: Other (UUID: GPU-2)'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv(gpus.VISIBLE, raising=False)
+
+
+def snakemake(*options: object, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *map(str, options)]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=900)
+
+
+def fifteen(tmp_path: Path) -> tuple[Path, dict[str, grid.Entry]]:
+    """A grid of five models on three data sets; two models cannot write as much as the third data set asks for."""
+    sizes = dict.fromkeys(("one", "two", "three"), 1024) | dict.fromkeys(("four", "five"), 128)
+    models = [
+        tiny.save(tmp_path / name, tiny.model(max_position_embeddings=size), tiny.tokenizer())
+        for name, size in sizes.items()
+    ]
+    for name in ("short", "middle", "long"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "the cat"}\n{"prompt": "she said"}\n')
+    datasets = [{"name": str(tmp_path / f"{name}.jsonl")} for name in ("short", "middle", "long")]
+    datasets[2]["max_tokens"] = 200
+    config = {"results_dir": str(tmp_path / "results"), "models": models, "datasets": datasets}
+    config |= {"parameters": {"max_tokens": 4, "n_prompts": 2, "batch_size": 1}, "analyses": {"resamples": 100}}
+    (tmp_path / "grid.yml").write_text(yaml.safe_dump(config))
+    return tmp_path / "grid.yml", grid.cells(config)
+
+
+def test_a_grid_of_fifteen_with_two_that_fail_ends_with_thirteen_tables_and_a_report(tmp_path):
+    path, cells = fifteen(tmp_path)
+    to_run = [str(tmp_path / "results" / name) for name in ("long/four", "long/five", "short/five")]
+    for folder in cells.keys() - set(to_run):
+        made(Path(folder), cells[folder])
+    command = [sys.executable, "-m", "snakemake", "analyses", "--cores", "2", "--configfile", path]
+    first = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+    assert first.returncode != 0
+    assert "Not all could be made" not in first.stderr
+    assert_two_are_named(first.stderr, tmp_path)
+    assert (tmp_path / "results/short/five/measurements.pt").is_file()
+    table = pd.read_csv(tmp_path / "results" / results.ANALYSES / "correlation_stats.csv")
+    measured = set(zip(table["Model"], table["Dataset"], strict=True))
+    wanted = {(Path(folder).name, Path(folder).parent.name) for folder in cells}
+    assert wanted - measured == {("four", "long"), ("five", "long")}
+    again = snakemake("--configfile", path)
+    assert again.returncode != 0
+    assert_two_are_named(again.stderr, tmp_path)
+    assert again.stderr.count("localrule cell:") == 2
+    assert "localrule analyses:" not in again.stderr
+    book = snakemake("--configfile", path, "--dry-run", "--", "book", NUCLEOSCOPE_AS_IT_IS="1")
+    assert book.returncode == 0, book.stderr
+    assert "rule book:" in book.stdout
+    assert "rule cell:" not in book.stdout
+
+
+def assert_two_are_named(said: str, tmp_path: Path) -> None:
+    assert "13 of 15 cells are measured, these are not:" in said
+    for name in ("four", "five"):
+        assert f"  {name} on long: error: " in said
+        log = tmp_path / f"results/logs/long/{name}.log"
+        assert f"log: {log}" in said
+        assert "error: " in log.read_text()
+
+
+FULL_DISK = """
+import errno
+from nucleoscope import atomic
+whole = atomic.whole
+def full(path):
+    if path.name == "run.ipynb":
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    return whole(path)
+atomic.whole = full
+"""  # for what comes behind the measurements
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["empty folder", "older results"])
+def test_a_failure_behind_the_measurements_loses_none_of_them(tmp_path, older):
+    model = tiny.save(tmp_path / "one", tiny.model(), tiny.tokenizer())
+    (tmp_path / "short.jsonl").write_text('{"prompt": "the cat"}\n{"prompt": "she said"}\n')
+    config = {"results_dir": str(tmp_path / "results"), "models": [model], "datasets": [str(tmp_path / "short.jsonl")]}
+    config |= {"parameters": {"max_tokens": 4, "n_prompts": 2}, "analyses": {"resamples": 100}}
+    (tmp_path / "grid.yml").write_text(yaml.safe_dump(config))
+    ((folder, entry),) = grid.cells(config).items()
+    folder = Path(folder)
+    if older:
+        made(folder, entry, top_p=0.5)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/sitecustomize.py").write_text(FULL_DISK)
+    path = os.pathsep.join(filter(None, [str(tmp_path / "broken"), os.environ.get("PYTHONPATH")]))
+    goal = folder / results.NOTEBOOK
+    failed = snakemake("--configfile", tmp_path / "grid.yml", "--", goal, PYTHONPATH=path)
+    assert failed.returncode != 0
+    assert "one on short: error: " in failed.stderr
+    assert "No space left on device" in status.log_file(folder).read_text()
+    assert results.load_info(folder)["settings"]["top_p"] == 0.9
+    tokens = [record["tokens"].tolist() for record in results.load(folder / results.MEASUREMENTS)]
+    assert [len(some) for some in tokens] == [4, 4]
+    assert goal.is_file() == older
+    written = (folder / results.MEASUREMENTS).stat()
+    again = snakemake("--configfile", tmp_path / "grid.yml", "--", goal)
+    assert again.returncode == 0, again.stderr
+    assert "1 of 1 cells are measured" in again.stderr
+    now = (folder / results.MEASUREMENTS).stat()
+    assert (now.st_ino, now.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert json.loads(goal.read_text())["metadata"]["papermill"]["parameters"]["top_p"] == 0.9
+
+
+def test_what_was_measured_by_hand_runs_only_where_its_settings_differ(tmp_path):
+    """Also where the clock that dated its notebook was fast."""
+    path, cells = fifteen(tmp_path)
+    for folder, entry in cells.items():
+        made(Path(folder), entry, **({"top_p": 0.5} if folder.endswith("middle/two") else {}))
+    tomorrow = time.time() + 86_400
+    os.utime(tmp_path / "results/middle/two" / results.NOTEBOOK, (tomorrow, tomorrow))
+    planned = snakemake("--configfile", path, "--dry-run").stdout
+    assert planned.count("rule cell:") == 1
+    assert "wildcards: folder=" + str(tmp_path / "results/middle/two") in planned
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_two_gpus_are_shared_by_cells_with_their_share_of_the_cores(tmp_path):
+    path, _ = fifteen(tmp_path)
+    planned = snakemake("--configfile", path, "--dry-run", "--nocolor", PATH=os.environ["PATH"]).stdout
+    assert planned.count("gpu=1") == planned.count("nodes=1") == 15
+    assert planned.count("threads: 2") == 1  # the analyses; each cell has one of the two cores
+    shown = snakemake("--configfile", path, "--dry-run", "--printshellcmds", PATH=os.environ["PATH"]).stdout
+    assert shown.count("--gpus 1 -- ") == 15
+
+
+def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_path):
+    path, cells = fifteen(tmp_path)
+    for folder, entry in cells.items():
+        made(Path(folder), entry)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"analyses": {"resamples": -1}}))
+    analyses = tmp_path / "results" / results.ANALYSES
+    analyses.mkdir()
+    for name in results.ANALYSIS_FILES:
+        (analyses / name).write_text("older")
+        os.utime(analyses / name, (2, 2))
+    for _ in range(2):
+        failed = snakemake("--configfile", path)
+        assert failed.returncode != 0
+        assert failed.stderr.count("localrule analyses:") == 1
+        assert "analyses failed when it was last made: error: " in failed.stderr
+        assert {(analyses / name).read_text() for name in results.ANALYSIS_FILES} == {"older"}
+
+
+def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
+    path, cells = fifteen(tmp_path)
+    for folder in cells:
+        held.hold(Path(folder))
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", str(path), "--set-threads", "cell=1"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=ENVIRONMENT | held.environment(tmp_path / "held"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 200
+    while not list(tmp_path.glob("results/*/*/batches/*.pt")):
+        assert time.monotonic() < end, "nothing was started"
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "interrupted: the same command goes on where this was" in said
+    assert "Traceback" not in said
+    assert "cells are measured" not in said  # no report, and no analyses of half a grid
+    assert not list(tmp_path.glob("results/correlation_eval/*"))
+
+
+def test_a_wrong_grid_is_one_line_of_the_graph_too(tmp_path):
+    (tmp_path / "grid.yml").write_text(yaml.safe_dump(SMALL | {"parameters": {"dtype": "bf16"}}))
+    done = snakemake("--configfile", tmp_path / "grid.yml")
+    assert done.returncode != 0
+    assert "error: parameters: dtype is 'bf16'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,290 @@
+"""Jobs of the graph by `scripts/job.py`: their logs when disks are full, and GPUs that runs of any kind share."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from messages import one_line
+from nucleoscope.models import gpus
+from nucleoscope.workflow import logs
+
+ROOT = Path(__file__).parents[2]
+JOB = [sys.executable, str(ROOT / "scripts/job.py"), "--log"]
+
+
+def job(log: Path, *words: str, **options) -> subprocess.Popen:
+    """A job that runs; ``words`` are more options, "--" and the command."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    return subprocess.Popen([*JOB, str(log), *words], **pipes)
+
+
+# Logs
+
+
+MUCH = "import sys; [print(n, 'x' * 50, flush=True) for n in range(3000)]; sys.exit('error: all was said')"
+
+
+def test_a_full_disk_stops_no_job_and_the_log_still_says_why_it_failed(small_disk):
+    """The command says more than there is room for; it is heard out, and its last words are kept."""
+    log = small_disk / "logs/log"
+    (small_disk / "filler").write_bytes(b"x" * 200 * 2**10)
+    run = job(log, "--", sys.executable, "-c", MUCH.replace("3000", "20000"))
+    said, errors = run.communicate(timeout=200)
+    assert (run.returncode, errors) == (1, "error: all was said\n")
+    assert len(said.splitlines()) == 20000
+    assert logs.reason(log) == "error: all was said"
+    assert "the disk was full" in log.read_text()
+
+
+def test_a_log_that_may_not_grow_stops_no_job(tmp_path):
+    limited = f'ulimit -f 8; exec {" ".join(JOB)} log -- {sys.executable} -c "{MUCH}"'
+    run = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert (run.returncode, run.stderr) == (1, "error: all was said\n")
+    assert len(run.stdout.splitlines()) == 3000
+    assert logs.reason(tmp_path / "log") == "error: all was said"
+    assert (tmp_path / "log").stat().st_size <= 8 * 2**10
+
+
+def test_a_disk_that_is_full_for_a_while_costs_the_log_little(small_disk):
+    log = small_disk / "log"
+    code = "print('before', flush=True); input(); print('meanwhile', flush=True); input(); print('after')"
+    run = job(log, "--", sys.executable, "-c", code, stdin=subprocess.PIPE)
+    assert run.stdout.readline() == "before\n"
+    until(lambda: "before" in log.read_text())
+    room = small_disk / "filler"
+    with pytest.raises(OSError, match="No space"):
+        room.write_bytes(b"x" * 2**20)
+    with log.open("ab", buffering=0) as rest, contextlib.suppress(OSError):
+        while rest.write(b"-" * 64 + b"\n"):
+            pass
+    run.stdin.write("\n")
+    run.stdin.flush()
+    assert run.stdout.readline() == "meanwhile\n"
+    room.unlink()
+    run.communicate("\n", timeout=200)
+    assert run.returncode == 0
+    assert f"meanwhile\nafter\n{logs.ENDED}" in log.read_text()
+    assert "the disk was full" not in log.read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="NO /dev/full HERE: a terminal's full disk is untested")
+def test_a_job_whose_words_nobody_can_take_ends_as_its_command(tmp_path):
+    with open("/dev/full", "w") as full:
+        run = job(tmp_path / "log", "--", sys.executable, "-c", "print('measured')", stdout=full)
+        assert run.communicate(timeout=200)[1] == ""
+    assert run.returncode == 0
+    assert "\nmeasured\n" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("place", ["file/logs/log", "file/log", "folder"])
+def test_a_log_that_cannot_be_had_is_named_in_one_line(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    run = job(tmp_path / place, "--", sys.executable, "-c", "print('run')")
+    said, errors = run.communicate(timeout=200)
+    assert (run.returncode, said) == (1, "")
+    assert one_line(errors).startswith(f"error: the log '{tmp_path / place}' cannot be written (")
+
+
+def test_a_log_on_a_read_only_disk_is_named_in_one_line(small_disk, small_disk_made_read_only):
+    small_disk_made_read_only()
+    run = job(small_disk / "logs/log", "--gpus", "0", "--", sys.executable, "-c", "print('run')")
+    said, errors = run.communicate(timeout=200)
+    assert (run.returncode, said) == (1, "")
+    assert "cannot be written (Read-only file system): use another results_dir" in one_line(errors)
+
+
+def test_a_command_that_is_not_there_is_named_in_one_line(tmp_path):
+    run = job(tmp_path / "log", "--", "no-such-command")
+    assert one_line(run.communicate(timeout=200)[1]).startswith("error: ")
+    assert run.returncode == 1
+
+
+def test_a_log_tells_that_its_command_is_running(tmp_path):
+    log = tmp_path / "log"
+    run = job(log, "--", sys.executable, "-c", "print('begun', flush=True); input()", stdin=subprocess.PIPE)
+    assert run.stdout.readline() == "begun\n"
+    assert logs.reason(log) == "it is running"
+    assert not logs.failed(log)
+    run.communicate("\n", timeout=200)
+    assert not logs.failed(log)
+    assert logs.reason(log, "top_p is 0.9") == "it was measured, but top_p is 0.9"
+
+
+@pytest.mark.parametrize(
+    ("ending", "kept"),
+    [("sys.exit(1)", 0), ("sys.exit(130)", 1), ("sys.exit(143)", 1), ("os.kill(os.getpid(), signal.SIGTERM)", 1)],
+)
+def test_a_log_keeps_attempts_that_were_cut_off(tmp_path, ending, kept):
+    """An attempt that failed for a reason of its own gives way to the next; one that was interrupted does not."""
+    for code in (f"import os, signal, sys; {ending}", "print('whole')"):
+        job(tmp_path / "log", "--", sys.executable, "-c", code).communicate(timeout=200)
+    assert (tmp_path / "log").read_text().count(logs.BEGUN) == kept + 1
+
+
+def test_sigterm_reaches_a_command_that_is_just_starting(tmp_path):
+    code = """
+        import os, pathlib, signal, subprocess, sys
+        from nucleoscope.workflow import logs
+        start = subprocess.Popen
+        def told(*words, **options):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return start(*words, **options)
+        subprocess.Popen = told
+        sys.exit(logs.run(["sleep", "600"], pathlib.Path(sys.argv[1])))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "log")], timeout=200)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert (tmp_path / "log").read_text().rstrip().endswith("killed by SIGTERM")
+
+
+# GPUs
+
+
+def until(condition) -> None:
+    end = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+ONE, OTHER = "GPU-1a", "GPU-1b"
+
+
+@pytest.fixture
+def listed(tmp_path, monkeypatch):
+    """A function that says what nvidia-smi lists; two GPUs at first. The locks are the test's own."""
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv(gpus.VISIBLE, raising=False)
+
+    def put(*lines: str, status: int = 0) -> None:
+        smi.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines) + f"exit {status}\n")
+        smi.chmod(0o755)
+
+    put(f"GPU 0: NVIDIA H100 (UUID: {ONE})", f"GPU 1: NVIDIA H100 (UUID: {OTHER})")
+    return put
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        (None, [ONE, OTHER]),
+        ("1", [OTHER]),
+        ("1, 0", [OTHER, ONE]),
+        (f"{OTHER},0", [OTHER, ONE]),
+        ("GPU-1b", [OTHER]),
+        ("GPU-1", []),  # two begin so
+        ("0,0", [ONE]),
+        ("0,7,1", [ONE]),
+        ("0,-1,1", [ONE]),
+        ("", []),
+    ],
+)
+def test_gpus_are_those_that_are_visible_by_their_ids(listed, monkeypatch, visible, names):
+    if visible is not None:
+        monkeypatch.setenv(gpus.VISIBLE, visible)
+    assert gpus.names() == names
+
+
+def test_of_a_gpu_in_slices_the_slices_are_taken(listed):
+    slices = [f"  MIG 3g.40gb     Device  {n}: (UUID: MIG-{n}c)" for n in range(2)]
+    listed(f"GPU 0: NVIDIA H100 (UUID: {ONE})", *slices, f"GPU 1: NVIDIA H100 (UUID: {OTHER})")
+    assert gpus.names() == ["MIG-0c", "MIG-1c", OTHER]
+
+
+def test_where_nvidia_smi_finds_none_the_words_stay(listed, monkeypatch):
+    listed("NVIDIA-SMI has failed", status=9)
+    assert gpus.names() == []
+    monkeypatch.setenv(gpus.VISIBLE, "3,GPU-x")
+    assert gpus.names() == ["3", "GPU-x"]
+
+
+@pytest.mark.usefixtures("listed")
+def test_each_run_takes_gpus_that_no_other_holds(monkeypatch):
+    said, waited = [], []
+
+    def sleep(_):
+        waited.append(len(said))
+        if len(waited) == 2:
+            first.close()
+
+    monkeypatch.setattr(gpus, "time", SimpleNamespace(sleep=sleep))
+    first = contextlib.ExitStack()
+    assert list(first.enter_context(gpus.claimed(1, said.append))) == [ONE]
+    with gpus.claimed(1, said.append) as mine:
+        assert list(mine) == [OTHER]
+    with gpus.claimed(0, said.append) as mine:
+        assert mine == {}
+    with gpus.claimed(2, said.append) as mine:  # waits for both
+        assert list(mine) == [ONE, OTHER]
+    assert waited == [1, 1]
+    assert said == [f"waiting for 2 of 2 GPUs: {ONE} is held by process {os.getpid()}"]
+
+
+@pytest.mark.parametrize("lists", [[], [f"GPU 0: NVIDIA H100 (UUID: {ONE})"]])
+def test_a_job_never_makes_do_with_fewer_gpus(tmp_path, listed, lists):
+    """nvidia-smi may fail once in a while: a cell for two GPUs must not run on one, or on none."""
+    listed(*lists, status=0 if lists else 9)
+    said, errors = job(tmp_path / "log", "--gpus", "2", "--", "echo", "run").communicate(timeout=200)
+    assert (said, errors) == (
+        "",
+        f"error: 2 GPUs are wanted, and nvidia-smi finds {len(lists)} that may be used\n",
+    )
+
+
+@pytest.mark.usefixtures("listed")
+def test_a_gpu_that_a_run_by_hand_holds_is_not_given_to_a_job(tmp_path):
+    """A job says once, on its stderr and in its log, what it waits for."""
+    log = tmp_path / "logs/log"
+    show = [sys.executable, "-c", f"import os; print(os.environ['{gpus.VISIBLE}'])"]
+    with gpus.take("1a"):  # as torch calls it
+        done = job(log, "--gpus", "1", "--", *show).communicate(timeout=200)
+        assert done == (f"{OTHER}\n", "")
+        both = job(log, "--gpus", "2", "--", *show)
+        words = f"waiting for 2 of 2 GPUs: {ONE} is held by process {os.getpid()}"
+        assert both.stderr.readline() == words + "\n"
+        until(lambda: log.is_file() and log.read_text().endswith(words + "\n"))
+        assert logs.reason(log) == f"it was killed, or its machine went down, after: {words}"
+        time.sleep(2 * gpus.POLL)
+    assert both.communicate(timeout=200) == (f"{ONE},{OTHER}\n", "")
+    assert logs.reason(log) == "it was measured, but its results are gone or were replaced"
+    assert log.read_text().count(words) == 1
+
+
+@pytest.mark.usefixtures("listed")
+def test_a_gpu_stays_held_while_the_command_of_a_killed_job_goes_on(tmp_path):
+    run = job(
+        tmp_path / "log",
+        "--gpus",
+        "1",
+        "--",
+        sys.executable,
+        "-c",
+        "print('at work', flush=True); input()",
+        stdin=subprocess.PIPE,
+    )
+    assert run.stdout.readline() == "at work\n"
+    (orphan,) = psutil.Process(run.pid).children()
+    assert gpus.take(ONE) is None
+    assert gpus.holder(ONE) == f"process {run.pid}"
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert gpus.take(ONE) is None
+    assert gpus.holder(ONE) == f"what process {run.pid} has left running"
+    orphan.kill()
+    psutil.wait_procs([orphan], timeout=200)
+    until(lambda: gpus.take(ONE))
+    run.communicate()

