@@ -27,7 +27,7 @@ import transformers
 
 from nucleoscope.data import prompts
 from nucleoscope.measure import cosine, entropy, generation
-from nucleoscope.measure.decoding import decode
+from nucleoscope.measure.decoding import Decoder
 from nucleoscope.measure.nucleus import nucleus
 from nucleoscope.models import loading
 
@@ -110,40 +110,38 @@ def by_generate(model, ids: list[list[int]], max_tokens: int, top_p: float, ends
     tokens = output.sequences[:, longest:]
     for step, logits in enumerate(output.logits):
         chosen = nucleus(logits, top_p)
-        entropy.nucleus_entropy(chosen.probs, chosen.offsets)
-        entropy.full_entropy(logits)
+        entropy.compute_nucleus_entropies(chosen.probs, chosen.offsets)
+        entropy.compute_full_entropies(logits)
         cosine.similarity(*chosen, embedding, inverse_norm)
         logits.log_softmax(-1).gather(-1, tokens[:, step : step + 1])
     over = torch.isin(tokens, torch.tensor(sorted(ends), device=tokens.device, dtype=tokens.dtype)).cumsum(1) > 0
     return int((~over).sum())
 
 
-class Replay:
-    """`decode`'s ``choose`` for (d): an argmax, then the token and the ended rows that (c) had."""
-
-    def __init__(self, steps: list[tuple[list[int], torch.Tensor, set[int]]]):
-        self.steps = iter(steps)
-
-    def __call__(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
+@torch.inference_mode()
+def replay(model, ids: list[list[int]], max_tokens: int, steps: list[tuple[list[int], torch.Tensor, set[int]]]) -> None:
+    """(d): the forward passes and an argmax, with the tokens and the ended rows that (c) had."""
+    decoder = Decoder(model, ids, max_tokens)
+    logits = decoder.prefill()
+    for rows, tokens, ended in steps:
+        assert rows == decoder.rows, "the floor must see the same rows as the run that it replays"
         logits.float().argmax(-1)
-        recorded, tokens, ended = next(self.steps)
-        assert recorded == rows, "the floor must see the same rows as the run that it replays"
-        return tokens, ended
+        logits = decoder.advance(tokens, ended)
 
 
 def ours(model, inputs, texts: list[str], batches, options) -> tuple[int, list[list]]:
     """(c); returns the tokens measured, and the steps of each batch for (d)."""
     recorded = []
-    original = generation.Measurer.__call__
+    original = generation.Sampler.draw
 
     def remember(self, logits, rows):
         tokens, ended = original(self, logits, rows)
         if len(self.steps) == 1:
             recorded.append([])
-        recorded[-1].append((rows, tokens, set(ended)))
+        recorded[-1].append((list(rows), tokens, set(ended)))
         return tokens, ended
 
-    generation.Measurer.__call__ = remember
+    generation.Sampler.draw = remember
     try:
         done = list(
             generation.measure(
@@ -158,7 +156,7 @@ def ours(model, inputs, texts: list[str], batches, options) -> tuple[int, list[l
             )
         )
     finally:
-        generation.Measurer.__call__ = original
+        generation.Sampler.draw = original
     return sum(len(record["tokens"]) for batch in done for record in batch.records), recorded
 
 
@@ -187,7 +185,8 @@ def random_model(given: str, device: torch.device, dtype: torch.dtype | str, tar
         low, high = 1e-3, 1e5
         for _ in range(60):
             middle = (low * high) ** 0.5
-            low, high = (middle, high) if entropy.full_entropy(logits * middle).mean() > target else (low, middle)
+            mean = entropy.compute_full_entropies(logits * middle).entropy.mean()
+            low, high = (middle, high) if mean > target else (low, middle)
         head.mul_(low)
     return model
 
@@ -308,7 +307,7 @@ def main() -> None:
         if "d" in options.only:
             with clock() as taken:
                 for indices, recorded in zip(batches, steps, strict=True):
-                    decode(model, [inputs.ids[i] for i in indices], options.max_tokens, Replay(recorded))
+                    replay(model, [inputs.ids[i] for i in indices], options.max_tokens, recorded)
             times["d"].append(taken.seconds)
             peaks["d"] = taken.peak
     rates |= {part: tokens / statistics.median(seconds) for part, seconds in times.items() if seconds}

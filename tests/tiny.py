@@ -26,9 +26,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from nucleoscope.store.results import COLUMNS
+from nucleoscope import quantities
 
-QUANTITIES = [name for name in COLUMNS if name != "tokens"]
+QUANTITIES = list(quantities.find_columns())
 SPECIAL = ["<bos>", "<eos>", "<pad>"]
 BOS, EOS, PAD = range(3)
 MERGES = (  # pairs of byte-level pieces; "Ġ" is the byte of the space

@@ -18,6 +18,7 @@ import traitlets
 
 import lab
 import tiny
+from nucleoscope import quantities
 from nucleoscope.explorer import controls, explorer, live_figures
 from nucleoscope.measure import generation, scoring, streaming
 from nucleoscope.models import loading
@@ -66,7 +67,7 @@ def test_streaming_gives_what_measuring_gives(prompt_format, seed, top_p):
         for token, ids, probs in zip(tokens, record["top_p_tokens"], record["top_p_probs"], strict=True):
             assert torch.equal(token.ids, ids)
             assert torch.equal(token.probs, probs)
-        for name, column in results.COLUMNS.items():
+        for name, column in quantities.find_columns().items():
             if name != "tokens":
                 assert [token.values[column] for token in tokens] == record[name]
 
@@ -97,7 +98,7 @@ def test_reading_gives_what_scoring_gives(prompt, prompt_format):
     (batch,) = scoring.measure(model, tokenizer, [prompt], [given], progress=False, **options)
     (record,) = batch.records
     assert [token.id for token in tokens] == record["tokens"].tolist()
-    for name, column in results.COLUMNS.items():
+    for name, column in quantities.find_columns().items():
         if name != "tokens":
             assert [token.values[column] for token in tokens] == record[name]
     for token, ids in zip(tokens, record["top_p_tokens"], strict=True):
@@ -166,7 +167,7 @@ def test_one_candidate_alone_has_no_likeness_and_no_place_in_the_scatter():
     assert cards.scale(tokens, "cosine")[0] == [None] * 3
 
 
-@pytest.mark.parametrize("name", cards.QUANTITIES)
+@pytest.mark.parametrize("name", quantities.list_titles())
 def test_every_quantity_has_a_scale_whose_end_is_its_largest_value(name):
     tokens = streamed(max_tokens=40)
     shares, legend = cards.scale(tokens, name)

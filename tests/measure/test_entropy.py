@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
-from nucleoscope.measure.entropy import full_entropy, nucleus_entropy
+from nucleoscope.measure.entropy import compute_full_entropies, compute_nucleus_entropies
 from nucleoscope.measure.nucleus import nucleus
 
 INF = math.inf
@@ -25,6 +25,15 @@ logit_rows = hnp.arrays(
     st.tuples(st.integers(1, 5), st.integers(1, 40)),
     elements=st.one_of(st.floats(-30, 30, width=16), st.integers(-3, 3).map(float), st.sampled_from([-INF, -150.0])),
 )
+
+
+def nucleus_entropy(probs, offsets):
+    """(H, varentropy) of ragged nuclei."""
+    return compute_nucleus_entropies(probs, offsets)[:2]
+
+
+def full_entropy(logits):
+    return compute_full_entropies(logits).entropy
 
 
 def entropies(rows):
@@ -183,3 +192,35 @@ def test_a_row_of_logits_alone_is_the_row_in_its_batch(values):
     values[:, 0] = np.where(np.isneginf(values).all(1), 0, values[:, 0])
     logits = torch.from_numpy(values).float()
     assert full(logits) == single([full(row[None])[0] for row in logits])
+
+
+# Other moments
+
+
+@check
+@given(nuclei)
+def test_collision_entropy_is_minus_log_of_the_sum_of_squares_and_at_most_the_entropy(rows):
+    found = compute_nucleus_entropies(*oracle.ragged(rows))
+    for row, entropy, collision in zip(rows, found.entropy.tolist(), found.collision_entropy.tolist(), strict=True):
+        assert collision == pytest.approx(-math.log(math.fsum(x * x for x in oracle.q(np.float32(row)))), abs=1e-11)
+        assert 0 <= collision <= entropy + DOUBLE
+
+
+@check
+@given(logit_rows)
+def test_full_varentropy_is_the_variance_of_minus_log_p(rows):
+    logits = torch.tensor(rows, dtype=torch.float32)
+    rows = [row for row in logits if torch.isfinite(row).any()]
+    for row in rows:
+        weights = [math.exp(x - max(row.tolist())) for x in row.tolist()]
+        expected = oracle.varentropy([w / math.fsum(weights) for w in weights])
+        found = compute_full_entropies(row[None]).varentropy.item()
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_full_varentropy_keeps_its_digits_if_nearly_all_are_equally_likely():
+    logits = torch.zeros(1, 50_000)
+    logits[0, 0] = 0.01  # variance of -log p about 0.01^2 / 50,000
+    weights = np.exp(logits[0].double().numpy())
+    expected = oracle.varentropy((weights / weights.sum()).tolist())
+    assert compute_full_entropies(logits).varentropy.item() == pytest.approx(expected, rel=0.05)

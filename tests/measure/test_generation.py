@@ -1,6 +1,7 @@
 """The decode loop: against a plain one-prompt-at-a-time reference, and with a model made of a function."""
 
 import inspect
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -65,6 +66,10 @@ def reference(model, ids, index, *, max_tokens, top_p, seed, ends):
             "cosines": cosine,
             "weighted_cosines": weighted,
             "similarity_entropies": alike,
+            "full_varentropies": oracle.varentropy(p.tolist()),
+            "collision_entropies": -math.log(math.fsum(x * x for x in q)),
+            "ranks": nucleus.index(token) + 1,
+            "margins": p[nucleus[0]] - sorted(p)[-2],
         }
         steps.append((token, nucleus, p[nucleus], values))
         ids = [*ids, token]

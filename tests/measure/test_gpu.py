@@ -37,8 +37,8 @@ def test_quantities_are_the_same():
         alike = cosine.similarity(*chosen, rows, cosine.inverse_norms(rows))
         place = sample(chosen, u.to(device))
         values = [
-            *entropy.nucleus_entropy(chosen.probs, chosen.offsets),
-            entropy.full_entropy(logits.to(device)),
+            *entropy.compute_nucleus_entropies(chosen.probs, chosen.offsets),
+            *entropy.compute_full_entropies(logits.to(device)),
             *alike,
         ]
         found.append((chosen.ids[place].cpu(), torch.stack([value.double().cpu() for value in values])))

@@ -13,6 +13,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFas
 
 import tiny
 from messages import one_line
+from nucleoscope import quantities
 from nucleoscope.data import prompts
 from nucleoscope.measure import batching, encoding, generation, scoring
 from nucleoscope.store import results, run_folder
@@ -28,7 +29,7 @@ KINDS = {
     "qwen3": {},
     "gpt2": {},
 }
-QUANTITIES = set(results.COLUMNS) - {"tokens"}
+QUANTITIES = set(quantities.find_columns())
 
 
 def scored(model, texts=TEXTS, before=PROMPTS, tokenizer=None, **parameters):
@@ -89,7 +90,7 @@ def test_a_model_that_caps_its_logits_is_measured_by_its_own_logits():
     model = capped()
     records, inputs = generated(model, max_tokens=20)
     same(scored(model, inputs=inputs), records)
-    reader = scoring.Reader(model)
+    reader = scoring.TextForward(model)
     with torch.inference_mode():
         list(reader.logits(inputs.ids, inputs.starts))
     assert reader.apart is False
@@ -97,7 +98,7 @@ def test_a_model_that_caps_its_logits_is_measured_by_its_own_logits():
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gpt2"])
 def test_ordinary_models_have_their_output_layer_called_apart(kind):
-    reader = scoring.Reader(tiny.model(kind))
+    reader = scoring.TextForward(tiny.model(kind))
     with torch.inference_mode():
         list(reader.logits([[0, 5, 6, 7]], [2]))
     assert reader.apart is True

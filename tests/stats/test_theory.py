@@ -275,7 +275,9 @@ def test_the_package_measures_what_the_page_says(seed):
     weights = torch.tensor(table, dtype=torch.float32)
     values = cosine.similarity(found.ids, found.probs, found.offsets, weights, cosine.inverse_norms(weights))
     q = p[inside] / p[inside].sum()
-    assert float(entropy.nucleus_entropy(found.probs, found.offsets)[0]) == pytest.approx(t.entropy(q), abs=1e-5)
+    assert float(entropy.compute_nucleus_entropies(found.probs, found.offsets)[0]) == pytest.approx(
+        t.entropy(q), abs=1e-5
+    )
     assert float(values.similarity_entropy) == pytest.approx(t.similarity_entropy(q, table[inside]), abs=1e-5)
     if len(inside) > 1:
         assert float(values.cosine) == pytest.approx(t.mean_cosine(table[inside]), abs=1e-5)

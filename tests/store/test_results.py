@@ -20,7 +20,7 @@ import torch
 
 from made import study_file
 from messages import one_line
-from nucleoscope import atomic
+from nucleoscope import atomic, quantities
 from nucleoscope.stats import correlation, fits
 from nucleoscope.store import locking, results, run_folder
 from nucleoscope.store.run_folder import Cell
@@ -34,8 +34,8 @@ SETTINGS = {
     "seed": 0,
     "model": {"source": "hub", "revision": "abc"},
 }
-LISTS = [name for name in results.COLUMNS if name != "tokens"]
-TABLE = ["model", "dataset", "prompt", "step", "k", *results.COLUMNS.values()]
+LISTS = list(quantities.find_columns())
+TABLE = ["model", "dataset", "prompt", "step", "k", "token", *quantities.find_columns().values()]
 
 
 def record(index: int, length: int = 3) -> dict:
@@ -658,9 +658,9 @@ def assert_types(table: pd.DataFrame) -> None:
     assert list(table.columns) == TABLE
     for name in ("prompt", "step", "k"):
         assert pd.api.types.is_integer_dtype(table[name]), f"{name}: {table[name].dtype}"
-    for name in results.COLUMNS.values():
+    for name in ["token", *quantities.find_columns().values()]:
         assert pd.api.types.is_numeric_dtype(table[name]), f"{name}: {table[name].dtype}"
-    for name in results.COLUMNS.values():
+    for name in ["token", *quantities.find_columns().values()]:
         assert name == "token" or pd.api.types.is_float_dtype(table[name]), f"{name}: {table[name].dtype}"
     for name in ("model", "dataset"):
         assert isinstance(table[name].dtype, pd.CategoricalDtype), f"{name}: {table[name].dtype}"
@@ -688,7 +688,7 @@ def test_the_table_has_a_row_for_every_token(folder, tmp_path):
     assert set(table["dataset"]) == {"math"}
 
 
-@pytest.mark.parametrize(("name", "column"), [(n, c) for n, c in results.COLUMNS.items() if n != "tokens"])
+@pytest.mark.parametrize(("name", "column"), [(n, c) for n, c in quantities.find_columns().items()])
 def test_every_quantity_stands_in_its_column(folder, tmp_path, name, column):
     records = [record(0), record(1)]
     save(folder, records)

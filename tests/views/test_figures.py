@@ -120,8 +120,8 @@ def test_the_two_switches_of_the_grid_set_different_things():
         assert "visible" not in data
         assert {len(values) for values in data.values()} == {len(figure.data)}
         texts = [figure.layout.annotations[int(re.search(r"\d+", key)[0])].text for key in layout]
-        assert texts == [figures.LABELS[name] for name in correlation.PAIRS[0]]  # the axes' titles, no cell's name
-        assert list(layout.values()) == [figures.LABELS[x], figures.LABELS[y]]
+        assert texts == [quantities.title(name) for name in correlation.PAIRS[0]]  # the axes' titles, no cell's name
+        assert list(layout.values()) == [quantities.title(x), quantities.title(y)]
 
 
 def test_the_first_choice_of_quantities_is_what_the_grid_shows():

@@ -9,8 +9,8 @@ import torch
 from bs4 import BeautifulSoup
 
 import tiny
+from nucleoscope import quantities
 from nucleoscope.store import results
-from nucleoscope.store.results import QUANTITIES
 from nucleoscope.views.strip import background, strip
 from nucleoscope.views.token_text import Reader
 
@@ -106,7 +106,7 @@ def test_counts_of_candidates_are_not_rounded(reader):
 def test_every_quantity_is_there_with_its_scale(reader):
     record = tiny.record("the rain in Spain")
     data = payload(strip(record, reader, quantity="cosine"))
-    assert [scale["name"] for scale in data["quantities"]] == list(QUANTITIES)
+    assert [scale["name"] for scale in data["quantities"]] == list(quantities.list_titles())
     assert data["quantity"] == "cosine"
     by_name = {scale["name"]: scale for scale in data["quantities"]}
     k = [len(ids) for ids in record["top_p_tokens"]]

@@ -14,13 +14,14 @@ import torch
 
 import tiny
 from made import study_file
+from nucleoscope import quantities
 from nucleoscope.models import loading
 from nucleoscope.store import results
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = [sys.executable, "scripts/correlation_pipeline.py"]
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # two tests run side by side
-QUANTITIES = set(results.COLUMNS) - {"tokens"}
+QUANTITIES = set(quantities.find_columns())
 
 
 def run(*arguments, command=PIPELINE, **options):

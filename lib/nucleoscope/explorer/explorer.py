@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
+from nucleoscope import quantities
 from nucleoscope.explorer.controls import COLUMN, TokenText, arranged, cells, modes, prompts, settings
 from nucleoscope.explorer.live_figures import heat, scatter, show_mark, show_matrix, show_points
 from nucleoscope.measure import batching
@@ -91,7 +92,9 @@ class Explorer:
             for name, value in (("prompt", prompt), ("text", text))
         )
         self.quantity = widgets.Dropdown(
-            options=[(label, name) for name, label in cards.QUANTITIES.items()], value=quantity, description="tint"
+            options=[(label, name) for name, label in quantities.list_titles().items()],
+            value=quantity,
+            description="tint",
         )
         wide = {"flex": "1 1 20em", "width": "auto"}
         self.cell = widgets.Dropdown(options=cells(results_dir), description="measured", layout=widgets.Layout(**wide))

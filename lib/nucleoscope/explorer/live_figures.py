@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 
-from nucleoscope.store.results import LABELS
+from nucleoscope import quantities
 from nucleoscope.views import cards
 from nucleoscope.views.figures import BLUE, ORANGE, VERMILLION, layout
 from nucleoscope.views.token_text import Reader
@@ -32,8 +32,8 @@ def scatter(name: str) -> go.FigureWidget:
     ring = {"size": 15, "symbol": "circle-open", "color": VERMILLION, "line": {"width": 3}}
     figure.add_scatter(mode="markers", marker=ring, hoverinfo="skip", name="the token pointed at")
     figure.update_layout(dragmode="select", showlegend=False, margin={"t": 40, "b": 40}, uirevision="text", meta=name)
-    figure.update_xaxes(title=LABELS[AXES["x"]], rangemode="tozero")
-    figure.update_yaxes(title=LABELS[AXES["y"]])
+    figure.update_xaxes(title=quantities.title(AXES["x"]), rangemode="tozero")
+    figure.update_yaxes(title=quantities.title(AXES["y"]))
     return _fitting(go.FigureWidget(figure))
 
 

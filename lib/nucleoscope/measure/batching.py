@@ -1,8 +1,7 @@
-"""Batches in, batches of records out: what generating and scoring share as runs over many prompts.
+"""What generating and scoring share over many prompts.
 
-Contract: how a batch is measured is decided by a function that this module is given. Here are the
-checks of the parameters, the plan of the batches, halving what does not fit the memory, going on
-where a run was cut off, and what `run.json` says.
+The checks of the parameters, the plan of the batches, the queue that halves what does not fit the
+memory, resuming, and what `run.json` says. How a batch is measured is not known here.
 """
 
 import platform
@@ -10,10 +9,11 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -75,68 +75,72 @@ def plan(
     return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
 
 
-def work_through(
-    batches: list[list[int]],
-    records_of: Callable[[list[int]], list[dict]],
-    prompts: list[str],
-    device: torch.device,
-    bar: tqdm,
-) -> Iterator[Batch]:
-    """Each batch as ``records_of(indices)`` measures it. Running out of a device's memory halves the batch.
+class Attempt:
+    """One batch being measured, as a context manager: `records` and `seconds` are set when it succeeds.
 
-    ``bar`` is moved by ``records_of`` and put back when a batch is halved. Raises ValueError, naming
-    the prompts, for logits that are not finite; the batches before are out by then.
+    Inside, put the records into ``records``. Running out of the device's memory ends the block quietly
+    with ``records`` None, and halves the batch. NotFinite becomes a ValueError that names the prompts.
     """
-    queue = list(batches)
-    while queue:
-        indices = queue.pop(0)
-        begin, before, records = time.perf_counter(), (bar.n, bar.total), None
-        try:
-            records = records_of(indices)
-        except NotFinite as error:
-            names = ", ".join(f"{indices[row]} ({prompts[indices[row]][:40]!r})" for row in error.rows)
+
+    def __init__(self, queue: "BatchQueue", indices: list[int]):
+        self.queue, self.indices = queue, indices
+        self.records: list[dict] | None = None
+        self.seconds = 0.0
+
+    def __enter__(self) -> "Attempt":
+        self.begin, self.shown = time.perf_counter(), (self.queue.bar.n, self.queue.bar.total)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> bool:
+        self.seconds = time.perf_counter() - self.begin
+        if isinstance(error, NotFinite):
+            prompts = self.queue.prompts
+            names = ", ".join(f"{self.indices[row]} ({prompts[self.indices[row]][:40]!r})" for row in error.rows)
             raise ValueError(f"the model's logits are not finite (NaN or inf) for prompt {names}") from None
-        except torch.OutOfMemoryError:
-            bar.n, bar.total = before
-        if records is None:  # out of the except block, whose traceback holds on to the tensors
-            queue[:0] = _halves(indices)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            continue
-        yield Batch(indices, records, time.perf_counter() - begin)
+        if not isinstance(error, torch.OutOfMemoryError):
+            return False
+        self.queue.bar.n, self.queue.bar.total = self.shown
+        self.queue.halve(self.indices)
+        return True
 
 
-def _halves(indices: list[int]) -> list[list[int]]:
-    if len(indices) == 1:
-        raise MemoryError(f"prompt {indices[0]} alone does not fit the device's memory")
-    half = (len(indices) + 1) // 2
-    return [indices[:half], indices[half:]]
+class BatchQueue:
+    """Batches of prompt indices, each an `Attempt`; a batch that runs out of memory comes again in two halves.
 
-
-def fill(
-    cell,
-    n_prompts: int,
-    batch_size: int | str,
-    planned: Callable[[list[int]], list[list[int]]],
-    measured: Callable[[list[list[int]]], Iterable[Batch]],
-    described: Callable[[list[dict]], dict],
-) -> None:
-    """Measures into a `cells.Cell`, in its ``with`` block, what it lacks, and finishes it.
-
-    ``planned(indices)`` makes batches of what is left, ``measured(batches)`` measures them, and
-    ``described(batches as kept)`` gives what `run.json` says. The batches are planned once and kept
-    with the cell, so that a run that was cut off goes on with the same ones. Another
-    ``batch_size`` plans anew what is left.
+    ``bar`` is put back when a batch is halved. Raises MemoryError for a prompt that does not fit alone.
     """
+
+    def __init__(self, batches: list[list[int]], prompts: list[str], device: torch.device, bar: tqdm):
+        self.left, self.prompts, self.device, self.bar = list(batches), prompts, device, bar
+        self.halved = False
+
+    def __iter__(self) -> Iterator[Attempt]:
+        while self.left:
+            if self.halved and self.device.type == "cuda":
+                torch.cuda.empty_cache()  # not in the except block, whose traceback still holds the tensors
+            self.halved = False
+            yield Attempt(self, self.left.pop(0))
+
+    def halve(self, indices: list[int]) -> None:
+        """Puts the two halves of a batch at the front."""
+        if len(indices) == 1:
+            raise MemoryError(f"prompt {indices[0]} alone does not fit the device's memory")
+        half = (len(indices) + 1) // 2
+        self.left[:0] = [indices[:half], indices[half:]]
+        self.halved = True
+
+
+def list_unmeasured(cell: Any, n_prompts: int) -> list[int]:
+    """The prompts that a `run_folder.Cell` has no finished batch of."""
     done = {index for batch in cell.load_batches() for index in batch["indices"]}
-    batches = cell.load_plan(batch_size)
-    if batches is None:
-        batches = planned([index for index in range(n_prompts) if index not in done])
-        cell.save_plan(batch_size, batches)
-    todo = [[index for index in batch if index not in done] for batch in batches]
-    for batch in measured([batch for batch in todo if batch]):
-        cell.save_batch(batch.indices, batch.records, batch.seconds)
-    cell.finish(n_prompts, described(cell.load_batches()))
+    return [index for index in range(n_prompts) if index not in done]
+
+
+def resume_plan(batches: list[list[int]], unmeasured: list[int]) -> list[list[int]]:
+    """What is left of a run's batches: planned once and kept, so that a resumed run has the same ones."""
+    left = set(unmeasured)
+    todo = [[index for index in batch if index in left] for batch in batches]
+    return [batch for batch in todo if batch]
 
 
 def run_info(model: PreTrainedModel, inputs: Inputs, batches: list[dict], batch_size: int | str, mode: str) -> dict:

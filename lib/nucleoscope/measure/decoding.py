@@ -1,12 +1,12 @@
-"""Token ids in, logits out, one step after the other, for a batch of prompts with a key-value cache.
+"""The forward passes of a batch of prompts, with a key-value cache: prefill, then one step after the other.
 
-Contract: the loop knows nothing of sampling or measuring; what the next tokens are is decided by
-a function that it is given. Any causal language model of transformers whose layers cache keys
-and values will do: rows are padded on the left, and padding is never attended to.
+Contract: token ids in, logits out; nothing here knows sampling or measuring. Any causal language model
+of transformers whose layers cache keys and values is supported: rows are padded on the left, and
+padding is never attended to.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Set
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
@@ -60,7 +60,7 @@ class KeyValues(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length if self.is_initialized and self.rows is None else 0
 
-    def finish_reading(self) -> None:
+    def finish_prefill(self) -> None:
         self.rows, self.length = None, self.prompt_length
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -69,15 +69,17 @@ class KeyValues(DynamicLayer):
 
 
 class Decoder:
-    """The forward passes of one batch of prompts: `read` once, then `step` for each token.
+    """The forward passes of one batch of prompts: `prefill` once, then `advance` for each token.
 
     ``ids`` are B lists of token ids, best with the longest first: then prompts read together need
-    little padding. ``max_tokens`` bounds the steps. Call it in torch's inference mode. Raises
-    ValueError for a model that keeps something else than keys and values from token to token.
+    little padding. ``max_tokens`` bounds the steps. ``rows`` are the places in ``ids`` that the
+    latest logits belong to. Call it in torch's inference mode. Raises ValueError for a model that
+    keeps anything but keys and values from token to token.
     """
 
     def __init__(self, model: PreTrainedModel, ids: list[list[int]], max_tokens: int):
         self.model, self.ids, self.device = model, ids, model.device
+        self.rows, self.steps_left = list(range(len(ids))), max_tokens - 1
         self.lengths = torch.tensor([len(row) for row in ids], device=self.device)
         longest = max(len(row) for row in ids)
         layers = DynamicCache(config=model.config).layers
@@ -100,7 +102,7 @@ class Decoder:
         self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self.positions = takes_positions(model)
 
-    def read(self) -> torch.Tensor:
+    def prefill(self) -> torch.Tensor:
         """Reads the prompts; logits (B, V) after their last tokens."""
         logits, start = [], 0
         budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cpu"])
@@ -116,47 +118,35 @@ class Decoder:
         if not any(layer.is_initialized for layer in self.layers):
             raise ValueError(f"{type(self.model).__name__} leaves the cache of keys and values empty: not supported")
         for layer in self.layers:
-            layer.finish_reading()
+            layer.finish_prefill()
         return torch.cat(logits)
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Appends one token a row (B,); logits (B, V) for the next."""
+    def advance(self, tokens: torch.Tensor, ended: Set[int] = frozenset()) -> torch.Tensor | None:
+        """Appends one token to each of `rows` (B',); logits (B'', V) for the next, or None after the last step.
+
+        ``ended`` are the rows that need no more tokens. They leave the batch, and `rows`, when they are
+        one in `DROP_SHARE`: until then a step with them costs less than copying the cache.
+        """
+        kept = [place for place, row in enumerate(self.rows) if row not in ended]
+        if not kept or not self.steps_left:
+            return None
+        self.steps_left -= 1
+        if (len(self.rows) - len(kept)) * DROP_SHARE >= len(self.rows):
+            index = torch.tensor(kept, device=tokens.device)
+            tokens = tokens[index]
+            self._keep(index)
         positions = self.lengths[:, None]
         self.lengths, self.width = self.lengths + 1, self.width + 1
         return self._forward(tokens[:, None], self.mask[:, : self.width], positions)
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drops all rows but these."""
-        self.lengths, self.mask = self.lengths[rows], self.mask[rows]
+    def _keep(self, places: torch.Tensor) -> None:
+        """Drops all rows but those at ``places``."""
+        self.rows = [self.rows[place] for place in places.tolist()]
+        self.lengths, self.mask = self.lengths[places], self.mask[places]
         for layer in self.layers:
-            layer.keep(rows)
+            layer.keep(places)
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         options = self.options | ({"position_ids": positions} if self.positions else {})
         output = self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options)
         return output.logits[:, -1].to(self.device)  # the input's, where all that is measured lies
-
-
-@torch.inference_mode()
-def decode(
-    model: PreTrainedModel,
-    ids: list[list[int]],
-    max_tokens: int,
-    choose: Callable[[torch.Tensor, list[int]], tuple[torch.Tensor, set[int]]],
-) -> None:
-    """The bare loop: at each step ``choose(logits (B', V), rows)`` gives the next tokens (B',) and
-    the rows known to have ended; ``rows`` are the places in ``ids`` that the logits belong to."""
-    decoder = Decoder(model, ids, max_tokens)
-    rows = list(range(len(ids)))
-    logits = decoder.read()
-    for step in range(max_tokens):
-        tokens, ended = choose(logits, rows)
-        kept = [place for place, row in enumerate(rows) if row not in ended]
-        if not kept or step == max_tokens - 1:
-            return
-        if (len(rows) - len(kept)) * DROP_SHARE >= len(rows):
-            rows = [rows[place] for place in kept]
-            index = torch.tensor(kept, device=tokens.device)
-            tokens = tokens[index]
-            decoder.keep(index)
-        logits = decoder.step(tokens)

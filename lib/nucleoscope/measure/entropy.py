@@ -5,6 +5,8 @@ ragged batch is (values (K,), offsets (B + 1,)), as `nucleus.Nucleus` holds it; 
 empty nowhere. Sums over a nucleus are float64.
 """
 
+from typing import NamedTuple
+
 import torch
 
 # Logits worked on at once: on a CPU what its cache holds (fresh memory for each step costs more
@@ -12,35 +14,58 @@ import torch
 PIECE_CPU, PIECE_GPU = 2**19, 2**28
 
 
-def nucleus_entropy(probs: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entropy H(q) and varentropy Var_q(-log q) of each nucleus: (B,), (B,), in nats and nats^2.
+class NucleusEntropies(NamedTuple):
+    """Of each nucleus, (B,) each: entropy and collision entropy in nats, varentropy in nats^2."""
+
+    entropy: torch.Tensor
+    varentropy: torch.Tensor
+    collision_entropy: torch.Tensor
+
+
+class FullEntropies(NamedTuple):
+    """Of each full distribution, (B,) each: entropy in nats, varentropy in nats^2, the largest probability."""
+
+    entropy: torch.Tensor
+    varentropy: torch.Tensor
+    largest: torch.Tensor
+
+
+def compute_nucleus_entropies(probs: torch.Tensor, offsets: torch.Tensor) -> NucleusEntropies:
+    """Entropy H(q), varentropy Var_q(-log q) and collision entropy -log sum q^2 of each nucleus.
 
     ``probs`` (K,) are the nuclei's probabilities under the full distribution, all positive; q is
-    a row of them divided by its mass. H lies in [0, log k] (Shannon 1948); varentropy is the
+    a row of them divided by its mass. H is in [0, log k] (Shannon 1948); varentropy is the
     variance of the information content (Kontoyiannis and Verdu, "Optimal Lossless Data
-    Compression: Non-Asymptotics and Asymptotics", 2014).
+    Compression: Non-Asymptotics and Asymptotics", 2014); collision entropy is the Renyi entropy of
+    order 2 (Renyi, "On measures of entropy and information", 1961), in [0, H].
     """
     q = _shares(probs, offsets)
     information = -q.log()
     entropy = _sum(q * information, offsets)
     spread = information - _spread(entropy, offsets, len(q))
-    return entropy.clamp_min(0), _sum(q * spread.square(), offsets)
+    collision = -_sum(q.square(), offsets).log()
+    return NucleusEntropies(entropy.clamp_min(0), _sum(q * spread.square(), offsets), collision.clamp_min(0))
 
 
-def full_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy H(p) of p = softmax(logits) over the last axis: (B, V) -> (B,), in [0, log V] nats.
+def compute_full_entropies(logits: torch.Tensor) -> FullEntropies:
+    """Entropy H(p) and varentropy Var_p(-log p) of p = softmax(logits) over the last axis: (B, V) -> (B,) each.
 
-    -inf logits (p = 0) add nothing. Computed as log sum e^z - sum p z with z = logits - max.
+    H is in [0, log V] nats. -inf logits (p = 0) add nothing. With z = logits - max: -log p =
+    log sum e^z - z, so H = log sum e^z - sum p z, and the variance is that of z.
     """
-    return torch.cat([_full_entropy(rows.float()) for rows in logits.split(_rows_per_piece(logits))])
+    parts = [_full_entropy(rows.float()) for rows in logits.split(_rows_per_piece(logits))]
+    return FullEntropies(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _full_entropy(logits: torch.Tensor) -> torch.Tensor:
+def _full_entropy(logits: torch.Tensor) -> FullEntropies:
     # Below -104 e^z is 0 in float32; a finite stand-in for -inf keeps 0 * z from being NaN.
     z = (logits - logits.amax(-1, keepdim=True)).clamp_min_(-200)
     p = z.softmax(-1)
-    log_total = -p.amax(-1).log()  # the maximum has z = 0, so its p is one over sum e^z
-    return (log_total - p.mul_(z).sum(-1)).clamp_min(0)
+    largest = p.amax(-1)
+    log_total = -largest.log()  # the maximum has z = 0, so its p is one over sum e^z
+    mean = (p * z).sum(-1)
+    variance = z.sub_(mean[:, None]).square_().mul_(p).sum(-1)  # not E[z^2] - E[z]^2, which loses digits
+    return FullEntropies((log_total - mean).clamp_min(0), variance, largest)
 
 
 def _rows_per_piece(logits: torch.Tensor) -> int:
@@ -49,7 +74,7 @@ def _rows_per_piece(logits: torch.Tensor) -> int:
 
 def _shares(probs: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """q (K,): each nucleus's probabilities divided by their mass."""
-    wide = probs.to(torch.float32 if probs.device.type == "mps" else torch.float64)
+    wide = probs.to(_wide(probs))
     return wide / _spread(_sum(wide, offsets), offsets, len(probs))
 
 
@@ -61,3 +86,8 @@ def _sum(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
 def _spread(values: torch.Tensor, offsets: torch.Tensor, total: int) -> torch.Tensor:
     """Row values (B,) repeated for each of a row's entries: (K,), without a copy to the host."""
     return torch.repeat_interleave(values, offsets.diff(), output_size=total)
+
+
+def _wide(values: torch.Tensor) -> torch.dtype:
+    """float64 for sums; Apple's GPUs have none."""
+    return torch.float32 if values.device.type == "mps" else torch.float64

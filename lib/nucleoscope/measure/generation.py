@@ -11,19 +11,22 @@ needed, unrecorded. The model's own forward pass may wait too: transformers look
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import batching, cosine, model_facts
-from nucleoscope.measure.batching import Batch, check, plan
-from nucleoscope.measure.decoding import decode, takes_positions
+from nucleoscope.measure import cosine, model_facts
+from nucleoscope.measure.batching import Batch, BatchQueue, check, list_unmeasured, plan, resume_plan, run_info
+from nucleoscope.measure.decoding import Decoder, takes_positions
 from nucleoscope.measure.encoding import Inputs, encode
 from nucleoscope.measure.model_facts import context_length, embedding_matrix, end_tokens
 from nucleoscope.measure.nucleus import NotFinite, Nucleus, nucleus, sample
-from nucleoscope.measure.recording import quantities, record, unpack
+from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
+from nucleoscope.measure.step import Step
+from nucleoscope.quantities import Quantity, list_recorded
 
 # Rows; beyond it a step's cost grows in proportion. A run that is cut off loses the batch it is at: on a
 # CPU a minute's work or more, on a GPU seconds.
@@ -57,38 +60,49 @@ def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inp
     return math.ceil(len(inputs.ids) / math.ceil(len(inputs.ids) / limit)) if inputs.ids else limit
 
 
-class Measurer:
-    """`decode`'s ``choose`` that samples from the nucleus and measures it, for one batch.
+class Sampler:
+    """Draws the next tokens of one batch from their nuclei and measures them.
 
-    ``uniforms`` (B, max_tokens) on the model's device, ``ends`` the ids that end a text.
+    ``uniforms`` (B, max_tokens) on the model's device, ``ends`` the ids that end a text,
+    ``quantities`` what is measured of each token.
     """
 
-    def __init__(self, embedding, inverse_norm, top_p: float, uniforms: torch.Tensor, ends: set[int]):
+    def __init__(
+        self,
+        embedding: torch.Tensor,
+        inverse_norm: torch.Tensor,
+        top_p: float,
+        uniforms: torch.Tensor,
+        ends: set[int],
+        quantities: Sequence[Quantity],
+    ):
         self.embedding, self.inverse_norm, self.top_p = embedding, inverse_norm, top_p
-        self.uniforms = uniforms
+        self.uniforms, self.quantities = uniforms, quantities
         self.ends = torch.tensor(sorted(ends), dtype=torch.long, device=uniforms.device)
         self.steps: list[tuple[list[int], torch.Tensor, Nucleus, torch.Tensor]] = []
         self.ended: set[int] = set()
         self.flags: torch.Tensor | None = None  # which rows ended at the last step, on the host
         self.rows: list[int] | None = None  # the rows that the uniform numbers were last cut to
 
-    def __call__(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
-        chosen = self._nucleus(logits, rows)
+    def draw(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
+        """The next tokens (B',) from logits (B', V) of ``rows``, and the rows known to have ended."""
+        candidates = self._nucleus(logits, rows)
         if rows != self.rows:  # rows only ever leave
             kept = [place for place, row in enumerate(self.rows or range(len(self.uniforms))) if row in set(rows)]
-            self.uniforms, self.rows = self.uniforms[torch.tensor(kept, device=logits.device)], rows
-        place = sample(chosen, self.uniforms[:, len(self.steps)])
-        tokens = chosen.ids[place]
-        values = quantities(logits, chosen, -chosen.probs[place].log(), self.embedding, self.inverse_norm)  # (7, B')
+            self.uniforms, self.rows = self.uniforms[torch.tensor(kept, device=logits.device)], list(rows)
+        places = sample(candidates, self.uniforms[:, len(self.steps)])
+        tokens = candidates.ids[places]
+        step = Step(logits, candidates, tokens, self.embedding, self.inverse_norm, places)
+        values = measure_step(step, self.quantities)  # (n, B')
         self.flags = torch.isin(tokens, self.ends).to("cpu", non_blocking=True)
         # A batch's nuclei stay on the device to its end: ids need not be wider than 32 bits.
-        self.steps.append((rows, tokens, chosen._replace(ids=chosen.ids.int()), values))
+        self.steps.append((self.rows, tokens, candidates._replace(ids=candidates.ids.int()), values))
         return tokens, self.ended
 
     def _nucleus(self, logits: torch.Tensor, rows: list[int]) -> Nucleus:
         """The nuclei; rows that have ended may hold anything, the others NotFinite names."""
         try:
-            chosen = nucleus(logits, self.top_p)
+            candidates = nucleus(logits, self.top_p)
         except NotFinite as error:
             self._read_flags()
             broken = [rows[place] for place in error.rows if rows[place] not in self.ended]
@@ -97,24 +111,28 @@ class Measurer:
             over = torch.tensor(error.rows, device=logits.device)
             return nucleus(logits.index_fill(0, over, 0), self.top_p)
         self._read_flags()  # nucleus() has waited for the device, so the copy has arrived
-        return chosen
+        return candidates
 
     def _read_flags(self) -> None:
         if self.flags is not None:
             self.ended.update(row for row, flag in zip(self.steps[-1][0], self.flags.tolist(), strict=True) if flag)
 
-    def records(self, prompts: list[str]) -> list[dict]:
+    def latest(self) -> list[Token]:
+        """The tokens of the last step, on the host."""
+        _, tokens, candidates, values = self.steps[-1]
+        return unpack(tokens, candidates, values, self.quantities)
+
+    def build_records(self, prompts: list[str]) -> list[dict]:
         """The batch's records, without the tokens that end a text and whatever came after them."""
-        steps = [(rows, unpack(tokens, chosen, values)) for rows, tokens, chosen, values in self.steps]
         ends, over = set(self.ends.tolist()), set()
-        kept: list[list] = [[] for _ in prompts]
-        for rows, tokens in steps:
-            for row, token in zip(rows, tokens, strict=True):
-                if token[0] in ends:
+        kept: list[list[Token]] = [[] for _ in prompts]
+        for rows, tokens, candidates, values in self.steps:
+            for row, token in zip(rows, unpack(tokens, candidates, values, self.quantities), strict=True):
+                if token.id in ends:
                     over.add(row)
                 if row not in over:
                     kept[row].append(token)
-        return [record(prompt, tokens) for prompt, tokens in zip(prompts, kept, strict=True)]
+        return [build_record(prompt, tokens, self.quantities) for prompt, tokens in zip(prompts, kept, strict=True)]
 
 
 def measure(
@@ -129,14 +147,16 @@ def measure(
     batch_size: int | str = "auto",
     inputs: Inputs | None = None,
     batches: list[list[int]] | None = None,
+    quantities: Sequence[Quantity] | None = None,
     progress: bool = True,
 ) -> Iterator[Batch]:
     """Continues each prompt by at most ``max_tokens`` tokens and yields the records batch by batch.
 
-    ``inputs`` (from `encode`) and ``batches`` (from `plan`) are made here where they are not
-    given; a run that goes on gives only the batches still to do. Running out of a GPU's memory
-    halves the batch. Raises ValueError for bad parameters and, naming the prompts, for logits
-    with NaN; the batches before are out by then.
+    ``inputs`` (from `encode`) and ``batches`` (from `plan`) are computed here unless they are
+    given; a resumed run gives only the batches still to do. ``quantities`` is what is measured, by
+    default all that are registered. Running out of a GPU's memory halves the batch. Raises
+    ValueError for bad parameters and, naming the prompts, for logits with NaN; the batches before
+    have been yielded by then.
     """
     check(max_tokens, top_p, prompt_format, batch_size)
     if inputs is None:
@@ -144,54 +164,62 @@ def measure(
     if batches is None:
         size = choose_batch_size(batch_size, model, inputs, max_tokens)
         batches = plan(inputs, size, equal_lengths=not takes_positions(model))
-    embedding = embedding_matrix(model)
+    embedding, ends = embedding_matrix(model), end_tokens(model, tokenizer)
     inverse_norm = cosine.inverse_norms(embedding)
-    ends = end_tokens(model, tokenizer)
-    number = torch.float32 if model.device.type == "mps" else torch.float64
+    quantities = list_recorded() if quantities is None else quantities
     total = max_tokens * sum(map(len, batches))
     with tqdm(total=total, unit="tok", disable=not (progress and batches), mininterval=0.5) as bar:
-
-        def records_of(indices: list[int]) -> list[dict]:
-            rows = [uniforms(seed, index, max_tokens) for index in indices]
-            numbers = torch.tensor(rows, dtype=number, device=model.device)
-            measurer = Measurer(embedding, inverse_norm, top_p, numbers, ends)
-            decode(model, [inputs.ids[i] for i in indices], max_tokens, _counted(measurer, bar, max_tokens))
-            return measurer.records([prompts[i] for i in indices])
-
-        yield from batching.work_through(batches, records_of, prompts, model.device, bar)
-
-
-def _counted(measurer: Measurer, bar: tqdm, max_tokens: int) -> Callable:
-    """``measurer``, moving the progress bar by the rows still at work; the others' tokens are not to come."""
-    seen = 0
-
-    def choose(logits, rows):
-        nonlocal seen
-        tokens, ended = measurer(logits, rows)
-        bar.total -= (len(ended) - seen) * (max_tokens - len(measurer.steps) + 1)
-        seen = len(ended)
-        bar.update(len([row for row in rows if row not in ended]))
-        return tokens, ended
-
-    return choose
+        for attempt in BatchQueue(batches, prompts, model.device, bar):
+            with attempt:
+                numbers = draw_uniforms(seed, attempt.indices, max_tokens, model.device)
+                sampler = Sampler(embedding, inverse_norm, top_p, numbers, ends, quantities)
+                generate_batch(model, [inputs.ids[i] for i in attempt.indices], max_tokens, sampler, bar)
+                attempt.records = sampler.build_records([prompts[i] for i in attempt.indices])
+            if attempt.records is not None:
+                yield Batch(attempt.indices, attempt.records, attempt.seconds)
 
 
-def fill(cell, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], **parameters) -> None:
-    """Measures into a `cells.Cell`, as `batching.fill` does; parameters are those of `measure`."""
+@torch.inference_mode()
+def generate_batch(
+    model: PreTrainedModel, ids: list[list[int]], max_tokens: int, sampler: Sampler, bar: tqdm | None = None
+) -> None:
+    """Prefill, then draw, measure and step until every row has ended or has ``max_tokens`` tokens."""
+    decoder, ended = Decoder(model, ids, max_tokens), 0
+    logits = decoder.prefill()
+    while logits is not None:
+        tokens, over = sampler.draw(logits, decoder.rows)
+        if bar is not None:  # the tokens that ended rows will not have are not to come
+            bar.total -= (len(over) - ended) * (max_tokens - len(sampler.steps) + 1)
+            ended = len(over)
+            bar.update(sum(row not in over for row in decoder.rows))
+        logits = decoder.advance(tokens, over)
+
+
+def draw_uniforms(seed: int, indices: Iterable[int], max_tokens: int, device: torch.device) -> torch.Tensor:
+    """The uniform numbers (B, max_tokens) of some prompts, on the device; float64 except on Apple's GPUs."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.tensor([uniforms(seed, index, max_tokens) for index in indices], dtype=dtype, device=device)
+
+
+def fill(
+    cell: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], **parameters
+) -> None:
+    """Measures what a `run_folder.Cell` lacks, in its ``with`` block, and finishes it.
+
+    ``parameters`` are those of `measure`. A run that was interrupted resumes with the same batches;
+    with another ``batch_size`` what is left is planned anew.
+    """
     if cell.finished:  # another process has done it while this one waited
         return
     batch_size, max_tokens = parameters.get("batch_size", "auto"), parameters.get("max_tokens", 100)
     inputs = encode(tokenizer, prompts, parameters.get("prompt_format", "raw"), context_length(model), max_tokens)
-
-    def planned(left: list[int]) -> list[list[int]]:
+    unmeasured = list_unmeasured(cell, len(prompts))
+    batches = cell.load_plan(batch_size)
+    if batches is None:
         size = choose_batch_size(batch_size, model, inputs, max_tokens)
-        return plan(inputs, size, left, equal_lengths=not takes_positions(model))
-
-    batching.fill(
-        cell,
-        len(prompts),
-        batch_size,
-        planned,
-        lambda batches: measure(model, tokenizer, prompts, inputs=inputs, batches=batches, **parameters),
-        lambda batches: batching.run_info(model, inputs, batches, batch_size, "generate"),
-    )
+        batches = plan(inputs, size, unmeasured, equal_lengths=not takes_positions(model))
+        cell.save_plan(batch_size, batches)
+    todo = resume_plan(batches, unmeasured)
+    for batch in measure(model, tokenizer, prompts, inputs=inputs, batches=todo, **parameters):
+        cell.save_batch(batch.indices, batch.records, batch.seconds)
+    cell.finish(len(prompts), run_info(model, inputs, cell.load_batches(), batch_size, "generate"))

@@ -1,64 +1,68 @@
-"""Logits and nuclei in, records out: the quantities of each token, whoever chose it.
+"""From steps to records: the quantities of each token, however it was chosen.
 
-Contract: this module knows neither models nor where the tokens came from. A record is one
-prompt's dict in a measurements file: prompt, tokens (int64), top_p_tokens and top_p_probs (a
-tensor a token, by falling probability under the full distribution), and a list a quantity, named
-in `QUANTITIES`.
+Contract: this module knows neither models nor where the tokens came from. A record is one prompt's
+dict in a measurements file: prompt, tokens (int64), top_p_tokens and top_p_probs (a tensor for each
+token, by falling probability under the full distribution), and a list for each quantity, under its
+plural name in `quantities`.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
-from nucleoscope.measure import cosine, entropy
 from nucleoscope.measure.nucleus import Nucleus
-from nucleoscope.store.results import COLUMNS
+from nucleoscope.measure.step import Step
+from nucleoscope.quantities import Quantity
 
-QUANTITIES = tuple(name for name in COLUMNS if name != "tokens")  # a record's lists, in `quantities`' order
+
+class Token(NamedTuple):
+    """One token on the host: its id, its candidates by falling probability (k,) each, and its quantities by name."""
+
+    id: int
+    ids: torch.Tensor
+    probs: torch.Tensor
+    values: dict[str, float]
 
 
-def quantities(
-    logits: torch.Tensor,
-    chosen: Nucleus,
-    surprisals: torch.Tensor,
-    embedding: torch.Tensor,
-    inverse_norm: torch.Tensor,
-) -> torch.Tensor:
-    """All quantities (7, B) float64 of B steps, in the order of `QUANTITIES`, without a copy to the host.
+def measure_step(step: Step, quantities: Sequence[Quantity]) -> torch.Tensor:
+    """All ``quantities`` (n, B) float64 of one step, without a copy to the host.
 
-    ``logits`` (B, V) and their nuclei; ``surprisals`` (B,) of the tokens that were taken, in nats;
-    ``embedding`` (V, d) and ``inverse_norm`` (V,) as in `cosine.similarity`.
+    Raises ValueError, naming the quantity, for one that does not return a number per token.
     """
-    h, varentropy = entropy.nucleus_entropy(chosen.probs, chosen.offsets)
-    alike = cosine.similarity(*chosen, embedding, inverse_norm)
-    columns = (h, entropy.full_entropy(logits), varentropy, surprisals, *alike)
-    return torch.stack([column.to(h.dtype) for column in columns])
+    wide = torch.float32 if step.logits.device.type == "mps" else torch.float64
+    columns = [torch.as_tensor(quantity.compute(step), device=step.logits.device) for quantity in quantities]
+    for quantity, column in zip(quantities, columns, strict=True):
+        if column.shape != step.tokens.shape:
+            shapes = f"{tuple(column.shape)}: it must be {tuple(step.tokens.shape)}, one number per token"
+            raise ValueError(f"quantity '{quantity.name}' has shape {shapes}")
+    return torch.stack([column.to(wide) for column in columns])
 
 
-def unpack(tokens: torch.Tensor, chosen: Nucleus, values: torch.Tensor) -> list[tuple]:
-    """B steps on the host, each (token, nucleus ids, nucleus probs, values), as `record` takes them.
-
-    ``tokens`` (B,), their nuclei, and ``values`` (7, B) from `quantities`.
-    """
-    ids, probs, offsets = chosen.ids.cpu(), chosen.probs.cpu(), chosen.offsets.tolist()
+def unpack(
+    tokens: torch.Tensor, candidates: Nucleus, values: torch.Tensor, quantities: Sequence[Quantity]
+) -> list[Token]:
+    """The B tokens of a step on the host. ``values`` (n, B) from `measure_step` with the same ``quantities``."""
+    ids, probs, offsets = candidates.ids.cpu(), candidates.probs.cpu(), candidates.offsets.tolist()
+    names = [quantity.name for quantity in quantities]
     parts = [slice(start, end) for start, end in pairwise(offsets)]
     rows = zip(tokens.tolist(), parts, values.T.tolist(), strict=True)
-    return [(token, ids[part], probs[part], row) for token, part, row in rows]
+    return [Token(token, ids[part], probs[part], dict(zip(names, row, strict=True))) for token, part, row in rows]
 
 
-def record(prompt: str, tokens: list[tuple]) -> dict:
-    """One prompt's record from (token, nucleus ids, nucleus probs, values) per token.
+def build_record(prompt: str, tokens: Sequence[Token], quantities: Sequence[Quantity]) -> dict:
+    """One prompt's record from its tokens.
 
-    A prompt's nuclei are views of one tensor each, which makes the file small and quick to load.
+    A prompt's candidates are views of one tensor each, which makes the file small and quick to load.
     """
-    sizes = [len(ids) for _, ids, _, _ in tokens]
-    ids = torch.cat([ids for _, ids, _, _ in tokens]).split(sizes) if tokens else ()
-    probs = torch.cat([probs for _, _, probs, _ in tokens]).split(sizes) if tokens else ()
+    sizes = [len(token.ids) for token in tokens]
+    ids = torch.cat([token.ids for token in tokens]).split(sizes) if tokens else ()
+    probs = torch.cat([token.probs for token in tokens]).split(sizes) if tokens else ()
     entry = {
         "prompt": prompt,
-        "tokens": torch.tensor([token for token, *_ in tokens], dtype=torch.long),
+        "tokens": torch.tensor([token.id for token in tokens], dtype=torch.long),
         "top_p_tokens": list(ids),
         "top_p_probs": list(probs),
     }
-    columns = zip(*(values for *_, values in tokens), strict=True) if tokens else [()] * len(QUANTITIES)
-    return entry | {name: list(column) for name, column in zip(QUANTITIES, columns, strict=True)}
+    return entry | {q.plural: [token.values[q.name] for token in tokens] for q in quantities}

@@ -11,8 +11,9 @@ and any causal language model of transformers will do, with or without a cache.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -22,7 +23,9 @@ from nucleoscope.measure import batching, cosine
 from nucleoscope.measure.encoding import Inputs, opening, prompt_room, tokenise
 from nucleoscope.measure.model_facts import context_length, embedding_matrix
 from nucleoscope.measure.nucleus import NotFinite, nucleus
-from nucleoscope.measure.recording import quantities, record, unpack
+from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
+from nucleoscope.measure.step import Step
+from nucleoscope.quantities import Quantity, list_recorded
 
 READ_TOKENS = {"cpu": 1024, "cuda": 32768}  # of a batch that is planned here: on a CPU more only leaves the cache
 # Logits held at once; the quantities need about eight such arrays.
@@ -105,7 +108,7 @@ def plan(
     return batches
 
 
-class Reader:
+class TextForward:
     """The logits of a model at the tokens of given texts, in pieces: never those of a whole batch.
 
     The model's layers read a batch once, and its output layer takes their hidden states piece by
@@ -156,39 +159,39 @@ class Reader:
         return torch.equal(self.head(self._hidden([ids])).to(own.device).float(), own.float())
 
 
-class Measurer:
-    """Measures the texts of one batch after the other with one model."""
+@torch.inference_mode()
+def score_batch(
+    forward: TextForward,
+    inverse_norm: torch.Tensor,
+    top_p: float,
+    ids: list[list[int]],
+    starts: list[int],
+    quantities: Sequence[Quantity],
+    bar: tqdm,
+) -> list[list[Token]]:
+    """The measured tokens of each text of a batch, from its place in ``starts`` on. NotFinite names its rows.
 
-    def __init__(self, model: PreTrainedModel, top_p: float):
-        self.reader, self.top_p = Reader(model), top_p
-        self.embedding = embedding_matrix(model)
-        self.inverse_norm = cosine.inverse_norms(self.embedding)
-
-    @torch.inference_mode()
-    def records(self, prompts: list[str], ids: list[list[int]], starts: list[int], bar: tqdm) -> list[dict]:
-        """The records of one batch; ``bar`` moves by the tokens measured. NotFinite names its rows."""
-        tokens = [token for row, start in zip(ids, starts, strict=True) for token in row[start:]]
-        owners = [place for place, row in enumerate(ids) for _ in row[starts[place] :]]
-        taken = torch.tensor(tokens, dtype=torch.long, device=self.reader.device)
-        found: list[list] = [[] for _ in ids]
-        done = 0
-        for logits in self.reader.logits(ids, starts):
-            part = slice(done, done + len(logits))
-            for owner, token in zip(owners[part], self._measured(logits, taken[part], owners[part]), strict=True):
-                found[owner].append(token)
-            bar.update(len(logits))
-            done = part.stop
-        return [record(prompt, tokens) for prompt, tokens in zip(prompts, found, strict=True)]
-
-    def _measured(self, logits: torch.Tensor, taken: torch.Tensor, owners: list[int]) -> list[tuple]:
+    ``bar`` moves by the tokens measured.
+    """
+    embedding = embedding_matrix(forward.model)
+    owners = [place for place, row in enumerate(ids) for _ in row[starts[place] :]]
+    tokens = [token for row, start in zip(ids, starts, strict=True) for token in row[start:]]
+    taken = torch.tensor(tokens, dtype=torch.long, device=forward.device)
+    found: list[list[Token]] = [[] for _ in ids]
+    done = 0
+    for logits in forward.logits(ids, starts):
+        part = slice(done, done + len(logits))
         try:
-            chosen = nucleus(logits, self.top_p)
+            candidates = nucleus(logits, top_p)
         except NotFinite as error:
-            raise NotFinite(sorted({owners[row] for row in error.rows})) from None
-        logits = logits.float()
-        surprisals = logits.logsumexp(-1) - logits.gather(-1, taken[:, None])[:, 0]
-        values = quantities(logits, chosen, surprisals.clamp_min(0), self.embedding, self.inverse_norm)
-        return unpack(taken, chosen, values)
+            raise NotFinite(sorted({owners[part][row] for row in error.rows})) from None
+        step = Step(logits.float(), candidates, taken[part], embedding, inverse_norm)
+        measured = unpack(taken[part], candidates, measure_step(step, quantities), quantities)
+        for owner, token in zip(owners[part], measured, strict=True):
+            found[owner].append(token)
+        bar.update(len(logits))
+        done = part.stop
+    return found
 
 
 def measure(
@@ -203,13 +206,15 @@ def measure(
     batch_size: int | str = "auto",
     inputs: Texts | None = None,
     batches: list[list[int]] | None = None,
+    quantities: Sequence[Quantity] | None = None,
     progress: bool = True,
 ) -> Iterator[batching.Batch]:
-    """Measures at most ``max_tokens`` tokens of each text behind its prompt; yields records batch by batch.
+    """Measures at most ``max_tokens`` tokens of each text after its prompt; yields records batch by batch.
 
-    ``inputs`` (from `encode`) and ``batches`` (from `plan`) are made here where they are not
-    given. Running out of a GPU's memory halves the batch. Raises ValueError for bad parameters
-    and, naming the prompts, for logits with NaN; the batches before are out by then.
+    ``inputs`` (from `encode`), ``batches`` (from `plan`) and ``quantities`` (all that are registered)
+    are computed here unless they are given. Running out of a GPU's memory halves the batch. Raises
+    ValueError for bad parameters and, naming the prompts, for logits with NaN; the batches before
+    have been yielded by then.
     """
     batching.check(max_tokens, top_p, prompt_format, batch_size)
     if inputs is None:
@@ -217,40 +222,42 @@ def measure(
     if batches is None:
         batches = plan(inputs, batch_size, model.device)
     total = sum(len(inputs.ids[i]) - inputs.starts[i] for batch in batches for i in batch)
-    measurer = Measurer(model, top_p)
+    forward, quantities = TextForward(model), list_recorded() if quantities is None else quantities
+    inverse_norm = cosine.inverse_norms(embedding_matrix(model))
     with tqdm(total=total, unit="tok", disable=not (progress and batches), mininterval=0.5) as bar:
-
-        def records_of(indices: list[int]) -> list[dict]:
-            chosen = ([column[i] for i in indices] for column in (prompts, inputs.ids, inputs.starts))
-            return measurer.records(*chosen, bar)
-
-        yield from batching.work_through(batches, records_of, prompts, model.device, bar)
+        for attempt in batching.BatchQueue(batches, prompts, model.device, bar):
+            with attempt:
+                ids, starts = ([column[i] for i in attempt.indices] for column in (inputs.ids, inputs.starts))
+                found = score_batch(forward, inverse_norm, top_p, ids, starts, quantities, bar)
+                attempt.records = [
+                    build_record(prompts[i], tokens, quantities)
+                    for i, tokens in zip(attempt.indices, found, strict=True)
+                ]
+            if attempt.records is not None:
+                yield batching.Batch(attempt.indices, attempt.records, attempt.seconds)
 
 
 def fill(
-    cell,
+    cell: Any,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],
     texts: list[str],
     **parameters,
 ) -> None:
-    """Measures into a `cells.Cell`, as `batching.fill` does; parameters are those of `measure`."""
+    """Measures what a `run_folder.Cell` lacks, as `generation.fill` does; parameters are those of `measure`."""
     if cell.finished:  # another process has done it while this one waited
         return
     batch_size, max_tokens = parameters.get("batch_size", "auto"), parameters.get("max_tokens", 100)
     prompt_format = parameters.get("prompt_format", "raw")
     inputs = encode(tokenizer, prompts, texts, prompt_format, context_length(model), max_tokens)
-
-    def described(batches: list[dict]) -> dict:
-        info = batching.run_info(model, inputs, batches, batch_size, "score")
-        return info | {"texts_truncated": len(inputs.texts_truncated)}
-
-    batching.fill(
-        cell,
-        len(prompts),
-        batch_size,
-        lambda left: plan(inputs, batch_size, model.device, left),
-        lambda batches: measure(model, tokenizer, prompts, texts, inputs=inputs, batches=batches, **parameters),
-        described,
-    )
+    unmeasured = batching.list_unmeasured(cell, len(prompts))
+    batches = cell.load_plan(batch_size)
+    if batches is None:
+        batches = plan(inputs, batch_size, model.device, unmeasured)
+        cell.save_plan(batch_size, batches)
+    todo = batching.resume_plan(batches, unmeasured)
+    for batch in measure(model, tokenizer, prompts, texts, inputs=inputs, batches=todo, **parameters):
+        cell.save_batch(batch.indices, batch.records, batch.seconds)
+    info = batching.run_info(model, inputs, cell.load_batches(), batch_size, "score")
+    cell.finish(len(prompts), info | {"texts_truncated": len(inputs.texts_truncated)})

@@ -14,10 +14,8 @@ from nucleoscope.measure import cosine, generation, scoring
 from nucleoscope.measure.decoding import Decoder
 from nucleoscope.measure.model_facts import context_length, embedding_matrix, end_tokens
 from nucleoscope.measure.nucleus import NotFinite
-from nucleoscope.store.results import COLUMNS
-from nucleoscope.views.cards import Token
-
-NAMES = tuple(column for name, column in COLUMNS.items() if name != "tokens")  # in the order of `Measurer`'s values
+from nucleoscope.measure.recording import Token
+from nucleoscope.quantities import find_columns, list_recorded
 
 
 @torch.inference_mode()
@@ -40,23 +38,21 @@ def stream(
     generation.check(max_tokens, top_p, prompt_format, 1)
     inputs = generation.encode(tokenizer, [prompt], prompt_format, context_length(model), max_tokens)
     embedding, ends = embedding_matrix(model), end_tokens(model, tokenizer)
-    number = torch.float32 if model.device.type == "mps" else torch.float64
-    numbers = torch.tensor([generation.uniforms(seed, index, max_tokens)], dtype=number, device=model.device)
-    measurer = generation.Measurer(embedding, cosine.inverse_norms(embedding), top_p, numbers, ends)
+    numbers = generation.draw_uniforms(seed, [index], max_tokens, model.device)
+    sampler = generation.Sampler(embedding, cosine.inverse_norms(embedding), top_p, numbers, ends, list_recorded())
     decoder = Decoder(model, inputs.ids, max_tokens)
-    logits = decoder.read()
-    for step in range(max_tokens):
+    logits = decoder.prefill()
+    while logits is not None:
         try:
-            drawn, _ = measurer(logits, [0])
+            drawn, _ = sampler.draw(logits, decoder.rows)
         except NotFinite:
+            step = len(sampler.steps)
             raise ValueError(f"the model's logits are not finite (NaN or inf) at token {step}") from None
-        token, (_, _, nucleus, values) = int(drawn), measurer.steps[-1]
-        if token in ends:
+        (token,) = sampler.latest()
+        if token.id in ends:
             return
-        found = dict(zip(NAMES, values[:, 0].tolist(), strict=True))
-        yield Token(token, nucleus.ids.cpu(), nucleus.probs.cpu(), found)
-        if step < max_tokens - 1:
-            logits = decoder.step(drawn)
+        yield token
+        logits = decoder.advance(drawn)
 
 
 def read(
@@ -77,11 +73,13 @@ def read(
     settings = {"max_tokens": max_tokens, "top_p": top_p, "prompt_format": prompt_format, "inputs": inputs}
     (batch,) = scoring.measure(model, tokenizer, [prompt], [text], **settings, progress=False)
     (record,) = batch.records
-    lists = (record[name] for name in COLUMNS if name != "tokens")
-    columns = [record["tokens"].tolist(), record["top_p_tokens"], record["top_p_probs"], *lists]
+    columns = find_columns()
+    rows = zip(*(record[plural] for plural in columns), strict=True)
     found = [
-        Token(token, ids, probs, dict(zip(NAMES, values, strict=True)))
-        for token, ids, probs, *values in zip(*columns, strict=True)
+        Token(token, ids, probs, dict(zip(columns.values(), values, strict=True)))
+        for token, ids, probs, values in zip(
+            record["tokens"].tolist(), record["top_p_tokens"], record["top_p_probs"], rows, strict=True
+        )
     ]
     remarks = {
         "the prompt lost its beginning": inputs.truncated,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nucleoscope import quantities
 from nucleoscope.store.reading import light
 from nucleoscope.store.shelf import Shelf
 
@@ -29,28 +30,6 @@ ANALYSIS_FILES = (
     *("fits.ipynb", "fit_lines.csv", "fit_stats.csv", "fit_stats.tex"),
 )
 REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # what the published study's files have
-COLUMNS = {  # a record's list -> the table's column
-    "tokens": "token",
-    "entropies": "entropy",
-    "full_entropies": "full_entropy",
-    "varentropies": "varentropy",
-    "surprisals": "surprisal",
-    "cosines": "cosine",
-    "weighted_cosines": "weighted_cosine",
-    "similarity_entropies": "similarity_entropy",
-}
-LABELS = {  # a column's name for readers, with its unit
-    "entropy": "entropy (nats)",
-    "full_entropy": "full entropy (nats)",
-    "varentropy": "varentropy (nats²)",
-    "surprisal": "surprisal (nats)",
-    "cosine": "cosine similarity",
-    "weighted_cosine": "weighted cosine similarity",
-    "similarity_entropy": "similarity-sensitive entropy (nats)",
-}
-QUANTITIES = {**LABELS, "k": "candidates (k)"}  # what a token can be tinted by
-PAIRWISE = ("cosine", "weighted_cosine")  # what one candidate alone does not have
-LISTED = 10  # candidates on a card
 
 
 def short_names(dataset_name: str, model_name: str) -> tuple[str, str]:
@@ -185,24 +164,27 @@ def table(records: list[dict], model: str, dataset: str) -> "pd.DataFrame":
     import numpy as np
     import pandas as pd
 
+    columns = quantities.find_columns(key for record in records for key in record)
     lengths = [len(record["entropies"]) for record in records]
     for index, (record, length) in enumerate(zip(records, lengths, strict=True)):
-        for name in ("top_p_tokens", *COLUMNS):
+        for name in ("tokens", "top_p_tokens", *columns):
             if len(record.get(name, range(length))) != length:
                 raise ValueError(f"prompt {index} has {len(record[name])} {name} for {length} entropies")
     total = sum(lengths)
-    columns: dict[str, Any] = {
+    found: dict[str, Any] = {
         "model": pd.Categorical([model] * total, [model]),
         "dataset": pd.Categorical([dataset] * total, [dataset]),
         "prompt": np.repeat(np.arange(len(records)), lengths),
         "step": np.array([step for length in lengths for step in range(length)], dtype=np.int64),
         "k": np.array([len(ids) for record in records for ids in record["top_p_tokens"]], dtype=np.int64),
     }
-    for name, column in COLUMNS.items():
-        lacking, dtype = (-1, np.int64) if name == "tokens" else (np.nan, np.float64)
-        parts = [np.asarray(r.get(name, [lacking] * n), dtype=dtype) for r, n in zip(records, lengths, strict=True)]
-        columns[column] = np.concatenate([np.empty(0, dtype), *parts])
-    return pd.DataFrame(columns)
+    for name, column, missing, dtype in [
+        ("tokens", "token", -1, np.int64),
+        *((plural, column, np.nan, np.float64) for plural, column in columns.items()),
+    ]:
+        parts = [np.asarray(r.get(name, [missing] * n), dtype=dtype) for r, n in zip(records, lengths, strict=True)]
+        found[column] = np.concatenate([np.empty(0, dtype), *parts])
+    return pd.DataFrame(found)
 
 
 def choices(table: "pd.DataFrame") -> "pd.DataFrame":

@@ -4,49 +4,41 @@ Contract: plain data in and out, no widgets. All text is as `text.Reader` shows 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from nucleoscope.store.results import LISTED, PAIRWISE, QUANTITIES
+from nucleoscope import quantities
+from nucleoscope.measure.recording import Token
 from nucleoscope.views.token_text import Reader
 
 LARGEST = 30  # candidates in a matrix
-
-
-class Token(NamedTuple):
-    """One token of a text: its id, its nucleus by falling probability (k,) each, and its quantities by column."""
-
-    id: int
-    ids: torch.Tensor
-    probs: torch.Tensor
-    values: dict[str, float]
+LISTED = 10  # candidates on a card
 
 
 def value(token: Token, name: str) -> float:
-    """A quantity of `QUANTITIES` of one token; NaN for the likeness of one candidate alone."""
+    """A quantity of one token by name; NaN if it needs a pair of candidates and there is only one."""
     if name == "k":
         return float(len(token.ids))
-    return float("nan") if name in PAIRWISE and len(token.ids) == 1 else token.values[name]
+    return float("nan") if quantities.needs_pair(name) and len(token.ids) == 1 else token.values[name]
 
 
 def scale(tokens: Sequence[Token], name: str) -> tuple[list[float | None], dict]:
     """Each token's place on the colour scale, 0 to 1 (None where it has no value), and the scale's legend.
 
-    The scale goes from 0 to the largest value; that of k is logarithmic and starts at 1. Negative
+    The scale goes from 0 to the largest value; that of a count is logarithmic and starts at 1. Negative
     likeness, which is rare, has the colour of 0.
     """
     values = np.array([value(token, name) for token in tokens])
-    known = values[np.isfinite(values)]
-    low, high = (1.0 if name == "k" else 0.0), float(known.max(initial=0))
-    high = max(high, 2.0) if name == "k" else high if high > 0 else 1.0
-    shares = np.log(values) / np.log(high) if name == "k" else values / high
+    known, count = values[np.isfinite(values)], quantities.is_count(name)
+    low, high = (1.0 if count else 0.0), float(known.max(initial=0))
+    high = max(high, 2.0) if count else high if high > 0 else 1.0
+    shares = np.log(values) / np.log(high) if count else values / high
     places = [None if np.isnan(share) else round(float(np.clip(share, 0, 1)), 3) for share in shares]
-    label = QUANTITIES[name] + (", logarithmic" if name == "k" else "")
-    return places, {"label": label, "low": f"{low:g}", "high": f"{high:,.0f}" if name == "k" else f"{high:.3g}"}
+    label = quantities.title(name) + (", logarithmic" if count else "")
+    return places, {"label": label, "low": f"{low:g}", "high": f"{high:,.0f}" if count else f"{high:.3g}"}
 
 
 def pieces(reader: Reader, tokens: Sequence[Token]) -> list[str]:
@@ -109,7 +101,7 @@ def card(
             for (id, p, rank), cosine in zip(shown, (unit[:-1] @ unit[-1]).tolist(), strict=True)
         ],
         "more": f"and {len(hidden):,} more, together {sum(hidden):.3f}" if hidden else "",
-        "facts": [[label, _number(value(token, name), name)] for name, label in QUANTITIES.items()],
+        "facts": [[label, _number(value(token, name), name)] for name, label in quantities.list_titles().items()],
         "note": "Probabilities are of the full distribution. Entropy and cosine see the nucleus alone, "
         f"which holds {float(token.probs.sum()):.1%} of it.",
         "place": _place(tokens, token),
@@ -119,7 +111,7 @@ def card(
 def _number(number: float, name: str) -> str:
     if np.isnan(number):
         return "no pair"
-    return f"{number:,.0f}" if name == "k" else f"{number:.3f}"
+    return f"{number:,.0f}" if quantities.is_count(name) else f"{number:.3f}"
 
 
 def _place(tokens: Sequence[Token], token: Token) -> str:

@@ -20,9 +20,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
+from nucleoscope import quantities
 from nucleoscope.atomic import whole
 from nucleoscope.stats.bootstrap import BINS, Bins
-from nucleoscope.store.results import LABELS, choices
+from nucleoscope.store.results import choices
 
 plotly.io.renderers.default = "plotly_mimetype"
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -58,9 +59,9 @@ def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Fi
                 hovertemplate="%{x:.2f}: median %{y:.3f} of %{customdata:,} tokens<extra></extra>",
             )
         )
-    figure.update_xaxes(title=LABELS[x], rangemode="tozero")
-    figure.update_yaxes(title=LABELS[y])
-    return described(figure, f"{LABELS[y]} over {LABELS[x]}: one point a token, and the median of each bin")
+    figure.update_xaxes(title=quantities.title(x), rangemode="tozero")
+    figure.update_yaxes(title=quantities.title(y))
+    return described(figure, f"{quantities.title(y)} over {quantities.title(x)}: one point per token, and bin medians")
 
 
 def distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosine") -> go.Figure:
@@ -74,10 +75,10 @@ def distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosi
         hover = "%{customdata}: %{y:,} tokens<extra></extra>"
         bars = go.Bar(x=short((edges[:-1] + edges[1:]) / 2), y=counts.tolist(), customdata=spans, marker_color=color)
         figure.add_trace(bars.update(hovertemplate=hover, name=name), row=1, col=column)
-        figure.update_xaxes(title=LABELS[name], row=1, col=column)
+        figure.update_xaxes(title=quantities.title(name), row=1, col=column)
     figure.update_yaxes(title="tokens", col=1)
     figure.update_layout(layout(f"Distributions over {len(pairs):,} tokens", height=340), showlegend=False, bargap=0)
-    return described(figure, f"Histograms of {LABELS[left]} and {LABELS[right]}")
+    return described(figure, f"Histograms of {quantities.title(left)} and {quantities.title(right)}")
 
 
 def layout(title: str, height: int) -> dict:
@@ -123,8 +124,8 @@ def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
         drawn = [axes.flat[place] for place in np.flatnonzero(there)[:1]]
         handles = [handle for panel in drawn for handle in (panel.lines[0], panel.collections[0])]
         figure.legend(handles, key[: len(handles)], loc="outside upper left", ncols=2, frameon=False)
-        figure.supxlabel(LABELS[x])
-        figure.supylabel(LABELS[y])
+        figure.supxlabel(quantities.title(x))
+        figure.supylabel(quantities.title(y))
         figure.draw_without_rendering()  # places everything, here, where the fonts are set,
         figure.set_layout_engine("none")  # and for good: a file must not depend on the one written before it
     return figure
@@ -211,9 +212,10 @@ def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 
         )  # fmt: skip
     if not any(len(line.x) for line in figure.data):
         figure.add_annotation(text=f"no bin holds {least} tokens", xref="x domain", yref="y domain", showarrow=False)
-    axes = {"xaxis_title": LABELS[x], "xaxis_rangemode": "tozero", "yaxis_title": f"median {LABELS[y]}"}
+    across, up = quantities.title(x), quantities.title(y)
+    axes = {"xaxis_title": across, "xaxis_rangemode": "tozero", "yaxis_title": f"median {up}"}
     figure.update_layout(showlegend=True, margin={"t": 20}, **axes)
-    return described(figure, f"Median {LABELS[y]} over {LABELS[x]}, one line for each model and data set")
+    return described(figure, f"Median {up} over {across}, one line for each model and data set")
 
 
 def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure:
@@ -274,8 +276,8 @@ def fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
     look = {"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "bgcolor": "#dddddd"}
     look |= {"font": {"color": "#222222"}}
     figure.update_layout(updatemenus=[{"buttons": buttons, "pad": {"b": 12}, **look}], margin={"t": 70})
-    figure.update_xaxes(title=LABELS["entropy"], rangemode="tozero")
-    figure.update_yaxes(title=LABELS["cosine"])
+    figure.update_xaxes(title=quantities.title("entropy"), rangemode="tozero")
+    figure.update_yaxes(title=quantities.title("cosine"))
     return described(figure, "Median cosine similarity over entropy, and the curves fitted to the medians", csv)
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from nucleoscope import quantities
 from nucleoscope.stats.bootstrap import Bins, draws, interval
 from nucleoscope.stats.correlation import PAIRS
-from nucleoscope.store.results import LABELS
 from nucleoscope.views.figures import (
     BLUE,
     VERMILLION,
@@ -77,7 +77,8 @@ def grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
     pairs = list(dict.fromkeys(zip(rows["x"], rows["y"], strict=True))) or list(PAIRS)
     figure = make_subplots(
         len(models), len(datasets), shared_xaxes="all", shared_yaxes="all",
-        column_titles=datasets, row_titles=models, x_title=LABELS[pairs[0][0]], y_title=LABELS[pairs[0][1]],
+        column_titles=datasets, row_titles=models,
+        x_title=quantities.title(pairs[0][0]), y_title=quantities.title(pairs[0][1]),
         horizontal_spacing=0.02, vertical_spacing=0.12 / max(len(models), 2),
     )  # fmt: skip
     contents: list[list[dict]] = [[] for _ in pairs]
@@ -166,7 +167,10 @@ def _switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ...], ti
             "method": "update",
             "args": [
                 {key: [values.get(key) for values in content] for key in keys},
-                {f"annotations[{titles}].text": LABELS[x], f"annotations[{titles + 1}].text": LABELS[y]},
+                {
+                    f"annotations[{titles}].text": quantities.title(x),
+                    f"annotations[{titles + 1}].text": quantities.title(y),
+                },
             ],
         }
         for content, (x, y) in zip(contents, pairs, strict=True)

@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from nucleoscope import quantities
 from nucleoscope.stats.bootstrap import Bins
-from nucleoscope.store.results import COLUMNS, LABELS, LISTED, PAIRWISE, QUANTITIES, choices
+from nucleoscope.store.results import choices
+from nucleoscope.views import cards
 from nucleoscope.views.token_text import Reader, encodable
 
 NEEDED = ("tokens", "top_p_probs", "entropies", "cosines")
@@ -45,7 +47,7 @@ def strip(
     first: int = 0,
     last: int | None = None,
     shown: int | None = None,
-    most: int = LISTED,
+    most: int = cards.LISTED,
 ) -> str:
     """The text of one record as HTML, its tokens tinted by ``quantity``; readers may choose another.
 
@@ -93,7 +95,9 @@ def strip(
 def background(table: pd.DataFrame) -> Background:
     """What the strips of a table's texts have in common: the ends of the colour scales, the median line."""
     pairs = choices(table)
-    columns = {name: pairs if name in PAIRWISE else table for name in QUANTITIES if name in table}
+    columns = {
+        name: pairs if quantities.needs_pair(name) else table for name in quantities.list_titles() if name in table
+    }
     scales = {name: _ends(part[name].to_numpy(float)) for name, part in columns.items()}
     return Background({name: ends for name, ends in scales.items() if ends}, _line(pairs))
 
@@ -107,9 +111,13 @@ def _ends(values: np.ndarray) -> tuple[float, float, float] | None:
 def _columns(record: dict) -> dict[str, np.ndarray]:
     """The quantities that a record has, by the names of a table's columns: (n,) each; NaN for no pair."""
     k = np.array([len(ids) for ids in record["top_p_tokens"]], dtype=float)
-    names = {column: name for name, column in COLUMNS.items() if column in LABELS and name in record}
-    columns = {column: np.asarray(record[names[column]], dtype=float) for column in LABELS if column in names}
-    return {name: np.where(k > 1, v, np.nan) if name in PAIRWISE else v for name, v in columns.items()} | {"k": k}
+    columns = {
+        name: np.asarray(record[plural], dtype=float)
+        for plural, name in quantities.find_columns(record).items()
+        if plural in record
+    }
+    paired = {name: np.where(k > 1, v, np.nan) if quantities.needs_pair(name) else v for name, v in columns.items()}
+    return paired | {"k": k}
 
 
 def _window(units: list, first: int, last: int) -> tuple[list, int, int]:
@@ -126,19 +134,20 @@ def _scale(name: str, values: np.ndarray, behind: Background, first: int, last: 
 
     The scale ends where all but one in a hundred tokens lie: one odd token must not make the rest
     pale. Tokens beyond an end, here or in the table, have its colour: ``over`` and ``under`` say so.
-    k has a logarithmic scale, from 1.
+    Counts have a logarithmic scale, from 1.
     """
     own = _ends(values) or (0.0, 1.0, 1.0)
     least, high, most = behind.scales.get(name, own)
-    low, high = (1.0, max(round(high), 2)) if name == "k" else (0.0, high if high > 0 else 1.0)
+    low, high = (1.0, max(round(high), 2)) if quantities.is_count(name) else (0.0, high if high > 0 else 1.0)
     return {
         "name": name,
-        "label": QUANTITIES[name],
+        "label": quantities.title(name),
+        "count": quantities.is_count(name),
         "low": low,
-        "high": high if name == "k" else _short(high),
+        "high": high if quantities.is_count(name) else _short(high),
         "over": max(most, own[2]) > high,
         "under": min(least, own[0]) < low,
-        "values": [int(value) if name == "k" else _short(value) for value in values[first:last]],
+        "values": [int(value) if quantities.is_count(name) else _short(value) for value in values[first:last]],
     }
 
 

@@ -18,9 +18,9 @@
   const between = (value, low, high) => Math.min(Math.max(value, low), high);
 
   // How far a value lies along its quantity's scale, from 0 to 1; null where there is none.
-  function share({ name, low, high }, value) {
+  function share({ count, low, high }, value) {
     if (value === null) return null;
-    const along = name === "k" ? Math.log(value) / Math.log(high) : (value - low) / (high - low);
+    const along = count ? Math.log(value) / Math.log(high) : (value - low) / (high - low);
     return between(along, 0, 1);
   }
 
@@ -79,9 +79,9 @@
 
   function numbers(data, at, chosen) {
     const list = make("div", { class: "ns-numbers" });
-    data.quantities.forEach(({ label, name, values }, i) => {
+    data.quantities.forEach(({ label, count, values }, i) => {
       const now = i === chosen ? " ns-now" : "";
-      const value = values[at] === null ? "no pair" : name === "k" ? values[at].toLocaleString("en") : number(values[at]);
+      const value = values[at] === null ? "no pair" : count ? values[at].toLocaleString("en") : number(values[at]);
       list.append(make("span", { class: now }, label), make("span", { class: "ns-value" + now }, value));
     });
     return list;
@@ -114,7 +114,7 @@
         span.style.background = part.length > 1 ? `linear-gradient(to right, ${stops})` : color(part[0]);
         span.classList.toggle("ns-none", part.includes(null));
       }
-      const note = shares.includes(null) ? "dotted: one candidate, no pair" : quantity.name === "k" ? "(logarithmic)" : "";
+      const note = shares.includes(null) ? "dotted: one candidate, no pair" : quantity.count ? "(logarithmic)" : "";
       const low = number(quantity.low) + (quantity.under ? " or less" : "");
       const high = number(quantity.high) + (quantity.over ? " or more" : "");
       root.querySelector(".ns-legend").replaceChildren(low, make("span", { class: "ns-ramp" }), high,

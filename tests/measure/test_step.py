@@ -1,0 +1,115 @@
+"""`Step` and `measure_step`: what is measured of the token taken, and quantities of one's own."""
+
+import pytest
+import torch
+
+import oracle
+import tiny
+from nucleoscope import quantities
+from nucleoscope.measure import cosine, generation, scoring
+from nucleoscope.measure.nucleus import nucleus, sample
+from nucleoscope.measure.recording import measure_step
+from nucleoscope.measure.step import Step
+from nucleoscope.quantities import Quantity
+
+ROWS, VOCABULARY = 20, 300
+
+
+def make_step(tokens=None, places=None, ties=False) -> Step:
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(ROWS, VOCABULARY, generator=generator)
+    logits = logits.round() if ties else logits
+    embedding = torch.randn(VOCABULARY, 8, generator=generator)
+    candidates = nucleus(logits, 0.9)
+    if tokens is None:
+        places = sample(candidates, torch.rand(ROWS, generator=generator))
+        tokens = candidates.ids[places]
+    return Step(logits, candidates, tokens, embedding, cosine.inverse_norms(embedding), places)
+
+
+def rank(p, token: int) -> int:
+    return sorted(range(len(p)), key=lambda i: (-p[i], i)).index(token) + 1
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("drawn", [True, False])
+def test_the_rank_of_a_token_counts_the_likelier_ones_and_equal_ones_of_lower_id(drawn, ties):
+    step = make_step(ties=ties) if drawn else make_step(torch.arange(ROWS) * 7, ties=ties)
+    for row, p in enumerate(oracle.softmax32(step.logits)):
+        assert step.rank[row] == rank(p.tolist(), int(step.tokens[row]))
+
+
+def test_the_margin_is_the_difference_of_the_two_largest_probabilities():
+    step = make_step()
+    for found, p in zip(step.margin.tolist(), oracle.softmax32(step.logits), strict=True):
+        first, second = sorted(p.tolist())[-2:][::-1]
+        assert found == pytest.approx(first - second, rel=1e-5, abs=1e-7)
+
+
+def test_the_margin_of_equal_tokens_is_0_and_that_of_a_single_token_1():
+    for logits, expected in ((torch.zeros(1, 5), 0), (torch.tensor([[0.5]]), 1), (torch.tensor([[0.0, -200]]), 1)):
+        candidates, embedding = nucleus(logits, 0.9), torch.ones(logits.shape[1], 2)
+        step = Step(logits, candidates, candidates.ids[:1], embedding, cosine.inverse_norms(embedding))
+        assert step.margin.tolist() == [expected]
+
+
+def test_the_surprisal_of_a_drawn_token_is_that_of_the_same_token_read():
+    drawn = make_step()
+    read = make_step(drawn.tokens)
+    assert torch.allclose(drawn.surprisal, read.surprisal, atol=1e-5)
+    assert (drawn.rank == read.rank).all()
+
+
+# A quantity of one's own
+
+
+def likeliest(logits, candidates, embedding):
+    """The largest probability of each token."""
+    return logits.softmax(-1).amax(-1)
+
+
+@pytest.fixture
+def own():
+    yield quantities.register(Quantity.from_function("largest", likeliest, label="largest probability"))
+    quantities.unregister("largest")
+
+
+def test_a_registered_quantity_is_in_records_with_the_built_in_ones(own):
+    batches = generation.measure(tiny.model("llama"), tiny.tokenizer(), ["the", "a"], max_tokens=5, progress=False)
+    for batch in batches:
+        for record in batch.records:
+            assert set(record) >= {"largest", "entropies", "ranks", "margins"}
+            for largest, probs in zip(record["largest"], record["top_p_probs"], strict=True):
+                assert largest == pytest.approx(float(probs[0]), rel=1e-5)
+
+
+def test_a_quantity_may_be_passed_to_measure_alone():
+    only = [Quantity.from_function("largest", likeliest)]
+    for measured in (
+        generation.measure(
+            tiny.model("llama"), tiny.tokenizer(), ["the"], max_tokens=3, quantities=only, progress=False
+        ),
+        scoring.measure(
+            tiny.model("llama"), tiny.tokenizer(), ["the"], [" cat"], max_tokens=3, quantities=only, progress=False
+        ),
+    ):
+        ((record,),) = [batch.records for batch in measured]
+        assert set(record) == {"prompt", "tokens", "top_p_tokens", "top_p_probs", "largest"}
+        assert len(record["largest"]) == len(record["tokens"])
+
+
+def test_a_quantity_of_the_wrong_shape_is_named():
+    wrong = Quantity.from_function("whole_row", lambda logits, candidates, embedding: logits)
+    with pytest.raises(ValueError, match=r"quantity 'whole_row' has shape \(20, 300\): it must be \(20,\)"):
+        measure_step(make_step(), [wrong])
+
+
+@pytest.mark.parametrize("name", ["entropy", "prompt", "tokens", "entropies"])
+def test_a_name_that_is_taken_is_refused(name):
+    with pytest.raises(ValueError, match=f"'{name}' is the name of another column"):
+        quantities.register(Quantity.from_function(name, likeliest))
+
+
+def test_a_name_that_is_no_identifier_is_refused():
+    with pytest.raises(ValueError, match="must be a Python identifier"):
+        Quantity.from_function("top three", likeliest)
