@@ -31,7 +31,7 @@ import json, sys
 sys.path.insert(0, "tests")
 import tiny
 from nucleoscope.data import prompts
-from nucleoscope.measure import generation
+from nucleoscope.measure import generation, model_facts
 from nucleoscope.models import loading
 from nucleoscope.store import results, run_folder
 asked, out = json.loads(sys.argv[1]), sys.argv[2]

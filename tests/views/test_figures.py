@@ -9,6 +9,7 @@ from PIL import Image
 from scipy import stats
 
 from made import full
+from nucleoscope import quantities
 from nucleoscope.stats import bootstrap, correlation, fits
 from nucleoscope.store import results
 from nucleoscope.views import figures, panels
@@ -108,14 +109,14 @@ def test_the_grid_has_what_scipy_counts_in_each_panel():
 
 def test_the_two_switches_of_the_grid_set_different_things():
     figure = drawn(CELLS, 5)
-    views, quantities = figure.layout.updatemenus
+    views, pairs = figure.layout.updatemenus
     assert [button.label for button in views.buttons] == ["median", "mean", "density"]
     shown = [button.args[0] for button in views.buttons]
     assert all(list(view) == ["visible"] and len(view["visible"]) == len(figure.data) for view in shown)
     assert np.sum([view["visible"] for view in shown], axis=0).tolist() == [1] * len(figure.data)
     assert [trace.visible for trace in figure.data] == shown[0]["visible"]
-    assert len(quantities.buttons) == len(correlation.PAIRS)
-    for button, (x, y) in zip(quantities.buttons, correlation.PAIRS, strict=True):
+    assert len(pairs.buttons) == len(correlation.PAIRS)
+    for button, (x, y) in zip(pairs.buttons, correlation.PAIRS, strict=True):
         data, layout = button.args
         assert "visible" not in data
         assert {len(values) for values in data.values()} == {len(figure.data)}
