@@ -2,12 +2,13 @@
 
 Contract: this module knows nothing of what is in the folder.
 
-The lock is filelock's, which is the system's (flock): it goes with the process that holds it, however that one ends.
-On a file system that shares such locks among machines (NFS) it holds on all of them; there, the lock
-of a machine that has crashed lasts until the server forgets that machine. Where locks hold on one
-machine only (Lustre with localflock, BeeGFS by default), the holder's sign of life decides: it
-touches the lock's file every `BEAT` seconds. filelock's own leases and lifetimes cannot do this: with them every lock
-ends by the clock, also that of a process that was stopped for a while on the same machine.
+The lock is filelock's, which is the system's (flock): it goes with the process that holds it, however
+that one ends. On a file system that shares such locks among machines (NFS) it holds on all of them;
+there, the lock of a machine that has crashed lasts until the server forgets that machine. Where locks
+hold on one machine only (Lustre with localflock, BeeGFS by default), the holder's sign of life decides:
+it touches the lock's file every `BEAT` seconds. filelock has leases and lifetimes too, but only for its
+soft locks, which are files without flock: a killed process would keep the folder until its lease ends,
+and one that was stopped for a while would lose it to another on the same machine.
 """
 
 import contextlib
@@ -106,8 +107,12 @@ class Lock:
             self._file = files[-1]
             holder = self._holder()
             # filelock sees a file that was just removed by its count of names, which NFS keeps at 1
-            if self._is_named() and (not _elsewhere(holder) or self._falls_silent(holder)):
-                return lock
+            try:
+                if self._look_up() and (not _elsewhere(holder) or self._falls_silent(holder)):
+                    return lock
+            except BaseException:
+                lock.release()
+                raise
             lock.release()
             deadline = time.monotonic() + LOCK_SECONDS
 
@@ -118,20 +123,22 @@ class Lock:
         """
         beat, begun = os.fstat(self._file).st_mtime_ns, time.monotonic()
         print(f"waiting for a sign of {holder.strip()}, for {SILENCE} s at most", file=sys.stderr)
-        while self._is_named():
-            if os.stat(self.path).st_mtime_ns != beat:
+        while found := self._look_up():
+            if found.st_mtime_ns != beat:
                 raise self._refusal(holder)
             if time.monotonic() - begun > SILENCE:
                 return True
             time.sleep(POLL)
         return False
 
-    def _is_named(self) -> bool:
-        """Whether the file that is locked is the one that others find under the lock's name."""
+    def _look_up(self) -> os.stat_result | None:
+        """The lock's file as others find it now; None where that is not the one that this process has locked."""
         try:
-            return os.path.samestat(os.fstat(self._file), self.path.stat())
+            with self.path.open() as stream:  # opened anew each time: only then does NFS ask its server
+                found = os.fstat(stream.fileno())
         except FileNotFoundError:
-            return False
+            return None
+        return found if os.path.samestat(found, os.fstat(self._file)) else None
 
     def _holder(self) -> str:
         return os.pread(self._file, 4096, 0).decode(errors="replace")
