@@ -342,7 +342,7 @@ def test_several_gpus_are_described_with_their_share(monkeypatch):
         "lm_head": 1,
     }
     sizes = {torch.device("cuda:0"): 8 * GB, torch.device("cuda:1"): 24 * GB}
-    monkeypatch.setattr(placement, "shares", lambda model: sizes)
+    monkeypatch.setattr(model_facts, "shares", lambda model: sizes)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device.index * GB, 80 * GB))
@@ -371,7 +371,7 @@ def test_the_fullest_gpu_decides_the_size_of_a_batch(monkeypatch):
     model, inputs = tiny.model(), Inputs([[1] * 90] * 1000)
     sizes = []
     for places in ([(10**7, 1.0)], [(10**7, 0.5), (10**7, 0.5)], [(10**7, 0.5), (10**6, 0.5)]):
-        monkeypatch.setattr(placement, "room", lambda model, places=places: places)
+        monkeypatch.setattr(model_facts, "room", lambda model, places=places: places)
         monkeypatch.setitem(generation.BATCH_LIMIT, "cpu", 10**6)
         sizes.append(generation.choose_batch_size("auto", model, inputs, 10))
     assert sizes[2] < sizes[0] < sizes[1]
