@@ -1,8 +1,9 @@
 """Stands in for nvidia-ml-py: the GPUs are those that the JSON file named by FAKE_DRIVER lists.
 
-A list of objects with "id", maybe "free" (bytes; else the GPU does not say) and "slices" (ids, None for
-a number without a slice; without it the GPU knows no slices). A string instead of the list is the error that loading
-the driver gives; null instead of a GPU is one that does not answer. The file is read anew each time.
+A list of objects with "id", maybe "free" (bytes; without it the GPU does not say) and maybe "slices" (ids,
+null for a number without a slice; without it the GPU knows no slices). A null in the list is a GPU that
+does not answer. A string instead of the list is the error that loading the driver gives. The file is read
+anew each time.
 """
 
 import json
