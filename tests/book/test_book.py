@@ -10,6 +10,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ import yaml
 from bs4 import BeautifulSoup
 from test_twelve import TEXT
 
+import nucleoscope
 import tiny
 from messages import one_line
 from nucleoscope.book import pages, site, sphinx_extension
@@ -37,8 +39,9 @@ from nucleoscope.views.token_text import Reader
 
 ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-PAGES = ["index", "cells/index", "cells/big/alpha", "cells/big/beta", "cells/small/alpha", "strips", "bibliography"]
-MADE = ["search", "genindex", "prf-prf"]  # by Sphinx itself
+CELLS = ["cells/big/alpha", "cells/big/beta", "cells/small/alpha"]
+PAGES = ["index", "cells/index", *CELLS, "strips", "use/api", "bibliography"]
+MADE = ["search", "genindex", "py-modindex", "prf-prf"]  # by Sphinx itself
 FIGURES = [page for page in PAGES if page.count("/") == 2]
 WIDE = "a_word_without_any_place_to_break_it_" * 5
 PROSE = f"""# A small book
@@ -124,17 +127,19 @@ def strips() -> nbformat.NotebookNode:
     return new.new_notebook(cells=[new.new_markdown_cell("# Strips"), new.new_code_cell("strips", outputs=outputs)])
 
 
-def project(folder: Path) -> Path:
-    """A small project with everything that the book is made of."""
+def project(folder: Path, *more: str) -> Path:
+    """A small project with everything that the book is made of; ``more``: pages of the real one."""
     (folder / "book" / "templates").mkdir(parents=True)
     (folder / "scripts" / "grids").mkdir(parents=True)
     toc = {"format": "jb-book", "root": "index"}
-    pages = [{"file": name} for name in ("strips", "bibliography")]
+    pages = [{"file": name} for name in ("strips", *more, "bibliography")]
     toc["chapters"] = [{"file": "cells/index", "sections": [{"glob": "cells/*/*"}]}, *pages]
     (folder / "book/_toc.yml").write_text(yaml.safe_dump(toc))
     (folder / "book/index.md").write_text(PROSE)
     (folder / "book/bibliography.md").write_text("# Bibliography\n\n```{bibliography}\n```\n")
-    for name in ("_config.yml", "book/references.bib", "book/templates/layout.html", *site.GENERATED):
+    inventories = [path.relative_to(ROOT) for path in (ROOT / "book/inventories").iterdir()]
+    prose = ("book/references.bib", "book/templates/layout.html", *(f"book/{name}.md" for name in more))
+    for name in ("_config.yml", *prose, *inventories, *site.GENERATED):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     settings = {"n_prompts": 2, "prompt_format": "raw", "dtype": "float32"}
@@ -167,7 +172,7 @@ def built(tmp_path_factory) -> Path:
 
 
 def build_small(folder: Path) -> None:
-    (project(folder) / "results/book").mkdir()
+    (project(folder, "use/api") / "results/book").mkdir()
     nbformat.write(strips(), folder / "results/book/strips.ipynb")
     site.build(folder, folder / "results", folder)
 
@@ -470,6 +475,28 @@ def test_plotly_is_loaded_once_and_only_where_there_is_a_figure(built):
         text = (built / f"{name}.html").read_text()
         assert text.count("plotly.min.js") == (name in FIGURES), name
     assert len(list(built.rglob("plotly*.js"))) == 1
+
+
+def test_every_module_is_on_the_api_page_in_the_table_of_its_room(built):
+    page = BeautifulSoup((built / "use/api.html").read_text(), "html.parser")
+    described = {tag["id"].removeprefix("module-") for tag in page(id=re.compile("^module-"))}
+    modules = {name for _, name, _ in pkgutil.walk_packages(nucleoscope.__path__, "nucleoscope.")}
+    assert described == {"nucleoscope", *modules}
+    listed = {link["href"].removeprefix("#module-") for link in page.select("table.autosummary a")}
+    rooms = {name.rpartition(".")[0] for name in modules} - {"nucleoscope"}
+    assert listed == modules - rooms
+
+
+def test_names_of_other_projects_lead_to_their_documentation(built):
+    page = BeautifulSoup((built / "use/api.html").read_text(), "html.parser")
+    links = {link["href"] for link in page("a", class_="external")}
+    assert "https://docs.pytorch.org/docs/stable/tensors.html#torch.Tensor" in links
+    assert "https://docs.python.org/3/library/pathlib.html#pathlib.Path" in links
+    for name in (ROOT / "book/inventories").glob("*.inv"):
+        address = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"]["intersphinx_mapping"][
+            name.stem
+        ][0]
+        assert any(link.startswith(address) for link in links), name
 
 
 def test_a_warning_ends_the_build_and_sphinx_says_where(tmp_path, capfd):

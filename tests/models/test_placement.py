@@ -15,6 +15,7 @@ from accelerate import dispatch_model, infer_auto_device_map
 from transformers import AutoConfig
 
 import tiny
+from driver import Driver
 from messages import one_line
 from nucleoscope.measure import batching, generation, model_facts, scoring
 from nucleoscope.measure.encoding import Inputs
@@ -40,6 +41,11 @@ def gpus(monkeypatch, tmp_path):
         monkeypatch.setattr(placement, "pick_device", lambda device: torch.device(PLACES.get(device, device)))
 
     return put
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch) -> Driver:
+    return Driver(tmp_path / "driver.json", monkeypatch)
 
 
 PLACES = {"auto": "cuda", "balanced": "cuda"}
@@ -171,17 +177,22 @@ def test_unknown_weights_go_to_the_freest_gpu(gpus):
     assert place(need=None) == [1]
 
 
-def test_the_driver_is_asked_for_free_memory_and_not_each_gpu(gpus, monkeypatch):
+def test_the_driver_is_asked_for_free_memory_and_not_each_gpu(gpus, driver):
     gpus(1, 1, 1)
-    said = "GPU-gpu-2, 100\nGPU-gpu-0, 300\nGPU-not-visible, 900\nGPU-gpu-1, 200\n"
-    monkeypatch.setattr(placement.subprocess, "run", lambda *args, **kwargs: SimpleNamespace(stdout=said))
-    assert placement.free_memory() == {0: 300 * 2**20, 1: 200 * 2**20, 2: 100 * 2**20}
+    driver.put(*({"id": f"GPU-{name}", "free": size} for name, size in [("gpu-2", 1), ("gpu-0", 3), ("other", 9)]))
+    assert placement.free_memory() == {0: 3, 1: GB, 2: 1}
 
 
-@pytest.mark.parametrize("said", ["", "GPU-gpu-0, [N/A]\n", "No devices were found\n"])
-def test_where_the_driver_does_not_say_cuda_is_asked(gpus, monkeypatch, said):
+@pytest.mark.parametrize("listed", [[], [{"id": "GPU-gpu-0"}], [{"id": "GPU-gpu-0", "free": 5}, None]])
+def test_where_the_driver_does_not_say_cuda_is_asked(gpus, driver, listed):
     gpus(1, 2)
-    monkeypatch.setattr(placement.subprocess, "run", lambda *args, **kwargs: SimpleNamespace(stdout=said))
+    driver.put(*listed)
+    assert placement.free_memory() == {0: GB, 1: 2 * GB}
+
+
+def test_where_there_is_no_driver_cuda_is_asked(gpus, driver):
+    gpus(1, 2)
+    driver.fail("NVML Shared Library Not Found")
     assert placement.free_memory() == {0: GB, 1: 2 * GB}
 
 

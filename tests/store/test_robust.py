@@ -202,8 +202,8 @@ def test_a_killed_runs_lock_stops_nobody(killer, undisturbed, tmp_path):
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """The lock of a process on another machine, on a file system that locks on each machine alone."""
-    monkeypatch.setattr(atomic, "SILENCE", 1)
-    monkeypatch.setattr(atomic, "POLL", 0.05)
+    monkeypatch.setattr(locking, "SILENCE", 1)
+    monkeypatch.setattr(locking, "POLL", 0.05)
     (tmp_path / locking.LOCK).write_text("process 7 on another-node\n")
     return tmp_path
 
@@ -219,7 +219,7 @@ def test_a_lock_left_behind_on_another_machine_is_cleared_after_its_silence(else
 
 
 def test_a_run_on_another_machine_that_lives_is_named(elsewhere, monkeypatch):
-    monkeypatch.setattr(atomic, "SILENCE", 60)
+    monkeypatch.setattr(locking, "SILENCE", 60)
     refused = threading.Event()
 
     def live() -> None:
@@ -236,7 +236,7 @@ def test_a_run_on_another_machine_that_lives_is_named(elsewhere, monkeypatch):
 
 
 def test_whoever_holds_a_lock_gives_signs_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "BEAT", 0.05)
+    monkeypatch.setattr(locking, "BEAT", 0.05)
     lock = locking.Lock(tmp_path)
     os.utime(tmp_path / locking.LOCK, (0, 0))
     deadline = time.monotonic() + 200
@@ -289,7 +289,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(locking.fcntl, "flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(OSError, match=r"cannot be locked \(No locks available\): use another --results_dir"):
         locking.Lock(tmp_path)
 
@@ -407,7 +407,7 @@ def test_checking_a_folder_leaves_nothing_behind(tmp_path):
 
 
 def test_a_folder_that_another_process_writes_to_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(locking, "LOCK_SECONDS", 0)
     cell = batches(tmp_path, 1)
     with pytest.raises(BlockingIOError, match=f"is being written by process {os.getpid()} on"):
         run_folder.check(tmp_path)

@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from nucleoscope.views.token_text import BYTES, Reader, Unit, joined, literal, visible
+from nucleoscope.views.token_text import BYTES, Reader, Unit, literal, visible
 
 FAMILY = "👩\u200d👩\u200d👧"
 
@@ -164,7 +164,19 @@ def test_tokenizers_whose_tokens_are_bytes():
     assert Reader(Tiktoken()).units([0, 1, 2]) == [Unit("a", 1), Unit("é", 2)]
 
 
-def test_nothing_joins_an_empty_text_or_a_line_break():
-    assert not joined("", "a")
-    assert not joined("\n", "\u0301")
-    assert not joined("a", "b")
+def test_accents_join_no_line_break_and_letters_nothing(reader):
+    assert [unit.text for unit in reader.units(ids("a\n\u0301b"))] == ["a", "\n", "\u0301", "b"]
+
+
+def test_a_token_without_text_is_a_unit_and_parts_no_cluster():
+    reader, empty = Reader(tiny.tokenizer(bos=False)), tiny.VOCAB + 7
+    reader._raw[empty] = b""
+    assert reader.units([empty, *ids("a"), empty, *ids("b")]) == [Unit("", 1), Unit("a", 1), Unit("", 1), Unit("b", 1)]
+    count = len(ids("e\u0301"))
+    assert reader.units([*ids("e"), empty, *ids("\u0301")]) == [Unit("e\u0301", count + 1)]
+
+
+@pytest.mark.parametrize("cluster", ["\u1112\u1161\u11ab", "क्षि", "กำ", "1\ufe0f\u20e3", "\r\n"])
+def test_clusters_of_all_scripts_are_one_unit(reader, cluster):
+    units = reader.units(ids(f"x{cluster}y"))
+    assert [unit.text for unit in units] == ["x", cluster.replace("\r", "␍"), "y"]

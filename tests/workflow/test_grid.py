@@ -19,6 +19,7 @@ import yaml
 
 import held
 import tiny
+from driver import Driver
 from messages import one_line
 from nucleoscope.models import gpus
 from nucleoscope.store import results
@@ -298,7 +299,7 @@ def test_a_cells_share_of_a_machine_with_sixteen_cores(wanted, there, gpus_of, t
         (0, 2, True, 0),
         (1, 2, True, 1),
         (1, 0, True, 0),  # --resources gpu=0
-        (1, 0, False, None),  # a GPU that nvidia-smi does not know
+        (1, 0, False, None),  # a GPU that the driver does not know
     ],
 )
 def test_who_chooses_the_gpus_of_a_cell(wanted, there, found, choice):
@@ -370,15 +371,13 @@ def test_a_log_keeps_the_attempts_that_were_cut_off_and_no_states_of_a_progress_
 
 
 @pytest.fixture
-def two_gpus(tmp_path, monkeypatch):
-    """A machine whose nvidia-smi lists two GPUs."""
-    smi = tmp_path / "bin" / "nvidia-smi"
-    smi.parent.mkdir()
-    smi.write_text("#!/bin/sh\necho 'GPU 0: One (UUID: GPU-1)'\necho 'GPU 1: Other (UUID: GPU-2)'\n")
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+def two_gpus(tmp_path, monkeypatch) -> Driver:
+    """A machine whose driver lists two GPUs."""
+    driver = Driver(tmp_path / "driver.json", monkeypatch)
+    driver.put({"id": "GPU-1"}, {"id": "GPU-2"})
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv(gpus.VISIBLE, raising=False)
+    return driver
 
 
 def snakemake(*options: object, **environment: str) -> subprocess.CompletedProcess:
@@ -494,13 +493,12 @@ def test_what_was_measured_by_hand_runs_only_where_its_settings_differ(tmp_path)
     assert "wildcards: folder=" + str(tmp_path / "results/middle/two") in planned
 
 
-@pytest.mark.usefixtures("two_gpus")
-def test_two_gpus_are_shared_by_cells_with_their_share_of_the_cores(tmp_path):
+def test_two_gpus_are_shared_by_cells_with_their_share_of_the_cores(tmp_path, two_gpus):
     path, _ = fifteen(tmp_path)
-    planned = snakemake("--configfile", path, "--dry-run", "--nocolor", PATH=os.environ["PATH"]).stdout
+    planned = snakemake("--configfile", path, "--dry-run", "--nocolor", **two_gpus.environment).stdout
     assert planned.count("gpu=1") == planned.count("nodes=1") == 15
     assert planned.count("threads: 2") == 1  # the analyses; each cell has one of the two cores
-    shown = snakemake("--configfile", path, "--dry-run", "--printshellcmds", PATH=os.environ["PATH"]).stdout
+    shown = snakemake("--configfile", path, "--dry-run", "--printshellcmds", **two_gpus.environment).stdout
     assert shown.count("--gpus 1 -- ") == 15
 
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from driver import Driver
 from messages import one_line
 from nucleoscope.models import gpus
 from nucleoscope.workflow import logs
@@ -161,21 +162,14 @@ ONE, OTHER = "GPU-1a", "GPU-1b"
 
 
 @pytest.fixture
-def listed(tmp_path, monkeypatch):
-    """A function that says what nvidia-smi lists; two GPUs at first. The locks are the test's own."""
-    smi = tmp_path / "bin" / "nvidia-smi"
-    smi.parent.mkdir()
-    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+def listed(tmp_path, monkeypatch) -> Driver:
+    """The driver, which lists two GPUs at first. The locks are the test's own."""
+    driver = Driver(tmp_path / "driver.json", monkeypatch)
+    driver.put({"id": ONE}, {"id": OTHER})
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv(gpus.VISIBLE, raising=False)
-
-    def put(*lines: str, status: int = 0) -> None:
-        smi.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines) + f"exit {status}\n")
-        smi.chmod(0o755)
-
-    put(f"GPU 0: NVIDIA H100 (UUID: {ONE})", f"GPU 1: NVIDIA H100 (UUID: {OTHER})")
-    return put
+    return driver
 
 
 @pytest.mark.parametrize(
@@ -200,16 +194,22 @@ def test_gpus_are_those_that_are_visible_by_their_ids(listed, monkeypatch, visib
 
 
 def test_of_a_gpu_in_slices_the_slices_are_taken(listed):
-    slices = [f"  MIG 3g.40gb     Device  {n}: (UUID: MIG-{n}c)" for n in range(2)]
-    listed(f"GPU 0: NVIDIA H100 (UUID: {ONE})", *slices, f"GPU 1: NVIDIA H100 (UUID: {OTHER})")
+    listed.put({"id": ONE, "slices": ["MIG-0c", None, "MIG-1c"]}, {"id": OTHER, "slices": [None]})
     assert gpus.names() == ["MIG-0c", "MIG-1c", OTHER]
 
 
-def test_where_nvidia_smi_finds_none_the_words_stay(listed, monkeypatch):
-    listed("NVIDIA-SMI has failed", status=9)
+def test_where_the_driver_lists_none_the_words_stay(listed, monkeypatch):
+    listed.fail("Driver Not Loaded")
     assert gpus.names() == []
     monkeypatch.setenv(gpus.VISIBLE, "3,GPU-x")
     assert gpus.names() == ["3", "GPU-x"]
+
+
+def test_where_one_gpu_does_not_answer_none_is_given_another_ones_number(listed, monkeypatch):
+    listed.put(None, {"id": OTHER})
+    assert gpus.names() == []
+    monkeypatch.setenv(gpus.VISIBLE, "1")
+    assert gpus.names() == ["1"]
 
 
 @pytest.mark.usefixtures("listed")
@@ -234,14 +234,17 @@ def test_each_run_takes_gpus_that_no_other_holds(monkeypatch):
     assert said == [f"waiting for 2 of 2 GPUs: {ONE} is held by process {os.getpid()}"]
 
 
-@pytest.mark.parametrize("lists", [[], [f"GPU 0: NVIDIA H100 (UUID: {ONE})"]])
+@pytest.mark.parametrize("lists", [[], [{"id": ONE}]])
 def test_a_job_never_makes_do_with_fewer_gpus(tmp_path, listed, lists):
-    """nvidia-smi may fail once in a while: a cell for two GPUs must not run on one, or on none."""
-    listed(*lists, status=0 if lists else 9)
+    """The driver may fail once in a while: a cell for two GPUs must not run on one, or on none."""
+    if lists:
+        listed.put(*lists)
+    else:
+        listed.fail("Unknown Error")
     said, errors = job(tmp_path / "log", "--gpus", "2", "--", "echo", "run").communicate(timeout=200)
     assert (said, errors) == (
         "",
-        f"error: 2 GPUs are wanted, and nvidia-smi finds {len(lists)} that may be used\n",
+        f"error: 2 GPUs are wanted, and the NVIDIA driver lists {len(lists)} that may be used\n",
     )
 
 

@@ -63,6 +63,7 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     files |= {path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*") if path.is_file()}
     for name in GENERATED:
         files[f"generated/{Path(name).name}"] = (root / name).read_bytes()
+    files["generated/api.md"] = describe_modules().encode()
     for script in (root / "scripts").glob("*.py"):
         files[f"generated/{script.stem}.txt"] = _said(script, "--help")
         if script.name in PRINTED:
@@ -130,6 +131,34 @@ def overview(cells: list[Path]) -> str:
         "# The runs\n\nOne page for each model on each data set, made from the notebook that measured it.\n\n"
         ":::{div} sortable\n\n" + head + "\n".join(rows) + "\n\n:::\n"
     )
+
+
+def list_modules() -> dict[str, list[str]]:
+    """The modules of each room by their names there; those in no room, of the package, come first."""
+    package = Path(__file__).parents[1]
+    rooms: dict[str, list[str]] = {}
+    for path in sorted(package.rglob("*.py"), key=lambda path: (path.parent, path.name)):
+        room = ".".join([package.name, *path.parent.relative_to(package).parts])
+        rooms.setdefault(room, [])
+        if path.stem != "__init__":
+            rooms[room].append(path.stem)
+    return rooms
+
+
+def describe_modules() -> str:
+    """The reference of the package: for each room its modules in a table, then what is in them.
+
+    `sphinx.ext.autosummary` makes the tables. It does not write a page for each module, as it could: those
+    would come into the sources after Jupyter Book has read the table of contents, and be left out.
+    """
+    lines = []
+    for room, names in list_modules().items():
+        lines += [f"## {room}", "", "```{eval-rst}", f".. automodule:: {room}", ""]
+        lines += [".. autosummary::", "", *(f"   {name}" for name in names), "```", ""]
+        for name in names:
+            lines += [f"### {room}.{name}", "", "```{eval-rst}", f".. automodule:: {room}.{name}"]
+            lines += ["   :members:", "```", ""]
+    return "\n".join(lines)
 
 
 def _said(script: Path, *options: str) -> bytes:

@@ -2,8 +2,7 @@
 
 Contract: a figure stored as plotly's JSON becomes an interactive figure that follows the page's
 theme, with its description and a link to its data; plotly.js and MathJax are copied from
-installed packages, once, so that no page asks the network for anything. Links to other projects'
-documentation come from a list in ``_config.yml`` (``external_names``), for the same reason.
+installed packages, once, so that no page asks the network for anything.
 """
 
 import base64
@@ -117,16 +116,6 @@ def _add_scripts(app: Sphinx, page: str, template: str, context: dict, doctree: 
             app.add_js_file(name, loading_method="defer")
 
 
-def _outside(app: Sphinx, env: Any, node: nodes.Element, content: nodes.Element) -> nodes.reference | None:
-    """A name of another project, as a link to its documentation: the name's own, or its module's."""
-    name = part = node.get("reftarget", "")
-    while part and part not in app.config.external_names:
-        part = part.rpartition(".")[0]
-    if not part:
-        return None
-    return nodes.reference("", "", content, refuri=app.config.external_names[part].format(name=name), internal=False)
-
-
 def _plain_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are prose with `names` and |sizes|: bars and stars in them are no markup."""
     for number, line in enumerate(lines):
@@ -140,12 +129,10 @@ def _skip_fields(app: Sphinx, what: str, name: str, thing: Any, skip: bool, opti
 
 
 def setup(app: Sphinx) -> dict[str, bool | int]:
-    app.add_config_value("external_names", {}, "env", dict)
     app.add_css_file("book.css")
     app.add_js_file("page.js", loading_method="defer")
     app.connect("builder-inited", _copy_assets)
     app.connect("html-page-context", _add_scripts)
-    app.connect("missing-reference", _outside)
     app.connect("autodoc-process-docstring", _plain_docstring)
     app.connect("autodoc-skip-member", _skip_fields)
     # A page is made anew when what makes it has changed.

@@ -168,6 +168,9 @@ def plan_dataset(name: str) -> Download | None:
 
 def _sizes(info: Any) -> dict[str, int]:
     """A repository's files and their sizes."""
+    # Not by snapshot_download(dry_run=True): it sends a request for each missing file, where one answers for all; it
+    # writes to the cache which commit a branch now stands for, so that runs offline would no longer find an older one
+    # if this plan is refused; and `needed` has to see the whole list before it can be told what to download.
     return {file.rfilename: (file.lfs.size if file.lfs else file.size) or 0 for file in info.siblings or []}
 
 

@@ -13,24 +13,23 @@ process that is handed it holds on to it although the one that took it has been 
 import contextlib
 import fcntl
 import os
-import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote
+
+import pynvml
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL = 1  # seconds
 
 
 def names() -> list[str]:
-    """The NVIDIA GPUs that this process may use, by their ids; none where nvidia-smi finds none.
+    """The NVIDIA GPUs that this process may use, by their ids; none where the driver lists none.
 
-    Numbers in `VISIBLE` are those of nvidia-smi. Where that cannot be asked its words stay as they are.
+    Numbers in `VISIBLE` are the driver's (nvidia-smi's). Where it cannot be asked its words stay as they are.
     """
     there = _there()
     if VISIBLE not in os.environ:
@@ -45,13 +44,47 @@ def names() -> list[str]:
 
 
 def _there() -> list[str]:
-    """What nvidia-smi lists: "GPU-..."; or, of a GPU in slices, "MIG-..." for each."""
+    """The ids that the driver lists: "GPU-..."; or, of a GPU in slices, "MIG-..." for each."""
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
+        with _driver() as handles:
+            return [pynvml.nvmlDeviceGetUUID(one) for handle in handles for one in _slices(handle) or [handle]]
+    except pynvml.NVMLError:  # no driver, no GPU, or one that does not answer: later numbers would be wrong
         return []
-    ids = re.findall(r"UUID: ((?:GPU|MIG)-[^)\s]+)\)", listed.stdout) if listed.returncode == 0 else []
-    return [one for one, after in pairwise([*ids, ""]) if one[:4] == "MIG-" or after[:4] != "MIG-"]
+
+
+def read_free_memory() -> dict[str, int]:
+    """Bytes that are free on each NVIDIA GPU, by its id without "GPU-"; empty where the driver does not say."""
+    try:
+        with _driver() as handles:
+            return {
+                pynvml.nvmlDeviceGetUUID(one).removeprefix("GPU-"): int(pynvml.nvmlDeviceGetMemoryInfo(one).free)
+                for one in handles
+            }
+    except pynvml.NVMLError:
+        return {}
+
+
+@contextlib.contextmanager
+def _driver() -> Iterator[list[Any]]:
+    """The driver's handles of all GPUs, in the order of its numbers; NVMLError where it cannot be loaded.
+
+    NVML, unlike CUDA, starts nothing on a GPU.
+    """
+    pynvml.nvmlInit()
+    try:
+        yield [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _slices(handle: Any) -> list[Any]:
+    """The handles of a GPU's slices (MIG devices)."""
+    found = []
+    with contextlib.suppress(pynvml.NVMLError):  # a GPU or driver that knows no slices
+        for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            with contextlib.suppress(pynvml.NVMLError):  # no slice has this number
+                found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number))
+    return found
 
 
 def _named(word: str, there: list[str]) -> str | None:
@@ -76,7 +109,7 @@ def claimed(number: int, say: Callable[[str], None]) -> Iterator[dict[str, int]]
     """
     there, told = names() if number else [], False
     if number > len(there):  # fewer would be slow without a word
-        raise OSError(f"{number} GPUs are wanted, and nvidia-smi finds {len(there)} that may be used")
+        raise OSError(f"{number} GPUs are wanted, and the NVIDIA driver lists {len(there)} that may be used")
     locks = _free(there, number)
     while len(locks) < number:  # all or none: two that wait for each other's would wait for ever
         held = ", ".join(f"{name} is held by {holder(name)}" for name in there if name not in locks)

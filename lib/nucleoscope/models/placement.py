@@ -7,7 +7,6 @@ their weights are not there to be seen yet. Another user's runs show only in the
 """
 
 import contextlib
-import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -101,18 +100,8 @@ def free_memory() -> dict[int, int]:
     Asking CUDA itself would start this process on every GPU, which takes half a gigabyte of each.
     """
     count = torch.cuda.device_count()
-    told = _told_by_driver() if count > 1 else {}
+    told = gpus.read_free_memory() if count > 1 else {}
     return {gpu: told.get(_id(gpu)) or torch.cuda.mem_get_info(gpu)[0] for gpu in range(count)}
-
-
-def _told_by_driver() -> dict[str, int]:
-    command = ["nvidia-smi", "--query-gpu=uuid,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
-        pairs = [line.split(",") for line in lines]
-        return {name.strip().removeprefix("GPU-"): int(size) * 2**20 for name, size in pairs}
-    except (OSError, ValueError, subprocess.SubprocessError):  # no such tool, or a GPU that does not say
-        return {}
 
 
 def _id(gpu: int) -> str:

@@ -2,15 +2,16 @@
 
 Contract: this module knows nothing of what is in the folder.
 
-The lock is the system's (flock): it goes with the process that holds it, however that one ends. On
-a file system that shares such locks among machines (NFS) it holds on all of them; there, the lock
-of a machine that has crashed lasts until the server forgets that machine. Where locks hold on one
-machine only (Lustre with localflock, BeeGFS by default), the holder's sign of life decides: it
-touches the lock's file every `BEAT` seconds.
+The lock is filelock's, which is the system's (flock): it goes with the process that holds it, however
+that one ends. On a file system that shares such locks among machines (NFS) it holds on all of them;
+there, the lock of a machine that has crashed lasts until the server forgets that machine. Where locks
+hold on one machine only (Lustre with localflock, BeeGFS by default), the holder's sign of life decides:
+it touches the lock's file every `BEAT` seconds. filelock has leases and lifetimes too, but only for its
+soft locks, which are files without flock: a killed process would keep the folder until its lease ends,
+and one that was stopped for a while would lose it to another on the same machine.
 """
 
 import contextlib
-import fcntl
 import os
 import socket
 import sys
@@ -18,7 +19,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+
+from filelock import FileLock, Timeout
 
 LOCK = ".lock"  # the name of a lock's file in the folder that it guards
 LOCK_SECONDS = 5  # how long a second writer waits: a killed run's kernel may live a second longer
@@ -57,18 +59,18 @@ class Lock:
 
     def __init__(self, folder: Path):
         self.path = folder / LOCK
-        self._stream, self._done = self._wait(), threading.Event()
-        self._name = _me()
-        self._stream.truncate(0)
-        self._stream.write(self._name)
-        self._stream.flush()
-        self._beat = threading.Thread(target=_beat, args=(self._stream.fileno(), self._done), daemon=True)
+        self._done, self._name = threading.Event(), _me()
+        self._file = -1  # the descriptor of the lock's file
+        self._lock = self._acquire()
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, self._name.encode(), 0)
+        self._beat = threading.Thread(target=_beat, args=(self._file, self._done), daemon=True)
         self._beat.start()
 
     def check(self) -> None:
         """BlockingIOError where another process has taken the lock, because this one gave no sign for too long."""
         try:
-            holder = self.path.read_text()  # opened anew, as in `_try`
+            holder = self.path.read_text()  # opened anew: only then does NFS ask its server
         except FileNotFoundError:  # that one has ended
             holder = ""
         if holder != self._name:
@@ -82,45 +84,76 @@ class Lock:
         """Lets others write to the folder."""
         self._done.set()
         self._beat.join()
-        self._stream.seek(0)
-        if self._stream.read() == self._name:  # else this machine slept, and another one took it
+        if self._holder() == self._name:  # else this machine slept, and another one took it
             self.path.unlink(missing_ok=True)
-        self._stream.close()
+        self._lock.release()
 
-    def _wait(self) -> Any:
-        begun, beat = time.monotonic(), None
+    def _acquire(self) -> FileLock:
+        """The lock, held, once no process on any machine holds it."""
+        files: list[int] = []  # a bound method would keep this object and its lock alive in a circle
+        # a lock that is only a file (where there is no flock) would outlive a killed process
+        lock = FileLock(
+            self.path, poll_interval=POLL, thread_local=False, fallback_to_soft=False, on_acquired=files.append
+        )
+        deadline = time.monotonic() + LOCK_SECONDS
         while True:
-            stream, holder, touched = self._try()
-            waited = time.monotonic() - begun
-            if stream and (not _elsewhere(holder) or (beat == touched and waited > SILENCE)):
-                return stream
-            if stream:
-                stream.close()
-            if (beat not in (None, touched)) if stream else waited >= LOCK_SECONDS + (0 if holder else POLL):
-                raise BlockingIOError(f"'{self.path.parent}' is being written by {holder.strip() or 'another process'}")
-            if stream and beat is None:
-                beat = touched
-                print(f"waiting for a sign of {holder.strip()}, for {SILENCE} s at most", file=sys.stderr)
-            time.sleep(POLL)
+            try:
+                lock.acquire(timeout=max(deadline - time.monotonic(), 0))
+            except Timeout:
+                raise self._refusal(self._read_holder()) from None
+            except OSError as error:
+                folder = self.path.parent
+                raise OSError(f"'{folder}' cannot be locked ({error.strerror}): use another --results_dir") from None
+            self._file = files[-1]
+            holder = self._holder()
+            # filelock sees a file that was just removed by its count of names, which NFS keeps at 1
+            try:
+                if self._look_up() and (not _elsewhere(holder) or self._falls_silent(holder)):
+                    return lock
+            except BaseException:
+                lock.release()
+                raise
+            lock.release()
+            deadline = time.monotonic() + LOCK_SECONDS
 
-    def _try(self) -> tuple[Any, str, int]:
-        """The lock's file if it could be locked, who is named in it, and when it was last touched (ns)."""
-        stream = self.path.open("a+")  # opened anew each time: only then does NFS ask its server
+    def _falls_silent(self, holder: str) -> bool:
+        """True after `SILENCE` without a sign of life of a process on another machine; False where it ends meanwhile.
+
+        BlockingIOError at its first sign.
+        """
+        beat, begun = os.fstat(self._file).st_mtime_ns, time.monotonic()
+        print(f"waiting for a sign of {holder.strip()}, for {SILENCE} s at most", file=sys.stderr)
+        while found := self._look_up():
+            if found.st_mtime_ns != beat:
+                raise self._refusal(holder)
+            if time.monotonic() - begun > SILENCE:
+                return True
+            time.sleep(POLL)
+        return False
+
+    def _look_up(self) -> os.stat_result | None:
+        """The lock's file as others find it now; None where that is not the one that this process has locked."""
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            kept = self.path.exists() and os.path.samestat(os.fstat(stream.fileno()), self.path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            kept = False
-        except OSError as error:
-            stream.close()
-            folder = self.path.parent
-            raise OSError(f"'{folder}' cannot be locked ({error.strerror}): use another --results_dir") from None
-        stream.seek(0)
-        holder, touched = stream.read(), os.fstat(stream.fileno()).st_mtime_ns
-        if not kept:  # held; or its holder has just removed it, and this lock guards nothing
-            stream.close()
-            return None, holder, touched
-        return stream, holder, touched
+            with self.path.open() as stream:  # opened anew each time: only then does NFS ask its server
+                found = os.fstat(stream.fileno())
+        except FileNotFoundError:
+            return None
+        return found if os.path.samestat(found, os.fstat(self._file)) else None
+
+    def _holder(self) -> str:
+        return os.pread(self._file, 4096, 0).decode(errors="replace")
+
+    def _read_holder(self) -> str:
+        """Who is named in the file of a lock that another process holds."""
+        for _ in range(2):
+            with contextlib.suppress(OSError):
+                if holder := self.path.read_text():
+                    return holder
+            time.sleep(POLL)  # whoever has just locked it is about to write its name
+        return ""
+
+    def _refusal(self, holder: str) -> BlockingIOError:
+        return BlockingIOError(f"'{self.path.parent}' is being written by {holder.strip() or 'another process'}")
 
 
 def _me() -> str:

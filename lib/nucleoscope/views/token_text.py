@@ -11,6 +11,8 @@ import re
 import unicodedata
 from typing import Any, NamedTuple
 
+import regex
+
 MARKS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
 SIGNS = {*MARKS.values(), "⟨", "⟩"}  # what stands for something else, and so never for itself
 TURNING = {code: f"⟨U+{code:04X}⟩" for code in [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]}
@@ -78,26 +80,22 @@ class Reader:
         """The running text of (n,) ids, in units whose token counts add up to n.
 
         A unit is one token, or several that make one character or one cluster of characters (an
-        emoji with joiners, a letter with its accents). Bytes that are no UTF-8 are shown as ``⟨E2⟩``,
-        control characters, which no page can show, by their pictures (``␀``), and those that turn
-        the order of what follows as ``⟨U+202E⟩``.
+        emoji with joiners, a letter with its accents, a Korean syllable). Bytes that are no UTF-8
+        are shown as ``⟨E2⟩``, control characters, which no page can show, by their pictures (``␀``),
+        and those that turn the order of what follows as ``⟨U+202E⟩``.
         """
         parts = [self.raw(token) for token in tokens] if self.kind != "plain" else self._grown(tokens)
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        found: list[Unit] = []
+        characters: list[Unit] = []
         waiting = ""  # the text of tokens that have not come to the end of a character
         count = 0
         for place, part in enumerate(parts, 1):
             waiting += decoder.decode(part, final=place == len(parts))
             count += 1
-            if decoder.getstate()[0]:
-                continue
-            unit, waiting, count = Unit(waiting, count), "", 0
-            if found and found[-1].tokens + unit.tokens <= LONGEST and joined(found[-1].text, unit.text):
-                last = found.pop()
-                unit = Unit(last.text + unit.text, last.tokens + unit.tokens)
-            found.append(unit)
-        return [Unit(_printable(unit.text), unit.tokens) for unit in found]
+            if not decoder.getstate()[0]:
+                characters.append(Unit(waiting, count))
+                waiting, count = "", 0
+        return [Unit(_printable(unit.text), unit.tokens) for unit in _join_clusters(characters)]
 
     def _grown(self, tokens: list[int]) -> list[bytes]:
         """What each token adds to the decoded text, for tokenizers whose words depend on their neighbours."""
@@ -134,23 +132,18 @@ def visible(raw: bytes) -> str:
     return "".join(shown)
 
 
-def joined(before: str, after: str) -> bool:
-    """Whether ``after`` begins in the middle of a cluster that ``before`` ends in.
-
-    The rules of Unicode's annex 29 that matter between tokens: accents, joiners, skin tones, tags,
-    and flags, which are pairs of letters of their own.
-    """
-    if not before or not after:
-        return False
-    last, first = before[-1], after[0]
-    if unicodedata.category(first).startswith("M") or first in JOINERS or 0x1F3FB <= ord(first) <= 0x1F3FF:
-        return last not in "\r\n\t"
-    if 0xE0020 <= ord(first) <= 0xE007F:
-        return True
-    if last == "\u200d":
-        return not first.isascii()
-    flags = len(before) - len(before.rstrip("".join(map(chr, range(0x1F1E6, 0x1F200)))))
-    return 0x1F1E6 <= ord(first) <= 0x1F1FF and flags % 2 == 1
+def _join_clusters(units: list[Unit]) -> list[Unit]:
+    """The same text in units that no cluster of characters (Unicode's annex 29) goes beyond, up to `LONGEST` tokens."""
+    ends = {0, *(match.end() for match in regex.finditer(r"\X", "".join(unit.text for unit in units)))}
+    found: list[Unit] = []
+    place = 0
+    for unit in units:
+        if place in ends or found[-1].tokens + unit.tokens > LONGEST:
+            found.append(unit)
+        else:
+            found[-1] = Unit(found[-1].text + unit.text, found[-1].tokens + unit.tokens)
+        place += len(unit.text)
+    return found
 
 
 def _kind(tokenizer: Any) -> str:
