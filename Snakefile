@@ -133,7 +133,7 @@ rule analyses:
         OTHERS,
         "notebooks/correlation.py",
         "notebooks/fits.py",
-        modules("stats/bootstrap", "stats/correlation", "stats/curves", "stats/fits", "views/figures", "views/panels", "store/reading", "stats/sample", "store/shelf", "views/tables"),
+        modules("stats/bootstrap", "stats/correlation", "stats/curves", "stats/fits", "views/figures", "views/panels", "stats/sample", "store/mapped_records", "store/results", "views/tables"),
     output:
         [update(f"{ANALYSES}/{file}") for file in results.ANALYSIS_FILES],
     threads: everywhere
@@ -150,7 +150,7 @@ rule page:
         NOTEBOOKS,
         OTHERS,
         "notebooks/{name}.py",
-        modules("stats/bootstrap", "stats/correlation", "views/figures", "views/examples", "store/reading", "store/shelf", "views/strip", "views/token_text", "stats/theory"),
+        modules("stats/bootstrap", "stats/correlation", "views/figures", "views/examples", "store/mapped_records", "store/results", "views/strip", "views/token_text", "stats/theory"),
     output:
         update(f"{RESULTS}/{results.PAGES}/{{name}}.ipynb"),
     threads: everywhere

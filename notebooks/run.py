@@ -101,10 +101,12 @@ if not cell.finished:
             generation.fill(cell, model, tokenizer, data.texts, seed=seed, **parameters)
         else:
             scoring.fill(cell, model, tokenizer, data.texts, data.continuations, **parameters)
-records, info = results.load(folder / results.MEASUREMENTS), results.load_info(folder)
+info = results.load_info(folder)
 
 # %%
-print(f"{len(records)} prompts, {info['tokens']:,} tokens, {info['tokens_per_second']} tokens/s on {info['device']}")
+print(
+    f"{info['settings']['n_prompts']} prompts, {info['tokens']:,} tokens, {info['tokens_per_second']} tokens/s on {info['device']}"
+)
 if info["prompts_truncated"]:
     print(f"{info['prompts_truncated']} prompts were longer than the model's context and lost their beginning")
 if info.get("texts_truncated"):
@@ -117,7 +119,7 @@ if info.get("texts_truncated"):
 # and left out of the plots and coefficients.
 
 # %%
-table = results.table(records, model=folder.name, dataset=folder.parent.name)
+table = results.load_cell(folder / results.MEASUREMENTS, model=folder.name, dataset=folder.parent.name)
 statistics = correlation.statistics({(folder.name, folder.parent.name): table})
 tables.show(tables.readable(statistics))
 
@@ -155,7 +157,9 @@ figures.distributions(table)
 
 # %%
 behind, whose = background(table), "drawn" if mode == "generate" else "the text's"
-for pick in examples.chosen(records):
+picks = examples.chosen(table)
+records = results.load_records(folder, [pick.prompt for pick in picks])
+for pick in picks:
     html = strip(records[pick.prompt], tokenizer, table=behind, whose=whose)
     display(Markdown(pick.sentence), HTML(html))
 

@@ -45,9 +45,9 @@ from nucleoscope.views import examples
 from nucleoscope.views.strip import background, strip
 from nucleoscope.views.token_text import Reader, literal
 
-measured = {
-    names: table for names, table in results.load_readable(results_dir).items() if (table["token"] >= 0).any()
-}  # files of the published study hold no tokens
+readable = results.load_readable(results_dir)
+# Files of the published study hold no tokens.
+measured = [names for names, tokens in readable.select(columns=["token"]).items() if (tokens["token"] >= 0).any()]
 if not measured:
     raise ValueError(f"no measurements with their tokens under '{results_dir}': measure a model first")
 wanted = model_name.rstrip("/").rsplit("/", 1)[-1]
@@ -69,9 +69,10 @@ def opened(folder: Path) -> tuple[dict, Reader] | None:
 folders = {dataset: results.cell_folder(results_dir, dataset, model) for name, dataset in measured if name == model}
 cells = {dataset: opened(folder) for dataset, folder in sorted(folders.items())}
 settings = {dataset: cell[0] for dataset, cell in cells.items() if cell}
-records = {dataset: results.load(results.measurements(folders[dataset])) for dataset in settings}
-tables = {(model, dataset): measured[model, dataset] for dataset in settings}
+tables = {(model, dataset): readable[model, dataset] for dataset in settings}
 corners, behind = examples.corners(tables), background(examples.pooled(tables))
+shown = {dataset: corners.loc[corners["dataset"] == dataset, "prompt"] for dataset in settings}
+records = {dataset: results.load_records(folders[dataset], prompts) for dataset, prompts in shown.items()}
 whose = {name: "the text's" if found.get("mode") == "score" else "drawn" for name, found in settings.items()}
 
 

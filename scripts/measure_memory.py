@@ -1,4 +1,4 @@
-"""Measures the memory that reading a cell and analysing 15 cells take, and the time, on made cells."""
+"""Measures the memory and the time that reading a run and analysing 15 runs take, on synthetic runs."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nucleoscope.store import results
 from nucleoscope.workflow.command_line import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,7 +20,7 @@ STEPS, MIB = 100, 2**20
 
 
 def made(path: Path, prompts: int, seed: int = 0, vocabulary: int = 128_256) -> None:
-    """A cell of made measurements as a run leaves it: nuclei of 40 in the median, some of tens of thousands."""
+    """Synthetic measurements and their tokens.parquet: nuclei of 40 in the median, some of tens of thousands."""
     import torch
 
     rng, records = np.random.default_rng(seed), []
@@ -44,16 +45,18 @@ def made(path: Path, prompts: int, seed: int = 0, vocabulary: int = 128_256) -> 
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(records, path)
+    results.write_tokens(records, path)
 
 
 def grid(folder: Path, prompts: int) -> None:
     """15 cells, three of them made: those of one data set have the same content, whichever the model."""
     for place, data in enumerate(DATASETS):
-        first = folder / data / MODELS[0] / "measurements.pt"
+        first = folder / data / MODELS[0] / results.MEASUREMENTS
         made(first, prompts, place)
         for model in MODELS[1:]:
             (folder / data / model).mkdir()
-            os.link(first, folder / data / model / first.name)
+            for name in (results.MEASUREMENTS, results.TOKENS):
+                os.link(first.with_name(name), folder / data / model / name)
 
 
 def watched(command: list[str], pause: float = 0.1) -> tuple[int, float]:

@@ -56,7 +56,7 @@ class Killer:
         """Lets a run go on undisturbed; what it measured."""
         found = self.run(folder, settings, **request)
         assert (found["signal"], found["error"]) == (0, "")
-        assert set(os.listdir(folder)) >= {"measurements.pt", "run.json"}
+        assert set(os.listdir(folder)) >= {"measurements.pt", "run.json", "tokens.parquet"}
         assert results.load_info(folder)["settings"] == settings
         return measured(folder)
 
@@ -178,7 +178,7 @@ def test_of_two_runs_at_once_one_is_refused_and_told_who_writes(killer, undistur
             assert f"process {first['process']} on {socket.gethostname()}" in one_line(second["error"])
             refused += 1
         assert measured(folder) == expected
-        assert sorted(os.listdir(folder)) == ["measurements.pt", "run.json"]
+        assert sorted(os.listdir(folder)) == ["measurements.pt", "run.json", "tokens.parquet"]
     assert refused > 0
 
 
@@ -187,7 +187,7 @@ def test_of_many_runs_at_once_one_measures_and_the_others_find_its_results(kille
     found = killer.runs(tmp_path / "cell", count=4, lock_seconds=60)
     assert [run["error"] for run in found] == [""] * 4
     assert measured(tmp_path / "cell") == expected
-    assert sorted(os.listdir(tmp_path / "cell")) == ["measurements.pt", "run.json"]
+    assert sorted(os.listdir(tmp_path / "cell")) == ["measurements.pt", "run.json", "tokens.parquet"]
 
 
 def test_a_killed_runs_lock_stops_nobody(killer, undisturbed, tmp_path):
@@ -505,7 +505,7 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
 
     done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert sorted(os.listdir(folder)) == ["measurements.pt", "run.ipynb", "run.json"]
+    assert sorted(os.listdir(folder)) == ["measurements.pt", "run.ipynb", "run.json", "tokens.parquet"]
     assert undisturbed.wait(timeout=600) == 0
     assert measured(folder) == measured(tmp_path / "straight" / "cats" / "tiny")
 

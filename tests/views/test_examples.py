@@ -18,6 +18,10 @@ def record(entropies, cosines, k=2) -> dict:
     return {"prompt": "", "entropies": list(entropies), "cosines": list(cosines), "top_p_tokens": nuclei}
 
 
+def chosen(records: list[dict]) -> list[examples.Pick]:
+    return examples.chosen(examples.table(records, "", ""))
+
+
 def ordered(r: float, n: int = 30) -> dict:
     """A record whose coefficient is near ``r``, and exactly -1, 0 or 1 for these."""
     x = np.arange(n, dtype=float)
@@ -27,7 +31,7 @@ def ordered(r: float, n: int = 30) -> dict:
 def test_the_median_the_most_and_the_least_correlated_prompt():
     records = [ordered(r) for r in (-0.9, -0.5, 0.0, -0.7, 1.0)]
     each = examples.within(examples.table(records, "", ""))["r"]
-    found = examples.chosen(records)
+    found = chosen(records)
     assert [pick.prompt for pick in found] == [1, 4, 2]
     assert [pick.r for pick in found] == pytest.approx([each.median(), 1, 0], abs=1e-12)
     assert [pick.sentence.split("**")[1] for pick in found] == [
@@ -41,15 +45,15 @@ def test_the_median_the_most_and_the_least_correlated_prompt():
 
 
 def test_a_negative_coefficient_has_a_real_minus():
-    assert "\N{MINUS SIGN}1.00 over" in examples.chosen([ordered(-1.0)])[0].sentence
+    assert "\N{MINUS SIGN}1.00 over" in chosen([ordered(-1.0)])[0].sentence
 
 
 def test_of_an_even_number_the_median_is_the_lower_one():
-    assert examples.chosen([ordered(r) for r in (1.0, -1.0, 0.5, 0.0)])[0].prompt == 3
+    assert chosen([ordered(r) for r in (1.0, -1.0, 0.5, 0.0)])[0].prompt == 3
 
 
 def test_equal_coefficients_go_to_the_first_prompt_and_none_is_taken_twice():
-    found = examples.chosen([ordered(1.0)] * 5)
+    found = chosen([ordered(1.0)] * 5)
     assert [pick.prompt for pick in found] == [2, 0, 1]  # of five in order, the third is in the middle
     assert "of those not shown yet" not in found[1].sentence
     assert "of those not shown yet" in found[2].sentence
@@ -57,21 +61,21 @@ def test_equal_coefficients_go_to_the_first_prompt_and_none_is_taken_twice():
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_with_fewer_prompts_there_are_fewer_picks(count):
-    assert [pick.prompt for pick in examples.chosen([ordered(0.5), ordered(-0.9)][:count])] == [0, 1][:count][::-1]
+    assert [pick.prompt for pick in chosen([ordered(0.5), ordered(-0.9)][:count])] == [0, 1][:count][::-1]
 
 
 def test_a_short_prompt_in_perfect_order_does_not_take_part():
-    assert {pick.prompt for pick in examples.chosen([ordered(0.5, 40), ordered(1.0, 19), ordered(0.4, 20)])} == {0, 2}
+    assert {pick.prompt for pick in chosen([ordered(0.5, 40), ordered(1.0, 19), ordered(0.4, 20)])} == {0, 2}
 
 
 def test_where_all_texts_are_short_half_of_the_longest_is_enough():
-    found = examples.chosen([ordered(0.5, 10), ordered(1.0, 4), ordered(1.0, 5)])
+    found = chosen([ordered(0.5, 10), ordered(1.0, 4), ordered(1.0, 5)])
     assert {pick.prompt for pick in found} == {0, 2}
     assert "at least 5 tokens" in found[0].sentence
 
 
 def test_a_long_prompt_without_a_coefficient_does_not_raise_the_bound():
-    (only,) = examples.chosen([record(np.arange(40.0), [0.5] * 40), ordered(-0.5, 10)])
+    (only,) = chosen([record(np.arange(40.0), [0.5] * 40), ordered(-0.5, 10)])
     assert only.prompt == 1
     assert "with at least 5 tokens" in only.sentence
 
@@ -85,16 +89,16 @@ def test_tokens_without_a_choice_do_not_count():
 
 def test_an_undefined_coefficient_does_not_take_part():
     flat, bad = record(np.arange(30.0), [0.5] * 30), record([np.nan] * 30, np.arange(30.0))
-    assert [pick.prompt for pick in examples.chosen([flat, bad, ordered(0.5)])] == [2]
+    assert [pick.prompt for pick in chosen([flat, bad, ordered(0.5)])] == [2]
 
 
 def test_without_any_coefficient_the_first_text_stands_alone():
-    (only,) = examples.chosen([record([], []), record([1.0], [1.0], 1), record([2.0], [1.0], 1)])
+    (only,) = chosen([record([], []), record([1.0], [1.0], 1), record([2.0], [1.0], 1)])
     assert only.prompt == 1
     assert np.isnan(only.r)
     assert only.sentence.startswith("**The first prompt with a text**")
-    assert examples.chosen([record([], [])]) == []
-    assert examples.chosen([]) == []
+    assert chosen([record([], [])]) == []
+    assert chosen([]) == []
 
 
 def test_within_is_scipys_coefficient():

@@ -70,7 +70,7 @@ class Explorer:
         self.model: loading.Model | None = None
         self.reader: Reader | None = None
         self.whose = "drawn"  # or "the text's": what a card calls the token that is there
-        self.records: list[dict] = []  # of the measured cell that is picked
+        self.records: list[dict] = []  # of the measured cell that is picked: prompts and tokens
         self._thread: threading.Thread | None = None
         self._stop, self._closed, self._lock = threading.Event(), False, threading.RLock()
         self.scatter: go.FigureWidget | None = None  # the figures come with the first text
@@ -271,7 +271,7 @@ class Explorer:
         if not folder:
             return
         try:
-            self.records = results.load(results.measurements(folder))
+            self.records = list(results.load_records(folder, fields=("prompt", "tokens")).values())
         except (ValueError, OSError) as error:
             self._say(str(error), failed=True)
             return

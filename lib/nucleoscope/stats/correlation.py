@@ -12,6 +12,7 @@ import io
 from collections.abc import Mapping
 from functools import partial
 from importlib import resources
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,7 @@ from scipy import stats
 from scipy.special import betaln
 
 from nucleoscope.stats import bootstrap
-from nucleoscope.store import shelf
-from nucleoscope.store.results import choices
+from nucleoscope.store.results import choices, count_tokens, select
 
 PAIRS = (  # the first is the study's; the others each put one other quantity in its place
     ("entropy", "cosine"),
@@ -47,11 +47,12 @@ def statistics(
     The 15 cells of the study, 10,000 tokens each, take about 25 s on one core, less with more
     ``jobs`` (processes; None means one for each core): a resample costs no sorting, only a running sum
     over each sorted column (`bootstrap.Ranks`), and Pearson's coefficient only sums over prompts
-    (`bootstrap.pearson`). Of a `shelf.Shelf` one cell is read at a time in each process.
+    (`bootstrap.pearson`). Of `results.StoredTables` one cell is read at a time in each process.
     """
     rows, keys = [], sorted(tables)
-    parts = [shelf.part(tables, [key]) for key in keys]
-    need = NEED * max((shelf.tokens(part) for part in parts), default=0)
+    columns = {"prompt", "k", *chain.from_iterable(PAIRS)}
+    parts = [select(tables, [key], columns) for key in keys]
+    need = NEED * max(map(count_tokens, parts), default=0)
     measured = partial(_coefficients, resamples=resamples, seed=seed)
     for (model, dataset), pairs in zip(keys, bootstrap.each(measured, parts, jobs, need), strict=True):
         row: dict[str, Any] = {"Model": model, "Dataset": dataset, **pairs.iloc[0]}

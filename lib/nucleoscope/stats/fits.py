@@ -13,8 +13,7 @@ import pandas as pd
 
 from nucleoscope.stats import bootstrap, curves
 from nucleoscope.stats.sample import Sample, explainable, shortage
-from nucleoscope.store import shelf
-from nucleoscope.store.results import choices
+from nucleoscope.store.results import choices, count_tokens, select
 
 POOLED = "(all)"  # in the column of what a pool runs over; no name of a model or data set
 PARAMETERS = ("a", "b", "c", "s", "m")
@@ -40,11 +39,11 @@ def statistics(
     The 15 cells of the study and their 8 pools take about 35 s on two cores (``jobs`` are processes;
     None means one for each core): medians of a resample cost one running sum and one search
     (`bootstrap.Bins`), and a fit started from the fit to the data a fraction of a millisecond. Of a
-    `shelf.Shelf` the cells of one pool are read at a time in each process.
+    `results.StoredTables` the cells of one pool are read at a time in each process.
     """
     groups = _groups(tables)
-    parts = [shelf.part(tables, keys) for keys in groups.values()]
-    sizes = list(map(shelf.tokens, parts))
+    parts = [select(tables, keys, {"prompt", "k", x, y}) for keys in groups.values()]
+    sizes = list(map(count_tokens, parts))
     order = sorted(range(len(parts)), key=lambda i: -sizes[i])  # the long ones first fill the cores
     work = partial(_fit, x=x, y=y, resamples=resamples, seed=seed)
     done = bootstrap.each(work, [parts[i] for i in order], jobs, NEED * max(sizes, default=0))
@@ -62,7 +61,7 @@ def lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 8
     """
     parts = []
     for (model, dataset), group in _groups(tables).items():
-        *columns, _ = _sample(shelf.part(tables, group), x, y)
+        *columns, _ = _sample(select(tables, group, {"prompt", "k", x, y}), x, y)
         if shortage(*columns):
             continue
         bins = bootstrap.Bins(*columns)

@@ -1,26 +1,30 @@
 """Results on disk: where they lie, what they are called, and how they are loaded as a table.
 
-Contract: this module reads, and knows nothing of models or statistics. A cell is one model on one
-data set, in ``<results_dir>/<dataset>/<model>/`` (see `cell_folder`); `cells.Cell` writes it.
+Contract: this module knows nothing of models or statistics. A cell is one model on one data set, in
+``<results_dir>/<dataset>/<model>/`` (see `cell_folder`); `run_folder.Cell` writes it. Analyses read
+its tokens.parquet, which this module writes beside measurements that have none, such as the
+published study's.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleoscope import quantities
-from nucleoscope.store.reading import light
-from nucleoscope.store.shelf import Shelf
+from nucleoscope.atomic import whole
+from nucleoscope.store.mapped_records import map_records, read_vectors
 
-# torch and pandas are imported where they are used: commands and the Snakefile need only paths.
+# torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
     import pandas as pd
 
-MEASUREMENTS, RUN_INFO, NOTEBOOK = "measurements.pt", "run.json", "run.ipynb"
+MEASUREMENTS, TOKENS, RUN_INFO, NOTEBOOK = "measurements.pt", "tokens.parquet", "run.json", "run.ipynb"
 STUDY_MEASUREMENTS = "output_*.pt"  # what the published study's code writes in the same folders
 ANALYSES = "correlation_eval"  # the folder of the analyses, beside those of the data sets
 PAGES = "book"  # the folder of executed notebooks that are pages of the book and nothing else
@@ -30,6 +34,8 @@ ANALYSIS_FILES = (
     *("fits.ipynb", "fit_lines.csv", "fit_stats.csv", "fit_stats.tex"),
 )
 REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # what the published study's files have
+SOURCE = b"nucleoscope.measurements"  # the key of a tokens.parquet's metadata that says what it was written from
+END = 2**16  # bytes of either end of a measurements file that its fingerprint is made of
 
 
 def short_names(dataset_name: str, model_name: str) -> tuple[str, str]:
@@ -62,6 +68,16 @@ def load(path: str | os.PathLike) -> list[dict]:
     return _checked(read(path), path)
 
 
+def _load_mapped(path: Path) -> list[dict]:
+    """As `load`, but with `mapped_records.MappedVector` for tensors if the file is as our runs write it."""
+    try:
+        return _checked(map_records(path), path)
+    except FileNotFoundError:
+        raise
+    except Exception:  # whatever is wrong with the file, `load` can read it or says it in one line
+        return load(path)
+
+
 def _checked(records: Any, path: str | os.PathLike) -> list[dict]:
     if not isinstance(records, list) or not all(isinstance(r, dict) and all(k in r for k in REQUIRED) for r in records):
         raise ValueError(f"'{path}' is not a measurements file: it is no list of records with {', '.join(REQUIRED)}")
@@ -88,56 +104,113 @@ def cells(results_dir: str | os.PathLike = "results") -> list[Path]:
 def load_cells(
     results_dir: str | os.PathLike = "results",
 ) -> tuple[dict[tuple[str, str], "pd.DataFrame"], dict[Path, str]]:
-    """The tokens of every cell below ``results_dir``, and the files that cannot be read.
+    """The tokens of every run below ``results_dir``, and the files that cannot be read.
 
     Returns {(model, dataset): table} and {file: what is wrong with it}. Columns of a table: model,
     dataset (categories), prompt (index), step, token, k (size of the nucleus), then the quantities,
-    in nats where they are entropies; NaN, and -1 for the token, where a file lacks them.
+    in nats where they are entropies. A quantity is NaN if the file lacks it, and so are cosine and
+    weighted_cosine where k = 1 (one candidate has no pair); the token is -1 where it is unknown.
     """
-    if not Path(results_dir).is_dir():
-        raise FileNotFoundError(f"no folder '{results_dir}' here ({Path.cwd()})")
+    _check_results_dir(results_dir)
     damaged: dict[Path, str] = {}
     return dict(each_cell(results_dir, damaged)), damaged
 
 
 def each_cell(
-    results_dir: str | os.PathLike, damaged: dict[Path, str]
+    results_dir: str | os.PathLike, damaged: dict[Path, str], columns: Collection[str] | None = None
 ) -> Iterator[tuple[tuple[str, str], "pd.DataFrame"]]:
-    """The name and the tokens of one cell after the other; files that cannot be read go into ``damaged``."""
+    """The name and the tokens of one run after the other; files that cannot be read go into ``damaged``."""
     for folder in cells(results_dir):
-        path = measurements(folder)
-        try:
-            yield (folder.name, folder.parent.name), load_cell(path, folder.name, folder.parent.name)
-        except (ValueError, TypeError, RuntimeError, OSError) as error:  # the right names may hold anything
-            damaged[path] = str(error) if str(path) in str(error) else f"'{path}': {error}"
+        with _naming(damaged, path := measurements(folder)):
+            found = load_cell(path, folder.name, folder.parent.name, columns)
+        if path not in damaged:
+            yield (folder.name, folder.parent.name), found
 
 
-def load_cell(path: str | os.PathLike, model: str, dataset: str) -> "pd.DataFrame":
-    """The tokens of one measurements file as a table; columns as in `load_cells`. ValueError names a bad file.
+def load_cell(
+    path: str | os.PathLike, model: str, dataset: str, columns: Collection[str] | None = None
+) -> "pd.DataFrame":
+    """The tokens of one measurements file as a table, with all columns of `load_cells` or only some of them.
 
-    Candidates are not read. Where `reading.light` does not know the file, `load` has the last word.
+    ``path`` is the measurements file. Its tokens.parquet is what is read; if there is none, or one of
+    other measurements, it is written first. ValueError names a bad file.
     """
-    try:
-        return table(_checked(light(path), path), model, dataset)
-    except (ValueError, TypeError, RuntimeError):
-        return table(load(path), model, dataset)
+    return _read_columns(_convert(Path(path)), model, dataset, columns)
 
 
-def load_readable(results_dir: str | os.PathLike) -> Shelf:
-    """The tables of `load_cells` on a shelf, to be read one at a time.
+class StoredTables(Mapping):
+    """{(model, dataset): table}, each read from its tokens.parquet whenever it is asked for, and not kept.
 
-    Files that cannot be read are named on stderr. ValueError where none is left.
+    ``sources`` gives the parquet file of each run, or the table itself if it could not be written to a
+    file. Only ``columns`` are read (None: all). Another process gets the paths, not the tables.
     """
-    if not Path(results_dir).is_dir():
-        raise FileNotFoundError(f"no folder '{results_dir}' here ({Path.cwd()})")
-    tables, damaged = Shelf(), {}
-    for key, found in each_cell(results_dir, damaged):
-        tables.put(key, found)
+
+    def __init__(
+        self, sources: dict[tuple[str, str], "Path | pd.DataFrame"], columns: Collection[str] | None = None
+    ) -> None:
+        self._sources, self._columns = sources, columns
+
+    def __getitem__(self, key: tuple[str, str]) -> "pd.DataFrame":
+        return _read_columns(self._sources[key], *key, self._columns)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._sources
+
+    def select(
+        self, keys: Iterable[tuple[str, str]] | None = None, columns: Collection[str] | None = None
+    ) -> "StoredTables":
+        """Some of the tables, or some of their columns, from the same files."""
+        sources = self._sources if keys is None else {key: self._sources[key] for key in keys}
+        return StoredTables(sources, self._columns if columns is None else columns)
+
+    def count_tokens(self) -> int:
+        """How many rows all tables have, without reading them."""
+        from pyarrow import parquet
+
+        return sum(
+            parquet.read_metadata(source).num_rows if isinstance(source, Path) else len(source)
+            for source in self._sources.values()
+        )
+
+
+def select(
+    tables: Mapping[tuple[str, str], "pd.DataFrame"],
+    keys: Iterable[tuple[str, str]] | None = None,
+    columns: Collection[str] | None = None,
+) -> Mapping[tuple[str, str], "pd.DataFrame"]:
+    """Some of the tables; of `StoredTables` with only ``columns``, which are then all that is read."""
+    if isinstance(tables, StoredTables):
+        return tables.select(keys, columns)
+    return tables if keys is None else {key: tables[key] for key in keys}
+
+
+def count_tokens(tables: Mapping[tuple[str, str], "pd.DataFrame"]) -> int:
+    """How many rows all tables have."""
+    return tables.count_tokens() if isinstance(tables, StoredTables) else sum(map(len, tables.values()))
+
+
+def load_readable(results_dir: str | os.PathLike) -> StoredTables:
+    """The tables of `load_cells` left in their files, to be read one at a time.
+
+    Files that cannot be read are named on stderr. ValueError if none is left.
+    """
+    _check_results_dir(results_dir)
+    sources: dict[tuple[str, str], Path | pd.DataFrame] = {}
+    damaged: dict[Path, str] = {}
+    for folder in cells(results_dir):
+        with _naming(damaged, path := measurements(folder)):
+            sources[folder.name, folder.parent.name] = _convert(path)
     for problem in damaged.values():
         print("skipped:", problem, file=sys.stderr)
-    if not tables:
+    if not sources:
         raise ValueError(f"no measurements that can be read under '{results_dir}': measure a model first")
-    return tables
+    return StoredTables(sources)
 
 
 def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
@@ -156,35 +229,177 @@ def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     parts = [tables[key] for key in sorted(tables, key=lambda key: key[::-1])]
     names = {name: union_categoricals([part[name] for part in parts]) for name in ("model", "dataset")}
     joined = pd.concat([part.drop(columns=list(names)) for part in parts], ignore_index=True)
-    return joined.assign(**names)[parts[0].columns]
+    return joined.assign(**names)[["model", "dataset", *joined.columns]]
+
+
+def load_records(
+    folder: str | os.PathLike, prompts: Iterable[int] | None = None, fields: Collection[str] | None = None
+) -> dict[int, dict]:
+    """The records of some prompts of a run, or of all, by the prompt's index; with all their fields, or only some.
+
+    What is not asked for is not read from the disk, or not kept: of the candidates only those of these
+    prompts. ValueError names a damaged file, or a prompt that the run does not have.
+    """
+    path = measurements(Path(folder))
+    if path is None:
+        raise FileNotFoundError(f"no measurements in '{folder}'")
+    records, found = _load_mapped(path), {}
+    for index in range(len(records)) if prompts is None else map(int, prompts):
+        if not 0 <= index < len(records):
+            raise ValueError(f"'{path}' has no prompt {index}: it has {len(records)}, counted from 0")
+        record = records[index]
+        found[index] = {name: read_vectors(record[name]) for name in record if fields is None or name in fields}
+    return found
+
+
+def _check_results_dir(results_dir: str | os.PathLike) -> None:
+    if not Path(results_dir).is_dir():
+        raise FileNotFoundError(f"no folder '{results_dir}' here ({Path.cwd()})")
+
+
+@contextlib.contextmanager
+def _naming(damaged: dict[Path, str], path: Path) -> Iterator[None]:
+    """Notes in ``damaged`` why ``path`` cannot be read, instead of raising."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, OSError) as error:  # the right names may hold anything
+        damaged[path] = str(error) if str(path) in str(error) else f"'{path}': {error}"
 
 
 def table(records: list[dict], model: str, dataset: str) -> "pd.DataFrame":
     """The tokens of some records as a table; columns as in `load_cells`. ValueError names a bad prompt."""
+    return _add_names(_tabulate(records), model, dataset)
+
+
+def _tabulate(records: list[dict]) -> "pd.DataFrame":
+    """The table of some records without the columns model and dataset."""
     import numpy as np
     import pandas as pd
 
-    columns = quantities.find_columns(key for record in records for key in record)
+    plurals = quantities.find_columns(key for record in records for key in record)
     lengths = [len(record["entropies"]) for record in records]
     for index, (record, length) in enumerate(zip(records, lengths, strict=True)):
-        for name in ("tokens", "top_p_tokens", *columns):
+        for name in ("tokens", "top_p_tokens", *plurals):
             if len(record.get(name, range(length))) != length:
                 raise ValueError(f"prompt {index} has {len(record[name])} {name} for {length} entropies")
-    total = sum(lengths)
-    found: dict[str, Any] = {
-        "model": pd.Categorical([model] * total, [model]),
-        "dataset": pd.Categorical([dataset] * total, [dataset]),
+    columns: dict[str, Any] = {
         "prompt": np.repeat(np.arange(len(records)), lengths),
         "step": np.array([step for length in lengths for step in range(length)], dtype=np.int64),
         "k": np.array([len(ids) for record in records for ids in record["top_p_tokens"]], dtype=np.int64),
     }
-    for name, column, missing, dtype in [
-        ("tokens", "token", -1, np.int64),
-        *((plural, column, np.nan, np.float64) for plural, column in columns.items()),
-    ]:
+    for name, column in {"tokens": "token", **plurals}.items():
+        missing, dtype = (-1, np.int64) if name == "tokens" else (np.nan, np.float64)
         parts = [np.asarray(r.get(name, [missing] * n), dtype=dtype) for r, n in zip(records, lengths, strict=True)]
-        found[column] = np.concatenate([np.empty(0, dtype), *parts])
-    return pd.DataFrame(found)
+        columns[column] = np.concatenate([np.empty(0, dtype), *parts])
+        if quantities.needs_pair(column):  # a file has the study's 1 where there is no pair
+            columns[column][columns["k"] == 1] = np.nan
+    return pd.DataFrame(columns)
+
+
+def _add_names(frame: "pd.DataFrame", model: str, dataset: str) -> "pd.DataFrame":
+    """The table with the columns model and dataset in front."""
+    import numpy as np
+    import pandas as pd
+
+    for name, value in (("dataset", dataset), ("model", model)):
+        frame.insert(0, name, pd.Categorical.from_codes(np.zeros(len(frame), np.int8), [value]))
+    return frame
+
+
+def write_tokens(records: list[dict], path: Path) -> None:
+    """Writes the tokens of the measurements file ``path``, whose records these are, to its tokens.parquet.
+
+    One row a token, with a column each for prompt, step, k and token and one for each quantity, which
+    is missing (null) where it has no value. The file appears only when it is whole.
+    """
+    _write_parquet(_tabulate(records), path, _fingerprint(path))
+
+
+def _write_parquet(frame: "pd.DataFrame", path: Path, fingerprint: bytes) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns = pa.Table.from_pandas(frame, preserve_index=False)  # NaN becomes null
+    columns = columns.replace_schema_metadata({**columns.schema.metadata, SOURCE: fingerprint})
+    with whole(path.with_name(TOKENS)) as stream:
+        parquet.write_table(columns, stream)
+
+
+def _convert(path: Path) -> "Path | pd.DataFrame":
+    """The tokens.parquet of a measurements file, written now if there is none or one of other measurements.
+
+    If it cannot be written, the table itself. ValueError names a bad file.
+    """
+    tokens, fingerprint = path.with_name(TOKENS), _fingerprint(path)
+    if _read_source(tokens) == fingerprint:
+        return tokens
+    frame = _tabulate(_load_mapped(path))
+    if path != measurements(path.parent):  # an older file of the study's: tokens.parquet is the newest one's
+        return frame
+    try:
+        _write_parquet(frame, path, fingerprint)
+    except OSError:  # a folder of somebody else's, or a full disk: reading needs neither
+        return frame
+    return tokens
+
+
+def _fingerprint(path: Path) -> bytes:
+    """What tells a measurements file from any other: its name, its size, and a hash of its two ends.
+
+    At its end a file of torch.save lists the checksums of its parts. Unlike a date, a fingerprint is
+    still right after the folder was copied.
+    """
+    with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        ends = stream.read(END)
+        stream.seek(max(0, size - END))
+        ends += stream.read(END)
+    return f"{path.name} {size} {hashlib.sha256(ends).hexdigest()}".encode()
+
+
+def _read_source(tokens: Path) -> bytes | None:
+    """The fingerprint of the measurements that a tokens.parquet was written from; None if it cannot be read."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return (parquet.read_schema(tokens).metadata or {}).get(SOURCE)
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _read_columns(
+    source: "Path | pd.DataFrame", model: str, dataset: str, columns: Collection[str] | None
+) -> "pd.DataFrame":
+    """Some columns of a table, or all; a quantity that the version which wrote the file did not know is NaN.
+
+    ValueError names a tokens.parquet that cannot be read.
+    """
+    import numpy as np
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    known = ["model", "dataset", "prompt", "step", "k", "token", *quantities.find_columns().values()]
+    if isinstance(source, Path):
+        try:
+            with parquet.ParquetFile(source) as file:
+                there = file.schema_arrow.names
+                frame = file.read([name for name in there if columns is None or name in columns]).to_pandas()
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            reason = textwrap.shorten(str(error), 100)
+            raise ValueError(
+                f"'{source}' is damaged: delete it, and it is written again from the measurements ({reason})"
+            ) from None
+    else:
+        frame = source.copy()
+    frame = _add_names(frame, model, dataset)
+    for name in known:
+        if name not in frame:
+            frame[name] = np.nan
+    others = [name for name in frame if name not in known]  # registered where the file was written, and not here
+    return frame[[name for name in (*known, *others) if columns is None or name in columns]]
 
 
 def choices(table: "pd.DataFrame") -> "pd.DataFrame":
@@ -211,7 +426,7 @@ def read(path: str | os.PathLike) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:  # what a damaged file makes of the loader is anybody's guess
+    except Exception as error:  # the loader raises many kinds for a damaged file
         reason = textwrap.shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 100)
         raise ValueError(
             f"'{path}' cannot be read as measurements: it is truncated or not ours; "

@@ -15,7 +15,7 @@ from typing import Any
 
 from nucleoscope.atomic import whole, write_json
 from nucleoscope.store.locking import Lock, check_folder
-from nucleoscope.store.results import MEASUREMENTS, NOTEBOOK, RUN_INFO, load, read, read_json
+from nucleoscope.store.results import MEASUREMENTS, NOTEBOOK, RUN_INFO, TOKENS, load, read, read_json, write_tokens
 
 
 def check(folder: Path, overwrite: bool = False) -> None:
@@ -43,6 +43,9 @@ class Cell:
         self.batches = self.folder / "batches"
         self.settings, self.overwrite = json.loads(json.dumps(settings)), overwrite
         self._lock: Lock | None = None
+        # The batches that this process has saved or read, by their files' names, so that none is read back to
+        # finish the run. They take no more memory than `finish` needs, which joins the records of all prompts.
+        self._kept: dict[str, dict] = {}
         self.finished = self._look()
 
     def _look(self) -> bool:
@@ -98,7 +101,7 @@ class Cell:
         that holds it; where that one has just finished the cell, ``finished`` is true afterwards.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = Lock(self.folder)
+        self._lock, self._kept = Lock(self.folder), {}
         try:
             self.finished = self._look()
             if self.finished:
@@ -145,18 +148,23 @@ class Cell:
         BlockingIOError where another process has taken the folder meanwhile; so does `finish`.
         """
         self._check_lock()
-        _save({"indices": indices, "records": records, "seconds": seconds}, self.batches / f"{min(indices):06d}.pt")
+        path = self.batches / f"{min(indices):06d}.pt"
+        batch = {"indices": indices, "records": records, "seconds": seconds}
+        _save(batch, path)
+        self._kept[path.name] = batch
 
     def load_batches(self) -> list[dict]:
         """The batches finished so far, as they were saved. One that cannot be read counts as not done."""
         found = []
         for path in sorted(self.batches.glob("*.pt")):
             with contextlib.suppress(ValueError):
-                found.append(read(path))
+                if path.name not in self._kept:
+                    self._kept[path.name] = read(path)
+                found.append(self._kept[path.name])
         return found
 
     def finish(self, n_prompts: int, info: dict[str, Any]) -> list[dict]:
-        """Joins the batches in prompt order into the measurements, writes ``info`` beside them."""
+        """Joins the batches in prompt order into the measurements; writes tokens.parquet and ``info`` beside them."""
         self._check_lock()
         batches = self.load_batches()
         records = dict(
@@ -167,12 +175,15 @@ class Cell:
             raise ValueError(f"'{self.batches}' lacks prompt {missing[0]}: run the same command again")
         ordered = [records[index] for index in range(n_prompts)]
         self._check_lock()  # reading takes a while
-        # An old run.json must not stand beside new measurements, whenever this is interrupted.
+        # An old run.json or tokens.parquet must not be beside new measurements, whenever this is interrupted.
         (self.folder / RUN_INFO).unlink(missing_ok=True)
+        (self.folder / TOKENS).unlink(missing_ok=True)
         _save(ordered, self.folder / MEASUREMENTS)
+        write_tokens(ordered, self.folder / MEASUREMENTS)
         write_json(self.folder / RUN_INFO, {"settings": self.settings, **info})
         self._check_lock()
         shutil.rmtree(self.batches)
+        self._kept = {}
         self.release()
         self.finished = True
         return ordered

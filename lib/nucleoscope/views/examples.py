@@ -1,4 +1,4 @@
-"""Records or tables in, the prompts and tokens to look at out, by rule.
+"""Tables in, the prompts and tokens to look at out, by rule.
 
 Contract: the rules see measurements only, never the text. Tokens with k = 1 had no choice and
 count nowhere here. Ties go to what was measured first, so the same measurements give the same picks.
@@ -53,7 +53,7 @@ def _spearman(pairs: pd.DataFrame) -> float:
     return float(np.corrcoef(pairs["entropy"].rank(), pairs["cosine"].rank())[0, 1])
 
 
-def chosen(records: list[dict]) -> list[Pick]:
+def chosen(tokens: pd.DataFrame) -> list[Pick]:
     """Up to three prompts: the one with the median coefficient, the most and the least correlated one.
 
     The coefficient is that of `within`. Only prompts with at least 20 tokens that had a choice take
@@ -64,16 +64,15 @@ def chosen(records: list[dict]) -> list[Pick]:
     taken twice. Where no prompt has a coefficient, the first one with a text stands alone, and where
     none has a text the list is empty.
     """
-    each = within(table(records, "", ""))
+    each = within(tokens)
     defined = each[each["r"].notna()]
     bound = max(FEWEST, min(ENOUGH, int(defined["tokens"].max()) // 2 if len(defined) else 0))
     part = defined[defined["tokens"] >= bound].sort_index()
     if part.empty:
         return [
             Pick(index, np.nan, "**The first prompt with a text**: no prompt has a coefficient of its own.")
-            for index, record in enumerate(records)
-            if len(record["entropies"])
-        ][:1]
+            for index in tokens["prompt"].unique()[:1].tolist()
+        ]
     order = part["r"].sort_values(kind="stable").index
     rules = {
         "The median prompt": [order[(len(order) - 1) // 2]],

@@ -23,7 +23,7 @@ from plotly.subplots import make_subplots
 from nucleoscope import quantities
 from nucleoscope.atomic import whole
 from nucleoscope.stats.bootstrap import BINS, Bins
-from nucleoscope.store.results import choices
+from nucleoscope.store.results import choices, select
 
 plotly.io.renderers.default = "plotly_mimetype"
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -102,6 +102,7 @@ def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
     The band is one standard deviation of the bin's tokens to either side. A missing cell is blank.
     """
     models, datasets = rows_and_columns(tables)
+    tables = select(tables, columns={"prompt", "k", x, y})
     with rc_context(FONTS):
         figure = Figure(figsize=(0.9 + 2.1 * len(datasets), 0.95 + 1.45 * len(models)), layout="constrained")
         axes = figure.subplots(len(models), len(datasets), sharex=True, sharey=True, squeeze=False)
@@ -192,6 +193,7 @@ def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 
     """One line for each cell: the median of y in the bins of x that hold at least so many tokens."""
     colors, dashes = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY), ("solid", "dash", "dot", "dashdot", "longdash")
     models, datasets = rows_and_columns(tables)
+    tables = select(tables, columns={"prompt", "k", x, y})
     figure = go.Figure(layout=layout("", height=440))
     for model, dataset in sorted(tables):
         bins = bins_of(tables[model, dataset], x, y)

@@ -4,6 +4,8 @@ Contract: as `figures`. One switch sets which traces are visible (median, mean, 
 what is in them (the pair of quantities), so neither undoes the other.
 """
 
+from itertools import chain
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,6 +14,7 @@ from plotly.subplots import make_subplots
 from nucleoscope import quantities
 from nucleoscope.stats.bootstrap import Bins, draws, interval
 from nucleoscope.stats.correlation import PAIRS
+from nucleoscope.store.results import select
 from nucleoscope.views.figures import (
     BLUE,
     VERMILLION,
@@ -43,6 +46,7 @@ def binned(
     deviation of the tokens).
     """
     parts = []
+    tables = select(tables, columns={"prompt", "k", *chain.from_iterable(pairs)})
     for model, dataset in sorted(tables):
         table = tables[model, dataset]
         for x, y in pairs:
@@ -75,6 +79,7 @@ def grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
     """
     models, datasets = rows_and_columns(tables)
     pairs = list(dict.fromkeys(zip(rows["x"], rows["y"], strict=True))) or list(PAIRS)
+    tables = select(tables, columns={"prompt", "k", *chain.from_iterable(pairs)})
     figure = make_subplots(
         len(models), len(datasets), shared_xaxes="all", shared_yaxes="all",
         column_titles=datasets, row_titles=models,

@@ -72,8 +72,8 @@ def _finish(figure: go.Figure, titles: Sequence[str], alt: str, log: str) -> go.
 
 def measured(results_dir: str) -> go.Figure | None:
     """Quantiles of the measured cosines by size of the nucleus, or None where nothing was measured."""
-    found = results.each_cell(results_dir, {}) if Path(results_dir).is_dir() else ()
-    table = pd.concat([results.choices(table[["k", "cosine"]]) for _, table in found] or [pd.DataFrame()])
+    found = results.each_cell(results_dir, {}, ("k", "cosine")) if Path(results_dir).is_dir() else ()
+    table = pd.concat([results.choices(table) for _, table in found] or [pd.DataFrame()])
     if not len(table):
         return None
     size = 2.0 ** (np.floor(2 * np.log2(table["k"])) / 2)  # two bins an octave

@@ -5,7 +5,6 @@ terminal as it comes, progress bars included, and the executed notebook appears 
 whole.
 """
 
-import os
 import shutil
 import sys
 import tempfile
@@ -20,7 +19,6 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from nucleoscope.atomic import whole
-from nucleoscope.store import shelf
 
 FOLDER = Path(__file__).resolve().parents[3] / "notebooks"
 PATIENCE = 600  # seconds for a kernel to start or to say that a cell is done, on a machine that is busy or stands still
@@ -62,7 +60,6 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
     # together on one node never share a port.
     sockets = tempfile.mkdtemp(prefix="nucleoscope-")
     errors = _Lines(sys.stderr)
-    os.environ[shelf.SCRATCH] = sockets  # the kernel is killed, not ended, and leaves its files
     try:
         executed = papermill.execute_notebook(
             jupytext.read(FOLDER / f"{name}.py"),
@@ -84,7 +81,6 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
         raise NotebookError(f"the notebook's process died ({error}): run the same command again") from None
     finally:
         errors.end()
-        del os.environ[shelf.SCRATCH]
         shutil.rmtree(sockets, ignore_errors=True)
     with whole(Path(output)) as stream:
         stream.write(nbformat.writes(executed).encode())

@@ -1,0 +1,118 @@
+"""A measurements file in, its records out, with tensors that stay in the file until they are used.
+
+Contract: torch reads the file; this module only says what may be in it (lists, dicts, numbers, texts
+and vectors; no other name in a file is ever looked up) and puts a `MappedVector` in place of each
+tensor. A run of a million tokens has two million tensors of candidates: as tensors, and through the
+loader of ``weights_only=True``, they take 3.8 GB and minutes, however few of them are looked at.
+"""
+
+import functools
+import io
+import os
+import pickle
+import struct
+import weakref
+import zipfile
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+# torch is imported where it is used: commands and the Snakefile need only paths.
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+EVERY = 500_000  # vectors after which an unpickler lets go of what it need not keep
+
+
+class MappedVector:
+    """A vector in a file: `read` makes a tensor of it, `len` knows its length without that."""
+
+    __slots__ = ("size", "start", "storage")
+
+    def __init__(self, storage: Any, start: int, size: tuple[int], stride: tuple[int], *_: Any):
+        if len(size) != 1 or stride != (1,):
+            raise pickle.UnpicklingError("a tensor is not a plain vector")
+        self.storage, self.start, self.size = storage, start, size[0]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> "np.ndarray":
+        import numpy as np
+
+        return np.asarray(self.read().numpy(), dtype)
+
+    def read(self) -> "torch.Tensor":
+        """The vector as a tensor of its own, which does not need the file any more."""
+        from torch._utils import _rebuild_tensor_v2
+
+        return _rebuild_tensor_v2(self.storage, self.start, (self.size,), (1,), False, None).clone()
+
+
+def map_records(path: str | os.PathLike) -> Any:
+    """What is in a measurements file, with a `MappedVector` for each tensor.
+
+    Raises whatever torch and pickle raise if the file is damaged, or not as our runs write it.
+    """
+    import torch
+
+    with zipfile.ZipFile(path) as archive:  # a program, which torch would load as one
+        if any(name.endswith("constants.pkl") for name in archive.namelist()):
+            raise pickle.UnpicklingError("a TorchScript archive is no measurements file")
+    loader = SimpleNamespace(__name__="pickle", Unpickler=_Unpickler)
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=loader)
+
+
+def read_vectors(value: Any) -> Any:
+    """The same value with its vectors read."""
+    if isinstance(value, list):
+        return [read_vectors(item) for item in value]
+    return value.read() if isinstance(value, MappedVector) else value
+
+
+class _Unpickler(pickle.Unpickler):
+    """The names of a measurements file; torch has taken its storages' types before.
+
+    An unpickler keeps every object that a file may name again. The half dozen that each tensor brings are
+    never named again, and would take most of the memory: from time to time they are let go. If a file does
+    name one again, that is an UnpicklingError.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        # Not a method: the unpickler keeps all that it finds, and must not keep itself.
+        self.rebuild = functools.partial(_rebuild, weakref.ref(self))
+        self.vectors = 0
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return self.rebuild
+        if (module, name) == ("collections", "OrderedDict"):  # a tensor's hooks: none
+            return _return_none
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of a measurements file")
+
+    def forget(self) -> None:
+        """Lets go of tensors, of what they were made from, and of what is complete."""
+        kept = {place: value for place, value in self.memo.copy().items() if not isinstance(value, FORGOTTEN)}
+        # A memo can be set to another unpickler's memo only (to a dict it cannot: CPython loses the entries), so
+        # another one reads a pickle that puts each value in its place: its number, the value, put, pop.
+        stream = b"".join(struct.pack("<ciccIc", b"J", place, b"Q", b"r", place, b"0") for place in kept)
+        other = pickle.Unpickler(io.BytesIO(stream + b"N."))
+        other.persistent_load = kept.__getitem__
+        other.load()
+        self.memo = other.memo
+
+
+def _rebuild(unpickler: weakref.ref, *arguments: Any) -> MappedVector:
+    vector, owner = MappedVector(*arguments), unpickler()
+    owner.vectors += 1
+    if owner.vectors % EVERY == 0:
+        owner.forget()
+    return vector
+
+
+def _return_none() -> None:
+    return None
+
+
+FORGOTTEN = (tuple, list, dict, MappedVector, type(None))

@@ -1,0 +1,441 @@
+"""tokens.parquet: written with a run and from files that have none, never of other measurements, and read in part."""
+
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+from test_results import LISTS, interrupted, opened, record, refusal, run, save, studys_record
+
+import tiny
+from made import study_file
+from messages import one_line
+from nucleoscope import quantities
+from nucleoscope.stats import bootstrap, correlation, fits
+from nucleoscope.store import mapped_records, results
+from nucleoscope.views import figures, panels
+
+QUANTITIES = list(quantities.find_columns().values())
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return results.cell_folder(tmp_path / "results", "math", "tiny")
+
+
+def expected(records: list[dict], column: str) -> np.ndarray:
+    """A column of the table of some records, found token by token."""
+    names = {column: name for name, column in {"tokens": "token", **quantities.find_columns()}.items()}
+    values = [
+        np.nan if quantities.needs_pair(column) and len(ids) == 1 else float(value)
+        for record in records
+        for value, ids in zip(record[names[column]], record["top_p_tokens"], strict=True)
+    ]
+    return np.array(values)
+
+
+def write_other_measurements(folder: Path) -> list[dict]:
+    """Replaces the measurements of a finished run behind its back by others of the same size."""
+    records = [record(index) | {"entropies": [9.0, 8.0, 7.0]} for index in range(5)]
+    size = (folder / results.MEASUREMENTS).stat().st_size
+    torch.save(records, folder / results.MEASUREMENTS)
+    assert abs((folder / results.MEASUREMENTS).stat().st_size - size) < 1000
+    return records
+
+
+# Written with the run
+
+
+def test_a_run_leaves_a_row_for_each_token_and_its_columns_by_name(folder):
+    run(folder)
+    written = parquet.read_table(folder / "tokens.parquet")
+    assert set(written.column_names) == {"prompt", "step", "token", "k", *QUANTITIES}
+    for name in ("prompt", "step", "token", "k"):
+        assert written.schema.field(name).type == pa.int64()
+    for name in QUANTITIES:
+        assert written.schema.field(name).type == pa.float64()
+    records = results.load(folder / "measurements.pt")
+    assert written["prompt"].to_pylist() == [prompt for prompt in range(5) for _ in range(3)]
+    assert written["step"].to_pylist() == [0, 1, 2] * 5
+    assert written["token"].to_pylist() == torch.cat([r["tokens"] for r in records]).tolist()
+    assert written["k"].to_pylist() == [len(ids) for r in records for ids in r["top_p_tokens"]]
+    for name in QUANTITIES:
+        np.testing.assert_array_equal(written[name].to_pandas().to_numpy(), expected(records, name), err_msg=name)
+
+
+def test_the_order_of_the_columns_in_the_file_does_not_matter(folder, monkeypatch):
+    run(folder)
+    before = results.load_table(folder.parents[1])
+    monkeypatch.setattr(results, "COLUMNS", dict(reversed(results.COLUMNS.items())))
+    after = results.load_table(folder.parents[1])
+    assert list(after.columns) != list(before.columns)
+    pd.testing.assert_frame_equal(after[before.columns], before, check_exact=True)
+
+
+def test_one_candidate_has_no_cosine_in_tables_and_the_studys_1_in_measurements(folder):
+    name = "weighted_cosines"
+    records = [record(0) | {"cosines": [1.0, 0.25, 0.5], name: [1.0, 0.125, 0.75]}]  # k is 1, 2, 3
+    path = save(folder, records)
+    results.write_tokens(records, path)
+    assert results.load(path)[0]["cosines"] == [1.0, 0.25, 0.5]
+    written = parquet.read_table(folder / "tokens.parquet")
+    assert written["cosine"].to_pylist() == [None, 0.25, 0.5]
+    assert written["weighted_cosine"].to_pylist() == [None, 0.125, 0.75]
+    assert written["entropy"].null_count == 0
+    table = results.load_table(folder.parents[1])
+    assert table["cosine"].isna().tolist() == [True, False, False]
+    assert table["cosine"].mean() == 0.375
+
+
+def test_a_run_is_tabulated_without_reading_its_measurements(folder, monkeypatch):
+    run(folder)
+    direct = results.table(results.load(folder / "measurements.pt"), "tiny", "math")
+
+    def refuse(*_, **__):
+        raise AssertionError("the measurements were read")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    pd.testing.assert_frame_equal(results.load_table(folder.parents[1]), direct, check_exact=True)
+    pd.testing.assert_frame_equal(results.load_readable(folder.parents[1])["tiny", "math"], direct, check_exact=True)
+
+
+def test_a_run_reads_no_batch_of_its_own_to_finish(folder, monkeypatch):
+    cell = run(folder, until=3)
+    cell.load_batches()
+    monkeypatch.setattr(results, "read", None)
+    monkeypatch.setattr("nucleoscope.store.run_folder.read", None)
+    assert [r["prompt"] for r in cell.finish(5, {})] == [f"prompt {index}" for index in range(5)]
+
+
+def test_a_resumed_run_reads_each_batch_of_the_interrupted_one_once(folder, monkeypatch):
+    run(folder, until=2)
+    cell = opened(folder)
+    cell.start()
+    seen, read = [], results.read
+    monkeypatch.setattr("nucleoscope.store.run_folder.read", lambda path: seen.append(path.name) or read(path))
+    assert len(cell.load_batches()) == 2
+    cell.save_batch([2], [record(2)], 1.0)
+    assert len(cell.load_batches()) == 3
+    cell.finish(5, {})
+    assert sorted(seen) == ["000000.pt", "000001.pt"]
+
+
+# Never of other measurements
+
+
+@pytest.mark.parametrize("name", ["_save", "write_tokens", "write_json"])
+def test_a_kill_between_two_files_leaves_no_tokens_of_another_run(folder, monkeypatch, name):
+    run(folder)
+    old = results.load_table(folder.parents[1])
+    cell = opened(folder, overwrite=True, seed=1)
+    cell.start()
+    records = [record(index + 5) for index in range(5)]
+    cell.save_batch(list(range(5)), records, 1.0)
+    interrupted(monkeypatch, name, cell)
+    stored = results.load(folder / "measurements.pt")
+    assert (folder / "tokens.parquet").exists() == (name == "write_json")
+    found = results.load_table(folder.parents[1])
+    pd.testing.assert_frame_equal(found, results.table(stored, "tiny", "math"), check_exact=True)
+    assert found["entropy"].equals(old["entropy"]) == (name == "_save")
+
+
+def test_tokens_of_other_measurements_are_written_again(folder):
+    run(folder)
+    records = write_other_measurements(folder)
+    os.utime(folder / "measurements.pt", (0, 0))  # older than the tokens, as a copy that kept its date
+    for _ in range(2):
+        table = results.load_table(folder.parents[1])
+        assert table["entropy"].tolist() == [9.0, 8.0, 7.0] * 5
+        assert table["token"].tolist() == torch.cat([r["tokens"] for r in records]).tolist()
+    assert parquet.read_table(folder / "tokens.parquet")["entropy"].to_pylist() == [9.0, 8.0, 7.0] * 5
+
+
+def test_a_copied_folder_keeps_its_tokens(folder, monkeypatch):
+    run(folder)
+    shutil.copytree(folder.parents[1], folder.parents[1].with_name("copy"), copy_function=shutil.copyfile)
+    before = results.load_table(folder.parents[1])
+    monkeypatch.setattr(torch, "load", None)
+    pd.testing.assert_frame_equal(results.load_table(folder.parents[1].with_name("copy")), before, check_exact=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet", None])
+def test_tokens_that_are_damaged_are_written_again(folder, content):
+    run(folder)
+    before, path = results.load_table(folder.parents[1]), folder / "tokens.parquet"
+    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+    pd.testing.assert_frame_equal(results.load_table(folder.parents[1]), before, check_exact=True)
+    assert parquet.read_table(path).num_rows == 15
+
+
+def test_tokens_with_a_bad_page_are_named(folder):
+    run(folder)
+    path = folder / "tokens.parquet"
+    content, end = bytearray(path.read_bytes()), parquet.read_metadata(path).row_group(0).column(0)
+    content[4 : end.total_compressed_size] = b"\xff" * (end.total_compressed_size - 4)  # the footer is whole
+    path.write_bytes(content)
+    message = refusal(ValueError, results.load_table, folder.parents[1])
+    assert str(path) in one_line(message)
+    assert "delete it" in message
+
+
+def test_measurements_that_are_cut_off_are_named_although_there_are_tokens(folder, capsys):
+    run(folder)
+    path = folder / "measurements.pt"
+    path.write_bytes(path.read_bytes()[:-300])
+    assert str(path) in one_line(refusal(ValueError, results.load_table, folder.parents[1]))
+    study_file(folder.parent / "theirs")
+    assert list(results.load_readable(folder.parents[1])) == [("theirs", "math")]
+    assert str(path) in one_line(capsys.readouterr().err)
+
+
+# Files that have none
+
+
+def test_a_file_of_the_study_is_converted_when_it_is_first_read(folder, monkeypatch):
+    path = study_file(folder)
+    direct = results.table(results.load(path), "tiny", "math")
+    pd.testing.assert_frame_equal(results.load_table(folder.parents[1]), direct, check_exact=True)
+    monkeypatch.setattr(torch, "load", None)
+    pd.testing.assert_frame_equal(results.load_table(folder.parents[1]), direct, check_exact=True)
+    assert direct.loc[direct["k"] == 1, "cosine"].isna().all()
+    assert direct["token"].eq(-1).all()
+    assert direct["full_entropy"].isna().all()
+
+
+def test_a_later_file_of_the_study_is_converted_again(folder):
+    study_file(folder, length=3)
+    assert len(results.load_table(folder.parents[1])) == 90
+    study_file(folder, length=4, time="2025-10-02_08-05")
+    assert len(results.load_table(folder.parents[1])) == 120
+    save(folder, [record(0)])
+    assert len(results.load_table(folder.parents[1])) == 3
+
+
+def test_reading_an_older_file_of_the_study_leaves_the_newest_ones_tokens(folder):
+    older = study_file(folder, length=3)
+    study_file(folder, length=4, time="2025-10-02_08-05")
+    assert len(results.load_table(folder.parents[1])) == 120
+    assert len(results.load_cell(older, "tiny", "math")) == 90
+    assert parquet.read_metadata(folder / "tokens.parquet").num_rows == 120
+
+
+def test_a_folder_that_cannot_be_written_to_is_read_all_the_same(small_disk, small_disk_made_read_only):
+    study_file(small_disk / "results" / "math" / "theirs", prompts=3, length=5)
+    small_disk_made_read_only()
+    found = results.load_readable(small_disk / "results")
+    assert not list(small_disk.rglob("*.parquet"))
+    assert results.count_tokens(found) == 15
+    table = found["theirs", "math"]
+    pd.testing.assert_frame_equal(results.load_table(small_disk / "results"), table, check_exact=True)
+    part = pickle.loads(pickle.dumps(found.select(columns=["entropy", "model"])))
+    assert list(part["theirs", "math"].columns) == ["model", "entropy"]
+
+
+def test_a_quantity_that_an_older_version_did_not_write_is_nan(folder, monkeypatch):
+    run(folder)
+    monkeypatch.setitem(results.COLUMNS, "novelties", "novelty")
+    table = results.load_table(folder.parents[1])
+    assert table["novelty"].isna().all()
+    assert table["novelty"].dtype == np.float64
+    assert len(table) == 15
+    found = results.load_readable(folder.parents[1]).select(columns=["novelty", "k"])["tiny", "math"]
+    assert list(found.columns) == ["k", "novelty"]
+
+
+# Mapped records
+
+
+@pytest.fixture
+def records() -> list[dict]:
+    return [tiny.record("the rain in Spain", seed=seed) for seed in range(3)]
+
+
+def same(left: dict, right: dict) -> None:
+    assert left.keys() == right.keys()
+    for name, values in left.items():
+        if isinstance(values, torch.Tensor) or name.startswith("top_p"):
+            for one, other in zip(values, right[name], strict=True):
+                assert one.dtype == other.dtype
+                assert torch.equal(one, other)
+        else:
+            assert values == right[name]
+
+
+def test_some_records_are_those_of_the_whole_file(folder, records):
+    save(folder, records)
+    found = results.load_records(folder, iter([2, 0]))
+    assert list(found) == [2, 0]
+    for index, one in found.items():
+        same(one, records[index])
+    texts = results.load_records(folder, fields=("prompt", "tokens"))
+    assert list(texts) == [0, 1, 2]
+    same(texts[1], {name: records[1][name] for name in ("prompt", "tokens")})
+
+
+@pytest.mark.parametrize("every", [1, 3, 10])
+def test_what_an_unpickler_lets_go_of_is_not_missed(folder, records, monkeypatch, every):
+    monkeypatch.setattr(mapped_records, "EVERY", every)
+    path = save(folder, records)
+    mapped_records.map_records(path)
+    for index, one in results.load_records(folder).items():
+        same(one, records[index])
+
+
+def test_a_tensor_that_is_named_again_after_it_was_let_go_of_is_loaded_whole(folder, records, monkeypatch):
+    monkeypatch.setattr(mapped_records, "EVERY", 1)
+    path = save(folder, [records[0], records[1], records[0]])
+    with pytest.raises(pickle.UnpicklingError):
+        mapped_records.map_records(path)
+    same(results.load_records(folder, [2])[2], records[0])
+
+
+def test_some_records_of_other_formats_are_loaded_whole(folder):
+    records = [studys_record(), studys_record(2) | {"entropies": torch.tensor([1.0, 2.0])}]
+    folder.mkdir(parents=True)
+    torch.save(records, folder / "measurements.pt", _use_new_zipfile_serialization=False)
+    assert results.load_records(folder, [1])[1]["entropies"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("index", [3, -1])
+def test_a_record_that_is_not_there_is_named(folder, records, index):
+    path = save(folder, records)
+    message = one_line(refusal(ValueError, results.load_records, folder, [index]))
+    assert str(path) in message
+    assert f"no prompt {index}" in message
+    assert "no measurements in" in refusal(FileNotFoundError, results.load_records, folder.parent, [0])
+
+
+def test_records_do_not_need_their_file_any_more(folder, records):
+    path = save(folder, records)
+    found = results.load_records(folder, [1])
+    path.write_bytes(b"\0" * path.stat().st_size)  # in place: a mapped tensor would change
+    same(found[1], records[1])
+
+
+class Told:
+    """Pickled as a call of ``print``."""
+
+    def __reduce__(self):
+        return print, ("this was called",)
+
+
+def test_nothing_in_a_file_is_called(folder, records, capsys):
+    path = save(folder, [*records, Told()])
+    with pytest.raises(pickle.UnpicklingError, match="print"):
+        mapped_records.map_records(path)
+    for read in (results.load_table, results.load_readable):
+        with pytest.raises(ValueError, match=r"cannot be read as measurements|no measurements that can be read"):
+            read(folder.parents[1])
+    assert "called" not in capsys.readouterr().out
+
+
+def test_a_program_of_torch_is_not_loaded(tmp_path, monkeypatch):
+    path = tmp_path / "measurements.pt"
+    with zipfile.ZipFile(path, "w") as archive:  # what torch takes for a TorchScript archive
+        archive.writestr("archive/data.pkl", b"")
+        archive.writestr("archive/constants.pkl", b"")
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(pickle.UnpicklingError, match="TorchScript"):
+        mapped_records.map_records(path)
+
+
+# One table at a time
+
+
+@pytest.fixture
+def stored(tmp_path) -> results.StoredTables:
+    """Three runs: two data sets of one model, and one of another."""
+    for seed, (dataset, model) in enumerate([("x", "a"), ("y", "a"), ("x", "b")]):
+        study_file(tmp_path / "grid" / dataset / model, seed=seed)
+    return results.load_readable(tmp_path / "grid")
+
+
+def test_stored_tables_are_a_mapping_of_tables(stored, tmp_path):
+    tables, damaged = results.load_cells(tmp_path / "grid")
+    assert damaged == {}
+    assert set(stored) == set(tables) == {("a", "x"), ("a", "y"), ("b", "x")}
+    assert len(stored) == 3
+    assert ("a", "z") not in stored
+    assert stored.get(("a", "z")) is None
+    for key, table in stored.items():
+        pd.testing.assert_frame_equal(table, tables[key], check_exact=True)
+    copy = stored["a", "x"]
+    copy.loc[0, "entropy"] = -1
+    assert stored["a", "x"].loc[0, "entropy"] == tables["a", "x"].loc[0, "entropy"] != -1
+    assert results.count_tokens(stored) == results.count_tokens(tables) == 1800
+
+
+def test_another_process_gets_places_and_not_tables(stored):
+    part = results.select(stored, [("a", "x")], {"entropy", "k"})
+    assert len(pickle.dumps(part)) < 1000
+    other = pickle.loads(pickle.dumps(part))
+    assert list(other) == [("a", "x")]
+    pd.testing.assert_frame_equal(other["a", "x"], stored["a", "x"][["k", "entropy"]], check_exact=True)
+
+
+def test_only_what_is_wanted_is_read_and_one_file_at_a_time(stored, monkeypatch):
+    files, asked = [], []
+
+    class File(parquet.ParquetFile):
+        def __init__(self, source, **options):
+            super().__init__(source, **options)
+            assert files == []  # one at a time
+            files.append(source)
+
+        def read(self, columns=None, **options):
+            asked.append(tuple(sorted(columns)))
+            return super().read(columns, **options)
+
+        def __exit__(self, *error):
+            files.pop()
+            return super().__exit__(*error)
+
+    monkeypatch.setattr(parquet, "ParquetFile", File)
+    results.count_tokens(stored)
+    results.select(stored, [("a", "x")])
+    assert asked == []
+    figures.overlay(stored)
+    assert asked == [("cosine", "entropy", "k", "prompt")] * 3
+    assert files == []
+    asked.clear()
+    correlation.statistics(stored, resamples=2)
+    needed = sorted({"prompt", "k", *(name for pair in correlation.PAIRS for name in pair)})
+    assert asked == [tuple(needed)] * 3
+
+
+def test_stored_tables_give_the_same_statistics_and_figures_as_tables_in_memory(stored, tmp_path):
+    tables, _ = results.load_cells(tmp_path / "grid")
+    for function in (correlation.statistics, fits.statistics):
+        one, other = function(stored, resamples=3), function(tables, resamples=3)
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+    pd.testing.assert_frame_equal(fits.lines(stored), fits.lines(tables), check_exact=True)
+    bins = panels.binned(stored, resamples=3)
+    pd.testing.assert_frame_equal(bins, panels.binned(tables, resamples=3), check_exact=True)
+    assert figures.overlay(stored) == figures.overlay(tables)
+    assert panels.grid(stored, bins) == panels.grid(tables, bins)
+
+
+def test_stored_tables_are_read_by_other_processes(stored):
+    found = bootstrap.each(results.count_tokens, [results.select(stored, [key]) for key in stored], jobs=2)
+    assert found == [600] * 3
+
+
+def test_what_one_candidate_has_for_a_cosine_changes_no_number(stored):
+    """Analyses leave tokens with k = 1 out, whether they have the study's 1 or nothing."""
+    missing = dict(stored)
+    assert missing["a", "x"]["cosine"].isna().any()
+    ones = {key: table.assign(cosine=table["cosine"].fillna(1.0)) for key, table in missing.items()}
+    for function in (correlation.statistics, fits.statistics):
+        one, other = function(missing, resamples=3), function(ones, resamples=3)
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+    assert figures.overlay(missing) == figures.overlay(ones)
+    assert figures.scatter(missing["a", "x"]) == figures.scatter(ones["a", "x"])
+    assert figures.distributions(missing["a", "x"]) == figures.distributions(ones["a", "x"])
+    assert len(LISTS) == len(QUANTITIES)
