@@ -59,9 +59,7 @@ def test_reading_takes_no_memory_for_candidates(tmp_path):
     path = saved(tmp_path, wide)
     assert path.stat().st_size > 90e6
     for _ in range(2):
-        code = (
-            "import resource, sys, torch, pandas, pyarrow.parquet; from nucleoscope.store import results as r\n"
-        )
+        code = "import resource, sys, torch, pandas, pyarrow.parquet; from nucleoscope.store import results as r\n"
         code += "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024; before = peak()\n"
         code += "table = r.load_cell(sys.argv[1], 'model', 'data'); print(table['k'].min(), peak() - before)"
         said = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
