@@ -89,7 +89,7 @@ UNITS = {"TFLOP/s": 1e12, "GB/s": 1e9, "GB": 1e9, "ms": 1e-3, "µs": 1e-6, "s": 
 TOKEN, CANDIDATE = 216, 8  # bytes in measurements.pt: measured on six real cells, within 1 %
 ONCE = 2 * 63  # seconds of two cores that 15 made cells of 7,800 tokens with k > 1 took at most, 2,000 resamples
 POOLED = 140  # bytes a token while curves are fitted to a pool, measured on 4.7 million
-TABLE = 94  # bytes of a token on the analysis' shelf
+TABLE = 61  # bytes of a token in tokens.parquet, measured on a synthetic run of a million tokens
 PAGE, PANEL = 1.4 * 2**20, 65e3  # bytes of a run's page with its data; of one cell in the page of coefficients
 RECORDS = 5.6e3  # bytes of a token in the memory of a process that holds all records of a cell, measured
 # Prompts a cell, MiB of all processes of the analysis at most, before and after it learnt to take one cell at a time.

@@ -178,7 +178,7 @@ def costs() -> tuple[str, dict[str, dict]]:
             "measurements on disk": sized(r["files"]),
             "analysis, core hours": span(r["analysis"]),
             "analysis, memory": sized(memory(cells, datasets, models, prompts, base, by)),
-            "analysis, temporary files": sized(np.median(r["tokens"]) * TABLE),
+            "tokens.parquet on disk": sized(np.median(r["tokens"]) * TABLE),
             "book": sized(cells * PAGE),
             "page of coefficients": sized(cells * PANEL),
         }

@@ -150,11 +150,14 @@ def test_a_kill_while_results_are_replaced_leaves_the_old_ones_or_the_new_ones(k
     shutil.copytree(tmp_path / "old", tmp_path / "counted")
     operations = killer.run(tmp_path / "counted", overwrite=True)["operations"]
     seen = []
-    for operation in range(operations - 18, operations + 1):  # from the last batch on
+    for operation in range(operations - 23, operations + 1):  # from the last batch on
         folder = tmp_path / str(operation)
         shutil.copytree(tmp_path / "old", folder)
         assert killer.run(folder, operation=operation, half=True, overwrite=True)["signal"] == signal.SIGKILL
         seen.append(measured(folder))
+        path = folder / results.MEASUREMENTS
+        tokens = results.load_cell(path, "", "")  # never those of the other run
+        assert tokens.equals(results.table(results.load(path), "", "")), operation
         if (folder / results.RUN_INFO).exists():
             assert seen[-1] == (old if results.load_info(folder)["settings"] == other else expected)
         assert killer.to_the_end(folder, overwrite=True) == expected
