@@ -67,7 +67,7 @@ Markdown(
 #   [coefficients](/correlation_eval/correlation.ipynb), the [curves](/correlation_eval/fits.ipynb)
 #   and [each single run](/cells/index.md).
 # * **Run.** [Install](/use/install.md) the software and measure
-#   [your own model on your own texts](/use/run-one-cell.md), on a laptop or
+#   [your own model on your own texts](/use/run-one-model.md), on a laptop or
 #   [as a grid](/use/run-the-grid.md).
 # * **Extend.** Add [a model](/use/add-a-model.md) or [a data set](/use/add-a-data-set.md), read
 #   [the measurements](/use/read-measurements.md) with your own code, or call the
