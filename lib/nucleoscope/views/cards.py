@@ -1,6 +1,6 @@
-"""A token's candidates, made ready to be looked at: what a card says, and how alike they are.
+"""The content of a token's card: its candidates, its quantities, and how similar the candidates are.
 
-Contract: plain data in and out, no widgets. All text is as `text.Reader` shows it, and not escaped.
+Contract: plain data in and out, no widgets. All text is as `token_text.Reader` shows it, and not escaped.
 """
 
 from collections.abc import Sequence
@@ -27,17 +27,17 @@ class Token(NamedTuple):
 
 
 def value(token: Token, name: str) -> float:
-    """A quantity of `QUANTITIES` of one token; NaN for the likeness of one candidate alone."""
+    """A quantity of `QUANTITIES` of one token; NaN for the similarity of a single candidate."""
     if name == "k":
         return float(len(token.ids))
     return float("nan") if name in PAIRWISE and len(token.ids) == 1 else token.values[name]
 
 
 def scale(tokens: Sequence[Token], name: str) -> tuple[list[float | None], dict]:
-    """Each token's place on the colour scale, 0 to 1 (None where it has no value), and the scale's legend.
+    """Each token's position on the colour scale, 0 to 1 (None if it has no value), and the scale's legend.
 
     The scale goes from 0 to the largest value; that of k is logarithmic and starts at 1. Negative
-    likeness, which is rare, has the colour of 0.
+    similarity, which is rare, has the colour of 0.
     """
     values = np.array([value(token, name) for token in tokens])
     known = values[np.isfinite(values)]
@@ -50,7 +50,7 @@ def scale(tokens: Sequence[Token], name: str) -> tuple[list[float | None], dict]
 
 
 def pieces(reader: Reader, tokens: Sequence[Token]) -> list[str]:
-    """What each token adds to the running text: n strings. What several tokens make, the last of them brings."""
+    """What each token adds to the running text: n strings. Text made by several tokens is added by the last one."""
     found: list[str] = []
     for unit in reader.units([token.id for token in tokens]):
         found += [""] * (unit.tokens - 1) + [unit.text]
@@ -65,10 +65,10 @@ def directions(embedding: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
 
 
 def matrix(embedding: torch.Tensor, ids: torch.Tensor, largest: int = LARGEST) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines (n, n) of the ``largest`` likeliest candidates, and their places in ``ids``, like beside like.
+    """Cosines (n, n) of the ``largest`` likeliest candidates, and their places in ``ids``, similar ones adjacent.
 
     The order is that of the leaves of an average-linkage tree over 1 - cosine, its branches turned
-    so that neighbours are alike (Bar-Joseph, Gifford and Jaakkola, Bioinformatics 2001).
+    so that neighbours are similar (Bar-Joseph, Gifford and Jaakkola, Bioinformatics 2001).
     """
     rows = directions(embedding, ids[:largest])
     alike = np.clip(rows @ rows.T, -1, 1)
@@ -87,11 +87,11 @@ def card(
     listed: int = LISTED,
     whose: str = "drawn",
 ) -> dict:
-    """What the card of token ``step`` says, as JSON: its candidates, its quantities, its place among the others.
+    """The content of the card of token ``step``, as JSON: candidates, quantities, its place among the other tokens.
 
-    ``candidates``: text, probability, rank, whether it is the token itself, and the cosine to that
-    one; the ``listed`` likeliest, and the token itself where it is not among them, with rank None
-    where it lies outside the nucleus. ``more``: the others. ``whose`` is what the token is called.
+    ``candidates``: text, probability, rank, whether it is the token itself, and its cosine with the
+    token; the ``listed`` likeliest ones, and the token itself if it is not among them, with rank None
+    if it is outside the nucleus. ``more``: the others. ``whose`` is what the token is called.
     """
     token = tokens[step]
     rows = [(int(id), p, place + 1) for place, (id, p) in enumerate(zip(token.ids, token.probs.tolist(), strict=True))]
@@ -108,10 +108,10 @@ def card(
             | {"alike": 1.0 if id == token.id else round(cosine, 4)}
             for (id, p, rank), cosine in zip(shown, (unit[:-1] @ unit[-1]).tolist(), strict=True)
         ],
-        "more": f"and {len(hidden):,} more, together {sum(hidden):.3f}" if hidden else "",
+        "more": f"and {len(hidden):,} more with a total of {sum(hidden):.3f}" if hidden else "",
         "facts": [[label, _number(value(token, name), name)] for name, label in QUANTITIES.items()],
-        "note": "Probabilities are of the full distribution. Entropy and cosine see the nucleus alone, "
-        f"which holds {float(token.probs.sum()):.1%} of it.",
+        "note": "Probabilities refer to the full distribution. Entropy and cosine use only the nucleus, "
+        f"which has {float(token.probs.sum()):.1%} of it.",
         "place": _place(tokens, token),
     }
 
@@ -123,14 +123,14 @@ def _number(number: float, name: str) -> str:
 
 
 def _place(tokens: Sequence[Token], token: Token) -> str:
-    """Where a token lies in the scatter, in words."""
+    """The position of a token in the scatter plot, in words."""
     if len(token.ids) == 1:
-        return "One candidate alone: there is nothing to compare, so this token is not in the scatter."
+        return "A single candidate: there is nothing to compare, so this token is not in the scatter plot."
     others = [other for other in tokens if len(other.ids) > 1 and other is not token]
     if not others:
-        return "The only point of the scatter."
+        return "The only point of the scatter plot."
     lower = {name: sum(other.values[name] < token.values[name] for other in others) for name in ("entropy", "cosine")}
     return (
-        f"In the scatter: higher entropy than {lower['entropy']:,} and higher cosine than {lower['cosine']:,} "
-        f"of the {len(others):,} other tokens with a choice."
+        f"In the scatter plot: higher entropy than {lower['entropy']:,} and higher cosine than {lower['cosine']:,} "
+        f"of the {len(others):,} other tokens with more than one candidate."
     )
