@@ -47,7 +47,8 @@ def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
     total, long, highest = examples.reach(tables)
     assert said == (
         f"The model is {literal(name)}, on alpha, beta: {total:,} tokens with more than one candidate. "
-        f"The {long:.1%} of them with more than 200 candidates are ranked but not shown: no token below is above percentile "
+        f"The {long:.1%} of them with more than 200 candidates are ranked but not shown: "
+        f"no token below is above percentile "
         f"{100 * highest:.1f} of entropy."
     )
     assert lines == list(map(examples.numbers, examples.corners(tables).itertuples()))

@@ -88,7 +88,7 @@ def _groups(tables: Tables) -> dict[tuple[str, str], list[tuple[str, str]]]:
     """The cells, then the pools of several cells of one model, then of one data set; each with its cells' names."""
     groups = {key: [key] for key in sorted(tables)}
     if any(POOLED in key for key in groups):
-        raise ValueError(f"a model or data set is called '{POOLED}', which stands for a pool: rename its folder")
+        raise ValueError(f"a model or data set has the name '{POOLED}', which is reserved for pools: rename its folder")
     for place in (0, 1):
         for name in sorted({key[place] for key in tables}):
             cells = [key for key in sorted(tables) if key[place] == name]
