@@ -25,7 +25,7 @@
 # similar ways; in the second they are not. When a model is unsure, which of the two is it?
 
 # %% tags=["parameters"]
-results_dir = "results"  # where <dataset>/<model>/ are
+results_dir = "results"  # contains <dataset>/<model>/
 
 # %%
 from IPython.display import Markdown

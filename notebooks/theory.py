@@ -96,7 +96,10 @@ effective = {
 }
 titles = ("50 candidates, probability ∝ 1 / rankˢ", "exponent s", "effective number of candidates")
 theory_figures.curves(
-    exponents, effective, titles, "Effective numbers of orders 1 and 2 fall as the choice becomes less even; order 0 is constant."
+    exponents,
+    effective,
+    titles,
+    "Effective numbers of orders 1 and 2 fall as the choice becomes less even; order 0 is constant.",
 )
 
 # %% [markdown]
@@ -451,7 +454,9 @@ titles = (f"Spearman {plain:.2f}; given k {partial:.2f}".replace("-", "−"), "e
 dots = {
     name: (entropies[chosen], cosines[chosen]) for name, chosen in (("k < 20", sizes < 20), ("k ≥ 20", sizes >= 20))
 }
-theory_figures.curves(np.array([]), {}, titles, "Entropy against mean cosine of synthetic nuclei, small and large.", dots)
+theory_figures.curves(
+    np.array([]), {}, titles, "Entropy against mean cosine of synthetic nuclei, small and large.", dots
+)
 
 # %% [markdown]
 # Each dot is a synthetic nucleus: four noisy copies of one row, the others drawn blindly, and

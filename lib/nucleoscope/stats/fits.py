@@ -146,10 +146,10 @@ def fit(
       levels all count as parameters, need not), and its error on held-out prompts must be smaller by
       more than two standard errors, clustered by prompt.
 
-    AICc takes the medians for independent, with variances in proportion to 1 / n. Bins share prompts,
-    and cosines scatter more where entropy is small, so it ranks curves but roughly: where it and the
-    held-out error disagree, believe the latter. The free curve is no ceiling: it cannot rise again. The
-    interval of its peak is a rough guide, because the place of a maximum is no smooth statistic.
+    AICc assumes independent medians with variances proportional to 1 / n. Bins share prompts,
+    and cosines scatter more if entropy is small, so it ranks curves only roughly: if it and the
+    held-out error disagree, trust the latter. The free curve is not an upper limit: it cannot rise again. The
+    interval of its peak is a rough guide, because the position of a maximum is not a smooth statistic.
     """
     head = {"tokens": len(x), "prompts": len(np.unique(prompt))}
     why = shortage(x, y, prompt)
