@@ -300,7 +300,7 @@ def test_one_prompt_is_named():
 def test_three_tokens_of_two_prompts_are_enough():
     found = row_of(table([0, 0, 1], [0.1, 0.2, 0.4], [0.5, 0.6, 0.3]))
     assert found["Pearson r"] == pytest.approx(stats.pearsonr([0.1, 0.2, 0.4], [0.5, 0.6, 0.3]).statistic, abs=1e-12)
-    assert "intervals of 2 prompts" in found["note"]
+    assert "intervals from 2 prompts" in found["note"]
 
 
 def test_quantities_that_a_file_of_the_study_lacks_are_named_and_the_others_are_there():
