@@ -47,8 +47,9 @@ figures.overlay(measured)
 # %%
 statistics = correlation.statistics(measured, resamples=200, jobs=None)
 Markdown(
-    f"Models: {', '.join(dict.fromkeys(statistics['Model']))}. Over {statistics['tokens with k > 1'].sum():,} tokens "
-    f"with more than one candidate. {tables.describe_coefficients(statistics)}"
+    f"Models: {', '.join(dict.fromkeys(statistics['Model']))}. Runs: {len(statistics)}, with "
+    f"{statistics['tokens with k > 1'].sum():,} tokens that had more than one candidate. "
+    f"{tables.describe_coefficients(statistics)}"
 )
 
 # %% [markdown]
