@@ -154,7 +154,7 @@ def describe_coefficients(statistics: pd.DataFrame) -> str:
 def describe_comparison(common: int, published: int, measured: int) -> str:
     """A sentence on how many of the ``published`` runs are among the ``measured`` ones, and how to compare them."""
     if not common:
-        return f"None of the {published} published runs is among the {measured} measured here, so there is nothing to compare."
+        return f"None of the {published} published runs was measured here, so there is nothing to compare."
     return (
         f"{common} of the {published} published runs are among the {measured} measured here; diamonds mark them in the "
         "figure below. The published coefficients have no intervals, and they vary with the choice of prompts as ours "
