@@ -15,19 +15,19 @@
 # %% [markdown]
 # # Entropy and cosine similarity, over all models and data sets
 #
-# In this notebook we take every cell that has been measured, one model on one data set each, and
+# In this notebook we take every run, that is, every model on every data set that has been measured, and
 #
-# * correlate how spread out the choices were with how alike the candidates were,
-# * draw the two against each other, cell by cell,
-# * set our coefficients beside the published ones,
+# * correlate how spread out the choices were with how similar the candidates were,
+# * plot the two against each other, run by run,
+# * compare our coefficients with those of the published study, for runs that both have,
 # * write the tables and the figure for a paper.
 #
 # It needs no model and no GPU.
 
 # %% tags=["parameters"]
-results_dir = "results"  # where <dataset>/<model>/ are, and correlation_eval/ is made
-resamples = 2000  # of the bootstrap over prompts
-seed = 0  # of the bootstrap
+results_dir = "results"  # contains <dataset>/<model>/; correlation_eval/ is written here
+resamples = 2000  # number of resamples of the bootstrap over prompts
+seed = 0  # seed of the bootstrap
 
 # %%
 import os
@@ -39,7 +39,7 @@ from nucleoscope.stats import correlation
 from nucleoscope.store import results
 from nucleoscope.views import figures, panels, tables
 
-if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
+if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths are relative to the project's folder
     os.chdir("..")
 
 # %% [markdown]
@@ -54,51 +54,50 @@ measured = results.load_readable(results_dir)
 statistics = correlation.statistics(measured, resamples, seed, jobs=None)
 total, compared = (statistics[name].sum() for name in ("tokens", "tokens with k > 1"))
 Markdown(
-    f"{len(statistics)} cells with {total:,} tokens. In {compared:,} of them the nucleus held more than one "
-    f"candidate; only those have a cosine similarity to speak of, and all figures below rest on them."
+    f"{len(statistics)} runs with {total:,} tokens. For {compared:,} of them the nucleus contained more than one "
+    f"candidate; only those have a cosine similarity, and all figures below use only them."
 )
 
 # %% [markdown]
 # ## The coefficients
 #
-# Each coefficient comes with its 95 % interval. Tokens of one text depend on each other, so the
-# intervals come from drawing whole prompts again and again (the cluster bootstrap), not tokens.
+# Each coefficient has a 95 % interval. Tokens of one text depend on each other, so the
+# intervals come from resampling whole prompts (the cluster bootstrap), not tokens.
 
 # %%
 tables.show(tables.readable(statistics))
 
 # %% [markdown]
-# A negative coefficient says that the candidates are less alike where the model is less sure.
-# *Within-prompt* is the mean of the coefficients inside each text: it does not count differences
-# between texts.
+# A negative coefficient means that the candidates are less similar when the model is less sure.
+# *Within-prompt* is the mean of the coefficients inside each text: differences between texts do not affect it.
 #
-# *Partial* is Spearman's coefficient given the number of candidates k: what is left when a straight
-# line in the ranks of k has been taken from both. Where it lies near 0, the size of the nucleus
-# accounts for the plain coefficient. Where its sign is the other one, tokens with nuclei of about one
-# size say the opposite of what all tokens together say.
+# *Partial* is Spearman's coefficient given the number of candidates k: the correlation that remains after a straight
+# line in the ranks of k has been subtracted from both. If it is near 0, the size of the nucleus
+# explains the plain coefficient. If its sign is opposite, tokens with nuclei of similar size show the reverse
+# of the overall relation.
 #
-# The p-values in the table in full are the study's kind: they take all tokens for independent, and
-# are usually far too small.
+# The p-values in the complete table are computed as in the study: they treat tokens as independent and
+# are therefore usually far too small.
 
 # %% [markdown]
-# ## Cell by cell
+# ## Run by run
 
 # %%
 bins = panels.binned(measured, resamples=resamples, seed=seed)
 panels.grid(measured, bins, csv="correlation_bins.csv")
 
 # %% [markdown]
-# Each panel is one cell: models down, data sets across, all on the same axes. The line joins the
+# Each panel is one run: models in rows, data sets in columns, all on the same axes. The line joins the
 # medians (or means) of bins of equal width, the bars are their 95 % intervals, and the band is
-# one standard deviation of the tokens; point at a bin to see how many tokens it holds. Where a bin
-# holds few tokens the line wanders and says little; *density* shows where the tokens are.
+# one standard deviation of the tokens; point at a bin to see how many tokens it contains. A line through bins
+# with few tokens is noisy and says little; *density* shows where the tokens are.
 
 # %% [markdown]
 # ## Other quantities
 #
 # The same coefficients with one of the two quantities replaced: the entropy of the whole
 # distribution instead of the nucleus, cosine similarity weighted by the candidates' probabilities,
-# and the similarity-sensitive entropy, which counts alike candidates as nearly one.
+# and similarity-sensitive entropy, which counts similar candidates as nearly one.
 
 # %% [markdown]
 # Entropy of the whole distribution against cosine similarity:
@@ -113,46 +112,42 @@ tables.show(tables.readable(statistics, "full_entropy"))
 tables.show(tables.readable(statistics, "weighted_cosine"))
 
 # %% [markdown]
-# Similarity-sensitive entropy against cosine similarity. Part of this one is arithmetic: that entropy
+# Similarity-sensitive entropy against cosine similarity. Part of this correlation is arithmetic, because that entropy
 # contains the cosines.
 
 # %%
 tables.show(tables.readable(statistics, "similarity_entropy"))
 
 # %% [markdown]
-# Where the first two agree with the table above, the finding does not hang on the cut at the nucleus,
-# or on the weights. Where they differ, it does.
+# If the first two agree with the table above, the result does not depend on the cut at the nucleus
+# or on the weights. If they differ, it does.
 
 # %% [markdown]
-# ## Beside the published study
+# ## The published study
 #
-# The study that these measurements redo published 15 pairs of coefficients (itsmejul/llm-confidence).
+# The study that these measurements repeat published 15 pairs of coefficients (itsmejul/llm-confidence).
 # Its pipeline loads WritingPrompts whatever data set it is asked for, so its rows for gsm8k and xsum
 # were very probably measured on WritingPrompts too. It also computed in float16.
 
 # %%
 published = correlation.published()
 both = statistics.merge(published, on=["Model", "Dataset"], suffixes=("", " published"))
-Markdown(f"{len(both)} of the {len(published)} published cells are among the {len(statistics)} measured here.")
+Markdown(tables.describe_comparison(len(both), len(published), len(statistics)))
+
+# %%
+columns = ["Model", "Dataset", "Pearson r", "Pearson r published", "Spearman r", "Spearman r published"]
+tables.show(both[columns].round(4).set_index("Model")) if len(both) else None
+
+# %% [markdown]
+# All coefficients of this notebook in one figure; each dot is a coefficient with its interval.
 
 # %%
 figures.coefficients(statistics, published)
 
 # %% [markdown]
-# A dot is our coefficient with its interval; a diamond, where the same cell was published, is the
-# study's. The published figures came without intervals, and they vary with the choice of prompts as
-# ours do: two intervals' width apart is no difference yet.
-
-# %%
-columns = ["Model", "Dataset", "Pearson r", "Pearson r published", "Spearman r", "Spearman r published"]
-tables.show(both[columns].round(4).set_index("Model")) if len(both) else Markdown(
-    "No cell in common, so there is nothing to compare here."
-)
-
-# %% [markdown]
 # ## For a paper
 #
-# The same as files: the figure as a picture and as vectors, the table in full and for LaTeX.
+# The results as files: the figure as PNG and PDF, the complete table and its LaTeX versions.
 
 # %%
 folder = Path(results_dir) / results.ANALYSES
@@ -165,10 +160,9 @@ figures.save(figures.paper(measured), folder / "correlation.png", folder / "corr
 # %% [markdown]
 # ## Recap
 #
-# We correlated entropy with cosine similarity in every cell, with intervals that know about prompts,
-# within prompts and given the size of the nucleus; saw every cell; and compared with the published
-# study. The files lie in the folder below. How the curve itself may be described is the subject of
-# the next notebook, `fits.py`.
+# We correlated entropy with cosine similarity in every run, with intervals that account for tokens of one prompt being
+# dependent, within prompts and given the size of the nucleus, and plotted every run. The files are in the folder
+# below. The next notebook, `fits.py`, asks which curve describes the relation.
 
 # %%
 folder

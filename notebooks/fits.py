@@ -18,14 +18,14 @@
 # The published study saw cosine similarity rise and then fall with entropy, and fitted
 # f(x) = a x exp(-b x) + c to it. In this notebook we
 #
-# * fit that curve, two other bumps, and what they must be held against, to every cell,
-# * pool cells by model and by data set,
+# * fit that curve, two other single-peaked curves and four baselines to every run,
+# * pool runs by model and by data set,
 # * ask how much of a single token's cosine similarity its entropy explains.
 
 # %% tags=["parameters"]
-results_dir = "results"  # where <dataset>/<model>/ are, and correlation_eval/ is made
-resamples = 2000  # of the bootstrap over prompts
-seed = 0  # of the bootstrap and of the folds
+results_dir = "results"  # contains <dataset>/<model>/; correlation_eval/ is written here
+resamples = 2000  # number of resamples of the bootstrap over prompts
+seed = 0  # seed of the bootstrap and of the folds
 
 # %%
 import os
@@ -37,7 +37,7 @@ from nucleoscope.stats import curves, fits
 from nucleoscope.store import results
 from nucleoscope.views import figures, tables
 
-if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
+if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths are relative to the project's folder
     os.chdir("..")
 
 # %%
@@ -46,11 +46,11 @@ measured = results.load_readable(results_dir)
 # %% [markdown]
 # ## The curves
 #
-# All are fitted to the medians of bins of equal width. Empty bins are left out, and a bin weighs
-# by its tokens. The free curve may be anything that rises and then falls: no bump can be closer to
-# the medians. The spline may also fall and rise again. A curve that is no better than a constant is
-# refused, and has no parameters: it must have the smaller AICc, and on prompts that it was not
-# fitted to its error must be smaller by more than two standard errors.
+# All are fitted to the medians of bins of equal width. Empty bins are left out, and a bin is weighted
+# by its number of tokens. The free curve may be anything that rises and then falls: no single-peaked curve can be closer
+# to the medians. The spline may also fall and rise again. A curve that is no better than a constant is
+# refused and has no parameters. To be accepted it must have the smaller AICc, and its error on held-out prompts
+# must be smaller by more than two standard errors.
 
 # %%
 Markdown("\n".join(f"* {name}: {formula}" for name, formula in curves.FORMULAS.items()))
@@ -61,24 +61,24 @@ lines = fits.lines(measured)
 figures.fitted(lines, csv="fit_lines.csv")
 
 # %% [markdown]
-# Each dot is the median of a bin, the larger the more tokens it holds; the menu picks a cell or a
-# pool of cells. A good curve passes through the large dots. A bump can rise once and fall once: where
-# the dots do anything else, it lies off them, and only the spline can follow.
+# Each dot is the median of a bin; larger dots have more tokens. The menu selects a run or a
+# pool of runs. A good curve passes through the large dots. A single-peaked curve can rise once and fall once: if
+# the dots do anything else, it misses them, and only the spline can follow.
 
 # %% [markdown]
 # ## The study's curve
 #
-# a, b and c with 95 % intervals from resampled prompts; the peak lies at 1 / b. *(all)* marks a pool:
-# the cells of one model, or of one data set.
+# a, b and c with 95 % intervals from resampled prompts; the peak is at 1 / b. *(all)* marks a pool:
+# the runs of one model, or on one data set.
 
 # %%
 tables.show(tables.parameters(statistics, "unimodal", {"a": 2, "b": 2, "c": 3, "peak": 2}))
 
 # %% [markdown]
-# *before peak* is the share of the tokens left of the peak. This curve rises from 0 wherever a is
-# positive, so a peak does not by itself show that cosine similarity rises at first: few tokens may lie
-# there. Compare the free curve above, whose rise can have any length, also none. A note says when a
-# fit did not converge, or ended on a bound.
+# *before peak* is the share of the tokens left of the peak. This curve rises from 0 whenever a is
+# positive, so a peak alone does not show that cosine similarity rises at first: few tokens may be left of
+# it. Compare the free curve above, which may rise over any distance or not at all. A note says if a
+# fit did not converge or ended on a bound.
 
 # %% [markdown]
 # ## Which curve is closest
@@ -89,9 +89,9 @@ tables.show(tables.parameters(statistics, "unimodal", {"a": 2, "b": 2, "c": 3, "
 tables.show(tables.compared(statistics, "R2 (medians)", 3))
 
 # %% [markdown]
-# AICc, which counts a curve's parameters against it, as the distance from the best curve of the
-# row. It takes the medians for independent and equally uncertain but for their tokens, which they are
-# only roughly: it ranks the curves, and a small difference means nothing.
+# AICc, which penalises a curve for its parameters, as the difference from the best curve in the
+# row. It assumes that the medians are independent and that their uncertainty depends only on their numbers of tokens,
+# which is only roughly true: it ranks the curves, and a small difference means nothing.
 
 # %%
 tables.show(tables.compared(statistics, "delta AICc", 1))
@@ -103,24 +103,24 @@ tables.show(tables.compared(statistics, "delta AICc", 1))
 tables.show(tables.compared(statistics, "held-out error", 4))
 
 # %% [markdown]
-# Single tokens scatter far more than good curves differ, so small differences here are real only if
-# they are so for most cells. A curve with many parameters that wins by R2 and not by held-out error
-# fits chance. Where the spline wins by all three, the medians are not one bump.
+# Single tokens scatter far more than good curves differ, so a small difference here is meaningful only if
+# most runs show it. A curve with many parameters that wins by R2 but not by held-out error
+# fits noise. If the spline wins by all three, the medians have more than one peak.
 
 # %% [markdown]
 # ## What the curve says about single tokens
 #
-# The study's announced next step: cosine = alpha + beta f(entropy), by least squares over all tokens,
+# The study announced this as its next step: cosine = alpha + beta f(entropy), by least squares over all tokens,
 # with standard errors clustered by prompt.
 
 # %%
 tables.show(tables.explained(statistics))
 
 # %% [markdown]
-# With beta at 1 and alpha at 0 the curve of the medians is the curve of the tokens. *R2* is what the
-# curve explains of single tokens. *of free* is that over the R2 of the free curve, and *of spline*
-# over that of a spline which is fitted to the tokens themselves: how much of what any smooth function
-# of entropy could explain, the curve does.
+# If beta is 1 and alpha is 0, the curve of the medians is also the curve of the tokens. *R2* is the share of the
+# variance of single tokens that the curve explains. *of free* is its ratio to the R2 of the free curve, and *of spline*
+# its ratio to the R2 of a spline fitted to the tokens themselves: the share of what any smooth function of entropy could
+# explain that this curve explains.
 
 # %% [markdown]
 # ## For a paper
@@ -134,9 +134,9 @@ tables.write(tables.fits_tex(statistics), folder / "fit_stats.tex")
 # %% [markdown]
 # ## Recap
 #
-# We fitted all these curves to the medians of every cell and pool, with intervals from resampled prompts,
-# compared them by AICc and on prompts held out, and saw how much of single tokens they explain. The
-# table in full is `fit_stats.csv` in the folder below.
+# We fitted these curves to the medians of every run and pool, with intervals from resampled prompts,
+# compared them by AICc and on held-out prompts, and computed how much of the variance of single tokens they explain.
+# The complete table is `fit_stats.csv` in the folder below.
 
 # %%
 folder

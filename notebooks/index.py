@@ -15,25 +15,24 @@
 # %% [markdown]
 # # What was the model choosing between?
 #
-# Nucleoscope looks at what a language model was choosing between, token by token. At every token it
-# writes, a language model holds a probability distribution over its vocabulary.
-# Two things can be said of the candidates that it draws from. One is how spread out the choice is:
-# its **entropy**. The other is how alike the candidates are: the **cosine similarity** of their
-# embeddings.
+# For every token that a language model writes, Nucleoscope shows which other tokens it could have chosen.
+# The model has a probability distribution over its vocabulary and draws each token from a few candidates. Two
+# properties of these candidates are measured: how spread out the choice is, its **entropy**, and how similar
+# the candidates are, the **cosine similarity** of their embeddings.
 #
-# Do the two go together? A model that wavers between *nine* and *ten* is unsure in another way than
-# one that wavers between *Because* and a full stop. In the first choice the candidates are used alike
-# wherever they stand, in the second they are not. Which kind is it, where a model is unsure?
+# Are the two related? A model that hesitates between *nine* and *ten* is unsure in a different way from
+# one that hesitates between *Because* and a full stop. In the first choice the candidates are used in
+# similar ways; in the second they are not. When a model is unsure, which of the two is it?
 
 # %% tags=["parameters"]
-results_dir = "results"  # where <dataset>/<model>/ are
+results_dir = "results"  # contains <dataset>/<model>/
 
 # %%
 from IPython.display import Markdown
 
 from nucleoscope.stats import correlation
 from nucleoscope.store import results
-from nucleoscope.views import figures
+from nucleoscope.views import figures, tables
 
 measured = results.load_readable(results_dir)
 
@@ -41,38 +40,32 @@ measured = results.load_readable(results_dir)
 figures.overlay(measured)
 
 # %% [markdown]
-# One line for each model and data set: the median cosine similarity of the candidates in those bins of
-# entropy that hold enough tokens to tell. Further right the model was less sure; further up its
-# candidates were more alike. Where a line falls, doubt goes with unlike candidates, and where it rises,
-# with alike ones.
+# One line per model and data set: the median cosine similarity of the candidates in every entropy bin with at least
+# 20 tokens. Further right, the model was less sure; further up, its candidates were more similar. If a line falls,
+# the candidates are less similar when the model is less sure; if it rises, they are more similar.
 
 # %%
 statistics = correlation.statistics(measured, resamples=200, jobs=None)
-spearman, given = (
-    " and ".join(f"{statistics[name].agg(end):.2f}".replace("-", "\N{MINUS SIGN}") for end in ("min", "max"))
-    for name in ("Spearman r", "partial Spearman r")
-)
 Markdown(
-    f"Models: {', '.join(dict.fromkeys(statistics['Model']))}. Over {statistics['tokens with k > 1'].sum():,} tokens "
-    f"with more than one candidate, in {len(statistics)} runs, Spearman's coefficient of the two lies between "
-    f"{spearman}; given the number of candidates, between {given}. Where the two differ, the size of the choice has "
-    "a part in it; where even the sign does, choices among equally many candidates go the other way."
+    f"Models: {', '.join(dict.fromkeys(statistics['Model']))}. Runs: {len(statistics)}, with "
+    f"{statistics['tokens with k > 1'].sum():,} tokens that had more than one candidate. "
+    f"{tables.describe_coefficients(statistics)}"
 )
 
 # %% [markdown]
-# ## Three ways on
+# ## Where to go next
 #
-# * **Read.** What can be known before any measurement is in the [theory](theory.ipynb), how it was
-#   measured in the [method](/method.md), and what came out in the
+# * **Read.** The [theory](theory.ipynb) says what can be known before any measurement, the
+#   [method](/method.md) how it was measured; the results are the
 #   [coefficients](/correlation_eval/correlation.ipynb), the [curves](/correlation_eval/fits.ipynb)
-#   and [each single run](/cells/index.md).
+#   and [every single run](/cells/index.md).
 # * **Run.** [Install](/use/install.md) the software and measure
-#   [your own model on your own texts](/use/run-one-cell.md), on a laptop or
+#   [your own model on your own texts](/use/run-one-model.md), on a laptop or
 #   [as a grid](/use/run-the-grid.md).
 # * **Extend.** Add [a model](/use/add-a-model.md) or [a data set](/use/add-a-data-set.md), read
 #   [the measurements](/use/read-measurements.md) with your own code, or call the
 #   [modules](/use/api.md).
 #
-# This project redoes a student study ([itsmejul/llm-confidence](https://github.com/itsmejul/llm-confidence))
-# that measured both quantities for five models; [the method](/method.md) says what we do otherwise,
+# This project repeats a student study ([itsmejul/llm-confidence](https://github.com/itsmejul/llm-confidence))
+# that measured both quantities for five models; [the method](/method.md) says what we do differently,
 # and why.

@@ -15,33 +15,33 @@
 # %% [markdown]
 # # One model on one data set
 #
-# In this notebook we let a language model continue some prompts, or read texts that are already
-# there, and look at what it was choosing between at every token. We
+# In this notebook we let a language model continue some prompts, or read existing texts, and look at what it was
+# choosing between at every token. We
 #
 # * load the model and the prompts,
 # * generate, or read the texts, and measure the nucleus of each token: how spread out it is
-#   (entropy) and how alike its candidates are (cosine similarity of their embeddings),
+#   (entropy) and how similar its candidates are (cosine similarity of their embeddings),
 # * plot the two against each other, and read some of the texts with their tokens tinted by entropy.
 #
-# Change the settings below and run all cells; a run that was interrupted goes on where it was.
+# Change the settings below and run all cells; an interrupted run resumes at its first unfinished batch.
 
 # %% tags=["parameters"]
 model_name = "SmolLM2-135M-Instruct"  # Hub id, folder, .gguf file, or the packaged SmolLM2-135M-Instruct
 dataset_name = "math"  # gsm8k, writingprompts, xsum; math, stories, articles (packaged); or a file
 mode = "generate"  # generate: measure what the model writes; score: measure the texts in text_column
-text_column = None  # in mode score the column that holds a text to measure behind each prompt
-n_prompts = 100  # the first so many prompts of the data set
-max_tokens = 100  # tokens written, or measured, for each prompt, at most
+text_column = None  # in mode score, the column with the text to measure after each prompt
+n_prompts = 100  # number of prompts, from the start of the data set
+max_tokens = 100  # maximum number of tokens written or measured per prompt
 top_p = 0.9  # mass of the nucleus, in (0, 1]
-seed = 0  # of the sampling; the same seed draws the same tokens; mode score draws none
-prompt_format = "chat"  # chat: in the model's own template, as make run does; raw: as it is, as in the study
-prompt_column = None  # column of a file that holds the prompts; None means "prompt"
-batch_size = "auto"  # prompts worked on together, or auto
+seed = 0  # seed of the sampling; the same seed draws the same tokens; mode score draws none
+prompt_format = "chat"  # chat: in the model's chat template, as in make run; raw: unchanged, as in the study
+prompt_column = None  # column of a file that contains the prompts; None means "prompt"
+batch_size = "auto"  # prompts processed together, or auto
 dtype = "auto"  # float32, bfloat16, float16, or auto
-device = "auto"  # cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto: the freest GPU, more if need be
-results_dir = "results"  # where <dataset>/<model>/ is made, or <dataset>-<text_column>/<model>/
-overwrite = False  # replace results in that folder that were made with other settings
-model_revision = None  # commit of a model on the Hub that all its files are taken from; None means the newest
+device = "auto"  # cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto: the freest GPU, or several if needed
+results_dir = "results"  # where <dataset>/<model>/ is created, or <dataset>-<text_column>/<model>/
+overwrite = False  # replace results in that folder that have other settings
+model_revision = None  # commit of a model on the Hub from which all its files are taken; None means the newest
 trust_remote_code = False  # run code that comes with the model; read it first
 
 # %%
@@ -59,7 +59,7 @@ from nucleoscope.store import results, run_folder
 from nucleoscope.views import examples, figures, tables
 from nucleoscope.views.strip import background, strip
 
-if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
+if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths are relative to the project's folder
     os.chdir("..")
 
 # %% [markdown]
@@ -81,16 +81,16 @@ settings |= {"seed": seed} if mode == "generate" else {"mode": mode, "text_colum
 pd.Series(settings, name="setting").to_frame()
 
 # %% [markdown]
-# The settings above decide which tokens are measured. They are kept with the results, so that
-# results of different settings never mix. A data set with fewer prompts than asked for is used whole.
+# The settings above decide which tokens are measured. They are saved with the results, so that
+# results with different settings are never mixed. If a data set has fewer prompts than requested, all of them are used.
 
 # %% [markdown]
 # ## Generate or read, and measure
 #
 # The prompts are continued in batches. At each step the next token is drawn from the nucleus: the
-# likeliest tokens that together hold `top_p` of the probability. With `mode="score"` nothing is
+# smallest set of likeliest tokens with a total probability of at least `top_p`. With `mode="score"` nothing is
 # drawn: the model reads each prompt with its text once, and every token of the text is measured
-# as if it had been the one to come.
+# as if the model had just written it.
 
 # %%
 cell = run_folder.Cell(folder, settings, overwrite)
@@ -108,14 +108,14 @@ print(
     f"{info['settings']['n_prompts']} prompts, {info['tokens']:,} tokens, {info['tokens_per_second']} tokens/s on {info['device']}"
 )
 if info["prompts_truncated"]:
-    print(f"{info['prompts_truncated']} prompts were longer than the model's context and lost their beginning")
+    print(f"{info['prompts_truncated']} prompts were longer than the model's context; their beginnings were cut off")
 if info.get("texts_truncated"):
-    print(f"{info['texts_truncated']} texts were longer than max_tokens and lost their end")
+    print(f"{info['texts_truncated']} texts were longer than max_tokens; their ends were cut off")
 
 # %% [markdown]
 # ## What was measured
 #
-# Where only one token makes up the nucleus there is nothing to compare: those tokens are counted,
+# If the nucleus contains only one token, there is nothing to compare: such tokens are counted,
 # and left out of the plots and coefficients.
 
 # %%
@@ -124,36 +124,36 @@ statistics = correlation.statistics({(folder.name, folder.parent.name): table})
 tables.show(tables.readable(statistics))
 
 # %% [markdown]
-# Each coefficient comes with its 95 % interval, from drawing whole prompts again and again; *within-prompt*
-# is the mean of the coefficients inside each text, *partial* is given the number of candidates.
+# Each coefficient has a 95 % interval, from resampling whole prompts. *Within-prompt*
+# is the mean of the coefficients inside each text; *partial* is given the number of candidates.
 
 # %%
 figures.scatter(table)
 
 # %% [markdown]
-# Each point is one token: to the right the model was less sure, upwards its candidates were more
-# alike. The line joins the medians of 50 bins of equal width; where a bin holds few tokens (point
-# at it to see how many) it says little.
+# Each point is one token: further right, the model was less sure; further up, its candidates were more
+# similar. The line joins the medians of 50 bins of equal width; a bin with few tokens says little (point
+# at it to see how many it has).
 
 # %%
 figures.distributions(table)
 
 # %% [markdown]
-# The two distributions show where most tokens lie, which the scatter plot hides where points
+# The two distributions show where most tokens are, which the scatter plot hides where its points
 # overlap.
 
 # %% [markdown]
 # ## Single texts, token by token
 #
-# Chosen by rule, not by taste: in each prompt we take Spearman's coefficient of entropy and cosine
-# similarity over those of its tokens that had a choice ($k > 1$), and show the prompt with the middle
-# coefficient, the one furthest from 0 and the one nearest to 0. Prompts with fewer than 20 such
-# tokens take no part (where all texts are short the bound is lower, as said below), and none is
-# shown twice: with one or two prompts there are only as many texts.
+# These prompts are chosen by rule. For each prompt we compute Spearman's coefficient of entropy and cosine
+# similarity over its tokens with more than one candidate ($k > 1$), and show the prompt with the median
+# coefficient, the one with the coefficient furthest from 0 and the one with the coefficient nearest to 0. Prompts with
+# fewer than 20 such tokens are excluded (if all texts are short the bound is lower, as stated below). Each prompt is
+# shown at most once, so fewer than three texts appear if there are fewer than three prompts.
 #
-# Each token is tinted by the entropy of the choice at its place, or by the quantity that you pick.
-# Point at it, tap it, or go there with the arrow keys: its card shows the likeliest candidates with
-# their probabilities, and where it lies among the others.
+# Each token is tinted by the entropy of its choice, or by another quantity that you select.
+# Point at it, tap it, or reach it with the arrow keys: its card shows the likeliest candidates with
+# their probabilities, and where the token is among the others.
 
 # %%
 behind, whose = background(table), "drawn" if mode == "generate" else "the text's"
@@ -166,9 +166,9 @@ for pick in picks:
 # %% [markdown]
 # ## Recap
 #
-# We measured every token that the model wrote or read, and saw entropy against cosine similarity, both
-# distributions, and single texts. The measurements are in `measurements.pt` in the folder below, the
-# settings and timings beside it in `run.json`.
+# We measured every token that the model wrote or read, plotted entropy against cosine similarity, showed both
+# distributions, and looked at single texts. In the folder below, `measurements.pt` contains the measurements,
+# `tokens.parquet` the same quantities as a table, and `run.json` the settings and timings.
 
 # %%
 folder

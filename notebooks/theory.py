@@ -15,21 +15,21 @@
 # %% [markdown]
 # # Theory
 #
-# At each step a language model chooses among candidates. We ask two things of that choice: how
-# spread out is it, and how alike are the candidates? In this notebook we
+# At each step a language model chooses among candidates. We ask two questions about that choice: how
+# spread out is it, and how similar are the candidates? In this notebook we
 #
-# * define the two answers, entropy and mean cosine similarity, and what belongs to them,
-# * show what they must be when the candidates are drawn blindly from the vocabulary,
+# * define the two answers, entropy and mean cosine similarity, and related quantities,
+# * show what values they have when the candidates are drawn blindly from the vocabulary,
 # * show that both belong to one family, the similarity-sensitive diversities of ecology,
-# * and say what all this fixes about a scatter plot of one against the other, and what it leaves
+# * and say what all this determines about a scatter plot of one against the other, and what it leaves
 #   open.
 #
-# Each proposition comes with its proof and with a small figure that is computed on the spot from
-# made numbers; no model is needed.
+# Each proposition has a proof and a small figure, computed here from
+# synthetic numbers; no model is needed.
 
 # %% tags=["parameters"]
-results_dir = "results"  # where measurements are, if there are any; one figure at the end uses them
-seed = 0  # of everything drawn on this page
+results_dir = "results"  # contains the measurements, if any; one figure at the end uses them
+seed = 0  # seed of all random numbers on this page
 
 # %% tags=["hide-input"]
 import os
@@ -40,7 +40,7 @@ import numpy as np
 from nucleoscope.stats import theory
 from nucleoscope.views import theory_figures
 
-if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from the project's folder
+if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths are relative to the project's folder
     os.chdir("..")
 rng = np.random.default_rng(seed)
 
@@ -66,24 +66,24 @@ rng = np.random.default_rng(seed)
 # :::{prf:proposition} Range of the entropy
 # :label: prop-range
 #
-# $0 \le H(q) \le \log k$. The left bound is reached only at $k = 1$, the right one only where all
+# $0 \le H(q) \le \log k$. The lower bound is reached only at $k = 1$, the upper one only if all
 # $q_i$ are equal.
 # :::
 #
 # :::{prf:proof}
-# Each term is at least 0, and 0 only where $q_i = 1$. The logarithm is concave, so by Jensen's
+# Each term is at least 0, and 0 only if $q_i = 1$. The logarithm is concave, so by Jensen's
 # inequality
 #
 # $$H(q) = \sum_i q_i \log \tfrac{1}{q_i} \le \log \sum_i q_i \tfrac{1}{q_i} = \log k,$$
 #
-# with equality only where all $1 / q_i$ agree.
+# with equality only if all $1 / q_i$ are equal.
 # :::
 #
-# Read backwards, $e^{H}$ is a number of candidates: that many, all equally likely, would make a
-# choice of the same entropy. It is the **effective number** of candidates, one of Hill's numbers
+# Conversely, $e^{H}$ is a number of candidates: a choice among $e^{H}$ equally likely candidates has
+# the same entropy. It is the **effective number** of candidates, one of Hill's numbers
 # {cite:p}`hill1973`, whose logarithms are Rényi's entropies {cite:p}`renyi1961`: order 0 counts
 # candidates ($k$), order 1 is $e^{H}$, order 2 is $1 / \sum_i q_i^2$. The higher the order, the
-# less the unlikely candidates count. And $k \ge e^{H}$ always: a choice of 3 nats has at least 21
+# less the unlikely candidates count. Always $k \ge e^{H}$: a choice of 3 nats has at least 21
 # candidates.
 
 # %% tags=["hide-input"]
@@ -96,12 +96,15 @@ effective = {
 }
 titles = ("50 candidates, probability ∝ 1 / rankˢ", "exponent s", "effective number of candidates")
 theory_figures.curves(
-    exponents, effective, titles, "Effective numbers of orders 0, 1 and 2 fall as the choice gets uneven."
+    exponents,
+    effective,
+    titles,
+    "Effective numbers of orders 1 and 2 fall as the choice becomes less even; order 0 is constant.",
 )
 
 # %% [markdown]
-# At the left edge all candidates are equally likely, and the three orders agree on their number. To
-# the right the choice gets more uneven; the curves never cross, and the gap between them shows how
+# At the left edge all candidates are equally likely, and the three orders give the same number. Further
+# right the choice is less even; the curves never cross, and the gap between them shows how
 # differently the orders treat unlikely candidates.
 
 # %% [markdown]
@@ -113,14 +116,14 @@ theory_figures.curves(
 # :::{prf:definition} Nucleus
 # :label: def-nucleus
 #
-# Order the tokens by falling probability, tokens of equal probability by rising id. The nucleus $N$
-# is the shortest beginning of this list whose mass is at least `top_p`. Its size is $k$, its mass
+# Order the tokens by falling probability, and tokens of equal probability by rising id. The nucleus $N$
+# is the shortest prefix of this list whose mass is at least `top_p`. Its size is $k$, its mass
 # $m = \sum_{i \in N} p_i$, and the token is drawn from $q_i = p_i / m$, $i \in N$.
 # :::
 #
-# The rule for ties makes $N$ one well-defined list: without it, two programs could measure
+# The rule for ties makes $N$ a well-defined list: without it, two programs could measure
 # different candidates at the same step. The project's `entropy` is $H(q)$, its `full_entropy` is
-# $H(p)$. They differ in a way that can be written down. Let
+# $H(p)$. Their difference can be stated exactly. Let
 # $h(m) = -m \log m - (1 - m) \log (1 - m)$, and let $t_i = p_i / (1 - m)$ be the distribution of
 # the tail, outside $N$.
 #
@@ -137,8 +140,8 @@ theory_figures.curves(
 #
 # :::{prf:proof}
 # Inside $N$, $-\log p_i = -\log m - \log q_i$; outside, $-\log p_i = -\log (1 - m) - \log t_i$.
-# Averaging over $p$ gives the equation: first say on which side the token lies, then which one it
-# is. The upper bound is {prf:ref}`prop-range` for $t$. For the lower one, no tail token is likelier
+# Averaging over $p$ gives the equation: first say on which side the token is, then which one it
+# is. The upper bound is {prf:ref}`prop-range` for $t$. For the lower bound, no tail token is likelier
 # than a token of $N$, so each tail surprisal is at least $A = \sum_{i \in N} q_i (-\log p_i)$.
 # Hence
 #
@@ -146,8 +149,8 @@ theory_figures.curves(
 #
 # :::
 #
-# So truncation never raises the entropy. It takes away at least $\log (1/m)$, which is little: 0.11
-# nats or less where $m \ge 0.9$. What it takes away at most grows with the vocabulary: even a tenth
+# So truncation never raises the entropy. It lowers it by at least $\log (1/m)$, which is little: 0.11
+# nats or less if $m \ge 0.9$. The largest possible reduction grows with the vocabulary: even a tenth
 # of the mass can be spread over very many tokens. At $m = 1$ there is no tail, and $H(p) = H(q)$.
 
 # %% tags=["hide-input"]
@@ -161,17 +164,17 @@ theory_figures.curves(
 )
 
 # %% [markdown]
-# The height of the pile is $H(p)$ and is the same everywhere; only its division changes with
-# `top_p`. What lies above the lowest area is what the nucleus's entropy, weighted by its mass, does
-# not see.
+# The total height is $H(p)$ and is the same everywhere; only its division changes with
+# `top_p`. The areas above the lowest one are the part that the entropy of the nucleus, weighted by its mass,
+# leaves out.
 
 # %% [markdown]
 # ## Directions that are not random
 #
-# How alike two tokens are, we read from the model's input embedding: row $i$ of its matrix, divided
+# We measure the similarity of two tokens in the model's input embedding: row $i$ of its matrix, divided
 # by its length, is a direction $u_i$ with $|u_i| = 1$, and $u_i \cdot u_j = \cos \angle (u_i, u_j)$
-# lies in $[-1, 1]$. These rows know tokens out of context. What makes two of them alike is how the
-# tokens are used at large: forms of one word, spellings, members of one paradigm such as the days
+# is in $[-1, 1]$. These rows represent tokens out of context. Two of them are similar if the
+# tokens are used similarly in general: forms of one word, spellings, members of one paradigm such as the days
 # of the week.
 #
 # A cosine has no natural zero point. In trained embeddings most vectors share a common part
@@ -189,7 +192,7 @@ theory_figures.curves(
 # :::
 #
 # :::{prf:proof}
-# $V^2 |\mu|^2 = \sum_{i,j} u_i \cdot u_j$ holds $V$ terms $|u_i|^2 = 1$ and each pair twice. So
+# $V^2 |\mu|^2 = \sum_{i,j} u_i \cdot u_j$ contains $V$ terms $|u_i|^2 = 1$ and each pair twice. So
 #
 # $$\bar c = \frac{V^2 |\mu|^2 - V}{V (V - 1)} = \frac{V |\mu|^2 - 1}{V - 1},$$
 #
@@ -197,33 +200,33 @@ theory_figures.curves(
 # :::
 #
 # With tens of thousands of rows the last term is negligible: the mean cosine is the squared length
-# of the mean direction. It is 0 only where the directions cancel, and it differs between models. A
-# cosine of 0.3 is much in one model and less than average in another.
+# of the mean direction. It is 0 only if the directions cancel, and it differs between models. A
+# cosine of 0.3 is high in one model and below average in another.
 
 # %% tags=["show-input"]
-made = theory.embedding(rng)  # 2000 rows of width 64 with a common part
-even = theory.embedding(rng, common=0)  # and without
-mean_squares = [float(units.mean(0) @ units.mean(0)) for units in (even, made)]
+anisotropic = theory.embedding(rng)  # 2000 rows of width 64 with a common part
+isotropic = theory.embedding(rng, common=0)  # without a common part
+mean_squares = [float(units.mean(0) @ units.mean(0)) for units in (isotropic, anisotropic)]
 
 # %% tags=["hide-input"]
 pairs = rng.integers(0, 2000, (2, 20000))
 pairs = pairs[:, pairs[0] != pairs[1]]
 samples = {
     name: (units[pairs[0]] * units[pairs[1]]).sum(1)
-    for name, units in (("no common part", even), ("with a common part", made))
+    for name, units in (("no common part", isotropic), ("with a common part", anisotropic))
 }
 titles = ("Cosines of random pairs of rows", "cosine", "share of pairs")
 theory_figures.histograms(
-    samples, mean_squares, titles, "Histograms of pair cosines of two made embeddings, each with |μ|²."
+    samples, mean_squares, titles, "Histograms of pair cosines of two synthetic embeddings, each with |μ|²."
 )
 
 # %% [markdown]
-# Each histogram shows the cosines of random pairs in one made embedding, and the dashed line of its
-# colour stands at $|\mu|^2$. By {prf:ref}`prop-anisotropy` the line marks the histogram's mean, up
-# to the luck of the sampled pairs and a term of order $1 / V$.
+# Each histogram shows the cosines of random pairs in one synthetic embedding; the dashed line of the same
+# colour is at $|\mu|^2$. By {prf:ref}`prop-anisotropy` the line marks the histogram's mean, except
+# for sampling error and a term of order $1 / V$.
 
 # %% [markdown]
-# ## A mean over pairs without pairs
+# ## A mean over pairs, computed without pairs
 #
 # :::{prf:definition} Mean cosine of a nucleus
 # :label: def-cosine
@@ -232,7 +235,7 @@ theory_figures.histograms(
 #
 # $$c = \frac{2}{k (k - 1)} \sum_{i < j} u_i \cdot u_j .$$
 #
-# With one candidate there is no pair. The project writes 1 there by convention and leaves these
+# With one candidate there is no pair. By convention the project then records 1, and leaves these
 # tokens out of all statistics.
 # :::
 #
@@ -253,9 +256,9 @@ theory_figures.histograms(
 # The bound is $|S|^2 \ge 0$.
 # :::
 #
-# For vectors of width $d$ this costs of the order of $kd$ operations, where the pairs would cost
-# $k^2 d$; that is what makes nuclei of thousands of tokens measurable. The bound has a meaning of
-# its own. Two candidates can be opposites, but many cannot all be opposed: the floor rises to 0 as
+# For vectors of width $d$ this takes of the order of $kd$ operations, whereas the pairs would take
+# $k^2 d$; this makes nuclei of thousands of tokens measurable. The bound is informative too.
+# Two candidates can be opposites, but many cannot all be opposed to each other: the bound rises to 0 as
 # $k$ grows.
 #
 # In exact arithmetic $\sum_i |u_i|^2 = k$. In a computer the rounded rows $\tilde u_i$ have lengths
@@ -271,37 +274,37 @@ errors = theory.rounding_errors(rng, sizes)  # isotropic rows of width 576, norm
 lines = {"subtracting k": errors[:, 0], "subtracting Σ|u|²": errors[:, 1]}
 titles = ("Mean error of the mean cosine", "candidates k", "absolute error")
 theory_figures.curves(
-    np.array(sizes), lines, titles, "Rounding errors of two forms of one formula against k.", log="xy"
+    np.array(sizes), lines, titles, "Rounding errors of two forms of the same formula against k.", log="xy"
 )
 
 # %% [markdown]
 # Both curves use the same rounded rows and differ only in what is subtracted. Their vertical
-# distance, on logarithmic scales, is the factor by which one form is more accurate than the other
+# distance, on the logarithmic scale, shows by which factor one form is more accurate than the other
 # at that $k$.
 
 # %% [markdown]
 # ## What blind draws would give
 #
-# Before reading meaning into the cosine of a nucleus, we should know what it would be if the
-# candidates were any $k$ rows, drawn without looking. A nucleus holds distinct tokens, so we draw
+# Before interpreting the cosine of a nucleus, we should know what it would be if the
+# candidates were any $k$ rows, drawn blindly. A nucleus contains distinct tokens, so we draw
 # **without replacement** from the $V$ rows of the table, all subsets being equally likely.
 #
 # :::{prf:proposition} Mean under blind draws
 # :label: prop-mean
 #
 # The mean cosine of $k$ rows drawn without replacement has the expectation $\bar c$, for every
-# $k \ge 2$. So has any weighted mean
+# $k \ge 2$. So does any weighted mean
 # $\sum_{i \ne j} w_{ij}\, u_i \cdot u_j / \sum_{i \ne j} w_{ij}$ of rows in random order whose
-# weights, with a sum other than 0, were fixed before the draw.
+# weights, with a nonzero sum, were fixed before the draw.
 # :::
 #
 # :::{prf:proof}
-# Each drawn pair, taken by itself, is a pair of distinct rows drawn with equal chances, so its
-# expected cosine is $\bar c$. Means of such numbers, weighted or not, keep the expectation.
+# Each drawn pair, by itself, is a pair of distinct rows drawn with equal probability, so its
+# expected cosine is $\bar c$. Means of such numbers, weighted or not, have the same expectation.
 # :::
 #
 # The variance does depend on $k$. Split the cosines $c_{ij} = u_i \cdot u_j$ into the table's mean,
-# one effect for each row, and a rest, as in a two-way analysis of variance:
+# one effect for each row, and a remainder, as in a two-way analysis of variance:
 #
 # $$c_{ij} = \bar c + g_i + g_j + e_{ij}, \qquad
 # g_i = \frac{V - 1}{V - 2} \Big( \frac{1}{V - 1} \sum_{j \ne i} c_{ij} - \bar c \Big).$$
@@ -323,12 +326,12 @@ theory_figures.curves(
 # :::{prf:proof}
 # For a drawn set $s$, $c - \bar c = \frac2k \sum_{i \in s} g_i + R$ with
 # $R = \frac{2}{k (k - 1)} \sum_{i < j \in s} e_{ij}$. Write $\pi_2$, $\pi_3$, $\pi_4$ for the
-# chance that 2, 3 or 4 given rows are all drawn.
+# probability that 2, 3 or 4 given rows are all drawn.
 #
 # *First part.* The sum of a simple random sample without replacement, centred, has variance
 # $k (1 - k/V) S_g^2$; times $4 / k^2$ this is the first term.
 #
-# *No covariance.* Because the $g_i$ sum to 0, and the $e_{jl}$ of each row too,
+# *No covariance.* Because the $g_i$ sum to 0, and so do the $e_{jl}$ of each row,
 #
 # $$\mathrm E \sum_{i \in s} g_i \sum_{j < l \in s} e_{jl}
 # = \sum_{j<l} e_{jl} \Big( \pi_2 (g_j + g_l) + \pi_3 \sum_{i \ne j,l} g_i \Big)$$
@@ -345,27 +348,27 @@ theory_figures.curves(
 # :::
 #
 # For a vocabulary much larger than the nucleus both factors with $V$ are close to 1, and the draws
-# are as good as independent. The formula is then Hoeffding's variance of a U-statistic of degree
+# are practically independent. The formula is then Hoeffding's variance of a U-statistic of degree
 # two {cite:p}`hoeffding1948`:
 #
 # $$\operatorname{Var}(c) = \frac{4 (k - 2)}{k (k - 1)} \zeta_1 + \frac{2}{k (k - 1)} \zeta_2, \qquad
 # \zeta_1 = \operatorname{Var}(u \cdot \mu), \quad \zeta_2 = \operatorname{Var}(u \cdot u'),$$
 #
-# with $u, u'$ independent random rows, $\zeta_1$ in the place of $S_g^2$ and $\zeta_2 - 2 \zeta_1$
-# in that of $\sigma_e^2$. It is exact for draws **with** replacement, where a row may meet itself
+# with $u, u'$ independent random rows, $\zeta_1$ in place of $S_g^2$ and $\zeta_2 - 2 \zeta_1$
+# in place of $\sigma_e^2$. It is exact for draws **with** replacement, in which a row may be paired with itself
 # and the mean is $|\mu|^2$ instead of $\bar c$.
 #
-# The two parts say what anisotropy does. With directions uniform on the sphere, $\zeta_1 = 0$ and
+# The two parts show the effect of anisotropy. With directions uniform on the sphere, $\zeta_1 = 0$ and
 # $\zeta_2 = 1/d$: the standard deviation falls like $1/k$. With a common direction that some rows
-# follow more than others, $\zeta_1 > 0$, and from some $k$ on it falls only like $1/\sqrt k$.
+# follow more than others, $\zeta_1 > 0$, and beyond some $k$ it falls only like $1/\sqrt k$.
 # Neither part needs a $V \times V$ table: the sums over all pairs follow from $\sum_i u_i$ and the
 # $d \times d$ matrix $\sum_i u_i u_i^\top$.
 
 # %% tags=["show-input"]
-center, spread, rest = theory.draw_moments(made)  # mean cosine, S_g², σ_e², from sums over rows alone
+center, spread, rest = theory.draw_moments(anisotropic)  # mean cosine, S_g², σ_e², from sums over rows alone
 sizes = np.array([2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987])
-drawn = theory.drawn_cosines(rng, made, sizes, draws=300)
-deviation = np.sqrt(theory.draw_variance(sizes, len(made), spread, rest))
+drawn = theory.drawn_cosines(rng, anisotropic, sizes, draws=300)
+deviation = np.sqrt(theory.draw_variance(sizes, len(anisotropic), spread, rest))
 
 # %% tags=["hide-input"]
 band = {"mean": np.full(14, center), "mean + 2 sd": center + 2 * deviation, "mean − 2 sd": center - 2 * deviation}
@@ -376,37 +379,37 @@ theory_figures.curves(
 )
 
 # %% [markdown]
-# Each dot is one set of $k$ rows drawn blindly, the lines are the mean by {prf:ref}`prop-mean` and
-# two standard deviations by {prf:ref}`prop-variance`. The middle line is level whatever the
-# embedding, and the band around it can only narrow: this funnel is what a scatter plot of cosine
-# shows where the candidates have nothing in common but the table they come from.
+# Each dot is one set of $k$ rows drawn blindly; the lines are the mean by {prf:ref}`prop-mean` and
+# two standard deviations by {prf:ref}`prop-variance`. The middle line is level for every
+# embedding, and the band around it can only narrow: a scatter plot of cosine has this funnel shape
+# if the candidates have nothing in common except the table they come from.
 
 # %% tags=["hide-input"]
 both = {
     "formula": deviation,
-    "isotropic of the same width": np.sqrt(2 / (sizes * (sizes - 1) * made.shape[1])),
+    "isotropic of the same width": np.sqrt(2 / (sizes * (sizes - 1) * anisotropic.shape[1])),
 }
 dots = {"300 draws": (sizes, drawn.std(1))}
 titles = ("Standard deviation of the mean cosine", "candidates k", "standard deviation")
 theory_figures.curves(sizes, both, titles, "Simulated and computed standard deviations against k.", dots, log="xy")
 
 # %% [markdown]
-# The dots are the standard deviations of the simulated draws, the solid line is the formula; 300
-# draws know theirs to about 4 %, so small distances between dot and line are luck. The dashed line
-# is what directions without any common part would give in a boundless table.
+# The dots are the standard deviations of the simulated draws, the solid line is the formula; with 300
+# draws the standard deviation is known to about 4 %, so small distances between dot and line are chance. The dashed
+# line applies to directions without any common part in an infinite table.
 
 # %% [markdown]
-# ## How size alone makes a correlation
+# ## How size alone produces a correlation
 #
-# Blind draws give a funnel, and no slope: by {prf:ref}`prop-mean` the expected cosine is the same
-# at each $k$. Real nuclei are not blind. Suppose only that a few candidates belong together, as the
-# forms of one word do, and that a longer nucleus adds tokens which have nothing to do with them.
+# Blind draws give a funnel but no slope: by {prf:ref}`prop-mean` the expected cosine is the same
+# at each $k$. Real nuclei are not drawn blindly. Suppose only that a few candidates belong together, as the
+# forms of one word do, and that a longer nucleus adds tokens that are unrelated to them.
 #
 # :::{prf:proposition} Dilution
 # :label: prop-dilution
 #
 # Let a nucleus of $k \ge 2$ consist of a fixed core of $a$ candidates with mean cosine $\gamma$, and of $k - a$
-# rows drawn without replacement from a table with mean cosine $\bar c$ that does not hold the core.
+# rows drawn without replacement from a table with mean cosine $\bar c$ that does not contain the core.
 # Let $\beta$ be the mean cosine of core and table rows. Then
 #
 # $$\mathrm E\, c = \bar c
@@ -415,34 +418,34 @@ theory_figures.curves(sizes, both, titles, "Simulated and computed standard devi
 # :::
 #
 # :::{prf:proof}
-# Of the $k (k - 1)$ ordered pairs, $a (a - 1)$ lie in the core, $2 a (k - a)$ join core and rest,
-# and $(k - a)(k - a - 1)$ lie in the rest; their expected cosines are $\gamma$, $\beta$ and
+# Of the $k (k - 1)$ ordered pairs, $a (a - 1)$ are in the core, $2 a (k - a)$ join core and rest,
+# and $(k - a)(k - a - 1)$ are in the rest; their expected cosines are $\gamma$, $\beta$ and
 # $\bar c$.
 # :::
 #
-# If the core is more alike than average, $\gamma > \bar c$ and $\beta \approx \bar c$, the cosine
-# falls with $k$ towards $\bar c$; if it is less alike, the cosine rises. Entropy tends to grow with
-# $k$ too, since $\log k$ is its ceiling. The two are then correlated even if, among nuclei of one
-# size, they know nothing of each other. A coefficient of entropy and cosine therefore answers two
-# questions at once: what goes with the *number* of candidates, and what goes with how the
+# If the core is more similar than average, $\gamma > \bar c$ and $\beta \approx \bar c$, the cosine
+# falls with $k$ towards $\bar c$; if it is less similar, the cosine rises. Entropy tends to grow with
+# $k$ too, since $\log k$ is its upper bound. The two are then correlated even if they are independent among nuclei
+# of the same size. A coefficient of entropy and cosine therefore answers two
+# questions at once: how the cosine depends on the *number* of candidates, and how it depends on the way the
 # probability is shared among them. So the project also reports
 #
 # * the **partial** coefficient given $k$: Spearman's, from the three coefficients of ranks. Ranks
 #   do not change when $k$ is replaced by $\log k$, so it is the coefficient given $\log k$ too. It
-#   takes away what a straight line in the ranks can explain, which is most of a monotone dependence
-#   on $k$, not all of it;
+#   removes what a straight line in the ranks can explain, which is most of a monotone dependence
+#   on $k$, but not all of it;
 # * the **within-prompt** coefficient: Spearman's inside each prompt, averaged over prompts.
 #
-# The reason for the second is best seen on covariances, with $P$ for the prompt:
+# Covariances show the reason for the second, with $P$ for the prompt:
 #
 # $$\operatorname{Cov}(H, c) = \mathrm E \operatorname{Cov}(H, c \mid P)
 # + \operatorname{Cov}\big( \mathrm E[H \mid P],\, \mathrm E[c \mid P] \big).$$
 #
-# If the texts of some prompts have both more entropy and less alike candidates than those of others,
-# the last term is negative, without any link between the steps of one text.
+# If the texts of some prompts have both more entropy and less similar candidates than those of others,
+# the last term is negative, even if the two are unrelated within each text.
 
 # %% tags=["show-input"]
-sizes, entropies, cosines = theory.diluted_nuclei(rng, made, count=1500, core=4, noise=0.08, largest=200)
+sizes, entropies, cosines = theory.diluted_nuclei(rng, anisotropic, count=1500, core=4, noise=0.08, largest=200)
 plain = theory.spearman(entropies, cosines)
 partial = theory.partial_spearman(entropies, cosines, sizes)
 
@@ -451,20 +454,22 @@ titles = (f"Spearman {plain:.2f}; given k {partial:.2f}".replace("-", "−"), "e
 dots = {
     name: (entropies[chosen], cosines[chosen]) for name, chosen in (("k < 20", sizes < 20), ("k ≥ 20", sizes >= 20))
 }
-theory_figures.curves(np.array([]), {}, titles, "Entropy against mean cosine of made nuclei, small and large.", dots)
+theory_figures.curves(
+    np.array([]), {}, titles, "Entropy against mean cosine of synthetic nuclei, small and large.", dots
+)
 
 # %% [markdown]
-# Each dot is a made nucleus: four noisy copies of one row, the others drawn blindly, and
-# probabilities chosen without regard to either, so that at each $k$ entropy and cosine are
-# independent. The first number in the title is therefore made by size alone; the second is what
-# remains after the adjustment, and its distance from 0 is luck and what the straight line misses.
+# Each dot is a synthetic nucleus: four noisy copies of one row, the others drawn blindly, and
+# probabilities chosen independently of both, so that at each $k$ entropy and cosine are
+# independent. The first number in the title is therefore an effect of size alone; the second is what
+# remains after the adjustment, and it differs from 0 by chance and by what the straight line misses.
 
 # %% [markdown]
-# ## Entropy and likeness in one family
+# ## Entropy and similarity in one family
 #
 # Entropy treats candidates as either the same or different: *Tuesday*, *Wednesday* and *Thursday*
-# are as far apart as *Tuesday*, *banana* and *because*. Ecologists met the same question, with
-# species for tokens.
+# are as far apart as *Tuesday*, *banana* and *because*. Ecologists had the same problem, with
+# species instead of tokens.
 #
 # :::{prf:definition} Similarity-sensitive diversity
 # :label: def-diversity
@@ -480,11 +485,11 @@ theory_figures.curves(np.array([]), {}, titles, "Entropy against mean cosine of 
 #
 # This is due to {cite:t}`leinster2012`, who write $q$ for the order and $p$ for the weights.
 # $D_r^Z$ is an effective number of *distinct* candidates. With $Z$ the identity it is Hill's
-# number, so $\log D_1^I = H(q)$: entropy is the member with order 1 and the similarity that sees
+# number, so $\log D_1^I = H(q)$: entropy is the member with order 1 and a similarity that recognises
 # only identity. {cite:t}`cheng2024` use order 1 with similarities between translations. Our
-# `similarity_entropy` is theirs on the candidates of one step, $\log D_1^Z(q)$ with
+# `similarity_entropy` is theirs for the candidates of one step, $\log D_1^Z(q)$ with
 # $Z_{ij} = (1 + u_i \cdot u_j) / 2$. ({cite:t}`kuhn2023` have the same aim for whole answers, which
-# they group by meaning before they take the entropy.)
+# they group by meaning before they compute the entropy.)
 #
 # :::{prf:proposition} Cosines are order 2
 # :label: prop-family
@@ -505,43 +510,43 @@ theory_figures.curves(np.array([]), {}, titles, "Entropy against mean cosine of 
 # weight $1 - \sum_i q_i^2$ and the mean $w$. With equal weights $\sum_i q_i^2 = 1/k$.
 # :::
 #
-# So mean cosine and entropy are two members of one family: one looks at likeness with order 2 and
-# weights that may be made equal, the other ignores likeness and has order 1. Two old acquaintances
-# turn up on the way. $k / (1 + (k - 1) c)$ is the effective sample size of $k$ observations with
+# So mean cosine and entropy are two members of one family: one uses similarity with order 2 and
+# weights that may be set equal, the other ignores similarity and has order 1. Two known quantities
+# appear along the way. $k / (1 + (k - 1) c)$ is the effective sample size of $k$ observations with
 # intraclass correlation $c$ {cite:p}`kish1965`. And $1 - |M|^2 = \sum_i q_i |u_i - M|^2$, the
 # variance of the candidates around their mean, is Rao's quadratic entropy with the dissimilarity
 # $1 - u_i \cdot u_j$ {cite:p}`rao1982`.
 #
-# Cosines may be negative, and then they are no similarities in the sense of
-# {prf:ref}`def-diversity`. At order 2 the sum is a squared length, so $1 / D_2^Z$ still lies in
+# Cosines may be negative, and then they are not similarities in the sense of
+# {prf:ref}`def-diversity`. At order 2 the sum is a squared length, so $1 / D_2^Z$ is still in
 # $[0, 1]$; but the diversity can exceed $k$. Two opposite candidates with weights 0.6 and 0.4 have
-# $M = 0.2\, u_1$ and $D_2^Z = 25$. At order 1 it fails altogether: there $(Zq)_2 = -0.2$, and the
-# logarithm of a negative number is not defined. The shift $Z_{ij} = (1 + u_i \cdot u_j) / 2$ mends
-# both. It lies in $[0, 1]$, is 1 on the diagonal, keeps the order of the cosines, and needs no
+# $M = 0.2\, u_1$ and $D_2^Z = 25$. Order 1 fails completely: there $(Zq)_2 = -0.2$, and the
+# logarithm of a negative number is not defined. The shift $Z_{ij} = (1 + u_i \cdot u_j) / 2$ fixes
+# both. It is in $[0, 1]$, is 1 on the diagonal, keeps the order of the cosines, and needs no
 # pairs either: $(Zq)_i = (1 + u_i \cdot M) / 2$.
 
 # %% tags=["show-input"]
 q = np.array([0.4, 0.3, 0.2, 0.1])
-alike = np.full((4, 4), 0.8) + 0.2 * np.eye(4)  # cosines of, say, four days of the week
-unlike = np.full((4, 4), 0.1) + 0.9 * np.eye(4)  # and of four words with little in common
+similar = np.full((4, 4), 0.8) + 0.2 * np.eye(4)  # cosines of, say, four days of the week
+different = np.full((4, 4), 0.1) + 0.9 * np.eye(4)  # and of four words with little in common
 orders = np.linspace(0, 3, 61)
 
 # %% tags=["hide-input"]
-similarities = {"Z = identity": np.eye(4), "Z = (1 + cos)/2, alike": (1 + alike) / 2}
-similarities["Z = (1 + cos)/2, unlike"] = (1 + unlike) / 2
+similarities = {"Z = identity": np.eye(4), "Z = (1 + cos)/2, similar": (1 + similar) / 2}
+similarities["Z = (1 + cos)/2, different"] = (1 + different) / 2
 profiles = {name: np.array([theory.diversity(q, z, r) for r in orders]) for name, z in similarities.items()}
-points = {"alike": alike, "unlike": unlike}
+points = {"similar": similar, "different": different}
 dots = {f"1/|M|², {name}": (np.array([2.0]), np.array([theory.diversity(q, z, 2)])) for name, z in points.items()}
 titles = ("Diversity of one choice, by order", "order r", "effective number of candidates")
 figure = theory_figures.curves(
-    orders, profiles, titles, "Diversity profiles of a choice among like and unlike words.", dots
+    orders, profiles, titles, "Diversity profiles of a choice among similar and among different words.", dots
 )
 figure.update_traces(marker_size=11, marker_opacity=1, selector={"mode": "markers"})
 
 # %% [markdown]
 # All curves and points belong to the same four probabilities; they differ in what counts as
-# similar. Entropy is the logarithm of the solid line at order 1, and cannot tell the days from the
-# four unlike words; every other curve or point can.
+# similar. Entropy is the logarithm of the solid line at order 1, and cannot distinguish the days from the
+# four different words; every other curve or point can.
 
 # %% [markdown]
 # ## How large similarity entropy can be
@@ -550,20 +555,20 @@ figure.update_traces(marker_size=11, marker_opacity=1, selector={"mode": "marker
 # :label: prop-similarity
 #
 # For any $Z$ with $0 \le Z_{ij} \le 1$ and $Z_{ii} = 1$, and all $q_i > 0$:
-# $0 \le \log D_1^Z(q) \le H(q)$. The value is 0 only where all $Z_{ij} = 1$, and $H(q)$ only where
-# all $Z_{ij} = 0$ for $i \ne j$. With $Z_{ij} = (1 + u_i \cdot u_j)/2$ these are: all directions
+# $0 \le \log D_1^Z(q) \le H(q)$. The value is 0 only if all $Z_{ij} = 1$, and $H(q)$ only if
+# all $Z_{ij} = 0$ for $i \ne j$. With $Z_{ij} = (1 + u_i \cdot u_j)/2$ these conditions mean: all directions
 # equal; and $k = 1$, or $k = 2$ with opposite directions.
 # :::
 #
 # :::{prf:proof}
 # $(Zq)_i \le \sum_j q_j = 1$ and $(Zq)_i \ge Z_{ii} q_i = q_i$, so
 # $0 \le -\log (Zq)_i \le -\log q_i$. Average over $q$. Since all $q_j > 0$, equality on the left
-# for every $i$ needs all $Z_{ij} = 1$, on the right all $Z_{ij} = 0$, $j \ne i$. For cosines this
+# for every $i$ requires all $Z_{ij} = 1$, on the right all $Z_{ij} = 0$, $j \ne i$. For cosines this
 # means $u_i \cdot u_j = 1$, or $u_i \cdot u_j = -1$ for all pairs; by {prf:ref}`prop-no-pairs` no
 # three directions are pairwise opposite.
 # :::
 #
-# For this $Z$ much more can be said: one number, the length of the mean direction, nearly fixes the
+# For this $Z$ much more can be said: one number, the length of the mean direction, nearly determines the
 # value.
 #
 # :::{prf:proposition} Between two curves
@@ -573,7 +578,7 @@ figure.update_traces(marker_size=11, marker_opacity=1, selector={"mode": "marker
 #
 # $$\log \frac{2}{1 + \rho^2} \;\le\; \log D_1^Z(q) \;\le\; h\Big( \frac{1 + \rho}{2} \Big) \;\le\; \log 2 .$$
 #
-# The first is an equality where all $u_i \cdot M$ agree, the second where all $u_i$ lie on one
+# The first is an equality if all $u_i \cdot M$ are equal, the second if all $u_i$ are on one
 # line.
 # :::
 #
@@ -581,82 +586,81 @@ figure.update_traces(marker_size=11, marker_opacity=1, selector={"mode": "marker
 # Let $x_i = u_i \cdot M$, so that $|x_i| \le \rho$, $\sum_i q_i x_i = \rho^2$ and
 # $\log D_1^Z = -\sum_i q_i \log \frac{1 + x_i}{2}$. The function $-\log$ is convex: Jensen's
 # inequality gives the first bound. If $\rho = 1$, all $u_i$ equal $M$ and everything is 0.
-# Otherwise, on $[-\rho, \rho]$ the convex function $-\log \frac{1 + x}{2}$ lies below its chord,
+# Otherwise, on $[-\rho, \rho]$ the convex function $-\log \frac{1 + x}{2}$ is below its chord,
 # which at $x$ is the mean of the values at $\rho$ and $-\rho$ with weights
 # $\frac{\rho + x}{2 \rho}$ and $\frac{\rho - x}{2 \rho}$ (for $\rho = 0$ all $x_i = 0$ and the
 # value is $\log 2$). Averaged over $q$ the weights become $\frac{1 + \rho}{2}$ and
 # $\frac{1 - \rho}{2}$, and the bound is
 # $-\frac{1 + \rho}{2} \log \frac{1 + \rho}{2} - \frac{1 - \rho}{2} \log \frac{1 - \rho}{2}$.
-# Equality needs all $x_i = \pm \rho$. The last bound is {prf:ref}`prop-range` for two candidates.
+# Equality requires all $x_i = \pm \rho$. The last bound is {prf:ref}`prop-range` for two candidates.
 # :::
 #
 # So `similarity_entropy` never exceeds $\log 2 \approx 0.69$ nats, however large the nucleus: with
-# this $Z$ orthogonal candidates are still half alike, and a thousand of them count as less than
+# this $Z$ orthogonal candidates are still half similar, and a thousand of them count as less than
 # two. This is a property of the shift, not of language. By {prf:ref}`prop-family`
 # $\rho^2 = \sum_i q_i^2 + (1 - \sum_i q_i^2)\, w$, so for a spread-out choice, where $\sum_i q_i^2$
-# is small, $\rho^2$ is close to $w$ and the value lies between $\log (2 / (1 + w))$ and
-# $h((1 + \sqrt w) / 2)$: it has all but stopped measuring spread, and reports likeness. As a merit,
-# splitting a candidate into identical twins does not change it, which entropy cannot say of itself.
+# is small, $\rho^2$ is close to $w$ and the value is between $\log (2 / (1 + w))$ and
+# $h((1 + \sqrt w) / 2)$: it hardly measures spread any more, and measures similarity instead. An advantage over entropy:
+# splitting a candidate into identical copies does not change it.
 
 # %% tags=["show-input"]
-entropies, similars, lengths = theory.made_choices(rng, 1200).T  # H, similarity entropy and |M| of all sorts
+entropies, similars, lengths = theory.made_choices(rng, 1200).T  # H, similarity entropy and |M| of many kinds of nuclei
 
 # %% tags=["hide-input"]
 grid = np.linspace(0, 1, 101)
 lines = {"upper: h((1+ρ)/2)": theory.binary_entropy((1 + grid) / 2)}
 lines["lower: log(2/(1+ρ²))"] = np.log(2 / (1 + grid**2))
-dots = {"made nucleus": (lengths, similars)}
+dots = {"synthetic nucleus": (lengths, similars)}
 titles = ("Similarity entropy and the mean direction", "ρ = |M|", "similarity entropy (nats)")
-theory_figures.curves(grid, lines, titles, "Similarity entropy lies between two close curves of the length of M.", dots)
+theory_figures.curves(grid, lines, titles, "Similarity entropy is between two close curves of the length of M.", dots)
 
 # %% [markdown]
-# Every dot lies between the two lines, whatever its size, shape and dimension; that is
-# {prf:ref}`prop-curves`. Where the lines are close, the length of the mean direction tells nearly
-# all that similarity entropy can.
+# Every dot is between the two lines, whatever the size, shape and dimension of its nucleus; this is
+# {prf:ref}`prop-curves`. Where the lines are close, the length of the mean direction contains nearly
+# all the information of similarity entropy.
 
 # %% tags=["hide-input"]
 grid = np.linspace(0, 4.5, 91)
 lines = {"entropy, or log 2 if that is less": np.minimum(grid, np.log(2))}
-dots = {"made nucleus": (entropies, similars)}
+dots = {"synthetic nucleus": (entropies, similars)}
 titles = ("Similarity entropy and entropy", "entropy (nats)", "similarity entropy (nats)")
 theory_figures.curves(grid, lines, titles, "Similarity entropy stays below entropy and below log 2.", dots)
 
 # %% [markdown]
-# No dot lies above the line: on its slope {prf:ref}`prop-similarity` is at work, on its level part
-# {prf:ref}`prop-curves`. How far below the line a dot lies depends on how alike its
+# No dot is above the line: its slope is the bound of {prf:ref}`prop-similarity`, its level part that of
+# {prf:ref}`prop-curves`. How far a dot is below the line depends on how similar its
 # candidates are, and on how uneven the choice among them is.
 
 # %% [markdown]
-# ## Recap: what theory fixes, and what it does not
+# ## Recap: what theory determines, and what it does not
 #
-# Fixed, whatever the model and the text:
+# Determined, for every model and text:
 #
 # * a token of entropy $H$ has at least $e^H$ candidates ({prf:ref}`prop-range`), and truncation can
 #   only lower the entropy ({prf:ref}`prop-truncation`);
-# * cosines count from $\bar c \approx |\mu|^2$, not from 0 ({prf:ref}`prop-anisotropy`), so levels
-#   of two models do not compare;
-# * the cosine's floor is $-1 / (k - 1)$ ({prf:ref}`prop-no-pairs`), and blind draws narrow to
-#   $\bar c$ as $k$ grows ({prf:ref}`prop-mean`, {prf:ref}`prop-variance`). High entropy needs
-#   large $k$, so there blind draws would lie in a narrow band at $\bar c$. Where the measured band
-#   lies, and how wide it is, can be held against that;
+# * cosines must be compared with $\bar c \approx |\mu|^2$, not with 0 ({prf:ref}`prop-anisotropy`), so levels
+#   of two models cannot be compared;
+# * the cosine's lower bound is $-1 / (k - 1)$ ({prf:ref}`prop-no-pairs`), and blind draws narrow to
+#   $\bar c$ as $k$ grows ({prf:ref}`prop-mean`, {prf:ref}`prop-variance`). High entropy requires
+#   large $k$, so there blind draws would be in a narrow band at $\bar c$. The position and width of the measured
+#   band can be compared with that;
 # * `similarity_entropy` is at most $\min(H, \log 2)$ ({prf:ref}`prop-similarity`,
 #   {prf:ref}`prop-curves`), so part of its correlation with entropy or cosine is arithmetic.
 #
-# Not fixed: the sign of the slope. {prf:ref}`prop-dilution` gives a falling cloud where a few
-# candidates belong together and the rest do not, and a rising one where short nuclei hold
-# unlike tokens, say a full stop and a name, and long ones hold members of one class. Both happen in
-# language. Nothing here says either what the partial coefficient given $k$ should be, or that
-# nuclei resemble blind draws at all: whether a model that hesitates does so among like or unlike
-# words is a question for measurements, and the other pages answer it with them.
+# Not determined: the sign of the slope. {prf:ref}`prop-dilution` gives a falling cloud if a few
+# candidates belong together and the rest do not, and a rising one if short nuclei contain
+# dissimilar tokens, say a full stop and a name, and long ones contain members of one class. Both happen in
+# language. Nothing here predicts the partial coefficient given $k$, or says that
+# nuclei resemble blind draws at all. Whether a model hesitates among similar or dissimilar
+# words is a question for measurements, which the other pages answer.
 #
-# Where measurements exist, the next figure shows them against $k$, the one axis on which theory has
-# most to say; without any it is left out.
+# If there are measurements, the next figure shows them against $k$, the axis about which theory says most.
 
 # %% tags=["hide-input"]
 theory_figures.measured(results_dir)
 
 # %% [markdown]
-# At each size the lines mark the middle of the measured cosines and the range that holds nine
-# tenths of them, all cells together. Compare with the funnel of blind draws: there the middle is
-# level and the range narrows steadily; what departs from that is not blind, or comes from putting
-# several models with different $\bar c$ in one figure.
+# At each size the lines mark the median of the measured cosines and the range that contains nine
+# tenths of them, for all runs together. Compare this with the funnel of blind draws, whose median is
+# level and whose range narrows steadily: any difference means that the draws are not blind, or that
+# several models with different $\bar c$ are in one figure.

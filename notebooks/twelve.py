@@ -15,23 +15,22 @@
 # %% [markdown]
 # # Twelve tokens
 #
-# A scatter plot of thousands of tokens says that entropy and likeness go together, or do not. What
+# A scatter plot of thousands of tokens shows whether entropy and similarity are related. What
 # is such a token? In this notebook we go to the four corners of the plane, take three tokens from
 # each, and look at what the model was choosing between.
 #
 # They are chosen by rule, from the numbers alone:
 #
-# * Entropy and cosine similarity are ranked among all tokens of the model that had a choice, over
+# * Entropy and cosine similarity are ranked among all tokens of the model that had more than one candidate, over
 #   all data sets; percentile 0 is the lowest, 100 the highest.
-# * A token is as far from a corner as the larger of its two ranks' distances from there: being far
-#   out in one of the two is not enough.
-# * The three nearest are taken. They must have at most 200 candidates, so that a list of them can be
-#   read, and eight tokens before them, so that there is a context; no prompt gives two. The corners
-#   choose in turn, one token at a time.
+# * A token's distance from a corner is the larger of its two rank distances, so it has to be extreme in both quantities.
+# * The three nearest tokens are taken. They must have at most 200 candidates, so that a list of them can be
+#   read, and eight tokens before them, so that there is some context. At most one token comes from each prompt; the
+#   corners take turns.
 
 # %% tags=["parameters"]
-results_dir = "results"  # where <dataset>/<model>/ are
-model_name = "SmolLM2-135M-Instruct"  # whose tokens; where it was not measured, the first model that was
+results_dir = "results"  # contains <dataset>/<model>/
+model_name = "SmolLM2-135M-Instruct"  # the model; if it was not measured, the first one that was
 
 # %%
 import sys
@@ -49,14 +48,14 @@ readable = results.load_readable(results_dir)
 # Files of the published study hold no tokens.
 measured = [names for names, tokens in readable.select(columns=["token"]).items() if (tokens["token"] >= 0).any()]
 if not measured:
-    raise ValueError(f"no measurements with their tokens under '{results_dir}': measure a model first")
+    raise ValueError(f"no measurements with their tokens in '{results_dir}': measure a model first")
 wanted = model_name.rstrip("/").rsplit("/", 1)[-1]
 model = wanted if wanted in {name for name, _ in measured} else min(measured)[0]
 
 
 # %%
 def opened(folder: Path) -> tuple[dict, Reader] | None:
-    """The settings of a cell and what reads its tokens; None where they cannot be had, and why on stderr."""
+    """The settings of a run and the reader of its tokens; None if they are unavailable, with the reason on stderr."""
     try:
         settings = results.load_info(folder)["settings"]
         found = settings["model"].get("revision")
@@ -94,25 +93,25 @@ def listed(names) -> str:
 
 
 total, long, highest = examples.reach(tables)
-lines = [f"No tokenizer of {literal(model)} can be had here, so its tokens cannot be shown."]
+lines = [f"The tokenizer of {literal(model)} is not available here, so its tokens cannot be shown."]
 if tables:
     names = listed({str(found["model_name"]) for found in settings.values()})
-    lines = [f"The model is {names}, on {listed(settings)}: {total:,} tokens that had a choice."]
+    lines = [f"The model is {names}, on {listed(settings)}: {total:,} tokens with more than one candidate."]
 if long > 0:
-    lines += [f"The {long:.1%} of them with more than {examples.READABLE} candidates are ranked and not shown:"]
-    lines += [f"no token below lies above percentile {100 * highest:.1f} of entropy."]
+    lines += [f"The {long:.1%} of them with more than {examples.READABLE} candidates are ranked but not shown:"]
+    lines += [f"no token below is above percentile {100 * highest:.1f} of entropy."]
 if read := [name for name in whose if whose[name] != "drawn"]:
-    lines += [f"The model did not write the texts of {listed(read)}, which were there before; it read them."]
+    lines += [f"The model read the texts of {listed(read)}; it did not write them."]
 if left_out := [name for name, cell in cells.items() if not cell]:
-    lines += [f"Left out, since their settings or tokenizer cannot be read here: {listed(left_out)}."]
+    lines += [f"Left out because their settings or tokenizer cannot be read here: {listed(left_out)}."]
 Markdown(" ".join(lines))
 
 # %% [markdown]
 # ## High entropy, high cosine similarity
 #
-# Many candidates, and they resemble each other. To the embeddings, words of one kind are alike:
+# Many candidates, and they resemble each other. Words of one kind have similar embeddings:
 # digits and numbers, names, months, words in upper case, pieces of words, adjectives that could
-# stand in the same place. The model knows what kind of thing comes next, and not which one.
+# take the same place. The model knows what kind of thing comes next, but not which one.
 
 # %%
 show("high entropy, high cosine similarity")
@@ -120,9 +119,9 @@ show("high entropy, high cosine similarity")
 # %% [markdown]
 # ## High entropy, low cosine similarity
 #
-# Many candidates, and they have little in common. This is what a choice looks like that is open in
-# kind as well: a sentence may end, go on with a conjunction, or take a noun; signs stand beside
-# words, and pieces of words beside whole ones.
+# Many candidates, and they have little in common. In such a choice even the
+# kind of the next token is open: a sentence may end, continue with a conjunction, or take a noun; punctuation competes
+# with words, and pieces of words with whole ones.
 
 # %%
 show("high entropy, low cosine similarity")
@@ -130,14 +129,14 @@ show("high entropy, low cosine similarity")
 # %% [markdown]
 # ## Low entropy, high cosine similarity
 #
-# The first candidate holds just under `top_p`, and one small neighbour that is like it completes the
-# nucleus. Two digits, two forms of one word, or the same word with and without a capital have
-# embeddings that lie close together.
+# The first candidate has just under `top_p` of the probability, and one unlikely candidate that is similar to it
+# completes the nucleus. Two digits, two forms of one word, or the same word with and without a capital have
+# embeddings that are close together.
 #
-# Low entropy is in part the work of the cut. A nucleus of two or more candidates means that the first
-# alone does not reach `top_p` (0.9, unless it was set otherwise), so the model is never surer than
-# that; entropy is low because the shares within the nucleus are so unequal. What lies outside, about
-# a tenth of the probability, is not in these numbers.
+# Low entropy is partly an effect of the cut. A nucleus of two or more candidates means that the first
+# alone does not reach `top_p` (0.9, unless it was set to another value), so the model is never surer than
+# that; entropy is low because the probabilities within the nucleus are so unequal. The rest, about
+# a tenth of the probability, does not enter these numbers.
 
 # %%
 show("low entropy, high cosine similarity")
@@ -145,10 +144,10 @@ show("low entropy, high cosine similarity")
 # %% [markdown]
 # ## Low entropy, low cosine similarity
 #
-# Again the first candidate holds just under `top_p`, and the small neighbour that completes the
-# nucleus has nothing to do with it. With two or three candidates the similarity rests on one to
-# three pairs, so it takes any value: single pairs spread far more than means over many. Nuclei of
-# many candidates can hardly reach this far down.
+# Again the first candidate has just under `top_p`, and the unlikely candidate that completes the
+# nucleus has nothing to do with it. With two or three candidates the similarity depends on one to
+# three pairs, so it can take any value: single pairs vary far more than means over many. Nuclei of
+# many candidates can hardly reach such low values.
 
 # %%
 show("low entropy, low cosine similarity")
@@ -156,6 +155,6 @@ show("low entropy, low cosine similarity")
 # %% [markdown]
 # ## Recap
 #
-# The cards show what the two quantities are made of. Entropy counts candidates and weighs them;
-# cosine similarity says whether they are of one kind. Candidates that are alike need not mean the
-# same: two digits are, to the embeddings, nearly the same thing, and to a sum they are not.
+# The cards show what the two quantities consist of. Entropy counts candidates and weights them;
+# cosine similarity says whether they are of one kind. Similar candidates do not necessarily mean the
+# same: to the embeddings two digits are nearly the same; in a calculation they are not.

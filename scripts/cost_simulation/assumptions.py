@@ -1,8 +1,8 @@
-"""What the simulation of costs is made of: sizes of models and texts, what was measured, what is guessed.
+"""The input of the cost simulation: sizes of models and texts, measured figures, estimates.
 
-Contract: numbers and where each is from; `nucleoscope.scale` has the model that they go into,
-`nucleoscope.costs` the tables that come out. Speeds of a GPU are from its maker or are guesses: none has
-been at hand.
+Contract: numbers and their sources; `cost_simulation.scale` contains the model that uses them,
+`cost_simulation.costs` the resulting tables. Speeds of a GPU are published by its maker or are estimates: no GPU
+was available.
 """
 
 import numpy as np
@@ -32,62 +32,68 @@ RUNS = (
     ("articles", 173, 0.815, 25, 28.5),
 )
 CORES = {"flops": 714e9, "bandwidth": 16e9, "flops share": 1, "bandwidth share": 1}  # measured: best of 150
-# name: (least, likeliest, most), unit, what it is, where it is from. Triangular; all three alike is a fixed number.
+# name: (least, likeliest, most), unit, what it is, its basis, a note. Triangular; all three equal: a fixed number.
 ASSUMED = {
-    "flops": ((989, 989, 989), "TFLOP/s", "H100 SXM, dense bfloat16", "{cite}`nvidia2023`: half of 1,979"),
-    "bandwidth": ((3350, 3350, 3350), "GB/s", "its memory", "{cite}`nvidia2023`"),
-    "memory": ((80, 80, 80), "GB", "its size", "{cite}`nvidia2023`"),
+    "flops": ((989, 989, 989), "TFLOP/s", "H100 SXM, dense bfloat16", "published", "{cite}`nvidia2023`: half of 1,979"),
+    "bandwidth": ((3350, 3350, 3350), "GB/s", "H100 SXM, memory bandwidth", "published", "{cite}`nvidia2023`"),
+    "memory": ((80, 80, 80), "GB", "H100 SXM, memory", "published", "{cite}`nvidia2023`"),
     "flops share": (
         (0.25, 0.4, 0.6),
         "",
-        "share of that reached by matrix products",
-        "guess; our runs on a CPU reached half of their roof, see below",
+        "share of the peak that matrix products reach",
+        "estimate",
+        "our runs on a CPU reached half of their roof, see below",
     ),
-    "bandwidth share": ((0.5, 0.7, 0.85), "", "share of the bandwidth reached", "guess"),
+    "bandwidth share": ((0.5, 0.7, 0.85), "", "share of the bandwidth reached", "estimate", "--"),
     "layer": (
         (0.2, 0.4, 0.8),
         "ms",
-        "the framework's own time for one layer at one step",
-        "guess; without any computing, on our CPU: 0.15",
+        "the framework's overhead per layer and step",
+        "estimate",
+        "without any computation, on our CPU: 0.15",
     ),
-    "measuring": ((0.5, 1.5, 3), "ms", "launching our measurements of one step", "guess: 120 launches"),
+    "measuring": ((0.5, 1.5, 3), "ms", "launching the measurements of a step", "estimate", "120 launches"),
     "passes": (
         (6, 10, 16),
         "",
-        "passes over the logits, in float32, to find nuclei and entropies",
-        "guess from the code",
+        "float32 passes over the logits to find nuclei and entropies",
+        "estimate",
+        "from the code",
     ),
-    "candidates": ((20, 100, 260), "", "mean size of a nucleus", "guess; SmolLM2 has 16 to 260, by data set"),
-    "unpacking": ((40, 60, 100), "µs", "a token from the GPU to a saved batch, GPU idle", "measured: 60"),
-    "finishing": ((300, 440, 700), "µs", "a token joined, loaded, put on the run's page, GPU idle", "measured: 440"),
-    "host": ((1.5, 2.5, 5), "GB", "a run's process on the host, without records", "guess; 1.7 to 2.5 on our CPU"),
+    "candidates": ((20, 100, 260), "", "mean size of a nucleus", "estimate", "SmolLM2: 16 to 260, by data set"),
+    "unpacking": ((40, 60, 100), "µs", "moving a token from the GPU to a saved batch, GPU idle", "measured", "60"),
+    "finishing": ((300, 440, 700), "µs", "joining and loading a token and showing it, GPU idle", "measured", "440"),
+    "host": ((1.5, 2.5, 5), "GB", "host memory of a run without records", "estimate", "1.7 to 2.5 on our CPU"),
     "start": (
         (10, 25, 90),
         "s",
-        "a job's start until weights load: Python, kernel, imports",
-        "guess; imports alone take 5 on our CPU",
+        "from the start of a job until weights load: Python, kernel, imports",
+        "estimate",
+        "imports alone take 5 on our CPU",
     ),
-    "notebook": ((3, 6, 15), "s", "the rest of the run's notebook", "guess"),
-    "link": ((1, 2, 5), "GB/s", "weights from the file system to one GPU", "guess"),
-    "disk": ((2, 10, 40), "GB/s", "the file system, for all GPUs together", "guess"),
-    "lost": ((0, 0.02, 0.1), "", "preemptions and failures in an hour of a GPU", "guess"),
-    "again": ((30, 120, 600), "s", "until a lost cell starts again", "guess"),
+    "notebook": ((3, 6, 15), "s", "the rest of the run's notebook", "estimate", "--"),
+    "link": ((1, 2, 5), "GB/s", "reading weights from the file system to one GPU", "estimate", "--"),
+    "disk": ((2, 10, 40), "GB/s", "the file system, for all GPUs together", "estimate", "--"),
+    "lost": ((0, 0.02, 0.1), "", "preemptions and failures per hour of a GPU", "estimate", "--"),
+    "again": ((30, 120, 600), "s", "until a lost run starts again", "estimate", "--"),
     "each": (
         (2, 4, 35),
         "s",
-        "a core for a cell in both analyses, 2,000 resamples",
-        "measured: 2 to 35, by its curves; likeliest: a guess that fits the 63 s above",
+        "core time per run in both analyses, 2,000 resamples",
+        "measured range",
+        "2 to 35, depending on its curves; the likeliest value is an estimate that fits the 63 s above",
     ),
     "analysis": (
         (0.1, 0.3, 2),
         "ms",
-        "and for each of its tokens",
-        "measured: 0.1 to 2, by the cell's size; likeliest: as above",
+        "core time per token in both analyses",
+        "measured range",
+        "0.1 to 2, depending on the size of the run; likeliest value: as above",
     ),
 }
 UNITS = {"TFLOP/s": 1e12, "GB/s": 1e9, "GB": 1e9, "ms": 1e-3, "µs": 1e-6, "s": 1, "": 1}
 TOKEN, CANDIDATE = 216, 8  # bytes in measurements.pt: measured on six real cells, within 1 %
-ONCE = 2 * 63  # seconds of two cores that 15 made cells of 7,800 tokens with k > 1 took at most, 2,000 resamples
+ONCE = 2 * 63  # seconds of two cores that 15 synthetic runs of 7,800 tokens with k > 1 took at most, 2,000 resamples
 POOLED = 140  # bytes a token while curves are fitted to a pool, measured on 4.7 million
 TABLE = 61  # bytes of a token in tokens.parquet, measured on a synthetic run of a million tokens
 PAGE, PANEL = 1.4 * 2**20, 65e3  # bytes of a run's page with its data; of one cell in the page of coefficients
@@ -98,9 +104,9 @@ READ = ((100, 238, 68), (1000, 660, 159), (10000, 5560, 1335))  # MiB to read on
 
 
 def drawn(rng: np.random.Generator, share: int = 1) -> dict[str, float]:
-    """One draw of all assumptions, in seconds and bytes; ``share``: of so many slices of the file system, one."""
+    """One draw of all assumptions, in seconds and bytes; ``share``: number of slices of the file system."""
     found = {}
-    for name, ((low, mode, high), unit, _, _) in ASSUMED.items():
+    for name, ((low, mode, high), unit, _, _, _) in ASSUMED.items():
         value = mode if low == high else rng.triangular(low, mode, high)
         found[name] = value * UNITS[unit]
     return found | {"disk": found["disk"] / share}

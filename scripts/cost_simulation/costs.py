@@ -1,7 +1,7 @@
-"""Assumptions in, a part of the page Performance out: what the study costs at three sizes.
+"""What the study costs at three sizes: assumptions in, a section of the page Performance out.
 
-Contract: text in Markdown; nothing is read or written. `nucleoscope.assumptions` has the numbers,
-`nucleoscope.scale` the simulation, and whoever calls `page` brings its words.
+Contract: text in Markdown; nothing is read or written. `cost_simulation.assumptions` contains the numbers,
+`cost_simulation.scale` the simulation; the caller of `page` supplies the text.
 """
 
 import numpy as np
@@ -103,10 +103,10 @@ def table(head: list[str], rows: list[list[str]], right: int = 1) -> str:
 def assumed() -> str:
     """The table of assumptions and their sources."""
     rows = []
-    for (low, mode, high), unit, what, source in ASSUMED.values():
+    for (low, mode, high), unit, what, basis, note in ASSUMED.values():
         value = f"{mode:,g}" if low == high else f"{mode:,g} ({low:,g} to {high:,g})"
-        rows.append([what, f"{value} {unit}".strip(), source])
-    return table(["what", "value", "from"], rows, right=3)
+        rows.append([what, f"{value} {unit}".strip(), basis, note])
+    return table(["what", "value", "basis", "note"], rows, right=4)
 
 
 def shapes() -> str:
@@ -117,8 +117,8 @@ def shapes() -> str:
         most = max(peak(m, d.longest, STEPS, size) for d, size in zip(DATA, sizes, strict=True))
         numbers = [f"{m.parameters / 1e9:.2f}", f"{m.weights / GB:.1f}", f"{m.cache / 1e6:.2f}"]
         rows.append([m.name, *numbers, ", ".join(map(str, sizes)), f"{most / GB:.0f}"])
-    head = ["model", "parameters, 10⁹", "weights, GB", "cache a token, MB"]
-    return table([*head, "rows of a batch (" + ", ".join(d.name for d in DATA) + ")", "GPU memory, GB"], rows)
+    head = ["model", "parameters, 10⁹", "weights, GB", "cache per token, MB"]
+    return table([*head, "batch size (" + ", ".join(d.name for d in DATA) + ")", "GPU memory, GB"], rows)
 
 
 def checked() -> tuple[str, list[float]]:
@@ -132,7 +132,7 @@ def checked() -> tuple[str, list[float]]:
         ratios.append(ideal / seconds)
         rows.append([name, str(size), *(f"{tokens / s:,.0f}" for s in (ideal, seconds)), f"{ideal / seconds:.2f}"])
     return table(
-        ["data set", "rows of a batch", *(f"{of}, tokens/s" for of in ("roof", "measured")), "measured / roof"], rows
+        ["data set", "batch size", *(f"{of}, tokens/s" for of in ("roof", "measured")), "measured / roof"], rows
     ), ratios
 
 
@@ -144,10 +144,10 @@ def line(points: tuple, column: int) -> tuple[float, float]:
 
 def measured() -> str:
     """The table of the memory that reading and analysing took."""
-    name = {"read": "reading one cell", "analysed": "analysing 15 cells"}
-    head = ["prompts a cell", *(f"{name[key]}, {when}" for key in name for when in ("before", "now"))]
+    name = {"read": "reading one run", "analysed": "analysing 15 runs"}
+    head = ["prompts per run", *(f"{name[key]}, {when}" for key in name for when in ("before", "now"))]
     rows = [
-        [f"{prompts:,}", *(f"{value:,} MiB" if value else "not run whole" for value in (*read, *analysed))]
+        [f"{prompts:,}", *(f"{value:,} MiB" if value else "not run" for value in (*read, *analysed))]
         for (prompts, *read), (_, *analysed) in zip(READ, ANALYSED, strict=True)
     ]
     return table(head, rows)
@@ -162,7 +162,7 @@ def costs() -> tuple[str, dict[str, dict]]:
     }
     found = {name: simulated(*grid) for name, grid in grids.items()}
     base, by = line(ANALYSED, 2)
-    lines: dict[str, list[str]] = {}
+    lines: dict[tuple[str, str], list[str]] = {}
     for name, (_, models, datasets, prompts, *_) in grids.items():
         cells, r = models * datasets, found[name]
         column = {
@@ -184,7 +184,7 @@ def costs() -> tuple[str, dict[str, dict]]:
         }
         for key, value in column.items():
             lines.setdefault(key, []).append(value)
-    return table(["", *grids], [[key, *values] for key, values in lines.items()]), found
+    return table(["", *grids, "basis"], [[key, *values, basis] for (key, basis), values in lines.items()]), found
 
 
 def memory(cells: int, datasets: int, models: int, prompts: int, base: float, by: float) -> float:
@@ -221,7 +221,7 @@ def page(words: str) -> str:
 
 def bounds() -> str:
     """Which of the three times is the longest, at the likeliest values."""
-    a = {name: mode * UNITS[unit] for name, ((_, mode, _), unit, _, _) in ASSUMED.items()}
+    a = {name: mode * UNITS[unit] for name, ((_, mode, _), unit, _, _, _) in ASSUMED.items()}
     steps = {"framework": [], "memory": [], "computing": []}
     for m in MODELS:
         read, computed = roof(m, PROMPTS, 100 + STEPS / 2, a)

@@ -1,6 +1,6 @@
 """Assumptions in, what a grid of cells costs out: a roofline for one batch, a queue of cells over GPUs.
 
-Contract: numbers only, and no torch; `nucleoscope.assumptions` has what goes in, and its sources. A
+Contract: numbers only, and no torch; `cost_simulation.assumptions` has what goes in, and its sources. A
 step of generation takes the longest of three times (Williams, Waterman and Patterson 2009, with a third
 roof): reading weights and cache from memory, computing, and the framework's own time for each layer.
 Times are in seconds, sizes in bytes.

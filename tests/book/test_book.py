@@ -651,7 +651,7 @@ def test_pointing_at_a_token_shows_its_card_and_leaving_hides_it(visit):
     assert "Point at a token" in card.inner_text()
     page.locator(DRAWN).nth(2).hover()
     assert card.locator(".ns-list bdi").count() >= 1
-    assert "token 3 of" in card.inner_text()
+    assert "token 2 (of" in card.inner_text()
     assert card.locator(".ns-drawn").count() == 3  # word, bar and probability of the drawn one
     assert card.locator("circle").count() <= 1
     page.mouse.move(5, 5)
@@ -674,22 +674,22 @@ def test_a_card_is_reached_moved_and_closed_by_keyboard(visit, width):
     page.keyboard.press("Tab")  # the prompt
     page.keyboard.press("Tab")
     card = page.locator(".ns-card").first
-    assert "token 1 of" in card.inner_text()
-    for key, number in (("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2), ("ArrowLeft", 1), ("ArrowLeft", 1)):
+    assert "token 0 (of" in card.inner_text()
+    for key, number in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowLeft", 0), ("ArrowLeft", 0)):
         page.keyboard.press(key)
-        assert f"token {number} of" in card.inner_text(), key
+        assert f"token {number} (of" in card.inner_text(), key
     page.keyboard.press("ArrowDown")
-    assert "token 1 of" not in card.inner_text()
+    assert "token 0 (of" not in card.inner_text()
     page.keyboard.press("Home")
     page.keyboard.press("End")
     total = page.evaluate("JSON.parse(document.querySelector('.nucleoscope-strip script').textContent).total")
-    assert f"token {total} of {total}" in card.inner_text()
+    assert f"token {total - 1} (of 0 to {total - 1})" in card.inner_text()
     assert page.locator(".ns-here").first.is_visible()
     page.keyboard.press("Escape")
     assert page.locator(".nucleoscope-strip").first.locator(".ns-here").count() == 0
     assert card.is_visible() == (width == 1280)
     page.keyboard.press("ArrowRight")
-    assert "token 1 of" in card.inner_text()
+    assert "token 0 (of" in card.inner_text()
 
 
 def test_on_a_phone_a_tap_opens_a_sheet_that_does_not_cover_the_token(visit):
@@ -754,16 +754,16 @@ def test_a_text_that_was_there_shows_its_tokens_where_they_are_not_in_their_nucl
     assert "the text's: outside the nucleus of 2" in card.inner_text()
     assert "drawn" not in card.inner_text()
     assert card.locator(".ns-value.ns-drawn").inner_text() == "outside ✓ 5.0 %"
-    assert "and no more" in card.inner_text()
-    assert "the nucleus alone, which holds 90.0 %" in card.inner_text()
+    assert "no other candidates" in card.inner_text()
+    assert "only the nucleus, which has 90.0 %" in card.inner_text()
     widths = card.locator(".ns-p").evaluate_all("bars => bars.map((bar) => bar.style.width)")
     assert [float(width.rstrip("%")) for width in widths] == pytest.approx(
         [60, 30, 4.98]
     )  # of the whole, not of the first
-    assert "dots: the tokens shown" in card.inner_text()
+    assert "dots: tokens of this text" in card.inner_text()
     assert spans.nth(1).text_content() == ""
     spans.nth(1).hover()
-    assert "token 2 of" in card.inner_text()
+    assert "token 1 (of" in card.inner_text()
     box.locator("select").select_option(label="cosine similarity")
     assert box.locator(".ns-legend").inner_text().startswith("0 or less")
 
@@ -798,11 +798,11 @@ def test_letters_join_across_tokens_as_if_there_were_none(visit):
 def test_a_card_that_stays_open_comes_back(visit):
     page = visit("strips")
     box = page.locator(".nucleoscope-strip").nth(2)
-    assert "token 4 of" in box.locator(".ns-card").inner_text()
+    assert "token 3 (of" in box.locator(".ns-card").inner_text()
     box.locator(".ns-text > span").nth(0).hover()
-    assert "token 2 of" in box.locator(".ns-card").inner_text()
+    assert "token 1 (of" in box.locator(".ns-card").inner_text()
     page.mouse.move(5, 5)
-    page.wait_for_function("document.querySelectorAll('.ns-card')[2].innerText.includes('token 4 of')")
+    page.wait_for_function("document.querySelectorAll('.ns-card')[2].innerText.includes('token 3 (of')")
     assert box.locator(".ns-here").count() == 1
 
 
@@ -931,5 +931,5 @@ def test_the_switches_of_a_figure_work_by_keyboard(browser, real):
         page.keyboard.press("Enter")
         assert density.get_attribute("aria-pressed") == "true"
         page.locator(".heatmaplayer image").first.wait_for(state="attached")
-        page.get_by_label("what the figure is about").first.select_option(label="weighted cosine over entropy")
+        page.get_by_label("what the figure is about").first.select_option(label="weighted cosine against entropy")
         page.locator("text.annotation-text, .annotation text", has_text="weighted cosine similarity").first.wait_for()

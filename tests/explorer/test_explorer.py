@@ -136,7 +136,7 @@ def test_a_card_lists_the_likeliest_candidates_and_the_drawn_one():
         assert [row["rank"] for row in rows[:3]] == [1, 2, 3]
         assert [row["text"] for row in rows if row["drawn"]] == [reader.visible(token.id)]
         assert len(rows) in (3, 4)
-        assert card["more"].startswith(f"and {len(token.ids) - len(rows)} more, together 0.")
+        assert card["more"].startswith(f"and {len(token.ids) - len(rows)} more with a total of 0.")
         for row in rows:
             other = int(token.ids[row["rank"] - 1])
             expected = torch.cosine_similarity(embedding[other], embedding[token.id], dim=0)
@@ -153,10 +153,10 @@ def test_a_card_says_where_its_token_lies_and_what_the_nucleus_holds():
     top = max(points, key=lambda step: tokens[step].values["entropy"])
     card = cards.card(tokens, top, reader, embedding)
     count = len(points) - 1
-    assert card["place"].startswith(f"In the scatter: higher entropy than {count} and higher cosine than ")
-    assert card["place"].endswith(f" of the {count} other tokens with a choice.")
-    assert f"holds {float(tokens[top].probs.sum()):.1%} of it" in card["note"]
-    assert cards.card(tokens[top : top + 1], 0, reader, embedding)["place"] == "The only point of the scatter."
+    assert card["place"].startswith(f"In the scatter plot: higher entropy than {count} and higher cosine than ")
+    assert card["place"].endswith(f" of the {count} other tokens with more than one candidate.")
+    assert f"has {float(tokens[top].probs.sum()):.1%} of it" in card["note"]
+    assert cards.card(tokens[top : top + 1], 0, reader, embedding)["place"] == "The only point of the scatter plot."
 
 
 def test_one_candidate_alone_has_no_likeness_and_no_place_in_the_scatter():
@@ -234,7 +234,7 @@ def test_one_candidate_alone_has_no_matrix(tiny_model):
     made.wait(60)
     made.text.clicked = 1
     assert len(made.heat.data) == 0
-    assert made.heat.layout.title.text == "Token 2 had one candidate alone: there is nothing to compare"
+    assert made.heat.layout.title.text == "Token 1 had a single candidate: there is nothing to compare"
     assert not made.scatter.data[0].x
     assert not made.scatter.data[1].x
     made.close()
@@ -294,7 +294,7 @@ def test_two_that_ask_for_a_model_at_once_load_it_once(monkeypatch):
 
 def test_a_scatters_hover_names_tokens_as_cards_do(written):
     points = written.scatter.data[0]
-    assert list(points.text) == [str(step + 1) for step in points.customdata]
+    assert list(points.text) == [str(step) for step in points.customdata]
     assert points.hovertemplate.startswith("token %{text}:")
 
 
@@ -484,18 +484,18 @@ def test_the_notebook_in_jupyterlab(page):
     )
 
     tokens.nth(4).hover()
-    page.wait_for_function("/token 5$/.test(document.querySelector('.nx-head')?.textContent)")
+    page.wait_for_function("/token 4$/.test(document.querySelector('.nx-head')?.textContent)")
     assert page.locator(".nx-list bdi").count() >= 1
     page.wait_for_function("document.querySelector('.js-plotly-plot').data[1].x?.length === 1")
 
     tokens.nth(5).click()
-    page.wait_for_function("/of token 6,/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
+    page.wait_for_function("/of token 5,/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot')[1].data.length === 1")
 
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("/token 7$/.test(document.querySelector('.nx-head').textContent)")
+    page.wait_for_function("/token 6$/.test(document.querySelector('.nx-head').textContent)")
     page.keyboard.press("Enter")
-    page.wait_for_function("/of token 7,/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
+    page.wait_for_function("/of token 6,/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
 
     page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
     area = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
@@ -518,7 +518,7 @@ def test_a_point_of_the_scatter_is_clicked_as_its_token_is(page):
     page.mouse.down()
     page.mouse.up()
     page.wait_for_function("n => document.querySelector('.nx-clicked')?.dataset.step === String(n)", arg=step)
-    page.wait_for_function("n => document.querySelector('.nx-head')?.textContent.endsWith(`token ${n + 1}`)", arg=step)
+    page.wait_for_function("n => document.querySelector('.nx-head')?.textContent.endsWith(`token ${n}`)", arg=step)
 
 
 def test_a_text_pasted_into_the_notebook_is_measured(page):
@@ -542,5 +542,5 @@ def test_the_notebook_run_again_starts_clean_and_works(page):
     page.wait_for_function("document.querySelectorAll('.nx-text').length === 1 && !document.querySelector('.nx-token')")
     write(page, "the other")
     page.locator(".nx-token").nth(2).hover()
-    page.wait_for_function("/token 3$/.test(document.querySelector('.nx-head')?.textContent)")
+    page.wait_for_function("/token 2$/.test(document.querySelector('.nx-head')?.textContent)")
     assert page.locator(".js-plotly-plot").count() == 2

@@ -127,7 +127,7 @@ def test_a_page_carries_no_more_points_than_a_browser_likes(monkeypatch):
     points, medians = figures.scatter(cell).data
     every = -(-chosen // 100)
     assert len(points.x) == -(-chosen // every) <= 100
-    assert f"one point for every {every}" in figures.scatter(cell).layout.title.text
+    assert f", every {every}" in figures.scatter(cell).layout.title.text
     assert sum(medians.customdata) == chosen
     for bars in figures.distributions(cell).data:
         assert sum(bars.y) == chosen

@@ -294,13 +294,13 @@ def test_a_cell_without_tokens_is_named():
 
 def test_one_prompt_is_named():
     cell = full(0)
-    nothing_said(row_of(cell[cell["prompt"] == 3]), "one prompt only")
+    nothing_said(row_of(cell[cell["prompt"] == 3]), "only one prompt has tokens with k > 1")
 
 
 def test_three_tokens_of_two_prompts_are_enough():
     found = row_of(table([0, 0, 1], [0.1, 0.2, 0.4], [0.5, 0.6, 0.3]))
     assert found["Pearson r"] == pytest.approx(stats.pearsonr([0.1, 0.2, 0.4], [0.5, 0.6, 0.3]).statistic, abs=1e-12)
-    assert "intervals of 2 prompts" in found["note"]
+    assert "intervals from 2 prompts" in found["note"]
 
 
 def test_quantities_that_a_file_of_the_study_lacks_are_named_and_the_others_are_there():
@@ -358,12 +358,12 @@ def test_prompts_of_two_tokens_have_no_within_prompt_coefficient():
     found = row_of(table(np.arange(60) // 2, rng.random(60), rng.random(60)))
     assert np.isnan(found["within-prompt Spearman r"])
     assert found["within-prompt Spearman prompts"] == 0
-    assert "no prompt with three differing tokens" in found["note"]
+    assert "no prompt has three tokens that differ" in found["note"]
 
 
 @pytest.mark.parametrize("prompts", [2, 19])
 def test_few_prompts_are_noted(prompts):
-    assert f"intervals of {prompts} prompts are too short" in row_of(full(0, prompts=prompts))["note"]
+    assert f"intervals from {prompts} prompts are too narrow" in row_of(full(0, prompts=prompts))["note"]
 
 
 def test_one_poor_cell_does_not_touch_the_others():

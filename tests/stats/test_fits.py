@@ -406,12 +406,12 @@ def test_fewer_than_three_tokens_are_named(tokens):
 
 def test_one_prompt_is_named():
     cell = full(0)
-    nothing_fitted(cell[cell["prompt"] == 3], "one prompt only")
+    nothing_fitted(cell[cell["prompt"] == 3], "only one prompt has tokens with k > 1")
 
 
 def test_too_few_bins_are_named():
     cell = full(0)
-    nothing_fitted(cell.assign(entropy=cell["step"] % 7), "only 7 bins hold tokens, 8 are needed")
+    nothing_fitted(cell.assign(entropy=cell["step"] % 7), "only 7 bins contain tokens; 8 are needed")
 
 
 def test_one_poor_cell_does_not_touch_the_others():

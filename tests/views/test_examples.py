@@ -40,7 +40,7 @@ def test_the_median_the_most_and_the_least_correlated_prompt():
         "The least correlated prompt",
     ]
     assert found[1].sentence.endswith("it has the coefficient furthest from 0, 1.00 over 30 tokens.")
-    assert "number 2 (the first is 0): of the 5 prompts with at least 15 tokens" in found[2].sentence
+    assert "prompt 2: of the 5 prompts with at least 15 tokens" in found[2].sentence
     assert found[2].sentence.endswith("nearest to 0, 0.00 over 30 tokens.")
 
 
@@ -55,8 +55,8 @@ def test_of_an_even_number_the_median_is_the_lower_one():
 def test_equal_coefficients_go_to_the_first_prompt_and_none_is_taken_twice():
     found = chosen([ordered(1.0)] * 5)
     assert [pick.prompt for pick in found] == [2, 0, 1]  # of five in order, the third is in the middle
-    assert "of those not shown yet" not in found[1].sentence
-    assert "of those not shown yet" in found[2].sentence
+    assert "among those not shown yet" not in found[1].sentence
+    assert "among those not shown yet" in found[2].sentence
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -177,7 +177,7 @@ def test_a_token_of_a_corner_in_a_line():
     lone = table([4], [1.0], [-0.5]).assign(step=9, token=1)
     (row,) = examples.corners({("model", "data"): lone}).itertuples()
     assert examples.numbers(row) == (
-        "**data**, prompt number 4 (the first is 0), token 10 (the first is 1): entropy 1.00 nats (percentile 0), "
+        "**data**, prompt 4, token 9 (both counted from 0): entropy 1.00 nats (percentile 0), "
         "cosine similarity \N{MINUS SIGN}0.50 (percentile 0), 2 candidates."
     )
 

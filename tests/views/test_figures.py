@@ -143,7 +143,7 @@ def test_a_cell_without_choices_leaves_its_panels_empty():
 def test_lines_of_bins_that_hold_too_few_tokens_are_missed_in_words():
     (key, cell), *_ = CELLS.items()
     few, enough = (figures.overlay({key: cell}, least=least) for least in (len(cell) + 1, 1))
-    assert [note.text for note in few.layout.annotations] == [f"no bin holds {len(cell) + 1} tokens"]
+    assert [note.text for note in few.layout.annotations] == [f"no bin contains {len(cell) + 1} tokens"]
     assert not enough.layout.annotations
 
 

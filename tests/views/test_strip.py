@@ -200,7 +200,7 @@ def test_a_piece_of_a_text_begins_and_ends_with_whole_characters(reader):
 
 def test_an_empty_record_says_so(reader):
     record = tiny.record("")
-    assert text_of(strip(record, reader)) == "(the model ended this text at once)"
+    assert text_of(strip(record, reader)) == "(the model ended this text immediately)"
     assert text_of(strip(record, reader, whose="the text's")) == "(no token was measured)"
     assert text_of(strip(tiny.record("the rain"), reader, last=0)) == "(no token was measured)"
 
@@ -217,8 +217,11 @@ def test_a_long_prompt_is_folded(reader):
     ("given", "said"),
     [
         ({"quantity": "beauty"}, "quantity is 'beauty'; this record has entropy, full_entropy"),
-        ({"whose": "mine"}, "whose is 'mine': it must be drawn or the text's"),
-        ({"shown": 2, "last": 2}, "token 2 cannot be shown: the strip goes from 0 to 2"),
+        ({"whose": "mine"}, "whose is 'mine'; it must be drawn or the text's"),
+        (
+            {"shown": 2, "last": 2},
+            "token 2 cannot be shown: the strip has tokens 0 to 1",
+        ),
     ],
 )
 def test_what_cannot_be_shown_is_said(reader, given, said):

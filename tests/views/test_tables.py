@@ -136,3 +136,24 @@ def test_a_table_for_readers_has_one_heading_row_and_no_numbers_of_rows(statisti
     assert html.index("<th>Model</th>") < html.index("<th>Dataset</th>") < html.index("<th>Pearson r</th>")
     assert "100%_of$#{}&amp;~^" in html
     assert "NaN" not in html
+
+
+def coefficients_of(plain, given):
+    return pd.DataFrame({"Spearman r": plain, "partial Spearman r": given})
+
+
+def test_the_sentence_on_coefficients_says_only_what_the_data_show():
+    turned = tables.describe_coefficients(coefficients_of([-0.3, -0.2], [0.1, 0.2]))
+    assert "is between −0.30 and −0.20; given the number of candidates it is between 0.10 and 0.20." in turned
+    assert turned.endswith("more entropy goes with *more* similar candidates.")
+    assert "*less*" in tables.describe_coefficients(coefficients_of([0.3], [-0.1]))
+    assert "even the sign" not in tables.describe_coefficients(coefficients_of([-0.3], [-0.1]))
+    mixed = tables.describe_coefficients(coefficients_of([-0.3, -0.2, np.nan], [0.1, -0.1, np.nan]))
+    assert mixed.endswith("In 1 of 2 runs even the sign differs.")
+    assert "No run" in tables.describe_coefficients(coefficients_of([np.nan], [np.nan]))
+
+
+def test_the_published_study_is_compared_only_if_it_has_a_run_in_common():
+    assert tables.describe_comparison(0, 15, 3).startswith("None of the 15 published runs")
+    assert "diamonds" not in tables.describe_comparison(0, 15, 3)
+    assert "diamonds" in tables.describe_comparison(2, 15, 3)

@@ -46,8 +46,9 @@ def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
     tables, _ = results.load_cells(tmp_path / "results")
     total, long, highest = examples.reach(tables)
     assert said == (
-        f"The model is {literal(name)}, on alpha, beta: {total:,} tokens that had a choice. The {long:.1%} of them "
-        f"with more than 200 candidates are ranked and not shown: no token below lies above percentile "
+        f"The model is {literal(name)}, on alpha, beta: {total:,} tokens with more than one candidate. "
+        f"The {long:.1%} of them with more than 200 candidates are ranked but not shown: "
+        f"no token below is above percentile "
         f"{100 * highest:.1f} of entropy."
     )
     assert lines == list(map(examples.numbers, examples.corners(tables).itertuples()))
@@ -70,7 +71,7 @@ def test_cells_that_cannot_be_read_are_left_out_and_named(tmp_path):
     strips, (said, *lines) = shown(tmp_path)
     assert [payload(html)["whose"] for html in strips] == ["the text's"] * 3  # one a prompt
     assert lines.count("No token is left for this corner.") == 1
-    assert "The model did not write the texts of read-answer" in said
+    assert "The model read the texts of read-answer; it did not write them." in said
     assert said.endswith("cannot be read here: &#60;b&#62;lost, gated.")
     notebook = (tmp_path / "twelve.ipynb").read_text()
     assert "torn" in notebook  # named where a reader of the page sees it
@@ -81,5 +82,5 @@ def test_without_any_tokenizer_the_page_says_so(tmp_path):
     cell(tmp_path / "results" / "alpha" / "tiny", [tiny.record(TEXT)], None)
     strips, (said, *lines) = shown(tmp_path)
     assert strips == []
-    assert said.startswith("No tokenizer of tiny can be had here, so its tokens cannot be shown.")
+    assert said.startswith("The tokenizer of tiny is not available here, so its tokens cannot be shown.")
     assert lines == ["No token is left for this corner."] * 4

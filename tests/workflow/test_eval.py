@@ -64,7 +64,7 @@ def test_every_cell_is_analysed_whoever_measured_it_and_a_damaged_one_is_named(t
         assert any("application/vnd.plotly.v1+json" in output.get("data", {}) for output in outputs)
         assert not any(output.output_type == "error" for output in outputs)
     text = "".join(output["data"].get("text/markdown", "") for output in nbformat_outputs(folder / "correlation.ipynb"))
-    assert "2 of the 15 published cells are among the 3 measured here" in text
+    assert "2 of the 15 published runs are among the 3 measured here" in text
 
 
 def nbformat_outputs(path):

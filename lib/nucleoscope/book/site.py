@@ -1,10 +1,10 @@
-"""Prose and executed notebooks in, the book's sources and then the book out.
+"""Builds the book from prose and executed notebooks: first its sources, then its pages.
 
-Contract: nothing is executed and nothing generated is ever in git. `stage` gathers ``book/`` and
-the executed notebooks in a folder of its own (``_build/book/``), where every cell is a page
-``cells/<model>/<dataset>``: the committed ``book/_toc.yml`` takes them in by a glob, so they
-stand in model and data set order. `build` hands that folder to Jupyter Book. Files that have not
-changed are not touched, so that a rebuild reads only what is new.
+Contract: nothing is executed and nothing generated is in git. `stage` collects ``book/`` and
+the executed notebooks in a folder of its own (``_build/book/``), where every run is a page
+``cells/<model>/<dataset>``: the committed ``book/_toc.yml`` includes them by a glob, so they
+are in model and data set order. `build` passes that folder to Jupyter Book. Unchanged files
+are not touched, so that a rebuild reads only what is new.
 """
 
 import os
@@ -22,7 +22,7 @@ from nucleoscope.store import results
 from nucleoscope.views.figure_data import csv_text
 
 PLOTLY = "application/vnd.plotly.v1+json"
-HEAVY = 1_500_000  # bytes of a page beyond which a reader waits for it
+HEAVY = 1_500_000  # bytes of a page from which a reader has to wait for it
 GENERATED = (
     "CHANGELOG.md",
     "CITATION.cff",
@@ -42,7 +42,7 @@ class BookError(ValueError):
 
 
 def _with_data(notebook: NotebookNode, name: str) -> Iterator[tuple[str, bytes]]:
-    """Names a csv in each figure's ``layout.meta`` that has none yet, and yields its name and content."""
+    """Adds the name of a csv to each figure's ``layout.meta`` that has none yet, and yields its name and content."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     figures = [output.data[PLOTLY] for output in outputs if PLOTLY in output.get("data", {})]
     for number, figure in enumerate(figures, 1):
@@ -56,7 +56,7 @@ def _with_data(notebook: NotebookNode, name: str) -> Iterator[tuple[str, bytes]]
 
 
 def stage(root: Path, results_dir: Path, staging: Path) -> bool:
-    """Fills ``staging`` with the book's sources; nothing else stays there. True where a file went away."""
+    """Fills ``staging`` with the book's sources and removes everything else. True if a file was removed."""
     folders = {str(root): "", str(Path(results_dir).resolve()): "results", str(Path.home()): "~"}
     files = cell_pages(Path(results_dir), folders) | analysis_pages(Path(results_dir), folders)
     source = root / "book"
@@ -72,10 +72,10 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
 
 
 def cell_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes]:
-    """One page for each cell that has an executed notebook, their data, and a table that leads to them."""
+    """One page per run with an executed notebook, their data, and a table that links to them."""
     cells = [folder for folder in results.cells(results_dir) if (folder / results.NOTEBOOK).is_file()]
     if not cells:
-        raise BookError(f"no executed notebooks in '{results_dir}': measure something first (make run)")
+        raise BookError(f"no executed notebooks in '{results_dir}': measure a model first (make run)")
     files = {}
     for cell in cells:
         model, dataset = cell.name, cell.parent.name
@@ -88,7 +88,7 @@ def cell_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes
 def analysis_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes]:
     """Executed notebooks one folder down (``correlation_eval/...``), and the tables and pictures beside them.
 
-    Those in ``book/`` are pages at the top: the front page, and what no results folder is for.
+    Those in ``book/`` are pages at the top level: the front page, and pages that belong to no results folder.
     """
     files = {}
     for path in sorted(results_dir.glob("*/*.*")):
@@ -101,7 +101,7 @@ def analysis_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, b
 
 
 def notebook_page(path: Path, page: str, folders: Mapping[str, str], title: str | None = None) -> dict[str, bytes]:
-    """The files of one page made from an executed notebook. BookError where it cannot be read."""
+    """The files of one page, from an executed notebook. BookError if it cannot be read."""
     try:
         notebook = normalise(nbformat.read(path, as_version=4), folders)
     except (OSError, ValueError, nbformat.ValidationError) as error:
@@ -114,7 +114,7 @@ def notebook_page(path: Path, page: str, folders: Mapping[str, str], title: str 
 
 
 def overview(cells: list[Path]) -> str:
-    """The page that lists the cells, in the order given, as a table that readers can sort."""
+    """The page that lists the runs, in the given order, as a table that readers can sort."""
     rows = []
     for cell in cells:
         info, page = results.load_info(cell), f"/cells/{cell.name}/{cell.parent.name}"
@@ -122,13 +122,13 @@ def overview(cells: list[Path]) -> str:
             settings = info["settings"]
             facts = [f"{settings['n_prompts']:,}", f"{info['tokens']:,}", settings["prompt_format"], settings["dtype"]]
         except KeyError as error:
-            raise BookError(f"'{cell / results.RUN_INFO}' says nothing of {error}") from None
+            raise BookError(f"'{cell / results.RUN_INFO}' has no {error}") from None
         rows.append(
             f"| {' | '.join([*map(plain, (cell.name, cell.parent.name)), *facts])} | [the run](<{page}.ipynb>) |"
         )
     head = "| model | data set | prompts | tokens | prompt format | dtype | page |\n|---|---|--:|--:|---|---|---|\n"
     return (
-        "# The runs\n\nOne page for each model on each data set, made from the notebook that measured it.\n\n"
+        "# The runs\n\nOne page for each model on each data set, from its executed notebook.\n\n"
         ":::{div} sortable\n\n" + head + "\n".join(rows) + "\n\n:::\n"
     )
 
@@ -162,7 +162,7 @@ def describe_modules() -> str:
 
 
 def _said(script: Path, *options: str) -> bytes:
-    """What a script prints, in lines that fit a page."""
+    """The output of a script, in lines that fit a page."""
     command, environment = [sys.executable, str(script), *options], os.environ | {"COLUMNS": "88"}
     done = subprocess.run(command, env=environment, capture_output=True)
     if done.returncode:
@@ -171,7 +171,7 @@ def _said(script: Path, *options: str) -> bytes:
 
 
 def _sync(files: Mapping[str, bytes], folder: Path) -> bool:
-    """Makes ``folder`` hold exactly these files and leaves unchanged ones alone. True where one went away."""
+    """Makes ``folder`` contain exactly these files, without touching unchanged ones. True if one was removed."""
     gone = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).as_posix() not in files]
     for path in gone:
         path.unlink()
@@ -184,13 +184,13 @@ def _sync(files: Mapping[str, bytes], folder: Path) -> bool:
 
 
 def build(root: Path, results_dir: Path, output: Path) -> Path:
-    """Builds the book into ``output/_build/html`` and returns its first page. BookError where that fails.
+    """Builds the book into ``output/_build/html`` and returns its first page. BookError if that fails.
 
-    Every warning is an error, and none is suppressed; Sphinx says them on stderr.
+    Every warning is an error, and none is suppressed; Sphinx prints them on stderr.
     """
     staging, html = output / "_build" / "book", output / "_build" / "html"
     if stage(root, results_dir, staging):
-        shutil.rmtree(html, ignore_errors=True)  # Sphinx leaves the pages of sources that are gone
+        shutil.rmtree(html, ignore_errors=True)  # Sphinx keeps the pages of sources that were removed
     command = [
         sys.executable,
         "-c",
@@ -201,10 +201,10 @@ def build(root: Path, results_dir: Path, output: Path) -> Path:
         str(output),
     ]
     command += ["--config", str(root / "_config.yml"), "--nitpick", "--warningiserror", "--keep-going", "--quiet"]
-    # With a fixed seed sets have one order, in Sphinx and in all its extensions.
+    # A fixed hash seed fixes the order of sets in Sphinx and in all its extensions.
     done = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "0"}, stdout=subprocess.DEVNULL)
     if done.returncode:
-        raise BookError("the book has warnings or errors, said above")
+        raise BookError("the book has warnings or errors, see above")
     for page in sorted(html.rglob("*.html")):
         if page.stat().st_size > HEAVY:
             print(f"heavy: {page.relative_to(html)} has {page.stat().st_size / 1e6:.1f} MB", file=sys.stderr)

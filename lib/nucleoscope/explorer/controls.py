@@ -56,7 +56,7 @@ def settings(model_name: str, max_tokens: int, top_p: float, seed: int, prompt_f
 
 
 def modes(mode: str) -> widgets.ToggleButtons:
-    """The switch between a text that the model writes and one that is there."""
+    """The switch between a text that the model writes and an existing one."""
     options = [("the model writes", "generate"), ("measure a text", "score")]
     return widgets.ToggleButtons(options=options, value=mode, style={"button_width": "10em"})
 
@@ -73,15 +73,15 @@ def arranged(
 
 
 def cells(results_dir: str) -> list[tuple[str, Path | str]]:
-    """The measured cells that prompts can be picked from, as a menu; "" stands for none of them.
+    """The measured runs whose prompts can be selected, as a menu; "" means none of them.
 
-    None would not do: to a menu it means that nothing is chosen, not even the words for that.
+    The value None would not work: a menu takes it to mean that no option is selected.
     """
     found = results.cells(results_dir)
-    return [("no measured cell", ""), *((f"{folder.name} on {folder.parent.name}", folder) for folder in found)]
+    return [("no measured run", ""), *((f"{folder.name} on {folder.parent.name}", folder) for folder in found)]
 
 
 def prompts(records: list[dict]) -> list[tuple[str, int]]:
-    """The prompts of a measured cell, as a menu; -1 stands for none of them."""
+    """The prompts of a measured run, as a menu, counted from 0; -1 means none of them."""
     names = [(f"{place}: {record['prompt'][:70]!r}", place) for place, record in enumerate(records)]
-    return [("its prompts", -1), *names]
+    return [("no prompt", -1), *names]

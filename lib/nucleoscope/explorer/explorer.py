@@ -97,9 +97,9 @@ class Explorer:
             description="tint",
         )
         wide = {"flex": "1 1 20em", "width": "auto"}
-        self.cell = widgets.Dropdown(options=cells(results_dir), description="measured", layout=widgets.Layout(**wide))
+        self.cell = widgets.Dropdown(options=cells(results_dir), description="run", layout=widgets.Layout(**wide))
         self.picked = widgets.Dropdown(
-            options=prompts([]), description="and there", disabled=True, layout=widgets.Layout(**wide)
+            options=prompts([]), description="its prompt", disabled=True, layout=widgets.Layout(**wide)
         )
         self.run_button = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
@@ -282,7 +282,7 @@ class Explorer:
         if place < 0:
             return
         self.prompt.value = self.records[place]["prompt"]
-        self._say("Press Run to have this text again.")
+        self._say("Press Run to write or read this text again.")
         if not (self.cell.value / results.RUN_INFO).is_file():
             return
         found = results.load_info(self.cell.value)["settings"]

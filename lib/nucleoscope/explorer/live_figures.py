@@ -1,7 +1,7 @@
-"""The live notebook's two figures: the scatter of one text, and the matrix of one token's candidates.
+"""The live notebook's two figures: the scatter plot of one text, and the matrix of one token's candidates.
 
-Contract: these are plotly figures that a kernel can go on changing. Plotly reads a little HTML in its
-texts, so what comes from a model goes through `plain`.
+Contract: these are plotly figures that a kernel can keep changing. Plotly interprets some HTML in its
+texts, so text from a model goes through `plain`.
 """
 
 import html
@@ -16,13 +16,13 @@ from nucleoscope.views.figures import BLUE, ORANGE, VERMILLION, layout
 from nucleoscope.views.token_text import Reader
 
 AXES = {"x": "entropy", "y": "cosine"}  # of the scatter
-HINT = "Click a token: how alike are its candidates?"
+HINT = "Click a token to see how similar its candidates are."
 
 
 def scatter(name: str) -> go.FigureWidget:
-    """The scatter of one text: a trace of its tokens, which can be selected, and a trace for one mark.
+    """The scatter plot of one text: a trace of its tokens, which can be selected, and a trace for one mark.
 
-    ``name`` is the layout's meta, by which `controls.TokenText` knows its figure.
+    ``name`` is the layout's meta, by which `controls.TokenText` recognises its figure.
     """
     figure = go.Figure(layout=layout("Tokens with more than one candidate", 380))
     hover = "token %{text}: entropy %{x:.2f}, cosine %{y:.3f}<extra></extra>"
@@ -42,35 +42,35 @@ def show_points(figure: go.FigureWidget, tokens: list[cards.Token]) -> None:
     steps = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
     values = {axis: [tokens[step].values[name] for step in steps] for axis, name in AXES.items()}
     with figure.batch_update():
-        figure.data[0].update(values, customdata=steps, text=[str(step + 1) for step in steps])
+        figure.data[0].update(values, customdata=steps, text=[str(step) for step in steps])
 
 
 def show_mark(figure: go.FigureWidget, token: cards.Token) -> None:
-    """Puts the mark of `scatter` on a token; nowhere for one candidate alone."""
+    """Puts the mark of `scatter` on a token; on none if it has a single candidate."""
     values = {axis: [token.values[name]] if len(token.ids) > 1 else [] for axis, name in AXES.items()}
     with figure.batch_update():
         figure.data[1].update(values)
 
 
 def heat() -> go.FigureWidget:
-    """The figure for `heatmap`, empty, with a word on how to fill it."""
+    """The figure for `heatmap`, empty, with a hint how to fill it."""
     return _fitting(go.FigureWidget(layout=layout("", 90)).update_layout(**heat_layout(HINT, [], 90)))
 
 
 def _fitting(figure: go.FigureWidget) -> go.FigureWidget:
-    """As wide as its place: plotly then follows the window's size, which ``explorer.js`` reminds it of."""
+    """Fits the figure to the width of its container: plotly follows resize events, which ``explorer.js`` sends."""
     figure._config = {"responsive": True, "displaylogo": False}
     return figure
 
 
 def show_matrix(figure: go.FigureWidget, step: int, ids: torch.Tensor, embedding: torch.Tensor, reader: Reader) -> None:
-    """Draws the matrix of token ``step``'s candidates into `heat`, or says why there is none."""
-    title, words, alike = f"Token {step + 1} had one candidate alone: there is nothing to compare", [], None
+    """Draws the matrix of the candidates of token ``step`` into `heat`, or says why there is none."""
+    title, words, alike = f"Token {step} had a single candidate: there is nothing to compare", [], None
     if len(ids) > 1:
         alike, order = cards.matrix(embedding, ids)
         words = [reader.visible(int(ids[place])) for place in order]
         count = f"the {len(order)} likeliest of " if len(order) < len(ids) else ""
-        title = f"Cosines of {count}{len(ids):,} candidates of token {step + 1}, like beside like"
+        title = f"Cosines of {count}{len(ids):,} candidates of token {step}, similar ones adjacent"
     with figure.batch_update():
         figure.data = []
         figure.update_layout(**heat_layout(title, words, 90 if alike is None else 200 + 14 * max(len(words), 10)))
@@ -79,7 +79,7 @@ def show_matrix(figure: go.FigureWidget, step: int, ids: torch.Tensor, embedding
 
 
 def heatmap(alike, words: list[str]) -> go.Heatmap:
-    """A matrix of cosines (n, n) with a word for each row, as plotly may read it."""
+    """A matrix of cosines (n, n) with a word for each row, as a plotly trace."""
     shown = [plain(word) for word in words]
     pairs = [[f"{left} and {right}" for right in shown] for left in shown]
     hover = "%{text}: %{z:.3f}<extra></extra>"
@@ -90,7 +90,7 @@ def heatmap(alike, words: list[str]) -> go.Heatmap:
 
 
 def heat_layout(title: str, words: list[str], height: int) -> dict[str, Any]:
-    """The layout around `heatmap`; without words, of an empty figure."""
+    """The layout around `heatmap`; without words, that of an empty figure."""
     shown = [plain(word if len(word) <= 12 else word[:11] + "…") for word in words]
     axis = {"tickvals": list(range(len(words))), "ticktext": shown, "visible": bool(words), "showgrid": False}
     return {
@@ -103,5 +103,5 @@ def heat_layout(title: str, words: list[str], height: int) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """Text that plotly shows as it is: it reads tags and entities, and formulas between dollars."""
+    """Text that plotly shows unchanged: it would interpret tags, entities, and formulas between dollar signs."""
     return html.escape(text).replace("$", "&#36;")

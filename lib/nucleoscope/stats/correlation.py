@@ -1,11 +1,11 @@
-"""A table of tokens in, correlation coefficients out, with what is needed to trust them.
+"""Correlation coefficients from a table of tokens, with what is needed to judge them.
 
-Contract: tables as `results.load_table` makes them; no files, no figures. Tokens with k = 1 have no
-pair to compare and are left out everywhere here, and counted.
+Contract: tables as `results.load_table` returns them; no files, no figures. Tokens with k = 1 have no
+pair to compare; they are counted and left out.
 
 Tokens of one prompt depend on each other, so intervals come from resampling prompts, not tokens
-(`bootstrap`). p-values stand in the tables because the published study gives them: they take all
-tokens for independent, so they are usually far too small. Believe the intervals.
+(`bootstrap`). The tables contain p-values because the published study gives them. They treat
+tokens as independent and are therefore usually far too small; rely on the intervals.
 """
 
 import io
@@ -38,14 +38,14 @@ Tables = Mapping[tuple[str, str], pd.DataFrame]
 def statistics(
     tables: Tables, resamples: int = bootstrap.RESAMPLES, seed: int = 0, jobs: int | None = 1
 ) -> pd.DataFrame:
-    """The table of the study: one row a cell, from {(model, dataset): table of its tokens}.
+    """The table of the study: one row per run, from {(model, dataset): table of its tokens}.
 
     Columns: the published ones first (Model, Dataset, Pearson r, Pearson p, Spearman r, Spearman p),
-    then those of `coefficients`, then the same for the other `PAIRS`, each behind the name of the
+    then those of `coefficients`, then the same for the other `PAIRS`, each prefixed with the name of the
     quantity that differs. What cannot be computed is NaN, and ``note`` says why.
 
-    The 15 cells of the study, 10,000 tokens each, take about 25 s on one core, less with more
-    ``jobs`` (processes; None means one for each core): a resample costs no sorting, only a running sum
+    The 15 runs of the study, 10,000 tokens each, take about 25 s on one core, less with more
+    ``jobs`` (processes; None means one per core): a resample needs no sorting, only a running sum
     over each sorted column (`bootstrap.Ranks`), and Pearson's coefficient only sums over prompts
     (`bootstrap.pearson`). Of `results.StoredTables` one cell is read at a time in each process.
     """
@@ -77,11 +77,11 @@ def coefficients(
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Coefficients of some pairs of quantities in one cell: one row a pair, indexed by (x, y).
+    """Coefficients of some pairs of quantities in one run: one row per pair, indexed by (x, y).
 
     Columns: tokens, tokens with k > 1, prompts (that have any of those); Pearson r and p, Spearman r
     and p, with log10 of each p; the mean of the prompts' own Spearman coefficients and how many
-    prompts it rests on (three tokens and some variation are needed); Spearman's coefficient given k
+    prompts it is based on (three tokens and some variation are needed); Spearman's coefficient given k
     (partial, over ranks, so given log k as well); low and high of each, the bounds of its 95 %
     interval; note. p is text, because a double cannot hold 1e-700.
     """
@@ -106,7 +106,7 @@ def coefficients(
 
 
 def published() -> pd.DataFrame:
-    """The published study's 15 rows, carried in data/published_correlations.csv with their source."""
+    """The published study's 15 rows, from published_correlations.csv, which names their source."""
     text = resources.files("nucleoscope.stats").joinpath("published_correlations.csv").read_text(encoding="utf-8")
     return pd.read_csv(io.StringIO(text), comment="#")
 
@@ -147,21 +147,21 @@ def _names() -> list[str]:
 
 
 def _defect(column: pd.Series, name: str) -> str:
-    """Why nothing can be said of this column, or nothing."""
+    """Why this column cannot be analysed, or an empty string."""
     if len(column) and not np.isfinite(column).all():
         return f"no {name} in the measurements" if column.isna().all() else f"{name} is not finite everywhere"
     return f"{name} is constant" if len(column) and bootstrap.constant(column.to_numpy(float)) else ""
 
 
 def _shortage(tokens: int, prompts: int) -> str:
-    """Why nothing can be said of this cell at all, or nothing."""
+    """Why this run cannot be analysed at all, or an empty string."""
     if tokens < 3:
         return "fewer than three tokens with k > 1"
-    return "tokens with k > 1 in one prompt only" if prompts == 1 else ""
+    return "only one prompt has tokens with k > 1" if prompts == 1 else ""
 
 
 class _Sample:
-    """The columns of one cell, in the data and in every resample: 0 is the data, 1... the resamples."""
+    """The columns of one run, in the data and in every resample: 0 is the data, 1... the resamples."""
 
     def __init__(self, columns: pd.DataFrame, prompt: np.ndarray, resamples: int, seed: int):
         self.columns, self.prompt, self.prompts = columns, prompt, int(prompt.max()) + 1
@@ -185,12 +185,12 @@ class _Sample:
         return {name: row[name] for name in _names()}
 
     def notes(self, row: dict[str, Any], no_partial: str | None) -> list[str]:
-        """What is missing in a row of `pair`, and what a reader should know of it."""
+        """What is missing in a row of `pair`, and what a reader should know about it."""
         notes = [f"no partial coefficient: {no_partial}"] if no_partial else []
         if not row["within-prompt Spearman prompts"]:
-            notes.append("no prompt with three differing tokens")
+            notes.append("no prompt has three tokens that differ")
         if self.prompts < 20:
-            notes.append(f"intervals of {self.prompts} prompts are too short")
+            notes.append(f"intervals from {self.prompts} prompts are too narrow")
         return notes
 
     def _bounded(self, kind: str, values: np.ndarray) -> dict[str, float]:

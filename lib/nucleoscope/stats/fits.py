@@ -87,7 +87,7 @@ def _groups(tables: Tables) -> dict[tuple[str, str], list[tuple[str, str]]]:
     """The cells, then the pools of several cells of one model, then of one data set; each with its cells' names."""
     groups = {key: [key] for key in sorted(tables)}
     if any(POOLED in key for key in groups):
-        raise ValueError(f"a model or data set is called '{POOLED}', which stands for a pool: rename its folder")
+        raise ValueError(f"a model or data set has the name '{POOLED}', which is reserved for pools: rename its folder")
     for place in (0, 1):
         for name in sorted({key[place] for key in tables}):
             cells = [key for key in sorted(tables) if key[place] == name]
@@ -125,30 +125,30 @@ def fit(
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every curve on one sample of tokens: x, y, prompt (n,) -> one row a curve.
+    """Fits every curve to one sample of tokens: x, y, prompt (n,) -> one row per curve.
 
-    Columns, beside the counts:
+    Columns, besides the counts:
 
     * a, b, c, s, m: the parameters of the formula (`curves.FORMULAS`), and peak, where the curve is
       highest, each with the bounds of its 95 % interval (low, high); before peak, the share of the
       tokens left of it;
-    * R2 (medians): the share of the medians' variance, weighted as the fit is; delta AICc: AICc of the
-      fit, for Gaussian errors, less that of the best curve (Hurvich and Tsai 1989);
+    * R2 (medians): the explained share of the medians' variance, weighted like the fit; delta AICc: AICc of the
+      fit, for Gaussian errors, minus that of the best curve (Hurvich and Tsai 1989);
     * held-out error: mean |y - f(x)| over tokens of prompts that the curve was not fitted to, in ten
-      folds; the absolute error is what a median makes least;
+      folds; the median minimises the absolute error;
     * alpha, beta: y = alpha + beta f(x) by least squares over tokens, with 95 % intervals from
-      standard errors clustered by prompt, taking the curve for given; R2 and RMSE of that;
-      of free: that R2 over the free curve's; of spline: that R2 over the one of a cubic spline that is
+      standard errors clustered by prompt, treating the curve as given; R2 and RMSE of that;
+      of free: that R2 divided by the free curve's; of spline: that R2 divided by that of a cubic spline
       fitted to the tokens themselves, which is about what any smooth function of x can explain;
     * note: ``note``, and why something is missing. A curve that is no better than a constant is
       refused: it has no parameters and no peak. It must have the smaller AICc (the free curve, whose
-      levels all count as parameters, need not), and on prompts held out its error must be smaller by
+      levels all count as parameters, need not), and its error on held-out prompts must be smaller by
       more than two standard errors, clustered by prompt.
 
-    AICc takes the medians for independent, with variances in proportion to 1 / n. Bins share prompts,
-    and cosines scatter more where entropy is small, so it ranks curves but roughly: where it and the
-    held-out error disagree, believe the latter. The free curve is no ceiling: it cannot rise again. The
-    interval of its peak is a rough guide, because the place of a maximum is no smooth statistic.
+    AICc assumes independent medians with variances proportional to 1 / n. Bins share prompts,
+    and cosines scatter more if entropy is small, so it ranks curves only roughly: if it and the
+    held-out error disagree, trust the latter. The free curve is not an upper limit: it cannot rise again. The
+    interval of its peak is a rough guide, because the position of a maximum is not a smooth statistic.
     """
     head = {"tokens": len(x), "prompts": len(np.unique(prompt))}
     why = shortage(x, y, prompt)

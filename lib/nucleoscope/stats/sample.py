@@ -22,11 +22,11 @@ def shortage(x: np.ndarray, y: np.ndarray, prompt: np.ndarray) -> str:
     if len(x) < 3:
         return "fewer than three tokens with k > 1"
     if len(np.unique(prompt)) == 1:
-        return "tokens with k > 1 in one prompt only"
+        return "only one prompt has tokens with k > 1"
     if bootstrap.constant(x) or bootstrap.constant(y):
         return "entropy or cosine is constant"
     bins = np.count_nonzero(np.histogram(x, bootstrap.BINS)[0])
-    return f"only {bins} bins hold tokens, {LEAST_BINS} are needed" if bins < LEAST_BINS else ""
+    return f"only {bins} bins contain tokens; {LEAST_BINS} are needed" if bins < LEAST_BINS else ""
 
 
 class Sample:
@@ -93,7 +93,7 @@ class Sample:
         reasons = [] if self.aicc[kind] < self.aicc["constant"] or kind == "free" else ["by AICc"]
         gain = self.constant - errors
         if np.isfinite(gain).all() and gain.mean() <= CLEARLY * clustered_error(gain, self.prompt):
-            reasons.append("on prompts held out, by more than two standard errors")
+            reasons.append("by more than two standard errors on held-out prompts")
         return f"no better than a constant {' and '.join(reasons)}" if reasons else ""
 
     def _fit(self, kind: str, medians: tuple[np.ndarray, np.ndarray], start: curves.Fit | None = None) -> curves.Fit:

@@ -1,6 +1,6 @@
-"""A token's candidates, made ready to be looked at: what a card says, and how alike they are.
+"""The content of a token's card: its candidates, its quantities, and how similar the candidates are.
 
-Contract: plain data in and out, no widgets. All text is as `text.Reader` shows it, and not escaped.
+Contract: plain data in and out, no widgets. All text is as `token_text.Reader` shows it, and not escaped.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def value(token: Token, name: str) -> float:
 
 
 def scale(tokens: Sequence[Token], name: str) -> tuple[list[float | None], dict]:
-    """Each token's place on the colour scale, 0 to 1 (None where it has no value), and the scale's legend.
+    """Each token's position on the colour scale, 0 to 1 (None if it has no value), and the scale's legend.
 
     The scale goes from 0 to the largest value; that of a count is logarithmic and starts at 1. Negative
     likeness, which is rare, has the colour of 0.
@@ -42,7 +42,7 @@ def scale(tokens: Sequence[Token], name: str) -> tuple[list[float | None], dict]
 
 
 def pieces(reader: Reader, tokens: Sequence[Token]) -> list[str]:
-    """What each token adds to the running text: n strings. What several tokens make, the last of them brings."""
+    """What each token adds to the running text: n strings. Text made by several tokens is added by the last one."""
     found: list[str] = []
     for unit in reader.units([token.id for token in tokens]):
         found += [""] * (unit.tokens - 1) + [unit.text]
@@ -57,10 +57,10 @@ def directions(embedding: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
 
 
 def matrix(embedding: torch.Tensor, ids: torch.Tensor, largest: int = LARGEST) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines (n, n) of the ``largest`` likeliest candidates, and their places in ``ids``, like beside like.
+    """Cosines (n, n) of the ``largest`` likeliest candidates, and their places in ``ids``, similar ones adjacent.
 
     The order is that of the leaves of an average-linkage tree over 1 - cosine, its branches turned
-    so that neighbours are alike (Bar-Joseph, Gifford and Jaakkola, Bioinformatics 2001).
+    so that neighbours are similar (Bar-Joseph, Gifford and Jaakkola, Bioinformatics 2001).
     """
     rows = directions(embedding, ids[:largest])
     alike = np.clip(rows @ rows.T, -1, 1)
@@ -79,11 +79,11 @@ def card(
     listed: int = LISTED,
     whose: str = "drawn",
 ) -> dict:
-    """What the card of token ``step`` says, as JSON: its candidates, its quantities, its place among the others.
+    """The content of the card of token ``step``, as JSON: candidates, quantities, its place among the other tokens.
 
-    ``candidates``: text, probability, rank, whether it is the token itself, and the cosine to that
-    one; the ``listed`` likeliest, and the token itself where it is not among them, with rank None
-    where it lies outside the nucleus. ``more``: the others. ``whose`` is what the token is called.
+    ``candidates``: text, probability, rank, whether it is the token itself, and its cosine with the
+    token; the ``listed`` likeliest ones, and the token itself if it is not among them, with rank None
+    if it is outside the nucleus. ``more``: the others. ``whose`` is what the token is called.
     """
     token = tokens[step]
     rows = [(int(id), p, place + 1) for place, (id, p) in enumerate(zip(token.ids, token.probs.tolist(), strict=True))]
@@ -115,14 +115,14 @@ def _number(number: float, name: str) -> str:
 
 
 def _place(tokens: Sequence[Token], token: Token) -> str:
-    """Where a token lies in the scatter, in words."""
+    """The position of a token in the scatter plot, in words."""
     if len(token.ids) == 1:
-        return "One candidate alone: there is nothing to compare, so this token is not in the scatter."
+        return "A single candidate: there is nothing to compare, so this token is not in the scatter plot."
     others = [other for other in tokens if len(other.ids) > 1 and other is not token]
     if not others:
-        return "The only point of the scatter."
+        return "The only point of the scatter plot."
     lower = {name: sum(other.values[name] < token.values[name] for other in others) for name in ("entropy", "cosine")}
     return (
-        f"In the scatter: higher entropy than {lower['entropy']:,} and higher cosine than {lower['cosine']:,} "
-        f"of the {len(others):,} other tokens with a choice."
+        f"In the scatter plot: higher entropy than {lower['entropy']:,} and higher cosine than {lower['cosine']:,} "
+        f"of the {len(others):,} other tokens with more than one candidate."
     )

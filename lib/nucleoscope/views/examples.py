@@ -1,7 +1,7 @@
 """Tables in, the prompts and tokens to look at out, by rule.
 
-Contract: the rules see measurements only, never the text. Tokens with k = 1 had no choice and
-count nowhere here. Ties go to what was measured first, so the same measurements give the same picks.
+Contract: the rules see only measurements, never the text. Tokens with k = 1 had no choice and
+do not count here. Ties go to what was measured first, so the same measurements give the same picks.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from nucleoscope.stats.bootstrap import constant
 from nucleoscope.store.results import choices, table
 from nucleoscope.views.token_text import literal
 
-ENOUGH = 20  # tokens with k > 1 that a prompt's coefficient should rest on
+ENOUGH = 20  # tokens with k > 1 that a prompt's coefficient should be based on
 FEWEST = 3  # tokens without which there is no coefficient at all
 READABLE = 200  # candidates, at most, of a token that is shown for them
-BEFORE = 8  # tokens that come before one that is shown
+BEFORE = 8  # tokens before one that is shown
 CORNERS = {  # name -> which end of entropy and of cosine similarity
     "high entropy, high cosine similarity": (True, True),
     "high entropy, low cosine similarity": (True, False),
@@ -37,8 +37,8 @@ class Pick(NamedTuple):
 def within(tokens: pd.DataFrame) -> pd.DataFrame:
     """Each prompt's own Spearman coefficient of entropy and cosine over its tokens with k > 1.
 
-    One row a prompt that has such tokens, by its number: ``r``, NaN where either does not vary or
-    fewer than three tokens are left, and ``tokens``, how many it rests on. Equal values share a rank.
+    One row per prompt with such tokens, by its number: ``r``, NaN if either does not vary or
+    fewer than three tokens remain, and ``tokens``, how many it is based on. Equal values share a rank.
     """
     pairs = choices(tokens)
     pairs = pairs[np.isfinite(pairs[["entropy", "cosine"]]).all(axis=1)]
@@ -57,12 +57,11 @@ def chosen(tokens: pd.DataFrame) -> list[Pick]:
     """Up to three prompts: the one with the median coefficient, the most and the least correlated one.
 
     The coefficient is that of `within`. Only prompts with at least 20 tokens that had a choice take
-    part, or, where texts are short, half of what the longest prompt with a coefficient has: three
-    tokens are easily in perfect order. The median is the coefficient in the middle (of an even number, the
-    lower of the two in the middle); the most correlated prompt is the one whose coefficient is
-    furthest from 0, to either side, the least correlated one that nearest to 0. No prompt is
-    taken twice. Where no prompt has a coefficient, the first one with a text stands alone, and where
-    none has a text the list is empty.
+    part, or, if texts are short, with at least half as many as the longest prompt with a coefficient: three
+    tokens are easily in perfect order. The median of an even number of coefficients is the lower of the two in
+    the middle; the most correlated prompt is the one whose coefficient is furthest from 0 in either direction,
+    the least correlated the one whose coefficient is nearest to 0. No prompt is taken twice. If no prompt has a
+    coefficient, the list contains only the first prompt with a text; if none has a text, it is empty.
     """
     each = within(tokens)
     defined = each[each["r"].notna()]
@@ -83,39 +82,39 @@ def chosen(tokens: pd.DataFrame) -> list[Pick]:
     for rule, candidates in rules.items():
         taken = {pick.prompt for pick in picks}
         left = [prompt for prompt in candidates if prompt not in taken][:1]
-        again = " of those not shown yet" if left != list(candidates[:1]) else ""
+        again = " among those not shown yet" if left != list(candidates[:1]) else ""
         picks += [Pick(int(p), float(part.loc[p, "r"]), _sentence(rule, again, p, part, bound)) for p in left]
     return picks
 
 
 def _sentence(rule: str, again: str, prompt: int, part: pd.DataFrame, bound: int) -> str:
     why = {
-        "The median prompt": "the coefficient in the middle",
+        "The median prompt": "the median coefficient",
         "The most correlated prompt": "the coefficient furthest from 0",
         "The least correlated prompt": "the coefficient nearest to 0",
     }[rule]
     group = "prompt" if len(part) == 1 else "prompts"
     coefficient = f"{part.loc[prompt, 'r']:z.2f}".replace("-", "\N{MINUS SIGN}")
     return (
-        f"**{rule}**, number {prompt} (the first is 0): of the {len(part)} {group} with at least {bound} tokens that "
-        f"had a choice, it has {why}{again}, {coefficient} over {part.loc[prompt, 'tokens']} tokens."
+        f"**{rule}**, prompt {prompt}: of the {len(part)} {group} with at least {bound} tokens with more than one "
+        f"candidate, it has {why}{again}, {coefficient} over {part.loc[prompt, 'tokens']} tokens."
     )
 
 
 def corners(
     tables: Mapping[tuple[str, str], pd.DataFrame], each: int = 3, readable: int = READABLE, before: int = BEFORE
 ) -> pd.DataFrame:
-    """Tokens at the corners of the plane of entropy and cosine, ``each`` a corner, by rule.
+    """Tokens at the corners of the plane of entropy and cosine, ``each`` per corner, by rule.
 
     Both quantities are ranked among all tokens with k > 1 of all ``tables``, as shares from 0 to 1
     (equal values share a rank). A token's distance from a corner is the larger of its two ranks'
-    distances, so that it lies as far out in both as can be; the sum of the two settles ties. The
-    nearest ones are taken that have at most ``readable`` candidates, follow at least ``before``
-    tokens of the same text, and come from a prompt that no other has been taken from. The corners
-    take turns, one token each: where there are few prompts, none of them goes without for another.
+    distances, so that it has to be extreme in both; the sum of the two breaks ties. The
+    nearest tokens are taken that have at most ``readable`` candidates, follow at least ``before``
+    tokens of the same text, and come from a prompt from which no other token was taken. The corners
+    take turns, one token each, so that no corner stays empty for the sake of another if there are few prompts.
 
     Columns: corner, then those of a table, then ``entropy_rank`` and ``cosine_rank``; the corners in
-    the order of `CORNERS`, the nearest token first. Fewer rows where there are not enough tokens.
+    the order of `CORNERS`, the nearest token first. Fewer rows if there are not enough tokens.
     """
     left = _ranked(tables)
     left = left[(left["k"] <= readable) & (left["step"] >= before) & (left["token"] >= 0)]
@@ -135,10 +134,10 @@ def corners(
 
 
 def reach(tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE) -> tuple[int, float, float]:
-    """How far `corners` can go: how many tokens have k > 1, and what leaving out the long lists costs.
+    """The reach of `corners`: how many tokens have k > 1, and what leaving out the long lists costs.
 
-    The second value is the share of those tokens that has more than ``readable`` candidates, the
-    third the highest rank of entropy (0 to 1) among the others; NaN where there are none.
+    The second value is the share of those tokens that have more than ``readable`` candidates, the
+    third the highest rank of entropy (0 to 1) among the others; NaN if there are none.
     """
     ranked = _ranked(tables)
     shown = ranked["k"] <= readable
@@ -153,7 +152,7 @@ def _ranked(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
 
 
 def _nearest(ranked: pd.DataFrame, ends: tuple[bool, bool]) -> list[int]:
-    """Places of the rows of ``ranked``, one a prompt: its nearest to the corner, the nearest of all first."""
+    """Places of the rows of ``ranked``, one per prompt: its nearest to the corner, the nearest of all first."""
     columns = zip(("entropy_rank", "cosine_rank"), ends, strict=True)
     one, other = ((1 - ranked[column] if high else ranked[column]) for column, high in columns)
     order = np.lexsort((one + other, np.maximum(one, other)))
@@ -161,18 +160,17 @@ def _nearest(ranked: pd.DataFrame, ends: tuple[bool, bool]) -> list[int]:
 
 
 def pooled(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
-    """Some cells as one table, in the order of their names."""
+    """Several runs as one table, in the order of their names."""
     names = {"model": object, "dataset": object}  # categories of different tables do not join
     tables = tables or {("", ""): table([], "", "")}
     return pd.concat([part.astype(names) for _, part in sorted(tables.items())], ignore_index=True)
 
 
 def numbers(token: Any) -> str:
-    """A row of `corners`, as `itertuples` gives it, in a line of markdown: where it is from, and its numbers."""
+    """A row of `corners`, as `itertuples` gives it, as a line of Markdown: its origin and its numbers."""
     cosine = f"{token.cosine:z.2f}".replace("-", "\N{MINUS SIGN}")
     return (
-        f"**{literal(token.dataset)}**, prompt number {token.prompt} (the first is 0), "
-        f"token {token.step + 1} (the first is 1): "
+        f"**{literal(token.dataset)}**, prompt {token.prompt}, token {token.step} (both counted from 0): "
         f"entropy {token.entropy:.2f} nats ({_percentile(token.entropy_rank)}), "
         f"cosine similarity {cosine} ({_percentile(token.cosine_rank)}), {token.k} candidates."
     )

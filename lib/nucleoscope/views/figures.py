@@ -1,8 +1,8 @@
-"""A table in, a figure out: plotly figures for the notebooks and the book, matplotlib for the paper.
+"""From tables to figures: plotly for the notebooks and the book, matplotlib for the paper.
 
 Contract: figures carry no data of their own and read no files. Colours are Okabe and Ito's
 ("Color Universal Design", 2008), which colour-blind readers tell apart. Importing this module
-makes notebooks store figures as plotly's JSON alone: JupyterLab draws that, and plotly.js is
+makes notebooks store figures as plotly's JSON only: JupyterLab draws that, and plotly.js is
 not copied into every notebook.
 """
 
@@ -28,7 +28,7 @@ from nucleoscope.store.results import choices, select
 plotly.io.renderers.default = "plotly_mimetype"
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 FONTS = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8}  # 42: letters stay letters in the pdf
-MOST = 20_000  # points that one scatter plot carries: more make the page heavy, and lie on each other
+MOST = 20_000  # points in one scatter plot: more make the page heavy, and overlap
 _EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
@@ -36,11 +36,11 @@ Tables = Mapping[tuple[str, str], pd.DataFrame]
 def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Figure:
     """Every token with k > 1 as a point, and the median of ``y`` in 50 equal-width bins of ``x``.
 
-    Of more than `MOST` tokens every so-manyth is a point, and the title says so. The medians are those of all.
+    Of more than `MOST` tokens every n-th is drawn, and the title gives n. The medians are those of all tokens.
     """
     pairs, bins = pairs_of(table, x, y), bins_of(table, x, y)
     every, title = -(-len(pairs) // MOST), f"{len(pairs):,} tokens with more than one candidate"
-    figure = go.Figure(layout=layout(title + (f", one point for every {every}" if every > 1 else ""), height=460))
+    figure = go.Figure(layout=layout(title + (f", every {_ordinal(every)} one drawn" if every > 1 else ""), height=460))
     pairs = pairs[:: max(every, 1)]
     if bins:
         held = bins.count > 0
@@ -49,7 +49,7 @@ def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Fi
             go.Scattergl(x=pairs[x], y=pairs[y], mode="markers", marker=point, name="token", hoverinfo="x+y")
         )
         figure.add_trace(
-            go.Scattergl(  # as the points: what WebGL draws lies over what SVG draws
+            go.Scattergl(  # WebGL, like the points: WebGL is drawn above SVG
                 x=bins.centers[held],
                 y=bins.medians()[held],
                 customdata=bins.count[held],
@@ -65,7 +65,7 @@ def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Fi
 
 
 def distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosine") -> go.Figure:
-    """Histograms of two quantities over the tokens with k > 1, counted here: a page carries the bins."""
+    """Histograms of two quantities over the tokens with k > 1, binned here so that a page contains only the bins."""
     pairs = choices(table)
     figure = make_subplots(1, 2, horizontal_spacing=0.1)
     for column, (name, color) in enumerate(((left, BLUE), (right, GREEN)), 1):
@@ -82,7 +82,7 @@ def distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosi
 
 
 def layout(title: str, height: int) -> dict:
-    """What all figures share: see-through, in a grey that reads on a light and on a dark page."""
+    """The layout that all figures share: transparent, with a grey that is legible on light and dark pages."""
     axis = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.4)"}
     return {
         "title": {"text": title, "font": {"size": 15}},
@@ -99,7 +99,7 @@ def layout(title: str, height: int) -> dict:
 def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
     """The published figure: models down, data sets across; the median of y in 50 equal-width bins of x.
 
-    The band is one standard deviation of the bin's tokens to either side. A missing cell is blank.
+    The band is one standard deviation of the bin's tokens to either side. A missing run is blank.
     """
     models, datasets = rows_and_columns(tables)
     tables = select(tables, columns={"prompt", "k", x, y})
@@ -121,7 +121,7 @@ def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
         for row, model in enumerate(models):
             axes[row, -1].annotate(model, (1.03, 0.5), ha="left", va="center", rotation=-90, **_EDGE)
             axes[row, np.argmax(there[row])].tick_params(labelleft=True)
-        key = ["median of a bin", "one standard deviation to either side"]
+        key = ["median of a bin", "± one standard deviation"]
         drawn = [axes.flat[place] for place in np.flatnonzero(there)[:1]]
         handles = [handle for panel in drawn for handle in (panel.lines[0], panel.collections[0])]
         figure.legend(handles, key[: len(handles)], loc="outside upper left", ncols=2, frameon=False)
@@ -133,9 +133,9 @@ def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
 
 
 def save(figure: Figure, *paths: Path) -> None:
-    """Writes the figure in the format that each path's ending names, whole or not at all, 300 dpi.
+    """Writes the figure in the format of each path's extension, completely or not at all, with 300 dpi.
 
-    The same figure gives the same bytes: a date in a PDF's fonts or header is 1970.
+    The same figure gives the same bytes: dates in a PDF's fonts and header are 1970.
     """
     with rc_context(FONTS), _undated():
         for path in paths:
@@ -158,12 +158,12 @@ def _undated() -> Iterator[None]:
 
 
 def _paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
-    """Draws one cell; False where there is nothing to draw, and the panel is blank."""
+    """Draws one run; False if there is nothing to draw and the panel is blank."""
     bins = bins_of(table, x, y)
     if bins is None:
         axes.axis("off")
         return False
-    median, deviation = bins.medians(), bins.deviations()  # NaN in an empty bin: the line breaks there
+    median, deviation = bins.medians(), bins.deviations()  # NaN in an empty bin interrupts the line
     axes.fill_between(bins.centers, median - deviation, median + deviation, color=SKY, alpha=0.45, linewidth=0)
     axes.plot(bins.centers, median, ".-", color=BLUE, linewidth=1.2, markersize=1.5)  # a lone bin is a dot
     axes.grid(color="0.85", linewidth=0.5)
@@ -177,20 +177,20 @@ def rows_and_columns(tables: Tables) -> tuple[list[str], list[str]]:
 
 
 def pairs_of(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """The tokens with k > 1 of which both quantities are known."""
+    """The tokens with k > 1 for which both quantities are known."""
     pairs = choices(table[["prompt", "k", x, y]])
     return pairs[np.isfinite(pairs[[x, y]]).all(axis=1)]
 
 
 def bins_of(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
-    """The bins of a cell, or None where there is nothing to show."""
+    """The bins of a run, or None if there is nothing to show."""
     if table is None or (pairs := pairs_of(table, x, y)).empty:
         return None
     return Bins(pairs[x].to_numpy(), pairs[y].to_numpy(), pd.factorize(pairs["prompt"])[0])
 
 
 def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 20) -> go.Figure:
-    """One line for each cell: the median of y in the bins of x that hold at least so many tokens."""
+    """One line per run: the median of y in the bins of x that contain at least ``least`` tokens."""
     colors, dashes = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY), ("solid", "dash", "dot", "dashdot", "longdash")
     models, datasets = rows_and_columns(tables)
     tables = select(tables, columns={"prompt", "k", x, y})
@@ -200,7 +200,7 @@ def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 
         if bins is None:
             continue
         held = bins.count >= least
-        # With one model colours tell data sets apart, else models; the dash does for the other.
+        # With one model, colours distinguish data sets; with several, colours distinguish models and dashes data sets.
         color, dash = models.index(model), datasets.index(dataset)
         color, dash = (color, dash) if len(models) > 1 else (dash, 0)
         name = f"{model}, {dataset}" if len(models) > 1 else dataset
@@ -221,7 +221,7 @@ def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 
 
 
 def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure:
-    """Our coefficients of every cell with their 95 % intervals, and the published ones where there are any."""
+    """Our coefficients of every run with their 95 % intervals, and the published ones of the same runs."""
     figure = make_subplots(1, 2, shared_yaxes=True, column_titles=["Pearson", "Spearman"], horizontal_spacing=0.04)
     both = statistics[["Model", "Dataset"]].merge(published, how="left")
     names = [f"{row.Model}<br>{row.Dataset}" for row in statistics.itertuples()]
@@ -238,6 +238,8 @@ def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure
             ),
             row=1, col=column,
         )  # fmt: skip
+        if both[f"{kind} r"].isna().all():
+            continue
         hover = "%{x:.3f}<extra>published, %{y}</extra>"
         marker = {"size": 11, "color": VERMILLION, "symbol": "diamond-open", "line": {"width": 2}}
         figure.add_trace(
@@ -248,13 +250,14 @@ def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure
     figure.update_layout(legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"})
     figure.update_layout(legend_title_text="", legend_yref="container", legend_yanchor="top")
     figure.update_yaxes(autorange="reversed")
-    return described(figure, "Coefficients of every cell with their intervals, beside the published ones")
+    also = ", with those of the published study" if both["Pearson r"].notna().any() else ""
+    return described(figure, f"Coefficients of every run with their intervals{also}")
 
 
 def fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
-    """Medians of one cell or pool, sized by their tokens, and the curves fitted to them; a menu picks the cell.
+    """Medians of one run or pool, sized by their tokens, and the curves fitted to them; a menu selects the run.
 
-    ``lines`` are those of `fits.lines`, ``csv`` the file that holds them, if any.
+    ``lines`` are those of `fits.lines`, ``csv`` the file that contains them, if any.
     """
     groups = list(lines.groupby(["Model", "Dataset"], sort=False))
     kinds = {"constant": "#999999", "line": PURPLE, "unimodal": VERMILLION, "gamma": GREEN, "log-normal": ORANGE}
@@ -295,10 +298,16 @@ def _columns(content: list[dict]) -> dict:
 
 
 def short(values: np.ndarray | pd.Series) -> list:
-    """Four decimals, None for NaN: what a page carries for each number."""
+    """Four decimals, None for NaN: the form of numbers in a page."""
     return [None if np.isnan(value) else round(float(value), 4) for value in values]
 
 
+def _ordinal(n: int) -> str:
+    """English: 2nd, 3rd, 4th, 11th, 21st."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th") if n % 100 not in (11, 12, 13) else "th"
+    return f"{n}{ending}"
+
+
 def described(figure: go.Figure, text: str, csv: str = "") -> go.Figure:
-    """The figure with words for those who cannot see it, and the file with its data, if there is one beside it."""
+    """The figure with a text alternative and, if there is one, the name of the file with its data."""
     return figure.update_layout(meta={"alt": text, **({"csv": csv} if csv else {})})

@@ -1,7 +1,7 @@
-"""Tables of all cells in, one figure of panels out, with switches for what it shows.
+"""One figure with a panel for every run, with switches for what it shows.
 
 Contract: as `figures`. One switch sets which traces are visible (median, mean, density), the other
-what is in them (the pair of quantities), so neither undoes the other.
+their content (the pair of quantities), so neither undoes the other.
 """
 
 from itertools import chain
@@ -39,7 +39,7 @@ FIELDS = (40, 30)  # of a density, along x and y
 def binned(
     tables: Tables, pairs: tuple[tuple[str, str], ...] = PAIRS, resamples: int = 500, seed: int = 0
 ) -> pd.DataFrame:
-    """What the panels show of bins, one row a bin that holds tokens, for each cell and pair of quantities.
+    """The bins that the panels show: one row per bin with tokens, for each run and pair of quantities.
 
     Columns: Model, Dataset, x, y (names of the quantities), center, tokens, median and mean each with
     the bounds of its 95 % interval from resampled prompts (low, high), deviation (one standard
@@ -71,9 +71,9 @@ def _bin_rows(bins: Bins, resamples: int, seed: int) -> pd.DataFrame:
 
 
 def grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
-    """The paper's figure to explore: median, mean or density, for each pair of quantities.
+    """An interactive version of the paper's figure: median, mean or density, for each pair of quantities.
 
-    ``rows`` are those of `binned`, ``csv`` the file that holds them, if any. The bars are 95 %
+    ``rows`` are those of `binned`, ``csv`` the file that contains them, if any. The bars are 95 %
     intervals of a bin's median or mean; the band is one standard deviation. Hover gives the bin's
     count and interval.
     """
@@ -99,12 +99,12 @@ def grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
     figure.update_layout(layout("", height=190 + 190 * len(models)), showlegend=False, updatemenus=switches)
     figure.update_layout(margin={"t": 120, "r": 40, "l": 70, "b": 70}).update_annotations(font_size=12)
     figure.update_xaxes(nticks=5, tickangle=0)
-    text = "Median cosine similarity over entropy for every model and data set, one panel each"
+    text = "Median cosine similarity against entropy, one panel for each model and data set"
     return described(figure, text, csv)
 
 
 def _panel(rows: pd.DataFrame | None, table: pd.DataFrame, x: str, y: str) -> list[dict]:
-    """What the seven traces of `_traces` show of one pair, in their order, as plain lists."""
+    """The data of the seven traces of `_traces` for one pair, in their order, as plain lists."""
     if rows is None:
         return [{"x": [], "y": []} for _ in range(6)] + [{"x": [], "y": [], "z": []}]
     center, found = short(rows["center"]), []
@@ -157,7 +157,7 @@ def _traces(name: str) -> list:
 
 
 def _switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ...], titles: int) -> list[dict]:
-    """Two switches that do not meddle with each other: one sets what is visible, one what is in it."""
+    """Two independent switches: one sets which traces are visible, the other their content."""
     panels = len(contents[0]) // 7
     views = {"median": [0, 1, 2], "mean": [3, 4, 5], "density": [6]}
     look = {"x": 0, "xanchor": "left", "yanchor": "bottom", "bgcolor": "#dddddd", "font": {"color": "#222222"}}
@@ -168,7 +168,7 @@ def _switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ...], ti
     keys = ("x", "y", "z", "customdata", "error_y.array", "error_y.arrayminus")
     chosen = [
         {
-            "label": f"{y} over {x}".replace("_", " "),
+            "label": f"{y} against {x}".replace("_", " "),
             "method": "update",
             "args": [
                 {key: [values.get(key) for values in content] for key in keys},

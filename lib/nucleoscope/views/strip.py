@@ -1,12 +1,12 @@
-"""A record in, its text out as a strip: tokens tinted by a quantity, and a card for each.
+"""The text of a record as a strip of tokens tinted by a quantity, with a card for each token.
 
-Contract: what `strip` returns is HTML that needs nothing else, no network, no kernel and no other
-file, and works any number of times on a page, in JupyterLab and in the book, in both of their
-themes. All text that comes from a model or a data set is escaped. ``static/strip.js`` does what
-moves, ``static/strip.css`` says how it looks; both travel in every strip.
+Contract: `strip` returns HTML that is complete: it needs no network, no kernel and no other
+file, and works any number of times on a page, in JupyterLab and in the book, in the light and the dark
+theme. All text that comes from a model or a data set is escaped. Every strip contains
+``static/strip.js`` (behaviour) and ``static/strip.css`` (appearance).
 
-A strip tells the page what its reader looks at: its element sends the event ``nucleoscope-token``
-with ``detail.step``, the token's number in the record, or null.
+A strip reports to the page which token its reader looks at: its element sends the event ``nucleoscope-token``
+with ``detail.step``, the token's number in the record counted from 0, or null.
 """
 
 import html
@@ -26,12 +26,12 @@ from nucleoscope.views.token_text import Reader, encodable
 
 NEEDED = ("tokens", "top_p_probs", "entropies", "cosines")
 WHOSE = ("drawn", "the text's")
-FOLDED = 300  # characters of a prompt from which it is folded away
-FOCUS = "Text. The arrow keys move from token to token, Escape closes the card."
+FOLDED = 300  # characters of a prompt from which it is collapsed
+FOCUS = "Text. The arrow keys move from token to token; Escape closes the card."
 
 
 class Background(NamedTuple):
-    """What a strip needs to know of the other tokens: see `background`."""
+    """What a strip needs to know about the other tokens: see `background`."""
 
     scales: dict[str, tuple[float, float, float]]  # quantity -> least value, end of the colour scale, greatest value
     line: list[list[float]]  # the medians of cosine similarity in the bins of entropy: [[x, y], ...]
@@ -51,22 +51,22 @@ def strip(
 ) -> str:
     """The text of one record as HTML, its tokens tinted by ``quantity``; readers may choose another.
 
-    record: as `generation.measure` makes them. tokenizer: of its model, or a `text.Reader` of it.
-    table: the tokens of the cell or cells that it comes from (see `results.load_cells`): the colour
-    scales then reach over all of them, not over this text, and cards draw their median line. For
-    many strips of one table give its `background` instead, which is then worked out once. ``whose``:
-    "drawn" where the model wrote the text, "the text's" where it was there before.
-    ``first`` and ``last`` cut out the tokens first <= step < last. ``shown`` is a token whose card
+    record: as `generation.measure` returns it. tokenizer: of its model, or a `token_text.Reader` of it.
+    table: the tokens of the run or runs that it comes from (see `results.load_cells`): the colour
+    scales then cover all of them, not only this text, and cards draw their median line. For
+    many strips of one table pass its `background` instead, so that it is computed once. ``whose``:
+    "drawn" if the model wrote the text, "the text's" if the text existed before.
+    Only the tokens ``first`` <= step < ``last`` are shown. ``shown`` is a token whose card
     stays open. Cards list the ``most`` likely candidates and the token itself.
 
-    Raises ValueError for an unknown quantity or ``whose``, for a token ``shown`` that is cut out, and
-    for records that lack what a strip shows: the published study's files hold no tokens.
+    Raises ValueError for an unknown quantity or ``whose``, for a token ``shown`` outside first and last, and
+    for records that lack what a strip shows: the published study's files contain no tokens.
     """
     lacking = [name for name in NEEDED if name not in record]
     if lacking:
-        raise ValueError(f"the record has no {' and no '.join(lacking)}: a strip cannot be made of it")
+        raise ValueError(f"the record has no {' and no '.join(lacking)}, which a strip needs")
     if whose not in WHOSE:
-        raise ValueError(f"whose is '{whose}': it must be {' or '.join(WHOSE)}")
+        raise ValueError(f"whose is '{whose}'; it must be {' or '.join(WHOSE)}")
     columns = _columns(record)
     if quantity not in columns:
         raise ValueError(f"quantity is '{quantity}'; this record has {', '.join(columns)}")
@@ -74,7 +74,7 @@ def strip(
     tokens = [int(token) for token in record["tokens"]]
     units, first, last = _window(reader.units(tokens), first, len(tokens) if last is None else last)
     if shown is not None and not first <= shown < last:
-        raise ValueError(f"token {shown} cannot be shown: the strip goes from {first} to {last}")
+        raise ValueError(f"token {shown} cannot be shown: the strip has tokens {first} to {last - 1}")
     behind = background(table) if isinstance(table, pd.DataFrame) else table or Background({}, [])
     data = {
         "quantity": quantity,
@@ -87,13 +87,13 @@ def strip(
         "shown": None if shown is None else shown - first,
     }
     before, after = "… " if first else "", " …" if last < len(tokens) else ""
-    empty = "(the model ended this text at once)" if whose == "drawn" and not tokens else "(no token was measured)"
+    empty = "(the model ended this text immediately)" if whose == "drawn" and not tokens else "(no token was measured)"
     spans = before + "".join(map(_span, units)) + after if units else empty
     return _page(encodable(record["prompt"]), spans, data)
 
 
 def background(table: pd.DataFrame) -> Background:
-    """What the strips of a table's texts have in common: the ends of the colour scales, the median line."""
+    """What the strips of a table's texts share: the ends of the colour scales and the median line."""
     pairs = choices(table)
     columns = {
         name: pairs if quantities.needs_pair(name) else table for name in quantities.list_titles() if name in table
@@ -103,7 +103,7 @@ def background(table: pd.DataFrame) -> Background:
 
 
 def _ends(values: np.ndarray) -> tuple[float, float, float] | None:
-    """The least of some values, that which all but one in a hundred do not pass, and the greatest."""
+    """The minimum, the 99th percentile and the maximum of the finite values; None if there are none."""
     known = values[np.isfinite(values)]
     return (float(known.min()), float(np.quantile(known, 0.99)), float(known.max())) if len(known) else None
 
@@ -121,7 +121,7 @@ def _columns(record: dict) -> dict[str, np.ndarray]:
 
 
 def _window(units: list, first: int, last: int) -> tuple[list, int, int]:
-    """The units that hold the tokens first <= step < last, and the steps where those begin and end."""
+    """The units that contain the tokens first <= step < last, and the steps at which they begin and end."""
     ends = np.cumsum([0, *(unit.tokens for unit in units)]).tolist()
     kept = [place for place in range(len(units)) if ends[place + 1] > first and ends[place] < last]
     if not kept:
@@ -130,7 +130,7 @@ def _window(units: list, first: int, last: int) -> tuple[list, int, int]:
 
 
 def _scale(name: str, values: np.ndarray, behind: Background, first: int, last: int) -> dict:
-    """A quantity as the script wants it: its label, the ends of its colour scale, and its values.
+    """A quantity in the script's form: its label, the ends of its colour scale, and its values.
 
     The scale ends where all but one in a hundred tokens lie: one odd token must not make the rest
     pale. Tokens beyond an end, here or in the table, have its colour: ``over`` and ``under`` say so.
@@ -152,11 +152,11 @@ def _scale(name: str, values: np.ndarray, behind: Background, first: int, last: 
 
 
 def _cards(record: dict, reader: Reader, first: int, last: int, most: int) -> dict:
-    """The candidates of the tokens from ``first`` to ``last``: ``words``, and by token what is in its card.
+    """The candidates of the tokens from ``first`` to ``last``: ``words``, and the content of each token's card.
 
-    A token is [its word, the words of its likeliest candidates, their probabilities, how many more
-    there are, their mass, that of the nucleus, the token's place in it or -1], and where it is not
-    among those listed its probability, which outside the nucleus follows from its surprisal.
+    A token is [its word, the words of its likeliest candidates, their probabilities, the number of further
+    candidates, their mass, that of the nucleus, the token's place in it or -1], and, if the token is not
+    among those listed, its probability, which outside the nucleus follows from its surprisal.
     """
     outside = np.exp(-np.asarray(record.get("surprisals", [np.nan] * len(record["tokens"])), dtype=float))
     words: dict[str, int] = {}
@@ -187,7 +187,7 @@ def _line(pairs: pd.DataFrame) -> list:
 
 
 def _short(value: float) -> float | int | None:
-    """Three significant digits, None for what is no number: what a page carries for each."""
+    """Three significant digits, None for what is not a number: the form of numbers in a page."""
     if not np.isfinite(value):
         return None
     rounded = float(f"{value:.3g}")
@@ -195,15 +195,15 @@ def _short(value: float) -> float | int | None:
 
 
 def _span(unit: Any) -> str:
-    """A unit of text. Spans have no box of their own (no padding, no isolation): letters join across them."""
-    text = html.escape(unit.text, quote=False).replace("\n", "<i></i>\n")  # the script's sign of a line break
+    """A unit of text. Spans have no padding and no isolation, so that letters join across them."""
+    text = html.escape(unit.text, quote=False).replace("\n", "<i></i>\n")  # marks a line break for the script
     size = f' data-n="{unit.tokens}"' if unit.tokens > 1 else ""
     unseen = "" if any(unicodedata.category(letter) != "Cf" for letter in unit.text) else ' class="ns-unseen"'
     return f"<span{size}{unseen}>{text}</span>"
 
 
 def _page(prompt: str, spans: str, data: dict) -> str:
-    # "<" cannot stand in a script: "</script>" would end it and "<!--" hide what follows
+    # a script must not contain "<": "</script>" would end it, and "<!--" would hide what follows
     payload = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", r"\u003c")
     style, script = (
         resources.files("nucleoscope.views").joinpath(f"static/strip.{kind}").read_text() for kind in ("css", "js")
@@ -212,7 +212,7 @@ def _page(prompt: str, spans: str, data: dict) -> str:
         f'<option value="{place}"{" selected" if scale["name"] == data["quantity"] else ""}>{scale["label"]}</option>'
         for place, scale in enumerate(data["quantities"])
     )
-    # JupyterLab takes arrow keys for its own where nothing says that they are ours.
+    # Without this attribute JupyterLab handles the arrow keys itself.
     return (
         f'<div class="nucleoscope-strip" data-lm-suppress-shortcuts="true">\n<style>{style}</style>\n'
         f'<div class="ns-bar"><label>Tint by <select>{options}</select></label> <span class="ns-legend"></span></div>\n'

@@ -1,8 +1,8 @@
-"""Statistics in, files for readers and papers out: csv with every number, LaTeX with the main ones.
+"""From statistics to files for readers and papers: csv with every number, LaTeX with the main ones, sentences.
 
 Contract: frames as `correlation.statistics` and `fits.statistics` make them; nothing is computed
 here but rounding. The LaTeX is a bare tabular for an article with the packages booktabs and
-multirow; what is missing is a dash, and a comment above the table says why.
+multirow; a dash marks a missing value, and a comment above the table says why it is missing.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from nucleoscope.stats.correlation import power_of_ten
 from nucleoscope.stats.curves import FORMULAS
 
 CELL = ["Model", "Dataset"]
-CURVE = "unimodal"  # the study's, the one that the LaTeX table of the fits is about
+CURVE = "unimodal"  # the study's curve, the subject of the LaTeX table of the fits
 
 
 def write(text: str, path: Path) -> None:
@@ -43,7 +43,7 @@ def correlation_tex(statistics: pd.DataFrame) -> str:
         "given $k$": statistics["partial Spearman r"].map(_number),
     }
     head = (
-        "% Entropy and cosine similarity over tokens with k > 1. The p-values take all tokens for independent,\n"
+        "% Entropy and cosine similarity over tokens with k > 1. The p-values treat tokens as independent,\n"
         "% as the published study does; the intervals of the short table do not. within: the mean of Spearman's\n"
         "% coefficients within prompts; given k: Spearman's partial coefficient.\n"
     )
@@ -57,7 +57,7 @@ def correlation_short_tex(statistics: pd.DataFrame) -> str:
 
 
 def fits_tex(statistics: pd.DataFrame) -> str:
-    """The study's curve on every cell and pool: its parameters, then how good it is beside the others."""
+    """The study's curve for every run and pool: its parameters, then its quality compared with the other curves."""
     rows = statistics[statistics["Curve"] == CURVE].reset_index(drop=True)
     best = statistics[statistics["delta AICc"] == 0].groupby(CELL, sort=False)["Curve"].first()
     quality = {
@@ -69,7 +69,7 @@ def fits_tex(statistics: pd.DataFrame) -> str:
         "of spline": rows["of spline"].map(_number),
     }
     parameters = {f"${name}$": _bounded(rows, name, name, digits) for name, digits in (("a", 2), ("b", 2), ("c", 3))}
-    head = f"% The curve is {FORMULAS[CURVE]}; of spline: its R2 over tokens by that of a spline fitted to them.\n"
+    head = f"% The curve is {FORMULAS[CURVE]}; of spline: its R2 over tokens divided by that of a spline.\n"
     return head + _tabular(rows, parameters) + "\n\\bigskip\n\n" + _tabular(rows, quality)
 
 
@@ -105,7 +105,7 @@ def _number(value: float, digits: int = 2) -> str:
 
 
 def _power(log10: float) -> str:
-    """The p whose log10 this is, as LaTeX: a power of ten where it is small."""
+    """The p with this log10, as LaTeX: a power of ten if it is small."""
     text = "--" if pd.isna(log10) else power_of_ten(log10, 1)
     mantissa, small, exponent = text.partition("e")
     return f"${mantissa}{{\\cdot}}10^{{{int(exponent)}}}$" if small else text if text == "--" else f"${text}$"
@@ -119,7 +119,7 @@ def show(frame: pd.DataFrame) -> HTML:
 
 
 def readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
-    """The coefficients of one pair for readers: value [interval], all cells; ``of`` as in the columns' names."""
+    """The coefficients of one pair for readers: value [interval], all runs; ``of`` as in the columns' names."""
     kinds = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman")
     prefix = f"{of}: " if of else ""
     columns = {name: statistics[name] for name in CELL}
@@ -128,8 +128,47 @@ def readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
     return _with_notes(columns, statistics["note"])
 
 
+def describe_coefficients(statistics: pd.DataFrame) -> str:
+    """Sentences on Spearman's coefficients of all runs, plain and given k; runs without a coefficient do not count."""
+    both = statistics[["Spearman r", "partial Spearman r"]].dropna()
+    if both.empty:
+        return "No run has enough of them for a coefficient."
+    plain, given = both["Spearman r"], both["partial Spearman r"]
+    text = (
+        f"Spearman's coefficient of entropy and cosine similarity is {_range(plain)}; "
+        f"given the number of candidates it is {_range(given)}. "
+        "If the two differ, part of the relation comes from the number of candidates alone."
+    )
+    turned = plain * given < 0
+    if turned.all() and given.min() * given.max() > 0:
+        more = "more" if given.iloc[0] > 0 else "less"
+        text += (
+            " Here even the sign differs: among choices with equally many candidates, "
+            f"more entropy goes with *{more}* similar candidates."
+        )
+    elif turned.any():
+        text += f" In {turned.sum()} of {len(both)} runs even the sign differs."
+    return text
+
+
+def describe_comparison(common: int, published: int, measured: int) -> str:
+    """A sentence on how many of the ``published`` runs are among the ``measured`` ones, and how to compare them."""
+    if not common:
+        return f"None of the {published} published runs was measured here, so there is nothing to compare."
+    return (
+        f"{common} of the {published} published runs are among the {measured} measured here; diamonds mark them in the "
+        "figure below. The published coefficients have no intervals, and they vary with the choice of prompts as ours "
+        "do: a gap of up to two interval widths is no evidence of a difference."
+    )
+
+
+def _range(values: pd.Series) -> str:
+    low, high = (f"{value:z.2f}".replace("-", "\N{MINUS SIGN}") for value in (values.min(), values.max()))
+    return low if low == high else f"between {low} and {high}"
+
+
 def parameters(fits: pd.DataFrame, curve: str, digits: dict[str, int]) -> pd.DataFrame:
-    """Parameters of one curve for readers, to so many digits: value [interval], all cells and pools."""
+    """Parameters of one curve for readers, each to its number of digits: value [interval], all runs and pools."""
     rows = fits[fits["Curve"] == curve]
     columns = {name: rows[name] for name in CELL}
     columns |= {name: _spans(rows, name, number) for name, number in digits.items()}
@@ -155,11 +194,11 @@ def explained(fits: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_notes(columns: dict, notes: pd.Series) -> pd.DataFrame:
-    """Rows by cell; a column of notes only where there are any."""
+    """Rows by run; a column of notes only if there are any."""
     return pd.DataFrame({**columns, **({"note": notes} if notes.any() else {})}).set_index(CELL)
 
 
 def _spans(rows: pd.DataFrame, name: str, digits: int, value: str = "") -> list[str]:
-    """'value [low, high]' of a column, nothing where it is missing."""
+    """'value [low, high]' of a column, empty if it is missing."""
     found = zip(rows[value or name], rows[f"{name} low"], rows[f"{name} high"], strict=True)
     return ["" if pd.isna(x) else f"{x:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" for x, low, high in found]

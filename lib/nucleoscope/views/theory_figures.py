@@ -1,4 +1,4 @@
-"""The figures of the theory page, made of curves.
+"""The figures of the theory page.
 
 Contract: arrays in, plotly figures out; only `measured` reads files. Figures look like those of
 `nucleoscope.views.figures` and carry their alternative text in ``layout.meta["alt"]``.
@@ -27,9 +27,9 @@ def curves(
     stacked: bool = False,
     log: str = "",
 ) -> go.Figure:
-    """``lines`` over one ``x``, and ``dots`` with an x of their own, below (title, x title, y title).
+    """``lines`` against one ``x``, and ``dots`` with an x of their own; ``titles``: title, x title, y title.
 
-    ``stacked`` piles the lines up as areas; ``log`` names the axes ("x", "y", "xy") with a logarithmic scale.
+    ``stacked`` stacks the lines as areas; ``log`` names the axes ("x", "y", "xy") with a logarithmic scale.
     """
     figure = go.Figure(layout=layout(titles[0], height=440))
     for place, (name, (across, up)) in enumerate((dots or {}).items()):
@@ -57,12 +57,12 @@ def histograms(samples: Mapping[str, np.ndarray], marks: Sequence[float], titles
 
 
 def _short(values: np.ndarray) -> np.ndarray:
-    """Six digits: a page carries its figures' numbers."""
+    """Six digits, because a page contains the numbers of its figures."""
     return np.array([float(f"{value:.6g}") for value in np.asarray(values, float)])
 
 
 def _finish(figure: go.Figure, titles: Sequence[str], alt: str, log: str) -> go.Figure:
-    """Axes, and a legend below the plot, where it hides nothing on a narrow screen."""
+    """Adds axes, and a legend below the plot, where it covers nothing on a narrow screen."""
     powers = {"type": "log", "dtick": 1, "minor": {"ticks": "outside", "tickcolor": "#777777"}}
     figure.update_xaxes(title=titles[1], **(powers | {"exponentformat": "none"} if "x" in log else {}))
     figure.update_yaxes(title=titles[2], **(powers | {"exponentformat": "power"} if "y" in log else {}))
@@ -76,7 +76,7 @@ def measured(results_dir: str) -> go.Figure | None:
     table = pd.concat([results.choices(table) for _, table in found] or [pd.DataFrame()])
     if not len(table):
         return None
-    size = 2.0 ** (np.floor(2 * np.log2(table["k"])) / 2)  # two bins an octave
+    size = 2.0 ** (np.floor(2 * np.log2(table["k"])) / 2)  # two bins per octave
     groups = table.groupby(size)["cosine"]
     shares = {"median": 0.5, "95 %": 0.95, "5 %": 0.05}
     quantiles = pd.DataFrame({name: groups.quantile(share) for name, share in shares.items()})[groups.size() >= 20]

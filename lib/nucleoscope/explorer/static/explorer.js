@@ -1,7 +1,7 @@
 // The running text of notebooks/explore.py: tokens that can be pointed at, clicked and walked through.
-// All text comes in by textContent: what a model writes is shown, never run.
+// All text is set by textContent: what a model writes is shown, never executed.
 
-const REST = 40; // milliseconds that a pointer rests on a token before the kernel is asked for its card
+const REST = 40; // milliseconds for which a pointer rests on a token before the kernel is asked for its card
 
 function element(parent, tag, name, text = "") {
   const made = document.createElement(tag);
@@ -11,18 +11,18 @@ function element(parent, tag, name, text = "") {
   return made;
 }
 
-/** Spans for the tokens: what has not changed stays as it is, so that the focus does too. */
+/** Spans for the tokens: unchanged ones are kept, so that the focus is kept too. */
 function drawTokens(text, pieces) {
   while (text.children.length > pieces.length) text.lastChild.remove();
   pieces.forEach((piece, step) => {
     const token = text.children[step] ?? element(text, "span", "nx-token");
     if (token.textContent !== piece) token.textContent = piece;
     const name = piece.trim() ? null : piece.includes("\n") ? "line break" : piece ? "space" : "part of a character";
-    if (token.ariaLabel !== name) token.ariaLabel = name; // what has nothing to read aloud has a name
+    if (token.ariaLabel !== name) token.ariaLabel = name; // a token without readable text has a name
     if (!token.role) {
       token.role = "option";
       token.dataset.step = step;
-      token.tabIndex = step ? -1 : 0; // one stop for the tab key; arrows go on from there
+      token.tabIndex = step ? -1 : 0; // one stop for the tab key; arrow keys move on from there
     }
     token.classList.toggle("nx-empty", piece === "");
     token.classList.toggle("nx-newline", piece.includes("\n"));
@@ -36,7 +36,7 @@ function drawLegend(legend, { label, low, high }, pairwise) {
   element(legend, "span", "nx-muted", low);
   element(legend, "span", "nx-ramp").ariaHidden = "true";
   element(legend, "span", "nx-muted", high);
-  if (pairwise) element(legend, "span", "nx-muted", "(one candidate alone: no colour)");
+  if (pairwise) element(legend, "span", "nx-muted", "(a single candidate: no colour)");
 }
 
 function drawCandidates(card, { candidates, whose }) {
@@ -56,13 +56,13 @@ function drawCandidates(card, { candidates, whose }) {
 function drawCard(card, content) {
   card.replaceChildren();
   if (!content.candidates) {
-    element(card, "div", "nx-muted", "Point at a token to see what else it could have been.");
-    element(card, "div", "nx-muted", "Click it (or press Enter) to see how alike its candidates are.");
+    element(card, "div", "nx-muted", "Point at a token to see its other candidates.");
+    element(card, "div", "nx-muted", "Click it (or press Enter) to see how similar its candidates are.");
     return;
   }
   const head = element(card, "div", "nx-head");
   element(head, "bdi", "", content.text);
-  element(head, "span", "nx-muted", `  token ${content.step + 1}`);
+  element(head, "span", "nx-muted", `  token ${content.step}`);
   drawCandidates(card, content);
   if (content.more) element(card, "div", "nx-muted", content.more);
   element(card, "div", "nx-muted", content.note);
@@ -75,7 +75,7 @@ function drawCard(card, content) {
   element(card, "div", "nx-muted", content.place);
 }
 
-/** The token in the next line up (-1) or down (1) that lies nearest to this one, or this one. */
+/** The nearest token in the next line up (-1) or down (1), or this one. */
 function neighbour(tokens, from, way) {
   const box = from.getBoundingClientRect();
   let best = from, nearest = Infinity;
@@ -136,7 +136,7 @@ function listen(text, model) {
 /** Points selected in the scatter are marked, and a point is clicked as its token is.
  *
  * FigureWidget tells the kernel of such things as well, but a selection is lost there where the pointer
- * rests on a point: the word of that takes its place before it is sent. */
+ * rests on a point: the message about that replaces it before it is sent. */
 function follow(figure, model, followed) {
   if (!model.get("figure") || figure?.layout?.meta !== model.get("figure") || followed.has(figure)) return;
   followed.add(figure);
@@ -161,7 +161,7 @@ function render({ model, el }) {
   const card = element(el, "div", "nx-card");
   prompt.dir = text.dir = "auto";
   text.role = "listbox";
-  text.ariaLabel = "Text, token by token. Arrow keys move, Enter shows how alike the candidates are.";
+  text.ariaLabel = "Text, token by token. Arrow keys move; Enter shows how similar the candidates are.";
   text.ariaMultiSelectable = "true";
   page.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves the arrow keys to the tokens
   card.ariaLive = "polite";

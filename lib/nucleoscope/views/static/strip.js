@@ -1,5 +1,5 @@
 // Strips of tokens: their tints, and a card for the token that is pointed at, tapped or reached by key.
-// It may run any number of times on a page, and builds each strip once.
+// The script may run any number of times on a page; it builds each strip once.
 (() => {
   "use strict";
   const SVG = "http://www.w3.org/2000/svg";
@@ -24,7 +24,7 @@
     return between(along, 0, 1);
   }
 
-  // Where one token lies among all: entropy to the right, cosine similarity upwards.
+  // The position of one token among all: entropy to the right, cosine similarity upwards.
   function scatter(data, at) {
     const of = (name) => data.quantities.find((quantity) => quantity.name === name);
     const [xs, ys] = [of("entropy").values, of("cosine").values];
@@ -47,14 +47,14 @@
       words(left - 4, Y(top) + 8, "end", number(top, 1)), words(left - 4, Y(bottom), "end", number(bottom, 1)),
       words(left + width / 2, head + height + 14, "middle", "entropy (nats)"),
       words(left + 6, head + 6, "start", "cosine similarity"),
-      words(left, head + height + 28, "start", "dots: the tokens shown" + (data.line.length ? "; line: median of all texts" : "")));
+      words(left, head + height + 28, "start", "dots: tokens of this text" + (data.line.length ? "; line: median of all texts" : "")));
     if (data.line.length) {
       drawing.append(part("path", { class: "ns-median", d: "M" + data.line.map(([x, y]) => `${X(x)} ${Y(y)}`).join("L") }));
     }
     const here = at !== null && xs[at] !== null && ys[at] !== null;
     if (here) drawing.append(part("circle", { class: "ns-dot", cx: X(xs[at]), cy: Y(ys[at]), r: 5 }));
-    const where = here ? `this one at entropy ${number(xs[at])}, cosine similarity ${number(ys[at])}` : "this one not among them";
-    drawing.setAttribute("aria-label", `The tokens shown that have more than one candidate${at === null ? "" : "; " + where}`);
+    const where = here ? `this one is at entropy ${number(xs[at])}, cosine similarity ${number(ys[at])}` : "this one is not among them";
+    drawing.setAttribute("aria-label", `The tokens of this text with more than one candidate${at === null ? "" : "; " + where}`);
     return drawing;
   }
 
@@ -71,9 +71,9 @@
     if (p !== undefined) row(data.words[word], p, true, place < 0 ? "outside " : "");
     const inside = place >= 0 && p !== undefined; // listed below the others, and one of them
     const rest = more - inside;
-    const others = rest > 0 ? `and ${rest.toLocaleString("en")} more, together ${percent(Math.max(mass - (inside ? p : 0), 0))}` : "";
-    const end = others || (words.length > 1 ? "and no more" : "the only candidate");
-    const note = `Shares of the full distribution. Entropy and cosine see the nucleus alone, which holds ${(100 * held).toFixed(1)} % of it.`;
+    const others = rest > 0 ? `and ${rest.toLocaleString("en")} more with a total of ${percent(Math.max(mass - (inside ? p : 0), 0))}` : "";
+    const end = others || (words.length > 1 ? "no other candidates" : "the only candidate");
+    const note = `Probabilities refer to the full distribution. Entropy and cosine use only the nucleus, which has ${(100 * held).toFixed(1)} % of it.`;
     return make("div", { class: "ns-candidates" }, list, ...[end, note].map((line) => make("p", { class: "ns-muted" }, line)));
   }
 
@@ -128,10 +128,10 @@
       close.addEventListener("click", hide);
       const of = `of ${(words.length + more).toLocaleString("en")}`;
       const rank = place < 0 ? `outside the nucleus ${of}` : `rank ${(place + 1).toLocaleString("en")} ${of}`;
-      const part = `, number ${token - owner.indexOf(span) + 1} of the ${size} tokens that make `;
+      const part = `; part ${token - owner.indexOf(span) + 1} of ${size} of `;
       const choice = make("div", {},
         make("p", { class: "ns-head" }, make("b", {}, make("bdi", {}, data.words[word])),
-          make("span", { class: "ns-muted" }, `token ${data.first + token + 1} of ${data.total}`), close),
+          make("span", { class: "ns-muted" }, `token ${data.first + token} (of 0 to ${data.total - 1})`), close),
         make("p", { class: "ns-muted" }, `${data.whose}: ${rank}`,
           ...(size > 1 ? [part, make("bdi", {}, span.textContent.trim())] : [])),
         candidates(data, token));
@@ -150,14 +150,14 @@
       }
       settle();
       if (open) return;
-      open = new AbortController(); // a notebook may throw this output away: then nothing listens any more
+      open = new AbortController(); // a notebook may remove this output, and then the listeners must stop
       const options = { signal: open.signal, capture: true };
       const ours = (place) => [text, card, select].some((part) => part.contains(place));
       addEventListener("pointerdown", (event) => (root.isConnected && ours(event.target)) || hide(), options);
       addEventListener("keydown", (event) => event.key === "Escape" && hide(), options);
     }
 
-    // Beside the text the card stands at the height of its token; below, it is a popover.
+    // Beside the text, the card is at the height of its token; below the text, it is a popover.
     function settle() {
       if (keeps) return;
       if (!wide()) {
@@ -190,10 +190,10 @@
       if (!pinned) timer = setTimeout(hide, GAP);
     };
     const hint = () => card.replaceChildren(...(wide() ? [make("p", { class: "ns-muted" },
-      "Point at a token to see what it was chosen from; a click keeps its card. By keyboard: Tab, then the arrow keys."),
+      "Point at a token to see its candidates; click it to keep its card open. By keyboard: Tab, then the arrow keys."),
       scatter(data, null)] : []));
 
-    // Beside the text the card keeps its height: what is below must not jump.
+    // Beside the text, the card keeps its height, so that what is below does not jump.
     function reserve() {
       card.style.minHeight = card.style.top = "";
       if (keeps || !wide()) return;
@@ -227,7 +227,7 @@
       if (!wide()) owner[token].scrollIntoView({ block: "nearest" }); // from under the card
     });
 
-    // The next token in the line above or below, nearest to where this one stands.
+    // The token in the line above or below that is nearest to this one.
     function vertical(down) {
       const here = owner[at].getBoundingClientRect();
       const ahead = spans.map((span) => [span, span.getBoundingClientRect()])
