@@ -66,7 +66,7 @@ if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from t
 # ## The model and the prompts
 
 # %%
-batching.check(max_tokens, top_p, prompt_format, batch_size)
+batching.check(max_tokens=max_tokens, top_p=top_p, prompt_format=prompt_format, batch_size=batch_size)
 batching.check_mode(mode, text_column)
 folder = results.cell_folder(results_dir, dataset_name, model_name, text_column)
 run_folder.check(folder, overwrite)

@@ -398,7 +398,7 @@ def test_results_of_the_two_modes_never_mix(tmp_path):
     with run_folder.Cell(tmp_path, settings) as cell:
         cell.finish(0, {})
     assert run_folder.Cell(tmp_path, settings).finished
-    with pytest.raises(FileExistsError, match='mode is null there and "score" here'):
+    with pytest.raises(FileExistsError, match='mode is "generate" there and "score" here'):
         run_folder.Cell(tmp_path, settings | {"mode": "score", "text_column": "answer"})
 
 

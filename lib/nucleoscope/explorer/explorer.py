@@ -20,6 +20,7 @@ from nucleoscope.explorer.live_figures import heat, scatter, show_mark, show_mat
 from nucleoscope.measure import batching
 from nucleoscope.measure.streaming import Token, read, stream
 from nucleoscope.models import loading
+from nucleoscope.settings import Settings
 from nucleoscope.store import results
 from nucleoscope.views import cards
 from nucleoscope.views.token_text import Reader
@@ -52,18 +53,18 @@ class Explorer:
         self,
         prompt: str = "",
         model_name: str = loading.PACKAGED,
-        max_tokens: int = 100,
-        top_p: float = 0.9,
-        seed: int = 0,
+        max_tokens: int = Settings.max_tokens,
+        top_p: float = Settings.top_p,
+        seed: int = Settings.seed,
         prompt_format: str = "chat",
         quantity: str = "entropy",
-        dtype: str = "auto",
-        device: str = "auto",
-        results_dir: str = "results",
-        mode: str = "generate",
+        dtype: str = Settings.dtype,
+        device: str = Settings.device,
+        results_dir: str = Settings.results_dir,
+        mode: str = Settings.mode,
         text: str = "",
     ):
-        batching.check(max_tokens, top_p, prompt_format, 1)
+        batching.check(max_tokens=max_tokens, top_p=top_p, seed=seed, prompt_format=prompt_format)
         batching.check_mode(mode, "text" if mode == "score" else None)
         self.dtype, self.device = dtype, device
         self.tokens: list[Token] = []

@@ -27,6 +27,7 @@ from nucleoscope.measure.nucleus import NotFinite, Nucleus, nucleus, sample
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity, list_recorded
+from nucleoscope.settings import Settings
 
 # Rows; beyond it a step's cost grows in proportion. A run that is cut off loses the batch it is at: on a
 # CPU a minute's work or more, on a GPU seconds.
@@ -140,11 +141,11 @@ def measure(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],
     *,
-    max_tokens: int = 100,
-    top_p: float = 0.9,
-    seed: int = 0,
-    prompt_format: str = "raw",
-    batch_size: int | str = "auto",
+    max_tokens: int = Settings.max_tokens,
+    top_p: float = Settings.top_p,
+    seed: int = Settings.seed,
+    prompt_format: str = Settings.prompt_format,
+    batch_size: int | str = Settings.batch_size,
     inputs: Inputs | None = None,
     batches: list[list[int]] | None = None,
     quantities: Sequence[Quantity] | None = None,
@@ -158,7 +159,7 @@ def measure(
     ValueError for bad parameters and, naming the prompts, for logits with NaN; the batches before
     have been yielded by then.
     """
-    check(max_tokens, top_p, prompt_format, batch_size)
+    check(max_tokens=max_tokens, top_p=top_p, prompt_format=prompt_format, batch_size=batch_size)
     if inputs is None:
         inputs = encode(tokenizer, prompts, prompt_format, context_length(model), max_tokens)
     if batches is None:
@@ -211,8 +212,9 @@ def fill(
     """
     if cell.finished:  # another process has done it while this one waited
         return
-    batch_size, max_tokens = parameters.get("batch_size", "auto"), parameters.get("max_tokens", 100)
-    inputs = encode(tokenizer, prompts, parameters.get("prompt_format", "raw"), context_length(model), max_tokens)
+    defaults = {name: getattr(Settings, name) for name in ("batch_size", "max_tokens", "prompt_format")}
+    batch_size, max_tokens, prompt_format = ({**defaults, **parameters}[name] for name in defaults)
+    inputs = encode(tokenizer, prompts, prompt_format, context_length(model), max_tokens)
     unmeasured = list_unmeasured(cell, len(prompts))
     batches = cell.load_plan(batch_size)
     if batches is None:

@@ -16,6 +16,7 @@ from nucleoscope.measure.model_facts import context_length, embedding_matrix, en
 from nucleoscope.measure.nucleus import NotFinite
 from nucleoscope.measure.recording import Token
 from nucleoscope.quantities import find_columns, list_recorded
+from nucleoscope.settings import Settings
 
 
 @torch.inference_mode()
@@ -24,10 +25,10 @@ def stream(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     *,
-    max_tokens: int = 100,
-    top_p: float = 0.9,
-    seed: int = 0,
-    prompt_format: str = "raw",
+    max_tokens: int = Settings.max_tokens,
+    top_p: float = Settings.top_p,
+    seed: int = Settings.seed,
+    prompt_format: str = Settings.prompt_format,
     index: int = 0,
 ) -> Iterator[Token]:
     """Continues one prompt by at most ``max_tokens`` tokens and yields each as soon as it is drawn.
@@ -35,7 +36,7 @@ def stream(
     ``index`` is the prompt's place in its data set: it decides, with the seed, which tokens are
     drawn. Raises ValueError for bad parameters and for logits with NaN, as `generation.measure`.
     """
-    generation.check(max_tokens, top_p, prompt_format, 1)
+    generation.check(max_tokens=max_tokens, top_p=top_p, prompt_format=prompt_format)
     inputs = generation.encode(tokenizer, [prompt], prompt_format, context_length(model), max_tokens)
     embedding, ends = embedding_matrix(model), end_tokens(model, tokenizer)
     numbers = generation.draw_uniforms(seed, [index], max_tokens, model.device)
@@ -61,9 +62,9 @@ def read(
     prompt: str,
     text: str,
     *,
-    max_tokens: int = 100,
-    top_p: float = 0.9,
-    prompt_format: str = "raw",
+    max_tokens: int = Settings.max_tokens,
+    top_p: float = Settings.top_p,
+    prompt_format: str = Settings.prompt_format,
 ) -> tuple[list[Token], list[str]]:
     """The first ``max_tokens`` tokens of a text behind its prompt, and remarks on what was left out.
 
