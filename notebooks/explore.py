@@ -31,6 +31,7 @@ prompt = "Tell me a short story about a lighthouse."  # what the prompt's field 
 text = ""  # in mode score what the text's field holds at first; it stands right behind the prompt
 max_tokens = 100  # tokens written or measured, at most
 top_p = 0.9  # mass of the nucleus, in (0, 1]
+temperature = 1.0  # what the logits are divided by before they are measured and sampled from
 seed = 0  # of the sampling; the same seed draws the same tokens
 prompt_format = "chat"  # chat: in the model's own template; raw: as it is
 quantity = "entropy"  # what tints the tokens at first
@@ -54,7 +55,8 @@ if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths count from t
 # arrow keys from token to token, and Enter is a click.
 
 # %%
-settings = {"max_tokens": max_tokens, "top_p": top_p, "seed": seed, "prompt_format": prompt_format}
+settings = {"max_tokens": max_tokens, "top_p": top_p, "temperature": temperature}
+settings |= {"seed": seed, "prompt_format": prompt_format}
 settings |= {"dtype": dtype, "device": device, "results_dir": results_dir}
 explorer = Explorer(prompt, model_name, quantity=quantity, mode=mode, text=text, **settings)
 explorer.view

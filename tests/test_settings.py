@@ -60,6 +60,10 @@ def test_every_default_is_allowed(name):
         ("top_p", 1.5, "top_p is 1.5: it must lie in (0, 1]"),
         ("top_p", math.nan, "top_p is nan: it must lie in (0, 1]"),
         ("top_p", "much", "top_p is 'much': it must be of type float"),
+        ("temperature", 0, "temperature is 0: it must be a finite number above 0"),
+        ("temperature", -1, "temperature is -1: it must be a finite number above 0"),
+        ("temperature", math.nan, "temperature is nan: it must be a finite number above 0"),
+        ("temperature", math.inf, "temperature is inf: it must be a finite number above 0"),
         ("n_prompts", 0, "n_prompts is 0: it must be at least 1"),
         ("n_prompts", 2.5, "n_prompts is 2.5: it must be of type int"),
         ("n_prompts", None, "n_prompts is None: it must be of type int"),
@@ -97,7 +101,7 @@ def test_what_an_older_run_did_not_know_counts_as_its_default():
 
 
 def test_the_live_fields_have_the_ranges_of_the_settings():
-    fields = controls.settings("m", 5, 0.5, 1, "raw")
+    fields = controls.settings("m", 5, 0.5, 1, 1, "raw")
     assert fields["max_tokens"].min == 1
     assert (0 < fields["top_p"].min < 1e-3, fields["top_p"].max) == (True, 1)
     assert set(fields["prompt_format"].options) == {"raw", "chat"}

@@ -65,6 +65,9 @@ class Settings:
     )
     max_tokens: int = _setting(int, 100, "tokens written or measured for each prompt, at most", least=1, decides=True)
     top_p: float = _setting(float, 0.9, "mass of the nucleus, in (0, 1]", above=0, most=1, decides=True)
+    temperature: float = _setting(
+        float, 1.0, "what the logits are divided by before they are measured and sampled from", above=0, decides=True
+    )
     seed: int = _setting(int, 0, "of the sampling; mode=score has none", decides=True)
     prompt_format: str = _setting(
         str, "raw", "as it is, or in the model's template", choices=("raw", "chat"), decides=True

@@ -42,7 +42,9 @@ class TokenText(anywidget.AnyWidget):
     clicked = traitlets.Int(-1).tag(sync=True)
 
 
-def settings(model_name: str, max_tokens: int, top_p: float, seed: int, prompt_format: str) -> dict[str, Any]:
+def settings(
+    model_name: str, max_tokens: int, top_p: float, temperature: float, seed: int, prompt_format: str
+) -> dict[str, Any]:
     """The widgets of the settings that decide which tokens are written, by name."""
     least_length, most_top_p = FIELDS["max_tokens"].metadata["least"], FIELDS["top_p"].metadata["most"]
     small = {"width": "11em"}  # each widget makes a layout of its own from it: one may be hidden
@@ -53,6 +55,9 @@ def settings(model_name: str, max_tokens: int, top_p: float, seed: int, prompt_f
         ),
         "top_p": widgets.BoundedFloatText(
             top_p, min=1e-6, max=most_top_p, step=0.05, description="top_p", layout=small
+        ),
+        "temperature": widgets.BoundedFloatText(
+            temperature, min=1e-6, max=1e6, step=0.1, description="temperature", layout=small
         ),
         "seed": widgets.IntText(seed, description="seed", layout=small),
         "prompt_format": widgets.Dropdown(

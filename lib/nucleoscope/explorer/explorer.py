@@ -20,7 +20,7 @@ from nucleoscope.explorer.live_figures import heat, scatter, show_mark, show_mat
 from nucleoscope.measure import batching
 from nucleoscope.measure.streaming import Token, read, stream
 from nucleoscope.models import loading
-from nucleoscope.settings import Settings
+from nucleoscope.settings import Settings, fill_defaults
 from nucleoscope.store import results
 from nucleoscope.views import cards
 from nucleoscope.views.token_text import Reader
@@ -55,6 +55,7 @@ class Explorer:
         model_name: str = loading.PACKAGED,
         max_tokens: int = Settings.max_tokens,
         top_p: float = Settings.top_p,
+        temperature: float = Settings.temperature,
         seed: int = Settings.seed,
         prompt_format: str = "chat",
         quantity: str = "entropy",
@@ -64,7 +65,9 @@ class Explorer:
         mode: str = Settings.mode,
         text: str = "",
     ):
-        batching.check(max_tokens=max_tokens, top_p=top_p, seed=seed, prompt_format=prompt_format)
+        batching.check(
+            max_tokens=max_tokens, top_p=top_p, temperature=temperature, seed=seed, prompt_format=prompt_format
+        )
         batching.check_mode(mode, "text" if mode == "score" else None)
         self.dtype, self.device = dtype, device
         self.tokens: list[Token] = []
@@ -76,7 +79,7 @@ class Explorer:
         self._stop, self._closed, self._lock = threading.Event(), False, threading.RLock()
         self.scatter: go.FigureWidget | None = None  # the figures come with the first text
         self.heat: go.FigureWidget | None = None
-        self.settings = settings(model_name, max_tokens, top_p, seed, prompt_format)
+        self.settings = settings(model_name, max_tokens, top_p, temperature, seed, prompt_format)
         self._build(prompt, text, mode, quantity, results_dir)
         self._connect()
         self._switch()
@@ -286,10 +289,10 @@ class Explorer:
         self._say("Press Run to have this text again.")
         if not (self.cell.value / results.RUN_INFO).is_file():
             return
-        found = results.load_info(self.cell.value)["settings"]
+        found = fill_defaults(results.load_info(self.cell.value)["settings"])
         for name in self.settings.keys() & found.keys():
             self.settings[name].value = found[name]
-        self.mode.value, self.dtype = found.get("mode", "generate"), found.get("dtype", self.dtype)
+        self.mode.value, self.dtype = found["mode"], found["dtype"]
         if self.mode.value == "score":
             self._copy(found, self.records[place]["tokens"].tolist())
 

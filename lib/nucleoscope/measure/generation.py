@@ -23,7 +23,7 @@ from nucleoscope.measure.batching import Batch, BatchQueue, check, list_unmeasur
 from nucleoscope.measure.decoding import Decoder, takes_positions
 from nucleoscope.measure.encoding import Inputs, encode
 from nucleoscope.measure.model_facts import context_length, embedding_matrix, end_tokens
-from nucleoscope.measure.nucleus import NotFinite, Nucleus, nucleus, sample
+from nucleoscope.measure.nucleus import NotFinite, Nucleus, nucleus, sample, scale_logits
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity, list_recorded
@@ -66,6 +66,7 @@ class Sampler:
 
     ``uniforms`` (B, max_tokens) on the model's device, ``ends`` the ids that end a text,
     ``quantities`` what is measured of each token.
+    Logits are divided by ``temperature``.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class Sampler:
         uniforms: torch.Tensor,
         ends: set[int],
         quantities: Sequence[Quantity],
+        temperature: float = Settings.temperature,
     ):
+        self.temperature = temperature
         self.embedding, self.inverse_norm, self.top_p = embedding, inverse_norm, top_p
         self.uniforms, self.quantities = uniforms, quantities
         self.ends = torch.tensor(sorted(ends), dtype=torch.long, device=uniforms.device)
@@ -87,6 +90,7 @@ class Sampler:
 
     def draw(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
         """The next tokens (B',) from logits (B', V) of ``rows``, and the rows known to have ended."""
+        logits = scale_logits(logits, self.temperature)
         candidates = self._nucleus(logits, rows)
         if rows != self.rows:  # rows only ever leave
             kept = [place for place, row in enumerate(self.rows or range(len(self.uniforms))) if row in set(rows)]
@@ -143,6 +147,7 @@ def measure(
     *,
     max_tokens: int = Settings.max_tokens,
     top_p: float = Settings.top_p,
+    temperature: float = Settings.temperature,
     seed: int = Settings.seed,
     prompt_format: str = Settings.prompt_format,
     batch_size: int | str = Settings.batch_size,
@@ -159,7 +164,13 @@ def measure(
     ValueError for bad parameters and, naming the prompts, for logits with NaN; the batches before
     have been yielded by then.
     """
-    check(max_tokens=max_tokens, top_p=top_p, prompt_format=prompt_format, batch_size=batch_size)
+    check(
+        max_tokens=max_tokens,
+        top_p=top_p,
+        temperature=temperature,
+        prompt_format=prompt_format,
+        batch_size=batch_size,
+    )
     if inputs is None:
         inputs = encode(tokenizer, prompts, prompt_format, context_length(model), max_tokens)
     if batches is None:
@@ -173,7 +184,7 @@ def measure(
         for attempt in BatchQueue(batches, prompts, model.device, bar):
             with attempt:
                 numbers = draw_uniforms(seed, attempt.indices, max_tokens, model.device)
-                sampler = Sampler(embedding, inverse_norm, top_p, numbers, ends, quantities)
+                sampler = Sampler(embedding, inverse_norm, top_p, numbers, ends, quantities, temperature)
                 generate_batch(model, [inputs.ids[i] for i in attempt.indices], max_tokens, sampler, bar)
                 attempt.records = sampler.build_records([prompts[i] for i in attempt.indices])
             if attempt.records is not None:

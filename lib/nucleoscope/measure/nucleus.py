@@ -45,6 +45,14 @@ class NotFinite(ValueError):
         self.rows = rows
 
 
+def scale_logits(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """``logits`` (B, V) at a temperature T: softmax(logits / T) is what is measured and sampled from.
+
+    At T = 1 they are returned as they are, else divided in float32.
+    """
+    return logits if temperature == 1 else logits.float() / temperature
+
+
 def nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus:
     """The nucleus of each row of ``logits`` (B, V), any floating type; -inf means p = 0.
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nucleoscope.measure import batching, cosine
 from nucleoscope.measure.encoding import Inputs, opening, prompt_room, tokenise
 from nucleoscope.measure.model_facts import context_length, embedding_matrix
-from nucleoscope.measure.nucleus import NotFinite, nucleus
+from nucleoscope.measure.nucleus import NotFinite, nucleus, scale_logits
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity, list_recorded
@@ -171,10 +171,11 @@ def score_batch(
     starts: list[int],
     quantities: Sequence[Quantity],
     bar: tqdm,
+    temperature: float = Settings.temperature,
 ) -> list[list[Token]]:
     """The measured tokens of each text of a batch, from its place in ``starts`` on. NotFinite names its rows.
 
-    ``bar`` moves by the tokens measured.
+    ``bar`` moves by the tokens measured; logits are divided by ``temperature``.
     """
     embedding = embedding_matrix(forward.model)
     owners = [place for place, row in enumerate(ids) for _ in row[starts[place] :]]
@@ -184,6 +185,7 @@ def score_batch(
     done = 0
     for logits in forward.logits(ids, starts):
         part = slice(done, done + len(logits))
+        logits = scale_logits(logits, temperature)
         try:
             candidates = nucleus(logits, top_p)
         except NotFinite as error:
@@ -205,6 +207,7 @@ def measure(
     *,
     max_tokens: int = Settings.max_tokens,
     top_p: float = Settings.top_p,
+    temperature: float = Settings.temperature,
     prompt_format: str = Settings.prompt_format,
     batch_size: int | str = Settings.batch_size,
     inputs: Texts | None = None,
@@ -219,7 +222,13 @@ def measure(
     ValueError for bad parameters and, naming the prompts, for logits with NaN; the batches before
     have been yielded by then.
     """
-    batching.check(max_tokens=max_tokens, top_p=top_p, prompt_format=prompt_format, batch_size=batch_size)
+    batching.check(
+        max_tokens=max_tokens,
+        top_p=top_p,
+        temperature=temperature,
+        prompt_format=prompt_format,
+        batch_size=batch_size,
+    )
     if inputs is None:
         inputs = encode(tokenizer, prompts, texts, prompt_format, context_length(model), max_tokens)
     if batches is None:
@@ -231,7 +240,7 @@ def measure(
         for attempt in batching.BatchQueue(batches, prompts, model.device, bar):
             with attempt:
                 ids, starts = ([column[i] for i in attempt.indices] for column in (inputs.ids, inputs.starts))
-                found = score_batch(forward, inverse_norm, top_p, ids, starts, quantities, bar)
+                found = score_batch(forward, inverse_norm, top_p, ids, starts, quantities, bar, temperature)
                 attempt.records = [
                     build_record(prompts[i], tokens, quantities)
                     for i, tokens in zip(attempt.indices, found, strict=True)

@@ -27,6 +27,7 @@ def stream(
     *,
     max_tokens: int = Settings.max_tokens,
     top_p: float = Settings.top_p,
+    temperature: float = Settings.temperature,
     seed: int = Settings.seed,
     prompt_format: str = Settings.prompt_format,
     index: int = 0,
@@ -36,11 +37,12 @@ def stream(
     ``index`` is the prompt's place in its data set: it decides, with the seed, which tokens are
     drawn. Raises ValueError for bad parameters and for logits with NaN, as `generation.measure`.
     """
-    generation.check(max_tokens=max_tokens, top_p=top_p, prompt_format=prompt_format)
+    generation.check(max_tokens=max_tokens, top_p=top_p, temperature=temperature, prompt_format=prompt_format)
     inputs = generation.encode(tokenizer, [prompt], prompt_format, context_length(model), max_tokens)
     embedding, ends = embedding_matrix(model), end_tokens(model, tokenizer)
     numbers = generation.draw_uniforms(seed, [index], max_tokens, model.device)
-    sampler = generation.Sampler(embedding, cosine.inverse_norms(embedding), top_p, numbers, ends, list_recorded())
+    inverse_norm = cosine.inverse_norms(embedding)
+    sampler = generation.Sampler(embedding, inverse_norm, top_p, numbers, ends, list_recorded(), temperature)
     decoder = Decoder(model, inputs.ids, max_tokens)
     logits = decoder.prefill()
     while logits is not None:
@@ -64,6 +66,7 @@ def read(
     *,
     max_tokens: int = Settings.max_tokens,
     top_p: float = Settings.top_p,
+    temperature: float = Settings.temperature,
     prompt_format: str = Settings.prompt_format,
 ) -> tuple[list[Token], list[str]]:
     """The first ``max_tokens`` tokens of a text behind its prompt, and remarks on what was left out.
@@ -71,8 +74,8 @@ def read(
     Raises ValueError as `scoring.measure`, also for an empty text.
     """
     inputs = scoring.encode(tokenizer, [prompt], [text], prompt_format, context_length(model), max_tokens)
-    settings = {"max_tokens": max_tokens, "top_p": top_p, "prompt_format": prompt_format, "inputs": inputs}
-    (batch,) = scoring.measure(model, tokenizer, [prompt], [text], **settings, progress=False)
+    settings = {"max_tokens": max_tokens, "top_p": top_p, "temperature": temperature, "prompt_format": prompt_format}
+    (batch,) = scoring.measure(model, tokenizer, [prompt], [text], inputs=inputs, **settings, progress=False)
     (record,) = batch.records
     columns = find_columns()
     rows = zip(*(record[plural] for plural in columns), strict=True)
