@@ -54,7 +54,8 @@ if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths are relative
 # arrow keys move from token to token, and Enter acts as a click.
 
 # %%
-settings = {"max_tokens": max_tokens, "top_p": top_p, "seed": seed, "prompt_format": prompt_format}
+settings = {"max_tokens": max_tokens, "top_p": top_p, "temperature": temperature}
+settings |= {"seed": seed, "prompt_format": prompt_format}
 settings |= {"dtype": dtype, "device": device, "results_dir": results_dir}
 explorer = Explorer(prompt, model_name, quantity=quantity, mode=mode, text=text, **settings)
 explorer.view

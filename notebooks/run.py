@@ -66,7 +66,8 @@ if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths are relative
 # ## The model and the prompts
 
 # %%
-batching.check(max_tokens, top_p, prompt_format, batch_size)
+batching.check(max_tokens=max_tokens, top_p=top_p, temperature=temperature)
+batching.check(prompt_format=prompt_format, batch_size=batch_size)
 batching.check_mode(mode, text_column)
 folder = results.cell_folder(results_dir, dataset_name, model_name, text_column)
 run_folder.check(folder, overwrite)
@@ -76,7 +77,8 @@ model, tokenizer, identity = loading.load(model_name, dtype, device, trust_remot
 # %%
 settings = {"model_name": model_name, "model": identity, "dataset_name": dataset_name, "dataset": data.identity}
 settings |= {"n_prompts": len(data.texts), "prompt_format": prompt_format, "prompt_column": prompt_column}
-settings |= {"max_tokens": max_tokens, "top_p": top_p, "dtype": str(model.dtype).removeprefix("torch.")}
+settings |= {"max_tokens": max_tokens, "top_p": top_p, "temperature": temperature}
+settings |= {"dtype": str(model.dtype).removeprefix("torch.")}
 settings |= {"seed": seed} if mode == "generate" else {"mode": mode, "text_column": text_column}
 pd.Series(settings, name="setting").to_frame()
 
@@ -94,7 +96,8 @@ pd.Series(settings, name="setting").to_frame()
 
 # %%
 cell = run_folder.Cell(folder, settings, overwrite)
-parameters = {"max_tokens": max_tokens, "top_p": top_p, "prompt_format": prompt_format, "batch_size": batch_size}
+parameters = {"max_tokens": max_tokens, "top_p": top_p, "temperature": temperature}
+parameters |= {"prompt_format": prompt_format, "batch_size": batch_size}
 if not cell.finished:
     with cell:
         if mode == "generate":

@@ -30,6 +30,7 @@ from nucleoscope.measure import cosine, entropy, generation
 from nucleoscope.measure.decoding import Decoder
 from nucleoscope.measure.nucleus import nucleus
 from nucleoscope.models import loading
+from nucleoscope.settings import FIELDS, Settings
 
 
 class Clock:
@@ -245,14 +246,14 @@ def arguments() -> argparse.Namespace:
     add = options.add_argument
     add("--model_name", default=loading.PACKAGED)
     add("--random-weights", metavar="CONFIG", help="a config.json, or key=value,... of a Llama, instead of a model")
-    add("--dataset_name", default="math")
+    add("--dataset_name", default=Settings.dataset_name)
     add("--prompt_column")
-    add("--n_prompts", type=int, default=100)
-    add("--max_tokens", type=int, default=100)
-    add("--prompt_format", default="chat", choices=["raw", "chat"])
-    add("--top_p", type=float, default=0.9)
-    add("--device", default="auto")
-    add("--dtype", default="auto")
+    add("--n_prompts", type=int, default=Settings.n_prompts)
+    add("--max_tokens", type=int, default=Settings.max_tokens)
+    add("--prompt_format", default="chat", choices=FIELDS["prompt_format"].metadata["choices"])
+    add("--top_p", type=float, default=Settings.top_p)
+    add("--device", default=Settings.device)
+    add("--dtype", default=Settings.dtype)
     add("--batch_size", type=lambda text: text if text == "auto" else int(text), default="auto")
     add("--published_prompts", type=int, default=3, help="prompts given to (a)")
     add("--repeats", type=int, default=3, help="times that (c) and (d) run, in turn")

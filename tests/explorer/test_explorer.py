@@ -55,9 +55,10 @@ def streamed(**options) -> list[cards.Token]:
 
 
 @pytest.mark.parametrize("prompt_format", ["raw", "chat"])
-@pytest.mark.parametrize(("seed", "top_p"), [(0, 0.9), (7, 1.0), (3, 0.5)])
-def test_streaming_gives_what_measuring_gives(prompt_format, seed, top_p):
+@pytest.mark.parametrize(("seed", "top_p", "temperature"), [(0, 0.9, 1), (7, 1.0, 0.7), (3, 0.5, 1.5)])
+def test_streaming_gives_what_measuring_gives(prompt_format, seed, top_p, temperature):
     options = {"max_tokens": 60, "seed": seed, "top_p": top_p, "prompt_format": prompt_format}
+    options |= {"temperature": temperature}
     model, tokenizer = tiny.model(), tiny.tokenizer(chat=True)
     for prompt in ("the cat and the other", ""):
         tokens = list(streaming.stream(model, tokenizer, prompt, **options))
@@ -88,11 +89,15 @@ def test_a_text_can_be_left_before_its_end_and_bad_settings_are_refused():
     assert first.id == streamed(max_tokens=1)[0].id
     with pytest.raises(ValueError, match="top_p"):
         next(streaming.stream(tiny.model(), tiny.tokenizer(), "the cat", top_p=2))
+    with pytest.raises(ValueError, match="temperature is 0"):
+        next(streaming.stream(tiny.model(), tiny.tokenizer(), "the cat", temperature=0))
 
 
-@pytest.mark.parametrize(("prompt", "prompt_format"), [("the cat", "raw"), ("the cat", "chat"), ("", "raw")])
-def test_reading_gives_what_scoring_gives(prompt, prompt_format):
-    options = {"max_tokens": 8, "prompt_format": prompt_format}
+@pytest.mark.parametrize(
+    ("prompt", "prompt_format", "temperature"), [("the cat", "raw", 1), ("the cat", "chat", 0.6), ("", "raw", 2)]
+)
+def test_reading_gives_what_scoring_gives(prompt, prompt_format, temperature):
+    options = {"max_tokens": 8, "prompt_format": prompt_format, "temperature": temperature}
     model, tokenizer, given = tiny.model(), tiny.tokenizer(chat=True, bos=False), " and the other cat sat, ja 👩"
     tokens, remarks = streaming.read(model, tokenizer, prompt, given, **options)
     (batch,) = scoring.measure(model, tokenizer, [prompt], [given], progress=False, **options)
@@ -380,8 +385,10 @@ def test_a_model_that_cannot_be_loaded_is_said_in_the_page(written):
 def test_a_measured_prompt_brings_its_settings_and_its_text(tiny_model, tmp_path):
     measured(tiny_model, tmp_path)
     made = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
+    made.settings["temperature"].value = 2
     made.cell.value = tmp_path / "results/lines/tiny-llama"
     made.picked.value = 2
+    assert made.settings["temperature"].value == 1  # the run is from before there was one
     assert made.prompt.value == made.records[2]["prompt"] == f"the cat {EVIL}"
     assert made.settings["model_name"].value == tiny_model
     made.run()

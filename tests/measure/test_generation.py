@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 import oracle
 import tiny
 from nucleoscope.measure import decoding, generation
+from nucleoscope.measure.nucleus import scale_logits
 from nucleoscope.store import results, run_folder
 
 TEXTS = [
@@ -44,13 +45,20 @@ def tokens(records):
     return [record["tokens"].tolist() for record in records]
 
 
-def reference(model, ids, index, *, max_tokens, top_p, seed, ends):
-    """One prompt, no cache, no batch: the quantities of each token from their definitions."""
+def reference(model, ids, index, *, max_tokens, top_p, seed, ends, temperature=None):
+    """One prompt, no cache, no batch: the quantities of each token from their definitions.
+
+    With a temperature p is softmax(logits / temperature) in float64.
+    """
     steps, embedding = [], model.get_input_embeddings().weight.detach()
     for u in generation.uniforms(seed, index, max_tokens):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0, -1:]
-        p = oracle.softmax32(logits)[0]
+        if temperature is None:
+            p = oracle.softmax32(logits)[0]
+        else:
+            logits = logits.double() / temperature
+            p = logits.softmax(-1)[0].numpy()
         nucleus = oracle.nucleus(p, top_p)
         shares = oracle.edges(p[nucleus])
         token = nucleus[max(i for i, edge in enumerate(shares[:-1]) if edge <= u)]
@@ -90,6 +98,31 @@ def test_every_token_is_that_of_a_plain_loop_over_single_prompts(kind, batch_siz
             assert record["top_p_probs"][step].tolist() == pytest.approx(probs, rel=1e-4)
             for plural, value in values.items():
                 assert record[plural][step] == pytest.approx(value, rel=1e-4, abs=1e-4), (plural, step)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.9, 1, 1.7])
+def test_softmax_of_the_logits_over_the_temperature_is_measured_and_sampled_from(temperature):
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    options = {"max_tokens": 8, "top_p": 0.9, "seed": 3, "temperature": temperature}
+    records = measured(model, batch_size=2, **options)
+    for index, (text, record) in enumerate(zip(TEXTS, records, strict=True)):
+        expected = reference(model, tokenizer(text)["input_ids"], index, ends={tiny.EOS}, **options)
+        assert record["tokens"].tolist() == [token for token, *_ in expected]
+        for step, (_, nucleus, probs, values) in enumerate(expected):
+            assert record["top_p_tokens"][step].tolist() == nucleus
+            assert record["top_p_probs"][step].tolist() == pytest.approx(probs, rel=1e-4)
+            for plural, value in values.items():
+                assert record[plural][step] == pytest.approx(value, rel=1e-4, abs=1e-4), (plural, step)
+
+
+def test_a_temperature_of_1_leaves_every_bit_as_it_is():
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert scale_logits(logits, 1.0) is logits
+    assert torch.equal(scale_logits(logits, 2), logits.float() / 2)
+    for one, other in zip(measured(tiny.model()), measured(tiny.model(), temperature=1), strict=True):
+        for name in one.keys() - {"prompt", "tokens", "top_p_tokens", "top_p_probs"}:
+            assert one[name] == other[name]
+        assert all(map(torch.equal, one["top_p_probs"], other["top_p_probs"]))
 
 
 def test_some_nuclei_of_the_tiny_models_are_single_and_some_wide():
@@ -278,6 +311,9 @@ def test_a_model_runs_to_the_last_position_of_its_context():
     [
         ({"top_p": 0.0}, r"top_p is 0.0: it must lie in \(0, 1\]"),
         ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"temperature": 0}, "temperature is 0: it must be a finite number above 0"),
+        ({"temperature": -1}, "temperature is -1: it must be a finite number above 0"),
+        ({"temperature": math.nan}, "temperature is nan: it must be a finite number above 0"),
         ({"max_tokens": 0}, "max_tokens is 0: it must be at least 1"),
         ({"max_tokens": 1000}, "max_tokens is 1000, but the model's context has only 256 positions"),
         ({"batch_size": 0}, "batch_size is 0"),

@@ -1,6 +1,7 @@
 """Texts that are already there: the same numbers as generation and as a plain reference, by every road."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
+import oracle
 import tiny
 from messages import one_line
 from nucleoscope import quantities
@@ -115,6 +117,28 @@ def test_surprisals_are_those_of_a_plain_log_softmax(kind):
             logits = model(input_ids=torch.tensor([before + after])).logits[0]
         expected = -logits.double().log_softmax(-1)[range(len(before) - 1, len(before + after) - 1), after]
         assert record["surprisals"] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1, 1.7])
+def test_softmax_of_the_logits_over_the_temperature_is_measured(temperature):
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    for prompt, text, record in zip(PROMPTS, TEXTS, scored(model, temperature=temperature), strict=True):
+        before, after = (tokenizer(prompt)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([before + after])).logits[0, len(before) - 1 : -1].double()
+        for step, p in enumerate((logits / temperature).softmax(-1).numpy()):
+            candidates = oracle.nucleus(p, 0.9)
+            assert record["top_p_tokens"][step].tolist() == candidates
+            expected = {
+                "entropies": oracle.entropy(oracle.q(p[candidates])),
+                "full_entropies": oracle.entropy(p.tolist()),
+                "full_varentropies": oracle.varentropy(p.tolist()),
+                "surprisals": -math.log(p[after[step]]),
+                "ranks": 1 + sum(p > p[after[step]]),
+                "margins": sorted(p)[-1] - sorted(p)[-2],
+            }
+            for name, value in expected.items():
+                assert record[name][step] == pytest.approx(value, rel=1e-4, abs=1e-4), (name, step)
 
 
 def test_a_token_outside_its_nucleus_is_measured_too():
@@ -303,6 +327,8 @@ def test_running_out_of_memory_halves_the_batch():
     ("parameters", "message"),
     [
         ({"top_p": 0.0}, r"top_p is 0.0: it must lie in \(0, 1\]"),
+        ({"temperature": 0}, "temperature is 0: it must be a finite number above 0"),
+        ({"temperature": math.nan}, "temperature is nan: it must be a finite number above 0"),
         ({"max_tokens": 0}, "max_tokens is 0: it must be at least 1"),
         ({"max_tokens": 1000}, "max_tokens is 1000, but the model's context has only 256 positions"),
         ({"batch_size": 0}, "batch_size is 0"),
@@ -398,8 +424,17 @@ def test_results_of_the_two_modes_never_mix(tmp_path):
     with run_folder.Cell(tmp_path, settings) as cell:
         cell.finish(0, {})
     assert run_folder.Cell(tmp_path, settings).finished
-    with pytest.raises(FileExistsError, match='mode is null there and "score" here'):
+    with pytest.raises(FileExistsError, match='mode is "generate" there and "score" here'):
         run_folder.Cell(tmp_path, settings | {"mode": "score", "text_column": "answer"})
+
+
+def test_results_from_before_there_was_a_temperature_count_as_made_at_1(tmp_path):
+    settings = {"model_name": "m", "dataset_name": "d", "max_tokens": 5}
+    with run_folder.Cell(tmp_path, settings) as cell:
+        cell.finish(0, {})
+    assert run_folder.Cell(tmp_path, settings | {"temperature": 1.0}).finished
+    with pytest.raises(FileExistsError, match=r"another run: temperature is 1\.0 there and 0\.5 here; --overwrite"):
+        run_folder.Cell(tmp_path, settings | {"temperature": 0.5})
 
 
 @pytest.mark.parametrize("column", ["answer", "a/b"])

@@ -81,6 +81,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"models": [{"name": "a", "max_token": 3}]}, "'a' of models: unknown setting 'max_token'"),
         ({"datasets": [{"name": "b", "revision": "1"}]}, "'b' of datasets: unknown setting 'revision'"),
         ({"parameters": {"dtype": "bf16"}}, "parameters: dtype is 'bf16': it must be auto, float32, bfloat16, float16"),
+        ({"parameters": {"temperature": 0}}, "parameters: temperature is 0: it must be a finite number above 0"),
         ({"parameters": {"n_prompts": "many"}}, "parameters: n_prompts is 'many': it must be of type int"),
         ({"parameters": {"trust_remote_code": 1}}, "trust_remote_code is 1: it must be of type bool"),
         ({"parameters": ["n_prompts"]}, "parameters must be a mapping of mode, text_column"),
@@ -195,6 +196,7 @@ ENTRY = grid.Entry({"model_name": "a", "dataset_name": "b", "n_prompts": 50}, 1,
         ({}, {}),
         ({"n_prompts": 7}, {}),  # the data set has no more: the notebook was asked for 50
         ({"dtype": "bfloat16"}, {"dtype": "auto"}),
+        ({}, {"temperature": 1}),
         ({}, {"batch_size": 3, "device": "cuda"}),  # they do not decide which tokens are measured
         ({"model": {"source": "hub", "revision": "a" * 40}}, {"model_revision": "a" * 40}),
         ({"mode": "score", "text_column": "t", "seed": None}, {"mode": "score", "text_column": "t"}),
@@ -212,6 +214,8 @@ def test_what_agrees_with_the_grid_is_measured(tmp_path, found, asked):
         ({}, {"n_prompts": 60}, "n_prompts is 50 there and 60 in the grid"),
         ({}, {"max_tokens": 5}, "max_tokens is 100 there and 5 in the grid"),
         ({"prompt_format": "chat"}, {}, "prompt_format is 'chat' there and 'raw' in the grid"),
+        ({}, {"temperature": 0.5}, "temperature is 1.0 there and 0.5 in the grid"),  # there: from before it was one
+        ({"temperature": 2}, {}, "temperature is 2 there and 1.0 in the grid"),
         ({"seed": 3}, {}, "seed is 3 there and 0 in the grid"),
         ({}, {"dtype": "bfloat16"}, "dtype is 'float32' there and 'bfloat16' in the grid"),
         ({"model_name": "other/a"}, {}, "model_name is 'other/a' there and 'a' in the grid"),

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import nbformat
 from nbformat import NotebookNode
 
+from nucleoscope import settings
 from nucleoscope.book.pages import normalise, plain, titled
 from nucleoscope.store import results
 from nucleoscope.views.figure_data import csv_text
@@ -119,8 +120,8 @@ def overview(cells: list[Path]) -> str:
     for cell in cells:
         info, page = results.load_info(cell), f"/cells/{cell.name}/{cell.parent.name}"
         try:
-            settings = info["settings"]
-            facts = [f"{settings['n_prompts']:,}", f"{info['tokens']:,}", settings["prompt_format"], settings["dtype"]]
+            found = info["settings"]
+            facts = [f"{found['n_prompts']:,}", f"{info['tokens']:,}", found["prompt_format"], found["dtype"]]
         except KeyError as error:
             raise BookError(f"'{cell / results.RUN_INFO}' has no {error}") from None
         rows.append(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from nucleoscope import hub
+from nucleoscope.settings import Settings, validate
 
 if TYPE_CHECKING:
     import datasets
@@ -64,7 +65,9 @@ class Prompts(NamedTuple):
     continuations: list[str] | None = None
 
 
-def load(name: str, n_prompts: int = 100, prompt_column: str | None = None, text_column: str | None = None) -> Prompts:
+def load(
+    name: str, n_prompts: int = Settings.n_prompts, prompt_column: str | None = None, text_column: str | None = None
+) -> Prompts:
     """The first ``n_prompts`` prompts of a data set (all, where it has fewer).
 
     ``prompt_column`` names the column of a file, by default "prompt"; a .txt file has one prompt
@@ -72,8 +75,7 @@ def load(name: str, n_prompts: int = 100, prompt_column: str | None = None, text
     has columns. Raises ValueError or OSError with one line for what cannot be read, and for an
     empty continuation.
     """
-    if n_prompts < 1:
-        raise ValueError(f"n_prompts is {n_prompts}: it must be at least 1")
+    validate("n_prompts", n_prompts)
     if name in HUB:
         return _load_hub(name, n_prompts, text_column)
     path, prefix = locate(name)

@@ -12,6 +12,7 @@ import anywidget
 import ipywidgets as widgets
 import traitlets
 
+from nucleoscope.settings import FIELDS
 from nucleoscope.store import results
 
 COLUMN = {"flex": "1 1 26em", "min_width": "0", "padding": "0 0.5em 0 0"}
@@ -41,16 +42,26 @@ class TokenText(anywidget.AnyWidget):
     clicked = traitlets.Int(-1).tag(sync=True)
 
 
-def settings(model_name: str, max_tokens: int, top_p: float, seed: int, prompt_format: str) -> dict[str, Any]:
+def settings(
+    model_name: str, max_tokens: int, top_p: float, temperature: float, seed: int, prompt_format: str
+) -> dict[str, Any]:
     """The widgets of the settings that decide which tokens are written, by name."""
+    least_length, most_top_p = FIELDS["max_tokens"].metadata["least"], FIELDS["top_p"].metadata["most"]
     small = {"width": "11em"}  # each widget makes a layout of its own from it: one may be hidden
     return {
         "model_name": widgets.Text(model_name, description="model", continuous_update=False),
-        "max_tokens": widgets.BoundedIntText(max_tokens, min=1, max=10**6, description="length", layout=small),
-        "top_p": widgets.BoundedFloatText(top_p, min=1e-6, max=1, step=0.05, description="top_p", layout=small),
+        "max_tokens": widgets.BoundedIntText(
+            max_tokens, min=least_length, max=10**6, description="length", layout=small
+        ),
+        "top_p": widgets.BoundedFloatText(
+            top_p, min=1e-6, max=most_top_p, step=0.05, description="top_p", layout=small
+        ),
+        "temperature": widgets.BoundedFloatText(
+            temperature, min=1e-6, max=1e6, step=0.1, description="temperature", layout=small
+        ),
         "seed": widgets.IntText(seed, description="seed", layout=small),
         "prompt_format": widgets.Dropdown(
-            options=["chat", "raw"], value=prompt_format, description="format", layout=small
+            options=FIELDS["prompt_format"].metadata["choices"], value=prompt_format, description="format", layout=small
         ),
     }
 

@@ -20,6 +20,7 @@ from nucleoscope.explorer.live_figures import heat, scatter, show_mark, show_mat
 from nucleoscope.measure import batching
 from nucleoscope.measure.streaming import Token, read, stream
 from nucleoscope.models import loading
+from nucleoscope.settings import Settings, fill_defaults
 from nucleoscope.store import results
 from nucleoscope.views import cards
 from nucleoscope.views.token_text import Reader
@@ -52,18 +53,21 @@ class Explorer:
         self,
         prompt: str = "",
         model_name: str = loading.PACKAGED,
-        max_tokens: int = 100,
-        top_p: float = 0.9,
-        seed: int = 0,
+        max_tokens: int = Settings.max_tokens,
+        top_p: float = Settings.top_p,
+        temperature: float = Settings.temperature,
+        seed: int = Settings.seed,
         prompt_format: str = "chat",
         quantity: str = "entropy",
-        dtype: str = "auto",
-        device: str = "auto",
-        results_dir: str = "results",
-        mode: str = "generate",
+        dtype: str = Settings.dtype,
+        device: str = Settings.device,
+        results_dir: str = Settings.results_dir,
+        mode: str = Settings.mode,
         text: str = "",
     ):
-        batching.check(max_tokens, top_p, prompt_format, 1)
+        batching.check(
+            max_tokens=max_tokens, top_p=top_p, temperature=temperature, seed=seed, prompt_format=prompt_format
+        )
         batching.check_mode(mode, "text" if mode == "score" else None)
         self.dtype, self.device = dtype, device
         self.tokens: list[Token] = []
@@ -75,7 +79,7 @@ class Explorer:
         self._stop, self._closed, self._lock = threading.Event(), False, threading.RLock()
         self.scatter: go.FigureWidget | None = None  # the figures come with the first text
         self.heat: go.FigureWidget | None = None
-        self.settings = settings(model_name, max_tokens, top_p, seed, prompt_format)
+        self.settings = settings(model_name, max_tokens, top_p, temperature, seed, prompt_format)
         self._build(prompt, text, mode, quantity, results_dir)
         self._connect()
         self._switch()
@@ -285,10 +289,10 @@ class Explorer:
         self._say("Press Run to write or read this text again.")
         if not (self.cell.value / results.RUN_INFO).is_file():
             return
-        found = results.load_info(self.cell.value)["settings"]
+        found = fill_defaults(results.load_info(self.cell.value)["settings"])
         for name in self.settings.keys() & found.keys():
             self.settings[name].value = found[name]
-        self.mode.value, self.dtype = found.get("mode", "generate"), found.get("dtype", self.dtype)
+        self.mode.value, self.dtype = found["mode"], found["dtype"]
         if self.mode.value == "score":
             self._copy(found, self.records[place]["tokens"].tolist())
 

@@ -23,8 +23,7 @@ from nucleoscope import __version__
 from nucleoscope.measure import model_facts
 from nucleoscope.measure.encoding import Inputs
 from nucleoscope.measure.nucleus import NotFinite
-
-MODES = ("generate", "score")
+from nucleoscope.settings import validate
 
 
 @dataclass
@@ -36,22 +35,15 @@ class Batch:
     seconds: float
 
 
-def check(max_tokens: int, top_p: float, prompt_format: str, batch_size: int | str) -> None:
-    """Raises ValueError with one line for a parameter that no model could work with."""
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens}: it must be at least 1")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}: it must lie in (0, 1]")
-    if prompt_format not in ("raw", "chat"):
-        raise ValueError(f"prompt_format is '{prompt_format}': it must be raw or chat")
-    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"batch_size is {batch_size!r}: it must be auto or at least 1")
+def check(**parameters: Any) -> None:
+    """Raises ValueError with one line for a parameter, by its setting's name, that no model could work with."""
+    for name, value in parameters.items():
+        validate(name, value)
 
 
 def check_mode(mode: str, text_column: str | None) -> None:
     """Raises ValueError for an unknown mode, and where mode and text_column do not go together."""
-    if mode not in MODES:
-        raise ValueError(f"mode is '{mode}': it must be {' or '.join(MODES)}")
+    validate("mode", mode)
     if mode == "score" and not text_column:
         raise ValueError("mode=score needs text_column: the data set's column with the texts to measure")
     if mode != "score" and text_column:

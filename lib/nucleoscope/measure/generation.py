@@ -23,10 +23,11 @@ from nucleoscope.measure.batching import Batch, BatchQueue, check, list_unmeasur
 from nucleoscope.measure.decoding import Decoder, takes_positions
 from nucleoscope.measure.encoding import Inputs, encode
 from nucleoscope.measure.model_facts import context_length, embedding_matrix, end_tokens
-from nucleoscope.measure.nucleus import NotFinite, Nucleus, nucleus, sample
+from nucleoscope.measure.nucleus import NotFinite, Nucleus, nucleus, sample, scale_logits
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity, list_recorded
+from nucleoscope.settings import Settings
 
 # Rows; beyond it a step's cost grows in proportion. A run that is cut off loses the batch it is at: on a
 # CPU a minute's work or more, on a GPU seconds.
@@ -65,6 +66,7 @@ class Sampler:
 
     ``uniforms`` (B, max_tokens) on the model's device, ``ends`` the ids that end a text,
     ``quantities`` what is measured of each token.
+    Logits are divided by ``temperature``.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class Sampler:
         uniforms: torch.Tensor,
         ends: set[int],
         quantities: Sequence[Quantity],
+        temperature: float = Settings.temperature,
     ):
+        self.temperature = temperature
         self.embedding, self.inverse_norm, self.top_p = embedding, inverse_norm, top_p
         self.uniforms, self.quantities = uniforms, quantities
         self.ends = torch.tensor(sorted(ends), dtype=torch.long, device=uniforms.device)
@@ -86,6 +90,7 @@ class Sampler:
 
     def draw(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
         """The next tokens (B',) from logits (B', V) of ``rows``, and the rows known to have ended."""
+        logits = scale_logits(logits, self.temperature)
         candidates = self._nucleus(logits, rows)
         if rows != self.rows:  # rows only ever leave
             kept = [place for place, row in enumerate(self.rows or range(len(self.uniforms))) if row in set(rows)]
@@ -140,11 +145,12 @@ def measure(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],
     *,
-    max_tokens: int = 100,
-    top_p: float = 0.9,
-    seed: int = 0,
-    prompt_format: str = "raw",
-    batch_size: int | str = "auto",
+    max_tokens: int = Settings.max_tokens,
+    top_p: float = Settings.top_p,
+    temperature: float = Settings.temperature,
+    seed: int = Settings.seed,
+    prompt_format: str = Settings.prompt_format,
+    batch_size: int | str = Settings.batch_size,
     inputs: Inputs | None = None,
     batches: list[list[int]] | None = None,
     quantities: Sequence[Quantity] | None = None,
@@ -158,7 +164,13 @@ def measure(
     ValueError for bad parameters and, naming the prompts, for logits with NaN; the batches before
     have been yielded by then.
     """
-    check(max_tokens, top_p, prompt_format, batch_size)
+    check(
+        max_tokens=max_tokens,
+        top_p=top_p,
+        temperature=temperature,
+        prompt_format=prompt_format,
+        batch_size=batch_size,
+    )
     if inputs is None:
         inputs = encode(tokenizer, prompts, prompt_format, context_length(model), max_tokens)
     if batches is None:
@@ -172,7 +184,7 @@ def measure(
         for attempt in BatchQueue(batches, prompts, model.device, bar):
             with attempt:
                 numbers = draw_uniforms(seed, attempt.indices, max_tokens, model.device)
-                sampler = Sampler(embedding, inverse_norm, top_p, numbers, ends, quantities)
+                sampler = Sampler(embedding, inverse_norm, top_p, numbers, ends, quantities, temperature)
                 generate_batch(model, [inputs.ids[i] for i in attempt.indices], max_tokens, sampler, bar)
                 attempt.records = sampler.build_records([prompts[i] for i in attempt.indices])
             if attempt.records is not None:
@@ -211,8 +223,9 @@ def fill(
     """
     if cell.finished:  # another process has done it while this one waited
         return
-    batch_size, max_tokens = parameters.get("batch_size", "auto"), parameters.get("max_tokens", 100)
-    inputs = encode(tokenizer, prompts, parameters.get("prompt_format", "raw"), context_length(model), max_tokens)
+    defaults = {name: getattr(Settings, name) for name in ("batch_size", "max_tokens", "prompt_format")}
+    batch_size, max_tokens, prompt_format = ({**defaults, **parameters}[name] for name in defaults)
+    inputs = encode(tokenizer, prompts, prompt_format, context_length(model), max_tokens)
     unmeasured = list_unmeasured(cell, len(prompts))
     batches = cell.load_plan(batch_size)
     if batches is None:

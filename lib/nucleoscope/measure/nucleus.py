@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from nucleoscope.settings import validate
+
 WINDOW = 128  # tokens looked at first; wide enough for most steps of most models
 HALVINGS = 8  # of the logarithmic bracket around a wide nucleus's smallest probability
 # Probabilities worked on at once: on a CPU what its cache holds (fresh memory for each step costs
@@ -43,6 +45,14 @@ class NotFinite(ValueError):
         self.rows = rows
 
 
+def scale_logits(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """``logits`` (B, V) at a temperature T: softmax(logits / T) is what is measured and sampled from.
+
+    At T = 1 they are returned as they are, else divided in float32.
+    """
+    return logits if temperature == 1 else logits.float() / temperature
+
+
 def nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus:
     """The nucleus of each row of ``logits`` (B, V), any floating type; -inf means p = 0.
 
@@ -52,8 +62,7 @@ def nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus
 
     Raises ValueError for ``top_p`` outside (0, 1], NotFinite (with the rows) for NaN or +inf.
     """
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}: it must lie in (0, 1]")
+    validate("top_p", top_p)
     rows = max(1, (PIECE_CPU if logits.device.type == "cpu" else PIECE_GPU) // logits.shape[-1])
     tops = [_top(_softmax(piece), top_p, min(window, logits.shape[-1])) for piece in logits.split(rows)]
     ids, values, sizes = (torch.cat(parts) for parts in zip(*tops, strict=True))  # (B, W), (B, W), (B,)

@@ -22,10 +22,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nucleoscope.measure import batching, cosine
 from nucleoscope.measure.encoding import Inputs, opening, prompt_room, tokenise
 from nucleoscope.measure.model_facts import context_length, embedding_matrix
-from nucleoscope.measure.nucleus import NotFinite, nucleus
+from nucleoscope.measure.nucleus import NotFinite, nucleus, scale_logits
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity, list_recorded
+from nucleoscope.settings import Settings
 
 READ_TOKENS = {"cpu": 1024, "cuda": 32768}  # of a batch that is planned here: on a CPU more only leaves the cache
 # Logits held at once; the quantities need about eight such arrays.
@@ -49,9 +50,9 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],
     texts: list[str],
-    prompt_format: str = "raw",
+    prompt_format: str = Settings.prompt_format,
     context: int | None = None,
-    max_tokens: int = 100,
+    max_tokens: int = Settings.max_tokens,
 ) -> Texts:
     """Token ids of each prompt and of at most ``max_tokens`` tokens of its text; see `text_ids`.
 
@@ -76,7 +77,9 @@ def encode(
     return inputs
 
 
-def text_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, prompt_format: str = "raw") -> list[int]:
+def text_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, prompt_format: str = Settings.prompt_format
+) -> list[int]:
     """Ids of a text behind its prompt, which keeps the ids that it has alone.
 
     Both are tokenised together, with nothing between them. Where that would change the prompt's
@@ -168,10 +171,11 @@ def score_batch(
     starts: list[int],
     quantities: Sequence[Quantity],
     bar: tqdm,
+    temperature: float = Settings.temperature,
 ) -> list[list[Token]]:
     """The measured tokens of each text of a batch, from its place in ``starts`` on. NotFinite names its rows.
 
-    ``bar`` moves by the tokens measured.
+    ``bar`` moves by the tokens measured; logits are divided by ``temperature``.
     """
     embedding = embedding_matrix(forward.model)
     owners = [place for place, row in enumerate(ids) for _ in row[starts[place] :]]
@@ -181,6 +185,7 @@ def score_batch(
     done = 0
     for logits in forward.logits(ids, starts):
         part = slice(done, done + len(logits))
+        logits = scale_logits(logits, temperature)
         try:
             candidates = nucleus(logits, top_p)
         except NotFinite as error:
@@ -200,10 +205,11 @@ def measure(
     prompts: list[str],
     texts: list[str],
     *,
-    max_tokens: int = 100,
-    top_p: float = 0.9,
-    prompt_format: str = "raw",
-    batch_size: int | str = "auto",
+    max_tokens: int = Settings.max_tokens,
+    top_p: float = Settings.top_p,
+    temperature: float = Settings.temperature,
+    prompt_format: str = Settings.prompt_format,
+    batch_size: int | str = Settings.batch_size,
     inputs: Texts | None = None,
     batches: list[list[int]] | None = None,
     quantities: Sequence[Quantity] | None = None,
@@ -216,7 +222,13 @@ def measure(
     ValueError for bad parameters and, naming the prompts, for logits with NaN; the batches before
     have been yielded by then.
     """
-    batching.check(max_tokens, top_p, prompt_format, batch_size)
+    batching.check(
+        max_tokens=max_tokens,
+        top_p=top_p,
+        temperature=temperature,
+        prompt_format=prompt_format,
+        batch_size=batch_size,
+    )
     if inputs is None:
         inputs = encode(tokenizer, prompts, texts, prompt_format, context_length(model), max_tokens)
     if batches is None:
@@ -228,7 +240,7 @@ def measure(
         for attempt in batching.BatchQueue(batches, prompts, model.device, bar):
             with attempt:
                 ids, starts = ([column[i] for i in attempt.indices] for column in (inputs.ids, inputs.starts))
-                found = score_batch(forward, inverse_norm, top_p, ids, starts, quantities, bar)
+                found = score_batch(forward, inverse_norm, top_p, ids, starts, quantities, bar, temperature)
                 attempt.records = [
                     build_record(prompts[i], tokens, quantities)
                     for i, tokens in zip(attempt.indices, found, strict=True)
@@ -248,8 +260,8 @@ def fill(
     """Measures what a `run_folder.Cell` lacks, as `generation.fill` does; parameters are those of `measure`."""
     if cell.finished:  # another process has done it while this one waited
         return
-    batch_size, max_tokens = parameters.get("batch_size", "auto"), parameters.get("max_tokens", 100)
-    prompt_format = parameters.get("prompt_format", "raw")
+    defaults = {name: getattr(Settings, name) for name in ("batch_size", "max_tokens", "prompt_format")}
+    batch_size, max_tokens, prompt_format = ({**defaults, **parameters}[name] for name in defaults)
     inputs = encode(tokenizer, prompts, texts, prompt_format, context_length(model), max_tokens)
     unmeasured = batching.list_unmeasured(cell, len(prompts))
     batches = cell.load_plan(batch_size)

@@ -16,6 +16,7 @@ from nucleoscope.measure.model_facts import context_length, embedding_matrix, en
 from nucleoscope.measure.nucleus import NotFinite
 from nucleoscope.measure.recording import Token
 from nucleoscope.quantities import find_columns, list_recorded
+from nucleoscope.settings import Settings
 
 
 @torch.inference_mode()
@@ -24,10 +25,11 @@ def stream(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     *,
-    max_tokens: int = 100,
-    top_p: float = 0.9,
-    seed: int = 0,
-    prompt_format: str = "raw",
+    max_tokens: int = Settings.max_tokens,
+    top_p: float = Settings.top_p,
+    temperature: float = Settings.temperature,
+    seed: int = Settings.seed,
+    prompt_format: str = Settings.prompt_format,
     index: int = 0,
 ) -> Iterator[Token]:
     """Continues one prompt by at most ``max_tokens`` tokens and yields each as soon as it is drawn.
@@ -35,11 +37,12 @@ def stream(
     ``index`` is the prompt's place in its data set: it decides, with the seed, which tokens are
     drawn. Raises ValueError for bad parameters and for logits with NaN, as `generation.measure`.
     """
-    generation.check(max_tokens, top_p, prompt_format, 1)
+    generation.check(max_tokens=max_tokens, top_p=top_p, temperature=temperature, prompt_format=prompt_format)
     inputs = generation.encode(tokenizer, [prompt], prompt_format, context_length(model), max_tokens)
     embedding, ends = embedding_matrix(model), end_tokens(model, tokenizer)
     numbers = generation.draw_uniforms(seed, [index], max_tokens, model.device)
-    sampler = generation.Sampler(embedding, cosine.inverse_norms(embedding), top_p, numbers, ends, list_recorded())
+    inverse_norm = cosine.inverse_norms(embedding)
+    sampler = generation.Sampler(embedding, inverse_norm, top_p, numbers, ends, list_recorded(), temperature)
     decoder = Decoder(model, inputs.ids, max_tokens)
     logits = decoder.prefill()
     while logits is not None:
@@ -61,17 +64,18 @@ def read(
     prompt: str,
     text: str,
     *,
-    max_tokens: int = 100,
-    top_p: float = 0.9,
-    prompt_format: str = "raw",
+    max_tokens: int = Settings.max_tokens,
+    top_p: float = Settings.top_p,
+    temperature: float = Settings.temperature,
+    prompt_format: str = Settings.prompt_format,
 ) -> tuple[list[Token], list[str]]:
     """The first ``max_tokens`` tokens of a text behind its prompt, and remarks on what was left out.
 
     Raises ValueError as `scoring.measure`, also for an empty text.
     """
     inputs = scoring.encode(tokenizer, [prompt], [text], prompt_format, context_length(model), max_tokens)
-    settings = {"max_tokens": max_tokens, "top_p": top_p, "prompt_format": prompt_format, "inputs": inputs}
-    (batch,) = scoring.measure(model, tokenizer, [prompt], [text], **settings, progress=False)
+    settings = {"max_tokens": max_tokens, "top_p": top_p, "temperature": temperature, "prompt_format": prompt_format}
+    (batch,) = scoring.measure(model, tokenizer, [prompt], [text], inputs=inputs, **settings, progress=False)
     (record,) = batch.records
     columns = find_columns()
     rows = zip(*(record[plural] for plural in columns), strict=True)

@@ -28,10 +28,11 @@ from transformers.utils.hub import extract_commit_hash
 from nucleoscope.hub import PACKAGED, brief, check_revision, explained, find, on_hub
 from nucleoscope.models import placement
 from nucleoscope.models.placement import pick_device
+from nucleoscope.settings import FIELDS, Settings, validate
 
 # transformers would have a stranger convert a checkpoint that is no safetensors file: loading asks nobody for anything.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in FIELDS["dtype"].metadata["choices"] if name != "auto"}
 
 
 class Model(NamedTuple):
@@ -44,8 +45,8 @@ class Model(NamedTuple):
 
 def load(
     name: str,
-    dtype: str = "auto",
-    device: str = "auto",
+    dtype: str = Settings.dtype,
+    device: str = Settings.device,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Model:
@@ -119,10 +120,9 @@ def _weights(source: str, precision: torch.dtype | str, options: dict[str, Any])
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     """The torch dtype that ``dtype`` stands for on a device ("auto" is left to transformers on a GPU)."""
-    if dtype in DTYPES:
-        return DTYPES[dtype]
+    validate("dtype", dtype)
     if dtype != "auto":
-        raise ValueError(f"dtype is '{dtype}': it must be auto, {', '.join(DTYPES)}")
+        return DTYPES[dtype]
     if device.type != "cpu":
         return "auto"
     # torch emulates bfloat16 on every CPU; these flags mean that the CPU multiplies in it itself.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nucleoscope.atomic import whole, write_json
+from nucleoscope.settings import fill_defaults
 from nucleoscope.store.locking import Lock, check_folder
 from nucleoscope.store.results import MEASUREMENTS, NOTEBOOK, RUN_INFO, TOKENS, load, read, read_json, write_tokens
 
@@ -30,10 +31,11 @@ def check(folder: Path, overwrite: bool = False) -> None:
 class Cell:
     """One cell on disk: opened with its settings, filled batch by batch, then finished.
 
-    ``settings`` are the parameters and identities that decide which tokens are measured. Opening
-    writes nothing. It raises FileExistsError when the folder holds results or batches made with
-    other settings; ``overwrite`` lets `finish` replace those instead, except another model's or
-    data set's. ``finished`` is true when the results with these settings are there.
+    ``settings`` are the parameters and identities that decide which tokens are measured; one that an
+    older run did not know counts as its default. Opening writes nothing. It raises FileExistsError
+    when the folder holds results or batches made with other settings; ``overwrite`` lets `finish`
+    replace those instead, except another model's or data set's. ``finished`` is true when the
+    results with these settings are there.
 
     A cell is written to in a ``with`` block, which holds the folder's lock.
     """
@@ -66,9 +68,10 @@ class Cell:
         found = pick(read_json(path))
         if not isinstance(found, dict):
             raise ValueError(f"'{path}' holds no settings: move it away")
-        if found != self.settings and not (self.overwrite and self._replaceable(found)):
+        same = fill_defaults(found) == fill_defaults(self.settings)
+        if not same and not (self.overwrite and self._replaceable(found)):
             raise FileExistsError(self._difference(found))
-        return found == self.settings
+        return same
 
     def _replaceable(self, found: dict) -> bool:
         """Whether both are of the same model and data set, by name or by content."""
@@ -78,12 +81,13 @@ class Cell:
         )
 
     def _difference(self, found: dict) -> str:
-        keys = [key for key in {**found, **self.settings} if found.get(key) != self.settings.get(key)]
+        there, here = fill_defaults(found), fill_defaults(self.settings)
+        keys = [key for key in {**found, **self.settings} if there.get(key) != here.get(key)]
         advice = "--overwrite replaces them, another --results_dir keeps both"
         if not self._replaceable(found):
             keys = [key for key in ("model_name", "dataset_name") if key in keys] or keys
             advice = "use another --results_dir or move that folder away"
-        changes = [f"{key} is {_brief(found.get(key))} there and {_brief(self.settings.get(key))} here" for key in keys]
+        changes = [f"{key} is {_brief(there.get(key))} there and {_brief(here.get(key))} here" for key in keys]
         return f"'{self.folder}' holds results of another run: {', '.join(changes)}; {advice}"
 
     def __enter__(self) -> "Cell":

@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Iterator
 
+from nucleoscope import settings
+
 
 class Parser(argparse.ArgumentParser):
     """Shows defaults, takes no abbreviations, has --debug, and says what is wrong in one line."""
@@ -19,9 +21,27 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
 
+    def add_settings(self) -> None:
+        """One option for each setting of a run, with its default, its choices and its help."""
+        for name, each in settings.FIELDS.items():
+            kind, choices, text = (each.metadata[key] for key in ("type", "choices", "help"))
+            flags = [f"--{word}" for word in (name, *each.metadata["aliases"])]
+            if kind is bool:
+                self.add_argument(*flags, action="store_true", help=text)
+            elif kind is int and choices:
+                self.add_argument(*flags, type=_number_or_auto, default=each.default, help=text)
+            else:
+                self.add_argument(*flags, type=kind, default=each.default, choices=choices or None, help=text)
+
     def error(self, message: str) -> None:
         """One line, without the usage: --help has that."""
         self.exit(2, f"error: {message} (see --help)\n")
+
+
+def _number_or_auto(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is neither auto nor a number")
+    return text if text == "auto" else int(text)
 
 
 class Terminated(KeyboardInterrupt):

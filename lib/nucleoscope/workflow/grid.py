@@ -19,39 +19,19 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from nucleoscope.settings import FIELDS, list_grid_parameters, validate
 from nucleoscope.store import results
 
 KEYS = ("results_dir", "parameters", "resources", "models", "datasets", "analyses")
-PARAMETERS: dict[str, type | tuple[str, ...]] = {  # a run's parameters -> their type, or what they may be
-    "mode": ("generate", "score"),
-    "text_column": str,
-    "n_prompts": int,
-    "max_tokens": int,
-    "top_p": float,
-    "seed": int,
-    "prompt_format": ("raw", "chat"),
-    "prompt_column": str,
-    "batch_size": int,
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "device": str,
-    "model_revision": str,
-    "trust_remote_code": bool,
-}
-DEFAULTS = {  # what a run does where a grid says nothing
-    **{"mode": "generate", "n_prompts": 100, "max_tokens": 100, "top_p": 0.9, "seed": 0},
-    **{"prompt_format": "raw", "batch_size": "auto", "dtype": "auto", "device": "auto", "trust_remote_code": False},
-}
-RANGES: dict[str, tuple[Callable, str]] = {  # as a run itself checks them: what is allowed, and that in words
-    "n_prompts": (lambda number: number >= 1, "be at least 1"),
-    "max_tokens": (lambda number: number >= 1, "be at least 1"),
-    "top_p": (lambda share: 0 < share <= 1, "lie in (0, 1]"),
-    "batch_size": (lambda number: number == "auto" or number >= 1, "be auto or at least 1"),
-}
+# A run's parameters, each with its check. One that a grid leaves out, or sets to null, has its default.
+PARAMETERS: dict[str, Callable] = {name: partial(validate, name) for name in list_grid_parameters()}
+DEFAULTS = {name: FIELDS[name].default for name in PARAMETERS if FIELDS[name].default is not None}
 ANALYSES = {"resamples": int, "seed": int}
 MEBIBYTES = {"M": 1, "G": 2**10, "T": 2**20}
 MINUTES = {"m": 1, "h": 60, "d": 24 * 60}
@@ -200,21 +180,15 @@ def _known(where: str, settings: Any, names: Any) -> None:
             raise ValueError(f"{where}: unknown setting '{name}': it must be one of {', '.join(names)}")
 
 
-def _check_setting(where: str, name: str, value: Any, check: Any) -> None:
-    """ValueError where a value cannot be what it is for. A null means: not set."""
+def _check_setting(where: str, name: str, value: Any, check: Callable) -> None:
+    """ValueError where a value cannot be what it is for; ``check`` is a type or raises it. A null means: not set."""
     if value is None:
         return
-    if name in RESOURCES:
-        try:
-            check(value)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-    elif isinstance(check, tuple):
-        if value not in check:
-            raise ValueError(f"{where}: {name} is {value!r}: it must be {', '.join(check)}")
-    elif not (
-        type(value) is check or (check is float and type(value) is int) or (name, value) == ("batch_size", "auto")
-    ):
-        raise ValueError(f"{where}: {name} is {value!r}: it must be of type {check.__name__}")
-    elif name in RANGES and not RANGES[name][0](value):
-        raise ValueError(f"{where}: {name} is {value!r}: it must {RANGES[name][1]}")
+    if isinstance(check, type):
+        if type(value) is not check:
+            raise ValueError(f"{where}: {name} is {value!r}: it must be of type {check.__name__}")
+        return
+    try:
+        check(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

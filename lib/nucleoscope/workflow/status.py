@@ -12,14 +12,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nucleoscope.settings import fill_defaults, list_deciding
 from nucleoscope.store import results
 from nucleoscope.workflow import grid, logs
 
 LOGS = "logs"  # the folder of the logs, beside those of the data sets
 MADE = ("analyses", "index", "theory", "twelve", "book")  # from all cells; their logs lie in LOGS itself
 FILES = (results.MEASUREMENTS, results.RUN_INFO, results.NOTEBOOK)
-# batch_size and device are not among them: they do not decide which tokens are measured.
-COMPARED = ("prompt_format", "prompt_column", "max_tokens", "top_p")
+SPECIAL = ("n_prompts", "seed", "dtype", "model_revision")  # compared where the grid and the mode leave no doubt
+COMPARED = tuple(name for name in list_deciding() if name not in SPECIAL)
 
 
 def log_file(folder: str | Path) -> Path:
@@ -53,9 +54,8 @@ def lacking(folder: str | Path, entry: grid.Entry) -> str | None:
 
 def _differing(folder: Path, wanted: dict[str, Any], settings: dict[str, Any]) -> tuple[str, Any, Any] | None:
     """The first parameter that decides which tokens are measured and differs: its name, the value there, here."""
-    pairs = [(name, settings.get(name), wanted.get(name)) for name in ("model_name", "dataset_name", *COMPARED)]
-    pairs += [("mode", settings.get("mode", "generate"), wanted["mode"])]
-    pairs += [("text_column", settings.get("text_column"), wanted.get("text_column"))]
+    settings = fill_defaults(settings)
+    pairs = [(name, settings.get(name), wanted.get(name)) for name in COMPARED]
     if wanted["mode"] == "generate":
         pairs.append(("seed", settings.get("seed"), wanted["seed"]))
     if wanted["dtype"] != "auto":
@@ -97,7 +97,7 @@ def _outdated(folder: Path, wanted: dict[str, Any], settings: dict[str, Any]) ->
     A run that fails between the two leaves an older notebook there.
     """
     asked = _parameters(folder)
-    names = ["model_name", "dataset_name", *COMPARED, "mode", "text_column", "n_prompts"]
+    names = [*COMPARED, "n_prompts"]
     names += ["seed"] if wanted["mode"] == "generate" else []
     pairs = [(name, asked[name], wanted.get(name)) for name in names if name in asked]
     if asked.get("dtype", "auto") != "auto":

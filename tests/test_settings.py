@@ -1,0 +1,122 @@
+"""The one list of settings, and that all which must agree with it does."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import numpy as np
+import pytest
+
+from messages import one_line
+from nucleoscope import hub, settings
+from nucleoscope.explorer import controls
+
+ROOT = Path(__file__).parents[1]
+
+
+def read_parameters(name: str) -> dict:
+    """The parameters cell of a notebook: {name: default}."""
+    first = next(cell for cell in jupytext.read(ROOT / f"notebooks/{name}.py").cells if cell.cell_type == "code")
+    assert first.metadata["tags"] == ["parameters"]
+    found: dict = {}
+    exec(first.source, found)
+    del found["__builtins__"]
+    return found
+
+
+def test_the_run_notebook_has_every_setting_with_its_default():
+    found = read_parameters("run")
+    assert found.pop("prompt_format") == "chat"  # which suits the packaged model; the study's is raw
+    expected = settings.list_defaults()
+    assert expected.pop("prompt_format") == "raw"
+    assert found == expected
+
+
+def test_the_live_notebook_has_the_defaults_of_the_settings_that_it_shares():
+    found = read_parameters("explore")
+    own = {"prompt", "text", "quantity"}
+    assert found.pop("prompt_format") == "chat"
+    assert found.keys() - own <= settings.list_defaults().keys()
+    assert {name: settings.list_defaults()[name] for name in found.keys() - own} == {
+        name: value for name, value in found.items() if name not in own
+    }
+
+
+def test_the_default_model_is_the_packaged_one():
+    assert settings.Settings.model_name == hub.PACKAGED
+
+
+@pytest.mark.parametrize("name", settings.FIELDS)
+def test_every_default_is_allowed(name):
+    settings.validate(name, settings.FIELDS[name].default)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("top_p", 0, "top_p is 0: it must lie in (0, 1]"),
+        ("top_p", 1.5, "top_p is 1.5: it must lie in (0, 1]"),
+        ("top_p", math.nan, "top_p is nan: it must lie in (0, 1]"),
+        ("top_p", "much", "top_p is 'much': it must be of type float"),
+        ("temperature", 0, "temperature is 0: it must be a finite number above 0"),
+        ("temperature", -1, "temperature is -1: it must be a finite number above 0"),
+        ("temperature", math.nan, "temperature is nan: it must be a finite number above 0"),
+        ("temperature", math.inf, "temperature is inf: it must be a finite number above 0"),
+        ("n_prompts", 0, "n_prompts is 0: it must be at least 1"),
+        ("n_prompts", 2.5, "n_prompts is 2.5: it must be of type int"),
+        ("n_prompts", None, "n_prompts is None: it must be of type int"),
+        ("max_tokens", True, "max_tokens is True: it must be of type int"),
+        ("batch_size", 0, "batch_size is 0: it must be auto or at least 1"),
+        ("batch_size", "many", "batch_size is 'many': it must be auto or at least 1"),
+        ("mode", "sing", "mode is 'sing': it must be generate or score"),
+        ("prompt_format", None, "prompt_format is None: it must be raw or chat"),
+        ("dtype", "bf16", "dtype is 'bf16': it must be auto, float32, bfloat16, float16"),
+        ("text_column", 3, "text_column is 3: it must be of type str"),
+        ("trust_remote_code", 1, "trust_remote_code is 1: it must be of type bool"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named_in_one_line(name, value, message):
+    with pytest.raises(ValueError, match=name) as caught:
+        settings.validate(name, value)
+    assert one_line(str(caught.value)) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("top_p", 1), ("top_p", np.float64(0.5)), ("n_prompts", np.int64(3)), ("batch_size", 7), ("text_column", None)],
+)
+def test_what_is_allowed_raises_nothing(name, value):
+    settings.validate(name, value)
+
+
+def test_what_an_older_run_did_not_know_counts_as_its_default():
+    old = {"model_name": "m", "dataset_name": "d", "seed": 3}
+    assert settings.fill_defaults(old)["mode"] == "generate"
+    assert settings.fill_defaults(old) == settings.fill_defaults(old | {"mode": "generate", "text_column": None})
+    assert settings.fill_defaults(old) != settings.fill_defaults(old | {"mode": "score"})
+    assert settings.fill_defaults(old)["seed"] == 3
+    assert not {"device", "batch_size", "overwrite"} & settings.fill_defaults(old).keys()
+
+
+def test_the_live_fields_have_the_ranges_of_the_settings():
+    fields = controls.settings("m", 5, 0.5, 1, 1, "raw")
+    assert fields["max_tokens"].min == 1
+    assert (0 < fields["top_p"].min < 1e-3, fields["top_p"].max) == (True, 1)
+    assert set(fields["prompt_format"].options) == {"raw", "chat"}
+
+
+def test_the_reference_names_every_setting_and_its_default():
+    rows = settings.format_reference().splitlines()[2:]
+    assert len(rows) == len(settings.FIELDS)
+    for row, (name, each) in zip(rows, settings.FIELDS.items(), strict=True):
+        assert row.startswith(f"| `{name}`")
+        assert f"| `{each.default}` |" in row
+    assert "| `n_prompts`, `n_samples` | int | `100` | at least 1 | yes |" in "\n".join(rows)
+
+
+def test_importing_the_settings_is_quick():
+    code = "import sys; from nucleoscope import settings; print({'torch', 'numpy', 'yaml'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
