@@ -31,6 +31,7 @@ prompt = "Tell me a short story about a lighthouse."  # initial content of the p
 text = ""  # initial content of the text field in mode score; it directly follows the prompt
 max_tokens = 100  # maximum number of tokens written or measured
 top_p = 0.9  # mass of the nucleus, in (0, 1]
+temperature = 1.0  # what the logits are divided by before they are measured and sampled from
 seed = 0  # seed of the sampling; the same seed draws the same tokens
 prompt_format = "chat"  # chat: in the model's chat template; raw: unchanged
 quantity = "entropy"  # initial tint of the tokens

@@ -33,6 +33,7 @@ text_column = None  # in mode score, the column with the text to measure after e
 n_prompts = 100  # number of prompts, from the start of the data set
 max_tokens = 100  # maximum number of tokens written or measured per prompt
 top_p = 0.9  # mass of the nucleus, in (0, 1]
+temperature = 1.0  # what the logits are divided by before they are measured and sampled from
 seed = 0  # seed of the sampling; the same seed draws the same tokens; mode score draws none
 prompt_format = "chat"  # chat: in the model's chat template, as in make run; raw: unchanged, as in the study
 prompt_column = None  # column of a file that contains the prompts; None means "prompt"

@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_written_to_is_read_all_the_same(small_disk, sma
 
 def test_a_quantity_that_an_older_version_did_not_write_is_nan(folder, monkeypatch):
     run(folder)
-    monkeypatch.setitem(results.COLUMNS, "novelties", "novelty")
+    monkeypatch.setitem(quantities.REGISTRY, "novelty", quantities.Quantity("novelty", "novelty", len, "novelties"))
     table = results.load_table(folder.parents[1])
     assert table["novelty"].isna().all()
     assert table["novelty"].dtype == np.float64

@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 import nbformat
 from nbformat import NotebookNode
 
-from nucleoscope import settings
 from nucleoscope.book.pages import normalise, plain, titled
 from nucleoscope.store import results
 from nucleoscope.views.figure_data import csv_text
