@@ -10,7 +10,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-PUBLIC = {  # short name -> module
+PUBLIC = {  # short name -> module; settings, quantities and the rooms are names already
     "correlation": "stats.correlation",
     "curves": "stats.curves",
     "examples": "views.examples",

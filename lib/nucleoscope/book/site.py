@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import nbformat
 from nbformat import NotebookNode
 
+from nucleoscope import quantities, settings
 from nucleoscope.book.pages import normalise, plain, titled
 from nucleoscope.store import results
 from nucleoscope.views.figure_data import csv_text
@@ -64,6 +65,8 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     for name in GENERATED:
         files[f"generated/{Path(name).name}"] = (root / name).read_bytes()
     files["generated/api.md"] = describe_modules().encode()
+    files["generated/settings.md"] = settings.format_reference().encode()
+    files["generated/quantities.md"] = quantities.format_reference().encode()
     for script in (root / "scripts").glob("*.py"):
         files[f"generated/{script.stem}.txt"] = _said(script, "--help")
         if script.name in PRINTED:
