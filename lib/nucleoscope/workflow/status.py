@@ -146,5 +146,5 @@ def _where(log: Path) -> str:
 
 def _failed(folder: Path) -> list[Path]:
     """The logs of what is made from all cells whose last run did not end well."""
-    logs = [folder / f"{name}.log" for name in MADE]
-    return [log for log in logs if log.is_file() and logs.failed(log)]
+    files = [folder / f"{name}.log" for name in MADE]
+    return [log for log in files if log.is_file() and logs.failed(log)]
