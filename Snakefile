@@ -28,8 +28,10 @@ if not config:  # a grid of one's own is taken as it is: Snakemake would add the
     configfile: "scripts/grids/default.yml"
 
 try:
+    for path in workflow.overwrite_configfiles if workflow.is_main_process else []:
+        grid.load(path, check=False)  # Snakemake's own loader takes the second of two equal keys
     CELLS = grid.cells(config)
-except ValueError as error:
+except (OSError, ValueError) as error:
     sys.exit(f"error: {error}")
 
 RESULTS = config["results_dir"]
