@@ -28,8 +28,10 @@ if not config:  # a grid of one's own is taken as it is: Snakemake would add the
     configfile: "scripts/grids/default.yml"
 
 try:
+    for path in workflow.overwrite_configfiles if workflow.is_main_process else []:
+        grid.load(path, check=False)  # Snakemake's own loader takes the second of two equal keys
     CELLS = grid.cells(config)
-except ValueError as error:
+except (OSError, ValueError) as error:
     sys.exit(f"error: {error}")
 
 RESULTS = config["results_dir"]
@@ -133,7 +135,7 @@ rule analyses:
         OTHERS,
         "notebooks/correlation.py",
         "notebooks/fits.py",
-        modules("stats/bootstrap", "stats/correlation", "stats/curves", "stats/fits", "views/figures", "views/panels", "stats/sample", "store/mapped_records", "store/results", "views/tables"),
+        modules("stats/bootstrap", "stats/correlation", "stats/curves", "stats/fits", "views/figures", "views/panels", "stats/sample", "quantities", "store/mapped_records", "store/results", "views/tables"),
     output:
         [update(f"{ANALYSES}/{file}") for file in results.ANALYSIS_FILES],
     threads: everywhere
@@ -150,7 +152,7 @@ rule page:
         NOTEBOOKS,
         OTHERS,
         "notebooks/{name}.py",
-        modules("stats/bootstrap", "stats/correlation", "views/figures", "views/examples", "store/mapped_records", "store/results", "views/strip", "views/token_text", "stats/theory"),
+        modules("stats/bootstrap", "stats/correlation", "views/figures", "views/examples", "quantities", "store/mapped_records", "store/results", "views/strip", "views/token_text", "stats/theory"),
     output:
         update(f"{RESULTS}/{results.PAGES}/{{name}}.ipynb"),
     threads: everywhere

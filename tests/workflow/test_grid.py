@@ -109,7 +109,7 @@ def test_a_wrong_grid_is_named_in_one_line(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("results_dir: r\nmodels: [a]\nmodels: [b]\n", "line 1: 'models' stands there twice"),
+        ("results_dir: r\nmodels: [a]\nmodels: [b]\n", "line 1: duplicate key 'models'"),
         ("models: [a\n", "line 2: expected ',' or ']'"),
         ("", "a grid is a mapping of results_dir"),
         ("- a\n", "a grid is a mapping of results_dir"),
@@ -161,8 +161,10 @@ def test_the_grids_that_come_along():
 
 
 def test_importing_the_grid_is_quick():
-    names = "gpus, graph, grid, ledger"
-    code = f"import sys; from nucleoscope import {names}; print({{'torch', 'pandas', 'numpy'}} & set(sys.modules))"
+    names = ", ".join(
+        f"nucleoscope.{name}" for name in ("models.gpus", "workflow.graph", "workflow.grid", "workflow.status")
+    )
+    code = f"import sys; import {names}; print({{'torch', 'pandas', 'numpy'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
@@ -557,3 +559,13 @@ def test_a_wrong_grid_is_one_line_of_the_graph_too(tmp_path):
     assert done.returncode != 0
     assert "error: parameters: dtype is 'bf16'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_graph_refuses_a_duplicate_key_in_one_line(tmp_path):
+    path = tmp_path / "grid.yml"
+    path.write_text("results_dir: results\nmodels: [gpt2]\ndatasets: [xsum]\nmodels: [gpt2-large]\n")
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--cores", "1", "--configfile", str(path)]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode
+    assert f"error: '{path}', line 1: duplicate key 'models'" in refused.stderr.splitlines()
+    assert "Traceback" not in refused.stderr

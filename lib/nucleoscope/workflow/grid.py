@@ -79,15 +79,19 @@ class _Loader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"'{twice[0]}' stands there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{twice[0]}'", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """The grid in a YAML file, checked. ValueError or OSError, in one line, names the file and what is wrong."""
+def load(path: str | Path, check: bool = True) -> dict[str, Any]:
+    """The grid in a YAML file, checked. ValueError or OSError, in one line, names the file and what is wrong.
+
+    check=False reads a file that is only part of a grid: its YAML must be right, parameters may be missing.
+    """
     try:
         config = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-        cells(config)
+        if check:
+            cells(config)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"'{path}'{line}: {error.problem}") from None
