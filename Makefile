@@ -9,6 +9,8 @@ CORES ?= all
 LAB ?=
 FLAGS ?=
 SNAKEMAKE = $(BIN)/snakemake $(FLAGS) --cores $(CORES) --configfile '$(GRID)' --quiet host rules progress reason
+# Snakemake answers a missing file with a traceback.
+CHECK_GRID = test -f '$(GRID)' || { echo "error: no grid '$(GRID)'" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help run book lab test lint env
@@ -17,10 +19,12 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1: \2/p' Makefile
 
 run: $(READY)  ## measure every cell of the grid that is not measured yet, then analyse all
+	@$(CHECK_GRID)
 	$(SNAKEMAKE)
-	@$(BIN)/python -c "import yaml; folder = yaml.safe_load(open('$(GRID)'))['results_dir']; print(f'The results lie in {folder}/<dataset>/<model>/, the analyses in {folder}/correlation_eval/')"
+	@$(BIN)/python -c "from nucleoscope.workflow import grid; folder = grid.load('$(GRID)')['results_dir']; print(f'The results are in {folder}/<dataset>/<model>/, the analyses in {folder}/correlation_eval/')"
 
 book: $(READY)  ## run what is missing, then build the book
+	@$(CHECK_GRID)
 	$(SNAKEMAKE) -- book
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
 
