@@ -412,9 +412,9 @@ def test_texts_are_scored_from_the_command_line_beside_what_is_generated(tmp_pat
 
     assert run(**given, max_tokens=3).returncode == 0
     settings = results.load_info(tmp_path / "lines" / "tiny-llama")["settings"]
-    assert set(settings) == {  # what earlier versions wrote: their results stay valid
+    assert set(settings) == {  # earlier versions wrote no temperature: see `settings.fill_defaults`
         *("model_name", "model", "dataset_name", "dataset", "n_prompts", "prompt_format", "prompt_column"),
-        *("max_tokens", "top_p", "seed", "dtype"),
+        *("max_tokens", "top_p", "temperature", "seed", "dtype"),
     }
     assert sorted(results.cells(tmp_path)) == [tmp_path / "lines" / "tiny-llama", folder]
 

@@ -73,7 +73,7 @@ def test_a_run_leaves_a_row_for_each_token_and_its_columns_by_name(folder):
 def test_the_order_of_the_columns_in_the_file_does_not_matter(folder, monkeypatch):
     run(folder)
     before = results.load_table(folder.parents[1])
-    monkeypatch.setattr(results, "COLUMNS", dict(reversed(results.COLUMNS.items())))
+    monkeypatch.setattr(quantities, "REGISTRY", dict(reversed(quantities.REGISTRY.items())))
     after = results.load_table(folder.parents[1])
     assert list(after.columns) != list(before.columns)
     pd.testing.assert_frame_equal(after[before.columns], before, check_exact=True)

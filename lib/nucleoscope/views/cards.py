@@ -29,7 +29,7 @@ def scale(tokens: Sequence[Token], name: str) -> tuple[list[float | None], dict]
     """Each token's position on the colour scale, 0 to 1 (None if it has no value), and the scale's legend.
 
     The scale goes from 0 to the largest value; that of a count is logarithmic and starts at 1. Negative
-    likeness, which is rare, has the colour of 0.
+    similarity, which is rare, has the colour of 0.
     """
     values = np.array([value(token, name) for token in tokens])
     known, count = values[np.isfinite(values)], quantities.is_count(name)
@@ -100,10 +100,10 @@ def card(
             | {"alike": 1.0 if id == token.id else round(cosine, 4)}
             for (id, p, rank), cosine in zip(shown, (unit[:-1] @ unit[-1]).tolist(), strict=True)
         ],
-        "more": f"and {len(hidden):,} more, together {sum(hidden):.3f}" if hidden else "",
+        "more": f"and {len(hidden):,} more with a total of {sum(hidden):.3f}" if hidden else "",
         "facts": [[label, _number(value(token, name), name)] for name, label in quantities.list_titles().items()],
-        "note": "Probabilities are of the full distribution. Entropy and cosine see the nucleus alone, "
-        f"which holds {float(token.probs.sum()):.1%} of it.",
+        "note": "Probabilities refer to the full distribution. Entropy and cosine use only the nucleus, "
+        f"which has {float(token.probs.sum()):.1%} of it.",
         "place": _place(tokens, token),
     }
 

@@ -213,7 +213,7 @@ def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 
             )
         )  # fmt: skip
     if not any(len(line.x) for line in figure.data):
-        figure.add_annotation(text=f"no bin holds {least} tokens", xref="x domain", yref="y domain", showarrow=False)
+        figure.add_annotation(text=f"no bin contains {least} tokens", xref="x domain", yref="y domain", showarrow=False)
     across, up = quantities.title(x), quantities.title(y)
     axes = {"xaxis_title": across, "xaxis_rangemode": "tozero", "yaxis_title": f"median {up}"}
     figure.update_layout(showlegend=True, margin={"t": 20}, **axes)
