@@ -145,9 +145,7 @@ class StoredTables(Mapping):
     file. Only ``columns`` are read (None: all). Another process gets the paths, not the tables.
     """
 
-    def __init__(
-        self, sources: dict[tuple[str, str], "Path | pd.DataFrame"], columns: Collection[str] | None = None
-    ) -> None:
+    def __init__(self, sources: dict[tuple[str, str], Any], columns: Collection[str] | None = None) -> None:
         self._sources, self._columns = sources, columns
 
     def __getitem__(self, key: tuple[str, str]) -> "pd.DataFrame":
