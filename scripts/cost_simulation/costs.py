@@ -166,21 +166,23 @@ def costs() -> tuple[str, dict[str, dict]]:
     for name, (_, models, datasets, prompts, *_) in grids.items():
         cells, r = models * datasets, found[name]
         column = {
-            "cells": f"{cells:,}",
-            "tokens": figure(np.median(r["tokens"])),
-            "GPU hours": span(r["GPU hours"]),
-            "of these generating": span(100 * r["generating"]) + " %",
-            "wall time until all is measured": lasted(r["wall"]),
-            "cells lost and begun again": span(r["losses"]),
-            "host memory of a run": sized(r["host"]),
-            "weights on disk": sized(np.mean([m.weights for m in MODELS]) * models),
-            "weights read": sized(r["read"]),
-            "measurements on disk": sized(r["files"]),
-            "analysis, core hours": span(r["analysis"]),
-            "analysis, memory": sized(memory(cells, datasets, models, prompts, base, by)),
-            "tokens.parquet on disk": sized(np.median(r["tokens"]) * TABLE),
-            "book": sized(cells * PAGE),
-            "page of coefficients": sized(cells * PANEL),
+            ("runs", "given"): f"{cells:,}",
+            ("tokens", "estimate"): figure(np.median(r["tokens"])),
+            ("GPU hours", "estimate"): span(r["GPU hours"]),
+            ("of which generating", "estimate"): span(100 * r["generating"]) + " %",
+            ("wall time until all is measured", "estimate"): lasted(r["wall"]),
+            ("runs lost and restarted", "estimate"): span(r["losses"]),
+            ("host memory of a run", "estimate"): sized(r["host"]),
+            ("weights on disk", "calculated"): sized(np.mean([m.weights for m in MODELS]) * models),
+            ("weights read", "calculated"): sized(r["read"]),
+            ("measurements on disk", "estimate"): sized(r["files"]),
+            ("analysis, core hours", "estimate"): span(r["analysis"]),
+            ("analysis, memory", "measured; last column: estimate"): sized(
+                memory(cells, datasets, models, prompts, base, by)
+            ),
+            ("analysis, temporary files", "estimate"): sized(np.median(r["tokens"]) * TABLE),
+            ("book", "estimate"): sized(cells * PAGE),
+            ("page of coefficients", "estimate"): sized(cells * PANEL),
         }
         for key, value in column.items():
             lines.setdefault(key, []).append(value)
