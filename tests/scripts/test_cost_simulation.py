@@ -18,9 +18,8 @@ from cost_simulation import assumptions, costs, scale
 from made import full
 from nucleoscope import quantities
 from nucleoscope.book import site
-from nucleoscope.measure import generation
+from nucleoscope.measure import generation, model_facts
 from nucleoscope.measure.encoding import Inputs
-from nucleoscope.models import placement
 from nucleoscope.stats import bootstrap, correlation, sample
 from nucleoscope.store import results
 from nucleoscope.views import figures
@@ -193,7 +192,7 @@ def test_sizes_and_batches_are_those_of_the_real_code(model, monkeypatch):
     assert model.parameters == pytest.approx(sum(p.numel() for p in real.parameters()), rel=1e-3)
     chosen = set()
     for free, longest in ((60e9, 300), (60e9, 4000), (20e9, 2000), (1e9, 50)):
-        monkeypatch.setattr(placement, "room", lambda _, free=free: [(int(free), 1.0)])
+        monkeypatch.setattr(model_facts, "room", lambda _, free=free: [(int(free), 1.0)])
         for prompts in (1, 100, 129, 10_000):
             inputs = Inputs([[0] * longest] * prompts)
             rows = scale.batch_size(model, longest, 100, free, prompts)
