@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -293,6 +294,7 @@ def test_the_page_is_what_the_script_prints(tmp_path):
     root = project(tmp_path)
     for name in ("scale.py", "scale.md"):
         (root / "scripts" / name).write_bytes((ROOT / "scripts" / name).read_bytes())
+    shutil.copytree(ROOT / "scripts/cost_simulation", root / "scripts/cost_simulation")
     site.stage(root, root / "results", tmp_path / "staged")
     assert (tmp_path / "staged/generated/scale.md").read_bytes() == printed
     assert "generated/scale.md" in (ROOT / "book/performance.md").read_text()
