@@ -208,6 +208,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(locking, "SILENCE", 1)
     monkeypatch.setattr(locking, "POLL", 0.05)
     (tmp_path / locking.LOCK).write_text("process 7 on another-node\n")
+    os.utime(tmp_path / locking.LOCK, (0, 0))  # that a file system dates the writing late is no sign of life
     return tmp_path
 
 

@@ -121,9 +121,11 @@ class Lock:
 
         BlockingIOError at its first sign.
         """
-        beat, begun = os.fstat(self._file).st_mtime_ns, time.monotonic()
+        beat, begun = None, time.monotonic()
         print(f"waiting for a sign of {holder.strip()}, for {SILENCE} s at most", file=sys.stderr)
         while found := self._look_up():
+            # the first date comes from the same look-up: that of an open descriptor may be an older one (NFS)
+            beat = found.st_mtime_ns if beat is None else beat
             if found.st_mtime_ns != beat:
                 raise self._refusal(holder)
             if time.monotonic() - begun > SILENCE:
