@@ -1,29 +1,35 @@
-"""Measures one model on one data set: runs notebooks/run.py and leaves its results in a folder."""
+"""Measures one model on one data set: runs notebooks/measure.py, then notebooks/run.py, which shows the results."""
 
-from nucleoscope import settings
 from nucleoscope.workflow.command_line import Parser, one_line_errors
 
 
 def parser() -> Parser:
-    """The command line: every setting, by its name."""
+    """The command line: every setting, by its name, and which notebooks."""
     options = Parser(__doc__)
     options.add_settings()
+    options.add_argument(
+        "--only", choices=("measure", "page"), help="run only notebooks/measure.py, or notebooks/run.py"
+    )
+    options.add_argument(
+        "--if_missing",
+        action="store_true",
+        help="do nothing if there is nothing to do: results with these settings are complete, or have no page to make",
+    )
     return options
 
 
 def main() -> None:
-    parameters = vars(parser().parse_args())
-    again = "interrupted: the same command goes on where this was"
-    with one_line_errors(parameters.pop("debug"), interrupted=again):
-        from nucleoscope.store import results
-        from nucleoscope.workflow import notebooks  # here: --help need not wait for them
+    given = vars(parser().parse_args())
+    debug, only, if_missing = (given.pop(name) for name in ("debug", "only", "if_missing"))
+    with one_line_errors(debug, interrupted="interrupted: run the same command again to resume"):
+        from nucleoscope.workflow import runs  # here: --help need not wait for it
 
-        for name, value in parameters.items():
-            settings.validate(name, value)
-        names = ("results_dir", "dataset_name", "model_name", "text_column")
-        folder = results.cell_folder(*(parameters[name] for name in names))
+        folder = runs.locate(given)
         print(f"{folder.name} on {folder.parent.name}", flush=True)
-        notebooks.execute("run", folder / results.NOTEBOOK, parameters)
+        if only != "page":
+            runs.measure(given, if_missing)
+        if only != "measure":
+            runs.write_page(given, if_missing)
         print(f"results: {folder}")
 
 

@@ -1,34 +1,31 @@
-"""Runs one command of the graph: copies its words to a log, and gives it GPUs that no other job here has."""
+"""Runs one command of the graph: copies its output to a log, reserves GPUs for it, and records how it ended."""
 
-import os
 from pathlib import Path
 
 from nucleoscope.workflow.command_line import Parser
 
 
 def parser() -> Parser:
-    """The command line: where the log goes, how many GPUs, and after -- the command."""
+    """The command line: the log, the GPUs, the status file, and after -- the command."""
     options = Parser(__doc__)
     options.add_argument("--log", type=Path, required=True, help="the log")
-    options.add_argument("--gpus", type=int, help="so many GPUs of this machine for it alone, 0: none; else as it is")
+    options.add_argument("--gpus", type=int, help="number of this machine's GPUs for this job alone; 0 hides all")
+    options.add_argument(
+        "--status", type=Path, help="file that says how the job ended; a failure then ends with status 0"
+    )
+    options.add_argument(
+        "--tries_left", type=int, default=0, help="with --status: how often the job can fail before that is recorded"
+    )
     options.add_argument("command", nargs="+", help="the command, after --")
     return options
 
 
 def main() -> None:
     options = parser().parse_args()
-    from nucleoscope.models import gpus
-    from nucleoscope.workflow import logs
-
-    def say(line: str) -> None:
-        logs.note(options.command, options.log, line)
+    from nucleoscope.workflow import jobs
 
     try:
-        if options.gpus is None:
-            raise SystemExit(logs.run(options.command, options.log))
-        with gpus.claimed(options.gpus, say) as mine:
-            environment = os.environ | {gpus.VISIBLE: ",".join(mine)}
-            raise SystemExit(logs.run(options.command, options.log, environment, mine.values()))
+        raise SystemExit(jobs.run(options.command, options.log, options.gpus, options.status, options.tries_left))
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:  # while it waited for a GPU

@@ -14,18 +14,18 @@ def parser() -> Parser:
 
 def main() -> None:
     options = parser().parse_args()
-    with one_line_errors(options.debug, interrupted="interrupted: the same command fetches the rest"):
+    with one_line_errors(options.debug, interrupted="interrupted: run the same command again to fetch the rest"):
         from nucleoscope.data import prefetch
         from nucleoscope.workflow import grid  # here: --help need not wait for them
 
-        plan = prefetch.plan(entry.parameters for entry in grid.cells(grid.load(options.grid)).values())
+        plan = prefetch.plan(entry.parameters for entry in grid.list_runs(grid.load(options.grid)).values())
         print(*plan.notes, sep="\n", flush=True)
         refusals = plan.refusals or prefetch.fetch(plan)
         for line in refusals:
             print(f"error: {line}", file=sys.stderr)
         if refusals:
             sys.exit(1)
-        print("all is here: runs with HF_HUB_OFFLINE=1 need no network")
+        print("everything is in the cache: runs with HF_HUB_OFFLINE=1 need no network")
 
 
 if __name__ == "__main__":

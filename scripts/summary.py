@@ -1,4 +1,4 @@
-"""Says how many cells of a grid are measured, and of the others why they are not and where their logs are."""
+"""Prints how many runs of a grid are measured, and for each of the others why not and where its log is."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def main() -> None:
     with one_line_errors(options.debug, interrupted="interrupted"):
         from nucleoscope.workflow import grid, status
 
-        print(status.summary(grid.load(options.grid)))
+        print(status.summarize(grid.load(options.grid)))
 
 
 if __name__ == "__main__":

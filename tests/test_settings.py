@@ -12,6 +12,7 @@ import pytest
 from messages import one_line
 from nucleoscope import hub, settings
 from nucleoscope.explorer import controls
+from nucleoscope.workflow import runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,12 +27,18 @@ def read_parameters(name: str) -> dict:
     return found
 
 
-def test_the_run_notebook_has_every_setting_with_its_default():
-    found = read_parameters("run")
+def test_the_measuring_notebook_has_every_setting_with_its_default():
+    found = read_parameters("measure")
     assert found.pop("prompt_format") == "chat"  # which suits the packaged model; the study's is raw
     expected = settings.list_defaults()
     assert expected.pop("prompt_format") == "raw"
     assert found == expected
+
+
+def test_the_page_of_a_run_has_the_settings_that_name_it():
+    found = read_parameters("run")
+    assert tuple(found) == runs.PAGE_SETTINGS
+    assert found == {name: settings.list_defaults()[name] for name in found}
 
 
 def test_the_live_notebook_has_the_defaults_of_the_settings_that_it_shares():

@@ -400,7 +400,13 @@ def test_texts_are_scored_from_the_command_line_beside_what_is_generated(tmp_pat
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "lines-answer" / "tiny-llama"
     assert done.stdout.rstrip().endswith(f"results: {folder}")
-    assert {path.name for path in folder.iterdir()} == {"measurements.pt", "run.ipynb", "run.json", "tokens.parquet"}
+    assert {path.name for path in folder.iterdir()} == {
+        "measure.ipynb",
+        "measurements.pt",
+        "run.ipynb",
+        "run.json",
+        "tokens.parquet",
+    }
     same(results.load(folder / "measurements.pt"), scored(tiny.model()))
     settings = results.load_info(folder)["settings"]
     assert (settings["mode"], settings["text_column"]) == ("score", "answer")

@@ -51,7 +51,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ],
         "datasets": [{"name": "gsm8k", "max_tokens": 70, "memory": "1G"}, "some/where/texts.jsonl"],
     }
-    cells = grid.cells(config)
+    cells = grid.list_runs(config)
     assert list(cells) == ["r/gsm8k/one", "r/texts/one", "r/gsm8k/two", "r/texts/two"]
     one = cells["r/gsm8k/one"]
     assert one.parameters == {
@@ -71,11 +71,14 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
     ("change", "message"),
     [
         ({"modles": ["a"]}, "the grid: unknown setting 'modles'"),
-        ({"models": None}, "models is missing: a list of names"),
+        ({"models": None}, "models is missing: it must be a list of names"),
         ({"datasets": []}, "datasets is missing"),
         ({"results_dir": None}, "results_dir is missing"),
-        ({"models": ["a", {"name": "a", "seed": 1}]}, "'a' on 'b' stands there twice: leave one out"),
-        ({"models": ["x/a", "y/a"]}, "'x/a' on 'b' and 'y/a' on 'b' share a short name, and so the folder r/b/a"),
+        ({"models": ["a", {"name": "a", "seed": 1}]}, "'a' on 'b' is listed twice: remove one"),
+        (
+            {"models": ["x/a", "y/a"]},
+            "'x/a' on 'b' and 'y/a' on 'b' have the same short name and therefore the same folder r/b/a",
+        ),
         ({"models": [{"nam": "a"}]}, "entry 1 of models has no name"),
         ({"models": [7]}, "entry 1 of models has no name"),
         ({"models": [{"name": "a", "max_token": 3}]}, "'a' of models: unknown setting 'max_token'"),
@@ -86,15 +89,21 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"parameters": {"trust_remote_code": 1}}, "trust_remote_code is 1: it must be of type bool"),
         ({"parameters": ["n_prompts"]}, "parameters must be a mapping of mode, text_column"),
         ({"models": [{"name": "a", "gpus": -1}]}, "'a' of models: gpus is -1: it must be a number, 0 or more"),
-        ({"resources": {"memory": "40"}}, "resources: memory is '40': write a size such as 40G"),
-        ({"resources": {"time": 240}}, "resources: time is 240: write it as 90m, 4h or 2d"),
+        ({"resources": {"memory": "40"}}, "resources: memory is '40': it must be a size such as 40G"),
+        ({"resources": {"time": 240}}, "resources: time is 240: it must be a duration such as 90m, 4h or 2d"),
         ({"parameters": {"n_prompts": 0}}, "parameters: n_prompts is 0: it must be at least 1"),
         ({"models": [{"name": "a", "max_tokens": -3}]}, "'a' of models: max_tokens is -3: it must be at least 1"),
         ({"parameters": {"top_p": 90}}, "parameters: top_p is 90: it must lie in (0, 1]"),
         ({"datasets": [{"name": "b", "batch_size": 0}]}, "batch_size is 0: it must be auto or at least 1"),
-        ({"results_dir": __file__}, "test_grid.py', which is a file: name a folder"),
-        ({"parameters": {"mode": "score"}}, "'a' on 'b': mode: score and text_column go together, or neither"),
-        ({"datasets": [{"name": "b", "text_column": "c"}]}, "mode: score and text_column go together, or neither"),
+        ({"results_dir": __file__}, "test_grid.py', which is a file: it must name a folder"),
+        (
+            {"parameters": {"mode": "score"}},
+            "'a' on 'b': mode: score needs text_column, and text_column needs mode: score",
+        ),
+        (
+            {"datasets": [{"name": "b", "text_column": "c"}]},
+            "mode: score needs text_column, and text_column needs mode: score",
+        ),
         ({"analyses": {"resample": 5}}, "analyses: unknown setting 'resample'"),
     ],
 )
@@ -129,8 +138,8 @@ def test_a_grid_that_is_not_there_is_named_in_one_line(tmp_path):
 
 
 def test_sizes_and_times():
-    assert [grid.mebibytes(size) for size in ("500M", "2G", "2GB", "1TiB")] == [500, 2048, 2048, 2**20]
-    assert [grid.minutes(time) for time in ("90m", "4h", "1d12h")] == [90, 240, 2160]
+    assert [grid.parse_memory(size) for size in ("500M", "2G", "2GB", "1TiB")] == [500, 2048, 2048, 2**20]
+    assert [grid.parse_time(time) for time in ("90m", "4h", "1d12h")] == [90, 240, 2160]
 
 
 def test_a_grid_knows_the_parameters_of_the_command_line():
@@ -140,7 +149,7 @@ def test_a_grid_knows_the_parameters_of_the_command_line():
     finally:
         sys.path.pop(0)
     options = vars(correlation_pipeline.parser().parse_args([]))
-    own = {"model_name", "dataset_name", "results_dir", "overwrite", "debug"}
+    own = {"model_name", "dataset_name", "results_dir", "overwrite", "debug", "only", "if_missing"}
     assert set(grid.PARAMETERS) == set(options) - own | {"model_revision"}
     assert {name: options[name] for name in grid.DEFAULTS} == grid.DEFAULTS
     assert all(options.get(name) is None for name in set(grid.PARAMETERS) - set(grid.DEFAULTS))
@@ -149,7 +158,7 @@ def test_a_grid_knows_the_parameters_of_the_command_line():
 def test_the_grids_that_come_along():
     grids = {path.stem: grid.load(path) for path in (ROOT / "scripts/grids").glob("*.yml")}
     assert len({config["results_dir"] for config in grids.values()}) == len(grids)  # what they measure does not mix
-    study = grid.cells(grids["study"])
+    study = grid.list_runs(grids["study"])
     assert len(study) == 15
     revisions = {entry.parameters["model_name"]: entry.parameters["model_revision"] for entry in study.values()}
     assert len(revisions) == 5
@@ -157,7 +166,7 @@ def test_the_grids_that_come_along():
     for entry in study.values():
         assert [entry.parameters[name] for name in ("n_prompts", "max_tokens", "prompt_format")] == [100, 100, "raw"]
         assert entry.gpus == 1
-    assert {entry.gpus for entry in grid.cells(grids["smoke"]).values()} == {0}
+    assert {entry.gpus for entry in grid.list_runs(grids["smoke"]).values()} == {0}
 
 
 def test_importing_the_grid_is_quick():
@@ -173,7 +182,7 @@ def test_importing_the_grid_is_quick():
 
 
 def made(folder: Path, entry: grid.Entry, **others) -> None:
-    """A cell's three files as a run by hand leaves them, with numbers that are made up."""
+    """The files of a run as it leaves them when started by hand, with synthetic numbers."""
     folder.mkdir(parents=True)
     text = "the cat sat on the mat and she said that it was hers and not the dog's"
     records = [tiny.record(text, seed=10 * len(str(folder)) + number) for number in range(3)]
@@ -182,11 +191,11 @@ def made(folder: Path, entry: grid.Entry, **others) -> None:
     names = ("model_name", "dataset_name", "prompt_format", "max_tokens", "top_p", "seed", "n_prompts")
     settings = {name: wanted[name] for name in names} | {"prompt_column": wanted.get("prompt_column")}
     settings |= {"model": {"source": "folder"}, "dataset": {"source": "file"}, "dtype": "float32"} | others
-    (folder / results.RUN_INFO).write_text(json.dumps({"settings": settings, "tokens": 100}))
-    asked = wanted | {name: others[name] for name in grid.PARAMETERS if name in others}
-    asked |= {name: wanted[name] for name in ("n_prompts", "dtype")}
-    notebook = nbformat.v4.new_notebook(metadata={"papermill": {"parameters": asked}})
-    nbformat.write(notebook, folder / results.NOTEBOOK)
+    info = {"settings": settings, "n_prompts_requested": wanted["n_prompts"], "tokens": 300}
+    info |= {"tokens_per_second": 1.0, "device": "cpu", "prompts_truncated": 0}
+    (folder / results.RUN_INFO).write_text(json.dumps(info))
+    for job in (results.MEASURE, results.PAGE):
+        status.write_status(status.locate_status(folder, job), None)
 
 
 ENTRY = grid.Entry({"model_name": "a", "dataset_name": "b", "n_prompts": 50}, 1, None, None)
@@ -196,7 +205,7 @@ ENTRY = grid.Entry({"model_name": "a", "dataset_name": "b", "n_prompts": 50}, 1,
     ("found", "asked"),
     [
         ({}, {}),
-        ({"n_prompts": 7}, {}),  # the data set has no more: the notebook was asked for 50
+        ({"n_prompts": 7}, {}),  # the data set has no more: 50 were requested
         ({"dtype": "bfloat16"}, {"dtype": "auto"}),
         ({}, {"temperature": 1}),
         ({}, {"batch_size": 3, "device": "cuda"}),  # they do not decide which tokens are measured
@@ -207,50 +216,55 @@ ENTRY = grid.Entry({"model_name": "a", "dataset_name": "b", "n_prompts": 50}, 1,
 def test_what_agrees_with_the_grid_is_measured(tmp_path, found, asked):
     made(tmp_path / "b" / "a", ENTRY, **found)
     entry = grid.Entry(ENTRY.parameters | asked, 1, None, None)
-    assert status.lacking(tmp_path / "b" / "a", entry) is None
+    assert status.find_missing(tmp_path / "b" / "a", entry) is None
 
 
 @pytest.mark.parametrize(
     ("found", "asked", "why"),
     [
-        ({}, {"n_prompts": 60}, "n_prompts is 50 there and 60 in the grid"),
-        ({}, {"max_tokens": 5}, "max_tokens is 100 there and 5 in the grid"),
-        ({"prompt_format": "chat"}, {}, "prompt_format is 'chat' there and 'raw' in the grid"),
-        ({}, {"temperature": 0.5}, "temperature is 1.0 there and 0.5 in the grid"),  # there: from before it was one
-        ({"temperature": 2}, {}, "temperature is 2 there and 1.0 in the grid"),
-        ({"seed": 3}, {}, "seed is 3 there and 0 in the grid"),
-        ({}, {"dtype": "bfloat16"}, "dtype is 'float32' there and 'bfloat16' in the grid"),
-        ({"model_name": "other/a"}, {}, "model_name is 'other/a' there and 'a' in the grid"),
-        ({}, {"mode": "score", "text_column": "t"}, "mode is 'generate' there and 'score' in the grid"),
+        ({}, {"n_prompts": 60}, "n_prompts is 50 in the results and 60 in the grid"),
+        ({}, {"max_tokens": 5}, "max_tokens is 100 in the results and 5 in the grid"),
+        ({"prompt_format": "chat"}, {}, "prompt_format is 'chat' in the results and 'raw' in the grid"),
+        (
+            {},
+            {"temperature": 0.5},
+            "temperature is 1.0 in the results and 0.5 in the grid",
+        ),  # there: from before it was one
+        ({"temperature": 2}, {}, "temperature is 2 in the results and 1.0 in the grid"),
+        ({"seed": 3}, {}, "seed is 3 in the results and 0 in the grid"),
+        ({}, {"dtype": "bfloat16"}, "dtype is 'float32' in the results and 'bfloat16' in the grid"),
+        ({"model_name": "other/a"}, {}, "model_name is 'other/a' in the results and 'a' in the grid"),
+        ({}, {"mode": "score", "text_column": "t"}, "mode is 'generate' in the results and 'score' in the grid"),
         (
             {"model": {"source": "hub", "revision": "a" * 40}},
             {"model_revision": "b" * 40},
-            f"model_revision is '{'a' * 40}' there and '{'b' * 40}' in the grid",
+            f"model_revision is '{'a' * 40}' in the results and '{'b' * 40}' in the grid",
         ),
     ],
 )
 def test_what_differs_from_the_grid_is_not_measured(tmp_path, found, asked, why):
     made(tmp_path / "b" / "a", ENTRY, **found)
     entry = grid.Entry(ENTRY.parameters | asked, 1, None, None)
-    assert status.lacking(tmp_path / "b" / "a", entry) == why
+    assert status.find_missing(tmp_path / "b" / "a", entry) == why
 
 
-@pytest.mark.parametrize("name", [results.MEASUREMENTS, results.RUN_INFO, results.NOTEBOOK])
-def test_a_cell_without_one_of_its_files_is_not_measured(tmp_path, name):
+@pytest.mark.parametrize("name", [results.MEASUREMENTS, results.RUN_INFO])
+def test_a_run_without_one_of_its_files_is_not_measured(tmp_path, name):
     made(tmp_path / "b" / "a", ENTRY)
     (tmp_path / "b" / "a" / name).unlink()
-    assert status.lacking(tmp_path / "b" / "a", ENTRY) == f"{name} is missing"
+    assert status.find_missing(tmp_path / "b" / "a", ENTRY) == f"{name} is missing"
 
 
-@pytest.mark.parametrize("change", [{"top_p": 0.5}, {"n_prompts": 100}, {"dtype": "float16"}])
-def test_a_notebook_that_is_older_than_its_measurements_is_made_again(tmp_path, change):
-    made(tmp_path / "b" / "a", ENTRY)
-    path = tmp_path / "b" / "a" / results.NOTEBOOK
-    notebook = nbformat.read(path, nbformat.NO_CONVERT)
-    notebook.metadata.papermill.parameters |= change
-    nbformat.write(notebook, path)
-    ((name, value),) = change.items()
-    assert status.lacking(tmp_path / "b" / "a", ENTRY).startswith(f"{name} is {value!r} in run.ipynb and ")
+def test_how_many_prompts_were_requested_is_read_from_the_notebook_of_an_earlier_version(tmp_path):
+    folder = tmp_path / "b" / "a"
+    made(folder, ENTRY, n_prompts=7)
+    info = results.load_info(folder)
+    del info["n_prompts_requested"]
+    (folder / results.RUN_INFO).write_text(json.dumps(info))
+    assert status.find_missing(folder, ENTRY) == "n_prompts is 7 in the results and 50 in the grid"
+    notebook = nbformat.v4.new_notebook(metadata={"papermill": {"parameters": {"n_prompts": 50}}})
+    nbformat.write(notebook, folder / results.NOTEBOOK)
+    assert status.find_missing(folder, ENTRY) is None
 
 
 def test_a_data_set_whose_file_has_changed_is_measured_again(tmp_path):
@@ -259,11 +273,11 @@ def test_a_data_set_whose_file_has_changed_is_measured_again(tmp_path):
     entry = grid.Entry(ENTRY.parameters | {"dataset_name": str(prompts)}, 1, None, None)
     digest = hashlib.sha256(b"the cat").hexdigest()
     made(tmp_path / "b" / "a", entry, dataset={"source": "file", "sha256": digest})
-    assert status.lacking(tmp_path / "b" / "a", entry) is None
+    assert status.find_missing(tmp_path / "b" / "a", entry) is None
     prompts.write_text("the dog")
-    assert status.lacking(tmp_path / "b" / "a", entry).startswith(f"dataset is '{digest}' there and ")
+    assert status.find_missing(tmp_path / "b" / "a", entry).startswith(f"dataset is '{digest}' in the results and ")
     prompts.unlink()  # what is measured needs it no longer
-    assert status.lacking(tmp_path / "b" / "a", entry) is None
+    assert status.find_missing(tmp_path / "b" / "a", entry) is None
 
 
 def test_the_report_names_what_else_failed_and_which_earlier_results_are_analysed(tmp_path):
@@ -271,9 +285,9 @@ def test_the_report_names_what_else_failed_and_which_earlier_results_are_analyse
     made(tmp_path / "b" / "a", ENTRY)
     logs.run(python("raise SystemExit('error: no LaTeX')"), tmp_path / "logs/analyses.log")
     logs.run(python("print('built')"), tmp_path / "logs/book.log")
-    said = status.summary(config).splitlines()
-    assert "    earlier results stay there, and are analysed: top_p is 0.9 there and 0.5 in the grid" in said
-    place = said.index("analyses failed when it was last made: error: no LaTeX")
+    said = status.summarize(config).splitlines()
+    assert "    earlier results are kept and analysed: top_p is 0.9 in the results and 0.5 in the grid" in said
+    place = said.index("  the last attempt at the analyses failed: error: no LaTeX")
     assert re.fullmatch(
         f"    log: {re.escape(str(tmp_path))}/logs/analyses.log \\(20\\d\\d-\\d\\d-\\d\\d \\d\\d:\\d\\d\\)",
         said[place + 1],
@@ -293,8 +307,8 @@ def needs(number: int) -> grid.Entry:
     [(0, 2, 0, 16), (1, 2, 1, 8), (2, 2, 2, 16), (4, 2, 2, 16), (1, 0, 0, 16), (1, 32, 1, 1)],
 )
 def test_a_cells_share_of_a_machine_with_sixteen_cores(wanted, there, gpus_of, threads):
-    assert graph.gpus(needs(wanted), there) == gpus_of
-    assert graph.threads(needs(wanted), there, 16) == threads
+    assert graph.count_gpus(needs(wanted), there) == gpus_of
+    assert graph.count_threads(needs(wanted), there, 16) == threads
 
 
 @pytest.mark.parametrize(
@@ -309,32 +323,13 @@ def test_a_cells_share_of_a_machine_with_sixteen_cores(wanted, there, gpus_of, t
     ],
 )
 def test_who_chooses_the_gpus_of_a_cell(wanted, there, found, choice):
-    assert graph.gpu_choice(needs(wanted), there, found) == choice
+    assert graph.choose_gpus(needs(wanted), there, found) == choice
     if there is None:
-        assert graph.gpus(needs(wanted), there) == wanted
+        assert graph.count_gpus(needs(wanted), there) == wanted
 
 
 def test_parameters_as_options():
-    assert graph.options({"a": 1, "b": None, "c": False, "d": True, "e": "x y"}) == "--a 1 --d --e 'x y'"
-
-
-def test_a_second_pass_has_the_targets_of_the_first_wherever_they_stand():
-    from snakemake.cli import get_argument_parser
-
-    for arguments in (["book", "--cores", "2"], ["--cores", "2", "--configfile", "g.yml", "--", "book"]):
-        assert get_argument_parser().parse_args(graph.again(arguments)[3:]).targets == ["book"]
-    assert graph.goes_on(["book"])
-    assert graph.goes_on([])
-    assert not graph.goes_on(["results/math/a/run.ipynb"])
-
-
-@pytest.mark.parametrize("words", [["-F"], ["-nF"], ["-Rcell"], ["-R", "cell"], ["--forcerun=cell"], ["--force"]])
-def test_all_spellings_of_force_are_seen(words):
-    assert graph.forces(["--cores", "2", *words])
-
-
-def test_other_options_force_nothing():
-    assert not graph.forces(["--cores", "2", "-n", "--forces", "-d", "F", "--rerun-triggers", "mtime", "-call"])
+    assert graph.format_options({"a": 1, "b": None, "c": False, "d": True, "e": "x y"}) == "--a 1 --d --e 'x y'"
 
 
 # Logs
@@ -405,7 +400,7 @@ def fifteen(tmp_path: Path) -> tuple[Path, dict[str, grid.Entry]]:
     config = {"results_dir": str(tmp_path / "results"), "models": models, "datasets": datasets}
     config |= {"parameters": {"max_tokens": 4, "n_prompts": 2, "batch_size": 1}, "analyses": {"resamples": 100}}
     (tmp_path / "grid.yml").write_text(yaml.safe_dump(config))
-    return tmp_path / "grid.yml", grid.cells(config)
+    return tmp_path / "grid.yml", grid.list_runs(config)
 
 
 def test_a_grid_of_fifteen_with_two_that_fail_ends_with_thirteen_tables_and_a_report(tmp_path):
@@ -416,7 +411,6 @@ def test_a_grid_of_fifteen_with_two_that_fail_ends_with_thirteen_tables_and_a_re
     command = [sys.executable, "-m", "snakemake", "analyses", "--cores", "2", "--configfile", path]
     first = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert first.returncode != 0
-    assert "Not all could be made" not in first.stderr
     assert_two_are_named(first.stderr, tmp_path)
     assert (tmp_path / "results/short/five/measurements.pt").is_file()
     table = pd.read_csv(tmp_path / "results" / results.ANALYSES / "correlation_stats.csv")
@@ -426,16 +420,17 @@ def test_a_grid_of_fifteen_with_two_that_fail_ends_with_thirteen_tables_and_a_re
     again = snakemake("--configfile", path)
     assert again.returncode != 0
     assert_two_are_named(again.stderr, tmp_path)
-    assert again.stderr.count("localrule cell:") == 2
-    assert "localrule analyses:" not in again.stderr
-    book = snakemake("--configfile", path, "--dry-run", "--", "book", NUCLEOSCOPE_AS_IT_IS="1")
+    assert again.stderr.count("localrule measure:") == 2
+    assert (tmp_path / "results/short/five/run.ipynb").is_file()  # the page of the run that was measured
+    assert not (tmp_path / "results/long/five/run.ipynb").exists()
+    book = snakemake("--configfile", path, "--dry-run", "--", "book")
     assert book.returncode == 0, book.stderr
     assert "rule book:" in book.stdout
-    assert "rule cell:" not in book.stdout
+    assert book.stdout.count("rule measure:") == 2
 
 
 def assert_two_are_named(said: str, tmp_path: Path) -> None:
-    assert "13 of 15 cells are measured, these are not:" in said
+    assert "13 of 15 runs are measured, these are not:" in said
     for name in ("four", "five"):
         assert f"  {name} on long: error: " in said
         log = tmp_path / f"results/logs/long/{name}.log"
@@ -448,54 +443,54 @@ import errno
 from nucleoscope import atomic
 whole = atomic.whole
 def full(path):
-    if path.name == "run.ipynb":
+    if path.name == "measure.ipynb":
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
     return whole(path)
 atomic.whole = full
-"""  # for what comes behind the measurements
+"""  # for what is written after the measurements
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["empty folder", "older results"])
-def test_a_failure_behind_the_measurements_loses_none_of_them(tmp_path, older):
+def test_a_failure_after_the_measurements_loses_none_of_them(tmp_path, older):
     model = tiny.save(tmp_path / "one", tiny.model(), tiny.tokenizer())
     (tmp_path / "short.jsonl").write_text('{"prompt": "the cat"}\n{"prompt": "she said"}\n')
     config = {"results_dir": str(tmp_path / "results"), "models": [model], "datasets": [str(tmp_path / "short.jsonl")]}
     config |= {"parameters": {"max_tokens": 4, "n_prompts": 2}, "analyses": {"resamples": 100}}
     (tmp_path / "grid.yml").write_text(yaml.safe_dump(config))
-    ((folder, entry),) = grid.cells(config).items()
+    ((folder, entry),) = grid.list_runs(config).items()
     folder = Path(folder)
     if older:
         made(folder, entry, top_p=0.5)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/sitecustomize.py").write_text(FULL_DISK)
     path = os.pathsep.join(filter(None, [str(tmp_path / "broken"), os.environ.get("PYTHONPATH")]))
-    goal = folder / results.NOTEBOOK
+    goal = status.locate_status(folder)
     failed = snakemake("--configfile", tmp_path / "grid.yml", "--", goal, PYTHONPATH=path)
     assert failed.returncode != 0
-    assert "one on short: error: " in failed.stderr
-    assert "No space left on device" in status.log_file(folder).read_text()
+    assert "the notebook of one on short failed: error: " in failed.stderr
+    assert "No space left on device" in status.locate_log(folder).read_text()
+    assert "No space left on device" in status.read_problem(goal)
     assert results.load_info(folder)["settings"]["top_p"] == 0.9
     tokens = [record["tokens"].tolist() for record in results.load(folder / results.MEASUREMENTS)]
     assert [len(some) for some in tokens] == [4, 4]
-    assert goal.is_file() == older
     written = (folder / results.MEASUREMENTS).stat()
     again = snakemake("--configfile", tmp_path / "grid.yml", "--", goal)
     assert again.returncode == 0, again.stderr
-    assert "1 of 1 cells are measured" in again.stderr
+    assert "1 of 1 runs are measured" in again.stderr
     now = (folder / results.MEASUREMENTS).stat()
     assert (now.st_ino, now.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
-    assert json.loads(goal.read_text())["metadata"]["papermill"]["parameters"]["top_p"] == 0.9
+    assert status.read_problem(goal) is None
 
 
 def test_what_was_measured_by_hand_runs_only_where_its_settings_differ(tmp_path):
-    """Also where the clock that dated its notebook was fast."""
+    """Also if the clock that dated its files was fast."""
     path, cells = fifteen(tmp_path)
     for folder, entry in cells.items():
         made(Path(folder), entry, **({"top_p": 0.5} if folder.endswith("middle/two") else {}))
     tomorrow = time.time() + 86_400
-    os.utime(tmp_path / "results/middle/two" / results.NOTEBOOK, (tomorrow, tomorrow))
+    os.utime(tmp_path / "results/middle/two/measure.status.json", (tomorrow, tomorrow))
     planned = snakemake("--configfile", path, "--dry-run").stdout
-    assert planned.count("rule cell:") == 1
+    assert planned.count("rule measure:") == 1
     assert "wildcards: folder=" + str(tmp_path / "results/middle/two") in planned
 
 
@@ -505,7 +500,7 @@ def test_two_gpus_are_shared_by_cells_with_their_share_of_the_cores(tmp_path, tw
     assert planned.count("gpu=1") == planned.count("nodes=1") == 15
     assert planned.count("threads: 2") == 1  # the analyses; each cell has one of the two cores
     shown = snakemake("--configfile", path, "--dry-run", "--printshellcmds", **two_gpus.environment).stdout
-    assert shown.count("--gpus 1 -- ") == 15
+    assert shown.count("--gpus 1 --tries_left 0 -- ") == 15
 
 
 def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_path):
@@ -522,7 +517,7 @@ def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_
         failed = snakemake("--configfile", path)
         assert failed.returncode != 0
         assert failed.stderr.count("localrule analyses:") == 1
-        assert "analyses failed when it was last made: error: " in failed.stderr
+        assert "the last attempt at the analyses failed: error: " in failed.stderr
         assert {(analyses / name).read_text() for name in results.ANALYSIS_FILES} == {"older"}
 
 
@@ -530,7 +525,17 @@ def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
     path, cells = fifteen(tmp_path)
     for folder in cells:
         held.hold(Path(folder))
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", str(path), "--set-threads", "cell=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--cores",
+        "1",
+        "--configfile",
+        str(path),
+        "--set-threads",
+        "measure=1",
+    ]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -547,9 +552,9 @@ def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=200)
     assert process.returncode != 0
-    assert "interrupted: the same command goes on where this was" in said
+    assert "interrupted: run the same command again to resume" in said
     assert "Traceback" not in said
-    assert "cells are measured" not in said  # no report, and no analyses of half a grid
+    assert "runs are measured" not in said  # no report, and no analyses of half a grid
     assert not list(tmp_path.glob("results/correlation_eval/*"))
 
 

@@ -16,7 +16,7 @@ import pytest
 from driver import Driver
 from messages import one_line
 from nucleoscope.models import gpus
-from nucleoscope.workflow import logs
+from nucleoscope.workflow import logs, status
 
 ROOT = Path(__file__).parents[2]
 JOB = [sys.executable, str(ROOT / "scripts/job.py"), "--log"]
@@ -146,6 +146,59 @@ def test_sigterm_reaches_a_command_that_is_just_starting(tmp_path):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "log")], timeout=200)
     assert done.returncode == 128 + signal.SIGTERM
     assert (tmp_path / "log").read_text().rstrip().endswith("killed by SIGTERM")
+
+
+# Status files
+
+
+FAIL, SUCCEED = "raise SystemExit('error: no such model')", "print('measured')"
+
+
+@pytest.mark.parametrize(
+    ("code", "tries_left", "status_code", "problem"),
+    [
+        (SUCCEED, 0, 0, None),
+        (SUCCEED, 2, 0, None),
+        (FAIL, 0, 0, "error: no such model"),  # recorded, so that the graph continues
+        (FAIL, 1, 1, None),  # tried again: nothing is recorded yet
+        ("raise SystemExit(130)", 0, 130, None),  # interrupted: the graph must stop
+        ("import os; os.kill(os.getpid(), 9)", 0, 137, None),
+    ],
+)
+def test_a_job_with_a_status_file_ends_well_once_its_failure_is_recorded(
+    tmp_path, code, tries_left, status_code, problem
+):
+    file = tmp_path / "results/data/model/measure.status.json"
+    words = ["--status", str(file), "--tries_left", str(tries_left), "--", sys.executable, "-c", code]
+    run = job(tmp_path / "log", *words)
+    run.communicate(timeout=200)
+    assert run.returncode == status_code
+    assert file.is_file() == (status_code == 0)
+    assert status.read_problem(file) == problem
+
+
+def test_the_last_try_of_a_job_that_was_killed_runs_nothing_and_records_that(tmp_path):
+    file = tmp_path / "results/data/model/measure.status.json"
+    killed = job(
+        tmp_path / "log", "--status", str(file), "--", sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"
+    )
+    killed.communicate(timeout=200)
+    last = job(tmp_path / "log", "--status", str(file), "--tries_left", "-1", "--", "no-such-command")
+    last.communicate(timeout=200)
+    assert last.returncode == 0
+    assert status.read_problem(file).startswith("it was killed by SIGKILL")
+
+
+def test_a_run_that_cannot_be_had_is_not_started(tmp_path):
+    folder = tmp_path / "results/data/model"
+    status.write_unavailable(tmp_path / "results", {str(folder): "model 'a/b' is gated"})
+    words = ["--status", str(folder / "measure.status.json"), "--tries_left", "2", "--", "no-such-command"]
+    run = job(tmp_path / "log", *words)
+    assert run.communicate(timeout=200)[1] == "error: model 'a/b' is gated\n"
+    assert run.returncode == 0
+    assert status.read_problem(folder / "measure.status.json") == "model 'a/b' is gated"
+    status.write_unavailable(tmp_path / "results", {})
+    assert status.read_unavailable(folder) is None
 
 
 # GPUs

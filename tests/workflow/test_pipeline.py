@@ -57,7 +57,13 @@ def test_the_packaged_model_end_to_end_on_four_prompts(tmp_path):
     folder = tmp_path / "stories" / loading.PACKAGED
     assert done.stdout.rstrip().endswith(f"results: {folder}")
     assert "tok/s" in done.stderr  # the progress bar, through papermill
-    assert {path.name for path in folder.iterdir()} == {"measurements.pt", "run.ipynb", "run.json", "tokens.parquet"}
+    assert {path.name for path in folder.iterdir()} == {
+        "measure.ipynb",
+        "measurements.pt",
+        "run.ipynb",
+        "run.json",
+        "tokens.parquet",
+    }
 
     records = torch.load(folder / "measurements.pt", weights_only=True)
     assert len(records) == 4
@@ -75,7 +81,9 @@ def test_the_packaged_model_end_to_end_on_four_prompts(tmp_path):
     notebook = nbformat.read(folder / "run.ipynb", as_version=4)
     kinds = [kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})]
     assert kinds.count("application/vnd.plotly.v1+json") == 2
-    assert all(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code")
+    measured = nbformat.read(folder / "measure.ipynb", as_version=4)
+    code = [cell for cell in (*notebook.cells, *measured.cells) if cell.cell_type == "code"]
+    assert all(cell.get("execution_count") for cell in code)
 
 
 def test_the_notebook_has_its_parameters_in_the_first_code_cell_and_the_command_line_has_them_all():
@@ -86,13 +94,14 @@ def test_the_notebook_has_its_parameters_in_the_first_code_cell_and_the_command_
         import correlation_pipeline
     finally:
         sys.path.pop(0)
-    first = next(cell for cell in jupytext.read(ROOT / "notebooks/run.py").cells if cell.cell_type == "code")
+    first = next(cell for cell in jupytext.read(ROOT / "notebooks/measure.py").cells if cell.cell_type == "code")
     assert first.metadata["tags"] == ["parameters"]
     settings: dict = {}
     exec(first.source, settings)
     settings.pop("__builtins__")
     options = vars(correlation_pipeline.parser().parse_args([]))
-    options.pop("debug")
+    for own in ("debug", "only", "if_missing"):
+        options.pop(own)
     assert (options.pop("prompt_format"), settings.pop("prompt_format")) == ("raw", "chat")
     assert options == settings
 
@@ -168,17 +177,18 @@ def test_the_graph_runs_what_is_missing_or_changed_and_nothing_else(tmp_path, ti
     assert sorted(path.name for path in analyses.iterdir()) == sorted(results.ANALYSIS_FILES)
     again = snakemake(tmp_path, tiny_model, texts)
     assert "Nothing to be done" in again.stderr
-    study_file(tmp_path / "results" / "xsum" / "theirs")  # a cell that the grid knows nothing of
+    study_file(tmp_path / "results" / "xsum" / "theirs")  # a run that is not in the grid
     planned = snakemake(tmp_path, tiny_model, texts, "--dry-run").stdout
     assert "rule analyses:" in planned
-    assert "rule cell:" not in planned
+    assert "rule measure:" not in planned
     shutil.rmtree(tmp_path / "results" / "xsum")
     folder = tmp_path / "results/lines/tiny-llama"
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    kept = ("measurements.pt", "run.json", "tokens.parquet")
+    before = [(folder / name).read_bytes() for name in kept]
     failed = snakemake(tmp_path, tiny_model, texts, prompt_column="nothing")
     assert failed.returncode != 0
     assert "has no column 'nothing'" in failed.stderr
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [(folder / name).read_bytes() for name in kept] == before
     changed = snakemake(tmp_path, tiny_model, texts, max_tokens=5)
     assert changed.returncode == 0, changed.stderr
     settings = results.load_info(folder)["settings"]
@@ -186,12 +196,12 @@ def test_the_graph_runs_what_is_missing_or_changed_and_nothing_else(tmp_path, ti
     assert settings["prompt_format"] == "raw"  # the default grid's own parameters stay its own
 
 
-def test_the_default_grid_plans_its_three_cells():
+def test_the_default_grid_plans_its_three_runs():
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock", "--dry-run", "--forceall"]
     done = run("configfile=scripts/grids/default.yml", command=command)
     assert done.returncode == 0, done.stderr
     for name in ("math", "stories", "articles"):
-        assert f"results/{name}/{loading.PACKAGED}/run.ipynb" in done.stdout + done.stderr
+        assert f"results/{name}/{loading.PACKAGED}/measure.status.json" in done.stdout + done.stderr
 
 
 def test_the_benchmark_runs_all_its_parts_on_random_weights():

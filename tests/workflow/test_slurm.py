@@ -87,7 +87,7 @@ def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster,
             snakemake.send_signal(signal.SIGINT)  # nothing, when it has ended
             snakemake.wait(200)
     said = (tmp_path / "said").read_text()
-    assert "3 of 3 cells are measured" in said
+    assert "3 of 3 runs are measured" in said
     assert "TresPerJob=gres:gpu:1" in shown["killed"]
     assert "TimeLimit=00:10:00" in shown["killed"]
     assert "MinMemoryNode=4G" in shown["killed"]
@@ -97,7 +97,7 @@ def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster,
         found = results.load(folder / "measurements.pt")
         assert [record["tokens"].tolist() for record in found] == [record["tokens"].tolist() for record in wanted]
         assert [record["entropies"] for record in found] == [record["entropies"] for record in wanted]
-        log = status.log_file(folder).read_text()
+        log = status.locate_log(folder).read_text()
         assert log.count("# begun") == 2
         assert log.rstrip().endswith("status 0")
     assert (tmp_path / "results" / results.ANALYSES / "correlation_stats.csv").is_file()
@@ -116,13 +116,13 @@ def test_the_smoke_grid_goes_through_the_profile_and_a_failing_cell_stops_no_oth
     command = [*command[:place], tmp_path / "more.json", *command[place:], "--retries", "0"]
     done = subprocess.run(command, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=900)
     assert done.returncode != 0
-    assert "2 of 3 cells are measured, these are not:" in done.stderr, done.stderr[-6000:]
+    assert "2 of 3 runs are measured, these are not:" in done.stderr, done.stderr[-6000:]
     assert f"  {loading.PACKAGED} on bad: error: " in done.stderr
     assert "Not all could be made" not in done.stderr
     for name in ("math", "stories"):
         folder = tmp_path / "results" / name / loading.PACKAGED
         assert [len(record["tokens"]) for record in results.load(folder / "measurements.pt")] == [8] * 4
-        assert ", Slurm job " in status.log_file(folder).read_text().splitlines()[0]
+        assert ", Slurm job " in status.locate_log(folder).read_text().splitlines()[0]
     assert len((tmp_path / "results" / results.ANALYSES / "correlation_stats.csv").read_text().splitlines()) == 3
 
 
@@ -144,11 +144,11 @@ def older(tmp_path: Path) -> tuple[list[Path], list]:
 def test_what_is_there_stays_where_a_job_is_not_taken(cluster, tmp_path):
     """Snakemake must not take old results for those of a job that could not be handed in."""
     kept, command = older(tmp_path)
-    command += ["--set-resources", "cell:slurm_partition=nowhere"]
+    command += ["--set-resources", "measure:slurm_partition=nowhere"]
     done = subprocess.run(command, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=900)
     assert done.returncode != 0
     assert "invalid partition specified: nowhere" in done.stderr
-    assert "0 of 1 cells are measured" in done.stderr
+    assert "0 of 1 runs are measured" in done.stderr
     assert {path.read_text() for path in kept} == {"older"}
 
 
@@ -159,7 +159,7 @@ def test_where_no_slurm_answers_it_is_said_in_one_line_before_anything_starts(cl
     done = subprocess.run(command, cwd=ROOT, env=nowhere, capture_output=True, text=True, timeout=900)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: Slurm does not answer: sinfo: ")
-    assert "rule cell:" not in done.stderr
+    assert "rule measure:" not in done.stderr
     assert {path.read_text() for path in kept} == {"older"}
 
 
@@ -167,7 +167,7 @@ def graph(grid: Path, folder: Path) -> list:
     """The command that sends a grid through the profile; for a cluster of two cores without accounting."""
     command = [sys.executable, "-m", "snakemake", "--profile", "scripts/slurm", "--configfile", grid]
     command += ["--slurm-init-seconds-before-status-checks", "2", "--slurm-logdir", folder / "slurm"]
-    return [*command, "--latency-wait=5", "--set-threads", "cell=1", "analyses=1"]
+    return [*command, "--latency-wait=5", "--set-threads", "measure=1", "analyses=1"]
 
 
 def disturb_all(folders: dict[str, Path], snakemake: subprocess.Popen, environment: dict) -> dict[str, str]:

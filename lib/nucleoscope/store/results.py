@@ -24,7 +24,10 @@ from nucleoscope.store.mapped_records import map_records, read_vectors
 if TYPE_CHECKING:
     import pandas as pd
 
-MEASUREMENTS, TOKENS, RUN_INFO, NOTEBOOK = "measurements.pt", "tokens.parquet", "run.json", "run.ipynb"
+MEASUREMENTS, TOKENS, RUN_INFO = "measurements.pt", "tokens.parquet", "run.json"
+MEASURE, PAGE = "measure", "run"  # the notebooks of a run: one measures, the other one is its page in the book
+NOTEBOOK = f"{PAGE}.ipynb"
+NOTEBOOKS = (f"{MEASURE}.ipynb", NOTEBOOK)
 STUDY_MEASUREMENTS = "output_*.pt"  # what the published study's code writes in the same folders
 ANALYSES = "correlation_eval"  # the folder of the analyses, beside those of the data sets
 PAGES = "book"  # the folder of executed notebooks that are pages of the book and nothing else
@@ -87,6 +90,21 @@ def _checked(records: Any, path: str | os.PathLike) -> list[dict]:
 def load_info(folder: Path) -> dict[str, Any]:
     """What a cell's run.json says; see `runs.run_info` for the keys."""
     return read_json(folder / RUN_INFO)
+
+
+def describe_run(info: Mapping[str, Any]) -> str:
+    """What a run.json says of a run's size, speed and truncations, in lines to print."""
+    lines = [
+        f"{info['settings']['n_prompts']} prompts, {info['tokens']:,} tokens, "
+        f"{info['tokens_per_second']} tokens/s on {info['device']}"
+    ]
+    if info["prompts_truncated"]:
+        lines.append(
+            f"{info['prompts_truncated']} prompts were longer than the model's context; their beginnings were cut off"
+        )
+    if info.get("texts_truncated"):
+        lines.append(f"{info['texts_truncated']} texts were longer than max_tokens; their ends were cut off")
+    return "\n".join(lines)
 
 
 def measurements(folder: Path) -> Path | None:

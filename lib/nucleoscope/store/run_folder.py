@@ -16,7 +16,7 @@ from typing import Any
 from nucleoscope.atomic import whole, write_json
 from nucleoscope.settings import fill_defaults
 from nucleoscope.store.locking import Lock, check_folder
-from nucleoscope.store.results import MEASUREMENTS, NOTEBOOK, RUN_INFO, TOKENS, load, read, read_json, write_tokens
+from nucleoscope.store.results import MEASUREMENTS, NOTEBOOKS, RUN_INFO, TOKENS, load, read, read_json, write_tokens
 
 
 def check(folder: Path, overwrite: bool = False) -> None:
@@ -35,13 +35,20 @@ class Cell:
     older run did not know counts as its default. Opening writes nothing. It raises FileExistsError
     when the folder holds results or batches made with other settings; ``overwrite`` lets `finish`
     replace those instead, except another model's or data set's. ``finished`` is true when the
-    results with these settings are there.
+    results with these settings are there. ``requested`` is the number of prompts that were asked for, of
+    which a short data set has fewer; run.json has it, so that the same request finds the results complete.
 
     A cell is written to in a ``with`` block, which holds the folder's lock.
     """
 
-    def __init__(self, folder: str | os.PathLike, settings: dict[str, Any], overwrite: bool = False):
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        settings: dict[str, Any],
+        overwrite: bool = False,
+        requested: int | None = None,
+    ):
+        self.folder, self.requested = Path(folder), requested
         self.batches = self.folder / "batches"
         self.settings, self.overwrite = json.loads(json.dumps(settings)), overwrite
         self._lock: Lock | None = None
@@ -133,7 +140,9 @@ class Cell:
                 path.unlink()
             write_json(self.batches / "settings.json", self.settings)
         for path in [*self.folder.glob(".*.part"), *self.batches.glob(".*.part")]:
-            if NOTEBOOK not in path.name:  # whoever ran that may write it now: `whole` looks after it
+            if not any(
+                name in path.name for name in NOTEBOOKS
+            ):  # whoever ran that may write it now: `whole` looks after it
                 path.unlink(missing_ok=True)
 
     def save_plan(self, batch_size: int | str, batches: list[list[int]]) -> None:
@@ -184,7 +193,8 @@ class Cell:
         (self.folder / TOKENS).unlink(missing_ok=True)
         _save(ordered, self.folder / MEASUREMENTS)
         write_tokens(ordered, self.folder / MEASUREMENTS)
-        write_json(self.folder / RUN_INFO, {"settings": self.settings, **info})
+        requested = {} if self.requested is None else {"n_prompts_requested": self.requested}
+        write_json(self.folder / RUN_INFO, {"settings": self.settings, **requested, **info})
         self._check_lock()
         shutil.rmtree(self.batches)
         self._kept = {}

@@ -1,20 +1,29 @@
-"""What the Snakefile reckons with: the shares of a machine, options of commands, the pass after failures.
+"""What the Snakefile and its rules need to know: every path, the shares of a machine, what must run again.
 
-Contract: plain functions of their arguments, which start nothing; importing them is quick.
+Contract: nothing here starts a job, and importing this is quick. `Graph` is the one object that knows
+all paths; what it says depends on a grid, the files in its results folder and the machine.
 """
 
-import re
+import os
 import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
-from nucleoscope.workflow.grid import Entry
+from nucleoscope.models import gpus
+from nucleoscope.store import results
+from nucleoscope.workflow import grid, logs, status
 
-TARGETS = {"all", "analyses", "book"}  # what can be made from the cells that are there
+COMBINED_PAGES = ("index", "theory", "twelve")  # notebooks about all runs that are pages of the book
+CLUSTER_TRIES = 3  # how often a cluster runs a job before its failure is recorded
+CLUSTER_THREADS = 4
+AGAIN = "interrupted: run the same command again to resume"
 
 
-def options(parameters: dict[str, Any]) -> str:
+def format_options(parameters: dict[str, Any]) -> str:
     """Parameters as command-line options; True is a flag, None and False are left out."""
     return shlex.join(
         word
@@ -24,39 +33,212 @@ def options(parameters: dict[str, Any]) -> str:
     )
 
 
-def gpus(entry: Entry, there: int | None) -> int:
-    """GPUs of a cell; on a machine with fewer, all of those. ``there`` is None on a cluster."""
-    return entry.gpus if there is None else min(entry.gpus, there)
+def count_gpus(entry: grid.Entry, available: int | None) -> int:
+    """GPUs of a run; on a machine with fewer, all of those. ``available`` is None on a cluster."""
+    return entry.gpus if available is None else min(entry.gpus, available)
 
 
-def threads(entry: Entry, there: int, cores: int) -> int:
-    """Without a GPU a cell uses all cores: two at once would only take turns. With one, its share of them."""
-    mine = gpus(entry, there)
-    return max(1, cores * mine // there) if mine else cores
+def count_threads(entry: grid.Entry, available: int, cores: int) -> int:
+    """Without a GPU a run uses all cores: two at once would only take turns. With one, its share of them."""
+    own = count_gpus(entry, available)
+    return max(1, cores * own // available) if own else cores
 
 
-def gpu_choice(entry: Entry, there: int | None, found: bool) -> int | None:
-    """How many GPUs scripts/job.py takes for a cell; None leaves what the cell sees as it is.
+def choose_gpus(entry: grid.Entry, available: int | None, found: bool) -> int | None:
+    """How many GPUs scripts/job.py takes for a run; None leaves what the run sees as it is.
 
-    A cell that asks for none must see none anywhere: not every Slurm hides those of others. Else
+    A run that asks for none must see none anywhere: not every Slurm hides those of others. Else
     Slurm has made its own choice, and a machine where no GPU was ``found`` has nothing to choose.
     """
     if entry.gpus == 0:
         return 0
-    return gpus(entry, there) if there is not None and found else None
+    return count_gpus(entry, available) if available is not None and found else None
 
 
-def forces(words: Iterable[str]) -> bool:
-    """Whether Snakemake's options ask to run again what is there: -F, -nF, -Rcell, --forcerun=cell, ..."""
-    return any(re.match(r"--force(all|run)?(=|$)|-[nkpq]*[fFR]", word) for word in words)
+class Graph:
+    """The paths and needs of all jobs of a grid's ``config``, for one of Snakemake's ``workflow`` objects.
+
+    Raises ValueError or OSError, in one line, for an invalid grid.
+    """
+
+    def __init__(self, config: dict[str, Any], workflow: Any):
+        for path in workflow.overwrite_configfiles if workflow.is_main_process else []:
+            grid.load(path, check=False)  # Snakemake's own loader silently takes the last of duplicate keys
+        self.config, self.workflow = config, workflow
+        self.runs = grid.list_runs(config)
+        self.results_dir = config["results_dir"]
+        self.analyses = f"{self.results_dir}/{results.ANALYSES}"
+        self.python = sys.executable
+        # jobs that run here share this machine; jobs of a cluster have their own
+        self.here = workflow.is_main_process and workflow.resource_settings.nodes is None
+        self.gpus = gpus.names() if self.here else []
+        self.tries = 1 if self.here else CLUSTER_TRIES
+        # a job that was started for one run need not look at the others
+        runs = self.runs if workflow.is_main_process else {}
+        self.missing = {folder: why for folder, entry in runs.items() if (why := status.find_missing(folder, entry))}
+
+    # Paths
+
+    def locate_page(self, name: str) -> str:
+        """The executed notebook of a page about all runs; ``name`` may be a wildcard."""
+        return f"{self.results_dir}/{results.PAGES}/{name}.ipynb"
+
+    def list_analyses(self) -> list[str]:
+        """The files that the analyses leave."""
+        return [f"{self.analyses}/{file}" for file in results.ANALYSIS_FILES]
+
+    def list_statuses(self, job: str) -> list[str]:
+        """The status files of all runs of the grid for one of their two jobs."""
+        return [str(status.locate_status(folder, job)) for folder in self.runs]
+
+    def list_measurements(self, folder: str) -> list[str]:
+        """What the page of a run and the analyses read of it: its files, or if it must be measured first, that job.
+
+        A job that only checks that a run is measured is not among them: it changes nothing that they read.
+        """
+        if folder in self.missing:
+            return [str(status.locate_status(folder))]
+        return [str(Path(folder, name)) for name in status.FILES if Path(folder, name).is_file()]
+
+    def list_all_measurements(self) -> list[str]:
+        """What the analyses read: the runs of the grid, and runs in the same folder that the grid does not list."""
+        others = [folder for folder in results.cells(self.results_dir) if str(folder) not in self.runs]
+        found = [path for folder in self.runs for path in self.list_measurements(folder)]
+        return found + [str(results.measurements(folder)) for folder in others]
+
+    def list_runs(self) -> list[str]:
+        """The folders of all runs that the analyses read: if one is added or removed, they run again."""
+        found = {*map(str, results.cells(self.results_dir)), *self.runs}
+        return sorted(found)
+
+    def list_book_sources(self) -> list[str]:
+        """The files of this project that the book is made from, besides notebooks."""
+        folders = (Path(folder).rglob("*.*") for folder in ("book", "scripts", "lib"))
+        files = [path for found in folders for path in found if path.is_file() and "__pycache__" not in path.parts]
+        return [*map(str, files), "_config.yml", "CHANGELOG.md", "CITATION.cff", "README.md"]
+
+    # Jobs
+
+    def format_job(self, name: str) -> str:
+        """Options of scripts/job.py for a job about all runs."""
+        return format_options({"log": f"{self.results_dir}/{status.LOGS}/{name}.log"})
+
+    def format_run_job(self, folder: str, job: str, attempt: int) -> str:
+        """Options of scripts/job.py for one of the two jobs of a run; ``attempt`` counts from 1."""
+        choice = None
+        if job == results.MEASURE:
+            choice = choose_gpus(self.runs[folder], self._count_available(), bool(self.gpus))
+        options = {"log": status.locate_log(folder, job), "status": status.locate_status(folder, job), "gpus": choice}
+        return format_options(options | {"tries_left": self.tries - attempt})
+
+    def format_settings(self, folder: str) -> str:
+        """Options of scripts/correlation_pipeline.py for a run."""
+        return format_options(self.runs[folder].parameters)
+
+    def count_gpus(self, folder: str, attempt: int) -> int:
+        """GPUs of the job that measures a run; none if it only says that the run is measured, or why it failed."""
+        measures = folder in self.missing or not self.workflow.is_main_process
+        return count_gpus(self.runs[folder], self._count_available()) if measures and attempt <= self.tries else 0
+
+    def count_threads(self, folder: str) -> int:
+        """Cores of the job that measures a run."""
+        if not self.here:
+            return CLUSTER_THREADS
+        return count_threads(self.runs[folder], self._count_available(), self.workflow.cores)
+
+    def count_all_threads(self) -> int:
+        """Cores of a job about all runs: all of this machine, a few of a cluster's."""
+        return self.workflow.cores if self.here else CLUSTER_THREADS
+
+    def _count_available(self) -> int | None:
+        """How many GPUs the runs share here; None on a cluster."""
+        return self.workflow.global_resources["gpu"].value if self.here else None
+
+    # The course of the graph
+
+    def force_run_job(self, folder: str, job: str) -> list[str]:
+        """Plans a job of a run whatever the dates are, if the run must be measured or the job's last attempt failed.
+
+        An input function calls this, so that it concerns only jobs that belong to the targets; it adds no inputs.
+        """
+        path = status.locate_status(folder, job)
+        if (job == results.MEASURE and folder in self.missing) or status.read_problem(path):
+            self._force([str(path)])
+        return []
+
+    def force_job(self, name: str, outputs: list[str]) -> list[str]:
+        """As `force_run_job` for a job about all runs: a failed one leaves older outputs, which look complete."""
+        log = Path(self.results_dir, status.LOGS, f"{name}.log")
+        if log.is_file() and logs.failed(log):
+            self._force(outputs)
+        return []
+
+    def _force(self, outputs: list[str]) -> None:
+        if self.workflow.is_main_process:  # a cluster's job runs what it was started for
+            self.workflow.dag.forcefiles.update(outputs)  # as --forcerun, which is read before the Snakefile
+
+    def prepare(self) -> None:
+        """Sets up the process that runs the graph: GPUs as a resource, Ctrl-C, and the network of jobs."""
+        if not self.workflow.is_main_process:
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a compute node: scripts/prefetch.py has run before
+            return
+        if self.here and "gpu" not in self.workflow.global_resources:
+            self.workflow.register_resource("gpu", len(self.gpus))
+        signal.signal(signal.SIGINT, _interrupt)
+        sys.excepthook = _end_quietly
+
+    def check_before_start(self) -> None:
+        """Ends the program with one line each if Slurm does not answer, or if no missing run can be started.
+
+        Runs whose model or data set cannot be loaded are noted, so that their jobs fail at once.
+        """
+        if not self.workflow.is_main_process:
+            return
+        if self.workflow.executor_plugin.name == "slurm" and (why := _ask_slurm()):
+            sys.exit(f"error: Slurm does not answer: {why}")
+        reasons: dict[str, str] = {}
+        if self.missing:
+            from nucleoscope.data import availability  # here: a graph with nothing to measure need not wait for it
+
+            runs = {folder: self.runs[folder].parameters for folder in self.missing}
+            reasons = availability.find_unavailable(runs, offline=not self.here)
+        status.write_unavailable(self.results_dir, reasons)
+        for reason in dict.fromkeys(reasons.values()):
+            print(f"error: {reason}", file=sys.stderr)
+        if reasons and set(reasons) == set(self.runs) and not results.cells(self.results_dir):
+            sys.exit(1)
+
+    def report(self) -> None:
+        """Prints what is measured and what failed; ends the program with status 1 if anything failed."""
+        if INTERRUPTED:
+            print(AGAIN, file=sys.stderr)
+            return
+        print(status.summarize(self.config), file=sys.stderr)
+        if not status.is_complete(self.config):
+            sys.exit(1)
 
 
-def goes_on(targets: Iterable[str]) -> bool:
-    """Whether these targets can be made without the cells that failed."""
-    return set(map(str, targets)) <= TARGETS
+INTERRUPTED: list[int] = []  # the signals that have arrived
 
 
-def again(arguments: list[str]) -> list[str]:
-    """The command of a second pass, with the ``arguments`` of the first."""
-    # One word: an option of its own would take the targets that stand behind it for its values.
-    return [sys.executable, "-m", "snakemake", "--quiet=host", *arguments]
+def _interrupt(number: int, _: FrameType | None) -> None:
+    INTERRUPTED.append(number)
+    raise KeyboardInterrupt
+
+
+def _end_quietly(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Prints one line instead of a traceback for Ctrl-C at a moment when Snakemake does not expect it."""
+    if kind is KeyboardInterrupt:
+        print(AGAIN, file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+def _ask_slurm() -> str:
+    """Why Slurm does not answer, in one line; "" if it does. Snakemake would ask for a minute for each run."""
+    try:
+        asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=150)
+        words = (asked.stderr or f"sinfo ended with status {asked.returncode}") if asked.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        words = (getattr(error, "stderr", None) or b"").decode() or str(error)
+    return words.strip().partition("\n")[0]

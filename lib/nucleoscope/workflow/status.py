@@ -1,84 +1,124 @@
-"""What of a grid is measured, what is not, and why.
+"""Which runs of a grid are measured, which are not, and why.
 
-Contract: decides by the files of the cells and their logs alone, so that it says the same whoever
+Contract: decides by the files of the runs and their logs alone, so that it says the same whoever
 measured: the graph, a command by hand or a notebook. Importing it is quick.
+
+A job of the graph leaves a status file beside its results, however it ended: it says whether the
+job succeeded, and else why not. That lets the graph continue with everything else.
 """
 
 import functools
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nucleoscope.atomic import write_json
 from nucleoscope.settings import fill_defaults, list_deciding
 from nucleoscope.store import results
 from nucleoscope.workflow import grid, logs
 
 LOGS = "logs"  # the folder of the logs, beside those of the data sets
-MADE = ("analyses", "index", "theory", "twelve", "book")  # from all cells; their logs lie in LOGS itself
-FILES = (results.MEASUREMENTS, results.RUN_INFO, results.NOTEBOOK)
-SPECIAL = ("n_prompts", "seed", "dtype", "model_revision")  # compared where the grid and the mode leave no doubt
+COMBINED = ("analyses", "index", "theory", "twelve", "book")  # made from all runs; their logs are in LOGS itself
+FILES = (results.MEASUREMENTS, results.RUN_INFO)
+SPECIAL = ("n_prompts", "seed", "dtype", "model_revision")  # compared only if grid and mode leave no doubt
 COMPARED = tuple(name for name in list_deciding() if name not in SPECIAL)
+UNAVAILABLE = "unavailable.json"  # in LOGS: the runs that the graph did not start, and why
 
 
-def log_file(folder: str | Path) -> Path:
-    """The log of a cell's folder."""
+def locate_log(folder: str | Path, job: str = results.MEASURE) -> Path:
+    """The log of one of the two jobs of a run's folder."""
     folder = Path(folder)
-    return folder.parent.parent / LOGS / folder.parent.name / f"{folder.name}.log"
+    ending = "log" if job == results.MEASURE else f"{job}.log"
+    return folder.parent.parent / LOGS / folder.parent.name / f"{folder.name}.{ending}"
 
 
-def lacking(folder: str | Path, entry: grid.Entry) -> str | None:
-    """What a cell lacks of what its grid asks for, in one line; None where it is measured so.
+def locate_status(folder: str | Path, job: str = results.MEASURE) -> Path:
+    """The status file of one of the two jobs of a run's folder."""
+    return Path(folder, f"{job}.status.json")
 
-    Files that stand there with other settings count as lacking, whoever made them. What the grid
-    leaves to "auto" agrees with everything.
+
+def write_status(path: Path, problem: str | None) -> None:
+    """Writes a job's status file: ``problem`` says in one line why the job failed; None, that it succeeded."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"state": "failed", "problem": problem} if problem else {"state": "succeeded"})
+
+
+def read_problem(path: Path) -> str | None:
+    """Why the job of a status file failed; None if it succeeded or has no status file."""
+    try:
+        found = results.read_json(path) if path.is_file() else {}
+    except ValueError as error:
+        return str(error)
+    return found.get("problem")
+
+
+def write_unavailable(results_dir: str | Path, reasons: dict[str, str]) -> None:
+    """Notes for `read_unavailable` which runs, by their folders, cannot be started, and why."""
+    path = Path(results_dir, LOGS, UNAVAILABLE)
+    if reasons:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, reasons)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_unavailable(folder: str | Path) -> str | None:
+    """Why the graph that is running does not start the run of a folder; None if it does."""
+    path = Path(folder).parent.parent / LOGS / UNAVAILABLE
+    return results.read_json(path).get(str(folder)) if path.is_file() else None
+
+
+def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
+    """What is missing or differs, in one line, if a run is not measured as its grid asks; else None.
+
+    Results with other settings count as missing, no matter who measured them. A setting that the grid
+    leaves at "auto" matches every value.
     """
     folder = Path(folder)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         return f"{missing[0]} is missing"
     try:
-        settings = results.load_info(folder).get("settings")
+        info = results.load_info(folder)
     except ValueError as error:
         return str(error)
-    if not isinstance(settings, dict):
-        return f"'{folder / results.RUN_INFO}' holds no settings"
-    wanted = grid.DEFAULTS | entry.parameters
-    differing = _differing(folder, wanted, settings)
-    if differing:
-        return f"{differing[0]} is {differing[1]!r} there and {differing[2]!r} in the grid"
-    return _outdated(folder, wanted, settings)
+    if not isinstance(info.get("settings"), dict):
+        return f"'{folder / results.RUN_INFO}' has no settings"
+    found = next(_differences(folder, grid.DEFAULTS | entry.parameters, info), None)
+    return f"{found[0]} is {found[1]!r} in the results and {found[2]!r} in the grid" if found else None
 
 
-def _differing(folder: Path, wanted: dict[str, Any], settings: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first parameter that decides which tokens are measured and differs: its name, the value there, here."""
-    settings = fill_defaults(settings)
+def _differences(folder: Path, wanted: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The settings that decide which tokens are measured and differ: name, value in the results, in the grid."""
+    settings = fill_defaults(info["settings"])
     pairs = [(name, settings.get(name), wanted.get(name)) for name in COMPARED]
     if wanted["mode"] == "generate":
         pairs.append(("seed", settings.get("seed"), wanted["seed"]))
     if wanted["dtype"] != "auto":
         pairs.append(("dtype", settings.get("dtype"), wanted["dtype"]))
     commit = (settings.get("model") or {}).get("revision")
-    if commit and re.fullmatch("[0-9a-f]{40}", wanted.get("model_revision") or ""):  # a branch may stand for any
+    if commit and re.fullmatch("[0-9a-f]{40}", wanted.get("model_revision") or ""):  # a branch can mean any commit
         pairs.append(("model_revision", commit, wanted["model_revision"]))
     content = (settings.get("dataset") or {}).get("sha256")
-    if content and (now := _content(wanted["dataset_name"])):
+    if content and (now := _hash_dataset(wanted["dataset_name"])):
         pairs.append(("dataset", content, now))
     number = settings.get("n_prompts")
-    # A short data set has fewer prompts than were asked for.
-    if number != wanted["n_prompts"] and _parameters(folder).get("n_prompts") != wanted["n_prompts"]:
+    # a short data set has fewer prompts than were requested
+    if number != wanted["n_prompts"] and _read_requested(folder, info) != wanted["n_prompts"]:
         pairs.append(("n_prompts", number, wanted["n_prompts"]))
-    return next((pair for pair in pairs if pair[1] != pair[2]), None)
+    yield from (pair for pair in pairs if pair[1] != pair[2])
 
 
-def _content(dataset: str) -> str | None:
-    """The hash of a data set that is a file here; None for the Hub's, and where it cannot be read."""
+def _hash_dataset(name: str) -> str | None:
+    """The hash of a data set in a local file; None for one on the Hub, and if the file cannot be read."""
     from nucleoscope.data import prompts
 
     try:
-        path = prompts.locate(dataset)[0]
+        path = prompts.locate(name)[0]
         return _hash(path, path.stat().st_mtime_ns)
     except (ValueError, OSError):
         return None
@@ -86,65 +126,78 @@ def _content(dataset: str) -> str | None:
 
 @functools.lru_cache
 def _hash(path: Path, modified: int) -> str:
-    """The hash of a file, computed once for all cells as long as it is not ``modified``."""
+    """The hash of a file, computed once for all runs unless the file is ``modified``."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _outdated(folder: Path, wanted: dict[str, Any], settings: dict[str, Any]) -> str | None:
-    """What the notebook was given and the measurements beside it were not; they may have come after it.
-
-    A run that fails between the two leaves an older notebook there.
-    """
-    asked = _parameters(folder)
-    names = [*COMPARED, "n_prompts"]
-    names += ["seed"] if wanted["mode"] == "generate" else []
-    pairs = [(name, asked[name], wanted.get(name)) for name in names if name in asked]
-    if asked.get("dtype", "auto") != "auto":
-        pairs.append(("dtype", asked["dtype"], settings.get("dtype")))
-    found = next((pair for pair in pairs if pair[1] != pair[2]), None)
-    return f"{found[0]} is {found[1]!r} in {results.NOTEBOOK} and {found[2]!r} in the grid" if found else None
-
-
-def _parameters(folder: Path) -> dict[str, Any]:
-    """The parameters that the executed notebook was given; none where it was not run by papermill."""
+def _read_requested(folder: Path, info: dict[str, Any]) -> int | None:
+    """How many prompts a run was asked for; version 0.1.0 kept that in its notebook only."""
+    if "n_prompts_requested" in info:
+        return info["n_prompts_requested"]
     try:
         notebook = json.loads((folder / results.NOTEBOOK).read_text(encoding="utf-8"))
-        return dict(notebook["metadata"]["papermill"]["parameters"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        return notebook["metadata"]["papermill"]["parameters"]["n_prompts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def summary(config: dict[str, Any]) -> str:
-    """How many cells of a grid are measured, and for each that is not: why, and where its log is.
+def is_complete(config: dict[str, Any]) -> bool:
+    """Whether every run of a grid is measured and nothing made from the runs has failed."""
+    runs = grid.list_runs(config)
+    return not (
+        any(find_missing(folder, entry) for folder, entry in runs.items())
+        or any(read_problem(locate_status(folder, job)) for folder in runs for job in (results.MEASURE, results.PAGE))
+        or _list_failed_logs(Path(config["results_dir"], LOGS))
+    )
 
-    Likewise for the analyses, the pages and the book, where their last run failed.
+
+def summarize(config: dict[str, Any]) -> str:
+    """How many runs of a grid are measured, and for each of the others why not and where its log is.
+
+    Also names the pages, the analyses and the book whose last attempt failed.
     """
-    cells = grid.cells(config)
-    open_cells = {folder: why for folder, entry in cells.items() if (why := lacking(folder, entry))}
-    lines = [
-        f"{len(cells) - len(open_cells)} of {len(cells)} cells are measured" + (", these are not:" * bool(open_cells))
-    ]
-    for folder, why in open_cells.items():
-        log, (dataset, model) = log_file(folder), Path(folder).parts[-2:]
-        lines.append(f"  {model} on {dataset}: {logs.reason(log, why)}")
+    runs = grid.list_runs(config)
+    missing = {folder: why for folder, entry in runs.items() if (why := find_missing(folder, entry))}
+    lines = [f"{len(runs) - len(missing)} of {len(runs)} runs are measured" + (", these are not:" * bool(missing))]
+    for folder, why in missing.items():
+        lines.append(f"  {_name(folder)}: {_explain(folder, why)}")
         if results.measurements(Path(folder)):
-            lines.append(f"    earlier results stay there, and are analysed: {why}")
-        if log.is_file():
-            lines.append(_where(log))
-    for log in _failed(Path(config["results_dir"], LOGS)):
-        lines += [f"{log.stem} failed when it was last made: {logs.reason(log)}", _where(log)]
+            lines.append(f"    earlier results are kept and analysed: {why}")
+        lines += _format_log(locate_log(folder))
+    for folder in runs:
+        for job, what in ((results.MEASURE, "the notebook of"), (results.PAGE, "the page of")):
+            if folder not in missing and (problem := read_problem(locate_status(folder, job))):
+                lines += [f"  {what} {_name(folder)} failed: {problem}", *_format_log(locate_log(folder, job))]
+    for log in _list_failed_logs(Path(config["results_dir"], LOGS)):
+        lines += [f"  the last attempt at {_describe(log.stem)} failed: {logs.reason(log)}", *_format_log(log)]
     lines.append(f"logs: {config['results_dir']}/{LOGS}/<dataset>/<model>.log")
     return "\n".join(lines)
 
 
-def _where(log: Path) -> str:
-    """A log and when it was written: its reason may be older than the grid."""
-    written = datetime.fromtimestamp(log.stat().st_mtime)
-    return f"    log: {log} ({written:%Y-%m-%d %H:%M})"
+def _name(folder: str | Path) -> str:
+    dataset, model = Path(folder).parts[-2:]
+    return f"{model} on {dataset}"
 
 
-def _failed(folder: Path) -> list[Path]:
-    """The logs of what is made from all cells whose last run did not end well."""
-    files = [folder / f"{name}.log" for name in MADE]
+def _explain(folder: str, why: str) -> str:
+    """Why a run is not measured: its last attempt's own error, or why it was not started."""
+    log = locate_log(folder)
+    return read_unavailable(folder) or (logs.reason(log, why) if log.is_file() else f"not started ({why})")
+
+
+def _format_log(log: Path) -> list[str]:
+    """The line that names a log and says when it was written, because its reason may be older than the grid."""
+    if not log.is_file():
+        return []
+    return [f"    log: {log} ({datetime.fromtimestamp(log.stat().st_mtime):%Y-%m-%d %H:%M})"]
+
+
+def _describe(name: str) -> str:
+    return {"analyses": "the analyses", "book": "the book"}.get(name, f"page '{name}'")
+
+
+def _list_failed_logs(folder: Path) -> list[Path]:
+    """The logs of what is made from all runs, of those whose last attempt failed."""
+    files = [folder / f"{name}.log" for name in COMBINED]
     return [log for log in files if log.is_file() and logs.failed(log)]

@@ -1,0 +1,65 @@
+"""Whether the models and data sets of some runs can be loaded, asked once for all of them.
+
+Contract: nothing is downloaded. What is in the cache is available; the Hub is asked about the rest,
+each model and data set once and all at the same time.
+"""
+
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from nucleoscope import hub
+from nucleoscope.data import prefetch, prompts
+
+ADVICE = "and the run will not use the network: run scripts/prefetch.py where the Hub can be reached"
+
+
+def find_unavailable(runs: Mapping[Hashable, Mapping[str, Any]], offline: bool = False) -> dict[Hashable, str]:
+    """{key: reason, in one line} for those ``runs`` whose model or data set cannot be loaded.
+
+    ``runs`` are mappings of settings. ``offline``: the runs will not use the network, so what is not in
+    the cache is unavailable; else the Hub is asked, unless HF_HUB_OFFLINE forbids that.
+    """
+    checks: dict[tuple, Callable[[], None]] = {}
+    needs: dict[Hashable, list[tuple]] = {}
+    for key, run in runs.items():
+        model, revision, dataset = run["model_name"], run.get("model_revision"), run["dataset_name"]
+        needs[key] = [("model", model, revision), ("data set", dataset, None)]
+        checks[needs[key][0]] = lambda model=model, revision=revision: _check_model(model, revision, offline)
+        checks[needs[key][1]] = lambda dataset=dataset: _check_dataset(dataset, offline)
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        reasons = dict(zip(checks, pool.map(_explain, checks.values()), strict=True))
+    found = {key: next((reason for need in needed if (reason := reasons[need])), None) for key, needed in needs.items()}
+    return {key: reason for key, reason in found.items() if reason}
+
+
+def _explain(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except (OSError, ValueError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def _check_model(name: str, revision: str | None, offline: bool) -> None:
+    hub.find(name)
+    hub.check_revision(name, revision)
+    if not hub.on_hub(name) or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise hub.explained(name, LocalEntryNotFoundError("it is not in the cache"), revision)
+    if offline:
+        raise FileNotFoundError(f"model '{name}' is not in the cache {constants.HF_HUB_CACHE}, {ADVICE}")
+    prefetch.plan_model(name, revision)
+
+
+def _check_dataset(name: str, offline: bool) -> None:
+    if name not in prompts.HUB:
+        prompts.locate(name)
+    elif not prompts.here(name):
+        if offline or constants.HF_HUB_OFFLINE:
+            raise FileNotFoundError(f"data set '{name}' is not in the cache {prompts.cache_folder()}, {ADVICE}")
+        prefetch.plan_dataset(name)

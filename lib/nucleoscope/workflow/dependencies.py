@@ -1,0 +1,74 @@
+"""What a notebook is made from: its own file, and the modules of this package that it imports.
+
+Contract: nothing is executed. Imports are read from the source, inside functions too, and followed
+through the package by grimp; imports for type checking only do not count. A file that is not Python
+(a style sheet, a table) belongs to the modules of its room that name it. Importing this is quick.
+"""
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import grimp
+
+import nucleoscope
+
+PACKAGE = Path(nucleoscope.__file__).parent
+
+
+def list_dependencies(notebook: str | Path) -> list[str]:
+    """The files that a percent-format notebook is made from: itself first, then this package's, sorted.
+
+    Paths are relative to the current folder where they are below it. OSError if there is no such notebook,
+    SyntaxError if it is not Python.
+    """
+    direct = {module for module in _read_imports(Path(notebook)) if module in _read_graph().modules}
+    modules = direct.union(*(_read_graph().find_upstream_modules(module) for module in direct))
+    # importing a.b.c executes a and a.b too; what these import lazily is not executed
+    modules |= {".".join(module.split(".")[:depth]) for module in modules for depth in range(1, module.count(".") + 1)}
+    files = {_find_file(module) for module in modules}
+    files |= {data for data, owners in _read_data_files().items() if owners & modules}
+    return [str(notebook), *sorted(map(_shorten, files))]
+
+
+@functools.cache
+def _read_graph() -> grimp.ImportGraph:
+    return grimp.build_graph("nucleoscope", exclude_type_checking_imports=True, cache_dir=None)
+
+
+def _read_imports(notebook: Path) -> Iterator[str]:
+    """The modules that a notebook's cells import by name, also by the package's short names for them."""
+    for node in ast.walk(ast.parse(notebook.read_text(encoding="utf-8"), str(notebook))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            for alias in node.names:
+                short = nucleoscope.PUBLIC.get(alias.name) if node.module == "nucleoscope" else None
+                yield f"{node.module}.{short or alias.name}"
+
+
+@functools.cache
+def _read_data_files() -> dict[Path, set[str]]:
+    """The package's files that are not Python, and the modules of the same room whose source names them.
+
+    A file in a folder of the room (``static/strip.js``) is named by the folder.
+    """
+    owners = {}
+    for path in PACKAGE.rglob("*"):
+        place = path.relative_to(PACKAGE).parts
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in place:
+            sources = (PACKAGE / place[0]).glob("*.py")
+            room = f"nucleoscope.{place[0]}"
+            owners[path] = {f"{room}.{source.stem}" for source in sources if place[1] in source.read_text("utf-8")}
+    return owners
+
+
+def _find_file(module: str) -> Path:
+    path = PACKAGE.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _shorten(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

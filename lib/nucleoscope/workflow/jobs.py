@@ -1,0 +1,45 @@
+"""One job of the graph: a command with a log, GPUs of its own, and a status file that says how it ended.
+
+Contract: this module starts the command and decides the exit status; it knows nothing of models.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from nucleoscope.models import gpus
+from nucleoscope.workflow import logs, status
+
+
+def run(
+    command: list[str], log: Path, gpu_count: int | None = None, status_file: Path | None = None, tries_left: int = 0
+) -> int:
+    """Runs ``command`` with its output copied to ``log``; returns the exit status for the graph.
+
+    ``gpu_count``: GPUs of this machine that the command gets for itself; 0 hides all, None leaves the
+    environment alone. A job with a ``status_file`` ends well for the graph even if its command fails, so
+    that the graph continues; the file says what happened. Only a command that was killed or interrupted,
+    or has ``tries_left``, keeps its own exit status, and the graph tries again. A negative ``tries_left``
+    runs nothing and records why the last try failed. OSError if there is no log or no GPU.
+    """
+    if status_file is None:
+        return _run(command, log, gpu_count)
+    if problem := status.read_unavailable(status_file.parent):
+        print(f"error: {problem}", file=sys.stderr)
+    elif tries_left < 0:
+        problem = logs.reason(log)
+    else:
+        code = _run(command, log, gpu_count)
+        if code and (tries_left or code >= 128):  # 128 and a signal's number
+            return code
+        problem = logs.reason(log) if code else None
+    status.write_status(status_file, problem)
+    return 0
+
+
+def _run(command: list[str], log: Path, gpu_count: int | None) -> int:
+    if gpu_count is None:
+        return logs.run(command, log)
+    with gpus.claimed(gpu_count, lambda line: logs.note(command, log, line)) as mine:
+        environment = os.environ | {gpus.VISIBLE: ",".join(mine)}
+        return logs.run(command, log, environment, mine.values())

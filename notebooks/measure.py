@@ -1,0 +1,117 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-jupytext.text_representation.jupytext_version,-jupytext.text_representation.format_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Measure one model on one data set
+#
+# In this notebook a language model continues some prompts, or reads existing texts, and we measure what it was
+# choosing between at every token. We
+#
+# * load the prompts and the model,
+# * generate, or read the texts, and measure the nucleus of each token: how spread out it is
+#   (entropy) and how similar its candidates are (cosine similarity of their embeddings),
+# * save the measurements in a folder of their own.
+#
+# Change the settings below and run all cells; an interrupted run resumes at its first unfinished batch. The notebook
+# `run.py` then shows what was measured; it needs neither the model nor a GPU.
+
+# %% tags=["parameters"]
+model_name = "SmolLM2-135M-Instruct"  # Hub id, folder, .gguf file, or the packaged SmolLM2-135M-Instruct
+dataset_name = "math"  # gsm8k, writingprompts, xsum; math, stories, articles (packaged); or a file
+mode = "generate"  # generate: measure what the model writes; score: measure the texts in text_column
+text_column = None  # in mode score, the column with the text to measure after each prompt
+n_prompts = 100  # number of prompts, from the start of the data set
+max_tokens = 100  # maximum number of tokens written or measured per prompt
+top_p = 0.9  # mass of the nucleus, in (0, 1]
+temperature = 1.0  # what the logits are divided by before they are measured and sampled from
+seed = 0  # seed of the sampling; the same seed draws the same tokens; mode score draws none
+prompt_format = "chat"  # chat: in the model's chat template, as in make run; raw: unchanged, as in the study
+prompt_column = None  # column of a file that contains the prompts; None means "prompt"
+batch_size = "auto"  # prompts processed together, or auto
+dtype = "auto"  # float32, bfloat16, float16, or auto
+device = "auto"  # cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto: the freest GPU, or several if needed
+results_dir = "results"  # where <dataset>/<model>/ is created, or <dataset>-<text_column>/<model>/
+overwrite = False  # replace results in that folder that have other settings
+model_revision = None  # commit of a model on the Hub from which all its files are taken; None means the newest
+trust_remote_code = False  # run code that comes with the model; read it first
+
+# %%
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from nucleoscope.data import prompts
+from nucleoscope.measure import batching, generation, scoring
+from nucleoscope.models import loading
+from nucleoscope.store import results, run_folder
+
+if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
+    os.chdir("..")
+
+# %% [markdown]
+# ## The prompts and the model
+#
+# Settings that cannot work, and a results folder that cannot be written to, are refused before the model is loaded.
+
+# %%
+batching.check(max_tokens=max_tokens, top_p=top_p, temperature=temperature)
+batching.check(prompt_format=prompt_format, batch_size=batch_size)
+batching.check_mode(mode, text_column)
+folder = results.cell_folder(results_dir, dataset_name, model_name, text_column)
+run_folder.check(folder, overwrite)
+data = prompts.load(dataset_name, n_prompts, prompt_column, text_column)
+model, tokenizer, identity = loading.load(model_name, dtype, device, trust_remote_code, model_revision)
+
+# %%
+settings = {"model_name": model_name, "model": identity, "dataset_name": dataset_name, "dataset": data.identity}
+settings |= {"n_prompts": len(data.texts), "prompt_format": prompt_format, "prompt_column": prompt_column}
+settings |= {"max_tokens": max_tokens, "top_p": top_p, "temperature": temperature}
+settings |= {"dtype": str(model.dtype).removeprefix("torch.")}
+settings |= {"seed": seed} if mode == "generate" else {"mode": mode, "text_column": text_column}
+pd.Series(settings, name="setting").to_frame()
+
+# %% [markdown]
+# The settings above decide which tokens are measured. They are saved with the results, so that
+# results with different settings are never mixed. If a data set has fewer prompts than requested, all of them are used.
+
+# %% [markdown]
+# ## Generate or read, and measure
+#
+# The prompts are continued in batches. At each step the next token is drawn from the nucleus: the
+# smallest set of likeliest tokens with a total probability of at least `top_p`. With `mode="score"` nothing is
+# drawn: the model reads each prompt with its text once, and every token of the text is measured
+# as if the model had just written it.
+
+# %%
+run = run_folder.Cell(folder, settings, overwrite, requested=n_prompts)
+parameters = {"max_tokens": max_tokens, "top_p": top_p, "temperature": temperature}
+parameters |= {"prompt_format": prompt_format, "batch_size": batch_size}
+if not run.finished:
+    with run:
+        if mode == "generate":
+            generation.fill(run, model, tokenizer, data.texts, seed=seed, **parameters)
+        else:
+            scoring.fill(run, model, tokenizer, data.texts, data.continuations, **parameters)
+
+# %% [markdown]
+# ## What was saved
+#
+# `measurements.pt` contains the measurements, `tokens.parquet` the same quantities as a table, and `run.json` the
+# settings and timings.
+
+# %%
+info = results.load_info(folder)
+print(results.describe_run(info))
+folder

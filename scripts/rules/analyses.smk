@@ -1,0 +1,34 @@
+# Analyses all measured runs: tables and figures for papers, and two notebooks that are pages of the book.
+rule analyses:
+    input:
+        lambda wildcards: GRAPH.force_job("analyses", GRAPH.list_analyses()),
+        GRAPH.list_all_measurements(),
+        list_dependencies("notebooks/correlation.py"),
+        list_dependencies("notebooks/fits.py"),
+    output:
+        [update(file) for file in GRAPH.list_analyses()],
+    params:
+        runs=GRAPH.list_runs(),
+        options=graph.format_options({"results_dir": GRAPH.results_dir, **config.get("analyses", {})}),
+        job=GRAPH.format_job("analyses"),
+    threads: GRAPH.count_all_threads()
+    shell:
+        "{GRAPH.python:q} scripts/job.py {params.job} -- {GRAPH.python:q} scripts/correlation_eval.py {params.options}"
+
+
+# Executes a notebook about all measured runs that is a page of the book and leaves no other files.
+rule combined_page:
+    input:
+        lambda wildcards: GRAPH.force_job(wildcards.name, [GRAPH.locate_page(wildcards.name)]),
+        GRAPH.list_all_measurements(),
+        lambda wildcards: list_dependencies(f"notebooks/{wildcards.name}.py"),
+    output:
+        update(GRAPH.locate_page("{name}")),
+    params:
+        runs=GRAPH.list_runs(),
+        options=graph.format_options({"results_dir": GRAPH.results_dir}),
+        job=lambda wildcards: GRAPH.format_job(wildcards.name),
+    threads: GRAPH.count_all_threads()
+    shell:
+        "{GRAPH.python:q} scripts/job.py {params.job} -- "
+        "{GRAPH.python:q} scripts/run_notebook.py {wildcards.name} {output:q} {params.options}"

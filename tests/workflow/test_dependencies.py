@@ -1,0 +1,169 @@
+"""What a notebook is made from, and that a change of any file runs exactly the jobs that are made from it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nucleoscope.workflow import dependencies
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = ("measure", "run", "correlation", "fits", "index", "theory", "twelve")
+EXECUTE_IMPORTS = """
+import ast, sys
+from pathlib import Path
+code = ast.parse(Path(sys.argv[1]).read_text())
+code.body = [node for node in code.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+exec(compile(code, sys.argv[1], "exec"))
+print(*(module.__file__ for name, module in sys.modules.items() if name.startswith("nucleoscope")))
+"""
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_module_that_a_notebook_loads_is_a_dependency(name):
+    """The oracle is Python itself; a dependency that is imported inside a function is not loaded here."""
+    command = [sys.executable, "-c", EXECUTE_IMPORTS, f"notebooks/{name}.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {str(Path(path).relative_to(dependencies.PACKAGE)) for path in done.stdout.split()}
+    found = dependencies.list_dependencies(ROOT / f"notebooks/{name}.py")
+    assert found[0] == str(ROOT / f"notebooks/{name}.py")
+    assert loaded <= {str(Path(path).resolve().relative_to(dependencies.PACKAGE)) for path in found[1:]}
+
+
+def test_imports_inside_functions_short_names_and_files_that_are_not_python_count(tmp_path):
+    notebook = tmp_path / "mine.py"
+    notebook.write_text("# %%\nfrom nucleoscope import figures\n\n# %%\ndef f():\n    import nucleoscope.views.strip\n")
+    found = {Path(path).name for path in dependencies.list_dependencies(notebook)[1:]}
+    assert {"figures.py", "strip.py", "strip.js", "strip.css", "quantities.py"} <= found
+    assert not {"explorer.js", "fits.py", "prompts.py", "math.jsonl"} & found
+
+
+def test_an_import_for_type_checking_only_does_not_count(tmp_path):
+    notebook = tmp_path / "mine.py"
+    notebook.write_text("from nucleoscope.workflow import status\n")
+    found = {Path(path).stem for path in dependencies.list_dependencies(notebook)}
+    assert "status" in found
+    assert "figures" not in found
+
+
+# The graph: a copy of the project, because files are touched
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project with a finished grid of one run, whose files are newer than all sources."""
+    root = tmp_path_factory.mktemp("copy") / "project"
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("lib", "notebooks", "scripts", "profiles", "book"):
+        shutil.copytree(ROOT / name, root / name, ignore=ignore)
+    for name in ("Snakefile", "_config.yml", "CHANGELOG.md", "CITATION.cff", "README.md"):
+        shutil.copy(ROOT / name, root / name)
+    (root / "lines.txt").write_text("the cat\n")
+    grid = {"results_dir": "results", "models": ["SmolLM2-135M-Instruct"], "datasets": ["lines.txt"]}
+    (root / "grid.json").write_text(json.dumps(grid | {"parameters": {"n_prompts": 1}}))
+    subprocess.run([sys.executable, "-c", FINISH], cwd=root, env=environment(root), check=True)
+    for path in root.rglob("*"):
+        newer = path.is_relative_to(root / "results") or path.name == ".built"
+        os.utime(path, (2_000_000_000 if newer else 1_000_000_000,) * 2)
+    return root
+
+
+FINISH = """
+import hashlib, json
+from pathlib import Path
+import torch
+from nucleoscope.store import results
+from nucleoscope.workflow import graph, grid, status
+((folder, entry),) = grid.list_runs(grid.load("grid.json")).items()
+folder = Path(folder)
+folder.mkdir(parents=True)
+torch.save([], folder / results.MEASUREMENTS)
+digest = hashlib.sha256(Path("lines.txt").read_bytes()).hexdigest()
+settings = grid.DEFAULTS | entry.parameters | {"dataset": {"source": "file", "sha256": digest}}
+(folder / results.RUN_INFO).write_text(json.dumps({"settings": settings}))
+for job in (results.MEASURE, results.PAGE):
+    status.write_status(status.locate_status(folder, job), None)
+pages = [Path("results", results.PAGES, f"{name}.ipynb") for name in graph.COMBINED_PAGES]
+files = [Path("results", results.ANALYSES, name) for name in results.ANALYSIS_FILES]
+for path in (*pages, *files, Path("_build/html/.built")):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+"""
+
+
+def environment(root: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(root / "lib"), "HF_HUB_OFFLINE": "1"}
+
+
+def plan(root: Path, *options: str) -> str:
+    """What a dry run of the target book prints."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--dry-run", "--configfile", "grid.json", *options]
+    done = subprocess.run(
+        [*command, "--", "book"], cwd=root, env=environment(root), capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+JOBS = {
+    **{"measure": ["measure"], "page": ["run"], "analyses": ["correlation", "fits"]},
+    **{name: [name] for name in ("index", "theory", "twelve")},
+}
+
+
+def list_jobs(said: str) -> dict[str, set[str]]:
+    """{job: its inputs} of a dry run; a page about all runs by its own name."""
+    jobs = {}
+    for block in re.split(r"\n(?=(?:local)?rule )", said)[1:]:
+        name = re.match(r"(?:local)?rule (\w+):", block)[1]
+        name = re.search(r"wildcards: name=(\w+)", block)[1] if name == "combined_page" else name
+        found = re.search(r"^    input: (.*)$", block, re.MULTILINE)
+        jobs[name] = set(found[1].split(", ")) if found else set()
+    return jobs
+
+
+def test_every_module_is_an_input_of_exactly_the_jobs_whose_notebooks_import_it(project):
+    jobs = list_jobs(plan(project, "--forceall"))
+    assert jobs.keys() == {*JOBS, "book"}
+    modules = {str(path.relative_to(project)) for path in (project / "lib").rglob("*.py")}
+    assert len(modules) > 50
+    for job, notebooks in JOBS.items():
+        wanted = {path for name in notebooks for path in dependencies.list_dependencies(ROOT / f"notebooks/{name}.py")}
+        wanted = {os.path.relpath(path, ROOT) for path in wanted}
+        assert jobs[job] & modules == wanted & modules, job
+        assert {f"notebooks/{name}.py" for name in notebooks} <= jobs[job]
+    assert modules <= jobs["book"]  # the reference of the package
+
+
+def test_nothing_is_planned_after_a_finished_grid(project):
+    assert "Nothing to be done" in plan(project)
+
+
+@pytest.mark.parametrize(
+    ("touched", "planned"),
+    [
+        ("notebooks/run.py", {"page"}),
+        ("notebooks/measure.py", {"measure"}),
+        ("notebooks/twelve.py", {"twelve"}),
+        ("lib/nucleoscope/views/static/strip.js", {"page", "twelve"}),
+        ("lib/nucleoscope/measure/batching.py", {"measure"}),
+        ("lib/nucleoscope/models/loading.py", {"measure", "page", "twelve"}),
+        ("lib/nucleoscope/stats/fits.py", {"analyses"}),
+        ("lib/nucleoscope/stats/theory.py", {"theory"}),
+        ("lib/nucleoscope/store/results.py", {"measure", "page", "analyses", "index", "theory", "twelve"}),
+        ("lib/nucleoscope/explorer/explorer.py", set()),
+        ("book/method.md", set()),
+        ("README.md", set()),
+    ],
+)
+def test_touching_a_file_plans_the_jobs_that_are_made_from_it_and_the_book(project, touched, planned):
+    os.utime(project / touched, (2_100_000_000,) * 2)
+    try:
+        assert list_jobs(plan(project)).keys() == planned | {"book"}
+    finally:
+        os.utime(project / touched, (1_000_000_000,) * 2)
