@@ -18,7 +18,7 @@ CHECK_GRID = test -f '$(GRID)' || { echo "error: no grid '$(GRID)'" >&2; exit 1;
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1: \2/p' Makefile
 
-run: $(READY)  ## measure every cell of the grid that is not measured yet, then analyse all
+run: $(READY)  ## measure every run of the grid that is not measured yet, then analyse all
 	@$(CHECK_GRID)
 	$(SNAKEMAKE)
 	@$(BIN)/python -c "from nucleoscope.workflow import grid; folder = grid.load('$(GRID)')['results_dir']; print(f'The results are in {folder}/<dataset>/<model>/, the analyses in {folder}/correlation_eval/')"
@@ -28,8 +28,15 @@ book: $(READY)  ## run what is missing, then build the book
 	$(SNAKEMAKE) -- book
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
 
-lab: $(READY)  ## open the notebooks in JupyterLab, notebooks/explore.py first
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/explore.py $(LAB)
+lab: $(READY)  ## open copies of the notebooks in JupyterLab, scratch/explore.py first
+	@mkdir -p scratch
+	@for notebook in notebooks/*.py; do \
+		copy="scratch/$${notebook#notebooks/}"; \
+		test -e "$$copy" || cp "$$notebook" "$$copy"; \
+		test ! "$$notebook" -nt "$$copy" || \
+			echo "$$notebook has changed since you copied it: delete $$copy to get the new version" >&2; \
+	done
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/scratch/explore.py $(LAB)
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2

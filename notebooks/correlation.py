@@ -39,7 +39,7 @@ from nucleoscope.stats import correlation
 from nucleoscope.store import results
 from nucleoscope.views import figures, panels, tables
 
-if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths are relative to the project's folder
+if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
     os.chdir("..")
 
 # %% [markdown]

@@ -45,7 +45,7 @@ from pathlib import Path
 
 from nucleoscope.explorer import Explorer
 
-if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths are relative to the project's folder
+if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
     os.chdir("..")
 
 # %% [markdown]

@@ -40,7 +40,7 @@ import numpy as np
 from nucleoscope.stats import theory
 from nucleoscope.views import theory_figures
 
-if Path.cwd().name == "notebooks":  # JupyterLab starts here; paths are relative to the project's folder
+if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
     os.chdir("..")
 rng = np.random.default_rng(seed)
 

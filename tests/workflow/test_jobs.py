@@ -194,7 +194,7 @@ def test_a_run_that_cannot_be_had_is_not_started(tmp_path):
     status.write_unavailable(tmp_path / "results", {str(folder): "model 'a/b' is gated"})
     words = ["--status", str(folder / "measure.status.json"), "--tries_left", "2", "--", "no-such-command"]
     run = job(tmp_path / "log", *words)
-    assert run.communicate(timeout=200)[1] == "error: model 'a/b' is gated\n"
+    assert run.communicate(timeout=200) == ("", "")
     assert run.returncode == 0
     assert status.read_problem(folder / "measure.status.json") == "model 'a/b' is gated"
     status.write_unavailable(tmp_path / "results", {})

@@ -4,7 +4,6 @@ Contract: this module starts the command and decides the exit status; it knows n
 """
 
 import os
-import sys
 from pathlib import Path
 
 from nucleoscope.models import gpus
@@ -24,11 +23,10 @@ def run(
     """
     if status_file is None:
         return _run(command, log, gpu_count)
-    if problem := status.read_unavailable(status_file.parent):
-        print(f"error: {problem}", file=sys.stderr)
-    elif tries_left < 0:
+    problem = status.read_unavailable(status_file.parent)  # the graph has printed it
+    if not problem and tries_left < 0:
         problem = logs.reason(log)
-    else:
+    elif not problem:
         code = _run(command, log, gpu_count)
         if code and (tries_left or code >= 128):  # 128 and a signal's number
             return code
