@@ -1,4 +1,4 @@
-"""Builds the book from book/ and the executed notebooks of a results folder, with no warning tolerated."""
+"""Builds the book from book/ and the executed notebooks of a results folder; every warning is an error."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def parser() -> Parser:
     """The command line."""
     options = Parser(__doc__)
-    options.add_argument("--results_dir", default="results", help="where <dataset>/<model>/run.ipynb lie")
-    options.add_argument("--output", default=".", help="the book appears in _build/html in this folder")
+    options.add_argument("--results_dir", default="results", help="folder that contains <dataset>/<model>/run.ipynb")
+    options.add_argument("--output", default=".", help="folder in which _build/html is written")
     return options
 
 

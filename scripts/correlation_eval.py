@@ -1,4 +1,4 @@
-"""Analyses every measured cell: runs notebooks/correlation.py and notebooks/fits.py, and leaves tables and figures."""
+"""Analyses every measured run: executes notebooks/correlation.py and notebooks/fits.py, which write tables and figures."""
 
 import argparse
 from pathlib import Path
@@ -8,16 +8,16 @@ from nucleoscope.workflow.command_line import Parser, one_line_errors
 
 def enough(text: str) -> int:
     if not text.isdecimal() or int(text) < 100:
-        raise argparse.ArgumentTypeError(f"'{text}' is too few: a 95 % interval takes 100 resamples or more")
+        raise argparse.ArgumentTypeError(f"'{text}' is not enough: a 95 % interval needs at least 100 resamples")
     return int(text)
 
 
 def parser() -> Parser:
     """The command line; names and defaults are those of the notebooks' parameters cells."""
     options = Parser(__doc__)
-    options.add_argument("--results_dir", default="results", help="where <dataset>/<model>/ are")
-    options.add_argument("--resamples", type=enough, default=2000, help="of the bootstrap over prompts")
-    options.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    options.add_argument("--results_dir", default="results", help="folder that contains <dataset>/<model>/")
+    options.add_argument("--resamples", type=enough, default=2000, help="resamples of the bootstrap over prompts")
+    options.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     return options
 
 

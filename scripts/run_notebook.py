@@ -1,4 +1,4 @@
-"""Runs one notebook of notebooks/ by papermill and leaves the executed notebook in a file."""
+"""Executes one notebook of notebooks/ with papermill and writes the executed notebook to a file."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from nucleoscope.workflow.command_line import Parser, one_line_errors
 def parser() -> Parser:
     """The command line: which notebook, where to, and on which results."""
     options = Parser(__doc__)
-    options.add_argument("name", help="the notebook's name, without folder and ending")
-    options.add_argument("output", type=Path, help="the executed notebook, an .ipynb file")
-    options.add_argument("--results_dir", default="results", help="where <dataset>/<model>/ are")
+    options.add_argument("name", help="name of the notebook, without folder and extension")
+    options.add_argument("output", type=Path, help="the executed notebook to write, an .ipynb file")
+    options.add_argument("--results_dir", default="results", help="folder that contains <dataset>/<model>/")
     return options
 
 

@@ -17,7 +17,7 @@ def main() -> None:
     with one_line_errors(options.debug, interrupted="interrupted"):
         from nucleoscope.workflow import grid, status
 
-        print(status.summarize(grid.load(options.grid)))
+        print(status.summarise(grid.load(options.grid)))
 
 
 if __name__ == "__main__":

@@ -285,7 +285,7 @@ def test_the_report_names_what_else_failed_and_which_earlier_results_are_analyse
     made(tmp_path / "b" / "a", ENTRY)
     logs.run(python("raise SystemExit('error: no LaTeX')"), tmp_path / "logs/analyses.log")
     logs.run(python("print('built')"), tmp_path / "logs/book.log")
-    said = status.summarize(config).splitlines()
+    said = status.summarise(config).splitlines()
     assert "    earlier results are kept and analysed: top_p is 0.9 in the results and 0.5 in the grid" in said
     place = said.index("  the last attempt at the analyses failed: error: no LaTeX")
     assert re.fullmatch(

@@ -316,7 +316,7 @@ def test_a_gpu_that_a_run_by_hand_holds_is_not_given_to_a_job(tmp_path):
         assert logs.reason(log) == f"it was killed, or its machine went down, after: {words}"
         time.sleep(2 * gpus.POLL)
     assert both.communicate(timeout=200) == (f"{ONE},{OTHER}\n", "")
-    assert logs.reason(log) == "it was measured, but its results are gone or were replaced"
+    assert logs.reason(log) == "it was measured, but its results were removed or replaced"
     assert log.read_text().count(words) == 1
 
 

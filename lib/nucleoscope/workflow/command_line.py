@@ -1,6 +1,6 @@
-"""What the commands in scripts/ share: a parser and an ending with one-line errors.
+"""What the commands in scripts/ share: the parser, and errors that are one line.
 
-Contract: importing this is quick, so that --help need not wait for torch.
+Contract: importing this is quick, so that --help does not wait for torch.
 """
 
 import argparse
@@ -13,16 +13,16 @@ from nucleoscope import settings
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows defaults, takes no abbreviations, has --debug, and says what is wrong in one line."""
+    """A parser that shows defaults, accepts no abbreviations, has --debug, and reports errors in one line."""
 
     def __init__(self, description: str | None):
         super().__init__(
             description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
         )
-        self.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+        self.add_argument("--debug", action="store_true", help="show the full traceback of an error")
 
     def add_settings(self) -> None:
-        """One option for each setting of a run, with its default, its choices and its help."""
+        """Adds an option for each setting of a run, with its default, choices and help."""
         for name, each in settings.FIELDS.items():
             kind, choices, text = (each.metadata[key] for key in ("type", "choices", "help"))
             flags = [f"--{word}" for word in (name, *each.metadata["aliases"])]
@@ -34,30 +34,30 @@ class Parser(argparse.ArgumentParser):
                 self.add_argument(*flags, type=kind, default=each.default, choices=choices or None, help=text)
 
     def error(self, message: str) -> None:
-        """One line, without the usage: --help has that."""
+        """Prints one line without the usage, which --help shows."""
         self.exit(2, f"error: {message} (see --help)\n")
 
 
 def _number_or_auto(text: str) -> int | str:
     if text != "auto" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is neither auto nor a number")
+        raise argparse.ArgumentTypeError(f"'{text}' is neither auto nor a whole number")
     return text if text == "auto" else int(text)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a cluster sends some seconds before it kills: a job ends as if interrupted by hand."""
+    """SIGTERM, which a cluster sends some seconds before it kills a job: the job ends as after Ctrl-C."""
 
 
 def _terminated(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the way out must not be interrupted by a second one
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleanup
     raise Terminated
 
 
 @contextlib.contextmanager
 def one_line_errors(debug: bool, interrupted: str) -> Iterator[None]:
-    """Ends the program with one line where a notebook fails or a file is wrong; with more where ``debug``.
+    """Ends the program with one line if a notebook fails or an input is invalid; ``debug`` adds the traceback.
 
-    So it does at SIGINT and SIGTERM, and takes the notebook's process with it.
+    At SIGINT and SIGTERM it prints ``interrupted`` and also ends the notebook's process.
     """
     before = signal.signal(signal.SIGTERM, _terminated)
     try:

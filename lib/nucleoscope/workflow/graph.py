@@ -213,7 +213,7 @@ class Graph:
         if INTERRUPTED:
             print(AGAIN, file=sys.stderr)
             return
-        print(status.summarize(self.config), file=sys.stderr)
+        print(status.summarise(self.config), file=sys.stderr)
         if not status.is_complete(self.config):
             sys.exit(1)
 

@@ -1,9 +1,9 @@
-"""A command whose words are copied to a log, and what a log says of why it failed.
+"""A command whose output is copied to a log, and why the command of a log failed.
 
-Contract: this module knows nothing of models or cells. A log holds the attempts since the last one
-that came to its own end: each begins with a line "# begun" and ends with a line "# ended"; one
-without its end was killed together with the machine, or by SIGKILL. One that was killed or
-interrupted did not come to its own end. A log is locked while its command runs.
+Contract: this module knows nothing of models or runs. A log contains the attempts since the last one
+that ended by itself: each begins with a line "# begun" and ends with a line "# ended". An attempt
+without an end was killed with its machine, or by SIGKILL; an attempt that was killed or interrupted
+did not end by itself. A log is locked while its command runs.
 """
 
 import contextlib
@@ -21,23 +21,23 @@ from pathlib import Path
 from typing import IO
 
 BEGUN, ENDED = "# begun", "# ended"
-INTERRUPTED = ("status 130", "status 143")  # a command that SIGINT or SIGTERM asked to end, and that said so
-ERRORS = ("error: ", "interrupted: ")  # how a command begins to say why it failed
-KEPT = 2**10  # bytes of the last words that a full disk has not taken, to be put down at the end
-PROGRESS_SECONDS = 30  # how often the state of a progress bar is put down
-LAST_WORDS_SECONDS = 15  # for what a child of the command still says after its end
+INTERRUPTED = ("status 130", "status 143")  # a command that ended because of SIGINT or SIGTERM
+ERRORS = ("error: ", "interrupted: ")  # how a line begins that says why a command failed
+KEPT = 2**10  # bytes of the latest output that a full disk has not taken, written at the end
+PROGRESS_SECONDS = 30  # how often the state of a progress bar is logged
+LAST_WORDS_SECONDS = 15  # how long to wait for output of a child of the command after its end
 
 
 def run(command: list[str], log: Path, environment: dict[str, str] | None = None, handed: Collection[int] = ()) -> int:
-    """Runs ``command`` and returns its exit status, 128 and the signal's number where one killed it.
+    """Runs ``command`` and returns its exit status, or 128 plus the number of the signal that killed it.
 
-    What it prints appears where it would, and in ``log`` without what a progress bar overwrote. It
-    keeps the file descriptors ``handed`` open. SIGTERM is passed on to it, SIGINT is left to it: Ctrl-C
-    reaches it from the terminal. OSError where the log cannot be opened; a disk that fills up later
+    Its output is printed as usual, and copied to ``log`` without the states that a progress bar overwrote.
+    It keeps the file descriptors ``handed`` open. SIGTERM is passed on to it; SIGINT is not, because Ctrl-C
+    reaches it from the terminal. OSError if the log cannot be opened; a disk that fills up later
     stops nothing.
     """
     with _opened(log) as file, _signals() as start:
-        with contextlib.suppress(OSError):  # a file system without locks: `reason` cannot tell that it runs
+        with contextlib.suppress(OSError):  # a file system without locks: `running` cannot tell
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         lines = _Lines(file)
         lines.write(_begun(command))
@@ -57,7 +57,7 @@ def run(command: list[str], log: Path, environment: dict[str, str] | None = None
 
 
 def note(command: list[str], log: Path, line: str) -> None:
-    """Puts down why ``command`` has not begun yet, and says it; the log's next attempt goes on below."""
+    """Prints and logs why ``command`` has not begun yet; the next attempt is added to the same log."""
     print(line, file=sys.stderr, flush=True)
     with _opened(log) as file:
         lines = _Lines(file)
@@ -65,13 +65,13 @@ def note(command: list[str], log: Path, line: str) -> None:
         lines.write(line.encode())
 
 
-def reason(log: Path, lacking: str = "its results are gone or were replaced") -> str:
-    """Why the command of a log failed, in one line: its own error where it gave one.
+def reason(log: Path, missing: str = "its results were removed or replaced") -> str:
+    """Why the command of a log failed, in one line: its own error if it printed one.
 
-    ``lacking`` says what is not as it should be, for a command that ended well.
+    ``missing`` is what to say of a command that succeeded.
     """
     if not log.is_file():
-        return "it was not started: Snakemake's words above, or its log, say why"
+        return "it was not started: see the output of Snakemake above, or its log"
     if running(log):
         return "it is running"
     attempt = log.read_text(encoding="utf-8", errors="replace").rpartition(BEGUN)[2].splitlines()[1:]
@@ -81,7 +81,7 @@ def reason(log: Path, lacking: str = "its results are gone or were replaced") ->
         return "it was killed, or its machine went down" + (f", after: {said[-1]}" if said else "")
     how = ends[-1].rpartition(": ")[2]
     if how == "status 0":
-        return f"it was measured, but {lacking}"
+        return f"it was measured, but {missing}"
     if how.startswith("killed"):
         return f"it was {how} (out of memory, out of time, or cancelled)"
     errors = [line for line in said if line.startswith(ERRORS)]
@@ -89,7 +89,7 @@ def reason(log: Path, lacking: str = "its results are gone or were replaced") ->
 
 
 def running(log: Path) -> bool:
-    """Whether the command of a log runs now, as far as the log's lock can tell."""
+    """Whether the command of a log is running, as far as the lock of the log tells."""
     with log.open("rb") as file, contextlib.suppress(OSError):
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -99,25 +99,25 @@ def running(log: Path) -> bool:
 
 
 def failed(log: Path) -> bool:
-    """Whether the last command of a log ended otherwise than well."""
+    """Whether the last command of a log failed."""
     last = _last(log)
     return not (last.startswith(f"{ENDED} ") and last.endswith(": status 0")) and not running(log)
 
 
 class _Lines:
-    """Whole lines for a log, from several threads. What a full disk does not take is let go, except the last of it."""
+    """Complete lines for a log, from several threads. What a full disk does not take is dropped, except the latest."""
 
     def __init__(self, file: IO[bytes]):
         self._file, self._lock, self._lost = file, threading.Lock(), b""
-        self._error = b""  # the last one that was lost: what is printed elsewhere may come later
+        self._error = b""  # the last one that was lost: more output may follow it
 
     def write(self, line: bytes) -> None:
-        """What stands after the last carriage return is what a terminal would still show."""
+        """Writes what a terminal would still show of a line: what follows the last carriage return."""
         with self._lock:
             self._write(line.rstrip(b"\r").rpartition(b"\r")[2] + b"\n")
 
     def end(self, line: bytes) -> None:
-        """The last line, for which earlier ones give way where the disk is full; nothing is written after it."""
+        """Writes the last line; if the disk is full, earlier lines are removed to make room."""
         with self._lock:
             if not self._write(line + b"\n"):
                 error = b"" if self._error in self._lost else self._error[:KEPT]
@@ -125,9 +125,11 @@ class _Lines:
             self._file.close()
 
     def _write(self, line: bytes) -> bool:
-        """Whether all is in the log so far; else the next line tries again."""
+        """Whether everything is in the log so far; what is not is tried again with the next line."""
         text, done = self._lost + line, 0
-        with contextlib.suppress(OSError, ValueError):  # ValueError: closed, the command has ended, its child not yet
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # ValueError: closed, because the command has ended before its child
             done = self._file.write(text)
         self._lost = text[done:][-KEPT:]
         if self._lost and line.startswith(tuple(word.encode() for word in ERRORS)):
@@ -145,7 +147,7 @@ def _copy(source: IO[bytes], target: IO[bytes], lines: _Lines) -> None:
     """Copies all of ``source`` to ``target``, and line by line to the log."""
     rest, written = b"", time.monotonic()
     while chunk := source.read1(65536):
-        with contextlib.suppress(OSError):  # nobody reads it any more, or its disk is full: the log still does
+        with contextlib.suppress(OSError):  # nobody reads it any more, or its disk is full; the log goes on
             target.write(chunk)
             target.flush()
         *whole, rest = (rest + chunk).split(b"\n")
@@ -160,7 +162,7 @@ def _copy(source: IO[bytes], target: IO[bytes], lines: _Lines) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Gives `subprocess.Popen` for one process that is told of SIGTERM, also where it comes while that starts."""
+    """Yields `subprocess.Popen` for one process that gets SIGTERM passed on, even while it is starting."""
     told: list[int] = []
     running: list[subprocess.Popen] = []
 
@@ -175,7 +177,7 @@ def _signals() -> Iterator[Callable[..., subprocess.Popen]]:
             running[0].terminate()
         return running[0]
 
-    # A handler, because a signal that is ignored the process would ignore too.
+    # handlers, because a process inherits that a signal is ignored
     handlers = {signal.SIGTERM: pass_on, signal.SIGINT: lambda *_: None}
     before = {}
     with contextlib.suppress(ValueError):  # not in the main thread
@@ -189,7 +191,7 @@ def _signals() -> Iterator[Callable[..., subprocess.Popen]]:
 
 @contextlib.contextmanager
 def _opened(log: Path) -> Iterator[IO[bytes]]:
-    """The log to add to, empty where its last attempt came to its own end; OSError in words where it cannot be had."""
+    """The log to append to, emptied if its last attempt ended by itself; OSError, in one line, if it cannot be opened."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         file = log.open("ab", buffering=0)
@@ -207,7 +209,7 @@ def _begun(command: list[str]) -> bytes:
 
 
 def _cut_off(log: Path) -> bool:
-    """Whether the last attempt did not come to its own end: the next one's words are added to it."""
+    """Whether the last attempt did not end by itself, so that the next one is appended to it."""
     if not log.is_file():
         return False
     last = _last(log)

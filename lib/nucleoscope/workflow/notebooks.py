@@ -1,8 +1,7 @@
 """A percent notebook and its parameters in, an executed notebook out, by papermill.
 
-Every script that runs a notebook goes through here. What the notebook prints appears in the
-terminal as it comes, progress bars included, and the executed notebook appears only when it is
-whole.
+Every script that runs a notebook calls this module. What the notebook prints appears in the
+terminal at once, progress bars included; the executed notebook appears only when it is complete.
 """
 
 import shutil
@@ -21,11 +20,11 @@ from traitlets.config import Config
 from nucleoscope.atomic import whole
 
 FOLDER = Path(__file__).resolve().parents[3] / "notebooks"
-PATIENCE = 600  # seconds for a kernel to start or to say that a cell is done, on a machine that is busy or stands still
+PATIENCE = 600  # seconds for a kernel to start or to report a finished cell, on a machine that is busy or suspended
 
 
 class NotebookError(Exception):
-    """A notebook's cell failed. The text is one line; ``traceback`` is all there is to say."""
+    """A cell of a notebook failed. The message is one line; ``traceback`` has the details."""
 
     def __init__(self, message: str, traceback: str = ""):
         super().__init__((message.strip().splitlines() or ["a cell failed"])[0])
@@ -33,7 +32,7 @@ class NotebookError(Exception):
 
 
 class _Lines:
-    """A stream that knows whether it stands in the middle of a line, as a progress bar leaves it."""
+    """A stream that can end an unfinished line, such as a progress bar leaves."""
 
     def __init__(self, stream: Any):
         self.stream, self.last = stream, "\n"
@@ -72,8 +71,8 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
             config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
             start_timeout=PATIENCE,
             iopub_timeout=PATIENCE,
-            shutdown_kernel="immediate",  # all is written by then; a polite end prints a word of its own
-            coalesce_streams=True,  # a progress bar leaves its last state, not a thousand lines
+            shutdown_kernel="immediate",  # everything is written by then, and a polite shutdown prints a message
+            coalesce_streams=True,  # keeps the last state of a progress bar, not a thousand lines
         )
     except PapermillExecutionError as error:
         raise NotebookError(str(error.evalue) or error.ename, "\n".join(error.traceback)) from None

@@ -152,7 +152,7 @@ def is_complete(config: dict[str, Any]) -> bool:
     )
 
 
-def summarize(config: dict[str, Any]) -> str:
+def summarise(config: dict[str, Any]) -> str:
     """How many runs of a grid are measured, and for each of the others why not and where its log is.
 
     Also names the pages, the analyses and the book whose last attempt failed.
