@@ -1,4 +1,4 @@
-"""Analyses every measured run: executes notebooks/correlation.py and notebooks/fits.py, which write tables and figures."""
+"""Analyses all measured runs with notebooks/correlation.py and notebooks/fits.py, which write tables and figures."""
 
 import argparse
 from pathlib import Path

@@ -191,7 +191,7 @@ def _signals() -> Iterator[Callable[..., subprocess.Popen]]:
 
 @contextlib.contextmanager
 def _opened(log: Path) -> Iterator[IO[bytes]]:
-    """The log to append to, emptied if its last attempt ended by itself; OSError, in one line, if it cannot be opened."""
+    """The log to append to, emptied if its last attempt ended by itself; OSError, in one line, if it cannot be had."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         file = log.open("ab", buffering=0)
