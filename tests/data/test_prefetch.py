@@ -93,17 +93,17 @@ def test_all_refusals_come_at_once_and_before_anything_is_fetched(tmp_path):
         assert not [request for request in server.requests if "/resolve/" in request or "/storage/" in request]
     wanted = [
         "model 'org/bare' has no weights as .safetensors or .bin files: see HUB/org/bare",
-        "no model 'org/hidden' (or it is private)",
+        "model 'org/hidden' does not exist or is private",
         "model 'org/closed' is gated: ask for access at HUB/org/closed",
-        "the Hub refuses model 'org/down'",
-        "no file 'nowhere.gguf'",
-        "no folder 'no such name', and it cannot be the id of a model",
+        "the Hub refused access to model 'org/down'",
+        "file 'nowhere.gguf' does not exist",
+        "'no such name' is neither an existing folder nor a valid model id",
         "model 'org/tiny2' has no revision 'abc'",
         f"model_revision is 'abc', but '{loading.PACKAGED}' is the packaged model",
         "cannot load data set gsm8k: tried openai/gsm8k on the Hub; revision 740312a",
         "cannot load data set xsum: tried EdinburghNLP/xsum on the Hub; revision 7d4d486",
         "unknown data set 'poems'",
-        "no file 'odes.jsonl'",
+        "file 'odes.jsonl' does not exist",
     ]
     assert [words for words in wanted if words not in found] == []
     assert len(found.splitlines()) == len(wanted)
@@ -123,11 +123,10 @@ def test_a_disk_without_room_is_named_with_what_is_needed(monkeypatch, tmp_path)
 
     assert lacking(39 * 10**9, 0) == []
     (message,) = lacking(78_300_000_000, 0)
-    assert one_line(message).startswith("78.3 GB are needed in '")
-    assert "not/yet/hub', where 40.0 GB are free" in message
+    assert "not/yet/hub' needs 78.3 GB but has only 40.0 GB free: " in one_line(message)
     assert lacking(10**9, 13 * 10**9) == []  # of a data set its files and twice that for the tables
     (message,) = lacking(10**9, 14 * 10**9)
-    assert message.startswith("43.0 GB are needed")
+    assert "needs 43.0 GB but has only" in message
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_fetched(monkeypatch, tmp_path):
@@ -136,17 +135,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_fetched(monkeypatch, tm
     monkeypatch.setattr(prefetch, "plan_model", lambda *_: prefetch.Download("org/x", None, ["config.json"], 2000))
     plan = prefetch.plan([{"model_name": "org/x", "dataset_name": "math"}])
     assert len(plan.refusals) == 1
-    assert "2.0 kB are needed" in plan.refusals[0]
+    assert "needs 2.0 kB but has only" in plan.refusals[0]
 
 
 def test_without_a_network_prefetching_says_that_it_needs_one(tmp_path):
     grid = write_grid(tmp_path / "grid.yml", ["org/tiny"], ["gsm8k"])
     done = run(grid, hub.clean_environment(tmp_path / "home", HF_HUB_OFFLINE="1"))
-    assert errors(done) == ["error: HF_HUB_OFFLINE is set, and prefetching asks the Hub: unset it"]
+    assert errors(done) == ["error: HF_HUB_OFFLINE is set, but prefetching needs the Hub: unset it"]
     done = run(grid, hub.clean_environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9"))
     said = errors(done)[0]
-    assert said.startswith("error: no model 'org/tiny' here, and the Hub cannot be reached: tried ")
-    assert said.endswith("Connection refused; scripts/prefetch.py fetches it, where the Hub can be reached)")
+    assert said.startswith("error: model 'org/tiny' is not on this machine, and the Hub cannot be reached: tried ")
+    assert said.endswith("Connection refused; scripts/prefetch.py downloads it on a machine that can reach the Hub)")
 
 
 def test_without_a_network_a_data_set_points_to_prefetching(monkeypatch, tmp_path):
@@ -159,7 +158,7 @@ def test_without_a_network_a_data_set_points_to_prefetching(monkeypatch, tmp_pat
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     with pytest.raises(OSError, match="cannot load data set gsm8k") as caught:
         prompts.load("gsm8k")
-    said = "(the Hub cannot be reached: scripts/prefetch.py fetches it where it can)"
+    said = "(the Hub cannot be reached: run scripts/prefetch.py on a machine that can reach it)"
     assert said in one_line(str(caught.value))
 
 
@@ -169,8 +168,8 @@ def test_what_is_local_needs_nothing(tmp_path):
     grid = write_grid(tmp_path / "grid.yml", [str(tmp_path / "tiny")], ["math", str(tmp_path / "mine.txt")])
     done = run(grid, hub.clean_environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": local, needs nothing\n") == 3
-    assert "fetching" not in done.stderr
+    assert done.stdout.count(": local, nothing to download\n") == 3
+    assert "downloading" not in done.stderr
 
 
 # What is fetched
@@ -202,13 +201,13 @@ def test_the_study_is_fetched_with_one_bar_over_its_bytes(fetched):
     home, _, (_, done, again) = fetched
     assert done.returncode == again.returncode == 0, done.stderr
     bars = done.stderr.replace("\r", "\n").strip().splitlines()
-    assert all(line.startswith("fetching: ") for line in bars if line)
-    assert "fetching: 100%" in bars[-1]
+    assert all(line.startswith("downloading: ") for line in bars if line)
+    assert "downloading: 100%" in bars[-1]
     weights = sum(path.stat().st_size for path in (home / "hub").glob("models--*/blobs/*"))
     assert f"/{weights / 1e6:.0f}M " in bars[-1]
-    assert f"into {home / 'hub'}, where " in done.stdout
-    assert again.stdout.count(": here already\n") == 8
-    assert "fetching" not in again.stderr
+    assert f"to {home / 'hub'}, which has " in done.stdout
+    assert again.stdout.count(": already downloaded\n") == 8
+    assert "downloading" not in again.stderr
 
 
 def test_only_what_is_needed_is_fetched(fetched):
@@ -251,7 +250,7 @@ def test_without_its_revision_a_fetched_model_says_which_one_is_here(fetched):
     environment = hub.clean_environment(fetched[0], HF_HUB_OFFLINE="1")
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     message = done.stderr.strip().splitlines()[-1]
-    assert f"is here at {replicas.REVISIONS[replicas.QWEN]} only, and HF_HUB_OFFLINE is set" in message
+    assert f"is cached only at {replicas.REVISIONS[replicas.QWEN]}, and HF_HUB_OFFLINE is set" in message
 
 
 def test_what_breaks_off_is_named_the_others_are_fetched_and_the_next_call_fetches_the_rest(tmp_path):
@@ -269,11 +268,11 @@ def test_what_breaks_off_is_named_the_others_are_fetched_and_the_next_call_fetch
         environment = server.environment(home)
         server.faults["broken/model.safetensors"] = hub.Fault(after=10_000)
         (message,) = errors(run(grid, environment))
-        assert message.startswith("error: the download of model 'org/broken' broke off")
+        assert message.startswith("error: the download of model 'org/broken' was interrupted")
         server.faults.clear()
         done = run(grid, environment)
         assert done.returncode == 0, done.stderr
-        assert "org/sound: here already" in done.stdout
+        assert "org/sound: already downloaded" in done.stdout
     assert sorted(home.rglob("*.incomplete")) == [young]
     code = "import sys; from nucleoscope import models; [models.load(name, 'float32', 'cpu') for name in sys.argv[1:]]"
     command = [sys.executable, "-c", code, "org/sound", "org/broken"]

@@ -220,12 +220,12 @@ def test_an_unknown_name_lists_the_names(refusal):
 def test_a_missing_file_is_named(refusal, tmp_path, suffix):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         prompts.load(str(tmp_path / f"nowhere{suffix}"))
-    assert "no file" in refusal(tmp_path / f"nowhere{suffix}")
+    assert "does not exist" in refusal(tmp_path / f"nowhere{suffix}")
 
 
 def test_a_folder_is_no_file(refusal, tmp_path):
     (tmp_path / "x.jsonl").mkdir()
-    assert "no file" in refusal(tmp_path / "x.jsonl")
+    assert "does not exist" in refusal(tmp_path / "x.jsonl")
 
 
 @pytest.mark.parametrize("n", [0, -1])
@@ -341,7 +341,7 @@ def test_a_broken_parquet_file_is_named(refusal, tmp_path, content):
     path.write_bytes(content)
     message = refusal(path)
     assert path.name in message
-    assert "parquet" in message.replace("x.parquet", "")
+    assert "Parquet" in message.replace("x.parquet", "")
 
 
 def test_a_truncated_parquet_file_is_named(refusal, tmp_path):
@@ -471,7 +471,7 @@ def test_texts_stand_beside_their_prompts(tmp_path, suffix):
 def test_an_empty_text_is_named_by_its_row(refusal, tmp_path, suffix):
     path = rows_with_texts(tmp_path / f"x{suffix}", ["one", "", "three"])
     message = refusal(path, text_column="answer")
-    assert f"'TMP/x{suffix}', row 2: 'answer' is empty" in message
+    assert f"'TMP/x{suffix}', row 2: column 'answer' is empty" in message
     assert prompts.load(str(path), 1, text_column="answer").continuations == ["one"]
 
 
@@ -479,16 +479,18 @@ def test_an_empty_text_is_named_by_its_row(refusal, tmp_path, suffix):
 def test_a_missing_text_column_lists_those_there_are(refusal, tmp_path, suffix):
     path = rows_with_texts(tmp_path / f"x{suffix}", ["one"])
     message = refusal(path, text_column="summary")
-    assert message == f"'TMP/x{suffix}' has no column 'summary': it has 'prompt', 'answer' (--text_column)"
+    assert message == f"'TMP/x{suffix}' has no column 'summary': set text_column to one of 'prompt', 'answer'"
 
 
 def test_a_file_of_lines_has_no_texts_beside_them(refusal, tmp_path):
     (tmp_path / "x.txt").write_text("one\n")
-    assert "has no columns: a text_column needs .jsonl, .csv or .parquet" in refusal(tmp_path / "x.txt", 1, None, "a")
+    assert "has no columns: text_column needs a .jsonl, .csv or .parquet file" in refusal(
+        tmp_path / "x.txt", 1, None, "a"
+    )
 
 
 def test_a_packaged_set_without_answers_says_what_it_has(refusal):
-    assert "has no column 'answer': it has 'prompt' (--text_column)" in refusal("stories", text_column="answer")
+    assert "has no column 'answer': set text_column to one of 'prompt'" in refusal("stories", text_column="answer")
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -497,5 +499,5 @@ def test_hub_sets_give_texts_from_any_column(refusal, fake_hub, name):
     column = COLUMN[name]  # the stand-in has texts in these alone
     data = prompts.load(name, 3, text_column=column)
     assert data.continuations == [f"text {i}" for i in range(3)]  # without the study's words
-    assert f"'{name}' has no column 'story': it has 'other', " in refusal(name, text_column="story")
-    assert f"'{name}', row 1: 'other' is 0, not text" in refusal(name, text_column="other")
+    assert f"'{name}' has no column 'story': set text_column to one of 'other', " in refusal(name, text_column="story")
+    assert f"'{name}', row 1: column 'other' is 0, not text" in refusal(name, text_column="other")

@@ -309,7 +309,7 @@ def test_a_model_runs_to_the_last_position_of_its_context():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"top_p": 0.0}, r"top_p is 0.0: it must lie in \(0, 1\]"),
+        ({"top_p": 0.0}, r"top_p is 0.0: it must be in \(0, 1\]"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"temperature": 0}, "temperature is 0: it must be a finite number above 0"),
         ({"temperature": -1}, "temperature is -1: it must be a finite number above 0"),

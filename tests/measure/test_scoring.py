@@ -326,7 +326,7 @@ def test_running_out_of_memory_halves_the_batch():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"top_p": 0.0}, r"top_p is 0.0: it must lie in \(0, 1\]"),
+        ({"top_p": 0.0}, r"top_p is 0.0: it must be in \(0, 1\]"),
         ({"temperature": 0}, "temperature is 0: it must be a finite number above 0"),
         ({"temperature": math.nan}, "temperature is nan: it must be a finite number above 0"),
         ({"max_tokens": 0}, "max_tokens is 0: it must be at least 1"),
@@ -453,7 +453,10 @@ def test_scored_texts_lie_in_a_folder_of_their_own(column):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"mode": "score", "text_column": "summary"}, "has no column 'summary': it has 'prompt', 'answer', 'none'"),
+        (
+            {"mode": "score", "text_column": "summary"},
+            "has no column 'summary': set text_column to one of 'prompt', 'answer', 'none'",
+        ),
         ({"mode": "score", "text_column": "none"}, "row 1: 'none' is empty: there is nothing to measure"),
         ({"mode": "score"}, "mode=score needs text_column"),
         ({"text_column": "answer"}, "text_column is 'answer', but only mode=score"),

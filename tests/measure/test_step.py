@@ -106,7 +106,7 @@ def test_a_quantity_of_the_wrong_shape_is_named():
 
 @pytest.mark.parametrize("name", ["entropy", "prompt", "tokens", "entropies"])
 def test_a_name_that_is_taken_is_refused(name):
-    with pytest.raises(ValueError, match=f"'{name}' is the name of another column"):
+    with pytest.raises(ValueError, match=f"'{name}' is already used by another column"):
         quantities.register(Quantity.from_function(name, likeliest))
 
 

@@ -180,7 +180,7 @@ def test_a_tokenizer_alone_is_the_models(tmp_path, folder, kind, monkeypatch):
 
 
 def test_a_tokenizer_that_is_not_there_is_refused_as_a_model_is(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         loading.tokenizer(str(tmp_path / "none.gguf"))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot load model") as caught:
@@ -324,7 +324,7 @@ def test_a_missing_gguf_file_is_named(refusal, tmp_path):
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "nowhere.gguf")
     message = refusal(tmp_path / "nowhere.gguf")
-    assert "no file" in message
+    assert "does not exist" in message
     assert "nowhere.gguf" in message
 
 

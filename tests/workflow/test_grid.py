@@ -93,7 +93,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"resources": {"time": 240}}, "resources: time is 240: it must be a duration such as 90m, 4h or 2d"),
         ({"parameters": {"n_prompts": 0}}, "parameters: n_prompts is 0: it must be at least 1"),
         ({"models": [{"name": "a", "max_tokens": -3}]}, "'a' of models: max_tokens is -3: it must be at least 1"),
-        ({"parameters": {"top_p": 90}}, "parameters: top_p is 90: it must lie in (0, 1]"),
+        ({"parameters": {"top_p": 90}}, "parameters: top_p is 90: it must be in (0, 1]"),
         ({"datasets": [{"name": "b", "batch_size": 0}]}, "batch_size is 0: it must be auto or at least 1"),
         ({"results_dir": __file__}, "test_grid.py', which is a file: it must name a folder"),
         (

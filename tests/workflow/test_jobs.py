@@ -297,7 +297,7 @@ def test_a_job_never_makes_do_with_fewer_gpus(tmp_path, listed, lists):
     said, errors = job(tmp_path / "log", "--gpus", "2", "--", "echo", "run").communicate(timeout=200)
     assert (said, errors) == (
         "",
-        f"error: 2 GPUs are wanted, and the NVIDIA driver lists {len(lists)} that may be used\n",
+        f"error: 2 GPUs were requested, but only {len(lists)} can be used: request fewer\n",
     )
 
 
@@ -339,7 +339,7 @@ def test_a_gpu_stays_held_while_the_command_of_a_killed_job_goes_on(tmp_path):
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert gpus.take(ONE) is None
-    assert gpus.holder(ONE) == f"what process {run.pid} has left running"
+    assert gpus.holder(ONE) == f"a child of process {run.pid}, which has ended"
     orphan.kill()
     psutil.wait_procs([orphan], timeout=200)
     until(lambda: gpus.take(ONE))

@@ -124,9 +124,12 @@ def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path,
     ("arguments", "message"),
     [
         (["dataset_name=poems"], "unknown data set 'poems': it must be gsm8k, writingprompts, xsum, math"),
-        (["model_name=nobody/nothing"], "no model 'nobody/nothing' here, and HF_HUB_OFFLINE is set: tried"),
+        (
+            ["model_name=nobody/nothing"],
+            "model 'nobody/nothing' is not on this machine, and HF_HUB_OFFLINE is set: tried",
+        ),
         (["batch_size=0"], "batch_size is 0: it must be auto or at least 1"),
-        (["top_p=1.5"], "top_p is 1.5: it must lie in (0, 1]"),
+        (["top_p=1.5"], "top_p is 1.5: it must be in (0, 1]"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, tiny_model, arguments, message):

@@ -1,7 +1,8 @@
-"""A grid's models and data sets in, the files that they need in the cache out, for runs that cannot reach the Hub.
+"""Downloads a grid's models and data sets into the cache, for runs on machines that cannot reach the Hub.
 
-Contract: all that can be refused is refused before anything is downloaded, and all of it at once.
-What is there already is not fetched again. Nothing here loads a model, and importing this is quick.
+Contract: everything that can be checked is checked before any download starts, and all problems are
+reported at once. Files already in the cache are not downloaded again. Nothing here loads a model, and
+importing this module is fast.
 """
 
 import glob
@@ -22,27 +23,27 @@ from nucleoscope import hub
 from nucleoscope.atomic import ABANDONED
 from nucleoscope.data import prompts
 
-WEIGHTS = (  # in the order in which transformers looks for them: file, and the parts that it is an index of
+WEIGHTS = (  # in the order in which transformers looks for them: file, and the parts that it indexes
     ("model.safetensors", None),
     ("model.safetensors.index.json", r".*\d+-of-\d+\.safetensors"),
     ("pytorch_model.bin", None),
     ("pytorch_model.bin.index.json", r".*\d+-of-\d+\.bin"),
 )
 SMALL = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # configurations, tokenizers, templates
-PREPARED = 2  # a data set's tables take about so many times the space of its files
+PREPARED = 2  # a data set's prepared tables take about this many times the space of its files
 
 
 class Download(NamedTuple):
-    """What is fetched of a model or data set: files by their names, and the bytes that are still missing."""
+    """The files to download of a model or data set, and how many bytes are still missing."""
 
     name: str
-    revision: str | None  # as asked for; None for main's newest, and for data sets
+    revision: str | None  # as requested; None for the latest on main, and for data sets
     files: list[str]
     size: int
 
 
 class Plan(NamedTuple):
-    """What a grid needs: downloads, a sentence for each entry, and why it cannot be had."""
+    """What a grid needs: the downloads, a sentence for each entry, and the problems that prevent them."""
 
     models: list[Download]
     datasets: list[Download]
@@ -56,14 +57,14 @@ class Plan(NamedTuple):
 
 
 def plan(cells: Iterable[dict[str, Any]]) -> Plan:
-    """What the cells of a grid need, by their parameters (model_name, dataset_name, model_revision, ...).
+    """Plans the downloads for the runs of a grid, given their parameters (model_name, dataset_name, ...).
 
-    Asks the Hub for lists of files, for their sizes, and whether gated ones may be had.
+    Asks the Hub for lists of files, their sizes, and whether this user has access to gated models.
     """
     cells = list(cells)
     found = Plan([], [], [], [])
     if constants.HF_HUB_OFFLINE:
-        found.refusals.append("HF_HUB_OFFLINE is set, and prefetching asks the Hub: unset it")
+        found.refusals.append("HF_HUB_OFFLINE is set, but prefetching needs the Hub: unset it")
         return found
     models = {(cell["model_name"], cell.get("model_revision"), bool(cell.get("trust_remote_code"))) for cell in cells}
     for name, revision, own_code in sorted(models, key=str):
@@ -74,22 +75,22 @@ def plan(cells: Iterable[dict[str, Any]]) -> Plan:
     if found.size:
         free = shutil.disk_usage(_existing(Path(constants.HF_HUB_CACHE))).free
         found.notes.append(
-            f"{readable(found.size)} in all, into {constants.HF_HUB_CACHE}, where {readable(free)} are free"
+            f"{readable(found.size)} in total, to {constants.HF_HUB_CACHE}, which has {readable(free)} free"
         )
     return found
 
 
 def _add(downloads: list[Download], found: Plan, planned: Any, name: str) -> None:
-    """Sorts what is planned for one entry into the plan: a download, or why there is none."""
+    """Adds one entry to the plan: its download, or why it is not possible."""
     try:
         download = planned()
     except (OSError, ValueError) as error:
         found.refusals.append(str(error))
         return
     if download is None:
-        found.notes.append(f"{name}: local, needs nothing")
+        found.notes.append(f"{name}: local, nothing to download")
     elif not download.size:
-        found.notes.append(f"{name}: here already")
+        found.notes.append(f"{name}: already downloaded")
     else:
         found.notes.append(f"{name}: {readable(download.size)} to download")
     if download is not None:
@@ -99,7 +100,7 @@ def _add(downloads: list[Download], found: Plan, planned: Any, name: str) -> Non
 def plan_model(name: str, revision: str | None = None, own_code: bool = False) -> Download | None:
     """The download that a model needs; None for the packaged one, a file or a folder.
 
-    Raises OSError or ValueError with one line, as `models.load` does, also for a gated model without access.
+    Raises OSError or ValueError with one line, like `models.load`, also for a gated model without access.
     """
     hub.find(name)
     hub.check_revision(name, revision)
@@ -120,9 +121,9 @@ def plan_model(name: str, revision: str | None = None, own_code: bool = False) -
 
 
 def needed(files: Iterable[str], own_code: bool = False) -> list[str]:
-    """Those of a repository's files that transformers reads: one form of the weights, and all that is small.
+    """The files of a repository that transformers reads: one format of the weights, and all small files.
 
-    Empty where there are no weights. ``own_code``: with the model's Python files.
+    Empty if there are no weights. ``own_code``: include the model's Python files.
     """
     top = [file for file in files if "/" not in file]
     for first, parts in WEIGHTS:
@@ -140,7 +141,7 @@ def needed(files: Iterable[str], own_code: bool = False) -> list[str]:
 def plan_dataset(name: str) -> Download | None:
     """The download that a data set needs; None for a packaged one or a file.
 
-    Raises OSError or ValueError with one line, as `prompts.load` does.
+    Raises OSError or ValueError with one line, like `prompts.load`.
     """
     if name not in prompts.HUB:
         prompts.locate(name)
@@ -168,14 +169,14 @@ def plan_dataset(name: str) -> Download | None:
 
 def _sizes(info: Any) -> dict[str, int]:
     """A repository's files and their sizes."""
-    # Not by snapshot_download(dry_run=True): it sends a request for each missing file, where one answers for all; it
-    # writes to the cache which commit a branch now stands for, so that runs offline would no longer find an older one
-    # if this plan is refused; and `needed` has to see the whole list before it can be told what to download.
+    # snapshot_download(dry_run=True) will not do: it sends one request per missing file instead of one for all; it
+    # records in the cache which commit a branch now refers to, so that offline runs would no longer find an older one
+    # if this plan fails; and `needed` has to see the whole list before it can select the files to download.
     return {file.rfilename: (file.lfs.size if file.lfs else file.size) or 0 for file in info.siblings or []}
 
 
 def lacking_space(plan: Plan) -> list[str]:
-    """One sentence for each disk that has less free space than the downloads take."""
+    """One sentence for each disk with too little free space for the downloads."""
     import datasets
 
     models, tables = (sum(download.size for download in part) for part in (plan.models, plan.datasets))
@@ -188,30 +189,30 @@ def lacking_space(plan: Plan) -> list[str]:
         disk = needs.setdefault(there.stat().st_dev, [there, folder, 0])
         disk[2] += size
     return [
-        f"{readable(size)} are needed in '{folder}', where {readable(free)} are free: "
-        "make room there, or set HF_HOME to a folder on another disk"
+        f"'{folder}' needs {readable(size)} but has only {readable(free)} free: "
+        "free some space, or set HF_HOME to a folder on another disk"
         for there, folder, size in needs.values()
         if size > (free := shutil.disk_usage(there).free)
     ]
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above that exists."""
+    """The folder, or its nearest existing parent."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def fetch(plan: Plan) -> list[str]:
     """Downloads what a plan lists, with one progress bar over the bytes; returns a line for each failure.
 
-    What is whole stays whatever happens: the next time only the rest is fetched.
+    Complete files are kept whatever happens: the next attempt downloads only the rest.
     """
     failures = []
-    with tqdm(total=plan.size, unit="B", unit_scale=True, desc="fetching", disable=not plan.size) as bar:
+    with tqdm(total=plan.size, unit="B", unit_scale=True, desc="downloading", disable=not plan.size) as bar:
         for download in plan.models:
             begun = bar.n
             try:
                 _fetch_model(download, bar)
-            except Exception as error:  # the library raises many kinds; the others are still fetched
+            except Exception as error:  # the library raises many types; the other models are still downloaded
                 failures.append(str(hub.explained(download.name, error, download.revision)))
             bar.update(begun + download.size - bar.n)
         for download in filter(lambda download: download.size, plan.datasets):
@@ -234,7 +235,7 @@ def _fetch_model(download: Download, bar: tqdm) -> None:
 
 
 def _fetch_dataset(name: str) -> None:
-    """As a run does it, so that a run finds all it asks for; without the library's own bars."""
+    """Loads the data set exactly as a run does, so that a run finds it; without the library's progress bars."""
     import datasets
 
     disable_progress_bars()
@@ -247,7 +248,7 @@ def _fetch_dataset(name: str) -> None:
 
 
 def _onto(bar: tqdm) -> type[tqdm]:
-    """A class of bars that are not seen: the furthest of those that count bytes moves ``bar``."""
+    """A class of invisible progress bars: the one that has counted the most bytes moves ``bar``."""
     begun, counts, lock = bar.n, {}, threading.Lock()
 
     class Unseen(tqdm):
@@ -266,7 +267,7 @@ def _onto(bar: tqdm) -> type[tqdm]:
 
 
 def _sweep(name: str) -> None:
-    """Removes half-written files that a killed download left: the library never looks at them again."""
+    """Removes partial files that a killed download left behind: the library never uses them again."""
     blobs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "blobs")
     for file in blobs.glob("*.incomplete"):
         if time.time() - file.stat().st_mtime > ABANDONED:
@@ -274,7 +275,7 @@ def _sweep(name: str) -> None:
 
 
 def readable(size: float) -> str:
-    """A size for readers: 13.8 GB, or smaller units where it is small."""
+    """A size for readers, such as 13.8 GB, in a suitable unit."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"

@@ -1,8 +1,8 @@
-"""A name in, a list of prompts out: Hub data sets, local files, packaged sets.
+"""Loads prompts by a data set's name: Hub data sets, local files, packaged sets.
 
-Prompts come in the order of their source, the first ``n_prompts`` of it, and with them, where asked
-for, texts to measure from another column of the same rows. Errors say in one line what is wrong,
-with the line number where there is one.
+Prompts keep the order of their source, and the first ``n_prompts`` are used; on request, they come with
+texts to measure from another column of the same rows. Errors say in one line what is wrong, with the
+line number if there is one.
 """
 
 import codecs
@@ -21,7 +21,7 @@ from nucleoscope.settings import Settings, validate
 if TYPE_CHECKING:
     import datasets
 
-SUMMARISE = "Please summarize the following text:\n "  # the study's words, in front of each document
+SUMMARISE = "Please summarize the following text:\n "  # the study's wording, before each document
 
 
 class HubSet(NamedTuple):
@@ -50,14 +50,14 @@ HUB = {
         SUMMARISE,
     ),
 }
-PACKAGED = {"math": "", "stories": "", "articles": SUMMARISE}  # name -> what stands before each text
+PACKAGED = {"math": "", "stories": "", "articles": SUMMARISE}  # name -> prefix of each text
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".txt")
 
 
 class Prompts(NamedTuple):
-    """Prompts in order; ``identity`` says where they came from and which content they are.
+    """Prompts in order; ``identity`` says where they came from and identifies their content.
 
-    ``continuations`` are the texts to measure behind the prompts, where a text_column was named.
+    ``continuations`` are the texts to measure after the prompts, if a text_column was given.
     """
 
     texts: list[str]
@@ -68,11 +68,11 @@ class Prompts(NamedTuple):
 def load(
     name: str, n_prompts: int = Settings.n_prompts, prompt_column: str | None = None, text_column: str | None = None
 ) -> Prompts:
-    """The first ``n_prompts`` prompts of a data set (all, where it has fewer).
+    """The first ``n_prompts`` prompts of a data set (all of them if it has fewer).
 
     ``prompt_column`` names the column of a file, by default "prompt"; a .txt file has one prompt
-    a line. ``text_column`` names the column with a continuation of each prompt, in any data set that
-    has columns. Raises ValueError or OSError with one line for what cannot be read, and for an
+    per line. ``text_column`` names the column with a continuation of each prompt, in any data set that
+    has columns. Raises ValueError or OSError with one line for a source that cannot be read, and for an
     empty continuation.
     """
     validate("n_prompts", n_prompts)
@@ -92,17 +92,17 @@ def load(
 
 
 def locate(name: str) -> tuple[Path, str]:
-    """The file of a data set that is none of the Hub's, and what stands before each of its texts."""
+    """The file of a data set that is not on the Hub, and the prefix of each of its texts."""
     if name in PACKAGED:
         return resources.files("nucleoscope.data") / "packaged" / f"{name}.jsonl", PACKAGED[name]
     path = Path(name)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(
             f"unknown data set '{name}': it must be {', '.join([*HUB, *PACKAGED])}, "
-            f"or a file that ends in {', '.join(SUFFIXES)}"
+            f"or a file ending in {', '.join(SUFFIXES)}"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"no file '{name}'")
+        raise FileNotFoundError(f"file '{name}' does not exist")
     return path, ""
 
 
@@ -110,7 +110,7 @@ def _check_continuations(texts: list, name: str, column: str) -> None:
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str) or not text:
             what = "empty" if text == "" else f"{json.dumps(text, default=str)[:40]}, not text"
-            raise ValueError(f"'{name}', row {number}: '{column}' is {what}: there is nothing to measure")
+            raise ValueError(f"'{name}', row {number}: column '{column}' is {what}: there is nothing to measure")
 
 
 def _load_hub(name: str, n_prompts: int, text_column: str | None) -> Prompts:
@@ -127,30 +127,30 @@ def _load_hub(name: str, n_prompts: int, text_column: str | None) -> Prompts:
 
 def fetch(name: str) -> tuple["datasets.Dataset", str]:
     """A data set of `HUB`, from the cache or else the Hub, and its revision. OSError says what was tried."""
-    import datasets  # heavy, and needed for the Hub only
+    import datasets  # slow to import, and needed only for the Hub
     from huggingface_hub.utils import logging
 
     for library in (logging, datasets.logging):
-        library.set_verbosity_error()  # each retry would print a line; the error below says it once
+        library.set_verbosity_error()  # each retry would print a line; the error below reports the problem once
     entry, failures = HUB[name], []
     for revision in entry.revisions:
         try:
             options = {"split": entry.split, "revision": revision, "cache_dir": str(cache_folder(revision))}
             table = datasets.load_dataset(entry.path, entry.config, **options)
             return table, _commit(table) or revision
-        except Exception as error:  # the library raises many kinds; the last word is below
+        except Exception as error:  # the library raises many types; they are reported below
             failures.append((revision, error))
     advice = ""
     if datasets.config.HF_HUB_OFFLINE:
-        advice = " (HF_HUB_OFFLINE is set: scripts/prefetch.py fetches it before)"
+        advice = " (HF_HUB_OFFLINE is set: download it with scripts/prefetch.py first)"
     elif all(hub.unreachable(hub.chain(error)) for _, error in failures):
-        advice = " (the Hub cannot be reached: scripts/prefetch.py fetches it where it can)"
+        advice = " (the Hub cannot be reached: run scripts/prefetch.py on a machine that can reach it)"
     tried = "; ".join(f"revision {revision}: {reason(error)}" for revision, error in failures)
     raise OSError(f"cannot load data set {name}{advice}: tried {entry.path} on the Hub; {tried}")
 
 
 def reason(error: Exception) -> str:
-    """Why a data set cannot be loaded: what the Hub or the line did, where that is what went wrong."""
+    """Why a data set cannot be loaded: the Hub's answer or the connection's error, if that was the cause."""
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import httpx
@@ -162,10 +162,10 @@ def reason(error: Exception) -> str:
 
 
 def cache_folder(revision: str = "") -> Path:
-    """Where data sets are prepared, or those of a revision.
+    """The folder of prepared data sets, or of those of one revision.
 
-    Each revision has a folder of its own: offline, and where the Hub fails, datasets takes whatever
-    it finds of a data set in its cache, of any revision.
+    Each revision has its own folder, because offline, or if the Hub fails, datasets uses any revision of a
+    data set that it finds in its cache.
     """
     import datasets
 
@@ -181,35 +181,35 @@ def here(name: str) -> bool:
 
 
 def _commit(table: "datasets.Dataset") -> str | None:
-    """The commit that a table was made from: its files lie in a folder of that name."""
+    """The commit that a table was made from: its files are in a folder of that name."""
     folders = {Path(file["filename"]).parent.name for file in table.cache_files}
     return folders.pop() if len(folders) == 1 else None
 
 
 def _read(path: Path, column: str, option: str) -> Iterator[str]:
-    """The texts of a file, one after the other; ``option`` is the parameter that named the column."""
+    """The texts of a file, in order; ``option`` is the setting that named the column."""
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}
     return readers[Path(path.name).suffix.lower()](path, column, option)
 
 
 def _text(value: object, path: Path, where: str, column: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"'{path}', {where}: '{column}' is {json.dumps(value, default=str)[:40]}, not text")
+        raise ValueError(f"'{path}', {where}: column '{column}' is {json.dumps(value, default=str)[:40]}, not text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"'{path}', {where}: '{column}' holds half a character (a lone surrogate)") from None
+        raise ValueError(f"'{path}', {where}: column '{column}' contains a lone surrogate, not text") from None
     return value
 
 
 def _check_column(column: str, columns: list[str], path: Path | str, option: str) -> None:
     if column not in columns:
         names = ", ".join(repr(name)[:40] for name in columns[:20]) + (", ..." if len(columns) > 20 else "")
-        raise ValueError(f"'{path}' has no column '{column}': it has {names} (--{option})")
+        raise ValueError(f"'{path}' has no column '{column}': set {option} to one of {names}")
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text file with their ends, decoded one by one: an error can name its line."""
+    """The lines of a text file with their line ends, decoded one by one so that an error can name its line."""
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if number == 1:
@@ -237,7 +237,7 @@ def _read_jsonl(path: Path, column: str, option: str) -> Iterator[str]:
 
 
 def _read_csv(path: Path, column: str, option: str) -> Iterator[str]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses long documents
+    csv.field_size_limit(2**31 - 1)  # the default limit rejects long documents
     reader = csv.DictReader(_lines(path))
     try:
         if reader.fieldnames is None:
@@ -263,11 +263,11 @@ def _read_parquet(path: Path, column: str, option: str) -> Iterator[str]:
                     yield _text(value, path, f"row {number}", column)
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"'{path}' is not a whole parquet file ({reason}), after row {number}") from None
+        raise ValueError(f"'{path}' is not a valid Parquet file after row {number} ({reason})") from None
 
 
 def _read_txt(path: Path, column: str, option: str) -> Iterator[str]:
     if option == "text_column":
-        raise ValueError(f"'{path}' has no columns: a text_column needs .jsonl, .csv or .parquet")
+        raise ValueError(f"'{path}' has no columns: text_column needs a .jsonl, .csv or .parquet file")
     for line in _lines(path):
         yield line.rstrip("\r\n")

@@ -1,6 +1,6 @@
 """From a model's name to the model and its tokenizer, placed on its device.
 
-`load`, `tokenizer` and `Model` are imported when they are first asked for, because they bring torch.
+`load`, `tokenizer` and `Model` are imported on first use, because they import torch.
 """
 
 from typing import Any

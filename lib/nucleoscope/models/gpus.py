@@ -1,13 +1,13 @@
-"""The GPUs of one machine, shared by the runs of one user: each takes those that no other holds.
+"""Shares the GPUs of one machine among one user's runs: each run takes GPUs that no other run holds.
 
-Contract: nothing is loaded and no GPU is touched; importing this is quick. A workload manager that
-gives a job its GPUs (Slurm) needs none of this.
+Contract: nothing is loaded and no GPU is touched; importing this module is fast. It is not needed under
+a workload manager that assigns GPUs to jobs (Slurm).
 
-A GPU is held by the system's lock (flock) on a file in a folder of the user's in the machine's
-temporary folder. The file is called by the GPU's own id, which means the same to every process,
-whatever `VISIBLE` says; in it stands the process that took it. Jobs of the graph and runs by hand
-(see `placement`) take the same files. The lock lasts as long as anybody has the file open: a
-process that is handed it holds on to it although the one that took it has been killed.
+A GPU is held with a system lock (flock) on a file in the user's own folder inside the machine's
+temporary folder. The file is named after the GPU's id, which is the same for every process,
+whatever `VISIBLE` says; it contains the id of the process that took the GPU. Workflow jobs and runs
+started by hand (see `placement`) use the same files. The lock lasts as long as any process has the file
+open: a child process that inherits it keeps it even if the process that took it is killed.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ POLL = 1  # seconds
 
 
 def names() -> list[str]:
-    """The NVIDIA GPUs that this process may use, by their ids; none where the driver lists none.
+    """The ids of the NVIDIA GPUs that this process may use; empty if the driver lists none.
 
-    Numbers in `VISIBLE` are the driver's (nvidia-smi's). Where it cannot be asked its words stay as they are.
+    Numbers in `VISIBLE` are the driver's (as in nvidia-smi). Without a driver, its entries are kept unchanged.
     """
     there = _there()
     if VISIBLE not in os.environ:
@@ -37,23 +37,23 @@ def names() -> list[str]:
     found: list[str] = []
     for word in map(str.strip, os.environ[VISIBLE].split(",")):
         name = _named(word, there)
-        if name is None:  # CUDA takes none after a word that it cannot read, either
+        if name is None:  # CUDA, too, ignores everything after an invalid entry
             break
         found.append(name)
     return list(dict.fromkeys(found))
 
 
 def _there() -> list[str]:
-    """The ids that the driver lists: "GPU-..."; or, of a GPU in slices, "MIG-..." for each."""
+    """The ids that the driver lists: "GPU-...", or "MIG-..." for each slice of a partitioned GPU."""
     try:
         with _driver() as handles:
             return [pynvml.nvmlDeviceGetUUID(one) for handle in handles for one in _slices(handle) or [handle]]
-    except pynvml.NVMLError:  # no driver, no GPU, or one that does not answer: later numbers would be wrong
+    except pynvml.NVMLError:  # no driver, no GPU, or one that does not respond: the numbers after it would be wrong
         return []
 
 
 def read_free_memory() -> dict[str, int]:
-    """Bytes that are free on each NVIDIA GPU, by its id without "GPU-"; empty where the driver does not say."""
+    """Free bytes on each NVIDIA GPU, by its id without "GPU-"; empty if the driver does not report them."""
     try:
         with _driver() as handles:
             return {
@@ -66,9 +66,9 @@ def read_free_memory() -> dict[str, int]:
 
 @contextlib.contextmanager
 def _driver() -> Iterator[list[Any]]:
-    """The driver's handles of all GPUs, in the order of its numbers; NVMLError where it cannot be loaded.
+    """The driver's handles of all GPUs, in the order of their numbers; NVMLError if it cannot be loaded.
 
-    NVML, unlike CUDA, starts nothing on a GPU.
+    Unlike CUDA, NVML does not allocate anything on a GPU.
     """
     pynvml.nvmlInit()
     try:
@@ -80,7 +80,7 @@ def _driver() -> Iterator[list[Any]]:
 def _slices(handle: Any) -> list[Any]:
     """The handles of a GPU's slices (MIG devices)."""
     found = []
-    with contextlib.suppress(pynvml.NVMLError):  # a GPU or driver that knows no slices
+    with contextlib.suppress(pynvml.NVMLError):  # a GPU or driver without MIG
         for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
             with contextlib.suppress(pynvml.NVMLError):  # no slice has this number
                 found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number))
@@ -88,7 +88,7 @@ def _slices(handle: Any) -> list[Any]:
 
 
 def _named(word: str, there: list[str]) -> str | None:
-    """The GPU that a word of `VISIBLE` means: a number, an id, or an id's beginning."""
+    """The GPU that an entry of `VISIBLE` refers to: by number, by id, or by the beginning of an id."""
     if word in ("", "-1"):
         return None
     if not there:
@@ -101,17 +101,17 @@ def _named(word: str, there: list[str]) -> str | None:
 
 @contextlib.contextmanager
 def claimed(number: int, say: Callable[[str], None]) -> Iterator[dict[str, int]]:
-    """So many GPUs for this process alone while the block runs.
+    """Reserves ``number`` GPUs for this process while the block runs.
 
-    Gives their ids with the locks' file descriptors, for the processes that are to hold them too.
-    Waits until they are free, and once tells ``say`` who holds them. Another user's runs are not
-    seen. OSError where there can be no locks, and where there are not so many GPUs.
+    Yields their ids with the file descriptors of the locks, so that child processes can hold them too.
+    Waits until they are free, and reports once through ``say`` who holds them. Runs of other users are
+    not detected. Raises OSError if locks are not possible or the machine has fewer GPUs.
     """
     there, told = names() if number else [], False
-    if number > len(there):  # fewer would be slow without a word
-        raise OSError(f"{number} GPUs are wanted, and the NVIDIA driver lists {len(there)} that may be used")
+    if number > len(there):  # running on fewer would be slow, with no message
+        raise OSError(f"{number} GPUs were requested, but only {len(there)} can be used: request fewer")
     locks = _free(there, number)
-    while len(locks) < number:  # all or none: two that wait for each other's would wait for ever
+    while len(locks) < number:  # all or none, so that two processes cannot deadlock
         held = ", ".join(f"{name} is held by {holder(name)}" for name in there if name not in locks)
         _release(locks)
         if not told:
@@ -127,21 +127,21 @@ def claimed(number: int, say: Callable[[str], None]) -> Iterator[dict[str, int]]
 
 @contextlib.contextmanager
 def choosing() -> Iterator[None]:
-    """One process of a user's chooses at a time; OSError where there can be no locks."""
+    """Lets only one process per user choose GPUs at a time; OSError if locks are not possible."""
     with _open("choosing") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
 def take(name: str) -> IO[bytes] | None:
-    """The lock on a GPU, or None where another process has it; OSError where there can be no locks."""
+    """The lock on a GPU, or None if another process holds it; OSError if locks are not possible."""
     lock = _open(_bare(name))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         return None
-    with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+    with contextlib.suppress(OSError):  # a full disk: the lock works without the process id
         lock.truncate(0)
         lock.write(str(os.getpid()).encode())
     return lock
@@ -157,14 +157,14 @@ def holder(name: str) -> str:
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
-        return f"what process {process} has left running"
+        return f"a child of process {process}, which has ended"
     except OSError:
         pass
     return f"process {process}"
 
 
 def _bare(name: str) -> str:
-    """A GPU's id as CUDA itself says it."""
+    """A GPU's id in the form that CUDA uses."""
     return quote(name.removeprefix("GPU-").removeprefix("MIG-"), safe="")
 
 
@@ -172,12 +172,12 @@ def _open(name: str) -> IO[bytes]:
     folder = Path(tempfile.gettempdir(), f"nucleoscope-gpus-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"'{folder}' is another user's: set TMPDIR to a folder of your own")
+        raise PermissionError(f"'{folder}' belongs to another user: set TMPDIR to a folder of your own")
     return (folder / name).open("a+b", buffering=0)
 
 
 def _free(there: list[str], number: int) -> dict[str, IO[bytes]]:
-    """Up to ``number`` GPUs that nobody holds, with the locks on them."""
+    """Up to ``number`` free GPUs, with the locks on them."""
     locks: dict[str, IO[bytes]] = {}
     if number:
         with choosing():

@@ -1,7 +1,7 @@
-"""A name in, a model and its tokenizer out, ready to generate.
+"""Loads a model and its tokenizer by name, ready to generate.
 
-A name is the packaged model, a ``.gguf`` file, a folder, or a Hub id, tried in this order. What
-was loaded is identified by its content (a file hash or the Hub's revision), never by its name
+A name is that of the packaged model, a ``.gguf`` file, a folder, or a Hub id, tried in this order. The
+loaded model is identified by its content (a file hash or the Hub's revision), never by its name
 alone. Errors say in one line what was tried and what to do.
 """
 
@@ -30,13 +30,13 @@ from nucleoscope.models import placement
 from nucleoscope.models.placement import pick_device
 from nucleoscope.settings import FIELDS, Settings, validate
 
-# transformers would have a stranger convert a checkpoint that is no safetensors file: loading asks nobody for anything.
+# transformers would ask an online service to convert a checkpoint that is not in safetensors; loading must not do that.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 DTYPES = {name: getattr(torch, name) for name in FIELDS["dtype"].metadata["choices"] if name != "auto"}
 
 
 class Model(NamedTuple):
-    """A loaded model; ``identity`` says where it came from and which content it is."""
+    """A loaded model; ``identity`` says where it came from and identifies its content."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -52,12 +52,12 @@ def load(
 ) -> Model:
     """Loads a model in evaluation mode on its device.
 
-    dtype: "auto" is what the checkpoint was saved in on a GPU, bfloat16 on a CPU that computes in
-    it natively, else float32; or one of `DTYPES`. device: "auto" is the freest GPU, several where
-    the weights do not fit one, the CPU where there is none; "cuda" the same without the CPU;
-    "balanced" all GPUs; or a torch device. revision: the Hub's commit (or branch, or tag) that
-    configuration, tokenizer and weights are all taken from, None for main's newest. Raises
-    ValueError or OSError with one line for what cannot be loaded.
+    dtype: "auto" is the checkpoint's own type on a GPU, bfloat16 on a CPU that computes in it natively,
+    otherwise float32; or one of `DTYPES`. device: "auto" is the GPU with the most free memory, several
+    GPUs if the weights do not fit on one, the CPU if there is no GPU; "cuda" is the same without the CPU;
+    "balanced" all GPUs; or a torch device. revision: the commit (or branch, or tag) on the Hub from which
+    configuration, tokenizer and weights are all loaded; None for the latest on main. Raises ValueError or
+    OSError with one line if the model cannot be loaded.
     """
     precision = pick_dtype(dtype, pick_device(device))
     source, options = find(name)
@@ -76,17 +76,18 @@ def load(
         placement.check_placed(model)
     except placement.TooLarge:
         raise
-    except Exception as error:  # the library raises many kinds; all become one line
+    except Exception as error:  # the library raises many types; all become one line
         raise explained(name, error, revision) from error
     if report["missing_keys"]:
-        raise ValueError(f"model '{name}' lacks weights: {brief(', '.join(sorted(report['missing_keys'])))}")
+        raise ValueError(f"weights are missing from model '{name}': {brief(', '.join(sorted(report['missing_keys'])))}")
     return Model(model.eval(), tokenizer, _identity(name, source, options))
 
 
 def tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """A model's tokenizer alone, in a fraction of the time that the model takes.
+    """A model's tokenizer alone, which loads much faster than the model.
 
-    ``revision``: of a model on the Hub, as its identity has it; None for the newest. Raises what `load` raises.
+    ``revision``: that of a model on the Hub, as recorded in its identity; None for the latest. Raises the
+    same errors as `load`.
     """
     source, options = find(name)
     try:
@@ -98,17 +99,17 @@ def tokenizer(name: str, trust_remote_code: bool = False, revision: str | None =
 
 
 def _load_tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer; it puts its beginning-of-text token in front where its own configuration says so.
+    """The tokenizer; it prepends its beginning-of-text token if its own configuration says so.
 
-    Version 5 of transformers takes tokenizer.json's word alone, and in some models made for version 4,
-    such as DeepSeek's, only tokenizer_config.json has it.
+    transformers 5 looks only in tokenizer.json, but some models made for version 4, such as DeepSeek's,
+    set this only in tokenizer_config.json.
     """
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if "gguf_file" in options or tokenizer.bos_token_id is None:
         return tokenizer
     wanted = get_tokenizer_config(source, revision=options.get("revision")).get("add_bos_token")
     if wanted and getattr(tokenizer, "add_bos_token", None) is False:
-        tokenizer.add_bos_token = True  # replaces what puts tokens around a text: nothing is doubled
+        tokenizer.add_bos_token = True  # replaces the post-processor, so the token is not added twice
     return tokenizer
 
 
@@ -119,29 +120,29 @@ def _weights(source: str, precision: torch.dtype | str, options: dict[str, Any])
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
-    """The torch dtype that ``dtype`` stands for on a device ("auto" is left to transformers on a GPU)."""
+    """The torch dtype that ``dtype`` stands for on a device (on a GPU, "auto" is left to transformers)."""
     validate("dtype", dtype)
     if dtype != "auto":
         return DTYPES[dtype]
     if device.type != "cpu":
         return "auto"
-    # torch emulates bfloat16 on every CPU; these flags mean that the CPU multiplies in it itself.
+    # torch emulates bfloat16 on every CPU; these flags mean that the CPU multiplies in bfloat16 natively.
     flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     native = any(flags.get(flag) for flag in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
     return torch.bfloat16 if native else torch.float32
 
 
 def _check_access(name: str, revision: str | None) -> str | None:
-    """Fetches the configuration first: what cannot be had fails before the weights are asked for.
+    """Downloads the configuration first, so that an unavailable model fails before its weights are requested.
 
-    Returns the commit that ``revision`` (None: main) stands for now, which all files are then taken from.
+    Returns the commit that ``revision`` (None: main) currently refers to; all files are then loaded from it.
     """
     level = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()  # its retries would each print a line; the error says it once
+    hub_logging.set_verbosity_error()  # each of its retries would print a line; the error reports the problem once
     try:
         config = cached_file(name, "config.json", revision=revision)
         if config is None:
-            raise FileNotFoundError("it has no config.json")
+            raise FileNotFoundError("config.json is missing")
         return extract_commit_hash(config, None)
     finally:
         hub_logging.set_verbosity(level)

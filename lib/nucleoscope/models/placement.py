@@ -1,9 +1,9 @@
-"""Where a model is put: on the freest GPU, on several where one is too small, or on the CPU.
+"""Chooses where a model goes: the GPU with the most free memory, several if one is too small, or the CPU.
 
-Contract: nothing here knows models' names or files. torch shows the GPUs that
-``CUDA_VISIBLE_DEVICES`` names and no others, so that choice is always kept. A GPU that is taken is
-locked until this process ends (see `gpus`): runs that start together take different ones, although
-their weights are not there to be seen yet. Another user's runs show only in the memory that is free.
+Contract: this module does not depend on models' names or files. torch shows only the GPUs that
+``CUDA_VISIBLE_DEVICES`` lists, so that restriction always applies. A GPU that is taken stays
+locked until this process ends (see `gpus`), so runs that start together take different GPUs even before
+their weights are loaded. Another user's runs are visible only through the free memory.
 """
 
 import contextlib
@@ -15,21 +15,21 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from nucleoscope.models import gpus
 
-SHARE = 0.9  # of a GPU's free memory that weights may take: caches and logits need some, too
-SPREAD = "balanced"  # the name of a device: all GPUs that are to be had
+SHARE = 0.9  # share of a GPU's free memory that weights may take: caches and logits need some, too
+SPREAD = "balanced"  # the device name that stands for all available GPUs
 
-_held: dict[str, Any] = {}  # the locks of this process, by the GPU's id
+_held: dict[str, Any] = {}  # the locks that this process holds, by the GPU's id
 
 
 class TooLarge(ValueError):
-    """The weights do not fit the GPUs that are here."""
+    """The weights do not fit on the GPUs of this machine."""
 
 
 def pick_device(device: str) -> torch.device:
-    """The torch device that ``device`` stands for; ValueError where this machine has none.
+    """The torch device that ``device`` stands for; ValueError if this machine has no such device.
 
-    "cuda" without a number, which "auto" and "balanced" give as well, leaves it to `options` which
-    GPUs are meant.
+    The result "cuda" without a number, which "auto" and "balanced" give as well, leaves the choice of GPUs
+    to `options`.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,16 +38,16 @@ def pick_device(device: str) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"device '{device}' cannot be used here: {reason}") from None
+        raise ValueError(f"device '{device}' cannot be used on this machine: {reason}") from None
     return place
 
 
 def options(device: str, weights: Callable[[], int | None]) -> dict[str, Any]:
-    """What ``from_pretrained`` is told, so that each weight is read straight to its device.
+    """The placement arguments for ``from_pretrained``, so that each weight is loaded straight onto its device.
 
-    device: "auto", "cuda", "balanced", or a torch device. ``weights()`` gives the bytes that the
-    weights take, or None where that is not known; it is called only where it matters. Where nobody
-    has chosen among several GPUs, `choose` does. Raises `TooLarge`.
+    device: "auto", "cuda", "balanced", or a torch device. ``weights()`` returns the bytes that the
+    weights take, or None if that is unknown; it is called only if it matters. If several GPUs are
+    possible and none was specified, `choose` decides. Raises `TooLarge`.
     """
     place = pick_device(device)
     if place.type == "cpu":
@@ -70,11 +70,11 @@ def options(device: str, weights: Callable[[], int | None]) -> dict[str, Any]:
 
 
 def choose(free: dict[int, int], idle: list[int], need: int | None) -> list[int]:
-    """The GPUs for ``need`` bytes of weights (None: not known), among those with ``free`` bytes each.
+    """Chooses GPUs for ``need`` bytes of weights (None: unknown) among those with ``free`` bytes each.
 
-    One that has room for them, the freest first, and rather one of the ``idle``, which no other run
-    of ours has taken. Where none has, the fewest that have it together; where all have not, one
-    into which the weights just go. Else `TooLarge`.
+    First choice is one GPU with enough room, preferably one of the ``idle`` (not taken by another run of
+    this user), and the one with the most free memory. If there is none, the fewest that have enough room
+    together; failing that, a single GPU on which the weights just fit. Otherwise raises `TooLarge`.
     """
     order = sorted(free, key=lambda gpu: (-free[gpu], gpu))
     pools = [[gpu for gpu in order if gpu in idle], order]
@@ -89,15 +89,15 @@ def choose(free: dict[int, int], idle: list[int], need: int | None) -> list[int]
         return order[:1]
     room = " + ".join(f"{free[gpu] / 1e9:.1f}" for gpu in order)
     raise TooLarge(
-        f"the model's weights take {need / 1e9:.1f} GB, and of the GPUs here {room} GB are free: "
-        "use more or larger GPUs, dtype=bfloat16 where it is float32, or device=cpu"
+        f"the model's weights take {need / 1e9:.1f} GB, but the GPUs have only {room} GB free: "
+        "use more or larger GPUs, dtype=bfloat16 instead of float32, or device=cpu"
     )
 
 
 def free_memory() -> dict[int, int]:
-    """Bytes that are free on each GPU that torch sees.
+    """Free bytes on each GPU that torch sees.
 
-    Asking CUDA itself would start this process on every GPU, which takes half a gigabyte of each.
+    Asking CUDA itself would create a context on every GPU, which takes half a gigabyte on each.
     """
     count = torch.cuda.device_count()
     told = gpus.read_free_memory() if count > 1 else {}
@@ -110,7 +110,7 @@ def _id(gpu: int) -> str:
 
 @contextlib.contextmanager
 def _choosing() -> Iterator[None]:
-    """One process of a user's chooses at a time. Without a folder for locks each chooses as if alone."""
+    """Lets only one process per user choose at a time. If locks are not possible, each chooses independently."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             stack.enter_context(gpus.choosing())
@@ -118,16 +118,16 @@ def _choosing() -> Iterator[None]:
 
 
 def _lock(gpu: int, keep: bool) -> bool:
-    """Whether no other process of ours has taken the GPU; ``keep``: takes it, until this process ends.
+    """Whether no other process of this user has taken the GPU; ``keep``: take it until this process ends.
 
-    A job of the graph finds its own GPUs taken: by `gpus.claimed`, for it.
+    A workflow job's GPUs were taken for it beforehand, by `gpus.claimed`.
     """
     name = _id(gpu)
     if name in _held:
         return True
     try:
         lock = gpus.take(name)
-    except OSError:  # no folder for locks: as if alone
+    except OSError:  # locks are not possible: assume that there are no other processes
         return True
     if lock and keep:
         _held[name] = lock
@@ -137,7 +137,7 @@ def _lock(gpu: int, keep: bool) -> bool:
 
 
 def weights(config: PreTrainedConfig, dtype: torch.dtype | str, trust_remote_code: bool = False) -> int | None:
-    """Bytes that a model's weights will take, from its configuration alone; None for quantised ones."""
+    """Bytes that a model's weights will take, from its configuration alone; None for quantized ones."""
     if getattr(config, "quantization_config", None):
         return None
     wanted = dtype if isinstance(dtype, torch.dtype) else (config.dtype or torch.float32)
@@ -147,9 +147,9 @@ def weights(config: PreTrainedConfig, dtype: torch.dtype | str, trust_remote_cod
 
 
 def check_placed(model: PreTrainedModel) -> None:
-    """`TooLarge` where a part of a model that was spread over GPUs found no room on any."""
+    """Raises `TooLarge` if part of a model that was spread over GPUs did not fit on any of them."""
     left = [name for name, place in getattr(model, "hf_device_map", {}).items() if place in ("cpu", "disk")]
     if left:
         raise TooLarge(
-            f"{left[0]} and what follows it found no room on the GPUs: use more or larger ones, or device=cpu"
+            f"{left[0]} and the modules after it do not fit on the GPUs: use more or larger ones, or device=cpu"
         )
