@@ -48,13 +48,15 @@ trust_remote_code = False  # run code that comes with the model; read it first
 
 # %%
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from nucleoscope.data import prompts
-from nucleoscope.measure import batching, generation, scoring
+from nucleoscope.measure.runs import complete_run
 from nucleoscope.models import loading
+from nucleoscope.settings import Settings
 from nucleoscope.store import results, run_folder
 
 if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
@@ -66,20 +68,16 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # Settings that cannot work, and a results folder that cannot be written to, are refused before the model is loaded.
 
 # %%
-batching.check(max_tokens=max_tokens, top_p=top_p, temperature=temperature)
-batching.check(prompt_format=prompt_format, batch_size=batch_size)
-batching.check_mode(mode, text_column)
+chosen = Settings.collect(globals())
 folder = results.cell_folder(results_dir, dataset_name, model_name, text_column)
 run_folder.check(folder, overwrite)
 data = prompts.load(dataset_name, n_prompts, prompt_column, text_column)
 model, tokenizer, identity = loading.load(model_name, dtype, device, trust_remote_code, model_revision)
 
 # %%
-settings = {"model_name": model_name, "model": identity, "dataset_name": dataset_name, "dataset": data.identity}
-settings |= {"n_prompts": len(data.texts), "prompt_format": prompt_format, "prompt_column": prompt_column}
-settings |= {"max_tokens": max_tokens, "top_p": top_p, "temperature": temperature}
-settings |= {"dtype": str(model.dtype).removeprefix("torch.")}
-settings |= {"seed": seed} if mode == "generate" else {"mode": mode, "text_column": text_column}
+actual = {"model": identity, "dataset": data.identity, "n_prompts": len(data.texts)}
+actual |= {"dtype": str(model.dtype).removeprefix("torch.")}
+settings = chosen.describe_measurement(**actual)
 pd.Series(settings, name="setting").to_frame()
 
 # %% [markdown]
@@ -96,14 +94,9 @@ pd.Series(settings, name="setting").to_frame()
 
 # %%
 run = run_folder.Cell(folder, settings, overwrite, requested=n_prompts)
-parameters = {"max_tokens": max_tokens, "top_p": top_p, "temperature": temperature}
-parameters |= {"prompt_format": prompt_format, "batch_size": batch_size}
 if not run.finished:
     with run:
-        if mode == "generate":
-            generation.fill(run, model, tokenizer, data.texts, seed=seed, **parameters)
-        else:
-            scoring.fill(run, model, tokenizer, data.texts, data.continuations, **parameters)
+        complete_run(run, model, tokenizer, data.texts, data.continuations, **asdict(chosen))
 
 # %% [markdown]
 # ## What was saved

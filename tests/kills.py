@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 import tiny
-from nucleoscope.measure import generation
+from nucleoscope.measure.runs import complete_run
 from nucleoscope.store import locking, run_folder
 
 PROMPTS = [f"{'the cat and ' * (n % 5)}number {n}" for n in range(6)]
@@ -76,7 +76,7 @@ def run(folder: str, settings: dict, overwrite: bool) -> None:
     if not cell.finished:
         with cell:
             seed = settings["seed"]
-            generation.fill(cell, MODEL, TOKENIZER, PROMPTS, seed=seed, progress=False, **PARAMETERS)
+            complete_run(cell, MODEL, TOKENIZER, PROMPTS, seed=seed, progress=False, **PARAMETERS)
 
 
 def child(request: dict, answer: int) -> None:

@@ -115,6 +115,29 @@ class Settings:
     )
     trust_remote_code: bool = _setting(bool, False, "run the Python code that comes with the model; read it first")
 
+    @classmethod
+    def collect(cls, values: Mapping[str, Any]) -> "Settings":
+        """The settings among ``values`` (a notebook's ``globals()``, say), checked; the others have their defaults."""
+        return cls(**{name: values[name] for name in FIELDS if name in values}).check()
+
+    def check(self) -> "Settings":
+        """Returns itself; raises ValueError for an invalid value, or if mode and text_column do not go together."""
+        for name in FIELDS:
+            validate(name, getattr(self, name))
+        if self.mode == "score" and not self.text_column:
+            raise ValueError("mode=score needs text_column: the column of the data set with the texts to measure")
+        if self.mode != "score" and self.text_column:
+            raise ValueError(f"text_column is '{self.text_column}', but only mode=score measures existing texts")
+        return self
+
+    def describe_measurement(self, **actual: Any) -> dict[str, Any]:
+        """What run.json says: the settings that affect which tokens are measured, updated with ``actual`` values.
+
+        ``actual`` are the identities of model and data set, and what "auto" and short data sets became.
+        """
+        ignored = {"model_revision", "seed"} if self.mode == "score" else {"model_revision", "mode", "text_column"}
+        return {name: getattr(self, name) for name in list_deciding() if name not in ignored} | actual
+
 
 FIELDS: dict[str, Field] = {each.name: each for each in fields(Settings)}
 NUMBERS = {int: numbers.Integral, float: numbers.Real}  # includes numpy's numbers

@@ -54,7 +54,7 @@ for name, revision in asked["models"]:
         settings = {"model": identity, "dataset": data.identity}
         cell = run_folder.Cell(results.cell_folder(out, dataset, name), settings)
         with cell:
-            generation.fill(cell, model, tokenizer, data.texts, max_tokens=4, seed=1)
+            complete_run(cell, model, tokenizer, data.texts, max_tokens=4, seed=1)
 json.dump(facts, open(out + "/facts.json", "w"))
 """
 

@@ -21,6 +21,7 @@ import tiny
 from nucleoscope import quantities
 from nucleoscope.explorer import controls, explorer, live_figures
 from nucleoscope.measure import generation, scoring, streaming
+from nucleoscope.measure.runs import complete_run
 from nucleoscope.models import loading
 from nucleoscope.store import results, run_folder
 from nucleoscope.views import cards, token_text
@@ -314,7 +315,7 @@ def test_a_scored_prompt_brings_its_text(tiny_model, tmp_path):
     settings = {"model_name": tiny_model, "model": identity, "dataset_name": "lines.csv", "mode": "score", **options}
     folder = results.cell_folder(tmp_path / "results", "lines.csv", tiny_model, "answer")
     with run_folder.Cell(folder, settings) as cell:
-        scoring.fill(cell, model, tokenizer, ["a b", "the"], [" cat sat", " other, né"], **options)
+        complete_run(cell, model, tokenizer, ["a b", "the"], [" cat sat", " other, né"], **options)
     made = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
     made.cell.value = folder
     made.picked.value = 1
@@ -406,7 +407,7 @@ def measured(model_name: str, folder: Path) -> None:
     settings = {"model_name": model_name, "dataset_name": "lines.txt", **options}
     settings["dtype"] = str(model.dtype).removeprefix("torch.")
     with run_folder.Cell(results.cell_folder(folder / "results", "lines.txt", model_name), settings) as cell:
-        generation.fill(cell, model, tokenizer, ["a b", "the", f"the cat {EVIL}"], batch_size=1, **options)
+        complete_run(cell, model, tokenizer, ["a b", "the", f"the cat {EVIL}"], batch_size=1, **options)
 
 
 def test_nothing_that_a_model_writes_is_read_as_html():

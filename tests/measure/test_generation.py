@@ -12,6 +12,7 @@ import oracle
 import tiny
 from nucleoscope.measure import decoding, generation
 from nucleoscope.measure.nucleus import scale_logits
+from nucleoscope.measure.runs import complete_run
 from nucleoscope.store import results, run_folder
 
 TEXTS = [
@@ -371,7 +372,7 @@ def fill(folder, stop_after=None, **parameters):
     """Measures `TEXTS` into a cell, as the notebook does; optionally stops after so many batches."""
     cell = run_folder.Cell(folder, {"max_tokens": 8})
     with tiny.stopped(cell, stop_after), cell:
-        generation.fill(cell, tiny.model(), tiny.tokenizer(), TEXTS, max_tokens=8, progress=False, **parameters)
+        complete_run(cell, tiny.model(), tiny.tokenizer(), TEXTS, max_tokens=8, progress=False, **parameters)
     return results.load(folder / "measurements.pt") if cell.finished else None
 
 
@@ -398,7 +399,7 @@ def test_nan_leaves_the_batches_before_saved(tmp_path):
     breaking.__signature__ = inspect.signature(original)
     model.forward = breaking
     with pytest.raises(ValueError, match="not finite"), cell:
-        generation.fill(cell, model, tiny.tokenizer(), TEXTS, max_tokens=8, batch_size=2, progress=False)
+        complete_run(cell, model, tiny.tokenizer(), TEXTS, max_tokens=8, batch_size=2, progress=False)
     assert len(cell.load_batches()) == 1
 
 

@@ -83,7 +83,7 @@ def test_weights_are_read_straight_to_the_gpu(tmp_path, device):
     assert {parameter.device.type for parameter in loaded.parameters()} == {"cuda"}
     assert not hasattr(loaded, "_hf_hook")  # a model in one place pays for no hooks
     same(measured(loaded), measured(tiny.model()))
-    (entry,) = batching.run_info(loaded, Inputs([[1]]), [], "auto", "generate")["devices"]
+    (entry,) = batching.describe_run(loaded, Inputs([[1]]), [], "auto")["devices"]
     assert entry["name"] == torch.cuda.get_device_name(loaded.device)
 
 
@@ -116,7 +116,7 @@ def test_a_model_on_several_gpus_measures_as_on_one(tmp_path, kind, tied):
     spread = loading.load(name, "float32", "balanced").model
     assert len(model_facts.shares(spread)) > 1
     same(measured(spread), measured(model))
-    info = batching.run_info(spread, Inputs([[1]]), [], "auto", "generate")
+    info = batching.describe_run(spread, Inputs([[1]]), [], "auto")
     assert info["device"].startswith(f"{len(info['devices'])} x ") or ", " in info["device"]
     assert all(entry["modules"] for entry in info["devices"])
 

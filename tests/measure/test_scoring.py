@@ -17,7 +17,9 @@ import tiny
 from messages import one_line
 from nucleoscope import quantities
 from nucleoscope.data import prompts
-from nucleoscope.measure import batching, encoding, generation, scoring
+from nucleoscope.measure import encoding, generation, scoring
+from nucleoscope.measure.runs import complete_run
+from nucleoscope.settings import Settings
 from nucleoscope.store import results, run_folder
 
 ROOT = Path(__file__).parents[2]
@@ -178,10 +180,11 @@ def test_the_logits_of_a_whole_batch_never_exist(monkeypatch):
 
 def test_auto_batches_hold_the_tokens_that_are_read_at_once():
     inputs = scoring.Texts([[1] * 1000] * 3 + [[1] * 100] * 50, starts=[1] * 53)
-    batches = scoring.plan(inputs, "auto", torch.device("cpu"))
+    batches = scoring.plan_batches(tiny.model(), inputs, Settings())
     assert sorted(index for batch in batches for index in batch) == list(range(53))
     assert [len(batch) for batch in batches] == [1, 1, 1, 10, 10, 10, 10, 10]  # 1024 tokens, padding included
-    assert [len(batch) for batch in scoring.plan(inputs, 20, torch.device("cpu"), list(range(30)))] == [20, 10]
+    twenty = Settings(batch_size=20)
+    assert [len(batch) for batch in scoring.plan_batches(tiny.model(), inputs, twenty, list(range(30)))] == [20, 10]
 
 
 # Prompt and text as tokens
@@ -271,7 +274,7 @@ def fill(folder, stop_after=None, **parameters):
     """Scores `TEXTS` into a cell, as the notebook does; optionally stops after so many batches."""
     cell = run_folder.Cell(folder, {"mode": "score"})
     with tiny.stopped(cell, stop_after), cell:
-        scoring.fill(cell, tiny.model().double(), tiny.tokenizer(), PROMPTS, TEXTS, progress=False, **parameters)
+        complete_run(cell, tiny.model().double(), tiny.tokenizer(), PROMPTS, TEXTS, progress=False, **parameters)
     return results.load(folder / "measurements.pt") if cell.finished else None
 
 
@@ -287,7 +290,7 @@ def test_run_json_has_the_keys_of_a_generated_run_and_what_was_cut(tmp_path):
     fill(tmp_path / "scored", max_tokens=8)
     cell = run_folder.Cell(tmp_path / "written", {})
     with cell:
-        generation.fill(cell, tiny.model(), tiny.tokenizer(), PROMPTS, max_tokens=8, progress=False)
+        complete_run(cell, tiny.model(), tiny.tokenizer(), PROMPTS, max_tokens=8, progress=False)
     info, other = results.load_info(tmp_path / "scored"), results.load_info(tmp_path / "written")
     assert info.keys() - other.keys() == {"texts_truncated"}
     assert other.keys() <= info.keys()
@@ -351,9 +354,9 @@ def test_bad_parameters_are_named(parameters, message):
 )
 def test_mode_and_text_column_go_together(mode, column, message):
     with pytest.raises(ValueError, match=message):
-        batching.check_mode(mode, column)
-    batching.check_mode("generate", None)
-    batching.check_mode("score", "answer")
+        Settings(mode=mode, text_column=column).check()
+    Settings(mode="generate").check()
+    Settings(mode="score", text_column="answer").check()
 
 
 def test_the_packaged_set_of_problems_has_answers():

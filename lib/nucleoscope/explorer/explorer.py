@@ -17,7 +17,6 @@ import plotly.graph_objects as go
 from nucleoscope import quantities
 from nucleoscope.explorer.controls import COLUMN, TokenText, arranged, cells, modes, prompts, settings
 from nucleoscope.explorer.live_figures import heat, scatter, show_mark, show_matrix, show_points
-from nucleoscope.measure import batching
 from nucleoscope.measure.streaming import Token, read, stream
 from nucleoscope.models import loading
 from nucleoscope.settings import Settings, fill_defaults
@@ -65,10 +64,9 @@ class Explorer:
         mode: str = Settings.mode,
         text: str = "",
     ):
-        batching.check(
-            max_tokens=max_tokens, top_p=top_p, temperature=temperature, seed=seed, prompt_format=prompt_format
-        )
-        batching.check_mode(mode, "text" if mode == "score" else None)
+        column = "text" if mode == "score" else None
+        Settings(max_tokens=max_tokens, top_p=top_p, temperature=temperature, seed=seed).check()
+        Settings(prompt_format=prompt_format, mode=mode, text_column=column).check()
         self.dtype, self.device = dtype, device
         self.tokens: list[Token] = []
         self.model: loading.Model | None = None

@@ -1,11 +1,12 @@
-"""One prompt in, its tokens out one by one, as they are written or as a text has them.
+"""Measures one prompt, token by token: `stream` while the text is generated, `read` for an existing text.
 
 Contract: the tokens and quantities are those that `generation.measure` gives for the same prompt,
-index, seed and settings, and `scoring.measure` for the same text; what is written can be looked at
-here before it has come to its end.
+index, seed and settings, and `scoring.measure` for the same text; here, a generated text can be
+inspected before it is complete.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,24 +26,22 @@ def stream(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     *,
-    max_tokens: int = Settings.max_tokens,
-    top_p: float = Settings.top_p,
-    temperature: float = Settings.temperature,
-    seed: int = Settings.seed,
-    prompt_format: str = Settings.prompt_format,
     index: int = 0,
+    **settings: Any,
 ) -> Iterator[Token]:
-    """Continues one prompt by at most ``max_tokens`` tokens and yields each as soon as it is drawn.
+    """Continues one prompt by at most max_tokens tokens and yields each as soon as it is drawn.
 
-    ``index`` is the prompt's place in its data set: it decides, with the seed, which tokens are
-    drawn. Raises ValueError for bad parameters and for logits with NaN, as `generation.measure`.
+    ``settings`` are those of `generation.measure`. ``index`` is the prompt's position in its data set;
+    together with the seed it determines which tokens are drawn. Raises ValueError for invalid settings and
+    for logits with NaN, like `generation.measure`.
     """
-    generation.check(max_tokens=max_tokens, top_p=top_p, temperature=temperature, prompt_format=prompt_format)
-    inputs = generation.encode(tokenizer, [prompt], prompt_format, context_length(model), max_tokens)
+    chosen = Settings(**settings).check()
+    max_tokens = chosen.max_tokens
+    inputs = generation.encode(tokenizer, [prompt], chosen.prompt_format, context_length(model), max_tokens)
     embedding, ends = embedding_matrix(model), end_tokens(model, tokenizer)
-    numbers = generation.draw_uniforms(seed, [index], max_tokens, model.device)
+    numbers = generation.draw_uniforms(chosen.seed, [index], max_tokens, model.device)
     inverse_norm = cosine.inverse_norms(embedding)
-    sampler = generation.Sampler(embedding, inverse_norm, top_p, numbers, ends, list_recorded(), temperature)
+    sampler = generation.Sampler(embedding, inverse_norm, chosen, numbers, ends, list_recorded())
     decoder = Decoder(model, inputs.ids, max_tokens)
     logits = decoder.prefill()
     while logits is not None:
@@ -50,7 +49,7 @@ def stream(
             drawn, _ = sampler.draw(logits, decoder.rows)
         except NotFinite:
             step = len(sampler.steps)
-            raise ValueError(f"the model's logits are not finite (NaN or inf) at token {step}") from None
+            raise ValueError(f"the model's logits contain NaN or inf at token {step}: try dtype=float32") from None
         (token,) = sampler.latest()
         if token.id in ends:
             return
@@ -63,19 +62,16 @@ def read(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     text: str,
-    *,
-    max_tokens: int = Settings.max_tokens,
-    top_p: float = Settings.top_p,
-    temperature: float = Settings.temperature,
-    prompt_format: str = Settings.prompt_format,
+    **settings: Any,
 ) -> tuple[list[Token], list[str]]:
-    """The first ``max_tokens`` tokens of a text behind its prompt, and remarks on what was left out.
+    """The first max_tokens tokens of a text that follows its prompt, and remarks on what was left out.
 
-    Raises ValueError as `scoring.measure`, also for an empty text.
+    ``settings`` are those of `scoring.measure`. Raises ValueError like `scoring.measure`, also for an empty text.
     """
-    inputs = scoring.encode(tokenizer, [prompt], [text], prompt_format, context_length(model), max_tokens)
-    settings = {"max_tokens": max_tokens, "top_p": top_p, "temperature": temperature, "prompt_format": prompt_format}
-    (batch,) = scoring.measure(model, tokenizer, [prompt], [text], inputs=inputs, **settings, progress=False)
+    chosen = Settings(**settings).check()
+    context = context_length(model)
+    inputs = scoring.encode(tokenizer, [prompt], [text], chosen.prompt_format, context, chosen.max_tokens)
+    (batch,) = scoring.measure(model, tokenizer, [prompt], [text], inputs=inputs, progress=False, **settings)
     (record,) = batch.records
     columns = find_columns()
     rows = zip(*(record[plural] for plural in columns), strict=True)
@@ -86,7 +82,7 @@ def read(
         )
     ]
     remarks = {
-        "the prompt lost its beginning": inputs.truncated,
-        "the text goes on behind them": inputs.texts_truncated,
+        "the beginning of the prompt was cut off": inputs.truncated,
+        "the rest of the text was not measured": inputs.texts_truncated,
     }
     return found, [remark for remark, places in remarks.items() if places]

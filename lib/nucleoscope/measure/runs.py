@@ -1,0 +1,47 @@
+"""One run from its prompts to its files: encode, plan batches, measure, save; resumed where it was interrupted.
+
+Contract: how a batch is measured is known to `generation` and `scoring`, and how it is saved to
+`store.run_folder`; this module only joins them.
+"""
+
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nucleoscope.measure import batching, generation, scoring
+from nucleoscope.measure.model_facts import context_length
+from nucleoscope.settings import Settings
+
+
+def complete_run(
+    folder: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    texts: list[str] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> None:
+    """Measures what is missing in a `run_folder` that is open in a ``with`` block, and finishes it.
+
+    With ``texts``, one for each prompt, they are measured; else the model generates. ``settings`` are those
+    of `generation.measure` or `scoring.measure`. An interrupted run resumes with the same batches; with
+    another batch_size, the remaining prompts are planned anew.
+    """
+    if folder.finished:  # another process finished it while this one waited
+        return
+    chosen = Settings(**settings).check()
+    mode, data = (generation, (prompts,)) if texts is None else (scoring, (prompts, texts))
+    inputs = mode.encode(tokenizer, *data, chosen.prompt_format, context_length(model), chosen.max_tokens)
+    unmeasured = batching.list_unmeasured(folder, len(prompts))
+    batches = folder.load_plan(chosen.batch_size)
+    if batches is None:
+        batches = mode.plan_batches(model, inputs, chosen, unmeasured)
+        folder.save_plan(chosen.batch_size, batches)
+    todo = batching.resume_plan(batches, unmeasured)
+    for batch in mode.measure(model, tokenizer, *data, inputs=inputs, batches=todo, progress=progress, **settings):
+        folder.save_batch(batch.indices, batch.records, batch.seconds)
+    info = batching.describe_run(model, inputs, folder.load_batches(), chosen.batch_size)
+    if texts is not None:
+        info |= {"mode": "score", "texts_truncated": len(inputs.texts_truncated)}
+    folder.finish(len(prompts), info)
