@@ -330,7 +330,7 @@ def test_running_out_of_memory_halves_the_batch():
         ({"temperature": 0}, "temperature is 0: it must be a finite number above 0"),
         ({"temperature": math.nan}, "temperature is nan: it must be a finite number above 0"),
         ({"max_tokens": 0}, "max_tokens is 0: it must be at least 1"),
-        ({"max_tokens": 1000}, "max_tokens is 1000, but the model's context has only 256 positions"),
+        ({"max_tokens": 1000}, "max_tokens is 1000, but the model's context has 256 positions"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"prompt_format": "chat"}, "no chat template: use prompt_format=raw"),
         ({"texts": [""] * 5}, r"the text of prompt 0 \('the cat sat on the'\) is empty"),

@@ -1,7 +1,7 @@
-"""What generating and scoring share over many prompts.
+"""What generating and scoring many prompts have in common.
 
-The checks of the parameters, the plan of the batches, the queue that halves what does not fit the
-memory, resuming, and what `run.json` says. How a batch is measured is not known here.
+Checks of the parameters, planning of batches, a queue that splits batches that do not fit in memory,
+resuming, and the contents of `run.json`. This module does not depend on how a batch is measured.
 """
 
 import platform
@@ -28,7 +28,7 @@ from nucleoscope.settings import validate
 
 @dataclass
 class Batch:
-    """The records of some prompts, with their indices and the seconds spent."""
+    """The records of some prompts, with the prompts' indices and the seconds they took."""
 
     indices: list[int]
     records: list[dict]
@@ -36,22 +36,22 @@ class Batch:
 
 
 def check(**parameters: Any) -> None:
-    """Raises ValueError with one line for a parameter, by its setting's name, that no model could work with."""
+    """Raises ValueError with one line for an invalid parameter; parameters are named like their settings."""
     for name, value in parameters.items():
         validate(name, value)
 
 
 def check_mode(mode: str, text_column: str | None) -> None:
-    """Raises ValueError for an unknown mode, and where mode and text_column do not go together."""
+    """Raises ValueError for an unknown mode, or if mode and text_column contradict each other."""
     validate("mode", mode)
     if mode == "score" and not text_column:
-        raise ValueError("mode=score needs text_column: the data set's column with the texts to measure")
+        raise ValueError("mode=score needs text_column: name the data set's column with the texts to measure")
     if mode != "score" and text_column:
-        raise ValueError(f"text_column is '{text_column}', but only mode=score measures texts: the model would write")
+        raise ValueError(f"text_column is '{text_column}', but only mode=score uses it: set mode=score or omit it")
 
 
 def by_length(inputs: Inputs, indices: list[int] | None = None) -> list[int]:
-    """Indices, longest first: what runs out of memory, does so early."""
+    """Indices, longest first, so that running out of memory happens early."""
     return sorted(range(len(inputs.ids)) if indices is None else indices, key=lambda i: (-len(inputs.ids[i]), i))
 
 
@@ -60,7 +60,7 @@ def plan(
 ) -> list[list[int]]:
     """Batches of prompt indices of similar length, longest first.
 
-    ``equal_lengths`` allows no padding at all within a batch.
+    ``equal_lengths`` puts only prompts of equal length into a batch, so that there is no padding.
     """
     order = by_length(inputs, indices)
     groups = [list(group) for _, group in groupby(order, lambda i: len(inputs.ids[i]) if equal_lengths else 0)]
@@ -68,10 +68,11 @@ def plan(
 
 
 class Attempt:
-    """One batch being measured, as a context manager: `records` and `seconds` are set when it succeeds.
+    """One batch being measured, as a context manager: `records` and `seconds` are set if it succeeds.
 
-    Inside, put the records into ``records``. Running out of the device's memory ends the block quietly
-    with ``records`` None, and halves the batch. NotFinite becomes a ValueError that names the prompts.
+    Assign the records to ``records`` inside the block. If the device runs out of memory, the block ends
+    without an error, ``records`` stays None, and the batch is halved. NotFinite becomes a ValueError that
+    names the prompts.
     """
 
     def __init__(self, queue: "BatchQueue", indices: list[int]):
@@ -88,7 +89,7 @@ class Attempt:
         if isinstance(error, NotFinite):
             prompts = self.queue.prompts
             names = ", ".join(f"{self.indices[row]} ({prompts[self.indices[row]][:40]!r})" for row in error.rows)
-            raise ValueError(f"the model's logits are not finite (NaN or inf) for prompt {names}") from None
+            raise ValueError(f"the model's logits contain NaN or inf for prompt {names}: try dtype=float32") from None
         if not isinstance(error, torch.OutOfMemoryError):
             return False
         self.queue.bar.n, self.queue.bar.total = self.shown
@@ -97,9 +98,9 @@ class Attempt:
 
 
 class BatchQueue:
-    """Batches of prompt indices, each an `Attempt`; a batch that runs out of memory comes again in two halves.
+    """Batches of prompt indices, each an `Attempt`; a batch that runs out of memory is retried in two halves.
 
-    ``bar`` is put back when a batch is halved. Raises MemoryError for a prompt that does not fit alone.
+    ``bar`` is reset when a batch is halved. Raises MemoryError if a single prompt does not fit.
     """
 
     def __init__(self, batches: list[list[int]], prompts: list[str], device: torch.device, bar: tqdm):
@@ -116,29 +117,29 @@ class BatchQueue:
     def halve(self, indices: list[int]) -> None:
         """Puts the two halves of a batch at the front."""
         if len(indices) == 1:
-            raise MemoryError(f"prompt {indices[0]} alone does not fit the device's memory")
+            raise MemoryError(f"prompt {indices[0]} alone does not fit in the device's memory: reduce max_tokens")
         half = (len(indices) + 1) // 2
         self.left[:0] = [indices[:half], indices[half:]]
         self.halved = True
 
 
 def list_unmeasured(cell: Any, n_prompts: int) -> list[int]:
-    """The prompts that a `run_folder.Cell` has no finished batch of."""
+    """The prompts that are in no finished batch of a `run_folder.Cell`."""
     done = {index for batch in cell.load_batches() for index in batch["indices"]}
     return [index for index in range(n_prompts) if index not in done]
 
 
 def resume_plan(batches: list[list[int]], unmeasured: list[int]) -> list[list[int]]:
-    """What is left of a run's batches: planned once and kept, so that a resumed run has the same ones."""
+    """The remaining batches of a run; they are planned once and saved, so that a resumed run has the same ones."""
     left = set(unmeasured)
     todo = [[index for index in batch if index in left] for batch in batches]
     return [batch for batch in todo if batch]
 
 
 def run_info(model: PreTrainedModel, inputs: Inputs, batches: list[dict], batch_size: int | str, mode: str) -> dict:
-    """What `run.json` says of a finished run beside its settings; ``batches`` as `cells.Cell` keeps them.
+    """What `run.json` contains besides the settings; ``batches`` as `run_folder.Cell` saves them.
 
-    Seconds are those of the finished batches; the peak memory is that of the process that finished.
+    Seconds are those of the finished batches; peak memory is that of the process that finished the run.
     """
     tokens = sum(len(record["tokens"]) for batch in batches for record in batch["records"])
     seconds = sum(batch["seconds"] for batch in batches)
@@ -164,6 +165,6 @@ def run_info(model: PreTrainedModel, inputs: Inputs, batches: list[dict], batch_
 
 
 def _peak_memory() -> int:
-    """Bytes this process has held at most."""
+    """The peak memory of this process, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,7 +1,7 @@
-"""How alike the candidates were: cosine similarities of a nucleus's embedding rows, in O(k d).
+"""How similar the candidates are: cosine similarities of a nucleus's embedding rows, in O(k d).
 
-Contract: ragged nuclei and an embedding matrix in, one number a row out. No k x k matrix and no
-second copy of the embedding matrix is made: rows are gathered and widened to float32 in pieces.
+Contract: ragged nuclei and an embedding matrix in, one number per row out. No k x k matrix and no
+second copy of the embedding matrix is created: rows are gathered and converted to float32 in pieces.
 
 With u_i the unit rows, S = sum u_i and M = sum q_i u_i, every pair sum follows from |S|^2 and
 |M|^2 (the identity |sum v_i|^2 = sum |v_i|^2 + sum over i != j of v_i.v_j).
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import embedding_bag
 
-# Numbers gathered at once: on a CPU a piece should stay in its cache (1 MB in float32), on a GPU
-# it should fill the device.
+# Numbers gathered at once: on a CPU a piece should fit in its cache (1 MB in float32), on a GPU
+# it should keep the device busy.
 PIECE_CPU, PIECE_GPU = 2**18, 2**26
 
 
@@ -27,7 +27,7 @@ class Similarity(NamedTuple):
 
 def inverse_norms(embedding: torch.Tensor) -> torch.Tensor:
     """1 / |row| (V,) float32 of an embedding matrix (V, d); 0 for a row of zeros, which has no
-    direction and counts as orthogonal to all. Computed once a model."""
+    direction and counts as orthogonal to all others. Computed once per model."""
     norms = torch.cat([_norms(rows) for rows in embedding.split(_rows_per_piece(embedding))]).float()
     return torch.where(norms > 0, norms.reciprocal(), 0)
 
@@ -41,15 +41,15 @@ def similarity(
 ) -> Similarity:
     """Cosine statistics of ragged nuclei.
 
-    ``ids`` (K,) and ``probs`` (K,) by falling probability within rows ``offsets`` (B + 1,), as in
-    `nucleus.Nucleus`; ``embedding`` (V, d) of any floating type; ``inverse_norm`` (V,) from
-    `inverse_norms`. Where k = 1 both cosines are 1 by convention and the entropy is 0.
+    ``ids`` (K,) and ``probs`` (K,) are ordered by falling probability within the rows given by ``offsets``
+    (B + 1,), as in `nucleus.Nucleus`; ``embedding`` (V, d) has any floating type; ``inverse_norm`` (V,) is
+    from `inverse_norms`. If k = 1, both cosines are 1 by convention and the entropy is 0.
 
     * cosine: mean of u_i.u_j over unordered pairs = (|S|^2 - sum |u_i|^2) / (k (k - 1))
-    * weighted_cosine: sum over i != j of q_i q_j u_i.u_j, divided by that of q_i q_j
+    * weighted_cosine: sum over i != j of q_i q_j u_i.u_j, divided by the sum of q_i q_j
     * similarity_entropy: - sum q_i log (Zq)_i with (Zq)_i = (1 + u_i.M) / 2, the order-1 diversity
       of Leinster and Cobbold ("Measuring diversity: the importance of species similarity",
-      Ecology 2012) on one token's candidates, in nats; it lies in [0, entropy].
+      Ecology 2012) for one token's candidates, in nats, in [0, entropy].
     """
     sizes, total, first = offsets.diff(), len(ids), offsets[:-1]
     step = _rows_per_piece(embedding)
@@ -57,15 +57,15 @@ def similarity(
     inverse = inverse_norm[ids]
     exact = _exact(ids)
     q = probs.to(exact) / _spread(_sum(probs.to(exact), offsets), sizes, total)
-    # The likeliest token is kept apart in the weighted sums: where it has nearly all the weight,
+    # The likeliest token is kept separate in the weighted sums: if it has nearly all the weight,
     # the others would be lost as a difference of numbers close to 1.
     others = q.index_fill(0, first, 0)
     tail = _sum(others, offsets)
-    # As shares of their own mass, since that may be too small for float32.
+    # As shares of their own mass, which may be too small for float32.
     others = others / _spread(torch.where(sizes == 1, 1, tail), sizes, total)
 
     sums = rest = 0  # S, and M without its first term: (B, d)
-    squares = torch.empty_like(q)  # |u_i|^2 as really added: 1 up to rounding, 0 for a zero row
+    squares = torch.empty_like(q)  # |u_i|^2 as actually added: 1 up to rounding, 0 for a zero row
     for part in parts:
         rows, scale = embedding.index_select(0, ids[part]).float(), inverse[part]  # (k', d), (k',)
         bags = (offsets - part.start).clamp(0, len(rows))
@@ -88,7 +88,7 @@ def similarity(
     )
     weight = lead + tail * (1 - _sum(tail_square, offsets))
     weighted = shared / torch.where(alone, 1, weight)
-    # (Zq)_i with Z_ii = 1 exactly, whatever rounding (or a row of zeros) made of u_i.u_i.
+    # (Zq)_i with Z_ii = 1 exactly, whatever u_i.u_i is after rounding (or for a row of zeros).
     ordinariness = (1 + dots + q * (1 - squares)) / 2
     entropy = -_sum(q * torch.maximum(ordinariness, q).clamp_max(1).log(), offsets)
     return Similarity(
@@ -104,12 +104,12 @@ def _rows_per_piece(embedding: torch.Tensor) -> int:
 
 
 def _exact(values: torch.Tensor) -> torch.dtype:
-    """float64, for sums of scalars and of squares; Apple's GPUs have none."""
+    """float64, for sums of scalars and of squares, except on Apple's GPUs, which do not have it."""
     return torch.float32 if values.device.type == "mps" else torch.float64
 
 
 def _norms(rows: torch.Tensor) -> torch.Tensor:
-    """Norms (k,) of ``rows`` (k, d). Over wide rows a float32 sum is biased, and a pair's cosine with it."""
+    """Norms (k,) of ``rows`` (k, d). Over wide rows a float32 sum is biased, and so is a pair's cosine."""
     return torch.linalg.vector_norm(rows, dim=-1, dtype=_exact(rows))
 
 

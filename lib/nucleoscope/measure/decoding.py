@@ -1,8 +1,8 @@
-"""The forward passes of a batch of prompts, with a key-value cache: prefill, then one step after the other.
+"""The forward passes of a batch of prompts, with a key-value cache: prefill, then one step per token.
 
-Contract: token ids in, logits out; nothing here knows sampling or measuring. Any causal language model
-of transformers whose layers cache keys and values is supported: rows are padded on the left, and
-padding is never attended to.
+Contract: token ids in, logits out; this module does not depend on sampling or measuring. It supports
+any causal language model of transformers whose layers cache keys and values: rows are padded on the
+left, and padding is never attended to.
 """
 
 import inspect
@@ -12,21 +12,21 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}  # read at once: on a CPU more only leaves the cache
-DROP_SHARE = 8  # ended rows leave the batch once they are one in so many
+PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens per prefill pass: on a CPU, more would not fit in its cache
+DROP_SHARE = 8  # ended rows are dropped once they are at least 1 / DROP_SHARE of the batch
 
 
 def takes_positions(model: PreTrainedModel) -> bool:
-    """Whether the model can be told positions. If not, it may count padding, and rows must be equally long."""
+    """Whether the model accepts positions. If not, it may count padding, so rows must have equal length."""
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
 class KeyValues(DynamicLayer):
     """One layer's keys and values for a whole batch, (B, heads, capacity, d), allocated once.
 
-    transformers' own layer copies the whole cache at every step. Here prompts are read a few rows
+    transformers' own layer copies the whole cache at every step. Here, prefill processes a few rows
     at a time (``rows``), each right-aligned to the longest, and later steps write in place.
-    Sliding-window layers use it too: the model's mask keeps what lies outside the window unseen.
+    Sliding-window layers use it too: the model's mask hides what is outside the window.
     """
 
     is_sliding = False
@@ -34,7 +34,7 @@ class KeyValues(DynamicLayer):
     def __init__(self, batch: int, prompt_length: int, capacity: int):
         super().__init__()
         self.batch, self.prompt_length, self.capacity = batch, prompt_length, capacity
-        self.rows: slice | None = None  # the rows being read; None once all prompts are
+        self.rows: slice | None = None  # the rows in prefill; None after prefill
 
     def lazy_initialization(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().lazy_initialization(keys, values)
@@ -64,17 +64,17 @@ class KeyValues(DynamicLayer):
         self.rows, self.length = None, self.prompt_length
 
     def keep(self, rows: torch.Tensor) -> None:
-        if self.is_initialized:  # a layer that shares another's keys and values never is
-            self.store = [store[rows.to(store.device)] for store in self.store]  # layers may lie on several GPUs
+        if self.is_initialized:  # a layer that shares another layer's keys and values is never initialized
+            self.store = [store[rows.to(store.device)] for store in self.store]  # layers may be on several GPUs
 
 
 class Decoder:
     """The forward passes of one batch of prompts: `prefill` once, then `advance` for each token.
 
-    ``ids`` are B lists of token ids, best with the longest first: then prompts read together need
-    little padding. ``max_tokens`` bounds the steps. ``rows`` are the places in ``ids`` that the
+    ``ids`` are B lists of token ids, preferably longest first, because prompts in one prefill pass then
+    need little padding. ``max_tokens`` bounds the steps. ``rows`` are the places in ``ids`` that the
     latest logits belong to. Call it in torch's inference mode. Raises ValueError for a model that
-    keeps anything but keys and values from token to token.
+    carries anything other than keys and values from token to token.
     """
 
     def __init__(self, model: PreTrainedModel, ids: list[list[int]], max_tokens: int):
@@ -86,8 +86,8 @@ class Decoder:
         kinds = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}
         if kinds:
             raise ValueError(
-                f"{type(model).__name__} keeps more than keys and values between tokens "
-                f"({', '.join(sorted(kind.__name__ for kind in kinds))}): not supported"
+                f"{type(model).__name__} is not supported: it carries more than keys and values between tokens "
+                f"({', '.join(sorted(kind.__name__ for kind in kinds))})"
             )
         self.layers = [KeyValues(len(ids), longest, longest + max_tokens) for _ in layers]
         self.cache = Cache(layers=self.layers)
@@ -96,14 +96,14 @@ class Decoder:
         self.width = longest
         accepted = inspect.signature(model.forward).parameters
         if "past_key_values" not in accepted:
-            raise ValueError(f"{type(model).__name__} takes no cache of keys and values: not supported")
+            raise ValueError(f"{type(model).__name__} is not supported: it does not accept a key-value cache")
         if not takes_positions(model) and min(map(len, ids)) < longest:
-            raise ValueError(f"{type(model).__name__} takes no position_ids: its batches must be of equal length")
+            raise ValueError(f"{type(model).__name__} takes no position_ids: prompts in a batch must be equally long")
         self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self.positions = takes_positions(model)
 
     def prefill(self) -> torch.Tensor:
-        """Reads the prompts; logits (B, V) after their last tokens."""
+        """Processes the prompts; logits (B, V) after their last tokens."""
         logits, start = [], 0
         budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cpu"])
         while start < len(self.ids):
@@ -116,7 +116,7 @@ class Decoder:
             logits.append(self._forward(ids, mask, (mask.cumsum(1) - 1).clamp_min(0)))
             start = rows.stop
         if not any(layer.is_initialized for layer in self.layers):
-            raise ValueError(f"{type(self.model).__name__} leaves the cache of keys and values empty: not supported")
+            raise ValueError(f"{type(self.model).__name__} is not supported: it leaves the key-value cache empty")
         for layer in self.layers:
             layer.finish_prefill()
         return torch.cat(logits)
@@ -124,8 +124,8 @@ class Decoder:
     def advance(self, tokens: torch.Tensor, ended: Set[int] = frozenset()) -> torch.Tensor | None:
         """Appends one token to each of `rows` (B',); logits (B'', V) for the next, or None after the last step.
 
-        ``ended`` are the rows that need no more tokens. They leave the batch, and `rows`, when they are
-        one in `DROP_SHARE`: until then a step with them costs less than copying the cache.
+        ``ended`` are the rows that need no more tokens. They are dropped from the batch, and from `rows`, once
+        they are at least 1 / `DROP_SHARE` of it: until then, computing them costs less than copying the cache.
         """
         kept = [place for place, row in enumerate(self.rows) if row not in ended]
         if not kept or not self.steps_left:
@@ -149,4 +149,4 @@ class Decoder:
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         options = self.options | ({"position_ids": positions} if self.positions else {})
         output = self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options)
-        return output.logits[:, -1].to(self.device)  # the input's, where all that is measured lies
+        return output.logits[:, -1].to(self.device)  # the input's device, where everything is measured

@@ -1,7 +1,7 @@
-"""Prompts in, token ids out: as they are or in a model's own template, cut to what its context holds.
+"""Turns prompts into token ids: unchanged or in a model's chat template, cut to fit the model's context.
 
-Contract: this module asks a tokenizer and never a model. `encode` decides what a model reads
-before its first own token, for generating and for scoring alike.
+Contract: this module uses a tokenizer and never a model. `encode` determines what a model sees
+before the first generated or scored token.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 @dataclass
 class Inputs:
-    """Tokenised prompts: ids a prompt, and which of them were cut from the left to fit the context."""
+    """Tokenized prompts: ids per prompt, and which of them were cut from the left to fit the context."""
 
     ids: list[list[int]]
     truncated: list[int] = field(default_factory=list)
@@ -24,12 +24,12 @@ def encode(
     context: int | None = None,
     max_tokens: int = 100,
 ) -> Inputs:
-    """Token ids of each prompt: "raw" as the tokenizer gives them, "chat" in the model's own template.
+    """Token ids of each prompt: "raw" passes it to the tokenizer unchanged, "chat" in the model's chat template.
 
-    A prompt without any token starts from the beginning-of-text token, or the end-of-text token
-    where there is none. Prompts that do not leave room for ``max_tokens`` in ``context`` positions
-    are cut from the left. Raises ValueError for a missing template, or max_tokens that fill the
-    context alone.
+    A prompt without any token starts from the beginning-of-text token, or from the end-of-text token
+    if there is none. Prompts that do not leave room for ``max_tokens`` in ``context`` positions are
+    cut from the left. Raises ValueError for a missing template, or if max_tokens alone fills the
+    context.
     """
     room = prompt_room(context, max_tokens)
     inputs = Inputs([])
@@ -43,12 +43,12 @@ def encode(
 
 
 def opening(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str = "raw") -> list[int]:
-    """Ids of one prompt, never none: an empty one is a start token. ValueError where there is none."""
+    """Ids of one prompt, never empty: an empty prompt becomes a start token. ValueError if there is none."""
     return tokenise(tokenizer, prompt, prompt_format) or [_start_token(tokenizer)]
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str = "raw", text: str = "") -> list[int]:
-    """Ids of one prompt with ``text`` right behind it; ValueError for "chat" without a template."""
+    """Ids of one prompt with ``text`` directly after it; ValueError for "chat" without a template."""
     if prompt_format != "chat":
         return tokenizer(prompt + text, verbose=False)["input_ids"]
     if not tokenizer.chat_template:
@@ -59,16 +59,16 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str
 
 
 def prompt_room(context: int | None, max_tokens: int) -> int | None:
-    """Tokens that a prompt may have in ``context`` positions; None where nothing limits it."""
+    """Tokens that a prompt may have in ``context`` positions; None if there is no limit."""
     if context is None:
         return None
     if max_tokens > context:
-        raise ValueError(f"max_tokens is {max_tokens}, but the model's context has only {context} positions")
-    return context - max_tokens + 1  # the last token is never read
+        raise ValueError(f"max_tokens is {max_tokens}, but the model's context has {context} positions: reduce it")
+    return context - max_tokens + 1  # the last token is never an input
 
 
 def _start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
-    raise ValueError("an empty prompt has no token, and the tokenizer no beginning- or end-of-text token to start from")
+    raise ValueError("a prompt is empty and the tokenizer has no beginning- or end-of-text token: remove the prompt")

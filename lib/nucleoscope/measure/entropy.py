@@ -1,21 +1,21 @@
-"""How spread out a choice was: entropies, in nats, over ragged nuclei and full distributions.
+"""How spread out a choice is: entropies, in nats, over ragged nuclei and full distributions.
 
-Contract: probabilities or logits in, one number a row out, on the device they came from. A
-ragged batch is (values (K,), offsets (B + 1,)), as `nucleus.Nucleus` holds it; rows may be
-empty nowhere. Sums over a nucleus are float64.
+Contract: probabilities or logits in, one number per row out, on the same device. A ragged batch
+is (values (K,), offsets (B + 1,)), as in `nucleus.Nucleus`; no row may be empty. Sums over a nucleus
+are float64.
 """
 
 from typing import NamedTuple
 
 import torch
 
-# Logits worked on at once: on a CPU what its cache holds (fresh memory for each step costs more
-# than the sums), on a GPU as many as fill it.
+# Logits processed at once: on a CPU as many as fit in its cache (allocating memory at each step costs
+# more than the sums), on a GPU as many as keep it busy.
 PIECE_CPU, PIECE_GPU = 2**19, 2**28
 
 
 class NucleusEntropies(NamedTuple):
-    """Of each nucleus, (B,) each: entropy and collision entropy in nats, varentropy in nats^2."""
+    """Per nucleus, (B,) each: entropy and collision entropy in nats, varentropy in nats^2."""
 
     entropy: torch.Tensor
     varentropy: torch.Tensor
@@ -23,7 +23,7 @@ class NucleusEntropies(NamedTuple):
 
 
 class FullEntropies(NamedTuple):
-    """Of each full distribution, (B,) each: entropy in nats, varentropy in nats^2, the largest probability."""
+    """Per full distribution, (B,) each: entropy in nats, varentropy in nats^2, the largest probability."""
 
     entropy: torch.Tensor
     varentropy: torch.Tensor
@@ -33,8 +33,8 @@ class FullEntropies(NamedTuple):
 def compute_nucleus_entropies(probs: torch.Tensor, offsets: torch.Tensor) -> NucleusEntropies:
     """Entropy H(q), varentropy Var_q(-log q) and collision entropy -log sum q^2 of each nucleus.
 
-    ``probs`` (K,) are the nuclei's probabilities under the full distribution, all positive; q is
-    a row of them divided by its mass. H is in [0, log k] (Shannon 1948); varentropy is the
+    ``probs`` (K,) are the nuclei's probabilities under the full distribution, all positive; q are the
+    probabilities of one nucleus divided by their mass. H is in [0, log k] (Shannon 1948); varentropy is the
     variance of the information content (Kontoyiannis and Verdu, "Optimal Lossless Data
     Compression: Non-Asymptotics and Asymptotics", 2014); collision entropy is the Renyi entropy of
     order 2 (Renyi, "On measures of entropy and information", 1961), in [0, H].
@@ -50,7 +50,7 @@ def compute_nucleus_entropies(probs: torch.Tensor, offsets: torch.Tensor) -> Nuc
 def compute_full_entropies(logits: torch.Tensor) -> FullEntropies:
     """Entropy H(p) and varentropy Var_p(-log p) of p = softmax(logits) over the last axis: (B, V) -> (B,) each.
 
-    H is in [0, log V] nats. -inf logits (p = 0) add nothing. With z = logits - max: -log p =
+    H is in [0, log V] nats. Logits of -inf (p = 0) contribute nothing. With z = logits - max: -log p =
     log sum e^z - z, so H = log sum e^z - sum p z, and the variance is that of z.
     """
     parts = [_full_entropy(rows.float()) for rows in logits.split(_rows_per_piece(logits))]
@@ -58,13 +58,13 @@ def compute_full_entropies(logits: torch.Tensor) -> FullEntropies:
 
 
 def _full_entropy(logits: torch.Tensor) -> FullEntropies:
-    # Below -104 e^z is 0 in float32; a finite stand-in for -inf keeps 0 * z from being NaN.
+    # Below -104, e^z is 0 in float32; a finite value instead of -inf keeps 0 * z from being NaN.
     z = (logits - logits.amax(-1, keepdim=True)).clamp_min_(-200)
     p = z.softmax(-1)
     largest = p.amax(-1)
-    log_total = -largest.log()  # the maximum has z = 0, so its p is one over sum e^z
+    log_total = -largest.log()  # the maximum has z = 0, so its p is 1 / sum e^z
     mean = (p * z).sum(-1)
-    variance = z.sub_(mean[:, None]).square_().mul_(p).sum(-1)  # not E[z^2] - E[z]^2, which loses digits
+    variance = z.sub_(mean[:, None]).square_().mul_(p).sum(-1)  # E[z^2] - E[z]^2 would lose digits
     return FullEntropies((log_total - mean).clamp_min(0), variance, largest)
 
 
@@ -89,5 +89,5 @@ def _spread(values: torch.Tensor, offsets: torch.Tensor, total: int) -> torch.Te
 
 
 def _wide(values: torch.Tensor) -> torch.dtype:
-    """float64 for sums; Apple's GPUs have none."""
+    """float64 for sums, except on Apple's GPUs, which do not have it."""
     return torch.float32 if values.device.type == "mps" else torch.float64

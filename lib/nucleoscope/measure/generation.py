@@ -1,12 +1,12 @@
-"""Prompts in, one record a prompt out: a language model writes, and every token is measured.
+"""Generates a continuation of each prompt and measures every token: prompts in, one record per prompt out.
 
-Contract: nothing here knows data sets or the Hub. Which token is drawn depends on the logits and
-on (seed, prompt index, step) alone, so neither the batch size nor the order nor a restart changes
-it, up to floating point in the forward pass.
+Contract: this module does not depend on data sets or the Hub. Which token is drawn depends only on the
+logits and on (seed, prompt index, step), so batch size, order and restarts do not change it, up to
+floating-point differences in the forward pass.
 
 Measuring a step waits for the device once, for the nucleus sizes (wide nuclei cost a few more
-waits); which rows have ended is read at the next step's, so a row may run one step further than
-needed, unrecorded. The model's own forward pass may wait too: transformers looks at the mask.
+waits); which rows have ended becomes known at the next step, so a row may run one step longer than
+needed, which is not recorded. The model's own forward pass may wait too: transformers inspects the mask.
 """
 
 import math
@@ -29,22 +29,22 @@ from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity, list_recorded
 from nucleoscope.settings import Settings
 
-# Rows; beyond it a step's cost grows in proportion. A run that is cut off loses the batch it is at: on a
+# Rows; beyond it a step's cost grows in proportion. An interrupted run loses its current batch: on a
 # CPU a minute's work or more, on a GPU seconds.
 BATCH_LIMIT = {"cpu": 32, "cuda": 128}
 
 
 def uniforms(seed: int, index: int, n: int) -> list[float]:
-    """The first n of prompt ``index``'s uniform numbers in [0, 1): step t always has the same one.
+    """The first n uniform numbers in [0, 1) of prompt ``index``: step t always uses the same one.
 
-    Python's generator seeded by a text (its SHA-512) is documented to stay the same across versions.
+    Python's generator seeded with a string (its SHA-512) is documented to stay the same across versions.
     """
     stream = random.Random(f"{seed}/{index}")
     return [stream.random() for _ in range(n)]
 
 
 def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inputs, max_tokens: int) -> int:
-    """``batch_size``, or for "auto" the rows whose cache and logits fit half of the memory at hand.
+    """``batch_size``, or for "auto" the number of rows whose cache and logits fit in half of the available memory.
 
     At most `BATCH_LIMIT`, and such that all batches have about the same size.
     """
@@ -55,7 +55,7 @@ def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inp
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     longest = max(map(len, inputs.ids)) + max_tokens
     cache = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize * longest
-    logits = 8 * 4 * config.vocab_size  # about eight float32 arrays over the vocabulary live at once
+    logits = 8 * 4 * config.vocab_size  # about eight float32 arrays over the vocabulary exist at once
     rows = min(int(free // 2 // (share * cache + logits)) for free, share in model_facts.room(model))
     limit = max(1, min(BATCH_LIMIT.get(model.device.type, BATCH_LIMIT["cuda"]), rows))
     return math.ceil(len(inputs.ids) / math.ceil(len(inputs.ids) / limit)) if inputs.ids else limit
@@ -64,9 +64,8 @@ def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inp
 class Sampler:
     """Draws the next tokens of one batch from their nuclei and measures them.
 
-    ``uniforms`` (B, max_tokens) on the model's device, ``ends`` the ids that end a text,
-    ``quantities`` what is measured of each token.
-    Logits are divided by ``temperature``.
+    ``uniforms`` (B, max_tokens) on the model's device, ``ends`` the ids that end a text, ``quantities``
+    the quantities to measure for each token. Logits are divided by ``temperature``.
     """
 
     def __init__(
@@ -86,13 +85,13 @@ class Sampler:
         self.steps: list[tuple[list[int], torch.Tensor, Nucleus, torch.Tensor]] = []
         self.ended: set[int] = set()
         self.flags: torch.Tensor | None = None  # which rows ended at the last step, on the host
-        self.rows: list[int] | None = None  # the rows that the uniform numbers were last cut to
+        self.rows: list[int] | None = None  # the rows that the uniform numbers were last reduced to
 
     def draw(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
         """The next tokens (B',) from logits (B', V) of ``rows``, and the rows known to have ended."""
         logits = scale_logits(logits, self.temperature)
         candidates = self._nucleus(logits, rows)
-        if rows != self.rows:  # rows only ever leave
+        if rows != self.rows:  # rows are only ever removed
             kept = [place for place, row in enumerate(self.rows or range(len(self.uniforms))) if row in set(rows)]
             self.uniforms, self.rows = self.uniforms[torch.tensor(kept, device=logits.device)], list(rows)
         places = sample(candidates, self.uniforms[:, len(self.steps)])
@@ -100,12 +99,12 @@ class Sampler:
         step = Step(logits, candidates, tokens, self.embedding, self.inverse_norm, places)
         values = measure_step(step, self.quantities)  # (n, B')
         self.flags = torch.isin(tokens, self.ends).to("cpu", non_blocking=True)
-        # A batch's nuclei stay on the device to its end: ids need not be wider than 32 bits.
+        # A batch's nuclei stay on the device until the batch ends: ids need no more than 32 bits.
         self.steps.append((self.rows, tokens, candidates._replace(ids=candidates.ids.int()), values))
         return tokens, self.ended
 
     def _nucleus(self, logits: torch.Tensor, rows: list[int]) -> Nucleus:
-        """The nuclei; rows that have ended may hold anything, the others NotFinite names."""
+        """The nuclei; rows that have ended may contain anything, NotFinite names only the others."""
         try:
             candidates = nucleus(logits, self.top_p)
         except NotFinite as error:
@@ -115,7 +114,7 @@ class Sampler:
                 raise NotFinite(broken) from None
             over = torch.tensor(error.rows, device=logits.device)
             return nucleus(logits.index_fill(0, over, 0), self.top_p)
-        self._read_flags()  # nucleus() has waited for the device, so the copy has arrived
+        self._read_flags()  # nucleus() has waited for the device, so the copy is complete
         return candidates
 
     def _read_flags(self) -> None:
@@ -128,7 +127,7 @@ class Sampler:
         return unpack(tokens, candidates, values, self.quantities)
 
     def build_records(self, prompts: list[str]) -> list[dict]:
-        """The batch's records, without the tokens that end a text and whatever came after them."""
+        """The batch's records, without end-of-text tokens and anything after them."""
         ends, over = set(self.ends.tolist()), set()
         kept: list[list[Token]] = [[] for _ in prompts]
         for rows, tokens, candidates, values in self.steps:
@@ -158,11 +157,10 @@ def measure(
 ) -> Iterator[Batch]:
     """Continues each prompt by at most ``max_tokens`` tokens and yields the records batch by batch.
 
-    ``inputs`` (from `encode`) and ``batches`` (from `plan`) are computed here unless they are
-    given; a resumed run gives only the batches still to do. ``quantities`` is what is measured, by
-    default all that are registered. Running out of a GPU's memory halves the batch. Raises
-    ValueError for bad parameters and, naming the prompts, for logits with NaN; the batches before
-    have been yielded by then.
+    ``inputs`` (from `encode`) and ``batches`` (from `plan`) are computed if they are not given; a
+    resumed run passes only the remaining batches. ``quantities`` are measured, by default all that are
+    registered. If a GPU runs out of memory, the batch is halved. Raises ValueError for invalid parameters
+    and, naming the prompts, for logits with NaN; by then, the batches before have already been yielded.
     """
     check(
         max_tokens=max_tokens,
@@ -200,7 +198,7 @@ def generate_batch(
     logits = decoder.prefill()
     while logits is not None:
         tokens, over = sampler.draw(logits, decoder.rows)
-        if bar is not None:  # the tokens that ended rows will not have are not to come
+        if bar is not None:  # ended rows will produce no more tokens
             bar.total -= (len(over) - ended) * (max_tokens - len(sampler.steps) + 1)
             ended = len(over)
             bar.update(sum(row not in over for row in decoder.rows))
@@ -216,12 +214,12 @@ def draw_uniforms(seed: int, indices: Iterable[int], max_tokens: int, device: to
 def fill(
     cell: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], **parameters
 ) -> None:
-    """Measures what a `run_folder.Cell` lacks, in its ``with`` block, and finishes it.
+    """Measures what is missing in a `run_folder.Cell`, in its ``with`` block, and finishes it.
 
-    ``parameters`` are those of `measure`. A run that was interrupted resumes with the same batches;
-    with another ``batch_size`` what is left is planned anew.
+    ``parameters`` are those of `measure`. An interrupted run resumes with the same batches; with another
+    ``batch_size``, the remaining prompts are planned anew.
     """
-    if cell.finished:  # another process has done it while this one waited
+    if cell.finished:  # another process finished it while this one waited
         return
     defaults = {name: getattr(Settings, name) for name in ("batch_size", "max_tokens", "prompt_format")}
     batch_size, max_tokens, prompt_format = ({**defaults, **parameters}[name] for name in defaults)

@@ -1,4 +1,4 @@
-"""What measuring asks of a loaded model: its limits, its embedding matrix, where its weights are.
+"""What measuring needs to know about a loaded model: its limits, its embedding matrix, where its weights are.
 
 Contract: nothing here loads or moves a model.
 """
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Positions the model can attend to, or None where its configuration sets no limit."""
+    """Positions the model can attend to, or None if its configuration sets no limit."""
     config = model.config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if getattr(config, name, None):
@@ -21,7 +21,7 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """All ids that end a text, from the generation config, the config and the tokenizer."""
+    """All ids that end a text, from the generation config, the model's config and the tokenizer."""
     ends: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         value = getattr(source, "eos_token_id", None)
@@ -30,31 +30,31 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> se
 
 
 def embedding_matrix(model: PreTrainedModel) -> torch.Tensor:
-    """The input embedding (V, d), detached: a row for each token id."""
+    """The input embedding (V, d), detached, with one row per token id."""
     return model.get_input_embeddings().weight.detach()
 
 
 def shares(model: PreTrainedModel) -> dict[torch.device, int]:
-    """Bytes of the model's weights on each device that has some."""
+    """Bytes of the model's weights on each device that has any."""
     sizes: dict[torch.device, int] = {}
     for parameter in model.parameters():
-        if parameter.device.type != "meta":  # accelerate keeps those elsewhere
+        if parameter.device.type != "meta":  # accelerate keeps such weights elsewhere
             sizes[parameter.device] = sizes.get(parameter.device, 0) + parameter.nbytes
     return sizes or {model.device: 0}
 
 
 def room(model: PreTrainedModel) -> list[tuple[int, float]]:
-    """For each device of a model: bytes that are free there, and its share of the layers (by their weights)."""
+    """For each device of a model: its free bytes, and its share of the layers (by their weights)."""
     sizes = shares(model)
     total = sum(sizes.values()) or 1
     if all(device.type != "cuda" for device in sizes):
-        # Half of what the machine has: what happens to be free just now must not change the batches.
+        # Half of the machine's total memory: what happens to be free at the moment must not change the batches.
         return [(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, 1.0)]
     return [(torch.cuda.mem_get_info(d)[0], size / total) for d, size in sizes.items() if d.type == "cuda"]
 
 
 def describe(model: PreTrainedModel) -> list[dict[str, Any]]:
-    """Each device with its name, the gigabytes of weights there and, where there are several, the modules."""
+    """Each device with its name, the gigabytes of weights on it and, if there are several, the modules."""
     places: dict[str, list[str]] = {}
     for name, place in getattr(model, "hf_device_map", {}).items():
         device = f"cuda:{place}" if isinstance(place, int) else str(place)
@@ -74,7 +74,7 @@ def _name(device: torch.device) -> str:
 
 
 def _brief(names: list[str]) -> str:
-    """Module names with runs of numbers as their ends: "model.layers.0 to 15"."""
+    """Module names with ranges of numbers at their ends: "model.layers.0 to 15"."""
     found: list[tuple[str, int | None, int | None]] = []
     for name in names:
         stem, _, number = name.rpartition(".")

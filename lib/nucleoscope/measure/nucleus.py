@@ -1,12 +1,12 @@
-"""The nucleus of a next-token distribution, exactly, and a token drawn from it.
+"""The exact nucleus of a next-token distribution, and sampling a token from it.
 
-Contract: logits in, a ragged batch of nuclei out. This module knows nothing of models, prompts
-or embeddings. Everything is float32, sums of probabilities are float64, and nothing here sorts
-a whole vocabulary.
+Contract: logits in, a ragged batch of nuclei out. This module does not depend on models, prompts
+or embeddings. Everything is float32, sums of probabilities are float64, and a whole vocabulary is
+never sorted.
 
 The nucleus (Holtzman et al., "The Curious Case of Neural Text Degeneration", ICLR 2020) is the
 smallest prefix of the tokens, ordered by falling probability, whose mass is at least ``top_p``.
-Ties go to the lower id, so that the nucleus is one well-defined list.
+Ties are broken by the lower id, so that the nucleus is a well-defined list.
 """
 
 from typing import NamedTuple
@@ -16,19 +16,19 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nucleoscope.settings import validate
 
-WINDOW = 128  # tokens looked at first; wide enough for most steps of most models
+WINDOW = 128  # tokens examined first; wide enough for most steps of most models
 HALVINGS = 8  # of the logarithmic bracket around a wide nucleus's smallest probability
-# Probabilities worked on at once: on a CPU what its cache holds (fresh memory for each step costs
-# more than the search), on a GPU as many as fill it.
+# Probabilities processed at once: on a CPU as many as fit in its cache (allocating memory at each step
+# costs more than the search), on a GPU as many as keep it busy.
 PIECE_CPU, PIECE_GPU = 2**19, 2**28
 SLACK = 1e-4  # mass by which a wide row's candidates exceed top_p: far above float32 rounding
 
 
 class Nucleus(NamedTuple):
-    """The nuclei of a batch of B distributions, one after the other (K tokens in all).
+    """The nuclei of a batch of B distributions, concatenated (K tokens in all).
 
     ``ids`` (K,) int64 and ``probs`` (K,) float32, by falling probability within a row; ``probs``
-    are probabilities under the full distribution, so a row of them sums to its mass.
+    are probabilities under the full distribution, so those of one row sum to its mass.
     ``offsets`` (B + 1,) int64: row b is ``offsets[b]:offsets[b + 1]``; no row is empty.
     """
 
@@ -38,17 +38,17 @@ class Nucleus(NamedTuple):
 
 
 class NotFinite(ValueError):
-    """Logits that are no distribution; ``rows`` lists the rows they are in."""
+    """Logits that do not define a distribution; ``rows`` lists the rows that contain them."""
 
     def __init__(self, rows: list[int]):
-        super().__init__(f"the logits of row {', '.join(map(str, rows))} hold NaN, +inf or no finite value")
+        super().__init__(f"the logits of row {', '.join(map(str, rows))} contain NaN, +inf or no finite value")
         self.rows = rows
 
 
 def scale_logits(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """``logits`` (B, V) at a temperature T: softmax(logits / T) is what is measured and sampled from.
+    """``logits`` (B, V) at temperature T: softmax(logits / T) is measured and sampled from.
 
-    At T = 1 they are returned as they are, else divided in float32.
+    At T = 1 they are returned unchanged, otherwise divided in float32.
     """
     return logits if temperature == 1 else logits.float() / temperature
 
@@ -56,8 +56,8 @@ def scale_logits(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 def nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus:
     """The nucleus of each row of ``logits`` (B, V), any floating type; -inf means p = 0.
 
-    Tokens of probability 0 (underflow included) are in no nucleus; with ``top_p`` = 1 all others
-    are in it. Waits for the device once, to copy the B sizes to the host; rows that do not fit
+    Tokens of probability 0 (including underflow) are in no nucleus; with ``top_p`` = 1 all others
+    are in it. Waits for the device once, to copy the B sizes to the host; rows that do not fit in
     ``window`` cost a few more waits.
 
     Raises ValueError for ``top_p`` outside (0, 1], NotFinite (with the rows) for NaN or +inf.
@@ -88,7 +88,7 @@ def nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus
 
 
 def sample(nucleus: Nucleus, uniforms: torch.Tensor) -> torch.Tensor:
-    """One token a row by inverse transform, from ``uniforms`` (B,) in [0, 1).
+    """Draws one token per row by inverse transform, from ``uniforms`` (B,) in [0, 1).
 
     Returns positions (B,) int64 in ``nucleus.ids`` and ``nucleus.probs``: the first token of each
     nucleus whose cumulative share of the mass exceeds the uniform number. No copy to the host.
@@ -105,13 +105,13 @@ def _softmax(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _top(probs: torch.Tensor, top_p: float, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The ``width`` likeliest tokens in order, and the nucleus's size: 0 unsettled, -1 not finite.
+    """The ``width`` likeliest tokens in order, and the nucleus's size: 0 if undecided, -1 if not finite.
 
-    A window settles a row when the nucleus ends strictly above the window's last probability:
-    otherwise tokens tied with the last one may have been left outside.
+    A window decides a row if the nucleus ends strictly above the window's last probability: otherwise,
+    tokens tied with the last one may be outside the window.
     """
     values, ids = probs.topk(width, dim=-1, sorted=False)
-    # Non-negative floats order as their bits do, so one integer key holds "probability, then id".
+    # Non-negative floats have the same order as their bits, so one integer key encodes "probability, then id".
     order = ((values.view(torch.int32).long() << 32) - ids).argsort(dim=-1, descending=True)
     values, ids = values.gather(-1, order), ids.gather(-1, order)
     sizes = _sizes(values, top_p)
@@ -125,8 +125,8 @@ def _top(probs: torch.Tensor, top_p: float, width: int) -> tuple[torch.Tensor, t
 def _sizes(values: torch.Tensor, top_p: float) -> torch.Tensor:
     """Length (R,) of the smallest prefix of sorted ``values`` (R, W) with mass >= top_p.
 
-    Zeros are never counted; a row whose mass stays below top_p (rounding, or a window that is
-    too narrow) gets all its positive values. With top_p = 1 a rounded sum could reach 1 too early.
+    Zeros are never counted; if the mass of a row stays below top_p (rounding, or a window that is
+    too narrow), all its positive values count. With top_p = 1, a rounded sum could reach 1 too early.
     """
     positive = (values > 0).sum(-1).clamp_min(1)
     if top_p == 1:
@@ -136,10 +136,10 @@ def _sizes(values: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def _wide(probs: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The nuclei of rows (R, V) wider than the window: ids and values one after the other, sizes (R,)."""
+    """The nuclei of rows (R, V) wider than the window: ids and values, concatenated, and sizes (R,)."""
     rows, ids = torch.nonzero(probs >= _floor(probs, top_p)[:, None], as_tuple=True)
     values = probs[rows, ids]
-    # nonzero lists ids in rising order and the sort is stable, so ties keep the lower id first.
+    # nonzero lists ids in increasing order and the sort is stable, so the lower id comes first among ties.
     order = ((rows << 32) - values.view(torch.int32)).argsort(stable=True)
     ids, values = ids[order], values[order]
     counts = torch.bincount(rows, minlength=len(probs))
@@ -151,13 +151,13 @@ def _wide(probs: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
-    """A probability (R,) that is below no token of the row's nucleus, close to its smallest.
+    """A lower bound (R,) of the probabilities in each row's nucleus, close to the smallest of them.
 
-    A token whose probability is below (1 - top_p) / V can never be needed: it and all that are
-    less likely weigh less than 1 - top_p together. From half of that, bisect upwards while the
-    tokens at or above the middle still hold top_p, with some slack.
+    A token with a probability below (1 - top_p) / V is never needed: together with all less likely tokens
+    it has a mass below 1 - top_p. Starting from half of that bound, bisect upwards as long as the tokens
+    at or above the midpoint have a mass of at least top_p, plus some slack.
     """
-    tiny = torch.finfo(probs.dtype).smallest_normal * torch.finfo(probs.dtype).eps  # the least positive
+    tiny = torch.finfo(probs.dtype).smallest_normal * torch.finfo(probs.dtype).eps  # the smallest positive number
     low = torch.full_like(probs[:, 0], max((1 - top_p) / (2 * probs.shape[-1]), tiny))
     if 1 - top_p <= 4 * SLACK:
         return torch.full_like(low, tiny)
@@ -171,5 +171,5 @@ def _floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def _wide_float(values: torch.Tensor) -> torch.dtype:
-    """float64 for sums, except on Apple's GPUs, which have none."""
+    """float64 for sums, except on Apple's GPUs, which do not have it."""
     return torch.float32 if values.device.type == "mps" else torch.float64

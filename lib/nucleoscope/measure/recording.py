@@ -1,7 +1,7 @@
-"""From steps to records: the quantities of each token, however it was chosen.
+"""Turns steps into records: the quantities of each token, however the token was chosen.
 
-Contract: this module knows neither models nor where the tokens came from. A record is one prompt's
-dict in a measurements file: prompt, tokens (int64), top_p_tokens and top_p_probs (a tensor for each
+Contract: this module depends neither on models nor on where the tokens come from. A record is one
+prompt's dict in a measurements file: prompt, tokens (int64), top_p_tokens and top_p_probs (a tensor per
 token, by falling probability under the full distribution), and a list for each quantity, under its
 plural name in `quantities`.
 """
@@ -18,7 +18,7 @@ from nucleoscope.quantities import Quantity
 
 
 class Token(NamedTuple):
-    """One token on the host: its id, its candidates by falling probability (k,) each, and its quantities by name."""
+    """One token on the host: its id, its candidates by falling probability, (k,) each, and its quantities by name."""
 
     id: int
     ids: torch.Tensor
@@ -29,7 +29,7 @@ class Token(NamedTuple):
 def measure_step(step: Step, quantities: Sequence[Quantity]) -> torch.Tensor:
     """All ``quantities`` (n, B) float64 of one step, without a copy to the host.
 
-    Raises ValueError, naming the quantity, for one that does not return a number per token.
+    Raises ValueError, naming the quantity, if one does not return one number per token.
     """
     wide = torch.float32 if step.logits.device.type == "mps" else torch.float64
     columns = [torch.as_tensor(quantity.compute(step), device=step.logits.device) for quantity in quantities]
@@ -54,7 +54,7 @@ def unpack(
 def build_record(prompt: str, tokens: Sequence[Token], quantities: Sequence[Quantity]) -> dict:
     """One prompt's record from its tokens.
 
-    A prompt's candidates are views of one tensor each, which makes the file small and quick to load.
+    A prompt's candidates are views of one tensor each, which makes the file small and fast to load.
     """
     sizes = [len(token.ids) for token in tokens]
     ids = torch.cat([token.ids for token in tokens]).split(sizes) if tokens else ()

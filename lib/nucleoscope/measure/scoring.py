@@ -1,13 +1,12 @@
-"""Texts that are already there in, one record a text out: every token is measured, none is written.
+"""Measures every token of existing texts: texts in, one record per text out; nothing is generated.
 
-Contract: nothing here knows data sets or the Hub, and nothing is sampled. A text stands right
-behind its prompt, and the model reads both once; what it would have chosen from at each of the
-text's tokens is measured as in `generation`. A record is of the same form, its tokens are the
-text's, its surprisals those of the text's tokens under the full distribution. A token may lie
-outside its nucleus.
+Contract: this module does not depend on data sets or the Hub, and nothing is sampled. Each text directly
+follows its prompt, and the model processes both once; the choice it had at each token of the text is
+measured as in `generation`. Records have the same form: tokens are those of the text, surprisals are
+those tokens' surprisals under the full distribution. A token may be outside its nucleus.
 
-Rows are padded on the right, where a causal model cannot see it: no mask of positions is needed,
-and any causal language model of transformers will do, with or without a cache.
+Rows are padded on the right, which a causal model cannot see: no position mask is needed, and any
+causal language model of transformers will do, with or without a cache.
 """
 
 import inspect
@@ -28,18 +27,18 @@ from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity, list_recorded
 from nucleoscope.settings import Settings
 
-READ_TOKENS = {"cpu": 1024, "cuda": 32768}  # of a batch that is planned here: on a CPU more only leaves the cache
-# Logits held at once; the quantities need about eight such arrays.
+READ_TOKENS = {"cpu": 1024, "cuda": 32768}  # per planned batch: on a CPU, more would not fit in its cache
+# Logits in memory at once; the quantities need about eight such arrays.
 PIECE_CPU, PIECE_GPU = 2**23, 2**27
-PROBE = 8  # tokens on which the model's own logits are compared with those of its output layer
+PROBE = 8  # number of tokens for comparing the model's own logits with those of its output layer
 
 
 @dataclass
 class Texts(Inputs):
-    """Tokenised prompts, each with its text behind it: ``ids`` has both.
+    """Tokenized prompts, each followed by its text: ``ids`` contains both.
 
-    ``starts`` are the places in ``ids`` of the first tokens to measure, ``texts_truncated`` the
-    texts that were cut at max_tokens.
+    ``starts`` are the positions in ``ids`` of the first tokens to measure, ``texts_truncated`` the
+    texts that were cut off at max_tokens.
     """
 
     starts: list[int] = field(default_factory=list)
@@ -56,9 +55,9 @@ def encode(
 ) -> Texts:
     """Token ids of each prompt and of at most ``max_tokens`` tokens of its text; see `text_ids`.
 
-    Prompts become the ids that generation starts from, an empty one its start token, and are cut
-    from the left where it would cut them (`encoding.encode`). Raises ValueError as
-    `encoding.encode`, and for a text without a token.
+    Prompts become the ids that generation would start from (a start token if they are empty) and are cut
+    from the left in the same way (`encoding.encode`). Raises the same ValueErrors as `encoding.encode`,
+    and ValueError for a text without tokens.
     """
     room = prompt_room(context, max_tokens)
     inputs = Texts([])
@@ -80,11 +79,11 @@ def encode(
 def text_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, prompt_format: str = Settings.prompt_format
 ) -> list[int]:
-    """Ids of a text behind its prompt, which keeps the ids that it has alone.
+    """Ids of a text that follows its prompt; the prompt keeps the ids that it has on its own.
 
-    Both are tokenised together, with nothing between them. Where that would change the prompt's
-    ids, since a token reaches over the joint, the text is tokenised on its own: behind a line
-    break, because some tokenizers put a space before whatever comes first.
+    Both are tokenized together, with nothing between them. If that would change the prompt's ids, because
+    a token spans the boundary, the text is tokenized on its own: after a line break, because some
+    tokenizers put a space before the first word.
     """
     before, both = (tokenise(tokenizer, prompt, prompt_format, more) for more in ("", text))
     if both[: len(before)] == before:
@@ -98,7 +97,7 @@ def text_ids(
 def plan(
     inputs: Texts, batch_size: int | str, device: torch.device, indices: list[int] | None = None
 ) -> list[list[int]]:
-    """Batches of similar length, longest first; "auto" fills each with the tokens that are best read at once."""
+    """Batches of similar length, longest first; "auto" fills each with as many tokens as are efficient at once."""
     if batch_size != "auto":
         return batching.plan(inputs, int(batch_size), indices)
     budget = READ_TOKENS.get(device.type, READ_TOKENS["cpu"])
@@ -112,11 +111,11 @@ def plan(
 
 
 class TextForward:
-    """The logits of a model at the tokens of given texts, in pieces: never those of a whole batch.
+    """The logits of a model at the tokens of given texts, in pieces, never for a whole batch at once.
 
-    The model's layers read a batch once, and its output layer takes their hidden states piece by
-    piece. Some models scale or cap what comes out of it: where a probe shows other logits than the
-    model's own, each text is read alone, by the whole model.
+    The model's layers process a batch once, and its output layer then processes their hidden states piece
+    by piece. Some models scale or cap its output: if a probe shows that the results differ from the model's
+    own logits, the whole model processes each text separately.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -128,7 +127,7 @@ class TextForward:
         self.rows = max(1, size // model.config.get_text_config().vocab_size)
 
     def logits(self, ids: list[list[int]], starts: list[int]) -> Iterator[torch.Tensor]:
-        """Pieces (n, V) of the logits before each token from ``starts`` on, text after text.
+        """Pieces (n, V) of the logits before each token from ``starts`` on, one text after another.
 
         Call it in torch's inference mode.
         """
@@ -139,7 +138,7 @@ class TextForward:
             hidden = self._hidden([row for row, _ in texts])
             parts = [hidden[place, len(row) - n : len(row)] for place, (row, n) in enumerate(texts)]
             for piece in torch.cat(parts).split(self.rows):
-                yield self.head(piece).to(self.device)  # of several GPUs the output layer may have another
+                yield self.head(piece).to(self.device)  # the output layer may be on another GPU
             return
         for row, n in texts:
             keep = {"logits_to_keep": n} if "logits_to_keep" in self.accepted else {}
@@ -150,7 +149,7 @@ class TextForward:
         return {"use_cache": False} if "use_cache" in self.accepted else {}
 
     def _hidden(self, ids: list[list[int]]) -> torch.Tensor:
-        """The last hidden states (B, T, d) of rows that are padded on the right."""
+        """The last hidden states (B, T, d) of rows padded on the right."""
         longest = max(map(len, ids))
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=self.device)
         lengths = torch.tensor([len(row) for row in ids], device=self.device)
@@ -173,9 +172,9 @@ def score_batch(
     bar: tqdm,
     temperature: float = Settings.temperature,
 ) -> list[list[Token]]:
-    """The measured tokens of each text of a batch, from its place in ``starts`` on. NotFinite names its rows.
+    """The measured tokens of each text of a batch, from its position in ``starts`` on. NotFinite lists the rows.
 
-    ``bar`` moves by the tokens measured; logits are divided by ``temperature``.
+    ``bar`` advances by the number of tokens measured; logits are divided by ``temperature``.
     """
     embedding = embedding_matrix(forward.model)
     owners = [place for place, row in enumerate(ids) for _ in row[starts[place] :]]
@@ -218,9 +217,9 @@ def measure(
     """Measures at most ``max_tokens`` tokens of each text after its prompt; yields records batch by batch.
 
     ``inputs`` (from `encode`), ``batches`` (from `plan`) and ``quantities`` (all that are registered)
-    are computed here unless they are given. Running out of a GPU's memory halves the batch. Raises
-    ValueError for bad parameters and, naming the prompts, for logits with NaN; the batches before
-    have been yielded by then.
+    are computed if they are not given. If a GPU runs out of memory, the batch is halved. Raises
+    ValueError for invalid parameters and, naming the prompts, for logits with NaN; by then, the batches
+    before have already been yielded.
     """
     batching.check(
         max_tokens=max_tokens,
@@ -257,8 +256,8 @@ def fill(
     texts: list[str],
     **parameters,
 ) -> None:
-    """Measures what a `run_folder.Cell` lacks, as `generation.fill` does; parameters are those of `measure`."""
-    if cell.finished:  # another process has done it while this one waited
+    """Measures what is missing in a `run_folder.Cell`, like `generation.fill`; parameters are those of `measure`."""
+    if cell.finished:  # another process finished it while this one waited
         return
     defaults = {name: getattr(Settings, name) for name in ("batch_size", "max_tokens", "prompt_format")}
     batch_size, max_tokens, prompt_format = ({**defaults, **parameters}[name] for name in defaults)

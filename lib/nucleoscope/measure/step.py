@@ -1,7 +1,7 @@
-"""One decoding step of B tokens: what every quantity is computed from.
+"""One decoding step of B tokens, from which every quantity is computed.
 
 Contract: tensors on one device in, one number per token (B,) out, without a copy to the host. Each
-intermediate result is computed once, when the first quantity asks for it.
+intermediate result is computed once, when the first quantity needs it.
 """
 
 from functools import cached_property
@@ -13,7 +13,7 @@ from nucleoscope.measure.nucleus import Nucleus
 
 
 class Step:
-    """B tokens, the logits they were taken from, and their candidates.
+    """B tokens, the logits they were chosen from, and their candidates.
 
     ``logits`` (B, V), divided by the temperature; ``candidates`` their nuclei; ``tokens`` (B,) the ids
     taken; ``embedding`` (V, d) and ``inverse_norm`` (V,) as in `cosine.similarity`. ``places`` (B,) are
@@ -90,7 +90,7 @@ class Step:
 
     @cached_property
     def rank(self) -> torch.Tensor:
-        """1 for the likeliest token; of equally likely tokens the lower id comes first."""
+        """1 for the likeliest token; among equally likely tokens, the lower id comes first."""
         if self.places is not None:
             return self.places - self.candidates.offsets[:-1] + 1
         own = self.logits.gather(-1, self.tokens[:, None])

@@ -1,8 +1,8 @@
-"""One prompt in, its tokens out one by one, as they are written or as a text has them.
+"""Measures one prompt, token by token: `stream` while the text is generated, `read` for an existing text.
 
 Contract: the tokens and quantities are those that `generation.measure` gives for the same prompt,
-index, seed and settings, and `scoring.measure` for the same text; what is written can be looked at
-here before it has come to its end.
+index, seed and settings, and `scoring.measure` for the same text; here, a generated text can be
+inspected before it is complete.
 """
 
 from collections.abc import Iterator
@@ -34,8 +34,8 @@ def stream(
 ) -> Iterator[Token]:
     """Continues one prompt by at most ``max_tokens`` tokens and yields each as soon as it is drawn.
 
-    ``index`` is the prompt's place in its data set: it decides, with the seed, which tokens are
-    drawn. Raises ValueError for bad parameters and for logits with NaN, as `generation.measure`.
+    ``index`` is the prompt's position in its data set; together with the seed it determines which tokens
+    are drawn. Raises ValueError for invalid parameters and for logits with NaN, like `generation.measure`.
     """
     generation.check(max_tokens=max_tokens, top_p=top_p, temperature=temperature, prompt_format=prompt_format)
     inputs = generation.encode(tokenizer, [prompt], prompt_format, context_length(model), max_tokens)
@@ -50,7 +50,7 @@ def stream(
             drawn, _ = sampler.draw(logits, decoder.rows)
         except NotFinite:
             step = len(sampler.steps)
-            raise ValueError(f"the model's logits are not finite (NaN or inf) at token {step}") from None
+            raise ValueError(f"the model's logits contain NaN or inf at token {step}: try dtype=float32") from None
         (token,) = sampler.latest()
         if token.id in ends:
             return
@@ -69,9 +69,9 @@ def read(
     temperature: float = Settings.temperature,
     prompt_format: str = Settings.prompt_format,
 ) -> tuple[list[Token], list[str]]:
-    """The first ``max_tokens`` tokens of a text behind its prompt, and remarks on what was left out.
+    """The first ``max_tokens`` tokens of a text that follows its prompt, and remarks on what was left out.
 
-    Raises ValueError as `scoring.measure`, also for an empty text.
+    Raises ValueError like `scoring.measure`, also for an empty text.
     """
     inputs = scoring.encode(tokenizer, [prompt], [text], prompt_format, context_length(model), max_tokens)
     settings = {"max_tokens": max_tokens, "top_p": top_p, "temperature": temperature, "prompt_format": prompt_format}
@@ -86,7 +86,7 @@ def read(
         )
     ]
     remarks = {
-        "the prompt lost its beginning": inputs.truncated,
-        "the text goes on behind them": inputs.texts_truncated,
+        "the beginning of the prompt was cut off": inputs.truncated,
+        "the rest of the text was not measured": inputs.texts_truncated,
     }
     return found, [remark for remark, places in remarks.items() if places]
