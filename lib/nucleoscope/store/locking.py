@@ -106,7 +106,7 @@ class Lock:
                 raise OSError(f"cannot lock '{folder}' ({error.strerror}): use another --results_dir") from None
             self._file = files[-1]
             holder = self._holder()
-            # filelock recognizes a file that was just removed by its link count, which NFS keeps at 1
+            # filelock recognises a file that was just removed by its link count, which NFS keeps at 1
             try:
                 if self._look_up() and (not _elsewhere(holder) or self._falls_silent(holder)):
                     return lock

@@ -1,7 +1,7 @@
 """The figures of the theory page.
 
 Contract: arrays in, plotly figures out; only `measured` reads files. Figures look like those of
-`nucleoscope.views.figures` and carry their alternative text in ``layout.meta["alt"]``.
+`nucleoscope.views.figures` and contain their alternative text in ``layout.meta["alt"]``.
 """
 
 from collections.abc import Mapping, Sequence
