@@ -92,7 +92,7 @@ ASSUMED = {
     ),
 }
 UNITS = {"TFLOP/s": 1e12, "GB/s": 1e9, "GB": 1e9, "ms": 1e-3, "µs": 1e-6, "s": 1, "": 1}
-TOKEN, CANDIDATE = 216, 8  # bytes in measurements.pt: measured on six real cells, within 1 %
+TOKEN, CANDIDATE = 216, 8  # bytes in measurements.pt: measured on six real runs, within 1 %
 ONCE = 2 * 63  # core seconds for 15 synthetic runs of 7,800 tokens with k > 1 at most (two cores), 2,000 resamples
 POOLED = 140  # bytes per token while curves are fitted to a pool, measured on 4.7 million tokens
 TABLE = 61  # bytes per token in tokens.parquet, measured on a synthetic run of a million tokens
@@ -100,7 +100,7 @@ PAGE, PANEL = 1.4 * 2**20, 65e3  # bytes of a run's page with its data, and of o
 RECORDS = 5.6e3  # bytes per token in a process that has all records of a run in memory, measured
 # Prompts per run, peak MiB of all processes of the analysis before and after it was changed to read one run at a time.
 ANALYSED = ((100, 894, 669), (1000, 1807, 819), (10000, None, None))
-READ = ((100, 238, 68), (1000, 660, 159), (10000, 5560, 1335))  # MiB to read one cell: torch.load, results.load_cell
+READ = ((100, 238, 68), (1000, 660, 159), (10000, 5560, 1335))  # MiB to read one run: torch.load, results.load_cell
 
 
 def drawn(rng: np.random.Generator, share: int = 1) -> dict[str, float]:

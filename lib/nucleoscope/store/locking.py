@@ -155,7 +155,10 @@ class Lock:
         return ""
 
     def _refusal(self, holder: str) -> BlockingIOError:
-        return BlockingIOError(f"'{self.path.parent}' is being written by {holder.strip() or 'another process'}: wait")
+        return BlockingIOError(
+            f"'{self.path.parent}' is being written by {holder.strip() or 'another process'}: "
+            "wait until it ends, or use another --results_dir"
+        )
 
 
 def _me() -> str:

@@ -25,7 +25,7 @@ EVERY = 500_000  # number of vectors after which an unpickler drops objects that
 
 
 class MappedVector:
-    """A vector in a file: `read` makes a tensor of it; `len` gives its length without reading it."""
+    """A vector in a file: `read` returns it as a tensor; `len` gives its length without reading it."""
 
     __slots__ = ("size", "start", "storage")
 

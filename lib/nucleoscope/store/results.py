@@ -252,7 +252,7 @@ def load_records(
 
 def _check_results_dir(results_dir: str | os.PathLike) -> None:
     if not Path(results_dir).is_dir():
-        raise FileNotFoundError(f"folder '{results_dir}' does not exist in {Path.cwd()}")
+        raise FileNotFoundError(f"folder '{results_dir}' does not exist (current folder: {Path.cwd()})")
 
 
 @contextlib.contextmanager

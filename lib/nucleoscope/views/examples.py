@@ -56,7 +56,7 @@ def _spearman(pairs: pd.DataFrame) -> float:
 def chosen(tokens: pd.DataFrame) -> list[Pick]:
     """Up to three prompts: the one with the median coefficient, the most and the least correlated one.
 
-    The coefficient is that of `within`. Only prompts with at least 20 tokens that had a choice take
+    The coefficient is that of `within`. Only prompts with at least 20 tokens with k > 1 take
     part, or, if texts are short, with at least half as many as the longest prompt with a coefficient: three
     tokens are easily in perfect order. The median of an even number of coefficients is the lower of the two in
     the middle; the most correlated prompt is the one whose coefficient is furthest from 0 in either direction,
