@@ -1,14 +1,14 @@
-"""Times the measuring against the published algorithm, transformers' generate and the bare forward passes.
+"""Times Nucleoscope against the published algorithm, transformers' generate and bare forward passes.
 
-All in one process, on the same prompts:
+All of them run in one process, on the same prompts:
 
   (a) the published algorithm: one prompt at a time, the whole prefix again for every token, a full
-      sort, k x k cosines (written here for comparison; few prompts, their number is printed)
-  (b) transformers' generate in batches with output_logits, then the same quantities as ours
-  (c) ours
-  (d) the floor: the forward passes of (c), token for token, with an argmax and nothing else
+      sort, k x k cosines (reimplemented here for comparison; few prompts, their number is printed)
+  (b) transformers' generate in batches with output_logits, then the same quantities as in (c)
+  (c) Nucleoscope
+  (d) the lower bound: the forward passes of (c), token for token, with nothing but an argmax
 
-and the nucleus and cosine steps alone on made logits. Prints Markdown.
+and the nucleus and cosine steps alone, on synthetic logits. Prints Markdown.
 """
 
 import argparse
@@ -65,7 +65,7 @@ class Clock:
 
 @torch.inference_mode()
 def published(model, ids: list[int], max_tokens: int, top_p: float, ends: set[int]) -> int:
-    """(a) for one prompt; returns the tokens measured."""
+    """(a) for one prompt; returns the number of tokens measured."""
     embedding = model.get_input_embeddings().weight
     prefix, nuclei, entropies = torch.tensor([ids], device=model.device), [], []
     for _ in range(max_tokens):
@@ -88,7 +88,7 @@ def published(model, ids: list[int], max_tokens: int, top_p: float, ends: set[in
 
 @torch.inference_mode()
 def by_generate(model, ids: list[list[int]], max_tokens: int, top_p: float, ends: set[int]) -> int:
-    """(b) for one batch; returns the tokens measured."""
+    """(b) for one batch; returns the number of tokens measured."""
     longest = max(map(len, ids))
     padded = torch.tensor([[0] * (longest - len(row)) + row for row in ids], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=model.device)
@@ -121,17 +121,17 @@ def by_generate(model, ids: list[list[int]], max_tokens: int, top_p: float, ends
 
 @torch.inference_mode()
 def replay(model, ids: list[list[int]], max_tokens: int, steps: list[tuple[list[int], torch.Tensor, set[int]]]) -> None:
-    """(d): the forward passes and an argmax, with the tokens and the ended rows that (c) had."""
+    """(d): the forward passes and an argmax, with the same tokens and ended rows as in (c)."""
     decoder = Decoder(model, ids, max_tokens)
     logits = decoder.prefill()
     for rows, tokens, ended in steps:
-        assert rows == decoder.rows, "the floor must see the same rows as the run that it replays"
+        assert rows == decoder.rows, "(d) must process the same rows as the run of (c) that it replays"
         logits.float().argmax(-1)
         logits = decoder.advance(tokens, ended)
 
 
 def ours(model, inputs, texts: list[str], batches, options) -> tuple[int, list[list]]:
-    """(c); returns the tokens measured, and the steps of each batch for (d)."""
+    """(c); returns the number of tokens measured, and the steps of each batch for (d)."""
     recorded = []
     original = generation.Sampler.draw
 
@@ -215,7 +215,7 @@ def median_ms(call: Callable, device: torch.device, repeats: int = 5) -> float:
 
 
 def kernels(device: torch.device, rows: int) -> None:
-    """The nucleus and cosine steps alone."""
+    """Times the nucleus and cosine steps alone."""
     print(f"\n| V | d | median nucleus | rows | full sort, ms | nucleus, ms | cosine, ms |\n|{'---|' * 7}")
     for vocabulary in (49_152, 128_256):
         embedding = torch.randn(vocabulary, 4096, device=device, dtype=torch.bfloat16)
@@ -235,7 +235,7 @@ def kernels(device: torch.device, rows: int) -> None:
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second that a copy on the device moves, read and written."""
+    """The device's memory bandwidth in bytes per second, read plus written, from copying a tensor."""
     source = torch.empty(2**30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() / (median_ms(lambda: target.copy_(source), device, 20) / 1e3)
@@ -245,7 +245,7 @@ def arguments() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = options.add_argument
     add("--model_name", default=loading.PACKAGED)
-    add("--random-weights", metavar="CONFIG", help="a config.json, or key=value,... of a Llama, instead of a model")
+    add("--random-weights", metavar="CONFIG", help="random weights for this config.json, or a Llama's key=value,...")
     add("--dataset_name", default=Settings.dataset_name)
     add("--prompt_column")
     add("--n_prompts", type=int, default=Settings.n_prompts)
@@ -255,10 +255,10 @@ def arguments() -> argparse.Namespace:
     add("--device", default=Settings.device)
     add("--dtype", default=Settings.dtype)
     add("--batch_size", type=lambda text: text if text == "auto" else int(text), default="auto")
-    add("--published_prompts", type=int, default=3, help="prompts given to (a)")
-    add("--repeats", type=int, default=3, help="times that (c) and (d) run, in turn")
-    add("--kernel_rows", type=int, default=32, help="rows of the made logits")
-    add("--only", default="abcdk", help="which parts to run: letters of a, b, c, d, and k for the kernels")
+    add("--published_prompts", type=int, default=3, help="number of prompts for (a)")
+    add("--repeats", type=int, default=3, help="number of alternating runs of (c) and (d)")
+    add("--kernel_rows", type=int, default=32, help="rows of the synthetic logits")
+    add("--only", default="abcdk", help="parts to run: any of the letters a, b, c, d, and k for the kernels")
     return options.parse_args()
 
 
@@ -330,7 +330,7 @@ def main() -> None:
         "c": "(c) Nucleoscope",
         "d": "(d) forward passes alone",
     }
-    print(f"| | tokens/s | (c) is so many times as fast | peak memory, MiB |\n|{'---|' * 4}")
+    print(f"| | tokens/s | speed-up of (c) | peak memory, MiB |\n|{'---|' * 4}")
     for part in sorted(rates):
         print(f"| {labels[part]} | {rates[part]:,.1f} | {rates['c'] / rates[part]:.2f} | {peaks[part]:,.0f} |")
     print(f"\n(c) took {statistics.median(times['c']):.1f} s for {tokens:,} tokens")

@@ -1,4 +1,4 @@
-"""Measures the memory and the time that reading a run and analysing 15 runs take, on synthetic runs."""
+"""Measures memory and time for reading a run and for analysing 15 runs, on synthetic runs."""
 
 import os
 import re
@@ -20,7 +20,7 @@ STEPS, MIB = 100, 2**20
 
 
 def made(path: Path, prompts: int, seed: int = 0, vocabulary: int = 128_256) -> None:
-    """Synthetic measurements and their tokens.parquet: nuclei of 40 in the median, some of tens of thousands."""
+    """Synthetic measurements and their tokens.parquet: the median nucleus size is 40, some are tens of thousands."""
     import torch
 
     rng, records = np.random.default_rng(seed), []
@@ -49,7 +49,7 @@ def made(path: Path, prompts: int, seed: int = 0, vocabulary: int = 128_256) -> 
 
 
 def grid(folder: Path, prompts: int) -> None:
-    """15 cells, three of them made: those of one data set have the same content, whichever the model."""
+    """15 synthetic runs, three of them generated: the runs on one data set have the same content for every model."""
     for place, data in enumerate(DATASETS):
         first = folder / data / MODELS[0] / results.MEASUREMENTS
         made(first, prompts, place)
@@ -60,14 +60,14 @@ def grid(folder: Path, prompts: int) -> None:
 
 
 def watched(command: list[str], pause: float = 0.1) -> tuple[int, float]:
-    """Runs a command to its end: bytes that it and all its children held at most, and their cores' seconds.
+    """Runs a command: peak bytes of the command and all its children together, and their CPU seconds.
 
-    What processes share counts once (proportional set size, Linux only). RuntimeError where the command fails.
+    Memory shared by processes counts once (proportional set size, Linux only). RuntimeError if the command fails.
     """
     import psutil
 
     def held(process: psutil.Process) -> int:
-        try:  # the kernel's own sum: psutil would add up thousands of lines
+        try:  # the kernel's own total: psutil would add up thousands of lines
             text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
             return 1024 * int(re.search(r"^Pss: +(\d+)", text, re.MULTILINE)[1])
         except (OSError, TypeError):  # it has just ended
@@ -84,15 +84,15 @@ def watched(command: list[str], pause: float = 0.1) -> tuple[int, float]:
             peak_bytes = max(peak_bytes, sum(map(held, processes)))
             time.sleep(pause)
     if started.returncode:
-        raise RuntimeError(f"{command[1]} ended with {started.returncode}")
+        raise RuntimeError(f"{command[1]} failed with exit status {started.returncode}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return peak_bytes, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def measure(sizes: list[int], resamples: int) -> None:
-    """Prints memory and time of reading and of analysing 15 made cells of each size."""
+    """Prints memory and time for reading and for analysing 15 synthetic runs of each size."""
     read = "import sys; from nucleoscope.store import results; results.load_cell(sys.argv[1], 'model', 'data')"
-    print("prompts a cell | reading one: MiB, core s | analysing 15: MiB, core s")
+    print("prompts per run | reading one run: MiB, core s | analysing 15 runs: MiB, core s")
     for prompts in sizes:
         with tempfile.TemporaryDirectory() as folder:
             grid(Path(folder), prompts)
@@ -107,10 +107,10 @@ def measure(sizes: list[int], resamples: int) -> None:
 def main() -> None:
     options = Parser(__doc__)
     options.add_argument(
-        "--prompts", metavar="N", type=int, nargs="+", default=[100, 1000], help="of a cell, each in turn"
+        "--prompts", metavar="N", type=int, nargs="+", default=[100, 1000], help="prompts per run, one or several"
     )
     options.add_argument(
-        "--resamples", type=int, default=100, help="of the analyses; 2,000 take more time and hardly more memory"
+        "--resamples", type=int, default=100, help="resamples per analysis; 2,000 take longer but hardly more memory"
     )
     given = options.parse_args()
     measure(given.prompts, given.resamples)

@@ -23,7 +23,7 @@ class Quantity:
     because it follows from the candidates). ``label`` and ``unit`` are for readers, ``range`` and ``formula``
     for the reference page, ``source`` cites the formula. ``compute`` takes a `measure.step.Step` of B
     tokens and returns (B,). ``needs_pair``: undefined for a token with one candidate; its value is
-    missing in tables. ``is_count``: an integer from 1 up, with a logarithmic color scale.
+    missing in tables. ``is_count``: an integer from 1 up, with a logarithmic colour scale.
     """
 
     name: str

@@ -81,7 +81,7 @@ class Settings:
     )
     top_p: float = _setting(float, 0.9, "probability mass of the nucleus, in (0, 1]", above=0, most=1, decides=True)
     temperature: float = _setting(
-        float, 1.0, "divisor of the logits, applied before measuring and sampling", above=0, decides=True
+        float, 1.0, "divide the logits by this value before measuring and sampling", above=0, decides=True
     )
     seed: int = _setting(int, 0, "random seed for sampling; not used with mode=score", decides=True)
     prompt_format: str = _setting(
@@ -94,7 +94,7 @@ class Settings:
     prompt_column: str | None = _setting(
         str, None, "column of a file with the prompts; None means the column named prompt", decides=True
     )
-    batch_size: int | str = _setting(int, "auto", "prompts per batch, or auto", choices=("auto",), least=1)
+    batch_size: int | str = _setting(int, "auto", "number of prompts per batch, or auto", choices=("auto",), least=1)
     dtype: str = _setting(
         str,
         "auto",
@@ -104,7 +104,7 @@ class Settings:
     )
     device: str = _setting(str, "auto", "device to run on: cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto")
     results_dir: str = _setting(
-        str, "results", "folder for the results, in <dataset>[-<text_column>]/<model>/", in_grid=False
+        str, "results", "results folder; a run is in <dataset>[-<text_column>]/<model>/ there", in_grid=False
     )
     overwrite: bool = _setting(bool, False, "replace existing results made with other settings", in_grid=False)
     model_revision: str | None = _setting(

@@ -9,7 +9,7 @@ import numpy as np
 
 from cost_simulation.scale import Data, Model
 
-PROMPTS, STEPS = 100, 100  # of the study, for each cell
+PROMPTS, STEPS = 100, 100  # prompts and steps per run in the study
 GB, MIB = 1e9, 2**20
 MODELS = (  # config.json: layers, hidden, heads, key-value heads, head width, intermediate, vocabulary
     Model("deepseek-llm-7b-base", 30, 4096, 32, 32, 128, 11008, 102400),
@@ -19,13 +19,13 @@ MODELS = (  # config.json: layers, hidden, heads, key-value heads, head width, i
     Model("Qwen3-8B", 36, 4096, 32, 8, 128, 12288, 151936),
 )
 SMALL = Model("SmolLM2-135M-Instruct", 30, 576, 9, 3, 64, 1536, 49152, tied=True)
-DATA = (  # tokens of the mean and of the longest prompt, share of texts that go on to the end, how far the others go
+DATA = (  # mean and longest prompt in tokens, share of texts that reach the last step, mean share reached by the others
     Data("gsm8k", 60, 200, 0.88, 0.76),
     Data("writingprompts", 35, 100, 0.64, 0.55),
     Data("xsum", 540, 2000, 0.94, 0.63),  # 431 words on average (Narayan et al. 2018)
 )
-# Of SmolLM2 on two cores, the default grid: data set, mean tokens of a prompt with the chat template, share reached,
-# rows of a batch, seconds.
+# SmolLM2 on two cores, the default grid: data set, mean tokens per prompt with the chat template, share reached, batch
+# size, seconds.
 RUNS = (
     ("math", 76, 0.879, 25, 24.5),
     ("stories", 66, 0.847, 25, 22.6),
@@ -92,15 +92,15 @@ ASSUMED = {
     ),
 }
 UNITS = {"TFLOP/s": 1e12, "GB/s": 1e9, "GB": 1e9, "ms": 1e-3, "µs": 1e-6, "s": 1, "": 1}
-TOKEN, CANDIDATE = 216, 8  # bytes in measurements.pt: measured on six real cells, within 1 %
-ONCE = 2 * 63  # seconds of two cores that 15 synthetic runs of 7,800 tokens with k > 1 took at most, 2,000 resamples
-POOLED = 140  # bytes a token while curves are fitted to a pool, measured on 4.7 million
-TABLE = 61  # bytes of a token in tokens.parquet, measured on a synthetic run of a million tokens
-PAGE, PANEL = 1.4 * 2**20, 65e3  # bytes of a run's page with its data; of one cell in the page of coefficients
-RECORDS = 5.6e3  # bytes of a token in the memory of a process that holds all records of a cell, measured
-# Prompts a cell, MiB of all processes of the analysis at most, before and after it learnt to take one cell at a time.
+TOKEN, CANDIDATE = 216, 8  # bytes in measurements.pt: measured on six real runs, within 1 %
+ONCE = 2 * 63  # core seconds for 15 synthetic runs of 7,800 tokens with k > 1 at most (two cores), 2,000 resamples
+POOLED = 140  # bytes per token while curves are fitted to a pool, measured on 4.7 million tokens
+TABLE = 61  # bytes per token in tokens.parquet, measured on a synthetic run of a million tokens
+PAGE, PANEL = 1.4 * 2**20, 65e3  # bytes of a run's page with its data, and of one run in the page of coefficients
+RECORDS = 5.6e3  # bytes per token in a process that has all records of a run in memory, measured
+# Prompts per run, peak MiB of all processes of the analysis before and after it was changed to read one run at a time.
 ANALYSED = ((100, 894, 669), (1000, 1807, 819), (10000, None, None))
-READ = ((100, 238, 68), (1000, 660, 159), (10000, 5560, 1335))  # MiB to read one cell: torch.load, results.load_cell
+READ = ((100, 238, 68), (1000, 660, 159), (10000, 5560, 1335))  # MiB to read one run: torch.load, results.load_cell
 
 
 def drawn(rng: np.random.Generator, share: int = 1) -> dict[str, float]:

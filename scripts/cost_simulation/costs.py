@@ -68,7 +68,7 @@ def span(values: np.ndarray, by: float = 1) -> str:
 
 
 def figure(value: float) -> str:
-    """Two digits that mean something."""
+    """A number with two significant digits."""
     if value == 0:
         return "0"
     digits = max(0, 1 - int(np.floor(np.log10(abs(value)))))
@@ -77,7 +77,7 @@ def figure(value: float) -> str:
 
 
 def sized(values: np.ndarray | float) -> str:
-    """Bytes in the unit that fits their median."""
+    """Bytes in a unit suitable for their median."""
     middle = np.median(values)
     unit, name = next(
         (10.0 ** (p or 3), n) for p, n in ((15, "PB"), (12, "TB"), (9, "GB"), (6, "MB"), (0, "kB")) if middle >= 10.0**p
@@ -86,7 +86,7 @@ def sized(values: np.ndarray | float) -> str:
 
 
 def lasted(seconds: np.ndarray) -> str:
-    """Times in the unit that fits their median."""
+    """Times in a unit suitable for their median."""
     middle = np.median(seconds)
     unit, name = next(
         (u, n) for u, n in ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "s")) if middle >= 2 * u or u == 1
@@ -95,7 +95,7 @@ def lasted(seconds: np.ndarray) -> str:
 
 
 def table(head: list[str], rows: list[list[str]], right: int = 1) -> str:
-    """A table in Markdown; all columns after the first ``right`` are set right."""
+    """A table in Markdown; all columns after the first ``right`` are right-aligned."""
     rule = ["---" if place < right else "--:" for place in range(len(head))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows]) + "\n"
 
@@ -110,7 +110,7 @@ def assumed() -> str:
 
 
 def shapes() -> str:
-    """What the models' and data sets' sizes make of them."""
+    """The table of figures that follow from the sizes of models and data sets."""
     free, rows = ASSUMED["memory"][0][1] * GB, []
     for m in MODELS:
         sizes = [batch_size(m, data.longest, STEPS, free - m.weights, PROMPTS) for data in DATA]
@@ -122,7 +122,7 @@ def shapes() -> str:
 
 
 def checked() -> tuple[str, list[float]]:
-    """Our own runs on two cores against the roofline with nothing lost."""
+    """Our own runs on two cores compared with an ideal roofline."""
     still = {"layer": 0, "measuring": 0, "passes": 0, "candidates": 0, "unpacking": 0}
     rows, ratios = [], []
     for name, prompt, reached, size, seconds in RUNS:
@@ -137,7 +137,7 @@ def checked() -> tuple[str, list[float]]:
 
 
 def line(points: tuple, column: int) -> tuple[float, float]:
-    """Bytes at no tokens and bytes for each token of a cell, by least squares over relative errors."""
+    """Bytes at zero tokens and bytes per token of a run, by least squares over relative errors."""
     known = np.array([(row[0] * STEPS, row[column] * MIB) for row in points if row[column]], dtype=float)
     return tuple(np.polyfit(known[:, 0], known[:, 1], 1, w=1 / known[:, 1])[::-1])
 
@@ -190,13 +190,13 @@ def costs() -> tuple[str, dict[str, dict]]:
 
 
 def memory(cells: int, datasets: int, models: int, prompts: int, base: float, by: float) -> float:
-    """Bytes of the analysis: as measured where a cell is the largest thing, else of fitting the largest pool."""
+    """Bytes of the analysis: as measured if a run is the largest item, otherwise for fitting the largest pool."""
     tokens = prompts * STEPS
     return max(base + by * tokens, POOLED * tokens * max(models, datasets) if cells > 15 else 0)
 
 
 def page(words: str) -> str:
-    """``words`` with each <name> replaced by what was found."""
+    """``words`` with each <name> replaced by its value."""
     check, ratios = checked()
     costs_table, found = costs()
     small, wide, large = found.values()

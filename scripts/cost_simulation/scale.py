@@ -1,8 +1,8 @@
-"""Assumptions in, what a grid of cells costs out: a roofline for one batch, a queue of cells over GPUs.
+"""Computes the cost of a grid of runs from assumptions: a roofline for one batch, a queue of runs over GPUs.
 
-Contract: numbers only, and no torch; `cost_simulation.assumptions` has what goes in, and its sources. A
+Contract: numbers only, and no torch; the inputs and their sources are in `cost_simulation.assumptions`. A
 step of generation takes the longest of three times (Williams, Waterman and Patterson 2009, with a third
-roof): reading weights and cache from memory, computing, and the framework's own time for each layer.
+roof): reading weights and cache from memory, computing, and the framework's overhead for each layer.
 Times are in seconds, sizes in bytes.
 """
 
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-BYTES = 2  # of a weight or of a number in the cache: bfloat16
-LIMIT = 128  # rows of a batch on a GPU; `generation.BATCH_LIMIT["cuda"]`
+BYTES = 2  # per weight or number in the cache: bfloat16
+LIMIT = 128  # maximum rows of a batch on a GPU; `generation.BATCH_LIMIT["cuda"]`
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """Of the matrices; norms and biases are a thousandth of them."""
+        """Parameters of the matrices; norms and biases are a thousandth of them."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         layer = attention + 3 * self.hidden * self.intermediate
         return self.layers * layer + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
     def multiplied(self) -> int:
-        """Parameters that a token is multiplied with: all but the table of embeddings, which is looked up."""
+        """Parameters that a token is multiplied with: all but the embedding table, which is only looked up."""
         return self.parameters - (0 if self.tied else self.vocabulary * self.hidden)
 
     @property
@@ -56,7 +56,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    """Prompts and the texts that follow: mean tokens of a prompt, and of the longest; how texts end."""
+    """Prompts and the texts that follow: mean and longest prompt in tokens, and how far texts get."""
 
     name: str
     prompt: float
@@ -71,7 +71,7 @@ class Data:
 
 
 class Work(NamedTuple):
-    """What one cell asks of a GPU: bytes to load, then seconds; ``batches`` are saved one by one."""
+    """The work of one run for a GPU: bytes to load, then seconds; ``batches`` are saved one by one."""
 
     load: float
     batches: tuple[float, ...]
@@ -79,7 +79,7 @@ class Work(NamedTuple):
 
 
 def batch_size(model: Model, longest: float, steps: int, memory: float, prompts: int) -> int:
-    """Rows of a batch on one GPU with so much memory free; the rule of `generation.choose_batch_size`.
+    """Rows of a batch on one GPU with this much free memory; the rule of `generation.choose_batch_size`.
 
     All batches of the ``prompts`` have about the same size.
     """
@@ -89,18 +89,18 @@ def batch_size(model: Model, longest: float, steps: int, memory: float, prompts:
 
 
 def peak(model: Model, longest: float, steps: int, rows: int) -> float:
-    """Bytes on the GPU: weights, the cache of a batch, the logits and what is made of them."""
+    """Bytes on the GPU: weights, the cache of a batch, the logits and intermediate results."""
     return model.weights + rows * (model.cache * (longest + steps) + 8 * 4 * model.vocabulary)
 
 
 def roof(model: Model, rows: float, context: float, a: Mapping[str, float]) -> tuple[float, float]:
-    """Seconds of one step of generation by memory and by computing."""
+    """Seconds of one step of generation, limited by memory and by computing."""
     read = model.weights - (0 if model.tied else BYTES * model.vocabulary * model.hidden) + rows * context * model.cache
     return read / (a["bandwidth"] * a["bandwidth share"]), 2 * model.multiplied * rows / (a["flops"] * a["flops share"])
 
 
 def batch(model: Model, data: Data, rows: int, steps: int, a: Mapping[str, float]) -> float:
-    """Seconds of one batch: its prompts are read, then steps are taken, with fewer rows as texts end."""
+    """Seconds of one batch: prefill, then steps, with fewer rows as texts end."""
     reading = 2 * model.multiplied * rows * data.prompt / (a["flops"] * a["flops share"])
     alive = rows * data.reached
     step = max(*roof(model, alive, data.prompt + steps / 2, a), model.layers * a["layer"])
@@ -110,7 +110,7 @@ def batch(model: Model, data: Data, rows: int, steps: int, a: Mapping[str, float
 
 
 def work(model: Model, data: Data, prompts: int, steps: int, a: Mapping[str, float], rng: np.random.Generator) -> Work:
-    """The work of one cell. Batches differ by a few per cent: their texts end where they end."""
+    """The work of one run. Batch times vary by a few percent, because texts have different lengths."""
     rows = batch_size(model, data.longest, steps, a["memory"] - model.weights, prompts)
     sizes = [rows] * (prompts // rows) + ([prompts % rows] if prompts % rows else [])
     seconds = {size: batch(model, data, size, steps, a) for size in set(sizes)}
@@ -122,19 +122,19 @@ def work(model: Model, data: Data, prompts: int, steps: int, a: Mapping[str, flo
 
 @dataclass
 class Cluster:
-    """GPUs that share one file system; ``lost`` preemptions or failures an hour of a GPU."""
+    """GPUs that share one file system; ``lost`` preemptions or failures per GPU hour."""
 
     gpus: int
-    disk: float  # bytes a second for all together
-    link: float  # bytes a second for one
+    disk: float  # bytes per second for all GPUs together
+    link: float  # bytes per second for one GPU
     start: float  # seconds until the model begins to load
     lost: float
-    again: float  # seconds until a lost cell is queued again
+    again: float  # seconds until a lost run is queued again
 
 
 @dataclass
 class Outcome:
-    """What a run of the queue took: wall time, seconds that GPUs were held, cells begun again."""
+    """The cost of processing a queue: wall time, seconds that GPUs were held, runs restarted."""
 
     wall: float = 0.0
     held: float = 0.0
@@ -150,16 +150,16 @@ class _Cell:
 
 
 def queue(cells: Sequence[Work], cluster: Cluster, rng: np.random.Generator) -> Outcome:
-    """Runs the cells, first come first served, and says what it took.
+    """Simulates the runs, first come, first served, and returns what it cost.
 
-    Loading shares the file system evenly, up to a GPU's own link. A cell that is lost goes back into
-    the queue and starts again, loading too, after the last batch that it saved.
+    Loading shares the file system evenly, up to each GPU's own link. A lost run goes back into the queue
+    and starts again, including loading, after the last batch that it saved.
     """
     return _Run(cells, cluster, rng).outcome()
 
 
 class _Run:
-    """One run: ``events`` are (time, number, what, cell), ``loading`` are moved on from event to event."""
+    """One simulation: ``events`` are (time, number, what, cell); ``loading`` advances from event to event."""
 
     def __init__(self, cells: Sequence[Work], cluster: Cluster, rng: np.random.Generator):
         self.cluster, self.rng, self.result = cluster, rng, Outcome()
@@ -188,7 +188,7 @@ class _Run:
         return self.result
 
     def _at(self, seconds: float, what: str, cell: _Cell) -> None:
-        self.number += 1  # equal times in the order they were made
+        self.number += 1  # events at the same time keep the order in which they were added
         heapq.heappush(self.events, (self.now + seconds, self.number, what, cell))
 
     def _fill(self) -> None:
@@ -202,8 +202,8 @@ class _Run:
         self.loading.append(cell)
 
     def _compute(self, cell: _Cell) -> None:
-        """Draws whether the cell is lost before it ends, and how far it has come by then."""
-        begun = self.now - cell.begun  # losses before the first batch count at its beginning
+        """Draws whether the run is lost before it ends, and how far it gets."""
+        begun = self.now - cell.begun  # losses before the first batch count at its start
         lost = self.rng.exponential(3600 / self.cluster.lost) - begun if self.cluster.lost else math.inf
         times = np.cumsum([*cell.work.batches[cell.done :], cell.work.finish])
         if lost >= times[-1]:

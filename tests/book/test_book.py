@@ -933,5 +933,5 @@ def test_the_switches_of_a_figure_work_by_keyboard(browser, real):
         page.keyboard.press("Enter")
         assert density.get_attribute("aria-pressed") == "true"
         page.locator(".heatmaplayer image").first.wait_for(state="attached")
-        page.get_by_label("what the figure is about").first.select_option(label="weighted cosine against entropy")
+        page.get_by_label("subject of the figure").first.select_option(label="weighted cosine against entropy")
         page.locator("text.annotation-text, .annotation text", has_text="weighted cosine similarity").first.wait_for()

@@ -484,9 +484,8 @@ def test_a_missing_text_column_lists_those_there_are(refusal, tmp_path, suffix):
 
 def test_a_file_of_lines_has_no_texts_beside_them(refusal, tmp_path):
     (tmp_path / "x.txt").write_text("one\n")
-    assert "has no columns: text_column needs a .jsonl, .csv or .parquet file" in refusal(
-        tmp_path / "x.txt", 1, None, "a"
-    )
+    said = "has no columns: text_column needs a .jsonl, .csv or .parquet file"
+    assert said in refusal(tmp_path / "x.txt", 1, None, "a")
 
 
 def test_a_packaged_set_without_answers_says_what_it_has(refusal):

@@ -109,7 +109,7 @@ def test_reading_gives_what_scoring_gives(prompt, prompt_format, temperature):
             assert [token.values[column] for token in tokens] == record[name]
     for token, ids in zip(tokens, record["top_p_tokens"], strict=True):
         assert torch.equal(token.ids, ids)
-    assert remarks == ["the text goes on behind them"]
+    assert remarks == ["the rest of the text was not measured"]
     with pytest.raises(ValueError, match="empty"):
         streaming.read(model, tokenizer, prompt, "", **options)
 

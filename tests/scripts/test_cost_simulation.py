@@ -155,7 +155,7 @@ def test_15_full_cells_are_read_and_analysed_in_less_than_2_gb(tmp_path):
 
 
 def test_a_command_that_fails_is_not_taken_for_a_small_one():
-    with pytest.raises(RuntimeError, match="ended with 3"):
+    with pytest.raises(RuntimeError, match="failed with exit status 3"):
         MEMORY.watched([sys.executable, "-c", "raise SystemExit(3)"])
 
 

@@ -528,7 +528,7 @@ def test_resamples_that_end_on_a_bound_are_counted(monkeypatch):
 
     monkeypatch.setattr(curves, "fit", bound)
     note = fits.fit(*columns(cell), resamples=40).set_index("Curve").loc["log-normal", "note"]
-    assert note == "40 of 40 resamples on a bound or without a fit"
+    assert note == "40 of 40 resamples ended on a bound or without a fit"
 
 
 def test_a_cell_with_the_name_of_a_pool_is_refused_by_name():

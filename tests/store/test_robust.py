@@ -262,7 +262,7 @@ def test_a_run_that_stood_still_until_another_one_took_its_folder_leaves_that_on
     cell = batches(tmp_path, 2)
     kept = sorted(path.name for path in cell.batches.iterdir())
     taken_over(tmp_path, name)
-    said = f"'{tmp_path}' was taken over by {name or 'another process'} while this one stood still: "
+    said = f"'{tmp_path}' was taken over by {name or 'another process'} while this one was paused: "
     with pytest.raises(BlockingIOError, match=said) as caught:
         cell.save_batch([4, 5], [tiny.record("the cat", "4")] * 2, 1.0)
     one_line(str(caught.value))
@@ -294,7 +294,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(OSError, match=r"cannot be locked \(No locks available\): use another --results_dir"):
+    with pytest.raises(OSError, match=r"cannot lock '.*' \(No locks available\): use another --results_dir"):
         locking.Lock(tmp_path)
 
 
@@ -382,7 +382,7 @@ def test_tables_and_figures_that_do_not_fit_the_disk_leave_the_old_ones(small_di
 
 def test_a_folder_on_a_full_disk_is_refused_before_the_model_is_loaded(small_disk):
     filled(small_disk)
-    with pytest.raises(OSError, match=r"cannot be written to \(No space left on device\): use another --results_dir"):
+    with pytest.raises(OSError, match=r"cannot write to '.*' \(No space left on device\): use another --results_dir"):
         run_folder.check(small_disk / "cats" / "tiny")
 
 
@@ -400,7 +400,7 @@ def test_a_file_in_a_folders_place_is_named(tmp_path, place):
     path = tmp_path / "results" / place
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("")
-    with pytest.raises(NotADirectoryError, match="is no folder: use another --results_dir") as caught:
+    with pytest.raises(NotADirectoryError, match="is not a folder: use another --results_dir") as caught:
         run_folder.check(tmp_path / "results" / "cats" / "tiny")
     assert str(path) in one_line(str(caught.value))
 
@@ -461,7 +461,7 @@ def test_a_read_only_results_folder_is_refused_before_the_model_is_loaded(small_
         command("nobody/nothing", texts, small_disk), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 1
-    said = f"error: '{small_disk}' cannot be written to (Read-only file system): use another --results_dir\n"
+    said = f"error: cannot write to '{small_disk}' (Read-only file system): use another --results_dir\n"
     assert done.stderr == said
 
 

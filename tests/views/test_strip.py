@@ -216,11 +216,11 @@ def test_a_long_prompt_is_folded(reader):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"quantity": "beauty"}, "quantity is 'beauty'; this record has entropy, full_entropy"),
-        ({"whose": "mine"}, "whose is 'mine'; it must be drawn or the text's"),
+        ({"quantity": "beauty"}, "quantity is 'beauty': this record has entropy, full_entropy"),
+        ({"whose": "mine"}, "whose is 'mine': it must be drawn or the text's"),
         (
             {"shown": 2, "last": 2},
-            "token 2 cannot be shown: the strip has tokens 0 to 1",
+            "shown is 2: it must be a token of the strip, 0 to 1",
         ),
     ],
 )

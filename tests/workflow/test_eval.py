@@ -98,7 +98,7 @@ def test_where_every_file_is_damaged_nothing_is_written_and_each_is_named(tmp_pa
     assert done.returncode == 1
     skipped, error = done.stderr.strip().splitlines()
     assert skipped.startswith(f"skipped: '{path}'")
-    assert error.startswith("error: no measurements that can be read")
+    assert error.startswith("error: no readable measurements")
     assert not (tmp_path / results.ANALYSES).exists()
 
 

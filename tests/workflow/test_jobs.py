@@ -339,7 +339,7 @@ def test_a_gpu_stays_held_while_the_command_of_a_killed_job_goes_on(tmp_path):
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert gpus.take(ONE) is None
-    assert gpus.holder(ONE) == f"a child of process {run.pid}, which has ended"
+    assert gpus.holder(ONE) == f"a process that process {run.pid} left running"
     orphan.kill()
     psutil.wait_procs([orphan], timeout=200)
     until(lambda: gpus.take(ONE))

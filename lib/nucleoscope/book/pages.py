@@ -1,7 +1,7 @@
-"""An executed notebook in, the page that the book has of it out.
+"""Converts an executed notebook into a page of the book.
 
 Contract: notebooks as nbformat reads them; no files, and nothing is executed. Numbers and figures
-stay as they were computed: what goes tells of the machine and of the run's course.
+stay as computed; everything that depends on the machine or on the course of the run is removed.
 """
 
 import copy
@@ -19,18 +19,18 @@ KERNEL = {
     "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},
 }
 PROGRESS = re.compile(r"\d%\||\b(it|tok|B)/s\b|\bs/it\b")  # a line that a progress bar drew
-BEFORE = r"(?<![\w.~-])"  # a path starts here, and is not the rest of another one or of a web address
+BEFORE = r"(?<![\w.~-])"  # a path starts here, and is not the rest of another path or of a URL
 PEOPLE = re.compile(BEFORE + r"(?:/home|/Users|[A-Z]:\\Users)[/\\][^/\\\s\"'<>]+")
 ELSEWHERE = re.compile(BEFORE + r"(?<![:<>/])/(?:[\w.+-]+/)+([\w.+-]+)")
-WORDS = "nucleoscope-strip"  # the class of HTML that shows what a model wrote: its paths are its own
+WORDS = "nucleoscope-strip"  # the class of HTML with a model's text: paths in it are left alone
 
 
 def normalise(notebook: NotebookNode, folders: Mapping[str, str]) -> NotebookNode:
-    """A copy that says what was found and not where, when or by whom it was run.
+    """A copy of the notebook that contains the results, but not where, when or by whom it was run.
 
-    ``folders`` are machine paths and what stands for them ("" for the project's own folder). Other
-    absolute paths keep their last name. Times, papermill's notes, widgets and progress bars go;
-    code cells are folded unless tagged "show-input". Doing it twice changes nothing more.
+    ``folders`` maps paths on this machine to their replacements ("" for the project's own folder). Other
+    absolute paths keep only their last component. Times, papermill's notes, widgets and progress bars are
+    removed; code cells are folded unless tagged "show-input". Applying it twice has no further effect.
     """
     result = copy.deepcopy(notebook)
     result.metadata = NotebookNode(copy.deepcopy(KERNEL))
@@ -43,16 +43,16 @@ def normalise(notebook: NotebookNode, folders: Mapping[str, str]) -> NotebookNod
                 tags.append(FOLDED)
             cell.outputs = [output for output in map(_still, cell.outputs) if output]
         cell.metadata = NotebookNode({"tags": tags} if tags else {})
-        cell.id = f"cell-{number}"  # papermill draws a new one for the parameters in each run
+        cell.id = f"cell-{number}"  # papermill creates a new id for the parameters in each run
     for cell in result.cells:
         cell.update(_shortened(cell, _patterns(folders), elsewhere=cell.cell_type == "code"))
     return result
 
 
 def _joined(cells: list[NotebookNode]) -> list[NotebookNode]:
-    """The cells with neighbours that show nothing made one, and without the parameters that papermill replaced.
+    """The cells, with adjacent cells without output merged, and without the parameters that papermill replaced.
 
-    Settings and imports are then one fold at the top of a page, not three.
+    Settings and imports are then one fold at the top of a page instead of three.
     """
     if any("injected-parameters" in cell.metadata.get("tags", []) for cell in cells):
         cells = [cell for cell in cells if "parameters" not in cell.metadata.get("tags", [])]
@@ -80,7 +80,7 @@ def _removed(cell: NotebookNode) -> bool:
 
 
 def _still(output: NotebookNode) -> NotebookNode | None:
-    """An output without what only moved while the notebook ran; None where nothing is left."""
+    """An output without anything that only changed while the notebook ran; None if nothing is left."""
     if output.output_type == "stream" and output.name == "stderr":
         lines = re.split(r"[\r\n]+", output.text)
         output.text = "".join(f"{line}\n" for line in lines if line.strip() and not PROGRESS.search(line))
@@ -93,20 +93,20 @@ def _still(output: NotebookNode) -> NotebookNode | None:
 
 
 def _patterns(folders: Mapping[str, str]) -> list[tuple[re.Pattern, str]]:
-    """What to replace by what: the longest folder first, because one may lie in another."""
+    """What to replace by what: the longest folder first, because folders may be nested."""
     patterns = []
     for path, name in sorted(folders.items(), key=lambda pair: -len(pair[0])):
         start = BEFORE + re.escape(path.rstrip("/"))
-        if len(path) > 1:  # the home of some containers is "/"
+        if len(path) > 1:  # in some containers, the home folder is "/"
             patterns += [(re.compile(start + "/"), f"{name}/" if name else "")]
             patterns += [(re.compile(start + r"(?![\w-]|\.\w)"), name or ".")]
     return [*patterns, (PEOPLE, "~")]
 
 
 def _shortened(value: Any, patterns: list[tuple[re.Pattern, str]], elsewhere: bool) -> Any:
-    """``value`` with the patterns replaced in every text, except in binary data and in a model's own words.
+    """``value`` with the patterns replaced in every string, except in binary data and in a model's own text.
 
-    ``elsewhere``: any other absolute path keeps its last name. Prose has such paths as links.
+    ``elsewhere``: every other absolute path keeps only its last component. Prose has such paths as links.
     """
     if isinstance(value, dict):
         kept = ("bdata", "image/png", "image/jpeg")
@@ -120,9 +120,9 @@ def _shortened(value: Any, patterns: list[tuple[re.Pattern, str]], elsewhere: bo
 
 
 def titled(notebook: NotebookNode, title: str) -> NotebookNode:
-    """The notebook with its first heading replaced: the pages of all cells come from one notebook.
+    """The notebook with its first heading replaced, because the pages of all runs come from one notebook.
 
-    The notebook itself is changed. One without a heading gets a cell with it, before all others.
+    The notebook itself is changed. One without a heading gets a new first cell with it.
     """
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and re.search(r"^# ", cell.source, re.MULTILINE):
@@ -133,5 +133,5 @@ def titled(notebook: NotebookNode, title: str) -> NotebookNode:
 
 
 def plain(name: str) -> str:
-    """A name as Markdown that shows just that name."""
+    """A name as Markdown that shows exactly that name."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|$~^&-])", r"\\\1", name)

@@ -23,7 +23,7 @@ from nucleoscope.store import results
 from nucleoscope.views.figure_data import csv_text
 
 PLOTLY = "application/vnd.plotly.v1+json"
-HEAVY = 1_500_000  # bytes of a page from which a reader has to wait for it
+HEAVY = 1_500_000  # bytes from which a page is slow to load
 GENERATED = (
     "CHANGELOG.md",
     "CITATION.cff",
@@ -78,7 +78,7 @@ def cell_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes
     """One page per run with an executed notebook, their data, and a table that links to them."""
     cells = [folder for folder in results.cells(results_dir) if (folder / results.NOTEBOOK).is_file()]
     if not cells:
-        raise BookError(f"no executed notebooks in '{results_dir}': measure a model first (make run)")
+        raise BookError(f"no executed notebooks in '{results_dir}': measure a model first, for example with make run")
     files = {}
     for cell in cells:
         model, dataset = cell.name, cell.parent.name
@@ -210,5 +210,5 @@ def build(root: Path, results_dir: Path, output: Path) -> Path:
         raise BookError("the book has warnings or errors, see above")
     for page in sorted(html.rglob("*.html")):
         if page.stat().st_size > HEAVY:
-            print(f"heavy: {page.relative_to(html)} has {page.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
+            print(f"warning: {page.relative_to(html)} is large ({page.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
     return html / "index.html"

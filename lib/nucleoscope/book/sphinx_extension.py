@@ -1,8 +1,8 @@
-"""What Sphinx and MyST-NB load while they build the book.
+"""Extensions that Sphinx and MyST-NB load while they build the book.
 
 Contract: a figure stored as plotly's JSON becomes an interactive figure that follows the page's
 theme, with its description and a link to its data; plotly.js and MathJax are copied from
-installed packages, once, so that no page asks the network for anything.
+installed packages, once, so that pages need no network.
 """
 
 import base64
@@ -27,7 +27,7 @@ from nucleoscope.views.figure_data import decoded
 
 STATIC = Path(__file__).with_name("static")
 SCRIPTS = ("plotly.min.js", "figures.js")  # only on pages with a figure
-MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts")  # what TeX pages may ask for
+MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts")  # files that pages with TeX may request
 
 
 class PlotlyRenderer:
@@ -58,23 +58,23 @@ def figure_nodes(figure: Mapping[str, Any]) -> list[nodes.Element]:
 
 
 def description(figure: Mapping[str, Any]) -> str:
-    """The figure in words: its alt text, else its title without markup."""
+    """A description of the figure: its alt text, or else its title without markup."""
     title = figure["layout"].get("title") or {}
     text = _meta(figure).get("alt") or (title if isinstance(title, str) else title.get("text"))
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text or "Figure")).split())
 
 
 def figure_html(figure: Mapping[str, Any], alt: str) -> str:
-    """The place where figures.js draws, and what it draws there."""
+    """The HTML element in which figures.js draws, with the data to draw."""
     content = {"data": _lighter(figure["data"]), "layout": _lighter(figure["layout"])}
-    # "<" cannot stand in a script: "</script>" would end it and "<!--" hide what follows
+    # a script must not contain "<": "</script>" would end it, and "<!--" would hide what follows
     payload = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", r"\u003c")
     role = "group" if figure["layout"].get("updatemenus") else "img"
     height = int(figure["layout"].get("height") or 450)
     return (
         f'<div class="plotly-figure"><div class="plot" role="{role}" aria-label="{html.escape(alt)}"'
         f' style="min-height:{height}px"></div>\n<script type="application/json">{payload}</script>\n'
-        "<noscript>This figure is drawn by JavaScript, which is switched off here.</noscript></div>\n"
+        "<noscript>This figure needs JavaScript, which is disabled in this browser.</noscript></div>\n"
     )
 
 
@@ -84,7 +84,7 @@ def _meta(figure: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _lighter(value: Any) -> Any:
-    """The same with packed float64 as float32: half the page, and finer than any screen."""
+    """The same with packed float64 as float32: halves the page, and is still finer than any screen."""
     if isinstance(value, dict) and value.get("dtype") == "f8":
         data = decoded(value).astype(np.dtype("<f4")).tobytes()
         return {**value, "dtype": "f4", "bdata": base64.b64encode(data).decode()}
@@ -94,7 +94,7 @@ def _lighter(value: Any) -> Any:
 
 
 def _copy_assets(app: Sphinx) -> None:
-    """Puts the shared files where pages look for them, before Sphinx writes their checksums into pages."""
+    """Copies the shared files to where pages expect them, before Sphinx writes their checksums into pages."""
     if app.builder.format != "html":
         return
     target = Path(app.outdir, "_static")
@@ -117,14 +117,14 @@ def _add_scripts(app: Sphinx, page: str, template: str, context: dict, doctree: 
 
 
 def _plain_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are prose with `names` and |sizes|: bars and stars in them are no markup."""
+    """Docstrings are prose with `names` and |sizes|: escapes bars and asterisks, which are not markup there."""
     for number, line in enumerate(lines):
         bullet, rest = re.match(r"(\s*\* )?(.*)", line).groups()
         lines[number] = (bullet or "") + re.sub(r"(`+[^`]*`+)|([|*])", lambda m: m[1] or f"\\{m[2]}", rest)
 
 
 def _skip_fields(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
-    """A named tuple's fields stand in its signature, and have nothing of their own to say."""
+    """Skips the fields of a named tuple, which are already in its signature."""
     return True if type(thing).__name__ == "_tuplegetter" else None
 
 
@@ -135,7 +135,7 @@ def setup(app: Sphinx) -> dict[str, bool | int]:
     app.connect("html-page-context", _add_scripts)
     app.connect("autodoc-process-docstring", _plain_docstring)
     app.connect("autodoc-skip-member", _skip_fields)
-    # A page is made anew when what makes it has changed.
+    # A page is rebuilt if the code that generates it has changed.
     parts = [Path(__file__), *sorted(path for path in STATIC.iterdir() if path.is_file())]
     version = int(hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:12], 16)
     return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": version}

@@ -2,7 +2,7 @@
 
 
 def __getattr__(name: str):
-    """`Explorer`, imported when it is first asked for, because it brings torch and plotly."""
+    """`Explorer`, imported on first use, because it imports torch and plotly."""
     if name == "Explorer":
         from nucleoscope.explorer.explorer import Explorer
 

@@ -1,7 +1,7 @@
-"""The live notebook's controls: the text whose tokens can be pointed at, and the settings around it.
+"""The controls of the live notebook: the text with its tokens, and the settings around it.
 
-Contract: widgets that know nothing of models; `explorer.Explorer` fills them and listens to them.
-``static/explorer.js`` draws the text and sets what it gets as text, never as HTML.
+Contract: widgets that do not depend on models; `explorer.Explorer` fills them and listens to them.
+``static/explorer.js`` draws the text and inserts what it receives as text, never as HTML.
 """
 
 from importlib import resources
@@ -22,8 +22,8 @@ STATIC = Path(str(resources.files("nucleoscope.explorer") / "static"))
 class TokenText(anywidget.AnyWidget):
     """The running text with its legend and the card of one token.
 
-    The kernel sets ``pieces`` (one string a token), ``shares`` (0 to 1 or None each), ``legend``, ``card``
-    and ``status``; the page sets ``hovered`` and ``clicked`` (steps, or -1), and ``marked`` (steps) where
+    The kernel sets ``pieces`` (one string per token), ``shares`` (0 to 1 or None each), ``legend``, ``card``
+    and ``status``; the page sets ``hovered`` and ``clicked`` (steps, or -1), and ``marked`` (steps) when
     points are selected in the plotly figure whose layout's meta is ``figure``: its customdata are steps.
     """
 
@@ -45,9 +45,9 @@ class TokenText(anywidget.AnyWidget):
 def settings(
     model_name: str, max_tokens: int, top_p: float, temperature: float, seed: int, prompt_format: str
 ) -> dict[str, Any]:
-    """The widgets of the settings that decide which tokens are written, by name."""
+    """The widgets for the settings that affect which tokens are generated, by name."""
     least_length, most_top_p = FIELDS["max_tokens"].metadata["least"], FIELDS["top_p"].metadata["most"]
-    small = {"width": "11em"}  # each widget makes a layout of its own from it: one may be hidden
+    small = {"width": "11em"}  # each widget gets its own layout, because one of them may be hidden
     return {
         "model_name": widgets.Text(model_name, description="model", continuous_update=False),
         "max_tokens": widgets.BoundedIntText(
@@ -75,7 +75,7 @@ def modes(mode: str) -> widgets.ToggleButtons:
 def arranged(
     picks: list, texts: list, settings: list, actions: list, text: TokenText, figures: widgets.Box
 ) -> widgets.VBox:
-    """All widgets as one: rows of controls, then text and figures, side by side where there is room for it."""
+    """All widgets as one: rows of controls, then text and figures, side by side if there is room."""
     wrap = {"flex_flow": "row wrap", "align_items": "center"}
     text_side = widgets.VBox([text], layout=widgets.Layout(**COLUMN))
     both = widgets.HBox([text_side, figures], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start"))

@@ -1,9 +1,9 @@
-"""The live notebook's widgets: one text, token by token, with its candidates and its scatter.
+"""The live notebook's widgets: one text, token by token, with its candidates and its scatter plot.
 
-Contract: everything runs in the kernel and in JupyterLab's page, with no network and no server of its
-own. Text from models and data sets reaches the page as plain text: the widgets set it as such, and
-what plotly gets, which reads a little HTML, is escaped. A text is written in a thread, so that the
-kernel goes on answering: to pointing, clicking, selecting and Stop.
+Contract: everything runs in the kernel and in JupyterLab's page, without a network and without a server of
+its own. Text from models and data sets is inserted into the page as plain text, and escaped for plotly,
+which interprets some HTML. A text is generated in a thread, so that the kernel keeps responding
+to pointing, clicking, selecting and Stop.
 """
 
 import threading
@@ -24,13 +24,13 @@ from nucleoscope.store import results
 from nucleoscope.views import cards
 from nucleoscope.views.token_text import Reader
 
-REFRESH = 0.15  # seconds between two looks at a text that is being written
+REFRESH = 0.15  # seconds between two updates of a text that is being generated
 _loaded: dict[tuple[str, str, str], loading.Model] = {}  # one at most
 _loading = threading.Lock()
 
 
 def load(name: str, dtype: str, device: str) -> loading.Model:
-    """A model, from memory where it is the one that was loaded last. Two large ones need not fit beside each other."""
+    """A model, kept in memory if it was the last one loaded. Two large models need not fit in memory at once."""
     with _loading:
         if (name, dtype, device) not in _loaded:
             _loaded.clear()
@@ -39,11 +39,11 @@ def load(name: str, dtype: str, device: str) -> loading.Model:
 
 
 class Explorer:
-    """Widgets to write one text, or read one, and look inside it; ``view`` is what a notebook shows.
+    """Widgets to generate one text, or measure an existing one, and inspect it; ``view`` displays them in a notebook.
 
-    Arguments are the first values of the settings; ``results_dir`` is where measured cells are
-    offered from. A kernel has one explorer: making another, as a cell that is run again does, ends
-    the one before and whatever it was writing. Models are loaded once, not once a prompt.
+    Arguments are the initial values of the settings; measured runs are offered from ``results_dir``. A
+    kernel has one explorer: creating another, as happens when a cell is run again, closes the one before
+    and stops its generation. Models are loaded once, not once per prompt.
     """
 
     _latest: ClassVar["Explorer | None"] = None
@@ -71,11 +71,11 @@ class Explorer:
         self.tokens: list[Token] = []
         self.model: loading.Model | None = None
         self.reader: Reader | None = None
-        self.whose = "drawn"  # or "the text's": what a card calls the token that is there
-        self.records: list[dict] = []  # of the measured cell that is picked: prompts and tokens
+        self.whose = "drawn"  # or "the text's": how a card refers to the actual token
+        self.records: list[dict] = []  # prompts and tokens of the selected run
         self._thread: threading.Thread | None = None
         self._stop, self._closed, self._lock = threading.Event(), False, threading.RLock()
-        self.scatter: go.FigureWidget | None = None  # the figures come with the first text
+        self.scatter: go.FigureWidget | None = None  # created with the first text
         self.heat: go.FigureWidget | None = None
         self.settings = settings(model_name, max_tokens, top_p, temperature, seed, prompt_format)
         self._build(prompt, text, mode, quantity, results_dir)
@@ -83,10 +83,10 @@ class Explorer:
         self._switch()
         if Explorer._latest is not None:
             Explorer._latest.close()
-        Explorer._latest = self  # last, so that one whose settings are refused leaves nothing behind
+        Explorer._latest = self  # last, so that an explorer with invalid settings leaves nothing behind
 
     def _build(self, prompt: str, text: str, mode: str, quantity: str, results_dir: str) -> None:
-        """Makes the other widgets, and ``view`` of all."""
+        """Creates the other widgets, and ``view`` with all of them."""
         self.text = TokenText()
         self.mode = modes(mode)
         self.prompt, self.given = (
@@ -118,7 +118,7 @@ class Explorer:
         )
 
     def _connect(self) -> None:
-        """Who hears of what. Each widget is heard once: it is as old as this explorer."""
+        """Connects widgets and callbacks. Each widget is observed once: it is created together with this explorer."""
         self.run_button.on_click(lambda _: self.run())
         self.stop_button.on_click(lambda _: self._stop.set())
         self.mode.observe(lambda _: self._switch(), "value")
@@ -129,15 +129,15 @@ class Explorer:
         self.text.observe(lambda change: self._click(change.new), "clicked")
 
     def _switch(self) -> None:
-        """Shows the controls of the mode alone: only a text that is there is pasted, only a new one has a seed."""
+        """Shows only the controls of the selected mode: an existing text is pasted, a generated one has a seed."""
         self.given.layout.display = None if self.mode.value == "score" else "none"
         self.settings["seed"].layout.display = "none" if self.mode.value == "score" else None
 
     def _draw(self) -> None:
-        """Makes the figures of a text: what was selected or zoomed in those of the text before goes with them.
+        """Creates the figures of a text; selection and zoom in the previous text's figures are lost.
 
-        Not before the first text: JupyterLab may ask for a widget's state while a cell still runs, and
-        draws a figure that is made in between without its data and layout.
+        Not before the first text: JupyterLab may request a widget's state while a cell is still running, and
+        then draws a figure that is created in the meantime without its data and layout.
         """
         before = self.figures.children
         self.text.figure = self.text.model_id
@@ -147,7 +147,7 @@ class Explorer:
             figure.close()
 
     def run(self) -> None:
-        """Writes or reads a text with the settings as they stand, in a thread; does nothing while that runs."""
+        """Generates or measures a text with the current settings, in a thread; does nothing while that is running."""
         if self._thread is not None and self._thread.is_alive():
             return
         chosen = {name: widget.value for name, widget in self.settings.items()}
@@ -162,12 +162,12 @@ class Explorer:
         self._thread.start()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Returns when the text is written, or after so many seconds."""
+        """Returns when the text is complete, or after this many seconds."""
         if self._thread is not None:
             self._thread.join(seconds)
 
     def close(self) -> None:
-        """Ends what is being written, and takes the widgets from the page."""
+        """Stops the generation and removes the widgets from the page."""
         self._closed = True
         self._stop.set()
         for widget in (self.text, *self.figures.children, self.view):
@@ -175,7 +175,7 @@ class Explorer:
 
     def _clear(self, chosen: dict[str, Any]) -> None:
         self._stop.clear()
-        self.run_button.disabled, self.stop_button.disabled = True, "text" in chosen  # a text is read in one go
+        self.run_button.disabled, self.stop_button.disabled = True, "text" in chosen  # a text is measured in one pass
         self.progress.value, self.progress.max = 0, chosen["max_tokens"]
         with self._lock:
             self.tokens = []
@@ -185,12 +185,12 @@ class Explorer:
             self._draw()
 
     def _write(self, chosen: dict[str, Any]) -> None:
-        """The thread's work: loads, writes, shows, and says how it went."""
+        """The thread's work: loads, generates, displays, and reports the outcome."""
         said, failed = "", False
         try:
             said = self._written(dict(chosen))
             self._show()
-        except Exception as error:  # whatever it is, the reader of the page is to know
+        except Exception as error:  # any error is shown on the page
             said, failed = f"{type(error).__name__}: {error}", True
         finally:
             if not self._closed:
@@ -198,24 +198,24 @@ class Explorer:
                 self.run_button.disabled, self.stop_button.disabled = False, True
 
     def _written(self, chosen: dict[str, Any]) -> str:
-        """Writes or reads the text, and returns what is to be said of it."""
+        """Generates or measures the text, and returns a message about it."""
         name, prompt = chosen.pop("model_name"), chosen.pop("prompt")
         self._say(f"Loading {name} …")
-        self.model = None  # what nobody holds makes room for the next one
+        self.model = None  # makes room for the next model
         model = load(name, self.dtype, self.device)
         self.model, self.reader, self.whose = model, Reader(model.tokenizer), "drawn"
         begun = time.monotonic()
         if "text" in chosen:
-            self._say("Reading …")
+            self._say("Measuring …")
             self.whose = "the text's"
             self.tokens, remarks = read(model.model, model.tokenizer, prompt, chosen.pop("text"), **chosen)
         else:
-            self._say("Writing …")
+            self._say("Generating …")
             remarks = [self._stream(model, prompt, chosen)]
         return f"{len(self.tokens):,} tokens in {time.monotonic() - begun:.1f} s ({'; '.join(remarks or ['done'])})"
 
     def _stream(self, model: loading.Model, prompt: str, chosen: dict[str, Any]) -> str:
-        """Writes a text, shows it as it comes, and returns how it ended."""
+        """Generates a text, shows it as it grows, and returns how it ended."""
         shown = time.monotonic()
         for token in stream(model.model, model.tokenizer, prompt, **chosen):
             self.tokens.append(token)
@@ -234,7 +234,7 @@ class Explorer:
                 self.text.status, self.text.failed = status, failed
 
     def _show(self) -> None:
-        """Brings text, tint, scatter and progress up to the tokens that there are."""
+        """Updates text, tint, scatter plot and progress with the tokens so far."""
         with self._lock:
             if self._closed or self.reader is None:
                 return
@@ -251,14 +251,14 @@ class Explorer:
             self.text.shares, self.text.legend = shares, legend | {"gaps": None in shares}
 
     def _point(self, step: int) -> None:
-        """A token was pointed at: its card, and its mark in the scatter."""
+        """A token was pointed at: shows its card, and its mark in the scatter plot."""
         with self._lock:
             if 0 <= step < len(self.tokens):
                 self.text.card = cards.card(self.tokens, step, self.reader, self._embedding(), whose=self.whose)
                 show_mark(self.scatter, self.tokens[step])
 
     def _click(self, step: int) -> None:
-        """A token was clicked: beside card and mark, the matrix of its candidates."""
+        """A token was clicked: shows card and mark, and the matrix of its candidates."""
         with self._lock:
             if 0 <= step < len(self.tokens):
                 self.text.hovered = step
@@ -268,7 +268,7 @@ class Explorer:
         return self.model.model.get_input_embeddings().weight.detach()
 
     def _open(self, folder: Path | str) -> None:
-        """A measured cell was picked: its prompts can be."""
+        """A measured run was selected: offers its prompts."""
         self.records, self.picked.options, self.picked.disabled = [], prompts([]), True
         if not folder:
             return
@@ -280,11 +280,11 @@ class Explorer:
         self.picked.options, self.picked.disabled = prompts(self.records), False
 
     def _pick(self, place: int) -> None:
-        """A measured prompt was picked: Run then writes or reads the cell's text again, with the cell's settings."""
+        """A prompt of a run was selected: Run then generates or measures its text again, with the run's settings."""
         if place < 0:
             return
         self.prompt.value = self.records[place]["prompt"]
-        self._say("Press Run to write or read this text again.")
+        self._say("Press Run to generate or measure this text again.")
         if not (self.cell.value / results.RUN_INFO).is_file():
             return
         found = fill_defaults(results.load_info(self.cell.value)["settings"])

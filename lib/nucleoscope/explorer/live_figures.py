@@ -15,7 +15,7 @@ from nucleoscope.views import cards
 from nucleoscope.views.figures import BLUE, ORANGE, VERMILLION, layout
 from nucleoscope.views.token_text import Reader
 
-AXES = {"x": "entropy", "y": "cosine"}  # of the scatter
+AXES = {"x": "entropy", "y": "cosine"}  # of the scatter plot
 HINT = "Click a token to see how similar its candidates are."
 
 
@@ -53,7 +53,7 @@ def show_mark(figure: go.FigureWidget, token: cards.Token) -> None:
 
 
 def heat() -> go.FigureWidget:
-    """The figure for `heatmap`, empty, with a hint how to fill it."""
+    """The figure for `heatmap`, empty, with a hint on how to fill it."""
     return _fitting(go.FigureWidget(layout=layout("", 90)).update_layout(**heat_layout(HINT, [], 90)))
 
 

@@ -157,7 +157,7 @@ def holder(name: str) -> str:
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
-        return f"a child of process {process}, which has ended"
+        return f"a process that process {process} left running"
     except OSError:
         pass
     return f"process {process}"

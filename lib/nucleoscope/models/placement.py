@@ -137,7 +137,7 @@ def _lock(gpu: int, keep: bool) -> bool:
 
 
 def weights(config: PreTrainedConfig, dtype: torch.dtype | str, trust_remote_code: bool = False) -> int | None:
-    """Bytes that a model's weights will take, from its configuration alone; None for quantized ones."""
+    """Bytes that a model's weights will take, from its configuration alone; None for quantised ones."""
     if getattr(config, "quantization_config", None):
         return None
     wanted = dtype if isinstance(dtype, torch.dtype) else (config.dtype or torch.float32)

@@ -1,13 +1,13 @@
-"""Prompts in, resampled statistics out: the bootstrap over prompts, and the bins of a scatter plot.
+"""The bootstrap over prompts, and the bins of a scatter plot.
 
-Contract: arrays of tokens, each with the number of its prompt; no tables, no files. `each` spreads
+Contract: arrays of tokens, each with the number of its prompt; no tables, no files. `each` distributes
 such work over processes. The tokens of one prompt depend on each other, so a resample draws whole
 prompts with replacement (the cluster bootstrap: Davison and Hinkley, "Bootstrap Methods and their
 Application", 1997, section 3.8).
 
-A resample is never spelled out. It is a row of counts, how often each prompt was drawn, and every
-statistic here takes such counts as weights: a value is sorted once, and the ranks and medians of a
-resample come from the running sum of its counts. That makes a resample linear in the tokens.
+The tokens of a resample are never copied. A resample is a row of counts, how often each prompt was drawn,
+and every statistic here takes such counts as weights: values are sorted once, and the ranks and medians of
+a resample follow from the running sum of its counts. The cost of a resample is linear in the tokens.
 """
 
 import multiprocessing
@@ -21,16 +21,16 @@ import numpy as np
 RESAMPLES = 2000
 LEVEL = 0.95
 BINS = 50  # the published study's
-BLOCK = 1 << 14  # numbers held at once for each column: what the cache holds
-COUNTS = 1 << 21  # counts worked on at once where no column of tokens is: 16 MB
-MEMORY = 1 << 30  # bytes that the processes of `each` may take together
-PROCESS = 160 << 20  # bytes of one that has imported what the statistics need
+BLOCK = 1 << 14  # numbers per column in memory at once: as many as fit in the cache
+COUNTS = 1 << 21  # counts processed at once if no column of tokens is involved: 16 MB
+MEMORY = 1 << 30  # bytes that all processes of `each` may take together
+PROCESS = 160 << 20  # bytes of a process that has imported what the statistics need
 
 
 def draws(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each prompt is drawn in each resample: (resamples, prompts) int32. ValueError without any."""
+    """How often each prompt is drawn in each resample: (resamples, prompts) int32. ValueError for no resamples."""
     if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; it must be at least 1")
+        raise ValueError(f"resamples is {resamples}: it must be at least 1")
     generator, even = np.random.default_rng(seed), np.full(prompts, 1 / prompts)
     counts = np.empty((resamples, prompts), dtype=np.int32)
     for some in chunks(counts):
@@ -41,8 +41,8 @@ def draws(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray
 def interval(values: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """The percentile interval of resampled statistics: (resamples, ...) -> low (...), high (...).
 
-    A resample in which a statistic is undefined (NaN) is left out; where that is more than one in
-    twenty, the interval is NaN.
+    Resamples in which a statistic is undefined (NaN) are left out; if they are more than one in twenty,
+    the interval is NaN.
     """
     values = np.asarray(values, dtype=np.float64)
     undefined = np.isnan(values).mean(axis=0) > 0.05
@@ -58,7 +58,7 @@ def blocks(counts: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
 
 
 def chunks(counts: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows of ``counts`` in parts that may be held as 64-bit numbers; one part for the study's cells."""
+    """Rows of ``counts`` in parts small enough for 64-bit numbers; one part for the study's runs."""
     rows = max(1, COUNTS // counts.shape[1])
     return (counts[start : start + rows] for start in range(0, len(counts), rows))
 
@@ -71,9 +71,9 @@ def constant(values: np.ndarray) -> bool:
 def each(function: Callable, items: Iterable[Any], jobs: int | None = 1, need: int = 0) -> list:
     """[function(item) ...], in ``jobs`` processes at once.
 
-    None means one for each core, but no more than share `MEMORY` where an item takes ``need`` bytes.
-    Fresh processes, not forks: a fork of a process whose threads hold locks can hang. They get the
-    items, so these should be small.
+    None means one per core, but no more than fit into `MEMORY` if an item takes ``need`` bytes.
+    Processes are spawned, not forked: a fork of a process whose threads hold locks can hang. Items are
+    sent to them, so they should be small.
     """
     items = list(items)
     jobs = min(jobs or min(_cores(), max(1, MEMORY // (PROCESS + need))), len(items))
@@ -84,7 +84,7 @@ def each(function: Callable, items: Iterable[Any], jobs: int | None = 1, need: i
 
 
 def _cores() -> int:
-    """The cores that this process may use; not every system tells them from those that there are."""
+    """The number of cores that this process may use; on some systems, the number of all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -98,7 +98,7 @@ class Ranks:
         self.upto = np.searchsorted(values[order], values, side="right")
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
-        """(B, prompts) counts -> (B, n): twice the midrank less one, whose mean is the resample's size."""
+        """(B, prompts) counts -> (B, n): twice the midrank minus one, whose mean is the resample's size."""
         running = np.zeros((len(counts), len(self.prompt) + 1))
         np.cumsum(counts[:, self.prompt], axis=1, out=running[:, 1:])
         return running[:, self.below] + running[:, self.upto]
@@ -118,7 +118,7 @@ def spearman(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.n
 def pearson(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Pearson's coefficients between columns: (n, v), (n,), (B, prompts) -> (B, v, v); NaN where undefined.
 
-    Sums of a prompt are formed once; a resample is a weighted sum of those.
+    The sums of each prompt are computed once; a resample is a weighted sum of them.
     """
     prompts, centered = counts.shape[1], values - values.mean(axis=0)
     sizes = np.bincount(prompt, minlength=prompts)
@@ -136,18 +136,18 @@ def pearson(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.nd
 
 
 def _normalised(covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    """Covariances (B, v, v) as correlations; a variance up to ``floor`` (v,) is none."""
+    """Covariances (B, v, v) as correlations; a variance up to ``floor`` (v,) counts as zero."""
     variances = np.einsum("bii->bi", covariances)
     deviations = np.sqrt(np.where(variances > floor, variances, np.nan))
     return np.clip(covariances / (deviations[:, :, None] * deviations[:, None, :]), -1, 1)
 
 
 class Bins:
-    """Equal-width bins of x, and what y does in them, in the data or in any resample.
+    """Equal-width bins of x, and statistics of y in them, in the data or in any resample.
 
-    x, y, prompt: (n,). ``edges`` (bins + 1,) reach from the least to the greatest x of the data, so
-    a resample has the same bins. A value on an inner edge belongs to the bin on its right. Where a
-    bin is empty its statistics are NaN.
+    x, y, prompt: (n,). ``edges`` (bins + 1,) go from the smallest to the greatest x of the data, so
+    resamples have the same bins. A value on an inner edge belongs to the bin on its right. The
+    statistics of an empty bin are NaN.
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, prompt: np.ndarray, bins: int = BINS):
@@ -156,7 +156,7 @@ class Bins:
         place = np.clip(np.searchsorted(self.edges, x, side="right") - 1, 0, bins - 1)
         order = np.lexsort((y, place))
         self.y, self.prompt = np.asarray(y, dtype=np.float64)[order], np.asarray(prompt)[order]
-        self.ends = np.searchsorted(place[order], np.arange(bins + 1))  # bin b holds ends[b]:ends[b + 1]
+        self.ends = np.searchsorted(place[order], np.arange(bins + 1))  # bin b contains ends[b]:ends[b + 1]
         self.count = np.diff(self.ends)
 
     def medians(self) -> np.ndarray:
@@ -176,7 +176,7 @@ class Bins:
         running = np.zeros((len(counts), len(self.y) + 1), dtype=np.int64)
         np.cumsum(counts[:, self.prompt], axis=1, out=running[:, 1:])
         starts, sizes = running[:, self.ends[:-1]], np.diff(running[:, self.ends], axis=1)
-        # Rows set one above the other make one rising sequence: one search finds every middle.
+        # Rows with increasing offsets form one increasing sequence, so one search finds all medians.
         offset = np.arange(len(counts))[:, None] * (int(running.max()) + 1)
         flat = (running[:, 1:] + offset).ravel()
         middles = []
@@ -191,10 +191,10 @@ class Bins:
         cell = np.repeat(np.arange(bins), self.count) + self.prompt * bins
         sizes = np.bincount(cell, minlength=prompts * bins).reshape(prompts, bins)
         sums = np.bincount(cell, self.y, minlength=prompts * bins).reshape(prompts, bins)
-        with np.errstate(invalid="ignore"):  # an empty bin is 0 / 0, which is NaN as promised
+        with np.errstate(invalid="ignore"):  # an empty bin gives 0 / 0, which is NaN as documented
             return np.concatenate([(some @ sums) / (some @ sizes) for some in chunks(counts)])
 
     def deviations(self) -> np.ndarray:
-        """Standard deviations (bins,) of y in the data, divided by n as numpy does."""
+        """Standard deviations (bins,) of y in the data, with divisor n as in numpy."""
         groups = np.split(self.y, self.ends[1:-1])
         return np.array([group.std() if len(group) else np.nan for group in groups])

@@ -23,7 +23,7 @@ from scipy.special import betaln
 from nucleoscope.stats import bootstrap
 from nucleoscope.store.results import choices, count_tokens, select
 
-PAIRS = (  # the first is the study's; the others each put one other quantity in its place
+PAIRS = (  # the first is the study's; each of the others replaces one quantity
     ("entropy", "cosine"),
     ("full_entropy", "cosine"),
     ("entropy", "weighted_cosine"),
@@ -31,7 +31,7 @@ PAIRS = (  # the first is the study's; the others each put one other quantity in
 )
 PUBLISHED_COLUMNS = ["Model", "Dataset", "Pearson r", "Pearson p", "Spearman r", "Spearman p"]
 COUNTS = ["tokens", "tokens with k > 1", "prompts"]
-NEED = 520  # bytes a token that `coefficients` takes at most, beside the counts of the resamples
+NEED = 520  # maximum bytes per token in `coefficients`, without the counts of the resamples
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
@@ -47,7 +47,7 @@ def statistics(
     The 15 runs of the study, 10,000 tokens each, take about 25 s on one core, less with more
     ``jobs`` (processes; None means one per core): a resample needs no sorting, only a running sum
     over each sorted column (`bootstrap.Ranks`), and Pearson's coefficient only sums over prompts
-    (`bootstrap.pearson`). Of `results.StoredTables` one cell is read at a time in each process.
+    (`bootstrap.pearson`). From `results.StoredTables`, each process reads one run at a time.
     """
     rows, keys = [], sorted(tables)
     columns = {"prompt", "k", *chain.from_iterable(PAIRS)}
@@ -86,7 +86,7 @@ def coefficients(
     interval; note. p is text, because a double cannot hold 1e-700.
     """
     names = list(dict.fromkeys([*(name for pair in pairs for name in pair), "k"]))
-    chosen = choices(table[list(dict.fromkeys([*names, "entropy", "cosine", "prompt"]))])  # few columns, little memory
+    chosen = choices(table[list(dict.fromkeys([*names, "entropy", "cosine", "prompt"]))])  # few columns save memory
     finite = chosen[np.isfinite(chosen[["entropy", "cosine"]]).all(axis=1)]
     notes = {name: note for name in names if (note := _defect(finite[name], name))}
     prompt, labels = pd.factorize(finite["prompt"])
@@ -114,9 +114,9 @@ def published() -> pd.DataFrame:
 def log10_p(r: float, n: int) -> float:
     """log10 of the two-sided p of a coefficient r of n independent pairs, however small p is.
 
-    Student's t test with n - 2 degrees of freedom, as scipy's pearsonr and spearmanr have it. Where a
-    double cannot hold p, the incomplete beta function that it equals, I_x(a, 1/2) with x = 1 - r^2 and
-    a = n/2 - 1, by its hypergeometric series (DLMF 8.17.8 and 15.8.1), whose terms fall like x / (a r^2).
+    Student's t test with n - 2 degrees of freedom, as in scipy's pearsonr and spearmanr. If p is too small
+    for a double, it is computed as the incomplete beta function I_x(a, 1/2) with x = 1 - r^2 and
+    a = n/2 - 1, by its hypergeometric series (DLMF 8.17.8 and 15.8.1), whose terms decrease like x / (a r^2).
     """
     if not abs(r) < 1:  # also NaN
         return np.nan if np.isnan(r) else -np.inf
@@ -130,7 +130,7 @@ def log10_p(r: float, n: int) -> float:
 
 
 def power_of_ten(log10: float, digits: int = 6) -> str:
-    """10 ** log10 as text, in full magnitude: -356.25 -> '5.62341e-357'. Nothing for NaN."""
+    """10 ** log10 as text, in full magnitude: -356.25 -> '5.62341e-357'. Empty for NaN."""
     if not np.isfinite(log10):
         return "0" if log10 < 0 else ""
     exponent = int(np.floor(log10))
@@ -205,7 +205,7 @@ class _Sample:
         return (xy - xk * yk) / np.sqrt(np.where(rest > 1e-12, rest, np.nan))
 
     def _within(self, x: str, y: str) -> tuple[np.ndarray, int]:
-        """The mean over prompts of the coefficient within each, in data and resamples; prompts in it."""
+        """The mean over prompts of the coefficient within each, in data and resamples, and the number of prompts."""
         groups = self.columns[[x, y]].groupby(self.prompt)
         ranks = groups.rank()
         ranks -= ranks.groupby(self.prompt).transform("mean")

@@ -1,12 +1,12 @@
-"""Medians of bins in, fitted curves out: three bumps and what they are compared with.
+"""Fits curves to the medians of bins: three single-peaked ones ("bumps") and others to compare them with.
 
-Contract: arrays x, y, n (bins,): centers > 0, medians and numbers of tokens of the bins that hold
-any. Fits are least squares with weights n: a median of n tokens is taken to have variance
-sigma^2 / n. Nothing here knows of prompts or tables.
+Contract: arrays x, y, n (bins,): centers > 0, medians and numbers of tokens of the non-empty bins.
+Fits are least squares with weights n: a median of n tokens is assumed to have variance
+sigma^2 / n. This module does not depend on prompts or tables.
 
-A bump is height * shape(x / peak) + base with a shape that is 1 at the peak: those numbers can be
-read off a plot, so they have natural starts and bounds. Its parameters are reported as its formula
-has them.
+A bump is height * shape(x / peak) + base with a shape that is 1 at the peak: these numbers can be
+read off a plot, so they have natural starting values and bounds. Parameters are reported in the form of
+the curve's formula.
 """
 
 import math
@@ -19,7 +19,7 @@ from scipy.optimize import curve_fit, isotonic_regression, leastsq
 
 Array = np.ndarray
 FAILED = "did not converge"
-KNOTS = 5  # of the spline, inside
+KNOTS = 5  # number of inner knots of the spline
 FORMULAS = {
     "constant": "c",
     "line": "a x + c",
@@ -35,9 +35,9 @@ FORMULAS = {
 class Fit:
     """A fitted curve, callable on any x > 0.
 
-    ``free`` counts its parameters; ``peak`` is where it is highest; ``note`` says what a reader
-    must know of it: no convergence, a parameter that ended on a bound. ``theta`` and ``bounds`` are
-    a bump's own: height, log peak, base, log s.
+    ``free`` counts its parameters; ``peak`` is where it is highest; ``note`` says what a reader must
+    know about it: no convergence, a parameter on a bound. ``theta`` and ``bounds`` are the parameters
+    of a bump and their bounds: height, log peak, base, log s.
     """
 
     curve: Callable[[Array], Array]
@@ -71,7 +71,7 @@ def _log_normal_shape(z: Array, s: float) -> tuple[Array, Array, Array]:
 
 @dataclass(frozen=True)
 class _Bump:
-    names: tuple[str, ...]  # the formula's parameters that height, log peak, base and log s decide
+    names: tuple[str, ...]  # the formula's parameters, which follow from height, log peak, base and log s
     shape: Shape
     parameters: Callable[[float, float, float, float], tuple[float, ...]]  # height, log peak, base, s -> by names
     starts: tuple[float, ...] = (1.0,)  # of s
@@ -91,7 +91,7 @@ class _Bump:
 
 
 def _gamma_height(height: float, log_peak: float, s: float) -> float:
-    """The a of a x^s exp(-b x), whose greatest value, at s / b, is ``height``."""
+    """The a of a x^s exp(-b x) for which the maximum, at s / b, is ``height``."""
     return height * math.exp(min(s * (1 - log_peak), 700))
 
 
@@ -117,7 +117,7 @@ _BUMPS = {
 def fit(kind: str, x: Array, y: Array, n: Array, start: Fit | None = None) -> Fit:
     """The curve of this kind (a key of FORMULAS) that is closest to the medians.
 
-    ``start`` is a fit of this kind to similar medians: a bump then starts from it alone.
+    ``start`` is a fit of this kind to similar medians: a bump then uses it as the only starting point.
     """
     if kind in _BUMPS:
         return _refit(kind, x, y, n, start) if start and start.theta is not None else _bump(kind, x, y, n)
@@ -135,7 +135,7 @@ def _line(x: Array, y: Array, n: Array) -> Fit:
 
 
 def _bump(kind: str, x: Array, y: Array, n: Array) -> Fit:
-    """The best of several starts by scipy's curve_fit with bounds.
+    """The best result of scipy's curve_fit with bounds over several starting points.
 
     Bounds: height from 0 to ten times the range of the medians, base within ten ranges of them, the
     peak from a tenth of a bin to ten times the last bin.
@@ -149,7 +149,7 @@ def _bump(kind: str, x: Array, y: Array, n: Array) -> Fit:
             start = np.array([span, np.log(peak), y.min(), np.log(s)])[: len(low)]
             try:
                 theta, *_ = curve_fit(bump, x, y, start, sigma=n**-0.5, bounds=(low, high), jac=bump.jacobian)
-            except RuntimeError:  # this start does not converge; another may
+            except RuntimeError:  # this starting point does not converge; another may
                 continue
             error = float(np.sum(n * (bump(x, *theta) - y) ** 2))
             if error < least:
@@ -160,9 +160,9 @@ def _bump(kind: str, x: Array, y: Array, n: Array) -> Fit:
 
 
 def _refit(kind: str, x: Array, y: Array, n: Array, start: Fit) -> Fit:
-    """One fit from ``start``: without bounds, which is ten times as fast, and with them where it leaves them.
+    """One fit from ``start``: without bounds, which is ten times as fast, or with bounds if the result violates them.
 
-    leastsq is what curve_fit calls without bounds; it spares the covariance, which resamples replace.
+    leastsq is what curve_fit calls without bounds; it skips the covariance, for which we use resamples.
     """
     bump, weights, (low, high) = _BUMPS[kind], np.sqrt(n), start.bounds
     theta, *_, status = leastsq(
@@ -202,13 +202,13 @@ def _fitted(kind: str, theta: Array, bounds: tuple[Array, Array]) -> Fit:
 
 
 def _free(x: Array, y: Array, n: Array) -> Fit:
-    """The steps closest to the medians that rise up to some bin and fall from there on.
+    """The step function closest to the medians that rises up to some bin and falls after it.
 
-    Every split of the bins is judged by the isotonic regressions to its left and right; prefix
-    isotonic regression (Stout 2008, "Unimodal regression via prefix isotonic regression") has the
-    errors of all splits from one pass each way. The levels count as parameters (Meyer and Woodroofe
-    2000, "On the degrees of freedom in shape-restricted regression"). Between centers the curve is
-    joined by straight lines.
+    Every split of the bins is evaluated by isotonic regressions to its left and right; prefix isotonic
+    regression (Stout 2008, "Unimodal regression via prefix isotonic regression") gives the errors of all
+    splits in one pass in each direction. The levels count as parameters (Meyer and Woodroofe 2000, "On
+    the degrees of freedom in shape-restricted regression"). Between centers the curve is interpolated
+    linearly.
     """
     split = int(np.argmin(_prefix_errors(y, n) + _prefix_errors(y[::-1], n[::-1])[::-1]))
     parts = [(y[:split], n[:split], True), (y[split:], n[split:], False)]
@@ -219,10 +219,10 @@ def _free(x: Array, y: Array, n: Array) -> Fit:
 
 
 def _spline(x: Array, y: Array, n: Array) -> Fit:
-    """The cubic spline with as many tokens between its knots, which may fall and rise again."""
+    """The cubic spline with equally many tokens between its knots, which may fall and rise again."""
     share = np.cumsum(n) / np.sum(n)
     inner = np.interp(np.arange(1, KNOTS + 1) / (KNOTS + 1), share, x)
-    # Each stretch needs a bin of its own (Schoenberg and Whitney): knots in one gap between bins are one.
+    # Each interval needs a bin of its own (Schoenberg and Whitney): knots in the same gap between bins are merged.
     inner = inner[np.unique(np.searchsorted(x, inner), return_index=True)[1]]
     inner = inner[(inner > x[2]) & (inner < x[-3])][: max(len(x) - 5, 0)]
     curve = make_lsq_spline(x, y, np.r_[[x[0]] * 4, inner, [x[-1]] * 4], w=np.sqrt(n))

@@ -1,8 +1,8 @@
-"""A table of tokens in, the curves of cosine over entropy out, and how much they explain.
+"""Fits curves of cosine over entropy to a table of tokens, and reports how much they explain.
 
-Contract: tables as `results.load_table` makes them; no files, no figures. Tokens with k = 1 are
-left out. Curves (`curves`) are fitted to the medians of 50 equal-width bins; empty bins are left
-out, a bin weighs by its tokens. Intervals come from resampled prompts: same bins, same fit (`sample`).
+Contract: tables as returned by `results.load_table`; no files, no figures. Tokens with k = 1 are
+left out. Curves (`curves`) are fitted to the medians of 50 equal-width bins, weighted by their tokens;
+empty bins are left out. Intervals come from resampled prompts: same bins, same fit (`sample`).
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from nucleoscope.stats import bootstrap, curves
 from nucleoscope.stats.sample import Sample, explainable, shortage
 from nucleoscope.store.results import choices, count_tokens, select
 
-POOLED = "(all)"  # in the column of what a pool runs over; no name of a model or data set
+POOLED = "(all)"  # replaces the model or data set in the rows of a pool; not a valid name of either
 PARAMETERS = ("a", "b", "c", "s", "m")
-NEED = 160  # bytes a token that `fit` takes at most, beside the counts of the resamples
+NEED = 160  # maximum bytes per token in `fit`, without the counts of the resamples
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
@@ -29,22 +29,22 @@ def statistics(
     seed: int = 0,
     jobs: int | None = 1,
 ) -> pd.DataFrame:
-    """Every curve on every cell and pool of cells: one row each, from {(model, dataset): tokens}.
+    """Every curve on every run and pool of runs: one row each, from {(model, dataset): tokens}.
 
-    See `fit` for the columns; ``Model`` and ``Dataset`` stand before them. A pool holds the cells of
-    one model or of one data set, with "(all)" for the other; a pool of one cell is that cell and has no
-    rows. Prompts of one data set are taken to be the same for every model, number by number, so a
+    See `fit` for the columns; ``Model`` and ``Dataset`` come first. A pool contains the runs of one
+    model or of one data set, with "(all)" for the other; a pool of a single run would equal that run and has
+    no rows. Prompts of one data set are assumed to be the same for every model, number by number, so a
     resample draws a prompt with all its continuations.
 
-    The 15 cells of the study and their 8 pools take about 35 s on two cores (``jobs`` are processes;
-    None means one for each core): medians of a resample cost one running sum and one search
-    (`bootstrap.Bins`), and a fit started from the fit to the data a fraction of a millisecond. Of a
-    `results.StoredTables` the cells of one pool are read at a time in each process.
+    The 15 runs of the study and their 8 pools take about 35 s on two cores (``jobs`` are processes;
+    None means one per core): the medians of a resample cost one running sum and one search
+    (`bootstrap.Bins`), and a fit that starts from the fit to the data takes a fraction of a millisecond.
+    From `results.StoredTables`, each process reads the runs of one pool at a time.
     """
     groups = _groups(tables)
     parts = [select(tables, keys, {"prompt", "k", x, y}) for keys in groups.values()]
     sizes = list(map(count_tokens, parts))
-    order = sorted(range(len(parts)), key=lambda i: -sizes[i])  # the long ones first fill the cores
+    order = sorted(range(len(parts)), key=lambda i: -sizes[i])  # long ones first, to keep the cores busy
     work = partial(_fit, x=x, y=y, resamples=resamples, seed=seed)
     done = bootstrap.each(work, [parts[i] for i in order], jobs, NEED * max(sizes, default=0))
     parts = [part for _, part in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
@@ -57,7 +57,7 @@ def statistics(
 def lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 80) -> pd.DataFrame:
     """The fitted curves of `statistics` as points to draw: Model, Dataset, Curve, x, y, tokens.
 
-    The medians they are fitted to stand before them, as a curve of that name, with their tokens.
+    The medians they are fitted to come first, as a curve of that name, with their tokens.
     """
     parts = []
     for (model, dataset), group in _groups(tables).items():
@@ -84,10 +84,10 @@ def _fit(cells: Tables, x: str, y: str, resamples: int, seed: int) -> pd.DataFra
 
 
 def _groups(tables: Tables) -> dict[tuple[str, str], list[tuple[str, str]]]:
-    """The cells, then the pools of several cells of one model, then of one data set; each with its cells' names."""
+    """The runs, then the pools of several runs of one model, then of one data set; each with its runs' names."""
     groups = {key: [key] for key in sorted(tables)}
     if any(POOLED in key for key in groups):
-        raise ValueError(f"a model or data set has the name '{POOLED}', which is reserved for pools: rename its folder")
+        raise ValueError(f"a model or data set is named '{POOLED}', which is reserved for pools: rename its folder")
     for place in (0, 1):
         for name in sorted({key[place] for key in tables}):
             cells = [key for key in sorted(tables) if key[place] == name]
@@ -97,7 +97,7 @@ def _groups(tables: Tables) -> dict[tuple[str, str], list[tuple[str, str]]]:
 
 
 def _sample(cells: Tables, x: str, y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """x, y and the number of its prompt for each token of some cells, and a note on tokens that lack x or y."""
+    """x, y and the prompt's number for each token of some runs, and a note on tokens without x or y."""
     number = {dataset: place for place, dataset in enumerate(dict.fromkeys(dataset for _, dataset in cells))}
     parts, lost, has = [], 0, {x: False, y: False}
     for key in cells:  # one table at a time
@@ -181,7 +181,7 @@ def _blank() -> dict[str, object]:
 
 
 def _compared(frame: pd.DataFrame, smooth: float) -> pd.DataFrame:
-    """Sets R2 against that of the free curve and of what smooth curves can do, and AICc against the least."""
+    """Divides R2 by that of the free curve and of a spline, and subtracts the smallest AICc."""
     free = frame.set_index("Curve")["R2 (tokens)"]["free"]
     for name, reference in (("of free", free), ("of spline", smooth)):
         frame[name] = frame["R2 (tokens)"] / (reference if reference > 0 else np.nan)

@@ -1,8 +1,8 @@
-"""One sample of tokens in, how well each curve fits it out.
+"""Measures how well each curve fits one sample of tokens.
 
-Contract: arrays of tokens, each with the number of its prompt; no tables of cells, no files. The
+Contract: arrays of tokens, each with the number of its prompt; no tables of runs, no files. The
 curves (`curves`) are fitted to the medians of 50 equal-width bins (`bootstrap.Bins`); resamples and
-folds hold whole prompts, and have the bins of all tokens. `fits.fit` says what the numbers mean.
+folds consist of whole prompts and use the bins of all tokens. `fits.fit` explains the numbers.
 """
 
 import numpy as np
@@ -11,14 +11,14 @@ from scipy.interpolate import BSpline
 
 from nucleoscope.stats import bootstrap, curves
 
-FOLDS = 10  # of the prompts, for the error on prompts held out
-CLEARLY = 2  # standard errors that a curve must gain over a constant
-LEAST_BINS = 8  # that hold tokens: five numbers are fitted at most, the error among them
-ROWS = 1 << 17  # of a spline's design matrix that are held at once
+FOLDS = 10  # number of groups of prompts for the error on held-out prompts
+CLEARLY = 2  # number of standard errors by which a curve must be better than a constant
+LEAST_BINS = 8  # minimum of non-empty bins: at most five numbers are fitted, including the error
+ROWS = 1 << 17  # rows of a spline's design matrix in memory at once
 
 
 def shortage(x: np.ndarray, y: np.ndarray, prompt: np.ndarray) -> str:
-    """Why no curve can be fitted to a sample x, y, prompt (n,); "" where one can."""
+    """Why no curve can be fitted to a sample x, y, prompt (n,); "" if one can."""
     if len(x) < 3:
         return "fewer than three tokens with k > 1"
     if len(np.unique(prompt)) == 1:
@@ -32,11 +32,11 @@ def shortage(x: np.ndarray, y: np.ndarray, prompt: np.ndarray) -> str:
 class Sample:
     """One sample of tokens with its bins, in the data, in every resample, and without each fold.
 
-    x, y: (n,), finite; prompt: (n,), any integers that tell the prompts apart. `shortage` must have
-    nothing to say of them. ValueError where ``resamples`` is less than one. ``seed`` decides the
-    resamples and which prompts make a fold: ``fold`` (prompts,), in the order of their numbers.
-    ``data`` holds (sizes, medians) of the bins, ``without`` such a pair for the tokens outside each
-    fold, ``drawn`` one for each resample.
+    x, y: (n,), finite; prompt: (n,), any integers that identify the prompts. `shortage` must return ""
+    for them. ValueError if ``resamples`` is less than one. ``seed`` determines the resamples and which
+    prompts form a fold: ``fold`` (prompts,), in the order of their numbers. ``data`` contains (sizes,
+    medians) of the bins, ``without`` such a pair for the tokens outside each fold, ``drawn`` one for
+    each resample.
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, prompt: np.ndarray, resamples: int, seed: int):
@@ -52,13 +52,13 @@ class Sample:
         )
 
         self.fits = {kind: self._fit(kind, self.data) for kind in curves.FORMULAS}
-        self.constant = self._held_out("constant", self.fits["constant"])  # one number a token: no more than two live
+        self.constant = self._held_out("constant", self.fits["constant"])  # one number per token: two at most exist
         self.aicc = {kind: _aicc(*self._left(curve), curve.free) for kind, curve in self.fits.items()}
 
     def row(self, kind: str) -> dict[str, object]:
-        """The columns of `fits.fit` for one of `curves.FORMULAS`, as far as they need no other curve.
+        """The columns of `fits.fit` for one of `curves.FORMULAS` that do not depend on other curves.
 
-        delta AICc is AICc itself here. A curve that is refused has no parameters, and a note that says why.
+        delta AICc is still the AICc itself. A rejected curve has no parameters, and a note that says why.
         """
         curve, errors = self.fits[kind], self._held_out(kind, self.fits[kind])
         refused, error = self._refusal(kind, errors), float(errors.mean())
@@ -67,7 +67,7 @@ class Sample:
         total = self._left(self.fits["constant"])[0]
         notes = [refused, curve.note]
         if np.isnan(error) and not curve.note:
-            notes.append("no held-out error: no fit without some of the prompts")
+            notes.append("no held-out error: no fit if some of the prompts are left out")
         row = {"Curve": kind, "bins": bins, "formula": curves.FORMULAS[kind], "delta AICc": self.aicc[kind]}
         row |= {"R2 (medians)": 1 - left / total if total else np.nan, "held-out error": error}
         if not refused:
@@ -75,19 +75,19 @@ class Sample:
             found, doubtful = self._parameters(kind, curve)
             row |= found | self._linear(curve(self.x))
             if doubtful > 0.05 * len(self.drawn) and not curve.note:
-                notes.append(f"{doubtful} of {len(self.drawn)} resamples on a bound or without a fit")
+                notes.append(f"{doubtful} of {len(self.drawn)} resamples ended on a bound or without a fit")
             row["before peak"] = np.nan if np.isnan(curve.peak) else float(np.mean(self.x < curve.peak))
         return row | {"note": "; ".join(filter(None, notes))}
 
     def _left(self, curve: curves.Fit) -> tuple[float, int]:
-        """The weighted squared error of a curve on the medians, and how many there are."""
+        """The weighted squared error of a curve on the medians, and the number of medians."""
         sizes, medians = self.data
         used = sizes > 0
         squares = (medians[used] - curve(self.bins.centers[used])) ** 2
         return float(np.sum(sizes[used] * squares)), int(used.sum())
 
     def _refusal(self, kind: str, errors: np.ndarray) -> str:
-        """Why a curve is no better than a constant, or nothing."""
+        """Why a curve is no better than a constant, or an empty string."""
         if kind == "constant" or self.fits[kind].note == curves.FAILED:
             return ""
         reasons = [] if self.aicc[kind] < self.aicc["constant"] or kind == "free" else ["by AICc"]
@@ -104,7 +104,7 @@ class Sample:
         return curves.fit(kind, self.bins.centers[used], values[used], sizes[used], start)
 
     def _parameters(self, kind: str, curve: curves.Fit) -> tuple[dict[str, float], int]:
-        """Parameters and peak with their intervals, from the fits to all resamples; how many of those failed."""
+        """Parameters and peak with their intervals, from the fits to all resamples; how many of the fits failed."""
         names = [*curve.parameters, *([] if np.isnan(curve.peak) else ["peak"])]
         if not names:
             return {}, 0
@@ -149,10 +149,10 @@ class Sample:
 
 
 def explainable(x: np.ndarray, y: np.ndarray) -> float:
-    """R2 over tokens of a cubic spline fitted to them, with knots at the deciles of x: what smooth curves can do.
+    """R2 over tokens of a cubic spline fitted to them, with knots at the deciles of x: a reference for smooth curves.
 
-    x, y: (n,), finite, neither of them constant. No more than `ROWS` tokens' rows of the spline's
-    design are held at once.
+    x, y: (n,), finite, neither of them constant. At most `ROWS` rows of the spline's design matrix are
+    in memory at once.
     """
     inner = np.unique(np.quantile(x, np.arange(1, 10) / 10))
     inner = inner[(inner > x.min()) & (inner < x.max())]
@@ -164,7 +164,7 @@ def explainable(x: np.ndarray, y: np.ndarray) -> float:
 
     if len(starts) == 1:
         solution = np.linalg.lstsq(design(0), y)[0]
-    else:  # the triangles of the parts' QR decompositions have the same solution as all rows
+    else:  # the R factors of the parts' QR decompositions have the same solution as all rows
         triangles = [np.linalg.qr(np.c_[design(start), y[start : start + ROWS]], "r") for start in starts]
         small = np.concatenate(triangles)
         solution = np.linalg.lstsq(small[:, :-1], small[:, -1])[0]
@@ -183,7 +183,7 @@ def _aicc(left: float, bins: int, free: int) -> float:
 def clustered_error(values: np.ndarray, prompt: np.ndarray) -> float:
     """The standard error of a mean over tokens, clustered by prompt.
 
-    values: (n,); prompt: (n,), the prompts' numbers 0, 1, ..., each of them in use and at least two.
+    values: (n,); prompt: (n,), the prompts' numbers 0, 1, ..., all of them used and at least two.
     """
     sums = np.bincount(prompt, values - values.mean())
     return float(np.sqrt(len(sums) / (len(sums) - 1) * np.sum(sums**2)) / len(values))

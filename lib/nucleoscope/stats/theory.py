@@ -38,7 +38,7 @@ def nucleus(p: np.ndarray, top_p: float) -> np.ndarray:
 
 
 def parts(p: np.ndarray, top_p: float) -> tuple[float, float, float]:
-    """The three terms of H(p): which side, within the nucleus, within the tail."""
+    """The three terms of H(p): inside or outside the nucleus, within the nucleus, within the tail."""
     inside = nucleus(p, top_p)
     outside = np.delete(p, inside)
     m = p[inside].sum()
@@ -55,9 +55,9 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def embedding(rng: np.random.Generator, rows: int = 2000, width: int = 64, common: float = 4.0) -> np.ndarray:
-    """Unit rows (rows, width) of a made embedding: noise, and a shared direction that each row has more or less of.
+    """Unit rows (rows, width) of a synthetic embedding: noise plus a common direction, with random weights.
 
-    ``common`` is the mean share, in units of the noise's standard deviation; 0 gives an isotropic one.
+    ``common`` is the mean weight, in units of the noise's standard deviation; 0 gives an isotropic one.
     """
     noise = rng.normal(size=(rows, width))
     noise[:, 0] += common * (1 + 0.5 * rng.normal(size=rows))
@@ -97,7 +97,7 @@ def drawn_cosines(rng: np.random.Generator, units: np.ndarray, sizes: Sequence[i
 
 
 def draw_moments(units: np.ndarray) -> tuple[float, float, float]:
-    """Mean cosine of all pairs, S_g^2 of the rows' effects, and the mean square of the pairs' rests; O(V d^2)."""
+    """Mean cosine of all pairs, S_g^2 of the rows' effects, and the mean square of the pairs' residuals; O(V d^2)."""
     v, square = len(units), (units**2).sum(1)
     center = mean_cosine(units)
     effect = (v - 1) / (v - 2) * ((units @ units.sum(0) - square) / (v - 1) - center)
@@ -150,8 +150,8 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
 def diluted_nuclei(
     rng: np.random.Generator, units: np.ndarray, count: int, core: int, noise: float, largest: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sizes, entropies and mean cosines (count,) of made nuclei: ``core`` noisy copies of one row, random rows,
-    and probabilities that know nothing of either."""
+    """Sizes, entropies and mean cosines (count,) of synthetic nuclei: ``core`` noisy copies of one row, random rows,
+    and probabilities that are independent of both."""
     sizes = np.exp(rng.uniform(np.log(core), np.log(largest + 1), count)).astype(int)
     entropies, cosines = np.empty(count), np.empty(count)
     for place, k in enumerate(sizes):
@@ -163,7 +163,7 @@ def diluted_nuclei(
 
 
 def made_choices(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Entropy, similarity entropy and |M| (count, 3) of made nuclei of many sizes, shapes and likenesses."""
+    """Entropy, similarity entropy and |M| (count, 3) of synthetic nuclei of many sizes, shapes and similarities."""
     found = np.empty((count, 3))
     for row in found:
         k, width = int(np.exp(rng.uniform(0.7, 4.5))), int(rng.choice([1, 2, 4, 64]))

@@ -1,14 +1,14 @@
-"""A lock on a folder, and whether a folder can be written to.
+"""A lock on a folder, and a check that a folder can be written to.
 
-Contract: this module knows nothing of what is in the folder.
+Contract: this module does not depend on what is in the folder.
 
-The lock is filelock's, which is the system's (flock): it goes with the process that holds it, however
-that one ends. On a file system that shares such locks among machines (NFS) it holds on all of them;
-there, the lock of a machine that has crashed lasts until the server forgets that machine. Where locks
-hold on one machine only (Lustre with localflock, BeeGFS by default), the holder's sign of life decides:
-it touches the lock's file every `BEAT` seconds. filelock has leases and lifetimes too, but only for its
+The lock is filelock's, which uses a system lock (flock): it ends with the process that holds it, however
+that process ends. On a file system that shares such locks between machines (NFS), it is valid on all of
+them; there, the lock of a machine that has crashed lasts until the server drops that machine. If locks
+apply to one machine only (Lustre with localflock, BeeGFS by default), a heartbeat decides: the holder
+touches the lock file every `BEAT` seconds. filelock has leases and lifetimes too, but only for its
 soft locks, which are files without flock: a killed process would keep the folder until its lease ends,
-and one that was stopped for a while would lose it to another on the same machine.
+and one that was suspended for a while would lose it to another process on the same machine.
 """
 
 import contextlib
@@ -22,29 +22,29 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LOCK = ".lock"  # the name of a lock's file in the folder that it guards
-LOCK_SECONDS = 5  # how long a second writer waits: a killed run's kernel may live a second longer
+LOCK = ".lock"  # the name of the lock file in the folder that it protects
+LOCK_SECONDS = 5  # how long a second writer waits: the kernel of a killed run may live a second longer
 POLL = 0.2
 BEAT = 10
-SILENCE = 35  # seconds after which a holder on another machine that does not touch its file is dead
-PROBE = 2**16  # bytes that a folder must have room for, so that a run may begin
+SILENCE = 35  # seconds without a heartbeat after which a holder on another machine counts as dead
+PROBE = 2**16  # free bytes that a folder must have before a run may start
 
 
 def check_folder(folder: Path) -> None:
-    """OSError with one line where ``folder`` cannot be written to, or another process writes there now.
+    """Raises OSError with one line if ``folder`` cannot be written to, or if another process is writing to it.
 
-    The folder need not be there: then it is asked of the nearest one above. Leaves nothing behind.
+    The folder need not exist: in that case its nearest existing parent is checked. Leaves nothing behind.
     """
     place = folder.absolute()
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
-        raise NotADirectoryError(f"'{place}' is no folder: use another --results_dir")
+        raise NotADirectoryError(f"'{place}' is not a folder: use another --results_dir")
     try:
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(b"\0" * PROBE)
     except OSError as error:
-        raise type(error)(f"'{place}' cannot be written to ({error.strerror}): use another --results_dir") from None
+        raise type(error)(f"cannot write to '{place}' ({error.strerror}): use another --results_dir") from None
     if (folder / LOCK).exists():
         Lock(folder).release()
 
@@ -52,15 +52,15 @@ def check_folder(folder: Path) -> None:
 class Lock:
     """A folder locked for this process, until `release` or the process ends.
 
-    BlockingIOError names the process that holds it already, after a wait of `LOCK_SECONDS`. Where
-    the file system gives the lock although a process on another machine has not let go of it, that
-    one's sign of life decides: it is refused for at the first, and taken from it after `SILENCE`.
+    If another process holds the lock, BlockingIOError names it, after a wait of `LOCK_SECONDS`. If the
+    file system grants the lock although a process on another machine still holds it, the heartbeat
+    decides: at the first one this process gives up, and after `SILENCE` without any it takes the lock over.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / LOCK
         self._done, self._name = threading.Event(), _me()
-        self._file = -1  # the descriptor of the lock's file
+        self._file = -1  # the descriptor of the lock file
         self._lock = self._acquire()
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, self._name.encode(), 0)
@@ -68,30 +68,30 @@ class Lock:
         self._beat.start()
 
     def check(self) -> None:
-        """BlockingIOError where another process has taken the lock, because this one gave no sign for too long."""
+        """Raises BlockingIOError if another process took the lock over because this one paused for too long."""
         try:
-            holder = self.path.read_text()  # opened anew: only then does NFS ask its server
-        except FileNotFoundError:  # that one has ended
+            holder = self.path.read_text()  # reopened: only then does NFS ask its server
+        except FileNotFoundError:  # the other process has ended
             holder = ""
         if holder != self._name:
-            self._done.set()  # no more signs of life in another's name
+            self._done.set()  # no more heartbeats on another process's lock
             raise BlockingIOError(
-                f"'{self.path.parent}' was taken over by {holder.strip() or 'another process'} while this one stood "
-                "still: what it has measured is kept, the same command goes on where that one leaves it"
+                f"'{self.path.parent}' was taken over by {holder.strip() or 'another process'} while this one was "
+                "paused: finished batches are kept; run the same command again to resume where that process stops"
             )
 
     def release(self) -> None:
-        """Lets others write to the folder."""
+        """Releases the folder for other processes."""
         self._done.set()
         self._beat.join()
-        if self._holder() == self._name:  # else this machine slept, and another one took it
+        if self._holder() == self._name:  # otherwise this machine was suspended, and another one took the lock
             self.path.unlink(missing_ok=True)
         self._lock.release()
 
     def _acquire(self) -> FileLock:
-        """The lock, held, once no process on any machine holds it."""
-        files: list[int] = []  # a bound method would keep this object and its lock alive in a circle
-        # a lock that is only a file (where there is no flock) would outlive a killed process
+        """The lock, acquired once no process on any machine holds it."""
+        files: list[int] = []  # a bound method would create a reference cycle and keep the lock alive
+        # without flock, the lock would be only a file, which would outlive a killed process
         lock = FileLock(
             self.path, poll_interval=POLL, thread_local=False, fallback_to_soft=False, on_acquired=files.append
         )
@@ -103,10 +103,10 @@ class Lock:
                 raise self._refusal(self._read_holder()) from None
             except OSError as error:
                 folder = self.path.parent
-                raise OSError(f"'{folder}' cannot be locked ({error.strerror}): use another --results_dir") from None
+                raise OSError(f"cannot lock '{folder}' ({error.strerror}): use another --results_dir") from None
             self._file = files[-1]
             holder = self._holder()
-            # filelock sees a file that was just removed by its count of names, which NFS keeps at 1
+            # filelock recognises a file that was just removed by its link count, which NFS keeps at 1
             try:
                 if self._look_up() and (not _elsewhere(holder) or self._falls_silent(holder)):
                     return lock
@@ -117,14 +117,14 @@ class Lock:
             deadline = time.monotonic() + LOCK_SECONDS
 
     def _falls_silent(self, holder: str) -> bool:
-        """True after `SILENCE` without a sign of life of a process on another machine; False where it ends meanwhile.
+        """True after `SILENCE` without a heartbeat of a process on another machine; False if it ends in the meantime.
 
-        BlockingIOError at its first sign.
+        Raises BlockingIOError at its first heartbeat.
         """
         beat, begun = None, time.monotonic()
-        print(f"waiting for a sign of {holder.strip()}, for {SILENCE} s at most", file=sys.stderr)
+        print(f"waiting up to {SILENCE} s to see whether {holder.strip()} is still running", file=sys.stderr)
         while found := self._look_up():
-            # the first date comes from the same look-up: that of an open descriptor may be an older one (NFS)
+            # the first time stamp comes from the same look-up: that of an open descriptor may be older (NFS)
             beat = found.st_mtime_ns if beat is None else beat
             if found.st_mtime_ns != beat:
                 raise self._refusal(holder)
@@ -134,9 +134,9 @@ class Lock:
         return False
 
     def _look_up(self) -> os.stat_result | None:
-        """The lock's file as others find it now; None where that is not the one that this process has locked."""
+        """The status of the lock file as others see it now; None if it is not the file that this process locked."""
         try:
-            with self.path.open() as stream:  # opened anew each time: only then does NFS ask its server
+            with self.path.open() as stream:  # reopened each time: only then does NFS ask its server
                 found = os.fstat(stream.fileno())
         except FileNotFoundError:
             return None
@@ -146,16 +146,19 @@ class Lock:
         return os.pread(self._file, 4096, 0).decode(errors="replace")
 
     def _read_holder(self) -> str:
-        """Who is named in the file of a lock that another process holds."""
+        """The holder named in the lock file of another process."""
         for _ in range(2):
             with contextlib.suppress(OSError):
                 if holder := self.path.read_text():
                     return holder
-            time.sleep(POLL)  # whoever has just locked it is about to write its name
+            time.sleep(POLL)  # a process that has just locked it is about to write its name
         return ""
 
     def _refusal(self, holder: str) -> BlockingIOError:
-        return BlockingIOError(f"'{self.path.parent}' is being written by {holder.strip() or 'another process'}")
+        return BlockingIOError(
+            f"'{self.path.parent}' is being written by {holder.strip() or 'another process'}: "
+            "wait until it ends, or use another --results_dir"
+        )
 
 
 def _me() -> str:

@@ -1,9 +1,9 @@
-"""A measurements file in, its records out, with tensors that stay in the file until they are used.
+"""Reads the records of a measurements file, with tensors that stay in the file until they are used.
 
-Contract: torch reads the file; this module only says what may be in it (lists, dicts, numbers, texts
-and vectors; no other name in a file is ever looked up) and puts a `MappedVector` in place of each
-tensor. A run of a million tokens has two million tensors of candidates: as tensors, and through the
-loader of ``weights_only=True``, they take 3.8 GB and minutes, however few of them are looked at.
+Contract: torch reads the file; this module only specifies what may be in it (lists, dicts, numbers,
+strings and vectors; no other name in a file is ever looked up) and replaces each tensor by a
+`MappedVector`. A run of a million tokens has two million tensors of candidates: loading them as tensors,
+with ``weights_only=True``, takes 3.8 GB and minutes, however few of them are used.
 """
 
 import functools
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-EVERY = 500_000  # vectors after which an unpickler lets go of what it need not keep
+EVERY = 500_000  # number of vectors after which an unpickler drops objects that it need not keep
 
 
 class MappedVector:
-    """A vector in a file: `read` makes a tensor of it, `len` knows its length without that."""
+    """A vector in a file: `read` returns it as a tensor; `len` gives its length without reading it."""
 
     __slots__ = ("size", "start", "storage")
 
@@ -43,22 +43,22 @@ class MappedVector:
         return np.asarray(self.read().numpy(), dtype)
 
     def read(self) -> "torch.Tensor":
-        """The vector as a tensor of its own, which does not need the file any more."""
+        """The vector as an independent tensor, which does not need the file any more."""
         from torch._utils import _rebuild_tensor_v2
 
         return _rebuild_tensor_v2(self.storage, self.start, (self.size,), (1,), False, None).clone()
 
 
 def map_records(path: str | os.PathLike) -> Any:
-    """What is in a measurements file, with a `MappedVector` for each tensor.
+    """The content of a measurements file, with a `MappedVector` for each tensor.
 
-    Raises whatever torch and pickle raise if the file is damaged, or not as our runs write it.
+    Raises whatever torch and pickle raise if the file is damaged or was not written by Nucleoscope.
     """
     import torch
 
     with zipfile.ZipFile(path) as archive:  # a program, which torch would load as one
         if any(name.endswith("constants.pkl") for name in archive.namelist()):
-            raise pickle.UnpicklingError("a TorchScript archive is no measurements file")
+            raise pickle.UnpicklingError("a TorchScript archive is not a measurements file")
     loader = SimpleNamespace(__name__="pickle", Unpickler=_Unpickler)
     return torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=loader)
 
@@ -71,16 +71,16 @@ def read_vectors(value: Any) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """The names of a measurements file; torch has taken its storages' types before.
+    """Resolves the names in a measurements file; torch has already handled the types of its storages.
 
-    An unpickler keeps every object that a file may name again. The half dozen that each tensor brings are
-    never named again, and would take most of the memory: from time to time they are let go. If a file does
-    name one again, that is an UnpicklingError.
+    An unpickler keeps every object that a file may refer to again. The half dozen objects per tensor are
+    never referred to again and would take most of the memory, so they are dropped from time to time. If a
+    file does refer to one again, that is an UnpicklingError.
     """
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
-        # Not a method: the unpickler keeps all that it finds, and must not keep itself.
+        # Not a method: the unpickler keeps everything that it finds, and must not keep itself.
         self.rebuild = functools.partial(_rebuild, weakref.ref(self))
         self.vectors = 0
 
@@ -89,13 +89,13 @@ class _Unpickler(pickle.Unpickler):
             return self.rebuild
         if (module, name) == ("collections", "OrderedDict"):  # a tensor's hooks: none
             return _return_none
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of a measurements file")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a measurements file")
 
     def forget(self) -> None:
-        """Lets go of tensors, of what they were made from, and of what is complete."""
+        """Drops tensors, the objects they were made from, and completed values."""
         kept = {place: value for place, value in self.memo.copy().items() if not isinstance(value, FORGOTTEN)}
-        # A memo can be set to another unpickler's memo only (to a dict it cannot: CPython loses the entries), so
-        # another one reads a pickle that puts each value in its place: its number, the value, put, pop.
+        # A memo can only be set to another unpickler's memo (with a dict, CPython loses the entries), so another
+        # unpickler reads a pickle that puts each value in its place: its number, the value, put, pop.
         stream = b"".join(struct.pack("<ciccIc", b"J", place, b"Q", b"r", place, b"0") for place in kept)
         other = pickle.Unpickler(io.BytesIO(stream + b"N."))
         other.persistent_load = kept.__getitem__

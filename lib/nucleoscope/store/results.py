@@ -1,9 +1,9 @@
-"""Results on disk: where they lie, what they are called, and how they are loaded as a table.
+"""Results on disk: where they are, what they are called, and how they are loaded as a table.
 
-Contract: this module knows nothing of models or statistics. A cell is one model on one data set, in
+Contract: this module does not depend on models or statistics. A run is one model on one data set, in
 ``<results_dir>/<dataset>/<model>/`` (see `cell_folder`); `run_folder.Cell` writes it. Analyses read
-its tokens.parquet, which this module writes beside measurements that have none, such as the
-published study's.
+its tokens.parquet, which this module also writes for measurements that have none, such as those of
+the published study.
 """
 
 import contextlib
@@ -36,29 +36,29 @@ ANALYSIS_FILES = (
     *("correlation_bins.csv", "correlation_stats.csv", "correlation_stats.tex", "correlation_stats_short.tex"),
     *("fits.ipynb", "fit_lines.csv", "fit_stats.csv", "fit_stats.tex"),
 )
-REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # what the published study's files have
-SOURCE = b"nucleoscope.measurements"  # the key of a tokens.parquet's metadata that says what it was written from
-END = 2**16  # bytes of either end of a measurements file that its fingerprint is made of
+REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # the keys of the published study's files
+SOURCE = b"nucleoscope.measurements"  # the metadata key in tokens.parquet for the fingerprint of its source
+END = 2**16  # bytes at each end of a measurements file that go into its fingerprint
 
 
 def short_names(dataset_name: str, model_name: str) -> tuple[str, str]:
-    """What a cell's data set and model are called in paths and tables.
+    """The names of a run's data set and model in paths and tables.
 
-    A file of prompts goes by its name without the ending, a model by what stands after the last "/".
+    A file of prompts is called by its name without the extension, a model by the part after the last "/".
     """
     names = Path(dataset_name).stem, model_name.rstrip("/").rsplit("/", 1)[-1]
     for name, given in zip(names, (dataset_name, model_name), strict=True):
         if name in ("", ".", ".."):
-            raise ValueError(f"'{given}' gives no name for a results folder: write the folder's own name")
+            raise ValueError(f"cannot name a results folder after '{given}': give the folder's own name")
     return names
 
 
 def cell_folder(
     results_dir: str | os.PathLike, dataset_name: str, model_name: str, text_column: str | None = None
 ) -> Path:
-    """The folder of one cell.
+    """The folder of one run.
 
-    Texts that were measured, not written, count as a data set of their own, <dataset>-<text_column>.
+    Texts that were scored, not generated, count as a data set of their own, <dataset>-<text_column>.
     """
     dataset, model = short_names(dataset_name, model_name)
     if text_column:
@@ -67,28 +67,28 @@ def cell_folder(
 
 
 def load(path: str | os.PathLike) -> list[dict]:
-    """The records of a measurements file, one a prompt. ValueError names a file that is damaged or not ours."""
+    """The records of a measurements file, one per prompt. ValueError names a damaged or unsupported file."""
     return _checked(read(path), path)
 
 
 def _load_mapped(path: Path) -> list[dict]:
-    """As `load`, but with `mapped_records.MappedVector` for tensors if the file is as our runs write it."""
+    """Like `load`, but with `mapped_records.MappedVector` for tensors if the file was written by Nucleoscope."""
     try:
         return _checked(map_records(path), path)
     except FileNotFoundError:
         raise
-    except Exception:  # whatever is wrong with the file, `load` can read it or says it in one line
+    except Exception:  # `load` either reads the file or says in one line what is wrong with it
         return load(path)
 
 
 def _checked(records: Any, path: str | os.PathLike) -> list[dict]:
     if not isinstance(records, list) or not all(isinstance(r, dict) and all(k in r for k in REQUIRED) for r in records):
-        raise ValueError(f"'{path}' is not a measurements file: it is no list of records with {', '.join(REQUIRED)}")
+        raise ValueError(f"'{path}' is not a measurements file: it has no list of records with {', '.join(REQUIRED)}")
     return records
 
 
 def load_info(folder: Path) -> dict[str, Any]:
-    """What a cell's run.json says; see `runs.run_info` for the keys."""
+    """The content of a run's run.json; see `batching.run_info` for the keys."""
     return read_json(folder / RUN_INFO)
 
 
@@ -108,14 +108,14 @@ def describe_run(info: Mapping[str, Any]) -> str:
 
 
 def measurements(folder: Path) -> Path | None:
-    """The measurements file of a cell's folder: ours, or else the latest one of the published study's code."""
+    """The measurements file in a run's folder: ours, or else the latest one from the published study's code."""
     if (folder / MEASUREMENTS).is_file():
         return folder / MEASUREMENTS
-    return max(folder.glob(STUDY_MEASUREMENTS), default=None)  # their names end in the time
+    return max(folder.glob(STUDY_MEASUREMENTS), default=None)  # their names end with the time
 
 
 def cells(results_dir: str | os.PathLike = "results") -> list[Path]:
-    """The folders below ``results_dir`` that hold measurements, by data set and model."""
+    """The folders below ``results_dir`` that contain measurements, by data set and model."""
     return sorted(folder for folder in Path(results_dir).glob("*/*/") if measurements(folder))
 
 
@@ -125,9 +125,9 @@ def load_cells(
     """The tokens of every run below ``results_dir``, and the files that cannot be read.
 
     Returns {(model, dataset): table} and {file: what is wrong with it}. Columns of a table: model,
-    dataset (categories), prompt (index), step, token, k (size of the nucleus), then the quantities,
-    in nats where they are entropies. A quantity is NaN if the file lacks it, and so are cosine and
-    weighted_cosine where k = 1 (one candidate has no pair); the token is -1 where it is unknown.
+    dataset (categories), prompt (index), step, token, k (size of the nucleus), then the quantities;
+    entropies are in nats. A quantity is NaN if the file does not contain it; cosine and weighted_cosine
+    are NaN if k = 1 (one candidate has no pair); the token is -1 if it is unknown.
     """
     _check_results_dir(results_dir)
     damaged: dict[Path, str] = {}
@@ -137,7 +137,7 @@ def load_cells(
 def each_cell(
     results_dir: str | os.PathLike, damaged: dict[Path, str], columns: Collection[str] | None = None
 ) -> Iterator[tuple[tuple[str, str], "pd.DataFrame"]]:
-    """The name and the tokens of one run after the other; files that cannot be read go into ``damaged``."""
+    """The name and the tokens of one run after another; files that cannot be read are added to ``damaged``."""
     for folder in cells(results_dir):
         with _naming(damaged, path := measurements(folder)):
             found = load_cell(path, folder.name, folder.parent.name, columns)
@@ -150,17 +150,17 @@ def load_cell(
 ) -> "pd.DataFrame":
     """The tokens of one measurements file as a table, with all columns of `load_cells` or only some of them.
 
-    ``path`` is the measurements file. Its tokens.parquet is what is read; if there is none, or one of
-    other measurements, it is written first. ValueError names a bad file.
+    ``path`` is the measurements file. Its tokens.parquet is read; if it does not exist or belongs to other
+    measurements, it is written first. ValueError names a bad file.
     """
     return _read_columns(_convert(Path(path)), model, dataset, columns)
 
 
 class StoredTables(Mapping):
-    """{(model, dataset): table}, each read from its tokens.parquet whenever it is asked for, and not kept.
+    """{(model, dataset): table}, each read from its tokens.parquet whenever it is accessed, and not kept.
 
     ``sources`` gives the parquet file of each run, or the table itself if it could not be written to a
-    file. Only ``columns`` are read (None: all). Another process gets the paths, not the tables.
+    file. Only ``columns`` are read (None: all). Other processes receive the paths, not the tables.
     """
 
     def __init__(self, sources: dict[tuple[str, str], Any], columns: Collection[str] | None = None) -> None:
@@ -186,7 +186,7 @@ class StoredTables(Mapping):
         return StoredTables(sources, self._columns if columns is None else columns)
 
     def count_tokens(self) -> int:
-        """How many rows all tables have, without reading them."""
+        """The number of rows of all tables, without reading them."""
         from pyarrow import parquet
 
         return sum(
@@ -200,19 +200,19 @@ def select(
     keys: Iterable[tuple[str, str]] | None = None,
     columns: Collection[str] | None = None,
 ) -> Mapping[tuple[str, str], "pd.DataFrame"]:
-    """Some of the tables; of `StoredTables` with only ``columns``, which are then all that is read."""
+    """Some of the tables; with `StoredTables`, only ``columns`` are then read."""
     if isinstance(tables, StoredTables):
         return tables.select(keys, columns)
     return tables if keys is None else {key: tables[key] for key in keys}
 
 
 def count_tokens(tables: Mapping[tuple[str, str], "pd.DataFrame"]) -> int:
-    """How many rows all tables have."""
+    """The number of rows of all tables."""
     return tables.count_tokens() if isinstance(tables, StoredTables) else sum(map(len, tables.values()))
 
 
 def load_readable(results_dir: str | os.PathLike) -> StoredTables:
-    """The tables of `load_cells` left in their files, to be read one at a time.
+    """The tables of `load_cells`, left in their files, to be read one at a time.
 
     Files that cannot be read are named on stderr. ValueError if none is left.
     """
@@ -225,12 +225,12 @@ def load_readable(results_dir: str | os.PathLike) -> StoredTables:
     for problem in damaged.values():
         print("skipped:", problem, file=sys.stderr)
     if not sources:
-        raise ValueError(f"no measurements that can be read under '{results_dir}': measure a model first")
+        raise ValueError(f"no readable measurements under '{results_dir}': measure a model first")
     return StoredTables(sources)
 
 
 def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
-    """Every measured token below ``results_dir``, one a row; columns as in `load_cells`.
+    """All measured tokens below ``results_dir``, one per row; columns as in `load_cells`.
 
     ValueError names a bad file.
     """
@@ -251,18 +251,18 @@ def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
 def load_records(
     folder: str | os.PathLike, prompts: Iterable[int] | None = None, fields: Collection[str] | None = None
 ) -> dict[int, dict]:
-    """The records of some prompts of a run, or of all, by the prompt's index; with all their fields, or only some.
+    """The records of some or all prompts of a run, by the prompt's index, with all or some of their fields.
 
-    What is not asked for is not read from the disk, or not kept: of the candidates only those of these
-    prompts. ValueError names a damaged file, or a prompt that the run does not have.
+    Everything else is not read from disk or not kept: candidates are read only for these prompts.
+    ValueError names a damaged file, or a prompt that the run does not have.
     """
     path = measurements(Path(folder))
     if path is None:
-        raise FileNotFoundError(f"no measurements in '{folder}'")
+        raise FileNotFoundError(f"no measurements in '{folder}': measure the model first")
     records, found = _load_mapped(path), {}
     for index in range(len(records)) if prompts is None else map(int, prompts):
         if not 0 <= index < len(records):
-            raise ValueError(f"'{path}' has no prompt {index}: it has {len(records)}, counted from 0")
+            raise ValueError(f"'{path}' has no prompt {index}: it has {len(records)} prompts, counted from 0")
         record = records[index]
         found[index] = {name: read_vectors(record[name]) for name in record if fields is None or name in fields}
     return found
@@ -270,15 +270,15 @@ def load_records(
 
 def _check_results_dir(results_dir: str | os.PathLike) -> None:
     if not Path(results_dir).is_dir():
-        raise FileNotFoundError(f"no folder '{results_dir}' here ({Path.cwd()})")
+        raise FileNotFoundError(f"folder '{results_dir}' does not exist (current folder: {Path.cwd()})")
 
 
 @contextlib.contextmanager
 def _naming(damaged: dict[Path, str], path: Path) -> Iterator[None]:
-    """Notes in ``damaged`` why ``path`` cannot be read, instead of raising."""
+    """Records in ``damaged`` why ``path`` cannot be read, instead of raising the error."""
     try:
         yield
-    except (ValueError, TypeError, RuntimeError, OSError) as error:  # the right names may hold anything
+    except (ValueError, TypeError, RuntimeError, OSError) as error:  # values of any type may be under the right keys
         damaged[path] = str(error) if str(path) in str(error) else f"'{path}': {error}"
 
 
@@ -288,7 +288,7 @@ def table(records: list[dict], model: str, dataset: str) -> "pd.DataFrame":
 
 
 def _tabulate(records: list[dict]) -> "pd.DataFrame":
-    """The table of some records without the columns model and dataset."""
+    """The table of some records, without the columns model and dataset."""
     import numpy as np
     import pandas as pd
 
@@ -297,7 +297,7 @@ def _tabulate(records: list[dict]) -> "pd.DataFrame":
     for index, (record, length) in enumerate(zip(records, lengths, strict=True)):
         for name in ("tokens", "top_p_tokens", *plurals):
             if len(record.get(name, range(length))) != length:
-                raise ValueError(f"prompt {index} has {len(record[name])} {name} for {length} entropies")
+                raise ValueError(f"prompt {index} has {len(record[name])} {name} but {length} entropies")
     columns: dict[str, Any] = {
         "prompt": np.repeat(np.arange(len(records)), lengths),
         "step": np.array([step for length in lengths for step in range(length)], dtype=np.int64),
@@ -307,7 +307,7 @@ def _tabulate(records: list[dict]) -> "pd.DataFrame":
         missing, dtype = (-1, np.int64) if name == "tokens" else (np.nan, np.float64)
         parts = [np.asarray(r.get(name, [missing] * n), dtype=dtype) for r, n in zip(records, lengths, strict=True)]
         columns[column] = np.concatenate([np.empty(0, dtype), *parts])
-        if quantities.needs_pair(column):  # a file has the study's 1 where there is no pair
+        if quantities.needs_pair(column):  # a file contains 1, as in the study, if there is no pair
             columns[column][columns["k"] == 1] = np.nan
     return pd.DataFrame(columns)
 
@@ -323,10 +323,10 @@ def _add_names(frame: "pd.DataFrame", model: str, dataset: str) -> "pd.DataFrame
 
 
 def write_tokens(records: list[dict], path: Path) -> None:
-    """Writes the tokens of the measurements file ``path``, whose records these are, to its tokens.parquet.
+    """Writes the tokens of the measurements file ``path``, which contains these records, to its tokens.parquet.
 
-    One row a token, with a column each for prompt, step, k and token and one for each quantity, which
-    is missing (null) where it has no value. The file appears only when it is whole.
+    One row per token, with columns for prompt, step, k and token and one per quantity, which is null
+    where it has no value. The file appears only when it is complete.
     """
     _write_parquet(_tabulate(records), path, _fingerprint(path))
 
@@ -342,28 +342,28 @@ def _write_parquet(frame: "pd.DataFrame", path: Path, fingerprint: bytes) -> Non
 
 
 def _convert(path: Path) -> "Path | pd.DataFrame":
-    """The tokens.parquet of a measurements file, written now if there is none or one of other measurements.
+    """The tokens.parquet of a measurements file, written now if it is missing or belongs to other measurements.
 
-    If it cannot be written, the table itself. ValueError names a bad file.
+    Returns the table itself if the file cannot be written. ValueError names a bad file.
     """
     tokens, fingerprint = path.with_name(TOKENS), _fingerprint(path)
     if _read_source(tokens) == fingerprint:
         return tokens
     frame = _tabulate(_load_mapped(path))
-    if path != measurements(path.parent):  # an older file of the study's: tokens.parquet is the newest one's
+    if path != measurements(path.parent):  # an older file of the study: tokens.parquet belongs to the latest one
         return frame
     try:
         _write_parquet(frame, path, fingerprint)
-    except OSError:  # a folder of somebody else's, or a full disk: reading needs neither
+    except OSError:  # another user's folder, or a full disk: reading needs no write access
         return frame
     return tokens
 
 
 def _fingerprint(path: Path) -> bytes:
-    """What tells a measurements file from any other: its name, its size, and a hash of its two ends.
+    """Identifies a measurements file: its name, its size, and a hash of its two ends.
 
-    At its end a file of torch.save lists the checksums of its parts. Unlike a date, a fingerprint is
-    still right after the folder was copied.
+    A file of torch.save ends with the checksums of its parts. Unlike a time stamp, a fingerprint is
+    still valid after the folder was copied.
     """
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -387,7 +387,7 @@ def _read_source(tokens: Path) -> bytes | None:
 def _read_columns(
     source: "Path | pd.DataFrame", model: str, dataset: str, columns: Collection[str] | None
 ) -> "pd.DataFrame":
-    """Some columns of a table, or all; a quantity that the version which wrote the file did not know is NaN.
+    """Some or all columns of a table; a quantity unknown to the version that wrote the file is NaN.
 
     ValueError names a tokens.parquet that cannot be read.
     """
@@ -406,7 +406,7 @@ def _read_columns(
         except (OSError, pa.ArrowException) as error:
             reason = textwrap.shorten(str(error), 100)
             raise ValueError(
-                f"'{source}' is damaged: delete it, and it is written again from the measurements ({reason})"
+                f"'{source}' is damaged: delete it, and it will be recreated from the measurements ({reason})"
             ) from None
     else:
         frame = source.copy()
@@ -414,7 +414,7 @@ def _read_columns(
     for name in known:
         if name not in frame:
             frame[name] = np.nan
-    others = [name for name in frame if name not in known]  # registered where the file was written, and not here
+    others = [name for name in frame if name not in known]  # registered when the file was written, but not here
     return frame[[name for name in (*known, *others) if columns is None or name in columns]]
 
 
@@ -424,7 +424,7 @@ def choices(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object; ValueError names a file that holds none."""
+    """A JSON object; ValueError names a file that does not contain one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
@@ -435,16 +435,16 @@ def read_json(path: Path) -> dict:
 
 
 def read(path: str | os.PathLike) -> Any:
-    """What a file of tensors holds, on the CPU; ValueError names one that is damaged."""
+    """The content of a file of tensors, on the CPU; ValueError names a damaged file."""
     import torch
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:  # the loader raises many kinds for a damaged file
+    except Exception as error:  # the loader raises many types for a damaged file
         reason = textwrap.shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 100)
         raise ValueError(
-            f"'{path}' cannot be read as measurements: it is truncated or not ours; "
+            f"cannot read '{path}' as measurements: the file is truncated or was not written by Nucleoscope; "
             f"delete it and measure again ({reason})"
         ) from None

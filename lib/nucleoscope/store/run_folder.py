@@ -1,9 +1,9 @@
-"""One cell on disk while it is measured: opened with its settings, filled batch by batch, finished.
+"""One run on disk while it is measured: opened with its settings, filled batch by batch, then finished.
 
-Contract: this module knows paths and files, and nothing of models or statistics. A cell is one
-model on one data set, in ``<results_dir>/<dataset>/<model>/`` (see `results.cell_folder`); while it
-runs, finished batches wait in ``batches/`` there, next to the settings that they were made with, so
-that a killed run goes on where it was.
+Contract: this module deals with paths and files, and does not depend on models or statistics. A run is one
+model on one data set, in ``<results_dir>/<dataset>/<model>/`` (see `results.cell_folder`); until it
+ends, finished batches are kept in ``batches/`` there, next to the settings that they were made with, so
+that a killed run can be resumed.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from nucleoscope.store.results import MEASUREMENTS, NOTEBOOKS, RUN_INFO, TOKENS,
 
 
 def check(folder: Path, overwrite: bool = False) -> None:
-    """OSError with one line where a cell's folder cannot be written to, or is being written, before a model is loaded.
+    """Before a model is loaded: OSError with one line if a run's folder is not writable or is being written.
 
-    A folder that has its results already is not asked.
+    A folder that already has its results is not checked.
     """
     if overwrite or not all((folder / name).is_file() for name in (MEASUREMENTS, RUN_INFO)):
         check_folder(folder)
 
 
 class Cell:
-    """One cell on disk: opened with its settings, filled batch by batch, then finished.
+    """One run on disk: opened with its settings, filled batch by batch, then finished.
 
     ``settings`` are the parameters and identities that decide which tokens are measured; one that an
     older run did not know counts as its default. Opening writes nothing. It raises FileExistsError
@@ -38,7 +38,7 @@ class Cell:
     results with these settings are there. ``requested`` is the number of prompts that were asked for, of
     which a short data set has fewer; run.json has it, so that the same request finds the results complete.
 
-    A cell is written to in a ``with`` block, which holds the folder's lock.
+    Write to a run in a ``with`` block, which holds the folder's lock.
     """
 
     def __init__(
@@ -52,36 +52,36 @@ class Cell:
         self.batches = self.folder / "batches"
         self.settings, self.overwrite = json.loads(json.dumps(settings)), overwrite
         self._lock: Lock | None = None
-        # The batches that this process has saved or read, by their files' names, so that none is read back to
+        # The batches that this process has saved or read, by file name, so that they need not be read again to
         # finish the run. They take no more memory than `finish` needs, which joins the records of all prompts.
         self._kept: dict[str, dict] = {}
         self.finished = self._look()
 
     def _look(self) -> bool:
-        """Whether the results are there; FileExistsError where what is there may not be replaced."""
+        """Whether the results exist; FileExistsError if existing results must not be replaced."""
         measurements, info = self.folder / MEASUREMENTS, self.folder / RUN_INFO
         done = self._check(info, lambda content: content.get("settings"))
         if done and measurements.is_file() and not (self.overwrite and not _readable(measurements)):
             return True
         begun = self._check(self.batches / "settings.json", lambda content: content)
         if measurements.is_file() and not info.is_file() and not begun and not self.overwrite:
-            raise FileExistsError(f"'{measurements}' is there without its {RUN_INFO}: move it away or use --overwrite")
+            raise FileExistsError(f"'{measurements}' has no {RUN_INFO} next to it: move it away or use --overwrite")
         return False
 
     def _check(self, path: Path, pick: Any) -> bool:
-        """Whether the settings in ``path`` are ours; FileExistsError where they may not be replaced."""
+        """Whether the settings in ``path`` are ours; FileExistsError if they must not be replaced."""
         if not path.is_file():
             return False
         found = pick(read_json(path))
         if not isinstance(found, dict):
-            raise ValueError(f"'{path}' holds no settings: move it away")
+            raise ValueError(f"'{path}' contains no settings: move it away")
         same = fill_defaults(found) == fill_defaults(self.settings)
         if not same and not (self.overwrite and self._replaceable(found)):
             raise FileExistsError(self._difference(found))
         return same
 
     def _replaceable(self, found: dict) -> bool:
-        """Whether both are of the same model and data set, by name or by content."""
+        """Whether both are for the same model and data set, by name or by content."""
         return all(
             any(found.get(key) == self.settings.get(key) is not None for key in keys)
             for keys in (("model_name", "model"), ("dataset_name", "dataset"))
@@ -95,7 +95,7 @@ class Cell:
             keys = [key for key in ("model_name", "dataset_name") if key in keys] or keys
             advice = "use another --results_dir or move that folder away"
         changes = [f"{key} is {_brief(there.get(key))} there and {_brief(here.get(key))} here" for key in keys]
-        return f"'{self.folder}' holds results of another run: {', '.join(changes)}; {advice}"
+        return f"'{self.folder}' contains results of another run: {', '.join(changes)}; {advice}"
 
     def __enter__(self) -> "Cell":
         self.start()
@@ -105,18 +105,18 @@ class Cell:
         self.release()
 
     def start(self) -> None:
-        """Makes the folders, locks them, and writes the settings that the batches will belong to.
+        """Creates the folders, locks them, and writes the settings that the batches will belong to.
 
-        Batches of other settings go, and what a killed process left half written. The system
-        drops the lock when this process ends, however it ends. BlockingIOError names the process
-        that holds it; where that one has just finished the cell, ``finished`` is true afterwards.
+        Batches with other settings and partial files of a killed run are removed. The system releases the
+        lock when this process ends, however it ends. BlockingIOError names the process that holds it; if
+        that process has just finished the run, ``finished`` is true afterwards.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock, self._kept = Lock(self.folder), {}
         try:
             self.finished = self._look()
             if self.finished:
-                shutil.rmtree(self.batches, ignore_errors=True)  # its writer was killed right at the end
+                shutil.rmtree(self.batches, ignore_errors=True)  # their writer was killed just before the end
             else:
                 self._prepare()
         except BaseException:
@@ -124,7 +124,7 @@ class Cell:
             raise
 
     def release(self) -> None:
-        """Lets others write to the folder."""
+        """Releases the folder for other processes."""
         if self._lock:
             self._lock.release()
             self._lock = None
@@ -146,19 +146,19 @@ class Cell:
                 path.unlink(missing_ok=True)
 
     def save_plan(self, batch_size: int | str, batches: list[list[int]]) -> None:
-        """Keeps the batches that a run with this ``batch_size`` setting is made in."""
+        """Saves the batches that a run with this ``batch_size`` setting is divided into."""
         write_json(self.batches / "plan.json", {"batch_size": batch_size, "batches": batches})
 
     def load_plan(self, batch_size: int | str) -> list[list[int]] | None:
-        """The batches kept for this ``batch_size`` setting, or None."""
+        """The batches saved for this ``batch_size`` setting, or None."""
         path = self.batches / "plan.json"
         kept = read_json(path) if path.is_file() else {}
         return kept.get("batches") if kept.get("batch_size") == batch_size else None
 
     def save_batch(self, indices: list[int], records: list[dict], seconds: float) -> None:
-        """Keeps one finished batch: prompt indices, their records, and the seconds it took.
+        """Saves one finished batch: prompt indices, their records, and the seconds it took.
 
-        BlockingIOError where another process has taken the folder meanwhile; so does `finish`.
+        Raises BlockingIOError if another process has taken over the folder; so does `finish`.
         """
         self._check_lock()
         path = self.batches / f"{min(indices):06d}.pt"
@@ -167,7 +167,7 @@ class Cell:
         self._kept[path.name] = batch
 
     def load_batches(self) -> list[dict]:
-        """The batches finished so far, as they were saved. One that cannot be read counts as not done."""
+        """The batches finished so far, as they were saved. A batch that cannot be read counts as unfinished."""
         found = []
         for path in sorted(self.batches.glob("*.pt")):
             with contextlib.suppress(ValueError):
@@ -177,7 +177,7 @@ class Cell:
         return found
 
     def finish(self, n_prompts: int, info: dict[str, Any]) -> list[dict]:
-        """Joins the batches in prompt order into the measurements; writes tokens.parquet and ``info`` beside them."""
+        """Joins the batches in prompt order into the measurements; writes tokens.parquet and ``info`` next to them."""
         self._check_lock()
         batches = self.load_batches()
         records = dict(
@@ -185,10 +185,10 @@ class Cell:
         )
         missing = sorted(set(range(n_prompts)) - set(records))
         if missing:
-            raise ValueError(f"'{self.batches}' lacks prompt {missing[0]}: run the same command again")
+            raise ValueError(f"prompt {missing[0]} is missing from '{self.batches}': run the same command again")
         ordered = [records[index] for index in range(n_prompts)]
         self._check_lock()  # reading takes a while
-        # An old run.json or tokens.parquet must not be beside new measurements, whenever this is interrupted.
+        # An old run.json or tokens.parquet must never be next to new measurements, even after an interruption.
         (self.folder / RUN_INFO).unlink(missing_ok=True)
         (self.folder / TOKENS).unlink(missing_ok=True)
         _save(ordered, self.folder / MEASUREMENTS)

@@ -1,7 +1,7 @@
-"""Tables in, the prompts and tokens to look at out, by rule.
+"""Picks prompts and tokens to show from tables, by fixed rules.
 
-Contract: the rules see only measurements, never the text. Tokens with k = 1 had no choice and
-do not count here. Ties go to what was measured first, so the same measurements give the same picks.
+Contract: the rules see only measurements, never the text. Tokens with k = 1 had no alternative and are
+left out. Among ties, the one measured first is picked, so the same measurements give the same picks.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from nucleoscope.stats.bootstrap import constant
 from nucleoscope.store.results import choices, table
 from nucleoscope.views.token_text import literal
 
-ENOUGH = 20  # tokens with k > 1 that a prompt's coefficient should be based on
-FEWEST = 3  # tokens without which there is no coefficient at all
-READABLE = 200  # candidates, at most, of a token that is shown for them
-BEFORE = 8  # tokens before one that is shown
+ENOUGH = 20  # minimum of tokens with k > 1 for a prompt's coefficient
+FEWEST = 3  # minimum of tokens for any coefficient at all
+READABLE = 200  # maximum number of candidates of a token in an example
+BEFORE = 8  # minimum number of tokens before a token in an example
 CORNERS = {  # name -> which end of entropy and of cosine similarity
     "high entropy, high cosine similarity": (True, True),
     "high entropy, low cosine similarity": (True, False),
@@ -56,7 +56,7 @@ def _spearman(pairs: pd.DataFrame) -> float:
 def chosen(tokens: pd.DataFrame) -> list[Pick]:
     """Up to three prompts: the one with the median coefficient, the most and the least correlated one.
 
-    The coefficient is that of `within`. Only prompts with at least 20 tokens that had a choice take
+    The coefficient is that of `within`. Only prompts with at least 20 tokens with k > 1 take
     part, or, if texts are short, with at least half as many as the longest prompt with a coefficient: three
     tokens are easily in perfect order. The median of an even number of coefficients is the lower of the two in
     the middle; the most correlated prompt is the one whose coefficient is furthest from 0 in either direction,
@@ -134,7 +134,7 @@ def corners(
 
 
 def reach(tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE) -> tuple[int, float, float]:
-    """The reach of `corners`: how many tokens have k > 1, and what leaving out the long lists costs.
+    """The coverage of `corners`: how many tokens have k > 1, and what is lost by leaving out long lists.
 
     The second value is the share of those tokens that have more than ``readable`` candidates, the
     third the highest rank of entropy (0 to 1) among the others; NaN if there are none.
@@ -161,7 +161,7 @@ def _nearest(ranked: pd.DataFrame, ends: tuple[bool, bool]) -> list[int]:
 
 def pooled(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     """Several runs as one table, in the order of their names."""
-    names = {"model": object, "dataset": object}  # categories of different tables do not join
+    names = {"model": object, "dataset": object}  # concatenation loses the categories of different tables
     tables = tables or {("", ""): table([], "", "")}
     return pd.concat([part.astype(names) for _, part in sorted(tables.items())], ignore_index=True)
 

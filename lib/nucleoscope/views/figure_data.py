@@ -1,6 +1,6 @@
-"""A plotly figure as plain JSON in, the table of what it draws out.
+"""Converts a plotly figure, given as plain JSON, into a table of the data that it draws.
 
-Contract: figures as notebooks store them, whether their numbers are listed or packed; no files.
+Contract: figures as notebooks store them, with their numbers either listed or packed; no files.
 """
 
 import base64
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-COORDINATES = ("x", "x +", "x -", "y", "y +", "y -", "z")  # columns of a figure's csv; + and - are its bars
+COORDINATES = ("x", "x +", "x -", "y", "y +", "y -", "z")  # columns of a figure's csv; + and - are its error bars
 
 
 def csv_text(figure: Mapping[str, Any]) -> str:
-    """What a figure draws, as a table: one row a point, with the name of its trace."""
+    """The data of a figure as a table: one row per point, with the name of its trace."""
     blocks = [(_name(figure, trace), _columns(trace)) for trace in figure["data"]]
     names = [name for name in COORDINATES if any(name in columns for _, columns in blocks)]
     stream = io.StringIO()
@@ -29,7 +29,7 @@ def csv_text(figure: Mapping[str, Any]) -> str:
 
 
 def _name(figure: Mapping[str, Any], trace: Mapping[str, Any]) -> str:
-    """What a trace is called: its name and what its meta adds, else the title of its x axis."""
+    """The name of a trace: its name plus the text in its meta, or else the title of its x axis."""
     if isinstance(trace.get("meta"), str):
         return ", ".join(filter(None, [trace.get("name"), trace["meta"]]))
     axis = figure["layout"].get("xaxis" + trace.get("xaxis", "x")[1:]) or {}
@@ -37,7 +37,7 @@ def _name(figure: Mapping[str, Any], trace: Mapping[str, Any]) -> str:
 
 
 def _columns(trace: Mapping[str, Any]) -> dict[str, list]:
-    """The coordinates of a trace, each of the same length; a matrix z is spelled out, row by row."""
+    """The coordinates of a trace, all of the same length; a matrix z is listed row by row."""
     columns = {name: decoded(trace[name]) for name in "xyz" if trace.get(name) is not None}
     for name, part in (("x", "array"), ("x", "arrayminus"), ("y", "array"), ("y", "arrayminus")):
         if (bars := (trace.get(f"error_{name}") or {}).get(part)) is not None:
@@ -51,7 +51,7 @@ def _columns(trace: Mapping[str, Any]) -> dict[str, list]:
 
 
 def decoded(values: Any) -> np.ndarray:
-    """A trace's values, whether listed or packed as plotly packs them."""
+    """A trace's values, whether listed or in plotly's packed form."""
     if not isinstance(values, dict):
         return np.asarray(values, dtype=None if all(isinstance(v, int | float | list) for v in values) else object)
     array = np.frombuffer(base64.b64decode(values["bdata"]), np.dtype(values["dtype"]).newbyteorder("<"))

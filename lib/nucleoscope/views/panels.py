@@ -27,13 +27,13 @@ from nucleoscope.views.figures import (
     short,
 )
 
-FADED = "rgba(0,114,178,0.18)"  # BLUE behind a line
+FADED = "rgba(0,114,178,0.18)"  # BLUE, for areas behind a line
 # From faint to full BLUE, in steps of about a third of a decade: counts differ by orders of magnitude.
 DENSITY = [
     [at, f"rgba(0,114,178,{a})"]
     for at, a in ((0, 0), (0.003, 0.2), (0.01, 0.3), (0.03, 0.45), (0.1, 0.6), (0.3, 0.8), (1, 1))
 ]
-FIELDS = (40, 30)  # of a density, along x and y
+FIELDS = (40, 30)  # numbers of density bins along x and y
 
 
 def binned(

@@ -64,17 +64,17 @@ def strip(
     """
     lacking = [name for name in NEEDED if name not in record]
     if lacking:
-        raise ValueError(f"the record has no {' and no '.join(lacking)}, which a strip needs")
+        raise ValueError(f"the record has no {' and no '.join(lacking)}: a strip needs them")
     if whose not in WHOSE:
-        raise ValueError(f"whose is '{whose}'; it must be {' or '.join(WHOSE)}")
+        raise ValueError(f"whose is '{whose}': it must be {' or '.join(WHOSE)}")
     columns = _columns(record)
     if quantity not in columns:
-        raise ValueError(f"quantity is '{quantity}'; this record has {', '.join(columns)}")
+        raise ValueError(f"quantity is '{quantity}': this record has {', '.join(columns)}")
     reader = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer)
     tokens = [int(token) for token in record["tokens"]]
     units, first, last = _window(reader.units(tokens), first, len(tokens) if last is None else last)
     if shown is not None and not first <= shown < last:
-        raise ValueError(f"token {shown} cannot be shown: the strip has tokens {first} to {last - 1}")
+        raise ValueError(f"shown is {shown}: it must be a token of the strip, {first} to {last - 1}")
     behind = background(table) if isinstance(table, pd.DataFrame) else table or Background({}, [])
     data = {
         "quantity": quantity,

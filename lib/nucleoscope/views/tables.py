@@ -1,7 +1,7 @@
-"""From statistics to files for readers and papers: csv with every number, LaTeX with the main ones, sentences.
+"""From statistics to files for readers and papers: csv with every number, LaTeX with the main ones, and sentences.
 
-Contract: frames as `correlation.statistics` and `fits.statistics` make them; nothing is computed
-here but rounding. The LaTeX is a bare tabular for an article with the packages booktabs and
+Contract: frames as returned by `correlation.statistics` and `fits.statistics`; numbers are rounded
+here but not computed. The LaTeX is a bare tabular for an article with the packages booktabs and
 multirow; a dash marks a missing value, and a comment above the table says why it is missing.
 """
 
@@ -20,7 +20,7 @@ CURVE = "unimodal"  # the study's curve, the subject of the LaTeX table of the f
 
 
 def write(text: str, path: Path) -> None:
-    """Writes ``text`` to ``path``, whole or not at all; makes the folder."""
+    """Writes ``text`` to ``path``, atomically, and creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as stream:
         stream.write(text.encode())
@@ -132,7 +132,7 @@ def describe_coefficients(statistics: pd.DataFrame) -> str:
     """Sentences on Spearman's coefficients of all runs, plain and given k; runs without a coefficient do not count."""
     both = statistics[["Spearman r", "partial Spearman r"]].dropna()
     if both.empty:
-        return "No run has enough of them for a coefficient."
+        return "No run has enough tokens with more than one candidate for a coefficient."
     plain, given = both["Spearman r"], both["partial Spearman r"]
     text = (
         f"Spearman's coefficient of entropy and cosine similarity is {_range(plain)}; "

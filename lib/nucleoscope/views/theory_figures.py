@@ -1,7 +1,7 @@
 """The figures of the theory page.
 
 Contract: arrays in, plotly figures out; only `measured` reads files. Figures look like those of
-`nucleoscope.views.figures` and carry their alternative text in ``layout.meta["alt"]``.
+`nucleoscope.views.figures` and contain their alternative text in ``layout.meta["alt"]``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ def _finish(figure: go.Figure, titles: Sequence[str], alt: str, log: str) -> go.
 
 
 def measured(results_dir: str) -> go.Figure | None:
-    """Quantiles of the measured cosines by size of the nucleus, or None where nothing was measured."""
+    """Quantiles of the measured cosines by size of the nucleus, or None if nothing was measured."""
     found = results.each_cell(results_dir, {}, ("k", "cosine")) if Path(results_dir).is_dir() else ()
     table = pd.concat([results.choices(table) for _, table in found] or [pd.DataFrame()])
     if not len(table):

@@ -1,8 +1,8 @@
-"""Token ids in, text that people can read out, with any tokenizer.
+"""Converts token ids into readable text, with any tokenizer.
 
-Contract: plain text only; whoever makes HTML of it escapes it. A token is bytes: what a single one
-of them says need not be text. `Reader.visible` shows one token for itself, so that two that differ
-look different; `Reader.units` reads a row of tokens as the text that they make together.
+Contract: plain text only; code that makes HTML of it must escape it. Tokens are bytes: a single one
+need not be valid text. `Reader.visible` shows one token on its own, so that different tokens look
+different; `Reader.units` shows a sequence of tokens as the text that they form together.
 """
 
 import codecs
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import regex
 
 MARKS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
-SIGNS = {*MARKS.values(), "⟨", "⟩"}  # what stands for something else, and so never for itself
+SIGNS = {*MARKS.values(), "⟨", "⟩"}  # characters that represent something else, and so never themselves
 TURNING = {code: f"⟨U+{code:04X}⟩" for code in [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]}
-LONE = {0xDC00 + byte: f"⟨{byte:02X}⟩" for byte in range(128, 256)}  # how Python decodes a byte that is no UTF-8
+LONE = {0xDC00 + byte: f"⟨{byte:02X}⟩" for byte in range(128, 256)}  # how Python decodes a byte that is not UTF-8
 JOINERS = "\u200c\u200d"  # they shape the letters or emoji on their two sides
-LONGEST = 32  # tokens in a unit: text that never stops joining is cut
+LONGEST = 32  # maximum number of tokens in a unit: longer clusters are cut
 ALPHABET = [*range(33, 127), *range(161, 173), *range(174, 256)]  # the bytes that GPT-2 writes as themselves
 BYTES = {chr(byte): byte for byte in ALPHABET} | {
     chr(256 + place): byte for place, byte in enumerate(sorted(set(range(256)) - set(ALPHABET)))
@@ -33,25 +33,25 @@ class Unit(NamedTuple):
 
 
 class Reader:
-    """What the tokens of a tokenizer say.
+    """Converts the tokens of one tokenizer into text.
 
-    Three kinds are told apart: "bytes" (GPT-2's way to write bytes as letters: also Llama 3, Qwen,
-    SmolLM), "pieces" (SentencePiece, with ``▁`` for a space and ``<0x0A>`` for a byte: Llama 2,
-    Gemma), and "plain": whatever else there is, which only its own ``decode`` can read.
+    Three kinds of tokenizer are distinguished: "bytes" (GPT-2's way to write bytes as letters; also Llama 3,
+    Qwen, SmolLM), "pieces" (SentencePiece, with ``▁`` for a space and ``<0x0A>`` for a byte; Llama 2,
+    Gemma), and "plain": all others, which only their own ``decode`` can read.
     """
 
     def __init__(self, tokenizer: Any):
         self.tokenizer, self.kind = tokenizer, _kind(tokenizer)
-        added = getattr(tokenizer, "added_tokens_decoder", {})  # these are written as they are
+        added = getattr(tokenizer, "added_tokens_decoder", {})  # these are written unchanged
         self.added = {token: self._added(content) for token, content in added.items()}
         self._raw: dict[int, bytes] = {}
 
     def _added(self, content: Any) -> str:
         plain = self.kind != "pieces" or getattr(content, "special", True)
-        return str(content) if plain else str(content).replace("▁", " ")  # rows of spaces, as in Gemma
+        return str(content) if plain else str(content).replace("▁", " ")  # sequences of spaces, as in Gemma
 
     def raw(self, token: int) -> bytes:
-        """The bytes that a token adds to a text. An id that the tokenizer does not know says its number."""
+        """The bytes that a token adds to a text. An id unknown to the tokenizer is shown by its number."""
         if token not in self._raw:
             self._raw[token] = self._read(token)
         return self._raw[token]
@@ -60,7 +60,7 @@ class Reader:
         if token in self.added:
             return self.added[token].encode()
         piece = self.tokenizer.convert_ids_to_tokens(token)
-        if isinstance(piece, bytes):  # as tiktoken has it
+        if isinstance(piece, bytes):  # as in tiktoken
             return piece
         if piece is None:
             return _unknown(token).encode()
@@ -72,22 +72,22 @@ class Reader:
         return piece.encode() if self.kind == "bytes" else self.tokenizer.decode([token]).encode()
 
     def visible(self, token: int) -> str:
-        """One token for itself: ``·`` is a space, ``↵`` a line break, ``⟨E2⟩`` a lone byte, ``⟨U+00AD⟩`` unseen."""
+        """One token on its own: ``·`` is a space, ``↵`` a line break, ``⟨E2⟩`` a lone byte, ``⟨U+00AD⟩`` invisible."""
         raw = self.raw(token)
         return _unknown(token) if raw == _unknown(token).encode() else visible(raw)
 
     def units(self, tokens: list[int]) -> list[Unit]:
         """The running text of (n,) ids, in units whose token counts add up to n.
 
-        A unit is one token, or several that make one character or one cluster of characters (an
-        emoji with joiners, a letter with its accents, a Korean syllable). Bytes that are no UTF-8
-        are shown as ``⟨E2⟩``, control characters, which no page can show, by their pictures (``␀``),
-        and those that turn the order of what follows as ``⟨U+202E⟩``.
+        A unit is one token, or several that form one character or one cluster of characters (an emoji
+        with joiners, a letter with its accents, a Korean syllable). Bytes that are not UTF-8 are shown as
+        ``⟨E2⟩``, control characters, which a page cannot show, by their pictures (``␀``), and characters
+        that reverse the order of the text after them as ``⟨U+202E⟩``.
         """
         parts = [self.raw(token) for token in tokens] if self.kind != "plain" else self._grown(tokens)
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         characters: list[Unit] = []
-        waiting = ""  # the text of tokens that have not come to the end of a character
+        waiting = ""  # the text of tokens that have not completed a character
         count = 0
         for place, part in enumerate(parts, 1):
             waiting += decoder.decode(part, final=place == len(parts))
@@ -98,12 +98,12 @@ class Reader:
         return [Unit(_printable(unit.text), unit.tokens) for unit in _join_clusters(characters)]
 
     def _grown(self, tokens: list[int]) -> list[bytes]:
-        """What each token adds to the decoded text, for tokenizers whose words depend on their neighbours."""
+        """The text that each token adds to the decoded text, for tokenizers whose words depend on their neighbours."""
         parts, done = [], ""
         for end in range(1, len(tokens) + 1):
             text = self.tokenizer.decode(tokens[:end], clean_up_tokenization_spaces=False)
             if text.endswith("\ufffd") and end < len(tokens):
-                text = done  # an unfinished character: the next token brings it
+                text = done  # an incomplete character: a later token completes it
             parts.append(text[len(done) :].encode())
             done = text
         return parts
@@ -114,7 +114,7 @@ def _unknown(token: int) -> str:
 
 
 def visible(raw: bytes) -> str:
-    """Bytes as text in which everything can be seen, and nothing passes for something else."""
+    """Bytes as text in which everything is visible, and nothing can be mistaken for something else."""
     text = raw.decode("utf-8", "surrogateescape")
     shown = []
     for place, letter in enumerate(text):
@@ -126,14 +126,14 @@ def visible(raw: bytes) -> str:
         elif letter in SIGNS or (_unseen(letter) and not (letter in JOINERS and inside)):
             shown.append(f"⟨U+{ord(letter):04X}⟩")
         elif place == 0 and unicodedata.category(letter).startswith("M"):
-            shown.append("\u25cc" + letter)  # an accent needs something to stand on
+            shown.append("\u25cc" + letter)  # an accent needs a base character
         else:
             shown.append(letter)
     return "".join(shown)
 
 
 def _join_clusters(units: list[Unit]) -> list[Unit]:
-    """The same text in units that no cluster of characters (Unicode's annex 29) goes beyond, up to `LONGEST` tokens."""
+    """The same text in units that do not split clusters of characters (Unicode's annex 29), up to `LONGEST` tokens."""
     ends = {0, *(match.end() for match in regex.finditer(r"\X", "".join(unit.text for unit in units)))}
     found: list[Unit] = []
     place = 0
@@ -160,16 +160,16 @@ def _unseen(letter: str) -> bool:
 
 
 def _printable(text: str) -> str:
-    """Text without what no page can show or what spoils the rest: pictures and values stand for it."""
+    """Replaces characters that a page cannot show, or that disturb the rest, by pictures and code points."""
     pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
     return text.translate(pictures | LONE | TURNING)
 
 
 def encodable(text: str) -> str:
-    """Text that can be written as UTF-8: a lone surrogate, which a JSON file may hold, is shown by its value."""
+    """Text that can be encoded as UTF-8: a lone surrogate, possible in JSON files, is shown by its code point."""
     return re.sub("[\ud800-\udfff]", lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
 def literal(text: str) -> str:
-    """A name for a page in Markdown: nothing in it is markup there, nor HTML, nor mathematics."""
+    """A name for a page in Markdown: escaped so that nothing in it is markup, HTML or mathematics."""
     return re.sub(r"[^\w\s.,-]|_", lambda found: f"&#{ord(found[0])};", " ".join(encodable(text).split()))

@@ -1,18 +1,18 @@
-// Draws the page's plotly figures as they come near, in the colours of the page's theme.
+// Draws the page's plotly figures when they are about to scroll into view, in the colours of the page's theme.
 (() => {
   "use strict";
   const narrow = matchMedia("(max-width: 600px)");
   const touch = matchMedia("(pointer: coarse)");
-  const small = narrow.matches || touch.matches; // no room, or no pointer to rest on a figure
+  const small = narrow.matches || touch.matches; // no room, or no pointer that can hover over a figure
   const CONFIG = { displaylogo: false, responsive: true, displayModeBar: small ? false : "hover" };
   CONFIG.modeBarButtonsToRemove = ["sendChartToCloud", "sendDataToCloud"]; // nothing leaves the page
 
-  const GRID = "rgba(128, 128, 128, 0.3)"; // seen on light and on dark, and never strong
-  // The blues of Okabe and Ito: what is drawn on black wants the light one. As a name, and as it stands in rgba().
+  const GRID = "rgba(128, 128, 128, 0.3)"; // visible on light and dark, but unobtrusive
+  // The blues of Okabe and Ito: on black, the light one is used. As a hex colour, and as written in rgba().
   const ON_DARK = [["#0072B2", "#56B4E9"], ["#56B4E9", "#BFE3F7"], ["0,114,178", "86,180,233"]];
   const COLOURS = ["marker.color", "line.color", "error_x.color", "error_y.color", "fillcolor", "colorscale"];
 
-  // A colour, or a scale of colours, as this page's ground wants it.
+  // A colour, or a colour scale, for the background of this page.
   function shade(colour) {
     if (Array.isArray(colour)) return colour.map(shade);
     if (document.documentElement.dataset.theme !== "dark" || typeof colour !== "string") return colour;
@@ -22,7 +22,7 @@
 
   const at = (trace, key) => key.split(".").reduce((part, name) => part?.[name], trace);
 
-  // For each kind of colour: which traces have one that a theme may change, and what it is now.
+  // For each colour attribute: the traces whose colour depends on the theme, and its current value.
   function recoloured(traces) {
     const blue = (value) => ON_DARK.some(([light]) => JSON.stringify(value ?? null).includes(light));
     return COLOURS.map((key) => {
@@ -31,7 +31,7 @@
     }).filter(([, chosen]) => chosen.length);
   }
 
-  // The layout that the theme asks for: a template, so that what a figure sets itself still counts.
+  // The layout for the theme: a template, so that a figure's own settings take precedence.
   function themed(layout) {
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(`--pst-color-${name}`).trim();
@@ -51,7 +51,7 @@
     };
   }
 
-  // What the width of the page and the kind of pointer ask for.
+  // The layout adapted to the width of the page and the type of pointer.
   function fitted(layout) {
     const result = { ...layout, autosize: true, font: { ...layout.font } };
     delete result.width;
@@ -64,7 +64,7 @@
     return result;
   }
 
-  // A figure's menus as the page's own buttons and lists: plotly draws its own out of the keyboard's reach.
+  // A figure's menus as the page's own buttons and lists: plotly's cannot be reached by keyboard.
   function controls(place, menus) {
     const bar = document.createElement("div");
     bar.className = "figure-controls";
@@ -96,7 +96,7 @@
 
   function list(menu, choose) {
     const select = document.createElement("select");
-    select.setAttribute("aria-label", "what the figure is about");
+    select.setAttribute("aria-label", "subject of the figure");
     menu.buttons.forEach(({ label }, number) => select.append(new Option(label, number)));
     select.addEventListener("change", () => choose(Number(select.value)));
     return select;
@@ -117,7 +117,7 @@
       start.updatemenus = [];
       start.margin = { ...start.margin, t: 30 };
     }
-    place.traces = structuredClone(data); // as they came: plotly keeps its changes in data
+    place.traces = structuredClone(data); // unchanged copies: plotly stores its changes in data
     for (const [key, chosen, values] of recoloured(place.traces)) {
       const names = key.split(".");
       const last = names.pop();

@@ -1,19 +1,19 @@
-// Sortable tables, paper, and what pages opened from disk cannot do.
+// Sortable tables, printing, and workarounds for pages opened from disk.
 (() => {
   "use strict";
-  // Search shows a piece of each page it finds; a page on disk may not be fetched.
+  // Search shows an excerpt of each page it finds, but pages on disk cannot be fetched.
   if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") {
     DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
   }
 
   const text = (row, column) => (row.cells[column] ? row.cells[column].textContent.trim() : "");
-  // The number that a field begins with: "1,234", "−0.5", "12 %", "0.31 [0.28, 0.34]".
+  // The number at the beginning of a field: "1,234", "−0.5", "12 %", "0.31 [0.28, 0.34]".
   function number(value) {
     const found = value.replace(/−/g, "-").match(/^-?[\d,]*\.?\d+(?:e-?\d+)?(?=$|[\s%\[])/);
     return found ? Number(found[0].replace(/,/g, "")) : NaN;
   }
 
-  // Numbers by size, then words; what is empty comes last either way.
+  // Numbers by size, then words; empty fields come last in either direction.
   function compare(left, right, sign) {
     if (left === "" || right === "") return (left === "") - (right === "");
     const [a, b] = [number(left), number(right)];
@@ -43,19 +43,19 @@
     });
   }
 
-  // Paper is light; figures.js follows.
+  // Print in the light theme; figures.js follows.
   const root = document.documentElement;
   let theme = root.dataset.theme;
   addEventListener("beforeprint", () => ([theme, root.dataset.theme] = [root.dataset.theme, "light"]));
   addEventListener("afterprint", () => (root.dataset.theme = theme));
 
-  // The theme's arrows that open a part of the sidebar have no name.
+  // The theme's arrows that expand parts of the sidebar have no accessible name.
   for (const arrow of document.querySelectorAll(".bd-sidebar-primary summary")) {
     const page = arrow.closest("li").querySelector("a");
     arrow.setAttribute("aria-label", `pages below ${page ? page.textContent.trim() : "this one"}`);
   }
 
-  // What scrolls inside itself must be reachable by keyboard.
+  // Elements with their own scroll bar must be reachable by keyboard.
   const wide = ".output, div.highlight pre, .pst-scrollable-table-container, mjx-container[display], .math";
   function reachable() {
     for (const box of document.querySelectorAll(wide)) {

@@ -1,7 +1,7 @@
 // The running text of notebooks/explore.py: tokens that can be pointed at, clicked and walked through.
-// All text is set by textContent: what a model writes is shown, never executed.
+// All text is set by textContent: a model's output is displayed, never executed.
 
-const REST = 40; // milliseconds for which a pointer rests on a token before the kernel is asked for its card
+const REST = 40; // milliseconds that a pointer must rest on a token before the kernel is asked for its card
 
 function element(parent, tag, name, text = "") {
   const made = document.createElement(tag);
@@ -187,7 +187,7 @@ function render({ model, el }) {
     pieces: () => {
       const atEnd = page.scrollTop + page.clientHeight > page.scrollHeight - 30;
       drawTokens(text, model.get("pieces"));
-      if (atEnd) page.scrollTop = page.scrollHeight; // the text runs on, and the reader with it
+      if (atEnd) page.scrollTop = page.scrollHeight; // scrolls along as the text grows
       tint();
     },
     shares: tint, marked: tint, hovered: tint, clicked: tint,
@@ -204,7 +204,7 @@ function render({ model, el }) {
     follow(detail?.element, model, followed);
   };
   document.addEventListener("plotlywidget-after-render", drawn);
-  return () => { // anywidget calls this where the view goes
+  return () => { // anywidget calls this when the view is removed
     for (const [name, draw] of names) model.off(`change:${name}`, draw);
     model.off("change:failed", parts.status);
     document.removeEventListener("plotlywidget-after-render", drawn);

@@ -9,7 +9,7 @@
   function make(name, attributes = {}, ...content) {
     const element = name === "svg" || attributes.ns ? document.createElementNS(SVG, name) : document.createElement(name);
     for (const [key, value] of Object.entries(attributes)) if (key !== "ns") element.setAttribute(key, value);
-    element.append(...content); // text stays text: nothing here is ever read as HTML
+    element.append(...content); // inserted as text, never as HTML
     return element;
   }
   const number = (value, digits = 3) =>
@@ -17,7 +17,7 @@
   const percent = (p) => (p < 0.001 ? "<0.1" : p < 0.0995 ? (100 * p).toFixed(1) : (100 * p).toFixed(0)) + " %";
   const between = (value, low, high) => Math.min(Math.max(value, low), high);
 
-  // How far a value lies along its quantity's scale, from 0 to 1; null where there is none.
+  // The position of a value on its quantity's scale, from 0 to 1; null if there is no value.
   function share({ count, low, high }, value) {
     if (value === null) return null;
     const along = count ? Math.log(value) / Math.log(high) : (value - low) / (high - low);
