@@ -64,7 +64,7 @@ class KeyValues(DynamicLayer):
         self.rows, self.length = None, self.prompt_length
 
     def keep(self, rows: torch.Tensor) -> None:
-        if self.is_initialized:  # a layer that shares another layer's keys and values is never initialized
+        if self.is_initialized:  # a layer that shares another layer's keys and values is never initialised
             self.store = [store[rows.to(store.device)] for store in self.store]  # layers may be on several GPUs
 
 

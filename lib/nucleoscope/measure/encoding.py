@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 @dataclass
 class Inputs:
-    """Tokenized prompts: ids per prompt, and which of them were cut from the left to fit the context."""
+    """Tokenised prompts: ids per prompt, and which of them were cut from the left to fit the context."""
 
     ids: list[list[int]]
     truncated: list[int] = field(default_factory=list)

@@ -35,7 +35,7 @@ PROBE = 8  # number of tokens for comparing the model's own logits with those of
 
 @dataclass
 class Texts(Inputs):
-    """Tokenized prompts, each followed by its text: ``ids`` contains both.
+    """Tokenised prompts, each followed by its text: ``ids`` contains both.
 
     ``starts`` are the positions in ``ids`` of the first tokens to measure, ``texts_truncated`` the
     texts that were cut off at max_tokens.
@@ -81,8 +81,8 @@ def text_ids(
 ) -> list[int]:
     """Ids of a text that follows its prompt; the prompt keeps the ids that it has on its own.
 
-    Both are tokenized together, with nothing between them. If that would change the prompt's ids, because
-    a token spans the boundary, the text is tokenized on its own: after a line break, because some
+    Both are tokenised together, with nothing between them. If that would change the prompt's ids, because
+    a token spans the boundary, the text is tokenised on its own: after a line break, because some
     tokenizers put a space before the first word.
     """
     before, both = (tokenise(tokenizer, prompt, prompt_format, more) for more in ("", text))
