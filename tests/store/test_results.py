@@ -892,7 +892,7 @@ def test_a_truncated_file_is_named_and_the_other_cells_are_there(tmp_path, share
     ("records", "reason"),
     [
         ([{"a": 1}], "no list of records"),
-        ([record(0), record(1) | {"cosines": [1.0]}], "prompt 1 has 1 cosines for 3 entropies"),
+        ([record(0), record(1) | {"cosines": [1.0]}], "prompt 1 has 1 cosines but 3 entropies"),
         ([studys_record() | {"top_p_tokens": []}], "prompt 0 has 0 top_p_tokens"),
         ([studys_record() | {"entropies": None}], "NoneType"),
         ([studys_record() | {"cosines": 1.0}], "float"),
