@@ -51,7 +51,7 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 measured = results.load_readable(results_dir)
 
 # %%
-statistics = correlation.statistics(measured, resamples, seed, jobs=None)
+statistics = correlation.compute_statistics(measured, resamples, seed, jobs=None)
 total, compared = (statistics[name].sum() for name in ("tokens", "tokens with k > 1"))
 Markdown(
     f"{len(statistics)} runs with {total:,} tokens. For {compared:,} of them the nucleus contained more than one "
@@ -65,7 +65,7 @@ Markdown(
 # intervals come from resampling whole prompts (the cluster bootstrap), not tokens.
 
 # %%
-tables.show(tables.readable(statistics))
+tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
 # A negative coefficient means that the candidates are less similar when the model is less sure.
@@ -83,8 +83,8 @@ tables.show(tables.readable(statistics))
 # ## Run by run
 
 # %%
-bins = panels.binned(measured, resamples=resamples, seed=seed)
-panels.grid(measured, bins, csv="correlation_bins.csv")
+bins = panels.bin_runs(measured, resamples=resamples, seed=seed)
+panels.plot_grid(measured, bins, csv="correlation_bins.csv")
 
 # %% [markdown]
 # Each panel is one run: models in rows, data sets in columns, all on the same axes. The line joins the
@@ -103,20 +103,20 @@ panels.grid(measured, bins, csv="correlation_bins.csv")
 # Entropy of the whole distribution against cosine similarity:
 
 # %%
-tables.show(tables.readable(statistics, "full_entropy"))
+tables.show(tables.format_readable(statistics, "full_entropy"))
 
 # %% [markdown]
 # Entropy against cosine similarity weighted by probability:
 
 # %%
-tables.show(tables.readable(statistics, "weighted_cosine"))
+tables.show(tables.format_readable(statistics, "weighted_cosine"))
 
 # %% [markdown]
 # Similarity-sensitive entropy against cosine similarity. Part of this correlation is arithmetic, because that entropy
 # contains the cosines.
 
 # %%
-tables.show(tables.readable(statistics, "similarity_entropy"))
+tables.show(tables.format_readable(statistics, "similarity_entropy"))
 
 # %% [markdown]
 # If the first two agree with the table above, the result does not depend on the cut at the nucleus
@@ -130,7 +130,7 @@ tables.show(tables.readable(statistics, "similarity_entropy"))
 # were very probably measured on WritingPrompts too. It also computed in float16.
 
 # %%
-published = correlation.published()
+published = correlation.load_published()
 both = statistics.merge(published, on=["Model", "Dataset"], suffixes=("", " published"))
 Markdown(tables.describe_comparison(len(both), len(published), len(statistics)))
 
@@ -142,7 +142,7 @@ tables.show(both[columns].round(4).set_index("Model")) if len(both) else None
 # All coefficients of this notebook in one figure; each dot is a coefficient with its interval.
 
 # %%
-figures.coefficients(statistics, published)
+figures.plot_coefficients(statistics, published)
 
 # %% [markdown]
 # ## For a paper
@@ -151,11 +151,11 @@ figures.coefficients(statistics, published)
 
 # %%
 folder = Path(results_dir) / results.ANALYSES
-tables.write(tables.csv(statistics), folder / "correlation_stats.csv")
-tables.write(tables.csv(bins), folder / "correlation_bins.csv")
-tables.write(tables.correlation_tex(statistics), folder / "correlation_stats.tex")
-tables.write(tables.correlation_short_tex(statistics), folder / "correlation_stats_short.tex")
-figures.save(figures.paper(measured), folder / "correlation.png", folder / "correlation.pdf")
+tables.write(tables.format_csv(statistics), folder / "correlation_stats.csv")
+tables.write(tables.format_csv(bins), folder / "correlation_bins.csv")
+tables.write(tables.format_correlation_tex(statistics), folder / "correlation_stats.tex")
+tables.write(tables.format_correlation_short_tex(statistics), folder / "correlation_stats_short.tex")
+figures.save(figures.plot_paper(measured), folder / "correlation.png", folder / "correlation.pdf")
 
 # %% [markdown]
 # ## Recap

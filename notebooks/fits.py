@@ -56,9 +56,9 @@ measured = results.load_readable(results_dir)
 Markdown("\n".join(f"* {name}: {formula}" for name, formula in curves.FORMULAS.items()))
 
 # %%
-statistics = fits.statistics(measured, resamples=resamples, seed=seed, jobs=None)
-lines = fits.lines(measured)
-figures.fitted(lines, csv="fit_lines.csv")
+statistics = fits.fit_all(measured, resamples=resamples, seed=seed, jobs=None)
+lines = fits.compute_lines(measured)
+figures.plot_fitted(lines, csv="fit_lines.csv")
 
 # %% [markdown]
 # Each dot is the median of a bin; larger dots have more tokens. The menu selects a run or a
@@ -72,7 +72,7 @@ figures.fitted(lines, csv="fit_lines.csv")
 # the runs of one model, or on one data set.
 
 # %%
-tables.show(tables.parameters(statistics, "unimodal", {"a": 2, "b": 2, "c": 3, "peak": 2}))
+tables.show(tables.format_parameters(statistics, "unimodal", {"a": 2, "b": 2, "c": 3, "peak": 2}))
 
 # %% [markdown]
 # *before peak* is the share of the tokens left of the peak. This curve rises from 0 whenever a is
@@ -86,7 +86,7 @@ tables.show(tables.parameters(statistics, "unimodal", {"a": 2, "b": 2, "c": 3, "
 # The share of the medians' variance that a curve explains, R2:
 
 # %%
-tables.show(tables.compared(statistics, "R2 (medians)", 3))
+tables.show(tables.compare_curves(statistics, "R2 (medians)", 3))
 
 # %% [markdown]
 # AICc, which penalises a curve for its parameters, as the difference from the best curve in the
@@ -94,13 +94,13 @@ tables.show(tables.compared(statistics, "R2 (medians)", 3))
 # which is only roughly true: it ranks the curves, and a small difference means nothing.
 
 # %%
-tables.show(tables.compared(statistics, "delta AICc", 1))
+tables.show(tables.compare_curves(statistics, "delta AICc", 1))
 
 # %% [markdown]
 # The mean absolute error on tokens of prompts that the curve was not fitted to:
 
 # %%
-tables.show(tables.compared(statistics, "held-out error", 4))
+tables.show(tables.compare_curves(statistics, "held-out error", 4))
 
 # %% [markdown]
 # Single tokens scatter far more than good curves differ, so a small difference here is meaningful only if
@@ -114,7 +114,7 @@ tables.show(tables.compared(statistics, "held-out error", 4))
 # with standard errors clustered by prompt.
 
 # %%
-tables.show(tables.explained(statistics))
+tables.show(tables.format_explained(statistics))
 
 # %% [markdown]
 # If beta is 1 and alpha is 0, the curve of the medians is also the curve of the tokens. *R2* is the share of the
@@ -127,9 +127,9 @@ tables.show(tables.explained(statistics))
 
 # %%
 folder = Path(results_dir) / results.ANALYSES
-tables.write(tables.csv(statistics), folder / "fit_stats.csv")
-tables.write(tables.csv(lines), folder / "fit_lines.csv")
-tables.write(tables.fits_tex(statistics), folder / "fit_stats.tex")
+tables.write(tables.format_csv(statistics), folder / "fit_stats.csv")
+tables.write(tables.format_csv(lines), folder / "fit_lines.csv")
+tables.write(tables.format_fits_tex(statistics), folder / "fit_stats.tex")
 
 # %% [markdown]
 # ## Recap

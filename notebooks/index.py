@@ -37,7 +37,7 @@ from nucleoscope.views import figures, tables
 measured = results.load_readable(results_dir)
 
 # %%
-figures.overlay(measured)
+figures.plot_overlay(measured)
 
 # %% [markdown]
 # One line per model and data set: the median cosine similarity of the candidates in every entropy bin with at least
@@ -45,7 +45,7 @@ figures.overlay(measured)
 # the candidates are less similar when the model is less sure; if it rises, they are more similar.
 
 # %%
-statistics = correlation.statistics(measured, resamples=200, jobs=None)
+statistics = correlation.compute_statistics(measured, resamples=200, jobs=None)
 Markdown(
     f"Models: {', '.join(dict.fromkeys(statistics['Model']))}. Runs: {len(statistics)}, with "
     f"{statistics['tokens with k > 1'].sum():,} tokens that had more than one candidate. "
@@ -58,7 +58,7 @@ Markdown(
 # * **Read.** The [theory](theory.ipynb) says what can be known before any measurement, the
 #   [method](/method.md) how it was measured; the results are the
 #   [coefficients](/correlation_eval/correlation.ipynb), the [curves](/correlation_eval/fits.ipynb)
-#   and [every single run](/cells/index.md).
+#   and [every single run](/runs/index.md).
 # * **Run.** [Install](/use/install.md) the software and measure
 #   [your own model on your own texts](/use/run-one-model.md), on a laptop or
 #   [as a grid](/use/run-the-grid.md).

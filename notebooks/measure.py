@@ -69,7 +69,7 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 
 # %%
 chosen = Settings.collect(globals())
-folder = results.cell_folder(results_dir, dataset_name, model_name, text_column)
+folder = results.locate_run(results_dir, dataset_name, model_name, text_column)
 run_folder.check(folder, overwrite)
 data = prompts.load(dataset_name, n_prompts, prompt_column, text_column)
 model, tokenizer, identity = loading.load(model_name, dtype, device, trust_remote_code, model_revision)
@@ -93,7 +93,7 @@ pd.Series(settings, name="setting").to_frame()
 # as if the model had just written it.
 
 # %%
-run = run_folder.Cell(folder, settings, overwrite, requested=n_prompts)
+run = run_folder.RunFolder(folder, settings, overwrite, requested=n_prompts)
 if not run.finished:
     with run:
         complete_run(run, model, tokenizer, data.texts, data.continuations, **asdict(chosen))

@@ -43,7 +43,7 @@ from nucleoscope.models import loading
 from nucleoscope.stats import correlation
 from nucleoscope.store import results
 from nucleoscope.views import examples, figures, tables
-from nucleoscope.views.strip import background, strip
+from nucleoscope.views.strip import compute_background, render_strip
 
 if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
     os.chdir("..")
@@ -52,10 +52,10 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # ## The run
 
 # %%
-folder = results.cell_folder(results_dir, dataset_name, model_name, text_column)
+folder = results.locate_run(results_dir, dataset_name, model_name, text_column)
 info = results.load_info(folder)
 settings = info["settings"]
-tokenizer = loading.tokenizer(settings["model_name"], trust_remote_code, settings["model"].get("revision"))
+tokenizer = loading.load_tokenizer(settings["model_name"], trust_remote_code, settings["model"].get("revision"))
 pd.Series(settings, name="setting").to_frame()
 
 # %%
@@ -68,16 +68,16 @@ print(results.describe_run(info))
 # and left out of the plots and coefficients.
 
 # %%
-table = results.load_cell(folder / results.MEASUREMENTS, model=folder.name, dataset=folder.parent.name)
-statistics = correlation.statistics({(folder.name, folder.parent.name): table})
-tables.show(tables.readable(statistics))
+table = results.load_run(folder / results.MEASUREMENTS, model=folder.name, dataset=folder.parent.name)
+statistics = correlation.compute_statistics({(folder.name, folder.parent.name): table})
+tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
 # Each coefficient has a 95 % interval, from resampling whole prompts. *Within-prompt*
 # is the mean of the coefficients inside each text; *partial* is given the number of candidates.
 
 # %%
-figures.scatter(table)
+figures.plot_scatter(table)
 
 # %% [markdown]
 # Each point is one token: further right, the model was less sure; further up, its candidates were more
@@ -85,7 +85,7 @@ figures.scatter(table)
 # at it to see how many it has).
 
 # %%
-figures.distributions(table)
+figures.plot_distributions(table)
 
 # %% [markdown]
 # The two distributions show where most tokens are, which the scatter plot hides where its points
@@ -105,11 +105,11 @@ figures.distributions(table)
 # their probabilities, and where the token is among the others.
 
 # %%
-behind, whose = background(table), "the text's" if settings.get("mode") == "score" else "drawn"
-picks = examples.chosen(table)
+behind, whose = compute_background(table), "the text's" if settings.get("mode") == "score" else "drawn"
+picks = examples.choose_prompts(table)
 records = results.load_records(folder, [pick.prompt for pick in picks])
 for pick in picks:
-    html = strip(records[pick.prompt], tokenizer, table=behind, whose=whose)
+    html = render_strip(records[pick.prompt], tokenizer, table=behind, whose=whose)
     display(Markdown(pick.sentence), HTML(html))
 
 # %% [markdown]

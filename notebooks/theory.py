@@ -88,14 +88,14 @@ rng = np.random.default_rng(seed)
 
 # %% tags=["hide-input"]
 exponents = np.linspace(0, 3, 61)
-choices = [theory.zipf(50, exponent) for exponent in exponents]
+choices = [theory.compute_zipf(50, exponent) for exponent in exponents]
 effective = {
     "order 0: k": np.full(61, 50),
-    "order 1: exp(H)": np.exp([theory.entropy(q) for q in choices]),
+    "order 1: exp(H)": np.exp([theory.compute_entropy(q) for q in choices]),
     "order 2: 1 / Σq²": np.array([1 / (q**2).sum() for q in choices]),
 }
 titles = ("50 candidates, probability ∝ 1 / rankˢ", "exponent s", "effective number of candidates")
-theory_figures.curves(
+theory_figures.plot_curves(
     exponents,
     effective,
     titles,
@@ -154,12 +154,12 @@ theory_figures.curves(
 # of the mass can be spread over very many tokens. At $m = 1$ there is no tail, and $H(p) = H(q)$.
 
 # %% tags=["hide-input"]
-p = theory.zipf(1000, 1.2)
+p = theory.compute_zipf(1000, 1.2)
 shares = np.linspace(0.02, 0.995, 196)
-which, within, tail = np.array([theory.parts(p, share) for share in shares]).T
+which, within, tail = np.array([theory.split_entropy(p, share) for share in shares]).T
 pieces = {"within the nucleus: m H(q)": within, "which side: h(m)": which, "within the tail: (1−m) H(t)": tail}
 titles = ("Entropy of 1000 tokens, p ∝ 1 / rank^1.2", "top_p", "nats")
-theory_figures.curves(
+theory_figures.plot_curves(
     shares, pieces, titles, "Three stacked parts of the entropy; their sum is constant.", stacked=True
 )
 
@@ -204,8 +204,8 @@ theory_figures.curves(
 # cosine of 0.3 is high in one model and below average in another.
 
 # %% tags=["show-input"]
-anisotropic = theory.embedding(rng)  # 2000 rows of width 64 with a common part
-isotropic = theory.embedding(rng, common=0)  # without a common part
+anisotropic = theory.draw_embedding(rng)  # 2000 rows of width 64 with a common part
+isotropic = theory.draw_embedding(rng, common=0)  # without a common part
 mean_squares = [float(units.mean(0) @ units.mean(0)) for units in (isotropic, anisotropic)]
 
 # %% tags=["hide-input"]
@@ -216,7 +216,7 @@ samples = {
     for name, units in (("no common part", isotropic), ("with a common part", anisotropic))
 }
 titles = ("Cosines of random pairs of rows", "cosine", "share of pairs")
-theory_figures.histograms(
+theory_figures.plot_histograms(
     samples, mean_squares, titles, "Histograms of pair cosines of two synthetic embeddings, each with |μ|²."
 )
 
@@ -268,12 +268,12 @@ theory_figures.histograms(
 
 # %% tags=["show-input"]
 sizes = [2, 4, 8, 16, 32, 64, 128, 256]
-errors = theory.rounding_errors(rng, sizes)  # isotropic rows of width 576, normalised in bfloat16
+errors = theory.compute_rounding_errors(rng, sizes)  # isotropic rows of width 576, normalised in bfloat16
 
 # %% tags=["hide-input"]
 lines = {"subtracting k": errors[:, 0], "subtracting Σ|u|²": errors[:, 1]}
 titles = ("Mean error of the mean cosine", "candidates k", "absolute error")
-theory_figures.curves(
+theory_figures.plot_curves(
     np.array(sizes), lines, titles, "Rounding errors of two forms of the same formula against k.", log="xy"
 )
 
@@ -365,16 +365,16 @@ theory_figures.curves(
 # $d \times d$ matrix $\sum_i u_i u_i^\top$.
 
 # %% tags=["show-input"]
-center, spread, rest = theory.draw_moments(anisotropic)  # mean cosine, S_g², σ_e², from sums over rows alone
+center, spread, rest = theory.compute_draw_moments(anisotropic)  # mean cosine, S_g², σ_e², from sums over rows alone
 sizes = np.array([2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987])
-drawn = theory.drawn_cosines(rng, anisotropic, sizes, draws=300)
-deviation = np.sqrt(theory.draw_variance(sizes, len(anisotropic), spread, rest))
+drawn = theory.draw_cosines(rng, anisotropic, sizes, draws=300)
+deviation = np.sqrt(theory.compute_draw_variance(sizes, len(anisotropic), spread, rest))
 
 # %% tags=["hide-input"]
 band = {"mean": np.full(14, center), "mean + 2 sd": center + 2 * deviation, "mean − 2 sd": center - 2 * deviation}
 dots = {"a blind draw": (np.repeat(sizes, 60), drawn[:, :60].ravel())}
 titles = ("Mean cosine of k rows drawn blindly", "candidates k", "mean cosine")
-theory_figures.curves(
+theory_figures.plot_curves(
     sizes, band, titles, "Mean cosines of random sets narrow around one mean as k grows.", dots, log="x"
 )
 
@@ -391,7 +391,7 @@ both = {
 }
 dots = {"300 draws": (sizes, drawn.std(1))}
 titles = ("Standard deviation of the mean cosine", "candidates k", "standard deviation")
-theory_figures.curves(sizes, both, titles, "Simulated and computed standard deviations against k.", dots, log="xy")
+theory_figures.plot_curves(sizes, both, titles, "Simulated and computed standard deviations against k.", dots, log="xy")
 
 # %% [markdown]
 # The dots are the standard deviations of the simulated draws, the solid line is the formula; with 300
@@ -445,16 +445,16 @@ theory_figures.curves(sizes, both, titles, "Simulated and computed standard devi
 # the last term is negative, even if the two are unrelated within each text.
 
 # %% tags=["show-input"]
-sizes, entropies, cosines = theory.diluted_nuclei(rng, anisotropic, count=1500, core=4, noise=0.08, largest=200)
-plain = theory.spearman(entropies, cosines)
-partial = theory.partial_spearman(entropies, cosines, sizes)
+sizes, entropies, cosines = theory.draw_diluted_nuclei(rng, anisotropic, count=1500, core=4, noise=0.08, largest=200)
+plain = theory.compute_spearman(entropies, cosines)
+partial = theory.compute_partial_spearman(entropies, cosines, sizes)
 
 # %% tags=["hide-input"]
 titles = (f"Spearman {plain:.2f}; given k {partial:.2f}".replace("-", "−"), "entropy (nats)", "mean cosine")
 dots = {
     name: (entropies[chosen], cosines[chosen]) for name, chosen in (("k < 20", sizes < 20), ("k ≥ 20", sizes >= 20))
 }
-theory_figures.curves(
+theory_figures.plot_curves(
     np.array([]), {}, titles, "Entropy against mean cosine of synthetic nuclei, small and large.", dots
 )
 
@@ -534,11 +534,13 @@ orders = np.linspace(0, 3, 61)
 # %% tags=["hide-input"]
 similarities = {"Z = identity": np.eye(4), "Z = (1 + cos)/2, similar": (1 + similar) / 2}
 similarities["Z = (1 + cos)/2, different"] = (1 + different) / 2
-profiles = {name: np.array([theory.diversity(q, z, r) for r in orders]) for name, z in similarities.items()}
+profiles = {name: np.array([theory.compute_diversity(q, z, r) for r in orders]) for name, z in similarities.items()}
 points = {"similar": similar, "different": different}
-dots = {f"1/|M|², {name}": (np.array([2.0]), np.array([theory.diversity(q, z, 2)])) for name, z in points.items()}
+dots = {
+    f"1/|M|², {name}": (np.array([2.0]), np.array([theory.compute_diversity(q, z, 2)])) for name, z in points.items()
+}
 titles = ("Diversity of one choice, by order", "order r", "effective number of candidates")
-figure = theory_figures.curves(
+figure = theory_figures.plot_curves(
     orders, profiles, titles, "Diversity profiles of a choice among similar and among different words.", dots
 )
 figure.update_traces(marker_size=11, marker_opacity=1, selector={"mode": "markers"})
@@ -604,15 +606,17 @@ figure.update_traces(marker_size=11, marker_opacity=1, selector={"mode": "marker
 # splitting a candidate into identical copies does not change it.
 
 # %% tags=["show-input"]
-entropies, similars, lengths = theory.made_choices(rng, 1200).T  # H, similarity entropy and |M| of many kinds of nuclei
+entropies, similars, lengths = theory.draw_choices(rng, 1200).T  # H, similarity entropy and |M| of many kinds of nuclei
 
 # %% tags=["hide-input"]
 grid = np.linspace(0, 1, 101)
-lines = {"upper: h((1+ρ)/2)": theory.binary_entropy((1 + grid) / 2)}
+lines = {"upper: h((1+ρ)/2)": theory.compute_binary_entropy((1 + grid) / 2)}
 lines["lower: log(2/(1+ρ²))"] = np.log(2 / (1 + grid**2))
 dots = {"synthetic nucleus": (lengths, similars)}
 titles = ("Similarity entropy and the mean direction", "ρ = |M|", "similarity entropy (nats)")
-theory_figures.curves(grid, lines, titles, "Similarity entropy is between two close curves of the length of M.", dots)
+theory_figures.plot_curves(
+    grid, lines, titles, "Similarity entropy is between two close curves of the length of M.", dots
+)
 
 # %% [markdown]
 # Every dot is between the two lines, whatever the size, shape and dimension of its nucleus; this is
@@ -624,7 +628,7 @@ grid = np.linspace(0, 4.5, 91)
 lines = {"entropy, or log 2 if that is less": np.minimum(grid, np.log(2))}
 dots = {"synthetic nucleus": (entropies, similars)}
 titles = ("Similarity entropy and entropy", "entropy (nats)", "similarity entropy (nats)")
-theory_figures.curves(grid, lines, titles, "Similarity entropy stays below entropy and below log 2.", dots)
+theory_figures.plot_curves(grid, lines, titles, "Similarity entropy stays below entropy and below log 2.", dots)
 
 # %% [markdown]
 # No dot is above the line: its slope is the bound of {prf:ref}`prop-similarity`, its level part that of
@@ -657,7 +661,7 @@ theory_figures.curves(grid, lines, titles, "Similarity entropy stays below entro
 # If there are measurements, the next figure shows them against $k$, the axis about which theory says most.
 
 # %% tags=["hide-input"]
-theory_figures.measured(results_dir)
+theory_figures.plot_measured(results_dir)
 
 # %% [markdown]
 # At each size the lines mark the median of the measured cosines and the range that contains nine

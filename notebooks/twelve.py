@@ -41,8 +41,8 @@ from IPython.display import HTML, Markdown, display
 from nucleoscope.models import loading
 from nucleoscope.store import results
 from nucleoscope.views import examples
-from nucleoscope.views.strip import background, strip
-from nucleoscope.views.token_text import Reader, literal
+from nucleoscope.views.strip import compute_background, render_strip
+from nucleoscope.views.token_text import Reader, escape_name
 
 readable = results.load_readable(results_dir)
 # Files of the published study hold no tokens.
@@ -59,17 +59,17 @@ def opened(folder: Path) -> tuple[dict, Reader] | None:
     try:
         settings = results.load_info(folder)["settings"]
         found = settings["model"].get("revision")
-        return settings, Reader(loading.tokenizer(settings["model_name"], revision=found))
+        return settings, Reader(loading.load_tokenizer(settings["model_name"], revision=found))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"left out: {folder}: {error}", file=sys.stderr)
         return None
 
 
-folders = {dataset: results.cell_folder(results_dir, dataset, model) for name, dataset in measured if name == model}
+folders = {dataset: results.locate_run(results_dir, dataset, model) for name, dataset in measured if name == model}
 cells = {dataset: opened(folder) for dataset, folder in sorted(folders.items())}
 settings = {dataset: cell[0] for dataset, cell in cells.items() if cell}
 tables = {(model, dataset): readable[model, dataset] for dataset in settings}
-corners, behind = examples.corners(tables), background(examples.pooled(tables))
+corners, behind = examples.find_corners(tables), compute_background(examples.pool(tables))
 shown = {dataset: corners.loc[corners["dataset"] == dataset, "prompt"] for dataset in settings}
 records = {dataset: results.load_records(folders[dataset], prompts) for dataset, prompts in shown.items()}
 whose = {name: "the text's" if found.get("mode") == "score" else "drawn" for name, found in settings.items()}
@@ -82,18 +82,18 @@ def show(corner: str) -> None:
     for token in tokens.itertuples():
         window = {"first": max(token.step - 40, 0), "last": token.step + 1, "shown": token.step, "most": 20}
         (_, reader), record = cells[token.dataset], records[token.dataset][token.prompt]
-        html = strip(record, reader, table=behind, whose=whose[token.dataset], **window)
-        display(Markdown(examples.numbers(token)), HTML(html))
+        html = render_strip(record, reader, table=behind, whose=whose[token.dataset], **window)
+        display(Markdown(examples.format_numbers(token)), HTML(html))
     if tokens.empty:
         display(Markdown("No token is left for this corner."))
 
 
 def listed(names) -> str:
-    return ", ".join(map(literal, sorted(names)))
+    return ", ".join(map(escape_name, sorted(names)))
 
 
-total, long, highest = examples.reach(tables)
-lines = [f"The tokenizer of {literal(model)} is not available here, so its tokens cannot be shown."]
+total, long, highest = examples.compute_reach(tables)
+lines = [f"The tokenizer of {escape_name(model)} is not available here, so its tokens cannot be shown."]
 if tables:
     names = listed({str(found["model_name"]) for found in settings.values()})
     lines = [f"The model is {names}, on {listed(settings)}: {total:,} tokens with more than one candidate."]

@@ -28,7 +28,7 @@ import transformers
 from nucleoscope.data import prompts
 from nucleoscope.measure import cosine, entropy, generation
 from nucleoscope.measure.decoding import Decoder
-from nucleoscope.measure.nucleus import nucleus
+from nucleoscope.measure.nucleus import find_nucleus
 from nucleoscope.models import loading
 from nucleoscope.settings import FIELDS, Settings
 
@@ -107,13 +107,13 @@ def by_generate(model, ids: list[list[int]], max_tokens: int, top_p: float, ends
         ),
     )
     embedding = model.get_input_embeddings().weight
-    inverse_norm = cosine.inverse_norms(embedding)
+    inverse_norm = cosine.compute_inverse_norms(embedding)
     tokens = output.sequences[:, longest:]
     for step, logits in enumerate(output.logits):
-        chosen = nucleus(logits, top_p)
+        chosen = find_nucleus(logits, top_p)
         entropy.compute_nucleus_entropies(chosen.probs, chosen.offsets)
         entropy.compute_full_entropies(logits)
-        cosine.similarity(*chosen, embedding, inverse_norm)
+        cosine.compute_similarity(*chosen, embedding, inverse_norm)
         logits.log_softmax(-1).gather(-1, tokens[:, step : step + 1])
     over = torch.isin(tokens, torch.tensor(sorted(ends), device=tokens.device, dtype=tokens.dtype)).cumsum(1) > 0
     return int((~over).sum())
@@ -219,14 +219,14 @@ def kernels(device: torch.device, rows: int) -> None:
     print(f"\n| V | d | median nucleus | rows | full sort, ms | nucleus, ms | cosine, ms |\n|{'---|' * 7}")
     for vocabulary in (49_152, 128_256):
         embedding = torch.randn(vocabulary, 4096, device=device, dtype=torch.bfloat16)
-        inverse_norm = cosine.inverse_norms(embedding)
+        inverse_norm = cosine.compute_inverse_norms(embedding)
         for size in (10, 5_000):
             logits = synthetic(vocabulary, size, rows, device)
-            chosen = nucleus(logits, 0.9)
+            chosen = find_nucleus(logits, 0.9)
             sort = median_ms(lambda logits=logits: logits.sort(descending=True), device, 3)
-            pick = median_ms(lambda logits=logits: nucleus(logits, 0.9), device)
+            pick = median_ms(lambda logits=logits: find_nucleus(logits, 0.9), device)
             alike = median_ms(
-                lambda chosen=chosen: cosine.similarity(*chosen, embedding, inverse_norm),  # noqa: B023
+                lambda chosen=chosen: cosine.compute_similarity(*chosen, embedding, inverse_norm),  # noqa: B023
                 device,
                 3,
             )

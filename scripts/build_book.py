@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nucleoscope.workflow.command_line import Parser, one_line_errors
+from nucleoscope.workflow.command_line import Parser, report_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,7 +17,7 @@ def parser() -> Parser:
 
 def main() -> None:
     options = parser().parse_args()
-    with one_line_errors(options.debug, interrupted="interrupted: run the same command again"):
+    with report_errors(options.debug, interrupted="interrupted: run the same command again"):
         from nucleoscope.book import site  # here: --help need not wait for it
 
         page = site.build(ROOT, Path(options.results_dir), Path(options.output).resolve())

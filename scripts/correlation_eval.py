@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nucleoscope.workflow.command_line import Parser, one_line_errors
+from nucleoscope.workflow.command_line import Parser, report_errors
 
 
 def enough(text: str) -> int:
@@ -23,7 +23,7 @@ def parser() -> Parser:
 
 def main() -> None:
     parameters = vars(parser().parse_args())
-    with one_line_errors(parameters.pop("debug"), interrupted="interrupted: run the same command again"):
+    with report_errors(parameters.pop("debug"), interrupted="interrupted: run the same command again"):
         from nucleoscope.store import results
         from nucleoscope.workflow import notebooks
 

@@ -1,6 +1,6 @@
 """Measures one model on one data set: runs notebooks/measure.py, then notebooks/run.py, which shows the results."""
 
-from nucleoscope.workflow.command_line import Parser, one_line_errors
+from nucleoscope.workflow.command_line import Parser, report_errors
 
 
 def parser() -> Parser:
@@ -21,7 +21,7 @@ def parser() -> Parser:
 def main() -> None:
     given = vars(parser().parse_args())
     debug, only, if_missing = (given.pop(name) for name in ("debug", "only", "if_missing"))
-    with one_line_errors(debug, interrupted="interrupted: run the same command again to resume"):
+    with report_errors(debug, interrupted="interrupted: run the same command again to resume"):
         from nucleoscope.workflow import runs  # here: --help need not wait for it
 
         folder = runs.locate(given)

@@ -91,7 +91,7 @@ def watched(command: list[str], pause: float = 0.1) -> tuple[int, float]:
 
 def measure(sizes: list[int], resamples: int) -> None:
     """Prints memory and time for reading and for analysing 15 synthetic runs of each size."""
-    read = "import sys; from nucleoscope.store import results; results.load_cell(sys.argv[1], 'model', 'data')"
+    read = "import sys; from nucleoscope.store import results; results.load_run(sys.argv[1], 'model', 'data')"
     print("prompts per run | reading one run: MiB, core s | analysing 15 runs: MiB, core s")
     for prompts in sizes:
         with tempfile.TemporaryDirectory() as folder:

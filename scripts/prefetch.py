@@ -2,7 +2,7 @@
 
 import sys
 
-from nucleoscope.workflow.command_line import Parser, one_line_errors
+from nucleoscope.workflow.command_line import Parser, report_errors
 
 
 def parser() -> Parser:
@@ -14,11 +14,11 @@ def parser() -> Parser:
 
 def main() -> None:
     options = parser().parse_args()
-    with one_line_errors(options.debug, interrupted="interrupted: run the same command again to fetch the rest"):
+    with report_errors(options.debug, interrupted="interrupted: run the same command again to fetch the rest"):
         from nucleoscope.data import prefetch
         from nucleoscope.workflow import grid  # here: --help need not wait for them
 
-        plan = prefetch.plan(entry.parameters for entry in grid.list_runs(grid.load(options.grid)).values())
+        plan = prefetch.plan_downloads(entry.parameters for entry in grid.list_runs(grid.load(options.grid)).values())
         print(*plan.notes, sep="\n", flush=True)
         refusals = plan.refusals or prefetch.fetch(plan)
         for line in refusals:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nucleoscope.workflow.command_line import Parser, one_line_errors
+from nucleoscope.workflow.command_line import Parser, report_errors
 
 
 def parser() -> Parser:
@@ -16,7 +16,7 @@ def parser() -> Parser:
 
 def main() -> None:
     options = parser().parse_args()
-    with one_line_errors(options.debug, interrupted="interrupted: run the same command again"):
+    with report_errors(options.debug, interrupted="interrupted: run the same command again"):
         from nucleoscope.workflow import notebooks
 
         options.output.parent.mkdir(parents=True, exist_ok=True)

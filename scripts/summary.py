@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nucleoscope.workflow.command_line import Parser, one_line_errors
+from nucleoscope.workflow.command_line import Parser, report_errors
 
 
 def parser() -> Parser:
@@ -14,7 +14,7 @@ def parser() -> Parser:
 
 def main() -> None:
     options = parser().parse_args()
-    with one_line_errors(options.debug, interrupted="interrupted"):
+    with report_errors(options.debug, interrupted="interrupted"):
         from nucleoscope.workflow import grid, status
 
         print(status.summarise(grid.load(options.grid)))

@@ -4,7 +4,7 @@
 
 reads one request a line from its standard input, JSON with
 
-* ``folder``: the cell's folder; ``settings``, ``overwrite``: as `run_folder.Cell` takes them,
+* ``folder``: the cell's folder; ``settings``, ``overwrite``: as `run_folder.RunFolder` takes them,
 * ``count``: how many such runs start at once (1), ``lock_seconds``: how long they wait for each other,
 * ``after``: seconds after which the run gets SIGKILL, or null,
 * ``operation``, ``half``: which file operation in the folder, counted from 1, is the run's last, and whether it is
@@ -72,7 +72,7 @@ class Counter:
 def run(folder: str, settings: dict, overwrite: bool) -> None:
     """One run, as notebooks/run.py has it."""
     run_folder.check(Path(folder), overwrite)
-    cell = run_folder.Cell(folder, settings, overwrite)
+    cell = run_folder.RunFolder(folder, settings, overwrite)
     if not cell.finished:
         with cell:
             seed = settings["seed"]

@@ -43,19 +43,19 @@ def test_every_quantity_has_a_label_a_range_and_a_definition():
 
 
 def test_a_registered_quantity_is_in_tables_tints_and_titles(novelty, record):
-    table = results.table([record], "tiny", "math")
+    table = results.tabulate([record], "tiny", "math")
     assert table["novelty"].tolist() == record["novelty"]
-    assert quantities.title("novelty") == "novelty (nats)"
+    assert quantities.find_title("novelty") == "novelty (nats)"
     assert quantities.list_titles()["novelty"] == "novelty (nats)"
-    assert '"novelty"' in strip.strip(record, Reader(tiny.tokenizer(bos=False)))
+    assert '"novelty"' in strip.render_strip(record, Reader(tiny.tokenizer(bos=False)))
     token = cards.Token(1, record["top_p_tokens"][0], record["top_p_probs"][0], {"novelty": 0.25})
-    assert cards.value(token, "novelty") == 0.25
+    assert cards.find_value(token, "novelty") == 0.25
 
 
 def test_a_quantity_that_is_not_registered_here_keeps_its_column(record):
-    table = results.table([record], "tiny", "math")
+    table = results.tabulate([record], "tiny", "math")
     assert table["novelty"].tolist() == record["novelty"]
-    assert quantities.title("novelty") == "novelty"
+    assert quantities.find_title("novelty") == "novelty"
 
 
 def test_the_worked_example_of_the_page_runs_as_written():

@@ -16,7 +16,7 @@ ABANDONED = 3600  # seconds without a change after which a partial file counts a
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Any]:
+def write_atomically(path: Path) -> Iterator[Any]:
     """A binary file to write to; it appears as ``path`` only when the block ends without an error.
 
     Partial copies of the same file that killed processes left behind are removed: immediately if those
@@ -45,11 +45,11 @@ def _sweep(path: Path, now: float) -> None:
         host, _, process = part.name[len(path.name) + 2 : -len(".part")].rpartition(".")
         with contextlib.suppress(OSError):  # already removed
             ours = host == socket.gethostname() and process.isdecimal()
-            if (not _lives(int(process))) if ours else (now - part.stat().st_mtime > ABANDONED):
+            if (not _is_alive(int(process))) if ours else (now - part.stat().st_mtime > ABANDONED):
                 part.unlink()
 
 
-def _lives(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -61,5 +61,5 @@ def _lives(process: int) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as readable JSON, atomically."""
-    with whole(path) as stream:
+    with write_atomically(path) as stream:
         stream.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -23,14 +23,14 @@ from huggingface_hub.utils import httpx, validate_repo_id
 PACKAGED = "SmolLM2-135M-Instruct"
 
 
-def on_hub(name: str) -> bool:
+def is_on_hub(name: str) -> bool:
     """Whether a name refers to a model on the Hub, not to the packaged one, a .gguf file or a folder."""
     return name != PACKAGED and not name.endswith(".gguf") and not Path(name).is_dir()
 
 
 def check_revision(name: str, revision: str | None) -> None:
     """Raises ValueError if a revision is given for a model that is not on the Hub."""
-    if revision and not on_hub(name):
+    if revision and not is_on_hub(name):
         kind = "the packaged model" if name == PACKAGED else "a file" if name.endswith(".gguf") else "a folder"
         raise ValueError(
             f"model_revision is '{revision}', but '{name}' is {kind}: omit it; only models on the Hub have revisions"
@@ -73,64 +73,64 @@ def _check_name(name: str) -> None:
         raise FileNotFoundError(f"'{name}' is neither an existing folder nor a valid model id on the Hub") from None
 
 
-def explained(name: str, error: Exception, revision: str | None = None) -> Exception:
+def explain(name: str, error: Exception, revision: str | None = None) -> Exception:
     """The exception to show instead of ``error``: one line, with what was tried and what to do."""
     if name.endswith(".gguf"):
-        return ValueError(f"cannot read '{name}' as GGUF: it is damaged or of an unsupported type ({brief(error)})")
+        return ValueError(f"cannot read '{name}' as GGUF: it is damaged or of an unsupported type ({shorten(error)})")
     if "trust_remote_code" in str(error):
-        where = name if Path(name).is_dir() else page(name)
+        where = name if Path(name).is_dir() else format_page(name)
         return ValueError(f"model '{name}' comes with its own code: read it at {where}, then pass --trust_remote_code")
-    said = _explained_by_hub(name, chain(error), revision) if on_hub(name) else None
-    return said or ValueError(f"cannot load model '{name}': {type(error).__name__}: {brief(error)}")
+    said = _explain_by_hub(name, list_causes(error), revision) if is_on_hub(name) else None
+    return said or ValueError(f"cannot load model '{name}': {type(error).__name__}: {shorten(error)}")
 
 
-def _explained_by_hub(name: str, links: list[BaseException], revision: str | None) -> Exception | None:
+def _explain_by_hub(name: str, links: list[BaseException], revision: str | None) -> Exception | None:
     """The error explained as a problem with the Hub or the connection to it, or None if it is something else."""
 
     def first(*kinds: type) -> Any:
         return next((link for link in links if isinstance(link, kinds)), None)
 
-    tried = f"tried the packaged model {PACKAGED}, a .gguf file, a folder and {page(name)}"
+    tried = f"tried the packaged model {PACKAGED}, a .gguf file, a folder and {format_page(name)}"
     refusal = first(HfHubHTTPError)
     if isinstance(refusal, GatedRepoError):
         return PermissionError(
-            f"model '{name}' is gated: ask for access at {page(name)}, then run `hf auth login` or set HF_TOKEN"
+            f"model '{name}' is gated: ask for access at {format_page(name)}, then run `hf auth login` or set HF_TOKEN"
         )
     if isinstance(refusal, RevisionNotFoundError):
-        return FileNotFoundError(f"model '{name}' has no revision '{revision}': see {page(name)}/commits/main")
+        return FileNotFoundError(f"model '{name}' has no revision '{revision}': see {format_page(name)}/commits/main")
     if isinstance(refusal, RepositoryNotFoundError) and "credentials" not in str(refusal).lower():
         return FileNotFoundError(f"model '{name}' does not exist or is private: {tried}")
     if refusal is not None:
-        return OSError(f"the Hub refused access to model '{name}': {brief(refusal)} (tried {page(name)})")
+        return OSError(f"the Hub refused access to model '{name}': {shorten(refusal)} (tried {format_page(name)})")
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
     begun = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
-    if begun and (constants.HF_HUB_OFFLINE or unreachable(links)):
+    if begun and (constants.HF_HUB_OFFLINE or is_unreachable(links)):
         return ConnectionError(
             f"model '{name}' is incomplete in the cache {constants.HF_HUB_CACHE}, and {reason}: "
-            f"download it with scripts/prefetch.py ({brief(links[0])})"
+            f"download it with scripts/prefetch.py ({shorten(links[0])})"
         )
-    if others := _cached_revisions(name) if constants.HF_HUB_OFFLINE else []:
+    if others := _list_cached_revisions(name) if constants.HF_HUB_OFFLINE else []:
         return ConnectionError(
             f"model '{name}' is cached only at {' and '.join(others)}, and {reason}: "
             "set model_revision to one of these, or download another revision with scripts/prefetch.py"
         )
-    if unreachable(links):
+    if is_unreachable(links):
         at = f" at revision '{revision}'" if revision else ""
         return ConnectionError(
             f"model '{name}'{at} is not on this machine, and {reason}: {tried} and the cache {constants.HF_HUB_CACHE} "
-            f"({brief(links[-1])}; scripts/prefetch.py downloads it on a machine that can reach the Hub)"
+            f"({shorten(links[-1])}; scripts/prefetch.py downloads it on a machine that can reach the Hub)"
         )
     broken = first(httpx.TransportError) or next((link for link in links if "Consistency check" in str(link)), None)
     if broken is not None:
         return ConnectionError(
-            f"the download of model '{name}' was interrupted ({type(broken).__name__}: {brief(broken)}): "
+            f"the download of model '{name}' was interrupted ({type(broken).__name__}: {shorten(broken)}): "
             "run the same command again; files already downloaded are kept"
         )
     return None
 
 
-def unreachable(links: list[BaseException]) -> bool:
-    """Whether an error and its causes (see `chain`) mean that the Hub is not reachable, or that offline mode is set.
+def is_unreachable(links: list[BaseException]) -> bool:
+    """Whether an error and its causes (see `list_causes`) mean that the Hub is out of reach, or that offline mode is set.
 
     Libraries also report this if the Hub refused a request or the connection broke during its answer; the
     chain then contains that error further back.
@@ -140,18 +140,18 @@ def unreachable(links: list[BaseException]) -> bool:
     return any(isinstance(link, kinds) for link in links) and not any(isinstance(link, answered) for link in links)
 
 
-def _cached_revisions(name: str) -> list[str]:
+def _list_cached_revisions(name: str) -> list[str]:
     """The commits whose configuration is in the cache."""
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
     return sorted(path.parent.name for path in folder.glob("*/config.json"))
 
 
-def page(name: str) -> str:
+def format_page(name: str) -> str:
     """A model's page on the Hub."""
     return f"{constants.ENDPOINT}/{name}"
 
 
-def chain(error: BaseException) -> list[BaseException]:
+def list_causes(error: BaseException) -> list[BaseException]:
     """An error and its causes, in order."""
     links: list[BaseException] = []
     link: BaseException | None = error
@@ -161,7 +161,7 @@ def chain(error: BaseException) -> list[BaseException]:
     return links
 
 
-def brief(message: object) -> str:
+def shorten(message: object) -> str:
     """A message on one line, at most 300 characters long."""
     line = " ".join(str(message).split())
     return line if len(line) <= 300 else line[:297] + "..."

@@ -148,7 +148,7 @@ def describe(name: str) -> Quantity:
     return REGISTRY.get(name) or Quantity(name, name.replace("_", " "), attrgetter(name), name)
 
 
-def title(name: str) -> str:
+def find_title(name: str) -> str:
     """A column's label with its unit, for axes and menus."""
     return describe(name).title
 

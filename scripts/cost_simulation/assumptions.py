@@ -100,7 +100,7 @@ PAGE, PANEL = 1.4 * 2**20, 65e3  # bytes of a run's page with its data, and of o
 RECORDS = 5.6e3  # bytes per token in a process that has all records of a run in memory, measured
 # Prompts per run, peak MiB of all processes of the analysis before and after it was changed to read one run at a time.
 ANALYSED = ((100, 894, 669), (1000, 1807, 819), (10000, None, None))
-READ = ((100, 238, 68), (1000, 660, 159), (10000, 5560, 1335))  # MiB to read one run: torch.load, results.load_cell
+READ = ((100, 238, 68), (1000, 660, 159), (10000, 5560, 1335))  # MiB to read one run: torch.load, results.load_run
 
 
 def drawn(rng: np.random.Generator, share: int = 1) -> dict[str, float]:

@@ -40,11 +40,11 @@ def simulated(gpus: int, models: int, datasets: int, prompts: int, repeats: int,
         a = drawn(rng, share)
         shapes = {(m, d): work(m, d, prompts, STEPS, a, rng) for m in MODELS for d in DATA}
         kinds = [shapes[MODELS[m % 5], DATA[d % 3]] for m in range(models) for d in range(datasets)]
-        cells = kinds[::share]
+        runs = kinds[::share]
         cluster = Cluster(gpus // share, a["disk"], a["link"], a["start"], a["lost"], a["again"])
-        outcome = queue(cells, cluster, rng)
+        outcome = queue(runs, cluster, rng)
         tokens = models * datasets * prompts * STEPS * np.mean([data.reached for data in DATA])
-        busy = share * sum(sum(cell.batches) for cell in cells)
+        busy = share * sum(sum(run.batches) for run in runs)
         rows.append(
             {
                 "GPU hours": share * outcome.held / 3600,
@@ -54,7 +54,7 @@ def simulated(gpus: int, models: int, datasets: int, prompts: int, repeats: int,
                 "tokens": tokens,
                 "host": a["host"] + RECORDS * prompts * STEPS,
                 "files": tokens * (TOKEN + CANDIDATE * a["candidates"]),
-                "read": sum(cell.load for cell in cells) * share,
+                "read": sum(run.load for run in runs) * share,
                 "analysis": (models * datasets * a["each"] + tokens * a["analysis"]) / 3600,
             }
         )
@@ -164,9 +164,9 @@ def costs() -> tuple[str, dict[str, dict]]:
     base, by = line(ANALYSED, 2)
     lines: dict[tuple[str, str], list[str]] = {}
     for name, (_, models, datasets, prompts, *_) in grids.items():
-        cells, r = models * datasets, found[name]
+        runs, r = models * datasets, found[name]
         column = {
-            ("runs", "given"): f"{cells:,}",
+            ("runs", "given"): f"{runs:,}",
             ("tokens", "estimate"): figure(np.median(r["tokens"])),
             ("GPU hours", "estimate"): span(r["GPU hours"]),
             ("of which generating", "estimate"): span(100 * r["generating"]) + " %",
@@ -178,21 +178,21 @@ def costs() -> tuple[str, dict[str, dict]]:
             ("measurements on disk", "estimate"): sized(r["files"]),
             ("analysis, core hours", "estimate"): span(r["analysis"]),
             ("analysis, memory", "measured; last column: estimate"): sized(
-                memory(cells, datasets, models, prompts, base, by)
+                memory(runs, datasets, models, prompts, base, by)
             ),
             ("analysis, temporary files", "estimate"): sized(np.median(r["tokens"]) * TABLE),
-            ("book", "estimate"): sized(cells * PAGE),
-            ("page of coefficients", "estimate"): sized(cells * PANEL),
+            ("book", "estimate"): sized(runs * PAGE),
+            ("page of coefficients", "estimate"): sized(runs * PANEL),
         }
         for key, value in column.items():
             lines.setdefault(key, []).append(value)
     return table(["", *grids, "basis"], [[key, *values, basis] for (key, basis), values in lines.items()]), found
 
 
-def memory(cells: int, datasets: int, models: int, prompts: int, base: float, by: float) -> float:
+def memory(runs: int, datasets: int, models: int, prompts: int, base: float, by: float) -> float:
     """Bytes of the analysis: as measured if a run is the largest item, otherwise for fitting the largest pool."""
     tokens = prompts * STEPS
-    return max(base + by * tokens, POOLED * tokens * max(models, datasets) if cells > 15 else 0)
+    return max(base + by * tokens, POOLED * tokens * max(models, datasets) if runs > 15 else 0)
 
 
 def page(words: str) -> str:

@@ -142,86 +142,86 @@ class Outcome:
 
 
 @dataclass
-class _Cell:
+class _QueuedRun:
     work: Work
     done: int = 0  # batches saved
     begun: float = 0.0
     left: float = field(default=0.0)  # bytes still to load
 
 
-def queue(cells: Sequence[Work], cluster: Cluster, rng: np.random.Generator) -> Outcome:
+def queue(runs: Sequence[Work], cluster: Cluster, rng: np.random.Generator) -> Outcome:
     """Simulates the runs, first come, first served, and returns what it cost.
 
     Loading shares the file system evenly, up to each GPU's own link. A lost run goes back into the queue
     and starts again, including loading, after the last batch that it saved.
     """
-    return _Run(cells, cluster, rng).outcome()
+    return _Simulation(runs, cluster, rng).outcome()
 
 
-class _Run:
-    """One simulation: ``events`` are (time, number, what, cell); ``loading`` advances from event to event."""
+class _Simulation:
+    """One simulation: ``events`` are (time, number, what, run); ``loading`` advances from event to event."""
 
-    def __init__(self, cells: Sequence[Work], cluster: Cluster, rng: np.random.Generator):
+    def __init__(self, runs: Sequence[Work], cluster: Cluster, rng: np.random.Generator):
         self.cluster, self.rng, self.result = cluster, rng, Outcome()
-        self.waiting = [_Cell(work) for work in reversed(cells)]
+        self.waiting = [_QueuedRun(work) for work in reversed(runs)]
         self.free, self.now, self.number = cluster.gpus, 0.0, 0
-        self.events: list[tuple[float, int, str, _Cell]] = []
-        self.loading: list[_Cell] = []
+        self.events: list[tuple[float, int, str, _QueuedRun]] = []
+        self.loading: list[_QueuedRun] = []
 
     def outcome(self) -> Outcome:
         self._fill()
         while self.events or self.loading:
             rate = min(self.cluster.link, self.cluster.disk / max(len(self.loading), 1))
-            first = min(self.loading, key=lambda cell: cell.left, default=None)
+            first = min(self.loading, key=lambda run: run.left, default=None)
             loaded = self.now + first.left / rate if first else math.inf
             at = min(loaded, self.events[0][0] if self.events else math.inf)
-            for cell in self.loading:
-                cell.left -= (at - self.now) * rate
+            for run in self.loading:
+                run.left -= (at - self.now) * rate
             self.now = at
             if at == loaded:
                 self.loading.remove(first)
                 self._compute(first)
             else:
-                _, _, what, cell = heapq.heappop(self.events)
-                getattr(self, what)(cell)
+                _, _, what, run = heapq.heappop(self.events)
+                getattr(self, what)(run)
         self.result.wall = self.now
         return self.result
 
-    def _at(self, seconds: float, what: str, cell: _Cell) -> None:
+    def _at(self, seconds: float, what: str, run: _QueuedRun) -> None:
         self.number += 1  # events at the same time keep the order in which they were added
-        heapq.heappush(self.events, (self.now + seconds, self.number, what, cell))
+        heapq.heappush(self.events, (self.now + seconds, self.number, what, run))
 
     def _fill(self) -> None:
         while self.free and self.waiting:
-            cell = self.waiting.pop()
-            self.free, cell.begun = self.free - 1, self.now
-            self._at(self.cluster.start, "_load", cell)
+            run = self.waiting.pop()
+            self.free, run.begun = self.free - 1, self.now
+            self._at(self.cluster.start, "_load", run)
 
-    def _load(self, cell: _Cell) -> None:
-        cell.left = cell.work.load
-        self.loading.append(cell)
+    def _load(self, run: _QueuedRun) -> None:
+        run.left = run.work.load
+        self.loading.append(run)
 
-    def _compute(self, cell: _Cell) -> None:
+    def _compute(self, run: _QueuedRun) -> None:
         """Draws whether the run is lost before it ends, and how far it gets."""
-        begun = self.now - cell.begun  # losses before the first batch count at its start
+        begun = self.now - run.begun  # losses before the first batch count at its start
         lost = self.rng.exponential(3600 / self.cluster.lost) - begun if self.cluster.lost else math.inf
-        times = np.cumsum([*cell.work.batches[cell.done :], cell.work.finish])
+        times = np.cumsum([*run.work.batches[run.done :], run.work.finish])
         if lost >= times[-1]:
-            self._at(times[-1], "_end", cell)
+            self._at(times[-1], "_end", run)
         else:
-            cell.done += int(np.searchsorted(times[:-1], max(lost, 0)))
-            self._at(max(lost, 0), "_lose", cell)
+            run.done += int(np.searchsorted(times[:-1], max(lost, 0)))
+            self._at(max(lost, 0), "_lose", run)
 
-    def _end(self, cell: _Cell) -> None:
-        self.result.held += self.now - cell.begun
+    def _end(self, run: _QueuedRun) -> None:
+        self.result.held += self.now - run.begun
         self.free += 1
         self._fill()
 
-    def _lose(self, cell: _Cell) -> None:
+    def _lose(self, run: _QueuedRun) -> None:
         self.result.losses += 1
-        self._at(self.cluster.again, "_return", cell)
-        self._end(cell)
+        self._at(self.cluster.again, "_return", run)
+        self._end(run)
 
-    def _return(self, cell: _Cell) -> None:
-        self.waiting.insert(0, cell)
+    def _return(self, run: _QueuedRun) -> None:
+        self.waiting.insert(0, run)
         self._fill()

@@ -35,13 +35,13 @@ from messages import one_line
 from nucleoscope.book import pages, site, sphinx_extension
 from nucleoscope.settings import format_reference
 from nucleoscope.views import figure_data
-from nucleoscope.views.strip import strip
+from nucleoscope.views.strip import render_strip
 from nucleoscope.views.token_text import Reader
 
 ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CELLS = ["cells/big/alpha", "cells/big/beta", "cells/small/alpha"]
-PAGES = ["index", "cells/index", *CELLS, "strips", "use/api", "bibliography"]
+CELLS = ["runs/big/alpha", "runs/big/beta", "runs/small/alpha"]
+PAGES = ["index", "runs/index", *CELLS, "strips", "use/api", "bibliography"]
 MADE = ["search", "genindex", "py-modindex", "prf-prf"]  # by Sphinx itself
 FIGURES = [page for page in PAGES if page.count("/") == 2]
 WIDE = "a_word_without_any_place_to_break_it_" * 5
@@ -110,7 +110,7 @@ def scored() -> str:
     record["top_p_tokens"][0], record["top_p_probs"][0] = torch.tensor([5, 6]), torch.tensor([0.6, 0.3])
     record["surprisals"][0], record["cosines"][0] = 3.0, -0.3
     reader._raw[int(record["tokens"][1])] = b""
-    return strip(record, reader, whose="the text's")
+    return render_strip(record, reader, whose="the text's")
 
 
 def strips() -> nbformat.NotebookNode:
@@ -119,9 +119,9 @@ def strips() -> nbformat.NotebookNode:
     long = tiny.record("the rain in Spain " * 60, seed=1)
     long = {name: value if name == "prompt" else value[:500] for name, value in long.items()}
     made = [
-        strip(tiny.record(STRIP, prompt=ATTACK), reader),
-        strip(long, reader),
-        strip(tiny.record("the rain in Spain"), reader, first=1, shown=3),
+        render_strip(tiny.record(STRIP, prompt=ATTACK), reader),
+        render_strip(long, reader),
+        render_strip(tiny.record("the rain in Spain"), reader, first=1, shown=3),
         scored(),
     ]
     outputs = [new.new_output("display_data", {"text/html": html, "text/plain": "a strip"}) for html in made]
@@ -134,7 +134,7 @@ def project(folder: Path, *more: str) -> Path:
     (folder / "scripts" / "grids").mkdir(parents=True)
     toc = {"format": "jb-book", "root": "index"}
     pages = [{"file": name} for name in ("strips", *more, "bibliography")]
-    toc["chapters"] = [{"file": "cells/index", "sections": [{"glob": "cells/*/*"}]}, *pages]
+    toc["chapters"] = [{"file": "runs/index", "sections": [{"glob": "runs/*/*"}]}, *pages]
     (folder / "book/_toc.yml").write_text(yaml.safe_dump(toc))
     (folder / "book/index.md").write_text(PROSE)
     (folder / "book/bibliography.md").write_text("# Bibliography\n\n```{bibliography}\n```\n")
@@ -316,32 +316,32 @@ def test_stderr_that_is_no_progress_bar_stays():
 
 def test_a_figure_cannot_end_its_script_and_comes_back_whole():
     given = figure(title={"text": "</script><!-- <script> &amp; \u2028"})
-    made = sphinx_extension.figure_html(given, "")
+    made = sphinx_extension.render_figure(given, "")
     payload = made.split('<script type="application/json">')[1].split("</script>")[0]
     assert "<" not in payload
     assert json.loads(payload)["layout"] == given["layout"]
 
 
 def test_alt_text_is_the_figures_own_or_its_title_and_is_escaped():
-    assert sphinx_extension.description(figure(meta={"alt": "A\n view"}, title={"text": "T"})) == "A view"
-    assert sphinx_extension.description(figure(title={"text": "<b>Bold</b> &amp; plain"})) == "Bold & plain"
-    assert sphinx_extension.description(figure()) == "Figure"
-    assert 'aria-label="a &quot;b&quot; &lt;c"' in sphinx_extension.figure_html(figure(), 'a "b" <c')
+    assert sphinx_extension.describe_figure(figure(meta={"alt": "A\n view"}, title={"text": "T"})) == "A view"
+    assert sphinx_extension.describe_figure(figure(title={"text": "<b>Bold</b> &amp; plain"})) == "Bold & plain"
+    assert sphinx_extension.describe_figure(figure()) == "Figure"
+    assert 'aria-label="a &quot;b&quot; &lt;c"' in sphinx_extension.render_figure(figure(), 'a "b" <c')
 
 
 def test_a_figure_is_words_where_the_book_is_no_html_page():
-    raw, elsewhere = sphinx_extension.figure_nodes(figure(meta={"alt": "Two bars"}))
+    raw, elsewhere = sphinx_extension.build_figure_nodes(figure(meta={"alt": "Two bars"}))
     assert (raw["format"], elsewhere["expr"]) == ("html", "not html")
     assert elsewhere.astext() == "Interactive figure: Two bars"
 
 
 def test_a_figures_csv_holds_every_point_of_every_trace():
-    lines = figure_data.csv_text(figure()).splitlines()
+    lines = figure_data.format_csv(figure()).splitlines()
     assert lines == ["trace,x,y,y +", "counts,p,1,", "counts,q,2,"] + [
         f"squares,{x},{x * x},0.1" for x in np.linspace(0, 1, 5)
     ]
     heat = json.loads(go.Figure(go.Heatmap(z=np.arange(4.0).reshape(2, 2), name="h")).to_json())
-    assert figure_data.csv_text(heat).splitlines() == [
+    assert figure_data.format_csv(heat).splitlines() == [
         "trace,x,y,z",
         "h,0,0,0.0",
         "h,1,0,1.0",
@@ -353,9 +353,9 @@ def test_a_figures_csv_holds_every_point_of_every_trace():
 def test_packed_numbers_lose_nothing_that_a_screen_shows():
     values = np.random.default_rng(0).normal(size=100)
     packed = json.loads(go.Figure(go.Scatter(y=values)).to_json())["data"][0]["y"]
-    light = sphinx_extension._lighter({"y": packed})["y"]
+    light = sphinx_extension._round_arrays({"y": packed})["y"]
     assert len(light["bdata"]) < 0.51 * len(packed["bdata"])
-    np.testing.assert_allclose(figure_data.decoded(light), values, rtol=1e-7)
+    np.testing.assert_allclose(figure_data.decode(light), values, rtol=1e-7)
 
 
 def test_myst_nb_finds_the_renderer():
@@ -367,8 +367,8 @@ def test_myst_nb_finds_the_renderer():
 
 
 def test_cells_stand_in_model_and_data_set_order(tmp_path):
-    files = site.cell_pages(project(tmp_path) / "results", {})
-    rows = [line.split("|")[1:3] for line in files["cells/index.md"].decode().splitlines() if "the run" in line]
+    files = site.build_run_pages(project(tmp_path) / "results", {})
+    rows = [line.split("|")[1:3] for line in files["runs/index.md"].decode().splitlines() if "the run" in line]
     assert [[part.strip() for part in row] for row in rows] == [["big", "alpha"], ["big", "beta"], ["small", "alpha"]]
     assert sum(name.endswith(".csv") for name in files) == 6
 
@@ -379,18 +379,18 @@ def test_analyses_are_pages_under_their_own_names_with_what_lies_beside_them(tmp
     nbformat.write(executed("t"), folder / "correlation.ipynb")
     (folder / "stats.csv").write_text("a\n1\n")
     (folder / "stats.tex").touch()
-    names = {name for name in site.analysis_pages(tmp_path / "results", {}) if "figure" not in name}
+    names = {name for name in site.build_analysis_pages(tmp_path / "results", {}) if "figure" not in name}
     assert names == {"correlation_eval/correlation.ipynb", "correlation_eval/stats.csv"}
 
 
 def test_no_results_and_damaged_results_are_said_in_one_line(tmp_path):
     with pytest.raises(site.BookError) as caught:
-        site.cell_pages(tmp_path, {})
+        site.build_run_pages(tmp_path, {})
     assert "make run" in one_line(str(caught.value))
     damaged = project(tmp_path / "p") / "results/beta/big/run.ipynb"
     damaged.write_text("{")
     with pytest.raises(site.BookError) as caught:
-        site.cell_pages(tmp_path / "p/results", {})
+        site.build_run_pages(tmp_path / "p/results", {})
     assert str(damaged) in one_line(str(caught.value))
 
 
@@ -411,13 +411,13 @@ def test_staging_again_touches_nothing_and_takes_away_what_is_gone(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in staging.rglob("*") if path.is_file()} == before
     shutil.rmtree(root / "results/beta")
     assert site.stage(root, root / "results", staging)
-    assert not (staging / "cells/big/beta.ipynb").exists()
+    assert not (staging / "runs/big/beta.ipynb").exists()
 
 
 def test_every_page_of_the_books_table_of_contents_has_a_source():
     toc = (ROOT / "book/_toc.yml").read_text()
     names = re.findall(r"^ *- file: (.+)$", toc, re.MULTILINE)
-    made = {"cells/index"} | {name for name in names if (ROOT / f"notebooks/{Path(name).name}.py").exists()}
+    made = {"runs/index"} | {name for name in names if (ROOT / f"notebooks/{Path(name).name}.py").exists()}
     assert [name for name in names if name not in made and not (ROOT / f"book/{name}.md").exists()] == []
 
 
@@ -900,7 +900,7 @@ def test_the_real_book_has_every_page_and_every_link_resolves(real):
     names = re.findall(r"^ *- file: (.+)$", toc, re.MULTILINE)
     assert len(names) > 15
     assert [name for name in names if not (real / f"{name}.html").is_file()] == []
-    assert (real / "cells/small_model/my texts.html").is_file()
+    assert (real / "runs/small_model/my texts.html").is_file()
     assert broken_links(real) == []
 
 

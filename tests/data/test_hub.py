@@ -52,7 +52,7 @@ for name, revision in asked["models"]:
     for dataset in asked["datasets"]:
         data = prompts.load(dataset, 3)
         settings = {"model": identity, "dataset": data.identity}
-        cell = run_folder.Cell(results.cell_folder(out, dataset, name), settings)
+        cell = run_folder.RunFolder(results.locate_run(out, dataset, name), settings)
         with cell:
             complete_run(cell, model, tokenizer, data.texts, max_tokens=4, seed=1)
 json.dump(facts, open(out + "/facts.json", "w"))
@@ -75,9 +75,9 @@ def measure_all(out: Path, environment: dict[str, str], pinned: bool) -> dict:
 
 
 def assert_same_cells(one: Path, other: Path) -> None:
-    folders = results.cells(one)
+    folders = results.list_runs(one)
     assert len(folders) == 15
-    assert [folder.relative_to(one) for folder in folders] == [f.relative_to(other) for f in results.cells(other)]
+    assert [folder.relative_to(one) for folder in folders] == [f.relative_to(other) for f in results.list_runs(other)]
     for folder in folders:
         there = other / folder.relative_to(one)
         assert results.load_info(folder)["settings"] == results.load_info(there)["settings"]
@@ -109,7 +109,7 @@ def cold(study, tmp_path_factory) -> tuple[Path, Path, dict, hub.Server]:
 
 def test_the_fifteen_cells_are_measured_from_an_empty_cache_at_the_studys_revisions(cold):
     _, out, _, server = cold
-    for folder in results.cells(out):
+    for folder in results.list_runs(out):
         settings = results.load_info(folder)["settings"]
         assert settings["model"]["revision"] == replicas.REVISIONS[settings["model"]["id"]]
         pinned = {entry.path: entry.revisions[0] for entry in prompts.HUB.values()}

@@ -65,12 +65,12 @@ SMALL = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_c
 def test_one_form_of_the_weights_is_needed_and_all_that_is_small(weights, others):
     small = [*SMALL, "merges.txt", "tokenizer.model", "chat_template.jinja", "additional_chat_templates/tools.jinja"]
     never = ["README.md", ".gitattributes", "logo.png", "modeling_mine.py"]
-    assert prefetch.needed([*others, *weights, *small, *never]) == sorted([*weights, *small])
-    assert "modeling_mine.py" in prefetch.needed([*weights, *never], own_code=True)
+    assert prefetch.list_needed_files([*others, *weights, *small, *never]) == sorted([*weights, *small])
+    assert "modeling_mine.py" in prefetch.list_needed_files([*weights, *never], own_code=True)
 
 
 def test_a_repository_without_weights_that_transformers_reads_needs_nothing():
-    assert prefetch.needed([*SMALL, "model.onnx", "original/consolidated.00.pth"]) == []
+    assert prefetch.list_needed_files([*SMALL, "model.onnx", "original/consolidated.00.pth"]) == []
 
 
 # What is refused
@@ -115,11 +115,11 @@ def test_a_disk_without_room_is_named_with_what_is_needed(monkeypatch, tmp_path)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 40 * 10**9))
     monkeypatch.setattr(prefetch.constants, "HF_HUB_CACHE", str(tmp_path / "not" / "yet" / "hub"))
-    monkeypatch.setattr(prompts, "cache_folder", lambda revision="": tmp_path / "tables")
+    monkeypatch.setattr(prompts, "locate_cache", lambda revision="": tmp_path / "tables")
 
     def lacking(model: int, dataset: int) -> list[str]:
         downloads = [[prefetch.Download("x", None, [], size)] for size in (model, dataset)]
-        return prefetch.lacking_space(prefetch.Plan(*downloads, [], []))
+        return prefetch.check_space(prefetch.Plan(*downloads, [], []))
 
     assert lacking(39 * 10**9, 0) == []
     (message,) = lacking(78_300_000_000, 0)
@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_fetched(monkeypatch, tm
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 1000))
     monkeypatch.setattr(prefetch, "plan_model", lambda *_: prefetch.Download("org/x", None, ["config.json"], 2000))
-    plan = prefetch.plan([{"model_name": "org/x", "dataset_name": "math"}])
+    plan = prefetch.plan_downloads([{"model_name": "org/x", "dataset_name": "math"}])
     assert len(plan.refusals) == 1
     assert "needs 2.0 kB but has only" in plan.refusals[0]
 
@@ -223,7 +223,7 @@ def test_only_what_is_needed_is_fetched(fetched):
 def test_after_it_the_study_runs_without_a_network(fetched, tmp_path):
     environment = hub.clean_environment(fetched[0], HF_HUB_OFFLINE="1")
     measure_all(tmp_path / "results", environment, pinned=True)
-    cells = results.cells(tmp_path / "results")
+    cells = results.list_runs(tmp_path / "results")
     assert len(cells) == 15
     for folder in cells:
         settings = results.load_info(folder)["settings"]
@@ -282,4 +282,4 @@ def test_what_breaks_off_is_named_the_others_are_fetched_and_the_next_call_fetch
 
 @pytest.mark.parametrize(("size", "text"), [(16e9, "16.0 GB"), (512e6, "512.0 MB"), (1500, "1.5 kB")])
 def test_sizes_are_for_readers(size, text):
-    assert prefetch.readable(size) == text
+    assert prefetch.format_size(size) == text

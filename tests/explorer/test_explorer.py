@@ -124,7 +124,7 @@ def test_a_texts_token_outside_its_nucleus_is_listed_last_with_its_probability()
     outside = [step for step, token in enumerate(tokens) if token.id not in token.ids]
     assert outside
     for step in outside:
-        card = cards.card(tokens, step, token_text.Reader(tokenizer), embedding, listed=2, whose="the text's")
+        card = cards.build_card(tokens, step, token_text.Reader(tokenizer), embedding, listed=2, whose="the text's")
         *others, own = card["candidates"]
         assert (own["rank"], own["drawn"], own["alike"]) == (None, True, 1.0)
         assert own["p"] == pytest.approx(math.exp(-tokens[step].values["surprisal"]))
@@ -137,10 +137,10 @@ def test_a_card_lists_the_likeliest_candidates_and_the_drawn_one():
     tokens, reader = streamed(top_p=1.0, max_tokens=20), token_text.Reader(tiny.tokenizer())
     embedding = tiny.model().get_input_embeddings().weight.detach()
     for step, token in enumerate(tokens):
-        card = cards.card(tokens, step, reader, embedding, listed=3)
+        card = cards.build_card(tokens, step, reader, embedding, listed=3)
         rows = card["candidates"]
         assert [row["rank"] for row in rows[:3]] == [1, 2, 3]
-        assert [row["text"] for row in rows if row["drawn"]] == [reader.visible(token.id)]
+        assert [row["text"] for row in rows if row["drawn"]] == [reader.show(token.id)]
         assert len(rows) in (3, 4)
         assert card["more"].startswith(f"and {len(token.ids) - len(rows)} more with a total of 0.")
         for row in rows:
@@ -157,52 +157,54 @@ def test_a_card_says_where_its_token_lies_and_what_the_nucleus_holds():
     embedding = tiny.model().get_input_embeddings().weight.detach()
     points = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
     top = max(points, key=lambda step: tokens[step].values["entropy"])
-    card = cards.card(tokens, top, reader, embedding)
+    card = cards.build_card(tokens, top, reader, embedding)
     count = len(points) - 1
     assert card["place"].startswith(f"In the scatter plot: higher entropy than {count} and higher cosine than ")
     assert card["place"].endswith(f" of the {count} other tokens with more than one candidate.")
     assert f"has {float(tokens[top].probs.sum()):.1%} of it" in card["note"]
-    assert cards.card(tokens[top : top + 1], 0, reader, embedding)["place"] == "The only point of the scatter plot."
+    assert (
+        cards.build_card(tokens[top : top + 1], 0, reader, embedding)["place"] == "The only point of the scatter plot."
+    )
 
 
 def test_one_candidate_alone_has_no_likeness_and_no_place_in_the_scatter():
     tokens, reader = streamed(top_p=0.01, max_tokens=3), token_text.Reader(tiny.tokenizer())
-    card = cards.card(tokens, 0, reader, tiny.model().get_input_embeddings().weight.detach())
+    card = cards.build_card(tokens, 0, reader, tiny.model().get_input_embeddings().weight.detach())
     assert dict(card["facts"])["cosine similarity"] == "no pair"
     assert "not in the scatter" in card["place"]
-    assert cards.scale(tokens, "cosine")[0] == [None] * 3
+    assert cards.compute_scale(tokens, "cosine")[0] == [None] * 3
 
 
 @pytest.mark.parametrize("name", quantities.list_titles())
 def test_every_quantity_has_a_scale_whose_end_is_its_largest_value(name):
     tokens = streamed(max_tokens=40)
-    shares, legend = cards.scale(tokens, name)
-    values = [cards.value(token, name) for token in tokens]
+    shares, legend = cards.compute_scale(tokens, name)
+    values = [cards.find_value(token, name) for token in tokens]
     largest = max(value for value in values if not math.isnan(value))
     assert max(share for share in shares if share is not None) == 1
     assert float(legend["high"].replace(",", "")) == pytest.approx(largest, rel=5e-3)
     assert [share is None for share in shares] == [math.isnan(value) for value in values]
-    assert cards.scale([], name)[0] == []
+    assert cards.compute_scale([], name)[0] == []
 
 
 def test_the_matrix_puts_like_beside_like_and_holds_the_likeliest():
     angles = torch.tensor([0.0, 2.0, 0.1, 2.1, 0.2, 2.2])
     embedding = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([1.0, 3, 0.5, 1, 2, 1])[:, None]
-    alike, order = cards.matrix(embedding, torch.arange(6), largest=6)
+    alike, order = cards.compute_matrix(embedding, torch.arange(6), largest=6)
     assert {frozenset(order[:3]), frozenset(order[3:])} == {frozenset({0, 2, 4}), frozenset({1, 3, 5})}
     np.testing.assert_allclose(alike, np.cos(angles.numpy()[order][:, None] - angles.numpy()[order]), atol=1e-6)
-    assert sorted(cards.matrix(embedding, torch.arange(6), largest=4)[1]) == [0, 1, 2, 3]
+    assert sorted(cards.compute_matrix(embedding, torch.arange(6), largest=4)[1]) == [0, 1, 2, 3]
     for k in (1, 2):
-        assert cards.matrix(embedding, torch.arange(k))[0].shape == (k, k)
+        assert cards.compute_matrix(embedding, torch.arange(k))[0].shape == (k, k)
     nothing = torch.zeros(3, 2)
-    np.testing.assert_array_equal(cards.matrix(nothing, torch.arange(3))[0], np.eye(3))
+    np.testing.assert_array_equal(cards.compute_matrix(nothing, torch.arange(3))[0], np.eye(3))
 
 
 def test_pieces_are_one_a_token_and_make_the_text():
     tokenizer = tiny.tokenizer()
     ids = tokenizer("the cat, ja 👩‍🚀 né שלום", add_special_tokens=False)["input_ids"]
     tokens = [cards.Token(token, torch.tensor([token]), torch.ones(1), {}) for token in ids]
-    found = cards.pieces(token_text.Reader(tokenizer), tokens)
+    found = cards.split_text(token_text.Reader(tokenizer), tokens)
     assert len(found) == len(ids)
     assert "".join(found) == "the cat, ja 👩‍🚀 né שלום"
 
@@ -313,8 +315,8 @@ def test_a_scored_prompt_brings_its_text(tiny_model, tmp_path):
     model, tokenizer, identity = loading.load(tiny_model)
     options = {"max_tokens": 12, "top_p": 0.8, "prompt_format": "raw"}
     settings = {"model_name": tiny_model, "model": identity, "dataset_name": "lines.csv", "mode": "score", **options}
-    folder = results.cell_folder(tmp_path / "results", "lines.csv", tiny_model, "answer")
-    with run_folder.Cell(folder, settings) as cell:
+    folder = results.locate_run(tmp_path / "results", "lines.csv", tiny_model, "answer")
+    with run_folder.RunFolder(folder, settings) as cell:
         complete_run(cell, model, tokenizer, ["a b", "the"], [" cat sat", " other, né"], **options)
     made = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
     made.cell.value = folder
@@ -332,7 +334,7 @@ def test_another_tint_changes_legend_and_shares_alone(written):
     before = written.text.pieces
     written.quantity.value = "k"
     assert written.text.legend["label"] == "candidates (k), logarithmic"
-    assert written.text.shares == cards.scale(written.tokens, "k")[0]
+    assert written.text.shares == cards.compute_scale(written.tokens, "k")[0]
     assert written.text.pieces == before
 
 
@@ -406,17 +408,17 @@ def measured(model_name: str, folder: Path) -> None:
     options = {"max_tokens": 12, "top_p": 0.8, "seed": 3, "prompt_format": "raw"}
     settings = {"model_name": model_name, "dataset_name": "lines.txt", **options}
     settings["dtype"] = str(model.dtype).removeprefix("torch.")
-    with run_folder.Cell(results.cell_folder(folder / "results", "lines.txt", model_name), settings) as cell:
+    with run_folder.RunFolder(results.locate_run(folder / "results", "lines.txt", model_name), settings) as cell:
         complete_run(cell, model, tokenizer, ["a b", "the", f"the cat {EVIL}"], batch_size=1, **options)
 
 
 def test_nothing_that_a_model_writes_is_read_as_html():
-    assert live_figures.plain(EVIL) == (
+    assert live_figures.escape_plotly(EVIL) == (
         "&lt;script&gt;alert(1)&lt;/script&gt; &lt;img src=x onerror=alert(2)&gt; &#36;x&#36; &amp;amp;"
     )
-    map_ = live_figures.heatmap(np.eye(2), ["<b>", "$"])
+    map_ = live_figures.build_heatmap(np.eye(2), ["<b>", "$"])
     assert map_.text[0][1] == "&lt;b&gt; and &#36;"
-    assert live_figures.heat_layout("", ["<b>"], 100)["yaxis"]["ticktext"] == ["&lt;b&gt;"]
+    assert live_figures.build_heat_layout("", ["<b>"], 100)["yaxis"]["ticktext"] == ["&lt;b&gt;"]
     script = (controls.STATIC / "explorer.js").read_text()
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|https?:", script)
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import oracle
 from nucleoscope.measure import cosine
-from nucleoscope.measure.cosine import inverse_norms, similarity
+from nucleoscope.measure.cosine import compute_inverse_norms, compute_similarity
 from nucleoscope.measure.entropy import compute_nucleus_entropies
-from nucleoscope.measure.nucleus import nucleus
+from nucleoscope.measure.nucleus import find_nucleus
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 EPS = 2.0**-23  # of float32
@@ -31,7 +31,7 @@ def measure(embedding, ids, probs):
     """One (cosine, weighted_cosine, similarity_entropy) for each row of ids and of probabilities."""
     flat, offsets = oracle.ragged(probs)
     flat_ids = torch.tensor([i for row in ids for i in row])
-    found = similarity(flat_ids, flat, offsets, embedding, inverse_norms(embedding))
+    found = compute_similarity(flat_ids, flat, offsets, embedding, compute_inverse_norms(embedding))
     assert all(x.shape == (len(probs),) and x.dtype == torch.float64 for x in found)
     return list(zip(*(x.tolist() for x in found), strict=True))
 
@@ -184,7 +184,7 @@ def test_weighted_cosine_keeps_its_accuracy_where_one_token_has_nearly_all_the_w
 @pytest.mark.parametrize("logit", [-88, -95, -100, -103])
 def test_weighted_cosine_of_a_token_of_subnormal_probability(logit):
     # With top_p = 1 a nucleus of 2 has the cosine of its rows, however unlikely the second token is.
-    rows, found = gauss(2, 8, lean=1.0), nucleus(torch.tensor([[0.0, logit]]), 1.0)
+    rows, found = gauss(2, 8, lean=1.0), find_nucleus(torch.tensor([[0.0, logit]]), 1.0)
     assert len(found.ids) == 2
     u = oracle.units(rows)
     assert measure_one(rows, found.probs.tolist())[1] == close(u[0] @ u[1], 2)
@@ -224,9 +224,9 @@ def test_pieces_give_equal_numbers_where_float32_sums_are_exact(monkeypatch, pie
     axes = torch.eye(16)[torch.arange(400) % 16] * torch.where(torch.arange(400) % 3 == 0, -1, 1)[:, None]
     embedding, ids = ragged_case(axes)
     probs = [[2.0**-10] * len(i) for i in ids]
-    whole, norms = measure(embedding, ids, probs), inverse_norms(embedding)
+    whole, norms = measure(embedding, ids, probs), compute_inverse_norms(embedding)
     monkeypatch.setattr(cosine, "PIECE_CPU", piece)
-    assert torch.equal(inverse_norms(embedding), norms)
+    assert torch.equal(compute_inverse_norms(embedding), norms)
     plain = [found[0] for found in measure(embedding, ids, probs)]
     assert plain == [found[0] for found in whole]
     for a, b in zip(measure(embedding, ids, probs), whole, strict=True):
@@ -236,8 +236,8 @@ def test_pieces_give_equal_numbers_where_float32_sums_are_exact(monkeypatch, pie
 def test_nuclei_of_logits_from_end_to_end():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 2000, generator=generator) * torch.tensor([0.1, 1, 2, 4, 8, 50])[:, None]
-    found, embedding = nucleus(logits, 0.9), gauss(2000, 48, lean=0.3).bfloat16()
-    measured = similarity(*found, embedding, inverse_norms(embedding))
+    found, embedding = find_nucleus(logits, 0.9), gauss(2000, 48, lean=0.3).bfloat16()
+    measured = compute_similarity(*found, embedding, compute_inverse_norms(embedding))
     ids, probs = oracle.split(found.ids, found.offsets), oracle.split(found.probs, found.offsets)
     for row, i, p in zip(zip(*measured, strict=True), ids, probs, strict=True):
         assert [x.item() for x in row] == close(list(oracle.similarity(embedding[i], p)), len(i))
@@ -248,7 +248,7 @@ def test_nuclei_of_logits_from_end_to_end():
 def test_inverse_norms_are_float32_and_0_for_a_zero_row(dtype, d):
     embedding = gauss(50, d).to(dtype)
     embedding[7] = 0
-    found = inverse_norms(embedding)
+    found = compute_inverse_norms(embedding)
     norms = np.sqrt((embedding.double().numpy() ** 2).sum(1))
     assert found.dtype == torch.float32
     assert found[7] == 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import oracle
 from nucleoscope.measure.entropy import compute_full_entropies, compute_nucleus_entropies
-from nucleoscope.measure.nucleus import nucleus
+from nucleoscope.measure.nucleus import find_nucleus
 
 INF = math.inf
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -127,7 +127,7 @@ def test_rows_of_very_different_size_in_one_batch():
 
 
 def test_the_nuclei_of_uniform_logits_have_entropy_log_k():
-    found = nucleus(torch.zeros(2, 1000), 0.9)
+    found = find_nucleus(torch.zeros(2, 1000), 0.9)
     entropy, _ = nucleus_entropy(found.probs, found.offsets)
     assert entropy.tolist() == pytest.approx(found.offsets.diff().double().log().tolist(), rel=DOUBLE)
 

@@ -52,7 +52,7 @@ def reference(model, ids, index, *, max_tokens, top_p, seed, ends, temperature=N
     With a temperature p is softmax(logits / temperature) in float64.
     """
     steps, embedding = [], model.get_input_embeddings().weight.detach()
-    for u in generation.uniforms(seed, index, max_tokens):
+    for u in generation.list_uniforms(seed, index, max_tokens):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0, -1:]
         if temperature is None:
@@ -164,10 +164,10 @@ def test_the_models_generation_config_does_not_touch_the_distribution():
 
 
 def test_uniform_numbers_depend_on_seed_prompt_and_step_alone():
-    assert generation.uniforms(0, 7, 3) == generation.uniforms(0, 7, 50)[:3]
-    assert len({generation.uniforms(seed, index, 1)[0] for seed in range(5) for index in range(20)}) == 100
+    assert generation.list_uniforms(0, 7, 3) == generation.list_uniforms(0, 7, 50)[:3]
+    assert len({generation.list_uniforms(seed, index, 1)[0] for seed in range(5) for index in range(20)}) == 100
     # The numbers themselves are part of the contract: other ones would be another study.
-    assert generation.uniforms(0, 0, 2) == [0.34268425763729726, 0.6924420773214919]
+    assert generation.list_uniforms(0, 0, 2) == [0.34268425763729726, 0.6924420773214919]
 
 
 class FunctionModel:
@@ -370,7 +370,7 @@ def test_a_model_without_a_cache_is_refused():
 
 def fill(folder, stop_after=None, **parameters):
     """Measures `TEXTS` into a cell, as the notebook does; optionally stops after so many batches."""
-    cell = run_folder.Cell(folder, {"max_tokens": 8})
+    cell = run_folder.RunFolder(folder, {"max_tokens": 8})
     with tiny.stopped(cell, stop_after), cell:
         complete_run(cell, tiny.model(), tiny.tokenizer(), TEXTS, max_tokens=8, progress=False, **parameters)
     return results.load(folder / "measurements.pt") if cell.finished else None
@@ -380,13 +380,13 @@ def fill(folder, stop_after=None, **parameters):
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_tokens(tmp_path, later_size):
     straight = fill(tmp_path / "straight", batch_size=2)
     fill(tmp_path / "stopped", batch_size=2, stop_after=1)
-    assert len(run_folder.Cell(tmp_path / "stopped", {"max_tokens": 8}).load_batches()) == 1
+    assert len(run_folder.RunFolder(tmp_path / "stopped", {"max_tokens": 8}).load_batches()) == 1
     assert tokens(fill(tmp_path / "stopped", batch_size=later_size)) == tokens(straight)
 
 
 def test_nan_leaves_the_batches_before_saved(tmp_path):
     model = tiny.model()
-    cell = run_folder.Cell(tmp_path, {})
+    cell = run_folder.RunFolder(tmp_path, {})
     original, calls = model.forward, []
 
     def breaking(*args, **kwargs):

@@ -6,7 +6,7 @@ import torch
 import tiny
 from nucleoscope.measure import batching, cosine, entropy, generation, model_facts, scoring
 from nucleoscope.measure.encoding import Inputs
-from nucleoscope.measure.nucleus import nucleus, sample
+from nucleoscope.measure.nucleus import find_nucleus, sample
 from nucleoscope.models import loading, placement
 
 pytestmark = [
@@ -19,7 +19,7 @@ pytestmark = [
 @pytest.mark.parametrize("spread", [0.0, 1.0, 8.0])
 def test_nuclei_are_the_same(width, spread):
     logits = torch.randn(16, 5000, generator=torch.Generator().manual_seed(0)) * spread
-    here, there = nucleus(logits, 0.9, width), nucleus(logits.cuda(), 0.9, width)
+    here, there = find_nucleus(logits, 0.9, width), find_nucleus(logits.cuda(), 0.9, width)
     rows = [[row.tolist() for row in n.ids.split(n.offsets.diff().tolist())] for n in (here, there)]
     for one, other in zip(*rows, strict=True):
         assert abs(len(one) - len(other)) <= 1  # the mass may fall on either side of top_p
@@ -32,9 +32,9 @@ def test_quantities_are_the_same():
     embedding, u = torch.randn(5000, 64, generator=generator), torch.rand(16, generator=generator)
     found = []
     for device in ("cpu", "cuda"):
-        chosen = nucleus(logits.to(device), 0.9)
+        chosen = find_nucleus(logits.to(device), 0.9)
         rows = embedding.to(device)
-        alike = cosine.similarity(*chosen, rows, cosine.inverse_norms(rows))
+        alike = cosine.compute_similarity(*chosen, rows, cosine.compute_inverse_norms(rows))
         place = sample(chosen, u.to(device))
         values = [
             *entropy.compute_nucleus_entropies(chosen.probs, chosen.offsets),
@@ -98,8 +98,8 @@ def test_what_the_driver_says_is_what_cuda_says():
     """Of an idle GPU at least; on a busy one both change."""
     told = placement._told_by_driver()
     for gpu in range(torch.cuda.device_count()):
-        if placement._id(gpu) in told:
-            assert told[placement._id(gpu)] == pytest.approx(torch.cuda.mem_get_info(gpu)[0], rel=0.1, abs=2**30)
+        if placement._read_id(gpu) in told:
+            assert told[placement._read_id(gpu)] == pytest.approx(torch.cuda.mem_get_info(gpu)[0], rel=0.1, abs=2**30)
 
 
 TWO = pytest.mark.skipif(
@@ -114,7 +114,7 @@ def test_a_model_on_several_gpus_measures_as_on_one(tmp_path, kind, tied):
     model = tiny.model(kind, tie_word_embeddings=tied, **{"n_layer" if kind == "gpt2" else "num_hidden_layers": 6})
     name = tiny.save(tmp_path / "tiny", model, tiny.tokenizer())
     spread = loading.load(name, "float32", "balanced").model
-    assert len(model_facts.shares(spread)) > 1
+    assert len(model_facts.count_weight_bytes(spread)) > 1
     same(measured(spread), measured(model))
     info = batching.describe_run(spread, Inputs([[1]]), [], "auto")
     assert info["device"].startswith(f"{len(info['devices'])} x ") or ", " in info["device"]
@@ -126,7 +126,7 @@ def test_a_model_that_does_not_fit_one_gpu_is_spread(tmp_path, monkeypatch):
     model = tiny.model(num_hidden_layers=6)
     name = tiny.save(tmp_path / "tiny", model, tiny.tokenizer())
     size = sum(parameter.nbytes for parameter in model.parameters())
-    monkeypatch.setattr(placement, "free_memory", lambda: {0: int(0.8 * size), 1: int(0.8 * size)})
+    monkeypatch.setattr(placement, "read_free_memory", lambda: {0: int(0.8 * size), 1: int(0.8 * size)})
     spread = loading.load(name, "float32", "auto").model
-    assert {device.index for device in model_facts.shares(spread)} == {0, 1}
+    assert {device.index for device in model_facts.count_weight_bytes(spread)} == {0, 1}
     same(measured(spread), measured(model))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
-from nucleoscope.measure.nucleus import NotFinite, Nucleus, nucleus, sample
+from nucleoscope.measure.nucleus import NotFinite, Nucleus, find_nucleus, sample
 
 INF = math.inf
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -44,7 +44,7 @@ def rows(found: Nucleus):
 
 def assert_exact(logits, top_p, **window):
     """The nuclei of ``logits`` are the reference's, bit for bit; returns them."""
-    found = nucleus(logits, top_p, **window)
+    found = find_nucleus(logits, top_p, **window)
     assert (found.ids.dtype, found.probs.dtype, found.offsets.dtype) == (torch.int64, torch.float32, torch.int64)
     assert len(found.offsets) == len(logits) + 1
     assert found.offsets[0] == 0
@@ -76,16 +76,16 @@ def test_any_batch_any_top_p_any_window_is_exact(logits, top_p, window):
 @check
 @given(batches(st.integers(0, 2).map(float)), top_ps)
 def test_every_window_gives_the_same_nuclei_among_many_ties(logits, top_p):
-    wide = nucleus(logits, top_p, window=logits.shape[1])
-    assert all(same(nucleus(logits, top_p, window=window), wide) for window in (1, 2, 8))
+    wide = find_nucleus(logits, top_p, window=logits.shape[1])
+    assert all(same(find_nucleus(logits, top_p, window=window), wide) for window in (1, 2, 8))
 
 
 @check
 @given(batches(), top_ps, windows)
 def test_a_row_alone_is_the_row_in_its_batch(logits, top_p, window):
-    together = rows(nucleus(logits, top_p, window=window))
+    together = rows(find_nucleus(logits, top_p, window=window))
     for row, (ids, probs) in zip(logits, together, strict=True):
-        alone = nucleus(row[None], top_p, window=window)
+        alone = find_nucleus(row[None], top_p, window=window)
         assert torch.equal(alone.ids, ids)
         assert torch.equal(alone.probs, probs)
 
@@ -93,7 +93,7 @@ def test_a_row_alone_is_the_row_in_its_batch(logits, top_p, window):
 @check
 @given(batches())
 def test_top_p_1_keeps_all_that_has_probability_and_nothing_else(logits):
-    for (ids, probs), p in zip(rows(nucleus(logits, 1.0)), oracle.softmax32(logits), strict=True):
+    for (ids, probs), p in zip(rows(find_nucleus(logits, 1.0)), oracle.softmax32(logits), strict=True):
         assert sorted(ids.tolist()) == np.flatnonzero(p).tolist()
         assert (probs > 0).all()
 
@@ -212,8 +212,8 @@ def test_two_flat_levels_of_25000_tokens():
 def test_wide_rows_alone_are_the_rows_in_their_batch():
     logits = torch.randn(4, 50000, generator=torch.Generator().manual_seed(3)).bfloat16()
     logits[2] *= 20  # fits the window, the others do not
-    for row, (ids, probs) in zip(logits, rows(nucleus(logits, 0.9)), strict=True):
-        alone = nucleus(row[None], 0.9)
+    for row, (ids, probs) in zip(logits, rows(find_nucleus(logits, 0.9)), strict=True):
+        alone = find_nucleus(row[None], 0.9)
         assert torch.equal(alone.ids, ids)
         assert torch.equal(alone.probs, probs)
 
@@ -233,7 +233,7 @@ def test_logits_of_the_last_step_need_not_be_contiguous_and_stay_untouched(windo
 @pytest.mark.parametrize("top_p", [0, 0.0, -0.1, np.nextafter(1, 2).item(), 2, INF, -INF, math.nan])
 def test_top_p_outside_0_1_is_a_value_error(top_p):
     with pytest.raises(ValueError, match="top_p"):
-        nucleus(torch.zeros(1, 4), top_p)
+        find_nucleus(torch.zeros(1, 4), top_p)
 
 
 @pytest.mark.parametrize("window", [1, 2, 8, 128])
@@ -246,7 +246,7 @@ def test_not_finite_names_the_rows_with_nan_or_plus_inf_or_nothing_finite(dtype,
     logits[4] = -INF
     logits[6, 0], logits[6, 1], logits[6, 2] = INF, -INF, math.nan
     with pytest.raises(NotFinite, match="1, 3, 4, 6") as caught:
-        nucleus(logits, 0.9, window=window)
+        find_nucleus(logits, 0.9, window=window)
     assert caught.value.rows == [1, 3, 4, 6]
     assert isinstance(caught.value, ValueError)
 
@@ -256,7 +256,7 @@ def test_one_bad_logit_among_50000_is_found(value):
     logits = torch.zeros(2, 50000)
     logits[1, 31234] = value
     with pytest.raises(NotFinite) as caught:
-        nucleus(logits, 0.9)
+        find_nucleus(logits, 0.9)
     assert caught.value.rows == [1]
 
 
@@ -278,7 +278,7 @@ def drawn(found: Nucleus, uniforms):
 @given(batches(), top_ps, st.data())
 def test_the_draw_is_the_inverse_transform(logits, top_p, data):
     uniforms = data.draw(st.lists(st.floats(0, 1, exclude_max=True), min_size=len(logits), max_size=len(logits)))
-    found = nucleus(logits, top_p)
+    found = find_nucleus(logits, top_p)
     for (_, probs), u, i in zip(rows(found), uniforms, drawn(found, uniforms), strict=True):
         edges = oracle.edges(probs)
         assert edges[i] - SUM <= u < edges[i + 1] + SUM
@@ -287,7 +287,7 @@ def test_the_draw_is_the_inverse_transform(logits, top_p, data):
 @check
 @given(moderate, top_ps)
 def test_u_0_draws_the_likeliest_and_u_just_below_1_the_last(logits, top_p):
-    found = nucleus(logits, top_p)
+    found = find_nucleus(logits, top_p)
     assert drawn(found, [0.0] * len(logits)) == [0] * len(logits)
     assert drawn(found, [1 - 1e-9] * len(logits)) == (found.offsets.diff() - 1).tolist()
 
@@ -295,37 +295,37 @@ def test_u_0_draws_the_likeliest_and_u_just_below_1_the_last(logits, top_p):
 @check
 @given(batches(), top_ps, st.sampled_from([0.0, 2.0**-1074, 1 - 2.0**-24, 1 - 2.0**-53]))
 def test_no_uniform_number_draws_outside_its_row(logits, top_p, u):
-    drawn(nucleus(logits, top_p), [u] * len(logits))
+    drawn(find_nucleus(logits, top_p), [u] * len(logits))
 
 
 def test_no_uniform_number_draws_outside_its_row_in_a_batch_of_thousands():
     # Running sums near 4096 round coarsely enough that u = 1 - 2^-53 lands on the row's very end.
     logits = torch.randn(4096, 50, generator=torch.Generator().manual_seed(5)) * 3
-    found = nucleus(logits, 0.9)
+    found = find_nucleus(logits, 0.9)
     assert drawn(found, [1 - 2.0**-53] * 4096) == (found.offsets.diff() - 1).tolist()
     assert drawn(found, [0.0] * 4096) == [0] * 4096
 
 
 def test_a_uniform_number_on_an_edge_draws_the_token_after_it():
-    found = nucleus(torch.zeros(5, 4), 1.0)  # shares of exactly 1/4
+    found = find_nucleus(torch.zeros(5, 4), 1.0)  # shares of exactly 1/4
     assert drawn(found, [0.0, 0.25, 0.5, 0.75, 1 - 2.0**-53]) == [0, 1, 2, 3, 3]
     assert drawn(found, [x - SUM for x in (0.25, 0.5, 0.75, 1, 1)]) == [0, 1, 2, 3, 3]
 
 
 def test_uniform_numbers_may_be_float32():
-    found = nucleus(torch.zeros(3, 4), 1.0)
+    found = find_nucleus(torch.zeros(3, 4), 1.0)
     assert (sample(found, torch.tensor([0.0, 0.5, 1 - 2.0**-24])) % 4).tolist() == [0, 2, 3]
 
 
 def test_a_row_of_one_token_draws_it_whatever_the_number():
-    found = nucleus(torch.tensor([[9.0, 0, 0], [0, 0, 9.0]]), 0.9)
+    found = find_nucleus(torch.tensor([[9.0, 0, 0], [0, 0, 9.0]]), 0.9)
     assert drawn(found, [0.999, 0.0]) == [0, 0]
 
 
 def test_a_grid_of_uniform_numbers_draws_each_token_its_share_of_times():
     # Exact, where a chi-square test would be blunt: an interval of length q holds n q grid points, give or take 1.
     n, three = 4096, torch.randn(3, 60, generator=torch.Generator().manual_seed(6))
-    found = nucleus(three.repeat(n, 1), 0.9)  # the three rows by turns
+    found = find_nucleus(three.repeat(n, 1), 0.9)  # the three rows by turns
     grid = ((torch.arange(n, dtype=torch.float64) + 0.5) / n).repeat_interleave(3)
     draws = np.array(drawn(found, grid.tolist())).reshape(n, 3)
     for column, (_, probs) in zip(draws.T, rows(found)[:3], strict=True):

@@ -96,7 +96,7 @@ def test_a_model_that_caps_its_logits_is_measured_by_its_own_logits():
     same(scored(model, inputs=inputs), records)
     reader = scoring.TextForward(model)
     with torch.inference_mode():
-        list(reader.logits(inputs.ids, inputs.starts))
+        list(reader.compute_logits(inputs.ids, inputs.starts))
     assert reader.apart is False
 
 
@@ -104,7 +104,7 @@ def test_a_model_that_caps_its_logits_is_measured_by_its_own_logits():
 def test_ordinary_models_have_their_output_layer_called_apart(kind):
     reader = scoring.TextForward(tiny.model(kind))
     with torch.inference_mode():
-        list(reader.logits([[0, 5, 6, 7]], [2]))
+        list(reader.compute_logits([[0, 5, 6, 7]], [2]))
     assert reader.apart is True
 
 
@@ -194,7 +194,7 @@ def test_auto_batches_hold_the_tokens_that_are_read_at_once():
 @pytest.mark.parametrize("text", ["e", " mat", "\n", "\n\n the", "ing", "\N{FOX FACE}", "<eos> more", "عالم"])
 def test_the_prompt_keeps_its_ids_and_the_text_reads_on_behind_it(prompt, text):
     tokenizer = tiny.tokenizer()
-    ids = scoring.text_ids(tokenizer, prompt, text)
+    ids = scoring.encode_text(tokenizer, prompt, text)
     assert tokenizer.decode(tokenizer(prompt)["input_ids"] + ids) == "<bos>" + prompt + text
     (both,) = scoring.encode(tokenizer, [prompt], [text]).ids
     assert both == encoding.encode(tokenizer, [prompt]).ids[0] + ids
@@ -203,7 +203,7 @@ def test_the_prompt_keeps_its_ids_and_the_text_reads_on_behind_it(prompt, text):
 def test_a_token_over_the_joint_is_taken_apart():
     tokenizer = tiny.tokenizer()
     assert len(tokenizer("on", add_special_tokens=False)["input_ids"]) == 1
-    assert tokenizer.convert_ids_to_tokens(scoring.text_ids(tokenizer, "o", "n the")) == ["n", "Ġthe"]
+    assert tokenizer.convert_ids_to_tokens(scoring.encode_text(tokenizer, "o", "n the")) == ["n", "Ġthe"]
 
 
 def test_no_space_comes_in_with_a_tokenizer_that_puts_one_first():
@@ -214,7 +214,7 @@ def test_no_space_comes_in_with_a_tokenizer_that_puts_one_first():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
     assert tokenizer.convert_ids_to_tokens(tokenizer("b")["input_ids"]) == ["▁b"]
     for prompt, text, expected in [("a", " b", ["▁b"]), ("b", "a", ["a"]), ("a", "b", ["b"]), ("a ", "b", ["b"])]:
-        found = scoring.text_ids(tokenizer, prompt, text)
+        found = scoring.encode_text(tokenizer, prompt, text)
         assert tokenizer.convert_ids_to_tokens(found) == expected, (prompt, text)
 
 
@@ -272,7 +272,7 @@ def test_a_text_may_reach_the_last_position_of_the_context():
 
 def fill(folder, stop_after=None, **parameters):
     """Scores `TEXTS` into a cell, as the notebook does; optionally stops after so many batches."""
-    cell = run_folder.Cell(folder, {"mode": "score"})
+    cell = run_folder.RunFolder(folder, {"mode": "score"})
     with tiny.stopped(cell, stop_after), cell:
         complete_run(cell, tiny.model().double(), tiny.tokenizer(), PROMPTS, TEXTS, progress=False, **parameters)
     return results.load(folder / "measurements.pt") if cell.finished else None
@@ -282,13 +282,13 @@ def fill(folder, stop_after=None, **parameters):
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_numbers(tmp_path, later_size):
     straight = fill(tmp_path / "straight", batch_size=2)
     assert fill(tmp_path / "stopped", batch_size=2, stop_after=1) is None
-    assert len(run_folder.Cell(tmp_path / "stopped", {"mode": "score"}).load_batches()) == 1
+    assert len(run_folder.RunFolder(tmp_path / "stopped", {"mode": "score"}).load_batches()) == 1
     same(fill(tmp_path / "stopped", batch_size=later_size), straight, 1e-5)
 
 
 def test_run_json_has_the_keys_of_a_generated_run_and_what_was_cut(tmp_path):
     fill(tmp_path / "scored", max_tokens=8)
-    cell = run_folder.Cell(tmp_path / "written", {})
+    cell = run_folder.RunFolder(tmp_path / "written", {})
     with cell:
         complete_run(cell, tiny.model(), tiny.tokenizer(), PROMPTS, max_tokens=8, progress=False)
     info, other = results.load_info(tmp_path / "scored"), results.load_info(tmp_path / "written")
@@ -425,32 +425,32 @@ def test_texts_are_scored_from_the_command_line_beside_what_is_generated(tmp_pat
         *("model_name", "model", "dataset_name", "dataset", "n_prompts", "prompt_format", "prompt_column"),
         *("max_tokens", "top_p", "temperature", "seed", "dtype"),
     }
-    assert sorted(results.cells(tmp_path)) == [tmp_path / "lines" / "tiny-llama", folder]
+    assert sorted(results.list_runs(tmp_path)) == [tmp_path / "lines" / "tiny-llama", folder]
 
 
 def test_results_of_the_two_modes_never_mix(tmp_path):
     settings = {"model_name": "m", "dataset_name": "d", "max_tokens": 5}
-    with run_folder.Cell(tmp_path, settings) as cell:
+    with run_folder.RunFolder(tmp_path, settings) as cell:
         cell.finish(0, {})
-    assert run_folder.Cell(tmp_path, settings).finished
+    assert run_folder.RunFolder(tmp_path, settings).finished
     with pytest.raises(FileExistsError, match='mode is "generate" there and "score" here'):
-        run_folder.Cell(tmp_path, settings | {"mode": "score", "text_column": "answer"})
+        run_folder.RunFolder(tmp_path, settings | {"mode": "score", "text_column": "answer"})
 
 
 def test_results_from_before_there_was_a_temperature_count_as_made_at_1(tmp_path):
     settings = {"model_name": "m", "dataset_name": "d", "max_tokens": 5}
-    with run_folder.Cell(tmp_path, settings) as cell:
+    with run_folder.RunFolder(tmp_path, settings) as cell:
         cell.finish(0, {})
-    assert run_folder.Cell(tmp_path, settings | {"temperature": 1.0}).finished
+    assert run_folder.RunFolder(tmp_path, settings | {"temperature": 1.0}).finished
     with pytest.raises(FileExistsError, match=r"another run: temperature is 1\.0 there and 0\.5 here; --overwrite"):
-        run_folder.Cell(tmp_path, settings | {"temperature": 0.5})
+        run_folder.RunFolder(tmp_path, settings | {"temperature": 0.5})
 
 
 @pytest.mark.parametrize("column", ["answer", "a/b"])
 def test_scored_texts_lie_in_a_folder_of_their_own(column):
     name = "lines-" + column.replace("/", "_")
-    assert results.cell_folder("results", "some/lines.csv", "org/m", column) == Path("results", name, "m")
-    assert results.cell_folder("results", "some/lines.csv", "org/m") == Path("results/lines/m")
+    assert results.locate_run("results", "some/lines.csv", "org/m", column) == Path("results", name, "m")
+    assert results.locate_run("results", "some/lines.csv", "org/m") == Path("results/lines/m")
 
 
 @pytest.mark.parametrize(

@@ -161,8 +161,8 @@ def test_a_gguf_file_gives_the_model_and_tokenizer_that_were_saved(tmp_path):
     assert torch.equal(loaded.model(IDS).logits, saved(IDS).logits)
     text = "the cat and the hat, 🦊 שלום"
     assert loaded.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
-    assert model_facts.end_tokens(loaded.model, loaded.tokenizer) == {tiny.EOS}
-    assert model_facts.context_length(loaded.model) == 256
+    assert model_facts.find_end_tokens(loaded.model, loaded.tokenizer) == {tiny.EOS}
+    assert model_facts.find_context_length(loaded.model) == 256
 
 
 # Identity
@@ -173,7 +173,7 @@ def test_a_tokenizer_alone_is_the_models(tmp_path, folder, kind, monkeypatch):
     name = str(folder) if kind == "folder" else tiny.save_gguf(tmp_path / "tiny.gguf", tiny.model(), tiny.tokenizer())
     whole = load(name).tokenizer
     monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", None)  # no model is loaded for it
-    alone = loading.tokenizer(name, revision="not asked for here")
+    alone = loading.load_tokenizer(name, revision="not asked for here")
     assert type(alone) is type(whole)
     assert alone.get_vocab() == whole.get_vocab()
     assert alone("the rain")["input_ids"] == whole("the rain")["input_ids"]
@@ -181,10 +181,10 @@ def test_a_tokenizer_alone_is_the_models(tmp_path, folder, kind, monkeypatch):
 
 def test_a_tokenizer_that_is_not_there_is_refused_as_a_model_is(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        loading.tokenizer(str(tmp_path / "none.gguf"))
+        loading.load_tokenizer(str(tmp_path / "none.gguf"))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot load model") as caught:
-        loading.tokenizer(str(tmp_path))
+        loading.load_tokenizer(str(tmp_path))
     assert one_line(str(caught.value))
 
 
@@ -208,12 +208,12 @@ def test_a_changed_file_changes_the_identity_of_a_folder(folder, name):
 
 def test_a_gguf_file_is_identified_by_its_content(tmp_path):
     name = tiny.save_gguf(tmp_path / "tiny.gguf", tiny.model(), tiny.tokenizer())
-    assert load(name).identity == {"source": "file", "sha256": loading.file_hash(name)}
+    assert load(name).identity == {"source": "file", "sha256": loading.hash_file(name)}
 
 
 def test_the_file_hash_is_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
-    assert loading.file_hash(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert loading.hash_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 # End-of-text tokens and context
@@ -222,7 +222,7 @@ def test_the_file_hash_is_sha256(tmp_path):
 def end_tokens(generation=None, config=None, tokenizer: bool = False) -> set[int]:
     model = tiny.model(eos_token_id=config)
     model.generation_config = GenerationConfig(eos_token_id=generation)
-    return model_facts.end_tokens(model, tiny.tokenizer(eos=tokenizer))
+    return model_facts.find_end_tokens(model, tiny.tokenizer(eos=tokenizer))
 
 
 def test_end_tokens_are_those_of_all_three_sources():
@@ -240,23 +240,23 @@ def test_there_may_be_no_end_token():
 def test_a_model_without_a_generation_config_has_its_end_tokens():
     model = tiny.model(eos_token_id=[1, 2])
     model.generation_config = None
-    assert model_facts.end_tokens(model, tiny.tokenizer(eos=False)) == {1, 2}
+    assert model_facts.find_end_tokens(model, tiny.tokenizer(eos=False)) == {1, 2}
 
 
 def test_end_tokens_are_saved_and_loaded(tmp_path):
     model = tiny.model()
     model.generation_config = GenerationConfig(eos_token_id=[1, 7])
     loaded = load(tiny.save(tmp_path, model, tiny.tokenizer()))
-    assert model_facts.end_tokens(loaded.model, loaded.tokenizer) == {1, 7}
+    assert model_facts.find_end_tokens(loaded.model, loaded.tokenizer) == {1, 7}
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
 def test_the_context_of_a_rotary_model_is_its_positions(kind):
-    assert model_facts.context_length(tiny.model(kind, max_position_embeddings=64)) == 64
+    assert model_facts.find_context_length(tiny.model(kind, max_position_embeddings=64)) == 64
 
 
 def test_the_context_of_gpt2_is_its_learned_positions():
-    assert model_facts.context_length(tiny.model("gpt2", n_positions=48)) == 48
+    assert model_facts.find_context_length(tiny.model("gpt2", n_positions=48)) == 48
 
 
 # What is refused: folders and files

@@ -87,7 +87,7 @@ def taken():
 
 def place(device: str = "auto", need: float | None = 1) -> list[int]:
     """The GPUs that are taken for ``need`` gigabytes."""
-    options = placement.options(device, lambda: None if need is None else int(need * GB))
+    options = placement.plan_placement(device, lambda: None if need is None else int(need * GB))
     if options["device_map"] == "balanced":
         return list(options["max_memory"])
     return [options["device_map"][""].index]
@@ -112,7 +112,7 @@ def test_where_only_one_gpu_is_visible_there_is_nothing_to_choose(gpus):
 
 
 def test_on_the_cpu_nothing_is_said_of_places():
-    assert placement.options("cpu", lambda: pytest.fail("not needed")) == {}
+    assert placement.plan_placement("cpu", lambda: pytest.fail("not needed")) == {}
 
 
 def test_a_run_takes_another_gpu_than_the_one_before_although_that_is_freer(gpus, taken):
@@ -152,14 +152,14 @@ def test_a_gpu_that_a_run_named_itself_is_taken_too(gpus, taken):
 def test_a_gpu_that_the_grid_has_given_to_a_job_is_taken_however_it_is_called_here(gpus, monkeypatch, visible):
     """And one that is taken here the grid gives to nobody."""
     gpus(10, 30)
-    monkeypatch.setattr(locks, "_there", lambda: ["GPU-gpu-1", "GPU-gpu-0"])
-    with locks.claimed(1, pytest.fail) as mine:
+    monkeypatch.setattr(locks, "_list_driver_ids", lambda: ["GPU-gpu-1", "GPU-gpu-0"])
+    with locks.claim(1, pytest.fail) as mine:
         assert list(mine) == ["GPU-gpu-1"]
         if visible:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert place() == [0]
         assert locks.take("GPU-gpu-0") is None
-    assert locks.holder("GPU-gpu-0") == f"process {os.getpid()}"
+    assert locks.describe_holder("GPU-gpu-0") == f"process {os.getpid()}"
 
 
 def test_a_folder_of_locks_that_is_another_users_is_left_alone(gpus, tmp_path, monkeypatch):
@@ -167,8 +167,8 @@ def test_a_folder_of_locks_that_is_another_users_is_left_alone(gpus, tmp_path, m
     monkeypatch.setattr(locks.os, "getuid", lambda: 12345)
     assert place() == [1]
     assert list(tmp_path.rglob("gpu-*")) == []
-    monkeypatch.setattr(locks, "_there", lambda: ["GPU-gpu-0"])
-    with pytest.raises(PermissionError, match="belongs to another user"), locks.claimed(1, pytest.fail):
+    monkeypatch.setattr(locks, "_list_driver_ids", lambda: ["GPU-gpu-0"])
+    with pytest.raises(PermissionError, match="belongs to another user"), locks.claim(1, pytest.fail):
         pass
 
 
@@ -180,20 +180,20 @@ def test_unknown_weights_go_to_the_freest_gpu(gpus):
 def test_the_driver_is_asked_for_free_memory_and_not_each_gpu(gpus, driver):
     gpus(1, 1, 1)
     driver.put(*({"id": f"GPU-{name}", "free": size} for name, size in [("gpu-2", 1), ("gpu-0", 3), ("other", 9)]))
-    assert placement.free_memory() == {0: 3, 1: GB, 2: 1}
+    assert placement.read_free_memory() == {0: 3, 1: GB, 2: 1}
 
 
 @pytest.mark.parametrize("listed", [[], [{"id": "GPU-gpu-0"}], [{"id": "GPU-gpu-0", "free": 5}, None]])
 def test_where_the_driver_does_not_say_cuda_is_asked(gpus, driver, listed):
     gpus(1, 2)
     driver.put(*listed)
-    assert placement.free_memory() == {0: GB, 1: 2 * GB}
+    assert placement.read_free_memory() == {0: GB, 1: 2 * GB}
 
 
 def test_where_there_is_no_driver_cuda_is_asked(gpus, driver):
     gpus(1, 2)
     driver.fail("NVML Shared Library Not Found")
-    assert placement.free_memory() == {0: GB, 1: 2 * GB}
+    assert placement.read_free_memory() == {0: GB, 1: 2 * GB}
 
 
 # Several GPUs
@@ -244,21 +244,21 @@ def test_the_weights_are_known_from_the_configuration(tmp_path, kind, tied, dtyp
     model.save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     expected = sum(parameter.nbytes for parameter in model.parameters())
-    assert placement.weights(config, dtype) == placement.weights(config, "auto") == expected
+    assert placement.estimate_weights(config, dtype) == placement.estimate_weights(config, "auto") == expected
 
 
 def test_quantised_weights_are_not_known(tmp_path):
     tiny.model().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "fp8"}}))
-    assert placement.weights(AutoConfig.from_pretrained(tmp_path), "auto") is None
+    assert placement.estimate_weights(AutoConfig.from_pretrained(tmp_path), "auto") is None
 
 
 def test_a_model_is_loaded_straight_to_its_gpus(gpus, tmp_path, monkeypatch):
     """What transformers is told, and that accelerate spreads a model over two GPUs by it."""
     told = {}
     name = tiny.save(tmp_path / "tiny", tiny.model(num_hidden_layers=6), tiny.tokenizer())
-    size = placement.weights(AutoConfig.from_pretrained(name), "auto") / GB
+    size = placement.estimate_weights(AutoConfig.from_pretrained(name), "auto") / GB
 
     def load(source, **options):
         told.update(options)
@@ -342,7 +342,7 @@ def test_several_gpus_are_described_with_their_share(monkeypatch):
         "lm_head": 1,
     }
     sizes = {torch.device("cuda:0"): 8 * GB, torch.device("cuda:1"): 24 * GB}
-    monkeypatch.setattr(model_facts, "shares", lambda model: sizes)
+    monkeypatch.setattr(model_facts, "count_weight_bytes", lambda model: sizes)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device.index * GB, 80 * GB))
@@ -352,7 +352,7 @@ def test_several_gpus_are_described_with_their_share(monkeypatch):
     modules = [device["modules"] for device in info["devices"]]
     assert modules == ["model.embed_tokens, model.layers.0 to 9", "model.layers.10 to 31, lm_head"]
     assert info["peak_memory_mib"] == 2048
-    assert model_facts.room(model) == [(0, 0.25), (GB, 0.75)]
+    assert model_facts.find_free_memory(model) == [(0, 0.25), (GB, 0.75)]
 
 
 # The size of batches
@@ -371,7 +371,7 @@ def test_the_fullest_gpu_decides_the_size_of_a_batch(monkeypatch):
     model, inputs = tiny.model(), Inputs([[1] * 90] * 1000)
     sizes = []
     for places in ([(10**7, 1.0)], [(10**7, 0.5), (10**7, 0.5)], [(10**7, 0.5), (10**6, 0.5)]):
-        monkeypatch.setattr(model_facts, "room", lambda model, places=places: places)
+        monkeypatch.setattr(model_facts, "find_free_memory", lambda model, places=places: places)
         monkeypatch.setitem(generation.BATCH_LIMIT, "cpu", 10**6)
         sizes.append(generation.choose_batch_size("auto", model, inputs, 10))
     assert sizes[2] < sizes[0] < sizes[1]

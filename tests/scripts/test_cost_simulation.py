@@ -16,7 +16,6 @@ from test_book import project
 
 import tiny
 from cost_simulation import assumptions, costs, scale
-from made import full
 from nucleoscope import quantities
 from nucleoscope.book import site
 from nucleoscope.measure import generation, model_facts
@@ -24,6 +23,7 @@ from nucleoscope.measure.encoding import Inputs
 from nucleoscope.stats import bootstrap, correlation, sample
 from nucleoscope.store import results
 from nucleoscope.views import figures
+from synthetic import full
 
 ROOT = Path(__file__).parents[2]
 PROMISE = 2 * 10**9  # bytes that 15 full cells take
@@ -62,7 +62,7 @@ def test_reading_takes_no_memory_for_candidates(tmp_path):
     for _ in range(2):
         code = "import resource, sys, torch, pandas, pyarrow.parquet; from nucleoscope.store import results as r\n"
         code += "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024; before = peak()\n"
-        code += "table = r.load_cell(sys.argv[1], 'model', 'data'); print(table['k'].min(), peak() - before)"
+        code += "table = r.load_run(sys.argv[1], 'model', 'data'); print(table['k'].min(), peak() - before)"
         said = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
         k, more = map(int, said.stdout.split())
         assert k == 10**6
@@ -74,26 +74,26 @@ def test_reading_takes_no_memory_for_candidates(tmp_path):
 
 
 def test_counts_in_parts_are_the_same_draws(monkeypatch):
-    whole = bootstrap.draws(30, 50, seed=1)
+    whole = bootstrap.draw_counts(30, 50, seed=1)
     cell = full(4)
     values, prompt = cell[["entropy", "cosine", "k"]].to_numpy(float), cell["prompt"].to_numpy()
-    pearson, bins = bootstrap.pearson(values, prompt, whole), bootstrap.Bins(values[:, 0], values[:, 1], prompt)
-    means, coefficients = bins.means(whole), correlation.coefficients(cell, resamples=50)
+    pearson, bins = bootstrap.compute_pearson(values, prompt, whole), bootstrap.Bins(values[:, 0], values[:, 1], prompt)
+    means, coefficients = bins.compute_means(whole), correlation.compute_coefficients(cell, resamples=50)
     monkeypatch.setattr(bootstrap, "COUNTS", 100)
-    assert np.array_equal(bootstrap.draws(30, 50, seed=1), whole)
-    np.testing.assert_allclose(bootstrap.pearson(values, prompt, whole), pearson, atol=1e-13)
-    np.testing.assert_allclose(bins.means(whole), means, atol=1e-13)
+    assert np.array_equal(bootstrap.draw_counts(30, 50, seed=1), whole)
+    np.testing.assert_allclose(bootstrap.compute_pearson(values, prompt, whole), pearson, atol=1e-13)
+    np.testing.assert_allclose(bins.compute_means(whole), means, atol=1e-13)
     numbers = coefficients.select_dtypes("number")
-    again = correlation.coefficients(cell, resamples=50)[numbers.columns]
+    again = correlation.compute_coefficients(cell, resamples=50)[numbers.columns]
     pd.testing.assert_frame_equal(again, numbers, rtol=1e-11)
 
 
 def test_a_spline_fitted_in_parts_explains_as_much(monkeypatch):
-    cell = results.choices(full(5, prompts=100))
+    cell = results.select_choices(full(5, prompts=100))
     x, y = cell["entropy"].to_numpy(), cell["cosine"].to_numpy()
-    whole = sample.explainable(x, y)
+    whole = sample.compute_explainable(x, y)
     monkeypatch.setattr(sample, "ROWS", 97)
-    assert sample.explainable(x, y) == pytest.approx(whole, abs=1e-12)
+    assert sample.compute_explainable(x, y) == pytest.approx(whole, abs=1e-12)
 
 
 def test_many_cores_take_no_more_processes_than_the_memory_is_for(monkeypatch):
@@ -112,24 +112,24 @@ def test_many_cores_take_no_more_processes_than_the_memory_is_for(monkeypatch):
         map = staticmethod(map)
 
     monkeypatch.setattr(bootstrap, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(bootstrap, "_cores", lambda: 64)
+    monkeypatch.setattr(bootstrap, "_count_cores", lambda: 64)
     for need in (0, bootstrap.MEMORY // 3 - bootstrap.PROCESS):
-        assert bootstrap.each(abs, range(-20, 0), None, need) == list(range(20, 0, -1))
-    bootstrap.each(abs, range(5), None, 10 * bootstrap.MEMORY)  # one: no pool at all
-    bootstrap.each(abs, range(20), 20, 10 * bootstrap.MEMORY)  # who asks for 20 gets 20
+        assert bootstrap.map_parallel(abs, range(-20, 0), None, need) == list(range(20, 0, -1))
+    bootstrap.map_parallel(abs, range(5), None, 10 * bootstrap.MEMORY)  # one: no pool at all
+    bootstrap.map_parallel(abs, range(20), 20, 10 * bootstrap.MEMORY)  # who asks for 20 gets 20
     assert used == [bootstrap.MEMORY // bootstrap.PROCESS, 3, 20]
 
 
 def test_a_page_carries_no_more_points_than_a_browser_likes(monkeypatch):
     cell = full(6)
-    chosen = len(results.choices(cell))
+    chosen = len(results.select_choices(cell))
     monkeypatch.setattr(figures, "MOST", 100)
-    points, medians = figures.scatter(cell).data
+    points, medians = figures.plot_scatter(cell).data
     every = -(-chosen // 100)
     assert len(points.x) == -(-chosen // every) <= 100
-    assert f", every {every}" in figures.scatter(cell).layout.title.text
+    assert f", every {every}" in figures.plot_scatter(cell).layout.title.text
     assert sum(medians.customdata) == chosen
-    for bars in figures.distributions(cell).data:
+    for bars in figures.plot_distributions(cell).data:
         assert sum(bars.y) == chosen
         assert len(bars.y) == bootstrap.BINS
 
@@ -143,7 +143,7 @@ def test_a_page_carries_no_more_points_than_a_browser_likes(monkeypatch):
 def test_15_full_cells_are_read_and_analysed_in_less_than_2_gb(tmp_path):
     """Memory hardly depends on the resamples, 4 bytes a prompt each: 2,000 were seen to take 2 % more than 100."""
     MEMORY.grid(tmp_path, 100)
-    code = "import sys; from nucleoscope import results as r; r.load_cells(sys.argv[1]); r.load_table(sys.argv[1])"
+    code = "import sys; from nucleoscope import results as r; r.load_runs(sys.argv[1]); r.load_table(sys.argv[1])"
     bytes_read, _ = MEMORY.watched([sys.executable, "-c", code, str(tmp_path)])
     command = [sys.executable, str(ROOT / "scripts/correlation_eval.py"), "--results_dir", str(tmp_path)]
     bytes_analysed, _ = MEMORY.watched([*command, "--resamples", "100"])
@@ -193,7 +193,7 @@ def test_sizes_and_batches_are_those_of_the_real_code(model, monkeypatch):
     assert model.parameters == pytest.approx(sum(p.numel() for p in real.parameters()), rel=1e-3)
     chosen = set()
     for free, longest in ((60e9, 300), (60e9, 4000), (20e9, 2000), (1e9, 50)):
-        monkeypatch.setattr(model_facts, "room", lambda _, free=free: [(int(free), 1.0)])
+        monkeypatch.setattr(model_facts, "find_free_memory", lambda _, free=free: [(int(free), 1.0)])
         for prompts in (1, 100, 129, 10_000):
             inputs = Inputs([[0] * longest] * prompts)
             rows = scale.batch_size(model, longest, 100, free, prompts)

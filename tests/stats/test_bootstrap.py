@@ -25,7 +25,7 @@ def made(seed: int, tokens: int = 300, prompts: int = 12, resamples: int = 40):
     x = np.round(rng.gamma(2, 1, tokens) + 0.2 * prompt, 1)
     values = np.stack([x, np.round(np.sin(x) + rng.normal(0, 0.3, tokens), 2)], axis=1)
     once = np.ones((1, prompts), dtype=np.int64)
-    return values, prompt, np.concatenate([once, bootstrap.draws(prompts, resamples, seed)])
+    return values, prompt, np.concatenate([once, bootstrap.draw_counts(prompts, resamples, seed)])
 
 
 @st.composite
@@ -53,7 +53,7 @@ def of_all(function, values: np.ndarray) -> np.ndarray:
 
 
 def assert_same_coefficients(values, prompt, counts, tolerance):
-    for ours, scipys in ((bootstrap.pearson, stats.pearsonr), (bootstrap.spearman, stats.spearmanr)):
+    for ours, scipys in ((bootstrap.compute_pearson, stats.pearsonr), (bootstrap.compute_spearman, stats.spearmanr)):
         expected = np.stack([of_all(scipys, values[spelled_out(prompt, row)]) for row in counts])
         np.testing.assert_allclose(ours(values, prompt, counts), expected, rtol=0, atol=tolerance)
 
@@ -61,8 +61,8 @@ def assert_same_coefficients(values, prompt, counts, tolerance):
 def assert_same_bins(values, prompt, counts, bins):
     x, y = values.T
     table = bootstrap.Bins(x, y, prompt, bins)
-    sizes, medians = table.sizes_and_medians(counts)
-    means = table.means(counts)
+    sizes, medians = table.compute_sizes_and_medians(counts)
+    means = table.compute_means(counts)
     for row, size, median, mean in zip(counts, sizes, medians, means, strict=True):
         taken = spelled_out(prompt, row)
         for name, found in (("count", size), ("median", median), ("mean", mean)):
@@ -74,7 +74,7 @@ def assert_same_bins(values, prompt, counts, bins):
 
 
 def test_a_resample_draws_as_many_prompts_as_there_are():
-    counts = bootstrap.draws(7, 100)
+    counts = bootstrap.draw_counts(7, 100)
     assert counts.shape == (100, 7)
     assert np.issubdtype(counts.dtype, np.integer)
     assert (counts >= 0).all()
@@ -82,14 +82,14 @@ def test_a_resample_draws_as_many_prompts_as_there_are():
 
 
 def test_every_prompt_is_drawn_once_on_average_with_the_variance_of_drawing_with_replacement():
-    counts = bootstrap.draws(10, 20000, seed=3)
+    counts = bootstrap.draw_counts(10, 20000, seed=3)
     np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.05)
     np.testing.assert_allclose(counts.var(axis=0), 0.9, atol=0.05)
 
 
 def test_a_seed_gives_the_same_resamples_and_another_others():
-    np.testing.assert_array_equal(bootstrap.draws(30, 50, seed=4), bootstrap.draws(30, 50, seed=4))
-    assert (bootstrap.draws(30, 50, seed=4) != bootstrap.draws(30, 50, seed=5)).any()
+    np.testing.assert_array_equal(bootstrap.draw_counts(30, 50, seed=4), bootstrap.draw_counts(30, 50, seed=4))
+    assert (bootstrap.draw_counts(30, 50, seed=4) != bootstrap.draw_counts(30, 50, seed=5)).any()
 
 
 # Coefficients
@@ -120,7 +120,7 @@ def test_coefficients_of_a_larger_table_are_those_of_scipy_to_1e12(seed):
 @pytest.mark.parametrize("offset", [1e3, -1e5])
 def test_pearson_does_not_suffer_from_values_far_from_zero(offset):
     values, prompt, counts = made(1)
-    near, far = (bootstrap.pearson(shifted, prompt, counts) for shifted in (values, values + offset))
+    near, far = (bootstrap.compute_pearson(shifted, prompt, counts) for shifted in (values, values + offset))
     np.testing.assert_allclose(far, near, rtol=0, atol=1e-9)
 
 
@@ -128,7 +128,7 @@ def test_a_constant_resample_has_no_coefficient():
     values = np.array([[1.0, 2.0], [1.0, 3.0], [2.0, 5.0], [3.0, 4.0]])
     prompt = np.array([0, 0, 1, 1])
     counts = np.array([[1, 1], [2, 0], [0, 2]])  # the first prompt's x is constant
-    for function in (bootstrap.pearson, bootstrap.spearman):
+    for function in (bootstrap.compute_pearson, bootstrap.compute_spearman):
         assert np.isnan(function(values, prompt, counts)[:, 0, 1]).tolist() == [False, True, False]
 
 
@@ -137,15 +137,15 @@ def test_a_constant_column_that_rounds_has_no_coefficient_in_a_resample():
     prompt = np.repeat([0, 1], 50)
     values = np.stack([np.where(prompt == 0, 0.1, rng.random(100)), rng.random(100)], axis=1)
     counts = np.array([[1, 1], [2, 0]])
-    for function in (bootstrap.pearson, bootstrap.spearman):
+    for function in (bootstrap.compute_pearson, bootstrap.compute_spearman):
         assert np.isnan(function(values, prompt, counts)[:, 0, 1]).tolist() == [False, True]
 
 
 def test_coefficients_stay_within_one():
     x = np.random.default_rng(0).random(100)
     values = np.stack([x, 3 * x + 1, -x], axis=1)
-    for function in (bootstrap.pearson, bootstrap.spearman):
-        found = function(values, np.arange(100) // 10, bootstrap.draws(10, 200))
+    for function in (bootstrap.compute_pearson, bootstrap.compute_spearman):
+        found = function(values, np.arange(100) // 10, bootstrap.draw_counts(10, 200))
         assert (np.abs(found) <= 1).all()
         np.testing.assert_allclose(found[:, 0], np.tile([1, 1, -1], (200, 1)), atol=1e-12)
 
@@ -153,7 +153,7 @@ def test_coefficients_stay_within_one():
 def test_the_order_of_tokens_does_not_matter():
     values, prompt, counts = made(2)
     mixed = np.random.default_rng(0).permutation(len(prompt))
-    for function in (bootstrap.pearson, bootstrap.spearman):
+    for function in (bootstrap.compute_pearson, bootstrap.compute_spearman):
         expected = function(values, prompt, counts)
         np.testing.assert_allclose(function(values[mixed], prompt[mixed], counts), expected, rtol=0, atol=1e-12)
 
@@ -177,7 +177,7 @@ def test_bins_of_a_larger_table_are_those_of_scipy(seed):
 def test_bins_of_the_data_are_those_of_scipy():
     values, prompt, _ = made(0)
     bins = bootstrap.Bins(*values.T, prompt)
-    for name, found in (("median", bins.medians()), ("count", bins.count), ("std", bins.deviations())):
+    for name, found in (("median", bins.compute_medians()), ("count", bins.count), ("std", bins.compute_deviations())):
         expected = stats.binned_statistic(*values.T, name, bins=50)
         np.testing.assert_allclose(bins.edges, expected.bin_edges, rtol=1e-15)
         np.testing.assert_allclose(found, np.where(bins.count, expected.statistic, [np.nan, 0][name == "count"]))
@@ -186,14 +186,14 @@ def test_bins_of_the_data_are_those_of_scipy():
 def test_an_empty_bin_is_nan_and_not_zero():
     bins = bootstrap.Bins(np.array([0.0, 0.1, 1.0]), np.array([1.0, 2.0, 3.0]), np.array([0, 0, 1]), 4)
     assert bins.count.tolist() == [2, 0, 0, 1]
-    for found in (bins.medians(), bins.means(bins.once())[0]):
+    for found in (bins.compute_medians(), bins.compute_means(bins.count_once())[0]):
         np.testing.assert_array_equal(found, [1.5, np.nan, np.nan, 3.0])
-    assert np.isnan(bins.deviations()).tolist() == [False, True, True, False]
+    assert np.isnan(bins.compute_deviations()).tolist() == [False, True, True, False]
 
 
 def test_a_resample_has_the_bins_of_the_data():
     bins = bootstrap.Bins(np.array([0.0, 5.0, 10.0]), np.array([1.0, 2.0, 3.0]), np.array([0, 1, 2]), 2)
-    sizes, medians = bins.sizes_and_medians(np.array([[0, 3, 0]]))
+    sizes, medians = bins.compute_sizes_and_medians(np.array([[0, 3, 0]]))
     assert sizes.tolist() == [[0, 3]]
     np.testing.assert_array_equal(medians, [[np.nan, 2.0]])
 
@@ -206,7 +206,7 @@ def test_a_value_on_an_inner_edge_belongs_to_the_bin_on_its_right_and_the_greate
 def test_a_constant_x_has_all_tokens_in_one_bin():
     bins = bootstrap.Bins(np.full(5, 0.3), np.arange(5.0), np.arange(5), 4)
     assert sorted(bins.count) == [0, 0, 0, 5]
-    assert np.nanmax(bins.medians()) == 2.0
+    assert np.nanmax(bins.compute_medians()) == 2.0
 
 
 # Blocks, intervals, processes
@@ -215,20 +215,20 @@ def test_a_constant_x_has_all_tokens_in_one_bin():
 @pytest.mark.parametrize("size", [1, 700, 10**7])
 def test_the_size_of_blocks_does_not_matter(monkeypatch, size):
     values, prompt, counts = made(0)
-    expected = bootstrap.spearman(values, prompt, counts)
-    sizes, medians = bootstrap.Bins(*values.T, prompt).sizes_and_medians(counts)
+    expected = bootstrap.compute_spearman(values, prompt, counts)
+    sizes, medians = bootstrap.Bins(*values.T, prompt).compute_sizes_and_medians(counts)
     monkeypatch.setattr(bootstrap, "BLOCK", size)
-    np.testing.assert_allclose(bootstrap.spearman(values, prompt, counts), expected, rtol=0, atol=1e-13)
-    found = bootstrap.Bins(*values.T, prompt).sizes_and_medians(counts)
+    np.testing.assert_allclose(bootstrap.compute_spearman(values, prompt, counts), expected, rtol=0, atol=1e-13)
+    found = bootstrap.Bins(*values.T, prompt).compute_sizes_and_medians(counts)
     np.testing.assert_array_equal(found[0], sizes)
     np.testing.assert_array_equal(found[1], medians)
 
 
 def test_an_interval_is_that_of_percentiles():
     values = np.random.default_rng(0).normal(size=(500, 3))
-    low, high = bootstrap.interval(values)
+    low, high = bootstrap.compute_interval(values)
     np.testing.assert_allclose([low, high], np.quantile(values, [0.025, 0.975], axis=0), rtol=1e-14)
-    low, high = bootstrap.interval(values[:, 0], level=0.5)
+    low, high = bootstrap.compute_interval(values[:, 0], level=0.5)
     assert (float(low), float(high)) == pytest.approx(tuple(np.quantile(values[:, 0], [0.25, 0.75])))
 
 
@@ -236,7 +236,7 @@ def test_an_interval_is_that_of_percentiles():
 def test_an_interval_leaves_out_undefined_resamples_up_to_one_in_twenty(undefined, known):
     values = np.random.default_rng(0).normal(size=(100, 2))
     values[:undefined, 0] = np.nan
-    low, high = bootstrap.interval(values)
+    low, high = bootstrap.compute_interval(values)
     expected = np.quantile(values[undefined:, 0], [0.025, 0.975]) if known else [np.nan, np.nan]
     np.testing.assert_allclose([low[0], high[0]], expected)
     np.testing.assert_allclose([low[1], high[1]], np.quantile(values[:, 1], [0.025, 0.975]))
@@ -244,21 +244,21 @@ def test_an_interval_leaves_out_undefined_resamples_up_to_one_in_twenty(undefine
 
 @pytest.mark.parametrize("jobs", [1, 2, None])
 def test_the_number_of_processes_does_not_matter(jobs):
-    assert bootstrap.each(math.sqrt, iter([4, 9, 16]), jobs) == [2, 3, 4]
-    assert bootstrap.each(math.sqrt, [], jobs) == []
+    assert bootstrap.map_parallel(math.sqrt, iter([4, 9, 16]), jobs) == [2, 3, 4]
+    assert bootstrap.map_parallel(math.sqrt, [], jobs) == []
 
 
 def test_an_error_in_another_process_is_raised_here():
     with pytest.raises(ValueError, match=r"math domain|nonnegative"):
-        bootstrap.each(math.sqrt, [1, -1], 2)
+        bootstrap.map_parallel(math.sqrt, [1, -1], 2)
 
 
 def test_systems_that_do_not_tell_which_cores_a_process_may_use_are_no_hindrance(monkeypatch):
     monkeypatch.delattr("os.sched_getaffinity", raising=False)
-    assert bootstrap.each(abs, [-1], None) == [1]
-    assert bootstrap._cores() >= 1
+    assert bootstrap.map_parallel(abs, [-1], None) == [1]
+    assert bootstrap._count_cores() >= 1
 
 
 def test_a_resample_that_is_constant_is_undefined_without_the_data_beside_it():
     values, prompt = np.array([[0.0, 1], [0, 0], [0, 0]]), np.array([0, 1, 1])
-    assert np.isnan(bootstrap.pearson(values, prompt, np.array([[3, 0]]))).all()
+    assert np.isnan(bootstrap.compute_pearson(values, prompt, np.array([[3, 0]]))).all()

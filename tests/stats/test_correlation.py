@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy import special, stats
 
-from made import full, gaussian, table
 from nucleoscope.stats import bootstrap, correlation
 from nucleoscope.store import results
+from synthetic import full, gaussian, table
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -22,13 +22,13 @@ COEFFICIENTS = [f"{kind} r" for kind in ("Pearson", "Spearman", "within-prompt S
 
 def row_of(cell: pd.DataFrame, resamples: int = FEW, **options) -> pd.Series:
     """The row of one cell in the table of the study."""
-    frame = correlation.statistics({("model", "data"): cell}, resamples, **options)
+    frame = correlation.compute_statistics({("model", "data"): cell}, resamples, **options)
     assert len(frame) == 1
     return frame.iloc[0]
 
 
 def pairs_of(cell: pd.DataFrame, resamples: int = FEW) -> pd.DataFrame:
-    return correlation.coefficients(cell, correlation.PAIRS, resamples)
+    return correlation.compute_coefficients(cell, correlation.PAIRS, resamples)
 
 
 def log10_p(r: float, n: int) -> float:
@@ -61,7 +61,7 @@ def test_tokens_without_an_alternative_are_left_out_and_counted():
         assert found["tokens"] == 600
         assert found["tokens with k > 1"] == (cell["k"] > 1).sum() < 600
         pd.testing.assert_series_equal(found.drop("tokens"), alone.drop("tokens"))
-    assert (results.choices(cell)["k"] > 1).all()
+    assert (results.select_choices(cell)["k"] > 1).all()
 
 
 def test_a_prompt_counts_only_with_a_token_that_had_an_alternative():
@@ -73,7 +73,7 @@ def test_a_prompt_counts_only_with_a_token_that_had_an_alternative():
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("x", "y"), correlation.PAIRS)
 def test_the_partial_coefficient_is_that_of_what_ranks_of_log_k_leave(seed, x, y):
-    cell = results.choices(full(seed))
+    cell = results.select_choices(full(seed))
     given = np.stack([np.ones(len(cell)), stats.rankdata(np.log(cell["k"]))], axis=1)
     ranks = np.stack([stats.rankdata(cell[name]) for name in (x, y)], axis=1)
     left = ranks - given @ np.linalg.lstsq(given, ranks)[0]
@@ -85,7 +85,7 @@ def test_the_partial_coefficient_is_that_of_what_ranks_of_log_k_leave(seed, x, y
 def test_the_within_prompt_coefficient_is_the_mean_of_the_prompts_own(seed):
     cell = full(seed, length=4)  # short prompts: some have fewer than three tokens left, some are constant
     own = []
-    for _, tokens in results.choices(cell).groupby("prompt"):
+    for _, tokens in results.select_choices(cell).groupby("prompt"):
         x, y = tokens["entropy"].to_numpy(), tokens["cosine"].to_numpy()
         if len(tokens) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
             own.append(stats.spearmanr(x, y).statistic)
@@ -116,7 +116,7 @@ def test_intervals_are_those_of_prompts_drawn_again(kind):
     cell = gaussian(0, prompts=15)
     found, column = row_of(cell, 200, seed=7), []
     function = {"Pearson": stats.pearsonr, "Spearman": stats.spearmanr}[kind]
-    for counts in bootstrap.draws(15, 200, seed=7):
+    for counts in bootstrap.draw_counts(15, 200, seed=7):
         taken = cell.loc[np.repeat(cell.index, counts[cell["prompt"]])]
         column.append(function(taken["entropy"], taken["cosine"]).statistic)
     expected = np.quantile(column, [0.025, 0.975])
@@ -135,32 +135,32 @@ def test_every_coefficient_lies_within_its_interval():
 @pytest.mark.parametrize("n", [9000, 30_000, 100_000, 1_000_000])
 @pytest.mark.parametrize("r", [-0.6, -0.7564, 0.3, 0.4, 0.9])
 def test_p_is_right_far_beyond_the_range_of_doubles(r, n):
-    assert correlation.log10_p(r, n) == pytest.approx(log10_p(r, n), rel=1e-11)
+    assert correlation.compute_log10_p(r, n) == pytest.approx(log10_p(r, n), rel=1e-11)
 
 
 def test_both_ways_to_p_agree_where_one_takes_over_from_the_other():
-    near = [correlation.log10_p(r, 9000) for r in np.linspace(0.37, 0.40, 3000)]
+    near = [correlation.compute_log10_p(r, 9000) for r in np.linspace(0.37, 0.40, 3000)]
     steps = np.diff(near)
     assert near[0] > -290 > near[-1]
     assert np.abs(np.diff(steps)).max() < 1e-4  # no jump
 
 
 def test_p_of_a_full_cell_keeps_its_magnitude():
-    assert correlation.power_of_ten(correlation.log10_p(-0.6, 9000)) == "1.41358e-874"
+    assert correlation.format_power_of_ten(correlation.compute_log10_p(-0.6, 9000)) == "1.41358e-874"
 
 
 @pytest.mark.parametrize(
     ("log10", "text"), [(np.log10(9.9999996e-300), "1.00000e-299"), (-0.5, "0.316228"), (-np.inf, "0"), (np.nan, "")]
 )
 def test_a_power_of_ten_reads_as_a_number(log10, text):
-    assert correlation.power_of_ten(log10) == text
+    assert correlation.format_power_of_ten(log10) == text
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 30, 300])
 @pytest.mark.parametrize("r", [0.0, 0.001, -0.05, 0.1, -0.5, 0.9])
 def test_p_is_that_of_students_t(r, n):
     t = r * math.sqrt((n - 2) / (1 - r**2))
-    assert 10 ** correlation.log10_p(r, n) == pytest.approx(2 * stats.t.sf(abs(t), n - 2), rel=1e-9)
+    assert 10 ** correlation.compute_log10_p(r, n) == pytest.approx(2 * stats.t.sf(abs(t), n - 2), rel=1e-9)
 
 
 def test_p_is_text_that_is_never_rounded_to_zero():
@@ -176,7 +176,9 @@ def test_p_is_text_that_is_never_rounded_to_zero():
 
 
 def test_p_survives_a_csv_file(tmp_path):
-    correlation.statistics({("m", "d"): gaussian(0, 100, 100, -0.8, 0)}, 10).to_csv(tmp_path / "x.csv", index=False)
+    correlation.compute_statistics({("m", "d"): gaussian(0, 100, 100, -0.8, 0)}, 10).to_csv(
+        tmp_path / "x.csv", index=False
+    )
     found = pd.read_csv(tmp_path / "x.csv", dtype={"Pearson p": str})["Pearson p"][0]
     assert int(found.split("e")[1]) < -1000
 
@@ -186,7 +188,7 @@ def test_p_survives_a_csv_file(tmp_path):
 
 def test_the_published_columns_come_first_and_in_their_order():
     for tables in ({}, {("m", "d"): full(0)}, {("m", "d"): full(0)[:2]}):
-        frame = correlation.statistics(tables, FEW)
+        frame = correlation.compute_statistics(tables, FEW)
         assert list(frame)[:6] == ["Model", "Dataset", "Pearson r", "Pearson p", "Spearman r", "Spearman p"]
         assert list(frame)[-1] == "note"
         assert len(frame) == len(tables)
@@ -194,7 +196,7 @@ def test_the_published_columns_come_first_and_in_their_order():
 
 def test_a_cell_has_one_row_under_its_names():
     names = [("b", "y"), ("a", "z"), ("a", "x")]
-    frame = correlation.statistics({name: full(seed) for seed, name in enumerate(names)}, FEW)
+    frame = correlation.compute_statistics({name: full(seed) for seed, name in enumerate(names)}, FEW)
     assert list(zip(frame["Model"], frame["Dataset"], strict=True)) == sorted(names)
     assert frame["Pearson r"].tolist() == [row_of(full(seed))["Pearson r"] for seed in (2, 1, 0)]
 
@@ -226,7 +228,7 @@ def test_a_seed_gives_the_same_intervals_and_another_others():
 
 def test_two_processes_give_the_table_of_one():
     tables = {("m", f"d{seed}"): full(seed, prompts=20, length=5) for seed in range(3)}
-    one, two = (correlation.statistics(tables, FEW, jobs=jobs) for jobs in (1, 2))
+    one, two = (correlation.compute_statistics(tables, FEW, jobs=jobs) for jobs in (1, 2))
     pd.testing.assert_frame_equal(one, two)
 
 
@@ -236,13 +238,13 @@ def test_the_numbers_of_prompts_are_only_names():
 
 
 def test_the_published_numbers_are_the_published_numbers():
-    frame = correlation.published()
+    frame = correlation.load_published()
     digest = hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
     assert digest == "d809fb45b42d71ba1ae7dd6139bbb7ea95a6b74c5339d01dbc0dc4fd3714a5c6"
 
 
 def test_the_published_table_has_its_15_rows():
-    frame = correlation.published()
+    frame = correlation.load_published()
     assert list(frame) == correlation.PUBLISHED_COLUMNS
     assert len(frame) == 15
     assert set(frame["Dataset"]) == {"gsm8k", "writingprompts", "xsum"}
@@ -368,7 +370,7 @@ def test_few_prompts_are_noted(prompts):
 
 def test_one_poor_cell_does_not_touch_the_others():
     tables = {("m", "good"): full(0), ("m", "empty"): full(0)[:0], ("m", "flat"): full(0).assign(cosine=0.5)}
-    frame = correlation.statistics(tables, FEW).set_index("Dataset")
+    frame = correlation.compute_statistics(tables, FEW).set_index("Dataset")
     assert frame.loc["good", "Pearson r"] == row_of(full(0))["Pearson r"]
     assert frame["Pearson r"].isna().to_dict() == {"empty": True, "flat": True, "good": False}
 
@@ -387,9 +389,9 @@ def coverage() -> pd.Series:
         cell = gaussian(seed, prompts=60, length=15, r=R, share=0.5)
         values = cell[["entropy", "cosine"]].to_numpy()
         for unit, prompt in (("prompts", cell["prompt"].to_numpy()), ("tokens", np.arange(len(cell)))):
-            counts = bootstrap.draws(prompt.max() + 1, RESAMPLES, seed)
-            for kind, function in (("Pearson", bootstrap.pearson), ("Spearman", bootstrap.spearman)):
-                low, high = bootstrap.interval(function(values, prompt, counts)[:, 0, 1])
+            counts = bootstrap.draw_counts(prompt.max() + 1, RESAMPLES, seed)
+            for kind, function in (("Pearson", bootstrap.compute_pearson), ("Spearman", bootstrap.compute_spearman)):
+                low, high = bootstrap.compute_interval(function(values, prompt, counts)[:, 0, 1])
                 held.append((unit, kind, low <= TRUTH[kind] <= high))
     return pd.DataFrame(held, columns=["unit", "kind", "held"]).groupby(["unit", "kind"])["held"].mean()
 
@@ -408,30 +410,32 @@ def test_intervals_from_tokens_would_be_far_too_short(coverage, kind):
 def test_the_coverage_is_that_of_the_intervals_in_the_table():
     cell = gaussian(5)
     found = row_of(cell, RESAMPLES, seed=5)
-    counts = bootstrap.draws(60, RESAMPLES, 5)
+    counts = bootstrap.draw_counts(60, RESAMPLES, 5)
     values, prompt = cell[["entropy", "cosine"]].to_numpy(), cell["prompt"].to_numpy()
-    for kind, function in (("Pearson", bootstrap.pearson), ("Spearman", bootstrap.spearman)):
-        expected = bootstrap.interval(function(values, prompt, counts)[:, 0, 1])
+    for kind, function in (("Pearson", bootstrap.compute_pearson), ("Spearman", bootstrap.compute_spearman)):
+        expected = bootstrap.compute_interval(function(values, prompt, counts)[:, 0, 1])
         np.testing.assert_allclose([found[f"{kind} low"], found[f"{kind} high"]], expected, rtol=0, atol=1e-12)
 
 
 def test_a_variance_that_no_double_holds_gives_an_end_and_no_hang():
     rng = np.random.default_rng(0)
     cell = table(np.repeat(np.arange(5), 10), rng.random(50) * 1e-200, rng.random(50))
-    row = correlation.coefficients(cell, resamples=10).iloc[0]
+    row = correlation.compute_coefficients(cell, resamples=10).iloc[0]
     assert np.isnan(row["Pearson r"])
     assert np.isfinite(row["Spearman r"])
 
 
 def test_a_perfect_coefficient_has_p_zero_and_a_tiny_one_keeps_its_digits():
-    assert correlation.log10_p(1.0, 50) == -np.inf
+    assert correlation.compute_log10_p(1.0, 50) == -np.inf
     density = stats.beta(24, 24, loc=-1, scale=2).pdf(0)  # of r where there is no correlation, n = 50
-    assert 10 ** correlation.log10_p(1e-9, 50) == pytest.approx(1 - 2 * 1e-9 * density, abs=1e-11)
-    assert np.isnan(correlation.log10_p(np.nan, 50))
+    assert 10 ** correlation.compute_log10_p(1e-9, 50) == pytest.approx(1 - 2 * 1e-9 * density, abs=1e-11)
+    assert np.isnan(correlation.compute_log10_p(np.nan, 50))
 
 
 def test_what_differs_by_rounding_alone_is_constant():
     rng = np.random.default_rng(0)
     entropy = np.log(2) * (1 + rng.integers(-2, 3, 60) * 2.0**-52)
-    row = correlation.coefficients(table(np.repeat(np.arange(6), 10), entropy, rng.random(60)), resamples=5).iloc[0]
+    row = correlation.compute_coefficients(
+        table(np.repeat(np.arange(6), 10), entropy, rng.random(60)), resamples=5
+    ).iloc[0]
     assert row["note"] == "entropy is constant"

@@ -215,7 +215,7 @@ def test_the_free_curve_is_the_best_of_all_splits(bins):
 @settings(deadline=None, max_examples=100, derandomize=True)
 def test_errors_of_all_prefixes_are_those_of_isotonic_regressions(bins):
     y, n = np.array(bins, dtype=float).T
-    found = curves._prefix_errors(y, n)
+    found = curves._compute_prefix_errors(y, n)
     assert found[0] == 0
     for length in range(1, len(y) + 1):
         levels = isotonic_regression(y[:length], weights=n[:length]).x

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from made import curved, full, gaussian, table
 from nucleoscope.stats import bootstrap, curves, fits
-from nucleoscope.stats.sample import Sample, clustered_error, explainable
+from nucleoscope.stats.sample import Sample, compute_clustered_error, compute_explainable
+from synthetic import curved, full, gaussian, table
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -38,14 +38,14 @@ def columns(cell: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def fit(cell: pd.DataFrame, resamples: int = FEW, seed: int = 0) -> pd.DataFrame:
     """The rows of one cell, by curve."""
-    return fits.statistics({("m", "d"): cell}, resamples=resamples, seed=seed).set_index("Curve")
+    return fits.fit_all({("m", "d"): cell}, resamples=resamples, seed=seed).set_index("Curve")
 
 
 def shown(cell: pd.DataFrame, kind: str):
     """The curve that is fitted to the medians of all prompts, and the bins."""
     bins = bootstrap.Bins(*columns(cell))
     used = bins.count > 0
-    return curves.fit(kind, bins.centers[used], bins.medians()[used], bins.count[used]), bins
+    return curves.fit(kind, bins.centers[used], bins.compute_medians()[used], bins.count[used]), bins
 
 
 # Planted curves
@@ -58,7 +58,7 @@ def test_a_planted_curve_comes_back_within_its_intervals(kind):
     truth, held = parameters | {"peak": peak}, []
     for seed in range(20):
         x, y, prompt = columns(planted(kind, seed))
-        row = Sample(x, y, prompt, 100, seed).row(kind)
+        row = Sample(x, y, prompt, 100, seed).compute_row(kind)
         held.append({name: row[f"{name} low"] <= value <= row[f"{name} high"] for name, value in truth.items()})
     counts = pd.DataFrame(held).sum()
     assert (counts >= 16).all(), counts.to_dict()
@@ -91,9 +91,11 @@ def test_parameters_are_those_of_the_curve_through_the_medians_of_all(kind):
     cell = planted(kind)
     row, (curve, bins) = fit(cell).loc[kind], shown(cell, kind)
     assert row[list(curve.parameters)].to_dict() == pytest.approx(curve.parameters, rel=1e-12)
-    np.testing.assert_allclose(bins.medians(), stats.binned_statistic(*columns(cell)[:2], "median", 50).statistic)
+    np.testing.assert_allclose(
+        bins.compute_medians(), stats.binned_statistic(*columns(cell)[:2], "median", 50).statistic
+    )
     used = bins.count > 0
-    n, y, f = bins.count[used], bins.medians()[used], curve(bins.centers[used])
+    n, y, f = bins.count[used], bins.compute_medians()[used], curve(bins.centers[used])
     assert row["bins"] == used.sum()
     left, total = np.sum(n * (y - f) ** 2), np.sum(n * (y - np.average(y, weights=n)) ** 2)
     assert row["R2 (medians)"] == pytest.approx(1 - left / total, rel=1e-12)
@@ -105,7 +107,9 @@ def test_aicc_is_that_of_gaussian_errors():
     for kind in curves.FORMULAS:
         curve, bins = shown(cell, kind)
         used = bins.count > 0
-        variance = np.sum(bins.count[used] * (bins.medians()[used] - curve(bins.centers[used])) ** 2) / used.sum()
+        variance = (
+            np.sum(bins.count[used] * (bins.compute_medians()[used] - curve(bins.centers[used])) ** 2) / used.sum()
+        )
         p, n = curve.free + 1, used.sum()  # the variance is a parameter as well
         expected[kind] = n * np.log(variance) + 2 * p + 2 * p * (p + 1) / (n - p - 1)
     expected = pd.Series(expected)
@@ -116,7 +120,7 @@ def test_intervals_are_those_of_fits_to_prompts_drawn_again():
     cell = planted("unimodal", prompts=20)
     row, found = fit(cell, 30, seed=3).loc["unimodal"], []
     edges = bootstrap.Bins(*columns(cell)).edges
-    for counts in bootstrap.draws(20, 30, seed=3):
+    for counts in bootstrap.draw_counts(20, 30, seed=3):
         taken = cell.loc[np.repeat(cell.index, counts[cell["prompt"]])]
         y, n = (
             stats.binned_statistic(taken["entropy"], taken["cosine"], s, edges).statistic for s in ("median", "count")
@@ -134,7 +138,7 @@ def test_empty_bins_are_left_out_and_not_set_to_zero():
     cell = cell[~cell["entropy"].between(2, 4)]
     row, (_, bins) = fit(cell).loc["unimodal"], shown(cell, "unimodal")
     assert row["bins"] == (bins.count > 0).sum() < 32
-    zeros = curves.fit("unimodal", bins.centers, np.nan_to_num(bins.medians()), np.ones(50))
+    zeros = curves.fit("unimodal", bins.centers, np.nan_to_num(bins.compute_medians()), np.ones(50))
     truth = PLANTED["unimodal"][0]
     for name in "bc":
         assert row[name] == pytest.approx(truth[name], rel=0.1)
@@ -250,7 +254,7 @@ def test_the_curve_that_is_there_has_alpha_0_and_beta_1():
 @pytest.mark.parametrize("cell", [planted("gamma"), gaussian(0), full(0)], ids=["gamma", "gaussian", "ties"])
 def test_smooth_curves_explain_at_least_what_a_line_does(cell):
     x, y, _ = columns(cell[cell["k"] > 1])
-    assert explainable(x, y) >= stats.linregress(x, y).rvalue ** 2 - 1e-12
+    assert compute_explainable(x, y) >= stats.linregress(x, y).rvalue ** 2 - 1e-12
 
 
 def test_what_smooth_curves_explain_is_that_of_cubic_pieces_between_deciles():
@@ -258,7 +262,7 @@ def test_what_smooth_curves_explain_is_that_of_cubic_pieces_between_deciles():
     knots = np.quantile(x, np.arange(1, 10) / 10)
     design = np.stack([x**power for power in range(4)] + [np.maximum(x - knot, 0) ** 3 for knot in knots], axis=1)
     left = y - design @ np.linalg.lstsq(design, y)[0]
-    assert explainable(x, y) == pytest.approx(1 - left.var() / y.var(), abs=1e-9)
+    assert compute_explainable(x, y) == pytest.approx(1 - left.var() / y.var(), abs=1e-9)
 
 
 def test_shares_are_those_of_what_the_free_curve_and_smooth_curves_explain():
@@ -266,7 +270,7 @@ def test_shares_are_those_of_what_the_free_curve_and_smooth_curves_explain():
     frame = fit(cell)
     for name, reference in (
         ("free", frame.loc["free", "R2 (tokens)"]),
-        ("spline", explainable(*columns(cell)[:2])),
+        ("spline", compute_explainable(*columns(cell)[:2])),
     ):
         np.testing.assert_allclose(frame[f"of {name}"], frame["R2 (tokens)"] / reference, rtol=1e-12)
     assert frame.loc["gamma", "of spline"] > 0.97
@@ -298,7 +302,7 @@ def cells(*names: tuple[str, str]) -> dict:
 
 
 def groups(tables: dict) -> list[tuple[str, str]]:
-    frame = fits.statistics(tables, resamples=2)
+    frame = fits.fit_all(tables, resamples=2)
     found = list(dict.fromkeys(zip(frame["Model"], frame["Dataset"], strict=True)))
     assert len(frame) == len(found) * len(curves.FORMULAS)
     return found
@@ -319,12 +323,12 @@ def test_a_pool_of_one_cell_has_no_rows():
 
 
 def test_no_cells_give_no_rows():
-    assert len(fits.statistics({})) == 0
-    assert len(fits.lines({})) == 0
+    assert len(fits.fit_all({})) == 0
+    assert len(fits.compute_lines({})) == 0
 
 
 def test_a_prompt_is_one_cluster_whatever_the_model_and_another_in_another_data_set():
-    frame = fits.statistics(cells(("m", "a"), ("m", "b"), ("n", "a"), ("n", "b")), resamples=2)
+    frame = fits.fit_all(cells(("m", "a"), ("m", "b"), ("n", "a"), ("n", "b")), resamples=2)
     prompts = frame.groupby(["Model", "Dataset"])["prompts"].first()
     tokens = frame.groupby(["Model", "Dataset"])["tokens"].first()
     assert prompts["m", "a"] == prompts["(all)", "a"] == 12
@@ -334,7 +338,7 @@ def test_a_prompt_is_one_cluster_whatever_the_model_and_another_in_another_data_
 
 def test_a_pool_is_a_cell_with_all_the_tokens():
     tables = cells(("m", "a"), ("n", "a"))
-    frame = fits.statistics(tables, resamples=10)
+    frame = fits.fit_all(tables, resamples=10)
     pool = frame[frame["Model"] == "(all)"].set_index("Curve").drop(columns=["Model", "Dataset"])
     alone = fit(pd.concat(tables.values(), ignore_index=True), 10).drop(columns=["Model", "Dataset"])
     pd.testing.assert_frame_equal(pool, alone)
@@ -342,7 +346,7 @@ def test_a_pool_is_a_cell_with_all_the_tokens():
 
 def test_two_processes_give_the_table_of_one():
     tables = cells(("m", "a"), ("m", "b"))
-    one, two = (fits.statistics(tables, resamples=5, jobs=jobs) for jobs in (1, 2))
+    one, two = (fits.fit_all(tables, resamples=5, jobs=jobs) for jobs in (1, 2))
     pd.testing.assert_frame_equal(one, two)
 
 
@@ -356,10 +360,10 @@ def test_a_seed_gives_the_same_table_and_another_other_intervals():
 
 def test_other_quantities_can_be_fitted():
     cell = full(0)
-    frame = fits.statistics({("m", "d"): cell}, "full_entropy", "weighted_cosine", resamples=2)
+    frame = fits.fit_all({("m", "d"): cell}, "full_entropy", "weighted_cosine", resamples=2)
     assert (frame["tokens"] == (cell["k"] > 1).sum()).all()
     renamed = cell.assign(entropy=cell["full_entropy"], cosine=cell["weighted_cosine"])
-    pd.testing.assert_frame_equal(frame, fits.statistics({("m", "d"): renamed}, resamples=2))
+    pd.testing.assert_frame_equal(frame, fits.fit_all({("m", "d"): renamed}, resamples=2))
 
 
 def test_tokens_without_an_alternative_are_left_out():
@@ -370,7 +374,7 @@ def test_tokens_without_an_alternative_are_left_out():
 
 def test_lines_are_the_curves_of_the_table():
     cell = planted("gamma")
-    frame = fits.lines({("m", "d"): cell})
+    frame = fits.compute_lines({("m", "d"): cell})
     assert list(frame)[:3] == ["Model", "Dataset", "Curve"]
     assert set(curves.FORMULAS) <= set(frame["Curve"])
     for kind, points in frame[frame["Curve"].isin(curves.FORMULAS)].groupby("Curve"):
@@ -387,7 +391,7 @@ def nothing_fitted(cell: pd.DataFrame, reason: str) -> None:
     for _, row in frame.iterrows():
         refused(row, reason)
     assert list(frame) == list(fit(planted("unimodal")))
-    assert len(fits.lines({("m", "d"): cell})) == 0
+    assert len(fits.compute_lines({("m", "d"): cell})) == 0
 
 
 @pytest.mark.parametrize("name", ["entropy", "cosine"])
@@ -417,7 +421,7 @@ def test_too_few_bins_are_named():
 def test_one_poor_cell_does_not_touch_the_others():
     tables = cells(("m", "a"), ("n", "b"))
     tables["n", "b"] = tables["n", "b"][:2]
-    frame = fits.statistics(tables, resamples=5)
+    frame = fits.fit_all(tables, resamples=5)
     good = frame[frame["Model"] == "m"].set_index("Curve").drop(columns=["Model", "Dataset"])
     pd.testing.assert_frame_equal(good, fit(tables["m", "a"], 5).drop(columns=["Model", "Dataset"]))
     assert frame[frame["Model"] == "n"]["note"].str.contains("fewer than three").all()
@@ -427,7 +431,7 @@ def test_one_poor_cell_does_not_touch_the_others():
 
 
 def test_a_falling_curve_is_no_flat_one_and_a_bump_that_cannot_follow_says_so():
-    rows = fits.statistics({("m", "d"): curved(lambda x: 0.6 - 0.08 * x, 0)}, resamples=40).set_index("Curve")
+    rows = fits.fit_all({("m", "d"): curved(lambda x: 0.6 - 0.08 * x, 0)}, resamples=40).set_index("Curve")
     assert not rows["note"].str.contains("no better").any()
     assert rows.loc[["gamma", "log-normal"], "note"].str.contains("on a bound").all()
     assert rows.loc["gamma", "held-out error"] < 1.1 * rows.loc["line", "held-out error"]
@@ -446,7 +450,7 @@ def test_folds_and_resamples_with_too_few_bins_are_said_and_not_counted(prompts)
 
 def test_a_free_curve_with_a_level_for_every_bin_is_kept():
     cells = {("m", "d"): curved(lambda x: 0.9 - 0.15 * x, 1, level=0.005, noise=0.02, length=100)}
-    rows = fits.statistics(cells, resamples=10).set_index("Curve")
+    rows = fits.fit_all(cells, resamples=10).set_index("Curve")
     assert rows.loc["free", "note"] == ""
     assert rows.loc["line", "of free"] == pytest.approx(1, abs=0.01)
 
@@ -456,7 +460,7 @@ def test_a_curve_that_never_converges_is_not_the_best(monkeypatch):
         raise RuntimeError
 
     monkeypatch.setattr(curves, "curve_fit", fail)
-    rows = fits.statistics({("m", "d"): curved(lambda x: x * np.exp(-x), 0)}, resamples=5).set_index("Curve")
+    rows = fits.fit_all({("m", "d"): curved(lambda x: x * np.exp(-x), 0)}, resamples=5).set_index("Curve")
     assert rows.loc["unimodal", "note"] == "did not converge"
     assert rows.loc["unimodal", ["a", "peak", "beta", "R2 (medians)"]].isna().all()
     assert np.isnan(rows.loc["unimodal", "delta AICc"])
@@ -466,8 +470,8 @@ def test_a_curve_that_never_converges_is_not_the_best(monkeypatch):
 def test_tokens_left_out_are_counted_and_a_missing_quantity_is_named():
     cell = curved(lambda x: x * np.exp(-x), 3)
     cell.loc[:29, "cosine"] = np.nan
-    assert set(fits.statistics({("m", "d"): cell}, resamples=5)["note"].str[:18]) == {"30 tokens left out"}
-    notes = fits.statistics({("m", "d"): cell}, y="weighted_cosine", resamples=5)["note"]
+    assert set(fits.fit_all({("m", "d"): cell}, resamples=5)["note"].str[:18]) == {"30 tokens left out"}
+    notes = fits.fit_all({("m", "d"): cell}, y="weighted_cosine", resamples=5)["note"]
     assert set(notes) == {"no weighted_cosine in the measurements"}
 
 
@@ -475,14 +479,14 @@ def test_tokens_left_out_are_counted_and_a_missing_quantity_is_named():
 def test_medians_that_do_not_vary_give_no_warning_and_no_curve(value):
     cell = curved(lambda x: value + 0 * x, 0, level=0, noise=0)
     cell.loc[0, "cosine"] += 0.5  # one token off: the medians stay
-    rows = fits.statistics({("m", "d"): cell}, resamples=5).set_index("Curve")
+    rows = fits.fit_all({("m", "d"): cell}, resamples=5).set_index("Curve")
     assert rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("no better").all()
 
 
 def test_noise_is_seldom_taken_for_a_curve():
     taken = 0
     for seed in range(20):
-        rows = fits.statistics({("m", "d"): curved(lambda x: 0.3 + 0 * x, seed)}, resamples=1).set_index("Curve")
+        rows = fits.fit_all({("m", "d"): curved(lambda x: 0.3 + 0 * x, seed)}, resamples=1).set_index("Curve")
         taken += (~rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("no better")).sum()
     assert taken <= 4  # of 80
 
@@ -492,7 +496,7 @@ def test_noise_that_scatters_more_where_entropy_is_small_is_seldom_taken_for_a_c
     for seed in range(20):
         cell = curved(lambda x: 0.3 + 0 * x, seed, level=0)
         cell["cosine"] = 0.3 + (cell["cosine"] - 0.3) * (5 * np.exp(-cell["entropy"]) + 0.5)
-        rows = fits.statistics({("m", "d"): cell}, resamples=1).set_index("Curve")
+        rows = fits.fit_all({("m", "d"): cell}, resamples=1).set_index("Curve")
         taken += (~rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("no better")).sum()
     assert taken <= 4  # of 80
 
@@ -502,11 +506,11 @@ def test_the_error_of_a_gain_is_clustered():
     prompt = np.repeat(np.arange(40), 25)
     values = rng.normal(0, 1, 40)[prompt]  # one value a prompt: 40 observations, not 1,000
     expected = stats.sem(values.reshape(40, 25)[:, 0])
-    assert clustered_error(values, prompt) == pytest.approx(expected, rel=1e-9)
+    assert compute_clustered_error(values, prompt) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_peak_outside_the_data_is_said():
-    rows = fits.statistics({("m", "d"): curved(lambda x: 0.1 + 0.05 * x, 0)}, resamples=5).set_index("Curve")
+    rows = fits.fit_all({("m", "d"): curved(lambda x: 0.1 + 0.05 * x, 0)}, resamples=5).set_index("Curve")
     assert "peak outside the data" in rows.loc["unimodal", "note"]
     assert "peak outside the data" not in fit(planted("unimodal")).loc["unimodal", "note"]
 
@@ -533,4 +537,4 @@ def test_resamples_that_end_on_a_bound_are_counted(monkeypatch):
 
 def test_a_cell_with_the_name_of_a_pool_is_refused_by_name():
     with pytest.raises(ValueError, match=r"'\(all\)'"):
-        fits.statistics({("m", fits.POOLED): full(0)})
+        fits.fit_all({("m", fits.POOLED): full(0)})

@@ -19,12 +19,12 @@ import pandas as pd
 import pytest
 import torch
 
-from made import study_file
 from messages import one_line
 from nucleoscope import atomic, quantities
 from nucleoscope.stats import correlation, fits
 from nucleoscope.store import locking, results, run_folder
-from nucleoscope.store.run_folder import Cell
+from nucleoscope.store.run_folder import RunFolder
+from synthetic import study_file
 
 SETTINGS = {
     "model_name": "org/tiny",
@@ -80,11 +80,11 @@ def save(folder: Path, records: list[dict]) -> Path:
     return folder / "measurements.pt"
 
 
-def opened(folder: Path, overwrite: bool = False, **changes) -> Cell:
-    return Cell(folder, SETTINGS | changes, overwrite)
+def opened(folder: Path, overwrite: bool = False, **changes) -> RunFolder:
+    return RunFolder(folder, SETTINGS | changes, overwrite)
 
 
-def run(folder: Path, until: int | None = None, overwrite: bool = False, **changes) -> Cell:
+def run(folder: Path, until: int | None = None, overwrite: bool = False, **changes) -> RunFolder:
     """A run of five prompts in batches of two, stopped like a killed one after ``until`` batches."""
     cell = opened(folder, overwrite, **changes)
     cell.start()
@@ -115,7 +115,7 @@ def refusal(kind: type[Exception], action, *args, **options) -> str:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    return results.cell_folder(tmp_path, "math", "tiny")
+    return results.locate_run(tmp_path, "math", "tiny")
 
 
 # The life of a cell
@@ -131,12 +131,12 @@ def folder(tmp_path) -> Path:
     ],
 )
 def test_a_cells_folder_is_called_after_short_names(dataset, model, folder):
-    assert results.cell_folder("results", dataset, model) == Path("results") / folder
+    assert results.locate_run("results", dataset, model) == Path("results") / folder
 
 
 def test_a_cells_folder_is_data_set_and_model(tmp_path):
-    assert results.cell_folder(tmp_path, "math", "tiny") == tmp_path / "math" / "tiny"
-    assert results.cell_folder(str(tmp_path), "math", "tiny") == tmp_path / "math" / "tiny"
+    assert results.locate_run(tmp_path, "math", "tiny") == tmp_path / "math" / "tiny"
+    assert results.locate_run(str(tmp_path), "math", "tiny") == tmp_path / "math" / "tiny"
 
 
 def test_opening_a_cell_writes_nothing(tmp_path, folder):
@@ -183,7 +183,7 @@ def test_run_json_keeps_letters_readable(folder):
 def test_a_finished_cell_is_finished_on_reopening(folder):
     assert run(folder).finished
     assert opened(folder).finished
-    assert Cell(folder, dict(reversed(SETTINGS.items()))).finished  # whatever the settings' order
+    assert RunFolder(folder, dict(reversed(SETTINGS.items()))).finished  # whatever the settings' order
 
 
 def test_settings_are_compared_as_json_keeps_them(folder):
@@ -251,10 +251,10 @@ def test_a_process_killed_while_it_saves_leaves_its_finished_batches(folder):
 import json, os, signal, sys
 import torch
 from pathlib import Path
-from nucleoscope.store.run_folder import Cell
+from nucleoscope.store.run_folder import RunFolder
 from nucleoscope.atomic import whole
 empty = lambda prompt: {"prompt": prompt, "entropies": [], "cosines": [], "top_p_tokens": []}
-cell = Cell(Path(sys.argv[1]), json.loads(sys.argv[2]))
+cell = RunFolder(Path(sys.argv[1]), json.loads(sys.argv[2]))
 cell.start()
 cell.save_batch([1, 0], [empty("a"), empty("b")], 1.0)
 with whole(cell.batches / "000002.pt") as stream:
@@ -272,7 +272,7 @@ with whole(cell.batches / "000002.pt") as stream:
     assert set(contents(folder)) == FILES
 
 
-def interrupted(monkeypatch, name: str, cell: Cell) -> None:
+def interrupted(monkeypatch, name: str, cell: RunFolder) -> None:
     """Finishes ``cell`` up to the moment before ``cells.<name>`` is first called."""
 
     def stop(*args, **kwargs):
@@ -476,7 +476,7 @@ def test_an_error_while_writing_leaves_what_was_there(tmp_path, before, error):
         path.write_bytes(before)
 
     def write():
-        with atomic.whole(path) as stream:
+        with atomic.write_atomically(path) as stream:
             stream.write(b"half of it")
             raise error
 
@@ -487,7 +487,7 @@ def test_an_error_while_writing_leaves_what_was_there(tmp_path, before, error):
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path):
     path = tmp_path / "x.pt"
-    with atomic.whole(path) as stream:
+    with atomic.write_atomically(path) as stream:
         stream.write(b"all of it")
         assert not path.exists()
         assert list(tmp_path.glob("*.pt")) == []
@@ -501,7 +501,7 @@ def test_a_full_disk_while_saving_tensors_leaves_what_was_there(tmp_path, room):
     path.write_bytes(b"what was there")
 
     def write():
-        with atomic.whole(path):
+        with atomic.write_atomically(path):
             torch.save([record(index) for index in range(50)], FullDisk(room))
 
     with pytest.raises((OSError, RuntimeError)):
@@ -750,7 +750,7 @@ def test_only_measurements_of_cells_are_read(tmp_path):
     save(tmp_path / "math" / "tiny" / "batches", [record(0)])
     (tmp_path / "correlation_eval").mkdir()
     (tmp_path / "correlation_eval" / "fit_stats.csv").write_text("a,b\n")
-    assert results.cells(tmp_path) == [tmp_path / "math" / "tiny"]
+    assert results.list_runs(tmp_path) == [tmp_path / "math" / "tiny"]
     assert len(results.load_table(tmp_path)) == 3
 
 
@@ -817,7 +817,7 @@ def test_a_cell_of_the_studys_code_loads_as_it_is(tmp_path):
     records = torch.load(path, weights_only=True)
     assert set(records[0]) == {"prompt", "entropies", "cosines", "top_p_tokens"}
     assert {type(value) for record in records for value in record["cosines"]} == {float, int}
-    tables, damaged = results.load_cells(tmp_path)
+    tables, damaged = results.load_runs(tmp_path)
     assert damaged == {}
     assert list(tables) == [("theirs", "math")]
     for table in (tables["theirs", "math"], results.load_table(tmp_path)):
@@ -832,14 +832,14 @@ def test_a_cell_of_the_studys_code_loads_as_it_is(tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_a_cell_of_the_studys_code_can_be_analysed(tmp_path):
     study_cell(tmp_path)
-    tables, _ = results.load_cells(tmp_path)
-    (row,) = correlation.statistics(tables, resamples=50).to_dict("records")
+    tables, _ = results.load_runs(tmp_path)
+    (row,) = correlation.compute_statistics(tables, resamples=50).to_dict("records")
     assert (row["tokens"], row["prompts"]) == (600, 30)
     assert row["Pearson low"] < row["Pearson r"] < row["Pearson high"] < 0
     assert row["Spearman low"] < row["Spearman r"] < row["Spearman high"] < 0
     for name in ("full_entropy", "weighted_cosine", "similarity_entropy"):
         assert f"no {name} in the measurements" in row["note"]
-    curves = fits.statistics(tables, resamples=5).set_index("Curve")
+    curves = fits.fit_all(tables, resamples=5).set_index("Curve")
     assert curves.loc["line", "a"] < 0
     assert curves.loc["spline", "R2 (tokens)"] > 0.3
 
@@ -847,31 +847,31 @@ def test_a_cell_of_the_studys_code_can_be_analysed(tmp_path):
 def test_the_later_of_two_files_of_the_study_is_taken(tmp_path):
     times = ["2025-07-01_12-30", "2025-10-02_08-05", "2024-12-31_23-59"]
     paths = [study_cell(tmp_path, time=time, length=length) for time, length in zip(times, (3, 4, 5), strict=True)]
-    assert results.measurements(paths[0].parent) == paths[1]
+    assert results.find_measurements(paths[0].parent) == paths[1]
     assert len(results.load_table(tmp_path)) == 30 * 4
 
 
 def test_ours_win_over_the_studys(tmp_path):
     folder = study_cell(tmp_path).parent
     path = save(folder, [record(0)])
-    assert results.measurements(folder) == path
+    assert results.find_measurements(folder) == path
     assert len(results.load_table(tmp_path)) == 3
 
 
 def test_a_folder_without_measurements_has_none(tmp_path):
     (tmp_path / "math" / "tiny").mkdir(parents=True)
     (tmp_path / "math" / "tiny" / "hyperparams.txt").write_text("top_p: 0.9\n")
-    assert results.measurements(tmp_path / "math" / "tiny") is None
-    assert results.cells(tmp_path) == []
-    assert results.load_cells(tmp_path) == ({}, {})
+    assert results.find_measurements(tmp_path / "math" / "tiny") is None
+    assert results.list_runs(tmp_path) == []
+    assert results.load_runs(tmp_path) == ({}, {})
 
 
 def test_cells_of_both_kinds_stand_in_order_of_data_set_and_model(tmp_path):
     study_file(tmp_path / "b" / "x")
     study_file(tmp_path / "a" / "z")
     save(tmp_path / "a" / "y", [record(0)])
-    assert results.cells(tmp_path) == [tmp_path / "a" / "y", tmp_path / "a" / "z", tmp_path / "b" / "x"]
-    assert set(results.load_cells(tmp_path)[0]) == {("y", "a"), ("z", "a"), ("x", "b")}
+    assert results.list_runs(tmp_path) == [tmp_path / "a" / "y", tmp_path / "a" / "z", tmp_path / "b" / "x"]
+    assert set(results.load_runs(tmp_path)[0]) == {("y", "a"), ("z", "a"), ("x", "b")}
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.9, 0.999])
@@ -880,7 +880,7 @@ def test_a_truncated_file_is_named_and_the_other_cells_are_there(tmp_path, share
     study_file(tmp_path / "stories" / "whole")
     for path in paths:
         path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    tables, damaged = results.load_cells(tmp_path)
+    tables, damaged = results.load_runs(tmp_path)
     assert set(tables) == {("whole", "stories")}
     assert len(tables["whole", "stories"]) == 600
     assert set(damaged) == set(paths)
@@ -901,7 +901,7 @@ def test_a_truncated_file_is_named_and_the_other_cells_are_there(tmp_path, share
 def test_a_file_of_something_else_is_damaged_as_well(tmp_path, records, reason):
     path = save(tmp_path / "math" / "bad", records)
     study_cell(tmp_path)
-    tables, damaged = results.load_cells(tmp_path)
+    tables, damaged = results.load_runs(tmp_path)
     assert set(tables) == {("theirs", "math")}
     assert set(damaged) == {path}
     assert str(path) in one_line(damaged[path])
@@ -909,4 +909,4 @@ def test_a_file_of_something_else_is_damaged_as_well(tmp_path, records, reason):
 
 
 def test_cells_of_a_results_folder_that_is_not_there_are_refused_by_name(tmp_path):
-    assert "nowhere" in one_line(refusal(FileNotFoundError, results.load_cells, tmp_path / "nowhere"))
+    assert "nowhere" in one_line(refusal(FileNotFoundError, results.load_runs, tmp_path / "nowhere"))

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from test_results import plain
 
-import held
+import holding
 import kills
 import tiny
 from messages import one_line
@@ -156,8 +156,8 @@ def test_a_kill_while_results_are_replaced_leaves_the_old_ones_or_the_new_ones(k
         assert killer.run(folder, operation=operation, half=True, overwrite=True)["signal"] == signal.SIGKILL
         seen.append(measured(folder))
         path = folder / results.MEASUREMENTS
-        tokens = results.load_cell(path, "", "")  # never those of the other run
-        assert tokens.equals(results.table(results.load(path), "", "")), operation
+        tokens = results.load_run(path, "", "")  # never those of the other run
+        assert tokens.equals(results.tabulate(results.load(path), "", "")), operation
         if (folder / results.RUN_INFO).exists():
             assert seen[-1] == (old if results.load_info(folder)["settings"] == other else expected)
         assert killer.to_the_end(folder, overwrite=True) == expected
@@ -326,9 +326,9 @@ def filled(disk: Path) -> Path:
     return disk / "filler"
 
 
-def batches(folder: Path, last: int = 3) -> run_folder.Cell:
+def batches(folder: Path, last: int = 3) -> run_folder.RunFolder:
     """A cell with the batches of six prompts."""
-    cell = run_folder.Cell(folder, SETTINGS)
+    cell = run_folder.RunFolder(folder, SETTINGS)
     cell.start()
     for start in range(0, 2 * last, 2):
         cell.save_batch([start, start + 1], [tiny.record("the cat", f"{start + n}") for n in range(2)], 1.0)
@@ -347,7 +347,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(small_disk, room):
     cell.release()
     assert not list(small_disk.rglob("*.part"))
     filler.unlink()
-    again = run_folder.Cell(cell.folder, SETTINGS)
+    again = run_folder.RunFolder(cell.folder, SETTINGS)
     with again:
         assert len(again.load_batches()) == 3
         again.finish(6, {})
@@ -423,7 +423,7 @@ def test_results_that_are_there_may_be_on_a_read_only_disk(small_disk, small_dis
     batches(small_disk).finish(6, {})
     small_disk_made_read_only()
     run_folder.check(small_disk)
-    assert run_folder.Cell(small_disk, SETTINGS).finished
+    assert run_folder.RunFolder(small_disk, SETTINGS).finished
     with pytest.raises(OSError, match="Read-only file system"):
         run_folder.check(small_disk, overwrite=True)
 
@@ -481,7 +481,7 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
     options = {"n_prompts": 12, "max_tokens": 40}
     undisturbed = subprocess.Popen(command(model, texts, tmp_path / "straight", **options), cwd=ROOT, env=ENVIRONMENT)
     words, folder = command(model, texts, tmp_path, **options), tmp_path / "cats" / "tiny"
-    environment, file = ENVIRONMENT | held.environment(tmp_path / "held"), held.hold(folder)
+    environment, file = ENVIRONMENT | holding.environment(tmp_path / "held"), holding.hold(folder)
 
     run, kernel, _ = begun(words, folder, environment)
     run.send_signal(signal.SIGTERM)

@@ -15,19 +15,19 @@ from pyarrow import parquet
 from test_results import LISTS, interrupted, opened, record, refusal, run, save, studys_record
 
 import tiny
-from made import study_file
 from messages import one_line
 from nucleoscope import quantities
 from nucleoscope.stats import bootstrap, correlation, fits
 from nucleoscope.store import mapped_records, results
 from nucleoscope.views import figures, panels
+from synthetic import study_file
 
 QUANTITIES = list(quantities.find_columns().values())
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    return results.cell_folder(tmp_path / "results", "math", "tiny")
+    return results.locate_run(tmp_path / "results", "math", "tiny")
 
 
 def expected(records: list[dict], column: str) -> np.ndarray:
@@ -96,7 +96,7 @@ def test_one_candidate_has_no_cosine_in_tables_and_the_studys_1_in_measurements(
 
 def test_a_run_is_tabulated_without_reading_its_measurements(folder, monkeypatch):
     run(folder)
-    direct = results.table(results.load(folder / "measurements.pt"), "tiny", "math")
+    direct = results.tabulate(results.load(folder / "measurements.pt"), "tiny", "math")
 
     def refuse(*_, **__):
         raise AssertionError("the measurements were read")
@@ -142,7 +142,7 @@ def test_a_kill_between_two_files_leaves_no_tokens_of_another_run(folder, monkey
     stored = results.load(folder / "measurements.pt")
     assert (folder / "tokens.parquet").exists() == (name == "write_json")
     found = results.load_table(folder.parents[1])
-    pd.testing.assert_frame_equal(found, results.table(stored, "tiny", "math"), check_exact=True)
+    pd.testing.assert_frame_equal(found, results.tabulate(stored, "tiny", "math"), check_exact=True)
     assert found["entropy"].equals(old["entropy"]) == (name == "_save")
 
 
@@ -200,7 +200,7 @@ def test_measurements_that_are_cut_off_are_named_although_there_are_tokens(folde
 
 def test_a_file_of_the_study_is_converted_when_it_is_first_read(folder, monkeypatch):
     path = study_file(folder)
-    direct = results.table(results.load(path), "tiny", "math")
+    direct = results.tabulate(results.load(path), "tiny", "math")
     pd.testing.assert_frame_equal(results.load_table(folder.parents[1]), direct, check_exact=True)
     monkeypatch.setattr(torch, "load", None)
     pd.testing.assert_frame_equal(results.load_table(folder.parents[1]), direct, check_exact=True)
@@ -222,7 +222,7 @@ def test_reading_an_older_file_of_the_study_leaves_the_newest_ones_tokens(folder
     older = study_file(folder, length=3)
     study_file(folder, length=4, time="2025-10-02_08-05")
     assert len(results.load_table(folder.parents[1])) == 120
-    assert len(results.load_cell(older, "tiny", "math")) == 90
+    assert len(results.load_run(older, "tiny", "math")) == 90
     assert parquet.read_metadata(folder / "tokens.parquet").num_rows == 120
 
 
@@ -358,7 +358,7 @@ def stored(tmp_path) -> results.StoredTables:
 
 
 def test_stored_tables_are_a_mapping_of_tables(stored, tmp_path):
-    tables, damaged = results.load_cells(tmp_path / "grid")
+    tables, damaged = results.load_runs(tmp_path / "grid")
     assert damaged == {}
     assert set(stored) == set(tables) == {("a", "x"), ("a", "y"), ("b", "x")}
     assert len(stored) == 3
@@ -401,29 +401,29 @@ def test_only_what_is_wanted_is_read_and_one_file_at_a_time(stored, monkeypatch)
     results.count_tokens(stored)
     results.select(stored, [("a", "x")])
     assert asked == []
-    figures.overlay(stored)
+    figures.plot_overlay(stored)
     assert asked == [("cosine", "entropy", "k", "prompt")] * 3
     assert files == []
     asked.clear()
-    correlation.statistics(stored, resamples=2)
+    correlation.compute_statistics(stored, resamples=2)
     needed = sorted({"prompt", "k", *(name for pair in correlation.PAIRS for name in pair)})
     assert asked == [tuple(needed)] * 3
 
 
 def test_stored_tables_give_the_same_statistics_and_figures_as_tables_in_memory(stored, tmp_path):
-    tables, _ = results.load_cells(tmp_path / "grid")
-    for function in (correlation.statistics, fits.statistics):
+    tables, _ = results.load_runs(tmp_path / "grid")
+    for function in (correlation.compute_statistics, fits.fit_all):
         one, other = function(stored, resamples=3), function(tables, resamples=3)
         pd.testing.assert_frame_equal(one, other, check_exact=True)
-    pd.testing.assert_frame_equal(fits.lines(stored), fits.lines(tables), check_exact=True)
-    bins = panels.binned(stored, resamples=3)
-    pd.testing.assert_frame_equal(bins, panels.binned(tables, resamples=3), check_exact=True)
-    assert figures.overlay(stored) == figures.overlay(tables)
-    assert panels.grid(stored, bins) == panels.grid(tables, bins)
+    pd.testing.assert_frame_equal(fits.compute_lines(stored), fits.compute_lines(tables), check_exact=True)
+    bins = panels.bin_runs(stored, resamples=3)
+    pd.testing.assert_frame_equal(bins, panels.bin_runs(tables, resamples=3), check_exact=True)
+    assert figures.plot_overlay(stored) == figures.plot_overlay(tables)
+    assert panels.plot_grid(stored, bins) == panels.plot_grid(tables, bins)
 
 
 def test_stored_tables_are_read_by_other_processes(stored):
-    found = bootstrap.each(results.count_tokens, [results.select(stored, [key]) for key in stored], jobs=2)
+    found = bootstrap.map_parallel(results.count_tokens, [results.select(stored, [key]) for key in stored], jobs=2)
     assert found == [600] * 3
 
 
@@ -432,10 +432,10 @@ def test_what_one_candidate_has_for_a_cosine_changes_no_number(stored):
     missing = dict(stored)
     assert missing["a", "x"]["cosine"].isna().any()
     ones = {key: table.assign(cosine=table["cosine"].fillna(1.0)) for key, table in missing.items()}
-    for function in (correlation.statistics, fits.statistics):
+    for function in (correlation.compute_statistics, fits.fit_all):
         one, other = function(missing, resamples=3), function(ones, resamples=3)
         pd.testing.assert_frame_equal(one, other, check_exact=True)
-    assert figures.overlay(missing) == figures.overlay(ones)
-    assert figures.scatter(missing["a", "x"]) == figures.scatter(ones["a", "x"])
-    assert figures.distributions(missing["a", "x"]) == figures.distributions(ones["a", "x"])
+    assert figures.plot_overlay(missing) == figures.plot_overlay(ones)
+    assert figures.plot_scatter(missing["a", "x"]) == figures.plot_scatter(ones["a", "x"])
+    assert figures.plot_distributions(missing["a", "x"]) == figures.plot_distributions(ones["a", "x"])
     assert len(LISTS) == len(QUANTITIES)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from made import full, table
 from nucleoscope.views import examples
+from synthetic import full, table
 
 
 def record(entropies, cosines, k=2) -> dict:
@@ -19,7 +19,7 @@ def record(entropies, cosines, k=2) -> dict:
 
 
 def chosen(records: list[dict]) -> list[examples.Pick]:
-    return examples.chosen(examples.table(records, "", ""))
+    return examples.choose_prompts(examples.tabulate(records, "", ""))
 
 
 def ordered(r: float, n: int = 30) -> dict:
@@ -30,7 +30,7 @@ def ordered(r: float, n: int = 30) -> dict:
 
 def test_the_median_the_most_and_the_least_correlated_prompt():
     records = [ordered(r) for r in (-0.9, -0.5, 0.0, -0.7, 1.0)]
-    each = examples.within(examples.table(records, "", ""))["r"]
+    each = examples.correlate_within_prompts(examples.tabulate(records, "", ""))["r"]
     found = chosen(records)
     assert [pick.prompt for pick in found] == [1, 4, 2]
     assert [pick.r for pick in found] == pytest.approx([each.median(), 1, 0], abs=1e-12)
@@ -83,7 +83,7 @@ def test_a_long_prompt_without_a_coefficient_does_not_raise_the_bound():
 def test_tokens_without_a_choice_do_not_count():
     x = np.arange(30.0)
     records = [record(x, np.where(x < 10, x, -x), np.where(x < 10, 1, 2)), ordered(1.0)]
-    each = examples.within(examples.table(records, "", ""))
+    each = examples.correlate_within_prompts(examples.tabulate(records, "", ""))
     assert each.loc[0].tolist() == pytest.approx([-1, 20])
 
 
@@ -103,7 +103,7 @@ def test_without_any_coefficient_the_first_text_stands_alone():
 
 def test_within_is_scipys_coefficient():
     tokens = full(3)
-    each = examples.within(tokens)
+    each = examples.correlate_within_prompts(tokens)
     for prompt, group in tokens[tokens["k"] > 1].groupby("prompt"):
         assert each.loc[prompt, "r"] == pytest.approx(stats.spearmanr(group["entropy"], group["cosine"])[0])
 
@@ -128,7 +128,7 @@ def plane(seed: int = 0, prompts: int = 40, length: int = 30, **names) -> pd.Dat
 @given(st.integers(0, 1000))
 def test_tokens_at_the_corners_keep_the_rules(seed):
     tables = {("m", "a"): plane(seed, dataset="a"), ("m", "b"): plane(seed + 1, dataset="b")}
-    found = examples.corners(tables)
+    found = examples.find_corners(tables)
     assert found["corner"].tolist() == [name for name in examples.CORNERS for _ in range(3)]
     assert not found.duplicated(["dataset", "prompt"]).any()
     assert found["k"].between(2, examples.READABLE).all()
@@ -143,7 +143,7 @@ def test_the_nearest_token_by_the_larger_distance_comes_first():
     entropy = np.linspace(0, 1, 101)
     cosine = np.full(101, 0.5) + 1e-6 * np.arange(101)  # ranks as entropy's
     made = table(np.arange(101), entropy, cosine, token=0).assign(step=9, token=1)
-    found = examples.corners({("model", "data"): made})
+    found = examples.find_corners({("model", "data"): made})
     high, low = (found[found["corner"] == f"{end} entropy, {end} cosine similarity"] for end in ("high", "low"))
     assert high["prompt"].tolist() == [100, 99, 98]
     assert low["prompt"].tolist() == [0, 1, 2]
@@ -156,27 +156,27 @@ def test_equal_distances_go_to_the_smaller_sum_then_to_the_first():
     ranks = np.array([[5, 5], [5, 4], [4, 5], [0, 0], [1, 1], [2, 2], [3, 3]], dtype=float)
     ranks = np.concatenate([ranks, [[9, -9]] * 3, [[-9, 9]] * 3])  # what the mixed corners take
     made = table(np.arange(13), ranks[:, 0], ranks[:, 1]).assign(step=9, token=1)
-    assert examples.corners({("model", "data"): made})["prompt"].tolist()[:3] == [0, 1, 2]
+    assert examples.find_corners({("model", "data"): made})["prompt"].tolist()[:3] == [0, 1, 2]
 
 
 def test_ranks_are_taken_among_all_tokens_with_a_choice_not_only_those_that_may_be_shown():
     made = table(np.arange(4), [1.0, 2, 3, 4], [1.0, 2, 3, 4], k=[2, 2, 999, 1]).assign(step=9, token=1)
-    found = examples.corners({("model", "data"): made}).drop_duplicates("prompt").set_index("prompt")
+    found = examples.find_corners({("model", "data"): made}).drop_duplicates("prompt").set_index("prompt")
     assert found["entropy_rank"].to_dict() == {1: 0.5, 0: 0.0}
 
 
 def test_few_tokens_give_few_rows_and_none_give_none():
     lone = table([0], [1.0], [0.5]).assign(step=9, token=1)
-    assert len(examples.corners({("model", "data"): lone})) == 1
-    assert examples.corners({("model", "data"): lone.assign(step=1)}).empty
-    assert examples.corners({("model", "data"): lone.assign(k=1)}).empty
-    assert examples.corners({("model", "data"): lone.assign(token=-1)}).empty  # the study's files know no tokens
+    assert len(examples.find_corners({("model", "data"): lone})) == 1
+    assert examples.find_corners({("model", "data"): lone.assign(step=1)}).empty
+    assert examples.find_corners({("model", "data"): lone.assign(k=1)}).empty
+    assert examples.find_corners({("model", "data"): lone.assign(token=-1)}).empty  # the study's files know no tokens
 
 
 def test_a_token_of_a_corner_in_a_line():
     lone = table([4], [1.0], [-0.5]).assign(step=9, token=1)
-    (row,) = examples.corners({("model", "data"): lone}).itertuples()
-    assert examples.numbers(row) == (
+    (row,) = examples.find_corners({("model", "data"): lone}).itertuples()
+    assert examples.format_numbers(row) == (
         "**data**, prompt 4, token 9 (both counted from 0): entropy 1.00 nats (percentile 0), "
         "cosine similarity \N{MINUS SIGN}0.50 (percentile 0), 2 candidates."
     )
@@ -184,27 +184,27 @@ def test_a_token_of_a_corner_in_a_line():
 
 def test_a_data_sets_name_is_no_markup():
     lone = table([4], [1.0], [-0.5], dataset="<b>*").assign(step=9, token=1)
-    (row,) = examples.corners({("model", "<b>*"): lone}).itertuples()
-    assert examples.numbers(row).startswith("**&#60;b&#62;&#42;**, prompt")
+    (row,) = examples.find_corners({("model", "<b>*"): lone}).itertuples()
+    assert examples.format_numbers(row).startswith("**&#60;b&#62;&#42;**, prompt")
 
 
 def test_the_corners_take_turns_so_that_none_goes_without():
     rng = np.random.default_rng(0)
     made = table(np.repeat(np.arange(4), 50), rng.uniform(0, 3, 200), rng.uniform(-1, 1, 200))
-    found = examples.corners({("model", "data"): made.assign(step=9, token=1)})
+    found = examples.find_corners({("model", "data"): made.assign(step=9, token=1)})
     assert found["corner"].tolist() == list(examples.CORNERS)
     assert sorted(found["prompt"]) == [0, 1, 2, 3]
 
 
 def test_how_far_the_corners_reach():
     made = table(np.arange(6), np.arange(6.0), np.arange(6.0), k=[1, 2, 2, 2, 2, 999]).assign(step=9, token=1)
-    total, left_out, highest = examples.reach({("model", "data"): made})
+    total, left_out, highest = examples.compute_reach({("model", "data"): made})
     assert (total, left_out, highest) == (5, pytest.approx(0.2), pytest.approx(0.75))
-    assert examples.corners({("model", "data"): made})["entropy_rank"].max() == pytest.approx(highest)
+    assert examples.find_corners({("model", "data"): made})["entropy_rank"].max() == pytest.approx(highest)
 
 
 def test_without_tables_there_are_no_corners():
-    assert examples.corners({}).empty
-    total, *shares = examples.reach({})
+    assert examples.find_corners({}).empty
+    total, *shares = examples.compute_reach({})
     assert total == 0
     assert np.isnan(shares).all()

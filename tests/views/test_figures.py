@@ -8,17 +8,17 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from made import full
 from nucleoscope import quantities
 from nucleoscope.stats import bootstrap, correlation, fits
 from nucleoscope.store import results
 from nucleoscope.views import figures, panels
+from synthetic import full
 
 CELLS = {("model b", "xsum"): full(1), ("model a", "gsm8k"): full(2), ("model a", "xsum"): full(3)}
 
 
 def drawn(cells, resamples):
-    return panels.grid(cells, panels.binned(cells, resamples=resamples))
+    return panels.plot_grid(cells, panels.bin_runs(cells, resamples=resamples))
 
 
 def traces(figure, name):
@@ -28,7 +28,7 @@ def traces(figure, name):
 
 
 def test_the_paper_figure_has_a_panel_for_each_cell_and_a_blank_for_a_missing_one():
-    figure = figures.paper(CELLS)
+    figure = figures.plot_paper(CELLS)
     drawn = [axes.axison for axes in figure.axes]
     assert drawn == [True, True, False, True]  # model a: gsm8k, xsum; model b: no gsm8k, xsum
     texts = {text.get_text() for axes in figure.axes for text in axes.texts}
@@ -37,8 +37,8 @@ def test_the_paper_figure_has_a_panel_for_each_cell_and_a_blank_for_a_missing_on
 
 
 def test_the_paper_figure_shows_the_medians_and_one_standard_deviation():
-    axes = figures.paper({("m", "d"): CELLS["model b", "xsum"]}).axes[0]
-    pairs = results.choices(CELLS["model b", "xsum"])
+    axes = figures.plot_paper({("m", "d"): CELLS["model b", "xsum"]}).axes[0]
+    pairs = results.select_choices(CELLS["model b", "xsum"])
     given = pairs["entropy"], pairs["cosine"]
     median, edges, _ = stats.binned_statistic(*given, "median", bins=50)
     deviation = stats.binned_statistic(*given, "std", bins=50).statistic
@@ -54,7 +54,7 @@ def test_the_paper_figure_shows_the_medians_and_one_standard_deviation():
 
 def test_the_paper_figure_is_300_dpi_and_its_letters_are_letters(tmp_path):
     paths = tmp_path / "deep" / "f.png", tmp_path / "deep" / "f.pdf"
-    figures.save(figures.paper(CELLS), *paths)
+    figures.save(figures.plot_paper(CELLS), *paths)
     with Image.open(paths[0]) as image:
         assert image.info["dpi"] == pytest.approx((300, 300), rel=1e-3)
     raw = paths[1].read_bytes()
@@ -63,7 +63,7 @@ def test_the_paper_figure_is_300_dpi_and_its_letters_are_letters(tmp_path):
     assert b"/Subtype /Type0" in text  # TrueType outlines, embedded whole: font type 42
     assert b"/Subtype /Type3" not in text
     again = tmp_path / "again.pdf"
-    figures.save(figures.paper(CELLS), again)
+    figures.save(figures.plot_paper(CELLS), again)
     assert again.read_bytes() == raw
     assert sorted(path.name for path in paths[0].parent.iterdir()) == ["f.pdf", "f.png"]
 
@@ -78,16 +78,16 @@ def intervals(pairs, kind, resamples):
     """The interval of each bin that holds tokens, from resamples spelled out with scipy."""
     given, edges = pairs["prompt"].unique(), np.linspace(pairs["entropy"].min(), pairs["entropy"].max(), 51)
     found = []
-    for counts in bootstrap.draws(len(given), resamples, 0):
+    for counts in bootstrap.draw_counts(len(given), resamples, 0):
         taken = pairs.loc[np.repeat(pairs.index, pairs["prompt"].map(dict(zip(given, counts, strict=True))))]
         found.append(stats.binned_statistic(taken["entropy"], taken["cosine"], kind, bins=edges).statistic)
     held = np.histogram(pairs["entropy"], edges)[0] > 0
-    return [bound[held] for bound in bootstrap.interval(np.array(found))]
+    return [bound[held] for bound in bootstrap.compute_interval(np.array(found))]
 
 
 def test_the_grid_has_what_scipy_counts_in_each_panel():
     figure = drawn(CELLS, 20)
-    pairs = results.choices(CELLS["model a", "gsm8k"])
+    pairs = results.select_choices(CELLS["model a", "gsm8k"])
     given = pairs["entropy"], pairs["cosine"]
     panel = traces(figure, "model a, gsm8k")
     for kind in ("median", "mean"):
@@ -121,8 +121,10 @@ def test_the_two_switches_of_the_grid_set_different_things():
         assert "visible" not in data
         assert {len(values) for values in data.values()} == {len(figure.data)}
         texts = [figure.layout.annotations[int(re.search(r"\d+", key)[0])].text for key in layout]
-        assert texts == [quantities.title(name) for name in correlation.PAIRS[0]]  # the axes' titles, no cell's name
-        assert list(layout.values()) == [quantities.title(x), quantities.title(y)]
+        assert texts == [
+            quantities.find_title(name) for name in correlation.PAIRS[0]
+        ]  # the axes' titles, no cell's name
+        assert list(layout.values()) == [quantities.find_title(x), quantities.find_title(y)]
 
 
 def test_the_first_choice_of_quantities_is_what_the_grid_shows():
@@ -137,20 +139,20 @@ def test_a_cell_without_choices_leaves_its_panels_empty():
     cells = CELLS | {("model c", "xsum"): full(4).assign(k=1)}
     figure = drawn(cells, 5)
     assert all(len(trace.x) == 0 for trace in traces(figure, "model c, xsum").values())
-    assert [axes.axison for axes in figures.paper(cells).axes].count(True) == 3
+    assert [axes.axison for axes in figures.plot_paper(cells).axes].count(True) == 3
 
 
 def test_lines_of_bins_that_hold_too_few_tokens_are_missed_in_words():
     (key, cell), *_ = CELLS.items()
-    few, enough = (figures.overlay({key: cell}, least=least) for least in (len(cell) + 1, 1))
+    few, enough = (figures.plot_overlay({key: cell}, least=least) for least in (len(cell) + 1, 1))
     assert [note.text for note in few.layout.annotations] == [f"no bin contains {len(cell) + 1} tokens"]
     assert not enough.layout.annotations
 
 
 def test_published_coefficients_stand_only_beside_the_same_cell():
     cells = {("Qwen3-8B", "xsum"): full(1), ("mine", "xsum"): full(2)}
-    statistics = correlation.statistics(cells, resamples=20)
-    figure = figures.coefficients(statistics, correlation.published())
+    statistics = correlation.compute_statistics(cells, resamples=20)
+    figure = figures.plot_coefficients(statistics, correlation.load_published())
     for place, (kind, theirs) in enumerate({"Pearson": -0.373, "Spearman": -0.4287}.items()):
         ours, published = figure.data[2 * place : 2 * place + 2]
         assert ours.xaxis == published.xaxis == ("x", "x2")[place]
@@ -161,8 +163,8 @@ def test_published_coefficients_stand_only_beside_the_same_cell():
 
 
 def test_fitted_curves_and_medians_are_those_of_the_cell_that_is_picked():
-    lines = fits.lines(CELLS)
-    figure = figures.fitted(lines)
+    lines = fits.compute_lines(CELLS)
+    figure = figures.plot_fitted(lines)
     labels = [button.label for button in figure.layout.updatemenus[0].buttons]
     assert labels == ["model a, gsm8k", "model a, xsum", "model b, xsum", "model a, (all)", "(all), xsum"]
     for button in figure.layout.updatemenus[0].buttons:
@@ -172,13 +174,17 @@ def test_fitted_curves_and_medians_are_those_of_the_cell_that_is_picked():
             expected = rows[rows["Curve"] == trace.name]
             np.testing.assert_allclose(button.args[0]["y"][place], expected["y"], atol=6e-5)
     assert figure.data[0].name == "medians"
-    assert sum(figure.data[0].customdata) == len(results.choices(CELLS["model a", "gsm8k"]))
+    assert sum(figure.data[0].customdata) == len(results.select_choices(CELLS["model a", "gsm8k"]))
 
 
 def test_every_figure_says_in_words_what_it_shows():
-    statistics = correlation.statistics(CELLS, resamples=5)
-    shown = [drawn(CELLS, 5), figures.coefficients(statistics, correlation.published())]
-    shown += [figures.fitted(fits.lines(CELLS)), figures.scatter(full(1)), figures.distributions(full(1))]
+    statistics = correlation.compute_statistics(CELLS, resamples=5)
+    shown = [drawn(CELLS, 5), figures.plot_coefficients(statistics, correlation.load_published())]
+    shown += [
+        figures.plot_fitted(fits.compute_lines(CELLS)),
+        figures.plot_scatter(full(1)),
+        figures.plot_distributions(full(1)),
+    ]
     assert all(len(figure.layout.meta["alt"]) > 20 for figure in shown)
 
 
@@ -187,5 +193,5 @@ def test_what_is_not_finite_is_left_out_of_every_figure():
     cell.loc[[3, 50], "full_entropy"] = np.inf
     cell.loc[60, "entropy"] = np.nan
     drawn({("m", "d"): cell}, 5)
-    figures.paper({("m", "d"): cell})
-    assert len(figures.scatter(cell).data[0].x) == len(results.choices(cell)) - (cell.loc[60, "k"] > 1)
+    figures.plot_paper({("m", "d"): cell})
+    assert len(figures.plot_scatter(cell).data[0].x) == len(results.select_choices(cell)) - (cell.loc[60, "k"] > 1)

@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 import tiny
 from nucleoscope import quantities
 from nucleoscope.store import results
-from nucleoscope.views.strip import background, strip
+from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!-- &amp; \"'"
@@ -33,7 +33,7 @@ def text_of(html: str) -> str:
 def test_the_text_is_the_records_and_every_token_has_its_span(reader):
     text = "the rain in Spain\n\nand 你好 سلام 👩\u200d👧 here"
     record = tiny.record(text)
-    html = strip(record, reader)
+    html = render_strip(record, reader)
     assert text_of(html) == text
     spans = BeautifulSoup(html, "html.parser").select(".ns-text > span")
     assert sum(int(span.get("data-n", 1)) for span in spans) == len(record["tokens"])
@@ -43,11 +43,11 @@ def test_the_text_is_the_records_and_every_token_has_its_span(reader):
 
 def test_a_tokenizer_does_as_well_as_a_reader(reader):
     record = tiny.record("the rain")
-    assert strip(record, tiny.tokenizer(bos=False)) == strip(record, reader)
+    assert render_strip(record, tiny.tokenizer(bos=False)) == render_strip(record, reader)
 
 
 def test_text_of_models_and_data_sets_is_escaped(reader):
-    html = strip(tiny.record(ATTACK, prompt=ATTACK), reader)
+    html = render_strip(tiny.record(ATTACK, prompt=ATTACK), reader)
     soup = BeautifulSoup(html, "html.parser")
     assert len(soup.find_all("script")) == 2
     assert not soup.find_all("img")
@@ -57,7 +57,7 @@ def test_text_of_models_and_data_sets_is_escaped(reader):
 
 
 def test_nothing_ends_the_script_or_style_and_nothing_is_asked_of_the_network(reader):
-    html = strip(tiny.record("the <b>"), reader)
+    html = render_strip(tiny.record("the <b>"), reader)
     for part in re.findall(r"<(?:script|style)[^>]*>(.*?)</(?:script|style)>", html, re.DOTALL):
         assert "</" not in part
         assert "<!--" not in part
@@ -67,12 +67,12 @@ def test_nothing_ends_the_script_or_style_and_nothing_is_asked_of_the_network(re
 
 def test_cards_hold_the_likeliest_candidates_and_the_drawn_one(reader):
     record = tiny.record("the rain in Spain", most=60)
-    data = payload(strip(record, reader, most=5))
+    data = payload(render_strip(record, reader, most=5))
     for step, (word, words, probs, more, mass, held, place, *rest) in enumerate(data["tokens"]):
         ids, all_probs = record["top_p_tokens"][step].tolist(), record["top_p_probs"][step].numpy()
         drawn = int(record["tokens"][step])
-        assert data["words"][word] == reader.visible(drawn)
-        assert [data["words"][index] for index in words] == [reader.visible(token) for token in ids[:5]]
+        assert data["words"][word] == reader.show(drawn)
+        assert [data["words"][index] for index in words] == [reader.show(token) for token in ids[:5]]
         assert probs == pytest.approx(all_probs[:5], rel=0.01)
         assert more == max(len(ids) - 5, 0)
         assert mass == pytest.approx(all_probs[5:].sum(), rel=0.01)
@@ -85,27 +85,27 @@ def test_a_token_that_was_not_in_its_nucleus_is_shown_all_the_same(reader):
     record = tiny.record("the rain")
     record["tokens"] = record["tokens"].clone()
     record["tokens"][0] = next(token for token in range(300) if token not in record["top_p_tokens"][0].tolist())
-    data = payload(strip(record, reader, whose="the text's"))
+    data = payload(render_strip(record, reader, whose="the text's"))
     assert data["whose"] == "the text's"
     word, words, *_, place, p = data["tokens"][0]
     assert place == -1
     assert word not in words
     assert p == pytest.approx(np.exp(-record["surprisals"][0]), rel=0.01)
     del record["surprisals"]
-    assert payload(strip(record, reader))["tokens"][0][-2:] == [-1, None]
+    assert payload(render_strip(record, reader))["tokens"][0][-2:] == [-1, None]
 
 
 def test_counts_of_candidates_are_not_rounded(reader):
     record = tiny.record("the rain")
     record["top_p_tokens"][0], record["top_p_probs"][0] = torch.arange(1234) % 300, torch.full((1234,), 0.9 / 1234)
-    by_name = {scale["name"]: scale for scale in payload(strip(record, reader))["quantities"]}
+    by_name = {scale["name"]: scale for scale in payload(render_strip(record, reader))["quantities"]}
     assert by_name["k"]["values"][0] == 1234
     assert isinstance(by_name["k"]["high"], int)
 
 
 def test_every_quantity_is_there_with_its_scale(reader):
     record = tiny.record("the rain in Spain")
-    data = payload(strip(record, reader, quantity="cosine"))
+    data = payload(render_strip(record, reader, quantity="cosine"))
     assert [scale["name"] for scale in data["quantities"]] == list(quantities.list_titles())
     assert data["quantity"] == "cosine"
     by_name = {scale["name"]: scale for scale in data["quantities"]}
@@ -119,8 +119,8 @@ def test_every_quantity_is_there_with_its_scale(reader):
 def test_with_a_table_the_scales_reach_over_the_cell_and_its_median_is_drawn(reader):
     records = [tiny.record("the rain in Spain " * 5, seed=seed) for seed in range(3)]
     records[2]["entropies"] = [100.0] * len(records[2]["entropies"])
-    table = results.table(records, "model", "data")
-    alone, together = (payload(strip(records[0], reader, table=given)) for given in (None, table))
+    table = results.tabulate(records, "model", "data")
+    alone, together = (payload(render_strip(records[0], reader, table=given)) for given in (None, table))
     assert (alone["line"], together["quantities"][0]["high"]) == ([], 100)
     assert alone["quantities"][0]["high"] <= 1
     assert together["line"][-1][0] > 90
@@ -129,7 +129,7 @@ def test_with_a_table_the_scales_reach_over_the_cell_and_its_median_is_drawn(rea
 def test_one_odd_token_does_not_make_the_rest_pale(reader):
     record = tiny.record("the rain in Spain " * 40)
     record["entropies"][3] = 1e6
-    scale = payload(strip(record, reader))["quantities"][0]
+    scale = payload(render_strip(record, reader))["quantities"][0]
     assert scale["high"] <= 1
     assert scale["over"]
 
@@ -142,8 +142,8 @@ def test_scales_count_tokens_of_one_candidate_but_for_pairs_and_say_what_lies_be
     others["surprisals"], others["cosines"] = [7.0] * n, [1.0] * n
     record["surprisals"][3] = 20.0
     record["weighted_cosines"][3], record["top_p_tokens"][3] = -0.2, torch.tensor([1, 2])
-    table = results.table([others, {**record, "surprisals": [1.0] * n}], "model", "data")
-    data = payload(strip(record, reader, table=table))
+    table = results.tabulate([others, {**record, "surprisals": [1.0] * n}], "model", "data")
+    data = payload(render_strip(record, reader, table=table))
     by_name = {scale["name"]: scale for scale in data["quantities"]}
     assert (by_name["surprisal"]["high"], by_name["surprisal"]["over"]) == (7, True)
     assert by_name["cosine"]["high"] <= 0.5  # one candidate alone has a cosine of 1 by convention
@@ -154,10 +154,12 @@ def test_scales_count_tokens_of_one_candidate_but_for_pairs_and_say_what_lies_be
 
 def test_the_background_of_a_table_does_as_well_as_the_table(reader):
     records = [tiny.record("the rain in Spain " * 5, seed=seed) for seed in range(3)]
-    table = results.table(records, "model", "data")
-    assert strip(records[0], reader, table=background(table)) == strip(records[0], reader, table=table)
-    none = results.table([], "model", "data")
-    assert strip(records[0], reader, table=none) == strip(records[0], reader)
+    table = results.tabulate(records, "model", "data")
+    assert render_strip(records[0], reader, table=compute_background(table)) == render_strip(
+        records[0], reader, table=table
+    )
+    none = results.tabulate([], "model", "data")
+    assert render_strip(records[0], reader, table=none) == render_strip(records[0], reader)
 
 
 def test_tokens_that_nobody_could_point_at_have_a_sign_that_is_no_text():
@@ -169,14 +171,14 @@ def test_tokens_that_nobody_could_point_at_have_a_sign_that_is_no_text():
 
     record = tiny.record("the rain")
     record["tokens"] = torch.tensor([1, 2, 3] + [3] * (len(record["tokens"]) - 3))
-    html = strip(record, Silent())
+    html = render_strip(record, Silent())
     classes = [span.get("class") for span in BeautifulSoup(html, "html.parser").select(".ns-text > span")]
     assert classes[:3] == [["ns-unseen"], ["ns-unseen"], None]
     assert text_of(html) == "\u200b" + "a" * (len(record["tokens"]) - 2)
 
 
 def test_a_prompt_with_half_a_character_can_be_written(reader):
-    html = strip(tiny.record("the", prompt="a\ud83d"), reader)
+    html = render_strip(tiny.record("the", prompt="a\ud83d"), reader)
     assert "a⟨U+D83D⟩" in html.encode().decode()
 
 
@@ -184,7 +186,7 @@ def test_quantities_that_a_record_lacks_are_left_out_and_bad_numbers_are_no_numb
     record = tiny.record("the rain")
     del record["varentropies"]
     record["entropies"][0], record["surprisals"] = float("inf"), [float("nan")] * len(record["tokens"])
-    by_name = {scale["name"]: scale for scale in payload(strip(record, reader))["quantities"]}
+    by_name = {scale["name"]: scale for scale in payload(render_strip(record, reader))["quantities"]}
     assert "varentropy" not in by_name
     assert by_name["entropy"]["values"][0] is None
     assert set(by_name["surprisal"]["values"]) == {None}
@@ -192,7 +194,7 @@ def test_quantities_that_a_record_lacks_are_left_out_and_bad_numbers_are_no_numb
 
 def test_a_piece_of_a_text_begins_and_ends_with_whole_characters(reader):
     record = tiny.record("abc你def")
-    html = strip(record, reader, first=4, last=7, shown=5)
+    html = render_strip(record, reader, first=4, last=7, shown=5)
     data = payload(html)
     assert text_of(html) == "… 你d …"
     assert (data["first"], data["total"], data["shown"], len(data["tokens"])) == (3, 9, 2, 4)
@@ -200,14 +202,14 @@ def test_a_piece_of_a_text_begins_and_ends_with_whole_characters(reader):
 
 def test_an_empty_record_says_so(reader):
     record = tiny.record("")
-    assert text_of(strip(record, reader)) == "(the model ended this text immediately)"
-    assert text_of(strip(record, reader, whose="the text's")) == "(no token was measured)"
-    assert text_of(strip(tiny.record("the rain"), reader, last=0)) == "(no token was measured)"
+    assert text_of(render_strip(record, reader)) == "(the model ended this text immediately)"
+    assert text_of(render_strip(record, reader, whose="the text's")) == "(no token was measured)"
+    assert text_of(render_strip(tiny.record("the rain"), reader, last=0)) == "(no token was measured)"
 
 
 def test_a_long_prompt_is_folded(reader):
     folded = [
-        BeautifulSoup(strip(tiny.record("a", prompt="p" * size), reader), "html.parser").details.has_attr("open")
+        BeautifulSoup(render_strip(tiny.record("a", prompt="p" * size), reader), "html.parser").details.has_attr("open")
         for size in (10, 1000)
     ]
     assert folded == [True, False]
@@ -226,16 +228,16 @@ def test_a_long_prompt_is_folded(reader):
 )
 def test_what_cannot_be_shown_is_said(reader, given, said):
     with pytest.raises(ValueError, match=said):
-        strip(tiny.record("the rain"), reader, **given)
+        render_strip(tiny.record("the rain"), reader, **given)
 
 
 def test_a_record_of_the_published_study_has_no_text_to_show(reader):
     record = tiny.record("the rain")
     lacking = {name: value for name, value in record.items() if name not in ("tokens", "top_p_probs")}
     with pytest.raises(ValueError, match="no tokens and no top_p_probs"):
-        strip(lacking, reader)
+        render_strip(lacking, reader)
     with pytest.raises(ValueError, match="no cosines"):
-        strip({name: value for name, value in record.items() if name != "cosines"}, reader)
+        render_strip({name: value for name, value in record.items() if name != "cosines"}, reader)
 
 
 def test_500_tokens_are_under_500_kb_and_only_candidates_that_are_shown_are_read():
@@ -254,12 +256,12 @@ def test_500_tokens_are_under_500_kb_and_only_candidates_that_are_shown_are_read
     rng = np.random.default_rng(0)
     record["top_p_tokens"] = [torch.tensor(rng.integers(0, 10**8, 3000)) for _ in range(500)]
     record["top_p_probs"] = [torch.tensor(-np.sort(-0.9 * rng.dirichlet(np.ones(3000)))) for _ in range(500)]
-    table = results.table([record], "model", "data")
+    table = results.tabulate([record], "model", "data")
     wordy = Wordy()
-    html = strip(record, wordy, table=table)
+    html = render_strip(record, wordy, table=table)
     assert 0 < wordy.read <= 500 * 11  # a card shows ten and the token
     assert len(html.encode()) < 500_000
 
 
 def test_the_same_record_gives_the_same_bytes(reader):
-    assert strip(tiny.record("the rain"), reader) == strip(tiny.record("the rain"), reader)
+    assert render_strip(tiny.record("the rain"), reader) == render_strip(tiny.record("the rain"), reader)

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from made import full
 from nucleoscope.stats import correlation, fits
 from nucleoscope.stats.curves import FORMULAS
 from nucleoscope.views import tables
+from synthetic import full
 
 NAMES = [("Llama-3.1-8B", "gsm8k"), ("Llama-3.1-8B", "my_texts"), ("100%_of$#{}&~^\\", "gsm8k")]
 
@@ -26,20 +26,20 @@ def cells():
 
 @pytest.fixture(scope="module")
 def statistics(cells):
-    return correlation.statistics(cells, resamples=30)
+    return correlation.compute_statistics(cells, resamples=30)
 
 
 @pytest.fixture(scope="module")
 def curves(cells):
-    return fits.statistics(cells, resamples=10)
+    return fits.fit_all(cells, resamples=10)
 
 
 @pytest.fixture(scope="module")
 def latex(statistics, curves):
     return {
-        "full": tables.correlation_tex(statistics),
-        "short": tables.correlation_short_tex(statistics),
-        "fits": tables.fits_tex(curves),
+        "full": tables.format_correlation_tex(statistics),
+        "short": tables.format_correlation_short_tex(statistics),
+        "fits": tables.format_fits_tex(curves),
     }
 
 
@@ -80,9 +80,9 @@ def test_latex_compiles_in_an_article_with_booktabs_and_multirow_alone(latex, tm
 
 
 def test_csv_starts_as_the_published_one_and_gives_every_number_back(statistics):
-    text = tables.csv(statistics)
+    text = tables.format_csv(statistics)
     back = pd.read_csv(io.StringIO(text), keep_default_na=True, dtype={"Pearson p": str, "Spearman p": str})
-    assert list(back.columns[:6]) == list(correlation.published().columns) == correlation.PUBLISHED_COLUMNS
+    assert list(back.columns[:6]) == list(correlation.load_published().columns) == correlation.PUBLISHED_COLUMNS
     for name in statistics.select_dtypes("number"):
         np.testing.assert_allclose(back[name], statistics[name], rtol=1e-9, err_msg=name)
     assert back["Pearson p"].fillna("").tolist() == statistics["Pearson p"].fillna("").tolist()
@@ -91,36 +91,36 @@ def test_csv_starts_as_the_published_one_and_gives_every_number_back(statistics)
 def test_a_p_value_that_no_double_holds_keeps_its_magnitude():
     cell = full(0, prompts=100, length=80).assign(k=2)
     cell["cosine"] = -cell["entropy"] + np.random.default_rng(0).normal(0, 0.01, len(cell))
-    text = tables.csv(correlation.statistics({("m", "d"): cell}, resamples=10))
+    text = tables.format_csv(correlation.compute_statistics({("m", "d"): cell}, resamples=10))
     row = pd.read_csv(io.StringIO(text), dtype=str).iloc[0]
     assert int(row["Pearson p"].partition("e-")[2]) > 320
     assert float(row["Pearson log10 p"]) < -320
 
 
 def test_readers_see_value_and_interval_and_notes_only_where_there_are_any(statistics, curves):
-    shown = tables.readable(statistics)
+    shown = tables.format_readable(statistics)
     value, low, high = map(float, re.findall(r"-?\d\.\d+", shown.loc[NAMES[0], "Pearson r"]))
     assert low <= value <= high
     assert shown.loc[("constant", "gsm8k"), "Pearson r"] == ""
     assert "constant" in shown.loc[("constant", "gsm8k"), "note"]
-    assert "note" not in tables.readable(statistics[statistics["note"] == ""])
-    assert ("Llama-3.1-8B", "(all)") in tables.parameters(curves, "unimodal", {"a": 2, "peak": 2}).index
-    assert list(tables.compared(curves, "delta AICc", 1)) == list(FORMULAS)
-    assert set(tables.explained(curves).index.get_level_values("Curve")) <= set(FORMULAS) - {"constant"}
+    assert "note" not in tables.format_readable(statistics[statistics["note"] == ""])
+    assert ("Llama-3.1-8B", "(all)") in tables.format_parameters(curves, "unimodal", {"a": 2, "peak": 2}).index
+    assert list(tables.compare_curves(curves, "delta AICc", 1)) == list(FORMULAS)
+    assert set(tables.format_explained(curves).index.get_level_values("Curve")) <= set(FORMULAS) - {"constant"}
 
 
 def test_latex_numbers_read_as_numbers():
-    powers = [tables._power(value) for value in (np.log10(9.7e-300), -873.85, -0.5, np.nan)]
+    powers = [tables._format_power(value) for value in (np.log10(9.7e-300), -873.85, -0.5, np.nan)]
     assert powers == [r"$1{\cdot}10^{-299}$", r"$1{\cdot}10^{-874}$", "$0.3$", "--"]
-    assert [tables._number(value) for value in (-0.001, -0.5, np.inf)] == ["$0.00$", "$-0.50$", r"$\infty$"]
+    assert [tables._format_number(value) for value in (-0.001, -0.5, np.inf)] == ["$0.00$", "$-0.50$", r"$\infty$"]
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="NO pdflatex HERE: the LaTeX is only parsed")
 def test_the_tables_of_the_studys_names_fit_the_column_of_an_article(tmp_path):
     names = [("Llama-3.1-8B-Instruct", "writingprompts"), ("deepseek-llm-7b-base", "gsm8k")]
-    statistics = correlation.statistics({name: full(seed) for seed, name in enumerate(names)}, resamples=30)
-    (tmp_path / "short.tex").write_text(tables.correlation_short_tex(statistics))
-    (tmp_path / "full.tex").write_text(tables.correlation_tex(statistics))
+    statistics = correlation.compute_statistics({name: full(seed) for seed, name in enumerate(names)}, resamples=30)
+    (tmp_path / "short.tex").write_text(tables.format_correlation_short_tex(statistics))
+    (tmp_path / "full.tex").write_text(tables.format_correlation_tex(statistics))
     body = r"\noindent\input{short}\par\noindent\input{full}"
     document = rf"\documentclass{{article}}\usepackage{{booktabs,multirow}}\begin{{document}}{body}\end{{document}}"
     (tmp_path / "paper.tex").write_text(document)
@@ -131,7 +131,7 @@ def test_the_tables_of_the_studys_names_fit_the_column_of_an_article(tmp_path):
 
 
 def test_a_table_for_readers_has_one_heading_row_and_no_numbers_of_rows(statistics):
-    html = tables.show(tables.readable(statistics)).data
+    html = tables.show(tables.format_readable(statistics)).data
     assert html.count("<tr") == len(statistics) + 1
     assert html.index("<th>Model</th>") < html.index("<th>Dataset</th>") < html.index("<th>Pearson r</th>")
     assert "100%_of$#{}&amp;~^" in html

@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from nucleoscope.views.token_text import BYTES, Reader, Unit, literal, visible
+from nucleoscope.views.token_text import BYTES, Reader, Unit, escape_name, show_bytes
 
 FAMILY = "👩\u200d👩\u200d👧"
 
@@ -49,7 +49,7 @@ def test_every_byte_has_its_letter():
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40))
 def test_units_make_the_text_and_hold_every_token(text):
     tokens = ids(text)
-    units = Reader(tiny.tokenizer(bos=False)).units(tokens)
+    units = Reader(tiny.tokenizer(bos=False)).split_units(tokens)
     assert "".join(unit.text for unit in units) == text
     assert sum(unit.tokens for unit in units) == len(tokens)
     assert all(unit.tokens for unit in units)
@@ -57,34 +57,34 @@ def test_units_make_the_text_and_hold_every_token(text):
 
 @pytest.mark.parametrize("cluster", ["你", FAMILY, "👍🏽", "🇩🇪", "e\u0301\u0323", "🏴\U000e0067\U000e007f", "ü"])
 def test_what_belongs_together_is_one_unit(reader, cluster):
-    units = reader.units(ids(f"x{cluster}y"))
+    units = reader.split_units(ids(f"x{cluster}y"))
     assert [unit.text for unit in units] == ["x", cluster, "y"]
     assert units[1].tokens == len(ids(cluster))
 
 
 def test_two_flags_are_two_units(reader):
-    assert [unit.text for unit in reader.units(ids("🇩🇪🇫🇷"))] == ["🇩🇪", "🇫🇷"]
+    assert [unit.text for unit in reader.split_units(ids("🇩🇪🇫🇷"))] == ["🇩🇪", "🇫🇷"]
 
 
 def test_text_that_never_stops_joining_is_cut(reader):
-    units = reader.units(ids("a" + "\u0301" * 100))
+    units = reader.split_units(ids("a" + "\u0301" * 100))
     assert max(unit.tokens for unit in units) <= 32
     assert "".join(unit.text for unit in units) == "a" + "\u0301" * 100
 
 
 def test_arabic_letters_are_units_of_their_own(reader):
-    assert [unit.text for unit in reader.units(ids("سلام"))] == list("سلام")
+    assert [unit.text for unit in reader.split_units(ids("سلام"))] == list("سلام")
 
 
 def test_bytes_that_are_no_text_are_shown_by_their_values(reader):
     tokens = ids("你")
-    assert reader.units(tokens[:2]) == [Unit("⟨E4⟩⟨BD⟩", 2)]
-    assert [unit.text for unit in reader.units([tokens[0], *ids("a")])] == ["⟨E4⟩a"]
-    assert [reader.visible(token) for token in tokens] == ["⟨E4⟩", "⟨BD⟩", "⟨A0⟩"]
+    assert reader.split_units(tokens[:2]) == [Unit("⟨E4⟩⟨BD⟩", 2)]
+    assert [unit.text for unit in reader.split_units([tokens[0], *ids("a")])] == ["⟨E4⟩a"]
+    assert [reader.show(token) for token in tokens] == ["⟨E4⟩", "⟨BD⟩", "⟨A0⟩"]
 
 
 def test_control_characters_are_shown_by_their_pictures(reader):
-    assert "".join(unit.text for unit in reader.units(ids("a\x00\r\n\t\x7f"))) == "a␀␍\n\t␡"
+    assert "".join(unit.text for unit in reader.split_units(ids("a\x00\r\n\t\x7f"))) == "a␀␍\n\t␡"
 
 
 @pytest.mark.parametrize(
@@ -106,17 +106,17 @@ def test_control_characters_are_shown_by_their_pictures(reader):
     ],
 )
 def test_one_token_for_itself(raw, shown):
-    assert visible(raw) == shown
+    assert show_bytes(raw) == shown
 
 
 def test_all_tokens_of_one_byte_look_different(reader):
-    shown = [visible(bytes([byte])) for byte in range(256)]
+    shown = [show_bytes(bytes([byte])) for byte in range(256)]
     assert len(set(shown)) == 256
 
 
 def test_signs_that_turn_the_order_of_what_follows_are_shown(reader):
-    assert "".join(unit.text for unit in reader.units(ids("a\u202eb\u2066c"))) == "a⟨U+202E⟩b⟨U+2066⟩c"
-    assert "".join(unit.text for unit in reader.units(ids("می\u200cخواهم"))) == "می\u200cخواهم"
+    assert "".join(unit.text for unit in reader.split_units(ids("a\u202eb\u2066c"))) == "a⟨U+202E⟩b⟨U+2066⟩c"
+    assert "".join(unit.text for unit in reader.split_units(ids("می\u200cخواهم"))) == "می\u200cخواهم"
 
 
 def test_rows_of_spaces_that_are_tokens_of_their_own_are_spaces():
@@ -125,13 +125,13 @@ def test_rows_of_spaces_that_are_tokens_of_their_own_are_spaces():
     tokenizer.add_tokens([AddedToken("<▁>", normalized=False, special=True)], special_tokens=True)
     tokens = tokenizer.convert_tokens_to_ids(["a", "▁▁▁▁", "b"])
     reader = Reader(tokenizer)
-    assert "".join(unit.text for unit in reader.units(tokens)) == tokenizer.decode(tokens) == "a    b"
-    assert reader.visible(tokenizer.convert_tokens_to_ids("<▁>")) == "<▁>"
+    assert "".join(unit.text for unit in reader.split_units(tokens)) == tokenizer.decode(tokens) == "a    b"
+    assert reader.show(tokenizer.convert_tokens_to_ids("<▁>")) == "<▁>"
 
 
 def test_names_are_no_markup():
-    assert literal("SmolLM2-135M") == "SmolLM2-135M"
-    assert literal("a_b *c*\n# <b> $x$ [y](z)") == (
+    assert escape_name("SmolLM2-135M") == "SmolLM2-135M"
+    assert escape_name("a_b *c*\n# <b> $x$ [y](z)") == (
         "a&#95;b &#42;c&#42; &#35; &#60;b&#62; &#36;x&#36; &#91;y&#93;&#40;z&#41;"
     )
 
@@ -140,18 +140,18 @@ def test_pieces_keep_their_spaces_and_bytes():
     tokenizer = pieces()
     reader = Reader(tokenizer)
     tokens = tokenizer.convert_tokens_to_ids(["▁a", "▁", "b", "<0xC3>", "<0xA9>", "<0x0A>"])
-    assert reader.units(tokens) == [Unit(" a", 1), Unit(" ", 1), Unit("b", 1), Unit("é", 2), Unit("\n", 1)]
-    assert [reader.visible(token) for token in tokens] == ["·a", "·", "b", "⟨C3⟩", "⟨A9⟩", "↵"]
+    assert reader.split_units(tokens) == [Unit(" a", 1), Unit(" ", 1), Unit("b", 1), Unit("é", 2), Unit("\n", 1)]
+    assert [reader.show(token) for token in tokens] == ["·a", "·", "b", "⟨C3⟩", "⟨A9⟩", "↵"]
 
 
 def test_words_are_put_together_by_their_own_tokenizer():
-    assert Reader(words()).units([1, 2, 3]) == [Unit("play", 1), Unit("ing", 1), Unit(" now", 1)]
+    assert Reader(words()).split_units([1, 2, 3]) == [Unit("play", 1), Unit("ing", 1), Unit(" now", 1)]
 
 
 def test_special_tokens_say_their_names_and_unknown_ids_their_numbers(reader):
-    assert reader.visible(tiny.EOS) == "<eos>"
-    assert reader.visible(tiny.VOCAB + 7) == f"⟨token {tiny.VOCAB + 7}⟩"
-    assert reader.units([tiny.EOS, tiny.VOCAB + 7]) == [Unit("<eos>", 1), Unit(f"⟨token {tiny.VOCAB + 7}⟩", 1)]
+    assert reader.show(tiny.EOS) == "<eos>"
+    assert reader.show(tiny.VOCAB + 7) == f"⟨token {tiny.VOCAB + 7}⟩"
+    assert reader.split_units([tiny.EOS, tiny.VOCAB + 7]) == [Unit("<eos>", 1), Unit(f"⟨token {tiny.VOCAB + 7}⟩", 1)]
 
 
 def test_tokenizers_whose_tokens_are_bytes():
@@ -161,22 +161,27 @@ def test_tokenizers_whose_tokens_are_bytes():
         def convert_ids_to_tokens(self, token):
             return [b"a", b"\xc3", b"\xa9"][token]
 
-    assert Reader(Tiktoken()).units([0, 1, 2]) == [Unit("a", 1), Unit("é", 2)]
+    assert Reader(Tiktoken()).split_units([0, 1, 2]) == [Unit("a", 1), Unit("é", 2)]
 
 
 def test_accents_join_no_line_break_and_letters_nothing(reader):
-    assert [unit.text for unit in reader.units(ids("a\n\u0301b"))] == ["a", "\n", "\u0301", "b"]
+    assert [unit.text for unit in reader.split_units(ids("a\n\u0301b"))] == ["a", "\n", "\u0301", "b"]
 
 
 def test_a_token_without_text_is_a_unit_and_parts_no_cluster():
     reader, empty = Reader(tiny.tokenizer(bos=False)), tiny.VOCAB + 7
     reader._raw[empty] = b""
-    assert reader.units([empty, *ids("a"), empty, *ids("b")]) == [Unit("", 1), Unit("a", 1), Unit("", 1), Unit("b", 1)]
+    assert reader.split_units([empty, *ids("a"), empty, *ids("b")]) == [
+        Unit("", 1),
+        Unit("a", 1),
+        Unit("", 1),
+        Unit("b", 1),
+    ]
     count = len(ids("e\u0301"))
-    assert reader.units([*ids("e"), empty, *ids("\u0301")]) == [Unit("e\u0301", count + 1)]
+    assert reader.split_units([*ids("e"), empty, *ids("\u0301")]) == [Unit("e\u0301", count + 1)]
 
 
 @pytest.mark.parametrize("cluster", ["\u1112\u1161\u11ab", "क्षि", "กำ", "1\ufe0f\u20e3", "\r\n"])
 def test_clusters_of_all_scripts_are_one_unit(reader, cluster):
-    units = reader.units(ids(f"x{cluster}y"))
+    units = reader.split_units(ids(f"x{cluster}y"))
     assert [unit.text for unit in units] == ["x", cluster.replace("\r", "␍"), "y"]

@@ -9,7 +9,7 @@ import tiny
 from nucleoscope import atomic
 from nucleoscope.store import results
 from nucleoscope.views import examples
-from nucleoscope.views.token_text import literal
+from nucleoscope.views.token_text import escape_name
 from nucleoscope.workflow import notebooks
 
 TEXT = "the rain in Spain stays mainly in the plain, and سلام 你好 <script>alert(1)</script>"
@@ -43,16 +43,16 @@ def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
         cell(tmp_path / "results" / dataset / "tiny", records, {"model_name": name})
     strips, (said, *lines) = shown(tmp_path)
     assert len(strips) == 12
-    tables, _ = results.load_cells(tmp_path / "results")
-    total, long, highest = examples.reach(tables)
+    tables, _ = results.load_runs(tmp_path / "results")
+    total, long, highest = examples.compute_reach(tables)
     assert said == (
-        f"The model is {literal(name)}, on alpha, beta: {total:,} tokens with more than one candidate. "
+        f"The model is {escape_name(name)}, on alpha, beta: {total:,} tokens with more than one candidate. "
         f"The {long:.1%} of them with more than 200 candidates are ranked but not shown: "
         f"no token below is above percentile "
         f"{100 * highest:.1f} of entropy."
     )
-    assert lines == list(map(examples.numbers, examples.corners(tables).itertuples()))
-    for html, token in zip(strips, examples.corners(tables).itertuples(), strict=True):
+    assert lines == list(map(examples.format_numbers, examples.find_corners(tables).itertuples()))
+    for html, token in zip(strips, examples.find_corners(tables).itertuples(), strict=True):
         data = payload(html)
         assert data["first"] + data["shown"] == token.step
         assert data["quantities"][-1]["values"][data["shown"]] == token.k

@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 from test_pipeline import run
 
-from made import full, study_file
 from messages import one_line
 from nucleoscope.stats import correlation
 from nucleoscope.store import results
+from synthetic import full, study_file
 
 EVAL = [sys.executable, "scripts/correlation_eval.py"]
 
@@ -114,8 +114,8 @@ def test_a_cell_of_the_study_with_numbers_that_float16_lost_is_analysed(tmp_path
     records = torch.load(path, weights_only=True)
     records[0]["entropies"][:5] = [float("nan")] * 5
     torch.save(records, path)
-    tables, _ = results.load_cells(tmp_path)
-    row = correlation.statistics(tables, resamples=20).iloc[0]
+    tables, _ = results.load_runs(tmp_path)
+    row = correlation.compute_statistics(tables, resamples=20).iloc[0]
     lost = int((np.array([len(ids) for ids in records[0]["top_p_tokens"][:5]]) > 1).sum())
     assert f"{lost} tokens left out: entropy or cosine is not finite" in row["note"]
     assert np.isfinite(row["Pearson r"])

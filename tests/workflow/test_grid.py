@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-import held
+import holding
 import tiny
 from driver import Driver
 from messages import one_line
@@ -350,7 +350,7 @@ def python(code: str) -> list[str]:
 def test_a_log_says_why(tmp_path, capfd, code, status, why):
     log = tmp_path / "deep" / "log"
     assert logs.run(python(code), log) == status
-    assert logs.reason(log).startswith(why)
+    assert logs.explain(log).startswith(why)
     said = capfd.readouterr()
     assert ("hello" in said.out, "no such model" in said.err) == (status == 1, status == 1)
 
@@ -365,7 +365,7 @@ def test_a_log_keeps_the_attempts_that_were_cut_off_and_no_states_of_a_progress_
     logs.run(python("raise SystemExit('error: new')"), log)
     assert log.read_text().count(logs.BEGUN) == 1  # the one before came to its own end
     log.write_text(log.read_text().rsplit(logs.ENDED, 1)[0])  # as the whole machine's end leaves it
-    assert logs.reason(log) == "it was killed, or its machine went down, after: error: new"
+    assert logs.explain(log) == "it was killed, or its machine went down, after: error: new"
 
 
 # The graph
@@ -524,7 +524,7 @@ def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_
 def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
     path, cells = fifteen(tmp_path)
     for folder in cells:
-        held.hold(Path(folder))
+        holding.hold(Path(folder))
     command = [
         sys.executable,
         "-m",
@@ -539,7 +539,7 @@ def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=ENVIRONMENT | held.environment(tmp_path / "held"),
+        env=ENVIRONMENT | holding.environment(tmp_path / "held"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -42,7 +42,7 @@ def test_a_full_disk_stops_no_job_and_the_log_still_says_why_it_failed(small_dis
     said, errors = run.communicate(timeout=200)
     assert (run.returncode, errors) == (1, "error: all was said\n")
     assert len(said.splitlines()) == 20000
-    assert logs.reason(log) == "error: all was said"
+    assert logs.explain(log) == "error: all was said"
     assert "the disk was full" in log.read_text()
 
 
@@ -51,7 +51,7 @@ def test_a_log_that_may_not_grow_stops_no_job(tmp_path):
     run = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert (run.returncode, run.stderr) == (1, "error: all was said\n")
     assert len(run.stdout.splitlines()) == 3000
-    assert logs.reason(tmp_path / "log") == "error: all was said"
+    assert logs.explain(tmp_path / "log") == "error: all was said"
     assert (tmp_path / "log").stat().st_size <= 8 * 2**10
 
 
@@ -114,11 +114,11 @@ def test_a_log_tells_that_its_command_is_running(tmp_path):
     log = tmp_path / "log"
     run = job(log, "--", sys.executable, "-c", "print('begun', flush=True); input()", stdin=subprocess.PIPE)
     assert run.stdout.readline() == "begun\n"
-    assert logs.reason(log) == "it is running"
-    assert not logs.failed(log)
+    assert logs.explain(log) == "it is running"
+    assert not logs.has_failed(log)
     run.communicate("\n", timeout=200)
-    assert not logs.failed(log)
-    assert logs.reason(log, "top_p is 0.9") == "it was measured, but top_p is 0.9"
+    assert not logs.has_failed(log)
+    assert logs.explain(log, "top_p is 0.9") == "it was measured, but top_p is 0.9"
 
 
 @pytest.mark.parametrize(
@@ -243,26 +243,26 @@ def listed(tmp_path, monkeypatch) -> Driver:
 def test_gpus_are_those_that_are_visible_by_their_ids(listed, monkeypatch, visible, names):
     if visible is not None:
         monkeypatch.setenv(gpus.VISIBLE, visible)
-    assert gpus.names() == names
+    assert gpus.list_names() == names
 
 
 def test_of_a_gpu_in_slices_the_slices_are_taken(listed):
     listed.put({"id": ONE, "slices": ["MIG-0c", None, "MIG-1c"]}, {"id": OTHER, "slices": [None]})
-    assert gpus.names() == ["MIG-0c", "MIG-1c", OTHER]
+    assert gpus.list_names() == ["MIG-0c", "MIG-1c", OTHER]
 
 
 def test_where_the_driver_lists_none_the_words_stay(listed, monkeypatch):
     listed.fail("Driver Not Loaded")
-    assert gpus.names() == []
+    assert gpus.list_names() == []
     monkeypatch.setenv(gpus.VISIBLE, "3,GPU-x")
-    assert gpus.names() == ["3", "GPU-x"]
+    assert gpus.list_names() == ["3", "GPU-x"]
 
 
 def test_where_one_gpu_does_not_answer_none_is_given_another_ones_number(listed, monkeypatch):
     listed.put(None, {"id": OTHER})
-    assert gpus.names() == []
+    assert gpus.list_names() == []
     monkeypatch.setenv(gpus.VISIBLE, "1")
-    assert gpus.names() == ["1"]
+    assert gpus.list_names() == ["1"]
 
 
 @pytest.mark.usefixtures("listed")
@@ -276,12 +276,12 @@ def test_each_run_takes_gpus_that_no_other_holds(monkeypatch):
 
     monkeypatch.setattr(gpus, "time", SimpleNamespace(sleep=sleep))
     first = contextlib.ExitStack()
-    assert list(first.enter_context(gpus.claimed(1, said.append))) == [ONE]
-    with gpus.claimed(1, said.append) as mine:
+    assert list(first.enter_context(gpus.claim(1, said.append))) == [ONE]
+    with gpus.claim(1, said.append) as mine:
         assert list(mine) == [OTHER]
-    with gpus.claimed(0, said.append) as mine:
+    with gpus.claim(0, said.append) as mine:
         assert mine == {}
-    with gpus.claimed(2, said.append) as mine:  # waits for both
+    with gpus.claim(2, said.append) as mine:  # waits for both
         assert list(mine) == [ONE, OTHER]
     assert waited == [1, 1]
     assert said == [f"waiting for 2 of 2 GPUs: {ONE} is held by process {os.getpid()}"]
@@ -313,10 +313,10 @@ def test_a_gpu_that_a_run_by_hand_holds_is_not_given_to_a_job(tmp_path):
         words = f"waiting for 2 of 2 GPUs: {ONE} is held by process {os.getpid()}"
         assert both.stderr.readline() == words + "\n"
         until(lambda: log.is_file() and log.read_text().endswith(words + "\n"))
-        assert logs.reason(log) == f"it was killed, or its machine went down, after: {words}"
+        assert logs.explain(log) == f"it was killed, or its machine went down, after: {words}"
         time.sleep(2 * gpus.POLL)
     assert both.communicate(timeout=200) == (f"{ONE},{OTHER}\n", "")
-    assert logs.reason(log) == "it was measured, but its results were removed or replaced"
+    assert logs.explain(log) == "it was measured, but its results were removed or replaced"
     assert log.read_text().count(words) == 1
 
 
@@ -335,11 +335,11 @@ def test_a_gpu_stays_held_while_the_command_of_a_killed_job_goes_on(tmp_path):
     assert run.stdout.readline() == "at work\n"
     (orphan,) = psutil.Process(run.pid).children()
     assert gpus.take(ONE) is None
-    assert gpus.holder(ONE) == f"process {run.pid}"
+    assert gpus.describe_holder(ONE) == f"process {run.pid}"
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert gpus.take(ONE) is None
-    assert gpus.holder(ONE) == f"a process that process {run.pid} left running"
+    assert gpus.describe_holder(ONE) == f"a process that process {run.pid} left running"
     orphan.kill()
     psutil.wait_procs([orphan], timeout=200)
     until(lambda: gpus.take(ONE))

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import tiny
-from made import study_file
 from nucleoscope import quantities
 from nucleoscope.models import loading
 from nucleoscope.store import results
+from synthetic import study_file
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = [sys.executable, "scripts/correlation_pipeline.py"]

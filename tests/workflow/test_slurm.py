@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import held
+import holding
 import slurm
 import tiny
 from nucleoscope.models import loading
@@ -74,7 +74,7 @@ def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster,
     (tmp_path / "grid.json").write_text(json.dumps(grid))
     command = graph(tmp_path / "grid.json", tmp_path)
     own = {name: value for name, value in cluster.items() if name != "HF_HUB_OFFLINE"}
-    own |= held.environment(tmp_path / "held")
+    own |= holding.environment(tmp_path / "held")
     with (tmp_path / "said").open("w") as said:
         snakemake = subprocess.Popen(command, cwd=ROOT, env=own, stdout=said, stderr=said)
         try:
@@ -173,7 +173,7 @@ def graph(grid: Path, folder: Path) -> list:
 def disturb_all(folders: dict[str, Path], snakemake: subprocess.Popen, environment: dict) -> dict[str, str]:
     """Disturbs each cell when it has finished a first batch; returns what Slurm said of the jobs before."""
     end, shown = time.monotonic() + 400, {}
-    files = {name: held.hold(folder) for name, folder in folders.items()}
+    files = {name: holding.hold(folder) for name, folder in folders.items()}
     while len(shown) < len(folders):
         assert time.monotonic() < end, "no batch was finished"
         assert snakemake.poll() is None, "the graph ended before all cells were disturbed"

@@ -35,21 +35,21 @@ def normalise(notebook: NotebookNode, folders: Mapping[str, str]) -> NotebookNod
     result = copy.deepcopy(notebook)
     result.metadata = NotebookNode(copy.deepcopy(KERNEL))
     result.nbformat, result.nbformat_minor = 4, 5
-    result.cells = _joined(result.cells)
+    result.cells = _join_cells(result.cells)
     for number, cell in enumerate(result.cells, 1):
         tags = list(cell.metadata.get("tags", []))
         if cell.cell_type == "code":
             if not {FOLDED, OPEN, "remove-input", "remove-cell"} & set(tags):
                 tags.append(FOLDED)
-            cell.outputs = [output for output in map(_still, cell.outputs) if output]
+            cell.outputs = [output for output in map(_drop_progress, cell.outputs) if output]
         cell.metadata = NotebookNode({"tags": tags} if tags else {})
         cell.id = f"cell-{number}"  # papermill creates a new id for the parameters in each run
     for cell in result.cells:
-        cell.update(_shortened(cell, _patterns(folders), elsewhere=cell.cell_type == "code"))
+        cell.update(_shorten_paths(cell, _build_patterns(folders), elsewhere=cell.cell_type == "code"))
     return result
 
 
-def _joined(cells: list[NotebookNode]) -> list[NotebookNode]:
+def _join_cells(cells: list[NotebookNode]) -> list[NotebookNode]:
     """The cells, with adjacent cells without output merged, and without the parameters that papermill replaced.
 
     Settings and imports are then one fold at the top of a page instead of three.
@@ -59,7 +59,13 @@ def _joined(cells: list[NotebookNode]) -> list[NotebookNode]:
     joined: list[NotebookNode] = []
     for cell in cells:
         last = joined[-1] if joined else None
-        if last and _silent(last) and cell.cell_type == "code" and not _removed(cell) and _open(last) == _open(cell):
+        if (
+            last
+            and _is_silent(last)
+            and cell.cell_type == "code"
+            and not _is_removed(cell)
+            and _is_open(last) == _is_open(cell)
+        ):
             cell.source = f"{last.source}\n\n{cell.source}"
             cell.metadata["tags"] = [tag for tag in cell.metadata.get("tags", []) if tag != "parameters"]
             joined.pop()
@@ -67,19 +73,19 @@ def _joined(cells: list[NotebookNode]) -> list[NotebookNode]:
     return joined
 
 
-def _silent(cell: NotebookNode) -> bool:
-    return cell.cell_type == "code" and not cell.get("outputs") and not _removed(cell)
+def _is_silent(cell: NotebookNode) -> bool:
+    return cell.cell_type == "code" and not cell.get("outputs") and not _is_removed(cell)
 
 
-def _open(cell: NotebookNode) -> bool:
+def _is_open(cell: NotebookNode) -> bool:
     return OPEN in cell.metadata.get("tags", [])
 
 
-def _removed(cell: NotebookNode) -> bool:
+def _is_removed(cell: NotebookNode) -> bool:
     return "remove-cell" in cell.metadata.get("tags", [])
 
 
-def _still(output: NotebookNode) -> NotebookNode | None:
+def _drop_progress(output: NotebookNode) -> NotebookNode | None:
     """An output without anything that only changed while the notebook ran; None if nothing is left."""
     if output.output_type == "stream" and output.name == "stderr":
         lines = re.split(r"[\r\n]+", output.text)
@@ -92,7 +98,7 @@ def _still(output: NotebookNode) -> NotebookNode | None:
     return output
 
 
-def _patterns(folders: Mapping[str, str]) -> list[tuple[re.Pattern, str]]:
+def _build_patterns(folders: Mapping[str, str]) -> list[tuple[re.Pattern, str]]:
     """What to replace by what: the longest folder first, because folders may be nested."""
     patterns = []
     for path, name in sorted(folders.items(), key=lambda pair: -len(pair[0])):
@@ -103,35 +109,37 @@ def _patterns(folders: Mapping[str, str]) -> list[tuple[re.Pattern, str]]:
     return [*patterns, (PEOPLE, "~")]
 
 
-def _shortened(value: Any, patterns: list[tuple[re.Pattern, str]], elsewhere: bool) -> Any:
+def _shorten_paths(value: Any, patterns: list[tuple[re.Pattern, str]], elsewhere: bool) -> Any:
     """``value`` with the patterns replaced in every string, except in binary data and in a model's own text.
 
     ``elsewhere``: every other absolute path keeps only its last component. Prose has such paths as links.
     """
     if isinstance(value, dict):
         kept = ("bdata", "image/png", "image/jpeg")
-        return NotebookNode({k: v if k in kept else _shortened(v, patterns, elsewhere) for k, v in value.items()})
+        return NotebookNode({k: v if k in kept else _shorten_paths(v, patterns, elsewhere) for k, v in value.items()})
     if isinstance(value, list):
-        return [_shortened(item, patterns, elsewhere) for item in value]
+        return [_shorten_paths(item, patterns, elsewhere) for item in value]
     if isinstance(value, str) and WORDS not in value:
         for pattern, replacement in [*patterns, *([(ELSEWHERE, r"…/\1")] if elsewhere else [])]:
             value = pattern.sub(replacement, value)
     return value
 
 
-def titled(notebook: NotebookNode, title: str) -> NotebookNode:
+def set_title(notebook: NotebookNode, title: str) -> NotebookNode:
     """The notebook with its first heading replaced, because the pages of all runs come from one notebook.
 
     The notebook itself is changed. One without a heading gets a new first cell with it.
     """
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and re.search(r"^# ", cell.source, re.MULTILINE):
-            cell.source = re.sub(r"^# .*$", lambda _: f"# {plain(title)}", cell.source, count=1, flags=re.MULTILINE)
+            cell.source = re.sub(
+                r"^# .*$", lambda _: f"# {escape_markdown(title)}", cell.source, count=1, flags=re.MULTILINE
+            )
             return notebook
-    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {plain(title)}", id="title"))
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {escape_markdown(title)}", id="title"))
     return notebook
 
 
-def plain(name: str) -> str:
+def escape_markdown(name: str) -> str:
     """A name as Markdown that shows exactly that name."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|$~^&-])", r"\\\1", name)

@@ -2,7 +2,7 @@
 
 Contract: nothing is executed and nothing generated is in git. `stage` collects ``book/`` and
 the executed notebooks in a folder of its own (``_build/book/``), where every run is a page
-``cells/<model>/<dataset>``: the committed ``book/_toc.yml`` includes them by a glob, so they
+``runs/<model>/<dataset>``: the committed ``book/_toc.yml`` includes them by a glob, so they
 are in model and data set order. `build` passes that folder to Jupyter Book. Unchanged files
 are not touched, so that a rebuild reads only what is new.
 """
@@ -18,9 +18,9 @@ import nbformat
 from nbformat import NotebookNode
 
 from nucleoscope import quantities, settings
-from nucleoscope.book.pages import normalise, plain, titled
+from nucleoscope.book.pages import escape_markdown, normalise, set_title
 from nucleoscope.store import results
-from nucleoscope.views.figure_data import csv_text
+from nucleoscope.views.figure_data import format_csv
 
 PLOTLY = "application/vnd.plotly.v1+json"
 HEAVY = 1_500_000  # bytes from which a page is slow to load
@@ -42,7 +42,7 @@ class BookError(ValueError):
 # The data of figures
 
 
-def _with_data(notebook: NotebookNode, name: str) -> Iterator[tuple[str, bytes]]:
+def _extract_data(notebook: NotebookNode, name: str) -> Iterator[tuple[str, bytes]]:
     """Adds the name of a csv to each figure's ``layout.meta`` that has none yet, and yields its name and content."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     figures = [output.data[PLOTLY] for output in outputs if PLOTLY in output.get("data", {})]
@@ -50,7 +50,7 @@ def _with_data(notebook: NotebookNode, name: str) -> Iterator[tuple[str, bytes]]
         meta = figure["layout"].setdefault("meta", {})
         if isinstance(meta, dict) and not meta.get("csv"):
             meta["csv"] = f"{name}-figure-{number}.csv"
-            yield meta["csv"], csv_text(figure).encode()
+            yield meta["csv"], format_csv(figure).encode()
 
 
 # The book's sources
@@ -59,7 +59,7 @@ def _with_data(notebook: NotebookNode, name: str) -> Iterator[tuple[str, bytes]]
 def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     """Fills ``staging`` with the book's sources and removes everything else. True if a file was removed."""
     folders = {str(root): "", str(Path(results_dir).resolve()): "results", str(Path.home()): "~"}
-    files = cell_pages(Path(results_dir), folders) | analysis_pages(Path(results_dir), folders)
+    files = build_run_pages(Path(results_dir), folders) | build_analysis_pages(Path(results_dir), folders)
     source = root / "book"
     files |= {path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*") if path.is_file()}
     for name in GENERATED:
@@ -68,27 +68,27 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     files["generated/settings.md"] = settings.format_reference().encode()
     files["generated/quantities.md"] = quantities.format_reference().encode()
     for script in (root / "scripts").glob("*.py"):
-        files[f"generated/{script.stem}.txt"] = _said(script, "--help")
+        files[f"generated/{script.stem}.txt"] = _capture_output(script, "--help")
         if script.name in PRINTED:
-            files[f"generated/{script.stem}.md"] = _said(script)
+            files[f"generated/{script.stem}.md"] = _capture_output(script)
     return _sync(files, staging)
 
 
-def cell_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes]:
+def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes]:
     """One page per run with an executed notebook, their data, and a table that links to them."""
-    cells = [folder for folder in results.cells(results_dir) if (folder / results.NOTEBOOK).is_file()]
-    if not cells:
+    runs = [folder for folder in results.list_runs(results_dir) if (folder / results.NOTEBOOK).is_file()]
+    if not runs:
         raise BookError(f"no executed notebooks in '{results_dir}': measure a model first, for example with make run")
     files = {}
-    for cell in cells:
-        model, dataset = cell.name, cell.parent.name
-        page = f"cells/{model}/{dataset}"
-        files |= notebook_page(cell / results.NOTEBOOK, page, folders, f"{model} on {dataset}")
-    files["cells/index.md"] = overview(sorted(cells, key=lambda cell: (cell.name, cell.parent.name))).encode()
+    for run in runs:
+        model, dataset = run.name, run.parent.name
+        page = f"runs/{model}/{dataset}"
+        files |= build_notebook_page(run / results.NOTEBOOK, page, folders, f"{model} on {dataset}")
+    files["runs/index.md"] = format_overview(sorted(runs, key=lambda run: (run.name, run.parent.name))).encode()
     return files
 
 
-def analysis_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes]:
+def build_analysis_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes]:
     """Executed notebooks one folder down (``correlation_eval/...``), and the tables and pictures beside them.
 
     Those in ``book/`` are pages at the top level: the front page, and pages that belong to no results folder.
@@ -97,37 +97,39 @@ def analysis_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, b
     for path in sorted(results_dir.glob("*/*.*")):
         name = path.name if path.parent.name == results.PAGES else f"{path.parent.name}/{path.name}"
         if path.suffix == ".ipynb":
-            files |= notebook_page(path, name.removesuffix(".ipynb"), folders)
+            files |= build_notebook_page(path, name.removesuffix(".ipynb"), folders)
         elif path.suffix in (".csv", ".png", ".svg") and path.is_file():
             files[name] = path.read_bytes()
     return files
 
 
-def notebook_page(path: Path, page: str, folders: Mapping[str, str], title: str | None = None) -> dict[str, bytes]:
+def build_notebook_page(
+    path: Path, page: str, folders: Mapping[str, str], title: str | None = None
+) -> dict[str, bytes]:
     """The files of one page, from an executed notebook. BookError if it cannot be read."""
     try:
         notebook = normalise(nbformat.read(path, as_version=4), folders)
     except (OSError, ValueError, nbformat.ValidationError) as error:
         raise BookError(f"'{path}' is not an executed notebook: {str(error).splitlines()[0]}") from None
     if title:
-        notebook = titled(notebook, title)
+        notebook = set_title(notebook, title)
     place = PurePosixPath(page)
-    files = {(place.parent / file).as_posix(): content for file, content in _with_data(notebook, place.name)}
+    files = {(place.parent / file).as_posix(): content for file, content in _extract_data(notebook, place.name)}
     return files | {f"{page}.ipynb": nbformat.writes(notebook).encode()}
 
 
-def overview(cells: list[Path]) -> str:
+def format_overview(runs: list[Path]) -> str:
     """The page that lists the runs, in the given order, as a table that readers can sort."""
     rows = []
-    for cell in cells:
-        info, page = results.load_info(cell), f"/cells/{cell.name}/{cell.parent.name}"
+    for run in runs:
+        info, page = results.load_info(run), f"/runs/{run.name}/{run.parent.name}"
         try:
             found = info["settings"]
             facts = [f"{found['n_prompts']:,}", f"{info['tokens']:,}", found["prompt_format"], found["dtype"]]
         except KeyError as error:
-            raise BookError(f"'{cell / results.RUN_INFO}' has no {error}") from None
+            raise BookError(f"'{run / results.RUN_INFO}' has no {error}") from None
         rows.append(
-            f"| {' | '.join([*map(plain, (cell.name, cell.parent.name)), *facts])} | [the run](<{page}.ipynb>) |"
+            f"| {' | '.join([*map(escape_markdown, (run.name, run.parent.name)), *facts])} | [the run](<{page}.ipynb>) |"
         )
     head = "| model | data set | prompts | tokens | prompt format | dtype | page |\n|---|---|--:|--:|---|---|---|\n"
     return (
@@ -164,7 +166,7 @@ def describe_modules() -> str:
     return "\n".join(lines)
 
 
-def _said(script: Path, *options: str) -> bytes:
+def _capture_output(script: Path, *options: str) -> bytes:
     """The output of a script, in lines that fit a page."""
     command, environment = [sys.executable, str(script), *options], os.environ | {"COLUMNS": "88"}
     done = subprocess.run(command, env=environment, capture_output=True)

@@ -23,7 +23,7 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 
 from nucleoscope.book.site import PLOTLY
-from nucleoscope.views.figure_data import decoded
+from nucleoscope.views.figure_data import decode
 
 STATIC = Path(__file__).with_name("static")
 SCRIPTS = ("plotly.min.js", "figures.js")  # only on pages with a figure
@@ -43,30 +43,30 @@ class PlotlyRenderer:
     def handle_mime(renderer: Any, data: Any, inline: bool) -> list[nodes.Element] | None:
         if inline or data.mime_type != PLOTLY:
             return None
-        return figure_nodes(data.content)
+        return build_figure_nodes(data.content)
 
 
-def figure_nodes(figure: Mapping[str, Any]) -> list[nodes.Element]:
+def build_figure_nodes(figure: Mapping[str, Any]) -> list[nodes.Element]:
     """A figure for HTML, its description for everything else, and the link to its data."""
-    alt, source = description(figure), _meta(figure).get("csv")
+    alt, source = describe_figure(figure), _read_meta(figure).get("csv")
     elsewhere = addnodes.only("", nodes.paragraph(text=f"Interactive figure: {alt}"), expr="not html")
-    result = [nodes.raw("", figure_html(figure, alt), format="html", plotly=True), elsewhere]
+    result = [nodes.raw("", render_figure(figure, alt), format="html", plotly=True), elsewhere]
     if source:
         link = addnodes.download_reference("", "", nodes.inline(text="data (csv)"), reftarget=source)
         result.append(nodes.paragraph("", "", link, classes=["figure-data"]))
     return result
 
 
-def description(figure: Mapping[str, Any]) -> str:
+def describe_figure(figure: Mapping[str, Any]) -> str:
     """A description of the figure: its alt text, or else its title without markup."""
     title = figure["layout"].get("title") or {}
-    text = _meta(figure).get("alt") or (title if isinstance(title, str) else title.get("text"))
+    text = _read_meta(figure).get("alt") or (title if isinstance(title, str) else title.get("text"))
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text or "Figure")).split())
 
 
-def figure_html(figure: Mapping[str, Any], alt: str) -> str:
+def render_figure(figure: Mapping[str, Any], alt: str) -> str:
     """The HTML element in which figures.js draws, with the data to draw."""
-    content = {"data": _lighter(figure["data"]), "layout": _lighter(figure["layout"])}
+    content = {"data": _round_arrays(figure["data"]), "layout": _round_arrays(figure["layout"])}
     # a script must not contain "<": "</script>" would end it, and "<!--" would hide what follows
     payload = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", r"\u003c")
     role = "group" if figure["layout"].get("updatemenus") else "img"
@@ -78,19 +78,19 @@ def figure_html(figure: Mapping[str, Any], alt: str) -> str:
     )
 
 
-def _meta(figure: Mapping[str, Any]) -> Mapping[str, Any]:
+def _read_meta(figure: Mapping[str, Any]) -> Mapping[str, Any]:
     meta = figure["layout"].get("meta")
     return meta if isinstance(meta, dict) else {}
 
 
-def _lighter(value: Any) -> Any:
+def _round_arrays(value: Any) -> Any:
     """The same with packed float64 as float32: halves the page, and is still finer than any screen."""
     if isinstance(value, dict) and value.get("dtype") == "f8":
-        data = decoded(value).astype(np.dtype("<f4")).tobytes()
+        data = decode(value).astype(np.dtype("<f4")).tobytes()
         return {**value, "dtype": "f4", "bdata": base64.b64encode(data).decode()}
     if isinstance(value, dict):
-        return {key: _lighter(item) for key, item in value.items()}
-    return [_lighter(item) for item in value] if isinstance(value, list) else value
+        return {key: _round_arrays(item) for key, item in value.items()}
+    return [_round_arrays(item) for item in value] if isinstance(value, list) else value
 
 
 def _copy_assets(app: Sphinx) -> None:
@@ -116,7 +116,7 @@ def _add_scripts(app: Sphinx, page: str, template: str, context: dict, doctree: 
             app.add_js_file(name, loading_method="defer")
 
 
-def _plain_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+def _escape_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are prose with `names` and |sizes|: escapes bars and asterisks, which are not markup there."""
     for number, line in enumerate(lines):
         bullet, rest = re.match(r"(\s*\* )?(.*)", line).groups()
@@ -133,7 +133,7 @@ def setup(app: Sphinx) -> dict[str, bool | int]:
     app.add_js_file("page.js", loading_method="defer")
     app.connect("builder-inited", _copy_assets)
     app.connect("html-page-context", _add_scripts)
-    app.connect("autodoc-process-docstring", _plain_docstring)
+    app.connect("autodoc-process-docstring", _escape_docstring)
     app.connect("autodoc-skip-member", _skip_fields)
     # A page is rebuilt if the code that generates it has changed.
     parts = [Path(__file__), *sorted(path for path in STATIC.iterdir() if path.is_file())]

@@ -47,10 +47,10 @@ def _explain(check: Callable[[], None]) -> str | None:
 def _check_model(name: str, revision: str | None, offline: bool) -> None:
     hub.find(name)
     hub.check_revision(name, revision)
-    if not hub.on_hub(name) or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+    if not hub.is_on_hub(name) or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
         return
     if constants.HF_HUB_OFFLINE:
-        raise hub.explained(name, LocalEntryNotFoundError("it is not in the cache"), revision)
+        raise hub.explain(name, LocalEntryNotFoundError("it is not in the cache"), revision)
     if offline:
         raise FileNotFoundError(f"model '{name}' is not in the cache {constants.HF_HUB_CACHE}, {ADVICE}")
     prefetch.plan_model(name, revision)
@@ -59,7 +59,7 @@ def _check_model(name: str, revision: str | None, offline: bool) -> None:
 def _check_dataset(name: str, offline: bool) -> None:
     if name not in prompts.HUB:
         prompts.locate(name)
-    elif not prompts.here(name):
+    elif not prompts.is_cached(name):
         if offline or constants.HF_HUB_OFFLINE:
-            raise FileNotFoundError(f"data set '{name}' is not in the cache {prompts.cache_folder()}, {ADVICE}")
+            raise FileNotFoundError(f"data set '{name}' is not in the cache {prompts.locate_cache()}, {ADVICE}")
         prefetch.plan_dataset(name)

@@ -56,26 +56,26 @@ class Plan(NamedTuple):
         return sum(download.size for download in (*self.models, *self.datasets))
 
 
-def plan(cells: Iterable[dict[str, Any]]) -> Plan:
+def plan_downloads(runs: Iterable[dict[str, Any]]) -> Plan:
     """Plans the downloads for the runs of a grid, given their parameters (model_name, dataset_name, ...).
 
     Asks the Hub for lists of files, their sizes, and whether this user has access to gated models.
     """
-    cells = list(cells)
+    runs = list(runs)
     found = Plan([], [], [], [])
     if constants.HF_HUB_OFFLINE:
         found.refusals.append("HF_HUB_OFFLINE is set, but prefetching needs the Hub: unset it")
         return found
-    models = {(cell["model_name"], cell.get("model_revision"), bool(cell.get("trust_remote_code"))) for cell in cells}
+    models = {(run["model_name"], run.get("model_revision"), bool(run.get("trust_remote_code"))) for run in runs}
     for name, revision, own_code in sorted(models, key=str):
         _add(found.models, found, lambda: plan_model(name, revision, own_code), name)  # noqa: B023 - called at once
-    for name in sorted({cell["dataset_name"] for cell in cells}):
+    for name in sorted({run["dataset_name"] for run in runs}):
         _add(found.datasets, found, lambda: plan_dataset(name), name)  # noqa: B023
-    found.refusals.extend(lacking_space(found))
+    found.refusals.extend(check_space(found))
     if found.size:
-        free = shutil.disk_usage(_existing(Path(constants.HF_HUB_CACHE))).free
+        free = shutil.disk_usage(_find_existing(Path(constants.HF_HUB_CACHE))).free
         found.notes.append(
-            f"{readable(found.size)} in total, to {constants.HF_HUB_CACHE}, which has {readable(free)} free"
+            f"{format_size(found.size)} in total, to {constants.HF_HUB_CACHE}, which has {format_size(free)} free"
         )
     return found
 
@@ -92,7 +92,7 @@ def _add(downloads: list[Download], found: Plan, planned: Any, name: str) -> Non
     elif not download.size:
         found.notes.append(f"{name}: already downloaded")
     else:
-        found.notes.append(f"{name}: {readable(download.size)} to download")
+        found.notes.append(f"{name}: {format_size(download.size)} to download")
     if download is not None:
         downloads.append(download)
 
@@ -104,23 +104,25 @@ def plan_model(name: str, revision: str | None = None, own_code: bool = False) -
     """
     hub.find(name)
     hub.check_revision(name, revision)
-    if not hub.on_hub(name):
+    if not hub.is_on_hub(name):
         return None
     try:
         api = HfApi()
         info = api.model_info(name, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         api.auth_check(name)
     except Exception as error:  # the library raises many kinds
-        raise hub.explained(name, error, revision) from error
-    sizes = _sizes(info)
-    files = needed(sizes, own_code)
+        raise hub.explain(name, error, revision) from error
+    sizes = _read_sizes(info)
+    files = list_needed_files(sizes, own_code)
     if not files:
-        raise FileNotFoundError(f"model '{name}' has no weights as .safetensors or .bin files: see {hub.page(name)}")
+        raise FileNotFoundError(
+            f"model '{name}' has no weights as .safetensors or .bin files: see {hub.format_page(name)}"
+        )
     missing = [file for file in files if not isinstance(try_to_load_from_cache(name, file, revision=info.sha), str)]
     return Download(name, revision, files, sum(sizes[file] for file in missing))
 
 
-def needed(files: Iterable[str], own_code: bool = False) -> list[str]:
+def list_needed_files(files: Iterable[str], own_code: bool = False) -> list[str]:
     """The files of a repository that transformers reads: one format of the weights, and all small files.
 
     Empty if there are no weights. ``own_code``: include the model's Python files.
@@ -146,7 +148,7 @@ def plan_dataset(name: str) -> Download | None:
     if name not in prompts.HUB:
         prompts.locate(name)
         return None
-    if prompts.here(name):
+    if prompts.is_cached(name):
         return Download(name, None, [], 0)
     entry, failures = prompts.HUB[name], []
     for revision in entry.revisions:
@@ -155,9 +157,9 @@ def plan_dataset(name: str) -> Download | None:
                 entry.path, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
             )
         except Exception as error:  # the library raises many kinds
-            failures.append(f"revision {revision}: {prompts.reason(error)}")
+            failures.append(f"revision {revision}: {prompts.explain_failure(error)}")
             continue
-        sizes = _sizes(info)
+        sizes = _read_sizes(info)
         if f"{entry.path.split('/')[-1]}.py" in sizes:
             failures.append(f"revision {revision}: a loading script, which datasets no longer runs")
             continue
@@ -167,15 +169,15 @@ def plan_dataset(name: str) -> Download | None:
     raise OSError(f"cannot load data set {name}: tried {entry.path} on the Hub; " + "; ".join(failures))
 
 
-def _sizes(info: Any) -> dict[str, int]:
+def _read_sizes(info: Any) -> dict[str, int]:
     """A repository's files and their sizes."""
     # snapshot_download(dry_run=True) will not do: it sends one request per missing file instead of one for all; it
     # records in the cache which commit a branch now refers to, so that offline runs would no longer find an older one
-    # if this plan fails; and `needed` has to see the whole list before it can select the files to download.
+    # if this plan fails; and `list_needed_files` has to see the whole list before it can select the files to download.
     return {file.rfilename: (file.lfs.size if file.lfs else file.size) or 0 for file in info.siblings or []}
 
 
-def lacking_space(plan: Plan) -> list[str]:
+def check_space(plan: Plan) -> list[str]:
     """One sentence for each disk with too little free space for the downloads."""
     import datasets
 
@@ -185,18 +187,18 @@ def lacking_space(plan: Plan) -> list[str]:
         (constants.HF_HUB_CACHE, models + tables),
         (datasets.config.HF_DATASETS_CACHE, PREPARED * tables),
     ):
-        there = _existing(Path(folder))
+        there = _find_existing(Path(folder))
         disk = needs.setdefault(there.stat().st_dev, [there, folder, 0])
         disk[2] += size
     return [
-        f"'{folder}' needs {readable(size)} but has only {readable(free)} free: "
+        f"'{folder}' needs {format_size(size)} but has only {format_size(free)} free: "
         "free some space, or set HF_HOME to a folder on another disk"
         for there, folder, size in needs.values()
         if size > (free := shutil.disk_usage(there).free)
     ]
 
 
-def _existing(folder: Path) -> Path:
+def _find_existing(folder: Path) -> Path:
     """The folder, or its nearest existing parent."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
@@ -213,7 +215,7 @@ def fetch(plan: Plan) -> list[str]:
             try:
                 _fetch_model(download, bar)
             except Exception as error:  # the library raises many types; the other models are still downloaded
-                failures.append(str(hub.explained(download.name, error, download.revision)))
+                failures.append(str(hub.explain(download.name, error, download.revision)))
             bar.update(begun + download.size - bar.n)
         for download in filter(lambda download: download.size, plan.datasets):
             try:
@@ -225,12 +227,12 @@ def fetch(plan: Plan) -> list[str]:
 
 
 def _fetch_model(download: Download, bar: tqdm) -> None:
-    _sweep(download.name)
+    _remove_abandoned(download.name)
     snapshot_download(
         download.name,
         revision=download.revision,
         allow_patterns=[glob.escape(file) for file in download.files],
-        tqdm_class=_onto(bar),
+        tqdm_class=_make_hidden_bar(bar),
     )
 
 
@@ -247,7 +249,7 @@ def _fetch_dataset(name: str) -> None:
         datasets.enable_progress_bars()
 
 
-def _onto(bar: tqdm) -> type[tqdm]:
+def _make_hidden_bar(bar: tqdm) -> type[tqdm]:
     """A class of invisible progress bars: the one that has counted the most bytes moves ``bar``."""
     begun, counts, lock = bar.n, {}, threading.Lock()
 
@@ -266,7 +268,7 @@ def _onto(bar: tqdm) -> type[tqdm]:
     return Unseen
 
 
-def _sweep(name: str) -> None:
+def _remove_abandoned(name: str) -> None:
     """Removes partial files that a killed download left behind: the library never uses them again."""
     blobs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "blobs")
     for file in blobs.glob("*.incomplete"):
@@ -274,7 +276,7 @@ def _sweep(name: str) -> None:
             file.unlink(missing_ok=True)
 
 
-def readable(size: float) -> str:
+def format_size(size: float) -> str:
     """A size for readers, such as 13.8 GB, in a suitable unit."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if size >= factor:

@@ -135,33 +135,33 @@ def fetch(name: str) -> tuple["datasets.Dataset", str]:
     entry, failures = HUB[name], []
     for revision in entry.revisions:
         try:
-            options = {"split": entry.split, "revision": revision, "cache_dir": str(cache_folder(revision))}
+            options = {"split": entry.split, "revision": revision, "cache_dir": str(locate_cache(revision))}
             table = datasets.load_dataset(entry.path, entry.config, **options)
-            return table, _commit(table) or revision
+            return table, _find_commit(table) or revision
         except Exception as error:  # the library raises many types; they are reported below
             failures.append((revision, error))
     advice = ""
     if datasets.config.HF_HUB_OFFLINE:
         advice = " (HF_HUB_OFFLINE is set: download it with scripts/prefetch.py first)"
-    elif all(hub.unreachable(hub.chain(error)) for _, error in failures):
+    elif all(hub.is_unreachable(hub.list_causes(error)) for _, error in failures):
         advice = " (the Hub cannot be reached: run scripts/prefetch.py on a machine that can reach it)"
-    tried = "; ".join(f"revision {revision}: {reason(error)}" for revision, error in failures)
+    tried = "; ".join(f"revision {revision}: {explain_failure(error)}" for revision, error in failures)
     raise OSError(f"cannot load data set {name}{advice}: tried {entry.path} on the Hub; {tried}")
 
 
-def reason(error: Exception) -> str:
+def explain_failure(error: Exception) -> str:
     """Why a data set cannot be loaded: the Hub's answer or the connection's error, if that was the cause."""
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import httpx
 
-    links = [] if isinstance(error, DatasetNotFoundError) else hub.chain(error)
+    links = [] if isinstance(error, DatasetNotFoundError) else hub.list_causes(error)
     cause = next((link for link in links if isinstance(link, (HfHubHTTPError, httpx.TransportError))), error)
     said = getattr(cause, "server_message", None)
-    return hub.brief(f"{cause.response.status_code}, {said}" if said else cause)[:150] or type(cause).__name__
+    return hub.shorten(f"{cause.response.status_code}, {said}" if said else cause)[:150] or type(cause).__name__
 
 
-def cache_folder(revision: str = "") -> Path:
+def locate_cache(revision: str = "") -> Path:
     """The folder of prepared data sets, or of those of one revision.
 
     Each revision has its own folder, because offline, or if the Hub fails, datasets uses any revision of a
@@ -172,15 +172,15 @@ def cache_folder(revision: str = "") -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE, "nucleoscope", revision.replace("/", "-"))
 
 
-def here(name: str) -> bool:
+def is_cached(name: str) -> bool:
     """Whether a data set of `HUB` is prepared in the cache, in one of its revisions."""
     entry = HUB[name]
     place = f"{entry.path.replace('/', '___')}/{entry.config or 'default'}/*/*/dataset_info.json"
-    found = (file for revision in entry.revisions for file in cache_folder(revision).glob(place))
+    found = (file for revision in entry.revisions for file in locate_cache(revision).glob(place))
     return any(not file.parent.name.endswith(".incomplete") for file in found)
 
 
-def _commit(table: "datasets.Dataset") -> str | None:
+def _find_commit(table: "datasets.Dataset") -> str | None:
     """The commit that a table was made from: its files are in a folder of that name."""
     folders = {Path(file["filename"]).parent.name for file in table.cache_files}
     return folders.pop() if len(folders) == 1 else None
@@ -192,7 +192,7 @@ def _read(path: Path, column: str, option: str) -> Iterator[str]:
     return readers[Path(path.name).suffix.lower()](path, column, option)
 
 
-def _text(value: object, path: Path, where: str, column: str) -> str:
+def _check_text(value: object, path: Path, where: str, column: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"'{path}', {where}: column '{column}' is {json.dumps(value, default=str)[:40]}, not text")
     try:
@@ -208,7 +208,7 @@ def _check_column(column: str, columns: list[str], path: Path | str, option: str
         raise ValueError(f"'{path}' has no column '{column}': set {option} to one of {names}")
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _read_lines(path: Path) -> Iterator[str]:
     """The lines of a text file with their line ends, decoded one by one so that an error can name its line."""
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
@@ -223,7 +223,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, column: str, option: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(_read_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -233,18 +233,18 @@ def _read_jsonl(path: Path, column: str, option: str) -> Iterator[str]:
         if not isinstance(row, dict):
             raise ValueError(f"'{path}', line {number}: not a JSON object")
         _check_column(column, list(row), path, option)
-        yield _text(row[column], path, f"line {number}", column)
+        yield _check_text(row[column], path, f"line {number}", column)
 
 
 def _read_csv(path: Path, column: str, option: str) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)  # the default limit rejects long documents
-    reader = csv.DictReader(_lines(path))
+    reader = csv.DictReader(_read_lines(path))
     try:
         if reader.fieldnames is None:
             return
         _check_column(column, list(reader.fieldnames), path, option)
         for row in reader:
-            yield _text(row[column], path, f"line {reader.line_num}", column)
+            yield _check_text(row[column], path, f"line {reader.line_num}", column)
     except csv.Error as error:
         raise ValueError(f"'{path}', line {reader.line_num}: not valid CSV ({error})") from None
 
@@ -260,7 +260,7 @@ def _read_parquet(path: Path, column: str, option: str) -> Iterator[str]:
             for batch in file.iter_batches(1000, columns=[column]):
                 for value in batch[0].to_pylist():
                     number += 1
-                    yield _text(value, path, f"row {number}", column)
+                    yield _check_text(value, path, f"row {number}", column)
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"'{path}' is not a valid Parquet file after row {number} ({reason})") from None
@@ -269,5 +269,5 @@ def _read_parquet(path: Path, column: str, option: str) -> Iterator[str]:
 def _read_txt(path: Path, column: str, option: str) -> Iterator[str]:
     if option == "text_column":
         raise ValueError(f"'{path}' has no columns: text_column needs a .jsonl, .csv or .parquet file")
-    for line in _lines(path):
+    for line in _read_lines(path):
         yield line.rstrip("\r\n")

@@ -42,7 +42,7 @@ class TokenText(anywidget.AnyWidget):
     clicked = traitlets.Int(-1).tag(sync=True)
 
 
-def settings(
+def build_settings(
     model_name: str, max_tokens: int, top_p: float, temperature: float, seed: int, prompt_format: str
 ) -> dict[str, Any]:
     """The widgets for the settings that affect which tokens are generated, by name."""
@@ -66,13 +66,13 @@ def settings(
     }
 
 
-def modes(mode: str) -> widgets.ToggleButtons:
+def build_modes(mode: str) -> widgets.ToggleButtons:
     """The switch between a text that the model writes and an existing one."""
     options = [("the model writes", "generate"), ("measure a text", "score")]
     return widgets.ToggleButtons(options=options, value=mode, style={"button_width": "10em"})
 
 
-def arranged(
+def arrange(
     picks: list, texts: list, settings: list, actions: list, text: TokenText, figures: widgets.Box
 ) -> widgets.VBox:
     """All widgets as one: rows of controls, then text and figures, side by side if there is room."""
@@ -83,16 +83,16 @@ def arranged(
     return widgets.VBox([rows[0], *texts, *rows[1:], both])
 
 
-def cells(results_dir: str) -> list[tuple[str, Path | str]]:
+def list_runs(results_dir: str) -> list[tuple[str, Path | str]]:
     """The measured runs whose prompts can be selected, as a menu; "" means none of them.
 
     The value None would not work: a menu takes it to mean that no option is selected.
     """
-    found = results.cells(results_dir)
+    found = results.list_runs(results_dir)
     return [("no measured run", ""), *((f"{folder.name} on {folder.parent.name}", folder) for folder in found)]
 
 
-def prompts(records: list[dict]) -> list[tuple[str, int]]:
+def list_prompts(records: list[dict]) -> list[tuple[str, int]]:
     """The prompts of a measured run, as a menu, counted from 0; -1 means none of them."""
     names = [(f"{place}: {record['prompt'][:70]!r}", place) for place, record in enumerate(records)]
     return [("no prompt", -1), *names]

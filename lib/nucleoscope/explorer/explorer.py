@@ -15,8 +15,16 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from nucleoscope import quantities
-from nucleoscope.explorer.controls import COLUMN, TokenText, arranged, cells, modes, prompts, settings
-from nucleoscope.explorer.live_figures import heat, scatter, show_mark, show_matrix, show_points
+from nucleoscope.explorer.controls import (
+    COLUMN,
+    TokenText,
+    arrange,
+    build_modes,
+    build_settings,
+    list_prompts,
+    list_runs,
+)
+from nucleoscope.explorer.live_figures import build_heat, build_scatter, show_mark, show_matrix, show_points
 from nucleoscope.measure.streaming import Token, read, stream
 from nucleoscope.models import loading
 from nucleoscope.settings import Settings, fill_defaults
@@ -77,7 +85,7 @@ class Explorer:
         self._stop, self._closed, self._lock = threading.Event(), False, threading.RLock()
         self.scatter: go.FigureWidget | None = None  # created with the first text
         self.heat: go.FigureWidget | None = None
-        self.settings = settings(model_name, max_tokens, top_p, temperature, seed, prompt_format)
+        self.settings = build_settings(model_name, max_tokens, top_p, temperature, seed, prompt_format)
         self._build(prompt, text, mode, quantity, results_dir)
         self._connect()
         self._switch()
@@ -88,7 +96,7 @@ class Explorer:
     def _build(self, prompt: str, text: str, mode: str, quantity: str, results_dir: str) -> None:
         """Creates the other widgets, and ``view`` with all of them."""
         self.text = TokenText()
-        self.mode = modes(mode)
+        self.mode = build_modes(mode)
         self.prompt, self.given = (
             widgets.Textarea(value, description=name, rows=4, layout=widgets.Layout(width="auto"))
             for name, value in (("prompt", prompt), ("text", text))
@@ -99,16 +107,18 @@ class Explorer:
             description="tint",
         )
         wide = {"flex": "1 1 20em", "width": "auto"}
-        self.cell = widgets.Dropdown(options=cells(results_dir), description="run", layout=widgets.Layout(**wide))
+        self.measured = widgets.Dropdown(
+            options=list_runs(results_dir), description="run", layout=widgets.Layout(**wide)
+        )
         self.picked = widgets.Dropdown(
-            options=prompts([]), description="its prompt", disabled=True, layout=widgets.Layout(**wide)
+            options=list_prompts([]), description="its prompt", disabled=True, layout=widgets.Layout(**wide)
         )
         self.run_button = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.progress = widgets.IntProgress(layout=widgets.Layout(flex="1 1 10em", width="auto"))
         self.figures = widgets.VBox(layout=widgets.Layout(**COLUMN))
-        picks = [self.cell, self.picked] if len(self.cell.options) > 1 else []
-        self.view = arranged(
+        picks = [self.measured, self.picked] if len(self.measured.options) > 1 else []
+        self.view = arrange(
             [self.mode, *picks],
             [self.prompt, self.given],
             [*self.settings.values(), self.quantity],
@@ -123,7 +133,7 @@ class Explorer:
         self.stop_button.on_click(lambda _: self._stop.set())
         self.mode.observe(lambda _: self._switch(), "value")
         self.quantity.observe(lambda _: self._tint(), "value")
-        self.cell.observe(lambda change: self._open(change.new), "value")
+        self.measured.observe(lambda change: self._open(change.new), "value")
         self.picked.observe(lambda change: self._pick(change.new), "value")
         self.text.observe(lambda change: self._point(change.new), "hovered")
         self.text.observe(lambda change: self._click(change.new), "clicked")
@@ -141,7 +151,7 @@ class Explorer:
         """
         before = self.figures.children
         self.text.figure = self.text.model_id
-        self.scatter, self.heat = scatter(self.text.figure), heat()
+        self.scatter, self.heat = build_scatter(self.text.figure), build_heat()
         self.figures.children = [self.scatter, self.heat]
         for figure in before:
             figure.close()
@@ -188,7 +198,7 @@ class Explorer:
         """The thread's work: loads, generates, displays, and reports the outcome."""
         said, failed = "", False
         try:
-            said = self._written(dict(chosen))
+            said = self._write_text(dict(chosen))
             self._show()
         except Exception as error:  # any error is shown on the page
             said, failed = f"{type(error).__name__}: {error}", True
@@ -197,7 +207,7 @@ class Explorer:
                 self._say(said, failed)
                 self.run_button.disabled, self.stop_button.disabled = False, True
 
-    def _written(self, chosen: dict[str, Any]) -> str:
+    def _write_text(self, chosen: dict[str, Any]) -> str:
         """Generates or measures the text, and returns a message about it."""
         name, prompt = chosen.pop("model_name"), chosen.pop("prompt")
         self._say(f"Loading {name} …")
@@ -240,21 +250,23 @@ class Explorer:
                 return
             tokens = list(self.tokens)
             with self.text.hold_sync():
-                self.text.pieces = cards.pieces(self.reader, tokens)
+                self.text.pieces = cards.split_text(self.reader, tokens)
                 self._tint()
             show_points(self.scatter, tokens)
             self.progress.value = len(tokens) if self.whose == "drawn" else self.progress.max
 
     def _tint(self) -> None:
         with self._lock, self.text.hold_sync():
-            shares, legend = cards.scale(self.tokens[: len(self.text.pieces)], self.quantity.value)
+            shares, legend = cards.compute_scale(self.tokens[: len(self.text.pieces)], self.quantity.value)
             self.text.shares, self.text.legend = shares, legend | {"gaps": None in shares}
 
     def _point(self, step: int) -> None:
         """A token was pointed at: shows its card, and its mark in the scatter plot."""
         with self._lock:
             if 0 <= step < len(self.tokens):
-                self.text.card = cards.card(self.tokens, step, self.reader, self._embedding(), whose=self.whose)
+                self.text.card = cards.build_card(
+                    self.tokens, step, self.reader, self._find_embedding(), whose=self.whose
+                )
                 show_mark(self.scatter, self.tokens[step])
 
     def _click(self, step: int) -> None:
@@ -262,14 +274,14 @@ class Explorer:
         with self._lock:
             if 0 <= step < len(self.tokens):
                 self.text.hovered = step
-                show_matrix(self.heat, step, self.tokens[step].ids, self._embedding(), self.reader)
+                show_matrix(self.heat, step, self.tokens[step].ids, self._find_embedding(), self.reader)
 
-    def _embedding(self):
+    def _find_embedding(self):
         return self.model.model.get_input_embeddings().weight.detach()
 
     def _open(self, folder: Path | str) -> None:
         """A measured run was selected: offers its prompts."""
-        self.records, self.picked.options, self.picked.disabled = [], prompts([]), True
+        self.records, self.picked.options, self.picked.disabled = [], list_prompts([]), True
         if not folder:
             return
         try:
@@ -277,7 +289,7 @@ class Explorer:
         except (ValueError, OSError) as error:
             self._say(str(error), failed=True)
             return
-        self.picked.options, self.picked.disabled = prompts(self.records), False
+        self.picked.options, self.picked.disabled = list_prompts(self.records), False
 
     def _pick(self, place: int) -> None:
         """A prompt of a run was selected: Run then generates or measures its text again, with the run's settings."""
@@ -285,9 +297,9 @@ class Explorer:
             return
         self.prompt.value = self.records[place]["prompt"]
         self._say("Press Run to generate or measure this text again.")
-        if not (self.cell.value / results.RUN_INFO).is_file():
+        if not (self.measured.value / results.RUN_INFO).is_file():
             return
-        found = fill_defaults(results.load_info(self.cell.value)["settings"])
+        found = fill_defaults(results.load_info(self.measured.value)["settings"])
         for name in self.settings.keys() & found.keys():
             self.settings[name].value = found[name]
         self.mode.value, self.dtype = found["mode"], found["dtype"]
@@ -297,7 +309,7 @@ class Explorer:
     def _copy(self, settings: dict[str, Any], tokens: list[int]) -> None:
         """Puts the text of a scored record into its field."""
         try:
-            tokenizer = loading.tokenizer(settings["model_name"], revision=settings["model"].get("revision"))
+            tokenizer = loading.load_tokenizer(settings["model_name"], revision=settings["model"].get("revision"))
         except (ValueError, OSError) as error:
             self._say(str(error), failed=True)
         else:

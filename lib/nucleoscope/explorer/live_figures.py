@@ -1,7 +1,7 @@
 """The live notebook's two figures: the scatter plot of one text, and the matrix of one token's candidates.
 
 Contract: these are plotly figures that a kernel can keep changing. Plotly interprets some HTML in its
-texts, so text from a model goes through `plain`.
+texts, so text from a model goes through `escape_plotly`.
 """
 
 import html
@@ -12,19 +12,19 @@ import torch
 
 from nucleoscope import quantities
 from nucleoscope.views import cards
-from nucleoscope.views.figures import BLUE, ORANGE, VERMILLION, layout
+from nucleoscope.views.figures import BLUE, ORANGE, VERMILLION, build_layout
 from nucleoscope.views.token_text import Reader
 
 AXES = {"x": "entropy", "y": "cosine"}  # of the scatter plot
 HINT = "Click a token to see how similar its candidates are."
 
 
-def scatter(name: str) -> go.FigureWidget:
+def build_scatter(name: str) -> go.FigureWidget:
     """The scatter plot of one text: a trace of its tokens, which can be selected, and a trace for one mark.
 
     ``name`` is the layout's meta, by which `controls.TokenText` recognises its figure.
     """
-    figure = go.Figure(layout=layout("Tokens with more than one candidate", 380))
+    figure = go.Figure(layout=build_layout("Tokens with more than one candidate", 380))
     hover = "token %{text}: entropy %{x:.2f}, cosine %{y:.3f}<extra></extra>"
     dot = {"size": 7, "color": BLUE, "opacity": 0.7}
     chosen = {"marker": {"color": ORANGE, "opacity": 1}}
@@ -32,13 +32,13 @@ def scatter(name: str) -> go.FigureWidget:
     ring = {"size": 15, "symbol": "circle-open", "color": VERMILLION, "line": {"width": 3}}
     figure.add_scatter(mode="markers", marker=ring, hoverinfo="skip", name="the token pointed at")
     figure.update_layout(dragmode="select", showlegend=False, margin={"t": 40, "b": 40}, uirevision="text", meta=name)
-    figure.update_xaxes(title=quantities.title(AXES["x"]), rangemode="tozero")
-    figure.update_yaxes(title=quantities.title(AXES["y"]))
-    return _fitting(go.FigureWidget(figure))
+    figure.update_xaxes(title=quantities.find_title(AXES["x"]), rangemode="tozero")
+    figure.update_yaxes(title=quantities.find_title(AXES["y"]))
+    return _fit_width(go.FigureWidget(figure))
 
 
 def show_points(figure: go.FigureWidget, tokens: list[cards.Token]) -> None:
-    """Draws the tokens with more than one candidate into `scatter`; each point's customdata is its step."""
+    """Draws the tokens with more than one candidate into `build_scatter`; each point's customdata is its step."""
     steps = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
     values = {axis: [tokens[step].values[name] for step in steps] for axis, name in AXES.items()}
     with figure.batch_update():
@@ -46,41 +46,41 @@ def show_points(figure: go.FigureWidget, tokens: list[cards.Token]) -> None:
 
 
 def show_mark(figure: go.FigureWidget, token: cards.Token) -> None:
-    """Puts the mark of `scatter` on a token; on none if it has a single candidate."""
+    """Puts the mark of `build_scatter` on a token; on none if it has a single candidate."""
     values = {axis: [token.values[name]] if len(token.ids) > 1 else [] for axis, name in AXES.items()}
     with figure.batch_update():
         figure.data[1].update(values)
 
 
-def heat() -> go.FigureWidget:
-    """The figure for `heatmap`, empty, with a hint on how to fill it."""
-    return _fitting(go.FigureWidget(layout=layout("", 90)).update_layout(**heat_layout(HINT, [], 90)))
+def build_heat() -> go.FigureWidget:
+    """The figure for `build_heatmap`, empty, with a hint on how to fill it."""
+    return _fit_width(go.FigureWidget(layout=build_layout("", 90)).update_layout(**build_heat_layout(HINT, [], 90)))
 
 
-def _fitting(figure: go.FigureWidget) -> go.FigureWidget:
+def _fit_width(figure: go.FigureWidget) -> go.FigureWidget:
     """Fits the figure to the width of its container: plotly follows resize events, which ``explorer.js`` sends."""
     figure._config = {"responsive": True, "displaylogo": False}
     return figure
 
 
 def show_matrix(figure: go.FigureWidget, step: int, ids: torch.Tensor, embedding: torch.Tensor, reader: Reader) -> None:
-    """Draws the matrix of the candidates of token ``step`` into `heat`, or says why there is none."""
+    """Draws the matrix of the candidates of token ``step`` into `build_heat`, or says why there is none."""
     title, words, alike = f"Token {step} had a single candidate: there is nothing to compare", [], None
     if len(ids) > 1:
-        alike, order = cards.matrix(embedding, ids)
-        words = [reader.visible(int(ids[place])) for place in order]
+        alike, order = cards.compute_matrix(embedding, ids)
+        words = [reader.show(int(ids[place])) for place in order]
         count = f"the {len(order)} likeliest of " if len(order) < len(ids) else ""
         title = f"Cosines of {count}{len(ids):,} candidates of token {step}, similar ones adjacent"
     with figure.batch_update():
         figure.data = []
-        figure.update_layout(**heat_layout(title, words, 90 if alike is None else 200 + 14 * max(len(words), 10)))
+        figure.update_layout(**build_heat_layout(title, words, 90 if alike is None else 200 + 14 * max(len(words), 10)))
     if alike is not None:
-        figure.add_trace(heatmap(alike, words))
+        figure.add_trace(build_heatmap(alike, words))
 
 
-def heatmap(alike, words: list[str]) -> go.Heatmap:
+def build_heatmap(alike, words: list[str]) -> go.Heatmap:
     """A matrix of cosines (n, n) with a word for each row, as a plotly trace."""
-    shown = [plain(word) for word in words]
+    shown = [escape_plotly(word) for word in words]
     pairs = [[f"{left} and {right}" for right in shown] for left in shown]
     hover = "%{text}: %{z:.3f}<extra></extra>"
     low = min(0.0, float(alike.min()))
@@ -89,9 +89,9 @@ def heatmap(alike, words: list[str]) -> go.Heatmap:
     return go.Heatmap(z=alike, text=pairs, hovertemplate=hover, name="cosine", **colors)
 
 
-def heat_layout(title: str, words: list[str], height: int) -> dict[str, Any]:
-    """The layout around `heatmap`; without words, that of an empty figure."""
-    shown = [plain(word if len(word) <= 12 else word[:11] + "…") for word in words]
+def build_heat_layout(title: str, words: list[str], height: int) -> dict[str, Any]:
+    """The layout around `build_heatmap`; without words, that of an empty figure."""
+    shown = [escape_plotly(word if len(word) <= 12 else word[:11] + "…") for word in words]
     axis = {"tickvals": list(range(len(words))), "ticktext": shown, "visible": bool(words), "showgrid": False}
     return {
         "title_text": title,
@@ -102,6 +102,6 @@ def heat_layout(title: str, words: list[str], height: int) -> dict[str, Any]:
     }
 
 
-def plain(text: str) -> str:
+def escape_plotly(text: str) -> str:
     """Text that plotly shows unchanged: it would interpret tags, entities, and formulas between dollar signs."""
     return html.escape(text).replace("$", "&#36;")

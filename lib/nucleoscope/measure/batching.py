@@ -34,19 +34,19 @@ class Batch:
     seconds: float
 
 
-def by_length(inputs: Inputs, indices: list[int] | None = None) -> list[int]:
+def sort_by_length(inputs: Inputs, indices: list[int] | None = None) -> list[int]:
     """Indices, longest first, so that running out of memory happens early."""
     return sorted(range(len(inputs.ids)) if indices is None else indices, key=lambda i: (-len(inputs.ids[i]), i))
 
 
-def plan(
+def split_batches(
     inputs: Inputs, batch_size: int, indices: list[int] | None = None, equal_lengths: bool = False
 ) -> list[list[int]]:
     """Batches of prompt indices of similar length, longest first.
 
     ``equal_lengths`` puts only prompts of equal length into a batch, so that there is no padding.
     """
-    order = by_length(inputs, indices)
+    order = sort_by_length(inputs, indices)
     groups = [list(group) for _, group in groupby(order, lambda i: len(inputs.ids[i]) if equal_lengths else 0)]
     return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
 
@@ -107,9 +107,9 @@ class BatchQueue:
         self.halved = True
 
 
-def list_unmeasured(cell: Any, n_prompts: int) -> list[int]:
-    """The prompts that are in no finished batch of a `run_folder.Cell`."""
-    done = {index for batch in cell.load_batches() for index in batch["indices"]}
+def list_unmeasured(folder: Any, n_prompts: int) -> list[int]:
+    """The prompts that are in no finished batch of a `run_folder.RunFolder`."""
+    done = {index for batch in folder.load_batches() for index in batch["indices"]}
     return [index for index in range(n_prompts) if index not in done]
 
 
@@ -121,14 +121,14 @@ def resume_plan(batches: list[list[int]], unmeasured: list[int]) -> list[list[in
 
 
 def describe_run(model: PreTrainedModel, inputs: Inputs, batches: list[dict], batch_size: int | str) -> dict[str, Any]:
-    """What `run.json` contains besides the settings; ``batches`` as `run_folder.Cell` saves them.
+    """What `run.json` contains besides the settings; ``batches`` as `run_folder.RunFolder` saves them.
 
     Seconds are those of the finished batches; peak memory is that of the process that finished the run.
     """
     tokens = sum(len(record["tokens"]) for batch in batches for record in batch["records"])
     seconds = sum(batch["seconds"] for batch in batches)
-    devices = model_facts.describe(model)
-    gpus = [device for device in model_facts.shares(model) if device.type == "cuda"]
+    devices = model_facts.describe_devices(model)
+    gpus = [device for device in model_facts.count_weight_bytes(model) if device.type == "cuda"]
     names = Counter(device["name"] for device in devices)
     return {
         "mode": "generate",

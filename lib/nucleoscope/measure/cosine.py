@@ -25,14 +25,14 @@ class Similarity(NamedTuple):
     similarity_entropy: torch.Tensor
 
 
-def inverse_norms(embedding: torch.Tensor) -> torch.Tensor:
+def compute_inverse_norms(embedding: torch.Tensor) -> torch.Tensor:
     """1 / |row| (V,) float32 of an embedding matrix (V, d); 0 for a row of zeros, which has no
     direction and counts as orthogonal to all others. Computed once per model."""
-    norms = torch.cat([_norms(rows) for rows in embedding.split(_rows_per_piece(embedding))]).float()
+    norms = torch.cat([_compute_norms(rows) for rows in embedding.split(_choose_rows_per_piece(embedding))]).float()
     return torch.where(norms > 0, norms.reciprocal(), 0)
 
 
-def similarity(
+def compute_similarity(
     ids: torch.Tensor,
     probs: torch.Tensor,
     offsets: torch.Tensor,
@@ -43,7 +43,7 @@ def similarity(
 
     ``ids`` (K,) and ``probs`` (K,) are ordered by falling probability within the rows given by ``offsets``
     (B + 1,), as in `nucleus.Nucleus`; ``embedding`` (V, d) has any floating type; ``inverse_norm`` (V,) is
-    from `inverse_norms`. If k = 1, both cosines are 1 by convention and the entropy is 0.
+    from `compute_inverse_norms`. If k = 1, both cosines are 1 by convention and the entropy is 0.
 
     * cosine: mean of u_i.u_j over unordered pairs = (|S|^2 - sum |u_i|^2) / (k (k - 1))
     * weighted_cosine: sum over i != j of q_i q_j u_i.u_j, divided by the sum of q_i q_j
@@ -52,45 +52,45 @@ def similarity(
       Ecology 2012) for one token's candidates, in nats, in [0, entropy].
     """
     sizes, total, first = offsets.diff(), len(ids), offsets[:-1]
-    step = _rows_per_piece(embedding)
+    step = _choose_rows_per_piece(embedding)
     parts = [slice(start, start + step) for start in range(0, total, step)]
     inverse = inverse_norm[ids]
-    exact = _exact(ids)
-    q = probs.to(exact) / _spread(_sum(probs.to(exact), offsets), sizes, total)
+    exact = _choose_exact_dtype(ids)
+    q = probs.to(exact) / _repeat_rows(_sum_rows(probs.to(exact), offsets), sizes, total)
     # The likeliest token is kept separate in the weighted sums: if it has nearly all the weight,
     # the others would be lost as a difference of numbers close to 1.
     others = q.index_fill(0, first, 0)
-    tail = _sum(others, offsets)
+    tail = _sum_rows(others, offsets)
     # As shares of their own mass, which may be too small for float32.
-    others = others / _spread(torch.where(sizes == 1, 1, tail), sizes, total)
+    others = others / _repeat_rows(torch.where(sizes == 1, 1, tail), sizes, total)
 
     sums = rest = 0  # S, and M without its first term: (B, d)
     squares = torch.empty_like(q)  # |u_i|^2 as actually added: 1 up to rounding, 0 for a zero row
     for part in parts:
         rows, scale = embedding.index_select(0, ids[part]).float(), inverse[part]  # (k', d), (k',)
         bags = (offsets - part.start).clamp(0, len(rows))
-        sums = sums + _bag_sum(rows, bags, scale)
-        rest = rest + _bag_sum(rows, bags, others[part].float() * scale)
-        squares[part] = (_norms(rows) * scale).square()
+        sums = sums + _sum_bags(rows, bags, scale)
+        rest = rest + _sum_bags(rows, bags, others[part].float() * scale)
+        squares[part] = (_compute_norms(rows) * scale).square()
 
     head = embedding.index_select(0, ids[first]).float() * inverse[first, None]  # u of the likeliest token (B, d)
     mean = tail[:, None].float() * rest + q[first, None].float() * head  # M (B, d)
-    owner = _spread(torch.arange(len(sizes), device=ids.device), sizes, total)
-    dots = torch.cat([_dots(embedding, ids[p], mean, owner[p]) for p in parts]) * inverse
+    owner = _repeat_rows(torch.arange(len(sizes), device=ids.device), sizes, total)
+    dots = torch.cat([_compute_dots(embedding, ids[p], mean, owner[p]) for p in parts]) * inverse
 
     alone = sizes == 1
     pairs = torch.where(alone, 1, sizes * (sizes - 1))
-    cosine = (_square_norm(sums, exact) - _sum(squares, offsets)) / pairs
+    cosine = (_compute_square_norm(sums, exact) - _sum_rows(squares, offsets)) / pairs
     lead = 2 * q[first]
     tail_square = others.square()
     shared = lead * torch.linalg.vecdot(head, rest) + tail * (
-        _square_norm(rest, exact) - _sum(tail_square * squares, offsets)
+        _compute_square_norm(rest, exact) - _sum_rows(tail_square * squares, offsets)
     )
-    weight = lead + tail * (1 - _sum(tail_square, offsets))
+    weight = lead + tail * (1 - _sum_rows(tail_square, offsets))
     weighted = shared / torch.where(alone, 1, weight)
     # (Zq)_i with Z_ii = 1 exactly, whatever u_i.u_i is after rounding (or for a row of zeros).
     ordinariness = (1 + dots + q * (1 - squares)) / 2
-    entropy = -_sum(q * torch.maximum(ordinariness, q).clamp_max(1).log(), offsets)
+    entropy = -_sum_rows(q * torch.maximum(ordinariness, q).clamp_max(1).log(), offsets)
     return Similarity(
         torch.where(alone, 1, cosine).clamp(-1, 1),
         torch.where(alone, 1, weighted).clamp(-1, 1),
@@ -98,41 +98,41 @@ def similarity(
     )
 
 
-def _rows_per_piece(embedding: torch.Tensor) -> int:
+def _choose_rows_per_piece(embedding: torch.Tensor) -> int:
     piece = PIECE_CPU if embedding.device.type == "cpu" else PIECE_GPU
     return max(1, piece // embedding.shape[1])
 
 
-def _exact(values: torch.Tensor) -> torch.dtype:
+def _choose_exact_dtype(values: torch.Tensor) -> torch.dtype:
     """float64, for sums of scalars and of squares, except on Apple's GPUs, which do not have it."""
     return torch.float32 if values.device.type == "mps" else torch.float64
 
 
-def _norms(rows: torch.Tensor) -> torch.Tensor:
+def _compute_norms(rows: torch.Tensor) -> torch.Tensor:
     """Norms (k,) of ``rows`` (k, d). Over wide rows a float32 sum is biased, and so is a pair's cosine."""
-    return torch.linalg.vector_norm(rows, dim=-1, dtype=_exact(rows))
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=_choose_exact_dtype(rows))
 
 
-def _dots(embedding: torch.Tensor, ids: torch.Tensor, mean: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+def _compute_dots(embedding: torch.Tensor, ids: torch.Tensor, mean: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
     """Products (k,) of the rows ``ids`` of the embedding with their nuclei's rows of ``mean`` (B, d)."""
     return torch.linalg.vecdot(embedding.index_select(0, ids).float(), mean.index_select(0, owner))
 
 
-def _bag_sum(rows: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _sum_bags(rows: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weighted sums (B, d) of consecutive ``rows`` (k, d) between ``offsets`` (B + 1,)."""
     index = torch.arange(len(rows), device=rows.device)
     return embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
-def _square_norm(rows: torch.Tensor, exact: torch.dtype) -> torch.Tensor:
+def _compute_square_norm(rows: torch.Tensor, exact: torch.dtype) -> torch.Tensor:
     return rows.to(exact).square().sum(-1)
 
 
-def _sum(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def _sum_rows(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Row sums (B,) of ragged ``values`` (K,)."""
     return torch.segment_reduce(values, "sum", offsets=offsets, axis=0)
 
 
-def _spread(values: torch.Tensor, sizes: torch.Tensor, total: int) -> torch.Tensor:
+def _repeat_rows(values: torch.Tensor, sizes: torch.Tensor, total: int) -> torch.Tensor:
     """Row values (B,) repeated for each of a row's entries: (K,), without a copy to the host."""
     return torch.repeat_interleave(values, sizes, output_size=total)

@@ -16,7 +16,7 @@ PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens per prefill pass: on a C
 DROP_SHARE = 8  # ended rows are dropped once they are at least 1 / DROP_SHARE of the batch
 
 
-def takes_positions(model: PreTrainedModel) -> bool:
+def accepts_positions(model: PreTrainedModel) -> bool:
     """Whether the model accepts positions. If not, it may count padding, so rows must have equal length."""
     return "position_ids" in inspect.signature(model.forward).parameters
 
@@ -97,10 +97,10 @@ class Decoder:
         accepted = inspect.signature(model.forward).parameters
         if "past_key_values" not in accepted:
             raise ValueError(f"{type(model).__name__} is not supported: it does not accept a key-value cache")
-        if not takes_positions(model) and min(map(len, ids)) < longest:
+        if not accepts_positions(model) and min(map(len, ids)) < longest:
             raise ValueError(f"{type(model).__name__} takes no position_ids: prompts in a batch must be equally long")
         self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self.positions = takes_positions(model)
+        self.positions = accepts_positions(model)
 
     def prefill(self) -> torch.Tensor:
         """Processes the prompts; logits (B, V) after their last tokens."""

@@ -31,10 +31,10 @@ def encode(
     cut from the left. Raises ValueError for a missing template, or if max_tokens alone fills the
     context.
     """
-    room = prompt_room(context, max_tokens)
+    room = compute_prompt_room(context, max_tokens)
     inputs = Inputs([])
     for index, prompt in enumerate(prompts):
-        ids = opening(tokenizer, prompt, prompt_format)
+        ids = encode_opening(tokenizer, prompt, prompt_format)
         if room is not None and len(ids) > room:
             inputs.truncated.append(index)
             ids = ids[-room:]
@@ -42,9 +42,9 @@ def encode(
     return inputs
 
 
-def opening(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str = "raw") -> list[int]:
+def encode_opening(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str = "raw") -> list[int]:
     """Ids of one prompt, never empty: an empty prompt becomes a start token. ValueError if there is none."""
-    return tokenise(tokenizer, prompt, prompt_format) or [_start_token(tokenizer)]
+    return tokenise(tokenizer, prompt, prompt_format) or [_find_start_token(tokenizer)]
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str = "raw", text: str = "") -> list[int]:
@@ -58,7 +58,7 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str
     return tokenizer(prompt + text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def prompt_room(context: int | None, max_tokens: int) -> int | None:
+def compute_prompt_room(context: int | None, max_tokens: int) -> int | None:
     """Tokens that a prompt may have in ``context`` positions; None if there is no limit."""
     if context is None:
         return None
@@ -67,7 +67,7 @@ def prompt_room(context: int | None, max_tokens: int) -> int | None:
     return context - max_tokens + 1  # the last token is never an input
 
 
-def _start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+def _find_start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token

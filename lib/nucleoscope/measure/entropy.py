@@ -39,12 +39,12 @@ def compute_nucleus_entropies(probs: torch.Tensor, offsets: torch.Tensor) -> Nuc
     Compression: Non-Asymptotics and Asymptotics", 2014); collision entropy is the Renyi entropy of
     order 2 (Renyi, "On measures of entropy and information", 1961), in [0, H].
     """
-    q = _shares(probs, offsets)
+    q = _compute_shares(probs, offsets)
     information = -q.log()
-    entropy = _sum(q * information, offsets)
-    spread = information - _spread(entropy, offsets, len(q))
-    collision = -_sum(q.square(), offsets).log()
-    return NucleusEntropies(entropy.clamp_min(0), _sum(q * spread.square(), offsets), collision.clamp_min(0))
+    entropy = _sum_rows(q * information, offsets)
+    spread = information - _repeat_rows(entropy, offsets, len(q))
+    collision = -_sum_rows(q.square(), offsets).log()
+    return NucleusEntropies(entropy.clamp_min(0), _sum_rows(q * spread.square(), offsets), collision.clamp_min(0))
 
 
 def compute_full_entropies(logits: torch.Tensor) -> FullEntropies:
@@ -53,11 +53,11 @@ def compute_full_entropies(logits: torch.Tensor) -> FullEntropies:
     H is in [0, log V] nats. Logits of -inf (p = 0) contribute nothing. With z = logits - max: -log p =
     log sum e^z - z, so H = log sum e^z - sum p z, and the variance is that of z.
     """
-    parts = [_full_entropy(rows.float()) for rows in logits.split(_rows_per_piece(logits))]
+    parts = [_compute_full_entropy(rows.float()) for rows in logits.split(_choose_rows_per_piece(logits))]
     return FullEntropies(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _full_entropy(logits: torch.Tensor) -> FullEntropies:
+def _compute_full_entropy(logits: torch.Tensor) -> FullEntropies:
     # Below -104, e^z is 0 in float32; a finite value instead of -inf keeps 0 * z from being NaN.
     z = (logits - logits.amax(-1, keepdim=True)).clamp_min_(-200)
     p = z.softmax(-1)
@@ -68,26 +68,26 @@ def _full_entropy(logits: torch.Tensor) -> FullEntropies:
     return FullEntropies((log_total - mean).clamp_min(0), variance, largest)
 
 
-def _rows_per_piece(logits: torch.Tensor) -> int:
+def _choose_rows_per_piece(logits: torch.Tensor) -> int:
     return max(1, (PIECE_CPU if logits.device.type == "cpu" else PIECE_GPU) // logits.shape[-1])
 
 
-def _shares(probs: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def _compute_shares(probs: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """q (K,): each nucleus's probabilities divided by their mass."""
-    wide = probs.to(_wide(probs))
-    return wide / _spread(_sum(wide, offsets), offsets, len(probs))
+    wide = probs.to(_choose_wide_dtype(probs))
+    return wide / _repeat_rows(_sum_rows(wide, offsets), offsets, len(probs))
 
 
-def _sum(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def _sum_rows(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Row sums (B,) of ragged ``values`` (K,)."""
     return torch.segment_reduce(values, "sum", offsets=offsets, axis=0)
 
 
-def _spread(values: torch.Tensor, offsets: torch.Tensor, total: int) -> torch.Tensor:
+def _repeat_rows(values: torch.Tensor, offsets: torch.Tensor, total: int) -> torch.Tensor:
     """Row values (B,) repeated for each of a row's entries: (K,), without a copy to the host."""
     return torch.repeat_interleave(values, offsets.diff(), output_size=total)
 
 
-def _wide(values: torch.Tensor) -> torch.dtype:
+def _choose_wide_dtype(values: torch.Tensor) -> torch.dtype:
     """float64 for sums, except on Apple's GPUs, which do not have it."""
     return torch.float32 if values.device.type == "mps" else torch.float64

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import cosine, model_facts
-from nucleoscope.measure.batching import Batch, BatchQueue, plan
-from nucleoscope.measure.decoding import Decoder, takes_positions
+from nucleoscope.measure.batching import Batch, BatchQueue, split_batches
+from nucleoscope.measure.decoding import Decoder, accepts_positions
 from nucleoscope.measure.encoding import Inputs, encode
-from nucleoscope.measure.model_facts import context_length, embedding_matrix, end_tokens
-from nucleoscope.measure.nucleus import NotFinite, Nucleus, nucleus, sample, scale_logits
+from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
+from nucleoscope.measure.nucleus import NotFinite, Nucleus, find_nucleus, sample, scale_logits
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity, list_recorded
@@ -34,7 +34,7 @@ from nucleoscope.settings import Settings
 BATCH_LIMIT = {"cpu": 32, "cuda": 128}
 
 
-def uniforms(seed: int, index: int, n: int) -> list[float]:
+def list_uniforms(seed: int, index: int, n: int) -> list[float]:
     """The first n uniform numbers in [0, 1) of prompt ``index``: step t always uses the same one.
 
     Python's generator seeded with a string (its SHA-512) is documented to stay the same across versions.
@@ -56,7 +56,7 @@ def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inp
     longest = max(map(len, inputs.ids)) + max_tokens
     cache = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize * longest
     logits = 8 * 4 * config.vocab_size  # about eight float32 arrays over the vocabulary exist at once
-    rows = min(int(free // 2 // (share * cache + logits)) for free, share in model_facts.room(model))
+    rows = min(int(free // 2 // (share * cache + logits)) for free, share in model_facts.find_free_memory(model))
     limit = max(1, min(BATCH_LIMIT.get(model.device.type, BATCH_LIMIT["cuda"]), rows))
     return math.ceil(len(inputs.ids) / math.ceil(len(inputs.ids) / limit)) if inputs.ids else limit
 
@@ -66,7 +66,7 @@ def plan_batches(
 ) -> list[list[int]]:
     """Batches of prompt indices (all, or only ``indices``) of similar length, or of equal length if need be."""
     size = choose_batch_size(settings.batch_size, model, inputs, settings.max_tokens)
-    return plan(inputs, size, indices, equal_lengths=not takes_positions(model))
+    return split_batches(inputs, size, indices, equal_lengths=not accepts_positions(model))
 
 
 class Sampler:
@@ -112,14 +112,14 @@ class Sampler:
     def _nucleus(self, logits: torch.Tensor, rows: list[int]) -> Nucleus:
         """The nuclei; rows that have ended may contain anything, NotFinite names only the others."""
         try:
-            candidates = nucleus(logits, self.settings.top_p)
+            candidates = find_nucleus(logits, self.settings.top_p)
         except NotFinite as error:
             self._read_flags()
             broken = [rows[place] for place in error.rows if rows[place] not in self.ended]
             if broken:
                 raise NotFinite(broken) from None
             over = torch.tensor(error.rows, device=logits.device)
-            return nucleus(logits.index_fill(0, over, 0), self.settings.top_p)
+            return find_nucleus(logits.index_fill(0, over, 0), self.settings.top_p)
         self._read_flags()  # nucleus() has waited for the device, so the copy is complete
         return candidates
 
@@ -167,11 +167,11 @@ def measure(
     chosen = Settings(**settings).check()
     max_tokens = chosen.max_tokens
     if inputs is None:
-        inputs = encode(tokenizer, prompts, chosen.prompt_format, context_length(model), max_tokens)
+        inputs = encode(tokenizer, prompts, chosen.prompt_format, find_context_length(model), max_tokens)
     if batches is None:
         batches = plan_batches(model, inputs, chosen)
-    embedding, ends = embedding_matrix(model), end_tokens(model, tokenizer)
-    inverse_norm = cosine.inverse_norms(embedding)
+    embedding, ends = find_embedding_matrix(model), find_end_tokens(model, tokenizer)
+    inverse_norm = cosine.compute_inverse_norms(embedding)
     quantities = list_recorded() if quantities is None else quantities
     total = max_tokens * sum(map(len, batches))
     with tqdm(total=total, unit="tok", disable=not (progress and batches), mininterval=0.5) as bar:
@@ -204,4 +204,4 @@ def generate_batch(
 def draw_uniforms(seed: int, indices: Iterable[int], max_tokens: int, device: torch.device) -> torch.Tensor:
     """The uniform numbers (B, max_tokens) of some prompts, on the device; float64 except on Apple's GPUs."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.tensor([uniforms(seed, index, max_tokens) for index in indices], dtype=dtype, device=device)
+    return torch.tensor([list_uniforms(seed, index, max_tokens) for index in indices], dtype=dtype, device=device)

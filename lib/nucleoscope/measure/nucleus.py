@@ -53,7 +53,7 @@ def scale_logits(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     return logits if temperature == 1 else logits.float() / temperature
 
 
-def nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus:
+def find_nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus:
     """The nucleus of each row of ``logits`` (B, V), any floating type; -inf means p = 0.
 
     Tokens of probability 0 (including underflow) are in no nucleus; with ``top_p`` = 1 all others
@@ -64,7 +64,7 @@ def nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus
     """
     validate("top_p", top_p)
     rows = max(1, (PIECE_CPU if logits.device.type == "cpu" else PIECE_GPU) // logits.shape[-1])
-    tops = [_top(_softmax(piece), top_p, min(window, logits.shape[-1])) for piece in logits.split(rows)]
+    tops = [_find_top(_compute_softmax(piece), top_p, min(window, logits.shape[-1])) for piece in logits.split(rows)]
     ids, values, sizes = (torch.cat(parts) for parts in zip(*tops, strict=True))  # (B, W), (B, W), (B,)
     host = sizes.tolist()
     if -1 in host:
@@ -75,7 +75,7 @@ def nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus
     wide = [b for b, k in enumerate(host) if k == 0]
     if wide:
         index = torch.tensor(wide, device=logits.device)
-        ids, values, counts = _wide(_softmax(logits[index]), top_p)
+        ids, values, counts = _find_wide(_compute_softmax(logits[index]), top_p)
         starts[index] = pool_ids.numel() + counts.cumsum(0) - counts
         sizes = sizes.index_copy(0, index, counts)
         pool_ids, pool_values = torch.cat((pool_ids, ids)), torch.cat((pool_values, values))
@@ -93,18 +93,18 @@ def sample(nucleus: Nucleus, uniforms: torch.Tensor) -> torch.Tensor:
     Returns positions (B,) int64 in ``nucleus.ids`` and ``nucleus.probs``: the first token of each
     nucleus whose cumulative share of the mass exceeds the uniform number. No copy to the host.
     """
-    cumulative = torch.nn.functional.pad(nucleus.probs.cumsum(0, dtype=_wide_float(nucleus.probs)), (1, 0))
+    cumulative = torch.nn.functional.pad(nucleus.probs.cumsum(0, dtype=_choose_wide_dtype(nucleus.probs)), (1, 0))
     start, end = cumulative[nucleus.offsets[:-1]], cumulative[nucleus.offsets[1:]]
     targets = start + uniforms.to(cumulative.dtype) * (end - start)
     index = torch.searchsorted(cumulative[1:], targets, right=True)
     return index.clamp(nucleus.offsets[:-1], nucleus.offsets[1:] - 1)
 
 
-def _softmax(logits: torch.Tensor) -> torch.Tensor:
+def _compute_softmax(logits: torch.Tensor) -> torch.Tensor:
     return torch.softmax(logits.float(), dim=-1)
 
 
-def _top(probs: torch.Tensor, top_p: float, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _find_top(probs: torch.Tensor, top_p: float, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The ``width`` likeliest tokens in order, and the nucleus's size: 0 if undecided, -1 if not finite.
 
     A window decides a row if the nucleus ends strictly above the window's last probability: otherwise,
@@ -114,7 +114,7 @@ def _top(probs: torch.Tensor, top_p: float, width: int) -> tuple[torch.Tensor, t
     # Non-negative floats have the same order as their bits, so one integer key encodes "probability, then id".
     order = ((values.view(torch.int32).long() << 32) - ids).argsort(dim=-1, descending=True)
     values, ids = values.gather(-1, order), ids.gather(-1, order)
-    sizes = _sizes(values, top_p)
+    sizes = _count_sizes(values, top_p)
     last = values[:, -1]
     settled = values.gather(-1, sizes[:, None] - 1)[:, 0] > last
     settled |= (last == 0) | (width == probs.shape[-1])
@@ -122,7 +122,7 @@ def _top(probs: torch.Tensor, top_p: float, width: int) -> tuple[torch.Tensor, t
     return ids, values, torch.where(values[:, 0].isnan(), -1, sizes)
 
 
-def _sizes(values: torch.Tensor, top_p: float) -> torch.Tensor:
+def _count_sizes(values: torch.Tensor, top_p: float) -> torch.Tensor:
     """Length (R,) of the smallest prefix of sorted ``values`` (R, W) with mass >= top_p.
 
     Zeros are never counted; if the mass of a row stays below top_p (rounding, or a window that is
@@ -131,26 +131,26 @@ def _sizes(values: torch.Tensor, top_p: float) -> torch.Tensor:
     positive = (values > 0).sum(-1).clamp_min(1)
     if top_p == 1:
         return positive
-    below = values.cumsum(-1, dtype=_wide_float(values)) < top_p
+    below = values.cumsum(-1, dtype=_choose_wide_dtype(values)) < top_p
     return torch.minimum(below.sum(-1) + 1, positive)
 
 
-def _wide(probs: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _find_wide(probs: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The nuclei of rows (R, V) wider than the window: ids and values, concatenated, and sizes (R,)."""
-    rows, ids = torch.nonzero(probs >= _floor(probs, top_p)[:, None], as_tuple=True)
+    rows, ids = torch.nonzero(probs >= _bound_below(probs, top_p)[:, None], as_tuple=True)
     values = probs[rows, ids]
     # nonzero lists ids in increasing order and the sort is stable, so the lower id comes first among ties.
     order = ((rows << 32) - values.view(torch.int32)).argsort(stable=True)
     ids, values = ids[order], values[order]
     counts = torch.bincount(rows, minlength=len(probs))
     padded = pad_sequence(values.split(counts.tolist()), batch_first=True)  # (R, C)
-    sizes = _sizes(padded, top_p)
+    sizes = _count_sizes(padded, top_p)
     position = torch.arange(len(ids), device=probs.device) - (counts.cumsum(0) - counts)[rows]
     keep = position < sizes[rows]
     return ids[keep], values[keep], sizes
 
 
-def _floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
+def _bound_below(probs: torch.Tensor, top_p: float) -> torch.Tensor:
     """A lower bound (R,) of the probabilities in each row's nucleus, close to the smallest of them.
 
     A token with a probability below (1 - top_p) / V is never needed: together with all less likely tokens
@@ -170,6 +170,6 @@ def _floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
     return low
 
 
-def _wide_float(values: torch.Tensor) -> torch.dtype:
+def _choose_wide_dtype(values: torch.Tensor) -> torch.dtype:
     """float64 for sums, except on Apple's GPUs, which do not have it."""
     return torch.float32 if values.device.type == "mps" else torch.float64

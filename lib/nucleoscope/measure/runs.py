@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import batching, generation, scoring
-from nucleoscope.measure.model_facts import context_length
+from nucleoscope.measure.model_facts import find_context_length
 from nucleoscope.settings import Settings
 
 
@@ -32,7 +32,7 @@ def complete_run(
         return
     chosen = Settings(**settings).check()
     mode, data = (generation, (prompts,)) if texts is None else (scoring, (prompts, texts))
-    inputs = mode.encode(tokenizer, *data, chosen.prompt_format, context_length(model), chosen.max_tokens)
+    inputs = mode.encode(tokenizer, *data, chosen.prompt_format, find_context_length(model), chosen.max_tokens)
     unmeasured = batching.list_unmeasured(folder, len(prompts))
     batches = folder.load_plan(chosen.batch_size)
     if batches is None:

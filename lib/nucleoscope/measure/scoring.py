@@ -19,9 +19,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import batching, cosine
-from nucleoscope.measure.encoding import Inputs, opening, prompt_room, tokenise
-from nucleoscope.measure.model_facts import context_length, embedding_matrix
-from nucleoscope.measure.nucleus import NotFinite, nucleus, scale_logits
+from nucleoscope.measure.encoding import Inputs, compute_prompt_room, encode_opening, tokenise
+from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix
+from nucleoscope.measure.nucleus import NotFinite, find_nucleus, scale_logits
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity, list_recorded
@@ -53,17 +53,17 @@ def encode(
     context: int | None = None,
     max_tokens: int = Settings.max_tokens,
 ) -> Texts:
-    """Token ids of each prompt and of at most ``max_tokens`` tokens of its text; see `text_ids`.
+    """Token ids of each prompt and of at most ``max_tokens`` tokens of its text; see `encode_text`.
 
     Prompts become the ids that generation would start from (a start token if they are empty) and are cut
     from the left in the same way (`encoding.encode`). Raises the same ValueErrors as `encoding.encode`,
     and ValueError for a text without tokens.
     """
-    room = prompt_room(context, max_tokens)
+    room = compute_prompt_room(context, max_tokens)
     inputs = Texts([])
     for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        before = opening(tokenizer, prompt, prompt_format)
-        ids = text_ids(tokenizer, prompt, text, prompt_format)
+        before = encode_opening(tokenizer, prompt, prompt_format)
+        ids = encode_text(tokenizer, prompt, text, prompt_format)
         if not ids:
             raise ValueError(f"the text of prompt {index} ({prompt[:40]!r}) is empty: there is nothing to measure")
         if room is not None and len(before) > room:
@@ -76,7 +76,7 @@ def encode(
     return inputs
 
 
-def text_ids(
+def encode_text(
     tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, prompt_format: str = Settings.prompt_format
 ) -> list[int]:
     """Ids of a text that follows its prompt; the prompt keeps the ids that it has on its own.
@@ -99,10 +99,10 @@ def plan_batches(
 ) -> list[list[int]]:
     """Batches of similar length, longest first; "auto" fills each with as many tokens as are efficient at once."""
     if settings.batch_size != "auto":
-        return batching.plan(inputs, int(settings.batch_size), indices)
+        return batching.split_batches(inputs, int(settings.batch_size), indices)
     budget = READ_TOKENS.get(model.device.type, READ_TOKENS["cpu"])
     batches: list[list[int]] = []
-    for index in batching.by_length(inputs, indices):
+    for index in batching.sort_by_length(inputs, indices):
         if batches and (len(batches[-1]) + 1) * len(inputs.ids[batches[-1][0]]) <= budget:
             batches[-1].append(index)
         else:
@@ -126,39 +126,39 @@ class TextForward:
         size = PIECE_CPU if self.device.type == "cpu" else PIECE_GPU
         self.rows = max(1, size // model.config.get_text_config().vocab_size)
 
-    def logits(self, ids: list[list[int]], starts: list[int]) -> Iterator[torch.Tensor]:
+    def compute_logits(self, ids: list[list[int]], starts: list[int]) -> Iterator[torch.Tensor]:
         """Pieces (n, V) of the logits before each token from ``starts`` on, one text after another.
 
         Call it in torch's inference mode.
         """
         texts = [(row[:-1], len(row) - start) for row, start in zip(ids, starts, strict=True) if len(row) > start]
         if texts and self.apart is None:
-            self.apart = self._heads_agree(texts[0][0][:PROBE])
+            self.apart = self._check_head(texts[0][0][:PROBE])
         if texts and self.apart:
-            hidden = self._hidden([row for row, _ in texts])
+            hidden = self._compute_hidden([row for row, _ in texts])
             parts = [hidden[place, len(row) - n : len(row)] for place, (row, n) in enumerate(texts)]
             for piece in torch.cat(parts).split(self.rows):
                 yield self.head(piece).to(self.device)  # the output layer may be on another GPU
             return
         for row, n in texts:
             keep = {"logits_to_keep": n} if "logits_to_keep" in self.accepted else {}
-            output = self.model(input_ids=torch.tensor([row], device=self.device), **self._options(), **keep)
+            output = self.model(input_ids=torch.tensor([row], device=self.device), **self._build_options(), **keep)
             yield from output.logits[0, -n:].to(self.device).split(self.rows)
 
-    def _options(self) -> dict:
+    def _build_options(self) -> dict:
         return {"use_cache": False} if "use_cache" in self.accepted else {}
 
-    def _hidden(self, ids: list[list[int]]) -> torch.Tensor:
+    def _compute_hidden(self, ids: list[list[int]]) -> torch.Tensor:
         """The last hidden states (B, T, d) of rows padded on the right."""
         longest = max(map(len, ids))
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=self.device)
         lengths = torch.tensor([len(row) for row in ids], device=self.device)
         mask = (torch.arange(longest, device=self.device) < lengths[:, None]).long()
-        return self.base(input_ids=padded, attention_mask=mask, **self._options())[0]
+        return self.base(input_ids=padded, attention_mask=mask, **self._build_options())[0]
 
-    def _heads_agree(self, ids: list[int]) -> bool:
-        own = self.model(input_ids=torch.tensor([ids], device=self.device), **self._options()).logits
-        return torch.equal(self.head(self._hidden([ids])).to(own.device).float(), own.float())
+    def _check_head(self, ids: list[int]) -> bool:
+        own = self.model(input_ids=torch.tensor([ids], device=self.device), **self._build_options()).logits
+        return torch.equal(self.head(self._compute_hidden([ids])).to(own.device).float(), own.float())
 
 
 @torch.inference_mode()
@@ -175,17 +175,17 @@ def score_batch(
 
     ``bar`` advances by the number of tokens measured; of ``settings`` top_p and temperature are used.
     """
-    embedding = embedding_matrix(forward.model)
+    embedding = find_embedding_matrix(forward.model)
     owners = [place for place, row in enumerate(ids) for _ in row[starts[place] :]]
     tokens = [token for row, start in zip(ids, starts, strict=True) for token in row[start:]]
     taken = torch.tensor(tokens, dtype=torch.long, device=forward.device)
     found: list[list[Token]] = [[] for _ in ids]
     done = 0
-    for logits in forward.logits(ids, starts):
+    for logits in forward.compute_logits(ids, starts):
         part = slice(done, done + len(logits))
         logits = scale_logits(logits, settings.temperature)
         try:
-            candidates = nucleus(logits, settings.top_p)
+            candidates = find_nucleus(logits, settings.top_p)
         except NotFinite as error:
             raise NotFinite(sorted({owners[part][row] for row in error.rows})) from None
         step = Step(logits.float(), candidates, taken[part], embedding, inverse_norm)
@@ -219,12 +219,12 @@ def measure(
     """
     chosen = Settings(**settings).check()
     if inputs is None:
-        inputs = encode(tokenizer, prompts, texts, chosen.prompt_format, context_length(model), chosen.max_tokens)
+        inputs = encode(tokenizer, prompts, texts, chosen.prompt_format, find_context_length(model), chosen.max_tokens)
     if batches is None:
         batches = plan_batches(model, inputs, chosen)
     total = sum(len(inputs.ids[i]) - inputs.starts[i] for batch in batches for i in batch)
     forward, quantities = TextForward(model), list_recorded() if quantities is None else quantities
-    inverse_norm = cosine.inverse_norms(embedding_matrix(model))
+    inverse_norm = cosine.compute_inverse_norms(find_embedding_matrix(model))
     with tqdm(total=total, unit="tok", disable=not (progress and batches), mininterval=0.5) as bar:
         for attempt in batching.BatchQueue(batches, prompts, model.device, bar):
             with attempt:

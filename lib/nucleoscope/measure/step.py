@@ -16,7 +16,7 @@ class Step:
     """B tokens, the logits they were chosen from, and their candidates.
 
     ``logits`` (B, V), divided by the temperature; ``candidates`` their nuclei; ``tokens`` (B,) the ids
-    taken; ``embedding`` (V, d) and ``inverse_norm`` (V,) as in `cosine.similarity`. ``places`` (B,) are
+    taken; ``embedding`` (V, d) and ``inverse_norm`` (V,) as in `cosine.compute_similarity`. ``places`` (B,) are
     the positions of the tokens in ``candidates.ids`` if they were drawn from there, else None.
     """
 
@@ -46,7 +46,7 @@ class Step:
 
     @cached_property
     def _similarity(self) -> cosine.Similarity:
-        return cosine.similarity(*self.candidates, self.embedding, self.inverse_norm)
+        return cosine.compute_similarity(*self.candidates, self.embedding, self.inverse_norm)
 
     @property
     def entropy(self) -> torch.Tensor:

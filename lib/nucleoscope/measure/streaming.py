@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import cosine, generation, scoring
 from nucleoscope.measure.decoding import Decoder
-from nucleoscope.measure.model_facts import context_length, embedding_matrix, end_tokens
+from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
 from nucleoscope.measure.nucleus import NotFinite
 from nucleoscope.measure.recording import Token
 from nucleoscope.quantities import find_columns, list_recorded
@@ -37,10 +37,10 @@ def stream(
     """
     chosen = Settings(**settings).check()
     max_tokens = chosen.max_tokens
-    inputs = generation.encode(tokenizer, [prompt], chosen.prompt_format, context_length(model), max_tokens)
-    embedding, ends = embedding_matrix(model), end_tokens(model, tokenizer)
+    inputs = generation.encode(tokenizer, [prompt], chosen.prompt_format, find_context_length(model), max_tokens)
+    embedding, ends = find_embedding_matrix(model), find_end_tokens(model, tokenizer)
     numbers = generation.draw_uniforms(chosen.seed, [index], max_tokens, model.device)
-    inverse_norm = cosine.inverse_norms(embedding)
+    inverse_norm = cosine.compute_inverse_norms(embedding)
     sampler = generation.Sampler(embedding, inverse_norm, chosen, numbers, ends, list_recorded())
     decoder = Decoder(model, inputs.ids, max_tokens)
     logits = decoder.prefill()
@@ -69,7 +69,7 @@ def read(
     ``settings`` are those of `scoring.measure`. Raises ValueError like `scoring.measure`, also for an empty text.
     """
     chosen = Settings(**settings).check()
-    context = context_length(model)
+    context = find_context_length(model)
     inputs = scoring.encode(tokenizer, [prompt], [text], chosen.prompt_format, context, chosen.max_tokens)
     (batch,) = scoring.measure(model, tokenizer, [prompt], [text], inputs=inputs, progress=False, **settings)
     (record,) = batch.records

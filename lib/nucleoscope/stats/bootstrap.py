@@ -1,6 +1,6 @@
 """The bootstrap over prompts, and the bins of a scatter plot.
 
-Contract: arrays of tokens, each with the number of its prompt; no tables, no files. `each` distributes
+Contract: arrays of tokens, each with the number of its prompt; no tables, no files. `map_parallel` distributes
 such work over processes. The tokens of one prompt depend on each other, so a resample draws whole
 prompts with replacement (the cluster bootstrap: Davison and Hinkley, "Bootstrap Methods and their
 Application", 1997, section 3.8).
@@ -23,22 +23,22 @@ LEVEL = 0.95
 BINS = 50  # the published study's
 BLOCK = 1 << 14  # numbers per column in memory at once: as many as fit in the cache
 COUNTS = 1 << 21  # counts processed at once if no column of tokens is involved: 16 MB
-MEMORY = 1 << 30  # bytes that all processes of `each` may take together
+MEMORY = 1 << 30  # bytes that all processes of `map_parallel` may take together
 PROCESS = 160 << 20  # bytes of a process that has imported what the statistics need
 
 
-def draws(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def draw_counts(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """How often each prompt is drawn in each resample: (resamples, prompts) int32. ValueError for no resamples."""
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}: it must be at least 1")
     generator, even = np.random.default_rng(seed), np.full(prompts, 1 / prompts)
     counts = np.empty((resamples, prompts), dtype=np.int32)
-    for some in chunks(counts):
+    for some in split_chunks(counts):
         some[:] = generator.multinomial(prompts, even, size=len(some))
     return counts
 
 
-def interval(values: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+def compute_interval(values: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """The percentile interval of resampled statistics: (resamples, ...) -> low (...), high (...).
 
     Resamples in which a statistic is undefined (NaN) are left out; if they are more than one in twenty,
@@ -51,24 +51,24 @@ def interval(values: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.n
     return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
 
 
-def blocks(counts: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+def split_blocks(counts: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
     """Rows of ``counts`` in blocks that keep (rows, tokens) arrays small."""
     rows = max(1, BLOCK // max(tokens, 1))
     return (counts[start : start + rows] for start in range(0, len(counts), rows))
 
 
-def chunks(counts: np.ndarray) -> Iterator[np.ndarray]:
+def split_chunks(counts: np.ndarray) -> Iterator[np.ndarray]:
     """Rows of ``counts`` in parts small enough for 64-bit numbers; one part for the study's runs."""
     rows = max(1, COUNTS // counts.shape[1])
     return (counts[start : start + rows] for start in range(0, len(counts), rows))
 
 
-def constant(values: np.ndarray) -> bool:
+def is_constant(values: np.ndarray) -> bool:
     """Whether values differ by no more than rounding."""
     return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 
-def each(function: Callable, items: Iterable[Any], jobs: int | None = 1, need: int = 0) -> list:
+def map_parallel(function: Callable, items: Iterable[Any], jobs: int | None = 1, need: int = 0) -> list:
     """[function(item) ...], in ``jobs`` processes at once.
 
     None means one per core, but no more than fit into `MEMORY` if an item takes ``need`` bytes.
@@ -76,14 +76,14 @@ def each(function: Callable, items: Iterable[Any], jobs: int | None = 1, need: i
     sent to them, so they should be small.
     """
     items = list(items)
-    jobs = min(jobs or min(_cores(), max(1, MEMORY // (PROCESS + need))), len(items))
+    jobs = min(jobs or min(_count_cores(), max(1, MEMORY // (PROCESS + need))), len(items))
     if jobs < 2:
         return [function(item) for item in items]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(function, items))
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     """The number of cores that this process may use; on some systems, the number of all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -104,18 +104,18 @@ class Ranks:
         return running[:, self.below] + running[:, self.upto]
 
 
-def spearman(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def compute_spearman(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Spearman's coefficients between columns: (n, v), (n,), (B, prompts) -> (B, v, v); NaN where undefined."""
     ranks = [Ranks(column, prompt) for column in values.T]
     parts = []
-    for some in blocks(counts, len(values)):
+    for some in split_blocks(counts, len(values)):
         weights = some[:, prompt].astype(np.float64)
         centered = np.stack([rank(some) for rank in ranks], axis=1) - weights.sum(axis=1)[:, None, None]  # (b, v, n)
         parts.append((centered * weights[:, None]) @ centered.transpose(0, 2, 1))
-    return _normalised(np.concatenate(parts), np.zeros(values.shape[1]))
+    return _normalise(np.concatenate(parts), np.zeros(values.shape[1]))
 
 
-def pearson(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def compute_pearson(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Pearson's coefficients between columns: (n, v), (n,), (B, prompts) -> (B, v, v); NaN where undefined.
 
     The sums of each prompt are computed once; a resample is a weighted sum of them.
@@ -127,15 +127,15 @@ def pearson(values: np.ndarray, prompt: np.ndarray, counts: np.ndarray) -> np.nd
     for i, j in np.ndindex(products.shape[1:]):
         products[:, i, j] = np.bincount(prompt, centered[:, i] * centered[:, j], prompts)
     covariances = []
-    for some in chunks(counts):
+    for some in split_chunks(counts):
         total = (some @ sizes)[:, None]
         means = some @ sums / total
         moments = np.tensordot(some, products, axes=1) / total[:, :, None]
         covariances.append(moments - means[:, :, None] * means[:, None, :])
-    return _normalised(np.concatenate(covariances), 1e-14 * values.var(axis=0))
+    return _normalise(np.concatenate(covariances), 1e-14 * values.var(axis=0))
 
 
-def _normalised(covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
+def _normalise(covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
     """Covariances (B, v, v) as correlations; a variance up to ``floor`` (v,) counts as zero."""
     variances = np.einsum("bii->bi", covariances)
     deviations = np.sqrt(np.where(variances > floor, variances, np.nan))
@@ -159,20 +159,20 @@ class Bins:
         self.ends = np.searchsorted(place[order], np.arange(bins + 1))  # bin b contains ends[b]:ends[b + 1]
         self.count = np.diff(self.ends)
 
-    def medians(self) -> np.ndarray:
+    def compute_medians(self) -> np.ndarray:
         """Medians (bins,) of y in the data."""
-        return self.sizes_and_medians(self.once())[1][0]
+        return self.compute_sizes_and_medians(self.count_once())[1][0]
 
-    def once(self) -> np.ndarray:
+    def count_once(self) -> np.ndarray:
         """The counts of the data itself: every prompt once, (1, prompts)."""
         return np.ones((1, self.prompt.max() + 1), dtype=np.int64)
 
-    def sizes_and_medians(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def compute_sizes_and_medians(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, prompts) counts -> tokens (B, bins), medians (B, bins) of each bin in each resample."""
-        parts = [self._medians(some) for some in blocks(counts, len(self.y))]
+        parts = [self._compute_medians(some) for some in split_blocks(counts, len(self.y))]
         return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
-    def _medians(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _compute_medians(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         running = np.zeros((len(counts), len(self.y) + 1), dtype=np.int64)
         np.cumsum(counts[:, self.prompt], axis=1, out=running[:, 1:])
         starts, sizes = running[:, self.ends[:-1]], np.diff(running[:, self.ends], axis=1)
@@ -185,16 +185,16 @@ class Bins:
             middles.append(self.y[np.clip(found, 0, len(self.y) - 1)])
         return sizes, np.where(sizes > 0, (middles[0] + middles[1]) / 2, np.nan)
 
-    def means(self, counts: np.ndarray) -> np.ndarray:
+    def compute_means(self, counts: np.ndarray) -> np.ndarray:
         """(B, prompts) counts -> means (B, bins)."""
         prompts, bins = counts.shape[1], len(self.count)
-        cell = np.repeat(np.arange(bins), self.count) + self.prompt * bins
-        sizes = np.bincount(cell, minlength=prompts * bins).reshape(prompts, bins)
-        sums = np.bincount(cell, self.y, minlength=prompts * bins).reshape(prompts, bins)
+        group = np.repeat(np.arange(bins), self.count) + self.prompt * bins
+        sizes = np.bincount(group, minlength=prompts * bins).reshape(prompts, bins)
+        sums = np.bincount(group, self.y, minlength=prompts * bins).reshape(prompts, bins)
         with np.errstate(invalid="ignore"):  # an empty bin gives 0 / 0, which is NaN as documented
-            return np.concatenate([(some @ sums) / (some @ sizes) for some in chunks(counts)])
+            return np.concatenate([(some @ sums) / (some @ sizes) for some in split_chunks(counts)])
 
-    def deviations(self) -> np.ndarray:
+    def compute_deviations(self) -> np.ndarray:
         """Standard deviations (bins,) of y in the data, with divisor n as in numpy."""
         groups = np.split(self.y, self.ends[1:-1])
         return np.array([group.std() if len(group) else np.nan for group in groups])

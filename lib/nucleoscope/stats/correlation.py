@@ -21,7 +21,7 @@ from scipy import stats
 from scipy.special import betaln
 
 from nucleoscope.stats import bootstrap
-from nucleoscope.store.results import choices, count_tokens, select
+from nucleoscope.store.results import count_tokens, select, select_choices
 
 PAIRS = (  # the first is the study's; each of the others replaces one quantity
     ("entropy", "cosine"),
@@ -31,30 +31,30 @@ PAIRS = (  # the first is the study's; each of the others replaces one quantity
 )
 PUBLISHED_COLUMNS = ["Model", "Dataset", "Pearson r", "Pearson p", "Spearman r", "Spearman p"]
 COUNTS = ["tokens", "tokens with k > 1", "prompts"]
-NEED = 520  # maximum bytes per token in `coefficients`, without the counts of the resamples
+NEED = 520  # maximum bytes per token in `compute_coefficients`, without the counts of the resamples
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
-def statistics(
+def compute_statistics(
     tables: Tables, resamples: int = bootstrap.RESAMPLES, seed: int = 0, jobs: int | None = 1
 ) -> pd.DataFrame:
     """The table of the study: one row per run, from {(model, dataset): table of its tokens}.
 
     Columns: the published ones first (Model, Dataset, Pearson r, Pearson p, Spearman r, Spearman p),
-    then those of `coefficients`, then the same for the other `PAIRS`, each prefixed with the name of the
+    then those of `compute_coefficients`, then the same for the other `PAIRS`, each prefixed with the name of the
     quantity that differs. What cannot be computed is NaN, and ``note`` says why.
 
     The 15 runs of the study, 10,000 tokens each, take about 25 s on one core, less with more
     ``jobs`` (processes; None means one per core): a resample needs no sorting, only a running sum
     over each sorted column (`bootstrap.Ranks`), and Pearson's coefficient only sums over prompts
-    (`bootstrap.pearson`). From `results.StoredTables`, each process reads one run at a time.
+    (`bootstrap.compute_pearson`). From `results.StoredTables`, each process reads one run at a time.
     """
     rows, keys = [], sorted(tables)
     columns = {"prompt", "k", *chain.from_iterable(PAIRS)}
     parts = [select(tables, [key], columns) for key in keys]
     need = NEED * max(map(count_tokens, parts), default=0)
-    measured = partial(_coefficients, resamples=resamples, seed=seed)
-    for (model, dataset), pairs in zip(keys, bootstrap.each(measured, parts, jobs, need), strict=True):
+    measured = partial(_compute_coefficients, resamples=resamples, seed=seed)
+    for (model, dataset), pairs in zip(keys, bootstrap.map_parallel(measured, parts, jobs, need), strict=True):
         row: dict[str, Any] = {"Model": model, "Dataset": dataset, **pairs.iloc[0]}
         for (x, y), values in list(pairs.iterrows())[1:]:
             name = y if x == "entropy" else x
@@ -66,12 +66,12 @@ def statistics(
     return frame[[*PUBLISHED_COLUMNS, *others, "note"]]
 
 
-def _coefficients(cell: Tables, resamples: int, seed: int) -> pd.DataFrame:
-    (key,) = cell
-    return coefficients(cell[key], PAIRS, resamples, seed)
+def _compute_coefficients(run: Tables, resamples: int, seed: int) -> pd.DataFrame:
+    (key,) = run
+    return compute_coefficients(run[key], PAIRS, resamples, seed)
 
 
-def coefficients(
+def compute_coefficients(
     table: pd.DataFrame,
     pairs: tuple[tuple[str, str], ...] = PAIRS[:1],
     resamples: int = bootstrap.RESAMPLES,
@@ -86,11 +86,13 @@ def coefficients(
     interval; note. p is text, because a double cannot hold 1e-700.
     """
     names = list(dict.fromkeys([*(name for pair in pairs for name in pair), "k"]))
-    chosen = choices(table[list(dict.fromkeys([*names, "entropy", "cosine", "prompt"]))])  # few columns save memory
+    chosen = select_choices(
+        table[list(dict.fromkeys([*names, "entropy", "cosine", "prompt"]))]
+    )  # few columns save memory
     finite = chosen[np.isfinite(chosen[["entropy", "cosine"]]).all(axis=1)]
-    notes = {name: note for name in names if (note := _defect(finite[name], name))}
+    notes = {name: note for name in names if (note := _find_defect(finite[name], name))}
     prompt, labels = pd.factorize(finite["prompt"])
-    general = _shortage(len(finite), len(labels))
+    general = _find_shortage(len(finite), len(labels))
     head = {"tokens": len(table), "tokens with k > 1": len(chosen), "prompts": len(labels)}
     columns = [name for name in names if name not in notes]
     sample = None if general else _Sample(finite[columns].astype(float), prompt, resamples, seed)
@@ -98,20 +100,20 @@ def coefficients(
     rows = []
     for x, y in pairs:
         why = general or "; ".join(notes[name] for name in (x, y) if name in notes)
-        found = dict.fromkeys(_names(), np.nan) if why else sample.pair(x, y, notes.get("k"))
+        found = dict.fromkeys(_list_names(), np.nan) if why else sample.compute_pair(x, y, notes.get("k"))
         more = [f"{left_out} tokens left out: entropy or cosine is not finite"] if left_out else []
-        more += [] if why else sample.notes(found, notes.get("k"))
+        more += [] if why else sample.list_notes(found, notes.get("k"))
         rows.append({**head, **found, "note": "; ".join([why, *more] if why else more)})
     return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(pairs, names=["x", "y"]))
 
 
-def published() -> pd.DataFrame:
+def load_published() -> pd.DataFrame:
     """The published study's 15 rows, from published_correlations.csv, which names their source."""
     text = resources.files("nucleoscope.stats").joinpath("published_correlations.csv").read_text(encoding="utf-8")
     return pd.read_csv(io.StringIO(text), comment="#")
 
 
-def log10_p(r: float, n: int) -> float:
+def compute_log10_p(r: float, n: int) -> float:
     """log10 of the two-sided p of a coefficient r of n independent pairs, however small p is.
 
     Student's t test with n - 2 degrees of freedom, as in scipy's pearsonr and spearmanr. If p is too small
@@ -129,7 +131,7 @@ def log10_p(r: float, n: int) -> float:
     return float((a * np.log(x) - np.log(abs(r)) - np.log(a) - betaln(a, 0.5) + np.log(series)) / np.log(10))
 
 
-def power_of_ten(log10: float, digits: int = 6) -> str:
+def format_power_of_ten(log10: float, digits: int = 6) -> str:
     """10 ** log10 as text, in full magnitude: -356.25 -> '5.62341e-357'. Empty for NaN."""
     if not np.isfinite(log10):
         return "0" if log10 < 0 else ""
@@ -140,20 +142,20 @@ def power_of_ten(log10: float, digits: int = 6) -> str:
     return f"{mantissa}e{exponent:+03d}" if exponent < -4 else f"{10**log10:.{digits}g}"
 
 
-def _names() -> list[str]:
+def _list_names() -> list[str]:
     tests = [f"{kind} {part}" for kind in ("Pearson", "Spearman") for part in ("r", "p", "low", "high", "log10 p")]
     within = [f"within-prompt Spearman {part}" for part in ("r", "low", "high", "prompts")]
     return [*tests, *within, *(f"partial Spearman {part}" for part in ("r", "low", "high"))]
 
 
-def _defect(column: pd.Series, name: str) -> str:
+def _find_defect(column: pd.Series, name: str) -> str:
     """Why this column cannot be analysed, or an empty string."""
     if len(column) and not np.isfinite(column).all():
         return f"no {name} in the measurements" if column.isna().all() else f"{name} is not finite everywhere"
-    return f"{name} is constant" if len(column) and bootstrap.constant(column.to_numpy(float)) else ""
+    return f"{name} is constant" if len(column) and bootstrap.is_constant(column.to_numpy(float)) else ""
 
 
-def _shortage(tokens: int, prompts: int) -> str:
+def _find_shortage(tokens: int, prompts: int) -> str:
     """Why this run cannot be analysed at all, or an empty string."""
     if tokens < 3:
         return "fewer than three tokens with k > 1"
@@ -167,24 +169,24 @@ class _Sample:
         self.columns, self.prompt, self.prompts = columns, prompt, int(prompt.max()) + 1
         self.place = {name: i for i, name in enumerate(columns)}
         once = np.ones((1, self.prompts), dtype=np.int32)
-        self.counts = np.concatenate([once, bootstrap.draws(self.prompts, resamples, seed)])
-        self.spearman = bootstrap.spearman(columns.to_numpy(), prompt, self.counts)
-        self.pearson = bootstrap.pearson(columns.to_numpy(), prompt, self.counts)
+        self.counts = np.concatenate([once, bootstrap.draw_counts(self.prompts, resamples, seed)])
+        self.spearman = bootstrap.compute_spearman(columns.to_numpy(), prompt, self.counts)
+        self.pearson = bootstrap.compute_pearson(columns.to_numpy(), prompt, self.counts)
 
-    def pair(self, x: str, y: str, no_partial: str | None) -> dict[str, Any]:
-        """The statistics of `coefficients` for one pair."""
+    def compute_pair(self, x: str, y: str, no_partial: str | None) -> dict[str, Any]:
+        """The statistics of `compute_coefficients` for one pair."""
         row = {}
         for kind, matrices in (("Pearson", self.pearson), ("Spearman", self.spearman)):
             row |= self._bounded(kind, matrices[:, self.place[x], self.place[y]])
-            row[f"{kind} log10 p"] = log10_p(row[f"{kind} r"], len(self.prompt))
-            row[f"{kind} p"] = power_of_ten(row[f"{kind} log10 p"])
+            row[f"{kind} log10 p"] = compute_log10_p(row[f"{kind} r"], len(self.prompt))
+            row[f"{kind} p"] = format_power_of_ten(row[f"{kind} log10 p"])
         means, used = self._within(x, y)
         row |= self._bounded("within-prompt Spearman", means) | {"within-prompt Spearman prompts": used}
         partial = np.full(len(self.counts), np.nan) if no_partial else self._partial(x, y)
         row |= self._bounded("partial Spearman", partial)
-        return {name: row[name] for name in _names()}
+        return {name: row[name] for name in _list_names()}
 
-    def notes(self, row: dict[str, Any], no_partial: str | None) -> list[str]:
+    def list_notes(self, row: dict[str, Any], no_partial: str | None) -> list[str]:
         """What is missing in a row of `pair`, and what a reader should know about it."""
         notes = [f"no partial coefficient: {no_partial}"] if no_partial else []
         if not row["within-prompt Spearman prompts"]:
@@ -194,7 +196,7 @@ class _Sample:
         return notes
 
     def _bounded(self, kind: str, values: np.ndarray) -> dict[str, float]:
-        low, high = bootstrap.interval(values[1:])
+        low, high = bootstrap.compute_interval(values[1:])
         return {f"{kind} r": float(values[0]), f"{kind} low": float(low), f"{kind} high": float(high)}
 
     def _partial(self, x: str, y: str) -> np.ndarray:
@@ -216,7 +218,7 @@ class _Sample:
             return np.full(len(self.counts), np.nan), 0
         each = (sums["xy"] / np.sqrt(sums["xx"] * sums["yy"]))[enough].to_numpy()
         kept, means = enough.to_numpy(), []
-        for some in bootstrap.chunks(self.counts):
+        for some in bootstrap.split_chunks(self.counts):
             drawn = some[:, kept]
             total = drawn.sum(axis=1)
             means.append(drawn @ each / np.where(total, total, np.nan))

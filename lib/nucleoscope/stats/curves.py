@@ -55,14 +55,14 @@ class Fit:
 Shape = Callable[[Array, float], tuple[Array, Array, Array]]
 
 
-def _gamma_shape(z: Array, s: float) -> tuple[Array, Array, Array]:
+def _evaluate_gamma(z: Array, s: float) -> tuple[Array, Array, Array]:
     """(x / peak)^s exp(s (1 - x / peak)) at z = log(x / peak), its slope in z and in log s."""
     ratio = np.exp(np.minimum(z, 50))
     value = np.exp(s * (z + 1 - ratio))
     return value, value * s * (1 - ratio), value * s * (z + 1 - ratio)
 
 
-def _log_normal_shape(z: Array, s: float) -> tuple[Array, Array, Array]:
+def _evaluate_log_normal(z: Array, s: float) -> tuple[Array, Array, Array]:
     """exp(-z^2 / (2 s^2)), its slope in z and in log s."""
     scaled = z / s
     value = np.exp(-(scaled**2) / 2)
@@ -90,23 +90,25 @@ class _Bump:
         return np.stack([value, -height * in_z, np.ones_like(x), height * in_log_s][: 3 + len(log_s)], axis=1)
 
 
-def _gamma_height(height: float, log_peak: float, s: float) -> float:
+def _compute_gamma_height(height: float, log_peak: float, s: float) -> float:
     """The a of a x^s exp(-b x) for which the maximum, at s / b, is ``height``."""
     return height * math.exp(min(s * (1 - log_peak), 700))
 
 
 _BUMPS = {
-    "unimodal": _Bump(("a", "b", "c"), _gamma_shape, lambda h, lp, c, s: (_gamma_height(h, lp, 1), math.exp(-lp), c)),
+    "unimodal": _Bump(
+        ("a", "b", "c"), _evaluate_gamma, lambda h, lp, c, s: (_compute_gamma_height(h, lp, 1), math.exp(-lp), c)
+    ),
     "gamma": _Bump(
         ("a", "b", "c", "s"),
-        _gamma_shape,
-        lambda h, lp, c, s: (_gamma_height(h, lp, s), s * math.exp(-lp), c, s),
+        _evaluate_gamma,
+        lambda h, lp, c, s: (_compute_gamma_height(h, lp, s), s * math.exp(-lp), c, s),
         starts=(0.5, 1.0, 4.0),
         bounds=(0.05, 50.0),
     ),
     "log-normal": _Bump(
         ("a", "m", "c", "s"),
-        _log_normal_shape,
+        _evaluate_log_normal,
         lambda h, lp, c, s: (h, lp, c, s),
         starts=(0.25, 0.5, 1.0),
         bounds=(0.02, 10.0),
@@ -120,21 +122,21 @@ def fit(kind: str, x: Array, y: Array, n: Array, start: Fit | None = None) -> Fi
     ``start`` is a fit of this kind to similar medians: a bump then uses it as the only starting point.
     """
     if kind in _BUMPS:
-        return _refit(kind, x, y, n, start) if start and start.theta is not None else _bump(kind, x, y, n)
-    return {"constant": _constant, "line": _line, "free": _free, "spline": _spline}[kind](x, y, n)
+        return _refit(kind, x, y, n, start) if start and start.theta is not None else _fit_bump(kind, x, y, n)
+    return {"constant": _fit_constant, "line": _fit_line, "free": _fit_free, "spline": _fit_spline}[kind](x, y, n)
 
 
-def _constant(x: Array, y: Array, n: Array) -> Fit:
+def _fit_constant(x: Array, y: Array, n: Array) -> Fit:
     c = float(np.average(y, weights=n))
     return Fit(lambda at: np.full(at.shape, c), 1, {"c": c})
 
 
-def _line(x: Array, y: Array, n: Array) -> Fit:
+def _fit_line(x: Array, y: Array, n: Array) -> Fit:
     a, c = (float(value) for value in np.polyfit(x, y, 1, w=np.sqrt(n)))
     return Fit(lambda at: a * at + c, 2, {"a": a, "c": c})
 
 
-def _bump(kind: str, x: Array, y: Array, n: Array) -> Fit:
+def _fit_bump(kind: str, x: Array, y: Array, n: Array) -> Fit:
     """The best result of scipy's curve_fit with bounds over several starting points.
 
     Bounds: height from 0 to ten times the range of the medians, base within ten ranges of them, the
@@ -155,8 +157,8 @@ def _bump(kind: str, x: Array, y: Array, n: Array) -> Fit:
             if error < least:
                 best, least = theta, error
     if best is None:
-        return _failed(len(low))
-    return _fitted(kind, best, (low, high))
+        return _build_failed(len(low))
+    return _build_fitted(kind, best, (low, high))
 
 
 def _refit(kind: str, x: Array, y: Array, n: Array, start: Fit) -> Fit:
@@ -177,15 +179,15 @@ def _refit(kind: str, x: Array, y: Array, n: Array, start: Fit) -> Fit:
         try:
             theta, *_ = curve_fit(bump, x, y, inside, sigma=n**-0.5, bounds=start.bounds, jac=bump.jacobian)
         except RuntimeError:
-            return _failed(start.free)
-    return _fitted(kind, theta, start.bounds)
+            return _build_failed(start.free)
+    return _build_fitted(kind, theta, start.bounds)
 
 
-def _failed(free: int) -> Fit:
+def _build_failed(free: int) -> Fit:
     return Fit(lambda at: np.full(at.shape, np.nan), free, note=FAILED)
 
 
-def _fitted(kind: str, theta: Array, bounds: tuple[Array, Array]) -> Fit:
+def _build_fitted(kind: str, theta: Array, bounds: tuple[Array, Array]) -> Fit:
     bump, (low, high) = _BUMPS[kind], bounds
     height, log_peak, base, s = (*theta[:3], np.exp(theta[3]) if len(theta) > 3 else 1.0)
     near = 1e-4 * (high - low)
@@ -201,7 +203,7 @@ def _fitted(kind: str, theta: Array, bounds: tuple[Array, Array]) -> Fit:
     )
 
 
-def _free(x: Array, y: Array, n: Array) -> Fit:
+def _fit_free(x: Array, y: Array, n: Array) -> Fit:
     """The step function closest to the medians that rises up to some bin and falls after it.
 
     Every split of the bins is evaluated by isotonic regressions to its left and right; prefix isotonic
@@ -210,7 +212,7 @@ def _free(x: Array, y: Array, n: Array) -> Fit:
     the degrees of freedom in shape-restricted regression"). Between centers the curve is interpolated
     linearly.
     """
-    split = int(np.argmin(_prefix_errors(y, n) + _prefix_errors(y[::-1], n[::-1])[::-1]))
+    split = int(np.argmin(_compute_prefix_errors(y, n) + _compute_prefix_errors(y[::-1], n[::-1])[::-1]))
     parts = [(y[:split], n[:split], True), (y[split:], n[split:], False)]
     levels = np.concatenate([isotonic_regression(v, weights=w, increasing=up).x for v, w, up in parts if len(v)])
     top = np.flatnonzero(levels == levels.max())
@@ -218,7 +220,7 @@ def _free(x: Array, y: Array, n: Array) -> Fit:
     return Fit(lambda at: np.interp(at, x, levels), count, peak=float((x[top[0]] + x[top[-1]]) / 2))
 
 
-def _spline(x: Array, y: Array, n: Array) -> Fit:
+def _fit_spline(x: Array, y: Array, n: Array) -> Fit:
     """The cubic spline with equally many tokens between its knots, which may fall and rise again."""
     share = np.cumsum(n) / np.sum(n)
     inner = np.interp(np.arange(1, KNOTS + 1) / (KNOTS + 1), share, x)
@@ -229,7 +231,7 @@ def _spline(x: Array, y: Array, n: Array) -> Fit:
     return Fit(lambda at: curve(np.clip(at, x[0], x[-1])), len(inner) + 4)
 
 
-def _prefix_errors(y: Array, n: Array) -> Array:
+def _compute_prefix_errors(y: Array, n: Array) -> Array:
     """Weighted squared errors of the isotonic regressions of y[:i], i = 0 ... len(y)."""
     errors, total = [0.0], 0.0
     pools: list[tuple[float, float, float]] = []  # weight, mean, error inside

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from nucleoscope.stats import bootstrap, curves
-from nucleoscope.stats.sample import Sample, explainable, shortage
-from nucleoscope.store.results import choices, count_tokens, select
+from nucleoscope.stats.sample import Sample, compute_explainable, find_shortage
+from nucleoscope.store.results import count_tokens, select, select_choices
 
 POOLED = "(all)"  # replaces the model or data set in the rows of a pool; not a valid name of either
 PARAMETERS = ("a", "b", "c", "s", "m")
@@ -21,7 +21,7 @@ NEED = 160  # maximum bytes per token in `fit`, without the counts of the resamp
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
-def statistics(
+def fit_all(
     tables: Tables,
     x: str = "entropy",
     y: str = "cosine",
@@ -41,12 +41,12 @@ def statistics(
     (`bootstrap.Bins`), and a fit that starts from the fit to the data takes a fraction of a millisecond.
     From `results.StoredTables`, each process reads the runs of one pool at a time.
     """
-    groups = _groups(tables)
+    groups = _list_groups(tables)
     parts = [select(tables, keys, {"prompt", "k", x, y}) for keys in groups.values()]
     sizes = list(map(count_tokens, parts))
     order = sorted(range(len(parts)), key=lambda i: -sizes[i])  # long ones first, to keep the cores busy
-    work = partial(_fit, x=x, y=y, resamples=resamples, seed=seed)
-    done = bootstrap.each(work, [parts[i] for i in order], jobs, NEED * max(sizes, default=0))
+    work = partial(_fit_group, x=x, y=y, resamples=resamples, seed=seed)
+    done = bootstrap.map_parallel(work, [parts[i] for i in order], jobs, NEED * max(sizes, default=0))
     parts = [part for _, part in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
     for (model, dataset), part in zip(groups, parts, strict=True):
         part.insert(0, "Model", model)
@@ -54,19 +54,19 @@ def statistics(
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["Model", "Dataset", "Curve"])
 
 
-def lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 80) -> pd.DataFrame:
-    """The fitted curves of `statistics` as points to draw: Model, Dataset, Curve, x, y, tokens.
+def compute_lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 80) -> pd.DataFrame:
+    """The fitted curves of `fit_all` as points to draw: Model, Dataset, Curve, x, y, tokens.
 
     The medians they are fitted to come first, as a curve of that name, with their tokens.
     """
     parts = []
-    for (model, dataset), group in _groups(tables).items():
-        *columns, _ = _sample(select(tables, group, {"prompt", "k", x, y}), x, y)
-        if shortage(*columns):
+    for (model, dataset), group in _list_groups(tables).items():
+        *columns, _ = _collect_sample(select(tables, group, {"prompt", "k", x, y}), x, y)
+        if find_shortage(*columns):
             continue
         bins = bootstrap.Bins(*columns)
         used = bins.count > 0
-        center, median, count = bins.centers[used], bins.medians()[used], bins.count[used]
+        center, median, count = bins.centers[used], bins.compute_medians()[used], bins.count[used]
         at, head = np.linspace(center[0], center[-1], points), {"Model": model, "Dataset": dataset}
         parts.append(pd.DataFrame({**head, "Curve": "medians", "x": center, "y": median, "tokens": count}))
         for kind in curves.FORMULAS:
@@ -79,29 +79,29 @@ def lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 8
     )
 
 
-def _fit(cells: Tables, x: str, y: str, resamples: int, seed: int) -> pd.DataFrame:
-    return fit(*_sample(cells, x, y), resamples=resamples, seed=seed)
+def _fit_group(runs: Tables, x: str, y: str, resamples: int, seed: int) -> pd.DataFrame:
+    return fit(*_collect_sample(runs, x, y), resamples=resamples, seed=seed)
 
 
-def _groups(tables: Tables) -> dict[tuple[str, str], list[tuple[str, str]]]:
+def _list_groups(tables: Tables) -> dict[tuple[str, str], list[tuple[str, str]]]:
     """The runs, then the pools of several runs of one model, then of one data set; each with its runs' names."""
     groups = {key: [key] for key in sorted(tables)}
     if any(POOLED in key for key in groups):
         raise ValueError(f"a model or data set is named '{POOLED}', which is reserved for pools: rename its folder")
     for place in (0, 1):
         for name in sorted({key[place] for key in tables}):
-            cells = [key for key in sorted(tables) if key[place] == name]
-            if len(cells) > 1:
-                groups[(name, POOLED) if place == 0 else (POOLED, name)] = cells
+            runs = [key for key in sorted(tables) if key[place] == name]
+            if len(runs) > 1:
+                groups[(name, POOLED) if place == 0 else (POOLED, name)] = runs
     return groups
 
 
-def _sample(cells: Tables, x: str, y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+def _collect_sample(runs: Tables, x: str, y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """x, y and the prompt's number for each token of some runs, and a note on tokens without x or y."""
-    number = {dataset: place for place, dataset in enumerate(dict.fromkeys(dataset for _, dataset in cells))}
+    number = {dataset: place for place, dataset in enumerate(dict.fromkeys(dataset for _, dataset in runs))}
     parts, lost, has = [], 0, {x: False, y: False}
-    for key in cells:  # one table at a time
-        frame = choices(cells[key][["k", "prompt", x, y]])
+    for key in runs:  # one table at a time
+        frame = select_choices(runs[key][["k", "prompt", x, y]])
         finite = np.isfinite(frame[[x, y]])
         has = {name: has[name] or bool(finite[name].any()) for name in has}
         kept = frame[finite.all(axis=1)]
@@ -151,21 +151,21 @@ def fit(
     interval of its peak is a rough guide, because the position of a maximum is not a smooth statistic.
     """
     head = {"tokens": len(x), "prompts": len(np.unique(prompt))}
-    why = shortage(x, y, prompt)
+    why = find_shortage(x, y, prompt)
     if why:
         rows, smooth = [{"Curve": kind, "note": why} for kind in curves.FORMULAS], np.nan
     else:
-        sample, smooth = Sample(x, y, prompt, resamples, seed), explainable(x, y)
-        rows = [sample.row(kind) for kind in curves.FORMULAS]
-    frame = pd.DataFrame([{"Curve": row["Curve"], **head, **_blank(), **row} for row in rows])
+        sample, smooth = Sample(x, y, prompt, resamples, seed), compute_explainable(x, y)
+        rows = [sample.compute_row(kind) for kind in curves.FORMULAS]
+    frame = pd.DataFrame([{"Curve": row["Curve"], **head, **_build_blank(), **row} for row in rows])
     if note:
         frame["note"] = [
             note if note.startswith("no ") else "; ".join(filter(None, [note, row])) for row in frame["note"]
         ]
-    return _compared(frame, smooth)
+    return _compare(frame, smooth)
 
 
-def _blank() -> dict[str, object]:
+def _build_blank() -> dict[str, object]:
     """The columns of a row in their order, empty."""
     bounded = [f"{name}{part}" for name in (*PARAMETERS, "peak") for part in ("", " low", " high")]
     linear = [f"{name}{part}" for name in ("alpha", "beta") for part in ("", " low", " high")]
@@ -180,7 +180,7 @@ def _blank() -> dict[str, object]:
     }
 
 
-def _compared(frame: pd.DataFrame, smooth: float) -> pd.DataFrame:
+def _compare(frame: pd.DataFrame, smooth: float) -> pd.DataFrame:
     """Divides R2 by that of the free curve and of a spline, and subtracts the smallest AICc."""
     free = frame.set_index("Curve")["R2 (tokens)"]["free"]
     for name, reference in (("of free", free), ("of spline", smooth)):

@@ -17,13 +17,13 @@ LEAST_BINS = 8  # minimum of non-empty bins: at most five numbers are fitted, in
 ROWS = 1 << 17  # rows of a spline's design matrix in memory at once
 
 
-def shortage(x: np.ndarray, y: np.ndarray, prompt: np.ndarray) -> str:
+def find_shortage(x: np.ndarray, y: np.ndarray, prompt: np.ndarray) -> str:
     """Why no curve can be fitted to a sample x, y, prompt (n,); "" if one can."""
     if len(x) < 3:
         return "fewer than three tokens with k > 1"
     if len(np.unique(prompt)) == 1:
         return "only one prompt has tokens with k > 1"
-    if bootstrap.constant(x) or bootstrap.constant(y):
+    if bootstrap.is_constant(x) or bootstrap.is_constant(y):
         return "entropy or cosine is constant"
     bins = np.count_nonzero(np.histogram(x, bootstrap.BINS)[0])
     return f"only {bins} bins contain tokens; {LEAST_BINS} are needed" if bins < LEAST_BINS else ""
@@ -32,7 +32,7 @@ def shortage(x: np.ndarray, y: np.ndarray, prompt: np.ndarray) -> str:
 class Sample:
     """One sample of tokens with its bins, in the data, in every resample, and without each fold.
 
-    x, y: (n,), finite; prompt: (n,), any integers that identify the prompts. `shortage` must return ""
+    x, y: (n,), finite; prompt: (n,), any integers that identify the prompts. `find_shortage` must return ""
     for them. ValueError if ``resamples`` is less than one. ``seed`` determines the resamples and which
     prompts form a fold: ``fold`` (prompts,), in the order of their numbers. ``data`` contains (sizes,
     medians) of the bins, ``without`` such a pair for the tokens outside each fold, ``drawn`` one for
@@ -47,52 +47,54 @@ class Sample:
         self.fold = np.random.default_rng(seed).permutation(prompts) % min(FOLDS, prompts)  # (prompts,)
         kept = (self.fold != np.arange(self.fold.max() + 1)[:, None]).astype(np.int64)  # (folds, prompts)
         (self.data,), self.without, self.drawn = (
-            list(zip(*self.bins.sizes_and_medians(counts), strict=True))
-            for counts in (once, kept, bootstrap.draws(prompts, resamples, seed))
+            list(zip(*self.bins.compute_sizes_and_medians(counts), strict=True))
+            for counts in (once, kept, bootstrap.draw_counts(prompts, resamples, seed))
         )
 
         self.fits = {kind: self._fit(kind, self.data) for kind in curves.FORMULAS}
-        self.constant = self._held_out("constant", self.fits["constant"])  # one number per token: two at most exist
-        self.aicc = {kind: _aicc(*self._left(curve), curve.free) for kind, curve in self.fits.items()}
+        self.constant = self._compute_held_out(
+            "constant", self.fits["constant"]
+        )  # one number per token: two at most exist
+        self.aicc = {kind: _compute_aicc(*self._compute_error(curve), curve.free) for kind, curve in self.fits.items()}
 
-    def row(self, kind: str) -> dict[str, object]:
+    def compute_row(self, kind: str) -> dict[str, object]:
         """The columns of `fits.fit` for one of `curves.FORMULAS` that do not depend on other curves.
 
         delta AICc is still the AICc itself. A rejected curve has no parameters, and a note that says why.
         """
-        curve, errors = self.fits[kind], self._held_out(kind, self.fits[kind])
-        refused, error = self._refusal(kind, errors), float(errors.mean())
+        curve, errors = self.fits[kind], self._compute_held_out(kind, self.fits[kind])
+        refused, error = self._find_refusal(kind, errors), float(errors.mean())
         del errors
-        left, bins = self._left(curve)
-        total = self._left(self.fits["constant"])[0]
+        left, bins = self._compute_error(curve)
+        total = self._compute_error(self.fits["constant"])[0]
         notes = [refused, curve.note]
         if np.isnan(error) and not curve.note:
             notes.append("no held-out error: no fit if some of the prompts are left out")
         row = {"Curve": kind, "bins": bins, "formula": curves.FORMULAS[kind], "delta AICc": self.aicc[kind]}
         row |= {"R2 (medians)": 1 - left / total if total else np.nan, "held-out error": error}
         if not refused:
-            notes.append(self._where(curve))
+            notes.append(self._locate(curve))
             found, doubtful = self._parameters(kind, curve)
-            row |= found | self._linear(curve(self.x))
+            row |= found | self._fit_linear(curve(self.x))
             if doubtful > 0.05 * len(self.drawn) and not curve.note:
                 notes.append(f"{doubtful} of {len(self.drawn)} resamples ended on a bound or without a fit")
             row["before peak"] = np.nan if np.isnan(curve.peak) else float(np.mean(self.x < curve.peak))
         return row | {"note": "; ".join(filter(None, notes))}
 
-    def _left(self, curve: curves.Fit) -> tuple[float, int]:
+    def _compute_error(self, curve: curves.Fit) -> tuple[float, int]:
         """The weighted squared error of a curve on the medians, and the number of medians."""
         sizes, medians = self.data
         used = sizes > 0
         squares = (medians[used] - curve(self.bins.centers[used])) ** 2
         return float(np.sum(sizes[used] * squares)), int(used.sum())
 
-    def _refusal(self, kind: str, errors: np.ndarray) -> str:
+    def _find_refusal(self, kind: str, errors: np.ndarray) -> str:
         """Why a curve is no better than a constant, or an empty string."""
         if kind == "constant" or self.fits[kind].note == curves.FAILED:
             return ""
         reasons = [] if self.aicc[kind] < self.aicc["constant"] or kind == "free" else ["by AICc"]
         gain = self.constant - errors
-        if np.isfinite(gain).all() and gain.mean() <= CLEARLY * clustered_error(gain, self.prompt):
+        if np.isfinite(gain).all() and gain.mean() <= CLEARLY * compute_clustered_error(gain, self.prompt):
             reasons.append("by more than two standard errors on held-out prompts")
         return f"no better than a constant {' and '.join(reasons)}" if reasons else ""
 
@@ -112,7 +114,7 @@ class Sample:
         values = np.array(
             [[{**refit.parameters, "peak": refit.peak}.get(name, np.nan) for name in names] for refit in refits]
         )
-        lows, highs = bootstrap.interval(values)
+        lows, highs = bootstrap.compute_interval(values)
         found = {**curve.parameters, "peak": curve.peak}
         bounded = {
             f"{name}{part}": float(value)
@@ -121,11 +123,11 @@ class Sample:
         }
         return bounded, sum(bool(refit.note) or not refit.free for refit in refits)
 
-    def _where(self, curve: curves.Fit) -> str:
+    def _locate(self, curve: curves.Fit) -> str:
         inside = np.isnan(curve.peak) or self.bins.edges[0] <= curve.peak <= self.bins.edges[-1]
         return "" if inside else "peak outside the data"
 
-    def _held_out(self, kind: str, start: curves.Fit) -> np.ndarray:
+    def _compute_held_out(self, kind: str, start: curves.Fit) -> np.ndarray:
         """Absolute errors (n,) over the tokens of each fold, of the curve fitted to the other folds."""
         errors = np.empty(len(self.x))
         for fold, medians in enumerate(self.without):
@@ -133,7 +135,7 @@ class Sample:
             errors[held] = np.abs(self.y[held] - self._fit(kind, medians, start)(self.x[held]))
         return errors
 
-    def _linear(self, values: np.ndarray) -> dict[str, float]:
+    def _fit_linear(self, values: np.ndarray) -> dict[str, float]:
         """y = alpha + beta f over tokens, by statsmodels, with standard errors clustered by prompt."""
         if not np.isfinite(values).all():
             return {}
@@ -148,7 +150,7 @@ class Sample:
         return {name: float(value) for name, value in row.items()}
 
 
-def explainable(x: np.ndarray, y: np.ndarray) -> float:
+def compute_explainable(x: np.ndarray, y: np.ndarray) -> float:
     """R2 over tokens of a cubic spline fitted to them, with knots at the deciles of x: a reference for smooth curves.
 
     x, y: (n,), finite, neither of them constant. At most `ROWS` rows of the spline's design matrix are
@@ -172,7 +174,7 @@ def explainable(x: np.ndarray, y: np.ndarray) -> float:
     return float(1 - left.var() / y.var())
 
 
-def _aicc(left: float, bins: int, free: int) -> float:
+def _compute_aicc(left: float, bins: int, free: int) -> float:
     """AICc of weighted least squares: ``left`` over bins, with ``free`` parameters and the error's variance."""
     numbers, room = free + 1, bins - free - 2
     if room <= 0 or np.isnan(left):
@@ -180,7 +182,7 @@ def _aicc(left: float, bins: int, free: int) -> float:
     return (bins * np.log(left / bins) if left > 0 else -np.inf) + 2 * numbers * (1 + (numbers + 1) / room)
 
 
-def clustered_error(values: np.ndarray, prompt: np.ndarray) -> float:
+def compute_clustered_error(values: np.ndarray, prompt: np.ndarray) -> float:
     """The standard error of a mean over tokens, clustered by prompt.
 
     values: (n,); prompt: (n,), the prompts' numbers 0, 1, ..., all of them used and at least two.

@@ -12,108 +12,112 @@ from scipy.stats import rankdata
 # Distributions
 
 
-def zipf(size: int, exponent: float) -> np.ndarray:
+def compute_zipf(size: int, exponent: float) -> np.ndarray:
     """Probabilities (size,) in proportion to 1 / rank ** exponent."""
     weights = np.arange(1, size + 1) ** -float(exponent)
     return weights / weights.sum()
 
 
-def entropy(q: np.ndarray) -> float:
+def compute_entropy(q: np.ndarray) -> float:
     """- sum q log q, in nats; zeros add nothing."""
     q = np.asarray(q)[np.asarray(q) > 0]
     return float(-(q * np.log(q)).sum() + 0.0)
 
 
-def binary_entropy(m: np.ndarray) -> np.ndarray:
+def compute_binary_entropy(m: np.ndarray) -> np.ndarray:
     """h(m) = - m log m - (1 - m) log(1 - m), in nats; 0 at both ends."""
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = [np.where(x > 0, -x * np.log(x), 0) for x in (np.asarray(m, float), 1 - np.asarray(m, float))]
     return parts[0] + parts[1]
 
 
-def nucleus(p: np.ndarray, top_p: float) -> np.ndarray:
+def find_nucleus(p: np.ndarray, top_p: float) -> np.ndarray:
     """Ids of the smallest prefix of falling probability with mass >= top_p; ties: lower id first."""
     order = np.argsort(-p, kind="stable")
     return order[: np.searchsorted(p[order].cumsum(), top_p) + 1]
 
 
-def parts(p: np.ndarray, top_p: float) -> tuple[float, float, float]:
+def split_entropy(p: np.ndarray, top_p: float) -> tuple[float, float, float]:
     """The three terms of H(p): inside or outside the nucleus, within the nucleus, within the tail."""
-    inside = nucleus(p, top_p)
+    inside = find_nucleus(p, top_p)
     outside = np.delete(p, inside)
     m = p[inside].sum()
-    tail = outside.sum() * entropy(outside / outside.sum()) if outside.sum() > 0 else 0.0
-    return float(binary_entropy(m)), m * entropy(p[inside] / m), tail
+    tail = outside.sum() * compute_entropy(outside / outside.sum()) if outside.sum() > 0 else 0.0
+    return float(compute_binary_entropy(m)), m * compute_entropy(p[inside] / m), tail
 
 
 # Directions
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
+def normalise_rows(rows: np.ndarray) -> np.ndarray:
     """``rows`` (..., d), each divided by its length."""
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def embedding(rng: np.random.Generator, rows: int = 2000, width: int = 64, common: float = 4.0) -> np.ndarray:
+def draw_embedding(rng: np.random.Generator, rows: int = 2000, width: int = 64, common: float = 4.0) -> np.ndarray:
     """Unit rows (rows, width) of a synthetic embedding: noise plus a common direction, with random weights.
 
     ``common`` is the mean weight, in units of the noise's standard deviation; 0 gives an isotropic one.
     """
     noise = rng.normal(size=(rows, width))
     noise[:, 0] += common * (1 + 0.5 * rng.normal(size=rows))
-    return unit(noise)
+    return normalise_rows(noise)
 
 
-def mean_cosine(units: np.ndarray, squares: float | None = None) -> float:
+def compute_mean_cosine(units: np.ndarray, squares: float | None = None) -> float:
     """Mean of u_i.u_j over pairs, without pairs; ``squares`` replaces sum |u_i|^2."""
     total, k = units.sum(0), len(units)
     return float((total @ total - ((units**2).sum() if squares is None else squares)) / (k * (k - 1)))
 
 
-def to_bfloat16(values: np.ndarray) -> np.ndarray:
+def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
     """``values`` rounded to bfloat16 (to nearest, ties to even), as float32."""
     bits = np.asarray(values, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def rounding_errors(rng: np.random.Generator, sizes: Sequence[int], width: int = 576, draws: int = 100) -> np.ndarray:
+def compute_rounding_errors(
+    rng: np.random.Generator, sizes: Sequence[int], width: int = 576, draws: int = 100
+) -> np.ndarray:
     """Mean error (sizes, 2) of the mean cosine of rows normalised in bfloat16: with k, with sum |u_i|^2."""
-    exact = to_bfloat16(rng.normal(size=(max(sizes) * 2, width))).astype(float)
-    norms = to_bfloat16(np.linalg.norm(exact, axis=1, keepdims=True)).astype(float)
-    rounded, exact = to_bfloat16(exact / norms).astype(float), unit(exact)
+    exact = round_to_bfloat16(rng.normal(size=(max(sizes) * 2, width))).astype(float)
+    norms = round_to_bfloat16(np.linalg.norm(exact, axis=1, keepdims=True)).astype(float)
+    rounded, exact = round_to_bfloat16(exact / norms).astype(float), normalise_rows(exact)
     errors = np.empty((len(sizes), 2, draws))
     for place, k in enumerate(sizes):
         for draw in range(draws):
             rows = rng.choice(len(exact), k, replace=False)
-            truth = mean_cosine(exact[rows])
-            errors[place, :, draw] = [abs(mean_cosine(rounded[rows], squares) - truth) for squares in (k, None)]
+            truth = compute_mean_cosine(exact[rows])
+            errors[place, :, draw] = [abs(compute_mean_cosine(rounded[rows], squares) - truth) for squares in (k, None)]
     return errors.mean(-1)
 
 
-def drawn_cosines(rng: np.random.Generator, units: np.ndarray, sizes: Sequence[int], draws: int) -> np.ndarray:
+def draw_cosines(rng: np.random.Generator, units: np.ndarray, sizes: Sequence[int], draws: int) -> np.ndarray:
     """Mean cosines (sizes, draws) of k rows drawn without replacement."""
     v = len(units)
-    return np.array([[mean_cosine(units[rng.choice(v, k, replace=False)]) for _ in range(draws)] for k in sizes])
+    return np.array(
+        [[compute_mean_cosine(units[rng.choice(v, k, replace=False)]) for _ in range(draws)] for k in sizes]
+    )
 
 
-def draw_moments(units: np.ndarray) -> tuple[float, float, float]:
+def compute_draw_moments(units: np.ndarray) -> tuple[float, float, float]:
     """Mean cosine of all pairs, S_g^2 of the rows' effects, and the mean square of the pairs' residuals; O(V d^2)."""
     v, square = len(units), (units**2).sum(1)
-    center = mean_cosine(units)
+    center = compute_mean_cosine(units)
     effect = (v - 1) / (v - 2) * ((units @ units.sum(0) - square) / (v - 1) - center)
     mean_square = (np.square(units.T @ units).sum() - np.square(square).sum()) / (v * (v - 1))
     spread = np.square(effect).sum() / (v - 1)
     return center, spread, mean_square - center**2 - 2 * spread * (v - 2) / v
 
 
-def draw_variance(k: np.ndarray, rows: int, spread: float, rest: float) -> np.ndarray:
+def compute_draw_variance(k: np.ndarray, rows: int, spread: float, rest: float) -> np.ndarray:
     """Variance of the mean cosine of k of the ``rows`` drawn without replacement."""
     k = np.asarray(k, float)
     share = (rows - k) * (rows - k - 1) / ((rows - 2) * (rows - 3))
     return 4 / k * spread * (1 - k / rows) + 2 / (k * (k - 1)) * rest * share
 
 
-def diluted(k: np.ndarray, core: int, inside: float, across: float, outside: float) -> np.ndarray:
+def compute_diluted(k: np.ndarray, core: int, inside: float, across: float, outside: float) -> np.ndarray:
     """Expected mean cosine of ``core`` fixed candidates and k - core rows drawn at random."""
     rest = k - core
     pairs = core * (core - 1) * inside + 2 * core * rest * across + rest * (rest - 1) * outside
@@ -123,7 +127,7 @@ def diluted(k: np.ndarray, core: int, inside: float, across: float, outside: flo
 # Diversity
 
 
-def diversity(q: np.ndarray, z: np.ndarray, order: float) -> float:
+def compute_diversity(q: np.ndarray, z: np.ndarray, order: float) -> float:
     """Leinster and Cobbold's diversity of an order, for weights ``q`` > 0 and similarities ``z``."""
     ordinariness = z @ q
     if order == 1:
@@ -131,23 +135,23 @@ def diversity(q: np.ndarray, z: np.ndarray, order: float) -> float:
     return float((q * ordinariness ** (order - 1)).sum() ** (1 / (1 - order)))
 
 
-def similarity_entropy(q: np.ndarray, units: np.ndarray) -> float:
+def compute_similarity_entropy(q: np.ndarray, units: np.ndarray) -> float:
     """- sum q_i log((1 + u_i.M) / 2), in nats."""
     return float(-(q * np.log((1 + units @ (q @ units)) / 2)).sum())
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
+def compute_spearman(x: np.ndarray, y: np.ndarray) -> float:
     """Pearson's coefficient of the ranks."""
     return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
-def partial_spearman(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
+def compute_partial_spearman(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
     """Spearman's coefficient of x and y given a third, by the formula for partial correlation."""
-    xy, xz, yz = spearman(x, y), spearman(x, given), spearman(y, given)
+    xy, xz, yz = compute_spearman(x, y), compute_spearman(x, given), compute_spearman(y, given)
     return (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
 
 
-def diluted_nuclei(
+def draw_diluted_nuclei(
     rng: np.random.Generator, units: np.ndarray, count: int, core: int, noise: float, largest: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sizes, entropies and mean cosines (count,) of synthetic nuclei: ``core`` noisy copies of one row, random rows,
@@ -156,18 +160,18 @@ def diluted_nuclei(
     entropies, cosines = np.empty(count), np.empty(count)
     for place, k in enumerate(sizes):
         rows = units[rng.choice(len(units), k - core + 1, replace=False)]
-        alike = unit(rows[0] + noise * rng.normal(size=(core, units.shape[1])))
-        cosines[place] = mean_cosine(np.concatenate([alike, rows[1:]]))
-        entropies[place] = entropy(zipf(k, rng.uniform(0, 1.5)))
+        alike = normalise_rows(rows[0] + noise * rng.normal(size=(core, units.shape[1])))
+        cosines[place] = compute_mean_cosine(np.concatenate([alike, rows[1:]]))
+        entropies[place] = compute_entropy(compute_zipf(k, rng.uniform(0, 1.5)))
     return sizes, entropies, cosines
 
 
-def made_choices(rng: np.random.Generator, count: int) -> np.ndarray:
+def draw_choices(rng: np.random.Generator, count: int) -> np.ndarray:
     """Entropy, similarity entropy and |M| (count, 3) of synthetic nuclei of many sizes, shapes and similarities."""
     found = np.empty((count, 3))
     for row in found:
         k, width = int(np.exp(rng.uniform(0.7, 4.5))), int(rng.choice([1, 2, 4, 64]))
-        units = unit(rng.normal(size=(k, width)) + rng.choice([0, 0.3, 1, 3]) * np.eye(1, width))
-        q = zipf(k, rng.uniform(0, 3))
-        row[:] = entropy(q), similarity_entropy(q, units), np.linalg.norm(q @ units)
+        units = normalise_rows(rng.normal(size=(k, width)) + rng.choice([0, 0.3, 1, 3]) * np.eye(1, width))
+        q = compute_zipf(k, rng.uniform(0, 3))
+        row[:] = compute_entropy(q), compute_similarity_entropy(q, units), np.linalg.norm(q @ units)
     return found

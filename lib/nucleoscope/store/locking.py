@@ -59,7 +59,7 @@ class Lock:
 
     def __init__(self, folder: Path):
         self.path = folder / LOCK
-        self._done, self._name = threading.Event(), _me()
+        self._done, self._name = threading.Event(), _describe_self()
         self._file = -1  # the descriptor of the lock file
         self._lock = self._acquire()
         os.ftruncate(self._file, 0)
@@ -84,7 +84,7 @@ class Lock:
         """Releases the folder for other processes."""
         self._done.set()
         self._beat.join()
-        if self._holder() == self._name:  # otherwise this machine was suspended, and another one took the lock
+        if self._read_name() == self._name:  # otherwise this machine was suspended, and another one took the lock
             self.path.unlink(missing_ok=True)
         self._lock.release()
 
@@ -100,15 +100,15 @@ class Lock:
             try:
                 lock.acquire(timeout=max(deadline - time.monotonic(), 0))
             except Timeout:
-                raise self._refusal(self._read_holder()) from None
+                raise self._build_refusal(self._read_holder()) from None
             except OSError as error:
                 folder = self.path.parent
                 raise OSError(f"cannot lock '{folder}' ({error.strerror}): use another --results_dir") from None
             self._file = files[-1]
-            holder = self._holder()
+            holder = self._read_name()
             # filelock recognises a file that was just removed by its link count, which NFS keeps at 1
             try:
-                if self._look_up() and (not _elsewhere(holder) or self._falls_silent(holder)):
+                if self._look_up() and (not _is_elsewhere(holder) or self._wait_for_silence(holder)):
                     return lock
             except BaseException:
                 lock.release()
@@ -116,7 +116,7 @@ class Lock:
             lock.release()
             deadline = time.monotonic() + LOCK_SECONDS
 
-    def _falls_silent(self, holder: str) -> bool:
+    def _wait_for_silence(self, holder: str) -> bool:
         """True after `SILENCE` without a heartbeat of a process on another machine; False if it ends in the meantime.
 
         Raises BlockingIOError at its first heartbeat.
@@ -127,7 +127,7 @@ class Lock:
             # the first time stamp comes from the same look-up: that of an open descriptor may be older (NFS)
             beat = found.st_mtime_ns if beat is None else beat
             if found.st_mtime_ns != beat:
-                raise self._refusal(holder)
+                raise self._build_refusal(holder)
             if time.monotonic() - begun > SILENCE:
                 return True
             time.sleep(POLL)
@@ -142,7 +142,7 @@ class Lock:
             return None
         return found if os.path.samestat(found, os.fstat(self._file)) else None
 
-    def _holder(self) -> str:
+    def _read_name(self) -> str:
         return os.pread(self._file, 4096, 0).decode(errors="replace")
 
     def _read_holder(self) -> str:
@@ -154,18 +154,18 @@ class Lock:
             time.sleep(POLL)  # a process that has just locked it is about to write its name
         return ""
 
-    def _refusal(self, holder: str) -> BlockingIOError:
+    def _build_refusal(self, holder: str) -> BlockingIOError:
         return BlockingIOError(
             f"'{self.path.parent}' is being written by {holder.strip() or 'another process'}: "
             "wait until it ends, or use another --results_dir"
         )
 
 
-def _me() -> str:
+def _describe_self() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}\n"
 
 
-def _elsewhere(holder: str) -> bool:
+def _is_elsewhere(holder: str) -> bool:
     return bool(holder) and not holder.endswith(f" on {socket.gethostname()}\n")
 
 

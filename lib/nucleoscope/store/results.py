@@ -1,7 +1,7 @@
 """Results on disk: where they are, what they are called, and how they are loaded as a table.
 
 Contract: this module does not depend on models or statistics. A run is one model on one data set, in
-``<results_dir>/<dataset>/<model>/`` (see `cell_folder`); `run_folder.Cell` writes it. Analyses read
+``<results_dir>/<dataset>/<model>/`` (see `locate_run`); `run_folder.RunFolder` writes it. Analyses read
 its tokens.parquet, which this module also writes for measurements that have none, such as those of
 the published study.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleoscope import quantities
-from nucleoscope.atomic import whole
+from nucleoscope.atomic import write_atomically
 from nucleoscope.store.mapped_records import map_records, read_vectors
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
@@ -41,7 +41,7 @@ SOURCE = b"nucleoscope.measurements"  # the metadata key in tokens.parquet for t
 END = 2**16  # bytes at each end of a measurements file that go into its fingerprint
 
 
-def short_names(dataset_name: str, model_name: str) -> tuple[str, str]:
+def shorten_names(dataset_name: str, model_name: str) -> tuple[str, str]:
     """The names of a run's data set and model in paths and tables.
 
     A file of prompts is called by its name without the extension, a model by the part after the last "/".
@@ -53,14 +53,14 @@ def short_names(dataset_name: str, model_name: str) -> tuple[str, str]:
     return names
 
 
-def cell_folder(
+def locate_run(
     results_dir: str | os.PathLike, dataset_name: str, model_name: str, text_column: str | None = None
 ) -> Path:
     """The folder of one run.
 
     Texts that were scored, not generated, count as a data set of their own, <dataset>-<text_column>.
     """
-    dataset, model = short_names(dataset_name, model_name)
+    dataset, model = shorten_names(dataset_name, model_name)
     if text_column:
         dataset = f"{dataset}-{text_column.replace('/', '_')}"
     return Path(results_dir, dataset, model)
@@ -68,20 +68,20 @@ def cell_folder(
 
 def load(path: str | os.PathLike) -> list[dict]:
     """The records of a measurements file, one per prompt. ValueError names a damaged or unsupported file."""
-    return _checked(read(path), path)
+    return _check_records(read(path), path)
 
 
 def _load_mapped(path: Path) -> list[dict]:
     """Like `load`, but with `mapped_records.MappedVector` for tensors if the file was written by Nucleoscope."""
     try:
-        return _checked(map_records(path), path)
+        return _check_records(map_records(path), path)
     except FileNotFoundError:
         raise
     except Exception:  # `load` either reads the file or says in one line what is wrong with it
         return load(path)
 
 
-def _checked(records: Any, path: str | os.PathLike) -> list[dict]:
+def _check_records(records: Any, path: str | os.PathLike) -> list[dict]:
     if not isinstance(records, list) or not all(isinstance(r, dict) and all(k in r for k in REQUIRED) for r in records):
         raise ValueError(f"'{path}' is not a measurements file: it has no list of records with {', '.join(REQUIRED)}")
     return records
@@ -107,19 +107,19 @@ def describe_run(info: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measurements(folder: Path) -> Path | None:
+def find_measurements(folder: Path) -> Path | None:
     """The measurements file in a run's folder: ours, or else the latest one from the published study's code."""
     if (folder / MEASUREMENTS).is_file():
         return folder / MEASUREMENTS
     return max(folder.glob(STUDY_MEASUREMENTS), default=None)  # their names end with the time
 
 
-def cells(results_dir: str | os.PathLike = "results") -> list[Path]:
+def list_runs(results_dir: str | os.PathLike = "results") -> list[Path]:
     """The folders below ``results_dir`` that contain measurements, by data set and model."""
-    return sorted(folder for folder in Path(results_dir).glob("*/*/") if measurements(folder))
+    return sorted(folder for folder in Path(results_dir).glob("*/*/") if find_measurements(folder))
 
 
-def load_cells(
+def load_runs(
     results_dir: str | os.PathLike = "results",
 ) -> tuple[dict[tuple[str, str], "pd.DataFrame"], dict[Path, str]]:
     """The tokens of every run below ``results_dir``, and the files that cannot be read.
@@ -131,24 +131,24 @@ def load_cells(
     """
     _check_results_dir(results_dir)
     damaged: dict[Path, str] = {}
-    return dict(each_cell(results_dir, damaged)), damaged
+    return dict(iterate_runs(results_dir, damaged)), damaged
 
 
-def each_cell(
+def iterate_runs(
     results_dir: str | os.PathLike, damaged: dict[Path, str], columns: Collection[str] | None = None
 ) -> Iterator[tuple[tuple[str, str], "pd.DataFrame"]]:
     """The name and the tokens of one run after another; files that cannot be read are added to ``damaged``."""
-    for folder in cells(results_dir):
-        with _naming(damaged, path := measurements(folder)):
-            found = load_cell(path, folder.name, folder.parent.name, columns)
+    for folder in list_runs(results_dir):
+        with _collect_damage(damaged, path := find_measurements(folder)):
+            found = load_run(path, folder.name, folder.parent.name, columns)
         if path not in damaged:
             yield (folder.name, folder.parent.name), found
 
 
-def load_cell(
+def load_run(
     path: str | os.PathLike, model: str, dataset: str, columns: Collection[str] | None = None
 ) -> "pd.DataFrame":
-    """The tokens of one measurements file as a table, with all columns of `load_cells` or only some of them.
+    """The tokens of one measurements file as a table, with all columns of `load_runs` or only some of them.
 
     ``path`` is the measurements file. Its tokens.parquet is read; if it does not exist or belongs to other
     measurements, it is written first. ValueError names a bad file.
@@ -212,15 +212,15 @@ def count_tokens(tables: Mapping[tuple[str, str], "pd.DataFrame"]) -> int:
 
 
 def load_readable(results_dir: str | os.PathLike) -> StoredTables:
-    """The tables of `load_cells`, left in their files, to be read one at a time.
+    """The tables of `load_runs`, left in their files, to be read one at a time.
 
     Files that cannot be read are named on stderr. ValueError if none is left.
     """
     _check_results_dir(results_dir)
     sources: dict[tuple[str, str], Path | pd.DataFrame] = {}
     damaged: dict[Path, str] = {}
-    for folder in cells(results_dir):
-        with _naming(damaged, path := measurements(folder)):
+    for folder in list_runs(results_dir):
+        with _collect_damage(damaged, path := find_measurements(folder)):
             sources[folder.name, folder.parent.name] = _convert(path)
     for problem in damaged.values():
         print("skipped:", problem, file=sys.stderr)
@@ -230,18 +230,18 @@ def load_readable(results_dir: str | os.PathLike) -> StoredTables:
 
 
 def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
-    """All measured tokens below ``results_dir``, one per row; columns as in `load_cells`.
+    """All measured tokens below ``results_dir``, one per row; columns as in `load_runs`.
 
     ValueError names a bad file.
     """
     import pandas as pd
     from pandas.api.types import union_categoricals
 
-    tables, damaged = load_cells(results_dir)
+    tables, damaged = load_runs(results_dir)
     if damaged:
         raise ValueError(next(iter(damaged.values())))
     if not tables:
-        return table([], "", "").assign(model=pd.Categorical([]), dataset=pd.Categorical([]))
+        return tabulate([], "", "").assign(model=pd.Categorical([]), dataset=pd.Categorical([]))
     parts = [tables[key] for key in sorted(tables, key=lambda key: key[::-1])]
     names = {name: union_categoricals([part[name] for part in parts]) for name in ("model", "dataset")}
     joined = pd.concat([part.drop(columns=list(names)) for part in parts], ignore_index=True)
@@ -256,7 +256,7 @@ def load_records(
     Everything else is not read from disk or not kept: candidates are read only for these prompts.
     ValueError names a damaged file, or a prompt that the run does not have.
     """
-    path = measurements(Path(folder))
+    path = find_measurements(Path(folder))
     if path is None:
         raise FileNotFoundError(f"no measurements in '{folder}': measure the model first")
     records, found = _load_mapped(path), {}
@@ -274,7 +274,7 @@ def _check_results_dir(results_dir: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def _naming(damaged: dict[Path, str], path: Path) -> Iterator[None]:
+def _collect_damage(damaged: dict[Path, str], path: Path) -> Iterator[None]:
     """Records in ``damaged`` why ``path`` cannot be read, instead of raising the error."""
     try:
         yield
@@ -282,12 +282,12 @@ def _naming(damaged: dict[Path, str], path: Path) -> Iterator[None]:
         damaged[path] = str(error) if str(path) in str(error) else f"'{path}': {error}"
 
 
-def table(records: list[dict], model: str, dataset: str) -> "pd.DataFrame":
-    """The tokens of some records as a table; columns as in `load_cells`. ValueError names a bad prompt."""
-    return _add_names(_tabulate(records), model, dataset)
+def tabulate(records: list[dict], model: str, dataset: str) -> "pd.DataFrame":
+    """The tokens of some records as a table; columns as in `load_runs`. ValueError names a bad prompt."""
+    return _add_names(_tabulate_records(records), model, dataset)
 
 
-def _tabulate(records: list[dict]) -> "pd.DataFrame":
+def _tabulate_records(records: list[dict]) -> "pd.DataFrame":
     """The table of some records, without the columns model and dataset."""
     import numpy as np
     import pandas as pd
@@ -328,7 +328,7 @@ def write_tokens(records: list[dict], path: Path) -> None:
     One row per token, with columns for prompt, step, k and token and one per quantity, which is null
     where it has no value. The file appears only when it is complete.
     """
-    _write_parquet(_tabulate(records), path, _fingerprint(path))
+    _write_parquet(_tabulate_records(records), path, _compute_fingerprint(path))
 
 
 def _write_parquet(frame: "pd.DataFrame", path: Path, fingerprint: bytes) -> None:
@@ -337,7 +337,7 @@ def _write_parquet(frame: "pd.DataFrame", path: Path, fingerprint: bytes) -> Non
 
     columns = pa.Table.from_pandas(frame, preserve_index=False)  # NaN becomes null
     columns = columns.replace_schema_metadata({**columns.schema.metadata, SOURCE: fingerprint})
-    with whole(path.with_name(TOKENS)) as stream:
+    with write_atomically(path.with_name(TOKENS)) as stream:
         parquet.write_table(columns, stream)
 
 
@@ -346,11 +346,11 @@ def _convert(path: Path) -> "Path | pd.DataFrame":
 
     Returns the table itself if the file cannot be written. ValueError names a bad file.
     """
-    tokens, fingerprint = path.with_name(TOKENS), _fingerprint(path)
+    tokens, fingerprint = path.with_name(TOKENS), _compute_fingerprint(path)
     if _read_source(tokens) == fingerprint:
         return tokens
-    frame = _tabulate(_load_mapped(path))
-    if path != measurements(path.parent):  # an older file of the study: tokens.parquet belongs to the latest one
+    frame = _tabulate_records(_load_mapped(path))
+    if path != find_measurements(path.parent):  # an older file of the study: tokens.parquet belongs to the latest one
         return frame
     try:
         _write_parquet(frame, path, fingerprint)
@@ -359,7 +359,7 @@ def _convert(path: Path) -> "Path | pd.DataFrame":
     return tokens
 
 
-def _fingerprint(path: Path) -> bytes:
+def _compute_fingerprint(path: Path) -> bytes:
     """Identifies a measurements file: its name, its size, and a hash of its two ends.
 
     A file of torch.save ends with the checksums of its parts. Unlike a time stamp, a fingerprint is
@@ -418,7 +418,7 @@ def _read_columns(
     return frame[[name for name in (*known, *others) if columns is None or name in columns]]
 
 
-def choices(table: "pd.DataFrame") -> "pd.DataFrame":
+def select_choices(table: "pd.DataFrame") -> "pd.DataFrame":
     """The tokens that had an alternative (k > 1): with one candidate there is no pair to compare."""
     return table[table["k"] > 1]
 

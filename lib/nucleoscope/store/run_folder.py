@@ -1,7 +1,7 @@
 """One run on disk while it is measured: opened with its settings, filled batch by batch, then finished.
 
 Contract: this module deals with paths and files, and does not depend on models or statistics. A run is one
-model on one data set, in ``<results_dir>/<dataset>/<model>/`` (see `results.cell_folder`); until it
+model on one data set, in ``<results_dir>/<dataset>/<model>/`` (see `results.locate_run`); until it
 ends, finished batches are kept in ``batches/`` there, next to the settings that they were made with, so
 that a killed run can be resumed.
 """
@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nucleoscope.atomic import whole, write_json
+from nucleoscope.atomic import write_atomically, write_json
 from nucleoscope.settings import fill_defaults
 from nucleoscope.store.locking import Lock, check_folder
 from nucleoscope.store.results import MEASUREMENTS, NOTEBOOKS, RUN_INFO, TOKENS, load, read, read_json, write_tokens
@@ -28,7 +28,7 @@ def check(folder: Path, overwrite: bool = False) -> None:
         check_folder(folder)
 
 
-class Cell:
+class RunFolder:
     """One run on disk: opened with its settings, filled batch by batch, then finished.
 
     ``settings`` are the parameters and identities that decide which tokens are measured; one that an
@@ -61,7 +61,7 @@ class Cell:
         """Whether the results exist; FileExistsError if existing results must not be replaced."""
         measurements, info = self.folder / MEASUREMENTS, self.folder / RUN_INFO
         done = self._check(info, lambda content: content.get("settings"))
-        if done and measurements.is_file() and not (self.overwrite and not _readable(measurements)):
+        if done and measurements.is_file() and not (self.overwrite and not _is_readable(measurements)):
             return True
         begun = self._check(self.batches / "settings.json", lambda content: content)
         if measurements.is_file() and not info.is_file() and not begun and not self.overwrite:
@@ -76,28 +76,30 @@ class Cell:
         if not isinstance(found, dict):
             raise ValueError(f"'{path}' contains no settings: move it away")
         same = fill_defaults(found) == fill_defaults(self.settings)
-        if not same and not (self.overwrite and self._replaceable(found)):
-            raise FileExistsError(self._difference(found))
+        if not same and not (self.overwrite and self._is_replaceable(found)):
+            raise FileExistsError(self._describe_difference(found))
         return same
 
-    def _replaceable(self, found: dict) -> bool:
+    def _is_replaceable(self, found: dict) -> bool:
         """Whether both are for the same model and data set, by name or by content."""
         return all(
             any(found.get(key) == self.settings.get(key) is not None for key in keys)
             for keys in (("model_name", "model"), ("dataset_name", "dataset"))
         )
 
-    def _difference(self, found: dict) -> str:
+    def _describe_difference(self, found: dict) -> str:
         there, here = fill_defaults(found), fill_defaults(self.settings)
         keys = [key for key in {**found, **self.settings} if there.get(key) != here.get(key)]
         advice = "--overwrite replaces them, another --results_dir keeps both"
-        if not self._replaceable(found):
+        if not self._is_replaceable(found):
             keys = [key for key in ("model_name", "dataset_name") if key in keys] or keys
             advice = "use another --results_dir or move that folder away"
-        changes = [f"{key} is {_brief(there.get(key))} there and {_brief(here.get(key))} here" for key in keys]
+        changes = [
+            f"{key} is {_abbreviate(there.get(key))} there and {_abbreviate(here.get(key))} here" for key in keys
+        ]
         return f"'{self.folder}' contains results of another run: {', '.join(changes)}; {advice}"
 
-    def __enter__(self) -> "Cell":
+    def __enter__(self) -> "RunFolder":
         self.start()
         return self
 
@@ -206,11 +208,11 @@ class Cell:
 def _save(value: Any, path: Path) -> None:
     import torch
 
-    with whole(path) as stream:
+    with write_atomically(path) as stream:
         torch.save(value, stream)
 
 
-def _readable(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     try:
         load(path)
     except ValueError:
@@ -218,6 +220,6 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def _brief(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from nucleoscope.stats.bootstrap import constant
-from nucleoscope.store.results import choices, table
-from nucleoscope.views.token_text import literal
+from nucleoscope.stats.bootstrap import is_constant
+from nucleoscope.store.results import select_choices, tabulate
+from nucleoscope.views.token_text import escape_name
 
 ENOUGH = 20  # minimum of tokens with k > 1 for a prompt's coefficient
 FEWEST = 3  # minimum of tokens for any coefficient at all
@@ -34,36 +34,36 @@ class Pick(NamedTuple):
     sentence: str
 
 
-def within(tokens: pd.DataFrame) -> pd.DataFrame:
+def correlate_within_prompts(tokens: pd.DataFrame) -> pd.DataFrame:
     """Each prompt's own Spearman coefficient of entropy and cosine over its tokens with k > 1.
 
     One row per prompt with such tokens, by its number: ``r``, NaN if either does not vary or
     fewer than three tokens remain, and ``tokens``, how many it is based on. Equal values share a rank.
     """
-    pairs = choices(tokens)
+    pairs = select_choices(tokens)
     pairs = pairs[np.isfinite(pairs[["entropy", "cosine"]]).all(axis=1)]
-    rows = {prompt: (_spearman(group), len(group)) for prompt, group in pairs.groupby("prompt")}
+    rows = {prompt: (_compute_spearman(group), len(group)) for prompt, group in pairs.groupby("prompt")}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["r", "tokens"]).astype({"r": float})
 
 
-def _spearman(pairs: pd.DataFrame) -> float:
+def _compute_spearman(pairs: pd.DataFrame) -> float:
     x, y = pairs["entropy"].to_numpy(), pairs["cosine"].to_numpy()
-    if len(pairs) < FEWEST or constant(x) or constant(y):
+    if len(pairs) < FEWEST or is_constant(x) or is_constant(y):
         return np.nan
     return float(np.corrcoef(pairs["entropy"].rank(), pairs["cosine"].rank())[0, 1])
 
 
-def chosen(tokens: pd.DataFrame) -> list[Pick]:
+def choose_prompts(tokens: pd.DataFrame) -> list[Pick]:
     """Up to three prompts: the one with the median coefficient, the most and the least correlated one.
 
-    The coefficient is that of `within`. Only prompts with at least 20 tokens with k > 1 take
+    The coefficient is that of `correlate_within_prompts`. Only prompts with at least 20 tokens with k > 1 take
     part, or, if texts are short, with at least half as many as the longest prompt with a coefficient: three
     tokens are easily in perfect order. The median of an even number of coefficients is the lower of the two in
     the middle; the most correlated prompt is the one whose coefficient is furthest from 0 in either direction,
     the least correlated the one whose coefficient is nearest to 0. No prompt is taken twice. If no prompt has a
     coefficient, the list contains only the first prompt with a text; if none has a text, it is empty.
     """
-    each = within(tokens)
+    each = correlate_within_prompts(tokens)
     defined = each[each["r"].notna()]
     bound = max(FEWEST, min(ENOUGH, int(defined["tokens"].max()) // 2 if len(defined) else 0))
     part = defined[defined["tokens"] >= bound].sort_index()
@@ -83,11 +83,11 @@ def chosen(tokens: pd.DataFrame) -> list[Pick]:
         taken = {pick.prompt for pick in picks}
         left = [prompt for prompt in candidates if prompt not in taken][:1]
         again = " among those not shown yet" if left != list(candidates[:1]) else ""
-        picks += [Pick(int(p), float(part.loc[p, "r"]), _sentence(rule, again, p, part, bound)) for p in left]
+        picks += [Pick(int(p), float(part.loc[p, "r"]), _format_sentence(rule, again, p, part, bound)) for p in left]
     return picks
 
 
-def _sentence(rule: str, again: str, prompt: int, part: pd.DataFrame, bound: int) -> str:
+def _format_sentence(rule: str, again: str, prompt: int, part: pd.DataFrame, bound: int) -> str:
     why = {
         "The median prompt": "the median coefficient",
         "The most correlated prompt": "the coefficient furthest from 0",
@@ -101,7 +101,7 @@ def _sentence(rule: str, again: str, prompt: int, part: pd.DataFrame, bound: int
     )
 
 
-def corners(
+def find_corners(
     tables: Mapping[tuple[str, str], pd.DataFrame], each: int = 3, readable: int = READABLE, before: int = BEFORE
 ) -> pd.DataFrame:
     """Tokens at the corners of the plane of entropy and cosine, ``each`` per corner, by rule.
@@ -116,10 +116,10 @@ def corners(
     Columns: corner, then those of a table, then ``entropy_rank`` and ``cosine_rank``; the corners in
     the order of `CORNERS`, the nearest token first. Fewer rows if there are not enough tokens.
     """
-    left = _ranked(tables)
+    left = _rank(tables)
     left = left[(left["k"] <= readable) & (left["step"] >= before) & (left["token"] >= 0)]
     left = left.assign(owner=left.groupby(["model", "dataset", "prompt"]).ngroup())
-    orders = {name: _nearest(left, ends) for name, ends in CORNERS.items()}
+    orders = {name: _find_nearest(left, ends) for name, ends in CORNERS.items()}
     dealt: dict[str, list[int]] = {name: [] for name in CORNERS}
     owners, taken = left["owner"].to_numpy(), set()
     for _ in range(each):
@@ -133,25 +133,25 @@ def corners(
     return joined[["corner", *(column for column in joined.columns if column != "corner")]]
 
 
-def reach(tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE) -> tuple[int, float, float]:
-    """The coverage of `corners`: how many tokens have k > 1, and what is lost by leaving out long lists.
+def compute_reach(tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE) -> tuple[int, float, float]:
+    """The coverage of `find_corners`: how many tokens have k > 1, and what is lost by leaving out long lists.
 
     The second value is the share of those tokens that have more than ``readable`` candidates, the
     third the highest rank of entropy (0 to 1) among the others; NaN if there are none.
     """
-    ranked = _ranked(tables)
+    ranked = _rank(tables)
     shown = ranked["k"] <= readable
     return len(ranked), float(1 - shown.mean()), float(ranked.loc[shown, "entropy_rank"].max())
 
 
-def _ranked(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+def _rank(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     """The tokens with k > 1, with ``entropy_rank`` and ``cosine_rank`` among them."""
-    pairs = choices(pooled(tables))
+    pairs = select_choices(pool(tables))
     pairs = pairs[np.isfinite(pairs[["entropy", "cosine"]]).all(axis=1)]
-    return pairs.assign(entropy_rank=_shares(pairs["entropy"]), cosine_rank=_shares(pairs["cosine"]))
+    return pairs.assign(entropy_rank=_compute_shares(pairs["entropy"]), cosine_rank=_compute_shares(pairs["cosine"]))
 
 
-def _nearest(ranked: pd.DataFrame, ends: tuple[bool, bool]) -> list[int]:
+def _find_nearest(ranked: pd.DataFrame, ends: tuple[bool, bool]) -> list[int]:
     """Places of the rows of ``ranked``, one per prompt: its nearest to the corner, the nearest of all first."""
     columns = zip(("entropy_rank", "cosine_rank"), ends, strict=True)
     one, other = ((1 - ranked[column] if high else ranked[column]) for column, high in columns)
@@ -159,27 +159,27 @@ def _nearest(ranked: pd.DataFrame, ends: tuple[bool, bool]) -> list[int]:
     return order[~ranked["owner"].iloc[order].duplicated().to_numpy()].tolist()
 
 
-def pooled(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+def pool(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     """Several runs as one table, in the order of their names."""
     names = {"model": object, "dataset": object}  # concatenation loses the categories of different tables
-    tables = tables or {("", ""): table([], "", "")}
+    tables = tables or {("", ""): tabulate([], "", "")}
     return pd.concat([part.astype(names) for _, part in sorted(tables.items())], ignore_index=True)
 
 
-def numbers(token: Any) -> str:
-    """A row of `corners`, as `itertuples` gives it, as a line of Markdown: its origin and its numbers."""
+def format_numbers(token: Any) -> str:
+    """A row of `find_corners`, as `itertuples` gives it, as a line of Markdown: its origin and its numbers."""
     cosine = f"{token.cosine:z.2f}".replace("-", "\N{MINUS SIGN}")
     return (
-        f"**{literal(token.dataset)}**, prompt {token.prompt}, token {token.step} (both counted from 0): "
-        f"entropy {token.entropy:.2f} nats ({_percentile(token.entropy_rank)}), "
-        f"cosine similarity {cosine} ({_percentile(token.cosine_rank)}), {token.k} candidates."
+        f"**{escape_name(token.dataset)}**, prompt {token.prompt}, token {token.step} (both counted from 0): "
+        f"entropy {token.entropy:.2f} nats ({_format_percentile(token.entropy_rank)}), "
+        f"cosine similarity {cosine} ({_format_percentile(token.cosine_rank)}), {token.k} candidates."
     )
 
 
-def _percentile(rank: float) -> str:
+def _format_percentile(rank: float) -> str:
     return f"percentile {100 * rank:.0f}"
 
 
-def _shares(values: pd.Series) -> pd.Series:
+def _compute_shares(values: pd.Series) -> pd.Series:
     """Ranks from 0 (the least) to 1 (the greatest)."""
     return (values.rank() - 1) / max(len(values) - 1, 1)

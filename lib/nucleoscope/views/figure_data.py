@@ -14,9 +14,9 @@ import numpy as np
 COORDINATES = ("x", "x +", "x -", "y", "y +", "y -", "z")  # columns of a figure's csv; + and - are its error bars
 
 
-def csv_text(figure: Mapping[str, Any]) -> str:
+def format_csv(figure: Mapping[str, Any]) -> str:
     """The data of a figure as a table: one row per point, with the name of its trace."""
-    blocks = [(_name(figure, trace), _columns(trace)) for trace in figure["data"]]
+    blocks = [(_name_trace(figure, trace), _list_columns(trace)) for trace in figure["data"]]
     names = [name for name in COORDINATES if any(name in columns for _, columns in blocks)]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -28,7 +28,7 @@ def csv_text(figure: Mapping[str, Any]) -> str:
     return stream.getvalue()
 
 
-def _name(figure: Mapping[str, Any], trace: Mapping[str, Any]) -> str:
+def _name_trace(figure: Mapping[str, Any], trace: Mapping[str, Any]) -> str:
     """The name of a trace: its name plus the text in its meta, or else the title of its x axis."""
     if isinstance(trace.get("meta"), str):
         return ", ".join(filter(None, [trace.get("name"), trace["meta"]]))
@@ -36,12 +36,12 @@ def _name(figure: Mapping[str, Any], trace: Mapping[str, Any]) -> str:
     return trace.get("name") or (axis.get("title") or {}).get("text") or ""
 
 
-def _columns(trace: Mapping[str, Any]) -> dict[str, list]:
+def _list_columns(trace: Mapping[str, Any]) -> dict[str, list]:
     """The coordinates of a trace, all of the same length; a matrix z is listed row by row."""
-    columns = {name: decoded(trace[name]) for name in "xyz" if trace.get(name) is not None}
+    columns = {name: decode(trace[name]) for name in "xyz" if trace.get(name) is not None}
     for name, part in (("x", "array"), ("x", "arrayminus"), ("y", "array"), ("y", "arrayminus")):
         if (bars := (trace.get(f"error_{name}") or {}).get(part)) is not None:
-            columns[f"{name} {'+' if part == 'array' else '-'}"] = decoded(bars)
+            columns[f"{name} {'+' if part == 'array' else '-'}"] = decode(bars)
     if "z" in columns and columns["z"].ndim == 2:
         rows, width = columns["z"].shape
         x, y = columns.get("x", np.arange(width)), columns.get("y", np.arange(rows))
@@ -50,7 +50,7 @@ def _columns(trace: Mapping[str, Any]) -> dict[str, list]:
     return {name: values[:shortest].tolist() for name, values in columns.items()}
 
 
-def decoded(values: Any) -> np.ndarray:
+def decode(values: Any) -> np.ndarray:
     """A trace's values, whether listed or in plotly's packed form."""
     if not isinstance(values, dict):
         return np.asarray(values, dtype=None if all(isinstance(v, int | float | list) for v in values) else object)

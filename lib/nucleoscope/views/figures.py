@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
 from nucleoscope import quantities
-from nucleoscope.atomic import whole
+from nucleoscope.atomic import write_atomically
 from nucleoscope.stats.bootstrap import BINS, Bins
-from nucleoscope.store.results import choices, select
+from nucleoscope.store.results import select, select_choices
 
 plotly.io.renderers.default = "plotly_mimetype"
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -33,14 +33,16 @@ _EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
-def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Figure:
+def plot_scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Figure:
     """Every token with k > 1 as a point, and the median of ``y`` in 50 equal-width bins of ``x``.
 
     Of more than `MOST` tokens every n-th is drawn, and the title gives n. The medians are those of all tokens.
     """
-    pairs, bins = pairs_of(table, x, y), bins_of(table, x, y)
+    pairs, bins = select_pairs(table, x, y), bin_run(table, x, y)
     every, title = -(-len(pairs) // MOST), f"{len(pairs):,} tokens with more than one candidate"
-    figure = go.Figure(layout=layout(title + (f", every {_ordinal(every)} one drawn" if every > 1 else ""), height=460))
+    figure = go.Figure(
+        layout=build_layout(title + (f", every {_format_ordinal(every)} one drawn" if every > 1 else ""), height=460)
+    )
     pairs = pairs[:: max(every, 1)]
     if bins:
         held = bins.count > 0
@@ -51,7 +53,7 @@ def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Fi
         figure.add_trace(
             go.Scattergl(  # WebGL, like the points: WebGL is drawn above SVG
                 x=bins.centers[held],
-                y=bins.medians()[held],
+                y=bins.compute_medians()[held],
                 customdata=bins.count[held],
                 mode="lines+markers",
                 line={"color": ORANGE, "width": 3},
@@ -59,29 +61,35 @@ def scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Fi
                 hovertemplate="%{x:.2f}: median %{y:.3f} of %{customdata:,} tokens<extra></extra>",
             )
         )
-    figure.update_xaxes(title=quantities.title(x), rangemode="tozero")
-    figure.update_yaxes(title=quantities.title(y))
-    return described(figure, f"{quantities.title(y)} over {quantities.title(x)}: one point per token, and bin medians")
+    figure.update_xaxes(title=quantities.find_title(x), rangemode="tozero")
+    figure.update_yaxes(title=quantities.find_title(y))
+    return describe(
+        figure, f"{quantities.find_title(y)} over {quantities.find_title(x)}: one point per token, and bin medians"
+    )
 
 
-def distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosine") -> go.Figure:
+def plot_distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosine") -> go.Figure:
     """Histograms of two quantities over the tokens with k > 1, binned here so that a page contains only the bins."""
-    pairs = choices(table)
+    pairs = select_choices(table)
     figure = make_subplots(1, 2, horizontal_spacing=0.1)
     for column, (name, color) in enumerate(((left, BLUE), (right, GREEN)), 1):
         values = pairs[name].to_numpy()
         counts, edges = np.histogram(values[np.isfinite(values)], BINS)
         spans = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
         hover = "%{customdata}: %{y:,} tokens<extra></extra>"
-        bars = go.Bar(x=short((edges[:-1] + edges[1:]) / 2), y=counts.tolist(), customdata=spans, marker_color=color)
+        bars = go.Bar(
+            x=round_values((edges[:-1] + edges[1:]) / 2), y=counts.tolist(), customdata=spans, marker_color=color
+        )
         figure.add_trace(bars.update(hovertemplate=hover, name=name), row=1, col=column)
-        figure.update_xaxes(title=quantities.title(name), row=1, col=column)
+        figure.update_xaxes(title=quantities.find_title(name), row=1, col=column)
     figure.update_yaxes(title="tokens", col=1)
-    figure.update_layout(layout(f"Distributions over {len(pairs):,} tokens", height=340), showlegend=False, bargap=0)
-    return described(figure, f"Histograms of {quantities.title(left)} and {quantities.title(right)}")
+    figure.update_layout(
+        build_layout(f"Distributions over {len(pairs):,} tokens", height=340), showlegend=False, bargap=0
+    )
+    return describe(figure, f"Histograms of {quantities.find_title(left)} and {quantities.find_title(right)}")
 
 
-def layout(title: str, height: int) -> dict:
+def build_layout(title: str, height: int) -> dict:
     """The layout that all figures share: transparent, with a grey that is legible on light and dark pages."""
     axis = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.4)"}
     return {
@@ -96,12 +104,12 @@ def layout(title: str, height: int) -> dict:
     }
 
 
-def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
+def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
     """The published figure: models down, data sets across; the median of y in 50 equal-width bins of x.
 
     The band is one standard deviation of the bin's tokens to either side. A missing run is blank.
     """
-    models, datasets = rows_and_columns(tables)
+    models, datasets = list_rows_and_columns(tables)
     tables = select(tables, columns={"prompt", "k", x, y})
     with rc_context(FONTS):
         figure = Figure(figsize=(0.9 + 2.1 * len(datasets), 0.95 + 1.45 * len(models)), layout="constrained")
@@ -109,7 +117,7 @@ def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
         there = np.array(
             [
                 [
-                    _paper_panel(axes[row, column], tables.get((model, dataset)), x, y)
+                    _plot_paper_panel(axes[row, column], tables.get((model, dataset)), x, y)
                     for column, dataset in enumerate(datasets)
                 ]
                 for row, model in enumerate(models)
@@ -125,8 +133,8 @@ def paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
         drawn = [axes.flat[place] for place in np.flatnonzero(there)[:1]]
         handles = [handle for panel in drawn for handle in (panel.lines[0], panel.collections[0])]
         figure.legend(handles, key[: len(handles)], loc="outside upper left", ncols=2, frameon=False)
-        figure.supxlabel(quantities.title(x))
-        figure.supylabel(quantities.title(y))
+        figure.supxlabel(quantities.find_title(x))
+        figure.supylabel(quantities.find_title(y))
         figure.draw_without_rendering()  # places everything, here, where the fonts are set,
         figure.set_layout_engine("none")  # and for good: a file must not depend on the one written before it
     return figure
@@ -137,15 +145,15 @@ def save(figure: Figure, *paths: Path) -> None:
 
     The same figure gives the same bytes: dates in a PDF's fonts and header are 1970.
     """
-    with rc_context(FONTS), _undated():
+    with rc_context(FONTS), _fix_date():
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(path) as stream:
+            with write_atomically(path) as stream:
                 figure.savefig(stream, format=path.suffix[1:], dpi=300)
 
 
 @contextlib.contextmanager
-def _undated() -> Iterator[None]:
+def _fix_date() -> Iterator[None]:
     """matplotlib and fontTools take the date from this variable (https://reproducible-builds.org)."""
     before = os.environ.get("SOURCE_DATE_EPOCH")
     os.environ["SOURCE_DATE_EPOCH"] = "0"
@@ -157,13 +165,13 @@ def _undated() -> Iterator[None]:
             os.environ["SOURCE_DATE_EPOCH"] = before
 
 
-def _paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
+def _plot_paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
     """Draws one run; False if there is nothing to draw and the panel is blank."""
-    bins = bins_of(table, x, y)
+    bins = bin_run(table, x, y)
     if bins is None:
         axes.axis("off")
         return False
-    median, deviation = bins.medians(), bins.deviations()  # NaN in an empty bin interrupts the line
+    median, deviation = bins.compute_medians(), bins.compute_deviations()  # NaN in an empty bin interrupts the line
     axes.fill_between(bins.centers, median - deviation, median + deviation, color=SKY, alpha=0.45, linewidth=0)
     axes.plot(bins.centers, median, ".-", color=BLUE, linewidth=1.2, markersize=1.5)  # a lone bin is a dot
     axes.grid(color="0.85", linewidth=0.5)
@@ -171,32 +179,32 @@ def _paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
     return True
 
 
-def rows_and_columns(tables: Tables) -> tuple[list[str], list[str]]:
+def list_rows_and_columns(tables: Tables) -> tuple[list[str], list[str]]:
     """Models and data sets, in the order of the tables of statistics."""
     return tuple(sorted({key[place] for key in tables}) for place in (0, 1))
 
 
-def pairs_of(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+def select_pairs(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """The tokens with k > 1 for which both quantities are known."""
-    pairs = choices(table[["prompt", "k", x, y]])
+    pairs = select_choices(table[["prompt", "k", x, y]])
     return pairs[np.isfinite(pairs[[x, y]]).all(axis=1)]
 
 
-def bins_of(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
+def bin_run(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
     """The bins of a run, or None if there is nothing to show."""
-    if table is None or (pairs := pairs_of(table, x, y)).empty:
+    if table is None or (pairs := select_pairs(table, x, y)).empty:
         return None
     return Bins(pairs[x].to_numpy(), pairs[y].to_numpy(), pd.factorize(pairs["prompt"])[0])
 
 
-def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 20) -> go.Figure:
+def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 20) -> go.Figure:
     """One line per run: the median of y in the bins of x that contain at least ``least`` tokens."""
     colors, dashes = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY), ("solid", "dash", "dot", "dashdot", "longdash")
-    models, datasets = rows_and_columns(tables)
+    models, datasets = list_rows_and_columns(tables)
     tables = select(tables, columns={"prompt", "k", x, y})
-    figure = go.Figure(layout=layout("", height=440))
+    figure = go.Figure(layout=build_layout("", height=440))
     for model, dataset in sorted(tables):
-        bins = bins_of(tables[model, dataset], x, y)
+        bins = bin_run(tables[model, dataset], x, y)
         if bins is None:
             continue
         held = bins.count >= least
@@ -208,19 +216,19 @@ def overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 
         line = {"color": colors[color % len(colors)], "dash": dashes[dash % len(dashes)], "width": 2.5}
         figure.add_trace(
             go.Scatter(
-                x=short(bins.centers[held]), y=short(bins.medians()[held]), customdata=bins.count[held].tolist(),
+                x=round_values(bins.centers[held]), y=round_values(bins.compute_medians()[held]), customdata=bins.count[held].tolist(),
                 mode="lines", line=line, name=name, hovertemplate=hover,
             )
         )  # fmt: skip
     if not any(len(line.x) for line in figure.data):
         figure.add_annotation(text=f"no bin contains {least} tokens", xref="x domain", yref="y domain", showarrow=False)
-    across, up = quantities.title(x), quantities.title(y)
+    across, up = quantities.find_title(x), quantities.find_title(y)
     axes = {"xaxis_title": across, "xaxis_rangemode": "tozero", "yaxis_title": f"median {up}"}
     figure.update_layout(showlegend=True, margin={"t": 20}, **axes)
-    return described(figure, f"Median {up} over {across}, one line for each model and data set")
+    return describe(figure, f"Median {up} over {across}, one line for each model and data set")
 
 
-def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure:
+def plot_coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure:
     """Our coefficients of every run with their 95 % intervals, and the published ones of the same runs."""
     figure = make_subplots(1, 2, shared_yaxes=True, column_titles=["Pearson", "Spearman"], horizontal_spacing=0.04)
     both = statistics[["Model", "Dataset"]].merge(published, how="left")
@@ -228,12 +236,18 @@ def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure
     for column, kind in enumerate(("Pearson", "Spearman"), 1):
         ours = statistics[f"{kind} r"]
         low, high = (ours - statistics[f"{kind} low"]).abs(), (statistics[f"{kind} high"] - ours).abs()
-        bars = {"type": "data", "symmetric": False, "array": short(high), "arrayminus": short(low), "thickness": 2}
+        bars = {
+            "type": "data",
+            "symmetric": False,
+            "array": round_values(high),
+            "arrayminus": round_values(low),
+            "thickness": 2,
+        }
         hover = "%{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra>ours, %{y}</extra>"
         look = {"mode": "markers", "y": names, "showlegend": column == 1, "meta": kind}
         figure.add_trace(
             go.Scatter(
-                x=short(ours), error_x=bars, marker={"size": 9, "color": BLUE}, name="ours", hovertemplate=hover,
+                x=round_values(ours), error_x=bars, marker={"size": 9, "color": BLUE}, name="ours", hovertemplate=hover,
                 customdata=statistics[[f"{kind} low", f"{kind} high"]].astype(object).where(ours.notna(), None), **look,
             ),
             row=1, col=column,
@@ -243,27 +257,27 @@ def coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure
         hover = "%{x:.3f}<extra>published, %{y}</extra>"
         marker = {"size": 11, "color": VERMILLION, "symbol": "diamond-open", "line": {"width": 2}}
         figure.add_trace(
-            go.Scatter(x=short(both[f"{kind} r"]), marker=marker, name="published", hovertemplate=hover, **look),
+            go.Scatter(x=round_values(both[f"{kind} r"]), marker=marker, name="published", hovertemplate=hover, **look),
             row=1, col=column,
         )  # fmt: skip
-    figure.update_layout(layout("", height=150 + 36 * len(names)), margin={"t": 70})
+    figure.update_layout(build_layout("", height=150 + 36 * len(names)), margin={"t": 70})
     figure.update_layout(legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"})
     figure.update_layout(legend_title_text="", legend_yref="container", legend_yanchor="top")
     figure.update_yaxes(autorange="reversed")
     also = ", with those of the published study" if both["Pearson r"].notna().any() else ""
-    return described(figure, f"Coefficients of every run with their intervals{also}")
+    return describe(figure, f"Coefficients of every run with their intervals{also}")
 
 
-def fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
+def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
     """Medians of one run or pool, sized by their tokens, and the curves fitted to them; a menu selects the run.
 
-    ``lines`` are those of `fits.lines`, ``csv`` the file that contains them, if any.
+    ``lines`` are those of `fits.compute_lines`, ``csv`` the file that contains them, if any.
     """
     groups = list(lines.groupby(["Model", "Dataset"], sort=False))
     kinds = {"constant": "#999999", "line": PURPLE, "unimodal": VERMILLION, "gamma": GREEN, "log-normal": ORANGE}
     looks = {"medians": BLUE, **kinds, "free": SKY, "spline": "#777777"}
-    figure = go.Figure(layout=layout("", height=520))
-    contents = [[_curve(group[group["Curve"] == kind]) for kind in looks] for _, group in groups]
+    figure = go.Figure(layout=build_layout("", height=520))
+    contents = [[_build_curve(group[group["Curve"] == kind]) for kind in looks] for _, group in groups]
     for (kind, color), content in zip(looks.items(), contents[0] if contents else [], strict=False):
         if kind == "medians":
             hover = "median %{y:.3f} of %{customdata:,} tokens at %{x:.2f}<extra></extra>"
@@ -275,39 +289,39 @@ def fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
             trace = go.Scatter(mode="lines", line={"color": color, "dash": dash}, name=kind, hovertemplate=hover)
         figure.add_trace(trace.update(content))
     buttons = [
-        {"label": f"{model}, {dataset}", "method": "restyle", "args": [_columns(content)]}
+        {"label": f"{model}, {dataset}", "method": "restyle", "args": [_build_columns(content)]}
         for ((model, dataset), _), content in zip(groups, contents, strict=True)
     ]
     look = {"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "bgcolor": "#dddddd"}
     look |= {"font": {"color": "#222222"}}
     figure.update_layout(updatemenus=[{"buttons": buttons, "pad": {"b": 12}, **look}], margin={"t": 70})
-    figure.update_xaxes(title=quantities.title("entropy"), rangemode="tozero")
-    figure.update_yaxes(title=quantities.title("cosine"))
-    return described(figure, "Median cosine similarity over entropy, and the curves fitted to the medians", csv)
+    figure.update_xaxes(title=quantities.find_title("entropy"), rangemode="tozero")
+    figure.update_yaxes(title=quantities.find_title("cosine"))
+    return describe(figure, "Median cosine similarity over entropy, and the curves fitted to the medians", csv)
 
 
-def _curve(rows: pd.DataFrame) -> dict:
-    found = {"x": short(rows["x"].to_numpy()), "y": short(rows["y"].to_numpy())}
+def _build_curve(rows: pd.DataFrame) -> dict:
+    found = {"x": round_values(rows["x"].to_numpy()), "y": round_values(rows["y"].to_numpy())}
     if rows["tokens"].notna().any():
         found |= {"customdata": rows["tokens"].astype(int).tolist(), "marker.size": rows["tokens"].astype(int).tolist()}
     return found
 
 
-def _columns(content: list[dict]) -> dict:
+def _build_columns(content: list[dict]) -> dict:
     return {key: [values.get(key) for values in content] for key in ("x", "y", "customdata", "marker.size")}
 
 
-def short(values: np.ndarray | pd.Series) -> list:
+def round_values(values: np.ndarray | pd.Series) -> list:
     """Four decimals, None for NaN: the form of numbers in a page."""
     return [None if np.isnan(value) else round(float(value), 4) for value in values]
 
 
-def _ordinal(n: int) -> str:
+def _format_ordinal(n: int) -> str:
     """English: 2nd, 3rd, 4th, 11th, 21st."""
     ending = {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th") if n % 100 not in (11, 12, 13) else "th"
     return f"{n}{ending}"
 
 
-def described(figure: go.Figure, text: str, csv: str = "") -> go.Figure:
+def describe(figure: go.Figure, text: str, csv: str = "") -> go.Figure:
     """The figure with a text alternative and, if there is one, the name of the file with its data."""
     return figure.update_layout(meta={"alt": text, **({"csv": csv} if csv else {})})

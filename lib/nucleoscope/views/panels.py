@@ -12,19 +12,19 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from nucleoscope import quantities
-from nucleoscope.stats.bootstrap import Bins, draws, interval
+from nucleoscope.stats.bootstrap import Bins, compute_interval, draw_counts
 from nucleoscope.stats.correlation import PAIRS
 from nucleoscope.store.results import select
 from nucleoscope.views.figures import (
     BLUE,
     VERMILLION,
     Tables,
-    bins_of,
-    described,
-    layout,
-    pairs_of,
-    rows_and_columns,
-    short,
+    bin_run,
+    build_layout,
+    describe,
+    list_rows_and_columns,
+    round_values,
+    select_pairs,
 )
 
 FADED = "rgba(0,114,178,0.18)"  # BLUE, for areas behind a line
@@ -36,7 +36,7 @@ DENSITY = [
 FIELDS = (40, 30)  # numbers of density bins along x and y
 
 
-def binned(
+def bin_runs(
     tables: Tables, pairs: tuple[tuple[str, str], ...] = PAIRS, resamples: int = 500, seed: int = 0
 ) -> pd.DataFrame:
     """The bins that the panels show: one row per bin with tokens, for each run and pair of quantities.
@@ -50,7 +50,7 @@ def binned(
     for model, dataset in sorted(tables):
         table = tables[model, dataset]
         for x, y in pairs:
-            bins = bins_of(table, x, y)
+            bins = bin_run(table, x, y)
             if bins is not None:
                 parts.append(_bin_rows(bins, resamples, seed).assign(Model=model, Dataset=dataset, x=x, y=y))
     head = ["Model", "Dataset", "x", "y"]
@@ -59,31 +59,31 @@ def binned(
 
 
 def _bin_rows(bins: Bins, resamples: int, seed: int) -> pd.DataFrame:
-    counts = draws(int(bins.prompt.max()) + 1, resamples, seed)
+    counts = draw_counts(int(bins.prompt.max()) + 1, resamples, seed)
     columns = {"center": bins.centers, "tokens": bins.count}
     for name, middle, drawn in (
-        ("median", bins.medians(), bins.sizes_and_medians(counts)[1]),
-        ("mean", bins.means(bins.once())[0], bins.means(counts)),
+        ("median", bins.compute_medians(), bins.compute_sizes_and_medians(counts)[1]),
+        ("mean", bins.compute_means(bins.count_once())[0], bins.compute_means(counts)),
     ):
-        low, high = interval(drawn)
+        low, high = compute_interval(drawn)
         columns |= {name: middle, f"{name} low": low, f"{name} high": high}
-    return pd.DataFrame({**columns, "deviation": bins.deviations()})[bins.count > 0]
+    return pd.DataFrame({**columns, "deviation": bins.compute_deviations()})[bins.count > 0]
 
 
-def grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
+def plot_grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
     """An interactive version of the paper's figure: median, mean or density, for each pair of quantities.
 
-    ``rows`` are those of `binned`, ``csv`` the file that contains them, if any. The bars are 95 %
+    ``rows`` are those of `bin_runs`, ``csv`` the file that contains them, if any. The bars are 95 %
     intervals of a bin's median or mean; the band is one standard deviation. Hover gives the bin's
     count and interval.
     """
-    models, datasets = rows_and_columns(tables)
+    models, datasets = list_rows_and_columns(tables)
     pairs = list(dict.fromkeys(zip(rows["x"], rows["y"], strict=True))) or list(PAIRS)
     tables = select(tables, columns={"prompt", "k", *chain.from_iterable(pairs)})
     figure = make_subplots(
         len(models), len(datasets), shared_xaxes="all", shared_yaxes="all",
         column_titles=datasets, row_titles=models,
-        x_title=quantities.title(pairs[0][0]), y_title=quantities.title(pairs[0][1]),
+        x_title=quantities.find_title(pairs[0][0]), y_title=quantities.find_title(pairs[0][1]),
         horizontal_spacing=0.02, vertical_spacing=0.12 / max(len(models), 2),
     )  # fmt: skip
     contents: list[list[dict]] = [[] for _ in pairs]
@@ -91,44 +91,44 @@ def grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
     for model, dataset in sorted(tables):
         table = tables[model, dataset]
         for content, (x, y) in zip(contents, pairs, strict=True):
-            content += _panel(groups.get((model, dataset, x, y)), table, x, y)
+            content += _build_panel(groups.get((model, dataset, x, y)), table, x, y)
         place = {"row": models.index(model) + 1, "col": datasets.index(dataset) + 1}
-        for trace, values in zip(_traces(f"{model}, {dataset}"), contents[0][-7:], strict=True):
+        for trace, values in zip(_build_traces(f"{model}, {dataset}"), contents[0][-7:], strict=True):
             figure.add_trace(trace.update(values), **place)
-    switches = _switches(contents, pairs, len(models) + len(datasets))
-    figure.update_layout(layout("", height=190 + 190 * len(models)), showlegend=False, updatemenus=switches)
+    switches = _build_switches(contents, pairs, len(models) + len(datasets))
+    figure.update_layout(build_layout("", height=190 + 190 * len(models)), showlegend=False, updatemenus=switches)
     figure.update_layout(margin={"t": 120, "r": 40, "l": 70, "b": 70}).update_annotations(font_size=12)
     figure.update_xaxes(nticks=5, tickangle=0)
     text = "Median cosine similarity against entropy, one panel for each model and data set"
-    return described(figure, text, csv)
+    return describe(figure, text, csv)
 
 
-def _panel(rows: pd.DataFrame | None, table: pd.DataFrame, x: str, y: str) -> list[dict]:
-    """The data of the seven traces of `_traces` for one pair, in their order, as plain lists."""
+def _build_panel(rows: pd.DataFrame | None, table: pd.DataFrame, x: str, y: str) -> list[dict]:
+    """The data of the seven traces of `_build_traces` for one pair, in their order, as plain lists."""
     if rows is None:
         return [{"x": [], "y": []} for _ in range(6)] + [{"x": [], "y": [], "z": []}]
-    center, found = short(rows["center"]), []
+    center, found = round_values(rows["center"]), []
     for name in ("median", "mean"):
         middle, low, high = rows[name], rows[f"{name} low"], rows[f"{name} high"]
         for edge in (middle - rows["deviation"], middle + rows["deviation"]):
-            found.append({"x": center, "y": short(edge)})
+            found.append({"x": center, "y": round_values(edge)})
         spans = [
             "from too few prompts" if np.isnan(a) else f"[{a:.3f}, {b:.3f}]" for a, b in zip(low, high, strict=True)
         ]
         rest = [list(row) for row in zip(rows["tokens"].tolist(), spans, strict=True)]
-        bars = {"error_y.array": short(high - middle), "error_y.arrayminus": short(middle - low)}
-        found.append({"x": center, "y": short(middle), "customdata": rest, **bars})
-    return [*found, _density(table, x, y)]
+        bars = {"error_y.array": round_values(high - middle), "error_y.arrayminus": round_values(middle - low)}
+        found.append({"x": center, "y": round_values(middle), "customdata": rest, **bars})
+    return [*found, _build_density(table, x, y)]
 
 
-def _density(table: pd.DataFrame, x: str, y: str) -> dict:
-    pairs = pairs_of(table, x, y)
+def _build_density(table: pd.DataFrame, x: str, y: str) -> dict:
+    pairs = select_pairs(table, x, y)
     counts, across, up = np.histogram2d(pairs[x], pairs[y], FIELDS)
     fields = counts.T.astype(int).tolist()
-    return {"x": short((across[:-1] + across[1:]) / 2), "y": short((up[:-1] + up[1:]) / 2), "z": fields}
+    return {"x": round_values((across[:-1] + across[1:]) / 2), "y": round_values((up[:-1] + up[1:]) / 2), "z": fields}
 
 
-def _traces(name: str) -> list:
+def _build_traces(name: str) -> list:
     """The empty traces of one panel: band, median; band, mean; density."""
     found = []
     for word, color in (("median", BLUE), ("mean", VERMILLION)):
@@ -156,7 +156,7 @@ def _traces(name: str) -> list:
     ]
 
 
-def _switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ...], titles: int) -> list[dict]:
+def _build_switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ...], titles: int) -> list[dict]:
     """Two independent switches: one sets which traces are visible, the other their content."""
     panels = len(contents[0]) // 7
     views = {"median": [0, 1, 2], "mean": [3, 4, 5], "density": [6]}
@@ -173,8 +173,8 @@ def _switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ...], ti
             "args": [
                 {key: [values.get(key) for values in content] for key in keys},
                 {
-                    f"annotations[{titles}].text": quantities.title(x),
-                    f"annotations[{titles + 1}].text": quantities.title(y),
+                    f"annotations[{titles}].text": quantities.find_title(x),
+                    f"annotations[{titles + 1}].text": quantities.find_title(y),
                 },
             ],
         }

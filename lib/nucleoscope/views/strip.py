@@ -1,6 +1,6 @@
 """The text of a record as a strip of tokens tinted by a quantity, with a card for each token.
 
-Contract: `strip` returns HTML that is complete: it needs no network, no kernel and no other
+Contract: `render_strip` returns HTML that is complete: it needs no network, no kernel and no other
 file, and works any number of times on a page, in JupyterLab and in the book, in the light and the dark
 theme. All text that comes from a model or a data set is escaped. Every strip contains
 ``static/strip.js`` (behaviour) and ``static/strip.css`` (appearance).
@@ -20,9 +20,9 @@ import pandas as pd
 
 from nucleoscope import quantities
 from nucleoscope.stats.bootstrap import Bins
-from nucleoscope.store.results import choices
+from nucleoscope.store.results import select_choices
 from nucleoscope.views import cards
-from nucleoscope.views.token_text import Reader, encodable
+from nucleoscope.views.token_text import Reader, make_encodable
 
 NEEDED = ("tokens", "top_p_probs", "entropies", "cosines")
 WHOSE = ("drawn", "the text's")
@@ -31,13 +31,13 @@ FOCUS = "Text. The arrow keys move from token to token; Escape closes the card."
 
 
 class Background(NamedTuple):
-    """What a strip needs to know about the other tokens: see `background`."""
+    """What a strip needs to know about the other tokens: see `compute_background`."""
 
     scales: dict[str, tuple[float, float, float]]  # quantity -> least value, end of the colour scale, greatest value
     line: list[list[float]]  # the medians of cosine similarity in the bins of entropy: [[x, y], ...]
 
 
-def strip(
+def render_strip(
     record: dict,
     tokenizer: Any,
     quantity: str = "entropy",
@@ -52,9 +52,9 @@ def strip(
     """The text of one record as HTML, its tokens tinted by ``quantity``; readers may choose another.
 
     record: as `generation.measure` returns it. tokenizer: of its model, or a `token_text.Reader` of it.
-    table: the tokens of the run or runs that it comes from (see `results.load_cells`): the colour
+    table: the tokens of the run or runs that it comes from (see `results.load_runs`): the colour
     scales then cover all of them, not only this text, and cards draw their median line. For
-    many strips of one table pass its `background` instead, so that it is computed once. ``whose``:
+    many strips of one table pass its `compute_background` instead, so that it is computed once. ``whose``:
     "drawn" if the model wrote the text, "the text's" if the text existed before.
     Only the tokens ``first`` <= step < ``last`` are shown. ``shown`` is a token whose card
     stays open. Cards list the ``most`` likely candidates and the token itself.
@@ -67,20 +67,20 @@ def strip(
         raise ValueError(f"the record has no {' and no '.join(lacking)}: a strip needs them")
     if whose not in WHOSE:
         raise ValueError(f"whose is '{whose}': it must be {' or '.join(WHOSE)}")
-    columns = _columns(record)
+    columns = _read_columns(record)
     if quantity not in columns:
         raise ValueError(f"quantity is '{quantity}': this record has {', '.join(columns)}")
     reader = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer)
     tokens = [int(token) for token in record["tokens"]]
-    units, first, last = _window(reader.units(tokens), first, len(tokens) if last is None else last)
+    units, first, last = _find_window(reader.split_units(tokens), first, len(tokens) if last is None else last)
     if shown is not None and not first <= shown < last:
         raise ValueError(f"shown is {shown}: it must be a token of the strip, {first} to {last - 1}")
-    behind = background(table) if isinstance(table, pd.DataFrame) else table or Background({}, [])
+    behind = compute_background(table) if isinstance(table, pd.DataFrame) else table or Background({}, [])
     data = {
         "quantity": quantity,
         "whose": whose,
-        "quantities": [_scale(name, values, behind, first, last) for name, values in columns.items()],
-        **_cards(record, reader, first, last, most),
+        "quantities": [_build_scale(name, values, behind, first, last) for name, values in columns.items()],
+        **_build_cards(record, reader, first, last, most),
         "line": behind.line,
         "first": first,
         "total": len(tokens),
@@ -88,27 +88,27 @@ def strip(
     }
     before, after = "… " if first else "", " …" if last < len(tokens) else ""
     empty = "(the model ended this text immediately)" if whose == "drawn" and not tokens else "(no token was measured)"
-    spans = before + "".join(map(_span, units)) + after if units else empty
-    return _page(encodable(record["prompt"]), spans, data)
+    spans = before + "".join(map(_render_span, units)) + after if units else empty
+    return _render_page(make_encodable(record["prompt"]), spans, data)
 
 
-def background(table: pd.DataFrame) -> Background:
+def compute_background(table: pd.DataFrame) -> Background:
     """What the strips of a table's texts share: the ends of the colour scales and the median line."""
-    pairs = choices(table)
+    pairs = select_choices(table)
     columns = {
         name: pairs if quantities.needs_pair(name) else table for name in quantities.list_titles() if name in table
     }
-    scales = {name: _ends(part[name].to_numpy(float)) for name, part in columns.items()}
-    return Background({name: ends for name, ends in scales.items() if ends}, _line(pairs))
+    scales = {name: _find_ends(part[name].to_numpy(float)) for name, part in columns.items()}
+    return Background({name: ends for name, ends in scales.items() if ends}, _build_line(pairs))
 
 
-def _ends(values: np.ndarray) -> tuple[float, float, float] | None:
+def _find_ends(values: np.ndarray) -> tuple[float, float, float] | None:
     """The minimum, the 99th percentile and the maximum of the finite values; None if there are none."""
     known = values[np.isfinite(values)]
     return (float(known.min()), float(np.quantile(known, 0.99)), float(known.max())) if len(known) else None
 
 
-def _columns(record: dict) -> dict[str, np.ndarray]:
+def _read_columns(record: dict) -> dict[str, np.ndarray]:
     """The quantities that a record has, by the names of a table's columns: (n,) each; NaN for no pair."""
     k = np.array([len(ids) for ids in record["top_p_tokens"]], dtype=float)
     columns = {
@@ -120,7 +120,7 @@ def _columns(record: dict) -> dict[str, np.ndarray]:
     return paired | {"k": k}
 
 
-def _window(units: list, first: int, last: int) -> tuple[list, int, int]:
+def _find_window(units: list, first: int, last: int) -> tuple[list, int, int]:
     """The units that contain the tokens first <= step < last, and the steps at which they begin and end."""
     ends = np.cumsum([0, *(unit.tokens for unit in units)]).tolist()
     kept = [place for place in range(len(units)) if ends[place + 1] > first and ends[place] < last]
@@ -129,29 +129,29 @@ def _window(units: list, first: int, last: int) -> tuple[list, int, int]:
     return units[kept[0] : kept[-1] + 1], ends[kept[0]], ends[kept[-1] + 1]
 
 
-def _scale(name: str, values: np.ndarray, behind: Background, first: int, last: int) -> dict:
+def _build_scale(name: str, values: np.ndarray, behind: Background, first: int, last: int) -> dict:
     """A quantity in the script's form: its label, the ends of its colour scale, and its values.
 
     The scale ends where all but one in a hundred tokens lie: one odd token must not make the rest
     pale. Tokens beyond an end, here or in the table, have its colour: ``over`` and ``under`` say so.
     Counts have a logarithmic scale, from 1.
     """
-    own = _ends(values) or (0.0, 1.0, 1.0)
+    own = _find_ends(values) or (0.0, 1.0, 1.0)
     least, high, most = behind.scales.get(name, own)
     low, high = (1.0, max(round(high), 2)) if quantities.is_count(name) else (0.0, high if high > 0 else 1.0)
     return {
         "name": name,
-        "label": quantities.title(name),
+        "label": quantities.find_title(name),
         "count": quantities.is_count(name),
         "low": low,
-        "high": high if quantities.is_count(name) else _short(high),
+        "high": high if quantities.is_count(name) else _round_value(high),
         "over": max(most, own[2]) > high,
         "under": min(least, own[0]) < low,
-        "values": [int(value) if quantities.is_count(name) else _short(value) for value in values[first:last]],
+        "values": [int(value) if quantities.is_count(name) else _round_value(value) for value in values[first:last]],
     }
 
 
-def _cards(record: dict, reader: Reader, first: int, last: int, most: int) -> dict:
+def _build_cards(record: dict, reader: Reader, first: int, last: int, most: int) -> dict:
     """The candidates of the tokens from ``first`` to ``last``: ``words``, and the content of each token's card.
 
     A token is [its word, the words of its likeliest candidates, their probabilities, the number of further
@@ -162,31 +162,35 @@ def _cards(record: dict, reader: Reader, first: int, last: int, most: int) -> di
     words: dict[str, int] = {}
 
     def word(token: Any) -> int:
-        return words.setdefault(reader.visible(int(token)), len(words))
+        return words.setdefault(reader.show(int(token)), len(words))
 
     cards = []
     for step in range(first, last):
         ids, probs = np.asarray(record["top_p_tokens"][step]), np.asarray(record["top_p_probs"][step], dtype=float)
         drawn = int(record["tokens"][step])
         place = int(np.flatnonzero(ids == drawn)[0]) if (ids == drawn).any() else -1
-        top = [[word(token) for token in ids[:most]], [_short(p) for p in probs[:most]]]
-        masses = [_short(probs[most:].sum()), _short(probs.sum())]
+        top = [[word(token) for token in ids[:most]], [_round_value(p) for p in probs[:most]]]
+        masses = [_round_value(probs[most:].sum()), _round_value(probs.sum())]
         card = [word(drawn), *top, max(len(ids) - most, 0), *masses, place]
         own = outside[step] if place < 0 else probs[place]
-        cards.append(card if 0 <= place < most else [*card, _short(own)])
+        cards.append(card if 0 <= place < most else [*card, _round_value(own)])
     return {"words": list(words), "tokens": cards}
 
 
-def _line(pairs: pd.DataFrame) -> list:
+def _build_line(pairs: pd.DataFrame) -> list:
     """The medians of cosine similarity in the bins of entropy: [[x, y], ...]."""
     pairs = pairs[np.isfinite(pairs[["entropy", "cosine"]]).all(axis=1)]
     if pairs.empty:
         return []
     bins = Bins(pairs["entropy"].to_numpy(), pairs["cosine"].to_numpy(), pd.factorize(pairs["prompt"])[0])
-    return [[_short(x), _short(y)] for x, y in zip(bins.centers, bins.medians(), strict=True) if np.isfinite(y)]
+    return [
+        [_round_value(x), _round_value(y)]
+        for x, y in zip(bins.centers, bins.compute_medians(), strict=True)
+        if np.isfinite(y)
+    ]
 
 
-def _short(value: float) -> float | int | None:
+def _round_value(value: float) -> float | int | None:
     """Three significant digits, None for what is not a number: the form of numbers in a page."""
     if not np.isfinite(value):
         return None
@@ -194,7 +198,7 @@ def _short(value: float) -> float | int | None:
     return int(rounded) if rounded.is_integer() else rounded
 
 
-def _span(unit: Any) -> str:
+def _render_span(unit: Any) -> str:
     """A unit of text. Spans have no padding and no isolation, so that letters join across them."""
     text = html.escape(unit.text, quote=False).replace("\n", "<i></i>\n")  # marks a line break for the script
     size = f' data-n="{unit.tokens}"' if unit.tokens > 1 else ""
@@ -202,7 +206,7 @@ def _span(unit: Any) -> str:
     return f"<span{size}{unseen}>{text}</span>"
 
 
-def _page(prompt: str, spans: str, data: dict) -> str:
+def _render_page(prompt: str, spans: str, data: dict) -> str:
     # a script must not contain "<": "</script>" would end it, and "<!--" would hide what follows
     payload = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", r"\u003c")
     style, script = (

@@ -1,6 +1,6 @@
 """From statistics to files for readers and papers: csv with every number, LaTeX with the main ones, and sentences.
 
-Contract: frames as returned by `correlation.statistics` and `fits.statistics`; numbers are rounded
+Contract: frames as returned by `correlation.compute_statistics` and `fits.fit_all`; numbers are rounded
 here but not computed. The LaTeX is a bare tabular for an article with the packages booktabs and
 multirow; a dash marks a missing value, and a comment above the table says why it is missing.
 """
@@ -11,72 +11,74 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from nucleoscope.atomic import whole
-from nucleoscope.stats.correlation import power_of_ten
+from nucleoscope.atomic import write_atomically
+from nucleoscope.stats.correlation import format_power_of_ten
 from nucleoscope.stats.curves import FORMULAS
 
-CELL = ["Model", "Dataset"]
+RUN = ["Model", "Dataset"]
 CURVE = "unimodal"  # the study's curve, the subject of the LaTeX table of the fits
 
 
 def write(text: str, path: Path) -> None:
     """Writes ``text`` to ``path``, atomically, and creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as stream:
+    with write_atomically(path) as stream:
         stream.write(text.encode())
 
 
-def csv(frame: pd.DataFrame) -> str:
+def format_csv(frame: pd.DataFrame) -> str:
     """Every column, numbers with ten digits; p-values are text, in full magnitude."""
     return frame.to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
-def correlation_tex(statistics: pd.DataFrame) -> str:
+def format_correlation_tex(statistics: pd.DataFrame) -> str:
     """All coefficients of the study's pair: tokens with k > 1, Pearson, Spearman, p, within prompts, given k."""
     table = {
         "$k > 1$": statistics["tokens with k > 1"].map("{:,}".format),
-        "Pearson": statistics["Pearson r"].map(_number),
-        "$p$": statistics["Pearson log10 p"].map(_power),
-        "Spearman": statistics["Spearman r"].map(_number),
-        "$p$ ": statistics["Spearman log10 p"].map(_power),
-        "within": statistics["within-prompt Spearman r"].map(_number),
-        "given $k$": statistics["partial Spearman r"].map(_number),
+        "Pearson": statistics["Pearson r"].map(_format_number),
+        "$p$": statistics["Pearson log10 p"].map(_format_power),
+        "Spearman": statistics["Spearman r"].map(_format_number),
+        "$p$ ": statistics["Spearman log10 p"].map(_format_power),
+        "within": statistics["within-prompt Spearman r"].map(_format_number),
+        "given $k$": statistics["partial Spearman r"].map(_format_number),
     }
     head = (
         "% Entropy and cosine similarity over tokens with k > 1. The p-values treat tokens as independent,\n"
         "% as the published study does; the intervals of the short table do not. within: the mean of Spearman's\n"
         "% coefficients within prompts; given k: Spearman's partial coefficient.\n"
     )
-    return head + _tabular(statistics, table)
+    return head + _format_tabular(statistics, table)
 
 
-def correlation_short_tex(statistics: pd.DataFrame) -> str:
+def format_correlation_short_tex(statistics: pd.DataFrame) -> str:
     """Both coefficients with their 95 % intervals."""
-    table = {f"{kind} $r$": _bounded(statistics, f"{kind} r", kind) for kind in ("Pearson", "Spearman")}
-    return _tabular(statistics, table)
+    table = {f"{kind} $r$": _format_bounded(statistics, f"{kind} r", kind) for kind in ("Pearson", "Spearman")}
+    return _format_tabular(statistics, table)
 
 
-def fits_tex(statistics: pd.DataFrame) -> str:
+def format_fits_tex(statistics: pd.DataFrame) -> str:
     """The study's curve for every run and pool: its parameters, then its quality compared with the other curves."""
     rows = statistics[statistics["Curve"] == CURVE].reset_index(drop=True)
-    best = statistics[statistics["delta AICc"] == 0].groupby(CELL, sort=False)["Curve"].first()
+    best = statistics[statistics["delta AICc"] == 0].groupby(RUN, sort=False)["Curve"].first()
     quality = {
-        "peak": _bounded(rows, "peak", "peak"),
-        "$R^2$": rows["R2 (medians)"].map(_number),
-        r"$\Delta$AICc": rows["delta AICc"].map(lambda value: _number(value, 1)),
+        "peak": _format_bounded(rows, "peak", "peak"),
+        "$R^2$": rows["R2 (medians)"].map(_format_number),
+        r"$\Delta$AICc": rows["delta AICc"].map(lambda value: _format_number(value, 1)),
         "best": [best.get((row.Model, row.Dataset), "--") for row in rows.itertuples()],
-        r"$R^2_\mathrm{tokens}$": rows["R2 (tokens)"].map(_number),
-        "of spline": rows["of spline"].map(_number),
+        r"$R^2_\mathrm{tokens}$": rows["R2 (tokens)"].map(_format_number),
+        "of spline": rows["of spline"].map(_format_number),
     }
-    parameters = {f"${name}$": _bounded(rows, name, name, digits) for name, digits in (("a", 2), ("b", 2), ("c", 3))}
+    parameters = {
+        f"${name}$": _format_bounded(rows, name, name, digits) for name, digits in (("a", 2), ("b", 2), ("c", 3))
+    }
     head = f"% The curve is {FORMULAS[CURVE]}; of spline: its R2 over tokens divided by that of a spline.\n"
-    return head + _tabular(rows, parameters) + "\n\\bigskip\n\n" + _tabular(rows, quality)
+    return head + _format_tabular(rows, parameters) + "\n\\bigskip\n\n" + _format_tabular(rows, quality)
 
 
-def _tabular(rows: pd.DataFrame, columns: dict) -> str:
+def _format_tabular(rows: pd.DataFrame, columns: dict) -> str:
     """A tabular with models grouped by multirow, names escaped, and the notes as comments."""
     frame = pd.DataFrame({name: list(values) for name, values in columns.items()})
-    frame.index = pd.MultiIndex.from_frame(rows[CELL])
+    frame.index = pd.MultiIndex.from_frame(rows[RUN])
     style = frame.style.format_index(escape="latex").hide(names=True)
     alignment = "ll" + "r" * frame.shape[1]
     text = style.to_latex(hrules=True, clines="skip-last;data", multirow_align="t", column_format=alignment)
@@ -88,25 +90,26 @@ def _tabular(rows: pd.DataFrame, columns: dict) -> str:
     return "% needs \\usepackage{booktabs,multirow}\n" + "".join(notes) + small + text + "}\n"
 
 
-def _bounded(rows: pd.DataFrame, value: str, bounds: str, digits: int = 2) -> list[str]:
+def _format_bounded(rows: pd.DataFrame, value: str, bounds: str, digits: int = 2) -> list[str]:
     found = zip(rows[value], rows[f"{bounds} low"], rows[f"{bounds} high"], strict=True)
     return [
-        _number(middle, digits) + ("" if pd.isna(low) else f" $[{_bare(low, digits)}, {_bare(high, digits)}]$")
+        _format_number(middle, digits)
+        + ("" if pd.isna(low) else f" $[{_strip_markup(low, digits)}, {_strip_markup(high, digits)}]$")
         for middle, low, high in found
     ]
 
 
-def _bare(value: float, digits: int = 2) -> str:
+def _strip_markup(value: float, digits: int = 2) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}" if np.isfinite(value) else "\\infty"  # + 0.0: no -0.00
 
 
-def _number(value: float, digits: int = 2) -> str:
-    return "--" if pd.isna(value) else f"${_bare(value, digits)}$"
+def _format_number(value: float, digits: int = 2) -> str:
+    return "--" if pd.isna(value) else f"${_strip_markup(value, digits)}$"
 
 
-def _power(log10: float) -> str:
+def _format_power(log10: float) -> str:
     """The p with this log10, as LaTeX: a power of ten if it is small."""
-    text = "--" if pd.isna(log10) else power_of_ten(log10, 1)
+    text = "--" if pd.isna(log10) else format_power_of_ten(log10, 1)
     mantissa, small, exponent = text.partition("e")
     return f"${mantissa}{{\\cdot}}10^{{{int(exponent)}}}$" if small else text if text == "--" else f"${text}$"
 
@@ -118,14 +121,14 @@ def show(frame: pd.DataFrame) -> HTML:
     return HTML(flat.to_html(index=False, border=0, na_rep="", classes="sortable"))
 
 
-def readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
+def format_readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
     """The coefficients of one pair for readers: value [interval], all runs; ``of`` as in the columns' names."""
     kinds = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman")
     prefix = f"{of}: " if of else ""
-    columns = {name: statistics[name] for name in CELL}
-    columns |= {f"{kind} r": _spans(statistics, f"{prefix}{kind}", 2, f"{prefix}{kind} r") for kind in kinds}
+    columns = {name: statistics[name] for name in RUN}
+    columns |= {f"{kind} r": _format_spans(statistics, f"{prefix}{kind}", 2, f"{prefix}{kind} r") for kind in kinds}
     columns |= {name: statistics[name] for name in ("tokens with k > 1", "prompts")}
-    return _with_notes(columns, statistics["note"])
+    return _add_notes(columns, statistics["note"])
 
 
 def describe_coefficients(statistics: pd.DataFrame) -> str:
@@ -135,8 +138,8 @@ def describe_coefficients(statistics: pd.DataFrame) -> str:
         return "No run has enough tokens with more than one candidate for a coefficient."
     plain, given = both["Spearman r"], both["partial Spearman r"]
     text = (
-        f"Spearman's coefficient of entropy and cosine similarity is {_range(plain)}; "
-        f"given the number of candidates it is {_range(given)}. "
+        f"Spearman's coefficient of entropy and cosine similarity is {_format_range(plain)}; "
+        f"given the number of candidates it is {_format_range(given)}. "
         "If the two differ, part of the relation comes from the number of candidates alone."
     )
     turned = plain * given < 0
@@ -162,43 +165,43 @@ def describe_comparison(common: int, published: int, measured: int) -> str:
     )
 
 
-def _range(values: pd.Series) -> str:
+def _format_range(values: pd.Series) -> str:
     low, high = (f"{value:z.2f}".replace("-", "\N{MINUS SIGN}") for value in (values.min(), values.max()))
     return low if low == high else f"between {low} and {high}"
 
 
-def parameters(fits: pd.DataFrame, curve: str, digits: dict[str, int]) -> pd.DataFrame:
+def format_parameters(fits: pd.DataFrame, curve: str, digits: dict[str, int]) -> pd.DataFrame:
     """Parameters of one curve for readers, each to its number of digits: value [interval], all runs and pools."""
     rows = fits[fits["Curve"] == curve]
-    columns = {name: rows[name] for name in CELL}
-    columns |= {name: _spans(rows, name, number) for name, number in digits.items()}
+    columns = {name: rows[name] for name in RUN}
+    columns |= {name: _format_spans(rows, name, number) for name, number in digits.items()}
     columns["before peak"] = rows["before peak"].map("{:.0%}".format).replace("nan%", "")
     columns |= {name: rows[name] for name in ("tokens", "prompts")}
-    return _with_notes(columns, rows["note"])
+    return _add_notes(columns, rows["note"])
 
 
-def compared(fits: pd.DataFrame, number: str, digits: int) -> pd.DataFrame:
+def compare_curves(fits: pd.DataFrame, number: str, digits: int) -> pd.DataFrame:
     """One number of every curve, curves side by side."""
-    rows = fits.set_index(CELL)
+    rows = fits.set_index(RUN)
     return pd.DataFrame({curve: rows[rows["Curve"] == curve][number].round(digits) for curve in rows["Curve"].unique()})
 
 
-def explained(fits: pd.DataFrame) -> pd.DataFrame:
+def format_explained(fits: pd.DataFrame) -> pd.DataFrame:
     """alpha, beta, R2 and RMSE over tokens of the curves that were not refused."""
     rows = fits[fits["beta"].notna()]
-    columns = {name: rows[name] for name in (*CELL, "Curve")}
-    columns |= {name: _spans(rows, name, 3) for name in ("alpha", "beta")}
+    columns = {name: rows[name] for name in (*RUN, "Curve")}
+    columns |= {name: _format_spans(rows, name, 3) for name in ("alpha", "beta")}
     numbers = {"R2": "R2 (tokens)", "RMSE": "RMSE (tokens)", "of free": "of free", "of spline": "of spline"}
     columns |= {name: rows[source].round(3) for name, source in numbers.items()}
-    return pd.DataFrame(columns).set_index([*CELL, "Curve"])
+    return pd.DataFrame(columns).set_index([*RUN, "Curve"])
 
 
-def _with_notes(columns: dict, notes: pd.Series) -> pd.DataFrame:
+def _add_notes(columns: dict, notes: pd.Series) -> pd.DataFrame:
     """Rows by run; a column of notes only if there are any."""
-    return pd.DataFrame({**columns, **({"note": notes} if notes.any() else {})}).set_index(CELL)
+    return pd.DataFrame({**columns, **({"note": notes} if notes.any() else {})}).set_index(RUN)
 
 
-def _spans(rows: pd.DataFrame, name: str, digits: int, value: str = "") -> list[str]:
+def _format_spans(rows: pd.DataFrame, name: str, digits: int, value: str = "") -> list[str]:
     """'value [low, high]' of a column, empty if it is missing."""
     found = zip(rows[value or name], rows[f"{name} low"], rows[f"{name} high"], strict=True)
     return ["" if pd.isna(x) else f"{x:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" for x, low, high in found]

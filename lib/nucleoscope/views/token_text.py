@@ -41,7 +41,7 @@ class Reader:
     """
 
     def __init__(self, tokenizer: Any):
-        self.tokenizer, self.kind = tokenizer, _kind(tokenizer)
+        self.tokenizer, self.kind = tokenizer, _find_kind(tokenizer)
         added = getattr(tokenizer, "added_tokens_decoder", {})  # these are written unchanged
         self.added = {token: self._added(content) for token, content in added.items()}
         self._raw: dict[int, bytes] = {}
@@ -50,20 +50,20 @@ class Reader:
         plain = self.kind != "pieces" or getattr(content, "special", True)
         return str(content) if plain else str(content).replace("▁", " ")  # sequences of spaces, as in Gemma
 
-    def raw(self, token: int) -> bytes:
+    def read_bytes(self, token: int) -> bytes:
         """The bytes that a token adds to a text. An id unknown to the tokenizer is shown by its number."""
         if token not in self._raw:
-            self._raw[token] = self._read(token)
+            self._raw[token] = self._decode_token(token)
         return self._raw[token]
 
-    def _read(self, token: int) -> bytes:
+    def _decode_token(self, token: int) -> bytes:
         if token in self.added:
             return self.added[token].encode()
         piece = self.tokenizer.convert_ids_to_tokens(token)
         if isinstance(piece, bytes):  # as in tiktoken
             return piece
         if piece is None:
-            return _unknown(token).encode()
+            return _name_unknown(token).encode()
         if self.kind == "bytes" and all(letter in BYTES for letter in piece):
             return bytes(BYTES[letter] for letter in piece)
         if self.kind == "pieces":
@@ -71,12 +71,12 @@ class Reader:
             return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
         return piece.encode() if self.kind == "bytes" else self.tokenizer.decode([token]).encode()
 
-    def visible(self, token: int) -> str:
+    def show(self, token: int) -> str:
         """One token on its own: ``·`` is a space, ``↵`` a line break, ``⟨E2⟩`` a lone byte, ``⟨U+00AD⟩`` invisible."""
-        raw = self.raw(token)
-        return _unknown(token) if raw == _unknown(token).encode() else visible(raw)
+        raw = self.read_bytes(token)
+        return _name_unknown(token) if raw == _name_unknown(token).encode() else show_bytes(raw)
 
-    def units(self, tokens: list[int]) -> list[Unit]:
+    def split_units(self, tokens: list[int]) -> list[Unit]:
         """The running text of (n,) ids, in units whose token counts add up to n.
 
         A unit is one token, or several that form one character or one cluster of characters (an emoji
@@ -84,7 +84,7 @@ class Reader:
         ``⟨E2⟩``, control characters, which a page cannot show, by their pictures (``␀``), and characters
         that reverse the order of the text after them as ``⟨U+202E⟩``.
         """
-        parts = [self.raw(token) for token in tokens] if self.kind != "plain" else self._grown(tokens)
+        parts = [self.read_bytes(token) for token in tokens] if self.kind != "plain" else self._decode_growing(tokens)
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         characters: list[Unit] = []
         waiting = ""  # the text of tokens that have not completed a character
@@ -95,9 +95,9 @@ class Reader:
             if not decoder.getstate()[0]:
                 characters.append(Unit(waiting, count))
                 waiting, count = "", 0
-        return [Unit(_printable(unit.text), unit.tokens) for unit in _join_clusters(characters)]
+        return [Unit(_make_printable(unit.text), unit.tokens) for unit in _join_clusters(characters)]
 
-    def _grown(self, tokens: list[int]) -> list[bytes]:
+    def _decode_growing(self, tokens: list[int]) -> list[bytes]:
         """The text that each token adds to the decoded text, for tokenizers whose words depend on their neighbours."""
         parts, done = [], ""
         for end in range(1, len(tokens) + 1):
@@ -109,11 +109,11 @@ class Reader:
         return parts
 
 
-def _unknown(token: int) -> str:
+def _name_unknown(token: int) -> str:
     return f"⟨token {token}⟩"
 
 
-def visible(raw: bytes) -> str:
+def show_bytes(raw: bytes) -> str:
     """Bytes as text in which everything is visible, and nothing can be mistaken for something else."""
     text = raw.decode("utf-8", "surrogateescape")
     shown = []
@@ -123,7 +123,7 @@ def visible(raw: bytes) -> str:
             shown.append(MARKS[letter])
         elif ord(letter) in LONE:
             shown.append(LONE[ord(letter)])
-        elif letter in SIGNS or (_unseen(letter) and not (letter in JOINERS and inside)):
+        elif letter in SIGNS or (_is_unseen(letter) and not (letter in JOINERS and inside)):
             shown.append(f"⟨U+{ord(letter):04X}⟩")
         elif place == 0 and unicodedata.category(letter).startswith("M"):
             shown.append("\u25cc" + letter)  # an accent needs a base character
@@ -146,7 +146,7 @@ def _join_clusters(units: list[Unit]) -> list[Unit]:
     return found
 
 
-def _kind(tokenizer: Any) -> str:
+def _find_kind(tokenizer: Any) -> str:
     """Which of the three kinds a tokenizer is, by how it decodes."""
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     state = str(json.loads(decoder.__getstate__())) if decoder is not None else ""
@@ -155,21 +155,21 @@ def _kind(tokenizer: Any) -> str:
     return "pieces" if "▁" in state or hasattr(tokenizer, "sp_model") else "plain"
 
 
-def _unseen(letter: str) -> bool:
+def _is_unseen(letter: str) -> bool:
     return unicodedata.category(letter) in {"Cc", "Cf", "Cn", "Co", "Zl", "Zp", "Zs"}
 
 
-def _printable(text: str) -> str:
+def _make_printable(text: str) -> str:
     """Replaces characters that a page cannot show, or that disturb the rest, by pictures and code points."""
     pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
     return text.translate(pictures | LONE | TURNING)
 
 
-def encodable(text: str) -> str:
+def make_encodable(text: str) -> str:
     """Text that can be encoded as UTF-8: a lone surrogate, possible in JSON files, is shown by its code point."""
     return re.sub("[\ud800-\udfff]", lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
-def literal(text: str) -> str:
+def escape_name(text: str) -> str:
     """A name for a page in Markdown: escaped so that nothing in it is markup, HTML or mathematics."""
-    return re.sub(r"[^\w\s.,-]|_", lambda found: f"&#{ord(found[0])};", " ".join(encodable(text).split()))
+    return re.sub(r"[^\w\s.,-]|_", lambda found: f"&#{ord(found[0])};", " ".join(make_encodable(text).split()))

@@ -48,18 +48,18 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which a cluster sends some seconds before it kills a job: the job ends as after Ctrl-C."""
 
 
-def _terminated(*_: object) -> None:
+def _terminate(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleanup
     raise Terminated
 
 
 @contextlib.contextmanager
-def one_line_errors(debug: bool, interrupted: str) -> Iterator[None]:
+def report_errors(debug: bool, interrupted: str) -> Iterator[None]:
     """Ends the program with one line if a notebook fails or an input is invalid; ``debug`` adds the traceback.
 
     At SIGINT and SIGTERM it prints ``interrupted`` and also ends the notebook's process.
     """
-    before = signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         from nucleoscope.workflow import notebooks
 

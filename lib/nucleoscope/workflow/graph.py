@@ -71,7 +71,7 @@ class Graph:
         self.python = sys.executable
         # jobs that run here share this machine; jobs of a cluster have their own
         self.here = workflow.is_main_process and workflow.resource_settings.nodes is None
-        self.gpus = gpus.names() if self.here else []
+        self.gpus = gpus.list_names() if self.here else []
         self.tries = 1 if self.here else CLUSTER_TRIES
         # a job that was started for one run need not look at the others
         runs = self.runs if workflow.is_main_process else {}
@@ -102,13 +102,13 @@ class Graph:
 
     def list_all_measurements(self) -> list[str]:
         """What the analyses read: the runs of the grid, and runs in the same folder that the grid does not list."""
-        others = [folder for folder in results.cells(self.results_dir) if str(folder) not in self.runs]
+        others = [folder for folder in results.list_runs(self.results_dir) if str(folder) not in self.runs]
         found = [path for folder in self.runs for path in self.list_measurements(folder)]
-        return found + [str(results.measurements(folder)) for folder in others]
+        return found + [str(results.find_measurements(folder)) for folder in others]
 
     def list_runs(self) -> list[str]:
         """The folders of all runs that the analyses read: if one is added or removed, they run again."""
-        found = {*map(str, results.cells(self.results_dir)), *self.runs}
+        found = {*map(str, results.list_runs(self.results_dir)), *self.runs}
         return sorted(found)
 
     def list_book_sources(self) -> list[str]:
@@ -169,7 +169,7 @@ class Graph:
     def force_job(self, name: str, outputs: list[str]) -> list[str]:
         """As `force_run_job` for a job about all runs: a failed one leaves older outputs, which look complete."""
         log = Path(self.results_dir, status.LOGS, f"{name}.log")
-        if log.is_file() and logs.failed(log):
+        if log.is_file() and logs.has_failed(log):
             self._force(outputs)
         return []
 
@@ -205,7 +205,7 @@ class Graph:
         status.write_unavailable(self.results_dir, reasons)
         for reason in dict.fromkeys(reasons.values()):
             print(f"error: {reason}", file=sys.stderr)
-        if reasons and set(reasons) == set(self.runs) and not results.cells(self.results_dir):
+        if reasons and set(reasons) == set(self.runs) and not results.list_runs(self.results_dir):
             sys.exit(1)
 
     def report(self) -> None:

@@ -112,7 +112,7 @@ def list_runs(config: dict[str, Any]) -> dict[str, Entry]:
             entry = _merge(config, model, dataset)
             names = entry.parameters["model_name"], entry.parameters["dataset_name"]
             column = entry.parameters.get("text_column")
-            folder = str(results.cell_folder(config["results_dir"], names[1], names[0], column))
+            folder = str(results.locate_run(config["results_dir"], names[1], names[0], column))
             if named.get(folder) == names:
                 raise ValueError(f"'{names[0]}' on '{names[1]}' is listed twice: remove one")
             if folder in found:

@@ -25,12 +25,12 @@ def run(
         return _run(command, log, gpu_count)
     problem = status.read_unavailable(status_file.parent)  # the graph has printed it
     if not problem and tries_left < 0:
-        problem = logs.reason(log)
+        problem = logs.explain(log)
     elif not problem:
         code = _run(command, log, gpu_count)
         if code and (tries_left or code >= 128):  # 128 and a signal's number
             return code
-        problem = logs.reason(log) if code else None
+        problem = logs.explain(log) if code else None
     status.write_status(status_file, problem)
     return 0
 
@@ -38,6 +38,6 @@ def run(
 def _run(command: list[str], log: Path, gpu_count: int | None) -> int:
     if gpu_count is None:
         return logs.run(command, log)
-    with gpus.claimed(gpu_count, lambda line: logs.note(command, log, line)) as mine:
+    with gpus.claim(gpu_count, lambda line: logs.note(command, log, line)) as mine:
         environment = os.environ | {gpus.VISIBLE: ",".join(mine)}
         return logs.run(command, log, environment, mine.values())

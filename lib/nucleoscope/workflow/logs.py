@@ -36,11 +36,11 @@ def run(command: list[str], log: Path, environment: dict[str, str] | None = None
     reaches it from the terminal. OSError if the log cannot be opened; a disk that fills up later
     stops nothing.
     """
-    with _opened(log) as file, _signals() as start:
-        with contextlib.suppress(OSError):  # a file system without locks: `running` cannot tell
+    with _open_log(log) as file, _forward_signals() as start:
+        with contextlib.suppress(OSError):  # a file system without locks: `is_running` cannot tell
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         lines = _Lines(file)
-        lines.write(_begun(command))
+        lines.write(_format_begun(command))
         process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, pass_fds=handed)
         copies = [
             threading.Thread(target=_copy, args=(source, target.buffer, lines), daemon=True)
@@ -52,27 +52,27 @@ def run(command: list[str], log: Path, environment: dict[str, str] | None = None
         for copy in copies:
             copy.join(LAST_WORDS_SECONDS)
         killer = signal.Signals(-status).name if status < 0 else ""
-        lines.end(f"{ENDED} {_now()}: {f'killed by {killer}' if killer else f'status {status}'}".encode())
+        lines.end(f"{ENDED} {_format_now()}: {f'killed by {killer}' if killer else f'status {status}'}".encode())
     return 128 - status if status < 0 else status
 
 
 def note(command: list[str], log: Path, line: str) -> None:
     """Prints and logs why ``command`` has not begun yet; the next attempt is added to the same log."""
     print(line, file=sys.stderr, flush=True)
-    with _opened(log) as file:
+    with _open_log(log) as file:
         lines = _Lines(file)
-        lines.write(_begun(command))
+        lines.write(_format_begun(command))
         lines.write(line.encode())
 
 
-def reason(log: Path, missing: str = "its results were removed or replaced") -> str:
+def explain(log: Path, missing: str = "its results were removed or replaced") -> str:
     """Why the command of a log failed, in one line: its own error if it printed one.
 
     ``missing`` is what to say of a command that succeeded.
     """
     if not log.is_file():
         return "it was not started: see the output of Snakemake above, or its log"
-    if running(log):
+    if is_running(log):
         return "it is running"
     attempt = log.read_text(encoding="utf-8", errors="replace").rpartition(BEGUN)[2].splitlines()[1:]
     ends = [line for line in attempt if line.startswith(ENDED)]
@@ -88,7 +88,7 @@ def reason(log: Path, missing: str = "its results were removed or replaced") -> 
     return errors[-1] if errors else f"it ended with {how}" + (f": {said[-1]}" if said else "")
 
 
-def running(log: Path) -> bool:
+def is_running(log: Path) -> bool:
     """Whether the command of a log is running, as far as the lock of the log tells."""
     with log.open("rb") as file, contextlib.suppress(OSError):
         try:
@@ -98,10 +98,10 @@ def running(log: Path) -> bool:
     return False
 
 
-def failed(log: Path) -> bool:
+def has_failed(log: Path) -> bool:
     """Whether the last command of a log failed."""
-    last = _last(log)
-    return not (last.startswith(f"{ENDED} ") and last.endswith(": status 0")) and not running(log)
+    last = _read_last_line(log)
+    return not (last.startswith(f"{ENDED} ") and last.endswith(": status 0")) and not is_running(log)
 
 
 class _Lines:
@@ -161,7 +161,7 @@ def _copy(source: IO[bytes], target: IO[bytes], lines: _Lines) -> None:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[Callable[..., subprocess.Popen]]:
+def _forward_signals() -> Iterator[Callable[..., subprocess.Popen]]:
     """Yields `subprocess.Popen` for one process that gets SIGTERM passed on, even while it is starting."""
     told: list[int] = []
     running: list[subprocess.Popen] = []
@@ -190,12 +190,12 @@ def _signals() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 @contextlib.contextmanager
-def _opened(log: Path) -> Iterator[IO[bytes]]:
+def _open_log(log: Path) -> Iterator[IO[bytes]]:
     """The log to append to, emptied if its last attempt ended by itself; OSError, in one line, if it cannot be had."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         file = log.open("ab", buffering=0)
-        if not _cut_off(log):
+        if not _was_cut_off(log):
             file.truncate(0)
     except OSError as error:
         raise type(error)(f"the log '{log}' cannot be written ({error.strerror}): use another results_dir") from None
@@ -203,23 +203,23 @@ def _opened(log: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _begun(command: list[str]) -> bytes:
+def _format_begun(command: list[str]) -> bytes:
     job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-    return f"{BEGUN} {_now()} on {socket.gethostname()}{job}: {shlex.join(command)}".encode()
+    return f"{BEGUN} {_format_now()} on {socket.gethostname()}{job}: {shlex.join(command)}".encode()
 
 
-def _cut_off(log: Path) -> bool:
+def _was_cut_off(log: Path) -> bool:
     """Whether the last attempt did not end by itself, so that the next one is appended to it."""
     if not log.is_file():
         return False
-    last = _last(log)
+    last = _read_last_line(log)
     return not last.startswith(ENDED) or "killed by" in last or last.endswith(INTERRUPTED)
 
 
-def _last(log: Path) -> str:
+def _read_last_line(log: Path) -> str:
     """The last line."""
     return log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
 
 
-def _now() -> str:
+def _format_now() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S")

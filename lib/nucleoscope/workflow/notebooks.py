@@ -17,7 +17,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from nucleoscope.atomic import whole
+from nucleoscope.atomic import write_atomically
 
 FOLDER = Path(__file__).resolve().parents[3] / "notebooks"
 PATIENCE = 600  # seconds for a kernel to start or to report a finished cell, on a machine that is busy or suspended
@@ -31,7 +31,7 @@ class NotebookError(Exception):
         self.traceback = traceback
 
 
-class _Lines:
+class _Stream:
     """A stream that can end an unfinished line, such as a progress bar leaves."""
 
     def __init__(self, stream: Any):
@@ -58,7 +58,7 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
     # Sockets in a folder of their own: other users cannot listen in, and kernels that start
     # together on one node never share a port.
     sockets = tempfile.mkdtemp(prefix="nucleoscope-")
-    errors = _Lines(sys.stderr)
+    errors = _Stream(sys.stderr)
     try:
         executed = papermill.execute_notebook(
             jupytext.read(FOLDER / f"{name}.py"),
@@ -81,5 +81,5 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
     finally:
         errors.end()
         shutil.rmtree(sockets, ignore_errors=True)
-    with whole(Path(output)) as stream:
+    with write_atomically(Path(output)) as stream:
         stream.write(nbformat.writes(executed).encode())

@@ -18,7 +18,7 @@ def locate(given: dict[str, Any]) -> Path:
     for name, value in given.items():
         settings.validate(name, value)
     names = ("results_dir", "dataset_name", "model_name", "text_column")
-    return results.cell_folder(*(given[name] for name in names))
+    return results.locate_run(*(given[name] for name in names))
 
 
 def measure(given: dict[str, Any], if_missing: bool = False) -> None:

@@ -162,7 +162,7 @@ def summarise(config: dict[str, Any]) -> str:
     lines = [f"{len(runs) - len(missing)} of {len(runs)} runs are measured" + (", these are not:" * bool(missing))]
     for folder, why in missing.items():
         lines.append(f"  {_name(folder)}: {_explain(folder, why)}")
-        if results.measurements(Path(folder)):
+        if results.find_measurements(Path(folder)):
             lines.append(f"    earlier results are kept and analysed: {why}")
         lines += _format_log(locate_log(folder))
     for folder in runs:
@@ -170,7 +170,7 @@ def summarise(config: dict[str, Any]) -> str:
             if folder not in missing and (problem := read_problem(locate_status(folder, job))):
                 lines += [f"  {what} {_name(folder)} failed: {problem}", *_format_log(locate_log(folder, job))]
     for log in _list_failed_logs(Path(config["results_dir"], LOGS)):
-        lines += [f"  the last attempt at {_describe(log.stem)} failed: {logs.reason(log)}", *_format_log(log)]
+        lines += [f"  the last attempt at {_describe(log.stem)} failed: {logs.explain(log)}", *_format_log(log)]
     lines.append(f"logs: {config['results_dir']}/{LOGS}/<dataset>/<model>.log")
     return "\n".join(lines)
 
@@ -183,7 +183,7 @@ def _name(folder: str | Path) -> str:
 def _explain(folder: str, why: str) -> str:
     """Why a run is not measured: its last attempt's own error, or why it was not started."""
     log = locate_log(folder)
-    return read_unavailable(folder) or (logs.reason(log, why) if log.is_file() else f"not started ({why})")
+    return read_unavailable(folder) or (logs.explain(log, why) if log.is_file() else f"not started ({why})")
 
 
 def _format_log(log: Path) -> list[str]:
@@ -200,4 +200,4 @@ def _describe(name: str) -> str:
 def _list_failed_logs(folder: Path) -> list[Path]:
     """The logs of what is made from all runs, of those whose last attempt failed."""
     files = [folder / f"{name}.log" for name in COMBINED]
-    return [log for log in files if log.is_file() and logs.failed(log)]
+    return [log for log in files if log.is_file() and logs.has_failed(log)]
