@@ -130,7 +130,7 @@ def _explain_by_hub(name: str, links: list[BaseException], revision: str | None)
 
 
 def is_unreachable(links: list[BaseException]) -> bool:
-    """Whether an error and its causes (see `list_causes`) mean that the Hub is out of reach, or that offline mode is set.
+    """Whether an error and its causes (see `list_causes`) mean that the Hub is out of reach, or offline mode is set.
 
     Libraries also report this if the Hub refused a request or the connection broke during its answer; the
     chain then contains that error further back.

@@ -3,6 +3,7 @@
 The browser is any installed Chromium or Chrome, or the one that NUCLEOSCOPE_BROWSER names.
 """
 
+import json
 import math
 import os
 import re
@@ -24,7 +25,8 @@ from nucleoscope.measure import generation, scoring, streaming
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.models import loading
 from nucleoscope.store import results, run_folder
-from nucleoscope.views import cards, token_text
+from nucleoscope.views import cards, palette, token_text
+from nucleoscope.views.strip import render_strip
 
 ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -124,55 +126,89 @@ def test_a_texts_token_outside_its_nucleus_is_listed_last_with_its_probability()
     outside = [step for step, token in enumerate(tokens) if token.id not in token.ids]
     assert outside
     for step in outside:
-        card = cards.build_card(tokens, step, token_text.Reader(tokenizer), embedding, listed=2, whose="the text's")
-        *others, own = card["candidates"]
-        assert (own["rank"], own["drawn"], own["alike"]) == (None, True, 1.0)
-        assert own["p"] == pytest.approx(math.exp(-tokens[step].values["surprisal"]))
-        assert own["text"] == card["text"]
-        assert not any(row["drawn"] for row in others)
-        assert len(others) == min(2, len(tokens[step].ids))
+        reader = token_text.Reader(tokenizer)
+        content = cards.describe_token(tokens, step, reader, embedding, listed=2, whose="the text's")
+        word, listed, probs, _, _, _, place, own = content["card"]
+        assert place == -1
+        assert own == pytest.approx(math.exp(-tokens[step].values["surprisal"]), rel=5e-3)  # three digits
+        assert content["words"][word] == reader.show(tokens[step].id)
+        assert word not in listed
+        assert len(listed) == len(probs) == len(content["cosines"]) == min(2, len(tokens[step].ids))
 
 
 def test_a_card_lists_the_likeliest_candidates_and_the_drawn_one():
     tokens, reader = streamed(top_p=1.0, max_tokens=20), token_text.Reader(tiny.tokenizer())
     embedding = tiny.model().get_input_embeddings().weight.detach()
     for step, token in enumerate(tokens):
-        card = cards.build_card(tokens, step, reader, embedding, listed=3)
-        rows = card["candidates"]
-        assert [row["rank"] for row in rows[:3]] == [1, 2, 3]
-        assert [row["text"] for row in rows if row["drawn"]] == [reader.show(token.id)]
-        assert len(rows) in (3, 4)
-        assert card["more"].startswith(f"and {len(token.ids) - len(rows)} more with a total of 0.")
-        for row in rows:
-            other = int(token.ids[row["rank"] - 1])
-            expected = torch.cosine_similarity(embedding[other], embedding[token.id], dim=0)
-            assert row["alike"] == pytest.approx(float(expected), abs=1e-4)
-        facts = dict(card["facts"])
-        assert facts["entropy (nats)"] == f"{token.values['entropy']:.3f}"
-        assert facts["candidates (k)"] == f"{len(token.ids):,}"
+        content = cards.describe_token(tokens, step, reader, embedding, listed=3)
+        word, listed, probs, more, mass, nucleus_mass, place, *own = content["card"]
+        assert [content["words"][index] for index in listed] == [reader.show(int(id)) for id in token.ids[:3]]
+        assert probs == pytest.approx(token.probs[:3].tolist(), rel=5e-3)
+        assert token.ids[place] == token.id
+        assert content["words"][word] == reader.show(token.id)
+        assert bool(own) == (place >= 3)
+        assert own == pytest.approx([float(token.probs[place])] * len(own), rel=5e-3)
+        assert more == len(token.ids) - 3
+        assert (mass, nucleus_mass) == pytest.approx((float(token.probs[3:].sum()), 1), rel=5e-3)
+        for id, cosine in zip(token.ids[:3], content["cosines"], strict=True):
+            expected = torch.cosine_similarity(embedding[int(id)], embedding[token.id], dim=0)
+            assert cosine == pytest.approx(float(expected), abs=1e-4)
+        facts = {label: (value, count) for label, value, count in content["facts"]}
+        assert facts["entropy (nats)"] == (pytest.approx(token.values["entropy"], rel=5e-3), False)
+        assert facts["candidates (k)"] == (len(token.ids), True)
 
 
-def test_a_card_says_where_its_token_lies_and_what_the_nucleus_holds():
+def test_a_card_says_where_its_token_lies():
     tokens, reader = streamed(max_tokens=20), token_text.Reader(tiny.tokenizer())
     embedding = tiny.model().get_input_embeddings().weight.detach()
     points = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
     top = max(points, key=lambda step: tokens[step].values["entropy"])
-    card = cards.build_card(tokens, top, reader, embedding)
+    place = cards.describe_token(tokens, top, reader, embedding)["place"]
     count = len(points) - 1
-    assert card["place"].startswith(f"In the scatter plot: higher entropy than {count} and higher cosine than ")
-    assert card["place"].endswith(f" of the {count} other tokens with more than one candidate.")
-    assert f"has {float(tokens[top].probs.sum()):.1%} of it" in card["note"]
-    assert (
-        cards.build_card(tokens[top : top + 1], 0, reader, embedding)["place"] == "The only point of the scatter plot."
-    )
+    assert place.startswith(f"In the scatter plot: higher entropy than {count} and higher cosine than ")
+    assert place.endswith(f" of the {count} other tokens with more than one candidate.")
+    alone = cards.describe_token(tokens[top : top + 1], 0, reader, embedding)
+    assert alone["place"] == "The only point of the scatter plot."
 
 
 def test_one_candidate_alone_has_no_likeness_and_no_place_in_the_scatter():
     tokens, reader = streamed(top_p=0.01, max_tokens=3), token_text.Reader(tiny.tokenizer())
-    card = cards.build_card(tokens, 0, reader, tiny.model().get_input_embeddings().weight.detach())
-    assert dict(card["facts"])["cosine similarity"] == "no pair"
-    assert "not in the scatter" in card["place"]
+    content = cards.describe_token(tokens, 0, reader, tiny.model().get_input_embeddings().weight.detach())
+    assert {label: value for label, value, _ in content["facts"]}["cosine similarity"] is None
+    assert "not in the scatter" in content["place"]
     assert cards.compute_scale(tokens, "cosine")[0] == [None] * 3
+
+
+def test_the_live_card_and_a_strips_card_are_the_same_choice_drawn_by_the_same_code():
+    model, tokenizer = tiny.model(), tiny.tokenizer(bos=False)
+    reader, options = token_text.Reader(tokenizer), {"max_tokens": 12, "seed": 3}
+    tokens = list(streaming.stream(model, tokenizer, "the cat", **options))
+    (batch,) = generation.measure(model, tokenizer, ["the cat"], progress=False, **options)
+    page = render_strip(batch.records[0], reader)
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)[1])
+    embedding = model.get_input_embeddings().weight.detach()
+    for step, (choice, *_) in enumerate(zip(data["tokens"], strict=True)):
+        content = cards.describe_token(tokens, step, reader, embedding)
+        live, still = content["card"], choice
+        assert [content["words"][i] for i in (live[0], *live[1])] == [data["words"][i] for i in (still[0], *still[1])]
+        assert live[2:] == still[2:]
+        values = {scale["label"]: scale["values"][step] for scale in data["quantities"]}
+        assert {label: value for label, value, _ in content["facts"]} == values
+    script, style = controls.TokenText._esm, controls.TokenText._css
+    for name, text in (("card.js", script), ("card.css", style)):
+        shared = (controls.CARD / name).read_text()
+        assert shared in page
+        assert shared in text
+    assert palette.format_css() in page
+    assert palette.format_css() in style
+
+
+def test_a_colour_of_strips_cards_and_figures_is_written_in_one_place():
+    written = {color.lower() for colors in (palette.LIGHT, palette.DARK) for color in colors.values()}
+    room = Path(palette.__file__).parent
+    for path in (*room.rglob("*.*"), *(room.parent / "explorer").rglob("*.*")):
+        if path.suffix in (".py", ".css", ".js") and path.name != "palette.py":
+            assert not [color for color in written if color in path.read_text().lower()], path
 
 
 @pytest.mark.parametrize("name", quantities.list_titles())
@@ -319,7 +355,7 @@ def test_a_scored_prompt_brings_its_text(tiny_model, tmp_path):
     with run_folder.RunFolder(folder, settings) as cell:
         complete_run(cell, model, tokenizer, ["a b", "the"], [" cat sat", " other, né"], **options)
     made = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
-    made.cell.value = folder
+    made.measured.value = folder
     made.picked.value = 1
     assert (made.mode.value, made.prompt.value, made.given.value) == ("score", "the", " other, né")
     made.run()
@@ -390,7 +426,7 @@ def test_a_measured_prompt_brings_its_settings_and_its_text(tiny_model, tmp_path
     measured(tiny_model, tmp_path)
     made = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
     made.settings["temperature"].value = 2
-    made.cell.value = tmp_path / "results/lines/tiny-llama"
+    made.measured.value = tmp_path / "results/lines/tiny-llama"
     made.picked.value = 2
     assert made.settings["temperature"].value == 1  # the run is from before there was one
     assert made.prompt.value == made.records[2]["prompt"] == f"the cat {EVIL}"
@@ -495,8 +531,8 @@ def test_the_notebook_in_jupyterlab(page):
     )
 
     tokens.nth(4).hover()
-    page.wait_for_function("/token 4$/.test(document.querySelector('.nx-head')?.textContent)")
-    assert page.locator(".nx-list bdi").count() >= 1
+    page.wait_for_function("/token 4 /.test(document.querySelector('.ns-head')?.textContent)")
+    assert page.locator(".ns-list bdi").count() >= 1
     page.wait_for_function("document.querySelector('.js-plotly-plot').data[1].x?.length === 1")
 
     tokens.nth(5).click()
@@ -504,7 +540,7 @@ def test_the_notebook_in_jupyterlab(page):
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot')[1].data.length === 1")
 
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("/token 6$/.test(document.querySelector('.nx-head').textContent)")
+    page.wait_for_function("/token 6 /.test(document.querySelector('.ns-head').textContent)")
     page.keyboard.press("Enter")
     page.wait_for_function("/of token 6,/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
 
@@ -529,7 +565,7 @@ def test_a_point_of_the_scatter_is_clicked_as_its_token_is(page):
     page.mouse.down()
     page.mouse.up()
     page.wait_for_function("n => document.querySelector('.nx-clicked')?.dataset.step === String(n)", arg=step)
-    page.wait_for_function("n => document.querySelector('.nx-head')?.textContent.endsWith(`token ${n}`)", arg=step)
+    page.wait_for_function("n => document.querySelector('.ns-head')?.textContent.includes(`token ${n} (`)", arg=step)
 
 
 def test_a_text_pasted_into_the_notebook_is_measured(page):
@@ -543,7 +579,7 @@ def test_a_text_pasted_into_the_notebook_is_measured(page):
     page.wait_for_function("t => document.querySelector('.nx-tokens').textContent === t", arg=given)
     page.wait_for_function("/tokens in/.test(document.querySelector('.nx-status').textContent)")
     page.locator(".nx-token").nth(2).hover()
-    page.wait_for_function("document.querySelector('.nx-card').innerText.includes(\"cosine to the text's\")")
+    page.wait_for_function("document.querySelector('.ns-card').innerText.includes(\"cosine to the text's\")")
     page.get_by_text("the model writes", exact=True).click()
     area.nth(1).wait_for(state="hidden")
 
@@ -553,5 +589,5 @@ def test_the_notebook_run_again_starts_clean_and_works(page):
     page.wait_for_function("document.querySelectorAll('.nx-text').length === 1 && !document.querySelector('.nx-token')")
     write(page, "the other")
     page.locator(".nx-token").nth(2).hover()
-    page.wait_for_function("/token 2$/.test(document.querySelector('.nx-head')?.textContent)")
+    page.wait_for_function("/token 2 /.test(document.querySelector('.ns-head')?.textContent)")
     assert page.locator(".js-plotly-plot").count() == 2

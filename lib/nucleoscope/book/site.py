@@ -128,9 +128,8 @@ def format_overview(runs: list[Path]) -> str:
             facts = [f"{found['n_prompts']:,}", f"{info['tokens']:,}", found["prompt_format"], found["dtype"]]
         except KeyError as error:
             raise BookError(f"'{run / results.RUN_INFO}' has no {error}") from None
-        rows.append(
-            f"| {' | '.join([*map(escape_markdown, (run.name, run.parent.name)), *facts])} | [the run](<{page}.ipynb>) |"
-        )
+        columns = [*map(escape_markdown, (run.name, run.parent.name)), *facts]
+        rows.append(f"| {' | '.join(columns)} | [the run](<{page}.ipynb>) |")
     head = "| model | data set | prompts | tokens | prompt format | dtype | page |\n|---|---|--:|--:|---|---|---|\n"
     return (
         "# The runs\n\nOne page for each model on each data set, from its executed notebook.\n\n"

@@ -14,9 +14,11 @@ import traitlets
 
 from nucleoscope.settings import FIELDS
 from nucleoscope.store import results
+from nucleoscope.views import palette
 
 COLUMN = {"flex": "1 1 26em", "min_width": "0", "padding": "0 0.5em 0 0"}
-STATIC = Path(str(resources.files("nucleoscope.explorer") / "static"))
+STATIC = resources.files("nucleoscope.explorer") / "static"
+CARD = resources.files("nucleoscope.views") / "static"  # the strips' card, which is this one's too
 
 
 class TokenText(anywidget.AnyWidget):
@@ -27,8 +29,8 @@ class TokenText(anywidget.AnyWidget):
     points are selected in the plotly figure whose layout's meta is ``figure``: its customdata are steps.
     """
 
-    _esm = STATIC / "explorer.js"
-    _css = STATIC / "explorer.css"
+    _esm = (CARD / "card.js").read_text() + (STATIC / "explorer.js").read_text()
+    _css = palette.format_css() + (CARD / "card.css").read_text() + (STATIC / "explorer.css").read_text()
     prompt = traitlets.Unicode("").tag(sync=True)
     pieces = traitlets.List(traitlets.Unicode()).tag(sync=True)
     shares = traitlets.List().tag(sync=True)

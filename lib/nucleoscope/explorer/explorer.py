@@ -264,7 +264,7 @@ class Explorer:
         """A token was pointed at: shows its card, and its mark in the scatter plot."""
         with self._lock:
             if 0 <= step < len(self.tokens):
-                self.text.card = cards.build_card(
+                self.text.card = cards.describe_token(
                     self.tokens, step, self.reader, self._find_embedding(), whose=self.whose
                 )
                 show_mark(self.scatter, self.tokens[step])

@@ -12,7 +12,8 @@ import torch
 
 from nucleoscope import quantities
 from nucleoscope.views import cards
-from nucleoscope.views.figures import BLUE, ORANGE, VERMILLION, build_layout
+from nucleoscope.views.figures import build_layout
+from nucleoscope.views.palette import BLUE, ORANGE, VERMILLION
 from nucleoscope.views.token_text import Reader
 
 AXES = {"x": "entropy", "y": "cosine"}  # of the scatter plot

@@ -1,6 +1,7 @@
 """The content of a token's card: its candidates, its quantities, and how similar the candidates are.
 
-Contract: plain data in and out, no widgets. All text is as `token_text.Reader` shows it, and not escaped.
+Contract: plain data in and out, no widgets; ``static/card.js`` draws a card. All text is as
+`token_text.Reader` shows it, and not escaped.
 """
 
 from collections.abc import Sequence
@@ -71,7 +72,41 @@ def compute_matrix(embedding: torch.Tensor, ids: torch.Tensor, largest: int = LA
     return alike[np.ix_(order, order)], order
 
 
+class Words:
+    """Texts of tokens, each once: ``texts``, and the place of a token's text there."""
+
+    def __init__(self, reader: Reader):
+        self.reader, self.texts = reader, []
+        self._places: dict[str, int] = {}
+
+    def find_place(self, token: int) -> int:
+        """The place of a token's text, which is added if it is new."""
+        text = self.reader.show(token)
+        if text not in self._places:
+            self._places[text] = len(self.texts)
+            self.texts.append(text)
+        return self._places[text]
+
+
 def build_card(
+    words: Words, token: int, ids: np.ndarray, probs: np.ndarray, outside: float, listed: int = LISTED
+) -> list:
+    """The choice at one token in the form that ``static/card.js`` draws, in strips and in the live notebook.
+
+    ``ids`` and ``probs`` (k,) are the candidates by falling probability; ``outside`` is the probability of
+    the token if it is not among them. The form is compact, because a page contains one for each token:
+    [its word, the words of the ``listed`` likeliest candidates, their probabilities, the number of further
+    candidates, their mass, that of the nucleus, the token's place in it or -1], and, if the token is not
+    among those listed, its probability.
+    """
+    place = int(np.flatnonzero(ids == token)[0]) if (ids == token).any() else -1
+    top = [[words.find_place(int(id)) for id in ids[:listed]], [round_value(p) for p in probs[:listed]]]
+    masses = [round_value(probs[listed:].sum()), round_value(probs.sum())]
+    card = [words.find_place(token), *top, max(len(ids) - listed, 0), *masses, place]
+    return card if 0 <= place < listed else [*card, round_value(outside if place < 0 else probs[place])]
+
+
+def describe_token(
     tokens: Sequence[Token],
     step: int,
     reader: Reader,
@@ -79,41 +114,42 @@ def build_card(
     listed: int = LISTED,
     whose: str = "drawn",
 ) -> dict:
-    """The content of the card of token ``step``, as JSON: candidates, quantities, its place among the other tokens.
+    """Everything that the live notebook's card of token ``step`` shows, as JSON.
 
-    ``candidates``: text, probability, rank, whether it is the token itself, and its cosine with the
-    token; the ``listed`` likeliest ones, and the token itself if it is not among them, with rank None
-    if it is outside the nucleus. ``more``: the others. ``whose`` is what the token is called.
+    ``words`` and ``card`` as in `build_card`, ``facts`` (label, value or None, whether it is a count),
+    ``cosines`` of the listed candidates with the token, and its ``place`` among the other tokens, in words.
+    ``whose`` is what the token is called.
     """
-    token = tokens[step]
-    rows = [(int(id), p, place + 1) for place, (id, p) in enumerate(zip(token.ids, token.probs.tolist(), strict=True))]
-    own = next((row for row in rows if row[0] == token.id), (token.id, float(np.exp(-token.values["surprisal"])), None))
-    shown = rows[:listed] if own in rows[:listed] else [*rows[:listed], own]
-    unit = compute_directions(embedding, torch.tensor([id for id, _, _ in [*shown, own]]))
-    hidden = [p for id, p, _ in rows[listed:] if id != token.id]
+    token, words = tokens[step], Words(reader)
+    ids, probs = token.ids.cpu().numpy(), token.probs.double().cpu().numpy()
+    card = build_card(words, token.id, ids, probs, float(np.exp(-token.values["surprisal"])), listed)
+    unit = compute_directions(embedding, torch.tensor([*ids[:listed].tolist(), token.id]))
+    values = [(name, label, find_value(token, name)) for name, label in quantities.list_titles().items()]
     return {
-        "step": step,
-        "whose": whose,
-        "text": reader.show(token.id),
-        "candidates": [
-            {"text": reader.show(id), "p": p, "rank": rank, "drawn": id == token.id}
-            | {"alike": 1.0 if id == token.id else round(cosine, 4)}
-            for (id, p, rank), cosine in zip(shown, (unit[:-1] @ unit[-1]).tolist(), strict=True)
-        ],
-        "more": f"and {len(hidden):,} more with a total of {sum(hidden):.3f}" if hidden else "",
+        "words": words.texts,
+        "card": card,
+        "cosines": [round(cosine, 4) for cosine in (unit[:-1] @ unit[-1]).tolist()],
         "facts": [
-            [label, _format_number(find_value(token, name), name)] for name, label in quantities.list_titles().items()
+            [
+                label,
+                int(value) if quantities.is_count(name) and np.isfinite(value) else round_value(value),
+                quantities.is_count(name),
+            ]
+            for name, label, value in values
         ],
-        "note": "Probabilities refer to the full distribution. Entropy and cosine use only the nucleus, "
-        f"which has {float(token.probs.sum()):.1%} of it.",
+        "whose": whose,
+        "step": step,
+        "total": len(tokens),
         "place": _describe_place(tokens, token),
     }
 
 
-def _format_number(number: float, name: str) -> str:
-    if np.isnan(number):
-        return "no pair"
-    return f"{number:,.0f}" if quantities.is_count(name) else f"{number:.3f}"
+def round_value(value: float) -> float | int | None:
+    """Three significant digits, None for what is not a number: the form of numbers in a page."""
+    if not np.isfinite(value):
+        return None
+    rounded = float(f"{value:.3g}")
+    return int(rounded) if rounded.is_integer() else rounded
 
 
 def _describe_place(tokens: Sequence[Token], token: Token) -> str:

@@ -24,9 +24,20 @@ from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
 from nucleoscope.stats.bootstrap import BINS, Bins
 from nucleoscope.store.results import select, select_choices
+from nucleoscope.views.palette import (
+    BLUE,
+    BUTTON,
+    BUTTON_TEXT,
+    FAINT,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+)
 
 plotly.io.renderers.default = "plotly_mimetype"
-BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 FONTS = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8}  # 42: text stays text in the pdf
 MOST = 20_000  # points in one scatter plot: more make the page heavy, and overlap
 _EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
@@ -95,7 +106,7 @@ def build_layout(title: str, height: int) -> dict:
     return {
         "title": {"text": title, "font": {"size": 15}},
         "template": {"layout": {"xaxis": axis, "yaxis": axis}},
-        "font": {"color": "#777777"},
+        "font": {"color": GREY},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "height": height,
@@ -216,10 +227,15 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         line = {"color": colors[color % len(colors)], "dash": dashes[dash % len(dashes)], "width": 2.5}
         figure.add_trace(
             go.Scatter(
-                x=round_values(bins.centers[held]), y=round_values(bins.compute_medians()[held]), customdata=bins.count[held].tolist(),
-                mode="lines", line=line, name=name, hovertemplate=hover,
+                x=round_values(bins.centers[held]),
+                y=round_values(bins.compute_medians()[held]),
+                customdata=bins.count[held].tolist(),
+                mode="lines",
+                line=line,
+                name=name,
+                hovertemplate=hover,
             )
-        )  # fmt: skip
+        )
     if not any(len(line.x) for line in figure.data):
         figure.add_annotation(text=f"no bin contains {least} tokens", xref="x domain", yref="y domain", showarrow=False)
     across, up = quantities.find_title(x), quantities.find_title(y)
@@ -274,8 +290,8 @@ def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
     ``lines`` are those of `fits.compute_lines`, ``csv`` the file that contains them, if any.
     """
     groups = list(lines.groupby(["Model", "Dataset"], sort=False))
-    kinds = {"constant": "#999999", "line": PURPLE, "unimodal": VERMILLION, "gamma": GREEN, "log-normal": ORANGE}
-    looks = {"medians": BLUE, **kinds, "free": SKY, "spline": "#777777"}
+    kinds = {"constant": FAINT, "line": PURPLE, "unimodal": VERMILLION, "gamma": GREEN, "log-normal": ORANGE}
+    looks = {"medians": BLUE, **kinds, "free": SKY, "spline": GREY}
     figure = go.Figure(layout=build_layout("", height=520))
     contents = [[_build_curve(group[group["Curve"] == kind]) for kind in looks] for _, group in groups]
     for (kind, color), content in zip(looks.items(), contents[0] if contents else [], strict=False):
@@ -292,8 +308,8 @@ def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
         {"label": f"{model}, {dataset}", "method": "restyle", "args": [_build_columns(content)]}
         for ((model, dataset), _), content in zip(groups, contents, strict=True)
     ]
-    look = {"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "bgcolor": "#dddddd"}
-    look |= {"font": {"color": "#222222"}}
+    look = {"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "bgcolor": BUTTON}
+    look |= {"font": {"color": BUTTON_TEXT}}
     figure.update_layout(updatemenus=[{"buttons": buttons, "pad": {"b": 12}, **look}], margin={"t": 70})
     figure.update_xaxes(title=quantities.find_title("entropy"), rangemode="tozero")
     figure.update_yaxes(title=quantities.find_title("cosine"))

@@ -16,8 +16,6 @@ from nucleoscope.stats.bootstrap import Bins, compute_interval, draw_counts
 from nucleoscope.stats.correlation import PAIRS
 from nucleoscope.store.results import select
 from nucleoscope.views.figures import (
-    BLUE,
-    VERMILLION,
     Tables,
     bin_run,
     build_layout,
@@ -26,13 +24,11 @@ from nucleoscope.views.figures import (
     round_values,
     select_pairs,
 )
+from nucleoscope.views.palette import BLUE, BUTTON, BUTTON_TEXT, VERMILLION, fade
 
-FADED = "rgba(0,114,178,0.18)"  # BLUE, for areas behind a line
+FADED = fade(0.18)
 # From faint to full BLUE, in steps of about a third of a decade: counts differ by orders of magnitude.
-DENSITY = [
-    [at, f"rgba(0,114,178,{a})"]
-    for at, a in ((0, 0), (0.003, 0.2), (0.01, 0.3), (0.03, 0.45), (0.1, 0.6), (0.3, 0.8), (1, 1))
-]
+DENSITY = [[at, fade(a)] for at, a in ((0, 0), (0.003, 0.2), (0.01, 0.3), (0.03, 0.45), (0.1, 0.6), (0.3, 0.8), (1, 1))]
 FIELDS = (40, 30)  # numbers of density bins along x and y
 
 
@@ -160,7 +156,7 @@ def _build_switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ..
     """Two independent switches: one sets which traces are visible, the other their content."""
     panels = len(contents[0]) // 7
     views = {"median": [0, 1, 2], "mean": [3, 4, 5], "density": [6]}
-    look = {"x": 0, "xanchor": "left", "yanchor": "bottom", "bgcolor": "#dddddd", "font": {"color": "#222222"}}
+    look = {"x": 0, "xanchor": "left", "yanchor": "bottom", "bgcolor": BUTTON, "font": {"color": BUTTON_TEXT}}
     shown = [
         {"label": label, "method": "restyle", "args": [{"visible": [i in places for i in range(7)] * panels}]}
         for label, places in views.items()

@@ -21,7 +21,7 @@ import pandas as pd
 from nucleoscope import quantities
 from nucleoscope.stats.bootstrap import Bins
 from nucleoscope.store.results import select_choices
-from nucleoscope.views import cards
+from nucleoscope.views import cards, palette
 from nucleoscope.views.token_text import Reader, make_encodable
 
 NEEDED = ("tokens", "top_p_probs", "entropies", "cosines")
@@ -144,37 +144,31 @@ def _build_scale(name: str, values: np.ndarray, behind: Background, first: int, 
         "label": quantities.find_title(name),
         "count": quantities.is_count(name),
         "low": low,
-        "high": high if quantities.is_count(name) else _round_value(high),
+        "high": high if quantities.is_count(name) else cards.round_value(high),
         "over": max(most, own[2]) > high,
         "under": min(least, own[0]) < low,
-        "values": [int(value) if quantities.is_count(name) else _round_value(value) for value in values[first:last]],
+        "values": [
+            int(value) if quantities.is_count(name) else cards.round_value(value) for value in values[first:last]
+        ],
     }
 
 
 def _build_cards(record: dict, reader: Reader, first: int, last: int, most: int) -> dict:
-    """The candidates of the tokens from ``first`` to ``last``: ``words``, and the content of each token's card.
-
-    A token is [its word, the words of its likeliest candidates, their probabilities, the number of further
-    candidates, their mass, that of the nucleus, the token's place in it or -1], and, if the token is not
-    among those listed, its probability, which outside the nucleus follows from its surprisal.
-    """
+    """The candidates of the tokens from ``first`` to ``last``: ``words``, and each token's `cards.build_card`."""
     outside = np.exp(-np.asarray(record.get("surprisals", [np.nan] * len(record["tokens"])), dtype=float))
-    words: dict[str, int] = {}
-
-    def word(token: Any) -> int:
-        return words.setdefault(reader.show(int(token)), len(words))
-
-    cards = []
-    for step in range(first, last):
-        ids, probs = np.asarray(record["top_p_tokens"][step]), np.asarray(record["top_p_probs"][step], dtype=float)
-        drawn = int(record["tokens"][step])
-        place = int(np.flatnonzero(ids == drawn)[0]) if (ids == drawn).any() else -1
-        top = [[word(token) for token in ids[:most]], [_round_value(p) for p in probs[:most]]]
-        masses = [_round_value(probs[most:].sum()), _round_value(probs.sum())]
-        card = [word(drawn), *top, max(len(ids) - most, 0), *masses, place]
-        own = outside[step] if place < 0 else probs[place]
-        cards.append(card if 0 <= place < most else [*card, _round_value(own)])
-    return {"words": list(words), "tokens": cards}
+    words = cards.Words(reader)
+    found = [
+        cards.build_card(
+            words,
+            int(record["tokens"][step]),
+            np.asarray(record["top_p_tokens"][step]),
+            np.asarray(record["top_p_probs"][step], dtype=float),
+            outside[step],
+            most,
+        )
+        for step in range(first, last)
+    ]
+    return {"words": words.texts, "tokens": found}
 
 
 def _build_line(pairs: pd.DataFrame) -> list:
@@ -184,18 +178,10 @@ def _build_line(pairs: pd.DataFrame) -> list:
         return []
     bins = Bins(pairs["entropy"].to_numpy(), pairs["cosine"].to_numpy(), pd.factorize(pairs["prompt"])[0])
     return [
-        [_round_value(x), _round_value(y)]
+        [cards.round_value(x), cards.round_value(y)]
         for x, y in zip(bins.centers, bins.compute_medians(), strict=True)
         if np.isfinite(y)
     ]
-
-
-def _round_value(value: float) -> float | int | None:
-    """Three significant digits, None for what is not a number: the form of numbers in a page."""
-    if not np.isfinite(value):
-        return None
-    rounded = float(f"{value:.3g}")
-    return int(rounded) if rounded.is_integer() else rounded
 
 
 def _render_span(unit: Any) -> str:
@@ -209,16 +195,18 @@ def _render_span(unit: Any) -> str:
 def _render_page(prompt: str, spans: str, data: dict) -> str:
     # a script must not contain "<": "</script>" would end it, and "<!--" would hide what follows
     payload = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", r"\u003c")
-    style, script = (
-        resources.files("nucleoscope.views").joinpath(f"static/strip.{kind}").read_text() for kind in ("css", "js")
+    static = resources.files("nucleoscope.views") / "static"
+    card, style, card_style, script = (
+        (static / name).read_text() for name in ("card.js", "strip.css", "card.css", "strip.js")
     )
+    style, script = palette.format_css() + card_style + style, f"(() => {{\n{card}{script}}})();"
     options = "".join(
         f'<option value="{place}"{" selected" if scale["name"] == data["quantity"] else ""}>{scale["label"]}</option>'
         for place, scale in enumerate(data["quantities"])
     )
     # Without this attribute JupyterLab handles the arrow keys itself.
     return (
-        f'<div class="nucleoscope-strip" data-lm-suppress-shortcuts="true">\n<style>{style}</style>\n'
+        f'<div class="nucleoscope nucleoscope-strip" data-lm-suppress-shortcuts="true">\n<style>{style}</style>\n'
         f'<div class="ns-bar"><label>Tint by <select>{options}</select></label> <span class="ns-legend"></span></div>\n'
         f'<details class="ns-prompt"{" open" if len(prompt) < FOLDED else ""}><summary>prompt</summary>'
         f'<div dir="auto">{html.escape(prompt)}</div></details>\n'

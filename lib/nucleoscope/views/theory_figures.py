@@ -12,7 +12,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from nucleoscope.store import results
-from nucleoscope.views.figures import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, build_layout
+from nucleoscope.views.figures import build_layout
+from nucleoscope.views.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 
 COLORS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -69,7 +70,7 @@ def _round_values(values: np.ndarray) -> np.ndarray:
 
 def _finish(figure: go.Figure, titles: Sequence[str], alt: str, log: str) -> go.Figure:
     """Adds axes, and a legend below the plot, where it covers nothing on a narrow screen."""
-    powers = {"type": "log", "dtick": 1, "minor": {"ticks": "outside", "tickcolor": "#777777"}}
+    powers = {"type": "log", "dtick": 1, "minor": {"ticks": "outside", "tickcolor": GREY}}
     figure.update_xaxes(title=titles[1], **(powers | {"exponentformat": "none"} if "x" in log else {}))
     figure.update_yaxes(title=titles[2], **(powers | {"exponentformat": "power"} if "y" in log else {}))
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.22, "yanchor": "top"}

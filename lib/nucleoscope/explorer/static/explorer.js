@@ -3,19 +3,17 @@
 
 const REST = 40; // milliseconds that a pointer must rest on a token before the kernel is asked for its card
 
-function element(parent, tag, name, text = "") {
-  const made = document.createElement(tag);
-  made.className = name;
-  made.textContent = text;
-  parent.append(made);
-  return made;
+function append(parent, name, type, text = "") {
+  const element = make(name, type ? { class: type } : {}, text);
+  parent.append(element);
+  return element;
 }
 
 /** Spans for the tokens: unchanged ones are kept, so that the focus is kept too. */
 function drawTokens(text, pieces) {
   while (text.children.length > pieces.length) text.lastChild.remove();
   pieces.forEach((piece, step) => {
-    const token = text.children[step] ?? element(text, "span", "nx-token");
+    const token = text.children[step] ?? append(text, "span", "nx-token");
     if (token.textContent !== piece) token.textContent = piece;
     const name = piece.trim() ? null : piece.includes("\n") ? "line break" : piece ? "space" : "part of a character";
     if (token.ariaLabel !== name) token.ariaLabel = name; // a token without readable text has a name
@@ -32,47 +30,17 @@ function drawTokens(text, pieces) {
 function drawLegend(legend, { label, low, high }, pairwise) {
   legend.replaceChildren();
   if (!label) return;
-  element(legend, "span", "", label);
-  element(legend, "span", "nx-muted", low);
-  element(legend, "span", "nx-ramp").ariaHidden = "true";
-  element(legend, "span", "nx-muted", high);
-  if (pairwise) element(legend, "span", "nx-muted", "(a single candidate: no colour)");
+  append(legend, "span", "", label);
+  append(legend, "span", "ns-muted", low);
+  append(legend, "span", "ns-ramp").ariaHidden = "true";
+  append(legend, "span", "ns-muted", high);
+  if (pairwise) append(legend, "span", "ns-muted", "(a single candidate: no colour)");
 }
 
-function drawCandidates(card, { candidates, whose }) {
-  const list = element(card, "div", "nx-list");
-  const titles = ["", "candidate", "probability", "", `cosine to ${whose}`];
-  for (const title of titles) element(list, "span", "nx-muted", title);
-  for (const { text, p, rank, drawn, alike } of candidates) {
-    const mark = drawn ? "nx-drawn" : "";
-    element(list, "span", "nx-number nx-muted", rank ?? "outside");
-    element(list, "bdi", mark, text).title = drawn ? `${text} (${whose})` : text;
-    element(list, "span", `nx-p ${mark}`).style.width = `${100 * p}%`;
-    element(list, "span", "nx-number", p.toFixed(3));
-    element(list, "span", "nx-number", drawn ? whose : alike.toFixed(3));
-  }
-}
-
-function drawCard(card, content) {
-  card.replaceChildren();
-  if (!content.candidates) {
-    element(card, "div", "nx-muted", "Point at a token to see its other candidates.");
-    element(card, "div", "nx-muted", "Click it (or press Enter) to see how similar its candidates are.");
-    return;
-  }
-  const head = element(card, "div", "nx-head");
-  element(head, "bdi", "", content.text);
-  element(head, "span", "nx-muted", `  token ${content.step}`);
-  drawCandidates(card, content);
-  if (content.more) element(card, "div", "nx-muted", content.more);
-  element(card, "div", "nx-muted", content.note);
-  const facts = element(card, "div", "nx-facts");
-  for (const [label, number] of content.facts) {
-    const row = element(facts, "div", "");
-    element(row, "span", "nx-muted", label);
-    element(row, "span", "nx-number", number);
-  }
-  element(card, "div", "nx-muted", content.place);
+function showCard(card, content) {
+  if (content.card) return void card.replaceChildren(...drawCard(content), make("p", { class: "ns-muted" }, content.place));
+  card.replaceChildren(...["Point at a token to see its other candidates.",
+    "Click it (or press Enter) to see how similar its candidates are."].map((line) => make("p", { class: "ns-muted" }, line)));
 }
 
 /** The nearest token in the next line up (-1) or down (1), or this one. */
@@ -151,14 +119,14 @@ function follow(figure, model, followed) {
 }
 
 function render({ model, el }) {
-  el.classList.add("nx");
-  const status = element(el, "div", "nx-status");
+  el.classList.add("nucleoscope", "nx");
+  const status = append(el, "div", "nx-status");
   status.role = "status";
-  const legend = element(el, "div", "nx-legend");
-  const page = element(el, "div", "nx-text");
-  const prompt = element(page, "div", "nx-prompt");
-  const text = element(page, "div", "nx-tokens");
-  const card = element(el, "div", "nx-card");
+  const legend = append(el, "div", "ns-legend");
+  const page = append(el, "div", "nx-text");
+  const prompt = append(page, "div", "nx-prompt");
+  const text = append(page, "div", "nx-tokens");
+  const card = append(el, "div", "ns-card");
   prompt.dir = text.dir = "auto";
   text.role = "listbox";
   text.ariaLabel = "Text, token by token. Arrow keys move; Enter shows how similar the candidates are.";
@@ -169,7 +137,7 @@ function render({ model, el }) {
     const shares = model.get("shares"), marked = new Set(model.get("marked"));
     [...text.children].forEach((token, step) => {
       const share = shares[step] ?? null;
-      token.style.backgroundColor = share === null ? "" : `rgb(var(--nx-tint) / ${0.9 * share})`;
+      token.style.backgroundColor = share === null ? "" : `rgb(var(--ns-tint) / ${0.9 * share})`;
       token.classList.toggle("nx-here", step === model.get("hovered"));
       token.classList.toggle("nx-clicked", step === model.get("clicked"));
       token.classList.toggle("nx-marked", marked.has(step));
@@ -179,7 +147,7 @@ function render({ model, el }) {
   const parts = {
     prompt: () => (prompt.textContent = model.get("prompt")),
     legend: () => drawLegend(legend, model.get("legend"), model.get("legend").gaps),
-    card: () => drawCard(card, model.get("card")),
+    card: () => showCard(card, model.get("card")),
     status: () => {
       status.textContent = model.get("status");
       status.classList.toggle("nx-error", model.get("failed"));

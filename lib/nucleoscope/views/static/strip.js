@@ -2,19 +2,9 @@
 // The script may run any number of times on a page; it builds each strip once.
 (() => {
   "use strict";
-  const SVG = "http://www.w3.org/2000/svg";
   const ROOM = 620; // pixels that text and card need side by side
   const GAP = 250; // milliseconds in which the pointer may cross from a token to its card
 
-  function make(name, attributes = {}, ...content) {
-    const element = name === "svg" || attributes.ns ? document.createElementNS(SVG, name) : document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) if (key !== "ns") element.setAttribute(key, value);
-    element.append(...content); // inserted as text, never as HTML
-    return element;
-  }
-  const number = (value, digits = 3) =>
-    value === null ? "–" : (Number.isInteger(value) ? String(value) : value.toPrecision(digits)).replace("-", "−");
-  const percent = (p) => (p < 0.001 ? "<0.1" : p < 0.0995 ? (100 * p).toFixed(1) : (100 * p).toFixed(0)) + " %";
   const between = (value, low, high) => Math.min(Math.max(value, low), high);
 
   // The position of a value on its quantity's scale, from 0 to 1; null if there is no value.
@@ -44,7 +34,7 @@
       part("path", { class: "ns-axis", d: `M${left} ${head}V${head + height}H${left + width}` }),
       part("path", { class: "ns-dots", d: dots }),
       words(left, head + height + 14, "middle", "0"), words(left + width, head + height + 14, "end", String(right)),
-      words(left - 4, Y(top) + 8, "end", number(top, 1)), words(left - 4, Y(bottom), "end", number(bottom, 1)),
+      words(left - 4, Y(top) + 8, "end", formatNumber(top, 1)), words(left - 4, Y(bottom), "end", formatNumber(bottom, 1)),
       words(left + width / 2, head + height + 14, "middle", "entropy (nats)"),
       words(left + 6, head + 6, "start", "cosine similarity"),
       words(left, head + height + 28, "start", "dots: tokens of this text" + (data.line.length ? "; line: median of all texts" : "")));
@@ -53,38 +43,9 @@
     }
     const here = at !== null && xs[at] !== null && ys[at] !== null;
     if (here) drawing.append(part("circle", { class: "ns-dot", cx: X(xs[at]), cy: Y(ys[at]), r: 5 }));
-    const where = here ? `this one is at entropy ${number(xs[at])}, cosine similarity ${number(ys[at])}` : "this one is not among them";
+    const where = here ? `this one is at entropy ${formatNumber(xs[at])}, cosine similarity ${formatNumber(ys[at])}` : "this one is not among them";
     drawing.setAttribute("aria-label", `The tokens of this text with more than one candidate${at === null ? "" : "; " + where}`);
     return drawing;
-  }
-
-  function candidates(data, at) {
-    const [word, words, probs, more, mass, held, place, p] = data.tokens[at];
-    const list = make("div", { class: "ns-list" });
-    function row(text, value, drawn, note = "") {
-      const mark = drawn ? " ns-drawn" : "";
-      const bar = make("span", { class: "ns-p" + mark, style: `width:${100 * value}%` });
-      list.append(make("bdi", { class: mark, title: text }, text), bar,
-        make("span", { class: "ns-value" + mark }, note + (drawn ? "✓ " : "") + (value === null ? "–" : percent(value))));
-    }
-    words.forEach((index, i) => row(data.words[index], probs[i], i === place));
-    if (p !== undefined) row(data.words[word], p, true, place < 0 ? "outside " : "");
-    const inside = place >= 0 && p !== undefined; // listed below the others, and one of them
-    const rest = more - inside;
-    const others = rest > 0 ? `and ${rest.toLocaleString("en")} more with a total of ${percent(Math.max(mass - (inside ? p : 0), 0))}` : "";
-    const end = others || (words.length > 1 ? "no other candidates" : "the only candidate");
-    const note = `Probabilities refer to the full distribution. Entropy and cosine use only the nucleus, which has ${(100 * held).toFixed(1)} % of it.`;
-    return make("div", { class: "ns-candidates" }, list, ...[end, note].map((line) => make("p", { class: "ns-muted" }, line)));
-  }
-
-  function numbers(data, at, chosen) {
-    const list = make("div", { class: "ns-numbers" });
-    data.quantities.forEach(({ label, count, values }, i) => {
-      const now = i === chosen ? " ns-now" : "";
-      const value = values[at] === null ? "no pair" : count ? values[at].toLocaleString("en") : number(values[at]);
-      list.append(make("span", { class: now }, label), make("span", { class: "ns-value" + now }, value));
-    });
-    return list;
   }
 
   function build(root) {
@@ -115,27 +76,22 @@
         span.classList.toggle("ns-none", part.includes(null));
       }
       const note = shares.includes(null) ? "dotted: one candidate, no pair" : quantity.count ? "(logarithmic)" : "";
-      const low = number(quantity.low) + (quantity.under ? " or less" : "");
-      const high = number(quantity.high) + (quantity.over ? " or more" : "");
+      const low = formatNumber(quantity.low) + (quantity.under ? " or less" : "");
+      const high = formatNumber(quantity.high) + (quantity.over ? " or more" : "");
       root.querySelector(".ns-legend").replaceChildren(low, make("span", { class: "ns-ramp" }), high,
         make("span", { class: "ns-muted" }, note));
     }
 
     function fill(token) {
-      const [span, [word, words, , more, , , place]] = [owner[token], data.tokens[token]];
+      const span = owner[token];
       const size = +span.dataset.n || 1;
       const close = make("button", { type: "button", "aria-label": "close" }, "×");
       close.addEventListener("click", hide);
-      const of = `of ${(words.length + more).toLocaleString("en")}`;
-      const rank = place < 0 ? `outside the nucleus ${of}` : `rank ${(place + 1).toLocaleString("en")} ${of}`;
-      const part = `; part ${token - owner.indexOf(span) + 1} of ${size} of `;
-      const choice = make("div", {},
-        make("p", { class: "ns-head" }, make("b", {}, make("bdi", {}, data.words[word])),
-          make("span", { class: "ns-muted" }, `token ${data.first + token} (of 0 to ${data.total - 1})`), close),
-        make("p", { class: "ns-muted" }, `${data.whose}: ${rank}`,
-          ...(size > 1 ? [part, make("bdi", {}, span.textContent.trim())] : [])),
-        candidates(data, token));
-      card.replaceChildren(choice, make("div", {}, numbers(data, token, chosen()), scatter(data, token)));
+      const facts = data.quantities.map(({ label, count, values }) => [label, values[token], count]);
+      const content = { words: data.words, card: data.tokens[token], facts, whose: data.whose, step: data.first + token, total: data.total };
+      const part = size > 1 ? [token - owner.indexOf(span) + 1, size] : null;
+      const [choice, numbers] = drawCard(content, { chosen: chosen(), part, whole: span.textContent.trim(), close });
+      card.replaceChildren(choice, make("div", {}, numbers, scatter(data, token)));
     }
 
     function show(next, hold = pinned) {
