@@ -44,6 +44,7 @@ import os
 from pathlib import Path
 
 from nucleoscope.explorer import Explorer
+from nucleoscope.settings import FIELDS
 
 if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
     os.chdir("..")
@@ -55,10 +56,8 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # arrow keys move from token to token, and Enter acts as a click.
 
 # %%
-settings = {"max_tokens": max_tokens, "top_p": top_p, "temperature": temperature}
-settings |= {"seed": seed, "prompt_format": prompt_format}
-settings |= {"dtype": dtype, "device": device, "results_dir": results_dir}
-explorer = Explorer(prompt, model_name, quantity=quantity, mode=mode, text=text, **settings)
+settings = {name: value for name, value in globals().items() if name in FIELDS}
+explorer = Explorer(prompt, quantity=quantity, text=text, **settings)
 explorer.view
 
 # %% [markdown]

@@ -108,7 +108,7 @@ def test_what_an_older_run_did_not_know_counts_as_its_default():
 
 
 def test_the_live_fields_have_the_ranges_of_the_settings():
-    fields = controls.build_settings("m", 5, 0.5, 1, 1, "raw")
+    fields = controls.build_settings(settings.Settings(model_name="m", max_tokens=5, top_p=0.5, seed=1))
     assert fields["max_tokens"].min == 1
     assert (0 < fields["top_p"].min < 1e-3, fields["top_p"].max) == (True, 1)
     assert set(fields["prompt_format"].options) == {"raw", "chat"}

@@ -24,16 +24,17 @@ def _setting(
     decides: bool = False,
     in_grid: bool = True,
     aliases: tuple[str, ...] = (),
+    live: str = "",
 ) -> Any:
     """A field of `Settings`.
 
     ``choices``: the allowed values of a string; for a number, strings that are allowed as well. A number
     must be at least ``least``, greater than ``above`` and at most ``most``. ``decides``: whether the setting
     affects which tokens are measured. ``in_grid``: whether a grid may set it as a parameter. ``aliases``:
-    other names for it on the command line.
+    other names for it on the command line. ``live``: its name in the live notebook, if that has a field for it.
     """
     metadata = {"type": kind, "choices": choices, "least": least, "above": above, "most": most}
-    metadata |= {"help": help, "decides": decides, "in_grid": in_grid, "aliases": aliases}
+    metadata |= {"help": help, "decides": decides, "in_grid": in_grid, "aliases": aliases, "live": live}
     return field(default=default, metadata=metadata)
 
 
@@ -41,7 +42,7 @@ def _setting(
 class Settings:
     """The settings of a run. The defaults are also available as ``Settings.max_tokens`` and so on.
 
-    ``notebooks/run.py`` uses prompt_format=chat, which suits the packaged model; the default is the study's.
+    ``notebooks/measure.py`` uses prompt_format=chat, which suits the packaged model; the default is the study's.
     """
 
     model_name: str = _setting(
@@ -50,6 +51,7 @@ class Settings:
         "model: a Hub id, a folder, a .gguf file, or the packaged default",
         decides=True,
         in_grid=False,
+        live="model",
     )
     dataset_name: str = _setting(
         str,
@@ -77,19 +79,27 @@ class Settings:
         aliases=("n_samples",),
     )
     max_tokens: int = _setting(
-        int, 100, "maximum number of tokens generated or measured per prompt", least=1, decides=True
+        int, 100, "maximum number of tokens generated or measured per prompt", least=1, decides=True, live="length"
     )
-    top_p: float = _setting(float, 0.9, "probability mass of the nucleus, in (0, 1]", above=0, most=1, decides=True)
+    top_p: float = _setting(
+        float, 0.9, "probability mass of the nucleus, in (0, 1]", above=0, most=1, decides=True, live="top_p"
+    )
     temperature: float = _setting(
-        float, 1.0, "divide the logits by this value before measuring and sampling", above=0, decides=True
+        float,
+        1.0,
+        "divide the logits by this value before measuring and sampling",
+        above=0,
+        decides=True,
+        live="temperature",
     )
-    seed: int = _setting(int, 0, "random seed for sampling; not used with mode=score", decides=True)
+    seed: int = _setting(int, 0, "random seed for sampling; not used with mode=score", decides=True, live="seed")
     prompt_format: str = _setting(
         str,
         "raw",
         "pass prompts to the model unchanged (raw) or in its chat template (chat)",
         choices=("raw", "chat"),
         decides=True,
+        live="format",
     )
     prompt_column: str | None = _setting(
         str, None, "column of a file with the prompts; None means the column named prompt", decides=True

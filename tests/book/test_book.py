@@ -861,7 +861,7 @@ def test_make_book_asks_the_graph_for_the_book(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=alone)
     assert done.returncode == 0, done.stderr
     reasons = done.stdout.split("Reasons:")[1]  # for what would be run; they differ where a book was built before
-    assert set(re.findall(r"\b(analyses|book|cell|page)\b", reasons)) == {"analyses", "book", "cell", "page"}
+    assert set(re.findall(r"\b(analyses|book|measure|page)\b", reasons)) == {"analyses", "book", "measure", "page"}
     assert done.stdout.rstrip().endswith("_build/html/index.html")
 
 

@@ -20,23 +20,23 @@ def asked(monkeypatch) -> list[str]:
     monkeypatch.setattr(prefetch, "plan_model", refuse)
     monkeypatch.setattr(prefetch, "plan_dataset", refuse)
     monkeypatch.setattr(availability.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(availability.prompts, "here", lambda name: name == "xsum")
+    monkeypatch.setattr(availability.prompts, "is_cached", lambda name: name == "xsum")
     return names
 
 
 def test_each_model_and_data_set_is_asked_about_once_and_every_run_gets_its_reason(asked):
     models, datasets = ("a/one", "a/two"), ("gsm8k", "xsum", "math")
-    runs = {(m, d): {"model_name": m, "dataset_name": d} for m in models for d in datasets}
+    runs = {f"{m} on {d}": {"model_name": m, "dataset_name": d} for m in models for d in datasets}
     found = availability.find_unavailable(runs)
     assert sorted(asked) == ["a/one", "a/two", "gsm8k"]
-    assert found == {(m, d): f"no {m} on the Hub" for m, d in runs}
+    assert found == {key: f"no {key.split()[0]} on the Hub" for key in runs}
 
 
 def test_what_is_local_or_in_the_cache_is_available(asked, tmp_path):
     model = tiny.save(tmp_path / "model", tiny.model(), tiny.tokenizer())
     (tmp_path / "lines.jsonl").write_text(json.dumps({"prompt": "a"}))
-    runs = {1: {"model_name": model, "dataset_name": str(tmp_path / "lines.jsonl")}}
-    runs[2] = {"model_name": model, "dataset_name": "xsum"}
+    runs = {"first": {"model_name": model, "dataset_name": str(tmp_path / "lines.jsonl")}}
+    runs["second"] = {"model_name": model, "dataset_name": "xsum"}
     assert availability.find_unavailable(runs) == {}
     assert asked == []
 
@@ -51,12 +51,12 @@ def test_what_is_local_or_in_the_cache_is_available(asked, tmp_path):
     ],
 )
 def test_runs_that_will_not_use_the_network_find_only_what_is_in_the_cache(asked, run, reason):
-    assert availability.find_unavailable({0: run}, offline=True)[0].startswith(reason)
+    assert availability.find_unavailable({"run": run}, offline=True)["run"].startswith(reason)
     assert asked == []
 
 
 def test_without_a_network_the_reason_names_it(asked, monkeypatch):
     monkeypatch.setattr(availability.constants, "HF_HUB_OFFLINE", True)
-    found = availability.find_unavailable({0: {"model_name": "a/one", "dataset_name": "math"}})
-    assert "HF_HUB_OFFLINE is set" in found[0]
+    found = availability.find_unavailable({"run": {"model_name": "a/one", "dataset_name": "math"}})
+    assert "HF_HUB_OFFLINE is set" in found["run"]
     assert asked == []

@@ -13,6 +13,7 @@ import tiny
 from nucleoscope.measure import decoding, generation
 from nucleoscope.measure.nucleus import scale_logits
 from nucleoscope.measure.runs import complete_run
+from nucleoscope.settings import Settings
 from nucleoscope.store import results, run_folder
 
 TEXTS = [
@@ -118,8 +119,8 @@ def test_softmax_of_the_logits_over_the_temperature_is_measured_and_sampled_from
 
 def test_a_temperature_of_1_leaves_every_bit_as_it_is():
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
-    assert scale_logits(logits, 1.0) is logits
-    assert torch.equal(scale_logits(logits, 2), logits.float() / 2)
+    assert scale_logits(logits, Settings()) is logits
+    assert torch.equal(scale_logits(logits, Settings(temperature=2)), logits.float() / 2)
     for one, other in zip(measured(tiny.model()), measured(tiny.model(), temperature=1), strict=True):
         for name in one.keys() - {"prompt", "tokens", "top_p_tokens", "top_p_probs"}:
             assert one[name] == other[name]

@@ -4,7 +4,7 @@ Contract: nothing is downloaded. What is in the cache is available; the Hub is a
 each model and data set once and all at the same time.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,14 +17,14 @@ from nucleoscope.data import prefetch, prompts
 ADVICE = "and the run will not use the network: run scripts/prefetch.py where the Hub can be reached"
 
 
-def find_unavailable(runs: Mapping[Hashable, Mapping[str, Any]], offline: bool = False) -> dict[Hashable, str]:
+def find_unavailable(runs: Mapping[str, Mapping[str, Any]], offline: bool = False) -> dict[str, str]:
     """{key: reason, in one line} for those ``runs`` whose model or data set cannot be loaded.
 
     ``runs`` are mappings of settings. ``offline``: the runs will not use the network, so what is not in
     the cache is unavailable; else the Hub is asked, unless HF_HUB_OFFLINE forbids that.
     """
     checks: dict[tuple, Callable[[], None]] = {}
-    needs: dict[Hashable, list[tuple]] = {}
+    needs: dict[str, list[tuple]] = {}
     for key, run in runs.items():
         model, revision, dataset = run["model_name"], run.get("model_revision"), run["dataset_name"]
         needs[key] = [("model", model, revision), ("data set", dataset, None)]

@@ -4,6 +4,7 @@ Contract: widgets that do not depend on models; `explorer.Explorer` fills them a
 ``static/explorer.js`` draws the text and inserts what it receives as text, never as HTML.
 """
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import anywidget
 import ipywidgets as widgets
 import traitlets
 
-from nucleoscope.settings import FIELDS
+from nucleoscope.settings import FIELDS, Settings
 from nucleoscope.store import results
 from nucleoscope.views import palette
 
@@ -44,28 +45,29 @@ class TokenText(anywidget.AnyWidget):
     clicked = traitlets.Int(-1).tag(sync=True)
 
 
-def build_settings(
-    model_name: str, max_tokens: int, top_p: float, temperature: float, seed: int, prompt_format: str
-) -> dict[str, Any]:
-    """The widgets for the settings that affect which tokens are generated, by name."""
-    least_length, most_top_p = FIELDS["max_tokens"].metadata["least"], FIELDS["top_p"].metadata["most"]
-    small = {"width": "11em"}  # each widget gets its own layout, because one of them may be hidden
+def build_settings(chosen: Settings) -> dict[str, Any]:
+    """A field for each setting that has a name in the live notebook, with its value in ``chosen``, by name."""
     return {
-        "model_name": widgets.Text(model_name, description="model", continuous_update=False),
-        "max_tokens": widgets.BoundedIntText(
-            max_tokens, min=least_length, max=10**6, description="length", layout=small
-        ),
-        "top_p": widgets.BoundedFloatText(
-            top_p, min=1e-6, max=most_top_p, step=0.05, description="top_p", layout=small
-        ),
-        "temperature": widgets.BoundedFloatText(
-            temperature, min=1e-6, max=1e6, step=0.1, description="temperature", layout=small
-        ),
-        "seed": widgets.IntText(seed, description="seed", layout=small),
-        "prompt_format": widgets.Dropdown(
-            options=FIELDS["prompt_format"].metadata["choices"], value=prompt_format, description="format", layout=small
-        ),
+        name: _build_field(field.metadata, getattr(chosen, name))
+        for name, field in FIELDS.items()
+        if field.metadata["live"]
     }
+
+
+def _build_field(facts: Mapping[str, Any], value: Any) -> Any:
+    """The widget for a setting's value, within the setting's range; ``facts`` is its metadata."""
+    small = {"width": "11em"}  # each widget gets its own layout, because one of them may be hidden
+    options = {"description": facts["live"], "layout": small}
+    if facts["choices"]:
+        return widgets.Dropdown(options=facts["choices"], value=value, **options)
+    if facts["type"] is float:
+        low, high, step = facts["above"] + 1e-6, facts["most"] or 1e6, 0.05 if facts["most"] else 0.1
+        return widgets.BoundedFloatText(value, min=low, max=high, step=step, **options)
+    if facts["type"] is int and facts["least"] is not None:
+        return widgets.BoundedIntText(value, min=facts["least"], max=10**6, **options)
+    if facts["type"] is int:
+        return widgets.IntText(value, **options)
+    return widgets.Text(value, description=facts["live"], continuous_update=False)
 
 
 def build_modes(mode: str) -> widgets.ToggleButtons:

@@ -49,7 +49,8 @@ def load(name: str, dtype: str, device: str) -> loading.Model:
 class Explorer:
     """Widgets to generate one text, or measure an existing one, and inspect it; ``view`` displays them in a notebook.
 
-    Arguments are the initial values of the settings; measured runs are offered from ``results_dir``. A
+    ``settings`` are those of `settings.Settings`, by name, and the initial values of the fields; measured
+    runs are offered from its results_dir. ``quantity`` is the tint, ``text`` an existing text to measure. A
     kernel has one explorer: creating another, as happens when a cell is run again, closes the one before
     and stops its generation. Models are loaded once, not once per prompt.
     """
@@ -60,22 +61,14 @@ class Explorer:
         self,
         prompt: str = "",
         model_name: str = loading.PACKAGED,
-        max_tokens: int = Settings.max_tokens,
-        top_p: float = Settings.top_p,
-        temperature: float = Settings.temperature,
-        seed: int = Settings.seed,
-        prompt_format: str = "chat",
+        *,
         quantity: str = "entropy",
-        dtype: str = Settings.dtype,
-        device: str = Settings.device,
-        results_dir: str = Settings.results_dir,
-        mode: str = Settings.mode,
         text: str = "",
+        **settings: Any,
     ):
-        column = "text" if mode == "score" else None
-        Settings(max_tokens=max_tokens, top_p=top_p, temperature=temperature, seed=seed).check()
-        Settings(prompt_format=prompt_format, mode=mode, text_column=column).check()
-        self.dtype, self.device = dtype, device
+        given = {"model_name": model_name, "prompt_format": "chat", **settings}
+        chosen = Settings(**given, text_column="text" if given.get("mode") == "score" else None).check()
+        self.dtype, self.device = chosen.dtype, chosen.device
         self.tokens: list[Token] = []
         self.model: loading.Model | None = None
         self.reader: Reader | None = None
@@ -85,8 +78,8 @@ class Explorer:
         self._stop, self._closed, self._lock = threading.Event(), False, threading.RLock()
         self.scatter: go.FigureWidget | None = None  # created with the first text
         self.heat: go.FigureWidget | None = None
-        self.settings = build_settings(model_name, max_tokens, top_p, temperature, seed, prompt_format)
-        self._build(prompt, text, mode, quantity, results_dir)
+        self.settings = build_settings(chosen)
+        self._build(prompt, text, chosen.mode, quantity, chosen.results_dir)
         self._connect()
         self._switch()
         if Explorer._latest is not None:

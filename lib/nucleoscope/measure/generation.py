@@ -95,7 +95,7 @@ class Sampler:
 
     def draw(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
         """The next tokens (B',) from logits (B', V) of ``rows``, and the rows known to have ended."""
-        logits = scale_logits(logits, self.settings.temperature)
+        logits = scale_logits(logits, self.settings)
         candidates = self._nucleus(logits, rows)
         if rows != self.rows:  # rows are only ever removed
             kept = [place for place, row in enumerate(self.rows or range(len(self.uniforms))) if row in set(rows)]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from nucleoscope.settings import validate
+from nucleoscope.settings import Settings, validate
 
 WINDOW = 128  # tokens examined first; wide enough for most steps of most models
 HALVINGS = 8  # of the logarithmic bracket around a wide nucleus's smallest probability
@@ -45,12 +45,12 @@ class NotFinite(ValueError):
         self.rows = rows
 
 
-def scale_logits(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def scale_logits(logits: torch.Tensor, settings: Settings) -> torch.Tensor:
     """``logits`` (B, V) at temperature T: softmax(logits / T) is measured and sampled from.
 
     At T = 1 they are returned unchanged, otherwise divided in float32.
     """
-    return logits if temperature == 1 else logits.float() / temperature
+    return logits if settings.temperature == 1 else logits.float() / settings.temperature
 
 
 def find_nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nucleus:

@@ -183,7 +183,7 @@ def score_batch(
     done = 0
     for logits in forward.compute_logits(ids, starts):
         part = slice(done, done + len(logits))
-        logits = scale_logits(logits, settings.temperature)
+        logits = scale_logits(logits, settings)
         try:
             candidates = find_nucleus(logits, settings.top_p)
         except NotFinite as error:
