@@ -44,7 +44,7 @@ def test_what_is_local_or_in_the_cache_is_available(asked, tmp_path):
 @pytest.mark.parametrize(
     ("run", "reason"),
     [
-        ({"model_name": "none.gguf", "dataset_name": "math"}, "no file 'none.gguf'"),
+        ({"model_name": "none.gguf", "dataset_name": "math"}, "file 'none.gguf' does not exist"),
         ({"model_name": "a/one", "dataset_name": "math"}, "model 'a/one' is not in the cache "),
         ({"model_name": "SmolLM2-135M-Instruct", "dataset_name": "gsm8k"}, "data set 'gsm8k' is not in the cache "),
         ({"model_name": "SmolLM2-135M-Instruct", "dataset_name": "poems"}, "unknown data set 'poems'"),

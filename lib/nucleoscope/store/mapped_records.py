@@ -13,6 +13,7 @@ import pickle
 import struct
 import weakref
 import zipfile
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-EVERY = 500_000  # number of vectors after which an unpickler drops objects that it need not keep
+EVERY = 100_000  # number of vectors after which an unpickler drops objects that it need not keep
 
 
 class MappedVector:
@@ -49,17 +50,19 @@ class MappedVector:
         return _rebuild_tensor_v2(self.storage, self.start, (self.size,), (1,), False, None).clone()
 
 
-def map_records(path: str | os.PathLike) -> Any:
+def map_records(path: str | os.PathLike, trim: Callable[[int, dict], None] | None = None) -> Any:
     """The content of a measurements file, with a `MappedVector` for each tensor.
 
-    Raises whatever torch and pickle raise if the file is damaged or was not written by Nucleoscope.
+    ``trim(index, record)`` may empty what is not needed of a record, while others are still to be read;
+    of the last `EVERY` vectors' records it is not asked. Raises whatever torch and pickle raise if the file is damaged or was not written by Nucleoscope.
     """
     import torch
 
     with zipfile.ZipFile(path) as archive:  # a program, which torch would load as one
         if any(name.endswith("constants.pkl") for name in archive.namelist()):
             raise pickle.UnpicklingError("a TorchScript archive is not a measurements file")
-    loader = SimpleNamespace(__name__="pickle", Unpickler=_Unpickler)
+    unpickler = type("_Unpickler", (_Unpickler,), {"trim": staticmethod(trim)})
+    loader = SimpleNamespace(__name__="pickle", Unpickler=unpickler)
     return torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=loader)
 
 
@@ -78,11 +81,13 @@ class _Unpickler(pickle.Unpickler):
     file does refer to one again, that is an UnpicklingError.
     """
 
+    trim: Callable[[int, dict], None] | None = None
+
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         # Not a method: the unpickler keeps everything that it finds, and must not keep itself.
         self.rebuild = functools.partial(_rebuild, weakref.ref(self))
-        self.vectors = 0
+        self.vectors = self.records = 0
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -92,8 +97,15 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a measurements file")
 
     def forget(self) -> None:
-        """Drops tensors, the objects they were made from, and completed values."""
-        kept = {place: value for place, value in self.memo.copy().items() if not isinstance(value, FORGOTTEN)}
+        """Drops tensors, the objects they were made from, and completed values; trims completed records."""
+        memo = self.memo.copy()
+        if self.trim:
+            for place in sorted(memo):
+                # a dict gets its items all at once, when the last one has been read
+                if isinstance(memo[place], dict) and "prompt" in memo[place]:
+                    self.trim(self.records, memo[place])
+                    self.records += 1
+        kept = {place: value for place, value in memo.items() if not isinstance(value, FORGOTTEN)}
         # A memo can only be set to another unpickler's memo (with a dict, CPython loses the entries), so another
         # unpickler reads a pickle that puts each value in its place: its number, the value, put, pop.
         stream = b"".join(struct.pack("<ciccIc", b"J", place, b"Q", b"r", place, b"0") for place in kept)

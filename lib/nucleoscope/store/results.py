@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,10 +71,13 @@ def load(path: str | os.PathLike) -> list[dict]:
     return _check_records(read(path), path)
 
 
-def _load_mapped(path: Path) -> list[dict]:
-    """Like `load`, but with `mapped_records.MappedVector` for tensors if the file was written by Nucleoscope."""
+def _load_mapped(path: Path, trim: Callable[[int, dict], None] | None = None) -> list[dict]:
+    """Like `load`, but with `mapped_records.MappedVector` for tensors if the file was written by Nucleoscope.
+
+    ``trim(index, record)`` may empty what is not needed, as in `map_records`.
+    """
     try:
-        return _check_records(map_records(path), path)
+        return _check_records(map_records(path, trim), path)
     except FileNotFoundError:
         raise
     except Exception:  # `load` either reads the file or says in one line what is wrong with it
@@ -259,8 +262,16 @@ def load_records(
     path = find_measurements(Path(folder))
     if path is None:
         raise FileNotFoundError(f"no measurements in '{folder}': measure the model first")
-    records, found = _load_mapped(path), {}
-    for index in range(len(records)) if prompts is None else map(int, prompts):
+    wanted = None if prompts is None else [int(prompt) for prompt in prompts]
+    kept = None if wanted is None else set(wanted)
+
+    def trim(index: int, record: dict) -> None:
+        for name in record:
+            if (kept is not None and index not in kept) or (fields is not None and name not in fields):
+                record[name] = None
+
+    records, found = _load_mapped(path, trim), {}
+    for index in range(len(records)) if wanted is None else wanted:
         if not 0 <= index < len(records):
             raise ValueError(f"'{path}' has no prompt {index}: it has {len(records)} prompts, counted from 0")
         record = records[index]
@@ -349,7 +360,7 @@ def _convert(path: Path) -> "Path | pd.DataFrame":
     tokens, fingerprint = path.with_name(TOKENS), _compute_fingerprint(path)
     if _read_source(tokens) == fingerprint:
         return tokens
-    frame = _tabulate_records(_load_mapped(path))
+    frame = _tabulate_records(_load_mapped(path, lambda _, record: record.pop("top_p_probs", None)))
     if path != find_measurements(path.parent):  # an older file of the study: tokens.parquet belongs to the latest one
         return frame
     try:
