@@ -54,7 +54,7 @@ model = wanted if wanted in {name for name, _ in measured} else min(measured)[0]
 
 
 # %%
-def opened(folder: Path) -> tuple[dict, Reader] | None:
+def open_run(folder: Path) -> tuple[dict, Reader] | None:
     """The settings of a run and the reader of its tokens; None if they are unavailable, with the reason on stderr."""
     try:
         settings = results.load_info(folder)["settings"]
@@ -66,44 +66,44 @@ def opened(folder: Path) -> tuple[dict, Reader] | None:
 
 
 folders = {dataset: results.locate_run(results_dir, dataset, model) for name, dataset in measured if name == model}
-cells = {dataset: opened(folder) for dataset, folder in sorted(folders.items())}
-settings = {dataset: cell[0] for dataset, cell in cells.items() if cell}
+runs = {dataset: open_run(folder) for dataset, folder in sorted(folders.items())}
+settings = {dataset: run[0] for dataset, run in runs.items() if run}
 tables = {(model, dataset): readable[model, dataset] for dataset in settings}
-corners, behind = examples.find_corners(tables), compute_background(examples.pool(tables))
+corners, background = examples.find_corners(tables), compute_background(examples.pool(tables))
 shown = {dataset: corners.loc[corners["dataset"] == dataset, "prompt"] for dataset in settings}
 records = {dataset: results.load_records(folders[dataset], prompts) for dataset, prompts in shown.items()}
 whose = {name: "the text's" if found.get("mode") == "score" else "drawn" for name, found in settings.items()}
 
 
 # %%
-def show(corner: str) -> None:
+def show_corner(corner: str) -> None:
     """The tokens of one corner, each with its numbers, the text before it and its card."""
     tokens = corners[corners["corner"] == corner]
     for token in tokens.itertuples():
         window = {"first": max(token.step - 40, 0), "last": token.step + 1, "shown": token.step, "most": 20}
-        (_, reader), record = cells[token.dataset], records[token.dataset][token.prompt]
-        html = render_strip(record, reader, table=behind, whose=whose[token.dataset], **window)
+        (_, reader), record = runs[token.dataset], records[token.dataset][token.prompt]
+        html = render_strip(record, reader, table=background, whose=whose[token.dataset], **window)
         display(Markdown(examples.format_numbers(token)), HTML(html))
     if tokens.empty:
         display(Markdown("No token is left for this corner."))
 
 
-def listed(names) -> str:
+def list_names(names) -> str:
     return ", ".join(map(escape_name, sorted(names)))
 
 
 total, long, highest = examples.compute_reach(tables)
 lines = [f"The tokenizer of {escape_name(model)} is not available here, so its tokens cannot be shown."]
 if tables:
-    names = listed({str(found["model_name"]) for found in settings.values()})
-    lines = [f"The model is {names}, on {listed(settings)}: {total:,} tokens with more than one candidate."]
+    names = list_names({str(found["model_name"]) for found in settings.values()})
+    lines = [f"The model is {names}, on {list_names(settings)}: {total:,} tokens with more than one candidate."]
 if long > 0:
     lines += [f"The {long:.1%} of them with more than {examples.READABLE} candidates are ranked but not shown:"]
     lines += [f"no token below is above percentile {100 * highest:.1f} of entropy."]
 if read := [name for name in whose if whose[name] != "drawn"]:
-    lines += [f"The model read the texts of {listed(read)}; it did not write them."]
-if left_out := [name for name, cell in cells.items() if not cell]:
-    lines += [f"Left out because their settings or tokenizer cannot be read here: {listed(left_out)}."]
+    lines += [f"The model read the texts of {list_names(read)}; it did not write them."]
+if left_out := [name for name, run in runs.items() if not run]:
+    lines += [f"Left out because their settings or tokenizer cannot be read here: {list_names(left_out)}."]
 Markdown(" ".join(lines))
 
 # %% [markdown]
@@ -114,7 +114,7 @@ Markdown(" ".join(lines))
 # take the same place. The model knows what kind of thing comes next, but not which one.
 
 # %%
-show("high entropy, high cosine similarity")
+show_corner("high entropy, high cosine similarity")
 
 # %% [markdown]
 # ## High entropy, low cosine similarity
@@ -124,7 +124,7 @@ show("high entropy, high cosine similarity")
 # with words, and pieces of words with whole ones.
 
 # %%
-show("high entropy, low cosine similarity")
+show_corner("high entropy, low cosine similarity")
 
 # %% [markdown]
 # ## Low entropy, high cosine similarity
@@ -139,7 +139,7 @@ show("high entropy, low cosine similarity")
 # a tenth of the probability, does not enter these numbers.
 
 # %%
-show("low entropy, high cosine similarity")
+show_corner("low entropy, high cosine similarity")
 
 # %% [markdown]
 # ## Low entropy, low cosine similarity
@@ -150,7 +150,7 @@ show("low entropy, high cosine similarity")
 # many candidates can hardly reach such low values.
 
 # %%
-show("low entropy, low cosine similarity")
+show_corner("low entropy, low cosine similarity")
 
 # %% [markdown]
 # ## Recap

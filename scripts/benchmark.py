@@ -26,9 +26,10 @@ import torch
 import transformers
 
 from nucleoscope.data import prompts
-from nucleoscope.measure import cosine, entropy, generation
+from nucleoscope.measure import batching, cosine, entropy, generation, model_facts
 from nucleoscope.measure.decoding import Decoder
 from nucleoscope.measure.nucleus import find_nucleus
+from nucleoscope.measure.sampling import Sampler
 from nucleoscope.models import loading
 from nucleoscope.settings import FIELDS, Settings
 
@@ -64,7 +65,7 @@ class Clock:
 
 
 @torch.inference_mode()
-def published(model, ids: list[int], max_tokens: int, top_p: float, ends: set[int]) -> int:
+def measure_published(model, ids: list[int], max_tokens: int, top_p: float, ends: set[int]) -> int:
     """(a) for one prompt; returns the number of tokens measured."""
     embedding = model.get_input_embeddings().weight
     prefix, nuclei, entropies = torch.tensor([ids], device=model.device), [], []
@@ -87,7 +88,7 @@ def published(model, ids: list[int], max_tokens: int, top_p: float, ends: set[in
 
 
 @torch.inference_mode()
-def by_generate(model, ids: list[list[int]], max_tokens: int, top_p: float, ends: set[int]) -> int:
+def measure_generate(model, ids: list[list[int]], max_tokens: int, top_p: float, ends: set[int]) -> int:
     """(b) for one batch; returns the number of tokens measured."""
     longest = max(map(len, ids))
     padded = torch.tensor([[0] * (longest - len(row)) + row for row in ids], device=model.device)
@@ -130,10 +131,10 @@ def replay(model, ids: list[list[int]], max_tokens: int, steps: list[tuple[list[
         logits = decoder.advance(tokens, ended)
 
 
-def ours(model, inputs, texts: list[str], batches, options) -> tuple[int, list[list]]:
+def measure_ours(model, inputs, texts: list[str], batches, options) -> tuple[int, list[list]]:
     """(c); returns the number of tokens measured, and the steps of each batch for (d)."""
     recorded = []
-    original = generation.Sampler.draw
+    original = Sampler.draw
 
     def remember(self, logits, rows):
         tokens, ended = original(self, logits, rows)
@@ -142,7 +143,7 @@ def ours(model, inputs, texts: list[str], batches, options) -> tuple[int, list[l
         recorded[-1].append((list(rows), tokens, set(ended)))
         return tokens, ended
 
-    generation.Sampler.draw = remember
+    Sampler.draw = remember
     try:
         done = list(
             generation.measure(
@@ -157,11 +158,11 @@ def ours(model, inputs, texts: list[str], batches, options) -> tuple[int, list[l
             )
         )
     finally:
-        generation.Sampler.draw = original
+        Sampler.draw = original
     return sum(len(record["tokens"]) for batch in done for record in batch.records), recorded
 
 
-def random_model(given: str, device: torch.device, dtype: torch.dtype | str, target: float = 1.5):
+def create_random_model(given: str, device: torch.device, dtype: torch.dtype | str, target: float = 1.5):
     """A model with random weights from a config file, or from "key=value,..." for a Llama.
 
     The output layer is scaled so that the mean entropy of the next token is ``target`` nats.
@@ -192,7 +193,7 @@ def random_model(given: str, device: torch.device, dtype: torch.dtype | str, tar
     return model
 
 
-def synthetic(vocabulary: int, size: int, rows: int, device: torch.device) -> torch.Tensor:
+def draw_logits(vocabulary: int, size: int, rows: int, device: torch.device) -> torch.Tensor:
     """Logits (rows, V) falling as a power of the rank, in random order, with a nucleus of about ``size``."""
     ranks = torch.arange(1, vocabulary + 1, dtype=torch.float64).log()
     low, high = 0.1, 20.0
@@ -205,7 +206,7 @@ def synthetic(vocabulary: int, size: int, rows: int, device: torch.device) -> to
     return (-low * ranks).float()[order].to(device)
 
 
-def median_ms(call: Callable, device: torch.device, repeats: int = 5) -> float:
+def time_median(call: Callable, device: torch.device, repeats: int = 5) -> float:
     clock, times = Clock(device), []
     for _ in range(repeats + 1):
         with clock() as taken:
@@ -214,34 +215,34 @@ def median_ms(call: Callable, device: torch.device, repeats: int = 5) -> float:
     return statistics.median(times[1:])
 
 
-def kernels(device: torch.device, rows: int) -> None:
+def time_kernels(device: torch.device, rows: int) -> None:
     """Times the nucleus and cosine steps alone."""
     print(f"\n| V | d | median nucleus | rows | full sort, ms | nucleus, ms | cosine, ms |\n|{'---|' * 7}")
     for vocabulary in (49_152, 128_256):
         embedding = torch.randn(vocabulary, 4096, device=device, dtype=torch.bfloat16)
         inverse_norm = cosine.compute_inverse_norms(embedding)
         for size in (10, 5_000):
-            logits = synthetic(vocabulary, size, rows, device)
+            logits = draw_logits(vocabulary, size, rows, device)
             chosen = find_nucleus(logits, 0.9)
-            sort = median_ms(lambda logits=logits: logits.sort(descending=True), device, 3)
-            pick = median_ms(lambda logits=logits: find_nucleus(logits, 0.9), device)
-            alike = median_ms(
+            sort = time_median(lambda logits=logits: logits.sort(descending=True), device, 3)
+            pick = time_median(lambda logits=logits: find_nucleus(logits, 0.9), device)
+            similarity = time_median(
                 lambda chosen=chosen: cosine.compute_similarity(*chosen, embedding, inverse_norm),  # noqa: B023
                 device,
                 3,
             )
             median = int(chosen.offsets.diff().median())
-            print(f"| {vocabulary:,} | 4,096 | {median:,} | {rows} | {sort:.1f} | {pick:.1f} | {alike:.1f} |")
+            print(f"| {vocabulary:,} | 4,096 | {median:,} | {rows} | {sort:.1f} | {pick:.1f} | {similarity:.1f} |")
 
 
-def bandwidth(device: torch.device) -> float:
+def measure_bandwidth(device: torch.device) -> float:
     """The device's memory bandwidth in bytes per second, read plus written, from copying a tensor."""
     source = torch.empty(2**30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * source.numel() / (median_ms(lambda: target.copy_(source), device, 20) / 1e3)
+    return 2 * source.numel() / (time_median(lambda: target.copy_(source), device, 20) / 1e3)
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = options.add_argument
     add("--model_name", default=loading.PACKAGED)
@@ -266,7 +267,7 @@ def load(options: argparse.Namespace) -> tuple:
     """The model, its tokenised prompts and the prompts' texts."""
     device = loading.pick_device(options.device)
     if options.random_weights:
-        model = random_model(options.random_weights, device, loading.pick_dtype(options.dtype, device))
+        model = create_random_model(options.random_weights, device, loading.pick_dtype(options.dtype, device))
         generator = torch.Generator().manual_seed(0)
         lengths = torch.randint(60, 180, (options.n_prompts,), generator=generator).tolist()
         vocabulary = model.config.get_text_config().vocab_size
@@ -275,19 +276,19 @@ def load(options: argparse.Namespace) -> tuple:
         return model, generation.Inputs(ids), [""] * len(ids)
     model, tokenizer, _ = loading.load(options.model_name, options.dtype, options.device)
     texts = prompts.load(options.dataset_name, options.n_prompts, options.prompt_column).texts
-    context = loading.context_length(model)
-    model.generation_config.eos_token_id = sorted(loading.end_tokens(model, tokenizer))
+    context = model_facts.find_context_length(model)
+    model.generation_config.eos_token_id = sorted(model_facts.find_end_tokens(model, tokenizer))
     return model, generation.encode(tokenizer, texts, options.prompt_format, context, options.max_tokens), texts
 
 
 def main() -> None:
-    options = arguments()
+    options = parse_arguments()
     model, inputs, texts = load(options)
     device, clock = model.device, Clock(model.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     ends = set(model.generation_config.eos_token_id or [])
     size = generation.choose_batch_size(options.batch_size, model, inputs, options.max_tokens)
-    batches = generation.plan(inputs, size)
+    batches = batching.split_batches(inputs, size)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     print(
         f"{options.random_weights or options.model_name}, {model.dtype}, {weights / 2**20:,.0f} MiB of weights; "
@@ -296,13 +297,13 @@ def main() -> None:
         f"{len(texts)} prompts ({statistics.mean(map(len, inputs.ids)):.0f} tokens on average), "
         f"at most {options.max_tokens} tokens each, batches of {size}\n"
     )
-    ours(model, generation.Inputs(inputs.ids[:4]), texts[:4], [[0, 1, 2, 3][: len(texts)]], options)  # warm-up
+    measure_ours(model, generation.Inputs(inputs.ids[:4]), texts[:4], [[0, 1, 2, 3][: len(texts)]], options)  # warm-up
     rates, peaks = {}, {}
     times: dict[str, list[float]] = {"c": [], "d": []}
     tokens, steps = 0, []
     for _ in range(options.repeats):
         with clock() as taken:
-            tokens, steps = ours(model, inputs, texts, batches, options)
+            tokens, steps = measure_ours(model, inputs, texts, batches, options)
         times["c"].append(taken.seconds)
         peaks["c"] = taken.peak
         if "d" in options.only:
@@ -315,14 +316,16 @@ def main() -> None:
     if "b" in options.only:
         with clock() as taken:
             measured = sum(
-                by_generate(model, [inputs.ids[i] for i in batch], options.max_tokens, options.top_p, ends)
+                measure_generate(model, [inputs.ids[i] for i in batch], options.max_tokens, options.top_p, ends)
                 for batch in batches
             )
         rates["b"], peaks["b"] = measured / taken.seconds, taken.peak
     if "a" in options.only:
         chosen = range(0, len(texts), max(1, len(texts) // options.published_prompts))[: options.published_prompts]
         with clock() as taken:
-            measured = sum(published(model, inputs.ids[i], options.max_tokens, options.top_p, ends) for i in chosen)
+            measured = sum(
+                measure_published(model, inputs.ids[i], options.max_tokens, options.top_p, ends) for i in chosen
+            )
         rates["a"], peaks["a"] = measured / taken.seconds, taken.peak
     labels = {
         "a": f"(a) published algorithm ({options.published_prompts} prompts)",
@@ -338,10 +341,10 @@ def main() -> None:
         ratios = [c / d for c, d in zip(times["c"], times["d"], strict=True)]
         print(f"time of (c) / time of (d), run by run: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
     if device.type == "cuda":
-        read = weights * sum(map(len, steps)) / bandwidth(device)  # every step reads all weights once
+        read = weights * sum(map(len, steps)) / measure_bandwidth(device)  # every step reads all weights once
         print(f"share of the weight-bandwidth limit: {read / statistics.median(times['c']):.1%}")
     if "k" in options.only:
-        kernels(device, options.kernel_rows)
+        time_kernels(device, options.kernel_rows)
 
 
 if __name__ == "__main__":

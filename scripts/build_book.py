@@ -7,7 +7,7 @@ from nucleoscope.workflow.command_line import Parser, report_errors
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def parser() -> Parser:
+def create_parser() -> Parser:
     """The command line."""
     options = Parser(__doc__)
     options.add_argument("--results_dir", default="results", help="folder that contains <dataset>/<model>/run.ipynb")
@@ -16,7 +16,7 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    options = parser().parse_args()
+    options = create_parser().parse_args()
     with report_errors(options.debug, interrupted="interrupted: run the same command again"):
         from nucleoscope.book import site  # here: --help need not wait for it
 

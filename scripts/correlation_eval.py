@@ -6,23 +6,25 @@ from pathlib import Path
 from nucleoscope.workflow.command_line import Parser, report_errors
 
 
-def enough(text: str) -> int:
+def check_resamples(text: str) -> int:
     if not text.isdecimal() or int(text) < 100:
         raise argparse.ArgumentTypeError(f"'{text}' is not enough: a 95 % interval needs at least 100 resamples")
     return int(text)
 
 
-def parser() -> Parser:
+def create_parser() -> Parser:
     """The command line; names and defaults are those of the notebooks' parameters cells."""
     options = Parser(__doc__)
     options.add_argument("--results_dir", default="results", help="folder that contains <dataset>/<model>/")
-    options.add_argument("--resamples", type=enough, default=2000, help="resamples of the bootstrap over prompts")
+    options.add_argument(
+        "--resamples", type=check_resamples, default=2000, help="resamples of the bootstrap over prompts"
+    )
     options.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     return options
 
 
 def main() -> None:
-    parameters = vars(parser().parse_args())
+    parameters = vars(create_parser().parse_args())
     with report_errors(parameters.pop("debug"), interrupted="interrupted: run the same command again"):
         from nucleoscope.store import results
         from nucleoscope.workflow import notebooks

@@ -3,7 +3,7 @@
 from nucleoscope.workflow.command_line import Parser, report_errors
 
 
-def parser() -> Parser:
+def create_parser() -> Parser:
     """The command line: every setting, by its name, and which notebooks."""
     options = Parser(__doc__)
     options.add_settings()
@@ -19,7 +19,7 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    given = vars(parser().parse_args())
+    given = vars(create_parser().parse_args())
     debug, only, if_missing = (given.pop(name) for name in ("debug", "only", "if_missing"))
     with report_errors(debug, interrupted="interrupted: run the same command again to resume"):
         from nucleoscope.workflow import runs  # here: --help need not wait for it

@@ -5,7 +5,7 @@ from pathlib import Path
 from nucleoscope.workflow.command_line import Parser
 
 
-def parser() -> Parser:
+def create_parser() -> Parser:
     """The command line: the log, the GPUs, the status file, and after -- the command."""
     options = Parser(__doc__)
     options.add_argument("--log", type=Path, required=True, help="the log")
@@ -21,7 +21,7 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    options = parser().parse_args()
+    options = create_parser().parse_args()
     from nucleoscope.workflow import jobs
 
     try:

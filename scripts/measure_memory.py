@@ -19,7 +19,7 @@ MODELS, DATASETS = [f"model-{number}" for number in range(5)], [f"data-{number}"
 STEPS, MIB = 100, 2**20
 
 
-def made(path: Path, prompts: int, seed: int = 0, vocabulary: int = 128_256) -> None:
+def write_measurements(path: Path, prompts: int, seed: int = 0, vocabulary: int = 128_256) -> None:
     """Synthetic measurements and their tokens.parquet: the median nucleus size is 40, some are tens of thousands."""
     import torch
 
@@ -48,18 +48,18 @@ def made(path: Path, prompts: int, seed: int = 0, vocabulary: int = 128_256) -> 
     results.write_tokens(records, path)
 
 
-def grid(folder: Path, prompts: int) -> None:
+def write_grid(folder: Path, prompts: int) -> None:
     """15 synthetic runs, three of them generated: the runs on one data set have the same content for every model."""
     for place, data in enumerate(DATASETS):
         first = folder / data / MODELS[0] / results.MEASUREMENTS
-        made(first, prompts, place)
+        write_measurements(first, prompts, place)
         for model in MODELS[1:]:
             (folder / data / model).mkdir()
             for name in (results.MEASUREMENTS, results.TOKENS):
                 os.link(first.with_name(name), folder / data / model / name)
 
 
-def watched(command: list[str], pause: float = 0.1) -> tuple[int, float]:
+def watch(command: list[str], pause: float = 0.1) -> tuple[int, float]:
     """Runs a command: peak bytes of the command and all its children together, and their CPU seconds.
 
     Memory shared by processes counts once (proportional set size, Linux only). RuntimeError if the command fails.
@@ -95,11 +95,11 @@ def measure(sizes: list[int], resamples: int) -> None:
     print("prompts per run | reading one run: MiB, core s | analysing 15 runs: MiB, core s")
     for prompts in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            grid(Path(folder), prompts)
+            write_grid(Path(folder), prompts)
             file = next(Path(folder).rglob("measurements.pt"))
-            once = watched([sys.executable, "-c", read, str(file)])
+            once = watch([sys.executable, "-c", read, str(file)])
             command = [sys.executable, str(ROOT / "scripts/correlation_eval.py"), "--results_dir", folder]
-            whole = watched([*command, "--resamples", str(resamples)])
+            whole = watch([*command, "--resamples", str(resamples)])
         numbers = [f"{found[0] / MIB:,.0f}, {found[1]:,.1f}" for found in (once, whole)]
         print(f"{prompts:,} | {' | '.join(numbers)}", flush=True)
 

@@ -5,7 +5,7 @@ import sys
 from nucleoscope.workflow.command_line import Parser, report_errors
 
 
-def parser() -> Parser:
+def create_parser() -> Parser:
     """The command line: which grid."""
     options = Parser(__doc__)
     options.add_argument("grid", help="a grid, such as scripts/grids/study.yml")
@@ -13,7 +13,7 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    options = parser().parse_args()
+    options = create_parser().parse_args()
     with report_errors(options.debug, interrupted="interrupted: run the same command again to fetch the rest"):
         from nucleoscope.data import prefetch
         from nucleoscope.workflow import grid  # here: --help need not wait for them

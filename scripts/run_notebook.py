@@ -5,7 +5,7 @@ from pathlib import Path
 from nucleoscope.workflow.command_line import Parser, report_errors
 
 
-def parser() -> Parser:
+def create_parser() -> Parser:
     """The command line: which notebook, where to, and on which results."""
     options = Parser(__doc__)
     options.add_argument("name", help="name of the notebook, without folder and extension")
@@ -15,7 +15,7 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    options = parser().parse_args()
+    options = create_parser().parse_args()
     with report_errors(options.debug, interrupted="interrupted: run the same command again"):
         from nucleoscope.workflow import notebooks
 

@@ -8,7 +8,7 @@ from nucleoscope.workflow.command_line import Parser
 
 def main() -> None:
     Parser(__doc__).parse_args()
-    print(costs.page(Path(__file__).with_suffix(".md").read_text(encoding="utf-8")), end="")
+    print(costs.format_page(Path(__file__).with_suffix(".md").read_text(encoding="utf-8")), end="")
 
 
 if __name__ == "__main__":

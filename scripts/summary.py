@@ -5,7 +5,7 @@ from pathlib import Path
 from nucleoscope.workflow.command_line import Parser, report_errors
 
 
-def parser() -> Parser:
+def create_parser() -> Parser:
     """The command line."""
     options = Parser(__doc__)
     options.add_argument("grid", type=Path, nargs="?", default=Path("scripts/grids/default.yml"), help="a grid")
@@ -13,7 +13,7 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    options = parser().parse_args()
+    options = create_parser().parse_args()
     with report_errors(options.debug, interrupted="interrupted"):
         from nucleoscope.workflow import grid, status
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-def mounted(place, options: str):
+def mount(place, options: str):
     """A tmpfs on the folder ``place``, as a generator of it, or a test that is skipped."""
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
     if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
@@ -20,7 +20,7 @@ def small_disk(tmp_path):
     """A disk of 256 KiB."""
     place = tmp_path / "small"
     place.mkdir()
-    yield from mounted(place, "size=256k")
+    yield from mount(place, "size=256k")
 
 
 @pytest.fixture

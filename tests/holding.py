@@ -16,16 +16,16 @@ sys.addaudithook(hold)
 """  # Python imports it by the name sitecustomize in all processes that have its folder in their path
 
 
-def environment(place: Path) -> dict[str, str]:
+def create_environment(place: Path) -> dict[str, str]:
     """What the runs' environment must have; their code is put down in the new folder ``place``."""
     place.mkdir()
     (place / "sitecustomize.py").write_text(CUSTOM)
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH")]))}
 
 
-def hold(cell: Path) -> Path:
-    """Has the runs of a cell's folder stand still until the file that is returned is removed."""
-    cell.parent.mkdir(parents=True, exist_ok=True)
-    file = cell.parent / "hold"
+def hold(run: Path) -> Path:
+    """Has the runs of a run's folder stand still until the file that is returned is removed."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    file = run.parent / "hold"
     file.touch()
     return file

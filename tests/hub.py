@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_GET
 
-    def _body(self) -> bytes:
+    def _read_body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def _open(self, name: str, files: bool) -> Repository | None:
@@ -169,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return found
 
-    def _commit(self, repository: Repository, revision: str) -> str | None:
+    def _find_commit(self, repository: Repository, revision: str) -> str | None:
         """The commit that a branch, a commit or its beginning stands for; None after a refusal."""
         revision = unquote(revision)
         begun = [commit for commit in repository.commits if len(revision) >= 7 and commit.startswith(revision)]
@@ -179,21 +179,21 @@ class _Handler(BaseHTTPRequestHandler):
         return commit
 
     def _answer_about(self, kind: str, name: str, verb: str | None, rest: str | None) -> None:
-        body = self._body()
+        body = self._read_body()
         repository = self._open(name if kind == "models" else f"datasets/{name}", files=verb == "auth-check")
         if repository is None:
             return
         revision, _, below = (rest or "main").partition("/")
-        commit = self._commit(repository, revision)
+        commit = self._find_commit(repository, revision)
         if commit is None:
             return
-        entries = _entries(repository.commits[commit])
+        entries = _list_entries(repository.commits[commit])
         if verb == "auth-check":
             self._send_json({})
         elif verb in (None, "revision"):
-            self._send_json(_info(name, commit, repository.gated, entries))
+            self._send_json(_describe_repository(name, commit, repository.gated, entries))
         elif verb == "paths-info":
-            wanted = {path.strip("/") for path in _form(body).get("paths", [])}
+            wanted = {path.strip("/") for path in _parse_form(body).get("paths", [])}
             self._send_json([entry for entry in entries if entry["path"] in wanted])
         else:
             self._answer_tree(unquote(below).strip("/"), entries)
@@ -209,14 +209,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer_file(self, name: str, revision: str, path: str) -> None:
         repository = self._open(name, files=True)
-        commit = repository and self._commit(repository, revision)
+        commit = repository and self._find_commit(repository, revision)
         if not commit:
             return
         file = repository.commits[commit] / unquote(path)
         if not file.is_file():
             self._refuse(NO_SUCH_FILE, {"X-Repo-Commit": commit})
             return
-        size, tag = file.stat().st_size, _etag(file)
+        size, tag = file.stat().st_size, _compute_etag(file)
         headers = {"X-Repo-Commit": commit, "ETag": f'"{tag}"', "Accept-Ranges": "bytes"}
         if size < LARGE:
             self._send_file(file, headers)
@@ -270,13 +270,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
 
 
-def _form(body: bytes) -> dict:
+def _parse_form(body: bytes) -> dict:
     """A form's fields, however they were sent."""
     text = body.decode()
     return json.loads(text) if text.startswith("{") else parse_qs(text)
 
 
-def _info(name: str, commit: str, gated: bool, entries: list[dict]) -> dict:
+def _describe_repository(name: str, commit: str, gated: bool, entries: list[dict]) -> dict:
     """What the Hub says of a repository at a commit."""
     files = [entry for entry in entries if entry["type"] == "file"]
     siblings = [
@@ -291,7 +291,7 @@ def _info(name: str, commit: str, gated: bool, entries: list[dict]) -> dict:
     return {"id": name, "sha": commit, "gated": "manual" if gated else False, "tags": [], "siblings": siblings}
 
 
-def _entries(folder: Path) -> list[dict]:
+def _list_entries(folder: Path) -> list[dict]:
     """A folder's files and folders as the Hub lists them."""
     found = []
     for path in sorted(folder.rglob("*")):
@@ -299,18 +299,18 @@ def _entries(folder: Path) -> list[dict]:
         if path.is_dir():
             found.append(entry | {"type": "directory", "size": 0, "oid": hashlib.sha1(str(path).encode()).hexdigest()})
             continue
-        size, tag = path.stat().st_size, _etag(path)
+        size, tag = path.stat().st_size, _compute_etag(path)
         large = {"lfs": {"oid": tag, "size": size, "pointerSize": 130}} if size >= LARGE else {}
         found.append(entry | {"type": "file", "size": size, "oid": tag[:40]} | large)
     return found
 
 
-def _etag(path: Path) -> str:
+def _compute_etag(path: Path) -> str:
     """40 hex digits for a small file, 64 for a large one, as git and its large file storage have."""
-    return _digest(path, path.stat().st_mtime_ns)
+    return _hash_file(path, path.stat().st_mtime_ns)
 
 
 @cache
-def _digest(path: Path, _changed: int) -> str:
+def _hash_file(path: Path, _changed: int) -> str:
     content = path.read_bytes()
     return hashlib.sha1(content).hexdigest() if len(content) < LARGE else hashlib.sha256(content).hexdigest()

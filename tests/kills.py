@@ -4,7 +4,7 @@
 
 reads one request a line from its standard input, JSON with
 
-* ``folder``: the cell's folder; ``settings``, ``overwrite``: as `run_folder.RunFolder` takes them,
+* ``folder``: the run's folder; ``settings``, ``overwrite``: as `run_folder.RunFolder` takes them,
 * ``count``: how many such runs start at once (1), ``lock_seconds``: how long they wait for each other,
 * ``after``: seconds after which the run gets SIGKILL, or null,
 * ``operation``, ``half``: which file operation in the folder, counted from 1, is the run's last, and whether it is
@@ -72,14 +72,14 @@ class Counter:
 def run(folder: str, settings: dict, overwrite: bool) -> None:
     """One run, as notebooks/run.py has it."""
     run_folder.check(Path(folder), overwrite)
-    cell = run_folder.RunFolder(folder, settings, overwrite)
-    if not cell.finished:
-        with cell:
+    run = run_folder.RunFolder(folder, settings, overwrite)
+    if not run.finished:
+        with run:
             seed = settings["seed"]
-            complete_run(cell, MODEL, TOKENIZER, PROMPTS, seed=seed, progress=False, **PARAMETERS)
+            complete_run(run, MODEL, TOKENIZER, PROMPTS, seed=seed, progress=False, **PARAMETERS)
 
 
-def child(request: dict, answer: int) -> None:
+def run_child(request: dict, answer: int) -> None:
     """The forked process: its run, and its last words."""
     locking.LOCK_SECONDS = request.get("lock_seconds", locking.LOCK_SECONDS)
     counter = Counter(request["folder"], request.get("operation"), request.get("half", False))
@@ -91,20 +91,20 @@ def child(request: dict, answer: int) -> None:
     os.write(answer, json.dumps({"operations": counter.seen, "error": error}).encode())
 
 
-def forked(request: dict) -> tuple[int, int]:
+def fork_run(request: dict) -> tuple[int, int]:
     """A run's process, and where its last words can be read."""
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:
         try:
-            child(request, writing)
+            run_child(request, writing)
         finally:
             os._exit(0)
     os.close(writing)
     return process, reading
 
 
-def ended(process: int, reading: int) -> dict:
+def wait_for_run(process: int, reading: int) -> dict:
     """Waits for a run, and tells of it."""
     _, status = os.waitpid(process, 0)
     with os.fdopen(reading, "rb") as stream:
@@ -112,21 +112,21 @@ def ended(process: int, reading: int) -> dict:
     return {"process": process, "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0} | said
 
 
-def answered(request: dict) -> list[dict]:
+def answer(request: dict) -> list[dict]:
     """The runs that were asked for, all at once."""
     begun = time.perf_counter()
-    runs = [forked(request) for _ in range(request.get("count", 1))]
+    runs = [fork_run(request) for _ in range(request.get("count", 1))]
     if request.get("after") is not None:
         time.sleep(request["after"])
         for process, _ in runs:
             os.kill(process, signal.SIGKILL)
-    return [ended(*run) | {"seconds": time.perf_counter() - begun} for run in runs]
+    return [wait_for_run(*run) | {"seconds": time.perf_counter() - begun} for run in runs]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a fork has no threads but its own
     locking.BEAT = 0.2
-    MODEL, TOKENIZER = tiny.model(), tiny.tokenizer()
+    MODEL, TOKENIZER = tiny.create_model(), tiny.create_tokenizer()
     print("ready", flush=True)
     for line in sys.stdin:
-        print(json.dumps(answered(json.loads(line))), flush=True)
+        print(json.dumps(answer(json.loads(line))), flush=True)

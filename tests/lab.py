@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @contextlib.contextmanager
-def served(folder: Path, state: Path, theme: str = "JupyterLab Light") -> Iterator[str]:
+def serve(folder: Path, state: Path, theme: str = "JupyterLab Light") -> Iterator[str]:
     """Serves the notebooks below ``folder`` while the block runs; gives the address, with its token.
 
     What JupyterLab writes goes below ``state``. It opens .py files as notebooks, as `make lab` has it.
@@ -41,14 +41,14 @@ def served(folder: Path, state: Path, theme: str = "JupyterLab Light") -> Iterat
     with (state / "server.log").open("w") as log:
         server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=subprocess.STDOUT)
         try:
-            _answers(f"http://127.0.0.1:{port}/api?token={token}", server, state / "server.log")
+            _wait_for_server(f"http://127.0.0.1:{port}/api?token={token}", server, state / "server.log")
             yield f"http://127.0.0.1:{port}/lab/tree/{{}}?reset&token={token}"
         finally:
             server.terminate()  # it ends its kernels
             server.wait(30)
 
 
-def _answers(address: str, server: subprocess.Popen, log: Path) -> None:
+def _wait_for_server(address: str, server: subprocess.Popen, log: Path) -> None:
     """Returns when the server answers; AssertionError with its log where it does not within a minute."""
     end = time.monotonic() + 200
     while time.monotonic() < end and server.poll() is None:

@@ -1,7 +1,7 @@
 """What every error message must be: one line that says it all and can be read."""
 
 
-def one_line(message: str) -> str:
+def assert_one_line(message: str) -> str:
     assert message.strip()
     assert len(message.splitlines()) == 1, message
     assert len(message) < 600

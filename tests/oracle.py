@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 torch.set_num_threads(1)
 
 
-def softmax32(logits):
+def compute_softmax(logits):
     """The float32 probabilities that the contract is stated on: (B, V) -> a list of float64 rows."""
     return list(torch.softmax(logits.float(), dim=-1).double().numpy())
 
 
-def nucleus(p, top_p):
+def find_nucleus(p, top_p):
     """Ids of the smallest prefix, by falling probability and then rising id, with mass >= top_p."""
     chosen, mass = [], 0.0
     for i in sorted(range(len(p)), key=lambda i: (-p[i], i)):
@@ -32,7 +32,7 @@ def nucleus(p, top_p):
     return chosen
 
 
-def edges(p):
+def compute_edges(p):
     """Cumulative shares (k + 1,) of a nucleus: a uniform number in [edges[i], edges[i + 1]) means token i."""
     shares = [0.0]
     for value in p:
@@ -40,45 +40,45 @@ def edges(p):
     return [share / shares[-1] for share in shares]
 
 
-def q(p):
+def compute_q(p):
     """p restricted to the nucleus, divided by its mass."""
     p = [float(value) for value in p]
     mass = math.fsum(p)
     return [value / mass for value in p]
 
 
-def entropy(q):
+def compute_entropy(q):
     return -math.fsum(x * math.log(x) for x in q if x > 0)
 
 
-def varentropy(q):
-    mean = entropy(q)
+def compute_varentropy(q):
+    mean = compute_entropy(q)
     return math.fsum(x * (-math.log(x) - mean) ** 2 for x in q if x > 0)
 
 
-def full_entropy(logits):
+def compute_full_entropy(logits):
     """H(softmax(logits)) of one row, the logits rounded to float32 as the contract has it."""
     z = logits.float().double().tolist()
     top = max(z)
     weights = [math.exp(x - top) for x in z]
     total = math.fsum(weights)
-    return entropy([w / total for w in weights])
+    return compute_entropy([w / total for w in weights])
 
 
-def units(rows):
+def normalise(rows):
     """The rows (k, d) divided by their norms; a row of zeros stays one."""
     rows = rows.double().numpy()
     norms = np.sqrt((rows**2).sum(1, keepdims=True))
     return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
 
 
-def cosine(u):
+def compute_cosine(u):
     """Mean of u_i.u_j over the unordered pairs i < j, from all k x k products."""
     i, j = np.triu_indices(len(u), 1)
     return (u @ u.T)[i, j].mean() if len(u) > 1 else 1.0
 
 
-def weighted_cosine(u, q):
+def compute_weighted_cosine(u, q):
     if len(u) == 1:
         return 1.0
     pairs = np.outer(q, q)
@@ -86,19 +86,19 @@ def weighted_cosine(u, q):
     return (pairs * (u @ u.T)).sum() / pairs.sum()
 
 
-def similarity_entropy(u, q):
+def compute_similarity_entropy(u, q):
     z = (1 + u @ u.T) / 2
     np.fill_diagonal(z, 1)
     return -float(np.sum(q * np.log(z @ q)))
 
 
-def similarity(rows, p):
+def compute_similarity(rows, p):
     """The three cosine quantities of one nucleus: its embedding rows (k, d), its probabilities (k,)."""
-    u, weights = units(rows), np.array(q(p))
-    return cosine(u), weighted_cosine(u, weights), similarity_entropy(u, weights)
+    u, weights = normalise(rows), np.array(compute_q(p))
+    return compute_cosine(u), compute_weighted_cosine(u, weights), compute_similarity_entropy(u, weights)
 
 
-def ragged(rows):
+def join_ragged(rows):
     """Rows of numbers of any length -> values (K,) float32 and offsets (B + 1,)."""
     values = torch.tensor([x for row in rows for x in row], dtype=torch.float32)
     return values, torch.tensor([0, *np.cumsum([len(row) for row in rows]).tolist()])
@@ -110,7 +110,7 @@ def split(values, offsets):
 
 
 @st.composite
-def nucleus_probs(draw, max_size=12):
+def draw_nucleus_probs(draw, max_size=12):
     """A nucleus's probabilities: falling, positive in float32, mass up to 1; from flat to nearly one-hot."""
     steepness = draw(st.sampled_from([0, 0.1, 1, 5, 30]))
     heights = draw(st.lists(st.integers(-20, 0), min_size=1, max_size=max_size))

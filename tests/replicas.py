@@ -259,38 +259,46 @@ KINDS = {
 # Tokenizers
 
 
-def tokenizer(name: str) -> Tokenizer:
+def create_tokenizer(name: str) -> Tokenizer:
     """A tokenizer of the kind that a model has; it says what the one that is loaded must say."""
-    return {DEEPSEEK: _deepseek, LLAMA: _llama, INSTRUCT: _llama, MISTRAL: _mistral, QWEN: _qwen}[name]()
+    return {
+        DEEPSEEK: _create_deepseek,
+        LLAMA: _create_llama,
+        INSTRUCT: _create_llama,
+        MISTRAL: _create_mistral,
+        QWEN: _create_qwen,
+    }[name]()
 
 
-def _deepseek() -> Tokenizer:
+def _create_deepseek() -> Tokenizer:
     splits = [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥]+"]
     steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in splits]
     special = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"]
-    core = _bytes(100000, special, [*steps, pre_tokenizers.Digits(individual_digits=True)])
+    core = _create_bytes(100000, special, [*steps, pre_tokenizers.Digits(individual_digits=True)])
     core.post_processor = processors.ByteLevel(trim_offsets=False)  # puts nothing in front: add_bos_token does
     return core
 
 
-def _llama() -> Tokenizer:
+def _create_llama() -> Tokenizer:
     names = {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 8: "eom_id", 9: "eot_id"}
     special = [f"<|{names.get(place, f'reserved_special_token_{place}')}|>" for place in range(256)]
-    core = _bytes(128000, special, [pre_tokenizers.Split(Regex(WORDS % 3), "isolated")])
+    core = _create_bytes(128000, special, [pre_tokenizers.Split(Regex(WORDS % 3), "isolated")])
     start = processors.TemplateProcessing(single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 128000)])
     core.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), start])
     return core
 
 
-def _qwen() -> Tokenizer:
+def _create_qwen() -> Tokenizer:
     names = ["endoftext", "im_start", "im_end", *(f"extra_{place}" for place in range(3, 26))]
-    core = _bytes(151643, [f"<|{name}|>" for name in names], [pre_tokenizers.Split(Regex(WORDS % 1), "isolated")])
+    core = _create_bytes(
+        151643, [f"<|{name}|>" for name in names], [pre_tokenizers.Split(Regex(WORDS % 1), "isolated")]
+    )
     core.normalizer = normalizers.NFC()
     core.post_processor = processors.ByteLevel(trim_offsets=False)
     return core
 
 
-def _bytes(size: int, special: list[str], steps: list) -> Tokenizer:
+def _create_bytes(size: int, special: list[str], steps: list) -> Tokenizer:
     """A byte-level BPE tokenizer of ``size`` tokens, and the special ones behind them."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -298,23 +306,23 @@ def _bytes(size: int, special: list[str], steps: list) -> Tokenizer:
     )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        _texts(), trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, show_progress=False)
+        _create_texts(), trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, show_progress=False)
     )
-    core = _filled(core, size)
+    core = _fill(core, size)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(special)
     return core
 
 
-def _mistral() -> Tokenizer:
+def _create_mistral() -> Tokenizer:
     """As SentencePiece's: words begin with a mark, unknown characters are written as bytes."""
     core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     core.pre_tokenizer = pre_tokenizers.Metaspace()  # for the training: no piece spans two words
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     core.train_from_iterator(
-        _texts(), trainers.BpeTrainer(vocab_size=1500, special_tokens=special, show_progress=False)
+        _create_texts(), trainers.BpeTrainer(vocab_size=1500, special_tokens=special, show_progress=False)
     )
-    core = _filled(core, 32000)
+    core = _fill(core, 32000)
     core.add_special_tokens(special[:3])
     core.pre_tokenizer = None
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -324,11 +332,11 @@ def _mistral() -> Tokenizer:
     return core
 
 
-def _texts() -> Iterator[str]:
+def _create_texts() -> Iterator[str]:
     return chain.from_iterable(prompts.load(name).texts for name in prompts.PACKAGED)
 
 
-def _filled(core: Tokenizer, size: int) -> Tokenizer:
+def _fill(core: Tokenizer, size: int) -> Tokenizer:
     """The tokenizer with tokens that nothing is ever split into, up to ``size``."""
     content = json.loads(core.to_str())
     content["added_tokens"] = []
@@ -353,7 +361,7 @@ def save_model(name: str, folder: Path) -> None:
         _save_parts(model.state_dict(), folder)
     else:
         model.save_pretrained(folder, max_shard_size="10MB")
-    core = tokenizer(name)
+    core = create_tokenizer(name)
     core.save(str(folder / "tokenizer.json"), pretty=False)
     if name == QWEN:
         core.model.save(str(folder))  # vocab.json, merges.txt
@@ -383,7 +391,7 @@ def save_table(path: Path, columns: dict[str, list[str]]) -> None:
     parquet.write_table(pa.table(columns), path)
 
 
-def rows(column: str, split: str, many: int, mark: str = "") -> list[str]:
+def create_rows(column: str, split: str, many: int, mark: str = "") -> list[str]:
     """Made-up texts: two of a data set, a split or a row are never the same."""
     return [
         f"{mark}{column} {index} of {split}: " + "the cat sat on the mat, " * (1 + index % 3) for index in range(many)
@@ -403,14 +411,14 @@ def save_dataset(name: str, folder: Path, mark: str = "") -> None:
     configs = ["main", "socratic"] if name == "gsm8k" else ["default"]
     for config in configs:
         for split, many in splits.items():
-            table = {column: rows(column, f"{config} {split}", many, mark) for column in columns}
+            table = {column: create_rows(column, f"{config} {split}", many, mark) for column in columns}
             save_table(folder / place.format(config=config, split=split), table)
     if name != "xsum":
-        (folder / "README.md").write_text(_card(columns, configs, splits, place.rsplit("-00000", 1)[0]))
+        (folder / "README.md").write_text(_format_card(columns, configs, splits, place.rsplit("-00000", 1)[0]))
     (folder / ".gitattributes").write_text("*.parquet filter=lfs\n")
 
 
-def _card(columns: list[str], configs: list[str], splits: dict[str, int], place: str) -> str:
+def _format_card(columns: list[str], configs: list[str], splits: dict[str, int], place: str) -> str:
     """A data set's README.md: what its header says of its files."""
     features = [{"name": column, "dtype": "string"} for column in columns]
     header = {
@@ -437,7 +445,7 @@ def _card(columns: list[str], configs: list[str], splits: dict[str, int], place:
     return f"---\n{json.dumps(header)}\n---\n# A data set\n"  # JSON is YAML
 
 
-def repositories(base: Path) -> dict[str, hub.Repository]:
+def create_repositories(base: Path) -> dict[str, hub.Repository]:
     """All repositories of the study's grid, in the folder of temporary files of all tests, ``base``.
 
     They are written once, and shared by processes that test side by side.
@@ -457,9 +465,9 @@ def repositories(base: Path) -> dict[str, hub.Repository]:
             (folder / "script/README.md").write_text("# XSum\n")
             save_dataset("gsm8k", folder / "later", mark="later ")
             (folder / ".whole").touch()
-    found = {name: _pinned(folder / name, REVISIONS[name], name.startswith("meta-llama")) for name in KINDS}
+    found = {name: _create_pinned(folder / name, REVISIONS[name], name.startswith("meta-llama")) for name in KINDS}
     for entry in prompts.HUB.values():
-        found[f"datasets/{entry.path}"] = _pinned(folder / "datasets" / entry.path, entry.revisions[0])
+        found[f"datasets/{entry.path}"] = _create_pinned(folder / "datasets" / entry.path, entry.revisions[0])
     gsm8k, xsum = (f"datasets/{prompts.HUB[name].path}" for name in ("gsm8k", "xsum"))
     commit = prompts.HUB["gsm8k"].revisions[0]
     found[gsm8k] = hub.Repository({commit: found[gsm8k].commits[commit], LATER: folder / "later"}, {"main": LATER})
@@ -470,5 +478,5 @@ def repositories(base: Path) -> dict[str, hub.Repository]:
     return found
 
 
-def _pinned(folder: Path, commit: str, gated: bool = False) -> hub.Repository:
+def _create_pinned(folder: Path, commit: str, gated: bool = False) -> hub.Repository:
     return hub.Repository({commit: folder}, {"main": commit}, gated)

@@ -49,14 +49,14 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def lacking() -> str | None:
+def find_missing() -> str | None:
     """Why no Slurm can be started here, in capitals; None where it can."""
     missing = [name for name in DAEMONS if not shutil.which(name, path=f"{os.environ['PATH']}:{SYSTEM}")]
     return f"SLURM IS NOT INSTALLED ({' '.join(missing)}): apt install slurm-wlm munge" if missing else None
 
 
 @contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[dict[str, str]]:
+def start_cluster(folder: Path) -> Iterator[dict[str, str]]:
     """A Slurm that runs while the block does; gives the environment for its commands.
 
     ``folder`` should have a short name: sockets lie there. RuntimeError, with what the daemons
@@ -67,10 +67,10 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     folder.chmod(0o755)
     environment = os.environ | {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{os.environ['PATH']}:{SYSTEM}"}
     host = socket.gethostname().split(".")[0]
-    ports = dict(zip(("controller", "node"), _free_ports(2), strict=True))
+    ports = dict(zip(("controller", "node"), _find_free_ports(2), strict=True))
     configuration = CONFIGURATION.format(folder=folder, host=host, user=getpass.getuser(), cpus=16, **ports)
     (folder / "slurm.conf").write_text(configuration)
-    (folder / "cgroup.conf").write_text(f"CgroupPlugin={_cgroup_plugin(environment)}\n")
+    (folder / "cgroup.conf").write_text(f"CgroupPlugin={_write_cgroup_plugin(environment)}\n")
     gpus = [f"NodeName=one Name=gpu Flags=nvidia_gpu_env File=/dev/{device}\n" for device in ("null", "zero", "full")]
     (folder / "gres.conf").write_text("".join(gpus))
     _wrap_srun(folder / "bin", environment)
@@ -82,10 +82,10 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     munge += [f"--pid-file={files['pid']}", f"--log-file={files['log']}", f"--seed-file={files['seed']}"]
     with contextlib.ExitStack() as running:
         for command in (munge, ["slurmctld", "-D", "-i"], ["slurmd", "-D", "-N", "one"]):
-            running.enter_context(_daemon(command, environment, folder))
+            running.enter_context(_start_daemon(command, environment, folder))
             if command is munge:
-                _until(lambda: Path(files["socket"]).exists(), folder, "munged")
-        _until(lambda: _idle(environment), folder, "slurmctld and slurmd")
+                _wait_until(lambda: Path(files["socket"]).exists(), folder, "munged")
+        _wait_until(lambda: _is_idle(environment), folder, "slurmctld and slurmd")
         yield environment
         subprocess.run(["scancel", f"--user={getpass.getuser()}"], env=environment, capture_output=True)
 
@@ -101,7 +101,7 @@ def _wrap_srun(folder: Path, environment: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _daemon(command: list[str], environment: dict[str, str], folder: Path) -> Iterator[None]:
+def _start_daemon(command: list[str], environment: dict[str, str], folder: Path) -> Iterator[None]:
     with (folder / f"{command[0]}.said").open("w") as said:
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
         try:
@@ -115,14 +115,14 @@ def _daemon(command: list[str], environment: dict[str, str], folder: Path) -> It
                 process.wait()
 
 
-def _cgroup_plugin(environment: dict[str, str]) -> str:
+def _write_cgroup_plugin(environment: dict[str, str]) -> str:
     """None is wanted, but only newer versions can do without one."""
     said = subprocess.run(["slurmd", "-V"], env=environment, capture_output=True, text=True).stdout
     version = tuple(int(part) for part in re.findall(r"\d+", said)[:2])
     return "disabled" if version >= (23, 11) else "cgroup/v1"
 
 
-def _free_ports(number: int) -> list[int]:
+def _find_free_ports(number: int) -> list[int]:
     with contextlib.ExitStack() as opened:
         sockets = [opened.enter_context(socket.socket()) for _ in range(number)]
         for one in sockets:
@@ -130,12 +130,12 @@ def _free_ports(number: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _idle(environment: dict[str, str]) -> bool:
+def _is_idle(environment: dict[str, str]) -> bool:
     command = ["sinfo", "--noheader", "--format=%T"]
     return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip() == "idle"
 
 
-def _until(ready, folder: Path, what: str, seconds: int = 120) -> None:
+def _wait_until(ready, folder: Path, what: str, seconds: int = 120) -> None:
     end = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > end:

@@ -10,7 +10,7 @@ import torch
 QUANTITIES = ("full_entropy", "weighted_cosine", "similarity_entropy", "varentropy", "surprisal")
 
 
-def table(prompt, entropy, cosine, k=2, model: str = "model", dataset: str = "data", **others) -> pd.DataFrame:
+def create_table(prompt, entropy, cosine, k=2, model: str = "model", dataset: str = "data", **others) -> pd.DataFrame:
     """A table as `results.load_table` makes it; a quantity that is not given is NaN, as in the study's files."""
     prompt = np.asarray(prompt)
     columns = {
@@ -26,7 +26,7 @@ def table(prompt, entropy, cosine, k=2, model: str = "model", dataset: str = "da
     return pd.DataFrame(columns | {name: others.get(name, np.full(len(prompt), np.nan)) for name in QUANTITIES})
 
 
-def gaussian(seed: int, prompts: int = 60, length: int = 15, r: float = -0.5, share: float = 0.5) -> pd.DataFrame:
+def draw_gaussian(seed: int, prompts: int = 60, length: int = 15, r: float = -0.5, share: float = 0.5) -> pd.DataFrame:
     """Entropy and cosine are normal with correlation ``r``; a prompt's own level has ``share`` of both variances.
 
     Level and rest are correlated alike, so ``r`` is Pearson's coefficient of a token drawn at random
@@ -36,10 +36,10 @@ def gaussian(seed: int, prompts: int = 60, length: int = 15, r: float = -0.5, sh
     level = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], size=prompts).repeat(length, axis=0)
     rest = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], size=prompts * length)
     entropy, cosine = (np.sqrt(share) * level + np.sqrt(1 - share) * rest).T
-    return table(np.repeat(np.arange(prompts), length), entropy, cosine, rng.integers(2, 9, prompts * length))
+    return create_table(np.repeat(np.arange(prompts), length), entropy, cosine, rng.integers(2, 9, prompts * length))
 
 
-def full(seed: int, prompts: int = 30, length: int = 20, **names: str) -> pd.DataFrame:
+def draw_full(seed: int, prompts: int = 30, length: int = 20, **names: str) -> pd.DataFrame:
     """A table with every quantity, ties, tokens with k = 1, and all of it depending on k and on the prompt."""
     rng = np.random.default_rng(seed)
     n = prompts * length
@@ -52,10 +52,10 @@ def full(seed: int, prompts: int = 30, length: int = 20, **names: str) -> pd.Dat
         "weighted_cosine": np.where(k > 1, cosine + rng.normal(0, 0.02, n), 1),
         "similarity_entropy": entropy * rng.uniform(0.2, 0.6, n),
     }
-    return table(prompt, entropy, cosine, k, **names, **others)
+    return create_table(prompt, entropy, cosine, k, **names, **others)
 
 
-def curved(
+def draw_curved(
     curve: Callable, seed: int, prompts: int = 60, length: int = 40, level: float = 0.03, noise: float = 0.06, **names
 ) -> pd.DataFrame:
     """Cosine is ``curve`` of entropy, with symmetric noise and a level of the prompt's own."""
@@ -63,13 +63,13 @@ def curved(
     prompt = np.repeat(np.arange(prompts), length)
     entropy = rng.uniform(0.02, 5, len(prompt))
     errors = rng.normal(0, level, prompts)[prompt] + rng.normal(0, noise, len(prompt))
-    return table(prompt, entropy, curve(entropy) + errors, 3, **names)
+    return create_table(prompt, entropy, curve(entropy) + errors, 3, **names)
 
 
-def study_file(
+def write_study_file(
     folder: Path, prompts: int = 30, length: int = 20, time: str = "2025-07-01_12-30", seed: int = 0
 ) -> Path:
-    """A cell as the published study's code leaves it: floats, the int 1 where k = 1, and its hyperparameters."""
+    """A run as the published study's code leaves it: floats, the int 1 where k = 1, and its hyperparameters."""
     rng = np.random.default_rng(seed)
     records = []
     for index in range(prompts):

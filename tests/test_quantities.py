@@ -27,7 +27,7 @@ def novelty():
 
 @pytest.fixture
 def record():
-    found = tiny.record("the rain in Spain")
+    found = tiny.create_record("the rain in Spain")
     return found | {"novelty": np.linspace(0, 1, len(found["tokens"])).tolist()}
 
 
@@ -47,7 +47,7 @@ def test_a_registered_quantity_is_in_tables_tints_and_titles(novelty, record):
     assert table["novelty"].tolist() == record["novelty"]
     assert quantities.find_title("novelty") == "novelty (nats)"
     assert quantities.list_titles()["novelty"] == "novelty (nats)"
-    assert '"novelty"' in strip.render_strip(record, Reader(tiny.tokenizer(bos=False)))
+    assert '"novelty"' in strip.render_strip(record, Reader(tiny.create_tokenizer(bos=False)))
     token = cards.Token(1, record["top_p_tokens"][0], record["top_p_probs"][0], {"novelty": 0.25})
     assert cards.find_value(token, "novelty") == 0.25
 

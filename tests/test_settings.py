@@ -9,7 +9,7 @@ import jupytext
 import numpy as np
 import pytest
 
-from messages import one_line
+from messages import assert_one_line
 from nucleoscope import hub, settings
 from nucleoscope.explorer import controls
 from nucleoscope.workflow import runs
@@ -87,7 +87,7 @@ def test_every_default_is_allowed(name):
 def test_a_value_that_is_not_allowed_is_named_in_one_line(name, value, message):
     with pytest.raises(ValueError, match=name) as caught:
         settings.validate(name, value)
-    assert one_line(str(caught.value)) == message
+    assert assert_one_line(str(caught.value)) == message
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Tiny random models and a tiny tokenizer, made on the fly: nothing is downloaded, nothing is learned.
 
-`tokenizer` and `model` belong together: the ids of the special tokens (`BOS`, `EOS`, `PAD`) and the
+`create_tokenizer` and `create_model` belong together: the ids of the special tokens (`BOS`, `EOS`, `PAD`) and the
 size of the vocabulary (`VOCAB`) agree. What comes out is the real class of the transformers library,
 so it can be saved with ``save_pretrained`` and loaded by name; `save` does that for both.
 """
@@ -42,7 +42,9 @@ CHAT_TEMPLATE = (
 VOCAB = len(SPECIAL) + 256 + len(MERGES.split(","))  # 300
 
 
-def tokenizer(bos: bool = True, eos: bool = True, pad: bool = False, chat: bool = False) -> PreTrainedTokenizerFast:
+def create_tokenizer(
+    bos: bool = True, eos: bool = True, pad: bool = False, chat: bool = False
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of `VOCAB` tokens that can write any text.
 
     ``bos``: it has a beginning-of-text token and puts it in front; ``eos``, ``pad``: it has such a
@@ -64,10 +66,10 @@ def tokenizer(bos: bool = True, eos: bool = True, pad: bool = False, chat: bool 
     return wrapped
 
 
-def record(text: str, prompt: str = "prompt", seed: int = 0, most: int = 60) -> dict:
+def create_record(text: str, prompt: str = "prompt", seed: int = 0, most: int = 60) -> dict:
     """A record of `results` whose text is ``text`` and whose numbers are made up; a quarter of its tokens has k = 1."""
     rng = np.random.default_rng(seed)
-    tokens = tokenizer(bos=False)(text)["input_ids"]
+    tokens = create_tokenizer(bos=False)(text)["input_ids"]
     sizes = np.where(rng.uniform(size=len(tokens)) < 0.25, 1, rng.integers(2, most, len(tokens)))
     found = {"prompt": prompt, "tokens": torch.tensor(tokens), "top_p_tokens": [], "top_p_probs": []}
     for token, size in zip(tokens, sizes, strict=True):
@@ -103,7 +105,7 @@ KINDS = {  # kind -> class, configuration class, configuration
 }
 
 
-def model(kind: str = "llama", seed: int = 0, **config) -> PreTrainedModel:
+def create_model(kind: str = "llama", seed: int = 0, **config) -> PreTrainedModel:
     """A random model in evaluation mode: float32, on the CPU, the same for the same arguments.
 
     ``kind`` is one of `KINDS`. ``config`` replaces values of its configuration, for instance
@@ -116,7 +118,7 @@ def model(kind: str = "llama", seed: int = 0, **config) -> PreTrainedModel:
         return model_class(config_class(**defaults | config)).eval()
 
 
-def digest(model: PreTrainedModel) -> str:
+def hash_weights(model: PreTrainedModel) -> str:
     """A hash of all weights, by their names."""
     total = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
@@ -151,7 +153,7 @@ def save_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     for name, weight in model.state_dict().items():
-        writer.add_tensor(_gguf_name(name), _gguf_rows(name, weight, config).numpy())
+        writer.add_tensor(_name_gguf(name), _order_gguf_rows(name, weight, config).numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -159,7 +161,7 @@ def save_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     return str(path)
 
 
-def _gguf_name(name: str) -> str:
+def _name_gguf(name: str) -> str:
     renamed = {
         "model.": "",
         "embed_tokens": "token_embd",
@@ -177,7 +179,7 @@ def _gguf_name(name: str) -> str:
     return "output_norm.weight" if name == "norm.weight" else name
 
 
-def _gguf_rows(name: str, weight: torch.Tensor, config: LlamaConfig) -> torch.Tensor:
+def _order_gguf_rows(name: str, weight: torch.Tensor, config: LlamaConfig) -> torch.Tensor:
     """The rows as llama.cpp orders them: a head's rotary pairs side by side, not half a head apart."""
     for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
         if part in name:
@@ -190,9 +192,9 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def stopped(cell, after: int | None):
-    """Ends what is filled into ``cell`` in this block once so many batches are saved; None: never."""
-    save, saved = cell.save_batch, []
+def stop_after(run, after: int | None):
+    """Ends what is filled into ``run`` in this block once so many batches are saved; None: never."""
+    save, saved = run.save_batch, []
 
     def stopping(*batch):
         save(*batch)
@@ -200,6 +202,6 @@ def stopped(cell, after: int | None):
         if len(saved) == after:
             raise Stopped
 
-    cell.save_batch = stopping
+    run.save_batch = stopping
     with contextlib.suppress(Stopped):
         yield

@@ -22,21 +22,21 @@ def write_atomically(path: Path) -> Iterator[Any]:
     Partial copies of the same file that killed processes left behind are removed: immediately if those
     processes ran on this machine, otherwise once they have not changed for `ABANDONED` seconds.
     """
-    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    part_file = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
-        with beside.open("wb") as stream:
+        with part_file.open("wb") as stream:
             _sweep(path, os.fstat(stream.fileno()).st_mtime)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        beside.replace(path)
+        part_file.replace(path)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch: "unexpected pos" on a full disk
         if not isinstance(cause, OSError):
             raise
         raise type(cause)(cause.errno, cause.strerror, str(path)) from None
     finally:
-        beside.unlink(missing_ok=True)
+        part_file.unlink(missing_ok=True)
 
 
 def _sweep(path: Path, now: float) -> None:

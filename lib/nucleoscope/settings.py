@@ -12,7 +12,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 
-def _setting(
+def _define(
     kind: type,
     default: Any,
     help: str,
@@ -45,7 +45,7 @@ class Settings:
     ``notebooks/measure.py`` uses prompt_format=chat, which suits the packaged model; the default is the study's.
     """
 
-    model_name: str = _setting(
+    model_name: str = _define(
         str,
         "SmolLM2-135M-Instruct",
         "model: a Hub id, a folder, a .gguf file, or the packaged default",
@@ -53,24 +53,24 @@ class Settings:
         in_grid=False,
         live="model",
     )
-    dataset_name: str = _setting(
+    dataset_name: str = _define(
         str,
         "math",
         "data set: gsm8k, writingprompts, xsum, math, stories, articles, or a file",
         decides=True,
         in_grid=False,
     )
-    mode: str = _setting(
+    mode: str = _define(
         str,
         "generate",
         "measure the text that the model writes (generate) or existing texts (score)",
         choices=("generate", "score"),
         decides=True,
     )
-    text_column: str | None = _setting(
+    text_column: str | None = _define(
         str, None, "with mode=score: column of the data set with the text that follows each prompt", decides=True
     )
-    n_prompts: int = _setting(
+    n_prompts: int = _define(
         int,
         100,
         "number of prompts to use, from the beginning of the data set",
@@ -78,13 +78,13 @@ class Settings:
         decides=True,
         aliases=("n_samples",),
     )
-    max_tokens: int = _setting(
+    max_tokens: int = _define(
         int, 100, "maximum number of tokens generated or measured per prompt", least=1, decides=True, live="length"
     )
-    top_p: float = _setting(
+    top_p: float = _define(
         float, 0.9, "probability mass of the nucleus, in (0, 1]", above=0, most=1, decides=True, live="top_p"
     )
-    temperature: float = _setting(
+    temperature: float = _define(
         float,
         1.0,
         "divide the logits by this value before measuring and sampling",
@@ -92,8 +92,8 @@ class Settings:
         decides=True,
         live="temperature",
     )
-    seed: int = _setting(int, 0, "random seed for sampling; not used with mode=score", decides=True, live="seed")
-    prompt_format: str = _setting(
+    seed: int = _define(int, 0, "random seed for sampling; not used with mode=score", decides=True, live="seed")
+    prompt_format: str = _define(
         str,
         "raw",
         "pass prompts to the model unchanged (raw) or in its chat template (chat)",
@@ -101,29 +101,29 @@ class Settings:
         decides=True,
         live="format",
     )
-    prompt_column: str | None = _setting(
+    prompt_column: str | None = _define(
         str, None, "column of a file with the prompts; None means the column named prompt", decides=True
     )
-    batch_size: int | str = _setting(int, "auto", "number of prompts per batch, or auto", choices=("auto",), least=1)
-    dtype: str = _setting(
+    batch_size: int | str = _define(int, "auto", "number of prompts per batch, or auto", choices=("auto",), least=1)
+    dtype: str = _define(
         str,
         "auto",
         "data type of the model's weights",
         choices=("auto", "float32", "bfloat16", "float16"),
         decides=True,
     )
-    device: str = _setting(str, "auto", "device to run on: cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto")
-    results_dir: str = _setting(
+    device: str = _define(str, "auto", "device to run on: cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto")
+    results_dir: str = _define(
         str, "results", "results folder; a run is in <dataset>[-<text_column>]/<model>/ there", in_grid=False
     )
-    overwrite: bool = _setting(bool, False, "replace existing results made with other settings", in_grid=False)
-    model_revision: str | None = _setting(
+    overwrite: bool = _define(bool, False, "replace existing results made with other settings", in_grid=False)
+    model_revision: str | None = _define(
         str,
         None,
         "commit of a model on the Hub from which to load all its files; None means the latest",
         decides=True,
     )
-    trust_remote_code: bool = _setting(bool, False, "run the Python code that comes with the model; read it first")
+    trust_remote_code: bool = _define(bool, False, "run the Python code that comes with the model; read it first")
 
     @classmethod
     def collect(cls, values: Mapping[str, Any]) -> "Settings":

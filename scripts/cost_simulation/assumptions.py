@@ -7,18 +7,18 @@ was available.
 
 import numpy as np
 
-from cost_simulation.scale import Data, Model
+from cost_simulation.scale import Data, ModelSize
 
 PROMPTS, STEPS = 100, 100  # prompts and steps per run in the study
 GB, MIB = 1e9, 2**20
 MODELS = (  # config.json: layers, hidden, heads, key-value heads, head width, intermediate, vocabulary
-    Model("deepseek-llm-7b-base", 30, 4096, 32, 32, 128, 11008, 102400),
-    Model("Llama-3.1-8B", 32, 4096, 32, 8, 128, 14336, 128256),
-    Model("Llama-3.1-8B-Instruct", 32, 4096, 32, 8, 128, 14336, 128256),
-    Model("Mistral-7B-v0.1", 32, 4096, 32, 8, 128, 14336, 32000),
-    Model("Qwen3-8B", 36, 4096, 32, 8, 128, 12288, 151936),
+    ModelSize("deepseek-llm-7b-base", 30, 4096, 32, 32, 128, 11008, 102400),
+    ModelSize("Llama-3.1-8B", 32, 4096, 32, 8, 128, 14336, 128256),
+    ModelSize("Llama-3.1-8B-Instruct", 32, 4096, 32, 8, 128, 14336, 128256),
+    ModelSize("Mistral-7B-v0.1", 32, 4096, 32, 8, 128, 14336, 32000),
+    ModelSize("Qwen3-8B", 36, 4096, 32, 8, 128, 12288, 151936),
 )
-SMALL = Model("SmolLM2-135M-Instruct", 30, 576, 9, 3, 64, 1536, 49152, tied=True)
+SMALL = ModelSize("SmolLM2-135M-Instruct", 30, 576, 9, 3, 64, 1536, 49152, tied=True)
 DATA = (  # mean and longest prompt in tokens, share of texts that reach the last step, mean share reached by the others
     Data("gsm8k", 60, 200, 0.88, 0.76),
     Data("writingprompts", 35, 100, 0.64, 0.55),
@@ -103,7 +103,7 @@ ANALYSED = ((100, 894, 669), (1000, 1807, 819), (10000, None, None))
 READ = ((100, 238, 68), (1000, 660, 159), (10000, 5560, 1335))  # MiB to read one run: torch.load, results.load_run
 
 
-def drawn(rng: np.random.Generator, share: int = 1) -> dict[str, float]:
+def draw(rng: np.random.Generator, share: int = 1) -> dict[str, float]:
     """One draw of all assumptions, in seconds and bytes; ``share``: number of slices of the file system."""
     found = {}
     for name, ((low, mode, high), unit, _, _, _) in ASSUMED.items():

@@ -19,7 +19,7 @@ LIMIT = 128  # maximum rows of a batch on a GPU; `generation.BATCH_LIMIT["cuda"]
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSize:
     """The sizes of a Llama-like model, named as in its config.json."""
 
     name: str
@@ -78,7 +78,7 @@ class Work(NamedTuple):
     finish: float
 
 
-def batch_size(model: Model, longest: float, steps: int, memory: float, prompts: int) -> int:
+def compute_batch_size(model: ModelSize, longest: float, steps: int, memory: float, prompts: int) -> int:
     """Rows of a batch on one GPU with this much free memory; the rule of `generation.choose_batch_size`.
 
     All batches of the ``prompts`` have about the same size.
@@ -88,32 +88,34 @@ def batch_size(model: Model, longest: float, steps: int, memory: float, prompts:
     return math.ceil(prompts / math.ceil(prompts / limit)) if prompts else limit
 
 
-def peak(model: Model, longest: float, steps: int, rows: int) -> float:
+def compute_peak(model: ModelSize, longest: float, steps: int, rows: int) -> float:
     """Bytes on the GPU: weights, the cache of a batch, the logits and intermediate results."""
     return model.weights + rows * (model.cache * (longest + steps) + 8 * 4 * model.vocabulary)
 
 
-def roof(model: Model, rows: float, context: float, a: Mapping[str, float]) -> tuple[float, float]:
+def compute_roof(model: ModelSize, rows: float, context: float, a: Mapping[str, float]) -> tuple[float, float]:
     """Seconds of one step of generation, limited by memory and by computing."""
     read = model.weights - (0 if model.tied else BYTES * model.vocabulary * model.hidden) + rows * context * model.cache
     return read / (a["bandwidth"] * a["bandwidth share"]), 2 * model.multiplied * rows / (a["flops"] * a["flops share"])
 
 
-def batch(model: Model, data: Data, rows: int, steps: int, a: Mapping[str, float]) -> float:
+def compute_batch(model: ModelSize, data: Data, rows: int, steps: int, a: Mapping[str, float]) -> float:
     """Seconds of one batch: prefill, then steps, with fewer rows as texts end."""
     reading = 2 * model.multiplied * rows * data.prompt / (a["flops"] * a["flops share"])
     alive = rows * data.reached
-    step = max(*roof(model, alive, data.prompt + steps / 2, a), model.layers * a["layer"])
+    step = max(*compute_roof(model, alive, data.prompt + steps / 2, a), model.layers * a["layer"])
     gathered = alive * a["candidates"] * model.hidden * BYTES + a["passes"] * 4 * alive * model.vocabulary
     measuring = a["measuring"] + gathered / (a["bandwidth"] * a["bandwidth share"])
     return reading + steps * (step + measuring) + alive * steps * a["unpacking"]
 
 
-def work(model: Model, data: Data, prompts: int, steps: int, a: Mapping[str, float], rng: np.random.Generator) -> Work:
+def compute_work(
+    model: ModelSize, data: Data, prompts: int, steps: int, a: Mapping[str, float], rng: np.random.Generator
+) -> Work:
     """The work of one run. Batch times vary by a few percent, because texts have different lengths."""
-    rows = batch_size(model, data.longest, steps, a["memory"] - model.weights, prompts)
+    rows = compute_batch_size(model, data.longest, steps, a["memory"] - model.weights, prompts)
     sizes = [rows] * (prompts // rows) + ([prompts % rows] if prompts % rows else [])
-    seconds = {size: batch(model, data, size, steps, a) for size in set(sizes)}
+    seconds = {size: compute_batch(model, data, size, steps, a) for size in set(sizes)}
     spread = rng.lognormal(0, 0.05, len(sizes))
     times = tuple(seconds[size] * by for size, by in zip(sizes, spread, strict=True))
     tokens = prompts * steps * data.reached
@@ -149,13 +151,13 @@ class _QueuedRun:
     left: float = field(default=0.0)  # bytes still to load
 
 
-def queue(runs: Sequence[Work], cluster: Cluster, rng: np.random.Generator) -> Outcome:
+def simulate_queue(runs: Sequence[Work], cluster: Cluster, rng: np.random.Generator) -> Outcome:
     """Simulates the runs, first come, first served, and returns what it cost.
 
     Loading shares the file system evenly, up to each GPU's own link. A lost run goes back into the queue
     and starts again, including loading, after the last batch that it saved.
     """
-    return _Simulation(runs, cluster, rng).outcome()
+    return _Simulation(runs, cluster, rng).compute_outcome()
 
 
 class _Simulation:
@@ -168,7 +170,7 @@ class _Simulation:
         self.events: list[tuple[float, int, str, _QueuedRun]] = []
         self.loading: list[_QueuedRun] = []
 
-    def outcome(self) -> Outcome:
+    def compute_outcome(self) -> Outcome:
         self._fill()
         while self.events or self.loading:
             rate = min(self.cluster.link, self.cluster.disk / max(len(self.loading), 1))
@@ -187,7 +189,7 @@ class _Simulation:
         self.result.wall = self.now
         return self.result
 
-    def _at(self, seconds: float, what: str, run: _QueuedRun) -> None:
+    def _schedule(self, seconds: float, what: str, run: _QueuedRun) -> None:
         self.number += 1  # events at the same time keep the order in which they were added
         heapq.heappush(self.events, (self.now + seconds, self.number, what, run))
 
@@ -195,7 +197,7 @@ class _Simulation:
         while self.free and self.waiting:
             run = self.waiting.pop()
             self.free, run.begun = self.free - 1, self.now
-            self._at(self.cluster.start, "_load", run)
+            self._schedule(self.cluster.start, "_load", run)
 
     def _load(self, run: _QueuedRun) -> None:
         run.left = run.work.load
@@ -207,10 +209,10 @@ class _Simulation:
         lost = self.rng.exponential(3600 / self.cluster.lost) - begun if self.cluster.lost else math.inf
         times = np.cumsum([*run.work.batches[run.done :], run.work.finish])
         if lost >= times[-1]:
-            self._at(times[-1], "_end", run)
+            self._schedule(times[-1], "_end", run)
         else:
             run.done += int(np.searchsorted(times[:-1], max(lost, 0)))
-            self._at(max(lost, 0), "_lose", run)
+            self._schedule(max(lost, 0), "_lose", run)
 
     def _end(self, run: _QueuedRun) -> None:
         self.result.held += self.now - run.begun
@@ -219,7 +221,7 @@ class _Simulation:
 
     def _lose(self, run: _QueuedRun) -> None:
         self.result.losses += 1
-        self._at(self.cluster.again, "_return", run)
+        self._schedule(self.cluster.again, "_return", run)
         self._end(run)
 
     def _return(self, run: _QueuedRun) -> None:

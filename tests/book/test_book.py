@@ -31,7 +31,7 @@ from test_twelve import TEXT
 
 import nucleoscope
 import tiny
-from messages import one_line
+from messages import assert_one_line
 from nucleoscope.book import pages, site, sphinx_extension
 from nucleoscope.settings import format_reference
 from nucleoscope.views import figure_data
@@ -40,8 +40,8 @@ from nucleoscope.views.token_text import Reader
 
 ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CELLS = ["runs/big/alpha", "runs/big/beta", "runs/small/alpha"]
-PAGES = ["index", "runs/index", *CELLS, "strips", "use/api", "bibliography"]
+RUNS = ["runs/big/alpha", "runs/big/beta", "runs/small/alpha"]
+PAGES = ["index", "runs/index", *RUNS, "strips", "use/api", "bibliography"]
 MADE = ["search", "genindex", "py-modindex", "prf-prf"]  # by Sphinx itself
 FIGURES = [page for page in PAGES if page.count("/") == 2]
 WIDE = "a_word_without_any_place_to_break_it_" * 5
@@ -71,7 +71,7 @@ $$ \\sum_{{i=1}}^{{n}} i = \\frac{{n (n + 1)}}{{2}} = 1 + 2 + 3 + 4 + 5 + 6 + 7 
 """
 
 
-def figure(**layout) -> dict:
+def create_figure(**layout) -> dict:
     """A figure as a notebook stores it: two traces, one of them packed."""
     bars = go.Bar(x=["p", "q"], y=[1, 2], name="counts")
     points = go.Scatter(x=np.linspace(0, 1, 5), y=np.linspace(0, 1, 5) ** 2, mode="markers+lines", name="squares")
@@ -80,15 +80,17 @@ def figure(**layout) -> dict:
     return json.loads(subject.to_json())
 
 
-def executed(title: str) -> nbformat.NotebookNode:
+def create_notebook(title: str) -> nbformat.NotebookNode:
     """A notebook as papermill leaves it: times, paths, a progress bar, two figures and a table."""
     new, home = nbformat.v4, Path.home()
     stamp = {"papermill": {"start_time": "2026-01-01T00:00:00"}, "execution": {"shell.execute_reply": "2026-01-01"}}
     outputs = [
         new.new_output("stream", name="stderr", text="100%|████| 9/9 [00:01<00:00, 5.0it/s]\n"),
         new.new_output("stream", name="stdout", text=f"read {ROOT}/results/a.pt and {home}/b and /home/agatha/c\n"),
-        new.new_output("display_data", {site.PLOTLY: figure(title={"text": f"{title} </script><b>"}, single=True)}),
-        new.new_output("display_data", {site.PLOTLY: figure(meta={"alt": "Two bars and five points"})}),
+        new.new_output(
+            "display_data", {site.PLOTLY: create_figure(title={"text": f"{title} </script><b>"}, single=True)}
+        ),
+        new.new_output("display_data", {site.PLOTLY: create_figure(meta={"alt": "Two bars and five points"})}),
         new.new_output("execute_result", {"text/html": pd.DataFrame({WIDE: [1]}).to_html(), "text/plain": "1"}),
         new.new_output("display_data", {pages.WIDGET: {"model_id": "x"}, "text/plain": "Loading: 100%"}),
     ]
@@ -104,31 +106,31 @@ ATTACK = "</script><script>document.title = 'taken over'</script><img src=x oner
 STRIP = f"The rain in Spain\n\nاللغة العربية جميلة 👩\u200d👧 {ATTACK}"
 
 
-def scored() -> str:
+def render_scored_strip() -> str:
     """A strip of a text that was there: its first token is outside its nucleus of two, its second one is empty."""
-    record, reader = tiny.record("the rain in Spain"), Reader(tiny.tokenizer(bos=False))
+    record, reader = tiny.create_record("the rain in Spain"), Reader(tiny.create_tokenizer(bos=False))
     record["top_p_tokens"][0], record["top_p_probs"][0] = torch.tensor([5, 6]), torch.tensor([0.6, 0.3])
     record["surprisals"][0], record["cosines"][0] = 3.0, -0.3
     reader._raw[int(record["tokens"][1])] = b""
     return render_strip(record, reader, whose="the text's")
 
 
-def strips() -> nbformat.NotebookNode:
+def create_strips() -> nbformat.NotebookNode:
     """A notebook that shows a strip, one of 500 tokens, and one whose card stays open."""
-    new, reader = nbformat.v4, tiny.tokenizer(bos=False)
-    long = tiny.record("the rain in Spain " * 60, seed=1)
+    new, reader = nbformat.v4, tiny.create_tokenizer(bos=False)
+    long = tiny.create_record("the rain in Spain " * 60, seed=1)
     long = {name: value if name == "prompt" else value[:500] for name, value in long.items()}
-    made = [
-        render_strip(tiny.record(STRIP, prompt=ATTACK), reader),
+    created = [
+        render_strip(tiny.create_record(STRIP, prompt=ATTACK), reader),
         render_strip(long, reader),
-        render_strip(tiny.record("the rain in Spain"), reader, first=1, shown=3),
-        scored(),
+        render_strip(tiny.create_record("the rain in Spain"), reader, first=1, shown=3),
+        render_scored_strip(),
     ]
-    outputs = [new.new_output("display_data", {"text/html": html, "text/plain": "a strip"}) for html in made]
+    outputs = [new.new_output("display_data", {"text/html": html, "text/plain": "a strip"}) for html in created]
     return new.new_notebook(cells=[new.new_markdown_cell("# Strips"), new.new_code_cell("strips", outputs=outputs)])
 
 
-def project(folder: Path, *more: str) -> Path:
+def write_project(folder: Path, *more: str) -> Path:
     """A small project with everything that the book is made of; ``more``: pages of the real one."""
     (folder / "book" / "templates").mkdir(parents=True)
     (folder / "scripts" / "grids").mkdir(parents=True)
@@ -145,15 +147,15 @@ def project(folder: Path, *more: str) -> Path:
         shutil.copy(ROOT / name, folder / name)
     settings = {"n_prompts": 2, "prompt_format": "raw", "dtype": "float32"}
     for model, dataset in (("small", "alpha"), ("big", "beta"), ("big", "alpha")):
-        cell = folder / "results" / dataset / model
-        cell.mkdir(parents=True)
-        (cell / "measurements.pt").touch()
-        (cell / "run.json").write_text(json.dumps({"settings": settings, "tokens": 1234}))
-        nbformat.write(executed(f"{model} {dataset}"), cell / "run.ipynb")
+        run = folder / "results" / dataset / model
+        run.mkdir(parents=True)
+        (run / "measurements.pt").touch()
+        (run / "run.json").write_text(json.dumps({"settings": settings, "tokens": 1234}))
+        nbformat.write(create_notebook(f"{model} {dataset}"), run / "run.ipynb")
     return folder
 
 
-def shared(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+def build_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
     """The html of a book that ``make`` builds in a folder; workers that test side by side share one."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
@@ -169,16 +171,16 @@ def shared(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory) -> Path:
     """The folder of a small built book."""
-    return shared(tmp_path_factory, "small_book", build_small)
+    return build_once(tmp_path_factory, "small_book", build_small)
 
 
 def build_small(folder: Path) -> None:
-    (project(folder, "use/api") / "results/book").mkdir()
-    nbformat.write(strips(), folder / "results/book/strips.ipynb")
+    (write_project(folder, "use/api") / "results/book").mkdir()
+    nbformat.write(create_strips(), folder / "results/book/strips.ipynb")
     site.build(folder, folder / "results", folder)
 
 
-def installed_browser() -> str:
+def find_browser() -> str:
     named = os.environ.get("NUCLEOSCOPE_BROWSER")
     found = next(filter(None, map(shutil.which, [named] if named else BROWSERS)), None)
     assert found or not named, f"NUCLEOSCOPE_BROWSER is '{named}': there is no such program"
@@ -187,7 +189,7 @@ def installed_browser() -> str:
 
 @pytest.fixture(scope="module")
 def browser():
-    program = installed_browser()
+    program = find_browser()
     playwright = pytest.importorskip("playwright.sync_api", reason="PLAYWRIGHT IS NOT INSTALLED: use make test")
     options = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
     options += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chrome refuses to sandbox for root
@@ -198,7 +200,7 @@ def browser():
 
 
 @contextlib.contextmanager
-def visitor(browser, folder: Path):
+def visit_pages(browser, folder: Path):
     """Opens a page from disk, with no network; fails at the end where a page complained of anything."""
     complaints, contexts = [], []
 
@@ -231,11 +233,11 @@ def visitor(browser, folder: Path):
 
 @pytest.fixture
 def visit(browser, built):
-    with visitor(browser, built) as open_page:
+    with visit_pages(browser, built) as open_page:
         yield open_page
 
 
-def drawn(page) -> None:
+def draw_figures(page) -> None:
     """Scrolls to every figure until it is drawn, and waits for the formulas."""
     for plot in page.locator("div.plotly-figure .plot").all():
         plot.scroll_into_view_if_needed()
@@ -243,7 +245,7 @@ def drawn(page) -> None:
     page.wait_for_function("() => !window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true)")
 
 
-def colour_of_figures(page) -> list[str]:
+def read_figure_colour(page) -> list[str]:
     return page.eval_on_selector_all(".xtick text", "texts => texts.map(text => getComputedStyle(text).fill)")
 
 
@@ -251,14 +253,14 @@ def colour_of_figures(page) -> list[str]:
 
 
 def test_a_normalised_notebook_holds_no_paths_times_or_progress():
-    text = nbformat.writes(pages.normalise(executed("t"), {str(ROOT): "", str(Path.home()): "~"}))
+    text = nbformat.writes(pages.normalise(create_notebook("t"), {str(ROOT): "", str(Path.home()): "~"}))
     for trace in (str(ROOT), str(Path.home()) + "/", "agatha", "2026", "papermill", "it/s", "widget", "Loading"):
         assert trace not in text
     assert "read results/a.pt and ~/b and ~/c" in text
 
 
 def test_normalising_twice_changes_nothing_more_and_leaves_the_given_notebook_alone():
-    given = executed("t")
+    given = create_notebook("t")
     before = nbformat.writes(given)
     once = pages.normalise(given, {str(ROOT): "", str(Path.home()): "~"})
     assert nbformat.writes(given) == before
@@ -301,7 +303,7 @@ def test_silent_cells_are_joined_but_an_open_one_stays_open():
 
 
 def test_code_is_folded_unless_its_cell_says_otherwise():
-    cells = [cell for cell in pages.normalise(executed("t"), {}).cells if cell.cell_type == "code"]
+    cells = [cell for cell in pages.normalise(create_notebook("t"), {}).cells if cell.cell_type == "code"]
     assert [cell.metadata.tags for cell in cells] == [["hide-input"], ["show-input"]]
 
 
@@ -315,28 +317,28 @@ def test_stderr_that_is_no_progress_bar_stays():
 
 
 def test_a_figure_cannot_end_its_script_and_comes_back_whole():
-    given = figure(title={"text": "</script><!-- <script> &amp; \u2028"})
-    made = sphinx_extension.render_figure(given, "")
-    payload = made.split('<script type="application/json">')[1].split("</script>")[0]
+    given = create_figure(title={"text": "</script><!-- <script> &amp; \u2028"})
+    created = sphinx_extension.render_figure(given, "")
+    payload = created.split('<script type="application/json">')[1].split("</script>")[0]
     assert "<" not in payload
     assert json.loads(payload)["layout"] == given["layout"]
 
 
 def test_alt_text_is_the_figures_own_or_its_title_and_is_escaped():
-    assert sphinx_extension.describe_figure(figure(meta={"alt": "A\n view"}, title={"text": "T"})) == "A view"
-    assert sphinx_extension.describe_figure(figure(title={"text": "<b>Bold</b> &amp; plain"})) == "Bold & plain"
-    assert sphinx_extension.describe_figure(figure()) == "Figure"
-    assert 'aria-label="a &quot;b&quot; &lt;c"' in sphinx_extension.render_figure(figure(), 'a "b" <c')
+    assert sphinx_extension.describe_figure(create_figure(meta={"alt": "A\n view"}, title={"text": "T"})) == "A view"
+    assert sphinx_extension.describe_figure(create_figure(title={"text": "<b>Bold</b> &amp; plain"})) == "Bold & plain"
+    assert sphinx_extension.describe_figure(create_figure()) == "Figure"
+    assert 'aria-label="a &quot;b&quot; &lt;c"' in sphinx_extension.render_figure(create_figure(), 'a "b" <c')
 
 
 def test_a_figure_is_words_where_the_book_is_no_html_page():
-    raw, elsewhere = sphinx_extension.build_figure_nodes(figure(meta={"alt": "Two bars"}))
+    raw, elsewhere = sphinx_extension.build_figure_nodes(create_figure(meta={"alt": "Two bars"}))
     assert (raw["format"], elsewhere["expr"]) == ("html", "not html")
     assert elsewhere.astext() == "Interactive figure: Two bars"
 
 
 def test_a_figures_csv_holds_every_point_of_every_trace():
-    lines = figure_data.format_csv(figure()).splitlines()
+    lines = figure_data.format_csv(create_figure()).splitlines()
     assert lines == ["trace,x,y,y +", "counts,p,1,", "counts,q,2,"] + [
         f"squares,{x},{x * x},0.1" for x in np.linspace(0, 1, 5)
     ]
@@ -366,17 +368,17 @@ def test_myst_nb_finds_the_renderer():
 # The book's sources
 
 
-def test_cells_stand_in_model_and_data_set_order(tmp_path):
-    files = site.build_run_pages(project(tmp_path) / "results", {})
+def test_runs_stand_in_model_and_data_set_order(tmp_path):
+    files = site.build_run_pages(write_project(tmp_path) / "results", {})
     rows = [line.split("|")[1:3] for line in files["runs/index.md"].decode().splitlines() if "the run" in line]
     assert [[part.strip() for part in row] for row in rows] == [["big", "alpha"], ["big", "beta"], ["small", "alpha"]]
     assert sum(name.endswith(".csv") for name in files) == 6
 
 
 def test_analyses_are_pages_under_their_own_names_with_what_lies_beside_them(tmp_path):
-    folder = project(tmp_path) / "results/correlation_eval"
+    folder = write_project(tmp_path) / "results/correlation_eval"
     folder.mkdir()
-    nbformat.write(executed("t"), folder / "correlation.ipynb")
+    nbformat.write(create_notebook("t"), folder / "correlation.ipynb")
     (folder / "stats.csv").write_text("a\n1\n")
     (folder / "stats.tex").touch()
     names = {name for name in site.build_analysis_pages(tmp_path / "results", {}) if "figure" not in name}
@@ -386,23 +388,23 @@ def test_analyses_are_pages_under_their_own_names_with_what_lies_beside_them(tmp
 def test_no_results_and_damaged_results_are_said_in_one_line(tmp_path):
     with pytest.raises(site.BookError) as caught:
         site.build_run_pages(tmp_path, {})
-    assert "make run" in one_line(str(caught.value))
-    damaged = project(tmp_path / "p") / "results/beta/big/run.ipynb"
+    assert "make run" in assert_one_line(str(caught.value))
+    damaged = write_project(tmp_path / "p") / "results/beta/big/run.ipynb"
     damaged.write_text("{")
     with pytest.raises(site.BookError) as caught:
         site.build_run_pages(tmp_path / "p/results", {})
-    assert str(damaged) in one_line(str(caught.value))
+    assert str(damaged) in assert_one_line(str(caught.value))
 
 
 def test_the_script_says_errors_in_one_line(tmp_path):
     command = [sys.executable, "scripts/build_book.py", "--results_dir", str(tmp_path), "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
-    assert one_line(done.stderr).startswith("error: no executed notebooks in")
+    assert assert_one_line(done.stderr).startswith("error: no executed notebooks in")
 
 
 def test_staging_again_touches_nothing_and_takes_away_what_is_gone(tmp_path):
-    root = project(tmp_path / "p")
+    root = write_project(tmp_path / "p")
     staging = tmp_path / "staging"
     assert not site.stage(root, root / "results", staging)
     before = {path: path.stat().st_mtime_ns for path in staging.rglob("*") if path.is_file()}
@@ -417,8 +419,8 @@ def test_staging_again_touches_nothing_and_takes_away_what_is_gone(tmp_path):
 def test_every_page_of_the_books_table_of_contents_has_a_source():
     toc = (ROOT / "book/_toc.yml").read_text()
     names = re.findall(r"^ *- file: (.+)$", toc, re.MULTILINE)
-    made = {"runs/index"} | {name for name in names if (ROOT / f"notebooks/{Path(name).name}.py").exists()}
-    assert [name for name in names if name not in made and not (ROOT / f"book/{name}.md").exists()] == []
+    created = {"runs/index"} | {name for name in names if (ROOT / f"notebooks/{Path(name).name}.py").exists()}
+    assert [name for name in names if name not in created and not (ROOT / f"book/{name}.md").exists()] == []
 
 
 # The small book, as files
@@ -442,7 +444,7 @@ def test_the_book_says_nothing_of_the_machine(built):
             assert str(built.parents[1]).encode() not in content, path
 
 
-def broken_links(built: Path) -> list[tuple[str, str]]:
+def find_broken_links(built: Path) -> list[tuple[str, str]]:
     """Pages and their links that lead nowhere inside the book."""
     soups = {path: BeautifulSoup(path.read_text(), "html.parser") for path in built.rglob("*.html")}
     anchors = {path: {tag.get("id") or tag.get("name") for tag in soup(True)} for path, soup in soups.items()}
@@ -461,7 +463,7 @@ def broken_links(built: Path) -> list[tuple[str, str]]:
 
 
 def test_every_internal_link_resolves(built):
-    assert broken_links(built) == []
+    assert find_broken_links(built) == []
 
 
 def test_no_page_is_heavy_and_none_names_a_server_to_load_from(built):
@@ -502,7 +504,7 @@ def test_names_of_other_projects_lead_to_their_documentation(built):
 
 
 def test_a_warning_ends_the_build_and_sphinx_says_where(tmp_path, capfd):
-    root = project(tmp_path)
+    root = write_project(tmp_path)
     (root / "book/index.md").write_text("# Title\n\n[nowhere](missing.md) and {py:class}`Missing`\n")
     with pytest.raises(site.BookError, match="warnings or errors"):
         site.build(root, root / "results", tmp_path)
@@ -525,7 +527,7 @@ def test_a_page_opens_from_disk_with_one_h1_and_fits_a_phone_in_both_themes(visi
     for scheme in ("light", "dark"):
         page = visit(name, width=390, scheme=scheme)
         page.wait_for_load_state("load")
-        drawn(page)
+        draw_figures(page)
         assert page.evaluate("document.documentElement.dataset.theme") == scheme
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.locator("h1").count() == 1
@@ -564,12 +566,12 @@ def test_pointing_at_a_point_shows_its_label(visit):
 def test_the_theme_switch_changes_the_figures(visit):
     page = visit(FIGURES[0])
     page.locator(".xtick text").first.wait_for()
-    before = colour_of_figures(page)
+    before = read_figure_colour(page)
     assert len(set(before)) == 1
     page.locator(".theme-switch-button:visible").first.click()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     page.wait_for_function("old => getComputedStyle(document.querySelector('.xtick text')).fill !== old", arg=before[0])
-    assert set(colour_of_figures(page)).isdisjoint(before)
+    assert set(read_figure_colour(page)).isdisjoint(before)
     blues = page.evaluate("[...document.querySelectorAll('.js-line, .yerror')].map(e => getComputedStyle(e).stroke)")
     assert set(blues) == {"rgb(86, 180, 233)"}  # the blue for dark ground
 
@@ -870,21 +872,21 @@ def test_make_book_asks_the_graph_for_the_book(tmp_path):
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory) -> Path:
-    """The project's own book, with its notebooks executed, on two small made cells."""
-    return shared(tmp_path_factory, "real_book", build_real)
+    """The project's own book, with its notebooks executed, on two small made runs."""
+    return build_once(tmp_path_factory, "real_book", build_real)
 
 
 def build_real(folder: Path) -> None:
-    name = tiny.save(folder / "models" / "small_model", tiny.model(), tiny.tokenizer(bos=False))
+    name = tiny.save(folder / "models" / "small_model", tiny.create_model(), tiny.create_tokenizer(bos=False))
     settings = {"model_name": name, "model": {"source": "folder"}, "dtype": "float32"}
     settings |= {"n_prompts": 25, "prompt_format": "raw"}
     for seed, dataset in enumerate(("alpha", "my texts")):
-        cell = folder / "results" / dataset / "small_model"
-        cell.mkdir(parents=True)
-        records = [tiny.record(TEXT, seed=100 * seed + number) for number in range(25)]
-        torch.save(records, cell / "measurements.pt")
-        (cell / "run.json").write_text(json.dumps({"settings": settings, "tokens": 500}))
-        nbformat.write(executed(dataset), cell / "run.ipynb")
+        run = folder / "results" / dataset / "small_model"
+        run.mkdir(parents=True)
+        records = [tiny.create_record(TEXT, seed=100 * seed + number) for number in range(25)]
+        torch.save(records, run / "measurements.pt")
+        (run / "run.json").write_text(json.dumps({"settings": settings, "tokens": 500}))
+        nbformat.write(create_notebook(dataset), run / "run.ipynb")
     options = ["--results_dir", str(folder / "results")]
     pages = [
         ["run_notebook.py", n, str(folder / f"results/book/{n}.ipynb"), *options] for n in ("index", "theory", "twelve")
@@ -901,7 +903,7 @@ def test_the_real_book_has_every_page_and_every_link_resolves(real):
     assert len(names) > 15
     assert [name for name in names if not (real / f"{name}.html").is_file()] == []
     assert (real / "runs/small_model/my texts.html").is_file()
-    assert broken_links(real) == []
+    assert find_broken_links(real) == []
 
 
 def test_code_is_open_where_it_is_the_point(real):
@@ -912,21 +914,21 @@ def test_code_is_open_where_it_is_the_point(real):
 
 
 def test_every_page_of_the_real_book_opens_with_its_figures_drawn_and_fits_a_phone(browser, real):
-    with visitor(browser, real) as visit:
+    with visit_pages(browser, real) as visit:
         for path in sorted(real.rglob("*.html")):
             name = path.relative_to(real).with_suffix("").as_posix()
             if not name.startswith("_static"):
                 page = visit(name, width=390)
-                drawn(page)
+                draw_figures(page)
                 assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
                 assert page.locator("h1").count() == 1, name
                 page.context.close()
 
 
 def test_the_switches_of_a_figure_work_by_keyboard(browser, real):
-    with visitor(browser, real) as visit:
+    with visit_pages(browser, real) as visit:
         page = visit("correlation_eval/correlation")
-        drawn(page)
+        draw_figures(page)
         assert page.locator(".updatemenu-container").count() == 0  # plotly's own are out of the keyboard's reach
         density = page.get_by_role("button", name="density")
         density.focus()

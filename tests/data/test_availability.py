@@ -33,7 +33,7 @@ def test_each_model_and_data_set_is_asked_about_once_and_every_run_gets_its_reas
 
 
 def test_what_is_local_or_in_the_cache_is_available(asked, tmp_path):
-    model = tiny.save(tmp_path / "model", tiny.model(), tiny.tokenizer())
+    model = tiny.save(tmp_path / "model", tiny.create_model(), tiny.create_tokenizer())
     (tmp_path / "lines.jsonl").write_text(json.dumps({"prompt": "a"}))
     runs = {"first": {"model_name": model, "dataset_name": str(tmp_path / "lines.jsonl")}}
     runs["second"] = {"model_name": model, "dataset_name": "xsum"}

@@ -1,4 +1,4 @@
-"""The study's fifteen cells from a Hub on this machine: cold, from the cache, and what happens when a download fails.
+"""The study's fifteen runs from a Hub on this machine: cold, from the cache, and what happens when a download fails.
 
 Each in a process of its own, as the libraries read their environment once; `replicas` are the models
 and data sets, under the real names.
@@ -17,7 +17,7 @@ import torch
 import hub
 import replicas
 import tiny
-from messages import one_line
+from messages import assert_one_line
 from nucleoscope.data import prompts
 from nucleoscope.models import loading
 from nucleoscope.store import results
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 TEXTS = ["The cat sat on 1234 mats.", " two  spaces\n\nand lines", "naïve 🦊 שלום 東京", ""]
 
 # As notebooks/run.py does it, with each model loaded once
-CELLS = """
+RUNS = """
 import json, sys
 sys.path.insert(0, "tests")
 import tiny
@@ -41,50 +41,50 @@ for name, revision in asked["models"]:
     facts[name] = {
         "class": type(model).__name__,
         "config": model.config.to_dict(),
-        "ends": sorted(model_facts.end_tokens(model, tokenizer)),
+        "ends": sorted(model_facts.find_end_tokens(model, tokenizer)),
         "ids": [tokenizer(text)["input_ids"] for text in asked["texts"]],
         "texts": [tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) for text in asked["texts"]],
         "chat": tokenizer.chat_template and tokenizer.apply_chat_template(
             [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False),
         "frequencies": model.model.rotary_emb.inv_freq.tolist(),
-        "weights": tiny.digest(model),
+        "weights": tiny.hash_weights(model),
     }
     for dataset in asked["datasets"]:
         data = prompts.load(dataset, 3)
         settings = {"model": identity, "dataset": data.identity}
-        cell = run_folder.RunFolder(results.locate_run(out, dataset, name), settings)
-        with cell:
-            complete_run(cell, model, tokenizer, data.texts, max_tokens=4, seed=1)
+        run = run_folder.RunFolder(results.locate_run(out, dataset, name), settings)
+        with run:
+            complete_run(run, model, tokenizer, data.texts, max_tokens=4, seed=1)
 json.dump(facts, open(out + "/facts.json", "w"))
 """
 
 
-def python(code: str, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
+def run_python(code: str, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def measure_all(out: Path, environment: dict[str, str], pinned: bool) -> dict:
-    """Measures the fifteen cells below ``out``; what the models are like. ``pinned``: asked for by their commits."""
+    """Measures the fifteen runs below ``out``; what the models are like. ``pinned``: asked for by their commits."""
     asked = [(name, revision if pinned else None) for name, revision in replicas.REVISIONS.items()]
     work = {"models": asked, "datasets": list(prompts.HUB), "texts": TEXTS}
     out.mkdir()
-    done = python(CELLS, json.dumps(work), str(out), environment=environment)
+    done = run_python(RUNS, json.dumps(work), str(out), environment=environment)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "facts.json").read_text())
 
 
-def assert_same_cells(one: Path, other: Path) -> None:
+def assert_same_runs(one: Path, other: Path) -> None:
     folders = results.list_runs(one)
     assert len(folders) == 15
     assert [folder.relative_to(one) for folder in folders] == [f.relative_to(other) for f in results.list_runs(other)]
     for folder in folders:
         there = other / folder.relative_to(one)
         assert results.load_info(folder)["settings"] == results.load_info(there)["settings"]
-        same(results.load(folder / results.MEASUREMENTS), results.load(there / results.MEASUREMENTS))
+        assert_same(results.load(folder / results.MEASUREMENTS), results.load(there / results.MEASUREMENTS))
 
 
-def same(one: list[dict], other: list[dict]) -> None:
+def assert_same(one: list[dict], other: list[dict]) -> None:
     assert len(one) == len(other) > 0
     for left, right in zip(one, other, strict=True):
         assert left["prompt"] == right["prompt"]
@@ -95,19 +95,19 @@ def same(one: list[dict], other: list[dict]) -> None:
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory) -> dict[str, hub.Repository]:
-    return replicas.repositories(tmp_path_factory.getbasetemp())
+    return replicas.create_repositories(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
 def cold(study, tmp_path_factory) -> tuple[Path, Path, dict, hub.Server]:
-    """The fifteen cells from an empty cache: the cache, the results, what the models are like, and the server."""
+    """The fifteen runs from an empty cache: the cache, the results, what the models are like, and the server."""
     home, out = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("cold") / "results"
     with hub.serve(study) as server:
         facts = measure_all(out, server.environment(home, HF_TOKEN=hub.TOKEN), pinned=False)
     return home, out, facts, server
 
 
-def test_the_fifteen_cells_are_measured_from_an_empty_cache_at_the_studys_revisions(cold):
+def test_the_fifteen_runs_are_measured_from_an_empty_cache_at_the_studys_revisions(cold):
     _, out, _, server = cold
     for folder in results.list_runs(out):
         settings = results.load_info(folder)["settings"]
@@ -121,11 +121,11 @@ def test_the_fifteen_cells_are_measured_from_an_empty_cache_at_the_studys_revisi
     assert server.leaks == []  # the token stays with the Hub
 
 
-def test_the_fifteen_cells_are_the_same_from_the_cache_without_a_network(cold, tmp_path):
+def test_the_fifteen_runs_are_the_same_from_the_cache_without_a_network(cold, tmp_path):
     home, out, facts, _ = cold
     environment = hub.clean_environment(home, HF_HUB_OFFLINE="1")
     assert measure_all(tmp_path / "offline", environment, pinned=True) == facts
-    assert_same_cells(out, tmp_path / "offline")
+    assert_same_runs(out, tmp_path / "offline")
 
 
 @pytest.mark.parametrize("name", replicas.KINDS)
@@ -140,7 +140,7 @@ def test_a_model_is_the_one_that_was_saved(cold, study, name):
     extra = kind.generation["eos_token_id"]
     assert facts["ends"] == sorted(ends.union(extra if isinstance(extra, list) else [extra]))
     folder = study[name].commits[replicas.REVISIONS[name]]
-    assert facts["weights"] == tiny.digest(loading.load(str(folder), "float32", "cpu").model)
+    assert facts["weights"] == tiny.hash_weights(loading.load(str(folder), "float32", "cpu").model)
 
 
 def test_rope_is_as_each_configuration_says(cold):
@@ -158,7 +158,7 @@ def test_rope_is_as_each_configuration_says(cold):
 
 @pytest.mark.parametrize("name", replicas.KINDS)
 def test_a_tokenizer_is_the_one_that_was_saved(cold, name):
-    facts, core = cold[2][name], replicas.tokenizer(name)
+    facts, core = cold[2][name], replicas.create_tokenizer(name)
     # DeepSeek's tokenizer.json puts nothing in front; that its tokenizer_config.json asks for it must count.
     front = [100000] if name == replicas.DEEPSEEK else []
     assert facts["ids"] == [front + core.encode(text).ids for text in TEXTS]
@@ -173,7 +173,7 @@ def test_a_tokenizer_is_the_one_that_was_saved(cold, name):
     assert facts["chat"] == chats.get(name)
 
 
-def test_a_cell_by_the_command_is_the_same(cold, study, tmp_path):
+def test_a_run_by_the_command_is_the_same(cold, study, tmp_path):
     options = {"model_name": replicas.MISTRAL, "model_revision": replicas.REVISIONS[replicas.MISTRAL]}
     options |= {"dataset_name": "xsum", "prompt_format": "raw", "n_prompts": "3", "max_tokens": "4", "seed": "1"}
     options |= {"dtype": "float32", "device": "cpu", "results_dir": str(tmp_path / "results")}
@@ -184,7 +184,7 @@ def test_a_cell_by_the_command_is_the_same(cold, study, tmp_path):
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     one, other = (folder / "xsum" / "Mistral-7B-v0.1" for folder in (tmp_path / "results", cold[1]))
-    same(results.load(one / results.MEASUREMENTS), results.load(other / results.MEASUREMENTS))
+    assert_same(results.load(one / results.MEASUREMENTS), results.load(other / results.MEASUREMENTS))
     there = results.load_info(other)["settings"]
     assert {key: results.load_info(one)["settings"][key] for key in there} == there
 
@@ -204,47 +204,47 @@ answers = []
 for name, revision in json.loads(sys.argv[1]):
     try:
         model, _, identity = loading.load(name, "float32", "cpu", revision=revision)
-        answers.append([identity, tiny.digest(model)])
+        answers.append([identity, tiny.hash_weights(model)])
     except Exception as error:
         answers.append([type(error).__name__, str(error)])
 print(json.dumps(answers))
 """
 
 
-def loaded(names: list[tuple[str, str | None]], environment: dict[str, str]) -> list:
+def load_names(names: list[tuple[str, str | None]], environment: dict[str, str]) -> list:
     """What `loading.load` says to each name and revision: an identity and a hash, or an error's type and message."""
-    done = python(LOAD, json.dumps(names), environment=environment)
+    done = run_python(LOAD, json.dumps(names), environment=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_a_revision_is_taken_whole_and_named_in_the_identity(tmp_path):
     for seed, place in enumerate(("old", "new")):
-        tiny.save(tmp_path / place, tiny.model(seed=seed), tiny.tokenizer())
+        tiny.save(tmp_path / place, tiny.create_model(seed=seed), tiny.create_tokenizer())
     both = {OLD: tmp_path / "old", NEW: tmp_path / "new"}
     repository = hub.Repository(both, {"main": NEW, "v1": OLD})
     home, asked = tmp_path / "home", [OLD, None, "v1", OLD[:7], "main", "c3" * 20, "no-branch"]
     with hub.serve({"org/two": repository}) as server:
-        online = loaded([("org/two", revision) for revision in asked], server.environment(home))
-    offline = loaded([("org/two", revision) for revision in asked], hub.clean_environment(home, HF_HUB_OFFLINE="1"))
+        online = load_names([("org/two", revision) for revision in asked], server.environment(home))
+    offline = load_names([("org/two", revision) for revision in asked], hub.clean_environment(home, HF_HUB_OFFLINE="1"))
     revisions = [identity["revision"] for identity, _ in online[:5]]
     assert revisions == [OLD, NEW, OLD, OLD, NEW]
-    weights = {commit: tiny.digest(loading.load(str(both[commit]), "float32", "cpu").model) for commit in both}
+    weights = {commit: tiny.hash_weights(loading.load(str(both[commit]), "float32", "cpu").model) for commit in both}
     assert weights[OLD] != weights[NEW]
     assert [found for _, found in online[:5]] == [weights[commit] for commit in revisions]
     assert offline[:5] == online[:5]
     for revision, (kind, message) in zip(asked[5:], online[5:], strict=True):
         assert kind == "FileNotFoundError"
-        assert f"model 'org/two' has no revision '{revision}': see" in one_line(message)
+        assert f"model 'org/two' has no revision '{revision}': see" in assert_one_line(message)
     for kind, message in offline[5:]:
         assert kind == "ConnectionError"
-        assert f"is cached only at {OLD} and {NEW}, and HF_HUB_OFFLINE is set" in one_line(message)
+        assert f"is cached only at {OLD} and {NEW}, and HF_HUB_OFFLINE is set" in assert_one_line(message)
 
 
 @pytest.mark.parametrize("kind", ["the packaged model", "a file", "a folder"])
 def test_only_models_on_the_hub_have_revisions(tmp_path, kind):
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    tiny.save(tmp_path / "tiny", tiny.model(), tiny.tokenizer())
+    tiny.save(tmp_path / "tiny", tiny.create_model(), tiny.create_tokenizer())
     name = {
         "the packaged model": loading.PACKAGED,
         "a file": str(tmp_path / "x.gguf"),
@@ -252,7 +252,7 @@ def test_only_models_on_the_hub_have_revisions(tmp_path, kind):
     }
     with pytest.raises(ValueError, match=f"is {kind}: omit it; only models on the Hub have revisions") as caught:
         loading.load(name[kind], revision=OLD)
-    assert one_line(str(caught.value)).startswith(f"model_revision is '{OLD}', but '{name[kind]}'")
+    assert assert_one_line(str(caught.value)).startswith(f"model_revision is '{OLD}', but '{name[kind]}'")
 
 
 # Downloads that fail
@@ -269,9 +269,9 @@ NAMES = [(f"org/{name}", None) for name in (*FAULTS, "killed")]
 def save_faulty(folder: Path) -> dict[str, hub.Fault]:
     """Models that will break off and one that will be resumed, and their faults."""
     for name in (*FAULTS, "resumed", "killed"):
-        tiny.save(folder / name, tiny.model(), tiny.tokenizer())
+        tiny.save(folder / name, tiny.create_model(), tiny.create_tokenizer())
     (folder / "parts" / "model.safetensors").unlink()
-    tiny.model().save_pretrained(folder / "parts", max_shard_size="60kB")
+    tiny.create_model().save_pretrained(folder / "parts", max_shard_size="60kB")
     last = sorted(path.name for path in (folder / "parts").glob("model-*.safetensors"))[-1]
     faults = {f"{name}/model.safetensors": fault for name, (fault, _) in FAULTS.items()}
     faults |= {f"parts/{last}": FAULTS["parts"][0], "killed/model.safetensors": hub.Fault(30_000, stall=60, times=9)}
@@ -298,28 +298,28 @@ def test_a_download_that_breaks_off_leaves_no_half_model_and_the_next_one_succee
     with hub.serve({f"org/{path.name}": path for path in (tmp_path / "org").iterdir()}) as server:
         server.faults |= faults
         online, hasty = server.environment(home), server.environment(home, HF_HUB_DOWNLOAD_TIMEOUT="1")
-        *broken, resumed = loaded([*NAMES[1:-1], ("org/resumed", None)], online)
-        broken = [*loaded(NAMES[:1], hasty), *broken]
+        *broken, resumed = load_names([*NAMES[1:-1], ("org/resumed", None)], online)
+        broken = [*load_names(NAMES[:1], hasty), *broken]
         assert resumed[0]["source"] == "hub"  # the library tries again
         assert not list(home.rglob("*.incomplete"))
         for name, (kind, message) in zip(FAULTS, broken, strict=True):
             assert kind == "ConnectionError"
-            assert FAULTS[name][1] in one_line(message)
+            assert FAULTS[name][1] in assert_one_line(message)
             assert f"the download of model 'org/{name}'" in message
         kill_a_download("org/killed", server, server.environment(home))
         assert len(list(home.rglob("*.incomplete"))) == 1
-        for (name, _), (kind, message) in zip(NAMES, loaded(NAMES, offline), strict=True):
+        for (name, _), (kind, message) in zip(NAMES, load_names(NAMES, offline), strict=True):
             assert kind == "ConnectionError"
-            assert f"model '{name}' is incomplete in the cache" in one_line(message)
+            assert f"model '{name}' is incomplete in the cache" in assert_one_line(message)
             assert "scripts/prefetch.py" in message
         server.faults.clear()
         before = len(server.requests)
-        sound = loaded(NAMES, online)
+        sound = load_names(NAMES, online)
         fetched = [request for request in server.requests[before:] if request.startswith("GET /storage/")]
         assert len(fetched) == len(NAMES)  # of the model in parts only the last: what was whole has stayed
     assert [identity["id"] for identity, _ in sound] == [name for name, _ in NAMES]
     assert {weights for _, weights in sound} == {resumed[1]}
-    assert loaded(NAMES, offline) == sound
+    assert load_names(NAMES, offline) == sound
 
 
 DATA = """
@@ -333,9 +333,9 @@ for name in prompts.HUB:
 """
 
 
-def read(environment: dict[str, str]) -> list:
+def read_prompts(environment: dict[str, str]) -> list:
     """What `prompts.load` says to the three names in another process: prompts, or an error's message."""
-    done = python(DATA, environment=environment)
+    done = run_python(DATA, environment=environment)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -347,20 +347,24 @@ def test_a_data_set_is_the_revision_that_was_asked_for_or_none(study, tmp_path):
     offline = hub.clean_environment(home, HF_HUB_OFFLINE="1")
     with hub.serve(study) as server:
         online = server.environment(home)
-        assert "later question 0" in python(newest, environment=online).stdout
+        assert "later question 0" in run_python(newest, environment=online).stdout
         server.faults["main/test-00000-of-00001.parquet"] = hub.Fault(after=500)
-        assert "cannot load data set gsm8k: tried openai/gsm8k" in one_line(read(online)[0])
-        assert "HF_HUB_OFFLINE is set: download it with scripts/prefetch.py" in one_line(read(offline)[0])
+        assert "cannot load data set gsm8k: tried openai/gsm8k" in assert_one_line(read_prompts(online)[0])
+        assert "HF_HUB_OFFLINE is set: download it with scripts/prefetch.py" in assert_one_line(
+            read_prompts(offline)[0]
+        )
         server.faults.clear()
-        first, second = read(online), read(online)
+        first, second = read_prompts(online), read_prompts(online)
     assert first[0][0] == ["question 0 of main test: the cat sat on the mat, "]
-    assert first == second == read(offline)
+    assert first == second == read_prompts(offline)
 
 
 def test_a_data_set_that_is_refused_says_so_in_one_line(study, tmp_path):
     refusals = {"openai/gsm8k": hub.GATED, "euclaise/writingprompts": hub.UNKNOWN, "EdinburghNLP/xsum": hub.DISABLED}
     with hub.serve({f"datasets/{name}": refusal for name, refusal in refusals.items()}) as server:
-        said = read(server.environment(tmp_path))
+        said = read_prompts(server.environment(tmp_path))
     for (name, entry), message, word in zip(prompts.HUB.items(), said, ("gated", "exist", "disabled"), strict=True):
-        assert one_line(message).startswith(f"cannot load data set {name}: tried {entry.path} on the Hub; revision ")
+        assert assert_one_line(message).startswith(
+            f"cannot load data set {name}: tried {entry.path} on the Hub; revision "
+        )
         assert word in message

@@ -15,7 +15,7 @@ from test_hub import ROOT, measure_all
 import hub
 import replicas
 import tiny
-from messages import one_line
+from messages import assert_one_line
 from nucleoscope.atomic import ABANDONED
 from nucleoscope.data import prefetch, prompts
 from nucleoscope.models import loading
@@ -24,7 +24,7 @@ from nucleoscope.store import results
 STUDY = "scripts/grids/study.yml"
 
 
-def run(grid: str | Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
+def run_prefetch(grid: str | Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
     command = [sys.executable, "scripts/prefetch.py", str(grid)]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
@@ -35,11 +35,11 @@ def write_grid(path: Path, models: list, datasets: list, **parameters) -> Path:
     return path
 
 
-def errors(done: subprocess.CompletedProcess) -> list[str]:
+def list_errors(done: subprocess.CompletedProcess) -> list[str]:
     """The lines of a refusal, each whole."""
     assert done.returncode == 1, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    return [one_line(line) for line in lines]
+    return [assert_one_line(line) for line in lines]
 
 
 # Which files are needed
@@ -77,8 +77,8 @@ def test_a_repository_without_weights_that_transformers_reads_needs_nothing():
 
 
 def test_all_refusals_come_at_once_and_before_anything_is_fetched(tmp_path):
-    tiny.save(tmp_path / "tiny", tiny.model(), tiny.tokenizer())
-    tiny.save(tmp_path / "bare", tiny.model(), tiny.tokenizer())
+    tiny.save(tmp_path / "tiny", tiny.create_model(), tiny.create_tokenizer())
+    tiny.save(tmp_path / "bare", tiny.create_model(), tiny.create_tokenizer())
     (tmp_path / "bare" / "model.safetensors").unlink()
     served = {"org/tiny": tmp_path / "tiny", "org/bare": tmp_path / "bare", "org/hidden": hub.UNKNOWN_OR_PRIVATE}
     served["org/closed"] = hub.Repository({hub.COMMIT: tmp_path / "tiny"}, {"main": hub.COMMIT}, gated=True)
@@ -88,8 +88,8 @@ def test_all_refusals_come_at_once_and_before_anything_is_fetched(tmp_path):
     grid = write_grid(tmp_path / "grid.yml", entries, ["math", "gsm8k", "xsum", "poems", "odes.jsonl"])
     home = tmp_path / "home"
     with hub.serve(served | {"org/tiny2": tmp_path / "tiny"}) as server:
-        done = run(grid, server.environment(home, HF_TOKEN="hf_of_somebody_else"))
-        found = "\n".join(errors(done)).replace(server.endpoint, "HUB")
+        done = run_prefetch(grid, server.environment(home, HF_TOKEN="hf_of_somebody_else"))
+        found = "\n".join(list_errors(done)).replace(server.endpoint, "HUB")
         assert not [request for request in server.requests if "/resolve/" in request or "/storage/" in request]
     wanted = [
         "model 'org/bare' has no weights as .safetensors or .bin files: see HUB/org/bare",
@@ -123,7 +123,7 @@ def test_a_disk_without_room_is_named_with_what_is_needed(monkeypatch, tmp_path)
 
     assert lacking(39 * 10**9, 0) == []
     (message,) = lacking(78_300_000_000, 0)
-    assert "not/yet/hub' needs 78.3 GB but has only 40.0 GB free: " in one_line(message)
+    assert "not/yet/hub' needs 78.3 GB but has only 40.0 GB free: " in assert_one_line(message)
     assert lacking(10**9, 13 * 10**9) == []  # of a data set its files and twice that for the tables
     (message,) = lacking(10**9, 14 * 10**9)
     assert "needs 43.0 GB but has only" in message
@@ -140,10 +140,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_fetched(monkeypatch, tm
 
 def test_without_a_network_prefetching_says_that_it_needs_one(tmp_path):
     grid = write_grid(tmp_path / "grid.yml", ["org/tiny"], ["gsm8k"])
-    done = run(grid, hub.clean_environment(tmp_path / "home", HF_HUB_OFFLINE="1"))
-    assert errors(done) == ["error: HF_HUB_OFFLINE is set, but prefetching needs the Hub: unset it"]
-    done = run(grid, hub.clean_environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9"))
-    said = errors(done)[0]
+    done = run_prefetch(grid, hub.clean_environment(tmp_path / "home", HF_HUB_OFFLINE="1"))
+    assert list_errors(done) == ["error: HF_HUB_OFFLINE is set, but prefetching needs the Hub: unset it"]
+    done = run_prefetch(grid, hub.clean_environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9"))
+    said = list_errors(done)[0]
     assert said.startswith("error: model 'org/tiny' is not on this machine, and the Hub cannot be reached: tried ")
     assert said.endswith("Connection refused; scripts/prefetch.py downloads it on a machine that can reach the Hub)")
 
@@ -159,14 +159,14 @@ def test_without_a_network_a_data_set_points_to_prefetching(monkeypatch, tmp_pat
     with pytest.raises(OSError, match="cannot load data set gsm8k") as caught:
         prompts.load("gsm8k")
     said = "(the Hub cannot be reached: run scripts/prefetch.py on a machine that can reach it)"
-    assert said in one_line(str(caught.value))
+    assert said in assert_one_line(str(caught.value))
 
 
 def test_what_is_local_needs_nothing(tmp_path):
-    tiny.save(tmp_path / "tiny", tiny.model(), tiny.tokenizer())
+    tiny.save(tmp_path / "tiny", tiny.create_model(), tiny.create_tokenizer())
     (tmp_path / "mine.txt").write_text("a prompt\n")
     grid = write_grid(tmp_path / "grid.yml", [str(tmp_path / "tiny")], ["math", str(tmp_path / "mine.txt")])
-    done = run(grid, hub.clean_environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9"))
+    done = run_prefetch(grid, hub.clean_environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": local, nothing to download\n") == 3
     assert "downloading" not in done.stderr
@@ -179,13 +179,13 @@ def test_what_is_local_needs_nothing(tmp_path):
 def fetched(tmp_path_factory) -> tuple[Path, hub.Server, list[subprocess.CompletedProcess]]:
     """The cache after the study's grid was fetched, the server, and three calls: refused, fetched, nothing to do."""
     home = tmp_path_factory.mktemp("home")
-    with hub.serve(replicas.repositories(tmp_path_factory.getbasetemp())) as server:
-        refused = run(STUDY, server.environment(home))
+    with hub.serve(replicas.create_repositories(tmp_path_factory.getbasetemp())) as server:
+        refused = run_prefetch(STUDY, server.environment(home))
         assert not [request for request in server.requests if "/resolve/" in request or "/storage/" in request]
-        done = run(STUDY, server.environment(home, HF_TOKEN=hub.TOKEN))
+        done = run_prefetch(STUDY, server.environment(home, HF_TOKEN=hub.TOKEN))
         files = server.files("HEAD")
         server.requests.clear()
-        again = run(STUDY, server.environment(home, HF_TOKEN=hub.TOKEN))
+        again = run_prefetch(STUDY, server.environment(home, HF_TOKEN=hub.TOKEN))
         assert not server.files() + server.files("HEAD")
     server.requests = files
     return home, server, [refused, done, again]
@@ -193,7 +193,7 @@ def fetched(tmp_path_factory) -> tuple[Path, hub.Server, list[subprocess.Complet
 
 def test_gated_models_are_all_named_with_their_pages(fetched):
     _, server, (refused, *_) = fetched
-    for name, message in zip((replicas.LLAMA, replicas.INSTRUCT), errors(refused), strict=True):
+    for name, message in zip((replicas.LLAMA, replicas.INSTRUCT), list_errors(refused), strict=True):
         assert f"model '{name}' is gated: ask for access at {server.endpoint}/{name}," in message
 
 
@@ -223,14 +223,14 @@ def test_only_what_is_needed_is_fetched(fetched):
 def test_after_it_the_study_runs_without_a_network(fetched, tmp_path):
     environment = hub.clean_environment(fetched[0], HF_HUB_OFFLINE="1")
     measure_all(tmp_path / "results", environment, pinned=True)
-    cells = results.list_runs(tmp_path / "results")
-    assert len(cells) == 15
-    for folder in cells:
+    runs = results.list_runs(tmp_path / "results")
+    assert len(runs) == 15
+    for folder in runs:
         settings = results.load_info(folder)["settings"]
         assert settings["model"]["revision"] == replicas.REVISIONS[settings["model"]["id"]]
 
 
-def test_a_cell_by_the_command_runs_without_a_network(fetched, tmp_path):
+def test_a_run_by_the_command_runs_without_a_network(fetched, tmp_path):
     options = {"model_name": replicas.INSTRUCT, "model_revision": replicas.REVISIONS[replicas.INSTRUCT]}
     options |= {"dataset_name": "gsm8k", "prompt_format": "chat", "n_prompts": "2", "max_tokens": "3"}
     options |= {"dtype": "float32", "device": "cpu", "results_dir": str(tmp_path)}
@@ -245,7 +245,7 @@ def test_a_cell_by_the_command_runs_without_a_network(fetched, tmp_path):
 
 
 def test_without_its_revision_a_fetched_model_says_which_one_is_here(fetched):
-    code = "import sys; from nucleoscope.models import loading; loading.tokenizer(sys.argv[1])"
+    code = "import sys; from nucleoscope.models import loading; loading.load_tokenizer(sys.argv[1])"
     command = [sys.executable, "-c", code, replicas.QWEN]
     environment = hub.clean_environment(fetched[0], HF_HUB_OFFLINE="1")
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -255,7 +255,7 @@ def test_without_its_revision_a_fetched_model_says_which_one_is_here(fetched):
 
 def test_what_breaks_off_is_named_the_others_are_fetched_and_the_next_call_fetches_the_rest(tmp_path):
     for name in ("sound", "broken"):
-        tiny.save(tmp_path / name, tiny.model(), tiny.tokenizer())
+        tiny.save(tmp_path / name, tiny.create_model(), tiny.create_tokenizer())
     home = tmp_path / "home"
     old = home / "hub/models--org--broken/blobs/0123.4567.incomplete"  # of a process that was killed long ago
     young = old.with_name("89ab.cdef.incomplete")  # of one that may be at work
@@ -267,10 +267,10 @@ def test_what_breaks_off_is_named_the_others_are_fetched_and_the_next_call_fetch
     with hub.serve({"org/sound": tmp_path / "sound", "org/broken": tmp_path / "broken"}) as server:
         environment = server.environment(home)
         server.faults["broken/model.safetensors"] = hub.Fault(after=10_000)
-        (message,) = errors(run(grid, environment))
+        (message,) = list_errors(run_prefetch(grid, environment))
         assert message.startswith("error: the download of model 'org/broken' was interrupted")
         server.faults.clear()
-        done = run(grid, environment)
+        done = run_prefetch(grid, environment)
         assert done.returncode == 0, done.stderr
         assert "org/sound: already downloaded" in done.stdout
     assert sorted(home.rglob("*.incomplete")) == [young]

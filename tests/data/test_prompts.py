@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import hub
-from messages import one_line
+from messages import assert_one_line
 from nucleoscope.data import prompts
 
 ODD = [  # texts that must come out as they went in
@@ -65,7 +65,7 @@ def refusal(tmp_path):
     def message(name: str | Path, *args, **options) -> str:
         with pytest.raises((ValueError, OSError)) as caught:
             prompts.load(str(name), *args, **options)
-        return one_line(str(caught.value).replace(str(tmp_path), "TMP"))
+        return assert_one_line(str(caught.value).replace(str(tmp_path), "TMP"))
 
     return message
 
@@ -444,13 +444,13 @@ print(json.dumps(said))
     said = json.loads(run.stdout.splitlines()[-1])
     assert set(said) == set(ASKED)
     for name, message in said.items():
-        assert all(part in one_line(message) for part in (name, *filter(None, ASKED[name][::3]))), message
+        assert all(part in assert_one_line(message) for part in (name, *filter(None, ASKED[name][::3]))), message
 
 
 # Texts to measure, from another column
 
 
-def rows_with_texts(path: Path, texts: list) -> Path:
+def write_rows(path: Path, texts: list) -> Path:
     rows = pd.DataFrame({"prompt": [f"prompt {i}" for i in range(len(texts))], "answer": texts})
     writers = {".jsonl": lambda: rows.to_json(path, orient="records", lines=True)}
     writers |= {".csv": lambda: rows.to_csv(path, index=False), ".parquet": lambda: rows.to_parquet(path)}
@@ -460,7 +460,7 @@ def rows_with_texts(path: Path, texts: list) -> Path:
 
 @every_format
 def test_texts_stand_beside_their_prompts(tmp_path, suffix):
-    path = rows_with_texts(tmp_path / f"x{suffix}", ["one", " two\nlines", "🦊"])
+    path = write_rows(tmp_path / f"x{suffix}", ["one", " two\nlines", "🦊"])
     data = prompts.load(str(path), 2, text_column="answer")
     assert data.texts == ["prompt 0", "prompt 1"]
     assert data.continuations == ["one", " two\nlines"]
@@ -469,7 +469,7 @@ def test_texts_stand_beside_their_prompts(tmp_path, suffix):
 
 @every_format
 def test_an_empty_text_is_named_by_its_row(refusal, tmp_path, suffix):
-    path = rows_with_texts(tmp_path / f"x{suffix}", ["one", "", "three"])
+    path = write_rows(tmp_path / f"x{suffix}", ["one", "", "three"])
     message = refusal(path, text_column="answer")
     assert f"'TMP/x{suffix}', row 2: column 'answer' is empty" in message
     assert prompts.load(str(path), 1, text_column="answer").continuations == ["one"]
@@ -477,7 +477,7 @@ def test_an_empty_text_is_named_by_its_row(refusal, tmp_path, suffix):
 
 @every_format
 def test_a_missing_text_column_lists_those_there_are(refusal, tmp_path, suffix):
-    path = rows_with_texts(tmp_path / f"x{suffix}", ["one"])
+    path = write_rows(tmp_path / f"x{suffix}", ["one"])
     message = refusal(path, text_column="summary")
     assert message == f"'TMP/x{suffix}' has no column 'summary': set text_column to one of 'prompt', 'answer'"
 

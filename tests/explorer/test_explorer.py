@@ -36,22 +36,22 @@ EVIL = "<script>alert(1)</script> <img src=x onerror=alert(2)> $x$ &amp;"
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    return tiny.save(folder, tiny.model(), tiny.tokenizer(chat=True))
+    return tiny.save(folder, tiny.create_model(), tiny.create_tokenizer(chat=True))
 
 
 @pytest.fixture
 def written(tiny_model):
     """An explorer that has written a text of 30 tokens."""
-    made = explorer.Explorer("the cat", tiny_model, max_tokens=30, prompt_format="raw", results_dir="none")
-    made.run()
-    made.wait(60)
-    assert not made.text.failed, made.text.status
-    yield made
-    made.close()
+    live = explorer.Explorer("the cat", tiny_model, max_tokens=30, prompt_format="raw", results_dir="none")
+    live.run()
+    live.wait(60)
+    assert not live.text.failed, live.text.status
+    yield live
+    live.close()
 
 
-def streamed(**options) -> list[cards.Token]:
-    return list(streaming.stream(tiny.model(), tiny.tokenizer(chat=True), "the cat", **options))
+def stream_text(**options) -> list[cards.Token]:
+    return list(streaming.stream(tiny.create_model(), tiny.create_tokenizer(chat=True), "the cat", **options))
 
 
 # Tokens as they are drawn
@@ -62,7 +62,7 @@ def streamed(**options) -> list[cards.Token]:
 def test_streaming_gives_what_measuring_gives(prompt_format, seed, top_p, temperature):
     options = {"max_tokens": 60, "seed": seed, "top_p": top_p, "prompt_format": prompt_format}
     options |= {"temperature": temperature}
-    model, tokenizer = tiny.model(), tiny.tokenizer(chat=True)
+    model, tokenizer = tiny.create_model(), tiny.create_tokenizer(chat=True)
     for prompt in ("the cat and the other", ""):
         tokens = list(streaming.stream(model, tokenizer, prompt, **options))
         (batch,) = generation.measure(model, tokenizer, [prompt], progress=False, **options)
@@ -77,7 +77,7 @@ def test_streaming_gives_what_measuring_gives(prompt_format, seed, top_p, temper
 
 
 def test_a_prompts_place_in_its_data_set_decides_its_tokens_as_in_a_run():
-    model, tokenizer = tiny.model(), tiny.tokenizer()
+    model, tokenizer = tiny.create_model(), tiny.create_tokenizer()
     batches = generation.measure(model, tokenizer, ["a b", "the cat"], max_tokens=20, batch_size=1, progress=False)
     record = next(batch.records[0] for batch in batches if batch.indices == [1])
     found = [token.id for token in streaming.stream(model, tokenizer, "the cat", max_tokens=20, index=1)]
@@ -86,14 +86,14 @@ def test_a_prompts_place_in_its_data_set_decides_its_tokens_as_in_a_run():
 
 
 def test_a_text_can_be_left_before_its_end_and_bad_settings_are_refused():
-    stream = streaming.stream(tiny.model(), tiny.tokenizer(), "the cat")
+    stream = streaming.stream(tiny.create_model(), tiny.create_tokenizer(), "the cat")
     first = next(stream)
     stream.close()
-    assert first.id == streamed(max_tokens=1)[0].id
+    assert first.id == stream_text(max_tokens=1)[0].id
     with pytest.raises(ValueError, match="top_p"):
-        next(streaming.stream(tiny.model(), tiny.tokenizer(), "the cat", top_p=2))
+        next(streaming.stream(tiny.create_model(), tiny.create_tokenizer(), "the cat", top_p=2))
     with pytest.raises(ValueError, match="temperature is 0"):
-        next(streaming.stream(tiny.model(), tiny.tokenizer(), "the cat", temperature=0))
+        next(streaming.stream(tiny.create_model(), tiny.create_tokenizer(), "the cat", temperature=0))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,11 @@ def test_a_text_can_be_left_before_its_end_and_bad_settings_are_refused():
 )
 def test_reading_gives_what_scoring_gives(prompt, prompt_format, temperature):
     options = {"max_tokens": 8, "prompt_format": prompt_format, "temperature": temperature}
-    model, tokenizer, given = tiny.model(), tiny.tokenizer(chat=True, bos=False), " and the other cat sat, ja 👩"
+    model, tokenizer, given = (
+        tiny.create_model(),
+        tiny.create_tokenizer(chat=True, bos=False),
+        " and the other cat sat, ja 👩",
+    )
     tokens, remarks = streaming.read(model, tokenizer, prompt, given, **options)
     (batch,) = scoring.measure(model, tokenizer, [prompt], [given], progress=False, **options)
     (record,) = batch.records
@@ -120,7 +124,7 @@ def test_reading_gives_what_scoring_gives(prompt, prompt_format, temperature):
 
 
 def test_a_texts_token_outside_its_nucleus_is_listed_last_with_its_probability():
-    model, tokenizer = tiny.model(), tiny.tokenizer(bos=False)
+    model, tokenizer = tiny.create_model(), tiny.create_tokenizer(bos=False)
     tokens, _ = streaming.read(model, tokenizer, "the cat", " sat, ja né", top_p=0.05)
     embedding = model.get_input_embeddings().weight.detach()
     outside = [step for step, token in enumerate(tokens) if token.id not in token.ids]
@@ -137,8 +141,8 @@ def test_a_texts_token_outside_its_nucleus_is_listed_last_with_its_probability()
 
 
 def test_a_card_lists_the_likeliest_candidates_and_the_drawn_one():
-    tokens, reader = streamed(top_p=1.0, max_tokens=20), token_text.Reader(tiny.tokenizer())
-    embedding = tiny.model().get_input_embeddings().weight.detach()
+    tokens, reader = stream_text(top_p=1.0, max_tokens=20), token_text.Reader(tiny.create_tokenizer())
+    embedding = tiny.create_model().get_input_embeddings().weight.detach()
     for step, token in enumerate(tokens):
         content = cards.describe_token(tokens, step, reader, embedding, listed=3)
         word, listed, probs, more, mass, nucleus_mass, place, *own = content["card"]
@@ -159,8 +163,8 @@ def test_a_card_lists_the_likeliest_candidates_and_the_drawn_one():
 
 
 def test_a_card_says_where_its_token_lies():
-    tokens, reader = streamed(max_tokens=20), token_text.Reader(tiny.tokenizer())
-    embedding = tiny.model().get_input_embeddings().weight.detach()
+    tokens, reader = stream_text(max_tokens=20), token_text.Reader(tiny.create_tokenizer())
+    embedding = tiny.create_model().get_input_embeddings().weight.detach()
     points = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
     top = max(points, key=lambda step: tokens[step].values["entropy"])
     place = cards.describe_token(tokens, top, reader, embedding)["place"]
@@ -172,15 +176,15 @@ def test_a_card_says_where_its_token_lies():
 
 
 def test_one_candidate_alone_has_no_likeness_and_no_place_in_the_scatter():
-    tokens, reader = streamed(top_p=0.01, max_tokens=3), token_text.Reader(tiny.tokenizer())
-    content = cards.describe_token(tokens, 0, reader, tiny.model().get_input_embeddings().weight.detach())
+    tokens, reader = stream_text(top_p=0.01, max_tokens=3), token_text.Reader(tiny.create_tokenizer())
+    content = cards.describe_token(tokens, 0, reader, tiny.create_model().get_input_embeddings().weight.detach())
     assert {label: value for label, value, _ in content["facts"]}["cosine similarity"] is None
     assert "not in the scatter" in content["place"]
     assert cards.compute_scale(tokens, "cosine")[0] == [None] * 3
 
 
 def test_the_live_card_and_a_strips_card_are_the_same_choice_drawn_by_the_same_code():
-    model, tokenizer = tiny.model(), tiny.tokenizer(bos=False)
+    model, tokenizer = tiny.create_model(), tiny.create_tokenizer(bos=False)
     reader, options = token_text.Reader(tokenizer), {"max_tokens": 12, "seed": 3}
     tokens = list(streaming.stream(model, tokenizer, "the cat", **options))
     (batch,) = generation.measure(model, tokenizer, ["the cat"], progress=False, **options)
@@ -213,7 +217,7 @@ def test_a_colour_of_strips_cards_and_figures_is_written_in_one_place():
 
 @pytest.mark.parametrize("name", quantities.list_titles())
 def test_every_quantity_has_a_scale_whose_end_is_its_largest_value(name):
-    tokens = streamed(max_tokens=40)
+    tokens = stream_text(max_tokens=40)
     shares, legend = cards.compute_scale(tokens, name)
     values = [cards.find_value(token, name) for token in tokens]
     largest = max(value for value in values if not math.isnan(value))
@@ -226,9 +230,9 @@ def test_every_quantity_has_a_scale_whose_end_is_its_largest_value(name):
 def test_the_matrix_puts_like_beside_like_and_holds_the_likeliest():
     angles = torch.tensor([0.0, 2.0, 0.1, 2.1, 0.2, 2.2])
     embedding = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([1.0, 3, 0.5, 1, 2, 1])[:, None]
-    alike, order = cards.compute_matrix(embedding, torch.arange(6), largest=6)
+    cosines, order = cards.compute_matrix(embedding, torch.arange(6), largest=6)
     assert {frozenset(order[:3]), frozenset(order[3:])} == {frozenset({0, 2, 4}), frozenset({1, 3, 5})}
-    np.testing.assert_allclose(alike, np.cos(angles.numpy()[order][:, None] - angles.numpy()[order]), atol=1e-6)
+    np.testing.assert_allclose(cosines, np.cos(angles.numpy()[order][:, None] - angles.numpy()[order]), atol=1e-6)
     assert sorted(cards.compute_matrix(embedding, torch.arange(6), largest=4)[1]) == [0, 1, 2, 3]
     for k in (1, 2):
         assert cards.compute_matrix(embedding, torch.arange(k))[0].shape == (k, k)
@@ -237,7 +241,7 @@ def test_the_matrix_puts_like_beside_like_and_holds_the_likeliest():
 
 
 def test_pieces_are_one_a_token_and_make_the_text():
-    tokenizer = tiny.tokenizer()
+    tokenizer = tiny.create_tokenizer()
     ids = tokenizer("the cat, ja 👩‍🚀 né שלום", add_special_tokens=False)["input_ids"]
     tokens = [cards.Token(token, torch.tensor([token]), torch.ones(1), {}) for token in ids]
     found = cards.split_text(token_text.Reader(tokenizer), tokens)
@@ -273,43 +277,43 @@ def test_pointing_and_clicking_link_text_and_scatter(written):
 
 
 def test_one_candidate_alone_has_no_matrix(tiny_model):
-    made = explorer.Explorer("the cat", tiny_model, max_tokens=2, top_p=0.01, prompt_format="raw", results_dir="none")
-    made.run()
-    made.wait(60)
-    made.text.clicked = 1
-    assert len(made.heat.data) == 0
-    assert made.heat.layout.title.text == "Token 1 had a single candidate: there is nothing to compare"
-    assert not made.scatter.data[0].x
-    assert not made.scatter.data[1].x
-    made.close()
+    live = explorer.Explorer("the cat", tiny_model, max_tokens=2, top_p=0.01, prompt_format="raw", results_dir="none")
+    live.run()
+    live.wait(60)
+    live.text.clicked = 1
+    assert len(live.heat.data) == 0
+    assert live.heat.layout.title.text == "Token 1 had a single candidate: there is nothing to compare"
+    assert not live.scatter.data[0].x
+    assert not live.scatter.data[1].x
+    live.close()
 
 
 def test_a_pasted_text_is_read_and_not_written(tiny_model):
-    made = explorer.Explorer("the cat", tiny_model, prompt_format="raw", results_dir="none", mode="score", text=" sat")
-    made.settings["max_tokens"].value = 20
-    assert made.given.layout.display is None
-    hidden = [name for name, widget in made.settings.items() if widget.layout.display == "none"]
+    live = explorer.Explorer("the cat", tiny_model, prompt_format="raw", results_dir="none", mode="score", text=" sat")
+    live.settings["max_tokens"].value = 20
+    assert live.given.layout.display is None
+    hidden = [name for name, widget in live.settings.items() if widget.layout.display == "none"]
     assert hidden == ["seed"]
-    made.run()
-    made.wait(60)
-    assert "".join(made.text.pieces) == " sat"
-    assert made.progress.value == made.progress.max
-    assert re.fullmatch(r"\d tokens in [\d.]+ s \(done\)", made.text.status)
-    made.text.hovered = 0
-    assert made.text.card["whose"] == "the text's"
-    made.given.value = ""
-    made.run()
-    made.wait(60)
-    assert made.text.failed
-    assert "is empty" in made.text.status
-    made.mode.value = "generate"
-    assert made.given.layout.display == "none"
-    made.run()
-    made.wait(60)
-    assert len(made.tokens) == 20
-    made.text.hovered = 0
-    assert made.text.card["whose"] == "drawn"
-    made.close()
+    live.run()
+    live.wait(60)
+    assert "".join(live.text.pieces) == " sat"
+    assert live.progress.value == live.progress.max
+    assert re.fullmatch(r"\d tokens in [\d.]+ s \(done\)", live.text.status)
+    live.text.hovered = 0
+    assert live.text.card["whose"] == "the text's"
+    live.given.value = ""
+    live.run()
+    live.wait(60)
+    assert live.text.failed
+    assert "is empty" in live.text.status
+    live.mode.value = "generate"
+    assert live.given.layout.display == "none"
+    live.run()
+    live.wait(60)
+    assert len(live.tokens) == 20
+    live.text.hovered = 0
+    assert live.text.card["whose"] == "drawn"
+    live.close()
 
 
 def test_settings_that_are_refused_leave_the_explorer_before(written, tiny_model):
@@ -352,18 +356,18 @@ def test_a_scored_prompt_brings_its_text(tiny_model, tmp_path):
     options = {"max_tokens": 12, "top_p": 0.8, "prompt_format": "raw"}
     settings = {"model_name": tiny_model, "model": identity, "dataset_name": "lines.csv", "mode": "score", **options}
     folder = results.locate_run(tmp_path / "results", "lines.csv", tiny_model, "answer")
-    with run_folder.RunFolder(folder, settings) as cell:
-        complete_run(cell, model, tokenizer, ["a b", "the"], [" cat sat", " other, né"], **options)
-    made = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
-    made.measured.value = folder
-    made.picked.value = 1
-    assert (made.mode.value, made.prompt.value, made.given.value) == ("score", "the", " other, né")
-    made.run()
-    made.wait(60)
-    assert [token.id for token in made.tokens] == made.records[1]["tokens"].tolist()
+    with run_folder.RunFolder(folder, settings) as run:
+        complete_run(run, model, tokenizer, ["a b", "the"], [" cat sat", " other, né"], **options)
+    live = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
+    live.measured.value = folder
+    live.picked.value = 1
+    assert (live.mode.value, live.prompt.value, live.given.value) == ("score", "the", " other, né")
+    live.run()
+    live.wait(60)
+    assert [token.id for token in live.tokens] == live.records[1]["tokens"].tolist()
     entropies = results.load_records(folder)[1]["entropies"]
-    assert [token.values["entropy"] for token in made.tokens] == pytest.approx(entropies, abs=1e-5)
-    made.close()
+    assert [token.values["entropy"] for token in live.tokens] == pytest.approx(entropies, abs=1e-5)
+    live.close()
 
 
 def test_another_tint_changes_legend_and_shares_alone(written):
@@ -403,14 +407,14 @@ def test_stop_ends_a_text(tiny_model, monkeypatch):
             yield token
 
     monkeypatch.setattr(explorer, "stream", slow)
-    made = explorer.Explorer("the cat", tiny_model, max_tokens=200, prompt_format="raw", results_dir="none")
-    made.run()
-    made.run()  # one at a time: this does nothing
-    made.stop_button.click()
-    made.wait(60)
-    assert made.text.status.endswith("(stopped)")
-    assert len(made.tokens) < 200
-    made.close()
+    live = explorer.Explorer("the cat", tiny_model, max_tokens=200, prompt_format="raw", results_dir="none")
+    live.run()
+    live.run()  # one at a time: this does nothing
+    live.stop_button.click()
+    live.wait(60)
+    assert live.text.status.endswith("(stopped)")
+    assert len(live.tokens) < 200
+    live.close()
 
 
 def test_a_model_that_cannot_be_loaded_is_said_in_the_page(written):
@@ -423,29 +427,29 @@ def test_a_model_that_cannot_be_loaded_is_said_in_the_page(written):
 
 
 def test_a_measured_prompt_brings_its_settings_and_its_text(tiny_model, tmp_path):
-    measured(tiny_model, tmp_path)
-    made = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
-    made.settings["temperature"].value = 2
-    made.measured.value = tmp_path / "results/lines/tiny-llama"
-    made.picked.value = 2
-    assert made.settings["temperature"].value == 1  # the run is from before there was one
-    assert made.prompt.value == made.records[2]["prompt"] == f"the cat {EVIL}"
-    assert made.settings["model_name"].value == tiny_model
-    made.run()
-    made.wait(60)
-    assert [token.id for token in made.tokens] == made.records[2]["tokens"].tolist()
-    assert made.dtype in loading.DTYPES
-    made.close()
+    measure_run(tiny_model, tmp_path)
+    live = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
+    live.settings["temperature"].value = 2
+    live.measured.value = tmp_path / "results/lines/tiny-llama"
+    live.picked.value = 2
+    assert live.settings["temperature"].value == 1  # the run is from before there was one
+    assert live.prompt.value == live.records[2]["prompt"] == f"the cat {EVIL}"
+    assert live.settings["model_name"].value == tiny_model
+    live.run()
+    live.wait(60)
+    assert [token.id for token in live.tokens] == live.records[2]["tokens"].tolist()
+    assert live.dtype in loading.DTYPES
+    live.close()
 
 
-def measured(model_name: str, folder: Path) -> None:
-    """A measured cell of three prompts below ``folder``/results."""
+def measure_run(model_name: str, folder: Path) -> None:
+    """A measured run of three prompts below ``folder``/results."""
     model, tokenizer, _ = loading.load(model_name)
     options = {"max_tokens": 12, "top_p": 0.8, "seed": 3, "prompt_format": "raw"}
     settings = {"model_name": model_name, "dataset_name": "lines.txt", **options}
     settings["dtype"] = str(model.dtype).removeprefix("torch.")
-    with run_folder.RunFolder(results.locate_run(folder / "results", "lines.txt", model_name), settings) as cell:
-        complete_run(cell, model, tokenizer, ["a b", "the", f"the cat {EVIL}"], batch_size=1, **options)
+    with run_folder.RunFolder(results.locate_run(folder / "results", "lines.txt", model_name), settings) as run:
+        complete_run(run, model, tokenizer, ["a b", "the", f"the cat {EVIL}"], batch_size=1, **options)
 
 
 def test_nothing_that_a_model_writes_is_read_as_html():
@@ -473,7 +477,7 @@ def page(tiny_model, tmp_path_factory):
     playwright = pytest.importorskip("playwright.sync_api", reason="PLAYWRIGHT IS NOT INSTALLED: use make test")
     folder, state = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("state")
     (folder / "notebooks").mkdir()
-    measured(tiny_model, folder)
+    measure_run(tiny_model, folder)
     source = (ROOT / "notebooks/explore.py").read_text()
     for name, value in (("model_name", tiny_model), ("max_tokens", 40), ("prompt_format", "raw")):
         source, count = re.subn(rf"^{name} = .*$", f"{name} = {value!r}", source, flags=re.MULTILINE)
@@ -481,7 +485,7 @@ def page(tiny_model, tmp_path_factory):
     (folder / "notebooks/explore.py").write_text(source)
     options = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
     options += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chrome refuses to sandbox for root
-    with lab.served(folder, state) as address, playwright.sync_playwright() as driver:
+    with lab.serve(folder, state) as address, playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=options, timeout=180_000)
         shown = browser.new_page(viewport={"width": 1300, "height": 1300})
         shown.set_default_timeout(120_000)
@@ -506,7 +510,7 @@ def run_all(page) -> None:
     page.locator(".nx-text").scroll_into_view_if_needed()
 
 
-def write(page, prompt: str) -> None:
+def write_prompt(page, prompt: str) -> None:
     page.evaluate("for (const plot of document.querySelectorAll('.js-plotly-plot')) plot.dataset.old = 'yes'")
     page.locator(".widget-textarea textarea").first.fill(prompt)
     page.locator(".jp-OutputArea button.jupyter-button", has_text="Run").click()
@@ -519,7 +523,7 @@ def write(page, prompt: str) -> None:
 
 
 def test_the_notebook_in_jupyterlab(page):
-    write(page, f"the cat {EVIL}")
+    write_prompt(page, f"the cat {EVIL}")
     tokens = page.locator(".nx-token")
     assert tokens.count() > 5
     assert page.locator(".nx-text script, .nx-text img").count() == 0
@@ -557,7 +561,7 @@ def test_the_notebook_in_jupyterlab(page):
 
 
 def test_a_point_of_the_scatter_is_clicked_as_its_token_is(page):
-    write(page, "the cat and the other")
+    write_prompt(page, "the cat and the other")
     step = page.evaluate("document.querySelector('.js-plotly-plot').data[0].customdata[3]")
     plot = page.locator(".js-plotly-plot").first
     plot.locator(".scatterlayer .point").nth(3).hover(force=True)  # plotly's own layer for the mouse lies above it
@@ -587,7 +591,7 @@ def test_a_text_pasted_into_the_notebook_is_measured(page):
 def test_the_notebook_run_again_starts_clean_and_works(page):
     run_all(page)
     page.wait_for_function("document.querySelectorAll('.nx-text').length === 1 && !document.querySelector('.nx-token')")
-    write(page, "the other")
+    write_prompt(page, "the other")
     page.locator(".nx-token").nth(2).hover()
     page.wait_for_function("/token 2 /.test(document.querySelector('.ns-head')?.textContent)")
     assert page.locator(".js-plotly-plot").count() == 2

@@ -2,7 +2,7 @@
 
 Rows are gathered from the embedding as it is stored, widened to float32 and summed in float32. The
 reference starts from the same stored values, so rounding to 16 bits is on neither side, and one
-tolerance holds for every type: `close`.
+tolerance holds for every type: `approximate`.
 """
 
 import numpy as np
@@ -22,14 +22,14 @@ EPS = 2.0**-23  # of float32
 check = settings(deadline=None, max_examples=80, derandomize=True)
 
 
-def close(expected, k):
+def approximate(expected, k):
     """Within float32: a few roundings of cosines near 1, and those of k additions, which grow as sqrt(k)."""
     return pytest.approx(expected, rel=0, abs=EPS * (4 + k**0.5))
 
 
 def measure(embedding, ids, probs):
     """One (cosine, weighted_cosine, similarity_entropy) for each row of ids and of probabilities."""
-    flat, offsets = oracle.ragged(probs)
+    flat, offsets = oracle.join_ragged(probs)
     flat_ids = torch.tensor([i for row in ids for i in row])
     found = compute_similarity(flat_ids, flat, offsets, embedding, compute_inverse_norms(embedding))
     assert all(x.shape == (len(probs),) and x.dtype == torch.float64 for x in found)
@@ -41,31 +41,34 @@ def measure_one(rows, probs):
     return measure(rows, [range(len(probs))], [probs])[0]
 
 
-def expect(embedding, ids, probs):
-    return [oracle.similarity(embedding[list(i)], oracle.ragged([p])[0]) for i, p in zip(ids, probs, strict=True)]
+def compute_expected(embedding, ids, probs):
+    return [
+        oracle.compute_similarity(embedding[list(i)], oracle.join_ragged([p])[0])
+        for i, p in zip(ids, probs, strict=True)
+    ]
 
 
-def gauss(k, d, seed=0, lean=0.0):
+def draw_rows(k, d, seed=0, lean=0.0):
     """Embedding rows (k, d); ``lean`` pulls them towards one direction, as the rows of real models are."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(k, d, generator=generator) + lean * torch.randn(d, generator=generator)
 
 
-def falling(k, seed=0, power=1.0):
+def draw_falling(k, seed=0, power=1.0):
     weights = np.sort(np.random.default_rng(seed).random(k) ** power)[::-1]
     return np.float32(weights / weights.sum() * 0.95 + 1e-12).tolist()
 
 
 @st.composite
-def cases(draw):
+def draw_cases(draw):
     """An embedding with copied, opposite and zero rows, and a ragged batch of nuclei over it."""
     d, dtype = draw(st.sampled_from([1, 2, 3, 8, 33])), draw(st.sampled_from(FLOATS))
     kinds = draw(st.lists(st.sampled_from(["own", "own", "own", "copy", "minus", "zero"]), min_size=12, max_size=12))
     lean, scale = draw(st.sampled_from([0.0, 1.0, 10.0])), draw(st.sampled_from([0.01, 1.0, 100.0]))
-    rows = gauss(12, d, draw(st.integers(0, 10**6)), lean)
+    rows = draw_rows(12, d, draw(st.integers(0, 10**6)), lean)
     of = {"own": rows, "copy": rows[:1].expand_as(rows), "minus": -rows[:1].expand_as(rows), "zero": 0 * rows}
     embedding = torch.stack([of[kind][i] for i, kind in enumerate(kinds)])
-    probs = draw(st.lists(oracle.nucleus_probs(), min_size=1, max_size=5))
+    probs = draw(st.lists(oracle.draw_nucleus_probs(), min_size=1, max_size=5))
     ids = [draw(st.permutations(range(12)))[: len(p)] for p in probs]
     return (scale * embedding).to(dtype), ids, probs
 
@@ -74,16 +77,16 @@ def cases(draw):
 
 
 @check
-@given(cases())
+@given(draw_cases())
 def test_all_three_follow_their_definitions(case):
-    for found, expected, ids in zip(measure(*case), expect(*case), case[1], strict=True):
-        assert found == close(expected, len(ids))
+    for found, expected, ids in zip(measure(*case), compute_expected(*case), case[1], strict=True):
+        assert found == approximate(expected, len(ids))
 
 
 @check
-@given(cases())
+@given(draw_cases())
 def test_all_three_keep_their_ranges(case):
-    entropies = compute_nucleus_entropies(*oracle.ragged(case[2])).entropy
+    entropies = compute_nucleus_entropies(*oracle.join_ragged(case[2])).entropy
     for (plain, weighted, entropy), most in zip(measure(*case), entropies.tolist(), strict=True):
         assert -1 <= plain <= 1
         assert -1 <= weighted <= 1
@@ -91,21 +94,21 @@ def test_all_three_keep_their_ranges(case):
 
 
 @check
-@given(cases())
+@given(draw_cases())
 def test_a_row_alone_is_the_row_in_its_batch(case):
     embedding, ids, probs = case
     for together, i, p in zip(measure(*case), ids, probs, strict=True):
-        assert together == close(measure(embedding, [i], [p])[0], len(i))
+        assert together == approximate(measure(embedding, [i], [p])[0], len(i))
 
 
 @check
-@given(cases(), st.sampled_from([0.25, 8.0, 64.0]))
+@given(draw_cases(), st.sampled_from([0.25, 8.0, 64.0]))
 def test_the_length_of_the_rows_does_not_matter(case, factor):
     embedding, ids, probs = case
     embedding = embedding.float()
     longer = embedding * factor ** (torch.arange(12) % 3 - 1)[:, None]
     for a, b, i in zip(measure(embedding, ids, probs), measure(longer, ids, probs), ids, strict=True):
-        assert a == close(b, len(i))
+        assert a == approximate(b, len(i))
 
 
 # Single cases
@@ -123,85 +126,89 @@ def test_two_tokens_have_the_cosine_of_their_rows(d, dtype):
     # To float32's accuracy in bfloat16 too, for rows are widened before they are added, and for rows of
     # any width: the squares taken off must be those of the rows added, or a norm's error stays in full.
     for seed in range(20):
-        rows = gauss(2, d, seed, lean=1.0).to(dtype)
-        u = oracle.units(rows)
+        rows = draw_rows(2, d, seed, lean=1.0).to(dtype)
+        u = oracle.normalise(rows)
         plain, weighted, _ = found = measure_one(rows, [0.7, 0.25])
-        assert plain == close(u[0] @ u[1], 2)
-        assert weighted == close(u[0] @ u[1], 2)
-        assert found == close(expect(rows, [[0, 1]], [[0.7, 0.25]])[0], 2)
+        assert plain == approximate(u[0] @ u[1], 2)
+        assert weighted == approximate(u[0] @ u[1], 2)
+        assert found == approximate(compute_expected(rows, [[0, 1]], [[0.7, 0.25]])[0], 2)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("k", [2, 3, 100, 3000])
 def test_identical_rows_are_wholly_alike(k, dtype):
-    rows = gauss(1, 128).to(dtype).expand(k, -1)
-    assert measure_one(rows, falling(k)) == close((1, 1, 0), k)
+    rows = draw_rows(1, 128).to(dtype).expand(k, -1)
+    assert measure_one(rows, draw_falling(k)) == approximate((1, 1, 0), k)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_opposite_rows_are_wholly_unlike(dtype):
-    row = gauss(1, 24).to(dtype)
+    row = draw_rows(1, 24).to(dtype)
     probs = [0.6, 0.3]
     plain, weighted, entropy = measure_one(torch.cat((row, -row)), probs)
-    assert (plain, weighted) == close((-1, -1), 2)
-    assert entropy == close(oracle.entropy(oracle.q(oracle.ragged([probs])[0])), 2)  # Z is the identity
+    assert (plain, weighted) == approximate((-1, -1), 2)
+    assert entropy == approximate(
+        oracle.compute_entropy(oracle.compute_q(oracle.join_ragged([probs])[0])), 2
+    )  # Z is the identity
 
 
 @pytest.mark.parametrize("k", [2, 5, 64])
 def test_orthogonal_rows_are_half_alike(k):
-    probs = falling(k)
-    expected = -sum(x * np.log((1 + x) / 2) for x in oracle.q(probs))  # Z is 1 on the diagonal, else 1/2
-    assert measure_one(torch.eye(k), probs) == close((0, 0, expected), k)
+    probs = draw_falling(k)
+    expected = -sum(x * np.log((1 + x) / 2) for x in oracle.compute_q(probs))  # Z is 1 on the diagonal, else 1/2
+    assert measure_one(torch.eye(k), probs) == approximate((0, 0, expected), k)
 
 
 @pytest.mark.parametrize("where", [0, 1, 2])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_zero_row_is_orthogonal_to_all_but_like_itself(dtype, where):
-    rows, probs = gauss(3, 8, lean=1.0).to(dtype), [0.5, 0.3, 0.1]
+    rows, probs = draw_rows(3, 8, lean=1.0).to(dtype), [0.5, 0.3, 0.1]
     rows[where] = 0
     a, b = (i for i in range(3) if i != where)
-    u, q = oracle.units(rows), oracle.q(oracle.ragged([probs])[0])
+    u, q = oracle.normalise(rows), oracle.compute_q(oracle.join_ragged([probs])[0])
     plain, weighted, entropy = measure_one(rows, probs)
-    assert plain == close(u[a] @ u[b] / 3, 3)
-    assert weighted == close(q[a] * q[b] * (u[a] @ u[b]) / (q[0] * q[1] + q[0] * q[2] + q[1] * q[2]), 3)
-    assert entropy == close(oracle.similarity_entropy(u, q), 3)
+    assert plain == approximate(u[a] @ u[b] / 3, 3)
+    assert weighted == approximate(q[a] * q[b] * (u[a] @ u[b]) / (q[0] * q[1] + q[0] * q[2] + q[1] * q[2]), 3)
+    assert entropy == approximate(oracle.compute_similarity_entropy(u, q), 3)
 
 
 def test_zero_rows_alone_are_half_alike():
     probs = [0.5, 0.25, 0.125]
-    assert measure_one(torch.zeros(3, 4), probs) == close(measure_one(torch.eye(3), probs), 3)
+    assert measure_one(torch.zeros(3, 4), probs) == approximate(measure_one(torch.eye(3), probs), 3)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("tail", [1e-3, 1e-6, 1e-12, 1e-20, 1e-30, 1e-36])
 @pytest.mark.parametrize("k", [2, 3, 50])
 def test_weighted_cosine_keeps_its_accuracy_where_one_token_has_nearly_all_the_weight(k, tail, dtype):
-    rows = gauss(k, 32, lean=0.7).to(dtype)
-    probs = [1 - tail, *(tail * x for x in falling(k - 1))]
-    assert measure_one(rows, probs) == close(expect(rows, [range(k)], [probs])[0], k)
+    rows = draw_rows(k, 32, lean=0.7).to(dtype)
+    probs = [1 - tail, *(tail * x for x in draw_falling(k - 1))]
+    assert measure_one(rows, probs) == approximate(compute_expected(rows, [range(k)], [probs])[0], k)
 
 
 @pytest.mark.parametrize("logit", [-88, -95, -100, -103])
 def test_weighted_cosine_of_a_token_of_subnormal_probability(logit):
     # With top_p = 1 a nucleus of 2 has the cosine of its rows, however unlikely the second token is.
-    rows, found = gauss(2, 8, lean=1.0), find_nucleus(torch.tensor([[0.0, logit]]), 1.0)
+    rows, found = draw_rows(2, 8, lean=1.0), find_nucleus(torch.tensor([[0.0, logit]]), 1.0)
     assert len(found.ids) == 2
-    u = oracle.units(rows)
-    assert measure_one(rows, found.probs.tolist())[1] == close(u[0] @ u[1], 2)
+    u = oracle.normalise(rows)
+    assert measure_one(rows, found.probs.tolist())[1] == approximate(u[0] @ u[1], 2)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("lean", [0.0, 0.3, 3.0])
 @pytest.mark.parametrize("power", [1.0, 20.0])
 def test_nuclei_of_thousands(power, lean, dtype):
-    embedding, sizes = gauss(3000, 128, lean=lean).to(dtype), (2500, 1, 300, 2, 1800)  # 2048 rows are a piece
+    embedding, sizes = draw_rows(3000, 128, lean=lean).to(dtype), (2500, 1, 300, 2, 1800)  # 2048 rows are a piece
     ids = [np.random.default_rng(k).permutation(3000)[:k].tolist() for k in sizes]
-    probs = [falling(k, k, power) for k in sizes]
-    for found, expected, k in zip(measure(embedding, ids, probs), expect(embedding, ids, probs), sizes, strict=True):
-        assert found == close(expected, k)
+    probs = [draw_falling(k, k, power) for k in sizes]
+    for found, expected, k in zip(
+        measure(embedding, ids, probs), compute_expected(embedding, ids, probs), sizes, strict=True
+    ):
+        assert found == approximate(expected, k)
 
 
-def ragged_case(embedding):
+def split_rows(embedding):
     sizes = (1, 40, 2, 7, 1, 300)
     ids = [np.random.default_rng(k).permutation(len(embedding))[:k].tolist() for k in sizes]
     return embedding, ids
@@ -209,20 +216,20 @@ def ragged_case(embedding):
 
 @pytest.mark.parametrize("piece", [1, 16, 16 * 7, 16 * 41, 16 * 1000])
 def test_pieces_of_any_size_give_the_same_numbers(monkeypatch, piece):
-    embedding, ids = ragged_case(gauss(400, 16, lean=0.5))
-    probs = [falling(len(i)) for i in ids]
-    whole, expected = measure(embedding, ids, probs), expect(embedding, ids, probs)
+    embedding, ids = split_rows(draw_rows(400, 16, lean=0.5))
+    probs = [draw_falling(len(i)) for i in ids]
+    whole, expected = measure(embedding, ids, probs), compute_expected(embedding, ids, probs)
     monkeypatch.setattr(cosine, "PIECE_CPU", piece)
     for a, b, c, i in zip(measure(embedding, ids, probs), whole, expected, ids, strict=True):
-        assert a == close(b, len(i))
-        assert a == close(c, len(i))
+        assert a == approximate(b, len(i))
+        assert a == approximate(c, len(i))
 
 
 @pytest.mark.parametrize("piece", [1, 16, 16 * 7, 16 * 41])
 def test_pieces_give_equal_numbers_where_float32_sums_are_exact(monkeypatch, piece):
     # Rows along the axes and probabilities that are powers of 2: every sum is exact in any order.
     axes = torch.eye(16)[torch.arange(400) % 16] * torch.where(torch.arange(400) % 3 == 0, -1, 1)[:, None]
-    embedding, ids = ragged_case(axes)
+    embedding, ids = split_rows(axes)
     probs = [[2.0**-10] * len(i) for i in ids]
     whole, norms = measure(embedding, ids, probs), compute_inverse_norms(embedding)
     monkeypatch.setattr(cosine, "PIECE_CPU", piece)
@@ -236,17 +243,17 @@ def test_pieces_give_equal_numbers_where_float32_sums_are_exact(monkeypatch, pie
 def test_nuclei_of_logits_from_end_to_end():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 2000, generator=generator) * torch.tensor([0.1, 1, 2, 4, 8, 50])[:, None]
-    found, embedding = find_nucleus(logits, 0.9), gauss(2000, 48, lean=0.3).bfloat16()
+    found, embedding = find_nucleus(logits, 0.9), draw_rows(2000, 48, lean=0.3).bfloat16()
     measured = compute_similarity(*found, embedding, compute_inverse_norms(embedding))
     ids, probs = oracle.split(found.ids, found.offsets), oracle.split(found.probs, found.offsets)
     for row, i, p in zip(zip(*measured, strict=True), ids, probs, strict=True):
-        assert [x.item() for x in row] == close(list(oracle.similarity(embedding[i], p)), len(i))
+        assert [x.item() for x in row] == approximate(list(oracle.compute_similarity(embedding[i], p)), len(i))
 
 
 @pytest.mark.parametrize("d", [1, 33, 4096])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_inverse_norms_are_float32_and_0_for_a_zero_row(dtype, d):
-    embedding = gauss(50, d).to(dtype)
+    embedding = draw_rows(50, d).to(dtype)
     embedding[7] = 0
     found = compute_inverse_norms(embedding)
     norms = np.sqrt((embedding.double().numpy() ** 2).sum(1))

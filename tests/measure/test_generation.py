@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 import oracle
 import tiny
-from nucleoscope.measure import decoding, generation
+from nucleoscope.measure import decoding, generation, sampling
 from nucleoscope.measure.nucleus import scale_logits
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.settings import Settings
@@ -34,49 +34,49 @@ KINDS = {
 }
 
 
-def measured(model, texts=TEXTS, tokenizer=None, **parameters):
+def measure_texts(model, texts=TEXTS, tokenizer=None, **parameters):
     """The records of `generation.measure`, in prompt order."""
     found = {}
-    tokenizer = tokenizer or tiny.tokenizer()
+    tokenizer = tokenizer or tiny.create_tokenizer()
     for batch in generation.measure(model, tokenizer, texts, progress=False, **parameters):
         found.update(zip(batch.indices, batch.records, strict=True))
     return [found[index] for index in range(len(texts))]
 
 
-def tokens(records):
+def list_tokens(records):
     return [record["tokens"].tolist() for record in records]
 
 
-def reference(model, ids, index, *, max_tokens, top_p, seed, ends, temperature=None):
+def compute_reference(model, ids, index, *, max_tokens, top_p, seed, ends, temperature=None):
     """One prompt, no cache, no batch: the quantities of each token from their definitions.
 
     With a temperature p is softmax(logits / temperature) in float64.
     """
     steps, embedding = [], model.get_input_embeddings().weight.detach()
-    for u in generation.list_uniforms(seed, index, max_tokens):
+    for u in sampling.list_uniforms(seed, index, max_tokens):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0, -1:]
         if temperature is None:
-            p = oracle.softmax32(logits)[0]
+            p = oracle.compute_softmax(logits)[0]
         else:
             logits = logits.double() / temperature
             p = logits.softmax(-1)[0].numpy()
-        nucleus = oracle.nucleus(p, top_p)
-        shares = oracle.edges(p[nucleus])
+        nucleus = oracle.find_nucleus(p, top_p)
+        shares = oracle.compute_edges(p[nucleus])
         token = nucleus[max(i for i, edge in enumerate(shares[:-1]) if edge <= u)]
         if token in ends:
             return steps
-        q = oracle.q(p[nucleus])
-        cosine, weighted, alike = oracle.similarity(embedding[nucleus], p[nucleus])
+        q = oracle.compute_q(p[nucleus])
+        cosine, weighted, alike = oracle.compute_similarity(embedding[nucleus], p[nucleus])
         values = {
-            "entropies": oracle.entropy(q),
-            "full_entropies": oracle.full_entropy(logits[0]),
-            "varentropies": oracle.varentropy(q),
+            "entropies": oracle.compute_entropy(q),
+            "full_entropies": oracle.compute_full_entropy(logits[0]),
+            "varentropies": oracle.compute_varentropy(q),
             "surprisals": -float(torch.tensor(p[token]).log()),
             "cosines": cosine,
             "weighted_cosines": weighted,
             "similarity_entropies": alike,
-            "full_varentropies": oracle.varentropy(p.tolist()),
+            "full_varentropies": oracle.compute_varentropy(p.tolist()),
             "collision_entropies": -math.log(math.fsum(x * x for x in q)),
             "ranks": nucleus.index(token) + 1,
             "margins": p[nucleus[0]] - sorted(p)[-2],
@@ -89,11 +89,11 @@ def reference(model, ids, index, *, max_tokens, top_p, seed, ends, temperature=N
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_every_token_is_that_of_a_plain_loop_over_single_prompts(kind, batch_size):
-    model, tokenizer = tiny.model(kind.split(",")[0], **KINDS[kind]), tiny.tokenizer()
+    model, tokenizer = tiny.create_model(kind.split(",")[0], **KINDS[kind]), tiny.create_tokenizer()
     options = {"max_tokens": 12, "top_p": 0.9, "seed": 3}
-    records = measured(model, batch_size=batch_size, **options)
+    records = measure_texts(model, batch_size=batch_size, **options)
     for index, (text, record) in enumerate(zip(TEXTS, records, strict=True)):
-        expected = reference(model, tokenizer(text)["input_ids"], index, ends={tiny.EOS}, **options)
+        expected = compute_reference(model, tokenizer(text)["input_ids"], index, ends={tiny.EOS}, **options)
         assert record["tokens"].tolist() == [token for token, *_ in expected]
         for step, (_, nucleus, probs, values) in enumerate(expected):
             assert record["top_p_tokens"][step].tolist() == nucleus
@@ -104,11 +104,11 @@ def test_every_token_is_that_of_a_plain_loop_over_single_prompts(kind, batch_siz
 
 @pytest.mark.parametrize("temperature", [0.5, 0.9, 1, 1.7])
 def test_softmax_of_the_logits_over_the_temperature_is_measured_and_sampled_from(temperature):
-    model, tokenizer = tiny.model(), tiny.tokenizer()
+    model, tokenizer = tiny.create_model(), tiny.create_tokenizer()
     options = {"max_tokens": 8, "top_p": 0.9, "seed": 3, "temperature": temperature}
-    records = measured(model, batch_size=2, **options)
+    records = measure_texts(model, batch_size=2, **options)
     for index, (text, record) in enumerate(zip(TEXTS, records, strict=True)):
-        expected = reference(model, tokenizer(text)["input_ids"], index, ends={tiny.EOS}, **options)
+        expected = compute_reference(model, tokenizer(text)["input_ids"], index, ends={tiny.EOS}, **options)
         assert record["tokens"].tolist() == [token for token, *_ in expected]
         for step, (_, nucleus, probs, values) in enumerate(expected):
             assert record["top_p_tokens"][step].tolist() == nucleus
@@ -121,54 +121,60 @@ def test_a_temperature_of_1_leaves_every_bit_as_it_is():
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert scale_logits(logits, Settings()) is logits
     assert torch.equal(scale_logits(logits, Settings(temperature=2)), logits.float() / 2)
-    for one, other in zip(measured(tiny.model()), measured(tiny.model(), temperature=1), strict=True):
+    for one, other in zip(
+        measure_texts(tiny.create_model()), measure_texts(tiny.create_model(), temperature=1), strict=True
+    ):
         for name in one.keys() - {"prompt", "tokens", "top_p_tokens", "top_p_probs"}:
             assert one[name] == other[name]
         assert all(map(torch.equal, one["top_p_probs"], other["top_p_probs"]))
 
 
 def test_some_nuclei_of_the_tiny_models_are_single_and_some_wide():
-    sizes = [len(ids) for record in measured(tiny.model(), max_tokens=12) for ids in record["top_p_tokens"]]
+    sizes = [len(ids) for record in measure_texts(tiny.create_model(), max_tokens=12) for ids in record["top_p_tokens"]]
     assert min(sizes) == 1
     assert max(sizes) > 5
 
 
 def test_the_order_of_the_prompts_in_a_batch_changes_nothing():
-    model = tiny.model()
-    straight = measured(model, max_tokens=10)
-    turned = measured(model, max_tokens=10, batches=[[3, 0], [4, 2, 1]])
-    assert tokens(straight) == tokens(turned)
+    model = tiny.create_model()
+    straight = measure_texts(model, max_tokens=10)
+    turned = measure_texts(model, max_tokens=10, batches=[[3, 0], [4, 2, 1]])
+    assert list_tokens(straight) == list_tokens(turned)
 
 
 def test_prompts_read_in_pieces_are_the_same_prompts(monkeypatch):
-    whole = measured(tiny.model(), max_tokens=10)
+    whole = measure_texts(tiny.create_model(), max_tokens=10)
     monkeypatch.setitem(decoding.PREFILL_TOKENS, "cpu", 7)
-    assert tokens(measured(tiny.model(), max_tokens=10)) == tokens(whole)
+    assert list_tokens(measure_texts(tiny.create_model(), max_tokens=10)) == list_tokens(whole)
 
 
 def test_more_tokens_go_on_where_fewer_stopped():
-    model = tiny.model()
-    short, long = measured(model, max_tokens=5), measured(model, max_tokens=15)
-    assert [row[:5] for row in tokens(long)] == tokens(short)
+    model = tiny.create_model()
+    short, long = measure_texts(model, max_tokens=5), measure_texts(model, max_tokens=15)
+    assert [row[:5] for row in list_tokens(long)] == list_tokens(short)
 
 
 def test_a_seed_draws_its_own_tokens_again():
-    model = tiny.model()
-    assert tokens(measured(model, max_tokens=10, seed=1)) == tokens(measured(model, max_tokens=10, seed=1))
-    assert tokens(measured(model, max_tokens=10, seed=1)) != tokens(measured(model, max_tokens=10, seed=2))
+    model = tiny.create_model()
+    assert list_tokens(measure_texts(model, max_tokens=10, seed=1)) == list_tokens(
+        measure_texts(model, max_tokens=10, seed=1)
+    )
+    assert list_tokens(measure_texts(model, max_tokens=10, seed=1)) != list_tokens(
+        measure_texts(model, max_tokens=10, seed=2)
+    )
 
 
 def test_the_models_generation_config_does_not_touch_the_distribution():
-    plain, odd = tiny.model(), tiny.model()
+    plain, odd = tiny.create_model(), tiny.create_model()
     odd.generation_config.update(do_sample=True, top_k=1, temperature=0.1, repetition_penalty=2.0)
-    assert tokens(measured(odd, max_tokens=10)) == tokens(measured(plain, max_tokens=10))
+    assert list_tokens(measure_texts(odd, max_tokens=10)) == list_tokens(measure_texts(plain, max_tokens=10))
 
 
 def test_uniform_numbers_depend_on_seed_prompt_and_step_alone():
-    assert generation.list_uniforms(0, 7, 3) == generation.list_uniforms(0, 7, 50)[:3]
-    assert len({generation.list_uniforms(seed, index, 1)[0] for seed in range(5) for index in range(20)}) == 100
+    assert sampling.list_uniforms(0, 7, 3) == sampling.list_uniforms(0, 7, 50)[:3]
+    assert len({sampling.list_uniforms(seed, index, 1)[0] for seed in range(5) for index in range(20)}) == 100
     # The numbers themselves are part of the contract: other ones would be another study.
-    assert generation.list_uniforms(0, 0, 2) == [0.34268425763729726, 0.6924420773214919]
+    assert sampling.list_uniforms(0, 0, 2) == [0.34268425763729726, 0.6924420773214919]
 
 
 class FunctionModel:
@@ -215,7 +221,7 @@ def run_function(function, first_tokens, max_tokens=6, **options):
     )
 
 
-def certain(token, vocabulary=8):
+def create_certain_logits(token, vocabulary=8):
     """Logits of a model that is sure of one token."""
     return torch.full((vocabulary,), -torch.inf).index_fill(0, torch.tensor(token), 0)
 
@@ -229,7 +235,9 @@ def test_a_model_that_knows_nothing_has_the_entropy_log_v():
 
 def test_an_end_of_text_token_ends_the_prompt_and_is_not_recorded():
     # Prompt n writes n - 2 tokens, so the first ends at once and the last not at all.
-    (batch,) = run_function(lambda name, step: certain(0 if step >= name - 2 else 5), range(2, 10), vocabulary=16)
+    (batch,) = run_function(
+        lambda name, step: create_certain_logits(0 if step >= name - 2 else 5), range(2, 10), vocabulary=16
+    )
     assert [len(record["tokens"]) for record in batch.records] == [0, 1, 2, 3, 4, 5, 6, 6]
     for record in batch.records:
         lengths = {len(value) for key, value in record.items() if key != "prompt"}
@@ -238,12 +246,12 @@ def test_an_end_of_text_token_ends_the_prompt_and_is_not_recorded():
 
 
 def test_several_end_of_text_ids_all_end():
-    (batch,) = run_function(lambda name, step: certain(name if step == 1 else 5), [6, 7], ends=(6, 7))
-    assert tokens(batch.records) == [[5], [5]]
+    (batch,) = run_function(lambda name, step: create_certain_logits(name if step == 1 else 5), [6, 7], ends=(6, 7))
+    assert list_tokens(batch.records) == [[5], [5]]
 
 
 def test_a_certain_token_has_no_entropy_and_cosine_one():
-    (batch,) = run_function(lambda name, step: certain(3), [2], max_tokens=2)
+    (batch,) = run_function(lambda name, step: create_certain_logits(3), [2], max_tokens=2)
     (record,) = batch.records
     assert record["entropies"] == record["surprisals"] == record["similarity_entropies"] == [0, 0]
     assert record["cosines"] == record["weighted_cosines"] == [1, 1]
@@ -251,51 +259,51 @@ def test_a_certain_token_has_no_entropy_and_cosine_one():
 
 def test_logits_with_nan_stop_the_run_and_name_the_prompt():
     def broken(name, step):
-        return torch.full((8,), torch.nan) if (name, step) == (4, 2) else certain(5)
+        return torch.full((8,), torch.nan) if (name, step) == (4, 2) else create_certain_logits(5)
 
     with pytest.raises(ValueError, match=r"NaN or inf for prompt 2 \('prompt 4'\): try dtype=float32$"):
         list(run_function(broken, [2, 3, 4, 6]))
 
 
 def test_running_out_of_memory_halves_the_batch_and_goes_on():
-    batches = list(run_function(lambda name, step: certain(5), range(1, 8), largest_batch=2))
+    batches = list(run_function(lambda name, step: create_certain_logits(5), range(1, 8), largest_batch=2))
     assert sorted(index for batch in batches for index in batch.indices) == list(range(7))
     assert max(len(batch.indices) for batch in batches) == 2
-    assert all(tokens(batch.records) == [[5] * 6] * len(batch.indices) for batch in batches)
+    assert all(list_tokens(batch.records) == [[5] * 6] * len(batch.indices) for batch in batches)
 
 
 def test_a_prompt_that_does_not_fit_the_memory_alone_is_named():
     with pytest.raises(MemoryError, match="prompt 0 alone"):
-        list(run_function(lambda name, step: certain(5), [1, 2], largest_batch=0))
+        list(run_function(lambda name, step: create_certain_logits(5), [1, 2], largest_batch=0))
 
 
 @pytest.mark.parametrize("text", ["", "🎉 ещё раз", "مرحبا بالعالم", "<eos> and on", "<eos>", "\n"])
 def test_odd_prompts_are_ordinary_input(text):
-    model, options = tiny.model(), {"max_tokens": 6, "top_p": 0.9, "seed": 0}
-    _, record = measured(model, ["the cat", text], **options)
-    ids = tiny.tokenizer()(text)["input_ids"]
-    expected = reference(model, ids, 1, ends={tiny.EOS}, **options)
+    model, options = tiny.create_model(), {"max_tokens": 6, "top_p": 0.9, "seed": 0}
+    _, record = measure_texts(model, ["the cat", text], **options)
+    ids = tiny.create_tokenizer()(text)["input_ids"]
+    expected = compute_reference(model, ids, 1, ends={tiny.EOS}, **options)
     assert record["prompt"] == text
     assert record["tokens"].tolist() == [token for token, *_ in expected]
 
 
 def test_an_empty_prompt_starts_from_the_end_of_text_token_where_there_is_no_other():
-    assert generation.encode(tiny.tokenizer(bos=False), [""]).ids == [[tiny.EOS]]
+    assert generation.encode(tiny.create_tokenizer(bos=False), [""]).ids == [[tiny.EOS]]
 
 
 def test_an_empty_prompt_without_any_token_to_start_from_says_so():
     with pytest.raises(ValueError, match="a prompt is empty and the tokenizer has no"):
-        generation.encode(tiny.tokenizer(bos=False, eos=False), [""])
+        generation.encode(tiny.create_tokenizer(bos=False, eos=False), [""])
 
 
 def test_chat_prompts_stand_in_the_models_template():
-    tokenizer = tiny.tokenizer(chat=True)
+    tokenizer = tiny.create_tokenizer(chat=True)
     (ids,) = generation.encode(tokenizer, ["the cat"], "chat").ids
     assert tokenizer.decode(ids) == "<bos>[user] the cat<eos>[assistant] "
 
 
 def test_a_long_prompt_is_cut_from_the_left_and_counted():
-    tokenizer = tiny.tokenizer(bos=False)
+    tokenizer = tiny.create_tokenizer(bos=False)
     whole = tokenizer("the " * 50)["input_ids"]
     inputs = generation.encode(tokenizer, ["the", "the " * 50], context=20, max_tokens=8)
     assert inputs.truncated == [1]
@@ -303,8 +311,8 @@ def test_a_long_prompt_is_cut_from_the_left_and_counted():
 
 
 def test_a_model_runs_to_the_last_position_of_its_context():
-    model = tiny.model("gpt2", n_positions=16)
-    (record,) = measured(model, ["the " * 50], max_tokens=8)
+    model = tiny.create_model("gpt2", n_positions=16)
+    (record,) = measure_texts(model, ["the " * 50], max_tokens=8)
     assert len(record["tokens"]) == 8
 
 
@@ -326,68 +334,76 @@ def test_a_model_runs_to_the_last_position_of_its_context():
 )
 def test_bad_parameters_are_named(parameters, message):
     with pytest.raises(ValueError, match=message):
-        measured(tiny.model(), **parameters)
+        measure_texts(tiny.create_model(), **parameters)
 
 
 def test_a_model_that_caches_something_else_is_refused():
-    model = tiny.model()
+    model = tiny.create_model()
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ValueError, match="carries more than keys and values between tokens"):
-        measured(model)
+        measure_texts(model)
 
 
 def test_a_row_that_has_ended_may_hold_anything():
     # Fewer than one row in eight ends, so that it stays in the batch.
     def logits(name, step):
         if name != 2:
-            return certain(5, 32)
-        return certain(0, 32) if step == 1 else torch.full((32,), torch.nan) if step > 1 else certain(5, 32)
+            return create_certain_logits(5, 32)
+        return (
+            create_certain_logits(0, 32)
+            if step == 1
+            else torch.full((32,), torch.nan)
+            if step > 1
+            else create_certain_logits(5, 32)
+        )
 
     (batch,) = run_function(logits, range(2, 23), vocabulary=32)
     assert [len(record["tokens"]) for record in batch.records] == [1] + [6] * 20
 
 
 def test_a_model_without_position_ids_gets_batches_of_one_length():
-    model = tiny.model()
-    expected = tokens(measured(model, max_tokens=6))
+    model = tiny.create_model()
+    expected = list_tokens(measure_texts(model, max_tokens=6))
     original = model.forward
 
     def without(input_ids=None, attention_mask=None, past_key_values=None, **kwargs):
         return original(input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)
 
     model.forward = without
-    assert tokens(measured(model, max_tokens=6)) == expected
+    assert list_tokens(measure_texts(model, max_tokens=6)) == expected
     with pytest.raises(ValueError, match="takes no position_ids: prompts in a batch must be equally long"):
-        measured(model, max_tokens=6, batches=[[0, 1, 2, 3, 4]])
+        measure_texts(model, max_tokens=6, batches=[[0, 1, 2, 3, 4]])
 
 
 def test_a_model_without_a_cache_is_refused():
-    model = tiny.model()
+    model = tiny.create_model()
     original = model.forward
     model.forward = lambda input_ids=None, attention_mask=None, position_ids=None, **_: original(input_ids)
     with pytest.raises(ValueError, match="does not accept a key-value cache"):
-        measured(model)
+        measure_texts(model)
 
 
-def fill(folder, stop_after=None, **parameters):
-    """Measures `TEXTS` into a cell, as the notebook does; optionally stops after so many batches."""
-    cell = run_folder.RunFolder(folder, {"max_tokens": 8})
-    with tiny.stopped(cell, stop_after), cell:
-        complete_run(cell, tiny.model(), tiny.tokenizer(), TEXTS, max_tokens=8, progress=False, **parameters)
-    return results.load(folder / "measurements.pt") if cell.finished else None
+def fill_folder(folder, stop_after=None, **parameters):
+    """Measures `TEXTS` into a run, as the notebook does; optionally stops after so many batches."""
+    run = run_folder.RunFolder(folder, {"max_tokens": 8})
+    with tiny.stop_after(run, stop_after), run:
+        complete_run(
+            run, tiny.create_model(), tiny.create_tokenizer(), TEXTS, max_tokens=8, progress=False, **parameters
+        )
+    return results.load(folder / "measurements.pt") if run.finished else None
 
 
 @pytest.mark.parametrize("later_size", [2, 4])
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_tokens(tmp_path, later_size):
-    straight = fill(tmp_path / "straight", batch_size=2)
-    fill(tmp_path / "stopped", batch_size=2, stop_after=1)
+    straight = fill_folder(tmp_path / "straight", batch_size=2)
+    fill_folder(tmp_path / "stopped", batch_size=2, stop_after=1)
     assert len(run_folder.RunFolder(tmp_path / "stopped", {"max_tokens": 8}).load_batches()) == 1
-    assert tokens(fill(tmp_path / "stopped", batch_size=later_size)) == tokens(straight)
+    assert list_tokens(fill_folder(tmp_path / "stopped", batch_size=later_size)) == list_tokens(straight)
 
 
 def test_nan_leaves_the_batches_before_saved(tmp_path):
-    model = tiny.model()
-    cell = run_folder.RunFolder(tmp_path, {})
+    model = tiny.create_model()
+    run = run_folder.RunFolder(tmp_path, {})
     original, calls = model.forward, []
 
     def breaking(*args, **kwargs):
@@ -399,11 +415,11 @@ def test_nan_leaves_the_batches_before_saved(tmp_path):
 
     breaking.__signature__ = inspect.signature(original)
     model.forward = breaking
-    with pytest.raises(ValueError, match="not finite"), cell:
-        complete_run(cell, model, tiny.tokenizer(), TEXTS, max_tokens=8, batch_size=2, progress=False)
-    assert len(cell.load_batches()) == 1
+    with pytest.raises(ValueError, match="contain NaN or inf"), run:
+        complete_run(run, model, tiny.create_tokenizer(), TEXTS, max_tokens=8, batch_size=2, progress=False)
+    assert len(run.load_batches()) == 1
 
 
 def test_the_progress_bar_ends_at_the_tokens_written(capsys):
-    list(generation.measure(tiny.model(), tiny.tokenizer(), TEXTS, max_tokens=5, progress=True))
+    list(generation.measure(tiny.create_model(), tiny.create_tokenizer(), TEXTS, max_tokens=5, progress=True))
     assert "100%" in capsys.readouterr().err

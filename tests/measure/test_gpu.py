@@ -6,8 +6,9 @@ import torch
 import tiny
 from nucleoscope.measure import batching, cosine, entropy, generation, model_facts, scoring
 from nucleoscope.measure.encoding import Inputs
-from nucleoscope.measure.nucleus import find_nucleus, sample
-from nucleoscope.models import loading, placement
+from nucleoscope.measure.nucleus import find_nucleus
+from nucleoscope.measure.sampling import sample
+from nucleoscope.models import gpus, loading, placement
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,9 +52,9 @@ def test_tokens_are_the_same(kind):
     texts = ["the cat sat on the", "in", "a long and winding road that leads to the other end"]
     rows = []
     for device in ("cpu", "cuda"):
-        model = tiny.model(kind).to(device)
+        model = tiny.create_model(kind).to(device)
         options = {"max_tokens": 20, "batches": [[0, 1, 2]], "progress": False}
-        (batch,) = generation.measure(model, tiny.tokenizer(), texts, **options)
+        (batch,) = generation.measure(model, tiny.create_tokenizer(), texts, **options)
         rows.append([record["tokens"].tolist() for record in batch.records])
     assert rows[0] == rows[1]
 
@@ -61,15 +62,15 @@ def test_tokens_are_the_same(kind):
 TEXTS = ["the cat sat on the", "in", "a long and winding road that leads to the other end"]
 
 
-def measured(model):
+def measure_texts(model):
     """What a model writes after `TEXTS`, and reads in them."""
     options = {"max_tokens": 20, "batches": [[2, 0, 1]], "progress": False}
-    (written,) = generation.measure(model, tiny.tokenizer(), TEXTS, **options)
-    (read,) = scoring.measure(model, tiny.tokenizer(), TEXTS, TEXTS[::-1], **options)
+    (written,) = generation.measure(model, tiny.create_tokenizer(), TEXTS, **options)
+    (read,) = scoring.measure(model, tiny.create_tokenizer(), TEXTS, TEXTS[::-1], **options)
     return [*written.records, *read.records]
 
 
-def same(one, other):
+def assert_same(one, other):
     for left, right in zip(one, other, strict=True):
         assert left["tokens"].tolist() == right["tokens"].tolist()
         for name in tiny.QUANTITIES:
@@ -78,25 +79,25 @@ def same(one, other):
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
 def test_weights_are_read_straight_to_the_gpu(tmp_path, device):
-    name = tiny.save(tmp_path / "tiny", tiny.model(), tiny.tokenizer())
+    name = tiny.save(tmp_path / "tiny", tiny.create_model(), tiny.create_tokenizer())
     loaded = loading.load(name, "float32", device).model
     assert {parameter.device.type for parameter in loaded.parameters()} == {"cuda"}
     assert not hasattr(loaded, "_hf_hook")  # a model in one place pays for no hooks
-    same(measured(loaded), measured(tiny.model()))
+    assert_same(measure_texts(loaded), measure_texts(tiny.create_model()))
     (entry,) = batching.describe_run(loaded, Inputs([[1]]), [], "auto")["devices"]
     assert entry["name"] == torch.cuda.get_device_name(loaded.device)
 
 
 def test_a_packed_model_is_read_to_the_gpu(tmp_path):
-    name = tiny.save_gguf(tmp_path / "tiny.gguf", tiny.model(), tiny.tokenizer())
+    name = tiny.save_gguf(tmp_path / "tiny.gguf", tiny.create_model(), tiny.create_tokenizer())
     loaded = loading.load(name, "float32", "cuda").model
     assert {parameter.device.type for parameter in loaded.parameters()} == {"cuda"}
-    same(measured(loaded), measured(tiny.model()))
+    assert_same(measure_texts(loaded), measure_texts(tiny.create_model()))
 
 
 def test_what_the_driver_says_is_what_cuda_says():
     """Of an idle GPU at least; on a busy one both change."""
-    told = placement._told_by_driver()
+    told = gpus.read_free_memory()
     for gpu in range(torch.cuda.device_count()):
         if placement._read_id(gpu) in told:
             assert told[placement._read_id(gpu)] == pytest.approx(torch.cuda.mem_get_info(gpu)[0], rel=0.1, abs=2**30)
@@ -111,11 +112,13 @@ TWO = pytest.mark.skipif(
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gpt2"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_model_on_several_gpus_measures_as_on_one(tmp_path, kind, tied):
-    model = tiny.model(kind, tie_word_embeddings=tied, **{"n_layer" if kind == "gpt2" else "num_hidden_layers": 6})
-    name = tiny.save(tmp_path / "tiny", model, tiny.tokenizer())
+    model = tiny.create_model(
+        kind, tie_word_embeddings=tied, **{"n_layer" if kind == "gpt2" else "num_hidden_layers": 6}
+    )
+    name = tiny.save(tmp_path / "tiny", model, tiny.create_tokenizer())
     spread = loading.load(name, "float32", "balanced").model
     assert len(model_facts.count_weight_bytes(spread)) > 1
-    same(measured(spread), measured(model))
+    assert_same(measure_texts(spread), measure_texts(model))
     info = batching.describe_run(spread, Inputs([[1]]), [], "auto")
     assert info["device"].startswith(f"{len(info['devices'])} x ") or ", " in info["device"]
     assert all(entry["modules"] for entry in info["devices"])
@@ -123,10 +126,10 @@ def test_a_model_on_several_gpus_measures_as_on_one(tmp_path, kind, tied):
 
 @TWO
 def test_a_model_that_does_not_fit_one_gpu_is_spread(tmp_path, monkeypatch):
-    model = tiny.model(num_hidden_layers=6)
-    name = tiny.save(tmp_path / "tiny", model, tiny.tokenizer())
+    model = tiny.create_model(num_hidden_layers=6)
+    name = tiny.save(tmp_path / "tiny", model, tiny.create_tokenizer())
     size = sum(parameter.nbytes for parameter in model.parameters())
     monkeypatch.setattr(placement, "read_free_memory", lambda: {0: int(0.8 * size), 1: int(0.8 * size)})
     spread = loading.load(name, "float32", "auto").model
     assert {device.index for device in model_facts.count_weight_bytes(spread)} == {0, 1}
-    same(measured(spread), measured(model))
+    assert_same(measure_texts(spread), measure_texts(model))

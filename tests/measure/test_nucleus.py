@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
-from nucleoscope.measure.nucleus import NotFinite, Nucleus, find_nucleus, sample
+from nucleoscope.measure.nucleus import NotFinite, Nucleus, find_nucleus
+from nucleoscope.measure.sampling import sample
 
 INF = math.inf
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -31,14 +32,14 @@ windows = st.sampled_from([1, 2, 8, 128])
 
 
 @st.composite
-def batches(draw, elements=levels):
+def draw_batches(draw, elements=levels):
     """Logits (B, V) of any floating type, at least one of each row finite."""
     values = draw(hnp.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 40)), elements=elements))
     values[:, 0] = np.where(np.isneginf(values).all(1), 0, values[:, 0])
     return torch.from_numpy(values).to(draw(st.sampled_from(FLOATS)))
 
 
-def rows(found: Nucleus):
+def split_rows(found: Nucleus):
     return list(zip(oracle.split(found.ids, found.offsets), oracle.split(found.probs, found.offsets), strict=True))
 
 
@@ -49,18 +50,18 @@ def assert_exact(logits, top_p, **window):
     assert len(found.offsets) == len(logits) + 1
     assert found.offsets[0] == 0
     assert found.offsets[-1] == len(found.ids) == len(found.probs)
-    for (ids, probs), p in zip(rows(found), oracle.softmax32(logits), strict=True):
-        expected = oracle.nucleus(p, top_p)
+    for (ids, probs), p in zip(split_rows(found), oracle.compute_softmax(logits), strict=True):
+        expected = oracle.find_nucleus(p, top_p)
         assert ids.tolist() == expected
         assert probs.double().tolist() == p[expected].tolist()
     return found
 
 
-def ids_of(row, top_p, **window):
+def find_ids(row, top_p, **window):
     return assert_exact(torch.tensor([row]), top_p, **window).ids.tolist()
 
 
-def same(a: Nucleus, b: Nucleus):
+def is_same(a: Nucleus, b: Nucleus):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -68,22 +69,22 @@ def same(a: Nucleus, b: Nucleus):
 
 
 @check
-@given(batches(), top_ps, windows)
+@given(draw_batches(), top_ps, windows)
 def test_any_batch_any_top_p_any_window_is_exact(logits, top_p, window):
     assert_exact(logits, top_p, window=window)
 
 
 @check
-@given(batches(st.integers(0, 2).map(float)), top_ps)
+@given(draw_batches(st.integers(0, 2).map(float)), top_ps)
 def test_every_window_gives_the_same_nuclei_among_many_ties(logits, top_p):
     wide = find_nucleus(logits, top_p, window=logits.shape[1])
-    assert all(same(find_nucleus(logits, top_p, window=window), wide) for window in (1, 2, 8))
+    assert all(is_same(find_nucleus(logits, top_p, window=window), wide) for window in (1, 2, 8))
 
 
 @check
-@given(batches(), top_ps, windows)
+@given(draw_batches(), top_ps, windows)
 def test_a_row_alone_is_the_row_in_its_batch(logits, top_p, window):
-    together = rows(find_nucleus(logits, top_p, window=window))
+    together = split_rows(find_nucleus(logits, top_p, window=window))
     for row, (ids, probs) in zip(logits, together, strict=True):
         alone = find_nucleus(row[None], top_p, window=window)
         assert torch.equal(alone.ids, ids)
@@ -91,9 +92,9 @@ def test_a_row_alone_is_the_row_in_its_batch(logits, top_p, window):
 
 
 @check
-@given(batches())
+@given(draw_batches())
 def test_top_p_1_keeps_all_that_has_probability_and_nothing_else(logits):
-    for (ids, probs), p in zip(rows(find_nucleus(logits, 1.0)), oracle.softmax32(logits), strict=True):
+    for (ids, probs), p in zip(split_rows(find_nucleus(logits, 1.0)), oracle.compute_softmax(logits), strict=True):
         assert sorted(ids.tolist()) == np.flatnonzero(p).tolist()
         assert (probs > 0).all()
 
@@ -102,12 +103,12 @@ def test_top_p_1_keeps_all_that_has_probability_and_nothing_else(logits):
 
 
 def test_ties_at_the_end_go_to_the_lower_id():
-    assert ids_of([0.0, 0.0, 5.0, 0.0, 0.0], 0.98) == [2, 0]
+    assert find_ids([0.0, 0.0, 5.0, 0.0, 0.0], 0.98) == [2, 0]
 
 
 def test_mass_equal_to_top_p_is_enough_and_a_hair_less_is_not():
-    assert ids_of([0.0] * 4, 0.5) == [0, 1]
-    assert ids_of([0.0] * 4, np.nextafter(0.5, 1).item()) == [0, 1, 2]
+    assert find_ids([0.0] * 4, 0.5) == [0, 1]
+    assert find_ids([0.0] * 4, np.nextafter(0.5, 1).item()) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("window", [1, 2, 7, 8, 9, 128])
@@ -115,15 +116,15 @@ def test_ties_across_the_edge_of_the_window(window):
     # Three likely tokens, then 30 equal ones behind them in every position of the vocabulary.
     row = [0.0] * 33
     row[4], row[11], row[32] = 3.0, 2.0, 3.0
-    assert ids_of(row, 0.9, window=window)[:5] == [4, 32, 11, 0, 1]
+    assert find_ids(row, 0.9, window=window)[:5] == [4, 32, 11, 0, 1]
 
 
 @pytest.mark.parametrize("window", [1, 2, 8, 128])
 @pytest.mark.parametrize("last", [7, 8, 9])
 def test_a_nucleus_that_ends_beside_the_edge_of_a_window_of_8(window, last):
     falling = [-0.5 * i for i in range(40)]
-    mass = sum(oracle.softmax32(torch.tensor([falling]))[0][:last])
-    assert ids_of(falling, mass, window=window) == list(range(last))
+    mass = sum(oracle.compute_softmax(torch.tensor([falling]))[0][:last])
+    assert find_ids(falling, mass, window=window) == list(range(last))
 
 
 @pytest.mark.parametrize("window", [1, 2, 8, 128])
@@ -131,7 +132,7 @@ def test_a_nucleus_that_ends_beside_the_edge_of_a_window_of_8(window, last):
 @pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 1000])
 def test_uniform_rows_take_the_first_ids(size, top_p, window):
     found = assert_exact(torch.zeros(2, size), top_p, window=window)
-    assert all(ids.tolist() == list(range(len(ids))) for ids, _ in rows(found))
+    assert all(ids.tolist() == list(range(len(ids))) for ids, _ in split_rows(found))
 
 
 @pytest.mark.parametrize("top_p", TOP_PS)
@@ -147,30 +148,30 @@ def test_one_hot_rows_have_one_token(top_p):
 def test_top_p_1_leaves_out_what_underflows(window):
     # The last positive float32 probability lies near e^-103; e^-200 and e^-inf are 0.
     row = [-200.0, 0.0, -INF, -100.0, 1.0, -90.0, -200.0, -INF, -INF, -INF]
-    assert ids_of(row, 1.0, window=window) == [4, 1, 5, 3]
+    assert find_ids(row, 1.0, window=window) == [4, 1, 5, 3]
 
 
 def test_top_p_1_does_not_stop_where_a_rounded_sum_reaches_1():
     # The first probability alone is 1 in float32.
-    assert ids_of([0.0, -30.0, -40.0], 1.0) == [0, 1, 2]
-    assert ids_of([0.0, -30.0, -40.0], np.nextafter(1, 0).item()) == [0]
+    assert find_ids([0.0, -30.0, -40.0], 1.0) == [0, 1, 2]
+    assert find_ids([0.0, -30.0, -40.0], np.nextafter(1, 0).item()) == [0]
 
 
 def test_a_row_whose_float32_mass_stays_below_top_p_gives_all_its_tokens():
     logits = torch.randn(20, 300, generator=torch.Generator().manual_seed(0))
     top_p = np.nextafter(1, 0).item()
-    short = [b for b, p in enumerate(oracle.softmax32(logits)) if math.fsum(p) < top_p]
+    short = [b for b, p in enumerate(oracle.compute_softmax(logits)) if math.fsum(p) < top_p]
     assert short  # else this tests nothing
     sizes = assert_exact(logits, top_p).offsets.diff()
     assert (sizes[short] == 300).all()
 
 
 def test_a_tiny_top_p_takes_the_likeliest_alone():
-    assert ids_of([0.0, 1.0, 2.0, 2.0], 1e-300) == [2]
+    assert find_ids([0.0, 1.0, 2.0, 2.0], 1e-300) == [2]
 
 
 def test_vocabulary_of_one():
-    assert ids_of([-5.0], 0.9) == [0]
+    assert find_ids([-5.0], 0.9) == [0]
 
 
 @pytest.mark.parametrize("window", [1, 8, 128])
@@ -212,7 +213,7 @@ def test_two_flat_levels_of_25000_tokens():
 def test_wide_rows_alone_are_the_rows_in_their_batch():
     logits = torch.randn(4, 50000, generator=torch.Generator().manual_seed(3)).bfloat16()
     logits[2] *= 20  # fits the window, the others do not
-    for row, (ids, probs) in zip(logits, rows(find_nucleus(logits, 0.9)), strict=True):
+    for row, (ids, probs) in zip(logits, split_rows(find_nucleus(logits, 0.9)), strict=True):
         alone = find_nucleus(row[None], 0.9)
         assert torch.equal(alone.ids, ids)
         assert torch.equal(alone.probs, probs)
@@ -262,10 +263,10 @@ def test_one_bad_logit_among_50000_is_found(value):
 
 # The token drawn
 
-moderate = batches(st.one_of(st.integers(-2, 2).map(float), st.floats(-6, 6, width=16)))
+moderate = draw_batches(st.one_of(st.integers(-2, 2).map(float), st.floats(-6, 6, width=16)))
 
 
-def drawn(found: Nucleus, uniforms):
+def sample_places(found: Nucleus, uniforms):
     """Positions within each row, as a list; fails if one lies outside."""
     positions = sample(found, torch.tensor(uniforms, dtype=torch.float64))
     assert positions.dtype == torch.int64
@@ -275,12 +276,12 @@ def drawn(found: Nucleus, uniforms):
 
 
 @check
-@given(batches(), top_ps, st.data())
+@given(draw_batches(), top_ps, st.data())
 def test_the_draw_is_the_inverse_transform(logits, top_p, data):
     uniforms = data.draw(st.lists(st.floats(0, 1, exclude_max=True), min_size=len(logits), max_size=len(logits)))
     found = find_nucleus(logits, top_p)
-    for (_, probs), u, i in zip(rows(found), uniforms, drawn(found, uniforms), strict=True):
-        edges = oracle.edges(probs)
+    for (_, probs), u, i in zip(split_rows(found), uniforms, sample_places(found, uniforms), strict=True):
+        edges = oracle.compute_edges(probs)
         assert edges[i] - SUM <= u < edges[i + 1] + SUM
 
 
@@ -288,28 +289,28 @@ def test_the_draw_is_the_inverse_transform(logits, top_p, data):
 @given(moderate, top_ps)
 def test_u_0_draws_the_likeliest_and_u_just_below_1_the_last(logits, top_p):
     found = find_nucleus(logits, top_p)
-    assert drawn(found, [0.0] * len(logits)) == [0] * len(logits)
-    assert drawn(found, [1 - 1e-9] * len(logits)) == (found.offsets.diff() - 1).tolist()
+    assert sample_places(found, [0.0] * len(logits)) == [0] * len(logits)
+    assert sample_places(found, [1 - 1e-9] * len(logits)) == (found.offsets.diff() - 1).tolist()
 
 
 @check
-@given(batches(), top_ps, st.sampled_from([0.0, 2.0**-1074, 1 - 2.0**-24, 1 - 2.0**-53]))
+@given(draw_batches(), top_ps, st.sampled_from([0.0, 2.0**-1074, 1 - 2.0**-24, 1 - 2.0**-53]))
 def test_no_uniform_number_draws_outside_its_row(logits, top_p, u):
-    drawn(find_nucleus(logits, top_p), [u] * len(logits))
+    sample_places(find_nucleus(logits, top_p), [u] * len(logits))
 
 
 def test_no_uniform_number_draws_outside_its_row_in_a_batch_of_thousands():
     # Running sums near 4096 round coarsely enough that u = 1 - 2^-53 lands on the row's very end.
     logits = torch.randn(4096, 50, generator=torch.Generator().manual_seed(5)) * 3
     found = find_nucleus(logits, 0.9)
-    assert drawn(found, [1 - 2.0**-53] * 4096) == (found.offsets.diff() - 1).tolist()
-    assert drawn(found, [0.0] * 4096) == [0] * 4096
+    assert sample_places(found, [1 - 2.0**-53] * 4096) == (found.offsets.diff() - 1).tolist()
+    assert sample_places(found, [0.0] * 4096) == [0] * 4096
 
 
 def test_a_uniform_number_on_an_edge_draws_the_token_after_it():
     found = find_nucleus(torch.zeros(5, 4), 1.0)  # shares of exactly 1/4
-    assert drawn(found, [0.0, 0.25, 0.5, 0.75, 1 - 2.0**-53]) == [0, 1, 2, 3, 3]
-    assert drawn(found, [x - SUM for x in (0.25, 0.5, 0.75, 1, 1)]) == [0, 1, 2, 3, 3]
+    assert sample_places(found, [0.0, 0.25, 0.5, 0.75, 1 - 2.0**-53]) == [0, 1, 2, 3, 3]
+    assert sample_places(found, [x - SUM for x in (0.25, 0.5, 0.75, 1, 1)]) == [0, 1, 2, 3, 3]
 
 
 def test_uniform_numbers_may_be_float32():
@@ -319,7 +320,7 @@ def test_uniform_numbers_may_be_float32():
 
 def test_a_row_of_one_token_draws_it_whatever_the_number():
     found = find_nucleus(torch.tensor([[9.0, 0, 0], [0, 0, 9.0]]), 0.9)
-    assert drawn(found, [0.999, 0.0]) == [0, 0]
+    assert sample_places(found, [0.999, 0.0]) == [0, 0]
 
 
 def test_a_grid_of_uniform_numbers_draws_each_token_its_share_of_times():
@@ -327,8 +328,8 @@ def test_a_grid_of_uniform_numbers_draws_each_token_its_share_of_times():
     n, three = 4096, torch.randn(3, 60, generator=torch.Generator().manual_seed(6))
     found = find_nucleus(three.repeat(n, 1), 0.9)  # the three rows by turns
     grid = ((torch.arange(n, dtype=torch.float64) + 0.5) / n).repeat_interleave(3)
-    draws = np.array(drawn(found, grid.tolist())).reshape(n, 3)
-    for column, (_, probs) in zip(draws.T, rows(found)[:3], strict=True):
+    draws = np.array(sample_places(found, grid.tolist())).reshape(n, 3)
+    for column, (_, probs) in zip(draws.T, split_rows(found)[:3], strict=True):
         counts = np.bincount(column, minlength=len(probs))
         assert len(counts) == len(probs) > 20
-        assert np.abs(counts - n * np.array(oracle.q(probs))).max() < 1
+        assert np.abs(counts - n * np.array(oracle.compute_q(probs))).max() < 1

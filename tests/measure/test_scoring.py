@@ -14,7 +14,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFas
 
 import oracle
 import tiny
-from messages import one_line
+from messages import assert_one_line
 from nucleoscope import quantities
 from nucleoscope.data import prompts
 from nucleoscope.measure import encoding, generation, scoring
@@ -36,27 +36,29 @@ KINDS = {
 QUANTITIES = set(quantities.find_columns())
 
 
-def scored(model, texts=TEXTS, before=PROMPTS, tokenizer=None, **parameters):
+def score_texts(model, texts=TEXTS, before=PROMPTS, tokenizer=None, **parameters):
     """The records of `scoring.measure`, in prompt order."""
     found = {}
-    tokenizer = tokenizer or tiny.tokenizer()
+    tokenizer = tokenizer or tiny.create_tokenizer()
     for batch in scoring.measure(model, tokenizer, before, texts, progress=False, **parameters):
         found.update(zip(batch.indices, batch.records, strict=True))
     return [found[index] for index in range(len(texts))]
 
 
-def generated(model, **parameters):
+def generate_records(model, **parameters):
     """The records that generation gives for `PROMPTS`, in order, and the inputs that score the same tokens."""
-    inputs = encoding.encode(tiny.tokenizer(), PROMPTS, max_tokens=parameters["max_tokens"])
+    inputs = encoding.encode(tiny.create_tokenizer(), PROMPTS, max_tokens=parameters["max_tokens"])
     found = {}
-    for batch in generation.measure(model, tiny.tokenizer(), PROMPTS, inputs=inputs, progress=False, **parameters):
+    for batch in generation.measure(
+        model, tiny.create_tokenizer(), PROMPTS, inputs=inputs, progress=False, **parameters
+    ):
         found.update(zip(batch.indices, batch.records, strict=True))
     records = [found[index] for index in range(len(PROMPTS))]
     both = [ids + record["tokens"].tolist() for ids, record in zip(inputs.ids, records, strict=True)]
     return records, scoring.Texts(both, starts=[len(ids) for ids in inputs.ids])
 
 
-def same(one: list[dict], other: list[dict], tolerance: float = 1e-4) -> None:
+def assert_same(one: list[dict], other: list[dict], tolerance: float = 1e-4) -> None:
     for left, right in zip(one, other, strict=True):
         assert left.keys() == right.keys()
         assert left["prompt"] == right["prompt"]
@@ -74,13 +76,13 @@ def same(one: list[dict], other: list[dict], tolerance: float = 1e-4) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_size", [1, 2, "auto"])
 def test_what_was_generated_is_measured_the_same_when_scored(kind, batch_size):
-    model = tiny.model(kind.split(",")[0], **KINDS[kind])
-    records, inputs = generated(model, max_tokens=20, seed=2)
+    model = tiny.create_model(kind.split(",")[0], **KINDS[kind])
+    records, inputs = generate_records(model, max_tokens=20, seed=2)
     assert max(len(record["tokens"]) for record in records) == 20
-    same(scored(model, inputs=inputs, batch_size=batch_size), records)
+    assert_same(score_texts(model, inputs=inputs, batch_size=batch_size), records)
 
 
-def capped() -> Gemma2ForCausalLM:
+def create_capped_model() -> Gemma2ForCausalLM:
     """A model that squeezes its logits after the output layer, and has full and sliding layers."""
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "sliding_window": 8}
@@ -91,9 +93,9 @@ def capped() -> Gemma2ForCausalLM:
 
 
 def test_a_model_that_caps_its_logits_is_measured_by_its_own_logits():
-    model = capped()
-    records, inputs = generated(model, max_tokens=20)
-    same(scored(model, inputs=inputs), records)
+    model = create_capped_model()
+    records, inputs = generate_records(model, max_tokens=20)
+    assert_same(score_texts(model, inputs=inputs), records)
     reader = scoring.TextForward(model)
     with torch.inference_mode():
         list(reader.compute_logits(inputs.ids, inputs.starts))
@@ -102,7 +104,7 @@ def test_a_model_that_caps_its_logits_is_measured_by_its_own_logits():
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gpt2"])
 def test_ordinary_models_have_their_output_layer_called_apart(kind):
-    reader = scoring.TextForward(tiny.model(kind))
+    reader = scoring.TextForward(tiny.create_model(kind))
     with torch.inference_mode():
         list(reader.compute_logits([[0, 5, 6, 7]], [2]))
     assert reader.apart is True
@@ -110,8 +112,8 @@ def test_ordinary_models_have_their_output_layer_called_apart(kind):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_surprisals_are_those_of_a_plain_log_softmax(kind):
-    model, tokenizer = tiny.model(kind), tiny.tokenizer()
-    for prompt, text, record in zip(PROMPTS, TEXTS, scored(model), strict=True):
+    model, tokenizer = tiny.create_model(kind), tiny.create_tokenizer()
+    for prompt, text, record in zip(PROMPTS, TEXTS, score_texts(model), strict=True):
         before, after = (tokenizer(prompt)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"])
         assert record["prompt"] == prompt
         assert record["tokens"].tolist() == after
@@ -123,18 +125,18 @@ def test_surprisals_are_those_of_a_plain_log_softmax(kind):
 
 @pytest.mark.parametrize("temperature", [0.5, 1, 1.7])
 def test_softmax_of_the_logits_over_the_temperature_is_measured(temperature):
-    model, tokenizer = tiny.model(), tiny.tokenizer()
-    for prompt, text, record in zip(PROMPTS, TEXTS, scored(model, temperature=temperature), strict=True):
+    model, tokenizer = tiny.create_model(), tiny.create_tokenizer()
+    for prompt, text, record in zip(PROMPTS, TEXTS, score_texts(model, temperature=temperature), strict=True):
         before, after = (tokenizer(prompt)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"])
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([before + after])).logits[0, len(before) - 1 : -1].double()
         for step, p in enumerate((logits / temperature).softmax(-1).numpy()):
-            candidates = oracle.nucleus(p, 0.9)
+            candidates = oracle.find_nucleus(p, 0.9)
             assert record["top_p_tokens"][step].tolist() == candidates
             expected = {
-                "entropies": oracle.entropy(oracle.q(p[candidates])),
-                "full_entropies": oracle.entropy(p.tolist()),
-                "full_varentropies": oracle.varentropy(p.tolist()),
+                "entropies": oracle.compute_entropy(oracle.compute_q(p[candidates])),
+                "full_entropies": oracle.compute_entropy(p.tolist()),
+                "full_varentropies": oracle.compute_varentropy(p.tolist()),
                 "surprisals": -math.log(p[after[step]]),
                 "ranks": 1 + sum(p > p[after[step]]),
                 "margins": sorted(p)[-1] - sorted(p)[-2],
@@ -146,7 +148,7 @@ def test_softmax_of_the_logits_over_the_temperature_is_measured(temperature):
 def test_a_token_outside_its_nucleus_is_measured_too():
     outside = [
         surprisal
-        for record in scored(tiny.model())
+        for record in score_texts(tiny.create_model())
         for token, ids, surprisal in zip(
             record["tokens"].tolist(), record["top_p_tokens"], record["surprisals"], strict=True
         )
@@ -157,22 +159,25 @@ def test_a_token_outside_its_nucleus_is_measured_too():
 
 
 def test_batches_pieces_and_the_tokenizers_padding_change_nothing(monkeypatch):
-    model, tokenizer = tiny.model().double(), tiny.tokenizer(pad=True)  # rounding leaves no trace in float32
-    whole = scored(model)
+    model, tokenizer = (
+        tiny.create_model().double(),
+        tiny.create_tokenizer(pad=True),
+    )  # rounding leaves no trace in float32
+    whole = score_texts(model)
     for batch_size in (1, 2, 3, 5):
-        same(scored(model, batch_size=batch_size), whole, 1e-5)
-    same(scored(model, batches=[[3, 0], [4, 2, 1]]), whole, 1e-5)
+        assert_same(score_texts(model, batch_size=batch_size), whole, 1e-5)
+    assert_same(score_texts(model, batches=[[3, 0], [4, 2, 1]]), whole, 1e-5)
     tokenizer.padding_side = "left"
-    same(scored(model, tokenizer=tokenizer), whole, 1e-5)
+    assert_same(score_texts(model, tokenizer=tokenizer), whole, 1e-5)
     monkeypatch.setattr(scoring, "PIECE_CPU", 4 * tiny.VOCAB)
-    same(scored(model), whole, 1e-5)
+    assert_same(score_texts(model), whole, 1e-5)
 
 
 def test_the_logits_of_a_whole_batch_never_exist(monkeypatch):
     monkeypatch.setattr(scoring, "PIECE_CPU", 4 * tiny.VOCAB)
-    model, sizes = tiny.model(), []
+    model, sizes = tiny.create_model(), []
     model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(output.numel() // tiny.VOCAB))
-    scored(model)
+    score_texts(model)
     probed = sizes[:2]  # the comparison with the model's own logits
     assert max(probed) <= scoring.PROBE
     assert max(sizes[2:]) == 4
@@ -180,11 +185,14 @@ def test_the_logits_of_a_whole_batch_never_exist(monkeypatch):
 
 def test_auto_batches_hold_the_tokens_that_are_read_at_once():
     inputs = scoring.Texts([[1] * 1000] * 3 + [[1] * 100] * 50, starts=[1] * 53)
-    batches = scoring.plan_batches(tiny.model(), inputs, Settings())
+    batches = scoring.plan_batches(tiny.create_model(), inputs, Settings())
     assert sorted(index for batch in batches for index in batch) == list(range(53))
     assert [len(batch) for batch in batches] == [1, 1, 1, 10, 10, 10, 10, 10]  # 1024 tokens, padding included
     twenty = Settings(batch_size=20)
-    assert [len(batch) for batch in scoring.plan_batches(tiny.model(), inputs, twenty, list(range(30)))] == [20, 10]
+    assert [len(batch) for batch in scoring.plan_batches(tiny.create_model(), inputs, twenty, list(range(30)))] == [
+        20,
+        10,
+    ]
 
 
 # Prompt and text as tokens
@@ -193,7 +201,7 @@ def test_auto_batches_hold_the_tokens_that_are_read_at_once():
 @pytest.mark.parametrize("prompt", ["", "the", "the ", "of the\n", "on", "<eos>", "\N{FOX FACE}", "שלום"])
 @pytest.mark.parametrize("text", ["e", " mat", "\n", "\n\n the", "ing", "\N{FOX FACE}", "<eos> more", "عالم"])
 def test_the_prompt_keeps_its_ids_and_the_text_reads_on_behind_it(prompt, text):
-    tokenizer = tiny.tokenizer()
+    tokenizer = tiny.create_tokenizer()
     ids = scoring.encode_text(tokenizer, prompt, text)
     assert tokenizer.decode(tokenizer(prompt)["input_ids"] + ids) == "<bos>" + prompt + text
     (both,) = scoring.encode(tokenizer, [prompt], [text]).ids
@@ -201,7 +209,7 @@ def test_the_prompt_keeps_its_ids_and_the_text_reads_on_behind_it(prompt, text):
 
 
 def test_a_token_over_the_joint_is_taken_apart():
-    tokenizer = tiny.tokenizer()
+    tokenizer = tiny.create_tokenizer()
     assert len(tokenizer("on", add_special_tokens=False)["input_ids"]) == 1
     assert tokenizer.convert_ids_to_tokens(scoring.encode_text(tokenizer, "o", "n the")) == ["n", "Ġthe"]
 
@@ -219,17 +227,17 @@ def test_no_space_comes_in_with_a_tokenizer_that_puts_one_first():
 
 
 def test_chat_scores_the_text_as_the_assistants_reply():
-    tokenizer = tiny.tokenizer(chat=True)
+    tokenizer = tiny.create_tokenizer(chat=True)
     inputs = scoring.encode(tokenizer, ["the cat"], ["sat"], "chat")
     assert tokenizer.decode(inputs.ids[0]) == "<bos>[user] the cat<eos>[assistant] sat"
     assert inputs.starts == [len(encoding.encode(tokenizer, ["the cat"], "chat").ids[0])]
-    (record,) = scored(tiny.model(), ["sat"], ["the cat"], tokenizer, prompt_format="chat")
+    (record,) = score_texts(tiny.create_model(), ["sat"], ["the cat"], tokenizer, prompt_format="chat")
     assert tokenizer.decode(record["tokens"]) == "sat"
 
 
 def test_an_empty_prompt_starts_from_the_beginning_of_text_token():
-    with_bos = tiny.tokenizer()
-    silent = tiny.tokenizer(bos=False)
+    with_bos = tiny.create_tokenizer()
+    silent = tiny.create_tokenizer(bos=False)
     silent.bos_token = "<bos>"  # it has the token and does not put it in front by itself
     for tokenizer in (with_bos, silent):
         inputs = scoring.encode(tokenizer, [""], ["the cat"])
@@ -238,20 +246,20 @@ def test_an_empty_prompt_starts_from_the_beginning_of_text_token():
 
 
 def test_an_empty_prompt_starts_where_generation_does_without_a_beginning_of_text_token_too():
-    tokenizer, model = tiny.tokenizer(bos=False), tiny.model()
+    tokenizer, model = tiny.create_tokenizer(bos=False), tiny.create_model()
     assert scoring.encode(tokenizer, [""], ["the cat"]).ids[0][0] == tiny.EOS
     (batch,) = generation.measure(model, tokenizer, [""], max_tokens=12, progress=False)
     (written,) = batch.records
     ids = [tiny.EOS, *written["tokens"].tolist()]
     inputs = scoring.Texts([ids], starts=[1])
     (batch,) = scoring.measure(model, tokenizer, [""], [""], inputs=inputs, progress=False)
-    same(batch.records, [written], 1e-4)
+    assert_same(batch.records, [written], 1e-4)
     with pytest.raises(ValueError, match="a prompt is empty"):
-        scoring.encode(tiny.tokenizer(bos=False, eos=False), [""], ["the cat"])
+        scoring.encode(tiny.create_tokenizer(bos=False, eos=False), [""], ["the cat"])
 
 
 def test_max_tokens_cuts_the_text_and_the_context_cuts_the_prompt_as_in_generation():
-    tokenizer = tiny.tokenizer(bos=False)
+    tokenizer = tiny.create_tokenizer(bos=False)
     before = ["the", "the " * 50]
     inputs = scoring.encode(tokenizer, before, [" one two three four", " one"], context=20, max_tokens=8)
     written = encoding.encode(tokenizer, before, context=20, max_tokens=8)
@@ -262,65 +270,69 @@ def test_max_tokens_cuts_the_text_and_the_context_cuts_the_prompt_as_in_generati
 
 
 def test_a_text_may_reach_the_last_position_of_the_context():
-    model = tiny.model("gpt2", n_positions=16)
-    (record,) = scored(model, ["the " * 50], ["the " * 50], max_tokens=8)
+    model = tiny.create_model("gpt2", n_positions=16)
+    (record,) = score_texts(model, ["the " * 50], ["the " * 50], max_tokens=8)
     assert len(record["tokens"]) == 8
 
 
 # Runs
 
 
-def fill(folder, stop_after=None, **parameters):
-    """Scores `TEXTS` into a cell, as the notebook does; optionally stops after so many batches."""
-    cell = run_folder.RunFolder(folder, {"mode": "score"})
-    with tiny.stopped(cell, stop_after), cell:
-        complete_run(cell, tiny.model().double(), tiny.tokenizer(), PROMPTS, TEXTS, progress=False, **parameters)
-    return results.load(folder / "measurements.pt") if cell.finished else None
+def fill_folder(folder, stop_after=None, **parameters):
+    """Scores `TEXTS` into a run, as the notebook does; optionally stops after so many batches."""
+    run = run_folder.RunFolder(folder, {"mode": "score"})
+    with tiny.stop_after(run, stop_after), run:
+        complete_run(
+            run, tiny.create_model().double(), tiny.create_tokenizer(), PROMPTS, TEXTS, progress=False, **parameters
+        )
+    return results.load(folder / "measurements.pt") if run.finished else None
 
 
 @pytest.mark.parametrize("later_size", [2, 4])
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_numbers(tmp_path, later_size):
-    straight = fill(tmp_path / "straight", batch_size=2)
-    assert fill(tmp_path / "stopped", batch_size=2, stop_after=1) is None
+    straight = fill_folder(tmp_path / "straight", batch_size=2)
+    assert fill_folder(tmp_path / "stopped", batch_size=2, stop_after=1) is None
     assert len(run_folder.RunFolder(tmp_path / "stopped", {"mode": "score"}).load_batches()) == 1
-    same(fill(tmp_path / "stopped", batch_size=later_size), straight, 1e-5)
+    assert_same(fill_folder(tmp_path / "stopped", batch_size=later_size), straight, 1e-5)
 
 
 def test_run_json_has_the_keys_of_a_generated_run_and_what_was_cut(tmp_path):
-    fill(tmp_path / "scored", max_tokens=8)
-    cell = run_folder.RunFolder(tmp_path / "written", {})
-    with cell:
-        complete_run(cell, tiny.model(), tiny.tokenizer(), PROMPTS, max_tokens=8, progress=False)
+    fill_folder(tmp_path / "scored", max_tokens=8)
+    run = run_folder.RunFolder(tmp_path / "written", {})
+    with run:
+        complete_run(run, tiny.create_model(), tiny.create_tokenizer(), PROMPTS, max_tokens=8, progress=False)
     info, other = results.load_info(tmp_path / "scored"), results.load_info(tmp_path / "written")
     assert info.keys() - other.keys() == {"texts_truncated"}
     assert other.keys() <= info.keys()
     assert (info["mode"], other["mode"]) == ("score", "generate")
-    longer = [len(tiny.tokenizer(bos=False)(text)["input_ids"]) > 8 for text in TEXTS]
+    longer = [len(tiny.create_tokenizer(bos=False)(text)["input_ids"]) > 8 for text in TEXTS]
     assert info["texts_truncated"] == sum(longer)
 
 
 def test_the_progress_bar_counts_the_tokens_measured(capsys):
-    total = sum(len(record["tokens"]) for record in scored(tiny.model()))
-    list(scoring.measure(tiny.model(), tiny.tokenizer(), PROMPTS, TEXTS, progress=True))
+    total = sum(len(record["tokens"]) for record in score_texts(tiny.create_model()))
+    list(scoring.measure(tiny.create_model(), tiny.create_tokenizer(), PROMPTS, TEXTS, progress=True))
     assert f"{total}/{total}" in capsys.readouterr().err
 
 
 def test_logits_with_nan_name_the_prompt():
-    model = tiny.model()
-    model.get_input_embeddings().weight.data[tiny.tokenizer()("z", add_special_tokens=False)["input_ids"]] = torch.nan
+    model = tiny.create_model()
+    model.get_input_embeddings().weight.data[tiny.create_tokenizer()("z", add_special_tokens=False)["input_ids"]] = (
+        torch.nan
+    )
     with pytest.raises(ValueError, match=r"NaN or inf for prompt 1 \('she'\): try dtype=float32$"):
-        scored(model, [" said", "zz"], ["the", "she"])
+        score_texts(model, [" said", "zz"], ["the", "she"])
 
 
 def test_running_out_of_memory_halves_the_batch():
-    model = tiny.model().double()
+    model = tiny.create_model().double()
 
     def limited(module, args, options):
         if len(options["input_ids"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     model.model.register_forward_pre_hook(limited, with_kwargs=True)
-    same(scored(model, batch_size=5), scored(tiny.model().double()), 1e-5)
+    assert_same(score_texts(model, batch_size=5), score_texts(tiny.create_model().double()), 1e-5)
 
 
 # One line for what is wrong
@@ -341,7 +353,7 @@ def test_running_out_of_memory_halves_the_batch():
 )
 def test_bad_parameters_are_named(parameters, message):
     with pytest.raises(ValueError, match=message):
-        scored(tiny.model(), **parameters)
+        score_texts(tiny.create_model(), **parameters)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +385,7 @@ def test_the_packaged_set_of_problems_has_answers():
 def tiny_model(tmp_path_factory):
     """The name of a small random model on disk."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    return tiny.save(folder, tiny.model(), tiny.tokenizer(chat=True))
+    return tiny.save(folder, tiny.create_model(), tiny.create_tokenizer(chat=True))
 
 
 @pytest.fixture
@@ -384,7 +396,7 @@ def lines(tmp_path):
     return str(tmp_path / "lines.jsonl")
 
 
-def run(**parameters):
+def run_notebook(**parameters):
     words = [word for name, value in parameters.items() for word in (f"--{name}", str(value))]
     return subprocess.run(
         [sys.executable, "scripts/correlation_pipeline.py", *words],
@@ -399,7 +411,7 @@ def run(**parameters):
 def test_texts_are_scored_from_the_command_line_beside_what_is_generated(tmp_path, tiny_model, lines):
     given = {"model_name": tiny_model, "dataset_name": lines, "results_dir": tmp_path, "dtype": "float32"}
     score = given | {"mode": "score", "text_column": "answer"}
-    done = run(**score)
+    done = run_notebook(**score)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "lines-answer" / "tiny-llama"
     assert done.stdout.rstrip().endswith(f"results: {folder}")
@@ -410,16 +422,16 @@ def test_texts_are_scored_from_the_command_line_beside_what_is_generated(tmp_pat
         "run.json",
         "tokens.parquet",
     }
-    same(results.load(folder / "measurements.pt"), scored(tiny.model()))
+    assert_same(results.load(folder / "measurements.pt"), score_texts(tiny.create_model()))
     settings = results.load_info(folder)["settings"]
     assert (settings["mode"], settings["text_column"]) == ("score", "answer")
     assert "seed" not in settings  # it decides nothing
 
     before = (folder / "measurements.pt").stat()
-    assert run(**score, seed=5).returncode == 0
+    assert run_notebook(**score, seed=5).returncode == 0
     assert (folder / "measurements.pt").stat() == before
 
-    assert run(**given, max_tokens=3).returncode == 0
+    assert run_notebook(**given, max_tokens=3).returncode == 0
     settings = results.load_info(tmp_path / "lines" / "tiny-llama")["settings"]
     assert set(settings) == {  # earlier versions wrote no temperature: see `settings.fill_defaults`
         *("model_name", "model", "dataset_name", "dataset", "n_prompts", "prompt_format", "prompt_column"),
@@ -430,8 +442,8 @@ def test_texts_are_scored_from_the_command_line_beside_what_is_generated(tmp_pat
 
 def test_results_of_the_two_modes_never_mix(tmp_path):
     settings = {"model_name": "m", "dataset_name": "d", "max_tokens": 5}
-    with run_folder.RunFolder(tmp_path, settings) as cell:
-        cell.finish(0, {})
+    with run_folder.RunFolder(tmp_path, settings) as run:
+        run.finish(0, {})
     assert run_folder.RunFolder(tmp_path, settings).finished
     with pytest.raises(FileExistsError, match='mode is "generate" there and "score" here'):
         run_folder.RunFolder(tmp_path, settings | {"mode": "score", "text_column": "answer"})
@@ -439,8 +451,8 @@ def test_results_of_the_two_modes_never_mix(tmp_path):
 
 def test_results_from_before_there_was_a_temperature_count_as_made_at_1(tmp_path):
     settings = {"model_name": "m", "dataset_name": "d", "max_tokens": 5}
-    with run_folder.RunFolder(tmp_path, settings) as cell:
-        cell.finish(0, {})
+    with run_folder.RunFolder(tmp_path, settings) as run:
+        run.finish(0, {})
     assert run_folder.RunFolder(tmp_path, settings | {"temperature": 1.0}).finished
     with pytest.raises(FileExistsError, match=r"another run: temperature is 1\.0 there and 0\.5 here; --overwrite"):
         run_folder.RunFolder(tmp_path, settings | {"temperature": 0.5})
@@ -466,8 +478,8 @@ def test_scored_texts_lie_in_a_folder_of_their_own(column):
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, tiny_model, lines, parameters, message):
-    done = run(model_name=tiny_model, dataset_name=lines, results_dir=tmp_path / "results", **parameters)
+    done = run_notebook(model_name=tiny_model, dataset_name=lines, results_dir=tmp_path / "results", **parameters)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
-    assert message in one_line(done.stderr.rstrip())
+    assert message in assert_one_line(done.stderr.rstrip())
     assert not (tmp_path / "results").exists()

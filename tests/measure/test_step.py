@@ -7,8 +7,9 @@ import oracle
 import tiny
 from nucleoscope import quantities
 from nucleoscope.measure import cosine, generation, scoring
-from nucleoscope.measure.nucleus import find_nucleus, sample
+from nucleoscope.measure.nucleus import find_nucleus
 from nucleoscope.measure.recording import measure_step
+from nucleoscope.measure.sampling import sample
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity
 
@@ -27,7 +28,7 @@ def make_step(tokens=None, places=None, ties=False) -> Step:
     return Step(logits, candidates, tokens, embedding, cosine.compute_inverse_norms(embedding), places)
 
 
-def rank(p, token: int) -> int:
+def compute_rank(p, token: int) -> int:
     return sorted(range(len(p)), key=lambda i: (-p[i], i)).index(token) + 1
 
 
@@ -35,13 +36,13 @@ def rank(p, token: int) -> int:
 @pytest.mark.parametrize("drawn", [True, False])
 def test_the_rank_of_a_token_counts_the_likelier_ones_and_equal_ones_of_lower_id(drawn, ties):
     step = make_step(ties=ties) if drawn else make_step(torch.arange(ROWS) * 7, ties=ties)
-    for row, p in enumerate(oracle.softmax32(step.logits)):
-        assert step.rank[row] == rank(p.tolist(), int(step.tokens[row]))
+    for row, p in enumerate(oracle.compute_softmax(step.logits)):
+        assert step.rank[row] == compute_rank(p.tolist(), int(step.tokens[row]))
 
 
 def test_the_margin_is_the_difference_of_the_two_largest_probabilities():
     step = make_step()
-    for found, p in zip(step.margin.tolist(), oracle.softmax32(step.logits), strict=True):
+    for found, p in zip(step.margin.tolist(), oracle.compute_softmax(step.logits), strict=True):
         first, second = sorted(p.tolist())[-2:][::-1]
         assert found == pytest.approx(first - second, rel=1e-5, abs=1e-7)
 
@@ -63,19 +64,21 @@ def test_the_surprisal_of_a_drawn_token_is_that_of_the_same_token_read():
 # A quantity of one's own
 
 
-def likeliest(logits, candidates, embedding):
+def find_likeliest(logits, candidates, embedding):
     """The largest probability of each token."""
     return logits.softmax(-1).amax(-1)
 
 
 @pytest.fixture
 def own():
-    yield quantities.register(Quantity.from_function("largest", likeliest, label="largest probability"))
+    yield quantities.register(Quantity.from_function("largest", find_likeliest, label="largest probability"))
     quantities.unregister("largest")
 
 
 def test_a_registered_quantity_is_in_records_with_the_built_in_ones(own):
-    batches = generation.measure(tiny.model("llama"), tiny.tokenizer(), ["the", "a"], max_tokens=5, progress=False)
+    batches = generation.measure(
+        tiny.create_model("llama"), tiny.create_tokenizer(), ["the", "a"], max_tokens=5, progress=False
+    )
     for batch in batches:
         for record in batch.records:
             assert set(record) >= {"largest", "entropies", "ranks", "margins"}
@@ -84,13 +87,19 @@ def test_a_registered_quantity_is_in_records_with_the_built_in_ones(own):
 
 
 def test_a_quantity_may_be_passed_to_measure_alone():
-    only = [Quantity.from_function("largest", likeliest)]
+    only = [Quantity.from_function("largest", find_likeliest)]
     for measured in (
         generation.measure(
-            tiny.model("llama"), tiny.tokenizer(), ["the"], max_tokens=3, quantities=only, progress=False
+            tiny.create_model("llama"), tiny.create_tokenizer(), ["the"], max_tokens=3, quantities=only, progress=False
         ),
         scoring.measure(
-            tiny.model("llama"), tiny.tokenizer(), ["the"], [" cat"], max_tokens=3, quantities=only, progress=False
+            tiny.create_model("llama"),
+            tiny.create_tokenizer(),
+            ["the"],
+            [" cat"],
+            max_tokens=3,
+            quantities=only,
+            progress=False,
         ),
     ):
         ((record,),) = [batch.records for batch in measured]
@@ -107,9 +116,9 @@ def test_a_quantity_of_the_wrong_shape_is_named():
 @pytest.mark.parametrize("name", ["entropy", "prompt", "tokens", "entropies"])
 def test_a_name_that_is_taken_is_refused(name):
     with pytest.raises(ValueError, match=f"'{name}' is already used by another column"):
-        quantities.register(Quantity.from_function(name, likeliest))
+        quantities.register(Quantity.from_function(name, find_likeliest))
 
 
 def test_a_name_that_is_no_identifier_is_refused():
     with pytest.raises(ValueError, match="must be a Python identifier"):
-        Quantity.from_function("top three", likeliest)
+        Quantity.from_function("top three", find_likeliest)

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 import hub
 import tiny
-from messages import one_line
+from messages import assert_one_line
 from nucleoscope.measure import model_facts
 from nucleoscope.models import loading
 
@@ -44,7 +44,7 @@ def refusal(tmp_path):
     def message(name: str | Path, **options) -> str:
         with pytest.raises((ValueError, OSError)) as caught:
             load(name, **options)
-        return one_line(str(caught.value).replace(str(tmp_path), "TMP"))
+        return assert_one_line(str(caught.value).replace(str(tmp_path), "TMP"))
 
     return message
 
@@ -52,7 +52,7 @@ def refusal(tmp_path):
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A saved tiny Llama, to be loaded or spoilt."""
-    tiny.save(tmp_path / "tiny-llama", tiny.model("llama"), tiny.tokenizer())
+    tiny.save(tmp_path / "tiny-llama", tiny.create_model("llama"), tiny.create_tokenizer())
     return tmp_path / "tiny-llama"
 
 
@@ -81,7 +81,7 @@ def test_a_device_that_is_here_is_taken():
 def test_a_device_that_is_not_here_is_named(device):
     with pytest.raises(ValueError, match=re.escape(f"'{device}'")) as caught:
         loading.pick_device(device)
-    one_line(str(caught.value))
+    assert_one_line(str(caught.value))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -94,7 +94,7 @@ def test_a_precision_by_name_is_taken_everywhere(name, device):
 def test_an_unknown_precision_lists_the_known_ones(dtype):
     with pytest.raises(ValueError, match=re.escape(f"'{dtype}'")) as caught:
         loading.pick_dtype(dtype, torch.device("cpu"))
-    assert all(name in one_line(str(caught.value)) for name in ("auto", "float32", "bfloat16", "float16"))
+    assert all(name in assert_one_line(str(caught.value)) for name in ("auto", "float32", "bfloat16", "float16"))
 
 
 def test_auto_leaves_the_precision_to_the_checkpoint_on_a_gpu():
@@ -123,8 +123,8 @@ def test_auto_is_bfloat16_on_a_cpu_that_computes_in_it(monkeypatch, flags, dtype
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_a_folder_gives_the_model_that_was_saved(tmp_path, kind, tied):
-    saved = tiny.model(kind, tie_word_embeddings=tied)
-    loaded = load(tiny.save(tmp_path, saved, tiny.tokenizer())).model
+    saved = tiny.create_model(kind, tie_word_embeddings=tied)
+    loaded = load(tiny.save(tmp_path, saved, tiny.create_tokenizer())).model
     assert not loaded.training
     assert torch.equal(loaded(IDS).logits, saved(IDS).logits)
 
@@ -133,8 +133,8 @@ def test_a_folder_gives_the_model_that_was_saved(tmp_path, kind, tied):
 @pytest.mark.parametrize("pad", [False, True])
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_folder_gives_the_tokenizer_that_was_saved(tmp_path, bos, pad, chat):
-    saved = tiny.tokenizer(bos=bos, pad=pad, chat=chat)
-    loaded = load(tiny.save(tmp_path, tiny.model(), saved)).tokenizer
+    saved = tiny.create_tokenizer(bos=bos, pad=pad, chat=chat)
+    loaded = load(tiny.save(tmp_path, tiny.create_model(), saved)).tokenizer
     for text in ("", "the cat and the hat", "🦊 שלום"):
         assert loaded(text)["input_ids"] == saved(text)["input_ids"]
     assert (loaded.bos_token_id, loaded.pad_token_id) == (tiny.BOS if bos else None, tiny.PAD if pad else None)
@@ -151,12 +151,12 @@ def test_a_slash_after_the_folder_changes_nothing(folder):
 
 
 def test_an_embedding_may_have_more_rows_than_the_tokenizer_tokens(tmp_path):
-    name = tiny.save(tmp_path, tiny.model(vocab_size=tiny.VOCAB + 20), tiny.tokenizer())
+    name = tiny.save(tmp_path, tiny.create_model(vocab_size=tiny.VOCAB + 20), tiny.create_tokenizer())
     assert load(name).model.get_input_embeddings().weight.shape[0] == len(load(name).tokenizer) + 20
 
 
 def test_a_gguf_file_gives_the_model_and_tokenizer_that_were_saved(tmp_path):
-    saved, tokenizer = tiny.model("llama"), tiny.tokenizer(bos=False)
+    saved, tokenizer = tiny.create_model("llama"), tiny.create_tokenizer(bos=False)
     loaded = load(tiny.save_gguf(tmp_path / "tiny.gguf", saved, tokenizer))
     assert torch.equal(loaded.model(IDS).logits, saved(IDS).logits)
     text = "the cat and the hat, 🦊 שלום"
@@ -170,7 +170,11 @@ def test_a_gguf_file_gives_the_model_and_tokenizer_that_were_saved(tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "gguf"])
 def test_a_tokenizer_alone_is_the_models(tmp_path, folder, kind, monkeypatch):
-    name = str(folder) if kind == "folder" else tiny.save_gguf(tmp_path / "tiny.gguf", tiny.model(), tiny.tokenizer())
+    name = (
+        str(folder)
+        if kind == "folder"
+        else tiny.save_gguf(tmp_path / "tiny.gguf", tiny.create_model(), tiny.create_tokenizer())
+    )
     whole = load(name).tokenizer
     monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", None)  # no model is loaded for it
     alone = loading.load_tokenizer(name, revision="not asked for here")
@@ -185,7 +189,7 @@ def test_a_tokenizer_that_is_not_there_is_refused_as_a_model_is(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot load model") as caught:
         loading.load_tokenizer(str(tmp_path))
-    assert one_line(str(caught.value))
+    assert assert_one_line(str(caught.value))
 
 
 def test_a_folder_is_identified_by_its_content_wherever_it_lies(folder, tmp_path):
@@ -200,14 +204,14 @@ def test_a_folder_is_identified_by_its_content_wherever_it_lies(folder, tmp_path
 def test_a_changed_file_changes_the_identity_of_a_folder(folder, name):
     before = load(folder).identity
     if name == "model.safetensors":
-        tiny.model(seed=1).save_pretrained(folder)
+        tiny.create_model(seed=1).save_pretrained(folder)
     else:
         (folder / name).write_text((folder / name).read_text() + "\n")
     assert load(folder).identity != before
 
 
 def test_a_gguf_file_is_identified_by_its_content(tmp_path):
-    name = tiny.save_gguf(tmp_path / "tiny.gguf", tiny.model(), tiny.tokenizer())
+    name = tiny.save_gguf(tmp_path / "tiny.gguf", tiny.create_model(), tiny.create_tokenizer())
     assert load(name).identity == {"source": "file", "sha256": loading.hash_file(name)}
 
 
@@ -219,44 +223,44 @@ def test_the_file_hash_is_sha256(tmp_path):
 # End-of-text tokens and context
 
 
-def end_tokens(generation=None, config=None, tokenizer: bool = False) -> set[int]:
-    model = tiny.model(eos_token_id=config)
+def list_end_tokens(generation=None, config=None, tokenizer: bool = False) -> set[int]:
+    model = tiny.create_model(eos_token_id=config)
     model.generation_config = GenerationConfig(eos_token_id=generation)
-    return model_facts.find_end_tokens(model, tiny.tokenizer(eos=tokenizer))
+    return model_facts.find_end_tokens(model, tiny.create_tokenizer(eos=tokenizer))
 
 
 def test_end_tokens_are_those_of_all_three_sources():
-    assert end_tokens(generation=5, config=7, tokenizer=True) == {5, 7, tiny.EOS}
-    assert end_tokens(generation=[5, 6], config=[6, 7], tokenizer=True) == {5, 6, 7, tiny.EOS}
-    assert end_tokens(generation=[5, 6]) == {5, 6}
-    assert end_tokens(config=0) == {0}
-    assert end_tokens(tokenizer=True) == {tiny.EOS}
+    assert list_end_tokens(generation=5, config=7, tokenizer=True) == {5, 7, tiny.EOS}
+    assert list_end_tokens(generation=[5, 6], config=[6, 7], tokenizer=True) == {5, 6, 7, tiny.EOS}
+    assert list_end_tokens(generation=[5, 6]) == {5, 6}
+    assert list_end_tokens(config=0) == {0}
+    assert list_end_tokens(tokenizer=True) == {tiny.EOS}
 
 
 def test_there_may_be_no_end_token():
-    assert end_tokens() == set()
+    assert list_end_tokens() == set()
 
 
 def test_a_model_without_a_generation_config_has_its_end_tokens():
-    model = tiny.model(eos_token_id=[1, 2])
+    model = tiny.create_model(eos_token_id=[1, 2])
     model.generation_config = None
-    assert model_facts.find_end_tokens(model, tiny.tokenizer(eos=False)) == {1, 2}
+    assert model_facts.find_end_tokens(model, tiny.create_tokenizer(eos=False)) == {1, 2}
 
 
 def test_end_tokens_are_saved_and_loaded(tmp_path):
-    model = tiny.model()
+    model = tiny.create_model()
     model.generation_config = GenerationConfig(eos_token_id=[1, 7])
-    loaded = load(tiny.save(tmp_path, model, tiny.tokenizer()))
+    loaded = load(tiny.save(tmp_path, model, tiny.create_tokenizer()))
     assert model_facts.find_end_tokens(loaded.model, loaded.tokenizer) == {1, 7}
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
 def test_the_context_of_a_rotary_model_is_its_positions(kind):
-    assert model_facts.find_context_length(tiny.model(kind, max_position_embeddings=64)) == 64
+    assert model_facts.find_context_length(tiny.create_model(kind, max_position_embeddings=64)) == 64
 
 
 def test_the_context_of_gpt2_is_its_learned_positions():
-    assert model_facts.find_context_length(tiny.model("gpt2", n_positions=48)) == 48
+    assert model_facts.find_context_length(tiny.create_model("gpt2", n_positions=48)) == 48
 
 
 # What is refused: folders and files
@@ -344,7 +348,7 @@ def test_a_gguf_file_of_junk_is_named(refusal, tmp_path, content):
 
 @pytest.mark.parametrize("share", [0.001, 0.03, 0.5, 0.99])
 def test_a_truncated_gguf_file_is_called_damaged(refusal, tmp_path, share):
-    path = Path(tiny.save_gguf(tmp_path / "x.gguf", tiny.model(), tiny.tokenizer()))
+    path = Path(tiny.save_gguf(tmp_path / "x.gguf", tiny.create_model(), tiny.create_tokenizer()))
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     message = refusal(path)
     assert "x.gguf" in message
@@ -421,7 +425,7 @@ print(json.dumps(answers))
 """
 
 
-def loaded_elsewhere(names: list[str], environment: dict[str, str]) -> dict:
+def load_elsewhere(names: list[str], environment: dict[str, str]) -> dict:
     """What `loading.load` says to each name in another process: an identity, or an error's type and message."""
     run = subprocess.run([sys.executable, "-c", LOAD, *names], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -448,21 +452,21 @@ def home(tmp_path_factory) -> Path:
 def hub_says(tmp_path_factory, home) -> tuple[dict, hub.Server]:
     """Answers to all names below, with the Hub on this machine, and the requests that it got."""
     folder = tmp_path_factory.mktemp("hub")
-    tiny.save(folder / "tiny", tiny.model(), tiny.tokenizer())
-    tiny.save(folder / "no-weights", tiny.model(), tiny.tokenizer())
+    tiny.save(folder / "tiny", tiny.create_model(), tiny.create_tokenizer())
+    tiny.save(folder / "no-weights", tiny.create_model(), tiny.create_tokenizer())
     (folder / "no-weights" / "model.safetensors").unlink()
     (folder / "no-model").mkdir()
     (folder / "no-model" / "README.md").write_text("a data set, perhaps\n")
     served = {f"org/{path.name}": path for path in folder.iterdir()}
     with hub.serve(served | REFUSALS) as server:
         names = [*served, *REFUSALS, "unknown", "bad name"]
-        return loaded_elsewhere(names, server.environment(home)), server
+        return load_elsewhere(names, server.environment(home)), server
 
 
 @pytest.fixture(scope="module")
 def offline_says(hub_says, home) -> dict:
     """Answers without the Hub, after those with it."""
-    return loaded_elsewhere(["org/tiny", "org/other", "other"], hub.clean_environment(home, HF_HUB_OFFLINE="1"))
+    return load_elsewhere(["org/tiny", "org/other", "other"], hub.clean_environment(home, HF_HUB_OFFLINE="1"))
 
 
 @pytest.fixture
@@ -471,7 +475,7 @@ def hub_refusal(hub_says):
         answers, server = hub_says
         assert isinstance(answers[name], list), f"{name} was loaded"
         assert name in answers[name][1]
-        return one_line(answers[name][1].replace(server.endpoint, "HUB"))
+        return assert_one_line(answers[name][1].replace(server.endpoint, "HUB"))
 
     return message
 
@@ -523,7 +527,7 @@ def test_offline_says_so_and_where_it_looked(offline_says, home, name):
     kind, message = offline_says[name]
     assert kind == "ConnectionError"
     parts = (f"'{name}'", "HF_HUB_OFFLINE", loading.PACKAGED, ".gguf", "folder", str(home))
-    assert all(part in one_line(message) for part in parts)
+    assert all(part in assert_one_line(message) for part in parts)
 
 
 def test_a_model_in_the_cache_is_loaded_offline_with_the_same_identity(offline_says, hub_says):

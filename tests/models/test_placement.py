@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 import tiny
 from driver import Driver
-from messages import one_line
+from messages import assert_one_line
 from nucleoscope.measure import batching, generation, model_facts, scoring
 from nucleoscope.measure.encoding import Inputs
 from nucleoscope.models import gpus as locks
@@ -59,7 +59,7 @@ sys.stdin.read()
 """
 
 
-def started(*numbers: int) -> subprocess.Popen:
+def start_holder(*numbers: int) -> subprocess.Popen:
     """Another process that takes some GPUs' locks, and ends with an error where it cannot."""
     files = []
     for number in numbers:
@@ -75,7 +75,7 @@ def taken():
     processes = []
 
     def take(*numbers: int) -> subprocess.Popen:
-        processes.append(started(*numbers))
+        processes.append(start_holder(*numbers))
         assert processes[-1].stdout.readline() == "locked\n"
         return processes[-1]
 
@@ -85,7 +85,7 @@ def taken():
         process.communicate()
 
 
-def place(device: str = "auto", need: float | None = 1) -> list[int]:
+def place_model(device: str = "auto", need: float | None = 1) -> list[int]:
     """The GPUs that are taken for ``need`` gigabytes."""
     options = placement.plan_placement(device, lambda: None if need is None else int(need * GB))
     if options["device_map"] == "balanced":
@@ -98,17 +98,17 @@ def place(device: str = "auto", need: float | None = 1) -> list[int]:
 
 def test_the_freest_gpu_is_taken(gpus):
     gpus(10, 30, 20)
-    assert place() == [1]
+    assert place_model() == [1]
 
 
 def test_a_gpu_that_somebody_chose_is_kept(gpus):
     gpus(10, 30, 20)
-    assert place("cuda:2") == [2]
+    assert place_model("cuda:2") == [2]
 
 
 def test_where_only_one_gpu_is_visible_there_is_nothing_to_choose(gpus):
     gpus(10)
-    assert place() == place("cuda") == place("balanced") == place(need=None) == [0]
+    assert place_model() == place_model("cuda") == place_model("balanced") == place_model(need=None) == [0]
 
 
 def test_on_the_cpu_nothing_is_said_of_places():
@@ -118,7 +118,7 @@ def test_on_the_cpu_nothing_is_said_of_places():
 def test_a_run_takes_another_gpu_than_the_one_before_although_that_is_freer(gpus, taken):
     gpus(10, 30, 20)
     taken(1)
-    assert place() == [2]
+    assert place_model() == [2]
 
 
 def test_a_gpu_is_free_again_when_its_run_has_ended_however(gpus, taken):
@@ -127,25 +127,25 @@ def test_a_gpu_is_free_again_when_its_run_has_ended_however(gpus, taken):
     assert placement._lock(1, keep=False) is False
     other.kill()
     other.wait()
-    assert place() == [1]
+    assert place_model() == [1]
 
 
 def test_where_all_are_taken_the_freest_one_is_shared(gpus, taken):
     gpus(10, 30, 20)
     taken(0, 1, 2)
-    assert place() == [1]
+    assert place_model() == [1]
 
 
 def test_a_second_model_of_the_same_process_may_have_the_same_gpu(gpus):
     gpus(10, 30, 20)
-    assert place() == place() == [1]
+    assert place_model() == place_model() == [1]
 
 
 def test_a_gpu_that_a_run_named_itself_is_taken_too(gpus, taken):
     gpus(10, 30)
-    assert place("cuda:1") == [1]
+    assert place_model("cuda:1") == [1]
     taken(0)
-    assert "BlockingIOError" in started(1).communicate()[1]
+    assert "BlockingIOError" in start_holder(1).communicate()[1]
 
 
 @pytest.mark.parametrize("visible", [None, "4,7", "GPU-gpu-0,GPU-gpu-1"])
@@ -157,7 +157,7 @@ def test_a_gpu_that_the_grid_has_given_to_a_job_is_taken_however_it_is_called_he
         assert list(mine) == ["GPU-gpu-1"]
         if visible:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert place() == [0]
+        assert place_model() == [0]
         assert locks.take("GPU-gpu-0") is None
     assert locks.describe_holder("GPU-gpu-0") == f"process {os.getpid()}"
 
@@ -165,7 +165,7 @@ def test_a_gpu_that_the_grid_has_given_to_a_job_is_taken_however_it_is_called_he
 def test_a_folder_of_locks_that_is_another_users_is_left_alone(gpus, tmp_path, monkeypatch):
     gpus(10, 30)
     monkeypatch.setattr(locks.os, "getuid", lambda: 12345)
-    assert place() == [1]
+    assert place_model() == [1]
     assert list(tmp_path.rglob("gpu-*")) == []
     monkeypatch.setattr(locks, "_list_driver_ids", lambda: ["GPU-gpu-0"])
     with pytest.raises(PermissionError, match="belongs to another user"), locks.claim(1, pytest.fail):
@@ -174,7 +174,7 @@ def test_a_folder_of_locks_that_is_another_users_is_left_alone(gpus, tmp_path, m
 
 def test_unknown_weights_go_to_the_freest_gpu(gpus):
     gpus(10, 30)
-    assert place(need=None) == [1]
+    assert place_model(need=None) == [1]
 
 
 def test_the_driver_is_asked_for_free_memory_and_not_each_gpu(gpus, driver):
@@ -201,36 +201,36 @@ def test_where_there_is_no_driver_cuda_is_asked(gpus, driver):
 
 def test_weights_that_do_not_fit_one_gpu_are_put_on_as_few_as_hold_them(gpus):
     gpus(20, 24, 22, 24)
-    assert place(need=40) == [1, 3]
-    assert place(need=60) == [1, 2, 3]
+    assert place_model(need=40) == [1, 3]
+    assert place_model(need=60) == [1, 2, 3]
 
 
 def test_gpus_that_nobody_has_taken_are_preferred_for_a_large_model_as_well(gpus, taken):
     gpus(24, 24, 24, 24)
     taken(0, 1)
-    assert place(need=40) == [2, 3]
-    assert place(need=70) == [0, 1, 2, 3]
+    assert place_model(need=40) == [2, 3]
+    assert place_model(need=70) == [0, 1, 2, 3]
 
 
 def test_balanced_takes_all_that_nobody_has_taken(gpus, taken):
     gpus(24, 24, 24, 24)
-    assert place("balanced") == [0, 1, 2, 3]
+    assert place_model("balanced") == [0, 1, 2, 3]
     placement._held.clear()
     taken(1)
-    assert place("balanced") == [0, 2, 3]
+    assert place_model("balanced") == [0, 2, 3]
 
 
 def test_a_tight_fit_is_tried(gpus):
     gpus(16)
-    assert place(need=15.5) == [0]
+    assert place_model(need=15.5) == [0]
 
 
 @pytest.mark.parametrize(("free", "need"), [((16,), 17), ((24, 24), 60)])
 def test_weights_that_fit_no_gpus_are_refused_with_the_figures(gpus, free, need):
     gpus(*free)
     with pytest.raises(placement.TooLarge) as caught:
-        place(need=need)
-    message = one_line(str(caught.value))
+        place_model(need=need)
+    message = assert_one_line(str(caught.value))
     assert f"{need}.0 GB" in message
     assert " + ".join(f"{size}.0" for size in free) in message
     assert message.endswith("or device=cpu")
@@ -240,7 +240,7 @@ def test_weights_that_fit_no_gpus_are_refused_with_the_figures(gpus, free, need)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_weights_are_known_from_the_configuration(tmp_path, kind, tied, dtype):
-    model = tiny.model(kind, tie_word_embeddings=tied).to(dtype)
+    model = tiny.create_model(kind, tie_word_embeddings=tied).to(dtype)
     model.save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     expected = sum(parameter.nbytes for parameter in model.parameters())
@@ -248,7 +248,7 @@ def test_the_weights_are_known_from_the_configuration(tmp_path, kind, tied, dtyp
 
 
 def test_quantised_weights_are_not_known(tmp_path):
-    tiny.model().save_pretrained(tmp_path)
+    tiny.create_model().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "fp8"}}))
     assert placement.estimate_weights(AutoConfig.from_pretrained(tmp_path), "auto") is None
@@ -257,12 +257,12 @@ def test_quantised_weights_are_not_known(tmp_path):
 def test_a_model_is_loaded_straight_to_its_gpus(gpus, tmp_path, monkeypatch):
     """What transformers is told, and that accelerate spreads a model over two GPUs by it."""
     told = {}
-    name = tiny.save(tmp_path / "tiny", tiny.model(num_hidden_layers=6), tiny.tokenizer())
+    name = tiny.save(tmp_path / "tiny", tiny.create_model(num_hidden_layers=6), tiny.create_tokenizer())
     size = placement.estimate_weights(AutoConfig.from_pretrained(name), "auto") / GB
 
     def load(source, **options):
         told.update(options)
-        return tiny.model(), {"missing_keys": []}
+        return tiny.create_model(), {"missing_keys": []}
 
     monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", load)
     monkeypatch.setattr(loading, "pick_device", placement.pick_device)
@@ -272,7 +272,7 @@ def test_a_model_is_loaded_straight_to_its_gpus(gpus, tmp_path, monkeypatch):
     gpus(size * 0.8, size * 0.8)
     loading.load(name)
     assert told["device_map"] == "balanced"
-    spread = infer_auto_device_map(tiny.model(num_hidden_layers=6), told["max_memory"], ["LlamaDecoderLayer"])
+    spread = infer_auto_device_map(tiny.create_model(num_hidden_layers=6), told["max_memory"], ["LlamaDecoderLayer"])
     assert set(spread.values()) == {0, 1}
     gpus(size * 0.4, size * 0.4)
     with pytest.raises(placement.TooLarge):
@@ -280,7 +280,7 @@ def test_a_model_is_loaded_straight_to_its_gpus(gpus, tmp_path, monkeypatch):
 
 
 def test_a_part_without_room_is_no_silent_crawl(monkeypatch):
-    model = tiny.model()
+    model = tiny.create_model()
     model.hf_device_map = {"model.embed_tokens": 0, "model.layers.0": 1, "model.layers.1": "disk"}
     with pytest.raises(
         placement.TooLarge, match=r"model\.layers\.1 and the modules after it do not fit on the GPUs.* or device=cpu"
@@ -294,7 +294,7 @@ def test_a_part_without_room_is_no_silent_crawl(monkeypatch):
 @pytest.fixture
 def dispatched(tmp_path):
     """A model in two places, one layer on disk until it is wanted; and the same model in one."""
-    model, whole = tiny.model(num_hidden_layers=4), tiny.model(num_hidden_layers=4)
+    model, whole = tiny.create_model(num_hidden_layers=4), tiny.create_model(num_hidden_layers=4)
     names = [
         *(f"model.layers.{n}" for n in range(4)),
         "model.embed_tokens",
@@ -315,8 +315,8 @@ def test_a_model_in_two_places_writes_and_reads_as_in_one(dispatched):
     found = []
     for model in dispatched:
         options = {"max_tokens": 12, "batches": [[2, 0, 1]], "progress": False}
-        (written,) = generation.measure(model, tiny.tokenizer(), TEXTS, **options)
-        (read,) = scoring.measure(model, tiny.tokenizer(), TEXTS, TEXTS[::-1], **options)
+        (written,) = generation.measure(model, tiny.create_tokenizer(), TEXTS, **options)
+        (read,) = scoring.measure(model, tiny.create_tokenizer(), TEXTS, TEXTS[::-1], **options)
         found.append([*written.records, *read.records])
     for one, other in zip(*found, strict=True):
         assert one["tokens"].tolist() == other["tokens"].tolist()
@@ -335,7 +335,7 @@ def test_run_json_says_where_the_model_lay(dispatched):
 
 
 def test_several_gpus_are_described_with_their_share(monkeypatch):
-    model = tiny.model()
+    model = tiny.create_model()
     model.hf_device_map = {
         "model.embed_tokens": 0,
         **{f"model.layers.{n}": int(n > 9) for n in range(32)},
@@ -361,14 +361,14 @@ def test_several_gpus_are_described_with_their_share(monkeypatch):
 def test_auto_makes_several_batches_of_the_same_size_on_a_cpu():
     """A run that is cut off loses the batch it is at."""
     inputs = Inputs([[1, 2, 3]] * 100)
-    assert generation.choose_batch_size("auto", tiny.model(), inputs, 10) == 25
-    assert generation.choose_batch_size("auto", tiny.model(), Inputs([[1]] * 33), 10) == 17
-    assert generation.choose_batch_size("auto", tiny.model(), Inputs([[1]] * 8), 10) == 8
-    assert generation.choose_batch_size(100, tiny.model(), inputs, 10) == 100
+    assert generation.choose_batch_size("auto", tiny.create_model(), inputs, 10) == 25
+    assert generation.choose_batch_size("auto", tiny.create_model(), Inputs([[1]] * 33), 10) == 17
+    assert generation.choose_batch_size("auto", tiny.create_model(), Inputs([[1]] * 8), 10) == 8
+    assert generation.choose_batch_size(100, tiny.create_model(), inputs, 10) == 100
 
 
 def test_the_fullest_gpu_decides_the_size_of_a_batch(monkeypatch):
-    model, inputs = tiny.model(), Inputs([[1] * 90] * 1000)
+    model, inputs = tiny.create_model(), Inputs([[1] * 90] * 1000)
     sizes = []
     for places in ([(10**7, 1.0)], [(10**7, 0.5), (10**7, 0.5)], [(10**7, 0.5), (10**6, 0.5)]):
         monkeypatch.setattr(model_facts, "find_free_memory", lambda model, places=places: places)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from test_book import project
+from test_book import write_project
 
 import tiny
 from cost_simulation import assumptions, costs, scale
@@ -20,26 +20,26 @@ from nucleoscope import quantities
 from nucleoscope.book import site
 from nucleoscope.measure import generation, model_facts
 from nucleoscope.measure.encoding import Inputs
-from nucleoscope.stats import bootstrap, correlation, sample
+from nucleoscope.stats import bootstrap, correlation, curve_statistics
 from nucleoscope.store import results
 from nucleoscope.views import figures
-from synthetic import full
+from synthetic import draw_full
 
 ROOT = Path(__file__).parents[2]
-PROMISE = 2 * 10**9  # bytes that 15 full cells take
+PROMISE = 2 * 10**9  # bytes that 15 full runs take
 
 
-def script(name: str):
+def load_script(name: str):
     spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-MEMORY = script("measure_memory")
+MEMORY = load_script("measure_memory")
 
 
-def saved(folder: Path, records) -> Path:
+def save_records(folder: Path, records) -> Path:
     path = folder / "data" / "model" / results.MEASUREMENTS
     path.parent.mkdir(parents=True)
     torch.save(records, path)
@@ -51,13 +51,13 @@ def saved(folder: Path, records) -> Path:
 
 def test_reading_takes_no_memory_for_candidates(tmp_path):
     """Neither from tokens.parquet nor where that has to be written first."""
-    records = [tiny.record("the rain in Spain", seed=seed) for seed in range(3)]
+    records = [tiny.create_record("the rain in Spain", seed=seed) for seed in range(3)]
     wide = [{**record, "top_p_tokens": [torch.arange(10**6, dtype=torch.int32) for _ in "1234"]} for record in records]
     for record in wide:
         record["top_p_probs"] = [ids.float() for ids in record["top_p_tokens"]]
         for name in ["tokens", *quantities.find_columns()]:
             record[name] = record[name][:4]
-    path = saved(tmp_path, wide)
+    path = save_records(tmp_path, wide)
     assert path.stat().st_size > 90e6
     for _ in range(2):
         code = "import resource, sys, torch, pandas, pyarrow.parquet; from nucleoscope.store import results as r\n"
@@ -75,25 +75,25 @@ def test_reading_takes_no_memory_for_candidates(tmp_path):
 
 def test_counts_in_parts_are_the_same_draws(monkeypatch):
     whole = bootstrap.draw_counts(30, 50, seed=1)
-    cell = full(4)
-    values, prompt = cell[["entropy", "cosine", "k"]].to_numpy(float), cell["prompt"].to_numpy()
+    run = draw_full(4)
+    values, prompt = run[["entropy", "cosine", "k"]].to_numpy(float), run["prompt"].to_numpy()
     pearson, bins = bootstrap.compute_pearson(values, prompt, whole), bootstrap.Bins(values[:, 0], values[:, 1], prompt)
-    means, coefficients = bins.compute_means(whole), correlation.compute_coefficients(cell, resamples=50)
+    means, coefficients = bins.compute_means(whole), correlation.compute_coefficients(run, resamples=50)
     monkeypatch.setattr(bootstrap, "COUNTS", 100)
     assert np.array_equal(bootstrap.draw_counts(30, 50, seed=1), whole)
     np.testing.assert_allclose(bootstrap.compute_pearson(values, prompt, whole), pearson, atol=1e-13)
     np.testing.assert_allclose(bins.compute_means(whole), means, atol=1e-13)
     numbers = coefficients.select_dtypes("number")
-    again = correlation.compute_coefficients(cell, resamples=50)[numbers.columns]
+    again = correlation.compute_coefficients(run, resamples=50)[numbers.columns]
     pd.testing.assert_frame_equal(again, numbers, rtol=1e-11)
 
 
 def test_a_spline_fitted_in_parts_explains_as_much(monkeypatch):
-    cell = results.select_choices(full(5, prompts=100))
-    x, y = cell["entropy"].to_numpy(), cell["cosine"].to_numpy()
-    whole = sample.compute_explainable(x, y)
+    run = results.select_choices(draw_full(5, prompts=100))
+    x, y = run["entropy"].to_numpy(), run["cosine"].to_numpy()
+    whole = curve_statistics.compute_explainable(x, y)
     monkeypatch.setattr(sample, "ROWS", 97)
-    assert sample.compute_explainable(x, y) == pytest.approx(whole, abs=1e-12)
+    assert curve_statistics.compute_explainable(x, y) == pytest.approx(whole, abs=1e-12)
 
 
 def test_many_cores_take_no_more_processes_than_the_memory_is_for(monkeypatch):
@@ -121,15 +121,15 @@ def test_many_cores_take_no_more_processes_than_the_memory_is_for(monkeypatch):
 
 
 def test_a_page_carries_no_more_points_than_a_browser_likes(monkeypatch):
-    cell = full(6)
-    chosen = len(results.select_choices(cell))
+    run = draw_full(6)
+    chosen = len(results.select_choices(run))
     monkeypatch.setattr(figures, "MOST", 100)
-    points, medians = figures.plot_scatter(cell).data
+    points, medians = figures.plot_scatter(run).data
     every = -(-chosen // 100)
     assert len(points.x) == -(-chosen // every) <= 100
-    assert f", every {every}" in figures.plot_scatter(cell).layout.title.text
+    assert f", every {every}" in figures.plot_scatter(run).layout.title.text
     assert sum(medians.customdata) == chosen
-    for bars in figures.plot_distributions(cell).data:
+    for bars in figures.plot_distributions(run).data:
         assert sum(bars.y) == chosen
         assert len(bars.y) == bootstrap.BINS
 
@@ -140,13 +140,13 @@ def test_a_page_carries_no_more_points_than_a_browser_likes(monkeypatch):
 @pytest.mark.skipif(
     not Path("/proc/self/smaps_rollup").exists(), reason="THIS SYSTEM DOES NOT TELL WHAT PROCESSES SHARE: NEEDS LINUX"
 )
-def test_15_full_cells_are_read_and_analysed_in_less_than_2_gb(tmp_path):
+def test_15_full_runs_are_read_and_analysed_in_less_than_2_gb(tmp_path):
     """Memory hardly depends on the resamples, 4 bytes a prompt each: 2,000 were seen to take 2 % more than 100."""
-    MEMORY.grid(tmp_path, 100)
+    MEMORY.write_grid(tmp_path, 100)
     code = "import sys; from nucleoscope import results as r; r.load_runs(sys.argv[1]); r.load_table(sys.argv[1])"
-    bytes_read, _ = MEMORY.watched([sys.executable, "-c", code, str(tmp_path)])
+    bytes_read, _ = MEMORY.watch([sys.executable, "-c", code, str(tmp_path)])
     command = [sys.executable, str(ROOT / "scripts/correlation_eval.py"), "--results_dir", str(tmp_path)]
-    bytes_analysed, _ = MEMORY.watched([*command, "--resamples", "100"])
+    bytes_analysed, _ = MEMORY.watch([*command, "--resamples", "100"])
     assert 30e6 < bytes_read < PROMISE / 4  # more than Python itself: something was measured
     assert 300e6 < bytes_analysed < PROMISE
     notebook = tmp_path / results.ANALYSES / "correlation.ipynb"
@@ -156,7 +156,7 @@ def test_15_full_cells_are_read_and_analysed_in_less_than_2_gb(tmp_path):
 
 def test_a_command_that_fails_is_not_taken_for_a_small_one():
     with pytest.raises(RuntimeError, match="failed with exit status 3"):
-        MEMORY.watched([sys.executable, "-c", "raise SystemExit(3)"])
+        MEMORY.watch([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 # The simulation
@@ -171,7 +171,7 @@ CONFIGS = {
 }
 
 
-def config(model: scale.Model):
+def create_config(model: scale.ModelSize):
     return CONFIGS[model.name](
         num_hidden_layers=model.layers,
         hidden_size=model.hidden,
@@ -189,14 +189,14 @@ def config(model: scale.Model):
 )
 def test_sizes_and_batches_are_those_of_the_real_code(model, monkeypatch):
     with torch.device("meta"):
-        real = transformers.AutoModelForCausalLM.from_config(config(model), dtype=torch.bfloat16)
+        real = transformers.AutoModelForCausalLM.from_config(create_config(model), dtype=torch.bfloat16)
     assert model.parameters == pytest.approx(sum(p.numel() for p in real.parameters()), rel=1e-3)
     chosen = set()
     for free, longest in ((60e9, 300), (60e9, 4000), (20e9, 2000), (1e9, 50)):
         monkeypatch.setattr(model_facts, "find_free_memory", lambda _, free=free: [(int(free), 1.0)])
         for prompts in (1, 100, 129, 10_000):
             inputs = Inputs([[0] * longest] * prompts)
-            rows = scale.batch_size(model, longest, 100, free, prompts)
+            rows = scale.compute_batch_size(model, longest, 100, free, prompts)
             assert rows == generation.choose_batch_size("auto", real, inputs, 100)
             chosen.add((prompts, rows))
     assert {(1, 1), (100, 100), (129, 65), (10_000, 127)} < chosen  # even where all fit: 79 batches of 127
@@ -204,21 +204,21 @@ def test_sizes_and_batches_are_those_of_the_real_code(model, monkeypatch):
 
 def test_the_limit_is_that_of_a_gpu_and_no_prompts_make_no_trouble():
     assert generation.BATCH_LIMIT["cuda"] == scale.LIMIT
-    assert scale.batch_size(assumptions.SMALL, 50, 100, 60e9, 0) == scale.LIMIT
+    assert scale.compute_batch_size(assumptions.SMALL, 50, 100, 60e9, 0) == scale.LIMIT
 
 
 def test_a_step_takes_as_long_as_reading_or_computing():
-    model = scale.Model("m", 2, 8, 2, 1, 4, 16, 100)
+    model = scale.ModelSize("m", 2, 8, 2, 1, 4, 16, 100)
     assert model.parameters == 2 * (2 * 8 * 4 * 3 + 3 * 8 * 16) + 2 * 800
     assert model.cache == 2 * 2 * 1 * 4 * 2
     a = {"flops": 1000, "flops share": 0.5, "bandwidth": 100, "bandwidth share": 0.1}
-    read, computed = scale.roof(model, 3, 7, a)
+    read, computed = scale.compute_roof(model, 3, 7, a)
     assert read == pytest.approx((2 * (model.parameters - 800) + 3 * 7 * model.cache) / 10)
     assert computed == pytest.approx(2 * (model.parameters - 800) * 3 / 500)
 
 
 class Fates:
-    """A generator whose cells are lost after the given seconds, then never."""
+    """A generator whose runs are lost after the given seconds, then never."""
 
     def __init__(self, *lost):
         self.lost = iter(lost)
@@ -227,16 +227,16 @@ class Fates:
         return next(self.lost, np.inf)
 
 
-def cluster(gpus, **other):
+def create_cluster(gpus, **other):
     return scale.Cluster(**{"gpus": gpus, "disk": 100, "link": 10, "start": 1, "lost": 1, "again": 50, **other})
 
 
-CELL = scale.Work(20, (5, 5, 5), 4)  # 1 s of start, 2 s of loading, 15 s of batches, 4 s of finishing
+RUN = scale.Work(20, (5, 5, 5), 4)  # 1 s of start, 2 s of loading, 15 s of batches, 4 s of finishing
 
 
-def test_cells_wait_for_a_gpu_and_share_the_file_system():
+def test_runs_wait_for_a_gpu_and_share_the_file_system():
     def run(*given, **other):
-        return scale.queue([CELL] * 4, cluster(*given, **other), Fates())
+        return scale.simulate_queue([RUN] * 4, create_cluster(*given, **other), Fates())
 
     assert run(1) == scale.Outcome(4 * 22, 4 * 22, 0)
     assert run(4) == scale.Outcome(22, 4 * 22, 0)
@@ -245,45 +245,45 @@ def test_cells_wait_for_a_gpu_and_share_the_file_system():
     assert (slow.wall, slow.held) == pytest.approx((24, 4 * 24))
 
 
-def test_a_lost_cell_goes_on_after_its_last_batch():
+def test_a_lost_run_goes_on_after_its_last_batch():
     # 12 s after its GPU was taken, 9 s into its batches: one of them is saved. Then two batches are left.
-    lost = scale.queue([CELL], cluster(1), Fates(12))
+    lost = scale.simulate_queue([RUN], create_cluster(1), Fates(12))
     assert lost == scale.Outcome(12 + 50 + 3 + 10 + 4, 12 + 17, 1)
     # What is lost while it finishes has all batches.
-    assert scale.queue([CELL], cluster(1), Fates(20)) == scale.Outcome(20 + 50 + 3 + 4, 20 + 7, 1)
-    # Another cell takes the GPU meanwhile.
-    assert scale.queue([CELL] * 2, cluster(1, again=5), Fates(12)).wall == 12 + 22 + 17
+    assert scale.simulate_queue([RUN], create_cluster(1), Fates(20)) == scale.Outcome(20 + 50 + 3 + 4, 20 + 7, 1)
+    # Another run takes the GPU meanwhile.
+    assert scale.simulate_queue([RUN] * 2, create_cluster(1, again=5), Fates(12)).wall == 12 + 22 + 17
 
 
 def test_a_gpu_does_all_that_is_asked_of_it_whatever_is_lost():
     rng = np.random.default_rng(0)
-    cells = [scale.Work(20, (50, 50), 30)] * 40
-    done = scale.queue(cells, cluster(4, lost=10), rng)
+    runs = [scale.Work(20, (50, 50), 30)] * 40
+    done = scale.simulate_queue(runs, create_cluster(4, lost=10), rng)
     assert done.losses > 5
     assert done.held > 40 * (1 + 2 + 130)
     assert done.wall >= done.held / 4
 
 
 def test_our_runs_are_slower_than_the_roof_but_not_by_much():
-    _, ratios = costs.checked()
+    _, ratios = costs.compare_roofline()
     assert all(0.1 < ratio < 1 for ratio in ratios)
 
 
 def test_our_runs_are_held_against_a_roof_of_their_own_batches():
     """A roof of larger batches is higher, and the runs would look worse than they were."""
-    table, ratios = costs.checked()
+    table, ratios = costs.compare_roofline()
     assert [line.split("|")[2].strip() for line in table.splitlines()[2:]] == ["25"] * len(ratios)
     still = {"layer": 0, "measuring": 0, "passes": 0, "candidates": 0, "unpacking": 0}
     name, prompt, reached, rows, seconds = assumptions.RUNS[0]
     data = scale.Data(name, prompt, prompt, 0, reached)
-    one = scale.batch(assumptions.SMALL, data, 100, 100, {**assumptions.CORES, **still})
+    one = scale.compute_batch(assumptions.SMALL, data, 100, 100, {**assumptions.CORES, **still})
     assert 1.5 * one / seconds < ratios[0]
-    four = 4 * scale.batch(assumptions.SMALL, data, rows, 100, {**assumptions.CORES, **still})
+    four = 4 * scale.compute_batch(assumptions.SMALL, data, rows, 100, {**assumptions.CORES, **still})
     assert ratios[0] == pytest.approx(four / seconds)
 
 
 def test_the_simulated_analysis_covers_what_was_measured():
-    found = costs.simulated(1, 5, 3, 100, 200)["analysis"]
+    found = costs.simulate(1, 5, 3, 100, 200)["analysis"]
     low, high = np.quantile(found, [0.05, 0.95])
     assert low < assumptions.ONCE / 3600 < high
     assert f"the whole command {assumptions.ONCE / 2:.0f} s" in (ROOT / "README.md").read_text()
@@ -291,7 +291,7 @@ def test_the_simulated_analysis_covers_what_was_measured():
 
 def test_the_page_is_what_the_script_prints(tmp_path):
     printed = subprocess.run([sys.executable, "scripts/scale.py"], cwd=ROOT, capture_output=True, check=True).stdout
-    root = project(tmp_path)
+    root = write_project(tmp_path)
     for name in ("scale.py", "scale.md"):
         (root / "scripts" / name).write_bytes((ROOT / "scripts" / name).read_bytes())
     shutil.copytree(ROOT / "scripts/cost_simulation", root / "scripts/cost_simulation")

@@ -13,12 +13,12 @@ from nucleoscope.stats import bootstrap
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def spelled_out(prompt: np.ndarray, row: np.ndarray) -> np.ndarray:
+def spell_out(prompt: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Indices of the tokens of one resample, each as often as its prompt was drawn."""
     return np.repeat(np.arange(len(prompt)), row[prompt])
 
 
-def made(seed: int, tokens: int = 300, prompts: int = 12, resamples: int = 40):
+def draw_sample(seed: int, tokens: int = 300, prompts: int = 12, resamples: int = 40):
     """Two columns with ties, the prompts of unequal size, and counts of some resamples, the data first."""
     rng = np.random.default_rng(seed)
     prompt = np.sort(rng.choice(prompts, tokens, p=np.arange(1, prompts + 1) / (prompts * (prompts + 1) / 2)))
@@ -29,7 +29,7 @@ def made(seed: int, tokens: int = 300, prompts: int = 12, resamples: int = 40):
 
 
 @st.composite
-def samples(draw):
+def draw_samples(draw):
     """Few tokens with many ties, prompts that may have none, and counts that may leave all but one out."""
     tokens, prompts = draw(st.integers(1, 25)), draw(st.integers(1, 5))
     small = st.integers(-3, 3).map(float)
@@ -41,7 +41,7 @@ def samples(draw):
     return values, prompt, np.stack([once, *draw(st.lists(rows, min_size=1, max_size=4))])
 
 
-def of_all(function, values: np.ndarray) -> np.ndarray:
+def apply_to_all(function, values: np.ndarray) -> np.ndarray:
     """scipy's coefficients between all columns; NaN where one is constant, which scipy warns of."""
     varied = [len(set(column)) > 1 for column in values.T]
     return np.array(
@@ -54,7 +54,7 @@ def of_all(function, values: np.ndarray) -> np.ndarray:
 
 def assert_same_coefficients(values, prompt, counts, tolerance):
     for ours, scipys in ((bootstrap.compute_pearson, stats.pearsonr), (bootstrap.compute_spearman, stats.spearmanr)):
-        expected = np.stack([of_all(scipys, values[spelled_out(prompt, row)]) for row in counts])
+        expected = np.stack([apply_to_all(scipys, values[spell_out(prompt, row)]) for row in counts])
         np.testing.assert_allclose(ours(values, prompt, counts), expected, rtol=0, atol=tolerance)
 
 
@@ -64,7 +64,7 @@ def assert_same_bins(values, prompt, counts, bins):
     sizes, medians = table.compute_sizes_and_medians(counts)
     means = table.compute_means(counts)
     for row, size, median, mean in zip(counts, sizes, medians, means, strict=True):
-        taken = spelled_out(prompt, row)
+        taken = spell_out(prompt, row)
         for name, found in (("count", size), ("median", median), ("mean", mean)):
             expected = stats.binned_statistic(x[taken], y[taken], name, table.edges).statistic
             np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12, err_msg=name)
@@ -95,18 +95,18 @@ def test_a_seed_gives_the_same_resamples_and_another_others():
 # Coefficients
 
 
-@given(samples())
+@given(draw_samples())
 @settings(deadline=None, max_examples=200, derandomize=True)
 def test_ranks_of_a_resample_are_those_of_the_spelled_out_table(sample):
     values, prompt, counts = sample
     ranks = bootstrap.Ranks(values[:, 0], prompt)(counts)
     for row, found in zip(counts, ranks, strict=True):
-        taken = spelled_out(prompt, row)
+        taken = spell_out(prompt, row)
         np.testing.assert_array_equal(found[taken], 2 * stats.rankdata(values[taken, 0]) - 1)
         assert found[taken].mean() == pytest.approx(len(taken), rel=1e-15)
 
 
-@given(samples())
+@given(draw_samples())
 @settings(deadline=None, max_examples=200, derandomize=True)
 def test_coefficients_of_a_resample_are_those_of_the_spelled_out_table(sample):
     assert_same_coefficients(*sample, tolerance=1e-10)
@@ -114,12 +114,12 @@ def test_coefficients_of_a_resample_are_those_of_the_spelled_out_table(sample):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_coefficients_of_a_larger_table_are_those_of_scipy_to_1e12(seed):
-    assert_same_coefficients(*made(seed), tolerance=1e-12)
+    assert_same_coefficients(*draw_sample(seed), tolerance=1e-12)
 
 
 @pytest.mark.parametrize("offset", [1e3, -1e5])
 def test_pearson_does_not_suffer_from_values_far_from_zero(offset):
-    values, prompt, counts = made(1)
+    values, prompt, counts = draw_sample(1)
     near, far = (bootstrap.compute_pearson(shifted, prompt, counts) for shifted in (values, values + offset))
     np.testing.assert_allclose(far, near, rtol=0, atol=1e-9)
 
@@ -151,7 +151,7 @@ def test_coefficients_stay_within_one():
 
 
 def test_the_order_of_tokens_does_not_matter():
-    values, prompt, counts = made(2)
+    values, prompt, counts = draw_sample(2)
     mixed = np.random.default_rng(0).permutation(len(prompt))
     for function in (bootstrap.compute_pearson, bootstrap.compute_spearman):
         expected = function(values, prompt, counts)
@@ -161,7 +161,7 @@ def test_the_order_of_tokens_does_not_matter():
 # Bins
 
 
-@given(samples(), st.integers(1, 9))
+@given(draw_samples(), st.integers(1, 9))
 @settings(deadline=None, max_examples=200, derandomize=True)
 def test_bins_of_a_resample_are_those_of_the_spelled_out_table(sample, bins):
     values, prompt, counts = sample
@@ -171,11 +171,11 @@ def test_bins_of_a_resample_are_those_of_the_spelled_out_table(sample, bins):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_bins_of_a_larger_table_are_those_of_scipy(seed):
-    assert_same_bins(*made(seed), bins=50)
+    assert_same_bins(*draw_sample(seed), bins=50)
 
 
 def test_bins_of_the_data_are_those_of_scipy():
-    values, prompt, _ = made(0)
+    values, prompt, _ = draw_sample(0)
     bins = bootstrap.Bins(*values.T, prompt)
     for name, found in (("median", bins.compute_medians()), ("count", bins.count), ("std", bins.compute_deviations())):
         expected = stats.binned_statistic(*values.T, name, bins=50)
@@ -214,7 +214,7 @@ def test_a_constant_x_has_all_tokens_in_one_bin():
 
 @pytest.mark.parametrize("size", [1, 700, 10**7])
 def test_the_size_of_blocks_does_not_matter(monkeypatch, size):
-    values, prompt, counts = made(0)
+    values, prompt, counts = draw_sample(0)
     expected = bootstrap.compute_spearman(values, prompt, counts)
     sizes, medians = bootstrap.Bins(*values.T, prompt).compute_sizes_and_medians(counts)
     monkeypatch.setattr(bootstrap, "BLOCK", size)

@@ -1,4 +1,4 @@
-"""`correlation`: coefficients against scipy, intervals against their coverage, and cells too poor for them."""
+"""`correlation`: coefficients against scipy, intervals against their coverage, and runs too poor for them."""
 
 import hashlib
 import itertools
@@ -11,7 +11,7 @@ from scipy import special, stats
 
 from nucleoscope.stats import bootstrap, correlation
 from nucleoscope.store import results
-from synthetic import full, gaussian, table
+from synthetic import create_table, draw_full, draw_gaussian
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -20,18 +20,18 @@ OTHERS = ("full_entropy", "weighted_cosine", "similarity_entropy")
 COEFFICIENTS = [f"{kind} r" for kind in ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman")]
 
 
-def row_of(cell: pd.DataFrame, resamples: int = FEW, **options) -> pd.Series:
-    """The row of one cell in the table of the study."""
-    frame = correlation.compute_statistics({("model", "data"): cell}, resamples, **options)
+def compute_row(run: pd.DataFrame, resamples: int = FEW, **options) -> pd.Series:
+    """The row of one run in the table of the study."""
+    frame = correlation.compute_statistics({("model", "data"): run}, resamples, **options)
     assert len(frame) == 1
     return frame.iloc[0]
 
 
-def pairs_of(cell: pd.DataFrame, resamples: int = FEW) -> pd.DataFrame:
-    return correlation.compute_coefficients(cell, correlation.PAIRS, resamples)
+def compute_pairs(run: pd.DataFrame, resamples: int = FEW) -> pd.DataFrame:
+    return correlation.compute_coefficients(run, correlation.PAIRS, resamples)
 
 
-def log10_p(r: float, n: int) -> float:
+def compute_log10_p(r: float, n: int) -> float:
     """log10 of the two-sided p of r: DLMF 8.17.8 in logarithms, which scipy's p has no room for."""
     a, b, x = n / 2 - 1, 0.5, 1 - r**2
     logarithm = a * np.log(x) + b * np.log(1 - x) - np.log(a) - special.betaln(a, b)
@@ -44,8 +44,8 @@ def log10_p(r: float, n: int) -> float:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("x", "y"), correlation.PAIRS)
 def test_coefficients_are_those_of_scipy(seed, x, y):
-    cell = full(seed)
-    found, chosen = pairs_of(cell).loc[(x, y)], cell[cell["k"] > 1]
+    run = draw_full(seed)
+    found, chosen = compute_pairs(run).loc[(x, y)], run[run["k"] > 1]
     for kind, function in (("Pearson", stats.pearsonr), ("Spearman", stats.spearmanr)):
         expected = function(chosen[x], chosen[y])
         assert found[f"{kind} r"] == pytest.approx(expected.statistic, rel=0, abs=1e-12)
@@ -54,42 +54,42 @@ def test_coefficients_are_those_of_scipy(seed, x, y):
 
 
 def test_tokens_without_an_alternative_are_left_out_and_counted():
-    cell = full(0)
-    shown = cell.assign(cosine=np.where(cell["k"] > 1, cell["cosine"], 99.0))
-    alone = row_of(cell[cell["k"] > 1])
-    for found in (row_of(cell), row_of(shown)):
+    run = draw_full(0)
+    shown = run.assign(cosine=np.where(run["k"] > 1, run["cosine"], 99.0))
+    alone = compute_row(run[run["k"] > 1])
+    for found in (compute_row(run), compute_row(shown)):
         assert found["tokens"] == 600
-        assert found["tokens with k > 1"] == (cell["k"] > 1).sum() < 600
+        assert found["tokens with k > 1"] == (run["k"] > 1).sum() < 600
         pd.testing.assert_series_equal(found.drop("tokens"), alone.drop("tokens"))
-    assert (results.select_choices(cell)["k"] > 1).all()
+    assert (results.select_choices(run)["k"] > 1).all()
 
 
 def test_a_prompt_counts_only_with_a_token_that_had_an_alternative():
-    cell = full(0)
-    cell.loc[cell["prompt"] < 5, "k"] = 1
-    assert row_of(cell)["prompts"] == 25
+    run = draw_full(0)
+    run.loc[run["prompt"] < 5, "k"] = 1
+    assert compute_row(run)["prompts"] == 25
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("x", "y"), correlation.PAIRS)
 def test_the_partial_coefficient_is_that_of_what_ranks_of_log_k_leave(seed, x, y):
-    cell = results.select_choices(full(seed))
-    given = np.stack([np.ones(len(cell)), stats.rankdata(np.log(cell["k"]))], axis=1)
-    ranks = np.stack([stats.rankdata(cell[name]) for name in (x, y)], axis=1)
+    run = results.select_choices(draw_full(seed))
+    given = np.stack([np.ones(len(run)), stats.rankdata(np.log(run["k"]))], axis=1)
+    ranks = np.stack([stats.rankdata(run[name]) for name in (x, y)], axis=1)
     left = ranks - given @ np.linalg.lstsq(given, ranks)[0]
     expected = stats.pearsonr(*left.T).statistic
-    assert pairs_of(cell).loc[(x, y), "partial Spearman r"] == pytest.approx(expected, abs=1e-10)
+    assert compute_pairs(run).loc[(x, y), "partial Spearman r"] == pytest.approx(expected, abs=1e-10)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_within_prompt_coefficient_is_the_mean_of_the_prompts_own(seed):
-    cell = full(seed, length=4)  # short prompts: some have fewer than three tokens left, some are constant
+    run = draw_full(seed, length=4)  # short prompts: some have fewer than three tokens left, some are constant
     own = []
-    for _, tokens in results.select_choices(cell).groupby("prompt"):
+    for _, tokens in results.select_choices(run).groupby("prompt"):
         x, y = tokens["entropy"].to_numpy(), tokens["cosine"].to_numpy()
         if len(tokens) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
             own.append(stats.spearmanr(x, y).statistic)
-    found = row_of(cell)
+    found = compute_row(run)
     assert 0 < found["within-prompt Spearman prompts"] == len(own) < found["prompts"]
     assert found["within-prompt Spearman r"] == pytest.approx(np.mean(own), abs=1e-12)
 
@@ -97,34 +97,34 @@ def test_the_within_prompt_coefficient_is_the_mean_of_the_prompts_own(seed):
 def test_the_within_prompt_coefficient_sees_no_differences_between_prompts():
     """Within each prompt entropy and cosine rise together, over all prompts they fall."""
     prompt, step = np.repeat(np.arange(20), 10), np.tile(np.arange(10), 20)
-    found = row_of(table(prompt, step + 10.0 * prompt, step - 10.0 * prompt))
+    found = compute_row(create_table(prompt, step + 10.0 * prompt, step - 10.0 * prompt))
     assert found["within-prompt Spearman r"] == pytest.approx(1)
     assert found["Spearman r"] < -0.9
 
 
 def test_what_is_monotone_in_k_alone_has_no_partial_coefficient_to_speak_of():
-    cell = gaussian(0, share=0)
-    k = cell["k"]
+    run = draw_gaussian(0, share=0)
+    k = run["k"]
     rng = np.random.default_rng(0)
-    found = row_of(cell.assign(entropy=k + rng.normal(0, 0.3, len(k)), cosine=-k + rng.normal(0, 0.3, len(k))))
+    found = compute_row(run.assign(entropy=k + rng.normal(0, 0.3, len(k)), cosine=-k + rng.normal(0, 0.3, len(k))))
     assert found["Spearman r"] < -0.9
     assert abs(found["partial Spearman r"]) < 0.1
 
 
 @pytest.mark.parametrize("kind", ["Pearson", "Spearman"])
 def test_intervals_are_those_of_prompts_drawn_again(kind):
-    cell = gaussian(0, prompts=15)
-    found, column = row_of(cell, 200, seed=7), []
+    run = draw_gaussian(0, prompts=15)
+    found, column = compute_row(run, 200, seed=7), []
     function = {"Pearson": stats.pearsonr, "Spearman": stats.spearmanr}[kind]
     for counts in bootstrap.draw_counts(15, 200, seed=7):
-        taken = cell.loc[np.repeat(cell.index, counts[cell["prompt"]])]
+        taken = run.loc[np.repeat(run.index, counts[run["prompt"]])]
         column.append(function(taken["entropy"], taken["cosine"]).statistic)
     expected = np.quantile(column, [0.025, 0.975])
     np.testing.assert_allclose([found[f"{kind} low"], found[f"{kind} high"]], expected, rtol=0, atol=1e-12)
 
 
 def test_every_coefficient_lies_within_its_interval():
-    for _, found in pairs_of(full(0), 300).iterrows():
+    for _, found in compute_pairs(draw_full(0), 300).iterrows():
         for kind in ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman"):
             assert found[f"{kind} low"] < found[f"{kind} r"] < found[f"{kind} high"]
 
@@ -135,7 +135,7 @@ def test_every_coefficient_lies_within_its_interval():
 @pytest.mark.parametrize("n", [9000, 30_000, 100_000, 1_000_000])
 @pytest.mark.parametrize("r", [-0.6, -0.7564, 0.3, 0.4, 0.9])
 def test_p_is_right_far_beyond_the_range_of_doubles(r, n):
-    assert correlation.compute_log10_p(r, n) == pytest.approx(log10_p(r, n), rel=1e-11)
+    assert correlation.compute_log10_p(r, n) == pytest.approx(compute_log10_p(r, n), rel=1e-11)
 
 
 def test_both_ways_to_p_agree_where_one_takes_over_from_the_other():
@@ -145,7 +145,7 @@ def test_both_ways_to_p_agree_where_one_takes_over_from_the_other():
     assert np.abs(np.diff(steps)).max() < 1e-4  # no jump
 
 
-def test_p_of_a_full_cell_keeps_its_magnitude():
+def test_p_of_a_full_run_keeps_its_magnitude():
     assert correlation.format_power_of_ten(correlation.compute_log10_p(-0.6, 9000)) == "1.41358e-874"
 
 
@@ -164,19 +164,19 @@ def test_p_is_that_of_students_t(r, n):
 
 
 def test_p_is_text_that_is_never_rounded_to_zero():
-    cell = gaussian(0, prompts=100, length=100, r=-0.8, share=0)
-    found = row_of(cell, resamples=10)
-    assert stats.pearsonr(cell["entropy"], cell["cosine"]).pvalue == 0.0  # what the published table shows
+    run = draw_gaussian(0, prompts=100, length=100, r=-0.8, share=0)
+    found = compute_row(run, resamples=10)
+    assert stats.pearsonr(run["entropy"], run["cosine"]).pvalue == 0.0  # what the published table shows
     for kind in ("Pearson", "Spearman"):
         assert isinstance(found[f"{kind} p"], str)
         mantissa, exponent = found[f"{kind} p"].split("e")
         assert 1 <= float(mantissa) < 10
         assert int(exponent) < -1000
-        assert found[f"{kind} log10 p"] == pytest.approx(log10_p(found[f"{kind} r"], 10000), rel=1e-9)
+        assert found[f"{kind} log10 p"] == pytest.approx(compute_log10_p(found[f"{kind} r"], 10000), rel=1e-9)
 
 
 def test_p_survives_a_csv_file(tmp_path):
-    correlation.compute_statistics({("m", "d"): gaussian(0, 100, 100, -0.8, 0)}, 10).to_csv(
+    correlation.compute_statistics({("m", "d"): draw_gaussian(0, 100, 100, -0.8, 0)}, 10).to_csv(
         tmp_path / "x.csv", index=False
     )
     found = pd.read_csv(tmp_path / "x.csv", dtype={"Pearson p": str})["Pearson p"][0]
@@ -187,23 +187,23 @@ def test_p_survives_a_csv_file(tmp_path):
 
 
 def test_the_published_columns_come_first_and_in_their_order():
-    for tables in ({}, {("m", "d"): full(0)}, {("m", "d"): full(0)[:2]}):
+    for tables in ({}, {("m", "d"): draw_full(0)}, {("m", "d"): draw_full(0)[:2]}):
         frame = correlation.compute_statistics(tables, FEW)
         assert list(frame)[:6] == ["Model", "Dataset", "Pearson r", "Pearson p", "Spearman r", "Spearman p"]
         assert list(frame)[-1] == "note"
         assert len(frame) == len(tables)
 
 
-def test_a_cell_has_one_row_under_its_names():
+def test_a_run_has_one_row_under_its_names():
     names = [("b", "y"), ("a", "z"), ("a", "x")]
-    frame = correlation.compute_statistics({name: full(seed) for seed, name in enumerate(names)}, FEW)
+    frame = correlation.compute_statistics({name: draw_full(seed) for seed, name in enumerate(names)}, FEW)
     assert list(zip(frame["Model"], frame["Dataset"], strict=True)) == sorted(names)
-    assert frame["Pearson r"].tolist() == [row_of(full(seed))["Pearson r"] for seed in (2, 1, 0)]
+    assert frame["Pearson r"].tolist() == [compute_row(draw_full(seed))["Pearson r"] for seed in (2, 1, 0)]
 
 
 def test_the_four_pairs_are_there_each_behind_the_name_of_what_differs():
-    cell = full(0)
-    found, pairs = row_of(cell), pairs_of(cell)
+    run = draw_full(0)
+    found, pairs = compute_row(run), compute_pairs(run)
     assert list(pairs.index) == [
         ("entropy", "cosine"),
         ("full_entropy", "cosine"),
@@ -215,26 +215,26 @@ def test_the_four_pairs_are_there_each_behind_the_name_of_what_differs():
         assert found[f"{name}: {coefficient}"] == pairs.loc[pair, coefficient]
 
 
-def test_a_cell_of_a_hundred_prompts_has_nothing_to_note():
-    assert row_of(full(0, prompts=100))["note"] == ""
+def test_a_run_of_a_hundred_prompts_has_nothing_to_note():
+    assert compute_row(draw_full(0, prompts=100))["note"] == ""
 
 
 def test_a_seed_gives_the_same_intervals_and_another_others():
-    cell = full(0)
-    pd.testing.assert_series_equal(row_of(cell, seed=1), row_of(cell, seed=1))
-    assert row_of(cell, seed=1)["Pearson low"] != row_of(cell, seed=2)["Pearson low"]
-    assert row_of(cell, seed=1)["Pearson r"] == row_of(cell, seed=2)["Pearson r"]
+    run = draw_full(0)
+    pd.testing.assert_series_equal(compute_row(run, seed=1), compute_row(run, seed=1))
+    assert compute_row(run, seed=1)["Pearson low"] != compute_row(run, seed=2)["Pearson low"]
+    assert compute_row(run, seed=1)["Pearson r"] == compute_row(run, seed=2)["Pearson r"]
 
 
 def test_two_processes_give_the_table_of_one():
-    tables = {("m", f"d{seed}"): full(seed, prompts=20, length=5) for seed in range(3)}
+    tables = {("m", f"d{seed}"): draw_full(seed, prompts=20, length=5) for seed in range(3)}
     one, two = (correlation.compute_statistics(tables, FEW, jobs=jobs) for jobs in (1, 2))
     pd.testing.assert_frame_equal(one, two)
 
 
 def test_the_numbers_of_prompts_are_only_names():
-    cell = full(0)
-    pd.testing.assert_series_equal(row_of(cell), row_of(cell.assign(prompt=1000 - 7 * cell["prompt"])))
+    run = draw_full(0)
+    pd.testing.assert_series_equal(compute_row(run), compute_row(run.assign(prompt=1000 - 7 * run["prompt"])))
 
 
 def test_the_published_numbers_are_the_published_numbers():
@@ -255,10 +255,10 @@ def test_the_published_table_has_its_15_rows():
     assert (frame["Spearman r"] < frame["Pearson r"]).all()
 
 
-# Cells that little or nothing can be said of
+# Runs that little or nothing can be said of
 
 
-def nothing_said(found: pd.Series, *reasons: str) -> None:
+def assert_nothing_said(found: pd.Series, *reasons: str) -> None:
     """The study's pair has no number at all, and the note says why."""
     numbers = [
         name
@@ -273,41 +273,41 @@ def nothing_said(found: pd.Series, *reasons: str) -> None:
 @pytest.mark.parametrize("name", ["entropy", "cosine"])
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3])
 def test_a_constant_column_is_named(name, value):
-    nothing_said(row_of(full(0).assign(**{name: value})), f"{name} is constant")
+    assert_nothing_said(compute_row(draw_full(0).assign(**{name: value})), f"{name} is constant")
 
 
 def test_two_constant_columns_are_both_named():
-    found = row_of(full(0).assign(entropy=0.5, cosine=0.1))
-    nothing_said(found, "entropy is constant", "cosine is constant")
+    found = compute_row(draw_full(0).assign(entropy=0.5, cosine=0.1))
+    assert_nothing_said(found, "entropy is constant", "cosine is constant")
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 2])
 def test_fewer_than_three_tokens_are_named(tokens):
-    cell = full(0).sort_values("k", ascending=False, kind="stable")
-    few = pd.concat([cell[:tokens], cell[cell["k"] == 1]])
-    found = row_of(few)
-    nothing_said(found, "fewer than three tokens")
+    run = draw_full(0).sort_values("k", ascending=False, kind="stable")
+    few = pd.concat([run[:tokens], run[run["k"] == 1]])
+    found = compute_row(few)
+    assert_nothing_said(found, "fewer than three tokens")
     assert (found["tokens"], found["tokens with k > 1"]) == (len(few), tokens)
 
 
-def test_a_cell_without_tokens_is_named():
-    nothing_said(row_of(full(0)[:0]), "fewer than three tokens")
+def test_a_run_without_tokens_is_named():
+    assert_nothing_said(compute_row(draw_full(0)[:0]), "fewer than three tokens")
 
 
 def test_one_prompt_is_named():
-    cell = full(0)
-    nothing_said(row_of(cell[cell["prompt"] == 3]), "only one prompt has tokens with k > 1")
+    run = draw_full(0)
+    assert_nothing_said(compute_row(run[run["prompt"] == 3]), "only one prompt has tokens with k > 1")
 
 
 def test_three_tokens_of_two_prompts_are_enough():
-    found = row_of(table([0, 0, 1], [0.1, 0.2, 0.4], [0.5, 0.6, 0.3]))
+    found = compute_row(create_table([0, 0, 1], [0.1, 0.2, 0.4], [0.5, 0.6, 0.3]))
     assert found["Pearson r"] == pytest.approx(stats.pearsonr([0.1, 0.2, 0.4], [0.5, 0.6, 0.3]).statistic, abs=1e-12)
     assert "intervals from 2 prompts" in found["note"]
 
 
 def test_quantities_that_a_file_of_the_study_lacks_are_named_and_the_others_are_there():
-    cell = full(0)
-    whole, found = row_of(cell), row_of(cell.assign(**dict.fromkeys(OTHERS, np.nan)))
+    run = draw_full(0)
+    whole, found = compute_row(run), compute_row(run.assign(**dict.fromkeys(OTHERS, np.nan)))
     for name in OTHERS:
         assert f"no {name} in the measurements" in found["note"]
         assert found[[f"{name}: {coefficient}" for coefficient in COEFFICIENTS]].isna().all()
@@ -316,9 +316,9 @@ def test_quantities_that_a_file_of_the_study_lacks_are_named_and_the_others_are_
 
 
 def test_a_quantity_that_is_not_finite_everywhere_is_named():
-    cell = full(0)
-    cell.loc[cell.index[cell["k"] > 1][3], "weighted_cosine"] = np.inf
-    found = row_of(cell)
+    run = draw_full(0)
+    run.loc[run.index[run["k"] > 1][3], "weighted_cosine"] = np.inf
+    found = compute_row(run)
     assert "weighted_cosine is not finite everywhere" in found["note"]
     assert np.isnan(found["weighted_cosine: Pearson r"])
     assert np.isfinite(found["Pearson r"])
@@ -327,21 +327,21 @@ def test_a_quantity_that_is_not_finite_everywhere_is_named():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["entropy", "cosine"])
 def test_tokens_whose_entropy_or_cosine_is_not_finite_are_left_out_and_counted(name, value):
-    cell = full(0)
-    bad = cell.index[cell["k"] > 1][:5]
-    found = row_of(cell.assign(**{name: cell[name].where(~cell.index.isin(bad), value)}))
+    run = draw_full(0)
+    bad = run.index[run["k"] > 1][:5]
+    found = compute_row(run.assign(**{name: run[name].where(~run.index.isin(bad), value)}))
     assert "5 tokens left out" in found["note"]
-    assert found["tokens with k > 1"] == (cell["k"] > 1).sum()
-    assert found["Pearson r"] == row_of(cell.drop(bad))["Pearson r"]
+    assert found["tokens with k > 1"] == (run["k"] > 1).sum()
+    assert found["Pearson r"] == compute_row(run.drop(bad))["Pearson r"]
 
 
-def test_a_cell_without_any_cosine_is_named():
-    nothing_said(row_of(full(0).assign(cosine=np.nan)), "not finite")
+def test_a_run_without_any_cosine_is_named():
+    assert_nothing_said(compute_row(draw_full(0).assign(cosine=np.nan)), "not finite")
 
 
 def test_a_constant_k_leaves_no_partial_coefficient_and_says_so():
-    cell = full(0)
-    found = row_of(cell.assign(k=2))
+    run = draw_full(0)
+    found = compute_row(run.assign(k=2))
     assert np.isnan(found["partial Spearman r"])
     assert "no partial coefficient: k is constant" in found["note"]
     assert np.isfinite(found[["Pearson r", "Spearman r", "within-prompt Spearman r"]].astype(float)).all()
@@ -349,15 +349,15 @@ def test_a_constant_k_leaves_no_partial_coefficient_and_says_so():
 
 def test_entropy_that_k_decides_leaves_no_partial_coefficient():
     """With entropy = log k, whatever is left of it is rounding."""
-    cell = full(0)
-    found = row_of(cell.assign(entropy=np.log(cell["k"])))
+    run = draw_full(0)
+    found = compute_row(run.assign(entropy=np.log(run["k"])))
     assert np.isnan(found["partial Spearman r"])
     assert np.isfinite(found["Spearman r"])
 
 
 def test_prompts_of_two_tokens_have_no_within_prompt_coefficient():
     rng = np.random.default_rng(0)
-    found = row_of(table(np.arange(60) // 2, rng.random(60), rng.random(60)))
+    found = compute_row(create_table(np.arange(60) // 2, rng.random(60), rng.random(60)))
     assert np.isnan(found["within-prompt Spearman r"])
     assert found["within-prompt Spearman prompts"] == 0
     assert "no prompt has three tokens that differ" in found["note"]
@@ -365,13 +365,17 @@ def test_prompts_of_two_tokens_have_no_within_prompt_coefficient():
 
 @pytest.mark.parametrize("prompts", [2, 19])
 def test_few_prompts_are_noted(prompts):
-    assert f"intervals from {prompts} prompts are too narrow" in row_of(full(0, prompts=prompts))["note"]
+    assert f"intervals from {prompts} prompts are too narrow" in compute_row(draw_full(0, prompts=prompts))["note"]
 
 
-def test_one_poor_cell_does_not_touch_the_others():
-    tables = {("m", "good"): full(0), ("m", "empty"): full(0)[:0], ("m", "flat"): full(0).assign(cosine=0.5)}
+def test_one_poor_run_does_not_touch_the_others():
+    tables = {
+        ("m", "good"): draw_full(0),
+        ("m", "empty"): draw_full(0)[:0],
+        ("m", "flat"): draw_full(0).assign(cosine=0.5),
+    }
     frame = correlation.compute_statistics(tables, FEW).set_index("Dataset")
-    assert frame.loc["good", "Pearson r"] == row_of(full(0))["Pearson r"]
+    assert frame.loc["good", "Pearson r"] == compute_row(draw_full(0))["Pearson r"]
     assert frame["Pearson r"].isna().to_dict() == {"empty": True, "flat": True, "good": False}
 
 
@@ -386,9 +390,9 @@ def coverage() -> pd.Series:
     """The share of 200 made tables whose interval holds the truth, by what is resampled and coefficient."""
     held = []
     for seed in range(TABLES):
-        cell = gaussian(seed, prompts=60, length=15, r=R, share=0.5)
-        values = cell[["entropy", "cosine"]].to_numpy()
-        for unit, prompt in (("prompts", cell["prompt"].to_numpy()), ("tokens", np.arange(len(cell)))):
+        run = draw_gaussian(seed, prompts=60, length=15, r=R, share=0.5)
+        values = run[["entropy", "cosine"]].to_numpy()
+        for unit, prompt in (("prompts", run["prompt"].to_numpy()), ("tokens", np.arange(len(run)))):
             counts = bootstrap.draw_counts(prompt.max() + 1, RESAMPLES, seed)
             for kind, function in (("Pearson", bootstrap.compute_pearson), ("Spearman", bootstrap.compute_spearman)):
                 low, high = bootstrap.compute_interval(function(values, prompt, counts)[:, 0, 1])
@@ -408,10 +412,10 @@ def test_intervals_from_tokens_would_be_far_too_short(coverage, kind):
 
 
 def test_the_coverage_is_that_of_the_intervals_in_the_table():
-    cell = gaussian(5)
-    found = row_of(cell, RESAMPLES, seed=5)
+    run = draw_gaussian(5)
+    found = compute_row(run, RESAMPLES, seed=5)
     counts = bootstrap.draw_counts(60, RESAMPLES, 5)
-    values, prompt = cell[["entropy", "cosine"]].to_numpy(), cell["prompt"].to_numpy()
+    values, prompt = run[["entropy", "cosine"]].to_numpy(), run["prompt"].to_numpy()
     for kind, function in (("Pearson", bootstrap.compute_pearson), ("Spearman", bootstrap.compute_spearman)):
         expected = bootstrap.compute_interval(function(values, prompt, counts)[:, 0, 1])
         np.testing.assert_allclose([found[f"{kind} low"], found[f"{kind} high"]], expected, rtol=0, atol=1e-12)
@@ -419,8 +423,8 @@ def test_the_coverage_is_that_of_the_intervals_in_the_table():
 
 def test_a_variance_that_no_double_holds_gives_an_end_and_no_hang():
     rng = np.random.default_rng(0)
-    cell = table(np.repeat(np.arange(5), 10), rng.random(50) * 1e-200, rng.random(50))
-    row = correlation.compute_coefficients(cell, resamples=10).iloc[0]
+    run = create_table(np.repeat(np.arange(5), 10), rng.random(50) * 1e-200, rng.random(50))
+    row = correlation.compute_coefficients(run, resamples=10).iloc[0]
     assert np.isnan(row["Pearson r"])
     assert np.isfinite(row["Spearman r"])
 
@@ -436,6 +440,6 @@ def test_what_differs_by_rounding_alone_is_constant():
     rng = np.random.default_rng(0)
     entropy = np.log(2) * (1 + rng.integers(-2, 3, 60) * 2.0**-52)
     row = correlation.compute_coefficients(
-        table(np.repeat(np.arange(6), 10), entropy, rng.random(60)), resamples=5
+        create_table(np.repeat(np.arange(6), 10), entropy, rng.random(60)), resamples=5
     ).iloc[0]
     assert row["note"] == "entropy is constant"

@@ -28,12 +28,12 @@ TRUE = {  # parameters, by the formula, where it is highest
 bumps = pytest.mark.parametrize("kind", TRUE)
 
 
-def planted(kind: str, noise: float = 0.0, seed: int = 0) -> np.ndarray:
+def plant(kind: str, noise: float = 0.0, seed: int = 0) -> np.ndarray:
     parameters, formula, _ = TRUE[kind]
     return formula(X, **parameters) + noise * np.random.default_rng(seed).normal(size=len(X))
 
 
-def error(fit: curves.Fit, y: np.ndarray, n: np.ndarray = N) -> float:
+def compute_error(fit: curves.Fit, y: np.ndarray, n: np.ndarray = N) -> float:
     return float(np.sum(n * (fit(X) - y) ** 2))
 
 
@@ -43,7 +43,7 @@ def error(fit: curves.Fit, y: np.ndarray, n: np.ndarray = N) -> float:
 @bumps
 def test_a_bump_gives_back_the_parameters_of_medians_without_noise(kind):
     parameters, formula, peak = TRUE[kind]
-    fit = curves.fit(kind, X, planted(kind), N)
+    fit = curves.fit(kind, X, plant(kind), N)
     assert fit.parameters == pytest.approx(parameters, rel=1e-6)
     assert fit.peak == pytest.approx(peak, rel=1e-6)
     assert fit.free == len(parameters)
@@ -55,7 +55,7 @@ def test_a_bump_gives_back_the_parameters_of_medians_without_noise(kind):
 @bumps
 @pytest.mark.parametrize("noise", [0.01, 0.1])
 def test_the_reported_parameters_and_formula_give_the_curve(kind, noise):
-    fit = curves.fit(kind, X, planted(kind, noise), N)
+    fit = curves.fit(kind, X, plant(kind, noise), N)
     np.testing.assert_allclose(fit(X), TRUE[kind][1](X, **fit.parameters), rtol=1e-9)
     assert fit(np.array([fit.peak])) >= fit(X).max()
 
@@ -64,14 +64,14 @@ def test_the_reported_parameters_and_formula_give_the_curve(kind, noise):
 @pytest.mark.parametrize("seed", range(5))
 def test_no_curve_of_the_kind_is_closer_to_noisy_medians(kind, seed):
     """Not the planted one, and none a little to the side of the fit."""
-    y = planted(kind, 0.05, seed)
+    y = plant(kind, 0.05, seed)
     fit = curves.fit(kind, X, y, N)
     parameters, formula, _ = TRUE[kind]
-    assert error(fit, y) <= np.sum(N * (formula(X, **parameters) - y) ** 2)
+    assert compute_error(fit, y) <= np.sum(N * (formula(X, **parameters) - y) ** 2)
     for name, value in fit.parameters.items():
         for factor in (1 - 1e-3, 1 + 1e-3):
             beside = formula(X, **fit.parameters | {name: value * factor})
-            assert error(fit, y) < np.sum(N * (beside - y) ** 2)
+            assert compute_error(fit, y) < np.sum(N * (beside - y) ** 2)
 
 
 @bumps
@@ -79,7 +79,7 @@ def test_gradients_are_those_of_finite_differences(kind):
     bump, step = curves._BUMPS[kind], 1e-6
     for theta in ((0.7, 0.2, 0.1, 0.5), (0.1, -2.0, -0.3, -0.7), (3.0, 1.5, 0.0, 1.2)):
         theta = np.array(theta[: len(bump.names)])
-        found = bump.jacobian(X, *theta)
+        found = bump.compute_jacobian(X, *theta)
         for place in range(len(theta)):
             aside = np.eye(len(theta))[place] * step
             expected = (bump(X, *(theta + aside)) - bump(X, *(theta - aside))) / (2 * step)
@@ -89,11 +89,11 @@ def test_gradients_are_those_of_finite_differences(kind):
 @bumps
 @pytest.mark.parametrize("seed", range(5))
 def test_a_fit_from_a_start_nearby_is_the_fit_from_scratch(kind, seed):
-    y = planted(kind, 0.02, seed)
-    start = curves.fit(kind, X, planted(kind), N)
+    y = plant(kind, 0.02, seed)
+    start = curves.fit(kind, X, plant(kind), N)
     found, scratch = curves.fit(kind, X, y, N, start), curves.fit(kind, X, y, N)
     assert found.parameters == pytest.approx(scratch.parameters, rel=1e-4)
-    assert error(found, y) == pytest.approx(error(scratch, y), rel=1e-8)
+    assert compute_error(found, y) == pytest.approx(compute_error(scratch, y), rel=1e-8)
     assert found.peak == pytest.approx(scratch.peak, rel=1e-4)
 
 
@@ -125,7 +125,7 @@ def test_a_curve_that_does_not_converge_says_so(kind, monkeypatch):
         raise RuntimeError("Optimal parameters not found")
 
     monkeypatch.setattr(curves, "curve_fit", never)
-    fit = curves.fit(kind, X, planted(kind), N)
+    fit = curves.fit(kind, X, plant(kind), N)
     assert fit.note == "did not converge"
     assert fit.parameters == {}
     assert np.isnan(fit(X)).all()
@@ -134,7 +134,7 @@ def test_a_curve_that_does_not_converge_says_so(kind, monkeypatch):
 
 @bumps
 def test_a_token_of_no_entropy_has_a_finite_value(kind):
-    fit = curves.fit(kind, X, planted(kind), N)
+    fit = curves.fit(kind, X, plant(kind), N)
     assert np.isfinite(fit(np.array([0.0, 1e-300, 1e-9, 100.0]))).all()
 
 
@@ -142,7 +142,7 @@ def test_a_token_of_no_entropy_has_a_finite_value(kind):
 
 
 def test_a_constant_is_the_weighted_mean():
-    y = planted("gamma", 0.1)
+    y = plant("gamma", 0.1)
     fit = curves.fit("constant", X, y, N)
     assert fit.parameters == pytest.approx({"c": np.sum(N * y) / N.sum()}, rel=1e-12)
     np.testing.assert_allclose(fit(X), fit.parameters["c"])
@@ -150,7 +150,7 @@ def test_a_constant_is_the_weighted_mean():
 
 
 def test_a_line_is_that_of_weighted_least_squares():
-    y = planted("gamma", 0.1)
+    y = plant("gamma", 0.1)
     design = np.stack([X, np.ones(50)], axis=1)
     a, c = np.linalg.solve(design.T @ (N[:, None] * design), design.T @ (N * y))
     fit = curves.fit("line", X, y, N)
@@ -162,7 +162,7 @@ def test_a_line_is_that_of_weighted_least_squares():
 @pytest.mark.parametrize("kind", curves.FORMULAS)
 def test_a_bin_of_three_tokens_weighs_like_three_bins_of_one(kind):
     """Only where every x stands once can the free curve and the spline be asked: there, weights by twos."""
-    y, n = planted("unimodal", 0.02), np.random.default_rng(1).integers(1, 4, 50)
+    y, n = plant("unimodal", 0.02), np.random.default_rng(1).integers(1, 4, 50)
     weighted, doubled = curves.fit(kind, X, y, n), curves.fit(kind, X, y, 2 * n)
     np.testing.assert_allclose(weighted(X), doubled(X), atol=1e-5)
     if kind not in ("free", "spline"):
@@ -174,7 +174,7 @@ def test_a_bin_of_three_tokens_weighs_like_three_bins_of_one(kind):
 
 @pytest.mark.parametrize("kind", curves.FORMULAS)
 def test_a_bin_of_hardly_any_weight_does_not_matter(kind):
-    y, n = planted("unimodal", 0.01), np.full(50, 100.0)
+    y, n = plant("unimodal", 0.01), np.full(50, 100.0)
     outlier, light = y.copy(), n.copy()
     outlier[30] += 5
     light[30] = 1e-9
@@ -187,7 +187,7 @@ def test_a_bin_of_hardly_any_weight_does_not_matter(kind):
 # The free curve
 
 
-def by_brute_force(y: np.ndarray, n: np.ndarray) -> float:
+def search_exhaustively(y: np.ndarray, n: np.ndarray) -> float:
     """The least weighted squared error of any rise up to any bin and fall from there."""
     errors = []
     for split in range(len(y) + 1):
@@ -203,7 +203,7 @@ def test_the_free_curve_is_the_best_of_all_splits(bins):
     y, n = np.array(bins, dtype=float).T
     fit = curves.fit("free", np.arange(1.0, len(y) + 1), y, n)
     levels = fit(np.arange(1.0, len(y) + 1))
-    assert np.sum(n * (levels - y) ** 2) == pytest.approx(by_brute_force(y, n), abs=1e-9)
+    assert np.sum(n * (levels - y) ** 2) == pytest.approx(search_exhaustively(y, n), abs=1e-9)
     top = int(levels.argmax())
     assert (np.diff(levels[: top + 1]) >= 0).all()
     assert (np.diff(levels[top:]) <= 0).all()
@@ -224,7 +224,7 @@ def test_errors_of_all_prefixes_are_those_of_isotonic_regressions(bins):
 
 def test_the_free_curve_follows_any_bump_without_noise():
     for kind in TRUE:
-        y = planted(kind)
+        y = plant(kind)
         fit = curves.fit("free", X, y, N)
         np.testing.assert_allclose(fit(X), y, atol=1e-12)
         assert fit.peak == X[y.argmax()]

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from nucleoscope.stats import bootstrap, curves, fits
-from nucleoscope.stats.sample import Sample, compute_clustered_error, compute_explainable
-from synthetic import curved, full, gaussian, table
+from nucleoscope.stats.curve_statistics import Sample, compute_clustered_error, compute_explainable
+from synthetic import create_table, draw_curved, draw_full, draw_gaussian
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -27,23 +27,23 @@ NUMBERS = [*fits.PARAMETERS, "peak", "alpha", "beta", "R2 (tokens)", "RMSE (toke
 planted_curves = pytest.mark.parametrize("kind", PLANTED)
 
 
-def planted(kind: str, seed: int = 0, **options) -> pd.DataFrame:
+def plant(kind: str, seed: int = 0, **options) -> pd.DataFrame:
     parameters, formula, _ = PLANTED[kind]
-    return curved(lambda x: formula(x, **parameters), seed, **options)
+    return draw_curved(lambda x: formula(x, **parameters), seed, **options)
 
 
-def columns(cell: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return cell["entropy"].to_numpy(), cell["cosine"].to_numpy(), cell["prompt"].to_numpy()
+def list_columns(run: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return run["entropy"].to_numpy(), run["cosine"].to_numpy(), run["prompt"].to_numpy()
 
 
-def fit(cell: pd.DataFrame, resamples: int = FEW, seed: int = 0) -> pd.DataFrame:
-    """The rows of one cell, by curve."""
-    return fits.fit_all({("m", "d"): cell}, resamples=resamples, seed=seed).set_index("Curve")
+def fit_run(run: pd.DataFrame, resamples: int = FEW, seed: int = 0) -> pd.DataFrame:
+    """The rows of one run, by curve."""
+    return fits.fit_all({("m", "d"): run}, resamples=resamples, seed=seed).set_index("Curve")
 
 
-def shown(cell: pd.DataFrame, kind: str):
+def fit_medians(run: pd.DataFrame, kind: str):
     """The curve that is fitted to the medians of all prompts, and the bins."""
-    bins = bootstrap.Bins(*columns(cell))
+    bins = bootstrap.Bins(*list_columns(run))
     used = bins.count > 0
     return curves.fit(kind, bins.centers[used], bins.compute_medians()[used], bins.count[used]), bins
 
@@ -57,7 +57,7 @@ def test_a_planted_curve_comes_back_within_its_intervals(kind):
     parameters, _, peak = PLANTED[kind]
     truth, held = parameters | {"peak": peak}, []
     for seed in range(20):
-        x, y, prompt = columns(planted(kind, seed))
+        x, y, prompt = list_columns(plant(kind, seed))
         row = Sample(x, y, prompt, 100, seed).compute_row(kind)
         held.append({name: row[f"{name} low"] <= value <= row[f"{name} high"] for name, value in truth.items()})
     counts = pd.DataFrame(held).sum()
@@ -66,7 +66,7 @@ def test_a_planted_curve_comes_back_within_its_intervals(kind):
 
 @planted_curves
 def test_the_planted_curve_is_the_best_by_aicc_and_on_prompts_held_out(kind):
-    frame = fit(planted(kind))
+    frame = fit_run(plant(kind))
     assert frame.loc[kind, "delta AICc"] == 0
     assert frame["delta AICc"].min() == 0
     assert frame["held-out error"].idxmin() == kind
@@ -74,7 +74,7 @@ def test_the_planted_curve_is_the_best_by_aicc_and_on_prompts_held_out(kind):
 
 
 def test_a_row_has_the_parameters_of_its_formula_only():
-    frame = fit(planted("unimodal"))
+    frame = fit_run(plant("unimodal"))
     expected = {"constant": "c", "line": "ac", "unimodal": "abc", "gamma": "abcs", "log-normal": "acms"}
     for kind, names in expected.items():
         assert "".join(sorted(name for name in fits.PARAMETERS if np.isfinite(frame.loc[kind, name]))) == names
@@ -88,11 +88,11 @@ def test_a_row_has_the_parameters_of_its_formula_only():
 
 @planted_curves
 def test_parameters_are_those_of_the_curve_through_the_medians_of_all(kind):
-    cell = planted(kind)
-    row, (curve, bins) = fit(cell).loc[kind], shown(cell, kind)
+    run = plant(kind)
+    row, (curve, bins) = fit_run(run).loc[kind], fit_medians(run, kind)
     assert row[list(curve.parameters)].to_dict() == pytest.approx(curve.parameters, rel=1e-12)
     np.testing.assert_allclose(
-        bins.compute_medians(), stats.binned_statistic(*columns(cell)[:2], "median", 50).statistic
+        bins.compute_medians(), stats.binned_statistic(*list_columns(run)[:2], "median", 50).statistic
     )
     used = bins.count > 0
     n, y, f = bins.count[used], bins.compute_medians()[used], curve(bins.centers[used])
@@ -102,10 +102,10 @@ def test_parameters_are_those_of_the_curve_through_the_medians_of_all(kind):
 
 
 def test_aicc_is_that_of_gaussian_errors():
-    cell = planted("gamma")
-    frame, expected = fit(cell), {}
+    run = plant("gamma")
+    frame, expected = fit_run(run), {}
     for kind in curves.FORMULAS:
-        curve, bins = shown(cell, kind)
+        curve, bins = fit_medians(run, kind)
         used = bins.count > 0
         variance = (
             np.sum(bins.count[used] * (bins.compute_medians()[used] - curve(bins.centers[used])) ** 2) / used.sum()
@@ -117,11 +117,11 @@ def test_aicc_is_that_of_gaussian_errors():
 
 
 def test_intervals_are_those_of_fits_to_prompts_drawn_again():
-    cell = planted("unimodal", prompts=20)
-    row, found = fit(cell, 30, seed=3).loc["unimodal"], []
-    edges = bootstrap.Bins(*columns(cell)).edges
+    run = plant("unimodal", prompts=20)
+    row, found = fit_run(run, 30, seed=3).loc["unimodal"], []
+    edges = bootstrap.Bins(*list_columns(run)).edges
     for counts in bootstrap.draw_counts(20, 30, seed=3):
-        taken = cell.loc[np.repeat(cell.index, counts[cell["prompt"]])]
+        taken = run.loc[np.repeat(run.index, counts[run["prompt"]])]
         y, n = (
             stats.binned_statistic(taken["entropy"], taken["cosine"], s, edges).statistic for s in ("median", "count")
         )
@@ -134,9 +134,9 @@ def test_intervals_are_those_of_fits_to_prompts_drawn_again():
 
 def test_empty_bins_are_left_out_and_not_set_to_zero():
     """Bins that are empty, set to zero as in the published study, draw the curve down to them."""
-    cell = planted("unimodal")
-    cell = cell[~cell["entropy"].between(2, 4)]
-    row, (_, bins) = fit(cell).loc["unimodal"], shown(cell, "unimodal")
+    run = plant("unimodal")
+    run = run[~run["entropy"].between(2, 4)]
+    row, (_, bins) = fit_run(run).loc["unimodal"], fit_medians(run, "unimodal")
     assert row["bins"] == (bins.count > 0).sum() < 32
     zeros = curves.fit("unimodal", bins.centers, np.nan_to_num(bins.compute_medians()), np.ones(50))
     truth = PLANTED["unimodal"][0]
@@ -148,7 +148,7 @@ def test_empty_bins_are_left_out_and_not_set_to_zero():
 # Refusals
 
 
-def refused(row: pd.Series, *reasons: str) -> None:
+def assert_refused(row: pd.Series, *reasons: str) -> None:
     assert row[NUMBERS].isna().all(), row[NUMBERS].dropna()
     assert row[[f"{name} low" for name in NUMBERS[:8]]].isna().all()
     for reason in reasons:
@@ -158,7 +158,7 @@ def refused(row: pd.Series, *reasons: str) -> None:
 @pytest.fixture(scope="module")
 def noise_only() -> list[pd.DataFrame]:
     """The fits to 20 tables whose cosine does not depend on entropy."""
-    return [fit(curved(lambda x: np.full(len(x), 0.4), seed, 40, 20), resamples=1) for seed in range(20)]
+    return [fit_run(draw_curved(lambda x: np.full(len(x), 0.4), seed, 40, 20), resamples=1) for seed in range(20)]
 
 
 @pytest.mark.parametrize("kind", ["line", *PLANTED, "free"])
@@ -168,7 +168,7 @@ def test_flat_data_is_refused(noise_only, kind):
     right = [row for row in rows if "no better than a constant" in row["note"]]
     assert len(right) >= 18
     for row in right:
-        refused(row)
+        assert_refused(row)
 
 
 @pytest.mark.parametrize("value", [0.25, 0.5])
@@ -179,8 +179,8 @@ def test_constant_medians_are_refused(kind, value):
     y = np.full(5000, value)
     y[::10] += 0.5
     y[5::10] -= 0.5
-    frame = fit(table(np.repeat(np.arange(10), 500), x, y))
-    refused(frame.loc[kind], "no better than a constant")
+    frame = fit_run(create_table(np.repeat(np.arange(10), 500), x, y))
+    assert_refused(frame.loc[kind], "no better than a constant")
     assert frame.loc["constant", "c"] == pytest.approx(value, abs=1e-12)
 
 
@@ -189,30 +189,30 @@ def test_constant_medians_are_refused(kind, value):
 
 @pytest.mark.parametrize("kind", ["constant", "line", "unimodal", "free"])
 def test_the_held_out_error_is_that_of_curves_fitted_to_the_other_prompts(kind):
-    cell = planted("unimodal", prompts=10)  # ten folds: one prompt each
-    x, y, prompt = columns(cell)
+    run = plant("unimodal", prompts=10)  # ten folds: one prompt each
+    x, y, prompt = list_columns(run)
     edges, errors = bootstrap.Bins(x, y, prompt).edges, np.empty(len(x))
     for held in range(10):
         other = prompt != held
         medians, n = (stats.binned_statistic(x[other], y[other], s, edges).statistic for s in ("median", "count"))
         centers, used = (edges[1:] + edges[:-1]) / 2, n > 0
         errors[~other] = np.abs(y - curves.fit(kind, centers[used], medians[used], n[used])(x))[~other]
-    assert fit(cell).loc[kind, "held-out error"] == pytest.approx(errors.mean(), rel=1e-5)
+    assert fit_run(run).loc[kind, "held-out error"] == pytest.approx(errors.mean(), rel=1e-5)
 
 
 def test_a_prompt_held_out_does_not_help_its_own_curve():
     """One prompt fills bins of its own, where a free curve that had seen it would be right."""
-    cell = planted("unimodal", prompts=10, noise=0.001, level=0)
-    alone = (cell["prompt"] == 4).to_numpy()
-    cell.loc[alone, "entropy"] += 10
-    cell.loc[alone, "cosine"] += 5
-    row, (seen, _) = fit(cell).loc["free"], shown(cell, "free")
-    assert np.abs(seen(cell["entropy"]) - cell["cosine"])[alone].mean() < 0.1
+    run = plant("unimodal", prompts=10, noise=0.001, level=0)
+    alone = (run["prompt"] == 4).to_numpy()
+    run.loc[alone, "entropy"] += 10
+    run.loc[alone, "cosine"] += 5
+    row, (seen, _) = fit_run(run).loc["free"], fit_medians(run, "free")
+    assert np.abs(seen(run["entropy"]) - run["cosine"])[alone].mean() < 0.1
     assert row["held-out error"] > 0.1 * 4.5  # a tenth of the tokens, five away
 
 
 def test_folds_hold_whole_prompts_of_about_the_same_number():
-    x, y, prompt = columns(planted("unimodal", prompts=25, length=10))
+    x, y, prompt = list_columns(plant("unimodal", prompts=25, length=10))
     sample = Sample(x, y, prompt, 1, 0)
     assert sorted(np.bincount(sample.fold)) == [2] * 5 + [3] * 5
     sizes = [sizes.sum() for sizes, _ in sample.without]
@@ -224,10 +224,10 @@ def test_folds_hold_whole_prompts_of_about_the_same_number():
 
 @planted_curves
 def test_the_linear_model_is_that_of_least_squares_with_clustered_errors(kind):
-    cell = planted(kind)
-    frame = fit(cell)
-    row, (curve, _) = frame.loc[kind], shown(cell, kind)
-    x, y, prompt = columns(cell)
+    run = plant(kind)
+    frame = fit_run(run)
+    row, (curve, _) = frame.loc[kind], fit_medians(run, kind)
+    x, y, prompt = list_columns(run)
     design = np.stack([np.ones(len(x)), curve(x)], axis=1)
     coefficients = np.linalg.lstsq(design, y)[0]
     left = y - design @ coefficients
@@ -246,19 +246,19 @@ def test_the_linear_model_is_that_of_least_squares_with_clustered_errors(kind):
 
 
 def test_the_curve_that_is_there_has_alpha_0_and_beta_1():
-    row = fit(planted("unimodal")).loc["unimodal"]
+    row = fit_run(plant("unimodal")).loc["unimodal"]
     assert row["alpha low"] < 0 < row["alpha high"]
     assert row["beta low"] < 1 < row["beta high"]
 
 
-@pytest.mark.parametrize("cell", [planted("gamma"), gaussian(0), full(0)], ids=["gamma", "gaussian", "ties"])
-def test_smooth_curves_explain_at_least_what_a_line_does(cell):
-    x, y, _ = columns(cell[cell["k"] > 1])
+@pytest.mark.parametrize("run", [plant("gamma"), draw_gaussian(0), draw_full(0)], ids=["gamma", "gaussian", "ties"])
+def test_smooth_curves_explain_at_least_what_a_line_does(run):
+    x, y, _ = list_columns(run[run["k"] > 1])
     assert compute_explainable(x, y) >= stats.linregress(x, y).rvalue ** 2 - 1e-12
 
 
 def test_what_smooth_curves_explain_is_that_of_cubic_pieces_between_deciles():
-    x, y, _ = columns(planted("gamma"))
+    x, y, _ = list_columns(plant("gamma"))
     knots = np.quantile(x, np.arange(1, 10) / 10)
     design = np.stack([x**power for power in range(4)] + [np.maximum(x - knot, 0) ** 3 for knot in knots], axis=1)
     left = y - design @ np.linalg.lstsq(design, y)[0]
@@ -266,11 +266,11 @@ def test_what_smooth_curves_explain_is_that_of_cubic_pieces_between_deciles():
 
 
 def test_shares_are_those_of_what_the_free_curve_and_smooth_curves_explain():
-    cell = planted("gamma")
-    frame = fit(cell)
+    run = plant("gamma")
+    frame = fit_run(run)
     for name, reference in (
         ("free", frame.loc["free", "R2 (tokens)"]),
-        ("spline", compute_explainable(*columns(cell)[:2])),
+        ("spline", compute_explainable(*list_columns(run)[:2])),
     ):
         np.testing.assert_allclose(frame[f"of {name}"], frame["R2 (tokens)"] / reference, rtol=1e-12)
     assert frame.loc["gamma", "of spline"] > 0.97
@@ -278,30 +278,29 @@ def test_shares_are_those_of_what_the_free_curve_and_smooth_curves_explain():
 
 
 def test_only_the_spline_follows_medians_that_rise_again():
-    frame = fit(curved(lambda x: 0.3 + 0.1 * np.cos(2 * x), 0))
+    frame = fit_run(draw_curved(lambda x: 0.3 + 0.1 * np.cos(2 * x), 0))
     assert frame["held-out error"].idxmin() == frame["delta AICc"].idxmin() == "spline"
     assert frame.loc["spline", "R2 (medians)"] > 0.9 > frame.loc["free", "R2 (medians)"]
 
 
 def test_a_constant_explains_nothing():
-    cell = planted("gamma")
-    row = fit(cell).loc["constant"]
+    run = plant("gamma")
+    row = fit_run(run).loc["constant"]
     assert (row["R2 (tokens)"], row["R2 (medians)"]) == (0, pytest.approx(0, abs=1e-12))
-    assert row["RMSE (tokens)"] == pytest.approx(cell["cosine"].std(ddof=0))
+    assert row["RMSE (tokens)"] == pytest.approx(run["cosine"].std(ddof=0))
     assert np.isnan(row[["alpha", "beta", "peak"]].astype(float)).all()
 
 
-# Cells and pools
+# Runs and pools
 
 
-def cells(*names: tuple[str, str]) -> dict:
+def create_runs(*names: tuple[str, str]) -> dict:
     return {
-        (m, d): planted("unimodal", seed, prompts=12, length=15, model=m, dataset=d)
-        for seed, (m, d) in enumerate(names)
+        (m, d): plant("unimodal", seed, prompts=12, length=15, model=m, dataset=d) for seed, (m, d) in enumerate(names)
     }
 
 
-def groups(tables: dict) -> list[tuple[str, str]]:
+def list_groups(tables: dict) -> list[tuple[str, str]]:
     frame = fits.fit_all(tables, resamples=2)
     found = list(dict.fromkeys(zip(frame["Model"], frame["Dataset"], strict=True)))
     assert len(frame) == len(found) * len(curves.FORMULAS)
@@ -309,26 +308,31 @@ def groups(tables: dict) -> list[tuple[str, str]]:
 
 
 def test_one_model_on_three_data_sets_has_one_pool():
-    assert groups(cells(("m", "a"), ("m", "c"), ("m", "b"))) == [("m", "a"), ("m", "b"), ("m", "c"), ("m", "(all)")]
+    assert list_groups(create_runs(("m", "a"), ("m", "c"), ("m", "b"))) == [
+        ("m", "a"),
+        ("m", "b"),
+        ("m", "c"),
+        ("m", "(all)"),
+    ]
 
 
 def test_two_models_on_two_data_sets_have_four_pools():
-    found = groups(cells(("m", "a"), ("m", "b"), ("n", "a"), ("n", "b")))
+    found = list_groups(create_runs(("m", "a"), ("m", "b"), ("n", "a"), ("n", "b")))
     assert found[4:] == [("m", "(all)"), ("n", "(all)"), ("(all)", "a"), ("(all)", "b")]
 
 
-def test_a_pool_of_one_cell_has_no_rows():
-    assert groups(cells(("m", "a"))) == [("m", "a")]
-    assert groups(cells(("m", "a"), ("n", "b"))) == [("m", "a"), ("n", "b")]
+def test_a_pool_of_one_run_has_no_rows():
+    assert list_groups(create_runs(("m", "a"))) == [("m", "a")]
+    assert list_groups(create_runs(("m", "a"), ("n", "b"))) == [("m", "a"), ("n", "b")]
 
 
-def test_no_cells_give_no_rows():
+def test_no_runs_give_no_rows():
     assert len(fits.fit_all({})) == 0
     assert len(fits.compute_lines({})) == 0
 
 
 def test_a_prompt_is_one_cluster_whatever_the_model_and_another_in_another_data_set():
-    frame = fits.fit_all(cells(("m", "a"), ("m", "b"), ("n", "a"), ("n", "b")), resamples=2)
+    frame = fits.fit_all(create_runs(("m", "a"), ("m", "b"), ("n", "a"), ("n", "b")), resamples=2)
     prompts = frame.groupby(["Model", "Dataset"])["prompts"].first()
     tokens = frame.groupby(["Model", "Dataset"])["tokens"].first()
     assert prompts["m", "a"] == prompts["(all)", "a"] == 12
@@ -336,102 +340,102 @@ def test_a_prompt_is_one_cluster_whatever_the_model_and_another_in_another_data_
     assert tokens["(all)", "a"] == tokens["m", "(all)"] == 2 * tokens["m", "a"] == 360
 
 
-def test_a_pool_is_a_cell_with_all_the_tokens():
-    tables = cells(("m", "a"), ("n", "a"))
+def test_a_pool_is_a_run_with_all_the_tokens():
+    tables = create_runs(("m", "a"), ("n", "a"))
     frame = fits.fit_all(tables, resamples=10)
     pool = frame[frame["Model"] == "(all)"].set_index("Curve").drop(columns=["Model", "Dataset"])
-    alone = fit(pd.concat(tables.values(), ignore_index=True), 10).drop(columns=["Model", "Dataset"])
+    alone = fit_run(pd.concat(tables.values(), ignore_index=True), 10).drop(columns=["Model", "Dataset"])
     pd.testing.assert_frame_equal(pool, alone)
 
 
 def test_two_processes_give_the_table_of_one():
-    tables = cells(("m", "a"), ("m", "b"))
+    tables = create_runs(("m", "a"), ("m", "b"))
     one, two = (fits.fit_all(tables, resamples=5, jobs=jobs) for jobs in (1, 2))
     pd.testing.assert_frame_equal(one, two)
 
 
 def test_a_seed_gives_the_same_table_and_another_other_intervals():
-    cell = planted("unimodal", prompts=20)
-    pd.testing.assert_frame_equal(fit(cell, seed=1), fit(cell, seed=1))
-    one, two = (fit(cell, seed=seed).loc["unimodal"] for seed in (1, 2))
+    run = plant("unimodal", prompts=20)
+    pd.testing.assert_frame_equal(fit_run(run, seed=1), fit_run(run, seed=1))
+    one, two = (fit_run(run, seed=seed).loc["unimodal"] for seed in (1, 2))
     assert (one["a"], one["R2 (tokens)"]) == (two["a"], two["R2 (tokens)"])
     assert one["a low"] != two["a low"]
 
 
 def test_other_quantities_can_be_fitted():
-    cell = full(0)
-    frame = fits.fit_all({("m", "d"): cell}, "full_entropy", "weighted_cosine", resamples=2)
-    assert (frame["tokens"] == (cell["k"] > 1).sum()).all()
-    renamed = cell.assign(entropy=cell["full_entropy"], cosine=cell["weighted_cosine"])
+    run = draw_full(0)
+    frame = fits.fit_all({("m", "d"): run}, "full_entropy", "weighted_cosine", resamples=2)
+    assert (frame["tokens"] == (run["k"] > 1).sum()).all()
+    renamed = run.assign(entropy=run["full_entropy"], cosine=run["weighted_cosine"])
     pd.testing.assert_frame_equal(frame, fits.fit_all({("m", "d"): renamed}, resamples=2))
 
 
 def test_tokens_without_an_alternative_are_left_out():
-    cell = full(0)
-    pd.testing.assert_frame_equal(fit(cell, 2), fit(cell[cell["k"] > 1], 2))
-    assert (fit(cell, 2)["tokens"] == (cell["k"] > 1).sum()).all()
+    run = draw_full(0)
+    pd.testing.assert_frame_equal(fit_run(run, 2), fit_run(run[run["k"] > 1], 2))
+    assert (fit_run(run, 2)["tokens"] == (run["k"] > 1).sum()).all()
 
 
 def test_lines_are_the_curves_of_the_table():
-    cell = planted("gamma")
-    frame = fits.compute_lines({("m", "d"): cell})
+    run = plant("gamma")
+    frame = fits.compute_lines({("m", "d"): run})
     assert list(frame)[:3] == ["Model", "Dataset", "Curve"]
     assert set(curves.FORMULAS) <= set(frame["Curve"])
     for kind, points in frame[frame["Curve"].isin(curves.FORMULAS)].groupby("Curve"):
-        np.testing.assert_allclose(points["y"], shown(cell, kind)[0](points["x"]))
+        np.testing.assert_allclose(points["y"], fit_medians(run, kind)[0](points["x"]))
 
 
-# Cells that nothing can be said of
+# Runs that nothing can be said of
 
 
-def nothing_fitted(cell: pd.DataFrame, reason: str) -> None:
+def assert_nothing_fitted(run: pd.DataFrame, reason: str) -> None:
     """Every curve has its row, no number, and the reason."""
-    frame = fit(cell)
+    frame = fit_run(run)
     assert list(frame.index) == [*curves.FORMULAS]
     for _, row in frame.iterrows():
-        refused(row, reason)
-    assert list(frame) == list(fit(planted("unimodal")))
-    assert len(fits.compute_lines({("m", "d"): cell})) == 0
+        assert_refused(row, reason)
+    assert list(frame) == list(fit_run(plant("unimodal")))
+    assert len(fits.compute_lines({("m", "d"): run})) == 0
 
 
 @pytest.mark.parametrize("name", ["entropy", "cosine"])
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3])
 def test_a_constant_column_is_named(name, value):
-    nothing_fitted(full(0).assign(**{name: value}), "constant")
+    assert_nothing_fitted(draw_full(0).assign(**{name: value}), "constant")
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 2])
 def test_fewer_than_three_tokens_are_named(tokens):
-    cell = full(0)
-    few = pd.concat([cell[cell["k"] > 1][:tokens], cell[cell["k"] == 1]])
-    nothing_fitted(few, "fewer than three tokens")
-    nothing_fitted(few[:tokens], "fewer than three tokens")
+    run = draw_full(0)
+    few = pd.concat([run[run["k"] > 1][:tokens], run[run["k"] == 1]])
+    assert_nothing_fitted(few, "fewer than three tokens")
+    assert_nothing_fitted(few[:tokens], "fewer than three tokens")
 
 
 def test_one_prompt_is_named():
-    cell = full(0)
-    nothing_fitted(cell[cell["prompt"] == 3], "only one prompt has tokens with k > 1")
+    run = draw_full(0)
+    assert_nothing_fitted(run[run["prompt"] == 3], "only one prompt has tokens with k > 1")
 
 
 def test_too_few_bins_are_named():
-    cell = full(0)
-    nothing_fitted(cell.assign(entropy=cell["step"] % 7), "only 7 bins contain tokens; 8 are needed")
+    run = draw_full(0)
+    assert_nothing_fitted(run.assign(entropy=run["step"] % 7), "only 7 bins contain tokens; 8 are needed")
 
 
-def test_one_poor_cell_does_not_touch_the_others():
-    tables = cells(("m", "a"), ("n", "b"))
+def test_one_poor_run_does_not_touch_the_others():
+    tables = create_runs(("m", "a"), ("n", "b"))
     tables["n", "b"] = tables["n", "b"][:2]
     frame = fits.fit_all(tables, resamples=5)
     good = frame[frame["Model"] == "m"].set_index("Curve").drop(columns=["Model", "Dataset"])
-    pd.testing.assert_frame_equal(good, fit(tables["m", "a"], 5).drop(columns=["Model", "Dataset"]))
+    pd.testing.assert_frame_equal(good, fit_run(tables["m", "a"], 5).drop(columns=["Model", "Dataset"]))
     assert frame[frame["Model"] == "n"]["note"].str.contains("fewer than three").all()
 
 
-# Small and awkward cells
+# Small and awkward runs
 
 
 def test_a_falling_curve_is_no_flat_one_and_a_bump_that_cannot_follow_says_so():
-    rows = fits.fit_all({("m", "d"): curved(lambda x: 0.6 - 0.08 * x, 0)}, resamples=40).set_index("Curve")
+    rows = fits.fit_all({("m", "d"): draw_curved(lambda x: 0.6 - 0.08 * x, 0)}, resamples=40).set_index("Curve")
     assert not rows["note"].str.contains("no better").any()
     assert rows.loc[["gamma", "log-normal"], "note"].str.contains("on a bound").all()
     assert rows.loc["gamma", "held-out error"] < 1.1 * rows.loc["line", "held-out error"]
@@ -449,8 +453,8 @@ def test_folds_and_resamples_with_too_few_bins_are_said_and_not_counted(prompts)
 
 
 def test_a_free_curve_with_a_level_for_every_bin_is_kept():
-    cells = {("m", "d"): curved(lambda x: 0.9 - 0.15 * x, 1, level=0.005, noise=0.02, length=100)}
-    rows = fits.fit_all(cells, resamples=10).set_index("Curve")
+    runs = {("m", "d"): draw_curved(lambda x: 0.9 - 0.15 * x, 1, level=0.005, noise=0.02, length=100)}
+    rows = fits.fit_all(runs, resamples=10).set_index("Curve")
     assert rows.loc["free", "note"] == ""
     assert rows.loc["line", "of free"] == pytest.approx(1, abs=0.01)
 
@@ -460,7 +464,7 @@ def test_a_curve_that_never_converges_is_not_the_best(monkeypatch):
         raise RuntimeError
 
     monkeypatch.setattr(curves, "curve_fit", fail)
-    rows = fits.fit_all({("m", "d"): curved(lambda x: x * np.exp(-x), 0)}, resamples=5).set_index("Curve")
+    rows = fits.fit_all({("m", "d"): draw_curved(lambda x: x * np.exp(-x), 0)}, resamples=5).set_index("Curve")
     assert rows.loc["unimodal", "note"] == "did not converge"
     assert rows.loc["unimodal", ["a", "peak", "beta", "R2 (medians)"]].isna().all()
     assert np.isnan(rows.loc["unimodal", "delta AICc"])
@@ -468,25 +472,25 @@ def test_a_curve_that_never_converges_is_not_the_best(monkeypatch):
 
 
 def test_tokens_left_out_are_counted_and_a_missing_quantity_is_named():
-    cell = curved(lambda x: x * np.exp(-x), 3)
-    cell.loc[:29, "cosine"] = np.nan
-    assert set(fits.fit_all({("m", "d"): cell}, resamples=5)["note"].str[:18]) == {"30 tokens left out"}
-    notes = fits.fit_all({("m", "d"): cell}, y="weighted_cosine", resamples=5)["note"]
+    run = draw_curved(lambda x: x * np.exp(-x), 3)
+    run.loc[:29, "cosine"] = np.nan
+    assert set(fits.fit_all({("m", "d"): run}, resamples=5)["note"].str[:18]) == {"30 tokens left out"}
+    notes = fits.fit_all({("m", "d"): run}, y="weighted_cosine", resamples=5)["note"]
     assert set(notes) == {"no weighted_cosine in the measurements"}
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.25])
 def test_medians_that_do_not_vary_give_no_warning_and_no_curve(value):
-    cell = curved(lambda x: value + 0 * x, 0, level=0, noise=0)
-    cell.loc[0, "cosine"] += 0.5  # one token off: the medians stay
-    rows = fits.fit_all({("m", "d"): cell}, resamples=5).set_index("Curve")
+    run = draw_curved(lambda x: value + 0 * x, 0, level=0, noise=0)
+    run.loc[0, "cosine"] += 0.5  # one token off: the medians stay
+    rows = fits.fit_all({("m", "d"): run}, resamples=5).set_index("Curve")
     assert rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("no better").all()
 
 
 def test_noise_is_seldom_taken_for_a_curve():
     taken = 0
     for seed in range(20):
-        rows = fits.fit_all({("m", "d"): curved(lambda x: 0.3 + 0 * x, seed)}, resamples=1).set_index("Curve")
+        rows = fits.fit_all({("m", "d"): draw_curved(lambda x: 0.3 + 0 * x, seed)}, resamples=1).set_index("Curve")
         taken += (~rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("no better")).sum()
     assert taken <= 4  # of 80
 
@@ -494,9 +498,9 @@ def test_noise_is_seldom_taken_for_a_curve():
 def test_noise_that_scatters_more_where_entropy_is_small_is_seldom_taken_for_a_curve():
     taken = 0
     for seed in range(20):
-        cell = curved(lambda x: 0.3 + 0 * x, seed, level=0)
-        cell["cosine"] = 0.3 + (cell["cosine"] - 0.3) * (5 * np.exp(-cell["entropy"]) + 0.5)
-        rows = fits.fit_all({("m", "d"): cell}, resamples=1).set_index("Curve")
+        run = draw_curved(lambda x: 0.3 + 0 * x, seed, level=0)
+        run["cosine"] = 0.3 + (run["cosine"] - 0.3) * (5 * np.exp(-run["entropy"]) + 0.5)
+        rows = fits.fit_all({("m", "d"): run}, resamples=1).set_index("Curve")
         taken += (~rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("no better")).sum()
     assert taken <= 4  # of 80
 
@@ -510,20 +514,20 @@ def test_the_error_of_a_gain_is_clustered():
 
 
 def test_a_peak_outside_the_data_is_said():
-    rows = fits.fit_all({("m", "d"): curved(lambda x: 0.1 + 0.05 * x, 0)}, resamples=5).set_index("Curve")
+    rows = fits.fit_all({("m", "d"): draw_curved(lambda x: 0.1 + 0.05 * x, 0)}, resamples=5).set_index("Curve")
     assert "peak outside the data" in rows.loc["unimodal", "note"]
-    assert "peak outside the data" not in fit(planted("unimodal")).loc["unimodal", "note"]
+    assert "peak outside the data" not in fit_run(plant("unimodal")).loc["unimodal", "note"]
 
 
 def test_the_share_before_the_peak_is_that_of_the_tokens():
-    cell = planted("unimodal")
-    row = fit(cell).loc["unimodal"]
-    assert row["before peak"] == np.mean(cell["entropy"] < row["peak"])
+    run = plant("unimodal")
+    row = fit_run(run).loc["unimodal"]
+    assert row["before peak"] == np.mean(run["entropy"] < row["peak"])
 
 
 def test_resamples_that_end_on_a_bound_are_counted(monkeypatch):
-    cell = planted("log-normal")
-    assert fit(cell).loc["log-normal", "note"] == ""
+    run = plant("log-normal")
+    assert fit_run(run).loc["log-normal", "note"] == ""
     whole = curves.fit
 
     def bound(kind, x, y, n, start=None):  # every fit that starts from another one
@@ -531,10 +535,10 @@ def test_resamples_that_end_on_a_bound_are_counted(monkeypatch):
         return dataclasses.replace(found, note="a on a bound") if start else found
 
     monkeypatch.setattr(curves, "fit", bound)
-    note = fits.fit(*columns(cell), resamples=40).set_index("Curve").loc["log-normal", "note"]
+    note = fits.fit(*list_columns(run), resamples=40).set_index("Curve").loc["log-normal", "note"]
     assert note == "40 of 40 resamples ended on a bound or without a fit"
 
 
-def test_a_cell_with_the_name_of_a_pool_is_refused_by_name():
+def test_a_run_with_the_name_of_a_pool_is_refused_by_name():
     with pytest.raises(ValueError, match=r"'\(all\)'"):
-        fits.fit_all({("m", fits.POOLED): full(0)})
+        fits.fit_all({("m", fits.POOLED): draw_full(0)})

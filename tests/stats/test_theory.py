@@ -10,18 +10,18 @@ from nucleoscope.stats import theory as t
 SEEDS = range(20)
 
 
-def pair_cosines(units):
+def compute_pair_cosines(units):
     gram = units @ units.T
     return gram[np.triu_indices(len(units), 1)]
 
 
-def random_units(rng, k, width=None, shift=None):
+def draw_units(rng, k, width=None, shift=None):
     width = width or int(rng.choice([1, 2, 3, 8, 64]))
     shift = rng.choice([0, 0.5, 2]) if shift is None else shift
     return t.normalise_rows(rng.normal(size=(k, width)) + shift * np.eye(1, width))
 
 
-def random_q(rng, k):
+def draw_q(rng, k):
     q = rng.dirichlet(np.full(k, rng.choice([0.1, 1, 10]))) + 1e-12
     return q / q.sum()
 
@@ -30,7 +30,7 @@ def random_q(rng, k):
 def test_max_entropy(seed):
     rng = np.random.default_rng(seed)
     k = int(rng.integers(1, 60))
-    assert -1e-12 <= t.compute_entropy(random_q(rng, k)) <= np.log(k) + 1e-12
+    assert -1e-12 <= t.compute_entropy(draw_q(rng, k)) <= np.log(k) + 1e-12
     assert t.compute_entropy(np.full(k, 1 / k)) == pytest.approx(np.log(k), abs=1e-12)
     assert t.compute_entropy(np.eye(1, k)[0]) == 0
 
@@ -39,7 +39,7 @@ def test_max_entropy(seed):
 def test_truncation(seed):
     rng = np.random.default_rng(seed)
     size = int(rng.integers(2, 80))
-    p, top_p = random_q(rng, size), rng.uniform(0.05, 0.999)
+    p, top_p = draw_q(rng, size), rng.uniform(0.05, 0.999)
     inside = t.find_nucleus(p, top_p)
     k, m = len(inside), p[inside].sum()
     assert m >= top_p > m - p[inside[-1]]
@@ -62,16 +62,16 @@ def test_truncation_equality():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_anisotropy(seed):
     rng = np.random.default_rng(seed)
-    units = random_units(rng, v := int(rng.integers(2, 200)))
+    units = draw_units(rng, v := int(rng.integers(2, 200)))
     mu = units.mean(0) @ units.mean(0)
-    assert pair_cosines(units).mean() == pytest.approx(mu - (1 - mu) / (v - 1), abs=1e-10)
+    assert compute_pair_cosines(units).mean() == pytest.approx(mu - (1 - mu) / (v - 1), abs=1e-10)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_pairs(seed):
     rng = np.random.default_rng(seed)
-    units = random_units(rng, k := int(rng.integers(2, 100)))
-    assert t.compute_mean_cosine(units) == pytest.approx(pair_cosines(units).mean(), abs=1e-10)
+    units = draw_units(rng, k := int(rng.integers(2, 100)))
+    assert t.compute_mean_cosine(units) == pytest.approx(compute_pair_cosines(units).mean(), abs=1e-10)
     assert t.compute_mean_cosine(units) >= -1 / (k - 1) - 1e-10
 
 
@@ -79,8 +79,8 @@ def test_no_pairs(seed):
 def test_draws_exactly(k):
     """All subsets of a small table: mean and variance to the last digits."""
     rng = np.random.default_rng(k)
-    units = random_units(rng, 8, 3, 0.7)
-    values = np.array([pair_cosines(units[list(subset)]).mean() for subset in combinations(range(8), k)])
+    units = draw_units(rng, 8, 3, 0.7)
+    values = np.array([compute_pair_cosines(units[list(subset)]).mean() for subset in combinations(range(8), k)])
     center, spread, rest = t.compute_draw_moments(units)
     assert values.mean() == pytest.approx(center, abs=1e-10)
     assert values.var() == pytest.approx(float(t.compute_draw_variance(k, 8, spread, rest)), abs=1e-10)
@@ -90,15 +90,17 @@ def test_draws_exactly(k):
 def test_weighted_draws_exactly(k):
     """Weights fixed before the draw: the weighted mean cosine has the same expectation."""
     rng = np.random.default_rng(k)
-    units, q = random_units(rng, 8, 3, 0.7), random_q(rng, k)
+    units, q = draw_units(rng, 8, 3, 0.7), draw_q(rng, k)
     weights = np.outer(q, q)[np.triu_indices(k, 1)]
-    values = [(weights * pair_cosines(units[list(draw)])).sum() / weights.sum() for draw in permutations(range(8), k)]
+    values = [
+        (weights * compute_pair_cosines(units[list(draw)])).sum() / weights.sum() for draw in permutations(range(8), k)
+    ]
     assert np.mean(values) == pytest.approx(t.compute_draw_moments(units)[0], abs=1e-10)
 
 
 def test_draw_parts_are_those_of_the_text():
     rng = np.random.default_rng(0)
-    units = random_units(rng, 50, 5, 0.7)
+    units = draw_units(rng, 50, 5, 0.7)
     v, gram = 50, units @ units.T
     center, spread, rest = t.compute_draw_moments(units)
     row_mean = (gram.sum(1) - 1) / (v - 1)
@@ -128,16 +130,16 @@ def test_draws_by_simulation():
 def test_independent_draws_are_hoeffdings(k):
     """Draws with replacement: zeta_1 = Var(u.mu), zeta_2 = tr(C^2) - |mu|^4, exactly, by enumeration at k = 2, 3."""
     rng = np.random.default_rng(k)
-    units = random_units(rng, 6, 3, 0.7)
+    units = draw_units(rng, 6, 3, 0.7)
     mu, second = units.mean(0), units.T @ units / 6
     zeta1, zeta2 = np.var(units @ mu), np.trace(second @ second) - (mu @ mu) ** 2
     formula = 4 * (k - 2) / (k * (k - 1)) * zeta1 + 2 / (k * (k - 1)) * zeta2
     assert formula == pytest.approx(4 / k * zeta1 + 2 / (k * (k - 1)) * (zeta2 - 2 * zeta1), abs=1e-12)
     if k < 4:
         grid = np.stack(np.meshgrid(*[range(6)] * k), -1).reshape(-1, k)
-        values = np.array([pair_cosines(units[row]).mean() for row in grid])
+        values = np.array([compute_pair_cosines(units[row]).mean() for row in grid])
     else:
-        values = np.array([pair_cosines(units[rng.integers(0, 6, k)]).mean() for _ in range(20000)])
+        values = np.array([compute_pair_cosines(units[rng.integers(0, 6, k)]).mean() for _ in range(20000)])
         assert abs(values.mean() - mu @ mu) < 4 * values.std() / 141
         assert values.var() == pytest.approx(formula, rel=0.06)
         return
@@ -148,7 +150,7 @@ def test_independent_draws_are_hoeffdings(k):
 def test_large_tables_come_to_hoeffdings():
     """Copies of a table: S_g^2 -> zeta_1 and the rest -> zeta_2 - 2 zeta_1."""
     rng = np.random.default_rng(3)
-    units = random_units(rng, 6, 3, 0.7)
+    units = draw_units(rng, 6, 3, 0.7)
     mu, second = units.mean(0), units.T @ units / 6
     zeta1, zeta2 = np.var(units @ mu), np.trace(second @ second) - (mu @ mu) ** 2
     _, spread, rest = t.compute_draw_moments(np.tile(units, (100000, 1)))
@@ -165,12 +167,13 @@ def test_isotropic_directions():
 @pytest.mark.parametrize("k", [3, 4, 6])
 def test_dilution(k):
     rng = np.random.default_rng(k)
-    core, rows = random_units(rng, 3, 4, 1), random_units(rng, 7, 4, 0.3)
+    core, rows = draw_units(rng, 3, 4, 1), draw_units(rng, 7, 4, 0.3)
     values = [
-        pair_cosines(np.concatenate([core, rows[list(subset)]])).mean() for subset in combinations(range(7), k - 3)
+        compute_pair_cosines(np.concatenate([core, rows[list(subset)]])).mean()
+        for subset in combinations(range(7), k - 3)
     ]
-    inside, across = pair_cosines(core).mean(), (core @ rows.T).mean()
-    expected = float(t.compute_diluted(k, 3, inside, across, pair_cosines(rows).mean()))
+    inside, across = compute_pair_cosines(core).mean(), (core @ rows.T).mean()
+    expected = float(t.compute_diluted(k, 3, inside, across, compute_pair_cosines(rows).mean()))
     assert np.mean(values) == pytest.approx(expected, abs=1e-10)
 
 
@@ -178,7 +181,7 @@ def test_dilution(k):
 def test_family(seed):
     rng = np.random.default_rng(seed)
     k = int(rng.integers(2, 50))
-    units, q = random_units(rng, k), random_q(rng, k)
+    units, q = draw_units(rng, k), draw_q(rng, k)
     gram, mean = units @ units.T, q @ units
     square = float(mean @ mean)
     assert q @ gram @ q == pytest.approx(square, abs=1e-10)
@@ -189,7 +192,7 @@ def test_family(seed):
     weighted = (weights * gram)[off].sum() / weights[off].sum()
     assert square == pytest.approx(repeats + (1 - repeats) * weighted, abs=1e-10)
     even = np.full(k, 1 / k)
-    cosine = pair_cosines(units).mean()
+    cosine = compute_pair_cosines(units).mean()
     assert 1 / t.compute_diversity(even, gram, 2) == pytest.approx((1 + (k - 1) * cosine) / k, rel=1e-8)
     assert 1 - square == pytest.approx((q * ((units - mean) ** 2).sum(1)).sum(), abs=1e-10)
     assert 1 - square == pytest.approx(0.5 * (weights * ((units[:, None] - units[None]) ** 2).sum(-1)).sum(), abs=1e-10)
@@ -212,7 +215,7 @@ def test_where_cosines_as_similarities_fail():
 def test_similarity_entropy_bounds(seed):
     rng = np.random.default_rng(seed)
     k = int(rng.integers(1, 60))
-    units, q = random_units(rng, k), random_q(rng, k)
+    units, q = draw_units(rng, k), draw_q(rng, k)
     value, rho = t.compute_similarity_entropy(q, units), min(np.linalg.norm(q @ units), 1)
     assert -1e-10 <= value <= t.compute_entropy(q) + 1e-10
     assert np.log(2 / (1 + rho**2)) - 1e-10 <= value <= float(t.compute_binary_entropy((1 + rho) / 2)) + 1e-10
@@ -223,7 +226,7 @@ def test_similarity_entropy_bounds(seed):
 def test_similarity_entropy_equalities(seed):
     rng = np.random.default_rng(seed)
     k = int(rng.integers(2, 20))
-    q, u = random_q(rng, k), t.normalise_rows(rng.normal(size=5))
+    q, u = draw_q(rng, k), t.normalise_rows(rng.normal(size=5))
     assert t.compute_similarity_entropy(q, np.tile(u, (k, 1))) == pytest.approx(0, abs=1e-10)
     signs = np.where(rng.random(k) < 0.5, 1, -1)
     rho = abs(q @ signs)
@@ -234,7 +237,7 @@ def test_similarity_entropy_equalities(seed):
     assert t.compute_similarity_entropy(even, orthogonal) == pytest.approx(np.log(2 * k / (k + 1)), abs=1e-10)
     assert np.log(2 / (1 + 1 / k)) == pytest.approx(np.log(2 * k / (k + 1)), abs=1e-12)
     # A candidate split into identical twins changes nothing.
-    units = random_units(rng, k)
+    units = draw_units(rng, k)
     twins = np.concatenate([units, units[:1]]), np.concatenate([[q[0] / 3], q[1:], [2 * q[0] / 3]])
     assert t.compute_similarity_entropy(twins[1], twins[0]) == pytest.approx(
         t.compute_similarity_entropy(q, units), abs=1e-10
@@ -270,7 +273,7 @@ def test_the_package_measures_what_the_page_says(seed):
     from nucleoscope.measure import cosine, entropy, nucleus
 
     rng = np.random.default_rng(seed)
-    p, table = random_q(rng, 40), random_units(rng, 40, 8, 0.5)
+    p, table = draw_q(rng, 40), draw_units(rng, 40, 8, 0.5)
     found = nucleus.find_nucleus(torch.tensor(np.log(p))[None], 0.9)
     inside = t.find_nucleus(p, 0.9)
     assert found.ids.tolist() == inside.tolist()

@@ -1,4 +1,4 @@
-"""`results`: a cell's life on disk, what survives being killed or a full disk, and the table of what was measured."""
+"""`results`: a run's life on disk, what survives being killed or a full disk, and the table of what was measured."""
 
 import contextlib
 import errno
@@ -19,12 +19,12 @@ import pandas as pd
 import pytest
 import torch
 
-from messages import one_line
+from messages import assert_one_line
 from nucleoscope import atomic, quantities
 from nucleoscope.stats import correlation, fits
 from nucleoscope.store import locking, results, run_folder
 from nucleoscope.store.run_folder import RunFolder
-from synthetic import study_file
+from synthetic import write_study_file
 
 SETTINGS = {
     "model_name": "org/tiny",
@@ -40,7 +40,7 @@ FILES = {"measurements.pt", "tokens.parquet", "run.json"}  # what a run leaves
 TABLE = ["model", "dataset", "prompt", "step", "k", "token", *quantities.find_columns().values()]
 
 
-def record(index: int, length: int = 3) -> dict:
+def create_record(index: int, length: int = 3) -> dict:
     """The record of prompt ``index``, as a measurements file has it; every number in it is another one."""
     sizes = [1 + (index + step) % 3 for step in range(length)]
     return {
@@ -51,7 +51,7 @@ def record(index: int, length: int = 3) -> dict:
     } | {name: [index + step / 10 + place / 100 for step in range(length)] for place, name in enumerate(LISTS)}
 
 
-def studys_record(length: int = 3) -> dict:
+def create_study_record(length: int = 3) -> dict:
     """A record as the published study wrote it."""
     return {
         "prompt": "a prompt",
@@ -61,7 +61,7 @@ def studys_record(length: int = 3) -> dict:
     }
 
 
-def plain(records: list[dict]) -> list[dict]:
+def convert_tensors(records: list[dict]) -> list[dict]:
     """The records with tensors as their types and values, so that == compares them."""
 
     def value(x):
@@ -70,8 +70,8 @@ def plain(records: list[dict]) -> list[dict]:
     return [{name: value(x) for name, x in record.items()} for record in records]
 
 
-def same(left: list[dict], right: list[dict]) -> bool:
-    return plain(left) == plain(right)
+def is_same(left: list[dict], right: list[dict]) -> bool:
+    return convert_tensors(left) == convert_tensors(right)
 
 
 def save(folder: Path, records: list[dict]) -> Path:
@@ -80,30 +80,30 @@ def save(folder: Path, records: list[dict]) -> Path:
     return folder / "measurements.pt"
 
 
-def opened(folder: Path, overwrite: bool = False, **changes) -> RunFolder:
+def open_run(folder: Path, overwrite: bool = False, **changes) -> RunFolder:
     return RunFolder(folder, SETTINGS | changes, overwrite)
 
 
-def run(folder: Path, until: int | None = None, overwrite: bool = False, **changes) -> RunFolder:
+def measure_run(folder: Path, until: int | None = None, overwrite: bool = False, **changes) -> RunFolder:
     """A run of five prompts in batches of two, stopped like a killed one after ``until`` batches."""
-    cell = opened(folder, overwrite, **changes)
-    cell.start()
+    run = open_run(folder, overwrite, **changes)
+    run.start()
     batches = [[4, 1], [0, 3], [2]]
-    cell.save_plan("auto", batches)
+    run.save_plan("auto", batches)
     for indices in batches[:until]:
-        cell.save_batch(indices, [record(index) for index in indices], 1.5)
+        run.save_batch(indices, [create_record(index) for index in indices], 1.5)
     if until is None:
-        cell.finish(5, {"device": "cpu"})
-    return cell
+        run.finish(5, {"device": "cpu"})
+    return run
 
 
-def contents(folder: Path) -> dict[str, str]:
+def read_contents(folder: Path) -> dict[str, str]:
     """Every file below ``folder``, hidden ones too, with the hash of its content."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def refusal(kind: type[Exception], action, *args, **options) -> str:
+def catch_refusal(kind: type[Exception], action, *args, **options) -> str:
     """The message with which ``action`` raises; it must be one line, and short enough to be read."""
     with pytest.raises(kind) as caught:
         action(*args, **options)
@@ -118,7 +118,7 @@ def folder(tmp_path) -> Path:
     return results.locate_run(tmp_path, "math", "tiny")
 
 
-# The life of a cell
+# The life of a run
 
 
 @pytest.mark.parametrize(
@@ -130,120 +130,120 @@ def folder(tmp_path) -> Path:
         ("x.csv", "models/x.Q4_K_M.gguf", "x/x.Q4_K_M.gguf"),
     ],
 )
-def test_a_cells_folder_is_called_after_short_names(dataset, model, folder):
+def test_a_runs_folder_is_called_after_short_names(dataset, model, folder):
     assert results.locate_run("results", dataset, model) == Path("results") / folder
 
 
-def test_a_cells_folder_is_data_set_and_model(tmp_path):
+def test_a_runs_folder_is_data_set_and_model(tmp_path):
     assert results.locate_run(tmp_path, "math", "tiny") == tmp_path / "math" / "tiny"
     assert results.locate_run(str(tmp_path), "math", "tiny") == tmp_path / "math" / "tiny"
 
 
-def test_opening_a_cell_writes_nothing(tmp_path, folder):
-    assert not opened(folder).finished
+def test_opening_a_run_writes_nothing(tmp_path, folder):
+    assert not open_run(folder).finished
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_batch_comes_back_as_it_was_saved(folder):
-    cell = opened(folder)
-    cell.start()
-    cell.save_batch([4, 1], [record(4), record(1, 0)], 2.5)
-    (batch,) = cell.load_batches()
+    run = open_run(folder)
+    run.start()
+    run.save_batch([4, 1], [create_record(4), create_record(1, 0)], 2.5)
+    (batch,) = run.load_batches()
     assert batch["indices"] == [4, 1]
     assert batch["seconds"] == 2.5
-    assert same(batch["records"], [record(4), record(1, 0)])
+    assert is_same(batch["records"], [create_record(4), create_record(1, 0)])
 
 
-def test_a_finished_cell_holds_the_records_in_prompt_order(folder):
-    run(folder)
-    assert same(results.load(folder / "measurements.pt"), [record(index) for index in range(5)])
+def test_a_finished_run_holds_the_records_in_prompt_order(folder):
+    measure_run(folder)
+    assert is_same(results.load(folder / "measurements.pt"), [create_record(index) for index in range(5)])
 
 
 def test_finish_returns_what_it_saved(folder):
-    cell = run(folder, until=3)
-    assert same(cell.finish(5, {}), results.load(folder / "measurements.pt"))
+    run = measure_run(folder, until=3)
+    assert is_same(run.finish(5, {}), results.load(folder / "measurements.pt"))
 
 
-def test_a_finished_cell_leaves_its_three_files_only(folder):
-    run(folder)
-    assert set(contents(folder)) == FILES
+def test_a_finished_run_leaves_its_three_files_only(folder):
+    measure_run(folder)
+    assert set(read_contents(folder)) == FILES
     assert not (folder / "batches").exists()
 
 
 def test_run_json_holds_the_settings_and_the_information(folder):
-    run(folder)
+    measure_run(folder)
     assert json.loads((folder / "run.json").read_text()) == {"settings": SETTINGS, "device": "cpu"}
 
 
 def test_run_json_keeps_letters_readable(folder):
-    run(folder, dataset_name="café")
+    measure_run(folder, dataset_name="café")
     assert "café" in (folder / "run.json").read_text(encoding="utf-8")
 
 
-def test_a_finished_cell_is_finished_on_reopening(folder):
-    assert run(folder).finished
-    assert opened(folder).finished
+def test_a_finished_run_is_finished_on_reopening(folder):
+    assert measure_run(folder).finished
+    assert open_run(folder).finished
     assert RunFolder(folder, dict(reversed(SETTINGS.items()))).finished  # whatever the settings' order
 
 
 def test_settings_are_compared_as_json_keeps_them(folder):
-    run(folder, shape=(1, 2))
-    assert opened(folder, shape=[1, 2]).finished
+    measure_run(folder, shape=(1, 2))
+    assert open_run(folder, shape=[1, 2]).finished
 
 
-def test_a_cell_that_lost_its_measurements_is_not_finished(folder):
-    run(folder)
+def test_a_run_that_lost_its_measurements_is_not_finished(folder):
+    measure_run(folder)
     (folder / "measurements.pt").unlink()
-    assert not opened(folder).finished
-    assert run(folder).finished
+    assert not open_run(folder).finished
+    assert measure_run(folder).finished
 
 
 def test_a_plan_is_kept_for_its_batch_size(folder):
-    cell = opened(folder)
-    cell.start()
-    assert cell.load_plan("auto") is None
-    cell.save_plan("auto", [[1, 0], [2]])
-    assert cell.load_plan("auto") == [[1, 0], [2]]
-    assert cell.load_plan(8) is None
-    cell.save_plan(8, [[2], [0, 1]])
-    assert cell.load_plan(8) == [[2], [0, 1]]
-    assert cell.load_plan("auto") is None
+    run = open_run(folder)
+    run.start()
+    assert run.load_plan("auto") is None
+    run.save_plan("auto", [[1, 0], [2]])
+    assert run.load_plan("auto") == [[1, 0], [2]]
+    assert run.load_plan(8) is None
+    run.save_plan(8, [[2], [0, 1]])
+    assert run.load_plan(8) == [[2], [0, 1]]
+    assert run.load_plan("auto") is None
 
 
 def test_finishing_without_all_prompts_names_the_first_that_lacks(folder):
-    cell = run(folder, until=2)
-    assert "prompt 2" in refusal(ValueError, cell.finish, 5, {})
+    run = measure_run(folder, until=2)
+    assert "prompt 2" in catch_refusal(ValueError, run.finish, 5, {})
     assert not (folder / "measurements.pt").exists()
-    assert len(cell.load_batches()) == 2
+    assert len(run.load_batches()) == 2
 
 
 # Going on where it was
 
 
 def test_a_killed_run_goes_on_with_the_batches_it_had(folder):
-    run(folder, until=2)
-    cell = opened(folder)
-    assert not cell.finished
-    cell.start()
-    assert sorted(index for batch in cell.load_batches() for index in batch["indices"]) == [0, 1, 3, 4]
-    assert cell.load_plan("auto") == [[4, 1], [0, 3], [2]]
-    cell.save_batch([2], [record(2)], 1.0)
-    assert same(cell.finish(5, {}), [record(index) for index in range(5)])
+    measure_run(folder, until=2)
+    run = open_run(folder)
+    assert not run.finished
+    run.start()
+    assert sorted(index for batch in run.load_batches() for index in batch["indices"]) == [0, 1, 3, 4]
+    assert run.load_plan("auto") == [[4, 1], [0, 3], [2]]
+    run.save_batch([2], [create_record(2)], 1.0)
+    assert is_same(run.finish(5, {}), [create_record(index) for index in range(5)])
 
 
 def test_a_batch_that_cannot_be_read_counts_as_not_done(folder):
-    run(folder, until=3)
+    measure_run(folder, until=3)
     (batch,) = folder.glob("batches/000001.pt")
     batch.write_bytes(batch.read_bytes()[:100])
-    cell = opened(folder)
-    assert sorted(index for batch in cell.load_batches() for index in batch["indices"]) == [0, 2, 3]
+    run = open_run(folder)
+    assert sorted(index for batch in run.load_batches() for index in batch["indices"]) == [0, 2, 3]
 
 
 def test_batches_alone_refuse_other_settings(folder):
-    run(folder, until=2)
-    before = contents(folder)
-    assert "seed" in refusal(FileExistsError, opened, folder, seed=1)
-    assert contents(folder) == before
+    measure_run(folder, until=2)
+    before = read_contents(folder)
+    assert "seed" in catch_refusal(FileExistsError, open_run, folder, seed=1)
+    assert read_contents(folder) == before
 
 
 def test_a_process_killed_while_it_saves_leaves_its_finished_batches(folder):
@@ -252,28 +252,28 @@ import json, os, signal, sys
 import torch
 from pathlib import Path
 from nucleoscope.store.run_folder import RunFolder
-from nucleoscope.atomic import whole
+from nucleoscope.atomic import write_atomically
 empty = lambda prompt: {"prompt": prompt, "entropies": [], "cosines": [], "top_p_tokens": []}
-cell = RunFolder(Path(sys.argv[1]), json.loads(sys.argv[2]))
-cell.start()
-cell.save_batch([1, 0], [empty("a"), empty("b")], 1.0)
-with whole(cell.batches / "000002.pt") as stream:
+run = RunFolder(Path(sys.argv[1]), json.loads(sys.argv[2]))
+run.start()
+run.save_batch([1, 0], [empty("a"), empty("b")], 1.0)
+with write_atomically(run.batches / "000002.pt") as stream:
     stream.write(b"half a ba")
     stream.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 """
     killed = subprocess.run([sys.executable, "-c", code, str(folder), json.dumps(SETTINGS)], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    cell = opened(folder)
-    cell.start()
-    assert [batch["indices"] for batch in cell.load_batches()] == [[1, 0]]
-    cell.save_batch([2], [record(2)], 1.0)
-    assert [r["prompt"] for r in cell.finish(3, {})] == ["b", "a", "prompt 2"]
-    assert set(contents(folder)) == FILES
+    run = open_run(folder)
+    run.start()
+    assert [batch["indices"] for batch in run.load_batches()] == [[1, 0]]
+    run.save_batch([2], [create_record(2)], 1.0)
+    assert [r["prompt"] for r in run.finish(3, {})] == ["b", "a", "prompt 2"]
+    assert set(read_contents(folder)) == FILES
 
 
-def interrupted(monkeypatch, name: str, cell: RunFolder) -> None:
-    """Finishes ``cell`` up to the moment before ``cells.<name>`` is first called."""
+def interrupt(monkeypatch, name: str, run: RunFolder) -> None:
+    """Finishes ``run`` up to the moment before ``run_folder.<name>`` is first called."""
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
@@ -281,63 +281,63 @@ def interrupted(monkeypatch, name: str, cell: RunFolder) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(run_folder, name, stop)
         with pytest.raises(KeyboardInterrupt):
-            cell.finish(5, {})
+            run.finish(5, {})
 
 
 def test_a_run_killed_between_measurements_and_run_json_goes_on(folder, monkeypatch):
-    interrupted(monkeypatch, "write_json", run(folder, until=3))
+    interrupt(monkeypatch, "write_json", measure_run(folder, until=3))
     assert (folder / "measurements.pt").exists()
-    cell = opened(folder)
-    assert not cell.finished
-    cell.start()
-    cell.finish(5, {})
-    assert same(results.load(folder / "measurements.pt"), [record(index) for index in range(5)])
+    run = open_run(folder)
+    assert not run.finished
+    run.start()
+    run.finish(5, {})
+    assert is_same(results.load(folder / "measurements.pt"), [create_record(index) for index in range(5)])
 
 
 def test_a_run_killed_before_its_measurements_goes_on(folder, monkeypatch):
-    interrupted(monkeypatch, "whole", run(folder, until=3))
-    cell = opened(folder)
-    cell.start()
-    assert cell.finish(5, {})
+    interrupt(monkeypatch, "write_atomically", measure_run(folder, until=3))
+    run = open_run(folder)
+    run.start()
+    assert run.finish(5, {})
 
 
 def test_a_killed_run_that_overwrites_goes_on_where_it_was(folder):
-    run(folder)
-    run(folder, until=2, overwrite=True, seed=1)
-    cell = opened(folder, overwrite=True, seed=1)
-    cell.start()
-    assert len(cell.load_batches()) == 2
+    measure_run(folder)
+    measure_run(folder, until=2, overwrite=True, seed=1)
+    run = open_run(folder, overwrite=True, seed=1)
+    run.start()
+    assert len(run.load_batches()) == 2
 
 
 def test_old_results_stay_until_the_run_that_overwrites_them_is_finished(folder):
-    run(folder)
-    run(folder, until=2, overwrite=True, seed=1)
+    measure_run(folder)
+    measure_run(folder, until=2, overwrite=True, seed=1)
     assert json.loads((folder / "run.json").read_text())["settings"] == SETTINGS
-    assert same(results.load(folder / "measurements.pt"), [record(index) for index in range(5)])
+    assert is_same(results.load(folder / "measurements.pt"), [create_record(index) for index in range(5)])
 
 
 def test_an_old_run_json_never_stands_beside_new_measurements(folder, monkeypatch):
-    run(folder)
-    interrupted(monkeypatch, "write_json", run(folder, until=3, overwrite=True, seed=1))
+    measure_run(folder)
+    interrupt(monkeypatch, "write_json", measure_run(folder, until=3, overwrite=True, seed=1))
     assert (folder / "measurements.pt").exists()
     assert not (folder / "run.json").exists()
 
 
 def test_a_second_writer_is_refused_and_told_who_writes(folder, monkeypatch):
     monkeypatch.setattr(locking, "LOCK_SECONDS", 0)
-    first = run(folder, until=1)
-    assert str(os.getpid()) in refusal(BlockingIOError, opened(folder).start)
+    first = measure_run(folder, until=1)
+    assert str(os.getpid()) in catch_refusal(BlockingIOError, open_run(folder).start)
     first.release()
-    opened(folder).start()
+    open_run(folder).start()
 
 
 def test_overwrite_takes_nothing_from_a_run_at_work(folder, monkeypatch):
     monkeypatch.setattr(locking, "LOCK_SECONDS", 0)
-    first = run(folder, until=1)
-    before = contents(folder)
+    first = measure_run(folder, until=1)
+    before = read_contents(folder)
     with pytest.raises(BlockingIOError):
-        opened(folder, overwrite=True, seed=1).start()
-    assert contents(folder) == before
+        open_run(folder, overwrite=True, seed=1).start()
+    assert read_contents(folder) == before
     assert len(first.load_batches()) == 1
 
 
@@ -347,64 +347,64 @@ def test_overwrite_takes_nothing_from_a_run_at_work(folder, monkeypatch):
 @pytest.mark.parametrize("until", [2, None])
 @pytest.mark.parametrize("change", [{"seed": 1}, {"top_p": 0.5, "max_tokens": 9}, {"model": {"source": "folder"}}])
 def test_changed_settings_are_refused_by_name_and_change_nothing(folder, change, until):
-    run(folder, until)
-    before = contents(folder)
-    message = refusal(FileExistsError, opened, folder, **change)
+    measure_run(folder, until)
+    before = read_contents(folder)
+    message = catch_refusal(FileExistsError, open_run, folder, **change)
     assert "--overwrite" in message
     assert str(folder) in message
     for name, value in change.items():
         assert f"{name} is {json.dumps(SETTINGS[name])} there and {json.dumps(value)} here" in message
     assert not any(name in message for name in SETTINGS if name not in change and name != "model")
-    assert contents(folder) == before
+    assert read_contents(folder) == before
 
 
 def test_a_setting_that_is_new_is_named(folder):
-    run(folder)
-    assert "prompt_format" in refusal(FileExistsError, opened, folder, prompt_format="chat")
+    measure_run(folder)
+    assert "prompt_format" in catch_refusal(FileExistsError, open_run, folder, prompt_format="chat")
 
 
 def test_long_values_are_cut_in_the_message(folder):
-    run(folder)
-    assert "..." in refusal(FileExistsError, opened, folder, model={"text": "x\n" * 1000})
+    measure_run(folder)
+    assert "..." in catch_refusal(FileExistsError, open_run, folder, model={"text": "x\n" * 1000})
 
 
 @pytest.mark.parametrize("until", [2, None])
 def test_overwrite_replaces_results_of_other_settings(folder, until):
-    run(folder, until)
-    cell = run(folder, overwrite=True, seed=1)
-    assert cell.finished
+    measure_run(folder, until)
+    run = measure_run(folder, overwrite=True, seed=1)
+    assert run.finished
     assert json.loads((folder / "run.json").read_text())["settings"]["seed"] == 1
-    assert set(contents(folder)) == FILES
+    assert set(read_contents(folder)) == FILES
 
 
 def test_overwrite_takes_no_batch_of_other_settings(folder):
-    run(folder, until=2)
-    cell = opened(folder, overwrite=True, seed=1)
-    cell.start()
-    assert cell.load_batches() == []
-    assert cell.load_plan("auto") is None
+    measure_run(folder, until=2)
+    run = open_run(folder, overwrite=True, seed=1)
+    run.start()
+    assert run.load_batches() == []
+    assert run.load_plan("auto") is None
 
 
 def test_the_same_model_under_another_name_may_be_replaced(folder):
-    run(folder)
-    assert "model_name" in refusal(FileExistsError, opened, folder, model_name="./org/tiny")
-    assert not opened(folder, overwrite=True, model_name="./org/tiny").finished
+    measure_run(folder)
+    assert "model_name" in catch_refusal(FileExistsError, open_run, folder, model_name="./org/tiny")
+    assert not open_run(folder, overwrite=True, model_name="./org/tiny").finished
 
 
 def test_damaged_measurements_are_measured_again_with_overwrite(folder):
-    run(folder)
+    measure_run(folder)
     (folder / "measurements.pt").write_bytes(b"half")
-    assert opened(folder).finished  # loading it says what is wrong, and what to do
-    assert "measure again" in refusal(ValueError, results.load, folder / "measurements.pt")
-    assert not opened(folder, overwrite=True).finished
+    assert open_run(folder).finished  # loading it says what is wrong, and what to do
+    assert "measure again" in catch_refusal(ValueError, results.load, folder / "measurements.pt")
+    assert not open_run(folder, overwrite=True).finished
 
 
 def test_whoever_waited_for_the_one_who_finished_sees_it(folder):
-    late = opened(folder)
-    run(folder)
+    late = open_run(folder)
+    measure_run(folder)
     with late:
         assert late.finished
-    assert set(contents(folder)) == FILES
+    assert set(read_contents(folder)) == FILES
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -414,39 +414,39 @@ def test_whoever_waited_for_the_one_who_finished_sees_it(folder):
     [{"model_name": "other/tiny", "model": {"revision": "def"}}, {"dataset_name": "sums/math.jsonl"}],
 )
 def test_another_model_or_data_set_of_the_same_short_name_is_never_replaced(folder, change, until, overwrite):
-    run(folder, until)
-    before = contents(folder)
-    message = refusal(FileExistsError, opened, folder, overwrite, seed=1, **change)
+    measure_run(folder, until)
+    before = read_contents(folder)
+    message = catch_refusal(FileExistsError, open_run, folder, overwrite, seed=1, **change)
     name = next(iter(change))
     assert name in message
     assert "results_dir" in message
     assert "--overwrite" not in message  # it would not help
-    assert contents(folder) == before
+    assert read_contents(folder) == before
 
 
 def test_measurements_of_unknown_settings_are_refused_without_overwrite(folder):
-    save(folder, [record(0)])
-    before = contents(folder)
-    message = refusal(FileExistsError, opened, folder)
+    save(folder, [create_record(0)])
+    before = read_contents(folder)
+    message = catch_refusal(FileExistsError, open_run, folder)
     assert "--overwrite" in message
     assert "run.json" in message
-    assert contents(folder) == before
+    assert read_contents(folder) == before
 
 
 def test_measurements_of_unknown_settings_are_replaced_with_overwrite(folder):
-    save(folder, [record(0)])
-    run(folder, overwrite=True)
+    save(folder, [create_record(0)])
+    measure_run(folder, overwrite=True)
     assert len(results.load(folder / "measurements.pt")) == 5
 
 
 @pytest.mark.parametrize("content", ["", "{", "no JSON", "[1, 2]", "3", '"text"', "null", '{"settings": 3}'])
 @pytest.mark.parametrize("name", ["run.json", "batches/settings.json"])
 def test_a_settings_file_that_is_not_ours_is_named(folder, name, content):
-    run(folder, until=None if name == "run.json" else 2)
+    measure_run(folder, until=None if name == "run.json" else 2)
     (folder / name).write_text(content)
-    before = contents(folder)
-    assert str(folder) in refusal((ValueError, FileExistsError), opened, folder)
-    assert contents(folder) == before
+    before = read_contents(folder)
+    assert str(folder) in catch_refusal((ValueError, FileExistsError), open_run, folder)
+    assert read_contents(folder) == before
 
 
 # Whole or not at all
@@ -502,7 +502,7 @@ def test_a_full_disk_while_saving_tensors_leaves_what_was_there(tmp_path, room):
 
     def write():
         with atomic.write_atomically(path):
-            torch.save([record(index) for index in range(50)], FullDisk(room))
+            torch.save([create_record(index) for index in range(50)], FullDisk(room))
 
     with pytest.raises((OSError, RuntimeError)):
         write()
@@ -523,7 +523,7 @@ def test_a_value_that_json_cannot_hold_leaves_what_was_there(tmp_path):
 
 
 @contextlib.contextmanager
-def largest_file(size: int):
+def limit_file_size(size: int):
     """Lets this process write no file beyond ``size`` bytes: each that would be larger fails with an OSError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -533,37 +533,37 @@ def largest_file(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_measurements_that_cannot_be_written_leave_the_cell_to_go_on(folder):
-    cell = run(folder, until=3)
-    with largest_file(1000), pytest.raises((OSError, RuntimeError)):
-        cell.finish(5, {})
-    cell.release()
+def test_measurements_that_cannot_be_written_leave_the_run_to_go_on(folder):
+    run = measure_run(folder, until=3)
+    with limit_file_size(1000), pytest.raises((OSError, RuntimeError)):
+        run.finish(5, {})
+    run.release()
     assert not (folder / "measurements.pt").exists()
-    assert not [name for name in contents(folder) if not name.startswith("batches/")]
-    assert same(cell.finish(5, {}), [record(index) for index in range(5)])
+    assert not [name for name in read_contents(folder) if not name.startswith("batches/")]
+    assert is_same(run.finish(5, {}), [create_record(index) for index in range(5)])
 
 
 def test_a_batch_that_cannot_be_written_leaves_the_others(folder):
-    cell = run(folder, until=1)
-    before = contents(folder)
-    with largest_file(1000), pytest.raises((OSError, RuntimeError)):
-        cell.save_batch([0, 3], [record(0), record(3)], 1.0)
-    assert contents(folder) == before
+    run = measure_run(folder, until=1)
+    before = read_contents(folder)
+    with limit_file_size(1000), pytest.raises((OSError, RuntimeError)):
+        run.save_batch([0, 3], [create_record(0), create_record(3)], 1.0)
+    assert read_contents(folder) == before
 
 
 def test_a_run_on_a_full_disk_keeps_its_batches_and_goes_on_when_there_is_room(small_disk):
     folder = small_disk / "math" / "tiny"
-    cell = run(folder, until=2)
+    run = measure_run(folder, until=2)
     filler = small_disk / "filler"
     with pytest.raises(OSError, match="No space"):
         filler.write_bytes(b"x" * 2**20)
-    before = contents(folder)
+    before = read_contents(folder)
     with pytest.raises((OSError, RuntimeError)):
-        cell.save_batch([2], [record(2, 5000)], 1.0)
-    assert contents(folder) == before
+        run.save_batch([2], [create_record(2, 5000)], 1.0)
+    assert read_contents(folder) == before
     filler.unlink()
-    cell.save_batch([2], [record(2)], 1.0)
-    assert same(cell.finish(5, {}), [record(index) for index in range(5)])
+    run.save_batch([2], [create_record(2)], 1.0)
+    assert is_same(run.finish(5, {}), [create_record(index) for index in range(5)])
 
 
 # Loading
@@ -572,11 +572,11 @@ def test_a_run_on_a_full_disk_keeps_its_batches_and_goes_on_when_there_is_room(s
 @pytest.mark.parametrize("old_format", [False, True])
 def test_a_file_truncated_anywhere_is_named(tmp_path, old_format):
     path = tmp_path / "measurements.pt"
-    torch.save([record(0), record(1)], path, _use_new_zipfile_serialization=not old_format)
+    torch.save([create_record(0), create_record(1)], path, _use_new_zipfile_serialization=not old_format)
     whole = path.read_bytes()
     for length in range(0, len(whole), len(whole) // 50):
         path.write_bytes(whole[:length])
-        assert str(path) in refusal(ValueError, results.load, path)
+        assert str(path) in catch_refusal(ValueError, results.load, path)
 
 
 @pytest.mark.parametrize(
@@ -586,14 +586,14 @@ def test_a_file_truncated_anywhere_is_named(tmp_path, old_format):
 def test_a_file_of_anything_else_is_named(tmp_path, content):
     path = tmp_path / "measurements.pt"
     path.write_bytes(content)
-    assert str(path) in refusal(ValueError, results.load, path)
+    assert str(path) in catch_refusal(ValueError, results.load, path)
 
 
 def test_a_zip_archive_of_something_else_is_named(tmp_path):
     path = tmp_path / "measurements.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("notes.txt", "hello")
-    assert str(path) in refusal(ValueError, results.load, path)
+    assert str(path) in catch_refusal(ValueError, results.load, path)
 
 
 @pytest.mark.parametrize(
@@ -608,14 +608,14 @@ def test_a_zip_archive_of_something_else_is_named(tmp_path):
         [None],
         [{"prompt": "a"}],
         [{"text": "a", "label": 1}],
-        [record(0), {"prompt": "a", "entropies": []}],
-        {"records": [record(0)]},
+        [create_record(0), {"prompt": "a", "entropies": []}],
+        {"records": [create_record(0)]},
     ],
 )
 def test_a_file_of_other_things_is_named(tmp_path, content):
     path = tmp_path / "measurements.pt"
     torch.save(content, path)
-    message = refusal(ValueError, results.load, path)
+    message = catch_refusal(ValueError, results.load, path)
     assert str(path) in message
     assert all(name in message for name in results.REQUIRED)
 
@@ -634,7 +634,7 @@ class Foreign:
 def test_a_pickled_class_is_refused_and_never_run(tmp_path, how):
     path = tmp_path / "measurements.pt"
     how([Foreign(tmp_path / "ran")], path)
-    assert str(path) in refusal(ValueError, results.load, path)
+    assert str(path) in catch_refusal(ValueError, results.load, path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -644,13 +644,15 @@ def test_a_missing_file_is_no_damaged_one(tmp_path):
 
 
 def test_measurements_load_with_weights_only(folder):
-    run(folder)
-    assert same(torch.load(folder / "measurements.pt", weights_only=True), [record(index) for index in range(5)])
+    measure_run(folder)
+    assert is_same(
+        torch.load(folder / "measurements.pt", weights_only=True), [create_record(index) for index in range(5)]
+    )
 
 
 def test_a_file_of_the_published_study_loads(tmp_path):
-    path = save(tmp_path, [studys_record(), studys_record(0)])
-    assert same(results.load(path), [studys_record(), studys_record(0)])
+    path = save(tmp_path, [create_study_record(), create_study_record(0)])
+    assert is_same(results.load(path), [create_study_record(), create_study_record(0)])
 
 
 # The table
@@ -677,11 +679,11 @@ def test_no_results_give_an_empty_table_with_all_columns(tmp_path):
 
 
 def test_a_results_folder_that_is_not_there_is_named(tmp_path):
-    assert "nowhere" in refusal(FileNotFoundError, results.load_table, tmp_path / "nowhere")
+    assert "nowhere" in catch_refusal(FileNotFoundError, results.load_table, tmp_path / "nowhere")
 
 
 def test_the_table_has_a_row_for_every_token(folder, tmp_path):
-    save(folder, [record(0, 3), record(1, 0), record(2, 2)])
+    save(folder, [create_record(0, 3), create_record(1, 0), create_record(2, 2)])
     table = results.load_table(tmp_path)
     assert table["prompt"].tolist() == [0, 0, 0, 2, 2]
     assert table["step"].tolist() == [0, 1, 2, 0, 1]
@@ -693,7 +695,7 @@ def test_the_table_has_a_row_for_every_token(folder, tmp_path):
 
 @pytest.mark.parametrize(("name", "column"), [(n, c) for n, c in quantities.find_columns().items()])
 def test_every_quantity_stands_in_its_column(folder, tmp_path, name, column):
-    records = [record(0), record(1)]
+    records = [create_record(0), create_record(1)]
     save(folder, records)
     table = results.load_table(tmp_path)
     compared = table["k"] > 1 if quantities.needs_pair(column) else table["k"] > 0  # one candidate has no pair
@@ -704,7 +706,7 @@ def test_every_quantity_stands_in_its_column(folder, tmp_path, name, column):
 
 
 def test_the_columns_of_one_file_have_their_types(folder, tmp_path):
-    save(folder, [record(0), record(1, 0)])
+    save(folder, [create_record(0), create_record(1, 0)])
     table = results.load_table(tmp_path)
     assert_types(table)
     assert pd.api.types.is_integer_dtype(table["token"])
@@ -713,7 +715,7 @@ def test_the_columns_of_one_file_have_their_types(folder, tmp_path):
 def test_the_columns_of_several_files_have_their_types(tmp_path):
     for dataset in ("math", "stories"):
         for model in ("one", "two"):
-            save(tmp_path / dataset / model, [record(0), record(1)])
+            save(tmp_path / dataset / model, [create_record(0), create_record(1)])
     assert_types(results.load_table(tmp_path))
 
 
@@ -722,32 +724,32 @@ def test_the_columns_of_an_empty_table_have_their_types(tmp_path):
 
 
 def test_the_columns_of_a_file_without_tokens_have_their_types(folder, tmp_path):
-    save(folder, [record(0, 0), record(1, 0)])
+    save(folder, [create_record(0, 0), create_record(1, 0)])
     table = results.load_table(tmp_path)
     assert len(table) == 0
     assert_types(table)
 
 
 def test_a_file_without_tokens_changes_no_types_of_the_others(tmp_path):
-    save(tmp_path / "math" / "one", [record(0)])
-    save(tmp_path / "math" / "two", [record(0, 0)])
+    save(tmp_path / "math" / "one", [create_record(0)])
+    save(tmp_path / "math" / "two", [create_record(0, 0)])
     assert_types(results.load_table(tmp_path))
 
 
 def test_several_files_stand_one_after_the_other_by_data_set_and_model(tmp_path):
     for number, (dataset, model) in enumerate([("b", "y"), ("a", "z"), ("a", "x")], 1):
-        save(tmp_path / dataset / model, [record(0, number)])
+        save(tmp_path / dataset / model, [create_record(0, number)])
     table = results.load_table(tmp_path)
     names = list(zip(table["dataset"], table["model"], strict=True))
     assert names == [("a", "x")] * 3 + [("a", "z")] * 2 + [("b", "y")]
     assert table.index.tolist() == list(range(6))
 
 
-def test_only_measurements_of_cells_are_read(tmp_path):
-    save(tmp_path / "math" / "tiny", [record(0)])
-    save(tmp_path, [record(0)])
-    save(tmp_path / "math", [record(0)])
-    save(tmp_path / "math" / "tiny" / "batches", [record(0)])
+def test_only_measurements_of_runs_are_read(tmp_path):
+    save(tmp_path / "math" / "tiny", [create_record(0)])
+    save(tmp_path, [create_record(0)])
+    save(tmp_path / "math", [create_record(0)])
+    save(tmp_path / "math" / "tiny" / "batches", [create_record(0)])
     (tmp_path / "correlation_eval").mkdir()
     (tmp_path / "correlation_eval" / "fit_stats.csv").write_text("a,b\n")
     assert results.list_runs(tmp_path) == [tmp_path / "math" / "tiny"]
@@ -755,12 +757,12 @@ def test_only_measurements_of_cells_are_read(tmp_path):
 
 
 def test_a_run_that_is_not_finished_is_not_in_the_table(folder, tmp_path):
-    run(folder, until=2)
+    measure_run(folder, until=2)
     assert len(results.load_table(tmp_path)) == 0
 
 
 def test_a_file_of_the_published_study_has_nan_where_it_lacks_a_list(folder, tmp_path):
-    save(folder, [studys_record(3), studys_record(0), studys_record(2)])
+    save(folder, [create_study_record(3), create_study_record(0), create_study_record(2)])
     table = results.load_table(tmp_path)
     assert_types(table)
     assert table["entropy"].tolist() == [0.5, 1.5, 2.5, 0.5, 1.5]
@@ -773,8 +775,8 @@ def test_a_file_of_the_published_study_has_nan_where_it_lacks_a_list(folder, tmp
 
 
 def test_files_of_the_study_and_ours_stand_in_one_table(tmp_path):
-    save(tmp_path / "math" / "ours", [record(0)])
-    save(tmp_path / "math" / "theirs", [studys_record()])
+    save(tmp_path / "math" / "ours", [create_record(0)])
+    save(tmp_path / "math" / "theirs", [create_study_record()])
     table = results.load_table(tmp_path)
     assert_types(table)
     assert table["token"].tolist()[:3] == [0, 1, 2]
@@ -786,34 +788,34 @@ def test_files_of_the_study_and_ours_stand_in_one_table(tmp_path):
     [{"cosines": [1.0]}, {"top_p_tokens": []}, {"tokens": torch.tensor([1, 2, 3, 4])}, {"surprisals": []}],
 )
 def test_lists_of_different_lengths_name_the_file(folder, tmp_path, change):
-    path = save(folder, [record(0) | change])
-    assert str(path) in refusal(ValueError, results.load_table, tmp_path)
+    path = save(folder, [create_record(0) | change])
+    assert str(path) in catch_refusal(ValueError, results.load_table, tmp_path)
 
 
 def test_nuclei_that_balance_out_over_prompts_are_no_whole_file(folder, tmp_path):
     """One nucleus too many in one prompt and one too few in the next would shift all between them."""
-    first, second = record(0), record(1)
+    first, second = create_record(0), create_record(1)
     first["top_p_tokens"].append(second["top_p_tokens"].pop())
     path = save(folder, [first, second])
-    assert str(path) in refusal(ValueError, results.load_table, tmp_path)
+    assert str(path) in catch_refusal(ValueError, results.load_table, tmp_path)
 
 
 def test_a_damaged_file_is_named_among_others(tmp_path):
-    save(tmp_path / "math" / "one", [record(0)])
-    path = save(tmp_path / "math" / "two", [record(0)])
+    save(tmp_path / "math" / "one", [create_record(0)])
+    path = save(tmp_path / "math" / "two", [create_record(0)])
     path.write_bytes(path.read_bytes()[:-300])
-    assert str(path) in refusal(ValueError, results.load_table, tmp_path)
+    assert str(path) in catch_refusal(ValueError, results.load_table, tmp_path)
 
 
-# Cells as the analyses take them
+# Runs as the analyses take them
 
 
-def study_cell(results_dir: Path, **options) -> Path:
-    return study_file(results_dir / "math" / "theirs", **options)
+def write_study_run(results_dir: Path, **options) -> Path:
+    return write_study_file(results_dir / "math" / "theirs", **options)
 
 
-def test_a_cell_of_the_studys_code_loads_as_it_is(tmp_path):
-    path = study_cell(tmp_path)
+def test_a_run_of_the_studys_code_loads_as_it_is(tmp_path):
+    path = write_study_run(tmp_path)
     records = torch.load(path, weights_only=True)
     assert set(records[0]) == {"prompt", "entropies", "cosines", "top_p_tokens"}
     assert {type(value) for record in records for value in record["cosines"]} == {float, int}
@@ -830,8 +832,8 @@ def test_a_cell_of_the_studys_code_loads_as_it_is(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_cell_of_the_studys_code_can_be_analysed(tmp_path):
-    study_cell(tmp_path)
+def test_a_run_of_the_studys_code_can_be_analysed(tmp_path):
+    write_study_run(tmp_path)
     tables, _ = results.load_runs(tmp_path)
     (row,) = correlation.compute_statistics(tables, resamples=50).to_dict("records")
     assert (row["tokens"], row["prompts"]) == (600, 30)
@@ -846,14 +848,14 @@ def test_a_cell_of_the_studys_code_can_be_analysed(tmp_path):
 
 def test_the_later_of_two_files_of_the_study_is_taken(tmp_path):
     times = ["2025-07-01_12-30", "2025-10-02_08-05", "2024-12-31_23-59"]
-    paths = [study_cell(tmp_path, time=time, length=length) for time, length in zip(times, (3, 4, 5), strict=True)]
+    paths = [write_study_run(tmp_path, time=time, length=length) for time, length in zip(times, (3, 4, 5), strict=True)]
     assert results.find_measurements(paths[0].parent) == paths[1]
     assert len(results.load_table(tmp_path)) == 30 * 4
 
 
 def test_ours_win_over_the_studys(tmp_path):
-    folder = study_cell(tmp_path).parent
-    path = save(folder, [record(0)])
+    folder = write_study_run(tmp_path).parent
+    path = save(folder, [create_record(0)])
     assert results.find_measurements(folder) == path
     assert len(results.load_table(tmp_path)) == 3
 
@@ -866,18 +868,18 @@ def test_a_folder_without_measurements_has_none(tmp_path):
     assert results.load_runs(tmp_path) == ({}, {})
 
 
-def test_cells_of_both_kinds_stand_in_order_of_data_set_and_model(tmp_path):
-    study_file(tmp_path / "b" / "x")
-    study_file(tmp_path / "a" / "z")
-    save(tmp_path / "a" / "y", [record(0)])
+def test_runs_of_both_kinds_stand_in_order_of_data_set_and_model(tmp_path):
+    write_study_file(tmp_path / "b" / "x")
+    write_study_file(tmp_path / "a" / "z")
+    save(tmp_path / "a" / "y", [create_record(0)])
     assert results.list_runs(tmp_path) == [tmp_path / "a" / "y", tmp_path / "a" / "z", tmp_path / "b" / "x"]
     assert set(results.load_runs(tmp_path)[0]) == {("y", "a"), ("z", "a"), ("x", "b")}
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.9, 0.999])
-def test_a_truncated_file_is_named_and_the_other_cells_are_there(tmp_path, share):
-    paths = [study_cell(tmp_path), save(tmp_path / "math" / "ours", [record(0)])]
-    study_file(tmp_path / "stories" / "whole")
+def test_a_truncated_file_is_named_and_the_other_runs_are_there(tmp_path, share):
+    paths = [write_study_run(tmp_path), save(tmp_path / "math" / "ours", [create_record(0)])]
+    write_study_file(tmp_path / "stories" / "whole")
     for path in paths:
         path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     tables, damaged = results.load_runs(tmp_path)
@@ -885,28 +887,28 @@ def test_a_truncated_file_is_named_and_the_other_cells_are_there(tmp_path, share
     assert len(tables["whole", "stories"]) == 600
     assert set(damaged) == set(paths)
     for path, message in damaged.items():
-        assert str(path) in one_line(message)
+        assert str(path) in assert_one_line(message)
 
 
 @pytest.mark.parametrize(
     ("records", "reason"),
     [
         ([{"a": 1}], "no list of records"),
-        ([record(0), record(1) | {"cosines": [1.0]}], "prompt 1 has 1 cosines but 3 entropies"),
-        ([studys_record() | {"top_p_tokens": []}], "prompt 0 has 0 top_p_tokens"),
-        ([studys_record() | {"entropies": None}], "NoneType"),
-        ([studys_record() | {"cosines": 1.0}], "float"),
+        ([create_record(0), create_record(1) | {"cosines": [1.0]}], "prompt 1 has 1 cosines but 3 entropies"),
+        ([create_study_record() | {"top_p_tokens": []}], "prompt 0 has 0 top_p_tokens"),
+        ([create_study_record() | {"entropies": None}], "NoneType"),
+        ([create_study_record() | {"cosines": 1.0}], "float"),
     ],
 )
 def test_a_file_of_something_else_is_damaged_as_well(tmp_path, records, reason):
     path = save(tmp_path / "math" / "bad", records)
-    study_cell(tmp_path)
+    write_study_run(tmp_path)
     tables, damaged = results.load_runs(tmp_path)
     assert set(tables) == {("theirs", "math")}
     assert set(damaged) == {path}
-    assert str(path) in one_line(damaged[path])
+    assert str(path) in assert_one_line(damaged[path])
     assert reason in damaged[path]
 
 
-def test_cells_of_a_results_folder_that_is_not_there_are_refused_by_name(tmp_path):
-    assert "nowhere" in one_line(refusal(FileNotFoundError, results.load_runs, tmp_path / "nowhere"))
+def test_runs_of_a_results_folder_that_is_not_there_are_refused_by_name(tmp_path):
+    assert "nowhere" in assert_one_line(catch_refusal(FileNotFoundError, results.load_runs, tmp_path / "nowhere"))

@@ -17,12 +17,12 @@ import matplotlib.figure
 import nbformat
 import psutil
 import pytest
-from test_results import plain
+from test_results import convert_tensors
 
 import holding
 import kills
 import tiny
-from messages import one_line
+from messages import assert_one_line
 from nucleoscope import atomic
 from nucleoscope.store import locking, results, run_folder
 from nucleoscope.views import figures, tables
@@ -58,7 +58,7 @@ class Killer:
         assert (found["signal"], found["error"]) == (0, "")
         assert set(os.listdir(folder)) >= {"measurements.pt", "run.json", "tokens.parquet"}
         assert results.load_info(folder)["settings"] == settings
-        return measured(folder)
+        return read_measured(folder)
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +72,18 @@ def killer():
 @pytest.fixture(scope="module")
 def undisturbed(killer, tmp_path_factory):
     """A run that nobody disturbs: what it measured, how long it took, how many file operations it made."""
-    folder = tmp_path_factory.mktemp("straight") / "cell"
-    seconds = [killer.run(folder.with_name(f"cell{n}"))["seconds"] for n in range(3)]
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    seconds = [killer.run(folder.with_name(f"run{n}"))["seconds"] for n in range(3)]
     found = killer.run(folder)
     assert found["operations"] > 25
-    return measured(folder), min(seconds), found["operations"]
+    return read_measured(folder), min(seconds), found["operations"]
 
 
-def measured(folder: Path) -> list[dict]:
-    return plain(results.load(folder / results.MEASUREMENTS))
+def read_measured(folder: Path) -> list[dict]:
+    return convert_tensors(results.load(folder / results.MEASUREMENTS))
 
 
-def left(folder: Path) -> str:
+def describe_left(folder: Path) -> str:
     """What a killed run has left, in short: where in its life it was."""
     if (folder / results.RUN_INFO).exists():
         return "finished"
@@ -108,8 +108,8 @@ def test_twenty_kills_at_random_moments_change_nothing(killer, undisturbed, tmp_
             seconds *= 0.95  # the machine may have become faster, or slower
             continue
         seconds *= 1.05
-        stages.add(left(folder))
-        places.append(f"{after:.3f} s: {left(folder)}")
+        stages.add(describe_left(folder))
+        places.append(f"{after:.3f} s: {describe_left(folder)}")
         assert killer.to_the_end(folder) == expected, (seed, places)
         if len(places) >= 20 and len(stages) > 2:
             break
@@ -123,12 +123,12 @@ def test_a_run_that_is_killed_again_and_again_gets_there(killer, undisturbed, tm
     expected, _, operations = undisturbed
     seed = time.time_ns()
     moments, signals = random.Random(seed), []
-    while len(signals) < 40 and left(tmp_path / "cell") != "finished":
+    while len(signals) < 40 and describe_left(tmp_path / "run") != "finished":
         operation = moments.randint(operations // 4, operations // 2)
-        signals.append(killer.run(tmp_path / "cell", operation=operation)["signal"])
+        signals.append(killer.run(tmp_path / "run", operation=operation)["signal"])
     print(f"seed {seed}: {len(signals)} runs, {signals.count(signal.SIGKILL)} killed")
     assert signals.count(signal.SIGKILL) > 1
-    assert killer.to_the_end(tmp_path / "cell") == expected
+    assert killer.to_the_end(tmp_path / "run") == expected
 
 
 def test_a_kill_at_any_file_operation_changes_nothing(killer, undisturbed, tmp_path):
@@ -137,7 +137,7 @@ def test_a_kill_at_any_file_operation_changes_nothing(killer, undisturbed, tmp_p
     for operation in range(1, operations + 1):
         folder = tmp_path / str(operation)
         assert killer.run(folder, operation=operation, half=True)["signal"] == signal.SIGKILL
-        places.add(left(folder))
+        places.add(describe_left(folder))
         assert killer.to_the_end(folder) == expected, operation
     assert places == {"nothing", "0 batches", "1 batches", "2 batches", "3 batches", "measurements", "finished"}
 
@@ -154,7 +154,7 @@ def test_a_kill_while_results_are_replaced_leaves_the_old_ones_or_the_new_ones(k
         folder = tmp_path / str(operation)
         shutil.copytree(tmp_path / "old", folder)
         assert killer.run(folder, operation=operation, half=True, overwrite=True)["signal"] == signal.SIGKILL
-        seen.append(measured(folder))
+        seen.append(read_measured(folder))
         path = folder / results.MEASUREMENTS
         tokens = results.load_run(path, "", "")  # never those of the other run
         assert tokens.equals(results.tabulate(results.load(path), "", "")), operation
@@ -178,28 +178,28 @@ def test_of_two_runs_at_once_one_is_refused_and_told_who_writes(killer, undistur
         first, second = (one, other) if not one["error"] else (other, one)
         assert (first["error"], first["signal"]) == ("", 0)
         if second["error"]:  # else it came after the first one's end
-            assert f"process {first['process']} on {socket.gethostname()}" in one_line(second["error"])
+            assert f"process {first['process']} on {socket.gethostname()}" in assert_one_line(second["error"])
             refused += 1
-        assert measured(folder) == expected
+        assert read_measured(folder) == expected
         assert sorted(os.listdir(folder)) == ["measurements.pt", "run.json", "tokens.parquet"]
     assert refused > 0
 
 
 def test_of_many_runs_at_once_one_measures_and_the_others_find_its_results(killer, undisturbed, tmp_path):
     expected, _, _ = undisturbed
-    found = killer.runs(tmp_path / "cell", count=4, lock_seconds=60)
+    found = killer.runs(tmp_path / "run", count=4, lock_seconds=60)
     assert [run["error"] for run in found] == [""] * 4
-    assert measured(tmp_path / "cell") == expected
-    assert sorted(os.listdir(tmp_path / "cell")) == ["measurements.pt", "run.json", "tokens.parquet"]
+    assert read_measured(tmp_path / "run") == expected
+    assert sorted(os.listdir(tmp_path / "run")) == ["measurements.pt", "run.json", "tokens.parquet"]
 
 
 def test_a_killed_runs_lock_stops_nobody(killer, undisturbed, tmp_path):
     expected, _, operations = undisturbed
-    assert killer.run(tmp_path / "cell", operation=operations // 2)["signal"] == signal.SIGKILL
-    (tmp_path / "cell" / locking.LOCK).touch()
-    found = killer.run(tmp_path / "cell", lock_seconds=0)
+    assert killer.run(tmp_path / "run", operation=operations // 2)["signal"] == signal.SIGKILL
+    (tmp_path / "run" / locking.LOCK).touch()
+    found = killer.run(tmp_path / "run", lock_seconds=0)
     assert (found["error"], found["signal"]) == ("", 0)
-    assert measured(tmp_path / "cell") == expected
+    assert read_measured(tmp_path / "run") == expected
 
 
 @pytest.fixture
@@ -252,40 +252,40 @@ def test_whoever_holds_a_lock_gives_signs_of_life(tmp_path, monkeypatch):
     assert (tmp_path / locking.LOCK).exists()
 
 
-def taken_over(folder: Path, name: str | None) -> None:
+def take_over(folder: Path, name: str | None) -> None:
     """What a process on another machine does to the lock of one that stood still; None: and ended."""
     (folder / locking.LOCK).unlink() if name is None else (folder / locking.LOCK).write_text(f"{name}\n")
 
 
 @pytest.mark.parametrize("name", ["process 7 on another-node", None])
 def test_a_run_that_stood_still_until_another_one_took_its_folder_leaves_that_ones_batches(tmp_path, name):
-    cell = batches(tmp_path, 2)
-    kept = sorted(path.name for path in cell.batches.iterdir())
-    taken_over(tmp_path, name)
+    run = save_batches(tmp_path, 2)
+    kept = sorted(path.name for path in run.batches.iterdir())
+    take_over(tmp_path, name)
     said = f"'{tmp_path}' was taken over by {name or 'another process'} while this one was paused: "
     with pytest.raises(BlockingIOError, match=said) as caught:
-        cell.save_batch([4, 5], [tiny.record("the cat", "4")] * 2, 1.0)
-    one_line(str(caught.value))
+        run.save_batch([4, 5], [tiny.create_record("the cat", "4")] * 2, 1.0)
+    assert_one_line(str(caught.value))
     with pytest.raises(BlockingIOError, match=said):
-        cell.finish(4, {})
-    cell.release()
-    assert sorted(path.name for path in cell.batches.iterdir()) == kept
+        run.finish(4, {})
+    run.release()
+    assert sorted(path.name for path in run.batches.iterdir()) == kept
     assert not (tmp_path / "measurements.pt").exists()
     assert (tmp_path / locking.LOCK).exists() == (name is not None)
 
 
 def test_a_run_that_stands_still_while_it_writes_its_measurements_leaves_the_others_batches(tmp_path, monkeypatch):
-    cell = batches(tmp_path)
+    run = save_batches(tmp_path)
 
     def save(path, value):
         atomic.write_json(path, value)
-        taken_over(tmp_path, "process 7 on another-node")
+        take_over(tmp_path, "process 7 on another-node")
 
     monkeypatch.setattr(run_folder, "write_json", save)
     with pytest.raises(BlockingIOError, match="was taken over by process 7 on another-node"):
-        cell.finish(6, {})
-    cell.release()
-    assert len(list(cell.batches.glob("*.pt"))) == 3
+        run.finish(6, {})
+    run.release()
+    assert len(list(run.batches.glob("*.pt"))) == 3
     assert len(results.load(tmp_path / "measurements.pt")) == 6
 
 
@@ -319,39 +319,39 @@ def test_what_killed_processes_left_half_written_goes_with_the_next_writing(tmp_
 # Disks
 
 
-def filled(disk: Path) -> Path:
+def fill_disk(disk: Path) -> Path:
     """Fills the disk to its last byte with a file that may be removed."""
     with pytest.raises(OSError, match="No space"):
         (disk / "filler").write_bytes(b"x" * 2**20)
     return disk / "filler"
 
 
-def batches(folder: Path, last: int = 3) -> run_folder.RunFolder:
-    """A cell with the batches of six prompts."""
-    cell = run_folder.RunFolder(folder, SETTINGS)
-    cell.start()
+def save_batches(folder: Path, last: int = 3) -> run_folder.RunFolder:
+    """A run with the batches of six prompts."""
+    run = run_folder.RunFolder(folder, SETTINGS)
+    run.start()
     for start in range(0, 2 * last, 2):
-        cell.save_batch([start, start + 1], [tiny.record("the cat", f"{start + n}") for n in range(2)], 1.0)
-    return cell
+        run.save_batch([start, start + 1], [tiny.create_record("the cat", f"{start + n}") for n in range(2)], 1.0)
+    return run
 
 
 @pytest.mark.parametrize("room", [0, 4096, 40960])
 def test_a_disk_that_is_full_at_the_end_loses_nothing(small_disk, room):
     """With some room the measurements fit, or half of them."""
-    cell = batches(small_disk / "cats" / "tiny")
-    filler = filled(small_disk)
+    run = save_batches(small_disk / "cats" / "tiny")
+    filler = fill_disk(small_disk)
     os.truncate(filler, filler.stat().st_size - room)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        cell.finish(6, {"much": "x" * 100_000})
-    assert str(small_disk) in one_line(str(caught.value))
-    cell.release()
+        run.finish(6, {"much": "x" * 100_000})
+    assert str(small_disk) in assert_one_line(str(caught.value))
+    run.release()
     assert not list(small_disk.rglob("*.part"))
     filler.unlink()
-    again = run_folder.RunFolder(cell.folder, SETTINGS)
+    again = run_folder.RunFolder(run.folder, SETTINGS)
     with again:
         assert len(again.load_batches()) == 3
         again.finish(6, {})
-    assert [record["prompt"] for record in results.load(cell.folder / "measurements.pt")] == list("012345")
+    assert [record["prompt"] for record in results.load(run.folder / "measurements.pt")] == list("012345")
 
 
 def test_an_executed_notebook_that_does_not_fit_the_disk_leaves_the_old_one(small_disk, monkeypatch):
@@ -368,7 +368,7 @@ def test_tables_and_figures_that_do_not_fit_the_disk_leave_the_old_ones(small_di
     table, figure = small_disk / "stats.csv", small_disk / "correlation.png"
     table.write_text("the old table")
     figure.write_text("the old figure")
-    filled(small_disk)
+    fill_disk(small_disk)
     with pytest.raises(OSError, match=r"No space left on device: '.*/stats.csv'"):
         tables.write("x" * 2**16, table)
     drawn = matplotlib.figure.Figure()
@@ -381,7 +381,7 @@ def test_tables_and_figures_that_do_not_fit_the_disk_leave_the_old_ones(small_di
 
 
 def test_a_folder_on_a_full_disk_is_refused_before_the_model_is_loaded(small_disk):
-    filled(small_disk)
+    fill_disk(small_disk)
     with pytest.raises(OSError, match=r"cannot write to '.*' \(No space left on device\): use another --results_dir"):
         run_folder.check(small_disk / "cats" / "tiny")
 
@@ -391,7 +391,7 @@ def test_results_on_another_file_system_than_temporary_files(small_disk, monkeyp
     assert os.stat(small_disk).st_dev != os.stat(small_disk.parent).st_dev
     folder = small_disk / "cats" / "tiny"
     run_folder.check(folder)
-    batches(folder).finish(6, {})
+    save_batches(folder).finish(6, {})
     assert len(results.load(folder / "measurements.pt")) == 6
 
 
@@ -402,7 +402,7 @@ def test_a_file_in_a_folders_place_is_named(tmp_path, place):
     path.write_text("")
     with pytest.raises(NotADirectoryError, match="is not a folder: use another --results_dir") as caught:
         run_folder.check(tmp_path / "results" / "cats" / "tiny")
-    assert str(path) in one_line(str(caught.value))
+    assert str(path) in assert_one_line(str(caught.value))
 
 
 def test_checking_a_folder_leaves_nothing_behind(tmp_path):
@@ -412,15 +412,15 @@ def test_checking_a_folder_leaves_nothing_behind(tmp_path):
 
 def test_a_folder_that_another_process_writes_to_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(locking, "LOCK_SECONDS", 0)
-    cell = batches(tmp_path, 1)
+    run = save_batches(tmp_path, 1)
     with pytest.raises(BlockingIOError, match=f"is being written by process {os.getpid()} on"):
         run_folder.check(tmp_path)
-    cell.release()
+    run.release()
     run_folder.check(tmp_path)
 
 
 def test_results_that_are_there_may_be_on_a_read_only_disk(small_disk, small_disk_made_read_only):
-    batches(small_disk).finish(6, {})
+    save_batches(small_disk).finish(6, {})
     small_disk_made_read_only()
     run_folder.check(small_disk)
     assert run_folder.RunFolder(small_disk, SETTINGS).finished
@@ -431,7 +431,7 @@ def test_results_that_are_there_may_be_on_a_read_only_disk(small_disk, small_dis
 # The whole command
 
 
-def command(model: str, texts: str, folder: Path, **options) -> list[str]:
+def create_command(model: str, texts: str, folder: Path, **options) -> list[str]:
     given = {
         "model_name": model,
         "dataset_name": texts,
@@ -452,20 +452,20 @@ def texts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("models") / "tiny", tiny.model(), tiny.tokenizer())
+    return tiny.save(tmp_path_factory.mktemp("models") / "tiny", tiny.create_model(), tiny.create_tokenizer())
 
 
 def test_a_read_only_results_folder_is_refused_before_the_model_is_loaded(small_disk, small_disk_made_read_only, texts):
     small_disk_made_read_only()
     done = subprocess.run(
-        command("nobody/nothing", texts, small_disk), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+        create_command("nobody/nothing", texts, small_disk), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 1
     said = f"error: cannot write to '{small_disk}' (Read-only file system): use another --results_dir\n"
     assert done.stderr == said
 
 
-def begun(words: list[str], folder: Path, environment: dict) -> tuple[subprocess.Popen, psutil.Process, int]:
+def begin_run(words: list[str], folder: Path, environment: dict) -> tuple[subprocess.Popen, psutil.Process, int]:
     """A run that has just finished a batch, the process of its notebook, and how many batches there were before."""
     before = len(list(folder.glob("batches/*.pt")))
     run = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -479,11 +479,13 @@ def begun(words: list[str], folder: Path, environment: dict) -> tuple[subprocess
 
 def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_the_same(tmp_path, model, texts):
     options = {"n_prompts": 12, "max_tokens": 40}
-    undisturbed = subprocess.Popen(command(model, texts, tmp_path / "straight", **options), cwd=ROOT, env=ENVIRONMENT)
-    words, folder = command(model, texts, tmp_path, **options), tmp_path / "cats" / "tiny"
-    environment, file = ENVIRONMENT | holding.environment(tmp_path / "held"), holding.hold(folder)
+    undisturbed = subprocess.Popen(
+        create_command(model, texts, tmp_path / "straight", **options), cwd=ROOT, env=ENVIRONMENT
+    )
+    words, folder = create_command(model, texts, tmp_path, **options), tmp_path / "cats" / "tiny"
+    environment, file = ENVIRONMENT | holding.create_environment(tmp_path / "held"), holding.hold(folder)
 
-    run, kernel, _ = begun(words, folder, environment)
+    run, kernel, _ = begin_run(words, folder, environment)
     run.send_signal(signal.SIGTERM)
     said = run.communicate(timeout=200)[1].decode()
     assert run.returncode == 143
@@ -491,7 +493,7 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
     assert "Traceback" not in said
     assert not kernel.is_running()
 
-    run, kernel, kept = begun(words, folder, environment)
+    run, kernel, kept = begin_run(words, folder, environment)
     assert kept > 0
     kernel.kill()
     said = run.communicate(timeout=200)[1].decode()
@@ -499,7 +501,7 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
     assert said.splitlines()[-1].startswith("error: the notebook's process died")
     assert said.splitlines()[-1].endswith("run the same command again")
 
-    run, kernel, more = begun(words, folder, environment)
+    run, kernel, more = begin_run(words, folder, environment)
     assert more > kept
     run.kill()
     run.communicate(timeout=200)
@@ -511,7 +513,7 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(folder)) == ["measurements.pt", "run.ipynb", "run.json", "tokens.parquet"]
     assert undisturbed.wait(timeout=600) == 0
-    assert measured(folder) == measured(tmp_path / "straight" / "cats" / "tiny")
+    assert read_measured(folder) == read_measured(tmp_path / "straight" / "cats" / "tiny")
 
 
 def test_two_kernels_at_once_have_sockets_of_their_own(tmp_path, monkeypatch):

@@ -12,15 +12,24 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
-from test_results import LISTS, interrupted, opened, record, refusal, run, save, studys_record
+from test_results import (
+    LISTS,
+    catch_refusal,
+    create_record,
+    create_study_record,
+    interrupt,
+    measure_run,
+    open_run,
+    save,
+)
 
 import tiny
-from messages import one_line
+from messages import assert_one_line
 from nucleoscope import quantities
 from nucleoscope.stats import bootstrap, correlation, fits
 from nucleoscope.store import mapped_records, results
 from nucleoscope.views import figures, panels
-from synthetic import study_file
+from synthetic import write_study_file
 
 QUANTITIES = list(quantities.find_columns().values())
 
@@ -30,7 +39,7 @@ def folder(tmp_path) -> Path:
     return results.locate_run(tmp_path / "results", "math", "tiny")
 
 
-def expected(records: list[dict], column: str) -> np.ndarray:
+def compute_expected(records: list[dict], column: str) -> np.ndarray:
     """A column of the table of some records, found token by token."""
     names = {column: name for name, column in {"tokens": "token", **quantities.find_columns()}.items()}
     values = [
@@ -43,7 +52,7 @@ def expected(records: list[dict], column: str) -> np.ndarray:
 
 def write_other_measurements(folder: Path) -> list[dict]:
     """Replaces the measurements of a finished run behind its back by others of the same size."""
-    records = [record(index) | {"entropies": [9.0, 8.0, 7.0]} for index in range(5)]
+    records = [create_record(index) | {"entropies": [9.0, 8.0, 7.0]} for index in range(5)]
     size = (folder / results.MEASUREMENTS).stat().st_size
     torch.save(records, folder / results.MEASUREMENTS)
     assert abs((folder / results.MEASUREMENTS).stat().st_size - size) < 1000
@@ -54,7 +63,7 @@ def write_other_measurements(folder: Path) -> list[dict]:
 
 
 def test_a_run_leaves_a_row_for_each_token_and_its_columns_by_name(folder):
-    run(folder)
+    measure_run(folder)
     written = parquet.read_table(folder / "tokens.parquet")
     assert set(written.column_names) == {"prompt", "step", "token", "k", *QUANTITIES}
     for name in ("prompt", "step", "token", "k"):
@@ -67,11 +76,13 @@ def test_a_run_leaves_a_row_for_each_token_and_its_columns_by_name(folder):
     assert written["token"].to_pylist() == torch.cat([r["tokens"] for r in records]).tolist()
     assert written["k"].to_pylist() == [len(ids) for r in records for ids in r["top_p_tokens"]]
     for name in QUANTITIES:
-        np.testing.assert_array_equal(written[name].to_pandas().to_numpy(), expected(records, name), err_msg=name)
+        np.testing.assert_array_equal(
+            written[name].to_pandas().to_numpy(), compute_expected(records, name), err_msg=name
+        )
 
 
 def test_the_order_of_the_columns_in_the_file_does_not_matter(folder, monkeypatch):
-    run(folder)
+    measure_run(folder)
     before = results.load_table(folder.parents[1])
     monkeypatch.setattr(quantities, "REGISTRY", dict(reversed(quantities.REGISTRY.items())))
     after = results.load_table(folder.parents[1])
@@ -81,7 +92,7 @@ def test_the_order_of_the_columns_in_the_file_does_not_matter(folder, monkeypatc
 
 def test_one_candidate_has_no_cosine_in_tables_and_the_studys_1_in_measurements(folder):
     name = "weighted_cosines"
-    records = [record(0) | {"cosines": [1.0, 0.25, 0.5], name: [1.0, 0.125, 0.75]}]  # k is 1, 2, 3
+    records = [create_record(0) | {"cosines": [1.0, 0.25, 0.5], name: [1.0, 0.125, 0.75]}]  # k is 1, 2, 3
     path = save(folder, records)
     results.write_tokens(records, path)
     assert results.load(path)[0]["cosines"] == [1.0, 0.25, 0.5]
@@ -95,7 +106,7 @@ def test_one_candidate_has_no_cosine_in_tables_and_the_studys_1_in_measurements(
 
 
 def test_a_run_is_tabulated_without_reading_its_measurements(folder, monkeypatch):
-    run(folder)
+    measure_run(folder)
     direct = results.tabulate(results.load(folder / "measurements.pt"), "tiny", "math")
 
     def refuse(*_, **__):
@@ -107,23 +118,23 @@ def test_a_run_is_tabulated_without_reading_its_measurements(folder, monkeypatch
 
 
 def test_a_run_reads_no_batch_of_its_own_to_finish(folder, monkeypatch):
-    cell = run(folder, until=3)
-    cell.load_batches()
+    run = measure_run(folder, until=3)
+    run.load_batches()
     monkeypatch.setattr(results, "read", None)
     monkeypatch.setattr("nucleoscope.store.run_folder.read", None)
-    assert [r["prompt"] for r in cell.finish(5, {})] == [f"prompt {index}" for index in range(5)]
+    assert [r["prompt"] for r in run.finish(5, {})] == [f"prompt {index}" for index in range(5)]
 
 
 def test_a_resumed_run_reads_each_batch_of_the_interrupted_one_once(folder, monkeypatch):
-    run(folder, until=2)
-    cell = opened(folder)
-    cell.start()
+    measure_run(folder, until=2)
+    run = open_run(folder)
+    run.start()
     seen, read = [], results.read
     monkeypatch.setattr("nucleoscope.store.run_folder.read", lambda path: seen.append(path.name) or read(path))
-    assert len(cell.load_batches()) == 2
-    cell.save_batch([2], [record(2)], 1.0)
-    assert len(cell.load_batches()) == 3
-    cell.finish(5, {})
+    assert len(run.load_batches()) == 2
+    run.save_batch([2], [create_record(2)], 1.0)
+    assert len(run.load_batches()) == 3
+    run.finish(5, {})
     assert sorted(seen) == ["000000.pt", "000001.pt"]
 
 
@@ -132,13 +143,13 @@ def test_a_resumed_run_reads_each_batch_of_the_interrupted_one_once(folder, monk
 
 @pytest.mark.parametrize("name", ["_save", "write_tokens", "write_json"])
 def test_a_kill_between_two_files_leaves_no_tokens_of_another_run(folder, monkeypatch, name):
-    run(folder)
+    measure_run(folder)
     old = results.load_table(folder.parents[1])
-    cell = opened(folder, overwrite=True, seed=1)
-    cell.start()
-    records = [record(index + 5) for index in range(5)]
-    cell.save_batch(list(range(5)), records, 1.0)
-    interrupted(monkeypatch, name, cell)
+    run = open_run(folder, overwrite=True, seed=1)
+    run.start()
+    records = [create_record(index + 5) for index in range(5)]
+    run.save_batch(list(range(5)), records, 1.0)
+    interrupt(monkeypatch, name, run)
     stored = results.load(folder / "measurements.pt")
     assert (folder / "tokens.parquet").exists() == (name == "write_json")
     found = results.load_table(folder.parents[1])
@@ -147,7 +158,7 @@ def test_a_kill_between_two_files_leaves_no_tokens_of_another_run(folder, monkey
 
 
 def test_tokens_of_other_measurements_are_written_again(folder):
-    run(folder)
+    measure_run(folder)
     records = write_other_measurements(folder)
     os.utime(folder / "measurements.pt", (0, 0))  # older than the tokens, as a copy that kept its date
     for _ in range(2):
@@ -158,7 +169,7 @@ def test_tokens_of_other_measurements_are_written_again(folder):
 
 
 def test_a_copied_folder_keeps_its_tokens(folder, monkeypatch):
-    run(folder)
+    measure_run(folder)
     shutil.copytree(folder.parents[1], folder.parents[1].with_name("copy"), copy_function=shutil.copyfile)
     before = results.load_table(folder.parents[1])
     monkeypatch.setattr(torch, "load", None)
@@ -167,7 +178,7 @@ def test_a_copied_folder_keeps_its_tokens(folder, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet", None])
 def test_tokens_that_are_damaged_are_written_again(folder, content):
-    run(folder)
+    measure_run(folder)
     before, path = results.load_table(folder.parents[1]), folder / "tokens.parquet"
     path.write_bytes(path.read_bytes()[:-9] if content is None else content)
     pd.testing.assert_frame_equal(results.load_table(folder.parents[1]), before, check_exact=True)
@@ -175,31 +186,31 @@ def test_tokens_that_are_damaged_are_written_again(folder, content):
 
 
 def test_tokens_with_a_bad_page_are_named(folder):
-    run(folder)
+    measure_run(folder)
     path = folder / "tokens.parquet"
     content, end = bytearray(path.read_bytes()), parquet.read_metadata(path).row_group(0).column(0)
     content[4 : end.total_compressed_size] = b"\xff" * (end.total_compressed_size - 4)  # the footer is whole
     path.write_bytes(content)
-    message = refusal(ValueError, results.load_table, folder.parents[1])
-    assert str(path) in one_line(message)
+    message = catch_refusal(ValueError, results.load_table, folder.parents[1])
+    assert str(path) in assert_one_line(message)
     assert "delete it" in message
 
 
 def test_measurements_that_are_cut_off_are_named_although_there_are_tokens(folder, capsys):
-    run(folder)
+    measure_run(folder)
     path = folder / "measurements.pt"
     path.write_bytes(path.read_bytes()[:-300])
-    assert str(path) in one_line(refusal(ValueError, results.load_table, folder.parents[1]))
-    study_file(folder.parent / "theirs")
+    assert str(path) in assert_one_line(catch_refusal(ValueError, results.load_table, folder.parents[1]))
+    write_study_file(folder.parent / "theirs")
     assert list(results.load_readable(folder.parents[1])) == [("theirs", "math")]
-    assert str(path) in one_line(capsys.readouterr().err)
+    assert str(path) in assert_one_line(capsys.readouterr().err)
 
 
 # Files that have none
 
 
 def test_a_file_of_the_study_is_converted_when_it_is_first_read(folder, monkeypatch):
-    path = study_file(folder)
+    path = write_study_file(folder)
     direct = results.tabulate(results.load(path), "tiny", "math")
     pd.testing.assert_frame_equal(results.load_table(folder.parents[1]), direct, check_exact=True)
     monkeypatch.setattr(torch, "load", None)
@@ -210,24 +221,24 @@ def test_a_file_of_the_study_is_converted_when_it_is_first_read(folder, monkeypa
 
 
 def test_a_later_file_of_the_study_is_converted_again(folder):
-    study_file(folder, length=3)
+    write_study_file(folder, length=3)
     assert len(results.load_table(folder.parents[1])) == 90
-    study_file(folder, length=4, time="2025-10-02_08-05")
+    write_study_file(folder, length=4, time="2025-10-02_08-05")
     assert len(results.load_table(folder.parents[1])) == 120
-    save(folder, [record(0)])
+    save(folder, [create_record(0)])
     assert len(results.load_table(folder.parents[1])) == 3
 
 
 def test_reading_an_older_file_of_the_study_leaves_the_newest_ones_tokens(folder):
-    older = study_file(folder, length=3)
-    study_file(folder, length=4, time="2025-10-02_08-05")
+    older = write_study_file(folder, length=3)
+    write_study_file(folder, length=4, time="2025-10-02_08-05")
     assert len(results.load_table(folder.parents[1])) == 120
     assert len(results.load_run(older, "tiny", "math")) == 90
     assert parquet.read_metadata(folder / "tokens.parquet").num_rows == 120
 
 
 def test_a_folder_that_cannot_be_written_to_is_read_all_the_same(small_disk, small_disk_made_read_only):
-    study_file(small_disk / "results" / "math" / "theirs", prompts=3, length=5)
+    write_study_file(small_disk / "results" / "math" / "theirs", prompts=3, length=5)
     small_disk_made_read_only()
     found = results.load_readable(small_disk / "results")
     assert not list(small_disk.rglob("*.parquet"))
@@ -239,7 +250,7 @@ def test_a_folder_that_cannot_be_written_to_is_read_all_the_same(small_disk, sma
 
 
 def test_a_quantity_that_an_older_version_did_not_write_is_nan(folder, monkeypatch):
-    run(folder)
+    measure_run(folder)
     monkeypatch.setitem(quantities.REGISTRY, "novelty", quantities.Quantity("novelty", "novelty", len, "novelties"))
     table = results.load_table(folder.parents[1])
     assert table["novelty"].isna().all()
@@ -254,10 +265,10 @@ def test_a_quantity_that_an_older_version_did_not_write_is_nan(folder, monkeypat
 
 @pytest.fixture
 def records() -> list[dict]:
-    return [tiny.record("the rain in Spain", seed=seed) for seed in range(3)]
+    return [tiny.create_record("the rain in Spain", seed=seed) for seed in range(3)]
 
 
-def same(left: dict, right: dict) -> None:
+def assert_same(left: dict, right: dict) -> None:
     assert left.keys() == right.keys()
     for name, values in left.items():
         if isinstance(values, torch.Tensor) or name.startswith("top_p"):
@@ -273,10 +284,10 @@ def test_some_records_are_those_of_the_whole_file(folder, records):
     found = results.load_records(folder, iter([2, 0]))
     assert list(found) == [2, 0]
     for index, one in found.items():
-        same(one, records[index])
+        assert_same(one, records[index])
     texts = results.load_records(folder, fields=("prompt", "tokens"))
     assert list(texts) == [0, 1, 2]
-    same(texts[1], {name: records[1][name] for name in ("prompt", "tokens")})
+    assert_same(texts[1], {name: records[1][name] for name in ("prompt", "tokens")})
 
 
 @pytest.mark.parametrize("every", [1, 3, 10])
@@ -285,7 +296,7 @@ def test_what_an_unpickler_lets_go_of_is_not_missed(folder, records, monkeypatch
     path = save(folder, records)
     mapped_records.map_records(path)
     for index, one in results.load_records(folder).items():
-        same(one, records[index])
+        assert_same(one, records[index])
 
 
 def test_a_tensor_that_is_named_again_after_it_was_let_go_of_is_loaded_whole(folder, records, monkeypatch):
@@ -293,11 +304,11 @@ def test_a_tensor_that_is_named_again_after_it_was_let_go_of_is_loaded_whole(fol
     path = save(folder, [records[0], records[1], records[0]])
     with pytest.raises(pickle.UnpicklingError):
         mapped_records.map_records(path)
-    same(results.load_records(folder, [2])[2], records[0])
+    assert_same(results.load_records(folder, [2])[2], records[0])
 
 
 def test_some_records_of_other_formats_are_loaded_whole(folder):
-    records = [studys_record(), studys_record(2) | {"entropies": torch.tensor([1.0, 2.0])}]
+    records = [create_study_record(), create_study_record(2) | {"entropies": torch.tensor([1.0, 2.0])}]
     folder.mkdir(parents=True)
     torch.save(records, folder / "measurements.pt", _use_new_zipfile_serialization=False)
     assert results.load_records(folder, [1])[1]["entropies"].tolist() == [1.0, 2.0]
@@ -306,17 +317,17 @@ def test_some_records_of_other_formats_are_loaded_whole(folder):
 @pytest.mark.parametrize("index", [3, -1])
 def test_a_record_that_is_not_there_is_named(folder, records, index):
     path = save(folder, records)
-    message = one_line(refusal(ValueError, results.load_records, folder, [index]))
+    message = assert_one_line(catch_refusal(ValueError, results.load_records, folder, [index]))
     assert str(path) in message
     assert f"no prompt {index}" in message
-    assert "no measurements in" in refusal(FileNotFoundError, results.load_records, folder.parent, [0])
+    assert "no measurements in" in catch_refusal(FileNotFoundError, results.load_records, folder.parent, [0])
 
 
 def test_records_do_not_need_their_file_any_more(folder, records):
     path = save(folder, records)
     found = results.load_records(folder, [1])
     path.write_bytes(b"\0" * path.stat().st_size)  # in place: a mapped tensor would change
-    same(found[1], records[1])
+    assert_same(found[1], records[1])
 
 
 class Told:
@@ -353,7 +364,7 @@ def test_a_program_of_torch_is_not_loaded(tmp_path, monkeypatch):
 def stored(tmp_path) -> results.StoredTables:
     """Three runs: two data sets of one model, and one of another."""
     for seed, (dataset, model) in enumerate([("x", "a"), ("y", "a"), ("x", "b")]):
-        study_file(tmp_path / "grid" / dataset / model, seed=seed)
+        write_study_file(tmp_path / "grid" / dataset / model, seed=seed)
     return results.load_readable(tmp_path / "grid")
 
 

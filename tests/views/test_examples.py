@@ -8,30 +8,32 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from nucleoscope.views import examples
-from synthetic import full, table
+from synthetic import create_table, draw_full
 
 
-def record(entropies, cosines, k=2) -> dict:
+def create_record(entropies, cosines, k=2) -> dict:
     """A record with what a rule may see."""
     sizes = np.broadcast_to(k, len(entropies))
     nuclei = [range(size) for size in sizes]
     return {"prompt": "", "entropies": list(entropies), "cosines": list(cosines), "top_p_tokens": nuclei}
 
 
-def chosen(records: list[dict]) -> list[examples.Pick]:
+def choose(records: list[dict]) -> list[examples.Pick]:
     return examples.choose_prompts(examples.tabulate(records, "", ""))
 
 
-def ordered(r: float, n: int = 30) -> dict:
+def create_ordered(r: float, n: int = 30) -> dict:
     """A record whose coefficient is near ``r``, and exactly -1, 0 or 1 for these."""
     x = np.arange(n, dtype=float)
-    return record(x, r * x + (1 - abs(r)) * np.random.default_rng(n).permutation(n) if r else np.abs(x - x.mean()))
+    return create_record(
+        x, r * x + (1 - abs(r)) * np.random.default_rng(n).permutation(n) if r else np.abs(x - x.mean())
+    )
 
 
 def test_the_median_the_most_and_the_least_correlated_prompt():
-    records = [ordered(r) for r in (-0.9, -0.5, 0.0, -0.7, 1.0)]
+    records = [create_ordered(r) for r in (-0.9, -0.5, 0.0, -0.7, 1.0)]
     each = examples.correlate_within_prompts(examples.tabulate(records, "", ""))["r"]
-    found = chosen(records)
+    found = choose(records)
     assert [pick.prompt for pick in found] == [1, 4, 2]
     assert [pick.r for pick in found] == pytest.approx([each.median(), 1, 0], abs=1e-12)
     assert [pick.sentence.split("**")[1] for pick in found] == [
@@ -45,15 +47,15 @@ def test_the_median_the_most_and_the_least_correlated_prompt():
 
 
 def test_a_negative_coefficient_has_a_real_minus():
-    assert "\N{MINUS SIGN}1.00 over" in chosen([ordered(-1.0)])[0].sentence
+    assert "\N{MINUS SIGN}1.00 over" in choose([create_ordered(-1.0)])[0].sentence
 
 
 def test_of_an_even_number_the_median_is_the_lower_one():
-    assert chosen([ordered(r) for r in (1.0, -1.0, 0.5, 0.0)])[0].prompt == 3
+    assert choose([create_ordered(r) for r in (1.0, -1.0, 0.5, 0.0)])[0].prompt == 3
 
 
 def test_equal_coefficients_go_to_the_first_prompt_and_none_is_taken_twice():
-    found = chosen([ordered(1.0)] * 5)
+    found = choose([create_ordered(1.0)] * 5)
     assert [pick.prompt for pick in found] == [2, 0, 1]  # of five in order, the third is in the middle
     assert "among those not shown yet" not in found[1].sentence
     assert "among those not shown yet" in found[2].sentence
@@ -61,48 +63,50 @@ def test_equal_coefficients_go_to_the_first_prompt_and_none_is_taken_twice():
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_with_fewer_prompts_there_are_fewer_picks(count):
-    assert [pick.prompt for pick in chosen([ordered(0.5), ordered(-0.9)][:count])] == [0, 1][:count][::-1]
+    assert [pick.prompt for pick in choose([create_ordered(0.5), create_ordered(-0.9)][:count])] == [0, 1][:count][::-1]
 
 
 def test_a_short_prompt_in_perfect_order_does_not_take_part():
-    assert {pick.prompt for pick in chosen([ordered(0.5, 40), ordered(1.0, 19), ordered(0.4, 20)])} == {0, 2}
+    assert {
+        pick.prompt for pick in choose([create_ordered(0.5, 40), create_ordered(1.0, 19), create_ordered(0.4, 20)])
+    } == {0, 2}
 
 
 def test_where_all_texts_are_short_half_of_the_longest_is_enough():
-    found = chosen([ordered(0.5, 10), ordered(1.0, 4), ordered(1.0, 5)])
+    found = choose([create_ordered(0.5, 10), create_ordered(1.0, 4), create_ordered(1.0, 5)])
     assert {pick.prompt for pick in found} == {0, 2}
     assert "at least 5 tokens" in found[0].sentence
 
 
 def test_a_long_prompt_without_a_coefficient_does_not_raise_the_bound():
-    (only,) = chosen([record(np.arange(40.0), [0.5] * 40), ordered(-0.5, 10)])
+    (only,) = choose([create_record(np.arange(40.0), [0.5] * 40), create_ordered(-0.5, 10)])
     assert only.prompt == 1
     assert "with at least 5 tokens" in only.sentence
 
 
 def test_tokens_without_a_choice_do_not_count():
     x = np.arange(30.0)
-    records = [record(x, np.where(x < 10, x, -x), np.where(x < 10, 1, 2)), ordered(1.0)]
+    records = [create_record(x, np.where(x < 10, x, -x), np.where(x < 10, 1, 2)), create_ordered(1.0)]
     each = examples.correlate_within_prompts(examples.tabulate(records, "", ""))
     assert each.loc[0].tolist() == pytest.approx([-1, 20])
 
 
 def test_an_undefined_coefficient_does_not_take_part():
-    flat, bad = record(np.arange(30.0), [0.5] * 30), record([np.nan] * 30, np.arange(30.0))
-    assert [pick.prompt for pick in chosen([flat, bad, ordered(0.5)])] == [2]
+    flat, bad = create_record(np.arange(30.0), [0.5] * 30), create_record([np.nan] * 30, np.arange(30.0))
+    assert [pick.prompt for pick in choose([flat, bad, create_ordered(0.5)])] == [2]
 
 
 def test_without_any_coefficient_the_first_text_stands_alone():
-    (only,) = chosen([record([], []), record([1.0], [1.0], 1), record([2.0], [1.0], 1)])
+    (only,) = choose([create_record([], []), create_record([1.0], [1.0], 1), create_record([2.0], [1.0], 1)])
     assert only.prompt == 1
     assert np.isnan(only.r)
     assert only.sentence.startswith("**The first prompt with a text**")
-    assert chosen([record([], [])]) == []
-    assert chosen([]) == []
+    assert choose([create_record([], [])]) == []
+    assert choose([]) == []
 
 
 def test_within_is_scipys_coefficient():
-    tokens = full(3)
+    tokens = draw_full(3)
     each = examples.correlate_within_prompts(tokens)
     for prompt, group in tokens[tokens["k"] > 1].groupby("prompt"):
         assert each.loc[prompt, "r"] == pytest.approx(stats.spearmanr(group["entropy"], group["cosine"])[0])
@@ -111,10 +115,10 @@ def test_within_is_scipys_coefficient():
 # Corners
 
 
-def plane(seed: int = 0, prompts: int = 40, length: int = 30, **names) -> pd.DataFrame:
+def draw_plane(seed: int = 0, prompts: int = 40, length: int = 30, **names) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     n = prompts * length
-    made = table(
+    made = create_table(
         np.repeat(np.arange(prompts), length),
         rng.uniform(0, 3, n),
         rng.uniform(-1, 1, n),
@@ -127,7 +131,7 @@ def plane(seed: int = 0, prompts: int = 40, length: int = 30, **names) -> pd.Dat
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(0, 1000))
 def test_tokens_at_the_corners_keep_the_rules(seed):
-    tables = {("m", "a"): plane(seed, dataset="a"), ("m", "b"): plane(seed + 1, dataset="b")}
+    tables = {("m", "a"): draw_plane(seed, dataset="a"), ("m", "b"): draw_plane(seed + 1, dataset="b")}
     found = examples.find_corners(tables)
     assert found["corner"].tolist() == [name for name in examples.CORNERS for _ in range(3)]
     assert not found.duplicated(["dataset", "prompt"]).any()
@@ -142,7 +146,7 @@ def test_tokens_at_the_corners_keep_the_rules(seed):
 def test_the_nearest_token_by_the_larger_distance_comes_first():
     entropy = np.linspace(0, 1, 101)
     cosine = np.full(101, 0.5) + 1e-6 * np.arange(101)  # ranks as entropy's
-    made = table(np.arange(101), entropy, cosine, token=0).assign(step=9, token=1)
+    made = create_table(np.arange(101), entropy, cosine, token=0).assign(step=9, token=1)
     found = examples.find_corners({("model", "data"): made})
     high, low = (found[found["corner"] == f"{end} entropy, {end} cosine similarity"] for end in ("high", "low"))
     assert high["prompt"].tolist() == [100, 99, 98]
@@ -155,18 +159,18 @@ def test_the_nearest_token_by_the_larger_distance_comes_first():
 def test_equal_distances_go_to_the_smaller_sum_then_to_the_first():
     ranks = np.array([[5, 5], [5, 4], [4, 5], [0, 0], [1, 1], [2, 2], [3, 3]], dtype=float)
     ranks = np.concatenate([ranks, [[9, -9]] * 3, [[-9, 9]] * 3])  # what the mixed corners take
-    made = table(np.arange(13), ranks[:, 0], ranks[:, 1]).assign(step=9, token=1)
+    made = create_table(np.arange(13), ranks[:, 0], ranks[:, 1]).assign(step=9, token=1)
     assert examples.find_corners({("model", "data"): made})["prompt"].tolist()[:3] == [0, 1, 2]
 
 
 def test_ranks_are_taken_among_all_tokens_with_a_choice_not_only_those_that_may_be_shown():
-    made = table(np.arange(4), [1.0, 2, 3, 4], [1.0, 2, 3, 4], k=[2, 2, 999, 1]).assign(step=9, token=1)
+    made = create_table(np.arange(4), [1.0, 2, 3, 4], [1.0, 2, 3, 4], k=[2, 2, 999, 1]).assign(step=9, token=1)
     found = examples.find_corners({("model", "data"): made}).drop_duplicates("prompt").set_index("prompt")
     assert found["entropy_rank"].to_dict() == {1: 0.5, 0: 0.0}
 
 
 def test_few_tokens_give_few_rows_and_none_give_none():
-    lone = table([0], [1.0], [0.5]).assign(step=9, token=1)
+    lone = create_table([0], [1.0], [0.5]).assign(step=9, token=1)
     assert len(examples.find_corners({("model", "data"): lone})) == 1
     assert examples.find_corners({("model", "data"): lone.assign(step=1)}).empty
     assert examples.find_corners({("model", "data"): lone.assign(k=1)}).empty
@@ -174,7 +178,7 @@ def test_few_tokens_give_few_rows_and_none_give_none():
 
 
 def test_a_token_of_a_corner_in_a_line():
-    lone = table([4], [1.0], [-0.5]).assign(step=9, token=1)
+    lone = create_table([4], [1.0], [-0.5]).assign(step=9, token=1)
     (row,) = examples.find_corners({("model", "data"): lone}).itertuples()
     assert examples.format_numbers(row) == (
         "**data**, prompt 4, token 9 (both counted from 0): entropy 1.00 nats (percentile 0), "
@@ -183,21 +187,21 @@ def test_a_token_of_a_corner_in_a_line():
 
 
 def test_a_data_sets_name_is_no_markup():
-    lone = table([4], [1.0], [-0.5], dataset="<b>*").assign(step=9, token=1)
+    lone = create_table([4], [1.0], [-0.5], dataset="<b>*").assign(step=9, token=1)
     (row,) = examples.find_corners({("model", "<b>*"): lone}).itertuples()
     assert examples.format_numbers(row).startswith("**&#60;b&#62;&#42;**, prompt")
 
 
 def test_the_corners_take_turns_so_that_none_goes_without():
     rng = np.random.default_rng(0)
-    made = table(np.repeat(np.arange(4), 50), rng.uniform(0, 3, 200), rng.uniform(-1, 1, 200))
+    made = create_table(np.repeat(np.arange(4), 50), rng.uniform(0, 3, 200), rng.uniform(-1, 1, 200))
     found = examples.find_corners({("model", "data"): made.assign(step=9, token=1)})
     assert found["corner"].tolist() == list(examples.CORNERS)
     assert sorted(found["prompt"]) == [0, 1, 2, 3]
 
 
 def test_how_far_the_corners_reach():
-    made = table(np.arange(6), np.arange(6.0), np.arange(6.0), k=[1, 2, 2, 2, 2, 999]).assign(step=9, token=1)
+    made = create_table(np.arange(6), np.arange(6.0), np.arange(6.0), k=[1, 2, 2, 2, 2, 999]).assign(step=9, token=1)
     total, left_out, highest = examples.compute_reach({("model", "data"): made})
     assert (total, left_out, highest) == (5, pytest.approx(0.2), pytest.approx(0.75))
     assert examples.find_corners({("model", "data"): made})["entropy_rank"].max() == pytest.approx(highest)

@@ -12,23 +12,23 @@ from nucleoscope import quantities
 from nucleoscope.stats import bootstrap, correlation, fits
 from nucleoscope.store import results
 from nucleoscope.views import figures, panels
-from synthetic import full
+from synthetic import draw_full
 
-CELLS = {("model b", "xsum"): full(1), ("model a", "gsm8k"): full(2), ("model a", "xsum"): full(3)}
-
-
-def drawn(cells, resamples):
-    return panels.plot_grid(cells, panels.bin_runs(cells, resamples=resamples))
+RUNS = {("model b", "xsum"): draw_full(1), ("model a", "gsm8k"): draw_full(2), ("model a", "xsum"): draw_full(3)}
 
 
-def traces(figure, name):
-    """The trace of each kind in the panel of one cell, by kind."""
+def draw_panels(runs, resamples):
+    return panels.plot_grid(runs, panels.bin_runs(runs, resamples=resamples))
+
+
+def find_traces(figure, name):
+    """The trace of each kind in the panel of one run, by kind."""
     found = [trace for trace in figure.data if name in (trace.hovertemplate or "")]
     return dict(zip(("median", "mean", "density"), found, strict=True))
 
 
-def test_the_paper_figure_has_a_panel_for_each_cell_and_a_blank_for_a_missing_one():
-    figure = figures.plot_paper(CELLS)
+def test_the_paper_figure_has_a_panel_for_each_run_and_a_blank_for_a_missing_one():
+    figure = figures.plot_paper(RUNS)
     drawn = [axes.axison for axes in figure.axes]
     assert drawn == [True, True, False, True]  # model a: gsm8k, xsum; model b: no gsm8k, xsum
     texts = {text.get_text() for axes in figure.axes for text in axes.texts}
@@ -37,8 +37,8 @@ def test_the_paper_figure_has_a_panel_for_each_cell_and_a_blank_for_a_missing_on
 
 
 def test_the_paper_figure_shows_the_medians_and_one_standard_deviation():
-    axes = figures.plot_paper({("m", "d"): CELLS["model b", "xsum"]}).axes[0]
-    pairs = results.select_choices(CELLS["model b", "xsum"])
+    axes = figures.plot_paper({("m", "d"): RUNS["model b", "xsum"]}).axes[0]
+    pairs = results.select_choices(RUNS["model b", "xsum"])
     given = pairs["entropy"], pairs["cosine"]
     median, edges, _ = stats.binned_statistic(*given, "median", bins=50)
     deviation = stats.binned_statistic(*given, "std", bins=50).statistic
@@ -54,7 +54,7 @@ def test_the_paper_figure_shows_the_medians_and_one_standard_deviation():
 
 def test_the_paper_figure_is_300_dpi_and_its_letters_are_letters(tmp_path):
     paths = tmp_path / "deep" / "f.png", tmp_path / "deep" / "f.pdf"
-    figures.save(figures.plot_paper(CELLS), *paths)
+    figures.save(figures.plot_paper(RUNS), *paths)
     with Image.open(paths[0]) as image:
         assert image.info["dpi"] == pytest.approx((300, 300), rel=1e-3)
     raw = paths[1].read_bytes()
@@ -63,7 +63,7 @@ def test_the_paper_figure_is_300_dpi_and_its_letters_are_letters(tmp_path):
     assert b"/Subtype /Type0" in text  # TrueType outlines, embedded whole: font type 42
     assert b"/Subtype /Type3" not in text
     again = tmp_path / "again.pdf"
-    figures.save(figures.plot_paper(CELLS), again)
+    figures.save(figures.plot_paper(RUNS), again)
     assert again.read_bytes() == raw
     assert sorted(path.name for path in paths[0].parent.iterdir()) == ["f.pdf", "f.png"]
 
@@ -74,7 +74,7 @@ def test_the_paper_figures_line_and_band_differ_in_grey():
     assert shades[0] < 100 < 190 < behind < 230
 
 
-def intervals(pairs, kind, resamples):
+def compute_intervals(pairs, kind, resamples):
     """The interval of each bin that holds tokens, from resamples spelled out with scipy."""
     given, edges = pairs["prompt"].unique(), np.linspace(pairs["entropy"].min(), pairs["entropy"].max(), 51)
     found = []
@@ -86,16 +86,16 @@ def intervals(pairs, kind, resamples):
 
 
 def test_the_grid_has_what_scipy_counts_in_each_panel():
-    figure = drawn(CELLS, 20)
-    pairs = results.select_choices(CELLS["model a", "gsm8k"])
+    figure = draw_panels(RUNS, 20)
+    pairs = results.select_choices(RUNS["model a", "gsm8k"])
     given = pairs["entropy"], pairs["cosine"]
-    panel = traces(figure, "model a, gsm8k")
+    panel = find_traces(figure, "model a, gsm8k")
     for kind in ("median", "mean"):
         expected = stats.binned_statistic(*given, kind, bins=50).statistic
         np.testing.assert_allclose(panel[kind].y, expected[np.isfinite(expected)], atol=6e-5)
         counts, spans = zip(*panel[kind].customdata, strict=True)
         assert sum(counts) == len(pairs)
-        low, high = intervals(pairs, kind, resamples=20)
+        low, high = compute_intervals(pairs, kind, resamples=20)
         bars = panel[kind].error_y.arrayminus, panel[kind].error_y.array
         np.testing.assert_allclose(np.array(bars[0], float), panel[kind].y - low, atol=2e-4)
         np.testing.assert_allclose(np.array(bars[1], float), high - panel[kind].y, atol=2e-4)
@@ -108,7 +108,7 @@ def test_the_grid_has_what_scipy_counts_in_each_panel():
 
 
 def test_the_two_switches_of_the_grid_set_different_things():
-    figure = drawn(CELLS, 5)
+    figure = draw_panels(RUNS, 5)
     views, pairs = figure.layout.updatemenus
     assert [button.label for button in views.buttons] == ["median", "mean", "density"]
     shown = [button.args[0] for button in views.buttons]
@@ -123,35 +123,35 @@ def test_the_two_switches_of_the_grid_set_different_things():
         texts = [figure.layout.annotations[int(re.search(r"\d+", key)[0])].text for key in layout]
         assert texts == [
             quantities.find_title(name) for name in correlation.PAIRS[0]
-        ]  # the axes' titles, no cell's name
+        ]  # the axes' titles, no run's name
         assert list(layout.values()) == [quantities.find_title(x), quantities.find_title(y)]
 
 
 def test_the_first_choice_of_quantities_is_what_the_grid_shows():
-    figure = drawn(CELLS, 5)
+    figure = draw_panels(RUNS, 5)
     data = figure.layout.updatemenus[1].buttons[0].args[0]
     for place, trace in enumerate(figure.data):
         assert list(trace.x) == list(data["x"][place])
         assert list(trace.y) == list(data["y"][place])
 
 
-def test_a_cell_without_choices_leaves_its_panels_empty():
-    cells = CELLS | {("model c", "xsum"): full(4).assign(k=1)}
-    figure = drawn(cells, 5)
-    assert all(len(trace.x) == 0 for trace in traces(figure, "model c, xsum").values())
-    assert [axes.axison for axes in figures.plot_paper(cells).axes].count(True) == 3
+def test_a_run_without_choices_leaves_its_panels_empty():
+    runs = RUNS | {("model c", "xsum"): draw_full(4).assign(k=1)}
+    figure = draw_panels(runs, 5)
+    assert all(len(trace.x) == 0 for trace in find_traces(figure, "model c, xsum").values())
+    assert [axes.axison for axes in figures.plot_paper(runs).axes].count(True) == 3
 
 
 def test_lines_of_bins_that_hold_too_few_tokens_are_missed_in_words():
-    (key, cell), *_ = CELLS.items()
-    few, enough = (figures.plot_overlay({key: cell}, least=least) for least in (len(cell) + 1, 1))
-    assert [note.text for note in few.layout.annotations] == [f"no bin contains {len(cell) + 1} tokens"]
+    (key, run), *_ = RUNS.items()
+    few, enough = (figures.plot_overlay({key: run}, least=least) for least in (len(run) + 1, 1))
+    assert [note.text for note in few.layout.annotations] == [f"no bin contains {len(run) + 1} tokens"]
     assert not enough.layout.annotations
 
 
-def test_published_coefficients_stand_only_beside_the_same_cell():
-    cells = {("Qwen3-8B", "xsum"): full(1), ("mine", "xsum"): full(2)}
-    statistics = correlation.compute_statistics(cells, resamples=20)
+def test_published_coefficients_stand_only_beside_the_same_run():
+    runs = {("Qwen3-8B", "xsum"): draw_full(1), ("mine", "xsum"): draw_full(2)}
+    statistics = correlation.compute_statistics(runs, resamples=20)
     figure = figures.plot_coefficients(statistics, correlation.load_published())
     for place, (kind, theirs) in enumerate({"Pearson": -0.373, "Spearman": -0.4287}.items()):
         ours, published = figure.data[2 * place : 2 * place + 2]
@@ -162,8 +162,8 @@ def test_published_coefficients_stand_only_beside_the_same_cell():
         assert bounds == pytest.approx(statistics.loc[0, [f"{kind} low", f"{kind} high"]].tolist(), abs=2e-4)
 
 
-def test_fitted_curves_and_medians_are_those_of_the_cell_that_is_picked():
-    lines = fits.compute_lines(CELLS)
+def test_fitted_curves_and_medians_are_those_of_the_run_that_is_picked():
+    lines = fits.compute_lines(RUNS)
     figure = figures.plot_fitted(lines)
     labels = [button.label for button in figure.layout.updatemenus[0].buttons]
     assert labels == ["model a, gsm8k", "model a, xsum", "model b, xsum", "model a, (all)", "(all), xsum"]
@@ -174,24 +174,24 @@ def test_fitted_curves_and_medians_are_those_of_the_cell_that_is_picked():
             expected = rows[rows["Curve"] == trace.name]
             np.testing.assert_allclose(button.args[0]["y"][place], expected["y"], atol=6e-5)
     assert figure.data[0].name == "medians"
-    assert sum(figure.data[0].customdata) == len(results.select_choices(CELLS["model a", "gsm8k"]))
+    assert sum(figure.data[0].customdata) == len(results.select_choices(RUNS["model a", "gsm8k"]))
 
 
 def test_every_figure_says_in_words_what_it_shows():
-    statistics = correlation.compute_statistics(CELLS, resamples=5)
-    shown = [drawn(CELLS, 5), figures.plot_coefficients(statistics, correlation.load_published())]
+    statistics = correlation.compute_statistics(RUNS, resamples=5)
+    shown = [draw_panels(RUNS, 5), figures.plot_coefficients(statistics, correlation.load_published())]
     shown += [
-        figures.plot_fitted(fits.compute_lines(CELLS)),
-        figures.plot_scatter(full(1)),
-        figures.plot_distributions(full(1)),
+        figures.plot_fitted(fits.compute_lines(RUNS)),
+        figures.plot_scatter(draw_full(1)),
+        figures.plot_distributions(draw_full(1)),
     ]
     assert all(len(figure.layout.meta["alt"]) > 20 for figure in shown)
 
 
 def test_what_is_not_finite_is_left_out_of_every_figure():
-    cell = full(1)
-    cell.loc[[3, 50], "full_entropy"] = np.inf
-    cell.loc[60, "entropy"] = np.nan
-    drawn({("m", "d"): cell}, 5)
-    figures.plot_paper({("m", "d"): cell})
-    assert len(figures.plot_scatter(cell).data[0].x) == len(results.select_choices(cell)) - (cell.loc[60, "k"] > 1)
+    run = draw_full(1)
+    run.loc[[3, 50], "full_entropy"] = np.inf
+    run.loc[60, "entropy"] = np.nan
+    draw_panels({("m", "d"): run}, 5)
+    figures.plot_paper({("m", "d"): run})
+    assert len(figures.plot_scatter(run).data[0].x) == len(results.select_choices(run)) - (run.loc[60, "k"] > 1)

@@ -12,26 +12,26 @@ import pytest
 from nucleoscope.stats import correlation, fits
 from nucleoscope.stats.curves import FORMULAS
 from nucleoscope.views import tables
-from synthetic import full
+from synthetic import draw_full
 
 NAMES = [("Llama-3.1-8B", "gsm8k"), ("Llama-3.1-8B", "my_texts"), ("100%_of$#{}&~^\\", "gsm8k")]
 
 
 @pytest.fixture(scope="module")
-def cells():
-    made = {names: full(seed) for seed, names in enumerate(NAMES)}
-    made["constant", "gsm8k"] = full(9).assign(cosine=0.5)
-    return made
+def runs():
+    created = {names: draw_full(seed) for seed, names in enumerate(NAMES)}
+    created["constant", "gsm8k"] = draw_full(9).assign(cosine=0.5)
+    return created
 
 
 @pytest.fixture(scope="module")
-def statistics(cells):
-    return correlation.compute_statistics(cells, resamples=30)
+def statistics(runs):
+    return correlation.compute_statistics(runs, resamples=30)
 
 
 @pytest.fixture(scope="module")
-def curves(cells):
-    return fits.fit_all(cells, resamples=10)
+def curves(runs):
+    return fits.fit_all(runs, resamples=10)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_latex_has_booktabs_rules_multirow_models_and_escaped_names(latex):
         assert r"100\%\_of\$\#\{\}\&\textasciitilde \textasciicircum \textbackslash " in text
 
 
-def test_latex_says_why_a_cell_is_empty(latex):
+def test_latex_says_why_a_run_is_empty(latex):
     for text in latex.values():
         assert re.search(r"^% constant, gsm8k: .*constant$", text, re.MULTILINE)
 
@@ -89,9 +89,9 @@ def test_csv_starts_as_the_published_one_and_gives_every_number_back(statistics)
 
 
 def test_a_p_value_that_no_double_holds_keeps_its_magnitude():
-    cell = full(0, prompts=100, length=80).assign(k=2)
-    cell["cosine"] = -cell["entropy"] + np.random.default_rng(0).normal(0, 0.01, len(cell))
-    text = tables.format_csv(correlation.compute_statistics({("m", "d"): cell}, resamples=10))
+    run = draw_full(0, prompts=100, length=80).assign(k=2)
+    run["cosine"] = -run["entropy"] + np.random.default_rng(0).normal(0, 0.01, len(run))
+    text = tables.format_csv(correlation.compute_statistics({("m", "d"): run}, resamples=10))
     row = pd.read_csv(io.StringIO(text), dtype=str).iloc[0]
     assert int(row["Pearson p"].partition("e-")[2]) > 320
     assert float(row["Pearson log10 p"]) < -320
@@ -118,7 +118,9 @@ def test_latex_numbers_read_as_numbers():
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="NO pdflatex HERE: the LaTeX is only parsed")
 def test_the_tables_of_the_studys_names_fit_the_column_of_an_article(tmp_path):
     names = [("Llama-3.1-8B-Instruct", "writingprompts"), ("deepseek-llm-7b-base", "gsm8k")]
-    statistics = correlation.compute_statistics({name: full(seed) for seed, name in enumerate(names)}, resamples=30)
+    statistics = correlation.compute_statistics(
+        {name: draw_full(seed) for seed, name in enumerate(names)}, resamples=30
+    )
     (tmp_path / "short.tex").write_text(tables.format_correlation_short_tex(statistics))
     (tmp_path / "full.tex").write_text(tables.format_correlation_tex(statistics))
     body = r"\noindent\input{short}\par\noindent\input{full}"
@@ -138,19 +140,19 @@ def test_a_table_for_readers_has_one_heading_row_and_no_numbers_of_rows(statisti
     assert "NaN" not in html
 
 
-def coefficients_of(plain, given):
+def create_coefficients(plain, given):
     return pd.DataFrame({"Spearman r": plain, "partial Spearman r": given})
 
 
 def test_the_sentence_on_coefficients_says_only_what_the_data_show():
-    turned = tables.describe_coefficients(coefficients_of([-0.3, -0.2], [0.1, 0.2]))
+    turned = tables.describe_coefficients(create_coefficients([-0.3, -0.2], [0.1, 0.2]))
     assert "is between −0.30 and −0.20; given the number of candidates it is between 0.10 and 0.20." in turned
     assert turned.endswith("more entropy goes with *more* similar candidates.")
-    assert "*less*" in tables.describe_coefficients(coefficients_of([0.3], [-0.1]))
-    assert "even the sign" not in tables.describe_coefficients(coefficients_of([-0.3], [-0.1]))
-    mixed = tables.describe_coefficients(coefficients_of([-0.3, -0.2, np.nan], [0.1, -0.1, np.nan]))
+    assert "*less*" in tables.describe_coefficients(create_coefficients([0.3], [-0.1]))
+    assert "even the sign" not in tables.describe_coefficients(create_coefficients([-0.3], [-0.1]))
+    mixed = tables.describe_coefficients(create_coefficients([-0.3, -0.2, np.nan], [0.1, -0.1, np.nan]))
     assert mixed.endswith("In 1 of 2 runs even the sign differs.")
-    assert "No run" in tables.describe_coefficients(coefficients_of([np.nan], [np.nan]))
+    assert "No run" in tables.describe_coefficients(create_coefficients([np.nan], [np.nan]))
 
 
 def test_the_published_study_is_compared_only_if_it_has_a_run_in_common():

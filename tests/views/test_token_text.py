@@ -14,14 +14,14 @@ FAMILY = "👩\u200d👩\u200d👧"
 
 @pytest.fixture(scope="module")
 def reader():
-    return Reader(tiny.tokenizer(bos=False))
+    return Reader(tiny.create_tokenizer(bos=False))
 
 
-def ids(text: str) -> list[int]:
-    return tiny.tokenizer(bos=False)(text)["input_ids"]
+def encode(text: str) -> list[int]:
+    return tiny.create_tokenizer(bos=False)(text)["input_ids"]
 
 
-def pieces() -> PreTrainedTokenizerFast:
+def create_pieces_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer as SentencePiece makes them: a space is ▁, and there are tokens for single bytes."""
     vocabulary = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a", "b"]
     core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(vocabulary)}, [("▁", "a")], byte_fallback=True))
@@ -29,7 +29,7 @@ def pieces() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
 
 
-def words() -> PreTrainedTokenizerFast:
+def create_words_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of whole words and parts of words, which only it can put together."""
     core = Tokenizer(models.WordPiece({"[UNK]": 0, "play": 1, "##ing": 2, "now": 3}, unk_token="[UNK]"))
     core.decoder = decoders.WordPiece()
@@ -37,7 +37,11 @@ def words() -> PreTrainedTokenizerFast:
 
 
 def test_the_three_kinds_are_told_apart(reader):
-    assert [reader.kind, Reader(pieces()).kind, Reader(words()).kind] == ["bytes", "pieces", "plain"]
+    assert [reader.kind, Reader(create_pieces_tokenizer()).kind, Reader(create_words_tokenizer()).kind] == [
+        "bytes",
+        "pieces",
+        "plain",
+    ]
 
 
 def test_every_byte_has_its_letter():
@@ -48,8 +52,8 @@ def test_every_byte_has_its_letter():
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40))
 def test_units_make_the_text_and_hold_every_token(text):
-    tokens = ids(text)
-    units = Reader(tiny.tokenizer(bos=False)).split_units(tokens)
+    tokens = encode(text)
+    units = Reader(tiny.create_tokenizer(bos=False)).split_units(tokens)
     assert "".join(unit.text for unit in units) == text
     assert sum(unit.tokens for unit in units) == len(tokens)
     assert all(unit.tokens for unit in units)
@@ -57,34 +61,34 @@ def test_units_make_the_text_and_hold_every_token(text):
 
 @pytest.mark.parametrize("cluster", ["你", FAMILY, "👍🏽", "🇩🇪", "e\u0301\u0323", "🏴\U000e0067\U000e007f", "ü"])
 def test_what_belongs_together_is_one_unit(reader, cluster):
-    units = reader.split_units(ids(f"x{cluster}y"))
+    units = reader.split_units(encode(f"x{cluster}y"))
     assert [unit.text for unit in units] == ["x", cluster, "y"]
-    assert units[1].tokens == len(ids(cluster))
+    assert units[1].tokens == len(encode(cluster))
 
 
 def test_two_flags_are_two_units(reader):
-    assert [unit.text for unit in reader.split_units(ids("🇩🇪🇫🇷"))] == ["🇩🇪", "🇫🇷"]
+    assert [unit.text for unit in reader.split_units(encode("🇩🇪🇫🇷"))] == ["🇩🇪", "🇫🇷"]
 
 
 def test_text_that_never_stops_joining_is_cut(reader):
-    units = reader.split_units(ids("a" + "\u0301" * 100))
+    units = reader.split_units(encode("a" + "\u0301" * 100))
     assert max(unit.tokens for unit in units) <= 32
     assert "".join(unit.text for unit in units) == "a" + "\u0301" * 100
 
 
 def test_arabic_letters_are_units_of_their_own(reader):
-    assert [unit.text for unit in reader.split_units(ids("سلام"))] == list("سلام")
+    assert [unit.text for unit in reader.split_units(encode("سلام"))] == list("سلام")
 
 
 def test_bytes_that_are_no_text_are_shown_by_their_values(reader):
-    tokens = ids("你")
+    tokens = encode("你")
     assert reader.split_units(tokens[:2]) == [Unit("⟨E4⟩⟨BD⟩", 2)]
-    assert [unit.text for unit in reader.split_units([tokens[0], *ids("a")])] == ["⟨E4⟩a"]
+    assert [unit.text for unit in reader.split_units([tokens[0], *encode("a")])] == ["⟨E4⟩a"]
     assert [reader.show(token) for token in tokens] == ["⟨E4⟩", "⟨BD⟩", "⟨A0⟩"]
 
 
 def test_control_characters_are_shown_by_their_pictures(reader):
-    assert "".join(unit.text for unit in reader.split_units(ids("a\x00\r\n\t\x7f"))) == "a␀␍\n\t␡"
+    assert "".join(unit.text for unit in reader.split_units(encode("a\x00\r\n\t\x7f"))) == "a␀␍\n\t␡"
 
 
 @pytest.mark.parametrize(
@@ -115,12 +119,12 @@ def test_all_tokens_of_one_byte_look_different(reader):
 
 
 def test_signs_that_turn_the_order_of_what_follows_are_shown(reader):
-    assert "".join(unit.text for unit in reader.split_units(ids("a\u202eb\u2066c"))) == "a⟨U+202E⟩b⟨U+2066⟩c"
-    assert "".join(unit.text for unit in reader.split_units(ids("می\u200cخواهم"))) == "می\u200cخواهم"
+    assert "".join(unit.text for unit in reader.split_units(encode("a\u202eb\u2066c"))) == "a⟨U+202E⟩b⟨U+2066⟩c"
+    assert "".join(unit.text for unit in reader.split_units(encode("می\u200cخواهم"))) == "می\u200cخواهم"
 
 
 def test_rows_of_spaces_that_are_tokens_of_their_own_are_spaces():
-    tokenizer = pieces()
+    tokenizer = create_pieces_tokenizer()
     tokenizer.add_tokens([AddedToken("▁▁▁▁", normalized=False)])
     tokenizer.add_tokens([AddedToken("<▁>", normalized=False, special=True)], special_tokens=True)
     tokens = tokenizer.convert_tokens_to_ids(["a", "▁▁▁▁", "b"])
@@ -137,7 +141,7 @@ def test_names_are_no_markup():
 
 
 def test_pieces_keep_their_spaces_and_bytes():
-    tokenizer = pieces()
+    tokenizer = create_pieces_tokenizer()
     reader = Reader(tokenizer)
     tokens = tokenizer.convert_tokens_to_ids(["▁a", "▁", "b", "<0xC3>", "<0xA9>", "<0x0A>"])
     assert reader.split_units(tokens) == [Unit(" a", 1), Unit(" ", 1), Unit("b", 1), Unit("é", 2), Unit("\n", 1)]
@@ -145,7 +149,7 @@ def test_pieces_keep_their_spaces_and_bytes():
 
 
 def test_words_are_put_together_by_their_own_tokenizer():
-    assert Reader(words()).split_units([1, 2, 3]) == [Unit("play", 1), Unit("ing", 1), Unit(" now", 1)]
+    assert Reader(create_words_tokenizer()).split_units([1, 2, 3]) == [Unit("play", 1), Unit("ing", 1), Unit(" now", 1)]
 
 
 def test_special_tokens_say_their_names_and_unknown_ids_their_numbers(reader):
@@ -165,23 +169,23 @@ def test_tokenizers_whose_tokens_are_bytes():
 
 
 def test_accents_join_no_line_break_and_letters_nothing(reader):
-    assert [unit.text for unit in reader.split_units(ids("a\n\u0301b"))] == ["a", "\n", "\u0301", "b"]
+    assert [unit.text for unit in reader.split_units(encode("a\n\u0301b"))] == ["a", "\n", "\u0301", "b"]
 
 
 def test_a_token_without_text_is_a_unit_and_parts_no_cluster():
-    reader, empty = Reader(tiny.tokenizer(bos=False)), tiny.VOCAB + 7
+    reader, empty = Reader(tiny.create_tokenizer(bos=False)), tiny.VOCAB + 7
     reader._raw[empty] = b""
-    assert reader.split_units([empty, *ids("a"), empty, *ids("b")]) == [
+    assert reader.split_units([empty, *encode("a"), empty, *encode("b")]) == [
         Unit("", 1),
         Unit("a", 1),
         Unit("", 1),
         Unit("b", 1),
     ]
-    count = len(ids("e\u0301"))
-    assert reader.split_units([*ids("e"), empty, *ids("\u0301")]) == [Unit("e\u0301", count + 1)]
+    count = len(encode("e\u0301"))
+    assert reader.split_units([*encode("e"), empty, *encode("\u0301")]) == [Unit("e\u0301", count + 1)]
 
 
 @pytest.mark.parametrize("cluster", ["\u1112\u1161\u11ab", "क्षि", "กำ", "1\ufe0f\u20e3", "\r\n"])
 def test_clusters_of_all_scripts_are_one_unit(reader, cluster):
-    units = reader.split_units(ids(f"x{cluster}y"))
+    units = reader.split_units(encode(f"x{cluster}y"))
     assert [unit.text for unit in units] == ["x", cluster.replace("\r", "␍"), "y"]

@@ -15,15 +15,15 @@ from nucleoscope.workflow import notebooks
 TEXT = "the rain in Spain stays mainly in the plain, and سلام 你好 <script>alert(1)</script>"
 
 
-def cell(folder, records: list[dict], settings: dict | None) -> None:
-    """A measured cell as a run leaves it; without ``settings``, without its run.json."""
+def write_run(folder, records: list[dict], settings: dict | None) -> None:
+    """A measured run as a run leaves it; without ``settings``, without its run.json."""
     folder.mkdir(parents=True)
     torch.save(records, folder / results.MEASUREMENTS)
     if settings is not None:
         atomic.write_json(folder / results.RUN_INFO, {"settings": {"model": {"source": "folder"}, **settings}})
 
 
-def shown(folder) -> tuple[list[str], list[str]]:
+def execute_notebook(folder) -> tuple[list[str], list[str]]:
     """The notebook on the results in ``folder``: its strips, and its lines of Markdown."""
     notebooks.execute("twelve", folder / "twelve.ipynb", {"results_dir": str(folder / "results")})
     cells = nbformat.read(folder / "twelve.ipynb", as_version=4).cells
@@ -32,16 +32,16 @@ def shown(folder) -> tuple[list[str], list[str]]:
     return strips, [output["text/markdown"] for output in data if "text/markdown" in output]
 
 
-def payload(html: str) -> dict:
+def read_payload(html: str) -> dict:
     return json.loads(html.split('<script type="application/json">')[1].split("</script>")[0])
 
 
 def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
-    name = tiny.save(tmp_path / "tiny", tiny.model(), tiny.tokenizer(bos=False))
+    name = tiny.save(tmp_path / "tiny", tiny.create_model(), tiny.create_tokenizer(bos=False))
     for dataset, seed in (("alpha", 0), ("beta", 100)):
-        records = [tiny.record(TEXT, seed=seed + number, most=250) for number in range(10)]
-        cell(tmp_path / "results" / dataset / "tiny", records, {"model_name": name})
-    strips, (said, *lines) = shown(tmp_path)
+        records = [tiny.create_record(TEXT, seed=seed + number, most=250) for number in range(10)]
+        write_run(tmp_path / "results" / dataset / "tiny", records, {"model_name": name})
+    strips, (said, *lines) = execute_notebook(tmp_path)
     assert len(strips) == 12
     tables, _ = results.load_runs(tmp_path / "results")
     total, long, highest = examples.compute_reach(tables)
@@ -53,23 +53,23 @@ def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
     )
     assert lines == list(map(examples.format_numbers, examples.find_corners(tables).itertuples()))
     for html, token in zip(strips, examples.find_corners(tables).itertuples(), strict=True):
-        data = payload(html)
+        data = read_payload(html)
         assert data["first"] + data["shown"] == token.step
         assert data["quantities"][-1]["values"][data["shown"]] == token.k
         assert data["whose"] == "drawn"
 
 
-def test_cells_that_cannot_be_read_are_left_out_and_named(tmp_path):
-    name = tiny.save(tmp_path / "tiny", tiny.model(), tiny.tokenizer(bos=False))
-    records = [tiny.record(TEXT, seed=number) for number in range(3)]
+def test_runs_that_cannot_be_read_are_left_out_and_named(tmp_path):
+    name = tiny.save(tmp_path / "tiny", tiny.create_model(), tiny.create_tokenizer(bos=False))
+    records = [tiny.create_record(TEXT, seed=number) for number in range(3)]
     folder = tmp_path / "results"
-    cell(folder / "gated" / "tiny", records, {"model_name": str(tmp_path / "nowhere")})
-    cell(folder / "<b>lost" / "tiny", records, None)
-    cell(folder / "read-answer" / "tiny", records, {"model_name": name, "mode": "score"})
-    cell(folder / "torn" / "tiny", records, {"model_name": name})
+    write_run(folder / "gated" / "tiny", records, {"model_name": str(tmp_path / "nowhere")})
+    write_run(folder / "<b>lost" / "tiny", records, None)
+    write_run(folder / "read-answer" / "tiny", records, {"model_name": name, "mode": "score"})
+    write_run(folder / "torn" / "tiny", records, {"model_name": name})
     (folder / "torn" / "tiny" / results.MEASUREMENTS).write_bytes(b"torn")
-    strips, (said, *lines) = shown(tmp_path)
-    assert [payload(html)["whose"] for html in strips] == ["the text's"] * 3  # one a prompt
+    strips, (said, *lines) = execute_notebook(tmp_path)
+    assert [read_payload(html)["whose"] for html in strips] == ["the text's"] * 3  # one a prompt
     assert lines.count("No token is left for this corner.") == 1
     assert "The model read the texts of read-answer; it did not write them." in said
     assert said.endswith("cannot be read here: &#60;b&#62;lost, gated.")
@@ -79,8 +79,8 @@ def test_cells_that_cannot_be_read_are_left_out_and_named(tmp_path):
 
 
 def test_without_any_tokenizer_the_page_says_so(tmp_path):
-    cell(tmp_path / "results" / "alpha" / "tiny", [tiny.record(TEXT)], None)
-    strips, (said, *lines) = shown(tmp_path)
+    write_run(tmp_path / "results" / "alpha" / "tiny", [tiny.create_record(TEXT)], None)
+    strips, (said, *lines) = execute_notebook(tmp_path)
     assert strips == []
     assert said.startswith("The tokenizer of tiny is not available here, so its tokens cannot be shown.")
     assert lines == ["No token is left for this corner."] * 4

@@ -66,7 +66,7 @@ def project(tmp_path_factory) -> Path:
     (root / "lines.txt").write_text("the cat\n")
     grid = {"results_dir": "results", "models": ["SmolLM2-135M-Instruct"], "datasets": ["lines.txt"]}
     (root / "grid.json").write_text(json.dumps(grid | {"parameters": {"n_prompts": 1}}))
-    subprocess.run([sys.executable, "-c", FINISH], cwd=root, env=environment(root), check=True)
+    subprocess.run([sys.executable, "-c", FINISH], cwd=root, env=create_environment(root), check=True)
     for path in root.rglob("*"):
         newer = path.is_relative_to(root / "results") or path.name == ".built"
         os.utime(path, (2_000_000_000 if newer else 1_000_000_000,) * 2)
@@ -96,15 +96,15 @@ for path in (*pages, *files, Path("_build/html/.built")):
 """
 
 
-def environment(root: Path) -> dict[str, str]:
+def create_environment(root: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(root / "lib"), "HF_HUB_OFFLINE": "1"}
 
 
-def plan(root: Path, *options: str) -> str:
+def plan_graph(root: Path, *options: str) -> str:
     """What a dry run of the target book prints."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--dry-run", "--configfile", "grid.json", *options]
     done = subprocess.run(
-        [*command, "--", "book"], cwd=root, env=environment(root), capture_output=True, text=True, timeout=200
+        [*command, "--", "book"], cwd=root, env=create_environment(root), capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -128,7 +128,7 @@ def list_jobs(said: str) -> dict[str, set[str]]:
 
 
 def test_every_module_is_an_input_of_exactly_the_jobs_whose_notebooks_import_it(project):
-    jobs = list_jobs(plan(project, "--forceall"))
+    jobs = list_jobs(plan_graph(project, "--forceall"))
     assert jobs.keys() == {*JOBS, "book"}
     modules = {str(path.relative_to(project)) for path in (project / "lib").rglob("*.py")}
     assert len(modules) > 50
@@ -141,7 +141,7 @@ def test_every_module_is_an_input_of_exactly_the_jobs_whose_notebooks_import_it(
 
 
 def test_nothing_is_planned_after_a_finished_grid(project):
-    assert "Nothing to be done" in plan(project)
+    assert "Nothing to be done" in plan_graph(project)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,6 @@ def test_nothing_is_planned_after_a_finished_grid(project):
 def test_touching_a_file_plans_the_jobs_that_are_made_from_it_and_the_book(project, touched, planned):
     os.utime(project / touched, (2_100_000_000,) * 2)
     try:
-        assert list_jobs(plan(project)).keys() == planned | {"book"}
+        assert list_jobs(plan_graph(project)).keys() == planned | {"book"}
     finally:
         os.utime(project / touched, (1_000_000_000,) * 2)

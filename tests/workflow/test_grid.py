@@ -1,4 +1,4 @@
-"""Grids as they are written, what of them is measured, and the graph over fifteen cells of which two fail."""
+"""Grids as they are written, what of them is measured, and the graph over fifteen runs of which two fail."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ import yaml
 import holding
 import tiny
 from driver import Driver
-from messages import one_line
+from messages import assert_one_line
 from nucleoscope.models import gpus
 from nucleoscope.store import results
 from nucleoscope.workflow import graph, grid, logs, status
@@ -51,17 +51,17 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ],
         "datasets": [{"name": "gsm8k", "max_tokens": 70, "memory": "1G"}, "some/where/texts.jsonl"],
     }
-    cells = grid.list_runs(config)
-    assert list(cells) == ["r/gsm8k/one", "r/texts/one", "r/gsm8k/two", "r/texts/two"]
-    one = cells["r/gsm8k/one"]
+    runs = grid.list_runs(config)
+    assert list(runs) == ["r/gsm8k/one", "r/texts/one", "r/gsm8k/two", "r/texts/two"]
+    one = runs["r/gsm8k/one"]
     assert one.parameters == {
         **{"model_name": "me/one", "dataset_name": "gsm8k", "results_dir": "r", "model_revision": "c0ffee"},
         **{"n_prompts": 100, "max_tokens": 70, "dtype": "float16", "prompt_format": "chat"},
     }
     assert (one.gpus, one.memory, one.time) == (2, "1G", "1h")  # of two own sizes the larger
-    assert cells["r/texts/one"].parameters["max_tokens"] == 60
-    assert cells["r/texts/one"].memory == "900M"
-    assert cells["r/texts/two"] == grid.Entry(
+    assert runs["r/texts/one"].parameters["max_tokens"] == 60
+    assert runs["r/texts/one"].memory == "900M"
+    assert runs["r/texts/two"] == grid.Entry(
         {"model_name": "two", "dataset_name": "some/where/texts.jsonl", "results_dir": "r"} | config["parameters"],
         **{"gpus": 1, "memory": "10G", "time": "1h"},
     )
@@ -112,7 +112,7 @@ def test_a_wrong_grid_is_named_in_one_line(tmp_path, change, message):
     path.write_text(yaml.safe_dump(SMALL | change))
     with pytest.raises(ValueError, match=r"grid\.yml") as caught:
         grid.load(path)
-    assert message in one_line(str(caught.value))
+    assert message in assert_one_line(str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_what_is_no_grid_is_named_in_one_line(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"grid\.yml") as caught:
         grid.load(path)
-    assert message in one_line(str(caught.value))
+    assert message in assert_one_line(str(caught.value))
 
 
 def test_a_grid_that_is_not_there_is_named_in_one_line(tmp_path):
@@ -148,7 +148,7 @@ def test_a_grid_knows_the_parameters_of_the_command_line():
         import correlation_pipeline
     finally:
         sys.path.pop(0)
-    options = vars(correlation_pipeline.parser().parse_args([]))
+    options = vars(correlation_pipeline.create_parser().parse_args([]))
     own = {"model_name", "dataset_name", "results_dir", "overwrite", "debug", "only", "if_missing"}
     assert set(grid.PARAMETERS) == set(options) - own | {"model_revision"}
     assert {name: options[name] for name in grid.DEFAULTS} == grid.DEFAULTS
@@ -181,11 +181,11 @@ def test_importing_the_grid_is_quick():
 # What is measured
 
 
-def made(folder: Path, entry: grid.Entry, **others) -> None:
+def write_run(folder: Path, entry: grid.Entry, **others) -> None:
     """The files of a run as it leaves them when started by hand, with synthetic numbers."""
     folder.mkdir(parents=True)
     text = "the cat sat on the mat and she said that it was hers and not the dog's"
-    records = [tiny.record(text, seed=10 * len(str(folder)) + number) for number in range(3)]
+    records = [tiny.create_record(text, seed=10 * len(str(folder)) + number) for number in range(3)]
     torch.save(records, folder / results.MEASUREMENTS)
     wanted = grid.DEFAULTS | entry.parameters
     names = ("model_name", "dataset_name", "prompt_format", "max_tokens", "top_p", "seed", "n_prompts")
@@ -214,7 +214,7 @@ ENTRY = grid.Entry({"model_name": "a", "dataset_name": "b", "n_prompts": 50}, 1,
     ],
 )
 def test_what_agrees_with_the_grid_is_measured(tmp_path, found, asked):
-    made(tmp_path / "b" / "a", ENTRY, **found)
+    write_run(tmp_path / "b" / "a", ENTRY, **found)
     entry = grid.Entry(ENTRY.parameters | asked, 1, None, None)
     assert status.find_missing(tmp_path / "b" / "a", entry) is None
 
@@ -243,21 +243,21 @@ def test_what_agrees_with_the_grid_is_measured(tmp_path, found, asked):
     ],
 )
 def test_what_differs_from_the_grid_is_not_measured(tmp_path, found, asked, why):
-    made(tmp_path / "b" / "a", ENTRY, **found)
+    write_run(tmp_path / "b" / "a", ENTRY, **found)
     entry = grid.Entry(ENTRY.parameters | asked, 1, None, None)
     assert status.find_missing(tmp_path / "b" / "a", entry) == why
 
 
 @pytest.mark.parametrize("name", [results.MEASUREMENTS, results.RUN_INFO])
 def test_a_run_without_one_of_its_files_is_not_measured(tmp_path, name):
-    made(tmp_path / "b" / "a", ENTRY)
+    write_run(tmp_path / "b" / "a", ENTRY)
     (tmp_path / "b" / "a" / name).unlink()
     assert status.find_missing(tmp_path / "b" / "a", ENTRY) == f"{name} is missing"
 
 
 def test_how_many_prompts_were_requested_is_read_from_the_notebook_of_an_earlier_version(tmp_path):
     folder = tmp_path / "b" / "a"
-    made(folder, ENTRY, n_prompts=7)
+    write_run(folder, ENTRY, n_prompts=7)
     info = results.load_info(folder)
     del info["n_prompts_requested"]
     (folder / results.RUN_INFO).write_text(json.dumps(info))
@@ -272,7 +272,7 @@ def test_a_data_set_whose_file_has_changed_is_measured_again(tmp_path):
     prompts.write_text("the cat")
     entry = grid.Entry(ENTRY.parameters | {"dataset_name": str(prompts)}, 1, None, None)
     digest = hashlib.sha256(b"the cat").hexdigest()
-    made(tmp_path / "b" / "a", entry, dataset={"source": "file", "sha256": digest})
+    write_run(tmp_path / "b" / "a", entry, dataset={"source": "file", "sha256": digest})
     assert status.find_missing(tmp_path / "b" / "a", entry) is None
     prompts.write_text("the dog")
     assert status.find_missing(tmp_path / "b" / "a", entry).startswith(f"dataset is '{digest}' in the results and ")
@@ -282,9 +282,9 @@ def test_a_data_set_whose_file_has_changed_is_measured_again(tmp_path):
 
 def test_the_report_names_what_else_failed_and_which_earlier_results_are_analysed(tmp_path):
     config = {"results_dir": str(tmp_path), "models": ["a"], "datasets": ["b"], "parameters": {"top_p": 0.5}}
-    made(tmp_path / "b" / "a", ENTRY)
-    logs.run(python("raise SystemExit('error: no LaTeX')"), tmp_path / "logs/analyses.log")
-    logs.run(python("print('built')"), tmp_path / "logs/book.log")
+    write_run(tmp_path / "b" / "a", ENTRY)
+    logs.run(run_python("raise SystemExit('error: no LaTeX')"), tmp_path / "logs/analyses.log")
+    logs.run(run_python("print('built')"), tmp_path / "logs/book.log")
     said = status.summarise(config).splitlines()
     assert "    earlier results are kept and analysed: top_p is 0.9 in the results and 0.5 in the grid" in said
     place = said.index("  the last attempt at the analyses failed: error: no LaTeX")
@@ -298,7 +298,7 @@ def test_the_report_names_what_else_failed_and_which_earlier_results_are_analyse
 # What the graph reckons with
 
 
-def needs(number: int) -> grid.Entry:
+def create_entry(number: int) -> grid.Entry:
     return grid.Entry({}, number, None, None)
 
 
@@ -306,9 +306,9 @@ def needs(number: int) -> grid.Entry:
     ("wanted", "there", "gpus_of", "threads"),
     [(0, 2, 0, 16), (1, 2, 1, 8), (2, 2, 2, 16), (4, 2, 2, 16), (1, 0, 0, 16), (1, 32, 1, 1)],
 )
-def test_a_cells_share_of_a_machine_with_sixteen_cores(wanted, there, gpus_of, threads):
-    assert graph.count_gpus(needs(wanted), there) == gpus_of
-    assert graph.count_threads(needs(wanted), there, 16) == threads
+def test_a_runs_share_of_a_machine_with_sixteen_cores(wanted, there, gpus_of, threads):
+    assert graph.count_gpus(create_entry(wanted), there) == gpus_of
+    assert graph.count_threads(create_entry(wanted), there, 16) == threads
 
 
 @pytest.mark.parametrize(
@@ -322,10 +322,10 @@ def test_a_cells_share_of_a_machine_with_sixteen_cores(wanted, there, gpus_of, t
         (1, 0, False, None),  # a GPU that the driver does not know
     ],
 )
-def test_who_chooses_the_gpus_of_a_cell(wanted, there, found, choice):
-    assert graph.choose_gpus(needs(wanted), there, found) == choice
+def test_who_chooses_the_gpus_of_a_run(wanted, there, found, choice):
+    assert graph.choose_gpus(create_entry(wanted), there, found) == choice
     if there is None:
-        assert graph.count_gpus(needs(wanted), there) == wanted
+        assert graph.count_gpus(create_entry(wanted), there) == wanted
 
 
 def test_parameters_as_options():
@@ -335,7 +335,7 @@ def test_parameters_as_options():
 # Logs
 
 
-def python(code: str) -> list[str]:
+def run_python(code: str) -> list[str]:
     return [sys.executable, "-c", textwrap.dedent(code)]
 
 
@@ -349,7 +349,7 @@ def python(code: str) -> list[str]:
 )
 def test_a_log_says_why(tmp_path, capfd, code, status, why):
     log = tmp_path / "deep" / "log"
-    assert logs.run(python(code), log) == status
+    assert logs.run(run_python(code), log) == status
     assert logs.explain(log).startswith(why)
     said = capfd.readouterr()
     assert ("hello" in said.out, "no such model" in said.err) == (status == 1, status == 1)
@@ -358,11 +358,11 @@ def test_a_log_says_why(tmp_path, capfd, code, status, why):
 def test_a_log_keeps_the_attempts_that_were_cut_off_and_no_states_of_a_progress_bar(tmp_path):
     log = tmp_path / "log"
     for _ in range(2):
-        logs.run(python("import os; print('1%\\r50%\\r100%', flush=True); os.kill(os.getpid(), 9)"), log)
+        logs.run(run_python("import os; print('1%\\r50%\\r100%', flush=True); os.kill(os.getpid(), 9)"), log)
     assert [line for line in log.read_text().splitlines() if not line.startswith("#")] == ["100%", "100%"]
-    assert logs.run(python("print('done')"), log) == 0
+    assert logs.run(run_python("print('done')"), log) == 0
     assert log.read_text().count(logs.BEGUN) == 3
-    logs.run(python("raise SystemExit('error: new')"), log)
+    logs.run(run_python("raise SystemExit('error: new')"), log)
     assert log.read_text().count(logs.BEGUN) == 1  # the one before came to its own end
     log.write_text(log.read_text().rsplit(logs.ENDED, 1)[0])  # as the whole machine's end leaves it
     assert logs.explain(log) == "it was killed, or its machine went down, after: error: new"
@@ -381,16 +381,16 @@ def two_gpus(tmp_path, monkeypatch) -> Driver:
     return driver
 
 
-def snakemake(*options: object, **environment: str) -> subprocess.CompletedProcess:
+def run_snakemake(*options: object, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *map(str, options)]
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=900)
 
 
-def fifteen(tmp_path: Path) -> tuple[Path, dict[str, grid.Entry]]:
+def write_study_grid(tmp_path: Path) -> tuple[Path, dict[str, grid.Entry]]:
     """A grid of five models on three data sets; two models cannot write as much as the third data set asks for."""
     sizes = dict.fromkeys(("one", "two", "three"), 1024) | dict.fromkeys(("four", "five"), 128)
     models = [
-        tiny.save(tmp_path / name, tiny.model(max_position_embeddings=size), tiny.tokenizer())
+        tiny.save(tmp_path / name, tiny.create_model(max_position_embeddings=size), tiny.create_tokenizer())
         for name, size in sizes.items()
     ]
     for name in ("short", "middle", "long"):
@@ -404,10 +404,10 @@ def fifteen(tmp_path: Path) -> tuple[Path, dict[str, grid.Entry]]:
 
 
 def test_a_grid_of_fifteen_with_two_that_fail_ends_with_thirteen_tables_and_a_report(tmp_path):
-    path, cells = fifteen(tmp_path)
+    path, runs = write_study_grid(tmp_path)
     to_run = [str(tmp_path / "results" / name) for name in ("long/four", "long/five", "short/five")]
-    for folder in cells.keys() - set(to_run):
-        made(Path(folder), cells[folder])
+    for folder in runs.keys() - set(to_run):
+        write_run(Path(folder), runs[folder])
     command = [sys.executable, "-m", "snakemake", "analyses", "--cores", "2", "--configfile", path]
     first = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert first.returncode != 0
@@ -415,15 +415,15 @@ def test_a_grid_of_fifteen_with_two_that_fail_ends_with_thirteen_tables_and_a_re
     assert (tmp_path / "results/short/five/measurements.pt").is_file()
     table = pd.read_csv(tmp_path / "results" / results.ANALYSES / "correlation_stats.csv")
     measured = set(zip(table["Model"], table["Dataset"], strict=True))
-    wanted = {(Path(folder).name, Path(folder).parent.name) for folder in cells}
+    wanted = {(Path(folder).name, Path(folder).parent.name) for folder in runs}
     assert wanted - measured == {("four", "long"), ("five", "long")}
-    again = snakemake("--configfile", path)
+    again = run_snakemake("--configfile", path)
     assert again.returncode != 0
     assert_two_are_named(again.stderr, tmp_path)
     assert again.stderr.count("localrule measure:") == 2
     assert (tmp_path / "results/short/five/run.ipynb").is_file()  # the page of the run that was measured
     assert not (tmp_path / "results/long/five/run.ipynb").exists()
-    book = snakemake("--configfile", path, "--dry-run", "--", "book")
+    book = run_snakemake("--configfile", path, "--dry-run", "--", "book")
     assert book.returncode == 0, book.stderr
     assert "rule book:" in book.stdout
     assert book.stdout.count("rule measure:") == 2
@@ -441,18 +441,18 @@ def assert_two_are_named(said: str, tmp_path: Path) -> None:
 FULL_DISK = """
 import errno
 from nucleoscope import atomic
-whole = atomic.whole
+whole = atomic.write_atomically
 def full(path):
     if path.name == "measure.ipynb":
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
     return whole(path)
-atomic.whole = full
+atomic.write_atomically = full
 """  # for what is written after the measurements
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["empty folder", "older results"])
 def test_a_failure_after_the_measurements_loses_none_of_them(tmp_path, older):
-    model = tiny.save(tmp_path / "one", tiny.model(), tiny.tokenizer())
+    model = tiny.save(tmp_path / "one", tiny.create_model(), tiny.create_tokenizer())
     (tmp_path / "short.jsonl").write_text('{"prompt": "the cat"}\n{"prompt": "she said"}\n')
     config = {"results_dir": str(tmp_path / "results"), "models": [model], "datasets": [str(tmp_path / "short.jsonl")]}
     config |= {"parameters": {"max_tokens": 4, "n_prompts": 2}, "analyses": {"resamples": 100}}
@@ -460,12 +460,12 @@ def test_a_failure_after_the_measurements_loses_none_of_them(tmp_path, older):
     ((folder, entry),) = grid.list_runs(config).items()
     folder = Path(folder)
     if older:
-        made(folder, entry, top_p=0.5)
+        write_run(folder, entry, top_p=0.5)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/sitecustomize.py").write_text(FULL_DISK)
     path = os.pathsep.join(filter(None, [str(tmp_path / "broken"), os.environ.get("PYTHONPATH")]))
     goal = status.locate_status(folder)
-    failed = snakemake("--configfile", tmp_path / "grid.yml", "--", goal, PYTHONPATH=path)
+    failed = run_snakemake("--configfile", tmp_path / "grid.yml", "--", goal, PYTHONPATH=path)
     assert failed.returncode != 0
     assert "the notebook of one on short failed: error: " in failed.stderr
     assert "No space left on device" in status.locate_log(folder).read_text()
@@ -474,7 +474,7 @@ def test_a_failure_after_the_measurements_loses_none_of_them(tmp_path, older):
     tokens = [record["tokens"].tolist() for record in results.load(folder / results.MEASUREMENTS)]
     assert [len(some) for some in tokens] == [4, 4]
     written = (folder / results.MEASUREMENTS).stat()
-    again = snakemake("--configfile", tmp_path / "grid.yml", "--", goal)
+    again = run_snakemake("--configfile", tmp_path / "grid.yml", "--", goal)
     assert again.returncode == 0, again.stderr
     assert "1 of 1 runs are measured" in again.stderr
     now = (folder / results.MEASUREMENTS).stat()
@@ -484,29 +484,29 @@ def test_a_failure_after_the_measurements_loses_none_of_them(tmp_path, older):
 
 def test_what_was_measured_by_hand_runs_only_where_its_settings_differ(tmp_path):
     """Also if the clock that dated its files was fast."""
-    path, cells = fifteen(tmp_path)
-    for folder, entry in cells.items():
-        made(Path(folder), entry, **({"top_p": 0.5} if folder.endswith("middle/two") else {}))
+    path, runs = write_study_grid(tmp_path)
+    for folder, entry in runs.items():
+        write_run(Path(folder), entry, **({"top_p": 0.5} if folder.endswith("middle/two") else {}))
     tomorrow = time.time() + 86_400
     os.utime(tmp_path / "results/middle/two/measure.status.json", (tomorrow, tomorrow))
-    planned = snakemake("--configfile", path, "--dry-run").stdout
+    planned = run_snakemake("--configfile", path, "--dry-run").stdout
     assert planned.count("rule measure:") == 1
     assert "wildcards: folder=" + str(tmp_path / "results/middle/two") in planned
 
 
-def test_two_gpus_are_shared_by_cells_with_their_share_of_the_cores(tmp_path, two_gpus):
-    path, _ = fifteen(tmp_path)
-    planned = snakemake("--configfile", path, "--dry-run", "--nocolor", **two_gpus.environment).stdout
+def test_two_gpus_are_shared_by_runs_with_their_share_of_the_cores(tmp_path, two_gpus):
+    path, _ = write_study_grid(tmp_path)
+    planned = run_snakemake("--configfile", path, "--dry-run", "--nocolor", **two_gpus.environment).stdout
     assert planned.count("gpu=1") == planned.count("nodes=1") == 15
-    assert planned.count("threads: 2") == 1  # the analyses; each cell has one of the two cores
-    shown = snakemake("--configfile", path, "--dry-run", "--printshellcmds", **two_gpus.environment).stdout
+    assert planned.count("threads: 2") == 1  # the analyses; each run has one of the two cores
+    shown = run_snakemake("--configfile", path, "--dry-run", "--printshellcmds", **two_gpus.environment).stdout
     assert shown.count("--gpus 1 --tries_left 0 -- ") == 15
 
 
 def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_path):
-    path, cells = fifteen(tmp_path)
-    for folder, entry in cells.items():
-        made(Path(folder), entry)
+    path, runs = write_study_grid(tmp_path)
+    for folder, entry in runs.items():
+        write_run(Path(folder), entry)
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"analyses": {"resamples": -1}}))
     analyses = tmp_path / "results" / results.ANALYSES
     analyses.mkdir()
@@ -514,7 +514,7 @@ def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_
         (analyses / name).write_text("older")
         os.utime(analyses / name, (2, 2))
     for _ in range(2):
-        failed = snakemake("--configfile", path)
+        failed = run_snakemake("--configfile", path)
         assert failed.returncode != 0
         assert failed.stderr.count("localrule analyses:") == 1
         assert "the last attempt at the analyses failed: error: " in failed.stderr
@@ -522,8 +522,8 @@ def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_
 
 
 def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
-    path, cells = fifteen(tmp_path)
-    for folder in cells:
+    path, runs = write_study_grid(tmp_path)
+    for folder in runs:
         holding.hold(Path(folder))
     command = [
         sys.executable,
@@ -539,7 +539,7 @@ def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=ENVIRONMENT | holding.environment(tmp_path / "held"),
+        env=ENVIRONMENT | holding.create_environment(tmp_path / "held"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -560,7 +560,7 @@ def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
 
 def test_a_wrong_grid_is_one_line_of_the_graph_too(tmp_path):
     (tmp_path / "grid.yml").write_text(yaml.safe_dump(SMALL | {"parameters": {"dtype": "bf16"}}))
-    done = snakemake("--configfile", tmp_path / "grid.yml")
+    done = run_snakemake("--configfile", tmp_path / "grid.yml")
     assert done.returncode != 0
     assert "error: parameters: dtype is 'bf16'" in done.stderr
     assert "Traceback" not in done.stderr

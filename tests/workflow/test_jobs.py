@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from driver import Driver
-from messages import one_line
+from messages import assert_one_line
 from nucleoscope.models import gpus
 from nucleoscope.workflow import logs, status
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 JOB = [sys.executable, str(ROOT / "scripts/job.py"), "--log"]
 
 
-def job(log: Path, *words: str, **options) -> subprocess.Popen:
+def start_job(log: Path, *words: str, **options) -> subprocess.Popen:
     """A job that runs; ``words`` are more options, "--" and the command."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
     return subprocess.Popen([*JOB, str(log), *words], **pipes)
@@ -38,7 +38,7 @@ def test_a_full_disk_stops_no_job_and_the_log_still_says_why_it_failed(small_dis
     """The command says more than there is room for; it is heard out, and its last words are kept."""
     log = small_disk / "logs/log"
     (small_disk / "filler").write_bytes(b"x" * 200 * 2**10)
-    run = job(log, "--", sys.executable, "-c", MUCH.replace("3000", "20000"))
+    run = start_job(log, "--", sys.executable, "-c", MUCH.replace("3000", "20000"))
     said, errors = run.communicate(timeout=200)
     assert (run.returncode, errors) == (1, "error: all was said\n")
     assert len(said.splitlines()) == 20000
@@ -58,9 +58,9 @@ def test_a_log_that_may_not_grow_stops_no_job(tmp_path):
 def test_a_disk_that_is_full_for_a_while_costs_the_log_little(small_disk):
     log = small_disk / "log"
     code = "print('before', flush=True); input(); print('meanwhile', flush=True); input(); print('after')"
-    run = job(log, "--", sys.executable, "-c", code, stdin=subprocess.PIPE)
+    run = start_job(log, "--", sys.executable, "-c", code, stdin=subprocess.PIPE)
     assert run.stdout.readline() == "before\n"
-    until(lambda: "before" in log.read_text())
+    wait_until(lambda: "before" in log.read_text())
     room = small_disk / "filler"
     with pytest.raises(OSError, match="No space"):
         room.write_bytes(b"x" * 2**20)
@@ -80,7 +80,7 @@ def test_a_disk_that_is_full_for_a_while_costs_the_log_little(small_disk):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="NO /dev/full HERE: a terminal's full disk is untested")
 def test_a_job_whose_words_nobody_can_take_ends_as_its_command(tmp_path):
     with open("/dev/full", "w") as full:
-        run = job(tmp_path / "log", "--", sys.executable, "-c", "print('measured')", stdout=full)
+        run = start_job(tmp_path / "log", "--", sys.executable, "-c", "print('measured')", stdout=full)
         assert run.communicate(timeout=200)[1] == ""
     assert run.returncode == 0
     assert "\nmeasured\n" in (tmp_path / "log").read_text()
@@ -90,29 +90,29 @@ def test_a_job_whose_words_nobody_can_take_ends_as_its_command(tmp_path):
 def test_a_log_that_cannot_be_had_is_named_in_one_line(tmp_path, place):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    run = job(tmp_path / place, "--", sys.executable, "-c", "print('run')")
+    run = start_job(tmp_path / place, "--", sys.executable, "-c", "print('run')")
     said, errors = run.communicate(timeout=200)
     assert (run.returncode, said) == (1, "")
-    assert one_line(errors).startswith(f"error: the log '{tmp_path / place}' cannot be written (")
+    assert assert_one_line(errors).startswith(f"error: the log '{tmp_path / place}' cannot be written (")
 
 
 def test_a_log_on_a_read_only_disk_is_named_in_one_line(small_disk, small_disk_made_read_only):
     small_disk_made_read_only()
-    run = job(small_disk / "logs/log", "--gpus", "0", "--", sys.executable, "-c", "print('run')")
+    run = start_job(small_disk / "logs/log", "--gpus", "0", "--", sys.executable, "-c", "print('run')")
     said, errors = run.communicate(timeout=200)
     assert (run.returncode, said) == (1, "")
-    assert "cannot be written (Read-only file system): use another results_dir" in one_line(errors)
+    assert "cannot be written (Read-only file system): use another results_dir" in assert_one_line(errors)
 
 
 def test_a_command_that_is_not_there_is_named_in_one_line(tmp_path):
-    run = job(tmp_path / "log", "--", "no-such-command")
-    assert one_line(run.communicate(timeout=200)[1]).startswith("error: ")
+    run = start_job(tmp_path / "log", "--", "no-such-command")
+    assert assert_one_line(run.communicate(timeout=200)[1]).startswith("error: ")
     assert run.returncode == 1
 
 
 def test_a_log_tells_that_its_command_is_running(tmp_path):
     log = tmp_path / "log"
-    run = job(log, "--", sys.executable, "-c", "print('begun', flush=True); input()", stdin=subprocess.PIPE)
+    run = start_job(log, "--", sys.executable, "-c", "print('begun', flush=True); input()", stdin=subprocess.PIPE)
     assert run.stdout.readline() == "begun\n"
     assert logs.explain(log) == "it is running"
     assert not logs.has_failed(log)
@@ -128,7 +128,7 @@ def test_a_log_tells_that_its_command_is_running(tmp_path):
 def test_a_log_keeps_attempts_that_were_cut_off(tmp_path, ending, kept):
     """An attempt that failed for a reason of its own gives way to the next; one that was interrupted does not."""
     for code in (f"import os, signal, sys; {ending}", "print('whole')"):
-        job(tmp_path / "log", "--", sys.executable, "-c", code).communicate(timeout=200)
+        start_job(tmp_path / "log", "--", sys.executable, "-c", code).communicate(timeout=200)
     assert (tmp_path / "log").read_text().count(logs.BEGUN) == kept + 1
 
 
@@ -170,7 +170,7 @@ def test_a_job_with_a_status_file_ends_well_once_its_failure_is_recorded(
 ):
     file = tmp_path / "results/data/model/measure.status.json"
     words = ["--status", str(file), "--tries_left", str(tries_left), "--", sys.executable, "-c", code]
-    run = job(tmp_path / "log", *words)
+    run = start_job(tmp_path / "log", *words)
     run.communicate(timeout=200)
     assert run.returncode == status_code
     assert file.is_file() == (status_code == 0)
@@ -179,11 +179,11 @@ def test_a_job_with_a_status_file_ends_well_once_its_failure_is_recorded(
 
 def test_the_last_try_of_a_job_that_was_killed_runs_nothing_and_records_that(tmp_path):
     file = tmp_path / "results/data/model/measure.status.json"
-    killed = job(
+    killed = start_job(
         tmp_path / "log", "--status", str(file), "--", sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"
     )
     killed.communicate(timeout=200)
-    last = job(tmp_path / "log", "--status", str(file), "--tries_left", "-1", "--", "no-such-command")
+    last = start_job(tmp_path / "log", "--status", str(file), "--tries_left", "-1", "--", "no-such-command")
     last.communicate(timeout=200)
     assert last.returncode == 0
     assert status.read_problem(file).startswith("it was killed by SIGKILL")
@@ -193,7 +193,7 @@ def test_a_run_that_cannot_be_had_is_not_started(tmp_path):
     folder = tmp_path / "results/data/model"
     status.write_unavailable(tmp_path / "results", {str(folder): "model 'a/b' is gated"})
     words = ["--status", str(folder / "measure.status.json"), "--tries_left", "2", "--", "no-such-command"]
-    run = job(tmp_path / "log", *words)
+    run = start_job(tmp_path / "log", *words)
     assert run.communicate(timeout=200) == ("", "")
     assert run.returncode == 0
     assert status.read_problem(folder / "measure.status.json") == "model 'a/b' is gated"
@@ -204,7 +204,7 @@ def test_a_run_that_cannot_be_had_is_not_started(tmp_path):
 # GPUs
 
 
-def until(condition) -> None:
+def wait_until(condition) -> None:
     end = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < end
@@ -289,12 +289,12 @@ def test_each_run_takes_gpus_that_no_other_holds(monkeypatch):
 
 @pytest.mark.parametrize("lists", [[], [{"id": ONE}]])
 def test_a_job_never_makes_do_with_fewer_gpus(tmp_path, listed, lists):
-    """The driver may fail once in a while: a cell for two GPUs must not run on one, or on none."""
+    """The driver may fail once in a while: a run for two GPUs must not run on one, or on none."""
     if lists:
         listed.put(*lists)
     else:
         listed.fail("Unknown Error")
-    said, errors = job(tmp_path / "log", "--gpus", "2", "--", "echo", "run").communicate(timeout=200)
+    said, errors = start_job(tmp_path / "log", "--gpus", "2", "--", "echo", "run").communicate(timeout=200)
     assert (said, errors) == (
         "",
         f"error: 2 GPUs were requested, but only {len(lists)} can be used: request fewer\n",
@@ -307,12 +307,12 @@ def test_a_gpu_that_a_run_by_hand_holds_is_not_given_to_a_job(tmp_path):
     log = tmp_path / "logs/log"
     show = [sys.executable, "-c", f"import os; print(os.environ['{gpus.VISIBLE}'])"]
     with gpus.take("1a"):  # as torch calls it
-        done = job(log, "--gpus", "1", "--", *show).communicate(timeout=200)
+        done = start_job(log, "--gpus", "1", "--", *show).communicate(timeout=200)
         assert done == (f"{OTHER}\n", "")
-        both = job(log, "--gpus", "2", "--", *show)
+        both = start_job(log, "--gpus", "2", "--", *show)
         words = f"waiting for 2 of 2 GPUs: {ONE} is held by process {os.getpid()}"
         assert both.stderr.readline() == words + "\n"
-        until(lambda: log.is_file() and log.read_text().endswith(words + "\n"))
+        wait_until(lambda: log.is_file() and log.read_text().endswith(words + "\n"))
         assert logs.explain(log) == f"it was killed, or its machine went down, after: {words}"
         time.sleep(2 * gpus.POLL)
     assert both.communicate(timeout=200) == (f"{ONE},{OTHER}\n", "")
@@ -322,7 +322,7 @@ def test_a_gpu_that_a_run_by_hand_holds_is_not_given_to_a_job(tmp_path):
 
 @pytest.mark.usefixtures("listed")
 def test_a_gpu_stays_held_while_the_command_of_a_killed_job_goes_on(tmp_path):
-    run = job(
+    run = start_job(
         tmp_path / "log",
         "--gpus",
         "1",
@@ -342,5 +342,5 @@ def test_a_gpu_stays_held_while_the_command_of_a_killed_job_goes_on(tmp_path):
     assert gpus.describe_holder(ONE) == f"a process that process {run.pid} left running"
     orphan.kill()
     psutil.wait_procs([orphan], timeout=200)
-    until(lambda: gpus.take(ONE))
+    wait_until(lambda: gpus.take(ONE))
     run.communicate()

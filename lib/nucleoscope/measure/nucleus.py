@@ -87,19 +87,6 @@ def find_nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nu
     return Nucleus(pool_ids[index], pool_values[index], offsets)
 
 
-def sample(nucleus: Nucleus, uniforms: torch.Tensor) -> torch.Tensor:
-    """Draws one token per row by inverse transform, from ``uniforms`` (B,) in [0, 1).
-
-    Returns positions (B,) int64 in ``nucleus.ids`` and ``nucleus.probs``: the first token of each
-    nucleus whose cumulative share of the mass exceeds the uniform number. No copy to the host.
-    """
-    cumulative = torch.nn.functional.pad(nucleus.probs.cumsum(0, dtype=_choose_wide_dtype(nucleus.probs)), (1, 0))
-    start, end = cumulative[nucleus.offsets[:-1]], cumulative[nucleus.offsets[1:]]
-    targets = start + uniforms.to(cumulative.dtype) * (end - start)
-    index = torch.searchsorted(cumulative[1:], targets, right=True)
-    return index.clamp(nucleus.offsets[:-1], nucleus.offsets[1:] - 1)
-
-
 def _compute_softmax(logits: torch.Tensor) -> torch.Tensor:
     return torch.softmax(logits.float(), dim=-1)
 
@@ -131,7 +118,7 @@ def _count_sizes(values: torch.Tensor, top_p: float) -> torch.Tensor:
     positive = (values > 0).sum(-1).clamp_min(1)
     if top_p == 1:
         return positive
-    below = values.cumsum(-1, dtype=_choose_wide_dtype(values)) < top_p
+    below = values.cumsum(-1, dtype=choose_wide_dtype(values)) < top_p
     return torch.minimum(below.sum(-1) + 1, positive)
 
 
@@ -170,6 +157,6 @@ def _bound_below(probs: torch.Tensor, top_p: float) -> torch.Tensor:
     return low
 
 
-def _choose_wide_dtype(values: torch.Tensor) -> torch.dtype:
+def choose_wide_dtype(values: torch.Tensor) -> torch.dtype:
     """float64 for sums, except on Apple's GPUs, which do not have it."""
     return torch.float32 if values.device.type == "mps" else torch.float64

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import cosine, generation, scoring
+from nucleoscope.measure import cosine, generation, sampling, scoring
 from nucleoscope.measure.decoding import Decoder
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
 from nucleoscope.measure.nucleus import NotFinite
@@ -39,9 +39,9 @@ def stream(
     max_tokens = chosen.max_tokens
     inputs = generation.encode(tokenizer, [prompt], chosen.prompt_format, find_context_length(model), max_tokens)
     embedding, ends = find_embedding_matrix(model), find_end_tokens(model, tokenizer)
-    numbers = generation.draw_uniforms(chosen.seed, [index], max_tokens, model.device)
+    numbers = sampling.draw_uniforms(chosen.seed, [index], max_tokens, model.device)
     inverse_norm = cosine.compute_inverse_norms(embedding)
-    sampler = generation.Sampler(embedding, inverse_norm, chosen, numbers, ends, list_recorded())
+    sampler = sampling.Sampler(embedding, inverse_norm, chosen, numbers, ends, list_recorded())
     decoder = Decoder(model, inputs.ids, max_tokens)
     logits = decoder.prefill()
     while logits is not None:
@@ -50,7 +50,7 @@ def stream(
         except NotFinite:
             step = len(sampler.steps)
             raise ValueError(f"the model's logits contain NaN or inf at token {step}: try dtype=float32") from None
-        (token,) = sampler.latest()
+        (token,) = sampler.read_latest()
         if token.id in ends:
             return
         yield token

@@ -1,13 +1,13 @@
 """From a model's name to the model and its tokenizer, placed on its device.
 
-`load`, `tokenizer` and `Model` are imported on first use, because they import torch.
+`load`, `load_tokenizer` and `Model` are imported on first use, because they import torch.
 """
 
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load", "tokenizer", "Model"):
+    if name in ("load", "load_tokenizer", "Model"):
         from nucleoscope.models import loading
 
         return getattr(loading, name)

@@ -31,12 +31,12 @@ def list_names() -> list[str]:
 
     Numbers in `VISIBLE` are the driver's (as in nvidia-smi). Without a driver, its entries are kept unchanged.
     """
-    there = _list_driver_ids()
+    listed = _list_driver_ids()
     if VISIBLE not in os.environ:
-        return there
+        return listed
     found: list[str] = []
     for word in map(str.strip, os.environ[VISIBLE].split(",")):
-        name = _find_named(word, there)
+        name = _find_named(word, listed)
         if name is None:  # CUDA, too, ignores everything after an invalid entry
             break
         found.append(name)
@@ -87,16 +87,16 @@ def _list_slices(handle: Any) -> list[Any]:
     return found
 
 
-def _find_named(word: str, there: list[str]) -> str | None:
+def _find_named(word: str, listed: list[str]) -> str | None:
     """The GPU that an entry of `VISIBLE` refers to: by number, by id, or by the beginning of an id."""
     if word in ("", "-1"):
         return None
-    if not there:
+    if not listed:
         return word
     if word.isdecimal():
-        return there[int(word)] if int(word) < len(there) else None
-    alike = [name for name in there if name.startswith(word)]
-    return alike[0] if len(alike) == 1 else None
+        return listed[int(word)] if int(word) < len(listed) else None
+    matches = [name for name in listed if name.startswith(word)]
+    return matches[0] if len(matches) == 1 else None
 
 
 @contextlib.contextmanager
@@ -107,18 +107,18 @@ def claim(number: int, say: Callable[[str], None]) -> Iterator[dict[str, int]]:
     Waits until they are free, and reports once through ``say`` who holds them. Runs of other users are
     not detected. Raises OSError if locks are not possible or the machine has fewer GPUs.
     """
-    there, told = list_names() if number else [], False
-    if number > len(there):  # running on fewer would be slow, with no message
-        raise OSError(f"{number} GPUs were requested, but only {len(there)} can be used: request fewer")
-    locks = _take_free(there, number)
+    listed, told = list_names() if number else [], False
+    if number > len(listed):  # running on fewer would be slow, with no message
+        raise OSError(f"{number} GPUs were requested, but only {len(listed)} can be used: request fewer")
+    locks = _take_free(listed, number)
     while len(locks) < number:  # all or none, so that two processes cannot deadlock
-        held = ", ".join(f"{name} is held by {describe_holder(name)}" for name in there if name not in locks)
+        held = ", ".join(f"{name} is held by {describe_holder(name)}" for name in listed if name not in locks)
         _release(locks)
         if not told:
-            say(f"waiting for {number} of {len(there)} GPUs: {held}")
+            say(f"waiting for {number} of {len(listed)} GPUs: {held}")
             told = True
         time.sleep(POLL)
-        locks = _take_free(there, number)
+        locks = _take_free(listed, number)
     try:
         yield {name: lock.fileno() for name, lock in locks.items()}
     finally:
@@ -176,12 +176,12 @@ def _open(name: str) -> IO[bytes]:
     return (folder / name).open("a+b", buffering=0)
 
 
-def _take_free(there: list[str], number: int) -> dict[str, IO[bytes]]:
+def _take_free(listed: list[str], number: int) -> dict[str, IO[bytes]]:
     """Up to ``number`` free GPUs, with the locks on them."""
     locks: dict[str, IO[bytes]] = {}
     if number:
         with choose_alone():
-            for name in there:
+            for name in listed:
                 if len(locks) < number and (lock := take(name)):
                     locks[name] = lock
     return locks

@@ -47,7 +47,7 @@ def plan_placement(device: str, weights: Callable[[], int | None]) -> dict[str, 
 
     device: "auto", "cuda", "balanced", or a torch device. ``weights()`` returns the bytes that the
     weights take, or None if that is unknown; it is called only if it matters. If several GPUs are
-    possible and none was specified, `choose` decides. Raises `TooLarge`.
+    possible and none was specified, `choose_gpus` decides. Raises `TooLarge`.
     """
     place = pick_device(device)
     if place.type == "cpu":
@@ -59,7 +59,7 @@ def plan_placement(device: str, weights: Callable[[], int | None]) -> dict[str, 
         if place.index is None:
             free = read_free_memory()
             idle = [gpu for gpu in free if _lock(gpu, keep=False)]
-            chosen = (idle or list(free)) if device == SPREAD else choose(free, idle, need)
+            chosen = (idle or list(free)) if device == SPREAD else choose_gpus(free, idle, need)
         else:
             chosen = [place.index]
         for gpu in chosen:
@@ -69,7 +69,7 @@ def plan_placement(device: str, weights: Callable[[], int | None]) -> dict[str, 
     return {"device_map": "balanced", "max_memory": {gpu: int(SHARE * free[gpu]) for gpu in sorted(chosen)}}
 
 
-def choose(free: dict[int, int], idle: list[int], need: int | None) -> list[int]:
+def choose_gpus(free: dict[int, int], idle: list[int], need: int | None) -> list[int]:
     """Chooses GPUs for ``need`` bytes of weights (None: unknown) among those with ``free`` bytes each.
 
     First choice is one GPU with enough room, preferably one of the ``idle`` (not taken by another run of

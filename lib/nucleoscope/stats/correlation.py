@@ -177,13 +177,13 @@ class _Sample:
         """The statistics of `compute_coefficients` for one pair."""
         row = {}
         for kind, matrices in (("Pearson", self.pearson), ("Spearman", self.spearman)):
-            row |= self._bounded(kind, matrices[:, self.place[x], self.place[y]])
+            row |= self._add_bounds(kind, matrices[:, self.place[x], self.place[y]])
             row[f"{kind} log10 p"] = compute_log10_p(row[f"{kind} r"], len(self.prompt))
             row[f"{kind} p"] = format_power_of_ten(row[f"{kind} log10 p"])
-        means, used = self._within(x, y)
-        row |= self._bounded("within-prompt Spearman", means) | {"within-prompt Spearman prompts": used}
-        partial = np.full(len(self.counts), np.nan) if no_partial else self._partial(x, y)
-        row |= self._bounded("partial Spearman", partial)
+        means, used = self._compute_within(x, y)
+        row |= self._add_bounds("within-prompt Spearman", means) | {"within-prompt Spearman prompts": used}
+        partial = np.full(len(self.counts), np.nan) if no_partial else self._compute_partial(x, y)
+        row |= self._add_bounds("partial Spearman", partial)
         return {name: row[name] for name in _list_names()}
 
     def list_notes(self, row: dict[str, Any], no_partial: str | None) -> list[str]:
@@ -195,18 +195,18 @@ class _Sample:
             notes.append(f"intervals from {self.prompts} prompts are too narrow")
         return notes
 
-    def _bounded(self, kind: str, values: np.ndarray) -> dict[str, float]:
+    def _add_bounds(self, kind: str, values: np.ndarray) -> dict[str, float]:
         low, high = bootstrap.compute_interval(values[1:])
         return {f"{kind} r": float(values[0]), f"{kind} low": float(low), f"{kind} high": float(high)}
 
-    def _partial(self, x: str, y: str) -> np.ndarray:
+    def _compute_partial(self, x: str, y: str) -> np.ndarray:
         """Spearman's coefficient of x and y given k, by the formula for partial correlation on ranks."""
         i, j, k = self.place[x], self.place[y], self.place["k"]
         xy, xk, yk = self.spearman[:, i, j], self.spearman[:, i, k], self.spearman[:, j, k]
         rest = (1 - xk**2) * (1 - yk**2)
         return (xy - xk * yk) / np.sqrt(np.where(rest > 1e-12, rest, np.nan))
 
-    def _within(self, x: str, y: str) -> tuple[np.ndarray, int]:
+    def _compute_within(self, x: str, y: str) -> tuple[np.ndarray, int]:
         """The mean over prompts of the coefficient within each, in data and resamples, and the number of prompts."""
         groups = self.columns[[x, y]].groupby(self.prompt)
         ranks = groups.rank()

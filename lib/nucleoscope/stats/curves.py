@@ -77,16 +77,16 @@ class _Bump:
     starts: tuple[float, ...] = (1.0,)  # of s
     bounds: tuple[float, float] = (1.0, 1.0)  # of s
 
-    def at(self, x: Array, log_peak: float, log_s: float = 0.0) -> tuple[Array, Array, Array]:
+    def evaluate(self, x: Array, log_peak: float, log_s: float = 0.0) -> tuple[Array, Array, Array]:
         z = np.log(np.maximum(x, 1e-300)) - log_peak  # a token's entropy may be 0
         return self.shape(z, math.exp(min(max(log_s, -20), 20)))
 
     def __call__(self, x: Array, height: float, log_peak: float, base: float, *log_s: float) -> Array:
-        return height * self.at(x, log_peak, *log_s)[0] + base
+        return height * self.evaluate(x, log_peak, *log_s)[0] + base
 
-    def jacobian(self, x: Array, height: float, log_peak: float, base: float, *log_s: float) -> Array:
+    def compute_jacobian(self, x: Array, height: float, log_peak: float, base: float, *log_s: float) -> Array:
         """(n, parameters): the slopes of the curve in height, log peak, base and log s."""
-        value, in_z, in_log_s = self.at(x, log_peak, *log_s)
+        value, in_z, in_log_s = self.evaluate(x, log_peak, *log_s)
         return np.stack([value, -height * in_z, np.ones_like(x), height * in_log_s][: 3 + len(log_s)], axis=1)
 
 
@@ -150,7 +150,7 @@ def _fit_bump(kind: str, x: Array, y: Array, n: Array) -> Fit:
         for s in bump.starts:
             start = np.array([span, np.log(peak), y.min(), np.log(s)])[: len(low)]
             try:
-                theta, *_ = curve_fit(bump, x, y, start, sigma=n**-0.5, bounds=(low, high), jac=bump.jacobian)
+                theta, *_ = curve_fit(bump, x, y, start, sigma=n**-0.5, bounds=(low, high), jac=bump.compute_jacobian)
             except RuntimeError:  # this starting point does not converge; another may
                 continue
             error = float(np.sum(n * (bump(x, *theta) - y) ** 2))
@@ -170,14 +170,14 @@ def _refit(kind: str, x: Array, y: Array, n: Array, start: Fit) -> Fit:
     theta, *_, status = leastsq(
         lambda t: (bump(x, *t) - y) * weights,
         start.theta,
-        Dfun=lambda t: bump.jacobian(x, *t) * weights[:, None],
+        Dfun=lambda t: bump.compute_jacobian(x, *t) * weights[:, None],
         maxfev=200,
         full_output=True,
     )
     if status not in (1, 2, 3, 4) or not np.all((low <= theta) & (theta <= high)):
         inside = np.clip(start.theta, low + 1e-6 * (high - low), high - 1e-6 * (high - low))
         try:
-            theta, *_ = curve_fit(bump, x, y, inside, sigma=n**-0.5, bounds=start.bounds, jac=bump.jacobian)
+            theta, *_ = curve_fit(bump, x, y, inside, sigma=n**-0.5, bounds=start.bounds, jac=bump.compute_jacobian)
         except RuntimeError:
             return _build_failed(start.free)
     return _build_fitted(kind, theta, start.bounds)

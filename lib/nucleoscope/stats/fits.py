@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from nucleoscope.stats import bootstrap, curves
-from nucleoscope.stats.sample import Sample, compute_explainable, find_shortage
+from nucleoscope.stats.curve_statistics import Sample, compute_explainable, find_shortage
 from nucleoscope.store.results import count_tokens, select, select_choices
 
 POOLED = "(all)"  # replaces the model or data set in the rows of a pool; not a valid name of either

@@ -160,8 +160,8 @@ def draw_diluted_nuclei(
     entropies, cosines = np.empty(count), np.empty(count)
     for place, k in enumerate(sizes):
         rows = units[rng.choice(len(units), k - core + 1, replace=False)]
-        alike = normalise_rows(rows[0] + noise * rng.normal(size=(core, units.shape[1])))
-        cosines[place] = compute_mean_cosine(np.concatenate([alike, rows[1:]]))
+        similar = normalise_rows(rows[0] + noise * rng.normal(size=(core, units.shape[1])))
+        cosines[place] = compute_mean_cosine(np.concatenate([similar, rows[1:]]))
         entropies[place] = compute_entropy(compute_zipf(k, rng.uniform(0, 1.5)))
     return sizes, entropies, cosines
 

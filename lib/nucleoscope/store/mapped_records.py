@@ -54,7 +54,8 @@ def map_records(path: str | os.PathLike, trim: Callable[[int, dict], None] | Non
     """The content of a measurements file, with a `MappedVector` for each tensor.
 
     ``trim(index, record)`` may empty what is not needed of a record, while others are still to be read;
-    of the last `EVERY` vectors' records it is not asked. Raises whatever torch and pickle raise if the file is damaged or was not written by Nucleoscope.
+    it is not called for the records of the last `EVERY` vectors. Raises whatever torch and pickle raise if
+    the file is damaged or was not written by Nucleoscope.
     """
     import torch
 

@@ -410,8 +410,8 @@ def _read_columns(
     if isinstance(source, Path):
         try:
             with parquet.ParquetFile(source) as file:
-                there = file.schema_arrow.names
-                frame = file.read([name for name in there if columns is None or name in columns]).to_pandas()
+                stored = file.schema_arrow.names
+                frame = file.read([name for name in stored if columns is None or name in columns]).to_pandas()
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException) as error:

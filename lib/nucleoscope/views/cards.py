@@ -64,12 +64,12 @@ def compute_matrix(embedding: torch.Tensor, ids: torch.Tensor, largest: int = LA
     so that neighbours are similar (Bar-Joseph, Gifford and Jaakkola, Bioinformatics 2001).
     """
     rows = compute_directions(embedding, ids[:largest])
-    alike = np.clip(rows @ rows.T, -1, 1)
-    np.fill_diagonal(alike, 1)
+    cosines = np.clip(rows @ rows.T, -1, 1)
+    np.fill_diagonal(cosines, 1)
     order = np.arange(len(rows))
     if len(rows) > 2:
-        order = leaves_list(linkage(squareform(1 - alike, checks=False), "average", optimal_ordering=True))
-    return alike[np.ix_(order, order)], order
+        order = leaves_list(linkage(squareform(1 - cosines, checks=False), "average", optimal_ordering=True))
+    return cosines[np.ix_(order, order)], order
 
 
 class Words:

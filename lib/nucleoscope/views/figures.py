@@ -125,7 +125,7 @@ def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
     with rc_context(FONTS):
         figure = Figure(figsize=(0.9 + 2.1 * len(datasets), 0.95 + 1.45 * len(models)), layout="constrained")
         axes = figure.subplots(len(models), len(datasets), sharex=True, sharey=True, squeeze=False)
-        there = np.array(
+        measured = np.array(
             [
                 [
                     _plot_paper_panel(axes[row, column], tables.get((model, dataset)), x, y)
@@ -136,12 +136,12 @@ def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
         )
         for column, dataset in enumerate(datasets):
             axes[0, column].annotate(dataset, (0.5, 1.03), ha="center", va="bottom", **_EDGE)
-            axes[np.flatnonzero(there[:, column]).max(initial=0), column].tick_params(labelbottom=True)
+            axes[np.flatnonzero(measured[:, column]).max(initial=0), column].tick_params(labelbottom=True)
         for row, model in enumerate(models):
             axes[row, -1].annotate(model, (1.03, 0.5), ha="left", va="center", rotation=-90, **_EDGE)
-            axes[row, np.argmax(there[row])].tick_params(labelleft=True)
+            axes[row, np.argmax(measured[row])].tick_params(labelleft=True)
         key = ["median of a bin", "± one standard deviation"]
-        drawn = [axes.flat[place] for place in np.flatnonzero(there)[:1]]
+        drawn = [axes.flat[place] for place in np.flatnonzero(measured)[:1]]
         handles = [handle for panel in drawn for handle in (panel.lines[0], panel.collections[0])]
         figure.legend(handles, key[: len(handles)], loc="outside upper left", ncols=2, frameon=False)
         figure.supxlabel(quantities.find_title(x))

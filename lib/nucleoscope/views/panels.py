@@ -48,13 +48,13 @@ def bin_runs(
         for x, y in pairs:
             bins = bin_run(table, x, y)
             if bins is not None:
-                parts.append(_bin_rows(bins, resamples, seed).assign(Model=model, Dataset=dataset, x=x, y=y))
+                parts.append(_compute_bin_rows(bins, resamples, seed).assign(Model=model, Dataset=dataset, x=x, y=y))
     head = ["Model", "Dataset", "x", "y"]
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=head)
     return frame[[*head, *(name for name in frame if name not in head)]]
 
 
-def _bin_rows(bins: Bins, resamples: int, seed: int) -> pd.DataFrame:
+def _compute_bin_rows(bins: Bins, resamples: int, seed: int) -> pd.DataFrame:
     counts = draw_counts(int(bins.prompt.max()) + 1, resamples, seed)
     columns = {"center": bins.centers, "tokens": bins.count}
     for name, middle, drawn in (

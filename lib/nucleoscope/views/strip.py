@@ -75,13 +75,13 @@ def render_strip(
     units, first, last = _find_window(reader.split_units(tokens), first, len(tokens) if last is None else last)
     if shown is not None and not first <= shown < last:
         raise ValueError(f"shown is {shown}: it must be a token of the strip, {first} to {last - 1}")
-    behind = compute_background(table) if isinstance(table, pd.DataFrame) else table or Background({}, [])
+    background = compute_background(table) if isinstance(table, pd.DataFrame) else table or Background({}, [])
     data = {
         "quantity": quantity,
         "whose": whose,
-        "quantities": [_build_scale(name, values, behind, first, last) for name, values in columns.items()],
+        "quantities": [_build_scale(name, values, background, first, last) for name, values in columns.items()],
         **_build_cards(record, reader, first, last, most),
-        "line": behind.line,
+        "line": background.line,
         "first": first,
         "total": len(tokens),
         "shown": None if shown is None else shown - first,
@@ -129,7 +129,7 @@ def _find_window(units: list, first: int, last: int) -> tuple[list, int, int]:
     return units[kept[0] : kept[-1] + 1], ends[kept[0]], ends[kept[-1] + 1]
 
 
-def _build_scale(name: str, values: np.ndarray, behind: Background, first: int, last: int) -> dict:
+def _build_scale(name: str, values: np.ndarray, background: Background, first: int, last: int) -> dict:
     """A quantity in the script's form: its label, the ends of its colour scale, and its values.
 
     The scale ends where all but one in a hundred tokens lie: one odd token must not make the rest
@@ -137,7 +137,7 @@ def _build_scale(name: str, values: np.ndarray, behind: Background, first: int, 
     Counts have a logarithmic scale, from 1.
     """
     own = _find_ends(values) or (0.0, 1.0, 1.0)
-    least, high, most = behind.scales.get(name, own)
+    least, high, most = background.scales.get(name, own)
     low, high = (1.0, max(round(high), 2)) if quantities.is_count(name) else (0.0, high if high > 0 else 1.0)
     return {
         "name": name,

@@ -43,10 +43,10 @@ class Reader:
     def __init__(self, tokenizer: Any):
         self.tokenizer, self.kind = tokenizer, _find_kind(tokenizer)
         added = getattr(tokenizer, "added_tokens_decoder", {})  # these are written unchanged
-        self.added = {token: self._added(content) for token, content in added.items()}
+        self.added = {token: self._read_added(content) for token, content in added.items()}
         self._raw: dict[int, bytes] = {}
 
-    def _added(self, content: Any) -> str:
+    def _read_added(self, content: Any) -> str:
         plain = self.kind != "pieces" or getattr(content, "special", True)
         return str(content) if plain else str(content).replace("▁", " ")  # sequences of spaces, as in Gemma
 

@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
             if kind is bool:
                 self.add_argument(*flags, action="store_true", help=text)
             elif kind is int and choices:
-                self.add_argument(*flags, type=_number_or_auto, default=each.default, help=text)
+                self.add_argument(*flags, type=_parse_number_or_auto, default=each.default, help=text)
             else:
                 self.add_argument(*flags, type=kind, default=each.default, choices=choices or None, help=text)
 
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
-def _number_or_auto(text: str) -> int | str:
+def _parse_number_or_auto(text: str) -> int | str:
     if text != "auto" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is neither auto nor a whole number")
     return text if text == "auto" else int(text)

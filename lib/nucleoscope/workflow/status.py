@@ -88,11 +88,11 @@ def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
         return str(error)
     if not isinstance(info.get("settings"), dict):
         return f"'{folder / results.RUN_INFO}' has no settings"
-    found = next(_differences(folder, grid.DEFAULTS | entry.parameters, info), None)
+    found = next(_list_differences(folder, grid.DEFAULTS | entry.parameters, info), None)
     return f"{found[0]} is {found[1]!r} in the results and {found[2]!r} in the grid" if found else None
 
 
-def _differences(folder: Path, wanted: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _list_differences(folder: Path, wanted: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """The settings that decide which tokens are measured and differ: name, value in the results, in the grid."""
     settings = fill_defaults(info["settings"])
     pairs = [(name, settings.get(name), wanted.get(name)) for name in COMPARED]
@@ -161,21 +161,21 @@ def summarise(config: dict[str, Any]) -> str:
     missing = {folder: why for folder, entry in runs.items() if (why := find_missing(folder, entry))}
     lines = [f"{len(runs) - len(missing)} of {len(runs)} runs are measured" + (", these are not:" * bool(missing))]
     for folder, why in missing.items():
-        lines.append(f"  {_name(folder)}: {_explain(folder, why)}")
+        lines.append(f"  {_name_run(folder)}: {_explain(folder, why)}")
         if results.find_measurements(Path(folder)):
             lines.append(f"    earlier results are kept and analysed: {why}")
         lines += _format_log(locate_log(folder))
     for folder in runs:
         for job, what in ((results.MEASURE, "the notebook of"), (results.PAGE, "the page of")):
             if folder not in missing and (problem := read_problem(locate_status(folder, job))):
-                lines += [f"  {what} {_name(folder)} failed: {problem}", *_format_log(locate_log(folder, job))]
+                lines += [f"  {what} {_name_run(folder)} failed: {problem}", *_format_log(locate_log(folder, job))]
     for log in _list_failed_logs(Path(config["results_dir"], LOGS)):
         lines += [f"  the last attempt at {_describe(log.stem)} failed: {logs.explain(log)}", *_format_log(log)]
     lines.append(f"logs: {config['results_dir']}/{LOGS}/<dataset>/<model>.log")
     return "\n".join(lines)
 
 
-def _name(folder: str | Path) -> str:
+def _name_run(folder: str | Path) -> str:
     dataset, model = Path(folder).parts[-2:]
     return f"{model} on {dataset}"
 

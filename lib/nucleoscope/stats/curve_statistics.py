@@ -74,7 +74,7 @@ class Sample:
         row |= {"R2 (medians)": 1 - left / total if total else np.nan, "held-out error": error}
         if not refused:
             notes.append(self._locate(curve))
-            found, doubtful = self._parameters(kind, curve)
+            found, doubtful = self._compute_parameters(kind, curve)
             row |= found | self._fit_linear(curve(self.x))
             if doubtful > 0.05 * len(self.drawn) and not curve.note:
                 notes.append(f"{doubtful} of {len(self.drawn)} resamples ended on a bound or without a fit")
@@ -105,7 +105,7 @@ class Sample:
             return curves.Fit(lambda at: np.full(at.shape, np.nan), 0)
         return curves.fit(kind, self.bins.centers[used], values[used], sizes[used], start)
 
-    def _parameters(self, kind: str, curve: curves.Fit) -> tuple[dict[str, float], int]:
+    def _compute_parameters(self, kind: str, curve: curves.Fit) -> tuple[dict[str, float], int]:
         """Parameters and peak with their intervals, from the fits to all resamples; how many of the fits failed."""
         names = [*curve.parameters, *([] if np.isnan(curve.peak) else ["peak"])]
         if not names:

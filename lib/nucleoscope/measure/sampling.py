@@ -1,0 +1,119 @@
+"""Draws the tokens of a generated text: from the nuclei, with numbers that depend on seed, prompt and step alone.
+
+Contract: this module does not know models; it gets logits and returns tokens, which it also measures.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from nucleoscope.measure.nucleus import NotFinite, Nucleus, choose_wide_dtype, find_nucleus, scale_logits
+from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
+from nucleoscope.measure.step import Step
+from nucleoscope.quantities import Quantity
+from nucleoscope.settings import Settings
+
+
+def list_uniforms(seed: int, index: int, n: int) -> list[float]:
+    """The first n uniform numbers in [0, 1) of prompt ``index``: step t always uses the same one.
+
+    Python's generator seeded with a string (its SHA-512) is documented to stay the same across versions.
+    """
+    stream = random.Random(f"{seed}/{index}")
+    return [stream.random() for _ in range(n)]
+
+
+def draw_uniforms(seed: int, indices: Iterable[int], max_tokens: int, device: torch.device) -> torch.Tensor:
+    """The uniform numbers (B, max_tokens) of some prompts, on the device; float64 except on Apple's GPUs."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.tensor([list_uniforms(seed, index, max_tokens) for index in indices], dtype=dtype, device=device)
+
+
+def sample(nucleus: Nucleus, uniforms: torch.Tensor) -> torch.Tensor:
+    """Draws one token per row by inverse transform, from ``uniforms`` (B,) in [0, 1).
+
+    Returns positions (B,) int64 in ``nucleus.ids`` and ``nucleus.probs``: the first token of each
+    nucleus whose cumulative share of the mass exceeds the uniform number. No copy to the host.
+    """
+    cumulative = torch.nn.functional.pad(nucleus.probs.cumsum(0, dtype=choose_wide_dtype(nucleus.probs)), (1, 0))
+    start, end = cumulative[nucleus.offsets[:-1]], cumulative[nucleus.offsets[1:]]
+    targets = start + uniforms.to(cumulative.dtype) * (end - start)
+    index = torch.searchsorted(cumulative[1:], targets, right=True)
+    return index.clamp(nucleus.offsets[:-1], nucleus.offsets[1:] - 1)
+
+
+class Sampler:
+    """Draws the next tokens of one batch from their nuclei and measures them.
+
+    ``uniforms`` (B, max_tokens) on the model's device, ``ends`` the ids that end a text, ``quantities``
+    the quantities to measure for each token; of ``settings`` it uses top_p and temperature.
+    """
+
+    def __init__(
+        self,
+        embedding: torch.Tensor,
+        inverse_norm: torch.Tensor,
+        settings: Settings,
+        uniforms: torch.Tensor,
+        ends: set[int],
+        quantities: Sequence[Quantity],
+    ):
+        self.embedding, self.inverse_norm, self.settings = embedding, inverse_norm, settings
+        self.uniforms, self.quantities = uniforms, quantities
+        self.ends = torch.tensor(sorted(ends), dtype=torch.long, device=uniforms.device)
+        self.steps: list[tuple[list[int], torch.Tensor, Nucleus, torch.Tensor]] = []
+        self.ended: set[int] = set()
+        self.flags: torch.Tensor | None = None  # which rows ended at the last step, on the host
+        self.rows: list[int] | None = None  # the rows that the uniform numbers were last reduced to
+
+    def draw(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
+        """The next tokens (B',) from logits (B', V) of ``rows``, and the rows known to have ended."""
+        logits = scale_logits(logits, self.settings)
+        candidates = self._find_nuclei(logits, rows)
+        if rows != self.rows:  # rows are only ever removed
+            kept = [place for place, row in enumerate(self.rows or range(len(self.uniforms))) if row in set(rows)]
+            self.uniforms, self.rows = self.uniforms[torch.tensor(kept, device=logits.device)], list(rows)
+        places = sample(candidates, self.uniforms[:, len(self.steps)])
+        tokens = candidates.ids[places]
+        step = Step(logits, candidates, tokens, self.embedding, self.inverse_norm, places)
+        values = measure_step(step, self.quantities)  # (n, B')
+        self.flags = torch.isin(tokens, self.ends).to("cpu", non_blocking=True)
+        # A batch's nuclei stay on the device until the batch ends: ids need no more than 32 bits.
+        self.steps.append((self.rows, tokens, candidates._replace(ids=candidates.ids.int()), values))
+        return tokens, self.ended
+
+    def _find_nuclei(self, logits: torch.Tensor, rows: list[int]) -> Nucleus:
+        """The nuclei; rows that have ended may contain anything, NotFinite names only the others."""
+        try:
+            candidates = find_nucleus(logits, self.settings.top_p)
+        except NotFinite as error:
+            self._read_flags()
+            broken = [rows[place] for place in error.rows if rows[place] not in self.ended]
+            if broken:
+                raise NotFinite(broken) from None
+            over = torch.tensor(error.rows, device=logits.device)
+            return find_nucleus(logits.index_fill(0, over, 0), self.settings.top_p)
+        self._read_flags()  # nucleus() has waited for the device, so the copy is complete
+        return candidates
+
+    def _read_flags(self) -> None:
+        if self.flags is not None:
+            self.ended.update(row for row, flag in zip(self.steps[-1][0], self.flags.tolist(), strict=True) if flag)
+
+    def read_latest(self) -> list[Token]:
+        """The tokens of the last step, on the host."""
+        _, tokens, candidates, values = self.steps[-1]
+        return unpack(tokens, candidates, values, self.quantities)
+
+    def build_records(self, prompts: list[str]) -> list[dict]:
+        """The batch's records, without end-of-text tokens and anything after them."""
+        ends, over = set(self.ends.tolist()), set()
+        kept: list[list[Token]] = [[] for _ in prompts]
+        for rows, tokens, candidates, values in self.steps:
+            for row, token in zip(rows, unpack(tokens, candidates, values, self.quantities), strict=True):
+                if token.id in ends:
+                    over.add(row)
+                if row not in over:
+                    kept[row].append(token)
+        return [build_record(prompt, tokens, self.quantities) for prompt, tokens in zip(prompts, kept, strict=True)]
