@@ -92,7 +92,7 @@ def test_a_spline_fitted_in_parts_explains_as_much(monkeypatch):
     run = results.select_choices(draw_full(5, prompts=100))
     x, y = run["entropy"].to_numpy(), run["cosine"].to_numpy()
     whole = curve_statistics.compute_explainable(x, y)
-    monkeypatch.setattr(sample, "ROWS", 97)
+    monkeypatch.setattr(curve_statistics, "ROWS", 97)
     assert curve_statistics.compute_explainable(x, y) == pytest.approx(whole, abs=1e-12)
 
 
