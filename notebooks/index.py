@@ -30,7 +30,6 @@ results_dir = "results"  # contains <dataset>/<model>/
 # %%
 from IPython.display import Markdown
 
-from nucleoscope.stats import correlation
 from nucleoscope.store import results
 from nucleoscope.views import figures, tables
 
@@ -45,12 +44,19 @@ figures.plot_overlay(measured)
 # the candidates are less similar when the model is less sure; if it rises, they are more similar.
 
 # %%
-statistics = correlation.compute_statistics(measured, resamples=200, jobs=None)
+statistics = tables.load_statistics(results_dir)
 Markdown(
     f"Models: {', '.join(dict.fromkeys(statistics['Model']))}. Runs: {len(statistics)}, with "
     f"{statistics['tokens with k > 1'].sum():,} tokens that had more than one candidate. "
     f"{tables.describe_coefficients(statistics)}"
 )
+
+# %%
+tables.show(tables.format_readable(statistics))
+
+# %% [markdown]
+# Each coefficient is followed by its 95 % interval, from resampling whole prompts. *Within-prompt* is the mean of the
+# coefficients inside each text; *partial* is given the number of candidates.
 
 # %% [markdown]
 # ## Where to go next

@@ -8,7 +8,9 @@ def create_parser() -> Parser:
     options = Parser(__doc__)
     options.add_settings()
     options.add_argument(
-        "--only", choices=("measure", "page"), help="run only notebooks/measure.py, or notebooks/run.py"
+        "--only",
+        choices=("measure", "page"),
+        help="run only notebooks/measure.py (measure), or only notebooks/run.py (page)",
     )
     options.add_argument(
         "--if_missing",

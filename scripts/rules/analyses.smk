@@ -16,11 +16,13 @@ rule analyses:
         "{GRAPH.python:q} scripts/job.py {params.job} -- {GRAPH.python:q} scripts/correlation_eval.py {params.options}"
 
 
-# Executes a notebook about all measured runs that is a page of the book and leaves no other files.
+# Executes a notebook about all measured runs that is a page of the book and leaves no other files. The front
+# page shows the coefficients that the analyses computed.
 rule combined_page:
     input:
         lambda wildcards: GRAPH.force_job(wildcards.name, [GRAPH.locate_page(wildcards.name)]),
         GRAPH.list_all_measurements(),
+        lambda wildcards: GRAPH.list_analyses() if wildcards.name == "index" else [],
         lambda wildcards: list_dependencies(f"notebooks/{wildcards.name}.py"),
     output:
         update(GRAPH.locate_page("{name}")),

@@ -159,3 +159,14 @@ def test_the_published_study_is_compared_only_if_it_has_a_run_in_common():
     assert tables.describe_comparison(0, 15, 3).startswith("None of the 15 published runs")
     assert "diamonds" not in tables.describe_comparison(0, 15, 3)
     assert "diamonds" in tables.describe_comparison(2, 15, 3)
+
+
+def test_statistics_are_read_as_the_analyses_wrote_them(tmp_path):
+    written = correlation.compute_statistics({("m", "d"): draw_full(0), ("m", "e"): draw_full(1)}, resamples=50)
+    folder = tmp_path / "correlation_eval"
+    tables.write(tables.format_csv(written), folder / "correlation_stats.csv")
+    found = tables.load_statistics(tmp_path)
+    pd.testing.assert_frame_equal(tables.format_readable(found), tables.format_readable(written))
+    assert found["Pearson p"].tolist() == written["Pearson p"].tolist()
+    with pytest.raises(ValueError, match="run scripts/correlation_eval.py first"):
+        tables.load_statistics(tmp_path / "none")

@@ -22,7 +22,7 @@ def complete_run(
     progress: bool = True,
     **settings: Any,
 ) -> None:
-    """Measures what is missing in a `run_folder` that is open in a ``with`` block, and finishes it.
+    """Measures what is missing in a `store.run_folder.RunFolder` that is open in a ``with`` block, and finishes it.
 
     With ``texts``, one for each prompt, they are measured; else the model generates. ``settings`` are those
     of `generation.measure` or `scoring.measure`. An interrupted run resumes with the same batches; with

@@ -144,7 +144,7 @@ class RunFolder:
         for path in [*self.folder.glob(".*.part"), *self.batches.glob(".*.part")]:
             if not any(
                 name in path.name for name in NOTEBOOKS
-            ):  # whoever ran that may write it now: `whole` looks after it
+            ):  # whoever ran that may write it now: `write_atomically` looks after it
                 path.unlink(missing_ok=True)
 
     def save_plan(self, batch_size: int | str, batches: list[list[int]]) -> None:

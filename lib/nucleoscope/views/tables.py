@@ -5,6 +5,7 @@ here but not computed. The LaTeX is a bare tabular for an article with the packa
 multirow; a dash marks a missing value, and a comment above the table says why it is missing.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from IPython.display import HTML
 from nucleoscope.atomic import write_atomically
 from nucleoscope.stats.correlation import format_power_of_ten
 from nucleoscope.stats.curves import FORMULAS
+from nucleoscope.store.results import ANALYSES
 
 RUN = ["Model", "Dataset"]
 CURVE = "unimodal"  # the study's curve, the subject of the LaTeX table of the fits
@@ -29,6 +31,18 @@ def write(text: str, path: Path) -> None:
 def format_csv(frame: pd.DataFrame) -> str:
     """Every column, numbers with ten digits; p-values are text, in full magnitude."""
     return frame.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+
+
+def load_statistics(results_dir: str | os.PathLike) -> pd.DataFrame:
+    """The table of the study as the analyses wrote it: `correlation.compute_statistics` of all runs.
+
+    ValueError if the analyses have not been run.
+    """
+    path = Path(results_dir, ANALYSES, "correlation_stats.csv")
+    if not path.is_file():
+        raise ValueError(f"'{path}' does not exist: run scripts/correlation_eval.py first")
+    text = {name: str for name in pd.read_csv(path, nrows=0) if name.endswith(" p") and "log10" not in name}
+    return pd.read_csv(path, dtype={**text, "note": str}, keep_default_na=True).fillna({"note": ""})
 
 
 def format_correlation_tex(statistics: pd.DataFrame) -> str:
