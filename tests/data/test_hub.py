@@ -25,13 +25,14 @@ from nucleoscope.store import results
 ROOT = Path(__file__).parents[2]
 TEXTS = ["The cat sat on 1234 mats.", " two  spaces\n\nand lines", "naïve 🦊 שלום 東京", ""]
 
-# As notebooks/run.py does it, with each model loaded once
+# As notebooks/measure.py does it, with each model loaded once
 RUNS = """
 import json, sys
 sys.path.insert(0, "tests")
 import tiny
 from nucleoscope.data import prompts
-from nucleoscope.measure import generation, model_facts
+from nucleoscope.measure import model_facts
+from nucleoscope.measure.runs import complete_run
 from nucleoscope.models import loading
 from nucleoscope.store import results, run_folder
 asked, out = json.loads(sys.argv[1]), sys.argv[2]

@@ -489,7 +489,7 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
     run.send_signal(signal.SIGTERM)
     said = run.communicate(timeout=200)[1].decode()
     assert run.returncode == 143
-    assert said.splitlines()[-1] == "interrupted: the same command goes on where this was"
+    assert said.splitlines()[-1] == "interrupted: run the same command again to resume"
     assert "Traceback" not in said
     assert not kernel.is_running()
 

@@ -40,7 +40,7 @@ def test_every_run_is_analysed_whoever_measured_it_and_a_damaged_one_is_named(tm
     damaged.write_bytes(damaged.read_bytes()[:500])
     done = run_pipeline(f"results_dir={tmp_path}", "resamples=100", command=EVAL)
     assert done.returncode == 0, done.stderr
-    assert f"skipped: '{damaged}'" in done.stderr
+    assert f"skipped: cannot read '{damaged}'" in done.stderr
     folder = tmp_path / results.ANALYSES
     assert done.stdout.rstrip().endswith(f"results: {folder}")
     assert sorted(path.name for path in folder.iterdir()) == sorted(results.ANALYSIS_FILES)
@@ -97,7 +97,7 @@ def test_where_every_file_is_damaged_nothing_is_written_and_each_is_named(tmp_pa
     done = run_pipeline(f"results_dir={tmp_path}", command=EVAL)
     assert done.returncode == 1
     skipped, error = done.stderr.strip().splitlines()
-    assert skipped.startswith(f"skipped: '{path}'")
+    assert skipped.startswith(f"skipped: cannot read '{path}'")
     assert error.startswith("error: no readable measurements")
     assert not (tmp_path / results.ANALYSES).exists()
 
