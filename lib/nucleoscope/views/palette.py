@@ -12,7 +12,8 @@ import json
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 GREY = "#777777"  # legible on light and dark pages
 FAINT = "#999999"
-BUTTON, BUTTON_TEXT = "#dddddd", "#222222"
+DUSK = "#222222"  # almost black
+BUTTON, BUTTON_TEXT = "#dddddd", DUSK
 PALE = "#BFE3F7"  # a lighter SKY, for what is SKY on light pages
 CLEAR = "rgba(0,0,0,0)"
 MATRIX = "Viridis"  # plotly's name of a colour scale that is monotone in lightness
@@ -23,7 +24,7 @@ LIGHT = {
     **{"tint": "240 165 0", "bar": BLUE, "drawn": "#a84300", "failed": "#b00020", "shadow": "#0006"},
 }
 DARK = {
-    **{"ink": "#e8e8e8", "muted": "#b0b0b0", "line": "#555555", "ground": "#121212", "raised": "#222222"},
+    **{"ink": "#e8e8e8", "muted": "#b0b0b0", "line": "#555555", "ground": "#121212", "raised": DUSK},
     **{"tint": "158 84 0", "bar": SKY, "drawn": "#ffb454", "failed": "#ff8a80", "shadow": "#000c"},
 }
 OPACITY = 0.9  # of the strongest tint: the text on it stays readable

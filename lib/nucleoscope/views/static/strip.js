@@ -7,13 +7,6 @@
 
   const between = (value, low, high) => Math.min(Math.max(value, low), high);
 
-  // The position of a value on its quantity's scale, from 0 to 1; null if there is no value.
-  function share({ count, low, high }, value) {
-    if (value === null) return null;
-    const along = count ? Math.log(value) / Math.log(high) : (value - low) / (high - low);
-    return between(along, 0, 1);
-  }
-
   // The position of one token among all: entropy to the right, cosine similarity upwards.
   function scatter(data, at) {
     const of = (name) => data.quantities.find((quantity) => quantity.name === name);
@@ -61,25 +54,13 @@
     let [at, pinned, timer, open] = [null, false, 0, null];
 
     const wide = () => root.classList.contains("ns-wide");
-    const chosen = () => +select.value;
 
     function tint() {
-      const quantity = data.quantities[chosen()];
-      const shares = quantity.values.map((value) => share(quantity, value));
+      const scale = data.quantities[+select.value];
+      const shares = scale.values.map((value) => findShare(scale, value));
       let first = 0;
-      for (const span of spans) {
-        const part = shares.slice(first, (first += +span.dataset.n || 1));
-        const color = (value) => `rgb(var(--ns-tint) / ${(0.9 * (value || 0)).toFixed(3)})`;
-        // a character made of several tokens: a stripe for each
-        const stops = part.map((value, i) => `${color(value)} ${(100 * i) / part.length}% ${(100 * (i + 1)) / part.length}%`);
-        span.style.background = part.length > 1 ? `linear-gradient(to right, ${stops})` : color(part[0]);
-        span.classList.toggle("ns-none", part.includes(null));
-      }
-      const note = shares.includes(null) ? "dotted: one candidate, no pair" : quantity.count ? "(logarithmic)" : "";
-      const low = formatNumber(quantity.low) + (quantity.under ? " or less" : "");
-      const high = formatNumber(quantity.high) + (quantity.over ? " or more" : "");
-      root.querySelector(".ns-legend").replaceChildren(low, make("span", { class: "ns-ramp" }), high,
-        make("span", { class: "ns-muted" }, note));
+      for (const span of spans) tintText(span, shares.slice(first, (first += +span.dataset.n || 1)));
+      root.querySelector(".ns-legend").replaceChildren(...drawLegend(scale));
     }
 
     function fill(token) {
@@ -87,11 +68,11 @@
       const size = +span.dataset.n || 1;
       const close = make("button", { type: "button", "aria-label": "close" }, "×");
       close.addEventListener("click", hide);
-      const facts = data.quantities.map(({ label, count, values }) => [label, values[token], count]);
-      const content = { words: data.words, card: data.tokens[token], facts, whose: data.whose, step: data.first + token, total: data.total };
+      const chosen = data.quantities[+select.value].name;
       const part = size > 1 ? [token - owner.indexOf(span) + 1, size] : null;
-      const [choice, numbers] = drawCard(content, { chosen: chosen(), part, whole: span.textContent.trim(), close });
-      card.replaceChildren(choice, make("div", {}, numbers, scatter(data, token)));
+      const parts = drawCard(data, token, { chosen, part, whole: span.textContent.trim(), close });
+      parts[1].append(scatter(data, token));
+      card.replaceChildren(...parts);
     }
 
     function show(next, hold = pinned) {
