@@ -133,7 +133,7 @@ def test_a_texts_token_outside_its_nucleus_is_listed_last_with_its_probability()
     for step in outside:
         reader = token_text.Reader(tokenizer)
         content = cards.describe_token(tokens, step, reader, embedding, listed=2, whose="the text's")
-        word, listed, probs, _, _, _, place, own = content["card"]
+        word, listed, probs, _, _, _, place, own = content["tokens"][0]
         assert place == -1
         assert own == pytest.approx(math.exp(-tokens[step].values["surprisal"]), rel=5e-3)  # three digits
         assert content["words"][word] == reader.show(tokens[step].id)
@@ -207,11 +207,13 @@ def write_and_measure() -> tuple[str, dict, list[dict]]:
 def test_the_live_card_and_a_strips_card_have_the_same_content():
     _, data, contents = write_and_measure()
     assert len(contents) == len(data["tokens"]) == data["total"]
+    assert data["parts"]  # this text has a character made by two tokens
     for step, content in enumerate(contents):
         (live,), still = content["tokens"], data["tokens"][step]
         assert [content["words"][i] for i in (live[0], *live[1])] == [data["words"][i] for i in (still[0], *still[1])]
         assert live[2:] == still[2:]
         assert content["places"] == [data["places"][step]]
+        assert content["parts"].get("0") == data["parts"].get(str(step))
         assert {name: content[name] for name in SHARED} == {name: data[name] for name in SHARED}
         alone = [scale | {"values": [scale["values"][step]]} for scale in data["quantities"]]
         assert content["quantities"] == alone  # in the same order, with the same scales
@@ -236,7 +238,8 @@ def test_every_quantity_has_a_scale_and_rounded_values(name):
     values = [cards.find_value(token, name) for token in tokens]
     scale = cards.build_scale(name, np.array(values))
     assert scale["low"] < scale["high"]
-    assert scale["over"] == (max(v for v in values if not math.isnan(v)) > cards.find_ends(np.array(values))[1])
+    _, high, most = cards.find_ends(np.array(values))
+    assert scale["over"] == (most > (max(round(high), 2) if quantities.is_count(name) else high))
     assert [value is None for value in scale["values"]] == [math.isnan(value) for value in values]
     assert cards.build_scale(name, np.array([]))["values"] == []
 
@@ -502,7 +505,7 @@ def find_browser() -> tuple[str, ModuleType]:
 
 # The live notebook's text without a kernel: it gets what the kernel would send.
 DRAW_LIVE = """async ([script, states]) => {
-  const { render } = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
+  const { default: { render } } = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
   const el = document.body.appendChild(document.createElement("div"));
   const state = { ...states };
   const model = { get: (name) => state[name], set() {}, save_changes() {}, on() {}, off() {} };

@@ -4,7 +4,7 @@ Contract: plain data in and out, no widgets. `build_cards` makes what ``static/c
 does. All text is as `token_text.Reader` shows it, and not escaped.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.spatial.distance import squareform
 
 from nucleoscope import quantities
 from nucleoscope.measure.recording import Token
-from nucleoscope.views.token_text import Reader
+from nucleoscope.views.token_text import Reader, Unit
 
 LARGEST = 30  # candidates in a matrix
 LISTED = 10  # candidates on a card
@@ -130,6 +130,7 @@ def build_cards(
     reader: Reader,
     choices: Iterable[Choice],
     columns: Mapping[str, np.ndarray],
+    units: Sequence[Unit],
     *,
     whose: str = "drawn",
     first: int = 0,
@@ -140,13 +141,16 @@ def build_cards(
     """The cards of the tokens first <= step < last of a text, as JSON, for ``static/card.js``.
 
     ``choices`` are those of these tokens only. ``columns`` (n,) are the quantities of all tokens of the
-    text by name, NaN for no pair. ``whose`` is what the actual tokens are called. ``ends``: see `build_scale`.
+    text by name, NaN for no pair; ``units`` are its `Reader.split_units`. ``whose`` is what the actual tokens
+    are called. ``ends``: see `build_scale`.
 
     ``words`` are texts, each once. ``tokens`` has a list for each token, short because a page has many:
     [its word, the words of the ``listed`` likeliest candidates, their probabilities, the number of further
     candidates, their mass, that of the nucleus, the token's place in it or -1], and, if the token is not
     among those listed, its probability. ``quantities``: a `build_scale` each, in the order of
-    `quantities.list_titles`. ``places`` and ``pairs``: see `rank_places`. ``total`` is n.
+    `quantities.list_titles`. ``places`` and ``pairs``: see `rank_places`. ``parts`` has, for each token that
+    makes a character only with others, [its number among these, how many they are, the character], by its
+    step - first. ``total`` is n.
     """
     total, titles, words = len(columns["k"]), quantities.list_titles(), Words(reader)
     last = total if last is None else last
@@ -161,7 +165,17 @@ def build_cards(
         "quantities": [build_scale(name, columns[name], (ends or {}).get(name), first, last) for name in names],
         "places": places[first:last],
         "pairs": pairs,
+        "parts": {str(step - first): part for step, part in _list_parts(units) if first <= step < last},
     }
+
+
+def _list_parts(units: Sequence[Unit]) -> Iterator[tuple[int, list]]:
+    """The steps of tokens that make a character only with others, and their ``parts`` in `build_cards`."""
+    step = 0
+    for unit in units:
+        if unit.tokens > 1:
+            yield from ((step + i, [i + 1, unit.tokens, unit.text.strip()]) for i in range(unit.tokens))
+        step += unit.tokens
 
 
 def _list_choice(words: Words, choice: Choice, listed: int) -> list:
@@ -198,8 +212,8 @@ def describe_token(
     ids, probs = token.ids.cpu().numpy(), token.probs.double().cpu().numpy()
     choice = Choice(token.id, ids, probs, float(np.exp(-token.values["surprisal"])))
     unit = compute_directions(embedding, torch.tensor([*ids[:listed].tolist(), token.id]))
-    columns = list_columns(tokens)
-    cards = build_cards(reader, [choice], columns, whose=whose, first=step, last=step + 1, listed=listed)
+    columns, units = list_columns(tokens), reader.split_units([token.id for token in tokens])
+    cards = build_cards(reader, [choice], columns, units, whose=whose, first=step, last=step + 1, listed=listed)
     return cards | {"cosines": [round_value(cosine) for cosine in (unit[:-1] @ unit[-1]).tolist()]}
 
 

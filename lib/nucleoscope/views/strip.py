@@ -73,7 +73,8 @@ def render_strip(
         raise ValueError(f"quantity is '{quantity}': this record has {', '.join(columns)}")
     reader = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer)
     tokens = [int(token) for token in record["tokens"]]
-    units, first, last = _find_window(reader.split_units(tokens), first, len(tokens) if last is None else last)
+    units = reader.split_units(tokens)
+    kept, first, last = _find_window(units, first, len(tokens) if last is None else last)
     if shown is not None and not first <= shown < last:
         raise ValueError(f"shown is {shown}: it must be a token of the strip, {first} to {last - 1}")
     background = compute_background(table) if isinstance(table, pd.DataFrame) else table or Background({}, [])
@@ -81,13 +82,13 @@ def render_strip(
     window = {"whose": whose, "first": first, "last": last}
     data = {
         "quantity": quantity,
-        **cards.build_cards(reader, choices, columns, **window, ends=background.scales, listed=most),
+        **cards.build_cards(reader, choices, columns, units, **window, ends=background.scales, listed=most),
         "line": background.line,
         "shown": None if shown is None else shown - first,
     }
     before, after = "… " if first else "", " …" if last < len(tokens) else ""
     empty = "(the model ended this text immediately)" if whose == "drawn" and not tokens else "(no token was measured)"
-    spans = before + "".join(map(_render_span, units)) + after if units else empty
+    spans = before + "".join(map(_render_span, kept)) + after if kept else empty
     return _render_page(make_encodable(record["prompt"]), spans, data)
 
 

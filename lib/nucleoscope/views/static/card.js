@@ -77,15 +77,15 @@ function describePlace(place, pairs, size) {
 
 /** The card of the token at place ``at`` of content, in two elements: the choice, and the quantities.
  *
- * content: what cards.build_cards makes. chosen is the name of the quantity to emphasise; whole the text of a
- * character that several tokens make, of which this is part [n, size]; close a button. */
-function drawCard(content, at, { chosen = "", part = null, whole = "", close = null } = {}) {
+ * content: what cards.build_cards makes. chosen is the name of the quantity to emphasise; close is a button. */
+function drawCard(content, at, { chosen = "", close = null } = {}) {
   const { words, whose, first, total } = content;
   const token = content.tokens[at];
   const [word, listed, , more, , , place] = token;
   const of = `of ${formatCount(listed.length + more)}`;
   const rank = place < 0 ? `outside the nucleus ${of}` : `rank ${formatCount(place + 1)} ${of}`;
-  const parts = part ? [`; part ${part[0]} of ${part[1]} of `, make("bdi", {}, whole)] : [];
+  const part = content.parts[at];
+  const parts = part ? [`; part ${part[0]} of ${part[1]} of `, make("bdi", {}, part[2])] : [];
   const head = make("p", { class: "ns-head" }, make("b", {}, make("bdi", {}, words[word])),
     make("span", { class: "ns-muted" }, `token ${first + at} (of 0 to ${total - 1})`), ...(close ? [close] : []));
   const others = describePlace(content.places[at], content.pairs, listed.length + more);

@@ -64,13 +64,10 @@
     }
 
     function fill(token) {
-      const span = owner[token];
-      const size = +span.dataset.n || 1;
       const close = make("button", { type: "button", "aria-label": "close" }, "×");
       close.addEventListener("click", hide);
       const chosen = data.quantities[+select.value].name;
-      const part = size > 1 ? [token - owner.indexOf(span) + 1, size] : null;
-      const parts = drawCard(data, token, { chosen, part, whole: span.textContent.trim(), close });
+      const parts = drawCard(data, token, { chosen, close });
       parts[1].append(scatter(data, token));
       card.replaceChildren(...parts);
     }
