@@ -525,7 +525,7 @@ def test_a_browser_draws_the_same_card_and_tint_in_a_strip_and_in_the_live_noteb
     program, playwright = find_browser()
     html, data, contents = write_and_measure()
     scale = data["quantities"][0]
-    state = {"pieces": ["a"] * len(contents), "scale": scale, "marked": [], "prompt": "", "status": "", "figure": ""}
+    state = {"pieces": ["a"] * len(contents), "scale": scale, "marked": [], "prompt": "", "status": "", "failed": False}
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=OPTIONS, timeout=180_000)
         shown = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)

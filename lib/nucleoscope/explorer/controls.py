@@ -5,7 +5,6 @@ Contract: widgets that do not depend on models; `explorer.Explorer` fills them a
 """
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from nucleoscope.store import results
 from nucleoscope.views import assets
 
 COLUMN = {"flex": "1 1 26em", "min_width": "0", "padding": "0 0.5em 0 0"}
-STATIC = resources.files("nucleoscope.explorer") / "static"
+STATIC = Path(__file__).with_name("static")
 
 
 class TokenText(anywidget.AnyWidget):

@@ -5,25 +5,24 @@ indentation are left out, because every strip of a page contains all of it.
 """
 
 import re
-from importlib import resources
-from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from nucleoscope.views import palette
 
-STATIC = resources.files("nucleoscope.views") / "static"
+STATIC = Path(__file__).with_name("static")
 
 
-def join_script(own: Traversable) -> str:
+def join_script(own: Path) -> str:
     """The script that draws cards, and then ``own``."""
     return read_compactly(STATIC / "card.js") + read_compactly(own)
 
 
-def join_style(own: Traversable) -> str:
+def join_style(own: Path) -> str:
     """The colours, the style of cards, and then ``own``."""
     return palette.format_css() + read_compactly(STATIC / "card.css") + read_compactly(own)
 
 
-def read_compactly(path: Traversable) -> str:
+def read_compactly(path: Path) -> str:
     """A script or style sheet without indentation, blank lines and comments that begin a line.
 
     Not for files whose strings continue on a second line: these would lose their indentation.

@@ -21,7 +21,7 @@
     const X = (x) => +(left + (width * x) / right).toFixed(1);
     const Y = (y) => +(head + height * (1 - (y - bottom) / (top - bottom))).toFixed(1);
     const part = (name, attributes, ...content) => make(name, { ns: true, ...attributes }, ...content);
-    const dots = points.map(([x, y]) => `M${X(x) - 1} ${Y(y) - 1}h2v2h-2z`).join("");
+    const dots = points.map(([x, y]) => `M${X(x) - 1.5} ${Y(y) - 1.5}h3v3h-3z`).join("");
     const words = (x, y, anchor, text) => part("text", { x, y, "text-anchor": anchor }, text);
     const drawing = make("svg", { viewBox: `0 0 324 ${head + height + 30}`, role: "img" },
       part("path", { class: "ns-axis", d: `M${left} ${head}V${head + height}H${left + width}` }),
