@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from nucleoscope.measure import generation, scoring, streaming
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.models import loading
 from nucleoscope.store import results, run_folder
-from nucleoscope.views import cards, palette, token_text
+from nucleoscope.views import cards, token_text
 from nucleoscope.views.strip import render_strip
 
 ROOT = Path(__file__).parents[2]
@@ -132,7 +133,7 @@ def test_a_texts_token_outside_its_nucleus_is_listed_last_with_its_probability()
     for step in outside:
         reader = token_text.Reader(tokenizer)
         content = cards.describe_token(tokens, step, reader, embedding, listed=2, whose="the text's")
-        word, listed, probs, _, _, _, place, own = content["card"]
+        word, listed, probs, _, _, _, place, own = content["tokens"][0]
         assert place == -1
         assert own == pytest.approx(math.exp(-tokens[step].values["surprisal"]), rel=5e-3)  # three digits
         assert content["words"][word] == reader.show(tokens[step].id)
@@ -140,12 +141,18 @@ def test_a_texts_token_outside_its_nucleus_is_listed_last_with_its_probability()
         assert len(listed) == len(probs) == len(content["cosines"]) == min(2, len(tokens[step].ids))
 
 
+def describe(tokens: list[cards.Token], step: int, **options) -> dict:
+    reader, embedding = token_text.Reader(tiny.create_tokenizer()), tiny.create_model().get_input_embeddings()
+    return cards.describe_token(tokens, step, reader, embedding.weight.detach(), **options)
+
+
 def test_a_card_lists_the_likeliest_candidates_and_the_drawn_one():
     tokens, reader = stream_text(top_p=1.0, max_tokens=20), token_text.Reader(tiny.create_tokenizer())
     embedding = tiny.create_model().get_input_embeddings().weight.detach()
     for step, token in enumerate(tokens):
-        content = cards.describe_token(tokens, step, reader, embedding, listed=3)
-        word, listed, probs, more, mass, nucleus_mass, place, *own = content["card"]
+        content = describe(tokens, step, listed=3)
+        (card,) = content["tokens"]
+        word, listed, probs, more, mass, nucleus_mass, place, *own = card
         assert [content["words"][index] for index in listed] == [reader.show(int(id)) for id in token.ids[:3]]
         assert probs == pytest.approx(token.probs[:3].tolist(), rel=5e-3)
         assert token.ids[place] == token.id
@@ -156,34 +163,37 @@ def test_a_card_lists_the_likeliest_candidates_and_the_drawn_one():
         assert (mass, nucleus_mass) == pytest.approx((float(token.probs[3:].sum()), 1), rel=5e-3)
         for id, cosine in zip(token.ids[:3], content["cosines"], strict=True):
             expected = torch.cosine_similarity(embedding[int(id)], embedding[token.id], dim=0)
-            assert cosine == pytest.approx(float(expected), abs=1e-4)
-        facts = {label: (value, count) for label, value, count in content["facts"]}
-        assert facts["entropy (nats)"] == (pytest.approx(token.values["entropy"], rel=5e-3), False)
-        assert facts["candidates (k)"] == (len(token.ids), True)
+            assert cosine == pytest.approx(float(expected), rel=5e-3, abs=1e-6)
+        values = {scale["name"]: scale["values"] for scale in content["quantities"]}
+        assert values["entropy"] == pytest.approx([token.values["entropy"]], rel=5e-3)
+        assert values["k"] == [len(token.ids)]
+        assert (content["first"], content["total"]) == (step, 20)
 
 
-def test_a_card_says_where_its_token_lies():
-    tokens, reader = stream_text(max_tokens=20), token_text.Reader(tiny.create_tokenizer())
-    embedding = tiny.create_model().get_input_embeddings().weight.detach()
+def test_a_card_says_how_its_token_compares_with_the_others():
+    tokens = stream_text(max_tokens=20)
     points = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
     top = max(points, key=lambda step: tokens[step].values["entropy"])
-    place = cards.describe_token(tokens, top, reader, embedding)["place"]
-    count = len(points) - 1
-    assert place.startswith(f"In the scatter plot: higher entropy than {count} and higher cosine than ")
-    assert place.endswith(f" of the {count} other tokens with more than one candidate.")
-    alone = cards.describe_token(tokens[top : top + 1], 0, reader, embedding)
-    assert alone["place"] == "The only point of the scatter plot."
+    content = describe(tokens, top)
+    assert content["pairs"] == len(points)
+    assert content["places"][0][0] == len(points) - 1
+    alone = describe(tokens[top : top + 1], 0)
+    assert (alone["places"], alone["pairs"]) == ([[0, 0]], 1)
 
 
-def test_one_candidate_alone_has_no_likeness_and_no_place_in_the_scatter():
-    tokens, reader = stream_text(top_p=0.01, max_tokens=3), token_text.Reader(tiny.create_tokenizer())
-    content = cards.describe_token(tokens, 0, reader, tiny.create_model().get_input_embeddings().weight.detach())
-    assert {label: value for label, value, _ in content["facts"]}["cosine similarity"] is None
-    assert "not in the scatter" in content["place"]
-    assert cards.compute_scale(tokens, "cosine")[0] == [None] * 3
+def test_one_candidate_alone_has_no_similarity_and_no_place_among_the_others():
+    tokens = stream_text(top_p=0.01, max_tokens=3)
+    content = describe(tokens, 0)
+    assert {scale["name"]: scale["values"] for scale in content["quantities"]}["cosine"] == [None]
+    assert (content["places"], content["pairs"]) == ([None], 0)
+    assert cards.build_scale("cosine", cards.list_columns(tokens)["cosine"])["values"] == [None] * 3
 
 
-def test_the_live_card_and_a_strips_card_are_the_same_choice_drawn_by_the_same_code():
+SHARED = ("whose", "total", "pairs")  # what a text's cards have in common
+
+
+def write_and_measure() -> tuple[str, dict, list[dict]]:
+    """The same text twice: its strip, what the strip contains, and what the live notebook makes for each token."""
     model, tokenizer = tiny.create_model(), tiny.create_tokenizer(bos=False)
     reader, options = token_text.Reader(tokenizer), {"max_tokens": 12, "seed": 3}
     tokens = list(streaming.stream(model, tokenizer, "the cat", **options))
@@ -191,40 +201,47 @@ def test_the_live_card_and_a_strips_card_are_the_same_choice_drawn_by_the_same_c
     page = render_strip(batch.records[0], reader)
     data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)[1])
     embedding = model.get_input_embeddings().weight.detach()
-    for step, (choice, *_) in enumerate(zip(data["tokens"], strict=True)):
-        content = cards.describe_token(tokens, step, reader, embedding)
-        live, still = content["card"], choice
+    return page, data, [cards.describe_token(tokens, step, reader, embedding) for step in range(len(tokens))]
+
+
+def test_the_live_card_and_a_strips_card_have_the_same_content():
+    _, data, contents = write_and_measure()
+    assert len(contents) == len(data["tokens"]) == data["total"]
+    assert data["parts"]  # this text has a character made by two tokens
+    for step, content in enumerate(contents):
+        (live,), still = content["tokens"], data["tokens"][step]
         assert [content["words"][i] for i in (live[0], *live[1])] == [data["words"][i] for i in (still[0], *still[1])]
         assert live[2:] == still[2:]
-        values = {scale["label"]: scale["values"][step] for scale in data["quantities"]}
-        assert {label: value for label, value, _ in content["facts"]} == values
-    script, style = controls.TokenText._esm, controls.TokenText._css
-    for name, text in (("card.js", script), ("card.css", style)):
-        shared = (controls.CARD / name).read_text()
-        assert shared in page
-        assert shared in text
-    assert palette.format_css() in page
-    assert palette.format_css() in style
+        assert content["places"] == [data["places"][step]]
+        assert content["parts"].get("0") == data["parts"].get(str(step))
+        assert {name: content[name] for name in SHARED} == {name: data[name] for name in SHARED}
+        alone = [scale | {"values": [scale["values"][step]]} for scale in data["quantities"]]
+        assert content["quantities"] == alone  # in the same order, with the same scales
+        assert content.keys() <= data.keys() | {"cosines"}  # the one extra of the live notebook
 
 
-def test_a_colour_of_strips_cards_and_figures_is_written_in_one_place():
-    written = {color.lower() for colors in (palette.LIGHT, palette.DARK) for color in colors.values()}
-    room = Path(palette.__file__).parent
-    for path in (*room.rglob("*.*"), *(room.parent / "explorer").rglob("*.*")):
-        if path.suffix in (".py", ".css", ".js") and path.name != "palette.py":
-            assert not [color for color in written if color in path.read_text().lower()], path
+def test_a_registered_quantity_is_in_cards_and_tints_of_both_at_the_same_place(monkeypatch):
+    monkeypatch.setattr(quantities, "REGISTRY", dict(quantities.REGISTRY))
+    quantities.register(
+        quantities.Quantity.from_function("largest", lambda logits, *_: logits.softmax(-1).amax(-1), label="largest p")
+    )
+    _, data, contents = write_and_measure()
+    assert [scale["name"] for scale in data["quantities"]][-2:] == ["k", "largest"]
+    assert [scale["name"] for scale in contents[0]["quantities"]][-2:] == ["k", "largest"]
+    assert contents[3]["quantities"][-1]["label"] == "largest p"
+    assert contents[3]["quantities"][-1]["values"] == [data["quantities"][-1]["values"][3]]
 
 
 @pytest.mark.parametrize("name", quantities.list_titles())
-def test_every_quantity_has_a_scale_whose_end_is_its_largest_value(name):
+def test_every_quantity_has_a_scale_and_rounded_values(name):
     tokens = stream_text(max_tokens=40)
-    shares, legend = cards.compute_scale(tokens, name)
     values = [cards.find_value(token, name) for token in tokens]
-    largest = max(value for value in values if not math.isnan(value))
-    assert max(share for share in shares if share is not None) == 1
-    assert float(legend["high"].replace(",", "")) == pytest.approx(largest, rel=5e-3)
-    assert [share is None for share in shares] == [math.isnan(value) for value in values]
-    assert cards.compute_scale([], name)[0] == []
+    scale = cards.build_scale(name, np.array(values))
+    assert scale["low"] < scale["high"]
+    _, high, most = cards.find_ends(np.array(values))
+    assert scale["over"] == (most > (max(round(high), 2) if quantities.is_count(name) else high))
+    assert [value is None for value in scale["values"]] == [math.isnan(value) for value in values]
+    assert cards.build_scale(name, np.array([]))["values"] == []
 
 
 def test_the_matrix_puts_like_beside_like_and_holds_the_likeliest():
@@ -254,7 +271,13 @@ def test_pieces_are_one_a_token_and_make_the_text():
 
 def test_a_run_fills_text_scatter_and_progress(written):
     assert written.text.status.startswith("30 tokens in ")
-    assert len(written.text.pieces) == len(written.text.shares) == len(written.tokens) == written.progress.value == 30
+    assert (
+        len(written.text.pieces)
+        == len(written.text.scale["values"])
+        == len(written.tokens)
+        == written.progress.value
+        == 30
+    )
     steps = list(written.scatter.data[0].customdata)
     assert steps == [step for step, token in enumerate(written.tokens) if len(token.ids) > 1]
     assert list(written.scatter.data[0].x) == [written.tokens[step].values["entropy"] for step in steps]
@@ -265,15 +288,15 @@ def test_a_run_fills_text_scatter_and_progress(written):
 def test_pointing_and_clicking_link_text_and_scatter(written):
     steps = list(written.scatter.data[0].customdata)
     written.text.hovered = steps[2]
-    assert written.text.card["step"] == steps[2]
+    assert written.text.card["first"] == steps[2]
     assert written.scatter.data[1].x == (written.tokens[steps[2]].values["entropy"],)
     assert len(written.heat.data) == 0
     written.text.clicked = steps[1]
-    assert written.text.card["step"] == steps[1]
+    assert written.text.card["first"] == steps[1]
     assert len(written.heat.data[0].z) == min(len(written.tokens[steps[1]].ids), cards.LARGEST)
     assert written.scatter.layout.meta == written.text.figure != ""
     written.text.hovered = 999  # a page may ask for a token of the text before
-    assert written.text.card["step"] == steps[1]
+    assert written.text.card["first"] == steps[1]
 
 
 def test_one_candidate_alone_has_no_matrix(tiny_model):
@@ -370,11 +393,11 @@ def test_a_scored_prompt_brings_its_text(tiny_model, tmp_path):
     live.close()
 
 
-def test_another_tint_changes_legend_and_shares_alone(written):
+def test_another_tint_changes_the_scale_alone(written):
     before = written.text.pieces
     written.quantity.value = "k"
-    assert written.text.legend["label"] == "candidates (k), logarithmic"
-    assert written.text.shares == cards.compute_scale(written.tokens, "k")[0]
+    assert written.text.scale["label"] == "candidates (k)"
+    assert written.text.scale["values"] == [len(token.ids) for token in written.tokens]
     assert written.text.pieces == before
 
 
@@ -463,18 +486,74 @@ def test_nothing_that_a_model_writes_is_read_as_html():
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|https?:", script)
 
 
-# The notebook in a browser
+# In a browser
+
+OPTIONS = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+OPTIONS += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chrome refuses to sandbox for root
 
 
-@pytest.fixture(scope="module")
-def page(tiny_model, tmp_path_factory):
-    """The notebook in JupyterLab, all cells run; the test fails where the page asks another machine for anything."""
+def find_browser() -> tuple[str, ModuleType]:
+    """The program of a browser, and playwright; skips the test if one of them is missing."""
     named = os.environ.get("NUCLEOSCOPE_BROWSER")
     program = next(filter(None, map(shutil.which, [named] if named else BROWSERS)), None)
     assert program or not named, f"NUCLEOSCOPE_BROWSER is '{named}': there is no such program"
     if not program:
         pytest.skip("NO CHROMIUM OR CHROME IS INSTALLED: THE LIVE NOTEBOOK IS NOT TESTED. Set NUCLEOSCOPE_BROWSER.")
     playwright = pytest.importorskip("playwright.sync_api", reason="PLAYWRIGHT IS NOT INSTALLED: use make test")
+    return program, playwright
+
+
+# The live notebook's text without a kernel: it gets what the kernel would send.
+DRAW_LIVE = """async ([script, states]) => {
+  const { default: { render } } = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
+  const el = document.body.appendChild(document.createElement("div"));
+  const state = { ...states };
+  const model = { get: (name) => state[name], set() {}, save_changes() {}, on() {}, off() {} };
+  render({ model, el });
+}"""
+# Each element of a card with its text and appearance; without the figure and the button, which strips add.
+READ_CARD = """(card) => [...card.querySelectorAll("*")].filter((part) => !part.closest("svg, button")).map((part) => {
+  const { color, backgroundColor, fontSize, fontWeight, textAlign, lineHeight } = getComputedStyle(part);
+  const text = [...part.childNodes].filter((node) => node.nodeType === 3).map((node) => node.data).join("");
+  const look = { color, backgroundColor, fontSize, fontWeight, textAlign, lineHeight };
+  return [part.localName, part.className, part.style.width, text, look];
+})"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_draws_the_same_card_and_tint_in_a_strip_and_in_the_live_notebook(scheme):
+    program, playwright = find_browser()
+    html, data, contents = write_and_measure()
+    scale = data["quantities"][0]
+    state = {"pieces": ["a"] * len(contents), "scale": scale, "marked": [], "prompt": "", "status": "", "failed": False}
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=OPTIONS, timeout=180_000)
+        shown = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+        shown.set_content(f"<!doctype html><body>{html}</body>")
+        for step, content in enumerate(contents):
+            shown.evaluate(DRAW_LIVE, [controls.TokenText._esm, state | {"card": content, "hovered": step}])
+        shown.add_style_tag(content=controls.TokenText._css)
+        still, live = shown.locator(".nucleoscope-strip .ns-card"), shown.locator(".nx .ns-card")
+        text = shown.locator(".nucleoscope-strip .ns-text")
+        text.focus()
+        shown.keyboard.press("Home")
+        for step in range(len(contents)):
+            assert still.evaluate(READ_CARD) == live.nth(step).evaluate(READ_CARD)
+            shown.keyboard.press("ArrowRight")
+        tint = "spans => spans.map((span) => getComputedStyle(span).backgroundColor)"
+        drawn = shown.locator(".nx").first.locator(".nx-token").evaluate_all(tint)
+        spans = text.locator(":scope > span:not([data-n])")
+        assert set(spans.evaluate_all(tint)) <= set(drawn)
+        assert len(set(drawn)) > 2
+        legend = shown.locator(".nucleoscope-strip .ns-legend").inner_text()
+        assert shown.locator(".nx .ns-legend").first.inner_text().replace("\n", "").endswith(legend.replace("\n", ""))
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(tiny_model, tmp_path_factory):
+    """The notebook in JupyterLab, all cells run; the test fails where the page asks another machine for anything."""
+    program, playwright = find_browser()
     folder, state = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("state")
     (folder / "notebooks").mkdir()
     measure_run(tiny_model, folder)
@@ -483,10 +562,8 @@ def page(tiny_model, tmp_path_factory):
         source, count = re.subn(rf"^{name} = .*$", f"{name} = {value!r}", source, flags=re.MULTILINE)
         assert count == 1
     (folder / "notebooks/explore.py").write_text(source)
-    options = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    options += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chrome refuses to sandbox for root
     with lab.serve(folder, state) as address, playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=options, timeout=180_000)
+        browser = driver.chromium.launch(executable_path=program, args=OPTIONS, timeout=180_000)
         shown = browser.new_page(viewport={"width": 1300, "height": 1300})
         shown.set_default_timeout(120_000)
         asked: list[str] = []
@@ -583,7 +660,8 @@ def test_a_text_pasted_into_the_notebook_is_measured(page):
     page.wait_for_function("t => document.querySelector('.nx-tokens').textContent === t", arg=given)
     page.wait_for_function("/tokens in/.test(document.querySelector('.nx-status').textContent)")
     page.locator(".nx-token").nth(2).hover()
-    page.wait_for_function("document.querySelector('.ns-card').innerText.includes(\"cosine to the text's\")")
+    page.wait_for_function("document.querySelector('.ns-card').innerText.includes(\"the text's: \")")
+    assert page.locator(".nx-extra").inner_text().startswith("Cosine of each candidate to the text's token")
     page.get_by_text("the model writes", exact=True).click()
     area.nth(1).wait_for(state="hidden")
 

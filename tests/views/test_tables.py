@@ -168,5 +168,5 @@ def test_statistics_are_read_as_the_analyses_wrote_them(tmp_path):
     found = tables.load_statistics(tmp_path)
     pd.testing.assert_frame_equal(tables.format_readable(found), tables.format_readable(written))
     assert found["Pearson p"].tolist() == written["Pearson p"].tolist()
-    with pytest.raises(ValueError, match="run scripts/correlation_eval.py first"):
+    with pytest.raises(ValueError, match=r"run scripts/correlation_eval\.py first"):
         tables.load_statistics(tmp_path / "none")

@@ -23,10 +23,11 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 
 from nucleoscope.book.site import PLOTLY
+from nucleoscope.views import palette
 from nucleoscope.views.figure_data import decode
 
 STATIC = Path(__file__).with_name("static")
-SCRIPTS = ("plotly.min.js", "figures.js")  # only on pages with a figure
+SCRIPTS = ("plotly.min.js", "palette.js", "figures.js")  # only on pages with a figure
 MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts")  # files that pages with TeX may request
 
 
@@ -108,6 +109,7 @@ def _copy_assets(app: Sphinx) -> None:
         else:
             new.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(old, new)
+    (target / "palette.js").write_text(palette.format_script())
 
 
 def _add_scripts(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:

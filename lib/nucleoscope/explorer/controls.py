@@ -5,7 +5,6 @@ Contract: widgets that do not depend on models; `explorer.Explorer` fills them a
 """
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,26 @@ import traitlets
 
 from nucleoscope.settings import FIELDS, Settings
 from nucleoscope.store import results
-from nucleoscope.views import palette
+from nucleoscope.views import assets
 
 COLUMN = {"flex": "1 1 26em", "min_width": "0", "padding": "0 0.5em 0 0"}
-STATIC = resources.files("nucleoscope.explorer") / "static"
-CARD = resources.files("nucleoscope.views") / "static"  # the strips' card, which is this one's too
+STATIC = Path(__file__).with_name("static")
 
 
 class TokenText(anywidget.AnyWidget):
     """The running text with its legend and the card of one token.
 
-    The kernel sets ``pieces`` (one string per token), ``shares`` (0 to 1 or None each), ``legend``, ``card``
-    and ``status``; the page sets ``hovered`` and ``clicked`` (steps, or -1), and ``marked`` (steps) when
-    points are selected in the plotly figure whose layout's meta is ``figure``: its customdata are steps.
+    The kernel sets ``pieces`` (one string per token), ``scale`` (`cards.build_scale`, for the tint), ``card``
+    (`cards.describe_token`) and ``status``; the page sets ``hovered`` and ``clicked`` (steps, or -1), and
+    ``marked`` (steps) when points are selected in the plotly figure whose layout's meta is ``figure``: its
+    customdata are steps.
     """
 
-    _esm = (CARD / "card.js").read_text() + (STATIC / "explorer.js").read_text()
-    _css = palette.format_css() + (CARD / "card.css").read_text() + (STATIC / "explorer.css").read_text()
+    _esm = assets.join_script(STATIC / "explorer.js")
+    _css = assets.join_style(STATIC / "explorer.css")
     prompt = traitlets.Unicode("").tag(sync=True)
     pieces = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    shares = traitlets.List().tag(sync=True)
-    legend = traitlets.Dict().tag(sync=True)
+    scale = traitlets.Dict().tag(sync=True)
     figure = traitlets.Unicode("").tag(sync=True)
     marked = traitlets.List(traitlets.Int()).tag(sync=True)
     card = traitlets.Dict().tag(sync=True)

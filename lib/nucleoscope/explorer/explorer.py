@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import ipywidgets as widgets
+import numpy as np
 import plotly.graph_objects as go
 
 from nucleoscope import quantities
@@ -250,8 +251,8 @@ class Explorer:
 
     def _tint(self) -> None:
         with self._lock, self.text.hold_sync():
-            shares, legend = cards.compute_scale(self.tokens[: len(self.text.pieces)], self.quantity.value)
-            self.text.shares, self.text.legend = shares, legend | {"gaps": None in shares}
+            name, tokens = self.quantity.value, self.tokens[: len(self.text.pieces)]
+            self.text.scale = cards.build_scale(name, np.array([cards.find_value(token, name) for token in tokens]))
 
     def _point(self, step: int) -> None:
         """A token was pointed at: shows its card, and its mark in the scatter plot."""

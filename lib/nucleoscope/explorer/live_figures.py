@@ -13,7 +13,7 @@ import torch
 from nucleoscope import quantities
 from nucleoscope.views import cards
 from nucleoscope.views.figures import build_layout
-from nucleoscope.views.palette import BLUE, ORANGE, VERMILLION
+from nucleoscope.views.palette import BLUE, MATRIX, ORANGE, VERMILLION
 from nucleoscope.views.token_text import Reader
 
 AXES = {"x": "entropy", "y": "cosine"}  # of the scatter plot
@@ -88,7 +88,7 @@ def build_heatmap(cosines, words: list[str]) -> go.Heatmap:
     hover = "%{text}: %{z:.3f}<extra></extra>"
     low = min(0.0, float(cosines.min()))
     bar = {"thickness": 14, "tickformat": ".1f", "title": {"text": "cosine", "side": "right"}}
-    colors = {"zmin": low, "zmax": 1, "colorscale": "Viridis", "colorbar": bar}
+    colors = {"zmin": low, "zmax": 1, "colorscale": MATRIX, "colorbar": bar}
     return go.Heatmap(z=cosines, text=pairs, hovertemplate=hover, name="cosine", **colors)
 
 

@@ -1,10 +1,11 @@
-"""The content of a token's card: its candidates, its quantities, and how similar the candidates are.
+"""The content of tokens' cards and tints, for strips and for the live notebook.
 
-Contract: plain data in and out, no widgets; ``static/card.js`` draws a card. All text is as
-`token_text.Reader` shows it, and not escaped.
+Contract: plain data in and out, no widgets. `build_cards` makes what ``static/card.js`` draws; nothing else
+does. All text is as `token_text.Reader` shows it, and not escaped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from scipy.spatial.distance import squareform
 
 from nucleoscope import quantities
 from nucleoscope.measure.recording import Token
-from nucleoscope.views.token_text import Reader
+from nucleoscope.views.token_text import Reader, Unit
 
 LARGEST = 30  # candidates in a matrix
 LISTED = 10  # candidates on a card
@@ -26,20 +27,45 @@ def find_value(token: Token, name: str) -> float:
     return float("nan") if quantities.needs_pair(name) and len(token.ids) == 1 else token.values[name]
 
 
-def compute_scale(tokens: Sequence[Token], name: str) -> tuple[list[float | None], dict]:
-    """Each token's position on the colour scale, 0 to 1 (None if it has no value), and the scale's legend.
+def list_columns(tokens: Sequence[Token]) -> dict[str, np.ndarray]:
+    """The quantities of a text, (n,) each, by name; NaN for no pair."""
+    names = [name for name in quantities.list_titles() if name == "k" or all(name in token.values for token in tokens)]
+    return {name: np.array([find_value(token, name) for token in tokens], dtype=float) for name in names}
 
-    The scale goes from 0 to the largest value; that of a count is logarithmic and starts at 1. Negative
-    similarity, which is rare, has the colour of 0.
+
+def find_ends(values: np.ndarray) -> tuple[float, float, float] | None:
+    """The minimum, the 99th percentile and the maximum of the finite values; None if there are none."""
+    known = values[np.isfinite(values)]
+    return (float(known.min()), float(np.quantile(known, 0.99)), float(known.max())) if len(known) else None
+
+
+def build_scale(
+    name: str,
+    values: np.ndarray,
+    ends: tuple[float, float, float] | None = None,
+    first: int = 0,
+    last: int | None = None,
+) -> dict:
+    """A quantity in the script's form: its label, the ends of its colour scale, and its values from first to last.
+
+    ``values`` (n,) are those of a whole text; ``ends`` are the `find_ends` of more tokens, if there are more.
+    The scale ends where all but one in a hundred tokens lie: one odd token must not make the rest
+    pale. Tokens beyond an end have its colour: ``over`` and ``under`` say so. Counts have a logarithmic
+    scale, from 1.
     """
-    values = np.array([find_value(token, name) for token in tokens])
-    known, count = values[np.isfinite(values)], quantities.is_count(name)
-    low, high = (1.0 if count else 0.0), float(known.max(initial=0))
-    high = max(high, 2.0) if count else high if high > 0 else 1.0
-    shares = np.log(values) / np.log(high) if count else values / high
-    places = [None if np.isnan(share) else round(float(np.clip(share, 0, 1)), 3) for share in shares]
-    label = quantities.find_title(name) + (", logarithmic" if count else "")
-    return places, {"label": label, "low": f"{low:g}", "high": f"{high:,.0f}" if count else f"{high:.3g}"}
+    count, own = quantities.is_count(name), find_ends(values) or (0.0, 1.0, 1.0)
+    least, high, most = ends or own
+    low, high = (1.0, max(round(high), 2)) if count else (0.0, high if high > 0 else 1.0)
+    return {
+        "name": name,
+        "label": quantities.find_title(name),
+        "count": count,
+        "low": low,
+        "high": high if count else round_value(high),
+        "over": max(most, own[2]) > high,
+        "under": min(least, own[0]) < low,
+        "values": [round_quantity(name, value) for value in values[first:last]],
+    }
 
 
 def split_text(reader: Reader, tokens: Sequence[Token]) -> list[str]:
@@ -88,22 +114,89 @@ class Words:
         return self._places[text]
 
 
-def build_card(
-    words: Words, token: int, ids: np.ndarray, probs: np.ndarray, outside: float, listed: int = LISTED
-) -> list:
-    """The choice at one token in the form that ``static/card.js`` draws, in strips and in the live notebook.
+class Choice(NamedTuple):
+    """The choice at one token: its id, and its candidates, (k,) each, by falling probability.
 
-    ``ids`` and ``probs`` (k,) are the candidates by falling probability; ``outside`` is the probability of
-    the token if it is not among them. The form is compact, because a page contains one for each token:
+    ``outside`` is the probability of the token if it is not among them; NaN if that is unknown.
+    """
+
+    token: int
+    ids: np.ndarray
+    probs: np.ndarray
+    outside: float
+
+
+def build_cards(
+    reader: Reader,
+    choices: Iterable[Choice],
+    columns: Mapping[str, np.ndarray],
+    units: Sequence[Unit],
+    *,
+    whose: str = "drawn",
+    first: int = 0,
+    last: int | None = None,
+    ends: Mapping[str, tuple[float, float, float]] | None = None,
+    listed: int = LISTED,
+) -> dict:
+    """The cards of the tokens first <= step < last of a text, as JSON, for ``static/card.js``.
+
+    ``choices`` are those of these tokens only. ``columns`` (n,) are the quantities of all tokens of the
+    text by name, NaN for no pair; ``units`` are its `Reader.split_units`. ``whose`` is what the actual tokens
+    are called. ``ends``: see `build_scale`.
+
+    ``words`` are texts, each once. ``tokens`` has a list for each token, short because a page has many:
     [its word, the words of the ``listed`` likeliest candidates, their probabilities, the number of further
     candidates, their mass, that of the nucleus, the token's place in it or -1], and, if the token is not
-    among those listed, its probability.
+    among those listed, its probability. ``quantities``: a `build_scale` each, in the order of
+    `quantities.list_titles`. ``places`` and ``pairs``: see `rank_places`. ``parts`` has, for each token that
+    makes a character only with others, [its number among these, how many they are, the character], by its
+    step - first. ``total`` is n.
     """
+    total, titles, words = len(columns["k"]), quantities.list_titles(), Words(reader)
+    last = total if last is None else last
+    names = [*(name for name in titles if name in columns), *(name for name in columns if name not in titles)]
+    places, pairs = rank_places(columns["entropy"], columns["cosine"])
+    return {
+        "whose": whose,
+        "first": first,
+        "total": total,
+        "words": words.texts,
+        "tokens": [_list_choice(words, choice, listed) for choice in choices],
+        "quantities": [build_scale(name, columns[name], (ends or {}).get(name), first, last) for name in names],
+        "places": places[first:last],
+        "pairs": pairs,
+        "parts": {str(step - first): part for step, part in _list_parts(units) if first <= step < last},
+    }
+
+
+def _list_parts(units: Sequence[Unit]) -> Iterator[tuple[int, list]]:
+    """The steps of tokens that make a character only with others, and their ``parts`` in `build_cards`."""
+    step = 0
+    for unit in units:
+        if unit.tokens > 1:
+            yield from ((step + i, [i + 1, unit.tokens, unit.text.strip()]) for i in range(unit.tokens))
+        step += unit.tokens
+
+
+def _list_choice(words: Words, choice: Choice, listed: int) -> list:
+    """A token of `build_cards`."""
+    token, ids, probs, outside = choice
     place = int(np.flatnonzero(ids == token)[0]) if (ids == token).any() else -1
     top = [[words.find_place(int(id)) for id in ids[:listed]], [round_value(p) for p in probs[:listed]]]
     masses = [round_value(probs[listed:].sum()), round_value(probs.sum())]
     card = [words.find_place(token), *top, max(len(ids) - listed, 0), *masses, place]
     return card if 0 <= place < listed else [*card, round_value(outside if place < 0 else probs[place])]
+
+
+def rank_places(entropy: np.ndarray, cosine: np.ndarray) -> tuple[list[list[int] | None], int]:
+    """For each token, how many others have lower entropy and how many lower cosine; and how many are compared.
+
+    Only tokens with both (n,) values are compared, so only those with a pair; the others have None.
+    """
+    known = np.isfinite(entropy) & np.isfinite(cosine)
+    lower = [np.searchsorted(np.sort(values[known]), values) for values in (entropy, cosine)]
+    places = [[int(a), int(b)] if has else None for a, b, has in zip(*lower, known, strict=True)]
+    return places, int(known.sum())
 
 
 def describe_token(
@@ -114,34 +207,19 @@ def describe_token(
     listed: int = LISTED,
     whose: str = "drawn",
 ) -> dict:
-    """Everything that the live notebook's card of token ``step`` shows, as JSON.
-
-    ``words`` and ``card`` as in `build_card`, ``facts`` (label, value or None, whether it is a count),
-    ``cosines`` of the listed candidates with the token, and its ``place`` among the other tokens, in words.
-    ``whose`` is what the token is called.
-    """
-    token, words = tokens[step], Words(reader)
+    """The `build_cards` of token ``step`` alone, and the ``cosines`` of its listed candidates with it."""
+    token = tokens[step]
     ids, probs = token.ids.cpu().numpy(), token.probs.double().cpu().numpy()
-    card = build_card(words, token.id, ids, probs, float(np.exp(-token.values["surprisal"])), listed)
+    choice = Choice(token.id, ids, probs, float(np.exp(-token.values["surprisal"])))
     unit = compute_directions(embedding, torch.tensor([*ids[:listed].tolist(), token.id]))
-    values = [(name, label, find_value(token, name)) for name, label in quantities.list_titles().items()]
-    return {
-        "words": words.texts,
-        "card": card,
-        "cosines": [round(cosine, 4) for cosine in (unit[:-1] @ unit[-1]).tolist()],
-        "facts": [
-            [
-                label,
-                int(value) if quantities.is_count(name) and np.isfinite(value) else round_value(value),
-                quantities.is_count(name),
-            ]
-            for name, label, value in values
-        ],
-        "whose": whose,
-        "step": step,
-        "total": len(tokens),
-        "place": _describe_place(tokens, token),
-    }
+    columns, units = list_columns(tokens), reader.split_units([token.id for token in tokens])
+    cards = build_cards(reader, [choice], columns, units, whose=whose, first=step, last=step + 1, listed=listed)
+    return cards | {"cosines": [round_value(cosine) for cosine in (unit[:-1] @ unit[-1]).tolist()]}
+
+
+def round_quantity(name: str, value: float) -> float | int | None:
+    """A quantity's value in a page: counts are exact."""
+    return int(value) if quantities.is_count(name) and np.isfinite(value) else round_value(value)
 
 
 def round_value(value: float) -> float | int | None:
@@ -150,17 +228,3 @@ def round_value(value: float) -> float | int | None:
         return None
     rounded = float(f"{value:.3g}")
     return int(rounded) if rounded.is_integer() else rounded
-
-
-def _describe_place(tokens: Sequence[Token], token: Token) -> str:
-    """The position of a token in the scatter plot, in words."""
-    if len(token.ids) == 1:
-        return "A single candidate: there is nothing to compare, so this token is not in the scatter plot."
-    others = [other for other in tokens if len(other.ids) > 1 and other is not token]
-    if not others:
-        return "The only point of the scatter plot."
-    lower = {name: sum(other.values[name] < token.values[name] for other in others) for name in ("entropy", "cosine")}
-    return (
-        f"In the scatter plot: higher entropy than {lower['entropy']:,} and higher cosine than {lower['cosine']:,} "
-        f"of the {len(others):,} other tokens with more than one candidate."
-    )

@@ -28,13 +28,16 @@ from nucleoscope.views.palette import (
     BLUE,
     BUTTON,
     BUTTON_TEXT,
+    CLEAR,
     FAINT,
     GREEN,
     GREY,
+    GRID,
     ORANGE,
     PURPLE,
     SKY,
     VERMILLION,
+    ZERO,
 )
 
 plotly.io.renderers.default = "plotly_mimetype"
@@ -102,16 +105,16 @@ def plot_distributions(table: pd.DataFrame, left: str = "entropy", right: str = 
 
 def build_layout(title: str, height: int) -> dict:
     """The layout that all figures share: transparent, with a grey that is legible on light and dark pages."""
-    axis = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.4)"}
+    axis = {"gridcolor": GRID, "zerolinecolor": ZERO}
     return {
         "title": {"text": title, "font": {"size": 15}},
         "template": {"layout": {"xaxis": axis, "yaxis": axis}},
         "font": {"color": GREY},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
         "height": height,
         "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
-        "legend": {"x": 0.99, "y": 0.99, "xanchor": "right", "yanchor": "top", "bgcolor": "rgba(0,0,0,0)"},
+        "legend": {"x": 0.99, "y": 0.99, "xanchor": "right", "yanchor": "top", "bgcolor": CLEAR},
     }
 
 

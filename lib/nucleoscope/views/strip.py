@@ -12,7 +12,7 @@ with ``detail.step``, the token's number in the record counted from 0, or null.
 import html
 import json
 import unicodedata
-from importlib import resources
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,8 @@ import pandas as pd
 from nucleoscope import quantities
 from nucleoscope.stats.bootstrap import Bins
 from nucleoscope.store.results import select_choices
-from nucleoscope.views import cards, palette
+from nucleoscope.views import assets, cards
+from nucleoscope.views.assets import STATIC
 from nucleoscope.views.token_text import Reader, make_encodable
 
 NEEDED = ("tokens", "top_p_probs", "entropies", "cosines")
@@ -72,23 +73,22 @@ def render_strip(
         raise ValueError(f"quantity is '{quantity}': this record has {', '.join(columns)}")
     reader = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer)
     tokens = [int(token) for token in record["tokens"]]
-    units, first, last = _find_window(reader.split_units(tokens), first, len(tokens) if last is None else last)
+    units = reader.split_units(tokens)
+    kept, first, last = _find_window(units, first, len(tokens) if last is None else last)
     if shown is not None and not first <= shown < last:
         raise ValueError(f"shown is {shown}: it must be a token of the strip, {first} to {last - 1}")
     background = compute_background(table) if isinstance(table, pd.DataFrame) else table or Background({}, [])
+    choices = _list_choices(record, first, last)
+    window = {"whose": whose, "first": first, "last": last}
     data = {
         "quantity": quantity,
-        "whose": whose,
-        "quantities": [_build_scale(name, values, background, first, last) for name, values in columns.items()],
-        **_build_cards(record, reader, first, last, most),
+        **cards.build_cards(reader, choices, columns, units, **window, ends=background.scales, listed=most),
         "line": background.line,
-        "first": first,
-        "total": len(tokens),
         "shown": None if shown is None else shown - first,
     }
     before, after = "… " if first else "", " …" if last < len(tokens) else ""
     empty = "(the model ended this text immediately)" if whose == "drawn" and not tokens else "(no token was measured)"
-    spans = before + "".join(map(_render_span, units)) + after if units else empty
+    spans = before + "".join(map(_render_span, kept)) + after if kept else empty
     return _render_page(make_encodable(record["prompt"]), spans, data)
 
 
@@ -98,14 +98,8 @@ def compute_background(table: pd.DataFrame) -> Background:
     columns = {
         name: pairs if quantities.needs_pair(name) else table for name in quantities.list_titles() if name in table
     }
-    scales = {name: _find_ends(part[name].to_numpy(float)) for name, part in columns.items()}
+    scales = {name: cards.find_ends(part[name].to_numpy(float)) for name, part in columns.items()}
     return Background({name: ends for name, ends in scales.items() if ends}, _build_line(pairs))
-
-
-def _find_ends(values: np.ndarray) -> tuple[float, float, float] | None:
-    """The minimum, the 99th percentile and the maximum of the finite values; None if there are none."""
-    known = values[np.isfinite(values)]
-    return (float(known.min()), float(np.quantile(known, 0.99)), float(known.max())) if len(known) else None
 
 
 def _read_columns(record: dict) -> dict[str, np.ndarray]:
@@ -129,46 +123,12 @@ def _find_window(units: list, first: int, last: int) -> tuple[list, int, int]:
     return units[kept[0] : kept[-1] + 1], ends[kept[0]], ends[kept[-1] + 1]
 
 
-def _build_scale(name: str, values: np.ndarray, background: Background, first: int, last: int) -> dict:
-    """A quantity in the script's form: its label, the ends of its colour scale, and its values.
-
-    The scale ends where all but one in a hundred tokens lie: one odd token must not make the rest
-    pale. Tokens beyond an end, here or in the table, have its colour: ``over`` and ``under`` say so.
-    Counts have a logarithmic scale, from 1.
-    """
-    own = _find_ends(values) or (0.0, 1.0, 1.0)
-    least, high, most = background.scales.get(name, own)
-    low, high = (1.0, max(round(high), 2)) if quantities.is_count(name) else (0.0, high if high > 0 else 1.0)
-    return {
-        "name": name,
-        "label": quantities.find_title(name),
-        "count": quantities.is_count(name),
-        "low": low,
-        "high": high if quantities.is_count(name) else cards.round_value(high),
-        "over": max(most, own[2]) > high,
-        "under": min(least, own[0]) < low,
-        "values": [
-            int(value) if quantities.is_count(name) else cards.round_value(value) for value in values[first:last]
-        ],
-    }
-
-
-def _build_cards(record: dict, reader: Reader, first: int, last: int, most: int) -> dict:
-    """The candidates of the tokens from ``first`` to ``last``: ``words``, and each token's `cards.build_card`."""
+def _list_choices(record: dict, first: int, last: int) -> Iterator[cards.Choice]:
+    """The choices at the tokens first <= step < last."""
     outside = np.exp(-np.asarray(record.get("surprisals", [np.nan] * len(record["tokens"])), dtype=float))
-    words = cards.Words(reader)
-    found = [
-        cards.build_card(
-            words,
-            int(record["tokens"][step]),
-            np.asarray(record["top_p_tokens"][step]),
-            np.asarray(record["top_p_probs"][step], dtype=float),
-            outside[step],
-            most,
-        )
-        for step in range(first, last)
-    ]
-    return {"words": words.texts, "tokens": found}
+    for step in range(first, last):
+        ids, probs = np.asarray(record["top_p_tokens"][step]), np.asarray(record["top_p_probs"][step], dtype=float)
+        yield cards.Choice(int(record["tokens"][step]), ids, probs, float(outside[step]))
 
 
 def _build_line(pairs: pd.DataFrame) -> list:
@@ -195,11 +155,8 @@ def _render_span(unit: Any) -> str:
 def _render_page(prompt: str, spans: str, data: dict) -> str:
     # a script must not contain "<": "</script>" would end it, and "<!--" would hide what follows
     payload = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", r"\u003c")
-    static = resources.files("nucleoscope.views") / "static"
-    card, style, card_style, script = (
-        (static / name).read_text() for name in ("card.js", "strip.css", "card.css", "strip.js")
-    )
-    style, script = palette.format_css() + card_style + style, f"(() => {{\n{card}{script}}})();"
+    style, script = assets.join_style(STATIC / "strip.css"), assets.join_script(STATIC / "strip.js")
+    script = f"(() => {{\n{script}}})();"
     options = "".join(
         f'<option value="{place}"{" selected" if scale["name"] == data["quantity"] else ""}>{scale["label"]}</option>'
         for place, scale in enumerate(data["quantities"])

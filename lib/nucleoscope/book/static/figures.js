@@ -7,9 +7,7 @@
   const CONFIG = { displaylogo: false, responsive: true, displayModeBar: small ? false : "hover" };
   CONFIG.modeBarButtonsToRemove = ["sendChartToCloud", "sendDataToCloud"]; // nothing leaves the page
 
-  const GRID = "rgba(128, 128, 128, 0.3)"; // visible on light and dark, but unobtrusive
-  // The blues of Okabe and Ito: on black, the light one is used. As a hex colour, and as written in rgba().
-  const ON_DARK = [["#0072B2", "#56B4E9"], ["#56B4E9", "#BFE3F7"], ["0,114,178", "86,180,233"]];
+  const { grid: GRID, clear: CLEAR, onDark: ON_DARK } = nucleoscopePalette; // palette.js: views/palette.py writes it
   const COLOURS = ["marker.color", "line.color", "error_x.color", "error_y.color", "fillcolor", "colorscale"];
 
   // A colour, or a colour scale, for the background of this page.
@@ -41,13 +39,13 @@
     const [text, muted] = [colour("text-base"), colour("text-muted")];
     for (const name of ["xaxis", "yaxis"]) template.layout[name] = { ...template.layout[name], ...axis };
     template.layout.hoverlabel = { bgcolor: colour("surface"), bordercolor: muted, font: { color: text } };
-    template.layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: text };
+    template.layout.modebar = { bgcolor: CLEAR, color: muted, activecolor: text };
     return {
       template,
       "font.color": text,
       "font.family": getComputedStyle(document.body).fontFamily,
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
+      paper_bgcolor: CLEAR,
+      plot_bgcolor: CLEAR,
     };
   }
 

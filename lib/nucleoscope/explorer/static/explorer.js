@@ -27,20 +27,22 @@ function drawTokens(text, pieces) {
   });
 }
 
-function drawLegend(legend, { label, low, high }, pairwise) {
-  legend.replaceChildren();
-  if (!label) return;
-  append(legend, "span", "", label);
-  append(legend, "span", "ns-muted", low);
-  append(legend, "span", "ns-ramp").ariaHidden = "true";
-  append(legend, "span", "ns-muted", high);
-  if (pairwise) append(legend, "span", "ns-muted", "(a single candidate: no colour)");
-}
-
-function showCard(card, content) {
-  if (content.card) return void card.replaceChildren(...drawCard(content), make("p", { class: "ns-muted" }, content.place));
+function showCard(card, extra, content, chosen) {
+  extra.replaceChildren(...(content.tokens ? drawCosines(content) : []));
+  if (content.tokens) return void card.replaceChildren(...drawCard(content, 0, { chosen }));
   card.replaceChildren(...["Point at a token to see its other candidates.",
     "Click it (or press Enter) to see how similar its candidates are."].map((line) => make("p", { class: "ns-muted" }, line)));
+}
+
+/** What only the live notebook knows, because it has the model: how similar each candidate is to the token. */
+function drawCosines({ words, tokens: [[, listed, , , , , place]], cosines, whose }) {
+  const list = make("div", { class: "nx-cosines" });
+  listed.forEach((index, i) => {
+    const value = i === place ? "itself" : formatNumber(cosines[i]);
+    list.append(make("span", {}, make("bdi", {}, words[index]), " ", make("span", { class: "ns-value" }, value)));
+  });
+  const title = `Cosine of each candidate to ${whose === "drawn" ? "the token drawn" : "the text's token"}`;
+  return [make("p", { class: "ns-muted" }, title), list];
 }
 
 /** The nearest token in the next line up (-1) or down (1), or this one. */
@@ -127,6 +129,7 @@ function render({ model, el }) {
   const prompt = append(page, "div", "nx-prompt");
   const text = append(page, "div", "nx-tokens");
   const card = append(el, "div", "ns-card");
+  const extra = append(el, "div", "nx-extra");
   prompt.dir = text.dir = "auto";
   text.role = "listbox";
   text.ariaLabel = "Text, token by token. Arrow keys move; Enter shows how similar the candidates are.";
@@ -134,10 +137,9 @@ function render({ model, el }) {
   page.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves the arrow keys to the tokens
   card.ariaLive = "polite";
   const tint = () => {
-    const shares = model.get("shares"), marked = new Set(model.get("marked"));
+    const scale = model.get("scale"), marked = new Set(model.get("marked"));
     [...text.children].forEach((token, step) => {
-      const share = shares[step] ?? null;
-      token.style.backgroundColor = share === null ? "" : `rgb(var(--ns-tint) / ${0.9 * share})`;
+      if (step < (scale.values?.length ?? 0)) tintText(token, [findShare(scale, scale.values[step])]);
       token.classList.toggle("nx-here", step === model.get("hovered"));
       token.classList.toggle("nx-clicked", step === model.get("clicked"));
       token.classList.toggle("nx-marked", marked.has(step));
@@ -146,8 +148,13 @@ function render({ model, el }) {
   };
   const parts = {
     prompt: () => (prompt.textContent = model.get("prompt")),
-    legend: () => drawLegend(legend, model.get("legend"), model.get("legend").gaps),
-    card: () => showCard(card, model.get("card")),
+    scale: () => {
+      const scale = model.get("scale");
+      legend.replaceChildren(...(scale.name ? [make("span", {}, scale.label), ...drawLegend(scale)] : []));
+      tint();
+      parts.card(); // which emphasises the quantity of the tint
+    },
+    card: () => showCard(card, extra, model.get("card"), model.get("scale").name),
     status: () => {
       status.textContent = model.get("status");
       status.classList.toggle("nx-error", model.get("failed"));
@@ -158,7 +165,7 @@ function render({ model, el }) {
       if (atEnd) page.scrollTop = page.scrollHeight; // scrolls along as the text grows
       tint();
     },
-    shares: tint, marked: tint, hovered: tint, clicked: tint,
+    marked: tint, hovered: tint, clicked: tint,
   };
   const names = Object.entries(parts);
   for (const [name, draw] of names) model.on(`change:${name}`, draw);

@@ -1,4 +1,5 @@
-// The card of a token, for the strips of a page and for the live notebook.
+// The tint and the card of a token, for the strips of a page and for the live notebook.
+// Both draw from what cards.build_cards and cards.build_scale make.
 const SVG = "http://www.w3.org/2000/svg";
 
 function make(name, attributes = {}, ...content) {
@@ -13,18 +14,38 @@ const formatNumber = (value, digits = 3) =>
 const formatPercent = (p) => (p < 0.001 ? "<0.1" : p < 0.0995 ? (100 * p).toFixed(1) : (100 * p).toFixed(0)) + " %";
 const formatCount = (value) => value.toLocaleString("en");
 
-function drawCandidates({ words, card, cosines, whose }) {
-  const [word, listed, probs, more, mass, held, place, p] = card;
-  const list = make("div", { class: "ns-list" + (cosines ? " ns-cosines" : "") });
-  if (cosines) list.append(...["candidate", "", "probability", `cosine to ${whose}`].map((title) => make("span", { class: "ns-muted" }, title)));
-  function row(text, value, drawn, note, cosine) {
+// The position of a value on its quantity's scale, from 0 to 1; null if there is no value.
+function findShare({ count, low, high }, value) {
+  if (value === null) return null;
+  const along = count ? Math.log(value) / Math.log(high) : (value - low) / (high - low);
+  return Math.min(Math.max(along, 0), 1);
+}
+
+// Tints the text of one token; that of several tokens, with a share each, gets a stripe for each.
+function tintText(span, shares) {
+  const color = (share) => `rgb(var(--ns-tint) / calc(var(--ns-opacity) * ${(share || 0).toFixed(3)}))`;
+  const stops = shares.map((share, i) => `${color(share)} ${(100 * i) / shares.length}% ${(100 * (i + 1)) / shares.length}%`);
+  span.style.background = shares.length > 1 ? `linear-gradient(to right, ${stops})` : color(shares[0]);
+  span.classList.toggle("ns-none", shares.includes(null));
+}
+
+function drawLegend(scale) {
+  const low = formatNumber(scale.low) + (scale.under ? " or less" : "");
+  const high = (scale.count ? formatCount : formatNumber)(scale.high) + (scale.over ? " or more" : "");
+  const gaps = scale.values.includes(null);
+  const note = [gaps ? "dotted: one candidate, no pair" : "", scale.count ? "logarithmic" : ""].filter(Boolean).join("; ");
+  return [low, make("span", { class: "ns-ramp", "aria-hidden": "true" }), high, make("span", { class: "ns-muted" }, note && `(${note})`)];
+}
+
+function drawCandidates(words, [word, listed, probs, more, mass, held, place, p]) {
+  const list = make("div", { class: "ns-list" });
+  function row(text, value, drawn, note) {
     const mark = drawn ? " ns-drawn" : "";
     const bar = make("span", { class: "ns-p" + mark, style: `width:${100 * value}%` });
     list.append(make("bdi", { class: mark, title: text }, text), bar,
       make("span", { class: "ns-value" + mark }, note + (drawn ? "✓ " : "") + (value === null ? "–" : formatPercent(value))));
-    if (cosines) list.append(make("span", { class: "ns-value" + mark }, drawn ? "" : cosine.toFixed(3).replace("-", "−")));
   }
-  listed.forEach((index, i) => row(words[index], probs[i], i === place, "", cosines?.[i]));
+  listed.forEach((index, i) => row(words[index], probs[i], i === place, ""));
   if (p !== undefined) row(words[word], p, true, place < 0 ? "outside " : "");
   const inside = place >= 0 && p !== undefined; // listed below the others, and one of them
   const rest = more - inside;
@@ -34,30 +55,42 @@ function drawCandidates({ words, card, cosines, whose }) {
   return make("div", { class: "ns-candidates" }, list, ...[end, note].map((line) => make("p", { class: "ns-muted" }, line)));
 }
 
-function drawFacts(facts, chosen) {
+function drawQuantities(quantities, at, chosen) {
   const list = make("div", { class: "ns-numbers" });
-  facts.forEach(([label, value, count], i) => {
-    const now = i === chosen ? " ns-now" : "";
-    const text = value === null ? "no pair" : count ? formatCount(value) : formatNumber(value);
+  for (const { name, label, values, count } of quantities) {
+    const now = name === chosen ? " ns-now" : "";
+    const text = values[at] === null ? "no pair" : count ? formatCount(values[at]) : formatNumber(values[at]);
     list.append(make("span", { class: now }, label), make("span", { class: "ns-value" + now }, text));
-  });
+  }
   return list;
 }
 
-/** What a card shows, in two elements: the choice with its candidates, and the quantities.
+// How a token compares with the others of its text.
+function describePlace(place, pairs, size) {
+  if (size === 1) return "A single candidate: this token is not compared with the others.";
+  if (!place) return "This token is not compared with the others: a value is missing.";
+  if (pairs === 1) return "The only token of this text with more than one candidate.";
+  const [entropy, cosine, others] = [...place, pairs - 1].map(formatCount);
+  const tokens = pairs === 2 ? "other token" : "other tokens";
+  return `Higher entropy than ${entropy} and higher cosine similarity than ${cosine} of the ${others} ${tokens} of this text with more than one candidate.`;
+}
+
+/** The card of the token at place ``at`` of content, in two elements: the choice, and the quantities.
  *
- * content: words (texts of tokens); card (see cards.py); facts ([label, value, whether it is a count]);
- * whose ("drawn" or "the text's"); step and total; perhaps cosines (of each listed candidate with the token).
- * chosen is the place of the fact to emphasise; whole the text of a character that several tokens make, of
- * which this is part [n, size]; close a button. */
-function drawCard(content, { chosen = -1, part = null, whole = "", close = null } = {}) {
-  const { words, card, whose, step, total } = content;
-  const [word, listed, , more, , , place] = card;
+ * content: what cards.build_cards makes. chosen is the name of the quantity to emphasise; close is a button. */
+function drawCard(content, at, { chosen = "", close = null } = {}) {
+  const { words, whose, first, total } = content;
+  const token = content.tokens[at];
+  const [word, listed, , more, , , place] = token;
   const of = `of ${formatCount(listed.length + more)}`;
   const rank = place < 0 ? `outside the nucleus ${of}` : `rank ${formatCount(place + 1)} ${of}`;
-  const parts = part ? [`; part ${part[0]} of ${part[1]} of `, make("bdi", {}, whole)] : [];
+  const part = content.parts[at];
+  const parts = part ? [`; part ${part[0]} of ${part[1]} of `, make("bdi", {}, part[2])] : [];
   const head = make("p", { class: "ns-head" }, make("b", {}, make("bdi", {}, words[word])),
-    make("span", { class: "ns-muted" }, `token ${step} (of 0 to ${total - 1})`), ...(close ? [close] : []));
-  const choice = make("div", {}, head, make("p", { class: "ns-muted" }, `${whose}: ${rank}`, ...parts), drawCandidates(content));
-  return [choice, drawFacts(content.facts, chosen)];
+    make("span", { class: "ns-muted" }, `token ${first + at} (of 0 to ${total - 1})`), ...(close ? [close] : []));
+  const others = describePlace(content.places[at], content.pairs, listed.length + more);
+  return [
+    make("div", {}, head, make("p", { class: "ns-muted" }, `${whose}: ${rank}`, ...parts), drawCandidates(words, token)),
+    make("div", {}, drawQuantities(content.quantities, at, chosen), make("p", { class: "ns-muted ns-place" }, others)),
+  ];
 }

@@ -7,13 +7,6 @@
 
   const between = (value, low, high) => Math.min(Math.max(value, low), high);
 
-  // The position of a value on its quantity's scale, from 0 to 1; null if there is no value.
-  function share({ count, low, high }, value) {
-    if (value === null) return null;
-    const along = count ? Math.log(value) / Math.log(high) : (value - low) / (high - low);
-    return between(along, 0, 1);
-  }
-
   // The position of one token among all: entropy to the right, cosine similarity upwards.
   function scatter(data, at) {
     const of = (name) => data.quantities.find((quantity) => quantity.name === name);
@@ -28,7 +21,7 @@
     const X = (x) => +(left + (width * x) / right).toFixed(1);
     const Y = (y) => +(head + height * (1 - (y - bottom) / (top - bottom))).toFixed(1);
     const part = (name, attributes, ...content) => make(name, { ns: true, ...attributes }, ...content);
-    const dots = points.map(([x, y]) => `M${X(x) - 1} ${Y(y) - 1}h2v2h-2z`).join("");
+    const dots = points.map(([x, y]) => `M${X(x) - 1.5} ${Y(y) - 1.5}h3v3h-3z`).join("");
     const words = (x, y, anchor, text) => part("text", { x, y, "text-anchor": anchor }, text);
     const drawing = make("svg", { viewBox: `0 0 324 ${head + height + 30}`, role: "img" },
       part("path", { class: "ns-axis", d: `M${left} ${head}V${head + height}H${left + width}` }),
@@ -61,37 +54,22 @@
     let [at, pinned, timer, open] = [null, false, 0, null];
 
     const wide = () => root.classList.contains("ns-wide");
-    const chosen = () => +select.value;
 
     function tint() {
-      const quantity = data.quantities[chosen()];
-      const shares = quantity.values.map((value) => share(quantity, value));
+      const scale = data.quantities[+select.value];
+      const shares = scale.values.map((value) => findShare(scale, value));
       let first = 0;
-      for (const span of spans) {
-        const part = shares.slice(first, (first += +span.dataset.n || 1));
-        const color = (value) => `rgb(var(--ns-tint) / ${(0.9 * (value || 0)).toFixed(3)})`;
-        // a character made of several tokens: a stripe for each
-        const stops = part.map((value, i) => `${color(value)} ${(100 * i) / part.length}% ${(100 * (i + 1)) / part.length}%`);
-        span.style.background = part.length > 1 ? `linear-gradient(to right, ${stops})` : color(part[0]);
-        span.classList.toggle("ns-none", part.includes(null));
-      }
-      const note = shares.includes(null) ? "dotted: one candidate, no pair" : quantity.count ? "(logarithmic)" : "";
-      const low = formatNumber(quantity.low) + (quantity.under ? " or less" : "");
-      const high = formatNumber(quantity.high) + (quantity.over ? " or more" : "");
-      root.querySelector(".ns-legend").replaceChildren(low, make("span", { class: "ns-ramp" }), high,
-        make("span", { class: "ns-muted" }, note));
+      for (const span of spans) tintText(span, shares.slice(first, (first += +span.dataset.n || 1)));
+      root.querySelector(".ns-legend").replaceChildren(...drawLegend(scale));
     }
 
     function fill(token) {
-      const span = owner[token];
-      const size = +span.dataset.n || 1;
       const close = make("button", { type: "button", "aria-label": "close" }, "×");
       close.addEventListener("click", hide);
-      const facts = data.quantities.map(({ label, count, values }) => [label, values[token], count]);
-      const content = { words: data.words, card: data.tokens[token], facts, whose: data.whose, step: data.first + token, total: data.total };
-      const part = size > 1 ? [token - owner.indexOf(span) + 1, size] : null;
-      const [choice, numbers] = drawCard(content, { chosen: chosen(), part, whole: span.textContent.trim(), close });
-      card.replaceChildren(choice, make("div", {}, numbers, scatter(data, token)));
+      const chosen = data.quantities[+select.value].name;
+      const parts = drawCard(data, token, { chosen, close });
+      parts[1].append(scatter(data, token));
+      card.replaceChildren(...parts);
     }
 
     function show(next, hold = pinned) {
