@@ -94,7 +94,9 @@ pd.Series(settings, name="setting").to_frame()
 
 # %%
 run = run_folder.RunFolder(folder, settings, overwrite, requested=n_prompts)
-if not run.finished:
+if run.finished:
+    run.record_request()
+else:
     with run:
         complete_run(run, model, tokenizer, data.texts, data.continuations, **asdict(chosen))
 

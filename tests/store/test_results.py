@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 
+import tiny
 from messages import assert_one_line
 from nucleoscope import atomic, quantities
 from nucleoscope.stats import correlation, fits
@@ -912,3 +913,16 @@ def test_a_file_of_something_else_is_damaged_as_well(tmp_path, records, reason):
 
 def test_runs_of_a_results_folder_that_is_not_there_are_refused_by_name(tmp_path):
     assert "nowhere" in assert_one_line(catch_refusal(FileNotFoundError, results.load_runs, tmp_path / "nowhere"))
+
+
+def test_a_larger_request_of_a_data_set_that_has_no_more_prompts_is_recorded(tmp_path):
+    first = run_folder.RunFolder(tmp_path, {"n_prompts": 1}, requested=1)
+    with first:
+        first.save_batch([0], [tiny.create_record("the cat")], 1.0)
+        first.finish(1, {})
+    again = run_folder.RunFolder(tmp_path, {"n_prompts": 1}, requested=200)
+    assert again.finished
+    again.record_request()
+    assert results.load_info(tmp_path)["n_prompts_requested"] == 200
+    assert results.load_info(tmp_path)["settings"] == {"n_prompts": 1}
+    assert not (tmp_path / ".lock").exists()

@@ -299,6 +299,20 @@ def test_what_an_unpickler_lets_go_of_is_not_missed(folder, records, monkeypatch
         assert_same(one, records[index])
 
 
+@pytest.mark.parametrize("every", [7, 50])
+def test_each_prompt_of_many_is_loaded_alone_whatever_the_unpickler_has_dropped(tmp_path, monkeypatch, every):
+    monkeypatch.setattr(mapped_records, "EVERY", every)
+    many = [tiny.create_record("the cat sat on the mat " * (1 + index % 3), seed=index) for index in range(16)]
+    path = save(tmp_path, [{**record, "prompt": f"prompt {index}"} for index, record in enumerate(many)])
+    for index in range(16):
+        (found,) = results.load_records(path.parent, [index]).values()
+        assert_same(found, {**many[index], "prompt": f"prompt {index}"})
+    both = results.load_records(path.parent, [3, 15], fields=("prompt", "tokens"))
+    assert [record["prompt"] for record in both.values()] == ["prompt 3", "prompt 15"]
+    table = results.load_run(path, "m", "d")
+    assert table["k"].tolist() == [len(ids) for record in many for ids in record["top_p_tokens"]]
+
+
 def test_a_tensor_that_is_named_again_after_it_was_let_go_of_is_loaded_whole(folder, records, monkeypatch):
     monkeypatch.setattr(mapped_records, "EVERY", 1)
     path = save(folder, [records[0], records[1], records[0]])

@@ -125,6 +125,20 @@ class RunFolder:
             self.release()
             raise
 
+    def record_request(self) -> None:
+        """Records in a finished run's run.json that its results are also those of this request for prompts.
+
+        Without that, a request for more prompts than the data set has would never be found complete.
+        """
+        info = read_json(self.folder / RUN_INFO)
+        if self.requested is None or info.get("n_prompts_requested") == self.requested:
+            return
+        lock = Lock(self.folder)
+        try:
+            write_json(self.folder / RUN_INFO, {**info, "n_prompts_requested": self.requested})
+        finally:
+            lock.release()
+
     def release(self) -> None:
         """Releases the folder for other processes."""
         if self._lock:

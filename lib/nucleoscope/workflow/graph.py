@@ -162,7 +162,10 @@ class Graph:
         An input function calls this, so that it concerns only jobs that belong to the targets; it adds no inputs.
         """
         path = status.locate_status(folder, job)
-        if (job == results.MEASURE and folder in self.missing) or status.read_problem(path):
+        measure = job == results.MEASURE and folder in self.missing
+        no_page = job == results.PAGE and results.find_measurements(Path(folder))
+        no_page = no_page and not Path(folder, results.NOTEBOOK).is_file()
+        if measure or no_page or status.read_problem(path):
             self._force([str(path)])
         return []
 
