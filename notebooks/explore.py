@@ -74,4 +74,4 @@ explorer.view
 # ## Recap
 #
 # We looked at one text, at what else could have been at each position, and at how sure each choice was and how similar
-# its candidates were. `notebooks/run.py` measures many texts.
+# its candidates were. `measure.py` measures many texts.

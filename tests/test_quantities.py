@@ -65,3 +65,14 @@ def test_the_worked_example_of_the_page_runs_as_written():
     printed = [ast.literal_eval(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(printed) == 2
     assert all(0 < value <= 1 for values in printed for value in values)
+
+
+def test_a_quantity_without_a_plural_has_its_name_in_a_record_and_no_two_share_one():
+    quantities.register(Quantity("mine", "mine", lambda step: step.entropy))
+    try:
+        assert quantities.find_columns()["mine"] == "mine"
+        with pytest.raises(ValueError, match="already used by another column"):
+            quantities.register(Quantity("other", "other", lambda step: step.entropy, plural="mine"))
+        quantities.register(Quantity("mine", "mine again", lambda step: step.entropy))  # replaced
+    finally:
+        quantities.unregister("mine")

@@ -10,7 +10,7 @@ To add your own quantity, make one call::
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -113,10 +113,14 @@ NOT_QUANTITIES = ("prompt", "tokens", "top_p_tokens", "top_p_probs")  # the othe
 def register(quantity: Quantity) -> Quantity:
     """Adds a quantity, which is then measured and shown with the others; replaces one with the same name.
 
-    Raises ValueError if the name is that of a built-in quantity or of another column.
+    Without a plural, its list in a record has its name. Raises ValueError if the name is that of a
+    built-in quantity, or one of both that of another column.
     """
-    taken = {q.name for q in BUILT_IN} | {q.plural for q in BUILT_IN} | {"model", "dataset", "prompt", "step", "token"}
-    if {quantity.name, quantity.plural} & (taken | set(NOT_QUANTITIES)):
+    quantity = quantity if quantity.plural else replace(quantity, plural=quantity.name)
+    others = [*BUILT_IN, *(each for each in REGISTRY.values() if each.name != quantity.name)]
+    taken = {"model", "dataset", "prompt", "step", "token", *NOT_QUANTITIES}
+    taken |= {name for each in others for name in (each.name, each.plural) if name}
+    if {quantity.name, quantity.plural} & taken:
         raise ValueError(f"quantity name '{quantity.name}' is already used by another column: choose a different name")
     REGISTRY[quantity.name] = quantity
     return quantity

@@ -20,8 +20,8 @@ rule measure:
         attempt=lambda wildcards, attempt: attempt,
         nodes=1,  # Slurm would gather the GPUs of a run from several
         gpu=lambda wildcards, attempt: GRAPH.count_gpus(wildcards.folder, attempt),
-        mem_mb=lambda wildcards: graph.grid.parse_memory(GRAPH.runs[wildcards.folder].memory or "32G"),
-        runtime=lambda wildcards: graph.grid.parse_time(GRAPH.runs[wildcards.folder].time or "4h"),
+        mem_mb=lambda wildcards, attempt: GRAPH.count_memory(wildcards.folder, attempt),
+        runtime=lambda wildcards, attempt: GRAPH.count_minutes(wildcards.folder, attempt),
     shell:
         "{GRAPH.python:q} scripts/job.py {params.job} -- "
         "{GRAPH.python:q} scripts/correlation_pipeline.py {params.options} --only measure --if_missing --overwrite"

@@ -26,6 +26,7 @@ from nucleoscope.explorer.controls import (
     list_runs,
 )
 from nucleoscope.explorer.live_figures import build_heat, build_scatter, show_mark, show_matrix, show_points
+from nucleoscope.measure.model_facts import find_embedding_matrix
 from nucleoscope.measure.streaming import Token, read, stream
 from nucleoscope.models import loading
 from nucleoscope.settings import Settings, fill_defaults
@@ -271,7 +272,7 @@ class Explorer:
                 show_matrix(self.heat, step, self.tokens[step].ids, self._find_embedding(), self.reader)
 
     def _find_embedding(self):
-        return self.model.model.get_input_embeddings().weight.detach()
+        return find_embedding_matrix(self.model.model)
 
     def _open(self, folder: Path | str) -> None:
         """A measured run was selected: offers its prompts."""

@@ -1,6 +1,6 @@
 """What generating and scoring many prompts have in common.
 
-Checks of the parameters, planning of batches, a queue that splits batches that do not fit in memory,
+The planning of batches, a queue that splits batches that do not fit in memory,
 resuming, and the contents of `run.json`. This module does not depend on how a batch is measured.
 """
 

@@ -1,4 +1,4 @@
-"""The exact nucleus of a next-token distribution, and sampling a token from it.
+"""The exact nucleus of a next-token distribution.
 
 Contract: logits in, a ragged batch of nuclei out. This module does not depend on models, prompts
 or embeddings. Everything is float32, sums of probabilities are float64, and a whole vocabulary is

@@ -94,7 +94,7 @@ class Sampler:
                 raise NotFinite(broken) from None
             over = torch.tensor(error.rows, device=logits.device)
             return find_nucleus(logits.index_fill(0, over, 0), self.settings.top_p)
-        self._read_flags()  # nucleus() has waited for the device, so the copy is complete
+        self._read_flags()  # find_nucleus has waited for the device, so the copy is complete
         return candidates
 
     def _read_flags(self) -> None:

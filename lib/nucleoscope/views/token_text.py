@@ -1,8 +1,8 @@
 """Converts token ids into readable text, with any tokenizer.
 
 Contract: plain text only; code that makes HTML of it must escape it. Tokens are bytes: a single one
-need not be valid text. `Reader.visible` shows one token on its own, so that different tokens look
-different; `Reader.units` shows a sequence of tokens as the text that they form together.
+need not be valid text. `Reader.show` shows one token on its own, so that different tokens look
+different; `Reader.split_units` shows a sequence of tokens as the text that they form together.
 """
 
 import codecs

@@ -135,10 +135,21 @@ class Graph:
         """Options of scripts/correlation_pipeline.py for a run."""
         return format_options(self.runs[folder].parameters)
 
+    def _measures(self, folder: str, attempt: int) -> bool:
+        """Whether a job measures a run; else it only says that the run is measured, or why it failed."""
+        return attempt <= self.tries and (folder in self.missing or not self.workflow.is_main_process)
+
     def count_gpus(self, folder: str, attempt: int) -> int:
-        """GPUs of the job that measures a run; none if it only says that the run is measured, or why it failed."""
-        measures = folder in self.missing or not self.workflow.is_main_process
-        return count_gpus(self.runs[folder], self._count_available()) if measures and attempt <= self.tries else 0
+        """GPUs of the job that measures a run."""
+        return count_gpus(self.runs[folder], self._count_available()) if self._measures(folder, attempt) else 0
+
+    def count_memory(self, folder: str, attempt: int) -> int:
+        """MiB of the job that measures a run."""
+        return grid.parse_memory((self.runs[folder].memory or "32G") if self._measures(folder, attempt) else "2G")
+
+    def count_minutes(self, folder: str, attempt: int) -> int:
+        """Minutes that the job may take that measures a run."""
+        return grid.parse_time((self.runs[folder].time or "4h") if self._measures(folder, attempt) else "10m")
 
     def count_threads(self, folder: str) -> int:
         """Cores of the job that measures a run."""
