@@ -86,6 +86,7 @@ torch.save([], folder / results.MEASUREMENTS)
 digest = hashlib.sha256(Path("lines.txt").read_bytes()).hexdigest()
 settings = grid.DEFAULTS | entry.parameters | {"dataset": {"source": "file", "sha256": digest}}
 (folder / results.RUN_INFO).write_text(json.dumps({"settings": settings}))
+(folder / results.NOTEBOOK).touch()
 for job in (results.MEASURE, results.PAGE):
     status.write_status(status.locate_status(folder, job), None)
 pages = [Path("results", results.PAGES, f"{name}.ipynb") for name in graph.COMBINED_PAGES]

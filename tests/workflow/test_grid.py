@@ -194,6 +194,7 @@ def write_run(folder: Path, entry: grid.Entry, **others) -> None:
     info = {"settings": settings, "n_prompts_requested": wanted["n_prompts"], "tokens": 300}
     info |= {"tokens_per_second": 1.0, "device": "cpu", "prompts_truncated": 0}
     (folder / results.RUN_INFO).write_text(json.dumps(info))
+    nbformat.write(nbformat.v4.new_notebook(), folder / results.NOTEBOOK)
     for job in (results.MEASURE, results.PAGE):
         status.write_status(status.locate_status(folder, job), None)
 

@@ -215,7 +215,9 @@ class Graph:
             from nucleoscope.data import availability  # here: a graph with nothing to measure need not wait for it
 
             runs = {folder: self.runs[folder].parameters for folder in self.missing}
-            reasons = availability.find_unavailable(runs, offline=not self.here)
+            # unset, jobs of a cluster do not use the network: see prepare
+            offline = not self.here and os.environ.get("HF_HUB_OFFLINE", "1").lower() in ("1", "on", "yes", "true")
+            reasons = availability.find_unavailable(runs, offline)
         status.write_unavailable(self.results_dir, reasons)
         for reason in dict.fromkeys(reasons.values()):
             print(f"error: {reason}", file=sys.stderr)
