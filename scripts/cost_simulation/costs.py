@@ -167,7 +167,7 @@ def format_measured() -> str:
 
 
 def estimate_costs() -> tuple[str, dict[str, dict]]:
-    """The table of the three sizes, and the figures behind it."""
+    """The table of the three sizes, and the figures that it is made from."""
     grids = {
         "the study, one H100": (1, 5, 3, 100, 200),
         "the study, 15 H100": (15, 5, 3, 100, 200),

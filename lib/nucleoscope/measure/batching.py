@@ -131,7 +131,6 @@ def describe_run(model: PreTrainedModel, inputs: Inputs, batches: list[dict], ba
     gpus = [device for device in model_facts.count_weight_bytes(model) if device.type == "cuda"]
     names = Counter(device["name"] for device in devices)
     return {
-        "mode": "generate",
         "device": ", ".join(name if n == 1 else f"{n} x {name}" for name, n in names.items()),
         "devices": devices,
         "threads": torch.get_num_threads(),

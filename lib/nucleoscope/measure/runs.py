@@ -41,7 +41,8 @@ def complete_run(
     todo = batching.resume_plan(batches, unmeasured)
     for batch in mode.measure(model, tokenizer, *data, inputs=inputs, batches=todo, progress=progress, **settings):
         folder.save_batch(batch.indices, batch.records, batch.seconds)
-    info = batching.describe_run(model, inputs, folder.load_batches(), chosen.batch_size)
+    info = {"mode": "generate" if texts is None else "score"}
+    info |= batching.describe_run(model, inputs, folder.load_batches(), chosen.batch_size)
     if texts is not None:
-        info |= {"mode": "score", "texts_truncated": len(inputs.texts_truncated)}
+        info |= {"texts_truncated": len(inputs.texts_truncated)}
     folder.finish(len(prompts), info)

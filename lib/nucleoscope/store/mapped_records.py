@@ -107,7 +107,11 @@ class _Unpickler(pickle.Unpickler):
                     self.trim(self.records, memo[place])
                     self.records += 1
         # the record that is being read has no items yet: it must be there, to be counted, when it is complete
-        kept = {place: value for place, value in memo.items() if not isinstance(value, FORGOTTEN) or value == {}}
+        kept = {
+            place: value
+            for place, value in memo.items()
+            if not isinstance(value, FORGOTTEN) or (isinstance(value, dict) and not value)
+        }
         # A memo can only be set to another unpickler's memo (with a dict, CPython loses the entries), so another
         # unpickler reads a pickle that puts each value in its place: its number, the value, put, pop.
         stream = b"".join(struct.pack("<ciccIc", b"J", place, b"Q", b"r", place, b"0") for place in kept)
