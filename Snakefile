@@ -13,7 +13,6 @@ import re
 import sys
 
 from nucleoscope.workflow import graph
-from nucleoscope.workflow.dependencies import list_dependencies
 
 if not config:  # a grid of the user's own is used as it is: Snakemake would merge the default's parameters into it
 

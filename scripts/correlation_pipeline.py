@@ -24,14 +24,14 @@ def main() -> None:
     given = vars(create_parser().parse_args())
     debug, only, if_missing = (given.pop(name) for name in ("debug", "only", "if_missing"))
     with report_errors(debug, interrupted="interrupted: run the same command again to resume"):
-        from nucleoscope.workflow import runs  # here: --help need not wait for it
+        from nucleoscope.workflow import run_notebooks  # here: --help need not wait for it
 
-        folder = runs.locate(given)
+        folder = run_notebooks.locate(given)
         print(f"{folder.name} on {folder.parent.name}", flush=True)
         if only != "page":
-            runs.measure(given, if_missing)
+            run_notebooks.measure(given, if_missing)
         if only != "measure":
-            runs.write_page(given, if_missing)
+            run_notebooks.write_page(given, if_missing)
         print(f"results: {folder}")
 
 

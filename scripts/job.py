@@ -8,7 +8,7 @@ from nucleoscope.workflow.command_line import Parser
 def create_parser() -> Parser:
     """The command line: the log, the GPUs, the status file, and after -- the command."""
     options = Parser(__doc__)
-    options.add_argument("--log", type=Path, required=True, help="the log")
+    options.add_argument("--log", type=Path, help="the log of the command")
     options.add_argument("--gpus", type=int, help="number of this machine's GPUs for this job alone; 0 hides all")
     options.add_argument(
         "--status", type=Path, help="file that says how the job ended; a failure then ends with status 0"
@@ -16,15 +16,21 @@ def create_parser() -> Parser:
     options.add_argument(
         "--tries_left", type=int, default=0, help="with --status: how often the job can fail before that is recorded"
     )
-    options.add_argument("command", nargs="+", help="the command, after --")
+    options.add_argument("--problem", help="with --status, instead of a command: why the job cannot be started")
+    options.add_argument("command", nargs="*", help="the command, after --")
     return options
 
 
 def main() -> None:
-    options = create_parser().parse_args()
-    from nucleoscope.workflow import jobs
+    parser = create_parser()
+    options = parser.parse_args()
+    if bool(options.problem and options.status) == bool(options.command and options.log):
+        parser.error("give either --log and a command, or --status and --problem")
+    from nucleoscope.workflow import jobs, status
 
     try:
+        if options.problem:
+            raise SystemExit(status.write_status(options.status, options.problem, started=False))
         raise SystemExit(jobs.run(options.command, options.log, options.gpus, options.status, options.tries_left))
     except OSError as error:
         raise SystemExit(f"error: {error}") from None

@@ -18,7 +18,7 @@ def main() -> None:
         from nucleoscope.data import prefetch
         from nucleoscope.workflow import grid  # here: --help need not wait for them
 
-        plan = prefetch.plan_downloads(entry.parameters for entry in grid.list_runs(grid.load(options.grid)).values())
+        plan = prefetch.plan_downloads(entry.parameters for entry in grid.plan_runs(grid.load(options.grid)).values())
         print(*plan.notes, sep="\n", flush=True)
         refusals = plan.refusals or prefetch.fetch(plan)
         for line in refusals:

@@ -12,7 +12,7 @@ import pytest
 from messages import assert_one_line
 from nucleoscope import hub, settings
 from nucleoscope.explorer import controls
-from nucleoscope.workflow import runs
+from nucleoscope.workflow import run_notebooks
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +37,7 @@ def test_the_measuring_notebook_has_every_setting_with_its_default():
 
 def test_the_page_of_a_run_has_the_settings_that_name_it():
     found = read_parameters("run")
-    assert tuple(found) == runs.PAGE_SETTINGS
+    assert tuple(found) == run_notebooks.PAGE_SETTINGS
     assert found == {name: settings.list_defaults()[name] for name in found}
 
 

@@ -5,6 +5,7 @@ module is fast: nothing here loads a model.
 """
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,22 @@ PACKAGED = "SmolLM2-135M-Instruct"
 def is_on_hub(name: str) -> bool:
     """Whether a name refers to a model on the Hub, not to the packaged one, a .gguf file or a folder."""
     return name != PACKAGED and not name.endswith(".gguf") and not Path(name).is_dir()
+
+
+def is_cached(name: str, revision: str | None = None) -> bool:
+    """Whether the configuration and the weights of a model on the Hub are in the cache, all shards of them."""
+
+    def find(file: str) -> Path | None:
+        path = try_to_load_from_cache(name, file, revision=revision)
+        return Path(path) if isinstance(path, str) else None
+
+    if not find("config.json"):
+        return False
+    for index in map(find, ("model.safetensors.index.json", "pytorch_model.bin.index.json")):
+        if index:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return all(map(find, shards))
+    return any(map(find, ("model.safetensors", "pytorch_model.bin")))
 
 
 def check_revision(name: str, revision: str | None) -> None:

@@ -3,12 +3,12 @@ rule analyses:
     input:
         lambda wildcards: GRAPH.force_job("analyses", GRAPH.list_analyses()),
         GRAPH.list_all_measurements(),
-        list_dependencies("notebooks/correlation.py"),
-        list_dependencies("notebooks/fits.py"),
+        GRAPH.list_dependencies("correlation"),
+        GRAPH.list_dependencies("fits"),
     output:
         [update(file) for file in GRAPH.list_analyses()],
     params:
-        runs=GRAPH.list_runs(),
+        runs=GRAPH.list_analysed(),
         options=graph.format_options({"results_dir": GRAPH.results_dir, **config.get("analyses", {})}),
         job=GRAPH.format_job("analyses"),
     threads: GRAPH.count_all_threads()
@@ -23,11 +23,11 @@ rule combined_page:
         lambda wildcards: GRAPH.force_job(wildcards.name, [GRAPH.locate_page(wildcards.name)]),
         GRAPH.list_all_measurements(),
         lambda wildcards: GRAPH.list_analyses() if wildcards.name == "index" else [],
-        lambda wildcards: list_dependencies(f"notebooks/{wildcards.name}.py"),
+        lambda wildcards: GRAPH.list_dependencies(wildcards.name),
     output:
         update(GRAPH.locate_page("{name}")),
     params:
-        runs=GRAPH.list_runs(),
+        runs=GRAPH.list_analysed(),
         options=graph.format_options({"results_dir": GRAPH.results_dir}),
         job=lambda wildcards: GRAPH.format_job(wildcards.name),
     threads: GRAPH.count_all_threads()

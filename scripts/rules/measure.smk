@@ -7,9 +7,11 @@
 rule measure:
     input:
         lambda wildcards: GRAPH.force_run_job(wildcards.folder, "measure"),
-        list_dependencies("notebooks/measure.py"),
+        GRAPH.list_dependencies("measure"),
     output:
         update("{folder}/measure.status.json"),
+    wildcard_constraints:
+        folder=GRAPH.match_folders(unavailable=False),
     params:
         # functions of more than wildcards: Snakemake does not rerun a job when their values change
         job=lambda wildcards, resources: GRAPH.format_run_job(wildcards.folder, "measure", resources.attempt),
@@ -25,3 +27,18 @@ rule measure:
     shell:
         "{GRAPH.python:q} scripts/job.py {params.job} -- "
         "{GRAPH.python:q} scripts/correlation_pipeline.py {params.options} --only measure --if_missing --overwrite"
+
+
+# Records why a run is not measured whose model or data set cannot be loaded. On a cluster, nothing is submitted for it.
+rule refuse:
+    input:
+        lambda wildcards: GRAPH.force_run_job(wildcards.folder, "measure"),
+    output:
+        update("{folder}/measure.status.json"),
+    wildcard_constraints:
+        folder=GRAPH.match_folders(unavailable=True),
+    params:
+        problem=lambda wildcards: GRAPH.unavailable[wildcards.folder],
+    localrule: True
+    shell:
+        "{GRAPH.python:q} scripts/job.py --status {output:q} --problem {params.problem:q}"

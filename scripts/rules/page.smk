@@ -3,7 +3,7 @@ rule page:
     input:
         lambda wildcards: GRAPH.force_run_job(wildcards.folder, "run"),
         lambda wildcards: GRAPH.list_measurements(wildcards.folder),
-        list_dependencies("notebooks/run.py"),
+        GRAPH.list_dependencies("run"),
     output:
         update("{folder}/run.status.json"),
     params:

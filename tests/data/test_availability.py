@@ -5,6 +5,7 @@ import json
 import pytest
 
 import tiny
+from nucleoscope import hub
 from nucleoscope.data import availability, prefetch
 
 
@@ -45,7 +46,7 @@ def test_what_is_local_or_in_the_cache_is_available(asked, tmp_path):
     ("run", "reason"),
     [
         ({"model_name": "none.gguf", "dataset_name": "math"}, "file 'none.gguf' does not exist"),
-        ({"model_name": "a/one", "dataset_name": "math"}, "model 'a/one' is not in the cache "),
+        ({"model_name": "a/one", "dataset_name": "math"}, "model 'a/one' is not completely in the cache "),
         ({"model_name": "SmolLM2-135M-Instruct", "dataset_name": "gsm8k"}, "data set 'gsm8k' is not in the cache "),
         ({"model_name": "SmolLM2-135M-Instruct", "dataset_name": "poems"}, "unknown data set 'poems'"),
     ],
@@ -53,6 +54,29 @@ def test_what_is_local_or_in_the_cache_is_available(asked, tmp_path):
 def test_runs_that_will_not_use_the_network_find_only_what_is_in_the_cache(asked, run, reason):
     assert availability.find_unavailable({"run": run}, offline=True)["run"].startswith(reason)
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("files", "complete"),
+    [
+        (["config.json"], False),
+        (["config.json", "model.safetensors"], True),
+        (["config.json", "pytorch_model.bin"], True),
+        (["model.safetensors"], False),
+        (["config.json", "model.safetensors.index.json", "one.safetensors"], False),
+        (["config.json", "model.safetensors.index.json", "one.safetensors", "two.safetensors"], True),
+    ],
+)
+def test_a_model_is_in_the_cache_if_all_its_weights_are(tmp_path, monkeypatch, files, complete):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--a--one/snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text("0" * 40)
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    for file in files:
+        (snapshot / file).write_text(json.dumps(index))
+    assert hub.is_cached("a/one") == complete
 
 
 def test_without_a_network_the_reason_names_it(asked, monkeypatch):

@@ -261,7 +261,7 @@ def test_logits_with_nan_stop_the_run_and_name_the_prompt():
     def broken(name, step):
         return torch.full((8,), torch.nan) if (name, step) == (4, 2) else create_certain_logits(5)
 
-    with pytest.raises(ValueError, match=r"NaN or inf for prompt 2 \('prompt 4'\): try dtype=float32$"):
+    with pytest.raises(ValueError, match=r"NaN or inf for prompt 2 \('prompt 4'\)$"):
         list(run_function(broken, [2, 3, 4, 6]))
 
 

@@ -84,7 +84,7 @@ def test_weights_are_read_straight_to_the_gpu(tmp_path, device):
     assert {parameter.device.type for parameter in loaded.parameters()} == {"cuda"}
     assert not hasattr(loaded, "_hf_hook")  # a model in one place pays for no hooks
     assert_same(measure_texts(loaded), measure_texts(tiny.create_model()))
-    (entry,) = batching.describe_run(loaded, Inputs([[1]]), [], "auto")["devices"]
+    (entry,) = batching.collect_run_info(loaded, Inputs([[1]]), [], "auto")["devices"]
     assert entry["name"] == torch.cuda.get_device_name(loaded.device)
 
 
@@ -97,7 +97,7 @@ def test_a_packed_model_is_read_to_the_gpu(tmp_path):
 
 def test_what_the_driver_says_is_what_cuda_says():
     """Of an idle GPU at least; on a busy one both change."""
-    told = gpus.read_free_memory()
+    told = gpus.query_free_memory()
     for gpu in range(torch.cuda.device_count()):
         if placement._read_id(gpu) in told:
             assert told[placement._read_id(gpu)] == pytest.approx(torch.cuda.mem_get_info(gpu)[0], rel=0.1, abs=2**30)
@@ -119,7 +119,7 @@ def test_a_model_on_several_gpus_measures_as_on_one(tmp_path, kind, tied):
     spread = loading.load(name, "float32", "balanced").model
     assert len(model_facts.count_weight_bytes(spread)) > 1
     assert_same(measure_texts(spread), measure_texts(model))
-    info = batching.describe_run(spread, Inputs([[1]]), [], "auto")
+    info = batching.collect_run_info(spread, Inputs([[1]]), [], "auto")
     assert info["device"].startswith(f"{len(info['devices'])} x ") or ", " in info["device"]
     assert all(entry["modules"] for entry in info["devices"])
 

@@ -315,12 +315,13 @@ def test_the_progress_bar_counts_the_tokens_measured(capsys):
     assert f"{total}/{total}" in capsys.readouterr().err
 
 
-def test_logits_with_nan_name_the_prompt():
-    model = tiny.create_model()
+@pytest.mark.parametrize(("dtype", "advice"), [(torch.float32, ""), (torch.bfloat16, ": try dtype=float32")])
+def test_logits_with_nan_name_the_prompt(dtype, advice):
+    model = tiny.create_model().to(dtype)
     model.get_input_embeddings().weight.data[tiny.create_tokenizer()("z", add_special_tokens=False)["input_ids"]] = (
         torch.nan
     )
-    with pytest.raises(ValueError, match=r"NaN or inf for prompt 1 \('she'\): try dtype=float32$"):
+    with pytest.raises(ValueError, match=rf"NaN or inf for prompt 1 \('she'\){advice}$"):
         score_texts(model, [" said", "zz"], ["the", "she"])
 
 

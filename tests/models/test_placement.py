@@ -326,7 +326,7 @@ def test_a_model_in_two_places_writes_and_reads_as_in_one(dispatched):
 
 
 def test_run_json_says_where_the_model_lay(dispatched):
-    info = batching.describe_run(dispatched[0], Inputs([[1]]), [], "auto")
+    info = batching.collect_run_info(dispatched[0], Inputs([[1]]), [], "auto")
     (device,) = info["devices"]
     assert device["device"] == "cpu"
     assert info["device"] == device["name"]
@@ -346,7 +346,7 @@ def test_several_gpus_are_described_with_their_share(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device.index * GB, 80 * GB))
-    info = batching.describe_run(model, Inputs([[1]]), [], "auto")
+    info = batching.collect_run_info(model, Inputs([[1]]), [], "auto")
     assert info["device"] == "2 x NVIDIA H100"
     assert [device["weights_gb"] for device in info["devices"]] == [8.0, 24.0]
     modules = [device["modules"] for device in info["devices"]]

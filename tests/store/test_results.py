@@ -392,6 +392,21 @@ def test_the_same_model_under_another_name_may_be_replaced(folder):
     assert not open_run(folder, overwrite=True, model_name="./org/tiny").finished
 
 
+def test_a_model_or_a_data_set_that_was_moved_is_the_same(folder):
+    model, dataset = ({"source": "file", "sha256": letter * 64} for letter in "ab")
+    contents = {"model": model, "dataset": dataset}
+    measure_run(folder, **contents)
+    run = open_run(folder, model_name="elsewhere/tiny", dataset_name="data/math", **contents)
+    assert run.finished
+    run.record_request()
+    found = results.load_info(folder)["settings"]
+    assert (found["model_name"], found["dataset_name"]) == ("elsewhere/tiny", "data/math")
+    assert {**found, **SETTINGS, **contents} == SETTINGS | contents
+    message = catch_refusal(FileExistsError, open_run, folder, **contents | {"model": dataset}, model_name="else/tiny")
+    assert "model_name is" in message
+    assert "dataset_name" not in message
+
+
 def test_damaged_measurements_are_measured_again_with_overwrite(folder):
     measure_run(folder)
     (folder / "measurements.pt").write_bytes(b"half")

@@ -79,7 +79,7 @@ from pathlib import Path
 import torch
 from nucleoscope.store import results
 from nucleoscope.workflow import graph, grid, status
-((folder, entry),) = grid.list_runs(grid.load("grid.json")).items()
+((folder, entry),) = grid.plan_runs(grid.load("grid.json")).items()
 folder = Path(folder)
 folder.mkdir(parents=True)
 torch.save([], folder / results.MEASUREMENTS)

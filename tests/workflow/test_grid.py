@@ -23,7 +23,7 @@ from driver import Driver
 from messages import assert_one_line
 from nucleoscope.models import gpus
 from nucleoscope.store import results
-from nucleoscope.workflow import graph, grid, logs, status
+from nucleoscope.workflow import dependencies, graph, grid, logs, status
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -51,7 +51,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ],
         "datasets": [{"name": "gsm8k", "max_tokens": 70, "memory": "1G"}, "some/where/texts.jsonl"],
     }
-    runs = grid.list_runs(config)
+    runs = grid.plan_runs(config)
     assert list(runs) == ["r/gsm8k/one", "r/texts/one", "r/gsm8k/two", "r/texts/two"]
     one = runs["r/gsm8k/one"]
     assert one.parameters == {
@@ -158,7 +158,7 @@ def test_a_grid_knows_the_parameters_of_the_command_line():
 def test_the_grids_that_come_along():
     grids = {path.stem: grid.load(path) for path in (ROOT / "scripts/grids").glob("*.yml")}
     assert len({config["results_dir"] for config in grids.values()}) == len(grids)  # what they measure does not mix
-    study = grid.list_runs(grids["study"])
+    study = grid.plan_runs(grids["study"])
     assert len(study) == 15
     revisions = {entry.parameters["model_name"]: entry.parameters["model_revision"] for entry in study.values()}
     assert len(revisions) == 5
@@ -166,7 +166,7 @@ def test_the_grids_that_come_along():
     for entry in study.values():
         assert [entry.parameters[name] for name in ("n_prompts", "max_tokens", "prompt_format")] == [100, 100, "raw"]
         assert entry.gpus == 1
-    assert {entry.gpus for entry in grid.list_runs(grids["smoke"]).values()} == {0}
+    assert {entry.gpus for entry in grid.plan_runs(grids["smoke"]).values()} == {0}
 
 
 def test_importing_the_grid_is_quick():
@@ -199,7 +199,7 @@ def write_run(folder: Path, entry: grid.Entry, **others) -> None:
         status.write_status(status.locate_status(folder, job), None)
 
 
-ENTRY = grid.Entry({"model_name": "a", "dataset_name": "b", "n_prompts": 50}, 1, None, None)
+ENTRY = grid.Entry({"model_name": "a", "dataset_name": "b", "n_prompts": 50})
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ ENTRY = grid.Entry({"model_name": "a", "dataset_name": "b", "n_prompts": 50}, 1,
 )
 def test_what_agrees_with_the_grid_is_measured(tmp_path, found, asked):
     write_run(tmp_path / "b" / "a", ENTRY, **found)
-    entry = grid.Entry(ENTRY.parameters | asked, 1, None, None)
+    entry = grid.Entry(ENTRY.parameters | asked)
     assert status.find_missing(tmp_path / "b" / "a", entry) is None
 
 
@@ -245,7 +245,7 @@ def test_what_agrees_with_the_grid_is_measured(tmp_path, found, asked):
 )
 def test_what_differs_from_the_grid_is_not_measured(tmp_path, found, asked, why):
     write_run(tmp_path / "b" / "a", ENTRY, **found)
-    entry = grid.Entry(ENTRY.parameters | asked, 1, None, None)
+    entry = grid.Entry(ENTRY.parameters | asked)
     assert status.find_missing(tmp_path / "b" / "a", entry) == why
 
 
@@ -271,12 +271,17 @@ def test_how_many_prompts_were_requested_is_read_from_the_notebook_of_an_earlier
 def test_a_data_set_whose_file_has_changed_is_measured_again(tmp_path):
     prompts = tmp_path / "b.txt"
     prompts.write_text("the cat")
-    entry = grid.Entry(ENTRY.parameters | {"dataset_name": str(prompts)}, 1, None, None)
+    entry = grid.Entry(ENTRY.parameters | {"dataset_name": str(prompts)})
     digest = hashlib.sha256(b"the cat").hexdigest()
     write_run(tmp_path / "b" / "a", entry, dataset={"source": "file", "sha256": digest})
     assert status.find_missing(tmp_path / "b" / "a", entry) is None
     prompts.write_text("the dog")
     assert status.find_missing(tmp_path / "b" / "a", entry).startswith(f"dataset is '{digest}' in the results and ")
+    moved = tmp_path / "elsewhere" / "b.txt"
+    moved.parent.mkdir()
+    moved.write_text("the cat")
+    elsewhere = grid.Entry(entry.parameters | {"dataset_name": str(moved)})
+    assert status.find_missing(tmp_path / "b" / "a", elsewhere) is None
     prompts.unlink()  # what is measured needs it no longer
     assert status.find_missing(tmp_path / "b" / "a", entry) is None
 
@@ -300,7 +305,7 @@ def test_the_report_names_what_else_failed_and_which_earlier_results_are_analyse
 
 
 def create_entry(number: int) -> grid.Entry:
-    return grid.Entry({}, number, None, None)
+    return grid.Entry({}, number)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +329,7 @@ def test_a_runs_share_of_a_machine_with_sixteen_cores(wanted, there, gpus_of, th
     ],
 )
 def test_who_chooses_the_gpus_of_a_run(wanted, there, found, choice):
-    assert graph.choose_gpus(create_entry(wanted), there, found) == choice
+    assert graph.decide_visible_gpus(create_entry(wanted), there, found) == choice
     if there is None:
         assert graph.count_gpus(create_entry(wanted), there) == wanted
 
@@ -401,7 +406,7 @@ def write_study_grid(tmp_path: Path) -> tuple[Path, dict[str, grid.Entry]]:
     config = {"results_dir": str(tmp_path / "results"), "models": models, "datasets": datasets}
     config |= {"parameters": {"max_tokens": 4, "n_prompts": 2, "batch_size": 1}, "analyses": {"resamples": 100}}
     (tmp_path / "grid.yml").write_text(yaml.safe_dump(config))
-    return tmp_path / "grid.yml", grid.list_runs(config)
+    return tmp_path / "grid.yml", grid.plan_runs(config)
 
 
 def test_a_grid_of_fifteen_with_two_that_fail_ends_with_thirteen_tables_and_a_report(tmp_path):
@@ -458,7 +463,7 @@ def test_a_failure_after_the_measurements_loses_none_of_them(tmp_path, older):
     config = {"results_dir": str(tmp_path / "results"), "models": [model], "datasets": [str(tmp_path / "short.jsonl")]}
     config |= {"parameters": {"max_tokens": 4, "n_prompts": 2}, "analyses": {"resamples": 100}}
     (tmp_path / "grid.yml").write_text(yaml.safe_dump(config))
-    ((folder, entry),) = grid.list_runs(config).items()
+    ((folder, entry),) = grid.plan_runs(config).items()
     folder = Path(folder)
     if older:
         write_run(folder, entry, top_p=0.5)
@@ -502,6 +507,50 @@ def test_two_gpus_are_shared_by_runs_with_their_share_of_the_cores(tmp_path, two
     assert planned.count("threads: 2") == 1  # the analyses; each run has one of the two cores
     shown = run_snakemake("--configfile", path, "--dry-run", "--printshellcmds", **two_gpus.environment).stdout
     assert shown.count("--gpus 1 --tries_left 0 -- ") == 15
+
+
+def test_runs_that_cannot_be_measured_are_no_jobs_of_a_cluster(tmp_path):
+    path, runs = write_study_grid(tmp_path)
+    config = yaml.safe_load(path.read_text())
+    config["models"] = [config["models"][0], str(tmp_path / "none.gguf")]
+    config["datasets"] = [config["datasets"][0], str(tmp_path / "none.txt")]
+    path.write_text(yaml.safe_dump(config))
+    write_run(tmp_path / "results/short/one", runs[str(tmp_path / "results/short/one")])
+    (tmp_path / "results/short/one/run.ipynb").unlink()
+    planned = run_snakemake("--configfile", path, "--dry-run")
+    assert planned.stdout.count("rule refuse:") == 3
+    assert "rule measure:" not in planned.stdout
+    assert planned.stdout.count("rule page:") == 1
+    lines = [line for line in planned.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == [
+        f"error: file '{tmp_path}/none.txt' does not exist",
+        f"error: file '{tmp_path}/none.gguf' does not exist",
+    ]
+    done = run_snakemake("--configfile", path, "--", tmp_path / "results/short/none.gguf/measure.status.json")
+    assert done.returncode != 0
+    assert f"  none.gguf on short: file '{tmp_path}/none.gguf' does not exist" in done.stderr
+
+
+def test_a_syntax_error_in_a_notebook_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/run.py").write_text("import os\nprint(\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^'notebooks/run.py', line 2: '\(' was never closed$"):
+        dependencies.list_dependencies("notebooks/run.py")
+
+
+def test_an_old_failure_of_the_book_is_none_of_a_graph_without_it(tmp_path):
+    config = SMALL | {"results_dir": str(tmp_path)}
+    ((folder, entry), *_) = grid.plan_runs(config).items()
+    for folder, entry in grid.plan_runs(config).items():
+        write_run(Path(folder), entry)
+    log = tmp_path / "logs/book.log"
+    log.parent.mkdir()
+    log.write_text("# begun\nerror: no\n# ended now: status 1\n")
+    assert status.is_complete(config, ["measure", "analyses"])
+    assert not status.is_complete(config)
+    assert "the book" in status.summarise(config)
+    assert "the book" not in status.summarise(config, ["analyses"])
 
 
 def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_path):

@@ -1,6 +1,7 @@
 """Jobs of the graph by `scripts/job.py`: their logs when disks are full, and GPUs that runs of any kind share."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -118,7 +119,7 @@ def test_a_log_tells_that_its_command_is_running(tmp_path):
     assert not logs.has_failed(log)
     run.communicate("\n", timeout=200)
     assert not logs.has_failed(log)
-    assert logs.explain(log, "top_p is 0.9") == "it was measured, but top_p is 0.9"
+    assert logs.explain(log, "top_p is 0.9") == "its last attempt succeeded, but top_p is 0.9"
 
 
 @pytest.mark.parametrize(
@@ -190,15 +191,20 @@ def test_the_last_try_of_a_job_that_was_killed_runs_nothing_and_records_that(tmp
 
 
 def test_a_run_that_cannot_be_had_is_not_started(tmp_path):
-    folder = tmp_path / "results/data/model"
-    status.write_unavailable(tmp_path / "results", {str(folder): "model 'a/b' is gated"})
-    words = ["--status", str(folder / "measure.status.json"), "--tries_left", "2", "--", "no-such-command"]
-    run = start_job(tmp_path / "log", *words)
-    assert run.communicate(timeout=200) == ("", "")
-    assert run.returncode == 0
-    assert status.read_problem(folder / "measure.status.json") == "model 'a/b' is gated"
-    status.write_unavailable(tmp_path / "results", {})
-    assert status.read_unavailable(folder) is None
+    file = tmp_path / "results/data/model/measure.status.json"
+    command = [*JOB[:-1], "--status", str(file), "--problem", "model 'a/b' is gated"]
+    assert subprocess.run(command, capture_output=True, text=True).stderr == ""
+    assert status.read_problem(file) == "model 'a/b' is gated"
+    assert json.loads(file.read_text())["state"] == "not started"
+
+
+def test_a_last_try_after_one_that_succeeded_records_that(tmp_path):
+    """Its node went down after the command had ended, before the status file was written."""
+    file = tmp_path / "results/data/model/measure.status.json"
+    start_job(tmp_path / "log", "--", sys.executable, "-c", SUCCEED).communicate(timeout=200)
+    last = start_job(tmp_path / "log", "--status", str(file), "--tries_left", "-1", "--", "no-such-command")
+    last.communicate(timeout=200)
+    assert json.loads(file.read_text()) == {"state": "succeeded"}
 
 
 # GPUs
@@ -316,7 +322,7 @@ def test_a_gpu_that_a_run_by_hand_holds_is_not_given_to_a_job(tmp_path):
         assert logs.explain(log) == f"it was killed, or its machine went down, after: {words}"
         time.sleep(2 * gpus.POLL)
     assert both.communicate(timeout=200) == (f"{ONE},{OTHER}\n", "")
-    assert logs.explain(log) == "it was measured, but its results were removed or replaced"
+    assert logs.explain(log) == "its last attempt succeeded, but its results were removed or replaced"
     assert log.read_text().count(words) == 1
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from nucleoscope import hub
@@ -47,12 +47,12 @@ def _explain(check: Callable[[], None]) -> str | None:
 def _check_model(name: str, revision: str | None, offline: bool) -> None:
     hub.find(name)
     hub.check_revision(name, revision)
-    if not hub.is_on_hub(name) or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+    if not hub.is_on_hub(name) or hub.is_cached(name, revision):
         return
     if constants.HF_HUB_OFFLINE:
-        raise hub.explain(name, LocalEntryNotFoundError("it is not in the cache"), revision)
+        raise hub.explain(name, LocalEntryNotFoundError("its weights are not in the cache"), revision)
     if offline:
-        raise FileNotFoundError(f"model '{name}' is not in the cache {constants.HF_HUB_CACHE}, {ADVICE}")
+        raise FileNotFoundError(f"model '{name}' is not completely in the cache {constants.HF_HUB_CACHE}, {ADVICE}")
     prefetch.plan_model(name, revision)
 
 

@@ -1,6 +1,6 @@
 """What generating and scoring many prompts have in common.
 
-The planning of batches, a queue that splits batches that do not fit in memory,
+The planning of batches, measuring them one by one and in halves if they do not fit in memory,
 resuming, and the contents of `run.json`. This module does not depend on how a batch is measured.
 """
 
@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby
@@ -51,60 +51,52 @@ def split_batches(
     return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
 
 
-class Attempt:
-    """One batch being measured, as a context manager: `records` and `seconds` are set if it succeeds.
+def measure_batches(
+    batches: list[list[int]],
+    prompts: list[str],
+    measure: Callable[[list[int], tqdm], list[dict]],
+    model: PreTrainedModel,
+    total: int,
+    progress: bool = True,
+) -> Iterator[Batch]:
+    """Measures one batch of prompt indices after another, and yields each as soon as it is measured.
 
-    Assign the records to ``records`` inside the block. If the device runs out of memory, the block ends
-    without an error, ``records`` stays None, and the batch is halved. NotFinite becomes a ValueError that
-    names the prompts.
+    ``measure(indices, bar)`` returns the records of one batch; ``bar`` counts tokens, ``total`` of them are
+    expected at most. If the ``model``'s device runs out of memory, the batch is measured in two halves. Raises
+    ValueError, naming the prompts, for logits with NaN, MemoryError if a single prompt does not fit.
     """
-
-    def __init__(self, queue: "BatchQueue", indices: list[int]):
-        self.queue, self.indices = queue, indices
-        self.records: list[dict] | None = None
-        self.seconds = 0.0
-
-    def __enter__(self) -> "Attempt":
-        self.begin, self.shown = time.perf_counter(), (self.queue.bar.n, self.queue.bar.total)
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> bool:
-        self.seconds = time.perf_counter() - self.begin
-        if isinstance(error, NotFinite):
-            prompts = self.queue.prompts
-            names = ", ".join(f"{self.indices[row]} ({prompts[self.indices[row]][:40]!r})" for row in error.rows)
-            raise ValueError(f"the model's logits contain NaN or inf for prompt {names}: try dtype=float32") from None
-        if not isinstance(error, torch.OutOfMemoryError):
-            return False
-        self.queue.bar.n, self.queue.bar.total = self.shown
-        self.queue.halve(self.indices)
-        return True
-
-
-class BatchQueue:
-    """Batches of prompt indices, each an `Attempt`; a batch that runs out of memory is retried in two halves.
-
-    ``bar`` is reset when a batch is halved. Raises MemoryError if a single prompt does not fit.
-    """
-
-    def __init__(self, batches: list[list[int]], prompts: list[str], device: torch.device, bar: tqdm):
-        self.left, self.prompts, self.device, self.bar = list(batches), prompts, device, bar
-        self.halved = False
-
-    def __iter__(self) -> Iterator[Attempt]:
-        while self.left:
-            if self.halved and self.device.type == "cuda":
+    left = list(batches)
+    with tqdm(total=total, unit="tok", disable=not (progress and batches), mininterval=0.5) as bar:
+        while left:
+            indices, shown, begin = left.pop(0), (bar.n, bar.total), time.perf_counter()
+            try:
+                records = measure(indices, bar)
+            except NotFinite as error:
+                rows = [indices[row] for row in error.rows]
+                names = ", ".join(f"{index} ({prompts[index][:40]!r})" for index in rows)
+                raise explain_not_finite(f"for prompt {names}", model) from None
+            except torch.OutOfMemoryError:
+                records = None
+            if records is not None:
+                yield Batch(indices, records, time.perf_counter() - begin)
+                continue
+            if model.device.type == "cuda":
                 torch.cuda.empty_cache()  # not in the except block, whose traceback still holds the tensors
-            self.halved = False
-            yield Attempt(self, self.left.pop(0))
+            bar.n, bar.total = shown
+            left[:0] = _halve(indices)
 
-    def halve(self, indices: list[int]) -> None:
-        """Puts the two halves of a batch at the front."""
-        if len(indices) == 1:
-            raise MemoryError(f"prompt {indices[0]} alone does not fit in the device's memory: reduce max_tokens")
-        half = (len(indices) + 1) // 2
-        self.left[:0] = [indices[:half], indices[half:]]
-        self.halved = True
+
+def explain_not_finite(where: str, model: PreTrainedModel) -> ValueError:
+    """The error for logits that do not define a distribution; ``where`` says for which prompt or token."""
+    advice = "" if model.dtype == torch.float32 else ": try dtype=float32"
+    return ValueError(f"the model's logits contain NaN or inf {where}{advice}")
+
+
+def _halve(indices: list[int]) -> list[list[int]]:
+    if len(indices) == 1:
+        raise MemoryError(f"prompt {indices[0]} alone does not fit in the device's memory: reduce max_tokens")
+    half = (len(indices) + 1) // 2
+    return [indices[:half], indices[half:]]
 
 
 def list_unmeasured(folder: Any, n_prompts: int) -> list[int]:
@@ -120,7 +112,9 @@ def resume_plan(batches: list[list[int]], unmeasured: list[int]) -> list[list[in
     return [batch for batch in todo if batch]
 
 
-def describe_run(model: PreTrainedModel, inputs: Inputs, batches: list[dict], batch_size: int | str) -> dict[str, Any]:
+def collect_run_info(
+    model: PreTrainedModel, inputs: Inputs, batches: list[dict], batch_size: int | str
+) -> dict[str, Any]:
     """What `run.json` contains besides the settings; ``batches`` as `run_folder.RunFolder` saves them.
 
     Seconds are those of the finished batches; peak memory is that of the process that finished the run.

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import embedding_bag
 
+from nucleoscope.measure.ragged import choose_sum_dtype, compute_shares, repeat_rows, sum_rows, widen
+
 # Numbers gathered at once: on a CPU a piece should fit in its cache (1 MB in float32), on a GPU
 # it should keep the device busy.
 PIECE_CPU, PIECE_GPU = 2**18, 2**26
@@ -55,14 +57,13 @@ def compute_similarity(
     step = _choose_rows_per_piece(embedding)
     parts = [slice(start, start + step) for start in range(0, total, step)]
     inverse = inverse_norm[ids]
-    exact = _choose_exact_dtype(ids)
-    q = probs.to(exact) / _repeat_rows(_sum_rows(probs.to(exact), offsets), sizes, total)
+    q = compute_shares(probs, offsets)
     # The likeliest token is kept separate in the weighted sums: if it has nearly all the weight,
     # the others would be lost as a difference of numbers close to 1.
     others = q.index_fill(0, first, 0)
-    tail = _sum_rows(others, offsets)
+    tail = sum_rows(others, offsets)
     # As shares of their own mass, which may be too small for float32.
-    others = others / _repeat_rows(torch.where(sizes == 1, 1, tail), sizes, total)
+    others = others / repeat_rows(torch.where(sizes == 1, 1, tail), offsets, total)
 
     sums = rest = 0  # S, and M without its first term: (B, d)
     squares = torch.empty_like(q)  # |u_i|^2 as actually added: 1 up to rounding, 0 for a zero row
@@ -75,22 +76,22 @@ def compute_similarity(
 
     head = embedding.index_select(0, ids[first]).float() * inverse[first, None]  # u of the likeliest token (B, d)
     mean = tail[:, None].float() * rest + q[first, None].float() * head  # M (B, d)
-    owner = _repeat_rows(torch.arange(len(sizes), device=ids.device), sizes, total)
+    owner = repeat_rows(torch.arange(len(sizes), device=ids.device), offsets, total)
     dots = torch.cat([_compute_dots(embedding, ids[p], mean, owner[p]) for p in parts]) * inverse
 
     alone = sizes == 1
     pairs = torch.where(alone, 1, sizes * (sizes - 1))
-    cosine = (_compute_square_norm(sums, exact) - _sum_rows(squares, offsets)) / pairs
+    cosine = (_compute_square_norm(sums) - sum_rows(squares, offsets)) / pairs
     lead = 2 * q[first]
     tail_square = others.square()
     shared = lead * torch.linalg.vecdot(head, rest) + tail * (
-        _compute_square_norm(rest, exact) - _sum_rows(tail_square * squares, offsets)
+        _compute_square_norm(rest) - sum_rows(tail_square * squares, offsets)
     )
-    weight = lead + tail * (1 - _sum_rows(tail_square, offsets))
+    weight = lead + tail * (1 - sum_rows(tail_square, offsets))
     weighted = shared / torch.where(alone, 1, weight)
     # (Zq)_i with Z_ii = 1 exactly, whatever u_i.u_i is after rounding (or for a row of zeros).
     ordinariness = (1 + dots + q * (1 - squares)) / 2
-    entropy = -_sum_rows(q * torch.maximum(ordinariness, q).clamp_max(1).log(), offsets)
+    entropy = -sum_rows(q * torch.maximum(ordinariness, q).clamp_max(1).log(), offsets)
     return Similarity(
         torch.where(alone, 1, cosine).clamp(-1, 1),
         torch.where(alone, 1, weighted).clamp(-1, 1),
@@ -103,14 +104,9 @@ def _choose_rows_per_piece(embedding: torch.Tensor) -> int:
     return max(1, piece // embedding.shape[1])
 
 
-def _choose_exact_dtype(values: torch.Tensor) -> torch.dtype:
-    """float64, for sums of scalars and of squares, except on Apple's GPUs, which do not have it."""
-    return torch.float32 if values.device.type == "mps" else torch.float64
-
-
 def _compute_norms(rows: torch.Tensor) -> torch.Tensor:
     """Norms (k,) of ``rows`` (k, d). Over wide rows a float32 sum is biased, and so is a pair's cosine."""
-    return torch.linalg.vector_norm(rows, dim=-1, dtype=_choose_exact_dtype(rows))
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=choose_sum_dtype(rows.device))
 
 
 def _compute_dots(embedding: torch.Tensor, ids: torch.Tensor, mean: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
@@ -124,15 +120,5 @@ def _sum_bags(rows: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor) 
     return embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
-def _compute_square_norm(rows: torch.Tensor, exact: torch.dtype) -> torch.Tensor:
-    return rows.to(exact).square().sum(-1)
-
-
-def _sum_rows(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Row sums (B,) of ragged ``values`` (K,)."""
-    return torch.segment_reduce(values, "sum", offsets=offsets, axis=0)
-
-
-def _repeat_rows(values: torch.Tensor, sizes: torch.Tensor, total: int) -> torch.Tensor:
-    """Row values (B,) repeated for each of a row's entries: (K,), without a copy to the host."""
-    return torch.repeat_interleave(values, sizes, output_size=total)
+def _compute_square_norm(rows: torch.Tensor) -> torch.Tensor:
+    return widen(rows).square().sum(-1)

@@ -31,10 +31,10 @@ def encode(
     cut from the left. Raises ValueError for a missing template, or if max_tokens alone fills the
     context.
     """
-    room = compute_prompt_room(context, max_tokens)
+    room = _compute_prompt_room(context, max_tokens)
     inputs = Inputs([])
     for index, prompt in enumerate(prompts):
-        ids = encode_opening(tokenizer, prompt, prompt_format)
+        ids = _encode_opening(tokenizer, prompt, prompt_format)
         if room is not None and len(ids) > room:
             inputs.truncated.append(index)
             ids = ids[-room:]
@@ -42,7 +42,7 @@ def encode(
     return inputs
 
 
-def encode_opening(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str = "raw") -> list[int]:
+def _encode_opening(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str = "raw") -> list[int]:
     """Ids of one prompt, never empty: an empty prompt becomes a start token. ValueError if there is none."""
     return tokenise(tokenizer, prompt, prompt_format) or [_find_start_token(tokenizer)]
 
@@ -58,7 +58,7 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str
     return tokenizer(prompt + text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def compute_prompt_room(context: int | None, max_tokens: int) -> int | None:
+def _compute_prompt_room(context: int | None, max_tokens: int) -> int | None:
     """Tokens that a prompt may have in ``context`` positions; None if there is no limit."""
     if context is None:
         return None

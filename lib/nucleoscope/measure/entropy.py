@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from nucleoscope.measure.ragged import compute_shares, repeat_rows, sum_rows
+
 # Logits processed at once: on a CPU as many as fit in its cache (allocating memory at each step costs
 # more than the sums), on a GPU as many as keep it busy.
 PIECE_CPU, PIECE_GPU = 2**19, 2**28
@@ -39,12 +41,12 @@ def compute_nucleus_entropies(probs: torch.Tensor, offsets: torch.Tensor) -> Nuc
     Compression: Non-Asymptotics and Asymptotics", 2014); collision entropy is the Renyi entropy of
     order 2 (Renyi, "On measures of entropy and information", 1961), in [0, H].
     """
-    q = _compute_shares(probs, offsets)
+    q = compute_shares(probs, offsets)
     information = -q.log()
-    entropy = _sum_rows(q * information, offsets)
-    spread = information - _repeat_rows(entropy, offsets, len(q))
-    collision = -_sum_rows(q.square(), offsets).log()
-    return NucleusEntropies(entropy.clamp_min(0), _sum_rows(q * spread.square(), offsets), collision.clamp_min(0))
+    entropy = sum_rows(q * information, offsets)
+    spread = information - repeat_rows(entropy, offsets, len(q))
+    collision = -sum_rows(q.square(), offsets).log()
+    return NucleusEntropies(entropy.clamp_min(0), sum_rows(q * spread.square(), offsets), collision.clamp_min(0))
 
 
 def compute_full_entropies(logits: torch.Tensor) -> FullEntropies:
@@ -70,24 +72,3 @@ def _compute_full_entropy(logits: torch.Tensor) -> FullEntropies:
 
 def _choose_rows_per_piece(logits: torch.Tensor) -> int:
     return max(1, (PIECE_CPU if logits.device.type == "cpu" else PIECE_GPU) // logits.shape[-1])
-
-
-def _compute_shares(probs: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """q (K,): each nucleus's probabilities divided by their mass."""
-    wide = probs.to(_choose_wide_dtype(probs))
-    return wide / _repeat_rows(_sum_rows(wide, offsets), offsets, len(probs))
-
-
-def _sum_rows(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Row sums (B,) of ragged ``values`` (K,)."""
-    return torch.segment_reduce(values, "sum", offsets=offsets, axis=0)
-
-
-def _repeat_rows(values: torch.Tensor, offsets: torch.Tensor, total: int) -> torch.Tensor:
-    """Row values (B,) repeated for each of a row's entries: (K,), without a copy to the host."""
-    return torch.repeat_interleave(values, offsets.diff(), output_size=total)
-
-
-def _choose_wide_dtype(values: torch.Tensor) -> torch.dtype:
-    """float64 for sums, except on Apple's GPUs, which do not have it."""
-    return torch.float32 if values.device.type == "mps" else torch.float64

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import cosine, model_facts
-from nucleoscope.measure.batching import Batch, BatchQueue, split_batches
+from nucleoscope.measure.batching import Batch, measure_batches, split_batches
 from nucleoscope.measure.decoding import Decoder, accepts_positions
 from nucleoscope.measure.encoding import Inputs, encode
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
@@ -85,29 +85,31 @@ def measure(
     embedding, ends = find_embedding_matrix(model), find_end_tokens(model, tokenizer)
     inverse_norm = cosine.compute_inverse_norms(embedding)
     quantities = list_recorded() if quantities is None else quantities
+
+    def measure_batch(indices: list[int], bar: tqdm) -> list[dict]:
+        numbers = draw_uniforms(chosen.seed, indices, max_tokens, model.device)
+        sampler, ended = Sampler(embedding, inverse_norm, chosen, numbers, ends, quantities), 0
+        for step, (rows, over) in enumerate(generate(model, [inputs.ids[i] for i in indices], max_tokens, sampler)):
+            bar.total -= (len(over) - ended) * (max_tokens - step)  # ended rows will produce no more tokens
+            ended = len(over)
+            bar.update(sum(row not in over for row in rows))
+        return sampler.build_records([prompts[i] for i in indices])
+
     total = max_tokens * sum(map(len, batches))
-    with tqdm(total=total, unit="tok", disable=not (progress and batches), mininterval=0.5) as bar:
-        for attempt in BatchQueue(batches, prompts, model.device, bar):
-            with attempt:
-                numbers = draw_uniforms(chosen.seed, attempt.indices, max_tokens, model.device)
-                sampler = Sampler(embedding, inverse_norm, chosen, numbers, ends, quantities)
-                generate_batch(model, [inputs.ids[i] for i in attempt.indices], max_tokens, sampler, bar)
-                attempt.records = sampler.build_records([prompts[i] for i in attempt.indices])
-            if attempt.records is not None:
-                yield Batch(attempt.indices, attempt.records, attempt.seconds)
+    yield from measure_batches(batches, prompts, measure_batch, model, total, progress)
 
 
 @torch.inference_mode()
-def generate_batch(
-    model: PreTrainedModel, ids: list[list[int]], max_tokens: int, sampler: Sampler, bar: tqdm | None = None
-) -> None:
-    """Prefill, then draw, measure and step until every row has ended or has ``max_tokens`` tokens."""
-    decoder, ended = Decoder(model, ids, max_tokens), 0
+def generate(
+    model: PreTrainedModel, ids: list[list[int]], max_tokens: int, sampler: Sampler
+) -> Iterator[tuple[list[int], set[int]]]:
+    """Prefill, then draw, measure and step until every row of ``ids`` has ended or has ``max_tokens`` tokens.
+
+    Yields after each draw which rows it was for, and which of all rows are known to have ended.
+    """
+    decoder = Decoder(model, ids, max_tokens)
     logits = decoder.prefill()
     while logits is not None:
         tokens, over = sampler.draw(logits, decoder.rows)
-        if bar is not None:  # ended rows will produce no more tokens
-            bar.total -= (len(over) - ended) * (max_tokens - len(sampler.steps) + 1)
-            ended = len(over)
-            bar.update(sum(row not in over for row in decoder.rows))
+        yield decoder.rows, over
         logits = decoder.advance(tokens, over)

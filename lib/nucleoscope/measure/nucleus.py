@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from nucleoscope.measure.ragged import choose_sum_dtype
 from nucleoscope.settings import Settings, validate
 
 WINDOW = 128  # tokens examined first; wide enough for most steps of most models
@@ -118,7 +119,7 @@ def _count_sizes(values: torch.Tensor, top_p: float) -> torch.Tensor:
     positive = (values > 0).sum(-1).clamp_min(1)
     if top_p == 1:
         return positive
-    below = values.cumsum(-1, dtype=choose_wide_dtype(values)) < top_p
+    below = values.cumsum(-1, dtype=choose_sum_dtype(values.device)) < top_p
     return torch.minimum(below.sum(-1) + 1, positive)
 
 
@@ -155,8 +156,3 @@ def _bound_below(probs: torch.Tensor, top_p: float) -> torch.Tensor:
         enough = mass >= top_p + SLACK
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
     return low
-
-
-def choose_wide_dtype(values: torch.Tensor) -> torch.dtype:
-    """float64 for sums, except on Apple's GPUs, which do not have it."""
-    return torch.float32 if values.device.type == "mps" else torch.float64

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from nucleoscope.measure.nucleus import Nucleus
+from nucleoscope.measure.ragged import widen
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity
 
@@ -31,13 +32,12 @@ def measure_step(step: Step, quantities: Sequence[Quantity]) -> torch.Tensor:
 
     Raises ValueError, naming the quantity, if one does not return one number per token.
     """
-    wide = torch.float32 if step.logits.device.type == "mps" else torch.float64
     columns = [torch.as_tensor(quantity.compute(step), device=step.logits.device) for quantity in quantities]
     for quantity, column in zip(quantities, columns, strict=True):
         if column.shape != step.tokens.shape:
             shapes = f"{tuple(column.shape)}: it must be {tuple(step.tokens.shape)}, one number per token"
             raise ValueError(f"quantity '{quantity.name}' has shape {shapes}")
-    return torch.stack([column.to(wide) for column in columns])
+    return torch.stack([widen(column) for column in columns])
 
 
 def unpack(

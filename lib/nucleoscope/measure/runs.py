@@ -42,7 +42,7 @@ def complete_run(
     for batch in mode.measure(model, tokenizer, *data, inputs=inputs, batches=todo, progress=progress, **settings):
         folder.save_batch(batch.indices, batch.records, batch.seconds)
     info = {"mode": "generate" if texts is None else "score"}
-    info |= batching.describe_run(model, inputs, folder.load_batches(), chosen.batch_size)
+    info |= batching.collect_run_info(model, inputs, folder.load_batches(), chosen.batch_size)
     if texts is not None:
         info |= {"texts_truncated": len(inputs.texts_truncated)}
     folder.finish(len(prompts), info)

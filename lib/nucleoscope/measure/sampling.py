@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from nucleoscope.measure.nucleus import NotFinite, Nucleus, choose_wide_dtype, find_nucleus, scale_logits
+from nucleoscope.measure.nucleus import NotFinite, Nucleus, find_nucleus, scale_logits
+from nucleoscope.measure.ragged import choose_sum_dtype
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity
@@ -26,8 +27,8 @@ def list_uniforms(seed: int, index: int, n: int) -> list[float]:
 
 def draw_uniforms(seed: int, indices: Iterable[int], max_tokens: int, device: torch.device) -> torch.Tensor:
     """The uniform numbers (B, max_tokens) of some prompts, on the device; float64 except on Apple's GPUs."""
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.tensor([list_uniforms(seed, index, max_tokens) for index in indices], dtype=dtype, device=device)
+    numbers = [list_uniforms(seed, index, max_tokens) for index in indices]
+    return torch.tensor(numbers, dtype=choose_sum_dtype(device), device=device)
 
 
 def sample(nucleus: Nucleus, uniforms: torch.Tensor) -> torch.Tensor:
@@ -36,7 +37,7 @@ def sample(nucleus: Nucleus, uniforms: torch.Tensor) -> torch.Tensor:
     Returns positions (B,) int64 in ``nucleus.ids`` and ``nucleus.probs``: the first token of each
     nucleus whose cumulative share of the mass exceeds the uniform number. No copy to the host.
     """
-    cumulative = torch.nn.functional.pad(nucleus.probs.cumsum(0, dtype=choose_wide_dtype(nucleus.probs)), (1, 0))
+    cumulative = torch.nn.functional.pad(nucleus.probs.cumsum(0, dtype=choose_sum_dtype(nucleus.probs.device)), (1, 0))
     start, end = cumulative[nucleus.offsets[:-1]], cumulative[nucleus.offsets[1:]]
     targets = start + uniforms.to(cumulative.dtype) * (end - start)
     index = torch.searchsorted(cumulative[1:], targets, right=True)

@@ -18,8 +18,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import batching, cosine
-from nucleoscope.measure.encoding import Inputs, compute_prompt_room, encode_opening, tokenise
+from nucleoscope.measure import batching, cosine, encoding
+from nucleoscope.measure.encoding import Inputs, tokenise
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix
 from nucleoscope.measure.nucleus import NotFinite, find_nucleus, scale_logits
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
@@ -59,16 +59,12 @@ def encode(
     from the left in the same way (`encoding.encode`). Raises the same ValueErrors as `encoding.encode`,
     and ValueError for a text without tokens.
     """
-    room = compute_prompt_room(context, max_tokens)
-    inputs = Texts([])
-    for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        before = encode_opening(tokenizer, prompt, prompt_format)
+    openings = encoding.encode(tokenizer, prompts, prompt_format, context, max_tokens)
+    inputs = Texts([], openings.truncated)
+    for index, (prompt, text, before) in enumerate(zip(prompts, texts, openings.ids, strict=True)):
         ids = encode_text(tokenizer, prompt, text, prompt_format)
         if not ids:
             raise ValueError(f"the text of prompt {index} ({prompt[:40]!r}) is empty: there is nothing to measure")
-        if room is not None and len(before) > room:
-            inputs.truncated.append(index)
-            before = before[-room:]
         if len(ids) > max_tokens:
             inputs.texts_truncated.append(index)
         inputs.ids.append(before + ids[:max_tokens])
@@ -222,17 +218,13 @@ def measure(
         inputs = encode(tokenizer, prompts, texts, chosen.prompt_format, find_context_length(model), chosen.max_tokens)
     if batches is None:
         batches = plan_batches(model, inputs, chosen)
-    total = sum(len(inputs.ids[i]) - inputs.starts[i] for batch in batches for i in batch)
     forward, quantities = TextForward(model), list_recorded() if quantities is None else quantities
     inverse_norm = cosine.compute_inverse_norms(find_embedding_matrix(model))
-    with tqdm(total=total, unit="tok", disable=not (progress and batches), mininterval=0.5) as bar:
-        for attempt in batching.BatchQueue(batches, prompts, model.device, bar):
-            with attempt:
-                ids, starts = ([column[i] for i in attempt.indices] for column in (inputs.ids, inputs.starts))
-                found = score_batch(forward, inverse_norm, chosen, ids, starts, quantities, bar)
-                attempt.records = [
-                    build_record(prompts[i], tokens, quantities)
-                    for i, tokens in zip(attempt.indices, found, strict=True)
-                ]
-            if attempt.records is not None:
-                yield batching.Batch(attempt.indices, attempt.records, attempt.seconds)
+
+    def measure_batch(indices: list[int], bar: tqdm) -> list[dict]:
+        ids, starts = ([column[i] for i in indices] for column in (inputs.ids, inputs.starts))
+        found = score_batch(forward, inverse_norm, chosen, ids, starts, quantities, bar)
+        return [build_record(prompts[i], tokens, quantities) for i, tokens in zip(indices, found, strict=True)]
+
+    total = sum(len(inputs.ids[i]) - inputs.starts[i] for batch in batches for i in batch)
+    yield from batching.measure_batches(batches, prompts, measure_batch, model, total, progress)

@@ -8,11 +8,9 @@ inspected before it is complete.
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import cosine, generation, sampling, scoring
-from nucleoscope.measure.decoding import Decoder
+from nucleoscope.measure import batching, cosine, generation, sampling, scoring
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
 from nucleoscope.measure.nucleus import NotFinite
 from nucleoscope.measure.recording import Token
@@ -20,7 +18,6 @@ from nucleoscope.quantities import find_columns, list_recorded
 from nucleoscope.settings import Settings
 
 
-@torch.inference_mode()
 def stream(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -42,19 +39,15 @@ def stream(
     numbers = sampling.draw_uniforms(chosen.seed, [index], max_tokens, model.device)
     inverse_norm = cosine.compute_inverse_norms(embedding)
     sampler = sampling.Sampler(embedding, inverse_norm, chosen, numbers, ends, list_recorded())
-    decoder = Decoder(model, inputs.ids, max_tokens)
-    logits = decoder.prefill()
-    while logits is not None:
-        try:
-            drawn, _ = sampler.draw(logits, decoder.rows)
-        except NotFinite:
-            step = len(sampler.steps)
-            raise ValueError(f"the model's logits contain NaN or inf at token {step}: try dtype=float32") from None
-        (token,) = sampler.read_latest()
-        if token.id in ends:
-            return
-        yield token
-        logits = decoder.advance(drawn)
+    steps = generation.generate(model, inputs.ids, max_tokens, sampler)
+    try:
+        for _ in steps:
+            (token,) = sampler.read_latest()
+            if token.id in ends:
+                return
+            yield token
+    except NotFinite:
+        raise batching.explain_not_finite(f"at token {len(sampler.steps)}", model) from None
 
 
 def read(

@@ -52,7 +52,7 @@ def _list_driver_ids() -> list[str]:
         return []
 
 
-def read_free_memory() -> dict[str, int]:
+def query_free_memory() -> dict[str, int]:
     """Free bytes on each NVIDIA GPU, by its id without "GPU-"; empty if the driver does not report them."""
     try:
         with _open_driver() as handles:

@@ -100,7 +100,7 @@ def read_free_memory() -> dict[int, int]:
     Asking CUDA itself would create a context on every GPU, which takes half a gigabyte on each.
     """
     count = torch.cuda.device_count()
-    told = gpus.read_free_memory() if count > 1 else {}
+    told = gpus.query_free_memory() if count > 1 else {}
     return {gpu: told.get(_read_id(gpu)) or torch.cuda.mem_get_info(gpu)[0] for gpu in range(count)}
 
 

@@ -91,7 +91,7 @@ def _check_records(records: Any, path: str | os.PathLike) -> list[dict]:
 
 
 def load_info(folder: Path) -> dict[str, Any]:
-    """The content of a run's run.json; see `batching.describe_run` for the keys."""
+    """The content of a run's run.json; see `batching.collect_run_info` for the keys."""
     return read_json(folder / RUN_INFO)
 
 

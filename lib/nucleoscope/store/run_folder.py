@@ -18,6 +18,8 @@ from nucleoscope.settings import fill_defaults
 from nucleoscope.store.locking import Lock, check_folder
 from nucleoscope.store.results import MEASUREMENTS, NOTEBOOKS, RUN_INFO, TOKENS, load, read, read_json, write_tokens
 
+IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
+
 
 def check(folder: Path, overwrite: bool = False) -> None:
     """Before a model is loaded: OSError with one line if a run's folder is not writable or is being written.
@@ -75,7 +77,7 @@ class RunFolder:
         found = pick(read_json(path))
         if not isinstance(found, dict):
             raise ValueError(f"'{path}' contains no settings: move it away")
-        same = fill_defaults(found) == fill_defaults(self.settings)
+        same = _normalise(found) == _normalise(self.settings)
         if not same and not (self.overwrite and self._is_replaceable(found)):
             raise FileExistsError(self._describe_difference(found))
         return same
@@ -83,16 +85,17 @@ class RunFolder:
     def _is_replaceable(self, found: dict) -> bool:
         """Whether both are for the same model and data set, by name or by content."""
         return all(
-            any(found.get(key) == self.settings.get(key) is not None for key in keys)
-            for keys in (("model_name", "model"), ("dataset_name", "dataset"))
+            any(found.get(key) == self.settings.get(key) is not None for key in keys) for keys in IDENTITIES.items()
         )
 
     def _describe_difference(self, found: dict) -> str:
         there, here = fill_defaults(found), fill_defaults(self.settings)
         keys = [key for key in {**found, **self.settings} if there.get(key) != here.get(key)]
+        if moved := _list_file_names(found) & _list_file_names(self.settings):
+            keys = [key for key in keys if key not in moved or there[IDENTITIES[key]] != here[IDENTITIES[key]]]
         advice = "--overwrite replaces them, another --results_dir keeps both"
         if not self._is_replaceable(found):
-            keys = [key for key in ("model_name", "dataset_name") if key in keys] or keys
+            keys = [name for name in IDENTITIES if name in keys] or keys
             advice = "use another --results_dir or move that folder away"
         changes = [
             f"{key} is {_abbreviate(there.get(key))} there and {_abbreviate(here.get(key))} here" for key in keys
@@ -126,16 +129,20 @@ class RunFolder:
             raise
 
     def record_request(self) -> None:
-        """Records in a finished run's run.json that its results are also those of this request for prompts.
+        """Records in a finished run's run.json that its results are also those of this request.
 
-        Without that, a request for more prompts than the data set has would never be found complete.
+        Without that, a request for more prompts than the data set has would never be found complete, nor one
+        for a model that was moved to another folder.
         """
         info = read_json(self.folder / RUN_INFO)
-        if self.requested is None or info.get("n_prompts_requested") == self.requested:
+        names = {name: self.settings[name] for name in IDENTITIES if name in self.settings}
+        requested = {} if self.requested is None else {"n_prompts_requested": self.requested}
+        updated = info | {"settings": info["settings"] | names} | requested
+        if updated == info:
             return
         lock = Lock(self.folder)
         try:
-            write_json(self.folder / RUN_INFO, {**info, "n_prompts_requested": self.requested})
+            write_json(self.folder / RUN_INFO, updated)
         finally:
             lock.release()
 
@@ -217,6 +224,16 @@ class RunFolder:
         self.release()
         self.finished = True
         return ordered
+
+
+def _list_file_names(settings: dict) -> set[str]:
+    """Which of the names in ``settings`` are those of a file or folder that is identified by its content."""
+    return {name for name, identity in IDENTITIES.items() if "sha256" in (settings.get(identity) or {})}
+
+
+def _normalise(settings: dict) -> dict:
+    """The settings with their defaults, without the names of files and folders, which can be moved."""
+    return {name: value for name, value in fill_defaults(settings).items() if name not in _list_file_names(settings)}
 
 
 def _save(value: Any, path: Path) -> None:

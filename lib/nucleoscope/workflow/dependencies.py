@@ -21,9 +21,18 @@ def list_dependencies(notebook: str | Path) -> list[str]:
     """The files that a percent-format notebook is made from: itself first, then this package's, sorted.
 
     Paths are relative to the current folder where they are below it. OSError if there is no such notebook,
-    SyntaxError if it is not Python.
+    ValueError, in one line, if it or a module is not valid Python.
     """
-    direct = {module for module in _read_imports(Path(notebook)) if module in _read_graph().modules}
+    try:
+        return _list_dependencies(Path(notebook))
+    except SyntaxError as error:
+        raise ValueError(f"'{error.filename}', line {error.lineno}: {error.msg}") from None
+    except grimp.exceptions.SourceSyntaxError as error:
+        raise ValueError(f"'{error.filename}', line {error.lineno}: invalid syntax") from None
+
+
+def _list_dependencies(notebook: Path) -> list[str]:
+    direct = {module for module in _read_imports(notebook) if module in _read_graph().modules}
     modules = direct.union(*(_read_graph().find_upstream_modules(module) for module in direct))
     # importing a.b.c executes a and a.b too; what these import lazily is not executed
     modules |= {".".join(module.split(".")[:depth]) for module in modules for depth in range(1, module.count(".") + 1)}

@@ -5,6 +5,7 @@ all paths; what it says depends on a grid, the files in its results folder and t
 """
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 from nucleoscope.models import gpus
 from nucleoscope.store import results
-from nucleoscope.workflow import grid, logs, status
+from nucleoscope.workflow import dependencies, grid, logs, status
 
 COMBINED_PAGES = ("index", "theory", "twelve")  # notebooks about all runs that are pages of the book
 CLUSTER_TRIES = 3  # how often a cluster runs a job before its failure is recorded
@@ -44,7 +45,7 @@ def count_threads(entry: grid.Entry, available: int, cores: int) -> int:
     return max(1, cores * own // available) if own else cores
 
 
-def choose_gpus(entry: grid.Entry, available: int | None, found: bool) -> int | None:
+def decide_visible_gpus(entry: grid.Entry, available: int | None, found: bool) -> int | None:
     """How many GPUs scripts/job.py takes for a run; None leaves what the run sees as it is.
 
     A run that asks for none must see none anywhere: not every Slurm hides those of others. Else
@@ -65,7 +66,7 @@ class Graph:
         for path in workflow.overwrite_configfiles if workflow.is_main_process else []:
             grid.load(path, check=False)  # Snakemake's own loader silently takes the last of duplicate keys
         self.config, self.workflow = config, workflow
-        self.runs = grid.list_runs(config)
+        self.runs = grid.plan_runs(config)
         self.results_dir = config["results_dir"]
         self.analyses = f"{self.results_dir}/{results.ANALYSES}"
         self.python = sys.executable
@@ -76,6 +77,19 @@ class Graph:
         # a job that was started for one run need not look at the others
         runs = self.runs if workflow.is_main_process else {}
         self.missing = {folder: why for folder, entry in runs.items() if (why := status.find_missing(folder, entry))}
+        self.unavailable = self._find_unavailable() if self.missing else {}
+        for reason in dict.fromkeys(self.unavailable.values()):
+            print(f"error: {reason}", file=sys.stderr)
+        if self.unavailable and len(self.unavailable) == len(self.runs) and not results.list_runs(self.results_dir):
+            sys.exit(1)
+
+    def _find_unavailable(self) -> dict[str, str]:
+        """The missing runs whose model or data set cannot be loaded, and why; each is asked about once."""
+        from nucleoscope.data import availability  # here: a graph with nothing to measure need not wait for it
+
+        # unset, jobs of a cluster do not use the network: see prepare
+        offline = not self.here and os.environ.get("HF_HUB_OFFLINE", "1").lower() in ("1", "on", "yes", "true")
+        return availability.find_unavailable({folder: self.runs[folder].parameters for folder in self.missing}, offline)
 
     # Paths
 
@@ -88,15 +102,19 @@ class Graph:
         return [f"{self.analyses}/{file}" for file in results.ANALYSIS_FILES]
 
     def list_statuses(self, job: str) -> list[str]:
-        """The status files of all runs of the grid for one of their two jobs."""
-        return [str(status.locate_status(folder, job)) for folder in self.runs]
+        """The status files of all runs of the grid for one of their two jobs.
+
+        A run that cannot be measured and has no earlier results gets no page.
+        """
+        none = [run for run in self.unavailable if job == results.PAGE and not results.find_measurements(Path(run))]
+        return [str(status.locate_status(folder, job)) for folder in self.runs if folder not in none]
 
     def list_measurements(self, folder: str) -> list[str]:
-        """What the page of a run and the analyses read of it: its files, or if it must be measured first, that job.
+        """What the page of a run and the analyses read of it: its files, or if it will be measured first, that job.
 
         A job that only checks that a run is measured is not among them: it changes nothing that they read.
         """
-        if folder in self.missing:
+        if folder in self.missing and folder not in self.unavailable:
             return [str(status.locate_status(folder))]
         return [str(Path(folder, name)) for name in status.FILES if Path(folder, name).is_file()]
 
@@ -106,10 +124,22 @@ class Graph:
         found = [path for folder in self.runs for path in self.list_measurements(folder)]
         return found + [str(results.find_measurements(folder)) for folder in others]
 
-    def list_runs(self) -> list[str]:
+    def list_analysed(self) -> list[str]:
         """The folders of all runs that the analyses read: if one is added or removed, they run again."""
         found = {*map(str, results.list_runs(self.results_dir)), *self.runs}
         return sorted(found)
+
+    def list_dependencies(self, name: str) -> list[str]:
+        """The files that a notebook is made from; ends the program with one line if they cannot be determined."""
+        try:
+            return dependencies.list_dependencies(f"notebooks/{name}.py")
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
+
+    def match_folders(self, unavailable: bool) -> str:
+        """A regular expression for the folders of the runs that are ``unavailable``, or of those that are not."""
+        found = [re.escape(folder) for folder in self.runs if (folder in self.unavailable) == unavailable]
+        return "|".join(found) or "(?!)"  # which matches nothing
 
     def list_book_sources(self) -> list[str]:
         """The files of this project that the book is made from, besides notebooks."""
@@ -127,7 +157,7 @@ class Graph:
         """Options of scripts/job.py for one of the two jobs of a run; ``attempt`` counts from 1."""
         choice = None
         if job == results.MEASURE:
-            choice = choose_gpus(self.runs[folder], self._count_available(), bool(self.gpus))
+            choice = decide_visible_gpus(self.runs[folder], self._count_available(), bool(self.gpus))
         options = {"log": status.locate_log(folder, job), "status": status.locate_status(folder, job), "gpus": choice}
         return format_options(options | {"tries_left": self.tries - attempt})
 
@@ -145,11 +175,11 @@ class Graph:
 
     def count_memory(self, folder: str, attempt: int) -> int:
         """MiB of the job that measures a run."""
-        return grid.parse_memory((self.runs[folder].memory or "32G") if self._measures(folder, attempt) else "2G")
+        return grid.parse_memory(self.runs[folder].memory if self._measures(folder, attempt) else "2G")
 
     def count_minutes(self, folder: str, attempt: int) -> int:
         """Minutes that the job may take that measures a run."""
-        return grid.parse_time((self.runs[folder].time or "4h") if self._measures(folder, attempt) else "10m")
+        return grid.parse_time(self.runs[folder].time if self._measures(folder, attempt) else "10m")
 
     def count_threads(self, folder: str) -> int:
         """Cores of the job that measures a run."""
@@ -202,35 +232,20 @@ class Graph:
         sys.excepthook = _end_quietly
 
     def check_before_start(self) -> None:
-        """Ends the program with one line each if Slurm does not answer, or if no missing run can be started.
-
-        Runs whose model or data set cannot be loaded are noted, so that their jobs fail at once.
-        """
+        """Ends the program with one line if Slurm does not answer."""
         if not self.workflow.is_main_process:
             return
         if self.workflow.executor_plugin.name == "slurm" and (why := _ask_slurm()):
             sys.exit(f"error: Slurm does not answer: {why}")
-        reasons: dict[str, str] = {}
-        if self.missing:
-            from nucleoscope.data import availability  # here: a graph with nothing to measure need not wait for it
-
-            runs = {folder: self.runs[folder].parameters for folder in self.missing}
-            # unset, jobs of a cluster do not use the network: see prepare
-            offline = not self.here and os.environ.get("HF_HUB_OFFLINE", "1").lower() in ("1", "on", "yes", "true")
-            reasons = availability.find_unavailable(runs, offline)
-        status.write_unavailable(self.results_dir, reasons)
-        for reason in dict.fromkeys(reasons.values()):
-            print(f"error: {reason}", file=sys.stderr)
-        if reasons and set(reasons) == set(self.runs) and not results.list_runs(self.results_dir):
-            sys.exit(1)
 
     def report(self) -> None:
         """Prints what is measured and what failed; ends the program with status 1 if anything failed."""
         if INTERRUPTED:
             print(AGAIN, file=sys.stderr)
             return
-        print(status.summarise(self.config), file=sys.stderr)
-        if not status.is_complete(self.config):
+        jobs = [str(job.wildcards.get("name", job.rule.name)) for job in self.workflow.dag.jobs]
+        print(status.summarise(self.config, jobs), file=sys.stderr)
+        if not status.is_complete(self.config, jobs):
             sys.exit(1)
 
 

@@ -5,7 +5,7 @@ quick. A grid is a mapping of
 
     results_dir:  where the results go
     parameters:   settings of all runs, by name (n_prompts, prompt_format, ...)
-    resources:    of all runs: gpus (1), memory ("40G"), time ("4h")
+    resources:    of all runs: gpus (1), memory ("32G"), time ("4h")
     models:       names, or mappings with a name and settings of their own
     datasets:     the same
     analyses:     options of the analyses: resamples, seed
@@ -33,6 +33,7 @@ KEYS = ("results_dir", "parameters", "resources", "models", "datasets", "analyse
 PARAMETERS: dict[str, Callable] = {name: partial(validate, name) for name in list_grid_parameters()}
 DEFAULTS = {name: FIELDS[name].default for name in PARAMETERS if FIELDS[name].default is not None}
 ANALYSES = {"resamples": int, "seed": int}
+DEFAULT_MEMORY, DEFAULT_TIME = "32G", "4h"  # of a run on a cluster
 MEBIBYTES = {"M": 1, "G": 2**10, "T": 2**20}
 MINUTES = {"m": 1, "h": 60, "d": 24 * 60}
 
@@ -42,9 +43,9 @@ class Entry:
     """One run of a grid: its parameters, and the resources that it needs."""
 
     parameters: dict[str, Any]
-    gpus: int
-    memory: str | None
-    time: str | None
+    gpus: int = 1
+    memory: str = DEFAULT_MEMORY
+    time: str = DEFAULT_TIME
 
 
 def parse_memory(memory: str) -> int:
@@ -91,7 +92,7 @@ def load(path: str | Path, check: bool = True) -> dict[str, Any]:
     try:
         config = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
         if check:
-            list_runs(config)
+            plan_runs(config)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"'{path}'{line}: {error.problem}") from None
@@ -102,7 +103,7 @@ def load(path: str | Path, check: bool = True) -> dict[str, Any]:
     return config
 
 
-def list_runs(config: dict[str, Any]) -> dict[str, Entry]:
+def plan_runs(config: dict[str, Any]) -> dict[str, Entry]:
     """The runs of a grid by their folders, model by model. ValueError, in one line, names what is wrong."""
     _check(config)
     found: dict[str, Entry] = {}
@@ -135,7 +136,7 @@ def _merge(config: dict, model: dict, dataset: dict) -> Entry:
     if (parameters.get("mode") == "score") != ("text_column" in parameters):
         pair = f"'{model['name']}' on '{dataset['name']}'"
         raise ValueError(f"{pair}: mode: score needs text_column, and text_column needs mode: score")
-    return Entry(names | parameters, 1 if needs["gpus"] is None else needs["gpus"], needs["memory"], needs["time"])
+    return Entry(names | parameters, **{name: need for name, need in needs.items() if need is not None})
 
 
 def _expand(entry: str | dict) -> dict:

@@ -19,19 +19,17 @@ def run(
     environment alone. A job with a ``status_file`` ends well for the graph even if its command fails, so
     that the graph continues; the file says what happened. Only a command that was killed or interrupted,
     or has ``tries_left``, keeps its own exit status, and the graph tries again. A negative ``tries_left``
-    runs nothing and records why the last try failed. OSError if there is no log or no GPU.
+    runs nothing and records how the last try ended. OSError if there is no log or no GPU.
     """
     if status_file is None:
         return _run(command, log, gpu_count)
-    problem = status.read_unavailable(status_file.parent)  # the graph has printed it
-    if not problem and tries_left < 0:
-        problem = logs.explain(log)
-    elif not problem:
-        code = _run(command, log, gpu_count)
+    if tries_left < 0:
+        failed = not log.is_file() or logs.has_failed(log)
+    else:
+        failed = code = _run(command, log, gpu_count)
         if code and (tries_left or code >= 128):  # 128 and a signal's number
             return code
-        problem = logs.explain(log) if code else None
-    status.write_status(status_file, problem)
+    status.write_status(status_file, logs.explain(log) if failed else None)
     return 0
 
 

@@ -81,7 +81,7 @@ def explain(log: Path, missing: str = "its results were removed or replaced") ->
         return "it was killed, or its machine went down" + (f", after: {said[-1]}" if said else "")
     how = ends[-1].rpartition(": ")[2]
     if how == "status 0":
-        return f"it was measured, but {missing}"
+        return f"its last attempt succeeded, but {missing}"
     if how.startswith("killed"):
         return f"it was {how} (out of memory, out of time, or cancelled)"
     errors = [line for line in said if line.startswith(ERRORS)]

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ COMBINED = ("analyses", "index", "theory", "twelve", "book")  # made from all ru
 FILES = (results.MEASUREMENTS, results.RUN_INFO)
 SPECIAL = ("n_prompts", "seed", "dtype", "model_revision")  # compared only if grid and mode leave no doubt
 COMPARED = tuple(name for name in list_deciding() if name not in SPECIAL)
-UNAVAILABLE = "unavailable.json"  # in LOGS: the runs that the graph did not start, and why
+SUCCEEDED, FAILED, REFUSED = "succeeded", "failed", "not started"  # how a job ended
 
 
 def locate_log(folder: str | Path, job: str = results.MEASURE) -> Path:
@@ -41,35 +41,25 @@ def locate_status(folder: str | Path, job: str = results.MEASURE) -> Path:
     return Path(folder, f"{job}.status.json")
 
 
-def write_status(path: Path, problem: str | None) -> None:
-    """Writes a job's status file: ``problem`` says in one line why the job failed; None, that it succeeded."""
+def write_status(path: Path, problem: str | None, started: bool = True) -> None:
+    """Writes a job's status file: ``problem`` says in one line why the job failed; None, that it succeeded.
+
+    ``started``: false if the job could not even be started.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"state": "failed", "problem": problem} if problem else {"state": "succeeded"})
+    write_json(path, {"state": FAILED if started else REFUSED, "problem": problem} if problem else {"state": SUCCEEDED})
 
 
 def read_problem(path: Path) -> str | None:
     """Why the job of a status file failed; None if it succeeded or has no status file."""
+    return _read_status(path).get("problem")
+
+
+def _read_status(path: Path) -> dict[str, Any]:
     try:
-        found = results.read_json(path) if path.is_file() else {}
+        return results.read_json(path) if path.is_file() else {}
     except ValueError as error:
-        return str(error)
-    return found.get("problem")
-
-
-def write_unavailable(results_dir: str | Path, reasons: dict[str, str]) -> None:
-    """Notes for `read_unavailable` which runs, by their folders, cannot be started, and why."""
-    path = Path(results_dir, LOGS, UNAVAILABLE)
-    if reasons:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, reasons)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def read_unavailable(folder: str | Path) -> str | None:
-    """Why the graph that is running does not start the run of a folder; None if it does."""
-    path = Path(folder).parent.parent / LOGS / UNAVAILABLE
-    return results.read_json(path).get(str(folder)) if path.is_file() else None
+        return {"state": FAILED, "problem": str(error)}
 
 
 def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
@@ -105,6 +95,7 @@ def _list_differences(folder: Path, wanted: dict[str, Any], info: dict[str, Any]
         pairs.append(("model_revision", commit, wanted["model_revision"]))
     content = (settings.get("dataset") or {}).get("sha256")
     if content and (now := _hash_dataset(wanted["dataset_name"])):
+        pairs = [pair for pair in pairs if pair[0] != "dataset_name"]  # the file may have been moved
         pairs.append(("dataset", content, now))
     number = settings.get("n_prompts")
     # a short data set has fewer prompts than were requested
@@ -142,22 +133,25 @@ def _read_requested(folder: Path, info: dict[str, Any]) -> int | None:
         return None
 
 
-def is_complete(config: dict[str, Any]) -> bool:
-    """Whether every run of a grid is measured and nothing made from the runs has failed."""
-    runs = grid.list_runs(config)
+def is_complete(config: dict[str, Any], combined: Collection[str] = COMBINED) -> bool:
+    """Whether every run of a grid is measured and nothing made from the runs has failed.
+
+    ``combined``: of what is made from all runs, only this counts.
+    """
+    runs = grid.plan_runs(config)
     return not (
         any(find_missing(folder, entry) for folder, entry in runs.items())
         or any(read_problem(locate_status(folder, job)) for folder in runs for job in (results.MEASURE, results.PAGE))
-        or _list_failed_logs(Path(config["results_dir"], LOGS))
+        or _list_failed_logs(Path(config["results_dir"], LOGS), combined)
     )
 
 
-def summarise(config: dict[str, Any]) -> str:
+def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> str:
     """How many runs of a grid are measured, and for each of the others why not and where its log is.
 
-    Also names the pages, the analyses and the book whose last attempt failed.
+    Also names the pages, and of ``combined`` the analyses and the book, whose last attempt failed.
     """
-    runs = grid.list_runs(config)
+    runs = grid.plan_runs(config)
     missing = {folder: why for folder, entry in runs.items() if (why := find_missing(folder, entry))}
     lines = [f"{len(runs) - len(missing)} of {len(runs)} runs are measured" + (", these are not:" * bool(missing))]
     for folder, why in missing.items():
@@ -169,7 +163,7 @@ def summarise(config: dict[str, Any]) -> str:
         for job, what in ((results.MEASURE, "the notebook of"), (results.PAGE, "the page of")):
             if folder not in missing and (problem := read_problem(locate_status(folder, job))):
                 lines += [f"  {what} {_name_run(folder)} failed: {problem}", *_format_log(locate_log(folder, job))]
-    for log in _list_failed_logs(Path(config["results_dir"], LOGS)):
+    for log in _list_failed_logs(Path(config["results_dir"], LOGS), combined):
         lines += [f"  the last attempt at {_describe(log.stem)} failed: {logs.explain(log)}", *_format_log(log)]
     lines.append(f"logs: {config['results_dir']}/{LOGS}/<dataset>/<model>.log")
     return "\n".join(lines)
@@ -182,8 +176,11 @@ def _name_run(folder: str | Path) -> str:
 
 def _explain(folder: str, why: str) -> str:
     """Why a run is not measured: its last attempt's own error, or why it was not started."""
-    log = locate_log(folder)
-    return read_unavailable(folder) or (logs.explain(log, why) if log.is_file() else f"not started ({why})")
+    log, path = locate_log(folder), locate_status(folder)
+    found = _read_status(path)
+    if found.get("state") == REFUSED and not (log.is_file() and log.stat().st_mtime > path.stat().st_mtime):
+        return found["problem"]
+    return logs.explain(log, why) if log.is_file() else f"not started ({why})"
 
 
 def _format_log(log: Path) -> list[str]:
@@ -197,7 +194,7 @@ def _describe(name: str) -> str:
     return {"analyses": "the analyses", "book": "the book"}.get(name, f"page '{name}'")
 
 
-def _list_failed_logs(folder: Path) -> list[Path]:
+def _list_failed_logs(folder: Path, combined: Collection[str]) -> list[Path]:
     """The logs of what is made from all runs, of those whose last attempt failed."""
-    files = [folder / f"{name}.log" for name in COMBINED]
+    files = [folder / f"{name}.log" for name in COMBINED if name in combined]
     return [log for log in files if log.is_file() and logs.has_failed(log)]

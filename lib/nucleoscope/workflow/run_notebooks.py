@@ -28,7 +28,7 @@ def measure(given: dict[str, Any], if_missing: bool = False) -> None:
     loading the model. Raises what `notebooks.execute` raises.
     """
     folder = locate(given)
-    if if_missing and not status.find_missing(folder, grid.Entry(given, 0, None, None)):
+    if if_missing and not status.find_missing(folder, grid.Entry(given)):
         print(f"{folder} is measured with these settings")
         return
     notebooks.execute(results.MEASURE, folder / f"{results.MEASURE}.ipynb", given)
