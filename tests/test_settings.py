@@ -15,6 +15,7 @@ from nucleoscope.explorer import controls
 from nucleoscope.workflow import run_notebooks
 
 ROOT = Path(__file__).parents[1]
+DEFAULTS = {name: each.default for name, each in settings.FIELDS.items()}
 
 
 def read_parameters(name: str) -> dict:
@@ -30,7 +31,7 @@ def read_parameters(name: str) -> dict:
 def test_the_measuring_notebook_has_every_setting_with_its_default():
     found = read_parameters("measure")
     assert found.pop("prompt_format") == "chat"  # which suits the packaged model; the study's is raw
-    expected = settings.list_defaults()
+    expected = dict(DEFAULTS)
     assert expected.pop("prompt_format") == "raw"
     assert found == expected
 
@@ -38,15 +39,15 @@ def test_the_measuring_notebook_has_every_setting_with_its_default():
 def test_the_page_of_a_run_has_the_settings_that_name_it():
     found = read_parameters("run")
     assert tuple(found) == run_notebooks.PAGE_SETTINGS
-    assert found == {name: settings.list_defaults()[name] for name in found}
+    assert found == {name: DEFAULTS[name] for name in found}
 
 
 def test_the_live_notebook_has_the_defaults_of_the_settings_that_it_shares():
     found = read_parameters("explore")
     own = {"prompt", "text", "quantity"}
     assert found.pop("prompt_format") == "chat"
-    assert found.keys() - own <= settings.list_defaults().keys()
-    assert {name: settings.list_defaults()[name] for name in found.keys() - own} == {
+    assert found.keys() - own <= DEFAULTS.keys()
+    assert {name: DEFAULTS[name] for name in found.keys() - own} == {
         name: value for name, value in found.items() if name not in own
     }
 

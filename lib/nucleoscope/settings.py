@@ -153,11 +153,6 @@ FIELDS: dict[str, Field] = {each.name: each for each in fields(Settings)}
 NUMBERS = {int: numbers.Integral, float: numbers.Real}  # includes numpy's numbers
 
 
-def list_defaults() -> dict[str, Any]:
-    """{name: default} of all settings."""
-    return {name: each.default for name, each in FIELDS.items()}
-
-
 def list_deciding() -> tuple[str, ...]:
     """The names of the settings that affect which tokens are measured."""
     return tuple(name for name, each in FIELDS.items() if each.metadata["decides"])

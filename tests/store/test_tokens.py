@@ -168,6 +168,19 @@ def test_tokens_of_other_measurements_are_written_again(folder):
     assert parquet.read_table(folder / "tokens.parquet")["entropy"].to_pylist() == [9.0, 8.0, 7.0] * 5
 
 
+def test_one_number_of_a_large_file_decides_whether_tokens_are_its_own(tmp_path):
+    """Its list of parts is longer than what could be read at its end alone."""
+    folder = tmp_path / "math" / "tiny"
+    folder.mkdir(parents=True)
+    records = [create_record(index) for index in range(700)]
+    path = folder / "measurements.pt"
+    torch.save(records, path)
+    before = results._compute_fingerprint(path)
+    records[300]["tokens"][1] += 1
+    torch.save(records, path)
+    assert results._compute_fingerprint(path) != before
+
+
 def test_a_copied_folder_keeps_its_tokens(folder, monkeypatch):
     measure_run(folder)
     shutil.copytree(folder.parents[1], folder.parents[1].with_name("copy"), copy_function=shutil.copyfile)

@@ -84,8 +84,13 @@ def map_parallel(function: Callable, items: Iterable[Any], jobs: int | None = 1,
 
 
 def _count_cores() -> int:
-    """The number of cores that this process may use; on some systems, the number of all cores."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of cores that this process may use; on some systems, the number of all cores.
+
+    OMP_NUM_THREADS reduces it, as it does for torch and numpy: Snakemake sets it to the cores of a job.
+    """
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(available, int(wanted)) if wanted.isdecimal() and int(wanted) else available
 
 
 class Ranks:

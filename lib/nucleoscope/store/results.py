@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import textwrap
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,6 @@ ANALYSIS_FILES = (
 )
 REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # the keys of the published study's files
 SOURCE = b"nucleoscope.measurements"  # the metadata key in tokens.parquet for the fingerprint of its source
-END = 2**16  # bytes at each end of a measurements file that go into its fingerprint
 
 
 def shorten_names(dataset_name: str, model_name: str) -> tuple[str, str]:
@@ -371,17 +371,21 @@ def _convert(path: Path) -> "Path | pd.DataFrame":
 
 
 def _compute_fingerprint(path: Path) -> bytes:
-    """Identifies a measurements file: its name, its size, and a hash of its two ends.
+    """Identifies a measurements file: its name, its size, and a hash of the checksums of its parts.
 
-    A file of torch.save ends with the checksums of its parts. Unlike a time stamp, a fingerprint is
-    still valid after the folder was copied.
+    A file of torch.save is a zip archive, which lists these checksums; of any other file, all is hashed. Unlike
+    a time stamp, a fingerprint is still valid after the folder was copied.
     """
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
-        ends = stream.read(END)
-        stream.seek(max(0, size - END))
-        ends += stream.read(END)
-    return f"{path.name} {size} {hashlib.sha256(ends).hexdigest()}".encode()
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                parts = [f"{part.filename} {part.file_size} {part.CRC}" for part in archive.infolist()]
+            digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        except zipfile.BadZipFile:
+            stream.seek(0)
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return f"{path.name} {size} {digest}".encode()
 
 
 def _read_source(tokens: Path) -> bytes | None:

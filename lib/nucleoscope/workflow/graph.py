@@ -143,8 +143,8 @@ class Graph:
 
     def list_book_sources(self) -> list[str]:
         """The files of this project that the book is made from, besides notebooks."""
-        folders = (Path(folder).rglob("*.*") for folder in ("book", "scripts", "lib"))
-        files = [path for found in folders for path in found if path.is_file() and "__pycache__" not in path.parts]
+        folders = (Path(folder).rglob("*.*") for folder in ("book", "scripts", "lib/nucleoscope"))
+        files = [path for found in folders for path in found if path.is_file() and not _is_incidental(path)]
         return [*map(str, files), "_config.yml", "CHANGELOG.md", "CITATION.cff", "README.md"]
 
     # Jobs
@@ -247,6 +247,11 @@ class Graph:
         print(status.summarise(self.config, jobs), file=sys.stderr)
         if not status.is_complete(self.config, jobs):
             sys.exit(1)
+
+
+def _is_incidental(path: Path) -> bool:
+    """Whether a tool left a file beside the sources: Python, JupyterLab, or an editor."""
+    return path.name.endswith(("~", ".pyc")) or any(part.startswith(".") for part in path.parts)
 
 
 INTERRUPTED: list[int] = []  # the signals that have arrived
