@@ -207,8 +207,11 @@ def elsewhere(tmp_path, monkeypatch):
     """The lock of a process on another machine, on a file system that locks on each machine alone."""
     monkeypatch.setattr(locking, "SILENCE", 1)
     monkeypatch.setattr(locking, "POLL", 0.05)
-    (tmp_path / locking.LOCK).write_text("process 7 on another-node\n")
-    os.utime(tmp_path / locking.LOCK, (0, 0))  # that a file system dates the writing late is no sign of life
+    with (tmp_path / locking.LOCK).open("w") as stream:
+        stream.write("process 7 on another-node\n")
+        stream.flush()
+        os.fsync(stream.fileno())  # some file systems date a write only when they get to it
+    os.utime(tmp_path / locking.LOCK, (0, 0))
     return tmp_path
 
 
