@@ -38,6 +38,8 @@ quantity = "entropy"  # initial tint of the tokens
 dtype = "auto"  # float32, bfloat16, float16, or auto
 device = "auto"  # cpu, cuda, cuda:1, ..., or auto
 results_dir = "results"  # measured runs whose prompts can be selected
+model_revision = None  # commit of a model on the Hub from which all its files are taken; None means the newest
+trust_remote_code = False  # run code that comes with the model; read it first
 
 # %%
 import os
@@ -67,9 +69,10 @@ explorer.view
 # and a lone byte of a longer character as `⟨E2⟩`. In the text, `▫` marks a token that shows
 # nothing of its own: it begins a character that a later token completes.
 #
-# A prompt of a measured run brings the run's settings with it, so that Run writes or reads its text
-# again. In low precision, rounding differs between a single prompt and a batch, so the new text may diverge from the
-# measured one.
+# A prompt of a measured run brings the run's settings with it, including the revision of its model, so that Run writes
+# or reads its text again. In low precision, rounding differs between a single prompt and a batch, so the new text may
+# diverge from the measured one. A model's own code never runs unless you tick `trust_remote_code`; entering another
+# model or revision clears the tick.
 #
 # ## Recap
 #

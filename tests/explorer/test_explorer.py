@@ -20,6 +20,7 @@ import traitlets
 
 import lab
 import tiny
+from messages import assert_one_line
 from nucleoscope import quantities
 from nucleoscope.explorer import controls, explorer, live_figures
 from nucleoscope.measure import generation, scoring, streaming
@@ -351,7 +352,7 @@ def test_settings_that_are_refused_leave_the_explorer_before(written, tiny_model
 
 def test_two_that_ask_for_a_model_at_once_load_it_once(monkeypatch):
     loads = []
-    monkeypatch.setattr(loading, "load", lambda *names: (time.sleep(0.2), loads.append(names)))
+    monkeypatch.setattr(loading, "load", lambda *names: (time.sleep(0.2), loads.append(names[:3])))
     askers = [threading.Thread(target=explorer.load, args=("a model", "auto", "cpu")) for _ in range(3)]
     for asker in askers:
         asker.start()
@@ -462,6 +463,70 @@ def test_a_measured_prompt_brings_its_settings_and_its_text(tiny_model, tmp_path
     live.wait(60)
     assert [token.id for token in live.tokens] == live.records[2]["tokens"].tolist()
     assert live.dtype in loading.DTYPES
+    live.close()
+
+
+def score_on_hub(name: str, folder: Path, **identity: str) -> Path:
+    """A scored run of two prompts below ``folder``/results, whose run.json says that its model is on the Hub."""
+    loaded, options = (
+        (tiny.create_model(), tiny.create_tokenizer(chat=True)),
+        {"max_tokens": 12, "prompt_format": "raw"},
+    )
+    settings = {"model_name": name, "model": identity, "dataset_name": "lines.csv", "mode": "score", **options}
+    run_at = results.locate_run(folder / "results", "lines.csv", name, "answer")
+    with run_folder.RunFolder(run_at, settings | {"dtype": "float32"}) as run:
+        complete_run(run, *loaded, ["a b", "the"], [" cat sat", " other, né"], **options)
+    return run_at
+
+
+def test_a_measured_prompt_uses_the_revision_that_its_run_recorded(tmp_path, monkeypatch):
+    folder, asked = score_on_hub("org/tiny", tmp_path, source="hub", id="org/tiny", revision="c0ffee"), []
+
+    def load_model(*names):
+        asked.append(names)
+        return loading.Model(tiny.create_model(), tiny.create_tokenizer(chat=True), {})
+
+    monkeypatch.setattr(loading, "load_tokenizer", lambda *names: load_model(*names).tokenizer)
+    monkeypatch.setattr(loading, "load", load_model)
+    monkeypatch.setattr(explorer, "_loaded", {})
+    live = explorer.Explorer("", "org/tiny", results_dir=str(tmp_path / "results"), model_revision="beef", device="cpu")
+    live.measured.value, live.picked.value = folder, 1
+    live.run()
+    live.wait(60)
+    assert not live.text.failed, live.text.status
+    assert asked == [("org/tiny", False, "c0ffee"), ("org/tiny", "float32", "cpu", False, "c0ffee")]
+    live.settings["model_name"].value = "org/other"  # which has other commits
+    assert controls.read_settings(live.settings)["model_revision"] is None
+    live.close()
+
+
+def test_a_models_own_code_runs_only_if_it_was_allowed_for_this_model(tmp_path):
+    folder = Path(tiny.save(tmp_path / "tiny-llama", tiny.create_model(), tiny.create_tokenizer(chat=True)))
+    ran = tmp_path / "ran"
+    (folder / "mine.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n"
+        f"open({str(ran)!r}, 'w').close()\n"
+        "class MyTokenizer(PreTrainedTokenizerFast): pass\n"
+    )
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "MyTokenizer", "auto_map": {"AutoTokenizer": [None, "mine.MyTokenizer"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    measured = score_on_hub(str(folder), tmp_path, source="folder")
+    live = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"), text="old", trust_remote_code=True)
+    live.measured.value, live.picked.value = measured, 1
+    assert not live.settings["trust_remote_code"].value  # it was allowed for another model
+    assert (live.given.value, live.text.failed) == ("", True)
+    live.run()
+    live.wait(60)
+    assert "comes with its own code: read it at" in live.text.status
+    assert "then set trust_remote_code" in assert_one_line(live.text.status)
+    assert not ran.exists()
+    live.settings["trust_remote_code"].value = True
+    assert live.given.value == " other, né"
+    live.run()
+    live.wait(60)
+    assert not live.text.failed, live.text.status
+    assert ran.exists()
     live.close()
 
 
