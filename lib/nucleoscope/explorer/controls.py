@@ -58,7 +58,7 @@ def build_settings(chosen: Settings) -> dict[str, Any]:
 def _build_field(facts: Mapping[str, Any], value: Any) -> Any:
     """The widget for a setting's value, within the setting's range; ``facts`` is its metadata."""
     small = {"width": "11em"}  # each widget gets its own layout, because one of them may be hidden
-    options = {"description": facts["live"], "layout": small}
+    options = {"description": facts["live"], "layout": small, "style": {"description_width": "initial"}}
     if facts["type"] is bool:
         return widgets.Checkbox(value, indent=False, **options)
     if facts["choices"]:
@@ -70,7 +70,7 @@ def _build_field(facts: Mapping[str, Any], value: Any) -> Any:
         return widgets.BoundedIntText(value, min=facts["least"], max=10**6, **options)
     if facts["type"] is int:
         return widgets.IntText(value, **options)
-    return widgets.Text(value or "", description=facts["live"], continuous_update=False)
+    return widgets.Text(value or "", continuous_update=False, **options | {"layout": {"width": "20em"}})
 
 
 def read_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def read_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_modes(mode: str) -> widgets.ToggleButtons:
     """The switch between a text that the model writes and an existing one."""
-    options = [("the model writes", "generate"), ("measure a text", "score")]
+    options = [("generate a text", "generate"), ("measure a text", "score")]
     return widgets.ToggleButtons(options=options, value=mode, style={"button_width": "10em"})
 
 

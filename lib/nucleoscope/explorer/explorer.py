@@ -85,7 +85,7 @@ class Explorer:
         self.tokens: list[Token] = []
         self.model: loading.Model | None = None
         self.reader: Reader | None = None
-        self.whose = "drawn"  # or "the text's": how a card refers to the actual token
+        self.source = "generate"  # or "score": the mode of the text that is shown
         self.records: list[dict] = []  # prompts and tokens of the selected run
         self._thread: threading.Thread | None = None
         self._stop, self._closed, self._lock = threading.Event(), False, threading.RLock()
@@ -110,14 +110,14 @@ class Explorer:
         self.quantity = widgets.Dropdown(
             options=[(label, name) for name, label in quantities.list_titles().items()],
             value=quantity,
-            description="tint",
+            description="tint by",
         )
         wide = {"flex": "1 1 20em", "width": "auto"}
         self.measured = widgets.Dropdown(
             options=list_runs(results_dir), description="run", layout=widgets.Layout(**wide)
         )
         self.picked = widgets.Dropdown(
-            options=list_prompts([]), description="its prompt", disabled=True, layout=widgets.Layout(**wide)
+            options=list_prompts([]), description="prompt no.", disabled=True, layout=widgets.Layout(**wide)
         )
         self.run_button = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
@@ -231,11 +231,11 @@ class Explorer:
         self._say(f"Loading {name} …")
         self.model = None  # makes room for the next model
         model = load(name, self.dtype, self.device, trusted, revision)
-        self.model, self.reader, self.whose = model, Reader(model.tokenizer), "drawn"
+        self.model, self.reader, self.source = model, Reader(model.tokenizer), "generate"
         begun = time.monotonic()
         if "text" in chosen:
             self._say("Measuring …")
-            self.whose = "the text's"
+            self.source = "score"
             self.tokens, remarks = read(model.model, model.tokenizer, prompt, chosen.pop("text"), **chosen)
         else:
             self._say("Generating …")
@@ -271,19 +271,20 @@ class Explorer:
                 self.text.pieces = cards.split_text(self.reader, tokens)
                 self._tint()
             show_points(self.scatter, tokens)
-            self.progress.value = len(tokens) if self.whose == "drawn" else self.progress.max
+            self.progress.value = len(tokens) if self.source == "generate" else self.progress.max
 
     def _tint(self) -> None:
         with self._lock, self.text.hold_sync():
             name, tokens = self.quantity.value, self.tokens[: len(self.text.pieces)]
-            self.text.scale = cards.build_scale(name, np.array([cards.find_value(token, name) for token in tokens]))
+            values, k = (np.array([cards.find_value(token, each) for token in tokens]) for each in (name, "k"))
+            self.text.scale = cards.build_scale(name, values, k)
 
     def _point(self, step: int) -> None:
         """A token was pointed at: shows its card, and its mark in the scatter plot."""
         with self._lock:
             if 0 <= step < len(self.tokens):
                 self.text.card = cards.describe_token(
-                    self.tokens, step, self.reader, self._find_embedding(), whose=self.whose
+                    self.tokens, step, self.reader, self._find_embedding(), mode=self.source
                 )
                 show_mark(self.scatter, self.tokens[step])
 
