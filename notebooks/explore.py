@@ -15,8 +15,8 @@
 # %% [markdown]
 # # Look inside one generation
 #
-# In this notebook we let a language model write one text, or read an existing one, and look at what
-# it was choosing between at every token. Run all cells (Run > Run All Cells), then
+# In this notebook we let a language model write one text, or read an existing one, and look at the candidates
+# for every token. Run all cells (Run > Run All Cells), then
 #
 # * type a prompt and press Run: the text appears token by token, tinted by the quantity you select,
 # * or switch to "measure a text" and paste one: the model reads it after the prompt, and writes nothing,
@@ -38,6 +38,8 @@ quantity = "entropy"  # initial tint of the tokens
 dtype = "auto"  # float32, bfloat16, float16, or auto
 device = "auto"  # cpu, cuda, cuda:1, ..., or auto
 results_dir = "results"  # measured runs whose prompts can be selected
+model_revision = None  # commit of a model on the Hub from which all its files are taken; None means the newest
+trust_remote_code = False  # run code that comes with the model; read it first
 
 # %%
 import os
@@ -50,7 +52,7 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
     os.chdir("..")
 
 # %% [markdown]
-# ## Write or read, point, click, select
+# ## Generate or measure, point, click, select
 #
 # The model is loaded at the first Run and stays in memory. With the keyboard, Tab moves into the text, the
 # arrow keys move from token to token, and Enter acts as a click.
@@ -61,17 +63,18 @@ explorer = Explorer(prompt, quantity=quantity, text=text, **settings)
 explorer.view
 
 # %% [markdown]
-# On a card, the bars are the candidates' probabilities, and the last column shows how similar each candidate
-# is to the token that was drawn, or to the one in the text (the cosine of their input embeddings). A text's
-# token may be outside the nucleus; its card says so. Spaces are shown as `·`, line breaks as `↵`,
+# On a card, the bars are the candidates' probabilities. The list below the card shows how similar each candidate is to
+# the token that was drawn, or to the one in the text: the cosine similarity of their input embeddings. A token of an
+# existing text may be outside the nucleus; its card says so. Spaces are shown as `·`, line breaks as `↵`,
 # and a lone byte of a longer character as `⟨E2⟩`. In the text, `▫` marks a token that shows
 # nothing of its own: it begins a character that a later token completes.
 #
-# A prompt of a measured run brings the run's settings with it, so that Run writes or reads its text
-# again. In low precision, rounding differs between a single prompt and a batch, so the new text may diverge from the
-# measured one.
+# A prompt of a measured run brings the run's settings with it, including the revision of its model, so that Run writes
+# or reads its text again. In low precision, rounding differs between a single prompt and a batch, so the new text may
+# diverge from the measured one. A model's own code never runs unless you tick `trust_remote_code`; entering another
+# model or revision clears the tick.
 #
 # ## Recap
 #
-# We looked at one text, at what else could have been at each position, and at how sure each choice was and how similar
-# its candidates were. `measure.py` measures many texts.
+# We looked at one text token by token: which candidates each token had, how certain the choice was, and how similar the
+# candidates were. `measure.py` measures many texts.

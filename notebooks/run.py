@@ -105,11 +105,11 @@ figures.plot_distributions(table)
 # their probabilities, and where the token is among the others.
 
 # %%
-background, whose = compute_background(table), "the text's" if settings.get("mode") == "score" else "drawn"
+background, mode = compute_background(table), settings.get("mode", "generate")
 picks = examples.choose_prompts(table)
 records = results.load_records(folder, [pick.prompt for pick in picks])
 for pick in picks:
-    html = render_strip(records[pick.prompt], tokenizer, table=background, whose=whose)
+    html = render_strip(records[pick.prompt], tokenizer, table=background, mode=mode)
     display(Markdown(pick.sentence), HTML(html))
 
 # %% [markdown]

@@ -72,7 +72,7 @@ tables = {(model, dataset): readable[model, dataset] for dataset in settings}
 corners, background = examples.find_corners(tables), compute_background(examples.pool(tables))
 shown = {dataset: corners.loc[corners["dataset"] == dataset, "prompt"] for dataset in settings}
 records = {dataset: results.load_records(folders[dataset], prompts) for dataset, prompts in shown.items()}
-whose = {name: "the text's" if found.get("mode") == "score" else "drawn" for name, found in settings.items()}
+modes = {name: found.get("mode", "generate") for name, found in settings.items()}
 
 
 # %%
@@ -82,7 +82,7 @@ def show_corner(corner: str) -> None:
     for token in tokens.itertuples():
         window = {"first": max(token.step - 40, 0), "last": token.step + 1, "shown": token.step, "most": 20}
         (_, reader), record = runs[token.dataset], records[token.dataset][token.prompt]
-        html = render_strip(record, reader, table=background, whose=whose[token.dataset], **window)
+        html = render_strip(record, reader, table=background, mode=modes[token.dataset], **window)
         display(Markdown(examples.format_numbers(token)), HTML(html))
     if tokens.empty:
         display(Markdown("No token is left for this corner."))
@@ -100,7 +100,7 @@ if tables:
 if long > 0:
     lines += [f"The {long:.1%} of them with more than {examples.READABLE} candidates are ranked but not shown:"]
     lines += [f"no token below is above percentile {100 * highest:.1f} of entropy."]
-if read := [name for name in whose if whose[name] != "drawn"]:
+if read := [name for name in modes if modes[name] == "score"]:
     lines += [f"The model read the texts of {list_names(read)}; it did not write them."]
 if left_out := [name for name, run in runs.items() if not run]:
     lines += [f"Left out because their settings or tokenizer cannot be read here: {list_names(left_out)}."]

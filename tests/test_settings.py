@@ -115,6 +115,14 @@ def test_the_live_fields_have_the_ranges_of_the_settings():
     assert set(fields["prompt_format"].options) == {"raw", "chat"}
 
 
+def test_the_live_fields_give_back_the_settings():
+    chosen = settings.Settings(model_name="m", model_revision="c0ffee", trust_remote_code=True, temperature=0.5)
+    for given in (chosen, settings.Settings()):
+        found = controls.read_settings(controls.build_settings(given))
+        assert found == {name: getattr(given, name) for name in found}
+    assert {"model_name", "model_revision", "trust_remote_code"} < found.keys()
+
+
 def test_the_reference_names_every_setting_and_its_default():
     rows = settings.format_reference().splitlines()[2:]
     assert len(rows) == len(settings.FIELDS)

@@ -95,8 +95,11 @@ def explain(name: str, error: Exception, revision: str | None = None) -> Excepti
     if name.endswith(".gguf"):
         return ValueError(f"cannot read '{name}' as GGUF: it is damaged or of an unsupported type ({shorten(error)})")
     if "trust_remote_code" in str(error):
-        where = name if Path(name).is_dir() else format_page(name)
-        return ValueError(f"model '{name}' comes with its own code: read it at {where}, then pass --trust_remote_code")
+        where = name if Path(name).is_dir() else format_page(name) + (f"/tree/{revision}" if revision else "")
+        return ValueError(
+            f"model '{name}' comes with its own code: read it at {where}, "
+            "then set trust_remote_code (on the command line: --trust_remote_code)"
+        )
     said = _explain_by_hub(name, list_causes(error), revision) if is_on_hub(name) else None
     return said or ValueError(f"cannot load model '{name}': {type(error).__name__}: {shorten(error)}")
 

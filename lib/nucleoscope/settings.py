@@ -79,7 +79,7 @@ class Settings:
         aliases=("n_samples",),
     )
     max_tokens: int = _define(
-        int, 100, "maximum number of tokens generated or measured per prompt", least=1, decides=True, live="length"
+        int, 100, "maximum number of tokens generated or measured per prompt", least=1, decides=True, live="max_tokens"
     )
     top_p: float = _define(
         float, 0.9, "probability mass of the nucleus, in (0, 1]", above=0, most=1, decides=True, live="top_p"
@@ -122,8 +122,11 @@ class Settings:
         None,
         "commit of a model on the Hub from which to load all its files; None means the latest",
         decides=True,
+        live="revision",
     )
-    trust_remote_code: bool = _define(bool, False, "run the Python code that comes with the model; read it first")
+    trust_remote_code: bool = _define(
+        bool, False, "run the Python code that comes with the model; read it first", live="trust_remote_code"
+    )
 
     @classmethod
     def collect(cls, values: Mapping[str, Any]) -> "Settings":

@@ -110,9 +110,9 @@ def render_scored_strip() -> str:
     """A strip of a text that was there: its first token is outside its nucleus of two, its second one is empty."""
     record, reader = tiny.create_record("the rain in Spain"), Reader(tiny.create_tokenizer(bos=False))
     record["top_p_tokens"][0], record["top_p_probs"][0] = torch.tensor([5, 6]), torch.tensor([0.6, 0.3])
-    record["surprisals"][0], record["cosines"][0] = 3.0, -0.3
+    record["surprisals"][0], record["cosines"][0], record["margins"][0] = 3.0, -0.3, float("nan")
     reader._raw[int(record["tokens"][1])] = b""
-    return render_strip(record, reader, whose="the text's")
+    return render_strip(record, reader, mode="score")
 
 
 def create_strips() -> nbformat.NotebookNode:
@@ -655,7 +655,7 @@ def test_pointing_at_a_token_shows_its_card_and_leaving_hides_it(visit):
     assert "Point at a token" in card.inner_text()
     page.locator(DRAWN).nth(2).hover()
     assert card.locator(".ns-list bdi").count() >= 1
-    assert "token 2 (of" in card.inner_text()
+    assert "token 2 of" in card.inner_text()
     assert card.locator(".ns-drawn").count() == 3  # word, bar and probability of the drawn one
     assert card.locator("circle").count() <= 1
     page.mouse.move(5, 5)
@@ -678,22 +678,22 @@ def test_a_card_is_reached_moved_and_closed_by_keyboard(visit, width):
     page.keyboard.press("Tab")  # the prompt
     page.keyboard.press("Tab")
     card = page.locator(".ns-card").first
-    assert "token 0 (of" in card.inner_text()
+    assert "token 0 of" in card.inner_text()
     for key, number in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowLeft", 0), ("ArrowLeft", 0)):
         page.keyboard.press(key)
-        assert f"token {number} (of" in card.inner_text(), key
+        assert f"token {number} of" in card.inner_text(), key
     page.keyboard.press("ArrowDown")
-    assert "token 0 (of" not in card.inner_text()
+    assert "token 0 of" not in card.inner_text()
     page.keyboard.press("Home")
     page.keyboard.press("End")
     total = page.evaluate("JSON.parse(document.querySelector('.nucleoscope-strip script').textContent).total")
-    assert f"token {total - 1} (of 0 to {total - 1})" in card.inner_text()
+    assert f"token {total - 1} of {total}, counted from 0" in card.inner_text()
     assert page.locator(".ns-here").first.is_visible()
     page.keyboard.press("Escape")
     assert page.locator(".nucleoscope-strip").first.locator(".ns-here").count() == 0
     assert card.is_visible() == (width == 1280)
     page.keyboard.press("ArrowRight")
-    assert "token 0 (of" in card.inner_text()
+    assert "token 0 of" in card.inner_text()
 
 
 def test_on_a_phone_a_tap_opens_a_sheet_that_does_not_cover_the_token(visit):
@@ -733,10 +733,16 @@ def test_another_quantity_gives_other_tints_and_another_legend(visit):
     page.locator(".ns-bar select").first.select_option(label="cosine similarity")
     after = page.eval_on_selector_all(DRAWN, tints), page.locator(".ns-legend").first.inner_text()
     assert before[0] != after[0]
-    assert "no pair" in after[1]
+    assert "dotted: only one candidate)" in after[1]
     assert page.locator(".nucleoscope-strip").first.locator(".ns-none").count() > 0
     page.locator(DRAWN).nth(2).hover()
     assert "cosine similarity" in page.locator(".ns-now").first.inner_text()
+    page.locator(".nucleoscope-strip").first.locator(".ns-none:not([data-n])").first.hover()
+    assert page.locator(".nucleoscope-strip").first.locator(".ns-now").all_inner_texts() == [
+        "cosine similarity",
+        "undefined",
+    ]
+    assert "With only one candidate there is no cosine similarity" in page.locator(".ns-card").first.inner_text()
 
 
 def test_a_prompt_with_a_script_is_shown_and_not_run(visit):
@@ -755,10 +761,11 @@ def test_a_text_that_was_there_shows_its_tokens_where_they_are_not_in_their_nucl
     box = visit("strips").locator(".nucleoscope-strip").nth(3)
     card, spans = box.locator(".ns-card"), box.locator(".ns-text > span")
     spans.nth(0).hover()
-    assert "the text's: outside the nucleus of 2" in card.inner_text()
+    assert "in the text: outside the nucleus of 2 candidates" in card.inner_text()
     assert "drawn" not in card.inner_text()
     assert card.locator(".ns-value.ns-drawn").inner_text() == "outside ✓ 5.0 %"
     assert "no other candidates" in card.inner_text()
+    assert "margin\nmissing" in card.inner_text()
     assert "only the nucleus, which has 90.0 %" in card.inner_text()
     widths = card.locator(".ns-p").evaluate_all("bars => bars.map((bar) => bar.style.width)")
     assert [float(width.rstrip("%")) for width in widths] == pytest.approx(
@@ -767,7 +774,7 @@ def test_a_text_that_was_there_shows_its_tokens_where_they_are_not_in_their_nucl
     assert "dots: tokens of this text" in card.inner_text()
     assert spans.nth(1).text_content() == ""
     spans.nth(1).hover()
-    assert "token 1 (of" in card.inner_text()
+    assert "token 1 of" in card.inner_text()
     box.locator("select").select_option(label="cosine similarity")
     assert box.locator(".ns-legend").inner_text().startswith("0 or less")
 
@@ -802,11 +809,11 @@ def test_letters_join_across_tokens_as_if_there_were_none(visit):
 def test_a_card_that_stays_open_comes_back(visit):
     page = visit("strips")
     box = page.locator(".nucleoscope-strip").nth(2)
-    assert "token 3 (of" in box.locator(".ns-card").inner_text()
+    assert "token 3 of" in box.locator(".ns-card").inner_text()
     box.locator(".ns-text > span").nth(0).hover()
-    assert "token 1 (of" in box.locator(".ns-card").inner_text()
+    assert "token 1 of" in box.locator(".ns-card").inner_text()
     page.mouse.move(5, 5)
-    page.wait_for_function("document.querySelectorAll('.ns-card')[2].innerText.includes('token 3 (of')")
+    page.wait_for_function("document.querySelectorAll('.ns-card')[2].innerText.includes('token 3 of')")
     assert box.locator(".ns-here").count() == 1
 
 

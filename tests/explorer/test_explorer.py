@@ -20,6 +20,7 @@ import traitlets
 
 import lab
 import tiny
+from messages import assert_one_line
 from nucleoscope import quantities
 from nucleoscope.explorer import controls, explorer, live_figures
 from nucleoscope.measure import generation, scoring, streaming
@@ -132,7 +133,7 @@ def test_a_texts_token_outside_its_nucleus_is_listed_last_with_its_probability()
     assert outside
     for step in outside:
         reader = token_text.Reader(tokenizer)
-        content = cards.describe_token(tokens, step, reader, embedding, listed=2, whose="the text's")
+        content = cards.describe_token(tokens, step, reader, embedding, listed=2, mode="score")
         word, listed, probs, _, _, _, place, own = content["tokens"][0]
         assert place == -1
         assert own == pytest.approx(math.exp(-tokens[step].values["surprisal"]), rel=5e-3)  # three digits
@@ -186,10 +187,12 @@ def test_one_candidate_alone_has_no_similarity_and_no_place_among_the_others():
     content = describe(tokens, 0)
     assert {scale["name"]: scale["values"] for scale in content["quantities"]}["cosine"] == [None]
     assert (content["places"], content["pairs"]) == ([None], 0)
-    assert cards.build_scale("cosine", cards.list_columns(tokens)["cosine"])["values"] == [None] * 3
+    columns = cards.list_columns(tokens)
+    scale = cards.build_scale("cosine", columns["cosine"], columns["k"])
+    assert (scale["values"], scale["undefined"], scale["missing"]) == ([None] * 3, True, False)
 
 
-SHARED = ("whose", "total", "pairs")  # what a text's cards have in common
+SHARED = ("mode", "total", "pairs")  # what a text's cards have in common
 
 
 def write_and_measure() -> tuple[str, dict, list[dict]]:
@@ -236,12 +239,12 @@ def test_a_registered_quantity_is_in_cards_and_tints_of_both_at_the_same_place(m
 def test_every_quantity_has_a_scale_and_rounded_values(name):
     tokens = stream_text(max_tokens=40)
     values = [cards.find_value(token, name) for token in tokens]
-    scale = cards.build_scale(name, np.array(values))
+    scale = cards.build_scale(name, np.array(values), np.array([len(token.ids) for token in tokens]))
     assert scale["low"] < scale["high"]
     _, high, most = cards.find_ends(np.array(values))
     assert scale["over"] == (most > (max(round(high), 2) if quantities.is_count(name) else high))
     assert [value is None for value in scale["values"]] == [math.isnan(value) for value in values]
-    assert cards.build_scale(name, np.array([]))["values"] == []
+    assert cards.build_scale(name, np.array([]), np.array([]))["values"] == []
 
 
 def test_the_matrix_puts_like_beside_like_and_holds_the_likeliest():
@@ -294,6 +297,7 @@ def test_pointing_and_clicking_link_text_and_scatter(written):
     written.text.clicked = steps[1]
     assert written.text.card["first"] == steps[1]
     assert len(written.heat.data[0].z) == min(len(written.tokens[steps[1]].ids), cards.LARGEST)
+    assert written.heat.layout.title.text == f"Cosine similarity of the candidates of token {steps[1]}"
     assert written.scatter.layout.meta == written.text.figure != ""
     written.text.hovered = 999  # a page may ask for a token of the text before
     assert written.text.card["first"] == steps[1]
@@ -305,7 +309,7 @@ def test_one_candidate_alone_has_no_matrix(tiny_model):
     live.wait(60)
     live.text.clicked = 1
     assert len(live.heat.data) == 0
-    assert live.heat.layout.title.text == "Token 1 had a single candidate: there is nothing to compare"
+    assert live.heat.layout.title.text == "Token 1 had only one candidate: nothing to compare"
     assert not live.scatter.data[0].x
     assert not live.scatter.data[1].x
     live.close()
@@ -323,7 +327,7 @@ def test_a_pasted_text_is_read_and_not_written(tiny_model):
     assert live.progress.value == live.progress.max
     assert re.fullmatch(r"\d tokens in [\d.]+ s \(done\)", live.text.status)
     live.text.hovered = 0
-    assert live.text.card["whose"] == "the text's"
+    assert live.text.card["mode"] == "score"
     live.given.value = ""
     live.run()
     live.wait(60)
@@ -335,7 +339,7 @@ def test_a_pasted_text_is_read_and_not_written(tiny_model):
     live.wait(60)
     assert len(live.tokens) == 20
     live.text.hovered = 0
-    assert live.text.card["whose"] == "drawn"
+    assert live.text.card["mode"] == "generate"
     live.close()
 
 
@@ -351,7 +355,7 @@ def test_settings_that_are_refused_leave_the_explorer_before(written, tiny_model
 
 def test_two_that_ask_for_a_model_at_once_load_it_once(monkeypatch):
     loads = []
-    monkeypatch.setattr(loading, "load", lambda *names: (time.sleep(0.2), loads.append(names)))
+    monkeypatch.setattr(loading, "load", lambda *names: (time.sleep(0.2), loads.append(names[:3])))
     askers = [threading.Thread(target=explorer.load, args=("a model", "auto", "cpu")) for _ in range(3)]
     for asker in askers:
         asker.start()
@@ -462,6 +466,70 @@ def test_a_measured_prompt_brings_its_settings_and_its_text(tiny_model, tmp_path
     live.wait(60)
     assert [token.id for token in live.tokens] == live.records[2]["tokens"].tolist()
     assert live.dtype in loading.DTYPES
+    live.close()
+
+
+def score_run(name: str, folder: Path, **identity: str) -> Path:
+    """A scored run of two prompts below ``folder``/results; ``identity`` is that of its model in run.json."""
+    loaded, options = (
+        (tiny.create_model(), tiny.create_tokenizer(chat=True)),
+        {"max_tokens": 12, "prompt_format": "raw"},
+    )
+    settings = {"model_name": name, "model": identity, "dataset_name": "lines.csv", "mode": "score", **options}
+    run_at = results.locate_run(folder / "results", "lines.csv", name, "answer")
+    with run_folder.RunFolder(run_at, settings | {"dtype": "float32"}) as run:
+        complete_run(run, *loaded, ["a b", "the"], [" cat sat", " other, né"], **options)
+    return run_at
+
+
+def test_a_measured_prompt_uses_the_revision_that_its_run_recorded(tmp_path, monkeypatch):
+    folder, asked = score_run("org/tiny", tmp_path, source="hub", id="org/tiny", revision="c0ffee"), []
+
+    def load_model(*names):
+        asked.append(names)
+        return loading.Model(tiny.create_model(), tiny.create_tokenizer(chat=True), {})
+
+    monkeypatch.setattr(loading, "load_tokenizer", lambda *names: load_model(*names).tokenizer)
+    monkeypatch.setattr(loading, "load", load_model)
+    monkeypatch.setattr(explorer, "_loaded", {})
+    live = explorer.Explorer("", "org/tiny", results_dir=str(tmp_path / "results"), model_revision="beef", device="cpu")
+    live.measured.value, live.picked.value = folder, 1
+    live.run()
+    live.wait(60)
+    assert not live.text.failed, live.text.status
+    assert asked == [("org/tiny", False, "c0ffee"), ("org/tiny", "float32", "cpu", False, "c0ffee")]
+    live.settings["model_name"].value = "org/other"  # which has other commits
+    assert controls.read_settings(live.settings)["model_revision"] is None
+    live.close()
+
+
+def test_a_models_own_code_runs_only_if_it_was_allowed_for_this_model(tmp_path):
+    folder = Path(tiny.save(tmp_path / "tiny-llama", tiny.create_model(), tiny.create_tokenizer(chat=True)))
+    ran = tmp_path / "ran"
+    (folder / "mine.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n"
+        f"open({str(ran)!r}, 'w').close()\n"
+        "class MyTokenizer(PreTrainedTokenizerFast): pass\n"
+    )
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "MyTokenizer", "auto_map": {"AutoTokenizer": [None, "mine.MyTokenizer"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    measured = score_run(str(folder), tmp_path, source="folder")
+    live = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"), text="old", trust_remote_code=True)
+    live.measured.value, live.picked.value = measured, 1
+    assert not live.settings["trust_remote_code"].value  # it was allowed for another model
+    assert (live.given.value, live.text.failed) == ("", True)
+    live.run()
+    live.wait(60)
+    assert "comes with its own code: read it at" in live.text.status
+    assert "then set trust_remote_code" in assert_one_line(live.text.status)
+    assert not ran.exists()
+    live.settings["trust_remote_code"].value = True
+    assert live.given.value == " other, né"
+    live.run()
+    live.wait(60)
+    assert not live.text.failed, live.text.status
+    assert ran.exists()
     live.close()
 
 
@@ -617,13 +685,13 @@ def test_the_notebook_in_jupyterlab(page):
     page.wait_for_function("document.querySelector('.js-plotly-plot').data[1].x?.length === 1")
 
     tokens.nth(5).click()
-    page.wait_for_function("/of token 5,/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
+    page.wait_for_function("/of token 5\\b/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot')[1].data.length === 1")
 
     page.keyboard.press("ArrowRight")
     page.wait_for_function("/token 6 /.test(document.querySelector('.ns-head').textContent)")
     page.keyboard.press("Enter")
-    page.wait_for_function("/of token 6,/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
+    page.wait_for_function("/of token 6\\b/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
 
     page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
     area = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
@@ -646,7 +714,7 @@ def test_a_point_of_the_scatter_is_clicked_as_its_token_is(page):
     page.mouse.down()
     page.mouse.up()
     page.wait_for_function("n => document.querySelector('.nx-clicked')?.dataset.step === String(n)", arg=step)
-    page.wait_for_function("n => document.querySelector('.ns-head')?.textContent.includes(`token ${n} (`)", arg=step)
+    page.wait_for_function("n => document.querySelector('.ns-head')?.textContent.includes(`token ${n} of `)", arg=step)
 
 
 def test_a_text_pasted_into_the_notebook_is_measured(page):
@@ -660,9 +728,13 @@ def test_a_text_pasted_into_the_notebook_is_measured(page):
     page.wait_for_function("t => document.querySelector('.nx-tokens').textContent === t", arg=given)
     page.wait_for_function("/tokens in/.test(document.querySelector('.nx-status').textContent)")
     page.locator(".nx-token").nth(2).hover()
-    page.wait_for_function("document.querySelector('.ns-card').innerText.includes(\"the text's: \")")
-    assert page.locator(".nx-extra").inner_text().startswith("Cosine of each candidate to the text's token")
-    page.get_by_text("the model writes", exact=True).click()
+    page.wait_for_function("document.querySelector('.ns-card').innerText.includes('in the text: ')")
+    assert (
+        page.locator(".nx-extra")
+        .inner_text()
+        .startswith("Cosine similarity of each candidate to the token in the text")
+    )
+    page.get_by_text("generate a text", exact=True).click()
     area.nth(1).wait_for(state="hidden")
 
 

@@ -85,8 +85,8 @@ def test_a_token_that_was_not_in_its_nucleus_is_shown_all_the_same(reader):
     record = tiny.create_record("the rain")
     record["tokens"] = record["tokens"].clone()
     record["tokens"][0] = next(token for token in range(300) if token not in record["top_p_tokens"][0].tolist())
-    data = read_payload(render_strip(record, reader, whose="the text's"))
-    assert data["whose"] == "the text's"
+    data = read_payload(render_strip(record, reader, mode="score"))
+    assert data["mode"] == "score"
     word, words, *_, place, p = data["tokens"][0]
     assert place == -1
     assert word not in words
@@ -190,6 +190,8 @@ def test_quantities_that_a_record_lacks_are_left_out_and_bad_numbers_are_no_numb
     assert "varentropy" not in by_name
     assert by_name["entropy"]["values"][0] is None
     assert set(by_name["surprisal"]["values"]) == {None}
+    gaps = {name: (by_name[name]["undefined"], by_name[name]["missing"]) for name in ("entropy", "surprisal", "cosine")}
+    assert gaps == {"entropy": (False, True), "surprisal": (False, True), "cosine": (True, False)}
 
 
 def test_a_piece_of_a_text_begins_and_ends_with_whole_characters(reader):
@@ -203,7 +205,7 @@ def test_a_piece_of_a_text_begins_and_ends_with_whole_characters(reader):
 def test_an_empty_record_says_so(reader):
     record = tiny.create_record("")
     assert read_text(render_strip(record, reader)) == "(the model ended this text immediately)"
-    assert read_text(render_strip(record, reader, whose="the text's")) == "(no token was measured)"
+    assert read_text(render_strip(record, reader, mode="score")) == "(no token was measured)"
     assert read_text(render_strip(tiny.create_record("the rain"), reader, last=0)) == "(no token was measured)"
 
 
@@ -221,7 +223,7 @@ def test_a_long_prompt_is_folded(reader):
     ("given", "said"),
     [
         ({"quantity": "beauty"}, "quantity is 'beauty': this record has entropy, full_entropy"),
-        ({"whose": "mine"}, "whose is 'mine': it must be drawn or the text's"),
+        ({"mode": "mine"}, "mode is 'mine': it must be generate or score"),
         (
             {"shown": 2, "last": 2},
             "shown is 2: it must be a token of the strip, 0 to 1",

@@ -56,7 +56,7 @@ def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
         data = read_payload(html)
         assert data["first"] + data["shown"] == token.step
         assert data["quantities"][-1]["values"][data["shown"]] == token.k
-        assert data["whose"] == "drawn"
+        assert data["mode"] == "generate"
 
 
 def test_runs_that_cannot_be_read_are_left_out_and_named(tmp_path):
@@ -69,7 +69,7 @@ def test_runs_that_cannot_be_read_are_left_out_and_named(tmp_path):
     write_run(folder / "torn" / "tiny", records, {"model_name": name})
     (folder / "torn" / "tiny" / results.MEASUREMENTS).write_bytes(b"torn")
     strips, (said, *lines) = execute_notebook(tmp_path)
-    assert [read_payload(html)["whose"] for html in strips] == ["the text's"] * 3  # one a prompt
+    assert [read_payload(html)["mode"] for html in strips] == ["score"] * 3  # one a prompt
     assert lines.count("No token is left for this corner.") == 1
     assert "The model read the texts of read-answer; it did not write them." in said
     assert said.endswith("cannot be read here: &#60;b&#62;lost, gated.")

@@ -44,7 +44,10 @@ class TokenText(anywidget.AnyWidget):
 
 
 def build_settings(chosen: Settings) -> dict[str, Any]:
-    """A field for each setting that has a name in the live notebook, with its value in ``chosen``, by name."""
+    """A field for each setting that has a name in the live notebook, with its value in ``chosen``, by name.
+
+    They are in the order of `settings.FIELDS`: the model, and later its revision and whether its code may run.
+    """
     return {
         name: _build_field(field.metadata, getattr(chosen, name))
         for name, field in FIELDS.items()
@@ -55,7 +58,9 @@ def build_settings(chosen: Settings) -> dict[str, Any]:
 def _build_field(facts: Mapping[str, Any], value: Any) -> Any:
     """The widget for a setting's value, within the setting's range; ``facts`` is its metadata."""
     small = {"width": "11em"}  # each widget gets its own layout, because one of them may be hidden
-    options = {"description": facts["live"], "layout": small}
+    options = {"description": facts["live"], "layout": small, "style": {"description_width": "initial"}}
+    if facts["type"] is bool:
+        return widgets.Checkbox(value, indent=False, **options)
     if facts["choices"]:
         return widgets.Dropdown(options=facts["choices"], value=value, **options)
     if facts["type"] is float:
@@ -65,12 +70,20 @@ def _build_field(facts: Mapping[str, Any], value: Any) -> Any:
         return widgets.BoundedIntText(value, min=facts["least"], max=10**6, **options)
     if facts["type"] is int:
         return widgets.IntText(value, **options)
-    return widgets.Text(value, description=facts["live"], continuous_update=False)
+    return widgets.Text(value or "", continuous_update=False, **options | {"layout": {"width": "20em"}})
+
+
+def read_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `build_settings`, by name; an empty field means None for a setting that may be None."""
+    return {
+        name: None if field.value == "" and FIELDS[name].default is None else field.value
+        for name, field in fields.items()
+    }
 
 
 def build_modes(mode: str) -> widgets.ToggleButtons:
     """The switch between a text that the model writes and an existing one."""
-    options = [("the model writes", "generate"), ("measure a text", "score")]
+    options = [("generate a text", "generate"), ("measure a text", "score")]
     return widgets.ToggleButtons(options=options, value=mode, style={"button_width": "10em"})
 
 

@@ -24,6 +24,7 @@ from nucleoscope.explorer.controls import (
     build_settings,
     list_prompts,
     list_runs,
+    read_settings,
 )
 from nucleoscope.explorer.live_figures import build_heat, build_scatter, show_mark, show_matrix, show_points
 from nucleoscope.measure.model_facts import find_embedding_matrix
@@ -35,17 +36,23 @@ from nucleoscope.views import cards
 from nucleoscope.views.token_text import Reader
 
 REFRESH = 0.15  # seconds between two updates of a text that is being generated
-_loaded: dict[tuple[str, str, str], loading.Model] = {}  # one at most
+_loaded: dict[tuple, loading.Model] = {}  # one at most
 _loading = threading.Lock()
 
 
-def load(name: str, dtype: str, device: str) -> loading.Model:
-    """A model, kept in memory if it was the last one loaded. Two large models need not fit in memory at once."""
+def load(
+    name: str, dtype: str, device: str, trust_remote_code: bool = False, revision: str | None = None
+) -> loading.Model:
+    """A model, kept in memory if it was the last one loaded. Two large models need not fit in memory at once.
+
+    The arguments are those of `loading.load`.
+    """
+    wanted = (name, dtype, device, trust_remote_code, revision)
     with _loading:
-        if (name, dtype, device) not in _loaded:
+        if wanted not in _loaded:
             _loaded.clear()
-            _loaded[name, dtype, device] = loading.load(name, dtype, device)
-        return _loaded[name, dtype, device]
+            _loaded[wanted] = loading.load(*wanted)
+        return _loaded[wanted]
 
 
 class Explorer:
@@ -55,6 +62,10 @@ class Explorer:
     runs are offered from its results_dir. ``quantity`` is the tint, ``text`` an existing text to measure. A
     kernel has one explorer: creating another, as happens when a cell is run again, closes the one before
     and stops its generation. Models are loaded once, not once per prompt.
+
+    ``model_revision`` and ``trust_remote_code`` apply to one model: another model clears the revision, and another
+    model or revision withdraws the permission to run the model's own code. A prompt of a measured run
+    brings the revision recorded in its run.json, but never the permission.
     """
 
     _latest: ClassVar["Explorer | None"] = None
@@ -74,7 +85,7 @@ class Explorer:
         self.tokens: list[Token] = []
         self.model: loading.Model | None = None
         self.reader: Reader | None = None
-        self.whose = "drawn"  # or "the text's": how a card refers to the actual token
+        self.source = "generate"  # or "score": the mode of the text that is shown
         self.records: list[dict] = []  # prompts and tokens of the selected run
         self._thread: threading.Thread | None = None
         self._stop, self._closed, self._lock = threading.Event(), False, threading.RLock()
@@ -99,14 +110,14 @@ class Explorer:
         self.quantity = widgets.Dropdown(
             options=[(label, name) for name, label in quantities.list_titles().items()],
             value=quantity,
-            description="tint",
+            description="tint by",
         )
         wide = {"flex": "1 1 20em", "width": "auto"}
         self.measured = widgets.Dropdown(
             options=list_runs(results_dir), description="run", layout=widgets.Layout(**wide)
         )
         self.picked = widgets.Dropdown(
-            options=list_prompts([]), description="its prompt", disabled=True, layout=widgets.Layout(**wide)
+            options=list_prompts([]), description="prompt no.", disabled=True, layout=widgets.Layout(**wide)
         )
         self.run_button = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
@@ -130,6 +141,9 @@ class Explorer:
         self.quantity.observe(lambda _: self._tint(), "value")
         self.measured.observe(lambda change: self._open(change.new), "value")
         self.picked.observe(lambda change: self._pick(change.new), "value")
+        self.settings["model_name"].observe(lambda _: self._forget_revision(), "value")
+        self.settings["model_revision"].observe(lambda _: self._withdraw_trust(), "value")
+        self.settings["trust_remote_code"].observe(lambda change: self._retry_copy(change.new), "value")
         self.text.observe(lambda change: self._point(change.new), "hovered")
         self.text.observe(lambda change: self._click(change.new), "clicked")
 
@@ -137,6 +151,14 @@ class Explorer:
         """Shows only the controls of the selected mode: an existing text is pasted, a generated one has a seed."""
         self.given.layout.display = None if self.mode.value == "score" else "none"
         self.settings["seed"].layout.display = "none" if self.mode.value == "score" else None
+
+    def _forget_revision(self) -> None:
+        """Another model was entered: the revision and the permission to run code were for the previous one."""
+        self.settings["model_revision"].value = ""
+        self._withdraw_trust()
+
+    def _withdraw_trust(self) -> None:
+        self.settings["trust_remote_code"].value = False
 
     def _draw(self) -> None:
         """Creates the figures of a text; selection and zoom in the previous text's figures are lost.
@@ -155,7 +177,7 @@ class Explorer:
         """Generates or measures a text with the current settings, in a thread; does nothing while that is running."""
         if self._thread is not None and self._thread.is_alive():
             return
-        chosen = {name: widget.value for name, widget in self.settings.items()}
+        chosen = read_settings(self.settings)
         place, prompt = self.picked.value, self.prompt.value
         same = place >= 0 and self.records[place]["prompt"] == prompt
         chosen |= {"prompt": prompt, "index": place if same else 0}
@@ -205,14 +227,15 @@ class Explorer:
     def _write_text(self, chosen: dict[str, Any]) -> str:
         """Generates or measures the text, and returns a message about it."""
         name, prompt = chosen.pop("model_name"), chosen.pop("prompt")
+        trusted, revision = chosen.pop("trust_remote_code"), chosen.pop("model_revision")
         self._say(f"Loading {name} …")
         self.model = None  # makes room for the next model
-        model = load(name, self.dtype, self.device)
-        self.model, self.reader, self.whose = model, Reader(model.tokenizer), "drawn"
+        model = load(name, self.dtype, self.device, trusted, revision)
+        self.model, self.reader, self.source = model, Reader(model.tokenizer), "generate"
         begun = time.monotonic()
         if "text" in chosen:
             self._say("Measuring …")
-            self.whose = "the text's"
+            self.source = "score"
             self.tokens, remarks = read(model.model, model.tokenizer, prompt, chosen.pop("text"), **chosen)
         else:
             self._say("Generating …")
@@ -248,19 +271,20 @@ class Explorer:
                 self.text.pieces = cards.split_text(self.reader, tokens)
                 self._tint()
             show_points(self.scatter, tokens)
-            self.progress.value = len(tokens) if self.whose == "drawn" else self.progress.max
+            self.progress.value = len(tokens) if self.source == "generate" else self.progress.max
 
     def _tint(self) -> None:
         with self._lock, self.text.hold_sync():
             name, tokens = self.quantity.value, self.tokens[: len(self.text.pieces)]
-            self.text.scale = cards.build_scale(name, np.array([cards.find_value(token, name) for token in tokens]))
+            values, k = (np.array([cards.find_value(token, each) for token in tokens]) for each in (name, "k"))
+            self.text.scale = cards.build_scale(name, values, k)
 
     def _point(self, step: int) -> None:
         """A token was pointed at: shows its card, and its mark in the scatter plot."""
         with self._lock:
             if 0 <= step < len(self.tokens):
                 self.text.card = cards.describe_token(
-                    self.tokens, step, self.reader, self._find_embedding(), whose=self.whose
+                    self.tokens, step, self.reader, self._find_embedding(), mode=self.source
                 )
                 show_mark(self.scatter, self.tokens[step])
 
@@ -295,17 +319,27 @@ class Explorer:
         if not (self.measured.value / results.RUN_INFO).is_file():
             return
         found = fill_defaults(results.load_info(self.measured.value)["settings"])
-        for name in self.settings.keys() & found.keys():
-            self.settings[name].value = found[name]
+        found["model_revision"] = (found.get("model") or {}).get("revision") or ""
+        for name in self.settings:  # in order: a new model name clears the revision
+            if name in found:
+                self.settings[name].value = found[name]
         self.mode.value, self.dtype = found["mode"], found["dtype"]
         if self.mode.value == "score":
-            self._copy(found, self.records[place]["tokens"].tolist())
+            self._copy_text(self.records[place]["tokens"].tolist())
 
-    def _copy(self, settings: dict[str, Any], tokens: list[int]) -> None:
-        """Puts the text of a scored record into its field."""
+    def _copy_text(self, tokens: list[int]) -> None:
+        """Puts the text of a scored record into its field, decoded by the tokenizer of the model in its field."""
+        chosen, self.given.value = read_settings(self.settings), ""
         try:
-            tokenizer = loading.load_tokenizer(settings["model_name"], revision=settings["model"].get("revision"))
+            tokenizer = loading.load_tokenizer(
+                chosen["model_name"], chosen["trust_remote_code"], chosen["model_revision"]
+            )
         except (ValueError, OSError) as error:
             self._say(str(error), failed=True)
         else:
             self.given.value = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+
+    def _retry_copy(self, trusted: bool) -> None:
+        """The model's own code may run now: a text that could not be decoded without it is copied."""
+        if trusted and self.text.failed and self.mode.value == "score" and not self.given.value:
+            self._pick(self.picked.value)

@@ -26,7 +26,7 @@ def build_scatter(name: str) -> go.FigureWidget:
     ``name`` is the layout's meta, by which `controls.TokenText` recognises its figure.
     """
     figure = go.Figure(layout=build_layout("Tokens with more than one candidate", 380))
-    hover = "token %{text}: entropy %{x:.2f}, cosine %{y:.3f}<extra></extra>"
+    hover = "token %{text}: entropy %{x:.2f}, cosine similarity %{y:.3f}<extra></extra>"
     dot = {"size": 7, "color": BLUE, "opacity": 0.7}
     chosen = {"marker": {"color": ORANGE, "opacity": 1}}
     figure.add_scatter(mode="markers", marker=dot, selected=chosen, hovertemplate=hover, name="token")
@@ -66,12 +66,13 @@ def _fit_width(figure: go.FigureWidget) -> go.FigureWidget:
 
 def show_matrix(figure: go.FigureWidget, step: int, ids: torch.Tensor, embedding: torch.Tensor, reader: Reader) -> None:
     """Draws the matrix of the candidates of token ``step`` into `build_heat`, or says why there is none."""
-    title, words, cosines = f"Token {step} had a single candidate: there is nothing to compare", [], None
+    title, words, cosines = f"Token {step} had only one candidate: nothing to compare", [], None
     if len(ids) > 1:
         cosines, order = cards.compute_matrix(embedding, ids)
         words = [reader.show(int(ids[place])) for place in order]
-        count = f"the {len(order)} likeliest of " if len(order) < len(ids) else ""
-        title = f"Cosines of {count}{len(ids):,} candidates of token {step}, similar ones adjacent"
+        title = f"Cosine similarity of the candidates of token {step}"
+        if len(order) < len(ids):
+            title += f"<br>(the {len(order)} likeliest of {len(ids):,})"
     with figure.batch_update():
         figure.data = []
         figure.update_layout(
@@ -87,7 +88,7 @@ def build_heatmap(cosines, words: list[str]) -> go.Heatmap:
     pairs = [[f"{left} and {right}" for right in shown] for left in shown]
     hover = "%{text}: %{z:.3f}<extra></extra>"
     low = min(0.0, float(cosines.min()))
-    bar = {"thickness": 14, "tickformat": ".1f", "title": {"text": "cosine", "side": "right"}}
+    bar = {"thickness": 14, "tickformat": ".1f", "title": {"text": quantities.find_title("cosine"), "side": "right"}}
     colors = {"zmin": low, "zmax": 1, "colorscale": MATRIX, "colorbar": bar}
     return go.Heatmap(z=cosines, text=pairs, hovertemplate=hover, name="cosine", **colors)
 
@@ -99,7 +100,7 @@ def build_heat_layout(title: str, words: list[str], height: int) -> dict[str, An
     return {
         "title_text": title,
         "height": height,
-        "margin": {"t": 40, "b": 80, "l": 90, "r": 70},
+        "margin": {"t": 60 if "<br>" in title else 40, "b": 80, "l": 90, "r": 70},
         "xaxis": axis | {"tickangle": -60},
         "yaxis": axis | {"autorange": "reversed"},
     }

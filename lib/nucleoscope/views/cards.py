@@ -28,7 +28,7 @@ def find_value(token: Token, name: str) -> float:
 
 
 def list_columns(tokens: Sequence[Token]) -> dict[str, np.ndarray]:
-    """The quantities of a text, (n,) each, by name; NaN for no pair."""
+    """The quantities of a text, (n,) each, by name; NaN for a value that is undefined or missing."""
     names = [name for name in quantities.list_titles() if name == "k" or all(name in token.values for token in tokens)]
     return {name: np.array([find_value(token, name) for token in tokens], dtype=float) for name in names}
 
@@ -42,20 +42,23 @@ def find_ends(values: np.ndarray) -> tuple[float, float, float] | None:
 def build_scale(
     name: str,
     values: np.ndarray,
+    k: np.ndarray,
     ends: tuple[float, float, float] | None = None,
     first: int = 0,
     last: int | None = None,
 ) -> dict:
     """A quantity in the script's form: its label, the ends of its colour scale, and its values from first to last.
 
-    ``values`` (n,) are those of a whole text; ``ends`` are the `find_ends` of more tokens, if there are more.
-    The scale ends where all but one in a hundred tokens lie: one odd token must not make the rest
-    pale. Tokens beyond an end have its colour: ``over`` and ``under`` say so. Counts have a logarithmic
-    scale, from 1.
+    ``values`` and ``k`` (n,), the numbers of candidates, are those of a whole text; ``ends`` are the `find_ends` of
+    more tokens, if there are more. The scale ends where all but one in a hundred tokens are: one odd token must not
+    make the rest pale. Tokens beyond an end have its colour: ``over`` and ``under`` say so. Counts have a
+    logarithmic scale, from 1. ``undefined``: some value does not exist, because the quantity needs a pair of
+    candidates and there is only one. ``missing``: some other value is unknown or not a finite number.
     """
     count, own = quantities.is_count(name), find_ends(values) or (0.0, 1.0, 1.0)
     least, high, most = ends or own
     low, high = (1.0, max(round(high), 2)) if count else (0.0, high if high > 0 else 1.0)
+    gaps, alone = ~np.isfinite(values), (k == 1) & quantities.needs_pair(name)
     return {
         "name": name,
         "label": quantities.find_title(name),
@@ -64,6 +67,8 @@ def build_scale(
         "high": high if count else round_value(high),
         "over": max(most, own[2]) > high,
         "under": min(least, own[0]) < low,
+        "undefined": bool((gaps & alone).any()),
+        "missing": bool((gaps & ~alone).any()),
         "values": [round_quantity(name, value) for value in values[first:last]],
     }
 
@@ -132,7 +137,7 @@ def build_cards(
     columns: Mapping[str, np.ndarray],
     units: Sequence[Unit],
     *,
-    whose: str = "drawn",
+    mode: str = "generate",
     first: int = 0,
     last: int | None = None,
     ends: Mapping[str, tuple[float, float, float]] | None = None,
@@ -141,8 +146,8 @@ def build_cards(
     """The cards of the tokens first <= step < last of a text, as JSON, for ``static/card.js``.
 
     ``choices`` are those of these tokens only. ``columns`` (n,) are the quantities of all tokens of the
-    text by name, NaN for no pair; ``units`` are its `Reader.split_units`. ``whose`` is what the actual tokens
-    are called. ``ends``: see `build_scale`.
+    text by name, NaN for an undefined or missing value; ``units`` are its `Reader.split_units`. ``mode`` is "generate"
+    if the model wrote the text, "score" if the text existed before. ``ends``: see `build_scale`.
 
     ``words`` are texts, each once. ``tokens`` has a list for each token, short because a page has many:
     [its word, the words of the ``listed`` likeliest candidates, their probabilities, the number of further
@@ -157,12 +162,14 @@ def build_cards(
     names = [*(name for name in titles if name in columns), *(name for name in columns if name not in titles)]
     places, pairs = rank_places(columns["entropy"], columns["cosine"])
     return {
-        "whose": whose,
+        "mode": mode,
         "first": first,
         "total": total,
         "words": words.texts,
         "tokens": [_list_choice(words, choice, listed) for choice in choices],
-        "quantities": [build_scale(name, columns[name], (ends or {}).get(name), first, last) for name in names],
+        "quantities": [
+            build_scale(name, columns[name], columns["k"], (ends or {}).get(name), first, last) for name in names
+        ],
         "places": places[first:last],
         "pairs": pairs,
         "parts": {str(step - first): part for step, part in _list_parts(units) if first <= step < last},
@@ -205,7 +212,7 @@ def describe_token(
     reader: Reader,
     embedding: torch.Tensor,
     listed: int = LISTED,
-    whose: str = "drawn",
+    mode: str = "generate",
 ) -> dict:
     """The `build_cards` of token ``step`` alone, and the ``cosines`` of its listed candidates with it."""
     token = tokens[step]
@@ -213,7 +220,7 @@ def describe_token(
     choice = Choice(token.id, ids, probs, float(np.exp(-token.values["surprisal"])))
     unit = compute_directions(embedding, torch.tensor([*ids[:listed].tolist(), token.id]))
     columns, units = list_columns(tokens), reader.split_units([token.id for token in tokens])
-    cards = build_cards(reader, [choice], columns, units, whose=whose, first=step, last=step + 1, listed=listed)
+    cards = build_cards(reader, [choice], columns, units, mode=mode, first=step, last=step + 1, listed=listed)
     return cards | {"cosines": [round_value(cosine) for cosine in (unit[:-1] @ unit[-1]).tolist()]}
 
 

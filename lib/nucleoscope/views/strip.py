@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from nucleoscope import quantities
+from nucleoscope.settings import validate
 from nucleoscope.stats.bootstrap import Bins
 from nucleoscope.store.results import select_choices
 from nucleoscope.views import assets, cards
@@ -26,7 +27,6 @@ from nucleoscope.views.assets import STATIC
 from nucleoscope.views.token_text import Reader, make_encodable
 
 NEEDED = ("tokens", "top_p_probs", "entropies", "cosines")
-WHOSE = ("drawn", "the text's")
 FOLDED = 300  # characters of a prompt from which it is collapsed
 FOCUS = "Text. The arrow keys move from token to token; Escape closes the card."
 
@@ -44,7 +44,7 @@ def render_strip(
     quantity: str = "entropy",
     *,
     table: pd.DataFrame | Background | None = None,
-    whose: str = "drawn",
+    mode: str = "generate",
     first: int = 0,
     last: int | None = None,
     shown: int | None = None,
@@ -55,19 +55,18 @@ def render_strip(
     record: as `generation.measure` returns it. tokenizer: of its model, or a `token_text.Reader` of it.
     table: the tokens of the run or runs that it comes from (see `results.load_runs`): the colour
     scales then cover all of them, not only this text, and cards draw their median line. For
-    many strips of one table pass its `compute_background` instead, so that it is computed once. ``whose``:
-    "drawn" if the model wrote the text, "the text's" if the text existed before.
+    many strips of one table pass its `compute_background` instead, so that it is computed once. ``mode``: the
+    run's, "generate" if the model wrote the text, "score" if the text existed before.
     Only the tokens ``first`` <= step < ``last`` are shown. ``shown`` is a token whose card
     stays open. Cards list the ``most`` likely candidates and the token itself.
 
-    Raises ValueError for an unknown quantity or ``whose``, for a token ``shown`` outside first and last, and
+    Raises ValueError for an unknown quantity or ``mode``, for a token ``shown`` outside first and last, and
     for records that lack what a strip shows: the published study's files contain no tokens.
     """
     lacking = [name for name in NEEDED if name not in record]
     if lacking:
         raise ValueError(f"the record has no {' and no '.join(lacking)}: a strip needs them")
-    if whose not in WHOSE:
-        raise ValueError(f"whose is '{whose}': it must be {' or '.join(WHOSE)}")
+    validate("mode", mode)
     columns = _read_columns(record)
     if quantity not in columns:
         raise ValueError(f"quantity is '{quantity}': this record has {', '.join(columns)}")
@@ -79,7 +78,7 @@ def render_strip(
         raise ValueError(f"shown is {shown}: it must be a token of the strip, {first} to {last - 1}")
     background = compute_background(table) if isinstance(table, pd.DataFrame) else table or Background({}, [])
     choices = _list_choices(record, first, last)
-    window = {"whose": whose, "first": first, "last": last}
+    window = {"mode": mode, "first": first, "last": last}
     data = {
         "quantity": quantity,
         **cards.build_cards(reader, choices, columns, units, **window, ends=background.scales, listed=most),
@@ -87,7 +86,9 @@ def render_strip(
         "shown": None if shown is None else shown - first,
     }
     before, after = "… " if first else "", " …" if last < len(tokens) else ""
-    empty = "(the model ended this text immediately)" if whose == "drawn" and not tokens else "(no token was measured)"
+    empty = (
+        "(the model ended this text immediately)" if mode == "generate" and not tokens else "(no token was measured)"
+    )
     spans = before + "".join(map(_render_span, kept)) + after if kept else empty
     return _render_page(make_encodable(record["prompt"]), spans, data)
 
@@ -103,7 +104,7 @@ def compute_background(table: pd.DataFrame) -> Background:
 
 
 def _read_columns(record: dict) -> dict[str, np.ndarray]:
-    """The quantities that a record has, by the names of a table's columns: (n,) each; NaN for no pair."""
+    """The quantities that a record has, by the names of a table's columns: (n,) each; NaN if undefined or missing."""
     k = np.array([len(ids) for ids in record["top_p_tokens"]], dtype=float)
     columns = {
         name: np.asarray(record[plural], dtype=float)
@@ -165,7 +166,7 @@ def _render_page(prompt: str, spans: str, data: dict) -> str:
     return (
         f'<div class="nucleoscope nucleoscope-strip" data-lm-suppress-shortcuts="true">\n<style>{style}</style>\n'
         f'<div class="ns-bar"><label>Tint by <select>{options}</select></label> <span class="ns-legend"></span></div>\n'
-        f'<details class="ns-prompt"{" open" if len(prompt) < FOLDED else ""}><summary>prompt</summary>'
+        f'<details class="ns-prompt"{" open" if len(prompt) < FOLDED else ""}><summary>Prompt</summary>'
         f'<div dir="auto">{html.escape(prompt)}</div></details>\n'
         f'<div class="ns-both"><div class="ns-text" dir="auto" tabindex="0" role="application" '
         f'aria-roledescription="text with measured tokens" aria-label="{FOCUS}">'

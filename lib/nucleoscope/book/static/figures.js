@@ -18,27 +18,27 @@
     return found ? colour.replace(...found) : colour;
   }
 
-  const at = (trace, key) => key.split(".").reduce((part, name) => part?.[name], trace);
+  const readPath = (trace, key) => key.split(".").reduce((part, name) => part?.[name], trace);
 
   // For each colour attribute: the traces whose colour depends on the theme, and its current value.
-  function recoloured(traces) {
-    const blue = (value) => ON_DARK.some(([light]) => JSON.stringify(value ?? null).includes(light));
+  function listColours(traces) {
+    const hasBlue = (value) => ON_DARK.some(([light]) => JSON.stringify(value ?? null).includes(light));
     return COLOURS.map((key) => {
-      const chosen = [...traces.keys()].filter((i) => blue(at(traces[i], key)));
-      return [key, chosen, chosen.map((i) => shade(at(traces[i], key)))];
+      const chosen = [...traces.keys()].filter((i) => hasBlue(readPath(traces[i], key)));
+      return [key, chosen, chosen.map((i) => shade(readPath(traces[i], key)))];
     }).filter(([, chosen]) => chosen.length);
   }
 
   // The layout for the theme: a template, so that a figure's own settings take precedence.
-  function themed(layout) {
+  function buildTheme(layout) {
     const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue(`--pst-color-${name}`).trim();
-    const axis = { gridcolor: GRID, zerolinecolor: colour("text-muted"), linecolor: colour("border") };
+    const readColour = (name) => style.getPropertyValue(`--pst-color-${name}`).trim();
+    const axis = { gridcolor: GRID, zerolinecolor: readColour("text-muted"), linecolor: readColour("border") };
     const template = structuredClone(layout.template || {});
     template.layout = template.layout || {};
-    const [text, muted] = [colour("text-base"), colour("text-muted")];
+    const [text, muted] = [readColour("text-base"), readColour("text-muted")];
     for (const name of ["xaxis", "yaxis"]) template.layout[name] = { ...template.layout[name], ...axis };
-    template.layout.hoverlabel = { bgcolor: colour("surface"), bordercolor: muted, font: { color: text } };
+    template.layout.hoverlabel = { bgcolor: readColour("surface"), bordercolor: muted, font: { color: text } };
     template.layout.modebar = { bgcolor: CLEAR, color: muted, activecolor: text };
     return {
       template,
@@ -50,7 +50,7 @@
   }
 
   // The layout adapted to the width of the page and the type of pointer.
-  function fitted(layout) {
+  function fitLayout(layout) {
     const result = { ...layout, autosize: true, font: { ...layout.font } };
     delete result.width;
     if (touch.matches) result.dragmode = false; // a finger scrolls the page; it does not zoom
@@ -63,7 +63,7 @@
   }
 
   // A figure's menus as the page's own buttons and lists: plotly's cannot be reached by keyboard.
-  function controls(place, menus) {
+  function addControls(place, menus) {
     const bar = document.createElement("div");
     bar.className = "figure-controls";
     for (const menu of menus) {
@@ -71,12 +71,12 @@
         const { method, args } = menu.buttons[number];
         Plotly[method](place, ...structuredClone(args));
       };
-      bar.append(menu.type === "buttons" ? buttons(menu, choose) : list(menu, choose));
+      bar.append(menu.type === "buttons" ? makeButtons(menu, choose) : makeList(menu, choose));
     }
     place.before(bar);
   }
 
-  function buttons(menu, choose) {
+  function makeButtons(menu, choose) {
     const group = document.createElement("div");
     group.setAttribute("role", "group");
     group.setAttribute("aria-label", "what the figure shows");
@@ -92,7 +92,7 @@
     return group;
   }
 
-  function list(menu, choose) {
+  function makeList(menu, choose) {
     const select = document.createElement("select");
     select.setAttribute("aria-label", "subject of the figure");
     menu.buttons.forEach(({ label }, number) => select.append(new Option(label, number)));
@@ -105,32 +105,32 @@
     if (place.dataset.drawn) return;
     place.dataset.drawn = "yes";
     const { data, layout } = JSON.parse(figure.querySelector("script").textContent);
-    const start = fitted(layout);
-    for (const [name, value] of Object.entries(themed(layout))) {
+    const start = fitLayout(layout);
+    for (const [name, value] of Object.entries(buildTheme(layout))) {
       const [key, part] = name.split(".");
       start[key] = part ? { ...start[key], [part]: value } : value;
     }
     if (start.updatemenus?.length) {
-      controls(place, start.updatemenus);
+      addControls(place, start.updatemenus);
       start.updatemenus = [];
       start.margin = { ...start.margin, t: 30 };
     }
     place.traces = structuredClone(data); // unchanged copies: plotly stores its changes in data
-    for (const [key, chosen, values] of recoloured(place.traces)) {
+    for (const [key, chosen, values] of listColours(place.traces)) {
       const names = key.split(".");
       const last = names.pop();
-      chosen.forEach((trace, i) => (at({ data: data[trace] }, ["data", ...names].join("."))[last] = values[i]));
+      chosen.forEach((trace, i) => (readPath({ data: data[trace] }, ["data", ...names].join("."))[last] = values[i]));
     }
     Plotly.newPlot(place, data, start, CONFIG);
   }
 
   function redraw(place) {
-    for (const [key, chosen, values] of recoloured(place.traces)) Plotly.restyle(place, { [key]: values }, chosen);
-    Plotly.relayout(place, themed(place.layout));
+    for (const [key, chosen, values] of listColours(place.traces)) Plotly.restyle(place, { [key]: values }, chosen);
+    Plotly.relayout(place, buildTheme(place.layout));
   }
 
   const figures = [...document.querySelectorAll("div.plotly-figure")];
-  const drawn = () => figures.map((figure) => figure.querySelector(".plot")).filter((place) => place.dataset.drawn);
+  const listDrawn = () => figures.map((figure) => figure.querySelector(".plot")).filter((place) => place.dataset.drawn);
 
   const watch = new IntersectionObserver(
     (entries) =>
@@ -142,7 +142,7 @@
   );
   figures.forEach((figure) => watch.observe(figure));
   addEventListener("beforeprint", () => figures.forEach(draw));
-  new MutationObserver(() => drawn().forEach(redraw)).observe(document.documentElement, {
+  new MutationObserver(() => listDrawn().forEach(redraw)).observe(document.documentElement, {
     attributeFilter: ["data-theme"],
   });
 })();

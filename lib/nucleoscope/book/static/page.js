@@ -6,9 +6,9 @@
     DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
   }
 
-  const text = (row, column) => (row.cells[column] ? row.cells[column].textContent.trim() : "");
+  const readText = (row, column) => (row.cells[column] ? row.cells[column].textContent.trim() : "");
   // The number at the beginning of a field: "1,234", "−0.5", "12 %", "0.31 [0.28, 0.34]".
-  function number(value) {
+  function parseNumber(value) {
     const found = value.replace(/−/g, "-").match(/^-?[\d,]*\.?\d+(?:e-?\d+)?(?=$|[\s%\[])/);
     return found ? Number(found[0].replace(/,/g, "")) : NaN;
   }
@@ -16,7 +16,7 @@
   // Numbers by size, then words; empty fields come last in either direction.
   function compare(left, right, sign) {
     if (left === "" || right === "") return (left === "") - (right === "");
-    const [a, b] = [number(left), number(right)];
+    const [a, b] = [parseNumber(left), parseNumber(right)];
     if (Number.isNaN(a) !== Number.isNaN(b)) return Number.isNaN(a) ? 1 : -1;
     return sign * (Number.isNaN(a) ? left.localeCompare(right, "en", { numeric: true }) : a - b);
   }
@@ -26,7 +26,7 @@
     for (const other of table.tHead.querySelectorAll("th")) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
     for (const body of table.tBodies) {
-      const rows = [...body.rows].sort((a, b) => compare(text(a, column), text(b, column), sign));
+      const rows = [...body.rows].sort((a, b) => compare(readText(a, column), readText(b, column), sign));
       body.append(...rows);
     }
   }
@@ -57,11 +57,11 @@
 
   // Elements with their own scroll bar must be reachable by keyboard.
   const wide = ".output, div.highlight pre, .pst-scrollable-table-container, mjx-container[display], .math";
-  function reachable() {
+  function allowFocus() {
     for (const box of document.querySelectorAll(wide)) {
       if (box.scrollWidth > box.clientWidth && !box.hasAttribute("tabindex")) box.tabIndex = 0;
     }
   }
-  addEventListener("load", reachable);
-  addEventListener("resize", reachable);
+  addEventListener("load", allowFocus);
+  addEventListener("resize", allowFocus);
 })();

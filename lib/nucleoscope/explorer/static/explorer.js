@@ -35,18 +35,18 @@ function showCard(card, extra, content, chosen) {
 }
 
 /** What only the live notebook knows, because it has the model: how similar each candidate is to the token. */
-function drawCosines({ words, tokens: [[, listed, , , , , place]], cosines, whose }) {
+function drawCosines({ words, tokens: [[, listed, , , , , place]], cosines, mode }) {
   const list = make("div", { class: "nx-cosines" });
   listed.forEach((index, i) => {
     const value = i === place ? "itself" : formatNumber(cosines[i]);
     list.append(make("span", {}, make("bdi", {}, words[index]), " ", make("span", { class: "ns-value" }, value)));
   });
-  const title = `Cosine of each candidate to ${whose === "drawn" ? "the token drawn" : "the text's token"}`;
+  const title = `Cosine similarity of each candidate to the token ${mode === "score" ? "in the text" : "drawn"}`;
   return [make("p", { class: "ns-muted" }, title), list];
 }
 
 /** The nearest token in the next line up (-1) or down (1), or this one. */
-function neighbour(tokens, from, way) {
+function findNeighbour(tokens, from, way) {
   const box = from.getBoundingClientRect();
   let best = from, nearest = Infinity;
   for (const token of tokens) {
@@ -58,12 +58,12 @@ function neighbour(tokens, from, way) {
   return best;
 }
 
-function target(text, here, key) {
+function findTarget(text, here, key) {
   const tokens = [...text.children], step = Number(here.dataset.step);
   const right = getComputedStyle(text).direction === "rtl" ? -1 : 1;
   const goal = {
     ArrowRight: tokens[step + right], ArrowLeft: tokens[step - right], Home: tokens[0], End: tokens.at(-1),
-    ArrowUp: key === "ArrowUp" && neighbour(tokens, here, -1), ArrowDown: key === "ArrowDown" && neighbour(tokens, here, 1),
+    ArrowUp: key === "ArrowUp" && findNeighbour(tokens, here, -1), ArrowDown: key === "ArrowDown" && findNeighbour(tokens, here, 1),
   };
   return key in goal ? goal[key] || here : null;
 }
@@ -74,11 +74,11 @@ function listen(text, model) {
     model.set(name, step);
     model.save_changes();
   };
-  const token = (event) => event.target.closest(".nx-token");
-  const stepOf = (event) => Number(token(event).dataset.step);
+  const findToken = (event) => event.target.closest(".nx-token");
+  const readStep = (event) => Number(findToken(event).dataset.step);
   text.addEventListener("pointerover", (event) => {
-    if (!token(event)) return;
-    const step = stepOf(event);
+    if (!findToken(event)) return;
+    const step = readStep(event);
     clearTimeout(timer);
     timer = setTimeout(() => send("hovered", step), REST);
   });
@@ -86,17 +86,17 @@ function listen(text, model) {
     clearTimeout(timer);
     if (model.get("clicked") >= 0) send("hovered", model.get("clicked")); // back to the token that was clicked
   });
-  text.addEventListener("click", (event) => token(event) && send("clicked", stepOf(event)));
+  text.addEventListener("click", (event) => findToken(event) && send("clicked", readStep(event)));
   text.addEventListener("focusin", (event) => {
     for (const other of text.querySelectorAll('[tabindex="0"]')) other.tabIndex = -1;
-    token(event).tabIndex = 0;
-    send("hovered", stepOf(event));
+    findToken(event).tabIndex = 0;
+    send("hovered", readStep(event));
   });
   text.addEventListener("keydown", (event) => {
-    if (!token(event) || event.ctrlKey || event.metaKey || event.altKey) return;
-    const goal = target(text, token(event), event.key);
+    if (!findToken(event) || event.ctrlKey || event.metaKey || event.altKey) return;
+    const goal = findTarget(text, findToken(event), event.key);
     if (goal) goal.focus();
-    else if (event.key === "Enter" || event.key === " ") send("clicked", stepOf(event));
+    else if (event.key === "Enter" || event.key === " ") send("clicked", readStep(event));
     else return;
     event.preventDefault();
     event.stopPropagation();
@@ -114,10 +114,10 @@ function follow(figure, model, followed) {
     model.set(name, value);
     model.save_changes();
   };
-  const steps = (event) => (event?.points ?? []).map((point) => point.customdata).filter(Number.isInteger);
-  figure.on("plotly_selected", (event) => send("marked", steps(event)));
+  const listSteps = (event) => (event?.points ?? []).map((point) => point.customdata).filter(Number.isInteger);
+  figure.on("plotly_selected", (event) => send("marked", listSteps(event)));
   figure.on("plotly_deselect", () => send("marked", []));
-  figure.on("plotly_click", (event) => steps(event).slice(0, 1).forEach((step) => send("clicked", step)));
+  figure.on("plotly_click", (event) => listSteps(event).slice(0, 1).forEach((step) => send("clicked", step)));
 }
 
 function render({ model, el }) {
@@ -174,15 +174,15 @@ function render({ model, el }) {
   listen(text, model);
   // A figure is drawn before it is in the page, 700 pixels wide; once it is there it takes the width it has.
   const followed = new WeakSet();
-  const drawn = ({ detail }) => {
+  const fitFigure = ({ detail }) => {
     setTimeout(() => window.dispatchEvent(new Event("resize")), 100);
     follow(detail?.element, model, followed);
   };
-  document.addEventListener("plotlywidget-after-render", drawn);
+  document.addEventListener("plotlywidget-after-render", fitFigure);
   return () => { // anywidget calls this when the view is removed
     for (const [name, draw] of names) model.off(`change:${name}`, draw);
     model.off("change:failed", parts.status);
-    document.removeEventListener("plotlywidget-after-render", drawn);
+    document.removeEventListener("plotlywidget-after-render", fitFigure);
   };
 }
 

@@ -23,51 +23,58 @@ function findShare({ count, low, high }, value) {
 
 // Tints the text of one token; that of several tokens, with a share each, gets a stripe for each.
 function tintText(span, shares) {
-  const color = (share) => `rgb(var(--ns-tint) / calc(var(--ns-opacity) * ${(share || 0).toFixed(3)}))`;
-  const stops = shares.map((share, i) => `${color(share)} ${(100 * i) / shares.length}% ${(100 * (i + 1)) / shares.length}%`);
-  span.style.background = shares.length > 1 ? `linear-gradient(to right, ${stops})` : color(shares[0]);
+  const mixColor = (share) => `rgb(var(--ns-tint) / calc(var(--ns-opacity) * ${(share || 0).toFixed(3)}))`;
+  const stops = shares.map((share, i) => `${mixColor(share)} ${(100 * i) / shares.length}% ${(100 * (i + 1)) / shares.length}%`);
+  span.style.background = shares.length > 1 ? `linear-gradient(to right, ${stops})` : mixColor(shares[0]);
   span.classList.toggle("ns-none", shares.includes(null));
 }
 
 function drawLegend(scale) {
   const low = formatNumber(scale.low) + (scale.under ? " or less" : "");
   const high = (scale.count ? formatCount : formatNumber)(scale.high) + (scale.over ? " or more" : "");
-  const gaps = scale.values.includes(null);
-  const note = [gaps ? "dotted: one candidate, no pair" : "", scale.count ? "logarithmic" : ""].filter(Boolean).join("; ");
+  const reasons = [scale.undefined && "only one candidate", scale.missing && "missing"].filter(Boolean).join(" or ");
+  const dotted = scale.values.includes(null) && `dotted: ${reasons}`;
+  const note = [dotted, scale.count && "logarithmic scale"].filter(Boolean).join("; ");
   return [low, make("span", { class: "ns-ramp", "aria-hidden": "true" }), high, make("span", { class: "ns-muted" }, note && `(${note})`)];
 }
 
 function drawCandidates(words, [word, listed, probs, more, mass, held, place, p]) {
   const list = make("div", { class: "ns-list" });
-  function row(text, value, drawn, note) {
-    const mark = drawn ? " ns-drawn" : "";
+  function addRow(text, value, taken, note) {
+    const mark = taken ? " ns-drawn" : "";
     const bar = make("span", { class: "ns-p" + mark, style: `width:${100 * value}%` });
     list.append(make("bdi", { class: mark, title: text }, text), bar,
-      make("span", { class: "ns-value" + mark }, note + (drawn ? "✓ " : "") + (value === null ? "–" : formatPercent(value))));
+      make("span", { class: "ns-value" + mark }, note + (taken ? "✓ " : "") + (value === null ? "–" : formatPercent(value))));
   }
-  listed.forEach((index, i) => row(words[index], probs[i], i === place, ""));
-  if (p !== undefined) row(words[word], p, true, place < 0 ? "outside " : "");
+  listed.forEach((index, i) => addRow(words[index], probs[i], i === place, ""));
+  if (p !== undefined) addRow(words[word], p, true, place < 0 ? "outside " : "");
   const inside = place >= 0 && p !== undefined; // listed below the others, and one of them
   const rest = more - inside;
-  const others = rest > 0 ? `and ${formatCount(rest)} more with a total of ${formatPercent(Math.max(mass - (inside ? p : 0), 0))}` : "";
-  const end = others || (listed.length > 1 ? "no other candidates" : "the only candidate");
-  const note = `Probabilities refer to the full distribution. Entropy and cosine use only the nucleus, which has ${(100 * held).toFixed(1)} % of it.`;
+  const others = `and ${formatCount(rest)} more, ${formatPercent(Math.max(mass - (inside ? p : 0), 0))} in total`;
+  const end = rest > 0 ? others : "no other candidates";
+  const note = `Probabilities are those of the full distribution. Entropy and cosine similarity use only the nucleus, which has ${(100 * held).toFixed(1)} % of it.`;
   return make("div", { class: "ns-candidates" }, list, ...[end, note].map((line) => make("p", { class: "ns-muted" }, line)));
 }
 
-function drawQuantities(quantities, at, chosen) {
+// The quantities of a token with ``size`` candidates.
+function drawQuantities(quantities, at, chosen, size) {
   const list = make("div", { class: "ns-numbers" });
-  for (const { name, label, values, count } of quantities) {
-    const now = name === chosen ? " ns-now" : "";
-    const text = values[at] === null ? "no pair" : count ? formatCount(values[at]) : formatNumber(values[at]);
-    list.append(make("span", { class: now }, label), make("span", { class: "ns-value" + now }, text));
+  for (const scale of quantities) {
+    const now = scale.name === chosen ? " ns-now" : "";
+    list.append(make("span", { class: now }, scale.label), make("span", { class: "ns-value" + now }, describeValue(scale, at, size)));
   }
   return list;
 }
 
+function describeValue(scale, at, size) {
+  const value = scale.values[at];
+  if (value !== null) return (scale.count ? formatCount : formatNumber)(value);
+  return scale.undefined && size === 1 ? "undefined" : "missing"; // describePlace says why it is undefined
+}
+
 // How a token compares with the others of its text.
 function describePlace(place, pairs, size) {
-  if (size === 1) return "A single candidate: this token is not compared with the others.";
+  if (size === 1) return "With only one candidate there is no cosine similarity, so this token is not compared with the others.";
   if (!place) return "This token is not compared with the others: a value is missing.";
   if (pairs === 1) return "The only token of this text with more than one candidate.";
   const [entropy, cosine, others] = [...place, pairs - 1].map(formatCount);
@@ -79,18 +86,20 @@ function describePlace(place, pairs, size) {
  *
  * content: what cards.build_cards makes. chosen is the name of the quantity to emphasise; close is a button. */
 function drawCard(content, at, { chosen = "", close = null } = {}) {
-  const { words, whose, first, total } = content;
+  const { words, mode, first, total } = content;
   const token = content.tokens[at];
   const [word, listed, , more, , , place] = token;
-  const of = `of ${formatCount(listed.length + more)}`;
-  const rank = place < 0 ? `outside the nucleus ${of}` : `rank ${formatCount(place + 1)} ${of}`;
+  const size = listed.length + more;
+  const candidates = `${formatCount(size)} ${size === 1 ? "candidate" : "candidates"}`;
+  const rank = place < 0 ? `outside the nucleus of ${candidates}` : size === 1 ? "the only candidate" : `rank ${formatCount(place + 1)} of ${candidates}`;
   const part = content.parts[at];
-  const parts = part ? [`; part ${part[0]} of ${part[1]} of `, make("bdi", {}, part[2])] : [];
+  const parts = part ? [`; part ${part[0]} of the ${part[1]} that form `, make("bdi", {}, part[2])] : [];
   const head = make("p", { class: "ns-head" }, make("b", {}, make("bdi", {}, words[word])),
-    make("span", { class: "ns-muted" }, `token ${first + at} (of 0 to ${total - 1})`), ...(close ? [close] : []));
-  const others = describePlace(content.places[at], content.pairs, listed.length + more);
+    make("span", { class: "ns-muted" }, `token ${first + at} of ${total}, counted from 0`), ...(close ? [close] : []));
+  const others = describePlace(content.places[at], content.pairs, size);
+  const origin = mode === "score" ? "in the text" : "drawn";
   return [
-    make("div", {}, head, make("p", { class: "ns-muted" }, `${whose}: ${rank}`, ...parts), drawCandidates(words, token)),
-    make("div", {}, drawQuantities(content.quantities, at, chosen), make("p", { class: "ns-muted ns-place" }, others)),
+    make("div", {}, head, make("p", { class: "ns-muted" }, `${origin}: ${rank}`, ...parts), drawCandidates(words, token)),
+    make("div", {}, drawQuantities(content.quantities, at, chosen, size), make("p", { class: "ns-muted ns-place" }, others)),
   ];
 }
