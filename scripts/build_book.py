@@ -1,4 +1,4 @@
-"""Builds the book from book/ and the executed notebooks of a results folder; every warning is an error."""
+"""Builds the book from book/ and the executed notebooks in a results folder. Every warning is an error."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def create_parser() -> Parser:
     """The command line."""
     options = Parser(__doc__)
     options.add_argument("--results_dir", default="results", help="folder that contains <dataset>/<model>/run.ipynb")
-    options.add_argument("--output", default=".", help="folder in which _build/html is written")
+    options.add_argument("--output", default=".", help="folder in which to create _build/html")
     return options
 
 

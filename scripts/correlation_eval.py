@@ -8,7 +8,9 @@ from nucleoscope.workflow.command_line import Parser, report_errors
 
 def check_resamples(text: str) -> int:
     if not text.isdecimal() or int(text) < 100:
-        raise argparse.ArgumentTypeError(f"'{text}' is not enough: a 95 % interval needs at least 100 resamples")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a whole number from 100 up: a 95 % interval needs at least 100"
+        )
     return int(text)
 
 
@@ -17,9 +19,9 @@ def create_parser() -> Parser:
     options = Parser(__doc__)
     options.add_argument("--results_dir", default="results", help="folder that contains <dataset>/<model>/")
     options.add_argument(
-        "--resamples", type=check_resamples, default=2000, help="resamples of the bootstrap over prompts"
+        "--resamples", type=check_resamples, default=2000, help="number of resamples in the bootstrap over prompts"
     )
-    options.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    options.add_argument("--seed", type=int, default=0, help="random seed of the bootstrap")
     return options
 
 

@@ -1,4 +1,4 @@
-"""Measures one model on one data set: runs notebooks/measure.py, then notebooks/run.py, which shows the results."""
+"""Measures one model on one data set with notebooks/measure.py, then shows the results with notebooks/run.py."""
 
 from nucleoscope.workflow.command_line import Parser, report_errors
 
@@ -10,12 +10,12 @@ def create_parser() -> Parser:
     options.add_argument(
         "--only",
         choices=("measure", "page"),
-        help="run only notebooks/measure.py (measure), or only notebooks/run.py (page)",
+        help="execute only one of the notebooks: measure.py (measure) or run.py (page)",
     )
     options.add_argument(
         "--if_missing",
         action="store_true",
-        help="do nothing if there is nothing to do: results with these settings are complete, or have no page to make",
+        help="skip measuring if results with these settings are complete, and skip the page if there are no results",
     )
     return options
 

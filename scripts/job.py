@@ -8,13 +8,18 @@ from nucleoscope.workflow.command_line import Parser
 def create_parser() -> Parser:
     """The command line: the log, the GPUs, the status file, and after -- the command."""
     options = Parser(__doc__)
-    options.add_argument("--log", type=Path, help="the log of the command")
-    options.add_argument("--gpus", type=int, help="number of this machine's GPUs for this job alone; 0 hides all")
+    options.add_argument("--log", type=Path, help="file to copy the output to")
     options.add_argument(
-        "--status", type=Path, help="file that says how the job ended; a failure then ends with status 0"
+        "--gpus", type=int, help="number of this machine's GPUs to reserve for this job; 0 hides them all"
     )
     options.add_argument(
-        "--tries_left", type=int, default=0, help="with --status: how often the job can fail before that is recorded"
+        "--status", type=Path, help="file to record how the job ended; the exit status is then 0 even if it failed"
+    )
+    options.add_argument(
+        "--tries_left",
+        type=int,
+        default=0,
+        help="with --status: tries left after this one; only the last records a failure",
     )
     options.add_argument("--problem", help="with --status, instead of a command: why the job cannot be started")
     options.add_argument("command", nargs="*", help="the command, after --")

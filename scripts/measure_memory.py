@@ -1,4 +1,4 @@
-"""Measures memory and time for reading a run and for analysing 15 runs, on synthetic runs."""
+"""Measures how much memory and time it takes to read one synthetic run and to analyse 15 of them."""
 
 import os
 import re
@@ -107,10 +107,18 @@ def measure(sizes: list[int], resamples: int) -> None:
 def main() -> None:
     options = Parser(__doc__)
     options.add_argument(
-        "--prompts", metavar="N", type=int, nargs="+", default=[100, 1000], help="prompts per run, one or several"
+        "--prompts",
+        metavar="N",
+        type=int,
+        nargs="+",
+        default=[100, 1000],
+        help="prompts per run, one number or several",
     )
     options.add_argument(
-        "--resamples", type=int, default=100, help="resamples per analysis; 2,000 take longer but hardly more memory"
+        "--resamples",
+        type=int,
+        default=100,
+        help="resamples per analysis; 2,000 take longer but need hardly more memory",
     )
     given = options.parse_args()
     measure(given.prompts, given.resamples)

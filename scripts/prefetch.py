@@ -8,7 +8,7 @@ from nucleoscope.workflow.command_line import Parser, report_errors
 def create_parser() -> Parser:
     """The command line: which grid."""
     options = Parser(__doc__)
-    options.add_argument("grid", help="a grid, such as scripts/grids/study.yml")
+    options.add_argument("grid", help="the grid, a YAML file such as scripts/grids/study.yml")
     return options
 
 

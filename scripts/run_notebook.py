@@ -1,4 +1,4 @@
-"""Executes one notebook of notebooks/ with papermill and writes the executed notebook to a file."""
+"""Executes a notebook from notebooks/ with papermill and saves the executed notebook."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from nucleoscope.workflow.command_line import Parser, report_errors
 def create_parser() -> Parser:
     """The command line: which notebook, where to, and on which results."""
     options = Parser(__doc__)
-    options.add_argument("name", help="name of the notebook, without folder and extension")
-    options.add_argument("output", type=Path, help="the executed notebook to write, an .ipynb file")
+    options.add_argument("name", help="name of the notebook, without its folder and extension")
+    options.add_argument("output", type=Path, help="where to save the executed notebook, an .ipynb file")
     options.add_argument("--results_dir", default="results", help="folder that contains <dataset>/<model>/")
     return options
 

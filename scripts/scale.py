@@ -1,4 +1,4 @@
-"""What the study costs at three sizes: a simulation from stated assumptions, as a part of the page Performance."""
+"""Simulates what the study costs at three sizes, and prints a section of the book's page on performance."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Prints how many runs of a grid are measured, and for each of the others why not and where its log is."""
+"""Prints how many runs of a grid have been measured, and for each of the others why not and where its log is."""
 
 from pathlib import Path
 
@@ -8,7 +8,9 @@ from nucleoscope.workflow.command_line import Parser, report_errors
 def create_parser() -> Parser:
     """The command line."""
     options = Parser(__doc__)
-    options.add_argument("grid", type=Path, nargs="?", default=Path("scripts/grids/default.yml"), help="a grid")
+    options.add_argument(
+        "grid", type=Path, nargs="?", default=Path("scripts/grids/default.yml"), help="the grid, a YAML file"
+    )
     return options
 
 

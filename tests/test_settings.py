@@ -80,7 +80,7 @@ def test_every_default_is_allowed(name):
         ("batch_size", "many", "batch_size is 'many': it must be auto or at least 1"),
         ("mode", "sing", "mode is 'sing': it must be generate or score"),
         ("prompt_format", None, "prompt_format is None: it must be raw or chat"),
-        ("dtype", "bf16", "dtype is 'bf16': it must be auto, float32, bfloat16, float16"),
+        ("dtype", "bf16", "dtype is 'bf16': it must be auto, float32, bfloat16 or float16"),
         ("text_column", 3, "text_column is 3: it must be of type str"),
         ("trust_remote_code", 1, "trust_remote_code is 1: it must be of type bool"),
     ],

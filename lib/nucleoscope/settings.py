@@ -48,7 +48,7 @@ class Settings:
     model_name: str = _define(
         str,
         "SmolLM2-135M-Instruct",
-        "model: a Hub id, a folder, a .gguf file, or the packaged default",
+        "model: an id on the Hugging Face Hub, a folder, a .gguf file, or the packaged default",
         decides=True,
         in_grid=False,
         live="model",
@@ -56,24 +56,27 @@ class Settings:
     dataset_name: str = _define(
         str,
         "math",
-        "data set: gsm8k, writingprompts, xsum, math, stories, articles, or a file",
+        "data set: gsm8k, writingprompts, xsum, math, stories, articles, or a .jsonl, .csv, .parquet or .txt file",
         decides=True,
         in_grid=False,
     )
     mode: str = _define(
         str,
         "generate",
-        "measure the text that the model writes (generate) or existing texts (score)",
+        "what to measure: the text that the model writes (generate) or existing texts (score)",
         choices=("generate", "score"),
         decides=True,
     )
     text_column: str | None = _define(
-        str, None, "with mode=score: column of the data set with the text that follows each prompt", decides=True
+        str,
+        None,
+        "with mode=score: column of the data set that contains the text to measure after each prompt",
+        decides=True,
     )
     n_prompts: int = _define(
         int,
         100,
-        "number of prompts to use, from the beginning of the data set",
+        "number of prompts to use, from the start of the data set",
         least=1,
         decides=True,
         aliases=("n_samples",),
@@ -82,12 +85,18 @@ class Settings:
         int, 100, "maximum number of tokens generated or measured per prompt", least=1, decides=True, live="max_tokens"
     )
     top_p: float = _define(
-        float, 0.9, "probability mass of the nucleus, in (0, 1]", above=0, most=1, decides=True, live="top_p"
+        float,
+        0.9,
+        "probability mass that the nucleus must reach, in (0, 1]",
+        above=0,
+        most=1,
+        decides=True,
+        live="top_p",
     )
     temperature: float = _define(
         float,
         1.0,
-        "divide the logits by this value before measuring and sampling",
+        "value to divide the logits by before measuring and sampling",
         above=0,
         decides=True,
         live="temperature",
@@ -96,13 +105,16 @@ class Settings:
     prompt_format: str = _define(
         str,
         "raw",
-        "pass prompts to the model unchanged (raw) or in its chat template (chat)",
+        "whether the model gets prompts unchanged (raw) or in its chat template (chat)",
         choices=("raw", "chat"),
         decides=True,
         live="format",
     )
     prompt_column: str | None = _define(
-        str, None, "column of a file with the prompts; None means the column named prompt", decides=True
+        str,
+        None,
+        "column that contains the prompts, if the data set is a file; by default, the column named prompt",
+        decides=True,
     )
     batch_size: int | str = _define(int, "auto", "number of prompts per batch, or auto", choices=("auto",), least=1)
     dtype: str = _define(
@@ -114,13 +126,16 @@ class Settings:
     )
     device: str = _define(str, "auto", "device to run on: cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto")
     results_dir: str = _define(
-        str, "results", "results folder; a run is in <dataset>[-<text_column>]/<model>/ there", in_grid=False
+        str,
+        "results",
+        "results folder; a run is saved in its subfolder <dataset>[-<text_column>]/<model>/",
+        in_grid=False,
     )
-    overwrite: bool = _define(bool, False, "replace existing results made with other settings", in_grid=False)
+    overwrite: bool = _define(bool, False, "replace existing results that have other settings", in_grid=False)
     model_revision: str | None = _define(
         str,
         None,
-        "commit of a model on the Hub from which to load all its files; None means the latest",
+        "commit from which to load all files of a model on the Hub; by default, the latest",
         decides=True,
         live="revision",
     )
@@ -207,7 +222,7 @@ def describe_range(name: str) -> str:
     words = list(choices) + ([f"at least {least}"] if least is not None else [])
     if not words:
         return ""
-    return "be " + (" or ".join(words) if len(words) < 3 else ", ".join(words))
+    return "be " + " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def format_reference() -> str:

@@ -12,13 +12,18 @@ from collections.abc import Iterator
 from nucleoscope import settings
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of each option that has one: a flag has none, nor has an option whose default is None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that shows defaults, accepts no abbreviations, has --debug, and reports errors in one line."""
 
     def __init__(self, description: str | None):
-        super().__init__(
-            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-        )
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
         self.add_argument("--debug", action="store_true", help="show the full traceback of an error")
 
     def add_settings(self) -> None:
