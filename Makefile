@@ -41,9 +41,10 @@ lab: $(READY)  ## open copies of the notebooks in JupyterLab, scratch/explore.py
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2
 
-lint: $(READY)  ## check style and formatting
+lint: $(READY)  ## check style, formatting, and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 env: $(READY)  ## only set up the environment
 

@@ -68,7 +68,8 @@ tables.show(tables.format_readable(statistics))
 # * **Run.** [Install](/use/install.md) the software and measure
 #   [your own model on your own texts](/use/run-one-model.md), on a laptop or
 #   [as a grid](/use/run-the-grid.md).
-# * **Extend.** Add [a model](/use/add-a-model.md) or [a data set](/use/add-a-data-set.md), read
+# * **Extend.** Add [a model](/use/add-a-model.md), [a data set](/use/add-a-data-set.md) or
+#   [a quantity](/use/add-a-quantity.md), read
 #   [the measurements](/use/read-measurements.md) with your own code, or call the
 #   [modules](/use/api.md).
 #

@@ -98,7 +98,7 @@ def arrange(
     return widgets.VBox([rows[0], *texts, *rows[1:], both])
 
 
-def list_runs(results_dir: str) -> list[tuple[str, Path | str]]:
+def list_run_options(results_dir: str) -> list[tuple[str, Path | str]]:
     """The measured runs whose prompts can be selected, as a menu; "" means none of them.
 
     The value None would not work: a menu takes it to mean that no option is selected.

@@ -23,7 +23,7 @@ from nucleoscope.explorer.controls import (
     build_modes,
     build_settings,
     list_prompts,
-    list_runs,
+    list_run_options,
     read_settings,
 )
 from nucleoscope.explorer.live_figures import build_heat, build_scatter, show_mark, show_matrix, show_points
@@ -114,7 +114,7 @@ class Explorer:
         )
         wide = {"flex": "1 1 20em", "width": "auto"}
         self.measured = widgets.Dropdown(
-            options=list_runs(results_dir), description="run", layout=widgets.Layout(**wide)
+            options=list_run_options(results_dir), description="run", layout=widgets.Layout(**wide)
         )
         self.picked = widgets.Dropdown(
             options=list_prompts([]), description="prompt no.", disabled=True, layout=widgets.Layout(**wide)
