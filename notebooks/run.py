@@ -39,7 +39,7 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
-from nucleoscope.models import loading
+from nucleoscope.models.tokenizers import load_tokenizer
 from nucleoscope.stats import correlation
 from nucleoscope.store import results
 from nucleoscope.views import examples, figures, tables
@@ -55,7 +55,7 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 folder = results.locate_run(results_dir, dataset_name, model_name, text_column)
 info = results.load_info(folder)
 settings = info["settings"]
-tokenizer = loading.load_tokenizer(settings["model_name"], trust_remote_code, settings["model"].get("revision"))
+tokenizer = load_tokenizer(settings["model_name"], trust_remote_code, settings["model"].get("revision"))
 pd.Series(settings, name="setting").to_frame()
 
 # %%

@@ -38,7 +38,7 @@ from pathlib import Path
 
 from IPython.display import HTML, Markdown, display
 
-from nucleoscope.models import loading
+from nucleoscope.models.tokenizers import load_tokenizer
 from nucleoscope.store import results
 from nucleoscope.views import examples
 from nucleoscope.views.strip import compute_background, render_strip
@@ -59,7 +59,7 @@ def open_run(folder: Path) -> tuple[dict, Reader] | None:
     try:
         settings = results.load_info(folder)["settings"]
         found = settings["model"].get("revision")
-        return settings, Reader(loading.load_tokenizer(settings["model_name"], revision=found))
+        return settings, Reader(load_tokenizer(settings["model_name"], revision=found))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"left out: {folder}: {error}", file=sys.stderr)
         return None

@@ -245,7 +245,7 @@ def test_a_run_by_the_command_runs_without_a_network(fetched, tmp_path):
 
 
 def test_without_its_revision_a_fetched_model_says_which_one_is_here(fetched):
-    code = "import sys; from nucleoscope.models import loading; loading.load_tokenizer(sys.argv[1])"
+    code = "import sys; from nucleoscope.models import tokenizers; tokenizers.load_tokenizer(sys.argv[1])"
     command = [sys.executable, "-c", code, replicas.QWEN]
     environment = hub.clean_environment(fetched[0], HF_HUB_OFFLINE="1")
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -25,7 +25,7 @@ from nucleoscope import quantities
 from nucleoscope.explorer import controls, explorer, live_figures
 from nucleoscope.measure import generation, scoring, streaming
 from nucleoscope.measure.runs import complete_run
-from nucleoscope.models import loading
+from nucleoscope.models import loading, tokenizers
 from nucleoscope.store import results, run_folder
 from nucleoscope.views import cards, token_text
 from nucleoscope.views.strip import render_strip
@@ -489,7 +489,7 @@ def test_a_measured_prompt_uses_the_revision_that_its_run_recorded(tmp_path, mon
         asked.append(names)
         return loading.Model(tiny.create_model(), tiny.create_tokenizer(chat=True), {})
 
-    monkeypatch.setattr(loading, "load_tokenizer", lambda *names: load_model(*names).tokenizer)
+    monkeypatch.setattr(tokenizers, "load_tokenizer", lambda *names: load_model(*names).tokenizer)
     monkeypatch.setattr(loading, "load", load_model)
     monkeypatch.setattr(explorer, "_loaded", {})
     live = explorer.Explorer("", "org/tiny", results_dir=str(tmp_path / "results"), model_revision="beef", device="cpu")

@@ -17,7 +17,7 @@ import hub
 import tiny
 from messages import assert_one_line
 from nucleoscope.measure import model_facts
-from nucleoscope.models import loading
+from nucleoscope.models import loading, tokenizers
 
 IDS = torch.tensor([[tiny.BOS, 50, 100, 150, 200, 250, 299]])
 
@@ -177,7 +177,7 @@ def test_a_tokenizer_alone_is_the_models(tmp_path, folder, kind, monkeypatch):
     )
     whole = load(name).tokenizer
     monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", None)  # no model is loaded for it
-    alone = loading.load_tokenizer(name, revision="not asked for here")
+    alone = tokenizers.load_tokenizer(name, revision="not asked for here")
     assert type(alone) is type(whole)
     assert alone.get_vocab() == whole.get_vocab()
     assert alone("the rain")["input_ids"] == whole("the rain")["input_ids"]
@@ -185,10 +185,10 @@ def test_a_tokenizer_alone_is_the_models(tmp_path, folder, kind, monkeypatch):
 
 def test_a_tokenizer_that_is_not_there_is_refused_as_a_model_is(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        loading.load_tokenizer(str(tmp_path / "none.gguf"))
+        tokenizers.load_tokenizer(str(tmp_path / "none.gguf"))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot load model") as caught:
-        loading.load_tokenizer(str(tmp_path))
+        tokenizers.load_tokenizer(str(tmp_path))
     assert assert_one_line(str(caught.value))
 
 
@@ -414,7 +414,7 @@ def test_a_damaged_installation_of_the_packaged_model_gives_one_line(refusal, mo
 
 LOAD = """
 import json, sys
-from nucleoscope.models import loading
+from nucleoscope.models import loading, tokenizers
 answers = {}
 for name in sys.argv[1:]:
     try:

@@ -29,7 +29,7 @@ from nucleoscope.explorer.controls import (
 from nucleoscope.explorer.live_figures import build_heat, build_scatter, show_mark, show_matrix, show_points
 from nucleoscope.measure.model_facts import find_embedding_matrix
 from nucleoscope.measure.streaming import Token, read, stream
-from nucleoscope.models import loading
+from nucleoscope.models import loading, tokenizers
 from nucleoscope.settings import Settings, fill_defaults
 from nucleoscope.store import results
 from nucleoscope.views import cards
@@ -331,7 +331,7 @@ class Explorer:
         """Puts the text of a scored record into its field, decoded by the tokenizer of the model in its field."""
         chosen, self.given.value = read_settings(self.settings), ""
         try:
-            tokenizer = loading.load_tokenizer(
+            tokenizer = tokenizers.load_tokenizer(
                 chosen["model_name"], chosen["trust_remote_code"], chosen["model_revision"]
             )
         except (ValueError, OSError) as error:

@@ -7,8 +7,12 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load", "load_tokenizer", "Model"):
+    if name in ("load", "Model"):
         from nucleoscope.models import loading
 
         return getattr(loading, name)
+    if name == "load_tokenizer":
+        from nucleoscope.models import tokenizers
+
+        return tokenizers.load_tokenizer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,18 +16,17 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from nucleoscope.hub import PACKAGED, check_revision, explain, find, is_on_hub, shorten
 from nucleoscope.models import placement
 from nucleoscope.models.placement import pick_device
+from nucleoscope.models.tokenizers import read_tokenizer
 from nucleoscope.settings import FIELDS, Settings, validate
 
 # transformers would ask an online service to convert a checkpoint that is not in safetensors; loading must not do that.
@@ -66,7 +65,7 @@ def load(
         if is_on_hub(name):
             options["revision"] = _check_access(source, revision)
         options["trust_remote_code"] = trust_remote_code
-        tokenizer = _read_tokenizer(source, options)
+        tokenizer = read_tokenizer(source, options)
         if "gguf_file" in options:
             options["quantization_config"] = GgufConfig(dequantize=True)
         place = placement.plan_placement(device, lambda: _estimate_weights(source, precision, options))
@@ -83,36 +82,6 @@ def load(
             f"weights are missing from model '{name}': {shorten(', '.join(sorted(report['missing_keys'])))}"
         )
     return Model(model.eval(), tokenizer, _identify(name, source, options))
-
-
-def load_tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """A model's tokenizer alone, which loads much faster than the model.
-
-    ``revision``: that of a model on the Hub, as recorded in its identity; None for the latest. Raises the
-    same errors as `load`.
-    """
-    source, options = find(name)
-    try:
-        if revision and is_on_hub(name):
-            options["revision"] = revision
-        return _read_tokenizer(source, {"trust_remote_code": trust_remote_code, **options})
-    except Exception as error:  # as in load
-        raise explain(name, error, revision) from error
-
-
-def _read_tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer; it prepends its beginning-of-text token if its own configuration says so.
-
-    transformers 5 looks only in tokenizer.json, but some models made for version 4, such as DeepSeek's,
-    set this only in tokenizer_config.json.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    if "gguf_file" in options or tokenizer.bos_token_id is None:
-        return tokenizer
-    wanted = get_tokenizer_config(source, revision=options.get("revision")).get("add_bos_token")
-    if wanted and getattr(tokenizer, "add_bos_token", None) is False:
-        tokenizer.add_bos_token = True  # replaces the post-processor, so the token is not added twice
-    return tokenizer
 
 
 def _estimate_weights(source: str, precision: torch.dtype | str, options: dict[str, Any]) -> int | None:

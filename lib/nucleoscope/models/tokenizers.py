@@ -1,0 +1,47 @@
+"""Loads a model's tokenizer by name, which is much faster than loading the model.
+
+Contract: a page about a run needs this and nothing else of a model, so importing it does not import
+what loads models.
+"""
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from nucleoscope.hub import explain, find, is_on_hub
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A model's tokenizer.
+
+    ``revision``: that of a model on the Hub, as recorded in its identity; None for the latest. Raises the
+    same errors as `loading.load`.
+    """
+    source, options = find(name)
+    try:
+        if revision and is_on_hub(name):
+            options["revision"] = revision
+        return read_tokenizer(source, {"trust_remote_code": trust_remote_code, **options})
+    except Exception as error:  # the library raises many types; all become one line
+        raise explain(name, error, revision) from error
+
+
+def read_tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer; it prepends its beginning-of-text token if its own configuration says so.
+
+    transformers 5 looks only in tokenizer.json, but some models made for version 4, such as DeepSeek's,
+    set this only in tokenizer_config.json.
+    """
+    if "gguf_file" in options:
+        # AutoTokenizer would read the whole file several times slower, only to find this class for it
+        return PreTrainedTokenizerFast.from_pretrained(source, gguf_file=options["gguf_file"])
+    from transformers import AutoTokenizer  # slower to import
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    if tokenizer.bos_token_id is None:
+        return tokenizer
+    wanted = get_tokenizer_config(source, revision=options.get("revision")).get("add_bos_token")
+    if wanted and getattr(tokenizer, "add_bos_token", None) is False:
+        tokenizer.add_bos_token = True  # replaces the post-processor, so the token is not added twice
+    return tokenizer
