@@ -10,7 +10,7 @@ LAB ?=
 FLAGS ?=
 SNAKEMAKE = $(BIN)/snakemake $(FLAGS) --cores $(CORES) --configfile '$(GRID)' --quiet host rules progress reason
 # Snakemake answers a missing file with a traceback.
-CHECK_GRID = test -f '$(GRID)' || { echo "error: no grid '$(GRID)'" >&2; exit 1; }
+CHECK_GRID = test -f '$(GRID)' || { echo "error: grid '$(GRID)' does not exist" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help run book lab test lint env
@@ -41,9 +41,10 @@ lab: $(READY)  ## open copies of the notebooks in JupyterLab, scratch/explore.py
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2
 
-lint: $(READY)  ## check style and formatting
+lint: $(READY)  ## check style, formatting, and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 env: $(READY)  ## only set up the environment
 
