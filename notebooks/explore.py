@@ -30,9 +30,9 @@ mode = "generate"  # generate: the model writes; score: measure an existing text
 prompt = "Tell me a short story about a lighthouse."  # initial content of the prompt field
 text = ""  # initial content of the text field in mode score; it directly follows the prompt
 max_tokens = 100  # maximum number of tokens written or measured
-top_p = 0.9  # mass of the nucleus, in (0, 1]
-temperature = 1.0  # what the logits are divided by before they are measured and sampled from
-seed = 0  # seed of the sampling; the same seed draws the same tokens
+top_p = 0.9  # probability mass that the nucleus must reach, in (0, 1]
+temperature = 1.0  # value to divide the logits by before measuring and sampling
+seed = 0  # random seed for sampling: the same seed draws the same tokens
 prompt_format = "chat"  # chat: in the model's chat template; raw: unchanged
 quantity = "entropy"  # initial tint of the tokens
 dtype = "auto"  # float32, bfloat16, float16, or auto
@@ -64,14 +64,14 @@ explorer.view
 # On a card, the bars are the candidates' probabilities, and the last column shows how similar each candidate
 # is to the token that was drawn, or to the one in the text (the cosine of their input embeddings). A text's
 # token may be outside the nucleus; its card says so. Spaces are shown as `·`, line breaks as `↵`,
-# and a lone byte of a longer character as `⟨E2⟩`. In the text, `▫` marks a token that shows
+# and a single byte of a longer character as `⟨E2⟩`. In the text, `▫` marks a token that shows
 # nothing of its own: it begins a character that a later token completes.
 #
-# A prompt of a measured run brings the run's settings with it, so that Run writes or reads its text
-# again. In low precision, rounding differs between a single prompt and a batch, so the new text may diverge from the
+# If you select a prompt of a measured run, the run's settings are selected too, so that Run writes or
+# reads its text again. In low precision, rounding differs between a single prompt and a batch, so the new text may diverge from the
 # measured one.
 #
 # ## Recap
 #
-# We looked at one text, at what else could have been at each position, and at how sure each choice was and how similar
-# its candidates were. `measure.py` measures many texts.
+# We looked at one text: at what else could have been written at each position, how sure each choice was, and how
+# similar its candidates were. `measure.py` measures many texts.
