@@ -10,7 +10,7 @@ LAB ?=
 FLAGS ?=
 SNAKEMAKE = $(BIN)/snakemake $(FLAGS) --cores $(CORES) --configfile '$(GRID)' --quiet host rules progress reason
 # Snakemake answers a missing file with a traceback.
-CHECK_GRID = test -f '$(GRID)' || { echo "error: no grid '$(GRID)'" >&2; exit 1; }
+CHECK_GRID = test -f '$(GRID)' || { echo "error: grid '$(GRID)' does not exist" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help run book lab test lint env

@@ -19,15 +19,15 @@
 #
 # * correlate how spread out the choices were with how similar the candidates were,
 # * plot the two against each other, run by run,
-# * compare our coefficients with those of the published study, for runs that both have,
+# * compare our coefficients with those of the published study, for the runs that both include,
 # * write the tables and the figure for a paper.
 #
-# It needs no model and no GPU.
+# The notebook needs no model and no GPU.
 
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/; correlation_eval/ is written here
 resamples = 2000  # number of resamples of the bootstrap over prompts
-seed = 0  # seed of the bootstrap
+seed = 0  # random seed of the bootstrap
 
 # %%
 import os
@@ -126,7 +126,7 @@ tables.show(tables.format_readable(statistics, "similarity_entropy"))
 # ## The published study
 #
 # The study that these measurements repeat published 15 pairs of coefficients (itsmejul/llm-confidence).
-# Its pipeline loads WritingPrompts whatever data set it is asked for, so its rows for gsm8k and xsum
+# Its pipeline loads WritingPrompts whatever data set it is given, so its rows for gsm8k and xsum
 # were very probably measured on WritingPrompts too. It also computed in float16.
 
 # %%

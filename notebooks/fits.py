@@ -25,7 +25,7 @@
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/; correlation_eval/ is written here
 resamples = 2000  # number of resamples of the bootstrap over prompts
-seed = 0  # seed of the bootstrap and of the folds
+seed = 0  # random seed of the bootstrap and of the folds
 
 # %%
 import os
@@ -49,7 +49,7 @@ measured = results.load_readable(results_dir)
 # All are fitted to the medians of bins of equal width. Empty bins are left out, and a bin is weighted
 # by its number of tokens. The free curve may be anything that rises and then falls: no single-peaked curve can be closer
 # to the medians. The spline may also fall and rise again. A curve that is no better than a constant is
-# refused and has no parameters. To be accepted it must have the smaller AICc, and its error on held-out prompts
+# rejected and has no parameters. To be accepted, it must have the smaller AICc, and its error on held-out prompts
 # must be smaller by more than two standard errors.
 
 # %%
@@ -68,7 +68,7 @@ figures.plot_fitted(lines, csv="fit_lines.csv")
 # %% [markdown]
 # ## The study's curve
 #
-# a, b and c with 95 % intervals from resampled prompts; the peak is at 1 / b. *(all)* marks a pool:
+# The table shows a, b and c with 95 % intervals from resampled prompts; the peak is at 1 / b. *(all)* marks a pool:
 # the runs of one model, or on one data set.
 
 # %%

@@ -22,7 +22,7 @@
 #
 # Are the two related? A model that hesitates between *nine* and *ten* is unsure in a different way from
 # one that hesitates between *Because* and a full stop. In the first choice the candidates are used in
-# similar ways; in the second they are not. When a model is unsure, which of the two is it?
+# similar ways; in the second they are not. When a model is unsure, which kind of choice is it?
 
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/
@@ -61,17 +61,16 @@ tables.show(tables.format_readable(statistics))
 # %% [markdown]
 # ## Where to go next
 #
-# * **Read.** The [theory](theory.ipynb) says what can be known before any measurement, the
-#   [method](/method.md) how it was measured; the results are the
+# * **Read.** The [theory](theory.ipynb) says what can be known before any measurement, and the
+#   [method](/method.md) says how the measurements were made. The results are the
 #   [coefficients](/correlation_eval/correlation.ipynb), the [curves](/correlation_eval/fits.ipynb)
 #   and [every single run](/runs/index.md).
 # * **Run.** [Install](/use/install.md) the software and measure
 #   [your own model on your own texts](/use/run-one-model.md), on a laptop or
 #   [as a grid](/use/run-the-grid.md).
 # * **Extend.** Add [a model](/use/add-a-model.md), [a data set](/use/add-a-data-set.md) or
-#   [a quantity](/use/add-a-quantity.md), read
-#   [the measurements](/use/read-measurements.md) with your own code, or call the
-#   [modules](/use/api.md).
+#   [a quantity](/use/add-a-quantity.md), read [the measurements](/use/read-measurements.md) with your
+#   own code, or call the [modules](/use/api.md).
 #
 # This project repeats a student study ([itsmejul/llm-confidence](https://github.com/itsmejul/llm-confidence))
 # that measured both quantities for five models; [the method](/method.md) says what we do differently,

@@ -30,20 +30,20 @@
 model_name = "SmolLM2-135M-Instruct"  # Hub id, folder, .gguf file, or the packaged SmolLM2-135M-Instruct
 dataset_name = "math"  # gsm8k, writingprompts, xsum; math, stories, articles (packaged); or a file
 mode = "generate"  # generate: measure what the model writes; score: measure the texts in text_column
-text_column = None  # in mode score, the column with the text to measure after each prompt
+text_column = None  # in mode score, the column that contains the text to measure after each prompt
 n_prompts = 100  # number of prompts, from the start of the data set
 max_tokens = 100  # maximum number of tokens written or measured per prompt
-top_p = 0.9  # mass of the nucleus, in (0, 1]
-temperature = 1.0  # what the logits are divided by before they are measured and sampled from
-seed = 0  # seed of the sampling; the same seed draws the same tokens; mode score draws none
+top_p = 0.9  # probability mass that the nucleus must reach, in (0, 1]
+temperature = 1.0  # value to divide the logits by before measuring and sampling
+seed = 0  # random seed for sampling: the same seed draws the same tokens; not used in mode score
 prompt_format = "chat"  # chat: in the model's chat template, as in make run; raw: unchanged, as in the study
 prompt_column = None  # column of a file that contains the prompts; None means "prompt"
 batch_size = "auto"  # prompts processed together, or auto
 dtype = "auto"  # float32, bfloat16, float16, or auto
-device = "auto"  # cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto: the freest GPU, or several if needed
+device = "auto"  # cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto: the GPU with the most free memory, or several
 results_dir = "results"  # where <dataset>/<model>/ is created, or <dataset>-<text_column>/<model>/
-overwrite = False  # replace results in that folder that have other settings
-model_revision = None  # commit of a model on the Hub from which all its files are taken; None means the newest
+overwrite = False  # replace existing results that have other settings
+model_revision = None  # commit from which to load all files of a model on the Hub; None means the latest
 trust_remote_code = False  # run code that comes with the model; read it first
 
 # %%
@@ -65,7 +65,7 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # %% [markdown]
 # ## The prompts and the model
 #
-# Settings that cannot work, and a results folder that cannot be written to, are refused before the model is loaded.
+# Invalid settings, and a results folder that is not writable, are refused before the model is loaded.
 
 # %%
 chosen = Settings.collect(globals())
@@ -81,7 +81,7 @@ settings = chosen.describe_measurement(**actual)
 pd.Series(settings, name="setting").to_frame()
 
 # %% [markdown]
-# The settings above decide which tokens are measured. They are saved with the results, so that
+# The settings above affect which tokens are measured. They are saved with the results, so that
 # results with different settings are never mixed. If a data set has fewer prompts than requested, all of them are used.
 
 # %% [markdown]

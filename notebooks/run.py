@@ -88,7 +88,7 @@ figures.plot_scatter(table)
 figures.plot_distributions(table)
 
 # %% [markdown]
-# The two distributions show where most tokens are, which the scatter plot hides where its points
+# The two distributions show where most tokens are, which the scatter plot cannot show where its points
 # overlap.
 
 # %% [markdown]
@@ -97,12 +97,12 @@ figures.plot_distributions(table)
 # These prompts are chosen by rule. For each prompt we compute Spearman's coefficient of entropy and cosine
 # similarity over its tokens with more than one candidate ($k > 1$), and show the prompt with the median
 # coefficient, the one with the coefficient furthest from 0 and the one with the coefficient nearest to 0. Prompts with
-# fewer than 20 such tokens are excluded (if all texts are short the bound is lower, as stated below). Each prompt is
+# fewer than 20 such tokens are excluded (if all texts are short, the minimum is lower, as stated below). Each prompt is
 # shown at most once, so fewer than three texts appear if there are fewer than three prompts.
 #
 # Each token is tinted by the entropy of its choice, or by another quantity that you select.
 # Point at it, tap it, or reach it with the arrow keys: its card shows the likeliest candidates with
-# their probabilities, and where the token is among the others.
+# their probabilities, and how the token compares with the others.
 
 # %%
 background, mode = compute_background(table), settings.get("mode", "generate")

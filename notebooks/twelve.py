@@ -15,8 +15,8 @@
 # %% [markdown]
 # # Twelve tokens
 #
-# A scatter plot of thousands of tokens shows whether entropy and similarity are related. What
-# is such a token? In this notebook we go to the four corners of the plane, take three tokens from
+# A scatter plot of thousands of tokens shows whether entropy and similarity are related. What does
+# one of these tokens look like? In this notebook we go to the four corners of the plane, take three tokens from
 # each, and look at what the model was choosing between.
 #
 # They are chosen by rule, from the numbers alone:
@@ -45,7 +45,7 @@ from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader, escape_name
 
 readable = results.load_readable(results_dir)
-# Files of the published study hold no tokens.
+# Files of the published study contain no tokens.
 measured = [names for names, tokens in readable.select(columns=["token"]).items() if (tokens["token"] >= 0).any()]
 if not measured:
     raise ValueError(f"no measurements with their tokens in '{results_dir}': measure a model first")
@@ -99,7 +99,7 @@ if tables:
     lines = [f"The model is {names}, on {list_names(settings)}: {total:,} tokens with more than one candidate."]
 if long > 0:
     lines += [f"The {long:.1%} of them with more than {examples.READABLE} candidates are ranked but not shown:"]
-    lines += [f"no token below is above percentile {100 * highest:.1f} of entropy."]
+    lines += [f"none of the tokens below is above percentile {100 * highest:.1f} of entropy."]
 if read := [name for name in modes if modes[name] == "score"]:
     lines += [f"The model read the texts of {list_names(read)}; it did not write them."]
 if left_out := [name for name, run in runs.items() if not run]:

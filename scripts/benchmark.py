@@ -3,12 +3,12 @@
 All of them run in one process, on the same prompts:
 
   (a) the published algorithm: one prompt at a time, the whole prefix again for every token, a full
-      sort, k x k cosines (reimplemented here for comparison; few prompts, their number is printed)
+      sort, k x k cosines (reimplemented here; on a few prompts, whose number is printed)
   (b) transformers' generate in batches with output_logits, then the same quantities as in (c)
   (c) Nucleoscope
-  (d) the lower bound: the forward passes of (c), token for token, with nothing but an argmax
+  (d) the lower bound on the time: the forward passes of (c), token by token, with only an argmax
 
-and the nucleus and cosine steps alone, on synthetic logits. Prints Markdown.
+It also times the nucleus and cosine steps alone, on synthetic logits, and prints Markdown.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import transformers
@@ -31,7 +32,8 @@ from nucleoscope.measure.decoding import Decoder
 from nucleoscope.measure.nucleus import find_nucleus
 from nucleoscope.measure.sampling import Sampler
 from nucleoscope.models import loading
-from nucleoscope.settings import FIELDS, Settings
+from nucleoscope.settings import FIELDS
+from nucleoscope.workflow import command_line
 
 
 class Clock:
@@ -242,24 +244,38 @@ def measure_bandwidth(device: torch.device) -> float:
     return 2 * source.numel() / (time_median(lambda: target.copy_(source), device, 20) / 1e3)
 
 
+class HelpFormatter(command_line.HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the description."""
+
+
 def parse_arguments() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = options.add_argument
-    add("--model_name", default=loading.PACKAGED)
-    add("--random-weights", metavar="CONFIG", help="random weights for this config.json, or a Llama's key=value,...")
-    add("--dataset_name", default=Settings.dataset_name)
-    add("--prompt_column")
-    add("--n_prompts", type=int, default=Settings.n_prompts)
-    add("--max_tokens", type=int, default=Settings.max_tokens)
-    add("--prompt_format", default="chat", choices=FIELDS["prompt_format"].metadata["choices"])
-    add("--top_p", type=float, default=Settings.top_p)
-    add("--device", default=Settings.device)
-    add("--dtype", default=Settings.dtype)
-    add("--batch_size", type=lambda text: text if text == "auto" else int(text), default="auto")
+
+    def add_setting(name: str, **own: Any) -> None:
+        facts = FIELDS[name].metadata
+        add(f"--{name}", **{"type": facts["type"], "default": FIELDS[name].default, "help": facts["help"]} | own)
+
+    add_setting("model_name")
+    add(
+        "--random-weights",
+        metavar="CONFIG",
+        help="use random weights in the shape of this config.json, or of a Llama with these key=value,...",
+    )
+    for name in ("dataset_name", "prompt_column", "n_prompts", "max_tokens"):
+        add_setting(name)
+    add_setting("prompt_format", default="chat", choices=FIELDS["prompt_format"].metadata["choices"])
+    for name in ("top_p", "device", "dtype"):
+        add_setting(name)
+    add_setting("batch_size", type=lambda text: text if text == "auto" else int(text))
     add("--published_prompts", type=int, default=3, help="number of prompts for (a)")
     add("--repeats", type=int, default=3, help="number of alternating runs of (c) and (d)")
-    add("--kernel_rows", type=int, default=32, help="rows of the synthetic logits")
-    add("--only", default="abcdk", help="parts to run: any of the letters a, b, c, d, and k for the kernels")
+    add("--kernel_rows", type=int, default=32, help="number of rows of the synthetic logits")
+    add(
+        "--only",
+        default="abcdk",
+        help="parts to run: any of the letters a, b, c, d, and k for the nucleus and cosine steps",
+    )
     return options.parse_args()
 
 

@@ -12,7 +12,7 @@ import pytest
 from messages import assert_one_line
 from nucleoscope import hub, settings
 from nucleoscope.explorer import controls
-from nucleoscope.workflow import run_notebooks
+from nucleoscope.workflow import command_line, run_notebooks
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = {name: each.default for name, each in settings.FIELDS.items()}
@@ -130,6 +130,16 @@ def test_the_reference_names_every_setting_and_its_default():
         assert row.startswith(f"| `{name}`")
         assert f"| `{each.default}` |" in row
     assert "| `n_prompts`, `n_samples` | int | `100` | at least 1 | yes |" in "\n".join(rows)
+
+
+def test_the_help_shows_the_defaults_that_there_are():
+    parser = command_line.Parser("")
+    parser.add_settings()
+    shown = " ".join(parser.format_help().split())
+    assert "mode=score (default: 0)" in shown
+    assert f"packaged default (default: {hub.PACKAGED})" in shown
+    assert "None" not in shown
+    assert "False" not in shown
 
 
 def test_importing_the_settings_is_quick():

@@ -165,7 +165,7 @@ def noise_only() -> list[pd.DataFrame]:
 def test_flat_data_is_refused(noise_only, kind):
     """Two standard errors leave one table of forty or so."""
     rows = [frame.loc[kind] for frame in noise_only]
-    right = [row for row in rows if "no better than a constant" in row["note"]]
+    right = [row for row in rows if "not better than a constant" in row["note"]]
     assert len(right) >= 18
     for row in right:
         assert_refused(row)
@@ -180,7 +180,7 @@ def test_constant_medians_are_refused(kind, value):
     y[::10] += 0.5
     y[5::10] -= 0.5
     frame = fit_run(create_table(np.repeat(np.arange(10), 500), x, y))
-    assert_refused(frame.loc[kind], "no better than a constant")
+    assert_refused(frame.loc[kind], "not better than a constant")
     assert frame.loc["constant", "c"] == pytest.approx(value, abs=1e-12)
 
 
@@ -436,7 +436,7 @@ def test_one_poor_run_does_not_touch_the_others():
 
 def test_a_falling_curve_is_no_flat_one_and_a_bump_that_cannot_follow_says_so():
     rows = fits.fit_all({("m", "d"): draw_curved(lambda x: 0.6 - 0.08 * x, 0)}, resamples=40).set_index("Curve")
-    assert not rows["note"].str.contains("no better").any()
+    assert not rows["note"].str.contains("not better").any()
     assert rows.loc[["gamma", "log-normal"], "note"].str.contains("on a bound").all()
     assert rows.loc["gamma", "held-out error"] < 1.1 * rows.loc["line", "held-out error"]
     assert rows.loc[["unimodal", "gamma", "log-normal"], ["peak low", "peak high"]].notna().all(axis=None)
@@ -449,7 +449,7 @@ def test_folds_and_resamples_with_too_few_bins_are_said_and_not_counted(prompts)
     assert rows["held-out error"].isna().all()
     fitted = rows.loc[["unimodal", "gamma"]]
     assert fitted["peak low"].isna().all()
-    assert fitted["note"].str.contains("no held-out error|no better").any()
+    assert fitted["note"].str.contains("no held-out error|not better").any()
 
 
 def test_a_free_curve_with_a_level_for_every_bin_is_kept():
@@ -484,14 +484,14 @@ def test_medians_that_do_not_vary_give_no_warning_and_no_curve(value):
     run = draw_curved(lambda x: value + 0 * x, 0, level=0, noise=0)
     run.loc[0, "cosine"] += 0.5  # one token off: the medians stay
     rows = fits.fit_all({("m", "d"): run}, resamples=5).set_index("Curve")
-    assert rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("no better").all()
+    assert rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("not better").all()
 
 
 def test_noise_is_seldom_taken_for_a_curve():
     taken = 0
     for seed in range(20):
         rows = fits.fit_all({("m", "d"): draw_curved(lambda x: 0.3 + 0 * x, seed)}, resamples=1).set_index("Curve")
-        taken += (~rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("no better")).sum()
+        taken += (~rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("not better")).sum()
     assert taken <= 4  # of 80
 
 
@@ -501,7 +501,7 @@ def test_noise_that_scatters_more_where_entropy_is_small_is_seldom_taken_for_a_c
         run = draw_curved(lambda x: 0.3 + 0 * x, seed, level=0)
         run["cosine"] = 0.3 + (run["cosine"] - 0.3) * (5 * np.exp(-run["entropy"]) + 0.5)
         rows = fits.fit_all({("m", "d"): run}, resamples=1).set_index("Curve")
-        taken += (~rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("no better")).sum()
+        taken += (~rows.loc[["line", "unimodal", "gamma", "log-normal"], "note"].str.contains("not better")).sum()
     assert taken <= 4  # of 80
 
 

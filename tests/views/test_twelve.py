@@ -48,7 +48,7 @@ def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
     assert said == (
         f"The model is {escape_name(name)}, on alpha, beta: {total:,} tokens with more than one candidate. "
         f"The {long:.1%} of them with more than 200 candidates are ranked but not shown: "
-        f"no token below is above percentile "
+        f"none of the tokens below is above percentile "
         f"{100 * highest:.1f} of entropy."
     )
     assert lines == list(map(examples.format_numbers, examples.find_corners(tables).itertuples()))

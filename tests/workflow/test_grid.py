@@ -632,5 +632,5 @@ def test_make_says_in_one_line_that_a_grid_is_missing(target, tmp_path):
     command = ["make", "--assume-old=.venv/.ready", target, f"GRID={missing}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
-    assert done.stderr.splitlines()[0] == f"error: no grid '{missing}'"
+    assert done.stderr.splitlines()[0] == f"error: grid '{missing}' does not exist"
     assert "Traceback" not in done.stderr

@@ -132,7 +132,7 @@ def format_overview(runs: list[Path]) -> str:
         rows.append(f"| {' | '.join(columns)} | [the run](<{page}.ipynb>) |")
     head = "| model | data set | prompts | tokens | prompt format | dtype | page |\n|---|---|--:|--:|---|---|---|\n"
     return (
-        "# The runs\n\nOne page for each model on each data set, from its executed notebook.\n\n"
+        "# The runs\n\nEach run, that is, one model on one data set, has a page made from its executed notebook.\n\n"
         ":::{div} sortable\n\n" + head + "\n".join(rows) + "\n\n:::\n"
     )
 
@@ -208,7 +208,7 @@ def build(root: Path, results_dir: Path, output: Path) -> Path:
     # A fixed hash seed fixes the order of sets in Sphinx and in all its extensions.
     done = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "0"}, stdout=subprocess.DEVNULL)
     if done.returncode:
-        raise BookError("the book has warnings or errors, see above")
+        raise BookError("building the book produced warnings or errors: see above")
     for page in sorted(html.rglob("*.html")):
         if page.stat().st_size > HEAVY:
             print(f"warning: {page.relative_to(html)} is large ({page.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)

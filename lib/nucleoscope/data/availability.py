@@ -14,7 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from nucleoscope import hub
 from nucleoscope.data import prefetch, prompts
 
-ADVICE = "and the run will not use the network: run scripts/prefetch.py where the Hub can be reached"
+ADVICE = "and the run does not use the network: run scripts/prefetch.py on a machine that can reach the Hub"
 
 
 def find_unavailable(runs: Mapping[str, Mapping[str, Any]], offline: bool = False) -> dict[str, str]:

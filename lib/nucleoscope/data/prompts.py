@@ -99,7 +99,7 @@ def locate(name: str) -> tuple[Path, str]:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(
             f"unknown data set '{name}': it must be {', '.join([*HUB, *PACKAGED])}, "
-            f"or a file ending in {', '.join(SUFFIXES)}"
+            f"or a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
         )
     if not path.is_file():
         raise FileNotFoundError(f"file '{name}' does not exist")
@@ -198,7 +198,9 @@ def _check_text(value: object, path: Path, where: str, column: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"'{path}', {where}: column '{column}' contains a lone surrogate, not text") from None
+        raise ValueError(
+            f"'{path}', {where}: column '{column}' contains a lone surrogate, which is not valid text"
+        ) from None
     return value
 
 
@@ -263,7 +265,9 @@ def _read_parquet(path: Path, column: str, option: str) -> Iterator[str]:
                     yield _check_text(value, path, f"row {number}", column)
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"'{path}' is not a valid Parquet file after row {number} ({reason})") from None
+        raise ValueError(
+            f"'{path}' is not a valid Parquet file: reading failed after row {number} ({reason})"
+        ) from None
 
 
 def _read_txt(path: Path, column: str, option: str) -> Iterator[str]:

@@ -69,7 +69,7 @@ class Sample:
         total = self._compute_error(self.fits["constant"])[0]
         notes = [refused, curve.note]
         if np.isnan(error) and not curve.note:
-            notes.append("no held-out error: no fit if some of the prompts are left out")
+            notes.append("no held-out error: no fit was possible without some of the prompts")
         row = {"Curve": kind, "bins": bins, "formula": curves.FORMULAS[kind], "delta AICc": self.aicc[kind]}
         row |= {"R2 (medians)": 1 - left / total if total else np.nan, "held-out error": error}
         if not refused:
@@ -89,14 +89,14 @@ class Sample:
         return float(np.sum(sizes[used] * squares)), int(used.sum())
 
     def _find_refusal(self, kind: str, errors: np.ndarray) -> str:
-        """Why a curve is no better than a constant, or an empty string."""
+        """Why a curve is not better than a constant, or an empty string."""
         if kind == "constant" or self.fits[kind].note == curves.FAILED:
             return ""
         reasons = [] if self.aicc[kind] < self.aicc["constant"] or kind == "free" else ["by AICc"]
         gain = self.constant - errors
         if np.isfinite(gain).all() and gain.mean() <= CLEARLY * compute_clustered_error(gain, self.prompt):
             reasons.append("by more than two standard errors on held-out prompts")
-        return f"no better than a constant {' and '.join(reasons)}" if reasons else ""
+        return f"not better than a constant {' or '.join(reasons)}" if reasons else ""
 
     def _fit(self, kind: str, medians: tuple[np.ndarray, np.ndarray], start: curves.Fit | None = None) -> curves.Fit:
         sizes, values = medians

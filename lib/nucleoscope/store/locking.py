@@ -77,7 +77,7 @@ class Lock:
             self._done.set()  # no more heartbeats on another process's lock
             raise BlockingIOError(
                 f"'{self.path.parent}' was taken over by {holder.strip() or 'another process'} while this one was "
-                "paused: finished batches are kept; run the same command again to resume where that process stops"
+                "paused: finished batches are kept; when that process has ended, run the same command again to resume"
             )
 
     def release(self) -> None:

@@ -49,7 +49,7 @@ def shorten_names(dataset_name: str, model_name: str) -> tuple[str, str]:
     names = Path(dataset_name).stem, model_name.rstrip("/").rsplit("/", 1)[-1]
     for name, given in zip(names, (dataset_name, model_name), strict=True):
         if name in ("", ".", ".."):
-            raise ValueError(f"cannot name a results folder after '{given}': give the folder's own name")
+            raise ValueError(f"cannot name a results folder after '{given}': use the folder's own name")
     return names
 
 
@@ -86,7 +86,9 @@ def _load_mapped(path: Path, trim: Callable[[int, dict], None] | None = None) ->
 
 def _check_records(records: Any, path: str | os.PathLike) -> list[dict]:
     if not isinstance(records, list) or not all(isinstance(r, dict) and all(k in r for k in REQUIRED) for r in records):
-        raise ValueError(f"'{path}' is not a measurements file: it has no list of records with {', '.join(REQUIRED)}")
+        raise ValueError(
+            f"'{path}' is not a measurements file: it contains no list of records with {', '.join(REQUIRED)}"
+        )
     return records
 
 
@@ -443,9 +445,9 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{path}' is not valid JSON ({error}): move it away") from None
+        raise ValueError(f"'{path}' is not valid JSON ({error}): move it out of the way") from None
     if not isinstance(content, dict):
-        raise ValueError(f"'{path}' is not a JSON object: move it away")
+        raise ValueError(f"'{path}' is not a JSON object: move it out of the way")
     return content
 
 
