@@ -50,7 +50,8 @@ def check_revision(name: str, revision: str | None) -> None:
     if revision and not is_on_hub(name):
         kind = "the packaged model" if name == PACKAGED else "a file" if name.endswith(".gguf") else "a folder"
         raise ValueError(
-            f"model_revision is '{revision}', but '{name}' is {kind}: omit it; only models on the Hub have revisions"
+            f"model_revision is '{revision}', but '{name}' is {kind}: omit model_revision, because only models on the "
+            "Hub have revisions"
         )
 
 

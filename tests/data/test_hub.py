@@ -251,7 +251,9 @@ def test_only_models_on_the_hub_have_revisions(tmp_path, kind):
         "a file": str(tmp_path / "x.gguf"),
         "a folder": str(tmp_path / "tiny"),
     }
-    with pytest.raises(ValueError, match=f"is {kind}: omit it; only models on the Hub have revisions") as caught:
+    with pytest.raises(
+        ValueError, match=f"is {kind}: omit model_revision, because only models on the Hub have revisions"
+    ) as caught:
         loading.load(name[kind], revision=OLD)
     assert assert_one_line(str(caught.value)).startswith(f"model_revision is '{OLD}', but '{name[kind]}'")
 

@@ -79,30 +79,33 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             {"models": ["x/a", "y/a"]},
             "'x/a' on 'b' and 'y/a' on 'b' have the same short name and therefore the same folder r/b/a",
         ),
-        ({"models": [{"nam": "a"}]}, "entry 1 of models has no name"),
-        ({"models": [7]}, "entry 1 of models has no name"),
-        ({"models": [{"name": "a", "max_token": 3}]}, "'a' of models: unknown setting 'max_token'"),
-        ({"datasets": [{"name": "b", "revision": "1"}]}, "'b' of datasets: unknown setting 'revision'"),
-        ({"parameters": {"dtype": "bf16"}}, "parameters: dtype is 'bf16': it must be auto, float32, bfloat16, float16"),
+        ({"models": [{"nam": "a"}]}, "entry 1 in models has no name"),
+        ({"models": [7]}, "entry 1 in models has no name"),
+        ({"models": [{"name": "a", "max_token": 3}]}, "'a' in models: unknown setting 'max_token'"),
+        ({"datasets": [{"name": "b", "revision": "1"}]}, "'b' in datasets: unknown setting 'revision'"),
+        (
+            {"parameters": {"dtype": "bf16"}},
+            "parameters: dtype is 'bf16': it must be auto, float32, bfloat16 or float16",
+        ),
         ({"parameters": {"temperature": 0}}, "parameters: temperature is 0: it must be a finite number above 0"),
         ({"parameters": {"n_prompts": "many"}}, "parameters: n_prompts is 'many': it must be of type int"),
         ({"parameters": {"trust_remote_code": 1}}, "trust_remote_code is 1: it must be of type bool"),
-        ({"parameters": ["n_prompts"]}, "parameters must be a mapping of mode, text_column"),
-        ({"models": [{"name": "a", "gpus": -1}]}, "'a' of models: gpus is -1: it must be a number, 0 or more"),
+        ({"parameters": ["n_prompts"]}, "parameters must be a mapping with keys among mode, text_column"),
+        ({"models": [{"name": "a", "gpus": -1}]}, "'a' in models: gpus is -1: it must be a whole number, 0 or more"),
         ({"resources": {"memory": "40"}}, "resources: memory is '40': it must be a size such as 40G"),
         ({"resources": {"time": 240}}, "resources: time is 240: it must be a duration such as 90m, 4h or 2d"),
         ({"parameters": {"n_prompts": 0}}, "parameters: n_prompts is 0: it must be at least 1"),
-        ({"models": [{"name": "a", "max_tokens": -3}]}, "'a' of models: max_tokens is -3: it must be at least 1"),
+        ({"models": [{"name": "a", "max_tokens": -3}]}, "'a' in models: max_tokens is -3: it must be at least 1"),
         ({"parameters": {"top_p": 90}}, "parameters: top_p is 90: it must be in (0, 1]"),
         ({"datasets": [{"name": "b", "batch_size": 0}]}, "batch_size is 0: it must be auto or at least 1"),
         ({"results_dir": __file__}, "test_grid.py', which is a file: it must name a folder"),
         (
             {"parameters": {"mode": "score"}},
-            "'a' on 'b': mode: score needs text_column, and text_column needs mode: score",
+            "'a' on 'b': set both mode: score and text_column, or neither",
         ),
         (
             {"datasets": [{"name": "b", "text_column": "c"}]},
-            "mode: score needs text_column, and text_column needs mode: score",
+            "set both mode: score and text_column, or neither",
         ),
         ({"analyses": {"resample": 5}}, "analyses: unknown setting 'resample'"),
     ],
@@ -120,8 +123,8 @@ def test_a_wrong_grid_is_named_in_one_line(tmp_path, change, message):
     [
         ("results_dir: r\nmodels: [a]\nmodels: [b]\n", "line 1: duplicate key 'models'"),
         ("models: [a\n", "line 2: expected ',' or ']'"),
-        ("", "a grid is a mapping of results_dir"),
-        ("- a\n", "a grid is a mapping of results_dir"),
+        ("", "a grid must be a mapping with the keys results_dir"),
+        ("- a\n", "a grid must be a mapping with the keys results_dir"),
     ],
 )
 def test_what_is_no_grid_is_named_in_one_line(tmp_path, text, message):
@@ -223,23 +226,23 @@ def test_what_agrees_with_the_grid_is_measured(tmp_path, found, asked):
 @pytest.mark.parametrize(
     ("found", "asked", "why"),
     [
-        ({}, {"n_prompts": 60}, "n_prompts is 50 in the results and 60 in the grid"),
-        ({}, {"max_tokens": 5}, "max_tokens is 100 in the results and 5 in the grid"),
-        ({"prompt_format": "chat"}, {}, "prompt_format is 'chat' in the results and 'raw' in the grid"),
+        ({}, {"n_prompts": 60}, "n_prompts is 50 in the results but 60 in the grid"),
+        ({}, {"max_tokens": 5}, "max_tokens is 100 in the results but 5 in the grid"),
+        ({"prompt_format": "chat"}, {}, "prompt_format is 'chat' in the results but 'raw' in the grid"),
         (
             {},
             {"temperature": 0.5},
-            "temperature is 1.0 in the results and 0.5 in the grid",
+            "temperature is 1.0 in the results but 0.5 in the grid",
         ),  # there: from before it was one
-        ({"temperature": 2}, {}, "temperature is 2 in the results and 1.0 in the grid"),
-        ({"seed": 3}, {}, "seed is 3 in the results and 0 in the grid"),
-        ({}, {"dtype": "bfloat16"}, "dtype is 'float32' in the results and 'bfloat16' in the grid"),
-        ({"model_name": "other/a"}, {}, "model_name is 'other/a' in the results and 'a' in the grid"),
-        ({}, {"mode": "score", "text_column": "t"}, "mode is 'generate' in the results and 'score' in the grid"),
+        ({"temperature": 2}, {}, "temperature is 2 in the results but 1.0 in the grid"),
+        ({"seed": 3}, {}, "seed is 3 in the results but 0 in the grid"),
+        ({}, {"dtype": "bfloat16"}, "dtype is 'float32' in the results but 'bfloat16' in the grid"),
+        ({"model_name": "other/a"}, {}, "model_name is 'other/a' in the results but 'a' in the grid"),
+        ({}, {"mode": "score", "text_column": "t"}, "mode is 'generate' in the results but 'score' in the grid"),
         (
             {"model": {"source": "hub", "revision": "a" * 40}},
             {"model_revision": "b" * 40},
-            f"model_revision is '{'a' * 40}' in the results and '{'b' * 40}' in the grid",
+            f"model_revision is '{'a' * 40}' in the results but '{'b' * 40}' in the grid",
         ),
     ],
 )
@@ -262,7 +265,7 @@ def test_how_many_prompts_were_requested_is_read_from_the_notebook_of_an_earlier
     info = results.load_info(folder)
     del info["n_prompts_requested"]
     (folder / results.RUN_INFO).write_text(json.dumps(info))
-    assert status.find_missing(folder, ENTRY) == "n_prompts is 7 in the results and 50 in the grid"
+    assert status.find_missing(folder, ENTRY) == "n_prompts is 7 in the results but 50 in the grid"
     notebook = nbformat.v4.new_notebook(metadata={"papermill": {"parameters": {"n_prompts": 50}}})
     nbformat.write(notebook, folder / results.NOTEBOOK)
     assert status.find_missing(folder, ENTRY) is None
@@ -276,7 +279,7 @@ def test_a_data_set_whose_file_has_changed_is_measured_again(tmp_path):
     write_run(tmp_path / "b" / "a", entry, dataset={"source": "file", "sha256": digest})
     assert status.find_missing(tmp_path / "b" / "a", entry) is None
     prompts.write_text("the dog")
-    assert status.find_missing(tmp_path / "b" / "a", entry).startswith(f"dataset is '{digest}' in the results and ")
+    assert status.find_missing(tmp_path / "b" / "a", entry).startswith(f"dataset is '{digest}' in the results but ")
     moved = tmp_path / "elsewhere" / "b.txt"
     moved.parent.mkdir()
     moved.write_text("the cat")
@@ -292,7 +295,7 @@ def test_the_report_names_what_else_failed_and_which_earlier_results_are_analyse
     logs.run(run_python("raise SystemExit('error: no LaTeX')"), tmp_path / "logs/analyses.log")
     logs.run(run_python("print('built')"), tmp_path / "logs/book.log")
     said = status.summarise(config).splitlines()
-    assert "    earlier results are kept and analysed: top_p is 0.9 in the results and 0.5 in the grid" in said
+    assert "    the analyses use its earlier results: top_p is 0.9 in the results but 0.5 in the grid" in said
     place = said.index("  the last attempt at the analyses failed: error: no LaTeX")
     assert re.fullmatch(
         f"    log: {re.escape(str(tmp_path))}/logs/analyses.log \\(20\\d\\d-\\d\\d-\\d\\d \\d\\d:\\d\\d\\)",
@@ -436,7 +439,7 @@ def test_a_grid_of_fifteen_with_two_that_fail_ends_with_thirteen_tables_and_a_re
 
 
 def assert_two_are_named(said: str, tmp_path: Path) -> None:
-    assert "13 of 15 runs are measured, these are not:" in said
+    assert "13 of 15 runs have been measured; these have not:" in said
     for name in ("four", "five"):
         assert f"  {name} on long: error: " in said
         log = tmp_path / f"results/logs/long/{name}.log"
@@ -482,7 +485,7 @@ def test_a_failure_after_the_measurements_loses_none_of_them(tmp_path, older):
     written = (folder / results.MEASUREMENTS).stat()
     again = run_snakemake("--configfile", tmp_path / "grid.yml", "--", goal)
     assert again.returncode == 0, again.stderr
-    assert "1 of 1 runs are measured" in again.stderr
+    assert "1 of 1 runs have been measured" in again.stderr
     now = (folder / results.MEASUREMENTS).stat()
     assert (now.st_ino, now.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
     assert status.read_problem(goal) is None
@@ -604,7 +607,7 @@ def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
     assert process.returncode != 0
     assert "interrupted: run the same command again to resume" in said
     assert "Traceback" not in said
-    assert "runs are measured" not in said  # no report, and no analyses of half a grid
+    assert "runs have been measured" not in said  # no report, and no analyses of half a grid
     assert not list(tmp_path.glob("results/correlation_eval/*"))
 
 

@@ -87,7 +87,7 @@ def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster,
             snakemake.send_signal(signal.SIGINT)  # nothing, when it has ended
             snakemake.wait(200)
     said = (tmp_path / "said").read_text()
-    assert "3 of 3 runs are measured" in said
+    assert "3 of 3 runs have been measured" in said
     assert "TresPerJob=gres:gpu:1" in shown["killed"]
     assert "TimeLimit=00:10:00" in shown["killed"]
     assert "MinMemoryNode=4G" in shown["killed"]
@@ -116,7 +116,7 @@ def test_the_smoke_grid_goes_through_the_profile_and_a_failing_run_stops_no_othe
     command = [*command[:place], tmp_path / "more.json", *command[place:], "--retries", "0"]
     done = subprocess.run(command, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=900)
     assert done.returncode != 0
-    assert "2 of 3 runs are measured, these are not:" in done.stderr, done.stderr[-6000:]
+    assert "2 of 3 runs have been measured; these have not:" in done.stderr, done.stderr[-6000:]
     assert f"  {loading.PACKAGED} on bad: error: " in done.stderr
     assert "Not all could be made" not in done.stderr
     for name in ("math", "stories"):
@@ -148,7 +148,7 @@ def test_what_is_there_stays_where_a_job_is_not_taken(cluster, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=900)
     assert done.returncode != 0
     assert "invalid partition specified: nowhere" in done.stderr
-    assert "0 of 1 runs are measured" in done.stderr
+    assert "0 of 1 runs have been measured" in done.stderr
     assert {path.read_text() for path in kept} == {"older"}
 
 
@@ -158,7 +158,7 @@ def test_where_no_slurm_answers_it_is_said_in_one_line_before_anything_starts(cl
     nowhere = cluster | {"SLURM_CONF": str(tmp_path / "slurm.conf")}
     done = subprocess.run(command, cwd=ROOT, env=nowhere, capture_output=True, text=True, timeout=900)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: Slurm does not answer: sinfo: ")
+    assert done.stderr.splitlines()[-1].startswith("error: Slurm does not respond: sinfo: ")
     assert "rule measure:" not in done.stderr
     assert {path.read_text() for path in kept} == {"older"}
 

@@ -94,7 +94,7 @@ def explain_not_finite(where: str, model: PreTrainedModel) -> ValueError:
 
 def _halve(indices: list[int]) -> list[list[int]]:
     if len(indices) == 1:
-        raise MemoryError(f"prompt {indices[0]} alone does not fit in the device's memory: reduce max_tokens")
+        raise MemoryError(f"prompt {indices[0]} does not fit in the device's memory even on its own: reduce max_tokens")
     half = (len(indices) + 1) // 2
     return [indices[:half], indices[half:]]
 

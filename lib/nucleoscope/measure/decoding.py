@@ -86,7 +86,7 @@ class Decoder:
         kinds = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}
         if kinds:
             raise ValueError(
-                f"{type(model).__name__} is not supported: it carries more than keys and values between tokens "
+                f"{type(model).__name__} is not supported: it keeps state other than keys and values between tokens "
                 f"({', '.join(sorted(kind.__name__ for kind in kinds))})"
             )
         self.layers = [KeyValues(len(ids), longest, longest + max_tokens) for _ in layers]
@@ -98,7 +98,9 @@ class Decoder:
         if "past_key_values" not in accepted:
             raise ValueError(f"{type(model).__name__} is not supported: it does not accept a key-value cache")
         if not accepts_positions(model) and min(map(len, ids)) < longest:
-            raise ValueError(f"{type(model).__name__} takes no position_ids: prompts in a batch must be equally long")
+            raise ValueError(
+                f"{type(model).__name__} does not accept position_ids: all prompts in a batch must have the same length"
+            )
         self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self.positions = accepts_positions(model)
 

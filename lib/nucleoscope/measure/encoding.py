@@ -63,7 +63,9 @@ def _compute_prompt_room(context: int | None, max_tokens: int) -> int | None:
     if context is None:
         return None
     if max_tokens > context:
-        raise ValueError(f"max_tokens is {max_tokens}, but the model's context has {context} positions: reduce it")
+        raise ValueError(
+            f"max_tokens is {max_tokens}, but the model's context has {context} positions: reduce max_tokens"
+        )
     return context - max_tokens + 1  # the last token is never an input
 
 

@@ -67,7 +67,9 @@ class RunFolder:
             return True
         begun = self._check(self.batches / "settings.json", lambda content: content)
         if measurements.is_file() and not info.is_file() and not begun and not self.overwrite:
-            raise FileExistsError(f"'{measurements}' has no {RUN_INFO} next to it: move it away or use --overwrite")
+            raise FileExistsError(
+                f"'{measurements}' has no {RUN_INFO} next to it: move it out of the way or use --overwrite"
+            )
         return False
 
     def _check(self, path: Path, pick: Any) -> bool:
@@ -76,7 +78,7 @@ class RunFolder:
             return False
         found = pick(read_json(path))
         if not isinstance(found, dict):
-            raise ValueError(f"'{path}' contains no settings: move it away")
+            raise ValueError(f"'{path}' contains no settings: move it out of the way")
         same = _normalise(found) == _normalise(self.settings)
         if not same and not (self.overwrite and self._is_replaceable(found)):
             raise FileExistsError(self._describe_difference(found))
@@ -96,7 +98,7 @@ class RunFolder:
         advice = "--overwrite replaces them, another --results_dir keeps both"
         if not self._is_replaceable(found):
             keys = [name for name in IDENTITIES if name in keys] or keys
-            advice = "use another --results_dir or move that folder away"
+            advice = "use another --results_dir or move that folder out of the way"
         changes = [
             f"{key} is {_abbreviate(there.get(key))} there and {_abbreviate(here.get(key))} here" for key in keys
         ]

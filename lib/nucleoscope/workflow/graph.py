@@ -236,7 +236,7 @@ class Graph:
         if not self.workflow.is_main_process:
             return
         if self.workflow.executor_plugin.name == "slurm" and (why := _ask_slurm()):
-            sys.exit(f"error: Slurm does not answer: {why}")
+            sys.exit(f"error: Slurm does not respond: {why}")
 
     def report(self) -> None:
         """Prints what is measured and what failed; ends the program with status 1 if anything failed."""

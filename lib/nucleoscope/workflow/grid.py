@@ -66,7 +66,7 @@ def parse_time(time: str) -> int:
 
 def _check_gpus(number: int) -> int:
     if type(number) is not int or number < 0:
-        raise ValueError(f"gpus is {number!r}: it must be a number, 0 or more")
+        raise ValueError(f"gpus is {number!r}: it must be a whole number, 0 or more")
     return number
 
 
@@ -135,7 +135,7 @@ def _merge(config: dict, model: dict, dataset: dict) -> Entry:
     names = {"model_name": model["name"], "dataset_name": dataset["name"], "results_dir": config["results_dir"]}
     if (parameters.get("mode") == "score") != ("text_column" in parameters):
         pair = f"'{model['name']}' on '{dataset['name']}'"
-        raise ValueError(f"{pair}: mode: score needs text_column, and text_column needs mode: score")
+        raise ValueError(f"{pair}: set both mode: score and text_column, or neither")
     return Entry(names | parameters, **{name: need for name, need in needs.items() if need is not None})
 
 
@@ -147,7 +147,7 @@ def _expand(entry: str | dict) -> dict:
 def _check(config: Any) -> None:
     """Raises ValueError for an invalid grid."""
     if not isinstance(config, dict):
-        raise ValueError(f"a grid is a mapping of {', '.join(KEYS)}")
+        raise ValueError(f"a grid must be a mapping with the keys {', '.join(KEYS)}")
     _check_names("the grid", config, KEYS)
     if not config.get("results_dir") or not isinstance(config["results_dir"], str):
         raise ValueError("results_dir is missing: it must name the folder of the results")
@@ -168,10 +168,10 @@ def _check_list(kind: str, entries: Any, own: list[str]) -> None:
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{kind} is missing: it must be a list of names")
     for number, entry in enumerate(map(_expand, entries), 1):
-        where = f"entry {number} of {kind}"
+        where = f"entry {number} in {kind}"
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise ValueError(f"{where} has no name: write a name, or a mapping with name and settings")
-        where = f"'{entry['name']}' of {kind}"
+            raise ValueError(f"{where} has no name: give a name, or a mapping with a name and settings")
+        where = f"'{entry['name']}' in {kind}"
         checks = {"name": str} | dict.fromkeys(own, str) | PARAMETERS | RESOURCES
         _check_names(where, entry, checks)
         for setting, value in entry.items():
@@ -180,7 +180,7 @@ def _check_list(kind: str, entries: Any, own: list[str]) -> None:
 
 def _check_names(where: str, settings: Any, names: Any) -> None:
     if not isinstance(settings, dict):
-        raise ValueError(f"{where} must be a mapping of {', '.join(names)}")
+        raise ValueError(f"{where} must be a mapping with keys among {', '.join(names)}")
     for name in settings:
         if name not in names:
             raise ValueError(f"{where}: unknown setting '{name}': it must be one of {', '.join(names)}")

@@ -71,7 +71,7 @@ def explain(log: Path, missing: str = "its results were removed or replaced") ->
     ``missing`` is what to say of a command that succeeded.
     """
     if not log.is_file():
-        return "it was not started: see the output of Snakemake above, or its log"
+        return "it was not started: see Snakemake's output above or its log"
     if is_running(log):
         return "it is running"
     attempt = log.read_text(encoding="utf-8", errors="replace").rpartition(BEGUN)[2].splitlines()[1:]
@@ -83,7 +83,7 @@ def explain(log: Path, missing: str = "its results were removed or replaced") ->
     if how == "status 0":
         return f"its last attempt succeeded, but {missing}"
     if how.startswith("killed"):
-        return f"it was {how} (out of memory, out of time, or cancelled)"
+        return f"it was {how} (probably out of memory, out of time, or cancelled)"
     errors = [line for line in said if line.startswith(ERRORS)]
     return errors[-1] if errors else f"it ended with {how}" + (f": {said[-1]}" if said else "")
 

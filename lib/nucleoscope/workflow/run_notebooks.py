@@ -29,7 +29,7 @@ def measure(given: dict[str, Any], if_missing: bool = False) -> None:
     """
     folder = locate(given)
     if if_missing and not status.find_missing(folder, grid.Entry(given)):
-        print(f"{folder} is measured with these settings")
+        print(f"{folder} has already been measured with these settings")
         return
     notebooks.execute(results.MEASURE, folder / f"{results.MEASURE}.ipynb", given)
 

@@ -79,7 +79,7 @@ def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
     if not isinstance(info.get("settings"), dict):
         return f"'{folder / results.RUN_INFO}' has no settings"
     found = next(_list_differences(folder, grid.DEFAULTS | entry.parameters, info), None)
-    return f"{found[0]} is {found[1]!r} in the results and {found[2]!r} in the grid" if found else None
+    return f"{found[0]} is {found[1]!r} in the results but {found[2]!r} in the grid" if found else None
 
 
 def _list_differences(folder: Path, wanted: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -153,11 +153,13 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
     """
     runs = grid.plan_runs(config)
     missing = {folder: why for folder, entry in runs.items() if (why := find_missing(folder, entry))}
-    lines = [f"{len(runs) - len(missing)} of {len(runs)} runs are measured" + (", these are not:" * bool(missing))]
+    lines = [
+        f"{len(runs) - len(missing)} of {len(runs)} runs have been measured" + ("; these have not:" * bool(missing))
+    ]
     for folder, why in missing.items():
         lines.append(f"  {_name_run(folder)}: {_explain(folder, why)}")
         if results.find_measurements(Path(folder)):
-            lines.append(f"    earlier results are kept and analysed: {why}")
+            lines.append(f"    the analyses use its earlier results: {why}")
         lines += _format_log(locate_log(folder))
     for folder in runs:
         for job, what in ((results.MEASURE, "the notebook of"), (results.PAGE, "the page of")):
