@@ -32,6 +32,7 @@ from IPython.display import Markdown
 
 from nucleoscope.store import results
 from nucleoscope.views import figures, tables
+from nucleoscope.views.token_text import escape_name
 
 measured = results.load_readable(results_dir)
 
@@ -46,7 +47,7 @@ figures.plot_overlay(measured)
 # %%
 statistics = tables.load_statistics(results_dir)
 Markdown(
-    f"Models: {', '.join(dict.fromkeys(statistics['Model']))}. Runs: {len(statistics)}, with "
+    f"Models: {', '.join(map(escape_name, dict.fromkeys(statistics['Model'])))}. Runs: {len(statistics)}, with "
     f"{statistics['tokens with k > 1'].sum():,} tokens that had more than one candidate. "
     f"{tables.describe_coefficients(statistics)}"
 )

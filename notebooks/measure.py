@@ -37,6 +37,7 @@ top_p = 0.9  # probability mass that the nucleus must reach, in (0, 1]
 temperature = 1.0  # value to divide the logits by before measuring and sampling
 seed = 0  # random seed for sampling: the same seed draws the same tokens; not used in mode score
 prompt_format = "chat"  # chat: in the model's chat template, as in make run; raw: unchanged, as in the study
+template_date = "2024-07-26"  # the day that a chat template with today's date takes for today
 prompt_column = None  # column of a file that contains the prompts; None means "prompt"
 batch_size = "auto"  # prompts processed together, or auto
 dtype = "auto"  # float32, bfloat16, float16, or auto
@@ -44,6 +45,7 @@ device = "auto"  # cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto: the GPU
 results_dir = "results"  # where <dataset>/<model>/ is created, or <dataset>-<text_column>/<model>/
 overwrite = False  # replace existing results that have other settings
 model_revision = None  # commit from which to load all files of a model on the Hub; None means the latest
+skip_check = False  # do not try the model on two short prompts first, which finds out how prompts can be batched
 trust_remote_code = False  # run code that comes with the model; read it first
 
 # %%

@@ -6,6 +6,7 @@ that follows from it is computed from the definitions. At the end: what the prop
 """
 
 import math
+import random
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ torch.set_num_threads(1)
 
 def compute_softmax(logits):
     """The float32 probabilities that the contract is stated on: (B, V) -> a list of float64 rows."""
-    return list(torch.softmax(logits.float(), dim=-1).double().numpy())
+    z = logits.float() - logits.float().amax(-1, keepdim=True)
+    return list((z - torch.logsumexp(z, -1, keepdim=True)).exp().double().numpy())
 
 
 def find_nucleus(p, top_p):
@@ -117,3 +119,43 @@ def draw_nucleus_probs(draw, max_size=12):
     weights = np.exp(steepness * np.array(heights) / 10)
     mass = draw(st.sampled_from([1.0, 0.95, 0.9, 0.3]))
     return np.sort((weights / weights.sum() * mass).astype(np.float32))[::-1].tolist()
+
+
+def compute_reference(model, ids, index, *, max_tokens, top_p, seed, ends, temperature=None):
+    """One prompt, no cache, no batch: the quantities of each token from their definitions.
+
+    With a temperature p is softmax(logits / temperature) in float64.
+    """
+    steps, embedding = [], model.get_input_embeddings().weight.detach()
+    stream = random.Random(f"{seed}/{index}")
+    for u in [stream.random() for _ in range(max_tokens)]:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1:]
+        if temperature is None:
+            p = compute_softmax(logits)[0]
+        else:
+            logits = logits.double() / temperature
+            p = logits.softmax(-1)[0].numpy()
+        nucleus = find_nucleus(p, top_p)
+        shares = compute_edges(p[nucleus])
+        token = nucleus[max(i for i, edge in enumerate(shares[:-1]) if edge <= u)]
+        if token in ends:
+            return steps
+        q = compute_q(p[nucleus])
+        cosine, weighted, alike = compute_similarity(embedding[nucleus], p[nucleus])
+        values = {
+            "entropies": compute_entropy(q),
+            "full_entropies": compute_full_entropy(logits[0]),
+            "varentropies": compute_varentropy(q),
+            "surprisals": -float(torch.tensor(p[token]).log()),
+            "cosines": cosine,
+            "weighted_cosines": weighted,
+            "similarity_entropies": alike,
+            "full_varentropies": compute_varentropy(p.tolist()),
+            "collision_entropies": -math.log(math.fsum(x * x for x in q)),
+            "ranks": nucleus.index(token) + 1,
+            "margins": p[nucleus[0]] - sorted(p)[-2],
+        }
+        steps.append((token, nucleus, p[nucleus], values))
+        ids = [*ids, token]
+    return steps

@@ -133,8 +133,18 @@ def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFas
     return str(folder)
 
 
-def save_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:
-    """Saves a "llama" model and its tokenizer as a float32 .gguf file, as llama.cpp would; returns its name."""
+def save_gguf(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pre: str | None = "gpt-2",
+    fields: dict[str, object] | None = None,
+    tensors: dict[str, torch.Tensor] | None = None,
+) -> str:
+    """Saves a "llama" model and its tokenizer as a float32 .gguf file, as llama.cpp would; returns its name.
+
+    ``pre`` is the name of the pre-tokenizer; ``fields`` and ``tensors`` are added as they are.
+    """
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -147,13 +157,20 @@ def save_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokenizer.convert_ids_to_tokens(range(VOCAB)))
     writer.add_token_types([3] * len(SPECIAL) + [1] * (VOCAB - len(SPECIAL)))  # control, normal
     writer.add_token_merges(MERGES.split(","))
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
+    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for name, value in (fields or {}).items():
+        kinds[type(value)](name, value)
     for name, weight in model.state_dict().items():
         writer.add_tensor(_name_gguf(name), _order_gguf_rows(name, weight, config).numpy())
+    for name, values in (tensors or {}).items():
+        writer.add_tensor(name, values.float().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -8,7 +8,7 @@ import glob
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ ABANDONED = 3600  # seconds without a change after which a partial file counts a
 
 
 @contextlib.contextmanager
-def write_atomically(path: Path) -> Iterator[Any]:
+def write_atomically(path: Path, before_replacing: Callable[[], None] | None = None) -> Iterator[Any]:
     """A binary file to write to; it appears as ``path`` only when the block ends without an error.
+
+    ``before_replacing`` is called when the new content is safe on the disk, just before it gets its name.
 
     Partial copies of the same file that killed processes left behind are removed: immediately if those
     processes ran on this machine, otherwise once they have not changed for `ABANDONED` seconds.
@@ -29,6 +31,8 @@ def write_atomically(path: Path) -> Iterator[Any]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        if before_replacing:
+            before_replacing()
         part_file.replace(path)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch: "unexpected pos" on a full disk

@@ -9,6 +9,7 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
+from datetime import date
 from typing import Any
 
 
@@ -25,16 +26,25 @@ def _define(
     in_grid: bool = True,
     aliases: tuple[str, ...] = (),
     live: str = "",
+    is_date: bool = False,
 ) -> Any:
     """A field of `Settings`.
 
     ``choices``: the allowed values of a string; for a number, strings that are allowed as well. A number
     must be at least ``least``, greater than ``above`` and at most ``most``. ``decides``: whether the setting
     affects which tokens are measured. ``in_grid``: whether a grid may set it as a parameter. ``aliases``:
-    other names for it on the command line. ``live``: its name in the live notebook, if that has a field for it.
+    other names for it on the command line. ``live``: its name in the live notebook, if that has a field for
+    it. ``is_date``: a string that must be a date in ISO format.
     """
     metadata = {"type": kind, "choices": choices, "least": least, "above": above, "most": most}
-    metadata |= {"help": help, "decides": decides, "in_grid": in_grid, "aliases": aliases, "live": live}
+    metadata |= {
+        "is_date": is_date,
+        "help": help,
+        "decides": decides,
+        "in_grid": in_grid,
+        "aliases": aliases,
+        "live": live,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -110,6 +120,14 @@ class Settings:
         decides=True,
         live="format",
     )
+    template_date: str = _define(
+        str,
+        "2024-07-26",  # what Llama 3.1's template itself assumes where it has no clock
+        "the day that a chat template with today's date takes for today",
+        decides=True,
+        live="date",
+        is_date=True,
+    )
     prompt_column: str | None = _define(
         str,
         None,
@@ -138,6 +156,9 @@ class Settings:
         "commit from which to load all files of a model on the Hub; by default, the latest",
         decides=True,
         live="revision",
+    )
+    skip_check: bool = _define(
+        bool, False, "do not try the model on two short prompts first, which finds out how prompts can be batched"
     )
     trust_remote_code: bool = _define(
         bool, False, "run the Python code that comes with the model; read it first", live="trust_remote_code"
@@ -199,8 +220,17 @@ def validate(name: str, value: Any) -> None:
     right_type = isinstance(value, NUMBERS.get(kind, kind)) and (kind is bool or not isinstance(value, bool))
     if not right_type and not choices:
         raise ValueError(f"{name} is {value!r}: it must be of type {kind.__name__}")
+    if facts["is_date"] and not _is_date(value):
+        raise ValueError(f"{name} is {value!r}: it must {describe_range(name)}")
     if not right_type or (kind is str and choices) or (kind in NUMBERS and not _is_in_range(facts, value)):
         raise ValueError(f"{name} is {value!r}: it must {describe_range(name)}")
+
+
+def _is_date(value: str) -> bool:
+    try:
+        return date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        return False
 
 
 def _is_in_range(facts: Mapping[str, Any], value: float) -> bool:
@@ -217,6 +247,8 @@ def describe_range(name: str) -> str:
     """What a setting must be, to complete a sentence: "be raw or chat", "be in (0, 1]"; "" if anything is allowed."""
     facts = FIELDS[name].metadata
     choices, least, above, most = (facts[key] for key in ("choices", "least", "above", "most"))
+    if facts["is_date"]:
+        return "be a date, such as 2024-07-26"
     if above is not None:
         return f"be in ({above}, {most}]" if most is not None else f"be a finite number above {above}"
     words = list(choices) + ([f"at least {least}"] if least is not None else [])

@@ -130,7 +130,10 @@ def create_strips() -> nbformat.NotebookNode:
     return new.new_notebook(cells=[new.new_markdown_cell("# Strips"), new.new_code_cell("strips", outputs=outputs)])
 
 
-def write_project(folder: Path, *more: str) -> Path:
+RUNS = (("small", "alpha"), ("big", "beta"), ("big", "alpha"))  # models on data sets
+
+
+def write_project(folder: Path, *more: str, runs: tuple[tuple[str, str], ...] = RUNS) -> Path:
     """A small project with everything that the book is made of; ``more``: pages of the real one."""
     (folder / "book" / "templates").mkdir(parents=True)
     (folder / "scripts" / "grids").mkdir(parents=True)
@@ -146,7 +149,7 @@ def write_project(folder: Path, *more: str) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     settings = {"n_prompts": 2, "prompt_format": "raw", "dtype": "float32"}
-    for model, dataset in (("small", "alpha"), ("big", "beta"), ("big", "alpha")):
+    for model, dataset in runs:
         run = folder / "results" / dataset / model
         run.mkdir(parents=True)
         (run / "measurements.pt").touch()
@@ -229,6 +232,37 @@ def visit_pages(browser, folder: Path):
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+HOSTILE = (
+    "<img src=x onerror=document.title='taken'>",
+    "<script>document.title='taken'<script>",
+    "$x^2$ [a](javascript:alert(1)) {doc}`index` https:example.org",
+    "a|b*c*_d_`e` {{ 1 }} & <b>",
+)
+
+
+def build_hostile(folder: Path) -> None:
+    write_project(folder, runs=tuple((name, other) for name in HOSTILE for other in HOSTILE[:2]))
+    (folder / "results/book").mkdir()
+    nbformat.write(create_strips(), folder / "results/book/strips.ipynb")
+    site.build(folder, folder / "results", folder)
+
+
+def test_names_of_files_are_never_markup(browser, tmp_path_factory):
+    html = build_once(tmp_path_factory, "hostile_book", build_hostile)
+    named = [f"runs/{pages.encode_page_name(name)}/{pages.encode_page_name(HOSTILE[0])}" for name in HOSTILE]
+    assert len(set(named)) == len(HOSTILE)
+    with visit_pages(browser, html) as visit:
+        for name in ("runs/index", *named):
+            page = visit(name)
+            assert "taken" not in page.title().replace("title='taken'", "")
+            body = page.locator("main")
+            assert body.locator("img[src=x], script:text('taken'), a[href^=javascript], a[href*=example]").count() == 0
+            assert body.locator("mjx-container, em, strong:text-is('b'), b").count() == 0
+        shown = visit("runs/index").locator("main table").inner_text()
+        for name in HOSTILE:
+            assert name in shown
 
 
 @pytest.fixture

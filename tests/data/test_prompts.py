@@ -309,6 +309,34 @@ def test_a_csv_row_that_is_too_short_is_named_by_its_line(refusal, tmp_path):
 
 
 @pytest.mark.parametrize("values", [["fine", None], [1, 2], [b"bytes"], [["a"], ["b"]]])
+def test_a_csv_row_with_an_unquoted_comma_is_named_by_its_line(refusal, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text('id,prompt\n1,"one, two"\n2,three, four\n')
+    assert prompts.load(str(path), 1).texts == ["one, two"]
+    message = refusal(str(path))
+    assert "line 3: 3 fields, but the header has 2: put a text with a comma in quotes" in message
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_two_columns_of_one_name_are_refused(refusal, tmp_path, suffix):
+    path = tmp_path / f"p{suffix}"
+    if suffix == ".parquet":
+        columns = [pa.array(["one"]), pa.array(["two"]), pa.array(["x"])]
+        pq.write_table(pa.Table.from_arrays(columns, names=["prompt", "prompt", "id"]), path)
+    elif suffix == ".csv":
+        path.write_text("prompt,prompt,id\none,two,x\n")
+    else:
+        path.write_text('{"prompt": "one", "prompt": "two", "id": {"prompt": 3}}\n')
+    assert "has 2 columns 'prompt': rename or remove all but one" in refusal(str(path))
+    assert prompts.load(str(path), 1, prompt_column="id").texts == ["x"] or suffix == ".jsonl"
+
+
+def test_json_that_is_nested_too_deeply_is_named_by_its_line(refusal, tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "one"}\n{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    assert "line 2: JSON that is nested too deeply" in refusal(str(path))
+
+
 def test_parquet_that_holds_no_text_is_named_by_its_row(refusal, tmp_path, values):
     message = refusal(write_parquet(tmp_path / "x.parquet", values))
     assert f"row {1 + (values[0] == 'fine')}" in message

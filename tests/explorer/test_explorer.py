@@ -98,6 +98,19 @@ def test_a_text_can_be_left_before_its_end_and_bad_settings_are_refused():
         next(streaming.stream(tiny.create_model(), tiny.create_tokenizer(), "the cat", temperature=0))
 
 
+def test_replaying_gives_the_tokens_of_a_run_with_what_was_measured():
+    model, tokenizer, prompts = tiny.create_model(), tiny.create_tokenizer(), ["the cat", "she said"]
+    options = {"max_tokens": 12, "seed": 5}
+    (batch,) = generation.measure(model, tokenizer, prompts, progress=False, **options)
+    for index, record in zip(batch.indices, batch.records, strict=True):
+        tokens = record["tokens"].tolist()
+        again = streaming.replay(model, tokenizer, prompts[index], tokens, **options)
+        assert [token.id for token in again] == tokens
+        assert [token.values["entropy"] for token in again] == pytest.approx(record["entropies"], abs=1e-5)
+        assert [token.ids.tolist() for token in again] == [ids.tolist() for ids in record["top_p_tokens"]]
+    assert streaming.replay(model, tokenizer, "the cat", [], **options) == []
+
+
 @pytest.mark.parametrize(
     ("prompt", "prompt_format", "temperature"), [("the cat", "raw", 1), ("the cat", "chat", 0.6), ("", "raw", 2)]
 )
@@ -466,6 +479,12 @@ def test_a_measured_prompt_brings_its_settings_and_its_text(tiny_model, tmp_path
     live.wait(60)
     assert [token.id for token in live.tokens] == live.records[2]["tokens"].tolist()
     assert live.dtype in loading.DTYPES
+    assert "the tokens of the run, measured again" in live.text.status
+    live.settings["seed"].value += 1
+    live.run()
+    live.wait(60)
+    assert "measured again" not in live.text.status
+    assert [token.id for token in live.tokens] != live.records[2]["tokens"].tolist()
     live.close()
 
 

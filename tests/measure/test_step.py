@@ -5,13 +5,16 @@ import torch
 
 import oracle
 import tiny
+from messages import assert_one_line
 from nucleoscope import quantities
 from nucleoscope.measure import cosine, generation, scoring
 from nucleoscope.measure.nucleus import find_nucleus
 from nucleoscope.measure.recording import measure_step
+from nucleoscope.measure.runs import complete_run
 from nucleoscope.measure.sampling import sample
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity
+from nucleoscope.store import results, run_folder
 
 ROWS, VOCABULARY = 20, 300
 
@@ -69,6 +72,24 @@ def find_likeliest(logits, candidates, embedding):
     return logits.softmax(-1).amax(-1)
 
 
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda *_: None, "cannot be computed: "),
+        (lambda *_: 1 / 0, "cannot be computed: ZeroDivisionError: division by zero"),
+        (lambda *_: "x", "cannot be computed: "),
+        (lambda logits, *_: logits[:, 0] * 1j, "has complex values: they must be real numbers"),
+    ],
+)
+def test_a_quantity_that_fails_is_named(function, reason):
+    mine = Quantity.from_function("mine", function)
+    with pytest.raises(ValueError, match=f"^quantity 'mine' {reason}") as caught:
+        list(
+            generation.measure(tiny.create_model(), tiny.create_tokenizer(), ["the"], quantities=[mine], progress=False)
+        )
+    assert_one_line(str(caught.value))
+
+
 @pytest.fixture
 def own():
     yield quantities.register(Quantity.from_function("largest", find_likeliest, label="largest probability"))
@@ -122,3 +143,21 @@ def test_a_name_that_is_taken_is_refused(name):
 def test_a_name_that_is_no_identifier_is_refused():
     with pytest.raises(ValueError, match="must be a Python identifier"):
         Quantity.from_function("top three", find_likeliest)
+
+
+def test_batches_that_lack_a_quantity_are_measured_again(tmp_path, capsys):
+    model, tokenizer, texts = tiny.create_model(), tiny.create_tokenizer(), ["the", "in", "she said", "a"]
+    options = {"max_tokens": 4, "batch_size": 2, "progress": False}
+    run = run_folder.RunFolder(tmp_path, {})
+    with tiny.stop_after(run, 1), run:
+        complete_run(run, model, tokenizer, texts, **options)
+    quantities.register(Quantity.from_function("late", find_likeliest))
+    try:
+        run = run_folder.RunFolder(tmp_path, {})
+        with run:
+            complete_run(run, model, tokenizer, texts, **options)
+        records = results.load(tmp_path / "measurements.pt")
+        assert [len(record["late"]) for record in records] == [len(record["tokens"]) for record in records]
+    finally:
+        quantities.unregister("late")
+    assert "finished batches with other quantities, which are measured again: 1" in capsys.readouterr().out

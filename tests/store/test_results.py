@@ -9,6 +9,7 @@ import os
 import pickle
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -405,6 +406,87 @@ def test_a_model_or_a_data_set_that_was_moved_is_the_same(folder):
     message = catch_refusal(FileExistsError, open_run, folder, **contents | {"model": dataset}, model_name="else/tiny")
     assert "model_name is" in message
     assert "dataset_name" not in message
+
+
+def test_a_data_set_of_another_format_is_another_one(folder):
+    """A csv has a header; the same bytes as lines of text do not."""
+    dataset = {"dataset": {"source": "file", "sha256": "c" * 64}}
+    measure_run(folder, dataset_name="lines.txt", **dataset)
+    message = catch_refusal(FileExistsError, open_run, folder, dataset_name="lines.csv", **dataset)
+    assert 'dataset_name is "lines.txt" there and "lines.csv" here' in message
+    assert open_run(folder, dataset_name="elsewhere/lines.TXT", **dataset).finished
+
+
+def test_a_full_disk_at_the_end_takes_nothing_from_earlier_results(folder, monkeypatch):
+    measure_run(folder)
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    run = open_run(folder, True, seed=1)
+    run.start()
+    run.save_batch(list(range(5)), [create_record(index) for index in range(5)], 1.5)
+
+    def fill(value, stream):
+        stream.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill)
+    catch_refusal(OSError, run.finish, 5, {"device": "cpu"})
+    run.release()
+    assert {name: (folder / name).read_bytes() for name in FILES} == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "1.pt", "000002.pt/inside"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_no_run_has_written_is_never_deleted(folder, name, overwrite):
+    measure_run(folder, 1)
+    other = folder / "batches" / name
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("mine")
+    run = open_run(folder, True, seed=1) if overwrite else open_run(folder)
+    message = catch_refusal(FileExistsError, run.start)
+    assert "which no run has written: move it away" in message
+    assert other.read_text() == "mine"
+
+
+def test_a_folder_of_batches_that_is_a_link_is_refused(folder, tmp_path):
+    folder.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "000000.pt").write_text("mine")
+    (folder / "batches").symlink_to(tmp_path / "elsewhere")
+    assert "is a link" in catch_refusal(FileExistsError, open_run(folder).start)
+    assert (tmp_path / "elsewhere" / "000000.pt").read_text() == "mine"
+
+
+def test_what_a_kill_during_the_last_cleanup_left_is_removed_at_the_next_look(folder):
+    measure_run(folder)
+    (folder / "batches").mkdir()
+    (folder / "batches" / "000000.pt").write_text("half")
+    (folder / "batches" / "notes.txt").write_text("mine")
+    (folder / locking.LOCK).write_text(f"process 1 on {socket.gethostname()}\n")
+    run = open_run(folder)
+    assert run.finished
+    run.record_request()
+    assert not (folder / locking.LOCK).exists()
+    assert [path.name for path in (folder / "batches").iterdir()] == ["notes.txt"]
+    (folder / "batches" / "notes.txt").unlink()
+    run.record_request()
+    assert set(read_contents(folder)) == FILES
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.EMFILE, "Too many open files"),
+        RuntimeError("[enforce fail] can't allocate memory: 9 bytes"),
+    ],
+)
+def test_a_good_file_that_the_system_cannot_read_is_not_called_damaged(folder, monkeypatch, error):
+    measure_run(folder)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: (_ for _ in ()).throw(error))
+    message = catch_refusal(OSError, results.load, folder / "measurements.pt")
+    assert "delete" not in message
+    assert "there is not enough memory" in message or "Too many open files" in message
+    catch_refusal(OSError, open_run, folder, overwrite=True)  # it is not measured again
 
 
 def test_damaged_measurements_are_measured_again_with_overwrite(folder):

@@ -21,6 +21,7 @@ import holding
 import tiny
 from driver import Driver
 from messages import assert_one_line
+from nucleoscope.data import prompts
 from nucleoscope.models import gpus
 from nucleoscope.store import results
 from nucleoscope.workflow import dependencies, graph, grid, logs, status
@@ -108,6 +109,9 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             "set both mode: score and text_column, or neither",
         ),
         ({"analyses": {"resample": 5}}, "analyses: unknown setting 'resample'"),
+        ({"analyses": {"resamples": 20}}, "analyses: resamples is 20: it must be a whole number, 100 or more"),
+        ({"analyses": {"seed": -1}}, "analyses: seed is -1: it must be a whole number, 0 or more"),
+        ({"datasets": ["a{b}.jsonl"]}, "r/a{b}/a: Snakemake cannot use names with braces: rename what has them"),
     ],
 )
 def test_a_wrong_grid_is_named_in_one_line(tmp_path, change, message):
@@ -272,20 +276,24 @@ def test_how_many_prompts_were_requested_is_read_from_the_notebook_of_an_earlier
 
 
 def test_a_data_set_whose_file_has_changed_is_measured_again(tmp_path):
-    prompts = tmp_path / "b.txt"
-    prompts.write_text("the cat")
-    entry = grid.Entry(ENTRY.parameters | {"dataset_name": str(prompts)})
+    file = tmp_path / "b.txt"
+    file.write_text("the cat")
+    entry = grid.Entry(ENTRY.parameters | {"dataset_name": str(file)})
     digest = hashlib.sha256(b"the cat").hexdigest()
     write_run(tmp_path / "b" / "a", entry, dataset={"source": "file", "sha256": digest})
     assert status.find_missing(tmp_path / "b" / "a", entry) is None
-    prompts.write_text("the dog")
+    file.write_text("the dog")
     assert status.find_missing(tmp_path / "b" / "a", entry).startswith(f"dataset is '{digest}' in the results but ")
     moved = tmp_path / "elsewhere" / "b.txt"
     moved.parent.mkdir()
     moved.write_text("the cat")
     elsewhere = grid.Entry(entry.parameters | {"dataset_name": str(moved)})
     assert status.find_missing(tmp_path / "b" / "a", elsewhere) is None
-    prompts.unlink()  # what is measured needs it no longer
+    lines = tmp_path / "b.csv"
+    lines.write_text("the cat")
+    other = grid.Entry(entry.parameters | {"dataset_name": str(lines)})
+    assert status.find_missing(tmp_path / "b" / "a", other).startswith("dataset_name is ")  # read otherwise
+    file.unlink()  # what is measured needs it no longer
     assert status.find_missing(tmp_path / "b" / "a", entry) is None
 
 
@@ -512,6 +520,28 @@ def test_two_gpus_are_shared_by_runs_with_their_share_of_the_cores(tmp_path, two
     assert shown.count("--gpus 1 --tries_left 0 -- ") == 15
 
 
+def test_a_packaged_set_is_not_a_file_of_the_same_content(tmp_path):
+    """`articles` puts the study's words before each text."""
+    copy = tmp_path / "articles.jsonl"
+    copy.write_bytes(prompts.locate("articles")[0].read_bytes())
+    digest = hashlib.sha256(copy.read_bytes()).hexdigest()
+    packaged = grid.Entry(ENTRY.parameters | {"dataset_name": "articles"})
+    write_run(tmp_path / "articles" / "a", packaged, dataset={"source": "packaged", "sha256": digest})
+    assert status.find_missing(tmp_path / "articles" / "a", packaged) is None
+    entry = grid.Entry(ENTRY.parameters | {"dataset_name": str(copy)})
+    assert status.find_missing(tmp_path / "articles" / "a", entry).startswith(
+        "dataset_name is 'articles' in the results"
+    )
+
+
+def test_a_results_folder_is_named_in_one_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, expected in (("r/", "r"), ("./r//x", "r/x"), ("~/r", "/home/me/r")):
+        config = SMALL | {"results_dir": given}
+        assert list(grid.plan_runs(config)) == [f"{expected}/b/a"]
+        assert config["results_dir"] == expected
+
+
 def test_runs_that_cannot_be_measured_are_no_jobs_of_a_cluster(tmp_path):
     path, runs = write_study_grid(tmp_path)
     config = yaml.safe_load(path.read_text())
@@ -560,14 +590,18 @@ def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_
     path, runs = write_study_grid(tmp_path)
     for folder, entry in runs.items():
         write_run(Path(folder), entry)
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"analyses": {"resamples": -1}}))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/sitecustomize.py").write_text(
+        "from nucleoscope.stats import bootstrap\nbootstrap.map_parallel = None\n"
+    )
+    broken = os.pathsep.join(filter(None, [str(tmp_path / "broken"), os.environ.get("PYTHONPATH")]))
     analyses = tmp_path / "results" / results.ANALYSES
     analyses.mkdir()
     for name in results.ANALYSIS_FILES:
         (analyses / name).write_text("older")
         os.utime(analyses / name, (2, 2))
     for _ in range(2):
-        failed = run_snakemake("--configfile", path)
+        failed = run_snakemake("--configfile", path, PYTHONPATH=broken)
         assert failed.returncode != 0
         assert failed.stderr.count("localrule analyses:") == 1
         assert "the last attempt at the analyses failed: error: " in failed.stderr

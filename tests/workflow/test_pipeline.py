@@ -161,6 +161,18 @@ def test_two_runs_that_start_together_do_not_meet(tmp_path, tiny_model, texts):
     assert [record["tokens"].tolist() for record in one] == [record["tokens"].tolist() for record in other]
 
 
+def test_notebooks_run_with_this_python_whatever_kernels_are_installed(tmp_path, tiny_model, texts):
+    folder = tmp_path / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    spec = {"argv": ["/bin/false"], "display_name": "Another Python", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    given = [f"model_name={tiny_model}", f"dataset_name={texts}", "max_tokens=3", f"results_dir={tmp_path / 'out'}"]
+    words = [word for argument in given for word in ("--" + argument).split("=", 1)]
+    environment = ENVIRONMENT | {"JUPYTER_PATH": str(tmp_path / "jupyter")}
+    done = subprocess.run([*PIPELINE, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+
+
 def write_grid(tmp_path, tiny_model, texts, **parameters):
     path = tmp_path / "grid.json"  # JSON is YAML
     values = {"results_dir": str(tmp_path / "results"), "models": [tiny_model], "datasets": [texts]}

@@ -12,6 +12,8 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from nucleoscope.views.token_text import escape_name, make_encodable
+
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FOLDED, OPEN = "hide-input", "show-input"  # tags of cells
 KERNEL = {
@@ -133,13 +135,13 @@ def set_title(notebook: NotebookNode, title: str) -> NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and re.search(r"^# ", cell.source, re.MULTILINE):
             cell.source = re.sub(
-                r"^# .*$", lambda _: f"# {escape_markdown(title)}", cell.source, count=1, flags=re.MULTILINE
+                r"^# .*$", lambda _: f"# {escape_name(title)}", cell.source, count=1, flags=re.MULTILINE
             )
             return notebook
-    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {escape_markdown(title)}", id="title"))
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {escape_name(title)}", id="title"))
     return notebook
 
 
-def escape_markdown(name: str) -> str:
-    """A name as Markdown that shows exactly that name."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|$~^&-])", r"\\\1", name)
+def encode_page_name(name: str) -> str:
+    """A name as part of a page's address: letters, digits, ``_``, ``-`` and ``.`` stay; two names never become one."""
+    return re.sub(r"[^\w.-]", lambda found: f"~{ord(found[0]):x}~", make_encodable(name))

@@ -18,9 +18,10 @@ import nbformat
 from nbformat import NotebookNode
 
 from nucleoscope import quantities, settings
-from nucleoscope.book.pages import escape_markdown, normalise, set_title
+from nucleoscope.book.pages import encode_page_name, normalise, set_title
 from nucleoscope.store import results
 from nucleoscope.views.figure_data import format_csv
+from nucleoscope.views.token_text import escape_name
 
 PLOTLY = "application/vnd.plotly.v1+json"
 HEAVY = 1_500_000  # bytes from which a page is slow to load
@@ -58,6 +59,8 @@ def _extract_data(notebook: NotebookNode, name: str) -> Iterator[tuple[str, byte
 
 def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     """Fills ``staging`` with the book's sources and removes everything else. True if a file was removed."""
+    from nucleoscope.models import gguf  # imports transformers, which only building the book need wait for
+
     folders = {str(root): "", str(Path(results_dir).resolve()): "results", str(Path.home()): "~"}
     files = build_run_pages(Path(results_dir), folders) | build_analysis_pages(Path(results_dir), folders)
     source = root / "book"
@@ -67,6 +70,7 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     files["generated/api.md"] = describe_modules().encode()
     files["generated/settings.md"] = settings.format_reference().encode()
     files["generated/quantities.md"] = quantities.format_reference().encode()
+    files["generated/gguf.md"] = gguf.format_reference().encode()
     for script in (root / "scripts").glob("*.py"):
         files[f"generated/{script.stem}.txt"] = _capture_output(script, "--help")
         if script.name in PRINTED:
@@ -82,7 +86,7 @@ def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, 
     files = {}
     for run in runs:
         model, dataset = run.name, run.parent.name
-        page = f"runs/{model}/{dataset}"
+        page = f"runs/{encode_page_name(model)}/{encode_page_name(dataset)}"
         files |= build_notebook_page(run / results.NOTEBOOK, page, folders, f"{model} on {dataset}")
     files["runs/index.md"] = format_overview(sorted(runs, key=lambda run: (run.name, run.parent.name))).encode()
     return files
@@ -122,13 +126,14 @@ def format_overview(runs: list[Path]) -> str:
     """The page that lists the runs, in the given order, as a table that readers can sort."""
     rows = []
     for run in runs:
-        info, page = results.load_info(run), f"/runs/{run.name}/{run.parent.name}"
+        info = results.load_info(run)
+        page = f"/runs/{encode_page_name(run.name)}/{encode_page_name(run.parent.name)}"
         try:
             found = info["settings"]
             facts = [f"{found['n_prompts']:,}", f"{info['tokens']:,}", found["prompt_format"], found["dtype"]]
         except KeyError as error:
             raise BookError(f"'{run / results.RUN_INFO}' has no {error}") from None
-        columns = [*map(escape_markdown, (run.name, run.parent.name)), *facts]
+        columns = [*map(escape_name, (run.name, run.parent.name)), *facts]
         rows.append(f"| {' | '.join(columns)} | [the run](<{page}.ipynb>) |")
     head = "| model | data set | prompts | tokens | prompt format | dtype | page |\n|---|---|--:|--:|---|---|---|\n"
     return (

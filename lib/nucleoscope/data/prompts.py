@@ -9,7 +9,9 @@ import codecs
 import csv
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -79,6 +81,7 @@ def load(
     if name in HUB:
         return _load_hub(name, n_prompts, text_column)
     path, prefix = locate(name)
+    n_prompts = min(n_prompts, sys.maxsize)
     texts = list(islice(_read(path, prompt_column or "prompt", "prompt_column"), n_prompts))
     if not texts:
         raise ValueError(f"'{name}' is empty: it has no prompts")
@@ -205,6 +208,9 @@ def _check_text(value: object, path: Path, where: str, column: str) -> str:
 
 
 def _check_column(column: str, columns: list[str], path: Path | str, option: str) -> None:
+    """ValueError unless exactly one of ``columns`` is called ``column``."""
+    if columns.count(column) > 1:
+        raise ValueError(f"'{path}' has {columns.count(column)} columns '{column}': rename or remove all but one")
     if column not in columns:
         names = ", ".join(repr(name)[:40] for name in columns[:20]) + (", ..." if len(columns) > 20 else "")
         raise ValueError(f"'{path}' has no column '{column}': set {option} to one of {names}")
@@ -228,14 +234,23 @@ def _read_jsonl(path: Path, column: str, option: str) -> Iterator[str]:
     for number, line in enumerate(_read_lines(path), 1):
         if not line.strip():
             continue
+        names: list[str] = []
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=partial(_build_object, names=names))
+        except RecursionError:
+            raise ValueError(f"'{path}', line {number}: JSON that is nested too deeply") from None
         except json.JSONDecodeError as error:
             raise ValueError(f"'{path}', line {number}: not valid JSON ({error.msg})") from None
         if not isinstance(row, dict):
             raise ValueError(f"'{path}', line {number}: not a JSON object")
-        _check_column(column, list(row), path, option)
+        _check_column(column, names, path, option)
         yield _check_text(row[column], path, f"line {number}", column)
+
+
+def _build_object(pairs: list[tuple[str, object]], names: list[str]) -> dict[str, object]:
+    """A JSON object; ``names`` become those of the latest, which is the outermost, with duplicates."""
+    names[:] = [name for name, _ in pairs]
+    return dict(pairs)
 
 
 def _read_csv(path: Path, column: str, option: str) -> Iterator[str]:
@@ -246,6 +261,12 @@ def _read_csv(path: Path, column: str, option: str) -> Iterator[str]:
             return
         _check_column(column, list(reader.fieldnames), path, option)
         for row in reader:
+            if None in row:  # an unquoted comma
+                fields = len(reader.fieldnames) + len(row[None])
+                raise ValueError(
+                    f"'{path}', line {reader.line_num}: {fields} fields, but the header has "
+                    f"{len(reader.fieldnames)}: put a text with a comma in quotes"
+                )
             yield _check_text(row[column], path, f"line {reader.line_num}", column)
     except csv.Error as error:
         raise ValueError(f"'{path}', line {reader.line_num}: not valid CSV ({error})") from None

@@ -28,7 +28,7 @@ from nucleoscope.explorer.controls import (
 )
 from nucleoscope.explorer.live_figures import build_heat, build_scatter, show_mark, show_matrix, show_points
 from nucleoscope.measure.model_facts import find_embedding_matrix
-from nucleoscope.measure.streaming import Token, read, stream
+from nucleoscope.measure.streaming import Token, read, replay, stream
 from nucleoscope.models import loading, tokenizers
 from nucleoscope.settings import Settings, fill_defaults
 from nucleoscope.store import results
@@ -87,6 +87,7 @@ class Explorer:
         self.reader: Reader | None = None
         self.source = "generate"  # or "score": the mode of the text that is shown
         self.records: list[dict] = []  # prompts and tokens of the selected run
+        self.recorded: dict[str, Any] = {}  # the settings of the selected prompt's run
         self._thread: threading.Thread | None = None
         self._stop, self._closed, self._lock = threading.Event(), False, threading.RLock()
         self.scatter: go.FigureWidget | None = None  # created with the first text
@@ -184,6 +185,8 @@ class Explorer:
         if self.mode.value == "score":
             del chosen["seed"], chosen["index"]
             chosen["text"] = self.given.value
+        elif same and read_settings(self.settings) == self.recorded:
+            chosen["tokens"] = self.records[place]["tokens"].tolist()
         self._clear(chosen)
         self._thread = threading.Thread(target=self._write, args=(chosen,), daemon=True)
         self._thread.start()
@@ -202,7 +205,8 @@ class Explorer:
 
     def _clear(self, chosen: dict[str, Any]) -> None:
         self._stop.clear()
-        self.run_button.disabled, self.stop_button.disabled = True, "text" in chosen  # a text is measured in one pass
+        # what exists already is measured in one pass
+        self.run_button.disabled, self.stop_button.disabled = True, "text" in chosen or "tokens" in chosen
         self.progress.value, self.progress.max = 0, chosen["max_tokens"]
         with self._lock:
             self.tokens = []
@@ -237,6 +241,13 @@ class Explorer:
             self._say("Measuring …")
             self.source = "score"
             self.tokens, remarks = read(model.model, model.tokenizer, prompt, chosen.pop("text"), **chosen)
+        elif "tokens" in chosen:
+            self._say("Measuring …")
+            del chosen["index"]
+            self.tokens = replay(model.model, model.tokenizer, prompt, chosen.pop("tokens"), **chosen)
+            remarks = [
+                "the tokens of the run, measured again; with other settings or another prompt, new ones are drawn"
+            ]
         else:
             self._say("Generating …")
             remarks = [self._stream(model, prompt, chosen)]
@@ -311,11 +322,12 @@ class Explorer:
         self.picked.options, self.picked.disabled = list_prompts(self.records), False
 
     def _pick(self, place: int) -> None:
-        """A prompt of a run was selected: Run then generates or measures its text again, with the run's settings."""
+        """A prompt of a run was selected: Run then measures its text again, with the run's settings."""
+        self.recorded = {}
         if place < 0:
             return
         self.prompt.value = self.records[place]["prompt"]
-        self._say("Press Run to generate or measure this text again.")
+        self._say("Press Run to measure this text again.")
         if not (self.measured.value / results.RUN_INFO).is_file():
             return
         found = fill_defaults(results.load_info(self.measured.value)["settings"])
@@ -323,6 +335,7 @@ class Explorer:
         for name in self.settings:  # in order: a new model name clears the revision
             if name in found:
                 self.settings[name].value = found[name]
+        self.recorded = read_settings(self.settings)
         self.mode.value, self.dtype = found["mode"], found["dtype"]
         if self.mode.value == "score":
             self._copy_text(self.records[place]["tokens"].tolist())

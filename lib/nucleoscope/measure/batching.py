@@ -40,14 +40,16 @@ def sort_by_length(inputs: Inputs, indices: list[int] | None = None) -> list[int
 
 
 def split_batches(
-    inputs: Inputs, batch_size: int, indices: list[int] | None = None, equal_lengths: bool = False
+    inputs: Inputs, batch_size: int, indices: list[int] | None = None, most: int | None = None
 ) -> list[list[int]]:
     """Batches of prompt indices of similar length, longest first.
 
-    ``equal_lengths`` puts only prompts of equal length into a batch, so that there is no padding.
+    Of prompts with more than ``most`` tokens (None: no limit), only those of equal length are put into one batch.
     """
     order = sort_by_length(inputs, indices)
-    groups = [list(group) for _, group in groupby(order, lambda i: len(inputs.ids[i]) if equal_lengths else 0)]
+    lengths = [len(inputs.ids[index]) for index in order]
+    keys = dict(zip(order, (n if most is not None and n > most else 0 for n in lengths), strict=True))
+    groups = [list(group) for _, group in groupby(order, keys.__getitem__)]
     return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
 
 

@@ -1,24 +1,27 @@
-"""The forward passes of a batch of prompts, with a key-value cache: prefill, then one step per token.
+"""The forward passes of a batch of prompts: prefill, then one step per token, in one of four ways.
 
-Contract: token ids in, logits out; this module does not depend on sampling or measuring. It supports
-any causal language model of transformers whose layers cache keys and values: rows are padded on the
-left, and padding is never attended to.
+Contract: token ids in, logits out; this module does not depend on sampling or measuring. Which way is
+right for a model is found out by `checking.find_way`, and not decided here.
+
+* padded: rows of any length, padded on the left, with keys and values in memory that is allocated once
+* own cache: the same with the model's own cache, for models that carry other states from token to token
+* equal lengths: rows of one length with the model's own cache, and nothing that says where a row begins
+* whole prefixes: rows of one length, read as a whole at every step, without a cache
 """
 
 import inspect
 from collections.abc import Set
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
+from nucleoscope.measure.model_facts import find_length_limit, find_position_offset
+
+PADDED, OWN_CACHE, EQUAL_LENGTHS, WHOLE_PREFIXES = WAYS = ("padded", "own cache", "equal lengths", "whole prefixes")
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens per prefill pass: on a CPU, more would not fit in its cache
 DROP_SHARE = 8  # ended rows are dropped once they are at least 1 / DROP_SHARE of the batch
-
-
-def accepts_positions(model: PreTrainedModel) -> bool:
-    """Whether the model accepts positions. If not, it may count padding, so rows must have equal length."""
-    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 class KeyValues(DynamicLayer):
@@ -73,55 +76,19 @@ class Decoder:
 
     ``ids`` are B lists of token ids, preferably longest first, because prompts in one prefill pass then
     need little padding. ``max_tokens`` bounds the steps. ``rows`` are the places in ``ids`` that the
-    latest logits belong to. Call it in torch's inference mode. Raises ValueError for a model that
-    carries anything other than keys and values from token to token.
+    latest logits belong to. Call it in torch's inference mode. Raises ValueError if the model cannot be
+    used in this way.
     """
 
     def __init__(self, model: PreTrainedModel, ids: list[list[int]], max_tokens: int):
         self.model, self.ids, self.device = model, ids, model.device
         self.rows, self.steps_left = list(range(len(ids))), max_tokens - 1
-        self.lengths = torch.tensor([len(row) for row in ids], device=self.device)
-        longest = max(len(row) for row in ids)
-        layers = DynamicCache(config=model.config).layers
-        kinds = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}
-        if kinds:
-            raise ValueError(
-                f"{type(model).__name__} is not supported: it keeps state other than keys and values between tokens "
-                f"({', '.join(sorted(kind.__name__ for kind in kinds))})"
-            )
-        self.layers = [KeyValues(len(ids), longest, longest + max_tokens) for _ in layers]
-        self.cache = Cache(layers=self.layers)
-        position = torch.arange(longest + max_tokens, device=self.device)
-        self.mask = (position >= longest - self.lengths[:, None]).long()  # left padding (B, capacity)
-        self.width = longest
-        accepted = inspect.signature(model.forward).parameters
-        if "past_key_values" not in accepted:
-            raise ValueError(f"{type(model).__name__} is not supported: it does not accept a key-value cache")
-        if not accepts_positions(model) and min(map(len, ids)) < longest:
-            raise ValueError(
-                f"{type(model).__name__} does not accept position_ids: all prompts in a batch must have the same length"
-            )
-        self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self.positions = accepts_positions(model)
+        self.accepted = inspect.signature(model.forward).parameters
+        self.options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in self.accepted else {}
 
     def prefill(self) -> torch.Tensor:
         """Processes the prompts; logits (B, V) after their last tokens."""
-        logits, start = [], 0
-        budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cpu"])
-        while start < len(self.ids):
-            rows = slice(start, start + max(1, budget // len(self.ids[start])))
-            length = max(map(len, self.ids[rows]))
-            for layer in self.layers:
-                layer.rows = rows
-            ids = torch.tensor([[0] * (length - len(row)) + row for row in self.ids[rows]], device=self.device)
-            mask = self.mask[rows, self.width - length : self.width]
-            logits.append(self._forward(ids, mask, (mask.cumsum(1) - 1).clamp_min(0)))
-            start = rows.stop
-        if not any(layer.is_initialized for layer in self.layers):
-            raise ValueError(f"{type(self.model).__name__} is not supported: it leaves the key-value cache empty")
-        for layer in self.layers:
-            layer.finish_prefill()
-        return torch.cat(logits)
+        raise NotImplementedError
 
     def advance(self, tokens: torch.Tensor, ended: Set[int] = frozenset()) -> torch.Tensor | None:
         """Appends one token to each of `rows` (B',); logits (B'', V) for the next, or None after the last step.
@@ -135,20 +102,199 @@ class Decoder:
         self.steps_left -= 1
         if (len(self.rows) - len(kept)) * DROP_SHARE >= len(self.rows):
             index = torch.tensor(kept, device=tokens.device)
-            tokens = tokens[index]
-            self._keep(index)
+            if self._keep(index):
+                self.rows = [self.rows[place] for place in kept]
+                tokens = tokens[index]
+        return self._step(tokens)
+
+    def _keep(self, places: torch.Tensor) -> bool:
+        """Drops all rows but those at ``places``; False if that is not possible."""
+        raise NotImplementedError
+
+    def _step(self, tokens: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _forward(self, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        output = self.model(input_ids=ids, **self.options, **options)
+        return output.logits[:, -1].to(self.device)  # the input's device, where everything is measured
+
+
+class _LeftPadded(Decoder):
+    """Rows of any length, padded on the left; padding is never attended to."""
+
+    def __init__(self, model: PreTrainedModel, ids: list[list[int]], max_tokens: int):
+        super().__init__(model, ids, max_tokens)
+        self.lengths = torch.tensor([len(row) for row in ids], device=self.device)
+        self.width = max(len(row) for row in ids)
+        position = torch.arange(self.width + max_tokens, device=self.device)
+        self.mask = (position >= self.width - self.lengths[:, None]).long()  # (B, capacity)
+        self.offset = find_position_offset(model)
+        self.cache, self.cache_name = self._create_cache(max_tokens), _name_cache(self.accepted, model)
+
+    def _create_cache(self, max_tokens: int) -> Cache:
+        raise NotImplementedError
+
+    def _pad(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask of some prompts, padded to the longest of them."""
+        length = max(map(len, self.ids[rows]))
+        ids = [[0] * (length - len(row)) + row for row in self.ids[rows]]
+        return torch.tensor(ids, device=self.device), self.mask[rows, self.width - length : self.width]
+
+    def _read(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        options = {self.cache_name: self.cache, "use_cache": True}
+        if self.cache_name == "past_key_values" or ids.shape[1] > 1:  # a state-space model has no use for it at a step
+            options["attention_mask"] = mask
+        if "position_ids" in self.accepted:
+            options["position_ids"] = positions + self.offset
+        return self._forward(ids, **options)
+
+    def _read_prompts(self, rows: slice) -> torch.Tensor:
+        ids, mask = self._pad(rows)
+        return self._read(ids, mask, (mask.cumsum(1) - 1).clamp_min(0))
+
+    def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         positions = self.lengths[:, None]
         self.lengths, self.width = self.lengths + 1, self.width + 1
-        return self._forward(tokens[:, None], self.mask[:, : self.width], positions)
+        return self._read(tokens[:, None], self.mask[:, : self.width], positions)
 
-    def _keep(self, places: torch.Tensor) -> None:
-        """Drops all rows but those at ``places``."""
-        self.rows = [self.rows[place] for place in places.tolist()]
+    def _keep(self, places: torch.Tensor) -> bool:
         self.lengths, self.mask = self.lengths[places], self.mask[places]
-        for layer in self.layers:
-            layer.keep(places)
+        return True
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        options = self.options | ({"position_ids": positions} if self.positions else {})
-        output = self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options)
-        return output.logits[:, -1].to(self.device)  # the input's device, where everything is measured
+
+class PaddedDecoder(_LeftPadded):
+    """Rows of any length, padded on the left, with keys and values in memory that is allocated once."""
+
+    def _create_cache(self, max_tokens: int) -> Cache:
+        layers = DynamicCache(config=self.model.config).layers
+        kinds = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
+        if kinds:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise ValueError(f"it keeps state other than keys and values between tokens ({names})")
+        self.layers = [
+            # a layer that shares another layer's keys and values stores nothing
+            layer if isinstance(layer, DummyLayer) else KeyValues(len(self.ids), self.width, self.width + max_tokens)
+            for layer in layers
+        ]
+        return Cache(layers=self.layers)
+
+    def prefill(self) -> torch.Tensor:
+        logits, start = [], 0
+        budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cpu"])
+        own = [layer for layer in self.layers if isinstance(layer, KeyValues)]
+        while start < len(self.ids):
+            rows = slice(start, start + max(1, budget // len(self.ids[start])))
+            for layer in own:
+                layer.rows = rows
+            logits.append(self._read_prompts(rows))
+            start = rows.stop
+        if not any(layer.is_initialized for layer in own):
+            raise ValueError("it leaves the key-value cache empty")
+        for layer in own:
+            layer.finish_prefill()
+        return torch.cat(logits)
+
+    def _keep(self, places: torch.Tensor) -> bool:
+        for layer in self.layers:
+            if isinstance(layer, KeyValues):
+                layer.keep(places)
+        return super()._keep(places)
+
+
+class OwnCacheDecoder(_LeftPadded):
+    """Rows of any length, padded on the left, with the cache that transformers has for the model."""
+
+    def _create_cache(self, max_tokens: int) -> Cache:
+        return DynamicCache(config=self.model.config)
+
+    def prefill(self) -> torch.Tensor:
+        return self._read_prompts(slice(0, len(self.ids)))
+
+    def _keep(self, places: torch.Tensor) -> bool:
+        self.cache.reorder_cache(places)
+        return super()._keep(places)
+
+
+class EqualLengthsDecoder(Decoder):
+    """Rows of one length with the model's own cache. The model itself numbers positions; no row is dropped.
+
+    Where a row becomes longer than `model_facts.find_length_limit`, everything cached is computed anew.
+    """
+
+    def __init__(self, model: PreTrainedModel, ids: list[list[int]], max_tokens: int):
+        super().__init__(model, ids, max_tokens)
+        _check_lengths(ids)
+        self.prefix, self.limit = torch.tensor(ids, device=self.device), find_length_limit(model)
+        self.cache_name = _name_cache(self.accepted, model)
+
+    def prefill(self) -> torch.Tensor:
+        self.cache = {self.cache_name: DynamicCache(config=self.model.config)}
+        return self._forward(self.prefix, use_cache=True, **self.cache)
+
+    def _step(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.prefix = torch.cat((self.prefix, tokens[:, None]), 1)
+        if self.prefix.shape[1] - 1 == self.limit:
+            return self.prefill()
+        return self._forward(tokens[:, None], use_cache=True, **self.cache)
+
+    def _keep(self, places: torch.Tensor) -> bool:
+        return False  # some models keep their state in their modules
+
+
+class WholePrefixesDecoder(Decoder):
+    """Rows of one length, read as a whole at every step: what the model gives without a cache."""
+
+    def __init__(self, model: PreTrainedModel, ids: list[list[int]], max_tokens: int):
+        super().__init__(model, ids, max_tokens)
+        _check_lengths(ids)
+        self.prefix = torch.tensor(ids, device=self.device)
+        if "use_cache" in self.accepted:
+            self.options["use_cache"] = False
+
+    def prefill(self) -> torch.Tensor:
+        return self._forward(self.prefix)
+
+    def _step(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.prefix = torch.cat((self.prefix, tokens[:, None]), 1)
+        return self._forward(self.prefix)
+
+    def _keep(self, places: torch.Tensor) -> bool:
+        self.prefix = self.prefix[places]
+        return True
+
+
+DECODERS = {
+    PADDED: PaddedDecoder,
+    OWN_CACHE: OwnCacheDecoder,
+    EQUAL_LENGTHS: EqualLengthsDecoder,
+    WHOLE_PREFIXES: WholePrefixesDecoder,
+}
+
+
+def create_decoder(model: PreTrainedModel, ids: list[list[int]], max_tokens: int, way: str) -> Decoder:
+    """The decoder of one batch in one of the `WAYS`. ValueError if the model cannot be used in this way."""
+    return DECODERS[way](model, ids, max_tokens)
+
+
+def adapt_way(model: PreTrainedModel, ids: list[list[int]], max_tokens: int, way: str) -> str:
+    """``way``, or for rows that become longer than `model_facts.find_length_limit`, equal lengths at least."""
+    limit = find_length_limit(model)
+    crosses = limit is not None and max(map(len, ids)) + max_tokens - 1 > limit
+    return EQUAL_LENGTHS if crosses and way in (PADDED, OWN_CACHE) else way
+
+
+def needs_equal_lengths(way: str) -> bool:
+    """Whether the prompts of a batch must have the same length."""
+    return way in (EQUAL_LENGTHS, WHOLE_PREFIXES)
+
+
+def _name_cache(accepted: Any, model: PreTrainedModel) -> str:
+    for name in ("past_key_values", "cache_params"):
+        if name in accepted:
+            return name
+    raise ValueError("it does not accept a cache")
+
+
+def _check_lengths(ids: list[list[int]]) -> None:
+    if len(set(map(len, ids))) > 1:
+        raise ValueError("prompts in a batch must be equally long")

@@ -1,12 +1,16 @@
 """Turns prompts into token ids: unchanged or in a model's chat template, cut to fit the model's context.
 
 Contract: this module uses a tokenizer and never a model. `encode` determines what a model sees
-before the first generated or scored token.
+before the first generated or scored token; the same settings give the same ids on every day.
 """
 
 from dataclasses import dataclass, field
+from datetime import date
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
+
+from nucleoscope.settings import Settings
 
 
 @dataclass
@@ -20,42 +24,126 @@ class Inputs:
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],
-    prompt_format: str = "raw",
+    prompt_format: str = Settings.prompt_format,
     context: int | None = None,
-    max_tokens: int = 100,
+    max_tokens: int = Settings.max_tokens,
+    template_date: str = Settings.template_date,
 ) -> Inputs:
     """Token ids of each prompt: "raw" passes it to the tokenizer unchanged, "chat" in the model's chat template.
 
     A prompt without any token starts from the beginning-of-text token, or from the end-of-text token
     if there is none. Prompts that do not leave room for ``max_tokens`` in ``context`` positions are
-    cut from the left. Raises ValueError for a missing template, or if max_tokens alone fills the
-    context.
+    cut from the left, behind the tokens that the tokenizer or the template puts before them. Raises ValueError
+    for a template that is missing or fails, or if the context is too small for any prompt.
     """
-    room = _compute_prompt_room(context, max_tokens)
+    encoder, room = Encoder(tokenizer, prompt_format, template_date), _compute_prompt_room(context, max_tokens)
     inputs = Inputs([])
     for index, prompt in enumerate(prompts):
-        ids = _encode_opening(tokenizer, prompt, prompt_format)
+        ids = encoder.encode_opening(prompt)
         if room is not None and len(ids) > room:
             inputs.truncated.append(index)
-            ids = ids[-room:]
+            ids = encoder.cut(prompt, ids, room)
         inputs.ids.append(ids)
     return inputs
 
 
-def _encode_opening(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str = "raw") -> list[int]:
-    """Ids of one prompt, never empty: an empty prompt becomes a start token. ValueError if there is none."""
-    return tokenise(tokenizer, prompt, prompt_format) or [_find_start_token(tokenizer)]
+def check_ids(inputs: Inputs, rows: int) -> None:
+    """ValueError if a prompt or text has a token for which a model's embedding of ``rows`` rows has none."""
+    for index, ids in enumerate(inputs.ids):
+        if ids and max(ids) >= rows:
+            raise ValueError(
+                f"prompt {index} has the token {max(ids)}, but the model's embedding has only {rows} rows: "
+                "the tokenizer has more tokens than the model"
+            )
 
 
-def tokenise(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_format: str = "raw", text: str = "") -> list[int]:
-    """Ids of one prompt with ``text`` directly after it; ValueError for "chat" without a template."""
-    if prompt_format != "chat":
-        return tokenizer(prompt + text, verbose=False)["input_ids"]
-    if not tokenizer.chat_template:
-        raise ValueError("this model's tokenizer has no chat template: use prompt_format=raw")
-    messages = [{"role": "user", "content": prompt}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(prompt + text, add_special_tokens=False, verbose=False)["input_ids"]
+class Encoder:
+    """A tokenizer and the form in which it gets prompts.
+
+    ``template_date`` is the day that a chat template takes for today: a run that continues tomorrow must not
+    mix two prompts.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt_format: str = Settings.prompt_format,
+        template_date: str = Settings.template_date,
+    ):
+        self.tokenizer, self.chat = tokenizer, prompt_format == "chat"
+        self.before, self.after = _count_added(tokenizer)
+        if self.chat:
+            if not tokenizer.chat_template:
+                raise ValueError("this model's tokenizer has no chat template: use prompt_format=raw")
+            self._fix_date(date.fromisoformat(template_date))
+
+    def _fix_date(self, today: date) -> None:
+        try:
+            template = chat_template_utils._compile_jinja_template(self.tokenizer.get_chat_template())
+        except Exception as error:  # jinja2 and transformers raise many types
+            raise _explain(error) from None
+        # transformers gives templates the clock under this name, and passes on no function of ours
+        template.globals["strftime_now"] = today.strftime
+
+    def tokenise(self, prompt: str, text: str = "") -> list[int]:
+        """Ids of one prompt with ``text`` directly after it, and nothing after that."""
+        if self.chat:
+            return self._split(self.render(prompt) + text)
+        ids = self.tokenizer(prompt + text, verbose=False)["input_ids"]
+        return ids[: len(ids) - self.after]  # some tokenizers append an end-of-text token
+
+    def render(self, prompt: str) -> str:
+        """The prompt in the chat template, as text. ValueError, in one line, if the template fails."""
+        messages = [{"role": "user", "content": prompt}]
+        try:
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # as above
+            raise _explain(error) from None
+
+    def _split(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def encode_opening(self, prompt: str) -> list[int]:
+        """Ids of one prompt, never empty: an empty prompt becomes a start token. ValueError if there is none."""
+        return self.tokenise(prompt) or [_find_start_token(self.tokenizer)]
+
+    def cut(self, prompt: str, ids: list[int], room: int) -> list[int]:
+        """At most ``room`` of the ``ids`` of a prompt: without its first tokens, but with those that frame it."""
+        before, after = self._count_frame(prompt, ids) if self.chat else (self.before, 0)
+        kept = room - before - after
+        if kept < 1:
+            raise ValueError(
+                f"the tokens around a prompt take {before + after} of the {room} positions that max_tokens leaves "
+                "in the model's context: reduce max_tokens"
+            )
+        end = len(ids) - after
+        return ids[:before] + ids[end - kept :]
+
+    def _count_frame(self, prompt: str, ids: list[int]) -> tuple[int, int]:
+        """How many tokens the template has before and after the prompt."""
+        text, content = self.render(prompt), prompt.strip()
+        start = text.rfind(content)
+        if start < 0 or not self.tokenizer.is_fast:  # the template rewrites prompts, or tokens have no places
+            return (1 if ids[0] == self.tokenizer.bos_token_id else 0), 0
+        options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+        places = self.tokenizer(text, **options)["offset_mapping"]
+        before = sum(end <= start for _, end in places)
+        after = sum(begin >= start + len(content) for begin, _ in places)
+        return before, after
+
+
+def _count_added(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """How many special tokens a tokenizer puts before and after each text."""
+    plain, whole = (tokenizer("a", add_special_tokens=add, verbose=False)["input_ids"] for add in (False, True))
+    for before in range(len(whole) - len(plain) + 1):
+        if whole[before : before + len(plain)] == plain:
+            return before, len(whole) - before - len(plain)
+    return 0, 0
+
+
+def _explain(error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ValueError(f"the model's chat template cannot be applied ({reason}): use prompt_format=raw")
 
 
 def _compute_prompt_room(context: int | None, max_tokens: int) -> int | None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from nucleoscope.measure.ragged import compute_shares, repeat_rows, sum_rows
+from nucleoscope.measure.softmax import compute_log_probabilities
 
 # Logits processed at once: on a CPU as many as fit in its cache (allocating memory at each step costs
 # more than the sums), on a GPU as many as keep it busy.
@@ -52,22 +53,19 @@ def compute_nucleus_entropies(probs: torch.Tensor, offsets: torch.Tensor) -> Nuc
 def compute_full_entropies(logits: torch.Tensor) -> FullEntropies:
     """Entropy H(p) and varentropy Var_p(-log p) of p = softmax(logits) over the last axis: (B, V) -> (B,) each.
 
-    H is in [0, log V] nats. Logits of -inf (p = 0) contribute nothing. With z = logits - max: -log p =
-    log sum e^z - z, so H = log sum e^z - sum p z, and the variance is that of z.
+    H is in [0, log V] nats. Logits of -inf (p = 0) contribute nothing.
     """
     parts = [_compute_full_entropy(rows.float()) for rows in logits.split(_choose_rows_per_piece(logits))]
     return FullEntropies(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _compute_full_entropy(logits: torch.Tensor) -> FullEntropies:
-    # Below -104, e^z is 0 in float32; a finite value instead of -inf keeps 0 * z from being NaN.
-    z = (logits - logits.amax(-1, keepdim=True)).clamp_min_(-200)
-    p = z.softmax(-1)
-    largest = p.amax(-1)
-    log_total = -largest.log()  # the maximum has z = 0, so its p is 1 / sum e^z
-    mean = (p * z).sum(-1)
-    variance = z.sub_(mean[:, None]).square_().mul_(p).sum(-1)  # E[z^2] - E[z]^2 would lose digits
-    return FullEntropies((log_total - mean).clamp_min(0), variance, largest)
+    # Below -104, p is 0 in float32; a finite value instead of -inf keeps 0 * log p from being NaN.
+    log_p = compute_log_probabilities(logits).clamp_min_(-200)
+    p = log_p.exp()
+    mean = (p * log_p).sum(-1)
+    variance = log_p.sub_(mean[:, None]).square_().mul_(p).sum(-1)  # E[x^2] - E[x]^2 would lose digits
+    return FullEntropies((-mean).clamp_min(0), variance, p.amax(-1))
 
 
 def _choose_rows_per_piece(logits: torch.Tensor) -> int:

@@ -17,10 +17,9 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import cosine, model_facts
+from nucleoscope.measure import checking, cosine, decoding, model_facts
 from nucleoscope.measure.batching import Batch, measure_batches, split_batches
-from nucleoscope.measure.decoding import Decoder, accepts_positions
-from nucleoscope.measure.encoding import Inputs, encode
+from nucleoscope.measure.encoding import Inputs, check_ids, encode
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
 from nucleoscope.measure.sampling import Sampler, draw_uniforms
 from nucleoscope.quantities import Quantity, list_recorded
@@ -38,12 +37,10 @@ def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inp
     """
     if batch_size != "auto":
         return int(batch_size)
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    longest = max(map(len, inputs.ids)) + max_tokens
-    cache = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize * longest
-    logits = 8 * 4 * config.vocab_size  # about eight float32 arrays over the vocabulary exist at once
+    token, row = model_facts.measure_cache(model)
+    cache = row + token * (max(map(len, inputs.ids), default=0) + max_tokens)
+    # about eight float32 arrays over the vocabulary exist at once
+    logits = 8 * 4 * model.config.get_text_config().vocab_size
     rows = min(int(free // 2 // (share * cache + logits)) for free, share in model_facts.find_free_memory(model))
     limit = max(1, min(BATCH_LIMIT.get(model.device.type, BATCH_LIMIT["cuda"]), rows))
     return math.ceil(len(inputs.ids) / math.ceil(len(inputs.ids) / limit)) if inputs.ids else limit
@@ -54,7 +51,9 @@ def plan_batches(
 ) -> list[list[int]]:
     """Batches of prompt indices (all, or only ``indices``) of similar length, or of equal length if need be."""
     size = choose_batch_size(settings.batch_size, model, inputs, settings.max_tokens)
-    return split_batches(inputs, size, indices, equal_lengths=not accepts_positions(model))
+    way, limit = checking.find_way(model, settings.skip_check), model_facts.find_length_limit(model)
+    room = 0 if decoding.needs_equal_lengths(way) else None if limit is None else limit - settings.max_tokens
+    return split_batches(inputs, size, indices, room)
 
 
 def measure(
@@ -79,17 +78,20 @@ def measure(
     chosen = Settings(**settings).check()
     max_tokens = chosen.max_tokens
     if inputs is None:
-        inputs = encode(tokenizer, prompts, chosen.prompt_format, find_context_length(model), max_tokens)
+        options = {"max_tokens": max_tokens, "template_date": chosen.template_date}
+        inputs = encode(tokenizer, prompts, chosen.prompt_format, find_context_length(model), **options)
+    embedding, ends = find_embedding_matrix(model), find_end_tokens(model, tokenizer)
+    check_ids(inputs, len(embedding))
     if batches is None:
         batches = plan_batches(model, inputs, chosen)
-    embedding, ends = find_embedding_matrix(model), find_end_tokens(model, tokenizer)
-    inverse_norm = cosine.compute_inverse_norms(embedding)
+    inverse_norm, way = cosine.compute_inverse_norms(embedding), checking.find_way(model, chosen.skip_check)
     quantities = list_recorded() if quantities is None else quantities
 
     def measure_batch(indices: list[int], bar: tqdm) -> list[dict]:
         numbers = draw_uniforms(chosen.seed, indices, max_tokens, model.device)
         sampler, ended = Sampler(embedding, inverse_norm, chosen, numbers, ends, quantities), 0
-        for step, (rows, over) in enumerate(generate(model, [inputs.ids[i] for i in indices], max_tokens, sampler)):
+        ids = [inputs.ids[i] for i in indices]
+        for step, (rows, over) in enumerate(generate(model, ids, max_tokens, sampler, way)):
             bar.total -= (len(over) - ended) * (max_tokens - step)  # ended rows will produce no more tokens
             ended = len(over)
             bar.update(sum(row not in over for row in rows))
@@ -101,13 +103,15 @@ def measure(
 
 @torch.inference_mode()
 def generate(
-    model: PreTrainedModel, ids: list[list[int]], max_tokens: int, sampler: Sampler
+    model: PreTrainedModel, ids: list[list[int]], max_tokens: int, sampler: Sampler, way: str
 ) -> Iterator[tuple[list[int], set[int]]]:
     """Prefill, then draw, measure and step until every row of ``ids`` has ended or has ``max_tokens`` tokens.
 
+    ``way`` is that of `checking.find_way`.
+
     Yields after each draw which rows it was for, and which of all rows are known to have ended.
     """
-    decoder = Decoder(model, ids, max_tokens)
+    decoder = decoding.create_decoder(model, ids, max_tokens, decoding.adapt_way(model, ids, max_tokens, way))
     logits = decoder.prefill()
     while logits is not None:
         tokens, over = sampler.draw(logits, decoder.rows)

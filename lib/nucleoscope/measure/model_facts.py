@@ -3,21 +3,54 @@
 Contract: nothing here loads or moves a model.
 """
 
+import inspect
 import os
 import platform
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def find_context_length(model: PreTrainedModel) -> int | None:
     """Positions the model can attend to, or None if its configuration sets no limit."""
     config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions"):
         if getattr(config, name, None):
-            return getattr(config, name)
+            return getattr(config, name) - find_position_offset(model)
     return None
+
+
+def find_position_offset(model: PreTrainedModel) -> int:
+    """The position of a text's first token: 0, except for RoBERTa and its relatives, which count from padding_idx + 1.
+
+    Their table of position embeddings has a row for padding; transformers numbers positions in this way if
+    it is not given any.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return module.padding_idx + 1
+    return 0
+
+
+def find_length_limit(model: PreTrainedModel) -> int | None:
+    """The length beyond which a model computes every position otherwise than before; None if there is none.
+
+    LongRoPE (Ding et al. 2024) has one set of rotary factors for short texts and one for long ones, and
+    transformers chooses by the largest position of a batch. Llama 4 scales queries beyond a position that it
+    counts with padding.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    limits = [
+        part.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        for part in kinds
+        if part.get("rope_type") == "longrope"
+    ]
+    if getattr(config, "attn_temperature_tuning", None):
+        limits.append(getattr(config, "floor_scale", None))
+    return min((int(limit) for limit in limits if limit), default=None)
 
 
 def find_end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -32,6 +65,42 @@ def find_end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 def find_embedding_matrix(model: PreTrainedModel) -> torch.Tensor:
     """The input embedding (V, d), detached, with one row per token id."""
     return model.get_input_embeddings().weight.detach()
+
+
+@torch.inference_mode()
+def measure_cache(model: PreTrainedModel) -> tuple[int, int]:
+    """Bytes that a model keeps for each token of a row, and for each row whatever its length.
+
+    Measured on two short texts, because configurations name the sizes of caches in too many ways. If the model
+    has no cache, two hidden states for each layer stand for what a forward pass needs.
+    """
+    try:
+        short, long = (_count_cache_bytes(model, length) for length in (4, 8))
+    except Exception:
+        config = model.config.get_text_config()
+        return 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize, 0
+    token = (long - short) // 4
+    return token, short - 4 * token
+
+
+def _count_cache_bytes(model: PreTrainedModel, length: int) -> int:
+    cache = DynamicCache(config=model.config)
+    accepted = inspect.signature(model.forward).parameters
+    name = next(name for name in ("past_key_values", "cache_params") if name in accepted)
+    ids = torch.full((1, length), find_embedding_matrix(model).shape[0] // 2, device=model.device)
+    model(input_ids=ids, use_cache=True, **{name: cache})
+    total = sum(_count_bytes(value) for layer in cache.layers for value in vars(layer).values())
+    if not total:
+        raise ValueError("the model keeps nothing in the cache")
+    return total
+
+
+def _count_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(_count_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def count_weight_bytes(model: PreTrainedModel) -> dict[torch.device, int]:

@@ -15,6 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from nucleoscope.measure.ragged import choose_sum_dtype
+from nucleoscope.measure.softmax import compute_probabilities
 from nucleoscope.settings import Settings, validate
 
 WINDOW = 128  # tokens examined first; wide enough for most steps of most models
@@ -65,7 +66,9 @@ def find_nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nu
     """
     validate("top_p", top_p)
     rows = max(1, (PIECE_CPU if logits.device.type == "cpu" else PIECE_GPU) // logits.shape[-1])
-    tops = [_find_top(_compute_softmax(piece), top_p, min(window, logits.shape[-1])) for piece in logits.split(rows)]
+    tops = [
+        _find_top(compute_probabilities(piece), top_p, min(window, logits.shape[-1])) for piece in logits.split(rows)
+    ]
     ids, values, sizes = (torch.cat(parts) for parts in zip(*tops, strict=True))  # (B, W), (B, W), (B,)
     host = sizes.tolist()
     if -1 in host:
@@ -76,7 +79,7 @@ def find_nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nu
     wide = [b for b, k in enumerate(host) if k == 0]
     if wide:
         index = torch.tensor(wide, device=logits.device)
-        ids, values, counts = _find_wide(_compute_softmax(logits[index]), top_p)
+        ids, values, counts = _find_wide(compute_probabilities(logits[index]), top_p)
         starts[index] = pool_ids.numel() + counts.cumsum(0) - counts
         sizes = sizes.index_copy(0, index, counts)
         pool_ids, pool_values = torch.cat((pool_ids, ids)), torch.cat((pool_values, values))
@@ -86,10 +89,6 @@ def find_nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nu
     shift = torch.repeat_interleave(starts - offsets[:-1], sizes, output_size=total)
     index = torch.arange(total, device=logits.device) + shift
     return Nucleus(pool_ids[index], pool_values[index], offsets)
-
-
-def _compute_softmax(logits: torch.Tensor) -> torch.Tensor:
-    return torch.softmax(logits.float(), dim=-1)
 
 
 def _find_top(probs: torch.Tensor, top_p: float, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

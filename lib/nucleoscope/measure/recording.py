@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from nucleoscope.measure.nucleus import Nucleus
+from nucleoscope.measure.nucleus import NotFinite, Nucleus
 from nucleoscope.measure.ragged import widen
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity
@@ -30,14 +30,27 @@ class Token(NamedTuple):
 def measure_step(step: Step, quantities: Sequence[Quantity]) -> torch.Tensor:
     """All ``quantities`` (n, B) float64 of one step, without a copy to the host.
 
-    Raises ValueError, naming the quantity, if one does not return one number per token.
+    Raises ValueError, naming the quantity, if one fails or does not return one real number per token.
     """
-    columns = [torch.as_tensor(quantity.compute(step), device=step.logits.device) for quantity in quantities]
+    columns = [_compute(quantity, step) for quantity in quantities]
     for quantity, column in zip(quantities, columns, strict=True):
         if column.shape != step.tokens.shape:
             shapes = f"{tuple(column.shape)}: it must be {tuple(step.tokens.shape)}, one number per token"
             raise ValueError(f"quantity '{quantity.name}' has shape {shapes}")
     return torch.stack([widen(column) for column in columns])
+
+
+def _compute(quantity: Quantity, step: Step) -> torch.Tensor:
+    try:
+        column = torch.as_tensor(quantity.compute(step), device=step.logits.device)
+    except (torch.OutOfMemoryError, NotFinite):
+        raise  # the batch is measured in halves, or its prompts are named
+    except Exception as error:  # a quantity of the user's own can raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"quantity '{quantity.name}' cannot be computed: {type(error).__name__}: {reason}") from error
+    if column.is_complex():
+        raise ValueError(f"quantity '{quantity.name}' has complex values: they must be real numbers")
+    return column
 
 
 def unpack(

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import batching, generation, scoring
+from nucleoscope.measure import batching, checking, generation, scoring
 from nucleoscope.measure.model_facts import find_context_length
+from nucleoscope.quantities import list_recorded
 from nucleoscope.settings import Settings
 
 
@@ -32,7 +33,10 @@ def complete_run(
         return
     chosen = Settings(**settings).check()
     mode, data = (generation, (prompts,)) if texts is None else (scoring, (prompts, texts))
-    inputs = mode.encode(tokenizer, *data, chosen.prompt_format, find_context_length(model), chosen.max_tokens)
+    options = {"max_tokens": chosen.max_tokens, "template_date": chosen.template_date}
+    inputs = mode.encode(tokenizer, *data, chosen.prompt_format, find_context_length(model), **options)
+    if discarded := folder.discard_batches([quantity.plural for quantity in list_recorded()]):
+        print(f"finished batches with other quantities, which are measured again: {discarded}")
     unmeasured = batching.list_unmeasured(folder, len(prompts))
     batches = folder.load_plan(chosen.batch_size)
     if batches is None:
@@ -43,6 +47,8 @@ def complete_run(
         folder.save_batch(batch.indices, batch.records, batch.seconds)
     info = {"mode": "generate" if texts is None else "score"}
     info |= batching.collect_run_info(model, inputs, folder.load_batches(), chosen.batch_size)
-    if texts is not None:
+    if texts is None:
+        info |= {"decoding": checking.find_way(model, chosen.skip_check)}
+    else:
         info |= {"texts_truncated": len(inputs.texts_truncated)}
     folder.finish(len(prompts), info)

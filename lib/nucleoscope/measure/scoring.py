@@ -18,9 +18,9 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import batching, cosine, encoding
-from nucleoscope.measure.encoding import Inputs, tokenise
-from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix
+from nucleoscope.measure import batching, checking, cosine, encoding
+from nucleoscope.measure.encoding import Encoder, Inputs
+from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_length_limit
 from nucleoscope.measure.nucleus import NotFinite, find_nucleus, scale_logits
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
@@ -52,6 +52,7 @@ def encode(
     prompt_format: str = Settings.prompt_format,
     context: int | None = None,
     max_tokens: int = Settings.max_tokens,
+    template_date: str = Settings.template_date,
 ) -> Texts:
     """Token ids of each prompt and of at most ``max_tokens`` tokens of its text; see `encode_text`.
 
@@ -59,10 +60,11 @@ def encode(
     from the left in the same way (`encoding.encode`). Raises the same ValueErrors as `encoding.encode`,
     and ValueError for a text without tokens.
     """
-    openings = encoding.encode(tokenizer, prompts, prompt_format, context, max_tokens)
+    openings = encoding.encode(tokenizer, prompts, prompt_format, context, max_tokens, template_date)
+    encoder = Encoder(tokenizer, prompt_format, template_date)
     inputs = Texts([], openings.truncated)
     for index, (prompt, text, before) in enumerate(zip(prompts, texts, openings.ids, strict=True)):
-        ids = encode_text(tokenizer, prompt, text, prompt_format)
+        ids = encode_text(encoder, prompt, text)
         if not ids:
             raise ValueError(f"the text of prompt {index} ({prompt[:40]!r}) is empty: there is nothing to measure")
         if len(ids) > max_tokens:
@@ -72,18 +74,17 @@ def encode(
     return inputs
 
 
-def encode_text(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, prompt_format: str = Settings.prompt_format
-) -> list[int]:
+def encode_text(encoder: Encoder, prompt: str, text: str) -> list[int]:
     """Ids of a text that follows its prompt; the prompt keeps the ids that it has on its own.
 
     Both are tokenised together, with nothing between them. If that would change the prompt's ids, because
     a token spans the boundary, the text is tokenised on its own: after a line break, because some
     tokenizers put a space before the first word.
     """
-    before, both = (tokenise(tokenizer, prompt, prompt_format, more) for more in ("", text))
+    before, both = (encoder.tokenise(prompt, more) for more in ("", text))
     if both[: len(before)] == before:
         return both[len(before) :]
+    tokenizer = encoder.tokenizer
     before, both = (tokenizer("\n" + more, add_special_tokens=False, verbose=False)["input_ids"] for more in ("", text))
     if both[: len(before)] == before:
         return both[len(before) :]
@@ -121,6 +122,7 @@ class TextForward:
         self.apart: bool | None = None if self.head is not None and self.base is not model else False
         size = PIECE_CPU if self.device.type == "cpu" else PIECE_GPU
         self.rows = max(1, size // model.config.get_text_config().vocab_size)
+        self.limit = find_length_limit(model)
 
     def compute_logits(self, ids: list[list[int]], starts: list[int]) -> Iterator[torch.Tensor]:
         """Pieces (n, V) of the logits before each token from ``starts`` on, one text after another.
@@ -130,6 +132,9 @@ class TextForward:
         texts = [(row[:-1], len(row) - start) for row, start in zip(ids, starts, strict=True) if len(row) > start]
         if texts and self.apart is None:
             self.apart = self._check_head(texts[0][0][:PROBE])
+        if self.limit is not None and any(len(row) > self.limit for row, _ in texts):
+            yield from self._compute_across(texts)
+            return
         if texts and self.apart:
             hidden = self._compute_hidden([row for row, _ in texts])
             parts = [hidden[place, len(row) - n : len(row)] for place, (row, n) in enumerate(texts)]
@@ -137,9 +142,21 @@ class TextForward:
                 yield self.head(piece).to(self.device)  # the output layer may be on another GPU
             return
         for row, n in texts:
-            keep = {"logits_to_keep": n} if "logits_to_keep" in self.accepted else {}
-            output = self.model(input_ids=torch.tensor([row], device=self.device), **self._build_options(), **keep)
-            yield from output.logits[0, -n:].to(self.device).split(self.rows)
+            yield from self._compute_alone(row, n)
+
+    def _compute_across(self, texts: list[tuple[list[int], int]]) -> Iterator[torch.Tensor]:
+        """Each text alone; what is within the limit is read without what is beyond it, as if it were not there yet."""
+        for row, n in texts:
+            within = max(0, self.limit - (len(row) - n))
+            if 0 < within < n:
+                yield from self._compute_alone(row[: self.limit], within)
+            yield from self._compute_alone(row, n if within >= n else n - within)
+
+    def _compute_alone(self, row: list[int], n: int) -> Iterator[torch.Tensor]:
+        """The last n logits of one text."""
+        keep = {"logits_to_keep": n} if "logits_to_keep" in self.accepted else {}
+        output = self.model(input_ids=torch.tensor([row], device=self.device), **self._build_options(), **keep)
+        yield from output.logits[0, -n:].to(self.device).split(self.rows)
 
     def _build_options(self) -> dict:
         return {"use_cache": False} if "use_cache" in self.accepted else {}
@@ -154,7 +171,11 @@ class TextForward:
 
     def _check_head(self, ids: list[int]) -> bool:
         own = self.model(input_ids=torch.tensor([ids], device=self.device), **self._build_options()).logits
-        return torch.equal(self.head(self._compute_hidden([ids])).to(own.device).float(), own.float())
+        try:
+            found = self.head(self._compute_hidden([ids])).to(own.device)
+        except Exception:
+            return False
+        return found.shape == own.shape and torch.equal(found.float(), own.float())
 
 
 @torch.inference_mode()
@@ -215,9 +236,12 @@ def measure(
     """
     chosen = Settings(**settings).check()
     if inputs is None:
-        inputs = encode(tokenizer, prompts, texts, chosen.prompt_format, find_context_length(model), chosen.max_tokens)
+        options = {"max_tokens": chosen.max_tokens, "template_date": chosen.template_date}
+        inputs = encode(tokenizer, prompts, texts, chosen.prompt_format, find_context_length(model), **options)
+    encoding.check_ids(inputs, len(find_embedding_matrix(model)))
     if batches is None:
         batches = plan_batches(model, inputs, chosen)
+    checking.check_causality(model, chosen.skip_check)
     forward, quantities = TextForward(model), list_recorded() if quantities is None else quantities
     inverse_norm = cosine.compute_inverse_norms(find_embedding_matrix(model))
 

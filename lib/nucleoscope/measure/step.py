@@ -10,6 +10,7 @@ import torch
 
 from nucleoscope.measure import cosine, entropy
 from nucleoscope.measure.nucleus import Nucleus
+from nucleoscope.measure.softmax import compute_log_probabilities
 
 
 class Step:
@@ -85,8 +86,7 @@ class Step:
         """-log p(token taken)."""
         if self.places is not None:
             return -self.candidates.probs[self.places].log()
-        logits = self.logits.float()
-        return (logits.logsumexp(-1) - logits.gather(-1, self.tokens[:, None])[:, 0]).clamp_min(0)
+        return -compute_log_probabilities(self.logits).gather(-1, self.tokens[:, None])[:, 0]
 
     @cached_property
     def rank(self) -> torch.Tensor:

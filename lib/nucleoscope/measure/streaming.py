@@ -1,4 +1,4 @@
-"""Measures one prompt, token by token: `stream` while the text is generated, `read` for an existing text.
+"""Measures one prompt, token by token: `stream` while it is generated, `read` an existing text, `replay` drawn tokens.
 
 Contract: the tokens and quantities are those that `generation.measure` gives for the same prompt,
 index, seed and settings, and `scoring.measure` for the same text; here, a generated text can be
@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import batching, cosine, generation, sampling, scoring
+from nucleoscope.measure import batching, checking, cosine, generation, sampling, scoring
+from nucleoscope.measure.encoding import check_ids
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
 from nucleoscope.measure.nucleus import NotFinite
 from nucleoscope.measure.recording import Token
@@ -34,12 +35,15 @@ def stream(
     """
     chosen = Settings(**settings).check()
     max_tokens = chosen.max_tokens
-    inputs = generation.encode(tokenizer, [prompt], chosen.prompt_format, find_context_length(model), max_tokens)
+    options = {"max_tokens": max_tokens, "template_date": chosen.template_date}
+    inputs = generation.encode(tokenizer, [prompt], chosen.prompt_format, find_context_length(model), **options)
     embedding, ends = find_embedding_matrix(model), find_end_tokens(model, tokenizer)
+    check_ids(inputs, len(embedding))
     numbers = sampling.draw_uniforms(chosen.seed, [index], max_tokens, model.device)
     inverse_norm = cosine.compute_inverse_norms(embedding)
     sampler = sampling.Sampler(embedding, inverse_norm, chosen, numbers, ends, list_recorded())
-    steps = generation.generate(model, inputs.ids, max_tokens, sampler)
+    way = checking.find_way(model, chosen.skip_check)
+    steps = generation.generate(model, inputs.ids, max_tokens, sampler, way)
     try:
         for _ in steps:
             (token,) = sampler.read_latest()
@@ -62,20 +66,41 @@ def read(
     ``settings`` are those of `scoring.measure`. Raises ValueError like `scoring.measure`, also for an empty text.
     """
     chosen = Settings(**settings).check()
-    context = find_context_length(model)
-    inputs = scoring.encode(tokenizer, [prompt], [text], chosen.prompt_format, context, chosen.max_tokens)
-    (batch,) = scoring.measure(model, tokenizer, [prompt], [text], inputs=inputs, progress=False, **settings)
-    (record,) = batch.records
-    columns = find_columns()
-    rows = zip(*(record[plural] for plural in columns), strict=True)
-    found = [
-        Token(token, ids, probs, dict(zip(columns.values(), values, strict=True)))
-        for token, ids, probs, values in zip(
-            record["tokens"].tolist(), record["top_p_tokens"], record["top_p_probs"], rows, strict=True
-        )
-    ]
+    options = {"max_tokens": chosen.max_tokens, "template_date": chosen.template_date}
+    inputs = scoring.encode(tokenizer, [prompt], [text], chosen.prompt_format, find_context_length(model), **options)
+    found = _measure_one(model, tokenizer, prompt, inputs, **settings)
     remarks = {
         "the beginning of the prompt was cut off": inputs.truncated,
         "the rest of the text was not measured": inputs.texts_truncated,
     }
     return found, [remark for remark, places in remarks.items() if places]
+
+
+def replay(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: list[int], **settings: Any
+) -> list[Token]:
+    """The given ``tokens`` as the continuation of a prompt: what a run drew, measured again and not drawn again.
+
+    In float32 drawing gives the same tokens. In half precision one prompt alone rounds otherwise than in its batch,
+    so drawing may give another sample, as likely as the first. ``settings`` are those of `stream`.
+    """
+    chosen = Settings(**settings).check()
+    options = {"max_tokens": chosen.max_tokens, "template_date": chosen.template_date}
+    opening = generation.encode(tokenizer, [prompt], chosen.prompt_format, find_context_length(model), **options)
+    inputs = scoring.Texts([opening.ids[0] + tokens], starts=[len(opening.ids[0])])
+    return _measure_one(model, tokenizer, prompt, inputs, **settings) if tokens else []
+
+
+def _measure_one(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, inputs: scoring.Texts, **settings: Any
+) -> list[Token]:
+    """The measured tokens of one text that is encoded already."""
+    (batch,) = scoring.measure(model, tokenizer, [prompt], [""], inputs=inputs, progress=False, **settings)
+    (record,) = batch.records
+    columns = find_columns()
+    rows = zip(*(record[plural] for plural in columns), strict=True)
+    parts = (record["tokens"].tolist(), record["top_p_tokens"], record["top_p_probs"], rows)
+    return [
+        Token(token, ids, probs, dict(zip(columns.values(), values, strict=True)))
+        for token, ids, probs, values in zip(*parts, strict=True)
+    ]

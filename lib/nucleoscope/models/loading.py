@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -24,7 +25,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from nucleoscope.hub import PACKAGED, check_revision, explain, find, is_on_hub, shorten
-from nucleoscope.models import placement
+from nucleoscope.models import gguf, placement
 from nucleoscope.models.placement import pick_device
 from nucleoscope.models.tokenizers import read_tokenizer
 from nucleoscope.settings import FIELDS, Settings, validate
@@ -69,12 +70,18 @@ def load(
         if "gguf_file" in options:
             options["quantization_config"] = GgufConfig(dequantize=True)
         place = placement.plan_placement(device, lambda: _estimate_weights(source, precision, options))
+        if "gguf_file" in options:
+            options["config"] = _read_config(source, options)
         model, report = AutoModelForCausalLM.from_pretrained(
             source, dtype=precision, output_loading_info=True, **place, **options
         )
         placement.check_placed(model)
+        if "gguf_file" in options:
+            gguf.adjust_model(model, gguf.read(Path(source, options["gguf_file"])))
     except placement.TooLarge:
         raise
+    except gguf.Unsupported as error:
+        raise ValueError(f"cannot load '{name}': {error}") from None
     except Exception as error:  # the library raises many types; all become one line
         raise explain(name, error, revision) from error
     if report["missing_keys"]:
@@ -86,8 +93,15 @@ def load(
 
 def _estimate_weights(source: str, precision: torch.dtype | str, options: dict[str, Any]) -> int | None:
     """Bytes that the weights will take; see `placement.estimate_weights`."""
+    return placement.estimate_weights(_read_config(source, options), precision, options["trust_remote_code"])
+
+
+def _read_config(source: str, options: dict[str, Any]) -> PreTrainedConfig:
+    """The model's configuration; that of a .gguf file says what transformers does not read from it."""
     config = AutoConfig.from_pretrained(source, **{k: v for k, v in options.items() if k != "quantization_config"})
-    return placement.estimate_weights(config, precision, options["trust_remote_code"])
+    return (
+        gguf.adjust_config(config, gguf.read(Path(source, options["gguf_file"]))) if "gguf_file" in options else config
+    )
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:

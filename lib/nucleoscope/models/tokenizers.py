@@ -4,11 +4,13 @@ Contract: a page about a run needs this and nothing else of a model, so importin
 what loads models.
 """
 
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nucleoscope.hub import explain, find, is_on_hub
+from nucleoscope.models import gguf
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -22,6 +24,8 @@ def load_tokenizer(name: str, trust_remote_code: bool = False, revision: str | N
         if revision and is_on_hub(name):
             options["revision"] = revision
         return read_tokenizer(source, {"trust_remote_code": trust_remote_code, **options})
+    except gguf.Unsupported as error:
+        raise ValueError(f"cannot load '{name}': {error}") from None
     except Exception as error:  # the library raises many types; all become one line
         raise explain(name, error, revision) from error
 
@@ -34,7 +38,8 @@ def read_tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerB
     """
     if "gguf_file" in options:
         # AutoTokenizer would read the whole file several times slower, only to find this class for it
-        return PreTrainedTokenizerFast.from_pretrained(source, gguf_file=options["gguf_file"])
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source, gguf_file=options["gguf_file"])
+        return gguf.adjust_tokenizer(tokenizer, gguf.read(Path(source, options["gguf_file"])))
     from transformers import AutoTokenizer  # slower to import
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 

@@ -84,6 +84,23 @@ def _load_mapped(path: Path, trim: Callable[[int, dict], None] | None = None) ->
         return load(path)
 
 
+def _find_system_cause(error: BaseException, path: str | os.PathLike) -> str | None:
+    """Why the system could not read a file that may be good, such as missing permission; None if it could.
+
+    torch reports some of these as a RuntimeError without a number.
+    """
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "not enough memory" in str(error):
+        return "there is not enough memory"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    try:
+        with open(path, "rb") as stream:
+            stream.read(1)
+    except OSError as cause:
+        return cause.strerror
+    return None
+
+
 def _check_records(records: Any, path: str | os.PathLike) -> list[dict]:
     if not isinstance(records, list) or not all(isinstance(r, dict) and all(k in r for k in REQUIRED) for r in records):
         raise ValueError(
@@ -452,7 +469,7 @@ def read_json(path: Path) -> dict:
 
 
 def read(path: str | os.PathLike) -> Any:
-    """The content of a file of tensors, on the CPU; ValueError names a damaged file."""
+    """The content of a file of tensors, on the CPU. ValueError: it is damaged; OSError: the system cannot read it."""
     import torch
 
     try:
@@ -460,6 +477,8 @@ def read(path: str | os.PathLike) -> Any:
     except FileNotFoundError:
         raise
     except Exception as error:  # the loader raises many types for a damaged file
+        if cause := _find_system_cause(error, path):
+            raise OSError(f"cannot read '{path}': {cause}") from None
         reason = textwrap.shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 100)
         raise ValueError(
             f"cannot read '{path}' as measurements: the file is truncated or was not written by Nucleoscope; "

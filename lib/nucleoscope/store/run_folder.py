@@ -9,15 +9,18 @@ that a killed run can be resumed.
 import contextlib
 import json
 import os
-import shutil
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from nucleoscope.atomic import write_atomically, write_json
+from nucleoscope.quantities import find_columns
 from nucleoscope.settings import fill_defaults
-from nucleoscope.store.locking import Lock, check_folder
+from nucleoscope.store.locking import LOCK, Lock, check_folder
 from nucleoscope.store.results import MEASUREMENTS, NOTEBOOKS, RUN_INFO, TOKENS, load, read, read_json, write_tokens
 
+OWN = re.compile(r"\d{6,}\.pt|settings\.json|plan\.json|\..*\.part")  # what a run writes to its folder of batches
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
 
 
@@ -92,9 +95,11 @@ class RunFolder:
 
     def _describe_difference(self, found: dict) -> str:
         there, here = fill_defaults(found), fill_defaults(self.settings)
-        keys = [key for key in {**found, **self.settings} if there.get(key) != here.get(key)]
-        if moved := _list_file_names(found) & _list_file_names(self.settings):
-            keys = [key for key in keys if key not in moved or there[IDENTITIES[key]] != here[IDENTITIES[key]]]
+        one, other = _normalise(found), _normalise(self.settings)
+        keys = [key for key in {**found, **self.settings} if one.get(key) != other.get(key)]
+        for name, identity in IDENTITIES.items():
+            if identity in keys and name not in keys and there.get(name) != here.get(name):
+                keys.insert(0, name)
         advice = "--overwrite replaces them, another --results_dir keeps both"
         if not self._is_replaceable(found):
             keys = [name for name in IDENTITIES if name in keys] or keys
@@ -123,7 +128,7 @@ class RunFolder:
         try:
             self.finished = self._look()
             if self.finished:
-                shutil.rmtree(self.batches, ignore_errors=True)  # their writer was killed just before the end
+                self._remove_batches()  # their writer was killed just before the end
             else:
                 self._prepare()
         except BaseException:
@@ -140,13 +145,37 @@ class RunFolder:
         names = {name: self.settings[name] for name in IDENTITIES if name in self.settings}
         requested = {} if self.requested is None else {"n_prompts_requested": self.requested}
         updated = info | {"settings": info["settings"] | names} | requested
-        if updated == info:
+        # a process that was killed while it cleaned up leaves these
+        residue = self.batches.exists() or (self.folder / LOCK).exists()
+        if updated == info and not residue:
             return
-        lock = Lock(self.folder)
         try:
-            write_json(self.folder / RUN_INFO, updated)
+            lock = Lock(self.folder)
+        except BlockingIOError:
+            if updated == info:  # its owner is cleaning up
+                return
+            raise
+        try:
+            if updated != info:
+                write_json(self.folder / RUN_INFO, updated)
+            self._remove_batches()
         finally:
             lock.release()
+
+    def _remove_companions(self) -> None:
+        """An old run.json or tokens.parquet must never be next to new measurements, even after an interruption."""
+        (self.folder / RUN_INFO).unlink(missing_ok=True)
+        (self.folder / TOKENS).unlink(missing_ok=True)
+
+    def _remove_batches(self) -> None:
+        """Removes the batches of a finished run, and nothing else that somebody has put there."""
+        if self.batches.is_symlink():
+            return
+        for path in self.batches.glob("*"):
+            if OWN.fullmatch(path.name) and _is_plain_file(path):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not empty, or not there
+            self.batches.rmdir()
 
     def release(self) -> None:
         """Releases the folder for other processes."""
@@ -159,6 +188,7 @@ class RunFolder:
             self._lock.check()
 
     def _prepare(self) -> None:
+        self._check_own()
         self.batches.mkdir(exist_ok=True)
         if not self._check(self.batches / "settings.json", lambda content: content):
             for path in self.batches.iterdir():
@@ -169,6 +199,17 @@ class RunFolder:
                 name in path.name for name in NOTEBOOKS
             ):  # whoever ran that may write it now: `write_atomically` looks after it
                 path.unlink(missing_ok=True)
+
+    def _check_own(self) -> None:
+        """FileExistsError if the folder of batches, which will be emptied, is a link or contains something else."""
+        if self.batches.is_symlink():
+            raise FileExistsError(f"'{self.batches}' is a link: remove it, or use another --results_dir")
+        others = [path for path in self.batches.glob("*") if not OWN.fullmatch(path.name) or not _is_plain_file(path)]
+        if others:
+            raise FileExistsError(
+                f"'{self.batches}' contains '{others[0].name}', which no run has written: move it away, because the "
+                "folder is emptied when the run ends"
+            )
 
     def save_plan(self, batch_size: int | str, batches: list[list[int]]) -> None:
         """Saves the batches that a run with this ``batch_size`` setting is divided into."""
@@ -201,6 +242,23 @@ class RunFolder:
                 found.append(self._kept[path.name])
         return found
 
+    def discard_batches(self, columns: Collection[str]) -> int:
+        """Removes the finished batches whose records have other lists than ``columns``; how many there were.
+
+        A quantity that was registered or removed after an interruption would be missing for part of the prompts.
+        """
+        self._check_lock()
+        others = [
+            batch
+            for batch in self.load_batches()
+            if any(set(find_columns(record)) & record.keys() != set(columns) for record in batch["records"])
+        ]
+        for batch in others:
+            name = f"{min(batch['indices']):06d}.pt"
+            (self.batches / name).unlink()
+            del self._kept[name]
+        return len(others)
+
     def finish(self, n_prompts: int, info: dict[str, Any]) -> list[dict]:
         """Joins the batches in prompt order into the measurements; writes tokens.parquet and ``info`` next to them."""
         self._check_lock()
@@ -213,36 +271,39 @@ class RunFolder:
             raise ValueError(f"prompt {missing[0]} is missing from '{self.batches}': run the same command again")
         ordered = [records[index] for index in range(n_prompts)]
         self._check_lock()  # reading takes a while
-        # An old run.json or tokens.parquet must never be next to new measurements, even after an interruption.
-        (self.folder / RUN_INFO).unlink(missing_ok=True)
-        (self.folder / TOKENS).unlink(missing_ok=True)
-        _save(ordered, self.folder / MEASUREMENTS)
+        _save(ordered, self.folder / MEASUREMENTS, self._remove_companions)
         write_tokens(ordered, self.folder / MEASUREMENTS)
         requested = {} if self.requested is None else {"n_prompts_requested": self.requested}
         write_json(self.folder / RUN_INFO, {"settings": self.settings, **requested, **info})
         self._check_lock()
-        shutil.rmtree(self.batches)
+        self._remove_batches()
         self._kept = {}
         self.release()
         self.finished = True
         return ordered
 
 
-def _list_file_names(settings: dict) -> set[str]:
-    """Which of the names in ``settings`` are those of a file or folder that is identified by its content."""
-    return {name for name, identity in IDENTITIES.items() if "sha256" in (settings.get(identity) or {})}
-
-
 def _normalise(settings: dict) -> dict:
-    """The settings with their defaults, without the names of files and folders, which can be moved."""
-    return {name: value for name, value in fill_defaults(settings).items() if name not in _list_file_names(settings)}
+    """The settings with their defaults; names of files and folders, which can be moved, become what a name decides.
+
+    That is the format of a data set's file, and nothing for a model.
+    """
+    found = fill_defaults(settings)
+    for name, identity in IDENTITIES.items():
+        if name in found and "sha256" in (found.get(identity) or {}):
+            found[name] = Path(found[name]).suffix.lower() if name == "dataset_name" else ""
+    return found
 
 
-def _save(value: Any, path: Path) -> None:
+def _save(value: Any, path: Path, before_replacing: Callable[[], None] | None = None) -> None:
     import torch
 
-    with write_atomically(path) as stream:
+    with write_atomically(path, before_replacing) as stream:
         torch.save(value, stream)
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _is_readable(path: Path) -> bool:

@@ -32,7 +32,10 @@ KEYS = ("results_dir", "parameters", "resources", "models", "datasets", "analyse
 # The parameters of a run, each with its check. One that a grid leaves out, or sets to null, has its default.
 PARAMETERS: dict[str, Callable] = {name: partial(validate, name) for name in list_grid_parameters()}
 DEFAULTS = {name: FIELDS[name].default for name in PARAMETERS if FIELDS[name].default is not None}
-ANALYSES = {"resamples": int, "seed": int}
+ANALYSES: dict[str, Callable] = {
+    "resamples": lambda value: _check_whole("resamples", value, 100),  # a 95 % interval needs as many
+    "seed": lambda value: _check_whole("seed", value, 0),
+}
 DEFAULT_MEMORY, DEFAULT_TIME = "32G", "4h"  # of a run on a cluster
 MEBIBYTES = {"M": 1, "G": 2**10, "T": 2**20}
 MINUTES = {"m": 1, "h": 60, "d": 24 * 60}
@@ -64,10 +67,14 @@ def parse_time(time: str) -> int:
     return sum(int(number) * MINUTES[unit] for number, unit in re.findall(r"(\d+)([dhm])", time))
 
 
-def _check_gpus(number: int) -> int:
-    if type(number) is not int or number < 0:
-        raise ValueError(f"gpus is {number!r}: it must be a whole number, 0 or more")
+def _check_whole(name: str, number: int, least: int) -> int:
+    if type(number) is not int or number < least:
+        raise ValueError(f"{name} is {number!r}: it must be a whole number, {least} or more")
     return number
+
+
+def _check_gpus(number: int) -> int:
+    return _check_whole("gpus", number, 0)
 
 
 RESOURCES: dict[str, Callable] = {"gpus": _check_gpus, "memory": parse_memory, "time": parse_time}
@@ -114,6 +121,8 @@ def plan_runs(config: dict[str, Any]) -> dict[str, Entry]:
             names = entry.parameters["model_name"], entry.parameters["dataset_name"]
             column = entry.parameters.get("text_column")
             folder = str(results.locate_run(config["results_dir"], names[1], names[0], column))
+            if set("{}") & set(folder):
+                raise ValueError(f"{folder}: Snakemake cannot use names with braces: rename what has them")
             if named.get(folder) == names:
                 raise ValueError(f"'{names[0]}' on '{names[1]}' is listed twice: remove one")
             if folder in found:
@@ -153,6 +162,7 @@ def _check(config: Any) -> None:
         raise ValueError("results_dir is missing: it must name the folder of the results")
     if os.path.isfile(config["results_dir"]):
         raise ValueError(f"results_dir is '{config['results_dir']}', which is a file: it must name a folder")
+    config["results_dir"] = os.path.normpath(os.path.expanduser(config["results_dir"]))
     for name, checks in (("parameters", PARAMETERS), ("resources", RESOURCES), ("analyses", ANALYSES)):
         settings = config.setdefault(name, {}) or {}
         config[name] = settings

@@ -13,6 +13,8 @@ from typing import Any
 import jupytext
 import nbformat
 import papermill
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
@@ -29,6 +31,15 @@ class NotebookError(Exception):
     def __init__(self, message: str, traceback: str = ""):
         super().__init__((message.strip().splitlines() or ["a cell failed"])[0])
         self.traceback = traceback
+
+
+class KernelManager(AsyncKernelManager):
+    """Starts kernels with this Python, whichever kernels are installed or named in JUPYTER_PATH."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python")
 
 
 class _Stream:
@@ -65,6 +76,7 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
             None,
             parameters,
             kernel_name="python3",
+            kernel_manager_class=KernelManager,
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=errors,

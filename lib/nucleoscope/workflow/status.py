@@ -95,13 +95,21 @@ def _list_differences(folder: Path, wanted: dict[str, Any], info: dict[str, Any]
         pairs.append(("model_revision", commit, wanted["model_revision"]))
     content = (settings.get("dataset") or {}).get("sha256")
     if content and (now := _hash_dataset(wanted["dataset_name"])):
-        pairs = [pair for pair in pairs if pair[0] != "dataset_name"]  # the file may have been moved
+        pairs = [pair for pair in pairs if pair[0] != "dataset_name" or not _is_moved(*pair[1:])]
         pairs.append(("dataset", content, now))
     number = settings.get("n_prompts")
     # a short data set has fewer prompts than were requested
     if number != wanted["n_prompts"] and _read_requested(folder, info) != wanted["n_prompts"]:
         pairs.append(("n_prompts", number, wanted["n_prompts"]))
     yield from (pair for pair in pairs if pair[1] != pair[2])
+
+
+def _is_moved(there: str, here: str) -> bool:
+    """Whether two names of data sets can be of one file in two places: a packaged set is read in its own way."""
+    from nucleoscope.data import prompts
+
+    packaged = there in prompts.PACKAGED or here in prompts.PACKAGED
+    return not packaged and Path(there).suffix.lower() == Path(here).suffix.lower()
 
 
 def _hash_dataset(name: str) -> str | None:

@@ -1,0 +1,177 @@
+"""Every run tries its model: how prompts may be batched, and whether the model is causal; models of each kind."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BloomConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OpenAIGPTConfig,
+    Phi3Config,
+    PreTrainedModel,
+    RobertaConfig,
+)
+
+import oracle
+import tiny
+from nucleoscope.measure import checking, decoding, generation, model_facts, scoring
+from nucleoscope.settings import Settings
+
+SIZES = {"vocab_size": tiny.VOCAB, "bos_token_id": tiny.BOS, "eos_token_id": tiny.EOS, "pad_token_id": tiny.PAD}
+LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
+IDS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [40, 41, 42], [90, 91, 92, 93, 94, 95], [120], [200, 201, 202]]
+
+
+def create(config) -> PreTrainedModel:
+    """A random model of a configuration, with weights large enough that a wrong position shows."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).float().eval()
+
+
+def create_longrope(limit: int = 24) -> PreTrainedModel:
+    """A Phi-3 whose rotary factors change when a text becomes longer than ``limit``."""
+    factors = {"short_factor": [1.0] * 8, "long_factor": [1.0, 1.3, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": limit, **factors}
+    places = {"max_position_embeddings": 128, "original_max_position_embeddings": limit}
+    return create(Phi3Config(**SIZES, **LAYERS, **places, rope_parameters=rope, initializer_range=0.35))
+
+
+MODELS = {
+    "llama": lambda: tiny.create_model("llama"),
+    "roberta": lambda: create(RobertaConfig(**SIZES, **LAYERS, is_decoder=True, initializer_range=0.3)),
+    "bloom": lambda: create(BloomConfig(**SIZES, hidden_size=32, n_layer=2, n_head=2, initializer_range=0.3)),
+    "openai-gpt": lambda: create(OpenAIGPTConfig(**SIZES, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3)),
+}
+
+
+def generate(model: PreTrainedModel, ids: list[list[int]], batch_size: int, max_tokens: int = 8) -> list[dict]:
+    inputs, found = generation.Inputs(ids), {}
+    options = {"max_tokens": max_tokens, "seed": 1, "batch_size": batch_size}
+    names = [str(index) for index in range(len(ids))]
+    for batch in generation.measure(model, tiny.create_tokenizer(), names, inputs=inputs, progress=False, **options):
+        found.update(zip(batch.indices, batch.records, strict=True))
+    return [found[index] for index in range(len(ids))]
+
+
+def assert_alone(model: PreTrainedModel, ids: list[list[int]], records: list[dict], max_tokens: int = 8) -> None:
+    """The records are what the model gives for each prompt alone, without a cache."""
+    options = {"max_tokens": max_tokens, "seed": 1, "top_p": 0.9, "ends": {tiny.EOS}}
+    for index, (row, record) in enumerate(zip(ids, records, strict=True)):
+        expected = oracle.compute_reference(model, row, index, **options)
+        assert record["tokens"].tolist() == [token for token, *_ in expected]
+        entropies = [values["full_entropies"] for *_, values in expected]
+        assert record["full_entropies"] == pytest.approx(entropies, abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("llama", decoding.PADDED),
+        ("roberta", decoding.PADDED),
+        ("bloom", decoding.PADDED),
+        ("openai-gpt", decoding.WHOLE_PREFIXES),
+    ],
+)
+def test_a_model_is_measured_in_a_way_that_gives_what_it_gives_for_each_prompt_alone(name, way, batch_size):
+    model = MODELS[name]()
+    assert checking.find_way(model) == way
+    assert_alone(model, IDS, generate(model, IDS, batch_size))
+
+
+@pytest.mark.parametrize("way", decoding.WAYS)
+def test_every_way_gives_the_same(way, monkeypatch):
+    model = tiny.create_model()
+    monkeypatch.setattr(generation.checking, "find_way", lambda *_: way)
+    assert_alone(model, IDS, generate(model, IDS, 3))
+
+
+def test_prompts_that_need_equal_lengths_are_batched_by_length():
+    inputs = generation.Inputs(IDS)
+    batches = generation.plan_batches(MODELS["openai-gpt"](), inputs, Settings(batch_size=4))
+    assert sorted(batches) == [[0], [1, 4], [2], [3]]
+
+
+def test_relatives_of_roberta_count_positions_from_behind_their_padding_token():
+    model = MODELS["roberta"]()
+    assert model_facts.find_position_offset(model) == tiny.PAD + 1
+    assert model_facts.find_context_length(model) == 512 - tiny.PAD - 1
+    assert model_facts.find_position_offset(tiny.create_model("gpt2")) == 0
+
+
+def test_a_model_that_sees_the_token_it_should_predict_is_refused():
+    model = create(BertConfig(**SIZES, **LAYERS, is_decoder=False))
+    with pytest.raises(ValueError, match="BertLMHeadModel is not a causal language model as it is configured"):
+        generate(model, IDS, 1)
+    with pytest.raises(ValueError, match="is not a causal language model"):
+        list(scoring.measure(model, tiny.create_tokenizer(), ["the"], [" cat"], progress=False))
+    assert checking.find_way(create(BertConfig(**SIZES, **LAYERS, is_decoder=True))) == decoding.PADDED
+
+
+class Leaky(LlamaForCausalLM):
+    """A model whose logits depend on how many rows and columns a batch has, with a cache and without."""
+
+    def forward(self, input_ids=None, **kwargs):
+        output = super().forward(input_ids=input_ids, **kwargs)
+        output.logits = output.logits + torch.randn(output.logits.shape[-1], generator=self.noise)
+        return output
+
+
+def test_a_model_that_agrees_with_itself_in_no_way_is_refused():
+    model = Leaky(LlamaConfig(**SIZES, **LAYERS)).eval()
+    model.noise = torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match="Leaky is not"):
+        checking.find_way(model)
+
+
+def test_a_setting_skips_the_check(monkeypatch):
+    model = MODELS["openai-gpt"]()
+    assert checking.find_way(model, skip_check=True) == decoding.PADDED
+    monkeypatch.setattr(checking, "_check_causality", None)
+    checking.check_causality(model, skip_check=True)
+
+
+def test_a_model_is_tried_once(monkeypatch):
+    model = tiny.create_model()
+    assert checking.find_way(model) == decoding.PADDED
+    monkeypatch.setattr(checking, "_find_way", None)
+    assert checking.find_way(model) == decoding.PADDED
+    checking.check_causality(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_rounding_of_half_precision_is_no_difference(kind, dtype):
+    assert checking.find_way(tiny.create_model(kind).to(dtype)) == decoding.PADDED
+
+
+# Models that change at a length
+
+LONG = [list(range(3, 3 + length)) for length in (30, 20, 20, 18, 6, 24, 25)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_a_text_that_becomes_longer_than_the_limit_is_computed_anew(batch_size):
+    model = create_longrope()
+    assert model_facts.find_length_limit(model) == 24
+    assert_alone(model, LONG, generate(model, LONG, batch_size))
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 1, 3])
+def test_each_token_of_a_long_text_is_scored_as_if_the_text_ended_there(batch_size):
+    model = create_longrope()
+    starts = [10, 5, 19, 1, 2, 23, 24]
+    inputs = scoring.Texts(LONG, starts=starts)
+    names = [str(index) for index in range(len(LONG))]
+    options = {"inputs": inputs, "batch_size": batch_size, "progress": False}
+    for batch in scoring.measure(model, tiny.create_tokenizer(), names, names, **options):
+        for index, record in zip(batch.indices, batch.records, strict=True):
+            row, start = LONG[index], starts[index]
+            assert record["tokens"].tolist() == row[start:]
+            for place, found in enumerate(record["full_entropies"], start):
+                with torch.no_grad():
+                    logits = model(input_ids=torch.tensor([row[:place]]), use_cache=False).logits[0, -1]
+                assert found == pytest.approx(oracle.compute_full_entropy(logits), abs=1e-4)

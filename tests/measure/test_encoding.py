@@ -1,0 +1,111 @@
+"""What a model sees before the first token: the prompt in its frame, even if cut, with nothing after it, every day."""
+
+import pytest
+from tokenizers import processors
+
+import tiny
+from messages import assert_one_line
+from nucleoscope.measure import encoding, generation, scoring, streaming
+from nucleoscope.settings import Settings
+
+LONG = " ".join(["the cat and the hat"] * 20)
+DATED = "{{ bos_token }}Today: {{ strftime_now('%d %b %Y') }}\n{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def create_appending_tokenizer():
+    """A tokenizer that puts a token on both sides of a text."""
+    tokenizer = tiny.create_tokenizer()
+    special = [("<bos>", tiny.BOS), ("<eos>", tiny.EOS)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<bos> $A <eos>", special_tokens=special)
+    assert tokenizer("the cat")["input_ids"][-1] == tiny.EOS
+    return tokenizer
+
+
+def test_a_model_continues_from_the_prompt_and_not_from_an_end_of_text_token():
+    plain, appending = tiny.create_tokenizer(), create_appending_tokenizer()
+    prompts, texts = ["the cat", "in", ""], [" sat", " the hat", "the cat"]
+    assert encoding.encode(appending, prompts).ids == encoding.encode(plain, prompts).ids
+    found, expected = (scoring.encode(each, prompts, texts) for each in (appending, plain))
+    assert (found.ids, found.starts) == (expected.ids, expected.starts)
+
+
+def test_an_end_of_text_token_that_the_prompt_itself_has_stays():
+    assert encoding.encode(create_appending_tokenizer(), ["the<eos>"]).ids[0][-1] == tiny.EOS
+
+
+@pytest.mark.parametrize("create", [tiny.create_tokenizer, create_appending_tokenizer])
+def test_a_prompt_that_is_cut_keeps_its_beginning_of_text_token(create):
+    inputs = encoding.encode(create(), [LONG], context=20, max_tokens=8)
+    content = tiny.create_tokenizer(bos=False)(LONG)["input_ids"]
+    assert inputs.ids == [[tiny.BOS, *content[-12:]]]
+    assert inputs.truncated == [0]
+
+
+def test_a_prompt_that_is_cut_keeps_its_chat_template():
+    tokenizer = tiny.create_tokenizer(chat=True)
+    inputs = encoding.encode(tokenizer, [LONG], "chat", context=60, max_tokens=8)
+    assert len(inputs.ids[0]) == 53
+    shown = tokenizer.decode(inputs.ids[0])
+    assert shown.startswith(
+        "<bos>[user]"
+    )  # the space after it belongs to the token of the first word, which is cut off
+    assert shown.endswith(" the hat<eos>[assistant] ")
+    whole = encoding.encode(tokenizer, [LONG], "chat").ids[0]
+    kept = shown.removeprefix("<bos>[user]").removesuffix("<eos>[assistant] ")
+    assert LONG.endswith(kept)
+    assert len(whole) > 60
+
+
+def test_a_context_without_room_for_the_frame_of_a_prompt_is_refused():
+    with pytest.raises(ValueError, match="reduce max_tokens") as caught:
+        encoding.encode(tiny.create_tokenizer(chat=True), [LONG], "chat", context=20, max_tokens=12)
+    assert_one_line(str(caught.value))
+
+
+def test_a_template_takes_the_day_of_the_settings_for_today():
+    tokenizer = tiny.create_tokenizer()
+    tokenizer.chat_template = DATED
+    shown = [
+        tokenizer.decode(encoding.encode(tokenizer, ["the cat"], "chat", template_date=day).ids[0])
+        for day in (Settings.template_date, "2031-01-02", Settings.template_date)
+    ]
+    assert shown == [f"<bos>Today: {day}\nthe cat" for day in ("26 Jul 2024", "02 Jan 2031", "26 Jul 2024")]
+
+
+def test_the_day_is_a_setting_that_decides_which_tokens_are_measured():
+    assert Settings(template_date="2031-01-02").check().describe_measurement()["template_date"] == "2031-01-02"
+    for wrong in ("today", "2024-7-26", "20240726", "2024-02-30"):
+        with pytest.raises(ValueError, match=f"template_date is '{wrong}': it must be a date, such as 2024-07-26"):
+            Settings(template_date=wrong).check()
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('no system\nrole') }}", "no system role"),
+        ("{% for %}", "Expected"),
+        ("{{ 1 / 0 }}", "zero"),
+    ],
+)
+def test_a_template_that_fails_is_one_line(template, reason):
+    tokenizer = tiny.create_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(
+        ValueError, match=f"chat template cannot be applied .*{reason}.*: use prompt_format=raw"
+    ) as caught:
+        encoding.encode(tokenizer, ["the cat"], "chat")
+    assert_one_line(str(caught.value))
+
+
+@pytest.mark.parametrize("mode", ["generate", "score", "stream"])
+def test_a_token_that_the_model_does_not_know_is_refused(mode):
+    tokenizer, model = tiny.create_tokenizer(), tiny.create_model()
+    tokenizer.add_tokens(["<image>"])
+    measured = {
+        "generate": lambda: generation.measure(model, tokenizer, ["the", "a <image>"], progress=False),
+        "score": lambda: scoring.measure(model, tokenizer, ["the", "a"], [" cat", " <image>"], progress=False),
+        "stream": lambda: streaming.stream(model, tokenizer, "a <image>"),
+    }[mode]()
+    said = f"has the token {tiny.VOCAB}, but the model's embedding has only {tiny.VOCAB} rows"
+    with pytest.raises(ValueError, match=said):
+        list(measured)
