@@ -28,7 +28,7 @@ import transformers
 
 from nucleoscope.data import prompts
 from nucleoscope.measure import batching, cosine, entropy, generation, model_facts
-from nucleoscope.measure.decoding import Decoder
+from nucleoscope.measure.decoding import PaddedDecoder
 from nucleoscope.measure.nucleus import find_nucleus
 from nucleoscope.measure.sampling import Sampler
 from nucleoscope.models import loading
@@ -125,7 +125,7 @@ def measure_generate(model, ids: list[list[int]], max_tokens: int, top_p: float,
 @torch.inference_mode()
 def replay(model, ids: list[list[int]], max_tokens: int, steps: list[tuple[list[int], torch.Tensor, set[int]]]) -> None:
     """(d): the forward passes and an argmax, with the same tokens and ended rows as in (c)."""
-    decoder = Decoder(model, ids, max_tokens)
+    decoder = PaddedDecoder(model, ids, max_tokens)
     logits = decoder.prefill()
     for rows, tokens, ended in steps:
         assert rows == decoder.rows, "(d) must process the same rows as the run of (c) that it replays"

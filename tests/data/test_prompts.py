@@ -308,7 +308,6 @@ def test_a_csv_row_that_is_too_short_is_named_by_its_line(refusal, tmp_path):
     assert "line 3" in refusal(path)
 
 
-@pytest.mark.parametrize("values", [["fine", None], [1, 2], [b"bytes"], [["a"], ["b"]]])
 def test_a_csv_row_with_an_unquoted_comma_is_named_by_its_line(refusal, tmp_path):
     path = tmp_path / "p.csv"
     path.write_text('id,prompt\n1,"one, two"\n2,three, four\n')
@@ -337,6 +336,7 @@ def test_json_that_is_nested_too_deeply_is_named_by_its_line(refusal, tmp_path):
     assert "line 2: JSON that is nested too deeply" in refusal(str(path))
 
 
+@pytest.mark.parametrize("values", [["fine", None], [1, 2], [b"bytes"], [["a"], ["b"]]])
 def test_parquet_that_holds_no_text_is_named_by_its_row(refusal, tmp_path, values):
     message = refusal(write_parquet(tmp_path / "x.parquet", values))
     assert f"row {1 + (values[0] == 'fine')}" in message

@@ -360,7 +360,11 @@ def run_python(code: str) -> list[str]:
     ("code", "status", "why"),
     [
         ("import sys; print('hello'); sys.exit('error: no such model')", 1, "error: no such model"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137, "it was killed by SIGKILL (out of memory"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            137,
+            "it was killed by SIGKILL (probably out of memory",
+        ),
         ("import sys; print('odd'); sys.exit(3)", 3, "it ended with status 3: odd"),
     ],
 )
@@ -459,10 +463,10 @@ FULL_DISK = """
 import errno
 from nucleoscope import atomic
 whole = atomic.write_atomically
-def full(path):
+def full(path, *more):
     if path.name == "measure.ipynb":
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
-    return whole(path)
+    return whole(path, *more)
 atomic.write_atomically = full
 """  # for what is written after the measurements
 

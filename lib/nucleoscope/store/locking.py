@@ -67,6 +67,11 @@ class Lock:
         self._beat = threading.Thread(target=_beat, args=(self._file, self._done), daemon=True)
         self._beat.start()
 
+    def __del__(self) -> None:
+        """Ends the heartbeat of a lock that was never released: its descriptor may be another file's by now."""
+        if hasattr(self, "_done"):
+            self._done.set()
+
     def check(self) -> None:
         """Raises BlockingIOError if another process took the lock over because this one paused for too long."""
         try:

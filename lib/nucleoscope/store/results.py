@@ -7,6 +7,7 @@ the published study.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -84,6 +85,9 @@ def _load_mapped(path: Path, trim: Callable[[int, dict], None] | None = None) ->
         return load(path)
 
 
+SYSTEM = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
+
+
 def _find_system_cause(error: BaseException, path: str | os.PathLike) -> str | None:
     """Why the system could not read a file that may be good, such as missing permission; None if it could.
 
@@ -91,7 +95,7 @@ def _find_system_cause(error: BaseException, path: str | os.PathLike) -> str | N
     """
     if isinstance(error, MemoryError) or "allocate memory" in str(error) or "not enough memory" in str(error):
         return "there is not enough memory"
-    if isinstance(error, OSError) and error.errno:
+    if isinstance(error, OSError) and error.errno in SYSTEM:  # a truncated file can be an invalid argument
         return os.strerror(error.errno)
     try:
         with open(path, "rb") as stream:
