@@ -175,3 +175,12 @@ def test_each_token_of_a_long_text_is_scored_as_if_the_text_ended_there(batch_si
                 with torch.no_grad():
                     logits = model(input_ids=torch.tensor([row[:place]]), use_cache=False).logits[0, -1]
                 assert found == pytest.approx(oracle.compute_full_entropy(logits), abs=1e-4)
+
+
+def test_a_device_without_memory_is_no_reason_for_another_way(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(checking, "create_decoder", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        checking.find_way(tiny.create_model())

@@ -56,7 +56,9 @@ def _find_way(model: PreTrainedModel) -> str:
         for way in WAYS:
             try:
                 error = _measure_error(model, way, prompts, steps)
-            except Exception as raised:
+            except torch.OutOfMemoryError:
+                raise  # else a slower way would be taken for the right one
+            except Exception as raised:  # models of all kinds raise anything; the next way is tried
                 reasons.append(f"{way}: {' '.join(str(raised).split())[:80] or type(raised).__name__}")
                 continue
             if error <= tolerance:

@@ -10,6 +10,7 @@ right for a model is found out by `checking.find_way`, and not decided here.
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Set
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from nucleoscope.measure.model_facts import find_length_limit, find_position_offset
+from nucleoscope.measure.model_facts import find_cache_argument, find_length_limit, find_position_offset
 
 PADDED, OWN_CACHE, EQUAL_LENGTHS, WHOLE_PREFIXES = WAYS = ("padded", "own cache", "equal lengths", "whole prefixes")
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens per prefill pass: on a CPU, more would not fit in its cache
@@ -71,7 +72,7 @@ class KeyValues(DynamicLayer):
             self.store = [store[rows.to(store.device)] for store in self.store]  # layers may be on several GPUs
 
 
-class Decoder:
+class Decoder(ABC):
     """The forward passes of one batch of prompts: `prefill` once, then `advance` for each token.
 
     ``ids`` are B lists of token ids, preferably longest first, because prompts in one prefill pass then
@@ -86,9 +87,9 @@ class Decoder:
         self.accepted = inspect.signature(model.forward).parameters
         self.options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in self.accepted else {}
 
+    @abstractmethod
     def prefill(self) -> torch.Tensor:
         """Processes the prompts; logits (B, V) after their last tokens."""
-        raise NotImplementedError
 
     def advance(self, tokens: torch.Tensor, ended: Set[int] = frozenset()) -> torch.Tensor | None:
         """Appends one token to each of `rows` (B',); logits (B'', V) for the next, or None after the last step.
@@ -107,12 +108,13 @@ class Decoder:
                 tokens = tokens[index]
         return self._step(tokens)
 
+    @abstractmethod
     def _keep(self, places: torch.Tensor) -> bool:
         """Drops all rows but those at ``places``; False if that is not possible."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """Reads one more token of each row (B,); logits (B, V) after it."""
 
     def _forward(self, ids: torch.Tensor, **options: Any) -> torch.Tensor:
         output = self.model(input_ids=ids, **self.options, **options)
@@ -129,10 +131,11 @@ class _LeftPadded(Decoder):
         position = torch.arange(self.width + max_tokens, device=self.device)
         self.mask = (position >= self.width - self.lengths[:, None]).long()  # (B, capacity)
         self.offset = find_position_offset(model)
-        self.cache, self.cache_name = self._create_cache(max_tokens), _name_cache(self.accepted, model)
+        self.cache, self.cache_name = self._create_cache(max_tokens), find_cache_argument(model)
 
+    @abstractmethod
     def _create_cache(self, max_tokens: int) -> Cache:
-        raise NotImplementedError
+        """An empty cache for the prompts and ``max_tokens`` more tokens."""
 
     def _pad(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask of some prompts, padded to the longest of them."""
@@ -170,7 +173,9 @@ class PaddedDecoder(_LeftPadded):
         kinds = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
         if kinds:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
-            raise ValueError(f"it keeps state other than keys and values between tokens ({names})")
+            raise ValueError(
+                f"{type(self.model).__name__} keeps state other than keys and values between tokens ({names})"
+            )
         self.layers = [
             # a layer that shares another layer's keys and values stores nothing
             layer if isinstance(layer, DummyLayer) else KeyValues(len(self.ids), self.width, self.width + max_tokens)
@@ -189,7 +194,7 @@ class PaddedDecoder(_LeftPadded):
             logits.append(self._read_prompts(rows))
             start = rows.stop
         if not any(layer.is_initialized for layer in own):
-            raise ValueError("it leaves the key-value cache empty")
+            raise ValueError(f"{type(self.model).__name__} leaves the key-value cache empty")
         for layer in own:
             layer.finish_prefill()
         return torch.cat(logits)
@@ -225,16 +230,17 @@ class EqualLengthsDecoder(Decoder):
         super().__init__(model, ids, max_tokens)
         _check_lengths(ids)
         self.prefix, self.limit = torch.tensor(ids, device=self.device), find_length_limit(model)
-        self.cache_name = _name_cache(self.accepted, model)
+        self.cache_name = find_cache_argument(model)
 
     def prefill(self) -> torch.Tensor:
         self.cache = {self.cache_name: DynamicCache(config=self.model.config)}
         return self._forward(self.prefix, use_cache=True, **self.cache)
 
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
-        self.prefix = torch.cat((self.prefix, tokens[:, None]), 1)
-        if self.prefix.shape[1] - 1 == self.limit:
-            return self.prefill()
+        if self.limit is not None:
+            self.prefix = torch.cat((self.prefix, tokens[:, None]), 1)
+            if self.prefix.shape[1] - 1 == self.limit:
+                return self.prefill()
         return self._forward(tokens[:, None], use_cache=True, **self.cache)
 
     def _keep(self, places: torch.Tensor) -> bool:
@@ -286,13 +292,6 @@ def adapt_way(model: PreTrainedModel, ids: list[list[int]], max_tokens: int, way
 def needs_equal_lengths(way: str) -> bool:
     """Whether the prompts of a batch must have the same length."""
     return way in (EQUAL_LENGTHS, WHOLE_PREFIXES)
-
-
-def _name_cache(accepted: Any, model: PreTrainedModel) -> str:
-    for name in ("past_key_values", "cache_params"):
-        if name in accepted:
-            return name
-    raise ValueError("it does not accept a cache")
 
 
 def _check_lengths(ids: list[list[int]]) -> None:

@@ -6,6 +6,7 @@ before the first generated or scored token; the same settings give the same ids 
 
 from dataclasses import dataclass, field
 from datetime import date
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
@@ -55,6 +56,12 @@ def check_ids(inputs: Inputs, rows: int) -> None:
                 f"prompt {index} has the token {max(ids)}, but the model's embedding has only {rows} rows: "
                 "the tokenizer has more tokens than the model"
             )
+
+
+def list_options(settings: Settings, context: int | None) -> dict[str, Any]:
+    """The arguments of `encode`, and of `scoring.encode`, for a run's settings and its model's context."""
+    names = ("prompt_format", "max_tokens", "template_date")
+    return {name: getattr(settings, name) for name in names} | {"context": context}
 
 
 class Encoder:

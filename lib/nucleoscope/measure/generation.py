@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import checking, cosine, decoding, model_facts
 from nucleoscope.measure.batching import Batch, measure_batches, split_batches
-from nucleoscope.measure.encoding import Inputs, check_ids, encode
+from nucleoscope.measure.encoding import Inputs, check_ids, encode, list_options
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
 from nucleoscope.measure.sampling import Sampler, draw_uniforms
 from nucleoscope.quantities import Quantity, list_recorded
@@ -78,8 +78,7 @@ def measure(
     chosen = Settings(**settings).check()
     max_tokens = chosen.max_tokens
     if inputs is None:
-        options = {"max_tokens": max_tokens, "template_date": chosen.template_date}
-        inputs = encode(tokenizer, prompts, chosen.prompt_format, find_context_length(model), **options)
+        inputs = encode(tokenizer, prompts, **list_options(chosen, find_context_length(model)))
     embedding, ends = find_embedding_matrix(model), find_end_tokens(model, tokenizer)
     check_ids(inputs, len(embedding))
     if batches is None:

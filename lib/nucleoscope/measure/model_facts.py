@@ -67,6 +67,15 @@ def find_embedding_matrix(model: PreTrainedModel) -> torch.Tensor:
     return model.get_input_embeddings().weight.detach()
 
 
+def find_cache_argument(model: PreTrainedModel) -> str:
+    """The name under which a model's forward pass takes its cache; ValueError if it takes none."""
+    accepted = inspect.signature(model.forward).parameters
+    for name in ("past_key_values", "cache_params"):
+        if name in accepted:
+            return name
+    raise ValueError(f"{type(model).__name__} does not accept a cache")
+
+
 @torch.inference_mode()
 def measure_cache(model: PreTrainedModel) -> tuple[int, int]:
     """Bytes that a model keeps for each token of a row, and for each row whatever its length.
@@ -76,7 +85,9 @@ def measure_cache(model: PreTrainedModel) -> tuple[int, int]:
     """
     try:
         short, long = (_count_cache_bytes(model, length) for length in (4, 8))
-    except Exception:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # models of all kinds raise anything for a cache that is not theirs
         config = model.config.get_text_config()
         return 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize, 0
     token = (long - short) // 4
@@ -85,8 +96,7 @@ def measure_cache(model: PreTrainedModel) -> tuple[int, int]:
 
 def _count_cache_bytes(model: PreTrainedModel, length: int) -> int:
     cache = DynamicCache(config=model.config)
-    accepted = inspect.signature(model.forward).parameters
-    name = next(name for name in ("past_key_values", "cache_params") if name in accepted)
+    name = find_cache_argument(model)
     ids = torch.full((1, length), find_embedding_matrix(model).shape[0] // 2, device=model.device)
     model(input_ids=ids, use_cache=True, **{name: cache})
     total = sum(_count_bytes(value) for layer in cache.layers for value in vars(layer).values())

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import batching, checking, generation, scoring
+from nucleoscope.measure import batching, checking, encoding, generation, scoring
 from nucleoscope.measure.model_facts import find_context_length
 from nucleoscope.quantities import list_recorded
 from nucleoscope.settings import Settings
@@ -33,8 +33,7 @@ def complete_run(
         return
     chosen = Settings(**settings).check()
     mode, data = (generation, (prompts,)) if texts is None else (scoring, (prompts, texts))
-    options = {"max_tokens": chosen.max_tokens, "template_date": chosen.template_date}
-    inputs = mode.encode(tokenizer, *data, chosen.prompt_format, find_context_length(model), **options)
+    inputs = mode.encode(tokenizer, *data, **encoding.list_options(chosen, find_context_length(model)))
     if discarded := folder.discard_batches([quantity.plural for quantity in list_recorded()]):
         print(f"finished batches with other quantities, which are measured again: {discarded}")
     unmeasured = batching.list_unmeasured(folder, len(prompts))

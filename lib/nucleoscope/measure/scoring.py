@@ -173,7 +173,9 @@ class TextForward:
         own = self.model(input_ids=torch.tensor([ids], device=self.device), **self._build_options()).logits
         try:
             found = self.head(self._compute_hidden([ids])).to(own.device)
-        except Exception:
+        except torch.OutOfMemoryError:
+            raise  # the batch is measured in halves
+        except Exception:  # the output layer expects something else: what it raises depends on the model
             return False
         return found.shape == own.shape and torch.equal(found.float(), own.float())
 
@@ -236,8 +238,7 @@ def measure(
     """
     chosen = Settings(**settings).check()
     if inputs is None:
-        options = {"max_tokens": chosen.max_tokens, "template_date": chosen.template_date}
-        inputs = encode(tokenizer, prompts, texts, chosen.prompt_format, find_context_length(model), **options)
+        inputs = encode(tokenizer, prompts, texts, **encoding.list_options(chosen, find_context_length(model)))
     encoding.check_ids(inputs, len(find_embedding_matrix(model)))
     if batches is None:
         batches = plan_batches(model, inputs, chosen)

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import batching, checking, cosine, generation, sampling, scoring
-from nucleoscope.measure.encoding import check_ids
+from nucleoscope.measure.encoding import check_ids, list_options
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
 from nucleoscope.measure.nucleus import NotFinite
 from nucleoscope.measure.recording import Token
@@ -35,8 +35,7 @@ def stream(
     """
     chosen = Settings(**settings).check()
     max_tokens = chosen.max_tokens
-    options = {"max_tokens": max_tokens, "template_date": chosen.template_date}
-    inputs = generation.encode(tokenizer, [prompt], chosen.prompt_format, find_context_length(model), **options)
+    inputs = generation.encode(tokenizer, [prompt], **list_options(chosen, find_context_length(model)))
     embedding, ends = find_embedding_matrix(model), find_end_tokens(model, tokenizer)
     check_ids(inputs, len(embedding))
     numbers = sampling.draw_uniforms(chosen.seed, [index], max_tokens, model.device)
@@ -66,8 +65,7 @@ def read(
     ``settings`` are those of `scoring.measure`. Raises ValueError like `scoring.measure`, also for an empty text.
     """
     chosen = Settings(**settings).check()
-    options = {"max_tokens": chosen.max_tokens, "template_date": chosen.template_date}
-    inputs = scoring.encode(tokenizer, [prompt], [text], chosen.prompt_format, find_context_length(model), **options)
+    inputs = scoring.encode(tokenizer, [prompt], [text], **list_options(chosen, find_context_length(model)))
     found = _measure_one(model, tokenizer, prompt, inputs, **settings)
     remarks = {
         "the beginning of the prompt was cut off": inputs.truncated,
@@ -85,8 +83,7 @@ def replay(
     so drawing may give another sample, as likely as the first. ``settings`` are those of `stream`.
     """
     chosen = Settings(**settings).check()
-    options = {"max_tokens": chosen.max_tokens, "template_date": chosen.template_date}
-    opening = generation.encode(tokenizer, [prompt], chosen.prompt_format, find_context_length(model), **options)
+    opening = generation.encode(tokenizer, [prompt], **list_options(chosen, find_context_length(model)))
     inputs = scoring.Texts([opening.ids[0] + tokens], starts=[len(opening.ids[0])])
     return _measure_one(model, tokenizer, prompt, inputs, **settings) if tokens else []
 
