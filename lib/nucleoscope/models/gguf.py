@@ -179,9 +179,9 @@ def _read_scaling(metadata: Metadata, config: "transformers.PreTrainedConfig") -
         known |= {"attention_factor": metadata.get("rope.scaling.yarn_attn_factor")}
         known |= {name: metadata.get(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
     elif kind == "longrope" and long is not None:
-        known |= {"long_factor": long.tolist(), "short_factor": short.tolist(), "attention_factor": None}
+        known |= {"long_factor": long.tolist(), "short_factor": short.tolist()}
+        known |= {"attention_factor": metadata.get("rope.scaling.attn_factor")}
         known["factor"] = config.max_position_embeddings / original if original else factor
-        known["attention_factor"] = metadata.get("rope.scaling.attn_factor")
     elif kind == "longrope":
         raise Unsupported(f"rope.scaling.type is longrope, but its factors are missing: {ADVICE}")
     elif kind != "linear":

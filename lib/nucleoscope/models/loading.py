@@ -68,10 +68,9 @@ def load(
         options["trust_remote_code"] = trust_remote_code
         tokenizer = read_tokenizer(source, options)
         if "gguf_file" in options:
+            options["config"] = _read_config(source, options)
             options["quantization_config"] = GgufConfig(dequantize=True)
         place = placement.plan_placement(device, lambda: _estimate_weights(source, precision, options))
-        if "gguf_file" in options:
-            options["config"] = _read_config(source, options)
         model, report = AutoModelForCausalLM.from_pretrained(
             source, dtype=precision, output_loading_info=True, **place, **options
         )
@@ -93,15 +92,16 @@ def load(
 
 def _estimate_weights(source: str, precision: torch.dtype | str, options: dict[str, Any]) -> int | None:
     """Bytes that the weights will take; see `placement.estimate_weights`."""
-    return placement.estimate_weights(_read_config(source, options), precision, options["trust_remote_code"])
+    config = options["config"] if "config" in options else _read_config(source, options)
+    return placement.estimate_weights(config, precision, options["trust_remote_code"])
 
 
 def _read_config(source: str, options: dict[str, Any]) -> PreTrainedConfig:
     """The model's configuration; that of a .gguf file says what transformers does not read from it."""
-    config = AutoConfig.from_pretrained(source, **{k: v for k, v in options.items() if k != "quantization_config"})
-    return (
-        gguf.adjust_config(config, gguf.read(Path(source, options["gguf_file"]))) if "gguf_file" in options else config
-    )
+    config = AutoConfig.from_pretrained(source, **options)
+    if "gguf_file" in options:
+        gguf.adjust_config(config, gguf.read(Path(source, options["gguf_file"])))
+    return config
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
