@@ -80,3 +80,9 @@ def test_the_version_is_the_same_everywhere():
     version = re.search(r'__version__ = "(.+)"', (ROOT / "lib/nucleoscope/__init__.py").read_text())[1]
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_reading_a_notebook_does_not_wait_for_a_grammar():
+    # jsonschema 4.25 and later parse one on import if rfc3987-syntax is installed: a second in every process
+    command = "import sys, nbformat; sys.exit('lark' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command]).returncode == 0

@@ -30,7 +30,6 @@ rule combined_page:
         runs=GRAPH.list_analysed(),
         options=graph.format_options({"results_dir": GRAPH.results_dir}),
         job=lambda wildcards: GRAPH.format_job(wildcards.name),
-    threads: GRAPH.count_all_threads()
     shell:
         "{GRAPH.python:q} scripts/job.py {params.job} -- "
         "{GRAPH.python:q} scripts/run_notebook.py {wildcards.name} {output:q} {params.options}"

