@@ -80,7 +80,7 @@ model, tokenizer, identity = loading.load(model_name, dtype, device, trust_remot
 actual = {"model": identity, "dataset": data.identity, "n_prompts": len(data.texts)}
 actual |= {"dtype": str(model.dtype).removeprefix("torch.")}
 settings = chosen.describe_measurement(**actual)
-pd.Series(settings, name="setting").to_frame()
+pd.json_normalize(settings, sep=" ").T.set_axis(["setting"], axis="columns")
 
 # %% [markdown]
 # The settings above affect which tokens are measured. They are saved with the results, so that

@@ -56,7 +56,7 @@ folder = results.locate_run(results_dir, dataset_name, model_name, text_column)
 info = results.load_info(folder)
 settings = info["settings"]
 tokenizer = load_tokenizer(settings["model_name"], trust_remote_code, settings["model"].get("revision"))
-pd.Series(settings, name="setting").to_frame()
+pd.json_normalize(settings, sep=" ").T.set_axis(["setting"], axis="columns")
 
 # %%
 print(results.describe_run(info))
