@@ -194,6 +194,7 @@ def write_run(folder: Path, entry: grid.Entry, **others) -> None:
     text = "the cat sat on the mat and she said that it was hers and not the dog's"
     records = [tiny.create_record(text, seed=10 * len(str(folder)) + number) for number in range(3)]
     torch.save(records, folder / results.MEASUREMENTS)
+    results.write_tokens(records, folder / results.MEASUREMENTS)
     wanted = grid.DEFAULTS | entry.parameters
     names = ("model_name", "dataset_name", "prompt_format", "max_tokens", "top_p", "seed", "n_prompts")
     settings = {name: wanted[name] for name in names} | {"prompt_column": wanted.get("prompt_column")}
