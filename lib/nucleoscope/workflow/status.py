@@ -75,7 +75,7 @@ def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
         if missing:
             return f"{missing[0]} is missing"
         if damage := integrity.find_damage(folder / results.MEASUREMENTS):
-            return f"{damage}: it is measured again with --overwrite, as in the graph"
+            return f"{damage}: measure again with --overwrite"
         info = results.load_info(folder)
     except ValueError as error:
         return str(error)
