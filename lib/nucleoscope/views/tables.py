@@ -43,9 +43,12 @@ def load_statistics(results_dir: str | os.PathLike) -> pd.DataFrame:
     path = Path(results_dir, ANALYSES, "correlation_stats.csv")
     if not path.is_file():
         raise ValueError(f"'{path}' does not exist: run scripts/correlation_eval.py first")
-    text = {name: str for name in pd.read_csv(path, nrows=0) if name.endswith(" p") and "log10" not in name}
-    names = dict.fromkeys(RUN, read_cell)  # as text: a model may be called NA, or 007
-    return pd.read_csv(path, dtype={**text, "note": str}, converters=names).fillna({"note": ""})
+    columns = list(pd.read_csv(path, nrows=0))
+    text = {name: str for name in columns if name.endswith(" p") and "log10" not in name}
+    missing = {name: [""] for name in columns if name not in RUN}  # a model may be called NA, or 007
+    types = {**text, **dict.fromkeys(RUN, str), "note": str}
+    frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing).fillna({"note": ""})
+    return frame.assign(**{name: frame[name].map(read_cell) for name in RUN})
 
 
 def format_correlation_tex(statistics: pd.DataFrame) -> str:
