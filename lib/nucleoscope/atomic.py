@@ -1,4 +1,4 @@
-"""Atomic writing: a file appears under its name only when it is complete.
+"""Files: atomic writing, by which one appears under its name only when it is complete; opening plainly; hashes.
 
 Contract: this module does not depend on what is in the files.
 """
@@ -6,6 +6,7 @@ Contract: this module does not depend on what is in the files.
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
 import socket
@@ -79,11 +80,12 @@ def _sweep(path: Path, now: float) -> None:
         host, _, process = part.name[len(path.name) + 2 : -len(".part")].rpartition(".")
         with contextlib.suppress(OSError):  # already removed
             ours = host == socket.gethostname() and process.isdecimal()
-            if (not _is_alive(int(process))) if ours else (now - part.stat().st_mtime > ABANDONED):
+            if (not is_alive(int(process))) if ours else (now - part.stat().st_mtime > ABANDONED):
                 part.unlink()
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process with this number runs on this machine."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -91,6 +93,12 @@ def _is_alive(process: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def hash_file(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, read in parts: it may be larger than the memory."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from nucleoscope.models import gpus
-from nucleoscope.store import integrity, results
+from nucleoscope.store import integrity, locking, results
 from nucleoscope.workflow import dependencies, grid, logs, status
 
 COMBINED_PAGES = ("index", "theory", "twelve")  # notebooks about all runs that are pages of the book
@@ -79,6 +79,8 @@ class Graph:
         runs = self.runs if workflow.is_main_process else {}
         self.missing = {folder: why for folder, entry in runs.items() if (why := status.find_missing(folder, entry))}
         self.unavailable = self._find_unavailable() if self.missing else {}
+        if self.missing and workflow.is_main_process:
+            locking.check_folder(Path(self.results_dir))  # no job could even say that it failed
         for reason in dict.fromkeys(self.unavailable.values()):
             print(f"error: {reason}", file=sys.stderr)
         if self.unavailable and len(self.unavailable) == len(self.runs) and not results.list_runs(self.results_dir):

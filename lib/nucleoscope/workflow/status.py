@@ -8,7 +8,6 @@ job succeeded, and else why not. That lets the graph continue with everything el
 """
 
 import functools
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nucleoscope.atomic import write_json
+from nucleoscope.atomic import hash_file, write_json
 from nucleoscope.settings import fill_defaults, list_deciding
 from nucleoscope.store import integrity, results
 from nucleoscope.workflow import grid, logs
@@ -138,8 +137,7 @@ def _hash_dataset(name: str) -> str | None:
 @functools.lru_cache
 def _hash(path: Path, modified: int) -> str:
     """The hash of a file, computed once for all runs unless the file is ``modified``."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return hash_file(path)
 
 
 def _read_requested(folder: Path, info: dict[str, Any]) -> int | None:
