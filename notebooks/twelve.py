@@ -65,7 +65,7 @@ def open_run(folder: Path) -> tuple[dict, Reader] | None:
         return None
 
 
-folders = {dataset: results.locate_run(results_dir, dataset, model) for name, dataset in measured if name == model}
+folders = {data: results.locate_measured(results_dir, name, data) for name, data in measured if name == model}
 runs = {dataset: open_run(folder) for dataset, folder in sorted(folders.items())}
 settings = {dataset: run[0] for dataset, run in runs.items() if run}
 tables = {(model, dataset): readable[model, dataset] for dataset in settings}

@@ -1,16 +1,19 @@
-"""Atomic writing: a file appears under its name only when it is complete.
+"""Files: atomic writing, by which one appears under its name only when it is complete; opening plainly; hashes.
 
 Contract: this module does not depend on what is in the files.
 """
 
 import contextlib
+import errno
 import glob
+import hashlib
 import json
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ABANDONED = 3600  # seconds without a change after which a partial file counts as abandoned
 
@@ -26,7 +29,8 @@ def write_atomically(path: Path, before_replacing: Callable[[], None] | None = N
     """
     part_file = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
-        with part_file.open("wb") as stream:
+        part_file.unlink(missing_ok=True)  # of an earlier process with the same number
+        with part_file.open("xb") as stream:  # never through a link that somebody has put there
             _sweep(path, os.fstat(stream.fileno()).st_mtime)
             yield stream
             stream.flush()
@@ -43,17 +47,45 @@ def write_atomically(path: Path, before_replacing: Callable[[], None] | None = N
         part_file.unlink(missing_ok=True)
 
 
+class NotPlainError(OSError):
+    """Something else than a plain file has the name of a file that is to be written: a link, a pipe, a folder."""
+
+
+def open_plainly(path: Path) -> IO[bytes]:
+    """Opens a file to append to and to read, unbuffered, and creates it if it does not exist.
+
+    NotPlainError, in one line, if there is something else under that name: a link, which may lead to anybody's
+    file, or a pipe, which would wait for a reader for ever.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        file = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO) or not os.path.lexists(path):
+            raise
+        raise NotPlainError(f"'{path}' is {_describe_kind(path)}: remove it") from None
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise NotPlainError(f"'{path}' is {_describe_kind(path)}: remove it")
+    return os.fdopen(file, "a+b", buffering=0)
+
+
+def _describe_kind(path: Path) -> str:
+    return "a link" if path.is_symlink() else "not a plain file"
+
+
 def _sweep(path: Path, now: float) -> None:
     """Removes abandoned partial copies of a file; ``now`` is the time according to its file system."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         host, _, process = part.name[len(path.name) + 2 : -len(".part")].rpartition(".")
         with contextlib.suppress(OSError):  # already removed
             ours = host == socket.gethostname() and process.isdecimal()
-            if (not _is_alive(int(process))) if ours else (now - part.stat().st_mtime > ABANDONED):
+            if (not is_alive(int(process))) if ours else (now - part.stat().st_mtime > ABANDONED):
                 part.unlink()
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process with this number runs on this machine."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -61,6 +93,12 @@ def _is_alive(process: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def hash_file(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, read in parts: it may be larger than the memory."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

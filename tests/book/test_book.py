@@ -420,15 +420,24 @@ def test_analyses_are_pages_under_their_own_names_with_what_lies_beside_them(tmp
     assert names == {"correlation_eval/correlation.ipynb", "correlation_eval/stats.csv"}
 
 
-def test_no_results_and_damaged_results_are_said_in_one_line(tmp_path):
+def test_no_results_and_damaged_results_are_said_in_one_line(tmp_path, capsys):
     with pytest.raises(site.BookError) as caught:
         site.build_run_pages(tmp_path, {})
     assert "make run" in assert_one_line(str(caught.value))
     damaged = write_project(tmp_path / "p") / "results/beta/big/run.ipynb"
     damaged.write_text("{")
+    (tmp_path / "p/results/alpha/big/run.json").write_text('{"settings": 1}')
+    files = site.build_run_pages(tmp_path / "p/results", {})
+    said = capsys.readouterr().err.splitlines()
+    assert [line.startswith("left out: ") for line in said] == [True, True]
+    assert "alpha/big/run.json' has a value of another type" in said[0]
+    assert str(damaged) in said[1]
+    assert not [name for name in files if "/big/" in name]
+    for page in (tmp_path / "p/results").glob("*/*/run.ipynb"):
+        page.write_text("{")
     with pytest.raises(site.BookError) as caught:
         site.build_run_pages(tmp_path / "p/results", {})
-    assert str(damaged) in assert_one_line(str(caught.value))
+    assert "no run can be shown: " in assert_one_line(str(caught.value))
 
 
 def test_the_script_says_errors_in_one_line(tmp_path):

@@ -21,7 +21,7 @@ import traitlets
 import lab
 import tiny
 from messages import assert_one_line
-from nucleoscope import quantities
+from nucleoscope import names, quantities
 from nucleoscope.explorer import controls, explorer, live_figures
 from nucleoscope.measure import generation, scoring, streaming
 from nucleoscope.measure.runs import complete_run
@@ -563,7 +563,7 @@ def measure_run(model_name: str, folder: Path) -> None:
 
 
 def test_nothing_that_a_model_writes_is_read_as_html():
-    assert live_figures.escape_plotly(EVIL) == (
+    assert names.escape_plotly(EVIL) == (
         "&lt;script&gt;alert(1)&lt;/script&gt; &lt;img src=x onerror=alert(2)&gt; &#36;x&#36; &amp;amp;"
     )
     map_ = live_figures.build_heatmap(np.eye(2), ["<b>", "$"])

@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 import hub
 import tiny
 from messages import assert_one_line
+from nucleoscope import atomic
 from nucleoscope.measure import model_facts
 from nucleoscope.models import loading, tokenizers
 
@@ -212,12 +213,12 @@ def test_a_changed_file_changes_the_identity_of_a_folder(folder, name):
 
 def test_a_gguf_file_is_identified_by_its_content(tmp_path):
     name = tiny.save_gguf(tmp_path / "tiny.gguf", tiny.create_model(), tiny.create_tokenizer())
-    assert load(name).identity == {"source": "file", "sha256": loading.hash_file(name)}
+    assert load(name).identity == {"source": "file", "sha256": atomic.hash_file(name)}
 
 
 def test_the_file_hash_is_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
-    assert loading.hash_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert atomic.hash_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 # End-of-text tokens and context

@@ -198,15 +198,14 @@ def test_tokens_that_are_damaged_are_written_again(folder, content):
     assert parquet.read_table(path).num_rows == 15
 
 
-def test_tokens_with_a_bad_page_are_named(folder):
+def test_tokens_with_a_bad_page_are_written_again(folder):
     measure_run(folder)
-    path = folder / "tokens.parquet"
+    before, path = results.load_table(folder.parents[1]), folder / "tokens.parquet"
     content, end = bytearray(path.read_bytes()), parquet.read_metadata(path).row_group(0).column(0)
     content[4 : end.total_compressed_size] = b"\xff" * (end.total_compressed_size - 4)  # the footer is whole
     path.write_bytes(content)
-    message = catch_refusal(ValueError, results.load_table, folder.parents[1])
-    assert str(path) in assert_one_line(message)
-    assert "delete it" in message
+    pd.testing.assert_frame_equal(results.load_table(folder.parents[1]), before, check_exact=True)
+    assert parquet.read_table(path, page_checksum_verification=True).num_rows == 15
 
 
 def test_measurements_that_are_cut_off_are_named_although_there_are_tokens(folder, capsys):

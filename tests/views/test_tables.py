@@ -58,7 +58,7 @@ def test_latex_has_booktabs_rules_multirow_models_and_escaped_names(latex):
             assert part in text
         assert r"\cline" not in text
         assert "nan" not in text
-        assert r"100\%\_of\$\#\{\}\&\textasciitilde \textasciicircum \textbackslash " in text
+        assert r"100\%\_of\$\#\{\}\&\textasciitilde{}\textasciicircum{}\textbackslash{}" in text
 
 
 def test_latex_says_why_a_run_is_empty(latex):

@@ -194,6 +194,7 @@ def write_run(folder: Path, entry: grid.Entry, **others) -> None:
     text = "the cat sat on the mat and she said that it was hers and not the dog's"
     records = [tiny.create_record(text, seed=10 * len(str(folder)) + number) for number in range(3)]
     torch.save(records, folder / results.MEASUREMENTS)
+    results.write_tokens(records, folder / results.MEASUREMENTS)
     wanted = grid.DEFAULTS | entry.parameters
     names = ("model_name", "dataset_name", "prompt_format", "max_tokens", "top_p", "seed", "n_prompts")
     settings = {name: wanted[name] for name in names} | {"prompt_column": wanted.get("prompt_column")}
@@ -673,5 +674,23 @@ def test_make_says_in_one_line_that_a_grid_is_missing(target, tmp_path):
     command = ["make", "--assume-old=.venv/.ready", target, f"GRID={missing}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
-    assert done.stderr.splitlines()[0] == f"error: grid '{missing}' does not exist"
+    assert done.stderr.splitlines()[0] == f"error: grid '{missing}' cannot be read: No such file or directory"
+    assert "Traceback" not in done.stderr
+    missing.write_bytes(b"models: [\xff]")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.startswith(f"error: '{missing}': 'utf-8' codec can't decode byte 0xff")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_results_folder_that_cannot_be_written_to_is_one_line_of_the_graph(
+    tmp_path, small_disk, small_disk_made_read_only
+):
+    config = SMALL | {"results_dir": str(small_disk)}
+    (tmp_path / "grid.yml").write_text(yaml.safe_dump(config))
+    small_disk_made_read_only()
+    done = run_snakemake("--configfile", tmp_path / "grid.yml")
+    assert done.returncode != 0
+    line = f"error: cannot write to '{small_disk}' (Read-only file system): use another --results_dir"
+    assert line in done.stderr.splitlines()
     assert "Traceback" not in done.stderr

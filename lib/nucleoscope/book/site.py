@@ -19,6 +19,7 @@ from nbformat import NotebookNode
 
 from nucleoscope import quantities, settings
 from nucleoscope.book.pages import encode_page_name, normalise, set_title
+from nucleoscope.names import escape_line
 from nucleoscope.store import results
 from nucleoscope.views.figure_data import format_csv
 from nucleoscope.views.token_text import escape_name
@@ -79,16 +80,28 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
 
 
 def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes]:
-    """One page per run with an executed notebook, their data, and a table that links to them."""
+    """One page per run with an executed notebook, their data, and a table that links to them.
+
+    A run whose notebook or run.json cannot be read is left out and named on stderr. BookError if none is left.
+    """
     runs = [folder for folder in results.list_runs(results_dir) if (folder / results.NOTEBOOK).is_file()]
     if not runs:
         raise BookError(f"no executed notebooks in '{results_dir}': measure a model first, for example with make run")
-    files = {}
-    for run in runs:
+    files, rows = {}, {}
+    for run in sorted(runs, key=lambda run: (run.name, run.parent.name)):
         model, dataset = run.name, run.parent.name
         page = f"runs/{encode_page_name(model)}/{encode_page_name(dataset)}"
-        files |= build_notebook_page(run / results.NOTEBOOK, page, folders, f"{model} on {dataset}")
-    files["runs/index.md"] = format_overview(sorted(runs, key=lambda run: (run.name, run.parent.name))).encode()
+        try:
+            found = build_notebook_page(run / results.NOTEBOOK, page, folders, f"{model} on {dataset}")
+            rows[run] = format_row(run)
+        except (BookError, OSError, ValueError) as error:
+            print(f"left out: {escape_line(str(error))}", file=sys.stderr)
+            problem = error
+            continue
+        files |= found
+    if not rows:
+        raise BookError(f"no run can be shown: {escape_line(str(problem))}")
+    files["runs/index.md"] = format_overview(list(rows.values())).encode()
     return files
 
 
@@ -122,19 +135,24 @@ def build_notebook_page(
     return files | {f"{page}.ipynb": nbformat.writes(notebook).encode()}
 
 
-def format_overview(runs: list[Path]) -> str:
-    """The page that lists the runs, in the given order, as a table that readers can sort."""
-    rows = []
-    for run in runs:
-        info = results.load_info(run)
-        page = f"/runs/{encode_page_name(run.name)}/{encode_page_name(run.parent.name)}"
-        try:
-            found = info["settings"]
-            facts = [f"{found['n_prompts']:,}", f"{info['tokens']:,}", found["prompt_format"], found["dtype"]]
-        except KeyError as error:
-            raise BookError(f"'{run / results.RUN_INFO}' has no {error}") from None
-        columns = [*map(escape_name, (run.name, run.parent.name)), *facts]
-        rows.append(f"| {' | '.join(columns)} | [the run](<{page}.ipynb>) |")
+def format_row(run: Path) -> str:
+    """A run's row in the table of runs. BookError or ValueError names a run.json that cannot be used."""
+    info = results.load_info(run)
+    page = f"/runs/{encode_page_name(run.name)}/{encode_page_name(run.parent.name)}"
+    try:
+        found = info["settings"]
+        facts = [f"{found['n_prompts']:,}", f"{info['tokens']:,}", found["prompt_format"], found["dtype"]]
+    except KeyError as error:
+        raise BookError(f"'{run / results.RUN_INFO}' has no {error}") from None
+    except (TypeError, ValueError) as error:
+        raise BookError(f"'{run / results.RUN_INFO}' has a value of another type ({error})") from None
+    columns = [escape_name(str(value)) for value in (run.name, run.parent.name)]
+    columns += [*facts[:2], *(escape_name(str(value)) for value in facts[2:])]
+    return f"| {' | '.join(columns)} | [the run](<{page}.ipynb>) |"
+
+
+def format_overview(rows: list[str]) -> str:
+    """The page that lists the runs, given their rows in order, as a table that readers can sort."""
     head = "| model | data set | prompts | tokens | prompt format | dtype | page |\n|---|---|--:|--:|---|---|---|\n"
     return (
         "# The runs\n\nEach run, that is, one model on one data set, has a page made from its executed notebook.\n\n"
@@ -180,7 +198,13 @@ def _capture_output(script: Path, *options: str) -> bytes:
 
 
 def _sync(files: Mapping[str, bytes], folder: Path) -> bool:
-    """Makes ``folder`` contain exactly these files, without touching unchanged ones. True if one was removed."""
+    """Makes ``folder`` contain exactly these files, without touching unchanged ones. True if one was removed.
+
+    Links in it are removed, whatever they point to: nothing is written or removed outside.
+    """
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_symlink():
+            path.unlink()
     gone = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).as_posix() not in files]
     for path in gone:
         path.unlink()

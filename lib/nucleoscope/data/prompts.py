@@ -7,7 +7,6 @@ line number if there is one.
 
 import codecs
 import csv
-import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from nucleoscope import hub
+from nucleoscope.atomic import hash_file
 from nucleoscope.settings import Settings, validate
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def load(
     if text_column:
         continuations = list(islice(_read(path, text_column, "text_column"), n_prompts))
         _check_continuations(continuations, name, text_column)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hash_file(path)
     source = "packaged" if name in PACKAGED else "file"
     return Prompts([prefix + text for text in texts], {"source": source, "sha256": digest}, continuations)
 

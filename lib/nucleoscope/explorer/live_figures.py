@@ -1,16 +1,16 @@
 """The live notebook's two figures: the scatter plot of one text, and the matrix of one token's candidates.
 
 Contract: these are plotly figures that a kernel can keep changing. Plotly interprets some HTML in its
-texts, so text from a model goes through `escape_plotly`.
+texts, so text from a model goes through `names.escape_plotly`.
 """
 
-import html
 from typing import Any
 
 import plotly.graph_objects as go
 import torch
 
 from nucleoscope import quantities
+from nucleoscope.names import escape_plotly
 from nucleoscope.views import cards
 from nucleoscope.views.figures import build_layout
 from nucleoscope.views.palette import BLUE, MATRIX, ORANGE, VERMILLION
@@ -104,8 +104,3 @@ def build_heat_layout(title: str, words: list[str], height: int) -> dict[str, An
         "xaxis": axis | {"tickangle": -60},
         "yaxis": axis | {"autorange": "reversed"},
     }
-
-
-def escape_plotly(text: str) -> str:
-    """Text that plotly shows unchanged: it would interpret tags, entities, and formulas between dollar signs."""
-    return html.escape(text).replace("$", "&#36;")

@@ -13,6 +13,7 @@ open: a child process that inherits it keeps it even if the process that took it
 import contextlib
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from typing import IO, Any
 from urllib.parse import quote
 
 import pynvml
+
+from nucleoscope.atomic import open_plainly
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL = 1  # seconds
@@ -170,10 +173,22 @@ def _strip_prefix(name: str) -> str:
 
 def _open(name: str) -> IO[bytes]:
     folder = Path(tempfile.gettempdir(), f"nucleoscope-gpus-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"'{folder}' belongs to another user: set TMPDIR to a folder of your own")
-    return (folder / name).open("a+b", buffering=0)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if problem := _find_problem(folder.lstat()):  # anybody may have made it, before this user's first run
+        raise PermissionError(f"'{folder}' {problem}: set TMPDIR to a folder of your own")
+    return open_plainly(folder / name)
+
+
+def _find_problem(found: os.stat_result) -> str | None:
+    """Why locks in a folder with this status could be another user's, in words that follow its name; None if not."""
+    if not stat.S_ISDIR(found.st_mode):
+        return "is a link" if stat.S_ISLNK(found.st_mode) else "is not a folder"
+    if found.st_uid != os.getuid():
+        return "belongs to another user"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX:
+        return "can be changed by other users"
+    return None
 
 
 def _take_free(listed: list[str], number: int) -> dict[str, IO[bytes]]:

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
+from nucleoscope.atomic import hash_file
 from nucleoscope.hub import PACKAGED, check_revision, explain, find, is_on_hub, shorten
 from nucleoscope.models import dequantized, gguf, placement
 from nucleoscope.models.placement import pick_device
@@ -166,12 +167,6 @@ def _identify(name: str, source: str, digest: str | None, revision: str | None) 
     if Path(source).is_dir():
         return {"source": "folder", "sha256": _hash_folder(Path(source))}
     return {"source": "hub", "id": name, "revision": str(revision)}
-
-
-def hash_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _hash_folder(folder: Path) -> str:

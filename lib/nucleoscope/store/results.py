@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
-from nucleoscope.store.mapped_records import map_records, read_vectors
+from nucleoscope.names import escape_line
+from nucleoscope.store.mapped_records import check_sizes, map_records, read_vectors
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ ANALYSIS_FILES = (
     *("fits.ipynb", "fit_lines.csv", "fit_stats.csv", "fit_stats.tex"),
 )
 REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # the keys of the published study's files
+FORBIDDEN = "there is no permission to read this folder: ask its owner"
+LARGEST = 1e75  # of a quantity: the fourth power of a value is a number too, so that no mean or variance overflows
 SOURCE = b"nucleoscope.measurements"  # the metadata key in tokens.parquet for the fingerprint of its source
 
 
@@ -64,6 +67,11 @@ def locate_run(
     dataset, model = shorten_names(dataset_name, model_name)
     if text_column:
         dataset = f"{dataset}-{text_column.replace('/', '_')}"
+    return Path(results_dir, dataset, model)
+
+
+def locate_measured(results_dir: str | os.PathLike, model: str, dataset: str) -> Path:
+    """The folder of a measured run, by its names in tables, which are those of folders."""
     return Path(results_dir, dataset, model)
 
 
@@ -135,14 +143,46 @@ def describe_run(info: Mapping[str, Any]) -> str:
 
 def find_measurements(folder: Path) -> Path | None:
     """The measurements file in a run's folder: ours, or else the latest one from the published study's code."""
-    if (folder / MEASUREMENTS).is_file():
+    if os.path.isfile(folder / MEASUREMENTS):  # unlike is_file, False in a folder without permission
         return folder / MEASUREMENTS
     return max(folder.glob(STUDY_MEASUREMENTS), default=None)  # their names end with the time
 
 
-def list_runs(results_dir: str | os.PathLike = "results") -> list[Path]:
-    """The folders below ``results_dir`` that contain measurements, by data set and model."""
-    return sorted(folder for folder in Path(results_dir).glob("*/*/") if find_measurements(folder))
+def list_runs(results_dir: str | os.PathLike = "results", damaged: dict[Path, str] | None = None) -> list[Path]:
+    """The folders below ``results_dir`` that contain measurements, by data set and model.
+
+    A folder that the system does not let this process read, or whose name is not text, is left out and
+    added to ``damaged``.
+    """
+    damaged = {} if damaged is None else damaged
+    datasets = _list_folders(Path(results_dir), damaged)
+    return sorted(run for dataset in datasets for run in _list_folders(dataset, damaged) if find_measurements(run))
+
+
+def _list_folders(place: Path, damaged: dict[Path, str]) -> list[Path]:
+    """The folders in ``place``, without those that are added to ``damaged``."""
+    try:
+        folders = [place / name for name in os.listdir(place) if os.path.isdir(place / name)]
+    except PermissionError:
+        damaged[place] = f"'{place}': {FORBIDDEN}"
+        return []
+    except OSError:  # it is not there, or was removed in the meantime
+        return []
+    reasons = {folder: _find_obstacle(folder) for folder in folders}
+    damaged |= {folder: f"'{folder}': {reason}" for folder, reason in reasons.items() if reason}
+    return [folder for folder in folders if not reasons[folder]]
+
+
+def _find_obstacle(folder: Path) -> str | None:
+    """Why a folder cannot be used, in words that follow its name; None if it can."""
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError:  # it could be in no table, page or log
+        return "the folder's name is not UTF-8 text: rename it"
+    effective = os.access in os.supports_effective_ids
+    if not os.access(folder, os.R_OK | os.X_OK, effective_ids=effective):
+        return FORBIDDEN
+    return None
 
 
 def load_runs(
@@ -164,7 +204,7 @@ def iterate_runs(
     results_dir: str | os.PathLike, damaged: dict[Path, str], columns: Collection[str] | None = None
 ) -> Iterator[tuple[tuple[str, str], "pd.DataFrame"]]:
     """The name and the tokens of one run after another; files that cannot be read are added to ``damaged``."""
-    for folder in list_runs(results_dir):
+    for folder in list_runs(results_dir, damaged):
         with _collect_damage(damaged, path := find_measurements(folder)):
             found = load_run(path, folder.name, folder.parent.name, columns)
         if path not in damaged:
@@ -245,11 +285,11 @@ def load_readable(results_dir: str | os.PathLike) -> StoredTables:
     _check_results_dir(results_dir)
     sources: dict[tuple[str, str], Path | pd.DataFrame] = {}
     damaged: dict[Path, str] = {}
-    for folder in list_runs(results_dir):
+    for folder in list_runs(results_dir, damaged):
         with _collect_damage(damaged, path := find_measurements(folder)):
             sources[folder.name, folder.parent.name] = _convert(path)
     for problem in damaged.values():
-        print("skipped:", problem, file=sys.stderr)
+        print("skipped:", escape_line(problem), file=sys.stderr)
     if not sources:
         raise ValueError(f"no readable measurements under '{results_dir}': measure a model first")
     return StoredTables(sources)
@@ -312,8 +352,9 @@ def _collect_damage(damaged: dict[Path, str], path: Path) -> Iterator[None]:
     """Records in ``damaged`` why ``path`` cannot be read, instead of raising the error."""
     try:
         yield
-    except (ValueError, TypeError, RuntimeError, OSError) as error:  # values of any type may be under the right keys
-        damaged[path] = str(error) if str(path) in str(error) else f"'{path}': {error}"
+    except Exception as error:  # values of any type and size may be under the right keys
+        said = "there is not enough memory" if isinstance(error, MemoryError) else str(error) or type(error).__name__
+        damaged[path] = said if str(path) in said else f"'{path}': {said}"
 
 
 def tabulate(records: list[dict], model: str, dataset: str) -> "pd.DataFrame":
@@ -339,8 +380,13 @@ def _tabulate_records(records: list[dict]) -> "pd.DataFrame":
     }
     for name, column in {"tokens": "token", **plurals}.items():
         missing, dtype = (-1, np.int64) if name == "tokens" else (np.nan, np.float64)
-        parts = [np.asarray(r.get(name, [missing] * n), dtype=dtype) for r, n in zip(records, lengths, strict=True)]
+        try:
+            parts = [np.asarray(r.get(name, [missing] * n), dtype=dtype) for r, n in zip(records, lengths, strict=True)]
+        except OverflowError:
+            raise ValueError(f"{name} contain a number that does not fit into 64 bits: measure again") from None
         columns[column] = np.concatenate([np.empty(0, dtype), *parts])
+        if name != "tokens" and (np.abs(columns[column][np.isfinite(columns[column])]) > LARGEST).any():
+            raise ValueError(f"{name} contain a number beyond {LARGEST:g}, which is no measurement: measure again")
         if quantities.needs_pair(column):  # a file contains 1, as in the study, if there is no pair
             columns[column][columns["k"] == 1] = np.nan
     return pd.DataFrame(columns)
@@ -372,17 +418,30 @@ def _write_parquet(frame: "pd.DataFrame", path: Path, fingerprint: bytes) -> Non
     columns = pa.Table.from_pandas(frame, preserve_index=False)  # NaN becomes null
     columns = columns.replace_schema_metadata({**columns.schema.metadata, SOURCE: fingerprint})
     with write_atomically(path.with_name(TOKENS)) as stream:
-        parquet.write_table(columns, stream)
+        parquet.write_table(columns, stream, write_page_checksum=True)
+
+
+def repair_tokens(folder: Path) -> bool:
+    """Writes the tokens.parquet of a run from its measurements if it is missing or damaged; whether it did.
+
+    ValueError names measurements that cannot be read.
+    """
+    path = find_measurements(folder)
+    if path is None or _is_current(path):
+        return False
+    _convert(path)
+    return True
 
 
 def _convert(path: Path) -> "Path | pd.DataFrame":
-    """The tokens.parquet of a measurements file, written now if it is missing or belongs to other measurements.
+    """The tokens.parquet of a measurements file, written now if it is missing, damaged or of other measurements.
 
     Returns the table itself if the file cannot be written. ValueError names a bad file.
     """
-    tokens, fingerprint = path.with_name(TOKENS), _compute_fingerprint(path)
-    if _read_source(tokens) == fingerprint:
+    tokens = path.with_name(TOKENS)
+    if _is_current(path):
         return tokens
+    fingerprint = _compute_fingerprint(path)
     frame = _tabulate_records(_load_mapped(path, lambda _, record: record.pop("top_p_probs", None)))
     if path != find_measurements(path.parent):  # an older file of the study: tokens.parquet belongs to the latest one
         return frame
@@ -391,6 +450,35 @@ def _convert(path: Path) -> "Path | pd.DataFrame":
     except OSError:  # another user's folder, or a full disk: reading needs no write access
         return frame
     return tokens
+
+
+def _is_current(path: Path) -> bool:
+    """Whether the tokens.parquet of a measurements file was written from it, and can be read to the end."""
+    tokens = path.with_name(TOKENS)
+    return _read_source(tokens) == _compute_fingerprint(path) and not _has_bad_page(tokens)
+
+
+def _has_bad_page(tokens: Path) -> bool:
+    """Whether a part of a tokens.parquet cannot be read, or has numbers that no run measures. A part is read at a time.
+
+    Analyses read each file several times, in several processes, where a bad one would end all of them.
+    """
+    import pyarrow as pa
+    from pyarrow import compute, parquet
+
+    try:
+        with parquet.ParquetFile(tokens, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(1 << 16):
+                for column in batch.columns:
+                    if pa.types.is_floating(column.type):
+                        bounds = compute.min_max(compute.if_else(compute.is_finite(column), column, None)).as_py()
+                        if any(abs(bound) > LARGEST for bound in bounds.values() if bound is not None):
+                            return True
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno in SYSTEM:
+            raise
+        return True
+    return False
 
 
 def _compute_fingerprint(path: Path) -> bytes:
@@ -465,7 +553,7 @@ def read_json(path: Path) -> dict:
     """A JSON object; ValueError names a file that does not contain one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise ValueError(f"'{path}' is not valid JSON ({error}): move it out of the way") from None
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' is not a JSON object: move it out of the way")
@@ -477,6 +565,7 @@ def read(path: str | os.PathLike) -> Any:
     import torch
 
     try:
+        check_sizes(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise

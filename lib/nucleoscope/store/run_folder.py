@@ -27,10 +27,15 @@ IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting t
 def check(folder: Path, overwrite: bool = False) -> None:
     """Before a model is loaded: OSError with one line if a run's folder is not writable or is being written.
 
-    A folder that already has its results is not checked.
+    ValueError if its run.json is damaged. A folder that already has its results need not be writable.
     """
     if overwrite or not all((folder / name).is_file() for name in (MEASUREMENTS, RUN_INFO)):
         check_folder(folder)
+    for name in (MEASUREMENTS, TOKENS, RUN_INFO):
+        if (folder / name).is_dir():  # it could not be replaced at the end of the run
+            raise IsADirectoryError(f"'{folder / name}' is a folder: move it out of the way")
+    if (folder / RUN_INFO).is_file():
+        read_json(folder / RUN_INFO)
 
 
 class RunFolder:

@@ -5,11 +5,14 @@ Contract: figures as notebooks store them, with their numbers either listed or p
 
 import base64
 import csv
+import html
 import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from nucleoscope.names import escape_cell
 
 COORDINATES = ("x", "x +", "x -", "y", "y +", "y -", "z")  # columns of a figure's csv; + and - are its error bars
 
@@ -24,8 +27,13 @@ def format_csv(figure: Mapping[str, Any]) -> str:
     for trace, columns in blocks:
         length = max(map(len, columns.values()), default=0)
         filled = [columns.get(name) or [""] * length for name in names]
-        writer.writerows([trace, *row] for row in zip(*filled, strict=True))
+        writer.writerows(map(_format_cell, [trace, *row]) for row in zip(*filled, strict=True))
     return stream.getvalue()
+
+
+def _format_cell(value: Any) -> Any:
+    """A value of a figure for a csv: what plotly shows of a text, and no formula."""
+    return escape_cell(html.unescape(value)) if isinstance(value, str) else value
 
 
 def _name_trace(figure: Mapping[str, Any], trace: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from plotly.subplots import make_subplots
 
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
+from nucleoscope.names import escape_mathtext, escape_plotly
 from nucleoscope.stats.bootstrap import BINS, Bins
 from nucleoscope.store.results import select, select_choices
 from nucleoscope.views.palette import (
@@ -138,10 +139,10 @@ def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
             ]
         )
         for column, dataset in enumerate(datasets):
-            axes[0, column].annotate(dataset, (0.5, 1.03), ha="center", va="bottom", **_EDGE)
+            axes[0, column].annotate(escape_mathtext(dataset), (0.5, 1.03), ha="center", va="bottom", **_EDGE)
             axes[np.flatnonzero(measured[:, column]).max(initial=0), column].tick_params(labelbottom=True)
         for row, model in enumerate(models):
-            axes[row, -1].annotate(model, (1.03, 0.5), ha="left", va="center", rotation=-90, **_EDGE)
+            axes[row, -1].annotate(escape_mathtext(model), (1.03, 0.5), ha="left", va="center", rotation=-90, **_EDGE)
             axes[row, np.argmax(measured[row])].tick_params(labelleft=True)
         key = ["median of a bin", "± one standard deviation"]
         drawn = [axes.flat[place] for place in np.flatnonzero(measured)[:1]]
@@ -225,8 +226,9 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         # With one model, colours distinguish data sets; with several, colours distinguish models and dashes data sets.
         color, dash = models.index(model), datasets.index(dataset)
         color, dash = (color, dash) if len(models) > 1 else (dash, 0)
-        name = f"{model}, {dataset}" if len(models) > 1 else dataset
-        hover = "median %{y:.3f} of %{customdata:,} tokens at %{x:.2f}" + f"<extra>{model}, {dataset}</extra>"
+        both = escape_plotly(f"{model}, {dataset}")
+        name = both if len(models) > 1 else escape_plotly(dataset)
+        hover = "median %{y:.3f} of %{customdata:,} tokens at %{x:.2f}" + f"<extra>{both}</extra>"
         line = {"color": colors[color % len(colors)], "dash": dashes[dash % len(dashes)], "width": 2.5}
         figure.add_trace(
             go.Scatter(
@@ -251,7 +253,7 @@ def plot_coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.F
     """Our coefficients of every run with their 95 % intervals, and the published ones of the same runs."""
     figure = make_subplots(1, 2, shared_yaxes=True, column_titles=["Pearson", "Spearman"], horizontal_spacing=0.04)
     both = statistics[["Model", "Dataset"]].merge(published, how="left")
-    names = [f"{row.Model}<br>{row.Dataset}" for row in statistics.itertuples()]
+    names = [f"{escape_plotly(row.Model)}<br>{escape_plotly(row.Dataset)}" for row in statistics.itertuples()]
     for column, kind in enumerate(("Pearson", "Spearman"), 1):
         ours = statistics[f"{kind} r"]
         low, high = (ours - statistics[f"{kind} low"]).abs(), (statistics[f"{kind} high"] - ours).abs()
@@ -308,7 +310,7 @@ def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
             trace = go.Scatter(mode="lines", line={"color": color, "dash": dash}, name=kind, hovertemplate=hover)
         figure.add_trace(trace.update(content))
     buttons = [
-        {"label": f"{model}, {dataset}", "method": "restyle", "args": [_build_columns(content)]}
+        {"label": escape_plotly(f"{model}, {dataset}"), "method": "restyle", "args": [_build_columns(content)]}
         for ((model, dataset), _), content in zip(groups, contents, strict=True)
     ]
     look = {"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "bgcolor": BUTTON}

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from nucleoscope import quantities
+from nucleoscope.names import escape_plotly
 from nucleoscope.stats.bootstrap import Bins, compute_interval, draw_counts
 from nucleoscope.stats.correlation import PAIRS
 from nucleoscope.store.results import select
@@ -78,7 +79,7 @@ def plot_grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
     tables = select(tables, columns={"prompt", "k", *chain.from_iterable(pairs)})
     figure = make_subplots(
         len(models), len(datasets), shared_xaxes="all", shared_yaxes="all",
-        column_titles=datasets, row_titles=models,
+        column_titles=[*map(escape_plotly, datasets)], row_titles=[*map(escape_plotly, models)],
         x_title=quantities.find_title(pairs[0][0]), y_title=quantities.find_title(pairs[0][1]),
         horizontal_spacing=0.02, vertical_spacing=0.12 / max(len(models), 2),
     )  # fmt: skip
@@ -89,7 +90,7 @@ def plot_grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
         for content, (x, y) in zip(contents, pairs, strict=True):
             content += _build_panel(groups.get((model, dataset, x, y)), table, x, y)
         place = {"row": models.index(model) + 1, "col": datasets.index(dataset) + 1}
-        for trace, values in zip(_build_traces(f"{model}, {dataset}"), contents[0][-7:], strict=True):
+        for trace, values in zip(_build_traces(escape_plotly(f"{model}, {dataset}")), contents[0][-7:], strict=True):
             figure.add_trace(trace.update(values), **place)
     switches = _build_switches(contents, pairs, len(models) + len(datasets))
     figure.update_layout(build_layout("", height=190 + 190 * len(models)), showlegend=False, updatemenus=switches)

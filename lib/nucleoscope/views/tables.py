@@ -13,6 +13,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from nucleoscope.atomic import write_atomically
+from nucleoscope.names import escape_cell, escape_latex, escape_line, read_cell
 from nucleoscope.stats.correlation import format_power_of_ten
 from nucleoscope.stats.curves import FORMULAS
 from nucleoscope.store.results import ANALYSES
@@ -29,8 +30,9 @@ def write(text: str, path: Path) -> None:
 
 
 def format_csv(frame: pd.DataFrame) -> str:
-    """Every column, numbers with ten digits; p-values are text, in full magnitude."""
-    return frame.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    """Every column, numbers with ten digits; p-values are text, in full magnitude. Names are never formulas."""
+    names = {name: frame[name].astype(str).map(escape_cell) for name in RUN if name in frame}
+    return frame.assign(**names).to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
 def load_statistics(results_dir: str | os.PathLike) -> pd.DataFrame:
@@ -41,8 +43,12 @@ def load_statistics(results_dir: str | os.PathLike) -> pd.DataFrame:
     path = Path(results_dir, ANALYSES, "correlation_stats.csv")
     if not path.is_file():
         raise ValueError(f"'{path}' does not exist: run scripts/correlation_eval.py first")
-    text = {name: str for name in pd.read_csv(path, nrows=0) if name.endswith(" p") and "log10" not in name}
-    return pd.read_csv(path, dtype={**text, "note": str}, keep_default_na=True).fillna({"note": ""})
+    columns = list(pd.read_csv(path, nrows=0))
+    text = {name: str for name in columns if name.endswith(" p") and "log10" not in name}
+    missing = {name: [""] for name in columns if name not in RUN}  # a model may be called NA, or 007
+    types = {**text, **dict.fromkeys(RUN, str), "note": str}
+    frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing).fillna({"note": ""})
+    return frame.assign(**{name: frame[name].map(read_cell) for name in RUN})
 
 
 def format_correlation_tex(statistics: pd.DataFrame) -> str:
@@ -93,13 +99,13 @@ def _format_tabular(rows: pd.DataFrame, columns: dict) -> str:
     """A tabular with models grouped by multirow, names escaped, and the notes as comments."""
     frame = pd.DataFrame({name: list(values) for name, values in columns.items()})
     frame.index = pd.MultiIndex.from_frame(rows[RUN])
-    style = frame.style.format_index(escape="latex").hide(names=True)
+    style = frame.style.format_index(escape_latex).hide(names=True)
     alignment = "ll" + "r" * frame.shape[1]
     text = style.to_latex(hrules=True, clines="skip-last;data", multirow_align="t", column_format=alignment)
     text = text.replace(" &  & ", "Model & Data set & ", 1)
     rule = f"\\cline{{1-{len(alignment)}}}\n"
     text = text.replace(f"{rule}\\bottomrule", "\\bottomrule").replace(rule, "\\midrule\n")
-    notes = [f"% {row.Model}, {row.Dataset}: {row.note}\n" for row in rows.itertuples() if row.note]
+    notes = [f"% {escape_line(f'{row.Model}, {row.Dataset}: {row.note}')}\n" for row in rows.itertuples() if row.note]
     small = "{\\scriptsize\\setlength{\\tabcolsep}{1.5pt}%\n"  # fits the column of an article
     return "% needs \\usepackage{booktabs,multirow}\n" + "".join(notes) + small + text + "}\n"
 

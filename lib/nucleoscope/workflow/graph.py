@@ -15,12 +15,13 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from nucleoscope.models import gpus
-from nucleoscope.store import results
+from nucleoscope.store import integrity, locking, results
 from nucleoscope.workflow import dependencies, grid, logs, status
 
 COMBINED_PAGES = ("index", "theory", "twelve")  # notebooks about all runs that are pages of the book
 CLUSTER_TRIES = 3  # how often a cluster runs a job before its failure is recorded
 CLUSTER_THREADS = 4
+BRACES = {"{", "}"}  # Snakemake takes what is between them for a wildcard, in names of files too
 AGAIN = "interrupted: run the same command again to resume"
 
 
@@ -78,6 +79,8 @@ class Graph:
         runs = self.runs if workflow.is_main_process else {}
         self.missing = {folder: why for folder, entry in runs.items() if (why := status.find_missing(folder, entry))}
         self.unavailable = self._find_unavailable() if self.missing else {}
+        if self.missing and workflow.is_main_process:
+            locking.check_folder(Path(self.results_dir))  # no job could even say that it failed
         for reason in dict.fromkeys(self.unavailable.values()):
             print(f"error: {reason}", file=sys.stderr)
         if self.unavailable and len(self.unavailable) == len(self.runs) and not results.list_runs(self.results_dir):
@@ -116,18 +119,22 @@ class Graph:
         """
         if folder in self.missing and folder not in self.unavailable:
             return [str(status.locate_status(folder))]
-        return [str(Path(folder, name)) for name in status.FILES if Path(folder, name).is_file()]
+        return [path for name in status.FILES if os.path.isfile(path := str(Path(folder, name)))]
 
     def list_all_measurements(self) -> list[str]:
         """What the analyses read: the runs of the grid, and runs in the same folder that the grid does not list."""
-        others = [folder for folder in results.list_runs(self.results_dir) if str(folder) not in self.runs]
+        others = [folder for folder in self.list_others() if not BRACES & set(str(folder))]
         found = [path for folder in self.runs for path in self.list_measurements(folder)]
         return found + [str(results.find_measurements(folder)) for folder in others]
 
+    def list_others(self) -> list[Path]:
+        """The measured runs in the results folder that the grid does not list."""
+        return [folder for folder in results.list_runs(self.results_dir) if str(folder) not in self.runs]
+
     def list_analysed(self) -> list[str]:
         """The folders of all runs that the analyses read: if one is added or removed, they run again."""
-        found = {*map(str, results.list_runs(self.results_dir)), *self.runs}
-        return sorted(found)
+        found = {*map(str, self.list_others()), *self.runs}
+        return sorted(folder.replace("{", "(").replace("}", ")") for folder in found)  # braces would be wildcards
 
     def list_dependencies(self, name: str) -> list[str]:
         """The files that a notebook is made from; ends the program with one line if they cannot be determined."""
@@ -198,22 +205,27 @@ class Graph:
     # The course of the graph
 
     def force_run_job(self, folder: str, job: str) -> list[str]:
-        """Plans a job of a run whatever the dates are, if the run must be measured or the job's last attempt failed.
+        """Plans a job of a run whatever the dates are, if a file that it writes is missing or cut off, or if it failed.
 
         An input function calls this, so that it concerns only jobs that belong to the targets; it adds no inputs.
         """
-        path = status.locate_status(folder, job)
-        measure = job == results.MEASURE and folder in self.missing
-        no_page = job == results.PAGE and results.find_measurements(Path(folder))
-        no_page = no_page and not Path(folder, results.NOTEBOOK).is_file()
-        if measure or no_page or status.read_problem(path):
+        path, place = status.locate_status(folder, job), Path(folder)
+        if job == results.MEASURE:
+            due = folder in self.missing or status.needs_tokens(place)
+        else:
+            due = results.find_measurements(place) and not integrity.is_whole(place / results.NOTEBOOK)
+        if due or status.read_problem(path):
             self._force([str(path)])
         return []
 
     def force_job(self, name: str, outputs: list[str]) -> list[str]:
-        """As `force_run_job` for a job about all runs: a failed one leaves older outputs, which look complete."""
+        """As `force_run_job` for a job about all runs, also if an output is cut off.
+
+        A job that failed leaves older outputs, which look complete.
+        """
         log = Path(self.results_dir, status.LOGS, f"{name}.log")
-        if log.is_file() and logs.has_failed(log):
+        damaged = any(os.path.isfile(path) and not integrity.is_whole(Path(path)) for path in outputs)
+        if damaged or (log.is_file() and logs.has_failed(log)):
             self._force(outputs)
         return []
 

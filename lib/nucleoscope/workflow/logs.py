@@ -20,6 +20,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO
 
+from nucleoscope.atomic import NotPlainError, open_plainly
+
 BEGUN, ENDED = "# begun", "# ended"
 INTERRUPTED = ("status 130", "status 143")  # a command that ended because of SIGINT or SIGTERM
 ERRORS = ("error: ", "interrupted: ")  # how a line begins that says why a command failed
@@ -194,9 +196,11 @@ def _open_log(log: Path) -> Iterator[IO[bytes]]:
     """The log to append to, emptied if its last attempt ended by itself; OSError, in one line, if it cannot be had."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        file = log.open("ab", buffering=0)
+        file = open_plainly(log)
         if not _was_cut_off(log):
             file.truncate(0)
+    except NotPlainError as error:
+        raise NotPlainError(f"the log {error}") from None
     except OSError as error:
         raise type(error)(f"the log '{log}' cannot be written ({error.strerror}): use another results_dir") from None
     with file:

@@ -4,9 +4,7 @@ Every script that runs a notebook calls this module. What the notebook prints ap
 terminal at once, progress bars included; the executed notebook appears only when it is complete.
 """
 
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from nucleoscope.atomic import write_atomically
+from nucleoscope.workflow import sockets
 
 FOLDER = Path(__file__).resolve().parents[3] / "notebooks"
 PATIENCE = 600  # seconds for a kernel to start or to report a finished cell, on a machine that is busy or suspended
@@ -40,6 +39,20 @@ class KernelManager(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+
+def _check_executed(notebook: nbformat.NotebookNode) -> None:
+    """NotebookError unless every code cell was executed and none has an error.
+
+    papermill takes a cell that ends with sys.exit(0) for a success, and its metadata call every cell of a
+    process that was killed "completed": they say nothing about a notebook.
+    """
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    for cell in cells:
+        ended = next((output for output in cell.outputs if output.output_type == "error"), None)
+        if ended or cell.execution_count is None:
+            how = f"ended the notebook early ({ended.ename})" if ended else "was not executed"
+            raise NotebookError(f"the cell that begins with '{cell.source.strip().splitlines()[0]}' {how}")
 
 
 class _Stream:
@@ -64,34 +77,33 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
     """Runs ``notebooks/<name>.py`` with ``parameters`` and writes the executed notebook to ``output``.
 
     The notebook runs in the current folder, with this Python. Raises NotebookError when a cell
-    fails or its process dies; nothing is written then.
+    fails or ends the process early, or the process dies; nothing is written then.
     """
-    # Sockets in a folder of their own: other users cannot listen in, and kernels that start
-    # together on one node never share a port.
-    sockets = tempfile.mkdtemp(prefix="nucleoscope-")
     errors = _Stream(sys.stderr)
     try:
-        executed = papermill.execute_notebook(
-            jupytext.read(FOLDER / f"{name}.py"),
-            None,
-            parameters,
-            kernel_name="python3",
-            kernel_manager_class=KernelManager,
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=errors,
-            config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
-            start_timeout=PATIENCE,
-            iopub_timeout=PATIENCE,
-            shutdown_kernel="immediate",  # everything is written by then, and a polite shutdown prints a message
-            coalesce_streams=True,  # keeps the last state of a progress bar, not a thousand lines
-        )
+        with sockets.create_folder() as folder:
+            places = {"transport": "ipc", "ip": f"{folder}/kernel", "connection_file": f"{folder}/kernel.json"}
+            executed = papermill.execute_notebook(
+                jupytext.read(FOLDER / f"{name}.py"),
+                None,
+                parameters,
+                kernel_name="python3",
+                kernel_manager_class=KernelManager,
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=errors,
+                config=Config({"KernelManager": places}),
+                start_timeout=PATIENCE,
+                iopub_timeout=PATIENCE,
+                shutdown_kernel="immediate",  # everything is written by then, and a polite shutdown prints a message
+                coalesce_streams=True,  # keeps the last state of a progress bar, not a thousand lines
+            )
+        _check_executed(executed)
     except PapermillExecutionError as error:
         raise NotebookError(str(error.evalue) or error.ename, "\n".join(error.traceback)) from None
     except (DeadKernelError, RuntimeError) as error:  # RuntimeError: it did not even start
         raise NotebookError(f"the notebook's process died ({error}): run the same command again") from None
     finally:
         errors.end()
-        shutil.rmtree(sockets, ignore_errors=True)
     with write_atomically(Path(output)) as stream:
         stream.write(nbformat.writes(executed).encode())

@@ -25,11 +25,13 @@ def measure(given: dict[str, Any], if_missing: bool = False) -> None:
     """Executes notebooks/measure.py with the settings ``given``.
 
     ``if_missing``: not if the results already have these settings, which is decided by names and without
-    loading the model. Raises what `notebooks.execute` raises.
+    loading the model; only a missing or damaged tokens.parquet is then written. Raises what `notebooks.execute` raises.
     """
     folder = locate(given)
     if if_missing and not status.find_missing(folder, grid.Entry(given)):
         print(f"{folder} has already been measured with these settings")
+        if status.needs_tokens(folder) and results.repair_tokens(folder):
+            print(f"{folder / results.TOKENS} was missing or damaged: it was written again from the measurements")
         return
     notebooks.execute(results.MEASURE, folder / f"{results.MEASURE}.ipynb", given)
 

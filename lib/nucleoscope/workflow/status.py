@@ -8,17 +8,17 @@ job succeeded, and else why not. That lets the graph continue with everything el
 """
 
 import functools
-import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nucleoscope.atomic import write_json
+from nucleoscope.atomic import hash_file, write_json
 from nucleoscope.settings import fill_defaults, list_deciding
-from nucleoscope.store import results
+from nucleoscope.store import integrity, results
 from nucleoscope.workflow import grid, logs
 
 LOGS = "logs"  # the folder of the logs, beside those of the data sets
@@ -57,8 +57,8 @@ def read_problem(path: Path) -> str | None:
 
 def _read_status(path: Path) -> dict[str, Any]:
     try:
-        return results.read_json(path) if path.is_file() else {}
-    except ValueError as error:
+        return results.read_json(path) if os.path.isfile(path) else {}
+    except (OSError, ValueError) as error:
         return {"state": FAILED, "problem": str(error)}
 
 
@@ -69,17 +69,28 @@ def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
     leaves at "auto" matches every value.
     """
     folder = Path(folder)
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        return f"{missing[0]} is missing"
     try:
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            return f"{missing[0]} is missing"
+        if damage := integrity.find_damage(folder / results.MEASUREMENTS):
+            return f"{damage}: measure again with --overwrite"
         info = results.load_info(folder)
     except ValueError as error:
         return str(error)
+    except OSError as error:  # no permission, for instance
+        return f"'{folder}' cannot be read ({error.strerror})"
     if not isinstance(info.get("settings"), dict):
         return f"'{folder / results.RUN_INFO}' has no settings"
     found = next(_list_differences(folder, grid.DEFAULTS | entry.parameters, info), None)
     return f"{found[0]} is {found[1]!r} in the results but {found[2]!r} in the grid" if found else None
+
+
+def needs_tokens(folder: Path) -> bool:
+    """Whether a run has measurements but no whole tokens.parquet, which takes seconds to write, without a model."""
+    found = results.find_measurements(folder)
+    writable = os.access(folder, os.W_OK)  # else analyses do without the file
+    return bool(found and writable and integrity.is_whole(found) and not integrity.is_whole(folder / results.TOKENS))
 
 
 def _list_differences(folder: Path, wanted: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -126,8 +137,7 @@ def _hash_dataset(name: str) -> str | None:
 @functools.lru_cache
 def _hash(path: Path, modified: int) -> str:
     """The hash of a file, computed once for all runs unless the file is ``modified``."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return hash_file(path)
 
 
 def _read_requested(folder: Path, info: dict[str, Any]) -> int | None:
@@ -166,7 +176,7 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
     ]
     for folder, why in missing.items():
         lines.append(f"  {_name_run(folder)}: {_explain(folder, why)}")
-        if results.find_measurements(Path(folder)):
+        if integrity.is_whole(results.find_measurements(Path(folder)) or Path(folder, results.MEASUREMENTS)):
             lines.append(f"    the analyses use its earlier results: {why}")
         lines += _format_log(locate_log(folder))
     for folder in runs:
@@ -190,12 +200,12 @@ def _explain(folder: str, why: str) -> str:
     found = _read_status(path)
     if found.get("state") == REFUSED and not (log.is_file() and log.stat().st_mtime > path.stat().st_mtime):
         return found["problem"]
-    return logs.explain(log, why) if log.is_file() else f"not started ({why})"
+    return logs.explain(log, why) if os.path.isfile(log) else f"not started ({why})"
 
 
 def _format_log(log: Path) -> list[str]:
     """The line that names a log and says when it was written, because its reason may be older than the grid."""
-    if not log.is_file():
+    if not os.path.isfile(log):
         return []
     return [f"    log: {log} ({datetime.fromtimestamp(log.stat().st_mtime):%Y-%m-%d %H:%M})"]
 

@@ -1,0 +1,46 @@
+r"""Names of models, data sets and files in other languages: a name is never code there.
+
+Contract: one function per target language, used wherever that language is written. Names come from folders
+and files that anybody may have made, so they can contain every character but "/" and NUL. Pages of the
+book have `views.token_text.escape_name` (Markdown) and `book.pages.encode_page_name` (addresses).
+"""
+
+import html
+import re
+import unicodedata
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
+
+
+def escape_line(text: str) -> str:
+    r"""Text for a terminal, a log or a comment of LaTeX: line breaks and control characters become such as \n."""
+    return "".join(
+        ascii(letter)[1:-1] if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") else letter for letter in text
+    )
+
+
+def escape_cell(text: str) -> str:
+    """Text for a cell of a csv: one that a spreadsheet would compute begins with an apostrophe, as OWASP advises."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def read_cell(text: str) -> str:
+    """The text that `escape_cell` was given."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
+
+
+def escape_mathtext(text: str) -> str:
+    r"""Text for matplotlib, on one line: between two dollar signs it would be mathematics."""
+    return escape_line(text).replace("$", r"\$")
+
+
+def escape_latex(text: str) -> str:
+    """Text for LaTeX, on one line: each of its ten special characters is printed as it is."""
+    signs = {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    signs |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+    return escape_line(text).translate(str.maketrans(signs))
+
+
+def escape_plotly(text: str) -> str:
+    """Text for plotly: it would interpret tags, entities, formulas between dollar signs, and %{variables}."""
+    return re.sub("[${}]", lambda found: f"&#{ord(found[0])};", html.escape(escape_line(text)))
