@@ -9,8 +9,8 @@ CORES ?= all
 LAB ?=
 FLAGS ?=
 SNAKEMAKE = $(BIN)/snakemake $(FLAGS) --cores $(CORES) --configfile '$(GRID)' --quiet host rules progress reason
-# Snakemake answers a missing file with a traceback.
-CHECK_GRID = test -f '$(GRID)' || { echo "error: grid '$(GRID)' does not exist" >&2; exit 1; }
+# Before Snakemake, which needs seconds to start and answers a missing file with a traceback.
+CHECK_GRID = $(BIN)/python scripts/summary.py --check '$(GRID)'
 
 .DEFAULT_GOAL := help
 .PHONY: help run book lab test lint env

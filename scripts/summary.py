@@ -11,6 +11,7 @@ def create_parser() -> Parser:
     options.add_argument(
         "grid", type=Path, nargs="?", default=Path("scripts/grids/default.yml"), help="the grid, a YAML file"
     )
+    options.add_argument("--check", action="store_true", help="only check whether the grid is valid")
     return options
 
 
@@ -19,7 +20,9 @@ def main() -> None:
     with report_errors(options.debug, interrupted="interrupted"):
         from nucleoscope.workflow import grid, status
 
-        print(status.summarise(grid.load(options.grid)))
+        config = grid.load(options.grid)
+        if not options.check:
+            print(status.summarise(config))
 
 
 if __name__ == "__main__":
