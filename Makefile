@@ -9,7 +9,7 @@ CORES ?= all
 LAB ?=
 FLAGS ?=
 SNAKEMAKE = $(BIN)/snakemake $(FLAGS) --cores $(CORES) --configfile '$(GRID)' --quiet host rules progress reason
-# Snakemake answers a file that is missing, or not UTF-8 text, with a traceback.
+# Before Snakemake, which needs seconds to start and answers a file that is missing, or not UTF-8, with a traceback.
 CHECK_GRID = $(BIN)/python scripts/summary.py --check '$(GRID)'
 
 .DEFAULT_GOAL := help

@@ -150,7 +150,7 @@ figures.plot_coefficients(statistics, published)
 # The results as files: the figure as PNG and PDF, the complete table and its LaTeX versions.
 
 # %%
-folder = Path(results_dir) / results.ANALYSES
+folder = results.locate_folder(results_dir) / results.ANALYSES
 tables.write(tables.format_csv(statistics), folder / "correlation_stats.csv")
 tables.write(tables.format_csv(bins), folder / "correlation_bins.csv")
 tables.write(tables.format_correlation_tex(statistics), folder / "correlation_stats.tex")

@@ -126,7 +126,7 @@ tables.show(tables.format_explained(statistics))
 # ## For a paper
 
 # %%
-folder = Path(results_dir) / results.ANALYSES
+folder = results.locate_folder(results_dir) / results.ANALYSES
 tables.write(tables.format_csv(statistics), folder / "fit_stats.csv")
 tables.write(tables.format_csv(lines), folder / "fit_lines.csv")
 tables.write(tables.format_fits_tex(statistics), folder / "fit_stats.tex")

@@ -71,10 +71,10 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 
 # %%
 chosen = Settings.collect(globals())
-folder = results.locate_run(results_dir, dataset_name, model_name, text_column)
+folder = results.locate_run(chosen.results_dir, chosen.dataset_name, chosen.model_name, text_column)
 run_folder.check(folder, overwrite)
-data = prompts.load(dataset_name, n_prompts, prompt_column, text_column)
-model, tokenizer, identity = loading.load(model_name, dtype, device, trust_remote_code, model_revision)
+data = prompts.load(chosen.dataset_name, n_prompts, prompt_column, text_column)
+model, tokenizer, identity = loading.load(chosen.model_name, dtype, device, trust_remote_code, model_revision)
 
 # %%
 actual = {"model": identity, "dataset": data.identity, "n_prompts": len(data.texts)}

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def create_parser() -> Parser:
     """The command line."""
     options = Parser(__doc__)
-    options.add_argument("--results_dir", default="results", help="folder that contains <dataset>/<model>/run.ipynb")
+    options.add_results_dir("folder that contains <dataset>/<model>/run.ipynb")
     options.add_argument("--output", default=".", help="folder in which to create _build/html")
     return options
 

@@ -1,5 +1,6 @@
 """Measures one model on one data set with notebooks/measure.py, then shows the results with notebooks/run.py."""
 
+from nucleoscope.settings import Settings
 from nucleoscope.workflow.command_line import Parser, report_errors
 
 
@@ -26,12 +27,13 @@ def main() -> None:
     with report_errors(debug, interrupted="interrupted: run the same command again to resume"):
         from nucleoscope.workflow import run_notebooks  # here: --help need not wait for it
 
-        folder = run_notebooks.locate(given)
+        chosen = Settings(**given).check()
+        folder = run_notebooks.locate(chosen)
         print(f"{folder.name} on {folder.parent.name}", flush=True)
         if only != "page":
-            run_notebooks.measure(given, if_missing)
+            run_notebooks.measure(chosen, if_missing)
         if only != "measure":
-            run_notebooks.write_page(given, if_missing)
+            run_notebooks.write_page(chosen, if_missing)
         print(f"results: {folder}")
 
 

@@ -9,9 +9,7 @@ def create_parser() -> Parser:
     """The command line: the log, the GPUs, the status file, and after -- the command."""
     options = Parser(__doc__)
     options.add_argument("--log", type=Path, help="file to copy the output to")
-    options.add_argument(
-        "--gpus", type=int, help="number of this machine's GPUs to reserve for this job; 0 hides them all"
-    )
+    options.add_whole_number("gpus", 0, help="number of this machine's GPUs to reserve for this job; 0 hides them all")
     options.add_argument(
         "--status", type=Path, help="file to record how the job ended; the exit status is then 0 even if it failed"
     )

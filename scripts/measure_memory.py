@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nucleoscope.settings import ANALYSES
 from nucleoscope.store import results
 from nucleoscope.workflow.command_line import Parser
 
@@ -114,12 +115,8 @@ def main() -> None:
         default=[100, 1000],
         help="prompts per run, one number or several",
     )
-    options.add_argument(
-        "--resamples",
-        type=int,
-        default=100,
-        help="resamples per analysis; 2,000 take longer but need hardly more memory",
-    )
+    text = "resamples per analysis; 2,000 take longer but need hardly more memory"
+    options.add_whole_number("resamples", *ANALYSES["resamples"], default=100, help=text)
     given = options.parse_args()
     measure(given.prompts, given.resamples)
 

@@ -10,14 +10,14 @@ def create_parser() -> Parser:
     options = Parser(__doc__)
     options.add_argument("name", help="name of the notebook, without its folder and extension")
     options.add_argument("output", type=Path, help="where to save the executed notebook, an .ipynb file")
-    options.add_argument("--results_dir", default="results", help="folder that contains <dataset>/<model>/")
+    options.add_results_dir("folder that contains <dataset>/<model>/")
     return options
 
 
 def main() -> None:
     options = create_parser().parse_args()
     with report_errors(options.debug, interrupted="interrupted: run the same command again"):
-        from nucleoscope.workflow import notebooks
+        from nucleoscope.workflow import notebooks  # here: --help need not wait for it
 
         options.output.parent.mkdir(parents=True, exist_ok=True)
         notebooks.execute(options.name, options.output, {"results_dir": options.results_dir})

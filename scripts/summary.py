@@ -11,7 +11,7 @@ def create_parser() -> Parser:
     options.add_argument(
         "grid", type=Path, nargs="?", default=Path("scripts/grids/default.yml"), help="the grid, a YAML file"
     )
-    options.add_argument("--check", action="store_true", help="only check that the grid can be used")
+    options.add_argument("--check", action="store_true", help="only check whether the grid is valid")
     return options
 
 

@@ -64,25 +64,25 @@ def test_every_default_is_allowed(name):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("top_p", 0, "top_p is 0: it must be in (0, 1]"),
-        ("top_p", 1.5, "top_p is 1.5: it must be in (0, 1]"),
-        ("top_p", math.nan, "top_p is nan: it must be in (0, 1]"),
-        ("top_p", "much", "top_p is 'much': it must be of type float"),
-        ("temperature", 0, "temperature is 0: it must be a finite number above 0"),
-        ("temperature", -1, "temperature is -1: it must be a finite number above 0"),
-        ("temperature", math.nan, "temperature is nan: it must be a finite number above 0"),
-        ("temperature", math.inf, "temperature is inf: it must be a finite number above 0"),
-        ("n_prompts", 0, "n_prompts is 0: it must be at least 1"),
-        ("n_prompts", 2.5, "n_prompts is 2.5: it must be of type int"),
-        ("n_prompts", None, "n_prompts is None: it must be of type int"),
-        ("max_tokens", True, "max_tokens is True: it must be of type int"),
-        ("batch_size", 0, "batch_size is 0: it must be auto or at least 1"),
-        ("batch_size", "many", "batch_size is 'many': it must be auto or at least 1"),
+        ("top_p", 0, "top_p is 0: it must be a number in (0, 1]"),
+        ("top_p", 1.5, "top_p is 1.5: it must be a number in (0, 1]"),
+        ("top_p", math.nan, "top_p is nan: it must be a number in (0, 1]"),
+        ("top_p", "much", "top_p is 'much': it must be a number in (0, 1]"),
+        ("temperature", 0, "temperature is 0: it must be a finite number, 1e-12 or more"),
+        ("temperature", -1, "temperature is -1: it must be a finite number, 1e-12 or more"),
+        ("temperature", math.nan, "temperature is nan: it must be a finite number, 1e-12 or more"),
+        ("temperature", math.inf, "temperature is inf: it must be a finite number, 1e-12 or more"),
+        ("n_prompts", 0, "n_prompts is 0: it must be a whole number from 1 to 1,000,000,000"),
+        ("n_prompts", 2.5, "n_prompts is 2.5: it must be a whole number from 1 to 1,000,000,000"),
+        ("n_prompts", None, "n_prompts is None: it must be a whole number from 1 to 1,000,000,000"),
+        ("max_tokens", True, "max_tokens is True: it must be a whole number from 1 to 1,000,000,000"),
+        ("batch_size", 0, "batch_size is 0: it must be auto or a whole number from 1 to 1,000,000,000"),
+        ("batch_size", "many", "batch_size is 'many': it must be auto or a whole number from 1 to 1,000,000,000"),
         ("mode", "sing", "mode is 'sing': it must be generate or score"),
         ("prompt_format", None, "prompt_format is None: it must be raw or chat"),
         ("dtype", "bf16", "dtype is 'bf16': it must be auto, float32, bfloat16 or float16"),
-        ("text_column", 3, "text_column is 3: it must be of type str"),
-        ("trust_remote_code", 1, "trust_remote_code is 1: it must be of type bool"),
+        ("text_column", 3, "text_column is 3: it must be text"),
+        ("trust_remote_code", 1, "trust_remote_code is 1: it must be True or False"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named_in_one_line(name, value, message):
@@ -129,7 +129,9 @@ def test_the_reference_names_every_setting_and_its_default():
     for row, (name, each) in zip(rows, settings.FIELDS.items(), strict=True):
         assert row.startswith(f"| `{name}`")
         assert f"| `{each.default}` |" in row
-    assert "| `n_prompts`, `n_samples` | int | `100` | at least 1 | yes |" in "\n".join(rows)
+    assert "| `n_prompts`, `n_samples` | int | `100` | a whole number from 1 to 1,000,000,000 | yes |" in "\n".join(
+        rows
+    )
 
 
 def test_the_help_shows_the_defaults_that_there_are():

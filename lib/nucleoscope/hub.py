@@ -22,6 +22,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx, validate_repo_id
 
 PACKAGED = "SmolLM2-135M-Instruct"
+WEIGHTS = (".safetensors", ".bin")  # the endings of files in a model's folder that transformers reads weights from
 
 
 def is_on_hub(name: str) -> bool:
@@ -82,13 +83,39 @@ def _check_name(name: str) -> None:
     if path.is_file():
         raise ValueError(f"'{name}' is a file, but not a .gguf file: give the folder that contains the model")
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"folder '{name}' does not contain a model: config.json is missing")
+        _check_folder(path, name)
         return
     try:
         validate_repo_id(name)
     except HFValidationError:
         raise FileNotFoundError(f"'{name}' is neither an existing folder nor a valid model id on the Hub") from None
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    """Raises ValueError for a folder without a readable configuration, before anything slow is imported."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"folder '{name}' does not contain a model: config.json is missing")
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else shorten(error)
+        raise ValueError(f"folder '{name}': config.json is not valid JSON ({reason})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"folder '{name}': config.json is not a JSON object, so it describes no model")
+
+
+def check(name: str, revision: str | None = None) -> None:
+    """Raises OSError or ValueError, in one line, if a model certainly cannot be loaded; asks no network.
+
+    That is a name of nothing, a revision of what has none, a folder without weights, or in offline mode a model that
+    is not in the cache.
+    """
+    find(name)
+    check_revision(name, revision)
+    if Path(name).is_dir() and not any(path.suffix in WEIGHTS for path in Path(name).iterdir()):
+        raise ValueError(f"folder '{name}' has no weights of a model: no file in it ends in {' or '.join(WEIGHTS)}")
+    if is_on_hub(name) and constants.HF_HUB_OFFLINE and not is_cached(name, revision):
+        raise explain(name, LocalEntryNotFoundError("its weights are not in the cache"), revision)
 
 
 def explain(name: str, error: Exception, revision: str | None = None) -> Exception:

@@ -7,10 +7,20 @@ by name; a test checks that the notebooks' parameters cells agree with it. Impor
 
 import math
 import numbers
+import os
+import re
+import unicodedata
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from datetime import date
 from typing import Any
+
+MOST = 10**9  # of anything that is counted: more cannot be meant, and would fail later as an overflow
+EXACT = 2**53  # whole numbers up to this are exact everywhere, also in JSON and in the live notebook
+# The square of logits / T, which varentropy needs, overflows float32 from about T = 1e-15 on: results would be NaN.
+LEAST_TEMPERATURE = 1e-12
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+LONGEST, LONGEST_PART = 4096, 255  # characters of a path, bytes of one of its parts: Linux and macOS allow no more
 
 
 def _define(
@@ -27,6 +37,9 @@ def _define(
     aliases: tuple[str, ...] = (),
     live: str = "",
     is_date: bool = False,
+    is_path: bool = False,
+    pattern: str = "",
+    described: str = "",
 ) -> Any:
     """A field of `Settings`.
 
@@ -34,11 +47,15 @@ def _define(
     must be at least ``least``, greater than ``above`` and at most ``most``. ``decides``: whether the setting
     affects which tokens are measured. ``in_grid``: whether a grid may set it as a parameter. ``aliases``:
     other names for it on the command line. ``live``: its name in the live notebook, if that has a field for
-    it. ``is_date``: a string that must be a date in ISO format.
+    it. ``is_date``: a string that must be a date in ISO format. ``is_path``: a string that is or may be a path,
+    in which ``~`` is the user's home. ``pattern``: a regular expression for a string, ``described`` in words.
     """
     metadata = {"type": kind, "choices": choices, "least": least, "above": above, "most": most}
     metadata |= {
         "is_date": is_date,
+        "is_path": is_path,
+        "pattern": pattern,
+        "described": described,
         "help": help,
         "decides": decides,
         "in_grid": in_grid,
@@ -62,6 +79,7 @@ class Settings:
         decides=True,
         in_grid=False,
         live="model",
+        is_path=True,
     )
     dataset_name: str = _define(
         str,
@@ -69,6 +87,7 @@ class Settings:
         "data set: gsm8k, writingprompts, xsum, math, stories, articles, or a .jsonl, .csv, .parquet or .txt file",
         decides=True,
         in_grid=False,
+        is_path=True,
     )
     mode: str = _define(
         str,
@@ -88,11 +107,18 @@ class Settings:
         100,
         "number of prompts to use, from the start of the data set",
         least=1,
+        most=MOST,
         decides=True,
         aliases=("n_samples",),
     )
     max_tokens: int = _define(
-        int, 100, "maximum number of tokens generated or measured per prompt", least=1, decides=True, live="max_tokens"
+        int,
+        100,
+        "maximum number of tokens generated or measured per prompt",
+        least=1,
+        most=MOST,
+        decides=True,
+        live="max_tokens",
     )
     top_p: float = _define(
         float,
@@ -107,11 +133,19 @@ class Settings:
         float,
         1.0,
         "value to divide the logits by before measuring and sampling",
-        above=0,
+        least=LEAST_TEMPERATURE,
         decides=True,
         live="temperature",
     )
-    seed: int = _define(int, 0, "random seed for sampling; not used with mode=score", decides=True, live="seed")
+    seed: int = _define(
+        int,
+        0,
+        "random seed for sampling; not used with mode=score",
+        least=-EXACT,
+        most=EXACT,
+        decides=True,
+        live="seed",
+    )
     prompt_format: str = _define(
         str,
         "raw",
@@ -134,7 +168,9 @@ class Settings:
         "column that contains the prompts, if the data set is a file; by default, the column named prompt",
         decides=True,
     )
-    batch_size: int | str = _define(int, "auto", "number of prompts per batch, or auto", choices=("auto",), least=1)
+    batch_size: int | str = _define(
+        int, "auto", "number of prompts per batch, or auto", choices=("auto",), least=1, most=MOST
+    )
     dtype: str = _define(
         str,
         "auto",
@@ -142,12 +178,20 @@ class Settings:
         choices=("auto", "float32", "bfloat16", "float16"),
         decides=True,
     )
-    device: str = _define(str, "auto", "device to run on: cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto")
+    device: str = _define(
+        str,
+        "auto",
+        "device to run on: cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto",
+        pattern=rf"auto|balanced|({'|'.join(DEVICES)})(:[0-9]{{1,3}})?",
+        described=f"be auto, balanced, {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, or one of these four with a number, "
+        "such as cuda:1",
+    )
     results_dir: str = _define(
         str,
         "results",
         "results folder; a run is saved in its subfolder <dataset>[-<text_column>]/<model>/",
         in_grid=False,
+        is_path=True,
     )
     overwrite: bool = _define(bool, False, "replace existing results that have other settings", in_grid=False)
     model_revision: str | None = _define(
@@ -170,14 +214,18 @@ class Settings:
         return cls(**{name: values[name] for name in FIELDS if name in values}).check()
 
     def check(self) -> "Settings":
-        """Returns itself; raises ValueError for an invalid value, or if mode and text_column do not go together."""
-        for name in FIELDS:
-            validate(name, getattr(self, name))
+        """The same settings, each in its normal form (see `normalise`).
+
+        Raises ValueError for an invalid value, or if mode and text_column do not go together.
+        """
+        values = {name: getattr(self, name) for name in FIELDS}
+        for name, value in values.items():
+            validate(name, value)
         if self.mode == "score" and not self.text_column:
             raise ValueError("mode=score needs text_column: the column of the data set with the texts to measure")
         if self.mode != "score" and self.text_column:
             raise ValueError(f"text_column is '{self.text_column}', but only mode=score measures existing texts")
-        return self
+        return replace(self, **{name: normalise(name, value) for name, value in values.items()})
 
     def describe_measurement(self, **actual: Any) -> dict[str, Any]:
         """What run.json says: the settings that affect which tokens are measured, updated with ``actual`` values.
@@ -190,6 +238,10 @@ class Settings:
 
 FIELDS: dict[str, Field] = {each.name: each for each in fields(Settings)}
 NUMBERS = {int: numbers.Integral, float: numbers.Real}  # includes numpy's numbers
+ANALYSES = {  # the options of the analyses, and the whole numbers that each may be
+    "resamples": (100, 10**6),  # a 95 % interval needs at least as many
+    "seed": (0, EXACT),
+}
 
 
 def list_deciding() -> tuple[str, ...]:
@@ -211,19 +263,85 @@ def fill_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: FIELDS[name].default for name in FIELDS if name in known} | dict(found)
 
 
+def parse(name: str, text: str) -> Any:
+    """The value of a setting that a text on the command line stands for; `validate` decides whether it is allowed.
+
+    A text that is no number stays one, so that every way of giving settings refuses it in the same words.
+    """
+    try:
+        return FIELDS[name].metadata["type"](text)
+    except ValueError:
+        return text
+
+
+def normalise(name: str, value: Any) -> Any:
+    """A valid value in the form that runs use: Python's own numbers, and paths with the user's home for ``~``."""
+    facts = FIELDS[name].metadata
+    if facts["is_path"]:
+        return os.path.expanduser(value)
+    return facts["type"](value) if isinstance(value, NUMBERS.get(facts["type"], ())) else value
+
+
 def validate(name: str, value: Any) -> None:
     """Raises ValueError with one line for an invalid value of a setting, KeyError for an unknown setting."""
     facts = FIELDS[name].metadata
-    kind, choices = facts["type"], facts["choices"]
-    if (value is None and FIELDS[name].default is None) or (isinstance(value, str) and value in choices):
+    if (value is None and FIELDS[name].default is None) or (isinstance(value, str) and value in facts["choices"]):
         return
-    right_type = isinstance(value, NUMBERS.get(kind, kind)) and (kind is bool or not isinstance(value, bool))
-    if not right_type and not choices:
-        raise ValueError(f"{name} is {value!r}: it must be of type {kind.__name__}")
-    if facts["is_date"] and not _is_date(value):
-        raise ValueError(f"{name} is {value!r}: it must {describe_range(name)}")
-    if not right_type or (kind is str and choices) or (kind in NUMBERS and not _is_in_range(facts, value)):
-        raise ValueError(f"{name} is {value!r}: it must {describe_range(name)}")
+    if facts["type"] is str and not (facts["choices"] or facts["pattern"] or facts["is_date"]):
+        check_text(name, value, facts["is_path"])
+    elif not _is_allowed(facts, value):
+        raise ValueError(f"{name} is {show(value)}: it must {describe_range(name)}")
+
+
+def check_text(name: str, value: Any, is_path: bool = False) -> None:
+    """Raises ValueError, in one line, unless ``value`` is text that can be a name; ``is_path``: or the name of a file.
+
+    Control characters, such as NUL, and lone surrogates are in no name that can be typed, printed and saved.
+    """
+    wrong = None
+    if not isinstance(value, str):
+        wrong = "be text"
+    elif not value.strip():
+        wrong = "not be empty"
+    elif any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value):
+        wrong = "not contain control characters, line breaks or bytes that are not UTF-8"
+    elif len(value) > LONGEST:
+        wrong = f"have at most {LONGEST:,} characters"
+    elif is_path and any(len(part.encode()) > LONGEST_PART for part in value.split("/")):
+        wrong = f"have at most {LONGEST_PART} bytes between two slashes"
+    elif is_path and os.path.expanduser(value).startswith("~"):
+        wrong = f"begin with the name of a user after ~; for a file or folder of that name, write ./{value}"
+    if wrong:
+        raise ValueError(f"{name} is {show(value)}: it must {wrong}")
+
+
+def check_whole(name: str, value: Any, least: int, most: int = MOST) -> None:
+    """Raises ValueError, in one line, unless ``value`` is a whole number from ``least`` to ``most``."""
+    facts = {"type": int, "least": least, "above": None, "most": most}
+    if not _is_allowed(facts, value):
+        raise ValueError(f"{name} is {show(value)}: it must be a whole number from {least:,} to {most:,}")
+
+
+def show(value: Any) -> str:
+    """A value as Python writes it, in one line and shortened, for a message."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # Python writes no number of more than 4300 digits
+        text = f"a very large {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:70]}... ({len(text):,} characters)"
+
+
+def _is_allowed(facts: Mapping[str, Any], value: Any) -> bool:
+    kind = facts["type"]
+    if not isinstance(value, NUMBERS.get(kind, kind)) or (isinstance(value, bool) and kind is not bool):
+        return False
+    if kind in NUMBERS:
+        return _is_in_range(facts, value)
+    if facts["is_date"]:
+        return _is_date(value)
+    if facts["pattern"]:
+        return re.fullmatch(facts["pattern"], value) is not None
+    return not facts["choices"]  # one of them has been found before
 
 
 def _is_date(value: str) -> bool:
@@ -235,8 +353,12 @@ def _is_date(value: str) -> bool:
 
 def _is_in_range(facts: Mapping[str, Any], value: float) -> bool:
     least, above, most = facts["least"], facts["above"], facts["most"]
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floating-point numbers
+        finite = False
     return (
-        math.isfinite(value)
+        finite
         and (least is None or value >= least)
         and (above is None or value > above)
         and (most is None or value <= most)
@@ -244,16 +366,22 @@ def _is_in_range(facts: Mapping[str, Any], value: float) -> bool:
 
 
 def describe_range(name: str) -> str:
-    """What a setting must be, to complete a sentence: "be raw or chat", "be in (0, 1]"; "" if anything is allowed."""
+    """What a setting must be, to complete a sentence: "be raw or chat", "be a number in (0, 1]"."""
     facts = FIELDS[name].metadata
-    choices, least, above, most = (facts[key] for key in ("choices", "least", "above", "most"))
+    kind, choices, least, above, most = (facts[key] for key in ("type", "choices", "least", "above", "most"))
     if facts["is_date"]:
         return "be a date, such as 2024-07-26"
-    if above is not None:
-        return f"be in ({above}, {most}]" if most is not None else f"be a finite number above {above}"
-    words = list(choices) + ([f"at least {least}"] if least is not None else [])
-    if not words:
-        return ""
+    if facts["pattern"]:
+        return facts["described"]
+    words = list(choices)
+    if kind is int:
+        words.append(f"a whole number from {least:,} to {most:,}")
+    elif kind is float:
+        words.append(f"a number in ({above}, {most}]" if most is not None else f"a finite number, {least} or more")
+    elif kind is bool:
+        words.append("True or False")
+    elif not choices:
+        words.append("text")
     return "be " + " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
@@ -263,7 +391,7 @@ def format_reference() -> str:
     rows = []
     for name, each in FIELDS.items():
         names = ", ".join(f"`{word}`" for word in (name, *each.metadata["aliases"]))
-        allowed = describe_range(name).removeprefix("be ") or "-"
+        allowed = describe_range(name).removeprefix("be ")
         decides = "yes" if each.metadata["decides"] else "no"
         text = each.metadata["help"].replace("<", "\\<").replace("[", "\\[")
         kind = each.metadata["type"].__name__

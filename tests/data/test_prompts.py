@@ -225,7 +225,7 @@ def test_a_missing_file_is_named(refusal, tmp_path, suffix):
 
 def test_a_folder_is_no_file(refusal, tmp_path):
     (tmp_path / "x.jsonl").mkdir()
-    assert "does not exist" in refusal(tmp_path / "x.jsonl")
+    assert "is a folder" in refusal(tmp_path / "x.jsonl")
 
 
 @pytest.mark.parametrize("n", [0, -1])

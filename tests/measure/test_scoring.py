@@ -346,9 +346,9 @@ def test_running_out_of_memory_halves_the_batch():
     ("parameters", "message"),
     [
         ({"top_p": 0.0}, r"top_p is 0.0: it must be in \(0, 1\]"),
-        ({"temperature": 0}, "temperature is 0: it must be a finite number above 0"),
-        ({"temperature": math.nan}, "temperature is nan: it must be a finite number above 0"),
-        ({"max_tokens": 0}, "max_tokens is 0: it must be at least 1"),
+        ({"temperature": 0}, "temperature is 0: it must be a finite number, 1e-12 or more"),
+        ({"temperature": math.nan}, "temperature is nan: it must be a finite number, 1e-12 or more"),
+        ({"max_tokens": 0}, "max_tokens is 0: it must be a whole number from 1 to 1,000,000,000"),
         ({"max_tokens": 1000}, "max_tokens is 1000, but the model's context has 256 positions"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"prompt_format": "chat"}, "no chat template: use prompt_format=raw"),

@@ -88,17 +88,32 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             {"parameters": {"dtype": "bf16"}},
             "parameters: dtype is 'bf16': it must be auto, float32, bfloat16 or float16",
         ),
-        ({"parameters": {"temperature": 0}}, "parameters: temperature is 0: it must be a finite number above 0"),
-        ({"parameters": {"n_prompts": "many"}}, "parameters: n_prompts is 'many': it must be of type int"),
-        ({"parameters": {"trust_remote_code": 1}}, "trust_remote_code is 1: it must be of type bool"),
+        ({"parameters": {"temperature": 0}}, "parameters: temperature is 0: it must be a finite number, 1e-12 or more"),
+        (
+            {"parameters": {"n_prompts": "many"}},
+            "parameters: n_prompts is 'many': it must be a whole number from 1 to 1,000,000,000",
+        ),
+        ({"parameters": {"trust_remote_code": 1}}, "trust_remote_code is 1: it must be True or False"),
         ({"parameters": ["n_prompts"]}, "parameters must be a mapping with keys among mode, text_column"),
-        ({"models": [{"name": "a", "gpus": -1}]}, "'a' in models: gpus is -1: it must be a whole number, 0 or more"),
-        ({"resources": {"memory": "40"}}, "resources: memory is '40': it must be a size such as 40G"),
-        ({"resources": {"time": 240}}, "resources: time is 240: it must be a duration such as 90m, 4h or 2d"),
-        ({"parameters": {"n_prompts": 0}}, "parameters: n_prompts is 0: it must be at least 1"),
-        ({"models": [{"name": "a", "max_tokens": -3}]}, "'a' in models: max_tokens is -3: it must be at least 1"),
-        ({"parameters": {"top_p": 90}}, "parameters: top_p is 90: it must be in (0, 1]"),
-        ({"datasets": [{"name": "b", "batch_size": 0}]}, "batch_size is 0: it must be auto or at least 1"),
+        (
+            {"models": [{"name": "a", "gpus": -1}]},
+            "'a' in models: gpus is -1: it must be a whole number from 0 to 10,000",
+        ),
+        ({"resources": {"memory": "40"}}, "resources: memory is '40': it must be a size above 0, such as 40G"),
+        ({"resources": {"time": 240}}, "resources: time is 240: it must be a duration above 0, such as 90m, 4h or 2d"),
+        (
+            {"parameters": {"n_prompts": 0}},
+            "parameters: n_prompts is 0: it must be a whole number from 1 to 1,000,000,000",
+        ),
+        (
+            {"models": [{"name": "a", "max_tokens": -3}]},
+            "'a' in models: max_tokens is -3: it must be a whole number from 1 to 1,000,000,000",
+        ),
+        ({"parameters": {"top_p": 90}}, "parameters: top_p is 90: it must be a number in (0, 1]"),
+        (
+            {"datasets": [{"name": "b", "batch_size": 0}]},
+            "batch_size is 0: it must be auto or a whole number from 1 to 1,000,000,000",
+        ),
         ({"results_dir": __file__}, "test_grid.py', which is a file: it must name a folder"),
         (
             {"parameters": {"mode": "score"}},
@@ -109,8 +124,8 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             "set both mode: score and text_column, or neither",
         ),
         ({"analyses": {"resample": 5}}, "analyses: unknown setting 'resample'"),
-        ({"analyses": {"resamples": 20}}, "analyses: resamples is 20: it must be a whole number, 100 or more"),
-        ({"analyses": {"seed": -1}}, "analyses: seed is -1: it must be a whole number, 0 or more"),
+        ({"analyses": {"resamples": 20}}, "analyses: resamples is 20: it must be a whole number from 100 to 1,000,000"),
+        ({"analyses": {"seed": -1}}, "analyses: seed is -1: it must be a whole number from 0 to 9,007,199,254,740,992"),
         ({"datasets": ["a{b}.jsonl"]}, "r/a{b}/a: Snakemake cannot use names with braces: rename what has them"),
     ],
 )
@@ -347,7 +362,7 @@ def test_who_chooses_the_gpus_of_a_run(wanted, there, found, choice):
 
 
 def test_parameters_as_options():
-    assert graph.format_options({"a": 1, "b": None, "c": False, "d": True, "e": "x y"}) == "--a 1 --d --e 'x y'"
+    assert graph.format_options({"a": 1, "b": None, "c": False, "d": True, "e": "x y"}) == "--a=1 --d '--e=x y'"
 
 
 # Logs
@@ -522,7 +537,7 @@ def test_two_gpus_are_shared_by_runs_with_their_share_of_the_cores(tmp_path, two
     assert planned.count("gpu=1") == planned.count("nodes=1") == 15
     assert planned.count("threads: 2") == 1  # the analyses; each run has one of the two cores
     shown = run_snakemake("--configfile", path, "--dry-run", "--printshellcmds", **two_gpus.environment).stdout
-    assert shown.count("--gpus 1 --tries_left 0 -- ") == 15
+    assert shown.count("--gpus=1 --tries_left=0 -- ") == 15
 
 
 def test_a_packaged_set_is_not_a_file_of_the_same_content(tmp_path):

@@ -130,8 +130,8 @@ def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path,
             ["model_name=nobody/nothing"],
             "model 'nobody/nothing' is not on this machine, and HF_HUB_OFFLINE is set: tried",
         ),
-        (["batch_size=0"], "batch_size is 0: it must be auto or at least 1"),
-        (["top_p=1.5"], "top_p is 1.5: it must be in (0, 1]"),
+        (["batch_size=0"], "batch_size is 0: it must be auto or a whole number from 1 to 1,000,000,000"),
+        (["top_p=1.5"], "top_p is 1.5: it must be a number in (0, 1]"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, tiny_model, arguments, message):

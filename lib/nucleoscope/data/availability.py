@@ -6,13 +6,14 @@ each model and data set once and all at the same time.
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from nucleoscope import hub
 from nucleoscope.data import prefetch, prompts
+from nucleoscope.settings import Settings
 
 ADVICE = "and the run does not use the network: run scripts/prefetch.py on a machine that can reach the Hub"
 
@@ -27,9 +28,10 @@ def find_unavailable(runs: Mapping[str, Mapping[str, Any]], offline: bool = Fals
     needs: dict[str, list[tuple]] = {}
     for key, run in runs.items():
         model, revision, dataset = run["model_name"], run.get("model_revision"), run["dataset_name"]
-        needs[key] = [("model", model, revision), ("data set", dataset, None)]
-        checks[needs[key][0]] = lambda model=model, revision=revision: _check_model(model, revision, offline)
-        checks[needs[key][1]] = lambda dataset=dataset: _check_dataset(dataset, offline)
+        columns = run.get("n_prompts", Settings.n_prompts), run.get("prompt_column"), run.get("text_column")
+        needs[key] = [("model", model, revision), ("data set", dataset, *columns)]
+        checks[needs[key][0]] = partial(_check_model, model, revision, offline)
+        checks[needs[key][1]] = partial(_check_dataset, dataset, columns, offline)
     with ThreadPoolExecutor(max_workers=16) as pool:
         reasons = dict(zip(checks, pool.map(_explain, checks.values()), strict=True))
     found = {key: next((reason for need in needed if (reason := reasons[need])), None) for key, needed in needs.items()}
@@ -45,20 +47,17 @@ def _explain(check: Callable[[], None]) -> str | None:
 
 
 def _check_model(name: str, revision: str | None, offline: bool) -> None:
-    hub.find(name)
-    hub.check_revision(name, revision)
+    hub.check(name, revision)
     if not hub.is_on_hub(name) or hub.is_cached(name, revision):
         return
-    if constants.HF_HUB_OFFLINE:
-        raise hub.explain(name, LocalEntryNotFoundError("its weights are not in the cache"), revision)
     if offline:
         raise FileNotFoundError(f"model '{name}' is not completely in the cache {constants.HF_HUB_CACHE}, {ADVICE}")
     prefetch.plan_model(name, revision)
 
 
-def _check_dataset(name: str, offline: bool) -> None:
+def _check_dataset(name: str, columns: tuple[int, str | None, str | None], offline: bool) -> None:
     if name not in prompts.HUB:
-        prompts.locate(name)
+        prompts.check(name, *columns)
     elif not prompts.is_cached(name):
         if offline or constants.HF_HUB_OFFLINE:
             raise FileNotFoundError(f"data set '{name}' is not in the cache {prompts.locate_cache()}, {ADVICE}")

@@ -8,7 +8,6 @@ line number if there is one.
 import codecs
 import csv
 import json
-import sys
 from collections.abc import Iterator
 from functools import partial
 from importlib import resources
@@ -53,6 +52,7 @@ HUB = {
     ),
 }
 PACKAGED = {"math": "", "stories": "", "articles": SUMMARISE}  # name -> prefix of each text
+FIRST = 1000  # rows of a file that are checked before anything starts
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".txt")
 
 
@@ -81,17 +81,35 @@ def load(
     if name in HUB:
         return _load_hub(name, n_prompts, text_column)
     path, prefix = locate(name)
-    n_prompts = min(n_prompts, sys.maxsize)
-    texts = list(islice(_read(path, prompt_column or "prompt", "prompt_column"), n_prompts))
-    if not texts:
-        raise ValueError(f"'{name}' is empty: it has no prompts")
-    continuations = None
-    if text_column:
-        continuations = list(islice(_read(path, text_column, "text_column"), n_prompts))
-        _check_continuations(continuations, name, text_column)
+    texts, continuations = _read_columns(path, name, n_prompts, prompt_column, text_column)
     digest = hash_file(path)
     source = "packaged" if name in PACKAGED else "file"
     return Prompts([prefix + text for text in texts], {"source": source, "sha256": digest}, continuations)
+
+
+def check(
+    name: str, n_prompts: int = Settings.n_prompts, prompt_column: str | None = None, text_column: str | None = None
+) -> None:
+    """Raises what `load` raises, as far as the first rows of a file show it; says nothing about data sets on the Hub.
+
+    pyarrow is imported for a Parquet file, and nothing slow for others.
+    """
+    if name not in HUB:
+        _read_columns(locate(name)[0], name, min(n_prompts, FIRST), prompt_column, text_column)
+
+
+def _read_columns(
+    path: Path, name: str, n_prompts: int, prompt_column: str | None, text_column: str | None
+) -> tuple[list[str], list[str] | None]:
+    """The prompts of a file, never none, and the texts after them if there is a ``text_column``."""
+    texts = list(islice(_read(path, prompt_column or "prompt", "prompt_column"), n_prompts))
+    if not texts:
+        raise ValueError(f"'{name}' is empty: it has no prompts")
+    if not text_column:
+        return texts, None
+    continuations = list(islice(_read(path, text_column, "text_column"), n_prompts))
+    _check_continuations(continuations, name, text_column)
+    return texts, continuations
 
 
 def locate(name: str) -> tuple[Path, str]:
@@ -104,6 +122,8 @@ def locate(name: str) -> tuple[Path, str]:
             f"unknown data set '{name}': it must be {', '.join([*HUB, *PACKAGED])}, "
             f"or a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
         )
+    if path.is_dir():
+        raise IsADirectoryError(f"'{name}' is a folder: give a file of prompts")
     if not path.is_file():
         raise FileNotFoundError(f"file '{name}' does not exist")
     return path, ""
@@ -212,7 +232,7 @@ def _check_column(column: str, columns: list[str], path: Path | str, option: str
     if columns.count(column) > 1:
         raise ValueError(f"'{path}' has {columns.count(column)} columns '{column}': rename or remove all but one")
     if column not in columns:
-        names = ", ".join(repr(name)[:40] for name in columns[:20]) + (", ..." if len(columns) > 20 else "")
+        names = ", ".join(repr(name)[:40] for name in columns[:10]) + (", ..." if len(columns) > 10 else "")
         raise ValueError(f"'{path}' has no column '{column}': set {option} to one of {names}")
 
 
@@ -239,8 +259,9 @@ def _read_jsonl(path: Path, column: str, option: str) -> Iterator[str]:
             row = json.loads(line, object_pairs_hook=partial(_build_object, names=names))
         except RecursionError:
             raise ValueError(f"'{path}', line {number}: JSON that is nested too deeply") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"'{path}', line {number}: not valid JSON ({error.msg})") from None
+        except ValueError as error:  # Python reads no whole number of more than 4300 digits
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "a number has too many digits"
+            raise ValueError(f"'{path}', line {number}: not valid JSON ({reason})") from None
         if not isinstance(row, dict):
             raise ValueError(f"'{path}', line {number}: not a JSON object")
         _check_column(column, names, path, option)

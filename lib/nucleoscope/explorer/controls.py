@@ -64,7 +64,8 @@ def _build_field(facts: Mapping[str, Any], value: Any) -> Any:
     if facts["choices"]:
         return widgets.Dropdown(options=facts["choices"], value=value, **options)
     if facts["type"] is float:
-        low, high, step = facts["above"] + 1e-6, facts["most"] or 1e6, 0.05 if facts["most"] else 0.1
+        low = facts["least"] if facts["above"] is None else facts["above"] + 1e-6
+        high, step = facts["most"] or 1e6, 0.05 if facts["most"] else 0.1
         return widgets.BoundedFloatText(value, min=low, max=high, step=step, **options)
     if facts["type"] is int and facts["least"] is not None:
         return widgets.BoundedIntText(value, min=facts["least"], max=10**6, **options)

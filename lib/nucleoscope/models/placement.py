@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from nucleoscope.models import gpus
+from nucleoscope.settings import validate
 
 SHARE = 0.9  # share of a GPU's free memory that weights may take: caches and logits need some, too
-DEVICES = ("cpu", "cuda", "mps", "xpu")
 SPREAD = "balanced"  # the device name that stands for all available GPUs
 
 _held: dict[str, Any] = {}  # the locks that this process holds, by the GPU's id
@@ -32,12 +32,9 @@ def pick_device(device: str) -> torch.device:
     The result "cuda" without a number, which "auto" and "balanced" give as well, leaves the choice of GPUs
     to `plan_placement`.
     """
+    validate("device", device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device != SPREAD and device.partition(":")[0] not in DEVICES:
-        raise ValueError(
-            f"device is '{device}': it must be auto, balanced, {', '.join(DEVICES)}, or one of these with :N"
-        )
     try:
         place = torch.device("cuda" if device == SPREAD else device)
         torch.empty(0, device=place)

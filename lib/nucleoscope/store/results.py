@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
 from nucleoscope.names import escape_line
+from nucleoscope.settings import LONGEST_PART, show
 from nucleoscope.store.mapped_records import check_sizes, map_records, read_vectors
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
@@ -67,12 +68,20 @@ def locate_run(
     dataset, model = shorten_names(dataset_name, model_name)
     if text_column:
         dataset = f"{dataset}-{text_column.replace('/', '_')}"
-    return Path(results_dir, dataset, model)
+    for name in (dataset, model):
+        if len(os.fsencode(name)) > LONGEST_PART:
+            raise ValueError(f"the name of a results folder would be {show(name)}: use a shorter name")
+    return locate_folder(results_dir) / dataset / model
+
+
+def locate_folder(results_dir: str | os.PathLike) -> Path:
+    """The folder of all results, in which ``~`` is the user's home."""
+    return Path(os.path.expanduser(results_dir))
 
 
 def locate_measured(results_dir: str | os.PathLike, model: str, dataset: str) -> Path:
     """The folder of a measured run, by its names in tables, which are those of folders."""
-    return Path(results_dir, dataset, model)
+    return locate_folder(results_dir) / dataset / model
 
 
 def load(path: str | os.PathLike) -> list[dict]:
@@ -155,7 +164,7 @@ def list_runs(results_dir: str | os.PathLike = "results", damaged: dict[Path, st
     added to ``damaged``.
     """
     damaged = {} if damaged is None else damaged
-    datasets = _list_folders(Path(results_dir), damaged)
+    datasets = _list_folders(locate_folder(results_dir), damaged)
     return sorted(run for dataset in datasets for run in _list_folders(dataset, damaged) if find_measurements(run))
 
 
@@ -195,7 +204,7 @@ def load_runs(
     entropies are in nats. A quantity is NaN if the file does not contain it; cosine and weighted_cosine
     are NaN if k = 1 (one candidate has no pair); the token is -1 if it is unknown.
     """
-    _check_results_dir(results_dir)
+    check_folder(results_dir)
     damaged: dict[Path, str] = {}
     return dict(iterate_runs(results_dir, damaged)), damaged
 
@@ -282,7 +291,7 @@ def load_readable(results_dir: str | os.PathLike) -> StoredTables:
 
     Files that cannot be read are named on stderr. ValueError if none is left.
     """
-    _check_results_dir(results_dir)
+    check_folder(results_dir)
     sources: dict[tuple[str, str], Path | pd.DataFrame] = {}
     damaged: dict[Path, str] = {}
     for folder in list_runs(results_dir, damaged):
@@ -342,8 +351,9 @@ def load_records(
     return found
 
 
-def _check_results_dir(results_dir: str | os.PathLike) -> None:
-    if not Path(results_dir).is_dir():
+def check_folder(results_dir: str | os.PathLike) -> None:
+    """Raises FileNotFoundError if there is no folder of results."""
+    if not locate_folder(results_dir).is_dir():
         raise FileNotFoundError(f"folder '{results_dir}' does not exist (current folder: {Path.cwd()})")
 
 

@@ -16,7 +16,7 @@ from nucleoscope.atomic import write_atomically
 from nucleoscope.names import escape_cell, escape_latex, escape_line, read_cell
 from nucleoscope.stats.correlation import format_power_of_ten
 from nucleoscope.stats.curves import FORMULAS
-from nucleoscope.store.results import ANALYSES
+from nucleoscope.store.results import ANALYSES, locate_folder
 
 RUN = ["Model", "Dataset"]
 CURVE = "unimodal"  # the study's curve, the subject of the LaTeX table of the fits
@@ -40,7 +40,7 @@ def load_statistics(results_dir: str | os.PathLike) -> pd.DataFrame:
 
     ValueError if the analyses have not been run.
     """
-    path = Path(results_dir, ANALYSES, "correlation_stats.csv")
+    path = locate_folder(results_dir) / ANALYSES / "correlation_stats.csv"
     if not path.is_file():
         raise ValueError(f"'{path}' does not exist: run scripts/correlation_eval.py first")
     columns = list(pd.read_csv(path, nrows=0))

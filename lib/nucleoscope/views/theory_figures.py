@@ -5,7 +5,6 @@ Contract: arrays in, plotly figures out; only `plot_measured` reads files. Figur
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -79,7 +78,7 @@ def _finish(figure: go.Figure, titles: Sequence[str], alt: str, log: str) -> go.
 
 def plot_measured(results_dir: str) -> go.Figure | None:
     """Quantiles of the measured cosines by size of the nucleus, or None if nothing was measured."""
-    found = results.iterate_runs(results_dir, {}, ("k", "cosine")) if Path(results_dir).is_dir() else ()
+    found = results.iterate_runs(results_dir, {}, ("k", "cosine"))
     table = pd.concat([results.select_choices(table) for _, table in found] or [pd.DataFrame()])
     if not len(table):
         return None

@@ -5,11 +5,16 @@ Contract: importing this is quick, so that --help does not wait for torch.
 
 import argparse
 import contextlib
+import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 from nucleoscope import settings
+
+LONGEST_LINE, LONGEST_WORD = 2000, 300  # characters of an error message
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -23,31 +28,82 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """A parser that shows defaults, accepts no abbreviations, has --debug, and reports errors in one line."""
 
-    def __init__(self, description: str | None):
-        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    def __init__(self, description: str | None, formatter: type[argparse.HelpFormatter] = HelpFormatter):
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
         self.add_argument("--debug", action="store_true", help="show the full traceback of an error")
 
-    def add_settings(self) -> None:
-        """Adds an option for each setting of a run, with its default, choices and help."""
-        for name, each in settings.FIELDS.items():
-            kind, choices, text = (each.metadata[key] for key in ("type", "choices", "help"))
+    def add_settings(self, *names: str) -> None:
+        """Adds an option for each of some settings of a run (default: all), with its default, choices and help."""
+        for name in names or settings.FIELDS:
+            each = settings.FIELDS[name]
+            kind, text = each.metadata["type"], each.metadata["help"]
             flags = [f"--{word}" for word in (name, *each.metadata["aliases"])]
             if kind is bool:
                 self.add_argument(*flags, action="store_true", help=text)
-            elif kind is int and choices:
-                self.add_argument(*flags, type=_parse_number_or_auto, default=each.default, help=text)
-            else:
-                self.add_argument(*flags, type=kind, default=each.default, choices=choices or None, help=text)
+            else:  # whether a value is allowed is checked where notebooks and grids check it: `Settings.check`
+                metavar = f"{{{','.join(each.metadata['choices'])}}}" if each.metadata["choices"] else None
+                parse = partial(settings.parse, name)
+                self.add_argument(*flags, type=parse, default=each.default, metavar=metavar, help=text)
+
+    def add_whole_number(self, name: str, least: int, most: int = settings.MOST, **options: Any) -> None:
+        """Adds an option whose value is a whole number from ``least`` to ``most``."""
+        self.add_argument(f"--{name}", type=_create_whole_parser(name, least, most), **options)
+
+    def add_results_dir(self, help: str) -> None:
+        """Adds --results_dir, which is checked and normalised as that of a run is."""
+        self.add_argument("--results_dir", type=_parse_results_dir, default=settings.Settings.results_dir, help=help)
 
     def error(self, message: str) -> None:
         """Prints one line without the usage, which --help shows."""
-        self.exit(2, f"error: {message} (see --help)\n")
+        if found := re.match(r"argument (--\w+).*: expected one argument$", message):
+            message = f"{found[1]} needs a value; one that begins with a dash is written {found[1]}=VALUE"
+        elif found := re.match(r"argument (--\w+).*: ignored explicit argument (.*)$", message):
+            message = f"{found[1]} is a flag: it takes no value, but got {found[2]}"
+        self.exit(2, f"error: {_fit_on_line(message)} (see --help)\n")
 
 
-def _parse_number_or_auto(text: str) -> int | str:
-    if text != "auto" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is neither auto nor a whole number")
-    return text if text == "auto" else int(text)
+def _fit_on_line(message: object) -> str:
+    """A message that is one line in every terminal: what is quoted from an input may contain anything."""
+    words = str(message).split()
+    line = " ".join(word if len(word) <= LONGEST_WORD else f"{word[:60]}..." for word in words)
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+
+
+def _create_whole_parser(name: str, least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number: int | str = int(text)
+        except ValueError:
+            number = text
+        with _as_argument_error():
+            settings.check_whole(name, number, least, most)
+        return int(number)
+
+    return parse
+
+
+def _parse_results_dir(text: str) -> str:
+    with _as_argument_error():
+        settings.validate("results_dir", text)
+    return settings.normalise("results_dir", text)
+
+
+@contextlib.contextmanager
+def _as_argument_error() -> Iterator[None]:
+    """Makes argparse show the message of a ValueError, which it would otherwise replace."""
+    try:
+        yield
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+class NotebookError(Exception):
+    """A cell of a notebook failed. The message is one line; ``traceback`` has the details."""
+
+    def __init__(self, message: str, traceback: str = ""):
+        super().__init__((message.strip().splitlines() or ["a cell failed"])[0])
+        self.traceback = traceback
 
 
 class Terminated(KeyboardInterrupt):
@@ -67,14 +123,12 @@ def report_errors(debug: bool, interrupted: str) -> Iterator[None]:
     """
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        from nucleoscope.workflow import notebooks
-
         try:
             yield
-        except (notebooks.NotebookError, OSError, ValueError) as error:
+        except (NotebookError, OSError, ValueError) as error:
             if debug:
                 print(getattr(error, "traceback", ""), file=sys.stderr)
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {_fit_on_line(error)}")
     except KeyboardInterrupt as signalled:
         print(interrupted, file=sys.stderr)
         sys.exit(143 if isinstance(signalled, Terminated) else 130)  # 128 and the signal's number

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from nucleoscope.models import gpus
+from nucleoscope.models import devices, gpus
+from nucleoscope.settings import Settings
 from nucleoscope.store import integrity, locking, results
 from nucleoscope.workflow import dependencies, grid, logs, status
 
@@ -28,10 +29,9 @@ AGAIN = "interrupted: run the same command again to resume"
 def format_options(parameters: dict[str, Any]) -> str:
     """Parameters as command-line options; True is a flag, None and False are left out."""
     return shlex.join(
-        word
+        f"--{name}" if value is True else f"--{name}={value}"  # a value may begin with a dash
         for name, value in parameters.items()
         if value is not None and value is not False
-        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
     )
 
 
@@ -87,12 +87,19 @@ class Graph:
             sys.exit(1)
 
     def _find_unavailable(self) -> dict[str, str]:
-        """The missing runs whose model or data set cannot be loaded, and why; each is asked about once."""
+        """The missing runs whose model, data set or device is not there, and why; each is asked about once."""
         from nucleoscope.data import availability  # here: a graph with nothing to measure need not wait for it
 
         # unset, jobs of a cluster do not use the network: see prepare
         offline = not self.here and os.environ.get("HF_HUB_OFFLINE", "1").lower() in ("1", "on", "yes", "true")
-        return availability.find_unavailable({folder: self.runs[folder].parameters for folder in self.missing}, offline)
+        runs = {folder: self.runs[folder].parameters for folder in self.missing}
+        found = availability.find_unavailable(runs, offline)
+        for folder, parameters in runs.items() if self.here else ():
+            try:
+                devices.check(parameters.get("device", Settings.device))
+            except ValueError as error:
+                found.setdefault(folder, str(error))
+        return found
 
     # Paths
 

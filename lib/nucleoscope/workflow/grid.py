@@ -17,7 +17,7 @@ model's. If a model and a data set both name a resource, the run gets the larger
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,8 @@ from typing import Any
 
 import yaml
 
-from nucleoscope.settings import FIELDS, list_grid_parameters, validate
+from nucleoscope import settings
+from nucleoscope.settings import FIELDS, check_whole, list_grid_parameters, show, validate
 from nucleoscope.store import results
 
 KEYS = ("results_dir", "parameters", "resources", "models", "datasets", "analyses")
@@ -33,9 +34,10 @@ KEYS = ("results_dir", "parameters", "resources", "models", "datasets", "analyse
 PARAMETERS: dict[str, Callable] = {name: partial(validate, name) for name in list_grid_parameters()}
 DEFAULTS = {name: FIELDS[name].default for name in PARAMETERS if FIELDS[name].default is not None}
 ANALYSES: dict[str, Callable] = {
-    "resamples": lambda value: _check_whole("resamples", value, 100),  # a 95 % interval needs as many
-    "seed": lambda value: _check_whole("seed", value, 0),
+    name: partial(check_whole, name, least=least, most=most) for name, (least, most) in settings.ANALYSES.items()
 }
+MOST_GPUS = 10_000  # of one run
+MOST_NAMED = 8  # problems of a grid that its error message names
 DEFAULT_MEMORY, DEFAULT_TIME = "32G", "4h"  # of a run on a cluster
 MEBIBYTES = {"M": 1, "G": 2**10, "T": 2**20}
 MINUTES = {"m": 1, "h": 60, "d": 24 * 60}
@@ -53,28 +55,25 @@ class Entry:
 
 def parse_memory(memory: str) -> int:
     """A size such as "40G" or "500M" in MiB, counted as Slurm does; ValueError for anything else."""
-    found = re.fullmatch(r"(\d+)([MGT])i?B?", str(memory))
-    if not found:
-        raise ValueError(f"memory is {memory!r}: it must be a size such as 40G")
+    found = re.fullmatch(r"([0-9]{1,9})([MGT])i?B?", str(memory))
+    if not found or not int(found[1]):
+        raise ValueError(f"memory is {show(memory)}: it must be a size above 0, such as 40G")
     return int(found[1]) * MEBIBYTES[found[2]]
 
 
 def parse_time(time: str) -> int:
     """A time such as "4h", "90m" or "1d12h" in minutes; ValueError for anything else."""
-    found = re.fullmatch(r"(?:\d+[dhm])+", str(time))
-    if not found:
-        raise ValueError(f"time is {time!r}: it must be a duration such as 90m, 4h or 2d")
-    return sum(int(number) * MINUTES[unit] for number, unit in re.findall(r"(\d+)([dhm])", time))
-
-
-def _check_whole(name: str, number: int, least: int) -> int:
-    if type(number) is not int or number < least:
-        raise ValueError(f"{name} is {number!r}: it must be a whole number, {least} or more")
-    return number
+    minutes = 0
+    if re.fullmatch(r"(?:[0-9]{1,9}[dhm])+", str(time)):
+        minutes = sum(int(number) * MINUTES[unit] for number, unit in re.findall(r"([0-9]+)([dhm])", str(time)))
+    if not minutes:
+        raise ValueError(f"time is {show(time)}: it must be a duration above 0, such as 90m, 4h or 2d")
+    return minutes
 
 
 def _check_gpus(number: int) -> int:
-    return _check_whole("gpus", number, 0)
+    check_whole("gpus", number, 0, MOST_GPUS)
+    return number
 
 
 RESOURCES: dict[str, Callable] = {"gpus": _check_gpus, "memory": parse_memory, "time": parse_time}
@@ -84,10 +83,11 @@ class _Loader(yaml.SafeLoader):
     """YAML in which a duplicate key is an error; PyYAML would silently take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [key.value for key, _ in node.value]
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         duplicates = [name for name in names if names.count(name) > 1]
         if duplicates:
-            raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{duplicates[0]}'", node.start_mark)
+            problem = f"duplicate key {show(duplicates[0])}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -102,8 +102,12 @@ def load(path: str | Path, check: bool = True) -> dict[str, Any]:
             plan_runs(config)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"'{path}'{line}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+        raise ValueError(f"'{path}'{line}: {' '.join(str(error.problem).split())}") from None
+    except RecursionError:
+        raise ValueError(f"'{path}': YAML that is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"'{path}': not UTF-8 text") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"'{path}': {' '.join(str(error).split())}") from None
     except OSError as error:
         raise type(error)(f"grid '{path}' cannot be read: {error.strerror}") from None
@@ -111,40 +115,67 @@ def load(path: str | Path, check: bool = True) -> dict[str, Any]:
 
 
 def plan_runs(config: dict[str, Any]) -> dict[str, Entry]:
-    """The runs of a grid by their folders, model by model. ValueError, in one line, names what is wrong."""
-    _check(config)
+    """The runs of a grid by their folders, model by model. ValueError, in one line, names all that is wrong."""
+    _raise_all(_find_problems(config))
+    for name in ("parameters", "resources", "analyses"):
+        config[name] = config.get(name) or {}
+    config["results_dir"] = os.path.normpath(settings.normalise("results_dir", config["results_dir"]))
     found: dict[str, Entry] = {}
     named: dict[str, tuple[str, str]] = {}
+    problems = []
     for model in map(_expand, config["models"]):
         for dataset in map(_expand, config["datasets"]):
-            entry = _merge(config, model, dataset)
-            names = entry.parameters["model_name"], entry.parameters["dataset_name"]
-            column = entry.parameters.get("text_column")
-            folder = str(results.locate_run(config["results_dir"], names[1], names[0], column))
-            if set("{}") & set(folder):
-                raise ValueError(f"{folder}: Snakemake cannot use names with braces: rename what has them")
-            if named.get(folder) == names:
-                raise ValueError(f"'{names[0]}' on '{names[1]}' is listed twice: remove one")
-            if folder in found:
-                pair = " and ".join(f"'{model}' on '{dataset}'" for model, dataset in (named[folder], names))
-                raise ValueError(f"{pair} have the same short name and therefore the same folder {folder}: remove one")
-            found[folder], named[folder] = entry, names
+            try:
+                entry = _merge(config, model, dataset)
+                names = entry.parameters["model_name"], entry.parameters["dataset_name"]
+                folder = _locate(entry, found, named)
+            except ValueError as error:
+                problems.append(str(error))
+            else:
+                found[folder], named[folder] = entry, names
+    _raise_all(problems)
     return found
+
+
+def _locate(entry: Entry, found: Mapping[str, Entry], named: Mapping[str, tuple[str, str]]) -> str:
+    """The folder of a run; ValueError if another one has it. ``named``: the model and data set of each folder."""
+    keys = ("results_dir", "dataset_name", "model_name", "text_column")
+    results_dir, *names, column = (entry.parameters.get(key) for key in keys)
+    dataset, model = names
+    folder = str(results.locate_run(results_dir, dataset, model, column))
+    if set("{}") & set(folder):
+        raise ValueError(f"{folder}: Snakemake cannot use names with braces: rename what has them")
+    if named.get(folder) == (model, dataset):
+        raise ValueError(f"'{model}' on '{dataset}' is listed twice: remove one")
+    if folder in found:
+        pair = " and ".join(f"'{model}' on '{dataset}'" for model, dataset in (named[folder], (model, dataset)))
+        raise ValueError(f"{pair} have the same short name and therefore the same folder {folder}: remove one")
+    return folder
+
+
+def _raise_all(problems: Iterable[str]) -> None:
+    """One ValueError for all problems, in one line; those of several runs are named once."""
+    found = list(dict.fromkeys(problems))
+    if found:
+        more = [f"and {len(found) - MOST_NAMED} more problems"] if len(found) > MOST_NAMED else []
+        raise ValueError("; ".join(found[:MOST_NAMED] + more))
 
 
 def _merge(config: dict, model: dict, dataset: dict) -> Entry:
     """The run of two entries, each in its long form."""
     model = {"model_revision" if key == "revision" else key: value for key, value in model.items()}
-    merged = {**config.get("parameters", {}), **model, **dataset}
-    parameters = {name: merged[name] for name in PARAMETERS if merged.get(name) is not None}
+    merged = {**config["parameters"], **model, **dataset}
+    parameters = {name: settings.normalise(name, merged[name]) for name in PARAMETERS if merged.get(name) is not None}
     needs = {}
     for name, size in RESOURCES.items():
         own = [entry[name] for entry in (model, dataset) if entry.get(name) is not None]
-        needs[name] = max(own, key=size) if own else config.get("resources", {}).get(name)
-    names = {"model_name": model["name"], "dataset_name": dataset["name"], "results_dir": config["results_dir"]}
+        needs[name] = max(own, key=size) if own else config["resources"].get(name)
+    names = {"model_name": model["name"], "dataset_name": dataset["name"]}
+    names = {name: settings.normalise(name, value) for name, value in names.items()}
     if (parameters.get("mode") == "score") != ("text_column" in parameters):
         pair = f"'{model['name']}' on '{dataset['name']}'"
         raise ValueError(f"{pair}: set both mode: score and text_column, or neither")
+    names["results_dir"] = config["results_dir"]
     return Entry(names | parameters, **{name: need for name, need in needs.items() if need is not None})
 
 
@@ -153,58 +184,65 @@ def _expand(entry: str | dict) -> dict:
     return {"name": entry} if isinstance(entry, str) else entry
 
 
-def _check(config: Any) -> None:
-    """Raises ValueError for an invalid grid."""
+def _find_problems(config: Any) -> Iterator[str]:
+    """What is wrong with a grid, entry by entry."""
     if not isinstance(config, dict):
-        raise ValueError(f"a grid must be a mapping with the keys {', '.join(KEYS)}")
-    _check_names("the grid", config, KEYS)
-    if not config.get("results_dir") or not isinstance(config["results_dir"], str):
-        raise ValueError("results_dir is missing: it must name the folder of the results")
-    if os.path.isfile(config["results_dir"]):
-        raise ValueError(f"results_dir is '{config['results_dir']}', which is a file: it must name a folder")
-    config["results_dir"] = os.path.normpath(os.path.expanduser(config["results_dir"]))
+        yield f"a grid must be a mapping with the keys {', '.join(KEYS)}"
+        return
+    yield from _find_unknown("the grid", config, KEYS)
+    folder = config.get("results_dir")
+    if folder is None:
+        yield "results_dir is missing: it must name the folder of the results"
+    elif problem := _explain(partial(validate, "results_dir"), folder):
+        yield problem
+    elif os.path.isfile(settings.normalise("results_dir", folder)):
+        yield f"results_dir is '{folder}', which is a file: it must name a folder"
     for name, checks in (("parameters", PARAMETERS), ("resources", RESOURCES), ("analyses", ANALYSES)):
-        settings = config.setdefault(name, {}) or {}
-        config[name] = settings
-        _check_names(name, settings, checks)
-        for setting, value in settings.items():
-            _check_setting(name, setting, value, checks[setting])
-    for kind, own in (("models", ["revision"]), ("datasets", [])):
-        _check_list(kind, config.get(kind), own)
+        if config.get(name) is not None:
+            yield from _find_wrong(name, config[name], checks)
+    yield from _find_wrong_entries("models", config.get("models"), {"revision": partial(validate, "model_revision")})
+    yield from _find_wrong_entries("datasets", config.get("datasets"), {})
 
 
-def _check_list(kind: str, entries: Any, own: list[str]) -> None:
-    """``own`` are the settings that only entries of this list have."""
+def _find_wrong_entries(kind: str, entries: Any, own: dict[str, Callable]) -> Iterator[str]:
+    """What is wrong with a list of models or data sets. ``own``: the settings that only its entries have."""
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{kind} is missing: it must be a list of names")
+        found = show(entries) if entries else "missing"
+        yield f"{kind} is {found}: it must be a list of names"
+        return
+    check_name = partial(validate, {"models": "model_name", "datasets": "dataset_name"}[kind])
     for number, entry in enumerate(map(_expand, entries), 1):
         where = f"entry {number} in {kind}"
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise ValueError(f"{where} has no name: give a name, or a mapping with a name and settings")
-        where = f"'{entry['name']}' in {kind}"
-        checks = {"name": str} | dict.fromkeys(own, str) | PARAMETERS | RESOURCES
-        _check_names(where, entry, checks)
-        for setting, value in entry.items():
-            _check_setting(where, setting, value, checks[setting])
+            yield f"{where} has no name: give a name, or a mapping with a name and settings"
+        elif problem := _explain(check_name, entry["name"]):
+            yield f"{where}: {problem}"
+        else:
+            checks = {"name": check_name} | own | PARAMETERS | RESOURCES
+            yield from _find_wrong(f"{show(entry['name'])} in {kind}", entry, checks)
 
 
-def _check_names(where: str, settings: Any, names: Any) -> None:
-    if not isinstance(settings, dict):
-        raise ValueError(f"{where} must be a mapping with keys among {', '.join(names)}")
-    for name in settings:
+def _find_wrong(where: str, values: Any, checks: Mapping[str, Callable]) -> Iterator[str]:
+    """What is wrong with a mapping of settings, each with its check. A setting that is null is not set."""
+    if not isinstance(values, dict):
+        yield f"{where} must be a mapping with keys among {', '.join(checks)}"
+        return
+    yield from _find_unknown(where, values, checks)
+    for name, value in values.items():
+        if name in checks and value is not None and (problem := _explain(checks[name], value)):
+            yield f"{where}: {problem}"
+
+
+def _find_unknown(where: str, values: dict, names: Collection[str]) -> Iterator[str]:
+    for name in values:
         if name not in names:
-            raise ValueError(f"{where}: unknown setting '{name}': it must be one of {', '.join(names)}")
+            yield f"{where}: unknown setting {show(name)}: it must be one of {', '.join(names)}"
 
 
-def _check_setting(where: str, name: str, value: Any, check: Callable) -> None:
-    """Raises ValueError for an invalid value; ``check`` is a type, or a function that raises. None means: not set."""
-    if value is None:
-        return
-    if isinstance(check, type):
-        if type(value) is not check:
-            raise ValueError(f"{where}: {name} is {value!r}: it must be of type {check.__name__}")
-        return
+def _explain(check: Callable, value: Any) -> str | None:
+    """Why a check refuses a value; None if it does not."""
     try:
         check(value)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        return str(error)
+    return None

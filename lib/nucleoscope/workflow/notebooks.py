@@ -19,17 +19,10 @@ from traitlets.config import Config
 
 from nucleoscope.atomic import write_atomically
 from nucleoscope.workflow import sockets
+from nucleoscope.workflow.command_line import NotebookError
 
 FOLDER = Path(__file__).resolve().parents[3] / "notebooks"
 PATIENCE = 600  # seconds for a kernel to start or to report a finished cell, on a machine that is busy or suspended
-
-
-class NotebookError(Exception):
-    """A cell of a notebook failed. The message is one line; ``traceback`` has the details."""
-
-    def __init__(self, message: str, traceback: str = ""):
-        super().__init__((message.strip().splitlines() or ["a cell failed"])[0])
-        self.traceback = traceback
 
 
 class KernelManager(AsyncKernelManager):

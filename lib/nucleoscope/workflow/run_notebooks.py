@@ -1,48 +1,72 @@
 """The two notebooks of a run: one measures, on the machine with the GPU; the other one is the run's page.
 
-Contract: settings in, executed notebooks in the run's folder out. Importing this is quick.
+Contract: settings in, executed notebooks in the run's folder out. Importing this is quick, and so is refusing
+settings that cannot work: torch, transformers, pandas and a notebook's process are not needed for that.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nucleoscope import settings
-from nucleoscope.store import results
-from nucleoscope.workflow import grid, notebooks, status
+from nucleoscope.settings import Settings
+from nucleoscope.store import results, run_folder
+from nucleoscope.workflow import grid, status
 
 PAGE_SETTINGS = ("model_name", "dataset_name", "text_column", "results_dir", "trust_remote_code")
 
 
-def locate(given: dict[str, Any]) -> Path:
-    """The folder of a run with these settings. ValueError, in one line, for a setting that cannot work."""
-    for name, value in given.items():
-        settings.validate(name, value)
-    names = ("results_dir", "dataset_name", "model_name", "text_column")
-    return results.locate_run(*(given[name] for name in names))
+def locate(chosen: Settings) -> Path:
+    """The folder of a run with these settings."""
+    return results.locate_run(chosen.results_dir, chosen.dataset_name, chosen.model_name, chosen.text_column)
 
 
-def measure(given: dict[str, Any], if_missing: bool = False) -> None:
-    """Executes notebooks/measure.py with the settings ``given``.
+def check(chosen: Settings) -> None:
+    """Raises OSError or ValueError, in one line, for settings with which notebooks/measure.py certainly fails.
+
+    The notebook finds the same, with the same functions, but some seconds later.
+    """
+    from nucleoscope import hub  # these take a fifth of a second, which a run that is complete need not wait for
+    from nucleoscope.data import prompts
+    from nucleoscope.models import devices
+
+    devices.check(chosen.device)
+    prompts.check(chosen.dataset_name, chosen.n_prompts, chosen.prompt_column, chosen.text_column)
+    hub.check(chosen.model_name, chosen.model_revision)
+    run_folder.check(locate(chosen), chosen.overwrite)
+
+
+def measure(chosen: Settings, if_missing: bool = False) -> None:
+    """Executes notebooks/measure.py with the settings ``chosen``.
 
     ``if_missing``: not if the results already have these settings, which is decided by names and without
-    loading the model; only a missing or damaged tokens.parquet is then written. Raises what `notebooks.execute` raises.
+    loading the model; only a missing or damaged tokens.parquet is then written. Raises what `check` and
+    `notebooks.execute` raise.
     """
-    folder = locate(given)
-    if if_missing and not status.find_missing(folder, grid.Entry(given)):
+    folder = locate(chosen)
+    if if_missing and not status.find_missing(folder, grid.Entry(asdict(chosen))):
         print(f"{folder} has already been measured with these settings")
         if status.needs_tokens(folder) and results.repair_tokens(folder):
             print(f"{folder / results.TOKENS} was missing or damaged: it was written again from the measurements")
         return
-    notebooks.execute(results.MEASURE, folder / f"{results.MEASURE}.ipynb", given)
+    check(chosen)
+    _execute(results.MEASURE, folder / f"{results.MEASURE}.ipynb", asdict(chosen))
 
 
-def write_page(given: dict[str, Any], if_measured: bool = False) -> None:
-    """Executes notebooks/run.py on the results of the run with the settings ``given``.
+def write_page(chosen: Settings, if_measured: bool = False) -> None:
+    """Executes notebooks/run.py on the results of the run with the settings ``chosen``.
 
-    ``if_measured``: not if there are no results. Raises what `notebooks.execute` raises.
+    ``if_measured``: not if there are no results, which is an error otherwise. Raises what `notebooks.execute` raises.
     """
-    folder = locate(given)
-    if if_measured and not (folder / results.RUN_INFO).is_file():
+    folder = locate(chosen)
+    if not (folder / results.RUN_INFO).is_file():
+        if not if_measured:
+            raise FileNotFoundError(f"'{folder}' has no results to show ({results.RUN_INFO} is missing): measure first")
         print(f"{folder} has no results to show")
         return
-    notebooks.execute(results.PAGE, folder / results.NOTEBOOK, {name: given[name] for name in PAGE_SETTINGS})
+    _execute(results.PAGE, folder / results.NOTEBOOK, {name: getattr(chosen, name) for name in PAGE_SETTINGS})
+
+
+def _execute(name: str, output: Path, parameters: dict[str, Any]) -> None:
+    from nucleoscope.workflow import notebooks  # papermill takes two seconds to import: bad settings need not wait
+
+    notebooks.execute(name, output, parameters)

@@ -1,0 +1,40 @@
+"""Which devices this machine certainly does not have, found out without torch.
+
+Contract: importing this is quick and touches no GPU. What is not refused here may still be refused by torch,
+which alone knows: see `placement.pick_device`.
+"""
+
+import importlib.metadata
+import sys
+
+from nucleoscope.models import gpus
+from nucleoscope.settings import show, validate
+
+
+def check(device: str) -> None:
+    """Raises ValueError, in one line, for a device that no run on this machine can use."""
+    validate("device", device)
+    kind, _, number = device.partition(":")
+    why = None
+    if kind in ("cuda", "balanced"):
+        why = _explain_missing_gpu(number)
+    elif kind == "mps" and sys.platform != "darwin":
+        why = "only Macs have it"
+    elif kind == "xpu" and _is_cpu_build():
+        why = "the installed torch is built for CPUs only"
+    if why:
+        raise ValueError(f"device is {show(device)}, but this machine has none: {why}; use device=auto")
+
+
+def _explain_missing_gpu(number: str) -> str | None:
+    if _is_cpu_build():
+        return "the installed torch is built for CPUs only"
+    names = gpus.list_names()  # none where the GPUs are AMD's
+    if names and number and int(number) >= len(names):
+        return f"its last GPU is cuda:{len(names) - 1}"
+    return None
+
+
+def _is_cpu_build() -> bool:
+    """Whether pip says that torch has no code for GPUs: the wheels for CPUs carry it in their version."""
+    return importlib.metadata.version("torch").endswith("+cpu")

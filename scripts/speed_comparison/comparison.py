@@ -1,0 +1,314 @@
+"""Times the four ways of measuring that scripts/benchmark.py names, and prints Markdown."""
+
+import argparse
+import contextlib
+import json
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import transformers
+
+from nucleoscope.data import prompts
+from nucleoscope.measure import batching, cosine, entropy, generation, model_facts
+from nucleoscope.measure.decoding import PaddedDecoder
+from nucleoscope.measure.nucleus import find_nucleus
+from nucleoscope.measure.sampling import Sampler
+from nucleoscope.models import loading
+
+
+class Clock:
+    """Seconds and peak memory (MiB) of a block; on a GPU both are the device's."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.cuda = device, device.type == "cuda"
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[SimpleNamespace]:
+        taken, stop = SimpleNamespace(peak=0), threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(taken, stop), daemon=True)
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+            torch.cuda.synchronize(self.device)
+        else:
+            watcher.start()
+        begin = time.perf_counter()
+        yield taken
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+            taken.peak = torch.cuda.max_memory_allocated(self.device) / 2**20
+        taken.seconds = time.perf_counter() - begin
+        stop.set()
+
+    @staticmethod
+    def _watch(taken: SimpleNamespace, stop: threading.Event) -> None:
+        statm = Path("/proc/self/statm")
+        while statm.exists() and not stop.wait(0.02):
+            taken.peak = max(taken.peak, int(statm.read_text().split()[1]) * 4096 / 2**20)
+
+
+@torch.inference_mode()
+def measure_published(model, ids: list[int], max_tokens: int, top_p: float, ends: set[int]) -> int:
+    """(a) for one prompt; returns the number of tokens measured."""
+    embedding = model.get_input_embeddings().weight
+    prefix, nuclei, entropies = torch.tensor([ids], device=model.device), [], []
+    for _ in range(max_tokens):
+        probs = torch.softmax(model(input_ids=prefix).logits[0, -1], dim=-1)
+        values, order = torch.sort(probs, descending=True)
+        size = torch.searchsorted(values.cumsum(0), top_p).item() + 1
+        q = values[:size].float() / values[:size].float().sum()
+        token = order[torch.multinomial(q, 1)]
+        if token.item() in ends:
+            break
+        nuclei.append(order[:size])
+        entropies.append(-(q * q.clamp_min(1e-12).log()).sum().item())
+        prefix = torch.cat([prefix, token[None]], dim=1)
+    for candidates in nuclei:
+        rows = torch.nn.functional.normalize(embedding[candidates], dim=1)
+        i, j = torch.triu_indices(len(rows), len(rows), offset=1)
+        (rows @ rows.T)[i, j].mean().item()
+    return len(nuclei)
+
+
+@torch.inference_mode()
+def measure_generate(model, ids: list[list[int]], max_tokens: int, top_p: float, ends: set[int]) -> int:
+    """(b) for one batch; returns the number of tokens measured."""
+    longest = max(map(len, ids))
+    padded = torch.tensor([[0] * (longest - len(row)) + row for row in ids], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    output = model.generate(
+        input_ids=padded,
+        attention_mask=mask,
+        generation_config=transformers.GenerationConfig(
+            do_sample=True,
+            top_p=top_p,
+            top_k=0,
+            max_new_tokens=max_tokens,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        ),
+    )
+    embedding = model.get_input_embeddings().weight
+    inverse_norm = cosine.compute_inverse_norms(embedding)
+    tokens = output.sequences[:, longest:]
+    for step, logits in enumerate(output.logits):
+        chosen = find_nucleus(logits, top_p)
+        entropy.compute_nucleus_entropies(chosen.probs, chosen.offsets)
+        entropy.compute_full_entropies(logits)
+        cosine.compute_similarity(*chosen, embedding, inverse_norm)
+        logits.log_softmax(-1).gather(-1, tokens[:, step : step + 1])
+    over = torch.isin(tokens, torch.tensor(sorted(ends), device=tokens.device, dtype=tokens.dtype)).cumsum(1) > 0
+    return int((~over).sum())
+
+
+@torch.inference_mode()
+def replay(model, ids: list[list[int]], max_tokens: int, steps: list[tuple[list[int], torch.Tensor, set[int]]]) -> None:
+    """(d): the forward passes and an argmax, with the same tokens and ended rows as in (c)."""
+    decoder = PaddedDecoder(model, ids, max_tokens)
+    logits = decoder.prefill()
+    for rows, tokens, ended in steps:
+        assert rows == decoder.rows, "(d) must process the same rows as the run of (c) that it replays"
+        logits.float().argmax(-1)
+        logits = decoder.advance(tokens, ended)
+
+
+def measure_ours(model, inputs, texts: list[str], batches, options) -> tuple[int, list[list]]:
+    """(c); returns the number of tokens measured, and the steps of each batch for (d)."""
+    recorded = []
+    original = Sampler.draw
+
+    def remember(self, logits, rows):
+        tokens, ended = original(self, logits, rows)
+        if len(self.steps) == 1:
+            recorded.append([])
+        recorded[-1].append((list(rows), tokens, set(ended)))
+        return tokens, ended
+
+    Sampler.draw = remember
+    try:
+        done = list(
+            generation.measure(
+                model,
+                SimpleNamespace(eos_token_id=None),
+                texts,
+                inputs=inputs,
+                batches=batches,
+                max_tokens=options.max_tokens,
+                top_p=options.top_p,
+                progress=False,
+            )
+        )
+    finally:
+        Sampler.draw = original
+    return sum(len(record["tokens"]) for batch in done for record in batch.records), recorded
+
+
+def create_random_model(given: str, device: torch.device, dtype: torch.dtype | str, target: float = 1.5):
+    """A model with random weights from a config file, or from "key=value,..." for a Llama.
+
+    The output layer is scaled so that the mean entropy of the next token is ``target`` nats.
+    """
+    if Path(given).is_file():
+        config = transformers.AutoConfig.for_model(**json.loads(Path(given).read_text()))
+    else:
+        numbers = dict(pair.split("=") for pair in given.split(","))
+        config = transformers.LlamaConfig(**{key: json.loads(value) for key, value in numbers.items()})
+    dtype = torch.bfloat16 if dtype == "auto" else dtype
+    with torch.device(device):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randint(config.vocab_size, (64, 8), generator=generator).to(device)
+    head = model.get_output_embeddings().weight
+    if head.data_ptr() == model.get_input_embeddings().weight.data_ptr():  # scaling must not touch the embeddings
+        model.set_output_embeddings(torch.nn.Linear(*reversed(head.shape), bias=False, device=device, dtype=dtype))
+        head = model.get_output_embeddings().weight
+    with torch.inference_mode():
+        logits = model(input_ids=probe).logits[:, -1].float()
+        low, high = 1e-3, 1e5
+        for _ in range(60):
+            middle = (low * high) ** 0.5
+            mean = entropy.compute_full_entropies(logits * middle).entropy.mean()
+            low, high = (middle, high) if mean > target else (low, middle)
+        head.mul_(low)
+    return model
+
+
+def draw_logits(vocabulary: int, size: int, rows: int, device: torch.device) -> torch.Tensor:
+    """Logits (rows, V) falling as a power of the rank, in random order, with a nucleus of about ``size``."""
+    ranks = torch.arange(1, vocabulary + 1, dtype=torch.float64).log()
+    low, high = 0.1, 20.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        wide = int(((-middle * ranks).softmax(0).cumsum(0) < 0.9).sum()) + 1 > size
+        low, high = (middle, high) if wide else (low, middle)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.stack([torch.randperm(vocabulary, generator=generator) for _ in range(rows)])
+    return (-low * ranks).float()[order].to(device)
+
+
+def time_median(call: Callable, device: torch.device, repeats: int = 5) -> float:
+    clock, times = Clock(device), []
+    for _ in range(repeats + 1):
+        with clock() as taken:
+            call()
+        times.append(taken.seconds * 1e3)
+    return statistics.median(times[1:])
+
+
+def time_kernels(device: torch.device, rows: int) -> None:
+    """Times the nucleus and cosine steps alone."""
+    print(f"\n| V | d | median nucleus | rows | full sort, ms | nucleus, ms | cosine, ms |\n|{'---|' * 7}")
+    for vocabulary in (49_152, 128_256):
+        embedding = torch.randn(vocabulary, 4096, device=device, dtype=torch.bfloat16)
+        inverse_norm = cosine.compute_inverse_norms(embedding)
+        for size in (10, 5_000):
+            logits = draw_logits(vocabulary, size, rows, device)
+            chosen = find_nucleus(logits, 0.9)
+            sort = time_median(lambda logits=logits: logits.sort(descending=True), device, 3)
+            pick = time_median(lambda logits=logits: find_nucleus(logits, 0.9), device)
+            similarity = time_median(
+                lambda chosen=chosen: cosine.compute_similarity(*chosen, embedding, inverse_norm),  # noqa: B023
+                device,
+                3,
+            )
+            median = int(chosen.offsets.diff().median())
+            print(f"| {vocabulary:,} | 4,096 | {median:,} | {rows} | {sort:.1f} | {pick:.1f} | {similarity:.1f} |")
+
+
+def measure_bandwidth(device: torch.device) -> float:
+    """The device's memory bandwidth in bytes per second, read plus written, from copying a tensor."""
+    source = torch.empty(2**30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / (time_median(lambda: target.copy_(source), device, 20) / 1e3)
+
+
+def load(options: argparse.Namespace) -> tuple:
+    """The model, its tokenised prompts and the prompts' texts."""
+    device = loading.pick_device(options.device)
+    if options.random_weights:
+        model = create_random_model(options.random_weights, device, loading.pick_dtype(options.dtype, device))
+        generator = torch.Generator().manual_seed(0)
+        lengths = torch.randint(60, 180, (options.n_prompts,), generator=generator).tolist()
+        vocabulary = model.config.get_text_config().vocab_size
+        ids = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
+        model.generation_config.eos_token_id = model.config.eos_token_id = None  # nothing ends early
+        return model, generation.Inputs(ids), [""] * len(ids)
+    model, tokenizer, _ = loading.load(options.model_name, options.dtype, options.device)
+    texts = prompts.load(options.dataset_name, options.n_prompts, options.prompt_column).texts
+    context = model_facts.find_context_length(model)
+    model.generation_config.eos_token_id = sorted(model_facts.find_end_tokens(model, tokenizer))
+    return model, generation.encode(tokenizer, texts, options.prompt_format, context, options.max_tokens), texts
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Prints what the ways take with these ``options``, those of scripts/benchmark.py."""
+    model, inputs, texts = load(options)
+    device, clock = model.device, Clock(model.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    ends = set(model.generation_config.eos_token_id or [])
+    size = generation.choose_batch_size(options.batch_size, model, inputs, options.max_tokens)
+    batches = batching.split_batches(inputs, size)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    print(
+        f"{options.random_weights or options.model_name}, {model.dtype}, {weights / 2**20:,.0f} MiB of weights; "
+        f"{name}, {torch.get_num_threads()} threads; "
+        f"torch {torch.__version__}, transformers {transformers.__version__}\n"
+        f"{len(texts)} prompts ({statistics.mean(map(len, inputs.ids)):.0f} tokens on average), "
+        f"at most {options.max_tokens} tokens each, batches of {size}\n"
+    )
+    measure_ours(model, generation.Inputs(inputs.ids[:4]), texts[:4], [[0, 1, 2, 3][: len(texts)]], options)  # warm-up
+    rates, peaks = {}, {}
+    times: dict[str, list[float]] = {"c": [], "d": []}
+    tokens, steps = 0, []
+    for _ in range(options.repeats):
+        with clock() as taken:
+            tokens, steps = measure_ours(model, inputs, texts, batches, options)
+        times["c"].append(taken.seconds)
+        peaks["c"] = taken.peak
+        if "d" in options.only:
+            with clock() as taken:
+                for indices, recorded in zip(batches, steps, strict=True):
+                    replay(model, [inputs.ids[i] for i in indices], options.max_tokens, recorded)
+            times["d"].append(taken.seconds)
+            peaks["d"] = taken.peak
+    rates |= {part: tokens / statistics.median(seconds) for part, seconds in times.items() if seconds}
+    if "b" in options.only:
+        with clock() as taken:
+            measured = sum(
+                measure_generate(model, [inputs.ids[i] for i in batch], options.max_tokens, options.top_p, ends)
+                for batch in batches
+            )
+        rates["b"], peaks["b"] = measured / taken.seconds, taken.peak
+    if "a" in options.only:
+        chosen = range(0, len(texts), max(1, len(texts) // options.published_prompts))[: options.published_prompts]
+        with clock() as taken:
+            measured = sum(
+                measure_published(model, inputs.ids[i], options.max_tokens, options.top_p, ends) for i in chosen
+            )
+        rates["a"], peaks["a"] = measured / taken.seconds, taken.peak
+    labels = {
+        "a": f"(a) published algorithm ({options.published_prompts} prompts)",
+        "b": "(b) generate, then measure",
+        "c": "(c) Nucleoscope",
+        "d": "(d) forward passes alone",
+    }
+    print(f"| | tokens/s | speed-up of (c) | peak memory, MiB |\n|{'---|' * 4}")
+    for part in sorted(rates):
+        print(f"| {labels[part]} | {rates[part]:,.1f} | {rates['c'] / rates[part]:.2f} | {peaks[part]:,.0f} |")
+    print(f"\n(c) took {statistics.median(times['c']):.1f} s for {tokens:,} tokens")
+    if times["d"]:
+        ratios = [c / d for c, d in zip(times["c"], times["d"], strict=True)]
+        print(f"time of (c) / time of (d), run by run: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
+    if device.type == "cuda":
+        read = weights * sum(map(len, steps)) / measure_bandwidth(device)  # every step reads all weights once
+        print(f"share of the weight-bandwidth limit: {read / statistics.median(times['c']):.1%}")
+    if "k" in options.only:
+        time_kernels(device, options.kernel_rows)

@@ -1,0 +1,628 @@
+"""Bad input in every place where there is any: refused at once, in one line that names what is wrong.
+
+Most cases call the functions that the command line calls, in this process; some start the commands themselves.
+"""
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+import yaml
+from pyarrow import parquet
+
+from messages import assert_one_line
+from nucleoscope import settings
+from nucleoscope.models import devices, gpus
+from nucleoscope.workflow import grid, run_notebooks
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+try:
+    import correlation_eval
+    import correlation_pipeline
+    import job
+    import prefetch
+    import summary
+finally:
+    sys.path.pop(0)
+
+LONG = "9" * 5000  # Python reads no whole number of more than 4300 digits
+UNPRINTABLE = ["\0", "a\0b", "a\nb", "a\r\nb", "\x1b[31mred", "\x7f", "a\u2028b", "\ud800", "a\udcff"]
+BLANK = ["", " ", "\t", " \n ", "\u3000"]
+NAMES = [name for name, each in settings.FIELDS.items() if each.metadata["type"] is not bool]
+COUNTS = ["n_prompts", "max_tokens", "batch_size"]
+TEXTS = [name for name in NAMES if settings.describe_range(name) == "be text"]
+PATHS = [name for name in NAMES if settings.FIELDS[name].metadata["is_path"]]
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs(monkeypatch, tmp_path):
+    """No notebook is executed, whatever a test lets through, and nothing is looked up on the Hub."""
+
+    def execute(*_):
+        raise AssertionError("it was not refused")
+
+    monkeypatch.setattr(run_notebooks, "_execute", execute)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def refuse(monkeypatch, capsys):
+    """Gives the line with which a script, run in this process with some words, refuses them."""
+
+    def run(script, *words: str) -> str:
+        monkeypatch.setattr(sys, "argv", [script.__file__, *words])
+        with pytest.raises(SystemExit) as ended:
+            script.main()
+        assert ended.value.code not in (None, 0)
+        said = ended.value.code if isinstance(ended.value.code, str) else capsys.readouterr().err
+        assert "Traceback" not in said
+        assert said.startswith("error: ")
+        assert all(letter.isprintable() for letter in said.rstrip("\n"))
+        return assert_one_line(said)
+
+    return run
+
+
+def number_ids(value: object) -> str:
+    """A short name of a value for pytest, which would print it."""
+    return settings.show(value)[:30].encode("ascii", "backslashreplace").decode()
+
+
+# Settings, as words of the command line
+
+
+def list_bad_words() -> list[tuple[str, str]]:
+    """Each setting with words that it may not be."""
+    numbers = ["nan", "-inf", "1e400", "", " ", "x", "None", "True", "[1]", "0x10", "1,5", "--", "\0", "\ud800", "½"]
+    pairs = [(name, word) for name in COUNTS for word in [*numbers, "0", "-1", "2.5", "1e3", LONG, str(10**19), "1.0"]]
+    pairs += [("seed", word) for word in [*numbers, "2.5", "1e3", LONG, "-" + LONG, str(2**53 + 1), str(-(2**64))]]
+    pairs += [("top_p", word) for word in [*numbers, "0", "-0.1", "1.0001", "90", LONG, "1e-400"]]
+    pairs += [("temperature", word) for word in [*numbers, "0", "-1", "1e-40", "1e-13", "inf", LONG]]
+    for name in ("mode", "prompt_format", "dtype"):
+        pairs += [(name, word) for word in ["", " ", "x", "None", "AUTO", "raw chat", "0", "é", "\0", "\ud800", "a\nb"]]
+    pairs += [("dtype", word) for word in ["float64", "fp16", "int8", "torch.float32"]]
+    places = ["", " ", "x", "gpu", "meta", "hpu", "privateuseone", "foo", "cpu:x", "cuda:", "cuda:-1", "cuda:1000"]
+    pairs += [
+        ("device", word) for word in [*places, "CUDA", "cuda:0,1", "auto:1", "balanced:0", "cuda:٣", "\0", "cpu\n"]
+    ]
+    days = ["", "today", "2024", "2024-7-1", "2024-02-30", "20240726", "26.07.2024", "2024-W01-1", "0000-00-00", "\0"]
+    pairs += [("template_date", word) for word in days]
+    pairs += [(name, word) for name in TEXTS for word in [*BLANK, *UNPRINTABLE, "x" * 5000]]
+    pairs += [(name, "x/" * 10 + "é" * 200) for name in PATHS]
+    return pairs + [(name, "~no-such-user/x") for name in PATHS]
+
+
+@pytest.mark.parametrize(("name", "word"), list_bad_words(), ids=number_ids)
+def test_a_word_that_a_setting_cannot_be_is_named_with_it(refuse, name, word):
+    line = refuse(correlation_pipeline, f"--{name}={word}")
+    assert line.startswith(f"error: {name} is ")
+    assert ": it must " in line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_setting_without_its_value_says_how_to_give_one(refuse, name):
+    for words in ([f"--{name}"], [f"--{name}", "--debug"], [f"--{name}", "-x.jsonl"]):
+        assert f"--{name} needs a value; one that begins with a dash is written --{name}=VALUE" in refuse(
+            correlation_pipeline, *words
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in settings.FIELDS if name not in NAMES])
+def test_a_flag_takes_no_value(refuse, name):
+    assert f"--{name} is a flag: it takes no value, but got 'yes'" in refuse(correlation_pipeline, f"--{name}=yes")
+
+
+@pytest.mark.parametrize(
+    "word", ["--modle_name=x", "x", "--n-prompts=3", "-n", "--top", "--\ud800", "a\nb", "x" * 5000]
+)
+def test_an_unknown_option_is_named(refuse, word):
+    assert "unrecognized arguments: " in refuse(correlation_pipeline, word)
+
+
+# Settings, as values of a notebook or a program
+
+
+def list_bad_values() -> list[tuple[str, object]]:
+    """Each setting with values that it may not be."""
+    deep: list = []
+    for _ in range(3000):
+        deep = [deep]
+    things = [[], {}, b"x", 1j, object, Decimal("0.5"), np.array([1, 2]), deep, (), float, {1}, range(3)]
+    pairs = [(name, value) for name in settings.FIELDS for value in things]
+    numbers = [True, False, None, math_nan := float("nan"), float("inf"), -1, np.nan, np.float32("inf"), np.bool_(True)]
+    pairs += [(name, value) for name in (*COUNTS, "top_p", "temperature") for value in [*numbers, 10**5000, "3"]]
+    pairs += [(name, value) for name in COUNTS for value in (0, 2.5, 1.0, np.float64(3), 10**9 + 1)]
+    pairs += [("seed", value) for value in (True, None, 2.5, math_nan, 2**53 + 1, -(10**5000), "0", np.bool_(False))]
+    flags = [name for name in settings.FIELDS if name not in NAMES]
+    pairs += [(name, value) for name in flags for value in (0, 1, "True", "no", None, np.bool_(True), math_nan)]
+    others = [name for name in NAMES if settings.FIELDS[name].metadata["type"] is str]
+    pairs += [(name, value) for name in others for value in (3, 2.5, True, math_nan, Path("x"))]
+    return pairs + [(name, None) for name in others if settings.FIELDS[name].default is not None]
+
+
+@pytest.mark.parametrize(("name", "value"), list_bad_values(), ids=number_ids)
+def test_a_value_that_a_setting_cannot_be_is_named_with_it(name, value):
+    with pytest.raises(ValueError, match=f"^{name} is ") as caught:
+        settings.Settings.collect({name: value})
+    assert_one_line(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "normal"),
+    [
+        ("n_prompts", np.int64(3), 3),
+        ("temperature", 2, 2.0),
+        ("top_p", np.float32(0.5), 0.5),
+        ("results_dir", "~/r", "/home/me/r"),
+        ("dataset_name", "~/a.txt", "/home/me/a.txt"),
+        ("model_name", "~/m", "/home/me/m"),
+        ("results_dir", "a~b", "a~b"),
+        ("batch_size", "auto", "auto"),
+        ("text_column", None, None),
+    ],
+)
+def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
+    monkeypatch.setenv("HOME", "/home/me")
+    found = getattr(settings.Settings(**{name: value}, mode="generate").check(), name)
+    assert found == normal
+    assert type(found) is type(normal)
+    json.dumps(found)
+
+
+# Combinations of settings, and what they name
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--mode=score"], "mode=score needs text_column"),
+        (["--text_column=x"], "text_column is 'x', but only mode=score measures existing texts"),
+        (["--model_revision=main"], "model_revision is 'main', but 'SmolLM2-135M-Instruct' is the packaged model"),
+        (["--dataset_name=poems"], "unknown data set 'poems': it must be gsm8k, writingprompts"),
+        (["--dataset_name=none.jsonl"], "file 'none.jsonl' does not exist"),
+        (["--dataset_name=-none.jsonl"], "file '-none.jsonl' does not exist"),
+        (["--dataset_name=.jsonl"], "unknown data set '.jsonl'"),
+        (["--dataset_name=.."], "cannot name a results folder after '..'"),
+        (["--model_name=/"], "cannot name a results folder after '/'"),
+        (["--model_name=/no/such/place"], "'/no/such/place' is neither an existing folder nor a valid model id"),
+        (["--model_name=none.gguf"], "file 'none.gguf' does not exist"),
+        (["--model_name=~/none"], "/none' is neither an existing folder nor a valid model id"),
+        (["--model_name=a b"], "'a b' is neither an existing folder nor a valid model id"),
+        (["--model_name=SmolLM2-999B"], "model 'SmolLM2-999B' is not on this machine, and HF_HUB_OFFLINE is set"),
+        (["--only=page"], "has no results to show (run.json is missing): measure first"),
+        (["--results_dir=/dev/null/x"], "'/dev/null' is not a folder: use another --results_dir"),
+        (["--mode=score", f"--text_column={'é' * 200}"], "the name of a results folder would be "),
+        (["--mode=score", "--text_column=nothing"], "has no column 'nothing': set text_column to one of 'prompt'"),
+        (["--prompt_column=nothing"], "has no column 'nothing': set prompt_column to one of 'prompt'"),
+        (["--only=both"], "argument --only: invalid choice: 'both'"),
+    ],
+    ids=number_ids,
+)
+def test_settings_that_cannot_work_are_refused_before_anything_starts(refuse, words, line):
+    assert line in refuse(correlation_pipeline, *words)
+
+
+@pytest.mark.parametrize(
+    ("device", "platform", "build", "there", "why"),
+    [
+        ("cuda", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
+        ("balanced", "linux", "2.13.0+cpu", ["GPU-1"], "the installed torch is built for CPUs only"),
+        ("cuda:0", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
+        ("xpu", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
+        ("cuda:2", "linux", "2.13.0", ["GPU-1", "GPU-2"], "its last GPU is cuda:1"),
+        ("mps", "linux", "2.13.0", [], "only Macs have it"),
+        ("cuda:1", "linux", "2.13.0", ["GPU-1", "GPU-2"], None),
+        ("cuda:5", "linux", "2.13.0+rocm6", [], None),  # AMD's are not listed
+        ("mps", "darwin", "2.13.0", [], None),
+        ("auto", "linux", "2.13.0+cpu", [], None),
+        ("cpu:0", "linux", "2.13.0+cpu", [], None),
+    ],
+)
+def test_a_device_that_the_machine_cannot_have_is_refused_without_torch(
+    monkeypatch, device, platform, build, there, why
+):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: build)
+    monkeypatch.setattr(gpus, "list_names", lambda: there)
+    if why is None:
+        devices.check(device)
+        return
+    with pytest.raises(ValueError, match=r"^device is ") as caught:
+        devices.check(device)
+    assert str(caught.value) == f"device is '{device}', but this machine has none: {why}; use device=auto"
+
+
+# Files of prompts
+
+
+def write_parquet(**columns) -> bytes:
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), stream)
+    return stream.getvalue()
+
+
+DEEP = b"[" * 20_000
+GOOD = b'{"prompt": "a"}\n'
+FILES = {  # name -> content, and what the line says
+    "empty.jsonl": (b"", "is empty: it has no prompts"),
+    "blank.jsonl": (b"\n \n\n", "is empty: it has no prompts"),
+    "binary.jsonl": (b"\x80\x02\xff\0", "line 1: not UTF-8 text"),
+    "nul.jsonl": (b"\0\0\0\0", "line 1: not valid JSON"),
+    "utf16.jsonl": ('{"prompt": "a"}'.encode("utf-16"), "line 1: not UTF-8 text"),
+    "list.jsonl": (b'["a"]\n', "line 1: not a JSON object"),
+    "text.jsonl": (b"hello\n", "line 1: not valid JSON"),
+    "number.jsonl": (b"3\n", "line 1: not a JSON object"),
+    "null.jsonl": (b"null\n", "line 1: not a JSON object"),
+    "cut.jsonl": (GOOD + b'{"prompt": "b', "line 2: not valid JSON"),
+    "nested.jsonl": (DEEP, "line 1: JSON that is nested too deeply"),
+    "nested-value.jsonl": (b'{"prompt": ' + DEEP, "line 1: JSON that is nested too deeply"),
+    "objects.jsonl": (b'{"prompt":' * 20_000, "line 1: JSON that is nested too deeply"),
+    "digits.jsonl": (b'{"prompt": "a", "x": ' + b"9" * 5000 + b"}\n", "line 1: not valid JSON"),
+    "other.jsonl": (b'{"text": "a"}\n', "has no column 'prompt': set prompt_column to one of 'text'"),
+    "later.jsonl": (GOOD * 3 + b'{"text": "a"}\n', "has no column 'prompt'"),
+    "no-columns.jsonl": (b"{}\n", "has no column 'prompt'"),
+    "value-number.jsonl": (b'{"prompt": 3}\n', "line 1: column 'prompt' is 3, not text"),
+    "value-null.jsonl": (b'{"prompt": null}\n', "line 1: column 'prompt' is null, not text"),
+    "value-list.jsonl": (b'{"prompt": ["a"]}\n', "line 1: column 'prompt' is"),
+    "value-bool.jsonl": (b'{"prompt": true}\n', "line 1: column 'prompt' is true, not text"),
+    "value-nan.jsonl": (b'{"prompt": NaN}\n', "line 1: column 'prompt' is NaN, not text"),
+    "value-long.jsonl": (b'{"prompt": [' + b"1," * 9999 + b"1]}\n", "line 1: column 'prompt' is"),
+    "surrogate.jsonl": (b'{"prompt": "\\ud800"}\n', "line 1: column 'prompt' contains a lone surrogate"),
+    "twice.jsonl": (b'{"prompt": "a", "prompt": "b"}\n', "has 2 columns 'prompt'"),
+    "array.jsonl": (b'[{"prompt": "a"}]', "line 1: not a JSON object"),
+    "many.jsonl": (json.dumps({f"c{n}" * 30: 1 for n in range(999)}).encode(), "has no column 'prompt'"),
+    "names.jsonl": (b'{"a\\nb\\u001b": 1}\n', "has no column 'prompt'"),
+    "empty.csv": (b"", "is empty: it has no prompts"),
+    "header.csv": (b"prompt\n", "is empty: it has no prompts"),
+    "binary.csv": (b"\xff\xfe\0\1", "line 1: not UTF-8 text"),
+    "other.csv": (b"text,x\na,b\n", "has no column 'prompt'"),
+    "spaces.csv": (b" prompt \na\n", "has no column 'prompt'"),
+    "comma.csv": (b"prompt\nHello, world\n", "line 2: 2 fields, but the header has 1"),
+    "short.csv": (b"x,prompt\na\n", "line 2: column 'prompt' is null, not text"),
+    "twice.csv": (b"prompt,prompt\na,b\n", "has 2 columns 'prompt'"),
+    "semicolon.csv": (b"id;prompt\n1;a\n", "has no column 'prompt': set prompt_column to one of 'id;prompt'"),
+    "empty.txt": (b"", "is empty: it has no prompts"),
+    "binary.txt": (b"a\n\xff\n", "line 2: not UTF-8 text"),
+    "utf16.txt": ("hello".encode("utf-16"), "line 1: not UTF-8 text"),
+    "empty.parquet": (b"", "is not a valid Parquet file"),
+    "text.parquet": (b"prompt\na\n", "is not a valid Parquet file"),
+    "cut.parquet": (write_parquet(prompt=["a"])[:-9], "is not a valid Parquet file"),
+    "magic.parquet": (b"PAR1" + b"\0" * 50 + b"PAR1", "is not a valid Parquet file"),
+    "no-rows.parquet": (write_parquet(prompt=pyarrow.array([], pyarrow.string())), "is empty: it has no prompts"),
+    "other.parquet": (write_parquet(text=["a"]), "has no column 'prompt': set prompt_column to one of 'text'"),
+    "numbers.parquet": (write_parquet(prompt=[1, 2]), "row 1: column 'prompt' is 1, not text"),
+    "null.parquet": (write_parquet(prompt=["a", None]), "row 2: column 'prompt' is null, not text"),
+    "lists.parquet": (write_parquet(prompt=[["a"]]), "row 1: column 'prompt' is"),
+    "bytes.parquet": (write_parquet(prompt=[b"a"]), "row 1: column 'prompt' is"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_has_no_prompts_is_named_with_its_line(refuse, tmp_path, name):
+    content, said = FILES[name]
+    (tmp_path / name).write_bytes(content)
+    line = refuse(correlation_pipeline, f"--dataset_name={name}")
+    assert f"'{name}'" in line
+    assert said in line
+
+
+def test_a_folder_is_no_file_of_prompts(refuse, tmp_path):
+    (tmp_path / "folder.jsonl").mkdir()
+    assert "'folder.jsonl' is a folder" in refuse(correlation_pipeline, "--dataset_name=folder.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"prompt": "a", "t": ""}\n', "row 1: column 't' is empty: there is nothing to measure"),
+        (b'{"prompt": "a", "t": 3}\n', "line 1: column 't' is 3, not text"),
+        (b'{"prompt": "a"}\n', "has no column 't': set text_column to one of 'prompt'"),
+    ],
+)
+def test_texts_that_cannot_be_scored_are_named_with_their_line(refuse, tmp_path, content, said):
+    (tmp_path / "x.jsonl").write_bytes(content)
+    words = ["--mode=score", "--text_column=t", "--dataset_name=x.jsonl"]
+    assert said in refuse(correlation_pipeline, *words)
+
+
+# Models, as far as their files show without transformers
+
+FOLDERS = [  # the files of a folder, and what the line says
+    ({}, "does not contain a model: config.json is missing"),
+    ({"model.safetensors": b""}, "does not contain a model: config.json is missing"),
+    ({"config.json": b""}, "config.json is not valid JSON (Expecting value"),
+    ({"config.json": b'{"model_type": "lla'}, "config.json is not valid JSON (Unterminated string"),
+    ({"config.json": b"\xff\xfe\x00"}, "config.json is not valid JSON ("),
+    ({"config.json": b"\0"}, "config.json is not valid JSON (Expecting value"),
+    ({"config.json": DEEP}, "config.json is not valid JSON (it is nested too deeply)"),
+    ({"config.json": b'{"a":' * 20_000}, "config.json is not valid JSON (it is nested too deeply)"),
+    ({"config.json": b'{"a": ' + LONG.encode() + b"}"}, "config.json is not valid JSON ("),
+    ({"config.json": b"[]"}, "config.json is not a JSON object"),
+    ({"config.json": b"null"}, "config.json is not a JSON object"),
+    ({"config.json": b'"llama"'}, "config.json is not a JSON object"),
+    ({"config.json": b"3"}, "config.json is not a JSON object"),
+    ({"config.json": b"{}"}, "has no weights of a model: no file in it ends in .safetensors or .bin"),
+    ({"config.json": b"{}", "README.md": b""}, "has no weights of a model"),
+]
+
+
+@pytest.mark.parametrize(("files", "said"), FOLDERS, ids=number_ids)
+def test_a_folder_that_contains_no_model_is_named(refuse, tmp_path, files, said):
+    (tmp_path / "model").mkdir()
+    for name, content in files.items():
+        (tmp_path / "model" / name).write_bytes(content)
+    line = refuse(correlation_pipeline, "--model_name=model")
+    assert "folder 'model'" in line
+    assert said in line
+
+
+@pytest.mark.parametrize("name", ["x.gguf", "x.safetensors", "x.bin", "x.json", "x"])
+@pytest.mark.parametrize("content", [b"", b"GGU", b"GGML" + b"\0" * 40, b"hello"])
+def test_a_file_that_is_no_model_is_named(refuse, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    line = refuse(correlation_pipeline, f"--model_name={name}")
+    assert f"'{name}' is not a GGUF file" in line or f"'{name}' is a file, but not a .gguf file" in line
+
+
+# Grids
+
+SMALL = {"results_dir": "r", "models": ["a"], "datasets": ["b"]}
+GRIDS = [  # what differs from SMALL, and what the line says
+    ({"results_dir": None}, "results_dir is missing"),
+    ({"results_dir": ""}, "results_dir is '': it must not be empty"),
+    ({"results_dir": " "}, "results_dir is ' ': it must not be empty"),
+    ({"results_dir": 3}, "results_dir is 3: it must be text"),
+    ({"results_dir": ["r"]}, "results_dir is ['r']: it must be text"),
+    ({"results_dir": "~no-such-user/r"}, "results_dir is '~no-such-user/r': it must begin with the name of a user"),
+    ({"results_dir": "a\0b"}, "results_dir is 'a\\x00b': it must not contain control characters"),
+    ({"result_dir": "r"}, "the grid: unknown setting 'result_dir'"),
+    ({3: "r"}, "the grid: unknown setting 3"),
+    ({None: "r"}, "the grid: unknown setting None"),
+    ({"models": None}, "models is missing: it must be a list of names"),
+    ({"models": []}, "models is missing"),
+    ({"models": {}}, "models is missing"),
+    ({"models": "a"}, "models is 'a': it must be a list of names"),
+    ({"models": {"name": "a"}}, "models is {'name': 'a'}: it must be a list of names"),
+    ({"models": 3}, "models is 3: it must be a list of names"),
+    ({"models": [3]}, "entry 1 in models has no name"),
+    ({"models": [None]}, "entry 1 in models has no name"),
+    ({"models": [["a"]]}, "entry 1 in models has no name"),
+    ({"models": [{}]}, "entry 1 in models has no name"),
+    ({"models": [{"name": None}]}, "entry 1 in models has no name"),
+    ({"models": [{"name": True}]}, "entry 1 in models has no name"),
+    ({"models": [""]}, "entry 1 in models: model_name is '': it must not be empty"),
+    ({"models": ["a", " "]}, "entry 2 in models: model_name is ' ': it must not be empty"),
+    ({"models": ["a\nb"]}, "entry 1 in models: model_name is 'a\\nb': it must not contain control characters"),
+    ({"models": ["x" * 5000]}, "entry 1 in models: model_name is "),
+    ({"models": [{"name": "a", "revision": 3}]}, "'a' in models: model_revision is 3: it must be text"),
+    ({"models": [{"name": "a", "revision": ""}]}, "'a' in models: model_revision is '': it must not be empty"),
+    ({"models": [{"name": "a", "gpu": 1}]}, "'a' in models: unknown setting 'gpu'"),
+    ({"models": [{"name": "a", "overwrite": True}]}, "'a' in models: unknown setting 'overwrite'"),
+    ({"models": ["a", "a"]}, "'a' on 'b' is listed twice: remove one"),
+    ({"models": ["/"]}, "cannot name a results folder after '/'"),
+    ({"datasets": None}, "datasets is missing"),
+    ({"datasets": "b"}, "datasets is 'b': it must be a list of names"),
+    ({"datasets": [3.5]}, "entry 1 in datasets has no name"),
+    ({"datasets": [{"name": ""}]}, "entry 1 in datasets: dataset_name is ''"),
+    ({"datasets": [".."]}, "cannot name a results folder after '..'"),
+    ({"datasets": [{"name": "b", "revision": "x"}]}, "'b' in datasets: unknown setting 'revision'"),
+    ({"datasets": ["a{b}.jsonl"]}, "Snakemake cannot use names with braces"),
+    ({"parameters": []}, "parameters must be a mapping"),
+    ({"parameters": "n_prompts"}, "parameters must be a mapping"),
+    ({"parameters": 0}, "parameters must be a mapping"),
+    ({"parameters": {"n_prompt": 3}}, "parameters: unknown setting 'n_prompt'"),
+    ({"parameters": {"model_name": "a"}}, "parameters: unknown setting 'model_name'"),
+    ({"parameters": {"n_prompts": 10**30}}, f"parameters: n_prompts is {10**30}: it must be a whole number from 1 to"),
+    ({"parameters": {"temperature": 10**400}}, "parameters: temperature is 1000"),
+    ({"parameters": {"top_p": float("nan")}}, "parameters: top_p is nan"),
+    ({"parameters": {"temperature": float("inf")}}, "parameters: temperature is inf"),
+    ({"parameters": {"top_p": "0.9"}}, "parameters: top_p is '0.9': it must be a number"),
+    ({"parameters": {"n_prompts": True}}, "parameters: n_prompts is True"),
+    ({"parameters": {"skip_check": "yes"}}, "parameters: skip_check is 'yes': it must be True or False"),
+    ({"parameters": {"mode": "sing"}}, "parameters: mode is 'sing': it must be generate or score"),
+    ({"parameters": {"mode": True}}, "parameters: mode is True: it must be generate or score"),
+    ({"parameters": {"device": "meta"}}, "parameters: device is 'meta': it must be auto, balanced"),
+    ({"parameters": {"device": 0}}, "parameters: device is 0: it must be auto, balanced"),
+    ({"parameters": {"template_date": 20240726}}, "parameters: template_date is 20240726: it must be a date"),
+    ({"parameters": {"mode": "score"}}, "set both mode: score and text_column, or neither"),
+    ({"parameters": {"text_column": "t"}}, "set both mode: score and text_column, or neither"),
+    ({"parameters": {"prompt_column": ""}}, "parameters: prompt_column is '': it must not be empty"),
+    ({"resources": ["gpus"]}, "resources must be a mapping"),
+    ({"resources": {"gpu": 1}}, "resources: unknown setting 'gpu'"),
+    ({"resources": {"gpus": -1}}, "resources: gpus is -1: it must be a whole number from 0"),
+    ({"resources": {"gpus": 1.5}}, "resources: gpus is 1.5"),
+    ({"resources": {"gpus": True}}, "resources: gpus is True"),
+    ({"resources": {"gpus": 10**30}}, "resources: gpus is 1000"),
+    ({"resources": {"memory": "0G"}}, "resources: memory is '0G': it must be a size above 0, such as 40G"),
+    ({"resources": {"memory": 40}}, "resources: memory is 40: it must be a size above 0"),
+    ({"resources": {"memory": "-4G"}}, "resources: memory is '-4G'"),
+    ({"resources": {"memory": "4 G"}}, "resources: memory is '4 G'"),
+    ({"resources": {"memory": "9" * 5000 + "G"}}, "resources: memory is '999"),
+    ({"resources": {"memory": "٣G"}}, "resources: memory is '٣G'"),
+    ({"resources": {"time": "0h"}}, "resources: time is '0h': it must be a duration above 0"),
+    ({"resources": {"time": "0d0h0m"}}, "resources: time is '0d0h0m'"),
+    ({"resources": {"time": 4}}, "resources: time is 4: it must be a duration above 0"),
+    ({"resources": {"time": "4:00:00"}}, "resources: time is '4:00:00'"),
+    ({"resources": {"time": "9" * 5000 + "h"}}, "resources: time is '999"),
+    ({"models": [{"name": "a", "time": "0m"}]}, "'a' in models: time is '0m'"),
+    ({"analyses": []}, "analyses must be a mapping"),
+    ({"analyses": {"resamples": 99}}, "analyses: resamples is 99: it must be a whole number from 100 to 1,000,000"),
+    ({"analyses": {"resamples": 10**9}}, "analyses: resamples is 1000000000"),
+    ({"analyses": {"resamples": "many"}}, "analyses: resamples is 'many'"),
+    ({"analyses": {"seed": -1}}, "analyses: seed is -1"),
+    ({"analyses": {"seed": True}}, "analyses: seed is True"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), GRIDS, ids=number_ids)
+def test_a_grid_that_cannot_be_run_is_named_with_what_is_wrong(refuse, tmp_path, change, said):
+    (tmp_path / "grid.yml").write_text(yaml.safe_dump(SMALL | change, allow_unicode=True))
+    if "a\0b" in str(change.get("results_dir")):
+        (tmp_path / "grid.yml").write_text('{results_dir: "a\\0b", models: [a], datasets: [b]}')
+    line = refuse(summary, "--check", "grid.yml")
+    assert line.startswith("error: 'grid.yml': ")
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "'grid.yml': a grid must be a mapping with the keys"),
+        (b"- a", "'grid.yml': a grid must be a mapping"),
+        (b"null", "'grid.yml': a grid must be a mapping"),
+        (b"hello", "'grid.yml': a grid must be a mapping"),
+        (b"a: b: c", "'grid.yml', line 1: mapping values are not allowed here"),
+        (b"models: [a", "'grid.yml', line 1: expected ',' or ']'"),
+        (b"\tmodels: 3", "'grid.yml', line 1: found character '\\t'"),
+        (b"models: [a]\nmodels: [b]\n", "duplicate key 'models'"),
+        (b"models:\n- {name: a, name: b}\n", "'grid.yml', line 2: duplicate key 'name'"),
+        (b"{[a]: 3}", "'grid.yml', line 1: "),
+        (b"a: !!python/object:os.system x", "'grid.yml', line 1: could not determine a constructor"),
+        (b"a: *b", "'grid.yml', line 1: found undefined alias"),
+        (b"a: &a [*a]", "'grid.yml': "),
+        (b"\xff\xfe\xff", "'grid.yml': not UTF-8 text"),
+        (b"a: \0", "'grid.yml': unacceptable character"),
+        (b"[" * 5000, "'grid.yml': YAML that is nested too deeply"),
+        (b"models: " + b"9" * 5000, "'grid.yml': "),
+        (b"a: 2024-99-99", "'grid.yml': "),
+    ],
+    ids=number_ids,
+)
+def test_a_file_that_is_no_grid_is_named_with_its_line(refuse, tmp_path, content, said):
+    (tmp_path / "grid.yml").write_bytes(content)
+    for script, words in ((summary, ["--check"]), (prefetch, [])):
+        assert said in refuse(script, *words, "grid.yml")
+
+
+def test_a_folder_is_no_grid(refuse, tmp_path):
+    assert "cannot be read: Is a directory" in refuse(summary, str(tmp_path))
+    assert "cannot be read: No such file or directory" in refuse(summary, "none.yml")
+
+
+def test_everything_that_is_wrong_with_a_grid_is_named_at_once(refuse, tmp_path):
+    entries = [{"name": "a", "max_tokens": 0}, 7, {"name": "c", "top_k": 3}]
+    wrong = {"models": entries, "parameters": {"top_p": 3, "dtype": "x"}, "resources": {"time": "0h"}}
+    (tmp_path / "grid.yml").write_text(yaml.safe_dump(SMALL | wrong))
+    with pytest.raises(ValueError, match="grid") as caught:
+        grid.load("grid.yml")
+    parts = (
+        "top_p is 3",
+        "dtype is 'x'",
+        "time is '0h'",
+        "'a' in models: max_tokens is 0",
+        "entry 2 in models",
+        "top_k",
+    )
+    assert all(part in str(caught.value) for part in parts)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_grid_with_a_hundred_mistakes_is_still_one_line(tmp_path):
+    (tmp_path / "grid.yml").write_text(yaml.safe_dump(SMALL | {"models": [7] * 100}))
+    with pytest.raises(ValueError, match=r"and 92 more problems$") as caught:
+        grid.load("grid.yml")
+    assert "entry 8 in models" in str(caught.value)
+
+
+# Other commands
+
+
+@pytest.mark.parametrize("word", ["99", "-1", "0", "1e3", "2.5", "many", "", LONG, "1000001", "nan"])
+def test_a_number_of_resamples_that_cannot_be_is_named(refuse, word):
+    line = refuse(correlation_eval, f"--resamples={word}")
+    assert "resamples is " in line
+    assert "it must be a whole number from 100 to 1,000,000" in line
+
+
+@pytest.mark.parametrize("word", ["-1", "x", "", LONG, "2.5"])
+def test_a_seed_of_the_analyses_that_cannot_be_is_named(refuse, word):
+    assert "seed is " in refuse(correlation_eval, f"--seed={word}")
+
+
+@pytest.mark.parametrize("word", ["", " ", "a\nb", "~no-such-user/x", "no/such/folder"])
+def test_a_results_folder_that_cannot_be_is_named(refuse, word):
+    line = refuse(correlation_eval, f"--results_dir={word}")
+    assert "results_dir is " in line or f"folder '{word}' does not exist" in line
+
+
+@pytest.mark.parametrize("words", [["--gpus=-1"], ["--gpus=x"], [f"--gpus={LONG}"], ["--tries_left=x"], []])
+def test_a_job_that_cannot_be_is_named(refuse, words):
+    line = refuse(job, *words)
+    assert words == [] or words[0].partition("=")[0].strip("-") in line
+
+
+# The commands themselves
+
+
+def run(*words: str, limit: float | None = 0.5) -> subprocess.CompletedProcess:
+    """A finished script; ``limit``: seconds of CPU that it may take. It has imported nothing that is slow to import."""
+    code = (
+        "import runpy, sys, atexit; sys.argv = sys.argv[1:];"
+        "slow = {'torch', 'transformers', 'pandas', 'papermill', 'datasets', 'jupyter_client', 'scipy'};"
+        "atexit.register(lambda: print('imported:', sorted(slow & set(sys.modules))));"
+        "sys.path.insert(0, 'scripts'); runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.splitlines()[-1] == "imported: []"
+    taken = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert limit is None or taken < 4 * limit  # other tests run beside this one; alone, it is within the limit
+    return done
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["correlation_pipeline.py", "--top_p=3"], "top_p is 3.0: it must be a number in (0, 1]"),
+        (["correlation_pipeline.py", "--n_samples=0"], "n_prompts is 0: it must be a whole number from 1"),
+        (["correlation_pipeline.py", f"--n_prompts={LONG}"], "n_prompts is '999"),
+        (["correlation_pipeline.py", "--temperature=1e-40"], "temperature is 1e-40"),
+        (["correlation_pipeline.py", "--device=privateuseone"], "device is 'privateuseone'"),
+        (["correlation_pipeline.py", "--dataset_name=poems"], "unknown data set 'poems'"),
+        (["correlation_pipeline.py", "--dataset_name=none.csv"], "file 'none.csv' does not exist"),
+        (["correlation_pipeline.py", "--dataset_name", "-x.jsonl"], "is written --dataset_name=VALUE"),
+        (["correlation_pipeline.py", "--prompt_column=x"], "has no column 'x'"),
+        (["correlation_pipeline.py", "--model_name=./none"], "neither an existing folder nor"),
+        (["correlation_pipeline.py", "--model_name=none.gguf"], "file 'none.gguf' does not exist"),
+        (["correlation_pipeline.py", "--model_name=tests"], "folder 'tests' does not contain a model"),
+        (["correlation_pipeline.py", "--model_name=SmolLM2-1B"], "is not on this machine, and HF_HUB_OFFLINE is set"),
+        (["correlation_pipeline.py", "--mode=score"], "mode=score needs text_column"),
+        (["correlation_pipeline.py", "--mode=sing"], "mode is 'sing': it must be generate or score"),
+        (["correlation_pipeline.py", "--results_dir=README.md"], "README.md' is not a folder"),
+        (["correlation_pipeline.py", "--results_dir=\udcff"], "results_dir is '\\udcff'"),
+        (["correlation_eval.py", "--resamples=x"], "resamples is 'x'"),
+        (["correlation_eval.py", "--results_dir=/none"], "folder '/none' does not exist"),
+        (["build_book.py", "--results_dir= "], "results_dir is ' '"),
+        (["run_notebook.py", "index"], "the following arguments are required: output"),
+        (["summary.py", "none.yml"], "grid 'none.yml' cannot be read"),
+        (["prefetch.py", "none.yml"], "grid 'none.yml' cannot be read"),
+        (["job.py", "--gpus=x"], "gpus is 'x'"),
+        (["benchmark.py", "--repeats=0"], "repeats is 0"),
+    ],
+    ids=number_ids,
+)
+def test_a_command_refuses_bad_input_at_once(words, said):
+    done = run(f"scripts/{words[0]}", *words[1:])
+    assert done.returncode in (1, 2)
+    assert said in assert_one_line(done.stderr)
+    assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
+def test_a_command_shows_its_help_at_once(script):
+    done = run(f"scripts/{script}", "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: {script}")
