@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
 from nucleoscope.names import escape_line
+from nucleoscope.store.integrity import is_permitted
 from nucleoscope.store.mapped_records import check_sizes, map_records, read_vectors
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
@@ -179,8 +180,7 @@ def _find_obstacle(folder: Path) -> str | None:
         folder.name.encode()
     except UnicodeEncodeError:  # it could be in no table, page or log
         return "the folder's name is not UTF-8 text: rename it"
-    effective = os.access in os.supports_effective_ids
-    if not os.access(folder, os.R_OK | os.X_OK, effective_ids=effective):
+    if not is_permitted(folder, os.R_OK | os.X_OK):
         return FORBIDDEN
     return None
 

@@ -89,7 +89,7 @@ def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
 def needs_tokens(folder: Path) -> bool:
     """Whether a run has measurements but no whole tokens.parquet, which takes seconds to write, without a model."""
     found = results.find_measurements(folder)
-    writable = os.access(folder, os.W_OK)  # else analyses do without the file
+    writable = integrity.is_permitted(folder, os.W_OK)  # else analyses do without the file
     return bool(found and writable and integrity.is_whole(found) and not integrity.is_whole(folder / results.TOKENS))
 
 
