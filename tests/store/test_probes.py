@@ -11,6 +11,7 @@ import pickle
 import re
 import stat
 import struct
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -255,6 +256,29 @@ def test_tokens_with_numbers_that_no_run_measures_are_written_again(tmp_path, va
     found = results.load_run(folder / results.MEASUREMENTS, "model", "data")
     assert (path.stat().st_ino == changed) == np.isinf(values).any()
     assert np.isinf(found["entropy"]).all() or found.equals(before)
+
+
+def test_tokens_of_a_billion_rows_in_some_kilobytes_are_written_again(tmp_path):
+    folder = save_run(tmp_path / "data" / "model")
+    before = results.load_run(folder / results.MEASUREMENTS, "model", "data")
+    fingerprint = results._compute_fingerprint(folder / results.MEASUREMENTS)
+    frame = before.drop(columns=["model", "dataset"])
+    results._write_parquet(frame.loc[[0] * 300_000], folder / results.MEASUREMENTS, fingerprint)
+    assert (folder / results.TOKENS).stat().st_size < 50_000
+    assert results.load_run(folder / results.MEASUREMENTS, "model", "data").equals(before)
+
+
+@pytest.mark.parametrize("end", ["# ended 2026-01-01 00:00:00: status 0", "x\r# ended 2026-01-01: status 0"])
+def test_neither_a_name_nor_an_output_can_end_an_attempt_in_a_log(tmp_path, end, capfd):
+    log = tmp_path / "log"
+    code = "import os, signal, sys; print(sys.argv[1]); sys.stdout.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    assert logs.run([sys.executable, "-c", code, f"a\n{end}"], log) == 137
+    lines = log.read_text().splitlines()
+    assert [line[:7] for line in lines if line.startswith("# ")] == ["# begun", "# ended"]
+    os.truncate(log, log.read_text().rindex("# ended"))  # as if the machine had gone down
+    assert logs.has_failed(log)
+    assert logs.explain(log).startswith("it was killed, or its machine went down")
+    capfd.readouterr()
 
 
 @pytest.fixture

@@ -455,11 +455,15 @@ def _convert(path: Path) -> "Path | pd.DataFrame":
 def _is_current(path: Path) -> bool:
     """Whether the tokens.parquet of a measurements file was written from it, and can be read to the end."""
     tokens = path.with_name(TOKENS)
-    return _read_source(tokens) == _compute_fingerprint(path) and not _has_bad_page(tokens)
+    if _read_source(tokens) != _compute_fingerprint(path):
+        return False
+    return not _has_bad_page(tokens, path.stat().st_size)  # a token takes more than a byte there
 
 
-def _has_bad_page(tokens: Path) -> bool:
-    """Whether a part of a tokens.parquet cannot be read, or has numbers that no run measures. A part is read at a time.
+def _has_bad_page(tokens: Path, most: int) -> bool:
+    """Whether a tokens.parquet cannot be read to the end, has numbers that no run measures, or over ``most`` rows.
+
+    A part is read at a time: a file of some kilobytes can contain a billion equal rows.
 
     Analyses read each file several times, in several processes, where a bad one would end all of them.
     """
@@ -468,6 +472,8 @@ def _has_bad_page(tokens: Path) -> bool:
 
     try:
         with parquet.ParquetFile(tokens, page_checksum_verification=True) as file:
+            if file.metadata.num_rows > most:
+                return True
             for batch in file.iter_batches(1 << 16):
                 for column in batch.columns:
                     if pa.types.is_floating(column.type):

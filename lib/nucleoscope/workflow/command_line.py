@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from nucleoscope import settings
+from nucleoscope.names import escape_line
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -74,7 +75,7 @@ def report_errors(debug: bool, interrupted: str) -> Iterator[None]:
         except (notebooks.NotebookError, OSError, ValueError) as error:
             if debug:
                 print(getattr(error, "traceback", ""), file=sys.stderr)
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {escape_line(str(error))}")
     except KeyboardInterrupt as signalled:
         print(interrupted, file=sys.stderr)
         sys.exit(143 if isinstance(signalled, Terminated) else 130)  # 128 and the signal's number

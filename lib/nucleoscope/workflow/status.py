@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nucleoscope.atomic import hash_file, write_json
+from nucleoscope.names import escape_line
 from nucleoscope.settings import fill_defaults, list_deciding
 from nucleoscope.store import integrity, results
 from nucleoscope.workflow import grid, logs
@@ -186,7 +187,7 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
     for log in _list_failed_logs(Path(config["results_dir"], LOGS), combined):
         lines += [f"  the last attempt at {_describe(log.stem)} failed: {logs.explain(log)}", *_format_log(log)]
     lines.append(f"logs: {config['results_dir']}/{LOGS}/<dataset>/<model>.log")
-    return "\n".join(lines)
+    return "\n".join(map(escape_line, lines))
 
 
 def _name_run(folder: str | Path) -> str:
