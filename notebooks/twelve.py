@@ -39,6 +39,7 @@ from pathlib import Path
 from IPython.display import HTML, Markdown, display
 
 from nucleoscope.models.tokenizers import load_tokenizer
+from nucleoscope.names import escape_line
 from nucleoscope.store import results
 from nucleoscope.views import examples
 from nucleoscope.views.strip import compute_background, render_strip
@@ -59,9 +60,10 @@ def open_run(folder: Path) -> tuple[dict, Reader] | None:
     try:
         settings = results.load_info(folder)["settings"]
         found = settings["model"].get("revision")
+        results.load_records(folder, [])  # whether they can be read at all
         return settings, Reader(load_tokenizer(settings["model_name"], revision=found))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        print(f"left out: {folder}: {error}", file=sys.stderr)
+        print("left out:", escape_line(f"{folder}: {error}"), file=sys.stderr)
         return None
 
 
@@ -103,7 +105,7 @@ if long > 0:
 if read := [name for name in modes if modes[name] == "score"]:
     lines += [f"The model read the texts of {list_names(read)}; it did not write them."]
 if left_out := [name for name, run in runs.items() if not run]:
-    lines += [f"Left out because their settings or tokenizer cannot be read here: {list_names(left_out)}."]
+    lines += [f"Left out because their settings, records or tokenizer cannot be read here: {list_names(left_out)}."]
 Markdown(" ".join(lines))
 
 # %% [markdown]

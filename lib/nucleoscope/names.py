@@ -9,7 +9,7 @@ import html
 import re
 import unicodedata
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
+FORMULA = ("=", "+", "-", "@")  # how a cell begins that spreadsheets compute; so does one after a tab or a return
 
 
 def escape_line(text: str) -> str:
@@ -20,12 +20,16 @@ def escape_line(text: str) -> str:
 
 
 def escape_cell(text: str) -> str:
-    """Text for a cell of a csv: one that a spreadsheet would compute begins with an apostrophe, as OWASP advises."""
-    return f"'{text}" if text.startswith(FORMULA) else text
+    """Text for a cell of a csv, on one line; one that a spreadsheet would compute gets an apostrophe, as OWASP advises.
+
+    A line break could be in quotes, but Python's csv and pandas leave a lone carriage return out of them.
+    """
+    shown = escape_line(text)
+    return f"'{shown}" if shown.startswith(FORMULA) else shown
 
 
 def read_cell(text: str) -> str:
-    """The text that `escape_cell` was given."""
+    """The text that `escape_cell` was given, on one line."""
     return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
 
 

@@ -38,7 +38,7 @@ def read_payload(html: str) -> dict:
 
 def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
     name = tiny.save(tmp_path / "tiny", tiny.create_model(), tiny.create_tokenizer(bos=False))
-    for dataset, seed in (("alpha", 0), ("beta", 100)):
+    for dataset, seed in (("alpha", 0), ("beta.v2", 100)):
         records = [tiny.create_record(TEXT, seed=seed + number, most=250) for number in range(10)]
         write_run(tmp_path / "results" / dataset / "tiny", records, {"model_name": name})
     strips, (said, *lines) = execute_notebook(tmp_path)
@@ -46,7 +46,7 @@ def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
     tables, _ = results.load_runs(tmp_path / "results")
     total, long, highest = examples.compute_reach(tables)
     assert said == (
-        f"The model is {escape_name(name)}, on alpha, beta: {total:,} tokens with more than one candidate. "
+        f"The model is {escape_name(name)}, on alpha, beta.v2: {total:,} tokens with more than one candidate. "
         f"The {long:.1%} of them with more than 200 candidates are ranked but not shown: "
         f"none of the tokens below is above percentile "
         f"{100 * highest:.1f} of entropy."
@@ -68,11 +68,16 @@ def test_runs_that_cannot_be_read_are_left_out_and_named(tmp_path):
     write_run(folder / "read-answer" / "tiny", records, {"model_name": name, "mode": "score"})
     write_run(folder / "torn" / "tiny", records, {"model_name": name})
     (folder / "torn" / "tiny" / results.MEASUREMENTS).write_bytes(b"torn")
+    write_run(folder / "flipped" / "tiny", records, {"model_name": name})
+    results.load_runs(folder)  # writes every tokens.parquet, which stays readable
+    path = folder / "flipped" / "tiny" / results.MEASUREMENTS
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"top_p_tokens", b"top_p_tokems"))
     strips, (said, *lines) = execute_notebook(tmp_path)
     assert [read_payload(html)["mode"] for html in strips] == ["score"] * 3  # one a prompt
     assert lines.count("No token is left for this corner.") == 1
     assert "The model read the texts of read-answer; it did not write them." in said
-    assert said.endswith("cannot be read here: &#60;b&#62;lost, gated.")
+    assert said.endswith("cannot be read here: &#60;b&#62;lost, flipped, gated.")
     notebook = (tmp_path / "twelve.ipynb").read_text()
     assert "torn" in notebook  # named where a reader of the page sees it
     assert "left out: " in notebook

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,6 +131,30 @@ def test_a_folder_in_the_place_of_a_file_is_named_before_the_model_is_loaded(tmp
     (tmp_path / "measurements.pt").mkdir()
     with pytest.raises(IsADirectoryError, match=r"measurements.pt' is a folder: move it out of the way"):
         run_folder.check(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: another user's folder cannot be made")
+def test_a_grid_with_a_run_in_a_colleagues_closed_folder_plans_the_others(monkeypatch, capsys):
+    monkeypatch.setattr(graph.Graph, "_find_unavailable", lambda _: {})
+    with tempfile.TemporaryDirectory(dir="/tmp") as base:
+        os.chmod(base, 0o777)
+        config = {"results_dir": base, "models": ["closed", "good"], "datasets": ["math"]}
+        closed, good = map(Path, grid.plan_runs(config))
+        for folder, entry in grid.plan_runs(config).items():
+            write_run(Path(folder), entry)
+        closed.chmod(0o700)
+        for path in [good.parent, good, *good.glob("*")]:
+            os.chown(path, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            assert list_forced(config) == {"measure.status.json"}
+            assert list(results.load_readable(base)) == [("good", "math")]
+            said = status.summarise(config)
+        finally:
+            os.seteuid(0)
+        assert said.startswith("1 of 2 runs have been measured; these have not:\n  closed on math: ")
+        assert f"'{closed}' cannot be read (Permission denied)" in said
+        assert f"skipped: '{closed}': there is no permission to read this folder" in capsys.readouterr().err
 
 
 def test_the_graph_repairs_a_run_end_to_end(planned):

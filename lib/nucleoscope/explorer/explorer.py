@@ -330,7 +330,11 @@ class Explorer:
         self._say("Press Run to measure this text again.")
         if not (self.measured.value / results.RUN_INFO).is_file():
             return
-        found = fill_defaults(results.load_info(self.measured.value)["settings"])
+        try:
+            found = fill_defaults(results.load_info(self.measured.value)["settings"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._say(f"the settings of this run cannot be read: {error}", failed=True)
+            return
         found["model_revision"] = (found.get("model") or {}).get("revision") or ""
         for name in self.settings:  # in order: a new model name clears the revision
             if name in found:

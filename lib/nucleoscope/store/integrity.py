@@ -35,6 +35,11 @@ def find_damage(path: Path) -> str | None:
     return None if whole else f"'{path}' is truncated or was not written by Nucleoscope"
 
 
+def is_permitted(path: Path, mode: int) -> bool:
+    """Whether this process may read, write or enter ``path``; ``mode`` as in `os.access`."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
 def is_whole(path: Path) -> bool:
     """Whether a file exists, can be read, and is whole."""
     try:

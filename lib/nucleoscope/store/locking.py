@@ -14,6 +14,7 @@ and one that was suspended for a while would lose it to another process on the s
 import contextlib
 import os
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -102,6 +103,7 @@ class Lock:
         )
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
+            self._check_plain()
             try:
                 lock.acquire(timeout=max(deadline - time.monotonic(), 0))
             except Timeout:
@@ -120,6 +122,16 @@ class Lock:
                 raise
             lock.release()
             deadline = time.monotonic() + LOCK_SECONDS
+
+    def _check_plain(self) -> None:
+        """OSError if the lock file, which is written and removed, is a link or has a second name.
+
+        filelock opens no symbolic link, should somebody put one there after this check.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            found = self.path.lstat()
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise OSError(f"the lock file '{self.path}' is a link, or not a plain file: remove it")
 
     def _wait_for_silence(self, holder: str) -> bool:
         """True after `SILENCE` without a heartbeat of a process on another machine; False if it ends in the meantime.

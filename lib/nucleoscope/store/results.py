@@ -22,6 +22,7 @@ from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
 from nucleoscope.names import escape_line
 from nucleoscope.settings import LONGEST_PART, show
+from nucleoscope.store.integrity import is_permitted
 from nucleoscope.store.mapped_records import check_sizes, map_records, read_vectors
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
@@ -188,8 +189,7 @@ def _find_obstacle(folder: Path) -> str | None:
         folder.name.encode()
     except UnicodeEncodeError:  # it could be in no table, page or log
         return "the folder's name is not UTF-8 text: rename it"
-    effective = os.access in os.supports_effective_ids
-    if not os.access(folder, os.R_OK | os.X_OK, effective_ids=effective):
+    if not is_permitted(folder, os.R_OK | os.X_OK):
         return FORBIDDEN
     return None
 
@@ -465,11 +465,15 @@ def _convert(path: Path) -> "Path | pd.DataFrame":
 def _is_current(path: Path) -> bool:
     """Whether the tokens.parquet of a measurements file was written from it, and can be read to the end."""
     tokens = path.with_name(TOKENS)
-    return _read_source(tokens) == _compute_fingerprint(path) and not _has_bad_page(tokens)
+    if _read_source(tokens) != _compute_fingerprint(path):
+        return False
+    return not _has_bad_page(tokens, path.stat().st_size)  # a token takes more than a byte there
 
 
-def _has_bad_page(tokens: Path) -> bool:
-    """Whether a part of a tokens.parquet cannot be read, or has numbers that no run measures. A part is read at a time.
+def _has_bad_page(tokens: Path, most: int) -> bool:
+    """Whether a tokens.parquet cannot be read to the end, has numbers that no run measures, or over ``most`` rows.
+
+    A part is read at a time: a file of some kilobytes can contain a billion equal rows.
 
     Analyses read each file several times, in several processes, where a bad one would end all of them.
     """
@@ -478,6 +482,8 @@ def _has_bad_page(tokens: Path) -> bool:
 
     try:
         with parquet.ParquetFile(tokens, page_checksum_verification=True) as file:
+            if file.metadata.num_rows > most:
+                return True
             for batch in file.iter_batches(1 << 16):
                 for column in batch.columns:
                     if pa.types.is_floating(column.type):

@@ -18,7 +18,7 @@ from nucleoscope.atomic import write_atomically, write_json
 from nucleoscope.quantities import find_columns
 from nucleoscope.settings import fill_defaults
 from nucleoscope.store.locking import LOCK, Lock, check_folder
-from nucleoscope.store.results import MEASUREMENTS, NOTEBOOKS, RUN_INFO, TOKENS, load, read, read_json, write_tokens
+from nucleoscope.store.results import MEASUREMENTS, RUN_INFO, TOKENS, load, read, read_json, write_tokens
 
 OWN = re.compile(r"\d{6,}\.pt|settings\.json|plan\.json|\..*\.part")  # what a run writes to its folder of batches
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
@@ -199,11 +199,11 @@ class RunFolder:
             for path in self.batches.iterdir():
                 path.unlink()
             write_json(self.batches / "settings.json", self.settings)
-        for path in [*self.folder.glob(".*.part"), *self.batches.glob(".*.part")]:
-            if not any(
-                name in path.name for name in NOTEBOOKS
-            ):  # whoever ran that may write it now: `write_atomically` looks after it
-                path.unlink(missing_ok=True)
+        # not those of notebooks and status files, which other processes may be writing
+        names = (MEASUREMENTS, TOKENS, RUN_INFO)
+        parts = [path for name in names for path in self.folder.glob(f".{name}.*.part")]
+        for path in [*parts, *self.batches.glob(".*.part")]:
+            path.unlink(missing_ok=True)
 
     def _check_own(self) -> None:
         """FileExistsError if the folder of batches, which will be emptied, is a link or contains something else."""

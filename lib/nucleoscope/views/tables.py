@@ -30,9 +30,12 @@ def write(text: str, path: Path) -> None:
 
 
 def format_csv(frame: pd.DataFrame) -> str:
-    """Every column, numbers with ten digits; p-values are text, in full magnitude. Names are never formulas."""
-    names = {name: frame[name].astype(str).map(escape_cell) for name in RUN if name in frame}
-    return frame.assign(**names).to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    """Every column, numbers with ten digits; p-values are text, in full magnitude. No text is a formula."""
+    texts = frame.select_dtypes(exclude="number")
+    safe = {
+        name: texts[name].map(lambda value: escape_cell(value) if isinstance(value, str) else value) for name in texts
+    }
+    return frame.assign(**safe).to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
 def load_statistics(results_dir: str | os.PathLike) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from nucleoscope import settings
+from nucleoscope.names import escape_line
 
 LONGEST_LINE, LONGEST_WORD = 2000, 300  # characters of an error message
 
@@ -66,7 +67,7 @@ def _fit_on_line(message: object) -> str:
     """A message that is one line in every terminal: what is quoted from an input may contain anything."""
     words = str(message).split()
     line = " ".join(word if len(word) <= LONGEST_WORD else f"{word[:60]}..." for word in words)
-    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    line = escape_line(line)
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
 
 

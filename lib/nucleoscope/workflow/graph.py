@@ -22,7 +22,7 @@ from nucleoscope.workflow import dependencies, grid, logs, status
 COMBINED_PAGES = ("index", "theory", "twelve")  # notebooks about all runs that are pages of the book
 CLUSTER_TRIES = 3  # how often a cluster runs a job before its failure is recorded
 CLUSTER_THREADS = 4
-BRACES = {"{", "}"}  # Snakemake takes what is between them for a wildcard, in names of files too
+SPECIAL = re.compile(r"[{}\r\n]")  # Snakemake takes what is in braces for a wildcard, and line breaks confuse it
 AGAIN = "interrupted: run the same command again to resume"
 
 
@@ -130,7 +130,7 @@ class Graph:
 
     def list_all_measurements(self) -> list[str]:
         """What the analyses read: the runs of the grid, and runs in the same folder that the grid does not list."""
-        others = [folder for folder in self.list_others() if not BRACES & set(str(folder))]
+        others = [folder for folder in self.list_others() if not SPECIAL.search(str(folder))]
         found = [path for folder in self.runs for path in self.list_measurements(folder)]
         return found + [str(results.find_measurements(folder)) for folder in others]
 
@@ -141,7 +141,7 @@ class Graph:
     def list_analysed(self) -> list[str]:
         """The folders of all runs that the analyses read: if one is added or removed, they run again."""
         found = {*map(str, self.list_others()), *self.runs}
-        return sorted(folder.replace("{", "(").replace("}", ")") for folder in found)  # braces would be wildcards
+        return sorted(SPECIAL.sub(lambda sign: f"~{ord(sign[0]):x}~", folder) for folder in found)
 
     def list_dependencies(self, name: str) -> list[str]:
         """The files that a notebook is made from; ends the program with one line if they cannot be determined."""

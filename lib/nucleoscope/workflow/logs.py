@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from nucleoscope.atomic import NotPlainError, open_plainly
+from nucleoscope.names import escape_line
 
 BEGUN, ENDED = "# begun", "# ended"
 INTERRUPTED = ("status 130", "status 143")  # a command that ended because of SIGINT or SIGTERM
@@ -118,6 +119,11 @@ class _Lines:
         with self._lock:
             self._write(line.rstrip(b"\r").rpartition(b"\r")[2] + b"\n")
 
+    def copy(self, line: bytes) -> None:
+        """Writes a line of output, which never looks like one of the log's own."""
+        shown = line.rstrip(b"\r").rpartition(b"\r")[2]
+        self.write(b" " + shown if shown.startswith((BEGUN.encode(), ENDED.encode())) else shown)
+
     def end(self, line: bytes) -> None:
         """Writes the last line; if the disk is full, earlier lines are removed to make room."""
         with self._lock:
@@ -154,12 +160,12 @@ def _copy(source: IO[bytes], target: IO[bytes], lines: _Lines) -> None:
             target.flush()
         *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
-            lines.write(line)
+            lines.copy(line)
         if b"\r" in rest and time.monotonic() - written > PROGRESS_SECONDS:
-            lines.write(rest)
+            lines.copy(rest)
             rest, written = b"", time.monotonic()
     if rest:
-        lines.write(rest)
+        lines.copy(rest)
 
 
 @contextlib.contextmanager
@@ -209,7 +215,8 @@ def _open_log(log: Path) -> Iterator[IO[bytes]]:
 
 def _format_begun(command: list[str]) -> bytes:
     job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-    return f"{BEGUN} {_format_now()} on {socket.gethostname()}{job}: {shlex.join(command)}".encode()
+    # a name with a line break could otherwise begin a line that says how an attempt ended
+    return f"{BEGUN} {_format_now()} on {socket.gethostname()}{job}: {escape_line(shlex.join(command))}".encode()
 
 
 def _was_cut_off(log: Path) -> bool:

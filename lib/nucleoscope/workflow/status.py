@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nucleoscope.atomic import hash_file, write_json
+from nucleoscope.names import escape_line
 from nucleoscope.settings import fill_defaults, list_deciding
 from nucleoscope.store import integrity, results
 from nucleoscope.workflow import grid, logs
@@ -89,7 +90,7 @@ def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
 def needs_tokens(folder: Path) -> bool:
     """Whether a run has measurements but no whole tokens.parquet, which takes seconds to write, without a model."""
     found = results.find_measurements(folder)
-    writable = os.access(folder, os.W_OK)  # else analyses do without the file
+    writable = integrity.is_permitted(folder, os.W_OK)  # else analyses do without the file
     return bool(found and writable and integrity.is_whole(found) and not integrity.is_whole(folder / results.TOKENS))
 
 
@@ -186,7 +187,7 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
     for log in _list_failed_logs(Path(config["results_dir"], LOGS), combined):
         lines += [f"  the last attempt at {_describe(log.stem)} failed: {logs.explain(log)}", *_format_log(log)]
     lines.append(f"logs: {config['results_dir']}/{LOGS}/<dataset>/<model>.log")
-    return "\n".join(lines)
+    return "\n".join(map(escape_line, lines))
 
 
 def _name_run(folder: str | Path) -> str:
