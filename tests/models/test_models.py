@@ -176,7 +176,7 @@ def test_a_tokenizer_alone_is_the_models(tmp_path, folder, kind, monkeypatch):
         else tiny.save_gguf(tmp_path / "tiny.gguf", tiny.create_model(), tiny.create_tokenizer())
     )
     whole = load(name).tokenizer
-    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", None)  # no model is loaded for it
+    monkeypatch.setattr(loading.kinds.AutoModelForCausalLM, "from_pretrained", None)  # no model is loaded for it
     alone = tokenizers.load_tokenizer(name, revision="not asked for here")
     assert type(alone) is type(whole)
     assert alone.get_vocab() == whole.get_vocab()

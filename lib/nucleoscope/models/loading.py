@@ -8,6 +8,7 @@ alone. Errors say in one line what was tried and what to do.
 import hashlib
 import importlib.metadata
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,6 @@ import torch
 from huggingface_hub.utils import logging as hub_logging
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -25,7 +25,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from nucleoscope.hub import PACKAGED, check_revision, explain, find, is_on_hub, shorten
-from nucleoscope.models import gguf, placement
+from nucleoscope.models import gguf, kinds, placement
 from nucleoscope.models.placement import pick_device
 from nucleoscope.models.tokenizers import read_tokenizer
 from nucleoscope.settings import FIELDS, Settings, validate
@@ -66,20 +66,21 @@ def load(
         if is_on_hub(name):
             options["revision"] = _check_access(source, revision)
         options["trust_remote_code"] = trust_remote_code
+        config = _read_config(source, options)
+        loader = kinds.choose_class(config, trust_remote_code)
         tokenizer = read_tokenizer(source, options)
         if "gguf_file" in options:
-            options["config"] = _read_config(source, options)
+            options["config"] = config
             options["quantization_config"] = GgufConfig(dequantize=True)
-        place = placement.plan_placement(device, lambda: _estimate_weights(source, precision, options))
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source, dtype=precision, output_loading_info=True, **place, **options
-        )
+        weights = partial(placement.estimate_weights, config, precision, trust_remote_code, loader)
+        place = placement.plan_placement(device, weights)
+        model, report = loader.from_pretrained(source, dtype=precision, output_loading_info=True, **place, **options)
         placement.check_placed(model)
         if "gguf_file" in options:
             gguf.adjust_model(model, gguf.read(Path(source, options["gguf_file"])))
     except placement.TooLarge:
         raise
-    except gguf.Unsupported as error:
+    except (gguf.Unsupported, kinds.Unsupported) as error:
         raise ValueError(f"cannot load '{name}': {error}") from None
     except Exception as error:  # the library raises many types; all become one line
         raise explain(name, error, revision) from error
@@ -90,14 +91,10 @@ def load(
     return Model(model.eval(), tokenizer, _identify(name, source, options))
 
 
-def _estimate_weights(source: str, precision: torch.dtype | str, options: dict[str, Any]) -> int | None:
-    """Bytes that the weights will take; see `placement.estimate_weights`."""
-    config = options["config"] if "config" in options else _read_config(source, options)
-    return placement.estimate_weights(config, precision, options["trust_remote_code"])
-
-
 def _read_config(source: str, options: dict[str, Any]) -> PreTrainedConfig:
     """The model's configuration; that of a .gguf file says what transformers does not read from it."""
+    if "gguf_file" not in options:
+        kinds.check_type(PreTrainedConfig.get_config_dict(source, **options)[0])
     config = AutoConfig.from_pretrained(source, **options)
     if "gguf_file" in options:
         gguf.adjust_config(config, gguf.read(Path(source, options["gguf_file"])))
