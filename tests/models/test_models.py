@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -520,6 +521,21 @@ def test_a_model_that_cannot_be_had_is_asked_for_by_its_configuration_only(hub_s
     _, server = hub_says
     asked = {request.split("/")[-1] for request in server.requests for name in REFUSALS if f"{name}/res" in request}
     assert asked == {"config.json"}
+
+
+@pytest.mark.parametrize("pause", [0, 0.5])
+def test_a_hub_that_does_not_answer_is_waited_for_with_a_word(monkeypatch, capsys, pause):
+    def ask(*_, **__):
+        time.sleep(pause)
+        raise ConnectionError("nothing answers")
+
+    monkeypatch.setattr("nucleoscope.hub.PATIENCE", 0.2)
+    monkeypatch.setattr(loading, "cached_file", ask)
+    with pytest.raises(ConnectionError, match="is not on this machine"):
+        load("me/far")
+    said = capsys.readouterr().err
+    assert said.startswith("waiting for model 'me/far' from https://") == (pause > 0)
+    assert said.count("\n") == (pause > 0)
 
 
 @pytest.mark.parametrize("name", ["org/other", "other"])

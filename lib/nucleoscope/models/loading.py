@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from nucleoscope.hub import PACKAGED, check_revision, explain, find, is_on_hub, shorten
+from nucleoscope.hub import PACKAGED, announce_wait, check_revision, explain, find, is_on_hub, shorten
 from nucleoscope.models import gguf, kinds, placement
 from nucleoscope.models.placement import pick_device
 from nucleoscope.models.tokenizers import read_tokenizer
@@ -122,7 +122,8 @@ def _check_access(name: str, revision: str | None) -> str | None:
     level = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # each of its retries would print a line; the error reports the problem once
     try:
-        config = cached_file(name, "config.json", revision=revision)
+        with announce_wait(f"model '{name}'"):
+            config = cached_file(name, "config.json", revision=revision)
         if config is None:
             raise FileNotFoundError("config.json is missing")
         return extract_commit_hash(config, None)
