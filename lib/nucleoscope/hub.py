@@ -4,8 +4,12 @@ If the model is unavailable, the error says in one line what was tried and what 
 module is fast: nothing here loads a model.
 """
 
+import contextlib
 import importlib.util
 import json
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,27 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx, validate_repo_id
 
 PACKAGED = "SmolLM2-135M-Instruct"
+PATIENCE = 1.5  # seconds without a word
 WEIGHTS = (".safetensors", ".bin")  # the endings of files in a model's folder that transformers reads weights from
+
+
+@contextlib.contextmanager
+def announce_wait(what: str) -> Iterator[None]:
+    """Says on stderr what is being waited for if the block takes longer than `PATIENCE` seconds.
+
+    huggingface_hub repeats a request up to five times, which takes a minute where nothing answers; how often is
+    not an option of it, and fewer times would fail where a network is only slow.
+    """
+    line = (
+        f"waiting for {what} from {constants.ENDPOINT}: if nothing answers, this ends with an error in about a minute"
+    )
+    timer = threading.Timer(PATIENCE, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def is_on_hub(name: str) -> bool:

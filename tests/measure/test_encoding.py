@@ -1,5 +1,9 @@
 """What a model sees before the first token: the prompt in its frame, even if cut, with nothing after it, every day."""
 
+import resource
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from tokenizers import processors
 
@@ -95,6 +99,51 @@ def test_a_template_that_fails_is_one_line(template, reason):
     ) as caught:
         encoding.encode(tokenizer, ["the cat"], "chat")
     assert_one_line(str(caught.value))
+
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}BODY{% endfor %}{% endfor %}"
+DOUBLED = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
+ENDLESS = {  # a template -> what is said of it
+    LOOP.replace("BODY", ""): "it did not end within 0.5 s",
+    LOOP.replace("BODY", "x"): "it did not end within 0.5 s",
+    "{{ 9 ** (9 ** 9) }}": "it did not end within 0.5 s",
+    "{{ 'x' * 10 ** 11 }}": "it needs more than 1 GB of memory",
+    "{{ [0] * 10 ** 11 }}": "it needs more than 1 GB of memory",
+    DOUBLED: "it needs more than 1 GB of memory",
+    "{{ 'x' * 10 ** 7 }}": "it makes 10,000,000 characters of a prompt of 7",
+    "{{ messages[0].content * 10 ** 6 }}": "it makes 7,000,000 characters of a prompt of 7",
+    "{{ range(10 ** 12) | list }}": "Range too big",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "recursion",
+    "{% include 'x' %}": "no loader",
+    "{{ x.y.z }}": "undefined",
+}
+
+
+@pytest.mark.parametrize(("template", "reason"), ENDLESS.items())
+def test_a_template_that_does_not_end_or_takes_all_memory_is_one_line(monkeypatch, template, reason):
+    if reason.endswith(" 0.5 s"):
+        monkeypatch.setattr(encoding, "TEMPLATE_SECONDS", 0.5)
+    tokenizer = tiny.create_tokenizer()
+    tokenizer.chat_template, tokenizer.name_or_path = template, "me/endless"
+    before = signal.getsignal(signal.SIGALRM), resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(ValueError, match="the chat template of 'me/endless' cannot be applied") as caught:
+        encoding.encode(tokenizer, ["the cat"], "chat")
+    assert reason in assert_one_line(str(caught.value))
+    assert before == (signal.getsignal(signal.SIGALRM), resource.getrlimit(resource.RLIMIT_AS))
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_template_is_limited_in_a_thread_too():
+    tokenizer = tiny.create_tokenizer()
+    tokenizer.chat_template = "{{ 'x' * 10 ** 11 }}"
+    with ThreadPoolExecutor() as pool, pytest.raises(ValueError, match="it needs more than 1 GB of memory"):
+        pool.submit(encoding.encode, tokenizer, ["the cat"], "chat").result()
+
+
+def test_a_long_prompt_is_no_fault_of_its_template():
+    tokenizer = tiny.create_tokenizer(chat=True)
+    prompt = "the cat " * 150_000
+    assert encoding.encode(tokenizer, [prompt], "chat").ids[0][0] == tiny.BOS
 
 
 @pytest.mark.parametrize("mode", ["generate", "score", "stream"])

@@ -198,7 +198,7 @@ def test_positions_are_scaled_as_the_file_says(tmp_path, rope, fields, tensors):
     ],
 )
 def test_positions_that_cannot_be_had_are_refused_before_the_weights_are_read(tmp_path, monkeypatch, fields, said):
-    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", None)
+    monkeypatch.setattr(loading.kinds.AutoModelForCausalLM, "from_pretrained", None)
     with pytest.raises(ValueError, match=said) as caught:
         loading.load(save_plain(tmp_path, fields=fields), "float32", "cpu")
     assert_one_line(str(caught.value))

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -177,7 +178,7 @@ def test_a_tokenizer_alone_is_the_models(tmp_path, folder, kind, monkeypatch):
         else tiny.save_gguf(tmp_path / "tiny.gguf", tiny.create_model(), tiny.create_tokenizer())
     )
     whole = load(name).tokenizer
-    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", None)  # no model is loaded for it
+    monkeypatch.setattr(loading.kinds.AutoModelForCausalLM, "from_pretrained", None)  # no model is loaded for it
     alone = tokenizers.load_tokenizer(name, revision="not asked for here")
     assert type(alone) is type(whole)
     assert alone.get_vocab() == whole.get_vocab()
@@ -521,6 +522,21 @@ def test_a_model_that_cannot_be_had_is_asked_for_by_its_configuration_only(hub_s
     _, server = hub_says
     asked = {request.split("/")[-1] for request in server.requests for name in REFUSALS if f"{name}/res" in request}
     assert asked == {"config.json"}
+
+
+@pytest.mark.parametrize("pause", [0, 0.5])
+def test_a_hub_that_does_not_answer_is_waited_for_with_a_word(monkeypatch, capsys, pause):
+    def ask(*_, **__):
+        time.sleep(pause)
+        raise ConnectionError("nothing answers")
+
+    monkeypatch.setattr("nucleoscope.hub.PATIENCE", 0.2)
+    monkeypatch.setattr(loading, "cached_file", ask)
+    with pytest.raises(ConnectionError, match="is not on this machine"):
+        load("me/far")
+    said = capsys.readouterr().err
+    assert said.startswith("waiting for model 'me/far' from https://") == (pause > 0)
+    assert said.count("\n") == (pause > 0)
 
 
 @pytest.mark.parametrize("name", ["org/other", "other"])

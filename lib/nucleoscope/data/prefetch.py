@@ -108,8 +108,9 @@ def plan_model(name: str, revision: str | None = None, own_code: bool = False) -
         return None
     try:
         api = HfApi()
-        info = api.model_info(name, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        api.auth_check(name)
+        with hub.announce_wait(f"model '{name}'"):
+            info = api.model_info(name, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            api.auth_check(name)
     except Exception as error:  # the library raises many kinds
         raise hub.explain(name, error, revision) from error
     sizes = _read_sizes(info)
@@ -153,9 +154,10 @@ def plan_dataset(name: str) -> Download | None:
     entry, failures = prompts.HUB[name], []
     for revision in entry.revisions:
         try:
-            info = HfApi().dataset_info(
-                entry.path, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
-            )
+            with hub.announce_wait(f"data set {name}"):
+                info = HfApi().dataset_info(
+                    entry.path, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+                )
         except Exception as error:  # the library raises many kinds
             failures.append(f"revision {revision}: {prompts.explain_failure(error)}")
             continue

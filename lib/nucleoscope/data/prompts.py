@@ -159,7 +159,8 @@ def fetch(name: str) -> tuple["datasets.Dataset", str]:
     for revision in entry.revisions:
         try:
             options = {"split": entry.split, "revision": revision, "cache_dir": str(locate_cache(revision))}
-            table = datasets.load_dataset(entry.path, entry.config, **options)
+            with hub.announce_wait(f"data set {name}"):
+                table = datasets.load_dataset(entry.path, entry.config, **options)
             return table, _find_commit(table) or revision
         except Exception as error:  # the library raises many types; they are reported below
             failures.append((revision, error))

@@ -4,6 +4,8 @@ Contract: this module uses a tokenizer and never a model. `encode` determines wh
 before the first generated or scored token; the same settings give the same ids on every day.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -11,7 +13,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
+from nucleoscope.measure import limits
 from nucleoscope.settings import Settings
+
+TEMPLATE_SECONDS, TEMPLATE_MEMORY = (
+    10,
+    2**30,
+)  # that a chat template may take for one prompt; real ones take milliseconds
+TEMPLATE_TEXT, TEMPLATE_COPIES = 10**6, 10  # characters that a template may add, and how often it may repeat a prompt
 
 
 @dataclass
@@ -85,10 +94,8 @@ class Encoder:
             self._fix_date(date.fromisoformat(template_date))
 
     def _fix_date(self, today: date) -> None:
-        try:
+        with self._explain_failure():
             template = chat_template_utils._compile_jinja_template(self.tokenizer.get_chat_template())
-        except Exception as error:  # jinja2 and transformers raise many types
-            raise _explain(error) from None
         # transformers gives templates the clock under this name, and passes on no function of ours
         template.globals["strftime_now"] = today.strftime
 
@@ -102,10 +109,23 @@ class Encoder:
     def render(self, prompt: str) -> str:
         """The prompt in the chat template, as text. ValueError, in one line, if the template fails."""
         messages = [{"role": "user", "content": prompt}]
+        with self._explain_failure():
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            if len(text) > TEMPLATE_TEXT + len(prompt) * TEMPLATE_COPIES:
+                raise limits.Exceeded(f"it makes {len(text):,} characters of a prompt of {len(prompt):,}")
+            return text
+
+    @contextlib.contextmanager
+    def _explain_failure(self) -> Iterator[None]:
+        """Gives a template its limits; ValueError, in one line, if it exceeds them or fails."""
         try:
-            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # as above
-            raise _explain(error) from None
+            with limits.limit(TEMPLATE_SECONDS, TEMPLATE_MEMORY):
+                yield
+        except Exception as error:  # jinja2 and transformers raise many types
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            name = self.tokenizer.name_or_path
+            whose = f"the chat template of '{name}'" if name else "the model's chat template"
+            raise ValueError(f"{whose} cannot be applied ({reason}): use prompt_format=raw") from None
 
     def _split(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -146,11 +166,6 @@ def _count_added(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
         if whole[before : before + len(plain)] == plain:
             return before, len(whole) - before - len(plain)
     return 0, 0
-
-
-def _explain(error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return ValueError(f"the model's chat template cannot be applied ({reason}): use prompt_format=raw")
 
 
 def _compute_prompt_room(context: int | None, max_tokens: int) -> int | None:

@@ -54,9 +54,10 @@ def find_length_limit(model: PreTrainedModel) -> int | None:
 
 
 def find_end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """All ids that end a text, from the generation config, the model's config and the tokenizer."""
+    """All ids that end a text: those of the generation config, of the model, of its text part and of the tokenizer."""
     ends: set[int] = set()
-    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+    configs = (getattr(model, "generation_config", None), model.config, model.config.get_text_config())
+    for source in (*configs, tokenizer):
         value = getattr(source, "eos_token_id", None)
         ends.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
     return ends

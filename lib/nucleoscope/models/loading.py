@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,8 @@ from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -27,8 +28,8 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from nucleoscope.atomic import hash_file
-from nucleoscope.hub import PACKAGED, check_revision, explain, find, is_on_hub, shorten
-from nucleoscope.models import dequantized, gguf, placement
+from nucleoscope.hub import PACKAGED, announce_wait, check_revision, explain, find, is_on_hub, shorten
+from nucleoscope.models import dequantized, gguf, kinds, placement
 from nucleoscope.models.placement import pick_device
 from nucleoscope.models.tokenizers import read_tokenizer
 from nucleoscope.settings import FIELDS, Settings, validate
@@ -69,17 +70,19 @@ def load(
         if is_on_hub(name):
             options["revision"] = _check_access(source, revision)
         options["trust_remote_code"] = trust_remote_code
-        tokenizer = read_tokenizer(source, options)
+        digest = None
         if "gguf_file" in options:
-            file = Path(source, options["gguf_file"])
-            digest = hash_file(file)
+            tokenizer = read_tokenizer(source, options)
+            digest = hash_file(file := Path(source, options["gguf_file"]))
             model, report = _load_gguf(file, digest, precision, device)
         else:
-            digest = None
-            model, report = _load_model(source, precision, device, options)
+            config = _read_config(source, options)
+            loader = kinds.choose_class(config, trust_remote_code)
+            tokenizer = read_tokenizer(source, options)
+            model, report = _load_model(source, config, loader, precision, device, options)
     except placement.TooLarge:
         raise
-    except gguf.Unsupported as error:
+    except (gguf.Unsupported, kinds.Unsupported) as error:
         raise ValueError(f"cannot load '{name}': {error}") from None
     except Exception as error:  # the library raises many types; all become one line
         raise explain(name, error, revision) from error
@@ -93,17 +96,23 @@ def load(
 Loaded = tuple[PreTrainedModel, dict[str, Any]]  # a model, and what transformers reports on its weights
 
 
-def _load_model(source: str, precision: torch.dtype | str, device: str, options: dict[str, Any]) -> Loaded:
-    """Loads a model onto its device."""
+def _read_config(source: str, options: dict[str, Any]) -> PreTrainedConfig:
+    kinds.check_type(PreTrainedConfig.get_config_dict(source, **options)[0])
+    return AutoConfig.from_pretrained(source, **options)
 
-    def estimate_weights() -> int | None:
-        config = options["config"] if "config" in options else AutoConfig.from_pretrained(source, **options)
-        return placement.estimate_weights(config, precision, options.get("trust_remote_code", False))
 
-    place = placement.plan_placement(device, estimate_weights)
-    model, report = AutoModelForCausalLM.from_pretrained(
-        source, dtype=precision, output_loading_info=True, **place, **options
-    )
+def _load_model(
+    source: str,
+    config: PreTrainedConfig,
+    loader: type,
+    precision: torch.dtype | str,
+    device: str,
+    options: dict[str, Any],
+) -> Loaded:
+    """Loads a model onto its device, as an object of a class that ``loader`` chooses."""
+    trust = options.get("trust_remote_code", False)
+    place = placement.plan_placement(device, partial(placement.estimate_weights, config, precision, trust, loader))
+    model, report = loader.from_pretrained(source, dtype=precision, output_loading_info=True, **place, **options)
     placement.check_placed(model)
     return model, report
 
@@ -115,11 +124,10 @@ def _load_gguf(file: Path, digest: str, precision: torch.dtype | str, device: st
         config = AutoConfig.from_pretrained(source, **options)
         original, metadata = copy.deepcopy(config), gguf.read(file)
         options["config"] = gguf.adjust_config(config, metadata)
-        model, report = _load_model(str(source), precision, device, options)
+        model, report = _load_model(str(source), config, kinds.choose_class(config), precision, device, options)
         if source != kept:
             dequantized.keep(model, original, kept)
-        gguf.adjust_model(model, metadata)
-        return model, report
+        return gguf.adjust_model(model, metadata), report
 
     kept = dequantized.locate(digest, precision)
     if dequantized.is_kept(kept):
@@ -151,7 +159,8 @@ def _check_access(name: str, revision: str | None) -> str | None:
     level = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # each of its retries would print a line; the error reports the problem once
     try:
-        config = cached_file(name, "config.json", revision=revision)
+        with announce_wait(f"model '{name}'"):
+            config = cached_file(name, "config.json", revision=revision)
         if config is None:
             raise FileNotFoundError("config.json is missing")
         return extract_commit_hash(config, None)

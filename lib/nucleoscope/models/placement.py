@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from nucleoscope.models import gpus
+from nucleoscope.models import gpus, memory
 from nucleoscope.settings import validate
 
 SHARE = 0.9  # share of a GPU's free memory that weights may take: caches and logits need some, too
+MOST = 10**18  # bytes that an estimate says at most: a configuration may contain any number
+LAYER = 10_000  # bytes that the objects of a layer take at least, without its weights
 SPREAD = "balanced"  # the device name that stands for all available GPUs
 
 _held: dict[str, Any] = {}  # the locks that this process holds, by the GPU's id
@@ -48,27 +50,44 @@ def plan_placement(device: str, weights: Callable[[], int | None]) -> dict[str, 
     """The placement arguments for ``from_pretrained``, so that each weight is loaded straight onto its device.
 
     device: "auto", "cuda", "balanced", or a torch device. ``weights()`` returns the bytes that the
-    weights take, or None if that is unknown; it is called only if it matters. If several GPUs are
+    weights take, or None if that is unknown. If several GPUs are
     possible and none was specified, `choose_gpus` decides. Raises `TooLarge`.
     """
     place = pick_device(device)
     if place.type == "cpu":
+        _check_memory(weights())
         return {}
     if place.type != "cuda":
         return {"device_map": {"": place}}
-    need = weights() if place.index is None else None
+    need = weights()
     with _choose_alone():
+        free = read_free_memory()
         if place.index is None:
-            free = read_free_memory()
             idle = [gpu for gpu in free if _lock(gpu, keep=False)]
             chosen = (idle or list(free)) if device == SPREAD else choose_gpus(free, idle, need)
-        else:
+        elif need is None or need <= free[place.index]:
             chosen = [place.index]
+        else:
+            room = free[place.index] / 1e9
+            raise TooLarge(
+                f"the model's weights take {need / 1e9:,.1f} GB, but {place} has only {room:,.1f} GB free: "
+                "use another GPU, device=auto, or dtype=bfloat16 instead of float32"
+            )
         for gpu in chosen:
             _lock(gpu, keep=True)
     if len(chosen) == 1:
         return {"device_map": {"": torch.device("cuda", chosen[0])}}
     return {"device_map": "balanced", "max_memory": {gpu: int(SHARE * free[gpu]) for gpu in sorted(chosen)}}
+
+
+def _check_memory(need: int | None) -> None:
+    """Raises `TooLarge` for weights that certainly do not fit: the system would end this process without a word."""
+    room = memory.read_available()
+    if need is not None and need > room:
+        raise TooLarge(
+            f"the model's weights take {need / 1e9:,.1f} GB, but this machine has only {room / 1e9:,.1f} GB of memory "
+            "and swap available: use a smaller model, dtype=bfloat16 instead of float32, or a machine with more memory"
+        )
 
 
 def choose_gpus(free: dict[int, int], idle: list[int], need: int | None) -> list[int]:
@@ -138,14 +157,34 @@ def _lock(gpu: int, keep: bool) -> bool:
     return lock is not None
 
 
-def estimate_weights(config: PreTrainedConfig, dtype: torch.dtype | str, trust_remote_code: bool = False) -> int | None:
-    """Bytes that a model's weights will take, from its configuration alone; None for quantised ones."""
+def estimate_weights(
+    config: PreTrainedConfig,
+    dtype: torch.dtype | str,
+    trust_remote_code: bool = False,
+    loader: type = AutoModelForCausalLM,
+) -> int | None:
+    """Bytes that a model's weights will take, from its configuration alone; None for quantised ones.
+
+    ``loader`` is its class of `kinds.CLASSES`.
+    """
     if getattr(config, "quantization_config", None):
         return None
     wanted = dtype if isinstance(dtype, torch.dtype) else (config.dtype or torch.float32)
+    least = _estimate_least(config, wanted.itemsize)
+    if least > memory.read_available():  # and so would be the description of each layer
+        return least
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=trust_remote_code)
+        model = loader.from_config(config, dtype=wanted, trust_remote_code=trust_remote_code)
     return sum(parameter.numel() * wanted.itemsize for parameter in model.parameters())
+
+
+def _estimate_least(config: PreTrainedConfig, itemsize: int) -> int:
+    """Bytes that a model takes at least: its embedding, and what Python needs for each of its layers."""
+    text = config.get_text_config()
+    names = ("vocab_size", "hidden_size", "num_hidden_layers")
+    sizes = [getattr(text, name, None) for name in names]
+    rows, width, layers = (size if isinstance(size, int) else 0 for size in sizes)
+    return min(rows * width * itemsize + layers * LAYER, MOST)
 
 
 def check_placed(model: PreTrainedModel) -> None:
