@@ -38,7 +38,7 @@ SIZES: dict[str, Any] = (
     | {"attention_chunk_size": 8, "vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY}
     | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2, "init_std": 0.2}
     | {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "qk_head_dim": 16}
-    | {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 2, "rotary_dim": 8, "is_decoder": True}
+    | {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 32, "rotary_dim": 8, "is_decoder": True}
     | {"mamba_d_state": 8, "state_size": 8, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_dt_rank": 4}
     | {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 8, "ssm_intermediate_size": 64}
     | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
@@ -49,7 +49,7 @@ BY_LAYER = {"full_attention": ROPE, "sliding_attention": ROPE}
 SHARED = ["sliding_attention", "full_attention"] * 2  # the last two layers use the keys and values of the first two
 GEMMA_3N = {"layer_types": SHARED, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "laurel_rank": 8}
 GEMMA_3N |= {"activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]}
-DOTS = {"num_key_value_heads": HEADS, "num_hidden_layers": 4, "q_lora_rank": 24, "head_dim": 16}
+DOTS = {"num_hidden_layers": 4, "q_lora_rank": 24, "head_dim": 16}
 DOTS |= {"layer_types": ["indexed_attention", "sliding_attention"] * 2, "swa_num_attention_heads": HEADS}
 DOTS |= {"swa_num_key_value_heads": HEADS, "swa_q_lora_rank": 24, "swa_kv_lora_rank": 16, "swa_head_dim": 16}
 DOTS |= {"swa_qk_nope_head_dim": 8, "swa_v_head_dim": 16}
@@ -59,10 +59,11 @@ QWEN_4 = {"num_hidden_layers": 4, "layer_types": ["linear_attention", "indexed_a
 QWEN_4 |= {"ple_layer_ids": [1], "ple_embed_dim": WIDTH, "ngram_vocab_size_base": 200, "split_ngram_parts": 1}
 QWEN_4 |= {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8}
 QWEN_4 |= {"indexer_compress_ratio": 2}
+BLT_PARTS = {"encoder_config": {"hidden_size_global": WIDTH}, "decoder_config": {"hidden_size_global": WIDTH}}
 
 NEEDS: dict[str, dict[str, Any]] = {
     "bamba": {"num_hidden_layers": 4, "attn_layer_indices": [1, 3]},
-    "blt": {"encoder_hash_byte_group_vocab": 500, "local_attention_window_len": 8},
+    "blt": {"encoder_hash_byte_group_vocab": 500, "local_attention_window_len": 8, **BLT_PARTS},
     "cohere_compass_text": {"rope_parameters": BY_LAYER, "layer_types": SHARED, "num_hidden_layers": 4},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "dots1": {"n_shared_experts": 1, "first_k_dense_replace": 1, "max_window_layers": 1},
@@ -121,10 +122,9 @@ def create_config(kind: str, released: bool = False) -> PreTrainedConfig:
 
 def list_released_values(kind: str) -> dict[str, Any]:
     """The values with which an encoder is released, of those that are changed here to make it causal; else none."""
-    try:
-        default = CONFIG_MAPPING[kind]()
-    except ValueError:  # some have defaults that they refuse
+    if kind in UNBUILT:  # some refuse their own defaults
         return {}
+    default = CONFIG_MAPPING[kind]()
     changed = {name: value for name, value in (SIZES | NEEDS.get(kind, {})).items() if name in CAUSAL}
     released = {name: getattr(default, name) for name in changed if hasattr(default, name)}
     return {} if default.is_encoder_decoder else {n: value for n, value in released.items() if value != changed[n]}
@@ -137,8 +137,9 @@ def _shrink(kind: type[PreTrainedConfig], needs: Mapping[str, Any]) -> PreTraine
     values = {name: value for name, value in SIZES.items() if name in known}
     if getattr(default, "sliding_window", 0) is None:
         values.pop("sliding_window")
-    if "qk_rope_head_dim" in values and "head_dim" in values:  # what is rotated
-        values["head_dim"] = values["qk_rope_head_dim"]
+    if "qk_rope_head_dim" in values:  # multi-head latent attention: every head has keys of its own
+        latent = {"head_dim": values["qk_rope_head_dim"], "num_key_value_heads": HEADS}
+        values |= {name: value for name, value in latent.items() if name in values}
     layers = getattr(default, "layer_types", None)
     if layers and len(set(layers)) > 1 and not _is_derived(kind, "layer_types"):
         values["layer_types"] = _choose_layers(layers)

@@ -19,35 +19,45 @@ TOP_P = 0.9
 NEAR = 1e-5
 
 
-def measure_error(model: PreTrainedModel, prompt: Sequence[int], record: Mapping[str, Any]) -> float:
-    """The largest error of a record's values at any of its tokens, which the model is given as they were chosen.
+class Reference:
+    """A model and what it gives for single texts, each read as a whole; no text is read twice."""
 
-    Errors are absolute for values up to 1, and relative above. Infinite for a nucleus or a rank that cannot be right,
-    and for a value that is not a number.
-    """
-    ids, largest = list(prompt), 0.0
-    unit = _normalise(model.get_input_embeddings().weight.detach().double().numpy())
-    for step, token in enumerate(record["tokens"].tolist()):
-        candidates, probs = (record[name][step].numpy() for name in ("top_p_tokens", "top_p_probs"))
-        p = _compute_probabilities(model, ids)
-        if not (_is_nucleus(p, candidates, probs) and _is_rank(p, token, record["ranks"][step])):
-            return math.inf
-        expected = _compute_quantities(p, candidates, token, unit[candidates])
-        found = {name: record[name][step] for name in expected}
-        pairs = [*zip(found.values(), expected.values(), strict=True), *zip(probs, p[candidates], strict=True)]
-        errors = [abs(value - right) / max(1, abs(right)) for value, right in pairs]
-        largest = max(largest, *(error if error == error else math.inf for error in errors))
-        ids.append(token)
-    return float(largest)
+    def __init__(self, model: PreTrainedModel):
+        self.model, self.read = model, {}
+        unit = _normalise(model.get_input_embeddings().weight.detach().double().numpy())
+        self.cosines = unit @ unit.T  # of all pairs of the vocabulary, which is small
+        accepted = inspect.signature(model.forward).parameters
+        self.options = {"use_cache": False} if "use_cache" in accepted else {}
 
+    def measure_error(self, prompt: Sequence[int], record: Mapping[str, Any]) -> float:
+        """The largest error of a record's values at any of its tokens, which the model is given as they were chosen.
 
-@torch.inference_mode()
-def _compute_probabilities(model: PreTrainedModel, ids: Sequence[int]) -> np.ndarray:
-    """The next token's probabilities (V,), float64, after a whole text that is read at once."""
-    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    logits = model(input_ids=torch.tensor([ids]), **options).logits[0, -1].double().numpy()
-    weights = np.exp(logits - logits.max())
-    return weights / weights.sum()
+        Errors are absolute for values up to 1, and relative above. Infinite for a nucleus or a rank that cannot be
+        right, and for a value that is not a number.
+        """
+        ids, largest = list(prompt), 0.0
+        for step, token in enumerate(record["tokens"].tolist()):
+            candidates, probs = (record[name][step].numpy() for name in ("top_p_tokens", "top_p_probs"))
+            p = self._compute_probabilities(ids)
+            if not (_is_nucleus(p, candidates, probs) and _is_rank(p, token, record["ranks"][step])):
+                return math.inf
+            expected = _compute_quantities(p, candidates, token, self.cosines[np.ix_(candidates, candidates)])
+            found = {name: record[name][step] for name in expected}
+            pairs = [*zip(found.values(), expected.values(), strict=True), *zip(probs, p[candidates], strict=True)]
+            errors = [abs(value - right) / max(1, abs(right)) for value, right in pairs]
+            largest = max(largest, *(error if error == error else math.inf for error in errors))
+            ids.append(token)
+        return float(largest)
+
+    @torch.inference_mode()
+    def _compute_probabilities(self, ids: Sequence[int]) -> np.ndarray:
+        """The next token's probabilities (V,), float64, after a text."""
+        text = tuple(ids)
+        if text not in self.read:
+            logits = self.model(input_ids=torch.tensor([text]), **self.options).logits[0, -1].double().numpy()
+            weights = np.exp(logits - logits.max())
+            self.read[text] = weights / weights.sum()
+        return self.read[text]
 
 
 def _normalise(rows: np.ndarray) -> np.ndarray:
@@ -73,10 +83,9 @@ def _is_rank(p: np.ndarray, token: int, rank: float) -> bool:
     return 1 + (p > p[token] + NEAR).sum() <= rank <= (p >= p[token] - NEAR).sum()
 
 
-def _compute_quantities(p: np.ndarray, candidates: np.ndarray, token: int, unit: np.ndarray) -> dict[str, float]:
-    """The quantities of one token by their names in a record, from their definitions; ``unit`` (k, d) has norm 1."""
+def _compute_quantities(p: np.ndarray, candidates: np.ndarray, token: int, cosines: np.ndarray) -> dict[str, float]:
+    """The quantities of one token by their names in a record, from their definitions; ``cosines`` (k, k)."""
     q = p[candidates] / p[candidates].sum()
-    cosines = unit @ unit.T
     similar = (1 + cosines) / 2
     np.fill_diagonal(similar, 1)
     products = np.outer(q, q)
@@ -93,7 +102,7 @@ def _compute_quantities(p: np.ndarray, candidates: np.ndarray, token: int, unit:
         "margins": first - second,
         "cosines": cosines[np.triu_indices(len(q), 1)].mean() if several else 1.0,
         "weighted_cosines": (products * cosines).sum() / products.sum() if several else 1.0,
-        "similarity_entropies": -float((q * np.log(similar @ q)).sum()),
+        "similarity_entropies": -float((q * np.log((similar * q).sum(1))).sum()),
     }
 
 

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from model_families import configurations
-from model_families.reference import measure_error
+from model_families.reference import Reference
 from nucleoscope.measure import checking, generation, scoring
 
 BATCH_SIZES = ("auto", 1, 3, 5)
@@ -77,7 +77,7 @@ def try_model(model: PreTrainedModel, kind: str, released: bool = False) -> Row:
     """Measures prompts of many lengths in both modes with each of `BATCH_SIZES`, and compares all records."""
     prompts, texts = draw_tokens(LENGTHS, 0), draw_tokens(TEXT_LENGTHS, 1)
     data = [write(ids) for ids in prompts], [write(ids) for ids in texts]
-    tokenizer = create_tokenizer()
+    tokenizer, reference = create_tokenizer(), Reference(model)
 
     def generate(batch_size: int | str) -> list[Any]:
         options = {"max_tokens": MAX_TOKENS, "batch_size": batch_size, "progress": False}
@@ -88,7 +88,7 @@ def try_model(model: PreTrainedModel, kind: str, released: bool = False) -> Row:
         return list(scoring.measure(model, tokenizer, *data, **options))
 
     found = [
-        _judge(model, prompts, measure, lengths)
+        _judge(reference, prompts, measure, lengths)
         for measure, lengths in ((generate, [MAX_TOKENS] * len(prompts)), (score, list(TEXT_LENGTHS)))
     ]
     way = checking.find_way(model) if found[0].verdict in (RIGHT, WRONG) else ""
@@ -96,7 +96,7 @@ def try_model(model: PreTrainedModel, kind: str, released: bool = False) -> Row:
 
 
 def _judge(
-    model: PreTrainedModel, prompts: list[list[int]], measure: Callable[[int | str], list[Any]], lengths: list[int]
+    reference: Reference, prompts: list[list[int]], measure: Callable[[int | str], list[Any]], lengths: list[int]
 ) -> Outcome:
     largest, wrong = 0.0, []
     for batch_size in BATCH_SIZES:
@@ -110,7 +110,7 @@ def _judge(
         counts = [len(records[index]["tokens"]) for index in range(len(prompts))]
         if counts != lengths:
             return Outcome(WRONG, f"texts have {counts} tokens with batch_size={batch_size}, not {lengths}")
-        error = max(measure_error(model, ids, records[index]) for index, ids in enumerate(prompts))
+        error = max(reference.measure_error(ids, records[index]) for index, ids in enumerate(prompts))
         largest = max(largest, error)
         wrong += [str(batch_size)] if error > BOUND else []
     return Outcome(WRONG if wrong else RIGHT, f"batch_size={', '.join(wrong)}" if wrong else "", largest)
