@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 VOCABULARY = 300
 CONTEXT = 128
+END = 2  # the token that ends a text
 LAYERS, HYBRID_LAYERS = 2, 4
 MOST_WEIGHTS = 20_000_000
 NOISE = 0.05  # standard deviation of what is added to all weights, so that no part is silent because it starts at 0
@@ -36,12 +37,13 @@ SIZES: dict[str, Any] = (
     | dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions"), CONTEXT)
     | dict.fromkeys(("sliding_window", "attention_window_size", "window_size", "local_attention"), 8)
     | {"attention_chunk_size": 8, "vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY}
-    | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2, "init_std": 0.2}
+    | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": END, "initializer_range": 0.2, "init_std": 0.2}
     | {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "qk_head_dim": 16}
     | {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 32, "rotary_dim": 8, "is_decoder": True}
     | {"mamba_d_state": 8, "state_size": 8, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_dt_rank": 4}
     | {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 8, "ssm_intermediate_size": 64}
     | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
+    | {"linear_num_heads": HEADS, "linear_head_dim": HEAD}
     | {"hidden_size_per_layer_input": 16, "image_size": 32, "out_hidden_size": WIDTH}
 )
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -98,10 +100,10 @@ NEEDS: dict[str, dict[str, Any]] = {
 # Why a type cannot be built, in place of what transformers says.
 UNBUILT = {
     "gemma3n": "its image encoder is in the package timm, which this project does not need otherwise",
-    "gemma4_assistant": "it drafts for another model, whose keys and values it needs: it is no model of its own",
-    "gemma4_unified_assistant": "it drafts for another model, whose keys and values it needs: it is no model of its own",
-    "musicgen": "transformers passes the whole configuration to a class that needs its decoder's",
-    "musicgen_melody": "transformers passes the whole configuration to a class that needs its decoder's",
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "it drafts for a model whose cache it needs"),
+    **dict.fromkeys(
+        ("musicgen", "musicgen_melody"), "transformers gives the class the wrong part of its configuration"
+    ),
 }
 CAUSAL = ("is_decoder", "causal", "attn_type", "default_language")
 
@@ -142,8 +144,9 @@ def _shrink(kind: type[PreTrainedConfig], needs: Mapping[str, Any]) -> PreTraine
         values |= {name: value for name, value in latent.items() if name in values}
     layers = getattr(default, "layer_types", None)
     if layers and len(set(layers)) > 1 and not _is_derived(kind, "layer_types"):
-        values["layer_types"] = _choose_layers(layers)
-        values |= {n: len(values["layer_types"]) for n in ("num_hidden_layers", "n_layer", "num_layers") if n in values}
+        chosen = _choose_layers(layers)
+        values[kind.attribute_map.get("layer_types", "layer_types")] = chosen
+        values |= {n: len(chosen) for n in ("num_hidden_layers", "n_layer", "num_layers") if n in values}
     for name, part in vars(default).items():
         if isinstance(part, PreTrainedConfig):
             values[name] = _shrink(type(part), needs.get(name, {}))
@@ -165,8 +168,7 @@ def _choose_layers(layers: list[str]) -> list[str]:
 def build_model(kind: str, released: bool = False, seed: int = 0) -> PreTrainedModel:
     """A random float32 model of a type in evaluation mode, the same for the same arguments.
 
-    Nothing ends a text. Raises ValueError for one with more than `MOST_WEIGHTS` weights, and whatever
-    transformers raises.
+    Raises ValueError for one with more than `MOST_WEIGHTS` weights, and whatever transformers raises.
     """
     config = create_config(kind, released)
     with torch.device("meta"):
@@ -178,7 +180,4 @@ def build_model(kind: str, released: bool = False, seed: int = 0) -> PreTrainedM
     with torch.no_grad():
         for weight in model.parameters():
             weight += NOISE * torch.randn_like(weight)
-    for source in (model.config, model.generation_config):
-        if source is not None:
-            source.eos_token_id = None
     return model

@@ -49,6 +49,11 @@ class Reference:
             ids.append(token)
         return float(largest)
 
+    def can_draw(self, ids: Sequence[int], token: int) -> bool:
+        """Whether a token may be the next of a text: whether it is in the nucleus."""
+        p = self._compute_probabilities(ids)
+        return bool(p[p > p[token]].sum() < TOP_P + NEAR)
+
     @torch.inference_mode()
     def _compute_probabilities(self, ids: Sequence[int]) -> np.ndarray:
         """The next token's probabilities (V,), float64, after a text."""
@@ -72,7 +77,7 @@ def _is_nucleus(p: np.ndarray, candidates: np.ndarray, probs: np.ndarray) -> boo
     """
     others = np.delete(p, candidates)
     mass, least = p[candidates].sum(), p[candidates].min()
-    complete = TOP_P - NEAR <= mass and mass - least < TOP_P + NEAR
+    complete = mass >= TOP_P - NEAR and mass - least < TOP_P + NEAR
     likeliest = not len(others) or others.max() <= least + NEAR
     ordered = (np.diff(p[candidates]) <= NEAR).all() and (np.diff(candidates)[np.diff(probs) == 0] > 0).all()
     return bool(complete and likeliest and ordered)

@@ -56,7 +56,7 @@ class Row:
 
 
 def create_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are words: "t17" is the token 17. Nothing ends a text."""
+    """A tokenizer whose tokens are words: "t17" is the token 17."""
     core = Tokenizer(models.WordLevel({f"t{token}": token for token in range(configurations.VOCABULARY)}, "t3"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=core)
@@ -88,16 +88,21 @@ def try_model(model: PreTrainedModel, kind: str, released: bool = False) -> Row:
         return list(scoring.measure(model, tokenizer, *data, **options))
 
     found = [
-        _judge(reference, prompts, measure, lengths)
-        for measure, lengths in ((generate, [MAX_TOKENS] * len(prompts)), (score, list(TEXT_LENGTHS)))
+        _judge(reference, prompts, generate, [MAX_TOKENS] * len(prompts), may_end=True),
+        _judge(reference, prompts, score, list(TEXT_LENGTHS), may_end=False),
     ]
     way = checking.find_way(model) if found[0].verdict in (RIGHT, WRONG) else ""
     return Row(kind, released, type(model).__name__, way, *found)
 
 
 def _judge(
-    reference: Reference, prompts: list[list[int]], measure: Callable[[int | str], list[Any]], lengths: list[int]
+    reference: Reference,
+    prompts: list[list[int]],
+    measure: Callable[[int | str], list[Any]],
+    lengths: list[int],
+    may_end: bool,
 ) -> Outcome:
+    """What comes of one mode; ``lengths`` of the texts, which ``may_end`` earlier with the token for that."""
     largest, wrong = 0.0, []
     for batch_size in BATCH_SIZES:
         try:
@@ -107,9 +112,12 @@ def _judge(
         except Exception as error:
             return Outcome(CRASHED, f"{type(error).__name__}: {shorten(error)}")
         records = dict(pair for batch in batches for pair in zip(batch.indices, batch.records, strict=True))
-        counts = [len(records[index]["tokens"]) for index in range(len(prompts))]
-        if counts != lengths:
-            return Outcome(WRONG, f"texts have {counts} tokens with batch_size={batch_size}, not {lengths}")
+        for index, (ids, length) in enumerate(zip(prompts, lengths, strict=True)):
+            tokens = records[index]["tokens"].tolist()
+            if len(tokens) < length and not (may_end and reference.can_draw(ids + tokens, configurations.END)):
+                return Outcome(
+                    WRONG, f"text {index} has {len(tokens)} tokens with batch_size={batch_size}, not {length}"
+                )
         error = max(reference.measure_error(ids, records[index]) for index, ids in enumerate(prompts))
         largest = max(largest, error)
         wrong += [str(batch_size)] if error > BOUND else []

@@ -99,7 +99,7 @@ def test_a_model_that_caps_its_logits_is_measured_by_its_own_logits():
     reader = scoring.TextForward(model)
     with torch.inference_mode():
         list(reader.compute_logits(inputs.ids, inputs.starts))
-    assert reader.apart is False
+    assert reader.reading == scoring.ALONE
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gpt2"])
@@ -107,7 +107,7 @@ def test_ordinary_models_have_their_output_layer_called_apart(kind):
     reader = scoring.TextForward(tiny.create_model(kind))
     with torch.inference_mode():
         list(reader.compute_logits([[0, 5, 6, 7]], [2]))
-    assert reader.apart is True
+    assert reader.reading == scoring.BATCHED
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
