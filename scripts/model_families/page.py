@@ -3,6 +3,7 @@
 Contract: rows of trials in, Markdown out. Names and messages are literals, so that nothing in them is markup.
 """
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from model_families.reference import NEAR
 from model_families.trial import BOUND, CRASHED, LENGTHS, MAX_TOKENS, REFUSED, RIGHT, UNBUILT, WRONG, Outcome, Row
 from nucleoscope.measure.decoding import WAYS
 
+WIDTH = 100  # of the prose
 COLUMNS = ("type", "class", "generate", "score", "how batched", "largest error")
 
 
@@ -20,7 +22,7 @@ def format_page(words: str, rows: Sequence[Row]) -> str:
     facts = {
         "version": version("transformers"),
         "types": str(len({row.kind for row in rows})),
-        "summary": summarise(rows),
+        "summary": textwrap.fill(summarise(rows), WIDTH),
         "prompts": str(len(LENGTHS)),
         "shortest": str(min(LENGTHS)),
         "longest": str(max(LENGTHS)),
@@ -46,13 +48,13 @@ def summarise(rows: Sequence[Row]) -> str:
     left = len(types) - len(right) - refused - unbuilt
     encoders = sum(is_all(row, REFUSED) for row in rows if row.released)
     return (
-        f"{len(right)} are right in both modes ({parts}), {refused} {_be(refused)} refused, {left} {_be(left)} wrong "
-        f"or failed, and {unbuilt} cannot be built. {encoders} of them are released as encoders, and refused as such."
+        f"{_count(len(right))} right in both modes ({parts}), {_count(refused)} refused, {_count(left)} wrong or "
+        f"failed, and {unbuilt} cannot be built. As released, {encoders} encoders are refused."
     )
 
 
-def _be(number: int) -> str:
-    return "is" if number == 1 else "are"
+def _count(number: int) -> str:
+    return f"{number} {'is' if number == 1 else 'are'}"
 
 
 def is_right(row: Row) -> bool:
@@ -100,12 +102,14 @@ def _format_error(row: Row) -> str:
 
 
 def _list_reasons(rows: Sequence[Row], verdict: str) -> str:
-    """A list of the types with a verdict, and why: types with the same reason together, names of classes apart."""
+    """A list of the types with a verdict, and why: those with the same reason, but for the name of the class, together."""
     groups: dict[str, list[str]] = {}
     for row in rows:
         for reason in dict.fromkeys(outcome.reason for outcome in _find(row, verdict)):
             groups.setdefault(reason.replace(row.class_name, "..."), []).append(_name(row))
-    return "\n".join(f"* {', '.join(names)}: `{reason}`" for reason, names in groups.items()) or "None."
+    items = (f"* {', '.join(names)}: `{reason}`" for reason, names in groups.items())
+    options = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(textwrap.fill(item, WIDTH, **options) for item in items) or "None."
 
 
 def _find(row: Row, verdict: str) -> list[Outcome]:

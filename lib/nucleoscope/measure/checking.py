@@ -21,10 +21,10 @@ from nucleoscope.measure.model_facts import find_context_length, find_embedding_
 LENGTHS = (6, 4, 1)
 STEPS = 2
 # Largest difference of logits that counts as rounding, in standard deviations of the model's own logits. Reading
-# padding or misnumbering positions moves them by 0.01 and more; some models compute steps a little otherwise than texts.
+# padding or misnumbering positions moves them by 0.01 and more.
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-6}
-# For bfloat16 and float16, or `NOISE` times what other shapes of tensors change, if that is more. In float32 it
-# is that, but at least `LEAST` and at most the tolerance.
+# For bfloat16 and float16, or `NOISE` times what other shapes of tensors change, if that is more. In float32 it is
+# that, but at least `LEAST` and at most the tolerance: some models compute a step a little otherwise than a text.
 HALF = 0.5
 NOISE, LEAST = 4, 1e-4
 
@@ -150,8 +150,9 @@ def _read(model: PreTrainedModel, ids: list[list[int]]) -> torch.Tensor:
 
 
 def shorten_error(error: Exception, most: int = 160) -> str:
-    """What a library says, in one line of at most ``most`` characters; the kind of error if it says nothing."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """What a library says, in one line of at most ``most`` characters, and the kind of error if it says one word."""
+    text = " ".join(str(error).split())
+    text = text if " " in text and not isinstance(error, KeyError) else f"{type(error).__name__}: {text}".rstrip(": ")
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
