@@ -102,7 +102,7 @@ def _format_error(row: Row) -> str:
 
 
 def _list_reasons(rows: Sequence[Row], verdict: str) -> str:
-    """A list of the types with a verdict, and why: those with the same reason, but for the name of the class, together."""
+    """A list of the types with a verdict, and why; a reason may be that of several types, whose class is "..."."""
     groups: dict[str, list[str]] = {}
     for row in rows:
         for reason in dict.fromkeys(outcome.reason for outcome in _find(row, verdict)):
