@@ -13,7 +13,7 @@ SNAKEMAKE = $(BIN)/snakemake $(FLAGS) --cores $(CORES) --configfile '$(GRID)' --
 CHECK_GRID = $(BIN)/python scripts/summary.py --check '$(GRID)'
 
 .DEFAULT_GOAL := help
-.PHONY: help run book lab test lint env
+.PHONY: help run book lab test lint families env
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1: \2/p' Makefile
@@ -45,6 +45,9 @@ lint: $(READY)  ## check style, formatting, and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+families: $(READY)  ## try every type of model that transformers has, and write the book's table (20 minutes)
+	$(BIN)/python scripts/families.py
 
 env: $(READY)  ## only set up the environment
 

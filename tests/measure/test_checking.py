@@ -12,10 +12,13 @@ from transformers import (
     Phi3Config,
     PreTrainedModel,
     RobertaConfig,
+    XLNetConfig,
 )
 
 import oracle
 import tiny
+from messages import assert_one_line
+from model_families import configurations
 from nucleoscope.measure import checking, decoding, generation, model_facts, scoring
 from nucleoscope.settings import Settings
 
@@ -146,6 +149,93 @@ def test_a_model_is_tried_once(monkeypatch):
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_rounding_of_half_precision_is_no_difference(kind, dtype):
     assert checking.find_way(tiny.create_model(kind).to(dtype)) == decoding.PADDED
+
+
+# Models of other kinds
+
+
+class Failing(LlamaForCausalLM):
+    """A model whose own code fails."""
+
+    def forward(self, input_ids=None, **kwargs):
+        raise KeyError("no\n layer")
+
+
+def test_a_model_that_fails_is_refused_in_one_line():
+    line = "Failing cannot be measured: it fails on a prompt of 8 tokens (KeyError: 'no\\n layer')"
+    with pytest.raises(ValueError, match="Failing") as refused:
+        generate(Failing(LlamaConfig(**SIZES, **LAYERS)).eval(), IDS, 1)
+    assert assert_one_line(str(refused.value)) == line
+    model = Failing(LlamaConfig(**SIZES, **LAYERS)).eval()
+    with pytest.raises(ValueError, match="Failing") as refused:
+        list(scoring.measure(model, tiny.create_tokenizer(), ["the"], [" cat"], progress=False))
+    assert str(refused.value) == line
+
+
+def test_a_device_without_memory_is_no_fault_of_the_model(monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        checking.find_way(tiny.create_model())
+
+
+@pytest.mark.parametrize("limit", range(1, 10))
+def test_a_model_with_a_tiny_context_is_tried_within_it(limit):
+    model = tiny.create_model("gpt2", n_positions=limit)
+    assert checking.find_way(model) == decoding.PADDED
+    prompts = checking._choose_prompts(model)
+    assert max(map(len, prompts.ids)) == min(limit, 8)
+    assert [length + prompts.steps for length in prompts.lengths] == [len(ids) for ids in prompts.ids]
+    if limit > 1:
+        assert prompts.lengths[0] > prompts.lengths[1]  # there is padding
+    assert_alone(model, [[5], [40]], generate(model, [[5], [40]], 2, limit), limit)
+
+
+def test_a_vocabulary_of_roles_is_tried():
+    model = tiny.create_model(vocab_size=2, bos_token_id=0, eos_token_id=1)
+    assert checking.find_way(model) == decoding.PADDED
+
+
+def test_a_context_below_zero_is_no_limit():
+    sizes = {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 48, "attn_type": "uni", "initializer_range": 0.3}
+    model = create(XLNetConfig(**SIZES, **sizes))
+    assert model.config.max_position_embeddings == -1
+    assert model_facts.find_context_length(model) is None
+    assert_alone(model, IDS, generate(model, IDS, 3))
+
+
+@pytest.mark.parametrize("first", [[5, 6, 7, 8], [9]])
+def test_a_prompt_of_one_token_starts_from_nothing(first):
+    """RecurrentGemma keeps state in its modules, and takes a single token for the next of the text before."""
+    model = configurations.build_model("recurrent_gemma")
+    ids = [first, [40]]
+    assert checking.find_way(model) == decoding.EQUAL_LENGTHS
+    assert_alone(model, ids, generate(model, ids, 1))
+
+
+def test_a_model_that_computes_steps_otherwise_than_texts_reads_texts():
+    """Zamba2 limits its time steps in a text and not in a step; the difference is small, but no rounding."""
+    model = configurations.build_model("zamba2")
+    assert checking.find_way(model) == decoding.WHOLE_PREFIXES
+
+
+def test_what_a_model_without_a_cache_keeps_is_estimated_from_its_layers():
+    model = configurations.build_model("blt")
+    assert not hasattr(model.config, "num_hidden_layers")
+    layers, width, size = configurations.LAYERS, configurations.WIDTH, 4
+    assert model_facts.measure_cache(model)[0] >= 2 * layers * width * size
+    assert model_facts.measure_cache(model)[1] == 0
+
+
+def test_the_setting_that_makes_a_model_causal_is_named():
+    advice = " (is_decoder must be true, and the weights trained for that)"
+    for kind, name, more in (("bert", "BertLMHeadModel", advice), ("xlnet", "XLNetLMHeadModel", "")):
+        with pytest.raises(ValueError, match="is not a causal language model") as refused:
+            checking.find_way(configurations.build_model(kind, released=True))
+        line = f"{name} is not a causal language model as it is configured: each token sees those after it{more}"
+        assert assert_one_line(str(refused.value)) == line
 
 
 # Models that change at a length

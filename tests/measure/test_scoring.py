@@ -15,6 +15,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFas
 import oracle
 import tiny
 from messages import assert_one_line
+from model_families import configurations
 from nucleoscope import quantities
 from nucleoscope.data import prompts
 from nucleoscope.measure import encoding, generation, scoring
@@ -99,7 +100,7 @@ def test_a_model_that_caps_its_logits_is_measured_by_its_own_logits():
     reader = scoring.TextForward(model)
     with torch.inference_mode():
         list(reader.compute_logits(inputs.ids, inputs.starts))
-    assert reader.apart is False
+    assert reader.reading == scoring.ALONE
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gpt2"])
@@ -107,7 +108,7 @@ def test_ordinary_models_have_their_output_layer_called_apart(kind):
     reader = scoring.TextForward(tiny.create_model(kind))
     with torch.inference_mode():
         list(reader.compute_logits([[0, 5, 6, 7]], [2]))
-    assert reader.apart is True
+    assert reader.reading == scoring.BATCHED
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -158,6 +159,33 @@ def test_a_token_outside_its_nucleus_is_measured_too():
     assert all(2.3 < surprisal < 1000 for surprisal in outside)  # below a probability of 0.1
 
 
+def test_a_model_that_sees_padding_reads_each_text_alone():
+    """A hook stands for that: hidden states depend on the width of a batch, if it has several rows."""
+    model = tiny.create_model()
+    expected = score_texts(model)
+
+    def spread(module, args, output):
+        if len(output[0]) > 1:
+            output[0].mul_(1 + output[0].shape[1] / 10)
+
+    handle = model.model.register_forward_hook(spread)
+    assert_same(score_texts(model), expected)
+    handle.remove()
+
+
+def test_a_model_whose_logits_depend_on_the_length_of_the_text_reads_it_anew_for_each_token():
+    """ProphetNet: its logits at a token are others if more tokens follow, whichever they are."""
+    model = configurations.build_model("prophetnet")
+    row, reader = [20, 30, 40, 50, 60, 70], scoring.TextForward(model)
+    with torch.inference_mode():
+        found = torch.cat(list(reader.compute_logits([row], [2])))
+        expected = torch.cat([model(input_ids=torch.tensor([row[:end]])).logits[:, -1] for end in range(2, 6)])
+        whole = model(input_ids=torch.tensor([row])).logits[0, 1:5]
+    assert reader.reading == scoring.PREFIXES
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert (whole - expected).abs().max() > 0.1
+
+
 def test_batches_pieces_and_the_tokenizers_padding_change_nothing(monkeypatch):
     model, tokenizer = (
         tiny.create_model().double(),
@@ -178,9 +206,9 @@ def test_the_logits_of_a_whole_batch_never_exist(monkeypatch):
     model, sizes = tiny.create_model(), []
     model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(output.numel() // tiny.VOCAB))
     score_texts(model)
-    probed = sizes[:4]  # the check of causality, and the comparison with the model's own logits
+    probed = sizes[:6]  # the check of causality, and the comparisons with the model's own logits
     assert max(probed) <= scoring.PROBE
-    assert max(sizes[4:]) == 4
+    assert max(sizes[6:]) == 4
 
 
 def test_auto_batches_hold_the_tokens_that_are_read_at_once():

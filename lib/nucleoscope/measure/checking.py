@@ -8,21 +8,34 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
 
 from nucleoscope.measure.decoding import WAYS, create_decoder, needs_equal_lengths
-from nucleoscope.measure.model_facts import find_context_length
+from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix
 
-LENGTHS = (6, 4)  # of the two prompts, longest first
+# Of the prompts, longest first; shorter if the model's context is. A single token may be taken for a later step.
+LENGTHS = (6, 4, 1)
 STEPS = 2
 # Largest difference of logits that counts as rounding, in standard deviations of the model's own logits. Reading
 # padding or misnumbering positions moves them by 0.01 and more.
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-6}
-HALF = 0.5  # for bfloat16 and float16, or `NOISE` times what other shapes of tensors change, if that is more
-NOISE = 4
+# For bfloat16 and float16, or `NOISE` times what other shapes of tensors change, if that is more. In float32 it is
+# that, but at least `LEAST` and at most the tolerance: some models compute a step a little otherwise than a text.
+HALF = 0.5
+NOISE, LEAST = 4, 1e-4
+
+
+class Prompts(NamedTuple):
+    """Prompts, longest first, each followed by the tokens of its steps; ``lengths`` are those of the prompts."""
+
+    ids: list[list[int]]
+    lengths: tuple[int, ...]
+    steps: int
+
 
 _FOUND: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 
@@ -31,7 +44,7 @@ def find_way(model: PreTrainedModel, skip_check: bool = False) -> str:
     """The first of `decoding.WAYS` in which the model gives the same logits as for each prompt alone.
 
     The result is kept as long as the model. ``skip_check``: nothing is tried, and the first way is returned. Raises
-    ValueError, in one line, if earlier logits depend on later tokens, or if no way is right.
+    ValueError, in one line, if the model fails, if earlier logits depend on later tokens, or if no way is right.
     """
     if skip_check:
         return WAYS[0]
@@ -44,10 +57,10 @@ def find_way(model: PreTrainedModel, skip_check: bool = False) -> str:
 def _find_way(model: PreTrainedModel) -> str:
     prompts = _choose_prompts(model)
     with _quiet():
-        _check_causality(model, prompts[0])
+        _check_causality(model, prompts.ids[0])
         steps = [
-            [_read_alone(model, prompt[: length + step]) for step in range(STEPS + 1)]
-            for prompt, length in zip(prompts, LENGTHS, strict=True)
+            [_read_alone(model, ids[: length + step]) for step in range(prompts.steps + 1)]
+            for ids, length in zip(prompts.ids, prompts.lengths, strict=True)
         ]
         if not all(bool(logits.isfinite().all()) for row in steps for logits in row):
             return WAYS[0]  # measuring names the prompts with such logits
@@ -59,7 +72,7 @@ def _find_way(model: PreTrainedModel) -> str:
             except torch.OutOfMemoryError:
                 raise  # else a slower way would be taken for the right one
             except Exception as raised:  # models of all kinds raise anything; the next way is tried
-                reasons.append(f"{way}: {' '.join(str(raised).split())[:80] or type(raised).__name__}")
+                reasons.append(f"{way}: {shorten_error(raised, 80)}")
                 continue
             if error <= tolerance:
                 return way
@@ -71,43 +84,76 @@ def _find_way(model: PreTrainedModel) -> str:
 
 @torch.inference_mode()
 def check_causality(model: PreTrainedModel, skip_check: bool = False) -> None:
-    """ValueError if changing the last token changes the logits before it: the model sees what it should predict."""
+    """ValueError if changing the last token changes the logits before it: the model sees what it should predict.
+
+    ValueError as well, in one line, if the model fails.
+    """
     if not skip_check and model not in _FOUND:
-        _check_causality(model, _choose_prompts(model)[0])
+        with _quiet():
+            _check_causality(model, _choose_prompts(model).ids[0])
 
 
 def _check_causality(model: PreTrainedModel, ids: list[int]) -> None:
-    changed = [*ids[:-1], ids[0] if ids[-1] != ids[0] else ids[1]]
-    one, other = (_read(model, [row])[0, :-1].float() for row in (ids, changed))
+    others = [token for token in ids if token != ids[-1]]
+    if not others:  # a context, or a vocabulary, of one
+        return
+    one, other = (_read(model, [row])[0, :-1].float() for row in (ids, [*ids[:-1], others[0]]))
     if not bool(one.isfinite().all()):  # measuring names the prompts with such logits
         return
-    if not torch.allclose(one, other, rtol=0, atol=float(_get_tolerance(model) * one.std())):
+    if not torch.allclose(one, other, rtol=0, atol=float(get_tolerance(model) * one.std())):
+        switches = [name for name in ("is_decoder", "causal") if getattr(model.config, name, None) is False]
+        advice = f" ({switches[0]} must be true, and the weights trained for that)" if switches else ""
         raise ValueError(
             f"{type(model).__name__} is not a causal language model as it is configured: each token sees those after "
-            "it (for BERT and its relatives, is_decoder must be true, and the weights trained for that)"
+            f"it{advice}"
         )
 
 
-def _choose_prompts(model: PreTrainedModel) -> list[list[int]]:
-    """Two prompts with the tokens of their steps; ordinary ids of the vocabulary, not those with a role."""
+def _choose_prompts(model: PreTrainedModel) -> Prompts:
+    """Ordinary ids of the vocabulary, not those with a role, as far as they fit in the model's context."""
     config = model.config.get_text_config()
     roles = {
         value
         for name, value in [*vars(model.config).items(), *vars(config).items()]
         if name.endswith(("token_id", "token_index")) and isinstance(value, int)
     }
-    size = min(config.vocab_size, model.get_input_embeddings().weight.shape[0])
-    free = [index for index in range(size) if index not in roles]
+    rows = range(min(config.vocab_size, find_embedding_matrix(model).shape[0]))
+    free = [index for index in rows if index not in roles] or list(rows)
+    lengths, steps = _choose_lengths(find_context_length(model))
     generator = torch.Generator().manual_seed(0)
-    order = torch.randint(len(free), (sum(LENGTHS) + len(LENGTHS) * STEPS,), generator=generator).tolist()
+    order = torch.randint(len(free), (sum(lengths) + len(lengths) * steps,), generator=generator).tolist()
     ids = iter(free[place] for place in order)
-    limit = find_context_length(model) or max(LENGTHS) + STEPS
-    return [[next(ids) for _ in range(length + STEPS)][:limit] for length in LENGTHS]
+    return Prompts([[next(ids) for _ in range(length + steps)] for length in lengths], lengths, steps)
+
+
+def _choose_lengths(limit: int | None) -> tuple[tuple[int, ...], int]:
+    """`LENGTHS` and `STEPS`, or what a context of ``limit`` positions has room for: padding first, then steps."""
+    if limit is None or limit >= max(LENGTHS) + STEPS:
+        return LENGTHS, STEPS
+    steps = max(0, min(STEPS, limit - 2))
+    longest = max(1, min(LENGTHS[0], limit - steps))
+    return (longest, *(max(1, min(length, longest - 1)) for length in LENGTHS[1:])), steps
 
 
 def _read(model: PreTrainedModel, ids: list[list[int]]) -> torch.Tensor:
+    """Logits (B, T, V) without a cache. ValueError, in one line, if the model fails."""
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    return model(input_ids=torch.tensor(ids, device=model.device), **options).logits
+    try:
+        return model(input_ids=torch.tensor(ids, device=model.device), **options).logits
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # models of all kinds raise anything
+        raise ValueError(
+            f"{type(model).__name__} cannot be measured: it fails on a prompt of {len(ids[0])} tokens "
+            f"({shorten_error(error)})"
+        ) from error
+
+
+def shorten_error(error: Exception, most: int = 160) -> str:
+    """What a library says, in one line of at most ``most`` characters, and the kind of error if it says one word."""
+    text = " ".join(str(error).split())
+    text = text if " " in text and not isinstance(error, KeyError) else f"{type(error).__name__}: {text}".rstrip(": ")
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _read_alone(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
@@ -115,35 +161,37 @@ def _read_alone(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     return _read(model, [ids])[0, -1].float()
 
 
-def _get_tolerance(model: PreTrainedModel) -> float:
+def get_tolerance(model: PreTrainedModel) -> float:
+    """The largest difference of logits that counts as rounding, in standard deviations of the model's own logits."""
     return TOLERANCES.get(model.dtype, HALF)
 
 
-def _choose_tolerance(model: PreTrainedModel, prompts: list[list[int]], steps: list[list[torch.Tensor]]) -> float:
-    if model.dtype in TOLERANCES:
+def _choose_tolerance(model: PreTrainedModel, prompts: Prompts, steps: list[list[torch.Tensor]]) -> float:
+    if model.dtype == torch.float64:
         return TOLERANCES[model.dtype]
-    alone, length = steps[0][0], LENGTHS[0]
-    several = _read(model, [prompts[0][:length]] * 4)[0, -1].float()
-    longer = _read(model, [prompts[0]])[0, length - 1].float()
+    alone, length = steps[0][0], prompts.lengths[0]
+    several = _read(model, [prompts.ids[0][:length]] * 4)[0, -1].float()
+    longer = _read(model, [prompts.ids[0]])[0, length - 1].float()
     noise = max(float((other - alone).abs().max()) for other in (several, longer))
-    return max(HALF, NOISE * noise / float(alone.std()))
+    rounding = NOISE * noise / float(alone.std())
+    return max(HALF, rounding) if model.dtype != torch.float32 else min(max(LEAST, rounding), get_tolerance(model))
 
 
-def _measure_error(
-    model: PreTrainedModel, way: str, prompts: list[list[int]], steps: list[list[torch.Tensor]]
-) -> float:
+def _measure_error(model: PreTrainedModel, way: str, prompts: Prompts, steps: list[list[torch.Tensor]]) -> float:
     """The largest difference of logits from those of each prompt alone, in standard deviations of the latter."""
-    batches = [[0, 1]] if not needs_equal_lengths(way) else [[0], [1]]
+    rows = list(range(len(prompts.ids)))
+    batches = [[row] for row in rows] if needs_equal_lengths(way) else [rows]
     largest = 0.0
     for batch in batches:
-        decoder = create_decoder(model, [prompts[row][: LENGTHS[row]] for row in batch], STEPS + 1, way)
+        openings = [prompts.ids[row][: prompts.lengths[row]] for row in batch]
+        decoder = create_decoder(model, openings, prompts.steps + 1, way)
         logits = decoder.prefill()
-        for step in range(STEPS + 1):
+        for step in range(prompts.steps + 1):
             for place, row in enumerate(batch):
                 expected = steps[row][step]
                 largest = max(largest, float((logits[place].float() - expected).abs().max() / expected.std()))
-            if step < STEPS:
-                tokens = [prompts[row][LENGTHS[row] + step] for row in batch]
+            if step < prompts.steps:
+                tokens = [prompts.ids[row][prompts.lengths[row] + step] for row in batch]
                 logits = decoder.advance(torch.tensor(tokens, device=model.device))
     return largest if largest == largest else float("inf")  # NaN
 

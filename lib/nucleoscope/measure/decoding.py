@@ -233,6 +233,9 @@ class EqualLengthsDecoder(Decoder):
         self.cache_name = find_cache_argument(model)
 
     def prefill(self) -> torch.Tensor:
+        if self.prefix.shape[1] == 1 and "use_cache" in self.accepted:
+            # A model that keeps state in its modules takes a single token for a step: without a cache, it forgets.
+            self.model(input_ids=self.prefix, use_cache=False)
         self.cache = {self.cache_name: DynamicCache(config=self.model.config)}
         return self._forward(self.prefix, use_cache=True, **self.cache)
 

@@ -16,8 +16,9 @@ def find_context_length(model: PreTrainedModel) -> int | None:
     """Positions the model can attend to, or None if its configuration sets no limit."""
     config = model.config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions"):
-        if getattr(config, name, None):
-            return getattr(config, name) - find_position_offset(model)
+        positions = getattr(config, name, None)
+        if positions and positions > 0:  # XLNet's is -1, which means none
+            return positions - find_position_offset(model)
     return None
 
 
@@ -82,15 +83,15 @@ def measure_cache(model: PreTrainedModel) -> tuple[int, int]:
     """Bytes that a model keeps for each token of a row, and for each row whatever its length.
 
     Measured on two short texts, because configurations name the sizes of caches in too many ways. If the model
-    has no cache, two hidden states for each layer stand for what a forward pass needs.
+    has no cache, two embeddings for each layer stand for what a forward pass needs.
     """
     try:
         short, long = (_count_cache_bytes(model, length) for length in (4, 8))
     except torch.OutOfMemoryError:
         raise
     except Exception:  # models of all kinds raise anything for a cache that is not theirs
-        config = model.config.get_text_config()
-        return 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize, 0
+        stacks = [len(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+        return 2 * max(stacks, default=1) * find_embedding_matrix(model).shape[1] * model.dtype.itemsize, 0
     token = (long - short) // 4
     return token, short - 4 * token
 

@@ -30,6 +30,7 @@ from nucleoscope.settings import Settings
 READ_TOKENS = {"cpu": 1024, "cuda": 32768}  # per planned batch: on a CPU, more would not fit in its cache
 # Logits in memory at once; the quantities need about eight such arrays.
 PIECE_CPU, PIECE_GPU = 2**23, 2**27
+BATCHED, ALONE, PREFIXES = "batched", "alone", "prefixes"  # ways to read texts
 PROBE = 8  # number of tokens for comparing the model's own logits with those of its output layer
 
 
@@ -111,15 +112,16 @@ class TextForward:
     """The logits of a model at the tokens of given texts, in pieces, never for a whole batch at once.
 
     The model's layers process a batch once, and its output layer then processes their hidden states piece
-    by piece. Some models scale or cap its output: if a probe shows that the results differ from the model's
-    own logits, the whole model processes each text separately.
+    by piece. Some models scale or cap its output, and some see padding: if a probe shows that the results differ from
+    the model's own logits, the whole model processes each text separately. If even these are not what the model
+    gives for the beginning of the text, it reads the text anew for each token.
     """
 
     def __init__(self, model: PreTrainedModel):
         self.model, self.device = model, model.device
         self.base, self.head = getattr(model, "base_model", model), model.get_output_embeddings()
         self.accepted = inspect.signature(model.forward).parameters
-        self.apart: bool | None = None if self.head is not None and self.base is not model else False
+        self.reading: str | None = None
         size = PIECE_CPU if self.device.type == "cpu" else PIECE_GPU
         self.rows = max(1, size // model.config.get_text_config().vocab_size)
         self.limit = find_length_limit(model)
@@ -130,19 +132,22 @@ class TextForward:
         Call it in torch's inference mode.
         """
         texts = [(row[:-1], len(row) - start) for row, start in zip(ids, starts, strict=True) if len(row) > start]
-        if texts and self.apart is None:
-            self.apart = self._check_head(texts[0][0][:PROBE])
+        if texts and self.reading is None:
+            self.reading = self._choose_reading(max((row for row, _ in texts), key=len)[:PROBE])
         if self.limit is not None and any(len(row) > self.limit for row, _ in texts):
             yield from self._compute_across(texts)
-            return
-        if texts and self.apart:
+        elif texts and self.reading == BATCHED:
             hidden = self._compute_hidden([row for row, _ in texts])
             parts = [hidden[place, len(row) - n : len(row)] for place, (row, n) in enumerate(texts)]
             for piece in torch.cat(parts).split(self.rows):
                 yield self.head(piece).to(self.device)  # the output layer may be on another GPU
-            return
-        for row, n in texts:
-            yield from self._compute_alone(row, n)
+        elif self.reading == PREFIXES:
+            for row, n in texts:
+                for end in range(len(row) - n + 1, len(row) + 1):
+                    yield from self._compute_alone(row[:end], 1)
+        else:
+            for row, n in texts:
+                yield from self._compute_alone(row, n)
 
     def _compute_across(self, texts: list[tuple[list[int], int]]) -> Iterator[torch.Tensor]:
         """Each text alone; what is within the limit is read without what is beyond it, as if it were not there yet."""
@@ -169,15 +174,30 @@ class TextForward:
         mask = (torch.arange(longest, device=self.device) < lengths[:, None]).long()
         return self.base(input_ids=padded, attention_mask=mask, **self._build_options())[0]
 
-    def _check_head(self, ids: list[int]) -> bool:
-        own = self.model(input_ids=torch.tensor([ids], device=self.device), **self._build_options()).logits
+    def _choose_reading(self, ids: list[int]) -> str:
+        """How texts are read, by what the model gives for a short one."""
+        own = torch.cat(list(self._compute_alone(ids, len(ids))))
+        first = next(self._compute_alone(ids[:1], 1))
+        if not self._is_same(own[:1], first):
+            return PREFIXES
+        if self.head is None or self.base is self.model:
+            return ALONE
         try:
-            found = self.head(self._compute_hidden([ids])).to(own.device)
+            found = self.head(self._compute_hidden([ids])[0]).to(own.device)
+            padded = self.head(self._compute_hidden([ids, ids[:1]])[1, :1]).to(own.device)
         except torch.OutOfMemoryError:
             raise  # the batch is measured in halves
         except Exception:  # the output layer expects something else: what it raises depends on the model
-            return False
-        return found.shape == own.shape and torch.equal(found.float(), own.float())
+            return ALONE
+        exact = found.shape == own.shape and torch.equal(found.float(), own.float())
+        return BATCHED if exact and self._is_same(padded, first) else ALONE
+
+    def _is_same(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether logits differ by rounding alone; yes if they are not finite, which is reported as such."""
+        if not bool(expected.isfinite().all()):
+            return True
+        spread = float(expected.float().std())
+        return bool((found.float() - expected.float()).abs().max() <= checking.get_tolerance(self.model) * spread)
 
 
 @torch.inference_mode()

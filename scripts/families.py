@@ -1,0 +1,49 @@
+"""Tries every type of model that transformers registers for causal language modelling, and writes the book's table."""
+
+import os
+import sys
+from pathlib import Path
+
+from nucleoscope.workflow.command_line import Parser, report_errors
+
+PAGE = Path(__file__).resolve().parents[1] / "book/families.md"
+
+
+def create_parser() -> Parser:
+    """The command line."""
+    options = Parser(__doc__)
+    options.add_argument("--types", help="only these types, separated by commas; prints their rows, writes no page")
+    options.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="types to try at once")
+    return options
+
+
+def choose_types(names: str | None) -> list[str]:
+    """All types, or those named; ValueError for a name that transformers does not register."""
+    from model_families import configurations
+
+    known = configurations.list_types()
+    chosen = known if names is None else [name.strip() for name in names.split(",")]
+    if unknown := sorted(set(chosen) - set(known)):
+        raise ValueError(f"transformers registers no causal language model of type {', '.join(unknown)}: see {PAGE}")
+    return chosen
+
+
+def main() -> None:
+    given = create_parser().parse_args()
+    with report_errors(given.debug, interrupted="interrupted: nothing was written"):
+        kinds = choose_types(given.types)
+        from model_families import page, trial
+
+        rows = []
+        for row in trial.try_types(kinds, given.jobs):
+            rows.append(row)
+            print(page.describe(row), flush=True)
+        if given.types is None:
+            words = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+            PAGE.write_text(page.format_page(words, rows), encoding="utf-8")
+        if failed := sorted({row.kind for row in rows if page.has_failed(row)}):
+            sys.exit(f"error: wrong or failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
