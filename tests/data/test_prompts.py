@@ -528,3 +528,11 @@ def test_hub_sets_give_texts_from_any_column(refusal, fake_hub, name):
     assert data.continuations == [f"text {i}" for i in range(3)]  # without the study's words
     assert f"'{name}' has no column 'story': set text_column to one of 'other', " in refusal(name, text_column="story")
     assert f"'{name}', row 1: column 'other' is 0, not text" in refusal(name, text_column="other")
+
+
+def test_a_file_is_hashed_in_parts(tmp_path, monkeypatch):
+    path = tmp_path / "large.v2.jsonl"
+    path.write_text('{"prompt": "a"}\n' * 100_000)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(Path, "read_bytes", None)
+    assert prompts.load(str(path), 3).identity == {"source": "file", "sha256": expected}
