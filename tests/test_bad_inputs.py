@@ -337,6 +337,7 @@ def test_texts_that_cannot_be_scored_are_named_with_their_line(refuse, tmp_path,
 
 # Models, as far as their files show without transformers
 
+INDEX, LISTED = "model.safetensors.index.json", b'{"weight_map": {"x": "a.bin", "y": "b.safetensors"}}'
 FOLDERS = [  # the files of a folder, and what the line says
     ({}, "does not contain a model: config.json is missing"),
     ({"model.safetensors": b""}, "does not contain a model: config.json is missing"),
@@ -353,6 +354,18 @@ FOLDERS = [  # the files of a folder, and what the line says
     ({"config.json": b"3"}, "config.json is not a JSON object"),
     ({"config.json": b"{}"}, "has no weights of a model: no file in it ends in .safetensors or .bin"),
     ({"config.json": b"{}", "README.md": b""}, "has no weights of a model"),
+    (
+        {"config.json": b"{}", "generation_config.json": b""},
+        "generation_config.json is not valid JSON (Expecting value",
+    ),
+    ({"config.json": b"{}", "generation_config.json": b"[]"}, "generation_config.json is not a JSON object"),
+    ({"config.json": b"{}", "tokenizer_config.json": DEEP}, "tokenizer_config.json is not valid JSON (it is nested"),
+    ({"config.json": b"{}", "special_tokens_map.json": b"\xff"}, "special_tokens_map.json is not valid JSON ('utf-8'"),
+    ({"config.json": b"{}", "a.bin": b"", INDEX: b""}, f"{INDEX} is not valid JSON (Expecting value"),
+    ({"config.json": b"{}", "a.bin": b"", INDEX: b"{}"}, f"{INDEX} has no weight_map"),
+    ({"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": []}'}, f"{INDEX} has no weight_map"),
+    ({"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": {"a": 3}}'}, f"{INDEX} has no weight_map"),
+    ({"config.json": b"{}", "a.bin": b"", INDEX: LISTED}, f"lacks b.safetensors, which {INDEX} lists"),
 ]
 
 
