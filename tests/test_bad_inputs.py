@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
@@ -168,6 +169,7 @@ def test_a_value_that_a_setting_cannot_be_is_named_with_it(name, value):
         ("model_name", "~/m", "/home/me/m"),
         ("results_dir", "a~b", "a~b"),
         ("batch_size", "auto", "auto"),
+        ("template_date", date(2024, 7, 26), "2024-07-26"),  # which YAML makes of it without quotation marks
         ("text_column", None, None),
     ],
 )
@@ -270,7 +272,7 @@ FILES = {  # name -> content, and what the line says
     "digits.jsonl": (b'{"prompt": "a", "x": ' + b"9" * 5000 + b"}\n", "line 1: not valid JSON"),
     "other.jsonl": (b'{"text": "a"}\n', "has no column 'prompt': set prompt_column to one of 'text'"),
     "later.jsonl": (GOOD * 3 + b'{"text": "a"}\n', "has no column 'prompt'"),
-    "no-columns.jsonl": (b"{}\n", "has no column 'prompt'"),
+    "no-columns.jsonl": (b"{}\n", "has no column 'prompt': there are no columns at all"),
     "value-number.jsonl": (b'{"prompt": 3}\n', "line 1: column 'prompt' is 3, not text"),
     "value-null.jsonl": (b'{"prompt": null}\n', "line 1: column 'prompt' is null, not text"),
     "value-list.jsonl": (b'{"prompt": ["a"]}\n', "line 1: column 'prompt' is"),
@@ -396,7 +398,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"results_dir": " "}, "results_dir is ' ': it must not be empty"),
     ({"results_dir": 3}, "results_dir is 3: it must be text"),
     ({"results_dir": ["r"]}, "results_dir is ['r']: it must be text"),
-    ({"results_dir": "~no-such-user/r"}, "results_dir is '~no-such-user/r': it must begin with the name of a user"),
+    ({"results_dir": "~no-such-user/r"}, "results_dir is '~no-such-user/r': it must not begin with ~ and a name"),
     ({"results_dir": "a\0b"}, "results_dir is 'a\\x00b': it must not contain control characters"),
     ({"result_dir": "r"}, "the grid: unknown setting 'result_dir'"),
     ({3: "r"}, "the grid: unknown setting 3"),
