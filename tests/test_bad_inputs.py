@@ -88,7 +88,7 @@ def list_bad_words() -> list[tuple[str, str]]:
     pairs = [(name, word) for name in COUNTS for word in [*numbers, "0", "-1", "2.5", "1e3", LONG, str(10**19), "1.0"]]
     pairs += [("seed", word) for word in [*numbers, "2.5", "1e3", LONG, "-" + LONG, str(2**53 + 1), str(-(2**64))]]
     pairs += [("top_p", word) for word in [*numbers, "0", "-0.1", "1.0001", "90", LONG, "1e-400"]]
-    pairs += [("temperature", word) for word in [*numbers, "0", "-1", "1e-40", "1e-13", "inf", LONG]]
+    pairs += [("temperature", word) for word in [*numbers, "0", "-1", "1e-40", "9e-31", "inf", LONG]]
     for name in ("mode", "prompt_format", "dtype"):
         pairs += [(name, word) for word in ["", " ", "x", "None", "AUTO", "raw chat", "0", "é", "\0", "\ud800", "a\nb"]]
     pairs += [("dtype", word) for word in ["float64", "fp16", "int8", "torch.float32"]]

@@ -17,8 +17,8 @@ from typing import Any
 
 MOST = 10**9  # of anything that is counted: more cannot be meant, and would fail later as an overflow
 EXACT = 2**53  # whole numbers up to this are exact everywhere, also in JSON and in the live notebook
-# The square of logits / T, which varentropy needs, overflows float32 from about T = 1e-15 on: results would be NaN.
-LEAST_TEMPERATURE = 1e-12
+# At 1e-40, logits / T overflow float32, whose largest number is 3.4e38; at this one, those up to 1e8 do not.
+LEAST_TEMPERATURE = 1e-30
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 LONGEST, LONGEST_PART = 4096, 255  # characters of a path, bytes of one of its parts: Linux and macOS allow no more
 
