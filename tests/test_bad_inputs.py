@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def list_bad_words() -> list[tuple[str, str]]:
     pairs = [(name, word) for name in COUNTS for word in [*numbers, "0", "-1", "2.5", "1e3", LONG, str(10**19), "1.0"]]
     pairs += [("seed", word) for word in [*numbers, "2.5", "1e3", LONG, "-" + LONG, str(2**53 + 1), str(-(2**64))]]
     pairs += [("top_p", word) for word in [*numbers, "0", "-0.1", "1.0001", "90", LONG, "1e-400"]]
-    pairs += [("temperature", word) for word in [*numbers, "0", "-1", "1e-40", "1e-13", "inf", LONG]]
+    pairs += [("temperature", word) for word in [*numbers, "0", "-1", "1e-40", "9e-31", "inf", LONG]]
     for name in ("mode", "prompt_format", "dtype"):
         pairs += [(name, word) for word in ["", " ", "x", "None", "AUTO", "raw chat", "0", "é", "\0", "\ud800", "a\nb"]]
     pairs += [("dtype", word) for word in ["float64", "fp16", "int8", "torch.float32"]]
@@ -168,6 +169,7 @@ def test_a_value_that_a_setting_cannot_be_is_named_with_it(name, value):
         ("model_name", "~/m", "/home/me/m"),
         ("results_dir", "a~b", "a~b"),
         ("batch_size", "auto", "auto"),
+        ("template_date", date(2024, 7, 26), "2024-07-26"),  # which YAML makes of it without quotation marks
         ("text_column", None, None),
     ],
 )
@@ -270,7 +272,7 @@ FILES = {  # name -> content, and what the line says
     "digits.jsonl": (b'{"prompt": "a", "x": ' + b"9" * 5000 + b"}\n", "line 1: not valid JSON"),
     "other.jsonl": (b'{"text": "a"}\n', "has no column 'prompt': set prompt_column to one of 'text'"),
     "later.jsonl": (GOOD * 3 + b'{"text": "a"}\n', "has no column 'prompt'"),
-    "no-columns.jsonl": (b"{}\n", "has no column 'prompt'"),
+    "no-columns.jsonl": (b"{}\n", "has no column 'prompt': there are no columns at all"),
     "value-number.jsonl": (b'{"prompt": 3}\n', "line 1: column 'prompt' is 3, not text"),
     "value-null.jsonl": (b'{"prompt": null}\n', "line 1: column 'prompt' is null, not text"),
     "value-list.jsonl": (b'{"prompt": ["a"]}\n', "line 1: column 'prompt' is"),
@@ -337,6 +339,7 @@ def test_texts_that_cannot_be_scored_are_named_with_their_line(refuse, tmp_path,
 
 # Models, as far as their files show without transformers
 
+INDEX, LISTED = "model.safetensors.index.json", b'{"weight_map": {"x": "a.bin", "y": "b.safetensors"}}'
 FOLDERS = [  # the files of a folder, and what the line says
     ({}, "does not contain a model: config.json is missing"),
     ({"model.safetensors": b""}, "does not contain a model: config.json is missing"),
@@ -353,6 +356,18 @@ FOLDERS = [  # the files of a folder, and what the line says
     ({"config.json": b"3"}, "config.json is not a JSON object"),
     ({"config.json": b"{}"}, "has no weights of a model: no file in it ends in .safetensors or .bin"),
     ({"config.json": b"{}", "README.md": b""}, "has no weights of a model"),
+    (
+        {"config.json": b"{}", "generation_config.json": b""},
+        "generation_config.json is not valid JSON (Expecting value",
+    ),
+    ({"config.json": b"{}", "generation_config.json": b"[]"}, "generation_config.json is not a JSON object"),
+    ({"config.json": b"{}", "tokenizer_config.json": DEEP}, "tokenizer_config.json is not valid JSON (it is nested"),
+    ({"config.json": b"{}", "special_tokens_map.json": b"\xff"}, "special_tokens_map.json is not valid JSON ('utf-8'"),
+    ({"config.json": b"{}", "a.bin": b"", INDEX: b""}, f"{INDEX} is not valid JSON (Expecting value"),
+    ({"config.json": b"{}", "a.bin": b"", INDEX: b"{}"}, f"{INDEX} has no weight_map"),
+    ({"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": []}'}, f"{INDEX} has no weight_map"),
+    ({"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": {"a": 3}}'}, f"{INDEX} has no weight_map"),
+    ({"config.json": b"{}", "a.bin": b"", INDEX: LISTED}, f"lacks b.safetensors, which {INDEX} lists"),
 ]
 
 
@@ -383,7 +398,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"results_dir": " "}, "results_dir is ' ': it must not be empty"),
     ({"results_dir": 3}, "results_dir is 3: it must be text"),
     ({"results_dir": ["r"]}, "results_dir is ['r']: it must be text"),
-    ({"results_dir": "~no-such-user/r"}, "results_dir is '~no-such-user/r': it must begin with the name of a user"),
+    ({"results_dir": "~no-such-user/r"}, "results_dir is '~no-such-user/r': it must not begin with ~ and a name"),
     ({"results_dir": "a\0b"}, "results_dir is 'a\\x00b': it must not contain control characters"),
     ({"result_dir": "r"}, "the grid: unknown setting 'result_dir'"),
     ({3: "r"}, "the grid: unknown setting 3"),

@@ -26,6 +26,8 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx, validate_repo_id
 
 PACKAGED = "SmolLM2-135M-Instruct"
+CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # where each weight is, if there are parts
 PATIENCE = 1.5  # seconds without a word
 WEIGHTS = (".safetensors", ".bin")  # the endings of files in a model's folder that transformers reads weights from
 
@@ -63,7 +65,7 @@ def is_cached(name: str, revision: str | None = None) -> bool:
 
     if not find("config.json"):
         return False
-    for index in map(find, ("model.safetensors.index.json", "pytorch_model.bin.index.json")):
+    for index in map(find, INDICES):
         if index:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             return all(map(find, shards))
@@ -116,16 +118,40 @@ def _check_name(name: str) -> None:
 
 
 def _check_folder(folder: Path, name: str) -> None:
-    """Raises ValueError for a folder without a readable configuration, before anything slow is imported."""
+    """Raises ValueError for a folder without readable configurations, before anything slow is imported.
+
+    transformers ignores some of these files if they are damaged, and with them a model's end-of-text tokens.
+    """
     if not (folder / "config.json").is_file():
         raise ValueError(f"folder '{name}' does not contain a model: config.json is missing")
+    for file in (*CONFIGURATIONS, *INDICES):
+        if (folder / file).is_file():
+            _read_entries(folder / file, name)
+
+
+def _read_entries(path: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a model's folder; ValueError, in one line, names both."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else shorten(error)
-        raise ValueError(f"folder '{name}': config.json is not valid JSON ({reason})") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"folder '{name}': config.json is not a JSON object, so it describes no model")
+        raise ValueError(f"folder '{name}': {path.name} is not valid JSON ({reason})") from None
+    if not isinstance(entries, dict):
+        raise ValueError(f"folder '{name}': {path.name} is not a JSON object")
+    return entries
+
+
+def _check_weights(folder: Path, name: str) -> None:
+    """Raises ValueError for a folder without weights, or without some of those that its index lists."""
+    if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
+        raise ValueError(f"folder '{name}' has no weights of a model: no file in it ends in {' or '.join(WEIGHTS)}")
+    for index in (file for file in INDICES if (folder / file).is_file()):
+        places = _read_entries(folder / index, name).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+            raise ValueError(f"folder '{name}': {index} has no weight_map, which says where each weight is")
+        missing = sorted(file for file in set(places.values()) if not (folder / file).is_file())
+        if missing:
+            raise ValueError(f"folder '{name}' lacks {shorten(', '.join(missing))}, which {index} lists")
 
 
 def check(name: str, revision: str | None = None) -> None:
@@ -136,8 +162,8 @@ def check(name: str, revision: str | None = None) -> None:
     """
     find(name)
     check_revision(name, revision)
-    if Path(name).is_dir() and not any(path.suffix in WEIGHTS for path in Path(name).iterdir()):
-        raise ValueError(f"folder '{name}' has no weights of a model: no file in it ends in {' or '.join(WEIGHTS)}")
+    if Path(name).is_dir() and name != PACKAGED:
+        _check_weights(Path(name), name)
     if is_on_hub(name) and constants.HF_HUB_OFFLINE and not is_cached(name, revision):
         raise explain(name, LocalEntryNotFoundError("its weights are not in the cache"), revision)
 
@@ -152,8 +178,22 @@ def explain(name: str, error: Exception, revision: str | None = None) -> Excepti
             f"model '{name}' comes with its own code: read it at {where}, "
             "then set trust_remote_code (on the command line: --trust_remote_code)"
         )
+    if Path(name).is_dir() and (damage := _find_damage(Path(name), name, error)):
+        return damage
     said = _explain_by_hub(name, list_causes(error), revision) if is_on_hub(name) else None
     return said or ValueError(f"cannot load model '{name}': {type(error).__name__}: {shorten(error)}")
+
+
+def _find_damage(folder: Path, name: str, error: Exception) -> ValueError | None:
+    """The error explained by a file of a model's folder that is damaged: a tokenizer is read only if loading failed."""
+    if type(error).__name__ == "SafetensorError":
+        return ValueError(f"folder '{name}': a .safetensors file is damaged or incomplete ({shorten(error)})")
+    try:
+        if (folder / "tokenizer.json").is_file():
+            _read_entries(folder / "tokenizer.json", name)
+    except ValueError as damage:
+        return damage
+    return None
 
 
 def _explain_by_hub(name: str, links: list[BaseException], revision: str | None) -> Exception | None:

@@ -17,8 +17,8 @@ from typing import Any
 
 MOST = 10**9  # of anything that is counted: more cannot be meant, and would fail later as an overflow
 EXACT = 2**53  # whole numbers up to this are exact everywhere, also in JSON and in the live notebook
-# The square of logits / T, which varentropy needs, overflows float32 from about T = 1e-15 on: results would be NaN.
-LEAST_TEMPERATURE = 1e-12
+# At 1e-40, logits / T overflow float32, whose largest number is 3.4e38; at this one, those up to 1e8 do not.
+LEAST_TEMPERATURE = 1e-30
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 LONGEST, LONGEST_PART = 4096, 255  # characters of a path, bytes of one of its parts: Linux and macOS allow no more
 
@@ -275,10 +275,12 @@ def parse(name: str, text: str) -> Any:
 
 
 def normalise(name: str, value: Any) -> Any:
-    """A valid value in the form that runs use: Python's own numbers, and paths with the user's home for ``~``."""
+    """A valid value in the form that runs use: Python's numbers, days as text, the user's home for ``~``."""
     facts = FIELDS[name].metadata
     if facts["is_path"]:
         return os.path.expanduser(value)
+    if isinstance(value, date):
+        return value.isoformat()
     return facts["type"](value) if isinstance(value, NUMBERS.get(facts["type"], ())) else value
 
 
@@ -310,14 +312,14 @@ def check_text(name: str, value: Any, is_path: bool = False) -> None:
     elif is_path and any(len(part.encode()) > LONGEST_PART for part in value.split("/")):
         wrong = f"have at most {LONGEST_PART} bytes between two slashes"
     elif is_path and os.path.expanduser(value).startswith("~"):
-        wrong = f"begin with the name of a user after ~; for a file or folder of that name, write ./{value}"
+        wrong = f"not begin with ~ and a name that no user has (for a file or folder of that name: ./{value})"
     if wrong:
         raise ValueError(f"{name} is {show(value)}: it must {wrong}")
 
 
 def check_whole(name: str, value: Any, least: int, most: int = MOST) -> None:
     """Raises ValueError, in one line, unless ``value`` is a whole number from ``least`` to ``most``."""
-    facts = {"type": int, "least": least, "above": None, "most": most}
+    facts = {"type": int, "is_date": False, "least": least, "above": None, "most": most}
     if not _is_allowed(facts, value):
         raise ValueError(f"{name} is {show(value)}: it must be a whole number from {least:,} to {most:,}")
 
@@ -333,21 +335,24 @@ def show(value: Any) -> str:
 
 def _is_allowed(facts: Mapping[str, Any], value: Any) -> bool:
     kind = facts["type"]
+    if facts["is_date"]:
+        return _is_date(value)
     if not isinstance(value, NUMBERS.get(kind, kind)) or (isinstance(value, bool) and kind is not bool):
         return False
     if kind in NUMBERS:
         return _is_in_range(facts, value)
-    if facts["is_date"]:
-        return _is_date(value)
     if facts["pattern"]:
         return re.fullmatch(facts["pattern"], value) is not None
     return not facts["choices"]  # one of them has been found before
 
 
-def _is_date(value: str) -> bool:
+def _is_date(value: Any) -> bool:
+    """Whether a value is a day, or text that is one: YAML reads 2024-07-26 without quotation marks as a day."""
+    if type(value) is date:
+        return True
     try:
         return date.fromisoformat(value).isoformat() == value
-    except ValueError:
+    except (TypeError, ValueError):
         return False
 
 

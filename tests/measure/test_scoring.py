@@ -20,7 +20,7 @@ from nucleoscope import quantities
 from nucleoscope.data import prompts
 from nucleoscope.measure import encoding, generation, scoring
 from nucleoscope.measure.runs import complete_run
-from nucleoscope.settings import Settings
+from nucleoscope.settings import LEAST_TEMPERATURE, Settings
 from nucleoscope.store import results, run_folder
 
 ROOT = Path(__file__).parents[2]
@@ -373,9 +373,9 @@ def test_running_out_of_memory_halves_the_batch():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"top_p": 0.0}, r"top_p is 0.0: it must be in \(0, 1\]"),
-        ({"temperature": 0}, "temperature is 0: it must be a finite number, 1e-12 or more"),
-        ({"temperature": math.nan}, "temperature is nan: it must be a finite number, 1e-12 or more"),
+        ({"top_p": 0.0}, r"top_p is 0.0: it must be a number in \(0, 1\]"),
+        ({"temperature": 0}, "temperature is 0: it must be a finite number, 1e-30 or more"),
+        ({"temperature": math.nan}, "temperature is nan: it must be a finite number, 1e-30 or more"),
         ({"max_tokens": 0}, "max_tokens is 0: it must be a whole number from 1 to 1,000,000,000"),
         ({"max_tokens": 1000}, "max_tokens is 1000, but the model's context has 256 positions"),
         ({"batch_size": 0}, "batch_size is 0"),
@@ -515,3 +515,18 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, tiny_model, lines, p
     assert done.stderr.startswith("error: ")
     assert message in assert_one_line(done.stderr.rstrip())
     assert not (tmp_path / "results").exists()
+
+
+def test_everything_is_finite_at_the_lowest_temperature():
+    """Logits of ten thousand, which no model has, are still no overflow."""
+    model, tokenizer = tiny.create_model(), tiny.create_tokenizer()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1000)
+        assert model(torch.tensor([[5, 6, 7]])).logits.abs().max() > 10_000
+    options = {"progress": False, "temperature": LEAST_TEMPERATURE}
+    batches = [*scoring.measure(model, tokenizer, ["the cat", "in"], [" sat on", " the hat"], **options)]
+    batches += generation.measure(model, tokenizer, ["the cat", "in"], max_tokens=4, **options)
+    for record in (record for batch in batches for record in batch.records):
+        for name in tiny.QUANTITIES:
+            assert record[name]
+            assert all(map(math.isfinite, record[name])), name

@@ -295,6 +295,31 @@ def test_a_damaged_file_of_a_folder_gives_one_line_that_names_the_folder(refusal
     assert "TMP/tiny-llama" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer.json", b"", "tokenizer.json is not valid JSON (Expecting value"),
+        ("tokenizer.json", b"[" * 20_000, "tokenizer.json is not valid JSON (it is nested too deeply)"),
+        ("tokenizer.json", b"[]", "tokenizer.json is not a JSON object"),
+        ("generation_config.json", b"", "generation_config.json is not valid JSON"),  # the library would ignore it
+        ("model.safetensors", b"", "a .safetensors file is damaged or incomplete"),
+        ("model.safetensors", b"x" * 100, "a .safetensors file is damaged or incomplete"),
+        ("model.safetensors", (10**15).to_bytes(8, "little") + b"{}", "a .safetensors file is damaged or incomplete"),
+    ],
+)
+def test_a_damaged_file_of_a_folder_is_named(refusal, folder, name, content, said):
+    (folder / name).write_bytes(content)
+    assert f"folder 'TMP/tiny-llama': {said}" in refusal(folder)
+
+
+def test_a_gguf_file_of_an_unknown_architecture_is_named(refusal, tmp_path):
+    path = Path(tiny.save_gguf(tmp_path / "x.gguf", tiny.create_model(), tiny.create_tokenizer()))
+    path.write_bytes(path.read_bytes().replace(b"llama", b"zzzzz"))
+    message = refusal(path)
+    assert "cannot read 'TMP/x.gguf' as GGUF: it is damaged or of an unsupported type" in message
+    assert "architecture zzzzz" in message
+
+
 @pytest.mark.parametrize("part", ["model", "tokenizer"])
 def test_a_folder_without_its_weights_or_tokenizer_says_so(refusal, folder, part):
     for path in folder.glob(f"{part}*"):

@@ -88,7 +88,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             {"parameters": {"dtype": "bf16"}},
             "parameters: dtype is 'bf16': it must be auto, float32, bfloat16 or float16",
         ),
-        ({"parameters": {"temperature": 0}}, "parameters: temperature is 0: it must be a finite number, 1e-12 or more"),
+        ({"parameters": {"temperature": 0}}, "parameters: temperature is 0: it must be a finite number, 1e-30 or more"),
         (
             {"parameters": {"n_prompts": "many"}},
             "parameters: n_prompts is 'many': it must be a whole number from 1 to 1,000,000,000",

@@ -234,7 +234,8 @@ def _check_column(column: str, columns: list[str], path: Path | str, option: str
         raise ValueError(f"'{path}' has {columns.count(column)} columns '{column}': rename or remove all but one")
     if column not in columns:
         names = ", ".join(repr(name)[:40] for name in columns[:10]) + (", ..." if len(columns) > 10 else "")
-        raise ValueError(f"'{path}' has no column '{column}': set {option} to one of {names}")
+        advice = f"set {option} to one of {names}" if columns else "there are no columns at all"
+        raise ValueError(f"'{path}' has no column '{column}': {advice}")
 
 
 def _read_lines(path: Path) -> Iterator[str]:

@@ -28,7 +28,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from nucleoscope.atomic import hash_file
-from nucleoscope.hub import PACKAGED, announce_wait, check_revision, explain, find, is_on_hub, shorten
+from nucleoscope.hub import PACKAGED, announce_wait, check, explain, find, is_on_hub, shorten
 from nucleoscope.models import dequantized, gguf, kinds, placement
 from nucleoscope.models.placement import pick_device
 from nucleoscope.models.tokenizers import read_tokenizer
@@ -64,8 +64,8 @@ def load(
     OSError with one line if the model cannot be loaded.
     """
     precision = pick_dtype(dtype, pick_device(device))
+    check(name, revision)
     source, options = find(name)
-    check_revision(name, revision)
     try:
         if is_on_hub(name):
             options["revision"] = _check_access(source, revision)
