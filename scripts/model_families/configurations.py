@@ -44,10 +44,19 @@ SIZES: dict[str, Any] = (
     | {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 8, "ssm_intermediate_size": 64}
     | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
     | {"linear_num_heads": HEADS, "linear_head_dim": HEAD}
-    | {"hidden_size_per_layer_input": 16, "image_size": 32, "out_hidden_size": WIDTH}
+    | {
+        "hidden_size_per_layer_input": 16,
+        "image_size": 32,
+        "out_hidden_size": WIDTH,
+        "logit_scale": 1.0,
+        "logits_mup_width_multiplier": 1.0,
+    }
+    | {"floor_scale": 8, "log_scaling_n_floor": 8}
 )
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 BY_LAYER = {"full_attention": ROPE, "sliding_attention": ROPE}
+LONG_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 16.0, "original_max_position_embeddings": 8}
+LONG_ROPE |= {"beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.1}
 SHARED = ["sliding_attention", "full_attention"] * 2  # the last two layers use the keys and values of the first two
 GEMMA_3N = {"layer_types": SHARED, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "laurel_rank": 8}
 GEMMA_3N |= {"activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]}
@@ -80,6 +89,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8, "n_groups": 2},
+    "ministral3": {"rope_parameters": LONG_ROPE},
     "qwen4_exp": {"text_config": QWEN_4},
     "qwen4_exp_text": QWEN_4,
     "recurrent_gemma": {"num_hidden_layers": 4, "block_types": ["recurrent", "attention"]},

@@ -107,9 +107,14 @@ def _list_reasons(rows: Sequence[Row], verdict: str) -> str:
     for row in rows:
         for reason in dict.fromkeys(outcome.reason for outcome in _find(row, verdict)):
             groups.setdefault(reason.replace(row.class_name, "..."), []).append(_name(row))
-    items = (f"* {', '.join(names)}: `{reason}`" for reason, names in groups.items())
+    items = (f"* {', '.join(names)}: {_quote(reason)}" for reason, names in groups.items())
     options = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
     return "\n".join(textwrap.fill(item, WIDTH, **options) for item in items) or "None."
+
+
+def _quote(text: str) -> str:
+    """A literal in Markdown, which may itself have backticks."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _find(row: Row, verdict: str) -> list[Outcome]:

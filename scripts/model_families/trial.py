@@ -8,7 +8,7 @@ import multiprocessing
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -88,8 +88,8 @@ def try_model(model: PreTrainedModel, kind: str, released: bool = False) -> Row:
         return list(scoring.measure(model, tokenizer, *data, **options))
 
     found = [
-        _judge(reference, prompts, generate, [MAX_TOKENS] * len(prompts), may_end=True),
-        _judge(reference, prompts, score, list(TEXT_LENGTHS), may_end=False),
+        _judge(reference, prompts, generate),
+        _judge(reference, prompts, score, texts),
     ]
     way = checking.find_way(model) if found[0].verdict in (RIGHT, WRONG) else ""
     return Row(kind, released, type(model).__name__, way, *found)
@@ -99,10 +99,9 @@ def _judge(
     reference: Reference,
     prompts: list[list[int]],
     measure: Callable[[int | str], list[Any]],
-    lengths: list[int],
-    may_end: bool,
+    texts: list[list[int]] | None = None,
 ) -> Outcome:
-    """What comes of one mode; ``lengths`` of the texts, which ``may_end`` earlier with the token for that."""
+    """What comes of one mode: of scoring if there are ``texts``, else of generating."""
     largest, wrong = 0.0, []
     for batch_size in BATCH_SIZES:
         try:
@@ -112,16 +111,26 @@ def _judge(
         except Exception as error:
             return Outcome(CRASHED, f"{type(error).__name__}: {shorten(error)}")
         records = dict(pair for batch in batches for pair in zip(batch.indices, batch.records, strict=True))
-        for index, (ids, length) in enumerate(zip(prompts, lengths, strict=True)):
-            tokens = records[index]["tokens"].tolist()
-            if len(tokens) < length and not (may_end and reference.can_draw(ids + tokens, configurations.END)):
-                return Outcome(
-                    WRONG, f"text {index} has {len(tokens)} tokens with batch_size={batch_size}, not {length}"
-                )
+        for index, ids in enumerate(prompts):
+            if fault := _find_fault(reference, ids, records[index], texts[index] if texts else None):
+                return Outcome(WRONG, f"text {index} with batch_size={batch_size} {fault}")
         error = max(reference.measure_error(ids, records[index]) for index, ids in enumerate(prompts))
         largest = max(largest, error)
         wrong += [str(batch_size)] if error > BOUND else []
     return Outcome(WRONG if wrong else RIGHT, f"batch_size={', '.join(wrong)}" if wrong else "", largest)
+
+
+def _find_fault(reference: Reference, ids: list[int], record: Mapping[str, Any], text: list[int] | None) -> str:
+    """What is wrong with the tokens of a record, "" if nothing: those of a text, or drawn as they should be."""
+    tokens = record["tokens"].tolist()
+    if text is not None:
+        return "" if tokens == text else "has other tokens"
+    if not all(token in candidates for token, candidates in zip(tokens, record["top_p_tokens"], strict=True)):
+        return "has a token from outside the nucleus"
+    ended = len(tokens) < MAX_TOKENS
+    return (
+        f"ends after {len(tokens)} tokens" if ended and not reference.can_draw(ids + tokens, configurations.END) else ""
+    )
 
 
 def shorten(error: Exception, most: int = 300) -> str:

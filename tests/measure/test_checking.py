@@ -250,6 +250,16 @@ def test_a_text_that_becomes_longer_than_the_limit_is_computed_anew(batch_size):
     assert_alone(model, LONG, generate(model, LONG, batch_size))
 
 
+@pytest.mark.parametrize("kind", ["inkling_text", "llama4_text"])
+def test_a_model_that_counts_padding_among_the_positions_beyond_a_limit_gets_none(kind):
+    model, rows = (
+        configurations.build_model(kind),
+        [row[:length] for row, length in zip(LONG, (12, 5, 9), strict=False)],
+    )
+    assert model_facts.find_length_limit(model) == 8
+    assert_alone(model, rows, generate(model, rows, 3))
+
+
 @pytest.mark.parametrize("batch_size", ["auto", 1, 3])
 def test_each_token_of_a_long_text_is_scored_as_if_the_text_ended_there(batch_size):
     model = create_longrope()

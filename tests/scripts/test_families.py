@@ -165,7 +165,7 @@ def test_the_page_says_what_the_sample_says():
 
 
 def test_a_page_counts_its_rows():
-    right, refused = trial.Outcome(trial.RIGHT, error=2e-6), trial.Outcome(trial.REFUSED, "LlamaX fails: a|b")
+    right, refused = trial.Outcome(trial.RIGHT, error=2e-6), trial.Outcome(trial.REFUSED, "LlamaX fails: a|b `c`")
     rows = [
         trial.Row("b", False, "LlamaX", decoding.PADDED, right, right),
         trial.Row("a", False, "LlamaX", "", refused, refused),
@@ -179,6 +179,6 @@ def test_a_page_counts_its_rows():
     )
     assert "| `c` | `C` | right | wrong | own cache | 5e-01 |" in text
     assert text.index("`a`") < text.index("`b`")
-    assert "* `a`, `b` as released: `... fails: a|b`" in text
+    assert "* `a`, `b` as released: `` ... fails: a|b `c` ``" in text
     assert find_types(text) == {"a", "b", "c", "d"}
     assert [row.kind for row in rows if page.has_failed(row)] == ["c"]

@@ -38,8 +38,8 @@ def find_length_limit(model: PreTrainedModel) -> int | None:
     """The length beyond which a model computes every position otherwise than before; None if there is none.
 
     LongRoPE (Ding et al. 2024) has one set of rotary factors for short texts and one for long ones, and
-    transformers chooses by the largest position of a batch. Llama 4 scales queries beyond a position that it
-    counts with padding.
+    transformers chooses by the largest position of a batch. Llama 4 and Inkling scale queries beyond a position
+    that they count with padding.
     """
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
@@ -51,6 +51,7 @@ def find_length_limit(model: PreTrainedModel) -> int | None:
     ]
     if getattr(config, "attn_temperature_tuning", None):
         limits.append(getattr(config, "floor_scale", None))
+    limits.append(getattr(config, "log_scaling_n_floor", None))
     return min((int(limit) for limit in limits if limit), default=None)
 
 
