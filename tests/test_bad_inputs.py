@@ -76,7 +76,7 @@ def refuse(monkeypatch, capsys):
 
 def number_ids(value: object) -> str:
     """A short name of a value for pytest, which would print it."""
-    return settings.show(value)[:30].encode("ascii", "backslashreplace").decode()
+    return settings.quote(value)[:30].encode("ascii", "backslashreplace").decode()
 
 
 # Settings, as words of the command line

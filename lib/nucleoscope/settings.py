@@ -292,7 +292,7 @@ def validate(name: str, value: Any) -> None:
     if facts["type"] is str and not (facts["choices"] or facts["pattern"] or facts["is_date"]):
         check_text(name, value, facts["is_path"])
     elif not _is_allowed(facts, value):
-        raise ValueError(f"{name} is {show(value)}: it must {describe_range(name)}")
+        raise ValueError(f"{name} is {quote(value)}: it must {describe_range(name)}")
 
 
 def check_text(name: str, value: Any, is_path: bool = False) -> None:
@@ -314,17 +314,17 @@ def check_text(name: str, value: Any, is_path: bool = False) -> None:
     elif is_path and os.path.expanduser(value).startswith("~"):
         wrong = f"not begin with ~ and a name that no user has (for a file or folder of that name: ./{value})"
     if wrong:
-        raise ValueError(f"{name} is {show(value)}: it must {wrong}")
+        raise ValueError(f"{name} is {quote(value)}: it must {wrong}")
 
 
 def check_whole(name: str, value: Any, least: int, most: int = MOST) -> None:
     """Raises ValueError, in one line, unless ``value`` is a whole number from ``least`` to ``most``."""
     facts = {"type": int, "is_date": False, "least": least, "above": None, "most": most}
     if not _is_allowed(facts, value):
-        raise ValueError(f"{name} is {show(value)}: it must be a whole number from {least:,} to {most:,}")
+        raise ValueError(f"{name} is {quote(value)}: it must be a whole number from {least:,} to {most:,}")
 
 
-def show(value: Any) -> str:
+def quote(value: Any) -> str:
     """A value as Python writes it, in one line and shortened, for a message."""
     try:
         text = " ".join(repr(value).split())

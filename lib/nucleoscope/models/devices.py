@@ -8,7 +8,7 @@ import importlib.metadata
 import sys
 
 from nucleoscope.models import gpus
-from nucleoscope.settings import show, validate
+from nucleoscope.settings import quote, validate
 
 
 def check(device: str) -> None:
@@ -23,7 +23,7 @@ def check(device: str) -> None:
     elif kind == "xpu" and _is_cpu_build():
         why = "the installed torch is built for CPUs only"
     if why:
-        raise ValueError(f"device is {show(device)}, but this machine has none: {why}; use device=auto")
+        raise ValueError(f"device is {quote(device)}, but this machine has none: {why}; use device=auto")
 
 
 def _explain_missing_gpu(number: str) -> str | None:

@@ -1,6 +1,6 @@
 """Which of transformers' classes loads a model, by its configuration; what is no causal language model is refused.
 
-Contract: nothing is loaded or downloaded here. What a configuration does not show, such as a layer that sees later
+Contract: nothing is loaded or downloaded here. What a configuration does not quote, such as a layer that sees later
 tokens, is found out by `measure.checking`.
 """
 
@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from nucleoscope.settings import show
+from nucleoscope.settings import quote
 
 # In order: a model that both can load is loaded as the first, without the part that sees.
 CLASSES = {AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING}
@@ -36,7 +36,7 @@ def check_type(entries: dict[str, Any]) -> None:
         return
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise Unsupported(
-            f"model_type is {show(kind)} in its config.json, which is unknown to transformers "
+            f"model_type is {quote(kind)} in its config.json, which is unknown to transformers "
             f"{transformers.__version__}: install a newer version, if the name is right"
         )
 
@@ -53,7 +53,7 @@ def choose_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> t
             return loader
     if any(loader.__name__ in own for loader in CLASSES):
         return AutoModelForCausalLM  # which asks for trust_remote_code
-    what = "an encoder and a decoder" if config.is_encoder_decoder else f"of type {show(config.model_type)}"
+    what = "an encoder and a decoder" if config.is_encoder_decoder else f"of type {quote(config.model_type)}"
     raise Unsupported(f"{type(config).__name__} is not the configuration of a causal language model ({what}): {ADVICE}")
 
 

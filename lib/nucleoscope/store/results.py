@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
 from nucleoscope.names import escape_line
-from nucleoscope.settings import LONGEST_PART, show
+from nucleoscope.settings import LONGEST_PART, quote
 from nucleoscope.store.integrity import is_permitted
 from nucleoscope.store.mapped_records import check_sizes, map_records, read_vectors
 
@@ -71,7 +71,7 @@ def locate_run(
         dataset = f"{dataset}-{text_column.replace('/', '_')}"
     for name in (dataset, model):
         if len(os.fsencode(name)) > LONGEST_PART:
-            raise ValueError(f"the name of a results folder would be {show(name)}: use a shorter name")
+            raise ValueError(f"the name of a results folder would be {quote(name)}: use a shorter name")
     return locate_folder(results_dir) / dataset / model
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from nucleoscope import settings
-from nucleoscope.settings import FIELDS, check_whole, list_grid_parameters, show, validate
+from nucleoscope.settings import FIELDS, check_whole, list_grid_parameters, quote, validate
 from nucleoscope.store import results
 
 KEYS = ("results_dir", "parameters", "resources", "models", "datasets", "analyses")
@@ -57,7 +57,7 @@ def parse_memory(memory: str) -> int:
     """A size such as "40G" or "500M" in MiB, counted as Slurm does; ValueError for anything else."""
     found = re.fullmatch(r"([0-9]{1,9})([MGT])i?B?", str(memory))
     if not found or not int(found[1]):
-        raise ValueError(f"memory is {show(memory)}: it must be a size above 0, such as 40G")
+        raise ValueError(f"memory is {quote(memory)}: it must be a size above 0, such as 40G")
     return int(found[1]) * MEBIBYTES[found[2]]
 
 
@@ -67,7 +67,7 @@ def parse_time(time: str) -> int:
     if re.fullmatch(r"(?:[0-9]{1,9}[dhm])+", str(time)):
         minutes = sum(int(number) * MINUTES[unit] for number, unit in re.findall(r"([0-9]+)([dhm])", str(time)))
     if not minutes:
-        raise ValueError(f"time is {show(time)}: it must be a duration above 0, such as 90m, 4h or 2d")
+        raise ValueError(f"time is {quote(time)}: it must be a duration above 0, such as 90m, 4h or 2d")
     return minutes
 
 
@@ -86,7 +86,7 @@ class _Loader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         duplicates = [name for name in names if names.count(name) > 1]
         if duplicates:
-            problem = f"duplicate key {show(duplicates[0])}"
+            problem = f"duplicate key {quote(duplicates[0])}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -207,7 +207,7 @@ def _find_problems(config: Any) -> Iterator[str]:
 def _find_wrong_entries(kind: str, entries: Any, own: dict[str, Callable]) -> Iterator[str]:
     """What is wrong with a list of models or data sets. ``own``: the settings that only its entries have."""
     if not isinstance(entries, list) or not entries:
-        found = show(entries) if entries else "missing"
+        found = quote(entries) if entries else "missing"
         yield f"{kind} is {found}: it must be a list of names"
         return
     check_name = partial(validate, {"models": "model_name", "datasets": "dataset_name"}[kind])
@@ -219,7 +219,7 @@ def _find_wrong_entries(kind: str, entries: Any, own: dict[str, Callable]) -> It
             yield f"{where}: {problem}"
         else:
             checks = {"name": check_name} | own | PARAMETERS | RESOURCES
-            yield from _find_wrong(f"{show(entry['name'])} in {kind}", entry, checks)
+            yield from _find_wrong(f"{quote(entry['name'])} in {kind}", entry, checks)
 
 
 def _find_wrong(where: str, values: Any, checks: Mapping[str, Callable]) -> Iterator[str]:
@@ -236,7 +236,7 @@ def _find_wrong(where: str, values: Any, checks: Mapping[str, Callable]) -> Iter
 def _find_unknown(where: str, values: dict, names: Collection[str]) -> Iterator[str]:
     for name in values:
         if name not in names:
-            yield f"{where}: unknown setting {show(name)}: it must be one of {', '.join(names)}"
+            yield f"{where}: unknown setting {quote(name)}: it must be one of {', '.join(names)}"
 
 
 def _explain(check: Callable, value: Any) -> str | None:
