@@ -27,7 +27,7 @@ from messages import assert_one_line
 from nucleoscope import atomic, names
 from nucleoscope.book import site
 from nucleoscope.models import gpus
-from nucleoscope.store import locking, results, run_folder
+from nucleoscope.store import locking, results, run_folder, tokens
 from nucleoscope.views import figures, tables
 from nucleoscope.workflow import grid, logs, status
 
@@ -249,9 +249,9 @@ def test_tokens_with_numbers_that_no_run_measures_are_written_again(tmp_path, va
     """Infinite values are none that a mean could overflow with: they are left out of all statistics."""
     folder = save_run(tmp_path / "data" / "model")
     before = results.load_run(folder / results.MEASUREMENTS, "model", "data")
-    path, fingerprint = folder / results.TOKENS, results._compute_fingerprint(folder / results.MEASUREMENTS)
+    path, fingerprint = folder / results.TOKENS, tokens.compute_fingerprint(folder / results.MEASUREMENTS)
     frame = before.drop(columns=["model", "dataset"]).assign(entropy=np.resize(values, len(before)))
-    results._write_parquet(frame, folder / results.MEASUREMENTS, fingerprint)
+    tokens.write_parquet(frame, folder / results.MEASUREMENTS, fingerprint)
     changed = path.stat().st_ino
     found = results.load_run(folder / results.MEASUREMENTS, "model", "data")
     assert (path.stat().st_ino == changed) == np.isinf(values).any()
@@ -261,9 +261,9 @@ def test_tokens_with_numbers_that_no_run_measures_are_written_again(tmp_path, va
 def test_tokens_of_a_billion_rows_in_some_kilobytes_are_written_again(tmp_path):
     folder = save_run(tmp_path / "data" / "model")
     before = results.load_run(folder / results.MEASUREMENTS, "model", "data")
-    fingerprint = results._compute_fingerprint(folder / results.MEASUREMENTS)
+    fingerprint = tokens.compute_fingerprint(folder / results.MEASUREMENTS)
     frame = before.drop(columns=["model", "dataset"])
-    results._write_parquet(frame.loc[[0] * 300_000], folder / results.MEASUREMENTS, fingerprint)
+    tokens.write_parquet(frame.loc[[0] * 300_000], folder / results.MEASUREMENTS, fingerprint)
     assert (folder / results.TOKENS).stat().st_size < 50_000
     assert results.load_run(folder / results.MEASUREMENTS, "model", "data").equals(before)
 

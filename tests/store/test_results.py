@@ -24,7 +24,7 @@ import tiny
 from messages import assert_one_line
 from nucleoscope import atomic, quantities
 from nucleoscope.stats import correlation, fits
-from nucleoscope.store import locking, results, run_folder
+from nucleoscope.store import locking, measurements, results, run_folder
 from nucleoscope.store.run_folder import RunFolder
 from synthetic import write_study_file
 
@@ -715,7 +715,7 @@ def test_a_file_of_other_things_is_named(tmp_path, content):
     torch.save(content, path)
     message = catch_refusal(ValueError, results.load, path)
     assert str(path) in message
-    assert all(name in message for name in results.REQUIRED)
+    assert all(name in message for name in measurements.REQUIRED)
 
 
 class Foreign:

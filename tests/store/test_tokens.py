@@ -27,7 +27,7 @@ import tiny
 from messages import assert_one_line
 from nucleoscope import quantities
 from nucleoscope.stats import bootstrap, correlation, fits
-from nucleoscope.store import mapped_records, results
+from nucleoscope.store import mapped_records, measurements, results, tokens
 from nucleoscope.views import figures, panels
 from synthetic import write_study_file
 
@@ -120,7 +120,7 @@ def test_a_run_is_tabulated_without_reading_its_measurements(folder, monkeypatch
 def test_a_run_reads_no_batch_of_its_own_to_finish(folder, monkeypatch):
     run = measure_run(folder, until=3)
     run.load_batches()
-    monkeypatch.setattr(results, "read", None)
+    monkeypatch.setattr(measurements, "read", None)
     monkeypatch.setattr("nucleoscope.store.run_folder.read", None)
     assert [r["prompt"] for r in run.finish(5, {})] == [f"prompt {index}" for index in range(5)]
 
@@ -129,7 +129,7 @@ def test_a_resumed_run_reads_each_batch_of_the_interrupted_one_once(folder, monk
     measure_run(folder, until=2)
     run = open_run(folder)
     run.start()
-    seen, read = [], results.read
+    seen, read = [], measurements.read
     monkeypatch.setattr("nucleoscope.store.run_folder.read", lambda path: seen.append(path.name) or read(path))
     assert len(run.load_batches()) == 2
     run.save_batch([2], [create_record(2)], 1.0)
@@ -175,10 +175,10 @@ def test_one_number_of_a_large_file_decides_whether_tokens_are_its_own(tmp_path)
     records = [create_record(index) for index in range(700)]
     path = folder / "measurements.pt"
     torch.save(records, path)
-    before = results._compute_fingerprint(path)
+    before = tokens.compute_fingerprint(path)
     records[300]["tokens"][1] += 1
     torch.save(records, path)
-    assert results._compute_fingerprint(path) != before
+    assert tokens.compute_fingerprint(path) != before
 
 
 def test_a_copied_folder_keeps_its_tokens(folder, monkeypatch):

@@ -18,7 +18,9 @@ from nucleoscope.atomic import write_atomically, write_json
 from nucleoscope.quantities import find_columns
 from nucleoscope.settings import fill_defaults
 from nucleoscope.store.locking import LOCK, Lock, check_folder
-from nucleoscope.store.results import MEASUREMENTS, RUN_INFO, TOKENS, load, read, read_json, write_tokens
+from nucleoscope.store.measurements import MEASUREMENTS, load, read
+from nucleoscope.store.results import RUN_INFO, read_json
+from nucleoscope.store.tokens import TOKENS, write_tokens
 
 OWN = re.compile(r"\d{6,}\.pt|settings\.json|plan\.json|\..*\.part")  # what a run writes to its folder of batches
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each

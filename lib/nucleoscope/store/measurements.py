@@ -1,0 +1,116 @@
+"""A run's measurements file: where it is, and how its records are read, all or a few, without reading the rest.
+
+Contract: this module knows the study's format, which torch reads without this package, and nothing of tables.
+"""
+
+import errno
+import os
+import textwrap
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from nucleoscope.store.mapped_records import check_sizes, map_records, read_vectors
+
+MEASUREMENTS = "measurements.pt"
+STUDY_MEASUREMENTS = "output_*.pt"  # what the published study's code writes in the same folders
+REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # the keys of the published study's files
+# Why the system may not read a good file; a truncated file can be an invalid argument.
+SYSTEM = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
+
+
+def find_measurements(folder: Path) -> Path | None:
+    """The measurements file in a run's folder: ours, or else the latest one from the published study's code."""
+    if os.path.isfile(folder / MEASUREMENTS):  # unlike is_file, False in a folder without permission
+        return folder / MEASUREMENTS
+    return max(folder.glob(STUDY_MEASUREMENTS), default=None)  # their names end with the time
+
+
+def load(path: str | os.PathLike) -> list[dict]:
+    """The records of a measurements file, one per prompt. ValueError names a damaged or unsupported file."""
+    return _check_records(read(path), path)
+
+
+def load_records(
+    folder: str | os.PathLike, prompts: Iterable[int] | None = None, fields: Collection[str] | None = None
+) -> dict[int, dict]:
+    """The records of some or all prompts of a run, by the prompt's index, with all or some of their fields.
+
+    Everything else is not read from disk or not kept: candidates are read only for these prompts.
+    ValueError names a damaged file, or a prompt that the run does not have.
+    """
+    path = find_measurements(Path(folder))
+    if path is None:
+        raise FileNotFoundError(f"no measurements in '{folder}': measure the model first")
+    wanted = None if prompts is None else [int(prompt) for prompt in prompts]
+    kept = None if wanted is None else set(wanted)
+
+    def trim(index: int, record: dict) -> None:
+        for name in record:
+            if (kept is not None and index not in kept) or (fields is not None and name not in fields):
+                record[name] = None
+
+    records, found = load_mapped(path, trim), {}
+    for index in range(len(records)) if wanted is None else wanted:
+        if not 0 <= index < len(records):
+            raise ValueError(f"'{path}' has no prompt {index}: it has {len(records)} prompts, counted from 0")
+        record = records[index]
+        found[index] = {name: read_vectors(record[name]) for name in record if fields is None or name in fields}
+    return found
+
+
+def load_mapped(path: Path, trim: Callable[[int, dict], None] | None = None) -> list[dict]:
+    """Like `load`, but with `mapped_records.MappedVector` for tensors if the file was written by Nucleoscope.
+
+    ``trim(index, record)`` may empty what is not needed, as in `map_records`.
+    """
+    try:
+        return _check_records(map_records(path, trim), path)
+    except FileNotFoundError:
+        raise
+    except Exception:  # `load` either reads the file or says in one line what is wrong with it
+        return load(path)
+
+
+def _check_records(records: Any, path: str | os.PathLike) -> list[dict]:
+    if not isinstance(records, list) or not all(isinstance(r, dict) and all(k in r for k in REQUIRED) for r in records):
+        raise ValueError(
+            f"'{path}' is not a measurements file: it contains no list of records with {', '.join(REQUIRED)}"
+        )
+    return records
+
+
+def read(path: str | os.PathLike) -> Any:
+    """The content of a file of tensors, on the CPU. ValueError: it is damaged; OSError: the system cannot read it."""
+    import torch
+
+    try:
+        check_sizes(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # the loader raises many types for a damaged file
+        if cause := _find_system_cause(error, path):
+            raise OSError(f"cannot read '{path}': {cause}") from None
+        reason = textwrap.shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 100)
+        raise ValueError(
+            f"cannot read '{path}' as measurements: the file is truncated or was not written by Nucleoscope; "
+            f"delete it and measure again ({reason})"
+        ) from None
+
+
+def _find_system_cause(error: BaseException, path: str | os.PathLike) -> str | None:
+    """Why the system could not read a file that may be good, such as missing permission; None if it could.
+
+    torch reports some of these as a RuntimeError without a number.
+    """
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "not enough memory" in str(error):
+        return "there is not enough memory"
+    if isinstance(error, OSError) and error.errno in SYSTEM:
+        return os.strerror(error.errno)
+    try:
+        with open(path, "rb") as stream:
+            stream.read(1)
+    except OSError as cause:
+        return cause.strerror
+    return None

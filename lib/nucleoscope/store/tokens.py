@@ -1,0 +1,218 @@
+"""A run's tokens.parquet: one row per token and one column per quantity, which is what analyses read.
+
+Contract: the file belongs to one measurements file, by a fingerprint, and is written again from it if it is
+missing, damaged or of other measurements. It is written for the files of the published study too.
+"""
+
+import hashlib
+import os
+import textwrap
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nucleoscope import quantities
+from nucleoscope.atomic import write_atomically
+from nucleoscope.store.measurements import SYSTEM, find_measurements, load_mapped
+
+# torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOKENS = "tokens.parquet"
+LARGEST = 1e75  # of a quantity: the fourth power of a value is a number too, so that no mean or variance overflows
+SOURCE = b"nucleoscope.measurements"  # the metadata key for the fingerprint of the measurements
+
+
+def tabulate(records: list[dict], model: str, dataset: str) -> "pd.DataFrame":
+    """The tokens of some records as a table; columns as in `load_runs`. ValueError names a bad prompt."""
+    return _add_names(_tabulate_records(records), model, dataset)
+
+
+def write_tokens(records: list[dict], path: Path) -> None:
+    """Writes the tokens of the measurements file ``path``, which contains these records, to its tokens.parquet.
+
+    One row per token, with columns for prompt, step, k and token and one per quantity, which is null
+    where it has no value. The file appears only when it is complete.
+    """
+    write_parquet(_tabulate_records(records), path, compute_fingerprint(path))
+
+
+def repair_tokens(folder: Path) -> bool:
+    """Writes the tokens.parquet of a run from its measurements if it is missing or damaged; whether it did.
+
+    ValueError names measurements that cannot be read.
+    """
+    path = find_measurements(folder)
+    if path is None or _is_current(path):
+        return False
+    convert(path)
+    return True
+
+
+def convert(path: Path) -> "Path | pd.DataFrame":
+    """The tokens.parquet of a measurements file, written now if it is missing, damaged or of other measurements.
+
+    Returns the table itself if the file cannot be written. ValueError names a bad file.
+    """
+    tokens = path.with_name(TOKENS)
+    if _is_current(path):
+        return tokens
+    fingerprint = compute_fingerprint(path)
+    frame = _tabulate_records(load_mapped(path, lambda _, record: record.pop("top_p_probs", None)))
+    if path != find_measurements(path.parent):  # an older file of the study: tokens.parquet belongs to the latest one
+        return frame
+    try:
+        write_parquet(frame, path, fingerprint)
+    except OSError:  # another user's folder, or a full disk: reading needs no write access
+        return frame
+    return tokens
+
+
+def read_columns(
+    source: "Path | pd.DataFrame", model: str, dataset: str, columns: Collection[str] | None
+) -> "pd.DataFrame":
+    """Some or all columns of a table; a quantity unknown to the version that wrote the file is NaN.
+
+    ValueError names a tokens.parquet that cannot be read.
+    """
+    import numpy as np
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    known = ["model", "dataset", "prompt", "step", "k", "token", *quantities.find_columns().values()]
+    if isinstance(source, Path):
+        try:
+            with parquet.ParquetFile(source) as file:
+                stored = file.schema_arrow.names
+                frame = file.read([name for name in stored if columns is None or name in columns]).to_pandas()
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            reason = textwrap.shorten(str(error), 100)
+            raise ValueError(
+                f"'{source}' is damaged: delete it, and it will be recreated from the measurements ({reason})"
+            ) from None
+    else:
+        frame = source.copy()
+    frame = _add_names(frame, model, dataset)
+    for name in known:
+        if name not in frame:
+            frame[name] = np.nan
+    others = [name for name in frame if name not in known]  # registered when the file was written, but not here
+    return frame[[name for name in (*known, *others) if columns is None or name in columns]]
+
+
+def _tabulate_records(records: list[dict]) -> "pd.DataFrame":
+    """The table of some records, without the columns model and dataset."""
+    import numpy as np
+    import pandas as pd
+
+    plurals = quantities.find_columns(key for record in records for key in record)
+    lengths = [len(record["entropies"]) for record in records]
+    for index, (record, length) in enumerate(zip(records, lengths, strict=True)):
+        for name in ("tokens", "top_p_tokens", *plurals):
+            if len(record.get(name, range(length))) != length:
+                raise ValueError(f"prompt {index} has {len(record[name])} {name} but {length} entropies")
+    columns: dict[str, Any] = {
+        "prompt": np.repeat(np.arange(len(records)), lengths),
+        "step": np.array([step for length in lengths for step in range(length)], dtype=np.int64),
+        "k": np.array([len(ids) for record in records for ids in record["top_p_tokens"]], dtype=np.int64),
+    }
+    for name, column in {"tokens": "token", **plurals}.items():
+        missing, dtype = (-1, np.int64) if name == "tokens" else (np.nan, np.float64)
+        try:
+            parts = [np.asarray(r.get(name, [missing] * n), dtype=dtype) for r, n in zip(records, lengths, strict=True)]
+        except OverflowError:
+            raise ValueError(f"{name} contain a number that does not fit into 64 bits: measure again") from None
+        columns[column] = np.concatenate([np.empty(0, dtype), *parts])
+        if name != "tokens" and (np.abs(columns[column][np.isfinite(columns[column])]) > LARGEST).any():
+            raise ValueError(f"{name} contain a number beyond {LARGEST:g}, which is no measurement: measure again")
+        if quantities.needs_pair(column):  # a file contains 1, as in the study, if there is no pair
+            columns[column][columns["k"] == 1] = np.nan
+    return pd.DataFrame(columns)
+
+
+def _add_names(frame: "pd.DataFrame", model: str, dataset: str) -> "pd.DataFrame":
+    """The table with the columns model and dataset in front."""
+    import numpy as np
+    import pandas as pd
+
+    for name, value in (("dataset", dataset), ("model", model)):
+        frame.insert(0, name, pd.Categorical.from_codes(np.zeros(len(frame), np.int8), [value]))
+    return frame
+
+
+def write_parquet(frame: "pd.DataFrame", path: Path, fingerprint: bytes) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns = pa.Table.from_pandas(frame, preserve_index=False)  # NaN becomes null
+    columns = columns.replace_schema_metadata({**columns.schema.metadata, SOURCE: fingerprint})
+    with write_atomically(path.with_name(TOKENS)) as stream:
+        parquet.write_table(columns, stream, write_page_checksum=True)
+
+
+def _is_current(path: Path) -> bool:
+    """Whether the tokens.parquet of a measurements file was written from it, and can be read to the end."""
+    tokens = path.with_name(TOKENS)
+    if _read_source(tokens) != compute_fingerprint(path):
+        return False
+    return not _has_bad_page(tokens, path.stat().st_size)  # a token takes more than a byte there
+
+
+def _has_bad_page(tokens: Path, most: int) -> bool:
+    """Whether a tokens.parquet cannot be read to the end, has numbers that no run measures, or over ``most`` rows.
+
+    A part is read at a time: a file of some kilobytes can contain a billion equal rows.
+
+    Analyses read each file several times, in several processes, where a bad one would end all of them.
+    """
+    import pyarrow as pa
+    from pyarrow import compute, parquet
+
+    try:
+        with parquet.ParquetFile(tokens, page_checksum_verification=True) as file:
+            if file.metadata.num_rows > most:
+                return True
+            for batch in file.iter_batches(1 << 16):
+                for column in batch.columns:
+                    if pa.types.is_floating(column.type):
+                        bounds = compute.min_max(compute.if_else(compute.is_finite(column), column, None)).as_py()
+                        if any(abs(bound) > LARGEST for bound in bounds.values() if bound is not None):
+                            return True
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno in SYSTEM:
+            raise
+        return True
+    return False
+
+
+def compute_fingerprint(path: Path) -> bytes:
+    """Identifies a measurements file: its name, its size, and a hash of the checksums of its parts.
+
+    A file of torch.save is a zip archive, which lists these checksums; of any other file, all is hashed. Unlike
+    a time stamp, a fingerprint is still valid after the folder was copied.
+    """
+    with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                parts = [f"{part.filename} {part.file_size} {part.CRC}" for part in archive.infolist()]
+            digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        except zipfile.BadZipFile:
+            stream.seek(0)
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return f"{path.name} {size} {digest}".encode()
+
+
+def _read_source(tokens: Path) -> bytes | None:
+    """The fingerprint of the measurements that a tokens.parquet was written from; None if it cannot be read."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return (parquet.read_schema(tokens).metadata or {}).get(SOURCE)
+    except (OSError, pa.ArrowException):
+        return None
