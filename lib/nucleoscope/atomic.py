@@ -59,15 +59,15 @@ def open_plainly(path: Path) -> IO[bytes]:
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        file = os.open(path, flags, 0o666)
+        stream = open(path, "a+b", buffering=0, opener=lambda name, _: os.open(name, flags, 0o666))  # noqa: SIM115
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO) or not os.path.lexists(path):
             raise
         raise NotPlainError(f"'{path}' is {_describe_kind(path)}: remove it") from None
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
         raise NotPlainError(f"'{path}' is {_describe_kind(path)}: remove it")
-    return os.fdopen(file, "a+b", buffering=0)
+    return stream
 
 
 def _describe_kind(path: Path) -> str:

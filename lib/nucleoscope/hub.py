@@ -27,7 +27,8 @@ from huggingface_hub.utils import httpx, validate_repo_id
 
 PACKAGED = "SmolLM2-135M-Instruct"
 CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
-INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # where each weight is, if there are parts
+# What transformers reads weights from, in order: a file, or an index that says in which part each weight is.
+SOURCES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PATIENCE = 1.5  # seconds without a word
 WEIGHTS = (".safetensors", ".bin")  # the endings of files in a model's folder that transformers reads weights from
 
@@ -65,11 +66,11 @@ def is_cached(name: str, revision: str | None = None) -> bool:
 
     if not find("config.json"):
         return False
-    for index in map(find, INDICES):
-        if index:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            return all(map(find, shards))
-    return any(map(find, ("model.safetensors", "pytorch_model.bin")))
+    for file in SOURCES:
+        if path := find(file):
+            shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"] if file.endswith(".json") else {}
+            return all(map(find, set(shards.values())))
+    return False
 
 
 def check_revision(name: str, revision: str | None) -> None:
@@ -124,9 +125,15 @@ def _check_folder(folder: Path, name: str) -> None:
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"folder '{name}' does not contain a model: config.json is missing")
-    for file in (*CONFIGURATIONS, *INDICES):
+    for file in (*CONFIGURATIONS, *_find_index(folder)):
         if (folder / file).is_file():
             _read_entries(folder / file, name)
+
+
+def _find_index(folder: Path) -> list[str]:
+    """The name of the index of a folder's weights, if transformers reads one: the first of `SOURCES` decides."""
+    found = next((file for file in SOURCES if (folder / file).is_file()), "")
+    return [found] if found.endswith(".json") else []
 
 
 def _read_entries(path: Path, name: str) -> dict[str, Any]:
@@ -145,7 +152,7 @@ def _check_weights(folder: Path, name: str) -> None:
     """Raises ValueError for a folder without weights, or without some of those that its index lists."""
     if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
         raise ValueError(f"folder '{name}' has no weights of a model: no file in it ends in {' or '.join(WEIGHTS)}")
-    for index in (file for file in INDICES if (folder / file).is_file()):
+    for index in _find_index(folder):
         places = _read_entries(folder / index, name).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
             raise ValueError(f"folder '{name}': {index} has no weight_map, which says where each weight is")

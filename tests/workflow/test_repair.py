@@ -15,6 +15,7 @@ from test_grid import run_snakemake, write_run
 
 import tiny
 from messages import assert_one_line
+from nucleoscope.settings import Settings
 from nucleoscope.store import integrity, results, run_folder
 from nucleoscope.workflow import graph, grid, notebooks, run_notebooks, status
 
@@ -96,18 +97,18 @@ def test_only_the_ends_of_a_file_are_read(tmp_path):
 def test_tokens_are_written_again_without_a_model(planned, monkeypatch, capsys):
     config, folder = planned
     ((_, entry),) = grid.plan_runs(config).items()
-    given = grid.DEFAULTS | {"text_column": None, "trust_remote_code": False} | entry.parameters
+    chosen = Settings(**grid.DEFAULTS | entry.parameters)
     before = results.load_run(folder / "measurements.pt", "m", "d")
     monkeypatch.setattr(notebooks, "execute", None)
     for harm in (Path.unlink, cut):
         harm(folder / "tokens.parquet")
-        run_notebooks.measure(given, if_missing=True)
+        run_notebooks.measure(chosen, if_missing=True)
         assert "was missing or damaged: it was written again" in capsys.readouterr().out
         monkeypatch.setattr(torch, "load", None)
         pd.testing.assert_frame_equal(results.load_run(folder / "measurements.pt", "m", "d"), before)
         monkeypatch.undo()
         monkeypatch.setattr(notebooks, "execute", None)
-    run_notebooks.measure(given, if_missing=True)
+    run_notebooks.measure(chosen, if_missing=True)
     assert "written again" not in capsys.readouterr().out
 
 

