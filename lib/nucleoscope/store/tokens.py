@@ -51,7 +51,7 @@ def repair_tokens(folder: Path) -> bool:
     return True
 
 
-def convert(path: Path) -> "Path | pd.DataFrame":
+def convert(path: Path) -> Any:
     """The tokens.parquet of a measurements file, written now if it is missing, damaged or of other measurements.
 
     Returns the table itself if the file cannot be written. ValueError names a bad file.
@@ -71,7 +71,7 @@ def convert(path: Path) -> "Path | pd.DataFrame":
 
 
 def read_columns(
-    source: "Path | pd.DataFrame", model: str, dataset: str, columns: Collection[str] | None
+    source: Any, model: str, dataset: str, columns: Collection[str] | None
 ) -> "pd.DataFrame":
     """Some or all columns of a table; a quantity unknown to the version that wrote the file is NaN.
 
