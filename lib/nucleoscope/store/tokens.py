@@ -70,9 +70,7 @@ def convert(path: Path) -> Any:
     return tokens
 
 
-def read_columns(
-    source: Any, model: str, dataset: str, columns: Collection[str] | None
-) -> "pd.DataFrame":
+def read_columns(source: Any, model: str, dataset: str, columns: Collection[str] | None) -> "pd.DataFrame":
     """Some or all columns of a table; a quantity unknown to the version that wrote the file is NaN.
 
     ValueError names a tokens.parquet that cannot be read.
