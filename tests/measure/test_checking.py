@@ -1,5 +1,7 @@
 """Every run tries its model: how prompts may be batched, and whether the model is causal; models of each kind."""
 
+import math
+
 import pytest
 import torch
 from transformers import (
@@ -149,6 +151,63 @@ def test_a_model_is_tried_once(monkeypatch):
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_rounding_of_half_precision_is_no_difference(kind, dtype):
     assert checking.find_way(tiny.create_model(kind).to(dtype)) == decoding.PADDED
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_no_rounding_is_seen_in_half_precision_too(dtype):
+    """ProphetNet's logits depend on the length of the text; two-way models see the token they should predict."""
+    model = configurations.build_model("prophetnet").to(dtype)
+    assert checking.find_way(model) == decoding.WHOLE_PREFIXES
+    for kind in ("bert", "xlnet", "roberta"):
+        with pytest.raises(ValueError, match="is not a causal language model"):
+            checking.find_way(configurations.build_model(kind, released=True).to(dtype))
+
+
+class Changed(LlamaForCausalLM):
+    """A model whose logits ``change`` changes, given the mask of its input, or None if it was given none."""
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, **kwargs):
+        more = {"position_ids": position_ids, "past_key_values": past_key_values}
+        output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **more, **kwargs)
+        output.logits = self.change(output.logits, attention_mask)
+        return output
+
+
+def create_changed(change) -> Changed:
+    torch.manual_seed(0)
+    model = Changed(LlamaConfig(**SIZES, **LAYERS, initializer_range=0.3)).eval()
+    model.change = change
+    return model
+
+
+def has_padding(mask) -> bool:
+    return mask is not None and not bool(mask.all())
+
+
+@pytest.mark.parametrize("lowest", [float("-inf"), torch.finfo(torch.float32).min])
+def test_excluded_tokens_hide_no_difference(lowest):
+    def exclude(logits, mask):
+        return (-logits if has_padding(mask) else logits).index_fill(-1, torch.tensor([3, 4, 5]), lowest)
+
+    assert checking.find_way(create_changed(exclude)) == decoding.EQUAL_LENGTHS
+    peeking = create_changed(lambda logits, _: logits.flip(1).index_fill(-1, torch.tensor([3, 4, 5]), lowest))
+    with pytest.raises(ValueError, match="is not a causal language model"):
+        checking.check_causality(peeking)
+
+
+def test_a_way_that_gives_nan_is_not_taken():
+    model = create_changed(lambda logits, mask: logits * float("nan") if has_padding(mask) else logits)
+    assert checking.find_way(model) == decoding.EQUAL_LENGTHS
+
+
+def test_a_model_without_an_opinion_is_measured():
+    model = create_changed(lambda logits, _: logits * 0)
+    assert checking.find_way(model) == decoding.PADDED
+    assert all(
+        value == pytest.approx(math.log(tiny.VOCAB), abs=1e-5)
+        for record in generate(model, IDS, 3)
+        for value in record["full_entropies"]
+    )
 
 
 # Models of other kinds

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf as gguf_library
 import pytest
 import torch
 from huggingface_hub import constants
+from transformers import PreTrainedModel
 
 import tiny
 from nucleoscope.models import dequantized, loading
@@ -76,10 +78,24 @@ def test_another_file_at_the_same_path_is_another_model(tmp_path, file):
     assert not have_equal_weights(first, load(file))
 
 
-def test_damaged_weights_are_read_from_the_file_and_kept_again(file, cache, monkeypatch):
+def cut(weights: Path) -> None:
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def zero(weights: Path) -> None:
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1000] + bytes(1000))
+
+
+def empty_config(weights: Path) -> None:
+    (weights.parent / "config.json").write_text("{}")
+
+
+@pytest.mark.parametrize("harm", [cut, zero, Path.unlink, empty_config])
+def test_damaged_weights_are_read_from_the_file_and_kept_again(file, cache, monkeypatch, harm):
     first = load(file)
     (weights,) = cache.glob("*/model.safetensors")
-    weights.write_bytes(weights.read_bytes()[:1000])
+    harm(weights)
     assert have_equal_weights(first, load(file))
     refuse_reading(monkeypatch)
     assert have_equal_weights(first, load(file))
@@ -97,6 +113,48 @@ def test_a_disk_that_cannot_be_written_to_costs_only_time(file, small_disk, smal
     monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(small_disk))
     small_disk_made_read_only()
     assert have_equal_weights(load(file), load(file))
+
+
+def test_a_model_without_all_its_weights_is_refused_again_and_again(file, cache, monkeypatch):
+    model, real = tiny.create_model(), gguf_library.GGUFWriter.add_tensor
+
+    def leave_out(self, name, *args, **options):
+        if "ffn_up" not in name:
+            real(self, name, *args, **options)
+
+    monkeypatch.setattr(gguf_library.GGUFWriter, "add_tensor", leave_out)
+    tiny.save_gguf(file, model, tiny.create_tokenizer(bos=False))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="weights are missing from model"):
+            load(file)
+    assert not list(cache.glob("*"))
+
+
+def test_whatever_fails_while_weights_are_kept_the_model_is_loaded(file, cache, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("a library refuses")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", fail)
+    assert load(file).dtype == torch.float32
+    assert not list(cache.glob("*"))
+
+
+def test_what_another_process_is_writing_is_left_alone(file, cache):
+    (cache / "partial-new").mkdir(parents=True)
+    (cache / "partial-old").mkdir()
+    os.utime(cache / "partial-old", (0, 0))
+    load(file)
+    dequantized.clear()
+    assert [path.name for path in cache.iterdir()] == ["partial-new"]
+
+
+def test_others_may_read_what_this_user_may_let_them_read(file, cache):
+    before = os.umask(0o022)
+    try:
+        load(file)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in cache.glob("*/*")} == {0o644}
 
 
 def test_a_model_above_the_limit_is_not_kept(file, cache, monkeypatch):

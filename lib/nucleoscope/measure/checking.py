@@ -21,12 +21,12 @@ from nucleoscope.measure.model_facts import find_context_length, find_embedding_
 LENGTHS = (6, 4, 1)
 STEPS = 2
 # Largest difference of logits that counts as rounding, in standard deviations of the model's own logits. Reading
-# padding or misnumbering positions moves them by 0.01 and more.
+# padding or misnumbering positions moves them by 0.01 and more; in bfloat16 and float16 (`HALF`), rounding does too.
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-6}
-# For bfloat16 and float16, or `NOISE` times what other shapes of tensors change, if that is more. In float32 it is
-# that, but at least `LEAST` and at most the tolerance: some models compute a step a little otherwise than a text.
 HALF = 0.5
-NOISE, LEAST = 4, 1e-4
+# Where tensors have the same shapes, or numbers 24 bits, less counts as rounding: `NOISE` times what a batch of equal
+# rows changes, but at least this.
+NOISE, LEAST, LEAST_HALF = 4, 1e-4, 2**-8
 
 
 class Prompts(NamedTuple):
@@ -62,9 +62,13 @@ def _find_way(model: PreTrainedModel) -> str:
             [_read_alone(model, ids[: length + step]) for step in range(prompts.steps + 1)]
             for ids, length in zip(prompts.ids, prompts.lengths, strict=True)
         ]
-        if not all(bool(logits.isfinite().all()) for row in steps for logits in row):
+        if not all(_is_distribution(logits) for row in steps for logits in row):
             return WAYS[0]  # measuring names the prompts with such logits
-        tolerance = _choose_tolerance(model, prompts, steps)
+        rounding = _measure_rounding(model, prompts.ids[0][: prompts.lengths[0]])
+        if model.dtype in TOLERANCES:  # at most: some models compute a step slightly differently from a text
+            tolerance = min(get_tolerance(model), rounding)
+        else:  # at least: rounding may send a token to another expert
+            tolerance = max(get_tolerance(model), rounding)
         reasons = []
         for way in WAYS:
             try:
@@ -97,10 +101,11 @@ def _check_causality(model: PreTrainedModel, ids: list[int]) -> None:
     others = [token for token in ids if token != ids[-1]]
     if not others:  # a context, or a vocabulary, of one
         return
-    one, other = (_read(model, [row])[0, :-1].float() for row in (ids, [*ids[:-1], others[0]]))
-    if not bool(one.isfinite().all()):  # measuring names the prompts with such logits
+    one, other = (_read(model, [row])[0, :-1] for row in (ids, [*ids[:-1], others[0]]))
+    if not _is_distribution(one):  # measuring names the prompts with such logits
         return
-    if not torch.allclose(one, other, rtol=0, atol=float(get_tolerance(model) * one.std())):
+    difference = measure_difference(other, one)
+    if difference and difference > min(get_tolerance(model), _measure_rounding(model, ids)):
         switches = [name for name in ("is_decoder", "causal") if getattr(model.config, name, None) is False]
         advice = f" ({switches[0]} must be true, and the weights trained for that)" if switches else ""
         raise ValueError(
@@ -158,7 +163,28 @@ def shorten_error(error: Exception, most: int = 160) -> str:
 
 def _read_alone(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     """The logits (V,) after the last token of one prompt."""
-    return _read(model, [ids])[0, -1].float()
+    return _read(model, [ids])[0, -1]
+
+
+def _is_distribution(logits: torch.Tensor) -> bool:
+    """Whether logits have neither NaN nor +inf; -inf stands for a token that is impossible."""
+    return not bool((logits.isnan() | logits.isposinf()).any())
+
+
+def measure_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference of logits, in standard deviations of those that are expected; inf if it is NaN.
+
+    Tokens that a model excludes, by -inf or by the lowest number there is, must be the same, and count for nothing.
+    """
+    possible = expected > torch.finfo(expected.dtype).min / 2
+    if not torch.equal(possible, found > torch.finfo(found.dtype).min / 2):
+        return float("inf")
+    wanted = expected[possible].float()
+    largest = float((found[possible].float() - wanted).abs().max()) if len(wanted) else 0.0
+    if largest == 0:
+        return 0.0
+    spread = max(float(wanted.std(correction=0)), torch.finfo(torch.float32).tiny)
+    return largest / spread if largest == largest else float("inf")
 
 
 def get_tolerance(model: PreTrainedModel) -> float:
@@ -166,15 +192,10 @@ def get_tolerance(model: PreTrainedModel) -> float:
     return TOLERANCES.get(model.dtype, HALF)
 
 
-def _choose_tolerance(model: PreTrainedModel, prompts: Prompts, steps: list[list[torch.Tensor]]) -> float:
-    if model.dtype == torch.float64:
-        return TOLERANCES[model.dtype]
-    alone, length = steps[0][0], prompts.lengths[0]
-    several = _read(model, [prompts.ids[0][:length]] * 4)[0, -1].float()
-    longer = _read(model, [prompts.ids[0]])[0, length - 1].float()
-    noise = max(float((other - alone).abs().max()) for other in (several, longer))
-    rounding = NOISE * noise / float(alone.std())
-    return max(HALF, rounding) if model.dtype != torch.float32 else min(max(LEAST, rounding), get_tolerance(model))
+def _measure_rounding(model: PreTrainedModel, ids: list[int]) -> float:
+    """What counts as rounding by what a batch of equal rows changes, which is nothing but the order of sums."""
+    least = min(LEAST, TOLERANCES[model.dtype]) if model.dtype in TOLERANCES else LEAST_HALF
+    return max(least, NOISE * measure_difference(_read(model, [ids] * 4)[0, -1], _read_alone(model, ids)))
 
 
 def _measure_error(model: PreTrainedModel, way: str, prompts: Prompts, steps: list[list[torch.Tensor]]) -> float:
@@ -188,12 +209,11 @@ def _measure_error(model: PreTrainedModel, way: str, prompts: Prompts, steps: li
         logits = decoder.prefill()
         for step in range(prompts.steps + 1):
             for place, row in enumerate(batch):
-                expected = steps[row][step]
-                largest = max(largest, float((logits[place].float() - expected).abs().max() / expected.std()))
+                largest = max(largest, measure_difference(logits[place], steps[row][step]))
             if step < prompts.steps:
                 tokens = [prompts.ids[row][prompts.lengths[row] + step] for row in batch]
                 logits = decoder.advance(torch.tensor(tokens, device=model.device))
-    return largest if largest == largest else float("inf")  # NaN
+    return largest
 
 
 @contextlib.contextmanager

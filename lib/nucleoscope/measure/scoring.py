@@ -134,7 +134,7 @@ class TextForward:
         texts = [(row[:-1], len(row) - start) for row, start in zip(ids, starts, strict=True) if len(row) > start]
         if texts and self.reading is None:
             self.reading = self._choose_reading(max((row for row, _ in texts), key=len)[:PROBE])
-        if self.limit is not None and any(len(row) > self.limit for row, _ in texts):
+        if self.reading != PREFIXES and self.limit is not None and any(len(row) > self.limit for row, _ in texts):
             yield from self._compute_across(texts)
         elif texts and self.reading == BATCHED:
             hidden = self._compute_hidden([row for row, _ in texts])
@@ -193,11 +193,10 @@ class TextForward:
         return BATCHED if exact and self._is_same(padded, first) else ALONE
 
     def _is_same(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
-        """Whether logits differ by rounding alone; yes if they are not finite, which is reported as such."""
-        if not bool(expected.isfinite().all()):
+        """Whether logits differ by rounding alone; yes if they are NaN, which is reported as such."""
+        if bool(expected.isnan().any()):
             return True
-        spread = float(expected.float().std())
-        return bool((found.float() - expected.float()).abs().max() <= checking.get_tolerance(self.model) * spread)
+        return checking.measure_difference(found, expected) <= checking.get_tolerance(self.model)
 
 
 @torch.inference_mode()

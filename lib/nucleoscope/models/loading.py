@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     GgufConfig,
@@ -125,7 +124,7 @@ def _load_gguf(file: Path, digest: str, precision: torch.dtype | str, device: st
         original, metadata = copy.deepcopy(config), gguf.read(file)
         options["config"] = gguf.adjust_config(config, metadata)
         model, report = _load_model(str(source), config, kinds.choose_class(config), precision, device, options)
-        if source != kept:
+        if source != kept and not (report["missing_keys"] or report["mismatched_keys"]):
             dequantized.keep(model, original, kept)
         return gguf.adjust_model(model, metadata), report
 
@@ -133,7 +132,9 @@ def _load_gguf(file: Path, digest: str, precision: torch.dtype | str, device: st
     if dequantized.is_kept(kept):
         try:
             return load_from(kept)
-        except (OSError, SafetensorError):  # damaged, or removed in the meantime
+        except (placement.TooLarge, gguf.Unsupported, kinds.Unsupported, torch.OutOfMemoryError):
+            raise
+        except Exception:  # removed in the meantime, or by a library that reads it otherwise
             shutil.rmtree(kept, ignore_errors=True)
     return load_from(file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True))
 
