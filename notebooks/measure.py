@@ -45,7 +45,7 @@ device = "auto"  # cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto: the GPU
 results_dir = "results"  # where <dataset>/<model>/ is created, or <dataset>-<text_column>/<model>/
 overwrite = False  # replace existing results that have other settings
 model_revision = None  # commit from which to load all files of a model on the Hub; None means the latest
-skip_check = False  # do not try the model on two short prompts first, which finds out how prompts can be batched
+skip_check = False  # do not try the model on short prompts first, which finds out how prompts can be batched
 trust_remote_code = False  # run code that comes with the model; read it first
 
 # %%

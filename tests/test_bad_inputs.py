@@ -21,6 +21,7 @@ from pyarrow import parquet
 
 from messages import assert_one_line
 from nucleoscope import settings
+from nucleoscope.data import prompts
 from nucleoscope.models import devices, gpus
 from nucleoscope.workflow import grid, run_notebooks
 
@@ -641,3 +642,26 @@ def test_a_command_shows_its_help_at_once(script):
     done = run(f"scripts/{script}", "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: {script}")
+
+
+def test_an_alias_that_stands_for_a_million_entries_is_quoted_in_part():
+    value: object = ["x"] * 10
+    for _ in range(8):
+        value = [value] * 10
+    assert settings.quote(value).startswith("[[[[[[[...]")
+    assert len(settings.quote(value)) < 120
+
+
+def test_a_date_that_does_not_exist_is_the_fault_of_its_setting(tmp_path):
+    path = tmp_path / "grid.yml"
+    path.write_text("models: [gpt2]\ndatasets: [math]\nparameters:\n  template_date: 2024-13-26\n")
+    with pytest.raises(ValueError, match="template_date is '2024-13-26'"):
+        grid.load(path)
+
+
+def test_an_unclosed_quote_in_a_csv_takes_in_no_other_rows(tmp_path):
+    path = tmp_path / "quote.csv"
+    path.write_text('prompt\n"unclosed\nmore\nand more\n')
+    with pytest.raises(ValueError, match="unexpected end of data") as refused:
+        prompts.load(str(path), 10)
+    assert_one_line(str(refused.value))

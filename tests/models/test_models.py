@@ -18,6 +18,7 @@ import hub
 import tiny
 from messages import assert_one_line
 from nucleoscope import atomic
+from nucleoscope import hub as resolver
 from nucleoscope.measure import model_facts
 from nucleoscope.models import loading, tokenizers
 
@@ -549,19 +550,64 @@ def test_a_model_that_cannot_be_had_is_asked_for_by_its_configuration_only(hub_s
     assert asked == {"config.json"}
 
 
-@pytest.mark.parametrize("pause", [0, 0.5])
-def test_a_hub_that_does_not_answer_is_waited_for_with_a_word(monkeypatch, capsys, pause):
+@pytest.mark.parametrize(("pause", "offline", "lines"), [(0, False, 0), (0.5, False, 1), (0.5, True, 0)])
+def test_a_hub_that_does_not_answer_is_waited_for_with_a_word(monkeypatch, capsys, pause, offline, lines):
     def ask(*_, **__):
         time.sleep(pause)
         raise ConnectionError("nothing answers")
 
     monkeypatch.setattr("nucleoscope.hub.PATIENCE", 0.2)
     monkeypatch.setattr(loading, "cached_file", ask)
+    monkeypatch.setattr(loading, "check", lambda *_: None)
+    monkeypatch.setattr("nucleoscope.hub.constants.HF_HUB_OFFLINE", offline)
     with pytest.raises(ConnectionError, match="is not on this machine"):
         load("me/far")
     said = capsys.readouterr().err
-    assert said.startswith("waiting for model 'me/far' from https://") == (pause > 0)
-    assert said.count("\n") == (pause > 0)
+    assert said.startswith("loading model 'me/far' from https://") == (lines > 0)
+    assert said.count("\n") == lines
+
+
+def test_a_gguf_file_is_found_whatever_the_case_of_its_name_and_named_in_its_folder(tmp_path):
+    path = tmp_path / "TINY.GGUF"
+    path.write_bytes(b"GGUF")
+    assert resolver.find(str(path)) == (str(tmp_path), {"gguf_file": "TINY.GGUF"})
+    with pytest.raises(ValueError, match="does not contain a model") as refused:
+        resolver.find(str(tmp_path))
+    assert str(refused.value).endswith(f"config.json is missing; for a GGUF file, give its own name, such as '{path}'")
+    folder = tmp_path / "model.gguf"
+    tiny.save(folder, tiny.create_model(), tiny.create_tokenizer())
+    assert resolver.find(str(folder)) == (str(folder), {})
+
+
+def test_weights_of_another_shape_are_refused_by_name(tmp_path):
+    folder = Path(tiny.save(tmp_path / "tiny", tiny.create_model(), tiny.create_tokenizer()))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": config["intermediate_size"] + 2}))
+    with pytest.raises(ValueError, match="do not fit its configuration") as refused:
+        load(folder)
+    line = assert_one_line(str(refused.value))
+    assert line.startswith(f"weights of model '{folder}' do not fit its configuration: model.layers.0.mlp.")
+    assert " has the shape (" in line
+
+
+def test_an_end_token_that_is_no_number_is_named(tmp_path):
+    model = tiny.create_model()
+    model.generation_config.eos_token_id = [1, "b"]
+    with pytest.raises(ValueError, match="has the eos_token_id") as refused:
+        model_facts.find_end_tokens(model, tiny.create_tokenizer())
+    assert str(refused.value) == "GenerationConfig has the eos_token_id [1, 'b']: it must be a number"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "missing"}}'])
+def test_a_damaged_index_in_the_cache_counts_as_not_cached(tmp_path, monkeypatch, content):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    (tmp_path / "config.json").write_text("{}")
+
+    def find(_, file: str, **__) -> str | None:
+        return str(tmp_path / file) if (tmp_path / file).exists() else None
+
+    monkeypatch.setattr(resolver, "try_to_load_from_cache", find)
+    assert not resolver.is_cached("me/model")
 
 
 @pytest.mark.parametrize("name", ["org/other", "other"])

@@ -112,6 +112,15 @@ def test_tokens_are_written_again_without_a_model(planned, monkeypatch, capsys):
     assert "written again" not in capsys.readouterr().out
 
 
+def test_what_cannot_be_repaired_is_said(planned):
+    _, folder = planned
+    (folder / "tokens.parquet").unlink()
+    (folder / "tokens.parquet").mkdir()
+    with pytest.raises(OSError, match="cannot write") as refused:
+        results.repair_tokens(folder)
+    assert str(refused.value) == f"cannot write '{folder}/tokens.parquet': it is a folder"
+
+
 def test_damaged_measurements_are_named_and_a_damaged_run_json_stops_before_the_model(planned):
     config, folder = planned
     ((name, entry),) = grid.plan_runs(config).items()

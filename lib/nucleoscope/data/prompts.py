@@ -278,7 +278,7 @@ def _build_object(pairs: list[tuple[str, object]], names: list[str]) -> dict[str
 
 def _read_csv(path: Path, column: str, option: str) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)  # the default limit rejects long documents
-    reader = csv.DictReader(_read_lines(path))
+    reader = csv.DictReader(_read_lines(path), strict=True)  # an unclosed quote would take in all later rows
     try:
         if reader.fieldnames is None:
             return

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+_LOCK = threading.Lock()  # the limit of memory is the process's: only one block at a time may change it
 STATM = Path("/proc/self/statm")
 
 
@@ -30,6 +31,7 @@ def limit(seconds: float, size: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():
             stack.enter_context(_limit_time(seconds))
+        stack.enter_context(_LOCK)
         stack.enter_context(_limit_memory(size))
         try:
             yield

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from nucleoscope.settings import quote
+
 
 def find_context_length(model: PreTrainedModel) -> int | None:
     """Positions the model can attend to, or None if its configuration sets no limit."""
@@ -35,7 +37,7 @@ def find_position_offset(model: PreTrainedModel) -> int:
 
 
 def find_length_limit(model: PreTrainedModel) -> int | None:
-    """The length beyond which a model computes every position otherwise than before; None if there is none.
+    """The length beyond which a model computes positions differently; None if there is none.
 
     LongRoPE (Ding et al. 2024) has one set of rotary factors for short texts and one for long ones, and
     transformers chooses by the largest position of a batch. Llama 4 and Inkling scale queries beyond a position
@@ -56,12 +58,18 @@ def find_length_limit(model: PreTrainedModel) -> int | None:
 
 
 def find_end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """All ids that end a text: those of the generation config, of the model, of its text part and of the tokenizer."""
+    """All ids that end a text: those of the generation config, of the model, of its text part and of the tokenizer.
+
+    ValueError if one is no number.
+    """
     ends: set[int] = set()
     configs = (getattr(model, "generation_config", None), model.config, model.config.get_text_config())
     for source in (*configs, tokenizer):
         value = getattr(source, "eos_token_id", None)
-        ends.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
+        found = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        if not all(isinstance(token, int) for token in found):
+            raise ValueError(f"{type(source).__name__} has the eos_token_id {quote(value)}: it must be a number")
+        ends.update(found)
     return ends
 
 

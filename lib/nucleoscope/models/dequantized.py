@@ -66,10 +66,12 @@ def keep(model: PreTrainedModel, config: PreTrainedConfig, folder: Path) -> None
 
 
 def clear() -> int:
-    """Removes all kept weights. Returns their size in bytes. OSError if some belong to another user."""
-    before = sum(map(_measure_size, _list_folders()))
+    """Removes all kept weights. Returns their size in bytes. PermissionError if some belong to another user."""
+    before = 0
     for folder in _list_folders():
-        shutil.rmtree(folder)
+        with contextlib.suppress(FileNotFoundError):  # another process clears too
+            before += _measure_size(folder)
+            shutil.rmtree(folder)
     return before
 
 
@@ -81,11 +83,12 @@ def _list_folders() -> list[Path]:
     """The folders of weights, without those that another process is writing; what a killed one left counts."""
     fresh = time.time() - ABANDONED
     folders = _find_root().glob("*/")
-    return [folder for folder in folders if not folder.name.startswith(PARTIAL) or folder.stat().st_mtime < fresh]
+    own = [folder for folder in folders if not folder.is_symlink()]
+    return [folder for folder in own if not folder.name.startswith(PARTIAL) or folder.stat().st_mtime < fresh]
 
 
 def _measure_size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+    return sum(path.lstat().st_size for path in folder.iterdir())
 
 
 def _shrink(limit: int) -> None:

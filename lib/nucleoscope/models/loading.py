@@ -89,6 +89,12 @@ def load(
         raise ValueError(
             f"weights are missing from model '{name}': {shorten(', '.join(sorted(report['missing_keys'])))}"
         )
+    if report["mismatched_keys"]:
+        weight, found, expected = min(report["mismatched_keys"])
+        raise ValueError(
+            f"weights of model '{name}' do not fit its configuration: {weight} has the shape {tuple(found)} and not "
+            f"{tuple(expected)}"
+        )
     return Model(model.eval(), tokenizer, _identify(name, source, digest, options.get("revision")))
 
 
@@ -111,6 +117,7 @@ def _load_model(
     """Loads a model onto its device, as an object of a class that ``loader`` chooses."""
     trust = options.get("trust_remote_code", False)
     place = placement.plan_placement(device, partial(placement.estimate_weights, config, precision, trust, loader))
+    options = {"ignore_mismatched_sizes": True, **options}  # `load` says more about them
     model, report = loader.from_pretrained(source, dtype=precision, output_loading_info=True, **place, **options)
     placement.check_placed(model)
     return model, report

@@ -42,12 +42,16 @@ def write_tokens(records: list[dict], path: Path) -> None:
 def repair_tokens(folder: Path) -> bool:
     """Writes the tokens.parquet of a run from its measurements if it is missing or damaged; whether it did.
 
-    ValueError names measurements that cannot be read.
+    ValueError names measurements that cannot be read, OSError a file that cannot be written.
     """
     path = find_measurements(folder)
     if path is None or _is_current(path):
         return False
     convert(path)
+    if not _is_current(path):
+        tokens = path.with_name(TOKENS)
+        why = "it is a folder" if tokens.is_dir() else "the disk is full, or writing is not allowed"
+        raise OSError(f"cannot write '{tokens}': {why}")
     return True
 
 

@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
 def _fit_on_line(message: object) -> str:
     """A message that is one line in every terminal: what is quoted from an input may contain anything."""
     words = str(message).split()
-    line = " ".join(word if len(word) <= LONGEST_WORD else f"{word[:60]}..." for word in words)
+    line = " ".join(word if len(word) <= LONGEST_WORD else f"{word[:60]}...{word[-60:]}" for word in words)
     line = escape_line(line)
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
 

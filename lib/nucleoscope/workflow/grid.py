@@ -91,6 +91,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)  # a setting checks its dates
+
+
 def load(path: str | Path, check: bool = True) -> dict[str, Any]:
     """The grid in a YAML file, checked. ValueError or OSError, in one line, names the file and what is wrong.
 
