@@ -262,7 +262,7 @@ def test_a_model_is_loaded_straight_to_its_gpus(gpus, tmp_path, monkeypatch):
 
     def load(source, **options):
         told.update(options)
-        return tiny.create_model(), {"missing_keys": []}
+        return tiny.create_model(), {"missing_keys": set(), "mismatched_keys": set()}
 
     monkeypatch.setattr(loading.kinds.AutoModelForCausalLM, "from_pretrained", load)
     monkeypatch.setattr(loading, "pick_device", placement.pick_device)
