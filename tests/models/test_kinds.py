@@ -144,7 +144,7 @@ def test_what_is_no_language_model_is_refused_by_its_configuration(refuse, kind)
 )
 def test_what_has_an_encoder_of_the_prompt_is_refused(kind):
     config = CONFIG_MAPPING[kind]()
-    with pytest.raises(kinds.Unsupported, match="an encoder and a decoder") as caught:
+    with pytest.raises(kinds.UnsupportedKind, match="an encoder and a decoder") as caught:
         kinds.choose_class(config)
     assert type(config).__name__ in assert_one_line(str(caught.value))
 

@@ -471,7 +471,7 @@ def make_folder(mode: int):
 
 def give_away(locks: Path, victim: Path) -> None:
     if os.getuid():
-        pytest.skip("ONLY ROOT CAN GIVE A FOLDER AWAY")
+        pytest.skip("NOT ROOT: a lock folder that belongs to another user is untested")
     locks.mkdir(0o700)
     os.chown(locks, 65534, 65534)
 

@@ -29,7 +29,7 @@ HALF = 0.5
 NOISE, LEAST, LEAST_HALF = 4, 1e-4, 2**-8
 
 
-class Prompts(NamedTuple):
+class Trial(NamedTuple):
     """Prompts, longest first, each followed by the tokens of its steps; ``lengths`` are those of the prompts."""
 
     ids: list[list[int]]
@@ -114,7 +114,7 @@ def _check_causality(model: PreTrainedModel, ids: list[int]) -> None:
         )
 
 
-def _choose_prompts(model: PreTrainedModel) -> Prompts:
+def _choose_prompts(model: PreTrainedModel) -> Trial:
     """Ordinary ids of the vocabulary, not those with a role, as far as they fit in the model's context."""
     config = model.config.get_text_config()
     roles = {
@@ -128,7 +128,7 @@ def _choose_prompts(model: PreTrainedModel) -> Prompts:
     generator = torch.Generator().manual_seed(0)
     order = torch.randint(len(free), (sum(lengths) + len(lengths) * steps,), generator=generator).tolist()
     ids = iter(free[place] for place in order)
-    return Prompts([[next(ids) for _ in range(length + steps)] for length in lengths], lengths, steps)
+    return Trial([[next(ids) for _ in range(length + steps)] for length in lengths], lengths, steps)
 
 
 def _choose_lengths(limit: int | None) -> tuple[tuple[int, ...], int]:
@@ -198,7 +198,7 @@ def _measure_rounding(model: PreTrainedModel, ids: list[int]) -> float:
     return max(least, NOISE * measure_difference(_read(model, [ids] * 4)[0, -1], _read_alone(model, ids)))
 
 
-def _measure_error(model: PreTrainedModel, way: str, prompts: Prompts, steps: list[list[torch.Tensor]]) -> float:
+def _measure_error(model: PreTrainedModel, way: str, prompts: Trial, steps: list[list[torch.Tensor]]) -> float:
     """The largest difference of logits from those of each prompt alone, in standard deviations of the latter."""
     rows = list(range(len(prompts.ids)))
     batches = [[row] for row in rows] if needs_equal_lengths(way) else [rows]

@@ -81,7 +81,7 @@ def load(
             model, report = _load_model(source, config, loader, precision, device, options)
     except placement.TooLarge:
         raise
-    except (gguf.Unsupported, kinds.Unsupported) as error:
+    except (gguf.Unsupported, kinds.UnsupportedKind) as error:
         raise ValueError(f"cannot load '{name}': {error}") from None
     except Exception as error:  # the library raises many types; all become one line
         raise explain(name, error, revision) from error
@@ -139,7 +139,7 @@ def _load_gguf(file: Path, digest: str, precision: torch.dtype | str, device: st
     if dequantized.is_kept(kept):
         try:
             return load_from(kept)
-        except (placement.TooLarge, gguf.Unsupported, kinds.Unsupported, torch.OutOfMemoryError):
+        except (placement.TooLarge, gguf.Unsupported, kinds.UnsupportedKind, torch.OutOfMemoryError):
             raise
         except Exception:  # removed in the meantime, or by a library that reads it otherwise
             shutil.rmtree(kept, ignore_errors=True)

@@ -147,6 +147,7 @@ def _add_names(frame: "pd.DataFrame", model: str, dataset: str) -> "pd.DataFrame
 
 
 def write_parquet(frame: "pd.DataFrame", path: Path, fingerprint: bytes) -> None:
+    """Writes a table of one run beside its measurements file ``path``, with their ``fingerprint``."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -167,9 +168,8 @@ def _is_current(path: Path) -> bool:
 def _has_bad_page(tokens: Path, most: int) -> bool:
     """Whether a tokens.parquet cannot be read to the end, has numbers that no run measures, or over ``most`` rows.
 
-    A part is read at a time: a file of some kilobytes can contain a billion equal rows.
-
-    Analyses read each file several times, in several processes, where a bad one would end all of them.
+    It is asked before a file is used, because a bad one would end an analysis half way. A part is read at a time: a
+    file of some kilobytes can contain a billion equal rows.
     """
     import pyarrow as pa
     from pyarrow import compute, parquet
