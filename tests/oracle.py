@@ -19,8 +19,8 @@ torch.set_num_threads(1)
 
 def compute_softmax(logits):
     """The float32 probabilities that the contract is stated on: (B, V) -> a list of float64 rows."""
-    z = logits.float() - logits.float().amax(-1, keepdim=True)
-    return list((z - torch.logsumexp(z, -1, keepdim=True)).exp().double().numpy())
+    e = (logits.float() - logits.float().amax(-1, keepdim=True)).exp()
+    return list((e / e.sum(-1, keepdim=True)).double().numpy())
 
 
 def find_nucleus(p, top_p):

@@ -41,14 +41,14 @@ class Quantity:
     def from_function(cls, name: str, function: Callable[[Any, Any, Any], Any], **facts: Any) -> "Quantity":
         """A quantity from ``function(logits, candidates, embedding)``, which returns one number per token (B,).
 
-        ``logits`` (B, V), divided by the temperature; ``candidates`` a `measure.nucleus.Nucleus`;
+        ``logits`` (B, V) float32, divided by the temperature; ``candidates`` a `measure.nucleus.Nucleus`;
         ``embedding`` (V, d). ``facts`` are the other fields; by default the list in a record has the quantity's
         name. Raises ValueError if the name is not an identifier.
         """
         if not name.isidentifier():
             raise ValueError(f"quantity name is {name!r}: it must be a Python identifier, such as top_three_mass")
         facts = {"label": name.replace("_", " "), "plural": name} | facts
-        return cls(name, compute=lambda step: function(step.logits, step.candidates, step.embedding), **facts)
+        return cls(name, compute=lambda step: function(step.logits.float(), step.candidates, step.embedding), **facts)
 
     @property
     def title(self) -> str:

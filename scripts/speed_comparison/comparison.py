@@ -96,13 +96,13 @@ def measure_generate(model, ids: list[list[int]], max_tokens: int, top_p: float,
         ),
     )
     embedding = model.get_input_embeddings().weight
-    inverse_norm = cosine.compute_inverse_norms(embedding)
+    directions = cosine.find_directions(embedding)
     tokens = output.sequences[:, longest:]
     for step, logits in enumerate(output.logits):
         chosen = find_nucleus(logits, top_p)
         entropy.compute_nucleus_entropies(chosen.probs, chosen.offsets)
         entropy.compute_full_entropies(logits)
-        cosine.compute_similarity(*chosen, embedding, inverse_norm)
+        cosine.compute_similarity(*chosen, directions)
         logits.log_softmax(-1).gather(-1, tokens[:, step : step + 1])
     over = torch.isin(tokens, torch.tensor(sorted(ends), device=tokens.device, dtype=tokens.dtype)).cumsum(1) > 0
     return int((~over).sum())
@@ -208,14 +208,14 @@ def time_kernels(device: torch.device, rows: int) -> None:
     print(f"\n| V | d | median nucleus | rows | full sort, ms | nucleus, ms | cosine, ms |\n|{'---|' * 7}")
     for vocabulary in (49_152, 128_256):
         embedding = torch.randn(vocabulary, 4096, device=device, dtype=torch.bfloat16)
-        inverse_norm = cosine.compute_inverse_norms(embedding)
+        directions = cosine.find_directions(embedding)
         for size in (10, 5_000):
             logits = draw_logits(vocabulary, size, rows, device)
             chosen = find_nucleus(logits, 0.9)
             sort = time_median(lambda logits=logits: logits.sort(descending=True), device, 3)
             pick = time_median(lambda logits=logits: find_nucleus(logits, 0.9), device)
             similarity = time_median(
-                lambda chosen=chosen: cosine.compute_similarity(*chosen, embedding, inverse_norm),  # noqa: B023
+                lambda chosen=chosen: cosine.compute_similarity(*chosen, directions),  # noqa: B023
                 device,
                 3,
             )

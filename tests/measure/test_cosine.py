@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import oracle
 from nucleoscope.measure import cosine
-from nucleoscope.measure.cosine import compute_inverse_norms, compute_similarity
+from nucleoscope.measure.cosine import compute_similarity, find_directions
 from nucleoscope.measure.entropy import compute_nucleus_entropies
 from nucleoscope.measure.nucleus import find_nucleus
 
@@ -31,7 +31,7 @@ def measure(embedding, ids, probs):
     """One (cosine, weighted_cosine, similarity_entropy) for each row of ids and of probabilities."""
     flat, offsets = oracle.join_ragged(probs)
     flat_ids = torch.tensor([i for row in ids for i in row])
-    found = compute_similarity(flat_ids, flat, offsets, embedding, compute_inverse_norms(embedding))
+    found = compute_similarity(flat_ids, flat, offsets, find_directions(embedding))
     assert all(x.shape == (len(probs),) and x.dtype == torch.float64 for x in found)
     return list(zip(*(x.tolist() for x in found), strict=True))
 
@@ -231,9 +231,9 @@ def test_pieces_give_equal_numbers_where_float32_sums_are_exact(monkeypatch, pie
     axes = torch.eye(16)[torch.arange(400) % 16] * torch.where(torch.arange(400) % 3 == 0, -1, 1)[:, None]
     embedding, ids = split_rows(axes)
     probs = [[2.0**-10] * len(i) for i in ids]
-    whole, norms = measure(embedding, ids, probs), compute_inverse_norms(embedding)
+    whole, found = measure(embedding, ids, probs), find_directions(embedding)
     monkeypatch.setattr(cosine, "PIECE_CPU", piece)
-    assert torch.equal(compute_inverse_norms(embedding), norms)
+    assert all(torch.equal(a, b) for a, b in zip(find_directions(embedding), found, strict=True))
     plain = [found[0] for found in measure(embedding, ids, probs)]
     assert plain == [found[0] for found in whole]
     for a, b in zip(measure(embedding, ids, probs), whole, strict=True):
@@ -244,7 +244,7 @@ def test_nuclei_of_logits_from_end_to_end():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 2000, generator=generator) * torch.tensor([0.1, 1, 2, 4, 8, 50])[:, None]
     found, embedding = find_nucleus(logits, 0.9), draw_rows(2000, 48, lean=0.3).bfloat16()
-    measured = compute_similarity(*found, embedding, compute_inverse_norms(embedding))
+    measured = compute_similarity(*found, find_directions(embedding))
     ids, probs = oracle.split(found.ids, found.offsets), oracle.split(found.probs, found.offsets)
     for row, i, p in zip(zip(*measured, strict=True), ids, probs, strict=True):
         assert [x.item() for x in row] == approximate(list(oracle.compute_similarity(embedding[i], p)), len(i))
@@ -255,8 +255,9 @@ def test_nuclei_of_logits_from_end_to_end():
 def test_inverse_norms_are_float32_and_0_for_a_zero_row(dtype, d):
     embedding = draw_rows(50, d).to(dtype)
     embedding[7] = 0
-    found = compute_inverse_norms(embedding)
+    _, found, squares = find_directions(embedding)
     norms = np.sqrt((embedding.double().numpy() ** 2).sum(1))
     assert found.dtype == torch.float32
-    assert found[7] == 0
+    assert found[7] == squares[7] == 0
+    assert np.delete(squares.numpy(), 7) == pytest.approx(1, rel=0, abs=2 * EPS)
     assert np.delete(found.numpy() * norms, 7) == pytest.approx(1, rel=0, abs=2 * EPS)  # norm and reciprocal

@@ -35,7 +35,7 @@ def test_quantities_are_the_same():
     for device in ("cpu", "cuda"):
         chosen = find_nucleus(logits.to(device), 0.9)
         rows = embedding.to(device)
-        alike = cosine.compute_similarity(*chosen, rows, cosine.compute_inverse_norms(rows))
+        alike = cosine.compute_similarity(*chosen, cosine.find_directions(rows))
         place = sample(chosen, u.to(device))
         values = [
             *entropy.compute_nucleus_entropies(chosen.probs, chosen.offsets),

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
+from nucleoscope.measure import nucleus
 from nucleoscope.measure.nucleus import NotFinite, Nucleus, find_nucleus
 from nucleoscope.measure.sampling import sample
 
@@ -226,6 +227,27 @@ def test_logits_of_the_last_step_need_not_be_contiguous_and_stay_untouched(windo
     assert_exact(steps[:, -1], 0.9, window=window)
     assert_exact(steps[0].T, 0.9, window=window)
     assert torch.equal(steps, before)
+
+
+@pytest.mark.parametrize("size", [8192, 8192 + 1, 8192 + 31, 50000])
+@pytest.mark.parametrize("levels", [3, 1000, None])
+def test_the_candidates_of_a_large_vocabulary_are_found_among_the_maxima_of_columns(size, levels):
+    # many ties, some, none; the largest in the last places, which belong to no column, and all in one column
+    logits = 4 * torch.randn(4, size, generator=torch.Generator().manual_seed(size))
+    logits = logits if levels is None else (logits * levels / 8).round() * 8 / levels
+    logits[1, -40:] += 6
+    logits[2, 5 :: size // nucleus.COLUMN] += 12
+    for top_p in (0.3, 0.9, 1.0):
+        assert_exact(logits, top_p)
+
+
+def test_wide_nuclei_beyond_the_first_bound_and_within_it_share_a_batch():
+    falling = -torch.arange(20000.0).expand(4, -1)
+    logits = falling * torch.tensor([1e-4, 1e-3, 1e-2, 1])[:, None]
+    sizes = assert_exact(logits, 0.9).offsets.diff().tolist()
+    assert sizes[0] > sizes[1] > nucleus.FIRST_BOUND
+    assert nucleus.WINDOW < sizes[2] < nucleus.FIRST_BOUND
+    assert sizes[3] < nucleus.WINDOW
 
 
 # What is refused

@@ -8,7 +8,7 @@ import tiny
 from messages import assert_one_line
 from nucleoscope import quantities
 from nucleoscope.measure import cosine, generation, scoring
-from nucleoscope.measure.nucleus import find_nucleus
+from nucleoscope.measure.distribution import describe_distribution
 from nucleoscope.measure.recording import measure_step
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.measure.sampling import sample
@@ -24,11 +24,11 @@ def make_step(tokens=None, places=None, ties=False) -> Step:
     logits = 3 * torch.randn(ROWS, VOCABULARY, generator=generator)
     logits = logits.round() if ties else logits
     embedding = torch.randn(VOCABULARY, 8, generator=generator)
-    candidates = find_nucleus(logits, 0.9)
+    distribution = describe_distribution(logits, 0.9)
     if tokens is None:
-        places = sample(candidates, torch.rand(ROWS, generator=generator))
-        tokens = candidates.ids[places]
-    return Step(logits, candidates, tokens, embedding, cosine.compute_inverse_norms(embedding), places)
+        places = sample(distribution.candidates, torch.rand(ROWS, generator=generator))
+        tokens = distribution.candidates.ids[places]
+    return Step(logits, distribution, tokens, cosine.find_directions(embedding), places)
 
 
 def compute_rank(p, token: int) -> int:
@@ -52,8 +52,8 @@ def test_the_margin_is_the_difference_of_the_two_largest_probabilities():
 
 def test_the_margin_of_equal_tokens_is_0_and_that_of_a_single_token_1():
     for logits, expected in ((torch.zeros(1, 5), 0), (torch.tensor([[0.5]]), 1), (torch.tensor([[0.0, -200]]), 1)):
-        candidates, embedding = find_nucleus(logits, 0.9), torch.ones(logits.shape[1], 2)
-        step = Step(logits, candidates, candidates.ids[:1], embedding, cosine.compute_inverse_norms(embedding))
+        directions = cosine.find_directions(torch.ones(logits.shape[1], 2))
+        step = Step(logits, describe_distribution(logits, 0.9), torch.tensor([0]), directions)
         assert step.margin.tolist() == [expected]
 
 

@@ -278,9 +278,7 @@ def test_the_package_measures_what_the_page_says(seed):
     inside = t.find_nucleus(p, 0.9)
     assert found.ids.tolist() == inside.tolist()
     weights = torch.tensor(table, dtype=torch.float32)
-    values = cosine.compute_similarity(
-        found.ids, found.probs, found.offsets, weights, cosine.compute_inverse_norms(weights)
-    )
+    values = cosine.compute_similarity(found.ids, found.probs, found.offsets, cosine.find_directions(weights))
     q = p[inside] / p[inside].sum()
     assert float(entropy.compute_nucleus_entropies(found.probs, found.offsets)[0]) == pytest.approx(
         t.compute_entropy(q), abs=1e-5

@@ -7,6 +7,7 @@ With u_i the unit rows, S = sum u_i and M = sum q_i u_i, every pair sum follows 
 |M|^2 (the identity |sum v_i|^2 = sum |v_i|^2 + sum over i != j of v_i.v_j).
 """
 
+from bisect import bisect_right
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,21 @@ from torch.nn.functional import embedding_bag
 
 from nucleoscope.measure.ragged import choose_sum_dtype, compute_shares, repeat_rows, sum_rows, widen
 
-# Numbers gathered at once: on a CPU a piece should fit in its cache (1 MB in float32), on a GPU
+# Numbers gathered at once: on a CPU a piece should fit in its cache (4 MB in float32), on a GPU
 # it should keep the device busy.
-PIECE_CPU, PIECE_GPU = 2**18, 2**26
+PIECE_CPU, PIECE_GPU = 2**20, 2**26
+
+
+class Directions(NamedTuple):
+    """The unit rows u_i = embedding_i * inverse_norm_i of an embedding matrix (V, d) of any floating type.
+
+    ``inverse_norm`` (V,) is float32, and 0 for a row of zeros, which has no direction and counts as orthogonal to
+    all others. ``squares`` (V,) float64 are |u_i|^2 as actually added: 1 up to rounding, 0 for a row of zeros.
+    """
+
+    embedding: torch.Tensor
+    inverse_norm: torch.Tensor
+    squares: torch.Tensor
 
 
 class Similarity(NamedTuple):
@@ -27,25 +40,22 @@ class Similarity(NamedTuple):
     similarity_entropy: torch.Tensor
 
 
-def compute_inverse_norms(embedding: torch.Tensor) -> torch.Tensor:
-    """1 / |row| (V,) float32 of an embedding matrix (V, d); 0 for a row of zeros, which has no
-    direction and counts as orthogonal to all others. Computed once per model."""
-    norms = torch.cat([_compute_norms(rows) for rows in embedding.split(_choose_rows_per_piece(embedding))]).float()
-    return torch.where(norms > 0, norms.reciprocal(), 0)
+def find_directions(embedding: torch.Tensor) -> Directions:
+    """The directions of an embedding's rows (V, d); computed once per model."""
+    norms = torch.cat([_compute_norms(rows) for rows in embedding.split(_choose_rows_per_piece(embedding))])
+    narrow = norms.float()
+    inverse_norm = torch.where(narrow > 0, narrow.reciprocal(), 0)
+    return Directions(embedding, inverse_norm, (norms * inverse_norm).square())
 
 
 def compute_similarity(
-    ids: torch.Tensor,
-    probs: torch.Tensor,
-    offsets: torch.Tensor,
-    embedding: torch.Tensor,
-    inverse_norm: torch.Tensor,
+    ids: torch.Tensor, probs: torch.Tensor, offsets: torch.Tensor, directions: Directions
 ) -> Similarity:
     """Cosine statistics of ragged nuclei.
 
     ``ids`` (K,) and ``probs`` (K,) are ordered by falling probability within the rows given by ``offsets``
-    (B + 1,), as in `nucleus.Nucleus`; ``embedding`` (V, d) has any floating type; ``inverse_norm`` (V,) is
-    from `compute_inverse_norms`. If k = 1, both cosines are 1 by convention and the entropy is 0.
+    (B + 1,), as in `nucleus.Nucleus`; ``directions`` are from `find_directions`. If k = 1, both cosines are 1 by
+    convention and the entropy is 0.
 
     * cosine: mean of u_i.u_j over unordered pairs = (|S|^2 - sum |u_i|^2) / (k (k - 1))
     * weighted_cosine: sum over i != j of q_i q_j u_i.u_j, divided by the sum of q_i q_j
@@ -54,10 +64,7 @@ def compute_similarity(
       Ecology 2012) for one token's candidates, in nats, in [0, entropy].
     """
     sizes, total, first = offsets.diff(), len(ids), offsets[:-1]
-    step = _choose_rows_per_piece(embedding)
-    parts = [slice(start, start + step) for start in range(0, total, step)]
-    inverse = inverse_norm[ids]
-    q = compute_shares(probs, offsets)
+    q, squares = compute_shares(probs, offsets), directions.squares[ids]
     # The likeliest token is kept separate in the weighted sums: if it has nearly all the weight,
     # the others would be lost as a difference of numbers close to 1.
     others = q.index_fill(0, first, 0)
@@ -65,20 +72,7 @@ def compute_similarity(
     # As shares of their own mass, which may be too small for float32.
     others = others / repeat_rows(torch.where(sizes == 1, 1, tail), offsets, total)
 
-    sums = rest = 0  # S, and M without its first term: (B, d)
-    squares = torch.empty_like(q)  # |u_i|^2 as actually added: 1 up to rounding, 0 for a zero row
-    for part in parts:
-        rows, scale = embedding.index_select(0, ids[part]).float(), inverse[part]  # (k', d), (k',)
-        bags = (offsets - part.start).clamp(0, len(rows))
-        sums = sums + _sum_bags(rows, bags, scale)
-        rest = rest + _sum_bags(rows, bags, others[part].float() * scale)
-        squares[part] = (_compute_norms(rows) * scale).square()
-
-    head = embedding.index_select(0, ids[first]).float() * inverse[first, None]  # u of the likeliest token (B, d)
-    mean = tail[:, None].float() * rest + q[first, None].float() * head  # M (B, d)
-    owner = repeat_rows(torch.arange(len(sizes), device=ids.device), offsets, total)
-    dots = torch.cat([_compute_dots(embedding, ids[p], mean, owner[p]) for p in parts]) * inverse
-
+    sums, rest, head, dots = _add_directions(ids, offsets, q, others, tail, directions)
     alone = sizes == 1
     pairs = torch.where(alone, 1, sizes * (sizes - 1))
     cosine = (_compute_square_norm(sums) - sum_rows(squares, offsets)) / pairs
@@ -99,6 +93,60 @@ def compute_similarity(
     )
 
 
+def _add_directions(
+    ids: torch.Tensor,
+    offsets: torch.Tensor,
+    q: torch.Tensor,
+    others: torch.Tensor,
+    tail: torch.Tensor,
+    directions: Directions,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """S, M without the likeliest token and as a mean of its own, and that token's u: (B, d); and all u_i.M (K,).
+
+    The embedding's rows are gathered once, for as many nuclei as fit in a piece; twice for a nucleus that is larger.
+    """
+    embedding, scale, first = directions.embedding, directions.inverse_norm[ids], offsets[:-1]
+    head = _gather(embedding, ids[first]) * scale[first, None]
+    sums, rest, dots = torch.empty_like(head), torch.empty_like(head), torch.empty_like(scale)
+    for rows, parts in _split_nuclei(offsets, len(ids), _choose_rows_per_piece(embedding)):
+        gathered = None
+        sums[rows] = rest[rows] = 0
+        for part in parts:
+            gathered = _gather(embedding, ids[part])  # (k', d)
+            bags = (offsets[rows.start : rows.stop + 1] - part.start).clamp(0, len(gathered))
+            sums[rows] += _sum_bags(gathered, bags, scale[part])
+            rest[rows] += _sum_bags(gathered, bags, others[part].float() * scale[part])
+        mean = tail[rows, None].float() * rest[rows] + q[first[rows], None].float() * head[rows]  # M
+        for part in parts:
+            own = gathered if len(parts) == 1 else _gather(embedding, ids[part])
+            if len(mean) == 1:
+                dots[part] = own @ mean[0]
+            else:
+                dots[part] = torch.linalg.vecdot(own, repeat_rows(mean, offsets[rows.start : rows.stop + 1], len(own)))
+    return sums, rest, head, dots * scale
+
+
+def _split_nuclei(offsets: torch.Tensor, total: int, most: int) -> list[tuple[slice, list[slice]]]:
+    """Rows that together have at most ``most`` candidates, with the places of these; one larger row in several parts.
+
+    ``offsets`` are copied to the host only if all rows together have more.
+    """
+    if total <= most:
+        return [(slice(0, len(offsets) - 1), [slice(0, total)])]
+    host, found, row = offsets.tolist(), [], 0
+    while row < len(host) - 1:
+        end = max(row + 1, bisect_right(host, host[row] + most) - 1)
+        parts = [slice(start, min(start + most, host[end])) for start in range(host[row], host[end], most)]
+        found.append((slice(row, end), parts))
+        row = end
+    return found
+
+
+def _gather(embedding: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Rows (k, d) of the embedding, in float32."""
+    return embedding.index_select(0, ids).float()
+
+
 def _choose_rows_per_piece(embedding: torch.Tensor) -> int:
     piece = PIECE_CPU if embedding.device.type == "cpu" else PIECE_GPU
     return max(1, piece // embedding.shape[1])
@@ -107,11 +155,6 @@ def _choose_rows_per_piece(embedding: torch.Tensor) -> int:
 def _compute_norms(rows: torch.Tensor) -> torch.Tensor:
     """Norms (k,) of ``rows`` (k, d). Over wide rows a float32 sum is biased, and so is a pair's cosine."""
     return torch.linalg.vector_norm(rows, dim=-1, dtype=choose_sum_dtype(rows.device))
-
-
-def _compute_dots(embedding: torch.Tensor, ids: torch.Tensor, mean: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-    """Products (k,) of the rows ``ids`` of the embedding with their nuclei's rows of ``mean`` (B, d)."""
-    return torch.linalg.vecdot(embedding.index_select(0, ids).float(), mean.index_select(0, owner))
 
 
 def _sum_bags(rows: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -5,16 +5,13 @@ is (values (K,), offsets (B + 1,)), as in `nucleus.Nucleus`; no row may be empty
 are float64.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from nucleoscope.measure.ragged import compute_shares, repeat_rows, sum_rows
-from nucleoscope.measure.softmax import compute_log_probabilities
-
-# Logits processed at once: on a CPU as many as fit in its cache (allocating memory at each step costs
-# more than the sums), on a GPU as many as keep it busy.
-PIECE_CPU, PIECE_GPU = 2**19, 2**28
+from nucleoscope.measure.softmax import Exponentials, exponentiate, split_rows
 
 
 class NucleusEntropies(NamedTuple):
@@ -51,22 +48,26 @@ def compute_nucleus_entropies(probs: torch.Tensor, offsets: torch.Tensor) -> Nuc
 
 
 def compute_full_entropies(logits: torch.Tensor) -> FullEntropies:
-    """Entropy H(p) and varentropy Var_p(-log p) of p = softmax(logits) over the last axis: (B, V) -> (B,) each.
+    """What `FullEntropies` says of softmax(logits) over the last axis: (B, V) -> (B,) each.
 
     H is in [0, log V] nats. Logits of -inf (p = 0) contribute nothing.
     """
-    parts = [_compute_full_entropy(rows.float()) for rows in logits.split(_choose_rows_per_piece(logits))]
-    return FullEntropies(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return join_entropies([summarise(exponentiate(rows)) for rows in split_rows(logits)])
 
 
-def _compute_full_entropy(logits: torch.Tensor) -> FullEntropies:
+def join_entropies(parts: Sequence[FullEntropies]) -> FullEntropies:
+    """The entropies of some pieces in one."""
+    return FullEntropies(*(torch.cat(part) if len(part) > 1 else part[0] for part in zip(*parts, strict=True)))
+
+
+def summarise(found: Exponentials) -> FullEntropies:
+    """The entropies of the rows of `softmax.exponentiate`, whose ``z`` is overwritten: it takes too long to copy."""
+    z, exponentials, total = found
     # Below -104, p is 0 in float32; a finite value instead of -inf keeps 0 * log p from being NaN.
-    log_p = compute_log_probabilities(logits).clamp_min_(-200)
-    p = log_p.exp()
-    mean = (p * log_p).sum(-1)
-    variance = log_p.sub_(mean[:, None]).square_().mul_(p).sum(-1)  # E[x^2] - E[x]^2 would lose digits
-    return FullEntropies((-mean).clamp_min(0), variance, p.amax(-1))
-
-
-def _choose_rows_per_piece(logits: torch.Tensor) -> int:
-    return max(1, (PIECE_CPU if logits.device.type == "cpu" else PIECE_GPU) // logits.shape[-1])
+    z.clamp_min_(-200)
+    product = exponentials * z
+    mean = product.sum(-1, keepdim=True) / total  # of z; both terms of H are positive, so that no digits are lost
+    entropy = (total.log() - mean)[:, 0]
+    # E[x^2] - E[x]^2 would lose digits
+    variance = torch.mul(z.sub_(mean).square_(), exponentials, out=product).sum(-1) / total[:, 0]
+    return FullEntropies(entropy.clamp_min(0), variance, total[:, 0].reciprocal())

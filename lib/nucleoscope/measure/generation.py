@@ -83,12 +83,12 @@ def measure(
     check_ids(inputs, len(embedding))
     if batches is None:
         batches = plan_batches(model, inputs, chosen)
-    inverse_norm, way = cosine.compute_inverse_norms(embedding), checking.find_way(model, chosen.skip_check)
+    directions, way = cosine.find_directions(embedding), checking.find_way(model, chosen.skip_check)
     quantities = list_recorded() if quantities is None else quantities
 
     def measure_batch(indices: list[int], bar: tqdm) -> list[dict]:
         numbers = draw_uniforms(chosen.seed, indices, max_tokens, model.device)
-        sampler, ended = Sampler(embedding, inverse_norm, chosen, numbers, ends, quantities), 0
+        sampler, ended = Sampler(directions, chosen, numbers, ends, quantities), 0
         ids = [inputs.ids[i] for i in indices]
         for step, (rows, over) in enumerate(generate(model, ids, max_tokens, sampler, way)):
             bar.total -= (len(over) - ended) * (max_tokens - step)  # ended rows will produce no more tokens

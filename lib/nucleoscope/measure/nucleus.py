@@ -9,20 +9,20 @@ smallest prefix of the tokens, ordered by falling probability, whose mass is at 
 Ties are broken by the lower id, so that the nucleus is a well-defined list.
 """
 
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from nucleoscope.measure.ragged import choose_sum_dtype
-from nucleoscope.measure.softmax import compute_probabilities
+from nucleoscope.measure.softmax import Exponentials, exponentiate, split_rows
 from nucleoscope.settings import Settings, validate
 
 WINDOW = 128  # tokens examined first; wide enough for most steps of most models
+COLUMN = 32  # values of which one maximum is taken: see `_find_largest`
+FIRST_BOUND = 1024  # tokens above the first bound of a wide nucleus: enough for most
 HALVINGS = 8  # of the logarithmic bracket around a wide nucleus's smallest probability
-# Probabilities processed at once: on a CPU as many as fit in its cache (allocating memory at each step
-# costs more than the search), on a GPU as many as keep it busy.
-PIECE_CPU, PIECE_GPU = 2**19, 2**28
 SLACK = 1e-4  # mass by which a wide row's candidates exceed top_p: far above float32 rounding
 
 
@@ -59,54 +59,105 @@ def find_nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nu
     """The nucleus of each row of ``logits`` (B, V), any floating type; -inf means p = 0.
 
     Tokens of probability 0 (including underflow) are in no nucleus; with ``top_p`` = 1 all others
-    are in it. Waits for the device once, to copy the B sizes to the host; rows that do not fit in
+    are in it. Waits for the device once per `split_rows`, to copy the sizes to the host; rows that do not fit in
     ``window`` cost a few more waits.
 
     Raises ValueError for ``top_p`` outside (0, 1], NotFinite (with the rows) for NaN or +inf.
     """
     validate("top_p", top_p)
-    rows = max(1, (PIECE_CPU if logits.device.type == "cpu" else PIECE_GPU) // logits.shape[-1])
-    tops = [
-        _find_top(compute_probabilities(piece), top_p, min(window, logits.shape[-1])) for piece in logits.split(rows)
-    ]
-    ids, values, sizes = (torch.cat(parts) for parts in zip(*tops, strict=True))  # (B, W), (B, W), (B,)
-    host = sizes.tolist()
-    if -1 in host:
-        raise NotFinite([b for b, k in enumerate(host) if k < 0])
+    return join_nuclei([find_pieces(exponentiate(piece), top_p, window) for piece in split_rows(logits)])
 
-    starts = torch.arange(len(host), device=logits.device) * ids.shape[1]  # of each row in the pool
-    pool_ids, pool_values = ids.flatten(), values.flatten()
+
+class Piece(NamedTuple):
+    """The nuclei of R rows, concatenated, and their sizes on the host: -1 for a row that is not finite.
+
+    ``second`` (R,) is the second largest logit minus the largest; -inf in a vocabulary of one.
+    """
+
+    ids: torch.Tensor
+    probs: torch.Tensor
+    second: torch.Tensor
+    sizes: list[int]
+
+
+def find_pieces(found: Exponentials, top_p: float, window: int = WINDOW) -> Piece:
+    """The nuclei of the rows of `softmax.exponentiate`; no row is refused."""
+    width = min(max(window, 2), found.z.shape[-1])
+    ids, values, sizes = _find_top(found, top_p, width)  # (B, W), (B, W), (B,)
+    second = found.z.gather(-1, ids[:, 1:2])[:, 0] if width > 1 else torch.full_like(found.z[:, 0], -torch.inf)
+    host = sizes.tolist()
     wide = [b for b, k in enumerate(host) if k == 0]
+    if not wide and len(host) == 1 and host[0] > 0:
+        return Piece(ids[0, : host[0]], values[0, : host[0]], second, host)
+    starts = torch.arange(len(host), device=ids.device) * width  # of each row in the pool
+    pool_ids, pool_values = ids.flatten(), values.flatten()
     if wide:
-        index = torch.tensor(wide, device=logits.device)
-        ids, values, counts = _find_wide(compute_probabilities(logits[index]), top_p)
+        index = torch.tensor(wide, device=ids.device)
+        probs = found.exponentials[index] / found.total[index]
+        ids, values, counts = _find_wide(probs, top_p)
         starts[index] = pool_ids.numel() + counts.cumsum(0) - counts
         sizes = sizes.index_copy(0, index, counts)
         pool_ids, pool_values = torch.cat((pool_ids, ids)), torch.cat((pool_values, values))
+        for row, count in zip(wide, counts.tolist(), strict=True):
+            host[row] = count
+    sizes = sizes.clamp_min(0)
+    ends, total = sizes.cumsum(0), sum(size for size in host if size > 0)
+    shift = torch.repeat_interleave(starts - ends + sizes, sizes, output_size=total)
+    index = torch.arange(total, device=ids.device) + shift
+    return Piece(pool_ids[index], pool_values[index], second, host)
 
-    total = sum(host) + (len(ids) if wide else 0)
-    offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-    shift = torch.repeat_interleave(starts - offsets[:-1], sizes, output_size=total)
-    index = torch.arange(total, device=logits.device) + shift
-    return Nucleus(pool_ids[index], pool_values[index], offsets)
+
+def join_nuclei(pieces: list[Piece]) -> Nucleus:
+    """The nuclei of all rows. NotFinite, with the rows, if one has none."""
+    sizes = [size for piece in pieces for size in piece.sizes]
+    if -1 in sizes:
+        raise NotFinite([row for row, size in enumerate(sizes) if size < 0])
+    ids, probs = torch.cat([piece.ids for piece in pieces]), torch.cat([piece.probs for piece in pieces])
+    return Nucleus(ids, probs, torch.tensor([0, *accumulate(sizes)], device=ids.device))
 
 
-def _find_top(probs: torch.Tensor, top_p: float, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _find_top(found: Exponentials, top_p: float, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The ``width`` likeliest tokens in order, and the nucleus's size: 0 if undecided, -1 if not finite.
 
     A window decides a row if the nucleus ends strictly above the window's last probability: otherwise,
     tokens tied with the last one may be outside the window.
     """
-    values, ids = probs.topk(width, dim=-1, sorted=False)
+    values, ids = _find_largest(found.exponentials, width)
+    values = values / found.total
     # Non-negative floats have the same order as their bits, so one integer key encodes "probability, then id".
     order = ((values.view(torch.int32).long() << 32) - ids).argsort(dim=-1, descending=True)
     values, ids = values.gather(-1, order), ids.gather(-1, order)
     sizes = _count_sizes(values, top_p)
     last = values[:, -1]
     settled = values.gather(-1, sizes[:, None] - 1)[:, 0] > last
-    settled |= (last == 0) | (width == probs.shape[-1])
+    settled |= (last == 0) | (width == found.z.shape[-1])
     sizes = torch.where(settled, sizes, 0)
     return ids, values, torch.where(values[:, 0].isnan(), -1, sizes)
+
+
+def _find_largest(values: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``width`` largest of each row (R, V), in no particular order, and their places: (R, width) each.
+
+    Selecting from a whole vocabulary takes longer than all else here. Of columns of `COLUMN` values each, the
+    ``width`` with the largest maxima contain them: all other columns have only values that are not larger than
+    ``width`` maxima.
+    """
+    columns = values.shape[-1] // COLUMN
+    if columns <= 2 * width:
+        return values.topk(width, dim=-1, sorted=False)
+    start = columns * COLUMN  # what is left is examined in full
+    best = _find_maxima(values).topk(width, dim=-1, sorted=False).indices
+    inside = columns * torch.arange(COLUMN, device=values.device)
+    rest = torch.arange(start, values.shape[-1], device=values.device).expand(len(values), -1)
+    places = torch.cat(((best[:, None] + inside[:, None]).flatten(1), rest), dim=1)
+    largest, chosen = values.gather(-1, places).topk(width, dim=-1, sorted=False)
+    return largest, places.gather(-1, chosen)
+
+
+def _find_maxima(values: torch.Tensor) -> torch.Tensor:
+    """The maxima (R, V // COLUMN) of columns: column i consists of the values at i, i + V // COLUMN, and so on."""
+    columns = values.shape[-1] // COLUMN
+    return values[:, : columns * COLUMN].view(-1, COLUMN, columns).amax(1)
 
 
 def _count_sizes(values: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -141,17 +192,27 @@ def _bound_below(probs: torch.Tensor, top_p: float) -> torch.Tensor:
     """A lower bound (R,) of the probabilities in each row's nucleus, close to the smallest of them.
 
     A token with a probability below (1 - top_p) / V is never needed: together with all less likely tokens
-    it has a mass below 1 - top_p. Starting from half of that bound, bisect upwards as long as the tokens
-    at or above the midpoint have a mass of at least top_p, plus some slack.
+    it has a mass below 1 - top_p. A bound that about `FIRST_BOUND` tokens reach is tried first. Where these
+    have too little mass, starting from half of (1 - top_p) / V, bisect upwards as long as the tokens at or above
+    the midpoint have a mass of at least top_p, plus some slack.
     """
     tiny = torch.finfo(probs.dtype).smallest_normal * torch.finfo(probs.dtype).eps  # the smallest positive number
     low = torch.full_like(probs[:, 0], max((1 - top_p) / (2 * probs.shape[-1]), tiny))
     if 1 - top_p <= 4 * SLACK:
         return torch.full_like(low, tiny)
-    high = probs.amax(-1)
+    maxima = _find_maxima(probs) if probs.shape[-1] >= COLUMN else probs
+    bound = maxima.topk(min(FIRST_BOUND, maxima.shape[-1]), dim=-1, sorted=False).values.amin(-1).clamp_min(tiny)
+    found = _has_mass(probs, bound, top_p)
+    if bool(found.all()):
+        return bound
+    low, high = torch.where(found, bound, low), torch.where(found, probs.amax(-1), bound)
     for _ in range(HALVINGS):
         middle = (low * high).sqrt()
-        mass = torch.where(probs >= middle[:, None], probs, 0).sum(-1)
-        enough = mass >= top_p + SLACK
+        enough = _has_mass(probs, middle, top_p)
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
     return low
+
+
+def _has_mass(probs: torch.Tensor, bound: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Whether the tokens of each row (R, V) that have at least a probability of ``bound`` (R,) have enough mass."""
+    return torch.where(probs >= bound[:, None], probs, 0).sum(-1) >= top_p + SLACK

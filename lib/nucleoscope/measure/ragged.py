@@ -22,8 +22,8 @@ def sum_rows(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
 
 
 def repeat_rows(values: torch.Tensor, offsets: torch.Tensor, total: int) -> torch.Tensor:
-    """Row values (B,) repeated for each of a row's ``total`` entries: (K,)."""
-    return torch.repeat_interleave(values, offsets.diff(), output_size=total)
+    """Row values (B, ...) repeated for each of a row's entries, ``total`` in all: (K, ...)."""
+    return torch.repeat_interleave(values, offsets.diff(), dim=0, output_size=total)
 
 
 def compute_shares(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

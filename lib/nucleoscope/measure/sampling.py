@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from nucleoscope.measure.nucleus import NotFinite, Nucleus, find_nucleus, scale_logits
+from nucleoscope.measure.cosine import Directions
+from nucleoscope.measure.distribution import Distribution, describe_distribution
+from nucleoscope.measure.nucleus import NotFinite, Nucleus, scale_logits
 from nucleoscope.measure.ragged import choose_sum_dtype
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
@@ -53,14 +55,13 @@ class Sampler:
 
     def __init__(
         self,
-        embedding: torch.Tensor,
-        inverse_norm: torch.Tensor,
+        directions: Directions,
         settings: Settings,
         uniforms: torch.Tensor,
         ends: set[int],
         quantities: Sequence[Quantity],
     ):
-        self.embedding, self.inverse_norm, self.settings = embedding, inverse_norm, settings
+        self.directions, self.settings = directions, settings
         self.uniforms, self.quantities = uniforms, quantities
         self.ends = torch.tensor(sorted(ends), dtype=torch.long, device=uniforms.device)
         self.steps: list[tuple[list[int], torch.Tensor, Nucleus, torch.Tensor]] = []
@@ -71,32 +72,33 @@ class Sampler:
     def draw(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
         """The next tokens (B',) from logits (B', V) of ``rows``, and the rows known to have ended."""
         logits = scale_logits(logits, self.settings)
-        candidates = self._find_nuclei(logits, rows)
+        distribution = self._describe(logits, rows)
+        candidates = distribution.candidates
         if rows != self.rows:  # rows are only ever removed
             kept = [place for place, row in enumerate(self.rows or range(len(self.uniforms))) if row in set(rows)]
             self.uniforms, self.rows = self.uniforms[torch.tensor(kept, device=logits.device)], list(rows)
         places = sample(candidates, self.uniforms[:, len(self.steps)])
         tokens = candidates.ids[places]
-        step = Step(logits, candidates, tokens, self.embedding, self.inverse_norm, places)
+        step = Step(logits, distribution, tokens, self.directions, places)
         values = measure_step(step, self.quantities)  # (n, B')
         self.flags = torch.isin(tokens, self.ends).to("cpu", non_blocking=True)
         # A batch's nuclei stay on the device until the batch ends: ids need no more than 32 bits.
         self.steps.append((self.rows, tokens, candidates._replace(ids=candidates.ids.int()), values))
         return tokens, self.ended
 
-    def _find_nuclei(self, logits: torch.Tensor, rows: list[int]) -> Nucleus:
-        """The nuclei; rows that have ended may contain anything, NotFinite names only the others."""
+    def _describe(self, logits: torch.Tensor, rows: list[int]) -> Distribution:
+        """The distributions; rows that have ended may contain anything, NotFinite names only the others."""
         try:
-            candidates = find_nucleus(logits, self.settings.top_p)
+            found = describe_distribution(logits, self.settings.top_p)
         except NotFinite as error:
             self._read_flags()
             broken = [rows[place] for place in error.rows if rows[place] not in self.ended]
             if broken:
                 raise NotFinite(broken) from None
             over = torch.tensor(error.rows, device=logits.device)
-            return find_nucleus(logits.index_fill(0, over, 0), self.settings.top_p)
-        self._read_flags()  # find_nucleus has waited for the device, so the copy is complete
-        return candidates
+            return describe_distribution(logits.index_fill(0, over, 0), self.settings.top_p)
+        self._read_flags()  # finding the nuclei has waited for the device, so the copy is complete
+        return found
 
     def _read_flags(self) -> None:
         if self.flags is not None:

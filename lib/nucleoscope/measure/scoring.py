@@ -19,9 +19,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import batching, checking, cosine, encoding
+from nucleoscope.measure.distribution import describe_distribution
 from nucleoscope.measure.encoding import Encoder, Inputs
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_length_limit
-from nucleoscope.measure.nucleus import NotFinite, find_nucleus, scale_logits
+from nucleoscope.measure.nucleus import NotFinite, scale_logits
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity, list_recorded
@@ -202,7 +203,7 @@ class TextForward:
 @torch.inference_mode()
 def score_batch(
     forward: TextForward,
-    inverse_norm: torch.Tensor,
+    directions: cosine.Directions,
     settings: Settings,
     ids: list[list[int]],
     starts: list[int],
@@ -213,7 +214,6 @@ def score_batch(
 
     ``bar`` advances by the number of tokens measured; of ``settings`` top_p and temperature are used.
     """
-    embedding = find_embedding_matrix(forward.model)
     owners = [place for place, row in enumerate(ids) for _ in row[starts[place] :]]
     tokens = [token for row, start in zip(ids, starts, strict=True) for token in row[start:]]
     taken = torch.tensor(tokens, dtype=torch.long, device=forward.device)
@@ -223,11 +223,11 @@ def score_batch(
         part = slice(done, done + len(logits))
         logits = scale_logits(logits, settings)
         try:
-            candidates = find_nucleus(logits, settings.top_p)
+            distribution = describe_distribution(logits, settings.top_p)
         except NotFinite as error:
             raise NotFinite(sorted({owners[part][row] for row in error.rows})) from None
-        step = Step(logits.float(), candidates, taken[part], embedding, inverse_norm)
-        measured = unpack(taken[part], candidates, measure_step(step, quantities), quantities)
+        step = Step(logits, distribution, taken[part], directions)
+        measured = unpack(taken[part], step.candidates, measure_step(step, quantities), quantities)
         for owner, token in zip(owners[part], measured, strict=True):
             found[owner].append(token)
         bar.update(len(logits))
@@ -263,11 +263,11 @@ def measure(
         batches = plan_batches(model, inputs, chosen)
     checking.check_causality(model, chosen.skip_check)
     forward, quantities = TextForward(model), list_recorded() if quantities is None else quantities
-    inverse_norm = cosine.compute_inverse_norms(find_embedding_matrix(model))
+    directions = cosine.find_directions(find_embedding_matrix(model))
 
     def measure_batch(indices: list[int], bar: tqdm) -> list[dict]:
         ids, starts = ([column[i] for i in indices] for column in (inputs.ids, inputs.starts))
-        found = score_batch(forward, inverse_norm, chosen, ids, starts, quantities, bar)
+        found = score_batch(forward, directions, chosen, ids, starts, quantities, bar)
         return [build_record(prompts[i], tokens, quantities) for i, tokens in zip(indices, found, strict=True)]
 
     total = sum(len(inputs.ids[i]) - inputs.starts[i] for batch in batches for i in batch)

@@ -9,29 +9,28 @@ from functools import cached_property
 import torch
 
 from nucleoscope.measure import cosine, entropy
-from nucleoscope.measure.nucleus import Nucleus
-from nucleoscope.measure.softmax import compute_log_probabilities
+from nucleoscope.measure.distribution import Distribution
 
 
 class Step:
     """B tokens, the logits they were chosen from, and their candidates.
 
-    ``logits`` (B, V), divided by the temperature; ``candidates`` their nuclei; ``tokens`` (B,) the ids
-    taken; ``embedding`` (V, d) and ``inverse_norm`` (V,) as in `cosine.compute_similarity`. ``places`` (B,) are
-    the positions of the tokens in ``candidates.ids`` if they were drawn from there, else None.
+    ``logits`` (B, V), divided by the temperature; ``distribution`` is what they say, ``tokens`` (B,) are the ids
+    taken, ``directions`` those of the embedding's rows (`cosine.find_directions`). ``places`` (B,) are the
+    positions of the tokens in ``candidates.ids`` if they were drawn from there, else None.
     """
 
     def __init__(
         self,
         logits: torch.Tensor,
-        candidates: Nucleus,
+        distribution: Distribution,
         tokens: torch.Tensor,
-        embedding: torch.Tensor,
-        inverse_norm: torch.Tensor,
+        directions: cosine.Directions,
         places: torch.Tensor | None = None,
     ):
-        self.logits, self.candidates, self.tokens = logits, candidates, tokens
-        self.embedding, self.inverse_norm, self.places = embedding, inverse_norm, places
+        self.logits, self.tokens, self.places = logits, tokens, places
+        self.candidates, self._full, self.margin = distribution
+        self.directions, self.embedding = directions, directions.embedding
 
     @property
     def k(self) -> torch.Tensor:
@@ -42,12 +41,8 @@ class Step:
         return entropy.compute_nucleus_entropies(self.candidates.probs, self.candidates.offsets)
 
     @cached_property
-    def _full(self) -> entropy.FullEntropies:
-        return entropy.compute_full_entropies(self.logits)
-
-    @cached_property
     def _similarity(self) -> cosine.Similarity:
-        return cosine.compute_similarity(*self.candidates, self.embedding, self.inverse_norm)
+        return cosine.compute_similarity(*self.candidates, self.directions)
 
     @property
     def entropy(self) -> torch.Tensor:
@@ -86,7 +81,9 @@ class Step:
         """-log p(token taken)."""
         if self.places is not None:
             return -self.candidates.probs[self.places].log()
-        return -compute_log_probabilities(self.logits).gather(-1, self.tokens[:, None])[:, 0]
+        likeliest = self.candidates.ids[self.candidates.offsets[:-1]]
+        best, own = (self.logits.gather(-1, ids[:, None])[:, 0].float() for ids in (likeliest, self.tokens))
+        return best - own - self._full.largest.log()
 
     @cached_property
     def rank(self) -> torch.Tensor:
@@ -97,11 +94,3 @@ class Step:
         ids = torch.arange(self.logits.shape[-1], device=self.logits.device)
         ahead = (self.logits > own) | ((self.logits == own) & (ids < self.tokens[:, None]))
         return ahead.sum(-1) + 1
-
-    @cached_property
-    def margin(self) -> torch.Tensor:
-        """p1 - p2 = p1 (1 - exp(z2 - z1)), which loses no digits if the two are close."""
-        if self.logits.shape[-1] == 1:
-            return torch.ones_like(self._full.largest)
-        best = self.logits.topk(2, dim=-1).values.float()
-        return -self._full.largest * (best[:, 1] - best[:, 0]).expm1()

@@ -39,8 +39,8 @@ def stream(
     embedding, ends = find_embedding_matrix(model), find_end_tokens(model, tokenizer)
     check_ids(inputs, len(embedding))
     numbers = sampling.draw_uniforms(chosen.seed, [index], max_tokens, model.device)
-    inverse_norm = cosine.compute_inverse_norms(embedding)
-    sampler = sampling.Sampler(embedding, inverse_norm, chosen, numbers, ends, list_recorded())
+    directions = cosine.find_directions(embedding)
+    sampler = sampling.Sampler(directions, chosen, numbers, ends, list_recorded())
     way = checking.find_way(model, chosen.skip_check)
     steps = generation.generate(model, inputs.ids, max_tokens, sampler, way)
     try:
