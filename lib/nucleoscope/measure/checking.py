@@ -14,12 +14,14 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedModel
 
-from nucleoscope.measure.decoding import WAYS, create_decoder, needs_equal_lengths
+from nucleoscope.measure.decoding import PADDED, WAYS, create_decoder, needs_equal_lengths, read_prefix
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix
+from nucleoscope.measure.prefix import SharedPrefix, find_shared_ids
 
 # Of the prompts, longest first; shorter if the model's context is. A single token may be taken for a later step.
 LENGTHS = (6, 4, 1)
 STEPS = 2
+SHARED = 2  # tokens that two of the prompts begin with
 # Largest difference of logits that counts as rounding, in standard deviations of the model's own logits. Reading
 # padding or misnumbering positions moves them by 0.01 and more; in bfloat16 and float16 (`HALF`), rounding does too.
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -30,14 +32,25 @@ NOISE, LEAST, LEAST_HALF = 4, 1e-4, 2**-8
 
 
 class Trial(NamedTuple):
-    """Prompts, longest first, each followed by the tokens of its steps; ``lengths`` are those of the prompts."""
+    """Prompts, longest first, each followed by the tokens of its steps; ``lengths`` are those of the prompts.
+
+    The first two begin with the same ``shared`` tokens.
+    """
 
     ids: list[list[int]]
     lengths: tuple[int, ...]
     steps: int
+    shared: int
 
 
-_FOUND: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+class Finding(NamedTuple):
+    """What was found out about a model: the way of decoding, and whether prompts may share what they begin with."""
+
+    way: str
+    shares: bool
+
+
+_FOUND: WeakKeyDictionary[PreTrainedModel, Finding] = WeakKeyDictionary()
 
 
 def find_way(model: PreTrainedModel, skip_check: bool = False) -> str:
@@ -49,12 +62,30 @@ def find_way(model: PreTrainedModel, skip_check: bool = False) -> str:
     if skip_check:
         return WAYS[0]
     if model not in _FOUND:
-        _FOUND[model] = _find_way(model)
-    return _FOUND[model]
+        _FOUND[model] = _try_ways(model)
+    return _FOUND[model].way
+
+
+def choose_prefix(
+    model: PreTrainedModel, rows: list[list[int]], skip_check: bool = False, ends: list[int] | None = None
+) -> SharedPrefix | None:
+    """What all ``rows`` begin with (`prefix.find_shared_ids`), read once; None if the model must not be used so.
+
+    That is the case if the trial of `find_way` failed, gave other logits, or was skipped.
+    """
+    ids = [] if skip_check else find_shared_ids(rows, ends)
+    if not ids:
+        return None
+    try:
+        find_way(model)
+    except ValueError:  # texts can be read by more models than prompts can be continued by
+        return None
+    with torch.inference_mode():
+        return read_prefix(model, ids) if _FOUND[model].shares else None
 
 
 @torch.inference_mode()
-def _find_way(model: PreTrainedModel) -> str:
+def _try_ways(model: PreTrainedModel) -> Finding:
     prompts = _choose_prompts(model)
     with _quiet():
         _check_causality(model, prompts.ids[0])
@@ -63,7 +94,7 @@ def _find_way(model: PreTrainedModel) -> str:
             for ids, length in zip(prompts.ids, prompts.lengths, strict=True)
         ]
         if not all(_is_distribution(logits) for row in steps for logits in row):
-            return WAYS[0]  # measuring names the prompts with such logits
+            return Finding(WAYS[0], shares=False)  # measuring names the prompts with such logits
         rounding = _measure_rounding(model, prompts.ids[0][: prompts.lengths[0]])
         if model.dtype in TOLERANCES:  # at most: some models compute a step slightly differently from a text
             tolerance = min(get_tolerance(model), rounding)
@@ -79,7 +110,7 @@ def _find_way(model: PreTrainedModel) -> str:
                 reasons.append(f"{way}: {shorten_error(raised, 80)}")
                 continue
             if error <= tolerance:
-                return way
+                return Finding(way, way == PADDED and _shares_prefix(model, prompts, steps, tolerance))
             reasons.append(f"{way}: logits differ by {error:.2g} standard deviations")
     raise ValueError(
         f"{type(model).__name__} is not supported: its logits depend on how prompts are batched ({'; '.join(reasons)})"
@@ -128,7 +159,10 @@ def _choose_prompts(model: PreTrainedModel) -> Trial:
     generator = torch.Generator().manual_seed(0)
     order = torch.randint(len(free), (sum(lengths) + len(lengths) * steps,), generator=generator).tolist()
     ids = iter(free[place] for place in order)
-    return Trial([[next(ids) for _ in range(length + steps)] for length in lengths], lengths, steps)
+    rows = [[next(ids) for _ in range(length + steps)] for length in lengths]
+    shared = min(SHARED, *(length - 1 for length in lengths[:2]))
+    rows[1][:shared] = rows[0][:shared]
+    return Trial(rows, lengths, steps, shared)
 
 
 def _choose_lengths(limit: int | None) -> tuple[tuple[int, ...], int]:
@@ -202,18 +236,41 @@ def _measure_error(model: PreTrainedModel, way: str, prompts: Trial, steps: list
     """The largest difference of logits from those of each prompt alone, in standard deviations of the latter."""
     rows = list(range(len(prompts.ids)))
     batches = [[row] for row in rows] if needs_equal_lengths(way) else [rows]
-    largest = 0.0
-    for batch in batches:
-        openings = [prompts.ids[row][: prompts.lengths[row]] for row in batch]
-        decoder = create_decoder(model, openings, prompts.steps + 1, way)
-        logits = decoder.prefill()
-        for step in range(prompts.steps + 1):
-            for place, row in enumerate(batch):
-                largest = max(largest, measure_difference(logits[place], steps[row][step]))
-            if step < prompts.steps:
-                tokens = [prompts.ids[row][prompts.lengths[row] + step] for row in batch]
-                logits = decoder.advance(torch.tensor(tokens, device=model.device))
+    return max(_measure_batch_error(model, way, prompts, steps, batch) for batch in batches)
+
+
+def _measure_batch_error(
+    model: PreTrainedModel,
+    way: str,
+    prompts: Trial,
+    steps: list[list[torch.Tensor]],
+    batch: list[int],
+    prefix: SharedPrefix | None = None,
+) -> float:
+    """The error of some of the prompts, decoded together."""
+    openings = [prompts.ids[row][: prompts.lengths[row]] for row in batch]
+    decoder = create_decoder(model, openings, prompts.steps + 1, way, prefix)
+    logits, largest = decoder.prefill(), 0.0
+    for step in range(prompts.steps + 1):
+        for place, row in enumerate(batch):
+            largest = max(largest, measure_difference(logits[place], steps[row][step]))
+        if step < prompts.steps:
+            tokens = [prompts.ids[row][prompts.lengths[row] + step] for row in batch]
+            logits = decoder.advance(torch.tensor(tokens, device=model.device))
     return largest
+
+
+def _shares_prefix(model: PreTrainedModel, prompts: Trial, steps: list[list[torch.Tensor]], tolerance: float) -> bool:
+    """Whether two prompts have the same logits if what they begin with is read once and not with each."""
+    if not prompts.shared:
+        return False
+    try:
+        prefix = read_prefix(model, prompts.ids[0][: prompts.shared])
+        return _measure_batch_error(model, PADDED, prompts, steps, [0, 1], prefix) <= tolerance
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # models of all kinds raise anything; then each prompt is read whole
+        return False
 
 
 @contextlib.contextmanager

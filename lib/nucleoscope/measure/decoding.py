@@ -18,10 +18,12 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
+from nucleoscope.measure.attention import attend_in_groups, form_groups
 from nucleoscope.measure.model_facts import find_cache_argument, find_length_limit, find_position_offset
+from nucleoscope.measure.prefix import SharedPrefix
 
 PADDED, OWN_CACHE, EQUAL_LENGTHS, WHOLE_PREFIXES = WAYS = ("padded", "own cache", "equal lengths", "whole prefixes")
-PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens per prefill pass: on a CPU, more would not fit in its cache
+PREFILL_TOKENS = {"cpu": 1024, "cuda": 32768}  # tokens per prefill pass: on a CPU, more would not fit in its cache
 DROP_SHARE = 8  # ended rows are dropped once they are at least 1 / DROP_SHARE of the batch
 
 
@@ -31,14 +33,24 @@ class KeyValues(DynamicLayer):
     transformers' own layer copies the whole cache at every step. Here, prefill processes a few rows
     at a time (``rows``), each right-aligned to the longest, and later steps write in place.
     Sliding-window layers use it too: the model's mask hides what is outside the window.
+
+    ``prefix`` are the keys and values (1, heads, P, d) of the tokens that all rows begin with, if they were read
+    before. Prefill then processes only the rest; ``places`` (R, P) are the columns of the prefix in ``rows``.
     """
 
     is_sliding = False
 
-    def __init__(self, batch: int, prompt_length: int, capacity: int):
+    def __init__(
+        self,
+        batch: int,
+        prompt_length: int,
+        capacity: int,
+        prefix: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):
         super().__init__()
-        self.batch, self.prompt_length, self.capacity = batch, prompt_length, capacity
+        self.batch, self.prompt_length, self.capacity, self.prefix = batch, prompt_length, capacity, prefix
         self.rows: slice | None = None  # the rows in prefill; None after prefill
+        self.places: torch.Tensor | None = None
 
     def lazy_initialization(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().lazy_initialization(keys, values)
@@ -50,10 +62,7 @@ class KeyValues(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         if self.rows is not None:
-            part = slice(self.prompt_length - keys.shape[2], self.prompt_length)
-            for store, new in zip(self.store, (keys, values), strict=True):
-                store[self.rows, :, part] = new
-            return keys, values
+            return self._fill(keys, values)
         end = self.length + keys.shape[2]
         for store, new in zip(self.store, (keys, values), strict=True):
             store[:, :, self.length : end] = new
@@ -61,8 +70,24 @@ class KeyValues(DynamicLayer):
         self.keys, self.values = (store[:, :, :end] for store in self.store)
         return self.keys, self.values
 
+    def _fill(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores those of `rows`, which end in column ``prompt_length``; returns them with those of the prefix."""
+        begin = self.prompt_length - keys.shape[2]
+        for store, new in zip(self.store, (keys, values), strict=True):
+            store[self.rows, :, begin : self.prompt_length] = new
+        if self.prefix is None:
+            return keys, values
+        begin -= self.prefix[0].shape[2]
+        for store, before in zip(self.store, self.prefix, strict=True):
+            # After the rest, whose first columns overlap the prefix in rows that are shorter than others.
+            row = torch.arange(len(self.places), device=store.device)[:, None]
+            store[self.rows][row, :, self.places.to(store.device)] = before[0].transpose(0, 1)
+        return tuple(store[self.rows, :, begin : self.prompt_length] for store in self.store)
+
     def get_seq_length(self) -> int:
-        return self.length if self.is_initialized and self.rows is None else 0
+        if self.rows is not None:
+            return 0 if self.prefix is None else self.prefix[0].shape[2]
+        return self.length if self.is_initialized else 0
 
     def finish_prefill(self) -> None:
         self.rows, self.length = None, self.prompt_length
@@ -166,7 +191,17 @@ class _LeftPadded(Decoder):
 
 
 class PaddedDecoder(_LeftPadded):
-    """Rows of any length, padded on the left, with keys and values in memory that is allocated once."""
+    """Rows of any length, padded on the left, with keys and values in memory that is allocated once.
+
+    ``prefix`` is what all rows begin with, if that was read before; each row has more tokens than that.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, ids: list[list[int]], max_tokens: int, prefix: SharedPrefix | None = None
+    ):
+        self.prefix, self.grouped = prefix, None
+        super().__init__(model, ids, max_tokens)
+        self.prompt_width = self.width
 
     def _create_cache(self, max_tokens: int) -> Cache:
         layers = DynamicCache(config=self.model.config).layers
@@ -176,28 +211,58 @@ class PaddedDecoder(_LeftPadded):
             raise ValueError(
                 f"{type(self.model).__name__} keeps state other than keys and values between tokens ({names})"
             )
+        size = (len(self.ids), self.width, self.width + max_tokens)
+        prefixes = self.prefix.layers if self.prefix else [None] * len(layers)
         self.layers = [
             # a layer that shares another layer's keys and values stores nothing
-            layer if isinstance(layer, DummyLayer) else KeyValues(len(self.ids), self.width, self.width + max_tokens)
-            for layer in layers
+            layer if isinstance(layer, DummyLayer) else KeyValues(*size, prefix)
+            for layer, prefix in zip(layers, prefixes, strict=True)
         ]
         return Cache(layers=self.layers)
 
     def prefill(self) -> torch.Tensor:
-        logits, start = [], 0
+        logits, start, shared = [], 0, len(self.prefix.ids) if self.prefix else 0
         budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cpu"])
         own = [layer for layer in self.layers if isinstance(layer, KeyValues)]
         while start < len(self.ids):
-            rows = slice(start, start + max(1, budget // len(self.ids[start])))
+            rows = slice(start, start + max(1, budget // (len(self.ids[start]) - shared)))
+            begins = self.width - self.lengths[rows, None]
+            places = begins + torch.arange(shared, device=self.device) if shared else None
             for layer in own:
-                layer.rows = rows
-            logits.append(self._read_prompts(rows))
+                layer.rows, layer.places = rows, places
+            logits.append(self._read_rest(rows, shared) if shared else self._read_prompts(rows))
             start = rows.stop
         if not any(layer.is_initialized for layer in own):
             raise ValueError(f"{type(self.model).__name__} leaves the key-value cache empty")
         for layer in own:
             layer.finish_prefill()
         return torch.cat(logits)
+
+    def _read_rest(self, rows: slice, shared: int) -> torch.Tensor:
+        """Reads as many of the last tokens of each of ``rows`` as the longest has after the prefix of ``shared``."""
+        length = max(map(len, self.ids[rows])) - shared
+        ids = [[0] * (length - len(row)) + row[-length:] for row in self.ids[rows]]
+        mask = self.mask[rows, self.width - shared - length : self.width]
+        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
+        return self._read(torch.tensor(ids, device=self.device), mask, positions)
+
+    def list_keys_and_values(self) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+        """Each layer's keys and values of the prompts (B, heads, width, d) after prefill; None if it has none."""
+        return [
+            tuple(store[:, :, : self.width] for store in layer.store)
+            if isinstance(layer, KeyValues) and layer.is_initialized
+            else None
+            for layer in self.layers
+        ]
+
+    def _step(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self.device.type != "cpu":  # there, one call for all rows is faster
+            return super()._step(tokens)
+        if self.grouped is not self.rows:  # it is replaced where rows are dropped
+            lengths = [len(self.ids[row]) + self.width - self.prompt_width for row in self.rows]
+            self.grouped, self.groups = self.rows, form_groups(lengths, self.width)
+        with attend_in_groups(self.groups, self.width + 1):
+            return super()._step(tokens)
 
     def _keep(self, places: torch.Tensor) -> bool:
         for layer in self.layers:
@@ -280,9 +345,21 @@ DECODERS = {
 }
 
 
-def create_decoder(model: PreTrainedModel, ids: list[list[int]], max_tokens: int, way: str) -> Decoder:
-    """The decoder of one batch in one of the `WAYS`. ValueError if the model cannot be used in this way."""
-    return DECODERS[way](model, ids, max_tokens)
+def create_decoder(
+    model: PreTrainedModel, ids: list[list[int]], max_tokens: int, way: str, prefix: SharedPrefix | None = None
+) -> Decoder:
+    """The decoder of one batch in one of the `WAYS`. ValueError if the model cannot be used in this way.
+
+    ``prefix`` is what the rows begin with, if it was read before; only `PADDED` makes use of it.
+    """
+    return DECODERS[way](model, ids, max_tokens, **({"prefix": prefix} if way == PADDED else {}))
+
+
+def read_prefix(model: PreTrainedModel, ids: list[int]) -> SharedPrefix:
+    """Reads what prompts begin with, for the way `PADDED`. Call it in torch's inference mode."""
+    decoder = PaddedDecoder(model, [ids], 1)
+    decoder.prefill()
+    return SharedPrefix(ids, decoder.list_keys_and_values())
 
 
 def adapt_way(model: PreTrainedModel, ids: list[list[int]], max_tokens: int, way: str) -> str:

@@ -21,13 +21,12 @@ from nucleoscope.measure import checking, cosine, decoding, model_facts
 from nucleoscope.measure.batching import Batch, measure_batches, split_batches
 from nucleoscope.measure.encoding import Inputs, check_ids, encode, list_options
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
+from nucleoscope.measure.prefix import SharedPrefix
 from nucleoscope.measure.sampling import Sampler, draw_uniforms
 from nucleoscope.quantities import Quantity, list_recorded
 from nucleoscope.settings import Settings
 
-# Rows; beyond it a step's cost grows in proportion. An interrupted run loses its current batch: on a
-# CPU a minute's work or more, on a GPU seconds.
-BATCH_LIMIT = {"cpu": 32, "cuda": 128}
+BATCH_LIMIT = 128  # rows; beyond it a step's cost grows in proportion
 
 
 def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inputs, max_tokens: int) -> int:
@@ -42,7 +41,7 @@ def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inp
     # about eight float32 arrays over the vocabulary exist at once
     logits = 8 * 4 * model.config.get_text_config().vocab_size
     rows = min(int(free // 2 // (share * cache + logits)) for free, share in model_facts.find_free_memory(model))
-    limit = max(1, min(BATCH_LIMIT.get(model.device.type, BATCH_LIMIT["cuda"]), rows))
+    limit = max(1, min(BATCH_LIMIT, rows))
     return math.ceil(len(inputs.ids) / math.ceil(len(inputs.ids) / limit)) if inputs.ids else limit
 
 
@@ -85,12 +84,13 @@ def measure(
         batches = plan_batches(model, inputs, chosen)
     directions, way = cosine.find_directions(embedding), checking.find_way(model, chosen.skip_check)
     quantities = list_recorded() if quantities is None else quantities
+    prefix = checking.choose_prefix(model, inputs.ids, chosen.skip_check) if way == decoding.PADDED else None
 
     def measure_batch(indices: list[int], bar: tqdm) -> list[dict]:
         numbers = draw_uniforms(chosen.seed, indices, max_tokens, model.device)
         sampler, ended = Sampler(directions, chosen, numbers, ends, quantities), 0
         ids = [inputs.ids[i] for i in indices]
-        for step, (rows, over) in enumerate(generate(model, ids, max_tokens, sampler, way)):
+        for step, (rows, over) in enumerate(generate(model, ids, max_tokens, sampler, way, prefix)):
             bar.total -= (len(over) - ended) * (max_tokens - step)  # ended rows will produce no more tokens
             ended = len(over)
             bar.update(sum(row not in over for row in rows))
@@ -102,15 +102,20 @@ def measure(
 
 @torch.inference_mode()
 def generate(
-    model: PreTrainedModel, ids: list[list[int]], max_tokens: int, sampler: Sampler, way: str
+    model: PreTrainedModel,
+    ids: list[list[int]],
+    max_tokens: int,
+    sampler: Sampler,
+    way: str,
+    prefix: SharedPrefix | None = None,
 ) -> Iterator[tuple[list[int], set[int]]]:
     """Prefill, then draw, measure and step until every row of ``ids`` has ended or has ``max_tokens`` tokens.
 
-    ``way`` is that of `checking.find_way`.
+    ``way`` is that of `checking.find_way`, ``prefix`` that of `checking.choose_prefix` for rows that begin with it.
 
     Yields after each draw which rows it was for, and which of all rows are known to have ended.
     """
-    decoder = decoding.create_decoder(model, ids, max_tokens, decoding.adapt_way(model, ids, max_tokens, way))
+    decoder = decoding.create_decoder(model, ids, max_tokens, decoding.adapt_way(model, ids, max_tokens, way), prefix)
     logits = decoder.prefill()
     while logits is not None:
         tokens, over = sampler.draw(logits, decoder.rows)

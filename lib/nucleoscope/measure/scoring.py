@@ -18,11 +18,17 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import batching, checking, cosine, encoding
+from nucleoscope.measure import batching, checking, cosine, decoding, encoding
 from nucleoscope.measure.distribution import describe_distribution
 from nucleoscope.measure.encoding import Encoder, Inputs
-from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_length_limit
+from nucleoscope.measure.model_facts import (
+    find_context_length,
+    find_embedding_matrix,
+    find_length_limit,
+    find_position_offset,
+)
 from nucleoscope.measure.nucleus import NotFinite, scale_logits
+from nucleoscope.measure.prefix import SharedPrefix
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
 from nucleoscope.quantities import Quantity, list_recorded
@@ -116,10 +122,13 @@ class TextForward:
     by piece. Some models scale or cap its output, and some see padding: if a probe shows that the results differ from
     the model's own logits, the whole model processes each text separately. If even these are not what the model
     gives for the beginning of the text, it reads the text anew for each token.
+
+    ``prefix`` is what all texts begin with, before the tokens to measure, if that was read before. It is used only
+    with batches, and if the probe gives the same with it.
     """
 
-    def __init__(self, model: PreTrainedModel):
-        self.model, self.device = model, model.device
+    def __init__(self, model: PreTrainedModel, prefix: SharedPrefix | None = None):
+        self.model, self.device, self.prefix = model, model.device, prefix
         self.base, self.head = getattr(model, "base_model", model), model.get_output_embeddings()
         self.accepted = inspect.signature(model.forward).parameters
         self.reading: str | None = None
@@ -138,8 +147,9 @@ class TextForward:
         if self.reading != PREFIXES and self.limit is not None and any(len(row) > self.limit for row, _ in texts):
             yield from self._compute_across(texts)
         elif texts and self.reading == BATCHED:
-            hidden = self._compute_hidden([row for row, _ in texts])
-            parts = [hidden[place, len(row) - n : len(row)] for place, (row, n) in enumerate(texts)]
+            hidden = self._compute_hidden([row for row, _ in texts], self.prefix)
+            ends = [len(row) - (len(self.prefix.ids) if self.prefix else 0) for row, _ in texts]
+            parts = [hidden[place, end - n : end] for place, (end, (_, n)) in enumerate(zip(ends, texts, strict=True))]
             for piece in torch.cat(parts).split(self.rows):
                 yield self.head(piece).to(self.device)  # the output layer may be on another GPU
         elif self.reading == PREFIXES:
@@ -167,13 +177,20 @@ class TextForward:
     def _build_options(self) -> dict:
         return {"use_cache": False} if "use_cache" in self.accepted else {}
 
-    def _compute_hidden(self, ids: list[list[int]]) -> torch.Tensor:
-        """The last hidden states (B, T, d) of rows padded on the right."""
+    def _compute_hidden(self, ids: list[list[int]], prefix: SharedPrefix | None = None) -> torch.Tensor:
+        """The last hidden states (B, T, d) of rows padded on the right; with a ``prefix``, of what follows it."""
+        shared = len(prefix.ids) if prefix else 0
         longest = max(map(len, ids))
-        padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=self.device)
+        padded = torch.tensor([row[shared:] + [0] * (longest - len(row)) for row in ids], device=self.device)
         lengths = torch.tensor([len(row) for row in ids], device=self.device)
         mask = (torch.arange(longest, device=self.device) < lengths[:, None]).long()
-        return self.base(input_ids=padded, attention_mask=mask, **self._build_options())[0]
+        options = self._build_options()
+        if prefix:
+            options = {"past_key_values": prefix.build_cache(len(ids)), "use_cache": True}
+            if "position_ids" in inspect.signature(self.base.forward).parameters:
+                positions = torch.arange(shared, longest, device=self.device) + find_position_offset(self.model)
+                options["position_ids"] = positions.expand(len(ids), -1)
+        return self.base(input_ids=padded, attention_mask=mask, **options)[0]
 
     def _choose_reading(self, ids: list[int]) -> str:
         """How texts are read, by what the model gives for a short one."""
@@ -191,7 +208,25 @@ class TextForward:
         except Exception:  # the output layer expects something else: what it raises depends on the model
             return ALONE
         exact = found.shape == own.shape and torch.equal(found.float(), own.float())
-        return BATCHED if exact and self._is_same(padded, first) else ALONE
+        if not (exact and self._is_same(padded, first)):
+            return ALONE
+        if self.prefix and not self._is_prefix_right(ids, own):
+            self.prefix = None
+        return BATCHED
+
+    def _is_prefix_right(self, ids: list[int], own: torch.Tensor) -> bool:
+        """Whether the first half of a text, if it is read before, gives the text's ``own`` logits (T, V)."""
+        half = len(ids) // 2
+        try:
+            prefix = decoding.read_prefix(self.model, ids[:half])
+            found = self._compute_hidden([ids, ids[: half + 1]], prefix)
+            logits = [self.head(rows).to(own.device) for rows in (found[0], found[1, :1])]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # what is raised depends on the model
+            return False
+        expected = (own[half:], own[half : half + 1])
+        return all(self._is_same(one, other) for one, other in zip(logits, expected, strict=True))
 
     def _is_same(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
         """Whether logits differ by rounding alone; yes if they are NaN, which is reported as such."""
@@ -262,7 +297,8 @@ def measure(
     if batches is None:
         batches = plan_batches(model, inputs, chosen)
     checking.check_causality(model, chosen.skip_check)
-    forward, quantities = TextForward(model), list_recorded() if quantities is None else quantities
+    prefix = checking.choose_prefix(model, inputs.ids, chosen.skip_check, inputs.starts)
+    forward, quantities = TextForward(model, prefix), list_recorded() if quantities is None else quantities
     directions = cosine.find_directions(find_embedding_matrix(model))
 
     def measure_batch(indices: list[int], bar: tqdm) -> list[dict]:
