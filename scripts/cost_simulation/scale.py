@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 BYTES = 2  # per weight or number in the cache: bfloat16
-LIMIT = 128  # maximum rows of a batch on a GPU; `generation.BATCH_LIMIT["cuda"]`
+LIMIT = 128  # maximum rows of a batch on a GPU; `generation.BATCH_LIMIT`
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
 """Attention in groups of rows of similar length is that of the whole batch."""
 
+import mmap
 import threading
+import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -88,13 +91,44 @@ def test_a_batch_of_mixed_lengths_steps_as_without_groups_also_when_rows_are_dro
         found = [decoder.prefill()]
         for number in range(4):
             found.append(decoder.advance(found[-1].argmax(-1), ended if number else frozenset()))
-        assert decoder.groups is None or len(decoder.groups) == (2 if ended else 3)
+        counted.append(len(decoder.groups))
         return found
 
+    counted: list[int] = []
     for ended in (set(), set(range(10, 45))):
         grouped = step(ended)
         with monkeypatch.context() as patch:
-            patch.setattr(decoding, "form_groups", lambda *_: None)
+            patch.setattr(decoding, "form_groups", lambda lengths, _: [(slice(0, len(lengths)), 0)])
             patch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", sdpa_attention_forward)
             plain = step(ended)
         assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(grouped, plain, strict=True))
+    assert counted == [3, 1, 1, 1]
+
+
+def read_resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="NO /proc HERE: memory is not measured")
+def test_padding_and_columns_of_later_steps_take_no_memory():
+    keys, layer = torch.ones(100, 2, 40, 64), decoding.KeyValues(100, 500, 2000)
+    layer.rows = slice(0, 100)
+    before = read_resident_bytes()
+    layer.update(keys, keys)
+    assert sum(store.nbytes for store in layer.store) > 200e6
+    assert read_resident_bytes() - before < 40e6
+
+
+def test_dropped_rows_are_freed_at_once():
+    layer = decoding.KeyValues(100, 500, 600)
+    layer.rows = slice(0, 100)
+    keys = torch.ones(100, 2, 40, 64)
+    layer.update(keys, keys)
+    layer.finish_prefill()
+    layer.update(keys[:, :, :1], keys[:, :, :1])
+    before = weakref.ref(layer.keys)
+    layer.keep(torch.tensor([3, 99]), [(slice(0, 2), 460)])
+    assert before() is None  # nothing refers to what was dropped
+    assert [store.shape[0] for store in layer.store] == [2, 2]
+    assert all(torch.equal(store[:, :, 460:501], torch.ones(2, 2, 41, 64)) for store in layer.store)
+    assert all(int(store[:, :, :460].count_nonzero()) == 0 for store in layer.store)

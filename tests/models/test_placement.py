@@ -372,7 +372,7 @@ def test_the_fullest_gpu_decides_the_size_of_a_batch(monkeypatch):
     sizes = []
     for places in ([(10**7, 1.0)], [(10**7, 0.5), (10**7, 0.5)], [(10**7, 0.5), (10**6, 0.5)]):
         monkeypatch.setattr(model_facts, "find_free_memory", lambda model, places=places: places)
-        monkeypatch.setitem(generation.BATCH_LIMIT, "cpu", 10**6)
+        monkeypatch.setattr(generation, "BATCH_LIMIT", 10**6)
         sizes.append(generation.choose_batch_size("auto", model, inputs, 10))
     assert sizes[2] < sizes[0] < sizes[1]
 

@@ -203,7 +203,7 @@ def test_sizes_and_batches_are_those_of_the_real_code(model, monkeypatch):
 
 
 def test_the_limit_is_that_of_a_gpu_and_no_prompts_make_no_trouble():
-    assert generation.BATCH_LIMIT["cuda"] == scale.LIMIT
+    assert generation.BATCH_LIMIT == scale.LIMIT
     assert scale.compute_batch_size(assumptions.SMALL, 50, 100, 60e9, 0) == scale.LIMIT
 
 

@@ -10,6 +10,8 @@ right for a model is found out by `checking.find_way`, and not decided here.
 """
 
 import inspect
+import math
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Set
 from typing import Any
@@ -55,7 +57,8 @@ class KeyValues(DynamicLayer):
     def lazy_initialization(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().lazy_initialization(keys, values)
         # Zeros, not empty: masked positions are multiplied by 0, and 0 * NaN would be NaN.
-        self.store = [x.new_zeros(self.batch, x.shape[1], self.capacity, x.shape[3]) for x in (keys, values)]
+        shapes = [(self.batch, x.shape[1], self.capacity, x.shape[3]) for x in (keys, values)]
+        self.store = [_allocate_zeros(x, shape) for x, shape in zip((keys, values), shapes, strict=True)]
         self.length = 0
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs):
@@ -92,9 +95,30 @@ class KeyValues(DynamicLayer):
     def finish_prefill(self) -> None:
         self.rows, self.length = None, self.prompt_length
 
-    def keep(self, rows: torch.Tensor) -> None:
-        if self.is_initialized:  # a layer that shares another layer's keys and values is never initialised
-            self.store = [store[rows.to(store.device)] for store in self.store]  # layers may be on several GPUs
+    def keep(self, rows: torch.Tensor, parts: list[tuple[slice, int]]) -> None:
+        """Drops all rows but these; ``parts`` are groups of what is left, with the column where each begins."""
+        if not self.is_initialized:  # a layer that shares another layer's keys and values never is
+            return
+        for place, store in enumerate(self.store):
+            kept = _allocate_zeros(store, (len(rows), *store.shape[1:]))
+            index = rows.to(store.device)  # layers may be on several GPUs
+            for part, begin in parts:
+                kept[part, :, begin : self.length] = store[index[part], :, begin : self.length]
+            self.store[place] = kept
+        self.keys = self.values = None  # views of what was dropped, which would keep it in memory
+
+
+def _allocate_zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Zeros of the data type and device of ``like``.
+
+    On a CPU, the system provides memory only where something is written: neither padding nor columns of later steps
+    take any, and all of it goes back to the system in the end.
+    """
+    if like.device.type != "cpu" or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return like.new_zeros(shape)
+    size = math.prod(shape) * like.dtype.itemsize
+    memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=like.dtype, count=math.prod(shape)).view(shape)
 
 
 class Decoder(ABC):
@@ -199,7 +223,7 @@ class PaddedDecoder(_LeftPadded):
     def __init__(
         self, model: PreTrainedModel, ids: list[list[int]], max_tokens: int, prefix: SharedPrefix | None = None
     ):
-        self.prefix, self.grouped = prefix, None
+        self.prefix, self.groups = prefix, None
         super().__init__(model, ids, max_tokens)
         self.prompt_width = self.width
 
@@ -258,16 +282,19 @@ class PaddedDecoder(_LeftPadded):
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cpu":  # there, one call for all rows is faster
             return super()._step(tokens)
-        if self.grouped is not self.rows:  # it is replaced where rows are dropped
-            lengths = [len(self.ids[row]) + self.width - self.prompt_width for row in self.rows]
-            self.grouped, self.groups = self.rows, form_groups(lengths, self.width)
+        self.groups = self.groups or self._form_groups(self.rows)
         with attend_in_groups(self.groups, self.width + 1):
             return super()._step(tokens)
 
+    def _form_groups(self, rows: list[int]) -> list[tuple[slice, int]]:
+        return form_groups([len(self.ids[row]) + self.width - self.prompt_width for row in rows], self.width)
+
     def _keep(self, places: torch.Tensor) -> bool:
+        self.groups = self._form_groups([self.rows[place] for place in places.tolist()])
+        parts = self.groups if self.device.type == "cpu" else [(slice(None), 0)]
         for layer in self.layers:
             if isinstance(layer, KeyValues):
-                layer.keep(places)
+                layer.keep(places, parts)
         return super()._keep(places)
 
 
