@@ -207,6 +207,14 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
         (["--mode=score", f"--text_column={'é' * 200}"], "the name of a results folder would be "),
         (["--mode=score", "--text_column=nothing"], "has no column 'nothing': set text_column to one of 'prompt'"),
         (["--prompt_column=nothing"], "has no column 'nothing': set prompt_column to one of 'prompt'"),
+        (
+            ["--dataset_name=gsm8k", "--prompt_column=answer"],
+            "prompt_column is 'answer', but the prompts of gsm8k are always its column 'question'; omit prompt_column",
+        ),
+        (
+            ["--dataset_name=lines.txt", "--prompt_column=text"],
+            "prompt_column is 'text', but 'lines.txt' has no columns: each of its lines is a prompt; omit",
+        ),
         (["--only=both"], "argument --only: invalid choice: 'both'"),
     ],
     ids=number_ids,
@@ -222,8 +230,9 @@ def test_settings_that_cannot_work_are_refused_before_anything_starts(refuse, wo
         ("balanced", "linux", "2.13.0+cpu", ["GPU-1"], "the installed torch is built for CPUs only"),
         ("cuda:0", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
         ("xpu", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
-        ("cuda:2", "linux", "2.13.0", ["GPU-1", "GPU-2"], "its last GPU is cuda:1"),
-        ("mps", "linux", "2.13.0", [], "only Macs have it"),
+        ("cuda:2", "linux", "2.13.0", ["GPU-1", "GPU-2"], "its GPUs are cuda:0 to cuda:1"),
+        ("cuda:1", "linux", "2.13.0", ["GPU-1"], "its only GPU is cuda:0"),
+        ("mps", "linux", "2.13.0", [], "only Macs have one"),
         ("cuda:1", "linux", "2.13.0", ["GPU-1", "GPU-2"], None),
         ("cuda:5", "linux", "2.13.0+rocm6", [], None),  # AMD's are not listed
         ("mps", "darwin", "2.13.0", [], None),
@@ -242,7 +251,7 @@ def test_a_device_that_the_machine_cannot_have_is_refused_without_torch(
         return
     with pytest.raises(ValueError, match=r"^device is ") as caught:
         devices.check(device)
-    assert str(caught.value) == f"device is '{device}', but this machine has none: {why}; use device=auto"
+    assert str(caught.value) == f"device is '{device}', which cannot be used on this machine: {why}; use device=auto"
 
 
 # Files of prompts
@@ -293,7 +302,11 @@ FILES = {  # name -> content, and what the line says
     "comma.csv": (b"prompt\nHello, world\n", "line 2: 2 fields, but the header has 1"),
     "short.csv": (b"x,prompt\na\n", "line 2: column 'prompt' is null, not text"),
     "twice.csv": (b"prompt,prompt\na,b\n", "has 2 columns 'prompt'"),
-    "semicolon.csv": (b"id;prompt\n1;a\n", "has no column 'prompt': set prompt_column to one of 'id;prompt'"),
+    "semicolon.csv": (b"id;prompt\n1;a\n", "if semicolons separate its columns, save it with commas between"),
+    "tab.csv": (b"id\tprompt\n1\ta\n", "if tabs separate its columns, save it with commas between them"),
+    "semicolon-other.csv": (b"id;text\n1;a\n", "has no column 'prompt': its first line is 'id;text'; if semi"),
+    "semicolon-comma.csv": (b"id;a, b;prompt\n1;a;b\n", "first line is 'id;a, b;prompt'; if semicolons separate"),
+    "one-column.csv": (b"text\na;b\n", "has no column 'prompt': set prompt_column to one of 'text'"),
     "empty.txt": (b"", "is empty: it has no prompts"),
     "binary.txt": (b"a\n\xff\n", "line 2: not UTF-8 text"),
     "utf16.txt": ("hello".encode("utf-16"), "line 1: not UTF-8 text"),
@@ -420,8 +433,8 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"models": ["a", " "]}, "entry 2 in models: model_name is ' ': it must not be empty"),
     ({"models": ["a\nb"]}, "entry 1 in models: model_name is 'a\\nb': it must not contain control characters"),
     ({"models": ["x" * 5000]}, "entry 1 in models: model_name is "),
-    ({"models": [{"name": "a", "revision": 3}]}, "'a' in models: model_revision is 3: it must be text"),
-    ({"models": [{"name": "a", "revision": ""}]}, "'a' in models: model_revision is '': it must not be empty"),
+    ({"models": [{"name": "a", "model_revision": 3}]}, "'a' in models: model_revision is 3: it must be text"),
+    ({"models": [{"name": "a", "model_revision": ""}]}, "'a' in models: model_revision is '': it must not be empty"),
     ({"models": [{"name": "a", "gpu": 1}]}, "'a' in models: unknown setting 'gpu'"),
     ({"models": [{"name": "a", "overwrite": True}]}, "'a' in models: unknown setting 'overwrite'"),
     ({"models": ["a", "a"]}, "'a' on 'b' is listed twice: remove one"),
@@ -431,6 +444,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"datasets": [3.5]}, "entry 1 in datasets has no name"),
     ({"datasets": [{"name": ""}]}, "entry 1 in datasets: dataset_name is ''"),
     ({"datasets": [".."]}, "cannot name a results folder after '..'"),
+    ({"models": [{"name": "a", "revision": "x"}]}, "'a' in models: unknown setting 'revision'"),
     ({"datasets": [{"name": "b", "revision": "x"}]}, "'b' in datasets: unknown setting 'revision'"),
     ({"datasets": ["a{b}.jsonl"]}, "Snakemake cannot use names with braces"),
     ({"parameters": []}, "parameters must be a mapping"),
@@ -500,7 +514,10 @@ def test_a_grid_that_cannot_be_run_is_named_with_what_is_wrong(refuse, tmp_path,
         (b"a: b: c", "'grid.yml', line 1: mapping values are not allowed here"),
         (b"models: [a", "'grid.yml', line 1: expected ',' or ']'"),
         (b"\tmodels: 3", "'grid.yml', line 1: found character '\\t'"),
-        (b"models: [a]\nmodels: [b]\n", "duplicate key 'models'"),
+        (b"models: [a]\nmodels: [b]\n", "'grid.yml', line 2: duplicate key 'models'"),
+        (b"models: [a]\n\n# again\nparameters: {seed: 1}\nmodels: [b]\n", "'grid.yml', line 5: duplicate key 'models'"),
+        (b"parameters:\n  seed: 1\n  top_p: 1\n  seed: 2\n", "'grid.yml', line 4: duplicate key 'seed'"),
+        (b"a: 1\nb: 2\nb: 3\na: 4\n", "'grid.yml', line 3: duplicate key 'b'"),
         (b"models:\n- {name: a, name: b}\n", "'grid.yml', line 2: duplicate key 'name'"),
         (b"{[a]: 3}", "'grid.yml', line 1: "),
         (b"a: !!python/object:os.system x", "'grid.yml', line 1: could not determine a constructor"),

@@ -166,7 +166,7 @@ class Settings:
     prompt_column: str | None = _define(
         str,
         None,
-        "column that contains the prompts, if the data set is a file; by default, the column named prompt",
+        "column that contains the prompts, if the data set is a file with columns; by default, the column named prompt",
         decides=True,
     )
     batch_size: int | str = _define(

@@ -84,7 +84,7 @@ def test_all_refusals_come_at_once_and_before_anything_is_fetched(tmp_path):
     served["org/closed"] = hub.Repository({hub.COMMIT: tmp_path / "tiny"}, {"main": hub.COMMIT}, gated=True)
     served |= {"org/down": hub.DOWN, "datasets/openai/gsm8k": hub.GATED}
     entries = ["org/tiny", "org/bare", "org/hidden", "org/closed", "org/down", "nowhere.gguf", "no such name"]
-    entries += [{"name": "org/tiny2", "revision": "abc"}, {"name": loading.PACKAGED, "revision": "abc"}]
+    entries += [{"name": "org/tiny2", "model_revision": "abc"}, {"name": loading.PACKAGED, "model_revision": "abc"}]
     grid = write_grid(tmp_path / "grid.yml", entries, ["math", "gsm8k", "xsum", "poems", "odes.jsonl"])
     home = tmp_path / "home"
     with hub.serve(served | {"org/tiny2": tmp_path / "tiny"}) as server:

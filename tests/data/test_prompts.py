@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -514,6 +515,45 @@ def test_a_file_of_lines_has_no_texts_beside_them(refusal, tmp_path):
     (tmp_path / "x.txt").write_text("one\n")
     said = "has no columns: text_column needs a .jsonl, .csv or .parquet file"
     assert said in refusal(tmp_path / "x.txt", 1, None, "a")
+
+
+@pytest.mark.parametrize("name", [*ASKED, "x.txt"])
+def test_a_column_of_prompts_is_refused_where_there_is_no_choice(refusal, fake_hub, tmp_path, name):
+    """And not ignored, whatever it is."""
+    fake = fake_hub()
+    (tmp_path / "x.txt").write_text("one\n")
+    message = refusal(tmp_path / name if name == "x.txt" else name, prompt_column=COLUMN.get(name, "prompt"))
+    assert message.startswith(f"prompt_column is '{COLUMN.get(name, 'prompt')}', but ")
+    assert message.endswith("omit prompt_column")
+    assert fake.asked == []
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"XDG_CACHE_HOME": "~/x"},
+        {"HF_HOME": "~/h"},
+        {"HF_DATASETS_CACHE": "/somewhere/d"},
+        {"HF_HOME": "/h", "HF_DATASETS_CACHE": "/d", "XDG_CACHE_HOME": "/x"},
+    ],
+)
+def test_the_cache_is_found_without_datasets_where_datasets_has_it(monkeypatch, tmp_path, chosen):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable in ("XDG_CACHE_HOME", "HF_HOME", "HF_DATASETS_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in chosen.items():
+        monkeypatch.setenv(variable, value)
+    spec = importlib.util.spec_from_file_location("datasets.config_now", datasets.config.__file__)
+    expected = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(expected)
+    monkeypatch.delitem(sys.modules, "datasets")
+    assert prompts.locate_all_caches() == Path(expected.HF_DATASETS_CACHE)
+
+
+def test_a_cache_that_a_program_has_chosen_is_used(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    assert prompts.locate_cache("refs/x") == tmp_path / "nucleoscope" / "refs-x"
 
 
 def test_a_packaged_set_without_answers_says_what_it_has(refusal):

@@ -23,7 +23,7 @@ import tiny
 from messages import assert_one_line
 from nucleoscope import names, quantities
 from nucleoscope.explorer import controls, explorer, live_figures
-from nucleoscope.measure import generation, scoring, streaming
+from nucleoscope.measure import encoding, generation, scoring, streaming
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.models import loading, tokenizers
 from nucleoscope.store import results, run_folder
@@ -353,6 +353,25 @@ def test_a_pasted_text_is_read_and_not_written(tiny_model):
     assert len(live.tokens) == 20
     live.text.hovered = 0
     assert live.text.card["mode"] == "generate"
+    live.close()
+
+
+def test_a_chat_template_that_does_not_end_is_an_error_and_the_page_stays_usable(tmp_path, monkeypatch):
+    tokenizer = tiny.create_tokenizer(chat=True)
+    inner = "{% for j in range(99999) %}{% endfor %}"
+    tokenizer.chat_template = "{% for i in range(99999) %}" + inner + "{% endfor %}"
+    folder = tiny.save(tmp_path / "endless", tiny.create_model(), tokenizer)
+    monkeypatch.setattr(encoding, "TEMPLATE_SECONDS", 0.5)
+    live = explorer.Explorer("the cat", folder, max_tokens=3, prompt_format="chat", results_dir="none")
+    live.run()
+    live.wait(60)
+    assert live.text.failed
+    assert "cannot be applied (it did not end within 0.5 s): use prompt_format=raw" in live.text.status
+    live.settings["prompt_format"].value = "raw"
+    live.run()
+    live.wait(60)
+    assert not live.text.failed, live.text.status
+    assert len(live.tokens) == 3
     live.close()
 
 

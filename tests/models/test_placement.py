@@ -196,6 +196,22 @@ def test_where_there_is_no_driver_cuda_is_asked(gpus, driver):
     assert placement.read_free_memory() == {0: GB, 1: 2 * GB}
 
 
+def test_what_torch_keeps_but_does_not_use_is_free(gpus, driver, monkeypatch):
+    """An earlier model's memory, which torch keeps for the next one, also on the GPU that the user named."""
+    gpus(10, 30)
+    driver.put({"id": "GPU-gpu-0", "free": 11 * GB})  # the driver does not say it of the other
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda gpu: 40 * GB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda gpu: 5 * GB)
+    assert placement.read_free_memory() == {0: 46 * GB, 1: 65 * GB}
+    assert place_model("cuda:0", need=45) == [0]
+    with pytest.raises(placement.TooLarge, match=r"cuda:0 has only 46\.0 GB free"):
+        place_model("cuda:0", need=47)
+    model = tiny.create_model()
+    monkeypatch.setattr(model_facts, "count_weight_bytes", lambda model: {torch.device("cuda:1"): GB})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device.index * GB, 80 * GB))
+    assert model_facts.find_free_memory(model) == [(36 * GB, 1.0)]
+
+
 # Several GPUs
 
 

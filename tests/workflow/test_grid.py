@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -22,8 +23,8 @@ import tiny
 from driver import Driver
 from messages import assert_one_line
 from nucleoscope.data import prompts
-from nucleoscope.models import gpus
-from nucleoscope.store import results
+from nucleoscope.models import gpus, loading
+from nucleoscope.store import locking, results
 from nucleoscope.workflow import dependencies, graph, grid, logs, status
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         "models": [
             {
                 "name": "me/one",
-                "revision": "c0ffee",
+                "model_revision": "c0ffee",
                 "max_tokens": 60,
                 "prompt_format": "chat",
                 "gpus": 2,
@@ -83,7 +84,10 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"models": [{"nam": "a"}]}, "entry 1 in models has no name"),
         ({"models": [7]}, "entry 1 in models has no name"),
         ({"models": [{"name": "a", "max_token": 3}]}, "'a' in models: unknown setting 'max_token'"),
-        ({"datasets": [{"name": "b", "revision": "1"}]}, "'b' in datasets: unknown setting 'revision'"),
+        (
+            {"models": [{"name": "a", "revision": "1"}]},
+            "'a' in models: unknown setting 'revision': it must be one of name,",
+        ),
         (
             {"parameters": {"dtype": "bf16"}},
             "parameters: dtype is 'bf16': it must be auto, float32, bfloat16 or float16",
@@ -140,7 +144,7 @@ def test_a_wrong_grid_is_named_in_one_line(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("results_dir: r\nmodels: [a]\nmodels: [b]\n", "line 1: duplicate key 'models'"),
+        ("results_dir: r\nmodels: [a]\nmodels: [b]\n", "line 3: duplicate key 'models'"),
         ("models: [a\n", "line 2: expected ',' or ']'"),
         ("", "a grid must be a mapping with the keys results_dir"),
         ("- a\n", "a grid must be a mapping with the keys results_dir"),
@@ -679,7 +683,7 @@ def test_the_graph_refuses_a_duplicate_key_in_one_line(tmp_path):
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--cores", "1", "--configfile", str(path)]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode
-    assert f"error: '{path}', line 1: duplicate key 'models'" in refused.stderr.splitlines()
+    assert f"error: '{path}', line 4: duplicate key 'models'" in refused.stderr.splitlines()
     assert "Traceback" not in refused.stderr
 
 
@@ -696,6 +700,55 @@ def test_make_says_in_one_line_that_a_grid_is_missing(target, tmp_path):
     assert done.returncode != 0
     assert done.stderr.splitlines()[0] == f"error: '{missing}': not UTF-8 text"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("place", ["logs", "correlation_eval"])
+def test_a_folder_of_all_runs_that_cannot_be_written_to_is_one_line_of_the_graph(tmp_path, place):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / place).write_text("in the way")
+    config = {"results_dir": str(tmp_path / "results"), "models": [loading.PACKAGED], "datasets": ["math"]}
+    (tmp_path / "grid.yml").write_text(yaml.safe_dump(config))
+    done = run_snakemake("--dry-run", "--configfile", tmp_path / "grid.yml")
+    assert done.returncode != 0
+    line = f"error: '{tmp_path}/results/{place}' is not a folder: use another --results_dir"
+    assert line in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+
+
+def plan(config: dict) -> graph.Graph:
+    """The graph of a grid on this machine, without Snakemake."""
+    workflow = SimpleNamespace(
+        is_main_process=True, overwrite_configfiles=[], resource_settings=SimpleNamespace(nodes=None)
+    )
+    return graph.Graph(config, workflow)
+
+
+def test_a_run_whose_folder_cannot_be_written_to_is_left_out_and_named(tmp_path, capsys):
+    config = {"results_dir": str(tmp_path), "models": [loading.PACKAGED], "datasets": ["math", "stories", "articles"]}
+    (tmp_path / "stories").write_text("in the way")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "articles").write_text("in the way")
+    math, stories, articles = grid.plan_runs(config)
+    assert list(plan(config).unavailable) == [stories, articles]
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: '{tmp_path}/{place}' is not a folder: use another --results_dir"
+        for place in ("stories", "logs/articles")
+    ]
+    for file in status.FILES:
+        assert not Path(math, file).exists()
+
+
+def test_a_run_that_another_process_measures_does_not_stop_the_others(tmp_path):
+    config = {"results_dir": str(tmp_path), "models": [loading.PACKAGED], "datasets": ["math", "stories"]}
+    measured = Path(next(iter(grid.plan_runs(config))))
+    measured.mkdir(parents=True)
+    lock = locking.Lock(measured)
+    try:
+        found = plan(config)
+    finally:
+        lock.release()
+    assert found.unavailable == {}
+    assert len(found.missing) == 2
 
 
 def test_a_results_folder_that_cannot_be_written_to_is_one_line_of_the_graph(

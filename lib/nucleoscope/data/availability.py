@@ -24,18 +24,31 @@ def find_unavailable(runs: Mapping[str, Mapping[str, Any]], offline: bool = Fals
     ``runs`` are mappings of settings. ``offline``: the runs will not use the network, so what is not in
     the cache is unavailable; else the Hub is asked, unless HF_HUB_OFFLINE forbids that.
     """
-    checks: dict[tuple, Callable[[], None]] = {}
-    needs: dict[str, list[tuple]] = {}
-    for key, run in runs.items():
-        model, revision, dataset = run["model_name"], run.get("model_revision"), run["dataset_name"]
-        columns = run.get("n_prompts", Settings.n_prompts), run.get("prompt_column"), run.get("text_column")
-        needs[key] = [("model", model, revision), ("data set", dataset, *columns)]
-        checks[needs[key][0]] = partial(_check_model, model, revision, offline)
-        checks[needs[key][1]] = partial(_check_dataset, dataset, columns, offline)
+    needs = {key: _list_checks(run, offline) for key, run in runs.items()}
+    checks = {each: check for needed in needs.values() for each, check in needed.items()}
     with ThreadPoolExecutor(max_workers=16) as pool:
         reasons = dict(zip(checks, pool.map(_explain, checks.values()), strict=True))
     found = {key: next((reason for need in needed if (reason := reasons[need])), None) for key, needed in needs.items()}
     return {key: reason for key, reason in found.items() if reason}
+
+
+def check(run: Mapping[str, Any]) -> None:
+    """Raises OSError or ValueError, in one line, if the model or data set of one run cannot be loaded.
+
+    This is quick, without torch, transformers and datasets; unless both are in the cache or local, the Hub is asked.
+    """
+    for check_one in reversed(_list_checks(run, offline=False).values()):  # a file's faults before the Hub is asked
+        check_one()
+
+
+def _list_checks(run: Mapping[str, Any], offline: bool) -> dict[tuple, Callable[[], None]]:
+    """The two checks of a run's settings, by what they check: runs that have it in common need one."""
+    model, revision, dataset = run["model_name"], run.get("model_revision"), run["dataset_name"]
+    columns = run.get("n_prompts", Settings.n_prompts), run.get("prompt_column"), run.get("text_column")
+    return {
+        ("model", model, revision): partial(_check_model, model, revision, offline),
+        ("data set", dataset, *columns): partial(_check_dataset, dataset, columns, offline),
+    }
 
 
 def _explain(check: Callable[[], None]) -> str | None:
@@ -56,9 +69,8 @@ def _check_model(name: str, revision: str | None, offline: bool) -> None:
 
 
 def _check_dataset(name: str, columns: tuple[int, str | None, str | None], offline: bool) -> None:
-    if name not in prompts.HUB:
-        prompts.check(name, *columns)
-    elif not prompts.is_cached(name):
-        if offline or constants.HF_HUB_OFFLINE:
+    prompts.check(name, *columns)
+    if name in prompts.HUB and not prompts.is_cached(name):
+        if offline:
             raise FileNotFoundError(f"data set '{name}' is not in the cache {prompts.locate_cache()}, {ADVICE}")
         prefetch.plan_dataset(name)

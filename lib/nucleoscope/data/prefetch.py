@@ -144,7 +144,7 @@ def list_needed_files(files: Iterable[str], own_code: bool = False) -> list[str]
 def plan_dataset(name: str) -> Download | None:
     """The download that a data set needs; None for a packaged one or a file.
 
-    Raises OSError or ValueError with one line, like `prompts.load`.
+    Raises OSError or ValueError with one line, like `prompts.load`, but without the slow import of datasets.
     """
     if name not in prompts.HUB:
         prompts.locate(name)
@@ -159,16 +159,16 @@ def plan_dataset(name: str) -> Download | None:
                     entry.path, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
                 )
         except Exception as error:  # the library raises many kinds
-            failures.append(f"revision {revision}: {prompts.explain_failure(error)}")
+            failures.append((revision, error))
             continue
         sizes = _read_sizes(info)
         if f"{entry.path.split('/')[-1]}.py" in sizes:
-            failures.append(f"revision {revision}: a loading script, which datasets no longer runs")
+            failures.append((revision, ValueError("a loading script, which datasets no longer runs")))
             continue
         inside = [file for file in sizes if file.startswith(f"{entry.config or 'default'}/")]
         files = inside or [file for file in sizes if not file.startswith(".") and not file.endswith(".md")]
         return Download(name, None, files, sum(sizes[file] for file in files))
-    raise OSError(f"cannot load data set {name}: tried {entry.path} on the Hub; " + "; ".join(failures))
+    raise prompts.explain_failures(name, failures)
 
 
 def _read_sizes(info: Any) -> dict[str, int]:
@@ -181,13 +181,11 @@ def _read_sizes(info: Any) -> dict[str, int]:
 
 def check_space(plan: Plan) -> list[str]:
     """One sentence for each disk with too little free space for the downloads."""
-    import datasets
-
     models, tables = (sum(download.size for download in part) for part in (plan.models, plan.datasets))
     needs: dict[int, list] = {}
     for folder, size in (
         (constants.HF_HUB_CACHE, models + tables),
-        (datasets.config.HF_DATASETS_CACHE, PREPARED * tables),
+        (prompts.locate_all_caches(), PREPARED * tables),
     ):
         existing = _find_existing(Path(folder))
         disk = needs.setdefault(existing.stat().st_dev, [existing, folder, 0])

@@ -8,6 +8,8 @@ line number if there is one.
 import codecs
 import csv
 import json
+import os
+import sys
 from collections.abc import Iterator
 from functools import partial
 from importlib import resources
@@ -15,9 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from huggingface_hub import constants
+
 from nucleoscope import hub
 from nucleoscope.atomic import hash_file
-from nucleoscope.settings import Settings, validate
+from nucleoscope.settings import Settings, quote, validate
 
 if TYPE_CHECKING:
     import datasets
@@ -73,11 +77,12 @@ def load(
     """The first ``n_prompts`` prompts of a data set (all of them if it has fewer).
 
     ``prompt_column`` names the column of a file, by default "prompt"; a .txt file has one prompt
-    per line. ``text_column`` names the column with a continuation of each prompt, in any data set that
-    has columns. Raises ValueError or OSError with one line for a source that cannot be read, and for an
-    empty continuation.
+    per line. It is an error for a .txt file and for a data set on the Hub, whose column is fixed. ``text_column``
+    names the column with a continuation of each prompt, in any data set that has columns. Raises ValueError or
+    OSError with one line for a source that cannot be read, and for an empty continuation.
     """
     validate("n_prompts", n_prompts)
+    _refuse_prompt_column(name, prompt_column)
     if name in HUB:
         return _load_hub(name, n_prompts, text_column)
     path, prefix = locate(name)
@@ -90,12 +95,37 @@ def load(
 def check(
     name: str, n_prompts: int = Settings.n_prompts, prompt_column: str | None = None, text_column: str | None = None
 ) -> None:
-    """Raises what `load` raises, as far as the first rows of a file show it; says nothing about data sets on the Hub.
+    """Raises what `load` raises, as far as the first rows of a file or the cache show it; asks no network.
 
-    pyarrow is imported for a Parquet file, and nothing slow for others.
+    A data set on the Hub is refused if it is not in the cache, and the run offline. pyarrow is imported for a
+    Parquet file, and nothing slow for others.
     """
-    if name not in HUB:
+    _refuse_prompt_column(name, prompt_column)
+    if name in HUB:
+        _check_hub(name, text_column)
+    else:
         _read_columns(locate(name)[0], name, min(n_prompts, FIRST), prompt_column, text_column)
+
+
+def _check_hub(name: str, text_column: str | None) -> None:
+    """Raises OSError or ValueError for a data set of `HUB` that is not in the cache offline, or has no such column."""
+    if prepared := _find_prepared(name):
+        columns = _list_columns(prepared)
+        if text_column and columns:
+            _check_column(text_column, columns, name, "text_column")
+    elif _find_offline_variable():
+        raise _explain_unavailable(name, f"{HUB[name].path} is not in the cache {locate_cache()}")
+
+
+def _refuse_prompt_column(name: str, prompt_column: str | None) -> None:
+    """Raises ValueError if a column is named of what has none to choose from: lines of text, a data set of `HUB`."""
+    why = None
+    if name in HUB:
+        why = f"the prompts of {name} are always its column '{HUB[name].column}'"
+    elif Path(name).suffix.lower() == ".txt":
+        why = f"'{name}' has no columns: each of its lines is a prompt"
+    if prompt_column and why:
+        raise ValueError(f"prompt_column is '{prompt_column}', but {why}; omit prompt_column")
 
 
 def _read_columns(
@@ -164,22 +194,43 @@ def fetch(name: str) -> tuple["datasets.Dataset", str]:
             return table, _find_commit(table) or revision
         except Exception as error:  # the library raises many types; they are reported below
             failures.append((revision, error))
+    raise explain_failures(name, failures)
+
+
+def explain_failures(name: str, failures: list[tuple[str, Exception]]) -> OSError:
+    """The exception, in one line, for a data set of `HUB` of which no revision can be loaded.
+
+    ``failures``: each revision that was tried, with what happened.
+    """
+    tried = "; ".join(f"revision {revision}: {_explain_failure(error)}" for revision, error in failures)
+    unreachable = all(hub.is_unreachable(hub.list_causes(error)) for _, error in failures)
+    return _explain_unavailable(name, f"tried {HUB[name].path} on the Hub; {tried}", unreachable)
+
+
+def _explain_unavailable(name: str, why: str, unreachable: bool = True) -> OSError:
     advice = ""
-    if datasets.config.HF_HUB_OFFLINE:
-        advice = " (HF_HUB_OFFLINE is set: download it with scripts/prefetch.py first)"
-    elif all(hub.is_unreachable(hub.list_causes(error)) for _, error in failures):
+    if variable := _find_offline_variable():
+        advice = f" ({variable} is set: download it with scripts/prefetch.py first)"
+    elif unreachable:
         advice = " (the Hub cannot be reached: run scripts/prefetch.py on a machine that can reach it)"
-    tried = "; ".join(f"revision {revision}: {explain_failure(error)}" for revision, error in failures)
-    raise OSError(f"cannot load data set {name}{advice}: tried {entry.path} on the Hub; {tried}")
+    return OSError(f"cannot load data set {name}{advice}: {why}")
 
 
-def explain_failure(error: Exception) -> str:
+def _find_offline_variable() -> str | None:
+    """The environment variable by which data sets are taken from the cache alone; datasets has one of its own."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE"
+    own = os.environ.get("HF_DATASETS_OFFLINE", "")
+    return "HF_DATASETS_OFFLINE" if own.upper() in constants.ENV_VARS_TRUE_VALUES else None
+
+
+def _explain_failure(error: Exception) -> str:
     """Why a data set cannot be loaded: the Hub's answer or the connection's error, if that was the cause."""
-    from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import httpx
 
-    links = [] if isinstance(error, DatasetNotFoundError) else hub.list_causes(error)
+    # by its name, because the module that defines it is slow to import
+    links = [] if type(error).__name__ == "DatasetNotFoundError" else hub.list_causes(error)
     cause = next((link for link in links if isinstance(link, (HfHubHTTPError, httpx.TransportError))), error)
     said = getattr(cause, "server_message", None)
     return hub.shorten(f"{cause.response.status_code}, {said}" if said else cause)[:150] or type(cause).__name__
@@ -191,17 +242,38 @@ def locate_cache(revision: str = "") -> Path:
     Each revision has its own folder, because offline, or if the Hub fails, datasets uses any revision of a
     data set that it finds in its cache.
     """
-    import datasets
+    return Path(locate_all_caches(), "nucleoscope", revision.replace("/", "-"))
 
-    return Path(datasets.config.HF_DATASETS_CACHE, "nucleoscope", revision.replace("/", "-"))
+
+def locate_all_caches() -> Path:
+    """The folder in which datasets keeps what it prepares, found out without importing it, which takes seconds."""
+    if "datasets" in sys.modules:  # a program may have chosen another folder
+        return Path(sys.modules["datasets"].config.HF_DATASETS_CACHE)
+    home = os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    home = os.path.expanduser(os.environ.get("HF_HOME", home))
+    return Path(os.environ.get("HF_DATASETS_CACHE", os.path.join(home, "datasets")))
 
 
 def is_cached(name: str) -> bool:
     """Whether a data set of `HUB` is prepared in the cache, in one of its revisions."""
+    return _find_prepared(name) is not None
+
+
+def _find_prepared(name: str) -> Path | None:
+    """The description (dataset_info.json) of a data set of `HUB` that is prepared in the cache."""
     entry = HUB[name]
     place = f"{entry.path.replace('/', '___')}/{entry.config or 'default'}/*/*/dataset_info.json"
     found = (file for revision in entry.revisions for file in locate_cache(revision).glob(place))
-    return any(not file.parent.name.endswith(".incomplete") for file in found)
+    return next((file for file in found if not file.parent.name.endswith(".incomplete")), None)
+
+
+def _list_columns(prepared: Path) -> list[str]:
+    """The columns that a dataset_info.json names; none if it is damaged or does not say."""
+    try:
+        features = json.loads(prepared.read_text(encoding="utf-8"))["features"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return list(features) if isinstance(features, dict) else []
 
 
 def _find_commit(table: "datasets.Dataset") -> str | None:
@@ -282,6 +354,7 @@ def _read_csv(path: Path, column: str, option: str) -> Iterator[str]:
     try:
         if reader.fieldnames is None:
             return
+        _check_separator(column, list(reader.fieldnames), path)
         _check_column(column, list(reader.fieldnames), path, option)
         for row in reader:
             if None in row:  # an unquoted comma
@@ -293,6 +366,17 @@ def _read_csv(path: Path, column: str, option: str) -> Iterator[str]:
             yield _check_text(row[column], path, f"line {reader.line_num}", column)
     except csv.Error as error:
         raise ValueError(f"'{path}', line {reader.line_num}: not valid CSV ({error})") from None
+
+
+def _check_separator(column: str, columns: list[str], path: Path) -> None:
+    """ValueError for a header without ``column`` whose columns seem to be separated by something else than commas."""
+    header = ",".join(columns)
+    for sign, name in ((";", "semicolons"), ("\t", "tabs")):
+        if column not in columns and sign in header:
+            raise ValueError(
+                f"'{path}' has no column '{column}': its first line is {quote(header)}; "
+                f"if {name} separate its columns, save it with commas between them"
+            )
 
 
 def _read_parquet(path: Path, column: str, option: str) -> Iterator[str]:

@@ -4,11 +4,11 @@ Contract: this module uses a tokenizer and never a model. `encode` determines wh
 before the first generated or scored token; the same settings give the same ids on every day.
 """
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
@@ -16,11 +16,10 @@ from transformers.utils import chat_template_utils
 from nucleoscope.measure import limits
 from nucleoscope.settings import Settings
 
-TEMPLATE_SECONDS, TEMPLATE_MEMORY = (
-    10,
-    2**30,
-)  # that a chat template may take for one prompt; real ones take milliseconds
+# What a chat template may take for one prompt: seconds and bytes. Real ones take milliseconds.
+TEMPLATE_SECONDS, TEMPLATE_MEMORY = 10, 2**30
 TEMPLATE_TEXT, TEMPLATE_COPIES = 10**6, 10  # characters that a template may add, and how often it may repeat a prompt
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -94,8 +93,9 @@ class Encoder:
             self._fix_date(date.fromisoformat(template_date))
 
     def _fix_date(self, today: date) -> None:
-        with self._explain_failure():
-            template = chat_template_utils._compile_jinja_template(self.tokenizer.get_chat_template())
+        template = self._run_template(
+            lambda: chat_template_utils._compile_jinja_template(self.tokenizer.get_chat_template())
+        )
         # transformers gives templates the clock under this name, and passes on no function of ours
         template.globals["strftime_now"] = today.strftime
 
@@ -108,19 +108,19 @@ class Encoder:
 
     def render(self, prompt: str) -> str:
         """The prompt in the chat template, as text. ValueError, in one line, if the template fails."""
-        messages = [{"role": "user", "content": prompt}]
-        with self._explain_failure():
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            if len(text) > TEMPLATE_TEXT + len(prompt) * TEMPLATE_COPIES:
-                raise limits.Exceeded(f"it makes {len(text):,} characters of a prompt of {len(prompt):,}")
-            return text
+        return self._run_template(partial(self._apply_template, prompt))
 
-    @contextlib.contextmanager
-    def _explain_failure(self) -> Iterator[None]:
-        """Gives a template its limits; ValueError, in one line, if it exceeds them or fails."""
+    def _apply_template(self, prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        if len(text) > TEMPLATE_TEXT + len(prompt) * TEMPLATE_COPIES:
+            raise limits.Exceeded(f"it makes {len(text):,} characters of a prompt of {len(prompt):,}")
+        return text
+
+    def _run_template(self, function: Callable[[], Result]) -> Result:
+        """What ``function`` makes of the template, within its limits; ValueError, in one line, if that fails."""
         try:
-            with limits.limit(TEMPLATE_SECONDS, TEMPLATE_MEMORY):
-                yield
+            return limits.call(function, TEMPLATE_SECONDS, TEMPLATE_MEMORY)
         except Exception as error:  # jinja2 and transformers raise many types
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             name = self.tokenizer.name_or_path

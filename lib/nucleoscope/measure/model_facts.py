@@ -134,13 +134,21 @@ def count_weight_bytes(model: PreTrainedModel) -> dict[torch.device, int]:
 
 
 def find_free_memory(model: PreTrainedModel) -> list[tuple[int, float]]:
-    """For each device of a model: its free bytes, and its share of the layers (by their weights)."""
+    """For each device of a model: its free bytes, and its share of the layers (by their weights).
+
+    What torch keeps of a GPU for this process but does not use is free.
+    """
     sizes = count_weight_bytes(model)
     total = sum(sizes.values()) or 1
     if all(device.type != "cuda" for device in sizes):
         # Half of the machine's total memory: what happens to be free at the moment must not change the batches.
         return [(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, 1.0)]
-    return [(torch.cuda.mem_get_info(d)[0], size / total) for d, size in sizes.items() if d.type == "cuda"]
+    return [(_read_free(device), size / total) for device, size in sizes.items() if device.type == "cuda"]
+
+
+def _read_free(gpu: torch.device) -> int:
+    unused = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+    return torch.cuda.mem_get_info(gpu)[0] + unused
 
 
 def describe_devices(model: PreTrainedModel) -> list[dict[str, Any]]:

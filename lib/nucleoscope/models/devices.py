@@ -19,11 +19,11 @@ def check(device: str) -> None:
     if kind in ("cuda", "balanced"):
         why = _explain_missing_gpu(number)
     elif kind == "mps" and sys.platform != "darwin":
-        why = "only Macs have it"
+        why = "only Macs have one"
     elif kind == "xpu" and _is_cpu_build():
         why = "the installed torch is built for CPUs only"
     if why:
-        raise ValueError(f"device is {quote(device)}, but this machine has none: {why}; use device=auto")
+        raise ValueError(f"device is {quote(device)}, which cannot be used on this machine: {why}; use device=auto")
 
 
 def _explain_missing_gpu(number: str) -> str | None:
@@ -31,7 +31,7 @@ def _explain_missing_gpu(number: str) -> str | None:
         return "the installed torch is built for CPUs only"
     names = gpus.list_names()  # none where the GPUs are AMD's
     if names and number and int(number) >= len(names):
-        return f"its last GPU is cuda:{len(names) - 1}"
+        return f"its GPUs are cuda:0 to cuda:{len(names) - 1}" if len(names) > 1 else "its only GPU is cuda:0"
     return None
 
 

@@ -116,13 +116,17 @@ def choose_gpus(free: dict[int, int], idle: list[int], need: int | None) -> list
 
 
 def read_free_memory() -> dict[int, int]:
-    """Free bytes on each GPU that torch sees.
+    """Free bytes on each GPU that torch sees, including what torch keeps of it for this process but does not use.
 
     Asking CUDA itself would create a context on every GPU, which takes half a gigabyte on each.
     """
     count = torch.cuda.device_count()
     told = gpus.query_free_memory() if count > 1 else {}
-    return {gpu: told.get(_read_id(gpu)) or torch.cuda.mem_get_info(gpu)[0] for gpu in range(count)}
+    free = {gpu: told.get(_read_id(gpu)) or torch.cuda.mem_get_info(gpu)[0] for gpu in range(count)}
+    # of an earlier model, say; where this process has not used CUDA, both are 0, and asking creates no context
+    return {
+        gpu: size + torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu) for gpu, size in free.items()
+    }
 
 
 def _read_id(gpu: int) -> str:

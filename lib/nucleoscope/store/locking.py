@@ -36,6 +36,13 @@ def check_folder(folder: Path) -> None:
 
     The folder need not exist: in that case its nearest existing parent is checked. Leaves nothing behind.
     """
+    check_writable(folder)
+    if (folder / LOCK).exists():
+        Lock(folder).release()
+
+
+def check_writable(folder: Path) -> None:
+    """As `check_folder`, whether or not another process is writing to the folder."""
     place = folder.absolute()
     while not os.path.lexists(place):
         place = place.parent
@@ -46,8 +53,6 @@ def check_folder(folder: Path) -> None:
             probe.write(b"\0" * PROBE)
     except OSError as error:
         raise type(error)(f"cannot write to '{place}' ({error.strerror}): use another --results_dir") from None
-    if (folder / LOCK).exists():
-        Lock(folder).release()
 
 
 class Lock:

@@ -80,14 +80,15 @@ class Graph:
         self.missing = {folder: why for folder, entry in runs.items() if (why := status.find_missing(folder, entry))}
         self.unavailable = self._find_unavailable() if self.missing else {}
         if self.missing and workflow.is_main_process:
-            locking.check_folder(Path(self.results_dir))  # no job could even say that it failed
+            for folder in (self.results_dir, self.analyses, f"{self.results_dir}/{status.LOGS}"):
+                locking.check_writable(Path(folder))  # no job could even say that it failed
         for reason in dict.fromkeys(self.unavailable.values()):
             print(f"error: {reason}", file=sys.stderr)
         if self.unavailable and len(self.unavailable) == len(self.runs) and not results.list_runs(self.results_dir):
             sys.exit(1)
 
     def _find_unavailable(self) -> dict[str, str]:
-        """The missing runs whose model, data set or device is not there, and why; each is asked about once."""
+        """The missing runs without a model, data set, device or folder to write to, and why; each is tried once."""
         from nucleoscope.data import availability  # here: a graph with nothing to measure need not wait for it
 
         # unset, jobs of a cluster do not use the network: see prepare
@@ -98,6 +99,12 @@ class Graph:
             try:
                 devices.check(parameters.get("device", Settings.device))
             except ValueError as error:
+                found.setdefault(folder, str(error))
+        for folder in runs:  # a run that another process measures is no reason: its job says so
+            try:
+                locking.check_writable(Path(folder))
+                locking.check_writable(status.locate_log(folder).parent)
+            except OSError as error:
                 found.setdefault(folder, str(error))
         return found
 

@@ -10,8 +10,8 @@ quick. A grid is a mapping of
     datasets:     the same
     analyses:     options of the analyses: resamples, seed
 
-The settings of an entry are parameters and resources; a model may also have a revision, the commit on
-the Hub to use. An entry's setting overrides that of all runs, and a data set's parameter overrides a
+The settings of an entry are parameters and resources; model_revision, the commit on the Hub to use, is a
+model's. An entry's setting overrides that of all runs, and a data set's parameter overrides a
 model's. If a model and a data set both name a resource, the run gets the larger value.
 """
 
@@ -83,11 +83,14 @@ class _Loader(yaml.SafeLoader):
     """YAML in which a duplicate key is an error; PyYAML would silently take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        duplicates = [name for name in names if names.count(name) > 1]
-        if duplicates:
-            problem = f"duplicate key {quote(duplicates[0])}"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                problem = f"duplicate key {quote(key.value)}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -166,7 +169,6 @@ def _raise_all(problems: Iterable[str]) -> None:
 
 def _merge(config: dict, model: dict, dataset: dict) -> Entry:
     """The run of two entries, each in its long form."""
-    model = {"model_revision" if key == "revision" else key: value for key, value in model.items()}
     merged = {**config["parameters"], **model, **dataset}
     parameters = {name: settings.normalise(name, merged[name]) for name in PARAMETERS if merged.get(name) is not None}
     needs = {}
@@ -203,12 +205,12 @@ def _find_problems(config: Any) -> Iterator[str]:
     for name, checks in (("parameters", PARAMETERS), ("resources", RESOURCES), ("analyses", ANALYSES)):
         if config.get(name) is not None:
             yield from _find_wrong(name, config[name], checks)
-    yield from _find_wrong_entries("models", config.get("models"), {"revision": partial(validate, "model_revision")})
-    yield from _find_wrong_entries("datasets", config.get("datasets"), {})
+    for kind in ("models", "datasets"):
+        yield from _find_wrong_entries(kind, config.get(kind))
 
 
-def _find_wrong_entries(kind: str, entries: Any, own: dict[str, Callable]) -> Iterator[str]:
-    """What is wrong with a list of models or data sets. ``own``: the settings that only its entries have."""
+def _find_wrong_entries(kind: str, entries: Any) -> Iterator[str]:
+    """What is wrong with a list of models or data sets."""
     if not isinstance(entries, list) or not entries:
         found = quote(entries) if entries else "missing"
         yield f"{kind} is {found}: it must be a list of names"
@@ -221,7 +223,7 @@ def _find_wrong_entries(kind: str, entries: Any, own: dict[str, Callable]) -> It
         elif problem := _explain(check_name, entry["name"]):
             yield f"{where}: {problem}"
         else:
-            checks = {"name": check_name} | own | PARAMETERS | RESOURCES
+            checks = {"name": check_name} | PARAMETERS | RESOURCES
             yield from _find_wrong(f"{quote(entry['name'])} in {kind}", entry, checks)
 
 

@@ -25,14 +25,12 @@ def check(chosen: Settings) -> None:
 
     The notebook finds the same, with the same functions, but some seconds later.
     """
-    from nucleoscope import hub  # these take a fifth of a second, which a run that is complete need not wait for
-    from nucleoscope.data import prompts
+    from nucleoscope.data import availability  # these take a fifth of a second: a complete run need not wait for it
     from nucleoscope.models import devices
 
     run_folder.check(locate(chosen), chosen.overwrite)
     devices.check(chosen.device)
-    prompts.check(chosen.dataset_name, chosen.n_prompts, chosen.prompt_column, chosen.text_column)
-    hub.check(chosen.model_name, chosen.model_revision)
+    availability.check(asdict(chosen))
 
 
 def measure(chosen: Settings, if_missing: bool = False) -> None:

@@ -1,0 +1,151 @@
+"""What a run needs of the Hub and cannot have: refused by the command itself, before a slow library is imported.
+
+Each command is a process of its own, which says at its end which of those libraries it has imported.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hub
+import tiny
+from messages import assert_one_line
+from nucleoscope.data import prompts
+
+ROOT = Path(__file__).parents[2]
+SLOW = ("torch", "transformers", "datasets", "pandas", "papermill", "scipy")
+TRACED = f"""
+import atexit, runpy, sys
+sys.argv = sys.argv[1:]
+atexit.register(lambda: print("imported:", sorted(set({SLOW}) & set(sys.modules))))
+sys.path.insert(0, "scripts")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+NOTHING = "http://127.0.0.1:9"  # where no Hub answers: as without a network, and at once
+
+
+def refuse(environment: dict[str, str], *words: str, script: str = "correlation_pipeline.py") -> str:
+    """The line with which a script refuses some words, without having imported anything slow."""
+    command = [sys.executable, "-c", TRACED, f"scripts/{script}", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "imported: []"
+    line = done.stderr.splitlines()[-1]  # before it, there may be a line about waiting
+    assert line.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    return assert_one_line(line)
+
+
+def write_description(home: Path, name: str, features: object) -> None:
+    """Puts the description of a prepared data set into a cache: no more of it is needed to know its columns."""
+    entry = prompts.HUB[name]
+    place = home / "datasets" / "nucleoscope" / entry.revisions[-1].replace("/", "-")
+    place = place / entry.path.replace("/", "___") / (entry.config or "default") / "0.0.0" / "abc"
+    place.mkdir(parents=True)
+    (place / "dataset_info.json").write_text(json.dumps({"features": features}))
+
+
+@pytest.mark.parametrize("name", prompts.HUB)
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
+def test_a_data_set_that_is_not_in_the_cache_is_refused_offline(tmp_path, variable, name):
+    line = refuse(hub.clean_environment(tmp_path, **{variable: "1"}), f"--dataset_name={name}")
+    assert line == (
+        f"error: cannot load data set {name} ({variable} is set: download it with scripts/prefetch.py first): "
+        f"{prompts.HUB[name].path} is not in the cache {tmp_path}/datasets/nucleoscope"
+    )
+
+
+def test_a_data_set_is_refused_without_a_network(tmp_path):
+    line = refuse(hub.clean_environment(tmp_path, HF_ENDPOINT=NOTHING), "--dataset_name=gsm8k")
+    assert "cannot load data set gsm8k (the Hub cannot be reached: run scripts/prefetch.py on a machine" in line
+    assert "tried openai/gsm8k on the Hub; revision 740312a" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "model 'org/tiny' is not on this machine, and HF_HUB_OFFLINE is set"),
+        ({"HF_ENDPOINT": NOTHING}, "model 'org/tiny' is not on this machine, and the Hub cannot be reached"),
+    ],
+)
+def test_a_model_that_is_not_in_the_cache_is_refused_without_a_network(tmp_path, options, said):
+    assert said in refuse(hub.clean_environment(tmp_path, **options), "--model_name=org/tiny")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    tiny.save(folder / "tiny", tiny.create_model(), tiny.create_tokenizer())
+    gated = hub.Repository({hub.COMMIT: folder / "tiny"}, {"main": hub.COMMIT}, gated=True)
+    served = {"org/tiny": folder / "tiny", "org/gated": gated, "datasets/openai/gsm8k": hub.DISABLED}
+    with hub.serve(served) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model_name=org/tiny", "--model_revision=none"], "model 'org/tiny' has no revision 'none': see "),
+        (["--model_name=org/none"], "model 'org/none' does not exist or is private: tried "),
+        (["--model_name=org/gated"], "model 'org/gated' is gated: ask for access at "),
+        (["--dataset_name=gsm8k"], "cannot load data set gsm8k: tried openai/gsm8k on the Hub; revision 740312a"),
+        (["--dataset_name=xsum"], "cannot load data set xsum: tried EdinburghNLP/xsum on the Hub; revision 7d4d486"),
+        (["--dataset_name=gsm8k", "--prompt_column=x"], "prompt_column is 'x', but the prompts of gsm8k are always"),
+    ],
+)
+def test_what_the_hub_refuses_is_refused(server, tmp_path, words, said):
+    before = len(server.requests)
+    assert said in refuse(server.environment(tmp_path), *words)
+    assert not [request for request in server.requests[before:] if "/resolve/" in request]  # nothing was downloaded
+
+
+def test_a_fault_of_a_file_is_found_before_the_hub_is_asked(server, tmp_path):
+    before = len(server.requests)
+    line = refuse(server.environment(tmp_path), "--model_name=org/tiny", "--dataset_name=none.jsonl")
+    assert "file 'none.jsonl' does not exist" in line
+    assert server.requests[before:] == []
+
+
+def test_a_column_that_a_cached_data_set_lacks_is_refused(tmp_path):
+    write_description(tmp_path, "gsm8k", {"question": {}, "answer": {}})
+    environment = hub.clean_environment(tmp_path, HF_HUB_OFFLINE="1")
+    words = ["--dataset_name=gsm8k", "--mode=score", "--model_name=org/tiny"]
+    line = refuse(environment, *words, "--text_column=story")
+    assert "'gsm8k' has no column 'story': set text_column to one of 'question', 'answer'" in line
+    assert "model 'org/tiny' is not on this machine" in refuse(environment, *words, "--text_column=answer")
+
+
+@pytest.mark.parametrize("features", [None, 3, {}, [{"name": "question"}]])
+def test_a_description_without_columns_refuses_nothing(tmp_path, monkeypatch, features):
+    write_description(tmp_path, "xsum", features)
+    monkeypatch.setattr(prompts, "locate_all_caches", lambda: tmp_path / "datasets")
+    monkeypatch.setattr(prompts.constants, "HF_HUB_OFFLINE", True)
+    assert prompts.is_cached("xsum")
+    assert prompts.check("xsum", text_column="summary") is None
+
+
+def test_a_grid_is_checked_without_slow_imports(tmp_path):
+    code = """
+import json, sys
+from nucleoscope.data import availability
+runs = {name: {"model_name": "org/tiny", "dataset_name": name} for name in ("gsm8k", "xsum")}
+runs["packaged"] = {"model_name": "SmolLM2-135M-Instruct", "dataset_name": "xsum"}
+print(json.dumps([availability.find_unavailable(runs), sorted(set(sys.argv[1:]) & set(sys.modules))]))
+"""
+    environment = hub.clean_environment(tmp_path, HF_HUB_OFFLINE="1")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *SLOW], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    found, imported = json.loads(done.stdout)
+    assert imported == []
+    assert list(found) == ["gsm8k", "xsum", "packaged"]
+    assert "cannot load data set xsum (HF_HUB_OFFLINE is set" in found["packaged"]
+
+
+def test_prefetching_is_refused_without_slow_imports(tmp_path):
+    (tmp_path / "grid.yml").write_text(f"results_dir: {tmp_path}\nmodels: [org/tiny]\ndatasets: [gsm8k]\n")
+    environment = hub.clean_environment(tmp_path / "home", HF_ENDPOINT=NOTHING)
+    assert "(the Hub cannot be reached: " in refuse(environment, str(tmp_path / "grid.yml"), script="prefetch.py")
