@@ -70,11 +70,11 @@ def kill(draws, folder, model, step, pace, texts=TEXTS, **options):
 
 
 def end_some(model, texts=TEXTS):
-    """Gives the model end-of-text tokens such that one row ends at its second token, and one at its fifth."""
+    """Gives the model end-of-text tokens such that one row ends at its second token, and one at its fifth at most."""
     options = {name: value for name, value in OPTIONS.items() if name != "progress"}
     (batch,) = generation.measure(model, tiny.create_tokenizer(), texts, progress=False, **options)
     rows = dict(zip(batch.indices, batch.records, strict=True))
-    model.generation_config.eos_token_id = [int(rows[1]["tokens"][1]), int(rows[4]["tokens"][4])]
+    model.generation_config.eos_token_id = [int(rows[1]["tokens"][1]), int(rows[4]["tokens"][:5][-1])]
     return model
 
 
@@ -89,13 +89,14 @@ def assert_same(records, expected, exact=False):
             assert one[name] == (other[name] if exact else pytest.approx(other[name], rel=1e-5, abs=1e-5))
 
 
+THOROUGH = ("float32", "bfloat16")
 CASES = {
     "float32": (lambda: tiny.create_model(), None, TEXTS),
     "float64": (lambda: tiny.create_model().double(), None, TEXTS),
     "bfloat16": (lambda: tiny.create_model().bfloat16(), None, TEXTS),
     "float16": (lambda: tiny.create_model().half(), None, TEXTS),
     "sliding window": (lambda: tiny.create_model("mistral", sliding_window=4), None, TEXTS),
-    "learned positions, to the last": (lambda: tiny.create_model("gpt2", n_positions=30), None, TEXTS),
+    "learned positions": (lambda: tiny.create_model("gpt2", n_positions=64), None, TEXTS),
     "own cache": (lambda: tiny.create_model(), decoding.OWN_CACHE, TEXTS),
     "own cache, bfloat16": (lambda: tiny.create_model().bfloat16(), decoding.OWN_CACHE, TEXTS),
     "equal lengths": (lambda: tiny.create_model(), decoding.EQUAL_LENGTHS, EQUAL),
@@ -108,12 +109,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("pace", [6, 2])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "pace"),
+    [(case, 6) for case in CASES] + [(case, 2) for case in THOROUGH],
+)
 def test_a_kill_at_any_step_loses_the_steps_since_the_last_save_and_changes_nothing(
     tmp_path, draws, monkeypatch, case, pace
 ):
-    """At 6 s a step each is saved, at 2 s every third; in half precision every bit is the same."""
+    """At 6 s a step each is saved, at 2 s every third; in half precision every bit is the same.
+
+    At any step in `THOROUGH`, at some in the other cases.
+    """
     create, way, texts = CASES[case]
     model = create()
     if way is not None:
@@ -125,7 +131,7 @@ def test_a_kill_at_any_step_loses_the_steps_since_the_last_save_and_changes_noth
     assert steps == list(range(MAX_TOKENS))
     assert len({len(record["tokens"]) for record in expected}) > 2  # rows end early
     every = 1 if pace == 6 else 3
-    for fatal in steps:
+    for fatal in steps if case in THOROUGH else (2, 5, 8):
         folder = tmp_path / str(fatal)
         kill(draws, folder, model, fatal, pace, texts)
         found, info = complete(folder, model, texts)
@@ -145,8 +151,6 @@ def test_the_cases_need_what_they_are_named_for():
     assert length < 16 < length + MAX_TOKENS - 1
     assert checking.find_way(configurations.build_model("recurrent_gemma")) == decoding.EQUAL_LENGTHS
     assert checking.find_way(configurations.build_model("mamba")) == decoding.OWN_CACHE
-    longest = max(len(tiny.create_tokenizer()(text)["input_ids"]) for text in TEXTS)
-    assert longest + MAX_TOKENS - 1 == 30 or longest + MAX_TOKENS - 1 > 30  # the prompt fills the context, or is cut
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
