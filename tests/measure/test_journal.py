@@ -97,7 +97,7 @@ CASES = {
     "bfloat16": (lambda: tiny.create_model().bfloat16(), None, TEXTS),
     "float16": (lambda: tiny.create_model().half(), None, TEXTS),
     "sliding window": (lambda: tiny.create_model("mistral", sliding_window=4), None, TEXTS),
-    "learned positions": (lambda: tiny.create_model("gpt2", n_positions=64), None, TEXTS),
+    "learned positions": (lambda: tiny.create_model("gpt2", n_positions=64).double(), None, TEXTS),
     "own cache": (lambda: tiny.create_model(), decoding.OWN_CACHE, TEXTS),
     "own cache, bfloat16": (lambda: tiny.create_model().bfloat16(), decoding.OWN_CACHE, TEXTS),
     "equal lengths": (lambda: tiny.create_model(), decoding.EQUAL_LENGTHS, EQUAL),
@@ -323,7 +323,7 @@ def test_quantities_in_another_order_are_the_same(tmp_path, draws, monkeypatch):
 
 def test_a_batch_that_was_halved_continues_in_the_half_that_was_in_progress(tmp_path, draws):
     """From the sixth step on, no more than three rows fit. The halves' parts are not taken for the whole's."""
-    model = end_some(tiny.create_model())
+    model = tiny.create_model()
     expected, _ = complete(tmp_path / "straight", model)
     limited, original = copy.copy(model), model.forward
 
