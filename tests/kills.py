@@ -7,6 +7,9 @@ reads one request a line from its standard input, JSON with
 * ``folder``: the run's folder; ``settings``, ``overwrite``: as `run_folder.RunFolder` takes them,
 * ``count``: how many such runs start at once (1), ``lock_seconds``: how long they wait for each other,
 * ``after``: seconds after which the run gets SIGKILL, or null,
+* ``dtype``: of the model (float32); ``prompts``: their number (6); ``parameters``: others than `PARAMETERS`,
+* ``save_seconds``: how often what was drawn of a batch is saved, ``log``: a file that gets a line for each step drawn
+  ("draw 3") and for each time steps were saved ("kept 4": those before the fifth),
 * ``operation``, ``half``: which file operation in the folder, counted from 1, is the run's last, and whether it is
   killed in the middle of a write (where that is one) instead of before it,
 
@@ -23,14 +26,25 @@ import traceback
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 import tiny
+from nucleoscope.measure import journal, sampling
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.store import locking, run_folder
 
-PROMPTS = [f"{'the cat and ' * (n % 5)}number {n}" for n in range(6)]
+PROMPTS = [f"{'the cat and ' * (n % 5)}number {n}" for n in range(100)]
 PARAMETERS = {"max_tokens": 4, "batch_size": 2}
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "fcntl.flock")
+
+
+def create_model(dtype: torch.dtype) -> PreTrainedModel:
+    """In float64 and bfloat16 with eight tokens that end a text, so that rows end early."""
+    model = tiny.create_model().to(dtype)
+    if dtype != torch.float32:
+        model.generation_config.eos_token_id = list(range(40, 48))
+    return model
 
 
 class Counter:
@@ -69,23 +83,45 @@ class Counter:
         self.fsync(file)
 
 
-def run(folder: str, settings: dict, overwrite: bool) -> None:
+def run(request: dict) -> None:
     """One run, as notebooks/run.py has it."""
+    folder, settings, overwrite = request["folder"], request["settings"], request.get("overwrite", False)
     run_folder.check(Path(folder), overwrite)
     run = run_folder.RunFolder(folder, settings, overwrite)
     if not run.finished:
         with run:
-            seed = settings["seed"]
-            complete_run(run, MODEL, TOKENIZER, PROMPTS, seed=seed, progress=False, **PARAMETERS)
+            model, prompts = MODELS[request.get("dtype", "float32")], PROMPTS[: request.get("prompts", 6)]
+            parameters = PARAMETERS | request.get("parameters", {}) | {"seed": settings["seed"]}
+            complete_run(run, model, TOKENIZER, prompts, progress=False, **parameters)
+
+
+def keep_log(path: str) -> None:
+    """Logs what this process draws and saves. A line that was written outlives a kill."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    draw, save = sampling.Sampler.draw, run_folder.RunFolder.save_part
+
+    def log_draw(sampler, logits, rows):
+        found = draw(sampler, logits, rows)
+        os.write(file, f"draw {len(sampler.steps) - 1}\n".encode())
+        return found
+
+    def log_save(folder, part):
+        save(folder, part)
+        os.write(file, f"kept {part['end']}\n".encode())
+
+    sampling.Sampler.draw, run_folder.RunFolder.save_part = log_draw, log_save
 
 
 def run_child(request: dict, answer: int) -> None:
     """The forked process: its run, and its last words."""
     locking.LOCK_SECONDS = request.get("lock_seconds", locking.LOCK_SECONDS)
+    journal.SAVE_SECONDS = request.get("save_seconds", journal.SAVE_SECONDS)
+    if "log" in request:
+        keep_log(request["log"])
     counter = Counter(request["folder"], request.get("operation"), request.get("half", False))
     error = ""
     try:
-        run(request["folder"], request["settings"], request.get("overwrite", False))
+        run(request)
     except Exception as raised:
         error = str(raised) if isinstance(raised, (OSError, ValueError)) else traceback.format_exc()
     os.write(answer, json.dumps({"operations": counter.seen, "error": error}).encode())
@@ -126,7 +162,8 @@ def answer(request: dict) -> list[dict]:
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a fork has no threads but its own
     locking.BEAT = 0.2
-    MODEL, TOKENIZER = tiny.create_model(), tiny.create_tokenizer()
+    MODELS = {str(dtype).removeprefix("torch."): create_model(dtype) for dtype in DTYPES}
+    TOKENIZER = tiny.create_tokenizer()
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)

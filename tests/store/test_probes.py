@@ -396,7 +396,9 @@ def test_a_lock_file_that_is_a_link_is_refused(tmp_path, victim, kind):
     assert not (victim / "nothing").exists()
 
 
-@pytest.mark.parametrize("name", [None, "settings.json", "plan.json", "000000.pt", "notes.txt"])
+@pytest.mark.parametrize(
+    "name", [None, "settings.json", "plan.json", "000000.pt", "000000-6-000000.steps", "notes.txt"]
+)
 def test_links_in_the_folder_of_batches_are_refused(tmp_path, victim, name):
     batches = tmp_path / "run" / "batches"
     batches.parent.mkdir()

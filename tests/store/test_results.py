@@ -434,7 +434,7 @@ def test_a_full_disk_at_the_end_takes_nothing_from_earlier_results(folder, monke
     assert {name: (folder / name).read_bytes() for name in FILES} == before
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "1.pt", "000002.pt/inside"])
+@pytest.mark.parametrize("name", ["notes.txt", "1.pt", "000002.pt/inside", "000000-6.steps"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_no_run_has_written_is_never_deleted(folder, name, overwrite):
     measure_run(folder, 1)

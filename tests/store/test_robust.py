@@ -142,6 +142,91 @@ def test_a_kill_at_any_file_operation_changes_nothing(killer, undisturbed, tmp_p
     assert places == {"nothing", "0 batches", "1 batches", "2 batches", "3 batches", "measurements", "finished"}
 
 
+HUNDRED = {"prompts": 100, "parameters": {"max_tokens": 40, "batch_size": 100}}
+KILLS = int(os.environ.get("NUCLEOSCOPE_KILLS", "8"))  # 40 takes some minutes
+
+
+def assert_same_measurements(found: list[dict], expected: list[dict], exact: bool) -> None:
+    """The same tokens and candidates, and the same numbers: in half precision to the bit."""
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            inexact = not exact and name not in ("prompt", "tokens", "top_p_tokens")
+            for mine, wanted in (
+                zip(one[name], other[name], strict=True) if name == "top_p_probs" else [(one[name], other[name])]
+            ):
+                assert mine == (pytest.approx(wanted, rel=1e-5, abs=1e-5) if inexact else wanted), name
+
+
+class Log:
+    """What the processes of one run drew and saved, one after another; see `kills`."""
+
+    def __init__(self, path: Path):
+        self.path, self.drawn, self.saved, self.midway, self.again = path, 0, 0, 0, 0
+
+    def read(self) -> str:
+        """Takes in the lines of a process that has ended, and checks that it began where it had to."""
+        lines = [line.split() for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        self.path.unlink(missing_ok=True)
+        steps = [int(number) for word, number in lines if word == "draw"]
+        kept = [int(number) for word, number in lines if word == "kept"]
+        if steps:
+            assert steps == list(range(steps[0], steps[-1] + 1))
+            # The kill may have come after a part was written, and before the line that says so.
+            assert self.saved <= steps[0] <= self.drawn, (self.saved, steps[0], self.drawn)
+            self.again, self.midway = self.again + self.drawn - steps[0], self.midway + (steps[0] > 0)
+            self.drawn = steps[-1] + 1
+        self.saved = max([self.saved, *kept])
+        return f"drew {steps[:1]} to {steps[-1:]}, saved {self.saved}"
+
+
+def test_kills_at_random_moments_in_a_batch_of_100_lose_only_what_was_not_saved(killer, tmp_path):
+    """Some twice in a run. Drawn again are the steps since the last time, at most one a kill if each step is saved."""
+    expected, seconds = {}, {}
+    for dtype in ("float64", "bfloat16"):
+        log = Log(tmp_path / "log")
+        straight = {"dtype": dtype, "save_seconds": 0, "log": str(log.path), **HUNDRED}
+        seconds[dtype] = killer.run(tmp_path / dtype, **straight)["seconds"]
+        expected[dtype] = read_measured(tmp_path / dtype)
+        assert "drew [0] to [39]" in log.read()
+        lengths = sorted(len(record["tokens"]) for record in expected[dtype])
+        assert lengths[50] < 40 == lengths[-1]  # half of the rows end early
+    seed = time.time_ns()
+    moments, killed, midway, places = random.Random(seed), 0, 0, []
+    while killed < KILLS or midway < KILLS // 2:
+        assert len(places) < 10 * KILLS, places
+        dtype, often = moments.choice(["float64", "bfloat16"]), moments.choice([0, 0.05])
+        log, folder, before = Log(tmp_path / "log"), tmp_path / str(len(places)), killed
+        request = {"dtype": dtype, "save_seconds": often, "log": str(log.path), **HUNDRED}
+        for _ in range(moments.choice([1, 2])):
+            after = moments.uniform(0, seconds[dtype])
+            killed += killer.run(folder, after=after, **request)["signal"] == signal.SIGKILL
+            places.append(f"{dtype}, {often} s, killed after {after:.3f} s: {log.read()}")
+        found = killer.to_the_end(folder, **request)
+        places.append(f"then {log.read()}; {log.again} steps drawn again")
+        assert log.drawn == 40
+        assert often or log.again <= killed - before, (seed, places)
+        assert_same_measurements(found, expected[dtype], exact=dtype == "bfloat16")
+        midway += log.midway
+    print(f"seed {seed}: {killed} kills, {midway} times continued midway", *places, sep="\n")
+
+
+def test_a_kill_at_any_file_operation_with_parts_changes_nothing(killer, tmp_path):
+    """In half precision, in which a continued batch must be the same to the bit; each step is saved."""
+    request = {"dtype": "bfloat16", "save_seconds": 0, "parameters": {"batch_size": 3}}
+    expected = killer.to_the_end(tmp_path / "straight", **request)
+    shutil.rmtree(tmp_path / "straight")
+    operations = killer.run(tmp_path / "straight", **request)["operations"]
+    seen = set()
+    for operation in range(1, operations + 1):
+        folder = tmp_path / str(operation)
+        assert killer.run(folder, operation=operation, half=True, **request)["signal"] == signal.SIGKILL
+        seen.add(len(list(folder.glob("batches/*.steps"))))
+        assert killer.to_the_end(folder, **request) == expected, operation
+        assert sorted(os.listdir(folder)) == ["measurements.pt", "run.json", "tokens.parquet"]
+    assert seen == {0, 1, 2, 3, 4}
+
+
 def test_a_kill_while_results_are_replaced_leaves_the_old_ones_or_the_new_ones(killer, undisturbed, tmp_path):
     expected, _, _ = undisturbed
     other = SETTINGS | {"seed": 1}

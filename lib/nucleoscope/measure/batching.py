@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import groupby
 from typing import Any
@@ -27,11 +27,15 @@ from nucleoscope.measure.nucleus import NotFinite
 
 @dataclass
 class Batch:
-    """The records of some prompts, with the prompts' indices and the seconds they took."""
+    """The records of some prompts, with the prompts' indices and the seconds they took.
+
+    ``continued`` lists the steps at which the batch was continued after an interruption.
+    """
 
     indices: list[int]
     records: list[dict]
-    seconds: float
+    seconds: float = 0.0
+    continued: list[int] = field(default_factory=list)
 
 
 def sort_by_length(inputs: Inputs, indices: list[int] | None = None) -> list[int]:
@@ -56,36 +60,47 @@ def split_batches(
 def measure_batches(
     batches: list[list[int]],
     prompts: list[str],
-    measure: Callable[[list[int], tqdm], list[dict]],
+    measure: Callable[[list[int], tqdm], Batch],
     model: PreTrainedModel,
     total: int,
     progress: bool = True,
 ) -> Iterator[Batch]:
     """Measures one batch of prompt indices after another, and yields each as soon as it is measured.
 
-    ``measure(indices, bar)`` returns the records of one batch; ``bar`` counts tokens, ``total`` of them are
-    expected at most. If the ``model``'s device runs out of memory, the batch is measured in two halves. Raises
-    ValueError, naming the prompts, for logits with NaN, MemoryError if a single prompt does not fit.
+    ``measure(indices, bar)`` returns one batch, with the seconds that an interrupted process has spent on it;
+    ``bar`` counts tokens, ``total`` of them are expected at most. If the ``model``'s device runs out of memory,
+    the batch is measured in two halves. Raises ValueError, naming the prompts, for logits with NaN, MemoryError if a
+    single prompt does not fit.
     """
     left = list(batches)
     with tqdm(total=total, unit="tok", disable=not (progress and batches), mininterval=0.5) as bar:
         while left:
-            indices, shown, begin = left.pop(0), (bar.n, bar.total), time.perf_counter()
+            indices, begin = left.pop(0), time.perf_counter()
+            shown = bar.n, bar.total, getattr(bar, "initial", 0)  # a bar that is not shown has no beginning
             try:
-                records = measure(indices, bar)
+                batch = measure(indices, bar)
             except NotFinite as error:
                 rows = [indices[row] for row in error.rows]
                 names = ", ".join(f"{index} ({prompts[index][:40]!r})" for index in rows)
                 raise explain_not_finite(f"for prompt {names}", model) from None
             except torch.OutOfMemoryError:
-                records = None
-            if records is not None:
-                yield Batch(indices, records, time.perf_counter() - begin)
+                batch = None
+            if batch is not None:
+                batch.seconds += time.perf_counter() - begin
+                yield batch
                 continue
             if model.device.type == "cuda":
                 torch.cuda.empty_cache()  # not in the except block, whose traceback still holds the tensors
-            bar.n, bar.total = shown
+            bar.n, bar.total, bar.initial = shown
             left[:0] = _halve(indices)
+
+
+def begin_at(bar: tqdm, n: int, change: int) -> None:
+    """Has ``bar`` show ``n`` more tokens, which were there before this process, and ``change`` more in total."""
+    bar.n, bar.total = bar.n + n, bar.total + change
+    if n and not bar.disable:
+        bar.initial, bar.last_print_n = bar.initial + n, bar.n  # they say nothing about this process's speed
+        bar.refresh()
 
 
 def explain_not_finite(where: str, model: PreTrainedModel) -> ValueError:
@@ -119,12 +134,15 @@ def collect_run_info(
 ) -> dict[str, Any]:
     """What `run.json` contains besides the settings; ``batches`` as `run_folder.RunFolder` saves them.
 
-    Seconds are those of the finished batches; peak memory is that of the process that finished the run.
+    Seconds are those of the finished batches, with what interrupted processes spent on steps that were kept; peak
+    memory is that of the process that finished the run. ``continued_at_steps`` has a list for each batch that
+    was continued in the middle: the steps at which it was.
     """
     tokens = sum(len(record["tokens"]) for batch in batches for record in batch["records"])
     seconds = sum(batch["seconds"] for batch in batches)
     devices = model_facts.describe_devices(model)
     gpus = [device for device in model_facts.count_weight_bytes(model) if device.type == "cuda"]
+    continued = [batch["continued"] for batch in batches if batch.get("continued")]
     names = Counter(device["name"] for device in devices)
     return {
         "device": ", ".join(name if n == 1 else f"{n} x {name}" for name, n in names.items()),
@@ -132,6 +150,8 @@ def collect_run_info(
         "threads": torch.get_num_threads(),
         "batch_size": batch_size,
         "batches": sorted((len(batch["indices"]) for batch in batches), reverse=True),
+        "batches_continued": len(continued),
+        "continued_at_steps": continued,
         "prompts_truncated": len(inputs.truncated),
         "tokens": tokens,
         "seconds": round(seconds, 3),

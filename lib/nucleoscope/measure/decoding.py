@@ -225,7 +225,7 @@ class PaddedDecoder(_LeftPadded):
     ):
         self.prefix, self.groups = prefix, None
         super().__init__(model, ids, max_tokens)
-        self.prompt_width = self.width
+        self.prompt_lengths, self.prompt_width = [len(row) for row in ids], self.width
 
     def _create_cache(self, max_tokens: int) -> Cache:
         layers = DynamicCache(config=self.model.config).layers
@@ -282,15 +282,17 @@ class PaddedDecoder(_LeftPadded):
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cpu":  # there, one call for all rows is faster
             return super()._step(tokens)
-        self.groups = self.groups or self._form_groups(self.rows)
+        self.groups = self.groups or self._form_groups()
         with attend_in_groups(self.groups, self.width + 1):
             return super()._step(tokens)
 
-    def _form_groups(self, rows: list[int]) -> list[tuple[slice, int]]:
-        return form_groups([len(self.ids[row]) + self.width - self.prompt_width for row in rows], self.width)
+    def _form_groups(self) -> list[tuple[slice, int]]:
+        drawn = self.width - self.prompt_width
+        return form_groups([length + drawn for length in self.prompt_lengths], self.width)
 
     def _keep(self, places: torch.Tensor) -> bool:
-        self.groups = self._form_groups([self.rows[place] for place in places.tolist()])
+        self.prompt_lengths = [self.prompt_lengths[place] for place in places.tolist()]
+        self.groups = self._form_groups()
         parts = self.groups if self.device.type == "cpu" else [(slice(None), 0)]
         for layer in self.layers:
             if isinstance(layer, KeyValues):

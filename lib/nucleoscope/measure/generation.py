@@ -7,6 +7,8 @@ floating-point differences in the forward pass.
 Measuring a step waits for the device once, for the nucleus sizes (wide nuclei cost a few more
 waits); which rows have ended becomes known at the next step, so a row may run one step longer than
 needed, which is not recorded. The model's own forward pass may wait too: transformers inspects the mask.
+
+What is drawn of a batch is saved every few seconds (`journal`). After an interruption the batch continues from there.
 """
 
 import math
@@ -18,8 +20,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import checking, cosine, decoding, model_facts
-from nucleoscope.measure.batching import Batch, measure_batches, split_batches
+from nucleoscope.measure.batching import Batch, begin_at, measure_batches, split_batches
 from nucleoscope.measure.encoding import Inputs, check_ids, encode, list_options
+from nucleoscope.measure.journal import Journal
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
 from nucleoscope.measure.prefix import SharedPrefix
 from nucleoscope.measure.sampling import Sampler, draw_uniforms
@@ -27,6 +30,8 @@ from nucleoscope.quantities import Quantity, list_recorded
 from nucleoscope.settings import Settings
 
 BATCH_LIMIT = 128  # rows; beyond it a step's cost grows in proportion
+# In these a text that is read at once gives the same tokens as one that is read token by token.
+EXACT = (torch.float32, torch.float64)
 
 
 def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inputs, max_tokens: int) -> int:
@@ -64,6 +69,7 @@ def measure(
     batches: list[list[int]] | None = None,
     quantities: Sequence[Quantity] | None = None,
     progress: bool = True,
+    folder: Any = None,
     **settings: Any,
 ) -> Iterator[Batch]:
     """Continues each prompt by at most max_tokens tokens and yields the records batch by batch.
@@ -71,8 +77,10 @@ def measure(
     ``settings`` are those of `Settings`, by name: max_tokens, top_p, temperature, seed, prompt_format and
     batch_size. ``inputs`` (from `encode`) and ``batches`` (from `plan_batches`) are computed if they are
     not given; a resumed run passes only the remaining batches. ``quantities`` are measured, by default all
-    that are registered. If a GPU runs out of memory, the batch is halved. Raises ValueError for invalid settings
-    and, naming the prompts, for logits with NaN; by then, the batches before have already been yielded.
+    that are registered. ``folder``, a `store.run_folder.RunFolder` that is open in a ``with`` block, keeps what is
+    drawn of a batch until its records are yielded, and a batch that was interrupted continues from there. If a GPU
+    runs out of memory, the batch is halved. Raises ValueError for invalid settings and, naming the prompts,
+    for logits with NaN; by then, the batches before have already been yielded.
     """
     chosen = Settings(**settings).check()
     max_tokens = chosen.max_tokens
@@ -86,15 +94,21 @@ def measure(
     quantities = list_recorded() if quantities is None else quantities
     prefix = checking.choose_prefix(model, inputs.ids, chosen.skip_check) if way == decoding.PADDED else None
 
-    def measure_batch(indices: list[int], bar: tqdm) -> list[dict]:
+    def measure_batch(indices: list[int], bar: tqdm) -> Batch:
         numbers = draw_uniforms(chosen.seed, indices, max_tokens, model.device)
-        sampler, ended = Sampler(directions, chosen, numbers, ends, quantities), 0
+        sampler = Sampler(directions, chosen, numbers, ends, quantities)
+        journal, start, ended = Journal(folder, indices, sampler), len(sampler.steps), len(sampler.ended)
+        counted = sum(row not in over for drawn, over in sampler.list_drawn() for row in drawn)
+        left = (len(indices) - ended) * (max_tokens - start)
+        begin_at(bar, counted, counted + left - len(indices) * max_tokens)
         ids = [inputs.ids[i] for i in indices]
-        for step, (rows, over) in enumerate(generate(model, ids, max_tokens, sampler, way, prefix)):
+        for step, (rows, over) in enumerate(generate(model, ids, max_tokens, sampler, way, prefix), start):
             bar.total -= (len(over) - ended) * (max_tokens - step)  # ended rows will produce no more tokens
             ended = len(over)
             bar.update(sum(row not in over for row in rows))
-        return sampler.build_records([prompts[i] for i in indices])
+            journal.save_if_due()
+        records = sampler.build_records([prompts[i] for i in indices])
+        return Batch(indices, records, journal.seconds, journal.continued)
 
     total = max_tokens * sum(map(len, batches))
     yield from measure_batches(batches, prompts, measure_batch, model, total, progress)
@@ -111,13 +125,60 @@ def generate(
 ) -> Iterator[tuple[list[int], set[int]]]:
     """Prefill, then draw, measure and step until every row of ``ids`` has ended or has ``max_tokens`` tokens.
 
+    The first steps may be in ``sampler`` already: they are neither drawn nor measured again.
     ``way`` is that of `checking.find_way`, ``prefix`` that of `checking.choose_prefix` for rows that begin with it.
 
     Yields after each draw which rows it was for, and which of all rows are known to have ended.
     """
-    decoder = decoding.create_decoder(model, ids, max_tokens, decoding.adapt_way(model, ids, max_tokens, way), prefix)
-    logits = decoder.prefill()
+    begin = read_drawn if model.dtype in EXACT else repeat_drawn
+    decoder, logits = begin(model, ids, max_tokens, sampler, decoding.adapt_way(model, ids, max_tokens, way), prefix)
     while logits is not None:
         tokens, over = sampler.draw(logits, decoder.rows)
         yield decoder.rows, over
         logits = decoder.advance(tokens, over)
+
+
+def read_drawn(
+    model: PreTrainedModel,
+    ids: list[list[int]],
+    max_tokens: int,
+    sampler: Sampler,
+    way: str,
+    prefix: SharedPrefix | None = None,
+) -> tuple[decoding.Decoder | None, torch.Tensor | None]:
+    """A decoder that has read the prompts, each with what ``sampler`` has drawn of it already, and the logits.
+
+    Rows that have ended are left out, also in a way that cannot drop rows later, because to the model this is a new
+    batch. Both are None if no row or no token is left.
+    """
+    rows = [row for row in range(len(ids)) if row not in sampler.ended]
+    left, drawn = max_tokens - len(sampler.steps), [tokens for tokens, _ in sampler.list_drawn()]
+    if not rows or not left:
+        return None, None
+    texts = [ids[row] + [step[row] for step in drawn] for row in rows]
+    decoder = decoding.create_decoder(model, texts, left, way, prefix)
+    decoder.rows = rows  # by their places in the whole batch, as the sampler names them
+    return decoder, decoder.prefill()
+
+
+def repeat_drawn(
+    model: PreTrainedModel,
+    ids: list[list[int]],
+    max_tokens: int,
+    sampler: Sampler,
+    way: str,
+    prefix: SharedPrefix | None = None,
+) -> tuple[decoding.Decoder, torch.Tensor | None]:
+    """A decoder that has read the prompts and then, step by step, what ``sampler`` has drawn, and the logits.
+
+    In bfloat16 and float16 a text that is read at once is rounded differently, so that sooner or later another token
+    would be drawn. Here all forward passes are those of a run without an interruption, and so is every bit. That
+    costs their time again, though nothing is drawn or measured: most of the time that the steps took at first.
+    """
+    decoder = decoding.create_decoder(model, ids, max_tokens, way, prefix)
+    logits: torch.Tensor | None = decoder.prefill()
+    for drawn, known in sampler.list_drawn():
+        # a row that has ended may be kept for longer than it was, by another version: it may read anything
+        tokens = torch.tensor([drawn.get(row, 0) for row in decoder.rows], device=model.device)
+        logits = decoder.advance(tokens, known)
+    return decoder, logits

@@ -26,8 +26,8 @@ def complete_run(
     """Measures what is missing in a `store.run_folder.RunFolder` that is open in a ``with`` block, and finishes it.
 
     With ``texts``, one for each prompt, they are measured; else the model generates. ``settings`` are those
-    of `generation.measure` or `scoring.measure`. An interrupted run resumes with the same batches; with
-    another batch_size, the remaining prompts are planned anew.
+    of `generation.measure` or `scoring.measure`. An interrupted run resumes with the same batches, the one in
+    progress after the last step that was saved; with another batch_size, the remaining prompts are planned anew.
     """
     if folder.finished:  # another process finished it while this one waited
         return
@@ -35,15 +35,20 @@ def complete_run(
     mode, data = (generation, (prompts,)) if texts is None else (scoring, (prompts, texts))
     inputs = mode.encode(tokenizer, *data, **encoding.list_options(chosen, find_context_length(model)))
     if discarded := folder.discard_batches([quantity.plural for quantity in list_recorded()]):
-        print(f"finished batches with other quantities, which are measured again: {discarded}")
+        print(f"batches with other quantities, which are measured again: {discarded}")
     unmeasured = batching.list_unmeasured(folder, len(prompts))
     batches = folder.load_plan(chosen.batch_size)
     if batches is None:
         batches = mode.plan_batches(model, inputs, chosen, unmeasured)
         folder.save_plan(chosen.batch_size, batches)
     todo = batching.resume_plan(batches, unmeasured)
-    for batch in mode.measure(model, tokenizer, *data, inputs=inputs, batches=todo, progress=progress, **settings):
-        folder.save_batch(batch.indices, batch.records, batch.seconds)
+    # What is drawn of a batch is saved every few seconds. A batch of texts is read in about that time: "auto" puts
+    # 1,024 tokens into one on a CPU. It takes longer only if the user asks for larger ones, or for a model that
+    # must read a text anew for each of its tokens.
+    keeping = {"folder": folder} if texts is None else {}
+    options = {"inputs": inputs, "batches": todo, "progress": progress} | keeping | settings
+    for batch in mode.measure(model, tokenizer, *data, **options):
+        folder.save_batch(batch.indices, batch.records, batch.seconds, batch.continued)
     info = {"mode": "generate" if texts is None else "score"}
     info |= batching.collect_run_info(model, inputs, folder.load_batches(), chosen.batch_size)
     if texts is None:

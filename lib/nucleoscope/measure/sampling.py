@@ -5,6 +5,7 @@ Contract: this module does not know models; it gets logits and returns tokens, w
 
 import random
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -46,6 +47,18 @@ def sample(nucleus: Nucleus, uniforms: torch.Tensor) -> torch.Tensor:
     return index.clamp(nucleus.offsets[:-1], nucleus.offsets[1:] - 1)
 
 
+class Drawn(NamedTuple):
+    """One step: the ``rows`` it was drawn for, their ``tokens`` (B',), ``candidates`` and quantities (n, B').
+
+    The ids of the candidates are int32, which is enough.
+    """
+
+    rows: list[int]
+    tokens: torch.Tensor
+    candidates: Nucleus
+    values: torch.Tensor
+
+
 class Sampler:
     """Draws the next tokens of one batch from their nuclei and measures them.
 
@@ -64,7 +77,7 @@ class Sampler:
         self.directions, self.settings = directions, settings
         self.uniforms, self.quantities = uniforms, quantities
         self.ends = torch.tensor(sorted(ends), dtype=torch.long, device=uniforms.device)
-        self.steps: list[tuple[list[int], torch.Tensor, Nucleus, torch.Tensor]] = []
+        self.steps: list[Drawn] = []
         self.ended: set[int] = set()
         self.flags: torch.Tensor | None = None  # which rows ended at the last step, on the host
         self.rows: list[int] | None = None  # the rows that the uniform numbers were last reduced to
@@ -83,7 +96,7 @@ class Sampler:
         values = measure_step(step, self.quantities)  # (n, B')
         self.flags = torch.isin(tokens, self.ends).to("cpu", non_blocking=True)
         # A batch's nuclei stay on the device until the batch ends: ids need no more than 32 bits.
-        self.steps.append((self.rows, tokens, candidates._replace(ids=candidates.ids.int()), values))
+        self.steps.append(Drawn(self.rows, tokens, candidates._replace(ids=candidates.ids.int()), values))
         return tokens, self.ended
 
     def _describe(self, logits: torch.Tensor, rows: list[int]) -> Distribution:
@@ -102,7 +115,39 @@ class Sampler:
 
     def _read_flags(self) -> None:
         if self.flags is not None:
-            self.ended.update(row for row, flag in zip(self.steps[-1][0], self.flags.tolist(), strict=True) if flag)
+            self.ended.update(row for row, flag in zip(self.steps[-1].rows, self.flags.tolist(), strict=True) if flag)
+
+    def resume(self, steps: list[Drawn]) -> None:
+        """Continues after ``steps``, which an interrupted process drew, as if they had been drawn here.
+
+        ValueError, and nothing is changed, if they cannot be the next ones: each has all rows that had not ended before
+        and none that was dropped, and its ids are in the vocabulary.
+        """
+        n, longest = self.uniforms.shape
+        rows = self.steps[-1].rows if self.steps else list(range(n))
+        ends, ended = set(self.ends.tolist()), set(self.ended)
+        for step in steps:
+            given = set(step.rows)
+            if len(ended) == n or step.rows != [row for row in rows if row in given] or not set(rows) - ended <= given:
+                raise ValueError("a step has other rows than the batch")
+            for ids in (step.tokens, step.candidates.ids):
+                if int(ids.min()) < 0 or int(ids.max()) >= len(self.directions.embedding):
+                    raise ValueError("a token is not in the vocabulary")
+            rows = step.rows
+            ended.update(row for row, token in zip(rows, step.tokens.tolist(), strict=True) if token in ends)
+        if len(self.steps) + len(steps) > longest:
+            raise ValueError(f"a batch has at most {longest} steps")
+        self.steps, self.ended = self.steps + steps, ended
+
+    def list_drawn(self) -> list[tuple[dict[int, int], set[int]]]:
+        """For each step the token of each row, and the rows that had ended before: their tokens are not recorded."""
+        ends, over = set(self.ends.tolist()), set[int]()
+        found = []
+        for step in self.steps:
+            drawn = dict(zip(step.rows, step.tokens.tolist(), strict=True))
+            found.append((drawn, set(over)))
+            over.update(row for row, token in drawn.items() if token in ends)
+        return found
 
     def read_latest(self) -> list[Token]:
         """The tokens of the last step, on the host."""

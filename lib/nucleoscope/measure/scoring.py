@@ -301,10 +301,11 @@ def measure(
     forward, quantities = TextForward(model, prefix), list_recorded() if quantities is None else quantities
     directions = cosine.find_directions(find_embedding_matrix(model))
 
-    def measure_batch(indices: list[int], bar: tqdm) -> list[dict]:
+    def measure_batch(indices: list[int], bar: tqdm) -> batching.Batch:
         ids, starts = ([column[i] for i in indices] for column in (inputs.ids, inputs.starts))
         found = score_batch(forward, directions, chosen, ids, starts, quantities, bar)
-        return [build_record(prompts[i], tokens, quantities) for i, tokens in zip(indices, found, strict=True)]
+        records = [build_record(prompts[i], tokens, quantities) for i, tokens in zip(indices, found, strict=True)]
+        return batching.Batch(indices, records)
 
     total = sum(len(inputs.ids[i]) - inputs.starts[i] for batch in batches for i in batch)
     yield from batching.measure_batches(batches, prompts, measure_batch, model, total, progress)

@@ -3,14 +3,15 @@
 Contract: this module deals with paths and files, and does not depend on models or statistics. A run is one
 model on one data set, in ``<results_dir>/<dataset>/<model>/`` (see `results.locate_run`); until it
 ends, finished batches are kept in ``batches/`` there, next to the settings that they were made with, so
-that a killed run can be resumed.
+that a killed run can be resumed. So is what was drawn of the batch in progress, in parts of a few seconds each.
 """
 
 import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection
+import zipfile
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from nucleoscope.store.measurements import MEASUREMENTS, load, read
 from nucleoscope.store.results import RUN_INFO, read_json
 from nucleoscope.store.tokens import TOKENS, write_tokens
 
-OWN = re.compile(r"\d{6,}\.pt|settings\.json|plan\.json|\..*\.part")  # what a run writes to its folder of batches
+# What a run writes to its folder of batches: finished ones, parts of one in progress, its settings and its plan.
+OWN = re.compile(r"\d{6,}\.pt|\d{6,}-\d+-\d{6,}\.steps|settings\.json|plan\.json|\..*\.part")
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
 
 
@@ -219,7 +221,13 @@ class RunFolder:
             )
 
     def save_plan(self, batch_size: int | str, batches: list[list[int]]) -> None:
-        """Saves the batches that a run with this ``batch_size`` setting is divided into."""
+        """Saves the batches that a run with this ``batch_size`` setting is divided into.
+
+        What was drawn of a batch of another plan is removed.
+        """
+        self._check_lock()
+        for path in self._find_parts():
+            path.unlink()
         write_json(self.batches / "plan.json", {"batch_size": batch_size, "batches": batches})
 
     def load_plan(self, batch_size: int | str) -> list[list[int]] | None:
@@ -228,16 +236,58 @@ class RunFolder:
         kept = read_json(path) if path.is_file() else {}
         return kept.get("batches") if kept.get("batch_size") == batch_size else None
 
-    def save_batch(self, indices: list[int], records: list[dict], seconds: float) -> None:
-        """Saves one finished batch: prompt indices, their records, and the seconds it took.
+    def save_batch(
+        self, indices: list[int], records: list[dict], seconds: float, continued: Sequence[int] = ()
+    ) -> None:
+        """Saves one finished batch: prompt indices, their records, and the seconds it took; its parts are removed.
 
-        Raises BlockingIOError if another process has taken over the folder; so does `finish`.
+        ``continued`` lists the steps at which it was continued after an interruption. Raises BlockingIOError
+        if another process has taken over the folder; so does `finish`.
         """
         self._check_lock()
         path = self.batches / f"{min(indices):06d}.pt"
-        batch = {"indices": indices, "records": records, "seconds": seconds}
+        batch = {"indices": indices, "records": records, "seconds": seconds, "continued": list(continued)}
         _save(batch, path)
         self._kept[path.name] = batch
+        self.discard_parts(indices)
+
+    def save_part(self, part: dict[str, Any]) -> None:
+        """Saves a part of a batch in progress: see `measure.journal` for what is in it.
+
+        Raises BlockingIOError if another process has taken over the folder.
+        """
+        self._check_lock()
+        _save(part, self.batches / f"{_name_parts(part['indices'])}-{part['start']:06d}.steps")
+
+    def load_parts(self, indices: list[int]) -> list[dict[str, Any]]:
+        """The parts of the batch of these prompts, in this order, from its first step on and without a gap.
+
+        One that cannot be read counts as not saved, and so does everything after it.
+        """
+        found: list[dict[str, Any]] = []
+        with contextlib.suppress(ValueError):
+            for path in self._find_parts(indices):
+                part = _read_part(path)
+                if not _is_next(part, indices, found[-1]["end"] if found else 0):
+                    break  # of a batch that shares its first prompt and its size, or after one that is missing
+                found.append(part)
+        return found
+
+    def discard_parts(self, indices: list[int], start: int = 0) -> None:
+        """Removes the parts of the batch of these prompts from step ``start`` on."""
+        self._check_lock()
+        for path in self._find_parts(indices):
+            if _read_start(path) >= start:
+                path.unlink()
+
+    def _find_parts(self, indices: list[int] | None = None) -> list[Path]:
+        """The files with parts of one batch, or of any, by their first steps.
+
+        A batch is known by its first prompt and its size: that of a batch that was halved, because the memory was too
+        small, is another than that of its halves.
+        """
+        pattern = "*.steps" if indices is None else f"{_name_parts(indices)}-*.steps"
+        return sorted(filter(_is_part, self.batches.glob(pattern)), key=_read_start)
 
     def load_batches(self) -> list[dict]:
         """The batches finished so far, as they were saved. A batch that cannot be read counts as unfinished."""
@@ -250,9 +300,10 @@ class RunFolder:
         return found
 
     def discard_batches(self, columns: Collection[str]) -> int:
-        """Removes the finished batches whose records have other lists than ``columns``; how many there were.
+        """Removes the batches, finished or in progress, with other quantities than ``columns``; how many there were.
 
-        A quantity that was registered or removed after an interruption would be missing for part of the prompts.
+        ``columns`` are the quantities' lists in a record. A quantity that was registered or removed after an
+        interruption would be missing for part of the prompts.
         """
         self._check_lock()
         others = [
@@ -264,7 +315,15 @@ class RunFolder:
             name = f"{min(batch['indices']):06d}.pt"
             (self.batches / name).unlink()
             del self._kept[name]
-        return len(others)
+        begun = set()
+        for path in self._find_parts():
+            with contextlib.suppress(ValueError):
+                part = _read_part(path)
+                names = part.get("columns") if isinstance(part, dict) else None
+                if isinstance(names, list) and sorted(names, key=str) != sorted(columns):
+                    path.unlink()
+                    begun.add(path.name.rpartition("-")[0])
+        return len(others) + len(begun)
 
     def finish(self, n_prompts: int, info: dict[str, Any]) -> list[dict]:
         """Joins the batches in prompt order into the measurements; writes tokens.parquet and ``info`` next to them."""
@@ -307,6 +366,42 @@ def _save(value: Any, path: Path, before_replacing: Callable[[], None] | None = 
 
     with write_atomically(path, before_replacing) as stream:
         torch.save(value, stream)
+
+
+def _name_parts(indices: list[int]) -> str:
+    return f"{min(indices):06d}-{len(indices)}"
+
+
+def _is_part(path: Path) -> bool:
+    return bool(OWN.fullmatch(path.name)) and _is_plain_file(path)
+
+
+def _read_start(path: Path) -> int:
+    """The step with which a part begins."""
+    return int(path.stem.rpartition("-")[2])
+
+
+def _read_part(path: Path) -> Any:
+    """The content of a part. ValueError also if some of its bytes have changed, which torch would not notice."""
+    part = read(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile:
+        damaged = path.name
+    if damaged:
+        raise ValueError(f"'{path}' is damaged")
+    return part
+
+
+def _is_next(part: Any, indices: list[int], start: int) -> bool:
+    """Whether a file's content is a part of the batch of these prompts that begins at this step."""
+    if not isinstance(part, dict) or not isinstance(part.get("indices"), list):
+        return False
+    numbers = [part.get("start"), part.get("end"), *part["indices"]]
+    if not all(isinstance(number, int) for number in numbers):
+        return False
+    return numbers[0] == start < numbers[1] and part["indices"] == indices
 
 
 def _is_plain_file(path: Path) -> bool:
