@@ -9,14 +9,25 @@ All of them run in one process, on the same prompts:
   (d) the lower bound on the time: the forward passes of (c), token by token, with only an argmax
 
 It also times the nucleus and cosine steps alone, on synthetic logits, and prints Markdown.
+
+--against CHECKOUT compares this build with another instead. Both measure the same prompts in the order
+A B B A A B ..., each time in a process of its own; the tables show the ratios of the pairs and their
+spread. CHECKOUT is a folder with another version of this project, for example created by `git worktree
+add ../before 07e2a7e`; if it has no .venv, this Python runs it. Measuring, prefill, scoring (with the
+prompts as texts) and single steps are timed separately; peak memory is that of the process after
+measuring or, on a GPU, that of the GPU.
+
+--scale N compares a whole run of N prompts with one of 100 instead, on a small random model.
 """
 
 import argparse
+from functools import partial
 
+from nucleoscope import settings
 from nucleoscope.settings import Settings
 from nucleoscope.workflow import command_line
 
-SETTINGS = ("model_name", "dataset_name", "prompt_column", "n_prompts", "max_tokens", "prompt_format")
+SETTINGS = ("model_name", "prompt_column", "n_prompts", "max_tokens", "prompt_format")
 SETTINGS += ("top_p", "device", "dtype", "batch_size")
 
 
@@ -30,12 +41,21 @@ def create_parser() -> command_line.Parser:
     options.add_settings(*SETTINGS)
     options.set_defaults(prompt_format="chat")
     options.add_argument(
+        "--dataset_name",
+        metavar="NAME",
+        nargs="+",
+        type=partial(settings.parse, "dataset_name"),
+        help="data set, by default math; with --against one or several, by default math, stories and articles",
+    )
+    options.add_argument("--against", metavar="CHECKOUT", help="folder of another version of this project")
+    options.add_whole_number("scale", 1, metavar="N", help="number of prompts of a run to compare with one of 100")
+    options.add_argument(
         "--random-weights",
         metavar="CONFIG",
         help="use random weights in the shape of this config.json, or of a Llama with these key=value,...",
     )
     options.add_whole_number("published_prompts", 1, default=3, help="number of prompts for (a)")
-    options.add_whole_number("repeats", 1, default=3, help="number of alternating runs of (c) and (d)")
+    options.add_whole_number("repeats", 1, default=3, help="number of alternating runs of (c) and (d), or of pairs")
     options.add_whole_number("kernel_rows", 1, default=32, help="number of rows of the synthetic logits")
     options.add_argument(
         "--only",
@@ -45,15 +65,40 @@ def create_parser() -> command_line.Parser:
     return options
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Puts settings into their normal form. ValueError, in one line, for what is invalid or does not go together."""
+    if options.against is not None and (options.scale or options.random_weights):
+        raise ValueError("--against takes neither --scale nor --random-weights: give a model with --model_name")
+    if options.scale and (options.dataset_name or options.model_name != Settings.model_name):
+        raise ValueError("--scale has its own prompts and model: --random-weights changes the shape of the model")
+    if options.against is None and len(options.dataset_name or []) > 1:
+        raise ValueError(f"--dataset_name has {len(options.dataset_name)} names: only --against takes several")
+    given = {name: getattr(options, name) for name in SETTINGS}
+    names = [Settings(**given, dataset_name=name).check().dataset_name for name in options.dataset_name or []]
+    options.dataset_name = list(dict.fromkeys(names))
+    chosen = Settings(**given).check()
+    for name in SETTINGS:
+        setattr(options, name, getattr(chosen, name))
+
+
 def main() -> None:
     options = create_parser().parse_args()
     with command_line.report_errors(options.debug, interrupted="interrupted"):
-        chosen = Settings(**{name: getattr(options, name) for name in SETTINGS}).check()
-        for name in SETTINGS:
-            setattr(options, name, getattr(chosen, name))
-        from speed_comparison import comparison  # here: --help need not wait for torch
+        check_options(options)
+        # Imported here: --help need not wait for torch, and other checks are made without it.
+        if options.against is not None:
+            from speed_comparison import builds
 
-        comparison.compare(options)
+            builds.compare(options)
+        elif options.scale:
+            from speed_comparison import scaling
+
+            scaling.compare(options)
+        else:
+            from speed_comparison import comparison
+
+            options.dataset_name = (options.dataset_name or [Settings.dataset_name])[0]
+            comparison.compare(options)
 
 
 if __name__ == "__main__":
