@@ -9,6 +9,5 @@ rule book:
     params:
         options=graph.format_options({"results_dir": GRAPH.results_dir}),
         job=GRAPH.format_job("book"),
-    threads: GRAPH.count_all_threads()
     shell:
         "{GRAPH.python:q} scripts/job.py {params.job} -- {GRAPH.python:q} scripts/build_book.py {params.options}"

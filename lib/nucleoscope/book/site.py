@@ -22,7 +22,6 @@ from nucleoscope import quantities, settings
 from nucleoscope.book.pages import encode_page_name, normalise, set_title
 from nucleoscope.models import gguf_reference
 from nucleoscope.names import escape_line
-from nucleoscope.stats.bootstrap import count_cores
 from nucleoscope.store import results
 from nucleoscope.views.figure_data import format_csv
 from nucleoscope.views.token_text import escape_name
@@ -245,8 +244,16 @@ def build(root: Path, results_dir: Path, output: Path) -> Path:
     staging, html = output / "_build" / "book", output / "_build" / "html"
     if stage(root, results_dir, staging):
         shutil.rmtree(html, ignore_errors=True)  # Sphinx keeps the pages of sources that were removed
-    command = [sys.executable, "-m", "nucleoscope.book.sphinx_run", str(staging), str(html), str(root / "_config.yml")]
-    command.append(str(count_cores()))
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        str(staging),
+        "--path-output",
+        str(output),
+    ]
+    command += ["--config", str(root / "_config.yml"), "--nitpick", "--warningiserror", "--keep-going", "--quiet"]
     # A fixed hash seed fixes the order of sets in Sphinx and in all its extensions.
     done = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "0"}, stdout=subprocess.DEVNULL)
     if done.returncode:
