@@ -41,7 +41,7 @@ from nucleoscope.views.palette import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    import matplotlib.figure
 
 plotly.io.renderers.default = "plotly_mimetype"
 FONTS = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8}  # 42: text stays text in the pdf
@@ -121,7 +121,7 @@ def build_layout(title: str, height: int) -> dict:
     }
 
 
-def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> "Figure":
+def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> "matplotlib.figure.Figure":
     """The published figure: models down, data sets across; the median of y in 50 equal-width bins of x.
 
     The band is one standard deviation of the bin's tokens to either side. A missing run is blank.
@@ -160,7 +160,7 @@ def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> "Figure
     return figure
 
 
-def save(figure: "Figure", *paths: Path) -> None:
+def save(figure: "matplotlib.figure.Figure", *paths: Path) -> None:
     """Writes the figure in the format of each path's extension, completely or not at all, with 300 dpi.
 
     The same figure gives the same bytes: dates in a PDF's fonts and header are 1970.
