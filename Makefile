@@ -11,6 +11,9 @@ FLAGS ?=
 SNAKEMAKE = $(BIN)/snakemake $(FLAGS) --cores $(CORES) --configfile '$(GRID)' --quiet host rules progress reason
 # Before Snakemake, which needs seconds to start and answers a file that is missing, or not UTF-8, with a traceback.
 CHECK_GRID = $(BIN)/python scripts/summary.py --check '$(GRID)'
+# Whether nothing has changed, also without Snakemake; with flags of the user's own it is always asked, and nothing kept.
+UNCHANGED = $(if $(strip $(FLAGS)),false,$(BIN)/python scripts/unchanged.py '$(GRID)')
+SETTLE = $(if $(strip $(FLAGS)),true,$(BIN)/python scripts/unchanged.py --settle '$(GRID)')
 
 .DEFAULT_GOAL := help
 .PHONY: help run book lab test lint families env
@@ -20,12 +23,14 @@ help:  ## list the targets
 
 run: $(READY)  ## measure every run of the grid that is not measured yet, then analyse all
 	@$(CHECK_GRID)
-	$(SNAKEMAKE)
+	$(UNCHANGED) all || exec $(SNAKEMAKE)
+	@$(SETTLE) all
 	@$(BIN)/python -c "from nucleoscope.workflow import grid; folder = grid.load('$(GRID)')['results_dir']; print(f'The results are in {folder}/<dataset>/<model>/, the analyses in {folder}/correlation_eval/')"
 
 book: $(READY)  ## run what is missing, then build the book
 	@$(CHECK_GRID)
-	$(SNAKEMAKE) -- book
+	$(UNCHANGED) book || exec $(SNAKEMAKE) -- book
+	@$(SETTLE) book
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
 
 lab: $(READY)  ## open copies of the notebooks in JupyterLab, scratch/explore.py first

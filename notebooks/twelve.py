@@ -34,6 +34,7 @@ model_name = "SmolLM2-135M-Instruct"  # the model; if it was not measured, the f
 
 # %%
 import sys
+from functools import cache
 from pathlib import Path
 
 from IPython.display import HTML, Markdown, display
@@ -55,13 +56,19 @@ model = wanted if wanted in {name for name, _ in measured} else min(measured)[0]
 
 
 # %%
+@cache
+def load_reader(name: str, revision: str | None) -> Reader:
+    """The reader of a model's tokens, loaded once for all its runs."""
+    return Reader(load_tokenizer(name, revision=revision))
+
+
 def open_run(folder: Path) -> tuple[dict, Reader] | None:
     """The settings of a run and the reader of its tokens; None if they are unavailable, with the reason on stderr."""
     try:
         settings = results.load_info(folder)["settings"]
         found = settings["model"].get("revision")
         results.load_records(folder, [])  # whether they can be read at all
-        return settings, Reader(load_tokenizer(settings["model_name"], revision=found))
+        return settings, load_reader(settings["model_name"], found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print("left out:", escape_line(f"{folder}: {error}"), file=sys.stderr)
         return None

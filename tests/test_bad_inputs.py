@@ -601,7 +601,8 @@ def run(*words: str, limit: float | None = 0.5) -> subprocess.CompletedProcess:
     """A finished script; ``limit``: seconds of CPU that it may take. It has imported nothing that is slow to import."""
     code = (
         "import runpy, sys, atexit; sys.argv = sys.argv[1:];"
-        "slow = {'torch', 'transformers', 'pandas', 'papermill', 'datasets', 'jupyter_client', 'scipy'};"
+        "slow = {'torch', 'transformers', 'pandas', 'pyarrow', 'papermill', 'datasets', 'jupyter_client', 'scipy'};"
+        "slow |= {'statsmodels', 'matplotlib', 'plotly', 'IPython', 'jupytext', 'nbformat', 'sphinx', 'snakemake'};"
         "atexit.register(lambda: print('imported:', sorted(slow & set(sys.modules))));"
         "sys.path.insert(0, 'scripts'); runpy.run_path(sys.argv[0], run_name='__main__')"
     )

@@ -11,7 +11,8 @@ rule analyses:
         runs=GRAPH.list_analysed(),
         options=graph.format_options({"results_dir": GRAPH.results_dir, **config.get("analyses", {})}),
         job=GRAPH.format_job("analyses"),
-    threads: GRAPH.count_all_threads()
+    priority: 1  # the pages need one core each and can run beside it
+    threads: GRAPH.count_analysis_threads()
     shell:
         "{GRAPH.python:q} scripts/job.py {params.job} -- {GRAPH.python:q} scripts/correlation_eval.py {params.options}"
 

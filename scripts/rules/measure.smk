@@ -17,6 +17,7 @@ rule measure:
         job=lambda wildcards, resources: GRAPH.format_run_job(wildcards.folder, "measure", resources.attempt),
         options=lambda wildcards, output: GRAPH.format_settings(wildcards.folder),
     retries: GRAPH.tries
+    priority: 2  # everything else waits for it
     threads: lambda wildcards: GRAPH.count_threads(wildcards.folder)
     resources:
         attempt=lambda wildcards, attempt: attempt,

@@ -112,7 +112,7 @@ def test_many_cores_take_no_more_processes_than_the_memory_is_for(monkeypatch):
         map = staticmethod(map)
 
     monkeypatch.setattr(bootstrap, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(bootstrap, "_count_cores", lambda: 64)
+    monkeypatch.setattr(bootstrap, "count_cores", lambda: 64)
     for need in (0, bootstrap.MEMORY // 3 - bootstrap.PROCESS):
         assert bootstrap.map_parallel(abs, range(-20, 0), None, need) == list(range(20, 0, -1))
     bootstrap.map_parallel(abs, range(5), None, 10 * bootstrap.MEMORY)  # one: no pool at all

@@ -256,14 +256,14 @@ def test_an_error_in_another_process_is_raised_here():
 def test_systems_that_do_not_tell_which_cores_a_process_may_use_are_no_hindrance(monkeypatch):
     monkeypatch.delattr("os.sched_getaffinity", raising=False)
     assert bootstrap.map_parallel(abs, [-1], None) == [1]
-    assert bootstrap._count_cores() >= 1
+    assert bootstrap.count_cores() >= 1
 
 
 @pytest.mark.parametrize(("given", "expected"), [("2", 2), ("64", 4), ("", 4), ("0", 4), ("2,1", 4)])
 def test_a_job_uses_only_the_cores_that_it_was_given(monkeypatch, given, expected):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4), raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert bootstrap._count_cores() == expected
+    assert bootstrap.count_cores() == expected
 
 
 def test_a_resample_that_is_constant_is_undefined_without_the_data_beside_it():

@@ -61,7 +61,7 @@ def project(tmp_path_factory) -> Path:
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("lib", "notebooks", "scripts", "profiles", "book"):
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
-    for name in ("Snakefile", "_config.yml", "CHANGELOG.md", "CITATION.cff", "README.md"):
+    for name in ("Makefile", "Snakefile", "_config.yml", "CHANGELOG.md", "CITATION.cff", "README.md"):
         shutil.copy(ROOT / name, root / name)
     (root / "lines.txt").write_text("the cat\n")
     grid = {"results_dir": "results", "models": ["SmolLM2-135M-Instruct"], "datasets": ["lines.txt"]}
@@ -172,3 +172,48 @@ def test_touching_a_file_plans_the_jobs_that_are_made_from_it_and_the_book(proje
         assert list_jobs(plan_graph(project)).keys() == planned | {"book"}
     finally:
         os.utime(project / touched, (1_000_000_000,) * 2)
+
+
+def test_every_file_that_the_graph_reads_or_writes_is_watched_for_changes(project):
+    """`unchanged` answers for Snakemake, so it must see every file that decides Snakemake's answer."""
+    said = plan_graph(project, "--forceall")
+    lines = re.findall(r"^    (?:in|out)put: (.*)$", said, re.MULTILINE)
+    named = {re.sub(r" \(update\)$", "", path) for line in lines for path in line.split(", ")}
+    assert {"README.md", "notebooks/fits.py", "_build/html/.built", "results/correlation_eval/fits.ipynb"} <= named
+    command = "from nucleoscope.workflow import grid, unchanged as u; c = grid.load('grid.json')"
+    command += "; print(*u.describe_sources(c), *u.describe_results(c), sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=project,
+        env=create_environment(project),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    watched = {os.path.realpath(project / line.rpartition(" (")[0]) for line in done.stdout.splitlines()}
+    missing = {path for path in named if os.path.realpath(project / path) not in watched}
+    assert missing == set()
+    assert str((project / "lines.txt").resolve()) in watched
+
+
+def test_make_starts_snakemake_only_if_something_has_changed_since_it_had_nothing_to_do(project):
+    def run_make(*options: str) -> str:
+        given = ["--assume-old=.venv/.ready", f"BIN={Path(sys.executable).parent}", "GRID=grid.json", *options]
+        alone = {name: value for name, value in create_environment(project).items() if not name.startswith("MAKE")}
+        done = subprocess.run(
+            ["make", "book", *given], cwd=project, env=alone, capture_output=True, text=True, check=True
+        )
+        return done.stdout + done.stderr
+
+    started = "Building DAG of jobs"
+    assert "Nothing to be done" in run_make()
+    said = run_make()
+    assert started not in said
+    assert "nothing to do: nothing has changed" in said
+    assert said.rstrip().endswith("_build/html/index.html")
+    assert started in run_make("FLAGS=--dry-run")  # the user's own flags are for Snakemake
+    (project / "scratch.txt").touch()  # which no job reads
+    assert started not in run_make()
+    (project / "results" / "note.txt").touch()
+    assert "Nothing to be done" in run_make()
+    assert started not in run_make()

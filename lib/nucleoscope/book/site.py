@@ -7,6 +7,7 @@ are in model and data set order. `build` passes that folder to Jupyter Book. Unc
 are not touched, so that a rebuild reads only what is new.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from nbformat import NotebookNode
 
 from nucleoscope import quantities, settings
 from nucleoscope.book.pages import encode_page_name, normalise, set_title
+from nucleoscope.models import gguf_reference
 from nucleoscope.names import escape_line
 from nucleoscope.store import results
 from nucleoscope.views.figure_data import format_csv
@@ -60,8 +62,6 @@ def _extract_data(notebook: NotebookNode, name: str) -> Iterator[tuple[str, byte
 
 def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     """Fills ``staging`` with the book's sources and removes everything else. True if a file was removed."""
-    from nucleoscope.models import gguf  # imports transformers, which only building the book need wait for
-
     folders = {str(root): "", str(Path(results_dir).resolve()): "results", str(Path.home()): "~"}
     files = build_run_pages(Path(results_dir), folders) | build_analysis_pages(Path(results_dir), folders)
     source = root / "book"
@@ -71,11 +71,11 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     files["generated/api.md"] = describe_modules().encode()
     files["generated/settings.md"] = settings.format_reference().encode()
     files["generated/quantities.md"] = quantities.format_reference().encode()
-    files["generated/gguf.md"] = gguf.format_reference().encode()
-    for script in (root / "scripts").glob("*.py"):
-        files[f"generated/{script.stem}.txt"] = _capture_output(script, "--help")
-        if script.name in PRINTED:
-            files[f"generated/{script.stem}.md"] = _capture_output(script)
+    files["generated/gguf.md"] = gguf_reference.format_reference().encode()
+    scripts = sorted((root / "scripts").glob("*.py"))
+    files |= {f"generated/{name}.txt": text.encode() for name, text in _capture_help(scripts).items()}
+    for name in PRINTED:
+        files[f"generated/{Path(name).stem}.md"] = _capture_output([sys.executable, str(root / "scripts" / name)])
     return _sync(files, staging)
 
 
@@ -188,12 +188,32 @@ def describe_modules() -> str:
     return "\n".join(lines)
 
 
-def _capture_output(script: Path, *options: str) -> bytes:
-    """The output of a script, in lines that fit a page."""
-    command, environment = [sys.executable, str(script), *options], os.environ | {"COLUMNS": "88"}
-    done = subprocess.run(command, env=environment, capture_output=True)
+# Prints what each script named as an argument prints for --help, as JSON: one process starts faster than one for each.
+SHOW_HELP = """
+import contextlib, io, json, os, runpy, sys
+found = {}
+for script in sys.argv[1:]:
+    sys.argv, sys.path[0] = [script, "--help"], os.path.dirname(script)
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    found[script] = said.getvalue()
+print(json.dumps(found))
+"""
+
+
+def _capture_help(scripts: list[Path]) -> dict[str, str]:
+    """What scripts print for --help, by their names. BookError if one prints nothing."""
+    found = json.loads(_capture_output([sys.executable, "-c", SHOW_HELP, *map(str, scripts)]))
+    if silent := [script for script, text in found.items() if not text]:
+        raise BookError(f"{', '.join(silent)}: no output for --help")
+    return {Path(script).stem: text for script, text in found.items()}
+
+
+def _capture_output(command: list[str]) -> bytes:
+    """The output of a command, in lines that fit a page."""
+    done = subprocess.run(command, env=os.environ | {"COLUMNS": "88"}, capture_output=True)
     if done.returncode:
-        raise BookError(f"{script.name} failed: {(done.stderr.decode().splitlines() or ['?'])[-1]}")
+        raise BookError(f"{command[1]} failed: {(done.stderr.decode().splitlines() or ['?'])[-1]}")
     return done.stdout
 
 

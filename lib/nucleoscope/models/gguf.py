@@ -1,7 +1,7 @@
 """What a GGUF file says about tokenising, end tokens and positions, where transformers does not apply it.
 
 Contract: each of these is applied exactly, or the file is refused with one line that names it; nothing
-that would change a number is ignored. `APPLIED` lists them for the book. The file's keys are described in
+that would change a number is ignored. `gguf_reference` lists them for the book. The file's keys are described in
 the GGUF specification (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md); what the names of
 pre-tokenizers and a missing ``add_bos_token`` mean is taken from llama.cpp (src/llama-vocab.cpp), which
 writes and reads these files.
@@ -28,23 +28,6 @@ QWEN2 = ("stablelm2", "hunyuan")
 # Of these, llama.cpp looks a whole word up before it applies merges, and prepends the beginning-of-text token
 # if the file does not say whether to.
 WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
-
-APPLIED = {
-    "tokenizer.ggml.pre": "how text is split before merges; an unknown name is refused",
-    "tokenizer.ggml.add_bos_token": "whether a prompt begins with the beginning-of-text token",
-    "tokenizer.ggml.add_space_prefix": "whether a text begins with a space",
-    "tokenizer.ggml.eos_token_id, eot_token_id, eom_token_id": "each of these tokens ends a text",
-    "rope.freq_base": "the base of the rotary frequencies",
-    "rope.dimension_count": "how many dimensions are rotated; refused if the loaded model rotates another number",
-    "rope.scaling.type": "linear, yarn and longrope; any other is refused",
-    "rope.scaling.factor, rope.scale_linear": "the factor of that scaling",
-    "rope.scaling.original_context_length": "the length that the model was trained with before scaling",
-    "rope.scaling.attn_factor, rope.scaling.yarn_*": "the other parameters of yarn and longrope",
-    "rope_freqs.weight": "a factor for each rotary frequency, as in Llama 3.1",
-    "rope_factors_long.weight, rope_factors_short.weight": "the factors of longrope, as in Phi-3",
-    "attention.sliding_window": "how far back a token attends",
-    "attn_logit_softcapping, final_logit_softcapping": "the caps of attention scores and of logits",
-}
 
 
 class Unsupported(ValueError):
@@ -213,10 +196,3 @@ def _divide_frequencies(model: "transformers.PreTrainedModel", factors: torch.Te
         module.inv_freq.copy_((module.inv_freq.double() / factors.to(module.inv_freq.device)).float())
         if isinstance(getattr(module, "original_inv_freq", None), torch.Tensor):
             module.original_inv_freq.copy_(module.inv_freq)
-
-
-def format_reference() -> str:
-    """The table of what is applied, in Markdown, for the book."""
-    head = "| in the file | what it decides |\n|---|---|\n"
-    rows = [f"| {', '.join(f'`{key}`' for key in keys.split(', '))} | {text} |" for keys, text in APPLIED.items()]
-    return head + "\n".join(rows) + "\n"

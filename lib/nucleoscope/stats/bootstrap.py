@@ -76,14 +76,14 @@ def map_parallel(function: Callable, items: Iterable[Any], jobs: int | None = 1,
     sent to them, so they should be small.
     """
     items = list(items)
-    jobs = min(jobs or min(_count_cores(), max(1, MEMORY // (PROCESS + need))), len(items))
+    jobs = min(jobs or min(count_cores(), max(1, MEMORY // (PROCESS + need))), len(items))
     if jobs < 2:
         return [function(item) for item in items]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(function, items))
 
 
-def _count_cores() -> int:
+def count_cores() -> int:
     """The number of cores that this process may use; on some systems, the number of all cores.
 
     OMP_NUM_THREADS reduces it, as it does for torch and numpy: Snakemake sets it to the cores of a job.

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from scipy.special import betaln
+from scipy.special import betaln, stdtr  # not scipy.stats, which takes half a second to import
 
 from nucleoscope.stats import bootstrap
 from nucleoscope.store.results import count_tokens, select, select_choices
@@ -123,7 +122,7 @@ def compute_log10_p(r: float, n: int) -> float:
     if not abs(r) < 1:  # also NaN
         return np.nan if np.isnan(r) else -np.inf
     x, a = (1 - r) * (1 + r), n / 2 - 1
-    p = 2 * stats.t.sf(abs(r) * np.sqrt((n - 2) / x), n - 2)
+    p = 2 * stdtr(n - 2, -abs(r) * np.sqrt((n - 2) / x))
     if p > 1e-290:
         return float(np.log10(p))
     k = np.arange(20)

@@ -6,8 +6,9 @@ folds consist of whole prompts and use the bins of all tokens. `fits.fit` explai
 """
 
 import numpy as np
-import statsmodels.api as sm
 from scipy.interpolate import BSpline
+from statsmodels.regression.linear_model import OLS  # statsmodels.api takes as long again to import
+from statsmodels.tools import add_constant
 
 from nucleoscope.stats import bootstrap, curves
 
@@ -141,7 +142,7 @@ class Sample:
             return {}
         if np.ptp(values) <= 1e-9 * np.ptp(self.y):  # nothing to regress on
             return {"R2 (tokens)": 0.0, "RMSE (tokens)": float(self.y.std())}
-        model = sm.OLS(self.y, sm.add_constant(values))
+        model = OLS(self.y, add_constant(values))
         result = model.fit(cov_type="cluster", cov_kwds={"groups": self.prompt}, use_t=True)
         (alpha, beta), bounds = result.params, result.conf_int()
         row = {"alpha": alpha, "alpha low": bounds[0, 0], "alpha high": bounds[0, 1]}

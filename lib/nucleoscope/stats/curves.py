@@ -77,17 +77,24 @@ class _Bump:
     starts: tuple[float, ...] = (1.0,)  # of s
     bounds: tuple[float, float] = (1.0, 1.0)  # of s
 
-    def evaluate(self, x: Array, log_peak: float, log_s: float = 0.0) -> tuple[Array, Array, Array]:
-        z = np.log(np.maximum(x, 1e-300)) - log_peak  # a token's entropy may be 0
-        return self.shape(z, math.exp(min(max(log_s, -20), 20)))
+    def evaluate(self, log_x: Array, log_peak: float, log_s: float = 0.0) -> tuple[Array, Array, Array]:
+        return self.shape(log_x - log_peak, math.exp(min(max(log_s, -20), 20)))
 
     def __call__(self, x: Array, height: float, log_peak: float, base: float, *log_s: float) -> Array:
-        return height * self.evaluate(x, log_peak, *log_s)[0] + base
+        return height * self.evaluate(_compute_log(x), log_peak, *log_s)[0] + base
 
     def compute_jacobian(self, x: Array, height: float, log_peak: float, base: float, *log_s: float) -> Array:
         """(n, parameters): the slopes of the curve in height, log peak, base and log s."""
-        value, in_z, in_log_s = self.evaluate(x, log_peak, *log_s)
-        return np.stack([value, -height * in_z, np.ones_like(x), height * in_log_s][: 3 + len(log_s)], axis=1)
+        return _stack_slopes(height, *self.evaluate(_compute_log(x), log_peak, *log_s))[:, : 3 + len(log_s)]
+
+
+def _compute_log(x: Array) -> Array:
+    return np.log(np.maximum(x, 1e-300))  # a token's entropy may be 0
+
+
+def _stack_slopes(height: float, value: Array, in_z: Array, in_log_s: Array) -> Array:
+    """(n, 4): the slopes of a bump in height, log peak, base and log s, from what `_Bump.evaluate` gives."""
+    return np.stack([value, -height * in_z, np.ones_like(value), height * in_log_s], axis=1)
 
 
 def _compute_gamma_height(height: float, log_peak: float, s: float) -> float:
@@ -164,13 +171,23 @@ def _fit_bump(kind: str, x: Array, y: Array, n: Array) -> Fit:
 def _refit(kind: str, x: Array, y: Array, n: Array, start: Fit) -> Fit:
     """One fit from ``start``: without bounds, which is ten times as fast, or with bounds if the result violates them.
 
-    leastsq is what curve_fit calls without bounds; it skips the covariance, for which we use resamples.
+    leastsq is what curve_fit calls without bounds; it skips the covariance, for which we use resamples. It asks for
+    the slopes where it has just asked for the values: the shape is computed once for both.
     """
     bump, weights, (low, high) = _BUMPS[kind], np.sqrt(n), start.bounds
+    log_x, latest = _compute_log(x), {}
+
+    def evaluate(t: Array) -> tuple[Array, Array, Array]:
+        place = t.tobytes()
+        if place not in latest:
+            latest.clear()
+            latest[place] = bump.evaluate(log_x, t[1], *t[3:])
+        return latest[place]
+
     theta, *_, status = leastsq(
-        lambda t: (bump(x, *t) - y) * weights,
+        lambda t: (t[0] * evaluate(t)[0] + t[2] - y) * weights,
         start.theta,
-        Dfun=lambda t: bump.compute_jacobian(x, *t) * weights[:, None],
+        Dfun=lambda t: _stack_slopes(t[0], *evaluate(t))[:, : len(t)] * weights[:, None],
         maxfev=200,
         full_output=True,
     )

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
 
 from nucleoscope import quantities
 from nucleoscope.measure.recording import Token
@@ -94,6 +92,9 @@ def compute_matrix(embedding: torch.Tensor, ids: torch.Tensor, largest: int = LA
     The order is that of the leaves of an average-linkage tree over 1 - cosine, its branches turned
     so that neighbours are similar (Bar-Joseph, Gifford and Jaakkola, Bioinformatics 2001).
     """
+    from scipy.cluster.hierarchy import leaves_list, linkage  # only the live notebook draws a matrix
+    from scipy.spatial.distance import squareform
+
     rows = compute_directions(embedding, ids[:largest])
     cosines = np.clip(rows @ rows.T, -1, 1)
     np.fill_diagonal(cosines, 1)

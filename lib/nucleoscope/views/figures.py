@@ -11,13 +11,12 @@ import os
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
 from nucleoscope import quantities
@@ -40,6 +39,9 @@ from nucleoscope.views.palette import (
     VERMILLION,
     ZERO,
 )
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 plotly.io.renderers.default = "plotly_mimetype"
 FONTS = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8}  # 42: text stays text in the pdf
@@ -119,11 +121,14 @@ def build_layout(title: str, height: int) -> dict:
     }
 
 
-def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
+def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> "matplotlib.figure.Figure":
     """The published figure: models down, data sets across; the median of y in 50 equal-width bins of x.
 
     The band is one standard deviation of the bin's tokens to either side. A missing run is blank.
     """
+    from matplotlib import rc_context  # half a second, which the notebooks without this figure need not wait for
+    from matplotlib.figure import Figure
+
     models, datasets = list_rows_and_columns(tables)
     tables = select(tables, columns={"prompt", "k", x, y})
     with rc_context(FONTS):
@@ -155,11 +160,13 @@ def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> Figure:
     return figure
 
 
-def save(figure: Figure, *paths: Path) -> None:
+def save(figure: "matplotlib.figure.Figure", *paths: Path) -> None:
     """Writes the figure in the format of each path's extension, completely or not at all, with 300 dpi.
 
     The same figure gives the same bytes: dates in a PDF's fonts and header are 1970.
     """
+    from matplotlib import rc_context
+
     with rc_context(FONTS), _fix_date():
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,6 @@ from IPython.display import HTML
 from nucleoscope.atomic import write_atomically
 from nucleoscope.names import escape_cell, escape_latex, escape_line, read_cell
 from nucleoscope.stats.correlation import format_power_of_ten
-from nucleoscope.stats.curves import FORMULAS
 from nucleoscope.store.results import ANALYSES, locate_folder
 
 RUN = ["Model", "Dataset"]
@@ -82,6 +81,8 @@ def format_correlation_short_tex(statistics: pd.DataFrame) -> str:
 def format_fits_tex(statistics: pd.DataFrame) -> str:
     """The study's curve for every run and pool: its parameters, then its quality compared with the other curves."""
     rows = statistics[statistics["Curve"] == CURVE].reset_index(drop=True)
+    from nucleoscope.stats.curves import FORMULAS  # with scipy's optimisers, which only the analyses need
+
     best = statistics[statistics["delta AICc"] == 0].groupby(RUN, sort=False)["Curve"].first()
     quality = {
         "peak": _format_bounded(rows, "peak", "peak"),

@@ -17,7 +17,7 @@ from typing import Any
 from nucleoscope.models import devices, gpus
 from nucleoscope.settings import Settings
 from nucleoscope.store import integrity, locking, results
-from nucleoscope.workflow import dependencies, grid, logs, status
+from nucleoscope.workflow import dependencies, grid, logs, status, unchanged
 
 COMBINED_PAGES = ("index", "theory", "twelve")  # notebooks about all runs that are pages of the book
 CLUSTER_TRIES = 3  # how often a cluster runs a job before its failure is recorded
@@ -79,6 +79,7 @@ class Graph:
         runs = self.runs if workflow.is_main_process else {}
         self.missing = {folder: why for folder, entry in runs.items() if (why := status.find_missing(folder, entry))}
         self.unavailable = self._find_unavailable() if self.missing else {}
+        self._before = self._describe_fixed() if workflow.is_main_process else []
         if self.missing and workflow.is_main_process:
             for folder in (self.results_dir, self.analyses, f"{self.results_dir}/{status.LOGS}"):
                 locking.check_writable(Path(folder))  # no job could even say that it failed
@@ -208,8 +209,13 @@ class Graph:
             return CLUSTER_THREADS
         return count_threads(self.runs[folder], self._count_available(), self.workflow.cores)
 
+    def count_analysis_threads(self) -> int:
+        """Cores of the analyses: those of `count_all_threads` that are not needed for the pages of new runs."""
+        new = sum(not os.path.isfile(path) for path in self.list_statuses(results.PAGE))
+        return max(1, self.count_all_threads() - new)
+
     def count_all_threads(self) -> int:
-        """Cores of a job about all runs: all of this machine, a few of a cluster's."""
+        """Cores of a job about all runs beside which none runs: all of this machine, a few of a cluster's."""
         return self.workflow.cores if self.here else CLUSTER_THREADS
 
     def _count_available(self) -> int | None:
@@ -273,6 +279,34 @@ class Graph:
         print(status.summarise(self.config, jobs), file=sys.stderr)
         if not status.is_complete(self.config, jobs):
             sys.exit(1)
+        self._note_built()
+
+    def _note_built(self) -> None:
+        """Remembers for `unchanged` that nothing would be planned now, if that is certain."""
+        now = unchanged.describe(self.config)  # first: what changes from here on makes it another state
+        self.missing = {}  # as the next graph will find
+        if self._before != self._describe_fixed() or not all(map(self._is_current, self.workflow.dag.jobs)):
+            return
+        names = {job.rule.name for job in self.workflow.dag.jobs}
+        for target in ("all", "book") if "book" in names else names & {"all"}:
+            unchanged.note_built(self.config, target, now)
+
+    def _describe_fixed(self) -> list[str]:
+        """What must be the same before and after all jobs: the sources, and which runs are analysed."""
+        return [*unchanged.describe_sources(self.config), *self.list_analysed()]
+
+    def _is_current(self, job: Any) -> bool:
+        """Whether none of a job's outputs is older than what it reads, which may have been measured since the start."""
+        read = [*job.input]
+        if job.rule.name == "page":
+            read += self.list_measurements(job.wildcards.folder)
+        elif job.rule.name in ("analyses", "combined_page"):
+            read += self.list_all_measurements()
+        try:
+            latest = max((os.path.getmtime(path) for path in read), default=0)
+            return all(os.path.getmtime(path) >= latest for path in job.output)
+        except OSError:  # a file is gone
+            return False
 
 
 def _is_incidental(path: Path) -> bool:

@@ -1,0 +1,36 @@
+"""Finds out in a moment whether nothing has changed since Snakemake had nothing to do; the Makefile asks this first.
+
+The exit status is 0 if so, and 1 if Snakemake has to be asked.
+"""
+
+import sys
+from pathlib import Path
+
+from nucleoscope.workflow.command_line import Parser, report_errors
+
+
+def create_parser() -> Parser:
+    """The command line: the grid, the target of the Snakefile, and when it is called."""
+    options = Parser(__doc__)
+    options.add_argument("grid", type=Path, help="the grid, a YAML file")
+    options.add_argument("target", choices=("all", "book"), help="the target of the Snakefile")
+    options.add_argument("--settle", action="store_true", help="after Snakemake has succeeded: remember the state")
+    return options
+
+
+def main() -> None:
+    options = create_parser().parse_args()
+    with report_errors(options.debug, interrupted="interrupted"):
+        from nucleoscope.workflow import grid, unchanged
+
+        config = grid.load(options.grid)
+        if options.settle:
+            unchanged.settle(config, options.target)
+        elif unchanged.is_settled(config, options.target):
+            print("nothing to do: nothing has changed since everything was up to date")
+        else:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
