@@ -374,13 +374,23 @@ def test_several_gpus_are_described_with_their_share(monkeypatch):
 # The size of batches
 
 
-def test_auto_makes_several_batches_of_the_same_size_on_a_cpu():
-    """A run that is cut off loses the batch it is at."""
-    inputs = Inputs([[1, 2, 3]] * 100)
-    assert generation.choose_batch_size("auto", tiny.create_model(), inputs, 10) == 25
-    assert generation.choose_batch_size("auto", tiny.create_model(), Inputs([[1]] * 33), 10) == 17
+def test_auto_makes_batches_of_the_same_size_with_at_most_128_rows():
+    assert generation.choose_batch_size("auto", tiny.create_model(), Inputs([[1, 2, 3]] * 100), 10) == 100
+    assert generation.choose_batch_size("auto", tiny.create_model(), Inputs([[1]] * 129), 10) == 65
     assert generation.choose_batch_size("auto", tiny.create_model(), Inputs([[1]] * 8), 10) == 8
-    assert generation.choose_batch_size(100, tiny.create_model(), inputs, 10) == 100
+    assert generation.choose_batch_size(300, tiny.create_model(), Inputs([[1, 2, 3]] * 100), 10) == 300
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1e-3, 1), (1, 4), (1.9, 7), (1e3, 20)])
+def test_on_a_cpu_the_cache_of_the_longest_prompts_is_a_multiple_of_the_weights(monkeypatch, share, expected):
+    model = tiny.create_model()
+    token, row = model_facts.measure_cache(model)
+    weights = model_facts.count_weight_bytes(model)[torch.device("cpu")]
+    longest = (weights // 4 - row) // token - 10  # four such rows fill the cache once
+    monkeypatch.setattr(generation, "CACHE_SHARE", share)
+    monkeypatch.setattr(generation, "LEAST_CACHE", 0)
+    inputs = Inputs([[1]] * 12 + [[1] * longest] * 8)
+    assert generation.choose_batch_size("auto", model, inputs, 10) == expected
 
 
 def test_the_fullest_gpu_decides_the_size_of_a_batch(monkeypatch):

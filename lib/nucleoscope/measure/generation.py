@@ -13,6 +13,7 @@ What is drawn of a batch is saved every few seconds (`journal`). After an interr
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ from nucleoscope.quantities import Quantity, list_recorded
 from nucleoscope.settings import Settings
 
 BATCH_LIMIT = 128  # rows; beyond it a step's cost grows in proportion
+# On a CPU a step reads weights and cache from memory, and takes as long as that. With a cache of twice the weights, a
+# larger batch saves little and takes memory that other programs need. Small models need not care (bytes).
+CACHE_SHARE, LEAST_CACHE = 2, 2**29
 # In these a text that is read at once gives the same tokens as one that is read token by token.
 EXACT = (torch.float32, torch.float64)
 
@@ -37,7 +41,8 @@ EXACT = (torch.float32, torch.float64)
 def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inputs, max_tokens: int) -> int:
     """``batch_size``, or for "auto" the number of rows whose cache and logits fit in half of the available memory.
 
-    At most `BATCH_LIMIT`, and such that all batches have about the same size.
+    At most `BATCH_LIMIT`, and such that all batches have about the same size. On a CPU, the longest prompts' caches
+    together are at most `CACHE_SHARE` times as large as the weights.
     """
     if batch_size != "auto":
         return int(batch_size)
@@ -46,6 +51,10 @@ def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inp
     # about eight float32 arrays over the vocabulary exist at once
     logits = 8 * 4 * model.config.get_text_config().vocab_size
     rows = min(int(free // 2 // (share * cache + logits)) for free, share in model_facts.find_free_memory(model))
+    if model.device.type == "cpu":
+        most = max(LEAST_CACHE, CACHE_SHARE * sum(model_facts.count_weight_bytes(model).values()))
+        lengths = sorted((row + token * (len(ids) + max_tokens) for ids in inputs.ids), reverse=True)
+        rows = min(rows, sum(total <= most for total in accumulate(lengths)))
     limit = max(1, min(BATCH_LIMIT, rows))
     return math.ceil(len(inputs.ids) / math.ceil(len(inputs.ids) / limit)) if inputs.ids else limit
 
