@@ -9,7 +9,19 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from model_families.reference import NEAR
-from model_families.trial import BOUND, CRASHED, LENGTHS, MAX_TOKENS, REFUSED, RIGHT, UNBUILT, WRONG, Outcome, Row
+from model_families.trial import (
+    BOUND,
+    CRASHED,
+    LENGTHS,
+    MAX_TOKENS,
+    REFUSED,
+    RIGHT,
+    SHARED,
+    UNBUILT,
+    WRONG,
+    Outcome,
+    Row,
+)
 from nucleoscope.measure.decoding import WAYS
 
 WIDTH = 100  # of the prose
@@ -24,6 +36,7 @@ def format_page(words: str, rows: Sequence[Row]) -> str:
         "types": str(len({row.kind for row in rows})),
         "summary": textwrap.fill(summarise(rows), WIDTH),
         "prompts": str(len(LENGTHS)),
+        "shared": str(SHARED),
         "shortest": str(min(LENGTHS)),
         "longest": str(max(LENGTHS)),
         "steps": str(MAX_TOKENS),

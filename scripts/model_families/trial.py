@@ -24,6 +24,7 @@ from nucleoscope.measure import checking, generation, scoring
 
 BATCH_SIZES = ("auto", 1, 3, 5)
 LENGTHS = (11, 3, 6, 1, 3, 19, 12, 2)  # tokens of the prompts, some beyond a sliding window; one batch mixes them
+SHARED = 9  # tokens that all prompts begin with in a second set, which is measured with the first of `BATCH_SIZES`
 TEXT_LENGTHS = (5, 9, 1, 4, 9, 2, 7, 14)  # tokens of the texts that are scored
 MAX_TOKENS = 6
 FIRST_TOKEN = 10  # lower ids may have a role
@@ -75,37 +76,34 @@ def write(ids: list[int]) -> str:
 
 def try_model(model: PreTrainedModel, kind: str, released: bool = False) -> Row:
     """Measures prompts of many lengths in both modes with each of `BATCH_SIZES`, and compares all records."""
-    prompts, texts = draw_tokens(LENGTHS, 0), draw_tokens(TEXT_LENGTHS, 1)
-    data = [write(ids) for ids in prompts], [write(ids) for ids in texts]
+    texts = draw_tokens(TEXT_LENGTHS, 1)
     tokenizer, reference = create_tokenizer(), Reference(model)
 
-    def generate(batch_size: int | str) -> list[Any]:
+    def generate(prompts: list[list[int]], batch_size: int | str) -> list[Any]:
         options = {"max_tokens": MAX_TOKENS, "batch_size": batch_size, "progress": False}
-        return list(generation.measure(model, tokenizer, data[0], **options))
+        return list(generation.measure(model, tokenizer, list(map(write, prompts)), **options))
 
-    def score(batch_size: int | str) -> list[Any]:
+    def score(prompts: list[list[int]], batch_size: int | str) -> list[Any]:
         options = {"batch_size": batch_size, "progress": False}
-        return list(scoring.measure(model, tokenizer, *data, **options))
+        return list(scoring.measure(model, tokenizer, list(map(write, prompts)), list(map(write, texts)), **options))
 
-    found = [
-        _judge(reference, prompts, generate),
-        _judge(reference, prompts, score, texts),
-    ]
+    found = [_judge(reference, generate), _judge(reference, score, texts)]
     way = checking.find_way(model) if found[0].verdict in (RIGHT, WRONG) else ""
     return Row(kind, released, type(model).__name__, way, *found)
 
 
 def _judge(
     reference: Reference,
-    prompts: list[list[int]],
-    measure: Callable[[int | str], list[Any]],
+    measure: Callable[[list[list[int]], int | str], list[Any]],
     texts: list[list[int]] | None = None,
 ) -> Outcome:
     """What comes of one mode: of scoring if there are ``texts``, else of generating."""
     largest, wrong = 0.0, []
-    for batch_size in BATCH_SIZES:
+    plain, (begin,) = draw_tokens(LENGTHS, 0), draw_tokens([SHARED], 2)
+    cases = [(plain, batch_size) for batch_size in BATCH_SIZES] + [([begin + ids for ids in plain], BATCH_SIZES[0])]
+    for prompts, batch_size in cases:
         try:
-            batches = measure(batch_size)
+            batches = measure(prompts, batch_size)
         except ValueError as error:
             return Outcome(REFUSED if "\n" not in str(error) else CRASHED, shorten(error))
         except Exception as error:
@@ -116,7 +114,8 @@ def _judge(
                 return Outcome(WRONG, f"text {index} with batch_size={batch_size} {fault}")
         error = max(reference.measure_error(ids, records[index]) for index, ids in enumerate(prompts))
         largest = max(largest, error)
-        wrong += [str(batch_size)] if error > BOUND else []
+        shared = " with a shared beginning" if prompts is not plain else ""
+        wrong += [f"{batch_size}{shared}"] if error > BOUND else []
     return Outcome(WRONG if wrong else RIGHT, f"batch_size={', '.join(wrong)}" if wrong else "", largest)
 
 
