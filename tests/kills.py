@@ -84,11 +84,13 @@ class Counter:
 
 
 def run(request: dict) -> None:
-    """One run, as notebooks/run.py has it."""
+    """One run, as notebooks/measure.py has it."""
     folder, settings, overwrite = request["folder"], request["settings"], request.get("overwrite", False)
     run_folder.check(Path(folder), overwrite)
     run = run_folder.RunFolder(folder, settings, overwrite)
-    if not run.finished:
+    if run.finished:
+        run.record_request()
+    else:
         with run:
             model, prompts = MODELS[request.get("dtype", "float32")], PROMPTS[: request.get("prompts", 6)]
             parameters = PARAMETERS | request.get("parameters", {}) | {"seed": settings["seed"]}

@@ -142,7 +142,7 @@ def test_a_setting_skips_the_check(monkeypatch):
 def test_a_model_is_tried_once(monkeypatch):
     model = tiny.create_model()
     assert checking.find_way(model) == decoding.PADDED
-    monkeypatch.setattr(checking, "_find_way", None)
+    monkeypatch.setattr(checking, "_try_ways", None)
     assert checking.find_way(model) == decoding.PADDED
     checking.check_causality(model)
 
