@@ -25,6 +25,8 @@ import time
 import traceback
 from pathlib import Path
 
+import pandas  # noqa: F401  run folders import it and pyarrow only when they write tokens.parquet
+import pyarrow.parquet  # noqa: F401
 import torch
 from transformers import PreTrainedModel
 

@@ -21,6 +21,7 @@ from messages import assert_one_line
 from nucleoscope.data import prompts
 from nucleoscope.models import loading
 from nucleoscope.store import results
+from preloaded import run_python
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["The cat sat on 1234 mats.", " two  spaces\n\nand lines", "naïve 🦊 שלום 東京", ""]
@@ -58,11 +59,6 @@ for name, revision in asked["models"]:
             complete_run(run, model, tokenizer, data.texts, max_tokens=4, seed=1)
 json.dump(facts, open(out + "/facts.json", "w"))
 """
-
-
-def run_python(code: str, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def measure_all(out: Path, environment: dict[str, str], pinned: bool) -> dict:

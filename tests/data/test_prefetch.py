@@ -20,6 +20,7 @@ from nucleoscope.atomic import ABANDONED
 from nucleoscope.data import prefetch, prompts
 from nucleoscope.models import loading
 from nucleoscope.store import results
+from preloaded import run_python
 
 STUDY = "scripts/grids/study.yml"
 
@@ -246,9 +247,8 @@ def test_a_run_by_the_command_runs_without_a_network(fetched, tmp_path):
 
 def test_without_its_revision_a_fetched_model_says_which_one_is_here(fetched):
     code = "import sys; from nucleoscope.models import tokenizers; tokenizers.load_tokenizer(sys.argv[1])"
-    command = [sys.executable, "-c", code, replicas.QWEN]
-    environment = hub.clean_environment(fetched[0], HF_HUB_OFFLINE="1")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run_python(code, replicas.QWEN, environment=hub.clean_environment(fetched[0], HF_HUB_OFFLINE="1"))
+    assert done.returncode != 0
     message = done.stderr.strip().splitlines()[-1]
     assert f"is cached only at {replicas.REVISIONS[replicas.QWEN]}, and HF_HUB_OFFLINE is set" in message
 
@@ -275,9 +275,8 @@ def test_what_breaks_off_is_named_the_others_are_fetched_and_the_next_call_fetch
         assert "org/sound: already downloaded" in done.stdout
     assert sorted(home.rglob("*.incomplete")) == [young]
     code = "import sys; from nucleoscope import models; [models.load(name, 'float32', 'cpu') for name in sys.argv[1:]]"
-    command = [sys.executable, "-c", code, "org/sound", "org/broken"]
     environment = hub.clean_environment(home, HF_HUB_OFFLINE="1")  # and without a revision: the branch is known
-    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    assert run_python(code, "org/sound", "org/broken", environment=environment).returncode == 0
 
 
 @pytest.mark.parametrize(("size", "text"), [(16e9, "16.0 GB"), (512e6, "512.0 MB"), (1500, "1.5 kB")])

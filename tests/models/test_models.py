@@ -5,8 +5,6 @@ import json
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from nucleoscope import atomic
 from nucleoscope import hub as resolver
 from nucleoscope.measure import model_facts
 from nucleoscope.models import loading, tokenizers
+from preloaded import run_python
 
 IDS = torch.tensor([[tiny.BOS, 50, 100, 150, 200, 250, 299]])
 
@@ -443,6 +442,7 @@ def test_a_damaged_installation_of_the_packaged_model_gives_one_line(refusal, mo
 LOAD = """
 import json, sys
 from nucleoscope.models import loading, tokenizers
+from preloaded import run_python
 answers = {}
 for name in sys.argv[1:]:
     try:
@@ -455,7 +455,7 @@ print(json.dumps(answers))
 
 def load_elsewhere(names: list[str], environment: dict[str, str]) -> dict:
     """What `loading.load` says to each name in another process: an identity, or an error's type and message."""
-    run = subprocess.run([sys.executable, "-c", LOAD, *names], env=environment, capture_output=True, text=True)
+    run = run_python(LOAD, *names, environment=environment)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import holding
+import polling
 import slurm
 import tiny
 from nucleoscope.models import loading
@@ -169,7 +170,7 @@ def test_where_no_slurm_answers_it_is_said_in_one_line_before_anything_starts(cl
 
 def create_command(grid: Path, folder: Path) -> list:
     """The command that sends a grid through the profile; for a cluster of two cores without accounting."""
-    command = [sys.executable, "-m", "snakemake", "--profile", "scripts/slurm", "--configfile", grid]
+    command = [sys.executable, polling.__file__, "--profile", "scripts/slurm", "--configfile", grid]
     command += ["--slurm-init-seconds-before-status-checks", "2", "--slurm-logdir", folder / "slurm"]
     return [*command, "--latency-wait=5", "--set-threads", "measure=1", "analyses=1"]
 
