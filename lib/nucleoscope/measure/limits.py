@@ -11,12 +11,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 _LOCK = threading.Lock()  # the limit of memory is the process's: only one call at a time may change it
 STATM = Path("/proc/self/statm")
 AGAIN = 1  # seconds after which a call is interrupted once more, if something in it has caught the first interruption
-Result = TypeVar("Result")
 
 
 class Exceeded(Exception):
@@ -27,7 +26,7 @@ class _Late(BaseException):
     """Interrupts a call whose time is over; not an Exception, which the code of a model might catch."""
 
 
-def call(function: Callable[[], Result], seconds: float, size: int) -> Result:
+def call(function: Callable[[], Any], seconds: float, size: int) -> Any:
     """What ``function`` returns; `Exceeded` if it takes longer than ``seconds``, or ``size`` bytes more memory.
 
     Time is limited in every thread, memory only where the system says how much there is (Linux). One call runs
@@ -41,7 +40,7 @@ def call(function: Callable[[], Result], seconds: float, size: int) -> Result:
             raise Exceeded(f"it needs more than {_format_size(size)} of memory") from None
 
 
-def _call_in_time(function: Callable[[], Result], seconds: float) -> Result:
+def _call_in_time(function: Callable[[], Any], seconds: float) -> Any:
     main = threading.current_thread() is threading.main_thread()
     timer = _Alarm(seconds) if main else _Watch(seconds)
     late = False

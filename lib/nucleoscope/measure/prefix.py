@@ -5,7 +5,7 @@ Contract: this module holds what was read and finds what is shared; `decoding.re
 """
 
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import Cache
@@ -20,8 +20,8 @@ class SharedPrefix(NamedTuple):
     ids: list[int]
     layers: list[tuple[torch.Tensor, torch.Tensor] | None]
 
-    def build_cache(self, rows: int) -> Cache:
-        """A cache in which each of ``rows`` rows begins with the prefix."""
+    def build_cache(self, rows: int) -> Any:
+        """transformers' `Cache` in which each of ``rows`` rows begins with the prefix."""
         found = []
         for pair in self.layers:
             layer = DummyLayer() if pair is None else DynamicLayer()
