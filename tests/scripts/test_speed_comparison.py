@@ -294,9 +294,9 @@ def test_this_build_against_itself(tmp_path):
     done = run_benchmark("--against=.", "--repeats=1", *words, "--dtype=float32", "--device=cpu")
     assert done.returncode == 0, done.stderr
     assert f"* the other: . ({workers.describe_commit(workers.get_own_checkout())})" in done.stdout
-    counts = done.stdout.partition("### Tokens")[2].splitlines()[4:]
+    counts = [line for line in done.stdout.partition("### Tokens")[2].splitlines()[4:] if line]
     assert len(counts) == 4  # two data sets, each with the tokens in prompts and those that were measured
-    for line in filter(None, counts):
+    for line in counts:
         label, ours, others, ratio = line.strip("| ").split(" | ")[:4]
         assert label.startswith((str(prompts), "math"))
         assert int(ours.replace(",", "")) == int(others.replace(",", "")) > 0

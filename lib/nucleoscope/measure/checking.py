@@ -61,9 +61,13 @@ def find_way(model: PreTrainedModel, skip_check: bool = False) -> str:
     """
     if skip_check:
         return WAYS[0]
+    return _get_finding(model).way
+
+
+def _get_finding(model: PreTrainedModel) -> Finding:
     if model not in _FOUND:
         _FOUND[model] = _try_ways(model)
-    return _FOUND[model].way
+    return _FOUND[model]
 
 
 def choose_prefix(
@@ -77,11 +81,11 @@ def choose_prefix(
     if not ids:
         return None
     try:
-        find_way(model)
+        finding = _get_finding(model)
     except ValueError:  # texts can be read by more models than prompts can be continued by
         return None
     with torch.inference_mode():
-        return read_prefix(model, ids) if _FOUND[model].shares else None
+        return read_prefix(model, ids) if finding.shares else None
 
 
 @torch.inference_mode()
