@@ -74,8 +74,9 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     files["generated/gguf.md"] = gguf_reference.format_reference().encode()
     scripts = sorted((root / "scripts").glob("*.py"))
     files |= {f"generated/{name}.txt": text.encode() for name, text in _capture_help(scripts).items()}
-    for name in PRINTED:
-        files[f"generated/{Path(name).stem}.md"] = _capture_output([sys.executable, str(root / "scripts" / name)])
+    for script in scripts:
+        if script.name in PRINTED:
+            files[f"generated/{script.stem}.md"] = _capture_output([sys.executable, str(script)])
     return _sync(files, staging)
 
 
