@@ -70,9 +70,9 @@ def test_generated_tokens_are_the_same_whether_the_beginning_is_read_once_or_wit
 ):
     monkeypatch.setitem(decoding.PREFILL_TOKENS, "cpu", budget)
     model = create_model(kind)
-    assert checking.choose_prefix(model, IDS).ids == PREFIX
+    assert checking.choose_prefix(model, IDS) == PREFIX
     found = generate(model, batch_size=batch_size)
-    monkeypatch.setattr(checking, "choose_prefix", lambda *_: None)
+    monkeypatch.setattr(checking, "choose_prefix", lambda *_: [])
     assert_same(found, generate(model, batch_size=batch_size))
 
 
@@ -81,7 +81,7 @@ def test_generated_tokens_are_the_same_whether_the_beginning_is_read_once_or_wit
 def test_texts_are_scored_the_same_whether_the_beginning_is_read_once_or_with_each(monkeypatch, kind, batch_size):
     model = create_model(kind)
     found = score(model, batch_size=batch_size)
-    monkeypatch.setattr(checking, "choose_prefix", lambda *_: None)
+    monkeypatch.setattr(checking, "choose_prefix", lambda *_: [])
     assert_same(found, score(model, batch_size=batch_size))
 
 
@@ -111,7 +111,7 @@ def test_a_model_that_forgets_what_was_read_before_reads_each_prompt_whole(monke
     monkeypatch.setattr(decoding, "read_prefix", forget)
     other = create_model("llama")
     assert checking.find_way(other) == decoding.PADDED
-    assert checking.choose_prefix(other, IDS) is None
+    assert checking.choose_prefix(other, IDS) == []
     assert_same(generate(other), plain)
     score(other)
 
@@ -119,7 +119,7 @@ def test_a_model_that_forgets_what_was_read_before_reads_each_prompt_whole(monke
 def test_scoring_reads_each_text_whole_where_only_its_own_probe_fails(monkeypatch):
     model = create_model("llama")
     plain = score(model)
-    assert checking.choose_prefix(model, IDS) is not None
+    assert checking.choose_prefix(model, IDS) == PREFIX
     monkeypatch.setattr(scoring.TextForward, "_is_prefix_right", lambda *_: False)
     counted = count_tokens(monkeypatch, model)
     assert_same(score(model), plain)
@@ -127,7 +127,7 @@ def test_scoring_reads_each_text_whole_where_only_its_own_probe_fails(monkeypatc
 
 
 def test_a_model_that_was_not_tried_reads_each_prompt_whole():
-    assert checking.choose_prefix(create_model("llama"), IDS, skip_check=True) is None
+    assert checking.choose_prefix(create_model("llama"), IDS, skip_check=True) == []
 
 
 @pytest.mark.parametrize("kind", ["bloom", "gemma3n_text", "mpt", "falcon", "mixtral", "gpt_neox", "gptj", "cohere2"])
@@ -136,7 +136,7 @@ def test_families_with_positions_of_their_own_share_a_beginning_or_read_each_pro
     vocabulary = model.config.get_text_config().vocab_size
     ids = [[1 + token % (vocabulary - 2) for token in row] for row in IDS]
     found = generate(model, ids)
-    monkeypatch.setattr(checking, "choose_prefix", lambda *_: None)
+    monkeypatch.setattr(checking, "choose_prefix", lambda *_: [])
     for one, other in zip(found, generate(model, ids), strict=True):  # of wide nuclei, rounding may change the order
         assert one["tokens"].tolist() == other["tokens"].tolist()
         assert all(

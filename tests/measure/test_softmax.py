@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import oracle
-from nucleoscope.measure import entropy
+from nucleoscope.measure import cosine, entropy
+from nucleoscope.measure.distribution import describe_distribution
 from nucleoscope.measure.nucleus import find_nucleus
-from nucleoscope.measure.softmax import compute_log_probabilities, compute_probabilities
+from nucleoscope.measure.softmax import exponentiate
+from nucleoscope.measure.step import Step
 
 V = 262_144  # Gemma's
 
@@ -30,7 +32,7 @@ def compute_exactly(logits: torch.Tensor) -> list[float]:
 def test_probabilities_of_a_large_vocabulary_are_right(scale, seed):
     logits = create_logits(scale, seed)
     exact = torch.tensor(compute_exactly(logits[0]), dtype=torch.float64)
-    found = compute_probabilities(logits)[0].double()
+    found = exponentiate(logits).compute_probabilities()[0].double()
     assert float(((found - exact) / exact).abs().max()) < 4e-6
     assert math.fsum(found.tolist()) == pytest.approx(1, abs=4e-6)
     expected = -math.fsum(p * math.log(p) for p in exact.tolist())
@@ -42,9 +44,11 @@ def test_probabilities_of_a_large_vocabulary_are_right(scale, seed):
 
 def test_a_probability_near_1_keeps_the_digits_of_its_logarithm():
     logits = torch.tensor([[30.0, 14.0]])
-    assert float(-compute_log_probabilities(logits)[0, 0]) == pytest.approx(math.log1p(math.exp(-16)), abs=6e-8)
+    directions = cosine.find_directions(torch.eye(2))
+    step = Step(logits, describe_distribution(logits, 0.9), torch.tensor([0]), directions)
+    assert float(step.surprisal) == pytest.approx(math.log1p(math.exp(-16)), abs=6e-8)
 
 
 @pytest.mark.parametrize("row", [[math.nan, 0], [math.inf, 0], [-math.inf, -math.inf]])
 def test_logits_that_define_no_distribution_give_nan(row):
-    assert bool(compute_probabilities(torch.tensor([row])).isnan().all())
+    assert bool(exponentiate(torch.tensor([row])).compute_probabilities().isnan().all())

@@ -72,20 +72,16 @@ def _get_finding(model: PreTrainedModel) -> Finding:
 
 def choose_prefix(
     model: PreTrainedModel, rows: list[list[int]], skip_check: bool = False, ends: list[int] | None = None
-) -> SharedPrefix | None:
-    """What all ``rows`` begin with (`prefix.find_shared_ids`), read once; None if the model must not be used so.
+) -> list[int]:
+    """The tokens that all ``rows`` begin with (`prefix.find_shared_ids`), or none if they must be read with each.
 
     That is the case if the trial of `find_way` failed, gave other logits, or was skipped.
     """
     ids = [] if skip_check else find_shared_ids(rows, ends)
-    if not ids:
-        return None
     try:
-        finding = _get_finding(model)
+        return ids if ids and _get_finding(model).shares else []
     except ValueError:  # texts can be read by more models than prompts can be continued by
-        return None
-    with torch.inference_mode():
-        return read_prefix(model, ids) if finding.shares else None
+        return []
 
 
 @torch.inference_mode()

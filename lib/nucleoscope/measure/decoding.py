@@ -186,12 +186,6 @@ class _LeftPadded(Decoder):
     def _create_cache(self, max_tokens: int) -> Cache:
         """An empty cache for the prompts and ``max_tokens`` more tokens."""
 
-    def _pad(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask of some prompts, padded to the longest of them."""
-        length = max(map(len, self.ids[rows]))
-        ids = [[0] * (length - len(row)) + row for row in self.ids[rows]]
-        return torch.tensor(ids, device=self.device), self.mask[rows, self.width - length : self.width]
-
     def _read(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         options = {self.cache_name: self.cache, "use_cache": True}
         if self.cache_name == "past_key_values" or ids.shape[1] > 1:  # a state-space model has no use for it at a step
@@ -200,9 +194,16 @@ class _LeftPadded(Decoder):
             options["position_ids"] = positions + self.offset
         return self._forward(ids, **options)
 
-    def _read_prompts(self, rows: slice) -> torch.Tensor:
-        ids, mask = self._pad(rows)
-        return self._read(ids, mask, (mask.cumsum(1) - 1).clamp_min(0))
+    def _read_prompts(self, rows: slice, shared: int = 0) -> torch.Tensor:
+        """Reads some prompts, padded to the longest of them.
+
+        Of each, as many of the last tokens as the longest has after its first ``shared`` ones, which were read before.
+        """
+        length = max(map(len, self.ids[rows])) - shared
+        ids = [[0] * (length - len(row)) + row[-length:] for row in self.ids[rows]]
+        mask = self.mask[rows, self.width - shared - length : self.width]
+        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
+        return self._read(torch.tensor(ids, device=self.device), mask, positions)
 
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         positions = self.lengths[:, None]
@@ -254,21 +255,13 @@ class PaddedDecoder(_LeftPadded):
             places = begins + torch.arange(shared, device=self.device) if shared else None
             for layer in own:
                 layer.rows, layer.places = rows, places
-            logits.append(self._read_rest(rows, shared) if shared else self._read_prompts(rows))
+            logits.append(self._read_prompts(rows, shared))
             start = rows.stop
         if not any(layer.is_initialized for layer in own):
             raise ValueError(f"{type(self.model).__name__} leaves the key-value cache empty")
         for layer in own:
             layer.finish_prefill()
         return torch.cat(logits)
-
-    def _read_rest(self, rows: slice, shared: int) -> torch.Tensor:
-        """Reads as many of the last tokens of each of ``rows`` as the longest has after the prefix of ``shared``."""
-        length = max(map(len, self.ids[rows])) - shared
-        ids = [[0] * (length - len(row)) + row[-length:] for row in self.ids[rows]]
-        mask = self.mask[rows, self.width - shared - length : self.width]
-        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
-        return self._read(torch.tensor(ids, device=self.device), mask, positions)
 
     def list_keys_and_values(self) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
         """Each layer's keys and values of the prompts (B, heads, width, d) after prefill; None if it has none."""
@@ -384,8 +377,9 @@ def create_decoder(
     return DECODERS[way](model, ids, max_tokens, **({"prefix": prefix} if way == PADDED else {}))
 
 
+@torch.inference_mode()
 def read_prefix(model: PreTrainedModel, ids: list[int]) -> SharedPrefix:
-    """Reads what prompts begin with, for the way `PADDED`. Call it in torch's inference mode."""
+    """Reads what prompts begin with, for the way `PADDED`."""
     decoder = PaddedDecoder(model, [ids], 1)
     decoder.prefill()
     return SharedPrefix(ids, decoder.list_keys_and_values())

@@ -27,7 +27,7 @@ def describe_distribution(logits: torch.Tensor, top_p: float) -> Distribution:
     pieces, parts = [], []
     for rows in split_rows(logits):
         found = exponentiate(rows)
-        pieces.append(nucleus.find_pieces(found, top_p))
+        pieces.append(nucleus.find_piece(found, top_p))
         parts.append(entropy.summarise(found))  # last: it overwrites what was found
     full, second = entropy.join_entropies(parts), torch.cat([piece.second for piece in pieces])
     # p1 (1 - e^(z2 - z1)) loses no digits if the two are close

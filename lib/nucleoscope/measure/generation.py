@@ -12,7 +12,8 @@ What is drawn of a batch is saved every few seconds (`journal`). After an interr
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -101,7 +102,8 @@ def measure(
         batches = plan_batches(model, inputs, chosen)
     directions, way = cosine.find_directions(embedding), checking.find_way(model, chosen.skip_check)
     quantities = list_recorded() if quantities is None else quantities
-    prefix = checking.choose_prefix(model, inputs.ids, chosen.skip_check) if way == decoding.PADDED else None
+    shared = checking.choose_prefix(model, inputs.ids, chosen.skip_check)
+    prefix = decoding.read_prefix(model, shared) if shared else None
 
     def measure_batch(indices: list[int], bar: tqdm) -> Batch:
         numbers = draw_uniforms(chosen.seed, indices, max_tokens, model.device)
@@ -135,12 +137,14 @@ def generate(
     """Prefill, then draw, measure and step until every row of ``ids`` has ended or has ``max_tokens`` tokens.
 
     The first steps may be in ``sampler`` already: they are neither drawn nor measured again.
-    ``way`` is that of `checking.find_way`, ``prefix`` that of `checking.choose_prefix` for rows that begin with it.
+    ``way`` is that of `checking.find_way`, ``prefix`` what the rows begin with, if it was read before.
 
     Yields after each draw which rows it was for, and which of all rows are known to have ended.
     """
+    way = decoding.adapt_way(model, ids, max_tokens, way)
+    create = partial(decoding.create_decoder, model, way=way, prefix=prefix)
     begin = read_drawn if model.dtype in EXACT else repeat_drawn
-    decoder, logits = begin(model, ids, max_tokens, sampler, decoding.adapt_way(model, ids, max_tokens, way), prefix)
+    decoder, logits = begin(create, ids, max_tokens, sampler)
     while logits is not None:
         tokens, over = sampler.draw(logits, decoder.rows)
         yield decoder.rows, over
@@ -148,12 +152,7 @@ def generate(
 
 
 def read_drawn(
-    model: PreTrainedModel,
-    ids: list[list[int]],
-    max_tokens: int,
-    sampler: Sampler,
-    way: str,
-    prefix: SharedPrefix | None = None,
+    create: Callable[[list[list[int]], int], decoding.Decoder], ids: list[list[int]], max_tokens: int, sampler: Sampler
 ) -> tuple[decoding.Decoder | None, torch.Tensor | None]:
     """A decoder that has read the prompts, each with what ``sampler`` has drawn of it already, and the logits.
 
@@ -165,18 +164,13 @@ def read_drawn(
     if not rows or not left:
         return None, None
     texts = [ids[row] + [step[row] for step in drawn] for row in rows]
-    decoder = decoding.create_decoder(model, texts, left, way, prefix)
+    decoder = create(texts, left)
     decoder.rows = rows  # by their places in the whole batch, as the sampler names them
     return decoder, decoder.prefill()
 
 
 def repeat_drawn(
-    model: PreTrainedModel,
-    ids: list[list[int]],
-    max_tokens: int,
-    sampler: Sampler,
-    way: str,
-    prefix: SharedPrefix | None = None,
+    create: Callable[[list[list[int]], int], decoding.Decoder], ids: list[list[int]], max_tokens: int, sampler: Sampler
 ) -> tuple[decoding.Decoder, torch.Tensor | None]:
     """A decoder that has read the prompts and then, step by step, what ``sampler`` has drawn, and the logits.
 
@@ -184,10 +178,10 @@ def repeat_drawn(
     would be drawn. Here all forward passes are those of a run without an interruption, and so is every bit. That
     costs their time again, though nothing is drawn or measured: most of the time that the steps took at first.
     """
-    decoder = decoding.create_decoder(model, ids, max_tokens, way, prefix)
+    decoder = create(ids, max_tokens)
     logits: torch.Tensor | None = decoder.prefill()
     for drawn, known in sampler.list_drawn():
         # a row that has ended may be kept for longer than it was, by another version: it may read anything
-        tokens = torch.tensor([drawn.get(row, 0) for row in decoder.rows], device=model.device)
+        tokens = torch.tensor([drawn.get(row, 0) for row in decoder.rows], device=decoder.device)
         logits = decoder.advance(tokens, known)
     return decoder, logits

@@ -65,7 +65,7 @@ def find_nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nu
     Raises ValueError for ``top_p`` outside (0, 1], NotFinite (with the rows) for NaN or +inf.
     """
     validate("top_p", top_p)
-    return join_nuclei([find_pieces(exponentiate(piece), top_p, window) for piece in split_rows(logits)])
+    return join_nuclei([find_piece(exponentiate(piece), top_p, window) for piece in split_rows(logits)])
 
 
 class Piece(NamedTuple):
@@ -80,15 +80,13 @@ class Piece(NamedTuple):
     sizes: list[int]
 
 
-def find_pieces(found: Exponentials, top_p: float, window: int = WINDOW) -> Piece:
-    """The nuclei of the rows of `softmax.exponentiate`; no row is refused."""
+def find_piece(found: Exponentials, top_p: float, window: int = WINDOW) -> Piece:
+    """The nuclei of the rows of one `softmax.exponentiate`; no row is refused."""
     width = min(max(window, 2), found.z.shape[-1])
     ids, values, sizes = _find_top(found, top_p, width)  # (B, W), (B, W), (B,)
     second = found.z.gather(-1, ids[:, 1:2])[:, 0] if width > 1 else torch.full_like(found.z[:, 0], -torch.inf)
     host = sizes.tolist()
     wide = [b for b, k in enumerate(host) if k == 0]
-    if not wide and len(host) == 1 and host[0] > 0:
-        return Piece(ids[0, : host[0]], values[0, : host[0]], second, host)
     starts = torch.arange(len(host), device=ids.device) * width  # of each row in the pool
     pool_ids, pool_values = ids.flatten(), values.flatten()
     if wide:

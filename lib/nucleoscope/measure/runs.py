@@ -52,9 +52,8 @@ def complete_run(
     info = {"mode": "generate" if texts is None else "score"}
     info |= batching.collect_run_info(model, inputs, folder.load_batches(), chosen.batch_size)
     if texts is None:
-        shared = checking.choose_prefix(model, inputs.ids, chosen.skip_check)
         info |= {"decoding": checking.find_way(model, chosen.skip_check)}
-        info |= {"shared_prefix_tokens": len(shared.ids) if shared else 0}
+        info |= {"shared_prefix_tokens": len(checking.choose_prefix(model, inputs.ids, chosen.skip_check))}
     else:
         info |= {"texts_truncated": len(inputs.texts_truncated)}
     folder.finish(len(prompts), info)

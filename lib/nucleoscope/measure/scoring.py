@@ -297,7 +297,8 @@ def measure(
     if batches is None:
         batches = plan_batches(model, inputs, chosen)
     checking.check_causality(model, chosen.skip_check)
-    prefix = checking.choose_prefix(model, inputs.ids, chosen.skip_check, inputs.starts)
+    shared = checking.choose_prefix(model, inputs.ids, chosen.skip_check, inputs.starts)
+    prefix = decoding.read_prefix(model, shared) if shared else None
     forward, quantities = TextForward(model, prefix), list_recorded() if quantities is None else quantities
     directions = cosine.find_directions(find_embedding_matrix(model))
 

@@ -41,17 +41,3 @@ def exponentiate(logits: torch.Tensor) -> Exponentials:
     z = logits - logits.amax(-1, keepdim=True)
     exponentials = z.exp()
     return Exponentials(z, exponentials, exponentials.sum(-1, keepdim=True))
-
-
-def compute_log_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """log p (B, V) float32 of logits (B, V) of any floating type.
-
-    Without the maximum, a probability near 1 would lose the digits of log p.
-    """
-    z, _, total = exponentiate(logits)
-    return z.sub_(total.log())
-
-
-def compute_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """p (B, V) float32 of logits (B, V) of any floating type."""
-    return exponentiate(logits).compute_probabilities()
