@@ -102,6 +102,10 @@ class _RefusedOperators(TorchDispatchMode):
     """What operators do themselves."""
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with self:  # in inference mode, operators that consist of others arrive whole
+            result = operator.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
         name = operator.overloadpacket.__name__
         counts = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
         if name in READING or (counts and operator._overloadname == "Tensor") or _is_masked(name, args):

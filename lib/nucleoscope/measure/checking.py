@@ -95,7 +95,8 @@ def create_memory(model: PreTrainedModel, skip_check: bool = False) -> StaticMem
 
     That is the case if the trial of `find_way` was skipped, or failed on this path.
     """
-    return None if skip_check or not _get_finding(model).static else StaticMemory(model)
+    chosen = not skip_check and static.suits(model) and _get_finding(model).static
+    return StaticMemory(model) if chosen else None
 
 
 @torch.inference_mode()
