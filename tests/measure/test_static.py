@@ -115,8 +115,8 @@ def test_ended_rows_stay_until_half_of_the_batch_has_ended(use_static):
         logits = decoder.prefill()
         for ended in (set(), {0, 3}, {0, 3, 5, 6}, {0, 3, 5, 6}, {0, 1, 3, 5, 6}, {0, 1, 3, 4, 5, 6}):
             for place, row in enumerate(decoder.rows):
-                if row not in ended:
-                    torch.testing.assert_close(logits[place], model(torch.tensor([texts[row]])).logits[0, -1])
+                alone = model(torch.tensor([texts[row]])).logits[0, -1]
+                assert row in ended or checking.measure_difference(logits[place], alone) < 1e-4
             chosen = tokens[decoder.rows]
             for row, token in zip(decoder.rows, chosen.tolist(), strict=True):
                 texts[row].append(token)
