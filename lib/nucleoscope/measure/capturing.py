@@ -49,16 +49,18 @@ class Recorder:
             self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)
         outside = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(outside)  # the step reads what was written there
-        # This block gives back the stream, which `torch.cuda.graph` does not do if a capture fails.
-        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
-            step()  # libraries allocate and choose kernels the first time, which may wait for the device
-            with _refuse_waiting():  # a capture that fails for this reason could leave torch's state damaged
-                step()
-            graph = torch.cuda.CUDAGraph()
-            # Another thread, such as a notebook's, may allocate memory meanwhile.
-            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-                result = step()
-        outside.wait_stream(self.stream)
+        try:
+            # This block gives back the stream, which `torch.cuda.graph` does not do if a capture fails.
+            with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+                step()  # libraries allocate and choose kernels the first time, which may wait for the device
+                with _refuse_waiting():  # a capture that fails for this reason could leave torch's state damaged
+                    step()
+                graph = torch.cuda.CUDAGraph()
+                # Another thread, such as a notebook's, may allocate memory meanwhile.
+                with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                    result = step()
+        finally:
+            outside.wait_stream(self.stream)  # what follows writes to the same tensors
 
         def replay() -> torch.Tensor:
             graph.replay()

@@ -18,7 +18,7 @@ from nucleoscope.measure import static
 from nucleoscope.measure.decoding import PADDED, WAYS, needs_equal_lengths, read_prefix
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix
 from nucleoscope.measure.prefix import SharedPrefix, find_shared_ids
-from nucleoscope.measure.static import StaticMemory
+from nucleoscope.measure.static import StaticMemory, create_decoder
 
 # Of the prompts, longest first; shorter if the model's context is. A single token may be taken for a later step.
 LENGTHS = (6, 4, 1)
@@ -266,7 +266,7 @@ def _measure_batch_error(
 ) -> float:
     """The error of some of the prompts, decoded together."""
     openings = [prompts.ids[row][: prompts.lengths[row]] for row in batch]
-    decoder = static.create_decoder(model, openings, prompts.steps + 1, way, prefix, memory)
+    decoder = create_decoder(model, openings, prompts.steps + 1, way, prefix, memory)
     logits, largest = decoder.prefill(), 0.0
     for step in range(prompts.steps + 1):
         for place, row in enumerate(batch):
