@@ -1,5 +1,8 @@
 """The static path: the tokens and numbers of the dynamic one, in steps that could be captured as a CUDA graph."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_journal import TEXTS, complete, draws, end_some, kill  # noqa: F401  a fixture
@@ -396,3 +399,101 @@ def test_a_quantity_that_fails_is_named_if_steps_are_measured_late(monkeypatch):
     )
     with pytest.raises(ValueError, match="quantity 'broken' cannot be computed: ZeroDivisionError"):
         list(measured)
+
+
+# The order of a capture, with a device that only notes what it is asked for; torch's own block around a capture
+
+
+class Stream:
+    def __init__(self, name):
+        self.name = name
+
+    def wait_stream(self, other):
+        EVENTS.append(f"{self.name} waits for {other.name}")
+
+
+class Graph:
+    def capture_begin(self, pool, capture_error_mode, check_input_liveness):
+        assert (pool, capture_error_mode, check_input_liveness) == ("pool", "thread_local", False)
+        EVENTS.append("begin")
+
+    def capture_end(self):
+        EVENTS.append("end")
+        if "broken" in EVENTS:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def replay(self):
+        EVENTS.append("replay")
+
+
+EVENTS: list[str] = []
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A CUDA device, as far as capturing asks for one."""
+    current = ["outside"]
+
+    class UseStream:
+        def __init__(self, stream):
+            self.name = stream.name
+
+        def __enter__(self):
+            self.before, current[0] = current[0], self.name
+
+        def __exit__(self, *_):
+            current[0] = self.before
+
+    modes = [0]
+    fakes = {
+        "graph_pool_handle": lambda: "pool",
+        "Stream": lambda _: Stream("side"),
+        "current_stream": lambda _: Stream("outside"),
+        "device": lambda _: contextlib.nullcontext(),
+        "stream": UseStream,
+        "CUDAGraph": Graph,
+        "synchronize": lambda: None,
+        "empty_cache": lambda: None,
+        "get_sync_debug_mode": lambda: modes[0],
+        "set_sync_debug_mode": lambda mode: modes.__setitem__(0, mode),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+
+    EVENTS.clear()
+    return SimpleNamespace(current=current, modes=modes)
+
+
+def test_a_step_is_run_twice_and_then_captured_on_a_stream_of_its_own(device):
+    recorder, seen = capturing.Recorder(torch.device("cuda")), []
+
+    def step():
+        EVENTS.append("step")
+        seen.append((device.current[0], device.modes[0]))
+        return torch.ones(1)
+
+    replay = recorder.record(step)
+    assert EVENTS == ["side waits for outside", "step", "step", "begin", "step", "end", "outside waits for side"]
+    assert seen == [("side", 0), ("side", "error"), ("side", 0)]
+    assert (device.current[0], device.modes[0]) == ("outside", 0)
+    one, other = replay(), replay()
+    assert EVENTS[-2:] == ["replay", "replay"]
+    assert one is not other
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3])
+def test_a_step_that_fails_while_warming_up_or_captured_gives_back_the_stream(device, runs):
+    def step():
+        EVENTS.append("step")
+        if EVENTS.count("step") == runs:
+            EVENTS.append("broken")
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return torch.ones(1)
+
+    with pytest.raises(RuntimeError):
+        capturing.Recorder(torch.device("cuda")).record(step)
+    assert EVENTS.count("begin") == (runs == 3)
+    assert EVENTS[-1] == "outside waits for side"
+    assert (device.current[0], device.modes[0]) == ("outside", 0)
