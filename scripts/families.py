@@ -36,8 +36,11 @@ def choose_types(names: str | None) -> list[str]:
 
 def try_static_path(kinds: list[str]) -> None:
     """Prints a line for each type; exits with an error if one has other numbers on the static path."""
+    import torch
+
     from model_families import static_path
 
+    torch.set_num_threads(1)  # more are slower for models as small as these
     rows = []
     for kind in kinds:
         rows.append(static_path.try_static(kind))
