@@ -18,6 +18,9 @@ prompts as texts) and single steps are timed separately; peak memory is that of 
 measuring or, on a GPU, that of the GPU.
 
 --scale N compares a whole run of N prompts with one of 100 instead, on a small random model.
+
+--gpu-table instead times steps and runs of three shapes of 7 to 8 billion random weights on an NVIDIA GPU with 40 GB or
+more, without downloads: the table in README.
 """
 
 import argparse
@@ -49,6 +52,7 @@ def create_parser() -> command_line.Parser:
     )
     options.add_argument("--against", metavar="CHECKOUT", help="folder of another version of this project")
     options.add_whole_number("scale", 1, metavar="N", help="number of prompts of a run to compare with one of 100")
+    options.add_argument("--gpu-table", action="store_true", help="time three shapes of models on a GPU")
     options.add_argument(
         "--random-weights",
         metavar="CONFIG",
@@ -69,6 +73,8 @@ def check_options(options: argparse.Namespace) -> None:
     """Puts settings into their normal form. ValueError, in one line, for what is invalid or does not go together."""
     if options.against is not None and (options.scale or options.random_weights):
         raise ValueError("--against takes neither --scale nor --random-weights: give a model with --model_name")
+    if options.gpu_table and (options.against is not None or options.scale or options.random_weights):
+        raise ValueError("--gpu-table takes none of --against, --scale and --random-weights")
     if options.scale and (options.dataset_name or options.model_name != Settings.model_name):
         raise ValueError("--scale has its own prompts and model: --random-weights changes the shape of the model")
     if options.against is None and len(options.dataset_name or []) > 1:
@@ -90,6 +96,10 @@ def main() -> None:
             from speed_comparison import builds
 
             builds.compare(options)
+        elif options.gpu_table:
+            from speed_comparison import gpu_table
+
+            gpu_table.compare(options)
         elif options.scale:
             from speed_comparison import scaling
 

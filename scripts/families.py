@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 from nucleoscope.workflow.command_line import Parser, report_errors
@@ -13,6 +14,11 @@ def create_parser() -> Parser:
     """The command line."""
     options = Parser(__doc__)
     options.add_argument("--types", help="only these types, separated by commas; prints their rows, writes no page")
+    options.add_argument(
+        "--static",
+        action="store_true",
+        help="only compare the static path of decoding, the one for GPUs, with the other on this CPU; writes no page",
+    )
     options.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="types to try at once")
     return options
 
@@ -28,10 +34,30 @@ def choose_types(names: str | None) -> list[str]:
     return chosen
 
 
+def try_static_path(kinds: list[str]) -> None:
+    """Prints a line for each type; exits with an error if one has other numbers on the static path."""
+    import torch
+
+    from model_families import static_path
+
+    torch.set_num_threads(1)  # more are slower for models as small as these
+    rows = []
+    for kind in kinds:
+        rows.append(static_path.try_static(kind))
+        print(static_path.describe(rows[-1]), flush=True)
+    counts = Counter(row.verdict for row in rows)
+    print("; ".join(f"{verdict}: {count}" for verdict, count in counts.items()))
+    if different := [row.kind for row in rows if row.verdict == static_path.DIFFERENT]:
+        sys.exit(f"error: other numbers on the static path: {', '.join(different)}")
+
+
 def main() -> None:
     given = create_parser().parse_args()
     with report_errors(given.debug, interrupted="interrupted: nothing was written"):
         kinds = choose_types(given.types)
+        if given.static:
+            try_static_path(kinds)
+            return
         from model_families import page, trial
 
         rows = []

@@ -15,8 +15,8 @@ import torch
 import transformers
 
 from nucleoscope.data import prompts
-from nucleoscope.measure import batching, cosine, entropy, generation, model_facts
-from nucleoscope.measure.decoding import PaddedDecoder
+from nucleoscope.measure import batching, checking, cosine, entropy, generation, model_facts, static
+from nucleoscope.measure.decoding import PADDED
 from nucleoscope.measure.nucleus import find_nucleus
 from nucleoscope.measure.sampling import Sampler
 from nucleoscope.models import loading
@@ -109,9 +109,15 @@ def measure_generate(model, ids: list[list[int]], max_tokens: int, top_p: float,
 
 
 @torch.inference_mode()
-def replay(model, ids: list[list[int]], max_tokens: int, steps: list[tuple[list[int], torch.Tensor, set[int]]]) -> None:
-    """(d): the forward passes and an argmax, with the same tokens and ended rows as in (c)."""
-    decoder = PaddedDecoder(model, ids, max_tokens)
+def replay(
+    model,
+    ids: list[list[int]],
+    max_tokens: int,
+    steps: list[tuple[list[int], torch.Tensor, set[int]]],
+    memory: static.StaticMemory | None = None,
+) -> None:
+    """(d): the forward passes and an argmax, with the same tokens and ended rows as in (c), and on the same path."""
+    decoder = static.create_decoder(model, ids, max_tokens, PADDED, memory=memory)
     logits = decoder.prefill()
     for rows, tokens, ended in steps:
         assert rows == decoder.rows, "(d) must process the same rows as the run of (c) that it replays"
@@ -150,12 +156,16 @@ def measure_ours(model, inputs, texts: list[str], batches, options) -> tuple[int
     return sum(len(record["tokens"]) for batch in done for record in batch.records), recorded
 
 
-def create_random_model(given: str, device: torch.device, dtype: torch.dtype | str, target: float = 1.5):
-    """A model with random weights from a config file, or from "key=value,..." for a Llama.
+def create_random_model(
+    given: str | transformers.PreTrainedConfig, device: torch.device, dtype: torch.dtype | str, target: float = 1.5
+):
+    """A model with random weights from a configuration, the file of one, or from "key=value,..." for a Llama.
 
     The output layer is scaled so that the mean entropy of the next token is ``target`` nats.
     """
-    if Path(given).is_file():
+    if isinstance(given, transformers.PreTrainedConfig):
+        config = given
+    elif Path(given).is_file():
         config = transformers.AutoConfig.for_model(**json.loads(Path(given).read_text()))
     else:
         numbers = dict(pair.split("=") for pair in given.split(","))
@@ -275,8 +285,9 @@ def compare(options: argparse.Namespace) -> None:
         peaks["c"] = taken.peak
         if "d" in options.only:
             with clock() as taken:
+                memory = checking.create_memory(model)
                 for indices, recorded in zip(batches, steps, strict=True):
-                    replay(model, [inputs.ids[i] for i in indices], options.max_tokens, recorded)
+                    replay(model, [inputs.ids[i] for i in indices], options.max_tokens, recorded, memory)
             times["d"].append(taken.seconds)
             peaks["d"] = taken.peak
     rates |= {part: tokens / statistics.median(seconds) for part, seconds in times.items() if seconds}

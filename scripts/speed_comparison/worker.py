@@ -56,11 +56,12 @@ def measure_peak(device: Any = None) -> float:
 
 
 def synchronise(device: Any) -> None:
-    """Waits for a GPU: its work is part of what is timed."""
+    """Waits for a GPU: its work is part of what is timed. Not during a capture, when nothing is computed."""
     if device.type == "cuda":
         import torch
 
-        torch.cuda.synchronize(device)
+        if not torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize(device)
 
 
 class ForwardClock:

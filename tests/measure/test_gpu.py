@@ -1,14 +1,29 @@
 """The same on a GPU as on the CPU. Skipped where there is no CUDA device, and said so."""
 
+import contextlib
+
 import pytest
 import torch
 
 import tiny
-from nucleoscope.measure import batching, cosine, entropy, generation, model_facts, scoring
+from nucleoscope.measure import (
+    batching,
+    capturing,
+    checking,
+    cosine,
+    decoding,
+    entropy,
+    generation,
+    model_facts,
+    scoring,
+    static,
+)
 from nucleoscope.measure.encoding import Inputs
 from nucleoscope.measure.nucleus import find_nucleus
+from nucleoscope.measure.runs import complete_run
 from nucleoscope.measure.sampling import sample
 from nucleoscope.models import gpus, loading, placement
+from nucleoscope.store import results, run_folder
 
 pytestmark = [
     pytest.mark.gpu,
@@ -75,6 +90,101 @@ def assert_same(one, other):
         assert left["tokens"].tolist() == right["tokens"].tolist()
         for name in tiny.QUANTITIES:
             assert left[name] == pytest.approx(right[name], rel=1e-3, abs=1e-4)
+
+
+# The static path
+
+
+def generate(model, max_tokens=40):
+    """The records of a batch that reads several numbers of columns and shrinks, and the path of its steps."""
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(10, tiny.VOCAB, (length,), generator=generator).tolist() for length in (21, 14, 9, 9, 3, 1)]
+    options = {"inputs": Inputs(ids), "batches": [list(range(6))], "max_tokens": max_tokens, "progress": False}
+    (batch,) = generation.measure(model, tiny.create_tokenizer(), [""] * 6, **options)
+    return batch.records, batch.path
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gpt2"])
+def test_captured_steps_are_those_that_are_not_captured_and_those_of_the_dynamic_path(kind, monkeypatch):
+    monkeypatch.setattr(static, "COLUMNS", 16)
+    model = tiny.create_model(kind).cuda()
+    first, _ = generate(model)
+    ended = [record["tokens"].tolist()[place] for record, place in zip(first, (3, 5, 7, 9), strict=False)]
+    model.generation_config.eos_token_id = ended
+    captured, path = generate(model)
+    assert path == static.CAPTURED
+    assert len({len(record["tokens"]) for record in captured}) > 2
+    with monkeypatch.context() as patch:
+        patch.setattr(capturing.Recorder, "record", lambda *_: None)
+        assert_same(generate(model)[0], captured)
+    monkeypatch.setattr(static, "DEVICES", set())
+    dynamic, path = generate(model)
+    assert path == static.DYNAMIC
+    assert_same(captured, dynamic)
+
+
+def test_a_run_says_that_its_steps_were_captured(tmp_path):
+    run = run_folder.RunFolder(tmp_path / "run", {})
+    with run:
+        complete_run(run, tiny.create_model().cuda(), tiny.create_tokenizer(), TEXTS, max_tokens=9, progress=False)
+    assert results.load_info(tmp_path / "run")["decoding_path"] == static.CAPTURED
+
+
+@torch.inference_mode()
+def test_a_captured_step_does_not_wait_for_the_device():
+    model = tiny.create_model().cuda()
+    memory = checking.create_memory(model)
+    decoder = static.create_decoder(model, [[5, 6, 7], [8]], 9, decoding.PADDED, memory=memory)
+    decoder.prefill()
+    tokens = torch.tensor([9, 10], device="cuda")
+    first = decoder.advance(tokens)  # captures
+    assert len(memory.graphs) == 1
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = [decoder.advance(tokens) for _ in range(5)]
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    assert not any(torch.equal(one, first) for one in found)  # each is a tensor of its own
+    assert len(memory.graphs) == 1
+
+
+@pytest.mark.parametrize("when", ["always", "in the middle"])
+def test_a_capture_that_fails_costs_one_line_and_torch_goes_on(when, monkeypatch, capsys):
+    monkeypatch.setattr(static, "COLUMNS", 16)
+    expected, _ = generate(tiny.create_model().cuda())
+    model = tiny.create_model().cuda()
+    if when == "in the middle":
+        assert checking.create_memory(model) is not None  # the trial has been passed
+    forward = type(model.base_model).forward
+
+    def wait(self, input_ids, **options):
+        input_ids.sum().item()
+        return forward(self, input_ids, **options)
+
+    monkeypatch.setattr(type(model.base_model), "forward", wait)
+    found, path = generate(model)
+    assert path == (static.DYNAMIC if when == "always" else static.STATIC)
+    assert_same(found, expected)
+    said = capsys.readouterr().out
+    assert said.startswith("decoding without CUDA graphs: ")
+    assert said.count("\n") == 1
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.cuda.get_sync_debug_mode() == 0
+    assert float(torch.randn(4, device="cuda").abs().sum()) > 0
+
+
+def test_a_failure_during_the_capture_itself_leaves_torch_in_order(monkeypatch):
+    """Which is worse than one that is found while warming up."""
+    monkeypatch.setattr(capturing, "_refuse_waiting", contextlib.nullcontext)
+    x = torch.ones(4, device="cuda")
+    with pytest.raises(RuntimeError):
+        capturing.Recorder(x.device).record(lambda: x * x.sum().item())
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert float((x + 1).sum()) == 8
+    replay = capturing.Recorder(x.device).record(lambda: x * 2)
+    x += 1
+    assert replay().tolist() == [4.0] * 4
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])

@@ -334,7 +334,7 @@ def test_run_json_has_the_keys_of_a_generated_run_and_what_was_cut(tmp_path):
         complete_run(run, tiny.create_model(), tiny.create_tokenizer(), PROMPTS, max_tokens=8, progress=False)
     info, other = results.load_info(tmp_path / "scored"), results.load_info(tmp_path / "written")
     assert info.keys() - other.keys() == {"texts_truncated"}
-    assert other.keys() - info.keys() == {"decoding", "shared_prefix_tokens"}
+    assert other.keys() - info.keys() == {"decoding", "decoding_path", "shared_prefix_tokens"}
     assert (info["mode"], other["mode"]) == ("score", "generate")
     longer = [len(tiny.create_tokenizer(bos=False)(text)["input_ids"]) > 8 for text in TEXTS]
     assert info["texts_truncated"] == sum(longer)

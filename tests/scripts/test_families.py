@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_families import configurations, page, reference, trial
-from nucleoscope.measure import checking, decoding
+from model_families import configurations, page, reference, static_path, trial
+from nucleoscope.measure import checking, decoding, static
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "book/families.md").read_text(encoding="utf-8")
@@ -56,6 +56,33 @@ def test_a_wrong_way_is_found(monkeypatch):
     row = trial.try_type("openai-gpt")
     assert row.generate.verdict != trial.RIGHT
     assert row.score.verdict == trial.RIGHT
+
+
+# The static path
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [
+        ("gemma3_text", static_path.SAME),
+        ("mpt", static_path.FALLS_BACK),
+        ("mamba", static_path.NOT_PADDED),
+        ("musicgen", static_path.NOT_PADDED),
+    ],
+)
+def test_a_type_is_compared_on_both_paths(kind, verdict):
+    row = static_path.try_static(kind)
+    assert row.verdict == verdict
+    assert row.error < static_path.BOUND
+    assert (row.error > 0) == (verdict == static_path.SAME)
+    assert static_path.describe(row).startswith(f"{kind}: {verdict}")
+
+
+def test_a_wrong_number_on_the_static_path_is_found(monkeypatch):
+    read = static.StaticDecoder._read_step
+    monkeypatch.setattr(checking, "_is_static", lambda *_: True)
+    monkeypatch.setattr(static.StaticDecoder, "_read_step", lambda *given: 1.01 * read(*given))
+    assert static_path.try_static("llama").verdict == static_path.DIFFERENT
 
 
 # The reference

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import tiny
 from messages import assert_one_line
-from nucleoscope.measure import generation
+from nucleoscope.measure import generation, static
 from nucleoscope.settings import Settings
-from speed_comparison import builds, scaling, tables, worker, workers
+from speed_comparison import builds, gpu_table, scaling, tables, worker, workers
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -73,6 +74,7 @@ def test_without_against_and_scale_the_options_are_as_before():
         (["--against=.", "--random-weights=vocab_size=9"], "--against takes neither"),
         (["--scale=9", "--model_name=gpt2"], "--scale has its own prompts and model"),
         (["--against=.", "--dataset_name", "math", " "], "dataset_name is ' '"),
+        (["--gpu-table", "--scale=9"], "--gpu-table takes none of"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(words, said):
@@ -213,6 +215,49 @@ def test_measuring_prefill_and_scoring_count_their_own_tokens():
     texts = sum(min(5, len(build.tokenizer(text, add_special_tokens=False)["input_ids"])) for text in TEXTS)
     assert worker.time_scoring(build)["tokens"] == texts
     assert min(part(build)["seconds"] for part in (worker.time_prefill, worker.time_scoring)) > 0
+
+
+# The table of a GPU
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_table_of_a_gpu_is_refused_without_one():
+    done = run_benchmark("--gpu-table")
+    assert done.returncode == 1
+    assert "--gpu-table needs an NVIDIA GPU" in assert_one_line(done.stderr.strip())
+
+
+@pytest.mark.parametrize("path", [static.STATIC, static.DYNAMIC])
+def test_the_table_of_a_gpu_has_a_row_for_each_shape_data_set_and_batch(monkeypatch, capsys, path):
+    """With a tiny shape, on a CPU."""
+    monkeypatch.setattr(static, "DEVICES", {"cpu"} if path == static.STATIC else set())
+    monkeypatch.setattr(gpu_table, "BATCHES", (1, 3))
+    monkeypatch.setattr(gpu_table, "measure_bandwidth", lambda _: 1e9)
+    config = tiny.create_model("qwen3").config
+    options = argparse.Namespace(device="cpu", n_prompts=3, max_tokens=5)
+    gpu_table.compare(options, {"tiny": config})
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
+    assert [row[1:4] for row in rows] == [[name, size, path] for name in ("gsm8k", "xsum") for size in ("1", "3")]
+    assert all(len(row) == len(gpu_table.COLUMNS) for row in rows)
+    assert all(float(row[place].replace(",", "")) > 0 for row in rows for place in (4, 5, 8))
+
+
+def test_the_prompts_of_the_table_are_as_long_as_those_of_the_data_sets():
+    for name, mean, longest in (("gsm8k", 60, 200), ("xsum", 540, 2000)):
+        lengths = gpu_table.choose_lengths(name, 100)
+        assert sum(lengths) / 100 == pytest.approx(mean, rel=0.05)
+        assert max(lengths) <= longest
+        assert [len(ids) for ids in gpu_table.draw_prompts(lengths, 50)] == lengths
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("Llama-3.1-8B", 8_030_261_248), ("Qwen3-8B", 8_190_735_360), ("deepseek-llm-7b", 6_910_365_696)],
+)
+def test_the_shapes_of_the_table_have_as_many_weights_as_the_models(name, weights):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(gpu_table.SHAPES[name])
+    assert sum(weight.numel() for weight in model.parameters()) == weights
 
 
 # Tables

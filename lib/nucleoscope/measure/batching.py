@@ -29,13 +29,15 @@ from nucleoscope.measure.nucleus import NotFinite
 class Batch:
     """The records of some prompts, with the prompts' indices and the seconds they took.
 
-    ``continued`` lists the steps at which the batch was continued after an interruption.
+    ``continued`` lists the steps at which the batch was continued after an interruption, ``path`` is that of
+    `static.PATHS` which its steps took; "" if it had none.
     """
 
     indices: list[int]
     records: list[dict]
     seconds: float = 0.0
     continued: list[int] = field(default_factory=list)
+    path: str = ""
 
 
 def sort_by_length(inputs: Inputs, indices: list[int] | None = None) -> list[int]:

@@ -14,9 +14,11 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedModel
 
-from nucleoscope.measure.decoding import PADDED, WAYS, create_decoder, needs_equal_lengths, read_prefix
+from nucleoscope.measure import static
+from nucleoscope.measure.decoding import PADDED, WAYS, needs_equal_lengths, read_prefix
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix
 from nucleoscope.measure.prefix import SharedPrefix, find_shared_ids
+from nucleoscope.measure.static import StaticMemory, create_decoder
 
 # Of the prompts, longest first; shorter if the model's context is. A single token may be taken for a later step.
 LENGTHS = (6, 4, 1)
@@ -44,10 +46,14 @@ class Trial(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What was found out about a model: the way of decoding, and whether prompts may share what they begin with."""
+    """What was found out about a model: the way of decoding, and what is right in the way `PADDED`.
+
+    ``shares``: prompts may share what they begin with. ``static``: on the static path; never on a device that has none.
+    """
 
     way: str
-    shares: bool
+    shares: bool = False
+    static: bool = False
 
 
 _FOUND: WeakKeyDictionary[PreTrainedModel, Finding] = WeakKeyDictionary()
@@ -84,6 +90,15 @@ def choose_prefix(
         return []
 
 
+def create_memory(model: PreTrainedModel, skip_check: bool = False) -> StaticMemory | None:
+    """The memory that the batches of a run share on the static path, or None if they are decoded dynamically.
+
+    That is the case if the trial of `find_way` was skipped, or failed on this path.
+    """
+    chosen = not skip_check and static.suits(model) and _get_finding(model).static
+    return StaticMemory(model) if chosen else None
+
+
 @torch.inference_mode()
 def _try_ways(model: PreTrainedModel) -> Finding:
     prompts = _choose_prompts(model)
@@ -94,7 +109,7 @@ def _try_ways(model: PreTrainedModel) -> Finding:
             for ids, length in zip(prompts.ids, prompts.lengths, strict=True)
         ]
         if not all(_is_distribution(logits) for row in steps for logits in row):
-            return Finding(WAYS[0], shares=False)  # measuring names the prompts with such logits
+            return Finding(WAYS[0])  # measuring names the prompts with such logits
         rounding = _measure_rounding(model, prompts.ids[0][: prompts.lengths[0]])
         if model.dtype in TOLERANCES:  # at most: some models compute a step slightly differently from a text
             tolerance = min(get_tolerance(model), rounding)
@@ -110,7 +125,8 @@ def _try_ways(model: PreTrainedModel) -> Finding:
                 reasons.append(f"{way}: {shorten_error(raised, 80)}")
                 continue
             if error <= tolerance:
-                return Finding(way, way == PADDED and _shares_prefix(model, prompts, steps, tolerance))
+                trial = model, prompts, steps, tolerance
+                return Finding(way, _shares_prefix(*trial), _is_static(*trial)) if way == PADDED else Finding(way)
             reasons.append(f"{way}: logits differ by {error:.2g} standard deviations")
     raise ValueError(
         f"{type(model).__name__} is not supported: its logits depend on how prompts are batched ({'; '.join(reasons)})"
@@ -246,10 +262,11 @@ def _measure_batch_error(
     steps: list[list[torch.Tensor]],
     batch: list[int],
     prefix: SharedPrefix | None = None,
+    memory: StaticMemory | None = None,
 ) -> float:
     """The error of some of the prompts, decoded together."""
     openings = [prompts.ids[row][: prompts.lengths[row]] for row in batch]
-    decoder = create_decoder(model, openings, prompts.steps + 1, way, prefix)
+    decoder = create_decoder(model, openings, prompts.steps + 1, way, prefix, memory)
     logits, largest = decoder.prefill(), 0.0
     for step in range(prompts.steps + 1):
         for place, row in enumerate(batch):
@@ -271,6 +288,23 @@ def _shares_prefix(model: PreTrainedModel, prompts: Trial, steps: list[list[torc
         raise
     except Exception:  # models of all kinds raise anything; then each prompt is read whole
         return False
+
+
+def _is_static(model: PreTrainedModel, prompts: Trial, steps: list[list[torch.Tensor]], tolerance: float) -> bool:
+    """Whether the logits of steps that are captured, or could be, are the same; if not, a line says so."""
+    if not static.suits(model) or not prompts.steps:
+        return False
+    memory = StaticMemory(model)
+    try:
+        error = _measure_batch_error(model, PADDED, prompts, steps, list(range(len(prompts.ids))), memory=memory)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as raised:  # models of all kinds raise anything; then each step is launched kernel by kernel
+        static.report_failure(shorten_error(raised, 80))
+        return False
+    if error > tolerance and not memory.failure:
+        static.report_failure(f"logits differ by {error:.2g} standard deviations")
+    return error <= tolerance and not memory.failure
 
 
 @contextlib.contextmanager

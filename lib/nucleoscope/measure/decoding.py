@@ -56,10 +56,12 @@ class KeyValues(DynamicLayer):
 
     def lazy_initialization(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().lazy_initialization(keys, values)
+        self.store, self.length = self._allocate(keys, values), 0
+
+    def _allocate(self, keys: torch.Tensor, values: torch.Tensor) -> list[torch.Tensor]:
         # Zeros, not empty: masked positions are multiplied by 0, and 0 * NaN would be NaN.
         shapes = [(self.batch, x.shape[1], self.capacity, x.shape[3]) for x in (keys, values)]
-        self.store = [_allocate_zeros(x, shape) for x, shape in zip((keys, values), shapes, strict=True)]
-        self.length = 0
+        return [_allocate_zeros(x, shape) for x, shape in zip((keys, values), shapes, strict=True)]
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs):
         if not self.is_initialized:
@@ -143,19 +145,29 @@ class Decoder(ABC):
     def advance(self, tokens: torch.Tensor, ended: Set[int] = frozenset()) -> torch.Tensor | None:
         """Appends one token to each of `rows` (B',); logits (B'', V) for the next, or None after the last step.
 
-        ``ended`` are the rows that need no more tokens. They are dropped from the batch, and from `rows`, once
-        they are at least 1 / `DROP_SHARE` of it: until then, computing them costs less than copying the cache.
+        ``ended`` are the rows that need no more tokens. They are dropped from the batch, and from `rows`, when that
+        saves more than it costs.
         """
         kept = [place for place, row in enumerate(self.rows) if row not in ended]
         if not kept or not self.steps_left:
             return None
         self.steps_left -= 1
-        if (len(self.rows) - len(kept)) * DROP_SHARE >= len(self.rows):
-            index = torch.tensor(kept, device=tokens.device)
+        places = self._choose_places(kept)
+        if len(places) < len(self.rows):
+            index = torch.tensor(places, device=tokens.device)
             if self._keep(index):
-                self.rows = [self.rows[place] for place in kept]
+                self.rows = [self.rows[place] for place in places]
                 tokens = tokens[index]
         return self._step(tokens)
+
+    def _choose_places(self, kept: list[int]) -> list[int]:
+        """The places in `rows`, in order, that stay in the batch: all those in ``kept``, and perhaps others.
+
+        All others are dropped once they are at least 1 / `DROP_SHARE` of the batch: until then, computing them costs
+        less than copying the cache.
+        """
+        dropped = len(self.rows) - len(kept)
+        return kept if dropped * DROP_SHARE >= len(self.rows) else list(range(len(self.rows)))
 
     @abstractmethod
     def _keep(self, places: torch.Tensor) -> bool:
@@ -236,19 +248,22 @@ class PaddedDecoder(_LeftPadded):
             raise ValueError(
                 f"{type(self.model).__name__} keeps state other than keys and values between tokens ({names})"
             )
-        size = (len(self.ids), self.width, self.width + max_tokens)
         prefixes = self.prefix.layers if self.prefix else [None] * len(layers)
         self.layers = [
             # a layer that shares another layer's keys and values stores nothing
-            layer if isinstance(layer, DummyLayer) else KeyValues(*size, prefix)
-            for layer, prefix in zip(layers, prefixes, strict=True)
+            layer if isinstance(layer, DummyLayer) else self._create_layer(place, max_tokens, prefix)
+            for place, (layer, prefix) in enumerate(zip(layers, prefixes, strict=True))
         ]
         return Cache(layers=self.layers)
+
+    def _create_layer(self, place: int, max_tokens: int, prefix: tuple[torch.Tensor, torch.Tensor] | None) -> KeyValues:
+        """The cache of the layer at ``place``."""
+        return KeyValues(len(self.ids), self.width, self.width + max_tokens, prefix)
 
     def prefill(self) -> torch.Tensor:
         logits, start, shared = [], 0, len(self.prefix.ids) if self.prefix else 0
         budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cpu"])
-        own = [layer for layer in self.layers if isinstance(layer, KeyValues)]
+        own = self._list_own()
         while start < len(self.ids):
             rows = slice(start, start + max(1, budget // (len(self.ids[start]) - shared)))
             begins = self.width - self.lengths[rows, None]
@@ -262,6 +277,10 @@ class PaddedDecoder(_LeftPadded):
         for layer in own:
             layer.finish_prefill()
         return torch.cat(logits)
+
+    def _list_own(self) -> list[KeyValues]:
+        """The layers' caches, without those that store nothing."""
+        return [layer for layer in self.layers if isinstance(layer, KeyValues)]
 
     def list_keys_and_values(self) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
         """Each layer's keys and values of the prompts (B, heads, width, d) after prefill; None if it has none."""
@@ -287,9 +306,8 @@ class PaddedDecoder(_LeftPadded):
         self.prompt_lengths = [self.prompt_lengths[place] for place in places.tolist()]
         self.groups = self._form_groups()
         parts = self.groups if self.device.type == "cpu" else [(slice(None), 0)]
-        for layer in self.layers:
-            if isinstance(layer, KeyValues):
-                layer.keep(places, parts)
+        for layer in self._list_own():
+            layer.keep(places, parts)
         return super()._keep(places)
 
 

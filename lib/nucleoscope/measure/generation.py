@@ -21,13 +21,14 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import checking, cosine, decoding, model_facts
+from nucleoscope.measure import checking, cosine, decoding, model_facts, static
 from nucleoscope.measure.batching import Batch, begin_at, measure_batches, split_batches
 from nucleoscope.measure.encoding import Inputs, check_ids, encode, list_options
 from nucleoscope.measure.journal import Journal
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
 from nucleoscope.measure.prefix import SharedPrefix
 from nucleoscope.measure.sampling import Sampler, draw_uniforms
+from nucleoscope.measure.static import StaticMemory
 from nucleoscope.quantities import Quantity, list_recorded
 from nucleoscope.settings import Settings
 
@@ -48,7 +49,8 @@ def choose_batch_size(batch_size: int | str, model: PreTrainedModel, inputs: Inp
     if batch_size != "auto":
         return int(batch_size)
     token, row = model_facts.measure_cache(model)
-    cache = row + token * (max(map(len, inputs.ids), default=0) + max_tokens)
+    columns = max(map(len, inputs.ids), default=0) + max_tokens
+    cache = row + token * (static.round_columns(columns) if static.suits(model) else columns)
     # about eight float32 arrays over the vocabulary exist at once
     logits = 8 * 4 * model.config.get_text_config().vocab_size
     rows = min(int(free // 2 // (share * cache + logits)) for free, share in model_facts.find_free_memory(model))
@@ -104,6 +106,7 @@ def measure(
     quantities = list_recorded() if quantities is None else quantities
     shared = checking.choose_prefix(model, inputs.ids, chosen.skip_check)
     prefix = decoding.read_prefix(model, shared) if shared else None
+    memory = checking.create_memory(model, chosen.skip_check)
 
     def measure_batch(indices: list[int], bar: tqdm) -> Batch:
         numbers = draw_uniforms(chosen.seed, indices, max_tokens, model.device)
@@ -113,13 +116,15 @@ def measure(
         left = (len(indices) - ended) * (max_tokens - start)
         begin_at(bar, counted, counted + left - len(indices) * max_tokens)
         ids = [inputs.ids[i] for i in indices]
-        for step, (rows, over) in enumerate(generate(model, ids, max_tokens, sampler, way, prefix), start):
+        for step, (rows, over) in enumerate(generate(model, ids, max_tokens, sampler, way, prefix, memory), start):
             bar.total -= (len(over) - ended) * (max_tokens - step)  # ended rows will produce no more tokens
             ended = len(over)
             bar.update(sum(row not in over for row in rows))
             journal.save_if_due()
         records = sampler.build_records([prompts[i] for i in indices])
-        return Batch(indices, records, journal.seconds, journal.continued)
+        static_path = memory is not None and decoding.adapt_way(model, ids, max_tokens, way) == decoding.PADDED
+        path = memory.path if static_path else static.DYNAMIC
+        return Batch(indices, records, journal.seconds, journal.continued, path)
 
     total = max_tokens * sum(map(len, batches))
     yield from measure_batches(batches, prompts, measure_batch, model, total, progress)
@@ -133,22 +138,29 @@ def generate(
     sampler: Sampler,
     way: str,
     prefix: SharedPrefix | None = None,
+    memory: StaticMemory | None = None,
 ) -> Iterator[tuple[list[int], set[int]]]:
     """Prefill, then draw, measure and step until every row of ``ids`` has ended or has ``max_tokens`` tokens.
 
     The first steps may be in ``sampler`` already: they are neither drawn nor measured again.
-    ``way`` is that of `checking.find_way`, ``prefix`` what the rows begin with, if it was read before.
+    ``way`` is that of `checking.find_way`, ``prefix`` what the rows begin with, if it was read before, and ``memory``
+    that of `checking.create_memory`. If the device runs out of memory, the latter is freed.
 
     Yields after each draw which rows it was for, and which of all rows are known to have ended.
     """
     way = decoding.adapt_way(model, ids, max_tokens, way)
-    create = partial(decoding.create_decoder, model, way=way, prefix=prefix)
+    create = partial(static.create_decoder, model, way=way, prefix=prefix, memory=memory)
     begin = read_drawn if model.dtype in EXACT else repeat_drawn
-    decoder, logits = begin(create, ids, max_tokens, sampler)
-    while logits is not None:
-        tokens, over = sampler.draw(logits, decoder.rows)
-        yield decoder.rows, over
-        logits = decoder.advance(tokens, over)
+    try:
+        decoder, logits = begin(create, ids, max_tokens, sampler)
+        while logits is not None:
+            tokens, over = sampler.draw(logits, decoder.rows)
+            yield decoder.rows, over
+            logits = decoder.advance(tokens, over)
+    except torch.OutOfMemoryError:
+        if memory is not None:
+            memory.release()
+        raise
 
 
 def read_drawn(

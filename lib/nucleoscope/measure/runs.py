@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import batching, checking, encoding, generation, scoring
+from nucleoscope.measure import batching, checking, encoding, generation, scoring, static
 from nucleoscope.measure.model_facts import find_context_length
 from nucleoscope.quantities import list_recorded
 from nucleoscope.settings import Settings
@@ -48,11 +48,13 @@ def complete_run(
     keeping = {"folder": folder} if texts is None else {}
     options = {"inputs": inputs, "batches": todo, "progress": progress} | keeping | settings
     for batch in mode.measure(model, tokenizer, *data, **options):
-        folder.save_batch(batch.indices, batch.records, batch.seconds, batch.continued)
+        folder.save_batch(batch.indices, batch.records, batch.seconds, batch.continued, batch.path)
     info = {"mode": "generate" if texts is None else "score"}
     info |= batching.collect_run_info(model, inputs, folder.load_batches(), chosen.batch_size)
     if texts is None:
         info |= {"decoding": checking.find_way(model, chosen.skip_check)}
+        paths = {batch.get("path") or static.DYNAMIC for batch in folder.load_batches()}
+        info |= {"decoding_path": ", ".join(sorted(paths))}  # several if a capture failed in the middle
         info |= {"shared_prefix_tokens": len(checking.choose_prefix(model, inputs.ids, chosen.skip_check))}
     else:
         info |= {"texts_truncated": len(inputs.texts_truncated)}

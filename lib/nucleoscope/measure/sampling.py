@@ -59,6 +59,11 @@ class Drawn(NamedTuple):
     values: torch.Tensor
 
 
+# Types of device that compute on their own: a step is measured there after the model's next step has been launched, so
+# that the device is busy while the host launches the measuring.
+DEFERRED = {"cuda"}
+
+
 class Sampler:
     """Draws the next tokens of one batch from their nuclei and measures them.
 
@@ -77,27 +82,46 @@ class Sampler:
         self.directions, self.settings = directions, settings
         self.uniforms, self.quantities = uniforms, quantities
         self.ends = torch.tensor(sorted(ends), dtype=torch.long, device=uniforms.device)
-        self.steps: list[Drawn] = []
+        self.measured: list[Drawn] = []
+        self.drawn: tuple[list[int], Step] | None = None  # the last step's rows, and the step, if it is to be measured
         self.ended: set[int] = set()
-        self.flags: torch.Tensor | None = None  # which rows ended at the last step, on the host
+        self.flags: tuple[list[int], torch.Tensor] | None = None  # which rows ended at the last step, on the host
         self.rows: list[int] | None = None  # the rows that the uniform numbers were last reduced to
 
+    @property
+    def steps(self) -> list[Drawn]:
+        """All steps, measured. Raises what `measure_step` raises."""
+        self._measure_drawn()
+        return self.measured
+
     def draw(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, set[int]]:
-        """The next tokens (B',) from logits (B', V) of ``rows``, and the rows known to have ended."""
+        """The next tokens (B',) from logits (B', V) of ``rows``, and the rows known to have ended.
+
+        They are measured at once, or on the devices in `DEFERRED` when they are asked for, or with the next ones.
+        """
+        self._measure_drawn()  # before the wait in `_describe`
         logits = scale_logits(logits, self.settings)
         distribution = self._describe(logits, rows)
         candidates = distribution.candidates
         if rows != self.rows:  # rows are only ever removed
             kept = [place for place, row in enumerate(self.rows or range(len(self.uniforms))) if row in set(rows)]
             self.uniforms, self.rows = self.uniforms[torch.tensor(kept, device=logits.device)], list(rows)
-        places = sample(candidates, self.uniforms[:, len(self.steps)])
+        places = sample(candidates, self.uniforms[:, len(self.measured)])
         tokens = candidates.ids[places]
-        step = Step(logits, distribution, tokens, self.directions, places)
-        values = measure_step(step, self.quantities)  # (n, B')
-        self.flags = torch.isin(tokens, self.ends).to("cpu", non_blocking=True)
-        # A batch's nuclei stay on the device until the batch ends: ids need no more than 32 bits.
-        self.steps.append(Drawn(self.rows, tokens, candidates._replace(ids=candidates.ids.int()), values))
+        self.drawn = self.rows, Step(logits, distribution, tokens, self.directions, places)
+        if logits.device.type not in DEFERRED:
+            self._measure_drawn()
+        self.flags = self.rows, torch.isin(tokens, self.ends).to("cpu", non_blocking=True)
         return tokens, self.ended
+
+    def _measure_drawn(self) -> None:
+        if self.drawn is None:
+            return
+        (rows, step), self.drawn = self.drawn, None
+        values = measure_step(step, self.quantities)  # (n, B')
+        # A batch's nuclei stay on the device until the batch ends: ids need no more than 32 bits.
+        candidates = step.candidates._replace(ids=step.candidates.ids.int())
+        self.measured.append(Drawn(rows, step.tokens, candidates, values))
 
     def _describe(self, logits: torch.Tensor, rows: list[int]) -> Distribution:
         """The distributions; rows that have ended may contain anything, NotFinite names only the others."""
@@ -115,7 +139,8 @@ class Sampler:
 
     def _read_flags(self) -> None:
         if self.flags is not None:
-            self.ended.update(row for row, flag in zip(self.steps[-1].rows, self.flags.tolist(), strict=True) if flag)
+            rows, flags = self.flags
+            self.ended.update(row for row, flag in zip(rows, flags.tolist(), strict=True) if flag)
 
     def resume(self, steps: list[Drawn]) -> None:
         """Continues after ``steps``, which an interrupted process drew, as if they had been drawn here.
@@ -137,7 +162,7 @@ class Sampler:
             ended.update(row for row, token in zip(rows, step.tokens.tolist(), strict=True) if token in ends)
         if len(self.steps) + len(steps) > longest:
             raise ValueError(f"a batch has at most {longest} steps")
-        self.steps, self.ended = self.steps + steps, ended
+        self.measured, self.ended = self.steps + steps, ended
 
     def list_drawn(self) -> list[tuple[dict[int, int], set[int]]]:
         """For each step the token of each row, and the rows that had ended before: their tokens are not recorded."""

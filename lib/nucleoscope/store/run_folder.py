@@ -237,18 +237,19 @@ class RunFolder:
         return kept.get("batches") if kept.get("batch_size") == batch_size else None
 
     def save_batch(
-        self, indices: list[int], records: list[dict], seconds: float, continued: Sequence[int] = ()
+        self, indices: list[int], records: list[dict], seconds: float, continued: Sequence[int] = (), path: str = ""
     ) -> None:
         """Saves one finished batch: prompt indices, their records, and the seconds it took; its parts are removed.
 
-        ``continued`` lists the steps at which it was continued after an interruption. Raises BlockingIOError
-        if another process has taken over the folder; so does `finish`.
+        ``continued`` lists the steps at which it was continued after an interruption, ``path`` is how these were
+        decoded. Raises BlockingIOError if another process has taken over the folder; so does `finish`.
         """
         self._check_lock()
-        path = self.batches / f"{min(indices):06d}.pt"
-        batch = {"indices": indices, "records": records, "seconds": seconds, "continued": list(continued)}
-        _save(batch, path)
-        self._kept[path.name] = batch
+        file = self.batches / f"{min(indices):06d}.pt"
+        batch = {"indices": indices, "records": records, "seconds": seconds}
+        batch |= {"continued": list(continued), "path": path}
+        _save(batch, file)
+        self._kept[file.name] = batch
         self.discard_parts(indices)
 
     def save_part(self, part: dict[str, Any]) -> None:
