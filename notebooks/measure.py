@@ -74,6 +74,8 @@ chosen = Settings.collect(globals())
 folder = results.locate_run(chosen.results_dir, chosen.dataset_name, chosen.model_name, text_column)
 run_folder.check(folder, overwrite)
 data = prompts.load(chosen.dataset_name, n_prompts, prompt_column, text_column)
+if data.blank_lines:
+    print(f"blank lines of {dataset_name}, which are not prompts and were left out: {data.blank_lines}")
 model, tokenizer, identity = loading.load(chosen.model_name, dtype, device, trust_remote_code, model_revision)
 
 # %%
