@@ -223,6 +223,44 @@ def test_settings_that_cannot_work_are_refused_before_anything_starts(refuse, wo
     assert line in refuse(correlation_pipeline, *words)
 
 
+MEASURED = {"model_name": "m", "dataset_name": "lines.jsonl", "max_tokens": 5, "n_prompts": 3, "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max_tokens=6"], "max_tokens is 5 there and 6 here; the page shows what was measured: omit what differs"),
+        (["--max_tokens=100"], "max_tokens is 5 there and 100 here"),  # the default, but typed
+        (["--n_prompts=4", "--top_p=0.5"], "top_p is 0.9 there and 0.5 here, n_prompts is 3 there and 4 here"),
+        (["--dtype", "bfloat16"], "dtype is 'float32' there and 'bfloat16' here"),
+        (["--seed=1"], "seed is 0 there and 1 here"),
+        (["--prompt_format=chat"], "prompt_format is 'raw' there and 'chat' here"),
+        (["--model_name=other/m"], "model_name is 'm' there and 'other/m' here"),
+    ],
+)
+def test_a_page_is_refused_for_settings_with_which_its_run_was_not_measured(refuse, tmp_path, words, said):
+    folder = tmp_path / "results/lines/m"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"settings": MEASURED}))
+    names = ["--only=page", "--model_name=m", "--dataset_name=lines.jsonl"]
+    assert said in refuse(correlation_pipeline, *names, *words)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--max_tokens=5", "--n_prompts=3"], ["--device=cpu", "--batch_size=2", "--overwrite"]]
+)
+def test_a_page_needs_no_settings_and_takes_those_of_its_run(monkeypatch, tmp_path, words):
+    folder = tmp_path / "results/lines/m"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"settings": MEASURED}))
+    executed = []
+    monkeypatch.setattr(run_notebooks, "_execute", lambda name, *_: executed.append(name))
+    names = ["--only=page", "--model_name=m", "--dataset_name=lines.jsonl"]
+    monkeypatch.setattr(sys, "argv", [correlation_pipeline.__file__, *names, *words])
+    correlation_pipeline.main()
+    assert executed == ["run"]
+
+
 @pytest.mark.parametrize(
     ("device", "platform", "build", "there", "why"),
     [

@@ -8,7 +8,7 @@ import contextlib
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -45,6 +45,12 @@ class Parser(argparse.ArgumentParser):
                 metavar = f"{{{','.join(each.metadata['choices'])}}}" if each.metadata["choices"] else None
                 parse = partial(settings.parse, name)
                 self.add_argument(*flags, type=parse, default=each.default, metavar=metavar, help=text)
+
+    def list_given(self, names: Collection[str]) -> list[str]:
+        """Those of some options that are on the command line, also with their defaults as values."""
+        unset = object()
+        parsed = vars(self.parse_args(namespace=argparse.Namespace(**dict.fromkeys(names, unset))))
+        return [name for name in names if parsed[name] is not unset]
 
     def add_whole_number(self, name: str, least: int, most: int = settings.MOST, **options: Any) -> None:
         """Adds an option whose value is a whole number from ``least`` to ``most``."""
