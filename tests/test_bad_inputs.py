@@ -192,6 +192,11 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
         (["--text_column=x"], "text_column is 'x', but only mode=score measures existing texts"),
         (["--model_revision=main"], "model_revision is 'main', but 'SmolLM2-135M-Instruct' is the packaged model"),
         (["--dataset_name=poems"], "unknown data set 'poems': it must be gsm8k, writingprompts"),
+        (["--dataset_name=storys"], "unknown data set 'storys' (did you mean 'stories'?): it must be gsm8k"),
+        (["--dataset_name=GSM8k"], "unknown data set 'GSM8k' (did you mean 'gsm8k'?): it must be gsm8k"),
+        (["--dataset_name=/tmp"], "'/tmp' is a folder: a data set must be gsm8k, writingprompts, xsum, math"),
+        (["--max_token=3"], "unrecognized arguments: --max_token=3 (did you mean '--max_tokens'?)"),
+        (["--top-p=0.5"], "unrecognized arguments: --top-p=0.5 (did you mean '--top_p'?)"),
         (["--dataset_name=none.jsonl"], "file 'none.jsonl' does not exist"),
         (["--dataset_name=-none.jsonl"], "file '-none.jsonl' does not exist"),
         (["--dataset_name=.jsonl"], "unknown data set '.jsonl'"),
@@ -456,7 +461,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"results_dir": ["r"]}, "results_dir is ['r']: it must be text"),
     ({"results_dir": "~no-such-user/r"}, "results_dir is '~no-such-user/r': it must not begin with ~ and a name"),
     ({"results_dir": "a\0b"}, "results_dir is 'a\\x00b': it must not contain control characters"),
-    ({"result_dir": "r"}, "the grid: unknown setting 'result_dir'"),
+    ({"result_dir": "r"}, "the grid: unknown setting 'result_dir' (did you mean 'results_dir'?)"),
     ({3: "r"}, "the grid: unknown setting 3"),
     ({None: "r"}, "the grid: unknown setting None"),
     ({"models": None}, "models is missing: it must be a list of names"),
@@ -492,7 +497,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"parameters": []}, "parameters must be a mapping"),
     ({"parameters": "n_prompts"}, "parameters must be a mapping"),
     ({"parameters": 0}, "parameters must be a mapping"),
-    ({"parameters": {"n_prompt": 3}}, "parameters: unknown setting 'n_prompt'"),
+    ({"parameters": {"n_prompt": 3}}, "parameters: unknown setting 'n_prompt' (did you mean 'n_prompts'?)"),
     ({"parameters": {"model_name": "a"}}, "parameters: unknown setting 'model_name'"),
     ({"parameters": {"n_prompts": 10**30}}, f"parameters: n_prompts is {10**30}: it must be a whole number from 1 to"),
     ({"parameters": {"temperature": 10**400}}, "parameters: temperature is 1000"),
@@ -516,14 +521,16 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"resources": {"gpus": True}}, "resources: gpus is True"),
     ({"resources": {"gpus": 10**30}}, "resources: gpus is 1000"),
     ({"resources": {"memory": "0G"}}, "resources: memory is '0G': it must be a size above 0, such as 40G"),
-    ({"resources": {"memory": 40}}, "resources: memory is 40: it must be a size above 0"),
+    ({"resources": {"memory": 40}}, "resources: memory is 40: it must be a size with its unit, such as 40G"),
     ({"resources": {"memory": "-4G"}}, "resources: memory is '-4G'"),
     ({"resources": {"memory": "4 G"}}, "resources: memory is '4 G'"),
     ({"resources": {"memory": "9" * 5000 + "G"}}, "resources: memory is '999"),
     ({"resources": {"memory": "٣G"}}, "resources: memory is '٣G'"),
     ({"resources": {"time": "0h"}}, "resources: time is '0h': it must be a duration above 0"),
     ({"resources": {"time": "0d0h0m"}}, "resources: time is '0d0h0m'"),
-    ({"resources": {"time": 4}}, "resources: time is 4: it must be a duration above 0"),
+    ({"resources": {"time": 4}}, "resources: time is 4: it must be a duration with its unit, such as 90m, 4h"),
+    ({"resources": {"time": 0}}, "resources: time is 0: it must be a duration above 0"),
+    ({"resources": {"memory": 1.5}}, "resources: memory is 1.5: it must be a size with its unit"),
     ({"resources": {"time": "4:00:00"}}, "resources: time is '4:00:00'"),
     ({"resources": {"time": "9" * 5000 + "h"}}, "resources: time is '999"),
     ({"models": [{"name": "a", "time": "0m"}]}, "'a' in models: time is '0m'"),
@@ -710,6 +717,14 @@ def test_a_command_shows_its_help_at_once(script):
     done = run(f"scripts/{script}", "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: {script}")
+
+
+def test_the_help_says_that_a_batch_size_is_a_number_and_which_devices_there_are(capsys):
+    with pytest.raises(SystemExit):
+        correlation_pipeline.create_parser().parse_args(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--batch_size {auto,N}" in said
+    assert "device to run on: cpu, cuda, cuda:1, ..., mps, xpu, balanced (all GPUs), or auto" in said
 
 
 def test_an_alias_that_stands_for_a_million_entries_is_quoted_in_part():

@@ -21,6 +21,7 @@ from huggingface_hub import constants
 
 from nucleoscope import hub
 from nucleoscope.atomic import hash_file
+from nucleoscope.names import suggest
 from nucleoscope.settings import Settings, quote, validate
 
 if TYPE_CHECKING:
@@ -182,13 +183,12 @@ def locate(name: str) -> tuple[Path, str]:
     if name in PACKAGED:
         return resources.files("nucleoscope.data") / "packaged" / f"{name}.jsonl", PACKAGED[name]
     path = Path(name)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(
-            f"unknown data set '{name}': it must be {', '.join([*HUB, *PACKAGED])}, "
-            f"or a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
-        )
+    known = [*HUB, *PACKAGED]
+    allowed = f"{', '.join(known)}, or a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
     if path.is_dir():
-        raise IsADirectoryError(f"'{name}' is a folder: give a file of prompts")
+        raise IsADirectoryError(f"'{name}' is a folder: a data set must be {allowed}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"unknown data set '{name}'{suggest(name, known)}: it must be {allowed}")
     if not path.is_file():
         raise FileNotFoundError(f"file '{name}' does not exist")
     return path, ""

@@ -116,9 +116,15 @@ def measure(
         for step, (rows, over) in enumerate(generate(model, ids, max_tokens, sampler, way, prefix), start):
             bar.total -= (len(over) - ended) * (max_tokens - step)  # ended rows will produce no more tokens
             ended = len(over)
-            bar.update(sum(row not in over for row in rows))
+            new = sum(row not in over for row in rows)
+            counted += new
+            bar.update(new)
             journal.save_if_due()
         records = sampler.build_records([prompts[i] for i in indices])
+        # A row is known to have ended one step later, so its end-of-text token was counted; it is not recorded.
+        correction = sum(len(record["tokens"]) for record in records) - counted
+        bar.total += correction
+        bar.update(correction)
         return Batch(indices, records, journal.seconds, journal.continued)
 
     total = max_tokens * sum(map(len, batches))

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from nucleoscope import settings
-from nucleoscope.names import escape_line
+from nucleoscope.names import escape_line, suggest
 
 LONGEST_LINE, LONGEST_WORD = 2000, 300  # characters of an error message
 
@@ -42,7 +42,8 @@ class Parser(argparse.ArgumentParser):
             if kind is bool:
                 self.add_argument(*flags, action="store_true", help=text)
             else:  # whether a value is allowed is checked where notebooks and grids check it: `Settings.check`
-                metavar = f"{{{','.join(each.metadata['choices'])}}}" if each.metadata["choices"] else None
+                values = [*each.metadata["choices"], *(["N"] if kind is int else [])]
+                metavar = f"{{{','.join(values)}}}" if each.metadata["choices"] else None
                 parse = partial(settings.parse, name)
                 self.add_argument(*flags, type=parse, default=each.default, metavar=metavar, help=text)
 
@@ -66,6 +67,8 @@ class Parser(argparse.ArgumentParser):
             message = f"{found[1]} needs a value; one that begins with a dash is written {found[1]}=VALUE"
         elif found := re.match(r"argument (--\w+).*: ignored explicit argument (.*)$", message):
             message = f"{found[1]} is a flag: it takes no value, but got {found[2]}"
+        elif found := re.match(r"unrecognized arguments: (-[^\s=]*)", message):
+            message += suggest(found[1], re.findall(r"--\w+", self.format_help()))
         self.exit(2, f"error: {_fit_on_line(message)} (see --help)\n")
 
 

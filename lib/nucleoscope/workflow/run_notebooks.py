@@ -43,7 +43,7 @@ def measure(chosen: Settings, if_missing: bool = False) -> None:
     """
     folder = locate(chosen)
     if if_missing and not status.find_missing(folder, grid.Entry(asdict(chosen))):
-        print(f"{folder} has already been measured with these settings")
+        print(f"'{folder}' has already been measured with these settings")
         if status.needs_tokens(folder) and results.repair_tokens(folder):
             print(f"{folder / results.TOKENS} was missing or damaged: it was written again from the measurements")
         return
