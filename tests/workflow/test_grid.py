@@ -808,12 +808,20 @@ def test_a_folder_of_all_runs_that_cannot_be_written_to_is_one_line_of_the_graph
     assert "Traceback" not in done.stderr
 
 
-def plan(config: dict) -> graph.Graph:
-    """The graph of a grid on this machine, without Snakemake."""
+def plan(config: dict, is_main_process: bool = True, nodes: int | None = None) -> graph.Graph:
+    """The graph of a grid on this machine, or on a cluster of some ``nodes``, without Snakemake."""
     workflow = SimpleNamespace(
-        is_main_process=True, overwrite_configfiles=[], resource_settings=SimpleNamespace(nodes=None)
+        is_main_process=is_main_process, overwrite_configfiles=[], resource_settings=SimpleNamespace(nodes=nodes)
     )
     return graph.Graph(config, workflow)
+
+
+def test_only_the_process_that_hands_jobs_to_a_cluster_tries_them_again(tmp_path):
+    """A cluster's job is a Snakemake that reads the same rules."""
+    config = {"results_dir": str(tmp_path), "models": [loading.PACKAGED], "datasets": ["math"]}
+    assert plan(dict(config)).retries == 1  # which only records that the job was killed
+    assert plan(dict(config), nodes=100).retries == graph.CLUSTER_TRIES
+    assert plan(dict(config), is_main_process=False).retries == 0
 
 
 def test_a_run_whose_folder_cannot_be_written_to_is_left_out_and_named(tmp_path, capsys):

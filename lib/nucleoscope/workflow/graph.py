@@ -74,6 +74,8 @@ class Graph:
         self.here = workflow.is_main_process and workflow.resource_settings.nodes is None
         self.gpus = gpus.list_names() if self.here else []
         self.tries = 1 if self.here else CLUSTER_TRIES
+        # A cluster's job is a Snakemake of its own, which would retry by the rule although it is told --retries 0.
+        self.retries = self.tries if workflow.is_main_process else 0
         # a job that was started for one run need not look at the others
         runs = self.runs if workflow.is_main_process else {}
         self.missing = {folder: why for folder, entry in runs.items() if (why := status.find_missing(folder, entry))}
@@ -266,9 +268,9 @@ class Graph:
         """Ends the program with one line if Slurm does not answer; from now on, signals stop the jobs too."""
         if not self.workflow.is_main_process:
             return
+        stopping.watch()
         if self.workflow.executor_plugin.name == "slurm" and (why := _ask_slurm()):
             sys.exit(f"error: Slurm does not respond: {why}")
-        stopping.watch()
 
     def report(self) -> None:
         """Prints what is measured and what failed; ends the program with status 1 if anything failed."""
