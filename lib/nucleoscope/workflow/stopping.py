@@ -9,7 +9,6 @@ sends SIGTERM to make and to all that make has started, and make passes its own 
 import contextlib
 import signal
 import threading
-from types import FrameType
 
 import psutil
 from snakemake.logging import logger
@@ -24,7 +23,7 @@ PAUSE = 0.5  # seconds between two looks at the jobs: one may just have been sta
 arrived: list[int] = []  # the signals that have arrived
 
 
-def interrupt(number: int, _: FrameType | None) -> None:
+def interrupt(number: int, _: object) -> None:
     """A handler for the time in which there are no jobs: ends the program, as Ctrl-C does."""
     arrived.append(number)
     raise KeyboardInterrupt
@@ -32,12 +31,13 @@ def interrupt(number: int, _: FrameType | None) -> None:
 
 def watch() -> None:
     """From now on, SIGINT, SIGTERM and SIGHUP stop the jobs of this process, which ends after them."""
+    arrived.clear()  # one that some code has caught before
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _stop)
 
 
-def _stop(number: int, _: FrameType | None) -> None:
+def _stop(number: int, _: object) -> None:
     """A handler that may be interrupted by itself: it takes no lock, and only the first signal raises an exception.
 
     Snakemake then waits for its jobs, and must not be disturbed.
