@@ -23,13 +23,13 @@ help:  ## list the targets
 
 run: $(READY)  ## measure every run of the grid that is not measured yet, then analyse all
 	@$(CHECK_GRID)
-	$(UNCHANGED) all || exec $(SNAKEMAKE)
+	@$(UNCHANGED) all || exec $(SNAKEMAKE)
 	@$(SETTLE) all
 	@$(BIN)/python -c "from nucleoscope.workflow import grid; folder = grid.load('$(GRID)')['results_dir']; print(f'The results are in {folder}/<dataset>/<model>/, the analyses in {folder}/correlation_eval/')"
 
 book: $(READY)  ## run what is missing, then build the book
 	@$(CHECK_GRID)
-	$(UNCHANGED) book || exec $(SNAKEMAKE) -- book
+	@$(UNCHANGED) book || exec $(SNAKEMAKE) -- book
 	@$(SETTLE) book
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
 

@@ -41,7 +41,7 @@ template_date = "2024-07-26"  # the day that a chat template with today's date t
 prompt_column = None  # column of a file that contains the prompts; None means "prompt"
 batch_size = "auto"  # prompts processed together, or auto
 dtype = "auto"  # float32, bfloat16, float16, or auto
-device = "auto"  # cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto: the GPU with the most free memory, or several
+device = "auto"  # cpu, cuda, cuda:1, ..., mps, xpu, balanced (all GPUs), or auto: the GPU with the most free memory, or several
 results_dir = "results"  # where <dataset>/<model>/ is created, or <dataset>-<text_column>/<model>/
 overwrite = False  # replace existing results that have other settings
 model_revision = None  # commit from which to load all files of a model on the Hub; None means the latest
@@ -74,6 +74,8 @@ chosen = Settings.collect(globals())
 folder = results.locate_run(chosen.results_dir, chosen.dataset_name, chosen.model_name, text_column)
 run_folder.check(folder, overwrite)
 data = prompts.load(chosen.dataset_name, n_prompts, prompt_column, text_column)
+if data.blank_lines:
+    print(f"blank lines of {dataset_name}, which are not prompts and were left out: {data.blank_lines}")
 model, tokenizer, identity = loading.load(chosen.model_name, dtype, device, trust_remote_code, model_revision)
 
 # %%
@@ -98,6 +100,7 @@ pd.json_normalize(settings, sep=" ").T.set_axis(["setting"], axis="columns")
 run = run_folder.RunFolder(folder, settings, overwrite, requested=n_prompts)
 if run.finished:
     run.record_request()
+    print(f"already measured with these settings: to measure again, remove {folder} or use another results_dir")
 else:
     with run:
         complete_run(run, model, tokenizer, data.texts, data.continuations, **asdict(chosen))

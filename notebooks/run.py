@@ -22,8 +22,9 @@
 #   candidates in it are (cosine similarity of their embeddings),
 # * plot the two against each other, and read some of the texts with their tokens tinted by entropy.
 #
-# It needs the files of the run and the model's tokenizer; the model itself is not loaded. Enter the names of a run that
-# has been measured and run all cells.
+# As a page of the book, it shows the results of one run, and its code can be unfolded. In JupyterLab (`make lab`) it
+# shows any run that has been measured: enter the run's names below and run all cells. It needs the files of the run and
+# the model's tokenizer; the model itself is not loaded.
 
 # %% tags=["parameters"]
 model_name = "SmolLM2-135M-Instruct"  # as in measure.py
@@ -59,7 +60,7 @@ tokenizer = load_tokenizer(settings["model_name"], trust_remote_code, settings["
 pd.json_normalize(settings, sep=" ").T.set_axis(["setting"], axis="columns")
 
 # %%
-print(results.describe_run(info))
+display({"text/plain": results.describe_run(info)}, raw=True)  # not printed: measure.py has said it on the terminal
 
 # %% [markdown]
 # ## What was measured

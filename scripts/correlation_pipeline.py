@@ -1,6 +1,6 @@
 """Measures one model on one data set with notebooks/measure.py, then shows the results with notebooks/run.py."""
 
-from nucleoscope.settings import Settings
+from nucleoscope.settings import FIELDS, Settings
 from nucleoscope.workflow.command_line import Parser, report_errors
 
 
@@ -22,18 +22,20 @@ def create_parser() -> Parser:
 
 
 def main() -> None:
-    given = vars(create_parser().parse_args())
-    debug, only, if_missing = (given.pop(name) for name in ("debug", "only", "if_missing"))
+    parser = create_parser()
+    options = vars(parser.parse_args())
+    debug, only, if_missing = (options.pop(name) for name in ("debug", "only", "if_missing"))
     with report_errors(debug, interrupted="interrupted: run the same command again to resume"):
         from nucleoscope.workflow import run_notebooks  # here: --help need not wait for it
 
-        chosen = Settings(**given).check()
+        chosen = Settings(**options).check()
         folder = run_notebooks.locate(chosen)
         print(f"{folder.name} on {folder.parent.name}", flush=True)
         if only != "page":
             run_notebooks.measure(chosen, if_missing)
         if only != "measure":
-            run_notebooks.write_page(chosen, if_missing)
+            given = parser.list_given(FIELDS) if only == "page" and not if_missing else ()
+            run_notebooks.write_page(chosen, if_missing, given)
         print(f"results: {folder}")
 
 

@@ -192,6 +192,11 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
         (["--text_column=x"], "text_column is 'x', but only mode=score measures existing texts"),
         (["--model_revision=main"], "model_revision is 'main', but 'SmolLM2-135M-Instruct' is the packaged model"),
         (["--dataset_name=poems"], "unknown data set 'poems': it must be gsm8k, writingprompts"),
+        (["--dataset_name=storys"], "unknown data set 'storys' (did you mean 'stories'?): it must be gsm8k"),
+        (["--dataset_name=GSM8k"], "unknown data set 'GSM8k' (did you mean 'gsm8k'?): it must be gsm8k"),
+        (["--dataset_name=/tmp"], "'/tmp' is a folder: a data set must be gsm8k, writingprompts, xsum, math"),
+        (["--max_token=3"], "unrecognized arguments: --max_token=3 (did you mean '--max_tokens'?)"),
+        (["--top-p=0.5"], "unrecognized arguments: --top-p=0.5 (did you mean '--top_p'?)"),
         (["--dataset_name=none.jsonl"], "file 'none.jsonl' does not exist"),
         (["--dataset_name=-none.jsonl"], "file '-none.jsonl' does not exist"),
         (["--dataset_name=.jsonl"], "unknown data set '.jsonl'"),
@@ -221,6 +226,44 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
 )
 def test_settings_that_cannot_work_are_refused_before_anything_starts(refuse, words, line):
     assert line in refuse(correlation_pipeline, *words)
+
+
+MEASURED = {"model_name": "m", "dataset_name": "lines.jsonl", "max_tokens": 5, "n_prompts": 3, "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max_tokens=6"], "max_tokens is 5 there and 6 here; the page shows what was measured: omit what differs"),
+        (["--max_tokens=100"], "max_tokens is 5 there and 100 here"),  # the default, but typed
+        (["--n_prompts=4", "--top_p=0.5"], "top_p is 0.9 there and 0.5 here, n_prompts is 3 there and 4 here"),
+        (["--dtype", "bfloat16"], "dtype is 'float32' there and 'bfloat16' here"),
+        (["--seed=1"], "seed is 0 there and 1 here"),
+        (["--prompt_format=chat"], "prompt_format is 'raw' there and 'chat' here"),
+        (["--model_name=other/m"], "model_name is 'm' there and 'other/m' here"),
+    ],
+)
+def test_a_page_is_refused_for_settings_with_which_its_run_was_not_measured(refuse, tmp_path, words, said):
+    folder = tmp_path / "results/lines/m"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"settings": MEASURED}))
+    names = ["--only=page", "--model_name=m", "--dataset_name=lines.jsonl"]
+    assert said in refuse(correlation_pipeline, *names, *words)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--max_tokens=5", "--n_prompts=3"], ["--device=cpu", "--batch_size=2", "--overwrite"]]
+)
+def test_a_page_needs_no_settings_and_takes_those_of_its_run(monkeypatch, tmp_path, words):
+    folder = tmp_path / "results/lines/m"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"settings": MEASURED}))
+    executed = []
+    monkeypatch.setattr(run_notebooks, "_execute", lambda name, *_: executed.append(name))
+    names = ["--only=page", "--model_name=m", "--dataset_name=lines.jsonl"]
+    monkeypatch.setattr(sys, "argv", [correlation_pipeline.__file__, *names, *words])
+    correlation_pipeline.main()
+    assert executed == ["run"]
 
 
 @pytest.mark.parametrize(
@@ -280,6 +323,8 @@ FILES = {  # name -> content, and what the line says
     "nested-value.jsonl": (b'{"prompt": ' + DEEP, "line 1: JSON that is nested too deeply"),
     "objects.jsonl": (b'{"prompt":' * 20_000, "line 1: JSON that is nested too deeply"),
     "digits.jsonl": (b'{"prompt": "a", "x": ' + b"9" * 5000 + b"}\n", "line 1: not valid JSON"),
+    "value-empty.jsonl": (GOOD * 2 + b'{"prompt": ""}\n' * 5, "line 3: column 'prompt' is empty: remove this row"),
+    "value-blank.jsonl": (b'{"prompt": " "}\n', "line 1: column 'prompt' is blank: remove this row"),
     "other.jsonl": (b'{"text": "a"}\n', "has no column 'prompt': set prompt_column to one of 'text'"),
     "later.jsonl": (GOOD * 3 + b'{"text": "a"}\n', "has no column 'prompt'"),
     "no-columns.jsonl": (b"{}\n", "has no column 'prompt': there are no columns at all"),
@@ -307,6 +352,8 @@ FILES = {  # name -> content, and what the line says
     "semicolon-other.csv": (b"id;text\n1;a\n", "has no column 'prompt': its first line is 'id;text'; if semi"),
     "semicolon-comma.csv": (b"id;a, b;prompt\n1;a;b\n", "first line is 'id;a, b;prompt'; if semicolons separate"),
     "one-column.csv": (b"text\na;b\n", "has no column 'prompt': set prompt_column to one of 'text'"),
+    "empty-field.csv": (b"x,prompt\na,\n", "line 2: column 'prompt' is empty: remove this row"),
+    "blank.txt": (b"\n \n\n", "is empty: it has no prompts"),
     "empty.txt": (b"", "is empty: it has no prompts"),
     "binary.txt": (b"a\n\xff\n", "line 2: not UTF-8 text"),
     "utf16.txt": ("hello".encode("utf-16"), "line 1: not UTF-8 text"),
@@ -414,7 +461,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"results_dir": ["r"]}, "results_dir is ['r']: it must be text"),
     ({"results_dir": "~no-such-user/r"}, "results_dir is '~no-such-user/r': it must not begin with ~ and a name"),
     ({"results_dir": "a\0b"}, "results_dir is 'a\\x00b': it must not contain control characters"),
-    ({"result_dir": "r"}, "the grid: unknown setting 'result_dir'"),
+    ({"result_dir": "r"}, "the grid: unknown setting 'result_dir' (did you mean 'results_dir'?)"),
     ({3: "r"}, "the grid: unknown setting 3"),
     ({None: "r"}, "the grid: unknown setting None"),
     ({"models": None}, "models is missing: it must be a list of names"),
@@ -450,7 +497,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"parameters": []}, "parameters must be a mapping"),
     ({"parameters": "n_prompts"}, "parameters must be a mapping"),
     ({"parameters": 0}, "parameters must be a mapping"),
-    ({"parameters": {"n_prompt": 3}}, "parameters: unknown setting 'n_prompt'"),
+    ({"parameters": {"n_prompt": 3}}, "parameters: unknown setting 'n_prompt' (did you mean 'n_prompts'?)"),
     ({"parameters": {"model_name": "a"}}, "parameters: unknown setting 'model_name'"),
     ({"parameters": {"n_prompts": 10**30}}, f"parameters: n_prompts is {10**30}: it must be a whole number from 1 to"),
     ({"parameters": {"temperature": 10**400}}, "parameters: temperature is 1000"),
@@ -474,14 +521,16 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"resources": {"gpus": True}}, "resources: gpus is True"),
     ({"resources": {"gpus": 10**30}}, "resources: gpus is 1000"),
     ({"resources": {"memory": "0G"}}, "resources: memory is '0G': it must be a size above 0, such as 40G"),
-    ({"resources": {"memory": 40}}, "resources: memory is 40: it must be a size above 0"),
+    ({"resources": {"memory": 40}}, "resources: memory is 40: it must be a size with its unit, such as 40G"),
     ({"resources": {"memory": "-4G"}}, "resources: memory is '-4G'"),
     ({"resources": {"memory": "4 G"}}, "resources: memory is '4 G'"),
     ({"resources": {"memory": "9" * 5000 + "G"}}, "resources: memory is '999"),
     ({"resources": {"memory": "٣G"}}, "resources: memory is '٣G'"),
     ({"resources": {"time": "0h"}}, "resources: time is '0h': it must be a duration above 0"),
     ({"resources": {"time": "0d0h0m"}}, "resources: time is '0d0h0m'"),
-    ({"resources": {"time": 4}}, "resources: time is 4: it must be a duration above 0"),
+    ({"resources": {"time": 4}}, "resources: time is 4: it must be a duration with its unit, such as 90m, 4h"),
+    ({"resources": {"time": 0}}, "resources: time is 0: it must be a duration above 0"),
+    ({"resources": {"memory": 1.5}}, "resources: memory is 1.5: it must be a size with its unit"),
     ({"resources": {"time": "4:00:00"}}, "resources: time is '4:00:00'"),
     ({"resources": {"time": "9" * 5000 + "h"}}, "resources: time is '999"),
     ({"models": [{"name": "a", "time": "0m"}]}, "'a' in models: time is '0m'"),
@@ -668,6 +717,14 @@ def test_a_command_shows_its_help_at_once(script):
     done = run(f"scripts/{script}", "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: {script}")
+
+
+def test_the_help_says_that_a_batch_size_is_a_number_and_which_devices_there_are(capsys):
+    with pytest.raises(SystemExit):
+        correlation_pipeline.create_parser().parse_args(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--batch_size {auto,N}" in said
+    assert "device to run on: cpu, cuda, cuda:1, ..., mps, xpu, balanced (all GPUs), or auto" in said
 
 
 def test_an_alias_that_stands_for_a_million_entries_is_quoted_in_part():

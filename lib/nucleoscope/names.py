@@ -2,14 +2,27 @@ r"""Names of models, data sets and files in other languages: a name is never cod
 
 Contract: one function per target language, used wherever that language is written. Names come from folders
 and files that anybody may have made, so they can contain every character but "/" and NUL. Pages of the
-book have `views.token_text.escape_name` (Markdown) and `book.pages.encode_page_name` (addresses).
+book have `views.token_text.escape_name` (Markdown) and `book.pages.encode_page_name` (addresses). `suggest` says
+which name was probably meant by one that is unknown.
 """
 
+import difflib
 import html
 import re
 import unicodedata
+from collections.abc import Iterable
 
 FORMULA = ("=", "+", "-", "@")  # how a cell begins that spreadsheets compute; so does one after a tab or a return
+LONGEST_TYPED = 100  # characters of a name that somebody may have mistyped
+
+
+def suggest(word: object, names: Iterable[str]) -> str:
+    """Words to add to a message about an unknown ``word``: which of ``names`` was probably meant; "" if none."""
+    if not isinstance(word, str) or len(word) > LONGEST_TYPED:  # nobody has typed it, and it would take long
+        return ""
+    known = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), known, 1, 0.75)
+    return f" (did you mean '{known[close[0]]}'?)" if close else ""
 
 
 def escape_line(text: str) -> str:

@@ -182,7 +182,7 @@ class Settings:
     device: str = _define(
         str,
         "auto",
-        "device to run on: cpu, cuda, cuda:1, ..., balanced (all GPUs), or auto",
+        "device to run on: cpu, cuda, cuda:1, ..., mps, xpu, balanced (all GPUs), or auto",
         pattern=rf"auto|balanced|({'|'.join(DEVICES)})(:[0-9]{{1,3}})?",
         described=f"be auto, balanced, {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, or one of these four with a number, "
         "such as cuda:1",

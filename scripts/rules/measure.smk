@@ -16,7 +16,7 @@ rule measure:
         # functions of more than wildcards: Snakemake does not rerun a job when their values change
         job=lambda wildcards, resources: GRAPH.format_run_job(wildcards.folder, "measure", resources.attempt),
         options=lambda wildcards, output: GRAPH.format_settings(wildcards.folder),
-    retries: GRAPH.tries
+    retries: GRAPH.retries
     priority: 2  # everything else waits for it
     threads: lambda wildcards: GRAPH.count_threads(wildcards.folder)
     resources:

@@ -9,7 +9,7 @@ rule page:
     params:
         job=lambda wildcards, resources: GRAPH.format_run_job(wildcards.folder, "run", resources.attempt),
         options=lambda wildcards, output: GRAPH.format_settings(wildcards.folder),
-    retries: GRAPH.tries
+    retries: GRAPH.retries
     resources:
         attempt=lambda wildcards, attempt: attempt,
     shell:

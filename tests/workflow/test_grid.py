@@ -1,5 +1,6 @@
 """Grids as they are written, what of them is measured, and the graph over fifteen runs of which two fail."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -103,8 +105,11 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             {"models": [{"name": "a", "gpus": -1}]},
             "'a' in models: gpus is -1: it must be a whole number from 0 to 10,000",
         ),
-        ({"resources": {"memory": "40"}}, "resources: memory is '40': it must be a size above 0, such as 40G"),
-        ({"resources": {"time": 240}}, "resources: time is 240: it must be a duration above 0, such as 90m, 4h or 2d"),
+        ({"resources": {"memory": "40"}}, "resources: memory is '40': it must be a size with its unit, such as 40G"),
+        (
+            {"resources": {"time": 240}},
+            "resources: time is 240: it must be a duration with its unit, such as 90m, 4h or 2d",
+        ),
         (
             {"parameters": {"n_prompts": 0}},
             "parameters: n_prompts is 0: it must be a whole number from 1 to 1,000,000,000",
@@ -303,7 +308,8 @@ def test_a_data_set_whose_file_has_changed_is_measured_again(tmp_path):
     write_run(tmp_path / "b" / "a", entry, dataset={"source": "file", "sha256": digest})
     assert status.find_missing(tmp_path / "b" / "a", entry) is None
     file.write_text("the dog")
-    assert status.find_missing(tmp_path / "b" / "a", entry).startswith(f"dataset is '{digest}' in the results but ")
+    why = f"the content of '{file}' has changed since it was measured"
+    assert status.find_missing(tmp_path / "b" / "a", entry) == why
     moved = tmp_path / "elsewhere" / "b.txt"
     moved.parent.mkdir()
     moved.write_text("the cat")
@@ -315,6 +321,23 @@ def test_a_data_set_whose_file_has_changed_is_measured_again(tmp_path):
     assert status.find_missing(tmp_path / "b" / "a", other).startswith("dataset_name is ")  # read otherwise
     file.unlink()  # what is measured needs it no longer
     assert status.find_missing(tmp_path / "b" / "a", entry) is None
+
+
+def test_a_run_that_was_interrupted_by_hand_is_not_called_succeeded_or_not_started(tmp_path):
+    """It has no log; results of the grid are there, measured with other settings."""
+    config = {"results_dir": str(tmp_path), "models": ["a"], "datasets": ["b"], "parameters": {"top_p": 0.5}}
+    write_run(tmp_path / "b" / "a", ENTRY)
+    logs.run(run_python("print('measured')"), tmp_path / "logs/b/a.log")
+    batches = tmp_path / "b/a/batches"
+    batches.mkdir()
+    (batches / "settings.json").write_text("{}")
+    said = status.summarise(config).splitlines()
+    assert said[0] == "0 of 1 runs have been measured; these have not:"
+    assert said[1].startswith("  a on b: a command outside the graph was interrupted: repeat it to resume")
+    assert "succeeded" not in said[1]
+    assert said[2] == "    the analyses use its earlier results: top_p is 0.9 in the results but 0.5 in the grid"
+    (tmp_path / "logs/b/a.log").unlink()
+    assert "not started" not in status.summarise(config)
 
 
 def test_the_report_names_what_else_failed_and_which_earlier_results_are_analysed(tmp_path):
@@ -632,25 +655,41 @@ def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_
         assert {(analyses / name).read_text() for name in results.ANALYSIS_FILES} == {"older"}
 
 
-def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
+def list_marked(tmp_path: Path) -> list[psutil.Process]:
+    """The processes that were started with a test's environment and still run."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("NUCLEOSCOPE_TEST") == str(tmp_path) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def send_twice(process: subprocess.Popen) -> None:
+    """SIGTERM to the group, and once more, as `timeout 300 make run` does."""
+    os.killpg(process.pid, signal.SIGTERM)
+    process.terminate()
+
+
+STOPS = {
+    "Ctrl-C": lambda process: os.killpg(process.pid, signal.SIGINT),
+    "SIGTERM twice": send_twice,
+    "SIGTERM to snakemake alone": lambda process: process.terminate(),
+    "SIGHUP to snakemake alone": lambda process: process.send_signal(signal.SIGHUP),
+}
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_graph_that_is_stopped_says_one_line_and_leaves_no_process(tmp_path, stop):
     path, runs = write_study_grid(tmp_path)
     for folder in runs:
         holding.hold(Path(folder))
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--cores",
-        "1",
-        "--configfile",
-        str(path),
-        "--set-threads",
-        "measure=1",
-    ]
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", str(path)]
+    environment = ENVIRONMENT | holding.create_environment(tmp_path / "held") | {"NUCLEOSCOPE_TEST": str(tmp_path)}
     process = subprocess.Popen(
-        command,
+        [*command, "--set-threads", "measure=1", "--quiet", "host", "rules", "progress", "reason"],
         cwd=ROOT,
-        env=ENVIRONMENT | holding.create_environment(tmp_path / "held"),
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -660,13 +699,67 @@ def test_ctrl_c_is_one_line_and_no_traceback(tmp_path):
     while not list(tmp_path.glob("results/*/*/batches/*.pt")):
         assert time.monotonic() < end, "nothing was started"
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
+    STOPS[stop](process)
     said, _ = process.communicate(timeout=200)
     assert process.returncode != 0
     assert "interrupted: run the same command again to resume" in said
     assert "Traceback" not in said
+    assert "Error in rule" not in said
+    assert "Terminating processes" not in said
     assert "runs have been measured" not in said  # no report, and no analyses of half a grid
     assert not list(tmp_path.glob("results/correlation_eval/*"))
+    assert psutil.wait_procs(list_marked(tmp_path), timeout=200)[1] == []
+
+
+def test_a_signal_that_meets_its_own_handler_or_a_held_lock_is_not_waited_for():
+    """Snakemake's handler takes a lock that the interrupted thread may have, and would wait for it forever."""
+    code = """
+        import os, signal, threading
+        from nucleoscope.workflow import stopping
+        stopping.watch()
+        lock, met = threading.Lock(), 0
+        for _ in range(2):
+            try:
+                with lock:
+                    for _ in range(3):
+                        os.kill(os.getpid(), signal.SIGTERM)
+            except KeyboardInterrupt:
+                met += 1
+        print(met, len(stopping.arrived) > 1, lock.locked())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert done.stdout == "1 True False\n", done.stderr
+
+
+def test_a_job_that_does_not_stop_is_killed_with_what_it_has_started(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/job.py").write_text(
+        "import pathlib, signal, subprocess\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        "pathlib.Path('ready').touch()\n"
+        "child.wait()\n"
+    )
+    code = f"""
+        import os, pathlib, signal, subprocess, sys, time
+        from nucleoscope.workflow import stopping
+        stopping.PATIENCE = stopping.PAUSE = 0.1
+        stopping.watch()
+        job = subprocess.Popen([sys.executable, "scripts/job.py"], cwd={str(tmp_path)!r})
+        while not pathlib.Path({str(tmp_path)!r}, "ready").exists():
+            time.sleep(0.05)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+        except KeyboardInterrupt:
+            print(job.wait(200))
+    """
+    environment = ENVIRONMENT | {"NUCLEOSCOPE_TEST": str(tmp_path)}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.stdout == f"{-signal.SIGKILL}\n", done.stderr
+    assert psutil.wait_procs(list_marked(tmp_path), timeout=200)[1] == []
 
 
 def test_a_wrong_grid_is_one_line_of_the_graph_too(tmp_path):
@@ -715,12 +808,20 @@ def test_a_folder_of_all_runs_that_cannot_be_written_to_is_one_line_of_the_graph
     assert "Traceback" not in done.stderr
 
 
-def plan(config: dict) -> graph.Graph:
-    """The graph of a grid on this machine, without Snakemake."""
+def plan(config: dict, is_main_process: bool = True, nodes: int | None = None) -> graph.Graph:
+    """The graph of a grid on this machine, or on a cluster of some ``nodes``, without Snakemake."""
     workflow = SimpleNamespace(
-        is_main_process=True, overwrite_configfiles=[], resource_settings=SimpleNamespace(nodes=None)
+        is_main_process=is_main_process, overwrite_configfiles=[], resource_settings=SimpleNamespace(nodes=nodes)
     )
     return graph.Graph(config, workflow)
+
+
+def test_only_the_process_that_hands_jobs_to_a_cluster_tries_them_again(tmp_path):
+    """A cluster's job is a Snakemake that reads the same rules."""
+    config = {"results_dir": str(tmp_path), "models": [loading.PACKAGED], "datasets": ["math"]}
+    assert plan(dict(config)).retries == 1  # which only records that the job was killed
+    assert plan(dict(config), nodes=100).retries == graph.CLUSTER_TRIES
+    assert plan(dict(config), is_main_process=False).retries == 0
 
 
 def test_a_run_whose_folder_cannot_be_written_to_is_left_out_and_named(tmp_path, capsys):

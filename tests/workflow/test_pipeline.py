@@ -110,10 +110,15 @@ def test_the_notebook_has_its_parameters_in_the_first_code_cell_and_the_command_
 
 def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path, tiny_model, texts):
     run = [f"model_name={tiny_model}", f"dataset_name={texts}", f"results_dir={tmp_path}", "n_samples=3"]
-    assert run_pipeline(*run, "max_tokens=4").returncode == 0
+    done = run_pipeline(*run, "max_tokens=4")
+    assert done.returncode == 0
+    assert done.stdout.count("3 prompts, ") == 1
     file = tmp_path / "lines" / "tiny-llama" / "measurements.pt"
     before = file.stat()
-    assert run_pipeline(*run, "max_tokens=4").returncode == 0
+    again = run_pipeline(*run, "max_tokens=4")
+    assert again.returncode == 0
+    assert f"already measured with these settings: to measure again, remove {file.parent} or use" in again.stdout
+    assert "already measured" not in done.stdout
     assert file.stat() == before
     refused = run_pipeline(*run, "max_tokens=5")
     assert refused.returncode == 1

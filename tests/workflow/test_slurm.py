@@ -19,7 +19,7 @@ import slurm
 import tiny
 from nucleoscope.models import loading
 from nucleoscope.store import results
-from nucleoscope.workflow import status
+from nucleoscope.workflow import graph, status
 
 ROOT = Path(__file__).parents[2]
 RUN = {"n_prompts": 10, "max_tokens": 60, "batch_size": 1}
@@ -124,6 +124,11 @@ def test_the_smoke_grid_goes_through_the_profile_and_a_failing_run_stops_no_othe
     assert f"  {loading.PACKAGED} on bad: '{tmp_path}/bad.jsonl'" in done.stderr  # found before anything is submitted
     assert "  broken on math: error: " in done.stderr
     assert "Not all could be made" not in done.stderr
+    # Each try is a job of its own: none is repeated within it. The last one records the failure, which is a success for
+    # Slurm's executor, so that it removes this job's log.
+    for name in ("math", "stories"):
+        logs = [path.read_text() for path in (tmp_path / "slurm").glob(f"rule_measure/*_{name}_broken/*.log")]
+        assert [said.count("\nerror: folder '") for said in logs] == [1] * (graph.CLUSTER_TRIES - 1)
     for name in ("math", "stories"):
         folder = tmp_path / "results" / name / loading.PACKAGED
         assert [len(record["tokens"]) for record in results.load(folder / "measurements.pt")] == [8] * 4

@@ -4,7 +4,8 @@ Contract: nothing is executed and nothing generated is in git. `stage` collects 
 the executed notebooks in a folder of its own (``_build/book/``), where every run is a page
 ``runs/<model>/<dataset>``: the committed ``book/_toc.yml`` includes them by a glob, so they
 are in model and data set order. `build` passes that folder to Jupyter Book. Unchanged files
-are not touched, so that a rebuild reads only what is new.
+are not touched, so that a rebuild reads only what is new; after a build that did not succeed,
+everything is read again.
 """
 
 import json
@@ -37,6 +38,7 @@ GENERATED = (
     "scripts/slurm/config.yaml",
 )  # files that pages include
 PRINTED = ("scale.py",)  # scripts that print a part of a page
+UNFINISHED = ".unfinished"  # beside html/ from the start of a build until it has succeeded
 
 
 class BookError(ValueError):
@@ -240,11 +242,16 @@ def _sync(files: Mapping[str, bytes], folder: Path) -> bool:
 def build(root: Path, results_dir: Path, output: Path) -> Path:
     """Builds the book into ``output/_build/html`` and returns its first page. BookError if that fails.
 
-    Every warning is an error, and none is suppressed; Sphinx prints them on stderr.
+    Every warning is an error, and none is suppressed; Sphinx prints them on stderr. It reads only pages that have
+    changed, and would be silent about the others: after a build that failed or was killed, it starts from nothing.
     """
-    staging, html = output / "_build" / "book", output / "_build" / "html"
-    if stage(root, results_dir, staging):
+    staging, html, unfinished = (output / "_build" / name for name in ("book", "html", UNFINISHED))
+    removed = stage(root, results_dir, staging)
+    if unfinished.exists():
+        shutil.rmtree(html.with_name(".doctrees"), ignore_errors=True)
+    if removed or unfinished.exists():
         shutil.rmtree(html, ignore_errors=True)  # Sphinx keeps the pages of sources that were removed
+    unfinished.touch()
     command = [
         sys.executable,
         "-c",
@@ -259,6 +266,7 @@ def build(root: Path, results_dir: Path, output: Path) -> Path:
     done = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "0"}, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise BookError("building the book produced warnings or errors: see above")
+    unfinished.unlink()
     for page in sorted(html.rglob("*.html")):
         if page.stat().st_size > HEAVY:
             print(f"warning: {page.relative_to(html)} is large ({page.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)

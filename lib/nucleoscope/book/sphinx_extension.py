@@ -21,6 +21,7 @@ import plotly
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 from nucleoscope.book.site import PLOTLY
 from nucleoscope.views import palette
@@ -130,10 +131,20 @@ def _skip_fields(app: Sphinx, what: str, name: str, thing: Any, skip: bool, opti
     return True if type(thing).__name__ == "_tuplegetter" else None
 
 
+def _write_all_pages(app: Sphinx, environment: BuildEnvironment) -> list[str]:
+    """Every page is written, not only those that have changed.
+
+    The others may link to a section that is gone, about which Sphinx warns when it writes them, and their tables of
+    contents may lack a page that is new.
+    """
+    return sorted(environment.found_docs)
+
+
 def setup(app: Sphinx) -> dict[str, bool | int]:
     app.add_css_file("book.css")
     app.add_js_file("page.js", loading_method="defer")
     app.connect("builder-inited", _copy_assets)
+    app.connect("env-updated", _write_all_pages)
     app.connect("html-page-context", _add_scripts)
     app.connect("autodoc-process-docstring", _escape_docstring)
     app.connect("autodoc-skip-member", _skip_fields)

@@ -21,6 +21,7 @@ from huggingface_hub import constants
 
 from nucleoscope import hub
 from nucleoscope.atomic import hash_file
+from nucleoscope.names import suggest
 from nucleoscope.settings import Settings, quote, validate
 
 if TYPE_CHECKING:
@@ -63,12 +64,22 @@ SUFFIXES = (".jsonl", ".csv", ".parquet", ".txt")
 class Prompts(NamedTuple):
     """Prompts in order; ``identity`` says where they came from and identifies their content.
 
-    ``continuations`` are the texts to measure after the prompts, if a text_column was given.
+    ``continuations`` are the texts to measure after the prompts, if a text_column was given. ``blank_lines`` says how
+    many lines of a .txt file, up to the last prompt, were left out because they are blank.
     """
 
     texts: list[str]
     identity: dict[str, str]
     continuations: list[str] | None = None
+    blank_lines: int = 0
+
+
+class Column(NamedTuple):
+    """A column to read: its name, the setting that chooses it, and whether its texts may be blank."""
+
+    name: str
+    option: str
+    may_be_blank: bool = True
 
 
 def load(
@@ -77,19 +88,20 @@ def load(
     """The first ``n_prompts`` prompts of a data set (all of them if it has fewer).
 
     ``prompt_column`` names the column of a file, by default "prompt"; a .txt file has one prompt
-    per line. It is an error for a .txt file and for a data set on the Hub, whose column is fixed. ``text_column``
-    names the column with a continuation of each prompt, in any data set that has columns. Raises ValueError or
-    OSError with one line for a source that cannot be read, and for an empty continuation.
+    per line, without the blank lines. It is an error for a .txt file and for a data set on the Hub, whose column is
+    fixed. ``text_column`` names the column with a continuation of each prompt, in any data set that has columns.
+    Raises ValueError or OSError with one line for a source that cannot be read, for an empty continuation, and for a
+    blank prompt without a continuation: what a model writes after it is a continuation of nothing.
     """
     validate("n_prompts", n_prompts)
     _refuse_prompt_column(name, prompt_column)
     if name in HUB:
         return _load_hub(name, n_prompts, text_column)
     path, prefix = locate(name)
-    texts, continuations = _read_columns(path, name, n_prompts, prompt_column, text_column)
+    texts, continuations, blank = _read_columns(path, name, n_prompts, prompt_column, text_column)
     digest = hash_file(path)
     source = "packaged" if name in PACKAGED else "file"
-    return Prompts([prefix + text for text in texts], {"source": source, "sha256": digest}, continuations)
+    return Prompts([prefix + text for text in texts], {"source": source, "sha256": digest}, continuations, blank)
 
 
 def check(
@@ -112,7 +124,7 @@ def _check_hub(name: str, text_column: str | None) -> None:
     if prepared := _find_prepared(name):
         columns = _list_columns(prepared)
         if text_column and columns:
-            _check_column(text_column, columns, name, "text_column")
+            _check_column(Column(text_column, "text_column"), columns, name)
     elif _find_offline_variable():
         raise _explain_unavailable(name, f"{HUB[name].path} is not in the cache {locate_cache()}")
 
@@ -122,7 +134,7 @@ def _refuse_prompt_column(name: str, prompt_column: str | None) -> None:
     why = None
     if name in HUB:
         why = f"the prompts of {name} are always its column '{HUB[name].column}'"
-    elif Path(name).suffix.lower() == ".txt":
+    elif _has_lines(name):
         why = f"'{name}' has no columns: each of its lines is a prompt"
     if prompt_column and why:
         raise ValueError(f"prompt_column is '{prompt_column}', but {why}; omit prompt_column")
@@ -130,16 +142,40 @@ def _refuse_prompt_column(name: str, prompt_column: str | None) -> None:
 
 def _read_columns(
     path: Path, name: str, n_prompts: int, prompt_column: str | None, text_column: str | None
-) -> tuple[list[str], list[str] | None]:
-    """The prompts of a file, never none, and the texts after them if there is a ``text_column``."""
-    texts = list(islice(_read(path, prompt_column or "prompt", "prompt_column"), n_prompts))
+) -> tuple[list[str], list[str] | None, int]:
+    """The prompts of a file, never none, the texts after them if there is a ``text_column``, and the blank lines.
+
+    A text can be measured after no prompt: it is then read from the model's start token.
+    """
+    found = _read(path, Column(prompt_column or "prompt", "prompt_column", may_be_blank=bool(text_column)))
+    texts, blank = _leave_out_blank(found, n_prompts) if _has_lines(name) else (list(islice(found, n_prompts)), 0)
     if not texts:
         raise ValueError(f"'{name}' is empty: it has no prompts")
     if not text_column:
-        return texts, None
-    continuations = list(islice(_read(path, text_column, "text_column"), n_prompts))
+        return texts, None, blank
+    continuations = list(islice(_read(path, Column(text_column, "text_column")), n_prompts))
     _check_continuations(continuations, name, text_column)
-    return texts, continuations
+    return texts, continuations, blank
+
+
+def _has_lines(name: str) -> bool:
+    """Whether a data set is a file of lines, not of columns."""
+    return Path(name).suffix.lower() == ".txt"
+
+
+def _leave_out_blank(lines: Iterator[str], number: int) -> tuple[list[str], int]:
+    """The first ``number`` lines that are not blank, and how many blank ones there are before the last of them."""
+    texts, blank = [], 0
+    waiting = 0
+    for line in lines:
+        if not line.strip():
+            waiting += 1
+            continue
+        texts.append(line)
+        blank, waiting = blank + waiting, 0
+        if len(texts) == number:
+            break
+    return texts, blank
 
 
 def locate(name: str) -> tuple[Path, str]:
@@ -147,13 +183,12 @@ def locate(name: str) -> tuple[Path, str]:
     if name in PACKAGED:
         return resources.files("nucleoscope.data") / "packaged" / f"{name}.jsonl", PACKAGED[name]
     path = Path(name)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(
-            f"unknown data set '{name}': it must be {', '.join([*HUB, *PACKAGED])}, "
-            f"or a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
-        )
+    known = [*HUB, *PACKAGED]
+    allowed = f"{', '.join(known)}, or a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
     if path.is_dir():
-        raise IsADirectoryError(f"'{name}' is a folder: give a file of prompts")
+        raise IsADirectoryError(f"'{name}' is a folder: a data set must be {allowed}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"unknown data set '{name}'{suggest(name, known)}: it must be {allowed}")
     if not path.is_file():
         raise FileNotFoundError(f"file '{name}' does not exist")
     return path, ""
@@ -171,7 +206,7 @@ def _load_hub(name: str, n_prompts: int, text_column: str | None) -> Prompts:
     table, revision = fetch(name)
     rows, continuations = table[:n_prompts], None
     if text_column:
-        _check_column(text_column, table.column_names, name, "text_column")
+        _check_column(Column(text_column, "text_column"), table.column_names, name)
         continuations = rows[text_column]
         _check_continuations(continuations, name, text_column)
     texts = [entry.prefix + text for text in rows[entry.column]]
@@ -282,32 +317,34 @@ def _find_commit(table: "datasets.Dataset") -> str | None:
     return folders.pop() if len(folders) == 1 else None
 
 
-def _read(path: Path, column: str, option: str) -> Iterator[str]:
-    """The texts of a file, in order; ``option`` is the setting that named the column."""
+def _read(path: Path, column: Column) -> Iterator[str]:
+    """The texts of a file, in order."""
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}
-    return readers[Path(path.name).suffix.lower()](path, column, option)
+    return readers[Path(path.name).suffix.lower()](path, column)
 
 
-def _check_text(value: object, path: Path, where: str, column: str) -> str:
+def _check_text(value: object, path: Path, where: str, column: Column) -> str:
+    place = f"'{path}', {where}: column '{column.name}'"
     if not isinstance(value, str):
-        raise ValueError(f"'{path}', {where}: column '{column}' is {json.dumps(value, default=str)[:40]}, not text")
+        raise ValueError(f"{place} is {json.dumps(value, default=str)[:40]}, not text")
+    if not (column.may_be_blank or value.strip()):
+        raise ValueError(f"{place} is {'blank' if value else 'empty'}: remove this row, because it has no prompt")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(
-            f"'{path}', {where}: column '{column}' contains a lone surrogate, which is not valid text"
-        ) from None
+        raise ValueError(f"{place} contains a lone surrogate, which is not valid text") from None
     return value
 
 
-def _check_column(column: str, columns: list[str], path: Path | str, option: str) -> None:
-    """ValueError unless exactly one of ``columns`` is called ``column``."""
-    if columns.count(column) > 1:
-        raise ValueError(f"'{path}' has {columns.count(column)} columns '{column}': rename or remove all but one")
-    if column not in columns:
+def _check_column(column: Column, columns: list[str], path: Path | str) -> None:
+    """ValueError unless exactly one of ``columns`` has the name of ``column``."""
+    name, number = column.name, columns.count(column.name)
+    if number > 1:
+        raise ValueError(f"'{path}' has {number} columns '{name}': rename or remove all but one")
+    if not number:
         names = ", ".join(repr(name)[:40] for name in columns[:10]) + (", ..." if len(columns) > 10 else "")
-        advice = f"set {option} to one of {names}" if columns else "there are no columns at all"
-        raise ValueError(f"'{path}' has no column '{column}': {advice}")
+        advice = f"set {column.option} to one of {names}" if columns else "there are no columns at all"
+        raise ValueError(f"'{path}' has no column '{name}': {advice}")
 
 
 def _read_lines(path: Path) -> Iterator[str]:
@@ -324,7 +361,7 @@ def _read_lines(path: Path) -> Iterator[str]:
                 yield text
 
 
-def _read_jsonl(path: Path, column: str, option: str) -> Iterator[str]:
+def _read_jsonl(path: Path, column: Column) -> Iterator[str]:
     for number, line in enumerate(_read_lines(path), 1):
         if not line.strip():
             continue
@@ -338,8 +375,8 @@ def _read_jsonl(path: Path, column: str, option: str) -> Iterator[str]:
             raise ValueError(f"'{path}', line {number}: not valid JSON ({reason})") from None
         if not isinstance(row, dict):
             raise ValueError(f"'{path}', line {number}: not a JSON object")
-        _check_column(column, names, path, option)
-        yield _check_text(row[column], path, f"line {number}", column)
+        _check_column(column, names, path)
+        yield _check_text(row[column.name], path, f"line {number}", column)
 
 
 def _build_object(pairs: list[tuple[str, object]], names: list[str]) -> dict[str, object]:
@@ -348,14 +385,14 @@ def _build_object(pairs: list[tuple[str, object]], names: list[str]) -> dict[str
     return dict(pairs)
 
 
-def _read_csv(path: Path, column: str, option: str) -> Iterator[str]:
+def _read_csv(path: Path, column: Column) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)  # the default limit rejects long documents
     reader = csv.DictReader(_read_lines(path), strict=True)  # an unclosed quote would take in all later rows
     try:
         if reader.fieldnames is None:
             return
-        _check_separator(column, list(reader.fieldnames), path)
-        _check_column(column, list(reader.fieldnames), path, option)
+        _check_separator(column.name, list(reader.fieldnames), path)
+        _check_column(column, list(reader.fieldnames), path)
         for row in reader:
             if None in row:  # an unquoted comma
                 fields = len(reader.fieldnames) + len(row[None])
@@ -363,7 +400,7 @@ def _read_csv(path: Path, column: str, option: str) -> Iterator[str]:
                     f"'{path}', line {reader.line_num}: {fields} fields, but the header has "
                     f"{len(reader.fieldnames)}: put a text with a comma in quotes"
                 )
-            yield _check_text(row[column], path, f"line {reader.line_num}", column)
+            yield _check_text(row[column.name], path, f"line {reader.line_num}", column)
     except csv.Error as error:
         raise ValueError(f"'{path}', line {reader.line_num}: not valid CSV ({error})") from None
 
@@ -379,15 +416,15 @@ def _check_separator(column: str, columns: list[str], path: Path) -> None:
             )
 
 
-def _read_parquet(path: Path, column: str, option: str) -> Iterator[str]:
+def _read_parquet(path: Path, column: Column) -> Iterator[str]:
     import pyarrow
     from pyarrow import parquet
 
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            _check_column(column, file.schema_arrow.names, path, option)
-            for batch in file.iter_batches(1000, columns=[column]):
+            _check_column(column, file.schema_arrow.names, path)
+            for batch in file.iter_batches(1000, columns=[column.name]):
                 for value in batch[0].to_pylist():
                     number += 1
                     yield _check_text(value, path, f"row {number}", column)
@@ -398,8 +435,8 @@ def _read_parquet(path: Path, column: str, option: str) -> Iterator[str]:
         ) from None
 
 
-def _read_txt(path: Path, column: str, option: str) -> Iterator[str]:
-    if option == "text_column":
+def _read_txt(path: Path, column: Column) -> Iterator[str]:
+    if column.option == "text_column":
         raise ValueError(f"'{path}' has no columns: text_column needs a .jsonl, .csv or .parquet file")
     for line in _read_lines(path):
         yield line.rstrip("\r\n")

@@ -119,9 +119,15 @@ def measure(
         for step, (rows, over) in enumerate(generate(model, ids, max_tokens, sampler, way, prefix, memory), start):
             bar.total -= (len(over) - ended) * (max_tokens - step)  # ended rows will produce no more tokens
             ended = len(over)
-            bar.update(sum(row not in over for row in rows))
+            new = sum(row not in over for row in rows)
+            counted += new
+            bar.update(new)
             journal.save_if_due()
         records = sampler.build_records([prompts[i] for i in indices])
+        # A row is known to have ended one step later, so its end-of-text token was counted; it is not recorded.
+        correction = sum(len(record["tokens"]) for record in records) - counted
+        bar.total += correction
+        bar.update(correction)
         static_path = memory is not None and decoding.adapt_way(model, ids, max_tokens, way) == decoding.PADDED
         path = memory.path if static_path else static.DYNAMIC
         return Batch(indices, records, journal.seconds, journal.continued, path)

@@ -42,6 +42,8 @@ def complete_run(
         batches = mode.plan_batches(model, inputs, chosen, unmeasured)
         folder.save_plan(chosen.batch_size, batches)
     todo = batching.resume_plan(batches, unmeasured)
+    if begun := _describe_begun(folder, len(prompts) - len(unmeasured), len(prompts), todo):
+        print(begun)
     # What is drawn of a batch is saved every few seconds. A batch of texts is read in about that time: "auto" puts
     # 1,024 tokens into one on a CPU. It takes longer only if the user asks for larger ones, or for a model that
     # must read a text anew for each of its tokens.
@@ -59,3 +61,12 @@ def complete_run(
     else:
         info |= {"texts_truncated": len(inputs.texts_truncated)}
     folder.finish(len(prompts), info)
+
+
+def _describe_begun(folder: Any, measured: int, n_prompts: int, todo: list[list[int]]) -> str:
+    """What an interrupted process has left of a run, in a line to print; "" if that is nothing."""
+    parts = folder.load_parts(todo[0]) if todo else []
+    if not (measured or parts):
+        return ""
+    steps = f", and {parts[-1]['end']} steps of the next {len(todo[0])}" if parts else ""
+    return f"resumed: {measured} of {n_prompts} prompts were measured before{steps}"

@@ -20,12 +20,14 @@ from nucleoscope.quantities import find_columns
 from nucleoscope.settings import fill_defaults
 from nucleoscope.store.locking import LOCK, Lock, check_folder
 from nucleoscope.store.measurements import MEASUREMENTS, load, read
-from nucleoscope.store.results import RUN_INFO, read_json
+from nucleoscope.store.results import NOTEBOOKS, RUN_INFO, read_json
 from nucleoscope.store.tokens import TOKENS, write_tokens
 
 # What a run writes to its folder of batches: finished ones, parts of one in progress, its settings and its plan.
 OWN = re.compile(r"\d{6,}\.pt|\d{6,}-\d+-\d{6,}\.steps|settings\.json|plan\.json|\..*\.part")
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
+
+SOURCES = {"hub": "from the Hub", "folder": "a folder", "file": "a file", "packaged": "packaged"}
 
 
 def check(folder: Path, overwrite: bool = False) -> None:
@@ -106,6 +108,7 @@ class RunFolder:
         there, here = fill_defaults(found), fill_defaults(self.settings)
         one, other = _normalise(found), _normalise(self.settings)
         keys = [key for key in {**found, **self.settings} if one.get(key) != other.get(key)]
+        keys = [key for key in keys if key not in IDENTITIES or there.get(key) != here.get(key)]
         for name, identity in IDENTITIES.items():
             if identity in keys and name not in keys and there.get(name) != here.get(name):
                 keys.insert(0, name)
@@ -113,9 +116,7 @@ class RunFolder:
         if not self._is_replaceable(found):
             keys = [name for name in IDENTITIES if name in keys] or keys
             advice = "use another --results_dir or move that folder out of the way"
-        changes = [
-            f"{key} is {_abbreviate(there.get(key))} there and {_abbreviate(here.get(key))} here" for key in keys
-        ]
+        changes = [_describe_change(key, there.get(key), here.get(key)) for key in keys]
         return f"'{self.folder}' contains results of another run: {', '.join(changes)}; {advice}"
 
     def __enter__(self) -> "RunFolder":
@@ -172,9 +173,9 @@ class RunFolder:
             lock.release()
 
     def _remove_companions(self) -> None:
-        """An old run.json or tokens.parquet must never be next to new measurements, even after an interruption."""
-        (self.folder / RUN_INFO).unlink(missing_ok=True)
-        (self.folder / TOKENS).unlink(missing_ok=True)
+        """What was made with or from old measurements must never be next to new ones, even after an interruption."""
+        for name in (RUN_INFO, TOKENS, *NOTEBOOKS):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _remove_batches(self) -> None:
         """Removes the batches of a finished run, and nothing else that somebody has put there."""
@@ -415,6 +416,21 @@ def _is_readable(path: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _describe_change(name: str, there: Any, here: Any) -> str:
+    """What a setting, or what identifies a model or data set, is in two runs, in words."""
+    what = {"model": "model", "dataset": "data set"}.get(name)
+    if not what:
+        return f"{name} is {_abbreviate(there)} there and {_abbreviate(here)} here"
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        return f"the {what} is another one"
+    if "sha256" in there and "sha256" in here:
+        return f"the content of the {what} has changed"
+    if there.get("revision") and here.get("revision") and there.get("id") == here.get("id"):
+        return f"the {what} is commit {_abbreviate(there['revision'])} there and {_abbreviate(here['revision'])} here"
+    one, other = (SOURCES.get(found.get("source"), "another one") for found in (there, here))
+    return f"the {what} is {one} there and {other} here"
 
 
 def _abbreviate(value: Any) -> str:

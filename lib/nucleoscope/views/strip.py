@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from nucleoscope import quantities
+from nucleoscope.names import suggest
 from nucleoscope.settings import validate
 from nucleoscope.stats.bootstrap import Bins
 from nucleoscope.store.results import select_choices
@@ -69,7 +70,7 @@ def render_strip(
     validate("mode", mode)
     columns = _read_columns(record)
     if quantity not in columns:
-        raise ValueError(f"quantity is '{quantity}': this record has {', '.join(columns)}")
+        raise ValueError(f"quantity is '{quantity}'{suggest(quantity, columns)}: this record has {', '.join(columns)}")
     reader = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer)
     tokens = [int(token) for token in record["tokens"]]
     units = reader.split_units(tokens)

@@ -8,12 +8,12 @@ import contextlib
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
 from nucleoscope import settings
-from nucleoscope.names import escape_line
+from nucleoscope.names import escape_line, suggest
 
 LONGEST_LINE, LONGEST_WORD = 2000, 300  # characters of an error message
 
@@ -42,9 +42,16 @@ class Parser(argparse.ArgumentParser):
             if kind is bool:
                 self.add_argument(*flags, action="store_true", help=text)
             else:  # whether a value is allowed is checked where notebooks and grids check it: `Settings.check`
-                metavar = f"{{{','.join(each.metadata['choices'])}}}" if each.metadata["choices"] else None
+                values = [*each.metadata["choices"], *(["N"] if kind is int else [])]
+                metavar = f"{{{','.join(values)}}}" if each.metadata["choices"] else None
                 parse = partial(settings.parse, name)
                 self.add_argument(*flags, type=parse, default=each.default, metavar=metavar, help=text)
+
+    def list_given(self, names: Collection[str]) -> list[str]:
+        """Those of some options that are on the command line, also with their defaults as values."""
+        unset = object()
+        parsed = vars(self.parse_args(namespace=argparse.Namespace(**dict.fromkeys(names, unset))))
+        return [name for name in names if parsed[name] is not unset]
 
     def add_whole_number(self, name: str, least: int, most: int = settings.MOST, **options: Any) -> None:
         """Adds an option whose value is a whole number from ``least`` to ``most``."""
@@ -60,6 +67,8 @@ class Parser(argparse.ArgumentParser):
             message = f"{found[1]} needs a value; one that begins with a dash is written {found[1]}=VALUE"
         elif found := re.match(r"argument (--\w+).*: ignored explicit argument (.*)$", message):
             message = f"{found[1]} is a flag: it takes no value, but got {found[2]}"
+        elif found := re.match(r"unrecognized arguments: (-[^\s=]*)", message):
+            message += suggest(found[1], re.findall(r"--\w+", self.format_help()))
         self.exit(2, f"error: {_fit_on_line(message)} (see --help)\n")
 
 

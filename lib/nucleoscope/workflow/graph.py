@@ -11,19 +11,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from nucleoscope.models import devices, gpus
 from nucleoscope.settings import Settings
 from nucleoscope.store import integrity, locking, results
-from nucleoscope.workflow import dependencies, grid, logs, status, unchanged
+from nucleoscope.workflow import dependencies, grid, logs, status, stopping, unchanged
 
 COMBINED_PAGES = ("index", "theory", "twelve")  # notebooks about all runs that are pages of the book
 CLUSTER_TRIES = 3  # how often a cluster runs a job before its failure is recorded
 CLUSTER_THREADS = 4
 SPECIAL = re.compile(r"[{}\r\n]")  # Snakemake takes what is in braces for a wildcard, and line breaks confuse it
-AGAIN = "interrupted: run the same command again to resume"
 
 
 def format_options(parameters: dict[str, Any]) -> str:
@@ -75,6 +74,8 @@ class Graph:
         self.here = workflow.is_main_process and workflow.resource_settings.nodes is None
         self.gpus = gpus.list_names() if self.here else []
         self.tries = 1 if self.here else CLUSTER_TRIES
+        # A cluster's job is a Snakemake of its own, which would retry by the rule although it is told --retries 0.
+        self.retries = self.tries if workflow.is_main_process else 0
         # a job that was started for one run need not look at the others
         runs = self.runs if workflow.is_main_process else {}
         self.missing = {folder: why for folder, entry in runs.items() if (why := status.find_missing(folder, entry))}
@@ -260,20 +261,21 @@ class Graph:
             return
         if self.here and "gpu" not in self.workflow.global_resources:
             self.workflow.register_resource("gpu", len(self.gpus))
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, stopping.interrupt)
         sys.excepthook = _end_quietly
 
     def check_before_start(self) -> None:
-        """Ends the program with one line if Slurm does not answer."""
+        """Ends the program with one line if Slurm does not answer; from now on, signals stop the jobs too."""
         if not self.workflow.is_main_process:
             return
+        stopping.watch()
         if self.workflow.executor_plugin.name == "slurm" and (why := _ask_slurm()):
             sys.exit(f"error: Slurm does not respond: {why}")
 
     def report(self) -> None:
         """Prints what is measured and what failed; ends the program with status 1 if anything failed."""
-        if INTERRUPTED:
-            print(AGAIN, file=sys.stderr)
+        if stopping.arrived:
+            print(stopping.AGAIN, file=sys.stderr)
             return
         jobs = [str(job.wildcards.get("name", job.rule.name)) for job in self.workflow.dag.jobs]
         print(status.summarise(self.config, jobs), file=sys.stderr)
@@ -314,18 +316,10 @@ def _is_incidental(path: Path) -> bool:
     return path.name.endswith(("~", ".pyc")) or any(part.startswith(".") for part in path.parts)
 
 
-INTERRUPTED: list[int] = []  # the signals that have arrived
-
-
-def _interrupt(number: int, _: FrameType | None) -> None:
-    INTERRUPTED.append(number)
-    raise KeyboardInterrupt
-
-
 def _end_quietly(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """Prints one line instead of a traceback for Ctrl-C at a moment when Snakemake does not expect it."""
     if kind is KeyboardInterrupt:
-        print(AGAIN, file=sys.stderr)
+        print(stopping.AGAIN, file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
 

@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from nucleoscope import settings
+from nucleoscope.names import suggest
 from nucleoscope.settings import FIELDS, check_whole, list_grid_parameters, quote, validate
 from nucleoscope.store import results
 
@@ -57,7 +58,8 @@ def parse_memory(memory: str) -> int:
     """A size such as "40G" or "500M" in MiB, counted as Slurm does; ValueError for anything else."""
     found = re.fullmatch(r"([0-9]{1,9})([MGT])i?B?", str(memory))
     if not found or not int(found[1]):
-        raise ValueError(f"memory is {quote(memory)}: it must be a size above 0, such as 40G")
+        unit = "with its unit" if _is_number(memory) else "above 0"
+        raise ValueError(f"memory is {quote(memory)}: it must be a size {unit}, such as 40G")
     return int(found[1]) * MEBIBYTES[found[2]]
 
 
@@ -67,8 +69,14 @@ def parse_time(time: str) -> int:
     if re.fullmatch(r"(?:[0-9]{1,9}[dhm])+", str(time)):
         minutes = sum(int(number) * MINUTES[unit] for number, unit in re.findall(r"([0-9]+)([dhm])", str(time)))
     if not minutes:
-        raise ValueError(f"time is {quote(time)}: it must be a duration above 0, such as 90m, 4h or 2d")
+        unit = "with its unit" if _is_number(time) else "above 0"
+        raise ValueError(f"time is {quote(time)}: it must be a duration {unit}, such as 90m, 4h or 2d")
     return minutes
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a size or time is a number above 0 whose unit is missing."""
+    return re.fullmatch(r"[0-9]{0,9}[1-9][0-9]{0,9}(\.[0-9]{1,9})?", str(value)) is not None
 
 
 def _check_gpus(number: int) -> int:
@@ -241,7 +249,7 @@ def _find_wrong(where: str, values: Any, checks: Mapping[str, Callable]) -> Iter
 def _find_unknown(where: str, values: dict, names: Collection[str]) -> Iterator[str]:
     for name in values:
         if name not in names:
-            yield f"{where}: unknown setting {quote(name)}: it must be one of {', '.join(names)}"
+            yield f"{where}: unknown setting {quote(name)}{suggest(name, names)}: it must be one of {', '.join(names)}"
 
 
 def _explain(check: Callable, value: Any) -> str | None:

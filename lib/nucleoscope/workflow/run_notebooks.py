@@ -4,11 +4,12 @@ Contract: settings in, executed notebooks in the run's folder out. Importing thi
 settings that cannot work: torch, transformers, pandas and a notebook's process are not needed for that.
 """
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nucleoscope.settings import Settings
+from nucleoscope.settings import Settings, quote
 from nucleoscope.store import results, run_folder
 from nucleoscope.workflow import grid, status
 
@@ -42,7 +43,7 @@ def measure(chosen: Settings, if_missing: bool = False) -> None:
     """
     folder = locate(chosen)
     if if_missing and not status.find_missing(folder, grid.Entry(asdict(chosen))):
-        print(f"{folder} has already been measured with these settings")
+        print(f"'{folder}' has already been measured with these settings")
         if status.needs_tokens(folder) and results.repair_tokens(folder):
             print(f"{folder / results.TOKENS} was missing or damaged: it was written again from the measurements")
         return
@@ -50,10 +51,12 @@ def measure(chosen: Settings, if_missing: bool = False) -> None:
     _execute(results.MEASURE, folder / f"{results.MEASURE}.ipynb", asdict(chosen))
 
 
-def write_page(chosen: Settings, if_measured: bool = False) -> None:
+def write_page(chosen: Settings, if_measured: bool = False, given: Collection[str] = ()) -> None:
     """Executes notebooks/run.py on the results of the run with the settings ``chosen``.
 
-    ``if_measured``: not if there are no results, which is an error otherwise. Raises what `notebooks.execute` raises.
+    ``if_measured``: not if there are no results, which is an error otherwise. ``given``: the names of settings with
+    which the results must have been measured; the page shows those of any others. Raises FileExistsError if they
+    were not, and what `notebooks.execute` raises.
     """
     folder = locate(chosen)
     if not (folder / results.RUN_INFO).is_file():
@@ -61,7 +64,19 @@ def write_page(chosen: Settings, if_measured: bool = False) -> None:
             raise FileNotFoundError(f"'{folder}' has no results to show ({results.RUN_INFO} is missing): measure first")
         print(f"{folder} has no results to show")
         return
+    if given:
+        _check_measured(folder, chosen, given)
     _execute(results.PAGE, folder / results.NOTEBOOK, {name: getattr(chosen, name) for name in PAGE_SETTINGS})
+
+
+def _check_measured(folder: Path, chosen: Settings, given: Collection[str]) -> None:
+    found = status.list_differences(folder, asdict(chosen), results.load_info(folder))
+    changes = [f"{name} is {quote(there)} there and {quote(here)} here" for name, there, here in found if name in given]
+    if changes:
+        raise FileExistsError(
+            f"'{folder}' contains results of another run: {', '.join(changes)}; the page shows what was measured: omit "
+            "what differs, or measure first"
+        )
 
 
 def _execute(name: str, output: Path, parameters: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,9 @@ def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
         return f"'{folder}' cannot be read ({error.strerror})"
     if not isinstance(info.get("settings"), dict):
         return f"'{folder / results.RUN_INFO}' has no settings"
-    found = next(_list_differences(folder, grid.DEFAULTS | entry.parameters, info), None)
+    found = next(iter(list_differences(folder, entry.parameters, info)), None)
+    if found and found[0] == "dataset":
+        return f"the content of '{entry.parameters['dataset_name']}' has changed since it was measured"
     return f"{found[0]} is {found[1]!r} in the results but {found[2]!r} in the grid" if found else None
 
 
@@ -94,8 +96,14 @@ def needs_tokens(folder: Path) -> bool:
     return bool(found and writable and integrity.is_whole(found) and not integrity.is_whole(folder / results.TOKENS))
 
 
-def _list_differences(folder: Path, wanted: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The settings that decide which tokens are measured and differ: name, value in the results, in the grid."""
+def list_differences(
+    folder: Path, parameters: Mapping[str, Any], info: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """The settings that decide which tokens are measured and differ: name, value in the results, in ``parameters``.
+
+    ``info`` is the content of the run.json in ``folder``. A file of prompts with another content is called "dataset".
+    """
+    wanted = grid.DEFAULTS | dict(parameters)
     settings = fill_defaults(info["settings"])
     pairs = [(name, settings.get(name), wanted.get(name)) for name in COMPARED]
     if wanted["mode"] == "generate":
@@ -113,7 +121,7 @@ def _list_differences(folder: Path, wanted: dict[str, Any], info: dict[str, Any]
     # a short data set has fewer prompts than were requested
     if number != wanted["n_prompts"] and _read_requested(folder, info) != wanted["n_prompts"]:
         pairs.append(("n_prompts", number, wanted["n_prompts"]))
-    yield from (pair for pair in pairs if pair[1] != pair[2])
+    return [pair for pair in pairs if pair[1] != pair[2]]
 
 
 def _is_moved(there: str, here: str) -> bool:
@@ -141,7 +149,7 @@ def _hash(path: Path, modified: int) -> str:
     return hash_file(path)
 
 
-def _read_requested(folder: Path, info: dict[str, Any]) -> int | None:
+def _read_requested(folder: Path, info: Mapping[str, Any]) -> int | None:
     """How many prompts a run was asked for; version 0.1.0 kept that in its notebook only."""
     if "n_prompts_requested" in info:
         return info["n_prompts_requested"]
@@ -201,6 +209,10 @@ def _explain(folder: str, why: str) -> str:
     found = _read_status(path)
     if found.get("state") == REFUSED and not (log.is_file() and log.stat().st_mtime > path.stat().st_mtime):
         return found["problem"]
+    begun = Path(folder, "batches", "settings.json")
+    if begun.is_file() and not (os.path.isfile(log) and log.stat().st_mtime > begun.stat().st_mtime):
+        # a command by hand, which has no log: neither the last attempt of the graph nor the results tell of it
+        return "a command outside the graph was interrupted: repeat it to resume, or run the grid to measure as it says"
     return logs.explain(log, why) if os.path.isfile(log) else f"not started ({why})"
 
 
