@@ -1,5 +1,6 @@
 """Runs one command of the graph: copies its output to a log, reserves GPUs for it, and records how it ended."""
 
+import os
 from pathlib import Path
 
 from nucleoscope.workflow.command_line import Parser
@@ -10,6 +11,8 @@ def create_parser() -> Parser:
     options = Parser(__doc__)
     options.add_argument("--log", type=Path, help="file to copy the output to")
     options.add_whole_number("gpus", 0, help="number of this machine's GPUs to reserve for this job; 0 hides them all")
+    options.add_whole_number("threads", 1, help="threads that the command may start; default: as OMP_NUM_THREADS says")
+    options.add_argument("--nice", action="store_true", help="let everything else on this machine go first")
     options.add_argument(
         "--status", type=Path, help="file to record how the job ended; the exit status is then 0 even if it failed"
     )
@@ -34,6 +37,10 @@ def main() -> None:
     try:
         if options.problem:
             raise SystemExit(status.write_status(options.status, options.problem, started=False))
+        if options.nice:
+            os.nice(jobs.NICENESS)
+        if options.threads:
+            os.environ |= dict.fromkeys(jobs.THREADS, str(options.threads))
         raise SystemExit(jobs.run(options.command, options.log, options.gpus, options.status, options.tries_left))
     except OSError as error:
         raise SystemExit(f"error: {error}") from None

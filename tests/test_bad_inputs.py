@@ -637,7 +637,9 @@ def test_a_results_folder_that_cannot_be_is_named(refuse, word):
     assert "results_dir is " in line or f"folder '{word}' does not exist" in line
 
 
-@pytest.mark.parametrize("words", [["--gpus=-1"], ["--gpus=x"], [f"--gpus={LONG}"], ["--tries_left=x"], []])
+@pytest.mark.parametrize(
+    "words", [["--gpus=-1"], ["--gpus=x"], [f"--gpus={LONG}"], ["--threads=0"], ["--tries_left=x"], []]
+)
 def test_a_job_that_cannot_be_is_named(refuse, words):
     line = refuse(job, *words)
     assert words == [] or words[0].partition("=")[0].strip("-") in line

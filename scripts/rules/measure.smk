@@ -23,6 +23,7 @@ rule measure:
         attempt=lambda wildcards, attempt: attempt,
         nodes=1,  # Slurm would gather the GPUs of a run from several
         gpu=lambda wildcards, attempt: GRAPH.count_gpus(wildcards.folder, attempt),
+        machine=lambda wildcards: GRAPH.count_machines(wildcards.folder),
         mem_mb=lambda wildcards, attempt: GRAPH.count_memory(wildcards.folder, attempt),
         runtime=lambda wildcards, attempt: GRAPH.count_minutes(wildcards.folder, attempt),
     shell:

@@ -400,6 +400,22 @@ def test_myst_nb_finds_the_renderer():
     assert entry.load() is sphinx_extension.PlotlyRenderer
 
 
+@pytest.mark.parametrize(
+    ("what", "thing", "skipped"),
+    [
+        ("module", json.JSONEncoder, True),
+        ("module", json.dumps, True),
+        ("module", len, True),
+        ("module", site.BookError, None),
+        ("module", site.stage, None),
+        ("module", {"a": 1}, None),  # data has no module of its own
+        ("class", json.dumps, None),  # a method that a class inherits
+    ],
+)
+def test_what_a_module_imports_from_other_packages_is_skipped_before_sphinx_reads_their_sources(what, thing, skipped):
+    assert sphinx_extension._skip_member(None, what, "name", thing, False, None) is skipped
+
+
 # The book's sources
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -364,7 +365,7 @@ def create_entry(number: int) -> grid.Entry:
 
 @pytest.mark.parametrize(
     ("wanted", "there", "gpus_of", "threads"),
-    [(0, 2, 0, 16), (1, 2, 1, 8), (2, 2, 2, 16), (4, 2, 2, 16), (1, 0, 0, 16), (1, 32, 1, 1)],
+    [(0, 2, 0, 15), (1, 2, 1, 8), (2, 2, 2, 16), (4, 2, 2, 16), (1, 0, 0, 15), (1, 32, 1, 1)],
 )
 def test_a_runs_share_of_a_machine_with_sixteen_cores(wanted, there, gpus_of, threads):
     assert graph.count_gpus(create_entry(wanted), there) == gpus_of
@@ -476,6 +477,10 @@ def test_a_grid_of_fifteen_with_two_that_fail_ends_with_thirteen_tables_and_a_re
     first = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert first.returncode != 0
     assert_two_are_named(first.stderr, tmp_path)
+    times = [re.findall(r"^# (?:begun|ended) ([-0-9]+ [:0-9]{8})", read_log(folder), re.MULTILINE) for folder in to_run]
+    times.sort()
+    assert all(len(pair) == 2 for pair in times)
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(times))  # one at a time, without a GPU
     assert (tmp_path / "results/short/five/measurements.pt").is_file()
     table = pd.read_csv(tmp_path / "results" / results.ANALYSES / "correlation_stats.csv")
     measured = set(zip(table["Model"], table["Dataset"], strict=True))
@@ -491,6 +496,10 @@ def test_a_grid_of_fifteen_with_two_that_fail_ends_with_thirteen_tables_and_a_re
     assert book.returncode == 0, book.stderr
     assert "rule book:" in book.stdout
     assert book.stdout.count("rule measure:") == 2
+
+
+def read_log(folder: str) -> str:
+    return status.locate_log(folder).read_text()
 
 
 def assert_two_are_named(said: str, tmp_path: Path) -> None:
@@ -565,6 +574,14 @@ def test_two_gpus_are_shared_by_runs_with_their_share_of_the_cores(tmp_path, two
     assert "threads: 2" not in planned  # each run has one of the two cores, and new pages leave one to the analyses
     shown = run_snakemake("--configfile", path, "--dry-run", "--printshellcmds", **two_gpus.environment).stdout
     assert shown.count("--gpus=1 --tries_left=0 -- ") == 15
+
+
+def test_without_a_gpu_one_run_at_a_time_has_all_cores_and_leaves_one_to_a_page_of_lower_priority(tmp_path):
+    path, _ = write_study_grid(tmp_path)
+    planned = run_snakemake("--configfile", path, "--dry-run", "--printshellcmds", "--resources", "gpu=0").stdout
+    assert planned.count("machine=1") == planned.count("--threads=2 --tries_left=0 -- ") == 15
+    assert "threads: 2" not in planned  # of two cores, one is left to a page
+    assert planned.count("--nice --tries_left=0 -- ") == 15
 
 
 def test_a_packaged_set_is_not_a_file_of_the_same_content(tmp_path):

@@ -17,7 +17,7 @@ import pytest
 from driver import Driver
 from messages import assert_one_line
 from nucleoscope.models import gpus
-from nucleoscope.workflow import logs, status
+from nucleoscope.workflow import jobs, logs, status
 
 ROOT = Path(__file__).parents[2]
 JOB = [sys.executable, str(ROOT / "scripts/job.py"), "--log"]
@@ -103,6 +103,12 @@ def test_a_log_on_a_read_only_disk_is_named_in_one_line(small_disk, small_disk_m
     said, errors = run.communicate(timeout=200)
     assert (run.returncode, said) == (1, "")
     assert "cannot be written (Read-only file system): use another results_dir" in assert_one_line(errors)
+
+
+def test_a_job_says_how_many_threads_its_command_may_start_and_lets_others_go_first(tmp_path):
+    show = "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THREADS'], os.nice(0))"
+    run = start_job(tmp_path / "log", "--threads", "3", "--nice", "--", sys.executable, "-c", show)
+    assert run.communicate(timeout=200) == (f"3 3 {min(os.nice(0) + jobs.NICENESS, 19)}\n", "")
 
 
 def test_a_command_that_is_not_there_is_named_in_one_line(tmp_path):

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import html
 import importlib.util
+import inspect
 import json
 import re
 import shutil
@@ -27,6 +28,7 @@ from nucleoscope.book.site import PLOTLY
 from nucleoscope.views import palette
 from nucleoscope.views.figure_data import decode
 
+PACKAGE = __name__.partition(".")[0]
 STATIC = Path(__file__).with_name("static")
 SCRIPTS = ("plotly.min.js", "palette.js", "figures.js")  # only on pages with a figure
 MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts")  # files that pages with TeX may request
@@ -126,8 +128,14 @@ def _escape_docstring(app: Sphinx, what: str, name: str, thing: Any, options: An
         lines[number] = (bullet or "") + re.sub(r"(`+[^`]*`+)|([|*])", lambda m: m[1] or f"\\{m[2]}", rest)
 
 
-def _skip_fields(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
-    """Skips the fields of a named tuple, which are already in its signature."""
+def _skip_member(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """Skips the fields of a named tuple, which are already in its signature, and what other packages define.
+
+    Sphinx never shows what a module imports, but it finds that out by reading the whole source of the other package.
+    """
+    imported = what == "module" and (inspect.isclass(thing) or inspect.isroutine(thing))
+    if imported and (thing.__module__ or "").partition(".")[0] != PACKAGE:
+        return True
     return True if type(thing).__name__ == "_tuplegetter" else None
 
 
@@ -147,7 +155,7 @@ def setup(app: Sphinx) -> dict[str, bool | int]:
     app.connect("env-updated", _write_all_pages)
     app.connect("html-page-context", _add_scripts)
     app.connect("autodoc-process-docstring", _escape_docstring)
-    app.connect("autodoc-skip-member", _skip_fields)
+    app.connect("autodoc-skip-member", _skip_member)
     # A page is rebuilt if the code that generates it has changed.
     parts = [Path(__file__), *sorted(path for path in STATIC.iterdir() if path.is_file())]
     version = int(hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:12], 16)

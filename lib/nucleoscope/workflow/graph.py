@@ -40,9 +40,12 @@ def count_gpus(entry: grid.Entry, available: int | None) -> int:
 
 
 def count_threads(entry: grid.Entry, available: int, cores: int) -> int:
-    """Without a GPU a run uses all cores: two at once would only take turns. With one, its share of them."""
+    """With a GPU, a run's share of the cores. Without one it uses all of them, but leaves one to a page beside it.
+
+    Such a run reads libraries and the model on one core for seconds, and a page has a lower priority for the system.
+    """
     own = count_gpus(entry, available)
-    return max(1, cores * own // available) if own else cores
+    return max(1, cores * own // available) if own else max(1, cores - 1)
 
 
 def decide_visible_gpus(entry: grid.Entry, available: int | None, found: bool) -> int | None:
@@ -182,6 +185,10 @@ class Graph:
         if job == results.MEASURE:
             choice = decide_visible_gpus(self.runs[folder], self._count_available(), bool(self.gpus))
         options = {"log": status.locate_log(folder, job), "status": status.locate_status(folder, job), "gpus": choice}
+        if job == results.MEASURE and self.count_machines(folder):
+            options["threads"] = self.workflow.cores  # all, also the one that `count_threads` leaves to a page
+        if job == results.PAGE and self.here:
+            options["nice"] = True
         return format_options(options | {"tries_left": self.tries - attempt})
 
     def format_settings(self, folder: str) -> str:
@@ -209,6 +216,10 @@ class Graph:
         if not self.here:
             return CLUSTER_THREADS
         return count_threads(self.runs[folder], self._count_available(), self.workflow.cores)
+
+    def count_machines(self, folder: str) -> int:
+        """1 for a run that uses all cores of this machine: two at once would only take turns."""
+        return int(self.here and not count_gpus(self.runs[folder], self._count_available()))
 
     def count_analysis_threads(self) -> int:
         """Cores of the analyses: those of `count_all_threads` that are not needed for the pages of new runs."""
@@ -255,12 +266,14 @@ class Graph:
             self.workflow.dag.forcefiles.update(outputs)  # as --forcerun, which is read before the Snakefile
 
     def prepare(self) -> None:
-        """Sets up the process that runs the graph: GPUs as a resource, Ctrl-C, and the network of jobs."""
+        """Sets up the process that runs the graph: GPUs and the machine as resources, Ctrl-C, the network of jobs."""
         if not self.workflow.is_main_process:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a compute node: scripts/prefetch.py has run before
             return
         if self.here and "gpu" not in self.workflow.global_resources:
             self.workflow.register_resource("gpu", len(self.gpus))
+        if self.here:
+            self.workflow.register_resource("machine", 1)
         signal.signal(signal.SIGINT, stopping.interrupt)
         sys.excepthook = _end_quietly
 

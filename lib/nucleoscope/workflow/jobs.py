@@ -9,6 +9,9 @@ from pathlib import Path
 from nucleoscope.models import gpus
 from nucleoscope.workflow import logs, status
 
+NICENESS = 10  # of a job that must not slow another one down: a tenth of its share of a core, and all of an idle one
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # how many threads torch starts, which Snakemake sets to a job's cores
+
 
 def run(
     command: list[str], log: Path, gpu_count: int | None = None, status_file: Path | None = None, tries_left: int = 0
