@@ -98,7 +98,8 @@ def start_server(fixed: str) -> str:
 class Server:
     """Forks a process for each request; what is left of them ends with the session."""
 
-    def __init__(self, place: Path):
+    def __init__(self, place: Path, fixed: dict[str, str]):
+        self.fixed = fixed
         self.keeping: set[socket.socket] = set()
         self.running: dict[int, socket.socket] = {}  # process -> who waits for it
         self.selector = selectors.DefaultSelector()
@@ -140,8 +141,10 @@ class Server:
         elif kind == RUN:
             with connection.makefile("rb") as stream:
                 request = json.loads(stream.readline())
-            if select_fixed(request["environment"]) != select_fixed(dict(os.environ)):
-                connection.close()
+            if select_fixed(request["environment"]) != self.fixed:
+                for stream in (*streams, connection.fileno()):  # who reads a pipe waits for the last who may write
+                    os.close(stream)
+                connection.detach()
                 return None
             process = os.fork()
             if process == 0:
@@ -226,7 +229,7 @@ def run_program(request: dict, libraries: list[str]) -> None:
 def main() -> None:
     place = Path(sys.argv[1])
     own = 1 + len([path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path])
-    libraries = sys.path[own:]
+    libraries, fixed = sys.path[own:], select_fixed(dict(os.environ))  # before torch adds variables of its own
     for name in IMPORTED:
         importlib.import_module(name)
     threads = {
@@ -236,7 +239,7 @@ def main() -> None:
     assert not any(name.partition(".")[0] == "nucleoscope" for name in sys.modules)
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page
-    request = Server(place).serve()
+    request = Server(place, fixed).serve()
     if request is None:
         shutil.rmtree(place.parent, ignore_errors=True)
     else:
