@@ -1,6 +1,7 @@
 """The registry of quantities, and the worked example of the page "Add a quantity"."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -60,7 +61,8 @@ def test_a_quantity_that_is_not_registered_here_keeps_its_column(record):
 
 def test_the_worked_example_of_the_page_runs_as_written():
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "book/use/add-a-quantity.md").read_text(), re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # two tests run side by side
+    done = subprocess.run([sys.executable, "-c", example], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     printed = [ast.literal_eval(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(printed) == 2

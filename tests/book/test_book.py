@@ -29,6 +29,7 @@ import yaml
 from bs4 import BeautifulSoup
 from test_twelve import TEXT
 
+import forks
 import nucleoscope
 import tiny
 from messages import assert_one_line
@@ -249,6 +250,7 @@ def build_hostile(folder: Path) -> None:
     site.build(folder, folder / "results", folder)
 
 
+@pytest.mark.long
 def test_names_of_files_are_never_markup(browser, tmp_path_factory):
     html = build_once(tmp_path_factory, "hostile_book", build_hostile)
     named = [f"runs/{pages.encode_page_name(name)}/{pages.encode_page_name(HOSTILE[0])}" for name in HOSTILE]
@@ -486,6 +488,7 @@ def test_every_page_of_the_books_table_of_contents_has_a_source():
 # The small book, as files
 
 
+@pytest.mark.long
 def test_two_builds_are_identical_byte_for_byte(built, tmp_path):
     # Nothing is left out: no page carries a date, and file times are not compared.
     source = built.parents[1]
@@ -1012,11 +1015,16 @@ def build_real(folder: Path) -> None:
         ["run_notebook.py", n, str(folder / f"results/book/{n}.ipynb"), *options] for n in ("index", "theory", "twelve")
     ]
     commands = [["correlation_eval.py", "--resamples", "100", *options], *pages]
+    forked = forks.create_environment()  # the notebooks; the book is built as users build it
     for command in [*commands, ["build_book.py", *options, "--output", str(folder)]]:
-        done = subprocess.run([sys.executable, f"scripts/{command[0]}", *command[1:]], cwd=ROOT, capture_output=True)
+        environment = os.environ if command[0] == "build_book.py" else forked
+        done = subprocess.run(
+            [sys.executable, f"scripts/{command[0]}", *command[1:]], cwd=ROOT, env=environment, capture_output=True
+        )
         assert done.returncode == 0, done.stderr.decode()
 
 
+@pytest.mark.long
 def test_the_real_book_has_every_page_and_every_link_resolves(real):
     toc = (ROOT / "book/_toc.yml").read_text()
     names = re.findall(r"^ *- file: (.+)$", toc, re.MULTILINE)
@@ -1033,6 +1041,7 @@ def test_code_is_open_where_it_is_the_point(real):
     assert 0 < len(folded) < len(cells)
 
 
+@pytest.mark.long
 def test_every_page_of_the_real_book_opens_with_its_figures_drawn_and_fits_a_phone(browser, real):
     with visit_pages(browser, real) as visit:
         for path in sorted(real.rglob("*.html")):

@@ -23,6 +23,7 @@ from nucleoscope.models import loading
 from nucleoscope.store import results
 from preloaded import run_python
 
+pytestmark = pytest.mark.long  # all, because they share what takes long to set up
 ROOT = Path(__file__).parents[2]
 TEXTS = ["The cat sat on 1234 mats.", " two  spaces\n\nand lines", "naïve 🦊 שלום 東京", ""]
 

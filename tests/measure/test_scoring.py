@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
+import forks
 import oracle
 import tiny
 from messages import assert_one_line
@@ -433,7 +433,7 @@ def run_notebook(**parameters):
     return subprocess.run(
         [sys.executable, "scripts/correlation_pipeline.py", *words],
         cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env=forks.create_environment(HF_HUB_OFFLINE="1"),
         capture_output=True,
         text=True,
         timeout=900,

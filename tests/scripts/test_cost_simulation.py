@@ -137,6 +137,7 @@ def test_a_page_carries_no_more_points_than_a_browser_likes(monkeypatch):
 # The promise
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not Path("/proc/self/smaps_rollup").exists(), reason="THIS SYSTEM DOES NOT TELL WHAT PROCESSES SHARE: NEEDS LINUX"
 )

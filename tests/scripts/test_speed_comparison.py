@@ -331,6 +331,7 @@ def test_the_tables_of_two_lengths():
 # As a user runs them
 
 
+@pytest.mark.long
 def test_this_build_against_itself(tmp_path):
     model = tiny.save(tmp_path / "tiny", tiny.create_model(), tiny.create_tokenizer(chat=True))
     prompts = tmp_path / "lines.txt"
@@ -350,6 +351,7 @@ def test_this_build_against_itself(tmp_path):
     assert "–" not in done.stdout  # nothing is unknown
 
 
+@pytest.mark.long
 def test_a_run_of_more_prompts_beside_one_of_a_hundred():
     done = run_benchmark("--scale=130", "--repeats=1", "--max_tokens=2", "--device=cpu")
     assert done.returncode == 0, done.stderr

@@ -28,6 +28,7 @@ from nucleoscope.store import locking, results, run_folder
 from nucleoscope.views import figures, tables
 from nucleoscope.workflow import notebooks
 
+pytestmark = pytest.mark.long  # all, because they share what takes long to set up
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"model_name": "tiny", "dataset_name": "cats", "seed": 0}
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import forks
 from nucleoscope.workflow import dependencies
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +102,7 @@ for path in (*pages, *files, Path("_build/html/.built")):
 
 
 def create_environment(root: Path) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(root / "lib"), "HF_HUB_OFFLINE": "1"}
+    return forks.create_environment(PYTHONPATH=str(root / "lib"), HF_HUB_OFFLINE="1")
 
 
 def plan_graph(root: Path, *options: str) -> str:

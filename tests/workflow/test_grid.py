@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 
+import forks
 import holding
 import tiny
 from driver import Driver
@@ -31,7 +32,7 @@ from nucleoscope.store import locking, results
 from nucleoscope.workflow import dependencies, graph, grid, logs, status
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 SMALL = {"results_dir": "r", "models": ["a"], "datasets": ["b"]}
 
 
@@ -448,7 +449,8 @@ def two_gpus(tmp_path, monkeypatch) -> Driver:
 
 def run_snakemake(*options: object, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *map(str, options)]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=900)
+    environment = forks.create_environment(**OFFLINE, **environment)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def write_study_grid(tmp_path: Path) -> tuple[Path, dict[str, grid.Entry]]:
@@ -468,13 +470,13 @@ def write_study_grid(tmp_path: Path) -> tuple[Path, dict[str, grid.Entry]]:
     return tmp_path / "grid.yml", grid.plan_runs(config)
 
 
+@pytest.mark.long
 def test_a_grid_of_fifteen_with_two_that_fail_ends_with_thirteen_tables_and_a_report(tmp_path):
     path, runs = write_study_grid(tmp_path)
     to_run = [str(tmp_path / "results" / name) for name in ("long/four", "long/five", "short/five")]
     for folder in runs.keys() - set(to_run):
         write_run(Path(folder), runs[folder])
-    command = [sys.executable, "-m", "snakemake", "analyses", "--cores", "2", "--configfile", path]
-    first = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+    first = run_snakemake("analyses", "--configfile", path)
     assert first.returncode != 0
     assert_two_are_named(first.stderr, tmp_path)
     times = [re.findall(r"^# (?:begun|ended) ([-0-9]+ [:0-9]{8})", read_log(folder), re.MULTILINE) for folder in to_run]
@@ -702,7 +704,9 @@ def test_a_graph_that_is_stopped_says_one_line_and_leaves_no_process(tmp_path, s
     for folder in runs:
         holding.hold(Path(folder))
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", str(path)]
-    environment = ENVIRONMENT | holding.create_environment(tmp_path / "held") | {"NUCLEOSCOPE_TEST": str(tmp_path)}
+    environment = (
+        os.environ | OFFLINE | holding.create_environment(tmp_path / "held") | {"NUCLEOSCOPE_TEST": str(tmp_path)}
+    )
     process = subprocess.Popen(
         [*command, "--set-threads", "measure=1", "--quiet", "host", "rules", "progress", "reason"],
         cwd=ROOT,

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 import torch
 
+import forks
 import tiny
 from nucleoscope import quantities
 from nucleoscope.models import loading
@@ -20,16 +21,15 @@ from synthetic import write_study_file
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = [sys.executable, "scripts/correlation_pipeline.py"]
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # two tests run side by side
+OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # two tests run side by side
 QUANTITIES = set(quantities.find_columns())
 
 
-def run_pipeline(*arguments, command=PIPELINE, **options):
-    """The finished process of the pipeline with these arguments, each "name=value"."""
+def run_pipeline(*arguments, command=PIPELINE, forked=True):
+    """The finished process of the pipeline with these arguments, each "name=value"; ``forked``: as `forks` has it."""
     words = [word for argument in arguments for word in ("--" + argument).split("=", 1)]
-    return subprocess.run(
-        [*command, *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, **options
-    )
+    environment = forks.create_environment(**OFFLINE) if forked else os.environ | OFFLINE
+    return subprocess.run([*command, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,8 @@ def texts(tmp_path_factory):
 )
 def test_the_packaged_model_end_to_end_on_four_prompts(tmp_path):
     done = run_pipeline(
-        "dataset_name=stories", "n_prompts=4", "max_tokens=12", "prompt_format=chat", f"results_dir={tmp_path}"
+        *("dataset_name=stories", "n_prompts=4", "max_tokens=12", "prompt_format=chat", f"results_dir={tmp_path}"),
+        forked=False,
     )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "stories" / loading.PACKAGED
@@ -151,7 +152,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, tiny_model, argument
 
 
 def test_two_runs_that_start_together_do_not_meet(tmp_path, tiny_model, texts):
-    processes = []
+    processes, environment = [], forks.create_environment(**OFFLINE)
     for place in ("one", "other"):
         given = {
             "model_name": tiny_model,
@@ -160,7 +161,7 @@ def test_two_runs_that_start_together_do_not_meet(tmp_path, tiny_model, texts):
             "results_dir": str(tmp_path / place),
         }
         words = [word for name, value in given.items() for word in (f"--{name}", value)]
-        processes.append(subprocess.Popen([*PIPELINE, *words], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE))
+        processes.append(subprocess.Popen([*PIPELINE, *words], cwd=ROOT, env=environment, stderr=subprocess.PIPE))
     assert [process.wait(timeout=600) for process in processes] == [0, 0]
     one, other = (results.load(tmp_path / place / "lines/tiny-llama/measurements.pt") for place in ("one", "other"))
     assert [record["tokens"].tolist() for record in one] == [record["tokens"].tolist() for record in other]
@@ -173,7 +174,7 @@ def test_notebooks_run_with_this_python_whatever_kernels_are_installed(tmp_path,
     (folder / "kernel.json").write_text(json.dumps(spec))
     given = [f"model_name={tiny_model}", f"dataset_name={texts}", "max_tokens=3", f"results_dir={tmp_path / 'out'}"]
     words = [word for argument in given for word in ("--" + argument).split("=", 1)]
-    environment = ENVIRONMENT | {"JUPYTER_PATH": str(tmp_path / "jupyter")}
+    environment = forks.create_environment(**OFFLINE, JUPYTER_PATH=str(tmp_path / "jupyter"))
     done = subprocess.run([*PIPELINE, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
 
@@ -191,6 +192,7 @@ def run_snakemake(tmp_path, tiny_model, texts, *options, **parameters):
     return run_pipeline(f"configfile={write_grid(tmp_path, tiny_model, texts, **parameters)}", command=command)
 
 
+@pytest.mark.long
 def test_the_graph_runs_what_is_missing_or_changed_and_nothing_else(tmp_path, tiny_model, texts):
     first = run_snakemake(tmp_path, tiny_model, texts)
     assert first.returncode == 0, first.stderr

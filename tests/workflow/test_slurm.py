@@ -21,6 +21,7 @@ from nucleoscope.models import loading
 from nucleoscope.store import results
 from nucleoscope.workflow import graph, status
 
+pytestmark = pytest.mark.long  # all, because they share what takes long to set up
 ROOT = Path(__file__).parents[2]
 RUN = {"n_prompts": 10, "max_tokens": 60, "batch_size": 1}
 

@@ -1,0 +1,68 @@
+"""Has the server of `forks` fork the program that this Python is to run, where it is one of these.
+
+Python imports this by its name, before all else, if its folder is in PYTHONPATH. Where there is no server, or it has
+another environment, this Python continues as if nothing had happened, with the next sitecustomize in PYTHONPATH.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+
+MODULES = ("ipykernel_launcher", "snakemake")
+SCRIPTS = ("benchmark", "build_book", "correlation_eval", "correlation_pipeline", "prefetch", "run_notebook")
+
+
+def is_forked(words: list[str]) -> bool:
+    """Whether the words after "python" name such a program."""
+    if words[:1] == ["-m"]:
+        return words[1:2] in [[name] for name in MODULES]
+    return words != [] and words[0].endswith(tuple(f"scripts/{name}.py" for name in SCRIPTS))
+
+
+def run_fork(words: list[str], place: str) -> None:
+    """Ends this process as the process ends that is forked for it; returns where there is none."""
+    import json
+    import signal
+    import socket
+
+    request = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}
+    passed = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in passed}
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(place)
+            signal.pthread_sigmask(signal.SIG_BLOCK, passed)  # until they can be passed on
+            socket.send_fds(connection, [b"R"], [0, 1, 2])
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            for number in passed:
+                signal.signal(number, lambda number, _: connection.send(bytes([number])))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, passed)
+            said = connection.recv(16)
+        except OSError:
+            said = b""
+    if not said:
+        for number in passed:
+            signal.signal(number, before[number])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, passed)
+        return
+    status = int(said)
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+def import_next() -> None:
+    """Imports the sitecustomize of the other folders in PYTHONPATH, which this one hides."""
+    own = os.path.dirname(os.path.abspath(__file__))
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != own]
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
+    if spec:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+if __name__ == "sitecustomize":
+    if "FORK_SERVER" in os.environ and is_forked(sys.orig_argv[1:]):
+        run_fork(sys.orig_argv[1:], os.environ["FORK_SERVER"])
+    import_next()
