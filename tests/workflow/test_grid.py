@@ -749,7 +749,7 @@ def test_a_signal_that_meets_its_own_handler_or_a_held_lock_is_not_waited_for():
         print(met, len(stopping.arrived) > 1, lock.locked())
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | OFFLINE, capture_output=True, text=True, timeout=200)
     assert done.stdout == "1 True False\n", done.stderr
 
 
@@ -776,7 +776,7 @@ def test_a_job_that_does_not_stop_is_killed_with_what_it_has_started(tmp_path):
         except KeyboardInterrupt:
             print(job.wait(200))
     """
-    environment = ENVIRONMENT | {"NUCLEOSCOPE_TEST": str(tmp_path)}
+    environment = os.environ | OFFLINE | {"NUCLEOSCOPE_TEST": str(tmp_path)}
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert done.stdout == f"{-signal.SIGKILL}\n", done.stderr
