@@ -122,8 +122,7 @@ def measure(
             bar.update(sum(row not in over for row in rows))
             journal.save_if_due()
         records = sampler.build_records([prompts[i] for i in indices])
-        static_path = memory is not None and decoding.adapt_way(model, ids, max_tokens, way) == decoding.PADDED
-        path = memory.path if static_path else static.DYNAMIC
+        path = static.name_path(memory, decoding.adapt_way(model, ids, max_tokens, way))
         return Batch(indices, records, journal.seconds, journal.continued, path)
 
     total = max_tokens * sum(map(len, batches))
