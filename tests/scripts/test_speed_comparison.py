@@ -220,7 +220,7 @@ def test_measuring_prefill_and_scoring_count_their_own_tokens():
 # The table of a GPU
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="A CUDA DEVICE IS HERE: what is said without one is untested")
 def test_the_table_of_a_gpu_is_refused_without_one():
     done = run_benchmark("--gpu-table")
     assert done.returncode == 1

@@ -128,8 +128,7 @@ def measure(
         correction = sum(len(record["tokens"]) for record in records) - counted
         bar.total += correction
         bar.update(correction)
-        static_path = memory is not None and decoding.adapt_way(model, ids, max_tokens, way) == decoding.PADDED
-        path = memory.path if static_path else static.DYNAMIC
+        path = static.name_path(memory, decoding.adapt_way(model, ids, max_tokens, way))
         return Batch(indices, records, journal.seconds, journal.continued, path)
 
     total = max_tokens * sum(map(len, batches))

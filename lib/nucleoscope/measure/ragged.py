@@ -17,7 +17,7 @@ def widen(values: torch.Tensor) -> torch.Tensor:
 
 
 def sum_rows(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Row sums (B,) of ``values`` (K,)."""
+    """Row sums (B,) of ``values`` (K,) in the data type for sums: torch adds them one by one in their own."""
     return torch.segment_reduce(values, "sum", offsets=offsets, axis=0)
 
 

@@ -51,11 +51,12 @@ def complete_run(
     options = {"inputs": inputs, "batches": todo, "progress": progress} | keeping | settings
     for batch in mode.measure(model, tokenizer, *data, **options):
         folder.save_batch(batch.indices, batch.records, batch.seconds, batch.continued, batch.path)
+    done = folder.load_batches()
     info = {"mode": "generate" if texts is None else "score"}
-    info |= batching.collect_run_info(model, inputs, folder.load_batches(), chosen.batch_size)
+    info |= batching.collect_run_info(model, inputs, done, chosen.batch_size)
     if texts is None:
         info |= {"decoding": checking.find_way(model, chosen.skip_check)}
-        paths = {batch.get("path") or static.DYNAMIC for batch in folder.load_batches()}
+        paths = {batch.get("path") or static.DYNAMIC for batch in done}
         info |= {"decoding_path": ", ".join(sorted(paths))}  # several if a capture failed in the middle
         info |= {"shared_prefix_tokens": len(checking.choose_prefix(model, inputs.ids, chosen.skip_check))}
     else:

@@ -42,6 +42,11 @@ def round_columns(columns: int) -> int:
     return -(-columns // COLUMNS) * COLUMNS
 
 
+def name_path(memory: "StaticMemory | None", way: str) -> str:
+    """Which of `PATHS` a batch takes with this ``memory``, if there is one, in one of `decoding.WAYS`."""
+    return memory.path if memory is not None and way == PADDED else DYNAMIC
+
+
 def report_failure(reason: str) -> None:
     """Says in one line that steps take longer than they could, and why."""
     print(f"decoding without CUDA graphs: {reason}", flush=True)
@@ -68,7 +73,7 @@ class StaticMemory:
         self.recorder = capturing.Recorder(self.device)
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Makes room for a batch of so many rows and columns. Decoders that were created before are of no use then."""
+        """Makes room for a batch of ``rows`` and ``columns``. Decoders created before can no longer be used."""
         if rows > self.rows or columns > self.columns:
             rows, columns = max(rows, self.rows), max(columns, self.columns)
             self.release()
