@@ -257,8 +257,12 @@ def test_a_jackknife_interval_of_a_correlation_stays_within_one_and_needs_every_
     assert np.isnan(bootstrap.compute_jackknife_interval(0.5, np.array([0.4, np.nan, 0.5]))).all()
 
 
-def test_each_prompt_is_left_out_once():
-    assert bootstrap.leave_out_each(3).tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+def test_each_prompt_is_left_out_once_alone_or_in_a_group():
+    assert bootstrap.leave_out_groups(3).tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+    left_out = 1 - bootstrap.leave_out_groups(23, groups=5, seed=1)
+    assert left_out.sum(axis=0).tolist() == [1] * 23
+    assert sorted(left_out.sum(axis=1)) == [4, 4, 5, 5, 5]
+    assert (left_out != 1 - bootstrap.leave_out_groups(23, groups=5, seed=2)).any()
 
 
 @given(draw_samples(), st.integers(1, 3))

@@ -136,13 +136,13 @@ def test_the_within_k_coefficient_is_that_of_ranks_among_tokens_of_equal_k(seed,
     assert found["within-k Spearman tokens"] == run.groupby("k")["k"].transform("size").gt(1).sum() < len(run)
 
 
-def test_the_interval_given_k_ranks_the_tokens_of_each_resample_again():
-    run = results.select_choices(draw_full(0, prompts=30))
-    expected = []
-    for counts in bootstrap.draw_counts(30, 100, seed=3):
-        expected.append(correlate_by_hand(run.loc[np.repeat(run.index, counts[run["prompt"]])]))
-    found = compute_row(run, 100, seed=3)[["within-k Spearman low", "within-k Spearman high"]]
-    np.testing.assert_allclose(found.astype(float), np.quantile(expected, [0.025, 0.975]), rtol=0, atol=1e-12)
+def test_the_interval_given_k_is_that_of_students_t_for_groups_of_prompts_left_out():
+    run = results.select_choices(draw_full(0, prompts=60))
+    without = [correlate_by_hand(run[counts[run["prompt"]] > 0]) for counts in bootstrap.leave_out_groups(60, 50, 3)]
+    z = np.arctanh(correlate_by_hand(run))
+    margin = stats.t.ppf(0.975, 49) * np.sqrt(49 * np.var(np.arctanh(without)))
+    found = compute_row(run, seed=3)[["within-k Spearman low", "within-k Spearman high"]]
+    np.testing.assert_allclose(found.astype(float), np.tanh([z - margin, z + margin]), rtol=0, atol=1e-12)
 
 
 def test_strata_of_equal_size_count_alike_and_without_ties_it_is_the_mean_of_their_coefficients():

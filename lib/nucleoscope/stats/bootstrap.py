@@ -27,6 +27,7 @@ from scipy.special import stdtrit
 RESAMPLES = 2000
 LEVEL = 0.95
 LEAST_PROMPTS = 30  # of percentile intervals
+GROUPS = 50  # of prompts, at most, of which a jackknife leaves out one after another
 PERCENTILE, JACKKNIFE = "percentile", "jackknife t"  # the kinds of intervals
 BINS = 50  # the published study's
 BLOCK = 1 << 14  # numbers per column in memory at once: as many as fit in the cache
@@ -46,9 +47,15 @@ def draw_counts(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> np.n
     return counts
 
 
-def leave_out_each(prompts: int) -> np.ndarray:
-    """Counts in which each prompt is left out once: (prompts, prompts) int32."""
-    return 1 - np.eye(prompts, dtype=np.int32)
+def leave_out_groups(prompts: int, groups: int = GROUPS, seed: int = 0) -> np.ndarray:
+    """Counts in which each of some groups of prompts is left out once: (groups, prompts) int32.
+
+    With as many ``groups`` as prompts, or more, each prompt is a group. Groups are random and differ in size by
+    one prompt at most (the delete-a-group jackknife: Kott, Journal of Official Statistics 17, 2001, 521-526).
+    """
+    groups = min(groups, prompts)
+    group = np.random.default_rng(seed).permutation(prompts) % groups if groups < prompts else np.arange(prompts)
+    return (group != np.arange(groups)[:, None]).astype(np.int32)
 
 
 def choose_interval(prompts: int) -> str:
@@ -72,18 +79,19 @@ def compute_interval(values: np.ndarray, level: float = LEVEL) -> tuple[np.ndarr
 def compute_jackknife_interval(
     estimate: float, without: np.ndarray, level: float = LEVEL, correlation: bool = True
 ) -> tuple[float, float]:
-    """The jackknife-t interval of a statistic, from its values without each prompt: (), (prompts,) -> low, high.
+    """The jackknife-t interval of a statistic, from its values without each group: (), (groups,) -> low, high.
 
-    The standard error is the jackknife's (Tukey 1958; Efron and Tibshirani 1993, chapter 11), and the quantile that of
-    Student's t with prompts - 1 degrees of freedom. A ``correlation`` is transformed by Fisher's z = artanh r and back,
-    which covers better and keeps the interval within [-1, 1]. NaN if the statistic is undefined without some prompt.
+    A group is a prompt or several (`leave_out_groups`). The standard error is the jackknife's (Tukey 1958; Efron and
+    Tibshirani 1993, chapter 11), and the quantile that of Student's t with groups - 1 degrees of freedom. A
+    ``correlation`` is transformed by Fisher's z = artanh r and back, which covers better and keeps the interval within
+    [-1, 1]. NaN if the statistic is undefined without some group.
     """
     values = np.append(np.asarray(without, dtype=np.float64), estimate)
     if correlation:
         values = np.arctanh(np.clip(values, 1e-15 - 1, 1 - 1e-15))
-    without, center, prompts = values[:-1], values[-1], len(values) - 1
-    error = np.sqrt((prompts - 1) / prompts * np.sum((without - without.mean()) ** 2))
-    margin = stdtrit(prompts - 1, (1 + level) / 2) * error
+    without, center, groups = values[:-1], values[-1], len(values) - 1
+    error = np.sqrt((groups - 1) / groups * np.sum((without - without.mean()) ** 2))
+    margin = stdtrit(groups - 1, (1 + level) / 2) * error
     low, high = center - margin, center + margin
     return (float(np.tanh(low)), float(np.tanh(high))) if correlation else (float(low), float(high))
 

@@ -92,7 +92,8 @@ def compute_coefficients(
       tokens and some variation are needed);
     * partial Spearman r: given k (over ranks, so given log k as well), by subtracting a line in the ranks of k;
     * within-k Spearman r: given k, comparing only tokens of equal k (`bootstrap.compute_spearman` with k as stratum),
-      and how many tokens have a partner with the same k;
+      and how many tokens have a partner with the same k; its interval is always a jackknife's, because a resample has
+      some tokens twice, and so weighs small strata differently from the data;
     * low and high of each: the bounds of its 95 % interval;
     * design effect: the variance of Spearman's r divided by what it would be if tokens were independent (Kish 1965);
       tokens divided by it are worth as many independent ones;
@@ -234,7 +235,7 @@ class _Sample:
         self.interval = bootstrap.choose_interval(self.prompts)
         drawn = bootstrap.draw_counts(self.prompts, resamples, seed)
         if self.interval == bootstrap.JACKKNIFE:
-            drawn = bootstrap.leave_out_each(self.prompts)
+            drawn = bootstrap.leave_out_groups(self.prompts)
         self.counts = np.concatenate([np.ones((1, self.prompts), dtype=np.int32), drawn])
         values = columns.to_numpy()
         self.spearman = bootstrap.compute_spearman(values, prompt, self.counts)
@@ -243,7 +244,8 @@ class _Sample:
             k = values[:, self.place["k"]]
             _, sizes = np.unique(k, return_counts=True)
             self.partners = int(sizes[sizes > 1].sum())
-            self.within_k = bootstrap.compute_spearman(values, prompt, self.counts, stratum=k)
+            counts = np.concatenate([self.counts[:1], bootstrap.leave_out_groups(self.prompts, seed=seed)])
+            self.within_k = bootstrap.compute_spearman(values, prompt, counts, stratum=k)
 
     def compute_pair(self, x: str, y: str, no_k: str | None) -> dict[str, Any]:
         """The statistics of `compute_coefficients` for one pair."""
@@ -256,7 +258,8 @@ class _Sample:
         row |= self._add_bounds("within-prompt Spearman", means) | {"within-prompt Spearman prompts": used}
         unknown = np.full(len(self.counts), np.nan)
         row |= self._add_bounds("partial Spearman", unknown if no_k else self._compute_partial(x, y))
-        row |= self._add_bounds("within-k Spearman", unknown if no_k else self.within_k[:, i, j])
+        within_k = unknown if no_k else self.within_k[:, i, j]
+        row |= self._add_bounds("within-k Spearman", within_k, bootstrap.JACKKNIFE)
         row["within-k Spearman tokens"] = 0 if no_k else self.partners
         row["design effect"] = compute_design_effect(
             self.columns[x].to_numpy(), self.columns[y].to_numpy(), self.prompt
@@ -272,8 +275,8 @@ class _Sample:
             notes.append(f"intervals are {self.interval}, because there are only {self.prompts} prompts")
         return notes
 
-    def _add_bounds(self, kind: str, values: np.ndarray) -> dict[str, float]:
-        if self.interval == bootstrap.JACKKNIFE:
+    def _add_bounds(self, kind: str, values: np.ndarray, interval: str = "") -> dict[str, float]:
+        if (interval or self.interval) == bootstrap.JACKKNIFE:
             low, high = bootstrap.compute_jackknife_interval(values[0], values[1:])
         else:
             low, high = bootstrap.compute_interval(values[1:])
