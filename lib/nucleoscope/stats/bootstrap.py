@@ -30,6 +30,7 @@ LEAST_PROMPTS = 30  # of percentile intervals
 GROUPS = 50  # of prompts, at most, of which a jackknife leaves out one after another
 PERCENTILE, JACKKNIFE = "percentile", "jackknife t"  # the kinds of intervals
 BINS = 50  # the published study's
+WIDTH, TOKENS = "equal width", "equal tokens"  # what bins have in common
 BLOCK = 1 << 14  # numbers per column in memory at once: as many as fit in the cache
 COUNTS = 1 << 21  # counts processed at once if no column of tokens is involved: 16 MB
 MEMORY = 1 << 30  # bytes that all processes of `map_parallel` may take together
@@ -225,21 +226,31 @@ def _normalise(covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
 
 
 class Bins:
-    """Equal-width bins of x, and statistics of y in them, in the data or in any resample.
+    """Bins of x, and statistics of y in them, in the data or in any resample.
 
     x, y, prompt: (n,). ``edges`` (bins + 1,) go from the smallest to the greatest x of the data, so
-    resamples have the same bins. A value on an inner edge belongs to the bin on its right. The
-    statistics of an empty bin are NaN.
+    resamples have the same bins: of equal width, with ``centers`` in the middle, or at quantiles, with equally many
+    tokens and the median x as center (fewer bins, if many tokens have the same x). A value on an inner edge belongs to
+    the bin on its right. The statistics of an empty bin are NaN.
     """
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, prompt: np.ndarray, bins: int = BINS):
+    def __init__(self, x: np.ndarray, y: np.ndarray, prompt: np.ndarray, bins: int = BINS, equal: str = WIDTH):
         self.edges = np.linspace(x.min(), x.max(), bins + 1)
         self.centers = (self.edges[:-1] + self.edges[1:]) / 2
+        if equal == TOKENS:
+            self.edges = np.unique(np.quantile(x, np.linspace(0, 1, bins + 1)))
+            self.centers = (self.edges[:-1] + self.edges[1:]) / 2  # of empty bins
+            bins = max(len(self.edges) - 1, 1)
         place = np.clip(np.searchsorted(self.edges, x, side="right") - 1, 0, bins - 1)
         order = np.lexsort((y, place))
         self.y, self.prompt = np.asarray(y, dtype=np.float64)[order], np.asarray(prompt)[order]
         self.ends = np.searchsorted(place[order], np.arange(bins + 1))  # bin b contains ends[b]:ends[b + 1]
         self.count = np.diff(self.ends)
+        if equal == TOKENS:
+            parts = np.split(np.asarray(x)[order], self.ends[1:-1])
+            self.centers = np.array(
+                [np.median(part) if len(part) else middle for part, middle in zip(parts, self.centers, strict=True)]
+            )
 
     def compute_medians(self) -> np.ndarray:
         """Medians (bins,) of y in the data."""

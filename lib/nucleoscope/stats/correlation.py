@@ -63,7 +63,7 @@ def compute_statistics(
         for (x, y), values in list(pairs.iterrows())[1:]:
             name = y if x == "entropy" else x
             row |= {f"{name}: {key}": value for key, value in values.items() if key not in (*RUN_COLUMNS, "note")}
-        row["note"] = "; ".join(dict.fromkeys(note for note in pairs["note"] if note))
+        row["note"] = "; ".join(dict.fromkeys(part for note in pairs["note"] if note for part in note.split("; ")))
         rows.append(row)
     frame = pd.DataFrame(rows, columns=None if rows else [*PUBLISHED_COLUMNS, *RUN_COLUMNS, "note"])
     others = [name for name in frame.columns if name not in (*PUBLISHED_COLUMNS, "note")]
