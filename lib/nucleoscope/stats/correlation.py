@@ -48,7 +48,7 @@ def compute_statistics(
     then those of `compute_coefficients`, then the same for the other `PAIRS`, each prefixed with the name of the
     quantity that differs. What cannot be computed is NaN, and ``note`` says why.
 
-    The 15 runs of the study, 10,000 tokens each, take about 25 s on one core, less with more
+    The 15 runs of the study, 10,000 tokens each, take about 11 s on one core, less with more
     ``jobs`` (processes; None means one per core): a resample needs no sorting, only a running sum
     over each sorted column (`bootstrap.Ranks`), and Pearson's coefficient only sums over prompts
     (`bootstrap.compute_pearson`). From `results.StoredTables`, each process reads one run at a time.

@@ -47,7 +47,7 @@ def fit_all(
     sets with several models: the parameters' means over models, with intervals that cover how much models differ
     (`random_effects`), of curves that at least two models accept.
 
-    The 15 runs of the study and their 8 pools take about TIMING s on two cores (``jobs`` are processes;
+    The 15 runs of the study and their 8 pools take about 20 s on two cores (``jobs`` are processes;
     None means one per core): the medians of a resample cost one running sum and one search
     (`bootstrap.Bins`), and curves are fitted to all resamples at once (`curves.fit_each`).
     From `results.StoredTables`, each process reads the runs of one pool at a time.
