@@ -35,7 +35,7 @@ from pathlib import Path
 
 from IPython.display import Markdown
 
-from nucleoscope.stats import correlation
+from nucleoscope.stats import correlation, random_effects
 from nucleoscope.store import results
 from nucleoscope.views import figures, panels, tables
 
@@ -62,7 +62,8 @@ Markdown(
 # ## The coefficients
 #
 # Each coefficient has a 95 % interval. Tokens of one text depend on each other, so the
-# intervals come from resampling whole prompts (the cluster bootstrap), not tokens.
+# intervals come from resampling whole prompts (the cluster bootstrap), not tokens. With fewer than 30 prompts such
+# intervals are too short; then each prompt is left out once, and a note says so (jackknife t).
 
 # %%
 tables.show(tables.format_readable(statistics))
@@ -70,14 +71,30 @@ tables.show(tables.format_readable(statistics))
 # %% [markdown]
 # A negative coefficient means that the candidates are less similar when the model is less sure.
 # *Within-prompt* is the mean of the coefficients inside each text: differences between texts do not affect it.
+# *Design effect* says how much the tokens of a text depend on each other: tokens divided by it are worth as
+# many independent ones.
 #
-# *Partial* is Spearman's coefficient given the number of candidates k: the correlation that remains after a straight
-# line in the ranks of k has been subtracted from both. If it is near 0, the size of the nucleus
-# explains the plain coefficient. If its sign is opposite, tokens with nuclei of similar size show the reverse
-# of the overall relation.
+# Two coefficients are given the number of candidates k. *Partial* subtracts a straight line in the ranks of k from both
+# quantities and correlates what remains, over all tokens. *Within-k* compares tokens only with tokens of exactly the same
+# k, so it assumes no line; tokens whose k no other token has do not count. If they are near 0, the size of
+# the nucleus explains the plain coefficient. If their sign is opposite, choices of equal size show the reverse of the
+# overall relation.
 #
-# The p-values in the complete table are computed as in the study: they treat tokens as independent and
-# are therefore usually far too small.
+# Conditioning on k is not fixing k. The model decides which choices have k = 5: k and entropy come from the same
+# probabilities, and among choices of equal k, more entropy means no more than more even probabilities. To ask whether the
+# *five likeliest* tokens are more similar when the model is less sure, one takes five at every step, also where the nucleus
+# has two or fifty. The two questions can have answers of opposite signs. `correlation.compute_fixed` answers the second,
+# from sets of a fixed size.
+
+# %% [markdown]
+# ## Over models
+#
+# The mean of the coefficients over the models of each data set, with random effects: the interval says what to expect of
+# another model like these, not only of these. The table is empty where a data set has a single model.
+
+# %%
+models = random_effects.combine_coefficients(statistics)
+tables.show(tables.format_models(models))
 
 # %% [markdown]
 # ## Run by run
@@ -152,6 +169,7 @@ figures.plot_coefficients(statistics, published)
 # %%
 folder = results.locate_folder(results_dir) / results.ANALYSES
 tables.write(tables.format_csv(statistics), folder / "correlation_stats.csv")
+tables.write(tables.format_csv(models), folder / "correlation_models.csv")
 tables.write(tables.format_csv(bins), folder / "correlation_bins.csv")
 tables.write(tables.format_correlation_tex(statistics), folder / "correlation_stats.tex")
 tables.write(tables.format_correlation_short_tex(statistics), folder / "correlation_stats_short.tex")
@@ -161,7 +179,7 @@ figures.save(figures.plot_paper(measured), folder / "correlation.png", folder / 
 # ## Recap
 #
 # We correlated entropy with cosine similarity in every run, with intervals that account for tokens of one prompt being
-# dependent, within prompts and given the size of the nucleus, and plotted every run. The files are in the folder
+# dependent, within prompts and given the size of the nucleus in two ways, and plotted every run. The files are in the folder
 # below. The next notebook, `fits.py`, asks which curve describes the relation.
 
 # %%

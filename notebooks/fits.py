@@ -18,7 +18,8 @@
 # The published study saw cosine similarity rise and then fall with entropy, and fitted
 # f(x) = a x exp(-b x) + c to it. In this notebook we
 #
-# * fit that curve, two other single-peaked curves and four baselines to every run,
+# * fit that curve, a decay and four baselines to every run,
+# * measure whether cosine similarity rises at all before it falls,
 # * pool runs by model and by data set,
 # * ask how much of a single token's cosine similarity its entropy explains.
 
@@ -46,9 +47,10 @@ measured = results.load_readable(results_dir)
 # %% [markdown]
 # ## The curves
 #
-# All are fitted to the medians of bins of equal width. Empty bins are left out, and a bin is weighted
-# by its number of tokens. The free curve may be anything that rises and then falls: no single-peaked curve can be closer
-# to the medians. The spline may also fall and rise again. A curve that is no better than a constant is
+# All are fitted to the medians of bins, of equal width as in the study, and again of bins with equally many tokens. Empty
+# bins are left out. A median is weighted by the inverse of its variance over resampled prompts: cosine
+# similarity scatters far more where entropy is small, so medians of equally many tokens are not equally certain.
+# The free curve may be anything that rises and then falls: no single-peaked curve can be closer to the medians. The spline may also fall and rise again. A curve that is no better than a constant is
 # rejected and has no parameters. To be accepted, it must have the smaller AICc, and its error on held-out prompts
 # must be smaller by more than two standard errors.
 
@@ -61,8 +63,8 @@ lines = fits.compute_lines(measured)
 figures.plot_fitted(lines, csv="fit_lines.csv")
 
 # %% [markdown]
-# Each dot is the median of a bin; larger dots have more tokens. The menu selects a run or a
-# pool of runs. A good curve passes through the large dots. A single-peaked curve can rise once and fall once: if
+# Each dot is the median of a bin; larger dots have more weight. The menu selects a run or a
+# pool of runs, and the bins. A good curve passes through the large dots. A single-peaked curve can rise once and fall once: if
 # the dots do anything else, it misses them, and only the spline can follow.
 
 # %% [markdown]
@@ -75,10 +77,22 @@ figures.plot_fitted(lines, csv="fit_lines.csv")
 tables.show(tables.format_parameters(statistics, "unimodal", {"a": 2, "b": 2, "c": 3, "peak": 2}))
 
 # %% [markdown]
-# *before peak* is the share of the tokens left of the peak. This curve rises from 0 whenever a is
-# positive, so a peak alone does not show that cosine similarity rises at first: few tokens may be left of
-# it. Compare the free curve above, which may rise over any distance or not at all. A note says if a
-# fit did not converge or ended on a bound.
+# *before peak* is the share of the tokens left of the peak. A note says if a fit ended on a bound. Rows with the model
+# *(random effects)* are means over the models of a data set.
+
+# %% [markdown]
+# ## Does it rise first?
+#
+# The study's curve rises from 0 whenever a is positive, so its peak does not show that cosine similarity rises
+# at first. And the highest of many medians is above the first one by chance alone. So the free curve is fitted to nine tenths
+# of the prompts, and the tokens of the others at its peak are compared with those at its start: *rise* is the mean difference
+# over ten such tenths. It is 0 on average if nothing rises, and can be negative.
+
+# %%
+tables.show(tables.format_parameters(statistics, "free", {"rise": 3, "peak": 2}))
+
+# %%
+Markdown(tables.describe_rise(statistics))
 
 # %% [markdown]
 # ## Which curve is closest
@@ -90,8 +104,8 @@ tables.show(tables.compare_curves(statistics, "R2 (medians)", 3))
 
 # %% [markdown]
 # AICc, which penalises a curve for its parameters, as the difference from the best curve in the
-# row. It assumes that the medians are independent and that their uncertainty depends only on their numbers of tokens,
-# which is only roughly true: it ranks the curves, and a small difference means nothing.
+# row. It assumes that the medians are independent, which is only roughly true: it ranks the curves on the same bins,
+# and a small difference means nothing.
 
 # %%
 tables.show(tables.compare_curves(statistics, "delta AICc", 1))
@@ -111,7 +125,7 @@ tables.show(tables.compare_curves(statistics, "held-out error", 4))
 # ## What the curve says about single tokens
 #
 # The study announced this as its next step: cosine = alpha + beta f(entropy), by least squares over all tokens,
-# with standard errors clustered by prompt.
+# with standard errors clustered by prompt; curves with bins of equal width.
 
 # %%
 tables.show(tables.format_explained(statistics))

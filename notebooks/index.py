@@ -57,7 +57,8 @@ tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
 # Each coefficient is followed by its 95 % interval, from resampling whole prompts. *Within-prompt* is the mean of the
-# coefficients inside each text; *partial* is given the number of candidates.
+# coefficients inside each text; *partial* subtracts a line in the number of candidates, *within-k* compares only
+# tokens with equally many of them.
 
 # %% [markdown]
 # ## Where to go next

@@ -75,7 +75,8 @@ tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
 # Each coefficient has a 95 % interval, from resampling whole prompts. *Within-prompt*
-# is the mean of the coefficients inside each text; *partial* is given the number of candidates.
+# is the mean of the coefficients inside each text; *partial* subtracts a line in the number of candidates, *within-k*
+# compares only tokens with equally many of them.
 
 # %%
 figures.plot_scatter(table)

@@ -88,3 +88,31 @@ def write_study_file(
     torch.save(records, folder / f"output_{time}.pt")
     (folder / "hyperparams.txt").write_text("top_p: 0.9\nmax_new_tokens: 100\n")
     return folder / f"output_{time}.pt"
+
+
+def write_accuracy_file(folder: Path, prompts: int = 12, length: int = 20, seed: int = 0) -> Path:
+    """A run as the accuracy experiment of the published study leaves it: a dict, half precision, and no cosines.
+
+    The keys are those of its accuracy/pipeline.py; the token taken is the second candidate, if there are two.
+    """
+    rng = np.random.default_rng(seed)
+    content = {}
+    for index in range(prompts):
+        sizes = rng.integers(1, 6, length)
+        ids = [torch.tensor(rng.choice(100, size, replace=False)) for size in sizes]
+        drawn = [np.sort(rng.dirichlet(np.ones(size)))[::-1] * rng.uniform(0.95, 1) for size in sizes]
+        probabilities = [torch.tensor(each.copy(), dtype=torch.float16) for each in drawn]
+        content[f"prompt{index}"] = {
+            "generated_tokens": torch.stack([each[:2][-1] for each in ids]),
+            "decoded_tokens": ["a"] * length,
+            "top_p_tokens": ids,
+            "top_p_logits": [each.log() for each in probabilities],
+            "top_p_probs": probabilities,
+            "prompt": f"examples, question {index}",
+            "question": f"question {index}",
+            "ground_truth": "#### 1",
+            "latency": 1.5,
+        }
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(content, folder / "output_2025-08-01_10-00.pt")
+    return folder / "output_2025-08-01_10-00.pt"

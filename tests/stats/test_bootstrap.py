@@ -242,6 +242,46 @@ def test_an_interval_leaves_out_undefined_resamples_up_to_one_in_twenty(undefine
     np.testing.assert_allclose([low[1], high[1]], np.quantile(values[:, 1], [0.025, 0.975]))
 
 
+def test_a_jackknife_interval_of_a_mean_is_that_of_students_t():
+    values = np.random.default_rng(0).normal(2, 1, 9)
+    without = (values.sum() - values) / 8
+    expected = stats.t.interval(0.9, 8, values.mean(), stats.sem(values))
+    found = bootstrap.compute_jackknife_interval(values.mean(), without, 0.9, correlation=False)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_jackknife_interval_of_a_correlation_stays_within_one_and_needs_every_value():
+    low, high = bootstrap.compute_jackknife_interval(0.9, np.array([0.99, 0.2, 0.95]))
+    assert -1 < low < 0.9 < high < 1
+    assert bootstrap.compute_jackknife_interval(1.0, np.ones(4)) == pytest.approx((1, 1))
+    assert np.isnan(bootstrap.compute_jackknife_interval(0.5, np.array([0.4, np.nan, 0.5]))).all()
+
+
+def test_each_prompt_is_left_out_once_alone_or_in_a_group():
+    assert bootstrap.leave_out_groups(3).tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+    left_out = 1 - bootstrap.leave_out_groups(23, groups=5, seed=1)
+    assert left_out.sum(axis=0).tolist() == [1] * 23
+    assert sorted(left_out.sum(axis=1)) == [4, 4, 5, 5, 5]
+    assert (left_out != 1 - bootstrap.leave_out_groups(23, groups=5, seed=2)).any()
+
+
+@given(draw_samples(), st.integers(1, 3))
+@settings(deadline=None, max_examples=100, derandomize=True)
+def test_ranks_within_strata_are_those_of_the_spelled_out_table(sample, strata):
+    values, prompt, counts = sample
+    stratum = np.arange(len(prompt)) % strata
+    found = bootstrap.compute_spearman(values, prompt, counts, stratum)
+    for row, matrix in zip(counts, found, strict=True):
+        taken, columns = spell_out(prompt, row), []
+        for each in range(strata):
+            part = values[taken][stratum[taken] == each]
+            if len(part):
+                columns.append((stats.rankdata(part, axis=0) - (len(part) + 1) / 2) / (len(part) + 1))
+        u, v = np.concatenate(columns).T
+        expected = u @ v / np.sqrt((u @ u) * (v @ v)) if u @ u > 0 and v @ v > 0 else np.nan
+        np.testing.assert_allclose(matrix[0, 1], expected, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("jobs", [1, 2, None])
 def test_the_number_of_processes_does_not_matter(jobs):
     assert bootstrap.map_parallel(math.sqrt, iter([4, 9, 16]), jobs) == [2, 3, 4]

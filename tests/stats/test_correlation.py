@@ -17,7 +17,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 FEW = 50  # resamples, where intervals are not what is tested
 OTHERS = ("full_entropy", "weighted_cosine", "similarity_entropy")
-COEFFICIENTS = [f"{kind} r" for kind in ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman")]
+KINDS = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman", "within-k Spearman")
+COEFFICIENTS = [f"{kind} r" for kind in KINDS]
 
 
 def compute_row(run: pd.DataFrame, resamples: int = FEW, **options) -> pd.Series:
@@ -60,7 +61,9 @@ def test_tokens_without_an_alternative_are_left_out_and_counted():
     for found in (compute_row(run), compute_row(shown)):
         assert found["tokens"] == 600
         assert found["tokens with k > 1"] == (run["k"] > 1).sum() < 600
-        pd.testing.assert_series_equal(found.drop("tokens"), alone.drop("tokens"))
+        assert found["share with k > 1"] == (run["k"] > 1).mean()
+        of_all = ["tokens", "share with k > 1"]
+        pd.testing.assert_series_equal(found.drop(of_all), alone.drop(of_all))
     assert (results.select_choices(run)["k"] > 1).all()
 
 
@@ -111,21 +114,183 @@ def test_what_is_monotone_in_k_alone_has_no_partial_coefficient_to_speak_of():
     assert abs(found["partial Spearman r"]) < 0.1
 
 
+# Given k
+
+
+def correlate_by_hand(run: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> float:
+    """Standardised ranks within strata of k, correlated over all of them."""
+    columns = []
+    for _, stratum in run.groupby("k"):
+        ranks = np.stack([stats.rankdata(stratum[name]) for name in (x, y)]) / (len(stratum) + 1)
+        columns.append(ranks - ranks.mean(axis=1, keepdims=True))
+    u, v = np.concatenate(columns, axis=1)
+    return float(u @ v / np.sqrt((u @ u) * (v @ v)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("x", "y"), correlation.PAIRS)
+def test_the_within_k_coefficient_is_that_of_ranks_among_tokens_of_equal_k(seed, x, y):
+    run = results.select_choices(draw_full(seed))
+    found = compute_pairs(run).loc[(x, y)]
+    assert found["within-k Spearman r"] == pytest.approx(correlate_by_hand(run, x, y), abs=1e-12)
+    assert found["within-k Spearman tokens"] == run.groupby("k")["k"].transform("size").gt(1).sum() < len(run)
+
+
+def test_the_interval_given_k_is_that_of_students_t_for_groups_of_prompts_left_out():
+    run = results.select_choices(draw_full(0, prompts=60))
+    without = [correlate_by_hand(run[counts[run["prompt"]] > 0]) for counts in bootstrap.leave_out_groups(60, 50, 3)]
+    z = np.arctanh(correlate_by_hand(run))
+    margin = stats.t.ppf(0.975, 49) * np.sqrt(49 * np.var(np.arctanh(without)))
+    found = compute_row(run, seed=3)[["within-k Spearman low", "within-k Spearman high"]]
+    np.testing.assert_allclose(found.astype(float), np.tanh([z - margin, z + margin]), rtol=0, atol=1e-12)
+
+
+def test_strata_of_equal_size_count_alike_and_without_ties_it_is_the_mean_of_their_coefficients():
+    rng = np.random.default_rng(0)
+    run = create_table(np.arange(200) % 40, rng.random(200), rng.random(200), np.arange(200) % 4 + 2)
+    each = [stats.spearmanr(part["entropy"], part["cosine"]).statistic for _, part in run.groupby("k")]
+    assert compute_row(run)["within-k Spearman r"] == pytest.approx(np.mean(each), abs=1e-12)
+
+
+def draw_given_k(seed: int, slope: float, prompts: int = 40, length: int = 15) -> pd.DataFrame:
+    """Entropy and cosine depend on k, not monotonically, and on the prompt; given both, cosine has this slope."""
+    rng = np.random.default_rng(seed)
+    prompt = np.repeat(np.arange(prompts), length)
+    k = rng.integers(2, 11, len(prompt))
+    own = rng.normal(0, 0.5, (2, prompts))[:, prompt] + rng.normal(size=(2, len(prompt)))
+    entropy = (k - 6.0) ** 2 / 4 + own[0]
+    return create_table(prompt, entropy, -((k - 6.0) ** 2) / 4 + slope * own[0] + own[1], k)
+
+
+def list_tests_given_k(slope: float, tables: int, prompts: int = 40) -> pd.DataFrame:
+    """For each table, the sign of each coefficient given k whose interval excludes 0."""
+    rows = []
+    for seed in range(tables):
+        found = correlation.compute_coefficients(draw_given_k(seed, slope, prompts), resamples=300, seed=seed).iloc[0]
+        low, high = ([found[f"{kind} Spearman {end}"] for kind in ("within-k", "partial")] for end in ("low", "high"))
+        rows.append([np.sign(a) if a * b > 0 else 0 for a, b in zip(low, high, strict=True)])
+    return pd.DataFrame(rows, columns=["within-k", "partial"])
+
+
+@pytest.mark.parametrize("prompts", [12, 40])
+def test_where_nothing_is_related_given_k_an_interval_excludes_0_in_5_of_100_tables(prompts):
+    """Of 200: outside 3 to 19 is one in a hundred. The partial coefficient takes the curve over k for a relation."""
+    signs = list_tests_given_k(0.0, 200, prompts)
+    assert 3 <= (signs["within-k"] != 0).sum() <= 19
+    assert (signs["partial"] == -1).mean() > 0.9
+
+
+def test_what_is_related_given_k_is_found_with_its_sign_against_the_plain_coefficient():
+    signs = list_tests_given_k(0.5, 30)
+    assert (signs["within-k"] == 1).mean() > 0.95
+    assert compute_row(draw_given_k(0, 0.5))["Spearman r"] < 0
+
+
+# A fixed number of candidates
+
+
+def create_variants(seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tokens, and their variants as in variants.parquet: three sets of a fixed size and one that varies, twice."""
+    table = draw_full(seed, prompts=40)
+    rng = np.random.default_rng(seed)
+    parts = []
+    for geometry, sign in (("raw", -1), ("centered", 1)):
+        for name, k in (
+            ("top-k 10", 10),
+            ("top-k 2", 2),
+            ("top-p 0.9", rng.integers(1, 9, len(table))),
+            ("top-k 1", 1),
+        ):
+            cosine = sign * table["full_entropy"] + rng.normal(0, 1, len(table))
+            entropy = rng.random(len(table))
+            columns = {"candidates": name, "geometry": geometry, "k": k, "entropy": entropy, "cosine": cosine}
+            parts.append(table[["prompt", "step"]].assign(**columns))
+    mixed = pd.concat(parts, ignore_index=True).sample(frac=1, random_state=0)
+    return mixed.astype({"candidates": "category", "geometry": "category"}), table
+
+
+def test_at_a_fixed_k_the_coefficients_are_those_of_the_k_likeliest_of_every_token():
+    variants, table = create_variants()
+    found = correlation.compute_fixed(variants, table, "full_entropy", resamples=FEW)
+    assert found.index.tolist() == ["top-k 2", "top-k 10"]
+    assert found["fixed k"].tolist() == [2, 10]
+    for name, row in found.iterrows():
+        part = variants[(variants["candidates"] == name) & (variants["geometry"] == "raw")]
+        both = part.merge(table, on=["prompt", "step"], suffixes=("", " of the token"))
+        expected = stats.spearmanr(both["full_entropy"], both["cosine"]).statistic
+        assert expected < 0
+        assert row["Spearman r"] == pytest.approx(expected, abs=1e-12)
+        assert (row["tokens with k > 1"], row["note"]) == (len(table), "")
+    other = correlation.compute_fixed(variants, table, "full_entropy", geometry="centered", resamples=FEW)
+    assert (other["Spearman r"] > 0).all()
+    assert (correlation.compute_fixed(variants, resamples=FEW)["Spearman r"].abs() < 0.1).all()  # its own entropy
+
+
+def test_a_column_that_variants_lack_is_named_and_no_variant_gives_no_row():
+    variants, table = create_variants()
+    with pytest.raises(ValueError, match="no column geometry"):
+        correlation.compute_fixed(variants.drop(columns="geometry"), table)
+    with pytest.raises(ValueError, match="no column varentropies"):
+        correlation.compute_fixed(variants, table, "varentropies")
+    assert len(correlation.compute_fixed(variants, geometry="whitened")) == 0
+
+
+# Design effect
+
+
+def test_tokens_that_are_repeated_in_their_prompt_have_a_design_effect_of_their_number():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 50))
+    prompt = np.arange(50)
+    once = correlation.compute_design_effect(x, y, prompt)
+    assert once == pytest.approx(50 / 49)
+    many = correlation.compute_design_effect(np.repeat(x, 8), np.repeat(y, 8), np.repeat(prompt, 8))
+    assert many == pytest.approx(8 * 50 / 49)
+
+
+@pytest.mark.parametrize("run", [draw_gaussian(0), draw_full(0, 100, 40)], ids=["gaussian", "ties"])
+def test_the_design_effect_is_the_ratio_of_the_variances_of_resampled_prompts_and_tokens(run):
+    run = run[run["k"] > 1]
+    values, prompt = run[["entropy", "cosine"]].to_numpy(), run["prompt"].to_numpy()
+    by_prompt, by_token = (
+        bootstrap.compute_spearman(values, unit, bootstrap.draw_counts(unit.max() + 1, 2000))[:, 0, 1].var()
+        for unit in (prompt, np.arange(len(run)))
+    )
+    found = correlation.compute_coefficients(run, resamples=FEW).iloc[0]["design effect"]
+    assert found == pytest.approx(by_prompt / by_token, rel=0.12)  # 2,000 resamples know a variance to 3 %
+    assert found > 1.5
+
+
+# Intervals
+
+
 @pytest.mark.parametrize("kind", ["Pearson", "Spearman"])
 def test_intervals_are_those_of_prompts_drawn_again(kind):
-    run = draw_gaussian(0, prompts=15)
+    run = draw_gaussian(0, prompts=30)
     found, column = compute_row(run, 200, seed=7), []
     function = {"Pearson": stats.pearsonr, "Spearman": stats.spearmanr}[kind]
-    for counts in bootstrap.draw_counts(15, 200, seed=7):
+    for counts in bootstrap.draw_counts(30, 200, seed=7):
         taken = run.loc[np.repeat(run.index, counts[run["prompt"]])]
         column.append(function(taken["entropy"], taken["cosine"]).statistic)
     expected = np.quantile(column, [0.025, 0.975])
     np.testing.assert_allclose([found[f"{kind} low"], found[f"{kind} high"]], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["Pearson", "Spearman"])
+def test_with_few_prompts_intervals_are_those_of_students_t_for_prompts_left_out(kind):
+    run = draw_gaussian(0, prompts=12)
+    function = {"Pearson": stats.pearsonr, "Spearman": stats.spearmanr}[kind]
+    tables = [run, *(run[run["prompt"] != prompt] for prompt in range(12))]
+    whole, *without = (np.arctanh(function(table["entropy"], table["cosine"]).statistic) for table in tables)
+    pseudo = 12 * whole - 11 * np.array(without)
+    margin = stats.t.ppf(0.975, 11) * stats.sem(pseudo)
+    found = compute_row(run)[[f"{kind} low", f"{kind} high"]].astype(float)
+    np.testing.assert_allclose(found, np.tanh([whole - margin, whole + margin]), rtol=0, atol=1e-12)
+
+
 def test_every_coefficient_lies_within_its_interval():
     for _, found in compute_pairs(draw_full(0), 300).iterrows():
-        for kind in ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman"):
+        for kind in KINDS:
             assert found[f"{kind} low"] < found[f"{kind} r"] < found[f"{kind} high"]
 
 
@@ -139,7 +304,7 @@ def test_p_is_right_far_beyond_the_range_of_doubles(r, n):
 
 
 def test_both_ways_to_p_agree_where_one_takes_over_from_the_other():
-    near = [correlation.compute_log10_p(r, 9000) for r in np.linspace(0.37, 0.40, 3000)]
+    near = [correlation.compute_log10_p(r, 9000) for r in np.linspace(0.37, 0.40, 300)]
     steps = np.diff(near)
     assert near[0] > -290 > near[-1]
     assert np.abs(np.diff(steps)).max() < 1e-4  # no jump
@@ -260,11 +425,7 @@ def test_the_published_table_has_its_15_rows():
 
 def assert_nothing_said(found: pd.Series, *reasons: str) -> None:
     """The study's pair has no number at all, and the note says why."""
-    numbers = [
-        name
-        for name in found.index
-        if name.startswith(("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman"))
-    ]
+    numbers = [name for name in found.index if name.startswith((*KINDS, "design effect"))]
     assert found[numbers].isna().all(), found[numbers].dropna()
     for reason in reasons:
         assert reason in found["note"]
@@ -302,7 +463,7 @@ def test_one_prompt_is_named():
 def test_three_tokens_of_two_prompts_are_enough():
     found = compute_row(create_table([0, 0, 1], [0.1, 0.2, 0.4], [0.5, 0.6, 0.3]))
     assert found["Pearson r"] == pytest.approx(stats.pearsonr([0.1, 0.2, 0.4], [0.5, 0.6, 0.3]).statistic, abs=1e-12)
-    assert "intervals from 2 prompts" in found["note"]
+    assert "only 2 prompts" in found["note"]
 
 
 def test_quantities_that_a_file_of_the_study_lacks_are_named_and_the_others_are_there():
@@ -335,15 +496,20 @@ def test_tokens_whose_entropy_or_cosine_is_not_finite_are_left_out_and_counted(n
     assert found["Pearson r"] == compute_row(run.drop(bad))["Pearson r"]
 
 
-def test_a_run_without_any_cosine_is_named():
-    assert_nothing_said(compute_row(draw_full(0).assign(cosine=np.nan)), "not finite")
+def test_a_run_without_any_cosine_is_named_and_its_candidates_and_entropies_are_described():
+    run = draw_full(0).assign(cosine=np.nan, weighted_cosine=np.nan)
+    found, chosen = compute_row(run), run[run["k"] > 1]
+    assert_nothing_said(found, "no cosine in the measurements")
+    assert found["note"] == "no cosine in the measurements; no weighted_cosine in the measurements"
+    assert found["tokens with k > 1"] == len(chosen)
+    assert found[["median k", "median entropy"]].tolist() == [chosen["k"].median(), chosen["entropy"].median()]
 
 
 def test_a_constant_k_leaves_no_partial_coefficient_and_says_so():
     run = draw_full(0)
     found = compute_row(run.assign(k=2))
-    assert np.isnan(found["partial Spearman r"])
-    assert "no partial coefficient: k is constant" in found["note"]
+    assert np.isnan(found[["partial Spearman r", "within-k Spearman r"]].astype(float)).all()
+    assert "no coefficient given k: k is constant" in found["note"]
     assert np.isfinite(found[["Pearson r", "Spearman r", "within-prompt Spearman r"]].astype(float)).all()
 
 
@@ -363,9 +529,11 @@ def test_prompts_of_two_tokens_have_no_within_prompt_coefficient():
     assert "no prompt has three tokens that differ" in found["note"]
 
 
-@pytest.mark.parametrize("prompts", [2, 19])
-def test_few_prompts_are_noted(prompts):
-    assert f"intervals from {prompts} prompts are too narrow" in compute_row(draw_full(0, prompts=prompts))["note"]
+@pytest.mark.parametrize(("prompts", "interval"), [(2, "jackknife t"), (29, "jackknife t"), (30, "percentile")])
+def test_the_kind_of_the_intervals_is_in_the_table_and_noted_if_it_is_not_the_usual_one(prompts, interval):
+    found = compute_row(draw_full(0, prompts=prompts))
+    assert found["interval"] == interval
+    assert (f"only {prompts} prompts" in found["note"]) == (interval == "jackknife t")
 
 
 def test_one_poor_run_does_not_touch_the_others():
@@ -409,6 +577,22 @@ def test_intervals_from_prompts_cover_the_truth_in_95_of_100_tables(coverage, ki
 def test_intervals_from_tokens_would_be_far_too_short(coverage, kind):
     """The counter-example: taking the tokens of a prompt for independent."""
     assert coverage["tokens", kind] < 0.91
+
+
+def test_with_12_prompts_the_intervals_of_the_table_cover_the_truth_where_percentiles_do_not():
+    held = []
+    for seed in range(TABLES):
+        run = draw_gaussian(seed, prompts=12, length=15, r=R, share=0.5)
+        values, prompt = run[["entropy", "cosine"]].to_numpy(), run["prompt"].to_numpy()
+        found = correlation.compute_coefficients(run, resamples=1).iloc[0]
+        counts = bootstrap.draw_counts(12, RESAMPLES, seed)
+        low, high = bootstrap.compute_interval(bootstrap.compute_pearson(values, prompt, counts)[:, 0, 1])
+        spans = [(kind, found[f"{kind} low"], found[f"{kind} high"]) for kind in TRUTH]
+        held.append([a <= TRUTH[kind] <= b for kind, a, b in [*spans, ("Pearson", low, high)]])
+    pearson, spearman, percentiles = np.mean(held, axis=0)
+    assert 0.91 <= pearson <= 0.98
+    assert 0.91 <= spearman <= 0.98
+    assert percentiles < 0.93
 
 
 def test_the_coverage_is_that_of_the_intervals_in_the_table():

@@ -29,7 +29,7 @@ from nucleoscope import quantities
 from nucleoscope.stats import bootstrap, correlation, fits
 from nucleoscope.store import mapped_records, measurements, results, tokens
 from nucleoscope.views import figures, panels
-from synthetic import write_study_file
+from synthetic import write_accuracy_file, write_study_file
 
 QUANTITIES = list(quantities.find_columns().values())
 
@@ -476,3 +476,80 @@ def test_what_one_candidate_has_for_a_cosine_changes_no_number(stored):
     assert figures.plot_scatter(missing["a", "x"]) == figures.plot_scatter(ones["a", "x"])
     assert figures.plot_distributions(missing["a", "x"]) == figures.plot_distributions(ones["a", "x"])
     assert len(LISTS) == len(QUANTITIES)
+
+
+# The study's accuracy experiment
+
+
+def test_a_file_of_the_accuracy_experiment_is_read_with_what_follows_from_its_probabilities(tmp_path):
+    path = write_accuracy_file(tmp_path / "accuracy_exp" / "theirs")
+    content, records = torch.load(path), results.load(path)
+    assert [record["prompt"] for record in records] == [record["prompt"] for record in content.values()]
+    assert not set(records[0]) & {"cosines", "decoded_tokens", "ground_truth", "latency", "top_p_logits"}
+    for record, theirs in zip(records, content.values(), strict=True):
+        assert record["tokens"].tolist() == theirs["generated_tokens"].tolist()
+        for step, probabilities in enumerate(theirs["top_p_probs"]):
+            p = probabilities.double().numpy()
+            q = p / p.sum()
+            entropy = -np.sum(q * np.log(q))
+            place = min(1, len(p) - 1)  # the second candidate is taken
+            expected = {
+                "entropies": entropy,
+                "varentropies": np.sum(q * np.log(q) ** 2) - entropy**2,
+                "collision_entropies": -np.log(np.sum(q**2)),
+                "margins": p[0] - p[1] if len(p) > 1 else np.nan,
+                "surprisals": -np.log(p[place]),
+                "ranks": place + 1,
+            }
+            found = {name: record[name][step] for name in expected}
+            assert found == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+def test_a_table_of_the_accuracy_experiment_has_no_cosine_and_no_column_that_is_no_quantity(tmp_path):
+    path = write_accuracy_file(tmp_path / "accuracy_exp" / "theirs")
+    for _ in range(2):  # from the measurements, then from tokens.parquet
+        table = results.load_run(path, "theirs", "accuracy_exp")
+        assert list(table) == list(results.load_run(write_study_file(tmp_path / "x" / "y"), "y", "x"))
+        assert table[["cosine", "weighted_cosine", "full_entropy"]].isna().all(axis=None)
+        assert table[["k", "entropy", "surprisal", "rank", "token"]].notna().all(axis=None)
+    assert len(table) == 12 * 20
+
+
+def test_some_records_of_the_accuracy_experiment_are_those_of_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped_records, "EVERY", 50)  # most records are trimmed while others are still to be read
+    folder = tmp_path / "accuracy_exp" / "theirs"
+    every = results.load(write_accuracy_file(folder))
+    table = results.load_run(folder / "output_2025-08-01_10-00.pt", "theirs", "accuracy_exp")
+    assert table["entropy"].tolist() == [value for record in every for value in record["entropies"]]
+    found = results.load_records(folder, [9, 2], ["entropies", "tokens", "top_p_probs"])
+    for index in (9, 2):
+        assert found[index]["entropies"] == every[index]["entropies"]
+        assert found[index]["tokens"].tolist() == every[index]["tokens"].tolist()
+        assert len(found[index]["top_p_probs"]) == 20
+
+
+def test_entropies_and_cosines_that_an_older_file_has_are_kept(tmp_path):
+    path = write_accuracy_file(tmp_path / "accuracy_exp" / "theirs", prompts=3)
+    content = torch.load(path)
+    for record in content.values():
+        record |= {"entropies": [0.5] * 20, "cosines": [0.25] * 20, "model": "m", "correct": "true"}
+    torch.save(content, path)
+    table = results.load_run(path, "theirs", "accuracy_exp")
+    assert set(table["entropy"]) == {0.5}
+    assert set(table.loc[table["k"] > 1, "cosine"]) == {0.25}
+
+
+@pytest.mark.parametrize("content", [{}, {"prompt0": {}}, {"prompt0": 1}, {"first": {"prompt": ""}}, {0: 1}])
+def test_a_dict_of_something_else_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "output_2025-08-01_10-00.pt")
+    with pytest.raises(ValueError, match="is not a measurements file"):
+        results.load(tmp_path / "output_2025-08-01_10-00.pt")
+
+
+def test_tokens_and_probabilities_of_different_lengths_are_refused(tmp_path):
+    path = write_accuracy_file(tmp_path / "accuracy_exp" / "theirs", prompts=3)
+    content = torch.load(path)
+    content["prompt1"]["generated_tokens"] = content["prompt1"]["generated_tokens"][:-1]
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="19 tokens, but probabilities of 20"):
+        results.load(path)

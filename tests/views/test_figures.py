@@ -166,10 +166,11 @@ def test_fitted_curves_and_medians_are_those_of_the_run_that_is_picked():
     lines = fits.compute_lines(RUNS)
     figure = figures.plot_fitted(lines)
     labels = [button.label for button in figure.layout.updatemenus[0].buttons]
-    assert labels == ["model a, gsm8k", "model a, xsum", "model b, xsum", "model a, (all)", "(all), xsum"]
+    runs = ["model a, gsm8k", "model a, xsum", "model b, xsum", "model a, (all)", "(all), xsum"]
+    assert labels == [f"{run}, {bins}" for run in runs for bins in ("equal width", "equal tokens")]
     for button in figure.layout.updatemenus[0].buttons:
-        model, dataset = button.label.split(", ")
-        rows = lines[(lines["Model"] == model) & (lines["Dataset"] == dataset)]
+        model, dataset, bins = button.label.split(", ")
+        rows = lines[(lines["Model"] == model) & (lines["Dataset"] == dataset) & (lines["Bins"] == bins)]
         for place, trace in enumerate(figure.data):
             expected = rows[rows["Curve"] == trace.name]
             np.testing.assert_allclose(button.args[0]["y"][place], expected["y"], atol=6e-5)

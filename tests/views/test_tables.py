@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nucleoscope.stats import correlation, fits
+from nucleoscope.stats import correlation, fits, random_effects
 from nucleoscope.stats.curves import FORMULAS
 from nucleoscope.views import tables
 from synthetic import draw_full
@@ -141,18 +141,50 @@ def test_a_table_for_readers_has_one_heading_row_and_no_numbers_of_rows(statisti
 
 
 def create_coefficients(plain, given):
-    return pd.DataFrame({"Spearman r": plain, "partial Spearman r": given})
+    return pd.DataFrame({"Spearman r": plain, "within-k Spearman r": given})
 
 
 def test_the_sentence_on_coefficients_says_only_what_the_data_show():
     turned = tables.describe_coefficients(create_coefficients([-0.3, -0.2], [0.1, 0.2]))
-    assert "is between −0.30 and −0.20; given the number of candidates it is between 0.10 and 0.20." in turned
+    assert (
+        "is between −0.30 and −0.20; among tokens with equally many candidates it is between 0.10 and 0.20." in turned
+    )
     assert turned.endswith("more entropy goes with *more* similar candidates.")
     assert "*less*" in tables.describe_coefficients(create_coefficients([0.3], [-0.1]))
     assert "even the sign" not in tables.describe_coefficients(create_coefficients([-0.3], [-0.1]))
     mixed = tables.describe_coefficients(create_coefficients([-0.3, -0.2, np.nan], [0.1, -0.1, np.nan]))
     assert mixed.endswith("In 1 of 2 runs even the sign differs.")
     assert "No run" in tables.describe_coefficients(create_coefficients([np.nan], [np.nan]))
+
+
+def test_the_sentence_on_the_rise_counts_runs_and_neither_pools_nor_means_over_models():
+    low = {"m": 0.1, "n": -0.1, "(all)": 0.1, "(random effects)": 0.1}
+    rows = pd.DataFrame({"Model": list(low), "Dataset": "d", "Curve": "free", "rise low": list(low.values())})
+    rows["rise"] = rows["rise low"] + 0.05
+    rows["rise high"] = rows["rise low"] + 0.1 - 0.05
+    text = tables.describe_rise(rows)
+    assert text.startswith("Cosine similarity rises before it falls in 1 of 2 cases")
+    assert text.endswith("in 1 it is clearly lower at the supposed peak.")
+    assert tables.describe_rise(rows.assign(rise=np.nan)).startswith("No run has enough")
+
+
+def test_the_mean_over_models_is_shown_by_data_set_and_empty_without_two_models(statistics):
+    shown = tables.format_models(random_effects.combine_coefficients(statistics))
+    assert shown.index.tolist() == ["gsm8k"]
+    value, low, high = map(float, re.findall(r"-?\d\.\d+", shown.loc["gsm8k", "Spearman r"]))
+    assert low <= value <= high
+    alone = statistics[statistics["Dataset"] == "my_texts"]
+    assert len(tables.format_models(random_effects.combine_coefficients(alone))) == 0
+
+
+def test_a_page_shows_no_p_values_and_the_share_and_design_effect_of_the_tokens(statistics):
+    shown = tables.format_readable(statistics)
+    assert not [name for name in shown if name.endswith(" p")]
+    row = statistics.iloc[0]
+    first = shown.iloc[0]
+    assert first["of all"] == f"{row['tokens with k > 1'] / row['tokens']:.0%}"
+    assert first["design effect"] == round(row["design effect"], 1)
+    assert "design effect" not in tables.format_readable(statistics, "full_entropy")
 
 
 def test_the_published_study_is_compared_only_if_it_has_a_run_in_common():

@@ -56,7 +56,7 @@ def test_every_run_is_analysed_whoever_measured_it_and_a_damaged_one_is_named(tm
 
     fits = pd.read_csv(folder / "fit_stats.csv")
     groups = set(zip(fits["Model"], fits["Dataset"], strict=True))
-    assert groups == {*runs, ("Qwen3-8B", "(all)"), ("(all)", "xsum")}
+    assert groups == {*runs, ("Qwen3-8B", "(all)"), ("(all)", "xsum"), ("(random effects)", "xsum")}
 
     for name in ("correlation", "fits"):
         notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)

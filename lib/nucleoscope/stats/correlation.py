@@ -6,6 +6,10 @@ pair to compare; they are counted and left out.
 Tokens of one prompt depend on each other, so intervals come from resampling prompts, not tokens
 (`bootstrap`). The tables contain p-values because the published study gives them. They treat
 tokens as independent and are therefore usually far too small; rely on the intervals.
+
+"Given k" has two meanings, and both are here. The partial coefficient subtracts a straight line in the ranks of k and
+compares all tokens; the within-k coefficient compares only tokens with equally many candidates. Neither fixes k:
+which tokens have k = 5 is the model's doing. `compute_fixed` takes the k likeliest candidates of every token instead.
 """
 
 import io
@@ -30,6 +34,7 @@ PAIRS = (  # the first is the study's; each of the others replaces one quantity
 )
 PUBLISHED_COLUMNS = ["Model", "Dataset", "Pearson r", "Pearson p", "Spearman r", "Spearman p"]
 COUNTS = ["tokens", "tokens with k > 1", "prompts"]
+RUN_COLUMNS = [*COUNTS, "share with k > 1", "median k", "median entropy", "interval"]  # equal for all pairs of a run
 NEED = 520  # maximum bytes per token in `compute_coefficients`, without the counts of the resamples
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
@@ -43,7 +48,7 @@ def compute_statistics(
     then those of `compute_coefficients`, then the same for the other `PAIRS`, each prefixed with the name of the
     quantity that differs. What cannot be computed is NaN, and ``note`` says why.
 
-    The 15 runs of the study, 10,000 tokens each, take about 25 s on one core, less with more
+    The 15 runs of the study, 10,000 tokens each, take about 11 s on one core, less with more
     ``jobs`` (processes; None means one per core): a resample needs no sorting, only a running sum
     over each sorted column (`bootstrap.Ranks`), and Pearson's coefficient only sums over prompts
     (`bootstrap.compute_pearson`). From `results.StoredTables`, each process reads one run at a time.
@@ -57,10 +62,10 @@ def compute_statistics(
         row: dict[str, Any] = {"Model": model, "Dataset": dataset, **pairs.iloc[0]}
         for (x, y), values in list(pairs.iterrows())[1:]:
             name = y if x == "entropy" else x
-            row |= {f"{name}: {key}": value for key, value in values.items() if key not in (*COUNTS, "note")}
-        row["note"] = "; ".join(dict.fromkeys(note for note in pairs["note"] if note))
+            row |= {f"{name}: {key}": value for key, value in values.items() if key not in (*RUN_COLUMNS, "note")}
+        row["note"] = "; ".join(dict.fromkeys(part for note in pairs["note"] if note for part in note.split("; ")))
         rows.append(row)
-    frame = pd.DataFrame(rows, columns=None if rows else [*PUBLISHED_COLUMNS, *COUNTS, "note"])
+    frame = pd.DataFrame(rows, columns=None if rows else [*PUBLISHED_COLUMNS, *RUN_COLUMNS, "note"])
     others = [name for name in frame.columns if name not in (*PUBLISHED_COLUMNS, "note")]
     return frame[[*PUBLISHED_COLUMNS, *others, "note"]]
 
@@ -78,21 +83,35 @@ def compute_coefficients(
 ) -> pd.DataFrame:
     """Coefficients of some pairs of quantities in one run: one row per pair, indexed by (x, y).
 
-    Columns: tokens, tokens with k > 1, prompts (that have any of those); Pearson r and p, Spearman r
-    and p, with log10 of each p; the mean of the prompts' own Spearman coefficients and how many
-    prompts it is based on (three tokens and some variation are needed); Spearman's coefficient given k
-    (partial, over ranks, so given log k as well); low and high of each, the bounds of its 95 %
-    interval; note. p is text, because a double cannot hold 1e-700.
+    Columns, of the run: tokens; tokens with k > 1, their share, and the medians of their k and entropy; prompts (that
+    have any of those); interval, the kind of all intervals (`bootstrap.PERCENTILE` or, with few prompts,
+    `bootstrap.JACKKNIFE`). Of the pair:
+
+    * Pearson r and p, Spearman r and p, with log10 of each p; p is text, because a double cannot hold 1e-700;
+    * within-prompt Spearman r: the mean of the prompts' own coefficients, and how many prompts it is based on (three
+      tokens and some variation are needed);
+    * partial Spearman r: given k (over ranks, so given log k as well), by subtracting a line in the ranks of k;
+    * within-k Spearman r: given k, comparing only tokens of equal k (`bootstrap.compute_spearman` with k as stratum),
+      and how many tokens have a partner with the same k; its interval is always a jackknife's, because a resample has
+      some tokens twice, and so weighs small strata differently from the data;
+    * low and high of each: the bounds of its 95 % interval;
+    * design effect: the variance of Spearman's r divided by what it would be if tokens were independent (Kish 1965);
+      tokens divided by it are worth as many independent ones;
+    * note: what is missing and why.
     """
     names = list(dict.fromkeys([*(name for pair in pairs for name in pair), "k"]))
     chosen = select_choices(
         table[list(dict.fromkeys([*names, "entropy", "cosine", "prompt"]))]
     )  # few columns save memory
-    finite = chosen[np.isfinite(chosen[["entropy", "cosine"]]).all(axis=1)]
+    needed = [name for name in ("entropy", "cosine") if not chosen[name].isna().all()]
+    finite = chosen[np.isfinite(chosen[needed]).all(axis=1)]
     notes = {name: note for name in names if (note := _find_defect(finite[name], name))}
     prompt, labels = pd.factorize(finite["prompt"])
     general = _find_shortage(len(finite), len(labels))
     head = {"tokens": len(table), "tokens with k > 1": len(chosen), "prompts": len(labels)}
+    head["share with k > 1"] = len(chosen) / len(table) if len(table) else np.nan
+    head |= {f"median {name}": float(chosen[name].median()) for name in ("k", "entropy")}
+    head["interval"] = "" if general else bootstrap.choose_interval(len(labels))
     columns = [name for name in names if name not in notes]
     sample = None if general else _Sample(finite[columns].astype(float), prompt, resamples, seed)
     left_out = len(chosen) - len(finite)
@@ -106,6 +125,48 @@ def compute_coefficients(
     return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(pairs, names=["x", "y"]))
 
 
+def compute_fixed(
+    variants: pd.DataFrame,
+    table: pd.DataFrame | None = None,
+    x: str = "entropy",
+    y: str = "cosine",
+    geometry: str = "raw",
+    resamples: int = bootstrap.RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Coefficients at a fixed number of candidates: one row per variant of the sets, indexed by its name.
+
+    variants: one row per token and variant, with columns prompt, step, candidates (such as "top-k 5"), geometry, k and
+    quantities. Only rows of this ``geometry`` are used, and of these the variants in which every token has the same k,
+    at least two. ``x`` is taken from ``table`` (one row per token, with prompt and step), such as the entropy of the
+    whole distribution, and without one from the variant itself; ``y`` is the variant's. Columns as in
+    `compute_coefficients`, and the variant's k before them; coefficients given k are missing, because k is constant.
+    ValueError names a missing column.
+    """
+    needed = {"prompt", "step", "candidates", "geometry", "k", y, *([] if table is not None else [x])}
+    if lacking := sorted(needed - set(variants)) or sorted(
+        {"prompt", "step", x} - set(variants if table is None else table)
+    ):
+        raise ValueError(f"the table of variants or of tokens has no column {lacking[0]}")
+    rows = {}
+    for name, part in variants[variants["geometry"] == geometry].groupby("candidates", sort=False, observed=True):
+        k = part["k"].to_numpy()
+        if not len(k) or k.min() != k.max() or k[0] < 2:
+            continue
+        columns = part[["prompt", "step", "k", y, *([] if table is not None else [x])]]
+        if table is not None:
+            columns = columns.merge(table[["prompt", "step", x]], on=["prompt", "step"], validate="one_to_one")
+        # The columns that decide which tokens are complete are named entropy and cosine.
+        both = columns.rename(columns={x: "entropy", y: "cosine"})
+        found = compute_coefficients(both, resamples=resamples, seed=seed).iloc[0]
+        unsaid = [part for part in found["note"].split("; ") if part and not part.startswith("no coefficient given k")]
+        rows[name] = {"candidates": name, "fixed k": int(k[0])} | found.to_dict() | {"note": "; ".join(unsaid)}
+    names = ["candidates", "fixed k", *RUN_COLUMNS, *_list_names(), "note"]
+    return (
+        pd.DataFrame(list(rows.values()), columns=names).set_index("candidates").sort_values("fixed k", kind="stable")
+    )
+
+
 def load_published() -> pd.DataFrame:
     """The published study's 15 rows, from published_correlations.csv, which names their source."""
     text = resources.files("nucleoscope.stats").joinpath("published_correlations.csv").read_text(encoding="utf-8")
@@ -115,9 +176,8 @@ def load_published() -> pd.DataFrame:
 def compute_log10_p(r: float, n: int) -> float:
     """log10 of the two-sided p of a coefficient r of n independent pairs, however small p is.
 
-    Student's t test with n - 2 degrees of freedom, as in scipy's pearsonr and spearmanr. If p is too small
-    for a double, it is computed as the incomplete beta function I_x(a, 1/2) with x = 1 - r^2 and
-    a = n/2 - 1, by its hypergeometric series (DLMF 8.17.8 and 15.8.1), whose terms decrease like x / (a r^2).
+    Student's t test with n - 2 degrees of freedom, as in scipy's pearsonr and spearmanr. Where p is too small for a
+    double, scipy's integration in logarithms takes over: 1 - r^2 has a beta distribution with a = n/2 - 1 and b = 1/2.
     """
     if not abs(r) < 1:  # also NaN
         return np.nan if np.isnan(r) else -np.inf
@@ -125,9 +185,10 @@ def compute_log10_p(r: float, n: int) -> float:
     p = 2 * stdtr(n - 2, -abs(r) * np.sqrt((n - 2) / x))
     if p > 1e-290:
         return float(np.log10(p))
-    k = np.arange(20)
-    series = np.cumprod(np.r_[1, -(k + 0.5) / (a + 1 + k) * x / r**2]).sum()
-    return float((a * np.log(x) - np.log(abs(r)) - np.log(a) - betaln(a, 0.5) + np.log(series)) / np.log(10))
+    from scipy.integrate import tanhsinh  # a quarter of a second
+
+    tail = tanhsinh(lambda u: (a - 1) * np.log(u) - np.log1p(-u) / 2, 0, x, log=True)
+    return float((tail.integral - betaln(a, 0.5)) / np.log(10))
 
 
 def format_power_of_ten(log10: float, digits: int = 6) -> str:
@@ -144,7 +205,8 @@ def format_power_of_ten(log10: float, digits: int = 6) -> str:
 def _list_names() -> list[str]:
     tests = [f"{kind} {part}" for kind in ("Pearson", "Spearman") for part in ("r", "p", "low", "high", "log10 p")]
     within = [f"within-prompt Spearman {part}" for part in ("r", "low", "high", "prompts")]
-    return [*tests, *within, *(f"partial Spearman {part}" for part in ("r", "low", "high"))]
+    given = [f"{kind} Spearman {part}" for kind in ("partial", "within-k") for part in ("r", "low", "high")]
+    return [*tests, *within, *given, "within-k Spearman tokens", "design effect"]
 
 
 def _find_defect(column: pd.Series, name: str) -> str:
@@ -162,40 +224,62 @@ def _find_shortage(tokens: int, prompts: int) -> str:
 
 
 class _Sample:
-    """The columns of one run, in the data and in every resample: 0 is the data, 1... the resamples."""
+    """The columns of one run, in the data and in every resample: 0 is the data, 1... the resamples.
+
+    With few prompts, a resample is the data without one prompt, each in turn.
+    """
 
     def __init__(self, columns: pd.DataFrame, prompt: np.ndarray, resamples: int, seed: int):
         self.columns, self.prompt, self.prompts = columns, prompt, int(prompt.max()) + 1
         self.place = {name: i for i, name in enumerate(columns)}
-        once = np.ones((1, self.prompts), dtype=np.int32)
-        self.counts = np.concatenate([once, bootstrap.draw_counts(self.prompts, resamples, seed)])
-        self.spearman = bootstrap.compute_spearman(columns.to_numpy(), prompt, self.counts)
-        self.pearson = bootstrap.compute_pearson(columns.to_numpy(), prompt, self.counts)
+        self.interval = bootstrap.choose_interval(self.prompts)
+        drawn = bootstrap.draw_counts(self.prompts, resamples, seed)
+        if self.interval == bootstrap.JACKKNIFE:
+            drawn = bootstrap.leave_out_groups(self.prompts)
+        self.counts = np.concatenate([np.ones((1, self.prompts), dtype=np.int32), drawn])
+        values = columns.to_numpy()
+        self.spearman = bootstrap.compute_spearman(values, prompt, self.counts)
+        self.pearson = bootstrap.compute_pearson(values, prompt, self.counts)
+        if "k" in columns:
+            k = values[:, self.place["k"]]
+            _, sizes = np.unique(k, return_counts=True)
+            self.partners = int(sizes[sizes > 1].sum())
+            counts = np.concatenate([self.counts[:1], bootstrap.leave_out_groups(self.prompts, seed=seed)])
+            self.within_k = bootstrap.compute_spearman(values, prompt, counts, stratum=k)
 
-    def compute_pair(self, x: str, y: str, no_partial: str | None) -> dict[str, Any]:
+    def compute_pair(self, x: str, y: str, no_k: str | None) -> dict[str, Any]:
         """The statistics of `compute_coefficients` for one pair."""
-        row = {}
+        row, (i, j) = {}, (self.place[x], self.place[y])
         for kind, matrices in (("Pearson", self.pearson), ("Spearman", self.spearman)):
-            row |= self._add_bounds(kind, matrices[:, self.place[x], self.place[y]])
+            row |= self._add_bounds(kind, matrices[:, i, j])
             row[f"{kind} log10 p"] = compute_log10_p(row[f"{kind} r"], len(self.prompt))
             row[f"{kind} p"] = format_power_of_ten(row[f"{kind} log10 p"])
         means, used = self._compute_within(x, y)
         row |= self._add_bounds("within-prompt Spearman", means) | {"within-prompt Spearman prompts": used}
-        partial = np.full(len(self.counts), np.nan) if no_partial else self._compute_partial(x, y)
-        row |= self._add_bounds("partial Spearman", partial)
+        unknown = np.full(len(self.counts), np.nan)
+        row |= self._add_bounds("partial Spearman", unknown if no_k else self._compute_partial(x, y))
+        within_k = unknown if no_k else self.within_k[:, i, j]
+        row |= self._add_bounds("within-k Spearman", within_k, bootstrap.JACKKNIFE)
+        row["within-k Spearman tokens"] = 0 if no_k else self.partners
+        row["design effect"] = compute_design_effect(
+            self.columns[x].to_numpy(), self.columns[y].to_numpy(), self.prompt
+        )
         return {name: row[name] for name in _list_names()}
 
-    def list_notes(self, row: dict[str, Any], no_partial: str | None) -> list[str]:
+    def list_notes(self, row: dict[str, Any], no_k: str | None) -> list[str]:
         """What is missing in a row of `pair`, and what a reader should know about it."""
-        notes = [f"no partial coefficient: {no_partial}"] if no_partial else []
+        notes = [f"no coefficient given k: {no_k}"] if no_k else []
         if not row["within-prompt Spearman prompts"]:
             notes.append("no prompt has three tokens that differ")
-        if self.prompts < 20:
-            notes.append(f"intervals from {self.prompts} prompts are too narrow")
+        if self.interval == bootstrap.JACKKNIFE:
+            notes.append(f"intervals are {self.interval}, because there are only {self.prompts} prompts")
         return notes
 
-    def _add_bounds(self, kind: str, values: np.ndarray) -> dict[str, float]:
-        low, high = bootstrap.compute_interval(values[1:])
+    def _add_bounds(self, kind: str, values: np.ndarray, interval: str = "") -> dict[str, float]:
+        if (interval or self.interval) == bootstrap.JACKKNIFE:
+            low, high = bootstrap.compute_jackknife_interval(values[0], values[1:])
+        else:
+            low, high = bootstrap.compute_interval(values[1:])
         return {f"{kind} r": float(values[0]), f"{kind} low": float(low), f"{kind} high": float(high)}
 
     def _compute_partial(self, x: str, y: str) -> np.ndarray:
@@ -222,3 +306,37 @@ class _Sample:
             total = drawn.sum(axis=1)
             means.append(drawn @ each / np.where(total, total, np.nan))
         return np.concatenate(means), len(each)
+
+
+def compute_design_effect(x: np.ndarray, y: np.ndarray, prompt: np.ndarray) -> float:
+    """The variance of Spearman's coefficient with prompts drawn at random, divided by that with tokens drawn.
+
+    x, y: (n,); prompt: (n,), the prompts' numbers 0, 1, ...; at least two prompts. Both variances are those of the
+    coefficient's linearisation: sums of its influence function (Croux and Dehon, "Influence functions of the Spearman
+    and Kendall correlation measures", Statistical Methods and Applications 19, 2010), over prompts or over tokens.
+    NaN if the coefficient is undefined or its influence function is zero.
+    """
+    n = len(x)
+    u, v = ((pd.Series(column).rank().to_numpy() - (n + 1) / 2) / n for column in (x, y))
+    # How much the others' ranks change with a token: every other token above it gains a rank, ties half a rank.
+    gains = sum(_sum_above(ours, theirs) for ours, theirs in ((u, v), (v, u))) / n
+    own = u * v
+    spread = [column @ column / n for column in (u, v)]
+    if min(spread) <= 0:
+        return np.nan
+    covariance = own.mean()
+    r = covariance / np.sqrt(spread[0] * spread[1])
+    influence = (own + gains) / np.sqrt(spread[0] * spread[1])
+    for column, variance in ((u, spread[0]), (v, spread[1])):
+        influence -= r / 2 * (column**2 + 2 * _sum_above(column, column) / n) / variance
+    influence -= influence.mean()
+    independent = np.sum(influence**2)
+    sums = np.bincount(prompt, influence)
+    return float(len(sums) / (len(sums) - 1) * np.sum(sums**2) / independent) if independent > 1e-12 * n else np.nan
+
+
+def _sum_above(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """For each token, the sum of the values of the tokens with greater keys, and half of those with equal keys."""
+    _, group = np.unique(keys, return_inverse=True)
+    totals = np.bincount(group, values)
+    return (values.sum() - np.cumsum(totals) + totals / 2)[group]

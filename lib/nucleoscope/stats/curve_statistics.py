@@ -1,61 +1,103 @@
 """Measures how well each curve fits one sample of tokens.
 
 Contract: arrays of tokens, each with the number of its prompt; no tables of runs, no files. The
-curves (`curves`) are fitted to the medians of 50 equal-width bins (`bootstrap.Bins`); resamples and
-folds consist of whole prompts and use the bins of all tokens. `fits.fit` explains the numbers.
+curves (`curves`) are fitted to the medians of 50 bins (`bootstrap.Bins`), weighted by what resamples say of their
+variances; resamples and folds consist of whole prompts and use the bins of all tokens. `fits.fit` explains the numbers.
 """
 
 import numpy as np
 from scipy.interpolate import BSpline
+from scipy.special import stdtrit
 from statsmodels.regression.linear_model import OLS  # statsmodels.api takes as long again to import
 from statsmodels.tools import add_constant
 
 from nucleoscope.stats import bootstrap, curves
 
 FOLDS = 10  # number of groups of prompts for the error on held-out prompts
+LEAST_FOLDS = 5  # minimum of those in which the rise can be measured
 CLEARLY = 2  # number of standard errors by which a curve must be better than a constant
 LEAST_BINS = 8  # minimum of non-empty bins: at most five numbers are fitted, including the error
+WEIGHING = 200  # resamples for the variances of the medians: they know a standard error to 5 %
+RELIABLE = 10  # minimum of tokens in a bin whose median's variance is estimated from its own resamples
+REACH = 1.5  # bins: the standard deviation of the kernel that smooths these variances
 ROWS = 1 << 17  # rows of a spline's design matrix in memory at once
 
 
-def find_shortage(x: np.ndarray, y: np.ndarray, prompt: np.ndarray) -> str:
-    """Why no curve can be fitted to a sample x, y, prompt (n,); "" if one can."""
+def find_shortage(x: np.ndarray, y: np.ndarray, prompt: np.ndarray, equal: str = bootstrap.WIDTH) -> str:
+    """Why no curve can be fitted to a sample x, y, prompt (n,) with such bins; "" if one can."""
     if len(x) < 3:
         return "fewer than three tokens with k > 1"
     if len(np.unique(prompt)) == 1:
         return "only one prompt has tokens with k > 1"
     if bootstrap.is_constant(x) or bootstrap.is_constant(y):
         return "entropy or cosine is constant"
-    bins = np.count_nonzero(np.histogram(x, bootstrap.BINS)[0])
+    bins = np.count_nonzero(bootstrap.Bins(x, y, prompt, equal=equal).count)
     return f"only {bins} bins contain tokens; {LEAST_BINS} are needed" if bins < LEAST_BINS else ""
+
+
+def compute_token_variances(bins: bootstrap.Bins) -> np.ndarray:
+    """How much one token of each bin is worth: the variance of the bin's median times its tokens, (bins,).
+
+    The variance is that over resampled prompts. One bin's own estimate is noisy, and 0 where few tokens or ties leave
+    the median where it is; so it is averaged over the bins around, by tokens, from bins with `RELIABLE` tokens. The
+    weight of a median is the number of tokens divided by this. Weights by tokens alone would be right if all tokens
+    scattered alike; cosine scatters six times as much where entropy is small. All are scaled so that weights sum to
+    the tokens; where no median ever moves, all are 1. The resamples are always the same, so that a curve is too.
+    """
+    prompts = int(bins.prompt.max()) + 1
+    sizes, medians = bins.compute_sizes_and_medians(bootstrap.draw_counts(prompts, WEIGHING))
+    there = (sizes > 0).sum(axis=0)
+    usable = (bins.count >= RELIABLE) & (there > 0.95 * WEIGHING)
+    if not usable.any():
+        return np.ones(len(bins.count))
+    values = np.zeros(len(bins.count))
+    values[usable] = bins.count[usable] * np.nanvar(medians[:, usable], axis=0)
+    place = np.arange(len(values))
+    distances = np.abs(place[:, None] - place[usable])
+    distances = np.maximum(distances - distances.min(axis=1, keepdims=True), 0)  # far from all, the nearest ones count
+    kernel = np.exp(-((distances / REACH) ** 2) / 2) * bins.count[usable]
+    smooth = kernel @ values[usable] / kernel.sum(axis=1)
+    smooth = np.maximum(smooth, 1e-3 * smooth.max())
+    if not smooth.max() > 0:
+        return np.ones(len(bins.count))
+    return smooth * np.sum(bins.count / smooth) / bins.count.sum()
 
 
 class Sample:
     """One sample of tokens with its bins, in the data, in every resample, and without each fold.
 
-    x, y: (n,), finite; prompt: (n,), any integers that identify the prompts. `find_shortage` must return ""
-    for them. ValueError if ``resamples`` is less than one. ``seed`` determines the resamples and which
-    prompts form a fold: ``fold`` (prompts,), in the order of their numbers. ``data`` contains (sizes,
-    medians) of the bins, ``without`` such a pair for the tokens outside each fold, ``drawn`` one for
-    each resample.
+    x, y: (n,), finite; prompt: (n,), any integers that identify the prompts; ``equal``: the kind of bins.
+    `find_shortage` must return "" for them. ValueError if ``resamples`` is less than one. ``seed`` determines the
+    resamples and which prompts form a fold: ``fold`` (prompts,), in the order of their numbers. ``data`` contains
+    (weights, medians) of the bins, ``without`` such a pair for the tokens outside each fold, ``drawn`` one (B, bins)
+    for all resamples. A bin without tokens has weight 0.
     """
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, prompt: np.ndarray, resamples: int, seed: int):
+    def __init__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        prompt: np.ndarray,
+        resamples: int,
+        seed: int,
+        equal: str = bootstrap.WIDTH,
+    ):
         _, self.prompt = np.unique(prompt, return_inverse=True)
         self.x, self.y, prompts = x, y, int(self.prompt.max()) + 1
-        self.bins = bootstrap.Bins(x, y, self.prompt)
-        once = np.ones((1, prompts), dtype=np.int64)
+        self.bins = bootstrap.Bins(x, y, self.prompt, equal=equal)
+        variances = compute_token_variances(self.bins)
         self.fold = np.random.default_rng(seed).permutation(prompts) % min(FOLDS, prompts)  # (prompts,)
         kept = (self.fold != np.arange(self.fold.max() + 1)[:, None]).astype(np.int64)  # (folds, prompts)
-        (self.data,), self.without, self.drawn = (
-            list(zip(*self.bins.compute_sizes_and_medians(counts), strict=True))
-            for counts in (once, kept, bootstrap.draw_counts(prompts, resamples, seed))
-        )
 
+        def weigh(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            sizes, medians = self.bins.compute_sizes_and_medians(counts)
+            return sizes / variances, medians
+
+        self.data = tuple(rows[0] for rows in weigh(self.bins.count_once()))
+        self.without = list(zip(*weigh(kept), strict=True))
+        self.drawn = weigh(bootstrap.draw_counts(prompts, resamples, seed))
         self.fits = {kind: self._fit(kind, self.data) for kind in curves.FORMULAS}
-        self.constant = self._compute_held_out(
-            "constant", self.fits["constant"]
-        )  # one number per token: two at most exist
+        self.constant = self._compute_held_out("constant")  # one number per token: two at most exist
         self.aicc = {kind: _compute_aicc(*self._compute_error(curve), curve.free) for kind, curve in self.fits.items()}
 
     def compute_row(self, kind: str) -> dict[str, object]:
@@ -63,7 +105,7 @@ class Sample:
 
         delta AICc is still the AICc itself. A rejected curve has no parameters, and a note that says why.
         """
-        curve, errors = self.fits[kind], self._compute_held_out(kind, self.fits[kind])
+        curve, errors = self.fits[kind], self._compute_held_out(kind)
         refused, error = self._find_refusal(kind, errors), float(errors.mean())
         del errors
         left, bins = self._compute_error(curve)
@@ -77,21 +119,23 @@ class Sample:
             notes.append(self._locate(curve))
             found, doubtful = self._compute_parameters(kind, curve)
             row |= found | self._fit_linear(curve(self.x))
-            if doubtful > 0.05 * len(self.drawn) and not curve.note:
-                notes.append(f"{doubtful} of {len(self.drawn)} resamples ended on a bound or without a fit")
+            resamples = len(self.drawn[0])
+            if doubtful > 0.05 * resamples and not curve.note:
+                notes.append(f"{doubtful} of {resamples} resamples ended on a bound or without a fit")
             row["before peak"] = np.nan if np.isnan(curve.peak) else float(np.mean(self.x < curve.peak))
+        row |= self.compute_rise() if kind == "free" else {}  # also of a curve that is rejected: it may be negative
         return row | {"note": "; ".join(filter(None, notes))}
 
     def _compute_error(self, curve: curves.Fit) -> tuple[float, int]:
         """The weighted squared error of a curve on the medians, and the number of medians."""
-        sizes, medians = self.data
-        used = sizes > 0
+        weights, medians = self.data
+        used = weights > 0
         squares = (medians[used] - curve(self.bins.centers[used])) ** 2
-        return float(np.sum(sizes[used] * squares)), int(used.sum())
+        return float(np.sum(weights[used] * squares)), int(used.sum())
 
     def _find_refusal(self, kind: str, errors: np.ndarray) -> str:
         """Why a curve is not better than a constant, or an empty string."""
-        if kind == "constant" or self.fits[kind].note == curves.FAILED:
+        if kind == "constant":
             return ""
         reasons = [] if self.aicc[kind] < self.aicc["constant"] or kind == "free" else ["by AICc"]
         gain = self.constant - errors
@@ -99,41 +143,74 @@ class Sample:
             reasons.append("by more than two standard errors on held-out prompts")
         return f"not better than a constant {' or '.join(reasons)}" if reasons else ""
 
-    def _fit(self, kind: str, medians: tuple[np.ndarray, np.ndarray], start: curves.Fit | None = None) -> curves.Fit:
-        sizes, values = medians
-        used = sizes > 0
+    def _fit(self, kind: str, medians: tuple[np.ndarray, np.ndarray]) -> curves.Fit:
+        weights, values = medians
+        used = weights > 0
         if used.sum() < LEAST_BINS:
             return curves.Fit(lambda at: np.full(at.shape, np.nan), 0)
-        return curves.fit(kind, self.bins.centers[used], values[used], sizes[used], start)
+        return curves.fit(kind, self.bins.centers[used], values[used], weights[used])
 
     def _compute_parameters(self, kind: str, curve: curves.Fit) -> tuple[dict[str, float], int]:
-        """Parameters and peak with their intervals, from the fits to all resamples; how many of the fits failed."""
-        names = [*curve.parameters, *([] if np.isnan(curve.peak) else ["peak"])]
-        if not names:
+        """Parameters and peak with their intervals, from the fits to all resamples; how many of these are doubtful."""
+        found = curve.parameters | ({} if np.isnan(curve.peak) else {"peak": curve.peak})
+        if not found:
             return {}, 0
-        refits = [self._fit(kind, medians, curve) for medians in self.drawn]
-        values = np.array(
-            [[{**refit.parameters, "peak": refit.peak}.get(name, np.nan) for name in names] for refit in refits]
-        )
+        weights, medians = self.drawn
+        enough = (weights > 0).sum(axis=1) >= LEAST_BINS
+        values = np.full((len(weights), len(found)), np.nan)
+        doubtful = int((~enough).sum())
+        used = self.data[0] > 0
+        if enough.any():
+            each = curves.fit_each(kind, self.bins.centers[used], medians[enough][:, used], weights[enough][:, used])
+            values[enough] = np.stack([each[name] for name in found], axis=1)
+            flags = [each[name] for name in each if name.endswith("on a bound")]
+            doubtful += int(np.any(flags, axis=0).sum()) if flags else 0
         lows, highs = bootstrap.compute_interval(values)
-        found = {**curve.parameters, "peak": curve.peak}
         bounded = {
             f"{name}{part}": float(value)
-            for name, low, high in zip(names, lows, highs, strict=True)
+            for name, low, high in zip(found, lows, highs, strict=True)
             for part, value in (("", found[name]), (" low", low), (" high", high))
         }
-        return bounded, sum(bool(refit.note) or not refit.free for refit in refits)
+        return bounded, doubtful
+
+    def compute_rise(self) -> dict[str, float]:
+        """How much cosine rises before it falls, and a 95 % interval; missing if too few tokens show it.
+
+        The highest of some noisy medians is above the first one even if nothing rises. So the free curve is fitted
+        without a fold, and the medians of that fold's tokens at the curve's peak and at its first level are compared:
+        the difference can be negative, and its mean is 0 where the curve is flat. The interval is that of Student's t
+        over the folds. The bump is no help here: it rises from x = 0 whatever the medians do.
+        """
+        place, found = np.repeat(np.arange(len(self.bins.count)), self.bins.count), []
+        fold = self.fold[self.bins.prompt]
+        for number, (weights, medians) in enumerate(self.without):
+            used = np.flatnonzero(weights > 0)
+            levels = self._fit("free", (weights, medians))(self.bins.centers[used])
+            if levels[0] == levels.max():
+                found.append(0.0)
+                continue
+            top, first = (
+                self.bins.y[(fold == number) & np.isin(place, used[levels == level])]
+                for level in (levels.max(), levels[0])
+            )
+            if len(top) and len(first):
+                found.append(np.median(top) - np.median(first))
+        if len(found) < LEAST_FOLDS:
+            return {}
+        margin = stdtrit(len(found) - 1, (1 + bootstrap.LEVEL) / 2) * np.std(found, ddof=1) / np.sqrt(len(found))
+        rise = float(np.mean(found))
+        return {"rise": rise, "rise low": rise - margin, "rise high": rise + margin}
 
     def _locate(self, curve: curves.Fit) -> str:
         inside = np.isnan(curve.peak) or self.bins.edges[0] <= curve.peak <= self.bins.edges[-1]
         return "" if inside else "peak outside the data"
 
-    def _compute_held_out(self, kind: str, start: curves.Fit) -> np.ndarray:
+    def _compute_held_out(self, kind: str) -> np.ndarray:
         """Absolute errors (n,) over the tokens of each fold, of the curve fitted to the other folds."""
         errors = np.empty(len(self.x))
         for fold, medians in enumerate(self.without):
             held = self.fold[self.prompt] == fold
-            errors[held] = np.abs(self.y[held] - self._fit(kind, medians, start)(self.x[held]))
+            errors[held] = np.abs(self.y[held] - self._fit(kind, medians)(self.x[held]))
         return errors
 
     def _fit_linear(self, values: np.ndarray) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Fits curves of cosine over entropy to a table of tokens, and reports how much they explain.
 
 Contract: tables as returned by `results.load_table`; no files, no figures. Tokens with k = 1 are
-left out. Curves (`curves`) are fitted to the medians of 50 equal-width bins, weighted by their tokens;
-empty bins are left out. Intervals come from resampled prompts: same bins, same fit (`sample`).
+left out. Curves (`curves`) are fitted to the medians of 50 bins, of equal width as in the study and with equally many
+tokens, weighted by the inverse of the medians' variances; empty bins are left out. Intervals come from resampled
+prompts: same bins, same fit (`curve_statistics`).
 """
 
 from collections.abc import Mapping
@@ -11,12 +12,20 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from nucleoscope.stats import bootstrap, curves
-from nucleoscope.stats.curve_statistics import Sample, compute_explainable, find_shortage
+from nucleoscope.stats import bootstrap, curves, random_effects
+from nucleoscope.stats.curve_statistics import (
+    FOLDS,
+    Sample,
+    compute_explainable,
+    compute_token_variances,
+    find_shortage,
+)
+from nucleoscope.stats.random_effects import RANDOM
 from nucleoscope.store.results import count_tokens, select, select_choices
 
 POOLED = "(all)"  # replaces the model or data set in the rows of a pool; not a valid name of either
-PARAMETERS = ("a", "b", "c", "s", "m")
+PARAMETERS = ("a", "b", "c")
+BINS = (bootstrap.WIDTH, bootstrap.TOKENS)  # what bins have in common
 NEED = 160  # maximum bytes per token in `fit`, without the counts of the resamples
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
@@ -29,16 +38,18 @@ def fit_all(
     seed: int = 0,
     jobs: int | None = 1,
 ) -> pd.DataFrame:
-    """Every curve on every run and pool of runs: one row each, from {(model, dataset): tokens}.
+    """Every curve on every run and pool of runs, with both kinds of bins, from {(model, dataset): tokens}.
 
     See `fit` for the columns; ``Model`` and ``Dataset`` come first. A pool contains the runs of one
     model or of one data set, with "(all)" for the other; a pool of a single run would equal that run and has
     no rows. Prompts of one data set are assumed to be the same for every model, number by number, so a
-    resample draws a prompt with all its continuations.
+    resample draws a prompt with all its continuations. Rows with the model "(random effects)" follow for data
+    sets with several models: the parameters' means over models, with intervals that cover how much models differ
+    (`random_effects`), of curves that at least two models accept.
 
-    The 15 runs of the study and their 8 pools take about 35 s on two cores (``jobs`` are processes;
+    The 15 runs of the study and their 8 pools take about 20 s on two cores (``jobs`` are processes;
     None means one per core): the medians of a resample cost one running sum and one search
-    (`bootstrap.Bins`), and a fit that starts from the fit to the data takes a fraction of a millisecond.
+    (`bootstrap.Bins`), and curves are fitted to all resamples at once (`curves.fit_each`).
     From `results.StoredTables`, each process reads the runs of one pool at a time.
     """
     groups = _list_groups(tables)
@@ -51,32 +62,51 @@ def fit_all(
     for (model, dataset), part in zip(groups, parts, strict=True):
         part.insert(0, "Model", model)
         part.insert(1, "Dataset", dataset)
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["Model", "Dataset", "Curve"])
+    if not parts:
+        return pd.DataFrame(columns=["Model", "Dataset", "Bins", "Curve"])
+    frame = pd.concat(parts, ignore_index=True)
+    return pd.concat([frame, *_combine_models(frame)], ignore_index=True)
 
 
 def compute_lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 80) -> pd.DataFrame:
-    """The fitted curves of `fit_all` as points to draw: Model, Dataset, Curve, x, y, tokens.
+    """The fitted curves of `fit_all` as points to draw: Model, Dataset, Bins, Curve, x, y, tokens, weight.
 
-    The medians they are fitted to come first, as a curve of that name, with their tokens.
+    The medians they are fitted to come first, as a curve of that name, with their tokens and their share of the weight.
     """
     parts = []
     for (model, dataset), group in _list_groups(tables).items():
         *columns, _ = _collect_sample(select(tables, group, {"prompt", "k", x, y}), x, y)
-        if find_shortage(*columns):
-            continue
-        bins = bootstrap.Bins(*columns)
-        used = bins.count > 0
-        center, median, count = bins.centers[used], bins.compute_medians()[used], bins.count[used]
-        at, head = np.linspace(center[0], center[-1], points), {"Model": model, "Dataset": dataset}
-        parts.append(pd.DataFrame({**head, "Curve": "medians", "x": center, "y": median, "tokens": count}))
-        for kind in curves.FORMULAS:
-            curve = curves.fit(kind, center, median, count)
-            parts.append(pd.DataFrame({**head, "Curve": kind, "x": at, "y": curve(at), "tokens": np.nan}))
-    return (
-        pd.concat(parts, ignore_index=True)
-        if parts
-        else pd.DataFrame(columns=["Model", "Dataset", "Curve", "x", "y", "tokens"])
-    )
+        for equal in BINS:
+            if find_shortage(*columns, equal):
+                continue
+            bins = bootstrap.Bins(*columns, equal=equal)
+            used = bins.count > 0
+            weight = bins.count[used] / compute_token_variances(bins)[used]
+            center, median, count = bins.centers[used], bins.compute_medians()[used], bins.count[used]
+            at, head = np.linspace(center[0], center[-1], points), {"Model": model, "Dataset": dataset, "Bins": equal}
+            medians = {"Curve": "medians", "x": center, "y": median, "tokens": count, "weight": weight / weight.sum()}
+            parts.append(pd.DataFrame({**head, **medians}))
+            for kind in curves.FORMULAS:
+                curve = curves.fit(kind, center, median, weight)
+                parts.append(pd.DataFrame({**head, "Curve": kind, "x": at, "y": curve(at), "tokens": np.nan}))
+    names = ["Model", "Dataset", "Bins", "Curve", "x", "y", "tokens", "weight"]
+    return pd.concat(parts, ignore_index=True)[names] if parts else pd.DataFrame(columns=names)
+
+
+def _combine_models(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows of random effects: one per data set, kind of bins and curve for which two models have a number."""
+    rows, runs = [], frame[(frame["Model"] != POOLED) & (frame["Dataset"] != POOLED)]
+    for (dataset, equal, curve), part in runs.groupby(["Dataset", "Bins", "Curve"], sort=False):
+        row = {"Model": RANDOM, "Dataset": dataset, "Bins": equal, "Curve": curve, **_build_blank()}
+        row |= {"formula": part["formula"].iloc[0], "tokens": part["tokens"].sum(), "prompts": part["prompts"].max()}
+        for name in (*PARAMETERS, "peak", "rise"):
+            bounds = part[f"{name} low"], part[f"{name} high"]
+            degrees = FOLDS - 1 if name == "rise" else np.inf
+            found = random_effects.combine(part[name], random_effects.compute_errors(*bounds, degrees))
+            row |= {name: found.mean, f"{name} low": found.low, f"{name} high": found.high}
+        if np.isfinite([row[name] for name in (*PARAMETERS, "peak", "rise")]).any():
+            rows.append(row)
+    return [pd.DataFrame(rows)[[*frame.columns]].astype(frame.dtypes)] if rows else []
 
 
 def _fit_group(runs: Tables, x: str, y: str, resamples: int, seed: int) -> pd.DataFrame:
@@ -86,8 +116,9 @@ def _fit_group(runs: Tables, x: str, y: str, resamples: int, seed: int) -> pd.Da
 def _list_groups(tables: Tables) -> dict[tuple[str, str], list[tuple[str, str]]]:
     """The runs, then the pools of several runs of one model, then of one data set; each with its runs' names."""
     groups = {key: [key] for key in sorted(tables)}
-    if any(POOLED in key for key in groups):
-        raise ValueError(f"a model or data set is named '{POOLED}', which is reserved for pools: rename its folder")
+    for name in (POOLED, RANDOM):
+        if any(name in key for key in groups):
+            raise ValueError(f"a model or data set is named '{name}', which is reserved for several: rename its folder")
     for place in (0, 1):
         for name in sorted({key[place] for key in tables}):
             runs = [key for key in sorted(tables) if key[place] == name]
@@ -125,13 +156,14 @@ def fit(
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Fits every curve to one sample of tokens: x, y, prompt (n,) -> one row per curve.
+    """Fits every curve to one sample of tokens: x, y, prompt (n,) -> one row per kind of bins and curve.
 
     Columns, besides the counts:
 
-    * a, b, c, s, m: the parameters of the formula (`curves.FORMULAS`), and peak, where the curve is
+    * a, b, c: the parameters of the formula (`curves.FORMULAS`), and peak, where the curve is
       highest, each with the bounds of its 95 % interval (low, high); before peak, the share of the
-      tokens left of it;
+      tokens left of it; of the free curve, rise: how much it rises before the peak, on prompts that it was not
+      fitted to (`Sample.compute_rise`);
     * R2 (medians): the explained share of the medians' variance, weighted like the fit; delta AICc: AICc of the
       fit, for Gaussian errors, minus that of the best curve (Hurvich and Tsai 1989);
     * held-out error: mean |y - f(x)| over tokens of prompts that the curve was not fitted to, in ten
@@ -145,19 +177,26 @@ def fit(
       levels all count as parameters, need not), and its error on held-out prompts must be smaller by
       more than two standard errors, clustered by prompt.
 
-    AICc assumes independent medians with variances proportional to 1 / n. Bins share prompts,
-    and cosines scatter more if entropy is small, so it ranks curves only roughly: if it and the
-    held-out error disagree, trust the latter. The free curve is not an upper limit: it cannot rise again. The
-    interval of its peak is a rough guide, because the position of a maximum is not a smooth statistic.
+    AICc assumes independent medians with the variances that the weights imply. Bins share prompts, so it ranks curves
+    only roughly, and only curves on the same bins: if it and the held-out error disagree, trust the latter. The free
+    curve is not an upper limit: it cannot rise again. The interval of its peak is a rough guide, because the position
+    of a maximum is not a smooth statistic.
     """
+    parts = [_fit_bins(x, y, prompt, note, resamples, seed, equal) for equal in BINS]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _fit_bins(
+    x: np.ndarray, y: np.ndarray, prompt: np.ndarray, note: str, resamples: int, seed: int, equal: str
+) -> pd.DataFrame:
     head = {"tokens": len(x), "prompts": len(np.unique(prompt))}
-    why = find_shortage(x, y, prompt)
+    why = find_shortage(x, y, prompt, equal)
     if why:
         rows, smooth = [{"Curve": kind, "note": why} for kind in curves.FORMULAS], np.nan
     else:
-        sample, smooth = Sample(x, y, prompt, resamples, seed), compute_explainable(x, y)
+        sample, smooth = Sample(x, y, prompt, resamples, seed, equal), compute_explainable(x, y)
         rows = [sample.compute_row(kind) for kind in curves.FORMULAS]
-    frame = pd.DataFrame([{"Curve": row["Curve"], **head, **_build_blank(), **row} for row in rows])
+    frame = pd.DataFrame([{"Bins": equal, "Curve": row["Curve"], **head, **_build_blank(), **row} for row in rows])
     if note:
         frame["note"] = [
             note if note.startswith("no ") else "; ".join(filter(None, [note, row])) for row in frame["note"]
@@ -167,7 +206,7 @@ def fit(
 
 def _build_blank() -> dict[str, object]:
     """The columns of a row in their order, empty."""
-    bounded = [f"{name}{part}" for name in (*PARAMETERS, "peak") for part in ("", " low", " high")]
+    bounded = [f"{name}{part}" for name in (*PARAMETERS, "peak", "rise") for part in ("", " low", " high")]
     linear = [f"{name}{part}" for name in ("alpha", "beta") for part in ("", " low", " high")]
     tokens = ["R2 (tokens)", "RMSE (tokens)", "of free", "of spline"]
     return {

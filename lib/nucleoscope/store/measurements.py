@@ -1,10 +1,15 @@
 """A run's measurements file: where it is, and how its records are read, all or a few, without reading the rest.
 
-Contract: this module knows the study's format, which torch reads without this package, and nothing of tables.
+Contract: this module knows the study's two formats, which torch reads without this package, and nothing of tables. Its
+correlation experiment writes a list with one record per prompt, as Nucleoscope does. Its accuracy experiment writes a
+dict, {"prompt0": record, "prompt1": record, ...}, whose records have the candidates and their probabilities, but as a
+rule neither entropies nor cosines: what follows from the probabilities is computed here (`complete`), and cosines stay
+missing, because they need the model's embeddings.
 """
 
 import errno
 import os
+import re
 import textwrap
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -14,7 +19,11 @@ from nucleoscope.store.mapped_records import check_sizes, map_records, read_vect
 
 MEASUREMENTS = "measurements.pt"
 STUDY_MEASUREMENTS = "output_*.pt"  # what the published study's code writes in the same folders
-REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # the keys of the published study's files
+REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # the keys of the study's correlation experiment
+PROMPT_KEY = re.compile(r"prompt\d+")  # in a file of its accuracy experiment, whose records have these keys:
+REQUIRED_OF_ACCURACY = ("prompt", "top_p_tokens", "top_p_probs")
+NOT_MEASURED = ("decoded_tokens", "top_p_logits", "question", "ground_truth", "latency", "model", "correct")
+DERIVED = ("entropies", "varentropies", "collision_entropies", "margins", "surprisals", "ranks")
 # Why the system may not read a good file; a truncated file can be an invalid argument.
 SYSTEM = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 
@@ -46,6 +55,8 @@ def load_records(
     kept = None if wanted is None else set(wanted)
 
     def trim(index: int, record: dict) -> None:
+        if kept is None or index in kept:
+            complete(record)
         for name in record:
             if (kept is not None and index not in kept) or (fields is not None and name not in fields):
                 record[name] = None
@@ -72,12 +83,58 @@ def load_mapped(path: Path, trim: Callable[[int, dict], None] | None = None) -> 
         return load(path)
 
 
-def _check_records(records: Any, path: str | os.PathLike) -> list[dict]:
-    if not isinstance(records, list) or not all(isinstance(r, dict) and all(k in r for k in REQUIRED) for r in records):
+def _check_records(content: Any, path: str | os.PathLike) -> list[dict]:
+    """The records of either format as a list, in the order of the file."""
+    if isinstance(content, dict) and content and all(PROMPT_KEY.fullmatch(str(key)) for key in content):
+        records = _require(list(content.values()), REQUIRED_OF_ACCURACY, path)
+        return [complete(record) for record in records]
+    return _require(content, REQUIRED, path)
+
+
+def _require(records: Any, keys: Collection[str], path: str | os.PathLike) -> list[dict]:
+    if not isinstance(records, list) or not all(isinstance(r, dict) and all(k in r for k in keys) for r in records):
         raise ValueError(
-            f"'{path}' is not a measurements file: it contains no list of records with {', '.join(REQUIRED)}"
+            f"'{path}' is not a measurements file: it contains no list of records with {', '.join(REQUIRED)}, "
+            f"and no dict of records prompt0, prompt1, ... with {', '.join(REQUIRED_OF_ACCURACY)}"
         )
     return records
+
+
+def complete(record: dict) -> dict:
+    """Adds to a record of the accuracy experiment, in place, what follows from its candidates' probabilities.
+
+    Entropy, varentropy and collision entropy of the candidates, the margin between the two likeliest, and surprisal and
+    rank of the token taken where it is a candidate. The tokens' texts, the candidates' logits and the task's facts are
+    dropped. Lists that the record has stay as they are; so do other records, and those without probabilities.
+    """
+    import numpy as np
+
+    if "generated_tokens" in record:
+        record["tokens"] = record.pop("generated_tokens")
+        for name in NOT_MEASURED:
+            record.pop(name, None)
+    steps = record.get("top_p_probs")
+    if "entropies" in record or steps is None or record["top_p_tokens"] is None:
+        return record
+    taken = np.asarray(record["tokens"]).tolist() if record.get("tokens") is not None else [None] * len(steps)
+    if len(taken) != len(steps) or len(record["top_p_tokens"]) != len(steps):
+        raise ValueError(f"a record has {len(taken)} tokens, but probabilities of {len(steps)}: it is damaged")
+    columns: dict[str, list[float]] = {name: [] for name in DERIVED}
+    for token, ids, probabilities in zip(taken, record["top_p_tokens"], steps, strict=True):
+        p = np.asarray(probabilities, dtype=np.float64)  # float16 in the files
+        q = p[p > 0] / p.sum()
+        surprisals = -np.log(q)
+        entropy = float(q @ surprisals)
+        place = np.flatnonzero(np.asarray(ids) == token)
+        ranked = np.sort(p)[::-1]
+        columns["entropies"].append(entropy)
+        columns["varentropies"].append(float(q @ (surprisals - entropy) ** 2))
+        columns["collision_entropies"].append(float(-np.log(q @ q)))
+        columns["margins"].append(float(ranked[0] - ranked[1]) if len(ranked) > 1 else np.nan)
+        columns["surprisals"].append(float(-np.log(p[place[0]])) if len(place) and p[place[0]] > 0 else np.nan)
+        columns["ranks"].append(float(place[0] + 1) if len(place) else np.nan)
+    record |= {name: values for name, values in columns.items() if name not in record}
+    return record
 
 
 def read(path: str | os.PathLike) -> Any:

@@ -69,7 +69,8 @@ ANALYSES = "correlation_eval"  # the folder of the analyses, beside those of the
 PAGES = "book"  # the folder of executed notebooks that are pages of the book and nothing else
 ANALYSIS_FILES = (
     *("correlation.ipynb", "correlation.png", "correlation.pdf"),
-    *("correlation_bins.csv", "correlation_stats.csv", "correlation_stats.tex", "correlation_stats_short.tex"),
+    *("correlation_bins.csv", "correlation_models.csv"),
+    *("correlation_stats.csv", "correlation_stats.tex", "correlation_stats_short.tex"),
     *("fits.ipynb", "fit_lines.csv", "fit_stats.csv", "fit_stats.tex"),
 )
 FORBIDDEN = "there is no permission to read this folder: ask its owner"

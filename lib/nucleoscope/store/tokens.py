@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
-from nucleoscope.store.measurements import SYSTEM, find_measurements, load_mapped
+from nucleoscope.store.measurements import SYSTEM, complete, find_measurements, load_mapped
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -64,7 +64,12 @@ def convert(path: Path) -> Any:
     if _is_current(path):
         return tokens
     fingerprint = compute_fingerprint(path)
-    frame = _tabulate_records(load_mapped(path, lambda _, record: record.pop("top_p_probs", None)))
+
+    def drop_probabilities(_: int, record: dict) -> None:
+        if "top_p_probs" in complete(record):
+            record["top_p_probs"] = None
+
+    frame = _tabulate_records(load_mapped(path, drop_probabilities))
     if path != find_measurements(path.parent):  # an older file of the study: tokens.parquet belongs to the latest one
         return frame
     try:

@@ -297,19 +297,19 @@ def plot_coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.F
 
 
 def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
-    """Medians of one run or pool, sized by their tokens, and the curves fitted to them; a menu selects the run.
+    """Medians of one run or pool, sized by their weights, and the curves fitted to them; a menu selects run and bins.
 
     ``lines`` are those of `fits.compute_lines`, ``csv`` the file that contains them, if any.
     """
-    groups = list(lines.groupby(["Model", "Dataset"], sort=False))
-    kinds = {"constant": FAINT, "line": PURPLE, "unimodal": VERMILLION, "gamma": GREEN, "log-normal": ORANGE}
+    groups = list(lines.groupby(["Model", "Dataset", "Bins"], sort=False))
+    kinds = {"constant": FAINT, "line": PURPLE, "decay": GREEN, "unimodal": VERMILLION}
     looks = {"medians": BLUE, **kinds, "free": SKY, "spline": GREY}
     figure = go.Figure(layout=build_layout("", height=520))
     contents = [[_build_curve(group[group["Curve"] == kind]) for kind in looks] for _, group in groups]
     for (kind, color), content in zip(looks.items(), contents[0] if contents else [], strict=False):
         if kind == "medians":
             hover = "median %{y:.3f} of %{customdata:,} tokens at %{x:.2f}<extra></extra>"
-            marker = {"color": color, "sizemode": "area", "sizeref": 2, "sizemin": 3}
+            marker = {"color": color, "sizemode": "area", "sizeref": 2, "sizemin": 3}  # 100 is 2 % of the weight
             trace = go.Scatter(mode="markers", marker=marker, name="medians", hovertemplate=hover)
         else:
             dash = {"constant": "dot", "line": "dot", "spline": "dash"}.get(kind, "solid")
@@ -317,8 +317,8 @@ def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
             trace = go.Scatter(mode="lines", line={"color": color, "dash": dash}, name=kind, hovertemplate=hover)
         figure.add_trace(trace.update(content))
     buttons = [
-        {"label": escape_plotly(f"{model}, {dataset}"), "method": "restyle", "args": [_build_columns(content)]}
-        for ((model, dataset), _), content in zip(groups, contents, strict=True)
+        {"label": escape_plotly(f"{model}, {dataset}, {bins}"), "method": "restyle", "args": [_build_columns(content)]}
+        for ((model, dataset, bins), _), content in zip(groups, contents, strict=True)
     ]
     look = {"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "bgcolor": BUTTON}
     look |= {"font": {"color": BUTTON_TEXT}}
@@ -331,7 +331,8 @@ def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
 def _build_curve(rows: pd.DataFrame) -> dict:
     found = {"x": round_values(rows["x"].to_numpy()), "y": round_values(rows["y"].to_numpy())}
     if rows["tokens"].notna().any():
-        found |= {"customdata": rows["tokens"].astype(int).tolist(), "marker.size": rows["tokens"].astype(int).tolist()}
+        sizes = (5000 * rows["weight"]).round(1).tolist()
+        found |= {"customdata": rows["tokens"].astype(int).tolist(), "marker.size": sizes}
     return found
 
 

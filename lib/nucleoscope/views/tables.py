@@ -14,10 +14,13 @@ from IPython.display import HTML
 
 from nucleoscope.atomic import write_atomically
 from nucleoscope.names import escape_cell, escape_latex, escape_line, read_cell
+from nucleoscope.stats.bootstrap import WIDTH
 from nucleoscope.stats.correlation import format_power_of_ten
+from nucleoscope.stats.random_effects import RANDOM
 from nucleoscope.store.results import ANALYSES, locate_folder
 
 RUN = ["Model", "Dataset"]
+KINDS = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman", "within-k Spearman")
 CURVE = "unimodal"  # the study's curve, the subject of the LaTeX table of the fits
 
 
@@ -48,8 +51,9 @@ def load_statistics(results_dir: str | os.PathLike) -> pd.DataFrame:
     columns = list(pd.read_csv(path, nrows=0))
     text = {name: str for name in columns if name.endswith(" p") and "log10" not in name}
     missing = {name: [""] for name in columns if name not in RUN}  # a model may be called NA, or 007
-    types = {**text, **dict.fromkeys(RUN, str), "note": str}
-    frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing).fillna({"note": ""})
+    types = {**text, **dict.fromkeys([*RUN, "interval", "note"], str)}
+    frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
+    frame = frame.fillna({"interval": "", "note": ""})
     return frame.assign(**{name: frame[name].map(read_cell) for name in RUN})
 
 
@@ -80,6 +84,7 @@ def format_correlation_short_tex(statistics: pd.DataFrame) -> str:
 
 def format_fits_tex(statistics: pd.DataFrame) -> str:
     """The study's curve for every run and pool: its parameters, then its quality compared with the other curves."""
+    statistics = statistics[statistics["Bins"] == WIDTH]
     rows = statistics[statistics["Curve"] == CURVE].reset_index(drop=True)
     from nucleoscope.stats.curves import FORMULAS  # with scipy's optimisers, which only the analyses need
 
@@ -95,7 +100,8 @@ def format_fits_tex(statistics: pd.DataFrame) -> str:
     parameters = {
         f"${name}$": _format_bounded(rows, name, name, digits) for name, digits in (("a", 2), ("b", 2), ("c", 3))
     }
-    head = f"% The curve is {FORMULAS[CURVE]}; of spline: its R2 over tokens divided by that of a spline.\n"
+    head = f"% The curve is {FORMULAS[CURVE]}, with bins of {WIDTH};\n"
+    head += "% of spline: its R2 over tokens divided by that of a spline.\n"
     return head + _format_tabular(rows, parameters) + "\n\\bigskip\n\n" + _format_tabular(rows, quality)
 
 
@@ -146,24 +152,38 @@ def show(frame: pd.DataFrame) -> HTML:
 
 
 def format_readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
-    """The coefficients of one pair for readers: value [interval], all runs; ``of`` as in the columns' names."""
-    kinds = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman")
+    """The coefficients of one pair for readers: value [interval], all runs; ``of`` as in the columns' names.
+
+    Of the study's pair, the tokens, their share and their design effect are there too.
+    """
     prefix = f"{of}: " if of else ""
     columns = {name: statistics[name] for name in RUN}
-    columns |= {f"{kind} r": _format_spans(statistics, f"{prefix}{kind}", 2, f"{prefix}{kind} r") for kind in kinds}
-    columns |= {name: statistics[name] for name in ("tokens with k > 1", "prompts")}
+    columns |= {f"{kind} r": _format_spans(statistics, f"{prefix}{kind}", 2, f"{prefix}{kind} r") for kind in KINDS}
+    if not of:
+        columns["tokens with k > 1"] = statistics["tokens with k > 1"]
+        columns["of all"] = statistics["share with k > 1"].map("{:.0%}".format).replace("nan%", "")
+        columns["design effect"] = statistics["design effect"].round(1)
+        columns["prompts"] = statistics["prompts"]
     return _add_notes(columns, statistics["note"])
 
 
+def format_models(combined: pd.DataFrame) -> pd.DataFrame:
+    """Coefficients over models for readers, by data set: value [interval] of `random_effects.combine_coefficients`."""
+    columns = {name: combined[name] for name in ("Dataset", "models")}
+    if len(combined):
+        columns |= {f"{kind} r": _format_spans(combined, kind, 2, f"{kind} r") for kind in KINDS}
+    return pd.DataFrame(columns).set_index("Dataset")
+
+
 def describe_coefficients(statistics: pd.DataFrame) -> str:
-    """Sentences on Spearman's coefficients of all runs, plain and given k; runs without a coefficient do not count."""
-    both = statistics[["Spearman r", "partial Spearman r"]].dropna()
+    """Sentences on Spearman's coefficients of all runs that have both, plain and among tokens of equal k."""
+    both = statistics[["Spearman r", "within-k Spearman r"]].dropna()
     if both.empty:
         return "No run has enough tokens with more than one candidate for a coefficient."
-    plain, given = both["Spearman r"], both["partial Spearman r"]
+    plain, given = both["Spearman r"], both["within-k Spearman r"]
     text = (
         f"Spearman's coefficient of entropy and cosine similarity is {_format_range(plain)}; "
-        f"given the number of candidates it is {_format_range(given)}. "
+        f"among tokens with equally many candidates it is {_format_range(given)}. "
         "If the two differ, part of the relation comes from the number of candidates alone."
     )
     turned = plain * given < 0
@@ -195,24 +215,36 @@ def _format_range(values: pd.Series) -> str:
 
 
 def format_parameters(fits: pd.DataFrame, curve: str, digits: dict[str, int]) -> pd.DataFrame:
-    """Parameters of one curve for readers, each to its number of digits: value [interval], all runs and pools."""
+    """Parameters of one curve for readers, each to its number of digits: value [interval], all runs, pools and bins."""
     rows = fits[fits["Curve"] == curve]
-    columns = {name: rows[name] for name in RUN}
+    columns = {name: rows[name] for name in (*RUN, "Bins")}
     columns |= {name: _format_spans(rows, name, number) for name, number in digits.items()}
-    columns["before peak"] = rows["before peak"].map("{:.0%}".format).replace("nan%", "")
-    columns |= {name: rows[name] for name in ("tokens", "prompts")}
+    if rows["before peak"].notna().any():
+        columns["before peak"] = rows["before peak"].map("{:.0%}".format).replace("nan%", "")
     return _add_notes(columns, rows["note"])
 
 
 def compare_curves(fits: pd.DataFrame, number: str, digits: int) -> pd.DataFrame:
-    """One number of every curve, curves side by side."""
-    rows = fits.set_index(RUN)
+    """One number of every curve, curves side by side; no rows for means over models, which have none."""
+    rows = fits[fits["Model"] != RANDOM].set_index([*RUN, "Bins"])
     return pd.DataFrame({curve: rows[rows["Curve"] == curve][number].round(digits) for curve in rows["Curve"].unique()})
 
 
+def describe_rise(fits: pd.DataFrame) -> str:
+    """A sentence on the runs in which cosine rises before it falls, pools and means over models left out."""
+    runs = fits[(fits["Curve"] == "free") & ~fits["Model"].str.startswith("(") & ~fits["Dataset"].str.startswith("(")]
+    runs = runs[runs["rise"].notna()]
+    if runs.empty:
+        return "No run has enough tokens and prompts to measure a rise."
+    count = (runs["rise low"] > 0).sum()
+    falls = (runs["rise high"] < 0).sum()
+    text = f"Cosine similarity rises before it falls in {count} of {len(runs)} cases (runs, with either kind of bins)"
+    return f"{text}; in {falls} it is clearly lower at the supposed peak." if falls else f"{text}."
+
+
 def format_explained(fits: pd.DataFrame) -> pd.DataFrame:
-    """alpha, beta, R2 and RMSE over tokens of the curves that were not refused."""
-    rows = fits[fits["beta"].notna()]
+    """alpha, beta, R2 and RMSE over tokens of the curves that were not refused, with bins of equal width."""
+    rows = fits[fits["beta"].notna() & (fits["Bins"] == WIDTH)]
     columns = {name: rows[name] for name in (*RUN, "Curve")}
     columns |= {name: _format_spans(rows, name, 3) for name in ("alpha", "beta")}
     numbers = {"R2": "R2 (tokens)", "RMSE": "RMSE (tokens)", "of free": "of free", "of spline": "of spline"}
