@@ -115,7 +115,9 @@ def parse(text: str) -> Selection | None:
 def format_reference() -> str:
     """The tables of candidate sets and geometries, in Markdown, for the book."""
     lines = ["| `candidates` | tokens in the set | source |", "|---|---|---|"]
-    lines += [f"| `{each.name}` | {each.definition.replace('|', chr(92) + '|')} | {each.source} |" for each in CANDIDATE_SETS]
+    lines += [
+        f"| `{each.name}` | {each.definition.replace('|', chr(92) + '|')} | {each.source} |" for each in CANDIDATE_SETS
+    ]
     lines += ["", "| `geometry` | directions that are compared | `similarity_entropy` | source |", "|---|---|---|---|"]
     lines += [
         f"| `{each.name}` | {each.definition} | up to {each.most_pairs} candidates | {each.source} |"

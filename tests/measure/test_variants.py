@@ -9,13 +9,13 @@ from transformers.generation import logits_process
 
 import oracle
 from nucleoscope import variants
-from nucleoscope.measure import candidate_sets, geometry
+from nucleoscope.measure.candidate_sets import find_windows
+from nucleoscope.measure.geometry import count_usage
 from nucleoscope.measure.entropy import compute_full_entropies
 from nucleoscope.measure.variants import Variants
 
 TOLERANCE = {"cosine": 2e-5, "weighted_cosine": 2e-5, "similarity_entropy": 2e-5}  # of float32 sums
 EVERYTHING = variants.parse("default")
-ROOMY = 4096  # candidates of one token in a large vocabulary
 
 
 def find_set(each, p, logits):
@@ -70,9 +70,11 @@ def compute_values(u, q, ids):
     """cosine, weighted_cosine and similarity_entropy of some tokens among directions (V, d), from all pairs."""
     size = len(u)
     c = ((u @ u.T).sum() - (u * u).sum()) / (size * (size - 1)) if size > 1 else 0
-    z = np.maximum(0, (u[ids] @ u[ids].T - c) / (1 - c))
-    np.fill_diagonal(z, 1)
-    found = -float(np.sum(q * np.log(z @ q)))
+    found = math.nan  # 0 / 0 if all directions are the same
+    if 1 - c > 1e-6:
+        z = np.maximum(0, (u[ids] @ u[ids].T - c) / (1 - c))
+        np.fill_diagonal(z, 1)
+        found = -float(np.sum(q * np.log(z @ q)))
     if len(ids) == 1:
         return math.nan, math.nan, found
     return oracle.compute_cosine(u[ids]), oracle.compute_weighted_cosine(u[ids], np.array(q)), found
@@ -83,7 +85,9 @@ def check(logits, embedding, output=None, usage=None, selection=EVERYTHING):
     usage = torch.ones(len(embedding)) if usage is None else usage
     measured = Variants(selection, embedding, output, usage)
     values = measured.measure(logits, compute_full_entropies(logits).entropy).double().numpy()
-    spaces = {name: build_directions(name, output if name == "output" else embedding, usage) for name in measured.geometries}
+    spaces = {
+        name: build_directions(name, output if name == "output" else embedding, usage) for name in measured.geometries
+    }
     most = {each.name: each.most_pairs for each in selection.geometries}
     assert values.shape == (len(logits), len(selection.sets), 3 + 3 * len(spaces))
     for row, p in enumerate(oracle.compute_softmax(logits)):
@@ -163,3 +167,67 @@ def test_weights_of_any_type_are_measured_as_they_are(dtype):
     logits, embedding = draw(4, 120, 16)
     check(logits, embedding.to(dtype))
     check(logits.to(dtype), embedding)
+
+
+def list_sets(logits, selection=EVERYTHING):
+    """{set: list of ids of each row}, as `find_windows` gives them."""
+    windows = find_windows(logits, compute_full_entropies(logits).entropy, selection.sets)
+    rows = oracle.split(windows.ids, windows.offsets)
+    return {
+        each.name: [
+            [*ids[one:two].tolist(), *([] if (one, two) == (three, four) else ids[three:four].tolist())]
+            for ids, (one, two, three, four) in zip(rows, windows.extents[:, place].tolist(), strict=True)
+        ]
+        for place, each in enumerate(selection.sets)
+    }
+
+
+WARPERS = {
+    "top_p": logits_process.TopPLogitsWarper,
+    "top_k": lambda value: logits_process.TopKLogitsWarper(int(value)),
+    "min_p": logits_process.MinPLogitsWarper,
+    "epsilon": logits_process.EpsilonLogitsWarper,
+    "eta": logits_process.EtaLogitsWarper,
+    "typical": logits_process.TypicalLogitsWarper,
+}
+
+
+@pytest.mark.parametrize("scale", [0.5, 2, 5])
+def test_without_ties_the_sets_are_those_of_transformers(scale):
+    logits = draw(24, 5000, 1, scale, seed=7)[0]
+    found = list_sets(logits)
+    for each in EVERYTHING.sets:
+        if each.rule in WARPERS:
+            kept = WARPERS[each.rule](each.value)(None, logits.clone()).isfinite()
+            for row in range(len(logits)):
+                expected = set(kept[row].nonzero()[:, 0].tolist())
+                assert set(found[each.name][row]) == expected, (each.name, row, set(found[each.name][row]) ^ expected)
+
+
+def test_a_token_has_the_same_numbers_in_every_batch():
+    logits, embedding = draw(9, 3000, 32, 2)
+    measured = Variants(EVERYTHING, embedding, None, torch.ones(3000))
+    entropy = compute_full_entropies(logits).entropy
+    together = measured.measure(logits, entropy)
+    apart = torch.cat([measured.measure(logits[i : i + 1], entropy[i : i + 1]) for i in range(9)])
+    assert torch.allclose(together, apart, atol=1e-5, equal_nan=True)
+
+
+def test_large_sets_are_summed_exactly():
+    logits, embedding = draw(2, 1500, 16, 0.5)
+    check(logits, embedding)
+
+
+def test_usage_counts_what_prompts_do_not_share():
+    assert count_usage([[7, 1, 2, 9], [7, 3, 9], [7, 1, 9]], 10).tolist() == [0, 2, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert count_usage([[7, 1]], 8).tolist() == [0, 1, 0, 0, 0, 0, 0, 1]
+
+
+def test_names_of_sets_and_geometries_select_variants():
+    chosen = variants.parse("top_k_10, centred,top_p_0.9")
+    assert [each.name for each in chosen.sets] == ["top_p_0.9", "top_k_10"]
+    assert [each.name for each in chosen.geometries] == ["centred"]
+    assert variants.parse("none") is None
+    with pytest.raises(ValueError, match="'top_q'"):
+        variants.parse("top_q")
+    check(*draw(3, 50, 8), selection=chosen)

@@ -73,7 +73,7 @@ def _find_piece(
         elif each.rule == "top_k":
             size = torch.full_like(positive, each.value)
         elif each.rule == "top_n_sigma":
-            size = (found.z.gather(-1, ids) >= -each.value * spread[:, None]).sum(-1)
+            size = ((found.z.gather(-1, ids) >= -each.value * spread[:, None]) & (probs > 0)).sum(-1)
         else:
             size = (probs >= _find_threshold(each, probs[:, 0], entropy)[:, None]).sum(-1)
         size = torch.minimum(size.clamp_min(1), positive)
@@ -132,7 +132,7 @@ def _lower_bounds(
         if typical:
             # The tokens outside are less typical than this; likelier ones may be as well.
             limit = -bound.log() - entropy[left]
-            atypical = (-entropy[left] - limit).exp()[:, None]  # the probability of a token that is that much too likely
+            atypical = (limit - entropy[left]).exp()[:, None]  # the probability of a token that is that much too likely
             enough &= (torch.where(inside > atypical, 0, inside).sum(-1) >= typical + SLACK) & (limit > 0)
         left = left[~enough & (bound > tiny)]
         if not len(left):

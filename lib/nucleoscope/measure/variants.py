@@ -21,6 +21,7 @@ from nucleoscope.measure.ragged import widen
 from nucleoscope.variants import OF_SET, OF_VARIANT, Selection
 
 CHUNKS = (4, 16, 64, 256)  # rows that are summed at once: a segment is divided into the largest, and padded to one
+LEAST_UNLIKE = 1e-6  # 1 - c: if all directions are the same, similarity to chance is 0 / 0, and the value missing
 PAIRS = (2, 4, 8, 16, 32, 64, 128)  # windows whose pairs are multiplied at once are padded to one of these
 # Numbers in memory at once: gathered rows, and the segments' sums.
 PIECE_CPU, PIECE_GPU = 2**20, 2**26
@@ -34,9 +35,7 @@ class Variants:
     ``names`` and ``geometries`` are the names of the sets and geometries that are measured.
     """
 
-    def __init__(
-        self, selection: Selection, embedding: torch.Tensor, output: torch.Tensor | None, usage: torch.Tensor
-    ):
+    def __init__(self, selection: Selection, embedding: torch.Tensor, output: torch.Tensor | None, usage: torch.Tensor):
         self.sets = selection.sets
         self.spaces = build_spaces(selection.geometries, embedding, output, usage)
         self.names = [each.name for each in self.sets]
@@ -90,7 +89,9 @@ class Segments:
         # The likeliest token is kept separate in the weighted sums: if it has nearly all the weight, the others would
         # be lost as a difference of numbers close to 1. The others are in units of the second likeliest: p may be tiny.
         second = torch.minimum(self.first + 1, offsets[1:] - 1)
-        index = torch.repeat_interleave(torch.arange(len(self.first), device=ids.device), offsets.diff(), output_size=len(ids))
+        index = torch.repeat_interleave(
+            torch.arange(len(self.first), device=ids.device), offsets.diff(), output_size=len(ids)
+        )
         self.weights = (probs / probs[second][index]).index_fill(0, self.first, 0)  # (K,)
         self.rest = self._join(self._sum(widen(self.weights)))
         self.squares = self._join(self._sum(widen(self.weights).square()))
@@ -130,7 +131,11 @@ class Segments:
         norms = torch.segment_reduce(weights, "sum", offsets=counts, axis=0).unflatten(0, self.sizes[rows].shape)
         members = self.members[rows].float()
         first, k = self.has_first[rows], self.k[rows]
-        tail, rest, lead = self.tail[rows], self.rest[rows].clamp_min(1e-300), torch.where(first, 2 * (1 - self.tail[rows]), 0)
+        tail, rest, lead = (
+            self.tail[rows],
+            self.rest[rows].clamp_min(1e-300),
+            torch.where(first, 2 * (1 - self.tail[rows]), 0),
+        )
         own = space.gather(head)
         found = []
         for place, each in enumerate(space.maps):
@@ -206,7 +211,9 @@ def compute_similarity_entropies(windows: Windows, space: Space) -> torch.Tensor
     kind = torch.bucketize(lengths, torch.tensor(PAIRS, device=ids.device))
     width, piece = space.embedding.shape[1], PIECE_CPU if ids.device.type == "cpu" else PIECE_GPU
     for place, size in enumerate(PAIRS):
-        for chosen in torch.nonzero((kind == place) & (lengths > 0))[:, 0].split(max(1, piece // (size * max(width, size)))):
+        for chosen in torch.nonzero((kind == place) & (lengths > 0))[:, 0].split(
+            max(1, piece // (size * max(width, size)))
+        ):
             index = torch.arange(size, device=ids.device)
             inside = index < lengths[chosen][:, None]
             index = offsets[chosen][:, None] + torch.where(inside, index, 0)
@@ -235,10 +242,11 @@ def _compare_pairs(ids: torch.Tensor, probs: torch.Tensor, extents: torch.Tensor
         else:
             similar, own = products.clone(), slice(None)
         scale = each.scale[ids[:, own]]
-        unlike = max(1 - each.expected, 1e-6)
+        unlike = 1 - each.expected if 1 - each.expected > LEAST_UNLIKE else torch.nan
         similar.mul_((scale / unlike)[:, :, None]).mul_(scale[:, None]).sub_(each.expected / unlike).clamp_(0, 1)
         similar.diagonal(dim1=1, dim2=2).zero_()
         ordinary = widen(torch.bmm(similar, narrow[:, own])) + q[:, own]  # (Zq)_i, with Z_ii = 1 exactly
         entropy = -torch.where(members[:, own], q[:, own] * ordinary.clamp(1e-300, 1).log(), 0).sum(1)
-        found.append(torch.where(ends <= each.geometry.most_pairs, entropy.clamp_min(0), torch.nan))
+        known = (ends <= each.geometry.most_pairs) & (unlike == unlike)
+        found.append(torch.where(known, entropy.clamp_min(0), torch.nan))
     return torch.stack(found, -1).float()
