@@ -1,0 +1,174 @@
+"""The geometries of `nucleoscope.variants`: linear maps after which embedding rows are compared, computed once.
+
+Contract: embedding matrices in, one `Space` for each matrix out. No second copy of a matrix is created: a geometry is
+a centre, a linear map and the inverse norms (V,) of the rows after both, so that sums of directions follow from
+weighted sums of raw rows, and products of pairs from those of raw rows with a correction of low rank.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from nucleoscope.measure.ragged import choose_sum_dtype, widen
+from nucleoscope.variants import Geometry
+
+PIECE = 2**22  # numbers of an embedding matrix that are processed at once
+LEAST_NORM = 1e-5  # of the largest norm: a shorter row has no direction, only rounding errors
+LEAST_VARIANCE = 1e-6  # of the largest: whitening leaves out directions with less, because they are rounding errors too
+
+
+@dataclass
+class Map:
+    """One geometry of a space: directions u_i = scale_i A (e_i - mean - centre), where ``mean`` is the space's.
+
+    ``centre`` (d,) is None where it is 0. A is the identity, or removes the columns of ``basis`` (d, D), or is the
+    symmetric matrix ``whitening`` (d, d). ``scale`` (V,) is 0 for a row that has no direction. ``expected`` is the mean
+    cosine of two different rows of the vocabulary. Products (e_i - mean - centre).A'A.(e_j - mean - centre) are those
+    of e_i - mean minus left_i.right_j, (V, r) each, unless there is ``whitening``.
+    """
+
+    geometry: Geometry
+    scale: torch.Tensor
+    expected: float
+    centre: torch.Tensor | None = None
+    basis: torch.Tensor | None = None
+    whitening: torch.Tensor | None = None
+    left: torch.Tensor | None = None
+    right: torch.Tensor | None = None
+
+    is_complete: bool = True  # every row has a direction
+
+    def apply(self, rows: torch.Tensor) -> torch.Tensor:
+        """A times each of the rows (..., d), which are centred already."""
+        if self.whitening is not None:
+            return rows @ self.whitening
+        return rows if self.basis is None else rows - rows @ self.basis @ self.basis.T
+
+
+@dataclass
+class Space:
+    """One embedding matrix (V, d) of any floating type, the mean (d,) of its rows, and the geometries on it.
+
+    ``scales`` (V, G) are the scales of all ``maps``.
+    """
+
+    embedding: torch.Tensor
+    mean: torch.Tensor
+    maps: list[Map]
+    scales: torch.Tensor
+
+    def gather(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows (..., d) of the matrix minus their mean, in float32, on the device of the mean."""
+        rows = self.embedding.index_select(0, ids.flatten().to(self.embedding.device))
+        return rows.to(self.mean.device, torch.float32).sub_(self.mean).view(*ids.shape, len(self.mean))
+
+
+def build_spaces(
+    geometries: Sequence[Geometry], embedding: torch.Tensor, output: torch.Tensor | None, usage: torch.Tensor
+) -> list[Space]:
+    """The spaces of some geometries. ``usage`` (V,) are weights of the tokens, for the usage-centred geometry.
+
+    ``output`` (V, d') are the rows of the output layer, None if there are none of their own: then the geometry that
+    needs them is left out.
+    """
+    inner = [each for each in geometries if each.name != "output"]
+    outer = [each for each in geometries if each.name == "output" and output is not None]
+    device = embedding.device
+    pairs = ((inner, embedding), (outer, output))
+    return [_build_space(wanted, matrix, usage, device) for wanted, matrix in pairs if wanted]
+
+
+def count_usage(texts: Sequence[Sequence[int]], size: int) -> torch.Tensor:
+    """How often each of ``size`` tokens occurs in some texts (ids), without what all of them begin or end with.
+
+    A chat template's tokens are the same in each prompt, and say nothing of what is used. With one text, or if
+    nothing is left, all tokens count.
+    """
+    head, tail = (_count_common([text[::way] for text in texts]) if len(texts) > 1 else 0 for way in (1, -1))
+    kept = [token for text in texts for token in text[head : len(text) - tail]]
+    tokens = torch.tensor(kept or [token for text in texts for token in text], dtype=torch.long)
+    return torch.bincount(tokens, minlength=size).double()
+
+
+def _count_common(texts: Sequence[Sequence[int]]) -> int:
+    """The length of the beginning that all texts have in common."""
+    first, last = min(texts), max(texts)
+    return next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+
+
+def _build_space(geometries: Sequence[Geometry], matrix: torch.Tensor, usage: torch.Tensor, device) -> Space:
+    size, width = matrix.shape
+    total = sum(widen(rows).sum(0) for _, rows in _split(matrix, device))
+    space = Space(matrix, (total / size).float(), [], torch.empty(0))
+    needed = {each.name for each in geometries}
+    vectors = values = None
+    if needed & {"whitened", "all_but_top_3", "all_but_top_d100"}:
+        covariance = sum(widen(part.T @ part) for part in _split_centred(space)) / size
+        values, vectors = torch.linalg.eigh(covariance)
+    for geometry in geometries:
+        found = Map(geometry, torch.empty(0), 0.0)
+        if geometry.name in ("raw", "output"):
+            found.centre = -space.mean
+        elif geometry.name == "usage_centred":
+            weights = usage.to(device, torch.float32)[:size] / usage.sum().float().to(device)
+            found.centre = sum(
+                part.T @ own for part, own in zip(_split_centred(space), weights.split(_count_rows(width)), strict=True)
+            )
+        elif geometry.name == "whitened":
+            kept = values > LEAST_VARIANCE * values[-1].clamp_min(1e-300)
+            found.whitening = ((vectors * torch.where(kept, values.clamp_min(1e-300).rsqrt(), 0)) @ vectors.T).float()
+        elif geometry.name != "centred":
+            number = 3 if geometry.name == "all_but_top_3" else max(1, width // 100)
+            found.basis = vectors[:, -number:].float()
+        _measure_rows(found, space)
+        space.maps.append(found)
+    space.scales = torch.stack([each.scale for each in space.maps], 1)
+    return space
+
+
+def _measure_rows(found: Map, space: Space) -> None:
+    """Adds to a map what depends on the rows: their scales, products for pairs, and the expected cosine."""
+    norms, products = [], []
+    for part in _split_centred(space):
+        if found.centre is not None:
+            products.append(part @ found.centre)
+        elif found.basis is not None:
+            products.append(part @ found.basis)
+        moved = found.apply(part if found.centre is None else part - found.centre)
+        norms.append(torch.linalg.vector_norm(moved, dim=-1, dtype=choose_sum_dtype(part.device)))
+    norm = torch.cat(norms)
+    found.scale = torch.where(norm > LEAST_NORM * norm.amax(), norm.reciprocal(), 0).float()
+    if found.basis is not None:
+        # On what the basis leaves nothing of, only rounding errors are left.
+        lengths = torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in _split_centred(space)])
+        found.scale = torch.where(norm > LEAST_NORM * lengths.amax(), found.scale, 0)
+    found.is_complete = bool((found.scale > 0).all())
+    if found.centre is not None:
+        own, one = torch.cat(products), torch.ones_like(norm, dtype=torch.float32)
+        own = own - found.centre.square().sum() / 2
+        found.left, found.right = torch.stack((own, one), 1), torch.stack((one, own), 1)
+    elif found.basis is not None:
+        found.left = found.right = torch.cat(products)
+    scales = found.scale.split(_count_rows(space.embedding.shape[1]))
+    total = sum(widen(part.T @ own) for part, own in zip(_split_centred(space), scales, strict=True))
+    if found.centre is not None:
+        total = total - widen(found.scale).sum() * widen(found.centre)
+    square, size = widen(found.apply(total.float())).square().sum(), len(norm)
+    found.expected = float((square - (found.scale > 0).sum()) / (size * (size - 1))) if size > 1 else 0.0
+
+
+def _count_rows(width: int) -> int:
+    return max(1, PIECE // width)
+
+
+def _split(matrix: torch.Tensor, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
+    """The first place and the rows of each piece, in float32."""
+    rows = _count_rows(matrix.shape[1])
+    for start in range(0, len(matrix), rows):
+        yield start, matrix[start : start + rows].to(device, torch.float32)
+
+
+def _split_centred(space: Space) -> Iterator[torch.Tensor]:
+    for _, rows in _split(space.embedding, space.mean.device):
+        yield rows - space.mean

@@ -1,0 +1,252 @@
+"""What is measured of each token in every variant: the same quantities, of other candidate sets in other geometries.
+
+Contract: logits in, one tensor of numbers out, on the same device; sampling does not depend on it. The rows of a
+window are gathered once for all sets and geometries, and once more for the pairs of small sets. Between two
+neighbouring ends of sets, rows are summed with the weights of all geometries at once; every set is a sum of such
+segments. Memory does not depend on how wide the sets are.
+
+``similarity_entropy`` is the uncapped form -sum q_i log (Zq)_i with Z_ij = max(0, (u_i.u_j - c) / (1 - c)) and Z_ii = 1,
+where c is the mean cosine of two tokens of the vocabulary in that geometry (Leinster and Cobbold 2012, order 1). It
+needs every pair, and is computed for sets within the `Geometry.most_pairs` likeliest tokens. It is NaN for others.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch.nn.functional import pad
+
+from nucleoscope.measure.candidate_sets import Windows, find_windows
+from nucleoscope.measure.geometry import Map, Space, build_spaces
+from nucleoscope.measure.ragged import widen
+from nucleoscope.variants import OF_SET, OF_VARIANT, Selection
+
+CHUNKS = (4, 16, 64, 256)  # rows that are summed at once: a segment is divided into the largest, and padded to one
+LEAST_UNLIKE = 1e-6  # 1 - c: if all directions are the same, similarity to chance is 0 / 0, and the value missing
+PAIRS = (2, 4, 8, 16, 32, 64, 128)  # windows whose pairs are multiplied at once are padded to one of these
+# Numbers in memory at once: gathered rows, and the segments' sums.
+PIECE_CPU, PIECE_GPU = 2**20, 2**26
+SUMS_CPU, SUMS_GPU = 2**22, 2**28
+
+
+class Variants:
+    """Measures tokens in the ``selection`` of variants, in the spaces of a model.
+
+    ``embedding`` (V, d) and ``output`` (V, d') or None, and ``usage`` (V,), are those of `geometry.build_spaces`.
+    ``names`` and ``geometries`` are the names of the sets and geometries that are measured.
+    """
+
+    def __init__(self, selection: Selection, embedding: torch.Tensor, output: torch.Tensor | None, usage: torch.Tensor):
+        self.sets = selection.sets
+        self.spaces = build_spaces(selection.geometries, embedding, output, usage)
+        self.names = [each.name for each in self.sets]
+        self.geometries = [each.geometry.name for space in self.spaces for each in space.maps]
+
+    def measure(self, logits: torch.Tensor, full_entropy: torch.Tensor) -> torch.Tensor:
+        """The numbers (B, N, 3 + 3 G) float32 of tokens with these logits (B, V), divided by the temperature.
+
+        For each of the N sets k, mass and entropy (nats), then for each of the G geometries cosine, weighted_cosine
+        and similarity_entropy (nats). With k = 1 both cosines are NaN: there is no pair. ``full_entropy`` (B,) is H(p).
+        """
+        windows = find_windows(logits, full_entropy, self.sets)
+        width = sum(space.scales.shape[1] for space in self.spaces)
+        size = (len(logits), len(self.sets), len(OF_SET) + width * len(OF_VARIANT))
+        values = torch.empty(size, dtype=torch.float32, device=logits.device)
+        segments = Segments(windows)
+        values[..., 0], values[..., 1], values[..., 2] = segments.summarise()
+        column = len(OF_SET)
+        for space in self.spaces:
+            end = column + len(OF_VARIANT) * len(space.maps)
+            own = values[..., column:end].unflatten(-1, (len(space.maps), len(OF_VARIANT)))
+            for rows in segments.split(space):
+                own[rows, ..., :2] = segments.compare(rows, space)
+            own[..., 2] = compute_similarity_entropies(windows, space)
+            column = end
+        return values
+
+
+class Segments:
+    """The windows of B tokens, cut where a set begins or ends: M consecutive segments of each, some of them empty."""
+
+    def __init__(self, windows: Windows):
+        ids, probs, offsets, extents = windows
+        self.ids, self.probs, self.first = ids, probs, offsets[:-1]
+        # the sets that are prefixes in all rows have one bound each
+        plain = ((extents[..., 0] == 0) & (extents[..., 1] == extents[..., 3])).all(0)
+        bounds = torch.cat((extents[:, plain, 3], extents[:, ~plain].flatten(1)), 1).sort(1).values
+        start = pad(bounds[:, :-1], (1, 0))
+        self.sizes = bounds - start  # (B, M)
+        self.starts = self.first[:, None] + start
+        # which segments (B, N, M) are in which set
+        place, extents = start[:, None], extents[..., None]
+        self.members = ((place >= extents[:, :, 0]) & (place < extents[:, :, 1])) | (
+            (place >= extents[:, :, 2]) & (place < extents[:, :, 3])
+        )
+        self.members &= self.sizes[:, None] > 0
+        self.share = self._sum(widen(probs))  # (B, M)
+        self.has_first = extents[:, :, 0, 0] == 0
+        self.k = self._join(self.sizes)  # (B, N)
+        self.mass = self._join(self.share)
+        # The likeliest token is kept separate in the weighted sums: if it has nearly all the weight, the others would
+        # be lost as a difference of numbers close to 1. The others are in units of the second likeliest: p may be tiny.
+        second = torch.minimum(self.first + 1, offsets[1:] - 1)
+        index = torch.repeat_interleave(
+            torch.arange(len(self.first), device=ids.device), offsets.diff(), output_size=len(ids)
+        )
+        self.weights = (probs / probs[second][index]).index_fill(0, self.first, 0)  # (K,)
+        self.rest = self._join(self._sum(widen(self.weights)))
+        self.squares = self._join(self._sum(widen(self.weights).square()))
+        self.tail = self.rest * widen(probs[second])[:, None] / self.mass
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sums (B, M, ...) over the segments of values (K, ...)."""
+        # The rest of a window belongs to no segment only if no set needs it, which does not happen.
+        edges = pad(self.sizes.flatten().cumsum(0), (1, 0))
+        return torch.segment_reduce(values, "sum", offsets=edges, axis=0).unflatten(0, self.sizes.shape)
+
+    def _join(self, sums: torch.Tensor) -> torch.Tensor:
+        """Sums (B, N) over the sets of sums (B, M) over the segments."""
+        return torch.where(self.members, sums[:, None], 0).sum(-1)
+
+    def summarise(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """k, mass and entropy (B, N) of the sets."""
+        wide = widen(self.probs)
+        entropy = self.mass.log() - self._join(self._sum(wide * wide.log())) / self.mass
+        return self.k, self.mass, torch.where(self.k == 1, 0, entropy.clamp_min(0))
+
+    def split(self, space: Space) -> Iterator[slice]:
+        """Groups of tokens whose segments' sums fit in memory."""
+        one = self.sizes.shape[1] * 2 * len(space.maps) * space.embedding.shape[1]
+        rows = max(1, (SUMS_CPU if self.ids.device.type == "cpu" else SUMS_GPU) // one)
+        for start in range(0, len(self.sizes), rows):
+            yield slice(start, min(start + rows, len(self.sizes)))
+
+    def compare(self, rows: slice, space: Space) -> torch.Tensor:
+        """cosine and weighted_cosine (B', N, G, 2) of the sets of some tokens."""
+        number = len(space.maps)
+        sums = self._add_rows(rows, space)  # (B', M, 2 G, d)
+        head = self.ids[self.first[rows]]
+        scales = space.scales[self.ids[self._slice(rows)]]
+        weights = torch.cat((scales, scales * self.weights[self._slice(rows), None]), 1)
+        counts = pad(self.sizes[rows].flatten().cumsum(0), (1, 0))
+        norms = torch.segment_reduce(weights, "sum", offsets=counts, axis=0).unflatten(0, self.sizes[rows].shape)
+        members = self.members[rows].float()
+        first, k = self.has_first[rows], self.k[rows]
+        tail, rest, lead = (
+            self.tail[rows],
+            self.rest[rows].clamp_min(1e-300),
+            torch.where(first, 2 * (1 - self.tail[rows]), 0),
+        )
+        own = space.gather(head)
+        found = []
+        for place, each in enumerate(space.maps):
+            columns = [place, number + place]
+            total = torch.matmul(members, sums[:, :, columns].flatten(2)).unflatten(-1, (2, -1))  # (B', N, 2, d)
+            total[:, :, 1] /= rest[..., None].float()
+            scale = each.scale[head][:, None]
+            direction = own * scale
+            if each.centre is not None:
+                weight = torch.matmul(members, norms[:, :, columns])
+                weight[..., 1] /= rest.float()
+                total = total - weight[..., None] * each.centre
+                direction = direction - scale * each.centre
+            total, direction = each.apply(total), each.apply(direction)
+            square = widen(torch.linalg.vecdot(total, total))  # (B', N, 2)
+            known = self._count_directions(each, rows)
+            cosine = (square[..., 0] - known[0]) / (k * (k - 1)).clamp_min(1)
+            shared = widen(torch.linalg.vecdot(total[:, :, 1], direction[:, None]))
+            inner = square[..., 1] - known[1] / rest.square()
+            weight = lead + tail * (1 - self.squares[rows] / rest.square())
+            weighted = (lead * shared + tail * inner) / torch.where(k == 1, 1, weight)
+            both = torch.stack((cosine, weighted), -1).clamp(-1, 1)
+            found.append(torch.where((k == 1)[..., None], torch.nan, both))
+        return torch.stack(found, 2).float()
+
+    def _slice(self, rows: slice) -> slice:
+        last = self.starts[rows.stop - 1, -1] + self.sizes[rows.stop - 1, -1]
+        return slice(int(self.first[rows.start]), int(last))
+
+    def _count_directions(self, each: Map, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """sum |u_i|^2 and sum w_i^2 |u_i|^2 (B', N): |u_i| is 1, and 0 for a row that has no direction."""
+        if each.is_complete:
+            return self.k[rows], self.squares[rows]
+        part = self._slice(rows)
+        there = widen(each.scale[self.ids[part]] > 0)
+        values = torch.stack((there, there * widen(self.weights[part]).square()), 1)
+        counts = pad(self.sizes[rows].flatten().cumsum(0), (1, 0))
+        sums = torch.segment_reduce(values, "sum", offsets=counts, axis=0).unflatten(0, self.sizes[rows].shape)
+        joined = torch.matmul(self.members[rows].to(sums.dtype), sums)
+        return joined[..., 0], joined[..., 1]
+
+    def _add_rows(self, rows: slice, space: Space) -> torch.Tensor:
+        """Sums (B', M, 2 G, d) over segments of e_i - mean, with the scales as weights and with scales times p."""
+        sizes, starts = self.sizes[rows].flatten(), self.starts[rows].flatten()
+        width, number = space.embedding.shape[1], len(space.maps)
+        sums = torch.zeros(len(sizes), 2 * number, width, device=self.ids.device)
+        counts = (sizes + CHUNKS[-1] - 1) // CHUNKS[-1]
+        segment = torch.repeat_interleave(counts)
+        part = torch.arange(len(segment), device=sizes.device) - (counts.cumsum(0) - counts)[segment]
+        start = starts[segment] + part * CHUNKS[-1]
+        length = (sizes[segment] - part * CHUNKS[-1]).clamp_max(CHUNKS[-1])
+        kind = torch.bucketize(length, torch.tensor(CHUNKS, device=sizes.device))
+        piece = PIECE_CPU if sizes.device.type == "cpu" else PIECE_GPU
+        for place, size in enumerate(CHUNKS):
+            for chosen in torch.nonzero(kind == place)[:, 0].split(max(1, piece // (size * width))):
+                index = torch.arange(size, device=sizes.device)
+                inside = index < length[chosen][:, None]
+                index = torch.where(inside, start[chosen][:, None] + index, start[chosen][:, None])
+                ids = self.ids[index]
+                scales = space.scales[ids] * inside[..., None]  # (n, size, G)
+                weights = torch.cat((scales, scales * self.weights[index][..., None]), 2)
+                sums.index_add_(0, segment[chosen], torch.bmm(weights.mT, space.gather(ids)))
+        return sums.unflatten(0, (-1, self.sizes.shape[1]))
+
+
+def compute_similarity_entropies(windows: Windows, space: Space) -> torch.Tensor:
+    """similarity_entropy (B, N, G) in nats; NaN for sets beyond the geometry's ``most_pairs`` likeliest tokens."""
+    ids, probs, offsets, extents = windows
+    most = max((each.geometry.most_pairs for each in space.maps), default=0)
+    ends = extents[..., 3]
+    result = torch.full((*ends.shape, len(space.maps)), torch.nan, device=ids.device)
+    lengths = torch.where(ends <= most, ends, 0).amax(1)  # of what has to be compared
+    kind = torch.bucketize(lengths, torch.tensor(PAIRS, device=ids.device))
+    width, piece = space.embedding.shape[1], PIECE_CPU if ids.device.type == "cpu" else PIECE_GPU
+    for place, size in enumerate(PAIRS):
+        for chosen in torch.nonzero((kind == place) & (lengths > 0))[:, 0].split(
+            max(1, piece // (size * max(width, size)))
+        ):
+            index = torch.arange(size, device=ids.device)
+            inside = index < lengths[chosen][:, None]
+            index = offsets[chosen][:, None] + torch.where(inside, index, 0)
+            own = torch.where(inside, probs[index], 0)
+            result[chosen] = _compare_pairs(ids[index], own, extents[chosen], space)
+    return result
+
+
+def _compare_pairs(ids: torch.Tensor, probs: torch.Tensor, extents: torch.Tensor, space: Space) -> torch.Tensor:
+    """similarity_entropy (n, N, G) of the sets (n, N, 4) in windows (n, s) of tokens, NaN where it is not computed."""
+    place = torch.arange(ids.shape[1], device=ids.device)[:, None]
+    one, two, three, four = (each[:, None] for each in extents.unbind(-1))  # (n, 1, N)
+    members = ((place >= one) & (place < two)) | ((place >= three) & (place < four))  # (n, s, N)
+    q = widen(torch.where(members, probs[..., None], 0))
+    q = q / q.sum(1, keepdim=True).clamp_min(1e-300)
+    narrow, rows, ends = q.float(), space.gather(ids), extents[..., 3]
+    products = torch.bmm(rows, rows.mT)
+    found = []
+    for each in space.maps:
+        if each.whitening is not None:
+            n = min(len(place), each.geometry.most_pairs)
+            moved = rows[:, :n] @ each.whitening
+            similar, own = torch.bmm(moved, moved.mT), slice(0, n)
+        elif each.left is not None:
+            similar, own = torch.baddbmm(products, each.left[ids], each.right[ids].mT, alpha=-1), slice(None)
+        else:
+            similar, own = products.clone(), slice(None)
+        scale = each.scale[ids[:, own]]
+        unlike = 1 - each.expected if 1 - each.expected > LEAST_UNLIKE else torch.nan
+        similar.mul_((scale / unlike)[:, :, None]).mul_(scale[:, None]).sub_(each.expected / unlike).clamp_(0, 1)
+        similar.diagonal(dim1=1, dim2=2).zero_()
+        ordinary = widen(torch.bmm(similar, narrow[:, own])) + q[:, own]  # (Zq)_i, with Z_ii = 1 exactly
+        entropy = -torch.where(members[:, own], q[:, own] * ordinary.clamp(1e-300, 1).log(), 0).sum(1)
+        known = (ends <= each.geometry.most_pairs) & (unlike == unlike)
+        found.append(torch.where(known, entropy.clamp_min(0), torch.nan))
+    return torch.stack(found, -1).float()
