@@ -10,8 +10,8 @@ from transformers.generation import logits_process
 import oracle
 from nucleoscope import variants
 from nucleoscope.measure.candidate_sets import find_windows
-from nucleoscope.measure.geometry import count_usage
 from nucleoscope.measure.entropy import compute_full_entropies
+from nucleoscope.measure.geometry import count_usage
 from nucleoscope.measure.variants import Variants
 
 TOLERANCE = {"cosine": 2e-5, "weighted_cosine": 2e-5, "similarity_entropy": 2e-5}  # of float32 sums
