@@ -50,7 +50,7 @@ def complete_run(
     for batch in mode.measure(model, tokenizer, *data, **options):
         folder.save_batch(batch.indices, batch.records, batch.seconds, batch.continued)
     info = {"mode": "generate" if texts is None else "score"}
-    info |= batching.collect_run_info(model, inputs, folder.load_batches(), chosen.batch_size)
+    info |= batching.collect_run_info(model, inputs, folder.list_batches(), chosen.batch_size)
     if texts is None:
         info |= {"decoding": checking.find_way(model, chosen.skip_check)}
         info |= {"shared_prefix_tokens": len(checking.choose_prefix(model, inputs.ids, chosen.skip_check))}

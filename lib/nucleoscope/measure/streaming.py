@@ -42,7 +42,7 @@ def stream(
     directions = cosine.find_directions(embedding)
     sampler = sampling.Sampler(directions, chosen, numbers, ends, list_recorded())
     way = checking.find_way(model, chosen.skip_check)
-    steps = generation.generate(model, inputs.ids, max_tokens, sampler, way)
+    steps = generation.generate(model, [*inputs.ids], max_tokens, sampler, way)
     try:
         for _ in steps:
             (token,) = sampler.read_latest()
