@@ -39,6 +39,11 @@ class TokenRows(Sequence):
         found = self._rows[place]
         return [row.tolist() for row in found] if isinstance(place, slice) else found.tolist()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and [*self] == [*other]
+
+    __hash__ = None
+
 
 @dataclass
 class Inputs:

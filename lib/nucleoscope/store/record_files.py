@@ -38,8 +38,11 @@ LARGE = 2**30  # bytes of a part from which on its header has room for sizes bey
 # A pickle of protocol 2, which is torch's: an empty list, to which each piece appends a record.
 HEAD, END = b"\x80\x02]", b"."
 # What a pickle refers to again has a number, its place in the memo. These are used in each piece anew.
-REBUILD, HOOKS, STORAGE = (b"q\x00", b"h\x00"), (b"q\x01", b"h\x01"), (b"q\x02", b"h\x02")
+NAMED = b"ctorch._utils\n_rebuild_tensor_v2\nq\x00", b"ccollections\nOrderedDict\nq\x01"
+NAMED_AGAIN = b"h\x00", b"h\x01"
+KEEP_STORAGE, STORAGE = b"q\x02", b"h\x02"
 FIRST = 3  # the place of the record of prompt 0; a place of its own for each lets a reader count them
+PUT = 5  # bytes that give the record its place, after the first of a piece, which begins it
 
 
 class Piece(NamedTuple):
@@ -87,7 +90,7 @@ def join_records(stream: IO[bytes], paths: Iterable[Path], n_prompts: int) -> No
         ordered = [pieces[prompt] for prompt in range(n_prompts)]
         size = len(HEAD) + sum(piece.length for piece in ordered) + len(END)
         _write(archive, stream, PICKLE, _join_pieces(ordered), size)
-        lengths, checksums = ([piece[place] for piece in ordered] for place in (2, 3))
+        lengths, checksums = (piece.length for piece in ordered), (piece.checksum for piece in ordered)
         _finish(archive, stream, range(n_prompts), lengths, checksums, sorted(fields))
 
 
@@ -122,7 +125,9 @@ def iterate_records(path: Path) -> Iterator[dict]:
         lengths = _read_index(archive)["lengths"]
         stream.read(len(HEAD))
         for length in lengths:
-            (record,) = _PieceUnpickler(io.BytesIO(HEAD + stream.read(length) + END)).load()
+            begin, content = stream.read(1 + PUT), stream.read(length - 1 - PUT)
+            # without its place: an unpickler has room for all lower places, as many as there are prompts before
+            (record,) = _PieceUnpickler(io.BytesIO(HEAD + begin[:1] + content + END)).load()
             if "tokens" in record:
                 tokens = record["tokens"]
                 content = np.frombuffer(archive.read(DATA + tokens.name), tokens.kind)
@@ -159,13 +164,8 @@ class _Pickling:
             raise ValueError(f"a tensor of a record must be a vector, not of shape {tuple(vector.shape)}")
         vector = vector.detach().cpu().contiguous()
         storage = self._pickle_storage(vector)
-        rebuild, hooks = REBUILD[1], HOOKS[1]
-        if not self.begun:
-            rebuild, hooks = (
-                b"ctorch._utils\n_rebuild_tensor_v2\n" + REBUILD[0],
-                b"ccollections\nOrderedDict\n" + HOOKS[0],
-            )
-            self.begun = True
+        rebuild, hooks = NAMED_AGAIN if self.begun else NAMED
+        self.begun = True
         numbers = (_pickle_number(vector.storage_offset()), _pickle_number(vector.numel()))
         return b"".join((rebuild, b"(", storage, *numbers, b"\x85K\x01\x85\x89", hooks, b")RtR"))
 
@@ -173,7 +173,7 @@ class _Pickling:
         storage = vector.untyped_storage()
         address = storage.data_ptr()
         if address and address == self.current:
-            return STORAGE[1]
+            return STORAGE
         name = self.names.get(address) if address else None
         if name is None:
             import torch
@@ -184,13 +184,8 @@ class _Pickling:
         self.current = address
         kind = vector.type().rpartition(".")[2].removesuffix("Tensor") + "Storage"  # such as LongStorage
         size = _pickle_number(storage.nbytes() // vector.itemsize)
-        words = [
-            _pickle_plainly("storage"),
-            f"ctorch\n{kind}\n".encode(),
-            _pickle_plainly(name),
-            _pickle_plainly("cpu"),
-        ]
-        return b"".join([b"(", *words, size, b"tQ", STORAGE[0]])
+        word, key, place = map(_pickle_plainly, ("storage", name, "cpu"))
+        return b"".join([b"(", word, f"ctorch\n{kind}\n".encode(), key, place, size, b"tQ", KEEP_STORAGE])
 
 
 def _is_vector(value: Any) -> bool:
@@ -296,12 +291,10 @@ def _read_storages(path: Path) -> Iterator[tuple[str, bytes]]:
 def _find_pieces(path: Path) -> tuple[dict[int, Piece], list[str]]:
     """The pieces of a file by their prompts, and the keys of its records."""
     with _open(path) as archive, path.open("rb") as stream:
-        index, begin = _read_index(archive), archive.getinfo(PICKLE).header_offset
-        stream.seek(begin)
-        start = (
-            begin + HEADER + sum(struct.unpack("<26xHH", stream.read(HEADER))) + len(HEAD)
-        )  # after the name and the padding
-        pieces = {}
+        index, pieces = _read_index(archive), {}
+        start = stream.seek(archive.getinfo(PICKLE).header_offset)
+        name, padding = struct.unpack("<26xHH", stream.read(HEADER))
+        start += HEADER + name + padding + len(HEAD)
         for prompt, length, checksum in zip(index["prompts"], index["lengths"], index["checksums"], strict=True):
             pieces[prompt] = Piece(path, start, length, checksum)
             start += length
