@@ -50,13 +50,13 @@ class Selection(NamedTuple):
 
 def _define_sets() -> tuple[CandidateSet, ...]:
     kinds = (
-        ("top_p", (0.5, 0.7, 0.8, 0.9, 0.95, 0.99), "fewest likeliest tokens with a mass of at least {}", "Holtzman 2020"),
+        ("top_p", (0.5, 0.7, 0.8, 0.9, 0.95, 0.99), "fewest likeliest tokens with mass >= {}", "Holtzman 2020"),
         ("top_k", (2, 5, 10, 50), "the {} likeliest tokens", "Fan 2018"),
         ("min_p", (0.05, 0.1), "p >= {} times the largest p", "Nguyen 2024"),
         ("epsilon", (0.0003,), "p >= {}", "Hewitt 2022"),
         ("eta", (0.0003,), "p >= min({0}, sqrt({0}) exp(-H(p)))", "Hewitt 2022"),
         ("top_n_sigma", (1,), "logit >= largest logit - {} standard deviations of all finite logits", "Tang 2024"),
-        ("typical", (0.9,), "fewest tokens with the smallest |-log p - H(p)| that have a mass of at least {}", "Meister 2023"),
+        ("typical", (0.9,), "fewest tokens with the smallest |-log p - H(p)| and mass >= {}", "Meister 2023"),
     )  # fmt: skip
     return tuple(
         CandidateSet(f"{rule}_{value:g}", rule, value, text.format(f"{value:g}"), source)

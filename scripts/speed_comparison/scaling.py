@@ -82,8 +82,10 @@ def format_scaling(found: list[list[dict]], sizes: tuple[int, int]) -> str:
         ComparisonRow(text, *collect(found, lambda run, key=key: run["tokens"] / run[key]))
         for text, key in rates.items()
     ]
+    cores = ComparisonRow("user and system", *collect(found, lambda run: 1000 * run["core_seconds"] / run["tokens"]))
     moments = {"before the run": "before", "peak": "peak"}
     memory = [ComparisonRow(text, *collect(found, lambda run, key=key: run[key])) for text, key in moments.items()]
     sides = (f"{sizes[0]:,} prompts", f"{sizes[1]:,} prompts")
-    tables = [("Speed, tokens/s", speed, 1), ("Memory of the process, MiB", memory, 0)]
+    tables = [("Speed, tokens/s", speed, 1), ("Core seconds per 1,000 tokens", [cores], 3)]
+    tables.append(("Memory of the process, MiB", memory, 0))
     return "\n".join(format_table(title, rows, digits, sides) for title, rows, digits in tables)

@@ -248,14 +248,14 @@ def time_run(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from nucleoscope.measure import runs
     from nucleoscope.store import results, run_folder
 
-    begin = time.perf_counter()
+    begin, cores = time.perf_counter(), time.process_time()
     data = prompts.load(job["dataset_name"], job["n_prompts"])
     folder = Path(job["folder"])
     run = run_folder.RunFolder(folder, {name: job[name] for name in ("model_name", "dataset_name", "n_prompts")})
     with run:
         runs.complete_run(run, build.model, build.tokenizer, data.texts, progress=False, **build.settings)
-    seconds, info = time.perf_counter() - begin, results.load_info(folder)
-    found = {"tokens": info["tokens"], "seconds": seconds, "measuring_seconds": info["seconds"]}
+    seconds, cores, info = time.perf_counter() - begin, time.process_time() - cores, results.load_info(folder)
+    found = {"tokens": info["tokens"], "seconds": seconds, "measuring_seconds": info["seconds"], "core_seconds": cores}
     yield {"build": build.describe()}
     yield {"run": found | {"before": before, "peak": measure_peak(build.device)}}
 

@@ -333,7 +333,7 @@ def fill_folder(folder, stop_after=None, **parameters):
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_tokens(tmp_path, later_size):
     straight = fill_folder(tmp_path / "straight", batch_size=2)
     fill_folder(tmp_path / "stopped", batch_size=2, stop_after=1)
-    assert len(run_folder.RunFolder(tmp_path / "stopped", {"max_tokens": 8}).load_batches()) == 1
+    assert len(run_folder.RunFolder(tmp_path / "stopped", {"max_tokens": 8}).list_batches()) == 1
     assert list_tokens(fill_folder(tmp_path / "stopped", batch_size=later_size)) == list_tokens(straight)
 
 
@@ -354,7 +354,7 @@ def test_nan_leaves_the_batches_before_saved(tmp_path):
     options = {"max_tokens": 8, "batch_size": 2, "skip_check": True}  # the check would call the model, too
     with pytest.raises(ValueError, match="contain NaN or inf"), run:
         complete_run(run, model, tiny.create_tokenizer(), TEXTS, progress=False, **options)
-    assert len(run.load_batches()) == 1
+    assert len(run.list_batches()) == 1
 
 
 def test_the_progress_bar_ends_at_the_tokens_written(capsys):

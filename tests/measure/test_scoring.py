@@ -323,7 +323,7 @@ def fill_folder(folder, stop_after=None, **parameters):
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_numbers(tmp_path, later_size):
     straight = fill_folder(tmp_path / "straight", batch_size=2)
     assert fill_folder(tmp_path / "stopped", batch_size=2, stop_after=1) is None
-    assert len(run_folder.RunFolder(tmp_path / "stopped", {"mode": "score"}).load_batches()) == 1
+    assert len(run_folder.RunFolder(tmp_path / "stopped", {"mode": "score"}).list_batches()) == 1
     assert_same(fill_folder(tmp_path / "stopped", batch_size=later_size), straight, 1e-5)
 
 

@@ -315,13 +315,14 @@ def test_the_total_of_one_data_set_is_not_repeated():
 
 
 def test_the_tables_of_two_lengths():
-    long = {"tokens": 1000, "seconds": 5, "measuring_seconds": 4, "before": 300, "peak": 420}
-    short = {"tokens": 100, "seconds": 0.8, "measuring_seconds": 0.4, "before": 300, "peak": 400}
+    long = {"tokens": 1000, "seconds": 5, "measuring_seconds": 4, "core_seconds": 8, "before": 300, "peak": 420}
+    short = {"tokens": 100, "seconds": 0.8, "measuring_seconds": 0.4, "core_seconds": 1, "before": 300, "peak": 400}
     printed = scaling.format_scaling([[long, short]], (10_000, 100))
-    assert printed.count("| | 10,000 prompts | 100 prompts | ratio: median | smallest | largest |") == 2
+    assert printed.count("| | 10,000 prompts | 100 prompts | ratio: median | smallest | largest |") == 3
     for row in (
         "| while measuring | 250.0 | 250.0 | 1.00 | 1.00 | 1.00 |",
         "| from prompts to files | 200.0 | 125.0 | 1.60 | 1.60 | 1.60 |",
+        "| user and system | 8.000 | 10.000 | 0.80 | 0.80 | 0.80 |",
         "| before the run | 300 | 300 | 1.00 | 1.00 | 1.00 |",
         "| peak | 420 | 400 | 1.05 | 1.05 | 1.05 |",
     ):
@@ -356,11 +357,12 @@ def test_a_run_of_more_prompts_beside_one_of_a_hundred():
     done = run_benchmark("--scale=130", "--repeats=1", "--max_tokens=2", "--device=cpu")
     assert done.returncode == 0, done.stderr
     assert "2 tokens per prompt, batches of 25; 1 pairs" in done.stdout
-    assert done.stdout.count("| | 130 prompts | 100 prompts |") == 2
+    assert done.stdout.count("| | 130 prompts | 100 prompts |") == 3
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and not line.startswith("| |")]
     assert [row.split(" | ")[0] for row in rows] == [
         "| while measuring",
         "| from prompts to files",
+        "| user and system",
         "| before the run",
         "| peak",
     ]

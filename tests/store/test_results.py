@@ -99,6 +99,12 @@ def measure_run(folder: Path, until: int | None = None, overwrite: bool = False,
     return run
 
 
+def finish(run: RunFolder, n_prompts: int) -> list[dict]:
+    """The records of a run that ends here, from its file."""
+    run.finish(n_prompts, {})
+    return results.load(run.folder / "measurements.pt")
+
+
 def read_contents(folder: Path) -> dict[str, str]:
     """Every file below ``folder``, hidden ones too, with the hash of its content."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
@@ -150,20 +156,17 @@ def test_a_batch_comes_back_as_it_was_saved(folder):
     run = open_run(folder)
     run.start()
     run.save_batch([4, 1], [create_record(4), create_record(1, 0)], 2.5)
-    (batch,) = run.load_batches()
+    (batch,) = run.list_batches()
     assert batch["indices"] == [4, 1]
     assert batch["seconds"] == 2.5
-    assert is_same(batch["records"], [create_record(4), create_record(1, 0)])
+    assert batch["tokens"] == 3
+    assert batch["columns"] == sorted(LISTS)
+    assert is_same(results.load(folder / "batches/000001.pt"), [create_record(4), create_record(1, 0)])
 
 
 def test_a_finished_run_holds_the_records_in_prompt_order(folder):
     measure_run(folder)
     assert is_same(results.load(folder / "measurements.pt"), [create_record(index) for index in range(5)])
-
-
-def test_finish_returns_what_it_saved(folder):
-    run = measure_run(folder, until=3)
-    assert is_same(run.finish(5, {}), results.load(folder / "measurements.pt"))
 
 
 def test_a_finished_run_leaves_its_three_files_only(folder):
@@ -216,7 +219,7 @@ def test_finishing_without_all_prompts_names_the_first_that_lacks(folder):
     run = measure_run(folder, until=2)
     assert "prompt 2" in catch_refusal(ValueError, run.finish, 5, {})
     assert not (folder / "measurements.pt").exists()
-    assert len(run.load_batches()) == 2
+    assert len(run.list_batches()) == 2
 
 
 # Going on where it was
@@ -227,10 +230,10 @@ def test_a_killed_run_goes_on_with_the_batches_it_had(folder):
     run = open_run(folder)
     assert not run.finished
     run.start()
-    assert sorted(index for batch in run.load_batches() for index in batch["indices"]) == [0, 1, 3, 4]
+    assert sorted(index for batch in run.list_batches() for index in batch["indices"]) == [0, 1, 3, 4]
     assert run.load_plan("auto") == [[4, 1], [0, 3], [2]]
     run.save_batch([2], [create_record(2)], 1.0)
-    assert is_same(run.finish(5, {}), [create_record(index) for index in range(5)])
+    assert is_same(finish(run, 5), [create_record(index) for index in range(5)])
 
 
 def test_a_batch_that_cannot_be_read_counts_as_not_done(folder):
@@ -238,7 +241,7 @@ def test_a_batch_that_cannot_be_read_counts_as_not_done(folder):
     (batch,) = folder.glob("batches/000001.pt")
     batch.write_bytes(batch.read_bytes()[:100])
     run = open_run(folder)
-    assert sorted(index for batch in run.load_batches() for index in batch["indices"]) == [0, 2, 3]
+    assert sorted(index for batch in run.list_batches() for index in batch["indices"]) == [0, 2, 3]
 
 
 def test_batches_alone_refuse_other_settings(folder):
@@ -268,9 +271,9 @@ with write_atomically(run.batches / "000002.pt") as stream:
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     run = open_run(folder)
     run.start()
-    assert [batch["indices"] for batch in run.load_batches()] == [[1, 0]]
+    assert [batch["indices"] for batch in run.list_batches()] == [[1, 0]]
     run.save_batch([2], [create_record(2)], 1.0)
-    assert [r["prompt"] for r in run.finish(3, {})] == ["b", "a", "prompt 2"]
+    assert [r["prompt"] for r in finish(run, 3)] == ["b", "a", "prompt 2"]
     assert set(read_contents(folder)) == FILES
 
 
@@ -300,7 +303,7 @@ def test_a_run_killed_before_its_measurements_goes_on(folder, monkeypatch):
     interrupt(monkeypatch, "write_atomically", measure_run(folder, until=3))
     run = open_run(folder)
     run.start()
-    assert run.finish(5, {})
+    assert finish(run, 5)
 
 
 def test_a_killed_run_that_overwrites_goes_on_where_it_was(folder):
@@ -308,7 +311,7 @@ def test_a_killed_run_that_overwrites_goes_on_where_it_was(folder):
     measure_run(folder, until=2, overwrite=True, seed=1)
     run = open_run(folder, overwrite=True, seed=1)
     run.start()
-    assert len(run.load_batches()) == 2
+    assert len(run.list_batches()) == 2
 
 
 def test_old_results_stay_until_the_run_that_overwrites_them_is_finished(folder):
@@ -340,7 +343,7 @@ def test_overwrite_takes_nothing_from_a_run_at_work(folder, monkeypatch):
     with pytest.raises(BlockingIOError):
         open_run(folder, overwrite=True, seed=1).start()
     assert read_contents(folder) == before
-    assert len(first.load_batches()) == 1
+    assert len(first.list_batches()) == 1
 
 
 # Other settings
@@ -417,7 +420,7 @@ def test_overwrite_takes_no_batch_of_other_settings(folder):
     measure_run(folder, until=2)
     run = open_run(folder, overwrite=True, seed=1)
     run.start()
-    assert run.load_batches() == []
+    assert run.list_batches() == []
     assert run.load_plan("auto") is None
 
 
@@ -458,11 +461,11 @@ def test_a_full_disk_at_the_end_takes_nothing_from_earlier_results(folder, monke
     run.start()
     run.save_batch(list(range(5)), [create_record(index) for index in range(5)], 1.5)
 
-    def fill(value, stream):
+    def fill(stream, *_):
         stream.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", fill)
+    monkeypatch.setattr(run_folder, "join_records", fill)
     catch_refusal(OSError, run.finish, 5, {"device": "cpu"})
     run.release()
     assert {name: (folder / name).read_bytes() for name in FILES} == before
@@ -672,7 +675,7 @@ def test_measurements_that_cannot_be_written_leave_the_run_to_go_on(folder):
     run.release()
     assert not (folder / "measurements.pt").exists()
     assert not [name for name in read_contents(folder) if not name.startswith("batches/")]
-    assert is_same(run.finish(5, {}), [create_record(index) for index in range(5)])
+    assert is_same(finish(run, 5), [create_record(index) for index in range(5)])
 
 
 def test_a_batch_that_cannot_be_written_leaves_the_others(folder):
@@ -695,7 +698,7 @@ def test_a_run_on_a_full_disk_keeps_its_batches_and_goes_on_when_there_is_room(s
     assert read_contents(folder) == before
     filler.unlink()
     run.save_batch([2], [create_record(2)], 1.0)
-    assert is_same(run.finish(5, {}), [create_record(index) for index in range(5)])
+    assert is_same(finish(run, 5), [create_record(index) for index in range(5)])
 
 
 # Loading

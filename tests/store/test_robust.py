@@ -440,7 +440,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(small_disk, room):
     filler.unlink()
     again = run_folder.RunFolder(run.folder, SETTINGS)
     with again:
-        assert len(again.load_batches()) == 3
+        assert len(again.list_batches()) == 3
         again.finish(6, {})
     assert [record["prompt"] for record in results.load(run.folder / "measurements.pt")] == list("012345")
 

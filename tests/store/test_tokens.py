@@ -27,7 +27,7 @@ import tiny
 from messages import assert_one_line
 from nucleoscope import quantities
 from nucleoscope.stats import bootstrap, correlation, fits
-from nucleoscope.store import mapped_records, measurements, results, tokens
+from nucleoscope.store import mapped_records, results, tokens
 from nucleoscope.views import figures, panels
 from synthetic import write_accuracy_file, write_study_file
 
@@ -117,31 +117,10 @@ def test_a_run_is_tabulated_without_reading_its_measurements(folder, monkeypatch
     pd.testing.assert_frame_equal(results.load_readable(folder.parents[1])["tiny", "math"], direct, check_exact=True)
 
 
-def test_a_run_reads_no_batch_of_its_own_to_finish(folder, monkeypatch):
-    run = measure_run(folder, until=3)
-    run.load_batches()
-    monkeypatch.setattr(measurements, "read", None)
-    monkeypatch.setattr("nucleoscope.store.run_folder.read", None)
-    assert [r["prompt"] for r in run.finish(5, {})] == [f"prompt {index}" for index in range(5)]
-
-
-def test_a_resumed_run_reads_each_batch_of_the_interrupted_one_once(folder, monkeypatch):
-    measure_run(folder, until=2)
-    run = open_run(folder)
-    run.start()
-    seen, read = [], measurements.read
-    monkeypatch.setattr("nucleoscope.store.run_folder.read", lambda path: seen.append(path.name) or read(path))
-    assert len(run.load_batches()) == 2
-    run.save_batch([2], [create_record(2)], 1.0)
-    assert len(run.load_batches()) == 3
-    run.finish(5, {})
-    assert sorted(seen) == ["000000.pt", "000001.pt"]
-
-
 # Never of other measurements
 
 
-@pytest.mark.parametrize("name", ["_save", "write_tokens", "write_json"])
+@pytest.mark.parametrize("name", ["join_records", "write_tokens", "write_json"])
 def test_a_kill_between_two_files_leaves_no_tokens_of_another_run(folder, monkeypatch, name):
     measure_run(folder)
     old = results.load_table(folder.parents[1])
@@ -154,7 +133,7 @@ def test_a_kill_between_two_files_leaves_no_tokens_of_another_run(folder, monkey
     assert (folder / "tokens.parquet").exists() == (name != "write_tokens")  # that of the measurements beside it
     found = results.load_table(folder.parents[1])
     pd.testing.assert_frame_equal(found, results.tabulate(stored, "tiny", "math"), check_exact=True)
-    assert found["entropy"].equals(old["entropy"]) == (name == "_save")
+    assert found["entropy"].equals(old["entropy"]) == (name == "join_records")
 
 
 def test_tokens_of_other_measurements_are_written_again(folder):

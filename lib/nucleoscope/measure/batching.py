@@ -120,7 +120,7 @@ def _halve(indices: list[int]) -> list[list[int]]:
 
 def list_unmeasured(folder: Any, n_prompts: int) -> list[int]:
     """The prompts that are in no finished batch of a `run_folder.RunFolder`."""
-    done = {index for batch in folder.load_batches() for index in batch["indices"]}
+    done = {index for batch in folder.list_batches() for index in batch["indices"]}
     return [index for index in range(n_prompts) if index not in done]
 
 
@@ -134,13 +134,13 @@ def resume_plan(batches: list[list[int]], unmeasured: list[int]) -> list[list[in
 def collect_run_info(
     model: PreTrainedModel, inputs: Inputs, batches: list[dict], batch_size: int | str
 ) -> dict[str, Any]:
-    """What `run.json` contains besides the settings; ``batches`` as `run_folder.RunFolder` saves them.
+    """What `run.json` contains besides the settings; ``batches`` as `run_folder.RunFolder.list_batches` has them.
 
     Seconds are those of the finished batches, with what interrupted processes spent on steps that were kept; peak
     memory is that of the process that finished the run. ``continued_at_steps`` has a list for each batch that
     was continued in the middle: the steps at which it was.
     """
-    tokens = sum(len(record["tokens"]) for batch in batches for record in batch["records"])
+    tokens = sum(batch["tokens"] for batch in batches)
     seconds = sum(batch["seconds"] for batch in batches)
     devices = model_facts.describe_devices(model)
     gpus = [device for device in model_facts.count_weight_bytes(model) if device.type == "cuda"]

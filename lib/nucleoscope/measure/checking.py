@@ -7,7 +7,7 @@ prompt alone, without a cache, padding, mask or positions of ours. Nothing is as
 import contextlib
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -77,7 +77,7 @@ def _get_finding(model: PreTrainedModel) -> Finding:
 
 
 def choose_prefix(
-    model: PreTrainedModel, rows: list[list[int]], skip_check: bool = False, ends: list[int] | None = None
+    model: PreTrainedModel, rows: Sequence[list[int]], skip_check: bool = False, ends: list[int] | None = None
 ) -> list[int]:
     """The tokens that all ``rows`` begin with (`prefix.find_shared_ids`), or none if they must be read with each.
 

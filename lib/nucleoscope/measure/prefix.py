@@ -4,6 +4,7 @@ Contract: this module holds what was read and finds what is shared; `decoding.re
 `scoring` put it before the rest of each prompt, and `checking` finds out whether that is right for a model.
 """
 
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class SharedPrefix(NamedTuple):
         return Cache(layers=found)
 
 
-def find_shared_ids(rows: list[list[int]], ends: list[int] | None = None) -> list[int]:
+def find_shared_ids(rows: Sequence[list[int]], ends: list[int] | None = None) -> list[int]:
     """The tokens that all ``rows`` begin with, or none if there are fewer than `LEAST`.
 
     Of each row at least one token is left, and all from its position in ``ends`` on.
@@ -40,6 +41,8 @@ def find_shared_ids(rows: list[list[int]], ends: list[int] | None = None) -> lis
     most = min(map(len, rows) if ends is None else ends, default=0)
     if len(rows) < 2 or most <= LEAST:
         return []
-    shared = takewhile(lambda column: len(set(column)) == 1, zip(*(row[: most - 1] for row in rows), strict=False))
-    found = [column[0] for column in shared]
+    found = rows[0][: most - 1]
+    for row in rows:  # one at a time: all of them together may be large
+        if row[: len(found)] != found:
+            found = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(found, row, strict=False))]
     return found if len(found) >= LEAST else []

@@ -51,7 +51,7 @@ def complete_run(
     options = {"inputs": inputs, "batches": todo, "progress": progress} | keeping | settings
     for batch in mode.measure(model, tokenizer, *data, **options):
         folder.save_batch(batch.indices, batch.records, batch.seconds, batch.continued, batch.path)
-    done = folder.load_batches()
+    done = folder.list_batches()
     info = {"mode": "generate" if texts is None else "score"}
     info |= batching.collect_run_info(model, inputs, done, chosen.batch_size)
     if texts is None:

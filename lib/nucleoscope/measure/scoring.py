@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import batching, checking, cosine, decoding, encoding
 from nucleoscope.measure.distribution import describe_distribution
-from nucleoscope.measure.encoding import Encoder, Inputs
+from nucleoscope.measure.encoding import Encoder, Inputs, TokenRows
 from nucleoscope.measure.model_facts import (
     find_context_length,
     find_embedding_matrix,
@@ -70,14 +70,15 @@ def encode(
     """
     openings = encoding.encode(tokenizer, prompts, prompt_format, context, max_tokens, template_date)
     encoder = Encoder(tokenizer, prompt_format, template_date)
-    inputs = Texts([], openings.truncated)
+    rows = TokenRows()
+    inputs = Texts(rows, openings.truncated)
     for index, (prompt, text, before) in enumerate(zip(prompts, texts, openings.ids, strict=True)):
         ids = encode_text(encoder, prompt, text)
         if not ids:
             raise ValueError(f"the text of prompt {index} ({prompt[:40]!r}) is empty: there is nothing to measure")
         if len(ids) > max_tokens:
             inputs.texts_truncated.append(index)
-        inputs.ids.append(before + ids[:max_tokens])
+        rows.append(before + ids[:max_tokens])
         inputs.starts.append(len(before))
     return inputs
 

@@ -43,7 +43,7 @@ def stream(
     sampler = sampling.Sampler(directions, chosen, numbers, ends, list_recorded())
     way = checking.find_way(model, chosen.skip_check)
     memory = checking.create_memory(model, chosen.skip_check)
-    steps = generation.generate(model, inputs.ids, max_tokens, sampler, way, memory=memory)
+    steps = generation.generate(model, [*inputs.ids], max_tokens, sampler, way, memory=memory)
     try:
         for _ in steps:
             (token,) = sampler.read_latest()

@@ -5,7 +5,7 @@ window are gathered once for all sets and geometries, and once more for the pair
 neighbouring ends of sets, rows are summed with the weights of all geometries at once; every set is a sum of such
 segments. Memory does not depend on how wide the sets are.
 
-``similarity_entropy`` is the uncapped form -sum q_i log (Zq)_i with Z_ij = max(0, (u_i.u_j - c) / (1 - c)) and Z_ii = 1,
+``similarity_entropy`` is the uncapped form -sum q_i log (Zq)_i, Z_ij = max(0, (u_i.u_j - c) / (1 - c)), Z_ii = 1,
 where c is the mean cosine of two tokens of the vocabulary in that geometry (Leinster and Cobbold 2012, order 1). It
 needs every pair, and is computed for sets within the `Geometry.most_pairs` likeliest tokens. It is NaN for others.
 """

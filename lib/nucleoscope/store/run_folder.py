@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,15 @@ from nucleoscope.atomic import write_atomically, write_json
 from nucleoscope.quantities import find_columns
 from nucleoscope.settings import fill_defaults
 from nucleoscope.store.locking import LOCK, Lock, check_folder
-from nucleoscope.store.measurements import MEASUREMENTS, load, read
+from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read
+from nucleoscope.store.record_files import (
+    Damaged,
+    iterate_records,
+    join_records,
+    read_batch,
+    read_fields,
+    write_records,
+)
 from nucleoscope.store.results import NOTEBOOKS, RUN_INFO, read_json
 from nucleoscope.store.tokens import TOKENS, write_tokens
 
@@ -68,8 +76,7 @@ class RunFolder:
         self.batches = self.folder / "batches"
         self.settings, self.overwrite = json.loads(json.dumps(settings)), overwrite
         self._lock: Lock | None = None
-        # The batches that this process has saved or read, by file name, so that they need not be read again to
-        # finish the run. They take no more memory than `finish` needs, which joins the records of all prompts.
+        # What `list_batches` returns, by file name: descriptions, without records, need not be read again.
         self._kept: dict[str, dict] = {}
         self.finished = self._look()
 
@@ -247,9 +254,17 @@ class RunFolder:
         """
         self._check_lock()
         file = self.batches / f"{min(indices):06d}.pt"
-        batch = {"indices": indices, "records": records, "seconds": seconds}
-        batch |= {"continued": list(continued), "path": path}
-        _save(batch, file)
+        columns = set().union(*(set(find_columns(record)) & record.keys() for record in records))
+        batch = {
+            "indices": indices,
+            "seconds": seconds,
+            "continued": list(continued),
+            "path": path,
+            "tokens": sum(len(record["entropies"]) for record in records),
+            "columns": sorted(columns),
+        }
+        with write_atomically(file) as stream:
+            write_records(stream, indices, records, batch)
         self._kept[file.name] = batch
         self.discard_parts(indices)
 
@@ -259,7 +274,7 @@ class RunFolder:
         Raises BlockingIOError if another process has taken over the folder.
         """
         self._check_lock()
-        _save(part, self.batches / f"{_name_parts(part['indices'])}-{part['start']:06d}.steps")
+        _save_part(part, self.batches / f"{_name_parts(part['indices'])}-{part['start']:06d}.steps")
 
     def load_parts(self, indices: list[int]) -> list[dict[str, Any]]:
         """The parts of the batch of these prompts, in this order, from its first step on and without a gap.
@@ -291,15 +306,22 @@ class RunFolder:
         pattern = "*.steps" if indices is None else f"{_name_parts(indices)}-*.steps"
         return sorted(filter(_is_part, self.batches.glob(pattern)), key=_read_start)
 
-    def load_batches(self) -> list[dict]:
-        """The batches finished so far, as they were saved. A batch that cannot be read counts as unfinished."""
+    def list_batches(self) -> list[dict[str, Any]]:
+        """The batches finished so far, without their records, which are not read.
+
+        Each has the prompts' ``indices``, ``seconds`` and ``continued`` as they were saved, the number of ``tokens``
+        and the quantities' lists in its records, ``columns``. A batch that cannot be read counts as unfinished.
+        """
         found = []
-        for path in sorted(self.batches.glob("*.pt")):
+        for path in self._find_batches():
             with contextlib.suppress(ValueError):
                 if path.name not in self._kept:
-                    self._kept[path.name] = read(path)
+                    self._kept[path.name] = _check_batch(read_batch(path), path)
                 found.append(self._kept[path.name])
         return found
+
+    def _find_batches(self) -> list[Path]:
+        return sorted(self.batches.glob("*.pt"))
 
     def discard_batches(self, columns: Collection[str]) -> int:
         """Removes the batches, finished or in progress, with other quantities than ``columns``; how many there were.
@@ -308,11 +330,7 @@ class RunFolder:
         interruption would be missing for part of the prompts.
         """
         self._check_lock()
-        others = [
-            batch
-            for batch in self.load_batches()
-            if any(set(find_columns(record)) & record.keys() != set(columns) for record in batch["records"])
-        ]
+        others = [batch for batch in self.list_batches() if batch["columns"] != sorted(columns)]
         for batch in others:
             name = f"{min(batch['indices']):06d}.pt"
             (self.batches / name).unlink()
@@ -327,20 +345,26 @@ class RunFolder:
                     begun.add(path.name.rpartition("-")[0])
         return len(others) + len(begun)
 
-    def finish(self, n_prompts: int, info: dict[str, Any]) -> list[dict]:
-        """Joins the batches in prompt order into the measurements; writes tokens.parquet and ``info`` next to them."""
+    def finish(self, n_prompts: int, info: dict[str, Any]) -> None:
+        """Joins the batches in prompt order into the measurements; writes tokens.parquet and ``info`` next to them.
+
+        The records are copied one by one, so that the memory does not depend on how many there are. ValueError if
+        a prompt is missing, also because its batch turned out to be damaged: it is removed, to be measured again.
+        """
         self._check_lock()
-        batches = self.load_batches()
-        records = dict(
-            zip((i for b in batches for i in b["indices"]), (r for b in batches for r in b["records"]), strict=True)
-        )
-        missing = sorted(set(range(n_prompts)) - set(records))
+        measured = {index for batch in self.list_batches() for index in batch["indices"]}
+        missing = sorted(set(range(n_prompts)) - measured)
         if missing:
             raise ValueError(f"prompt {missing[0]} is missing from '{self.batches}': run the same command again")
-        ordered = [records[index] for index in range(n_prompts)]
-        self._check_lock()  # reading takes a while
-        _save(ordered, self.folder / MEASUREMENTS, self._remove_companions)
-        write_tokens(ordered, self.folder / MEASUREMENTS)
+        measurements = self.folder / MEASUREMENTS
+        try:
+            with write_atomically(measurements, self._replace_measurements) as stream:
+                join_records(stream, [path for path in self._find_batches() if path.name in self._kept], n_prompts)
+        except Damaged as error:
+            error.path.unlink(missing_ok=True)
+            self._kept.pop(error.path.name, None)
+            raise ValueError(f"{error}, and was removed: run the same command again") from None
+        write_tokens(iterate_records(measurements), measurements, read_fields(measurements))
         requested = {} if self.requested is None else {"n_prompts_requested": self.requested}
         write_json(self.folder / RUN_INFO, {"settings": self.settings, **requested, **info})
         self._check_lock()
@@ -348,7 +372,22 @@ class RunFolder:
         self._kept = {}
         self.release()
         self.finished = True
-        return ordered
+
+    def _replace_measurements(self) -> None:
+        self._check_lock()  # joining takes a while
+        self._remove_companions()
+
+
+def _check_batch(batch: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The description of a batch. ValueError if it is not that of a batch in a file of this name."""
+    indices, columns = batch.get("indices"), batch.get("columns")
+    if not isinstance(indices, list) or not indices or not all(isinstance(index, int) for index in indices):
+        raise ValueError(f"'{path}' does not say which prompts it has")
+    numbers = (batch.get("seconds"), batch.get("tokens"))
+    lists = (columns, batch.get("continued"))
+    if not all(isinstance(n, (int, float)) for n in numbers) or not all(isinstance(each, list) for each in lists):
+        raise ValueError(f"'{path}' has no description")
+    return batch
 
 
 def _normalise(settings: dict) -> dict:
@@ -363,11 +402,11 @@ def _normalise(settings: dict) -> dict:
     return found
 
 
-def _save(value: Any, path: Path, before_replacing: Callable[[], None] | None = None) -> None:
+def _save_part(part: dict[str, Any], path: Path) -> None:
     import torch
 
-    with write_atomically(path, before_replacing) as stream:
-        torch.save(value, stream)
+    with write_atomically(path) as stream:
+        torch.save(part, stream)
 
 
 def _name_parts(indices: list[int]) -> str:
@@ -412,7 +451,7 @@ def _is_plain_file(path: Path) -> bool:
 
 def _is_readable(path: Path) -> bool:
     try:
-        load(path)
+        load_mapped(path, lambda _, record: record.update(dict.fromkeys(record)))  # nothing of it is kept
     except ValueError:
         return False
     return True

@@ -4,17 +4,19 @@ Contract: the file belongs to one measurements file, by a fingerprint, and is wr
 missing, damaged or of other measurements. It is written for the files of the published study too.
 """
 
+import contextlib
 import hashlib
 import os
 import textwrap
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
 from nucleoscope.store.measurements import SYSTEM, complete, find_measurements, load_mapped
+from nucleoscope.store.record_files import iterate_records, read_fields
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 TOKENS = "tokens.parquet"
 LARGEST = 1e75  # of a quantity: the fourth power of a value is a number too, so that no mean or variance overflows
+ROWS = 2**16  # of a group in tokens.parquet, and in memory, before the next one is begun
 SOURCE = b"nucleoscope.measurements"  # the metadata key for the fingerprint of the measurements
 
 
@@ -30,13 +33,31 @@ def tabulate(records: list[dict], model: str, dataset: str) -> "pd.DataFrame":
     return _add_names(_tabulate_records(records), model, dataset)
 
 
-def write_tokens(records: list[dict], path: Path) -> None:
+def write_tokens(records: Iterable[dict], path: Path, fields: Iterable[str] | None = None) -> None:
     """Writes the tokens of the measurements file ``path``, which contains these records, to its tokens.parquet.
 
     One row per token, with columns for prompt, step, k and token and one per quantity, which is null
-    where it has no value. The file appears only when it is complete.
+    where it has no value. The file appears only when it is complete. ``fields`` are the keys of all records; if they
+    are given, the records are iterated over once, and about `ROWS` tokens of them are in memory.
     """
-    write_parquet(_tabulate_records(records), path, compute_fingerprint(path))
+    fingerprint = compute_fingerprint(path)
+    _write_tables(_tabulate_groups(records, fields), path, fingerprint)
+
+
+def _tabulate_groups(records: Iterable[dict], fields: Iterable[str] | None) -> Iterator["pd.DataFrame"]:
+    """Tables of consecutive records, each of which ends when it has `ROWS` rows; one without rows if there are none."""
+    if fields is None:
+        records = list(records)
+        fields = {key for record in records for key in record}
+    fields, group, first, rows = list(fields), list[dict](), 0, 0
+    for prompt, record in enumerate(records, 1):
+        group.append(record)
+        rows += len(record["entropies"])
+        if rows >= ROWS:
+            yield _tabulate_records(group, first, fields)
+            group, first, rows = [], prompt, 0
+    if group or not first:
+        yield _tabulate_records(group, first, fields)
 
 
 def repair_tokens(folder: Path) -> bool:
@@ -63,6 +84,10 @@ def convert(path: Path) -> Any:
     tokens = path.with_name(TOKENS)
     if _is_current(path):
         return tokens
+    if path == find_measurements(path.parent) and (fields := read_fields(path)) is not None:
+        with contextlib.suppress(Exception):  # what follows either succeeds or says what is wrong
+            write_tokens(iterate_records(path), path, fields)
+            return tokens
     fingerprint = compute_fingerprint(path)
 
     def drop_probabilities(_: int, record: dict) -> None:
@@ -111,19 +136,22 @@ def read_columns(source: Any, model: str, dataset: str, columns: Collection[str]
     return frame[[name for name in (*known, *others) if columns is None or name in columns]]
 
 
-def _tabulate_records(records: list[dict]) -> "pd.DataFrame":
-    """The table of some records, without the columns model and dataset."""
+def _tabulate_records(records: list[dict], first: int = 0, fields: Collection[str] | None = None) -> "pd.DataFrame":
+    """The table of some consecutive records, without the columns model and dataset.
+
+    ``first`` is the number of the first one; ``fields`` are the keys of all records of the file, by default of these.
+    """
     import numpy as np
     import pandas as pd
 
-    plurals = quantities.find_columns(key for record in records for key in record)
+    plurals = quantities.find_columns((key for record in records for key in record) if fields is None else fields)
     lengths = [len(record["entropies"]) for record in records]
-    for index, (record, length) in enumerate(zip(records, lengths, strict=True)):
+    for index, (record, length) in enumerate(zip(records, lengths, strict=True), first):
         for name in ("tokens", "top_p_tokens", *plurals):
             if len(record.get(name, range(length))) != length:
                 raise ValueError(f"prompt {index} has {len(record[name])} {name} but {length} entropies")
     columns: dict[str, Any] = {
-        "prompt": np.repeat(np.arange(len(records)), lengths),
+        "prompt": np.repeat(np.arange(first, first + len(records)), lengths),
         "step": np.array([step for length in lengths for step in range(length)], dtype=np.int64),
         "k": np.array([len(ids) for record in records for ids in record["top_p_tokens"]], dtype=np.int64),
     }
@@ -153,13 +181,26 @@ def _add_names(frame: "pd.DataFrame", model: str, dataset: str) -> "pd.DataFrame
 
 def write_parquet(frame: "pd.DataFrame", path: Path, fingerprint: bytes) -> None:
     """Writes a table of one run beside its measurements file ``path``, with their ``fingerprint``."""
+    _write_tables([frame], path, fingerprint)
+
+
+def _write_tables(frames: Iterable["pd.DataFrame"], path: Path, fingerprint: bytes) -> None:
+    """Writes the parts of a table, which have the same columns, as groups of rows of one file; there is at least one.
+
+    Only one of them is in memory if ``frames`` is an iterator.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
-    columns = pa.Table.from_pandas(frame, preserve_index=False)  # NaN becomes null
-    columns = columns.replace_schema_metadata({**columns.schema.metadata, SOURCE: fingerprint})
-    with write_atomically(path.with_name(TOKENS)) as stream:
-        parquet.write_table(columns, stream, write_page_checksum=True)
+    with contextlib.ExitStack() as stack:
+        writer = None
+        stream = stack.enter_context(write_atomically(path.with_name(TOKENS)))
+        for frame in frames:
+            table = pa.Table.from_pandas(frame, preserve_index=False)  # NaN becomes null
+            if writer is None:
+                schema = table.schema.with_metadata({**table.schema.metadata, SOURCE: fingerprint})
+                writer = stack.enter_context(parquet.ParquetWriter(stream, schema, write_page_checksum=True))
+            writer.write_table(table.replace_schema_metadata(schema.metadata))
 
 
 def _is_current(path: Path) -> bool:

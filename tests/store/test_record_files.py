@@ -1,0 +1,352 @@
+"""Files of records: what torch.save would write, joined from batches without having the records in memory."""
+
+import io
+import json
+import random
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pyarrow import parquet
+from test_results import LISTS, catch_refusal, create_record, is_same, open_run
+
+import tiny
+from messages import assert_one_line
+from nucleoscope.measure.nucleus import Nucleus
+from nucleoscope.measure.recording import build_record, unpack
+from nucleoscope.quantities import list_recorded
+from nucleoscope.store import mapped_records, record_files, results, run_folder, tokens
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return results.locate_run(tmp_path / "results", "math", "tiny")
+
+
+def create_measured(index: int, length: int) -> dict:
+    """A record as measuring makes it: a prompt's candidates are views of one tensor each."""
+    rng, quantities = np.random.default_rng(index), list_recorded()
+    steps = []
+    for _ in range(length):
+        k = int(rng.integers(1, 9))
+        nucleus = Nucleus(torch.arange(k, dtype=torch.int32), torch.rand(k), torch.tensor([0, k]))
+        values = torch.from_numpy(rng.normal(size=(len(quantities), 1)))
+        steps += unpack(torch.tensor([int(rng.integers(0, 300))]), nucleus, values, quantities)
+    return build_record(f"prompt {index}: «ünï»\n", steps, quantities)
+
+
+def create_mixed(n: int) -> list[dict]:
+    """Records of many lengths, also without a token, whose tensors have storages of their own or share one."""
+    kinds = [
+        lambda index: create_measured(index, 1 + index % 7),
+        lambda index: create_measured(index, 0),
+        lambda index: create_record(index, 1 + index % 5),
+        lambda index: create_record(index, 0),
+        lambda index: tiny.create_record("the cat sat on the mat", f"prompt {index}", index),
+    ]
+    return [kinds[index % len(kinds)](index) for index in range(n)]
+
+
+def join(records: list[dict], folder: Path, size: int = 3) -> Path:
+    """A measurements file joined from batches of ``size`` records in another order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    order, paths = random.Random(0).sample(range(len(records)), len(records)), []
+    for start in range(0, len(order), size):
+        prompts = order[start : start + size]
+        paths.append(folder / f"batch {start}.part")
+        with paths[-1].open("wb") as stream:
+            record_files.write_records(stream, prompts, [records[prompt] for prompt in prompts], {"prompts": prompts})
+    with (folder / results.MEASUREMENTS).open("wb") as stream:
+        record_files.join_records(stream, paths, len(records))
+    return folder / results.MEASUREMENTS
+
+
+def measure(folder: Path, records: list[dict], size: int = 4) -> run_folder.RunFolder:
+    """A run with all its batches, that only has to be finished."""
+    run = open_run(folder)
+    run.start()
+    order = random.Random(1).sample(range(len(records)), len(records))
+    for start in range(0, len(order), size):
+        prompts = order[start : start + size]
+        run.save_batch(prompts, [records[prompt] for prompt in prompts], 1.0)
+    return run
+
+
+def find_content(content: bytes, entry: zipfile.ZipInfo) -> int:
+    """Where the content of a part of an archive begins."""
+    place = entry.header_offset
+    return place + 30 + sum(int.from_bytes(content[place + at : place + at + 2], "little") for at in (26, 28))
+
+
+# What torch reads
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("n", [0, 1, 2, 23])
+def test_joined_records_are_loaded_as_torch_save_would_have_them(folder, n, mmap):
+    records, expected = create_mixed(n), io.BytesIO()
+    torch.save(records, expected)
+    expected.seek(0)
+    found = torch.load(join(records, folder), weights_only=True, mmap=mmap)
+    assert type(found) is list
+    assert is_same(found, torch.load(expected, weights_only=True))
+    for left, right in zip(found, records, strict=True):
+        assert list(left) == list(right)
+        assert [type(value) for value in left.values()] == [type(value) for value in right.values()]
+
+
+def test_a_measured_prompts_candidates_are_still_views_of_one_tensor(folder):
+    (record,) = torch.load(join([create_measured(0, 9)], folder), weights_only=True)
+    for name in ("top_p_tokens", "top_p_probs"):
+        assert len({part.untyped_storage().data_ptr() for part in record[name]}) == 1
+        assert record[name][0].untyped_storage().nbytes() == 4 * sum(map(len, record[name]))
+    assert not record["tokens"].requires_grad
+
+
+def test_vectors_of_any_kind_are_saved_as_they_are(folder):
+    parts = torch.arange(40).reshape(4, 10)
+    vectors = [parts[1], parts[:, 3], parts[1, 2:5], torch.rand(3).bool(), torch.rand(3).half(), torch.empty(0)]
+    vectors += [torch.rand(2, requires_grad=True), torch.rand(4, dtype=torch.float64)]
+    (found,) = torch.load(join([create_record(0) | {"more": vectors}], folder), weights_only=True)
+    for left, right in zip(found["more"], vectors, strict=True):
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+
+
+def test_numbers_keep_every_bit(folder):
+    values = [0.1, -0.0, 5e-324, float("inf"), -float("inf"), 1e308, 1, 2**70, True]
+    (found,) = torch.load(join([create_record(0, 9) | {"entropies": values}], folder), weights_only=True)
+    assert [(type(value), repr(value)) for value in found["entropies"]] == [(type(v), repr(v)) for v in values]
+
+
+def test_a_tensor_that_is_no_vector_is_refused(folder):
+    with pytest.raises(ValueError, match=r"must be a vector, not of shape \(2, 3\)"):
+        join([create_record(0) | {"tokens": torch.zeros(2, 3)}], folder)
+
+
+@pytest.mark.parametrize("large", [2**30, 1])
+def test_every_part_begins_where_its_numbers_can_be_mapped(folder, monkeypatch, large):
+    """Also if its header has room for sizes beyond 4 GiB."""
+    monkeypatch.setattr(record_files, "LARGE", large)
+    records = create_mixed(12)
+    path = join(records, folder)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    assert all(find_content(content, part) % record_files.ALIGNMENT == 0 for part in parts)
+    assert all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+    assert is_same(torch.load(path, weights_only=True, mmap=True), records)
+    assert is_same(results.load(path), records)
+
+
+@pytest.mark.parametrize("every", [1, 7, 50, 10_000])
+def test_each_prompt_is_loaded_alone_whatever_the_unpickler_has_dropped(folder, monkeypatch, every):
+    monkeypatch.setattr(mapped_records, "EVERY", every)
+    records = create_mixed(20)
+    path = join(records, folder)
+    mapped_records.map_records(path)
+    for index in range(20):
+        assert is_same([results.load_records(folder, [index])[index]], [records[index]])
+
+
+def test_records_are_iterated_over_with_their_tokens_and_sizes(folder):
+    records = create_mixed(12)
+    for found, record in zip(record_files.iterate_records(join(records, folder)), records, strict=True):
+        assert found["tokens"].tolist() == record["tokens"].tolist()
+        assert [len(ids) for ids in found["top_p_tokens"]] == [len(ids) for ids in record["top_p_tokens"]]
+        assert {name: found[name] for name in LISTS} == {name: record[name] for name in LISTS}
+
+
+def test_a_prompt_of_two_files_is_that_of_the_first(folder):
+    folder.mkdir(parents=True)
+    paths = [folder / "a", folder / "b"]
+    for path, seed in zip(paths, (1, 2), strict=True):
+        with path.open("wb") as stream:
+            record_files.write_records(stream, [0], [create_record(seed, seed)], {})
+    with (folder / "c").open("wb") as stream:
+        record_files.join_records(stream, paths, 1)
+    assert is_same(torch.load(folder / "c", weights_only=True), [create_record(1, 1)])
+
+
+# Memory
+
+
+def measure_finish(folder: Path, n: int) -> int:
+    """The peak of what finishing a run of ``n`` prompts allocates, in bytes."""
+    run = measure(folder, [create_measured(index, 40) for index in range(n)], 25)
+    tracemalloc.start()
+    try:
+        run.finish(n, {})
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_memory_to_finish_a_run_does_not_grow_with_its_records(folder, monkeypatch):
+    monkeypatch.setattr(tokens, "ROWS", 400)
+    tracemalloc.start()
+    record = create_measured(0, 40)  # noqa: F841 - it is what is measured
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    measure_finish(folder.with_name("warm-up"), 50)
+    few, many = (measure_finish(folder.with_name(f"{n} prompts"), n) for n in (50, 500))
+    assert size > 15_000  # of a record, without its tensors' contents
+    assert many - few < 450 * size / 4
+
+
+def test_to_finish_no_more_records_are_unpickled_at_once_than_a_group_of_rows_has(folder, monkeypatch):
+    monkeypatch.setattr(tokens, "ROWS", 60)
+    alive, most = set(), []
+
+    class Counted(dict):
+        def __init__(self, record: dict):
+            super().__init__(record)
+            alive.add(id(self))
+            most.append(len(alive))
+
+        def __del__(self):
+            alive.discard(id(self))
+
+    iterate = record_files.iterate_records
+    monkeypatch.setattr(run_folder, "iterate_records", lambda path: map(Counted, iterate(path)))
+    monkeypatch.setattr(torch, "load", None)
+    records = [create_measured(index, 20) for index in range(40)]
+    measure(folder, records).finish(40, {})
+    assert len(most) == 40
+    assert max(most) <= 4  # three have 60 rows, and the next one is read before the last of them is dropped
+    assert parquet.read_metadata(folder / "tokens.parquet").num_row_groups == 14
+
+
+@pytest.mark.parametrize("rows", [1, 10, 45, 10_000])
+def test_a_table_in_groups_is_the_table_of_all_records(folder, monkeypatch, rows):
+    monkeypatch.setattr(tokens, "ROWS", rows)
+    records = create_mixed(23)
+    measure(folder, records).finish(23, {})
+    expected = results.tabulate(records, "tiny", "math")
+    pd.testing.assert_frame_equal(results.load_table(folder.parents[1]), expected, check_exact=True)
+
+
+def test_a_table_that_was_lost_is_written_again_in_groups(folder, monkeypatch):
+    records = create_mixed(23)
+    measure(folder, records).finish(23, {})
+    before = (folder / "tokens.parquet").read_bytes()
+    (folder / "tokens.parquet").unlink()
+    monkeypatch.setattr(tokens, "load_mapped", None)
+    assert results.repair_tokens(folder)
+    assert (folder / "tokens.parquet").read_bytes() == before
+
+
+# Batches
+
+
+def test_a_resumed_run_reads_no_record_to_find_out_what_is_there(folder, monkeypatch):
+    records = create_mixed(23)
+    measure(folder, records).release()
+    monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr(record_files, "_PieceUnpickler", None)
+    opened, open_file = [], record_files.read_batch
+    monkeypatch.setattr(run_folder, "read_batch", lambda path: opened.append(path.name) or open_file(path))
+    with open_run(folder) as run:
+        assert run.discard_batches(LISTS) == 0
+        for _ in range(2):
+            assert sorted(index for batch in run.list_batches() for index in batch["indices"]) == list(range(23))
+        assert sum(batch["tokens"] for batch in run.list_batches()) == sum(len(r["tokens"]) for r in records)
+        assert sorted(opened) == sorted(path.name for path in run.batches.glob("*.pt"))
+
+
+def test_a_batch_of_an_earlier_version_counts_as_unfinished(folder):
+    run = measure(folder, create_mixed(8))
+    (path, *_) = sorted(run.batches.glob("*.pt"))
+    torch.save({"indices": [0], "records": [create_record(0)], "seconds": 1.0, "continued": []}, path)
+    run.release()
+    assert len(open_run(folder).list_batches()) == 1
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        [],
+        {},
+        {"indices": []},
+        {"indices": ["0"], "seconds": 1.0, "tokens": 1, "columns": [], "continued": []},
+        {"indices": [0], "seconds": None, "tokens": 1, "columns": [], "continued": []},
+        {"indices": [0], "seconds": 1.0, "tokens": 1, "columns": None, "continued": []},
+    ],
+)
+def test_a_batch_without_a_description_counts_as_unfinished(folder, batch):
+    run = measure(folder, create_mixed(4))
+    with (run.batches / "000000.pt").open("wb") as stream:
+        record_files.write_records(stream, [0], [create_record(0)], batch)
+    run.release()
+    assert open_run(folder).list_batches() == []
+
+
+@pytest.mark.parametrize("part", ["archive/data.pkl", "archive/data/", "archive/records.json"])
+def test_a_batch_that_has_changed_is_measured_again_when_a_run_ends(folder, part):
+    records = create_mixed(12)
+    run = measure(folder, records)
+    path = sorted(run.batches.glob("*.pt"))[1]
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        (entry, *_) = [one for one in archive.infolist() if one.filename.startswith(part) and one.file_size]
+    content[entry.header_offset + 300 if part.endswith("l") else find_content(content, entry)] ^= 1
+    path.write_bytes(content)
+    (lost,) = [batch["indices"] for batch in run.list_batches() if min(batch["indices"]) == int(path.stem)]
+    said = assert_one_line(catch_refusal(ValueError, run.finish, 12, {}))
+    assert said == f"'{path}' is damaged, and was removed: run the same command again"
+    assert not (folder / "measurements.pt").exists()
+    run.release()
+    again = open_run(folder)
+    with again:
+        assert len(again.list_batches()) == 2
+        again.save_batch(lost, [records[prompt] for prompt in lost], 1.0)
+        again.finish(12, {})
+    assert is_same(results.load(folder / "measurements.pt"), records)
+
+
+def test_a_compressed_batch_is_not_unpacked(folder):
+    run = measure(folder, create_mixed(4))
+    (path,) = run.batches.glob("*.pt")
+    with zipfile.ZipFile(path) as archive:
+        parts = {part.filename: archive.read(part) for part in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    run.release()
+    assert open_run(folder).list_batches() == []
+
+
+def shift_lengths(index: dict) -> dict:
+    """An index that says of the first piece that it is a byte longer, and of the second that it is one shorter."""
+    lengths = index["lengths"]
+    return index | {"lengths": [lengths[0] + 1, lengths[1] - 1, *lengths[2:]]}
+
+
+CHANGES = {
+    "no index": lambda parts: parts.pop(record_files.INDEX),
+    "no byte order": lambda parts: parts.pop(record_files.ORDER),
+    "no JSON": lambda parts: parts.update({record_files.INDEX: b"{"}),
+    "a list": lambda parts: parts.update({record_files.INDEX: b"[]"}),
+    "a negative length": lambda parts: parts.update({record_files.INDEX: b'{"fields": [], "lengths": [-1, 5]}'}),
+    "other lengths": lambda parts: parts.update(
+        {record_files.INDEX: json.dumps(shift_lengths(json.loads(parts[record_files.INDEX]))).encode()}
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_file_whose_index_is_of_no_use_has_the_table_of_what_torch_loads(folder, change):
+    records = create_mixed(12)
+    path = join(records, folder)
+    with zipfile.ZipFile(path) as archive:
+        parts = {part.filename: archive.read(part) for part in archive.infolist()}
+    change(parts)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    expected = results.tabulate(records, "tiny", "math")
+    pd.testing.assert_frame_equal(results.load_table(folder.parents[1]), expected, check_exact=True)
