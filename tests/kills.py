@@ -117,7 +117,8 @@ def keep_log(path: str) -> None:
 
 
 def run_child(request: dict, answer: int) -> None:
-    """The forked process: its run, and its last words."""
+    """The forked process: its run, and its last words. What the run prints does not belong among the answers."""
+    os.dup2(2, 1)
     locking.LOCK_SECONDS = request.get("lock_seconds", locking.LOCK_SECONDS)
     journal.SAVE_SECONDS = request.get("save_seconds", journal.SAVE_SECONDS)
     if "log" in request:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 import forks
+import signals
 
 TELL = """
 import json, os, sys
@@ -41,7 +42,7 @@ def start(script: Path, code: str, *words: str, **environment: str) -> subproces
     command = [sys.executable, str(script), *words]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     environment = forks.create_environment() | environment
-    return subprocess.Popen(command, cwd=script.parent, env=environment, text=True, **pipes)
+    return subprocess.Popen(command, cwd=script.parent, env=environment, text=True, preexec_fn=signals.restore, **pipes)
 
 
 @pytest.mark.parametrize(("home", "forked"), [(None, True), ("elsewhere", False)])

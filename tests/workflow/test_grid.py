@@ -23,6 +23,7 @@ import yaml
 
 import forks
 import holding
+import signals
 import tiny
 from driver import Driver
 from messages import assert_one_line
@@ -715,6 +716,7 @@ def test_a_graph_that_is_stopped_says_one_line_and_leaves_no_process(tmp_path, s
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=signals.restore,
     )
     end = time.monotonic() + 200
     while not list(tmp_path.glob("results/*/*/batches/*.pt")):

@@ -179,6 +179,30 @@ def test_notebooks_run_with_this_python_whatever_kernels_are_installed(tmp_path,
     assert done.returncode == 0, done.stderr
 
 
+INTERRUPTED = """
+import asyncio, papermill
+from nbclient.exceptions import DeadKernelError
+from nucleoscope.workflow import command_line, notebooks
+def interrupt(*_, **__):
+    async def wait():
+        raise DeadKernelError("Kernel died")
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(wait())
+    loop.run_until_complete(asyncio.sleep(0))
+    assert task.done()
+    raise KeyboardInterrupt
+papermill.execute_notebook = interrupt
+with command_line.report_errors(False, "interrupted"):
+    notebooks.execute("measure", "measure.ipynb", {})
+"""
+
+
+def test_a_notebooks_process_that_ends_at_ctrl_c_is_not_reported_as_dead(tmp_path):
+    """On a busy machine it ends before nbclient has stopped waiting for it."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 def write_grid(tmp_path, tiny_model, texts, **parameters):
     path = tmp_path / "grid.json"  # JSON is YAML
     values = {"results_dir": str(tmp_path / "results"), "models": [tiny_model], "datasets": [texts]}

@@ -4,6 +4,7 @@ Every script that runs a notebook calls this module. What the notebook prints ap
 terminal at once, progress bars included; the executed notebook appears only when it is complete.
 """
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,10 @@ def execute(name: str, output: str | Path, parameters: dict[str, Any]) -> None:
         _check_executed(executed)
     except PapermillExecutionError as error:
         raise NotebookError(str(error.evalue) or error.ename, "\n".join(error.traceback)) from None
+    except KeyboardInterrupt:
+        # nbclient still waits for the notebook's process, which ends now: asyncio would print a traceback about that.
+        logging.getLogger("asyncio").disabled = True
+        raise
     except (DeadKernelError, RuntimeError) as error:  # RuntimeError: it did not even start
         raise NotebookError(f"the notebook's process died ({error}): run the same command again") from None
     finally:

@@ -210,7 +210,7 @@ def _explain(folder: str, why: str) -> str:
     if found.get("state") == REFUSED and not (log.is_file() and log.stat().st_mtime > path.stat().st_mtime):
         return found["problem"]
     begun = Path(folder, "batches", "settings.json")
-    if begun.is_file() and not (os.path.isfile(log) and log.stat().st_mtime > begun.stat().st_mtime):
+    if os.path.isfile(begun) and not (os.path.isfile(log) and log.stat().st_mtime > begun.stat().st_mtime):
         # a command by hand, which has no log: neither the last attempt of the graph nor the results tell of it
         return "a command outside the graph was interrupted: repeat it to resume, or run the grid to measure as it says"
     return logs.explain(log, why) if os.path.isfile(log) else f"not started ({why})"
