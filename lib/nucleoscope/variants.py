@@ -40,7 +40,7 @@ class Geometry:
     name: str
     definition: str
     source: str
-    most_pairs: int = 128
+    most_pairs: int = 64
 
 
 class Selection(NamedTuple):

@@ -61,8 +61,13 @@ class Space:
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows (..., d) of the matrix minus their mean, in float32, on the device of the mean."""
+        rows = self.gather_raw(ids)
+        return rows.sub_(self.mean)
+
+    def gather_raw(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows as they are."""
         rows = self.embedding.index_select(0, ids.flatten().to(self.embedding.device))
-        return rows.to(self.mean.device, torch.float32).sub_(self.mean).view(*ids.shape, len(self.mean))
+        return rows.to(self.mean.device, torch.float32).view(*ids.shape, len(self.mean))
 
 
 def build_spaces(

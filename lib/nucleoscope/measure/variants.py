@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import embedding, pad
 from transformers import PreTrainedModel
 
 from nucleoscope.measure.candidate_sets import Windows, find_windows
@@ -25,7 +25,7 @@ from nucleoscope.variants import OF_SET, OF_VARIANT, Layout, Selection, parse
 
 CHUNKS = (4, 16, 64, 256)  # rows that are summed at once: a segment is divided into the largest, and padded to one
 LEAST_UNLIKE = 1e-6  # 1 - c: if all directions are the same, similarity to chance is 0 / 0, and the value missing
-PAIRS = (2, 4, 8, 16, 32, 64, 128)  # windows whose pairs are multiplied at once are padded to one of these
+PAIRS = (2, 4, 8, 16, 32, 64)  # windows whose pairs are multiplied at once are padded to one of these
 # Numbers in memory at once: gathered rows, and the segments' sums.
 PIECE_CPU, PIECE_GPU = 2**20, 2**26
 SUMS_CPU, SUMS_GPU = 2**22, 2**28
@@ -229,10 +229,15 @@ class Segments:
                 index = torch.arange(size, device=sizes.device)
                 inside = index < length[chosen][:, None]
                 index = torch.where(inside, start[chosen][:, None] + index, start[chosen][:, None])
-                ids = self.ids[index]
-                scales = space.scales[ids] * inside[..., None]  # (n, size, G)
-                weights = torch.cat((scales, scales * self.weights[index][..., None]), 2)
-                sums.index_add_(0, segment[chosen], torch.bmm(weights.mT, space.gather(ids)))
+                ids = self.ids.take(index)
+                scales = embedding(ids, space.scales) * inside[..., None]  # (n, size, G)
+                weights = torch.cat((scales, scales * self.weights.take(index)[..., None]), 2).mT
+                if size < weights.shape[1]:
+                    added = torch.bmm(weights, space.gather(ids))
+                else:  # it takes less to subtract the mean from the sums
+                    means = weights.sum(-1, keepdim=True) * space.mean
+                    added = torch.baddbmm(means, weights, space.gather_raw(ids), beta=-1)
+                sums.index_add_(0, segment[chosen], added)
         return sums.unflatten(0, (-1, self.sizes.shape[1]))
 
 
@@ -262,9 +267,9 @@ def _compare_pairs(ids: torch.Tensor, probs: torch.Tensor, extents: torch.Tensor
     place = torch.arange(ids.shape[1], device=ids.device)[:, None]
     one, two, three, four = (each[:, None] for each in extents.unbind(-1))  # (n, 1, N)
     members = ((place >= one) & (place < two)) | ((place >= three) & (place < four))  # (n, s, N)
-    q = widen(torch.where(members, probs[..., None], 0))
-    q = q / q.sum(1, keepdim=True).clamp_min(1e-300)
-    narrow, rows, ends = q.float(), space.gather(ids), extents[..., 3]
+    q = torch.where(members, probs[..., None], 0)
+    q /= q.sum(1, keepdim=True).clamp_min(1e-30)
+    rows, ends = space.gather(ids), extents[..., 3]
     products = torch.bmm(rows, rows.mT)
     found = []
     for each in space.maps:
@@ -280,8 +285,8 @@ def _compare_pairs(ids: torch.Tensor, probs: torch.Tensor, extents: torch.Tensor
         unlike = 1 - each.expected if 1 - each.expected > LEAST_UNLIKE else torch.nan
         similar.mul_((scale / unlike)[:, :, None]).mul_(scale[:, None]).sub_(each.expected / unlike).clamp_(0, 1)
         similar.diagonal(dim1=1, dim2=2).zero_()
-        ordinary = widen(torch.bmm(similar, narrow[:, own])) + q[:, own]  # (Zq)_i, with Z_ii = 1 exactly
-        entropy = -torch.where(members[:, own], q[:, own] * ordinary.clamp(1e-300, 1).log(), 0).sum(1)
+        ordinary = torch.baddbmm(q[:, own], similar, q[:, own])  # (Zq)_i, with Z_ii = 1 exactly
+        entropy = -torch.special.xlogy(q[:, own], ordinary.clamp_max_(1)).sum(1)
         known = (ends <= each.geometry.most_pairs) & (unlike == unlike)
         found.append(torch.where(known, entropy.clamp_min(0), torch.nan))
     return torch.stack(found, -1).float()
