@@ -39,6 +39,7 @@ seed = 0  # random seed for sampling: the same seed draws the same tokens; not u
 prompt_format = "chat"  # chat: in the model's chat template, as in make run; raw: unchanged, as in the study
 template_date = "2024-07-26"  # the day that a chat template with today's date takes for today
 prompt_column = None  # column of a file that contains the prompts; None means "prompt"
+variants = "default"  # also measure other candidate sets in other geometries; none, or names separated by commas
 batch_size = "auto"  # prompts processed together, or auto
 dtype = "auto"  # float32, bfloat16, float16, or auto
 device = "auto"  # cpu, cuda, cuda:1, ..., mps, xpu, balanced (all GPUs), or auto: the GPU with the most free memory, or several
@@ -85,7 +86,7 @@ settings = chosen.describe_measurement(**actual)
 pd.json_normalize(settings, sep=" ").T.set_axis(["setting"], axis="columns")
 
 # %% [markdown]
-# The settings above affect which tokens are measured. They are saved with the results, so that
+# The settings above affect what is measured. They are saved with the results, so that
 # results with different settings are never mixed. If a data set has fewer prompts than requested, all of them are used.
 
 # %% [markdown]
@@ -108,8 +109,8 @@ else:
 # %% [markdown]
 # ## What was saved
 #
-# `measurements.pt` contains the measurements, `tokens.parquet` the same quantities as a table, and `run.json` the
-# settings and timings.
+# `measurements.pt` contains the measurements, `tokens.parquet` the same quantities as a table, `variants.parquet` what
+# was measured of other candidate sets in other geometries, and `run.json` the settings and timings.
 
 # %%
 info = results.load_info(folder)

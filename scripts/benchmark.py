@@ -8,7 +8,8 @@ All of them run in one process, on the same prompts:
   (c) Nucleoscope
   (d) the lower bound on the time: the forward passes of (c), token by token, with only an argmax
 
-It also times the nucleus and cosine steps alone, on synthetic logits, and prints Markdown.
+It also times the nucleus and cosine steps alone, on synthetic logits, and whole runs, up to the saved files, with the
+default variants and without any. It prints Markdown.
 
 --against CHECKOUT compares this build with another instead. Both measure the same prompts in the order
 A B B A A B ..., each time in a process of its own; the tables show the ratios of the pairs and their
@@ -59,12 +60,17 @@ def create_parser() -> command_line.Parser:
         help="use random weights in the shape of this config.json, or of a Llama with these key=value,...",
     )
     options.add_whole_number("published_prompts", 1, default=3, help="number of prompts for (a)")
-    options.add_whole_number("repeats", 1, default=3, help="number of alternating runs of (c) and (d), or of pairs")
+    options.add_whole_number(
+        "repeats",
+        1,
+        default=3,
+        help="number of alternating runs of (c) and (d), with and without variants, or of pairs",
+    )
     options.add_whole_number("kernel_rows", 1, default=32, help="number of rows of the synthetic logits")
     options.add_argument(
         "--only",
-        default="abcdk",
-        help="parts to run: any of the letters a, b, c, d, and k for the nucleus and cosine steps",
+        default="abcdkv",
+        help="parts to run: any of the letters a, b, c, d, k for the nucleus and cosine steps, and v for variants",
     )
     return options
 

@@ -36,7 +36,7 @@ from nucleoscope.measure.runs import complete_run
 from nucleoscope.store import locking, run_folder
 
 PROMPTS = [f"{'the cat and ' * (n % 5)}number {n}" for n in range(100)]
-PARAMETERS = {"max_tokens": 4, "batch_size": 2}
+PARAMETERS = {"max_tokens": 4, "batch_size": 2, "variants": "none"}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "fcntl.flock")
 

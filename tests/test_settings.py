@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from messages import assert_one_line
-from nucleoscope import hub, settings
+from nucleoscope import hub, settings, variants
 from nucleoscope.explorer import controls
 from nucleoscope.workflow import command_line, run_notebooks
 
@@ -82,6 +82,17 @@ def test_every_default_is_allowed(name):
         ("prompt_format", None, "prompt_format is None: it must be raw or chat"),
         ("dtype", "bf16", "dtype is 'bf16': it must be auto, float32, bfloat16 or float16"),
         ("text_column", 3, "text_column is 3: it must be text"),
+        (
+            "variants",
+            "top_q_0.9, raw",
+            "variants is 'top_q_0.9, raw': it must be default, none, or names of candidate sets and geometries, "
+            "separated by commas; no candidate set or geometry is called 'top_q_0.9' (did you mean 'top_p_0.9'?)",
+        ),
+        (
+            "variants",
+            3,
+            "variants is 3: it must be default, none, or names of candidate sets and geometries, separated by commas",
+        ),
         ("trust_remote_code", 1, "trust_remote_code is 1: it must be True or False"),
     ],
 )
@@ -106,6 +117,18 @@ def test_what_an_older_run_did_not_know_counts_as_its_default():
     assert settings.fill_defaults(old) != settings.fill_defaults(old | {"mode": "score"})
     assert settings.fill_defaults(old)["seed"] == 3
     assert not {"device", "batch_size", "overwrite"} & settings.fill_defaults(old).keys()
+
+
+def test_results_from_before_there_were_variants_have_none():
+    assert settings.FIELDS["variants"].default == "default"
+    assert settings.fill_defaults({"seed": 3})["variants"] == "none"
+    assert settings.fill_defaults({"variants": "raw"})["variants"] == "raw"
+
+
+def test_variants_in_any_order_are_the_same_setting():
+    every = ",".join(reversed(variants.NAMES))
+    found = [settings.normalise("variants", text) for text in ("raw, top_k_5", "top_k_5,raw,raw", "none", every)]
+    assert found == ["top_k_5,raw", "top_k_5,raw", "none", "default"]
 
 
 def test_the_live_fields_have_the_ranges_of_the_settings():

@@ -1,4 +1,4 @@
-"""All settings of a run: name, type, default, choices or range, help text, and whether it affects the tokens.
+"""All settings of a run: name, type, default, choices or range, help text, and whether it affects the results.
 
 Contract: this is the only list of settings. The command line, the grid schema, the validation, the
 comparison with an existing run.json, the explorer's fields and the reference table are derived from it,
@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from datetime import date
 from typing import Any
+
+from nucleoscope import variants
 
 MOST = 10**9  # of anything that is counted: more cannot be meant, and would fail later as an overflow
 EXACT = 2**53  # whole numbers up to this are exact everywhere, also in JSON and in the live notebook
@@ -41,15 +43,19 @@ def _define(
     is_path: bool = False,
     pattern: str = "",
     described: str = "",
+    are_variants: bool = False,
+    before: Any = None,
 ) -> Any:
     """A field of `Settings`.
 
     ``choices``: the allowed values of a string; for a number, strings that are allowed as well. A number
     must be at least ``least``, greater than ``above`` and at most ``most``. ``decides``: whether the setting
-    affects which tokens are measured. ``in_grid``: whether a grid may set it as a parameter. ``aliases``:
-    other names for it on the command line. ``live``: its name in the live notebook, if that has a field for
-    it. ``is_date``: a string that must be a date in ISO format. ``is_path``: a string that is or may be a path,
-    in which ``~`` is the user's home. ``pattern``: a regular expression for a string, ``described`` in words.
+    affects what is measured, so that results with another value are other results. ``in_grid``: whether a grid may
+    set it as a parameter. ``aliases``: other names for it on the command line. ``live``: its name in the live
+    notebook, if that has a field for it. ``is_date``: a string that must be a date in ISO format. ``is_path``: a
+    string that is or may be a path, in which ``~`` is the user's home. ``pattern``: a regular expression for a
+    string, ``described`` in words. ``are_variants``: a string that `variants.parse` understands. ``before``: what
+    counts as the value in results that are older than the setting, if that is not the default.
     """
     metadata = {"type": kind, "choices": choices, "least": least, "above": above, "most": most}
     metadata |= {
@@ -57,6 +63,8 @@ def _define(
         "is_path": is_path,
         "pattern": pattern,
         "described": described,
+        "are_variants": are_variants,
+        "before": default if before is None else before,
         "help": help,
         "decides": decides,
         "in_grid": in_grid,
@@ -169,6 +177,15 @@ class Settings:
         "column that contains the prompts, if the data set is a file with columns; by default, the column named prompt",
         decides=True,
     )
+    variants: str = _define(
+        str,
+        variants.DEFAULT,
+        "what is measured of each token in variants.parquet: other candidate sets in other geometries",
+        decides=True,
+        are_variants=True,
+        before=variants.NONE,
+        described="be default, none, or names of candidate sets and geometries, separated by commas",
+    )
     batch_size: int | str = _define(
         int, "auto", "number of prompts per batch, or auto", choices=("auto",), least=1, most=MOST
     )
@@ -229,7 +246,7 @@ class Settings:
         return replace(self, **{name: normalise(name, value) for name, value in values.items()})
 
     def describe_measurement(self, **actual: Any) -> dict[str, Any]:
-        """What run.json says: the settings that affect which tokens are measured, updated with ``actual`` values.
+        """What run.json says: the settings that affect what is measured, updated with ``actual`` values.
 
         ``actual`` are the identities of model and data set, and what "auto" and short data sets became.
         """
@@ -246,7 +263,7 @@ ANALYSES = {  # the options of the analyses, and the whole numbers that each may
 
 
 def list_deciding() -> tuple[str, ...]:
-    """The names of the settings that affect which tokens are measured."""
+    """The names of the settings that affect what is measured: results with others are other results."""
     return tuple(name for name, each in FIELDS.items() if each.metadata["decides"])
 
 
@@ -256,12 +273,12 @@ def list_grid_parameters() -> tuple[str, ...]:
 
 
 def fill_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a run.json; one that did not exist yet when it was written has its default.
+    """The settings in a run.json; one that did not exist yet when it was written has the value that it stood for then.
 
-    Model and data set get no default: every run records its own.
+    That is its default unless it says otherwise. Model and data set get no default: every run records its own.
     """
     known = set(list_deciding()) & set(list_grid_parameters())
-    return {name: FIELDS[name].default for name in FIELDS if name in known} | dict(found)
+    return {name: FIELDS[name].metadata["before"] for name in FIELDS if name in known} | dict(found)
 
 
 def parse(name: str, text: str) -> Any:
@@ -280,6 +297,8 @@ def normalise(name: str, value: Any) -> Any:
     facts = FIELDS[name].metadata
     if facts["is_path"]:
         return os.path.expanduser(value)
+    if facts["are_variants"]:
+        return variants.normalise(value)
     if isinstance(value, date):
         return value.isoformat()
     return facts["type"](value) if isinstance(value, NUMBERS.get(facts["type"], ())) else value
@@ -290,10 +309,23 @@ def validate(name: str, value: Any) -> None:
     facts = FIELDS[name].metadata
     if (value is None and FIELDS[name].default is None) or (isinstance(value, str) and value in facts["choices"]):
         return
-    if facts["type"] is str and not (facts["choices"] or facts["pattern"] or facts["is_date"]):
+    if facts["are_variants"]:
+        _check_variants(name, value)
+    elif facts["type"] is str and not (facts["choices"] or facts["pattern"] or facts["is_date"]):
         check_text(name, value, facts["is_path"])
     elif not _is_allowed(facts, value):
         raise ValueError(f"{name} is {quote(value)}: it must {describe_range(name)}")
+
+
+def _check_variants(name: str, value: Any) -> None:
+    problem = ""
+    if isinstance(value, str):
+        try:
+            variants.parse(value)
+            return
+        except ValueError as error:
+            problem = f"; {error}"
+    raise ValueError(f"{name} is {quote(value)}: it must {describe_range(name)}{problem}")
 
 
 def check_text(name: str, value: Any, is_path: bool = False) -> None:
@@ -381,7 +413,7 @@ def describe_range(name: str) -> str:
     kind, choices, least, above, most = (facts[key] for key in ("type", "choices", "least", "above", "most"))
     if facts["is_date"]:
         return "be a date, such as 2024-07-26"
-    if facts["pattern"]:
+    if facts["described"]:
         return facts["described"]
     words = list(choices)
     if kind is int:
@@ -397,7 +429,7 @@ def describe_range(name: str) -> str:
 
 def format_reference() -> str:
     """The table of all settings, in Markdown, for the book."""
-    head = "| setting | type | default | allowed | affects the tokens | meaning |\n|---|---|---|---|---|---|\n"
+    head = "| setting | type | default | allowed | affects the results | meaning |\n|---|---|---|---|---|---|\n"
     rows = []
     for name, each in FIELDS.items():
         names = ", ".join(f"`{word}`" for word in (name, *each.metadata["aliases"]))

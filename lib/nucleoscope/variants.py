@@ -10,6 +10,8 @@ A variant is one candidate set in one geometry.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from nucleoscope.names import escape_line, suggest
+
 NONE, DEFAULT = "none", "default"  # what the setting can be instead of a list of names
 VALUES = ("mass", "entropy", "cosine", "weighted_cosine", "similarity_entropy")
 COLUMNS = ("prompt", "step", "candidates", "geometry", "k", *VALUES)  # of variants.parquet
@@ -38,7 +40,7 @@ class Geometry:
     name: str
     definition: str
     source: str
-    most_pairs: int = 128
+    most_pairs: int = 64
 
 
 class Selection(NamedTuple):
@@ -46,6 +48,18 @@ class Selection(NamedTuple):
 
     sets: tuple[CandidateSet, ...]
     geometries: tuple[Geometry, ...]
+
+
+class Layout(NamedTuple):
+    """The names of the candidate sets and geometries that were measured, in the order of the numbers of each token."""
+
+    candidates: list[str]
+    geometry: list[str]
+
+    @property
+    def width(self) -> int:
+        """How many numbers there are for each candidate set."""
+        return len(OF_SET) + len(OF_VARIANT) * len(self.geometry)
 
 
 def _define_sets() -> tuple[CandidateSet, ...]:
@@ -93,6 +107,7 @@ GEOMETRIES = (
 SETS_BY_NAME = {each.name: each for each in CANDIDATE_SETS}
 GEOMETRIES_BY_NAME = {each.name: each for each in GEOMETRIES}
 NAMES = (*SETS_BY_NAME, *GEOMETRIES_BY_NAME)
+LONGEST_NAME = 40  # characters of an unknown name in a message
 
 
 def parse(text: str) -> Selection | None:
@@ -105,11 +120,21 @@ def parse(text: str) -> Selection | None:
         return None
     names = [] if text == DEFAULT else [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in NAMES]:
-        raise ValueError(f"there is no candidate set or geometry '{unknown[0]}'")
+        shown = escape_line(unknown[0][:LONGEST_NAME])
+        raise ValueError(f"no candidate set or geometry is called '{shown}'{suggest(unknown[0], NAMES)}")
     return Selection(
         tuple(each for each in CANDIDATE_SETS if each.name in names) or CANDIDATE_SETS,
         tuple(each for each in GEOMETRIES if each.name in names) or GEOMETRIES,
     )
+
+
+def normalise(text: str) -> str:
+    """The same for every value of the setting that stands for the same variants: names in the order of this module."""
+    selection = parse(text)
+    if selection is None or selection == parse(DEFAULT):
+        return DEFAULT if selection else NONE
+    names = {name.strip() for name in text.split(",")}
+    return ",".join(name for name in NAMES if name in names)
 
 
 def format_reference() -> str:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import platform
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,10 @@ from nucleoscope.measure import batching, checking, cosine, entropy, generation,
 from nucleoscope.measure.decoding import PADDED
 from nucleoscope.measure.nucleus import find_nucleus
 from nucleoscope.measure.sampling import Sampler
+from nucleoscope.measure.variants import create_variants, find_layout
 from nucleoscope.models import loading
+from nucleoscope.store import run_folder
+from nucleoscope.variants import DEFAULT, NONE
 
 
 class Clock:
@@ -154,6 +158,36 @@ def measure_ours(model, inputs, texts: list[str], batches, options) -> tuple[int
     finally:
         Sampler.draw = original
     return sum(len(record["tokens"]) for batch in done for record in batch.records), recorded
+
+
+def time_run(model, inputs, texts: list[str], batches, options, setting: str) -> float:
+    """Seconds of a run with a setting of variants, from encoded prompts to its files."""
+    clock = Clock(model.device)
+    with (
+        tempfile.TemporaryDirectory() as place,
+        run_folder.RunFolder(place, {"variants": setting}) as folder,
+        clock() as taken,
+    ):
+        variants = create_variants(model, inputs.ids, setting)
+        given = {"inputs": inputs, "batches": batches, "measured_variants": variants, "folder": folder}
+        given |= {"max_tokens": options.max_tokens, "top_p": options.top_p, "progress": False}
+        for batch in generation.measure(model, SimpleNamespace(eos_token_id=None), texts, **given):
+            folder.save_batch(batch.indices, batch.records, 0.0, (), "", batch.variants, find_layout(variants))
+        folder.finish(len(texts), {})
+    return taken.seconds
+
+
+def compare_variants(model, inputs, texts: list[str], batches, options) -> None:
+    """Prints what the default variants cost: the ratios of runs with them to runs without, in the order A B B A."""
+    times: dict[str, list[float]] = {NONE: [], DEFAULT: []}
+    for number in range(options.repeats):
+        for setting in (NONE, DEFAULT) if number % 2 == 0 else (DEFAULT, NONE):
+            times[setting].append(time_run(model, inputs, texts, batches, options, setting))
+    ratios = [one / other for one, other in zip(times[DEFAULT], times[NONE], strict=True)]
+    print(
+        f"\ncost of the default variants: {statistics.median(ratios):.2f} times a run without "
+        f"({', '.join(f'{ratio:.3f}' for ratio in ratios)}); without, {statistics.median(times[NONE]):.1f} s"
+    )
 
 
 def create_random_model(
@@ -321,5 +355,7 @@ def compare(options: argparse.Namespace) -> None:
     if device.type == "cuda":
         read = weights * sum(map(len, steps)) / measure_bandwidth(device)  # every step reads all weights once
         print(f"share of the weight-bandwidth limit: {read / statistics.median(times['c']):.1%}")
+    if "v" in options.only:
+        compare_variants(model, inputs, texts, batches, options)
     if "k" in options.only:
         time_kernels(device, options.kernel_rows)

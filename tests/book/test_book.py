@@ -33,6 +33,7 @@ import forks
 import nucleoscope
 import tiny
 from messages import assert_one_line
+from nucleoscope import variants
 from nucleoscope.book import pages, site, sphinx_extension
 from nucleoscope.settings import format_reference
 from nucleoscope.views import figure_data
@@ -471,6 +472,7 @@ def test_staging_again_touches_nothing_and_takes_away_what_is_gone(tmp_path):
     assert not site.stage(root, root / "results", staging)
     before = {path: path.stat().st_mtime_ns for path in staging.rglob("*") if path.is_file()}
     assert (staging / "generated/settings.md").read_text() == format_reference()
+    assert (staging / "generated/variants.md").read_text() == variants.format_reference()
     assert not site.stage(root, root / "results", staging)
     assert {path: path.stat().st_mtime_ns for path in staging.rglob("*") if path.is_file()} == before
     shutil.rmtree(root / "results/beta")

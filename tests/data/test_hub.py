@@ -57,7 +57,7 @@ for name, revision in asked["models"]:
         settings = {"model": identity, "dataset": data.identity}
         run = run_folder.RunFolder(results.locate_run(out, dataset, name), settings)
         with run:
-            complete_run(run, model, tokenizer, data.texts, max_tokens=4, seed=1)
+            complete_run(run, model, tokenizer, data.texts, max_tokens=4, seed=1, variants="none")
 json.dump(facts, open(out + "/facts.json", "w"))
 """
 

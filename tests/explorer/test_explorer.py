@@ -416,7 +416,7 @@ def test_a_scored_prompt_brings_its_text(tiny_model, tmp_path):
     settings = {"model_name": tiny_model, "model": identity, "dataset_name": "lines.csv", "mode": "score", **options}
     folder = results.locate_run(tmp_path / "results", "lines.csv", tiny_model, "answer")
     with run_folder.RunFolder(folder, settings) as run:
-        complete_run(run, model, tokenizer, ["a b", "the"], [" cat sat", " other, né"], **options)
+        complete_run(run, model, tokenizer, ["a b", "the"], [" cat sat", " other, né"], variants="none", **options)
     live = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
     live.measured.value = folder
     live.picked.value = 1
@@ -516,7 +516,7 @@ def score_run(name: str, folder: Path, **identity: str) -> Path:
     settings = {"model_name": name, "model": identity, "dataset_name": "lines.csv", "mode": "score", **options}
     run_at = results.locate_run(folder / "results", "lines.csv", name, "answer")
     with run_folder.RunFolder(run_at, settings | {"dtype": "float32"}) as run:
-        complete_run(run, *loaded, ["a b", "the"], [" cat sat", " other, né"], **options)
+        complete_run(run, *loaded, ["a b", "the"], [" cat sat", " other, né"], variants="none", **options)
     return run_at
 
 
@@ -578,7 +578,7 @@ def measure_run(model_name: str, folder: Path) -> None:
     settings = {"model_name": model_name, "dataset_name": "lines.txt", **options}
     settings["dtype"] = str(model.dtype).removeprefix("torch.")
     with run_folder.RunFolder(results.locate_run(folder / "results", "lines.txt", model_name), settings) as run:
-        complete_run(run, model, tokenizer, ["a b", "the", f"the cat {EVIL}"], batch_size=1, **options)
+        complete_run(run, model, tokenizer, ["a b", "the", f"the cat {EVIL}"], batch_size=1, variants="none", **options)
 
 
 def test_nothing_that_a_model_writes_is_read_as_html():

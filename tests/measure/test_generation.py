@@ -323,9 +323,8 @@ def fill_folder(folder, stop_after=None, **parameters):
     """Measures `TEXTS` into a run, as the notebook does; optionally stops after so many batches."""
     run = run_folder.RunFolder(folder, {"max_tokens": 8})
     with tiny.stop_after(run, stop_after), run:
-        complete_run(
-            run, tiny.create_model(), tiny.create_tokenizer(), TEXTS, max_tokens=8, progress=False, **parameters
-        )
+        options = {"max_tokens": 8, "progress": False, "variants": "none"} | parameters
+        complete_run(run, tiny.create_model(), tiny.create_tokenizer(), TEXTS, **options)
     return results.load(folder / "measurements.pt") if run.finished else None
 
 

@@ -22,7 +22,7 @@ TEXTS = ["the cat sat on the", "in", "a long and winding road that leads to the 
 EQUAL = [f"number {n} of the list" for n in range(6)]
 NAMES = {"model_name": "tiny", "dataset_name": "cats"}
 MAX_TOKENS = 9
-OPTIONS = {"max_tokens": MAX_TOKENS, "batch_size": 6, "seed": 3, "progress": False}
+OPTIONS = {"max_tokens": MAX_TOKENS, "batch_size": 6, "seed": 3, "variants": "none", "progress": False}
 
 
 class Draws:
@@ -351,8 +351,8 @@ def test_a_part_holds_its_steps_to_the_bit(draws, tmp_path):
     kept = []
     original = journal.pack_steps
 
-    def pack(steps, columns):
-        part = original(steps, columns)
+    def pack(steps, columns, layout):
+        part = original(steps, columns, layout)
         stream = io.BytesIO()
         torch.save(part, stream)
         stream.seek(0)

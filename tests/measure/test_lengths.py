@@ -53,7 +53,7 @@ def test_each_prompt_is_measured_as_it_is_alone(tmp_path, tokenizer):
         for size in ("auto", 1):
             folder = run_folder.RunFolder(tmp_path / f"{mode} {size}", {"mode": mode})
             with folder:
-                options = {"max_tokens": 6, "batch_size": size, "progress": False}
+                options = {"max_tokens": 6, "batch_size": size, "variants": "none", "progress": False}
                 complete_run(folder, create_model(), tokenizer, prompts, continuations, **options)
             found[size] = results.load(folder.folder / "measurements.pt")
             info = results.load_info(folder.folder)

@@ -313,9 +313,8 @@ def fill_folder(folder, stop_after=None, **parameters):
     """Scores `TEXTS` into a run, as the notebook does; optionally stops after so many batches."""
     run = run_folder.RunFolder(folder, {"mode": "score"})
     with tiny.stop_after(run, stop_after), run:
-        complete_run(
-            run, tiny.create_model().double(), tiny.create_tokenizer(), PROMPTS, TEXTS, progress=False, **parameters
-        )
+        options = {"progress": False, "variants": "none"} | parameters
+        complete_run(run, tiny.create_model().double(), tiny.create_tokenizer(), PROMPTS, TEXTS, **options)
     return results.load(folder / "measurements.pt") if run.finished else None
 
 
@@ -331,7 +330,8 @@ def test_run_json_has_the_keys_of_a_generated_run_and_what_was_cut(tmp_path):
     fill_folder(tmp_path / "scored", max_tokens=8)
     run = run_folder.RunFolder(tmp_path / "written", {})
     with run:
-        complete_run(run, tiny.create_model(), tiny.create_tokenizer(), PROMPTS, max_tokens=8, progress=False)
+        options = {"max_tokens": 8, "variants": "none", "progress": False}
+        complete_run(run, tiny.create_model(), tiny.create_tokenizer(), PROMPTS, **options)
     info, other = results.load_info(tmp_path / "scored"), results.load_info(tmp_path / "written")
     assert info.keys() - other.keys() == {"texts_truncated"}
     assert other.keys() - info.keys() == {"decoding", "decoding_path", "shared_prefix_tokens"}
@@ -453,6 +453,7 @@ def test_texts_are_scored_from_the_command_line_beside_what_is_generated(tmp_pat
         "run.ipynb",
         "run.json",
         "tokens.parquet",
+        "variants.parquet",
     }
     assert_same(results.load(folder / "measurements.pt"), score_texts(tiny.create_model()))
     settings = results.load_info(folder)["settings"]
@@ -467,7 +468,7 @@ def test_texts_are_scored_from_the_command_line_beside_what_is_generated(tmp_pat
     settings = results.load_info(tmp_path / "lines" / "tiny-llama")["settings"]
     assert set(settings) == {  # earlier versions wrote no temperature: see `settings.fill_defaults`
         *("model_name", "model", "dataset_name", "dataset", "n_prompts", "prompt_format", "prompt_column"),
-        *("max_tokens", "top_p", "temperature", "seed", "dtype", "template_date"),
+        *("max_tokens", "top_p", "temperature", "seed", "dtype", "template_date", "variants"),
     }
     assert sorted(results.list_runs(tmp_path)) == [tmp_path / "lines" / "tiny-llama", folder]
 

@@ -147,7 +147,7 @@ def test_a_name_that_is_no_identifier_is_refused():
 
 def test_batches_that_lack_a_quantity_are_measured_again(tmp_path, capsys):
     model, tokenizer, texts = tiny.create_model(), tiny.create_tokenizer(), ["the", "in", "she said", "a"]
-    options = {"max_tokens": 4, "batch_size": 2, "progress": False}
+    options = {"max_tokens": 4, "batch_size": 2, "variants": "none", "progress": False}
     run = run_folder.RunFolder(tmp_path, {})
     with tiny.stop_after(run, 1), run:
         complete_run(run, model, tokenizer, texts, **options)

@@ -86,7 +86,8 @@ def check(logits, embedding, output=None, usage=None, selection=EVERYTHING):
     measured = Variants(selection, embedding, output, usage)
     values = measured.measure(logits, compute_full_entropies(logits).entropy).double().numpy()
     spaces = {
-        name: build_directions(name, output if name == "output" else embedding, usage) for name in measured.geometries
+        name: build_directions(name, output if name == "output" else embedding, usage)
+        for name in measured.layout.geometry
     }
     most = {each.name: each.most_pairs for each in selection.geometries}
     assert values.shape == (len(logits), len(selection.sets), 3 + 3 * len(spaces))

@@ -91,7 +91,8 @@ results.write_tokens([], folder / results.MEASUREMENTS)
 digest = hashlib.sha256(Path("lines.txt").read_bytes()).hexdigest()
 settings = grid.DEFAULTS | entry.parameters | {"dataset": {"source": "file", "sha256": digest}}
 (folder / results.RUN_INFO).write_text(json.dumps({"settings": settings}))
-write_whole(folder / results.NOTEBOOK)
+for name in (results.NOTEBOOK, "variants.parquet"):
+    write_whole(folder / name)
 for job in (results.MEASURE, results.PAGE):
     status.write_status(status.locate_status(folder, job), None)
 pages = [Path("results", results.PAGES, f"{name}.ipynb") for name in graph.COMBINED_PAGES]

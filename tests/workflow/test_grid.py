@@ -29,7 +29,8 @@ from driver import Driver
 from messages import assert_one_line
 from nucleoscope.data import prompts
 from nucleoscope.models import gpus, loading
-from nucleoscope.store import locking, results
+from nucleoscope.store import locking, results, variants
+from nucleoscope.variants import Layout
 from nucleoscope.workflow import dependencies, graph, grid, logs, status
 
 ROOT = Path(__file__).parents[2]
@@ -222,8 +223,9 @@ def write_run(folder: Path, entry: grid.Entry, **others) -> None:
     records = [tiny.create_record(text, seed=10 * len(str(folder)) + number) for number in range(3)]
     torch.save(records, folder / results.MEASUREMENTS)
     results.write_tokens(records, folder / results.MEASUREMENTS)
+    variants.write_variants(folder / results.MEASUREMENTS, Layout(["top_k_2"], ["raw"]), [])
     wanted = grid.DEFAULTS | entry.parameters
-    names = ("model_name", "dataset_name", "prompt_format", "max_tokens", "top_p", "seed", "n_prompts")
+    names = ("model_name", "dataset_name", "prompt_format", "max_tokens", "top_p", "seed", "n_prompts", "variants")
     settings = {name: wanted[name] for name in names} | {"prompt_column": wanted.get("prompt_column")}
     settings |= {"model": {"source": "folder"}, "dataset": {"source": "file"}, "dtype": "float32"} | others
     info = {"settings": settings, "n_prompts_requested": wanted["n_prompts"], "tokens": 300}
@@ -266,6 +268,7 @@ def test_what_agrees_with_the_grid_is_measured(tmp_path, found, asked):
             {"temperature": 0.5},
             "temperature is 1.0 in the results but 0.5 in the grid",
         ),  # there: from before it was one
+        ({}, {"variants": "none"}, "variants is 'default' in the results but 'none' in the grid"),
         ({"temperature": 2}, {}, "temperature is 2 in the results but 1.0 in the grid"),
         ({"seed": 3}, {}, "seed is 3 in the results but 0 in the grid"),
         ({}, {"dtype": "bfloat16"}, "dtype is 'float32' in the results but 'bfloat16' in the grid"),

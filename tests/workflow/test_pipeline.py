@@ -66,6 +66,7 @@ def test_the_packaged_model_end_to_end_on_four_prompts(tmp_path):
         "run.ipynb",
         "run.json",
         "tokens.parquet",
+        "variants.parquet",
     }
 
     records = torch.load(folder / "measurements.pt", weights_only=True)

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import nbformat
 from nbformat import NotebookNode
 
-from nucleoscope import quantities, settings
+from nucleoscope import quantities, settings, variants
 from nucleoscope.book.pages import encode_page_name, normalise, set_title
 from nucleoscope.models import gguf_reference
 from nucleoscope.names import escape_line
@@ -85,6 +85,7 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     files["generated/api.md"] = describe_modules().encode()
     files["generated/settings.md"] = settings.format_reference().encode()
     files["generated/quantities.md"] = quantities.format_reference().encode()
+    files["generated/variants.md"] = variants.format_reference().encode()
     files["generated/gguf.md"] = gguf_reference.format_reference().encode()
     files |= {f"generated/{name}.txt": text.encode() for name, text in helps.result().items()}
     files |= {f"generated/{name}.md": output.result() for name, output in printed.items()}

@@ -30,7 +30,8 @@ class Batch:
     """The records of some prompts, with the prompts' indices and the seconds they took.
 
     ``continued`` lists the steps at which the batch was continued after an interruption, ``path`` is that of
-    `static.PATHS` which its steps took; "" if it had none.
+    `static.PATHS` which its steps took; "" if it had none. ``variants`` has the numbers of each prompt's tokens in
+    other candidate sets, (T, N, 3 + 3 G) each, unless they were not measured.
     """
 
     indices: list[int]
@@ -38,6 +39,7 @@ class Batch:
     seconds: float = 0.0
     continued: list[int] = field(default_factory=list)
     path: str = ""
+    variants: list[torch.Tensor] = field(default_factory=list)
 
 
 def sort_by_length(inputs: Inputs, indices: list[int] | None = None) -> list[int]:

@@ -29,6 +29,7 @@ from nucleoscope.measure.model_facts import find_context_length, find_embedding_
 from nucleoscope.measure.prefix import SharedPrefix
 from nucleoscope.measure.sampling import Sampler, draw_uniforms
 from nucleoscope.measure.static import StaticMemory
+from nucleoscope.measure.variants import Variants
 from nucleoscope.quantities import Quantity, list_recorded
 from nucleoscope.settings import Settings
 
@@ -82,6 +83,7 @@ def measure(
     quantities: Sequence[Quantity] | None = None,
     progress: bool = True,
     folder: Any = None,
+    measured_variants: Variants | None = None,
     **settings: Any,
 ) -> Iterator[Batch]:
     """Continues each prompt by at most max_tokens tokens and yields the records batch by batch.
@@ -89,10 +91,11 @@ def measure(
     ``settings`` are those of `Settings`, by name: max_tokens, top_p, temperature, seed, prompt_format and
     batch_size. ``inputs`` (from `encode`) and ``batches`` (from `plan_batches`) are computed if they are
     not given; a resumed run passes only the remaining batches. ``quantities`` are measured, by default all
-    that are registered. ``folder``, a `store.run_folder.RunFolder` that is open in a ``with`` block, keeps what is
-    drawn of a batch until its records are yielded, and a batch that was interrupted continues from there. If a GPU
-    runs out of memory, the batch is halved. Raises ValueError for invalid settings and, naming the prompts,
-    for logits with NaN; by then, the batches before have already been yielded.
+    that are registered, and so are ``measured_variants``, which the setting alone does not create. ``folder``, a
+    `store.run_folder.RunFolder` that is open in a ``with`` block, keeps what is drawn of a batch until its records
+    are yielded, and a batch that was interrupted continues from there. If a GPU runs out of memory, the batch is
+    halved. Raises ValueError for invalid settings and, naming the prompts, for logits with NaN; by then, the batches
+    before have already been yielded.
     """
     chosen = Settings(**settings).check()
     max_tokens = chosen.max_tokens
@@ -110,7 +113,7 @@ def measure(
 
     def measure_batch(indices: list[int], bar: tqdm) -> Batch:
         numbers = draw_uniforms(chosen.seed, indices, max_tokens, model.device)
-        sampler = Sampler(directions, chosen, numbers, ends, quantities)
+        sampler = Sampler(directions, chosen, numbers, ends, quantities, measured_variants)
         journal, start, ended = Journal(folder, indices, sampler), len(sampler.steps), len(sampler.ended)
         counted = sum(row not in over for drawn, over in sampler.list_drawn() for row in drawn)
         left = (len(indices) - ended) * (max_tokens - start)
@@ -129,7 +132,7 @@ def measure(
         bar.total += correction
         bar.update(correction)
         path = static.name_path(memory, decoding.adapt_way(model, ids, max_tokens, way))
-        return Batch(indices, records, journal.seconds, journal.continued, path)
+        return Batch(indices, records, journal.seconds, journal.continued, path, sampler.collect_variants(len(indices)))
 
     total = max_tokens * sum(map(len, batches))
     yield from measure_batches(batches, prompts, measure_batch, model, total, progress)

@@ -5,7 +5,8 @@ a centre, a linear map and the inverse norms (V,) of the rows after both, so tha
 weighted sums of raw rows, and products of pairs from those of raw rows with a correction of low rank.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,8 +61,13 @@ class Space:
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows (..., d) of the matrix minus their mean, in float32, on the device of the mean."""
+        rows = self.gather_raw(ids)
+        return rows.sub_(self.mean)
+
+    def gather_raw(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows as they are."""
         rows = self.embedding.index_select(0, ids.flatten().to(self.embedding.device))
-        return rows.to(self.mean.device, torch.float32).sub_(self.mean).view(*ids.shape, len(self.mean))
+        return rows.to(self.mean.device, torch.float32).view(*ids.shape, len(self.mean))
 
 
 def build_spaces(
@@ -79,22 +85,27 @@ def build_spaces(
     return [_build_space(wanted, matrix, usage, device) for wanted, matrix in pairs if wanted]
 
 
-def count_usage(texts: Sequence[Sequence[int]], size: int) -> torch.Tensor:
+def count_usage(texts: Iterable[list[int]], size: int) -> torch.Tensor:
     """How often each of ``size`` tokens occurs in some texts (ids), without what all of them begin or end with.
 
     A chat template's tokens are the same in each prompt, and say nothing of what is used. With one text, or if
-    nothing is left, all tokens count.
+    nothing is left, all tokens count. ``texts`` are iterated over several times.
     """
-    head, tail = (_count_common([text[::way] for text in texts]) if len(texts) > 1 else 0 for way in (1, -1))
-    kept = [token for text in texts for token in text[head : len(text) - tail]]
-    tokens = torch.tensor(kept or [token for text in texts for token in text], dtype=torch.long)
-    return torch.bincount(tokens, minlength=size).double()
+    head = tail = 0
+    if sum(1 for _ in texts) > 1:
+        head, tail = (len(functools.reduce(_find_common, (text[::way] for text in texts))) for way in (1, -1))
+    counts = torch.zeros(size, dtype=torch.double)
+    for text in texts:
+        tokens = torch.tensor(text[head : len(text) - tail], dtype=torch.long)
+        tokens = tokens[tokens < size]  # others are refused before they are measured
+        counts.index_add_(0, tokens, torch.ones(len(tokens), dtype=torch.double))
+    return counts if counts.any() or not (head or tail) else sum(count_usage([text], size) for text in texts)
 
 
-def _count_common(texts: Sequence[Sequence[int]]) -> int:
-    """The length of the beginning that all texts have in common."""
-    first, last = min(texts), max(texts)
-    return next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+def _find_common(one: list[int], other: list[int]) -> list[int]:
+    """The beginning that two texts have in common."""
+    n = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:n]
 
 
 def _build_space(geometries: Sequence[Geometry], matrix: torch.Tensor, usage: torch.Tensor, device) -> Space:
@@ -111,7 +122,7 @@ def _build_space(geometries: Sequence[Geometry], matrix: torch.Tensor, usage: to
         if geometry.name in ("raw", "output"):
             found.centre = -space.mean
         elif geometry.name == "usage_centred":
-            weights = usage.to(device, torch.float32)[:size] / usage.sum().float().to(device)
+            weights = usage.to(device, torch.float32) / usage.sum().clamp_min(1).float().to(device)
             found.centre = sum(
                 part.T @ own for part, own in zip(_split_centred(space), weights.split(_count_rows(width)), strict=True)
             )

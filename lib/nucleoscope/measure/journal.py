@@ -9,6 +9,8 @@ concatenated.
 * ``tokens`` and ``sizes`` (T,) int64: of each of them the token and its number of candidates, step by step
 * ``ids`` (K,) int32 and ``probs`` (K,) float32: the candidates
 * ``columns``: the quantities by their plurals; ``values`` (n, T) float64: theirs
+* ``variants``: the names of the candidate sets and geometries measured, or None; ``variant_values`` (T, N, 3 + 3 G)
+  float32: what was measured in them, if it was
 * ``seconds``: the time they took; ``continued``: the steps at which the batch was continued before them
 """
 
@@ -21,6 +23,8 @@ import torch
 
 from nucleoscope.measure.nucleus import Nucleus
 from nucleoscope.measure.sampling import Drawn, Sampler
+from nucleoscope.measure.variants import find_layout
+from nucleoscope.variants import Layout
 
 # At most this much of a batch is drawn again after an interruption. Writing a part takes some hundredths of a second.
 SAVE_SECONDS = 5
@@ -45,10 +49,10 @@ class Journal:
         self.due = self.begun + SAVE_SECONDS
 
     def _resume(self) -> None:
-        columns = [quantity.plural for quantity in self.sampler.quantities]
+        columns, layout = [quantity.plural for quantity in self.sampler.quantities], find_layout(self.sampler.variants)
         for part in self.folder.load_parts(self.indices):
             try:
-                self.sampler.resume(unpack_steps(part, columns))
+                self.sampler.resume(unpack_steps(part, columns, layout))
             except (ValueError, RuntimeError):  # torch's, for tensors of an odd kind
                 break  # what follows it has lost its beginning
             self.seconds, self.continued = self.seconds + part["seconds"], part["continued"]
@@ -65,16 +69,20 @@ class Journal:
             return
         steps = self.sampler.steps[self.saved :]
         part = {"indices": self.indices, "start": self.saved, "end": self.saved + len(steps)}
-        part |= pack_steps(steps, [quantity.plural for quantity in self.sampler.quantities])
+        columns = [quantity.plural for quantity in self.sampler.quantities]
+        part |= pack_steps(steps, columns, find_layout(self.sampler.variants))
         part |= {"seconds": now - self.begun, "continued": self.continued}
         self.folder.save_part(part)
         self.saved, self.begun, self.due = part["end"], now, read_clock() + SAVE_SECONDS
 
 
-def pack_steps(steps: Sequence[Drawn], columns: list[str]) -> dict[str, Any]:
-    """The tensors of ``steps`` as a part holds them, on the host."""
+def pack_steps(steps: Sequence[Drawn], columns: list[str], layout: Layout | None = None) -> dict[str, Any]:
+    """The tensors of ``steps`` as a part holds them, on the host; ``layout`` is that of their variants."""
     nuclei = [step.candidates for step in steps]
-    return {
+    variants = {"variants": None}
+    if layout is not None:
+        variants = {"variants": [*layout], "variant_values": torch.cat([step.variants for step in steps])}
+    return variants | {
         "rows": [step.rows for step in steps],
         "tokens": torch.cat([step.tokens for step in steps]).cpu(),
         "sizes": torch.cat([nucleus.offsets.diff() for nucleus in nuclei]).cpu(),
@@ -85,24 +93,27 @@ def pack_steps(steps: Sequence[Drawn], columns: list[str]) -> dict[str, Any]:
     }
 
 
-def unpack_steps(part: dict[str, Any], columns: list[str]) -> list[Drawn]:
-    """The steps of a part, on the host, with the quantities in the order of ``columns``.
+def unpack_steps(part: dict[str, Any], columns: list[str], layout: Layout | None = None) -> list[Drawn]:
+    """The steps of a part, on the host, with the quantities in the order of ``columns`` and the variants of ``layout``.
 
-    ValueError if it is no such part, or has other quantities: a file that can be read need not contain one.
+    ValueError if it is no such part, or has other quantities or variants: a file that can be read need not contain one.
     """
-    _check(part, columns)
+    _check(part, columns, layout)
     counts = [len(rows) for rows in part["rows"]]
     sizes = part["sizes"].split(counts)
     totals = [int(found.sum()) for found in sizes]
     values = part["values"][[part["columns"].index(column) for column in columns]]
     split = (part["tokens"].split(counts), sizes, part["ids"].split(totals), part["probs"].split(totals))
+    variants = [None] * len(counts) if layout is None else part["variant_values"].split(counts)
     return [
-        Drawn(rows, tokens, Nucleus(ids, probs, torch.nn.functional.pad(found.cumsum(0), (1, 0))), each)
-        for rows, tokens, found, ids, probs, each in zip(part["rows"], *split, values.split(counts, 1), strict=True)
+        Drawn(rows, tokens, Nucleus(ids, probs, torch.nn.functional.pad(found.cumsum(0), (1, 0))), each, more)
+        for rows, tokens, found, ids, probs, each, more in zip(
+            part["rows"], *split, values.split(counts, 1), variants, strict=True
+        )
     ]
 
 
-def _check(part: dict[str, Any], columns: list[str]) -> None:
+def _check(part: dict[str, Any], columns: list[str], layout: Layout | None) -> None:
     kinds = {"rows": list, "columns": list, "continued": list, "seconds": float}
     tensors = {"tokens": torch.int64, "sizes": torch.int64, "ids": torch.int32, "probs": torch.float32}
     sound = (
@@ -115,6 +126,8 @@ def _check(part: dict[str, Any], columns: list[str]) -> None:
         and part["end"] - part["start"] == len(part["rows"])
         and math.isfinite(part["seconds"])
         and sorted(part["columns"], key=str) == sorted(columns)
+        and part.get("variants") == (None if layout is None else [*layout])
+        and (layout is None or getattr(part.get("variant_values"), "dtype", None) == torch.float32)
     )
     if not sound:
         raise ValueError("this is no part of a batch with these quantities")
@@ -122,3 +135,5 @@ def _check(part: dict[str, Any], columns: list[str]) -> None:
     shapes = [tuple(part[name].shape) for name in ("tokens", "sizes", "ids", "probs", "values")]
     if shapes != [(drawn,), (drawn,), (total,), (total,), (len(columns), drawn)] or int(part["sizes"].min()) < 1:
         raise ValueError("the tensors of a part do not match")
+    if layout is not None and part["variant_values"].shape != (drawn, len(layout.candidates), layout.width):
+        raise ValueError("the variants of a part do not match")

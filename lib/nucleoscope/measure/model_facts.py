@@ -78,6 +78,19 @@ def find_embedding_matrix(model: PreTrainedModel) -> torch.Tensor:
     return model.get_input_embeddings().weight.detach()
 
 
+def find_output_matrix(model: PreTrainedModel) -> torch.Tensor | None:
+    """The rows of the output layer (V, d'), detached; None if they are those of the input embedding, or no matrix."""
+    embedding, head = find_embedding_matrix(model), model.get_output_embeddings()
+    rows = getattr(head, "weight", None)
+    if not isinstance(rows, torch.Tensor) or rows.dim() != 2 or not rows.is_floating_point():
+        return None
+    rows = rows.detach()
+    if rows.data_ptr() == embedding.data_ptr():
+        return None
+    same = rows.shape == embedding.shape and torch.equal(rows.to(embedding), embedding)
+    return None if same else rows
+
+
 def find_cache_argument(model: PreTrainedModel) -> str:
     """The name under which a model's forward pass takes its cache; ValueError if it takes none."""
     accepted = inspect.signature(model.forward).parameters

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import batching, checking, encoding, generation, scoring, static
 from nucleoscope.measure.model_facts import find_context_length
+from nucleoscope.measure.variants import create_variants, find_layout
 from nucleoscope.quantities import list_recorded
 from nucleoscope.settings import Settings
 
@@ -34,7 +35,8 @@ def complete_run(
     chosen = Settings(**settings).check()
     mode, data = (generation, (prompts,)) if texts is None else (scoring, (prompts, texts))
     inputs = mode.encode(tokenizer, *data, **encoding.list_options(chosen, find_context_length(model)))
-    if discarded := folder.discard_batches([quantity.plural for quantity in list_recorded()]):
+    variants = create_variants(model, inputs.ids, chosen.variants)
+    if discarded := folder.discard_batches([quantity.plural for quantity in list_recorded()], find_layout(variants)):
         print(f"batches with other quantities, which are measured again: {discarded}")
     unmeasured = batching.list_unmeasured(folder, len(prompts))
     batches = folder.load_plan(chosen.batch_size)
@@ -49,8 +51,9 @@ def complete_run(
     # must read a text anew for each of its tokens.
     keeping = {"folder": folder} if texts is None else {}
     options = {"inputs": inputs, "batches": todo, "progress": progress} | keeping | settings
-    for batch in mode.measure(model, tokenizer, *data, **options):
-        folder.save_batch(batch.indices, batch.records, batch.seconds, batch.continued, batch.path)
+    for batch in mode.measure(model, tokenizer, *data, measured_variants=variants, **options):
+        given = (batch.indices, batch.records, batch.seconds, batch.continued, batch.path)
+        folder.save_batch(*given, batch.variants, find_layout(variants))
     done = folder.list_batches()
     info = {"mode": "generate" if texts is None else "score"}
     info |= batching.collect_run_info(model, inputs, done, chosen.batch_size)
@@ -61,6 +64,8 @@ def complete_run(
         info |= {"shared_prefix_tokens": len(checking.choose_prefix(model, inputs.ids, chosen.skip_check))}
     else:
         info |= {"texts_truncated": len(inputs.texts_truncated)}
+    if variants is not None:
+        info |= {"variants": variants.describe("prompts" if texts is None else "prompts and texts")}
     folder.finish(len(prompts), info)
 
 

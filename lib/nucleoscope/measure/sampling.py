@@ -15,6 +15,7 @@ from nucleoscope.measure.nucleus import NotFinite, Nucleus, scale_logits
 from nucleoscope.measure.ragged import choose_sum_dtype
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
+from nucleoscope.measure.variants import Variants
 from nucleoscope.quantities import Quantity
 from nucleoscope.settings import Settings
 
@@ -50,13 +51,15 @@ def sample(nucleus: Nucleus, uniforms: torch.Tensor) -> torch.Tensor:
 class Drawn(NamedTuple):
     """One step: the ``rows`` it was drawn for, their ``tokens`` (B',), ``candidates`` and quantities (n, B').
 
-    The ids of the candidates are int32, which is enough.
+    The ids of the candidates are int32, which is enough. ``variants`` (B', N, 3 + 3 G) are on the host, as
+    `variants.Variants.measure` orders them; None if they are not measured.
     """
 
     rows: list[int]
     tokens: torch.Tensor
     candidates: Nucleus
     values: torch.Tensor
+    variants: torch.Tensor | None = None
 
 
 # Types of device that compute on their own: a step is measured there after the model's next step has been launched, so
@@ -68,7 +71,8 @@ class Sampler:
     """Draws the next tokens of one batch from their nuclei and measures them.
 
     ``uniforms`` (B, max_tokens) on the model's device, ``ends`` the ids that end a text, ``quantities``
-    the quantities to measure for each token; of ``settings`` it uses top_p and temperature.
+    the quantities to measure for each token; of ``settings`` it uses top_p and temperature. ``variants`` measures
+    other candidate sets of each token, unless it is None.
     """
 
     def __init__(
@@ -78,8 +82,9 @@ class Sampler:
         uniforms: torch.Tensor,
         ends: set[int],
         quantities: Sequence[Quantity],
+        variants: Variants | None = None,
     ):
-        self.directions, self.settings = directions, settings
+        self.directions, self.settings, self.variants = directions, settings, variants
         self.uniforms, self.quantities = uniforms, quantities
         self.ends = torch.tensor(sorted(ends), dtype=torch.long, device=uniforms.device)
         self.measured: list[Drawn] = []
@@ -101,7 +106,7 @@ class Sampler:
         """
         self._measure_drawn()  # before the wait in `_describe`
         logits = scale_logits(logits, self.settings)
-        distribution = self._describe(logits, rows)
+        logits, distribution = self._describe(logits, rows)
         candidates = distribution.candidates
         if rows != self.rows:  # rows are only ever removed
             kept = [place for place, row in enumerate(self.rows or range(len(self.uniforms))) if row in set(rows)]
@@ -121,10 +126,12 @@ class Sampler:
         values = measure_step(step, self.quantities)  # (n, B')
         # A batch's nuclei stay on the device until the batch ends: ids need no more than 32 bits.
         candidates = step.candidates._replace(ids=step.candidates.ids.int())
-        self.measured.append(Drawn(rows, step.tokens, candidates, values))
+        # Variants of a token are about a thousand numbers, so they do not stay on the device.
+        variants = self.variants.measure(step.logits, step.full_entropy).cpu() if self.variants else None
+        self.measured.append(Drawn(rows, step.tokens, candidates, values, variants))
 
-    def _describe(self, logits: torch.Tensor, rows: list[int]) -> Distribution:
-        """The distributions; rows that have ended may contain anything, NotFinite names only the others."""
+    def _describe(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, Distribution]:
+        """Logits and what they say; rows that have ended may contain anything, NotFinite names only the others."""
         try:
             found = describe_distribution(logits, self.settings.top_p)
         except NotFinite as error:
@@ -133,9 +140,10 @@ class Sampler:
             if broken:
                 raise NotFinite(broken) from None
             over = torch.tensor(error.rows, device=logits.device)
-            return describe_distribution(logits.index_fill(0, over, 0), self.settings.top_p)
+            logits = logits.index_fill(0, over, 0)
+            return logits, describe_distribution(logits, self.settings.top_p)
         self._read_flags()  # finding the nuclei has waited for the device, so the copy is complete
-        return found
+        return logits, found
 
     def _read_flags(self) -> None:
         if self.flags is not None:
@@ -176,17 +184,32 @@ class Sampler:
 
     def read_latest(self) -> list[Token]:
         """The tokens of the last step, on the host."""
-        _, tokens, candidates, values = self.steps[-1]
+        _, tokens, candidates, values, _ = self.steps[-1]
         return unpack(tokens, candidates, values, self.quantities)
 
     def build_records(self, prompts: list[str]) -> list[dict]:
         """The batch's records, without end-of-text tokens and anything after them."""
         ends, over = set(self.ends.tolist()), set()
         kept: list[list[Token]] = [[] for _ in prompts]
-        for rows, tokens, candidates, values in self.steps:
+        for rows, tokens, candidates, values, _ in self.steps:
             for row, token in zip(rows, unpack(tokens, candidates, values, self.quantities), strict=True):
                 if token.id in ends:
                     over.add(row)
                 if row not in over:
                     kept[row].append(token)
         return [build_record(prompt, tokens, self.quantities) for prompt, tokens in zip(prompts, kept, strict=True)]
+
+    def collect_variants(self, n: int) -> list[torch.Tensor]:
+        """For each of the batch's n rows the variants (T, N, 3 + 3 G) of the tokens that `build_records` has.
+
+        An empty list if they are not measured.
+        """
+        if self.variants is None:
+            return []
+        kept: list[list[torch.Tensor]] = [[] for _ in range(n)]
+        ends = set(self.ends.tolist())
+        for step, (drawn, over) in zip(self.steps, self.list_drawn(), strict=True):
+            for values, (row, token) in zip(step.variants, drawn.items(), strict=True):
+                if row not in over and token not in ends:
+                    kept[row].append(values)
+        return [torch.stack(found) if found else self.variants.create_empty() for found in kept]

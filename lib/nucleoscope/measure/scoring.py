@@ -31,6 +31,7 @@ from nucleoscope.measure.nucleus import NotFinite, scale_logits
 from nucleoscope.measure.prefix import SharedPrefix
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
 from nucleoscope.measure.step import Step
+from nucleoscope.measure.variants import Variants
 from nucleoscope.quantities import Quantity, list_recorded
 from nucleoscope.settings import Settings
 
@@ -245,15 +246,18 @@ def score_batch(
     starts: list[int],
     quantities: Sequence[Quantity],
     bar: tqdm,
-) -> list[list[Token]]:
+    variants: Variants | None = None,
+) -> tuple[list[list[Token]], list[torch.Tensor]]:
     """The measured tokens of each text of a batch, from its position in ``starts`` on. NotFinite lists the rows.
 
-    ``bar`` advances by the number of tokens measured; of ``settings`` top_p and temperature are used.
+    ``bar`` advances by the number of tokens measured; of ``settings`` top_p and temperature are used. Also what
+    ``variants`` measures of the tokens of each text, (T, N, 3 + 3 G), or an empty list if it is None.
     """
     owners = [place for place, row in enumerate(ids) for _ in row[starts[place] :]]
     tokens = [token for row, start in zip(ids, starts, strict=True) for token in row[start:]]
     taken = torch.tensor(tokens, dtype=torch.long, device=forward.device)
     found: list[list[Token]] = [[] for _ in ids]
+    more = list[torch.Tensor]()
     done = 0
     for logits in forward.compute_logits(ids, starts):
         part = slice(done, done + len(logits))
@@ -266,9 +270,13 @@ def score_batch(
         measured = unpack(taken[part], step.candidates, measure_step(step, quantities), quantities)
         for owner, token in zip(owners[part], measured, strict=True):
             found[owner].append(token)
+        if variants is not None:
+            more.append(variants.measure(logits, step.full_entropy).cpu())
         bar.update(len(logits))
         done = part.stop
-    return found
+    if variants is None:
+        return found, []
+    return found, list(torch.cat([*more, variants.create_empty()]).split([len(each) for each in found]))
 
 
 def measure(
@@ -281,15 +289,16 @@ def measure(
     batches: list[list[int]] | None = None,
     quantities: Sequence[Quantity] | None = None,
     progress: bool = True,
+    measured_variants: Variants | None = None,
     **settings: Any,
 ) -> Iterator[batching.Batch]:
     """Measures at most max_tokens tokens of each text after its prompt; yields records batch by batch.
 
     ``settings`` are those of `Settings`, by name: max_tokens, top_p, temperature, prompt_format, batch_size.
     ``inputs`` (from `encode`), ``batches`` (from `plan_batches`) and ``quantities`` (all that are registered)
-    are computed if they are not given. If a GPU runs out of memory, the batch is halved. Raises
-    ValueError for invalid settings and, naming the prompts, for logits with NaN; by then, the batches
-    before have already been yielded.
+    are computed if they are not given; ``measured_variants`` are measured only if they are. If a GPU runs out of
+    memory, the batch is halved. Raises ValueError for invalid settings and, naming the prompts, for logits with NaN;
+    by then, the batches before have already been yielded.
     """
     chosen = Settings(**settings).check()
     if inputs is None:
@@ -305,9 +314,9 @@ def measure(
 
     def measure_batch(indices: list[int], bar: tqdm) -> batching.Batch:
         ids, starts = ([column[i] for i in indices] for column in (inputs.ids, inputs.starts))
-        found = score_batch(forward, directions, chosen, ids, starts, quantities, bar)
+        found, more = score_batch(forward, directions, chosen, ids, starts, quantities, bar, measured_variants)
         records = [build_record(prompts[i], tokens, quantities) for i, tokens in zip(indices, found, strict=True)]
-        return batching.Batch(indices, records)
+        return batching.Batch(indices, records, variants=more)
 
     total = sum(len(inputs.ids[i]) - inputs.starts[i] for batch in batches for i in batch)
     yield from batching.measure_batches(batches, prompts, measure_batch, model, total, progress)

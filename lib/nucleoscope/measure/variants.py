@@ -10,19 +10,22 @@ where c is the mean cosine of two tokens of the vocabulary in that geometry (Lei
 needs every pair, and is computed for sets within the `Geometry.most_pairs` likeliest tokens. It is NaN for others.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import embedding, pad
+from transformers import PreTrainedModel
 
 from nucleoscope.measure.candidate_sets import Windows, find_windows
-from nucleoscope.measure.geometry import Map, Space, build_spaces
+from nucleoscope.measure.geometry import Map, Space, build_spaces, count_usage
+from nucleoscope.measure.model_facts import find_embedding_matrix, find_output_matrix
 from nucleoscope.measure.ragged import widen
-from nucleoscope.variants import OF_SET, OF_VARIANT, Selection
+from nucleoscope.variants import OF_SET, OF_VARIANT, Layout, Selection, parse
 
 CHUNKS = (4, 16, 64, 256)  # rows that are summed at once: a segment is divided into the largest, and padded to one
 LEAST_UNLIKE = 1e-6  # 1 - c: if all directions are the same, similarity to chance is 0 / 0, and the value missing
-PAIRS = (2, 4, 8, 16, 32, 64, 128)  # windows whose pairs are multiplied at once are padded to one of these
+PAIRS = (2, 4, 8, 16, 32, 64)  # windows whose pairs are multiplied at once are padded to one of these
 # Numbers in memory at once: gathered rows, and the segments' sums.
 PIECE_CPU, PIECE_GPU = 2**20, 2**26
 SUMS_CPU, SUMS_GPU = 2**22, 2**28
@@ -32,15 +35,28 @@ class Variants:
     """Measures tokens in the ``selection`` of variants, in the spaces of a model.
 
     ``embedding`` (V, d) and ``output`` (V, d') or None, and ``usage`` (V,), are those of `geometry.build_spaces`.
-    ``names`` and ``geometries`` are the names of the sets and geometries that are measured.
+    ``layout`` names the sets and geometries that are measured.
     """
 
     def __init__(self, selection: Selection, embedding: torch.Tensor, output: torch.Tensor | None, usage: torch.Tensor):
-        self.sets = selection.sets
+        self.sets, self.usage = selection.sets, usage
         self.spaces = build_spaces(selection.geometries, embedding, output, usage)
-        self.names = [each.name for each in self.sets]
-        self.geometries = [each.geometry.name for space in self.spaces for each in space.maps]
+        geometries = [each.geometry.name for space in self.spaces for each in space.maps]
+        self.layout = Layout([each.name for each in self.sets], geometries)
 
+    def create_empty(self) -> torch.Tensor:
+        """The numbers (0, N, 3 + 3 G) of no tokens, on the host."""
+        return torch.empty(0, len(self.layout.candidates), self.layout.width)
+
+    def describe(self, texts: str) -> dict[str, Any]:
+        """What run.json says of the variants; ``texts`` says in words what the usage was counted in."""
+        found: dict[str, Any] = self.layout._asdict()
+        if "usage_centred" in self.layout.geometry:
+            counted = {"tokens": int(self.usage.sum()), "different": int((self.usage > 0).sum())}
+            found["usage_centred"] = {"weights": f"tokens of the {texts}"} | counted
+        return found
+
+    @torch.inference_mode()
     def measure(self, logits: torch.Tensor, full_entropy: torch.Tensor) -> torch.Tensor:
         """The numbers (B, N, 3 + 3 G) float32 of tokens with these logits (B, V), divided by the temperature.
 
@@ -62,6 +78,25 @@ class Variants:
             own[..., 2] = compute_similarity_entropies(windows, space)
             column = end
         return values
+
+
+@torch.inference_mode()
+def create_variants(model: PreTrainedModel, texts: Iterable[list[int]], setting: str) -> Variants | None:
+    """What measures the variants that the ``setting`` names, for a model; None if it names none.
+
+    ``texts`` are the ids of the run's prompts, with what is scored: usage is counted in them.
+    """
+    selection = parse(setting)
+    if selection is None:
+        return None
+    embedding = find_embedding_matrix(model)
+    usage = count_usage(texts, len(embedding))
+    return Variants(selection, embedding, find_output_matrix(model), usage)
+
+
+def find_layout(variants: Variants | None) -> Layout | None:
+    """The names of what ``variants`` measures; None if nothing is."""
+    return None if variants is None else variants.layout
 
 
 class Segments:
@@ -194,10 +229,15 @@ class Segments:
                 index = torch.arange(size, device=sizes.device)
                 inside = index < length[chosen][:, None]
                 index = torch.where(inside, start[chosen][:, None] + index, start[chosen][:, None])
-                ids = self.ids[index]
-                scales = space.scales[ids] * inside[..., None]  # (n, size, G)
-                weights = torch.cat((scales, scales * self.weights[index][..., None]), 2)
-                sums.index_add_(0, segment[chosen], torch.bmm(weights.mT, space.gather(ids)))
+                ids = self.ids.take(index)
+                scales = embedding(ids, space.scales) * inside[..., None]  # (n, size, G)
+                weights = torch.cat((scales, scales * self.weights.take(index)[..., None]), 2).mT
+                if size < weights.shape[1]:
+                    added = torch.bmm(weights, space.gather(ids))
+                else:  # it takes less to subtract the mean from the sums
+                    means = weights.sum(-1, keepdim=True) * space.mean
+                    added = torch.baddbmm(means, weights, space.gather_raw(ids), beta=-1)
+                sums.index_add_(0, segment[chosen], added)
         return sums.unflatten(0, (-1, self.sizes.shape[1]))
 
 
@@ -227,9 +267,9 @@ def _compare_pairs(ids: torch.Tensor, probs: torch.Tensor, extents: torch.Tensor
     place = torch.arange(ids.shape[1], device=ids.device)[:, None]
     one, two, three, four = (each[:, None] for each in extents.unbind(-1))  # (n, 1, N)
     members = ((place >= one) & (place < two)) | ((place >= three) & (place < four))  # (n, s, N)
-    q = widen(torch.where(members, probs[..., None], 0))
-    q = q / q.sum(1, keepdim=True).clamp_min(1e-300)
-    narrow, rows, ends = q.float(), space.gather(ids), extents[..., 3]
+    q = torch.where(members, probs[..., None], 0)
+    q /= q.sum(1, keepdim=True).clamp_min(1e-30)
+    rows, ends = space.gather(ids), extents[..., 3]
     products = torch.bmm(rows, rows.mT)
     found = []
     for each in space.maps:
@@ -245,8 +285,8 @@ def _compare_pairs(ids: torch.Tensor, probs: torch.Tensor, extents: torch.Tensor
         unlike = 1 - each.expected if 1 - each.expected > LEAST_UNLIKE else torch.nan
         similar.mul_((scale / unlike)[:, :, None]).mul_(scale[:, None]).sub_(each.expected / unlike).clamp_(0, 1)
         similar.diagonal(dim1=1, dim2=2).zero_()
-        ordinary = widen(torch.bmm(similar, narrow[:, own])) + q[:, own]  # (Zq)_i, with Z_ii = 1 exactly
-        entropy = -torch.where(members[:, own], q[:, own] * ordinary.clamp(1e-300, 1).log(), 0).sum(1)
+        ordinary = torch.baddbmm(q[:, own], similar, q[:, own])  # (Zq)_i, with Z_ii = 1 exactly
+        entropy = -torch.special.xlogy(q[:, own], ordinary.clamp_max_(1)).sum(1)
         known = (ends <= each.geometry.most_pairs) & (unlike == unlike)
         found.append(torch.where(known, entropy.clamp_min(0), torch.nan))
     return torch.stack(found, -1).float()

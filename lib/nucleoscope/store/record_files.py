@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FOLDER = "archive/"  # of all parts, as torch.save calls it
 PICKLE, DATA, ORDER, VERSION = (FOLDER + name for name in ("data.pkl", "data/", "byteorder", "version"))
-INDEX, BATCH = FOLDER + "records.json", FOLDER + "batch.json"  # ours
+INDEX, BATCH, VARIANTS = (FOLDER + name for name in ("records.json", "batch.json", "variants/"))  # ours
 ALIGNMENT = 64  # bytes: where a part's content begins, so that its numbers can be mapped into memory
 HEADER, LARGE_SIZES = 30, 20  # bytes of a part's header before its name, and of its room for large sizes
 LARGE = 2**30  # bytes of a part from which on its header has room for sizes beyond 4 GiB
@@ -46,7 +46,7 @@ PUT = 5  # bytes that give the record its place, after the first of a piece, whi
 
 
 class Piece(NamedTuple):
-    """Where the pickle of one record is: a file, the first byte, how many there are, and their CRC-32."""
+    """Where something of one prompt is, such as its pickle: a file, the first byte, how many, and their CRC-32."""
 
     path: Path
     start: int
@@ -54,10 +54,17 @@ class Piece(NamedTuple):
     checksum: int
 
 
-def write_records(stream: IO[bytes], prompts: Sequence[int], records: Sequence[dict], batch: dict[str, Any]) -> None:
+def write_records(
+    stream: IO[bytes],
+    prompts: Sequence[int],
+    records: Sequence[dict],
+    batch: dict[str, Any],
+    variants: Sequence["torch.Tensor"] = (),
+) -> None:
     """Writes the ``records`` of these prompts, in this order, and the description of the ``batch``, which is JSON.
 
-    ``stream`` is seekable. Tensors are vectors, in lists or alone. ValueError for others.
+    ``stream`` is seekable. Tensors are vectors, in lists or alone. ValueError for others. ``variants`` are numbers of
+    each prompt's tokens that are no part of its record: a tensor for each prompt, or nothing.
     """
     pieces = []
     with zipfile.ZipFile(stream, "w") as archive:
@@ -70,6 +77,32 @@ def write_records(stream: IO[bytes], prompts: Sequence[int], records: Sequence[d
         fields = sorted({key for record in records for key in record})
         _finish(archive, stream, prompts, map(len, pieces), map(zlib.crc32, pieces), fields)
         _write_json(archive, stream, BATCH, batch)
+        for prompt, values in zip(prompts, variants, strict=True) if len(variants) else ():
+            content = values.contiguous().numpy().tobytes()
+            _write(archive, stream, f"{VARIANTS}{prompt}", [content], len(content))
+
+
+def find_variants(path: Path) -> dict[int, Piece]:
+    """Where the numbers are that `write_records` has written beside the records of some prompts, by the prompts.
+
+    ValueError if the file is damaged.
+    """
+    with _open(path) as archive, path.open("rb") as stream:
+        return {
+            int(part.filename.removeprefix(VARIANTS)): Piece(path, _find_start(part, stream), part.file_size, part.CRC)
+            for part in archive.infolist()
+            if part.filename.startswith(VARIANTS)
+        }
+
+
+def read_piece(piece: Piece) -> bytes:
+    """The content of a piece. ValueError, which names the file, if it is damaged."""
+    with _report_damage(piece.path), piece.path.open("rb") as stream:
+        stream.seek(piece.start)
+        content = stream.read(piece.length)
+        if zlib.crc32(content) != piece.checksum:
+            raise ValueError("a wrong checksum")
+        return content
 
 
 def join_records(stream: IO[bytes], paths: Iterable[Path], n_prompts: int) -> None:
@@ -292,24 +325,23 @@ def _find_pieces(path: Path) -> tuple[dict[int, Piece], list[str]]:
     """The pieces of a file by their prompts, and the keys of its records."""
     with _open(path) as archive, path.open("rb") as stream:
         index, pieces = _read_index(archive), {}
-        start = stream.seek(archive.getinfo(PICKLE).header_offset)
-        name, padding = struct.unpack("<26xHH", stream.read(HEADER))
-        start += HEADER + name + padding + len(HEAD)
+        start = _find_start(archive.getinfo(PICKLE), stream) + len(HEAD)
         for prompt, length, checksum in zip(index["prompts"], index["lengths"], index["checksums"], strict=True):
             pieces[prompt] = Piece(path, start, length, checksum)
             start += length
         return pieces, index["fields"]
 
 
+def _find_start(part: zipfile.ZipInfo, stream: IO[bytes]) -> int:
+    """Where the content of a part begins in the file ``stream``."""
+    start = stream.seek(part.header_offset)
+    name, padding = struct.unpack("<26xHH", stream.read(HEADER))
+    return start + HEADER + name + padding
+
+
 def _join_pieces(pieces: Iterable[Piece]) -> Iterator[bytes]:
     yield HEAD
-    for piece in pieces:
-        with _report_damage(piece.path), piece.path.open("rb") as stream:
-            stream.seek(piece.start)
-            content = stream.read(piece.length)
-            if zlib.crc32(content) != piece.checksum:
-                raise ValueError("a wrong checksum")
-        yield content
+    yield from map(read_piece, pieces)
     yield END
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from nucleoscope.store.locking import LOCK, Lock, check_folder
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read
 from nucleoscope.store.record_files import (
     Damaged,
+    Piece,
+    find_variants,
     iterate_records,
     join_records,
     read_batch,
@@ -30,10 +32,15 @@ from nucleoscope.store.record_files import (
 )
 from nucleoscope.store.results import NOTEBOOKS, RUN_INFO, read_json
 from nucleoscope.store.tokens import TOKENS, write_tokens
+from nucleoscope.store.variants import VARIANTS, is_readable, write_variants
+from nucleoscope.variants import NONE, Layout
 
 # What a run writes to its folder of batches: finished ones, parts of one in progress, its settings and its plan.
 OWN = re.compile(r"\d{6,}\.pt|\d{6,}-\d+-\d{6,}\.steps|settings\.json|plan\.json|\..*\.part")
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
+
+# What belongs to measurements, and must never be next to others; `finish` writes it.
+COMPANIONS = (RUN_INFO, TOKENS, VARIANTS)
 
 SOURCES = {"hub": "from the Hub", "folder": "a folder", "file": "a file", "packaged": "packaged"}
 
@@ -45,7 +52,7 @@ def check(folder: Path, overwrite: bool = False) -> None:
     """
     if overwrite or not all((folder / name).is_file() for name in (MEASUREMENTS, RUN_INFO)):
         check_folder(folder)
-    for name in (MEASUREMENTS, TOKENS, RUN_INFO):
+    for name in (MEASUREMENTS, *COMPANIONS):
         if (folder / name).is_dir():  # it could not be replaced at the end of the run
             raise IsADirectoryError(f"'{folder / name}' is a folder: move it out of the way")
     if (folder / RUN_INFO).is_file():
@@ -55,8 +62,8 @@ def check(folder: Path, overwrite: bool = False) -> None:
 class RunFolder:
     """One run on disk: opened with its settings, filled batch by batch, then finished.
 
-    ``settings`` are the parameters and identities that decide which tokens are measured; one that an
-    older run did not know counts as its default. Opening writes nothing. It raises FileExistsError
+    ``settings`` are the parameters and identities that decide what is measured; one that an older run did
+    not know counts as `settings.fill_defaults` says. Opening writes nothing. It raises FileExistsError
     when the folder holds results or batches made with other settings; ``overwrite`` lets `finish`
     replace those instead, except another model's or data set's. ``finished`` is true when the
     results with these settings are there. ``requested`` is the number of prompts that were asked for, of
@@ -84,7 +91,7 @@ class RunFolder:
         """Whether the results exist; FileExistsError if existing results must not be replaced."""
         measurements, info = self.folder / MEASUREMENTS, self.folder / RUN_INFO
         done = self._check(info, lambda content: content.get("settings"))
-        if done and measurements.is_file() and not (self.overwrite and not _is_readable(measurements)):
+        if done and measurements.is_file() and not (self.overwrite and not self._is_readable()):
             return True
         begun = self._check(self.batches / "settings.json", lambda content: content)
         if measurements.is_file() and not info.is_file() and not begun and not self.overwrite:
@@ -92,6 +99,11 @@ class RunFolder:
                 f"'{measurements}' has no {RUN_INFO} next to it: move it out of the way or use --overwrite"
             )
         return False
+
+    def _is_readable(self) -> bool:
+        """Whether the results have what their settings ask for, undamaged."""
+        wanted = self.settings.get("variants", NONE) != NONE
+        return _is_readable(self.folder / MEASUREMENTS) and (not wanted or is_readable(self.folder))
 
     def _check(self, path: Path, pick: Any) -> bool:
         """Whether the settings in ``path`` are ours; FileExistsError if they must not be replaced."""
@@ -181,7 +193,7 @@ class RunFolder:
 
     def _remove_companions(self) -> None:
         """What was made with or from old measurements must never be next to new ones, even after an interruption."""
-        for name in (RUN_INFO, TOKENS, *NOTEBOOKS):
+        for name in (*COMPANIONS, *NOTEBOOKS):
             (self.folder / name).unlink(missing_ok=True)
 
     def _remove_batches(self) -> None:
@@ -212,7 +224,7 @@ class RunFolder:
                 path.unlink()
             write_json(self.batches / "settings.json", self.settings)
         # not those of notebooks and status files, which other processes may be writing
-        names = (MEASUREMENTS, TOKENS, RUN_INFO)
+        names = (MEASUREMENTS, *COMPANIONS)
         parts = [path for name in names for path in self.folder.glob(f".{name}.*.part")]
         for path in [*parts, *self.batches.glob(".*.part")]:
             path.unlink(missing_ok=True)
@@ -245,12 +257,20 @@ class RunFolder:
         return kept.get("batches") if kept.get("batch_size") == batch_size else None
 
     def save_batch(
-        self, indices: list[int], records: list[dict], seconds: float, continued: Sequence[int] = (), path: str = ""
+        self,
+        indices: list[int],
+        records: list[dict],
+        seconds: float,
+        continued: Sequence[int] = (),
+        path: str = "",
+        variants: Sequence[Any] = (),
+        layout: Layout | None = None,
     ) -> None:
         """Saves one finished batch: prompt indices, their records, and the seconds it took; its parts are removed.
 
         ``continued`` lists the steps at which it was continued after an interruption, ``path`` is how these were
-        decoded. Raises BlockingIOError if another process has taken over the folder; so does `finish`.
+        decoded. ``variants`` are the numbers of each prompt's tokens in the variants of ``layout``. Raises
+        BlockingIOError if another process has taken over the folder; so does `finish`.
         """
         self._check_lock()
         file = self.batches / f"{min(indices):06d}.pt"
@@ -262,9 +282,11 @@ class RunFolder:
             "path": path,
             "tokens": sum(len(record["entropies"]) for record in records),
             "columns": sorted(columns),
+            "variants": layout,
         }
+        batch = json.loads(json.dumps(batch))
         with write_atomically(file) as stream:
-            write_records(stream, indices, records, batch)
+            write_records(stream, indices, records, batch, variants)
         self._kept[file.name] = batch
         self.discard_parts(indices)
 
@@ -323,14 +345,15 @@ class RunFolder:
     def _find_batches(self) -> list[Path]:
         return sorted(self.batches.glob("*.pt"))
 
-    def discard_batches(self, columns: Collection[str]) -> int:
+    def discard_batches(self, columns: Collection[str], layout: Layout | None = None) -> int:
         """Removes the batches, finished or in progress, with other quantities than ``columns``; how many there were.
 
         ``columns`` are the quantities' lists in a record. A quantity that was registered or removed after an
-        interruption would be missing for part of the prompts.
+        interruption would be missing for part of the prompts. So would a variant that is in another ``layout``.
         """
         self._check_lock()
-        others = [batch for batch in self.list_batches() if batch["columns"] != sorted(columns)]
+        kept = (sorted(columns), None if layout is None else [*layout])
+        others = [batch for batch in self.list_batches() if (batch["columns"], batch.get("variants")) != kept]
         for batch in others:
             name = f"{min(batch['indices']):06d}.pt"
             (self.batches / name).unlink()
@@ -340,16 +363,17 @@ class RunFolder:
             with contextlib.suppress(ValueError):
                 part = _read_part(path)
                 names = part.get("columns") if isinstance(part, dict) else None
-                if isinstance(names, list) and sorted(names, key=str) != sorted(columns):
+                if isinstance(names, list) and (sorted(names, key=str), part.get("variants")) != kept:
                     path.unlink()
                     begun.add(path.name.rpartition("-")[0])
         return len(others) + len(begun)
 
     def finish(self, n_prompts: int, info: dict[str, Any]) -> None:
-        """Joins the batches in prompt order into the measurements; writes tokens.parquet and ``info`` next to them.
+        """Joins the batches in prompt order into the measurements; writes what belongs to them, and ``info``.
 
-        The records are copied one by one, so that the memory does not depend on how many there are. ValueError if
-        a prompt is missing, also because its batch turned out to be damaged: it is removed, to be measured again.
+        That is tokens.parquet, and variants.parquet if the batches have any. The records are copied one by one, so
+        that the memory does not depend on how many there are. ValueError if a prompt is missing, also because its
+        batch turned out to be damaged: it is removed, to be measured again.
         """
         self._check_lock()
         measured = {index for batch in self.list_batches() for index in batch["indices"]}
@@ -357,14 +381,11 @@ class RunFolder:
         if missing:
             raise ValueError(f"prompt {missing[0]} is missing from '{self.batches}': run the same command again")
         measurements = self.folder / MEASUREMENTS
-        try:
-            with write_atomically(measurements, self._replace_measurements) as stream:
-                join_records(stream, [path for path in self._find_batches() if path.name in self._kept], n_prompts)
-        except Damaged as error:
-            error.path.unlink(missing_ok=True)
-            self._kept.pop(error.path.name, None)
-            raise ValueError(f"{error}, and was removed: run the same command again") from None
+        with self._discard_damaged(), write_atomically(measurements, self._replace_measurements) as stream:
+            join_records(stream, self._list_kept(), n_prompts)
         write_tokens(iterate_records(measurements), measurements, read_fields(measurements))
+        with self._discard_damaged():
+            self._write_variants(measurements, n_prompts)
         requested = {} if self.requested is None else {"n_prompts_requested": self.requested}
         write_json(self.folder / RUN_INFO, {"settings": self.settings, **requested, **info})
         self._check_lock()
@@ -372,6 +393,30 @@ class RunFolder:
         self._kept = {}
         self.release()
         self.finished = True
+
+    @contextlib.contextmanager
+    def _discard_damaged(self) -> Iterator[None]:
+        """Removes a batch that turns out to be damaged; ValueError says so."""
+        try:
+            yield
+        except Damaged as error:
+            error.path.unlink(missing_ok=True)
+            self._kept.pop(error.path.name, None)
+            raise ValueError(f"{error}, and was removed: run the same command again") from None
+
+    def _list_kept(self) -> list[Path]:
+        return [path for path in self._find_batches() if path.name in self._kept]
+
+    def _write_variants(self, measurements: Path, n_prompts: int) -> None:
+        layouts = [batch.get("variants") for batch in self._kept.values()]
+        if any(layout != layouts[0] for layout in layouts):
+            raise ValueError(f"batches in '{self.batches}' have different variants: run the same command again")
+        if not layouts or layouts[0] is None:
+            return
+        pieces: dict[int, Piece] = {}
+        for path in self._list_kept():
+            pieces = find_variants(path) | pieces  # of a prompt that is in two files, the first one counts
+        write_variants(measurements, Layout(*layouts[0]), (pieces[prompt] for prompt in range(n_prompts)))
 
     def _replace_measurements(self) -> None:
         self._check_lock()  # joining takes a while

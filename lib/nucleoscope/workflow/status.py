@@ -19,7 +19,8 @@ from typing import Any
 from nucleoscope.atomic import hash_file, write_json
 from nucleoscope.names import escape_line
 from nucleoscope.settings import fill_defaults, list_deciding
-from nucleoscope.store import integrity, results
+from nucleoscope.store import integrity, results, variants
+from nucleoscope.variants import NONE
 from nucleoscope.workflow import grid, logs
 
 LOGS = "logs"  # the folder of the logs, beside those of the data sets
@@ -86,7 +87,16 @@ def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
     found = next(iter(list_differences(folder, entry.parameters, info)), None)
     if found and found[0] == "dataset":
         return f"the content of '{entry.parameters['dataset_name']}' has changed since it was measured"
-    return f"{found[0]} is {found[1]!r} in the results but {found[2]!r} in the grid" if found else None
+    return (
+        f"{found[0]} is {found[1]!r} in the results but {found[2]!r} in the grid"
+        if found
+        else _find_missing_variants(folder, info)
+    )
+
+
+def _find_missing_variants(folder: Path, info: Mapping[str, Any]) -> str | None:
+    """Why a run has no variants although its settings name some; None if it has them, as far as a file's ends tell."""
+    return variants.find_problem(folder) if info["settings"].get("variants", NONE) != NONE else None
 
 
 def needs_tokens(folder: Path) -> bool:
@@ -99,7 +109,7 @@ def needs_tokens(folder: Path) -> bool:
 def list_differences(
     folder: Path, parameters: Mapping[str, Any], info: Mapping[str, Any]
 ) -> list[tuple[str, Any, Any]]:
-    """The settings that decide which tokens are measured and differ: name, value in the results, in ``parameters``.
+    """The settings that affect what is measured and differ: name, value in the results, in ``parameters``.
 
     ``info`` is the content of the run.json in ``folder``. A file of prompts with another content is called "dataset".
     """

@@ -1,0 +1,199 @@
+"""A run's variants.parquet: what was measured of each token in every variant, one row per token and variant.
+
+Contract: the file belongs to one measurements file, by its fingerprint, as tokens.parquet does, but cannot be written
+from it: only measuring again can. It is written with the run that it belongs to, in groups of rows.
+"""
+
+import contextlib
+import json
+import os
+import textwrap
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nucleoscope.atomic import write_atomically
+from nucleoscope.store.integrity import is_whole
+from nucleoscope.store.measurements import SYSTEM, find_measurements
+from nucleoscope.store.record_files import Piece, read_piece
+from nucleoscope.store.tokens import SOURCE, compute_fingerprint
+from nucleoscope.variants import COLUMNS, OF_SET, OF_VARIANT, Layout
+
+# numpy, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+
+VARIANTS = "variants.parquet"
+LAYOUT = b"nucleoscope.variants"  # the metadata key for the names of what was measured
+TOKENS = 2**14  # whose numbers are in memory at once: each group of rows has one candidate set of as many tokens
+DICTIONARIES = ("prompt", "step", "candidates", "geometry", "k", "mass", "entropy")  # values that repeat
+
+
+def write_variants(path: Path, layout: Layout, pieces: Iterable[Piece]) -> None:
+    """Writes variants.parquet beside the measurements file ``path``; ``pieces`` have the numbers of its prompts.
+
+    A piece is a prompt's (T, N, 3 + 3 G) float32 numbers of T tokens in N candidate sets, as
+    `measure.variants.Variants.measure` orders them: those of the set, then three for each of G geometries. About
+    `TOKENS` tokens are in memory. The rows of one variant are in the order of the tokens. ValueError names a damaged
+    file among the pieces.
+    """
+    from pyarrow import parquet
+
+    fingerprint = compute_fingerprint(path)
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(write_atomically(path.with_name(VARIANTS)))
+        schema = _create_schema().with_metadata({SOURCE: fingerprint, LAYOUT: json.dumps(layout)})
+        options: dict[str, Any] = {"use_dictionary": list(DICTIONARIES), "compression": "zstd"}
+        writer = stack.enter_context(parquet.ParquetWriter(stream, schema, write_page_checksum=True, **options))
+        for prompts, steps, values in _gather(pieces, layout):
+            for place in range(len(layout.candidates)):
+                writer.write_table(_tabulate(prompts, steps, values[:, place], place, layout, schema))
+
+
+def _gather(pieces: Iterable[Piece], layout: Layout) -> Iterator[tuple["np.ndarray", "np.ndarray", "np.ndarray"]]:
+    """Prompts (T,), steps (T,) and numbers (T, N, 3 + 3 G) of `TOKENS` tokens or a few more, the last ones fewer."""
+    import numpy as np
+
+    group, prompts, steps, total = list[np.ndarray](), list[np.ndarray](), list[np.ndarray](), 0
+
+    def join() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return np.concatenate(prompts), np.concatenate(steps), np.concatenate(group)
+
+    for prompt, piece in enumerate(pieces):
+        values = np.frombuffer(read_piece(piece), np.float32).reshape(-1, len(layout.candidates), layout.width)
+        for start in range(0, len(values), TOKENS):
+            part = values[start : start + TOKENS]
+            group.append(part)
+            prompts.append(np.full(len(part), prompt, np.int32))
+            steps.append(np.arange(start, start + len(part), dtype=np.int32))
+            total += len(part)
+            if total >= TOKENS:
+                yield join()
+                group, prompts, steps, total = [], [], [], 0
+    if total:
+        yield join()
+
+
+def _create_schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    names = pa.dictionary(pa.int8(), pa.string())
+    kinds = {"prompt": pa.int32(), "step": pa.int32(), "candidates": names, "geometry": names, "k": pa.int32()}
+    return pa.schema([(name, kinds.get(name, pa.float32())) for name in COLUMNS])
+
+
+def _tabulate(
+    prompts: "np.ndarray", steps: "np.ndarray", values: "np.ndarray", place: int, layout: Layout, schema: "pa.Schema"
+) -> "pa.Table":
+    """The rows of T tokens in one candidate set, the one at ``place``, with ``values`` (T, 3 + 3 G)."""
+    import numpy as np
+    import pyarrow as pa
+
+    size, number = len(values), len(layout.geometry)
+    codes = {"candidates": np.full(size * number, place), "geometry": np.tile(np.arange(number), size)}
+    columns: dict[str, Any] = {
+        name: pa.DictionaryArray.from_arrays(pa.array(codes[name], pa.int8()), pa.array(getattr(layout, name)))
+        for name in codes
+    }
+    for name, column in {"prompt": prompts, "step": steps, "k": values[:, 0].astype(np.int32)}.items():
+        columns[name] = pa.array(np.repeat(column, number))
+    for column, name in enumerate(OF_SET[1:], 1):
+        columns[name] = pa.array(np.repeat(values[:, column], number))
+    of_variants = values[:, len(OF_SET) :].reshape(size, number, len(OF_VARIANT))
+    for column, name in enumerate(OF_VARIANT):
+        columns[name] = pa.array(of_variants[..., column].ravel(), from_pandas=True)  # NaN becomes null
+    return pa.Table.from_pydict(columns, schema)
+
+
+def load(
+    folder: str | os.PathLike,
+    columns: Sequence[str] | None = None,
+    candidates: str | Collection[str] | None = None,
+    geometry: str | Collection[str] | None = None,
+) -> "pd.DataFrame":
+    """The variants of the tokens in a run's folder; all columns and rows, or some.
+
+    ``columns`` are some of `nucleoscope.variants.COLUMNS`, ``candidates`` and ``geometry`` the names of some candidate
+    sets and geometries, or of one. What has no value is NaN: cosines where k = 1, and similarity_entropy of large sets.
+    The rows of one variant are in the order of the tokens. ValueError, in one line, if the file is missing, damaged,
+    or of other measurements, or for an unknown name.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = Path(folder, VARIANTS)
+    given = {"candidates": candidates, "geometry": geometry}
+    chosen = {name: [value] if isinstance(value, str) else list(value) for name, value in given.items() if value}
+    names = list(COLUMNS if columns is None else columns)
+    if unknown := [name for name in names if name not in COLUMNS]:
+        raise ValueError(f"{VARIANTS} has no column '{unknown[0]}': its columns are {', '.join(COLUMNS)}")
+    layout = read_layout(folder)
+    for name, values in chosen.items():
+        if missing := [value for value in values if value not in getattr(layout, name)]:
+            raise ValueError(f"'{path}' has no {name} '{missing[0]}': the setting variants names what is measured")
+    filters = [(name, "in", values) for name, values in chosen.items()] or None
+    try:
+        table = parquet.read_table(path, columns=names, filters=filters, page_checksum_verification=True)
+        frame = table.to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        raise _explain(path, error) from None
+    for name in given.keys() & set(frame):
+        kept = [each for each in getattr(layout, name) if each in chosen.get(name, [each])]
+        frame[name] = frame[name].cat.set_categories(kept)
+    return frame
+
+
+def read_layout(folder: str | os.PathLike) -> Layout:
+    """The names of what a run's variants.parquet has. ValueError as from `load`."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path, measurements = Path(folder, VARIANTS), find_measurements(Path(folder))
+    if problem := find_problem(folder):
+        raise ValueError(problem)
+    try:
+        metadata = parquet.read_schema(path).metadata or {}
+        layout = Layout(*json.loads(metadata[LAYOUT]))
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise _explain(path, error) from None
+    if measurements is not None and metadata.get(SOURCE) != compute_fingerprint(measurements):
+        raise ValueError(_describe_damage(path, "it belongs to other measurements"))
+    return layout
+
+
+def is_readable(folder: str | os.PathLike) -> bool:
+    """Whether a run's variants.parquet can be read to its end, which takes a while."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        read_layout(folder)
+        with parquet.ParquetFile(Path(folder, VARIANTS), page_checksum_verification=True) as file:
+            for _ in file.iter_batches(1 << 16):
+                pass
+    except (ValueError, pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno in SYSTEM:
+            raise
+        return False
+    return True
+
+
+def find_problem(folder: str | os.PathLike) -> str | None:
+    """Why a run has no variants, in one line, or None, as far as the ends of the file tell."""
+    path = Path(folder, VARIANTS)
+    if not path.is_file():
+        return f"{folder} has no {VARIANTS}: measure again with --variants=default --overwrite"
+    return None if is_whole(path) else _describe_damage(path, "it is truncated")
+
+
+def _describe_damage(path: Path, reason: str) -> str:
+    return f"'{path}' is damaged: measure again with --overwrite ({reason})"
+
+
+def _explain(path: Path, error: Exception) -> Exception:
+    """What to raise for what a damaged file raises: an error of the system's stays as it is."""
+    if isinstance(error, OSError) and error.errno in SYSTEM:
+        return error
+    return ValueError(_describe_damage(path, textwrap.shorten(str(error), 100) or type(error).__name__))
