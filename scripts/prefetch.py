@@ -20,7 +20,12 @@ def main() -> None:
 
         plan = prefetch.plan_downloads(entry.parameters for entry in grid.plan_runs(grid.load(options.grid)).values())
         print(*plan.notes, sep="\n", flush=True)
-        refusals = plan.refusals or prefetch.fetch(plan)
+        refusals = plan.refusals
+        if plan.size and not refusals:
+            from nucleoscope.models import kinds  # here: what is refused without it need not wait
+
+            refusals = prefetch.check_kinds(plan, kinds.check_folder)
+        refusals = refusals or prefetch.fetch(plan)
         for line in refusals:
             print(f"error: {line}", file=sys.stderr)
         if refusals:

@@ -112,6 +112,21 @@ def test_all_refusals_come_at_once_and_before_anything_is_fetched(tmp_path):
     assert not list(home.rglob("*.json"))
 
 
+def test_what_no_run_could_load_is_refused_before_its_weights_are_fetched(tmp_path):
+    tiny.save(tmp_path / "tiny", tiny.create_model(), tiny.create_tokenizer())
+    tiny.save(tmp_path / "pair", tiny.create_model(), tiny.create_tokenizer())
+    pair = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
+    (tmp_path / "pair" / "config.json").write_text(json.dumps(pair))
+    grid = write_grid(tmp_path / "grid.yml", ["org/tiny", "org/pair"], ["math"])
+    with hub.serve({"org/tiny": tmp_path / "tiny", "org/pair": tmp_path / "pair"}) as server:
+        done = run_prefetch(grid, server.environment(tmp_path / "home"))
+        (found,) = list_errors(done)
+        assert not [request for request in server.requests if "safetensors" in request and "/resolve/" in request]
+    assert found.startswith("error: cannot load 'org/pair': ")
+    assert "an encoder and a decoder" in found
+    assert not list((tmp_path / "home").rglob("config.json"))
+
+
 def test_a_disk_without_room_is_named_with_what_is_needed(monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 40 * 10**9))

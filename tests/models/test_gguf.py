@@ -169,6 +169,13 @@ FACTORS = torch.tensor([1.0, 1.5, 4.0, 8.0, 20.0, 32.0, 32.0, 32.0])
             {},
         ),
         (
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+            YARN
+            | {"llama.rope.scaling.finetuned": True, "llama.rope.scaling.yarn_ext_factor": 1.0}
+            | {"llama.rope.scaling.yarn_log_multiplier": 0.0, "llama.rope.scaling.attn_factor": 1.0},
+            {},
+        ),
+        (
             {
                 **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
                 "original_max_position_embeddings": 32,
@@ -177,7 +184,14 @@ FACTORS = torch.tensor([1.0, 1.5, 4.0, 8.0, 20.0, 32.0, 32.0, 32.0])
             "rope_freqs.weight",
         ),
     ],
-    ids=["linear", "linear as older files say it", "yarn", "yarn with a parameter", "factors as in Llama 3.1"],
+    ids=[
+        "linear",
+        "linear as older files say it",
+        "yarn",
+        "yarn with a parameter",
+        "yarn with what changes nothing",
+        "factors as in Llama 3.1",
+    ],
 )
 def test_positions_are_scaled_as_the_file_says(tmp_path, rope, fields, tensors):
     saved = tiny.create_model("llama", rope_parameters={"rope_theta": 500.0, **rope})
@@ -195,6 +209,15 @@ def test_positions_are_scaled_as_the_file_says(tmp_path, rope, fields, tensors):
     [
         ({"llama.rope.scaling.type": "su"}, "rope.scaling.type is 'su', which is not supported"),
         ({"llama.rope.scaling.type": "longrope"}, "rope.scaling.type is longrope, but its factors are missing"),
+        (YARN | {"llama.rope.scaling.yarn_ext_factor": 0.0}, "rope.scaling.yarn_ext_factor is 0.0, which is not supp"),
+        (YARN | {"llama.rope.scaling.yarn_log_multiplier": 0.5}, "rope.scaling.yarn_log_multiplier is 0.5"),
+        (YARN | {"llama.rope.scaling.attn_factor": 2.0}, "rope.scaling.attn_factor is 2.0"),
+        (
+            LINEAR | {"llama.rope.scaling.attn_factor": 2.0},
+            "attn_factor is 2.0, which is not supported with type linear",
+        ),
+        ({"llama.rope.scaling.alpha": 8.0}, "rope.scaling.alpha is 8.0, which is not supported with type none"),
+        (LINEAR | {"llama.rope.scaling.new_key": 1.0}, "rope.scaling.new_key is 1.0"),
     ],
 )
 def test_positions_that_cannot_be_had_are_refused_before_the_weights_are_read(tmp_path, monkeypatch, fields, said):

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 import tiny
 from messages import assert_one_line
@@ -524,6 +526,25 @@ def test_a_good_file_that_the_system_cannot_read_is_not_called_damaged(folder, m
     assert "delete" not in message
     assert "there is not enough memory" in message or "Too many open files" in message
     catch_refusal(OSError, open_run, folder, overwrite=True)  # it is not measured again
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pyarrow.ArrowMemoryError("malloc of size 9 failed"),
+        OSError(errno.EMFILE, "Too many open files"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        OSError(errno.EIO, "Input/output error"),
+    ],
+)
+def test_a_good_table_that_the_system_cannot_read_is_not_called_damaged(folder, monkeypatch, error):
+    measure_run(folder)
+    table = results.load_readable(folder.parents[1])
+    monkeypatch.setattr(parquet, "ParquetFile", lambda *_, **__: (_ for _ in ()).throw(error))
+    message = catch_refusal(OSError, table.__getitem__, (folder.name, folder.parent.name))
+    assert message.startswith(f"cannot read '{folder / 'tokens.parquet'}': ")
+    assert "delete" not in message
+    assert getattr(error, "strerror", None) in (None, message.rpartition(": ")[2])
 
 
 def test_damaged_measurements_are_measured_again_with_overwrite(folder):

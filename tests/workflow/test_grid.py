@@ -139,7 +139,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"analyses": {"resample": 5}}, "analyses: unknown setting 'resample'"),
         ({"analyses": {"resamples": 20}}, "analyses: resamples is 20: it must be a whole number from 100 to 1,000,000"),
         ({"analyses": {"seed": -1}}, "analyses: seed is -1: it must be a whole number from 0 to 9,007,199,254,740,992"),
-        ({"datasets": ["a{b}.jsonl"]}, "r/a{b}/a: Snakemake cannot use names with braces: rename what has them"),
+        ({"results_dir": "r{x}"}, "results_dir is 'r{x}': Snakemake cannot use a folder with braces in its name"),
     ],
 )
 def test_a_wrong_grid_is_named_in_one_line(tmp_path, change, message):

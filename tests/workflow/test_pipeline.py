@@ -217,6 +217,16 @@ def run_snakemake(tmp_path, tiny_model, texts, *options, **parameters):
     return run_pipeline(f"configfile={write_grid(tmp_path, tiny_model, texts, **parameters)}", command=command)
 
 
+def test_a_data_set_with_braces_in_its_name_is_measured_with_the_others(tmp_path, tiny_model, texts):
+    """Snakemake takes what is in braces for a wildcard."""
+    shutil.copy(texts, tmp_path / "a{b}.txt")
+    done = run_snakemake(tmp_path, tiny_model, str(tmp_path / "a{b}.txt"))
+    assert done.returncode == 0, done.stderr
+    info = json.loads((tmp_path / "results" / "a(b)" / "tiny-llama" / "run.json").read_text())
+    assert info["settings"]["dataset_name"] == str(tmp_path / "a{b}.txt")
+    assert (tmp_path / "results" / "a(b)" / "tiny-llama" / "run.ipynb").is_file()
+
+
 @pytest.mark.long
 def test_the_graph_runs_what_is_missing_or_changed_and_nothing_else(tmp_path, tiny_model, texts):
     first = run_snakemake(tmp_path, tiny_model, texts)

@@ -8,13 +8,14 @@ importing this module is fast.
 import glob
 import re
 import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from tqdm import tqdm
@@ -29,6 +30,7 @@ WEIGHTS = (  # in the order in which transformers looks for them: file, and the 
     ("pytorch_model.bin", None),
     ("pytorch_model.bin.index.json", r".*\d+-of-\d+\.bin"),
 )
+CONFIGURATION = "config.json"
 SMALL = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # configurations, tokenizers, templates
 PREPARED = 2  # a data set's prepared tables take about this many times the space of its files
 
@@ -201,6 +203,26 @@ def check_space(plan: Plan) -> list[str]:
 def _find_existing(folder: Path) -> Path:
     """The folder, or its nearest existing parent."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
+def check_kinds(plan: Plan, check: Callable[[str], None]) -> list[str]:
+    """One sentence for each model to download whose configuration ``check`` refuses with a ValueError.
+
+    ``check`` gets the name of a folder that has the model's config.json, which is not put into the cache.
+    """
+    refusals = []
+    for download in plan.models:
+        if not download.size or CONFIGURATION not in download.files:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                hf_hub_download(download.name, CONFIGURATION, revision=download.revision, local_dir=folder)
+                check(folder)
+            except ValueError as error:
+                refusals.append(f"cannot load '{download.name}': {error}")
+            except Exception as error:  # the library raises many types
+                refusals.append(str(hub.explain(download.name, error, download.revision)))
+    return refusals
 
 
 def fetch(plan: Plan) -> list[str]:

@@ -20,6 +20,16 @@ from transformers.integrations.gguf.reader import GgufHeader
 
 ADVICE = "use the model's original folder instead"
 
+# Keys of scaling that are applied with each kind of it. Others change positions in a way that transformers' classes
+# have no parameter for; one with a value listed in `NEUTRAL`, if any, changes nothing.
+SCALING = "rope.scaling."
+ALWAYS = ("type", "factor", "original_context_length", "finetuned")
+APPLIED = {
+    "yarn": ("yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"),
+    "longrope": ("attn_factor",),
+}
+NEUTRAL = {"attn_factor": 1, "yarn_attn_factor": 1, "yarn_ext_factor": 1, "yarn_log_multiplier": 0, "alpha": 0}
+
 # Splits of byte-level tokenizers that transformers does not know. It falls back to that of GPT-2 for every name that
 # it does not know, so the names that do mean GPT-2's are listed too.
 GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "mellum", "gigachat", "a.x-4.0")
@@ -155,6 +165,7 @@ def _read_scaling(metadata: Metadata, config: "transformers.PreTrainedConfig") -
     if long is not None and short is not None:
         kind = "longrope"
     kind = kind or ("linear" if factor else "none")
+    _check_scaling(metadata, kind)
     known: dict[str, Any] = {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
     if kind == "none" or (kind == "linear" and factor in (None, 1.0)):
         return {}
@@ -170,6 +181,19 @@ def _read_scaling(metadata: Metadata, config: "transformers.PreTrainedConfig") -
     elif kind != "linear":
         raise Unsupported(f"rope.scaling.type is '{kind}', which is not supported: {ADVICE}")
     return {name: value for name, value in known.items() if value is not None}
+
+
+def _check_scaling(metadata: Metadata, kind: str) -> None:
+    """`Unsupported` names a key of scaling that decides something and is not applied with this ``kind``."""
+    names = [key.partition(SCALING)[2] for key in metadata.fields if SCALING in key]
+    for name in names:
+        if name in (*ALWAYS, *APPLIED.get(kind, ())):
+            continue
+        value = metadata.get(SCALING + name)
+        if kind == "none" and name.startswith("yarn_"):
+            continue  # parameters of a scaling that is not used
+        if name not in NEUTRAL or value != NEUTRAL[name]:
+            raise Unsupported(f"{SCALING}{name} is {value}, which is not supported with type {kind}: {ADVICE}")
 
 
 def adjust_model(model: "transformers.PreTrainedModel", metadata: Metadata) -> "transformers.PreTrainedModel":

@@ -12,6 +12,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedConfig,
@@ -39,6 +40,17 @@ def check_type(entries: dict[str, Any]) -> None:
             f"model_type is {quote(kind)} in its config.json, which is unknown to transformers "
             f"{transformers.__version__}: install a newer version, if the name is right"
         )
+
+
+def check_folder(folder: str) -> None:
+    """Raises `UnsupportedKind` for a folder whose config.json is not that of a causal language model.
+
+    One that needs Python files of its own passes: what it is they alone say.
+    """
+    entries = PreTrainedConfig.get_config_dict(folder)[0]
+    check_type(entries)
+    if "auto_map" not in entries:
+        choose_class(AutoConfig.from_pretrained(folder))
 
 
 def choose_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type:

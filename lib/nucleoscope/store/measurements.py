@@ -147,7 +147,7 @@ def read(path: str | os.PathLike) -> Any:
     except FileNotFoundError:
         raise
     except Exception as error:  # the loader raises many types for a damaged file
-        if cause := _find_system_cause(error, path):
+        if cause := find_system_cause(error, path):
             raise OSError(f"cannot read '{path}': {cause}") from None
         reason = textwrap.shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 100)
         raise ValueError(
@@ -156,7 +156,7 @@ def read(path: str | os.PathLike) -> Any:
         ) from None
 
 
-def _find_system_cause(error: BaseException, path: str | os.PathLike) -> str | None:
+def find_system_cause(error: BaseException, path: str | os.PathLike) -> str | None:
     """Why the system could not read a file that may be good, such as missing permission; None if it could.
 
     torch reports some of these as a RuntimeError without a number.

@@ -73,15 +73,18 @@ ANALYSIS_FILES = (
     *("correlation_stats.csv", "correlation_stats.tex", "correlation_stats_short.tex"),
     *("fits.ipynb", "fit_lines.csv", "fit_stats.csv", "fit_stats.tex"),
 )
+BRACES = str.maketrans("{}", "()")
 FORBIDDEN = "there is no permission to read this folder: ask its owner"
 
 
 def shorten_names(dataset_name: str, model_name: str) -> tuple[str, str]:
     """The names of a run's data set and model in paths and tables.
 
-    A file of prompts is called by its name without the extension, a model by the part after the last "/".
+    A file of prompts is called by its name without the extension, a model by the part after the last "/". Braces
+    become parentheses, because Snakemake takes what is in braces for a wildcard.
     """
-    names = Path(dataset_name).stem, model_name.rstrip("/").rsplit("/", 1)[-1]
+    dataset, model = Path(dataset_name).stem, model_name.rstrip("/").rsplit("/", 1)[-1]
+    names = dataset.translate(BRACES), model.translate(BRACES)
     for name, given in zip(names, (dataset_name, model_name), strict=True):
         if name in ("", ".", ".."):
             raise ValueError(f"cannot name a results folder after '{given}': use the folder's own name")
@@ -97,7 +100,7 @@ def locate_run(
     """
     dataset, model = shorten_names(dataset_name, model_name)
     if text_column:
-        dataset = f"{dataset}-{text_column.replace('/', '_')}"
+        dataset = f"{dataset}-{text_column.replace('/', '_').translate(BRACES)}"
     for name in (dataset, model):
         if len(os.fsencode(name)) > LONGEST_PART:
             raise ValueError(f"the name of a results folder would be {quote(name)}: use a shorter name")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
-from nucleoscope.store.measurements import SYSTEM, complete, find_measurements, load_mapped
+from nucleoscope.store.measurements import SYSTEM, complete, find_measurements, find_system_cause, load_mapped
 from nucleoscope.store.record_files import iterate_records, read_fields
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
@@ -107,7 +107,7 @@ def convert(path: Path) -> Any:
 def read_columns(source: Any, model: str, dataset: str, columns: Collection[str] | None) -> "pd.DataFrame":
     """Some or all columns of a table; a quantity unknown to the version that wrote the file is NaN.
 
-    ValueError names a tokens.parquet that cannot be read.
+    ValueError names a tokens.parquet that is damaged, OSError one that the system cannot read.
     """
     import numpy as np
     import pyarrow as pa
@@ -122,6 +122,8 @@ def read_columns(source: Any, model: str, dataset: str, columns: Collection[str]
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException) as error:
+            if cause := find_system_cause(error, source):
+                raise OSError(f"cannot read '{source}': {cause}") from None
             reason = textwrap.shorten(str(error), 100)
             raise ValueError(
                 f"'{source}' is damaged: delete it, and it will be recreated from the measurements ({reason})"

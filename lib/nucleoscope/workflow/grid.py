@@ -158,7 +158,7 @@ def _locate(entry: Entry, found: Mapping[str, Entry], named: Mapping[str, tuple[
     dataset, model = names
     folder = str(results.locate_run(results_dir, dataset, model, column))
     if set("{}") & set(folder):
-        raise ValueError(f"{folder}: Snakemake cannot use names with braces: rename what has them")
+        raise ValueError(f"results_dir is {quote(results_dir)}: Snakemake cannot use a folder with braces in its name")
     if named.get(folder) == (model, dataset):
         raise ValueError(f"'{model}' on '{dataset}' is listed twice: remove one")
     if folder in found:
