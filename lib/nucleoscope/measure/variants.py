@@ -117,6 +117,8 @@ class Segments:
             (place >= extents[:, :, 2]) & (place < extents[:, :, 3])
         )
         self.members &= self.sizes[:, None] > 0
+        same = (extents[:, :, None, :, 0] == extents[:, None, :, :, 0]).all(-1)
+        self.original = same.int().argmax(-1)  # (B, N): the first of the sets that are the same
         self.share = self._sum(widen(probs))  # (B, M)
         self.has_first = extents[:, :, 0, 0] == 0
         self.k = self._join(self.sizes)  # (B, N)
@@ -156,8 +158,9 @@ class Segments:
             yield slice(start, min(start + rows, len(self.sizes)))
 
     def compare(self, rows: slice, space: Space) -> torch.Tensor:
-        """cosine and weighted_cosine (B', N, G, 2) of the sets of some tokens."""
-        number = len(space.maps)
+        """cosine and weighted_cosine (B', N, G, 2) of the sets of some tokens; equal sets are compared once."""
+        number, original = len(space.maps), self.original[rows]
+        row, place = torch.nonzero(original == torch.arange(original.shape[1], device=original.device), as_tuple=True)
         sums = self._add_rows(rows, space)  # (B', M, 2 G, d)
         head = self.ids[self.first[rows]]
         scales = space.scales[self.ids[self._slice(rows)]]
@@ -165,36 +168,37 @@ class Segments:
         counts = pad(self.sizes[rows].flatten().cumsum(0), (1, 0))
         norms = torch.segment_reduce(weights, "sum", offsets=counts, axis=0).unflatten(0, self.sizes[rows].shape)
         members = self.members[rows].float()
-        first, k = self.has_first[rows], self.k[rows]
-        tail, rest, lead = (
-            self.tail[rows],
-            self.rest[rows].clamp_min(1e-300),
-            torch.where(first, 2 * (1 - self.tail[rows]), 0),
-        )
+        numbers = (self.has_first, self.k, self.tail, self.rest, self.squares)
+        first, k, tail, rest, squares = (each[rows][row, place] for each in numbers)  # (F,) each
+        rest = rest.clamp_min(1e-300)
+        lead = torch.where(first, 2 * (1 - tail), 0)
         own = space.gather(head)
         found = []
-        for place, each in enumerate(space.maps):
-            columns = [place, number + place]
-            total = torch.matmul(members, sums[:, :, columns].flatten(2)).unflatten(-1, (2, -1))  # (B', N, 2, d)
-            total[:, :, 1] /= rest[..., None].float()
+        for which, each in enumerate(space.maps):
+            columns = [which, number + which]
+            total = torch.matmul(members, sums[:, :, columns].flatten(2))[row, place].unflatten(
+                -1, (2, -1)
+            )  # (F, 2, d)
+            total[:, 1] /= rest[:, None].float()
             scale = each.scale[head][:, None]
             direction = own * scale
             if each.centre is not None:
-                weight = torch.matmul(members, norms[:, :, columns])
-                weight[..., 1] /= rest.float()
-                total = total - weight[..., None] * each.centre
+                weight = torch.matmul(members, norms[:, :, columns])[row, place]
+                weight[:, 1] /= rest.float()
+                total -= weight[..., None] * each.centre
                 direction = direction - scale * each.centre
             total, direction = each.apply(total), each.apply(direction)
-            square = widen(torch.linalg.vecdot(total, total))  # (B', N, 2)
-            known = self._count_directions(each, rows)
-            cosine = (square[..., 0] - known[0]) / (k * (k - 1)).clamp_min(1)
-            shared = widen(torch.linalg.vecdot(total[:, :, 1], direction[:, None]))
-            inner = square[..., 1] - known[1] / rest.square()
-            weight = lead + tail * (1 - self.squares[rows] / rest.square())
+            square = widen(torch.linalg.vecdot(total, total))  # (F, 2)
+            known = [count[row, place] for count in self._count_directions(each, rows)]
+            cosine = (square[:, 0] - known[0]) / (k * (k - 1)).clamp_min(1)
+            shared = widen(torch.linalg.vecdot(total[:, 1], direction[row]))
+            inner = square[:, 1] - known[1] / rest.square()
+            weight = lead + tail * (1 - squares / rest.square())
             weighted = (lead * shared + tail * inner) / torch.where(k == 1, 1, weight)
             both = torch.stack((cosine, weighted), -1).clamp(-1, 1)
-            found.append(torch.where((k == 1)[..., None], torch.nan, both))
-        return torch.stack(found, 2).float()
+            found.append(torch.where((k == 1)[:, None], torch.nan, both))
+        index = torch.zeros_like(original).index_put_((row, place), torch.arange(len(row), device=row.device))
+        return torch.stack(found, 1).float()[index.gather(1, original)]
 
     def _slice(self, rows: slice) -> slice:
         last = self.starts[rows.stop - 1, -1] + self.sizes[rows.stop - 1, -1]
