@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import batching, checking, encoding, generation, scoring, static
+from nucleoscope.measure import batching, checking, encoding, generation, scoring, second_look, static
 from nucleoscope.measure.model_facts import find_context_length
 from nucleoscope.quantities import list_recorded
 from nucleoscope.settings import Settings
@@ -61,7 +61,9 @@ def complete_run(
         info |= {"shared_prefix_tokens": len(checking.choose_prefix(model, inputs.ids, chosen.skip_check))}
     else:
         info |= {"texts_truncated": len(inputs.texts_truncated)}
-    folder.finish(len(prompts), info)
+    # Its files are written by `finish`: until then a killed process leaves nothing of it, and it is repeated.
+    looked, said = second_look.look(model, tokenizer, inputs, folder, chosen)
+    folder.finish(len(prompts), info | said, looked)
 
 
 def _describe_begun(folder: Any, measured: int, n_prompts: int, todo: list[list[int]]) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,28 @@ from nucleoscope.quantities import find_columns
 from nucleoscope.settings import fill_defaults
 from nucleoscope.store.locking import LOCK, Lock, check_folder
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read
+from nucleoscope.store.nulls import NULLS, write_nulls
 from nucleoscope.store.record_files import (
     Damaged,
     iterate_records,
     join_records,
     read_batch,
     read_fields,
+    read_tokens,
     write_records,
 )
 from nucleoscope.store.results import NOTEBOOKS, RUN_INFO, read_json
+from nucleoscope.store.side_tables import is_readable
 from nucleoscope.store.tokens import TOKENS, write_tokens
+from nucleoscope.store.vocabulary import VOCABULARY, write_vocabulary
 
 # What a run writes to its folder of batches: finished ones, parts of one in progress, its settings and its plan.
 OWN = re.compile(r"\d{6,}\.pt|\d{6,}-\d+-\d{6,}\.steps|settings\.json|plan\.json|\..*\.part")
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
+
+LOOKED = (NULLS, VOCABULARY)  # files of the second look, which a run without variants does not have
+# What belongs to measurements, and must never be next to others; `finish` writes it.
+COMPANIONS = (RUN_INFO, TOKENS, *LOOKED)
 
 SOURCES = {"hub": "from the Hub", "folder": "a folder", "file": "a file", "packaged": "packaged"}
 
@@ -45,7 +53,7 @@ def check(folder: Path, overwrite: bool = False) -> None:
     """
     if overwrite or not all((folder / name).is_file() for name in (MEASUREMENTS, RUN_INFO)):
         check_folder(folder)
-    for name in (MEASUREMENTS, TOKENS, RUN_INFO):
+    for name in (MEASUREMENTS, *COMPANIONS):
         if (folder / name).is_dir():  # it could not be replaced at the end of the run
             raise IsADirectoryError(f"'{folder / name}' is a folder: move it out of the way")
     if (folder / RUN_INFO).is_file():
@@ -84,7 +92,7 @@ class RunFolder:
         """Whether the results exist; FileExistsError if existing results must not be replaced."""
         measurements, info = self.folder / MEASUREMENTS, self.folder / RUN_INFO
         done = self._check(info, lambda content: content.get("settings"))
-        if done and measurements.is_file() and not (self.overwrite and not _is_readable(measurements)):
+        if done and measurements.is_file() and not (self.overwrite and not self._is_readable()):
             return True
         begun = self._check(self.batches / "settings.json", lambda content: content)
         if measurements.is_file() and not info.is_file() and not begun and not self.overwrite:
@@ -92,6 +100,12 @@ class RunFolder:
                 f"'{measurements}' has no {RUN_INFO} next to it: move it out of the way or use --overwrite"
             )
         return False
+
+    def _is_readable(self) -> bool:
+        """Whether the results have what they should have, undamaged."""
+        looked = isinstance(read_json(self.folder / RUN_INFO).get("second_look"), dict)
+        tables = LOOKED if looked else ()
+        return _is_readable(self.folder / MEASUREMENTS) and all(is_readable(self.folder / name) for name in tables)
 
     def _check(self, path: Path, pick: Any) -> bool:
         """Whether the settings in ``path`` are ours; FileExistsError if they must not be replaced."""
@@ -181,7 +195,7 @@ class RunFolder:
 
     def _remove_companions(self) -> None:
         """What was made with or from old measurements must never be next to new ones, even after an interruption."""
-        for name in (RUN_INFO, TOKENS, *NOTEBOOKS):
+        for name in (*COMPANIONS, *NOTEBOOKS):
             (self.folder / name).unlink(missing_ok=True)
 
     def _remove_batches(self) -> None:
@@ -212,7 +226,7 @@ class RunFolder:
                 path.unlink()
             write_json(self.batches / "settings.json", self.settings)
         # not those of notebooks and status files, which other processes may be writing
-        names = (MEASUREMENTS, TOKENS, RUN_INFO)
+        names = (MEASUREMENTS, *COMPANIONS)
         parts = [path for name in names for path in self.folder.glob(f".{name}.*.part")]
         for path in [*parts, *self.batches.glob(".*.part")]:
             path.unlink(missing_ok=True)
@@ -320,6 +334,22 @@ class RunFolder:
                 found.append(self._kept[path.name])
         return found
 
+    def load_tokens(self, prompts: Collection[int]) -> dict[int, list[int]]:
+        """The ids of the measured tokens of some prompts, from finished batches, whose other records are not kept.
+
+        ValueError if one is missing, also because its batch turned out to be damaged: it is removed, as in `finish`.
+        """
+        left, found = set(prompts), {}
+        self.list_batches()
+        for path in self._find_batches():
+            if path.name in self._kept and (wanted := left.intersection(self._kept[path.name]["indices"])):
+                with self._discard_damaged():
+                    found |= read_tokens(path, wanted)
+                left -= wanted
+        if left:
+            raise ValueError(f"prompt {min(left)} is missing from '{self.batches}': run the same command again")
+        return found
+
     def _find_batches(self) -> list[Path]:
         return sorted(self.batches.glob("*.pt"))
 
@@ -345,8 +375,10 @@ class RunFolder:
                     begun.add(path.name.rpartition("-")[0])
         return len(others) + len(begun)
 
-    def finish(self, n_prompts: int, info: dict[str, Any]) -> None:
+    def finish(self, n_prompts: int, info: dict[str, Any], looked: Any = None) -> None:
         """Joins the batches in prompt order into the measurements; writes tokens.parquet and ``info`` next to them.
+
+        ``looked`` is a `measure.second_look.SecondLook`, whose tables are written as well, or None.
 
         The records are copied one by one, so that the memory does not depend on how many there are. ValueError if
         a prompt is missing, also because its batch turned out to be damaged: it is removed, to be measured again.
@@ -357,14 +389,12 @@ class RunFolder:
         if missing:
             raise ValueError(f"prompt {missing[0]} is missing from '{self.batches}': run the same command again")
         measurements = self.folder / MEASUREMENTS
-        try:
-            with write_atomically(measurements, self._replace_measurements) as stream:
-                join_records(stream, [path for path in self._find_batches() if path.name in self._kept], n_prompts)
-        except Damaged as error:
-            error.path.unlink(missing_ok=True)
-            self._kept.pop(error.path.name, None)
-            raise ValueError(f"{error}, and was removed: run the same command again") from None
+        with self._discard_damaged(), write_atomically(measurements, self._replace_measurements) as stream:
+            join_records(stream, [path for path in self._find_batches() if path.name in self._kept], n_prompts)
         write_tokens(iterate_records(measurements), measurements, read_fields(measurements))
+        if looked:
+            write_nulls(looked, measurements)
+            write_vocabulary(looked, measurements)
         requested = {} if self.requested is None else {"n_prompts_requested": self.requested}
         write_json(self.folder / RUN_INFO, {"settings": self.settings, **requested, **info})
         self._check_lock()
@@ -372,6 +402,16 @@ class RunFolder:
         self._kept = {}
         self.release()
         self.finished = True
+
+    @contextlib.contextmanager
+    def _discard_damaged(self) -> Iterator[None]:
+        """Removes a batch that turns out to be damaged; ValueError says so."""
+        try:
+            yield
+        except Damaged as error:
+            error.path.unlink(missing_ok=True)
+            self._kept.pop(error.path.name, None)
+            raise ValueError(f"{error}, and was removed: run the same command again") from None
 
     def _replace_measurements(self) -> None:
         self._check_lock()  # joining takes a while
