@@ -419,7 +419,7 @@ def find_longer(reading: Reading, observed: Observed, donors: torch.Tensor) -> d
     short = torch.nonzero(needed > lengths)[:, 0]
     short = short[needed[short].argsort(stable=True)]  # together with others that need about as many
     found: dict[int, torch.Tensor] = {}
-    for tokens, logits in reading.repeat(observed.places, short):
+    for tokens, logits in reading.repeat(observed.places, short) if len(short) else ():
         likeliest = CandidateSet("", "top_k", int(needed[tokens].max()), "", "")
         windows = find_windows(logits, compute_full_entropies(logits).entropy, [likeliest])
         rows = zip(tokens.tolist(), windows.ids.int().split(windows.offsets.diff().tolist()), strict=True)
