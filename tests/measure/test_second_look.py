@@ -430,6 +430,19 @@ def test_scored_texts_are_looked_at_where_they_were_measured(tmp_path):
     assert joined["entropy"].to_numpy() == pytest.approx(joined["entropy_measured"].to_numpy(), abs=1e-4)
 
 
+def test_sections_of_written_texts_are_looked_at_where_they_were_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(second_look, "SECTION", 3)
+    monkeypatch.setattr(second_look, "MOST_TOKENS", 12)
+    frame, _, info = complete(tmp_path)
+    table = results.load_run(tmp_path / "measurements.pt", "tiny", "cats")
+    chosen = frame[(frame["null"] == "random") & (frame["candidates"] == "top_p_0.9") & (frame["geometry"] == "raw")]
+    joined = chosen.merge(table, on=["prompt", "step"], suffixes=("", "_measured"))
+    assert (info["texts"], info["tokens"], len(joined)) == (4, 12, 12)
+    assert joined["step"].max() > 3
+    assert (joined["k"] == joined["k_measured"]).all()
+    assert joined["entropy"].to_numpy() == pytest.approx(joined["entropy_measured"].to_numpy(), abs=1e-4)
+
+
 @pytest.mark.parametrize("place", ["looking", "nulls", "vocabulary", "run.json"])
 @pytest.mark.parametrize("continued", [None, CONTINUED], ids=["generate", "score"])
 def test_a_run_that_is_killed_around_its_second_look_is_completed_by_the_same_command(

@@ -231,7 +231,7 @@ class Reading:
                     reproduced = states is not None and self.layer.reproduces(logits, states)
                 rows = range(0, len(logits), PIECE_ROWS)
                 for part in (slice(row, row + PIECE_ROWS) for row in rows):
-                    kept = states[part] if reproduced and states is not None else None
+                    kept = states[part].to(logits.device) if reproduced and states is not None else None
                     yield scale_logits(logits[part], self.settings), kept
 
     def _plan_batches(self) -> Iterator[list[Text]]:
@@ -522,12 +522,19 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[list
     ordinary = [token for token in range(size) if token in known and token not in roles]
     word = tokenizer("a", add_special_tokens=False)["input_ids"]
     options = {"clean_up_tokenization_spaces": False}
-    decoded = [tokenizer.decode([*word, token], **options) for token in ordinary]
     before = len(tokenizer.decode(word, **options))
     texts, special = [""] * size, [True] * size
-    for token, text in zip(ordinary, decoded, strict=True):
-        texts[token], special[token] = text[before:], False
+    for token in ordinary:
+        try:
+            texts[token] = tokenizer.decode([*word, token], **options)[before:]
+        except Exception:  # a tokenizer may come with a model, and what it raises for a lone token depends on it
+            texts[token] = _name_token(tokenizer, token)
+        special[token] = False
     for token in roles:
         if token < size:
-            texts[token] = str(tokenizer.convert_ids_to_tokens(token) or "")
+            texts[token] = _name_token(tokenizer, token)
     return texts, special
+
+
+def _name_token(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    return str(tokenizer.convert_ids_to_tokens(token) or "")
