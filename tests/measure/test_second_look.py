@@ -280,14 +280,14 @@ def test_the_median_k_of_gaussian_states_is_the_observed_one(tmp_path, kind, top
 @pytest.mark.parametrize("wanted", [1, 2, 17, 399, 401, 6000])
 def test_the_factor_is_found_on_both_sides_of_one(wanted):
     factor = gaussian_states.find_factor(lambda factor: 400 / factor, wanted)
-    assert 400 / factor == pytest.approx(wanted, rel=0.005)
+    assert 400 / factor == pytest.approx(wanted, rel=0.012)
 
 
 def test_a_factor_that_is_not_needed_is_one_and_one_that_does_not_exist_is_none():
     assert gaussian_states.find_factor(lambda _: 5, 5) == 1
     assert gaussian_states.find_factor(lambda _: 5, 6) is None
     assert gaussian_states.find_factor(lambda _: 5, 4) is None
-    assert gaussian_states.find_factor(lambda factor: max(1, round(3 / factor)), 1) == pytest.approx(2, rel=0.005)
+    assert gaussian_states.find_factor(lambda factor: max(1, round(3 / factor)), 1) == pytest.approx(2, rel=0.012)
 
 
 @pytest.mark.parametrize("name", ["capped", "cohere", "granite", "gemma2"])
@@ -385,7 +385,7 @@ def test_short_and_empty_texts_are_no_trouble():
 def test_flat_distributions_are_looked_at_in_fewer_tokens(tmp_path, monkeypatch):
     model = tiny.create_model(initializer_range=0.01)
     whole, _, info = complete(tmp_path / "whole", model)
-    monkeypatch.setattr(second_look, "MOST_CANDIDATES", 2000)
+    monkeypatch.setattr(second_look, "MOST_CANDIDATES", {"cpu": 2000})
     part, _, less = complete(tmp_path / "part", model)
     assert 0 < less["tokens"] <= 2000 / 250 < info["tokens"]
     assert part["k"].max() <= whole["k"].max()

@@ -36,9 +36,9 @@ from nucleoscope.variants import SETS_BY_NAME, CandidateSet, Geometry, Selection
 # coefficient one of 0.02. More tokens would take more than a tenth of a default run.
 MOST_TOKENS = 2000
 SECTION = 100  # tokens of one text at most, if the run has enough texts: the sample is to have many prompts
-# Candidates of all tokens together: memory and time depend on them. Only flat distributions, of which one may have tens
-# of thousands of candidates, reach it; then fewer tokens are looked at.
-MOST_CANDIDATES = 2**24
+# Candidates of all tokens together, and of all Gaussian states: time and memory depend on them. On a CPU 2,000 tokens
+# reach it if they have more than 1,000 candidates on average; then fewer tokens are looked at.
+MOST_CANDIDATES = {"cpu": 2**21, "cuda": 2**24}
 PIECE_ROWS, PIECE_CANDIDATES = 256, 2**20  # tokens, and candidates, that are processed at once
 GROUP = 64  # texts whose tokens are read from the disk at once
 TRIED = 256  # Gaussian states by which their factor is found
@@ -277,7 +277,7 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
     parts: list[tuple[Windows, torch.Tensor, torch.Tensor, torch.Tensor]] = []
     totals = torch.zeros(vocabulary, dtype=choose_sum_dtype(device), device=device)
     kept: list[torch.Tensor | None] = []
-    done = candidates = 0
+    done, candidates, most = 0, 0, _limit_candidates(device)
     for logits, states in reading.read():
         entropy = compute_full_entropies(logits).entropy
         finite = entropy.isfinite()
@@ -288,7 +288,7 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
             continue
         logits, states = logits[finite], None if states is None else states[finite]
         windows = find_windows(logits, entropy[finite], sets)
-        room = int((windows.offsets[1:] <= MOST_CANDIDATES - candidates).sum())
+        room = int((windows.offsets[1:] <= most - candidates).sum())
         full = room < len(places)
         if full and not parts:
             room = max(1, room)
@@ -309,6 +309,10 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
     if kept and all(states is not None for states in kept):
         reading.states = torch.cat(kept)
     return _join(parts, totals, len(sets))
+
+
+def _limit_candidates(device: torch.device) -> int:
+    return MOST_CANDIDATES.get(device.type, MOST_CANDIDATES["cpu"])
 
 
 def _join(parts: list, totals: torch.Tensor, number: int) -> Observed:
@@ -477,7 +481,7 @@ def compare_gaussian_states(
             k, _, entropy = Segments(piece).summarise()
             parts.append((k, entropy, compare(piece, spaces)))
         candidates += int(windows.offsets[-1])
-        if candidates > MOST_CANDIDATES:
+        if candidates > _limit_candidates(logits.device):
             break
     k, entropy, cosine = (torch.cat(column) for column in zip(*parts, strict=True))
     numbers = torch.arange(len(k))
