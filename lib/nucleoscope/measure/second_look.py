@@ -33,12 +33,12 @@ from nucleoscope.settings import Settings
 from nucleoscope.variants import SETS_BY_NAME, CandidateSet, Geometry, Selection
 
 # Tokens that are looked at: the covariance of 2,000 states has a standard error of 3 % in each direction, and a
-# coefficient one of 0.02. More tokens would take more than a tenth of a default run.
+# coefficient one of 0.02.
 MOST_TOKENS = 2000
-SECTION = 100  # tokens of one text at most, if the run has enough texts: the sample is to have many prompts
+SECTION = 50  # tokens of one text at most, if the run has enough texts: the sample is to have many prompts
 # Candidates of all tokens together, and of all Gaussian states: time and memory depend on them. On a CPU 2,000 tokens
-# reach it if they have more than 1,000 candidates on average; then fewer tokens are looked at.
-MOST_CANDIDATES = {"cpu": 2**21, "cuda": 2**24}
+# reach it if they have more than 500 candidates on average; then fewer tokens are looked at.
+MOST_CANDIDATES = {"cpu": 2**20, "cuda": 2**24}
 PIECE_ROWS, PIECE_CANDIDATES = 256, 2**20  # tokens, and candidates, that are processed at once
 GROUP = 64  # texts whose tokens are read from the disk at once
 TRIED = 256  # Gaussian states by which their factor is found
