@@ -144,7 +144,12 @@ def _look(
     gaussian, said = compare_gaussian_states(reading, observed, plan, spaces, settings, seed)
     parts += gaussian
     texts, special = read_vocabulary(tokenizer, len(embedding))
-    info = {"seed": seed, "texts": len(chosen), "tokens": len(observed.places), GAUSSIAN: said}
+    info = {
+        "seed": seed,
+        "texts": len(reading.prompts[observed.places].unique()),
+        "tokens": len(observed.places),
+        GAUSSIAN: said,
+    }
     if reading.lost:
         info["tokens_not_finite"] = reading.lost
     names = {
