@@ -110,7 +110,9 @@ else:
 # ## What was saved
 #
 # `measurements.pt` contains the measurements, `tokens.parquet` the same quantities as a table, `variants.parquet` what
-# was measured of other candidate sets in other geometries, and `run.json` the settings and timings.
+# was measured of other candidate sets in other geometries, and `run.json` the settings and timings. `nulls.parquet`
+# and `vocabulary.parquet` are from a second look at some of the tokens: what the candidates would be like if they had
+# been chosen for another reason.
 
 # %%
 info = results.load_info(folder)

@@ -603,7 +603,8 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
     done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(folder)) == [
-        *("measure.ipynb", "measurements.pt", "run.ipynb", "run.json", "tokens.parquet", "variants.parquet")
+        *("measure.ipynb", "measurements.pt", "nulls.parquet", "run.ipynb", "run.json", "tokens.parquet"),
+        *("variants.parquet", "vocabulary.parquet"),
     ]
     assert undisturbed.wait(timeout=600) == 0
     assert read_measured(folder) == read_measured(tmp_path / "straight" / "cats" / "tiny")

@@ -63,10 +63,12 @@ def test_the_packaged_model_end_to_end_on_four_prompts(tmp_path):
     assert {path.name for path in folder.iterdir()} == {
         "measure.ipynb",
         "measurements.pt",
+        "nulls.parquet",
         "run.ipynb",
         "run.json",
         "tokens.parquet",
         "variants.parquet",
+        "vocabulary.parquet",
     }
 
     records = torch.load(folder / "measurements.pt", weights_only=True)

@@ -88,8 +88,8 @@ def _find_extents(
         if each.rule == "typical":
             extents.append(_find_typical(probs, entropy, each.value))
             continue
-        if each.rule == "top_p":
-            size = (mass < each.value).sum(-1) + 1
+        if each.rule == "top_p":  # with a mass of 1, a rounded sum could reach it too early
+            size = (mass < each.value).sum(-1) + 1 if each.value < 1 else positive
         elif each.rule == "top_k":
             size = torch.full_like(positive, each.value)
         elif each.rule == "top_n_sigma":

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import batching, checking, encoding, generation, scoring, static
+from nucleoscope.measure import batching, checking, encoding, generation, scoring, second_look, static
 from nucleoscope.measure.model_facts import find_context_length
 from nucleoscope.measure.variants import create_variants, find_layout
 from nucleoscope.quantities import list_recorded
@@ -66,7 +66,9 @@ def complete_run(
         info |= {"texts_truncated": len(inputs.texts_truncated)}
     if variants is not None:
         info |= {"variants": variants.describe("prompts" if texts is None else "prompts and texts")}
-    folder.finish(len(prompts), info)
+    # Its files are written by `finish`: until then a killed process leaves nothing of it, and it is repeated.
+    looked, said = second_look.look(model, tokenizer, inputs, folder, chosen)
+    folder.finish(len(prompts), info | said, looked)
 
 
 def _describe_begun(folder: Any, measured: int, n_prompts: int, todo: list[list[int]]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 
 from nucleoscope.measure import batching, checking, cosine, decoding, encoding
 from nucleoscope.measure.distribution import describe_distribution
@@ -143,6 +144,16 @@ class TextForward:
 
         Call it in torch's inference mode.
         """
+        for logits, _ in self.compute_states(ids, starts):
+            yield logits
+
+    def compute_states(
+        self, ids: list[list[int]], starts: list[int]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The same logits, each piece with the base model's hidden states (n, d) that it follows from, or None.
+
+        Only if texts are read in batches is it known that the output layer alone turns these into the logits.
+        """
         texts = [(row[:-1], len(row) - start) for row, start in zip(ids, starts, strict=True) if len(row) > start]
         if texts and self.reading is None:
             self.reading = self._choose_reading(max((row for row, _ in texts), key=len)[:PROBE])
@@ -153,7 +164,7 @@ class TextForward:
             ends = [len(row) - (len(self.prefix.ids) if self.prefix else 0) for row, _ in texts]
             parts = [hidden[place, end - n : end] for place, (end, (_, n)) in enumerate(zip(ends, texts, strict=True))]
             for piece in torch.cat(parts).split(self.rows):
-                yield self.head(piece).to(self.device)  # the output layer may be on another GPU
+                yield self.head(piece).to(self.device), piece  # the output layer may be on another GPU
         elif self.reading == PREFIXES:
             for row, n in texts:
                 for end in range(len(row) - n + 1, len(row) + 1):
@@ -162,7 +173,7 @@ class TextForward:
             for row, n in texts:
                 yield from self._compute_alone(row, n)
 
-    def _compute_across(self, texts: list[tuple[list[int], int]]) -> Iterator[torch.Tensor]:
+    def _compute_across(self, texts: list[tuple[list[int], int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Each text alone; what is within the limit is read without what is beyond it, as if it were not there yet."""
         for row, n in texts:
             within = max(0, self.limit - (len(row) - n))
@@ -170,11 +181,29 @@ class TextForward:
                 yield from self._compute_alone(row[: self.limit], within)
             yield from self._compute_alone(row, n if within >= n else n - within)
 
-    def _compute_alone(self, row: list[int], n: int) -> Iterator[torch.Tensor]:
-        """The last n logits of one text."""
+    def _compute_alone(self, row: list[int], n: int) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The last n logits of one text, and the hidden states that they follow from."""
         keep = {"logits_to_keep": n} if "logits_to_keep" in self.accepted else {}
-        output = self.model(input_ids=torch.tensor([row], device=self.device), **self._build_options(), **keep)
-        yield from output.logits[0, -n:].to(self.device).split(self.rows)
+        found: list[Any] = []
+        hook = self.base.register_forward_hook(lambda _, __, output: found.append(output))
+        try:
+            output = self.model(input_ids=torch.tensor([row], device=self.device), **self._build_options(), **keep)
+        finally:
+            hook.remove()
+        logits = output.logits[0, -n:].to(self.device).split(self.rows)
+        hidden = self._pick_hidden(found, len(row))
+        yield from zip(logits, [None] * len(logits) if hidden is None else hidden[-n:].split(self.rows), strict=True)
+
+    def _pick_hidden(self, outputs: list[Any], length: int) -> torch.Tensor | None:
+        """The hidden states (T, d) of one text, if they are what the base model returned when it was called once."""
+        if self.base is self.model or len(outputs) != 1:
+            return None
+        hidden = outputs[0][0] if isinstance(outputs[0], (tuple, ModelOutput)) else outputs[0]
+        known = isinstance(hidden, torch.Tensor) and hidden.dim() == 3 and hidden.shape[:2] == (1, length)
+        return hidden[0] if known else None
+
+    def _read_alone(self, row: list[int], n: int) -> torch.Tensor:
+        return torch.cat([logits for logits, _ in self._compute_alone(row, n)])
 
     def _build_options(self) -> dict:
         return {"use_cache": False} if "use_cache" in self.accepted else {}
@@ -196,8 +225,7 @@ class TextForward:
 
     def _choose_reading(self, ids: list[int]) -> str:
         """How texts are read, by what the model gives for a short one."""
-        own = torch.cat(list(self._compute_alone(ids, len(ids))))
-        first = next(self._compute_alone(ids[:1], 1))
+        own, first = self._read_alone(ids, len(ids)), self._read_alone(ids[:1], 1)
         if not self._is_same(own[:1], first):
             return PREFIXES
         if self.head is None or self.base is self.model:

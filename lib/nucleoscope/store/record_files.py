@@ -18,7 +18,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -152,20 +152,39 @@ def iterate_records(path: Path) -> Iterator[dict]:
 
     ``tokens`` is a NumPy array; other vectors have only a length. ValueError if the file is damaged.
     """
-    import numpy as np
-
     with _open(path) as archive, archive.open(PICKLE) as stream:
         lengths = _read_index(archive)["lengths"]
         stream.read(len(HEAD))
         for length in lengths:
-            begin, content = stream.read(1 + PUT), stream.read(length - 1 - PUT)
-            # without its place: an unpickler has room for all lower places, as many as there are prompts before
-            (record,) = _PieceUnpickler(io.BytesIO(HEAD + begin[:1] + content + END)).load()
-            if "tokens" in record:
-                tokens = record["tokens"]
-                content = np.frombuffer(archive.read(DATA + tokens.name), tokens.kind)
-                record["tokens"] = content[tokens.start : tokens.start + tokens.size]
-            yield record
+            yield _read_record(archive, stream.read(length))
+
+
+def read_tokens(path: Path, prompts: Collection[int]) -> dict[int, list[int]]:
+    """The ids of the tokens of some prompts, as far as they are in a file that was written with this module.
+
+    No other record is unpickled. ValueError if the file is damaged.
+    """
+    found = {}
+    with _open(path) as archive, archive.open(PICKLE) as stream:
+        index = _read_index(archive)
+        stream.read(len(HEAD))
+        for prompt, length in zip(index["prompts"], index["lengths"], strict=True):
+            content = stream.read(length)
+            if prompt in prompts:
+                found[prompt] = _read_record(archive, content)["tokens"].tolist()
+    return found
+
+
+def _read_record(archive: zipfile.ZipFile, piece: bytes) -> dict:
+    import numpy as np
+
+    # without its place: an unpickler has room for all lower places, as many as there are prompts before
+    (record,) = _PieceUnpickler(io.BytesIO(HEAD + piece[:1] + piece[1 + PUT :] + END)).load()
+    if "tokens" in record:
+        tokens = record["tokens"]
+        content = np.frombuffer(archive.read(DATA + tokens.name), tokens.kind)
+        record["tokens"] = content[tokens.start : tokens.start + tokens.size]
+    return record
 
 
 class _Pickling:

@@ -20,6 +20,7 @@ from nucleoscope.quantities import find_columns
 from nucleoscope.settings import fill_defaults
 from nucleoscope.store.locking import LOCK, Lock, check_folder
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read
+from nucleoscope.store.nulls import NULLS, write_nulls
 from nucleoscope.store.record_files import (
     Damaged,
     Piece,
@@ -28,19 +29,23 @@ from nucleoscope.store.record_files import (
     join_records,
     read_batch,
     read_fields,
+    read_tokens,
     write_records,
 )
 from nucleoscope.store.results import NOTEBOOKS, RUN_INFO, read_json
+from nucleoscope.store.side_tables import is_readable
 from nucleoscope.store.tokens import TOKENS, write_tokens
-from nucleoscope.store.variants import VARIANTS, is_readable, write_variants
+from nucleoscope.store.variants import VARIANTS, has_readable_variants, write_variants
+from nucleoscope.store.vocabulary import VOCABULARY, write_vocabulary
 from nucleoscope.variants import NONE, Layout
 
 # What a run writes to its folder of batches: finished ones, parts of one in progress, its settings and its plan.
 OWN = re.compile(r"\d{6,}\.pt|\d{6,}-\d+-\d{6,}\.steps|settings\.json|plan\.json|\..*\.part")
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
 
+LOOKED = (NULLS, VOCABULARY)  # files of the second look, which a run without variants does not have
 # What belongs to measurements, and must never be next to others; `finish` writes it.
-COMPANIONS = (RUN_INFO, TOKENS, VARIANTS)
+COMPANIONS = (RUN_INFO, TOKENS, VARIANTS, *LOOKED)
 
 SOURCES = {"hub": "from the Hub", "folder": "a folder", "file": "a file", "packaged": "packaged"}
 
@@ -101,9 +106,13 @@ class RunFolder:
         return False
 
     def _is_readable(self) -> bool:
-        """Whether the results have what their settings ask for, undamaged."""
-        wanted = self.settings.get("variants", NONE) != NONE
-        return _is_readable(self.folder / MEASUREMENTS) and (not wanted or is_readable(self.folder))
+        """Whether the results have what they should have, undamaged."""
+        if not _is_readable(self.folder / MEASUREMENTS):
+            return False
+        looked = isinstance(read_json(self.folder / RUN_INFO).get("second_look"), dict)
+        if not all(is_readable(self.folder / name) for name in (LOOKED if looked else ())):
+            return False
+        return self.settings.get("variants", NONE) == NONE or has_readable_variants(self.folder)
 
     def _check(self, path: Path, pick: Any) -> bool:
         """Whether the settings in ``path`` are ours; FileExistsError if they must not be replaced."""
@@ -342,6 +351,22 @@ class RunFolder:
                 found.append(self._kept[path.name])
         return found
 
+    def load_tokens(self, prompts: Collection[int]) -> dict[int, list[int]]:
+        """The ids of the measured tokens of some prompts, from finished batches, whose other records are not kept.
+
+        ValueError if one is missing, also because its batch turned out to be damaged: it is removed, as in `finish`.
+        """
+        left, found = set(prompts), {}
+        self.list_batches()
+        for path in self._find_batches():
+            if path.name in self._kept and (wanted := left.intersection(self._kept[path.name]["indices"])):
+                with self._discard_damaged():
+                    found |= read_tokens(path, wanted)
+                left -= wanted
+        if left:
+            raise ValueError(f"prompt {min(left)} is missing from '{self.batches}': run the same command again")
+        return found
+
     def _find_batches(self) -> list[Path]:
         return sorted(self.batches.glob("*.pt"))
 
@@ -368,12 +393,13 @@ class RunFolder:
                     begun.add(path.name.rpartition("-")[0])
         return len(others) + len(begun)
 
-    def finish(self, n_prompts: int, info: dict[str, Any]) -> None:
+    def finish(self, n_prompts: int, info: dict[str, Any], looked: Any = None) -> None:
         """Joins the batches in prompt order into the measurements; writes what belongs to them, and ``info``.
 
-        That is tokens.parquet, and variants.parquet if the batches have any. The records are copied one by one, so
-        that the memory does not depend on how many there are. ValueError if a prompt is missing, also because its
-        batch turned out to be damaged: it is removed, to be measured again.
+        That is tokens.parquet, variants.parquet if the batches have any, and the tables of ``looked``, a
+        `measure.second_look.SecondLook` or None. The records are copied one by one, so that the memory does not
+        depend on how many there are. ValueError if a prompt is missing, also because its batch turned out to be
+        damaged: it is removed, to be measured again.
         """
         self._check_lock()
         measured = {index for batch in self.list_batches() for index in batch["indices"]}
@@ -386,6 +412,9 @@ class RunFolder:
         write_tokens(iterate_records(measurements), measurements, read_fields(measurements))
         with self._discard_damaged():
             self._write_variants(measurements, n_prompts)
+        if looked:
+            write_nulls(looked, measurements)
+            write_vocabulary(looked, measurements)
         requested = {} if self.requested is None else {"n_prompts_requested": self.requested}
         write_json(self.folder / RUN_INFO, {"settings": self.settings, **requested, **info})
         self._check_lock()

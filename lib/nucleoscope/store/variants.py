@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucleoscope.atomic import write_atomically
 from nucleoscope.store.integrity import is_whole
-from nucleoscope.store.measurements import SYSTEM, find_measurements
+from nucleoscope.store.measurements import SYSTEM, find_measurements, find_system_cause
 from nucleoscope.store.record_files import Piece, read_piece
 from nucleoscope.store.tokens import SOURCE, compute_fingerprint
 from nucleoscope.variants import COLUMNS, OF_SET, OF_VARIANT, Layout
@@ -163,7 +163,7 @@ def read_layout(folder: str | os.PathLike) -> Layout:
     return layout
 
 
-def is_readable(folder: str | os.PathLike) -> bool:
+def has_readable_variants(folder: str | os.PathLike) -> bool:
     """Whether a run's variants.parquet can be read to its end, which takes a while."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -193,7 +193,7 @@ def _describe_damage(path: Path, reason: str) -> str:
 
 
 def _explain(path: Path, error: Exception) -> Exception:
-    """What to raise for what a damaged file raises: an error of the system's stays as it is."""
-    if isinstance(error, OSError) and error.errno in SYSTEM:
-        return error
+    """What to raise for what a damaged file raises, or a file that the system cannot read."""
+    if cause := find_system_cause(error, path):
+        return OSError(f"cannot read '{path}': {cause}")
     return ValueError(_describe_damage(path, textwrap.shorten(str(error), 100) or type(error).__name__))
