@@ -114,7 +114,7 @@ def look(
     batches. Of ``settings``, top_p, temperature, seed (in mode generate) and variants are used. Nothing is looked at if
     no variants are measured, or if the device's memory is too small, which must not cost the measurements.
     """
-    selection = variants.parse(getattr(settings, "variants", variants.DEFAULT))
+    selection = variants.parse(settings.variants)
     if selection is None:
         return None, {}
     seed = Settings.seed if isinstance(inputs, Texts) else settings.seed  # which does not decide what is scored
