@@ -55,7 +55,7 @@ def draw_run(
 
 
 def draw_nulls(variants: pd.DataFrame, seed: int = 0, tokens: int = 600, draws: int = 2) -> pd.DataFrame:
-    """The rows of nulls.parquet for the top_p sets: cosines that depend on log k as those of `draw_run`, or on nothing."""
+    """The rows of nulls.parquet for the top_p sets: cosines depend on log k as in `draw_run`; random ones do not."""
     rng, parts = np.random.default_rng(seed), []
     kept = variants[variants["candidates"].str.startswith("top_p")]
     kept = kept[kept["prompt"] * (kept["step"].max() + 1) + kept["step"] < tokens]
@@ -128,7 +128,7 @@ def write_run(
 
 
 def write_parquet(folder: Path, name: str, frame: pd.DataFrame) -> None:
-    """Writes a table beside the measurements as the measuring does: short numbers, names in a dictionary, a fingerprint."""
+    """Writes a table beside the measurements as measuring does: short numbers, dictionaries, the fingerprint."""
     columns = {}
     for column in frame:
         values = frame[column]

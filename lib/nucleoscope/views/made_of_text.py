@@ -93,7 +93,7 @@ def describe_over_top_p(specifications: pd.DataFrame, statistic: str = "Spearman
         )
     else:
         head = "its sign can be told for no top_p in any geometry"
-    return f"{statistic}'s coefficient of entropy and cosine similarity ({of}): {head}.\n\n" + "\n".join(texts)
+    return f"{of}, {statistic}'s coefficient of entropy and cosine similarity: {head}.\n\n" + "\n".join(texts)
 
 
 def _describe_signs(part: pd.DataFrame) -> str:
@@ -205,22 +205,17 @@ def describe_specifications(tests: pd.DataFrame) -> str:
         f"{of}: of {int(first['specifications'])} specifications, {join_words(counts)}. {first['share']:.0%} of all "
         f"coefficients are {first['dominant sign']}, and the median is {format_number(first['median'])}."
     )
-    said = {
-        ALL: "of 0, which it is if entropy and cosine are unrelated",
-        SAME_K: "of sets exchanged among tokens of equal k",
-    }
-    for null in (ALL, SAME_K):
+    for null, than in ((ALL, "0, its value without any relation"), (SAME_K, "that of sets exchanged among equal k")):
         if null not in rows.index:
             continue
         row = rows.loc[null]
-        sign = classify(row["difference low"], row["difference high"])
         difference = format_bounded(row["difference"], row["difference low"], row["difference high"])
-        verdict = {
-            "": "which too few prompts allow to judge",
-            UNDECIDED: "so the median does not differ clearly from that null model's",
-        }.get(sign, "so the median differs from that null model's")
         mean = "" if null == ALL else f" ({format_number(row['median null'])})"
-        text += f" Its difference from the median {said[null]}{mean} is {difference}, {verdict}."
+        verdict = {
+            "": "There are too few prompts to compare it with",
+            UNDECIDED: "It cannot be told from",
+        }.get(classify(row["difference low"], row["difference high"]), "It differs from")
+        text += f" {verdict} {than}{mean}: the difference is {difference}."
     return text
 
 
@@ -237,7 +232,9 @@ def describe_answer(specifications: pd.DataFrame, candidates: str = "top_p_0.9")
         NEGATIVE: "are *less* similar when it is less sure",
         POSITIVE: "are *more* similar when it is less sure",
     }.get(row["sign"], "are neither clearly more nor clearly less similar when it is less sure")
-    return f"**A model's candidates {verdict}: Spearman's coefficient is {value}** ({of}, `{candidates}`, `raw`)."
+    where = of[0].lower() + of[1:] if row["Model"] == POOLED else of
+    coefficient = f"**A model's candidates {verdict}: Spearman's coefficient is {value}**"
+    return f"{coefficient} ({where}; `{candidates}`, `raw`)."
 
 
 def describe_sign_changes(specifications: pd.DataFrame) -> str:
