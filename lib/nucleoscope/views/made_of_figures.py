@@ -99,8 +99,9 @@ def plot_over_top_p(
         figure.add_trace(line.update(marker={"size": 9, "symbol": symbol}, legendgroup=name))
     _fill(figure, contents)
     figure.update_xaxes(title="top_p of the nucleus", tickvals=list(_list_top_p().values()), type="linear")
-    figure.update_yaxes(title="coefficient of entropy and cosine similarity", **ZERO)
-    figure.update_layout(legend={"x": 0.01, "xanchor": "left", "y": 0.01, "yanchor": "bottom"})
+    figure.update_yaxes(title="coefficient of entropy and cosine similarity", rangemode="tozero", **ZERO)
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}  # covers no line there
+    figure.update_layout(legend=legend, margin={"b": 90})
     text = "Coefficient of entropy and cosine similarity over top_p, one line for each geometry, with its 95 % interval"
     return describe(figure, f"{text}; bands: what exchanging candidate sets among tokens of equal size leaves", csv)
 
@@ -242,7 +243,9 @@ def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure:
     _fill(figure, contents)
     ticks = {"tickvals": list(range(len(ladder))), "ticktext": ladder}
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, **ticks)
-    figure.update_xaxes(title="explained share of the variance of held-out cosine similarity", **ZERO)
+    figure.update_xaxes(
+        title="explained share of the variance of held-out cosine similarity", rangemode="tozero", **ZERO
+    )
     _put_legend_above(figure)
     return describe(figure, "Explained variance of cosine similarity on held-out prompts, by predictors", csv)
 

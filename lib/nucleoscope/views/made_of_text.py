@@ -156,7 +156,7 @@ def describe_same_k(null_statistics: pd.DataFrame, candidates: str = "top_p_0.9"
     if not sign:
         return f"{text}, from too few prompts to judge."
     if sign == UNDECIDED:
-        return f"{text}, so nothing is left to explain beyond the number of candidates."
+        return f"{text}, so nothing more than the number of candidates is needed for it."
     same = (left[0] > 0) == (row["Spearman observed"] > 0)
     if same:
         return f"{text}, so the number of candidates is not all of it."
@@ -243,10 +243,12 @@ def describe_sign_changes(specifications: pd.DataFrame) -> str:
     rows = rows[(rows["statistic"] == "Spearman") & rows["r"].notna()]
     counts = rows["sign"].value_counts()
     negative, positive = int(counts.get(NEGATIVE, 0)), int(counts.get(POSITIVE, 0))
-    if rows.empty or not len(rows):
+    if rows.empty:
         return "No other candidate set or geometry was measured."
     all_of = f"Of {len(rows)} combinations of candidate set and geometry, {negative} give a negative coefficient, "
     all_of += f"{positive} a positive one, and {len(rows) - negative - positive} neither"
     if negative and positive:
         return f"{all_of}: the coefficient has no sign of its own."
-    return f"{all_of}: the sign does not depend on the cut." if negative or positive else f"{all_of}."
+    if negative + positive == len(rows):
+        return f"{all_of}: the sign does not depend on the cut."
+    return f"{all_of}: where the sign can be told, it is the same." if negative or positive else f"{all_of}."
