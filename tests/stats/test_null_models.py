@@ -1,4 +1,4 @@
-"""`null_models`: nothing is reported beyond k where nothing is planted, what is planted is found, and each null alone."""
+"""`null_models`: nothing is found beyond k where nothing is planted, what is planted is, and each null model."""
 
 import numpy as np
 import pandas as pd

@@ -77,7 +77,7 @@ def plot_over_top_p(
     ``geometries``: None for all. A menu selects the run and the coefficient, if there are several; ``csv`` is the
     file with the data, if any.
     """
-    rows = specifications[specifications["candidates"].map(lambda name: name in _list_top_p())]
+    rows = specifications[specifications["candidates"].isin(list(_list_top_p()))]
     rows = rows[rows["statistic"].isin(list(statistics))]
     names = [each.name for each in GEOMETRIES if each.name in set(rows["geometry"])]
     names = [name for name in names if geometries is None or name in geometries]
