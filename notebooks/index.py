@@ -31,10 +31,30 @@ results_dir = "results"  # contains <dataset>/<model>/
 from IPython.display import Markdown
 
 from nucleoscope.store import results
-from nucleoscope.views import figures, tables
+from nucleoscope.views import figures, made_of_figures, made_of_text, tables
 from nucleoscope.views.token_text import escape_name
 
 measured = results.load_readable(results_dir)
+statistics = tables.load_statistics(results_dir)
+curve, nulls, ladder = made_of_text.load(results_dir)
+
+# %%
+Markdown(made_of_text.describe_answer(curve) if len(curve) else tables.describe_coefficients(statistics))
+
+# %%
+made_of_figures.plot_over_top_p(curve, ["raw", "all_but_top_3"], ["Spearman"]) if len(curve) else None
+
+# %% [markdown]
+# The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they are
+# (`raw`), or without their mean and the three directions in which they vary most (`all_but_top_3`). A band is what is left of
+# it if the candidate sets are exchanged among tokens with equally many candidates.
+# [What it is made of](/correlation_eval/made_of.ipynb) says more:
+
+# %%
+Markdown(made_of_text.describe_in_three(curve, nulls, ladder))
+
+# %% [markdown]
+# ## Run by run
 
 # %%
 figures.plot_overlay(measured)
@@ -45,7 +65,6 @@ figures.plot_overlay(measured)
 # the candidates are less similar when the model is less sure; if it rises, they are more similar.
 
 # %%
-statistics = tables.load_statistics(results_dir)
 Markdown(
     f"Models: {', '.join(map(escape_name, dict.fromkeys(statistics['Model'])))}. Runs: {len(statistics)}, with "
     f"{statistics['tokens with k > 1'].sum():,} tokens that had more than one candidate. "
@@ -56,7 +75,7 @@ Markdown(
 tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
-# Each coefficient is followed by its 95 % interval, from resampling whole prompts. *Within-prompt* is the mean of the
+# Each coefficient is followed by its 95 % interval, over whole prompts. *Within-prompt* is the mean of the
 # coefficients inside each text; *partial* subtracts a line in the number of candidates, *within-k* compares only
 # tokens with equally many of them.
 
@@ -65,8 +84,8 @@ tables.show(tables.format_readable(statistics))
 #
 # * **Read.** The [theory](theory.ipynb) says what can be known before any measurement, and the
 #   [method](/method.md) says how the measurements were made. The results are the
-#   [coefficients](/correlation_eval/correlation.ipynb), the [curves](/correlation_eval/fits.ipynb)
-#   and [every single run](/runs/index.md).
+#   [coefficients](/correlation_eval/correlation.ipynb), [what they are made of](/correlation_eval/made_of.ipynb),
+#   the [curves](/correlation_eval/fits.ipynb) and [every single run](/runs/index.md).
 # * **Run.** [Install](/use/install.md) the software and measure
 #   [your own model on your own texts](/use/run-one-model.md), on a laptop or
 #   [as a grid](/use/run-the-grid.md).

@@ -50,7 +50,7 @@ Markdown(made_of_text.describe_left_out(runs, missing))
 # %% [markdown]
 # Each run measures several candidate sets of every token, in several geometries. *raw* are the rows of the input
 # embedding; *centred* subtracts their mean, *usage_centred* their mean weighted by use, and *all_but_top_3* also the
-# three directions in which they vary most, as Mu and Viswanath (2018) propose. [Read the measurements](/use/read-measurements.md)
+# three directions in which they vary most, as {cite:t}`mu2018` propose. [Read the measurements](/use/read-measurements.md)
 # lists them all.
 #
 # All intervals on this page are 95 % jackknife-t intervals: prompts are left out in up to 50 groups, each in turn, because
@@ -106,7 +106,7 @@ Markdown(
 # Cosine similarity is predicted for prompts that the predictor has not seen, first from entropy alone, then from the
 # number of candidates k, and from k and the candidates' *kind*: the shares of words, pieces of words, digits,
 # punctuation and so on, their mean log frequency, and the mean length of their embeddings. If entropy adds nothing, what it
-# has in common with cosine similarity is in k and in the kind.
+# has in common with cosine similarity is in k and in the kind. Gains of less than 0.01 can come from the regression.
 
 # %%
 ladder, pairs = explained.compute_explained(runs, resamples, seed, jobs=None)
@@ -126,7 +126,7 @@ tables.show(pairs[pairs["share of tokens"] >= 0.02].round(3).set_index(tables.RU
 # %% [markdown]
 # ## All of it at once
 #
-# The specification curve (Simonsohn, Simmons and Nelson 2020): every candidate set, in every geometry, by every
+# The specification curve {cite:p}`simonsohn2020`: every candidate set, in every geometry, by every
 # statistic, sorted by its coefficient. Below each coefficient are the choices that it is made of, and pointing at it names
 # them.
 

@@ -51,8 +51,7 @@ def test_entropy_adds_something_only_where_it_is_planted(tables):
         found = find_row(ladder, "beyond", with_it)
         assert found["added low"] > 0.02
         assert found["added"] == pytest.approx(found["R2"] - find_row(ladder, "beyond", without)["R2"])
-        assert find_row(ladder, "nothing", with_it)["added low"] < 0.0
-        assert abs(find_row(ladder, "nothing", with_it)["added"]) < 0.02
+        assert abs(find_row(ladder, "nothing", with_it)["added"]) < explained.NOTICEABLE
 
 
 def test_k_alone_explains_the_share_that_it_was_given(tables):
@@ -66,7 +65,7 @@ def test_k_alone_explains_the_share_that_it_was_given(tables):
 def test_what_the_kind_explains_entropy_does_not_add(tables):
     ladder = tables[0]
     assert find_row(ladder, "kind", "k + kind")["R2"] > find_row(ladder, "kind", "k")["R2"] + 0.1
-    assert find_row(ladder, "kind", "k + kind + entropy")["added"] < 0.03
+    assert find_row(ladder, "kind", "k + kind + entropy")["added low"] < explained.NOTICEABLE
 
 
 def test_a_run_without_a_vocabulary_is_named_with_the_reason(tables):

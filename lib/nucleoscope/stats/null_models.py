@@ -31,6 +31,7 @@ NULLS = (SAME_K, "other_step", "random", "frequency_matched", "norm_matched", GA
 STATISTICS = ("Pearson", "Spearman", "given k")
 POOLED = "(all)"  # replaces model and data set in the rows of all runs
 NEED = 900  # maximum bytes per token of a candidate set in `compute_run`
+STORED = ["prompt", "step", "candidates", "geometry", "null", "draw", "k", "entropy", "cosine"]  # in nulls.parquet
 KEY = ["Model", "Dataset", "candidates", "geometry", "null"]
 
 
@@ -92,7 +93,7 @@ def compute_run(folder: Path, model: str, dataset: str) -> list[Comparison]:
     try:
         stored = nulls.load(folder)
     except (OSError, ValueError):
-        stored = pd.DataFrame(columns=["candidates", "geometry", "null"])
+        stored = pd.DataFrame(columns=STORED)
     names = [name for name, each in SETS_BY_NAME.items() if each.rule == "top_p"]
     names += [str(name) for name in stored["candidates"].unique() if name not in names]
     kind, found = ("prompts of", dataset), []

@@ -5,15 +5,18 @@ is computed but counts, extremes and comparisons. A sign is called positive or n
 not contain 0.
 """
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from nucleoscope.stats.explained import NOTICEABLE
 from nucleoscope.stats.null_models import GAUSSIAN, NULLS, OBSERVED, POOLED, SAME_K
-from nucleoscope.stats.specification import ALL, NEGATIVE, POSITIVE, UNDECIDED, classify
+from nucleoscope.stats.specification import ALL, CHOICES, NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.variants import CANDIDATE_SETS
 from nucleoscope.views.made_of_figures import list_groups
+from nucleoscope.views.tables import load_table
 from nucleoscope.views.token_text import escape_name
 
 MEASURE = "`make run`, or the command that measured it with `--overwrite`, measures them with the default `variants`"
@@ -175,13 +178,14 @@ def describe_ladder(explained: pd.DataFrame, geometry: str = "raw") -> str:
         f"cosine similarity (`{geometry}`); k and the candidates' kind explain {_format_shares(base['R2'])}, and "
         f"entropy adds {_format_range(full['added'], 3)} to that."
     )
-    signs = [classify(low, high) for low, high in zip(full["added low"], full["added high"], strict=True)]
-    helped, known = signs.count(POSITIVE), sum(sign != "" for sign in signs)
-    if not known:
+    known = full[full["added low"].notna()]
+    if known.empty:
         return f"{text} No interval could be computed."
-    if known == 1:
-        return text + (" The interval of what it adds excludes 0." if helped else " It cannot be told from nothing.")
-    return text + f" It adds something that can be told from nothing in {helped} of {known} runs."
+    helped = int((known["added low"] > NOTICEABLE).sum())
+    than = f"clearly more than {NOTICEABLE:g}, which regression can give by itself"
+    if len(known) == 1:
+        return f"{text} That is {'' if helped else 'not '}{than}."
+    return f"{text} In {helped} of {len(known)} runs that is {than}."
 
 
 def _format_shares(values: pd.Series) -> str:
@@ -252,3 +256,25 @@ def describe_sign_changes(specifications: pd.DataFrame) -> str:
     if negative + positive == len(rows):
         return f"{all_of}: the sign does not depend on the cut."
     return f"{all_of}: where the sign can be told, it is the same." if negative or positive else f"{all_of}."
+
+
+def describe_in_three(specifications: pd.DataFrame, null_statistics: pd.DataFrame, explained: pd.DataFrame) -> str:
+    """Three lines on what the coefficient is made of, for the front page; how to get them if nothing was measured."""
+    if specifications.empty:
+        return f"* {NOTHING}"
+    lines = [
+        describe_sign_changes(specifications),
+        describe_same_k(null_statistics),
+        describe_ladder(explained),
+    ]
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def load(results_dir: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """specification.csv, null_stats.csv and explained.csv as the analyses wrote them. ValueError if they have not."""
+    names = ["Model", "Dataset"]
+    return (
+        load_table(results_dir, "specification.csv", [*names, *CHOICES, "sign"]),
+        load_table(results_dir, "null_stats.csv", [*names, "candidates", "geometry", "null"]),
+        load_table(results_dir, "explained.csv", [*names, "geometry", "predictors", "interval", "note"]),
+    )
