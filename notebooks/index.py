@@ -54,6 +54,24 @@ made_of_figures.plot_over_top_p(curve, ["raw", "all_but_top_3"], ["Spearman"]) i
 Markdown(made_of_text.describe_in_three(curve, nulls, ladder))
 
 # %% [markdown]
+# ## Where to go next
+#
+# * **Read.** The [theory](theory.ipynb) says what can be known before any measurement, and the
+#   [method](/method.md) says how the measurements were made. The results are the
+#   [coefficients](/correlation_eval/correlation.ipynb), [what they are made of](/correlation_eval/made_of.ipynb),
+#   the [curves](/correlation_eval/fits.ipynb) and [every single run](/runs/index.md).
+# * **Run.** [Install](/use/install.md) the software and measure
+#   [your own model on your own texts](/use/run-one-model.md), on a laptop or
+#   [as a grid](/use/run-the-grid.md).
+# * **Extend.** Add [a model](/use/add-a-model.md), [a data set](/use/add-a-data-set.md) or
+#   [a quantity](/use/add-a-quantity.md), read [the measurements](/use/read-measurements.md) with your
+#   own code, or call the [modules](/use/api.md).
+#
+# This project repeats a student study ([itsmejul/llm-confidence](https://github.com/itsmejul/llm-confidence))
+# that measured both quantities for five models; [the method](/method.md) says what we do differently,
+# and why.
+
+# %% [markdown]
 # ## Run by run
 
 # %%
@@ -78,21 +96,3 @@ tables.show(tables.format_readable(statistics))
 # Each coefficient is followed by its 95 % interval, over whole prompts. *Within-prompt* is the mean of the
 # coefficients inside each text; *partial* subtracts a line in the number of candidates, *within-k* compares only
 # tokens with equally many of them.
-
-# %% [markdown]
-# ## Where to go next
-#
-# * **Read.** The [theory](theory.ipynb) says what can be known before any measurement, and the
-#   [method](/method.md) says how the measurements were made. The results are the
-#   [coefficients](/correlation_eval/correlation.ipynb), [what they are made of](/correlation_eval/made_of.ipynb),
-#   the [curves](/correlation_eval/fits.ipynb) and [every single run](/runs/index.md).
-# * **Run.** [Install](/use/install.md) the software and measure
-#   [your own model on your own texts](/use/run-one-model.md), on a laptop or
-#   [as a grid](/use/run-the-grid.md).
-# * **Extend.** Add [a model](/use/add-a-model.md), [a data set](/use/add-a-data-set.md) or
-#   [a quantity](/use/add-a-quantity.md), read [the measurements](/use/read-measurements.md) with your
-#   own code, or call the [modules](/use/api.md).
-#
-# This project repeats a student study ([itsmejul/llm-confidence](https://github.com/itsmejul/llm-confidence))
-# that measured both quantities for five models; [the method](/method.md) says what we do differently,
-# and why.

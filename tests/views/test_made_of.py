@@ -294,3 +294,18 @@ def test_the_table_of_counts_has_a_row_per_run_and_both_null_models():
     assert shown["negative"].tolist() == [3, 3]
     assert shown["median, same_k"].iloc[0] == "-0.100 [-0.150, -0.050]"
     assert shown["difference, all"].iloc[1] == "0.100 [0.000, 0.200]"
+
+
+def test_the_front_page_reads_what_the_analyses_wrote_and_says_three_things_of_it(tmp_path):
+    folder = tmp_path / "correlation_eval"
+    written = create_curve({"raw": [-0.4] * 6}), create_nulls(-0.4, {"same_k": (-0.5, 0.05, 0.15)})
+    written = (*written, create_ladder([(0.04, 0.03, 0.05)]))
+    for name, table in zip(("specification", "null_stats", "explained"), written, strict=True):
+        tables.write(tables.format_csv(table), folder / f"{name}.csv")
+    found = made_of_text.load(tmp_path)
+    for one, other in zip(found, written, strict=True):
+        pd.testing.assert_frame_equal(one.fillna(""), other.fillna(""), check_dtype=False)
+    lines = made_of_text.describe_in_three(*found).splitlines()
+    assert [line[:8] for line in lines] == ["* Of 6 c", "* Exchan", "* On pro"]
+    nothing = made_of_text.describe_in_three(*(table[:0] for table in found))
+    assert nothing.startswith("* No run has variants of its candidate sets")

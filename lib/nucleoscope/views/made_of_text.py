@@ -1,6 +1,6 @@
 """The sentences of the page "What it is made of" and of the front page: each says what the tables show.
 
-Contract: tables as returned by `specification`, `null_models` and `explained`, or as their csv files are read; nothing
+Contract: only `load` reads files. Tables as returned by `specification`, `null_models` and `explained`, or as their csv files are read; nothing
 is computed but counts, extremes and comparisons. A sign is called positive or negative only if the 95 % interval does
 not contain 0.
 """
