@@ -1,8 +1,8 @@
 """The sentences of the page "What it is made of" and of the front page: each says what the tables show.
 
-Contract: only `load` reads files. Tables as returned by `specification`, `null_models` and `explained`, or as their csv files are read; nothing
-is computed but counts, extremes and comparisons. A sign is called positive or negative only if the 95 % interval does
-not contain 0.
+Contract: only `load` reads files. Tables are those of `specification`, `null_models` and `explained`, or as their csv
+files are read; nothing is computed but counts, extremes and comparisons. A sign is called positive or negative only
+if the 95 % interval does not contain 0.
 """
 
 import os
