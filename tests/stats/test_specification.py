@@ -206,3 +206,18 @@ def test_variants_of_other_tokens_are_refused_in_one_line(tmp_path):
     write_run(tmp_path, table[~drop])
     with pytest.raises(ValueError, match="other tokens in geometry all_but_top_3"):
         candidate_tables.load_set(tmp_path / "data" / "model", "top_p_0.9")
+
+
+def test_a_coefficient_without_an_interval_is_in_the_curve_and_not_in_the_tests(tmp_path):
+    table = draw_run(0, 12, 8, sets=["top_p_0.5", "top_p_0.9"])
+    rare = (table["candidates"] == "top_p_0.5") & (table["prompt"] > 0)
+    write_run(tmp_path, table.assign(k=table["k"].mask(rare, 1), cosine=table["cosine"].mask(rare)))
+    curve, tests = analyse(tmp_path, [("model", "data")])
+    alone = curve[curve["candidates"] == "top_p_0.5"]
+    assert len(alone)
+    assert set(alone["sign"]) == {""}  # one prompt
+    assert tests["specifications"].tolist() == [len(curve) - len(alone)] * 2
+    assert (tests[["negative", "positive", "undecided"]].sum(axis=1) == tests["specifications"]).all()
+    others = curve[curve["candidates"] == "top_p_0.9"]
+    assert tests["median"].iloc[0] == pytest.approx(others["r"].median())
+    assert tests.set_index("null").loc["all", "difference"] == pytest.approx(others["r"].median())

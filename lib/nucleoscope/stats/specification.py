@@ -67,10 +67,10 @@ def compute_specifications(
     sets of fixed size, Spearman's coefficient of the *full* entropy and the set's cosine ("fixed k"). Given k is left
     out where k is fixed, because it would be Spearman's coefficient once more.
 
-    The second has a row per run and null model: how many specifications there are, and how many are negative, positive
-    and undecided; their median coefficient, and the share whose coefficient has the dominant sign; the mean and the
-    central 95 % of both in null tables; two-sided p, with the data counted among the null tables; and the median's
-    difference from that of the null model, with an interval.
+    The second has a row per run and null model: how many specifications have an interval, and how many are negative,
+    positive and undecided; their median coefficient, and the share whose coefficient has the dominant sign; the mean
+    and the central 95 % of both in null tables; two-sided p, with the data counted among the null tables; and the
+    median's difference from that of the null model, with an interval.
 
     Intervals are jackknife-t over prompts. With several runs, the model and data set "(all)" are means over the runs
     on the scale of Fisher's z, each of equal weight: of these runs, not of other models.
@@ -307,13 +307,14 @@ def classify(low: float, high: float) -> str:
 def _test(
     head: tuple[str, str, int], keys: list[Key], estimates: list[tuple[Estimate, Estimate]], tables: np.ndarray
 ) -> list[dict[str, Any]]:
-    """One row for each of `EXCHANGES`; none without a specification."""
-    used = [place for place, (own, _) in enumerate(estimates) if not np.isnan(own.value)]
+    """One row for each of `EXCHANGES`, of the specifications with an interval; none without such a one."""
+    bounds = [own.compute_bounds() for own, _ in estimates]
+    used = [place for place, (low, high) in enumerate(bounds) if not np.isnan([low, high]).any()]
     if not used:
         return []
     estimates, tables = [estimates[place] for place in used], tables[:, :, used]
     values = np.array([own.value for own, _ in estimates])
-    signs = [classify(*own.compute_bounds()) for own, _ in estimates]
+    signs = [classify(*bounds[place]) for place in used]
     sign = 1 if np.mean(values > 0) > np.mean(values < 0) else -1
     base = dict(zip(["Model", "Dataset", "runs"], head, strict=True)) | {"specifications": len(values)}
     base |= {name: signs.count(name) for name in (NEGATIVE, POSITIVE, UNDECIDED)}
@@ -333,10 +334,7 @@ def _test(
 
 
 def _compute_median(estimates: Sequence[Estimate]) -> Estimate:
-    """The median of some estimates of the same tokens; a coefficient that is undefined without a group is left out."""
-    estimates = [each for each in estimates if each.defined]
-    if not estimates:
-        return Estimate(np.nan, {}, False)
+    """The median of some estimates of the same tokens, which are all defined."""
     without = {}
     for kind in dict.fromkeys(kind for each in estimates for kind in each.without):
         columns = np.stack([each.without[kind] for each in estimates if kind in each.without])
