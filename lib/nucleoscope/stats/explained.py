@@ -5,10 +5,10 @@ Contract: a run's measurements, tokens.parquet, variants.parquet and vocabulary.
 Cosine similarity is predicted for prompts that the predictor has not seen (scikit-learn's GroupKFold), from the
 `LADDER` of predictors. If entropy adds nothing to k and to what the candidates are, its correlation with cosine
 similarity comes from them. The regressor is ridge regression on cubic splines of every predictor, and, beside k, on
-their products with log k, because what a predictor means depends on how many candidates there are. Its one parameter is
-chosen by leave-one-out on the prompts it learns from (scikit-learn's RidgeCV), for each set of predictors. So the same
-curves are available to all of them, and useless predictors cost little: boosted trees, which were tried, lose up to
-half of R2 to them in runs of a thousand tokens.
+the predictors' products with log k, because what a predictor means depends on how many candidates there are. Its one
+parameter is chosen by leave-one-out on the prompts it learns from (scikit-learn's RidgeCV), for each set of predictors.
+So the same curves are available to all of them, and useless predictors cost little: boosted trees, which were tried,
+lose up to half of R2 to them in runs of a thousand tokens.
 
 R2 is 1 - sum (y - f(x))^2 / sum (y - mean)^2 over held-out tokens, where the mean is that of the tokens that the
 predictor has seen; below 0 it is worse than that mean. Intervals come from resampling prompts of the held-out
@@ -216,7 +216,7 @@ def _predict_held_out(columns: pd.DataFrame, y: np.ndarray, prompt: np.ndarray) 
 
 
 def _expand(seen: pd.DataFrame, held_out: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Splines of the predictors, whose knots and scale are those of the tokens seen, and their products with log k.
+    """Splines of the predictors, with the knots and scale of the tokens seen, and the predictors times log k.
 
     A predictor that is constant among the tokens seen is left out.
     """
@@ -231,7 +231,7 @@ def _expand(seen: pd.DataFrame, held_out: pd.DataFrame) -> tuple[np.ndarray, np.
         features = splines.transform(frame.to_numpy())
         if "log k" in seen and len(seen.columns) > 1:
             size = frame[["log k"]].to_numpy() - seen["log k"].mean()
-            features = np.hstack([features, features * size])
+            features = np.hstack([features, frame.to_numpy() * size])
         parts.append(features)
     scaler = StandardScaler().fit(parts[0])
     return scaler.transform(parts[0]), scaler.transform(parts[1])
