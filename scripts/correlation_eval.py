@@ -1,4 +1,4 @@
-"""Analyses all measured runs with notebooks/correlation.py and notebooks/fits.py, which write tables and figures."""
+"""Analyses all measured runs with notebooks/correlation.py, fits.py and made_of.py, which write tables and figures."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def main() -> None:
         from nucleoscope.workflow import notebooks  # two seconds, which a bad folder need not wait for
 
         folder = Path(parameters["results_dir"], results.ANALYSES)
-        for name in ("correlation", "fits"):
+        for name in ("correlation", "fits", "made_of"):
             print(f"analysis: {name}", flush=True)
             notebooks.execute(name, folder / f"{name}.ipynb", parameters)
         print(f"results: {folder}")

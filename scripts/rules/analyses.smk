@@ -1,10 +1,11 @@
-# Analyses all measured runs: tables and figures for papers, and two notebooks that are pages of the book.
+# Analyses all measured runs: tables and figures for papers, and three notebooks that are pages of the book.
 rule analyses:
     input:
         lambda wildcards: GRAPH.force_job("analyses", GRAPH.list_analyses()),
         GRAPH.list_all_measurements(),
         GRAPH.list_dependencies("correlation"),
         GRAPH.list_dependencies("fits"),
+        GRAPH.list_dependencies("made_of"),
     output:
         [update(file) for file in GRAPH.list_analyses()],
     params:

@@ -14,7 +14,7 @@ import forks
 from nucleoscope.workflow import dependencies
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = ("measure", "run", "correlation", "fits", "index", "theory", "twelve")
+NOTEBOOKS = ("measure", "run", "correlation", "fits", "made_of", "index", "theory", "twelve")
 EXECUTE_IMPORTS = """
 import ast, sys
 from pathlib import Path
@@ -117,7 +117,7 @@ def plan_graph(root: Path, *options: str) -> str:
 
 
 JOBS = {
-    **{"measure": ["measure"], "page": ["run"], "analyses": ["correlation", "fits"]},
+    **{"measure": ["measure"], "page": ["run"], "analyses": ["correlation", "fits", "made_of"]},
     **{name: [name] for name in ("index", "theory", "twelve")},
 }
 

@@ -35,6 +35,7 @@ __all__ = [
     "PAGES",
     "RUN_INFO",
     "TOKENS",
+    "VARIANT_FILES",
     "StoredTables",
     "check_folder",
     "count_tokens",
@@ -72,7 +73,10 @@ ANALYSIS_FILES = (
     *("correlation_bins.csv", "correlation_models.csv"),
     *("correlation_stats.csv", "correlation_stats.tex", "correlation_stats_short.tex"),
     *("fits.ipynb", "fit_lines.csv", "fit_stats.csv", "fit_stats.tex"),
+    *("made_of.ipynb", "specification.csv", "specification_tests.csv", "null_stats.csv"),
+    *("explained.csv", "explained_pairs.csv"),
 )
+VARIANT_FILES = ("variants.parquet", "nulls.parquet", "vocabulary.parquet")  # of a run, beside its measurements
 BRACES = str.maketrans("{}", "()")
 FORBIDDEN = "there is no permission to read this folder: ask its owner"
 

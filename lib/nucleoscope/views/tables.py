@@ -6,6 +6,7 @@ multirow; a dash marks a missing value, and a comment above the table says why i
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from nucleoscope.names import escape_cell, escape_latex, escape_line, read_cell
 from nucleoscope.stats.bootstrap import WIDTH
 from nucleoscope.stats.correlation import format_power_of_ten
 from nucleoscope.stats.random_effects import RANDOM
+from nucleoscope.stats.specification import ALL, NEGATIVE, POSITIVE, UNDECIDED
 from nucleoscope.store.results import ANALYSES, locate_folder
 
 RUN = ["Model", "Dataset"]
@@ -55,6 +57,21 @@ def load_statistics(results_dir: str | os.PathLike) -> pd.DataFrame:
     frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
     frame = frame.fillna({"interval": "", "note": ""})
     return frame.assign(**{name: frame[name].map(read_cell) for name in RUN})
+
+
+def load_table(results_dir: str | os.PathLike, file: str, text: Collection[str]) -> pd.DataFrame:
+    """A table as an analysis wrote it with `format_csv`, such as specification.csv; ``text`` are columns of words.
+
+    ValueError if the analyses have not been run.
+    """
+    path = locate_folder(results_dir) / ANALYSES / file
+    if not path.is_file():
+        raise ValueError(f"'{path}' does not exist: run scripts/correlation_eval.py first")
+    numbers = {
+        name: [""] for name in pd.read_csv(path, nrows=0) if name not in text
+    }  # a model may be called NA, or 007
+    frame = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=numbers)
+    return frame.assign(**{name: frame[name].map(read_cell) for name in text})
 
 
 def format_correlation_tex(statistics: pd.DataFrame) -> str:
@@ -222,6 +239,36 @@ def format_parameters(fits: pd.DataFrame, curve: str, digits: dict[str, int]) ->
     if rows["before peak"].notna().any():
         columns["before peak"] = rows["before peak"].map("{:.0%}".format).replace("nan%", "")
     return _add_notes(columns, rows["note"])
+
+
+def format_counts(tests: pd.DataFrame) -> pd.DataFrame:
+    """How many specifications have which sign, for readers: one row per run of `specification`'s second table."""
+    rows = tests[tests["null"] == ALL]
+    names = ("specifications", NEGATIVE, UNDECIDED, POSITIVE)
+    columns = {name: rows[name] for name in (*RUN, *names)}
+    columns |= {"median": rows["median"].round(3)}
+    for null, part in tests.groupby("null", sort=False):
+        columns[f"median, {null}"] = _format_spans(part, "median null", 3)
+        columns[f"difference, {null}"] = _format_spans(part, "difference", 3)
+        columns[f"p, {null}"] = part["median p"].round(3).tolist()
+    return pd.DataFrame(columns).set_index(RUN)
+
+
+def format_nulls(null_statistics: pd.DataFrame, statistic: str = "Spearman") -> pd.DataFrame:
+    """One coefficient of every null model for readers: value [interval], its ratio to the measurements', difference."""
+    rows = null_statistics[null_statistics[f"{statistic} r"].notna()]
+    columns = {name: rows[name] for name in (*RUN, "candidates", "geometry", "null", "tokens")}
+    columns[statistic] = _format_spans(rows, statistic, 2, f"{statistic} r")
+    columns["of measured"] = rows[f"{statistic} ratio"].map("{:.0%}".format).replace("nan%", "")
+    columns["measured minus it"] = _format_spans(rows, f"{statistic} difference", 2)
+    return pd.DataFrame(columns).set_index(RUN)
+
+
+def format_ladder(explained: pd.DataFrame) -> pd.DataFrame:
+    """Explained variance for readers: R2 [interval] of every predictor, and what entropy adds."""
+    columns = {name: explained[name] for name in (*RUN, "geometry", "predictors", "tokens")}
+    columns |= {"R2": _format_spans(explained, "R2", 3), "entropy adds": _format_spans(explained, "added", 4)}
+    return _add_notes(columns, explained["note"])
 
 
 def compare_curves(fits: pd.DataFrame, number: str, digits: int) -> pd.DataFrame:

@@ -144,6 +144,9 @@ class Graph:
         """What the analyses read: the runs of the grid, and runs in the same folder that the grid does not list."""
         others = [folder for folder in self.list_others() if not SPECIAL.search(str(folder))]
         found = [path for folder in self.runs for path in self.list_measurements(folder)]
+        measured = [Path(folder) for folder in self.runs if folder not in self.missing or folder in self.unavailable]
+        places = [folder / name for folder in [*measured, *others] for name in results.VARIANT_FILES]
+        found += [str(path) for path in places if os.path.isfile(path)]
         return found + [str(results.find_measurements(folder)) for folder in others]
 
     def list_others(self) -> list[Path]:

@@ -1,0 +1,118 @@
+"""A run's variants as arrays: one candidate set at a time, with its cosines in every geometry.
+
+Contract: folders of runs in, arrays out; nothing is computed. Only the tokens whose set has more than one candidate are
+there, because the others have no pair to compare.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nucleoscope.store import results, variants
+from nucleoscope.variants import GEOMETRIES_BY_NAME, SETS_BY_NAME
+
+Runs = dict[tuple[str, str], Path]  # the folder of each (model, dataset)
+
+
+class CandidateTable(NamedTuple):
+    """The n tokens of a run for which one candidate set has a pair, in order of prompt and step.
+
+    prompt, step, k (n,) int; entropy (n,); cosines (n, v) in the v ``geometries``; place (n,): the token's number in
+    the run, which is the same in all sets; tokens: how many the run has.
+    """
+
+    prompt: np.ndarray
+    step: np.ndarray
+    place: np.ndarray
+    k: np.ndarray
+    entropy: np.ndarray
+    cosines: np.ndarray
+    geometries: tuple[str, ...]
+    tokens: int
+
+
+def load_set(folder: Path, candidates: str) -> CandidateTable | None:
+    """One candidate set of a run; None if it was not measured. ValueError, in one line, for a file that is none.
+
+    A geometry without any cosine is left out, and so is a token without a finite entropy or without a cosine in one of
+    the other geometries.
+    """
+    columns = ["prompt", "step", "candidates", "geometry", "k", "entropy", "cosine"]
+    if candidates not in list_sets(folder):
+        return None
+    frame = variants.load(folder, columns=columns, candidates=candidates)
+    codes, names = pd.factorize(frame["geometry"])
+    of = {str(name): np.flatnonzero(codes == code) for code, name in enumerate(names)}
+    arrays = {name: frame[name].to_numpy() for name in ("prompt", "step", "k", "entropy", "cosine")}
+    rows = {name: _sort(arrays, of[name]) for name in GEOMETRIES_BY_NAME if name in of}
+    if not rows:
+        return None
+    first = next(iter(rows.values()))
+    for name, found in rows.items():
+        same = len(found) == len(first) and all(
+            np.array_equal(arrays[key][found], arrays[key][first]) for key in ("prompt", "step")
+        )
+        if not same:
+            raise ValueError(f"'{folder}': the variants of {candidates} have other tokens in geometry {name}")
+    cosines = {name: arrays["cosine"][found].astype(np.float64) for name, found in rows.items()}
+    k, entropy = arrays["k"][first].astype(np.int64), arrays["entropy"][first].astype(np.float64)
+    cosines = {name: values for name, values in cosines.items() if np.isfinite(values[k > 1]).any()}
+    kept = (k > 1) & np.isfinite(entropy)
+    for values in cosines.values():
+        kept &= np.isfinite(values)
+    matrix = np.stack([values[kept] for values in cosines.values()], axis=1) if cosines else np.empty((kept.sum(), 0))
+    prompt, step = (arrays[key][first][kept].astype(np.int64) for key in ("prompt", "step"))
+    return CandidateTable(
+        prompt, step, np.flatnonzero(kept), k[kept], entropy[kept], matrix, tuple(cosines), len(first)
+    )
+
+
+def list_sets(folder: Path) -> list[str]:
+    """The names of the candidate sets that a run was measured with. ValueError as from `store.variants.load`."""
+    names = set(variants.load(folder, columns=["candidates"])["candidates"].unique())
+    return [name for name in SETS_BY_NAME if name in names]
+
+
+def _sort(arrays: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """The rows in order of prompt and step, in which they usually are."""
+    prompt, step = arrays["prompt"][rows].astype(np.int64), arrays["step"][rows].astype(np.int64)
+    key = prompt * (int(step.max(initial=0)) + 1) + step
+    return rows if (np.diff(key) > 0).all() else rows[np.argsort(key, kind="stable")]
+
+
+def find_values(
+    folder: Path, model: str, dataset: str, column: str, prompt: np.ndarray, step: np.ndarray
+) -> np.ndarray:
+    """A column of tokens.parquet for tokens (n,) by prompt and step: (n,), NaN for tokens that are not there."""
+    path = results.find_measurements(folder)
+    if path is None:
+        return np.full(len(prompt), np.nan)
+    table = results.load_run(path, model, dataset, {"prompt", "step", column})
+    wanted = pd.DataFrame({"prompt": prompt, "step": step})
+    return wanted.merge(table[["prompt", "step", column]], how="left")[column].to_numpy(np.float64)
+
+
+def find_measured(results_dir: str | Path, keys: Iterable[tuple[str, str]]) -> tuple[Runs, dict[tuple[str, str], str]]:
+    """The folders of the runs (model, dataset) that have variants, and why each of the others has none, in one line."""
+    found: Runs = {}
+    missing: dict[tuple[str, str], str] = {}
+    for model, dataset in sorted(keys):
+        folder = results.locate_measured(results_dir, model, dataset)
+        try:
+            list_sets(folder)
+        except (OSError, ValueError) as error:
+            missing[model, dataset] = str(error)
+        else:
+            found[model, dataset] = folder
+    return found, missing
+
+
+def find_top_p(folder: Path) -> str:
+    """The name of the candidate set that the run was measured with; "" if its run.json does not say."""
+    try:
+        return f"top_p_{float(results.load_info(folder)['settings']['top_p']):g}"
+    except (OSError, KeyError, TypeError, ValueError):
+        return ""

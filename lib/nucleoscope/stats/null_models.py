@@ -1,0 +1,207 @@
+"""Null models: what the coefficients would be if the candidates did not matter, or not in some respect.
+
+Contract: a run's variants.parquet and nulls.parquet in, a table of coefficients out; no figures. Every null model
+has the same entropies and numbers of candidates k as the measurements, and other cosines:
+
+* `SAME_K`: the cosines are exchanged among tokens of equal k. Nothing is left but what entropy and cosine share with k.
+  The coefficient is the mean over all exchanges, which is exact (`replicates.compute_parts`).
+* The others were measured with the model (nulls.parquet): other_step takes the k likeliest candidates of another
+  step, random k tokens of the vocabulary, frequency_matched and norm_matched replace each candidate by a token of
+  similar mean probability or norm, and gaussian_states has no text at all: its hidden states are drawn.
+
+If a null model has the coefficient of the measurements, that coefficient does not show that a model which is unsure
+chooses among other *kinds* of tokens: what the null model keeps is enough to produce it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nucleoscope.stats import bootstrap, candidate_tables, replicates
+from nucleoscope.stats.candidate_tables import Runs
+from nucleoscope.stats.replicates import Estimate
+from nucleoscope.store import nulls, results
+from nucleoscope.variants import SETS_BY_NAME
+
+OBSERVED, SAME_K, GAUSSIAN = "observed", "same_k", "gaussian_states"
+NULLS = (SAME_K, "other_step", "random", "frequency_matched", "norm_matched", GAUSSIAN)
+STATISTICS = ("Pearson", "Spearman", "given k")
+POOLED = "(all)"  # replaces model and data set in the rows of all runs
+NEED = 900  # maximum bytes per token of a candidate set in `compute_run`
+STORED = ["prompt", "step", "candidates", "geometry", "null", "draw", "k", "entropy", "cosine"]  # in nulls.parquet
+KEY = ["Model", "Dataset", "candidates", "geometry", "null"]
+
+
+class Comparison(NamedTuple):
+    """One null model in one variant of one run: {statistic: estimate} of it, and of the measurements on its tokens."""
+
+    candidates: str
+    geometry: str
+    null: str
+    tokens: int
+    draws: int
+    found: dict[str, Estimate]
+    observed: dict[str, Estimate]
+
+
+def compute_null_statistics(runs: Runs, jobs: int | None = 1) -> pd.DataFrame:
+    """The table of null models, from {(model, dataset): folder}: one row per run, variant and null model.
+
+    Columns: Model, Dataset, runs (1, or how many are pooled), candidates, geometry, null, tokens, draws; then for each
+    of `STATISTICS` its r with the bounds of its 95 % interval (low, high), observed (the coefficient of the
+    measurements on the same tokens), ratio (r divided by observed), and difference (observed minus r), with bounds.
+    Rows with the null "observed" are the measurements on all tokens. Intervals are jackknife-t over prompts
+    (`replicates`); what the two coefficients of a difference have in common cancels. With several runs, rows of the
+    model and data set "(all)" are means over the runs: their intervals say nothing of another model or data set.
+    """
+    items = sorted(runs.items())
+    done = bootstrap.map_parallel(_compute_item, items, jobs, estimate_need(runs))
+    rows, of = [], {}
+    for ((model, dataset), _), found in zip(items, done, strict=True):
+        for each in found:
+            rows.append(_build_row(model, dataset, 1, each))
+            of.setdefault((each.candidates, each.geometry, each.null), []).append(each)
+    for several in of.values() if len(items) > 1 else ():
+        rows.append(_build_row(POOLED, POOLED, len(several), _pool(several)))
+    return pd.DataFrame(rows, columns=list_columns())
+
+
+def list_columns() -> list[str]:
+    """The columns of `compute_null_statistics`."""
+    parts = ("r", "low", "high", "observed", "ratio", "difference", "difference low", "difference high")
+    return [*KEY[:2], "runs", *KEY[2:], "tokens", "draws", *(f"{kind} {part}" for kind in STATISTICS for part in parts)]
+
+
+def estimate_need(runs: Runs) -> int:
+    """Bytes that the largest of the runs may take."""
+    from pyarrow import parquet
+
+    sizes = [parquet.read_metadata(folder / results.VARIANT_FILES[0]).num_rows for folder in runs.values()]
+    return NEED * max(sizes, default=0) // len(SETS_BY_NAME)
+
+
+def _compute_item(item: tuple[tuple[str, str], Path]) -> list[Comparison]:
+    (model, dataset), folder = item
+    return compute_run(folder, model, dataset)
+
+
+def compute_run(folder: Path, model: str, dataset: str) -> list[Comparison]:
+    """All null models of one run, in the order of its candidate sets; without nulls.parquet, only `SAME_K`."""
+    try:
+        stored = nulls.load(folder)
+    except (OSError, ValueError):
+        stored = pd.DataFrame(columns=STORED)
+    names = [name for name, each in SETS_BY_NAME.items() if each.rule == "top_p"]
+    names += [str(name) for name in stored["candidates"].unique() if name not in names]
+    kind, found = ("prompts of", dataset), []
+    for name in names:
+        table = candidate_tables.load_set(folder, name)
+        if table is not None and table.geometries:
+            found += _compare_same_k(name, table, kind)
+            for geometry in table.geometries:
+                rows = stored[(stored["candidates"] == name) & (stored["geometry"] == geometry)]
+                found += _compare_stored(name, geometry, rows, table, (kind, (model, dataset)))
+    return found
+
+
+def _compare_same_k(candidates: str, table: candidate_tables.CandidateTable, kind: tuple) -> list[Comparison]:
+    observed, exchanged = compute_coefficients(table.entropy, table.cosines, table.k, table.prompt, kind)
+    n = len(table.k)
+    parts = []
+    for place, geometry in enumerate(table.geometries):
+        parts.append(Comparison(candidates, geometry, OBSERVED, n, 0, observed[place], observed[place]))
+        parts.append(Comparison(candidates, geometry, SAME_K, n, 0, exchanged[place], observed[place]))
+    return parts
+
+
+def compute_coefficients(
+    x: np.ndarray, y: np.ndarray, k: np.ndarray, prompt: np.ndarray, kind: tuple
+) -> tuple[list[dict[str, Estimate]], list[dict[str, Estimate]]]:
+    """For each column of y (n, v), its coefficients with x (n,), and those with its values exchanged within equal k.
+
+    ``kind`` are the groups that the prompts (n,) belong to. Exchanged within k, the coefficient given k is 0.
+    """
+    group, values = replicates.number_groups(prompt), np.column_stack([x, y])
+    stratum = replicates.join_rare(k)
+    parts = {kind: replicates.compute_parts(values, group, stratum, kind == "Spearman") for kind in STATISTICS[:2]}
+    within = replicates.compute_within_k(values, group, k)
+    parts["given k"] = within, np.where(np.isinf(within) | np.isnan(within), within, 0)
+    return tuple(
+        [
+            {name: replicates.create_estimate(both[side][:, place], kind) for name, both in parts.items()}
+            for place in range(y.shape[1])
+        ]
+        for side in (0, 1)
+    )
+
+
+def _compare_stored(
+    candidates: str, geometry: str, rows: pd.DataFrame, table: candidate_tables.CandidateTable, kinds: tuple
+) -> list[Comparison]:
+    """The null models of nulls.parquet in one variant; rows of tokens without a pair are left out."""
+    cosine = table.cosines[:, table.geometries.index(geometry)]
+    measured = pd.DataFrame(
+        {"prompt": table.prompt, "step": table.step, "k": table.k, "entropy": table.entropy, OBSERVED: cosine}
+    )
+    found = []
+    for null in NULLS[1:]:
+        part = rows[(rows["null"] == null) & (rows["k"] > 1)]
+        part = part[np.isfinite(part[["entropy", "cosine"]].astype(float)).all(axis=1)]
+        if null == GAUSSIAN:
+            each = _compute_drawn(part, (null, *kinds[1]))
+            if each:
+                observed, _ = compute_coefficients(table.entropy, cosine[:, None], table.k, table.prompt, kinds[0])
+                found.append(Comparison(candidates, geometry, null, len(part), 1, each, observed[0]))
+            continue
+        wide = part.pivot_table(index=["prompt", "step"], columns="draw", values="cosine").dropna().reset_index()
+        both = measured.merge(wide, on=["prompt", "step"])
+        if len(both) < replicates.FEWEST:
+            continue
+        draws = [name for name in wide if name not in ("prompt", "step")]
+        values = both[[OBSERVED, *draws]].to_numpy(np.float64)
+        k, prompt = both["k"].to_numpy(), both["prompt"].to_numpy()
+        estimates, _ = compute_coefficients(both["entropy"].to_numpy(), values, k, prompt, kinds[0])
+        mean = {name: replicates.compute_mean([each[name] for each in estimates[1:]]) for name in STATISTICS}
+        found.append(Comparison(candidates, geometry, null, len(both), len(draws), mean, estimates[0]))
+    return found
+
+
+def _compute_drawn(part: pd.DataFrame, kind: tuple) -> dict[str, Estimate]:
+    """The coefficients of hidden states that were drawn, which depend on no prompt: each is a unit of its own."""
+    if len(part) < replicates.FEWEST:
+        return {}
+    x, y, k = (part[name].to_numpy(np.float64) for name in ("entropy", "cosine", "k"))
+    return compute_coefficients(x, y[:, None], k, np.arange(len(part)), kind)[0][0]
+
+
+def _pool(several: Sequence[Comparison]) -> Comparison:
+    """The means over runs, of those that have the coefficient of the null model and that of the measurements."""
+    parts: dict[str, dict[str, Estimate]] = {"found": {}, "observed": {}}
+    for name in STATISTICS:
+        usable = [
+            each for each in several if np.isfinite(each.found[name].value) and np.isfinite(each.observed[name].value)
+        ]
+        for side, pooled in parts.items():
+            undefined = Estimate(np.nan, {}, False)
+            pooled[name] = replicates.pool([getattr(each, side)[name] for each in usable]) if usable else undefined
+    return several[0]._replace(tokens=sum(each.tokens for each in several), **parts)
+
+
+def _build_row(model: str, dataset: str, runs: int, each: Comparison) -> dict[str, Any]:
+    row: dict[str, Any] = {"Model": model, "Dataset": dataset, "runs": runs}
+    row |= {name: getattr(each, name) for name in ("candidates", "geometry", "null", "tokens", "draws")}
+    for name in STATISTICS:
+        found, observed = each.found[name], each.observed[name]
+        fixed = each.null == SAME_K and name == "given k"  # 0 by construction, whatever the prompts
+        low, high = (np.nan, np.nan) if fixed else found.compute_bounds()
+        row |= {f"{name} r": found.value, f"{name} low": low, f"{name} high": high, f"{name} observed": observed.value}
+        if each.null != OBSERVED:
+            difference = observed - found
+            low, high = difference.compute_bounds(correlation=False)
+            row |= {f"{name} ratio": found.value / observed.value if observed.value else np.nan}
+            row |= {f"{name} difference": difference.value, f"{name} difference low": low}
+            row |= {f"{name} difference high": high}
+    return row

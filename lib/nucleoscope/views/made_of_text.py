@@ -1,0 +1,280 @@
+"""The sentences of the page "What it is made of" and of the front page: each says what the tables show.
+
+Contract: only `load` reads files. Tables are those of `specification`, `null_models` and `explained`, or as their csv
+files are read; nothing is computed but counts, extremes and comparisons. A sign is called positive or negative only
+if the 95 % interval does not contain 0.
+"""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from nucleoscope.stats.explained import NOTICEABLE
+from nucleoscope.stats.null_models import GAUSSIAN, NULLS, OBSERVED, POOLED, SAME_K
+from nucleoscope.stats.specification import ALL, CHOICES, NEGATIVE, POSITIVE, UNDECIDED, classify
+from nucleoscope.variants import CANDIDATE_SETS
+from nucleoscope.views.made_of_figures import list_groups
+from nucleoscope.views.tables import load_table
+from nucleoscope.views.token_text import escape_name
+
+MEASURE = "`make run`, or the command that measured it with `--overwrite`, measures them with the default `variants`"
+NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
+WORDS = {
+    SAME_K: "sets exchanged among tokens of equal k",
+    "other_step": "the likeliest tokens of another step",
+    "random": "random tokens",
+    "frequency_matched": "tokens of the same frequency",
+    "norm_matched": "tokens of the same norm",
+    GAUSSIAN: "hidden states without a text",
+}
+
+
+def format_number(value: float, digits: int = 2) -> str:
+    """A number with a minus sign and no negative zero."""
+    return f"{value:z.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_bounded(value: float, low: float, high: float, digits: int = 2) -> str:
+    """ "value [low, high]"; the value alone if there is no interval."""
+    if np.isnan(low) or np.isnan(high):
+        return format_number(value, digits)
+    return f"{format_number(value, digits)} [{format_number(low, digits)}, {format_number(high, digits)}]"
+
+
+def join_words(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else list(words))
+
+
+def describe_left_out(found: Collection, missing: Mapping[tuple[str, str], str]) -> str:
+    """Which runs have no variants and how to get them, in one sentence; which are analysed is said first."""
+    if not found:
+        return NOTHING
+    text = f"{len(found)} of {len(found) + len(missing)} runs have variants of their candidate sets."
+    if missing:
+        names = ", ".join(escape_name(f"{model} on {dataset}") for model, dataset in missing)
+        text += f" Left out, because they have none: {names}; {MEASURE}."
+    return text
+
+
+def _select_group(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows of the mean over runs, or of the only run, and how a sentence about them begins."""
+    if table.empty:
+        return table, ""
+    model, dataset = list_groups(table)[0]
+    rows = table[(table["Model"] == model) & (table["Dataset"] == dataset)]
+    of = f"Over {rows['runs'].max()} runs" if model == POOLED else escape_name(f"{model} on {dataset}")
+    return rows, of
+
+
+def describe_over_top_p(specifications: pd.DataFrame, statistic: str = "Spearman") -> str:
+    """Sentences on the sign of the coefficient over top_p, one for each geometry."""
+    names = {each.name: each.value for each in CANDIDATE_SETS if each.rule == "top_p"}
+    rows, of = _select_group(specifications)
+    rows = rows[rows["candidates"].isin(list(names)) & (rows["statistic"] == statistic) & rows["r"].notna()]
+    if rows.empty:
+        return "No coefficient could be computed for any top_p."
+    rows = rows.assign(top_p=rows["candidates"].map(names)).sort_values("top_p")
+    texts, changing = [], []
+    for geometry, part in rows.groupby("geometry", sort=False):
+        signs = set(part["sign"])
+        if {NEGATIVE, POSITIVE} <= signs:
+            changing.append(str(geometry))
+        texts.append(f"* `{geometry}`: {_describe_signs(part)}")
+    if changing:
+        head = f"its sign depends on top_p in {join_words([f'`{name}`' for name in changing])}"
+    elif len(decided := {sign for sign in rows["sign"] if sign in (NEGATIVE, POSITIVE)}) > 1:
+        head = "its sign depends on the geometry, and within each geometry not on top_p"
+    elif decided:
+        only = rows["sign"].isin(list(decided)).all()
+        head = (
+            f"it is {decided.pop()} for every top_p in every geometry"
+            if only
+            else (f"wherever its sign can be told it is {decided.pop()}")
+        )
+    else:
+        head = "its sign can be told for no top_p in any geometry"
+    return f"{of}, {statistic}'s coefficient of entropy and cosine similarity: {head}.\n\n" + "\n".join(texts)
+
+
+def _describe_signs(part: pd.DataFrame) -> str:
+    """ "negative at top_p 0.5 and 0.7, undecided at 0.9; from -0.30 [..] at 0.5 to 0.20 [..] at 0.99"."""
+    kinds = []
+    for sign in (NEGATIVE, UNDECIDED, POSITIVE):
+        values = part.loc[(part["sign"] == sign) | ((part["sign"] == "") & (sign == UNDECIDED)), "top_p"]
+        if len(values) == len(part) > 1:
+            kinds = [f"{sign} throughout"]
+        elif len(values):
+            kinds.append(f"{sign} at {join_words([f'{value:g}' for value in values])}")
+    first, last = part.iloc[0], part.iloc[-1]
+    ends = [f"{format_bounded(row['r'], row['low'], row['high'])} at {row['top_p']:g}" for row in (first, last)]
+    return ", ".join(kinds) + "; " + (f"from {ends[0]} to {ends[1]}" if len(part) > 1 else ends[0])
+
+
+def describe_nulls(
+    null_statistics: pd.DataFrame, candidates: str = "top_p_0.9", geometry: str = "raw", statistic: str = "Spearman"
+) -> str:
+    """Sentences on which null models reproduce the coefficient of one variant."""
+    rows, of = _select_group(null_statistics)
+    rows = rows[(rows["candidates"] == candidates) & (rows["geometry"] == geometry)].set_index("null")
+    if OBSERVED not in rows.index or np.isnan(rows.loc[OBSERVED, f"{statistic} r"]):
+        return f"No run has a coefficient for {candidates} in geometry {geometry}, so no null model can be compared."
+    seen = rows.loc[OBSERVED]
+    sign = classify(seen[f"{statistic} low"], seen[f"{statistic} high"])
+    value = format_bounded(*(seen[f"{statistic} {part}"] for part in ("r", "low", "high")))
+    text = f"{of}, `{candidates}` in `{geometry}`: {statistic}'s coefficient is {value}."
+    groups: dict[str, list[str]] = {"same": [], "other": [], "unknown": []}
+    for null in NULLS:
+        if null not in rows.index or np.isnan(rows.loc[null, f"{statistic} r"]):
+            continue
+        row = rows.loc[null]
+        difference = classify(row[f"{statistic} difference low"], row[f"{statistic} difference high"])
+        ratio = row[f"{statistic} ratio"]
+        found = f"{WORDS[null]} ({format_number(row[f'{statistic} r'])}"
+        found += f", {ratio:.0%} of it)" if sign in (NEGATIVE, POSITIVE) and ratio > 0 else ")"
+        groups["unknown" if not difference else "same" if difference == UNDECIDED else "other"].append(found)
+    if groups["same"]:
+        text += f" Not told apart from it: {'; '.join(groups['same'])}."
+    if groups["other"]:
+        text += f" Different from it: {'; '.join(groups['other'])}."
+    if groups["unknown"]:
+        text += f" From too few prompts to compare: {'; '.join(groups['unknown'])}."
+    return text + ("" if any(groups.values()) else " No null model was measured.")
+
+
+def describe_same_k(null_statistics: pd.DataFrame, candidates: str = "top_p_0.9", geometry: str = "raw") -> str:
+    """A sentence on what is left of Spearman's coefficient if the sets of equal k are exchanged."""
+    rows, _ = _select_group(null_statistics)
+    rows = rows[(rows["candidates"] == candidates) & (rows["geometry"] == geometry) & (rows["null"] == SAME_K)]
+    rows = rows[rows["Spearman r"].notna()]
+    if rows.empty:
+        return "No coefficient could be compared with that of sets exchanged among tokens of equal k."
+    row = rows.iloc[0]
+    left = [row[f"Spearman difference{part}"] for part in ("", " low", " high")]
+    sign = classify(*left[1:])
+    text = f"Exchanging the candidate sets of tokens with equal k leaves {format_number(row['Spearman r'])} of "
+    text += f"{format_number(row['Spearman observed'])}; the difference is {format_bounded(*left)}"
+    if not sign:
+        return f"{text}, from too few prompts to judge."
+    if sign == UNDECIDED:
+        return f"{text}, so nothing more than the number of candidates is needed for it."
+    same = (left[0] > 0) == (row["Spearman observed"] > 0)
+    if same:
+        return f"{text}, so the number of candidates is not all of it."
+    return f"{text}: the number of candidates is more than all of it, and among tokens of equal k the sign is opposite."
+
+
+def describe_ladder(explained: pd.DataFrame, geometry: str = "raw") -> str:
+    """A sentence on how much k and the candidates' kind explain, and what entropy adds to them."""
+    rows = explained[(explained["geometry"] == geometry) & explained["R2"].notna()]
+    base, full = (rows[rows["predictors"] == name] for name in ("k + kind", "k + kind + entropy"))
+    alone = rows[rows["predictors"] == "entropy"]
+    if base.empty or full.empty:
+        return "No run has enough tokens and prompts to say what explains cosine similarity."
+    text = (
+        f"On prompts that were not seen, entropy alone explains {_format_shares(alone['R2'])} of the variance of "
+        f"cosine similarity (`{geometry}`); k and the candidates' kind explain {_format_shares(base['R2'])}, and "
+        f"entropy adds {_format_range(full['added'], 3)} to that."
+    )
+    known = full[full["added low"].notna()]
+    if known.empty:
+        return f"{text} No interval could be computed."
+    helped = int((known["added low"] > NOTICEABLE).sum())
+    than = f"clearly more than {NOTICEABLE:g}, which regression can give by itself"
+    if len(known) == 1:
+        return f"{text} That is {'' if helped else 'not '}{than}."
+    return f"{text} In {helped} of {len(known)} runs that is {than}."
+
+
+def _format_shares(values: pd.Series) -> str:
+    return _format_range(values, 2)
+
+
+def _format_range(values: pd.Series, digits: int) -> str:
+    low, high = format_number(values.min(), digits), format_number(values.max(), digits)
+    return low if low == high else f"between {low} and {high}"
+
+
+def describe_specifications(tests: pd.DataFrame) -> str:
+    """Sentences on how many specifications have which sign, and what survives the comparison with null models."""
+    rows, of = _select_group(tests)
+    rows = rows.set_index("null")
+    if rows.empty:
+        return "No specification could be computed."
+    first = rows.iloc[0]
+    counts = [f"{int(first[sign])} are {sign}" for sign in (NEGATIVE, POSITIVE, UNDECIDED)]
+    text = (
+        f"{of}: of {int(first['specifications'])} specifications, {join_words(counts)}. {first['share']:.0%} of all "
+        f"coefficients are {first['dominant sign']}, and the median is {format_number(first['median'])}."
+    )
+    for null, than in ((ALL, "0, its value without any relation"), (SAME_K, "that of sets exchanged among equal k")):
+        if null not in rows.index:
+            continue
+        row = rows.loc[null]
+        difference = format_bounded(row["difference"], row["difference low"], row["difference high"])
+        mean = "" if null == ALL else f" ({format_number(row['median null'])})"
+        verdict = {
+            "": "There are too few prompts to compare it with",
+            UNDECIDED: "It cannot be told from",
+        }.get(classify(row["difference low"], row["difference high"]), "It differs from")
+        text += f" {verdict} {than}{mean}: the difference is {difference}."
+    return text
+
+
+def describe_answer(specifications: pd.DataFrame, candidates: str = "top_p_0.9") -> str:
+    """The front page's sentence: how similar the candidates are if the model is less sure, with the number."""
+    rows, of = _select_group(specifications)
+    rows = rows[(rows["candidates"] == candidates) & (rows["statistic"] == "Spearman") & rows["r"].notna()]
+    raw = rows[rows["geometry"] == "raw"]
+    if raw.empty:
+        return "There is no answer yet: no run has enough tokens with more than one candidate."
+    row = raw.iloc[0]
+    value = format_bounded(row["r"], row["low"], row["high"])
+    verdict = {
+        NEGATIVE: "are *less* similar when it is less sure",
+        POSITIVE: "are *more* similar when it is less sure",
+    }.get(row["sign"], "are neither clearly more nor clearly less similar when it is less sure")
+    where = of[0].lower() + of[1:] if row["Model"] == POOLED else of
+    coefficient = f"**A model's candidates {verdict}: Spearman's coefficient is {value}**"
+    return f"{coefficient} ({where}; `{candidates}`, `raw`)."
+
+
+def describe_sign_changes(specifications: pd.DataFrame) -> str:
+    """A sentence on whether the sign depends on the cut and the geometry, for the front page."""
+    rows, _ = _select_group(specifications)
+    rows = rows[(rows["statistic"] == "Spearman") & rows["r"].notna()]
+    counts = rows["sign"].value_counts()
+    negative, positive = int(counts.get(NEGATIVE, 0)), int(counts.get(POSITIVE, 0))
+    if rows.empty:
+        return "No other candidate set or geometry was measured."
+    all_of = f"Of {len(rows)} combinations of candidate set and geometry, {negative} give a negative coefficient, "
+    all_of += f"{positive} a positive one, and {len(rows) - negative - positive} neither"
+    if negative and positive:
+        return f"{all_of}: the coefficient has no sign of its own."
+    if negative + positive == len(rows):
+        return f"{all_of}: the sign does not depend on the cut."
+    return f"{all_of}: where the sign can be told, it is the same." if negative or positive else f"{all_of}."
+
+
+def describe_in_three(specifications: pd.DataFrame, null_statistics: pd.DataFrame, explained: pd.DataFrame) -> str:
+    """Three lines on what the coefficient is made of, for the front page; how to get them if nothing was measured."""
+    if specifications.empty:
+        return f"* {NOTHING}"
+    lines = [
+        describe_sign_changes(specifications),
+        describe_same_k(null_statistics),
+        describe_ladder(explained),
+    ]
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def load(results_dir: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """specification.csv, null_stats.csv and explained.csv as the analyses wrote them. ValueError if they have not."""
+    names = ["Model", "Dataset"]
+    return (
+        load_table(results_dir, "specification.csv", [*names, *CHOICES, "sign"]),
+        load_table(results_dir, "null_stats.csv", [*names, "candidates", "geometry", "null"]),
+        load_table(results_dir, "explained.csv", [*names, "geometry", "predictors", "interval", "note"]),
+    )

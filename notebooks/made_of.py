@@ -1,0 +1,168 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-jupytext.text_representation.jupytext_version,-jupytext.text_representation.format_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What it is made of
+#
+# A coefficient of entropy and cosine similarity belongs to one way of choosing candidates, one way of comparing their
+# embeddings, and one statistic. In this notebook we ask what it is made of:
+#
+# * Does its sign depend on where the nucleus is cut, and on the geometry of the embedding?
+# * Do candidates that have nothing to do with the text give the same coefficient?
+# * Does entropy say anything about cosine similarity that the number and the kind of the candidates do not?
+#
+# Then all combinations of these choices are shown at once. The notebook needs no model and no GPU.
+
+# %% tags=["parameters"]
+results_dir = "results"  # contains <dataset>/<model>/; correlation_eval/ is written here
+resamples = 2000  # number of resamples of the bootstrap over prompts
+seed = 0  # random seed of the bootstrap and of the null tables
+
+# %%
+import os
+from pathlib import Path
+
+from IPython.display import Markdown
+
+from nucleoscope.stats import candidate_tables, explained, null_models, specification
+from nucleoscope.store import results
+from nucleoscope.views import made_of_figures, made_of_text, tables
+
+if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
+    os.chdir("..")
+
+# %%
+measured = results.load_readable(results_dir)
+runs, missing = candidate_tables.find_measured(results_dir, measured)
+Markdown(made_of_text.describe_left_out(runs, missing))
+
+# %% [markdown]
+# Each run measures several candidate sets of every token, in several geometries. *raw* are the rows of the input
+# embedding; *centred* subtracts their mean, *usage_centred* their mean weighted by use, and *all_but_top_3* also the
+# three directions in which they vary most, as {cite:t}`mu2018` propose. [Read the measurements](/use/read-measurements.md)
+# lists them all.
+#
+# All intervals on this page are 95 % jackknife-t intervals: prompts are left out in up to 50 groups, each in turn, because
+# tokens of one text depend on each other. The mean over runs gives each run equal weight, and its interval
+# speaks of these runs only.
+
+# %% [markdown]
+# ## 1. Its sign depends on the cut and the geometry, or it does not
+
+# %%
+curve, tests = specification.compute_specifications(runs, seed, jobs=None)
+made_of_figures.plot_over_top_p(curve, csv="specification.csv") if runs else None
+
+# %% [markdown]
+# A band is what remains of the coefficient when the candidate sets are exchanged among tokens with equally many
+# candidates. Where a line is inside its band, the coefficient says nothing about *which* candidates the model chose
+# between: their number is enough.
+
+# %%
+Markdown(made_of_text.describe_over_top_p(curve))
+
+# %% [markdown]
+# Conditioning on k and fixing k are different questions. *Given k* compares tokens to which the model gave equally many
+# candidates: the model decides which tokens these are, and among them more entropy means no more than more even probabilities.
+# *Fixed k* takes the k likeliest candidates of every token and asks whether they are more similar when the model is less
+# sure by its whole distribution. A large nucleus is a different choice from a small one even if both are cut to five
+# candidates, so the two can have opposite signs, and neither is a correction of the other.
+
+# %% [markdown]
+# ## 2. Null models
+#
+# Each null model has the entropies and numbers of candidates of the measurements, and other candidates: those
+# of another token with equal k; the likeliest ones of another step; random tokens of the vocabulary; or for each candidate a
+# token that is about as frequent, or whose embedding is about as long. *Gaussian states* has no text at all: hidden
+# states are drawn from a normal distribution with the model's mean and covariance, and pass through its output layer.
+
+# %%
+null_statistics = null_models.compute_null_statistics(runs, jobs=None)
+made_of_figures.plot_nulls(null_statistics, csv="null_stats.csv") if runs else None
+
+# %% [markdown]
+# A null model with the coefficient of the measurements shows that what it keeps is enough to produce that coefficient.
+
+# %%
+Markdown(
+    f"{made_of_text.describe_nulls(null_statistics)}\n\n{made_of_text.describe_same_k(null_statistics)}\n\n"
+    f"{made_of_text.describe_nulls(null_statistics, geometry='all_but_top_3')}"
+)
+
+# %% [markdown]
+# ## 3. What explains it
+#
+# Cosine similarity is predicted for prompts that the predictor has not seen, first from entropy alone, then from the
+# number of candidates k, and from k and the candidates' *kind*: the shares of words, pieces of words, digits,
+# punctuation and so on, their mean log frequency, and the mean length of their embeddings. If entropy adds nothing, what it
+# has in common with cosine similarity is in k and in the kind. Gains of less than 0.01 can come from the regression.
+
+# %%
+ladder, pairs = explained.compute_explained(runs, resamples, seed, jobs=None)
+made_of_figures.plot_ladder(ladder, csv="explained.csv") if runs else None
+
+# %%
+Markdown(made_of_text.describe_ladder(ladder))
+
+# %% [markdown]
+# The covariance of entropy and cosine similarity is a mean over tokens, so it can be split by what a token chose between.
+# Here tokens are grouped by the classes of their two likeliest candidates; a negative share goes against the whole. This
+# says which tokens the covariance is made of, not which pairs of candidates within a token.
+
+# %%
+tables.show(pairs[pairs["share of tokens"] >= 0.02].round(3).set_index(tables.RUN)) if len(pairs) else None
+
+# %% [markdown]
+# ## All of it at once
+#
+# The specification curve {cite:p}`simonsohn2020`: every candidate set, in every geometry, by every
+# statistic, sorted by its coefficient. Below each coefficient are the choices that it is made of, and pointing at it names
+# them.
+
+# %%
+made_of_figures.plot_specifications(curve, csv="specification.csv") if runs else None
+
+# %%
+Markdown(made_of_text.describe_specifications(tests))
+
+# %% [markdown]
+# The table compares the median coefficient with that of tables in which cosines are exchanged, among all tokens (*all*)
+# or among those of equal k (*same_k*), in all specifications at once; brackets are the central 95 % of such tables. Exchanging
+# treats the tokens of a text as independent, and so does p; the interval of the difference does not.
+
+# %%
+tables.show(tables.format_counts(tests)) if runs else None
+
+# %% [markdown]
+# ## For a paper
+#
+# Every number of this page, with its interval.
+
+# %%
+folder = results.locate_folder(results_dir) / results.ANALYSES
+tables.write(tables.format_csv(curve), folder / "specification.csv")
+tables.write(tables.format_csv(tests), folder / "specification_tests.csv")
+tables.write(tables.format_csv(null_statistics), folder / "null_stats.csv")
+tables.write(tables.format_csv(ladder), folder / "explained.csv")
+tables.write(tables.format_csv(pairs), folder / "explained_pairs.csv")
+
+# %% [markdown]
+# ## Recap
+#
+# We computed the coefficient for every candidate set in every geometry, compared it with null models, and asked what
+# predicts cosine similarity on new prompts. The docstrings of `specification.compute_specifications`,
+# `null_models.compute_null_statistics` and `explained.compute_explained` describe the columns of the files in the folder below.
+
+# %%
+folder

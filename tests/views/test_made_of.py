@@ -1,0 +1,311 @@
+"""The page "What it is made of": its figures show the tables' numbers, its sentences what they say, whatever it is."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nucleoscope.stats import explained, null_models, specification
+from nucleoscope.variants import CANDIDATE_SETS
+from nucleoscope.views import made_of_figures, made_of_text, tables
+
+TOP_P = [each.name for each in CANDIDATE_SETS if each.rule == "top_p"]
+POOLED = specification.POOLED
+
+
+def create_curve(values: dict[str, list[float]], model="m", dataset="d", margin=0.05, statistic="Spearman"):
+    """Specifications of the top_p sets: {geometry: coefficients in order of top_p}; NaN is a missing one."""
+    rows = []
+    for geometry, coefficients in values.items():
+        for name, r in zip(TOP_P, coefficients, strict=False):
+            low, high = r - margin, r + margin
+            row = {"Model": model, "Dataset": dataset, "runs": 1 if model != POOLED else 2, "candidates": name}
+            row |= {"geometry": geometry, "statistic": statistic, "tokens": 10, "r": r, "low": low, "high": high}
+            row |= {"sign": specification.classify(low, high), "same_k": r / 2}
+            row |= {"same_k low": r / 2 - 0.01, "same_k high": r / 2 + 0.01}
+            rows.append(row | {"difference": r / 2, "difference low": r / 2 - 0.01, "difference high": r / 2 + 0.01})
+    return pd.DataFrame(rows, columns=specification.list_columns())
+
+
+def create_nulls(observed, nulls, margin=0.05, geometry="raw"):
+    """{null: (r, difference's low, high)}."""
+    rows = []
+    for null, (r, low, high) in {"observed": (observed, np.nan, np.nan), **nulls}.items():
+        row = dict.fromkeys(null_models.list_columns(), np.nan)
+        row |= {"Model": "m", "Dataset": "d", "runs": 1, "candidates": "top_p_0.9", "geometry": geometry, "null": null}
+        for name in null_models.STATISTICS:
+            row |= {f"{name} r": r, f"{name} low": r - margin, f"{name} high": r + margin, f"{name} observed": observed}
+            row |= {f"{name} ratio": r / observed, f"{name} difference": observed - r}
+            row |= {f"{name} difference low": low, f"{name} difference high": high}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=null_models.list_columns())
+
+
+def create_ladder(added, models=("m",)):
+    """{model: (added, low, high)} of entropy to k and kind."""
+    rows = []
+    for model, bounds in zip(models, added, strict=True):
+        for place, name in enumerate(explained.LADDER):
+            row = {"Model": model, "Dataset": "d", "geometry": "raw", "predictors": name, "R2": 0.2 * place}
+            row |= {"R2 low": 0.2 * place - 0.05, "R2 high": 0.2 * place + 0.05, "interval": "", "note": ""}
+            rows.append(row | dict(zip(("added", "added low", "added high"), bounds, strict=True)))
+    return pd.DataFrame(rows, columns=explained.list_columns())
+
+
+def create_tests(difference, counts=(3, 2, 1), model="m"):
+    rows = []
+    for null in specification.EXCHANGES:
+        row = {"Model": model, "Dataset": "d", "runs": 1, "specifications": sum(counts), "null": null}
+        row |= dict(zip(("negative", "positive", "undecided"), counts, strict=True)) | {"dominant sign": "negative"}
+        row |= {"median": -0.2, "share": 0.5, "median null": -0.1, "median null low": -0.15, "median null high": -0.05}
+        row |= dict(zip(("difference", "difference low", "difference high"), difference, strict=True))
+        rows.append(row | {"median p": 0.02})
+    return pd.DataFrame(rows, columns=specification.list_test_columns())
+
+
+# Sentences
+
+
+def test_the_sentence_on_top_p_names_every_sign():
+    falls = [-0.4, -0.4, -0.3, -0.3, -0.02, 0.3]
+    text = made_of_text.describe_over_top_p(create_curve({"raw": falls, "centred": [-0.5] * 6}))
+    assert text.startswith(
+        "m on d, Spearman's coefficient of entropy and cosine similarity: its sign depends on top_p in `raw`."
+    )
+    assert "`raw`: negative at 0.5, 0.7, 0.8 and 0.9, undecided at 0.95, positive at 0.99; " in text
+    assert "from −0.40 [−0.45, −0.35] at 0.5 to 0.30 [0.25, 0.35] at 0.99" in text
+    assert "`centred`: negative throughout; from −0.50" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"raw": [0.3] * 6}, "it is positive for every top_p in every geometry"),
+        ({"raw": [-0.3] * 6, "centred": [-0.2] * 6}, "it is negative for every top_p in every geometry"),
+        (
+            {"raw": [-0.3] * 6, "centred": [0.2] * 6},
+            "its sign depends on the geometry, and within each geometry not on top_p",
+        ),
+        ({"raw": [-0.3, 0.0, 0, 0, 0, 0]}, "wherever its sign can be told it is negative"),
+        ({"raw": [0.01] * 6}, "its sign can be told for no top_p in any geometry"),
+        ({"raw": [np.nan] * 6}, "No coefficient could be computed for any top_p."),
+        ({}, "No coefficient could be computed for any top_p."),
+    ],
+)
+def test_the_sentence_on_top_p_is_right_whatever_the_signs(values, words):
+    assert words in made_of_text.describe_over_top_p(create_curve(values))
+
+
+def test_a_sentence_speaks_of_the_mean_over_runs_if_there_is_one():
+    parts = [create_curve({"raw": [0.3] * 6}), create_curve({"raw": [-0.3] * 6}, POOLED, POOLED)]
+    both = pd.concat(parts, ignore_index=True)
+    assert made_of_text.describe_over_top_p(both).startswith("Over 2 runs, ")
+    assert "negative" in made_of_text.describe_over_top_p(both)
+    assert "(over 2 runs; " in made_of_text.describe_answer(both)
+
+
+def test_the_answer_is_less_more_or_neither_or_missing():
+    def answer(r):
+        return made_of_text.describe_answer(create_curve({"raw": [0, 0, 0, r, 0, 0]}))
+
+    assert "are *less* similar when it is less sure: Spearman's coefficient is −0.30 [−0.35, −0.25]**" in answer(-0.3)
+    assert "are *more* similar" in answer(0.3)
+    assert "are neither clearly more nor clearly less similar" in answer(0.01)
+    assert answer(np.nan).startswith("There is no answer yet")
+    assert made_of_text.describe_answer(create_curve({})).startswith("There is no answer yet")
+
+
+def test_the_sentence_on_signs_counts_them():
+    def describe(*values):
+        return made_of_text.describe_sign_changes(create_curve({"raw": values}))
+
+    assert describe(-0.3, 0.3, 0).startswith("Of 3 combinations of candidate set and geometry, 1 give")
+    assert describe(-0.3, 0.3).endswith("the coefficient has no sign of its own.")
+    assert describe(-0.3, -0.3).endswith("the sign does not depend on the cut.")
+    assert describe(-0.3, 0.01).endswith("and 1 neither: where the sign can be told, it is the same.")
+    assert describe(0.01, 0.01).endswith("and 2 neither.")
+    assert describe(np.nan) == "No other candidate set or geometry was measured."
+
+
+def test_null_models_are_told_apart_by_the_interval_of_the_difference():
+    nulls = {"same_k": (-0.5, 0.05, 0.15), "random": (0.2, -0.7, -0.5), "gaussian_states": (-0.38, -0.1, 0.06)}
+    nulls["other_step"] = (-0.3, np.nan, np.nan)
+    text = made_of_text.describe_nulls(create_nulls(-0.4, nulls))
+    assert "m on d, `top_p_0.9` in `raw`: Spearman's coefficient is −0.40 [−0.45, −0.35]." in text
+    assert "Not told apart from it: hidden states without a text (−0.38, 95% of it)." in text
+    assert (
+        "Different from it: sets exchanged among tokens of equal k (−0.50, 125% of it); random tokens (0.20)." in text
+    )
+    assert "From too few prompts to compare: the likeliest tokens of another step (−0.30, 75% of it)." in text
+
+
+def test_a_ratio_is_given_only_to_a_coefficient_whose_sign_is_known():
+    text = made_of_text.describe_nulls(create_nulls(-0.02, {"same_k": (-0.04, -0.01, 0.02)}))
+    assert "(−0.04)" in text
+    assert "of it)" not in text
+
+
+def test_null_models_that_are_missing_are_said_to_be():
+    assert made_of_text.describe_nulls(create_nulls(-0.4, {})).endswith("No null model was measured.")
+    for table in (create_nulls(np.nan, {}), create_nulls(-0.4, {})[:0]):
+        assert made_of_text.describe_nulls(table).startswith("No run has a coefficient for top_p_0.9 in geometry raw")
+        assert made_of_text.describe_same_k(table).startswith("No coefficient could be compared")
+
+
+@pytest.mark.parametrize(
+    ("observed", "bounds", "words"),
+    [
+        (-0.4, (0.05, 0.15), "more than all of it, and among tokens of equal k the sign is opposite."),
+        (-0.6, (-0.15, -0.05), "so the number of candidates is not all of it."),
+        (0.4, (0.85, 0.95), "so the number of candidates is not all of it."),
+        (-0.5, (-0.05, 0.05), "so nothing more than the number of candidates is needed for it."),
+        (-0.5, (np.nan, np.nan), "from too few prompts to judge."),
+    ],
+)
+def test_what_exchanging_leaves_is_said_for_each_outcome(observed, bounds, words):
+    assert made_of_text.describe_same_k(create_nulls(observed, {"same_k": (-0.5, *bounds)})).endswith(words)
+
+
+def test_what_entropy_adds_is_said_for_each_outcome():
+    def describe(*added):
+        return made_of_text.describe_ladder(create_ladder(added, [f"m{place}" for place in range(len(added))]))
+
+    clearly = "clearly more than 0.01, which regression can give by itself."
+    assert describe((0.04, 0.03, 0.05)).endswith(f"entropy adds 0.040 to that. That is {clearly}")
+    assert describe((0.004, 0.003, 0.005)).endswith(f"entropy adds 0.004 to that. That is not {clearly}")
+    assert "adds between −0.010 and 0.040" in describe((0.04, 0.03, 0.05), (-0.01, -0.02, 0.0))
+    assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"In 1 of 2 runs that is {clearly}")
+    assert describe((0.01, np.nan, np.nan)).endswith("No interval could be computed.")
+    assert made_of_text.describe_ladder(create_ladder([], [])).startswith("No run has enough tokens and prompts")
+    assert "entropy alone explains 0.00 of the variance" in describe((0.01, 0.005, 0.02))
+
+
+def test_what_survives_is_said_for_each_outcome():
+    differs = made_of_text.describe_specifications(create_tests((-0.1, -0.2, -0.05)))
+    assert "of 6 specifications, 3 are negative, 2 are positive and 1 are undecided." in differs
+    assert "50% of all coefficients are negative, and the median is −0.20." in differs
+    assert "It differs from 0, its value without any relation: the difference is −0.10 [−0.20, −0.05]." in differs
+    assert "It differs from that of sets exchanged among equal k (−0.10)" in differs
+    assert "It cannot be told from 0" in made_of_text.describe_specifications(create_tests((-0.1, -0.2, 0.05)))
+    few = made_of_text.describe_specifications(create_tests((-0.1, np.nan, np.nan)))
+    assert (
+        "There are too few prompts to compare it with 0, its value without any relation: the difference is −0.10."
+        in few
+    )
+    assert made_of_text.describe_specifications(create_tests((0, 0, 0))[:0]) == "No specification could be computed."
+
+
+def test_runs_without_variants_are_named_and_how_to_get_them():
+    none = made_of_text.describe_left_out({}, {("m", "d"): "no file"})
+    assert none.startswith("No run has variants of its candidate sets: ")
+    assert "--overwrite" in none
+    some = made_of_text.describe_left_out([("a", "d")], {("m*", "d"): "no file"})
+    assert some.startswith(
+        "1 of 2 runs have variants of their candidate sets. Left out, because they have none: m&#42; on d;"
+    )
+    assert made_of_text.describe_left_out([("a", "d")], {}).endswith("sets.")
+
+
+# Figures
+
+
+def read_choice(figure, label):
+    return next(button.args[0] for button in figure.layout.updatemenus[0].buttons if button.label == label)
+
+
+def test_the_lines_over_top_p_are_the_coefficients_and_the_bands_those_of_exchanged_sets():
+    parts = [create_curve({"raw": [-0.4, -0.2], "centred": [0.1, 0.2]}, name, name) for name in ("a", POOLED)]
+    figure = made_of_figures.plot_over_top_p(pd.concat(parts), statistics=["Spearman"])
+    assert [trace.name for trace in figure.data] == ["raw, exchanged", "raw", "centred, exchanged", "centred"]
+    line, band = figure.data[1], figure.data[0]
+    assert (list(line.x), list(line.y)) == ([0.5, 0.7], [-0.4, -0.2])
+    assert list(line.error_y.array) == list(line.error_y.arrayminus) == [0.05, 0.05]
+    assert list(band.x) == [0.5, 0.7, 0.7, 0.5]
+    assert list(band.y) == pytest.approx([-0.21, -0.11, -0.09, -0.19])
+    assert [button.label for button in figure.layout.updatemenus[0].buttons] == [
+        "mean over runs: Spearman",
+        "a, a: Spearman",
+    ]
+    assert read_choice(figure, "a, a: Spearman")["y"][1] == [-0.4, -0.2]
+    only = made_of_figures.plot_over_top_p(pd.concat(parts), ["raw"], ["Spearman"])
+    assert {trace.name for trace in only.data} == {"raw, exchanged", "raw"}
+
+
+def test_the_forest_has_a_line_for_each_null_model_that_there_is():
+    table = create_nulls(-0.4, {"same_k": (-0.5, 0.05, 0.15), "random": (0.2, -0.7, -0.5)})
+    figure = made_of_figures.plot_nulls(table, statistics=["Spearman"])
+    assert list(figure.layout.yaxis.ticktext) == ["measured", "sets exchanged, equal k", "random tokens"]
+    assert list(figure.data[0].x) == [-0.4, -0.5, 0.2]
+    assert list(figure.data[0].y) == [0, 1, 2]
+    assert list(figure.data[0].error_x.array) == pytest.approx([0.05] * 3)
+
+
+def test_the_ladder_shows_r2_of_every_predictor():
+    figure = made_of_figures.plot_ladder(create_ladder([(0, 0, 0), (0, 0, 0)], ["a", "b"]))
+    assert list(figure.data[0].x) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert list(figure.layout.yaxis.ticktext) == list(explained.LADDER)
+    assert [button.label for button in figure.layout.updatemenus[0].buttons] == ["a, d", "b, d"]
+
+
+def test_the_curve_is_sorted_and_below_each_coefficient_are_its_choices():
+    curve = create_curve({"raw": [-0.4, 0.01, 0.3], "centred": [0.2, -0.3, np.nan]})
+    figure = made_of_figures.plot_specifications(curve)
+    by_name = {trace.name: trace for trace in figure.data}
+    found = {}
+    for sign in ("negative", "undecided", "positive"):
+        found |= dict(zip(by_name[sign].x, zip(by_name[sign].y, by_name[sign].text, strict=True), strict=True))
+    assert [found[rank][0] for rank in range(5)] == [-0.4, -0.3, 0.01, 0.2, 0.3]
+    labels = list(figure.layout.yaxis2.ticktext)
+    for rank, (_, text) in found.items():
+        chosen = {labels[y] for x, y in zip(by_name["choice"].x, by_name["choice"].y, strict=True) if x == rank}
+        assert chosen == set(text.split(", "))
+    assert list(by_name["negative"].y) == [-0.4, -0.3]
+    assert len(by_name["undecided"].y) == 1
+
+
+def test_figures_without_rows_say_so():
+    empty = [create_curve({}), create_nulls(0.1, {})[:0], create_ladder([(0, 0, 0)])[:0]]
+    drawn = [made_of_figures.plot_over_top_p(empty[0]), made_of_figures.plot_nulls(empty[1])]
+    drawn += [made_of_figures.plot_ladder(empty[2]), made_of_figures.plot_specifications(empty[0])]
+    for figure in drawn:
+        assert [note.text for note in figure.layout.annotations] == ["nothing was measured"]
+        assert len(figure.layout.meta["alt"]) > 20
+
+
+# Tables
+
+
+def test_tables_are_read_as_they_were_written_and_names_stay_names(tmp_path):
+    curve = create_curve({"raw": [-0.4, np.nan]}, "NA", "007")
+    tables.write(tables.format_csv(curve), tmp_path / "correlation_eval" / "specification.csv")
+    found = tables.load_table(tmp_path, "specification.csv", ["Model", "Dataset", *specification.CHOICES, "sign"])
+    pd.testing.assert_frame_equal(found, curve, check_dtype=False)
+    empty = create_curve({})
+    tables.write(tables.format_csv(empty), tmp_path / "correlation_eval" / "specification.csv")
+    found = tables.load_table(tmp_path, "specification.csv", ["Model", "Dataset", *specification.CHOICES, "sign"])
+    assert list(found) == list(empty)
+    assert len(found) == 0
+    with pytest.raises(ValueError, match=r"run scripts/correlation_eval\.py first"):
+        tables.load_table(tmp_path, "null_stats.csv", ["Model"])
+
+
+def test_the_table_of_counts_has_a_row_per_run_and_both_null_models():
+    shown = tables.format_counts(pd.concat([create_tests((-0.1, -0.2, 0.05)), create_tests((0.1, 0, 0.2), model="b")]))
+    assert shown.index.tolist() == [("m", "d"), ("b", "d")]
+    assert shown["negative"].tolist() == [3, 3]
+    assert shown["median, same_k"].iloc[0] == "-0.100 [-0.150, -0.050]"
+    assert shown["difference, all"].iloc[1] == "0.100 [0.000, 0.200]"
+
+
+def test_the_front_page_reads_what_the_analyses_wrote_and_says_three_things_of_it(tmp_path):
+    folder = tmp_path / "correlation_eval"
+    written = create_curve({"raw": [-0.4] * 6}), create_nulls(-0.4, {"same_k": (-0.5, 0.05, 0.15)})
+    written = (*written, create_ladder([(0.04, 0.03, 0.05)]))
+    for name, table in zip(("specification", "null_stats", "explained"), written, strict=True):
+        tables.write(tables.format_csv(table), folder / f"{name}.csv")
+    found = made_of_text.load(tmp_path)
+    for one, other in zip(found, written, strict=True):
+        pd.testing.assert_frame_equal(one, other, check_dtype=False)
+    lines = made_of_text.describe_in_three(*found).splitlines()
+    assert [line[:8] for line in lines] == ["* Of 6 c", "* Exchan", "* On pro"]
+    nothing = made_of_text.describe_in_three(*(table[:0] for table in found))
+    assert nothing.startswith("* No run has variants of its candidate sets")
