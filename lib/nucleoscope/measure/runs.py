@@ -4,12 +4,14 @@ Contract: how a batch is measured is known to `generation` and `scoring`, and ho
 `store.run_folder`; this module only joins them.
 """
 
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import batching, checking, encoding, generation, scoring, static
-from nucleoscope.measure.model_facts import find_context_length
+from nucleoscope.measure import batching, checking, cosine, encoding, generation, scoring, static
+from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix
+from nucleoscope.measure.pairs import compare_candidates
 from nucleoscope.quantities import list_recorded
 from nucleoscope.settings import Settings
 
@@ -61,7 +63,8 @@ def complete_run(
         info |= {"shared_prefix_tokens": len(checking.choose_prefix(model, inputs.ids, chosen.skip_check))}
     else:
         info |= {"texts_truncated": len(inputs.texts_truncated)}
-    folder.finish(len(prompts), info)
+    directions = cosine.find_directions(find_embedding_matrix(model))
+    folder.finish(len(prompts), info, tokenizer, partial(compare_candidates, directions))
 
 
 def _describe_begun(folder: Any, measured: int, n_prompts: int, todo: list[list[int]]) -> str:

@@ -18,7 +18,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -114,13 +114,12 @@ def read_fields(path: Path) -> list[str] | None:
     return None
 
 
-def iterate_records(path: Path) -> Iterator[dict]:
+def iterate_records(path: Path, vectors: Collection[str] = ("tokens",)) -> Iterator[dict]:
     """The records of a file that was written with this module, one after the other.
 
-    ``tokens`` is a NumPy array; other vectors have only a length. ValueError if the file is damaged.
+    ``vectors`` are the fields whose vectors are read, as NumPy arrays; those of other fields have only a length.
+    ValueError if the file is damaged.
     """
-    import numpy as np
-
     with _open(path) as archive, archive.open(PICKLE) as stream:
         lengths = _read_index(archive)["lengths"]
         stream.read(len(HEAD))
@@ -128,11 +127,19 @@ def iterate_records(path: Path) -> Iterator[dict]:
             begin, content = stream.read(1 + PUT), stream.read(length - 1 - PUT)
             # without its place: an unpickler has room for all lower places, as many as there are prompts before
             (record,) = _PieceUnpickler(io.BytesIO(HEAD + begin[:1] + content + END)).load()
-            if "tokens" in record:
-                tokens = record["tokens"]
-                content = np.frombuffer(archive.read(DATA + tokens.name), tokens.kind)
-                record["tokens"] = content[tokens.start : tokens.start + tokens.size]
-            yield record
+            storages: dict[str, Any] = {}
+            yield record | {name: _read_vectors(archive, record[name], storages) for name in vectors if name in record}
+
+
+def _read_vectors(archive: zipfile.ZipFile, value: Any, storages: dict[str, Any]) -> Any:
+    """The vector or the vectors of a field; ``storages`` are the parts of the archive that were read before."""
+    import numpy as np
+
+    if isinstance(value, list):
+        return [_read_vectors(archive, each, storages) for each in value]
+    if value.name not in storages:
+        storages[value.name] = np.frombuffer(archive.read(DATA + value.name), value.kind)
+    return storages[value.name][value.start : value.start + value.size]
 
 
 class _Pickling:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from nucleoscope.names import escape_line
 from nucleoscope.settings import LONGEST_PART, quote
+from nucleoscope.store.candidates import CANDIDATES, candidates, load_similarities
 from nucleoscope.store.integrity import is_permitted
 from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load, load_records
-from nucleoscope.store.tokens import TOKENS, convert, read_columns, repair_tokens, tabulate, write_tokens
+from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
 
 # pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANALYSES",
     "ANALYSIS_FILES",
+    "CANDIDATES",
     "FORBIDDEN",
     "MEASURE",
     "MEASUREMENTS",
@@ -36,6 +38,8 @@ __all__ = [
     "RUN_INFO",
     "TOKENS",
     "StoredTables",
+    "add_texts",
+    "candidates",
     "check_folder",
     "count_tokens",
     "describe_run",
@@ -48,6 +52,7 @@ __all__ = [
     "load_records",
     "load_run",
     "load_runs",
+    "load_similarities",
     "load_table",
     "locate_folder",
     "locate_measured",
@@ -232,9 +237,10 @@ def load_runs(
     """The tokens of every run below ``results_dir``, and the files that cannot be read.
 
     Returns {(model, dataset): table} and {file: what is wrong with it}. Columns of a table: model,
-    dataset (categories), prompt (index), step, token, k (size of the nucleus), then the quantities;
-    entropies are in nats. A quantity is NaN if the file does not contain it; cosine and weighted_cosine
-    are NaN if k = 1 (one candidate has no pair); the token is -1 if it is unknown.
+    dataset (categories), prompt (index), step, k (size of the nucleus), token, text (what the token adds to the text
+    of its prompt), then the quantities; entropies are in nats. A quantity is NaN if the file does not contain it;
+    cosine and weighted_cosine are NaN if k = 1 (one candidate has no pair); the token is -1 if it is unknown, and the
+    text is missing in files of earlier versions until `add_texts` adds it.
     """
     check_folder(results_dir)
     damaged: dict[Path, str] = {}

@@ -11,13 +11,15 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from nucleoscope.atomic import write_atomically, write_json
+from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.quantities import find_columns
 from nucleoscope.settings import fill_defaults
+from nucleoscope.store.candidates import CANDIDATES, NEEDED, write_candidates
 from nucleoscope.store.locking import LOCK, Lock, check_folder
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read
 from nucleoscope.store.record_files import (
@@ -45,7 +47,7 @@ def check(folder: Path, overwrite: bool = False) -> None:
     """
     if overwrite or not all((folder / name).is_file() for name in (MEASUREMENTS, RUN_INFO)):
         check_folder(folder)
-    for name in (MEASUREMENTS, TOKENS, RUN_INFO):
+    for name in (MEASUREMENTS, TOKENS, CANDIDATES, RUN_INFO):
         if (folder / name).is_dir():  # it could not be replaced at the end of the run
             raise IsADirectoryError(f"'{folder / name}' is a folder: move it out of the way")
     if (folder / RUN_INFO).is_file():
@@ -181,7 +183,7 @@ class RunFolder:
 
     def _remove_companions(self) -> None:
         """What was made with or from old measurements must never be next to new ones, even after an interruption."""
-        for name in (RUN_INFO, TOKENS, *NOTEBOOKS):
+        for name in (RUN_INFO, TOKENS, CANDIDATES, *NOTEBOOKS):
             (self.folder / name).unlink(missing_ok=True)
 
     def _remove_batches(self) -> None:
@@ -212,7 +214,7 @@ class RunFolder:
                 path.unlink()
             write_json(self.batches / "settings.json", self.settings)
         # not those of notebooks and status files, which other processes may be writing
-        names = (MEASUREMENTS, TOKENS, RUN_INFO)
+        names = (MEASUREMENTS, TOKENS, CANDIDATES, RUN_INFO)
         parts = [path for name in names for path in self.folder.glob(f".{name}.*.part")]
         for path in [*parts, *self.batches.glob(".*.part")]:
             path.unlink(missing_ok=True)
@@ -345,8 +347,13 @@ class RunFolder:
                     begun.add(path.name.rpartition("-")[0])
         return len(others) + len(begun)
 
-    def finish(self, n_prompts: int, info: dict[str, Any]) -> None:
+    def finish(
+        self, n_prompts: int, info: dict[str, Any], tokenizer: Any = None, compare: Callable[..., Any] | None = None
+    ) -> None:
         """Joins the batches in prompt order into the measurements; writes tokens.parquet and ``info`` next to them.
+
+        With a ``tokenizer``, tokens.parquet has the tokens' texts; with ``compare`` too, candidates.parquet is written
+        (see `candidates.write_candidates`).
 
         The records are copied one by one, so that the memory does not depend on how many there are. ValueError if
         a prompt is missing, also because its batch turned out to be damaged: it is removed, to be measured again.
@@ -364,7 +371,10 @@ class RunFolder:
             error.path.unlink(missing_ok=True)
             self._kept.pop(error.path.name, None)
             raise ValueError(f"{error}, and was removed: run the same command again") from None
-        write_tokens(iterate_records(measurements), measurements, read_fields(measurements))
+        split_text = None if tokenizer is None else TokenDecoder(tokenizer).split_text
+        write_tokens(iterate_records(measurements), measurements, read_fields(measurements), split_text)
+        if tokenizer is not None and compare is not None:
+            write_candidates(iterate_records(measurements, NEEDED), measurements, tokenizer, compare)
         requested = {} if self.requested is None else {"n_prompts_requested": self.requested}
         write_json(self.folder / RUN_INFO, {"settings": self.settings, **requested, **info})
         self._check_lock()

@@ -16,6 +16,7 @@ from nucleoscope.views.token_text import Reader, Unit
 
 LARGEST = 30  # candidates in a matrix
 LISTED = 10  # candidates on a card
+PAIRED = 10  # candidates whose pairs are on a card
 
 
 def find_value(token: Token, name: str) -> float:
@@ -123,13 +124,17 @@ class Words:
 class Choice(NamedTuple):
     """The choice at one token: its id, and its candidates, (k,) each, by falling probability.
 
-    ``outside`` is the probability of the token if it is not among them; NaN if that is unknown.
+    ``outside`` is the probability of the token if it is not among them; NaN if that is unknown. ``taken`` (k,) are the
+    candidates' cosines with the token, ``pairs`` those of the pairs of the likeliest, in the order (0, 1), (0, 2),
+    (1, 2), (0, 3), ..., as `measure.pairs` has them; None if they are unknown.
     """
 
     token: int
     ids: np.ndarray
     probs: np.ndarray
     outside: float
+    taken: np.ndarray | None = None
+    pairs: np.ndarray | None = None
 
 
 def build_cards(
@@ -156,8 +161,16 @@ def build_cards(
     among those listed, its probability. ``quantities``: a `build_scale` each, in the order of
     `quantities.list_titles`. ``places`` and ``pairs``: see `rank_places`. ``parts`` has, for each token that
     makes a character only with others, [its number among these, how many they are, the character], by its
-    step - first. ``total`` is n.
+    step - first. ``total`` is n. ``similar`` and ``matrix`` have a list for each token if cosines of candidates are
+    known, in hundredths: those of the listed candidates with the token, and of the pairs of the likeliest.
     """
+    choices = list(choices)
+    compared = {}
+    if any(choice.taken is not None for choice in choices):
+        compared["similar"] = [_count_hundredths(choice.taken, listed) for choice in choices]
+        compared["matrix"] = [
+            _count_hundredths(choice.pairs, min(listed, PAIRED) * (min(listed, PAIRED) - 1) // 2) for choice in choices
+        ]
     total, titles, words = len(columns["k"]), quantities.list_titles(), Words(reader)
     last = total if last is None else last
     names = [*(name for name in titles if name in columns), *(name for name in columns if name not in titles)]
@@ -174,7 +187,13 @@ def build_cards(
         "places": places[first:last],
         "pairs": pairs,
         "parts": {str(step - first): part for step, part in _list_parts(units) if first <= step < last},
+        **compared,
     }
+
+
+def _count_hundredths(cosines: np.ndarray | None, most: int) -> list[int]:
+    """The first ``most`` cosines as whole hundredths: a page has a thousand of them."""
+    return [] if cosines is None else np.rint(100 * np.asarray(cosines[:most], dtype=float)).astype(int).tolist()
 
 
 def _list_parts(units: Sequence[Unit]) -> Iterator[tuple[int, list]]:
@@ -211,18 +230,23 @@ def describe_token(
     tokens: Sequence[Token],
     step: int,
     reader: Reader,
-    embedding: torch.Tensor,
+    cosines: tuple[np.ndarray | None, np.ndarray | None],
     listed: int = LISTED,
     mode: str = "generate",
 ) -> dict:
-    """The `build_cards` of token ``step`` alone, and the ``cosines`` of its listed candidates with it."""
+    """The `build_cards` of token ``step`` alone; ``cosines`` are the ``taken`` and ``pairs`` of its `Choice`."""
     token = tokens[step]
     ids, probs = token.ids.cpu().numpy(), token.probs.double().cpu().numpy()
-    choice = Choice(token.id, ids, probs, float(np.exp(-token.values["surprisal"])))
-    unit = compute_directions(embedding, torch.tensor([*ids[:listed].tolist(), token.id]))
+    choice = Choice(token.id, ids, probs, float(np.exp(-token.values.get("surprisal", np.nan))), *cosines)
     columns, units = list_columns(tokens), reader.split_units([token.id for token in tokens])
-    cards = build_cards(reader, [choice], columns, units, mode=mode, first=step, last=step + 1, listed=listed)
-    return cards | {"cosines": [round_value(cosine) for cosine in (unit[:-1] @ unit[-1]).tolist()]}
+    return build_cards(reader, [choice], columns, units, mode=mode, first=step, last=step + 1, listed=listed)
+
+
+def compare_candidates(embedding: torch.Tensor, token: Token, listed: int = LISTED) -> tuple[np.ndarray, np.ndarray]:
+    """The ``taken`` and ``pairs`` of a token's `Choice` as far as a card shows them, from the model's embedding."""
+    units = compute_directions(embedding, torch.tensor([*token.ids[:listed].tolist(), token.id]))
+    likeliest = units[:-1][:PAIRED]
+    return units[:-1] @ units[-1], (likeliest @ likeliest.T)[np.tril_indices(len(likeliest), -1)]
 
 
 def round_quantity(name: str, value: float) -> float | int | None:
