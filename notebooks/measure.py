@@ -108,8 +108,8 @@ else:
 # %% [markdown]
 # ## What was saved
 #
-# `measurements.pt` contains the measurements, `tokens.parquet` the same quantities as a table, and `run.json` the
-# settings and timings.
+# `measurements.pt` contains the measurements, `tokens.parquet` the same quantities as a table, with the tokens as text,
+# `candidates.parquet` what each token was chosen from, and `run.json` the settings and timings.
 
 # %%
 info = results.load_info(folder)

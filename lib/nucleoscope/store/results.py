@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucleoscope.names import escape_line
 from nucleoscope.settings import LONGEST_PART, quote
-from nucleoscope.store.candidates import CANDIDATES, candidates, load_similarities
+from nucleoscope.store.candidates import CANDIDATES, Similarities, candidates, load_similarities
 from nucleoscope.store.integrity import is_permitted
 from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load, load_records
 from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
@@ -37,6 +37,7 @@ __all__ = [
     "PAGES",
     "RUN_INFO",
     "TOKENS",
+    "Similarities",
     "StoredTables",
     "add_texts",
     "candidates",

@@ -20,10 +20,21 @@ PAIRED = 10  # candidates whose pairs are on a card
 
 
 def find_value(token: Token, name: str) -> float:
-    """A quantity of one token by name; NaN if it needs a pair of candidates and there is only one."""
+    """A quantity of one token by name; NaN if it is missing, or needs a pair of candidates and there is only one."""
     if name == "k":
         return float(len(token.ids))
-    return float("nan") if quantities.needs_pair(name) and len(token.ids) == 1 else token.values[name]
+    undefined = quantities.needs_pair(name) and len(token.ids) == 1
+    return float("nan") if undefined else token.values.get(name, float("nan"))
+
+
+def list_tokens(record: dict) -> list[Token]:
+    """The tokens of a record of measurements, as `streaming.stream` gives them for a text that is being written."""
+    columns = {name: record[plural] for plural, name in quantities.find_columns(record).items() if plural in record}
+    rows = zip(record["tokens"], record["top_p_tokens"], record["top_p_probs"], strict=True)
+    return [
+        Token(int(token), ids, probs, {name: float(values[step]) for name, values in columns.items()})
+        for step, (token, ids, probs) in enumerate(rows)
+    ]
 
 
 def list_columns(tokens: Sequence[Token]) -> dict[str, np.ndarray]:
@@ -88,7 +99,21 @@ def compute_directions(embedding: torch.Tensor, ids: torch.Tensor) -> np.ndarray
 
 
 def compute_matrix(embedding: torch.Tensor, ids: torch.Tensor, largest: int = LARGEST) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines (n, n) of the ``largest`` likeliest candidates, and their places in ``ids``, similar ones adjacent.
+    """Cosines (n, n) of the ``largest`` likeliest candidates, and their places in ``ids``: an `order_matrix`."""
+    rows = compute_directions(embedding, ids[:largest])
+    return order_matrix(rows @ rows.T)
+
+
+def unpack_pairs(pairs: np.ndarray) -> np.ndarray:
+    """The cosines (m, m) of the m likeliest candidates from the ``pairs`` of a `Choice`, of which there are some."""
+    m = round((1 + np.sqrt(1 + 8 * len(pairs))) / 2)
+    cosines = np.zeros((m, m))
+    cosines[np.tril_indices(m, -1)] = pairs
+    return cosines + cosines.T
+
+
+def order_matrix(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix of cosines (n, n) with similar rows adjacent and ones on its diagonal, and the former places of rows.
 
     The order is that of the leaves of an average-linkage tree over 1 - cosine, its branches turned
     so that neighbours are similar (Bar-Joseph, Gifford and Jaakkola, Bioinformatics 2001).
@@ -96,11 +121,10 @@ def compute_matrix(embedding: torch.Tensor, ids: torch.Tensor, largest: int = LA
     from scipy.cluster.hierarchy import leaves_list, linkage  # only the live notebook draws a matrix
     from scipy.spatial.distance import squareform
 
-    rows = compute_directions(embedding, ids[:largest])
-    cosines = np.clip(rows @ rows.T, -1, 1)
+    cosines = np.clip(cosines, -1, 1)
     np.fill_diagonal(cosines, 1)
-    order = np.arange(len(rows))
-    if len(rows) > 2:
+    order = np.arange(len(cosines))
+    if len(order) > 2:
         order = leaves_list(linkage(squareform(1 - cosines, checks=False), "average", optimal_ordering=True))
     return cosines[np.ix_(order, order)], order
 
