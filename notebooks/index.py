@@ -55,6 +55,9 @@ Markdown(
 # %%
 tables.show(tables.format_readable(statistics))
 
+# %%
+Markdown(tables.describe_gaps(results_dir, measured))
+
 # %% [markdown]
 # Each coefficient is followed by its 95 % interval, from resampling whole prompts. *Within-prompt* is the mean of the
 # coefficients inside each text; *partial* subtracts a line in the number of candidates, *within-k* compares only

@@ -77,6 +77,8 @@ data = prompts.load(chosen.dataset_name, n_prompts, prompt_column, text_column)
 if data.blank_lines:
     print(f"blank lines of {dataset_name}, which are not prompts and were left out: {data.blank_lines}")
 model, tokenizer, identity = loading.load(chosen.model_name, dtype, device, trust_remote_code, model_revision)
+if warning := results.warn_of_format(bool(tokenizer.chat_template), chosen.prompt_format):
+    print(warning)
 
 # %%
 actual = {"model": identity, "dataset": data.identity, "n_prompts": len(data.texts)}
@@ -113,5 +115,6 @@ else:
 
 # %%
 info = results.load_info(folder)
-print(results.describe_run(info))
+table = results.load_run(folder / results.MEASUREMENTS, folder.name, folder.parent.name, columns=["prompt", "k"])
+print(results.describe_run(info), *results.describe_gaps(info, table, chat_model=False), sep="\n")
 folder

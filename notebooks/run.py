@@ -66,11 +66,15 @@ display({"text/plain": results.describe_run(info)}, raw=True)  # not printed: me
 # ## What was measured
 #
 # If the nucleus contains only one token, there is nothing to compare: such tokens are counted,
-# and left out of the plots and coefficients.
+# and left out of the plots and coefficients. So are texts without a token.
 
 # %%
 results.add_texts(folder, tokenizer)  # to the files of earlier versions
 table = results.load_run(folder / results.MEASUREMENTS, model=folder.name, dataset=folder.parent.name)
+gaps = results.describe_gaps(info, table, chat_model=bool(tokenizer.chat_template))
+display({"text/plain": "\n".join(gaps)}, raw=True) if gaps else None
+
+# %%
 statistics = correlation.compute_statistics({(folder.name, folder.parent.name): table})
 tables.show(tables.format_readable(statistics))
 
@@ -84,8 +88,8 @@ figures.plot_scatter(table)
 
 # %% [markdown]
 # Each point is one token: further right, the model was less sure; further up, its candidates were more
-# similar. The line joins the medians of 50 bins of equal width; a bin with few tokens says little (point
-# at it to see how many it has).
+# similar. The line joins the medians of bins of equal width, 50 or, of fewer than 2,500 tokens, as many as the square
+# root of their number; a bin with few tokens says little (point at it to see how many it has).
 
 # %%
 figures.plot_distributions(table)

@@ -328,21 +328,13 @@ class Explorer:
         try:
             self.records = list(results.load_records(folder, fields=("prompt", "tokens")).values())
             table = results.load_run(results.find_measurements(folder), folder.name, folder.parent.name)
-            self.measured_reader = self._load_reader(folder)
+            tokenizer = results.find_tokenizer(folder)
+            self.measured_reader = None if tokenizer is None else Reader(tokenizer)
         except (ValueError, OSError) as error:
             self._say(str(error), failed=True)
             return
         prompts = {place: record["prompt"] for place, record in enumerate(self.records)}
         self.picked.content = texts.build_menu(prompts, table, self.measured_reader)
-
-    def _load_reader(self, folder: Path) -> Reader | None:
-        """The reader of a measured run's tokenizer, if that can be had without the network and without its code."""
-        if not (folder / results.RUN_INFO).is_file():
-            return None
-        settings = results.load_info(folder).get("settings") or {}
-        revision = (settings.get("model") or {}).get("revision")
-        tokenizer = tokenizers.load_local_tokenizer(settings.get("model_name", ""), revision)
-        return None if tokenizer is None else Reader(tokenizer)
 
     def _show_measured(self, place: int) -> None:
         """Draws the text of a measured prompt from the files of its run, or says why that is not possible."""

@@ -55,6 +55,7 @@ def complete_run(
         folder.save_batch(batch.indices, batch.records, batch.seconds, batch.continued, batch.path)
     done = folder.list_batches()
     info = {"mode": "generate" if texts is None else "score"}
+    info |= {"chat_template": bool(getattr(tokenizer, "chat_template", None))}
     info |= batching.collect_run_info(model, inputs, done, chosen.batch_size)
     if texts is None:
         info |= {"decoding": checking.find_way(model, chosen.skip_check)}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CANDIDATES = "candidates.parquet"
 NEEDED = ("tokens", "top_p_tokens", "top_p_probs")  # of a record
+LISTS = ("prompt", "step", "id", "text", "probability", "similarity")  # columns that a table of candidates needs
 GROUP = 2**18  # candidates of a group of rows, before the next one is begun
 
 
@@ -113,25 +114,66 @@ def candidates(folder: Path | str, prompt: int, step: int, tokenizer: Any = None
     the token taken. In a run that was measured without candidates.parquet it is missing (NaN), and so are the texts
     unless its ``tokenizer`` is given. ValueError for a prompt or step that the run does not have.
     """
+    folder = Path(folder)
+    found = _tabulate_rows(_read_rows(folder, [prompt], LISTS, step))
+    if found.empty:
+        record = _load_complete(folder, [prompt])[prompt]
+        if not 0 <= step < len(record["tokens"]):
+            raise ValueError(
+                f"prompt {prompt} of '{folder}' has no token {step}: it has {len(record['tokens'])}, counted from 0"
+            )
+        found = _tabulate_rows([_describe_choice(record, prompt, step, tokenizer and TokenDecoder(tokenizer))])
+    return found[["text", "id", "probability", "similarity"]]
+
+
+def tabulate_candidates(folder: Path | str, prompts: Sequence[int], tokenizer: Any = None) -> "pd.DataFrame":
+    """The `candidates` of all tokens of some prompts, with the columns prompt, step and place (0 is the likeliest)."""
+    folder = Path(folder)
+    if is_current(folder):
+        return _tabulate_rows(_read_rows(folder, prompts, LISTS))
+    records, decoder = _load_complete(folder, prompts), tokenizer and TokenDecoder(tokenizer)
+    return _tabulate_rows(
+        _describe_choice(record, prompt, step, decoder)
+        for prompt, record in records.items()
+        for step in range(len(record["tokens"]))
+    )
+
+
+def _load_complete(folder: Path, prompts: Sequence[int]) -> dict[int, dict]:
+    """The candidates of some prompts from the measurements. ValueError if these have none."""
+    records = load_records(folder, prompts, NEEDED)
+    for record in records.values():
+        if lacking := [name for name in NEEDED if record.get(name) is None]:
+            raise ValueError(f"the measurements in '{folder}' have no {' and no '.join(lacking)}")
+    return records
+
+
+def _describe_choice(record: dict, prompt: int, step: int, decoder: TokenDecoder | None) -> dict[str, Any]:
+    """A row of the file as far as the measurements have it."""
+    import numpy as np
+
+    ids, probs = (np.asarray(record[name][step]) for name in NEEDED[1:])
+    texts = list(map(decoder.read_alone, ids.tolist())) if decoder else [None] * len(ids)
+    unknown = np.full(len(ids), np.nan, np.float32)
+    return {"prompt": prompt, "step": step, "id": ids, "text": texts, "probability": probs, "similarity": unknown}
+
+
+def _tabulate_rows(rows: Iterable[dict[str, Any]]) -> "pd.DataFrame":
+    """Rows of the file with a row for each candidate, in `LISTS` and ``place``."""
     import numpy as np
     import pandas as pd
 
-    folder = Path(folder)
-    row = next(_read_rows(folder, [prompt], ("step", "id", "text", "probability", "similarity"), step), None)
-    if row is not None:
-        found = {name: row[name] for name in ("text", "id", "probability")}
-        return pd.DataFrame(found | {"similarity": row["similarity"].astype(np.float32)})
-    record = load_records(folder, [prompt], NEEDED)[prompt]
-    if lacking := [name for name in NEEDED if record.get(name) is None]:
-        raise ValueError(f"the measurements in '{folder}' have no {' and no '.join(lacking)}")
-    if not 0 <= step < len(record["tokens"]):
-        raise ValueError(
-            f"prompt {prompt} of '{folder}' has no token {step}: it has {len(record['tokens'])}, counted from 0"
-        )
-    ids, probs = (np.asarray(record[name][step]) for name in NEEDED[1:])
-    texts = None if tokenizer is None else list(map(TokenDecoder(tokenizer).read_alone, ids.tolist()))
-    found = {"text": pd.array(texts or [None] * len(ids), dtype="str"), "id": ids, "probability": probs}
-    return pd.DataFrame(found | {"similarity": np.full(len(ids), np.nan, np.float32)})
+    rows = list(rows)
+    sizes = [len(row["id"]) for row in rows]
+    kinds = {"id": np.int32, "probability": np.float32, "similarity": np.float32}
+    joined = {
+        name: np.concatenate([np.empty(0, kind), *(row[name] for row in rows)]).astype(kind)
+        for name, kind in kinds.items()
+    }
+    found = {name: np.repeat(np.array([row[name] for row in rows], np.int64), sizes) for name in ("prompt", "step")}
+    found["place"] = np.concatenate([np.empty(0, np.int64), *map(np.arange, sizes)]).astype(np.int64)
+    found["text"] = pd.array([text for row in rows for text in row["text"]], dtype="str")
+    return pd.DataFrame(found | joined)
 
 
 def load_similarities(folder: Path | str, prompts: Sequence[int]) -> dict[int, Similarities]:

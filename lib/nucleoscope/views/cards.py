@@ -231,7 +231,7 @@ def _list_parts(units: Sequence[Unit]) -> Iterator[tuple[int, list]]:
 
 def _list_choice(words: Words, choice: Choice, listed: int) -> list:
     """A token of `build_cards`."""
-    token, ids, probs, outside = choice
+    token, ids, probs, outside = choice[:4]
     place = int(np.flatnonzero(ids == token)[0]) if (ids == token).any() else -1
     top = [[words.find_place(int(id)) for id in ids[:listed]], [round_value(p) for p in probs[:listed]]]
     masses = [round_value(probs[listed:].sum()), round_value(probs.sum())]

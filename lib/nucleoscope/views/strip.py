@@ -20,7 +20,7 @@ import pandas as pd
 from nucleoscope import quantities
 from nucleoscope.names import suggest
 from nucleoscope.settings import validate
-from nucleoscope.stats.bootstrap import Bins
+from nucleoscope.stats.bootstrap import Bins, choose_bins
 from nucleoscope.store.candidates import Similarities
 from nucleoscope.store.results import select_choices
 from nucleoscope.views import assets, cards
@@ -173,7 +173,8 @@ def _build_line(pairs: pd.DataFrame) -> list:
     pairs = pairs[np.isfinite(pairs[["entropy", "cosine"]]).all(axis=1)]
     if pairs.empty:
         return []
-    bins = Bins(pairs["entropy"].to_numpy(), pairs["cosine"].to_numpy(), pd.factorize(pairs["prompt"])[0])
+    columns = (pairs["entropy"].to_numpy(), pairs["cosine"].to_numpy(), pd.factorize(pairs["prompt"])[0])
+    bins = Bins(*columns, choose_bins(len(pairs)))
     return [
         [cards.round_value(x), cards.round_value(y)]
         for x, y in zip(bins.centers, bins.compute_medians(), strict=True)
@@ -197,10 +198,13 @@ def _render_page(prompt: str, spans: str, data: dict) -> str:
         f'<option value="{place}"{" selected" if scale["name"] == data["quantity"] else ""}>{scale["label"]}</option>'
         for place, scale in enumerate(data["quantities"])
     )
+    bar = (
+        f'<div class="ns-bar"><label>Tint by <select>{options}</select></label> <span class="ns-legend"></span></div>\n'
+    )
     # Without this attribute JupyterLab handles the arrow keys itself.
     return (
         f'<div class="nucleoscope nucleoscope-strip" data-lm-suppress-shortcuts="true">\n<style>{style}</style>\n'
-        f'<div class="ns-bar"><label>Tint by <select>{options}</select></label> <span class="ns-legend"></span></div>\n'
+        f"{bar if data['tokens'] else ''}"
         f'<details class="ns-prompt"{" open" if len(prompt) < FOLDED else ""}><summary>Prompt</summary>'
         f'<div dir="auto">{html.escape(prompt)}</div></details>\n'
         f'<div class="ns-both"><div class="ns-text" dir="auto" tabindex="0" role="application" '

@@ -46,8 +46,8 @@ function buildStrip(root, data) {
   const owner = spans.flatMap((span) => Array(+span.dataset.n || 1).fill(span)); // of each token
   const count = owner.length;
   const keeps = data.shown !== null; // a card that is always open, and in its place
-  root.classList.toggle("ns-keeps", keeps);
   if (!count) return;
+  root.classList.toggle("ns-keeps", keeps);
   let [at, pinned, timer, open] = [null, false, 0, null];
 
   const isWide = () => root.classList.contains("ns-wide");
