@@ -55,7 +55,7 @@ def _compare_likeliest(
     places = torch.arange(LARGEST, device=ids.device)
     inside = places < sizes[:, None]
     chosen = ids[torch.where(inside, starts[:, None] + places, starts[:, None])]  # (n, 10)
-    units = _find_units(directions, chosen.flatten()).view(*chosen.shape, -1)
+    units = _find_units(directions, chosen.flatten()).view(*chosen.shape, directions.embedding.shape[1])
     later, earlier = torch.tril_indices(LARGEST, LARGEST, -1, device=ids.device)
     found = (units @ units.mT)[:, later, earlier]
     return torch.where(inside[:, later], found, torch.nan)
