@@ -48,7 +48,8 @@ def write(folder: Path, output: Path, prompts: Sequence[int] | None = None, cand
     parts = _tabulate_candidates(folder, list(known), tokenizer) if candidates else _tabulate(folder, known, tokenizer)
     rows, lacking = _write_table(parts, output, ending)
     remark = "; the column text is empty, because the tokenizer is not on this machine" if lacking else ""
-    return f"{output}: {rows:,} {'candidates' if candidates else 'tokens'} of {len(known):,} prompts{remark}"
+    what, number = "candidates" if candidates else "tokens", len(known)
+    return f"{output}: {rows:,} {what} of {number:,} prompt{'s' * (number != 1)}{remark}"
 
 
 def _check_output(folder: Path, output: Path, candidates: bool) -> str:

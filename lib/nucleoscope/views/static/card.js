@@ -77,8 +77,8 @@ function describeClosest(names, matrix) {
   if (!matrix?.length) return "";
   const place = matrix.indexOf(Math.max(...matrix));
   const later = Math.floor((1 + Math.sqrt(1 + 8 * place)) / 2);
-  const pair = `${names[place - (later * (later - 1)) / 2]} and ${names[later]}`;
-  return `Cosine similarity: darker cells are more similar; ${matrix.length > 1 ? "most similar: " : ""}${pair}, ${formatHundredths(matrix[place])}.`;
+  const pair = `“${names[place - (later * (later - 1)) / 2]}” and “${names[later]}”`;
+  return `Cosine similarity: the stronger a cell's colour, the more similar. Most similar: ${pair}, ${formatHundredths(matrix[place])}.`;
 }
 
 // The quantities of a token with ``size`` candidates.
