@@ -48,6 +48,8 @@ function buildStrip(root, data) {
   const keeps = data.shown !== null; // a card that is always open, and in its place
   if (!count) return;
   root.classList.toggle("ns-keeps", keeps);
+  const entropies = data.quantities.find(({ name }) => name === "entropy").values;
+  const widest = entropies.reduce((best, value, i) => ((value ?? -1) > (entropies[best] ?? -1) ? i : best), 0);
   let [at, pinned, timer, open] = [null, false, 0, null];
 
   const isWide = () => root.classList.contains("ns-wide");
@@ -120,15 +122,21 @@ function buildStrip(root, data) {
     clearTimeout(timer);
     if (!pinned) timer = setTimeout(hide, GAP);
   };
-  const showHint = () => card.replaceChildren(...(isWide() ? [make("p", { class: "ns-muted" },
-    "Point at a token to see its candidates; click it to keep its card open. By keyboard: Tab, then the arrow keys."),
-    drawScatter(data, null)] : []));
+  // Beside the text there is always a card: before a token is pointed at, that of the widest choice.
+  function showHint() {
+    card.replaceChildren();
+    if (!isWide()) return;
+    fill(widest);
+    card.querySelector(".ns-head button").remove();
+    card.prepend(make("p", { class: "ns-muted ns-hint" },
+      "Point at a token to see its candidates; click it to keep its card open. By keyboard: Tab, then the arrow keys. The widest choice of this text:"));
+  }
 
   // Beside the text, the card keeps its height, so that what is below does not jump.
   function reserve() {
     card.style.minHeight = card.style.top = "";
     if (keeps || !isWide()) return;
-    fill(0);
+    showHint();
     card.style.minHeight = `${card.offsetHeight}px`;
   }
 
