@@ -819,22 +819,6 @@ def test_a_point_of_the_scatter_is_clicked_as_its_token_is(page):
     page.wait_for_function("n => document.querySelector('.ns-head')?.textContent.includes(`token ${n} of `)", arg=step)
 
 
-def test_a_prompt_of_a_run_is_picked_from_the_menu_and_drawn(page):
-    page.locator(".widget-dropdown", has_text="run").locator("select").first.select_option(label="tiny-llama on lines")
-    items = page.locator(".ns-prompts button")
-    items.first.wait_for()
-    assert items.count() == 3
-    page.locator(".ns-order input").fill("CAT")
-    page.wait_for_function("document.querySelectorAll('.ns-prompts li').length === 1")
-    assert page.locator(".ns-prompts img, .ns-prompts script").count() == 0
-    items.first.click()
-    page.wait_for_function("document.querySelector('.nx-status').textContent.includes('from the files of the run')")
-    page.wait_for_function("document.querySelectorAll('.nx-token').length === 12")
-    page.locator(".nx-token").nth(3).hover()
-    page.wait_for_function("/token 3 /.test(document.querySelector('.ns-head')?.textContent)")
-    assert page.locator(".ns-prompts [aria-current]").count() == 1
-
-
 def test_a_text_pasted_into_the_notebook_is_measured(page):
     area = page.locator(".widget-textarea textarea")
     assert not area.nth(1).is_visible()
@@ -850,6 +834,22 @@ def test_a_text_pasted_into_the_notebook_is_measured(page):
     page.wait_for_function("document.querySelector('.ns-card').innerText.includes('Cosine similarity: ')")
     page.get_by_text("generate a text", exact=True).click()
     area.nth(1).wait_for(state="hidden")
+
+
+def test_a_prompt_of_a_run_is_picked_from_the_menu_and_drawn(page):  # it changes the settings for those after it
+    page.locator(".widget-dropdown", has_text="run").locator("select").first.select_option(label="tiny-llama on lines")
+    items = page.locator(".ns-prompts button")
+    items.first.wait_for()
+    assert items.count() == 3
+    page.locator(".ns-order input").fill("CAT")
+    page.wait_for_function("document.querySelectorAll('.ns-prompts li').length === 1")
+    assert page.locator(".ns-prompts img, .ns-prompts script").count() == 0
+    items.first.click()
+    page.wait_for_function("document.querySelector('.nx-status').textContent.includes('from the files of the run')")
+    page.wait_for_function("document.querySelectorAll('.nx-token').length === 12")
+    page.locator(".nx-token").nth(3).hover()
+    page.wait_for_function("/token 3 /.test(document.querySelector('.ns-head')?.textContent)")
+    assert page.locator(".ns-prompts [aria-current]").count() == 1
 
 
 def test_the_notebook_run_again_starts_clean_and_works(page):
