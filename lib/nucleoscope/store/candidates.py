@@ -21,7 +21,6 @@ from nucleoscope.store.tokens import SOURCE, compute_fingerprint
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 CANDIDATES = "candidates.parquet"
@@ -31,10 +30,10 @@ GROUP = 2**18  # candidates of a group of rows, before the next one is begun
 
 
 class Similarities(NamedTuple):
-    """For each of the n tokens of a prompt, two arrays: its candidates' cosines with the token taken, and ``pairs``."""
+    """Two NumPy arrays for each token of a prompt: its candidates' cosines with the token taken, and ``pairs``."""
 
-    taken: "list[np.ndarray]"
-    pairs: "list[np.ndarray]"
+    taken: list[Any]
+    pairs: list[Any]
 
 
 def write_candidates(records: Iterable[dict], path: Path, tokenizer: Any, compare: Callable[..., Any]) -> None:
