@@ -68,6 +68,9 @@ Markdown(
 # %%
 tables.show(tables.format_readable(statistics))
 
+# %%
+Markdown(tables.describe_gaps(results_dir, measured))
+
 # %% [markdown]
 # A negative coefficient means that the candidates are less similar when the model is less sure.
 # *Within-prompt* is the mean of the coefficients inside each text: differences between texts do not affect it.

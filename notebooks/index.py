@@ -44,6 +44,9 @@ Markdown(made_of_text.describe_answer(curve) if len(curve) else tables.describe_
 # %%
 made_of_figures.plot_over_top_p(curve, ["raw", "all_but_top_3"], ["Spearman"]) if len(curve) else None
 
+# %%
+Markdown(tables.describe_gaps(results_dir, measured))
+
 # %% [markdown]
 # The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they are
 # (`raw`), or without their mean and the three directions in which they vary most (`all_but_top_3`). A band is what is left of

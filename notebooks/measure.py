@@ -78,6 +78,8 @@ data = prompts.load(chosen.dataset_name, n_prompts, prompt_column, text_column)
 if data.blank_lines:
     print(f"blank lines of {dataset_name}, which are not prompts and were left out: {data.blank_lines}")
 model, tokenizer, identity = loading.load(chosen.model_name, dtype, device, trust_remote_code, model_revision)
+if warning := results.warn_of_format(bool(tokenizer.chat_template), chosen.prompt_format):
+    print(warning)
 
 # %%
 actual = {"model": identity, "dataset": data.identity, "n_prompts": len(data.texts)}
@@ -109,12 +111,13 @@ else:
 # %% [markdown]
 # ## What was saved
 #
-# `measurements.pt` contains the measurements, `tokens.parquet` the same quantities as a table, `variants.parquet` what
-# was measured of other candidate sets in other geometries, and `run.json` the settings and timings. `nulls.parquet`
-# and `vocabulary.parquet` are from a second look at some of the tokens: what the candidates would be like if they had
-# been chosen for another reason.
+# `measurements.pt` contains the measurements, `tokens.parquet` the same quantities as a table, with the tokens as text,
+# `candidates.parquet` what each token was chosen from, `variants.parquet` what was measured of other candidate sets in
+# other geometries, and `run.json` the settings and timings. `nulls.parquet` and `vocabulary.parquet` are from a second
+# look at some of the tokens: what the candidates would be like if they had been chosen for another reason.
 
 # %%
 info = results.load_info(folder)
-print(results.describe_run(info))
+table = results.load_run(folder / results.MEASUREMENTS, folder.name, folder.parent.name, columns=["prompt", "k"])
+print(results.describe_run(info), *results.describe_gaps(info, table, chat_model=False), sep="\n")
 folder

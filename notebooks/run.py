@@ -43,7 +43,7 @@ from IPython.display import HTML, Markdown, display
 from nucleoscope.models.tokenizers import load_tokenizer
 from nucleoscope.stats import correlation
 from nucleoscope.store import results
-from nucleoscope.views import examples, figures, tables
+from nucleoscope.views import examples, figures, tables, texts
 from nucleoscope.views.strip import compute_background, render_strip
 
 if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
@@ -66,10 +66,15 @@ display({"text/plain": results.describe_run(info)}, raw=True)  # not printed: me
 # ## What was measured
 #
 # If the nucleus contains only one token, there is nothing to compare: such tokens are counted,
-# and left out of the plots and coefficients.
+# and left out of the plots and coefficients. So are texts without a token.
 
 # %%
+results.add_texts(folder, tokenizer)  # to the files of earlier versions
 table = results.load_run(folder / results.MEASUREMENTS, model=folder.name, dataset=folder.parent.name)
+gaps = results.describe_gaps(info, table, chat_model=bool(tokenizer.chat_template))
+Markdown("\n".join(f"* {line[0].upper()}{line[1:]}" for line in gaps))
+
+# %%
 statistics = correlation.compute_statistics({(folder.name, folder.parent.name): table})
 tables.show(tables.format_readable(statistics))
 
@@ -83,8 +88,8 @@ figures.plot_scatter(table)
 
 # %% [markdown]
 # Each point is one token: further right, the model was less sure; further up, its candidates were more
-# similar. The line joins the medians of 50 bins of equal width; a bin with few tokens says little (point
-# at it to see how many it has).
+# similar. The line joins the medians of bins of equal width, 50 or, of fewer than 2,500 tokens, as many as the square
+# root of their number; a bin with few tokens says little (point at it to see how many it has).
 
 # %%
 figures.plot_distributions(table)
@@ -110,16 +115,32 @@ figures.plot_distributions(table)
 background, mode = compute_background(table), settings.get("mode", "generate")
 picks = examples.choose_prompts(table)
 records = results.load_records(folder, [pick.prompt for pick in picks])
+similarities = results.load_similarities(folder, records)
 for pick in picks:
-    html = render_strip(records[pick.prompt], tokenizer, table=background, mode=mode)
+    similar = similarities.get(pick.prompt)
+    html = render_strip(records[pick.prompt], tokenizer, table=background, mode=mode, similarities=similar)
     display(Markdown(pick.sentence), HTML(html))
+
+# %% [markdown]
+# ## All texts
+#
+# Every prompt of the run, to search, to sort by what was measured, and to pick. The numbers are means over the tokens
+# of a text that have the quantity.
+
+# %%
+n_prompts = settings["n_prompts"]
+display(
+    Markdown(texts.describe_choice(n_prompts, texts.choose_texts(n_prompts))),
+    HTML(texts.show_texts(folder, tokenizer, table, background, mode, n_prompts)),
+)
 
 # %% [markdown]
 # ## Recap
 #
 # We plotted entropy against cosine similarity for every token that the model wrote or read, showed both
 # distributions, and looked at single texts. In the folder below, `measurements.pt` contains the measurements,
-# `tokens.parquet` the same quantities as a table, and `run.json` the settings and timings.
+# `tokens.parquet` the same quantities as a table, with the tokens as text, `candidates.parquet` what each token was
+# chosen from, and `run.json` the settings and timings.
 
 # %%
 folder

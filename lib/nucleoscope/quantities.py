@@ -118,7 +118,7 @@ def register(quantity: Quantity) -> Quantity:
     """
     quantity = quantity if quantity.plural else replace(quantity, plural=quantity.name)
     others = [*BUILT_IN, *(each for each in REGISTRY.values() if each.name != quantity.name)]
-    taken = {"model", "dataset", "prompt", "step", "token", *NOT_QUANTITIES}
+    taken = {"model", "dataset", "prompt", "step", "token", "text", *NOT_QUANTITIES}
     taken |= {name for each in others for name in (each.name, each.plural) if name}
     if {quantity.name, quantity.plural} & taken:
         raise ValueError(f"quantity name '{quantity.name}' is already used by another column: choose a different name")

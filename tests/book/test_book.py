@@ -36,8 +36,10 @@ from messages import assert_one_line
 from nucleoscope import variants
 from nucleoscope.book import pages, site, sphinx_extension
 from nucleoscope.settings import format_reference
-from nucleoscope.views import figure_data
-from nucleoscope.views.strip import render_strip
+from nucleoscope.store import results
+from nucleoscope.store.candidates import Similarities
+from nucleoscope.views import figure_data, tables, texts
+from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +119,13 @@ def render_scored_strip() -> str:
     return render_strip(record, reader, mode="score")
 
 
+def compare_at_random(record: dict) -> Similarities:
+    """Similarities of a record that are made up."""
+    rng, sizes = np.random.default_rng(0), [len(ids) for ids in record["top_p_tokens"]]
+    pairs = [rng.uniform(-0.2, 1, min(size, 10) * (min(size, 10) - 1) // 2) for size in sizes]
+    return Similarities([rng.uniform(-0.2, 1, size) for size in sizes], pairs)
+
+
 def create_strips() -> nbformat.NotebookNode:
     """A notebook that shows a strip, one of 500 tokens, and one whose card stays open."""
     new, reader = nbformat.v4, tiny.create_tokenizer(bos=False)
@@ -124,7 +133,7 @@ def create_strips() -> nbformat.NotebookNode:
     long = {name: value if name == "prompt" else value[:500] for name, value in long.items()}
     created = [
         render_strip(tiny.create_record(STRIP, prompt=ATTACK), reader),
-        render_strip(long, reader),
+        render_strip(long, reader, similarities=compare_at_random(long)),
         render_strip(tiny.create_record("the rain in Spain"), reader, first=1, shown=3),
         render_scored_strip(),
     ]
@@ -179,8 +188,26 @@ def built(tmp_path_factory) -> Path:
     return build_once(tmp_path_factory, "small_book", build_small)
 
 
+TEXTS = ("the rain in Spain", "", ATTACK, "and the other cat")
+
+
+def add_texts(run: Path) -> None:
+    """Gives a run measurements, a menu of all texts on its page, and a table with a note."""
+    torch.save([tiny.create_record(text, prompt=f"number {n} {ATTACK}") for n, text in enumerate(TEXTS)],
+               run / "measurements.pt")  # fmt: skip
+    table = results.load_run(run / "measurements.pt", run.name, run.parent.name)
+    background, reader = compute_background(table), tiny.create_tokenizer(bos=False)
+    html = texts.show_texts(run, reader, table, background, "generate", len(TEXTS))
+    numbers = pd.DataFrame({"r": [0.2, 0.1, 0.3], "note": ["", "few prompts", ""]}, index=["x", "y", "z"])
+    new, notebook = nbformat.v4, nbformat.read(run / "run.ipynb", as_version=4)
+    outputs = [new.new_output("display_data", {"text/html": h}) for h in (tables.show(numbers).data, html)]
+    notebook.cells.append(new.new_code_cell("all texts", outputs=outputs))
+    nbformat.write(notebook, run / "run.ipynb")
+
+
 def build_small(folder: Path) -> None:
     (write_project(folder, "use/api") / "results/book").mkdir()
+    add_texts(folder / "results/alpha/small")
     nbformat.write(create_strips(), folder / "results/book/strips.ipynb")
     site.build(folder, folder / "results", folder)
 
@@ -737,6 +764,93 @@ def test_a_table_is_sorted_by_keyboard_as_numbers_or_words(visit):
     heads.nth(0).locator("button").click()
     assert column(1) == ["a", "b", "c"]
     assert heads.nth(1).get_attribute("aria-sort") is None
+
+
+def test_a_note_stays_below_its_row_when_the_table_is_sorted(visit):
+    page = visit("runs/small/alpha")
+    table = page.locator("table", has_text="few prompts")
+    table.locator("th button").nth(1).click()
+    assert [row.strip() for row in table.locator("tbody tr").all_inner_texts()] == [
+        "y\t0.1",
+        "few prompts",
+        "x\t0.2",
+        "z\t0.3",
+    ]
+
+
+# All texts of a run
+
+PICKED = ".ns-picked .ns-text"
+
+
+def test_every_text_of_a_run_is_picked_from_a_menu_and_loaded_from_disk(visit):
+    page = visit("runs/small/alpha")
+    items = page.locator(".ns-prompts button")
+    assert items.count() == len(TEXTS)
+    for number, text in enumerate(TEXTS):
+        items.nth(number).click()
+        shown = text or "(the model ended this text immediately)"
+        page.wait_for_function("([at, text]) => document.querySelector(at)?.textContent === text", arg=[PICKED, shown])
+        assert items.nth(number).get_attribute("aria-current") == "true"
+        assert page.locator(".ns-picked .ns-prompt div").inner_text().startswith(f"number {number} ")
+    assert page.title() != "taken over"
+    assert page.locator(".nucleoscope-texts img").count() == 0
+    page.locator(f"{PICKED} > span").nth(2).hover()
+    page.wait_for_function("document.querySelector('.ns-picked .ns-card').innerText.includes('token 2 of')")
+
+
+def test_the_menu_is_searched_sorted_and_walked_by_keyboard(visit):
+    page = visit("runs/small/alpha")
+    numbers = ".ns-prompts button > :first-child"
+    page.locator(".ns-order input").fill("OTHER cat")  # of a text, not of a prompt
+    assert page.locator(numbers).all_inner_texts() == ["3"]
+    assert page.locator(".ns-found").inner_text() == f"1 of {len(TEXTS)} prompts"
+    page.locator(".ns-order input").fill("")
+    page.locator(".ns-order select").select_option(label="tokens")
+    shown = page.locator(".ns-prompts .ns-value").all_inner_texts()
+    assert shown == sorted(shown, key=int)
+    page.locator(".ns-order button").click()
+    assert page.locator(".ns-prompts .ns-value").all_inner_texts() == shown[::-1]
+    page.locator(".ns-order select").select_option(label="mean entropy (nats)")
+    assert page.locator(numbers).last.inner_text() == "1"  # it has no token, and so no entropy
+    page.locator(".ns-prompts button").first.focus()
+    page.keyboard.press("ArrowDown")
+    chosen = page.locator(numbers).nth(1).inner_text()
+    page.keyboard.press("Enter")
+    assert page.locator(".ns-prompts [aria-current] > :first-child").inner_text() == chosen
+
+
+def test_a_text_that_is_gone_is_missed_in_words(browser, built, tmp_path):
+    shutil.copytree(built, tmp_path / "html")
+    (tmp_path / "html/runs/small/alpha.texts/3.js").unlink()
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto((tmp_path / "html/runs/small/alpha.html").as_uri())
+    page.locator(".ns-prompts button").nth(3).click()
+    page.wait_for_function("document.querySelector('.ns-picked').innerText.includes('could not be loaded')")
+    context.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_menu_can_be_read_in_both_themes(visit, scheme, width):
+    page = visit("runs/small/alpha", width=width, scheme=scheme)
+    page.locator(f"{PICKED} > span").nth(2).click()
+    contrasts = page.evaluate(CONTRASTS.replace(".nucleoscope-strip *", ".nucleoscope-texts *"))
+    assert {"BDI", "SPAN", "P.ns-muted.ns-found"} <= set(contrasts)
+    assert {name: value for name, value in contrasts.items() if value < 4.5} == {}
+
+
+def test_a_card_shows_similarities_where_they_are_known(visit):
+    page = visit("strips")
+    known, unknown = (page.locator(".nucleoscope-strip").nth(n) for n in (1, 0))
+    known.locator(".ns-text > span").nth(3).hover()
+    size = known.locator(".ns-list bdi").count()
+    assert known.locator(".ns-cells i").count() == min(size, 10) * (min(size, 10) - 1) // 2
+    assert "to those above" in known.locator(".ns-list").inner_text()
+    assert "Most similar: " in known.locator(".ns-card").inner_text()
+    unknown.locator(".ns-text > span").nth(3).hover()
+    assert unknown.locator(".ns-cells").count() == 0
 
 
 # Strips of tokens

@@ -27,6 +27,7 @@ from nucleoscope.measure import encoding, generation, scoring, streaming
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.models import loading, tokenizers
 from nucleoscope.store import results, run_folder
+from nucleoscope.store.candidates import Similarities
 from nucleoscope.views import cards, token_text
 from nucleoscope.views.strip import render_strip
 
@@ -145,19 +146,20 @@ def test_a_texts_token_outside_its_nucleus_is_listed_last_with_its_probability()
     outside = [step for step, token in enumerate(tokens) if token.id not in token.ids]
     assert outside
     for step in outside:
-        reader = token_text.Reader(tokenizer)
-        content = cards.describe_token(tokens, step, reader, embedding, listed=2, mode="score")
+        reader, cosines = token_text.Reader(tokenizer), cards.compare_candidates(embedding, tokens[step], 2)
+        content = cards.describe_token(tokens, step, reader, cosines, listed=2, mode="score")
         word, listed, probs, _, _, _, place, own = content["tokens"][0]
         assert place == -1
         assert own == pytest.approx(math.exp(-tokens[step].values["surprisal"]), rel=5e-3)  # three digits
         assert content["words"][word] == reader.show(tokens[step].id)
         assert word not in listed
-        assert len(listed) == len(probs) == len(content["cosines"]) == min(2, len(tokens[step].ids))
+        assert len(listed) == len(probs) == len(content["similar"][0]) == min(2, len(tokens[step].ids))
 
 
 def describe(tokens: list[cards.Token], step: int, **options) -> dict:
     reader, embedding = token_text.Reader(tiny.create_tokenizer()), tiny.create_model().get_input_embeddings()
-    return cards.describe_token(tokens, step, reader, embedding.weight.detach(), **options)
+    cosines = cards.compare_candidates(embedding.weight.detach(), tokens[step])
+    return cards.describe_token(tokens, step, reader, cosines, **options)
 
 
 def test_a_card_lists_the_likeliest_candidates_and_the_drawn_one():
@@ -175,9 +177,14 @@ def test_a_card_lists_the_likeliest_candidates_and_the_drawn_one():
         assert own == pytest.approx([float(token.probs[place])] * len(own), rel=5e-3)
         assert more == len(token.ids) - 3
         assert (mass, nucleus_mass) == pytest.approx((float(token.probs[3:].sum()), 1), rel=5e-3)
-        for id, cosine in zip(token.ids[:3], content["cosines"], strict=True):
+        for id, cosine in zip(token.ids[:3], content["similar"][0], strict=True):
             expected = torch.cosine_similarity(embedding[int(id)], embedding[token.id], dim=0)
-            assert cosine == pytest.approx(float(expected), rel=5e-3, abs=1e-6)
+            assert cosine == pytest.approx(100 * float(expected), abs=0.51)  # in hundredths
+        likeliest = embedding[token.ids[:3]]
+        pairs = torch.cosine_similarity(likeliest[:, None], likeliest[None], dim=-1)[
+            np.tril_indices(len(likeliest), -1)
+        ]
+        assert content["matrix"][0] == pytest.approx((100 * pairs).tolist(), abs=0.51)
         values = {scale["name"]: scale["values"] for scale in content["quantities"]}
         assert values["entropy"] == pytest.approx([token.values["entropy"]], rel=5e-3)
         assert values["k"] == [len(token.ids)]
@@ -214,10 +221,12 @@ def write_and_measure() -> tuple[str, dict, list[dict]]:
     reader, options = token_text.Reader(tokenizer), {"max_tokens": 12, "seed": 3}
     tokens = list(streaming.stream(model, tokenizer, "the cat", **options))
     (batch,) = generation.measure(model, tokenizer, ["the cat"], progress=False, **options)
-    page = render_strip(batch.records[0], reader)
-    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)[1])
     embedding = model.get_input_embeddings().weight.detach()
-    return page, data, [cards.describe_token(tokens, step, reader, embedding) for step in range(len(tokens))]
+    cosines = [cards.compare_candidates(embedding, token) for token in tokens]
+    page = render_strip(batch.records[0], reader, similarities=Similarities(*map(list, zip(*cosines, strict=True))))
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)[1])
+    contents = [cards.describe_token(tokens, step, reader, found) for step, found in enumerate(cosines)]
+    return page, data, contents
 
 
 def test_the_live_card_and_a_strips_card_have_the_same_content():
@@ -233,7 +242,8 @@ def test_the_live_card_and_a_strips_card_have_the_same_content():
         assert {name: content[name] for name in SHARED} == {name: data[name] for name in SHARED}
         alone = [scale | {"values": [scale["values"][step]]} for scale in data["quantities"]]
         assert content["quantities"] == alone  # in the same order, with the same scales
-        assert content.keys() <= data.keys() | {"cosines"}  # the one extra of the live notebook
+        assert (content["similar"], content["matrix"]) == ([data["similar"][step]], [data["matrix"][step]])
+        assert content.keys() <= data.keys()
 
 
 def test_a_registered_quantity_is_in_cards_and_tints_of_both_at_the_same_place(monkeypatch):
@@ -507,6 +517,60 @@ def test_a_measured_prompt_brings_its_settings_and_its_text(tiny_model, tmp_path
     live.close()
 
 
+def test_a_measured_prompt_is_drawn_from_its_files_at_once_and_without_its_model(tiny_model, tmp_path, monkeypatch):
+    measure_run(tiny_model, tmp_path)
+    folder = tmp_path / "results/lines/tiny-llama"
+
+    def refuse(*_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(loading, "load", refuse)
+    live = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
+    assert live.picked.content == {}
+    live.measured.value = folder
+    assert [prompt[1] for prompt in live.picked.content["prompts"]] == [record["prompt"] for record in live.records]
+    live.picked.value = 2
+    record = results.load_records(folder)[2]
+    assert [token.id for token in live.tokens] == record["tokens"].tolist()
+    assert [token.values["entropy"] for token in live.tokens] == record["entropies"]
+    assert live.text.prompt == record["prompt"]
+    assert len(live.text.pieces) == len(record["tokens"])
+    assert "from the files of the run" in live.text.status
+    assert not live.run_button.disabled
+    step = max(range(len(live.tokens)), key=lambda step: len(live.tokens[step].ids))
+    live.text.hovered = step
+    embedding = tiny.create_model().get_input_embeddings().weight.detach()
+    expected = cards.compare_candidates(embedding, live.tokens[step])
+    assert live.text.card["similar"][0] == pytest.approx((100 * expected[0]).tolist(), abs=0.6)
+    live.text.clicked = step
+    matrix, _ = cards.compute_matrix(embedding, live.tokens[step].ids, largest=10)
+    np.testing.assert_allclose(np.array(live.heat.data[0].z, float), matrix, atol=2e-3)
+    live.measured.value = ""
+    assert (live.picked.content, live.picked.value) == ({}, -1)
+    live.close()
+
+
+@pytest.mark.parametrize("lacking", ["candidates.parquet", "tokens.parquet", "the tokenizer"])
+def test_a_run_that_lacks_a_file_is_drawn_with_what_it_has(tiny_model, tmp_path, monkeypatch, lacking):
+    measure_run(tiny_model, tmp_path)
+    folder = tmp_path / "results/lines/tiny-llama"
+    if lacking == "the tokenizer":
+        monkeypatch.setattr(results, "find_tokenizer", lambda _: None)
+    else:
+        (folder / lacking).unlink()
+    live = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
+    live.measured.value, live.picked.value = folder, 1
+    if lacking == "the tokenizer":
+        assert "its tokenizer is not on this machine" in assert_one_line(live.text.status)
+        assert live.tokens == []
+    else:
+        assert [token.id for token in live.tokens] == live.records[1]["tokens"].tolist()
+        live.text.hovered = live.text.clicked = 0
+        assert ("similar" in live.text.card) == (lacking == "tokens.parquet")
+        assert live.picked.content["prompts"][1][2]  # its text can be searched
+    live.close()
+
+
 def score_run(name: str, folder: Path, **identity: str) -> Path:
     """A scored run of two prompts below ``folder``/results; ``identity`` is that of its model in run.json."""
     loaded, options = (
@@ -767,13 +831,25 @@ def test_a_text_pasted_into_the_notebook_is_measured(page):
     page.wait_for_function("/tokens in/.test(document.querySelector('.nx-status').textContent)")
     page.locator(".nx-token").nth(2).hover()
     page.wait_for_function("document.querySelector('.ns-card').innerText.includes('in the text: ')")
-    assert (
-        page.locator(".nx-extra")
-        .inner_text()
-        .startswith("Cosine similarity of each candidate to the token in the text")
-    )
+    page.wait_for_function("document.querySelector('.ns-card').innerText.includes('Cosine similarity: ')")
     page.get_by_text("generate a text", exact=True).click()
     area.nth(1).wait_for(state="hidden")
+
+
+def test_a_prompt_of_a_run_is_picked_from_the_menu_and_drawn(page):  # it changes the settings for those after it
+    page.locator(".widget-dropdown", has_text="run").locator("select").first.select_option(label="tiny-llama on lines")
+    items = page.locator(".ns-prompts button")
+    items.first.wait_for()
+    assert items.count() == 3
+    page.locator(".ns-order input").fill("CAT")
+    page.wait_for_function("document.querySelectorAll('.ns-prompts li').length === 1")
+    assert page.locator(".ns-prompts img, .ns-prompts script").count() == 0
+    items.first.click()
+    page.wait_for_function("document.querySelector('.nx-status').textContent.includes('from the files of the run')")
+    page.wait_for_function("document.querySelectorAll('.nx-token').length === 12")
+    page.locator(".nx-token").nth(3).hover()
+    page.wait_for_function("/token 3 /.test(document.querySelector('.ns-head')?.textContent)")
+    assert page.locator(".ns-prompts [aria-current]").count() == 1
 
 
 def test_the_notebook_run_again_starts_clean_and_works(page):

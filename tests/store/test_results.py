@@ -41,7 +41,7 @@ SETTINGS = {
 }
 LISTS = list(quantities.find_columns())
 FILES = {"measurements.pt", "tokens.parquet", "run.json"}  # what a run leaves
-TABLE = ["model", "dataset", "prompt", "step", "k", "token", *quantities.find_columns().values()]
+TABLE = ["model", "dataset", "prompt", "step", "k", "token", "text", *quantities.find_columns().values()]
 
 
 def create_record(index: int, length: int = 3) -> dict:

@@ -532,3 +532,45 @@ def test_tokens_and_probabilities_of_different_lengths_are_refused(tmp_path):
     torch.save(content, path)
     with pytest.raises(ValueError, match="19 tokens, but probabilities of 20"):
         results.load(path)
+
+
+# The tokens' texts
+
+
+def measure_known(folder: Path) -> Path:
+    """A run whose ids a tiny tokenizer knows, as earlier versions left it: without texts."""
+    records = [tiny.create_record(text) for text in ("the rain, né", "", "in Spain")]
+    return save(folder, records)
+
+
+def test_texts_are_added_to_the_files_of_earlier_versions_and_join_to_the_text(folder):
+    measure_known(folder)
+    before = results.load_run(folder / "measurements.pt", "tiny", "math")
+    assert before["text"].isna().all()
+    assert results.add_texts(folder, tiny.create_tokenizer())
+    assert not results.add_texts(folder, tiny.create_tokenizer())  # once is enough
+    after = results.load_run(folder / "measurements.pt", "tiny", "math")
+    pd.testing.assert_frame_equal(after.drop(columns="text"), before.drop(columns="text"), check_exact=True)
+    assert {prompt: "".join(group["text"]) for prompt, group in after.groupby("prompt")} == {
+        0: "the rain, né",
+        2: "in Spain",
+    }
+
+
+def test_no_texts_are_added_to_a_run_without_tokens_or_to_one_of_the_study(folder, tmp_path):
+    save(folder, [tiny.create_record("")])
+    assert not results.add_texts(folder, tiny.create_tokenizer())
+    write_study_file(tmp_path / "theirs")
+    assert not results.add_texts(tmp_path / "theirs", tiny.create_tokenizer())
+    assert not results.add_texts(tmp_path / "nothing", tiny.create_tokenizer())
+
+
+def test_a_folder_that_cannot_be_written_to_gets_no_texts_and_is_no_error(folder, monkeypatch):
+    measure_known(folder)
+    results.repair_tokens(folder)
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(tokens, "write_parquet", refuse)
+    assert not results.add_texts(folder, tiny.create_tokenizer())

@@ -40,8 +40,9 @@ def test_the_paper_figure_shows_the_medians_and_one_standard_deviation():
     axes = figures.plot_paper({("m", "d"): RUNS["model b", "xsum"]}).axes[0]
     pairs = results.select_choices(RUNS["model b", "xsum"])
     given = pairs["entropy"], pairs["cosine"]
-    median, edges, _ = stats.binned_statistic(*given, "median", bins=50)
-    deviation = stats.binned_statistic(*given, "std", bins=50).statistic
+    bins = bootstrap.choose_bins(len(pairs))
+    median, edges, _ = stats.binned_statistic(*given, "median", bins=bins)
+    deviation = stats.binned_statistic(*given, "std", bins=bins).statistic
     held = np.isfinite(median)
     x, y = axes.lines[0].get_data()
     np.testing.assert_allclose(x, (edges[1:] + edges[:-1]) / 2)
@@ -76,7 +77,10 @@ def test_the_paper_figures_line_and_band_differ_in_grey():
 
 def compute_intervals(pairs, kind, resamples):
     """The interval of each bin that holds tokens, from resamples spelled out with scipy."""
-    given, edges = pairs["prompt"].unique(), np.linspace(pairs["entropy"].min(), pairs["entropy"].max(), 51)
+    given, edges = (
+        pairs["prompt"].unique(),
+        np.linspace(pairs["entropy"].min(), pairs["entropy"].max(), bootstrap.choose_bins(len(pairs)) + 1),
+    )
     found = []
     for counts in bootstrap.draw_counts(len(given), resamples, 0):
         taken = pairs.loc[np.repeat(pairs.index, pairs["prompt"].map(dict(zip(given, counts, strict=True))))]
@@ -91,7 +95,7 @@ def test_the_grid_has_what_scipy_counts_in_each_panel():
     given = pairs["entropy"], pairs["cosine"]
     panel = find_traces(figure, "model a, gsm8k")
     for kind in ("median", "mean"):
-        expected = stats.binned_statistic(*given, kind, bins=50).statistic
+        expected = stats.binned_statistic(*given, kind, bins=bootstrap.choose_bins(len(pairs))).statistic
         np.testing.assert_allclose(panel[kind].y, expected[np.isfinite(expected)], atol=6e-5)
         counts, spans = zip(*panel[kind].customdata, strict=True)
         assert sum(counts) == len(pairs)
@@ -145,8 +149,36 @@ def test_a_run_without_choices_leaves_its_panels_empty():
 def test_lines_of_bins_that_hold_too_few_tokens_are_missed_in_words():
     (key, run), *_ = RUNS.items()
     few, enough = (figures.plot_overlay({key: run}, least=least) for least in (len(run) + 1, 1))
-    assert [note.text for note in few.layout.annotations] == [f"no bin contains {len(run) + 1} tokens"]
+    (note,) = few.layout.annotations
+    assert note.text == f"Points are single tokens: no bin has the {len(run) + 1} that a median needs"
+    assert len(few.data[0].x) == len(figures.select_pairs(run, "entropy", "cosine"))
+    assert (few.data[0].mode, enough.data[0].mode) == ("markers", "lines")
     assert not enough.layout.annotations
+
+
+def test_a_run_with_lines_beside_one_with_points_is_told_apart_in_words():
+    (key, run), *_ = RUNS.items()
+    small = run[run["prompt"] < 2]
+    (note,) = figures.plot_overlay({key: run, ("small", "xsum"): small}, least=15).layout.annotations
+    assert note.text.startswith("Where a run has points, they are single tokens")
+
+
+@pytest.mark.parametrize("plot", [figures.plot_scatter, figures.plot_distributions])
+def test_a_run_without_choices_has_a_sentence_and_no_axes(plot):
+    figure = plot(draw_full(4).assign(k=1))
+    assert [note.text for note in figure.layout.annotations] == [figures.NO_CHOICE]
+    assert not figure.data
+    assert figure.layout.xaxis.visible is False
+
+
+def test_runs_without_choices_have_a_sentence_on_the_first_page():
+    figure = figures.plot_overlay({("m", "d"): draw_full(4).assign(k=1)})
+    assert [note.text for note in figure.layout.annotations] == [figures.NO_CHOICE]
+
+
+@pytest.mark.parametrize(("n", "bins"), [(0, 1), (1, 1), (120, 11), (2499, 50), (100_000, 50)])
+def test_bins_follow_the_number_of_tokens(n, bins):
+    assert bootstrap.choose_bins(n) == bins
 
 
 def test_published_coefficients_stand_only_beside_the_same_run():

@@ -1,13 +1,16 @@
 """Tables for papers and readers: LaTeX that compiles, csv that keeps every digit."""
 
 import io
+import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 
 from nucleoscope.stats import correlation, fits, random_effects
 from nucleoscope.stats.curves import FORMULAS
@@ -134,7 +137,7 @@ def test_the_tables_of_the_studys_names_fit_the_column_of_an_article(tmp_path):
 
 def test_a_table_for_readers_has_one_heading_row_and_no_numbers_of_rows(statistics):
     html = tables.show(tables.format_readable(statistics)).data
-    assert html.count("<tr") == len(statistics) + 1
+    assert html.count("<tr") == len(statistics) + 1 + (statistics["note"] != "").sum()  # a note has its own row
     assert html.index("<th>Model</th>") < html.index("<th>Dataset</th>") < html.index("<th>Pearson r</th>")
     assert "100%_of$#{}&amp;~^" in html
     assert "NaN" not in html
@@ -202,3 +205,61 @@ def test_statistics_are_read_as_the_analyses_wrote_them(tmp_path):
     assert found["Pearson p"].tolist() == written["Pearson p"].tolist()
     with pytest.raises(ValueError, match=r"run scripts/correlation_eval\.py first"):
         tables.load_statistics(tmp_path / "none")
+
+
+def test_a_note_is_a_row_of_its_own_below_the_row_it_belongs_to():
+    frame = pd.DataFrame({"Model": ["a", "b", "c"], "r": [1, 2, 3], "note": ["", "few <b>", None]}).set_index("Model")
+    rows = BeautifulSoup(tables.show(frame).data, "html.parser").select("tbody > tr")
+    assert [[cell.get_text() for cell in row.select("td")] for row in rows] == [
+        ["a", "1"],
+        ["b", "2"],
+        ["few <b>"],
+        ["c", "3"],
+    ]
+    assert [row.get("class") for row in rows] == [None, None, ["note"], None]
+    assert rows[2].td["colspan"] == "2"
+    heads = BeautifulSoup(tables.show(frame).data, "html.parser").select("thead th")
+    assert [head.get_text() for head in heads] == ["Model", "r"]
+
+
+def test_a_table_without_notes_has_a_row_for_each_row():
+    frame = pd.DataFrame({"r": [1, 2]})
+    assert len(BeautifulSoup(tables.show(frame).data, "html.parser").select("tbody > tr")) == 2
+    assert not BeautifulSoup(tables.show(frame.iloc[:0]).data, "html.parser").select("tbody > tr")
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "shown"),
+    [
+        (0.31234, 0.28, 0.34, "0.312 [0.280, 0.340]"),
+        (0.31234, 0.1, 0.6, "0.31 [0.10, 0.60]"),
+        (3.14159, 0.0, 12.0, "3 [0, 12]"),
+        (-0.0001, -1.2, 1.2, "0.0 [-1.2, 1.2]"),
+        (0.5, np.nan, np.nan, "0.500 [nan, nan]"),
+        (0.5, 0.5, 0.5, "0.500 [0.500, 0.500]"),
+        (0.5, -np.inf, np.inf, "0.500 [-inf, inf]"),
+    ],
+)
+def test_numbers_have_the_digits_that_their_interval_allows(value, low, high, shown):
+    assert tables._format_span(value, low, high, 3) == shown
+
+
+def write_info(folder: Path, **settings) -> None:
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"settings": settings, "chat_template": True}))
+
+
+def test_what_runs_lack_is_said_with_what_to_try(tmp_path):
+    table = draw_full(0, prompts=4, length=5)
+    write_info(tmp_path / "math" / "tiny", n_prompts=12, prompt_format="raw")
+    write_info(tmp_path / "math" / "whole", n_prompts=4, prompt_format="chat")
+    said = tables.describe_gaps(tmp_path, {("tiny", "math"): table, ("whole", "math"): table.assign(k=2)})
+    assert said.startswith("* **tiny on math**: Warning: this model has a chat template, but prompt_format is raw")
+    assert "8 of 12 texts are empty" in said
+    assert "prompt_format=chat may help" in said
+    assert "whole" not in said
+    assert tables.describe_gaps(tmp_path, {("whole", "math"): table.assign(k=2)}) == ""
+    alone = tables.describe_gaps(tmp_path, {("whole", "math"): table.assign(k=1)})
+    assert "20 of 20 tokens (100%) had one candidate" in alone
+    assert "a higher top_p or temperature" in alone
+    assert tables.describe_gaps(tmp_path, {("theirs", "math"): table.assign(k=2)}) == ""  # without a run.json

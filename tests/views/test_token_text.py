@@ -7,7 +7,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from nucleoscope.views.token_text import BYTES, Reader, Unit, escape_name, show_bytes
+from nucleoscope.models.token_bytes import BYTES
+from nucleoscope.views.token_text import Reader, Unit, escape_name, show_bytes
 
 FAMILY = "👩\u200d👩\u200d👧"
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
 import nbformat
 from nbformat import NotebookNode
@@ -25,6 +26,7 @@ from nucleoscope.book.pages import encode_page_name, normalise, set_title
 from nucleoscope.models import gguf_reference
 from nucleoscope.names import escape_line
 from nucleoscope.store import results
+from nucleoscope.views import texts
 from nucleoscope.views.figure_data import format_csv
 from nucleoscope.views.token_text import escape_name
 
@@ -111,11 +113,17 @@ def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, 
             print(f"left out: {escape_line(str(error))}", file=sys.stderr)
             problem = error
             continue
-        files |= found
+        files |= found | collect_texts(run, page)
     if not rows:
         raise BookError(f"no run can be shown: {escape_line(str(problem))}")
     files["runs/index.md"] = format_overview(list(rows.values())).encode()
     return files
+
+
+def collect_texts(run: Path, page: str) -> dict[str, bytes]:
+    """The scripts with a run's texts, for a folder beside its page: ``<page>.texts/``."""
+    scripts = (run / texts.TEXTS).glob("*.js")
+    return {f"{page}.texts/{path.name}": path.read_bytes() for path in scripts if texts.SCRIPT.fullmatch(path.name)}
 
 
 def build_analysis_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes]:
@@ -144,6 +152,9 @@ def build_notebook_page(
     if title:
         notebook = set_title(notebook, title)
     place = PurePosixPath(page)
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        if "text/html" in output.get("data", {}):
+            output.data["text/html"] = texts.move_scripts(output.data["text/html"], f"./{quote(place.name)}.texts/")
     files = {(place.parent / file).as_posix(): content for file, content in _extract_data(notebook, place.name)}
     return files | {f"{page}.ipynb": nbformat.writes(notebook).encode()}
 

@@ -113,6 +113,8 @@ def _copy_assets(app: Sphinx) -> None:
             new.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(old, new)
     (target / "palette.js").write_text(palette.format_script())
+    for folder in Path(app.srcdir).glob("runs/*/*.texts"):  # of pages that load them when a text is picked
+        shutil.copytree(folder, Path(app.outdir, folder.relative_to(app.srcdir)), dirs_exist_ok=True)
 
 
 def _add_scripts(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:

@@ -43,6 +43,18 @@ class TokenText(anywidget.AnyWidget):
     clicked = traitlets.Int(-1).tag(sync=True)
 
 
+class PromptMenu(anywidget.AnyWidget):
+    """The menu of a measured run's prompts, as on the run's page: ``content`` is a `texts.build_menu`.
+
+    The page sets ``value`` to the number of the prompt that is picked; -1 means none. Without prompts it is hidden.
+    """
+
+    _esm = assets.join_script(assets.STATIC / "menu.js", STATIC / "prompt_menu.js")
+    _css = assets.join_style(assets.STATIC / "menu.css")
+    content = traitlets.Dict().tag(sync=True)
+    value = traitlets.Int(-1).tag(sync=True)
+
+
 def build_settings(chosen: Settings) -> dict[str, Any]:
     """A field for each setting that has a name in the live notebook, with its value in ``chosen``, by name.
 
@@ -89,14 +101,20 @@ def build_modes(mode: str) -> widgets.ToggleButtons:
 
 
 def arrange(
-    picks: list, texts: list, settings: list, actions: list, text: TokenText, figures: widgets.Box
+    picks: list,
+    menu: PromptMenu,
+    texts: list,
+    settings: list,
+    actions: list,
+    text: TokenText,
+    figures: widgets.Box,
 ) -> widgets.VBox:
     """All widgets as one: rows of controls, then text and figures, side by side if there is room."""
     wrap = {"flex_flow": "row wrap", "align_items": "center"}
     text_side = widgets.VBox([text], layout=widgets.Layout(**COLUMN))
     both = widgets.HBox([text_side, figures], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start"))
     rows = [widgets.HBox(row, layout=widgets.Layout(**wrap)) for row in (picks, settings, actions)]
-    return widgets.VBox([rows[0], *texts, *rows[1:], both])
+    return widgets.VBox([rows[0], menu, *texts, *rows[1:], both])
 
 
 def list_run_options(results_dir: str) -> list[tuple[str, Path | str]]:
@@ -106,9 +124,3 @@ def list_run_options(results_dir: str) -> list[tuple[str, Path | str]]:
     """
     found = results.list_runs(results_dir)
     return [("no measured run", ""), *((f"{folder.name} on {folder.parent.name}", folder) for folder in found)]
-
-
-def list_prompts(records: list[dict]) -> list[tuple[str, int]]:
-    """The prompts of a measured run, as a menu, counted from 0; -1 means none of them."""
-    names = [(f"{place}: {record['prompt'][:70]!r}", place) for place, record in enumerate(records)]
-    return [("no prompt", -1), *names]

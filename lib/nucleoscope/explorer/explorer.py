@@ -18,11 +18,11 @@ import plotly.graph_objects as go
 from nucleoscope import quantities
 from nucleoscope.explorer.controls import (
     COLUMN,
+    PromptMenu,
     TokenText,
     arrange,
     build_modes,
     build_settings,
-    list_prompts,
     list_run_options,
     read_settings,
 )
@@ -32,7 +32,7 @@ from nucleoscope.measure.streaming import Token, read, replay, stream
 from nucleoscope.models import loading, tokenizers
 from nucleoscope.settings import Settings, fill_defaults
 from nucleoscope.store import results
-from nucleoscope.views import cards
+from nucleoscope.views import cards, strip, texts
 from nucleoscope.views.token_text import Reader
 
 REFRESH = 0.15  # seconds between two updates of a text that is being generated
@@ -87,6 +87,8 @@ class Explorer:
         self.reader: Reader | None = None
         self.source = "generate"  # or "score": the mode of the text that is shown
         self.records: list[dict] = []  # prompts and tokens of the selected run
+        self.measured_reader: Reader | None = None  # of its tokenizer, if that can be had without the network
+        self.similarities: results.Similarities | None = None  # of a text that is drawn from files
         self.recorded: dict[str, Any] = {}  # the settings of the selected prompt's run
         self._thread: threading.Thread | None = None
         self._stop, self._closed, self._lock = threading.Event(), False, threading.RLock()
@@ -117,16 +119,15 @@ class Explorer:
         self.measured = widgets.Dropdown(
             options=list_run_options(results_dir), description="run", layout=widgets.Layout(**wide)
         )
-        self.picked = widgets.Dropdown(
-            options=list_prompts([]), description="prompt no.", disabled=True, layout=widgets.Layout(**wide)
-        )
+        self.picked = PromptMenu()
         self.run_button = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.progress = widgets.IntProgress(layout=widgets.Layout(flex="1 1 10em", width="auto"))
         self.figures = widgets.VBox(layout=widgets.Layout(**COLUMN))
-        picks = [self.measured, self.picked] if len(self.measured.options) > 1 else []
+        picks = [self.measured] if len(self.measured.options) > 1 else []
         self.view = arrange(
             [self.mode, *picks],
+            self.picked,
             [self.prompt, self.given],
             [*self.settings.values(), self.quantity],
             [self.run_button, self.stop_button, self.progress],
@@ -200,7 +201,7 @@ class Explorer:
         """Stops the generation and removes the widgets from the page."""
         self._closed = True
         self._stop.set()
-        for widget in (self.text, *self.figures.children, self.view):
+        for widget in (self.text, self.picked, *self.figures.children, self.view):
             widget.close()
 
     def _clear(self, chosen: dict[str, Any]) -> None:
@@ -209,7 +210,7 @@ class Explorer:
         self.run_button.disabled, self.stop_button.disabled = True, "text" in chosen or "tokens" in chosen
         self.progress.value, self.progress.max = 0, chosen["max_tokens"]
         with self._lock:
-            self.tokens = []
+            self.tokens, self.similarities = [], None
             with self.text.hold_sync():
                 self.text.prompt, self.text.pieces, self.text.marked, self.text.card = chosen["prompt"], [], [], {}
                 self.text.hovered = self.text.clicked = -1
@@ -295,7 +296,7 @@ class Explorer:
         with self._lock:
             if 0 <= step < len(self.tokens):
                 self.text.card = cards.describe_token(
-                    self.tokens, step, self.reader, self._find_embedding(), mode=self.source
+                    self.tokens, step, self.reader, self._compare(step), mode=self.source
                 )
                 show_mark(self.scatter, self.tokens[step])
 
@@ -304,30 +305,68 @@ class Explorer:
         with self._lock:
             if 0 <= step < len(self.tokens):
                 self.text.hovered = step
-                show_matrix(self.heat, step, self.tokens[step].ids, self._find_embedding(), self.reader)
+                show_matrix(self.heat, step, self.tokens[step].ids, self._find_matrix(step), self.reader)
 
-    def _find_embedding(self):
-        return find_embedding_matrix(self.model.model)
+    def _compare(self, step: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The cosines on the card of a token: from the model, or from the files of its run, or unknown."""
+        if self.model is not None:
+            return cards.compare_candidates(find_embedding_matrix(self.model.model), self.tokens[step])
+        found = self.similarities
+        return (found.taken[step], found.pairs[step]) if found else (None, None)
+
+    def _find_matrix(self, step: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """The `cards.order_matrix` of a token's candidates; from files, that of the likeliest ten."""
+        if self.model is not None:
+            return cards.compute_matrix(find_embedding_matrix(self.model.model), self.tokens[step].ids)
+        return cards.order_matrix(cards.unpack_pairs(self.similarities.pairs[step])) if self.similarities else None
 
     def _open(self, folder: Path | str) -> None:
         """A measured run was selected: offers its prompts."""
-        self.records, self.picked.options, self.picked.disabled = [], list_prompts([]), True
+        self.records, self.measured_reader, self.picked.value, self.picked.content = [], None, -1, {}
         if not folder:
             return
         try:
             self.records = list(results.load_records(folder, fields=("prompt", "tokens")).values())
+            table = results.load_run(results.find_measurements(folder), folder.name, folder.parent.name)
+            tokenizer = results.find_tokenizer(folder)
+            self.measured_reader = None if tokenizer is None else Reader(tokenizer)
         except (ValueError, OSError) as error:
             self._say(str(error), failed=True)
             return
-        self.picked.options, self.picked.disabled = list_prompts(self.records), False
+        prompts = {place: record["prompt"] for place, record in enumerate(self.records)}
+        self.picked.content = texts.build_menu(prompts, table, self.measured_reader)
+
+    def _show_measured(self, place: int) -> None:
+        """Draws the text of a measured prompt from the files of its run, or says why that is not possible."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        folder = self.measured.value
+        record = results.load_records(folder, [place])[place]
+        lacking = [name for name in strip.NEEDED if name not in record]
+        if lacking or self.measured_reader is None:
+            why = f"the files have no {lacking[0]}" if lacking else "its tokenizer is not on this machine"
+            self._say(f"This text cannot be drawn from its files ({why}). Press Run to measure it again.")
+            return
+        self._clear({"prompt": record["prompt"], "max_tokens": max(len(record["tokens"]), 1), "tokens": []})
+        self.run_button.disabled = False
+        with self._lock:
+            self.model, self.reader = None, self.measured_reader
+            self.tokens = cards.list_tokens(record)
+            self.similarities = results.load_similarities(folder, [place]).get(place)
+        self._show()
+        self._say(f"{len(self.tokens):,} tokens, from the files of the run. Run measures them again, with the model.")
 
     def _pick(self, place: int) -> None:
-        """A prompt of a run was selected: Run then measures its text again, with the run's settings."""
+        """A prompt of a run was picked: its text is drawn, and Run measures it again, with the run's settings."""
         self.recorded = {}
         if place < 0:
             return
-        self.prompt.value = self.records[place]["prompt"]
-        self._say("Press Run to measure this text again.")
+        self.prompt.value, self.source = self.records[place]["prompt"], "generate"
+        try:
+            self._show_measured(place)
+        except (ValueError, OSError) as error:
+            self._say(str(error), failed=True)
+            return
         if not (self.measured.value / results.RUN_INFO).is_file():
             return
         try:
@@ -341,6 +380,7 @@ class Explorer:
                 self.settings[name].value = found[name]
         self.recorded = read_settings(self.settings)
         self.mode.value, self.dtype = found["mode"], found["dtype"]
+        self.source = self.mode.value
         if self.mode.value == "score":
             self._copy_text(self.records[place]["tokens"].tolist())
 

@@ -6,6 +6,7 @@ texts, so text from a model goes through `names.escape_plotly`.
 
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import torch
 
@@ -64,11 +65,22 @@ def _fit_width(figure: go.FigureWidget) -> go.FigureWidget:
     return figure
 
 
-def show_matrix(figure: go.FigureWidget, step: int, ids: torch.Tensor, embedding: torch.Tensor, reader: Reader) -> None:
-    """Draws the matrix of the candidates of token ``step`` into `build_heat`, or says why there is none."""
+def show_matrix(
+    figure: go.FigureWidget,
+    step: int,
+    ids: torch.Tensor,
+    matrix: tuple[np.ndarray, np.ndarray] | None,
+    reader: Reader,
+) -> None:
+    """Draws the matrix of the candidates of token ``step`` into `build_heat`, or says why there is none.
+
+    ``matrix`` is a `cards.order_matrix`; None if the cosines are not known.
+    """
     title, words, cosines = f"Token {step} had only one candidate: nothing to compare", [], None
-    if len(ids) > 1:
-        cosines, order = cards.compute_matrix(embedding, ids)
+    if len(ids) > 1 and matrix is None:
+        title = "The files of this run have no similarities: press Run to measure them"
+    elif len(ids) > 1:
+        cosines, order = matrix
         words = [reader.show(int(ids[place])) for place in order]
         title = f"Cosine similarity of the candidates of token {step}"
         if len(order) < len(ids):

@@ -4,12 +4,14 @@ Contract: how a batch is measured is known to `generation` and `scoring`, and ho
 `store.run_folder`; this module only joins them.
 """
 
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nucleoscope.measure import batching, checking, encoding, generation, scoring, second_look, static
-from nucleoscope.measure.model_facts import find_context_length
+from nucleoscope.measure import batching, checking, cosine, encoding, generation, scoring, second_look, static
+from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix
+from nucleoscope.measure.pairs import compare_candidates
 from nucleoscope.measure.variants import create_variants, find_layout
 from nucleoscope.quantities import list_recorded
 from nucleoscope.settings import Settings
@@ -56,6 +58,7 @@ def complete_run(
         folder.save_batch(*given, batch.variants, find_layout(variants))
     done = folder.list_batches()
     info = {"mode": "generate" if texts is None else "score"}
+    info |= {"chat_template": bool(getattr(tokenizer, "chat_template", None))}
     info |= batching.collect_run_info(model, inputs, done, chosen.batch_size)
     if texts is None:
         info |= {"decoding": checking.find_way(model, chosen.skip_check)}
@@ -68,7 +71,8 @@ def complete_run(
         info |= {"variants": variants.describe("prompts" if texts is None else "prompts and texts")}
     # Its files are written by `finish`: until then a killed process leaves nothing of it, and it is repeated.
     looked, said = second_look.look(model, tokenizer, inputs, folder, chosen)
-    folder.finish(len(prompts), info | said, looked)
+    directions = cosine.find_directions(find_embedding_matrix(model))
+    folder.finish(len(prompts), info | said, tokenizer, partial(compare_candidates, directions), looked)
 
 
 def _describe_begun(folder: Any, measured: int, n_prompts: int, todo: list[list[int]]) -> str:

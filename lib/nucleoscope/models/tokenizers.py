@@ -7,6 +7,7 @@ what loads models.
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nucleoscope.hub import explain, find, is_on_hub
@@ -28,6 +29,17 @@ def load_tokenizer(name: str, trust_remote_code: bool = False, revision: str | N
         raise ValueError(f"cannot load '{name}': {error}") from None
     except Exception as error:  # the library raises many types; all become one line
         raise explain(name, error, revision) from error
+
+
+def load_local_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase | None:
+    """A model's tokenizer if it can be had without the network and without running code of the model's, else None."""
+    try:
+        source, options = find(name)
+        if is_on_hub(name):
+            source = snapshot_download(name, revision=revision, local_files_only=True)
+        return read_tokenizer(source, options)
+    except Exception:  # the libraries raise many types for a file that is missing
+        return None
 
 
 def read_tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:

@@ -225,6 +225,11 @@ def _normalise(covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
     return np.clip(covariances / (deviations[:, :, None] * deviations[:, None, :]), -1, 1)
 
 
+def choose_bins(n: int) -> int:
+    """Bins for a figure of n tokens: the square root of n, at most `BINS`. Fifty bins of 120 tokens are a sawtooth."""
+    return int(np.clip(round(n**0.5), 1, BINS))
+
+
 class Bins:
     """Bins of x, and statistics of y in them, in the data or in any resample.
 

@@ -147,16 +147,18 @@ def read_fields(path: Path) -> list[str] | None:
     return None
 
 
-def iterate_records(path: Path) -> Iterator[dict]:
+def iterate_records(path: Path, vectors: Collection[str] = ("tokens",)) -> Iterator[dict]:
     """The records of a file that was written with this module, one after the other.
 
-    ``tokens`` is a NumPy array; other vectors have only a length. ValueError if the file is damaged.
+    ``vectors`` are the fields whose vectors are read, as NumPy arrays; those of other fields have only a length.
+    ValueError if the file is damaged.
     """
     with _open(path) as archive, archive.open(PICKLE) as stream:
         lengths = _read_index(archive)["lengths"]
         stream.read(len(HEAD))
         for length in lengths:
-            yield _read_record(archive, stream.read(length))
+            record, storages = _read_record(stream.read(length)), dict[str, Any]()
+            yield record | {name: _read_vectors(archive, record[name], storages) for name in vectors if name in record}
 
 
 def read_tokens(path: Path, prompts: Collection[int]) -> dict[int, list[int]]:
@@ -171,20 +173,25 @@ def read_tokens(path: Path, prompts: Collection[int]) -> dict[int, list[int]]:
         for prompt, length in zip(index["prompts"], index["lengths"], strict=True):
             content = stream.read(length)
             if prompt in prompts:
-                found[prompt] = _read_record(archive, content)["tokens"].tolist()
+                found[prompt] = _read_vectors(archive, _read_record(content)["tokens"], {}).tolist()
     return found
 
 
-def _read_record(archive: zipfile.ZipFile, piece: bytes) -> dict:
-    import numpy as np
-
+def _read_record(piece: bytes) -> dict:
     # without its place: an unpickler has room for all lower places, as many as there are prompts before
     (record,) = _PieceUnpickler(io.BytesIO(HEAD + piece[:1] + piece[1 + PUT :] + END)).load()
-    if "tokens" in record:
-        tokens = record["tokens"]
-        content = np.frombuffer(archive.read(DATA + tokens.name), tokens.kind)
-        record["tokens"] = content[tokens.start : tokens.start + tokens.size]
     return record
+
+
+def _read_vectors(archive: zipfile.ZipFile, value: Any, storages: dict[str, Any]) -> Any:
+    """The vector or the vectors of a field; ``storages`` are the parts of the archive that were read before."""
+    import numpy as np
+
+    if isinstance(value, list):
+        return [_read_vectors(archive, each, storages) for each in value]
+    if value.name not in storages:
+        storages[value.name] = np.frombuffer(archive.read(DATA + value.name), value.kind)
+    return storages[value.name][value.start : value.start + value.size]
 
 
 class _Pickling:

@@ -13,11 +13,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nucleoscope.names import escape_line
+from nucleoscope.names import escape_line, suggest
 from nucleoscope.settings import LONGEST_PART, quote
+from nucleoscope.store.candidates import CANDIDATES, Similarities, candidates, load_similarities, tabulate_candidates
 from nucleoscope.store.integrity import is_permitted
 from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load, load_records
-from nucleoscope.store.tokens import TOKENS, convert, read_columns, repair_tokens, tabulate, write_tokens
+from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
 
 # pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANALYSES",
     "ANALYSIS_FILES",
+    "CANDIDATES",
     "FORBIDDEN",
     "MEASURE",
     "MEASUREMENTS",
@@ -36,11 +38,17 @@ __all__ = [
     "RUN_INFO",
     "TOKENS",
     "VARIANT_FILES",
+    "Similarities",
     "StoredTables",
+    "add_texts",
+    "candidates",
     "check_folder",
     "count_tokens",
+    "describe_gaps",
     "describe_run",
     "find_measurements",
+    "find_run",
+    "find_tokenizer",
     "iterate_runs",
     "list_runs",
     "load",
@@ -49,16 +57,20 @@ __all__ = [
     "load_records",
     "load_run",
     "load_runs",
+    "load_similarities",
     "load_table",
     "locate_folder",
     "locate_measured",
     "locate_run",
     "read_json",
+    "read_mode",
     "repair_tokens",
     "select",
     "select_choices",
     "shorten_names",
     "tabulate",
+    "tabulate_candidates",
+    "warn_of_format",
     "write_tokens",
 ]
 
@@ -132,6 +144,38 @@ def load_info(folder: Path) -> dict[str, Any]:
     return read_json(folder / RUN_INFO)
 
 
+def find_run(name: str, results_dir: str | os.PathLike) -> Path:
+    """The folder of a measured run, by its path or by its <dataset>/<model> below ``results_dir``.
+
+    FileNotFoundError, with the run that was probably meant, if there is none.
+    """
+    for folder in (locate_folder(name), locate_folder(results_dir) / name):
+        if folder.is_dir() and find_measurements(folder):
+            return folder
+    known = list_runs(results_dir)
+    names = [str(run) for run in known] + ["/".join(run.parts[-2:]) for run in known] + [run.name for run in known]
+    close = suggest(name.rstrip("/"), names)
+    if not close and known:
+        close = f" (there are {', '.join('/'.join(run.parts[-2:]) for run in known[:5])}{', ...' * (len(known) > 5)})"
+    raise FileNotFoundError(f"there is no measured run '{name}'{close}")
+
+
+def find_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a run's model if it can be had without the network and without its own code, else None."""
+    if not (folder / RUN_INFO).is_file():
+        return None
+    from nucleoscope.models.tokenizers import load_local_tokenizer  # a second: only texts need it
+
+    settings = load_info(folder).get("settings") or {}
+    return load_local_tokenizer(settings.get("model_name") or "", (settings.get("model") or {}).get("revision"))
+
+
+def read_mode(folder: Path) -> str:
+    """Whether the texts of a run were written by its model ("generate") or measured ("score")."""
+    found = load_info(folder).get("settings") or {} if (folder / RUN_INFO).is_file() else {}
+    return found.get("mode", "generate")
+
+
 def describe_run(info: Mapping[str, Any]) -> str:
     """What a run.json says of a run's size, speed and truncations, in lines to print."""
     lines = [
@@ -145,6 +189,44 @@ def describe_run(info: Mapping[str, Any]) -> str:
     if info.get("texts_truncated"):
         lines.append(f"{info['texts_truncated']} texts were longer than max_tokens; their ends were cut off")
     return "\n".join(lines)
+
+
+def describe_gaps(info: Mapping[str, Any], table: "pd.DataFrame", chat_model: bool | None = None) -> list[str]:
+    """What a run lacks and what to try, in lines: a chat model measured raw, empty texts, tokens with one candidate.
+
+    ``info`` is a run.json, ``table`` has the run's columns prompt and k. ``chat_model``: whether the model has a chat
+    template, by default as run.json says.
+    """
+    settings = info.get("settings") or {}
+    raw = settings.get("prompt_format", "raw") == "raw"
+    chat_model = bool(info.get("chat_template")) if chat_model is None else chat_model
+    lines = [warn_of_format(chat_model, "raw")] if chat_model and raw else []
+    n_prompts, written = settings.get("n_prompts") or 0, table["prompt"].nunique()
+    if empty := max(n_prompts - written, 0):
+        what = "text is" if empty == 1 else "texts are"
+        advice = "; prompt_format=chat may help" if chat_model and raw else ""
+        lines.append(
+            f"{empty:,} of {n_prompts:,} {what} empty, because the model ended at once: no table or figure contains "
+            f"a token of them{advice}"
+        )
+    alone = int((table["k"] == 1).sum())
+    if alone:
+        advice = "; a higher top_p or temperature gives more of them an alternative" if 2 * alone > len(table) else ""
+        lines.append(
+            f"{alone:,} of {len(table):,} tokens ({alone / len(table):.0%}) had one candidate: they have no cosine "
+            f"similarity, and no coefficient contains them{advice}"
+        )
+    return lines
+
+
+def warn_of_format(chat_model: bool, prompt_format: str) -> str:
+    """A line for a chat model that is given prompts without its template; "" for any other."""
+    if not chat_model or prompt_format != "raw":
+        return ""
+    return (
+        "warning: this model has a chat template, but prompt_format is raw: it may end texts at once or write what it "
+        "would not write in a chat; prompt_format=chat uses the template"
+    )
 
 
 def read_json(path: Path) -> dict:
@@ -239,9 +321,10 @@ def load_runs(
     """The tokens of every run below ``results_dir``, and the files that cannot be read.
 
     Returns {(model, dataset): table} and {file: what is wrong with it}. Columns of a table: model,
-    dataset (categories), prompt (index), step, token, k (size of the nucleus), then the quantities;
-    entropies are in nats. A quantity is NaN if the file does not contain it; cosine and weighted_cosine
-    are NaN if k = 1 (one candidate has no pair); the token is -1 if it is unknown.
+    dataset (categories), prompt (index), step, k (size of the nucleus), token, text (what the token adds to the text
+    of its prompt), then the quantities; entropies are in nats. A quantity is NaN if the file does not contain it;
+    cosine and weighted_cosine are NaN if k = 1 (one candidate has no pair); the token is -1 if it is unknown, and the
+    text is missing in files of earlier versions until `add_texts` adds it.
     """
     check_folder(results_dir)
     damaged: dict[Path, str] = {}

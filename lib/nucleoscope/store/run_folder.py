@@ -11,13 +11,15 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nucleoscope.atomic import write_atomically, write_json
+from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.quantities import find_columns
 from nucleoscope.settings import fill_defaults
+from nucleoscope.store.candidates import CANDIDATES, NEEDED, write_candidates
 from nucleoscope.store.locking import LOCK, Lock, check_folder
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read
 from nucleoscope.store.nulls import NULLS, write_nulls
@@ -45,7 +47,7 @@ IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting t
 
 LOOKED = (NULLS, VOCABULARY)  # files of the second look, which a run without variants does not have
 # What belongs to measurements, and must never be next to others; `finish` writes it.
-COMPANIONS = (RUN_INFO, TOKENS, VARIANTS, *LOOKED)
+COMPANIONS = (RUN_INFO, TOKENS, CANDIDATES, VARIANTS, *LOOKED)
 
 SOURCES = {"hub": "from the Hub", "folder": "a folder", "file": "a file", "packaged": "packaged"}
 
@@ -393,13 +395,21 @@ class RunFolder:
                     begun.add(path.name.rpartition("-")[0])
         return len(others) + len(begun)
 
-    def finish(self, n_prompts: int, info: dict[str, Any], looked: Any = None) -> None:
+    def finish(
+        self,
+        n_prompts: int,
+        info: dict[str, Any],
+        tokenizer: Any = None,
+        compare: Callable[..., Any] | None = None,
+        looked: Any = None,
+    ) -> None:
         """Joins the batches in prompt order into the measurements; writes what belongs to them, and ``info``.
 
-        That is tokens.parquet, variants.parquet if the batches have any, and the tables of ``looked``, a
-        `measure.second_look.SecondLook` or None. The records are copied one by one, so that the memory does not
-        depend on how many there are. ValueError if a prompt is missing, also because its batch turned out to be
-        damaged: it is removed, to be measured again.
+        That is tokens.parquet, with the tokens' texts if there is a ``tokenizer``; candidates.parquet if there is also
+        ``compare`` (see `candidates.write_candidates`); variants.parquet if the batches have any; and the tables of
+        ``looked``, a `measure.second_look.SecondLook` or None. The records are copied one by one, so that the memory
+        does not depend on how many there are. ValueError if a prompt is missing, also because its batch turned out to
+        be damaged: it is removed, to be measured again.
         """
         self._check_lock()
         measured = {index for batch in self.list_batches() for index in batch["indices"]}
@@ -409,7 +419,10 @@ class RunFolder:
         measurements = self.folder / MEASUREMENTS
         with self._discard_damaged(), write_atomically(measurements, self._replace_measurements) as stream:
             join_records(stream, self._list_kept(), n_prompts)
-        write_tokens(iterate_records(measurements), measurements, read_fields(measurements))
+        split_text = None if tokenizer is None else TokenDecoder(tokenizer).split_text
+        write_tokens(iterate_records(measurements), measurements, read_fields(measurements), split_text)
+        if tokenizer is not None and compare is not None:
+            write_candidates(iterate_records(measurements, NEEDED), measurements, tokenizer, compare)
         with self._discard_damaged():
             self._write_variants(measurements, n_prompts)
         if looked:

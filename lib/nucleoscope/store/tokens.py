@@ -1,7 +1,8 @@
 """A run's tokens.parquet: one row per token and one column per quantity, which is what analyses read.
 
 Contract: the file belongs to one measurements file, by a fingerprint, and is written again from it if it is
-missing, damaged or of other measurements. It is written for the files of the published study too.
+missing, damaged or of other measurements. It is written for the files of the published study too. The column ``text``
+needs the tokenizer: it is there if the file was written with one, by the run itself or by `add_texts`.
 """
 
 import contextlib
@@ -9,12 +10,14 @@ import hashlib
 import os
 import textwrap
 import zipfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
+from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.store.measurements import SYSTEM, complete, find_measurements, find_system_cause, load_mapped
 from nucleoscope.store.record_files import iterate_records, read_fields
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOKENS = "tokens.parquet"
+TEXT = "text"  # the column of the tokens' texts
 LARGEST = 1e75  # of a quantity: the fourth power of a value is a number too, so that no mean or variance overflows
 ROWS = 2**16  # of a group in tokens.parquet, and in memory, before the next one is begun
 SOURCE = b"nucleoscope.measurements"  # the metadata key for the fingerprint of the measurements
@@ -30,22 +34,70 @@ SOURCE = b"nucleoscope.measurements"  # the metadata key for the fingerprint of 
 
 def tabulate(records: list[dict], model: str, dataset: str) -> "pd.DataFrame":
     """The tokens of some records as a table; columns as in `load_runs`. ValueError names a bad prompt."""
-    return _add_names(_tabulate_records(records), model, dataset)
+    return read_columns(_tabulate_records(records), model, dataset, None)
 
 
-def write_tokens(records: Iterable[dict], path: Path, fields: Iterable[str] | None = None) -> None:
+def write_tokens(
+    records: Iterable[dict],
+    path: Path,
+    fields: Iterable[str] | None = None,
+    split_text: Callable[[list[int]], list[str]] | None = None,
+) -> None:
     """Writes the tokens of the measurements file ``path``, which contains these records, to its tokens.parquet.
 
     One row per token, with columns for prompt, step, k and token and one per quantity, which is null
     where it has no value. The file appears only when it is complete. ``fields`` are the keys of all records; if they
-    are given, the records are iterated over once, and about `ROWS` tokens of them are in memory.
+    are given, the records are iterated over once, and about `ROWS` tokens of them are in memory. ``split_text``, a
+    `token_bytes.TokenDecoder.split_text`, gives the tokens' texts; without it there is no such column.
     """
     fingerprint = compute_fingerprint(path)
-    _write_tables(_tabulate_groups(records, fields), path, fingerprint)
+    _write_tables(_tabulate_groups(records, fields, split_text), path, fingerprint)
 
 
-def _tabulate_groups(records: Iterable[dict], fields: Iterable[str] | None) -> Iterator["pd.DataFrame"]:
+def add_texts(folder: Path, tokenizer: Any) -> bool:
+    """Adds the tokens' texts to the tokens.parquet of a run that was measured without them; whether it did.
+
+    Nothing is added to a run whose tokens are unknown, or in a folder that cannot be written to. ValueError names
+    measurements that cannot be read.
+    """
+    from pyarrow import parquet
+
+    path = find_measurements(folder)
+    tokens = convert(path) if path else None
+    if not isinstance(tokens, Path) or TEXT in parquet.read_schema(tokens).names:
+        return False
+    frame = parquet.read_table(tokens).to_pandas()
+    if not len(frame) or (frame["token"] < 0).any():
+        return False
+    try:
+        write_parquet(_insert_texts(frame, TokenDecoder(tokenizer).split_text), path, compute_fingerprint(path))
+    except OSError:
+        return False
+    return True
+
+
+def _insert_texts(frame: "pd.DataFrame", split_text: Callable[[list[int]], list[str]]) -> "pd.DataFrame":
+    """The table of whole prompts, in order, with the texts of their tokens."""
+    import pandas as pd
+
+    ids = frame["token"].to_numpy()
+    starts = [*(~frame["prompt"].duplicated()).to_numpy().nonzero()[0].tolist(), len(frame)]
+    texts = [text for start, end in pairwise(starts) for text in split_text(ids[start:end].tolist())]
+    frame.insert(frame.columns.get_loc("token") + 1, TEXT, pd.array(texts, dtype="str"))
+    return frame
+
+
+def _tabulate_groups(
+    records: Iterable[dict],
+    fields: Iterable[str] | None,
+    split_text: Callable[[list[int]], list[str]] | None = None,
+) -> Iterator["pd.DataFrame"]:
     """Tables of consecutive records, each of which ends when it has `ROWS` rows; one without rows if there are none."""
+
+    def tabulate_group() -> "pd.DataFrame":
+        frame = _tabulate_records(group, first, fields)
+        return _insert_texts(frame, split_text) if split_text else frame
+
     if fields is None:
         records = list(records)
         fields = {key for record in records for key in record}
@@ -54,10 +106,10 @@ def _tabulate_groups(records: Iterable[dict], fields: Iterable[str] | None) -> I
         group.append(record)
         rows += len(record["entropies"])
         if rows >= ROWS:
-            yield _tabulate_records(group, first, fields)
+            yield tabulate_group()
             group, first, rows = [], prompt, 0
     if group or not first:
-        yield _tabulate_records(group, first, fields)
+        yield tabulate_group()
 
 
 def repair_tokens(folder: Path) -> bool:
@@ -110,10 +162,11 @@ def read_columns(source: Any, model: str, dataset: str, columns: Collection[str]
     ValueError names a tokens.parquet that is damaged, OSError one that the system cannot read.
     """
     import numpy as np
+    import pandas as pd
     import pyarrow as pa
     from pyarrow import parquet
 
-    known = ["model", "dataset", "prompt", "step", "k", "token", *quantities.find_columns().values()]
+    known = ["model", "dataset", "prompt", "step", "k", "token", TEXT, *quantities.find_columns().values()]
     if isinstance(source, Path):
         try:
             with parquet.ParquetFile(source) as file:
@@ -133,7 +186,7 @@ def read_columns(source: Any, model: str, dataset: str, columns: Collection[str]
     frame = _add_names(frame, model, dataset)
     for name in known:
         if name not in frame:
-            frame[name] = np.nan
+            frame[name] = pd.array([None] * len(frame), dtype="str") if name == TEXT else np.nan
     others = [name for name in frame if name not in known]  # registered when the file was written, but not here
     return frame[[name for name in (*known, *others) if columns is None or name in columns]]
 

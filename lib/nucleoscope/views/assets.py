@@ -4,22 +4,34 @@ Contract: both contain the same `palette.format_css`, ``static/card.css`` and ``
 indentation are left out, because every strip of a page contains all of it.
 """
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from nucleoscope.views import palette
 
 STATIC = Path(__file__).with_name("static")
 
 
-def join_script(own: Path) -> str:
+def join_script(*own: Path) -> str:
     """The script that draws cards, and then ``own``."""
-    return read_compactly(STATIC / "card.js") + read_compactly(own)
+    return "".join(map(read_compactly, (STATIC / "card.js", *own)))
 
 
-def join_style(own: Path) -> str:
+def wrap_script(*own: Path, start: str) -> str:
+    """`join_script` and then ``start``, in a function: on a page, other scripts may use the same names."""
+    return f'(() => {{\n"use strict";\n{join_script(*own)}{start}\n}})();'
+
+
+def join_style(*own: Path) -> str:
     """The colours, the style of cards, and then ``own``."""
-    return palette.format_css() + read_compactly(STATIC / "card.css") + read_compactly(own)
+    return palette.format_css() + "".join(map(read_compactly, (STATIC / "card.css", *own)))
+
+
+def format_json(value: Any) -> str:
+    """JSON that may be in a script: without "<", because "</script>" would end it and "<!--" hide what follows."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", r"\u003c")
 
 
 def read_compactly(path: Path) -> str:

@@ -16,13 +16,25 @@ from nucleoscope.views.token_text import Reader, Unit
 
 LARGEST = 30  # candidates in a matrix
 LISTED = 10  # candidates on a card
+PAIRED = 10  # candidates whose pairs are on a card
 
 
 def find_value(token: Token, name: str) -> float:
-    """A quantity of one token by name; NaN if it needs a pair of candidates and there is only one."""
+    """A quantity of one token by name; NaN if it is missing, or needs a pair of candidates and there is only one."""
     if name == "k":
         return float(len(token.ids))
-    return float("nan") if quantities.needs_pair(name) and len(token.ids) == 1 else token.values[name]
+    undefined = quantities.needs_pair(name) and len(token.ids) == 1
+    return float("nan") if undefined else token.values.get(name, float("nan"))
+
+
+def list_tokens(record: dict) -> list[Token]:
+    """The tokens of a record of measurements, as `streaming.stream` gives them for a text that is being written."""
+    columns = {name: record[plural] for plural, name in quantities.find_columns(record).items() if plural in record}
+    rows = zip(record["tokens"], record["top_p_tokens"], record["top_p_probs"], strict=True)
+    return [
+        Token(int(token), ids, probs, {name: float(values[step]) for name, values in columns.items()})
+        for step, (token, ids, probs) in enumerate(rows)
+    ]
 
 
 def list_columns(tokens: Sequence[Token]) -> dict[str, np.ndarray]:
@@ -87,7 +99,21 @@ def compute_directions(embedding: torch.Tensor, ids: torch.Tensor) -> np.ndarray
 
 
 def compute_matrix(embedding: torch.Tensor, ids: torch.Tensor, largest: int = LARGEST) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines (n, n) of the ``largest`` likeliest candidates, and their places in ``ids``, similar ones adjacent.
+    """Cosines (n, n) of the ``largest`` likeliest candidates, and their places in ``ids``: an `order_matrix`."""
+    rows = compute_directions(embedding, ids[:largest])
+    return order_matrix(rows @ rows.T)
+
+
+def unpack_pairs(pairs: np.ndarray) -> np.ndarray:
+    """The cosines (m, m) of the m likeliest candidates from the ``pairs`` of a `Choice`, of which there are some."""
+    m = round((1 + np.sqrt(1 + 8 * len(pairs))) / 2)
+    cosines = np.zeros((m, m))
+    cosines[np.tril_indices(m, -1)] = pairs
+    return cosines + cosines.T
+
+
+def order_matrix(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix of cosines (n, n) with similar rows adjacent and ones on its diagonal, and the former places of rows.
 
     The order is that of the leaves of an average-linkage tree over 1 - cosine, its branches turned
     so that neighbours are similar (Bar-Joseph, Gifford and Jaakkola, Bioinformatics 2001).
@@ -95,11 +121,10 @@ def compute_matrix(embedding: torch.Tensor, ids: torch.Tensor, largest: int = LA
     from scipy.cluster.hierarchy import leaves_list, linkage  # only the live notebook draws a matrix
     from scipy.spatial.distance import squareform
 
-    rows = compute_directions(embedding, ids[:largest])
-    cosines = np.clip(rows @ rows.T, -1, 1)
+    cosines = np.clip(cosines, -1, 1)
     np.fill_diagonal(cosines, 1)
-    order = np.arange(len(rows))
-    if len(rows) > 2:
+    order = np.arange(len(cosines))
+    if len(order) > 2:
         order = leaves_list(linkage(squareform(1 - cosines, checks=False), "average", optimal_ordering=True))
     return cosines[np.ix_(order, order)], order
 
@@ -123,13 +148,17 @@ class Words:
 class Choice(NamedTuple):
     """The choice at one token: its id, and its candidates, (k,) each, by falling probability.
 
-    ``outside`` is the probability of the token if it is not among them; NaN if that is unknown.
+    ``outside`` is the probability of the token if it is not among them; NaN if that is unknown. ``taken`` (k,) are the
+    candidates' cosines with the token, ``pairs`` those of the pairs of the likeliest, in the order (0, 1), (0, 2),
+    (1, 2), (0, 3), ..., as `measure.pairs` has them; None if they are unknown.
     """
 
     token: int
     ids: np.ndarray
     probs: np.ndarray
     outside: float
+    taken: np.ndarray | None = None
+    pairs: np.ndarray | None = None
 
 
 def build_cards(
@@ -156,8 +185,16 @@ def build_cards(
     among those listed, its probability. ``quantities``: a `build_scale` each, in the order of
     `quantities.list_titles`. ``places`` and ``pairs``: see `rank_places`. ``parts`` has, for each token that
     makes a character only with others, [its number among these, how many they are, the character], by its
-    step - first. ``total`` is n.
+    step - first. ``total`` is n. ``similar`` and ``matrix`` have a list for each token if cosines of candidates are
+    known, in hundredths: those of the listed candidates with the token, and of the pairs of the likeliest.
     """
+    choices = list(choices)
+    compared = {}
+    if any(choice.taken is not None for choice in choices):
+        compared["similar"] = [_count_hundredths(choice.taken, listed) for choice in choices]
+        compared["matrix"] = [
+            _count_hundredths(choice.pairs, min(listed, PAIRED) * (min(listed, PAIRED) - 1) // 2) for choice in choices
+        ]
     total, titles, words = len(columns["k"]), quantities.list_titles(), Words(reader)
     last = total if last is None else last
     names = [*(name for name in titles if name in columns), *(name for name in columns if name not in titles)]
@@ -174,7 +211,13 @@ def build_cards(
         "places": places[first:last],
         "pairs": pairs,
         "parts": {str(step - first): part for step, part in _list_parts(units) if first <= step < last},
+        **compared,
     }
+
+
+def _count_hundredths(cosines: np.ndarray | None, most: int) -> list[int]:
+    """The first ``most`` cosines as whole hundredths: a page has a thousand of them."""
+    return [] if cosines is None else np.rint(100 * np.asarray(cosines[:most], dtype=float)).astype(int).tolist()
 
 
 def _list_parts(units: Sequence[Unit]) -> Iterator[tuple[int, list]]:
@@ -188,7 +231,7 @@ def _list_parts(units: Sequence[Unit]) -> Iterator[tuple[int, list]]:
 
 def _list_choice(words: Words, choice: Choice, listed: int) -> list:
     """A token of `build_cards`."""
-    token, ids, probs, outside = choice
+    token, ids, probs, outside = choice[:4]
     place = int(np.flatnonzero(ids == token)[0]) if (ids == token).any() else -1
     top = [[words.find_place(int(id)) for id in ids[:listed]], [round_value(p) for p in probs[:listed]]]
     masses = [round_value(probs[listed:].sum()), round_value(probs.sum())]
@@ -211,18 +254,23 @@ def describe_token(
     tokens: Sequence[Token],
     step: int,
     reader: Reader,
-    embedding: torch.Tensor,
+    cosines: tuple[np.ndarray | None, np.ndarray | None],
     listed: int = LISTED,
     mode: str = "generate",
 ) -> dict:
-    """The `build_cards` of token ``step`` alone, and the ``cosines`` of its listed candidates with it."""
+    """The `build_cards` of token ``step`` alone; ``cosines`` are the ``taken`` and ``pairs`` of its `Choice`."""
     token = tokens[step]
     ids, probs = token.ids.cpu().numpy(), token.probs.double().cpu().numpy()
-    choice = Choice(token.id, ids, probs, float(np.exp(-token.values["surprisal"])))
-    unit = compute_directions(embedding, torch.tensor([*ids[:listed].tolist(), token.id]))
+    choice = Choice(token.id, ids, probs, float(np.exp(-token.values.get("surprisal", np.nan))), *cosines)
     columns, units = list_columns(tokens), reader.split_units([token.id for token in tokens])
-    cards = build_cards(reader, [choice], columns, units, mode=mode, first=step, last=step + 1, listed=listed)
-    return cards | {"cosines": [round_value(cosine) for cosine in (unit[:-1] @ unit[-1]).tolist()]}
+    return build_cards(reader, [choice], columns, units, mode=mode, first=step, last=step + 1, listed=listed)
+
+
+def compare_candidates(embedding: torch.Tensor, token: Token, listed: int = LISTED) -> tuple[np.ndarray, np.ndarray]:
+    """The ``taken`` and ``pairs`` of a token's `Choice` as far as a card shows them, from the model's embedding."""
+    units = compute_directions(embedding, torch.tensor([*token.ids[:listed].tolist(), token.id]))
+    likeliest = units[:-1][:PAIRED]
+    return units[:-1] @ units[-1], (likeliest @ likeliest.T)[np.tril_indices(len(likeliest), -1)]
 
 
 def round_quantity(name: str, value: float) -> float | int | None:

@@ -22,7 +22,7 @@ from plotly.subplots import make_subplots
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
 from nucleoscope.names import escape_mathtext, escape_plotly
-from nucleoscope.stats.bootstrap import BINS, Bins
+from nucleoscope.stats.bootstrap import Bins, choose_bins
 from nucleoscope.store.results import select, select_choices
 from nucleoscope.views.palette import (
     BLUE,
@@ -45,13 +45,15 @@ if TYPE_CHECKING:
 
 plotly.io.renderers.default = "plotly_mimetype"
 FONTS = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8}  # 42: text stays text in the pdf
+NO_CHOICE = "No token had more than one candidate, so there is nothing to compare"
+SYMBOLS = ("circle", "square", "diamond", "cross", "x")
 MOST = 20_000  # points in one scatter plot: more make the page heavy, and overlap
 _EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
 def plot_scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Figure:
-    """Every token with k > 1 as a point, and the median of ``y`` in 50 equal-width bins of ``x``.
+    """Every token with k > 1 as a point, and the median of ``y`` in equal-width bins of ``x`` (`bin_run`).
 
     Of more than `MOST` tokens every n-th is drawn, and the title gives n. The medians are those of all tokens.
     """
@@ -78,6 +80,8 @@ def plot_scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> 
                 hovertemplate="%{x:.2f}: median %{y:.3f} of %{customdata:,} tokens<extra></extra>",
             )
         )
+    else:
+        _say_why_empty(figure, NO_CHOICE)
     figure.update_xaxes(title=quantities.find_title(x), rangemode="tozero")
     figure.update_yaxes(title=quantities.find_title(y))
     return describe(
@@ -91,7 +95,10 @@ def plot_distributions(table: pd.DataFrame, left: str = "entropy", right: str = 
     figure = make_subplots(1, 2, horizontal_spacing=0.1)
     for column, (name, color) in enumerate(((left, BLUE), (right, GREEN)), 1):
         values = pairs[name].to_numpy()
-        counts, edges = np.histogram(values[np.isfinite(values)], BINS)
+        values = values[np.isfinite(values)]
+        if not len(values):
+            continue
+        counts, edges = np.histogram(values, choose_bins(len(values)))
         spans = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
         hover = "%{customdata}: %{y:,} tokens<extra></extra>"
         bars = go.Bar(
@@ -103,7 +110,15 @@ def plot_distributions(table: pd.DataFrame, left: str = "entropy", right: str = 
     figure.update_layout(
         build_layout(f"Distributions over {len(pairs):,} tokens", height=340), showlegend=False, bargap=0
     )
+    if not figure.data:
+        _say_why_empty(figure, NO_CHOICE)
     return describe(figure, f"Histograms of {quantities.find_title(left)} and {quantities.find_title(right)}")
+
+
+def _say_why_empty(figure: go.Figure, text: str) -> None:
+    """Puts a sentence in the place of axes that would have no scale."""
+    figure.update_xaxes(visible=False).update_yaxes(visible=False)
+    figure.add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font_size=14)
 
 
 def build_layout(title: str, height: int) -> dict:
@@ -122,7 +137,7 @@ def build_layout(title: str, height: int) -> dict:
 
 
 def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> "matplotlib.figure.Figure":
-    """The published figure: models down, data sets across; the median of y in 50 equal-width bins of x.
+    """The published figure: models down, data sets across; the median of y in 50 equal-width bins of x, or fewer.
 
     The band is one standard deviation of the bin's tokens to either side. A missing run is blank.
     """
@@ -213,20 +228,26 @@ def select_pairs(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 
 
 def bin_run(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
-    """The bins of a run, or None if there is nothing to show."""
+    """The equal-width bins of a run, as many as `choose_bins` says, or None if there is nothing to show."""
     if table is None or (pairs := select_pairs(table, x, y)).empty:
         return None
-    return Bins(pairs[x].to_numpy(), pairs[y].to_numpy(), pd.factorize(pairs["prompt"])[0])
+    columns = (pairs[x].to_numpy(), pairs[y].to_numpy(), pd.factorize(pairs["prompt"])[0])
+    return Bins(*columns, choose_bins(len(pairs)))
 
 
 def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 20) -> go.Figure:
-    """One line per run: the median of y in the bins of x that contain at least ``least`` tokens."""
+    """One line per run: the median of y in the bins of x that contain at least ``least`` tokens.
+
+    A run without such bins has a point for each of its tokens instead, and the figure says so.
+    """
     colors, dashes = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY), ("solid", "dash", "dot", "dashdot", "longdash")
     models, datasets = list_rows_and_columns(tables)
     tables = select(tables, columns={"prompt", "k", x, y})
     figure = go.Figure(layout=build_layout("", height=440))
+    few = 0  # runs without a line
     for model, dataset in sorted(tables):
-        bins = bin_run(tables[model, dataset], x, y)
+        table = tables[model, dataset]
+        bins = bin_run(table, x, y)
         if bins is None:
             continue
         held = bins.count >= least
@@ -235,6 +256,15 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         color, dash = (color, dash) if len(models) > 1 else (dash, 0)
         both = escape_plotly(f"{model}, {dataset}")
         name = both if len(models) > 1 else escape_plotly(dataset)
+        if not held.any():
+            few, pairs = few + 1, select_pairs(table, x, y)
+            point = {"size": 7, "color": colors[color % len(colors)], "opacity": 0.6}
+            point["symbol"] = SYMBOLS[dash % len(SYMBOLS)]
+            figure.add_scatter(
+                x=round_values(pairs[x]), y=round_values(pairs[y]), mode="markers", marker=point, name=name,
+                hovertemplate=f"one token: %{{x:.2f}}, %{{y:.3f}}<extra>{both}</extra>",
+            )  # fmt: skip
+            continue
         hover = "median %{y:.3f} of %{customdata:,} tokens at %{x:.2f}" + f"<extra>{both}</extra>"
         line = {"color": colors[color % len(colors)], "dash": dashes[dash % len(dashes)], "width": 2.5}
         figure.add_trace(
@@ -248,11 +278,16 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
                 hovertemplate=hover,
             )
         )
-    if not any(len(line.x) for line in figure.data):
-        figure.add_annotation(text=f"no bin contains {least} tokens", xref="x domain", yref="y domain", showarrow=False)
+    if few:
+        which = "Points are" if few == len(figure.data) else "Where a run has points, they are"
+        text = f"{which} single tokens: no bin has the {least} that a median needs"
+        place = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
+        figure.add_annotation(text=text, showarrow=False, **place)
+    if not figure.data:
+        _say_why_empty(figure, NO_CHOICE)
     across, up = quantities.find_title(x), quantities.find_title(y)
     axes = {"xaxis_title": across, "xaxis_rangemode": "tozero", "yaxis_title": f"median {up}"}
-    figure.update_layout(showlegend=True, margin={"t": 20}, **axes)
+    figure.update_layout(showlegend=bool(figure.data), margin={"t": 40 if few else 20}, **axes)
     return describe(figure, f"Median {up} over {across}, one line for each model and data set")
 
 

@@ -10,7 +10,6 @@ with ``detail.step``, the token's number in the record counted from 0, or null.
 """
 
 import html
-import json
 import unicodedata
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -21,11 +20,12 @@ import pandas as pd
 from nucleoscope import quantities
 from nucleoscope.names import suggest
 from nucleoscope.settings import validate
-from nucleoscope.stats.bootstrap import Bins
+from nucleoscope.stats.bootstrap import Bins, choose_bins
+from nucleoscope.store.candidates import Similarities
 from nucleoscope.store.results import select_choices
 from nucleoscope.views import assets, cards
 from nucleoscope.views.assets import STATIC
-from nucleoscope.views.token_text import Reader, make_encodable
+from nucleoscope.views.token_text import Reader, Unit, make_encodable
 
 NEEDED = ("tokens", "top_p_probs", "entropies", "cosines")
 FOLDED = 300  # characters of a prompt from which it is collapsed
@@ -50,6 +50,7 @@ def render_strip(
     last: int | None = None,
     shown: int | None = None,
     most: int = cards.LISTED,
+    similarities: Similarities | None = None,
 ) -> str:
     """The text of one record as HTML, its tokens tinted by ``quantity``; readers may choose another.
 
@@ -59,10 +60,40 @@ def render_strip(
     many strips of one table pass its `compute_background` instead, so that it is computed once. ``mode``: the
     run's, "generate" if the model wrote the text, "score" if the text existed before.
     Only the tokens ``first`` <= step < ``last`` are shown. ``shown`` is a token whose card
-    stays open. Cards list the ``most`` likely candidates and the token itself.
+    stays open. Cards list the ``most`` likely candidates and the token itself; with ``similarities``, those of the
+    prompt by `results.load_similarities`, also how similar they are to it and to each other.
 
     Raises ValueError for an unknown quantity or ``mode``, for a token ``shown`` outside first and last, and
     for records that lack what a strip shows: the published study's files contain no tokens.
+    """
+    content = build_content(
+        record, tokenizer, quantity, table=table, mode=mode, first=first, last=last, shown=shown, most=most,
+        similarities=similarities,
+    )  # fmt: skip
+    data = content["data"]
+    before, after = "… " if data["first"] else "", " …" if data["first"] + len(data["tokens"]) < data["total"] else ""
+    units = [Unit(*unit) for unit in content["units"]]
+    spans = before + "".join(map(_render_span, units)) + after if units else content["empty"]
+    return _render_page(content["prompt"], spans, data)
+
+
+def build_content(
+    record: dict,
+    tokenizer: Any,
+    quantity: str = "entropy",
+    *,
+    table: pd.DataFrame | Background | None = None,
+    mode: str = "generate",
+    first: int = 0,
+    last: int | None = None,
+    shown: int | None = None,
+    most: int = cards.LISTED,
+    similarities: Similarities | None = None,
+) -> dict[str, Any]:
+    """What a strip shows, as JSON: its prompt, its text in units, and the ``data`` of its tints and cards.
+
+    The arguments are those of `render_strip`, and so are the errors. ``units`` are [text, number of tokens] each;
+    ``empty`` is what to say if there are none.
     """
     lacking = [name for name in NEEDED if name not in record]
     if lacking:
@@ -78,7 +109,7 @@ def render_strip(
     if shown is not None and not first <= shown < last:
         raise ValueError(f"shown is {shown}: it must be a token of the strip, {first} to {last - 1}")
     background = compute_background(table) if isinstance(table, pd.DataFrame) else table or Background({}, [])
-    choices = _list_choices(record, first, last)
+    choices = _list_choices(record, first, last, similarities)
     window = {"mode": mode, "first": first, "last": last}
     data = {
         "quantity": quantity,
@@ -86,12 +117,13 @@ def render_strip(
         "line": background.line,
         "shown": None if shown is None else shown - first,
     }
-    before, after = "… " if first else "", " …" if last < len(tokens) else ""
-    empty = (
-        "(the model ended this text immediately)" if mode == "generate" and not tokens else "(no token was measured)"
-    )
-    spans = before + "".join(map(_render_span, kept)) + after if kept else empty
-    return _render_page(make_encodable(record["prompt"]), spans, data)
+    ended = mode == "generate" and not tokens
+    return {
+        "prompt": make_encodable(record["prompt"]),
+        "units": [list(unit) for unit in kept],
+        "empty": "(the model ended this text immediately)" if ended else "(no token was measured)",
+        "data": data,
+    }
 
 
 def compute_background(table: pd.DataFrame) -> Background:
@@ -125,12 +157,15 @@ def _find_window(units: list, first: int, last: int) -> tuple[list, int, int]:
     return units[kept[0] : kept[-1] + 1], ends[kept[0]], ends[kept[-1] + 1]
 
 
-def _list_choices(record: dict, first: int, last: int) -> Iterator[cards.Choice]:
+def _list_choices(
+    record: dict, first: int, last: int, similarities: Similarities | None = None
+) -> Iterator[cards.Choice]:
     """The choices at the tokens first <= step < last."""
     outside = np.exp(-np.asarray(record.get("surprisals", [np.nan] * len(record["tokens"])), dtype=float))
     for step in range(first, last):
         ids, probs = np.asarray(record["top_p_tokens"][step]), np.asarray(record["top_p_probs"][step], dtype=float)
-        yield cards.Choice(int(record["tokens"][step]), ids, probs, float(outside[step]))
+        compared = (similarities.taken[step], similarities.pairs[step]) if similarities else ()
+        yield cards.Choice(int(record["tokens"][step]), ids, probs, float(outside[step]), *compared)
 
 
 def _build_line(pairs: pd.DataFrame) -> list:
@@ -138,7 +173,8 @@ def _build_line(pairs: pd.DataFrame) -> list:
     pairs = pairs[np.isfinite(pairs[["entropy", "cosine"]]).all(axis=1)]
     if pairs.empty:
         return []
-    bins = Bins(pairs["entropy"].to_numpy(), pairs["cosine"].to_numpy(), pd.factorize(pairs["prompt"])[0])
+    columns = (pairs["entropy"].to_numpy(), pairs["cosine"].to_numpy(), pd.factorize(pairs["prompt"])[0])
+    bins = Bins(*columns, choose_bins(len(pairs)))
     return [
         [cards.round_value(x), cards.round_value(y)]
         for x, y in zip(bins.centers, bins.compute_medians(), strict=True)
@@ -155,18 +191,20 @@ def _render_span(unit: Any) -> str:
 
 
 def _render_page(prompt: str, spans: str, data: dict) -> str:
-    # a script must not contain "<": "</script>" would end it, and "<!--" would hide what follows
-    payload = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", r"\u003c")
-    style, script = assets.join_style(STATIC / "strip.css"), assets.join_script(STATIC / "strip.js")
-    script = f"(() => {{\n{script}}})();"
+    payload = assets.format_json(data)
+    style = assets.join_style(STATIC / "strip.css")
+    script = assets.wrap_script(STATIC / "strip.js", start="buildStrips();")
     options = "".join(
         f'<option value="{place}"{" selected" if scale["name"] == data["quantity"] else ""}>{scale["label"]}</option>'
         for place, scale in enumerate(data["quantities"])
     )
+    bar = (
+        f'<div class="ns-bar"><label>Tint by <select>{options}</select></label> <span class="ns-legend"></span></div>\n'
+    )
     # Without this attribute JupyterLab handles the arrow keys itself.
     return (
         f'<div class="nucleoscope nucleoscope-strip" data-lm-suppress-shortcuts="true">\n<style>{style}</style>\n'
-        f'<div class="ns-bar"><label>Tint by <select>{options}</select></label> <span class="ns-legend"></span></div>\n'
+        f"{bar if data['tokens'] else ''}"
         f'<details class="ns-prompt"{" open" if len(prompt) < FOLDED else ""}><summary>Prompt</summary>'
         f'<div dir="auto">{html.escape(prompt)}</div></details>\n'
         f'<div class="ns-both"><div class="ns-text" dir="auto" tabindex="0" role="application" '

@@ -5,8 +5,9 @@ here but not computed. The LaTeX is a bare tabular for an article with the packa
 multirow; a dash marks a missing value, and a comment above the table says why it is missing.
 """
 
+import html
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from nucleoscope.stats.bootstrap import WIDTH
 from nucleoscope.stats.correlation import format_power_of_ten
 from nucleoscope.stats.random_effects import RANDOM
 from nucleoscope.stats.specification import ALL, NEGATIVE, POSITIVE, UNDECIDED
-from nucleoscope.store.results import ANALYSES, locate_folder
+from nucleoscope.store.results import ANALYSES, RUN_INFO, locate_folder, locate_measured, read_json, select
+from nucleoscope.store.results import describe_gaps as describe_run_gaps
+from nucleoscope.views.token_text import escape_name
 
 RUN = ["Model", "Dataset"]
 KINDS = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman", "within-k Spearman")
@@ -162,10 +165,22 @@ def _format_power(log10: float) -> str:
 
 
 def show(frame: pd.DataFrame) -> HTML:
-    """A table for a notebook, with its index as columns; in the book its headings sort it."""
+    """A table for a notebook, with its index as columns; in the book its headings sort it.
+
+    A column ``note`` becomes a row of its own below each row that has a note.
+    """
     flat = frame.reset_index()
     flat.columns = [str(name) for name in flat.columns]
-    return HTML(flat.to_html(index=False, border=0, na_rep="", classes="sortable"))
+    notes = flat.pop("note").fillna("") if "note" in flat else pd.Series("", index=flat.index)
+    head, body, rest = flat.to_html(index=False, border=0, na_rep="", classes="sortable").partition("<tbody>")
+    rows = rest.split("</tr>")
+    noted = [
+        f'{row}</tr>\n    <tr class="note">\n      <td colspan="{flat.shape[1]}">{html.escape(note)}</td>\n    '
+        if note
+        else row
+        for row, note in zip(rows, notes, strict=False)
+    ]
+    return HTML(head + body + "</tr>".join([*noted, *rows[len(notes) :]]))
 
 
 def format_readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
@@ -213,6 +228,26 @@ def describe_coefficients(statistics: pd.DataFrame) -> str:
     elif turned.any():
         text += f" In {turned.sum()} of {len(both)} runs even the sign differs."
     return text
+
+
+def describe_gaps(results_dir: str | os.PathLike, tables: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+    """A list, in Markdown, of what runs lack and what to try (`results.describe_gaps`); "" if no run lacks anything.
+
+    Tokens with one candidate are mentioned where they are more than half.
+    """
+    lines = []
+    for (model, dataset), table in select(tables, columns={"prompt", "k"}).items():
+        path = locate_measured(results_dir, model, dataset) / RUN_INFO
+        found = describe_run_gaps(read_json(path) if path.is_file() else {}, table)
+        few = 2 * (table["k"] == 1).sum() > len(table)
+        kept = [line for line in found if few or "had one candidate" not in line]
+        if kept:
+            lines.append(f"* **{escape_name(model)} on {escape_name(dataset)}**: {'. '.join(map(_capitalise, kept))}.")
+    return "\n".join(lines)
+
+
+def _capitalise(line: str) -> str:
+    return line[:1].upper() + line[1:]
 
 
 def describe_comparison(common: int, published: int, measured: int) -> str:
@@ -305,6 +340,16 @@ def _add_notes(columns: dict, notes: pd.Series) -> pd.DataFrame:
 
 
 def _format_spans(rows: pd.DataFrame, name: str, digits: int, value: str = "") -> list[str]:
-    """'value [low, high]' of a column, empty if it is missing."""
+    """'value [low, high]' of a column, empty if it is missing, with ``digits`` decimals or fewer.
+
+    An interval's width has two digits that mean something; more decimals than that would only look exact.
+    """
     found = zip(rows[value or name], rows[f"{name} low"], rows[f"{name} high"], strict=True)
-    return ["" if pd.isna(x) else f"{x:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" for x, low, high in found]
+    return ["" if pd.isna(x) else _format_span(x, low, high, digits) for x, low, high in found]
+
+
+def _format_span(value: float, low: float, high: float, digits: int) -> str:
+    width = high - low
+    if np.isfinite(width) and width > 0:
+        digits = min(digits, max(0, 1 - int(np.floor(np.log10(width)))))
+    return f"{value:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"

@@ -1,17 +1,18 @@
 """Converts token ids into readable text, with any tokenizer.
 
-Contract: plain text only; code that makes HTML of it must escape it. Tokens are bytes: a single one
-need not be valid text. `Reader.show` shows one token on its own, so that different tokens look
-different; `Reader.split_units` shows a sequence of tokens as the text that they form together.
+Contract: plain text only; code that makes HTML of it must escape it. What bytes a token is, is known to
+`models.token_bytes`; a single one need not be valid text. `Reader.show` shows one token on its own, so that
+different tokens look different; `Reader.split_units` shows a sequence of tokens as the text that they form together.
 """
 
 import codecs
-import json
 import re
 import unicodedata
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import regex
+
+from nucleoscope.models.token_bytes import TokenDecoder, name_unknown
 
 MARKS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
 SIGNS = {*MARKS.values(), "⟨", "⟩"}  # characters that represent something else, and so never themselves
@@ -19,10 +20,6 @@ TURNING = {code: f"⟨U+{code:04X}⟩" for code in [*range(0x202A, 0x202F), *ran
 LONE = {0xDC00 + byte: f"⟨{byte:02X}⟩" for byte in range(128, 256)}  # how Python decodes a byte that is not UTF-8
 JOINERS = "\u200c\u200d"  # they shape the letters or emoji on their two sides
 LONGEST = 32  # maximum number of tokens in a unit: longer clusters are cut
-ALPHABET = [*range(33, 127), *range(161, 173), *range(174, 256)]  # the bytes that GPT-2 writes as themselves
-BYTES = {chr(byte): byte for byte in ALPHABET} | {
-    chr(256 + place): byte for place, byte in enumerate(sorted(set(range(256)) - set(ALPHABET)))
-}
 
 
 class Unit(NamedTuple):
@@ -32,49 +29,13 @@ class Unit(NamedTuple):
     tokens: int
 
 
-class Reader:
-    """Converts the tokens of one tokenizer into text.
-
-    Three kinds of tokenizer are distinguished: "bytes" (GPT-2's way to write bytes as letters; also Llama 3,
-    Qwen, SmolLM), "pieces" (SentencePiece, with ``▁`` for a space and ``<0x0A>`` for a byte; Llama 2,
-    Gemma), and "plain": all others, which only their own ``decode`` can read.
-    """
-
-    def __init__(self, tokenizer: Any):
-        self.tokenizer, self.kind = tokenizer, _find_kind(tokenizer)
-        added = getattr(tokenizer, "added_tokens_decoder", {})  # these are written unchanged
-        self.added = {token: self._read_added(content) for token, content in added.items()}
-        self._raw: dict[int, bytes] = {}
-
-    def _read_added(self, content: Any) -> str:
-        plain = self.kind != "pieces" or getattr(content, "special", True)
-        return str(content) if plain else str(content).replace("▁", " ")  # sequences of spaces, as in Gemma
-
-    def read_bytes(self, token: int) -> bytes:
-        """The bytes that a token adds to a text. An id unknown to the tokenizer is shown by its number."""
-        if token not in self._raw:
-            self._raw[token] = self._decode_token(token)
-        return self._raw[token]
-
-    def _decode_token(self, token: int) -> bytes:
-        if token in self.added:
-            return self.added[token].encode()
-        piece = self.tokenizer.convert_ids_to_tokens(token)
-        if isinstance(piece, bytes):  # as in tiktoken
-            return piece
-        if piece is None:
-            return _name_unknown(token).encode()
-        if self.kind == "bytes" and all(letter in BYTES for letter in piece):
-            return bytes(BYTES[letter] for letter in piece)
-        if self.kind == "pieces":
-            byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", piece)
-            return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
-        return piece.encode() if self.kind == "bytes" else self.tokenizer.decode([token]).encode()
+class Reader(TokenDecoder):
+    """Converts the tokens of one tokenizer into text that can be read, each on its own or as a running text."""
 
     def show(self, token: int) -> str:
         """One token on its own: ``·`` is a space, ``↵`` a line break, ``⟨E2⟩`` a lone byte, ``⟨U+00AD⟩`` invisible."""
         raw = self.read_bytes(token)
-        return _name_unknown(token) if raw == _name_unknown(token).encode() else show_bytes(raw)
+        return name_unknown(token) if raw == name_unknown(token).encode() else show_bytes(raw)
 
     def split_units(self, tokens: list[int]) -> list[Unit]:
         """The running text of (n,) ids, in units whose token counts add up to n.
@@ -84,7 +45,7 @@ class Reader:
         ``⟨E2⟩``, control characters, which a page cannot show, by their pictures (``␀``), and characters
         that reverse the order of the text after them as ``⟨U+202E⟩``.
         """
-        parts = [self.read_bytes(token) for token in tokens] if self.kind != "plain" else self._decode_growing(tokens)
+        parts = self.split_bytes(tokens)
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         characters: list[Unit] = []
         waiting = ""  # the text of tokens that have not completed a character
@@ -96,21 +57,6 @@ class Reader:
                 characters.append(Unit(waiting, count))
                 waiting, count = "", 0
         return [Unit(_make_printable(unit.text), unit.tokens) for unit in _join_clusters(characters)]
-
-    def _decode_growing(self, tokens: list[int]) -> list[bytes]:
-        """The text that each token adds to the decoded text, for tokenizers whose words depend on their neighbours."""
-        parts, done = [], ""
-        for end in range(1, len(tokens) + 1):
-            text = self.tokenizer.decode(tokens[:end], clean_up_tokenization_spaces=False)
-            if text.endswith("\ufffd") and end < len(tokens):
-                text = done  # an incomplete character: a later token completes it
-            parts.append(text[len(done) :].encode())
-            done = text
-        return parts
-
-
-def _name_unknown(token: int) -> str:
-    return f"⟨token {token}⟩"
 
 
 def show_bytes(raw: bytes) -> str:
@@ -144,15 +90,6 @@ def _join_clusters(units: list[Unit]) -> list[Unit]:
             found[-1] = Unit(found[-1].text + unit.text, found[-1].tokens + unit.tokens)
         place += len(unit.text)
     return found
-
-
-def _find_kind(tokenizer: Any) -> str:
-    """Which of the three kinds a tokenizer is, by how it decodes."""
-    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
-    state = str(json.loads(decoder.__getstate__())) if decoder is not None else ""
-    if "ByteLevel" in state or hasattr(tokenizer, "byte_decoder"):
-        return "bytes"
-    return "pieces" if "▁" in state or hasattr(tokenizer, "sp_model") else "plain"
 
 
 def _is_unseen(letter: str) -> bool:

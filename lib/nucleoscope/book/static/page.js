@@ -26,8 +26,13 @@
     for (const other of table.tHead.querySelectorAll("th")) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
     for (const body of table.tBodies) {
-      const rows = [...body.rows].sort((a, b) => compare(readText(a, column), readText(b, column), sign));
-      body.append(...rows);
+      const blocks = []; // a row, and the note below it
+      for (const row of body.rows) {
+        if (row.classList.contains("note") && blocks.length) blocks.at(-1).push(row);
+        else blocks.push([row]);
+      }
+      blocks.sort(([a], [b]) => compare(readText(a, column), readText(b, column), sign));
+      body.append(...blocks.flat());
     }
   }
 

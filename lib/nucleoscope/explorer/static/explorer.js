@@ -27,22 +27,10 @@ function drawTokens(text, pieces) {
   });
 }
 
-function showCard(card, extra, content, chosen) {
-  extra.replaceChildren(...(content.tokens ? drawCosines(content) : []));
+function showCard(card, content, chosen) {
   if (content.tokens) return void card.replaceChildren(...drawCard(content, 0, { chosen }));
   card.replaceChildren(...["Point at a token to see its other candidates.",
     "Click it (or press Enter) to see how similar its candidates are."].map((line) => make("p", { class: "ns-muted" }, line)));
-}
-
-/** What only the live notebook knows, because it has the model: how similar each candidate is to the token. */
-function drawCosines({ words, tokens: [[, listed, , , , , place]], cosines, mode }) {
-  const list = make("div", { class: "nx-cosines" });
-  listed.forEach((index, i) => {
-    const value = i === place ? "itself" : formatNumber(cosines[i]);
-    list.append(make("span", {}, make("bdi", {}, words[index]), " ", make("span", { class: "ns-value" }, value)));
-  });
-  const title = `Cosine similarity of each candidate to the token ${mode === "score" ? "in the text" : "drawn"}`;
-  return [make("p", { class: "ns-muted" }, title), list];
 }
 
 /** The nearest token in the next line up (-1) or down (1), or this one. */
@@ -129,7 +117,6 @@ function render({ model, el }) {
   const prompt = append(page, "div", "nx-prompt");
   const text = append(page, "div", "nx-tokens");
   const card = append(el, "div", "ns-card");
-  const extra = append(el, "div", "nx-extra");
   prompt.dir = text.dir = "auto";
   text.role = "listbox";
   text.ariaLabel = "Text, token by token. Arrow keys move; Enter shows how similar the candidates are.";
@@ -154,7 +141,7 @@ function render({ model, el }) {
       tint();
       parts.card(); // which emphasises the quantity of the tint
     },
-    card: () => showCard(card, extra, model.get("card"), model.get("scale").name),
+    card: () => showCard(card, model.get("card"), model.get("scale").name),
     status: () => {
       status.textContent = model.get("status");
       status.classList.toggle("nx-error", model.get("failed"));

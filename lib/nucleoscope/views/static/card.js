@@ -38,22 +38,47 @@ function drawLegend(scale) {
   return [low, make("span", { class: "ns-ramp", "aria-hidden": "true" }), high, make("span", { class: "ns-muted" }, note && `(${note})`)];
 }
 
-function drawCandidates(words, [word, listed, probs, more, mass, held, place, p]) {
-  const list = make("div", { class: "ns-list" });
-  function addRow(text, value, taken, note) {
+const formatHundredths = (value) => (value / 100).toFixed(2).replace("-", "−");
+
+// The candidates with their probabilities and, if cosines are known, how similar each is to the token taken and to
+// those listed above it: ``similar`` and ``matrix`` of the token, in hundredths.
+function drawCandidates(words, [word, listed, probs, more, mass, held, place, p], similar, matrix) {
+  const compared = similar?.length && listed.length + more > 1;
+  const list = make("div", { class: "ns-list" + (compared ? " ns-compared" : "") });
+  const names = listed.map((index) => words[index]);
+  if (compared) {
+    for (const title of ["", "", "probability", "to ✓", "to those above"]) list.append(make("span", { class: "ns-muted" }, title));
+  }
+  function addRow(text, value, taken, note, cosine, cells) {
     const mark = taken ? " ns-drawn" : "";
     const bar = make("span", { class: "ns-p" + mark, style: `width:${100 * value}%` });
     list.append(make("bdi", { class: mark, title: text }, text), bar,
       make("span", { class: "ns-value" + mark }, note + (taken ? "✓ " : "") + (value === null ? "–" : formatPercent(value))));
+    if (compared) list.append(make("span", { class: "ns-value" + mark }, taken ? "itself" : formatHundredths(cosine)), cells);
   }
-  listed.forEach((index, i) => addRow(words[index], probs[i], i === place, ""));
-  if (p !== undefined) addRow(words[word], p, true, place < 0 ? "outside " : "");
+  const makeCell = (cosine, text) => make("i", { style: `--ns-share:${Math.max(cosine, 0) / 100}`, title: text });
+  listed.forEach((index, i) => {
+    const row = (matrix ?? []).slice((i * (i - 1)) / 2, (i * (i + 1)) / 2);
+    const cells = row.map((cosine, j) => makeCell(cosine, `${names[j]} and ${names[i]}: ${formatHundredths(cosine)}`));
+    addRow(names[i], probs[i], i === place, "", similar?.[i], make("span", { class: "ns-cells", "aria-hidden": "true" }, ...cells));
+  });
+  if (p !== undefined) addRow(words[word], p, true, place < 0 ? "outside " : "", null, make("span"));
   const inside = place >= 0 && p !== undefined; // listed below the others, and one of them
   const rest = more - inside;
   const others = `and ${formatCount(rest)} more, ${formatPercent(Math.max(mass - (inside ? p : 0), 0))} in total`;
   const end = rest > 0 ? others : "no other candidates";
   const note = `Probabilities are those of the full distribution. Entropy and cosine similarity use only the nucleus, which has ${(100 * held).toFixed(1)} % of it.`;
-  return make("div", { class: "ns-candidates" }, list, ...[end, note].map((line) => make("p", { class: "ns-muted" }, line)));
+  const lines = [end, ...(compared ? [describeClosest(names, matrix)] : []), note];
+  return make("div", { class: "ns-candidates" }, list, ...lines.filter(Boolean).map((line) => make("p", { class: "ns-muted" }, line)));
+}
+
+// The most similar two of the likeliest candidates, in words.
+function describeClosest(names, matrix) {
+  if (!matrix?.length) return "";
+  const place = matrix.indexOf(Math.max(...matrix));
+  const later = Math.floor((1 + Math.sqrt(1 + 8 * place)) / 2);
+  const pair = `“${names[place - (later * (later - 1)) / 2]}” and “${names[later]}”`;
+  return `Cosine similarity: the stronger a cell's colour, the more similar. Most similar: ${pair}, ${formatHundredths(matrix[place])}.`;
 }
 
 // The quantities of a token with ``size`` candidates.
@@ -99,7 +124,7 @@ function drawCard(content, at, { chosen = "", close = null } = {}) {
   const others = describePlace(content.places[at], content.pairs, size);
   const origin = mode === "score" ? "in the text" : "drawn";
   return [
-    make("div", {}, head, make("p", { class: "ns-muted" }, `${origin}: ${rank}`, ...parts), drawCandidates(words, token)),
+    make("div", {}, head, make("p", { class: "ns-muted" }, `${origin}: ${rank}`, ...parts), drawCandidates(words, token, content.similar?.[at], content.matrix?.[at])),
     make("div", {}, drawQuantities(content.quantities, at, chosen, size), make("p", { class: "ns-muted ns-place" }, others)),
   ];
 }

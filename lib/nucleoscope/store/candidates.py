@@ -1,0 +1,223 @@
+"""A run's candidates.parquet: what each token was chosen from, as texts, for reading; one row per token.
+
+Contract: the file belongs to one measurements file, by a fingerprint, and is written with the run. It repeats the
+candidates of the measurements as lists (``id``, ``text``, ``probability``) and adds what only the model's embedding
+could tell: ``similarity``, the cosine of each with the token taken, and ``pairs``, those of the pairs of the ten
+likeliest (see `measure.pairs`), both float16. It is a file of its own because the study's format has no place for it:
+whatever key a record has besides its own is read as a quantity, with one number for each token.
+
+A file that is missing or belongs to other measurements is never an error: readers then do without similarities.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nucleoscope.atomic import write_atomically
+from nucleoscope.models.token_bytes import TokenDecoder
+from nucleoscope.store.measurements import find_measurements, load_records
+from nucleoscope.store.tokens import SOURCE, compute_fingerprint
+
+# torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
+if TYPE_CHECKING:
+    import pandas as pd
+
+CANDIDATES = "candidates.parquet"
+NEEDED = ("tokens", "top_p_tokens", "top_p_probs")  # of a record
+LISTS = ("prompt", "step", "id", "text", "probability", "similarity")  # columns that a table of candidates needs
+GROUP = 2**18  # candidates of a group of rows, before the next one is begun
+
+
+class Similarities(NamedTuple):
+    """Two NumPy arrays for each token of a prompt: its candidates' cosines with the token taken, and ``pairs``."""
+
+    taken: list[Any]
+    pairs: list[Any]
+
+
+def write_candidates(records: Iterable[dict], path: Path, tokenizer: Any, compare: Callable[..., Any]) -> None:
+    """Writes the candidates.parquet of the measurements file ``path``, whose ``records`` have NumPy arrays for vectors.
+
+    ``compare(tokens, ids, sizes)`` is a `measure.pairs.compare_candidates` with a model's directions. About `GROUP`
+    candidates are in memory.
+    """
+    from pyarrow import parquet
+
+    fingerprint, decoder = compute_fingerprint(path), TokenDecoder(tokenizer)
+    with contextlib.ExitStack() as stack:
+        stream, writer = stack.enter_context(write_atomically(path.with_name(CANDIDATES))), None
+        for first, group in _group(records):
+            table = _tabulate(group, first, decoder, compare)
+            if writer is None:
+                schema = table.schema.with_metadata({SOURCE: fingerprint})
+                writer = stack.enter_context(parquet.ParquetWriter(stream, schema, write_page_checksum=True))
+            writer.write_table(table.replace_schema_metadata(schema.metadata))
+
+
+def _group(records: Iterable[dict]) -> Iterator[tuple[int, list[dict]]]:
+    """Consecutive records that have about `GROUP` candidates, after the number of the first; at least one group."""
+    group, first, size = list[dict](), 0, 0
+    for number, record in enumerate(records, 1):
+        group.append(record)
+        size += sum(map(len, record["top_p_tokens"]))
+        if size >= GROUP:
+            yield first, group
+            group, first, size = [], number, 0
+    if group or not first:
+        yield first, group
+
+
+def _tabulate(records: list[dict], first: int, decoder: TokenDecoder, compare: Callable[..., Any]) -> Any:
+    """The rows of some consecutive records, as an Arrow table."""
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    def join(parts: Iterable[Any], kind: str) -> np.ndarray:
+        return np.concatenate([np.empty(0, kind), *parts]).astype(kind, copy=False)
+
+    lengths = [len(record["tokens"]) for record in records]
+    sizes = np.array([len(ids) for record in records for ids in record["top_p_tokens"]], np.int64)
+    tokens = join((record["tokens"] for record in records), "i8")
+    ids = join((each for record in records for each in record["top_p_tokens"]), "i4")
+    probs = join((each for record in records for each in record["top_p_probs"]), "f4")
+    found = compare(*map(torch.from_numpy, (tokens, ids, sizes)))
+    width = found.pairs.shape[1]
+    counts = np.minimum(sizes * (sizes - 1) // 2, width)
+    kept = np.arange(width) < counts[:, None]
+    unique, places = np.unique(ids, return_inverse=True)
+    texts = pa.array([decoder.read_alone(int(token)) for token in unique], pa.string())
+
+    def split(values: Any, lengths: np.ndarray) -> pa.ListArray:
+        return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], lengths.cumsum())), pa.int32()), values)
+
+    return pa.table(
+        {
+            "prompt": pa.array(np.repeat(np.arange(first, first + len(records)), lengths), pa.int64()),
+            "step": pa.array(join(map(np.arange, lengths), "i8")),
+            "token": pa.array(tokens),
+            "id": split(pa.array(ids), sizes),
+            "text": split(pa.DictionaryArray.from_arrays(pa.array(places, pa.int32()), texts).cast(pa.string()), sizes),
+            "probability": split(pa.array(probs), sizes),
+            "similarity": split(pa.array(found.taken.numpy()), sizes),
+            "pairs": split(pa.array(found.pairs.numpy()[kept]), counts),
+        }
+    )
+
+
+def candidates(folder: Path | str, prompt: int, step: int, tokenizer: Any = None) -> "pd.DataFrame":
+    """What one token of a run was chosen from: text, id, probability and similarity of each candidate, likeliest first.
+
+    Probabilities are those of the full distribution; ``similarity`` is the cosine of the embeddings of a candidate and
+    the token taken. In a run that was measured without candidates.parquet it is missing (NaN), and so are the texts
+    unless its ``tokenizer`` is given. ValueError for a prompt or step that the run does not have.
+    """
+    folder = Path(folder)
+    found = _tabulate_rows(_read_rows(folder, [prompt], LISTS, step))
+    if found.empty:
+        record = _load_complete(folder, [prompt])[prompt]
+        if not 0 <= step < len(record["tokens"]):
+            raise ValueError(
+                f"prompt {prompt} of '{folder}' has no token {step}: it has {len(record['tokens'])}, counted from 0"
+            )
+        found = _tabulate_rows([_describe_choice(record, prompt, step, tokenizer and TokenDecoder(tokenizer))])
+    return found[["text", "id", "probability", "similarity"]]
+
+
+def tabulate_candidates(folder: Path | str, prompts: Sequence[int], tokenizer: Any = None) -> "pd.DataFrame":
+    """The `candidates` of all tokens of some prompts, with the columns prompt, step and place (0 is the likeliest)."""
+    folder = Path(folder)
+    if is_current(folder):
+        return _tabulate_rows(_read_rows(folder, prompts, LISTS))
+    records, decoder = _load_complete(folder, prompts), tokenizer and TokenDecoder(tokenizer)
+    return _tabulate_rows(
+        _describe_choice(record, prompt, step, decoder)
+        for prompt, record in records.items()
+        for step in range(len(record["tokens"]))
+    )
+
+
+def _load_complete(folder: Path, prompts: Sequence[int]) -> dict[int, dict]:
+    """The candidates of some prompts from the measurements. ValueError if these have none."""
+    records = load_records(folder, prompts, NEEDED)
+    for record in records.values():
+        if lacking := [name for name in NEEDED if record.get(name) is None]:
+            raise ValueError(f"the measurements in '{folder}' have no {' and no '.join(lacking)}")
+    return records
+
+
+def _describe_choice(record: dict, prompt: int, step: int, decoder: TokenDecoder | None) -> dict[str, Any]:
+    """A row of the file as far as the measurements have it."""
+    import numpy as np
+
+    ids, probs = (np.asarray(record[name][step]) for name in NEEDED[1:])
+    texts = list(map(decoder.read_alone, ids.tolist())) if decoder else [None] * len(ids)
+    unknown = np.full(len(ids), np.nan, np.float32)
+    return {"prompt": prompt, "step": step, "id": ids, "text": texts, "probability": probs, "similarity": unknown}
+
+
+def _tabulate_rows(rows: Iterable[dict[str, Any]]) -> "pd.DataFrame":
+    """Rows of the file with a row for each candidate, in `LISTS` and ``place``."""
+    import numpy as np
+    import pandas as pd
+
+    rows = list(rows)
+    sizes = [len(row["id"]) for row in rows]
+    kinds = {"id": np.int32, "probability": np.float32, "similarity": np.float32}
+    joined = {
+        name: np.concatenate([np.empty(0, kind), *(row[name] for row in rows)]).astype(kind)
+        for name, kind in kinds.items()
+    }
+    found = {name: np.repeat(np.array([row[name] for row in rows], np.int64), sizes) for name in ("prompt", "step")}
+    found["place"] = np.concatenate([np.empty(0, np.int64), *map(np.arange, sizes)]).astype(np.int64)
+    found["text"] = pd.array([text for row in rows for text in row["text"]], dtype="str")
+    return pd.DataFrame(found | joined)
+
+
+def load_similarities(folder: Path | str, prompts: Sequence[int]) -> dict[int, Similarities]:
+    """The similarities of some prompts' candidates, by the prompts; of none if they were not measured.
+
+    A prompt without tokens has two empty lists.
+    """
+    folder, found = Path(folder), dict[int, Similarities]()
+    if not is_current(folder):
+        return found
+    found |= {int(prompt): Similarities([], []) for prompt in prompts}
+    for row in _read_rows(folder, prompts, ("prompt", "similarity", "pairs")):
+        found[row["prompt"]].taken.append(row["similarity"])
+        found[row["prompt"]].pairs.append(row["pairs"])
+    return found
+
+
+def is_current(folder: Path) -> bool:
+    """Whether a run has a candidates.parquet that was written from its measurements, as far as its end tells."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = find_measurements(folder)
+    try:
+        metadata = parquet.read_schema(folder / CANDIDATES).metadata or {}
+    except (OSError, pa.ArrowException):
+        return False
+    return path is not None and metadata.get(SOURCE) == compute_fingerprint(path)
+
+
+def _read_rows(
+    folder: Path, prompts: Sequence[int], columns: Sequence[str], step: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of some prompts, or of one step of them, in order; none if there is no file that belongs to the run.
+
+    Only the groups of rows that have these prompts are read.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if not is_current(folder):
+        return
+    wanted = [("prompt", "in", list(map(int, prompts))), *([] if step is None else [("step", "==", int(step))])]
+    try:
+        table = parquet.read_table(folder / CANDIDATES, columns=list(columns), filters=wanted)
+    except (OSError, pa.ArrowException):
+        return
+    yield from table.to_pandas().to_dict("records")  # lists become NumPy arrays

@@ -1,0 +1,130 @@
+"""Writes a run, or some prompts of it, to one file for other programs or people: csv, parquet or html.
+
+Contract: the files of a run in, one file out, which appears only when it is complete; the model is not needed. The
+tokens' texts are in the files; for those of earlier versions, the tokenizer is used if it can be had without the
+network.
+"""
+
+import html
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
+
+from nucleoscope.atomic import write_atomically
+from nucleoscope.models.token_bytes import TokenDecoder
+from nucleoscope.names import suggest
+from nucleoscope.store import results
+from nucleoscope.views import tables, texts
+from nucleoscope.views.strip import compute_background, render_strip
+from nucleoscope.views.token_text import Reader, make_encodable
+
+ENDINGS = (".csv", ".parquet", ".html")
+AT_ONCE = 100  # prompts whose candidates are in memory
+STYLE = (
+    ":root{color-scheme:light dark}body{max-width:60rem;margin:1.5rem auto;padding:0 1rem;font-family:sans-serif;"
+    "line-height:1.5}h1{font-size:1.3rem}"
+)
+
+
+def write(folder: Path, output: Path, prompts: Sequence[int] | None = None, candidates: bool = False) -> str:
+    """Writes a run, or some of its ``prompts``, to ``output``, in the format of its ending; what was written, in words.
+
+    ``candidates``: a row for each candidate of each token, instead of each token. ValueError or OSError, in one line,
+    for what cannot be written.
+    """
+    ending = _check_output(folder, output, candidates)
+    known = results.load_records(folder, prompts, fields=("prompt",))
+    tokenizer = results.find_tokenizer(folder)
+    if ending == ".html":
+        chosen = list(known) if prompts else texts.choose_texts(len(known))
+        page = _render_page(folder, {number: known[number]["prompt"] for number in chosen}, tokenizer)
+        with write_atomically(output) as stream:
+            stream.write(page.encode())
+        part = "" if len(chosen) == len(known) else f" (of {len(known):,}: choose others with --prompt)"
+        return f"{output}: {len(chosen):,} {'text' if len(chosen) == 1 else 'texts'}{part}"
+    parts = _tabulate_candidates(folder, list(known), tokenizer) if candidates else _tabulate(folder, known, tokenizer)
+    rows, lacking = _write_table(parts, output, ending)
+    remark = "; the column text is empty, because the tokenizer is not on this machine" if lacking else ""
+    what, number = "candidates" if candidates else "tokens", len(known)
+    return f"{output}: {rows:,} {what} of {number:,} prompt{'s' * (number != 1)}{remark}"
+
+
+def _check_output(folder: Path, output: Path, candidates: bool) -> str:
+    """The ending of the file to write. ValueError or OSError if it cannot be written or is not understood."""
+    ending = output.suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(f"the name '{output}' must end in .csv, .parquet or .html{suggest(ending, ENDINGS)}")
+    if output.is_dir():
+        raise IsADirectoryError(f"'{output}' is a folder: name a file")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"the folder '{output.parent}' does not exist")
+    if output.resolve().parent == folder.resolve():
+        raise ValueError(f"'{output}' would be among the files of the run: write it to another folder")
+    if candidates and ending == ".html":
+        raise ValueError("a page shows the candidates of each token anyway: omit --candidates, or write csv or parquet")
+    return ending
+
+
+def _tabulate(folder: Path, prompts: Collection[int], tokenizer: object) -> Iterator[pd.DataFrame]:
+    """The tokens of some prompts."""
+    table = results.load_run(results.find_measurements(folder), folder.name, folder.parent.name)
+    table = table[table["prompt"].isin(prompts)]
+    if tokenizer is not None and table["text"].isna().any():
+        decoder = TokenDecoder(tokenizer)
+        split = [decoder.split_text(group["token"].tolist()) for _, group in table.groupby("prompt", sort=False)]
+        table = table.assign(text=pd.array([text for part in split for text in part], dtype="str"))
+    ahead = ["model", "dataset", "prompt", "step", "token", "text"]
+    yield table[[*ahead, *(name for name in table if name not in ahead)]]
+
+
+def _tabulate_candidates(folder: Path, prompts: list[int], tokenizer: object) -> Iterator[pd.DataFrame]:
+    """The candidates of some prompts, some prompts at a time."""
+    for start in range(0, len(prompts), AT_ONCE):
+        yield results.tabulate_candidates(folder, prompts[start : start + AT_ONCE], tokenizer)
+
+
+def _write_table(parts: Iterator[pd.DataFrame], output: Path, ending: str) -> tuple[int, bool]:
+    """Writes the parts of a table; how many rows they have, and whether texts are missing."""
+    rows, lacking, writer = 0, False, None
+    with write_atomically(output) as stream:
+        for part in parts:
+            if ending == ".csv":
+                text = tables.format_csv(part)
+                stream.write((text if not rows else text.partition("\n")[2]).encode())
+            else:
+                table = pa.Table.from_pandas(part, preserve_index=False)
+                writer = writer or parquet.ParquetWriter(stream, table.schema)
+                writer.write_table(table)
+            rows, lacking = rows + len(part), lacking or bool(part["text"].isna().any())
+        if writer is not None:
+            writer.close()
+    return rows, lacking
+
+
+def _render_page(folder: Path, prompts: dict[int, str], tokenizer: object) -> str:
+    """A page that needs nothing else: the strip of one text, or a menu of several. ValueError without a tokenizer."""
+    if tokenizer is None:
+        raise ValueError(f"a page needs the tokenizer of '{folder}', which is not on this machine: load it once online")
+    table = results.load_run(results.find_measurements(folder), folder.name, folder.parent.name)
+    background, reader, mode = compute_background(table), Reader(tokenizer), results.read_mode(folder)
+    if len(prompts) == 1:
+        (number,) = prompts
+        record, similar = results.load_records(folder, prompts)[number], results.load_similarities(folder, prompts)
+        body = render_strip(record, reader, table=background, mode=mode, similarities=similar.get(number))
+    else:
+        found = dict(texts.build_texts(folder, reader, prompts, background, mode))
+        body = texts.render_texts(folder, prompts, table, background, found, reader)
+    title = html.escape(make_encodable(f"{folder.name} on {folder.parent.name}"))
+    number = f", prompt {next(iter(prompts))}" if len(prompts) == 1 else ""
+    explained = (
+        "Point at a token, tap it, or reach it with the arrow keys: its card shows what the model could have chosen. "
+        "Prompts and tokens are counted from 0. Made with Nucleoscope."
+    )
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}{number}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style></head>\n'
+        f"<body>\n<h1>{title}{number}</h1>\n<p>{explained}</p>\n{body}</body>\n</html>\n"
+    )

@@ -1,0 +1,63 @@
+// A menu of the prompts of a run: it can be searched, and sorted by any number of a text.
+
+/** Draws the menu into ``place`` and calls ``pick(number)`` when a prompt is picked; returns a function that marks one.
+ *
+ * content: what texts.build_menu makes: ``columns`` are [label, whether it is a count], ``prompts`` are
+ * [number, prompt, text, value of each column or null], ``cut`` says whether only their beginnings are there. */
+function drawMenu(place, { columns, prompts, cut }, pick) {
+  const list = make("ol", { class: "ns-prompts" });
+  const found = make("p", { class: "ns-muted ns-found", role: "status" });
+  const search = make("input", { type: "search", placeholder: cut ? "in the beginnings" : "words of prompt or text" });
+  const select = make("select", {}, make("option", { value: "-1" }, "number"),
+    ...columns.map(([label], i) => make("option", { value: String(i) }, label)));
+  const turn = make("button", { type: "button", "aria-pressed": "false" }, "reverse");
+  const menu = make("div", { class: "ns-menu", role: "group", "aria-label": "all prompts" },
+    make("div", { class: "ns-order" }, make("label", {}, "Search ", search), make("label", {}, "Sort by ", select), turn), list, found);
+  const texts = prompts.map(([, prompt, text]) => `${prompt}\n${text}`.toLowerCase());
+  const items = prompts.map(([number, prompt]) => {
+    const value = make("span", { class: "ns-value" });
+    const button = make("button", { type: "button" }, make("span", {}, String(number)),
+      make("bdi", {}, prompt.replace(/\s+/g, " ").slice(0, 200) || "(an empty prompt)"), value);
+    button.addEventListener("click", () => pick(number));
+    return { number, button, value, item: make("li", {}, button) };
+  });
+
+  function write(value, count) {
+    return value === null ? "–" : (count ? formatCount : formatNumber)(value);
+  }
+
+  function order() {
+    const column = +select.value, sign = turn.getAttribute("aria-pressed") === "true" ? -1 : 1;
+    const values = prompts.map((prompt) => (column < 0 ? prompt[0] : prompt[3][column]));
+    const wanted = search.value.toLowerCase().trim();
+    const places = [...prompts.keys()].filter((i) => texts[i].includes(wanted));
+    // what has no value comes last in either direction
+    places.sort((a, b) => (values[a] === null) - (values[b] === null) || sign * (values[a] - values[b]) || a - b);
+    items.forEach(({ value }, i) => (value.textContent = column < 0 ? "" : write(values[i], columns[column][1])));
+    list.replaceChildren(...places.map((i) => items[i].item));
+    found.textContent = places.length === prompts.length ? `${formatCount(prompts.length)} prompts` : `${formatCount(places.length)} of ${formatCount(prompts.length)} prompts`;
+    list.scrollTop = 0;
+  }
+
+  list.addEventListener("keydown", (event) => {
+    const way = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
+    if (!way || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    event.target.closest("li")?.[way]?.firstElementChild.focus();
+  });
+  turn.addEventListener("click", () => {
+    turn.setAttribute("aria-pressed", turn.getAttribute("aria-pressed") !== "true");
+    order();
+  });
+  search.addEventListener("input", order);
+  select.addEventListener("change", order);
+  order();
+  place.replaceChildren(menu);
+  return (chosen) => {
+    for (const { number, button } of items) {
+      if (number === chosen) button.setAttribute("aria-current", "true");
+      else button.removeAttribute("aria-current");
+    }
+  };
+}

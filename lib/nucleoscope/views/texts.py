@@ -1,0 +1,187 @@
+"""All texts of a run: a menu of its prompts, and the strip of the one that is picked.
+
+Contract: drawn from the files of a run, with its tokenizer and without its model. `render_texts` returns HTML that
+needs no network and no kernel. The texts are in it, or in scripts in a folder beside it (`write_texts`), each of which
+assigns one text: a page that is opened from disk may run those, but may not read other files. All text that comes from
+a model or a data set is inserted as text, never as HTML.
+"""
+
+import contextlib
+import html
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nucleoscope import quantities
+from nucleoscope.atomic import write_atomically
+from nucleoscope.store import results
+from nucleoscope.views import assets, cards, examples
+from nucleoscope.views.assets import STATIC
+from nucleoscope.views.strip import Background, build_content
+from nucleoscope.views.token_text import Reader, make_encodable
+
+TEXTS = "texts"  # the folder of the scripts, in that of the run
+SCRIPT = re.compile(r"\d+\.js")
+MOST = 1000  # texts of one page
+AT_ONCE = 100  # texts whose candidates are in memory
+SEARCHED = 600_000  # characters of all prompts and texts that can be searched on a page
+COEFFICIENT = "Spearman's coefficient of entropy and cosine"
+
+
+def choose_texts(n_prompts: int, most: int = MOST) -> list[int]:
+    """The prompts whose texts a page shows: all, or if there are more than ``most``, every n-th."""
+    return list(range(0, n_prompts, max(1, -(-n_prompts // most))))
+
+
+def describe_choice(n_prompts: int, chosen: Sequence[int]) -> str:
+    """A sentence on how many of a run's prompts can be picked."""
+    if len(chosen) == n_prompts:
+        return f"All {n_prompts:,} prompts are in the menu."
+    return f"{len(chosen):,} of the {n_prompts:,} prompts are in the menu, evenly chosen; the live notebook has all."
+
+
+def build_menu(prompts: Mapping[int, str], table: pd.DataFrame, reader: Reader | None = None) -> dict[str, Any]:
+    """The menu of some prompts of a run as JSON, for ``static/menu.js``: see there.
+
+    ``prompts`` are their texts by number, ``table`` has the run's tokens. Texts can be searched if the table has the
+    tokens' texts, or with a ``reader`` of the tokenizer. Besides the number of tokens and the mean of each quantity
+    over the tokens that have it, there is the coefficient of entropy and cosine within the prompt.
+    """
+    room = max(40, SEARCHED // max(2 * len(prompts), 1))
+    names = [name for name in quantities.list_titles() if name in table and table[name].notna().any()]
+    grouped = table[table["prompt"].isin(prompts)].groupby("prompt", sort=False)
+    means, counts = grouped[names].mean(), grouped.size()
+    coefficients = examples.correlate_within_prompts(table)["r"]
+    texts = {number: _read_text(group, reader) for number, group in grouped}
+    means_of = [[f"mean {quantities.find_title(name)}", False] for name in names]
+    rows = []
+    for number, prompt in prompts.items():
+        values = means.loc[number].tolist() if number in means.index else [np.nan] * len(names)
+        own = [int(counts.get(number, 0)), *map(cards.round_value, values)]
+        shown = (make_encodable(text)[:room] for text in (prompt, texts.get(number, "")))
+        rows.append([number, *shown, [*own, cards.round_value(coefficients.get(number, np.nan))]])
+    return {
+        "columns": [["tokens", True], *means_of, [COEFFICIENT, False]],
+        "prompts": rows,
+        "cut": any(len(text) > room for text in (*prompts.values(), *texts.values())),
+    }
+
+
+def _read_text(tokens: pd.DataFrame, reader: Reader | None) -> str:
+    if tokens["text"].notna().all():
+        return "".join(tokens["text"])
+    return "".join(reader.split_text(tokens["token"].tolist())) if reader else ""
+
+
+def build_texts(
+    folder: Path, tokenizer: Any, numbers: Iterable[int], background: Background, mode: str
+) -> Iterable[tuple[int, dict]]:
+    """The texts of some prompts of a run, one after the other: its number and its `strip.build_content`.
+
+    `AT_ONCE` of them are read at a time. The background's line is left out: it is the same for all.
+    """
+    reader, left = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer), list(numbers)
+    for start in range(0, len(left), AT_ONCE):
+        part = left[start : start + AT_ONCE]
+        records, similarities = results.load_records(folder, part), results.load_similarities(folder, part)
+        for number in part:
+            found = similarities.get(number)
+            if found is not None and len(found.taken) != len(records[number]["tokens"]):
+                found = None
+            content = build_content(records[number], reader, table=background, mode=mode, similarities=found)
+            del content["data"]["line"]
+            yield number, content
+
+
+def write_texts(folder: Path, tokenizer: Any, numbers: Sequence[int], background: Background, mode: str) -> Path:
+    """Writes a script for each of some texts of a run to its folder ``texts``, and removes those of other texts."""
+    place = folder / TEXTS
+    place.mkdir(exist_ok=True)
+    for number, content in build_texts(folder, tokenizer, numbers, background, mode):
+        with write_atomically(place / f"{number}.js") as stream:
+            stream.write(_format_script(name_run(folder), number, content).encode())
+    kept = {f"{number}.js" for number in numbers}
+    for path in place.iterdir():
+        if SCRIPT.fullmatch(path.name) and path.name not in kept:
+            path.unlink()
+    return place
+
+
+def _format_script(run: str, number: int, content: dict) -> str:
+    key = json.dumps(make_encodable(run), ensure_ascii=True)
+    return f"((window.nucleoscopeTexts??={{}})[{key}]??={{}})[{number}]={assets.format_json(content)};\n"
+
+
+def name_run(folder: Path) -> str:
+    """The name of a run in its scripts: that of its data set and of its model."""
+    return make_encodable(f"{folder.parent.name}/{folder.name}")
+
+
+def render_texts(
+    folder: Path,
+    prompts: Mapping[int, str],
+    table: pd.DataFrame,
+    background: Background,
+    texts: Mapping[int, dict] | None = None,
+    reader: Reader | None = None,
+) -> str:
+    """The menu of some prompts of a run as HTML, which shows the text that is picked.
+
+    ``texts`` are those of `build_texts`; without them, `write_texts` must have written the scripts. Where these are,
+    the page learns from the attribute ``data-files``, a path below JupyterLab's root, or in the book from
+    ``data-beside``, which has a folder beside the page.
+    """
+    content = build_menu(prompts, table, reader)
+    content |= {"run": name_run(folder), "line": background.line, "texts": {} if texts is None else dict(texts)}
+    style = assets.join_style(STATIC / "strip.css", STATIC / "menu.css")
+    script = assets.wrap_script(STATIC / "strip.js", STATIC / "menu.js", STATIC / "texts.js", start="buildAllTexts();")
+    return (
+        f'<div class="nucleoscope nucleoscope-texts" data-files="{_locate_scripts(folder)}" '
+        f'data-lm-suppress-shortcuts="true">\n<style>{style}</style>\n'
+        '<div class="ns-choose"></div>\n<div class="ns-picked"></div>\n'
+        f'<script type="application/json">{assets.format_json(content)}</script>\n<script>{script}</script>\n</div>\n'
+    )
+
+
+def show_texts(
+    folder: Path, tokenizer: Any, table: pd.DataFrame, background: Background, mode: str, n_prompts: int
+) -> str:
+    """`render_texts` of a run for its page, with the scripts beside the page's notebook; `choose_texts` says which.
+
+    In a folder that cannot be written to, the texts are in the page.
+    """
+    chosen, reader = choose_texts(n_prompts), Reader(tokenizer)
+    prompts = {
+        number: record["prompt"] for number, record in results.load_records(folder, chosen, fields=("prompt",)).items()
+    }
+    try:
+        write_texts(folder, reader, chosen, background, mode)
+        texts = None
+    except OSError:  # somebody else's results
+        texts = dict(build_texts(folder, reader, chosen, background, mode))
+    return render_texts(folder, prompts, table, background, texts, reader)
+
+
+def _locate_scripts(folder: Path) -> str:
+    """The folder of a run's scripts, from the current one, which is JupyterLab's root."""
+    path = folder / TEXTS
+    with contextlib.suppress(ValueError):  # on another drive
+        path = Path(os.path.relpath(path))
+    return html.escape(make_encodable(path.as_posix()) + "/")
+
+
+def move_scripts(page: str, beside: str) -> str:
+    """The HTML of `render_texts` for a page of the book, whose scripts are in the folder ``beside`` it.
+
+    Other HTML stays as it is.
+    """
+    start = page.partition(">")[0]
+    if 'class="nucleoscope nucleoscope-texts"' not in start:
+        return page
+    return re.sub(r'data-files="[^"]*"', lambda _: f'data-beside="{html.escape(beside)}"', page, count=1)

@@ -1,0 +1,38 @@
+"""Writes tokens, candidates or texts of a measured run to a csv, parquet or html file, for other programs and people.
+
+csv and parquet have one row for each token: its prompt, step and text, and everything that was measured; with
+--candidates, one for each token that could have been chosen. html is one file that opens in any browser, without a
+network: the text with its tokens tinted, and a card for each. The model is not needed.
+"""
+
+from pathlib import Path
+
+from nucleoscope.workflow.command_line import Parser, report_errors
+
+
+def create_parser() -> Parser:
+    """The command line: a run, a file, and which part of the run."""
+    options = Parser(__doc__)
+    options.add_argument("run", help="the folder of a run, or <dataset>/<model> below --results_dir")
+    options.add_argument("output", type=Path, help="the file to write: its ending is .csv, .parquet or .html")
+    options.add_whole_number(
+        "prompt", 0, action="append", metavar="N", help="only this prompt, counted from 0; may be given several times"
+    )
+    options.add_argument("--candidates", action="store_true", help="one row for each candidate of each token")
+    options.add_results_dir("folder that contains <dataset>/<model>/")
+    return options
+
+
+def main() -> None:
+    options = create_parser().parse_args()
+    with report_errors(options.debug, interrupted="interrupted"):
+        from nucleoscope.store import results
+
+        folder = results.find_run(options.run, options.results_dir)
+        from nucleoscope.views import export  # two seconds, which a run that is not there need not wait for
+
+        print(export.write(folder, options.output, options.prompt, options.candidates))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""candidates.parquet: what a run leaves for readers, and what they see without it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import tiny
+from messages import assert_one_line
+from nucleoscope.measure.runs import complete_run
+from nucleoscope.store import candidates, results
+from nucleoscope.store.run_folder import RunFolder
+
+PROMPTS = ["the rain", "in Spain", ""]
+
+
+def measure(folder, **settings):
+    """A run of a tiny model; returns the model and its tokenizer."""
+    model, tokenizer = tiny.create_model(), tiny.create_tokenizer()
+    with RunFolder(folder, {"model_name": "tiny", "dataset_name": "math"} | settings, overwrite=True) as run:
+        complete_run(run, model, tokenizer, PROMPTS, max_tokens=8, progress=False, batch_size=2, **settings)
+    return model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results") / "math" / "tiny"
+    return folder, *measure(folder)
+
+
+def test_the_candidates_of_a_token_are_those_of_the_measurements_with_text_and_similarity(measured):
+    folder, model, tokenizer = measured
+    embedding = model.get_input_embeddings().weight.detach()
+    for prompt, record in results.load_records(folder).items():
+        for step, (token, ids, probs) in enumerate(
+            zip(record["tokens"], record["top_p_tokens"], record["top_p_probs"], strict=True)
+        ):
+            found = results.candidates(folder, prompt, step)
+            assert list(found) == ["text", "id", "probability", "similarity"]
+            assert found["id"].tolist() == ids.tolist()
+            assert found["probability"].tolist() == probs.tolist()
+            cosines = torch.cosine_similarity(embedding[ids], embedding[token], dim=-1)
+            np.testing.assert_allclose(found["similarity"], cosines, atol=1e-3)
+            assert found["text"].tolist() == [
+                tokenizer.decode([i]) if "�" not in tokenizer.decode([i]) else text
+                for i, text in zip(ids.tolist(), found["text"], strict=True)
+            ]
+
+
+def test_pandas_alone_reads_texts_and_candidates(measured):
+    folder, _, tokenizer = measured
+    tokens = pd.read_parquet(folder / "tokens.parquet")
+    choices = pd.read_parquet(folder / "candidates.parquet")
+    pd.testing.assert_frame_equal(tokens[["prompt", "step", "token"]], choices[["prompt", "step", "token"]])
+    for prompt, record in results.load_records(folder).items():
+        text = "".join(tokens.loc[tokens["prompt"] == prompt, "text"])
+        assert text == tokenizer.decode(record["tokens"], clean_up_tokenization_spaces=False)
+    assert tokens["k"].tolist() == choices["text"].map(len).tolist() == choices["similarity"].map(len).tolist()
+    pairs = np.minimum(tokens["k"], 10) * (np.minimum(tokens["k"], 10) - 1) // 2
+    assert choices["pairs"].map(len).tolist() == pairs.tolist()
+
+
+def test_groups_of_rows_of_any_size_contain_the_same(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr(candidates, "GROUP", 1)
+    measure(tmp_path / "math" / "tiny")
+    one, other = (pd.read_parquet(folder / "candidates.parquet") for folder in (measured[0], tmp_path / "math/tiny"))
+    pd.testing.assert_frame_equal(one, other)
+    for prompt in range(len(PROMPTS)):
+        left, right = (candidates.load_similarities(f, [prompt])[prompt] for f in (measured[0], tmp_path / "math/tiny"))
+        for a, b in zip(left.taken + left.pairs, right.taken + right.pairs, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_table_of_a_runs_candidates_is_that_of_its_tokens_one_below_the_other(measured):
+    table = results.tabulate_candidates(measured[0], [1, 0])
+    for (prompt, step), group in table.groupby(["prompt", "step"]):
+        one = results.candidates(measured[0], prompt, step)
+        pd.testing.assert_frame_equal(group[list(one)].reset_index(drop=True), one)
+        assert group["place"].tolist() == list(range(len(group)))
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "of other measurements"])
+def test_without_a_file_of_its_own_a_run_has_candidates_but_no_similarities(measured, tmp_path, fault):
+    folder, _, tokenizer = measured
+    copy = tmp_path / "math" / "tiny"
+    copy.mkdir(parents=True)
+    records = list(results.load_records(folder).values())
+    torch.save(records, copy / "measurements.pt")
+    content = (folder / "candidates.parquet").read_bytes()
+    if fault != "missing":
+        (copy / "candidates.parquet").write_bytes(content[:-100] if fault == "truncated" else content)
+    assert results.load_similarities(copy, [0]) == {}
+    found = results.candidates(copy, 1, 3)
+    with_similarities = results.candidates(folder, 1, 3)
+    assert found["id"].tolist() == with_similarities["id"].tolist()
+    assert found["similarity"].isna().all()
+    assert found["text"].isna().all()
+    named = results.candidates(copy, 1, 3, tokenizer)
+    pd.testing.assert_series_equal(named["text"], with_similarities["text"])
+    table = results.tabulate_candidates(copy, [0, 1], tokenizer)
+    expected = results.tabulate_candidates(folder, [0, 1])
+    pd.testing.assert_frame_equal(table.drop(columns="similarity"), expected.drop(columns="similarity"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "step", "said"),
+    [(9, 0, "no prompt 9"), (1, 99, "no token 99: it has"), (0, -1, "no token -1"), (-1, 0, "no prompt -1")],
+)
+def test_a_token_that_is_not_there_is_named(measured, prompt, step, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        results.candidates(measured[0], prompt, step)
+    assert_one_line(str(caught.value))
+
+
+def test_a_run_that_is_measured_anew_has_no_candidates_of_the_old_one(measured, tmp_path, monkeypatch):
+    folder = tmp_path / "math" / "tiny"
+    measure(folder)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nucleoscope.store.run_folder.write_candidates", fail)
+    with pytest.raises(KeyboardInterrupt):
+        measure(folder, seed=1)
+    assert not (folder / "candidates.parquet").exists()
+    assert not (folder / "run.json").exists()
+    monkeypatch.undo()
+    measure(folder, seed=1)
+    assert results.candidates(folder, 0, 0)["similarity"].notna().all()
+
+
+def test_every_measured_token_of_a_text_has_similarities_also_one_outside_its_nucleus(tmp_path):
+    folder = tmp_path / "math" / "tiny"
+    model, tokenizer = tiny.create_model(), tiny.create_tokenizer(bos=False)
+    with RunFolder(folder, {"model_name": "tiny"}) as run:
+        complete_run(run, model, tokenizer, ["the cat"], [" sat, ja né"], top_p=0.05, progress=False)
+    record = results.load_records(folder)[0]
+    found = results.load_similarities(folder, [0])[0]
+    outside = [step for step, ids in enumerate(record["top_p_tokens"]) if record["tokens"][step] not in ids]
+    assert outside
+    embedding = model.get_input_embeddings().weight.detach()
+    for step in outside:
+        rows = embedding[record["top_p_tokens"][step]]
+        cosines = torch.cosine_similarity(rows, embedding[record["tokens"][step]], dim=-1)
+        np.testing.assert_allclose(found.taken[step], cosines, atol=1e-3)

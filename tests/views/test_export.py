@@ -1,0 +1,144 @@
+"""scripts/export.py: a run as csv, parquet or one page, and every refusal in one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from bs4 import BeautifulSoup
+
+import tiny
+from messages import assert_one_line
+from nucleoscope.measure.runs import complete_run
+from nucleoscope.store import results
+from nucleoscope.store.run_folder import RunFolder
+from nucleoscope.views import export
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = ["the rain", "=1+1", ""]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Path:
+    """A run of a tiny model in a folder, whose tokenizer is on this machine."""
+    place = tmp_path_factory.mktemp("project")
+    model, tokenizer = tiny.create_model(), tiny.create_tokenizer()
+    name = tiny.save(place / "tiny", model, tokenizer)
+    folder = place / "results" / "math" / "tiny"
+    with RunFolder(folder, {"model_name": name, "n_prompts": 3}) as run:
+        complete_run(run, model, tokenizer, PROMPTS, max_tokens=8, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def older(measured, tmp_path_factory) -> Path:
+    """The same run as earlier versions left it: without texts and similarities, and without its tokenizer."""
+    folder = tmp_path_factory.mktemp("older") / "math" / "tiny"
+    folder.mkdir(parents=True)
+    torch.save(list(results.load_records(measured).values()), folder / "measurements.pt")
+    return folder
+
+
+def test_a_csv_and_a_parquet_have_a_row_for_each_token_with_its_text(measured, tmp_path):
+    table = results.load_run(measured / "measurements.pt", "tiny", "math")
+    said = export.write(measured, tmp_path / "all.parquet")
+    assert said == f"{tmp_path / 'all.parquet'}: {len(table)} tokens of 3 prompts"
+    found = pd.read_parquet(tmp_path / "all.parquet")
+    assert list(found)[:6] == ["model", "dataset", "prompt", "step", "token", "text"]
+    assert found["text"].tolist() == table["text"].tolist()
+    assert found["entropy"].tolist() == table["entropy"].tolist()
+    export.write(measured, tmp_path / "one.csv", [1])
+    found = pd.read_csv(tmp_path / "one.csv", keep_default_na=False)
+    assert set(found["prompt"]) == {1}
+    assert len(found) == (table["prompt"] == 1).sum()
+    assert not [text for text in found["text"] if text.startswith(("=", "+", "-", "@"))]  # no spreadsheet computes it
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_candidates_have_a_row_each(measured, tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(export, "AT_ONCE", 1)
+    output = tmp_path / f"candidates.{ending}"
+    export.write(measured, output, candidates=True)
+    found = pd.read_csv(output) if ending == "csv" else pd.read_parquet(output)
+    expected = results.tabulate_candidates(measured, [0, 1, 2])
+    assert list(found) == ["prompt", "step", "place", "text", "id", "probability", "similarity"]
+    assert found["id"].tolist() == expected["id"].tolist()
+    assert found["similarity"].tolist() == pytest.approx(expected["similarity"].tolist(), rel=1e-6)
+
+
+def test_a_page_of_one_prompt_is_its_strip_and_one_of_several_a_menu(measured, tmp_path):
+    export.write(measured, tmp_path / "one.html", [0])
+    export.write(measured, tmp_path / "all.html")
+    one, many = (BeautifulSoup((tmp_path / name).read_text(), "html.parser") for name in ("one.html", "all.html"))
+    assert one.title.string == "tiny on math, prompt 0"
+    text = "".join(results.load_run(measured / "measurements.pt", "tiny", "math").query("prompt == 0")["text"])
+    assert len(one.select(".nucleoscope-strip")) == 1
+    assert len(one.select(".ns-text")[0].get_text()) >= len(text)  # control characters have pictures
+    content = json.loads(many.find("script", type="application/json").string)
+    assert list(content["texts"]) == ["0", "1", "2"]
+    assert content["texts"]["0"]["data"]["similar"]
+    for page in (one, many):
+        assert not page.select("[src], [href]")
+
+
+def test_an_older_run_has_no_texts_which_is_said_and_a_page_of_it_is_refused(older, tmp_path):
+    said = export.write(older, tmp_path / "all.csv")
+    assert "the column text is empty, because the tokenizer is not on this machine" in assert_one_line(said)
+    assert export.write(older, tmp_path / "c.parquet", candidates=True).count("column text is empty") == 1
+    with pytest.raises(ValueError, match="a page needs the tokenizer"):
+        export.write(older, tmp_path / "all.html")
+    assert not (tmp_path / "all.html").exists()
+
+
+def test_an_older_run_gets_its_texts_if_the_tokenizer_is_there(older, measured, tmp_path):
+    copy = tmp_path / "math" / "tiny"
+    copy.mkdir(parents=True)
+    for name, source in (("measurements.pt", older), ("run.json", measured)):
+        (copy / name).write_bytes((source / name).read_bytes())
+    export.write(copy, tmp_path / "new.parquet")
+    export.write(measured, tmp_path / "expected.parquet")
+    one, other = (pd.read_parquet(tmp_path / name) for name in ("new.parquet", "expected.parquet"))
+    pd.testing.assert_frame_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["math/tiny", "a.cvs"], "error: the name 'a.cvs' must end in .csv, .parquet or .html (did you mean '.csv'?)"),
+        (["math/tinny", "a.csv"], "error: there is no measured run 'math/tinny' (did you mean 'math/tiny'?)"),
+        (["tine", "a.csv"], "error: there is no measured run 'tine' (did you mean 'tiny'?)"),
+        (["elsewhere", "a.csv"], "error: there is no measured run 'elsewhere' (there are math/tiny)"),
+        (["math/tiny", "a.csv", "--prompt=7"], "has no prompt 7: it has 3 prompts, counted from 0"),
+        (["math/tiny", "a.csv", "--prompt=x"], "error: argument --prompt: "),
+        (["math/tiny", "nowhere/a.csv"], "error: the folder 'nowhere' does not exist"),
+        (["math/tiny", "results/math/tiny/tokens.parquet"], "would be among the files of the run"),
+        (["math/tiny", "a.html", "--candidates"], "omit --candidates"),
+        (["math/tiny", "a.csv", "--candidate"], "did you mean '--candidates'?"),
+        (["math/tiny", "folder.csv"], "error: 'folder.csv' is a folder: name a file"),
+    ],
+)
+def test_bad_input_is_one_line(measured, monkeypatch, capsys, given, said):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import export as script
+    finally:
+        sys.path.pop(0)
+    monkeypatch.chdir(measured.parents[2])
+    Path("folder.csv").mkdir(exist_ok=True)
+    before = (measured / "tokens.parquet").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["export.py", *given])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    message = ended.value.code if isinstance(ended.value.code, str) else capsys.readouterr().err
+    assert said in assert_one_line(message)
+    assert (measured / "tokens.parquet").read_bytes() == before
+
+
+def test_the_command_writes_a_file_and_says_which(measured, tmp_path):
+    command = [sys.executable, str(ROOT / "scripts/export.py"), str(measured), str(tmp_path / "a.csv")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{tmp_path / 'a.csv'}: ")
