@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from nucleoscope.atomic import write_atomically, write_json
 from nucleoscope.quantities import find_columns
 from nucleoscope.settings import fill_defaults
 from nucleoscope.store.locking import LOCK, Lock, check_folder
-from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read
+from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
 from nucleoscope.store.record_files import (
     Damaged,
     iterate_records,
@@ -28,7 +27,7 @@ from nucleoscope.store.record_files import (
     read_fields,
     write_records,
 )
-from nucleoscope.store.results import NOTEBOOKS, RUN_INFO, read_json
+from nucleoscope.store.results import CONTEXT_FILES, NOTEBOOKS, RUN_INFO, read_json
 from nucleoscope.store.tokens import TOKENS, write_tokens
 
 # What a run writes to its folder of batches: finished ones, parts of one in progress, its settings and its plan.
@@ -181,7 +180,7 @@ class RunFolder:
 
     def _remove_companions(self) -> None:
         """What was made with or from old measurements must never be next to new ones, even after an interruption."""
-        for name in (RUN_INFO, TOKENS, *NOTEBOOKS):
+        for name in (RUN_INFO, TOKENS, *reversed(CONTEXT_FILES), *NOTEBOOKS):
             (self.folder / name).unlink(missing_ok=True)
 
     def _remove_batches(self) -> None:
@@ -284,7 +283,7 @@ class RunFolder:
         found: list[dict[str, Any]] = []
         with contextlib.suppress(ValueError):
             for path in self._find_parts(indices):
-                part = _read_part(path)
+                part = read_intact(path)
                 if not _is_next(part, indices, found[-1]["end"] if found else 0):
                     break  # of a batch that shares its first prompt and its size, or after one that is missing
                 found.append(part)
@@ -338,7 +337,7 @@ class RunFolder:
         begun = set()
         for path in self._find_parts():
             with contextlib.suppress(ValueError):
-                part = _read_part(path)
+                part = read_intact(path)
                 names = part.get("columns") if isinstance(part, dict) else None
                 if isinstance(names, list) and sorted(names, key=str) != sorted(columns):
                     path.unlink()
@@ -420,19 +419,6 @@ def _is_part(path: Path) -> bool:
 def _read_start(path: Path) -> int:
     """The step with which a part begins."""
     return int(path.stem.rpartition("-")[2])
-
-
-def _read_part(path: Path) -> Any:
-    """The content of a part. ValueError also if some of its bytes have changed, which torch would not notice."""
-    part = read(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except zipfile.BadZipFile:
-        damaged = path.name
-    if damaged:
-        raise ValueError(f"'{path}' is damaged")
-    return part
 
 
 def _is_next(part: Any, indices: list[int], start: int) -> bool:
