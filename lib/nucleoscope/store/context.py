@@ -53,7 +53,7 @@ SOURCE = b"nucleoscope.context"  # the metadata key of context.parquet for the f
 AGAIN = "measure it with scripts/correlation_pipeline.py --only=context"
 
 
-def check(folder: Path, overwrite: bool = False) -> None:
+def check(folder: Path) -> None:
     """Before a model is loaded: FileNotFoundError if a run has no measurements, OSError if it cannot be written to.
 
     ValueError if its run.json is damaged.
@@ -268,7 +268,7 @@ class ContextFolder:
 
     def _read_compared(self) -> tuple[dict[str, "np.ndarray"], dict[str, "np.ndarray"], dict[str, Any]]:
         """The same from the files that are there, which belong to these measurements."""
-        table = load(self.folder, VALUES)
+        table = load_rows(self.folder, VALUES)
         about = {name: value for name, value in self._read_info().items() if name in ABOUT}
         return load_matrices(self.folder), {name: table[name].to_numpy() for name in VALUES}, about
 
@@ -289,7 +289,7 @@ class ContextFolder:
             parquet.write_table(table, stream, write_page_checksum=True)
 
 
-def load(folder: str | Path, columns: Collection[str] | None = None) -> "pd.DataFrame":
+def load_rows(folder: str | Path, columns: Collection[str] | None = None) -> "pd.DataFrame":
     """The table of a run's context.parquet, with all `COLUMNS` or some of them.
 
     ValueError, in one line, if it is missing, damaged, or belongs to other measurements than those in the folder.
@@ -309,7 +309,7 @@ def load(folder: str | Path, columns: Collection[str] | None = None) -> "pd.Data
 
 
 def load_matrices(folder: str | Path) -> dict[str, "np.ndarray"]:
-    """The arrays `MATRICES` of a run's context.pt; the same errors as `load`."""
+    """The arrays `MATRICES` of a run's context.pt; the same errors as `load_rows`."""
     path = Path(folder) / CONTEXT_MATRICES
     try:
         content = read(path)
