@@ -155,7 +155,7 @@ packaged = pytest.mark.skipif(
 
 
 @packaged
-def test_the_packaged_model_reads_trees_in_bfloat16_where_single_rows_are_rounded_by_more_than_half_a_deviation():
+def test_the_packaged_model_reads_trees_in_bfloat16_although_that_rounds_single_rows_by_more_than_the_tolerance():
     model, _, _ = loading.load(loading.PACKAGED, "bfloat16", "cpu")
     assert context.find_ways(model).ways[0] == context.TREE
 

@@ -148,7 +148,7 @@ def _check_causality(model: PreTrainedModel, ids: list[int]) -> None:
     others = [token for token in ids if token != ids[-1]]
     if not others:  # a context, or a vocabulary, of one
         return
-    one, other = (read(model, [row])[0, :-1] for row in (ids, [*ids[:-1], others[0]]))
+    one, other = (_read(model, [row])[0, :-1] for row in (ids, [*ids[:-1], others[0]]))
     if not is_distribution(one):  # measuring names the prompts with such logits
         return
     difference = measure_difference(other, one)
@@ -190,7 +190,7 @@ def _choose_lengths(limit: int | None) -> tuple[tuple[int, ...], int]:
     return (longest, *(max(1, min(length, longest - 1)) for length in LENGTHS[1:])), steps
 
 
-def read(model: PreTrainedModel, ids: list[list[int]]) -> torch.Tensor:
+def _read(model: PreTrainedModel, ids: list[list[int]]) -> torch.Tensor:
     """Logits (B, T, V) without a cache. ValueError, in one line, if the model fails."""
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     try:
@@ -213,7 +213,7 @@ def shorten_error(error: Exception, most: int = 160) -> str:
 
 def read_alone(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     """The logits (V,) after the last token of one prompt."""
-    return read(model, [ids])[0, -1]
+    return _read(model, [ids])[0, -1]
 
 
 def is_distribution(logits: torch.Tensor) -> bool:
@@ -245,7 +245,7 @@ def get_tolerance(model: PreTrainedModel) -> float:
 def _measure_rounding(model: PreTrainedModel, ids: list[int]) -> float:
     """What counts as rounding by what a batch of equal rows changes, which is nothing but the order of sums."""
     least = min(LEAST, TOLERANCES[model.dtype]) if model.dtype in TOLERANCES else LEAST_HALF
-    return max(least, NOISE * measure_difference(read(model, [ids] * 4)[0, -1], read_alone(model, ids)))
+    return max(least, NOISE * measure_difference(_read(model, [ids] * 4)[0, -1], read_alone(model, ids)))
 
 
 def _measure_error(model: PreTrainedModel, way: str, prompts: Trial, steps: list[list[torch.Tensor]]) -> float:

@@ -21,7 +21,6 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -51,7 +50,7 @@ BRANCHES = {"cpu": 256, "cuda": 4096}
 # float32. The candidates of one place are compared together, and may exceed this.
 PIECE_BYTES, ARRAYS = {"cpu": 2**26, "cuda": 2**30}, 6
 TRIED = 3  # candidates at each place of the trial
-MORE, NOISE = 16, 2  # tokens that are added to find out how much is rounding, and how many times as much is
+CHECKED = 5  # forks of the longest text that are checked
 VALUES = ("mean_similarity", "weighted_similarity", "similarity_entropy", "continuations")
 
 
@@ -388,12 +387,10 @@ def _try_ways(model: PreTrainedModel) -> Finding:
         expected = [checking.read_alone(model, [*text[: f.position], token]) for f in forks for token in f.candidates]
         if not expected or not all(map(checking.is_distribution, expected)):
             return Finding(WAYS if _can_create(model, TREE) else WAYS[-1:])  # measuring names the prompts
-        rows = [[*text[: fork.position], token] for fork in forks for token in fork.candidates]
-        tolerances = list(map(partial(_find_tolerance, model), rows, expected))
         ways, reasons = [], []
         for way in WAYS:
             try:
-                problem = _find_difference(model, way, text, forks, expected, tolerances)
+                problem = _find_difference(model, way, text, forks, expected)
             except torch.OutOfMemoryError:
                 raise  # else a slower way would be taken for the right one
             except Exception as raised:  # models of all kinds raise anything; the next way is tried
@@ -410,21 +407,16 @@ def _draw(pool: list[int], step: int, number: int) -> list[int]:
 
 
 def _find_difference(
-    model: PreTrainedModel,
-    way: str,
-    text: list[int],
-    forks: list[Fork],
-    expected: list[torch.Tensor],
-    tolerances: list[float],
+    model: PreTrainedModel, way: str, text: list[int], forks: list[Fork], expected: list[torch.Tensor]
 ) -> str:
     """Why a way is not right, in words; "" if it is."""
     reader = create_reader(model, way)
     if way == TREE and not _is_head_all(reader, text):
         return "the output layer alone gives other logits"
     found = _collect_logits(reader, text, forks)
-    errors = list(map(checking.measure_difference, found, expected))
-    wrong = [error for error, tolerance in zip(errors, tolerances, strict=True) if error > tolerance]
-    if (error := max(wrong, default=0)) > 0:
+    own = [token == text[fork.position] for fork in forks for token in fork.candidates]  # which are no branches
+    pairs = [pair for pair, same in zip(zip(found, expected, strict=True), own, strict=True) if not same]
+    if (error := _measure_error(model, *zip(*pairs, strict=True))) > checking.get_tolerance(model):
         return f"logits differ by {error:.2g} standard deviations"
     noise = checking.LEAST if model.dtype in checking.TOLERANCES else checking.LEAST_HALF
     if way != STEPS and (moved := _measure_leak(reader, text, forks, found)) > noise:
@@ -432,20 +424,15 @@ def _find_difference(
     return ""
 
 
-def _find_tolerance(model: PreTrainedModel, row: list[int], expected: torch.Tensor) -> float:
-    """The largest difference from the ``expected`` logits after a row that counts as rounding.
+def _measure_error(model: PreTrainedModel, found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+    """The largest difference of logits of some branches from what is expected; in half precision, the median.
 
-    In bfloat16 and float16, tokens after the row change its logits, because matrices of another shape are multiplied in
-    another order: by 0.1 to 0.3 standard deviations in most rows of the packaged model, and by 0.78 in one. `NOISE`
-    times as much counts as rounding, in that row alone. Trees with a wrong mask or wrong positions change most of its
-    rows by 1.3 and more.
+    In bfloat16, matrices of another shape are multiplied in another order, which changes single rows of the packaged
+    model by up to 0.8 standard deviations, whatever else is read with them, and the median row by 0.1 to 0.2. With a
+    wrong mask or wrong positions, the median is 1.3 or more.
     """
-    tolerance = checking.get_tolerance(model)
-    if model.dtype in checking.TOLERANCES:
-        return tolerance
-    room = MORE if (limit := find_context_length(model)) is None else max(0, min(MORE, limit - len(row)))
-    longer = checking.read(model, [[*row, *(row * MORE)[:room]]])[0, len(row) - 1]
-    return max(tolerance, NOISE * checking.measure_difference(longer, expected))
+    errors = sorted(map(checking.measure_difference, found, expected))
+    return errors[-1] if model.dtype in checking.TOLERANCES else errors[len(errors) // 2]
 
 
 def _is_head_all(reader: TreeReader, text: list[int]) -> bool:
@@ -508,24 +495,27 @@ class _Readers:
         return self.created[ways[0]]
 
     @torch.inference_mode()
-    def check_long(self, ids: list[int], fork: Fork) -> None:
+    def check_long(self, ids: list[int], forks: list[Fork]) -> None:
         """Drops the ways by tree if they are not right at the end of a long text, which the trial cannot tell.
 
-        Some models have windows that their configuration does not name.
+        Some models have windows that their configuration does not name. One candidate of some of the last ``forks`` is
+        read, which was not taken.
         """
-        reader = self.choose(fork.position + 1)
+        forks = [
+            fork._replace(candidates=[token for token in fork.candidates if token != ids[fork.position]][-1:])
+            for fork in forks[-CHECKED:]
+        ]
+        reader = self.choose(forks[-1].position + 1)
         if reader.way == STEPS:
             return
-        last = fork._replace(candidates=[token for token in fork.candidates if token != ids[fork.position]][-1:])
-        (found,) = _collect_logits(reader, ids, [last])
-        expected = checking.read_alone(self.model, [*ids[: fork.position], *last.candidates])
-        if not checking.is_distribution(expected):
+        expected = [checking.read_alone(self.model, [*ids[: fork.position], *fork.candidates]) for fork in forks]
+        if not all(map(checking.is_distribution, expected)):
             return
-        difference = checking.measure_difference(found, expected)
-        if difference > _find_tolerance(self.model, [*ids[: fork.position], *last.candidates], expected):
+        error = _measure_error(self.model, _collect_logits(reader, ids, forks), expected)
+        if error > checking.get_tolerance(self.model):
             self.ways = tuple(way for way in self.ways if way == STEPS)
-            self.reasons += (f"tree: logits differ by {difference:.2g} standard deviations in a long text",)
-            self.choose(fork.position + 1)
+            self.reasons += (f"tree: logits differ by {error:.2g} standard deviations in a long text",)
+            self.choose(forks[-1].position + 1)
 
 
 # Texts
@@ -600,7 +590,7 @@ def measure(
     if longest is not None and not skip_check:
         ids, forks = prepare(longest)
         if forks:
-            readers.check_long(ids, forks[-1])
+            readers.check_long(ids, forks)
     with tqdm(total=total, unit="tok", disable=not progress, mininterval=0.5) as bar:
         for index, record in records:
             ids, forks = prepare(record)
