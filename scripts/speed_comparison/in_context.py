@@ -1,6 +1,7 @@
 """The comparison behind scripts/benchmark.py --context: candidates as branches of a tree, and in cached steps."""
 
 import argparse
+import time
 
 import torch
 
@@ -19,7 +20,7 @@ def generate(model, inputs: generation.Inputs, texts: list[str], options: argpar
     batches = batching.split_batches(inputs, size)
     settings = {"max_tokens": options.max_tokens, "top_p": options.top_p, "inputs": inputs, "batches": batches}
     found = []
-    for batch in generation.measure(model, None, texts, quantities=[], progress=False, **settings):
+    for batch in generation.measure(model, None, texts, progress=False, **settings):
         for index, record in zip(batch.indices, batch.records, strict=True):
             before = inputs.ids[index]
             forks = context.find_forks(record, len(before), options.context_candidates)
@@ -46,14 +47,16 @@ def compare(options: argparse.Namespace) -> None:
     for order in order_pairs(options.repeats):
         pair: list[dict] = [{}, {}]
         for side in order:
+            begun = time.process_time()
             with clock() as taken:
                 results = [context.compare_text(readers[side], *text, Settings()) for text in found]
-            pair[side] = {"seconds": taken.seconds, "peak": taken.peak}
+            pair[side] = {"seconds": taken.seconds, "peak": taken.peak, "cores": time.process_time() - begun}
             pair[side]["means"] = torch.cat([result.values["mean_similarity"] for result in results])
         largest = max(largest, float((pair[0]["means"] - pair[1]["means"]).abs().max()))
         pairs.append(pair)
-    time = ComparisonRow("all texts", *collect(pairs, lambda side: side["seconds"]))
+    names = {"seconds": "elapsed", "cores": "of all cores together"}
+    times = [ComparisonRow(text, *collect(pairs, lambda side, key=key: side[key])) for key, text in names.items()]
     memory = ComparisonRow("peak", *collect(pairs, lambda side: side["peak"]))
-    print(format_table("Time, s", [time], 1, SIDES))
+    print(format_table("Time, s", times, 1, SIDES))
     print(format_table("Memory, MiB", [memory], 0, SIDES))
     print(f"largest difference of a token's mean similarity: {largest:.2g}")

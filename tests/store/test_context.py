@@ -13,6 +13,7 @@ import torch
 import kills
 import tiny
 from messages import assert_one_line
+from nucleoscope.measure import context as measure_context
 from nucleoscope.measure.context import complete_context
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.stats import what_or_how
@@ -103,6 +104,12 @@ def test_the_measurements_are_as_they_were(folder):
     assert {name: (folder / name).read_bytes() for name in before} == before
     with run_folder.RunFolder(folder, SETTINGS) as run:
         assert run.finished
+
+
+def test_the_columns_are_those_that_are_computed():
+    assert context.VALUES == measure_context.VALUES
+    assert context.SPLIT == what_or_how.SPLIT
+    assert {*context.PART, *context.OTHERS} == set(measure_context.Comparison._fields)
 
 
 # Settings

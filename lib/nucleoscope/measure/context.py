@@ -169,6 +169,11 @@ class Reader(ABC):
         ``ids`` are the text, with the prompt. A piece has at most ``rows`` rows, or a single fork.
         """
 
+    def read_alone(self, ids: list[int]) -> torch.Tensor:
+        """The logits (V,) after a text without a cache: what is right. Those of its other tokens are not computed."""
+        options = self.options | ({"use_cache": False} if "use_cache" in self.accepted else {})
+        return self.model(input_ids=torch.tensor([ids], device=self.device), **options).logits[0, -1].to(self.device)
+
     def shrink(self) -> bool:
         """Makes passes smaller because memory was too small; False if they cannot be any smaller."""
         return False
@@ -508,7 +513,7 @@ class _Readers:
         reader = self.choose(forks[-1].position + 1)
         if reader.way == STEPS:
             return
-        expected = [checking.read_alone(self.model, [*ids[: fork.position], *fork.candidates]) for fork in forks]
+        expected = [reader.read_alone([*ids[: fork.position], *fork.candidates]) for fork in forks]
         if not all(map(checking.is_distribution, expected)):
             return
         error = _measure_error(self.model, _collect_logits(reader, ids, forks), expected)
