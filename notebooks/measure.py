@@ -48,6 +48,9 @@ overwrite = False  # replace existing results that have other settings
 model_revision = None  # commit from which to load all files of a model on the Hub; None means the latest
 skip_check = False  # do not try the model on short prompts first, which finds out how prompts can be batched
 trust_remote_code = False  # run code that comes with the model; read it first
+context = False  # for the command line: then execute context.py, which measures similarity in context
+context_candidates = 8  # for context.py
+context_threshold = 0.5  # for context.py
 
 # %%
 import os

@@ -20,6 +20,9 @@ measuring or, on a GPU, that of the GPU.
 
 --scale N compares a whole run of N prompts with one of 100 instead, on a small random model.
 
+--context times how candidates are compared in context instead: as branches of a tree, and in cached steps with one row
+per candidate, side by side on the same texts, which are generated first.
+
 --gpu-table instead times steps and runs of three shapes of 7 to 8 billion random weights on an NVIDIA GPU with 40 GB or
 more, without downloads: the table in README.
 """
@@ -53,6 +56,8 @@ def create_parser() -> command_line.Parser:
     )
     options.add_argument("--against", metavar="CHECKOUT", help="folder of another version of this project")
     options.add_whole_number("scale", 1, metavar="N", help="number of prompts of a run to compare with one of 100")
+    options.add_argument("--context", action="store_true", help="compare the two ways to read candidates in context")
+    options.add_settings("context_candidates")
     options.add_argument("--gpu-table", action="store_true", help="time three shapes of models on a GPU")
     options.add_argument(
         "--random-weights",
@@ -81,6 +86,10 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError("--against takes neither --scale nor --random-weights: give a model with --model_name")
     if options.gpu_table and (options.against is not None or options.scale or options.random_weights):
         raise ValueError("--gpu-table takes none of --against, --scale and --random-weights")
+    if options.context and (options.against is not None or options.scale or options.gpu_table):
+        raise ValueError("--context takes none of --against, --scale and --gpu-table")
+    if options.context and not 2 <= options.context_candidates <= 64:
+        raise ValueError(f"context_candidates is {options.context_candidates}: --context compares 2 to 64 candidates")
     if options.scale and (options.dataset_name or options.model_name != Settings.model_name):
         raise ValueError("--scale has its own prompts and model: --random-weights changes the shape of the model")
     if options.against is None and len(options.dataset_name or []) > 1:
@@ -106,6 +115,11 @@ def main() -> None:
             from speed_comparison import gpu_table
 
             gpu_table.compare(options)
+        elif options.context:
+            from speed_comparison import in_context
+
+            options.dataset_name = (options.dataset_name or [Settings.dataset_name])[0]
+            in_context.compare(options)
         elif options.scale:
             from speed_comparison import scaling
 

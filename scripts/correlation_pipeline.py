@@ -1,4 +1,7 @@
-"""Measures one model on one data set with notebooks/measure.py, then shows the results with notebooks/run.py."""
+"""Measures one model on one data set with notebooks/measure.py, then shows the results with notebooks/run.py.
+
+With --context, notebooks/context.py then measures similarity in context, in a second pass.
+"""
 
 from nucleoscope.settings import FIELDS, Settings
 from nucleoscope.workflow.command_line import Parser, report_errors
@@ -10,13 +13,13 @@ def create_parser() -> Parser:
     options.add_settings()
     options.add_argument(
         "--only",
-        choices=("measure", "page"),
-        help="execute only one of the notebooks: measure.py (measure) or run.py (page)",
+        choices=("measure", "page", "context"),
+        help="execute only one of the notebooks: measure.py (measure), run.py (page) or context.py (context)",
     )
     options.add_argument(
         "--if_missing",
         action="store_true",
-        help="skip measuring if results with these settings are complete, and skip the page if there are no results",
+        help="skip measuring if results with these settings are complete, and skip the others if there are no results",
     )
     return options
 
@@ -31,11 +34,13 @@ def main() -> None:
         chosen = Settings(**options).check()
         folder = run_notebooks.locate(chosen)
         print(f"{folder.name} on {folder.parent.name}", flush=True)
-        if only != "page":
+        given = parser.list_given(FIELDS) if only in ("page", "context") and not if_missing else ()
+        if only in (None, "measure"):
             run_notebooks.measure(chosen, if_missing)
-        if only != "measure":
-            given = parser.list_given(FIELDS) if only == "page" and not if_missing else ()
+        if only in (None, "page"):
             run_notebooks.write_page(chosen, if_missing, given)
+        if only == "context" or (only is None and run_notebooks.wants_context(chosen)):
+            run_notebooks.measure_context(chosen, if_missing, given)
         print(f"results: {folder}")
 
 

@@ -42,6 +42,19 @@ def test_the_page_of_a_run_has_the_settings_that_name_it():
     assert found == {name: DEFAULTS[name] for name in found}
 
 
+def test_the_notebook_about_similarity_in_context_has_its_settings_with_their_defaults():
+    found = read_parameters("context")
+    assert set(found) == set(run_notebooks.CONTEXT_SETTINGS)
+    assert found == {name: DEFAULTS[name] for name in found}
+
+
+@pytest.mark.parametrize("name", ["context", "context_candidates", "context_threshold"])
+def test_similarity_in_context_does_not_make_existing_results_other_results(name):
+    assert name not in settings.list_deciding()
+    assert name in settings.list_grid_parameters()
+    assert DEFAULTS["context"] is False  # it costs a second pass
+
+
 def test_the_live_notebook_has_the_defaults_of_the_settings_that_it_shares():
     found = read_parameters("explore")
     own = {"prompt", "text", "quantity"}
@@ -93,6 +106,8 @@ def test_every_default_is_allowed(name):
             3,
             "variants is 3: it must be default, none, or names of candidate sets and geometries, separated by commas",
         ),
+        ("context_candidates", 65, "context_candidates is 65: it must be a whole number from 0 to 64"),
+        ("context_threshold", 0, "context_threshold is 0: it must be a number in (0, 1]"),
         ("trust_remote_code", 1, "trust_remote_code is 1: it must be True or False"),
     ],
 )

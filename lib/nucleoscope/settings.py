@@ -225,6 +225,23 @@ class Settings:
     trust_remote_code: bool = _define(
         bool, False, "run the Python code that comes with the model; read it first", live="trust_remote_code"
     )
+    context: bool = _define(
+        bool, False, "also measure similarity in context, in a second pass: what would follow each candidate"
+    )
+    context_candidates: int = _define(
+        int,
+        8,
+        "with context: number of likeliest candidates of each token to compare; 0 measures none",
+        least=0,
+        most=64,
+    )
+    context_threshold: float = _define(
+        float,
+        0.5,
+        "with context: mean similarity that two groups of candidates must have to be one group, in (0, 1]",
+        above=0,
+        most=1,
+    )
 
     @classmethod
     def collect(cls, values: Mapping[str, Any]) -> "Settings":

@@ -456,6 +456,17 @@ def test_runs_stand_in_model_and_data_set_order(tmp_path):
     assert sum(name.endswith(".csv") for name in files) == 6
 
 
+def test_similarity_in_context_of_a_run_is_a_page_of_its_own_beside_that_of_the_run(tmp_path):
+    run = write_project(tmp_path) / "results/alpha/big"
+    nbformat.write(create_notebook("t"), run / "context.ipynb")
+    files = site.build_run_pages(tmp_path / "results", {})
+    page = "runs/big/alpha~in-context.ipynb"
+    assert nbformat.reads(files[page].decode(), 4).cells[0].source.startswith("# big on alpha, in context")
+    assert [name for name in files if name.endswith("in-context.ipynb")] == [page]
+    (row,) = [line for line in files["runs/index.md"].decode().splitlines() if "in context" in line]
+    assert f"[the run](</runs/big/alpha.ipynb>), [in context](</{page}>)" in row
+
+
 def test_analyses_are_pages_under_their_own_names_with_what_lies_beside_them(tmp_path):
     folder = write_project(tmp_path) / "results/correlation_eval"
     folder.mkdir()

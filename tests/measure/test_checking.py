@@ -244,7 +244,7 @@ def test_a_device_without_memory_is_no_fault_of_the_model(monkeypatch):
 def test_a_model_with_a_tiny_context_is_tried_within_it(limit):
     model = tiny.create_model("gpt2", n_positions=limit)
     assert checking.find_way(model) == decoding.PADDED
-    prompts = checking._choose_prompts(model)
+    prompts = checking.choose_prompts(model)
     assert max(map(len, prompts.ids)) == min(limit, 8)
     assert [length + prompts.steps for length in prompts.lengths] == [len(ids) for ids in prompts.ids]
     if limit > 1:

@@ -14,7 +14,7 @@ import forks
 from nucleoscope.workflow import dependencies
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = ("measure", "run", "correlation", "fits", "made_of", "index", "theory", "twelve")
+NOTEBOOKS = ("measure", "run", "context", "correlation", "fits", "made_of", "index", "theory", "twelve")
 EXECUTE_IMPORTS = """
 import ast, sys
 from pathlib import Path
@@ -144,6 +144,21 @@ def test_every_module_is_an_input_of_exactly_the_jobs_whose_notebooks_import_it(
         assert jobs[job] & modules == wanted & modules, job
         assert {f"notebooks/{name}.py" for name in notebooks} <= jobs[job]
     assert modules <= jobs["book"]  # the reference of the package
+
+
+def test_a_grid_that_asks_for_similarity_in_context_plans_one_more_job_for_a_run_and_nothing_else(project):
+    grid = json.loads((project / "grid.json").read_text())
+    grid["parameters"] |= {"context": True}
+    (project / "context.json").write_text(json.dumps(grid))
+    jobs = list_jobs(plan_graph(project, "--configfile", "context.json"))
+    assert jobs.keys() == {"context", "book"}
+    wanted = dependencies.list_dependencies(ROOT / "notebooks/context.py")
+    assert {os.path.relpath(path, ROOT) for path in wanted} <= jobs["context"]
+    assert any(path.endswith("measurements.pt") for path in jobs["context"])
+    grid["parameters"] |= {"context_candidates": 0}
+    (project / "context.json").write_text(json.dumps(grid))
+    assert "Nothing to be done" in plan_graph(project, "--configfile", "context.json")
+    (project / "context.json").unlink()
 
 
 def test_nothing_is_planned_after_a_finished_grid(project):

@@ -16,7 +16,7 @@ import forks
 import tiny
 from nucleoscope import quantities
 from nucleoscope.models import loading
-from nucleoscope.store import results
+from nucleoscope.store import context, results
 from synthetic import write_study_file
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +154,36 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, tiny_model, argument
     assert not list(tmp_path.rglob("*.*"))
 
 
+def test_similarity_in_context_is_measured_besides_and_again_only_with_other_settings(tmp_path, tiny_model, texts):
+    run = [f"model_name={tiny_model}", f"dataset_name={texts}", f"results_dir={tmp_path}"]
+    folder = tmp_path / "lines" / "tiny-llama"
+    refused = run_pipeline(*run, "only=context")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "measure the run first" in refused.stderr
+    done = run_pipeline(*run, "n_samples=3", "max_tokens=6", "context")
+    assert done.returncode == 0, done.stderr
+    assert {"run.ipynb", results.CONTEXT_NOTEBOOK, *results.CONTEXT_FILES} <= {path.name for path in folder.iterdir()}
+    rows = context.load_rows(folder)
+    assert len(rows) > 3
+    notebook = nbformat.read(folder / results.CONTEXT_NOTEBOOK, as_version=4)
+    kinds = [kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})]
+    assert kinds.count("application/vnd.plotly.v1+json") == 2
+    before = (folder / "measurements.pt").stat(), (folder / "context.pt").stat()
+    again = run_pipeline(*run, "only=context", "context_threshold=0.9", "if_missing")
+    assert again.returncode == 0, again.stderr
+    assert before == ((folder / "measurements.pt").stat(), (folder / "context.pt").stat())
+    assert results.read_json(folder / "context.json")["context_threshold"] == 0.9
+    skipped = run_pipeline(*run, "only=context", "context_threshold=0.9", "if_missing")
+    assert "has already been measured with these settings" in skipped.stdout
+    for wrong, message in (
+        ("max_tokens=7", "max_tokens is 6 there and 7 here"),
+        ("context_candidates=1", "at least 2"),
+    ):
+        refused = run_pipeline(*run, "only=context", wrong)
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+        assert message in refused.stderr
+
+
 def test_two_runs_that_start_together_do_not_meet(tmp_path, tiny_model, texts):
     processes, environment = [], forks.create_environment(**OFFLINE)
     for place in ("one", "other"):
@@ -255,6 +285,33 @@ def test_the_graph_runs_what_is_missing_or_changed_and_nothing_else(tmp_path, ti
     settings = results.load_info(folder)["settings"]
     assert settings["max_tokens"] == 5
     assert settings["prompt_format"] == "raw"  # the default grid's own parameters stay its own
+
+
+@pytest.mark.long
+def test_the_graph_measures_similarity_in_context_if_the_grid_asks_for_it(tmp_path, tiny_model, texts):
+    plain = run_snakemake(tmp_path, tiny_model, texts)
+    assert plain.returncode == 0, plain.stderr
+    folder = tmp_path / "results/lines/tiny-llama"
+    assert not (folder / results.CONTEXT_INFO).exists()
+    before = (folder / "measurements.pt").stat()
+    done = run_snakemake(tmp_path, tiny_model, texts, context=True)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "measurements.pt").stat() == before  # the results are the same as without
+    assert len(context.load_rows(folder))
+    assert "Nothing to be done" in run_snakemake(tmp_path, tiny_model, texts, context=True).stderr
+    (folder / results.CONTEXT_MATRICES).unlink()
+    planned = run_snakemake(tmp_path, tiny_model, texts, "--dry-run", context=True).stdout
+    assert "rule context:" in planned
+    assert "rule measure:" not in planned
+
+
+def test_the_benchmark_compares_both_ways_to_read_candidates():
+    sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=4,vocab_size=500"
+    command = [sys.executable, "scripts/benchmark.py", "--context", "--dtype", "float32", "--device", "cpu"]
+    done = run_pipeline(f"random-weights={sizes}", "n_prompts=3", "max_tokens=5", "repeats=1", command=command)
+    assert done.returncode == 0, done.stderr
+    assert "| | tree | cached steps |" in done.stdout
+    assert float(done.stdout.rstrip().rsplit(": ", 1)[1]) < 1e-4
 
 
 def test_the_default_grid_plans_its_three_runs():

@@ -41,6 +41,7 @@ GENERATED = (
     "scripts/slurm/config.yaml",
 )  # files that pages include
 PRINTED = ("scale.py",)  # scripts that print a part of a page
+IN_CONTEXT = "~in-context"  # the end of the name of a run's second page; "~" is in no encoded name on its own
 UNFINISHED = ".unfinished"  # beside html/ from the start of a build until it has succeeded
 
 
@@ -108,6 +109,9 @@ def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, 
         page = f"runs/{encode_page_name(model)}/{encode_page_name(dataset)}"
         try:
             found = build_notebook_page(run / results.NOTEBOOK, page, folders, f"{model} on {dataset}")
+            if (run / results.CONTEXT_NOTEBOOK).is_file():
+                title = f"{model} on {dataset}, in context"
+                found |= build_notebook_page(run / results.CONTEXT_NOTEBOOK, f"{page}{IN_CONTEXT}", folders, title)
             rows[run] = format_row(run)
         except (BookError, OSError, ValueError) as error:
             print(f"left out: {escape_line(str(error))}", file=sys.stderr)
@@ -172,7 +176,10 @@ def format_row(run: Path) -> str:
         raise BookError(f"'{run / results.RUN_INFO}' has a value of another type ({error})") from None
     columns = [escape_name(str(value)) for value in (run.name, run.parent.name)]
     columns += [*facts[:2], *(escape_name(str(value)) for value in facts[2:])]
-    return f"| {' | '.join(columns)} | [the run](<{page}.ipynb>) |"
+    links = [f"[the run](<{page}.ipynb>)"]
+    if (run / results.CONTEXT_NOTEBOOK).is_file():
+        links.append(f"[in context](<{page}{IN_CONTEXT}.ipynb>)")
+    return f"| {' | '.join(columns)} | {', '.join(links)} |"
 
 
 def format_overview(rows: list[str]) -> str:

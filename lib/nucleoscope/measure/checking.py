@@ -101,14 +101,14 @@ def create_memory(model: PreTrainedModel, skip_check: bool = False) -> StaticMem
 
 @torch.inference_mode()
 def _try_ways(model: PreTrainedModel) -> Finding:
-    prompts = _choose_prompts(model)
-    with _quiet():
+    prompts = choose_prompts(model)
+    with silence():
         _check_causality(model, prompts.ids[0])
         steps = [
-            [_read_alone(model, ids[: length + step]) for step in range(prompts.steps + 1)]
+            [read_alone(model, ids[: length + step]) for step in range(prompts.steps + 1)]
             for ids, length in zip(prompts.ids, prompts.lengths, strict=True)
         ]
-        if not all(_is_distribution(logits) for row in steps for logits in row):
+        if not all(is_distribution(logits) for row in steps for logits in row):
             return Finding(WAYS[0])  # measuring names the prompts with such logits
         rounding = _measure_rounding(model, prompts.ids[0][: prompts.lengths[0]])
         if model.dtype in TOLERANCES:  # at most: some models compute a step slightly differently from a text
@@ -140,8 +140,8 @@ def check_causality(model: PreTrainedModel, skip_check: bool = False) -> None:
     ValueError as well, in one line, if the model fails.
     """
     if not skip_check and model not in _FOUND:
-        with _quiet():
-            _check_causality(model, _choose_prompts(model).ids[0])
+        with silence():
+            _check_causality(model, choose_prompts(model).ids[0])
 
 
 def _check_causality(model: PreTrainedModel, ids: list[int]) -> None:
@@ -149,7 +149,7 @@ def _check_causality(model: PreTrainedModel, ids: list[int]) -> None:
     if not others:  # a context, or a vocabulary, of one
         return
     one, other = (_read(model, [row])[0, :-1] for row in (ids, [*ids[:-1], others[0]]))
-    if not _is_distribution(one):  # measuring names the prompts with such logits
+    if not is_distribution(one):  # measuring names the prompts with such logits
         return
     difference = measure_difference(other, one)
     if difference and difference > min(get_tolerance(model), _measure_rounding(model, ids)):
@@ -161,7 +161,7 @@ def _check_causality(model: PreTrainedModel, ids: list[int]) -> None:
         )
 
 
-def _choose_prompts(model: PreTrainedModel) -> Trial:
+def choose_prompts(model: PreTrainedModel) -> Trial:
     """Ordinary ids of the vocabulary, not those with a role, as far as they fit in the model's context."""
     config = model.config.get_text_config()
     roles = {
@@ -211,12 +211,12 @@ def shorten_error(error: Exception, most: int = 160) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def _read_alone(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+def read_alone(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     """The logits (V,) after the last token of one prompt."""
     return _read(model, [ids])[0, -1]
 
 
-def _is_distribution(logits: torch.Tensor) -> bool:
+def is_distribution(logits: torch.Tensor) -> bool:
     """Whether logits have neither NaN nor +inf; -inf stands for a token that is impossible."""
     return not bool((logits.isnan() | logits.isposinf()).any())
 
@@ -245,7 +245,7 @@ def get_tolerance(model: PreTrainedModel) -> float:
 def _measure_rounding(model: PreTrainedModel, ids: list[int]) -> float:
     """What counts as rounding by what a batch of equal rows changes, which is nothing but the order of sums."""
     least = min(LEAST, TOLERANCES[model.dtype]) if model.dtype in TOLERANCES else LEAST_HALF
-    return max(least, NOISE * measure_difference(_read(model, [ids] * 4)[0, -1], _read_alone(model, ids)))
+    return max(least, NOISE * measure_difference(_read(model, [ids] * 4)[0, -1], read_alone(model, ids)))
 
 
 def _measure_error(model: PreTrainedModel, way: str, prompts: Trial, steps: list[list[torch.Tensor]]) -> float:
@@ -308,7 +308,7 @@ def _is_static(model: PreTrainedModel, prompts: Trial, steps: list[list[torch.Te
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Without what a library has to say about ways that are only tried."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +97,21 @@ def load(
             f"{tuple(expected)}"
         )
     return Model(model.eval(), tokenizer, _identify(name, source, digest, options.get("revision")))
+
+
+def load_measured(
+    settings: Mapping[str, Any], device: str = "auto", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer with which a run was measured, in its data type; ``settings`` are those in its run.json.
+
+    Raises what `load` raises, and ValueError if the model under this name is another one by now.
+    """
+    name, identity = settings["model_name"], settings["model"]
+    model, tokenizer, found = load(name, settings["dtype"], device, trust_remote_code, identity.get("revision"))
+    found, there = ({key: one[key] for key in one if key != "source"} for one in (found, identity))
+    if found != there:  # a folder or file has changed
+        raise ValueError(f"model '{name}' is another one than the run was measured with: measure the run again")
+    return model, tokenizer
 
 
 Loaded = tuple[PreTrainedModel, dict[str, Any]]  # a model, and what transformers reports on its weights

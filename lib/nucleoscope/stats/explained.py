@@ -145,7 +145,8 @@ def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFra
 def _iterate_candidates(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The sizes of the candidate sets of each prompt's tokens, and their ids, all sets' in a row."""
     stored = record_files.read_fields(path) is not None
-    for record in record_files.iterate_records(path) if stored else load_mapped(path):
+    records = record_files.iterate_records(path, ("top_p_tokens",)) if stored else load_mapped(path)
+    for record in records:
         steps = [np.asarray(ids) for ids in record["top_p_tokens"]]
         if steps:
             yield np.array(list(map(len, steps))), np.concatenate(steps).astype(np.int64)

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import textwrap
+import zipfile
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,19 @@ def read(path: str | os.PathLike) -> Any:
             f"cannot read '{path}' as measurements: the file is truncated or was not written by Nucleoscope; "
             f"delete it and measure again ({reason})"
         ) from None
+
+
+def read_intact(path: Path) -> Any:
+    """The content of a file of tensors. ValueError also if bytes have changed, which torch does not notice."""
+    content = read(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile:
+        damaged = path.name
+    if damaged:
+        raise ValueError(f"'{path}' is damaged")
+    return content
 
 
 def find_system_cause(error: BaseException, path: str | os.PathLike) -> str | None:

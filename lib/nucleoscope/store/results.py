@@ -28,6 +28,13 @@ __all__ = [
     "ANALYSES",
     "ANALYSIS_FILES",
     "CANDIDATES",
+    "CONTEXT",
+    "CONTEXT_FILES",
+    "CONTEXT_INFO",
+    "CONTEXT_MATRICES",
+    "CONTEXT_NOTEBOOK",
+    "CONTEXT_PARTS",
+    "CONTEXT_TABLE",
     "FORBIDDEN",
     "MEASURE",
     "MEASUREMENTS",
@@ -77,7 +84,11 @@ __all__ = [
 RUN_INFO = "run.json"
 MEASURE, PAGE = "measure", "run"  # the notebooks of a run: one measures, the other one is its page in the book
 NOTEBOOK = f"{PAGE}.ipynb"
-NOTEBOOKS = (f"{MEASURE}.ipynb", NOTEBOOK)
+CONTEXT = "context"  # the notebook that measures similarity in context, if it is asked for
+CONTEXT_NOTEBOOK = f"{CONTEXT}.ipynb"
+NOTEBOOKS = (f"{MEASURE}.ipynb", NOTEBOOK, CONTEXT_NOTEBOOK)
+CONTEXT_TABLE, CONTEXT_MATRICES, CONTEXT_INFO = CONTEXT_FILES = ("context.parquet", "context.pt", "context.json")
+CONTEXT_PARTS = "context_parts"  # the folder of what is compared so far
 ANALYSES = "correlation_eval"  # the folder of the analyses, beside those of the data sets
 PAGES = "book"  # the folder of executed notebooks that are pages of the book and nothing else
 ANALYSIS_FILES = (

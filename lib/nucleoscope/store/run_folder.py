@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from nucleoscope.quantities import find_columns
 from nucleoscope.settings import fill_defaults
 from nucleoscope.store.candidates import CANDIDATES, NEEDED, write_candidates
 from nucleoscope.store.locking import LOCK, Lock, check_folder
-from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read
+from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
 from nucleoscope.store.nulls import NULLS, write_nulls
 from nucleoscope.store.record_files import (
     Damaged,
@@ -34,7 +33,7 @@ from nucleoscope.store.record_files import (
     read_tokens,
     write_records,
 )
-from nucleoscope.store.results import NOTEBOOKS, RUN_INFO, read_json
+from nucleoscope.store.results import CONTEXT_FILES, NOTEBOOKS, RUN_INFO, read_json
 from nucleoscope.store.side_tables import is_readable
 from nucleoscope.store.tokens import TOKENS, write_tokens
 from nucleoscope.store.variants import VARIANTS, has_readable_variants, write_variants
@@ -204,7 +203,7 @@ class RunFolder:
 
     def _remove_companions(self) -> None:
         """What was made with or from old measurements must never be next to new ones, even after an interruption."""
-        for name in (*COMPANIONS, *NOTEBOOKS):
+        for name in (*COMPANIONS, *reversed(CONTEXT_FILES), *NOTEBOOKS):
             (self.folder / name).unlink(missing_ok=True)
 
     def _remove_batches(self) -> None:
@@ -317,7 +316,7 @@ class RunFolder:
         found: list[dict[str, Any]] = []
         with contextlib.suppress(ValueError):
             for path in self._find_parts(indices):
-                part = _read_part(path)
+                part = read_intact(path)
                 if not _is_next(part, indices, found[-1]["end"] if found else 0):
                     break  # of a batch that shares its first prompt and its size, or after one that is missing
                 found.append(part)
@@ -388,7 +387,7 @@ class RunFolder:
         begun = set()
         for path in self._find_parts():
             with contextlib.suppress(ValueError):
-                part = _read_part(path)
+                part = read_intact(path)
                 names = part.get("columns") if isinstance(part, dict) else None
                 if isinstance(names, list) and (sorted(names, key=str), part.get("variants")) != kept:
                     path.unlink()
@@ -507,19 +506,6 @@ def _is_part(path: Path) -> bool:
 def _read_start(path: Path) -> int:
     """The step with which a part begins."""
     return int(path.stem.rpartition("-")[2])
-
-
-def _read_part(path: Path) -> Any:
-    """The content of a part. ValueError also if some of its bytes have changed, which torch would not notice."""
-    part = read(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except zipfile.BadZipFile:
-        damaged = path.name
-    if damaged:
-        raise ValueError(f"'{path}' is damaged")
-    return part
 
 
 def _is_next(part: Any, indices: list[int], start: int) -> bool:

@@ -124,11 +124,13 @@ class Graph:
         return [f"{self.analyses}/{file}" for file in results.ANALYSIS_FILES]
 
     def list_statuses(self, job: str) -> list[str]:
-        """The status files of all runs of the grid for one of their two jobs.
+        """The status files of all runs of the grid for one of their jobs: similarity in context only if asked for.
 
-        A run that cannot be measured and has no earlier results gets no page.
+        A run that cannot be measured and has no earlier results gets nothing that is made from its results.
         """
-        none = [run for run in self.unavailable if job == results.PAGE and not results.find_measurements(Path(run))]
+        none = {run for run in self.unavailable if job != results.MEASURE and not results.find_measurements(Path(run))}
+        if job == results.CONTEXT:
+            none |= {folder for folder, entry in self.runs.items() if not entry.wants_context}
         return [str(status.locate_status(folder, job)) for folder in self.runs if folder not in none]
 
     def list_measurements(self, folder: str) -> list[str]:
@@ -183,12 +185,12 @@ class Graph:
         return format_options({"log": f"{self.results_dir}/{status.LOGS}/{name}.log"})
 
     def format_run_job(self, folder: str, job: str, attempt: int) -> str:
-        """Options of scripts/job.py for one of the two jobs of a run; ``attempt`` counts from 1."""
+        """Options of scripts/job.py for one of the jobs of a run; ``attempt`` counts from 1."""
         choice = None
-        if job == results.MEASURE:
+        if job != results.PAGE:
             choice = decide_visible_gpus(self.runs[folder], self._count_available(), bool(self.gpus))
         options = {"log": status.locate_log(folder, job), "status": status.locate_status(folder, job), "gpus": choice}
-        if job == results.MEASURE and self.count_machines(folder):
+        if job != results.PAGE and self.count_machines(folder):
             options["threads"] = self.workflow.cores  # all, also the one that `count_threads` leaves to a page
         if job == results.PAGE and self.here:
             options["nice"] = True
@@ -198,21 +200,22 @@ class Graph:
         """Options of scripts/correlation_pipeline.py for a run."""
         return format_options(self.runs[folder].parameters)
 
-    def _measures(self, folder: str, attempt: int) -> bool:
+    def _measures(self, folder: str, attempt: int, job: str) -> bool:
         """Whether a job measures a run; else it only says that the run is measured, or why it failed."""
-        return attempt <= self.tries and (folder in self.missing or not self.workflow.is_main_process)
+        due = job == results.CONTEXT or folder in self.missing or not self.workflow.is_main_process
+        return attempt <= self.tries and due
 
-    def count_gpus(self, folder: str, attempt: int) -> int:
-        """GPUs of the job that measures a run."""
-        return count_gpus(self.runs[folder], self._count_available()) if self._measures(folder, attempt) else 0
+    def count_gpus(self, folder: str, attempt: int, job: str = results.MEASURE) -> int:
+        """GPUs of a job that measures a run, or its similarity in context."""
+        return count_gpus(self.runs[folder], self._count_available()) if self._measures(folder, attempt, job) else 0
 
-    def count_memory(self, folder: str, attempt: int) -> int:
-        """MiB of the job that measures a run."""
-        return grid.parse_memory(self.runs[folder].memory if self._measures(folder, attempt) else "2G")
+    def count_memory(self, folder: str, attempt: int, job: str = results.MEASURE) -> int:
+        """MiB of such a job."""
+        return grid.parse_memory(self.runs[folder].memory if self._measures(folder, attempt, job) else "2G")
 
-    def count_minutes(self, folder: str, attempt: int) -> int:
-        """Minutes that the job may take that measures a run."""
-        return grid.parse_time(self.runs[folder].time if self._measures(folder, attempt) else "10m")
+    def count_minutes(self, folder: str, attempt: int, job: str = results.MEASURE) -> int:
+        """Minutes that such a job may take."""
+        return grid.parse_time(self.runs[folder].time if self._measures(folder, attempt, job) else "10m")
 
     def count_threads(self, folder: str) -> int:
         """Cores of the job that measures a run."""
@@ -247,6 +250,8 @@ class Graph:
         path, place = status.locate_status(folder, job), Path(folder)
         if job == results.MEASURE:
             due = folder in self.missing or status.needs_tokens(place)
+        elif job == results.CONTEXT:
+            due = status.needs_context(place, self.runs[folder])
         else:
             due = results.find_measurements(place) and not integrity.is_whole(place / results.NOTEBOOK)
         if due or status.read_problem(path):
@@ -316,7 +321,7 @@ class Graph:
     def _is_current(self, job: Any) -> bool:
         """Whether none of a job's outputs is older than what it reads, which may have been measured since the start."""
         read = [*job.input]
-        if job.rule.name == "page":
+        if job.rule.name in ("page", "context"):
             read += self.list_measurements(job.wildcards.folder)
         elif job.rule.name in ("analyses", "combined_page"):
             read += self.list_all_measurements()

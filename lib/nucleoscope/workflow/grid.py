@@ -53,6 +53,12 @@ class Entry:
     memory: str = DEFAULT_MEMORY
     time: str = DEFAULT_TIME
 
+    @property
+    def wants_context(self) -> bool:
+        """Whether similarity in context is to be measured besides."""
+        wanted = DEFAULTS | self.parameters
+        return wanted["context"] and wanted["context_candidates"] > 1
+
 
 def parse_memory(memory: str) -> int:
     """A size such as "40G" or "500M" in MiB, counted as Slurm does; ValueError for anything else."""

@@ -1,4 +1,6 @@
-"""The two notebooks of a run: one measures, on the machine with the GPU; the other one is the run's page.
+"""The notebooks of a run: one measures, on the machine with the GPU; one is the run's page.
+
+A third one, which measures similarity in context, is executed if it is asked for.
 
 Contract: settings in, executed notebooks in the run's folder out. Importing this is quick, and so is refusing
 settings that cannot work: torch, transformers, pandas and a notebook's process are not needed for that.
@@ -10,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from nucleoscope.settings import Settings, quote
-from nucleoscope.store import results, run_folder
+from nucleoscope.store import context, integrity, results, run_folder
 from nucleoscope.workflow import grid, status
 
 PAGE_SETTINGS = ("model_name", "dataset_name", "text_column", "results_dir", "trust_remote_code")
+
+CONTEXT_SETTINGS = (
+    *PAGE_SETTINGS[:4],
+    *("context_candidates", "context_threshold", "device", "overwrite", "skip_check", "trust_remote_code"),
+)
 
 
 def locate(chosen: Settings) -> Path:
@@ -67,6 +74,41 @@ def write_page(chosen: Settings, if_measured: bool = False, given: Collection[st
     if given:
         _check_measured(folder, chosen, given)
     _execute(results.PAGE, folder / results.NOTEBOOK, {name: getattr(chosen, name) for name in PAGE_SETTINGS})
+
+
+def wants_context(chosen: Settings) -> bool:
+    """Whether similarity in context is to be measured besides."""
+    return chosen.context and chosen.context_candidates > 1
+
+
+def measure_context(chosen: Settings, if_missing: bool = False, given: Collection[str] = ()) -> None:
+    """Executes notebooks/context.py on the results of the run with the settings ``chosen``.
+
+    ``if_missing``: not if it was measured with these settings, nor if the run was not measured, which is an error
+    otherwise. ``given``: as for `write_page`. Raises ValueError if there would be nothing to compare, FileExistsError
+    if the run was measured with other settings, and what `context.check` and `notebooks.execute` raise.
+    """
+    folder = locate(chosen)
+    if chosen.context_candidates < 2:
+        raise ValueError(
+            f"context_candidates is {chosen.context_candidates}: at least 2 candidates are needed to compare them"
+        )
+    if if_missing and not (folder / results.RUN_INFO).is_file():
+        print(f"{folder} has no results to compare")
+        return
+    missing = context.find_missing(folder, chosen.context_candidates, chosen.context_threshold)
+    if if_missing and not missing and integrity.is_whole(folder / results.CONTEXT_NOTEBOOK):
+        print(f"similarity in context of '{folder}' has already been measured with these settings")
+        return
+    from nucleoscope.models import devices
+
+    context.check(folder)
+    devices.check(chosen.device)
+    if given:
+        _check_measured(folder, chosen, given)
+    _execute(
+        results.CONTEXT, folder / results.CONTEXT_NOTEBOOK, {name: getattr(chosen, name) for name in CONTEXT_SETTINGS}
+    )
 
 
 def _check_measured(folder: Path, chosen: Settings, given: Collection[str]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from nucleoscope.atomic import hash_file, write_json
 from nucleoscope.names import escape_line
 from nucleoscope.settings import fill_defaults, list_deciding
-from nucleoscope.store import integrity, results, variants
+from nucleoscope.store import context, integrity, results, variants
 from nucleoscope.variants import NONE
 from nucleoscope.workflow import grid, logs
 
@@ -32,14 +32,14 @@ SUCCEEDED, FAILED, REFUSED = "succeeded", "failed", "not started"  # how a job e
 
 
 def locate_log(folder: str | Path, job: str = results.MEASURE) -> Path:
-    """The log of one of the two jobs of a run's folder."""
+    """The log of one of the jobs of a run's folder."""
     folder = Path(folder)
     ending = "log" if job == results.MEASURE else f"{job}.log"
     return folder.parent.parent / LOGS / folder.parent.name / f"{folder.name}.{ending}"
 
 
 def locate_status(folder: str | Path, job: str = results.MEASURE) -> Path:
-    """The status file of one of the two jobs of a run's folder."""
+    """The status file of one of the jobs of a run's folder."""
     return Path(folder, f"{job}.status.json")
 
 
@@ -104,6 +104,15 @@ def needs_tokens(folder: Path) -> bool:
     found = results.find_measurements(folder)
     writable = integrity.is_permitted(folder, os.W_OK)  # else analyses do without the file
     return bool(found and writable and integrity.is_whole(found) and not integrity.is_whole(folder / results.TOKENS))
+
+
+def needs_context(folder: Path, entry: grid.Entry) -> bool:
+    """Whether a measured run has no similarity in context with the settings of its grid, or no notebook about it."""
+    wanted = grid.DEFAULTS | entry.parameters
+    missing = context.find_missing(folder, wanted["context_candidates"], wanted["context_threshold"])
+    return bool(
+        results.find_measurements(folder) and (missing or not integrity.is_whole(folder / results.CONTEXT_NOTEBOOK))
+    )
 
 
 def list_differences(
@@ -178,7 +187,7 @@ def is_complete(config: dict[str, Any], combined: Collection[str] = COMBINED) ->
     runs = grid.plan_runs(config)
     return not (
         any(find_missing(folder, entry) for folder, entry in runs.items())
-        or any(read_problem(locate_status(folder, job)) for folder in runs for job in (results.MEASURE, results.PAGE))
+        or any(read_problem(locate_status(folder, job)) for folder in runs for job in _list_jobs(runs[folder]))
         or _list_failed_logs(Path(config["results_dir"], LOGS), combined)
     )
 
@@ -199,13 +208,19 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
             lines.append(f"    the analyses use its earlier results: {why}")
         lines += _format_log(locate_log(folder))
     for folder in runs:
-        for job, what in ((results.MEASURE, "the notebook of"), (results.PAGE, "the page of")):
+        for job, what in _list_jobs(runs[folder]).items():
             if folder not in missing and (problem := read_problem(locate_status(folder, job))):
                 lines += [f"  {what} {_name_run(folder)} failed: {problem}", *_format_log(locate_log(folder, job))]
     for log in _list_failed_logs(Path(config["results_dir"], LOGS), combined):
         lines += [f"  the last attempt at {_describe(log.stem)} failed: {logs.explain(log)}", *_format_log(log)]
     lines.append(f"logs: {config['results_dir']}/{LOGS}/<dataset>/<model>.log")
     return "\n".join(map(escape_line, lines))
+
+
+def _list_jobs(entry: grid.Entry) -> dict[str, str]:
+    """The jobs of a run, and what each makes, to precede the run's name."""
+    jobs = {results.MEASURE: "the notebook of", results.PAGE: "the page of"}
+    return jobs | ({results.CONTEXT: "similarity in context of"} if entry.wants_context else {})
 
 
 def _name_run(folder: str | Path) -> str:
