@@ -46,6 +46,27 @@ VISION = {  # type of a model that also sees -> its configuration: a text model,
         "vision_config": SEEN | {"model_type": "siglip_vision_model"},
         "image_token_index": IMAGE,
     },
+    "qwen2_vl": {
+        "text_config": TEXT | THREE | {"model_type": "qwen2_vl_text"},
+        "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 1},
+    },
+    "internvl": {
+        "text_config": TEXT | {"model_type": "qwen2"},
+        "vision_config": SEEN | {"image_size": [28, 28], "patch_size": [14, 14]},
+        "image_token_id": IMAGE,
+    },
+    "smolvlm": {
+        "text_config": TEXT | {"model_type": "llama"},
+        "vision_config": SEEN,
+        "image_token_id": IMAGE,
+        "scale_factor": 1,
+    },
+}
+PALIGEMMA = {  # which reads a prompt in both directions
+    "text_config": TEXT | {"model_type": "gemma"},
+    "vision_config": SEEN | {"model_type": "siglip_vision_model", "projection_dim": 32},
+    "image_token_index": IMAGE,
+    "projection_dim": 32,
 }
 IDS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [40, 41, 42], [120], [200, 201, 202]]
 STEPS = 8
@@ -87,6 +108,13 @@ def test_a_model_that_also_sees_is_measured_as_its_text_part_alone_would_be(tmp_
             for name in ("entropies", "full_entropies", "surprisals", "cosines", "weighted_cosines"):
                 assert found[index][name][step] == pytest.approx(values[name], abs=1e-3)
     assert compared > 2 * len(IDS)
+
+
+def test_a_model_that_reads_prompts_in_both_directions_is_refused():
+    config = CONFIG_MAPPING["paligemma"](**PALIGEMMA)
+    model = AutoModelForImageTextToText.from_config(config).float().eval()
+    with pytest.raises(ValueError, match="is not a causal language model as it is configured: each token sees"):
+        list(generation.measure(model, tiny.create_tokenizer(), ["a b"], max_tokens=2, progress=False))
 
 
 def test_the_end_tokens_of_a_text_part_count(tmp_path):

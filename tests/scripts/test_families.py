@@ -24,6 +24,8 @@ SAMPLE = {  # a type, and how its prompts are batched
     "lfm2": decoding.OWN_CACHE,  # convolutions and attention
     "recurrent_gemma": decoding.EQUAL_LENGTHS,  # states in its modules
     "openai-gpt": decoding.WHOLE_PREFIXES,
+    "electra": decoding.PADDED,  # no output layer that can be applied to its hidden states
+    "bart": decoding.EQUAL_LENGTHS,  # the decoder of a pair
     "prophetnet": decoding.WHOLE_PREFIXES,  # logits that depend on the length of the text
 }
 
@@ -34,6 +36,21 @@ def test_a_type_is_right_in_both_modes(kind):
     assert (row.generate.verdict, row.score.verdict, row.way) == (trial.RIGHT, trial.RIGHT, SAMPLE[kind])
     assert 0 < max(row.generate.error, row.score.error) < trial.BOUND
     assert row.class_name == configurations.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]
+
+
+@pytest.mark.parametrize("kind", ["bart", "marian", "plbart"])
+def test_a_decoder_with_more_layers_than_its_encoder_is_right(monkeypatch, kind):
+    """Its configuration's number of layers is the encoder's."""
+    create = configurations.create_config
+
+    def create_unequal(*arguments):
+        config = create(*arguments)
+        config.encoder_layers, config.decoder_layers = 1, 3
+        return config
+
+    monkeypatch.setattr(configurations, "create_config", create_unequal)
+    row = trial.try_type(kind)
+    assert (row.generate.verdict, row.score.verdict) == (trial.RIGHT, trial.RIGHT)
 
 
 def test_an_encoder_as_released_is_refused_in_both_modes():
