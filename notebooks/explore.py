@@ -34,7 +34,7 @@ top_p = 0.9  # probability mass that the nucleus must reach, in (0, 1]
 temperature = 1.0  # value to divide the logits by before measuring and sampling
 seed = 0  # random seed for sampling: the same seed draws the same tokens
 prompt_format = "chat"  # chat: in the model's chat template; raw: unchanged
-template_date = "2024-07-26"  # the day that a chat template with today's date takes for today
+template_date = "2024-07-26"  # the date that a chat template is given as today's
 quantity = "entropy"  # initial tint of the tokens
 dtype = "auto"  # float32, bfloat16, float16, or auto
 device = "auto"  # cpu, cuda, cuda:1, ..., or auto
@@ -72,7 +72,7 @@ explorer.view
 #
 # A prompt of a measured run brings the run's settings with it, including the revision of its model, and Run measures
 # the tokens of the run again. If you change a setting or the prompt, new tokens are drawn. In bfloat16 and float16
-# these may be others even if you change nothing that matters: a prompt alone is rounded otherwise than in a batch, and
+# these may be others even if you change nothing that matters: a prompt alone is rounded differently than in a batch, and
 # its text is then a different sample, as valid as the first. A model's own code never runs unless you tick `trust_remote_code`; entering another
 # model or revision clears the tick.
 #

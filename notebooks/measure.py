@@ -37,7 +37,7 @@ top_p = 0.9  # probability mass that the nucleus must reach, in (0, 1]
 temperature = 1.0  # value to divide the logits by before measuring and sampling
 seed = 0  # random seed for sampling: the same seed draws the same tokens; not used in mode score
 prompt_format = "chat"  # chat: in the model's chat template, as in make run; raw: unchanged, as in the study
-template_date = "2024-07-26"  # the day that a chat template with today's date takes for today
+template_date = "2024-07-26"  # the date that a chat template is given as today's
 prompt_column = None  # column of a file that contains the prompts; None means "prompt"
 variants = "default"  # also measure other candidate sets in other geometries; none, or names separated by commas
 batch_size = "auto"  # prompts processed together, or auto
@@ -80,6 +80,8 @@ run_folder.check(folder, overwrite)
 data = prompts.load(chosen.dataset_name, n_prompts, prompt_column, text_column)
 if data.blank_lines:
     print(f"blank lines of {dataset_name}, which are not prompts and were left out: {data.blank_lines}")
+if len(data.texts) < n_prompts:
+    print(f"{dataset_name} has {len(data.texts)} prompts, fewer than n_prompts ({n_prompts}): all are used")
 model, tokenizer, identity = loading.load(chosen.model_name, dtype, device, trust_remote_code, model_revision)
 if warning := results.warn_of_format(bool(tokenizer.chat_template), chosen.prompt_format):
     print(warning)

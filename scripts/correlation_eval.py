@@ -22,6 +22,8 @@ def main() -> None:
         from nucleoscope.store import results
 
         results.check_folder(parameters["results_dir"])
+        if not results.list_runs(parameters["results_dir"]):
+            raise ValueError(f"no measurements under '{parameters['results_dir']}': measure a model first")
         from nucleoscope.workflow import notebooks  # two seconds, which a bad folder need not wait for
 
         folder = Path(parameters["results_dir"], results.ANALYSES)

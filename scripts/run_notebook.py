@@ -17,7 +17,10 @@ def create_parser() -> Parser:
 def main() -> None:
     options = create_parser().parse_args()
     with report_errors(options.debug, interrupted="interrupted: run the same command again"):
-        from nucleoscope.workflow import notebooks  # here: --help need not wait for it
+        from nucleoscope.workflow import run_notebooks
+
+        run_notebooks.check_name(options.name)
+        from nucleoscope.workflow import notebooks  # here: a wrong name, and --help, need not wait for it
 
         options.output.parent.mkdir(parents=True, exist_ok=True)
         notebooks.execute(options.name, options.output, {"results_dir": options.results_dir})

@@ -27,7 +27,7 @@ def main() -> None:
         if options.settle:
             unchanged.settle(config, options.target)
         elif unchanged.is_settled(config, options.target):
-            print("nothing to do: nothing has changed since everything was up to date")
+            print("nothing to do: everything is up to date")
         else:
             sys.exit(1)
 

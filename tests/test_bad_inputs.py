@@ -275,7 +275,7 @@ def test_a_page_needs_no_settings_and_takes_those_of_its_run(monkeypatch, tmp_pa
         ("xpu", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
         ("cuda:2", "linux", "2.13.0", ["GPU-1", "GPU-2"], "its GPUs are cuda:0 to cuda:1"),
         ("cuda:1", "linux", "2.13.0", ["GPU-1"], "its only GPU is cuda:0"),
-        ("mps", "linux", "2.13.0", [], "only Macs have one"),
+        ("mps", "linux", "2.13.0", [], "it is the GPU of a Mac"),
         ("cuda:1", "linux", "2.13.0", ["GPU-1", "GPU-2"], None),
         ("cuda:5", "linux", "2.13.0+rocm6", [], None),  # AMD's are not listed
         ("mps", "darwin", "2.13.0", [], None),
@@ -357,10 +357,10 @@ FILES = {  # name -> content, and what the line says
     "empty.txt": (b"", "is empty: it has no prompts"),
     "binary.txt": (b"a\n\xff\n", "line 2: not UTF-8 text"),
     "utf16.txt": ("hello".encode("utf-16"), "line 1: not UTF-8 text"),
-    "empty.parquet": (b"", "is not a valid Parquet file"),
-    "text.parquet": (b"prompt\na\n", "is not a valid Parquet file"),
-    "cut.parquet": (write_parquet(prompt=["a"])[:-9], "is not a valid Parquet file"),
-    "magic.parquet": (b"PAR1" + b"\0" * 50 + b"PAR1", "is not a valid Parquet file"),
+    "empty.parquet": (b"", "is not a Parquet file, or is damaged"),
+    "text.parquet": (b"prompt\na\n", "is not a Parquet file, or is damaged"),
+    "cut.parquet": (write_parquet(prompt=["a"])[:-9], "is not a Parquet file, or is damaged"),
+    "magic.parquet": (b"PAR1" + b"\0" * 50 + b"PAR1", "is not a Parquet file, or is damaged"),
     "no-rows.parquet": (write_parquet(prompt=pyarrow.array([], pyarrow.string())), "is empty: it has no prompts"),
     "other.parquet": (write_parquet(text=["a"]), "has no column 'prompt': set prompt_column to one of 'text'"),
     "numbers.parquet": (write_parquet(prompt=[1, 2]), "row 1: column 'prompt' is 1, not text"),
@@ -748,6 +748,6 @@ def test_a_date_that_does_not_exist_is_the_fault_of_its_setting(tmp_path):
 def test_an_unclosed_quote_in_a_csv_takes_in_no_other_rows(tmp_path):
     path = tmp_path / "quote.csv"
     path.write_text('prompt\n"unclosed\nmore\nand more\n')
-    with pytest.raises(ValueError, match="unexpected end of data") as refused:
+    with pytest.raises(ValueError, match="line 2: a quotation mark is opened there or later and not closed") as refused:
         prompts.load(str(path), 10)
     assert_one_line(str(refused.value))

@@ -166,7 +166,7 @@ class Settings:
     template_date: str = _define(
         str,
         "2024-07-26",  # what Llama 3.1's template itself assumes where it has no clock
-        "the day that a chat template with today's date takes for today",
+        "the date that a chat template is given as today's",
         decides=True,
         live="date",
         is_date=True,
@@ -260,6 +260,10 @@ class Settings:
             raise ValueError("mode=score needs text_column: the column of the data set with the texts to measure")
         if self.mode != "score" and self.text_column:
             raise ValueError(f"text_column is '{self.text_column}', but only mode=score measures existing texts")
+        if self.text_column and self.text_column == (self.prompt_column or "prompt"):
+            raise ValueError(
+                f"text_column is '{self.text_column}', which is the column of the prompts: name another one"
+            )
         return replace(self, **{name: normalise(name, value) for name, value in values.items()})
 
     def describe_measurement(self, **actual: Any) -> dict[str, Any]:

@@ -834,6 +834,24 @@ def test_no_results_give_an_empty_table_with_all_columns(tmp_path):
         assert len(table) == 0
 
 
+@pytest.mark.parametrize("place", [lambda folder: folder, lambda folder: folder.parent], ids=["run", "data set"])
+def test_a_folder_that_is_too_deep_is_answered_with_the_right_one(folder, place):
+    measure_run(folder)
+    message = catch_refusal(ValueError, results.load_table, place(folder))
+    assert message.endswith(f"give that of all results, '{folder.parents[1]}'")
+
+
+def test_what_has_not_drawn_anything_is_in_nobodys_way(folder):
+    """A run that was interrupted while its model was loaded, or before its first token was saved."""
+    with open_run(folder):
+        pass
+    assert (folder / "batches" / "settings.json").is_file()
+    with open_run(folder, seed=1) as run:
+        assert json.loads((folder / "batches" / "settings.json").read_text())["seed"] == 1
+        run.save_batch([0], [create_record(0)], 1.0)
+    assert "seed is 1 there and 2 here" in catch_refusal(FileExistsError, open_run, folder, seed=2)
+
+
 def test_a_results_folder_that_is_not_there_is_named(tmp_path):
     assert "nowhere" in catch_refusal(FileNotFoundError, results.load_table, tmp_path / "nowhere")
 

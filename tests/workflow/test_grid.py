@@ -353,7 +353,7 @@ def test_the_report_names_what_else_failed_and_which_earlier_results_are_analyse
     logs.run(run_python("print('built')"), tmp_path / "logs/book.log")
     said = status.summarise(config).splitlines()
     assert "    the analyses use its earlier results: top_p is 0.9 in the results but 0.5 in the grid" in said
-    place = said.index("  the last attempt at the analyses failed: error: no LaTeX")
+    place = said.index("  the last attempt at the analyses failed: no LaTeX")
     assert re.fullmatch(
         f"    log: {re.escape(str(tmp_path))}/logs/analyses.log \\(20\\d\\d-\\d\\d-\\d\\d \\d\\d:\\d\\d\\)",
         said[place + 1],
@@ -546,7 +546,7 @@ def test_a_failure_after_the_measurements_loses_none_of_them(tmp_path, older):
     goal = status.locate_status(folder)
     failed = run_snakemake("--configfile", tmp_path / "grid.yml", "--", goal, PYTHONPATH=path)
     assert failed.returncode != 0
-    assert "the notebook of one on short failed: error: " in failed.stderr
+    assert "the notebook of one on short failed: " in failed.stderr
     assert "No space left on device" in status.locate_log(folder).read_text()
     assert "No space left on device" in status.read_problem(goal)
     assert results.load_info(folder)["settings"]["top_p"] == 0.9
@@ -674,7 +674,7 @@ def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_
         failed = run_snakemake("--configfile", path, PYTHONPATH=broken)
         assert failed.returncode != 0
         assert failed.stderr.count("localrule analyses:") == 1
-        assert "the last attempt at the analyses failed: error: " in failed.stderr
+        assert "the last attempt at the analyses failed: " in failed.stderr
         assert {(analyses / name).read_text() for name in results.ANALYSIS_FILES} == {"older"}
 
 

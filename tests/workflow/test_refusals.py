@@ -3,17 +3,25 @@
 Each command is a process of its own, which says at its end which of those libraries it has imported.
 """
 
+import errno
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import hub
 import tiny
 from messages import assert_one_line
 from nucleoscope.data import prompts
+from nucleoscope.hub import PACKAGED
+from nucleoscope.settings import Settings
+from nucleoscope.store import results
+from nucleoscope.workflow.command_line import report_errors
 
 ROOT = Path(__file__).parents[2]
 SLOW = ("torch", "transformers", "datasets", "pandas", "papermill", "scipy")
@@ -149,3 +157,59 @@ def test_prefetching_is_refused_without_slow_imports(tmp_path):
     (tmp_path / "grid.yml").write_text(f"results_dir: {tmp_path}\nmodels: [org/tiny]\ndatasets: [gsm8k]\n")
     environment = hub.clean_environment(tmp_path / "home", HF_ENDPOINT=NOTHING)
     assert "(the Hub cannot be reached: " in refuse(environment, str(tmp_path / "grid.yml"), script="prefetch.py")
+
+
+# What results that are there already, and names, say
+
+
+@pytest.fixture
+def measured(tmp_path) -> Path:
+    """The folder of a finished run of the packaged model, with a few tokens that it did not measure."""
+    folder = tmp_path / "results" / "math" / PACKAGED
+    folder.mkdir(parents=True)
+    record = {"prompt": "a", "tokens": torch.tensor([1]), "top_p_tokens": [torch.tensor([1])], "entropies": [0.0]}
+    torch.save([record], folder / results.MEASUREMENTS)
+    settings = Settings().describe_measurement(n_prompts=100)
+    (folder / results.RUN_INFO).write_text(json.dumps({"settings": settings}))
+    return folder
+
+
+def test_results_with_other_settings_are_refused_by_the_command(tmp_path, measured):
+    line = refuse(hub.clean_environment(tmp_path), "--seed=3", f"--results_dir={measured.parents[1]}")
+    assert line == (
+        f"error: '{measured}' contains results of another run: seed is 0 there and 3 here; --overwrite replaces them, "
+        "another --results_dir keeps both"
+    )
+
+
+def test_damaged_results_are_not_called_measured(tmp_path, measured):
+    (measured / results.MEASUREMENTS).write_bytes(b"hi")
+    line = refuse(hub.clean_environment(tmp_path), f"--results_dir={measured.parents[1]}")
+    assert line.startswith(f"error: '{measured / results.MEASUREMENTS}' is truncated")
+    assert line.endswith("measure again with --overwrite")
+
+
+def test_a_notebook_that_is_not_there_is_answered_with_those_that_are(tmp_path):
+    line = refuse(hub.clean_environment(tmp_path), "indx", str(tmp_path / "a.ipynb"), script="run_notebook.py")
+    assert line.startswith("error: there is no notebook 'indx' (did you mean 'index'?): it must be one of ")
+
+
+def test_a_folder_without_measurements_is_not_analysed(tmp_path):
+    line = refuse(hub.clean_environment(tmp_path), f"--results_dir={tmp_path}", script="correlation_eval.py")
+    assert line == f"error: no measurements under '{tmp_path}': measure a model first"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "/a b"), "error: '/a b': No such file or directory"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a"),
+            "error: '/a': No space left on device; free some space and run the same command again",
+        ),
+        (ValueError("[Errno 5] is a name"), "error: [Errno 5] is a name"),
+    ],
+)
+def test_an_error_of_the_system_is_said_in_words(error, line):
+    with pytest.raises(SystemExit, match=f"^{re.escape(line)}$"), report_errors(False, "interrupted"):
+        raise error

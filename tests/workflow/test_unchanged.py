@@ -210,6 +210,6 @@ def test_the_command_settles_and_asks(config):
         return subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
 
     assert [run().returncode, run("--settle").returncode, run().returncode] == [1, 0, 0]
-    assert run().stdout == "nothing to do: nothing has changed since everything was up to date\n"
+    assert run().stdout == "nothing to do: everything is up to date\n"
     rewrite("Snakefile")
     assert run().returncode == 1

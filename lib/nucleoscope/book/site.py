@@ -283,6 +283,8 @@ def build(root: Path, results_dir: Path, output: Path) -> Path:
     Every warning is an error, and none is suppressed; Sphinx prints them on stderr. It reads only pages that have
     changed, and would be silent about the others: after a build that failed or was killed, it starts from nothing.
     """
+    if output.is_file():
+        raise NotADirectoryError(f"'{output}' is a file: give a folder for the book")
     staging, html, unfinished = (output / "_build" / name for name in ("book", "html", UNFINISHED))
     removed = stage(root, results_dir, staging)
     if unfinished.exists():

@@ -387,13 +387,16 @@ def _build_object(pairs: list[tuple[str, object]], names: list[str]) -> dict[str
 
 def _read_csv(path: Path, column: Column) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)  # the default limit rejects long documents
+    end = 0
     reader = csv.DictReader(_read_lines(path), strict=True)  # an unclosed quote would take in all later rows
     try:
         if reader.fieldnames is None:
             return
         _check_separator(column.name, list(reader.fieldnames), path)
         _check_column(column, list(reader.fieldnames), path)
+        end = reader.line_num  # of the row before
         for row in reader:
+            end = reader.line_num
             if None in row:  # an unquoted comma
                 fields = len(reader.fieldnames) + len(row[None])
                 raise ValueError(
@@ -402,7 +405,11 @@ def _read_csv(path: Path, column: Column) -> Iterator[str]:
                 )
             yield _check_text(row[column.name], path, f"line {reader.line_num}", column)
     except csv.Error as error:
-        raise ValueError(f"'{path}', line {reader.line_num}: not valid CSV ({error})") from None
+        if "end of data" in str(error):
+            raise ValueError(
+                f"'{path}', line {end + 1}: a quotation mark is opened there or later and not closed"
+            ) from None
+        raise ValueError(f"'{path}', line {end + 1}: not valid CSV ({error})") from None
 
 
 def _check_separator(column: str, columns: list[str], path: Path) -> None:
@@ -429,10 +436,10 @@ def _read_parquet(path: Path, column: Column) -> Iterator[str]:
                     number += 1
                     yield _check_text(value, path, f"row {number}", column)
     except (pyarrow.ArrowException, OSError) as error:
+        if not number:
+            raise ValueError(f"'{path}' is not a Parquet file, or is damaged") from None
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"'{path}' is not a valid Parquet file: reading failed after row {number} ({reason})"
-        ) from None
+        raise ValueError(f"'{path}', after row {number}: not valid Parquet ({reason})") from None
 
 
 def _read_txt(path: Path, column: Column) -> Iterator[str]:

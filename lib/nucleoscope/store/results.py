@@ -372,15 +372,27 @@ def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     import pandas as pd
     from pandas.api.types import union_categoricals
 
+    check_folder(results_dir)
     tables, damaged = load_runs(results_dir)
     if damaged:
         raise ValueError(next(iter(damaged.values())))
     if not tables:
+        _check_depth(locate_folder(results_dir))
         return tabulate([], "", "").assign(model=pd.Categorical([]), dataset=pd.Categorical([]))
     parts = [tables[key] for key in sorted(tables, key=lambda key: key[::-1])]
     names = {name: union_categoricals([part[name] for part in parts]) for name in ("model", "dataset")}
     joined = pd.concat([part.drop(columns=list(names)) for part in parts], ignore_index=True)
     return joined.assign(**names)[["model", "dataset", *joined.columns]]
+
+
+def _check_depth(folder: Path) -> None:
+    """ValueError for the folder of one run, or of one data set, where that of all results is needed."""
+    for depth, runs in enumerate(([folder], _list_folders(folder, {}))):
+        if any((run / RUN_INFO).is_file() and find_measurements(run) for run in runs):
+            what, results_dir = (
+                ("one data set", folder.resolve().parent) if depth else ("one run", folder.resolve().parents[1])
+            )
+            raise ValueError(f"'{folder}' is the folder of {what}: give that of all results, '{results_dir}'")
 
 
 def load_readable(results_dir: str | os.PathLike) -> StoredTables:

@@ -99,7 +99,7 @@ class RunFolder:
         done = self._check(info, lambda content: content.get("settings"))
         if done and measurements.is_file() and not (self.overwrite and not self._is_readable()):
             return True
-        begun = self._check(self.batches / "settings.json", lambda content: content)
+        begun = self._has_begun() and self._check(self.batches / "settings.json", lambda content: content)
         if measurements.is_file() and not info.is_file() and not begun and not self.overwrite:
             raise FileExistsError(
                 f"'{measurements}' has no {RUN_INFO} next to it: move it out of the way or use --overwrite"
@@ -114,6 +114,10 @@ class RunFolder:
         if not all(is_readable(self.folder / name) for name in (LOOKED if looked else ())):
             return False
         return self.settings.get("variants", NONE) == NONE or has_readable_variants(self.folder)
+
+    def _has_begun(self) -> bool:
+        """Whether an interrupted run has left anything that must not be mixed or lost."""
+        return any(path.suffix in (".pt", ".steps") for path in self.batches.glob("*"))
 
     def _check(self, path: Path, pick: Any) -> bool:
         """Whether the settings in ``path`` are ours; FileExistsError if they must not be replaced."""
@@ -229,7 +233,7 @@ class RunFolder:
     def _prepare(self) -> None:
         self._check_own()
         self.batches.mkdir(exist_ok=True)
-        if not self._check(self.batches / "settings.json", lambda content: content):
+        if not (self._has_begun() and self._check(self.batches / "settings.json", lambda content: content)):
             for path in self.batches.iterdir():
                 path.unlink()
             write_json(self.batches / "settings.json", self.settings)

@@ -5,6 +5,8 @@ Contract: importing this is quick, so that --help does not wait for torch.
 
 import argparse
 import contextlib
+import errno
+import os
 import re
 import signal
 import sys
@@ -125,6 +127,15 @@ def _terminate(*_: object) -> None:
     raise Terminated
 
 
+def _reword(message: str) -> str:
+    """An error of the system's, as Python writes it, in words: the file first, and no number."""
+    found = re.fullmatch(r"\[Errno \d+\] (?P<why>[^:']+): (?P<path>'.*')", message, re.DOTALL)
+    if not found:
+        return message
+    full = found["why"] == os.strerror(errno.ENOSPC)
+    return f"{found['path']}: {found['why']}" + ("; free some space and run the same command again" if full else "")
+
+
 @contextlib.contextmanager
 def report_errors(debug: bool, interrupted: str) -> Iterator[None]:
     """Ends the program with one line if a notebook fails or an input is invalid; ``debug`` adds the traceback.
@@ -138,7 +149,7 @@ def report_errors(debug: bool, interrupted: str) -> Iterator[None]:
         except (NotebookError, OSError, ValueError) as error:
             if debug:
                 print(getattr(error, "traceback", ""), file=sys.stderr)
-            sys.exit(f"error: {_fit_on_line(error)}")
+            sys.exit(f"error: {_fit_on_line(_reword(str(error)))}")
     except KeyboardInterrupt as signalled:
         print(interrupted, file=sys.stderr)
         sys.exit(143 if isinstance(signalled, Terminated) else 130)  # 128 and the signal's number

@@ -11,16 +11,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nucleoscope.names import suggest
 from nucleoscope.settings import Settings, quote
 from nucleoscope.store import context, integrity, results, run_folder
 from nucleoscope.workflow import grid, status
 
+NOTEBOOKS = Path(__file__).resolve().parents[3] / "notebooks"
 PAGE_SETTINGS = ("model_name", "dataset_name", "text_column", "results_dir", "trust_remote_code")
 
 CONTEXT_SETTINGS = (
     *PAGE_SETTINGS[:4],
     *("context_candidates", "context_threshold", "device", "overwrite", "skip_check", "trust_remote_code"),
 )
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError, with the names there are, if no notebook has this ``name``."""
+    names = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
+    if name not in names:
+        raise ValueError(f"there is no notebook '{name}'{suggest(name, names)}: it must be one of {', '.join(names)}")
 
 
 def locate(chosen: Settings) -> Path:
@@ -51,11 +60,39 @@ def measure(chosen: Settings, if_missing: bool = False) -> None:
     folder = locate(chosen)
     if if_missing and not status.find_missing(folder, grid.Entry(asdict(chosen))):
         print(f"'{folder}' has already been measured with these settings")
-        if status.needs_tokens(folder) and results.repair_tokens(folder):
-            print(f"{folder / results.TOKENS} was missing or damaged: it was written again from the measurements")
+        _repair_tokens(folder)
         return
+    if not chosen.overwrite:
+        _check_existing(folder, chosen)
     check(chosen)
     _execute(results.MEASURE, folder / f"{results.MEASURE}.ipynb", asdict(chosen))
+    _repair_tokens(folder)
+
+
+def _repair_tokens(folder: Path) -> None:
+    if status.needs_tokens(folder) and results.repair_tokens(folder):
+        print(f"'{folder / results.TOKENS}' was missing or damaged: it was written again from the measurements")
+
+
+def _check_existing(folder: Path, chosen: Settings) -> None:
+    """Raises what notebooks/measure.py would say of finished results, as far as that needs no model.
+
+    ValueError if the measurements are damaged, FileExistsError if they have other settings.
+    """
+    if not all((folder / name).is_file() for name in (results.RUN_INFO, results.MEASUREMENTS)):
+        return
+    if damage := integrity.find_damage(folder / results.MEASUREMENTS):
+        raise ValueError(f"{damage}: measure again with --overwrite")
+    info = results.load_info(folder)
+    if not isinstance(info.get("settings"), dict):
+        return  # the notebook says what to do
+    found = status.list_differences(folder, asdict(chosen), info)
+    if found and not {name for name, *_ in found} & {"model_name", "dataset_name", "dataset", "model_revision"}:
+        changes = [f"{name} is {quote(there)} there and {quote(here)} here" for name, there, here in found]
+        raise FileExistsError(
+            f"'{folder}' contains results of another run: {', '.join(changes)}; --overwrite replaces them, another "
+            "--results_dir keeps both"
+        )
 
 
 def write_page(chosen: Settings, if_measured: bool = False, given: Collection[str] = ()) -> None:

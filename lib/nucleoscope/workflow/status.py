@@ -210,9 +210,15 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
     for folder in runs:
         for job, what in _list_jobs(runs[folder]).items():
             if folder not in missing and (problem := read_problem(locate_status(folder, job))):
-                lines += [f"  {what} {_name_run(folder)} failed: {problem}", *_format_log(locate_log(folder, job))]
+                lines += [
+                    f"  {what} {_name_run(folder)} failed: {_shorten(problem)}",
+                    *_format_log(locate_log(folder, job)),
+                ]
     for log in _list_failed_logs(Path(config["results_dir"], LOGS), combined):
-        lines += [f"  the last attempt at {_describe(log.stem)} failed: {logs.explain(log)}", *_format_log(log)]
+        lines += [
+            f"  the last attempt at {_describe(log.stem)} failed: {_shorten(logs.explain(log))}",
+            *_format_log(log),
+        ]
     lines.append(f"logs: {config['results_dir']}/{LOGS}/<dataset>/<model>.log")
     return "\n".join(map(escape_line, lines))
 
@@ -221,6 +227,11 @@ def _list_jobs(entry: grid.Entry) -> dict[str, str]:
     """The jobs of a run, and what each makes, to precede the run's name."""
     jobs = {results.MEASURE: "the notebook of", results.PAGE: "the page of"}
     return jobs | ({results.CONTEXT: "similarity in context of"} if entry.wants_context else {})
+
+
+def _shorten(problem: str) -> str:
+    """What a failed command said of it, after the word "failed"."""
+    return problem.removeprefix("error: ")
 
 
 def _name_run(folder: str | Path) -> str:
