@@ -226,7 +226,7 @@ def test_a_kill_at_any_file_operation_with_parts_changes_nothing(killer, tmp_pat
         assert killer.run(folder, operation=operation, half=True, **request)["signal"] == signal.SIGKILL
         seen.add(len(list(folder.glob("batches/*.steps"))))
         assert killer.to_the_end(folder, **request) == expected, operation
-        assert sorted(os.listdir(folder)) == ["measurements.pt", "run.json", "tokens.parquet"]
+        assert sorted(os.listdir(folder)) == ["candidates.parquet", "measurements.pt", "run.json", "tokens.parquet"]
     assert seen == {0, 1, 2, 3, 4}
 
 
@@ -269,7 +269,7 @@ def test_of_two_runs_at_once_one_is_refused_and_told_who_writes(killer, undistur
             assert f"process {first['process']} on {socket.gethostname()}" in assert_one_line(second["error"])
             refused += 1
         assert read_measured(folder) == expected
-        assert sorted(os.listdir(folder)) == ["measurements.pt", "run.json", "tokens.parquet"]
+        assert sorted(os.listdir(folder)) == ["candidates.parquet", "measurements.pt", "run.json", "tokens.parquet"]
     assert refused > 0
 
 
@@ -278,7 +278,12 @@ def test_of_many_runs_at_once_one_measures_and_the_others_find_its_results(kille
     found = killer.runs(tmp_path / "run", count=4, lock_seconds=60)
     assert [run["error"] for run in found] == [""] * 4
     assert read_measured(tmp_path / "run") == expected
-    assert sorted(os.listdir(tmp_path / "run")) == ["measurements.pt", "run.json", "tokens.parquet"]
+    assert sorted(os.listdir(tmp_path / "run")) == [
+        "candidates.parquet",
+        "measurements.pt",
+        "run.json",
+        "tokens.parquet",
+    ]
 
 
 def test_a_killed_runs_lock_stops_nobody(killer, undisturbed, tmp_path):
@@ -603,8 +608,8 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
     done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(folder)) == [
-        *("measure.ipynb", "measurements.pt", "nulls.parquet", "run.ipynb", "run.json", "tokens.parquet"),
-        *("variants.parquet", "vocabulary.parquet"),
+        *("candidates.parquet", "measure.ipynb", "measurements.pt", "nulls.parquet", "run.ipynb", "run.json", "texts"),
+        *("tokens.parquet", "variants.parquet", "vocabulary.parquet"),
     ]
     assert undisturbed.wait(timeout=600) == 0
     assert read_measured(folder) == read_measured(tmp_path / "straight" / "cats" / "tiny")
