@@ -135,7 +135,7 @@ def test_what_an_older_run_did_not_know_counts_as_its_default():
 
 
 def test_results_from_before_there_were_variants_have_none():
-    assert settings.FIELDS["variants"].default == "default"
+    assert settings.FIELDS["variants"].default == "none"
     assert settings.fill_defaults({"seed": 3})["variants"] == "none"
     assert settings.fill_defaults({"variants": "raw"})["variants"] == "raw"
 

@@ -44,7 +44,6 @@ def _define(
     pattern: str = "",
     described: str = "",
     are_variants: bool = False,
-    before: Any = None,
 ) -> Any:
     """A field of `Settings`.
 
@@ -54,8 +53,7 @@ def _define(
     set it as a parameter. ``aliases``: other names for it on the command line. ``live``: its name in the live
     notebook, if that has a field for it. ``is_date``: a string that must be a date in ISO format. ``is_path``: a
     string that is or may be a path, in which ``~`` is the user's home. ``pattern``: a regular expression for a
-    string, ``described`` in words. ``are_variants``: a string that `variants.parse` understands. ``before``: what
-    counts as the value in results that are older than the setting, if that is not the default.
+    string, ``described`` in words. ``are_variants``: a string that `variants.parse` understands.
     """
     metadata = {"type": kind, "choices": choices, "least": least, "above": above, "most": most}
     metadata |= {
@@ -64,7 +62,6 @@ def _define(
         "pattern": pattern,
         "described": described,
         "are_variants": are_variants,
-        "before": default if before is None else before,
         "help": help,
         "decides": decides,
         "in_grid": in_grid,
@@ -179,11 +176,10 @@ class Settings:
     )
     variants: str = _define(
         str,
-        variants.DEFAULT,
-        "what is measured of each token in variants.parquet: other candidate sets in other geometries",
+        variants.NONE,
+        "also measure other candidate sets in other geometries: default (all), none, or names separated by commas",
         decides=True,
         are_variants=True,
-        before=variants.NONE,
         described="be default, none, or names of candidate sets and geometries, separated by commas",
     )
     batch_size: int | str = _define(
@@ -299,7 +295,7 @@ def fill_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
     That is its default unless it says otherwise. Model and data set get no default: every run records its own.
     """
     known = set(list_deciding()) & set(list_grid_parameters())
-    return {name: FIELDS[name].metadata["before"] for name in FIELDS if name in known} | dict(found)
+    return {name: FIELDS[name].default for name in FIELDS if name in known} | dict(found)
 
 
 def parse(name: str, text: str) -> Any:

@@ -448,14 +448,7 @@ def test_texts_are_scored_from_the_command_line_beside_what_is_generated(tmp_pat
     folder = tmp_path / "lines-answer" / "tiny-llama"
     assert done.stdout.rstrip().endswith(f"results: {folder}")
     assert {path.name for path in folder.iterdir()} == {
-        "measure.ipynb",
-        "measurements.pt",
-        "nulls.parquet",
-        "run.ipynb",
-        "run.json",
-        "tokens.parquet",
-        "variants.parquet",
-        "vocabulary.parquet",
+        *("candidates.parquet", "measure.ipynb", "measurements.pt", "run.ipynb", "run.json", "texts", "tokens.parquet")
     }
     assert_same(results.load(folder / "measurements.pt"), score_texts(tiny.create_model()))
     settings = results.load_info(folder)["settings"]

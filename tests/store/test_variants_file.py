@@ -201,7 +201,7 @@ def test_a_run_of_the_grid_that_has_lost_its_variants_is_not_complete(tmp_path):
     (tmp_path / VARIANTS).unlink()
     assert "has no variants.parquet" in assert_one_line(status.find_missing(tmp_path, entry))
     without = grid.Entry(entry.parameters | {"variants": "none"})
-    assert status.find_missing(tmp_path, without) == "variants is 'top_k_5' in the results but 'none' in the grid"
+    assert status.find_missing(tmp_path, without) is None  # it asks for less
 
 
 def test_old_results_have_no_variants_and_are_other_results(tmp_path):
@@ -213,6 +213,17 @@ def test_old_results_have_no_variants_and_are_other_results(tmp_path):
     assert "has no variants.parquet" in catch(load, tmp_path)
     measure(tmp_path, overwrite=True).finish(len(LENGTHS), {})
     assert_equal(load(tmp_path), tabulate())
+
+
+def test_results_with_variants_are_those_of_a_run_without(tmp_path):
+    finish(tmp_path)
+    before = tmp_path.joinpath("run.json").read_text()
+    again = run_folder.RunFolder(tmp_path, SETTINGS | {"variants": "none"})
+    assert again.finished
+    again.record_request()
+    assert tmp_path.joinpath("run.json").read_text() == before
+    said = catch(run_folder.RunFolder, tmp_path, SETTINGS | {"variants": "none", "seed": 1}, kind=FileExistsError)
+    assert "variants" not in said
 
 
 def test_variants_are_never_beside_measurements_that_have_others(tmp_path):

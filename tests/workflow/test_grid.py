@@ -268,7 +268,7 @@ def test_what_agrees_with_the_grid_is_measured(tmp_path, found, asked):
             {"temperature": 0.5},
             "temperature is 1.0 in the results but 0.5 in the grid",
         ),  # there: from before it was one
-        ({}, {"variants": "none"}, "variants is 'default' in the results but 'none' in the grid"),
+        ({}, {"variants": "raw"}, "variants is 'none' in the results but 'raw' in the grid"),
         ({"temperature": 2}, {}, "temperature is 2 in the results but 1.0 in the grid"),
         ({"seed": 3}, {}, "seed is 3 in the results but 0 in the grid"),
         ({}, {"dtype": "bfloat16"}, "dtype is 'float32' in the results but 'bfloat16' in the grid"),

@@ -53,7 +53,8 @@ def texts(tmp_path_factory):
 )
 def test_the_packaged_model_end_to_end_on_four_prompts(tmp_path):
     done = run_pipeline(
-        *("dataset_name=stories", "n_prompts=4", "max_tokens=12", "prompt_format=chat", f"results_dir={tmp_path}"),
+        *("dataset_name=stories", "n_prompts=4", "max_tokens=12", "prompt_format=chat", "variants=default"),
+        f"results_dir={tmp_path}",
         forked=False,
     )
     assert done.returncode == 0, done.stderr
@@ -61,14 +62,8 @@ def test_the_packaged_model_end_to_end_on_four_prompts(tmp_path):
     assert done.stdout.rstrip().endswith(f"results: {folder}")
     assert "tok/s" in done.stderr  # the progress bar, through papermill
     assert {path.name for path in folder.iterdir()} == {
-        "measure.ipynb",
-        "measurements.pt",
-        "nulls.parquet",
-        "run.ipynb",
-        "run.json",
-        "tokens.parquet",
-        "variants.parquet",
-        "vocabulary.parquet",
+        *("candidates.parquet", "measure.ipynb", "measurements.pt", "nulls.parquet", "run.ipynb", "run.json", "texts"),
+        *("tokens.parquet", "variants.parquet", "vocabulary.parquet"),
     }
 
     records = torch.load(folder / "measurements.pt", weights_only=True)

@@ -96,7 +96,7 @@ class RunFolder:
     def _look(self) -> bool:
         """Whether the results exist; FileExistsError if existing results must not be replaced."""
         measurements, info = self.folder / MEASUREMENTS, self.folder / RUN_INFO
-        done = self._check(info, lambda content: content.get("settings"))
+        done = self._check(info, lambda content: self._disregard_variants(content.get("settings")))
         if done and measurements.is_file() and not (self.overwrite and not self._is_readable()):
             return True
         begun = self._has_begun() and self._check(self.batches / "settings.json", lambda content: content)
@@ -114,6 +114,12 @@ class RunFolder:
         if not all(is_readable(self.folder / name) for name in (LOOKED if looked else ())):
             return False
         return self.settings.get("variants", NONE) == NONE or has_readable_variants(self.folder)
+
+    def _disregard_variants(self, found: Any) -> Any:
+        """The settings of finished results; if no variants are asked for, results with some do as well."""
+        if isinstance(found, dict) and self.settings.get("variants", NONE) == NONE:
+            return {name: value for name, value in found.items() if name != "variants"}
+        return found
 
     def _has_begun(self) -> bool:
         """Whether an interrupted run has left anything that must not be mixed or lost."""
