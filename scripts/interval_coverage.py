@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 
-from nucleoscope.stats import bootstrap
 from nucleoscope.workflow.command_line import Parser
 
 LENGTH = 15  # tokens per prompt
@@ -19,7 +18,6 @@ PROMPTS = (6, 12, 20, 30, 60, 100)
 TABLES = 2000
 SPEARMAN = 6 / math.pi * math.asin(R / 2)
 TRUTH = {"Pearson": R, "Spearman": SPEARMAN, "Spearman within k": SPEARMAN}
-COMPUTE = {"Pearson": bootstrap.compute_pearson, "Spearman": bootstrap.compute_spearman}
 
 
 def draw_table(prompts: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -37,6 +35,8 @@ def compute_intervals(prompts: int, seed: int) -> dict[tuple[str, str], tuple[fl
 
     Of the coefficient within k, entropy and cosine are first shifted by k: only tokens of equal k can be compared then.
     """
+    from nucleoscope.stats import bootstrap  # here: --help need not wait for scipy
+
     values, prompt, k = draw_table(prompts, seed)
     once = np.ones((1, prompts), dtype=np.int32)
     counts = {
@@ -47,7 +47,8 @@ def compute_intervals(prompts: int, seed: int) -> dict[tuple[str, str], tuple[fl
     for kind, some in counts.items():
         every = np.concatenate([once, some])
         shifted = values + np.log(k)[:, None]
-        drawn = {name: compute(values, prompt, every)[:, 0, 1] for name, compute in COMPUTE.items()}
+        drawn = {"Pearson": bootstrap.compute_pearson(values, prompt, every)[:, 0, 1]}
+        drawn["Spearman"] = bootstrap.compute_spearman(values, prompt, every)[:, 0, 1]
         drawn["Spearman within k"] = bootstrap.compute_spearman(shifted, prompt, every, k)[:, 0, 1]
         for name, (first, *others) in drawn.items():
             if kind == bootstrap.JACKKNIFE:
@@ -83,6 +84,8 @@ def main() -> None:
     options = Parser(__doc__)
     options.add_whole_number("tables", 2, 10**6, default=TABLES, help="number of tables for each number of prompts")
     tables = options.parse_args().tables
+    from nucleoscope.stats import bootstrap
+
     found = bootstrap.map_parallel(partial(count_covered, tables=tables), PROMPTS[::-1], None)
     print(format_table(dict(zip(PROMPTS, found[::-1], strict=True)), tables), end="")
 
