@@ -16,14 +16,13 @@ from nucleoscope.store.tokens import SOURCE, compute_fingerprint
 # pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 SEED = b"nucleoscope.seed"  # the metadata key for the seed of what was drawn
 ADVICE = "measure again with --overwrite"
 
 
-def write_table(table: "pa.Table", name: str, measurements: Path, seed: int) -> None:
-    """Writes a table under its ``name`` beside the measurements that it belongs to."""
+def write_table(table: Any, name: str, measurements: Path, seed: int) -> None:
+    """Writes a pyarrow table under its ``name`` beside the measurements that it belongs to."""
     from pyarrow import parquet
 
     metadata = {SOURCE: compute_fingerprint(measurements), SEED: str(seed).encode()}
