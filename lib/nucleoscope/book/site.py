@@ -85,7 +85,7 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     files |= {path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*") if path.is_file()}
     for name in GENERATED:
         files[f"generated/{Path(name).name}"] = (root / name).read_bytes()
-    files["generated/api.md"] = describe_modules().encode()
+    files |= {name: text.encode() for name, text in describe_modules().items()}
     files["generated/settings.md"] = settings.format_reference().encode()
     files["generated/quantities.md"] = quantities.format_reference().encode()
     files["generated/variants.md"] = variants.format_reference().encode()
@@ -203,20 +203,22 @@ def list_modules() -> dict[str, list[str]]:
     return rooms
 
 
-def describe_modules() -> str:
-    """The reference of the package: for each room its modules in a table, then what is in them.
+def describe_modules() -> dict[str, str]:
+    """The reference of the package, as sources of the book: a table of each room's modules, and a page about them.
 
-    `sphinx.ext.autosummary` makes the tables. It does not write a page for each module, as it could: those
-    would come into the sources after Jupyter Book has read the table of contents, and be left out.
+    `sphinx.ext.autosummary` makes the tables. It does not write the pages, as it could: those would come into the
+    sources after Jupyter Book has read the table of contents, and be left out.
     """
-    lines = []
+    tables, pages = [], {}
     for room, names in list_modules().items():
-        lines += [f"## {room}", "", "```{eval-rst}", f".. automodule:: {room}", ""]
-        lines += [".. autosummary::", "", *(f"   {name}" for name in names), "```", ""]
+        tables += [f"## {room}", "", "```{eval-rst}", f".. automodule:: {room}", ""]
+        tables += [".. autosummary::", "", *(f"   {name}" for name in names), "```", ""]
+        lines = [f"# {room}", ""]
         for name in names:
-            lines += [f"### {room}.{name}", "", "```{eval-rst}", f".. automodule:: {room}.{name}"]
+            lines += [f"## {room}.{name}", "", "```{eval-rst}", f".. automodule:: {room}.{name}"]
             lines += ["   :members:", "```", ""]
-    return "\n".join(lines)
+        pages[f"use/api/{room.rpartition('.')[2]}.md"] = "\n".join(lines)
+    return {"generated/api.md": "\n".join(tables)} | pages
 
 
 # Prints what each script named as an argument prints for --help, as JSON: one process starts faster than one for each.
