@@ -165,6 +165,7 @@ class Server:
         os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a server in the background of a shell ignores it
         self.selector.close()
         for connection in (self.listener, *self.keeping, *self.running.values()):
             connection.close()

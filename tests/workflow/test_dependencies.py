@@ -226,7 +226,7 @@ def test_make_starts_snakemake_only_if_something_has_changed_since_it_had_nothin
     assert "Nothing to be done" in run_make()
     said = run_make()
     assert started not in said
-    assert "nothing to do: nothing has changed" in said
+    assert "nothing to do: everything is up to date" in said
     assert said.rstrip().endswith("_build/html/index.html")
     assert started in run_make("FLAGS=--dry-run")  # the user's own flags are for Snakemake
     (project / "scratch.txt").touch()  # which no job reads

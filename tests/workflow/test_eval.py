@@ -86,7 +86,7 @@ def test_the_same_measurements_give_the_same_files(tmp_path):
 
 
 def test_nothing_to_analyse_is_said_in_one_line(tmp_path):
-    for folder, words in ((tmp_path, "no readable measurements"), (tmp_path / "nowhere", "nowhere")):
+    for folder, words in ((tmp_path, "no measurements under"), (tmp_path / "nowhere", "nowhere")):
         done = run_pipeline(f"results_dir={folder}", command=EVAL)
         assert done.returncode == 1
         assert words in assert_one_line(done.stderr)
