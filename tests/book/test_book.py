@@ -45,9 +45,10 @@ from nucleoscope.views.token_text import Reader
 ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 RUNS = ["runs/big/alpha", "runs/big/beta", "runs/small/alpha"]
-PAGES = ["index", "runs/index", *RUNS, "strips", "use/api", "bibliography"]
+ROOMS = [f"use/api/{room.rpartition('.')[2]}" for room in site.list_modules()]
+PAGES = ["index", "runs/index", *RUNS, "strips", "use/api", *ROOMS, "bibliography"]
 MADE = ["search", "genindex", "py-modindex", "prf-prf"]  # by Sphinx itself
-FIGURES = [page for page in PAGES if page.count("/") == 2]
+FIGURES = RUNS
 WIDE = "a_word_without_any_place_to_break_it_" * 5
 PROSE = f"""# A small book
 
@@ -149,7 +150,8 @@ def write_project(folder: Path, *more: str, runs: tuple[tuple[str, str], ...] = 
     (folder / "book" / "templates").mkdir(parents=True)
     (folder / "scripts" / "grids").mkdir(parents=True)
     toc = {"format": "jb-book", "root": "index"}
-    pages = [{"file": name} for name in ("strips", *more, "bibliography")]
+    parts = {"use/api": {"sections": [{"glob": "use/api/*"}]}}
+    pages = [{"file": name} | parts.get(name, {}) for name in ("strips", *more, "bibliography")]
     toc["chapters"] = [{"file": "runs/index", "sections": [{"glob": "runs/*/*"}]}, *pages]
     (folder / "book/_toc.yml").write_text(yaml.safe_dump(toc))
     (folder / "book/index.md").write_text(PROSE)

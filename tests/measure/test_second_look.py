@@ -21,7 +21,7 @@ from nucleoscope.store import nulls, results, run_folder, vocabulary
 
 TEXTS = ["the cat sat", "a", "on the mat, and then", "number 7", "she said"]
 CONTINUED = [" on the other mat", " b c", " it went on and on", " is it", " no"]
-OPTIONS = {"max_tokens": 12, "progress": False}
+OPTIONS = {"max_tokens": 12, "variants": "default", "progress": False}
 FILES = (nulls.NULLS, vocabulary.VOCABULARY)
 
 

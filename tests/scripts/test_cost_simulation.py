@@ -131,7 +131,7 @@ def test_a_page_carries_no_more_points_than_a_browser_likes(monkeypatch):
     assert sum(medians.customdata) == chosen
     for bars in figures.plot_distributions(run).data:
         assert sum(bars.y) == chosen
-        assert len(bars.y) == bootstrap.BINS
+        assert len(bars.y) == bootstrap.choose_bins(chosen)
 
 
 # The promise

@@ -17,7 +17,9 @@ TEXTS = ["the cat sat", "a", "on the mat, and then"]
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nulls") / "run"
     with run_folder.RunFolder(folder, {}) as run:
-        complete_run(run, tiny.create_model(), tiny.create_tokenizer(), TEXTS, max_tokens=6, progress=False)
+        complete_run(
+            run, tiny.create_model(), tiny.create_tokenizer(), TEXTS, max_tokens=6, variants="default", progress=False
+        )
     return folder
 
 

@@ -245,7 +245,8 @@ def test_a_kill_while_results_are_replaced_leaves_the_old_ones_or_the_new_ones(k
         seen.append(read_measured(folder))
         path = folder / results.MEASUREMENTS
         tokens = results.load_run(path, "", "")  # never those of the other run
-        assert tokens.equals(results.tabulate(results.load(path), "", "")), operation
+        expected_tokens = results.tabulate(results.load(path), "", "")
+        assert tokens.drop(columns="text").equals(expected_tokens.drop(columns="text")), operation
         if (folder / results.RUN_INFO).exists():
             assert seen[-1] == (old if results.load_info(folder)["settings"] == other else expected)
         assert killer.to_the_end(folder, overwrite=True) == expected

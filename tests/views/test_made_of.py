@@ -292,7 +292,7 @@ def test_the_table_of_counts_has_a_row_per_run_and_both_null_models():
     shown = tables.format_counts(pd.concat([create_tests((-0.1, -0.2, 0.05)), create_tests((0.1, 0, 0.2), model="b")]))
     assert shown.index.tolist() == [("m", "d"), ("b", "d")]
     assert shown["negative"].tolist() == [3, 3]
-    assert shown["median, same_k"].iloc[0] == "-0.100 [-0.150, -0.050]"
+    assert shown["median, same_k"].iloc[0] == "-0.10 [-0.15, -0.05]"
     assert shown["difference, all"].iloc[1] == "0.100 [0.000, 0.200]"
 
 

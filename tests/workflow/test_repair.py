@@ -179,7 +179,8 @@ def test_the_graph_repairs_a_run_end_to_end(planned):
     done = run_snakemake("--configfile", place / "grid.yml", "--", *goals)
     assert done.returncode == 0, done.stderr
     assert "was missing or damaged: it was written again" in status.locate_log(folder).read_text()
-    pd.testing.assert_frame_equal(results.load_run(folder / "measurements.pt", "m", "d"), before)
+    after = results.load_run(folder / "measurements.pt", "m", "d")
+    pd.testing.assert_frame_equal(after.drop(columns="text"), before.drop(columns="text"))
     assert nbformat.read(folder / "run.ipynb", 4).cells
     assert (folder / "measurements.pt").stat().st_mtime_ns == stamp  # nothing was measured
     assert json.loads((folder / "measure.status.json").read_text()) == {"state": "succeeded"}

@@ -55,7 +55,6 @@ __all__ = [
     "describe_run",
     "find_measurements",
     "find_run",
-    "find_tokenizer",
     "iterate_runs",
     "list_runs",
     "load",
@@ -169,16 +168,6 @@ def find_run(name: str, results_dir: str | os.PathLike) -> Path:
     if not close and known:
         close = f" (there are {', '.join('/'.join(run.parts[-2:]) for run in known[:5])}{', ...' * (len(known) > 5)})"
     raise FileNotFoundError(f"there is no measured run '{name}'{close}")
-
-
-def find_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a run's model if it can be had without the network and without its own code, else None."""
-    if not (folder / RUN_INFO).is_file():
-        return None
-    from nucleoscope.models.tokenizers import load_local_tokenizer  # a second: only texts need it
-
-    settings = load_info(folder).get("settings") or {}
-    return load_local_tokenizer(settings.get("model_name") or "", (settings.get("model") or {}).get("revision"))
 
 
 def read_mode(folder: Path) -> str:

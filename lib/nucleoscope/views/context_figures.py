@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from nucleoscope.stats import what_or_how
 from nucleoscope.store.context import find_matrix
+from nucleoscope.views import palette
 from nucleoscope.views.figures import MOST
 from nucleoscope.views.theory_figures import plot_curves
 from nucleoscope.views.token_text import Reader
@@ -65,7 +66,7 @@ def plot_thresholds(curve: Mapping[str, np.ndarray], threshold: float) -> go.Fig
     titles = ("What or how, by threshold", "similarity that joins two groups", "mean entropy, nats")
     alt = "Mean entropy over groups and within groups against the threshold, with those of groups drawn at random."
     figure = plot_curves(curve["threshold"], lines, titles, alt)
-    return figure.add_vline(x=threshold, line={"color": "grey", "dash": "dot"})
+    return figure.add_vline(x=threshold, line={"color": palette.GREY, "dash": "dot"})
 
 
 def show_choices(

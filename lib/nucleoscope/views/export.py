@@ -17,6 +17,7 @@ from nucleoscope.atomic import write_atomically
 from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.names import suggest
 from nucleoscope.store import results
+from nucleoscope.store.tokenizers import find_tokenizer
 from nucleoscope.views import tables, texts
 from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader, make_encodable
@@ -37,7 +38,7 @@ def write(folder: Path, output: Path, prompts: Sequence[int] | None = None, cand
     """
     ending = _check_output(folder, output, candidates)
     known = results.load_records(folder, prompts, fields=("prompt",))
-    tokenizer = results.find_tokenizer(folder)
+    tokenizer = find_tokenizer(folder)
     if ending == ".html":
         chosen = list(known) if prompts else texts.choose_texts(len(known))
         page = _render_page(folder, {number: known[number]["prompt"] for number in chosen}, tokenizer)

@@ -90,13 +90,13 @@ def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
     return (
         f"{found[0]} is {found[1]!r} in the results but {found[2]!r} in the grid"
         if found
-        else _find_missing_variants(folder, info)
+        else _find_missing_variants(folder, entry)
     )
 
 
-def _find_missing_variants(folder: Path, info: Mapping[str, Any]) -> str | None:
-    """Why a run has no variants although its settings name some; None if it has them, as far as a file's ends tell."""
-    return variants.find_problem(folder) if info["settings"].get("variants", NONE) != NONE else None
+def _find_missing_variants(folder: Path, entry: grid.Entry) -> str | None:
+    """Why a run has no variants although some are asked for; None if it has them, as far as a file's ends tell."""
+    return variants.find_problem(folder) if (grid.DEFAULTS | entry.parameters)["variants"] != NONE else None
 
 
 def needs_tokens(folder: Path) -> bool:
