@@ -26,7 +26,7 @@ from nucleoscope.explorer import controls, explorer, live_figures
 from nucleoscope.measure import encoding, generation, scoring, streaming
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.models import loading, tokenizers
-from nucleoscope.store import results, run_folder, tokenizers
+from nucleoscope.store import local_tokenizers, results, run_folder
 from nucleoscope.store.candidates import Similarities
 from nucleoscope.views import cards, token_text
 from nucleoscope.views.strip import render_strip
@@ -555,7 +555,7 @@ def test_a_run_that_lacks_a_file_is_drawn_with_what_it_has(tiny_model, tmp_path,
     measure_run(tiny_model, tmp_path)
     folder = tmp_path / "results/lines/tiny-llama"
     if lacking == "the tokenizer":
-        monkeypatch.setattr(tokenizers, "find_tokenizer", lambda _: None)
+        monkeypatch.setattr(local_tokenizers, "find_tokenizer", lambda _: None)
     else:
         (folder / lacking).unlink()
     live = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))

@@ -89,7 +89,7 @@ def test_each_token_with_a_choice_has_a_row_and_a_matrix(folder):
         assert row.continuations == pytest.approx(np.exp(row.similarity_entropy), rel=1e-12)
     assert context.find_matrix(matrices, 99, 0) is None
     assert {path.name for path in folder.iterdir()} == {
-        *("measurements.pt", "tokens.parquet", "run.json"),
+        *("candidates.parquet", "measurements.pt", "tokens.parquet", "run.json"),
         *results.CONTEXT_FILES,
     }
     content = torch.load(folder / "context.pt", weights_only=True)

@@ -293,7 +293,7 @@ def test_the_table_of_counts_has_a_row_per_run_and_both_null_models():
     assert shown.index.tolist() == [("m", "d"), ("b", "d")]
     assert shown["negative"].tolist() == [3, 3]
     assert shown["median, same_k"].iloc[0] == "-0.10 [-0.15, -0.05]"
-    assert shown["difference, all"].iloc[1] == "0.100 [0.000, 0.200]"
+    assert shown["difference, all"].iloc[1] == "0.10 [0.00, 0.20]"
 
 
 def test_the_front_page_reads_what_the_analyses_wrote_and_says_three_things_of_it(tmp_path):

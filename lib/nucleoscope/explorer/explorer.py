@@ -31,7 +31,7 @@ from nucleoscope.measure.model_facts import find_embedding_matrix
 from nucleoscope.measure.streaming import Token, read, replay, stream
 from nucleoscope.models import loading, tokenizers
 from nucleoscope.settings import Settings, fill_defaults
-from nucleoscope.store import results, tokenizers
+from nucleoscope.store import local_tokenizers, results
 from nucleoscope.views import cards, strip, texts
 from nucleoscope.views.token_text import Reader
 
@@ -328,7 +328,7 @@ class Explorer:
         try:
             self.records = list(results.load_records(folder, fields=("prompt", "tokens")).values())
             table = results.load_run(results.find_measurements(folder), folder.name, folder.parent.name)
-            tokenizer = tokenizers.find_tokenizer(folder)
+            tokenizer = local_tokenizers.find_tokenizer(folder)
             self.measured_reader = None if tokenizer is None else Reader(tokenizer)
         except (ValueError, OSError) as error:
             self._say(str(error), failed=True)

@@ -17,7 +17,7 @@ from nucleoscope.atomic import write_atomically
 from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.names import suggest
 from nucleoscope.store import results
-from nucleoscope.store.tokenizers import find_tokenizer
+from nucleoscope.store.local_tokenizers import find_tokenizer
 from nucleoscope.views import tables, texts
 from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader, make_encodable
