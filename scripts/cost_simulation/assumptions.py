@@ -77,23 +77,23 @@ ASSUMED = {
     "lost": ((0, 0.02, 0.1), "", "preemptions and failures per hour of a GPU", "estimate", "--"),
     "again": ((30, 120, 600), "s", "until a lost run starts again", "estimate", "--"),
     "each": (
-        (2, 4, 35),
+        (2, 14, 35),
         "s",
-        "core time per run in both analyses, 2,000 resamples",
+        "core time per run in all analyses, 2,000 resamples",
         "measured range",
-        "2 to 35, depending on its curves; the likeliest value is an estimate that fits the 63 s above",
+        "2 to 35, depending on its curves; the likeliest value is an estimate that fits the 195 s above",
     ),
     "analysis": (
-        (0.1, 0.3, 2),
+        (0.1, 1.2, 2),
         "ms",
-        "core time per token in both analyses",
+        "core time per token in all analyses",
         "measured range",
         "0.1 to 2, depending on the size of the run; likeliest value: as above",
     ),
 }
 UNITS = {"TFLOP/s": 1e12, "GB/s": 1e9, "GB": 1e9, "ms": 1e-3, "µs": 1e-6, "s": 1, "": 1}
 TOKEN, CANDIDATE = 216, 8  # bytes in measurements.pt: measured on six real runs, within 1 %
-ONCE = 2 * 63  # core seconds for 15 synthetic runs of 7,800 tokens with k > 1 at most (two cores), 2,000 resamples
+ONCE = 2 * 195  # core seconds for 15 synthetic runs of 10,000 tokens with all variants (two cores), 2,000 resamples
 POOLED = 140  # bytes per token while curves are fitted to a pool, measured on 4.7 million tokens
 TABLE = 61  # bytes per token in tokens.parquet, measured on a synthetic run of a million tokens
 PAGE, PANEL = 1.4 * 2**20, 65e3  # bytes of a run's page with its data, and of one run in the page of coefficients
