@@ -69,7 +69,8 @@ Markdown(
 tables.show(tables.format_readable(statistics))
 
 # %%
-Markdown(tables.describe_gaps(results_dir, measured))
+gaps = tables.describe_gaps(results_dir, measured)
+Markdown(gaps) if gaps else None
 
 # %% [markdown]
 # A negative coefficient means that the candidates are less similar when the model is less sure.

@@ -45,7 +45,8 @@ Markdown(made_of_text.describe_answer(curve) if len(curve) else tables.describe_
 made_of_figures.plot_over_top_p(curve, ["raw", "all_but_top_3"], ["Spearman"]) if len(curve) else None
 
 # %%
-Markdown(tables.describe_gaps(results_dir, measured))
+gaps = tables.describe_gaps(results_dir, measured)
+Markdown(gaps) if gaps else None
 
 # %% [markdown]
 # The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they are

@@ -72,7 +72,7 @@ display({"text/plain": results.describe_run(info)}, raw=True)  # not printed: me
 results.add_texts(folder, tokenizer)  # to the files of earlier versions
 table = results.load_run(folder / results.MEASUREMENTS, model=folder.name, dataset=folder.parent.name)
 gaps = results.describe_gaps(info, table, chat_model=bool(tokenizer.chat_template))
-Markdown("\n".join(f"* {line[0].upper()}{line[1:]}" for line in gaps))
+Markdown("\n".join(f"* {line[0].upper()}{line[1:]}" for line in gaps)) if gaps else None
 
 # %%
 statistics = correlation.compute_statistics({(folder.name, folder.parent.name): table})
