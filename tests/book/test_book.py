@@ -849,9 +849,7 @@ def test_a_text_that_is_gone_is_missed_in_words(browser, built, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_menu_can_be_read_in_both_themes(visit, scheme, width):
     page = visit("runs/small/alpha", width=width, scheme=scheme)
-    token = page.locator(f"{PICKED} > span").nth(2)
-    token.evaluate("token => token.scrollIntoView({ block: 'start' })")  # above the sheet that opens on a phone
-    token.click()
+    page.locator(f"{PICKED} > span").nth(2).dispatch_event("click")  # a phone has no pointer to move there first
     contrasts = page.evaluate(CONTRASTS.replace(".nucleoscope-strip *", ".nucleoscope-texts *"))
     assert {"BDI", "SPAN", "P.ns-muted.ns-found"} <= set(contrasts)
     assert {name: value for name, value in contrasts.items() if value < 4.5} == {}
