@@ -238,7 +238,7 @@ def test_a_kill_while_results_are_replaced_leaves_the_old_ones_or_the_new_ones(k
     shutil.copytree(tmp_path / "old", tmp_path / "counted")
     operations = killer.run(tmp_path / "counted", overwrite=True)["operations"]
     seen = []
-    for operation in range(operations - 23, operations + 1):  # from the last batch on
+    for operation in range(operations - 35, operations + 1):  # from before the last batch on
         folder = tmp_path / str(operation)
         shutil.copytree(tmp_path / "old", folder)
         assert killer.run(folder, operation=operation, half=True, overwrite=True)["signal"] == signal.SIGKILL

@@ -4,6 +4,7 @@ Contract: this module starts the command and decides the exit status; it knows n
 """
 
 import os
+import sys
 from pathlib import Path
 
 from nucleoscope.models import gpus
@@ -37,6 +38,21 @@ def run(
 
 
 def _run(command: list[str], log: Path, gpu_count: int | None) -> int:
+    try:
+        return _run_with_gpus(command, log, gpu_count)
+    finally:
+        _flush_output()
+
+
+def _flush_output() -> None:
+    """Writes what the output still holds. What nobody can take is dropped: Python would report it when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_with_gpus(command: list[str], log: Path, gpu_count: int | None) -> int:
     if gpu_count is None:
         return logs.run(command, log)
     with gpus.claim(gpu_count, lambda line: logs.note(command, log, line)) as mine:
