@@ -265,6 +265,15 @@ def run_killed(folder: Path, operation: int | None, half: bool = False, **option
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, int(said or 0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the forked processes: sums in another order differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(measured, tmp_path_factory) -> tuple[dict[str, list], int]:
     """What is found without a kill, and the number of file operations."""

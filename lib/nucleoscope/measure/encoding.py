@@ -65,7 +65,7 @@ def encode(
 
     A prompt without any token starts from the beginning-of-text token, or from the end-of-text token
     if there is none. Prompts that do not leave room for ``max_tokens`` in ``context`` positions are
-    cut from the left, behind the tokens that the tokenizer or the template puts before them. Raises ValueError
+    cut from the left, after the tokens that the tokenizer or the template puts before them. Raises ValueError
     for a template that is missing or fails, or if the context is too small for any prompt.
     """
     encoder, room = Encoder(tokenizer, prompt_format, template_date), _compute_prompt_room(context, max_tokens)

@@ -522,7 +522,7 @@ def _build_rows(
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[list[str], list[bool]]:
     """The text of each id below ``size``, and whether it is special: a role in prompts, or no token at all.
 
-    A token is decoded behind a word, because some tokenizers drop the space that a text begins with.
+    A token is decoded after a word, because some tokenizers drop the space that a text begins with.
     """
     known = set(tokenizer.get_vocab().values())
     added = getattr(tokenizer, "added_tokens_decoder", {})

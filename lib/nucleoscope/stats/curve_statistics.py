@@ -40,9 +40,10 @@ def compute_token_variances(bins: bootstrap.Bins) -> np.ndarray:
 
     The variance is that over resampled prompts. One bin's own estimate is noisy, and 0 where few tokens or ties leave
     the median where it is; so it is averaged over the bins around, by tokens, from bins with `RELIABLE` tokens. The
-    weight of a median is the number of tokens divided by this. Weights by tokens alone would be right if all tokens
-    scattered alike; cosine scatters six times as much where entropy is small. All are scaled so that weights sum to
-    the tokens; where no median ever moves, all are 1. The resamples are always the same, so that a curve is too.
+    weight of a median is the number of tokens divided by this. Weights by tokens alone would be right if the spread
+    were the same in all bins; that of cosine is six times as large where entropy is small. All are scaled so that
+    weights sum to the tokens; where no median ever moves, all are 1. The resamples are always the same, so that a curve
+    is too.
     """
     prompts = int(bins.prompt.max()) + 1
     sizes, medians = bins.compute_sizes_and_medians(bootstrap.draw_counts(prompts, WEIGHING))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucleoscope.atomic import write_atomically, write_json
 from nucleoscope.store import integrity
-from nucleoscope.store.locking import Lock, check_folder
+from nucleoscope.store.locking import Lock, Locked, check_folder
 from nucleoscope.store.mapped_records import read_vectors
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read, read_intact
 from nucleoscope.store.results import (
@@ -83,7 +83,7 @@ def find_missing(folder: str | Path, candidates: int, threshold: float) -> str |
     return None
 
 
-class ContextFolder:
+class ContextFolder(Locked):
     """Similarity in context of one run while it is measured: filled text by text, then finished.
 
     ``finished`` is true if it is there, with the same numbers of ``candidates`` and the same ``threshold``. Raises
@@ -95,7 +95,6 @@ class ContextFolder:
         self.folder = Path(folder)
         self.parts = self.folder / CONTEXT_PARTS
         self.candidates, self.threshold, self.overwrite = candidates, threshold, overwrite
-        self._lock: Lock | None = None
         self._look()
 
     def _look(self) -> None:
@@ -140,19 +139,6 @@ class ContextFolder:
             self.release()
             raise
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Releases the folder for other processes."""
-        if self._lock:
-            self._lock.release()
-            self._lock = None
-
-    def _check_lock(self) -> None:
-        if self._lock:
-            self._lock.check()
 
     def _prepare(self) -> None:
         """Makes the folder of parts ready; those of other measurements or settings are removed."""

@@ -183,6 +183,25 @@ class Lock:
         )
 
 
+class Locked:
+    """What writes to a folder in a ``with`` block, which ends by releasing the lock in ``_lock``, if it took one."""
+
+    _lock: Lock | None = None
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Releases the folder for other processes."""
+        if self._lock:
+            self._lock.release()
+            self._lock = None
+
+    def _check_lock(self) -> None:
+        if self._lock:
+            self._lock.check()
+
+
 def _describe_self() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}\n"
 

@@ -19,7 +19,7 @@ from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.quantities import find_columns
 from nucleoscope.settings import fill_defaults
 from nucleoscope.store.candidates import CANDIDATES, NEEDED, write_candidates
-from nucleoscope.store.locking import LOCK, Lock, check_folder
+from nucleoscope.store.locking import LOCK, Lock, Locked, check_folder
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
 from nucleoscope.store.nulls import NULLS, write_nulls
 from nucleoscope.store.record_files import (
@@ -65,7 +65,7 @@ def check(folder: Path, overwrite: bool = False) -> None:
         read_json(folder / RUN_INFO)
 
 
-class RunFolder:
+class RunFolder(Locked):
     """One run on disk: opened with its settings, filled batch by batch, then finished.
 
     ``settings`` are the parameters and identities that decide what is measured; one that an older run did
@@ -88,7 +88,6 @@ class RunFolder:
         self.folder, self.requested = Path(folder), requested
         self.batches = self.folder / "batches"
         self.settings, self.overwrite = json.loads(json.dumps(settings)), overwrite
-        self._lock: Lock | None = None
         # What `list_batches` returns, by file name: descriptions, without records, need not be read again.
         self._kept: dict[str, dict] = {}
         self.finished = self._look()
@@ -162,9 +161,6 @@ class RunFolder:
         self.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
     def start(self) -> None:
         """Creates the folders, locks them, and writes the settings that the batches will belong to.
 
@@ -225,16 +221,6 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it is not empty, or not there
             self.batches.rmdir()
-
-    def release(self) -> None:
-        """Releases the folder for other processes."""
-        if self._lock:
-            self._lock.release()
-            self._lock = None
-
-    def _check_lock(self) -> None:
-        if self._lock:
-            self._lock.check()
 
     def _prepare(self) -> None:
         self._check_own()
