@@ -1,5 +1,6 @@
 """Every run tries its model: how prompts may be batched, and whether the model is causal; models of each kind."""
 
+import functools
 import math
 
 import pytest
@@ -145,6 +146,32 @@ def test_a_model_is_tried_once(monkeypatch):
     monkeypatch.setattr(checking, "_try_ways", None)
     assert checking.find_way(model) == decoding.PADDED
     checking.check_causality(model)
+
+
+def count_passes(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The shapes (B, T) of all inputs that a model reads while it is tried."""
+    shapes, forward = [], type(model).forward
+
+    @functools.wraps(forward)  # its signature decides what it is given
+    def read(self, input_ids=None, **kwargs):
+        shapes.append(tuple(input_ids.shape))
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", read)
+    checking.find_way(model)
+    return shapes
+
+
+def test_the_trial_takes_nine_forward_passes(monkeypatch):
+    """Two texts alone, four rows for causality and rounding, a prefill and two steps, a prefix and what follows it."""
+    shapes = count_passes(tiny.create_model(), monkeypatch)
+    assert shapes == [(1, 8), (1, 6), (4, 6), (3, 6), (3, 1), (3, 1), (1, 2), (2, 4), (2, 1)]
+
+
+def test_a_model_whose_logits_depend_on_the_length_is_compared_with_each_length(monkeypatch):
+    """What two more tokens change is no rounding: the reference is each prompt alone after each step."""
+    shapes = count_passes(configurations.build_model("prophetnet"), monkeypatch)
+    assert shapes[3:12] == [(1, 6), (1, 7), (1, 8), (1, 4), (1, 5), (1, 6), (1, 1), (1, 2), (1, 3)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -36,7 +36,7 @@ NOISE, LEAST, LEAST_HALF = 4, 1e-4, 2**-8
 class Trial(NamedTuple):
     """Prompts, longest first, each followed by the tokens of its steps; ``lengths`` are those of the prompts.
 
-    The first two begin with the same ``shared`` tokens.
+    The first two begin with the same ``shared`` tokens; the last, with its steps, is what the first begins with.
     """
 
     ids: list[list[int]]
@@ -103,14 +103,12 @@ def create_memory(model: PreTrainedModel, skip_check: bool = False) -> StaticMem
 def _try_ways(model: PreTrainedModel) -> Finding:
     prompts = choose_prompts(model)
     with silence():
-        _check_causality(model, prompts.ids[0])
-        steps = [
-            [read_alone(model, ids[: length + step]) for step in range(prompts.steps + 1)]
-            for ids, length in zip(prompts.ids, prompts.lengths, strict=True)
-        ]
-        if not all(is_distribution(logits) for row in steps for logits in row):
+        first = _read(model, [prompts.ids[0]])[0]
+        begins = [ids == prompts.ids[0][: len(ids)] for ids in prompts.ids]
+        texts = [first if known else _read(model, [ids])[0] for ids, known in zip(prompts.ids, begins, strict=True)]
+        if not all(map(is_distribution, texts)):
             return Finding(WAYS[0])  # measuring names the prompts with such logits
-        rounding = _measure_rounding(model, prompts.ids[0][: prompts.lengths[0]])
+        steps, rounding = _choose_reference(model, prompts, texts)
         if model.dtype in TOLERANCES:  # at most: some models compute a step slightly differently from a text
             tolerance = min(get_tolerance(model), rounding)
         else:  # at least: rounding may send a token to another expert
@@ -133,6 +131,34 @@ def _try_ways(model: PreTrainedModel) -> Finding:
     )
 
 
+def _choose_reference(
+    model: PreTrainedModel, prompts: Trial, texts: list[torch.Tensor]
+) -> tuple[list[list[torch.Tensor]], float]:
+    """The logits (V,) of each prompt after each step, read alone, and what counts as rounding. ValueError if two-way.
+
+    ``texts`` are the logits (T, V) of texts that begin with each prompt and its steps. Where later tokens and the
+    length of a text change nothing, they have those of all steps. Else each prompt is read again for each step.
+    """
+    ids, last = prompts.ids[0], prompts.lengths[0] - 1
+    prompt, other = ids[: last + 1], _find_other_token(ids[: last + 1])
+    changed = prompt if other is None else [*prompt[:-1], other]
+    batch = _read(model, [prompt, prompt, prompt, changed])
+    least = _get_least_rounding(model)
+    if not measure_difference(batch[3, :last], batch[0, :last]) <= least:  # or the batch has changed something
+        _check_causality(model, ids, texts[0])
+    difference = measure_difference(batch[0, last], texts[0][last])
+    if difference <= least / NOISE:  # less than what counts as rounding, by the length and by the batch together
+        return [
+            [text[length - 1 + step] for step in range(prompts.steps + 1)]
+            for text, length in zip(texts, prompts.lengths, strict=True)
+        ], least
+    steps = [
+        [read_alone(model, row[: length + step]) for step in range(prompts.steps + 1)]
+        for row, length in zip(prompts.ids, prompts.lengths, strict=True)
+    ]
+    return steps, max(least, NOISE * measure_difference(batch[0, last], steps[0][0]))
+
+
 @torch.inference_mode()
 def check_causality(model: PreTrainedModel, skip_check: bool = False) -> None:
     """ValueError if changing the last token changes the logits before it: the model sees what it should predict.
@@ -144,14 +170,15 @@ def check_causality(model: PreTrainedModel, skip_check: bool = False) -> None:
             _check_causality(model, choose_prompts(model).ids[0])
 
 
-def _check_causality(model: PreTrainedModel, ids: list[int]) -> None:
-    others = [token for token in ids if token != ids[-1]]
-    if not others:  # a context, or a vocabulary, of one
+def _check_causality(model: PreTrainedModel, ids: list[int], text: torch.Tensor | None = None) -> None:
+    """``text``: the logits (T, V) of ``ids`` alone, if they are known."""
+    other = _find_other_token(ids)
+    if other is None:  # a context, or a vocabulary, of one
         return
-    one, other = (_read(model, [row])[0, :-1] for row in (ids, [*ids[:-1], others[0]]))
+    one = (_read(model, [ids])[0] if text is None else text)[:-1]
     if not is_distribution(one):  # measuring names the prompts with such logits
         return
-    difference = measure_difference(other, one)
+    difference = measure_difference(_read(model, [[*ids[:-1], other]])[0, :-1], one)
     if difference and difference > min(get_tolerance(model), _measure_rounding(model, ids)):
         switches = [name for name in ("is_decoder", "causal") if getattr(model.config, name, None) is False]
         advice = f" ({switches[0]} must be true, and the weights trained for that)" if switches else ""
@@ -159,6 +186,11 @@ def _check_causality(model: PreTrainedModel, ids: list[int]) -> None:
             f"{type(model).__name__} is not a causal language model as it is configured: each token sees those after "
             f"it{advice}"
         )
+
+
+def _find_other_token(ids: list[int]) -> int | None:
+    """One of ``ids`` that the last of them is not; None if they are all the same."""
+    return next((token for token in ids if token != ids[-1]), None)
 
 
 def choose_prompts(model: PreTrainedModel) -> Trial:
@@ -178,6 +210,7 @@ def choose_prompts(model: PreTrainedModel) -> Trial:
     rows = [[next(ids) for _ in range(length + steps)] for length in lengths]
     shared = min(SHARED, *(length - 1 for length in lengths[:2]))
     rows[1][:shared] = rows[0][:shared]
+    rows[-1] = rows[0][: len(rows[-1])]
     return Trial(rows, lengths, steps, shared)
 
 
@@ -242,10 +275,15 @@ def get_tolerance(model: PreTrainedModel) -> float:
     return TOLERANCES.get(model.dtype, HALF)
 
 
+def _get_least_rounding(model: PreTrainedModel) -> float:
+    """The difference of logits that counts as rounding in any case, in standard deviations of the model's own."""
+    return min(LEAST, TOLERANCES[model.dtype]) if model.dtype in TOLERANCES else LEAST_HALF
+
+
 def _measure_rounding(model: PreTrainedModel, ids: list[int]) -> float:
     """What counts as rounding by what a batch of equal rows changes, which is nothing but the order of sums."""
-    least = min(LEAST, TOLERANCES[model.dtype]) if model.dtype in TOLERANCES else LEAST_HALF
-    return max(least, NOISE * measure_difference(_read(model, [ids] * 4)[0, -1], read_alone(model, ids)))
+    difference = measure_difference(_read(model, [ids] * 4)[0, -1], read_alone(model, ids))
+    return max(_get_least_rounding(model), NOISE * difference)
 
 
 def _measure_error(model: PreTrainedModel, way: str, prompts: Trial, steps: list[list[torch.Tensor]]) -> float:
@@ -264,14 +302,15 @@ def _measure_batch_error(
     prefix: SharedPrefix | None = None,
     memory: StaticMemory | None = None,
 ) -> float:
-    """The error of some of the prompts, decoded together."""
+    """The error of some of the prompts, decoded together, in each of the ``steps`` that are given."""
     openings = [prompts.ids[row][: prompts.lengths[row]] for row in batch]
-    decoder = create_decoder(model, openings, prompts.steps + 1, way, prefix, memory)
+    last = len(steps[0]) - 1
+    decoder = create_decoder(model, openings, last + 1, way, prefix, memory)
     logits, largest = decoder.prefill(), 0.0
-    for step in range(prompts.steps + 1):
+    for step in range(last + 1):
         for place, row in enumerate(batch):
             largest = max(largest, measure_difference(logits[place], steps[row][step]))
-        if step < prompts.steps:
+        if step < last:
             tokens = [prompts.ids[row][prompts.lengths[row] + step] for row in batch]
             logits = decoder.advance(torch.tensor(tokens, device=model.device))
     return largest
@@ -283,7 +322,8 @@ def _shares_prefix(model: PreTrainedModel, prompts: Trial, steps: list[list[torc
         return False
     try:
         prefix = read_prefix(model, prompts.ids[0][: prompts.shared])
-        return _measure_batch_error(model, PADDED, prompts, steps, [0, 1], prefix) <= tolerance
+        begun = [row[:2] for row in steps]  # one step: the second is computed from the same kind of cache
+        return _measure_batch_error(model, PADDED, prompts, begun, [0, 1], prefix) <= tolerance
     except torch.OutOfMemoryError:
         raise
     except Exception:  # models of all kinds raise anything; then each prompt is read whole
