@@ -166,6 +166,17 @@ def test_a_batch_that_is_killed_again_and_again_is_measured_once(tmp_path, draws
     assert_same(found, expected, exact=dtype == torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bar_says_when_steps_are_repeated(tmp_path, draws, capsys, dtype):
+    model = end_some(tiny.create_model().to(dtype))
+    kill(draws, tmp_path, model, 5, 6)
+    capsys.readouterr()
+    complete(tmp_path, model, progress=True)
+    shown = capsys.readouterr().err
+    assert ("repeating 5 steps" in shown) == (dtype == torch.bfloat16)
+    assert "repeating" not in shown.split("\r")[-1]
+
+
 def test_only_the_batch_in_progress_has_parts_and_a_finished_one_replaces_them(tmp_path, draws):
     model = end_some(tiny.create_model())
     expected, _ = complete(tmp_path / "straight", model, batch_size=2)

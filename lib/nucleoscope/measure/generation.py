@@ -119,7 +119,11 @@ def measure(
         left = (len(indices) - ended) * (max_tokens - start)
         begin_at(bar, counted, counted + left - len(indices) * max_tokens)
         ids = [inputs.ids[i] for i in indices]
+        if start and model.dtype not in EXACT:
+            bar.set_postfix_str(f"repeating {start} steps")
         for step, (rows, over) in enumerate(generate(model, ids, max_tokens, sampler, way, prefix, memory), start):
+            if step == start:
+                bar.set_postfix_str("", refresh=False)
             bar.total -= (len(over) - ended) * (max_tokens - step)  # ended rows will produce no more tokens
             ended = len(over)
             new = sum(row not in over for row in rows)
