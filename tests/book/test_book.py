@@ -45,9 +45,8 @@ from nucleoscope.views.token_text import Reader
 ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 RUNS = ["runs/big/alpha", "runs/big/beta", "runs/small/alpha"]
-ROOMS = [f"use/api/{room.rpartition('.')[2]}" for room in site.list_modules()]
-PAGES = ["index", "runs/index", *RUNS, "strips", "use/api", *ROOMS, "bibliography"]
-MADE = ["search", "genindex", "py-modindex", "prf-prf"]  # by Sphinx itself
+PAGES = ["index", "runs/index", *RUNS, "strips", "bibliography"]  # the reference of modules is in the real book
+MADE = ["search", "genindex", "prf-prf"]  # by Sphinx itself
 FIGURES = RUNS
 WIDE = "a_word_without_any_place_to_break_it_" * 5
 PROSE = f"""# A small book
@@ -145,19 +144,18 @@ def create_strips() -> nbformat.NotebookNode:
 RUNS = (("small", "alpha"), ("big", "beta"), ("big", "alpha"))  # models on data sets
 
 
-def write_project(folder: Path, *more: str, runs: tuple[tuple[str, str], ...] = RUNS) -> Path:
-    """A small project with everything that the book is made of; ``more``: pages of the real one."""
+def write_project(folder: Path, runs: tuple[tuple[str, str], ...] = RUNS) -> Path:
+    """A small project with everything that the book is made of."""
     (folder / "book" / "templates").mkdir(parents=True)
     (folder / "scripts" / "grids").mkdir(parents=True)
     toc = {"format": "jb-book", "root": "index"}
-    parts = {"use/api": {"sections": [{"glob": "use/api/*"}]}}
-    pages = [{"file": name} | parts.get(name, {}) for name in ("strips", *more, "bibliography")]
+    pages = [{"file": name} for name in ("strips", "bibliography")]
     toc["chapters"] = [{"file": "runs/index", "sections": [{"glob": "runs/*/*"}]}, *pages]
     (folder / "book/_toc.yml").write_text(yaml.safe_dump(toc))
     (folder / "book/index.md").write_text(PROSE)
     (folder / "book/bibliography.md").write_text("# Bibliography\n\n```{bibliography}\n```\n")
     inventories = [path.relative_to(ROOT) for path in (ROOT / "book/inventories").iterdir()]
-    prose = ("book/references.bib", "book/templates/layout.html", *(f"book/{name}.md" for name in more))
+    prose = ("book/references.bib", "book/templates/layout.html")
     for name in ("_config.yml", *prose, *inventories, *site.GENERATED):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
@@ -208,7 +206,7 @@ def add_texts(run: Path) -> None:
 
 
 def build_small(folder: Path) -> None:
-    (write_project(folder, "use/api") / "results/book").mkdir()
+    (write_project(folder) / "results/book").mkdir()
     add_texts(folder / "results/alpha/small")
     nbformat.write(create_strips(), folder / "results/book/strips.ipynb")
     site.build(folder, folder / "results", folder)
@@ -586,9 +584,9 @@ def test_plotly_is_loaded_once_and_only_where_there_is_a_figure(built):
     assert len(list(built.rglob("plotly*.js"))) == 1
 
 
-def test_every_module_is_on_the_api_page_in_the_table_of_its_room(built):
-    page = BeautifulSoup((built / "use/api.html").read_text(), "html.parser")
-    pages = [page, *(BeautifulSoup(path.read_text(), "html.parser") for path in (built / "use/api").glob("*.html"))]
+def test_every_module_is_on_the_api_page_in_the_table_of_its_room(real):
+    page = BeautifulSoup((real / "use/api.html").read_text(), "html.parser")
+    pages = [page, *(BeautifulSoup(path.read_text(), "html.parser") for path in (real / "use/api").glob("*.html"))]
     described = {tag["id"].removeprefix("module-") for each in pages for tag in each(id=re.compile("^module-"))}
     modules = {name for _, name, _ in pkgutil.walk_packages(nucleoscope.__path__, "nucleoscope.")}
     assert described == {"nucleoscope", *modules}
@@ -597,8 +595,8 @@ def test_every_module_is_on_the_api_page_in_the_table_of_its_room(built):
     assert listed == modules - rooms
 
 
-def test_names_of_other_projects_lead_to_their_documentation(built):
-    pages = [BeautifulSoup(path.read_text(), "html.parser") for path in (built / "use/api").glob("*.html")]
+def test_names_of_other_projects_lead_to_their_documentation(real):
+    pages = [BeautifulSoup(path.read_text(), "html.parser") for path in (real / "use/api").glob("*.html")]
     links = {link["href"] for page in pages for link in page("a", class_="external")}
     assert "https://docs.pytorch.org/docs/stable/tensors.html#torch.Tensor" in links
     assert "https://docs.python.org/3/library/pathlib.html#pathlib.Path" in links

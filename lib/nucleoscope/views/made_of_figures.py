@@ -101,7 +101,9 @@ def plot_over_top_p(
     figure.update_xaxes(title="top_p of the nucleus", tickvals=list(_list_top_p().values()), type="linear")
     figure.update_yaxes(title="coefficient of entropy and cosine similarity", rangemode="tozero", **ZERO)
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}  # covers no line there
-    figure.update_layout(legend=legend, margin={"b": 90})
+    if len(names) <= 2:  # there is room beside the menu, where a reader sees it first
+        legend = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"}
+    figure.update_layout(legend=legend, margin={"b": 90 if len(names) > 2 else 50})
     text = "Coefficient of entropy and cosine similarity over top_p, one line for each geometry, with its 95 % interval"
     return describe(figure, f"{text}; bands: what exchanging candidate sets among tokens of equal size leaves", csv)
 

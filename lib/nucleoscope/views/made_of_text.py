@@ -242,15 +242,17 @@ def describe_answer(specifications: pd.DataFrame) -> str:
         NEGATIVE: "are *less* similar when it is less sure",
         POSITIVE: "are *more* similar when it is less sure",
     }.get(row["sign"], "are neither clearly more nor clearly less similar when it is less sure")
-    where = of[0].lower() + of[1:] if row["Model"] == POOLED else of
+    where = f"mean o{of[1:]}" if row["Model"] == POOLED else of
     value = format_bounded(row["r"], row["low"], row["high"])
-    said = f"**A model's candidates {verdict}: Spearman's coefficient is {value}** ({where}; nucleus of top_p "
-    said += f"{row['top_p']:g}, embeddings as they are; brackets are 95 % intervals)."
+    said = f"**A model's candidates {verdict}: Spearman's coefficient is {value}** ({where}; candidates are the "
+    said += f"likeliest tokens with {row['top_p']:.0%} of the probability; brackets are 95 % intervals)."
     opposite = rows[rows["sign"] == {NEGATIVE: POSITIVE, POSITIVE: NEGATIVE}.get(row["sign"], "")]
     if len(opposite):
         other = opposite.iloc[opposite["r"].abs().argmax()]
         value = format_bounded(other["r"], other["low"], other["high"])
-        said += f" **But the sign depends on where the nucleus is cut: at top_p {other['top_p']:g} "
+        said += (
+            f" **But its sign depends on how many count as candidates: with {other['top_p']:.0%} of the probability "
+        )
         said += f"it is {other['sign']}, {value}.**"
     return said
 
