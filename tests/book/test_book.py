@@ -577,6 +577,13 @@ def test_no_page_is_heavy_and_none_names_a_server_to_load_from(built):
         assert 'rel="stylesheet" href="http' not in text, page
 
 
+def test_the_book_has_no_files_for_developers_and_no_notebook_with_a_number_on_each_line(built):
+    assert not list(built.rglob("*.map"))
+    notebooks = list((built / "_sources").rglob("*.ipynb"))
+    assert len(notebooks) > len(RUNS)
+    assert all(path.read_text().count("\n") <= 1 for path in notebooks)
+
+
 def test_plotly_is_loaded_once_and_only_where_there_is_a_figure(built):
     for name in PAGES:
         text = (built / f"{name}.html").read_text()

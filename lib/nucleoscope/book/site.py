@@ -160,7 +160,9 @@ def build_notebook_page(
         if "text/html" in output.get("data", {}):
             output.data["text/html"] = texts.move_scripts(output.data["text/html"], f"./{quote(place.name)}.texts/")
     files = {(place.parent / file).as_posix(): content for file, content in _extract_data(notebook, place.name)}
-    return files | {f"{page}.ipynb": nbformat.writes(notebook).encode()}
+    # nbformat indents, which puts each number of a figure on a line of its own; the book contains the notebook, too.
+    compact = json.dumps(json.loads(nbformat.writes(notebook)), ensure_ascii=False, separators=(",", ":"))
+    return files | {f"{page}.ipynb": compact.encode()}
 
 
 def format_row(run: Path) -> str:
@@ -308,6 +310,8 @@ def build(root: Path, results_dir: Path, output: Path) -> Path:
     done = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "0"}, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise BookError("building the book produced warnings or errors: see above")
+    for file in (html / "_static").rglob("*.map"):  # of the theme's developers: 3.4 MB that no reader's browser loads
+        file.unlink()
     unfinished.unlink()
     for page in sorted(html.rglob("*.html")):
         if page.stat().st_size > HEAVY:
