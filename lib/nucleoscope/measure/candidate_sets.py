@@ -62,8 +62,8 @@ def _split_rows(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
 class Sorted(NamedTuple):
     """The likeliest tokens of R rows in order, concatenated: row r is at ``offsets[r]:offsets[r + 1]``.
 
-    ``keys`` (K,) int64 rise with the row and, within a row, with falling probability. ``rows`` (K,) are the rows' numbers,
-    ``z`` (K,) the logits minus the row's largest.
+    ``keys`` (K,) int64 rise with the row and, within a row, with falling probability. ``rows`` (K,) are the numbers of
+    the rows, ``z`` (K,) the logits minus the largest of the row.
     """
 
     ids: torch.Tensor
@@ -83,8 +83,8 @@ def _find_piece(
     extents = _find_extents(window, entropy, spread, sets)
     lengths = extents.amax((1, 2))
     places = torch.arange(len(window.ids), device=lengths.device)
-    inside = torch.nonzero(places < (window.offsets[:-1] + lengths)[window.rows])[:, 0]
-    return window.ids[inside], window.probs[inside], lengths, extents
+    inside = torch.nonzero(places < (window.offsets[:-1] + lengths).index_select(0, window.rows))[:, 0]
+    return window.ids.index_select(0, inside), window.probs.index_select(0, inside), lengths, extents
 
 
 def _find_extents(
@@ -109,8 +109,8 @@ def _find_extents(
         elif each.rule == "top_k":
             size = torch.full_like(positive, each.value)
         elif each.rule == "top_n_sigma":
-            near = (window.z >= (-each.value * spread)[window.rows]) & (window.probs > 0)
-            size = torch.bincount(window.rows[near], minlength=len(first))
+            near = (window.z >= (-each.value * spread).index_select(0, window.rows)) & (window.probs > 0)
+            size = torch.bincount(window.rows.masked_select(near), minlength=len(first))
         else:
             size = _count_above(window, _find_threshold(each, largest, entropy))
         size = torch.minimum(size.clamp_min(1), positive)
@@ -186,10 +186,11 @@ def _sort_windows(
     rows = flat // values.shape[-1]
     offsets = torch.searchsorted(rows, torch.arange(len(values) + 1, device=flat.device))
     # divided first: two values can become the same probability, and then the lower id comes first
-    probs = values.flatten()[flat] / total[rows]
+    probs = values.flatten().index_select(0, flat) / total.index_select(0, rows)
     keys, order = torch.sort(_create_keys(rows, probs), stable=True)
-    flat = flat[order]  # the rows stay as they are
-    return Sorted(flat - rows * values.shape[-1], probs[order], found.z.flatten()[flat], rows, keys, offsets)
+    flat, probs = flat.index_select(0, order), probs.index_select(0, order)  # the rows stay as they are
+    z = found.z.flatten().index_select(0, flat)
+    return Sorted(flat - rows * values.shape[-1], probs, z, rows, keys, offsets)
 
 
 def _lower_bounds(
@@ -212,7 +213,8 @@ def _lower_bounds(
     left, second = torch.arange(len(values), device=values.device), maxima is not None
     while needed or typical:
         every = len(left) == len(values)
-        own, bound, sums = (values, bounds, total) if every else (values[left], bounds[left], total[left])
+        own = values if every else values.index_select(0, left)
+        bound, sums = bounds[left], total[left]
         inside = _sum_above(own, bound * sums) / sums
         enough = inside >= needed + SLACK
         if typical:
@@ -252,12 +254,12 @@ def _find_typical(window: Sorted, entropy: torch.Tensor, mass: float) -> torch.T
     """
     probs, rows = window.probs, window.rows
     first, last = window.offsets[:-1], window.offsets[1:]
-    shift = torch.where(probs > 0, (probs.log() + entropy[rows]).abs(), torch.inf)
+    shift = torch.where(probs > 0, (probs.log() + entropy.index_select(0, rows)).abs(), torch.inf)
     _, order = torch.sort((rows << 32) + shift.view(torch.int32), stable=True)
-    sums = probs[order].cumsum(0, dtype=choose_sum_dtype(probs.device))
+    sums = probs.index_select(0, order).cumsum(0, dtype=choose_sum_dtype(probs.device))
     end = torch.minimum(torch.searchsorted(sums, pad(sums, (1, 0))[first] + mass), last - 1)  # the last one chosen
     chosen = torch.zeros_like(probs, dtype=torch.bool)
-    chosen[order] = torch.arange(len(order), device=order.device) <= end[rows]
+    chosen[order] = torch.arange(len(order), device=order.device) <= end.index_select(0, rows)
     return _find_runs(chosen & (probs > 0), window.offsets)
 
 
