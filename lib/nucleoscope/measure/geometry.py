@@ -44,7 +44,10 @@ class Map:
         """A times each of the rows (..., d), which are centred already."""
         if self.whitening is not None:
             return rows @ self.whitening
-        return rows if self.basis is None else rows - rows @ self.basis @ self.basis.T
+        if self.basis is None:
+            return rows
+        flat = rows.reshape(-1, rows.shape[-1])
+        return torch.addmm(flat, flat @ self.basis, self.basis.T, alpha=-1).view(rows.shape)
 
 
 @dataclass

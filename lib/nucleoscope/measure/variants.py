@@ -25,7 +25,7 @@ from nucleoscope.variants import OF_SET, OF_VARIANT, Layout, Selection, parse
 
 CHUNKS = (4, 16, 64, 256)  # rows that are summed at once: a segment is divided into the largest, and padded to one
 LEAST_UNLIKE = 1e-6  # 1 - c: if all directions are the same, similarity to chance is 0 / 0, and the value missing
-PAIRS = (2, 4, 8, 16, 32, 64)  # windows whose pairs are multiplied at once are padded to one of these
+PAIRS = (2, 4, 8, 16, 32, 50, 64)  # windows whose pairs are multiplied at once are padded to one of these
 # Numbers in memory at once: gathered rows, and the segments' sums.
 PIECE_CPU, PIECE_GPU = 2**20, 2**26
 SUMS_CPU, SUMS_GPU = 2**22, 2**28
@@ -197,10 +197,33 @@ class Segments:
         centres = [each.centre if each.centre is not None else torch.zeros_like(space.mean) for each in space.maps]
         sums.addcmul_(norms[..., None], space.mean + torch.stack(centres).repeat(2, 1), value=-1)
         found: list[list[torch.Tensor]] = [[], []]
-        for column in range(2 * number):
-            moved = space.maps[column % number].apply(sums[:, : most + column // number, column])
-            found[column // number].append(widen(torch.bmm(moved, moved.mT)))
-        plain, weighted = (torch.stack(each, 1) for each in found)
+        for place, each in enumerate(space.maps):
+            plain, weighted = sums[:, :, place], sums[:, :, number + place]
+            if each.whitening is not None:
+                plain, weighted = self._whiten(rows, plain, weighted, each.whitening)
+            elif each.basis is not None:
+                plain, weighted = each.apply(plain), each.apply(weighted)
+            found[0].append(widen(torch.bmm(plain[:, :-1], plain[:, :-1].mT)))
+            found[1].append(widen(torch.bmm(weighted, weighted.mT)))
+        return torch.stack(found[0], 1), torch.stack(found[1], 1)
+
+    def _whiten(
+        self, rows: slice, plain: torch.Tensor, weighted: torch.Tensor, whitening: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both kinds of sums (B', M + 1, d), multiplied by a matrix (d, d), which takes longer than all else.
+
+        Nothing is multiplied for an empty segment, and only once for a segment of one token.
+        """
+        sizes = self.sizes[rows]
+        filled, several = pad(sizes > 0, (0, 1)).flatten(), pad(sizes > 1, (0, 1), value=True).flatten()
+        filled, several = torch.nonzero(filled)[:, 0], torch.nonzero(several)[:, 0]
+        given = [sums.flatten(0, 1).index_select(0, own) for sums, own in ((plain, filled), (weighted, several))]
+        moved = torch.cat(given) @ whitening
+        plain = torch.zeros_like(plain, memory_format=torch.contiguous_format)
+        plain.view(-1, plain.shape[-1]).index_copy_(0, filled, moved[: len(filled)])
+        factor = self.weights[self.starts[rows].clamp_max(len(self.weights) - 1)]
+        weighted = plain * pad(factor, (0, 1))[..., None]
+        weighted.view(-1, plain.shape[-1]).index_copy_(0, several, moved[len(filled) :])
         return plain, weighted
 
     def _slice(self, rows: slice) -> slice:
@@ -241,7 +264,7 @@ class Segments:
         piece = PIECE_CPU if device.type == "cpu" else PIECE_GPU
         for place, size in enumerate(CHUNKS):
             index = torch.arange(size, device=device)
-            for chosen in torch.nonzero(kind == place)[:, 0].split(max(1, piece // (size * width))):
+            for chosen in _split(torch.nonzero(kind == place)[:, 0], piece // (size * width)):
                 places = torch.where(index < length[chosen][:, None], start[chosen][:, None] + index, len(ids) - 1)
                 own = weights.index_select(0, places.flatten()).unflatten(0, places.shape)
                 added = torch.bmm(own.mT, space.gather_raw(ids.index_select(0, places.flatten()).view_as(places)))
@@ -258,15 +281,18 @@ def compute_similarity_entropies(windows: Windows, space: Space) -> torch.Tensor
     kind = torch.bucketize(lengths, torch.tensor(PAIRS, device=ids.device))
     width, piece = space.embedding.shape[1], PIECE_CPU if ids.device.type == "cpu" else PIECE_GPU
     for place, size in enumerate(PAIRS):
-        for chosen in torch.nonzero((kind == place) & (lengths > 0))[:, 0].split(
-            max(1, piece // (size * max(width, size)))
-        ):
+        for chosen in _split(torch.nonzero((kind == place) & (lengths > 0))[:, 0], piece // (size * max(width, size))):
             index = torch.arange(size, device=ids.device)
             inside = index < lengths[chosen][:, None]
             index = offsets[chosen][:, None] + torch.where(inside, index, 0)
             own = torch.where(inside, probs[index], 0)
             result[chosen] = _compare_pairs(ids[index], own, extents[chosen], space)
     return result
+
+
+def _split(places: torch.Tensor, most: int) -> tuple[torch.Tensor, ...]:
+    """``places`` (n,) in parts of at most this many, or of one; no part is empty."""
+    return places.split(max(1, most)) if len(places) else ()
 
 
 def _compare_pairs(ids: torch.Tensor, probs: torch.Tensor, extents: torch.Tensor, space: Space) -> torch.Tensor:
@@ -282,7 +308,10 @@ def _compare_pairs(ids: torch.Tensor, probs: torch.Tensor, extents: torch.Tensor
     for each in space.maps:
         if each.whitening is not None:
             n = min(len(place), each.geometry.most_pairs)
-            moved = rows[:, :n] @ each.whitening
+            different, index = torch.unique(ids[:, :n], return_inverse=True)  # many tokens are likely more than once
+            moved = (
+                (space.gather(different) @ each.whitening).index_select(0, index.flatten()).unflatten(0, index.shape)
+            )
             similar, own = torch.bmm(moved, moved.mT), slice(0, n)
         elif each.left is not None:
             similar, own = torch.baddbmm(products, each.left[ids], each.right[ids].mT, alpha=-1), slice(None)
