@@ -88,6 +88,18 @@ def build_spaces(
     return [_build_space(wanted, matrix, usage, device) for wanted, matrix in pairs if wanted]
 
 
+def select_spaces(spaces: Sequence[Space], geometries: Sequence[Geometry]) -> list[Space] | None:
+    """The ``spaces`` with the maps of these geometries alone; None if there is none for one of them."""
+    found, names = list[Space](), {each.name for each in geometries}
+    for space in spaces:
+        maps = [each for each in space.maps if each.geometry.name in names]
+        if maps:
+            scales = torch.stack([each.scale for each in maps], 1)
+            found.append(Space(space.embedding, space.mean, maps, scales))
+            names -= {each.geometry.name for each in maps}
+    return None if names else found
+
+
 def count_usage(texts: Iterable[list[int]], size: int) -> torch.Tensor:
     """How often each of ``size`` tokens occurs in some texts (ids), without what all of them begin or end with.
 
