@@ -16,12 +16,13 @@ import torch
 import transformers
 
 from nucleoscope.data import prompts
-from nucleoscope.measure import batching, checking, cosine, entropy, generation, model_facts, static
+from nucleoscope.measure import batching, checking, cosine, entropy, generation, model_facts, second_look, static
 from nucleoscope.measure.decoding import PADDED
 from nucleoscope.measure.nucleus import find_nucleus
 from nucleoscope.measure.sampling import Sampler
 from nucleoscope.measure.variants import create_variants, find_layout
 from nucleoscope.models import loading
+from nucleoscope.settings import Settings
 from nucleoscope.store import run_folder
 from nucleoscope.variants import DEFAULT, NONE
 
@@ -160,9 +161,12 @@ def measure_ours(model, inputs, texts: list[str], batches, options) -> tuple[int
     return sum(len(record["tokens"]) for batch in done for record in batch.records), recorded
 
 
-def time_run(model, inputs, texts: list[str], batches, options, setting: str) -> float:
-    """Seconds of a run with a setting of variants, from encoded prompts to its files."""
-    clock = Clock(model.device)
+def time_run(model, tokenizer, inputs, texts: list[str], batches, options, setting: str) -> tuple[float, float]:
+    """Seconds of a run with a setting of variants, from encoded prompts to its files, and of its second look in them.
+
+    There is no second look without a tokenizer, which random weights do not have.
+    """
+    clock, looking = Clock(model.device), Clock(model.device)
     with (
         tempfile.TemporaryDirectory() as place,
         run_folder.RunFolder(place, {"variants": setting}) as folder,
@@ -173,20 +177,31 @@ def time_run(model, inputs, texts: list[str], batches, options, setting: str) ->
         given |= {"max_tokens": options.max_tokens, "top_p": options.top_p, "progress": False}
         for batch in generation.measure(model, SimpleNamespace(eos_token_id=None), texts, **given):
             folder.save_batch(batch.indices, batch.records, 0.0, (), "", batch.variants, find_layout(variants))
-        folder.finish(len(texts), {})
-    return taken.seconds
+        looked, said = None, {}
+        with looking() as again:
+            if tokenizer is not None and variants is not None:
+                chosen = Settings(top_p=options.top_p, variants=setting)
+                looked, said = second_look.look(model, tokenizer, inputs, folder, chosen, variants.spaces)
+        folder.finish(len(texts), said, looked=looked)
+    return taken.seconds, again.seconds
 
 
-def compare_variants(model, inputs, texts: list[str], batches, options) -> None:
+def compare_variants(model, tokenizer, inputs, texts: list[str], batches, options) -> None:
     """Prints what the default variants cost: the ratios of runs with them to runs without, in the order A B B A."""
-    times: dict[str, list[float]] = {NONE: [], DEFAULT: []}
+    times: dict[str, list[tuple[float, float]]] = {NONE: [], DEFAULT: []}
     for number in range(options.repeats):
         for setting in (NONE, DEFAULT) if number % 2 == 0 else (DEFAULT, NONE):
-            times[setting].append(time_run(model, inputs, texts, batches, options, setting))
-    ratios = [one / other for one, other in zip(times[DEFAULT], times[NONE], strict=True)]
+            times[setting].append(time_run(model, tokenizer, inputs, texts, batches, options, setting))
+    plain = [seconds for seconds, _ in times[NONE]]
+    whole = [seconds / one for (seconds, _), one in zip(times[DEFAULT], plain, strict=True)]
+    measuring = [(seconds - look) / one for (seconds, look), one in zip(times[DEFAULT], plain, strict=True)]
+    shown = [
+        f"{statistics.median(ratios):.2f} times a run without ({', '.join(f'{ratio:.3f}' for ratio in ratios)})"
+        for ratios in (whole, measuring)
+    ]
     print(
-        f"\ncost of the default variants: {statistics.median(ratios):.2f} times a run without "
-        f"({', '.join(f'{ratio:.3f}' for ratio in ratios)}); without, {statistics.median(times[NONE]):.1f} s"
+        f"\ncost of the default variants: {shown[0]}; without the second look {shown[1]}; "
+        f"a run without variants takes {statistics.median(plain):.1f} s"
     )
 
 
@@ -275,7 +290,7 @@ def measure_bandwidth(device: torch.device) -> float:
 
 
 def load(options: argparse.Namespace) -> tuple:
-    """The model, its tokenised prompts and the prompts' texts."""
+    """The model, its tokenizer or None, the tokenised prompts and their texts."""
     device = loading.pick_device(options.device)
     if options.random_weights:
         model = create_random_model(options.random_weights, device, loading.pick_dtype(options.dtype, device))
@@ -284,17 +299,18 @@ def load(options: argparse.Namespace) -> tuple:
         vocabulary = model.config.get_text_config().vocab_size
         ids = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
         model.generation_config.eos_token_id = model.config.eos_token_id = None  # nothing ends early
-        return model, generation.Inputs(ids), [""] * len(ids)
+        return model, None, generation.Inputs(ids), [""] * len(ids)
     model, tokenizer, _ = loading.load(options.model_name, options.dtype, options.device)
     texts = prompts.load(options.dataset_name, options.n_prompts, options.prompt_column).texts
     context = model_facts.find_context_length(model)
     model.generation_config.eos_token_id = sorted(model_facts.find_end_tokens(model, tokenizer))
-    return model, generation.encode(tokenizer, texts, options.prompt_format, context, options.max_tokens), texts
+    inputs = generation.encode(tokenizer, texts, options.prompt_format, context, options.max_tokens)
+    return model, tokenizer, inputs, texts
 
 
 def compare(options: argparse.Namespace) -> None:
     """Prints what the ways take with these ``options``, those of scripts/benchmark.py."""
-    model, inputs, texts = load(options)
+    model, tokenizer, inputs, texts = load(options)
     device, clock = model.device, Clock(model.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     ends = set(model.generation_config.eos_token_id or [])
@@ -356,6 +372,6 @@ def compare(options: argparse.Namespace) -> None:
         read = weights * sum(map(len, steps)) / measure_bandwidth(device)  # every step reads all weights once
         print(f"share of the weight-bandwidth limit: {read / statistics.median(times['c']):.1%}")
     if "v" in options.only:
-        compare_variants(model, inputs, texts, batches, options)
+        compare_variants(model, tokenizer, inputs, texts, batches, options)
     if "k" in options.only:
         time_kernels(device, options.kernel_rows)

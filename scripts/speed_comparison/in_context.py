@@ -30,7 +30,7 @@ def generate(model, inputs: generation.Inputs, texts: list[str], options: argpar
 
 def compare(options: argparse.Namespace) -> None:
     """Prints the time and the peak memory of both ways with these ``options``, and how far their results differ."""
-    model, inputs, texts = load(options)
+    model, _, inputs, texts = load(options)
     found = generate(model, inputs, texts, options)
     ways = context.find_ways(model).ways
     trees = [way for way in ways if way != context.STEPS]

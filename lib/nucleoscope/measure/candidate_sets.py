@@ -6,11 +6,11 @@ locally typical ones, which are at most two intervals of it. A token of probabil
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import pad, threshold
 
 from nucleoscope.measure.ragged import choose_sum_dtype
 from nucleoscope.measure.softmax import Exponentials, exponentiate, split_rows
@@ -18,10 +18,11 @@ from nucleoscope.variants import CandidateSet
 
 SECOND = 1024  # tokens above the second bound of the probabilities in a window: enough for most
 STEP = 3  # factor between further bounds
-WIDTHS = (512, 4096)  # tokens in windows that are padded to the same width
-PIECE_CPU = 2**21  # logits that are processed at once
+PIECE_CPU = 2**20  # logits that are processed at once
 SLACK = 1e-4  # mass by which a window exceeds what is needed: far above float32 rounding
 COLUMN = 32  # values of which one maximum is taken to find a bound that enough tokens reach
+LEAST_BOUND = 1e-30  # of what is summed: the exponentials below it have no mass, and its reciprocal is finite
+LARGEST_BITS = 0x7F800000  # of a float32 that is not negative and not NaN
 
 
 class Windows(NamedTuple):
@@ -44,61 +45,89 @@ def find_windows(logits: torch.Tensor, full_entropy: torch.Tensor, sets: Sequenc
     for rows in _split_rows(logits):
         parts.append(_find_piece(exponentiate(rows), full_entropy[done : done + len(rows)].float(), sets))
         done += len(rows)
-    extents = torch.cat([part[2] for part in parts])
-    lengths = extents.amax((1, 2))
-    offsets = pad(lengths.cumsum(0), (1, 0))
-    kept = [_flatten(ids, probs, own.amax((1, 2))) for ids, probs, own in parts]
-    return Windows(torch.cat([ids for ids, _ in kept]), torch.cat([probs for _, probs in kept]), offsets, extents)
+    ids, probs, lengths, extents = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Windows(ids, probs, pad(lengths.cumsum(0), (1, 0)), extents)
 
 
 def _split_rows(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Logits in pieces: on a CPU larger ones than elsewhere, because there are many small operations."""
+    """Logits in pieces: on a CPU larger ones than elsewhere, because there are many small operations.
+
+    Where there is no float64, a cumulative sum over several rows would be too inexact.
+    """
+    if choose_sum_dtype(logits.device) != torch.float64:
+        return logits.split(1)
     return logits.split(max(1, PIECE_CPU // logits.shape[-1])) if logits.device.type == "cpu" else split_rows(logits)
 
 
-def _flatten(ids: torch.Tensor, probs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    inside = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-    return ids[inside], probs[inside]
+class Sorted(NamedTuple):
+    """The likeliest tokens of R rows in order, concatenated: row r is at ``offsets[r]:offsets[r + 1]``.
+
+    ``keys`` (K,) int64 rise with the row and, within a row, with falling probability. ``rows`` (K,) are the numbers of
+    the rows, ``z`` (K,) the logits minus the largest of the row.
+    """
+
+    ids: torch.Tensor
+    probs: torch.Tensor
+    z: torch.Tensor
+    rows: torch.Tensor
+    keys: torch.Tensor
+    offsets: torch.Tensor
 
 
 def _find_piece(
     found: Exponentials, entropy: torch.Tensor, sets: Sequence[CandidateSet]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Padded ids and probabilities (R, W) in order, 0 where a row is shorter, and the sets' extents (R, N, 4)."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids and probabilities (K,) of the rows' windows, their lengths (R,), and the sets' extents (R, N, 4)."""
     spread = _measure_spread(found.z) if any(each.rule == "top_n_sigma" for each in sets) else entropy
-    places, parts = [], []
-    for rows, ids, probs in _sort_windows(found, entropy, spread, sets):
-        extents = _find_extents(probs, found.z[rows[:, None], ids], entropy[rows], spread[rows], sets)
-        width = int(extents.max())
-        places.append(rows)
-        parts.append((ids[:, :width], probs[:, :width], extents))
-    order, width = torch.cat(places).argsort(), max(ids.shape[1] for ids, _, _ in parts)
-    joined = [torch.cat([pad(part[n], (0, width - part[n].shape[1])) for part in parts])[order] for n in (0, 1)]
-    return *joined, torch.cat([extents for _, _, extents in parts])[order]
+    window = _sort_windows(found, entropy, spread, sets)
+    extents = _find_extents(window, entropy, spread, sets)
+    lengths = extents.amax((1, 2))
+    places = torch.arange(len(window.ids), device=lengths.device)
+    inside = torch.nonzero(places < (window.offsets[:-1] + lengths).index_select(0, window.rows))[:, 0]
+    return window.ids.index_select(0, inside), window.probs.index_select(0, inside), lengths, extents
 
 
 def _find_extents(
-    probs: torch.Tensor, z: torch.Tensor, entropy: torch.Tensor, spread: torch.Tensor, sets: Sequence[CandidateSet]
+    window: Sorted, entropy: torch.Tensor, spread: torch.Tensor, sets: Sequence[CandidateSet]
 ) -> torch.Tensor:
-    """The extents (R, N, 4) of the sets among tokens in order, with ``probs`` and logits ``z`` (R, W) - the largest."""
-    positive = (probs > 0).sum(-1).clamp_min(1)
-    mass = probs.cumsum(-1, dtype=choose_sum_dtype(probs.device))
+    """The extents (R, N, 4) of the sets among the sorted tokens of R rows."""
+    first, last = window.offsets[:-1], window.offsets[1:]
+    largest, tiny = window.probs[first], torch.full_like(entropy, torch.finfo(torch.float32).tiny)
+    positive = (_count_above(window, tiny * torch.finfo(torch.float32).eps)).clamp_min(1)
+    # in float64, sums of float32 numbers are as good as exact, also those of several rows
+    mass = window.probs.cumsum(0, dtype=choose_sum_dtype(entropy.device))
+    start = pad(mass, (1, 0))[first]
     extents = []
     for each in sets:
         if each.rule == "typical":
-            extents.append(_find_typical(probs, entropy, each.value))
+            extents.append(_find_typical(window, entropy, each.value))
             continue
         if each.rule == "top_p":  # with a mass of 1, a rounded sum could reach it too early
-            size = (mass < each.value).sum(-1) + 1 if each.value < 1 else positive
+            size = positive
+            if each.value < 1:
+                size = torch.minimum(torch.searchsorted(mass, start + each.value), last) - first + 1
         elif each.rule == "top_k":
             size = torch.full_like(positive, each.value)
         elif each.rule == "top_n_sigma":
-            size = ((z >= -each.value * spread[:, None]) & (probs > 0)).sum(-1)
+            near = (window.z >= (-each.value * spread).index_select(0, window.rows)) & (window.probs > 0)
+            size = torch.bincount(window.rows.masked_select(near), minlength=len(first))
         else:
-            size = (probs >= _find_threshold(each, probs[:, 0], entropy)[:, None]).sum(-1)
+            size = _count_above(window, _find_threshold(each, largest, entropy))
         size = torch.minimum(size.clamp_min(1), positive)
         extents.append(torch.stack((torch.zeros_like(size), size, size, size), -1))
     return torch.stack(extents, 1)
+
+
+def _create_keys(rows: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    """Integers that order tokens by row, then by falling probability: floats that are not negative have the order of
+    their bits."""
+    return (rows << 32) + (LARGEST_BITS - probs.view(torch.int32))
+
+
+def _count_above(window: Sorted, bounds: torch.Tensor) -> torch.Tensor:
+    """How many tokens of each row have at least the probability of its bound (R,)."""
+    keys = _create_keys(torch.arange(len(bounds), device=bounds.device), bounds)
+    return torch.searchsorted(window.keys, keys, right=True) - window.offsets[:-1]
 
 
 def _find_threshold(each: CandidateSet, largest: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
@@ -146,22 +175,22 @@ def _reach(maxima: torch.Tensor | None, number: int) -> torch.Tensor | float:
 
 def _sort_windows(
     found: Exponentials, entropy: torch.Tensor, spread: torch.Tensor, sets: Sequence[CandidateSet]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Some rows (R',), and in order their likeliest tokens, as many as the sets need or more: ids and probabilities.
-
-    These are (R', W), padded with 0; rows with about equally many are together.
-    """
+) -> Sorted:
+    """The likeliest tokens of each row in order, as many as the sets need or more."""
     values, total = found.exponentials, found.total[:, 0]
     columns = values.shape[-1] // COLUMN
     maxima = values[:, : columns * COLUMN].view(-1, COLUMN, columns).amax(1) if columns else None
     bounds = _find_bounds(total, maxima, entropy, spread, sets)
     bounds = total * _lower_bounds(values, total, maxima, bounds, entropy, sets)
-    counts = (values >= bounds[:, None]).sum(-1)
-    kind = torch.bucketize(counts, torch.tensor(WIDTHS, device=counts.device))
-    for number in range(len(WIDTHS) + 1):
-        rows = torch.nonzero(kind == number)[:, 0]
-        if len(rows):
-            yield rows, *_sort_above(values[rows], bounds[rows], total[rows])
+    flat = torch.nonzero((values >= bounds[:, None]).flatten())[:, 0]  # ids in increasing order within each row
+    rows = flat // values.shape[-1]
+    offsets = torch.searchsorted(rows, torch.arange(len(values) + 1, device=flat.device))
+    # divided first: two values can become the same probability, and then the lower id comes first
+    probs = values.flatten().index_select(0, flat) / total.index_select(0, rows)
+    keys, order = torch.sort(_create_keys(rows, probs), stable=True)
+    flat, probs = flat.index_select(0, order), probs.index_select(0, order)  # the rows stay as they are
+    z = found.z.flatten().index_select(0, flat)
+    return Sorted(flat - rows * values.shape[-1], probs, z, rows, keys, offsets)
 
 
 def _lower_bounds(
@@ -184,16 +213,19 @@ def _lower_bounds(
     left, second = torch.arange(len(values), device=values.device), maxima is not None
     while needed or typical:
         every = len(left) == len(values)
-        own, bound, sums = (values, bounds, total) if every else (values[left], bounds[left], total[left])
-        inside = torch.where(own >= (bound * sums)[:, None], own, 0)
-        enough = inside.sum(-1) >= (needed + SLACK) * sums
+        own = values if every else values.index_select(0, left)
+        bound, sums = bounds[left], total[left]
+        inside = _sum_above(own, bound * sums) / sums
+        enough = inside >= needed + SLACK
         if typical:
             # The tokens outside are less typical than this; likelier ones may be as well.
             limit = -bound.log() - entropy[left]
-            atypical = (limit - entropy[left]).exp() * sums  # that of a token that is that much too likely
-            enough &= (torch.where(inside > atypical[:, None], 0, inside).sum(-1) >= (typical + SLACK) * sums) & (
-                limit > 0
-            )
+            atypical = (limit - entropy[left]).exp()  # the probability of a token that is that much too likely
+            likely = torch.nonzero(atypical * sums < 1)[:, 0]  # the largest exponential is 1
+            if len(likely):
+                above = _sum_above(own[likely], (atypical * sums)[likely]) / sums[likely]
+                inside = inside.index_add(0, likely, above, alpha=-1)
+            enough &= (inside >= typical + SLACK) & (limit > 0)
         left = left[~enough & (bound > tiny)]
         if not len(left):
             break
@@ -206,44 +238,38 @@ def _lower_bounds(
     return bounds
 
 
-def _sort_above(values: torch.Tensor, bounds: torch.Tensor, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``values`` of each row (R, V) that are at least its bound, in order: ids and shares of the totals (R, W)."""
-    size = values.shape[-1]
-    flat = torch.nonzero((values >= bounds[:, None]).flatten())[:, 0]  # ids in increasing order within each row
-    rows = flat // size
-    counts = torch.bincount(rows, minlength=len(values))
-    width = max(1, int(counts.max()))
-    place = torch.arange(len(flat), device=flat.device) + (torch.arange(len(values), device=flat.device) * width).sub_(
-        counts.cumsum(0) - counts
-    ).repeat_interleave(counts, output_size=len(flat))
-    ids, probs = flat.new_zeros(len(values) * width), values.new_zeros(len(values) * width)
-    ids.index_copy_(0, place, flat - rows * size)
-    probs.index_copy_(0, place, values.flatten().index_select(0, flat))
-    # divided first: two values can become the same probability, and then the lower id comes first
-    probs = probs.view(-1, width) / totals[:, None]
-    probs, order = probs.sort(dim=-1, descending=True, stable=True)
-    return ids.view(-1, width).gather(-1, order), probs
+def _sum_above(values: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    """Sums (R,) of the exponentials in each row (R, V) that are above its bound (R,).
+
+    Comparing and selecting takes several times as long on a CPU as what is done here.
+    """
+    bounds = bounds.clamp_min(LEAST_BOUND)
+    return threshold(values * bounds.reciprocal()[:, None], 1, 0).sum(-1) * bounds
 
 
-def _find_typical(probs: torch.Tensor, entropy: torch.Tensor, mass: float) -> torch.Tensor:
+def _find_typical(window: Sorted, entropy: torch.Tensor, mass: float) -> torch.Tensor:
     """The extents (R, 4) of the fewest tokens with information nearest to the entropy that have this ``mass``.
 
     Among equally typical tokens the likelier one comes first, then the lower id.
     """
-    shift = torch.where(probs > 0, (probs.log() + entropy[:, None]).abs(), torch.inf)
-    order = shift.argsort(dim=-1, stable=True)
-    below = probs.gather(-1, order).cumsum(-1, dtype=choose_sum_dtype(probs.device)) < mass
-    rank = torch.arange(probs.shape[-1], device=probs.device).expand_as(order)
-    chosen = torch.zeros_like(below).scatter(-1, order, rank <= below.sum(-1, keepdim=True)) & (probs > 0)
-    return _find_runs(chosen)
+    probs, rows = window.probs, window.rows
+    first, last = window.offsets[:-1], window.offsets[1:]
+    shift = torch.where(probs > 0, (probs.log() + entropy.index_select(0, rows)).abs(), torch.inf)
+    _, order = torch.sort((rows << 32) + shift.view(torch.int32), stable=True)
+    sums = probs.index_select(0, order).cumsum(0, dtype=choose_sum_dtype(probs.device))
+    end = torch.minimum(torch.searchsorted(sums, pad(sums, (1, 0))[first] + mass), last - 1)  # the last one chosen
+    chosen = torch.zeros_like(probs, dtype=torch.bool)
+    chosen[order] = torch.arange(len(order), device=order.device) <= end.index_select(0, rows)
+    return _find_runs(chosen & (probs > 0), window.offsets)
 
 
-def _find_runs(chosen: torch.Tensor) -> torch.Tensor:
-    """The first and the last run of true values in each row (R, W), as (R, 4); both are the same if there is one."""
-    width = chosen.shape[-1]
-    place = torch.arange(width, device=chosen.device)
-    first = torch.where(chosen, place, width).amin(-1)
-    last = torch.where(chosen, place, -1).amax(-1) + 1
-    stop = torch.where(~chosen & (place > first[:, None]), place, width).amin(-1)
-    begin = torch.where(~chosen & (place < last[:, None]), place, -1).amax(-1) + 1
-    return torch.stack((first, stop, begin, last), -1)
+def _find_runs(chosen: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """The first and the last run of true values in each row of ``chosen`` (K,), as (R, 4); both are the same if there
+    is one, and none is empty."""
+    first, last = offsets[:-1], offsets[1:]
+    before, after = pad(chosen[:-1], (1, 0)), pad(chosen[1:], (0, 1))
+    before, after = before.index_fill(0, first, False), after.index_fill(0, last - 1, False)
+    starts, ends = torch.nonzero(chosen & ~before)[:, 0], torch.nonzero(chosen & ~after)[:, 0] + 1
+    one, other = torch.searchsorted(starts, first), torch.searchsorted(starts, last) - 1
+    runs = torch.stack((starts[one], ends[one], starts[other], ends[other]), -1)
+    return runs - first[:, None]

@@ -44,7 +44,10 @@ class Map:
         """A times each of the rows (..., d), which are centred already."""
         if self.whitening is not None:
             return rows @ self.whitening
-        return rows if self.basis is None else rows - rows @ self.basis @ self.basis.T
+        if self.basis is None:
+            return rows
+        flat = rows.reshape(-1, rows.shape[-1])
+        return torch.addmm(flat, flat @ self.basis, self.basis.T, alpha=-1).view(rows.shape)
 
 
 @dataclass
@@ -83,6 +86,18 @@ def build_spaces(
     device = embedding.device
     pairs = ((inner, embedding), (outer, output))
     return [_build_space(wanted, matrix, usage, device) for wanted, matrix in pairs if wanted]
+
+
+def select_spaces(spaces: Sequence[Space], geometries: Sequence[Geometry]) -> list[Space] | None:
+    """The ``spaces`` with the maps of these geometries alone; None if there is none for one of them."""
+    found, names = list[Space](), {each.name for each in geometries}
+    for space in spaces:
+        maps = [each for each in space.maps if each.geometry.name in names]
+        if maps:
+            scales = torch.stack([each.scale for each in maps], 1)
+            found.append(Space(space.embedding, space.mean, maps, scales))
+            names -= {each.geometry.name for each in maps}
+    return None if names else found
 
 
 def count_usage(texts: Iterable[list[int]], size: int) -> torch.Tensor:

@@ -70,7 +70,8 @@ def complete_run(
     if variants is not None:
         info |= {"variants": variants.describe("prompts" if texts is None else "prompts and texts")}
     # Its files are written by `finish`: until then a killed process leaves nothing of it, and it is repeated.
-    looked, said = second_look.look(model, tokenizer, inputs, folder, chosen)
+    spaces = () if variants is None else variants.spaces
+    looked, said = second_look.look(model, tokenizer, inputs, folder, chosen, spaces)
     directions = cosine.find_directions(find_embedding_matrix(model))
     folder.finish(len(prompts), info | said, tokenizer, partial(compare_candidates, directions), looked)
 

@@ -21,7 +21,7 @@ from nucleoscope.measure import gaussian_states
 from nucleoscope.measure.candidate_sets import Windows, find_windows
 from nucleoscope.measure.encoding import Inputs
 from nucleoscope.measure.entropy import compute_full_entropies
-from nucleoscope.measure.geometry import Space, build_spaces
+from nucleoscope.measure.geometry import Space, build_spaces, select_spaces
 from nucleoscope.measure.model_facts import find_embedding_matrix
 from nucleoscope.measure.nucleus import find_nucleus, scale_logits
 from nucleoscope.measure.null_sets import Matching, create_generator, draw_donors, draw_random
@@ -106,13 +106,19 @@ class Observed(NamedTuple):
 
 
 def look(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: Inputs, folder: Any, settings: Settings
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Inputs,
+    folder: Any,
+    settings: Settings,
+    spaces: Sequence[Space] = (),
 ) -> tuple[SecondLook | None, dict[str, Any]]:
     """Looks at some tokens of a run whose prompts are all measured; also what run.json says of it.
 
     ``inputs`` are the prompts (in mode score with their texts), ``folder`` is the `store.run_folder.RunFolder` with the
-    batches. Of ``settings``, top_p, temperature, seed (in mode generate) and variants are used. Nothing is looked at if
-    no variants are measured, or if the device's memory is too small, which must not cost the measurements.
+    batches. Of ``settings``, top_p, temperature, seed (in mode generate) and variants are used. ``spaces`` are those
+    that the run was measured in; what they lack is computed. Nothing is looked at if no variants are measured, or if
+    the device's memory is too small, which must not cost the measurements.
     """
     selection = variants.parse(settings.variants)
     if selection is None:
@@ -120,7 +126,7 @@ def look(
     seed = Settings.seed if isinstance(inputs, Texts) else settings.seed  # which does not decide what is scored
     begin = time.perf_counter()
     try:
-        found = _look(model, tokenizer, choose_texts(inputs, folder, seed), settings, selection, seed)
+        found = _look(model, tokenizer, choose_texts(inputs, folder, seed), settings, selection, seed, spaces)
     except torch.OutOfMemoryError:
         return None, {"second_look": "left out: the device ran out of memory"}
     return found, {"second_look": found.info | {"seconds": round(time.perf_counter() - begin, 3)}}
@@ -134,11 +140,14 @@ def _look(
     settings: Settings,
     selection: Selection,
     seed: int,
+    measured: Sequence[Space],
 ) -> SecondLook:
     plan, embedding = choose_variants(selection, settings.top_p), find_embedding_matrix(model)
     reading = Reading(model, chosen, settings)
     observed = observe(reading, plan.sets)
-    spaces = build_spaces(plan.geometries, embedding, None, torch.ones(len(embedding)))
+    spaces = select_spaces(measured, plan.geometries)
+    if spaces is None:
+        spaces = build_spaces(plan.geometries, embedding, None, torch.ones(len(embedding)))
     norms, mean = measure_norms(embedding), _average(observed, len(embedding))
     parts = compare_null_sets(reading, observed, plan, spaces, mean, norms, seed)
     gaussian, said = compare_gaussian_states(reading, observed, plan, spaces, settings, seed)
@@ -302,7 +311,8 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
             if len(totals) != logits.shape[1]:  # of a model with fewer logits than its configuration says, or more
                 totals = totals.new_zeros(logits.shape[1])
             for rows in split_rows(logits):
-                totals += exponentiate(rows).compute_probabilities().sum(0, dtype=totals.dtype)
+                found = exponentiate(rows)
+                totals += found.total.reciprocal()[:, 0] @ found.exponentials
             windows = _slice_windows(windows, slice(0, room))
             k, _, values = Segments(windows).summarise()
             windows = windows._replace(ids=windows.ids.int())
@@ -430,7 +440,7 @@ def find_longer(reading: Reading, observed: Observed, donors: torch.Tensor) -> d
     found: dict[int, torch.Tensor] = {}
     for tokens, logits in reading.repeat(observed.places, short) if len(short) else ():
         likeliest = CandidateSet("", "top_k", int(needed[tokens].max()), "", "")
-        windows = find_windows(logits, compute_full_entropies(logits).entropy, [likeliest])
+        windows = find_windows(logits, torch.zeros_like(logits[:, 0]), [likeliest])  # without the unused entropies
         rows = zip(tokens.tolist(), windows.ids.int().split(windows.offsets.diff().tolist()), strict=True)
         # copies: a part of a tensor would keep all of it in memory
         found |= {token: ids[: needed[token]].clone() for token, ids in rows}

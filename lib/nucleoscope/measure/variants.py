@@ -14,18 +14,18 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.nn.functional import embedding, pad
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from nucleoscope.measure.candidate_sets import Windows, find_windows
-from nucleoscope.measure.geometry import Map, Space, build_spaces, count_usage
+from nucleoscope.measure.geometry import Space, build_spaces, count_usage
 from nucleoscope.measure.model_facts import find_embedding_matrix, find_output_matrix
 from nucleoscope.measure.ragged import widen
 from nucleoscope.variants import OF_SET, OF_VARIANT, Layout, Selection, parse
 
 CHUNKS = (4, 16, 64, 256)  # rows that are summed at once: a segment is divided into the largest, and padded to one
 LEAST_UNLIKE = 1e-6  # 1 - c: if all directions are the same, similarity to chance is 0 / 0, and the value missing
-PAIRS = (2, 4, 8, 16, 32, 64)  # windows whose pairs are multiplied at once are padded to one of these
+PAIRS = (2, 4, 8, 16, 32, 50, 64)  # windows whose pairs are multiplied at once are padded to one of these
 # Numbers in memory at once: gathered rows, and the segments' sums.
 PIECE_CPU, PIECE_GPU = 2**20, 2**26
 SUMS_CPU, SUMS_GPU = 2**22, 2**28
@@ -104,12 +104,16 @@ class Segments:
 
     def __init__(self, windows: Windows):
         ids, probs, offsets, extents = windows
-        self.ids, self.probs, self.first = ids, probs, offsets[:-1]
+        self.ids, self.probs, self.offsets, self.first = ids, probs, offsets, offsets[:-1]
         # the sets that are prefixes in all rows have one bound each
         plain = ((extents[..., 0] == 0) & (extents[..., 1] == extents[..., 3])).all(0)
         bounds = torch.cat((extents[:, plain, 3], extents[:, ~plain].flatten(1)), 1).sort(1).values
         start = pad(bounds[:, :-1], (1, 0))
-        self.sizes = bounds - start  # (B, M)
+        sizes = bounds - start
+        # most are empty, because many sets are the same: those of each row come last, as many as all rows have are cut
+        most = max(1, int((sizes > 0).sum(1).max()) if len(sizes) else 0)
+        order = (sizes == 0).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+        start, self.sizes = start.gather(1, order), sizes.gather(1, order)  # (B, M)
         self.starts = self.first[:, None] + start
         # which segments (B, N, M) are in which set
         place, extents = start[:, None], extents[..., None]
@@ -117,8 +121,6 @@ class Segments:
             (place >= extents[:, :, 2]) & (place < extents[:, :, 3])
         )
         self.members &= self.sizes[:, None] > 0
-        same = (extents[:, :, None, :, 0] == extents[:, None, :, :, 0]).all(-1)
-        self.original = same.int().argmax(-1)  # (B, N): the first of the sets that are the same
         self.share = self._sum(widen(probs))  # (B, M)
         self.has_first = extents[:, :, 0, 0] == 0
         self.k = self._join(self.sizes)  # (B, N)
@@ -152,97 +154,121 @@ class Segments:
 
     def split(self, space: Space) -> Iterator[slice]:
         """Groups of tokens whose segments' sums fit in memory."""
-        one = self.sizes.shape[1] * 2 * len(space.maps) * space.embedding.shape[1]
+        one = (self.sizes.shape[1] + 1) * 2 * len(space.maps) * space.embedding.shape[1]
         rows = max(1, (SUMS_CPU if self.ids.device.type == "cpu" else SUMS_GPU) // one)
         for start in range(0, len(self.sizes), rows):
             yield slice(start, min(start + rows, len(self.sizes)))
 
     def compare(self, rows: slice, space: Space) -> torch.Tensor:
-        """cosine and weighted_cosine (B', N, G, 2) of the sets of some tokens; equal sets are compared once."""
-        number, original = len(space.maps), self.original[rows]
-        row, place = torch.nonzero(original == torch.arange(original.shape[1], device=original.device), as_tuple=True)
-        sums = self._add_rows(rows, space)  # (B', M, 2 G, d)
-        head = self.ids[self.first[rows]]
-        scales = space.scales[self.ids[self._slice(rows)]]
-        weights = torch.cat((scales, scales * self.weights[self._slice(rows), None]), 1)
-        counts = pad(self.sizes[rows].flatten().cumsum(0), (1, 0))
-        norms = torch.segment_reduce(weights, "sum", offsets=counts, axis=0).unflatten(0, self.sizes[rows].shape)
-        members = self.members[rows].float()
+        """cosine and weighted_cosine (B', N, G, 2) of the sets of some tokens.
+
+        With S a set's sum of its segments' sums, |S|^2 is the sum of the products of all pairs of segments.
+        """
+        products, weighted = self._multiply_segments(rows, space)  # (B', G, M, M), (B', G, M + 1, M + 1)
+        members = widen(self.members[rows])[:, None]  # (B', 1, N, M)
+        known, known_weighted = self._count_directions(rows, space)  # (B', G, N)
         numbers = (self.has_first, self.k, self.tail, self.rest, self.squares)
-        first, k, tail, rest, squares = (each[rows][row, place] for each in numbers)  # (F,) each
+        first, k, tail, rest, squares = (each[rows][:, None] for each in numbers)  # (B', 1, N) each
         rest = rest.clamp_min(1e-300)
         lead = torch.where(first, 2 * (1 - tail), 0)
-        own = space.gather(head)
-        found = []
-        for which, each in enumerate(space.maps):
-            columns = [which, number + which]
-            total = torch.matmul(members, sums[:, :, columns].flatten(2))[row, place].unflatten(
-                -1, (2, -1)
-            )  # (F, 2, d)
-            total[:, 1] /= rest[:, None].float()
-            scale = each.scale[head][:, None]
-            direction = own * scale
-            if each.centre is not None:
-                weight = torch.matmul(members, norms[:, :, columns])[row, place]
-                weight[:, 1] /= rest.float()
-                total -= weight[..., None] * each.centre
-                direction = direction - scale * each.centre
-            total, direction = each.apply(total), each.apply(direction)
-            square = widen(torch.linalg.vecdot(total, total))  # (F, 2)
-            known = [count[row, place] for count in self._count_directions(each, rows)]
-            cosine = (square[:, 0] - known[0]) / (k * (k - 1)).clamp_min(1)
-            shared = widen(torch.linalg.vecdot(total[:, 1], direction[row]))
-            inner = square[:, 1] - known[1] / rest.square()
-            weight = lead + tail * (1 - squares / rest.square())
-            weighted = (lead * shared + tail * inner) / torch.where(k == 1, 1, weight)
-            both = torch.stack((cosine, weighted), -1).clamp(-1, 1)
-            found.append(torch.where((k == 1)[:, None], torch.nan, both))
-        index = torch.zeros_like(original).index_put_((row, place), torch.arange(len(row), device=row.device))
-        return torch.stack(found, 1).float()[index.gather(1, original)]
+        square = (torch.matmul(members, products) * members).sum(-1)  # (B', G, N)
+        cosine = (square - known) / (k * (k - 1)).clamp_min(1)
+        shared = torch.matmul(members, weighted[..., :-1, -1:])[..., 0] / rest
+        square = (torch.matmul(members, weighted[..., :-1, :-1]) * members).sum(-1)
+        inner = (square - known_weighted) / rest.square()
+        weight = lead + tail * (1 - squares / rest.square())
+        both = torch.stack((cosine, (lead * shared + tail * inner) / torch.where(k == 1, 1, weight)), -1)
+        return torch.where((k == 1)[..., None], torch.nan, both.clamp(-1, 1)).transpose(1, 2).float()
+
+    def _multiply_segments(self, rows: slice, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
+        """Products of the segments' sums of directions in each geometry: (B', G, M, M), and those of weighted sums with
+        the likeliest token's direction as the last: (B', G, M + 1, M + 1)."""
+        part, number = self._slice(rows), len(space.maps)
+        scales = space.scales.index_select(0, self.ids[part])
+        weights = torch.cat((scales, scales * self.weights[part, None]), 1)  # (K', 2 G)
+        size, (count, most) = space.embedding.shape[1], self.sizes[rows].shape
+        sums = torch.zeros(count, most + 1, 2 * number, size, device=self.ids.device)
+        self._add_rows(rows, space, weights, sums)
+        head = self.ids[self.first[rows]]
+        scales = space.scales.index_select(0, head)
+        sums[:, -1, number:] = scales[..., None] * space.gather_raw(head)[:, None]
+        norms = self._sum_part(rows, weights)  # (B', M, 2 G)
+        norms = torch.cat((norms, pad(scales, (number, 0))[:, None]), 1)
+        centres = [each.centre if each.centre is not None else torch.zeros_like(space.mean) for each in space.maps]
+        sums.addcmul_(norms[..., None], space.mean + torch.stack(centres).repeat(2, 1), value=-1)
+        found: list[list[torch.Tensor]] = [[], []]
+        for place, each in enumerate(space.maps):
+            plain, weighted = sums[:, :, place], sums[:, :, number + place]
+            if each.whitening is not None:
+                plain, weighted = self._whiten(rows, plain, weighted, each.whitening)
+            elif each.basis is not None:
+                plain, weighted = each.apply(plain), each.apply(weighted)
+            found[0].append(widen(torch.bmm(plain[:, :-1], plain[:, :-1].mT)))
+            found[1].append(widen(torch.bmm(weighted, weighted.mT)))
+        return torch.stack(found[0], 1), torch.stack(found[1], 1)
+
+    def _whiten(
+        self, rows: slice, plain: torch.Tensor, weighted: torch.Tensor, whitening: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both kinds of sums (B', M + 1, d), multiplied by a matrix (d, d), which takes longer than all else.
+
+        Nothing is multiplied for an empty segment, and only once for a segment of one token.
+        """
+        sizes = self.sizes[rows]
+        filled, several = pad(sizes > 0, (0, 1)).flatten(), pad(sizes > 1, (0, 1), value=True).flatten()
+        filled, several = torch.nonzero(filled)[:, 0], torch.nonzero(several)[:, 0]
+        given = [sums.flatten(0, 1).index_select(0, own) for sums, own in ((plain, filled), (weighted, several))]
+        moved = torch.cat(given) @ whitening
+        plain = torch.zeros_like(plain, memory_format=torch.contiguous_format)
+        plain.view(-1, plain.shape[-1]).index_copy_(0, filled, moved[: len(filled)])
+        factor = self.weights[self.starts[rows].clamp_max(len(self.weights) - 1)]
+        weighted = plain * pad(factor, (0, 1))[..., None]
+        weighted.view(-1, plain.shape[-1]).index_copy_(0, several, moved[len(filled) :])
+        return plain, weighted
 
     def _slice(self, rows: slice) -> slice:
-        last = self.starts[rows.stop - 1, -1] + self.sizes[rows.stop - 1, -1]
-        return slice(int(self.first[rows.start]), int(last))
+        return slice(int(self.offsets[rows.start]), int(self.offsets[rows.stop]))
 
-    def _count_directions(self, each: Map, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """sum |u_i|^2 and sum w_i^2 |u_i|^2 (B', N): |u_i| is 1, and 0 for a row that has no direction."""
-        if each.is_complete:
-            return self.k[rows], self.squares[rows]
+    def _sum_part(self, rows: slice, values: torch.Tensor) -> torch.Tensor:
+        """Sums (B', M, ...) over the segments of some tokens of their values (K', ...)."""
+        edges = pad(self.sizes[rows].flatten().cumsum(0), (1, 0))
+        sums = torch.segment_reduce(values, "sum", offsets=edges, axis=0)
+        return sums.unflatten(0, self.sizes[rows].shape)
+
+    def _count_directions(self, rows: slice, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
+        """sum |u_i|^2 and sum w_i^2 |u_i|^2 (B', G, N): |u_i| is 1, and 0 for a row that has no direction."""
+        known = [widen(each[rows])[:, None].expand(-1, len(space.maps), -1) for each in (self.k, self.squares)]
+        if all(each.is_complete for each in space.maps):
+            return known[0], known[1]
         part = self._slice(rows)
-        there = widen(each.scale[self.ids[part]] > 0)
-        values = torch.stack((there, there * widen(self.weights[part]).square()), 1)
-        counts = pad(self.sizes[rows].flatten().cumsum(0), (1, 0))
-        sums = torch.segment_reduce(values, "sum", offsets=counts, axis=0).unflatten(0, self.sizes[rows].shape)
-        joined = torch.matmul(self.members[rows].to(sums.dtype), sums)
-        return joined[..., 0], joined[..., 1]
+        there = widen(space.scales.index_select(0, self.ids[part]) > 0)
+        members = widen(self.members[rows])
+        for place, values in enumerate((there, there * widen(self.weights[part]).square()[:, None])):
+            known[place] = torch.matmul(members, self._sum_part(rows, values)).transpose(1, 2)
+        return known[0], known[1]
 
-    def _add_rows(self, rows: slice, space: Space) -> torch.Tensor:
-        """Sums (B', M, 2 G, d) over segments of e_i - mean, with the scales as weights and with scales times p."""
-        sizes, starts = self.sizes[rows].flatten(), self.starts[rows].flatten()
-        width, number = space.embedding.shape[1], len(space.maps)
-        sums = torch.zeros(len(sizes), 2 * number, width, device=self.ids.device)
+    def _add_rows(self, rows: slice, space: Space, weights: torch.Tensor, sums: torch.Tensor) -> None:
+        """Adds to ``sums`` (B', M + 1, 2 G, d) the rows of the matrix in each segment, with ``weights`` (K', 2 G)."""
+        sizes, device = self.sizes[rows].flatten(), self.ids.device
+        start = (self.starts[rows] - self.first[rows.start]).flatten()
+        target = torch.arange(sums.shape[0] * sums.shape[1], device=device).view(sums.shape[:2])[:, :-1].flatten()
+        sums, width = sums.flatten(0, 1), sums.shape[-1]
+        # what pads a segment has the last of these, with a weight of 0
+        ids, weights = pad(self.ids[self._slice(rows)], (0, 1)), pad(weights, (0, 0, 0, 1))
         counts = (sizes + CHUNKS[-1] - 1) // CHUNKS[-1]
         segment = torch.repeat_interleave(counts)
-        part = torch.arange(len(segment), device=sizes.device) - (counts.cumsum(0) - counts)[segment]
-        start = starts[segment] + part * CHUNKS[-1]
+        part = torch.arange(len(segment), device=device) - (counts.cumsum(0) - counts)[segment]
+        start = start[segment] + part * CHUNKS[-1]
         length = (sizes[segment] - part * CHUNKS[-1]).clamp_max(CHUNKS[-1])
-        kind = torch.bucketize(length, torch.tensor(CHUNKS, device=sizes.device))
-        piece = PIECE_CPU if sizes.device.type == "cpu" else PIECE_GPU
+        kind = torch.bucketize(length, torch.tensor(CHUNKS, device=device))
+        piece = PIECE_CPU if device.type == "cpu" else PIECE_GPU
         for place, size in enumerate(CHUNKS):
-            for chosen in torch.nonzero(kind == place)[:, 0].split(max(1, piece // (size * width))):
-                index = torch.arange(size, device=sizes.device)
-                inside = index < length[chosen][:, None]
-                index = torch.where(inside, start[chosen][:, None] + index, start[chosen][:, None])
-                ids = self.ids.take(index)
-                scales = embedding(ids, space.scales) * inside[..., None]  # (n, size, G)
-                weights = torch.cat((scales, scales * self.weights.take(index)[..., None]), 2).mT
-                if size < weights.shape[1]:
-                    added = torch.bmm(weights, space.gather(ids))
-                else:  # it takes less to subtract the mean from the sums
-                    means = weights.sum(-1, keepdim=True) * space.mean
-                    added = torch.baddbmm(means, weights, space.gather_raw(ids), beta=-1)
-                sums.index_add_(0, segment[chosen], added)
-        return sums.unflatten(0, (-1, self.sizes.shape[1]))
+            index = torch.arange(size, device=device)
+            for chosen in _split(torch.nonzero(kind == place)[:, 0], piece // (size * width)):
+                places = torch.where(index < length[chosen][:, None], start[chosen][:, None] + index, len(ids) - 1)
+                own = weights.index_select(0, places.flatten()).unflatten(0, places.shape)
+                added = torch.bmm(own.mT, space.gather_raw(ids.index_select(0, places.flatten()).view_as(places)))
+                sums.index_add_(0, target[segment[chosen]], added)
 
 
 def compute_similarity_entropies(windows: Windows, space: Space) -> torch.Tensor:
@@ -255,15 +281,18 @@ def compute_similarity_entropies(windows: Windows, space: Space) -> torch.Tensor
     kind = torch.bucketize(lengths, torch.tensor(PAIRS, device=ids.device))
     width, piece = space.embedding.shape[1], PIECE_CPU if ids.device.type == "cpu" else PIECE_GPU
     for place, size in enumerate(PAIRS):
-        for chosen in torch.nonzero((kind == place) & (lengths > 0))[:, 0].split(
-            max(1, piece // (size * max(width, size)))
-        ):
+        for chosen in _split(torch.nonzero((kind == place) & (lengths > 0))[:, 0], piece // (size * max(width, size))):
             index = torch.arange(size, device=ids.device)
             inside = index < lengths[chosen][:, None]
             index = offsets[chosen][:, None] + torch.where(inside, index, 0)
             own = torch.where(inside, probs[index], 0)
             result[chosen] = _compare_pairs(ids[index], own, extents[chosen], space)
     return result
+
+
+def _split(places: torch.Tensor, most: int) -> tuple[torch.Tensor, ...]:
+    """``places`` (n,) in parts of at most this many, or of one; no part is empty."""
+    return places.split(max(1, most)) if len(places) else ()
 
 
 def _compare_pairs(ids: torch.Tensor, probs: torch.Tensor, extents: torch.Tensor, space: Space) -> torch.Tensor:
@@ -279,7 +308,10 @@ def _compare_pairs(ids: torch.Tensor, probs: torch.Tensor, extents: torch.Tensor
     for each in space.maps:
         if each.whitening is not None:
             n = min(len(place), each.geometry.most_pairs)
-            moved = rows[:, :n] @ each.whitening
+            different, index = torch.unique(ids[:, :n], return_inverse=True)  # many tokens are likely more than once
+            moved = (
+                (space.gather(different) @ each.whitening).index_select(0, index.flatten()).unflatten(0, index.shape)
+            )
             similar, own = torch.bmm(moved, moved.mT), slice(0, n)
         elif each.left is not None:
             similar, own = torch.baddbmm(products, each.left[ids], each.right[ids].mT, alpha=-1), slice(None)
