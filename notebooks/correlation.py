@@ -156,8 +156,7 @@ both = statistics.merge(published, on=["Model", "Dataset"], suffixes=("", " publ
 Markdown(tables.describe_comparison(len(both), len(published), len(statistics)))
 
 # %%
-columns = ["Model", "Dataset", "Pearson r", "Pearson r published", "Spearman r", "Spearman r published"]
-tables.show(both[columns].round(4).set_index("Model")) if len(both) else None
+tables.show(tables.format_comparison(both)) if len(both) else None
 
 # %% [markdown]
 # All coefficients of this notebook in one figure; each dot is a coefficient with its interval.

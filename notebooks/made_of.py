@@ -121,7 +121,7 @@ Markdown(made_of_text.describe_ladder(ladder))
 # says which tokens the covariance is made of, not which pairs of candidates within a token.
 
 # %%
-tables.show(pairs[pairs["share of tokens"] >= 0.02].round(3).set_index(tables.RUN)) if len(pairs) else None
+tables.show(tables.format_covariance(pairs)) if len(pairs) else None
 
 # %% [markdown]
 # ## All of it at once

@@ -184,7 +184,7 @@ def test_a_grid_knows_the_parameters_of_the_command_line():
     finally:
         sys.path.pop(0)
     options = vars(correlation_pipeline.create_parser().parse_args([]))
-    own = {"model_name", "dataset_name", "results_dir", "overwrite", "debug", "only", "if_missing"}
+    own = {"model_name", "dataset_name", "results_dir", "named_settings", "overwrite", "debug", "only", "if_missing"}
     assert set(grid.PARAMETERS) == set(options) - own | {"model_revision"}
     assert {name: options[name] for name in grid.DEFAULTS} == grid.DEFAULTS
     assert all(options.get(name) is None for name in set(grid.PARAMETERS) - set(grid.DEFAULTS))

@@ -1,0 +1,76 @@
+"""What differs between runs of one model on one data set, in the name of a run's folder: ``<model>@top_p=0.95@seed=1``.
+
+Contract: names only; no file is read. A run has such a name if its grid lists several values of a setting, or if it was
+measured with named_settings. "@" and "=" need no quotation marks in a shell, and are in no name of a model on the Hub;
+Snakemake, which is given a run's folder as a wildcard when it starts a job of a cluster, would divide it at a comma.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from nucleoscope.settings import list_varying, parse, quote, validate
+
+MARK = "@"  # begins each setting in a folder's name
+UNSAFE = re.compile(r"[^\w.+-]")  # in a value; becomes ~ and the character's number, as in the addresses of the book
+ENCODED = re.compile(r"~([0-9a-f]{1,6})~")
+
+
+def format_suffix(named: Mapping[str, Any]) -> str:
+    """The end of the name of a run's folder that says which value each of some settings has; "" without any."""
+    return "".join(f"{MARK}{name}={format_value(value)}" for name, value in named.items())
+
+
+def format_value(value: Any) -> str:
+    """A setting's value in a folder's name: two values never become one."""
+    text = f"{value!r}".removesuffix(".0") if isinstance(value, float) else str(value)
+    return UNSAFE.sub(lambda found: f"~{ord(found[0]):x}~", text)
+
+
+def split(name: str) -> tuple[str, dict[str, Any]]:
+    """The model and the settings in the name of a run's folder; of a name without settings, the name and nothing."""
+    model, found = name, {}
+    while True:
+        rest, _, last = model.rpartition(MARK)
+        setting, _, text = last.partition("=")
+        if not (rest and text and setting in list_varying() and setting not in found):
+            break
+        value = parse(setting, ENCODED.sub(lambda code: chr(int(code[1], 16)), text))
+        try:
+            validate(setting, value)
+        except ValueError:
+            break
+        model, found = rest, {setting: value, **found}
+    return model, found
+
+
+def describe_settings(named: Mapping[str, Any]) -> str:
+    """Settings for readers: "top_p 0.95, seed 1"."""
+    return ", ".join(f"{name} {format_number(value)}" for name, value in named.items())
+
+
+def format_number(value: Any) -> str:
+    """A setting's value for readers: a number without needless decimals, text as it is."""
+    return f"{value!r}".removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def describe_model(name: str) -> str:
+    """A model for readers, by the name of its folder: "SmolLM2-135M-Instruct, top_p 0.95"."""
+    model, named = split(name)
+    return ", ".join(filter(None, (model, describe_settings(named))))
+
+
+def describe_run(name: str, dataset: str) -> str:
+    """A run for readers, by the names of its folders: "SmolLM2-135M-Instruct on math, top_p 0.95"."""
+    model, named = split(name)
+    return ", ".join(filter(None, (f"{model} on {dataset}", describe_settings(named))))
+
+
+def check_model(name: str) -> None:
+    """Raises ValueError, in one line, for the short name of a model that ends as if it were a run's with settings."""
+    model, named = split(name)
+    if named:
+        raise ValueError(
+            f"the model's name {quote(name)} would be read as {quote(model)} with {describe_settings(named)}: rename "
+            "its folder, or give the model without that, and use named_settings"
+        )
