@@ -90,6 +90,10 @@ Markdown(gaps) if gaps else None
 # has two or fifty. The two questions can have answers of opposite signs. `correlation.compute_fixed` answers the second,
 # from sets of a fixed size.
 
+# %%
+varied = tables.describe_varied(statistics)
+Markdown(varied) if varied else None
+
 # %% [markdown]
 # ## Over models
 #

@@ -64,6 +64,10 @@ Markdown(made_of_text.describe_left_out(runs, missing))
 curve, tests = specification.compute_specifications(runs, seed, jobs=None)
 made_of_figures.plot_over_top_p(curve, csv="specification.csv") if runs else None
 
+# %%
+varied = made_of_text.describe_settings(curve)
+Markdown(varied) if varied else None
+
 # %% [markdown]
 # A band is what remains of the coefficient when the candidate sets are exchanged among tokens with equally many
 # candidates. Where a line is inside its band, the coefficient says nothing about *which* candidates the model chose

@@ -25,6 +25,7 @@ from scipy.special import betaln, stdtr  # not scipy.stats, which takes half a s
 
 from nucleoscope.stats import bootstrap
 from nucleoscope.store.results import count_tokens, select, select_choices
+from nucleoscope.store.run_names import order_run
 from nucleoscope.store.run_settings import find_heads, list_run_columns
 
 PAIRS = (  # the first is the study's; each of the others replaces one quantity
@@ -55,7 +56,7 @@ def compute_statistics(
     over each sorted column (`bootstrap.Ranks`), and Pearson's coefficient only sums over prompts
     (`bootstrap.compute_pearson`). From `results.StoredTables`, each process reads one run at a time.
     """
-    rows, keys = [], sorted(tables)
+    rows, keys = [], sorted(tables, key=order_run)
     columns = {"prompt", "k", *chain.from_iterable(PAIRS)}
     parts = [select(tables, [key], columns) for key in keys]
     need = NEED * max(map(count_tokens, parts), default=0)

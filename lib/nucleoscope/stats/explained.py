@@ -29,6 +29,7 @@ from nucleoscope.stats import bootstrap, candidate_tables
 from nucleoscope.stats.candidate_tables import Runs
 from nucleoscope.store import record_files, results, vocabulary
 from nucleoscope.store.measurements import find_measurements, load_mapped
+from nucleoscope.store.run_names import order_run
 from nucleoscope.store.run_settings import build_frame, find_heads
 
 CLASSES = ("word_start", "word_piece", "digit", "punctuation", "whitespace", "capitalised", "other_script", "special")
@@ -60,7 +61,7 @@ def compute_explained(
     tables. The candidate set is that of the run's own top_p. The second
     is described in `split_covariance`.
     """
-    items = sorted(runs.items())
+    items = sorted(runs.items(), key=lambda item: order_run(item[0]))
     done = bootstrap.map_parallel(partial(_compute_item, resamples=resamples, seed=seed), items, jobs)
     heads = find_heads(runs)
     ladders = [heads[key] | row for (key, _), (rows, _) in zip(items, done, strict=True) for row in rows]

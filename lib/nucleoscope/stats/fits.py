@@ -22,6 +22,7 @@ from nucleoscope.stats.curve_statistics import (
 )
 from nucleoscope.stats.random_effects import RANDOM
 from nucleoscope.store.results import count_tokens, select, select_choices
+from nucleoscope.store.run_names import order_run
 from nucleoscope.store.run_settings import (
     Head,
     find_heads,
@@ -132,7 +133,8 @@ def _list_groups(tables: Tables) -> list[tuple[Head, list[tuple[str, str]]]]:
 
     A pool has runs with equal values of every setting that varies for one model on one data set.
     """
-    heads = dict(sorted(find_heads(tables).items()))
+    found = find_heads(tables)
+    heads = {key: found[key] for key in sorted(found, key=order_run)}
     groups = [(head, [key]) for key, head in heads.items()]
     for name in (POOLED, RANDOM):
         if any(name in (head["Model"], head["Dataset"]) for head in heads.values()):

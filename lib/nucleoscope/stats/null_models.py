@@ -24,6 +24,7 @@ from nucleoscope.stats import bootstrap, candidate_tables, replicates
 from nucleoscope.stats.candidate_tables import Runs
 from nucleoscope.stats.replicates import Estimate
 from nucleoscope.store import nulls, results
+from nucleoscope.store.run_names import order_run
 from nucleoscope.store.run_settings import Head, build_frame, find_heads, group_comparable, merge_heads
 from nucleoscope.variants import SETS_BY_NAME
 
@@ -59,7 +60,7 @@ def compute_null_statistics(runs: Runs, jobs: int | None = 1) -> pd.DataFrame:
     model and data set "(all)" are means over the runs: their intervals say nothing of another model or data set. If a
     setting has several values for one model on one data set, there is such a mean for each of its values.
     """
-    items = sorted(runs.items())
+    items = sorted(runs.items(), key=lambda item: order_run(item[0]))
     done = bootstrap.map_parallel(_compute_item, items, jobs, estimate_need(runs))
     heads, by_key = find_heads(runs), {key: found for (key, _), found in zip(items, done, strict=True)}
     rows = [_build_row(heads[key], 1, each) for key, found in by_key.items() for each in found]

@@ -29,6 +29,7 @@ from nucleoscope.stats import bootstrap, candidate_tables, null_models, replicat
 from nucleoscope.stats.candidate_tables import CandidateTable, Runs
 from nucleoscope.stats.null_models import POOLED, SAME_K
 from nucleoscope.stats.replicates import Estimate
+from nucleoscope.store.run_names import order_run
 from nucleoscope.store.run_settings import Head, build_frame, find_heads, group_comparable, merge_heads
 
 STATISTICS = ("Pearson", "Spearman", "within prompts", "given k", "fixed k")
@@ -77,7 +78,7 @@ def compute_specifications(
     on the scale of Fisher's z, each of equal weight: of these runs, not of other models. If a setting has several
     values for one model on one data set, there is such a mean for each of its values.
     """
-    items = sorted(runs.items())
+    items = sorted(runs.items(), key=lambda item: order_run(item[0]))
     work = partial(_compute_item, seed=seed, tables=tables)
     done = bootstrap.map_parallel(work, items, jobs, null_models.estimate_need(runs))
     rows, tests, parts, heads = [], [], {}, find_heads(runs)

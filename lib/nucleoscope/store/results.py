@@ -18,7 +18,7 @@ from nucleoscope.settings import LONGEST_PART, quote
 from nucleoscope.store.candidates import CANDIDATES, Similarities, candidates, load_similarities, tabulate_candidates
 from nucleoscope.store.integrity import is_permitted
 from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load, load_records
-from nucleoscope.store.run_names import check_model, format_suffix, split
+from nucleoscope.store.run_names import check_model, format_suffix, order_run, split
 from nucleoscope.store.run_settings import RUN_INFO, Head, compare, list_settings, read_settings
 from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
 
@@ -429,7 +429,7 @@ def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     if not tables:
         _check_depth(locate_folder(results_dir))
         return tabulate([], "", "").assign(model=pd.Categorical([]), dataset=pd.Categorical([]))
-    parts = [tables[key] for key in sorted(tables, key=lambda key: key[::-1])]
+    parts = [tables[key] for key in sorted(tables, key=lambda key: (key[1], order_run(key)))]
     names = {name: union_categoricals([part[name] for part in parts]) for name in ("model", "dataset")}
     joined = pd.concat([part.drop(columns=list(names)) for part in parts], ignore_index=True)
     return joined.assign(**names)[[*names, *joined.columns]]

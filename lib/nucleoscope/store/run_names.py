@@ -6,7 +6,7 @@ Snakemake, which is given a run's folder as a wildcard when it starts a job of a
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from nucleoscope.settings import list_varying, parse, quote, validate
@@ -14,6 +14,19 @@ from nucleoscope.settings import list_varying, parse, quote, validate
 MARK = "@"  # begins each setting in a folder's name
 UNSAFE = re.compile(r"[^\w.+-]")  # in a value; becomes ~ and the character's number, as in the addresses of the book
 ENCODED = re.compile(r"~([0-9a-f]{1,6})~")
+
+
+def order_model(name: str) -> tuple:
+    """What names of models' folders are sorted by: the model, then the values of its settings as numbers."""
+    model, named = split(name)
+    places = {setting: place for place, setting in enumerate(list_varying())}
+    return model, tuple((places[setting], value) for setting, value in named.items())
+
+
+def order_run(key: tuple[str, str]) -> tuple:
+    """What runs, (model, data set) by their folders, are sorted by: those with other settings are side by side."""
+    model, values = order_model(key[0])
+    return model, key[1], values
 
 
 def format_suffix(named: Mapping[str, Any]) -> str:
@@ -56,14 +69,41 @@ def format_number(value: Any) -> str:
 
 def describe_model(name: str) -> str:
     """A model for readers, by the name of its folder: "SmolLM2-135M-Instruct, top_p 0.95"."""
+    return ", ".join(filter(None, divide_model(name)))
+
+
+def divide_model(name: str) -> tuple[str, str]:
+    """The two parts of `describe_model`: the model, and the settings, which may be ""."""
     model, named = split(name)
-    return ", ".join(filter(None, (model, describe_settings(named))))
+    return model, describe_settings(named)
 
 
 def describe_run(name: str, dataset: str) -> str:
     """A run for readers, by the names of its folders: "SmolLM2-135M-Instruct on math, top_p 0.95"."""
-    model, named = split(name)
-    return ", ".join(filter(None, (f"{model} on {dataset}", describe_settings(named))))
+    model, named = divide_model(name)
+    return ", ".join(filter(None, (f"{model} on {dataset}", named)))
+
+
+def choose_model(wanted: str, names: Collection[str]) -> str:
+    """One of the names of models' folders: the one that is wanted, or else the first of that model, or else the first.
+
+    ``wanted`` may be a model's full name on the Hub, or a folder.
+    """
+    wanted = wanted.rstrip("/").rsplit("/", 1)[-1]
+    same = [name for name in names if split(name)[0] == wanted]
+    return wanted if wanted in names else min(same or names, key=order_model)
+
+
+def describe_others(name: str, names: Collection[str]) -> str:
+    """A sentence on runs of the same model with other settings; "" if there are none."""
+    model = split(name)[0]
+    others = [
+        describe_settings(split(other)[1])
+        for other in sorted(names, key=order_model)
+        if split(other)[0] == model != other
+    ]
+    others = [other for other in others if other and other != divide_model(name)[1]]
+    return f"It was also measured with {'; '.join(dict.fromkeys(others))}." if others else ""
 
 
 def check_model(name: str) -> None:

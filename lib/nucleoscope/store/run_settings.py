@@ -55,7 +55,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def compare(settings: Mapping[Key, Mapping[str, Any]]) -> dict[Key, Head]:
     """The heads of some runs, by the names of their folders, from the settings of each (see `read_settings`)."""
     names = [name for name in SHOWN if any(name in split(key[0])[1] for key in settings)]
-    names += [name for name in COMPARED if len({_identify(each.get(name)) for each in settings.values()}) > 1]
+    known = {name: {_identify(each.get(name)) for each in settings.values()} - {None} for name in COMPARED}
+    names += [name for name in COMPARED if len(known[name]) > 1]
     names = [name for name in SHOWN if name in names]
     return {
         key: {"Model": split(key[0])[0], "Dataset": key[1]}
@@ -149,6 +150,11 @@ def group_comparable(heads: Mapping[Key, Head]) -> list[list[Key]]:
     return [groups[values] for values in sorted(groups, key=_sort)]
 
 
+def sort_head(head: Mapping[str, Any], names: Iterable[str]) -> list[tuple]:
+    """What heads are sorted by if some settings decide."""
+    return _sort([_identify(head[name]) for name in names])
+
+
 def _sort(values: Sequence[Any]) -> list[tuple]:
     return [(value is None, isinstance(value, str), value if value is not None else 0) for value in values]
 
@@ -183,6 +189,11 @@ def describe_head_settings(head: Mapping[str, Any], names: Iterable[str] | None 
     """The settings of a head for readers, or those of some ``names``: "top_p 0.95, seed 1", without missing ones."""
     shown = list_settings(head) if names is None else names
     return describe_settings({name: _to_plain(head[name]) for name in shown if _identify(head[name]) is not None})
+
+
+def describe_head_value(head: Mapping[str, Any], name: str) -> str:
+    """The value of one setting of a head for readers; "" if it is missing."""
+    return "" if _identify(head[name]) is None else format_number(_to_plain(head[name]))
 
 
 def _to_plain(value: Any) -> Any:

@@ -23,7 +23,15 @@ from nucleoscope.stats.specification import ALL, NEGATIVE, POSITIVE, UNDECIDED
 from nucleoscope.store.results import ANALYSES, RUN_INFO, locate_folder, locate_measured, read_json, select
 from nucleoscope.store.results import describe_gaps as describe_run_gaps
 from nucleoscope.store.run_names import describe_run
-from nucleoscope.store.run_settings import NAMES, format_values, list_run_columns, list_settings, list_texts
+from nucleoscope.store.run_settings import (
+    NAMES,
+    format_values,
+    list_heads,
+    list_run_columns,
+    list_settings,
+    list_texts,
+    list_varied,
+)
 from nucleoscope.views.token_text import escape_name
 
 KINDS = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman", "within-k Spearman")
@@ -257,6 +265,18 @@ def describe_gaps(results_dir: str | os.PathLike, tables: Mapping[tuple[str, str
 
 def _capitalise(line: str) -> str:
     return line[:1].upper() + line[1:]
+
+
+def describe_varied(statistics: pd.DataFrame) -> str:
+    """Sentences on settings that vary for one model on one data set, and what is not counted together; "" if none."""
+    varied = list_varied(list_heads(statistics))
+    if not varied:
+        return ""
+    names = " and ".join(filter(None, (", ".join(f"`{name}`" for name in varied[:-1]), f"`{varied[-1]}`")))
+    return (
+        f"Runs of one model on one data set differ in {names}. They share the model and the prompts, so they are not "
+        "independent: all pools and means are over runs with the same values."
+    )
 
 
 def describe_comparison(common: int, published: int, measured: int) -> str:
