@@ -17,6 +17,7 @@ import tiny
 from nucleoscope.book import site
 from nucleoscope.explorer.controls import list_run_options
 from nucleoscope.store import results, run_folder
+from nucleoscope.views.token_text import escape_name
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -117,11 +118,11 @@ def test_figures_menus_and_pages_name_the_values(folder):
         assert all(word in shown for word in words), path.name
         assert "differ in `top_p` and `seed`" in shown, path.name
         assert "@top_p" not in shown, path.name
-    assert "tiny on lines, top_p 0.95, seed 1" in read_texts(analyses / "made_of.ipynb")
+    assert escape_name("tiny on lines, top_p 0.95, seed 1") in read_texts(analyses / "made_of.ipynb")
     twelve = read_texts(folder / "book" / "twelve.ipynb")
     others = "; ".join(f"top_p {top_p}, seed {seed}" for top_p, seed in VALUES[1:])
-    assert f"It was also measured with {others}." in twelve
-    assert "top_p 0.9, seed 0, on lines" in twelve
+    assert escape_name(f"It was also measured with {others}.") in twelve
+    assert escape_name("top_p 0.9, seed 0, on lines") in twelve
 
 
 def test_the_table_of_runs_and_the_titles_of_their_pages_show_them(folder):
@@ -130,7 +131,7 @@ def test_the_table_of_runs_and_the_titles_of_their_pages_show_them(folder):
     assert "| model | data set | top_p | seed | prompts |" in index
     rows = [line.split(" | ")[:4] for line in index.splitlines() if line.startswith("| tiny")]
     assert rows == [["| tiny", "lines", str(top_p), str(seed)] for top_p, seed in VALUES]
-    for name, (top_p, seed) in zip(NAMES, VALUES, strict=True):
+    for name, (_, seed) in zip(NAMES, VALUES, strict=True):
         page = nbformat.reads(files[f"runs/{name}/lines.ipynb"].decode(), as_version=4)
         title = next(cell.source for cell in page.cells if cell.cell_type == "markdown")
         assert title.startswith("# tiny on lines, top")
@@ -178,6 +179,6 @@ def test_a_single_run_gets_such_a_folder_on_the_command_line_and_else_is_refused
     assert f"{NAMES[3]}' has already been measured with these settings" in done.stdout
     before = os.stat(folder / "lines" / NAMES[3] / results.MEASUREMENTS)
     settings = results.load_info(folder / "lines" / NAMES[3])["settings"]
-    with pytest.raises(FileExistsError, match="top_p is 0.95 there and 0.9 here.* and so does --named_settings=top_p"):
+    with pytest.raises(FileExistsError, match=r"top_p is 0.95 there and 0.9 here.* and so does --named_settings=top_p"):
         run_folder.RunFolder(folder / "lines" / NAMES[3], settings | {"top_p": 0.9})
     assert os.stat(folder / "lines" / NAMES[3] / results.MEASUREMENTS) == before

@@ -97,12 +97,8 @@ def choose_model(wanted: str, names: Collection[str]) -> str:
 def describe_others(name: str, names: Collection[str]) -> str:
     """A sentence on runs of the same model with other settings; "" if there are none."""
     model = split(name)[0]
-    others = [
-        describe_settings(split(other)[1])
-        for other in sorted(names, key=order_model)
-        if split(other)[0] == model != other
-    ]
-    others = [other for other in others if other and other != divide_model(name)[1]]
+    parts = [divide_model(other) for other in sorted(names, key=order_model) if other != name]
+    others = [settings for other, settings in parts if other == model and settings]
     return f"It was also measured with {'; '.join(dict.fromkeys(others))}." if others else ""
 
 

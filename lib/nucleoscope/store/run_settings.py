@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nucleoscope.settings import FIELDS, fill_defaults, list_deciding, list_grid_parameters, normalise
+from nucleoscope.settings import EXACT, FIELDS, fill_defaults, list_deciding, list_grid_parameters, normalise
 from nucleoscope.store.run_names import describe_settings, format_number, split
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def find_heads(runs: Mapping[Key, Any]) -> dict[Key, Head]:
 
 def _read_columns(key: Key, table: "pd.DataFrame") -> dict[str, Any]:
     names = [name for name in SHOWN if name in table and len(table)]
-    found = {name: table[name].iloc[0] for name in names}
+    found = {name: _to_plain(table[name].iloc[0]) for name in names}
     named = split(key[0])[1]
     return named | {name: value for name, value in found.items() if _identify(value) not in ("", None)}
 
@@ -199,7 +199,7 @@ def describe_head_value(head: Mapping[str, Any], name: str) -> str:
 def _to_plain(value: Any) -> Any:
     """Python's number for numpy's; one that a gap in its column has made a fraction is whole again."""
     value = value.item() if hasattr(value, "item") else value
-    return int(value) if isinstance(value, float) and value == int(value) else value
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < EXACT else value
 
 
 def describe_head(head: Mapping[str, Any], joined: str = " on ") -> str:

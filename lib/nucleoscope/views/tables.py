@@ -25,6 +25,7 @@ from nucleoscope.store.results import describe_gaps as describe_run_gaps
 from nucleoscope.store.run_names import describe_run
 from nucleoscope.store.run_settings import (
     NAMES,
+    describe_head,
     format_values,
     list_heads,
     list_run_columns,
@@ -140,18 +141,20 @@ def format_fits_tex(statistics: pd.DataFrame) -> str:
 
 def _format_tabular(rows: pd.DataFrame, columns: dict) -> str:
     """A tabular with models grouped by multirow, names escaped, and the notes as comments."""
-    frame = pd.DataFrame({name: list(values) for name, values in columns.items()})
     settings = list_settings(rows)
-    frame.index = pd.MultiIndex.from_frame(format_values(rows)[[*NAMES, *settings]])
+    values = format_values(rows)
+    differing = {escape_latex(name): values[name].map(escape_latex) for name in settings}
+    frame = pd.DataFrame({name: list(values) for name, values in (differing | columns).items()})
+    frame.index = pd.MultiIndex.from_frame(rows[NAMES])
     style = frame.style.format_index(escape_latex).hide(names=True)
-    alignment = "ll" + "l" * len(settings) + "r" * frame.shape[1]
+    alignment = "ll" + "l" * len(settings) + "r" * len(columns)
     text = style.to_latex(hrules=True, clines="skip-last;data", multirow_align="t", column_format=alignment)
-    heads = ["Model", "Data set", *map(escape_latex, settings)]
-    text = text.replace(" & ".join(["", *[" "] * (len(heads) - 1), ""]), f"{' & '.join(heads)} & ", 1)
+    text = text.replace(" &  & ", "Model & Data set & ", 1)
     rule = f"\\cline{{1-{len(alignment)}}}\n"
     text = text.replace(f"{rule}\\bottomrule", "\\bottomrule").replace(rule, "\\midrule\n")
-    said = format_values(rows)[[*NAMES, *settings]].agg(", ".join, axis=1) if len(rows) else []
-    notes = [f"% {escape_line(f'{run}: {note}')}\n" for run, note in zip(said, rows["note"], strict=True) if note]
+    heads = rows[list_run_columns(rows)].to_dict("records")
+    said = [f"{describe_head(head, ', ')}: {note}" for head, note in zip(heads, rows["note"], strict=True) if note]
+    notes = [f"% {escape_line(line)}\n" for line in said]
     small = "{\\scriptsize\\setlength{\\tabcolsep}{1.5pt}%\n"  # fits the column of an article
     return "% needs \\usepackage{booktabs,multirow}\n" + "".join(notes) + small + text + "}\n"
 
