@@ -21,6 +21,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from snakemake import target_jobs
 
 import forks
 import holding
@@ -239,6 +240,13 @@ def test_lists_of_values_are_measured_in_every_combination_each_in_a_folder_name
     for folder, entry in runs.items():  # as the command line of the graph's jobs finds it
         assert str(run_notebooks.locate(Settings(**entry.parameters).check())) == folder
     assert list(grid.plan_runs(SMALL | {"parameters": {"seed": 1}})) == ["r/b/a"]
+
+
+def test_a_job_of_a_cluster_is_told_the_folder_of_a_run_with_several_settings():
+    """Snakemake divides what it tells such a job at commas."""
+    folder = "r/b/a@top_p=0.95@seed=1"
+    (found,) = target_jobs.parse_target_jobs_cli_args([f"measure:folder={folder}"])
+    assert found == ("measure", {"folder": folder})
 
 
 def test_the_grids_that_come_along():
