@@ -129,14 +129,15 @@ def test_the_table_of_runs_and_the_titles_of_their_pages_show_them(folder):
     files = site.build_run_pages(folder, {})
     index = files["runs/index.md"].decode()
     assert "| model | data set | top_p | seed | prompts |" in index
-    rows = [line.split(" | ")[:4] for line in index.splitlines() if line.startswith("| tiny")]
-    assert rows == [["| tiny", "lines", str(top_p), str(seed)] for top_p, seed in VALUES]
+    rows = [line.split(" | ")[:4] for line in index.splitlines() if line.startswith("| [tiny]")]
+    assert [row[1:] for row in rows] == [["lines", str(top_p), str(seed)] for top_p, seed in VALUES]
     for name, (_, seed) in zip(NAMES, VALUES, strict=True):
-        page = nbformat.reads(files[f"runs/{name}/lines.ipynb"].decode(), as_version=4)
+        address = f"runs/{name.replace('@', '-')}/lines.ipynb"
+        page = nbformat.reads(files[address].decode(), as_version=4)
         title = next(cell.source for cell in page.cells if cell.cell_type == "markdown")
         assert title.startswith("# tiny on lines, top")
         assert title.split("\n")[0].endswith(f"seed {seed}")
-        assert f"/runs/{name}/lines.ipynb" in index
+        assert f"| [tiny](</{address}>) | lines |" in index
 
 
 def test_the_menu_of_the_live_notebook_and_the_report_name_them(grid, folder):

@@ -143,5 +143,5 @@ def set_title(notebook: NotebookNode, title: str) -> NotebookNode:
 
 
 def encode_page_name(name: str) -> str:
-    """A name as part of a page's address: letters, digits, spaces and ``_-.@=`` stay; two names never become one."""
-    return re.sub(r"[^\w .@=-]", lambda found: f"~{ord(found[0]):x}~", make_encodable(name))
+    """A name as part of a page's address: letters, digits, spaces and ``_-.`` stay; two names never become one."""
+    return re.sub(r"[^\w .-]", lambda found: f"~{ord(found[0]):x}~", make_encodable(name))

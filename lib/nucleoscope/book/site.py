@@ -2,7 +2,7 @@
 
 Contract: nothing is executed and nothing generated is in git. `stage` collects ``book/`` and
 the executed notebooks in a folder of its own (``_build/book/``), where every run is a page
-``runs/<model>/<dataset>``: the committed ``book/_toc.yml`` includes them by a glob, so they
+``runs/<model>/<dataset>`` (`locate_page`): the committed ``book/_toc.yml`` includes them by a glob, so they
 are in model and data set order. `build` passes that folder to Jupyter Book. Unchanged files
 are not touched, so that a rebuild reads only what is new; after a build that did not succeed,
 everything is read again.
@@ -26,7 +26,7 @@ from nucleoscope.book.pages import encode_page_name, normalise, set_title
 from nucleoscope.models import gguf_reference
 from nucleoscope.names import escape_line
 from nucleoscope.store import results
-from nucleoscope.store.run_names import describe_run, order_run
+from nucleoscope.store.run_names import describe_run, format_value, order_run, split
 from nucleoscope.store.run_settings import Head, describe_head_value, find_heads, list_settings
 from nucleoscope.views import texts
 from nucleoscope.views.figure_data import format_csv
@@ -108,7 +108,7 @@ def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, 
     files, rows, heads = {}, {}, find_heads({(run.name, run.parent.name): run for run in runs})
     for run in sorted(runs, key=lambda run: order_run((run.name, run.parent.name))):
         model, dataset = run.name, run.parent.name
-        page = f"runs/{encode_page_name(model)}/{encode_page_name(dataset)}"
+        page = locate_page(run)
         try:
             name = describe_run(model, dataset)
             found = build_notebook_page(run / results.NOTEBOOK, page, folders, name)
@@ -125,6 +125,16 @@ def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, 
         raise BookError(f"no run can be shown: {escape_line(str(problem))}")
     files["runs/index.md"] = format_overview(list(rows.values()), list_added(heads.values())).encode()
     return files
+
+
+def locate_page(run: Path) -> str:
+    """The page of a run: ``runs/<model>/<dataset>``, or with settings ``runs/<model>-top_p=0.95/<dataset>``.
+
+    The book lists pages by these names, and "-" sorts 0.9 before 0.95. A "=" comes from no encoded name.
+    """
+    model, named = split(run.name)
+    settings = "".join(f"-{name}={encode_page_name(format_value(value))}" for name, value in named.items())
+    return f"runs/{encode_page_name(model)}{settings}/{encode_page_name(run.parent.name)}"
 
 
 def collect_texts(run: Path, page: str) -> dict[str, bytes]:
@@ -176,7 +186,7 @@ def list_added(heads: Iterable[Head]) -> list[str]:
 def format_row(run: Path, head: Head) -> str:
     """A run's row in the table of runs. BookError or ValueError names a run.json that cannot be used."""
     info = results.load_info(run)
-    page = f"/runs/{encode_page_name(run.name)}/{encode_page_name(run.parent.name)}"
+    page = f"/{locate_page(run)}"
     try:
         found = info["settings"]
         facts = [f"{found['n_prompts']:,}", f"{info['tokens']:,}", found["prompt_format"], found["dtype"]]
@@ -184,8 +194,11 @@ def format_row(run: Path, head: Head) -> str:
         raise BookError(f"'{run / results.RUN_INFO}' has no {error}") from None
     except (TypeError, ValueError) as error:
         raise BookError(f"'{run / results.RUN_INFO}' has a value of another type ({error})") from None
+    added = [escape_name(describe_head_value(head, name)) for name in list_added([head])]
     columns = [escape_name(str(value)) for value in (head["Model"], head["Dataset"])]
-    columns += [escape_name(describe_head_value(head, name)) for name in list_added([head])]
+    if added:  # a table this wide hides its last column on many screens
+        columns[0] = f"[{columns[0]}](<{page}.ipynb>)"
+    columns += added
     columns += [*facts[:2], *(escape_name(str(value)) for value in facts[2:])]
     links = [f"[the run](<{page}.ipynb>)"]
     if (run / results.CONTEXT_NOTEBOOK).is_file():

@@ -366,7 +366,8 @@ def _compare_runs(results_dir: str | os.PathLike, keys: Iterable[tuple[str, str]
         if same != key:
             one, other = (locate_measured(results_dir, *each) for each in (key, same))
             print("skipped:", escape_line(f"'{one}' has the model and the settings of '{other}'"), file=sys.stderr)
-    return {key: head for key, head in heads.items() if key in kept.values()}
+    ordered = sorted(kept.values(), key=lambda key: (key[1], order_run(key)))  # by data set, as folders are
+    return {key: heads[key] for key in ordered}
 
 
 def _add_settings(table: "pd.DataFrame", head: Head, heads: Mapping[tuple[str, str], Head]) -> "pd.DataFrame":

@@ -209,7 +209,7 @@ def _describe_nulls(lead: Lead, candidates: str, geometry: str, statistic: str) 
 
 def describe_same_k(null_statistics: pd.DataFrame, candidates: str = "top_p_0.9", geometry: str = "raw") -> str:
     """A sentence on what is left of Spearman's coefficient if the sets of equal k are exchanged."""
-    return _join(lambda lead: _begin(lead, _describe_same_k(lead.rows, candidates, geometry)), null_statistics, " ")
+    return _join(lambda lead: _begin(lead, _describe_same_k(lead.rows, candidates, geometry)), null_statistics, "\n")
 
 
 def _describe_same_k(rows: pd.DataFrame, candidates: str, geometry: str) -> str:
@@ -320,7 +320,7 @@ def _describe_answer(lead: Lead, candidates: str) -> str:
 
 def describe_sign_changes(specifications: pd.DataFrame) -> str:
     """A sentence on whether the sign depends on the cut and the geometry, for the front page."""
-    return _join(lambda lead: _begin(lead, _describe_sign_changes(lead.rows)), specifications, " ")
+    return _join(lambda lead: _begin(lead, _describe_sign_changes(lead.rows)), specifications, "\n")
 
 
 def _describe_sign_changes(rows: pd.DataFrame) -> str:
@@ -339,15 +339,14 @@ def _describe_sign_changes(rows: pd.DataFrame) -> str:
 
 
 def describe_in_three(specifications: pd.DataFrame, null_statistics: pd.DataFrame, explained: pd.DataFrame) -> str:
-    """Three lines on what the coefficient is made of, for the front page; how to get them if nothing was measured."""
+    """Three lines on what the coefficient is made of, for the front page; how to get them if nothing was measured.
+
+    If settings vary for one model on one data set, there is a line for each choice of settings.
+    """
     if specifications.empty:
         return f"* {NOTHING}"
-    lines = [
-        describe_sign_changes(specifications),
-        describe_same_k(null_statistics),
-        describe_ladder(explained),
-    ]
-    return "\n".join(f"* {line}" for line in lines)
+    texts = (describe_sign_changes(specifications), describe_same_k(null_statistics), describe_ladder(explained))
+    return "\n".join(f"* {line}" for text in texts for line in text.splitlines())
 
 
 def load(results_dir: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -22,7 +22,7 @@ from nucleoscope.stats.random_effects import RANDOM
 from nucleoscope.stats.specification import ALL, NEGATIVE, POSITIVE, UNDECIDED
 from nucleoscope.store.results import ANALYSES, RUN_INFO, locate_folder, locate_measured, read_json, select
 from nucleoscope.store.results import describe_gaps as describe_run_gaps
-from nucleoscope.store.run_names import describe_run
+from nucleoscope.store.run_names import divide_model
 from nucleoscope.store.run_settings import (
     NAMES,
     describe_head,
@@ -252,18 +252,22 @@ def describe_coefficients(statistics: pd.DataFrame) -> str:
 def describe_gaps(results_dir: str | os.PathLike, tables: Mapping[tuple[str, str], pd.DataFrame]) -> str:
     """A list, in Markdown, of what runs lack and what to try (`results.describe_gaps`); "" if no run lacks anything.
 
-    Tokens with one candidate are mentioned where they are more than half.
+    Tokens with one candidate are mentioned where they are more than half. What is equal for several settings of one
+    model on one data set is said once.
     """
-    lines = []
+    lines: dict[tuple[str, str, str], list[str]] = {}
     for (model, dataset), table in select(tables, columns={"prompt", "k"}).items():
         path = locate_measured(results_dir, model, dataset) / RUN_INFO
         found = describe_run_gaps(read_json(path) if path.is_file() else {}, table)
         few = 2 * (table["k"] == 1).sum() > len(table)
         kept = [line for line in found if few or "had one candidate" not in line]
         if kept:
-            name = escape_name(describe_run(model, dataset))
-            lines.append(f"* **{name}**: {'. '.join(map(_capitalise, kept))}.")
-    return "\n".join(lines)
+            name, settings = divide_model(model)
+            lines.setdefault((name, dataset, ". ".join(map(_capitalise, kept))), []).append(settings)
+    return "\n".join(
+        f"* **{escape_name(', '.join(filter(None, (f'{model} on {dataset}', '; '.join(settings)))))}**: {text}."
+        for (model, dataset, text), settings in lines.items()
+    )
 
 
 def _capitalise(line: str) -> str:
