@@ -90,6 +90,10 @@ Markdown(gaps) if gaps else None
 # has two or fifty. The two questions can have answers of opposite signs. `correlation.compute_fixed` answers the second,
 # from sets of a fixed size.
 
+# %%
+varied = tables.describe_varied(statistics)
+Markdown(varied) if varied else None
+
 # %% [markdown]
 # ## Over models
 #
@@ -156,8 +160,7 @@ both = statistics.merge(published, on=["Model", "Dataset"], suffixes=("", " publ
 Markdown(tables.describe_comparison(len(both), len(published), len(statistics)))
 
 # %%
-columns = ["Model", "Dataset", "Pearson r", "Pearson r published", "Spearman r", "Spearman r published"]
-tables.show(both[columns].round(4).set_index("Model")) if len(both) else None
+tables.show(tables.format_comparison(both)) if len(both) else None
 
 # %% [markdown]
 # All coefficients of this notebook in one figure; each dot is a coefficient with its interval.

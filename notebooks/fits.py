@@ -67,6 +67,10 @@ figures.plot_fitted(lines, csv="fit_lines.csv")
 # pool of runs, and the bins. A good curve passes through the large dots. A single-peaked curve can rise once and fall once: if
 # the dots do anything else, it misses them, and only the spline can follow.
 
+# %%
+varied = tables.describe_varied(statistics)
+Markdown(varied) if varied else None
+
 # %% [markdown]
 # ## The study's curve
 #

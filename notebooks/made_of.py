@@ -64,6 +64,10 @@ Markdown(made_of_text.describe_left_out(runs, missing))
 curve, tests = specification.compute_specifications(runs, seed, jobs=None)
 made_of_figures.plot_over_top_p(curve, csv="specification.csv") if runs else None
 
+# %%
+varied = made_of_text.describe_settings(curve)
+Markdown(varied) if varied else None
+
 # %% [markdown]
 # A band is what remains of the coefficient when the candidate sets are exchanged among tokens with equally many
 # candidates. Where a line is inside its band, the coefficient says nothing about *which* candidates the model chose
@@ -121,7 +125,7 @@ Markdown(made_of_text.describe_ladder(ladder))
 # says which tokens the covariance is made of, not which pairs of candidates within a token.
 
 # %%
-tables.show(pairs[pairs["share of tokens"] >= 0.02].round(3).set_index(tables.RUN)) if len(pairs) else None
+tables.show(tables.format_covariance(pairs)) if len(pairs) else None
 
 # %% [markdown]
 # ## All of it at once

@@ -44,6 +44,7 @@ batch_size = "auto"  # prompts processed together, or auto
 dtype = "auto"  # float32, bfloat16, float16, or auto
 device = "auto"  # cpu, cuda, cuda:1, ..., mps, xpu, balanced (all GPUs), or auto: the GPU with the most free memory, or several
 results_dir = "results"  # where <dataset>/<model>/ is created, or <dataset>-<text_column>/<model>/
+named_settings = None  # settings whose values are added to the name of the run's folder, such as "top_p,seed"
 overwrite = False  # replace existing results that have other settings
 model_revision = None  # commit from which to load all files of a model on the Hub; None means the latest
 skip_check = False  # do not try the model on short prompts first, which finds out how prompts can be batched
@@ -75,7 +76,8 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 
 # %%
 chosen = Settings.collect(globals())
-folder = results.locate_run(chosen.results_dir, chosen.dataset_name, chosen.model_name, text_column)
+names = chosen.dataset_name, chosen.model_name, text_column
+folder = results.locate_run(chosen.results_dir, *names, chosen.collect_named())
 run_folder.check(folder, overwrite)
 data = prompts.load(chosen.dataset_name, n_prompts, prompt_column, text_column)
 if data.blank_lines:

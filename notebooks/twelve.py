@@ -30,7 +30,7 @@
 
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/
-model_name = "SmolLM2-135M-Instruct"  # the model; if it was not measured, the first one that was
+model_name = "SmolLM2-135M-Instruct"  # the model, or the name of its folder; if it was not measured, the first one
 
 # %%
 import sys
@@ -41,7 +41,7 @@ from IPython.display import HTML, Markdown, display
 
 from nucleoscope.models.tokenizers import load_tokenizer
 from nucleoscope.names import escape_line
-from nucleoscope.store import results
+from nucleoscope.store import results, run_names
 from nucleoscope.views import examples
 from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader, escape_name
@@ -51,8 +51,7 @@ readable = results.load_readable(results_dir)
 measured = [names for names, tokens in readable.select(columns=["token"]).items() if (tokens["token"] >= 0).any()]
 if not measured:
     raise ValueError(f"no measurements with their tokens in '{results_dir}': measure a model first")
-wanted = model_name.rstrip("/").rsplit("/", 1)[-1]
-model = wanted if wanted in {name for name, _ in measured} else min(measured)[0]
+model = run_names.choose_model(model_name, {name for name, _ in measured})
 
 
 # %%
@@ -105,7 +104,9 @@ total, long, highest = examples.compute_reach(tables)
 lines = [f"The tokenizer of {escape_name(model)} is not available here, so its tokens cannot be shown."]
 if tables:
     names = list_names({str(found["model_name"]) for found in settings.values()})
-    lines = [f"The model is {names}, on {list_names(settings)}: {total:,} tokens with more than one candidate."]
+    which = ", ".join(filter(None, (names, escape_name(run_names.divide_model(model)[1]))))
+    lines = [f"The model is {which}, on {list_names(settings)}: {total:,} tokens with more than one candidate."]
+    lines += [escape_name(run_names.describe_others(model, {name for name, _ in measured}))]
 if long > 0:
     lines += [f"The {long:.1%} of them with more than {examples.READABLE} candidates are ranked but not shown:"]
     lines += [f"none of the tokens below is above percentile {100 * highest:.1f} of entropy."]
@@ -113,7 +114,7 @@ if read := [name for name in modes if modes[name] == "score"]:
     lines += [f"The model read the texts of {list_names(read)}; it did not write them."]
 if left_out := [name for name, run in runs.items() if not run]:
     lines += [f"Left out because their settings, records or tokenizer cannot be read here: {list_names(left_out)}."]
-Markdown(" ".join(lines))
+Markdown(" ".join(filter(None, lines)))
 
 # %% [markdown]
 # ## High entropy, high cosine similarity

@@ -29,11 +29,12 @@ def main() -> None:
     options = vars(parser.parse_args())
     debug, only, if_missing = (options.pop(name) for name in ("debug", "only", "if_missing"))
     with report_errors(debug, interrupted="interrupted: run the same command again to resume"):
+        from nucleoscope.store import run_names
         from nucleoscope.workflow import run_notebooks  # here: --help need not wait for it
 
         chosen = Settings(**options).check()
         folder = run_notebooks.locate(chosen)
-        print(f"{folder.name} on {folder.parent.name}", flush=True)
+        print(run_names.describe_run(folder.name, folder.parent.name), flush=True)
         given = parser.list_given(FIELDS) if only in ("page", "context") and not if_missing else ()
         if only in (None, "measure"):
             run_notebooks.measure(chosen, if_missing)

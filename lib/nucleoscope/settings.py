@@ -17,12 +17,19 @@ from datetime import date
 from typing import Any
 
 from nucleoscope import variants
+from nucleoscope.names import suggest
 
 MOST = 10**9  # of anything that is counted: more cannot be meant, and would fail later as an overflow
 EXACT = 2**53  # whole numbers up to this are exact everywhere, also in JSON and in the live notebook
 # At 1e-40, logits / T overflow float32, whose largest number is 3.4e38; at this one, those up to 1e8 do not.
 LEAST_TEMPERATURE = 1e-30
 DEVICES = ("cpu", "cuda", "mps", "xpu")
+SINGLE = {  # settings that affect the results and have one value in each run of a model on a data set, and why
+    "mode": "list the data set twice, once with mode: score and text_column",
+    "text_column": "list the data set once for each column of texts",
+    "variants": "all variants that are named are measured in one run",
+}
+NO_SEED = ("seed", "score")
 LONGEST, LONGEST_PART = 4096, 255  # characters of a path, bytes of one of its parts: Linux and macOS allow no more
 
 
@@ -207,6 +214,13 @@ class Settings:
         in_grid=False,
         is_path=True,
     )
+    named_settings: str | None = _define(
+        str,
+        None,
+        "settings whose values are added to the name of the run's folder, separated by commas, such as top_p,seed: "
+        "runs with other values are then kept beside it",
+        in_grid=False,
+    )
     overwrite: bool = _define(bool, False, "replace existing results that have other settings", in_grid=False)
     model_revision: str | None = _define(
         str,
@@ -247,7 +261,8 @@ class Settings:
     def check(self) -> "Settings":
         """The same settings, each in its normal form (see `normalise`).
 
-        Raises ValueError for an invalid value, or if mode and text_column do not go together.
+        Raises ValueError for an invalid value, if mode and text_column do not go together, or if a run's folder cannot
+        be named after one of named_settings.
         """
         values = {name: getattr(self, name) for name in FIELDS}
         for name, value in values.items():
@@ -260,7 +275,16 @@ class Settings:
             raise ValueError(
                 f"text_column is '{self.text_column}', which is the column of the prompts: name another one"
             )
+        self.collect_named()
         return replace(self, **{name: normalise(name, value) for name, value in values.items()})
+
+    def collect_named(self) -> dict[str, Any]:
+        """The settings that the run's folder is named after, in the order of `FIELDS`; ValueError if one cannot be."""
+        names = [name.strip() for name in (self.named_settings or "").split(",")] if self.named_settings else []
+        for name in names:
+            if problem := _find_unnameable(name, getattr(self, name, None)) or check_varying(name, self.mode):
+                raise ValueError(f"named_settings is {quote(self.named_settings)}: {problem}")
+        return {name: normalise(name, getattr(self, name)) for name in list_varying() if name in names}
 
     def describe_measurement(self, **actual: Any) -> dict[str, Any]:
         """What run.json says: the settings that affect what is measured, updated with ``actual`` values.
@@ -287,6 +311,58 @@ def list_deciding() -> tuple[str, ...]:
 def list_grid_parameters() -> tuple[str, ...]:
     """The names of the settings that a grid may set as parameters."""
     return tuple(name for name, each in FIELDS.items() if each.metadata["in_grid"])
+
+
+def list_varying() -> tuple[str, ...]:
+    """The names of the settings of which a grid may list several values, all to be measured.
+
+    Those that affect what is measured, except that a text column makes another data set, and variants are files of
+    their own beside the same measurements.
+    """
+    return tuple(name for name in list_deciding() if name in list_grid_parameters() and name not in SINGLE)
+
+
+def check_varying(name: str, mode: str = "generate") -> str:
+    """Why runs cannot differ in a setting, in words that follow a colon; "" if they can."""
+    known = list_varying()
+    if name in SINGLE:
+        return f"{name} cannot have several values: {SINGLE[name]}"
+    if name in list_grid_parameters() and name not in known:
+        return f"{name} does not affect the results, so it cannot have several values"
+    if name not in known:
+        return f"unknown setting {quote(name)}{suggest(name, known)}: it must be one of {', '.join(known)}"
+    return "seed is not used with mode=score, so it cannot have several values" if (name, mode) == NO_SEED else ""
+
+
+def _find_unnameable(name: str, value: Any) -> str:
+    """Why a folder cannot be named after the value of a setting; "" if it can."""
+    if name not in list_varying():
+        return ""
+    if value is None:
+        return f"{name} has no value"
+    if name == "dtype" and value == "auto":
+        return "dtype is auto, which can be any of the others: choose one"
+    return ""
+
+
+def list_values(name: str, values: list) -> list:
+    """The values that a grid lists for a setting, each in its normal form.
+
+    ValueError, in one line, for one that is not allowed or is there twice, for an empty list, and for dtype=auto
+    beside others, because it becomes one of them.
+    """
+    if not values:
+        raise ValueError(f"{name} is an empty list: give at least one value, or leave it out")
+    for value in values:
+        if value is None:
+            raise ValueError(f"{name} has an empty value in its list: remove it")
+        validate(name, value)
+    found = [normalise(name, value) for value in values]
+    if twice := [value for place, value in enumerate(found) if value in found[:place]]:
+        raise ValueError(f"{name} has {quote(twice[0])} twice in its list: remove one")
+    if problem := next(filter(None, (_find_unnameable(name, value) for value in found)), ""):
+        raise ValueError(f"{name} is {quote(values)}: {problem}")
+    return found
 
 
 def fill_defaults(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -665,3 +665,27 @@ def test_a_data_set_of_two_models_has_their_mean_with_random_effects():
     assert each["b"].min() < rows["b"] < each["b"].max()
     assert rows["b low"] < each["b low"].min()  # two models say little of a third
     assert (rows["tokens"], rows["prompts"]) == (each["tokens"].sum(), 60)
+
+
+def test_pools_are_of_runs_with_the_same_values_of_a_setting():
+    names = ["m@top_p=0.9", "m@top_p=0.95", "n@top_p=0.9", "n@top_p=0.95"]
+    tables = create_runs(*((name, "a") for name in names), ("m@top_p=0.9", "b"))
+    frame = fits.fit_all(tables, resamples=2)
+    assert list(frame)[:4] == ["Model", "Dataset", "top_p", "Bins"]
+    pools = frame[frame[["Model", "Dataset"]].eq("(all)").any(axis=1)]
+    heads = pools[["Model", "Dataset", "top_p"]].drop_duplicates().to_numpy().tolist()
+    assert heads == [["m", "(all)", 0.9], ["(all)", "a", 0.9], ["(all)", "a", 0.95]]
+    assert set(pools.loc[pools["Dataset"] == "a", "tokens"]) == {2 * 12 * 15}
+    means = frame[(frame["Model"] == fits.RANDOM)]
+    assert set(means["top_p"]) == {0.9, 0.95}  # one for each value, over two models
+    lines = fits.compute_lines(tables)
+    assert lines[["Model", "Dataset", "top_p"]].drop_duplicates().to_numpy().tolist()[-3:] == heads
+
+
+def test_settings_that_differ_from_model_to_model_only_do_not_divide_pools():
+    tables = {key: table.assign(max_tokens=20 if key[0] == "m" else 30) for key, table in create_runs(
+        ("m", "a"), ("n", "a"), ("m", "b")).items()}  # fmt: skip
+    frame = fits.fit_all(tables, resamples=2)
+    pools = frame[frame[["Model", "Dataset"]].eq("(all)").any(axis=1)]
+    found = pools[["Model", "Dataset", "max_tokens"]].drop_duplicates().fillna(-1).to_numpy().tolist()
+    assert found == [["m", "(all)", 20], ["(all)", "a", -1]]

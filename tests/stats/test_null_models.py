@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nucleoscope.stats import candidate_tables, null_models
+from nucleoscope.stats import candidate_tables, explained, null_models, specification
+from nucleoscope.views import made_of_figures, made_of_text
 from variant_files import draw_nulls, draw_run, draw_vocabulary, write_run
 
 OF_VARIANT = {"candidates": "top_p_0.9", "geometry": "raw"}
@@ -110,3 +111,31 @@ def test_the_mean_over_runs_is_that_of_fishers_z(table):
 
 def test_no_runs_give_a_table_without_rows():
     assert list(null_models.compute_null_statistics({}).columns) == null_models.list_columns()
+
+
+def test_means_are_over_runs_with_the_same_values_of_a_setting(tmp_path):
+    names = [("m@top_p=0.9", "a"), ("m@top_p=0.95", "a"), ("n@top_p=0.9", "a")]
+    for seed, (model, dataset) in enumerate(names):
+        drawn = draw_run(seed, 12, 10, sets=["top_p_0.9", "top_p_0.95"], geometries=["raw"])
+        write_run(tmp_path, drawn, model, dataset, top_p=float(model.rpartition("=")[2]))
+    runs, _ = candidate_tables.find_measured(tmp_path, names)
+    found = null_models.compute_null_statistics(runs)
+    curve, tests = specification.compute_specifications(runs, tables=5)
+    ladder, _ = explained.compute_explained(runs)
+    heads = [["m", "a", 0.9, 1], ["m", "a", 0.95, 1], ["n", "a", 0.9, 1], ["(all)", "(all)", 0.9, 2]]
+    for table in (found, curve, tests):
+        assert list(table)[:4] == ["Model", "Dataset", "top_p", "runs"]
+        assert table[["Model", "Dataset", "top_p", "runs"]].drop_duplicates().to_numpy().tolist() == heads
+    assert list(ladder)[:3] == ["Model", "Dataset", "top_p"]
+    said = made_of_text.describe_answer(curve).splitlines()
+    assert len(said) == 2
+    assert "over 2 runs with top&#95;p 0.9;" in said[0]
+    assert "m on a, top&#95;p 0.95;" in said[1]
+    said = made_of_text.describe_same_k(found)
+    assert said.index("With top&#95;p 0.9: ") < said.index("With top&#95;p 0.95: ")
+    assert made_of_text.describe_settings(curve).startswith("Runs of one model on one data set differ in `top_p`.")
+    groups = list(map(made_of_figures.name_group, made_of_figures.list_groups(curve)))
+    assert groups == [
+        "mean over runs, top_p 0.9",
+        *(f"{m}, a, top_p {p}" for m, p in (("m", 0.9), ("m", 0.95), ("n", 0.9))),
+    ]

@@ -50,6 +50,19 @@ def test_models_without_an_estimate_do_not_count_and_one_is_too_few():
     assert np.isnan(random_effects.combine(estimates[:2], errors[:2])).all()
 
 
+def test_two_settings_of_one_model_are_not_two_models():
+    names = [("m@top_p=0.9", "a"), ("m@top_p=0.95", "a")]
+    table = correlation.compute_statistics({name: draw_full(seed, 40) for seed, name in enumerate(names)}, 100)
+    assert table[["Model", "Dataset", "top_p"]].to_numpy().tolist() == [["m", "a", 0.9], ["m", "a", 0.95]]
+    assert random_effects.combine_coefficients(table).empty
+    names += [("n@top_p=0.95", "a"), ("n@top_p=0.9", "a"), ("o@top_p=0.9", "a")]
+    table = correlation.compute_statistics({name: draw_full(seed, 40) for seed, name in enumerate(names)}, 100)
+    found = random_effects.combine_coefficients(table)
+    assert found[["Dataset", "top_p", "models"]].to_numpy().tolist() == [["a", 0.9, 3], ["a", 0.95, 2]]
+    part = random_effects.combine_coefficients(table[table["top_p"] == 0.9])
+    assert found["Spearman r"][0] == part["Spearman r"][0]
+
+
 def test_coefficients_are_combined_for_each_data_set_with_two_models_on_the_scale_of_fishers_z():
     names = [("m", "a"), ("n", "a"), ("o", "a"), ("m", "b")]
     table = correlation.compute_statistics({name: draw_full(seed, 40) for seed, name in enumerate(names)}, 100)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from snakemake import target_jobs
 
 import forks
 import holding
@@ -29,9 +31,10 @@ from driver import Driver
 from messages import assert_one_line
 from nucleoscope.data import prompts
 from nucleoscope.models import gpus, loading
+from nucleoscope.settings import Settings
 from nucleoscope.store import locking, results, variants
 from nucleoscope.variants import Layout
-from nucleoscope.workflow import dependencies, graph, grid, logs, status
+from nucleoscope.workflow import dependencies, graph, grid, logs, run_notebooks, status
 
 ROOT = Path(__file__).parents[2]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -136,6 +139,34 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             {"datasets": [{"name": "b", "text_column": "c"}]},
             "set both mode: score and text_column, or neither",
         ),
+        ({"parameters": {"top_p": []}}, "parameters: top_p is an empty list: give at least one value, or leave it out"),
+        ({"parameters": {"seed": [1, 2, 1]}}, "parameters: seed has 1 twice in its list: remove one"),
+        ({"models": [{"name": "a", "temperature": [1, 1.0]}]}, "'a' in models: temperature has 1.0 twice in its list"),
+        ({"parameters": {"top_p": [0.9, 1.5]}}, "parameters: top_p is 1.5: it must be a number in (0, 1]"),
+        ({"parameters": {"top_p": [0.9, None]}}, "parameters: top_p has an empty value in its list: remove it"),
+        ({"parameters": {"top_p": [[0.9]]}}, "parameters: top_p is [0.9]: it must be a number in (0, 1]"),
+        ({"parameters": {"topp": [0.9]}}, "parameters: unknown setting 'topp' (did you mean 'top_p'?)"),
+        (
+            {"parameters": {"device": ["cpu", "cuda"]}},
+            "parameters: device does not affect the results, so it cannot have several values",
+        ),
+        ({"parameters": {"variants": ["none", "default"]}}, "parameters: variants cannot have several values: all"),
+        (
+            {"datasets": [{"name": "b", "text_column": ["c", "d"]}]},
+            "'b' in datasets: text_column cannot have several values: list the data set once for each column of texts",
+        ),
+        (
+            {"parameters": {"dtype": ["auto", "float32"]}},
+            "dtype is ['auto', 'float32']: dtype is auto, which can be any of the others: choose one",
+        ),
+        ({"resources": {"gpus": [1, 2]}}, "resources: gpus is [1, 2]: it must be a whole number from 0 to 10,000"),
+        ({"results_dir": ["a", "b"]}, "results_dir is ['a', 'b']: it must be text"),
+        ({"parameters": {"named_settings": "top_p"}}, "parameters: unknown setting 'named_settings'"),
+        (
+            {"parameters": {"seed": [0, 1]}, "datasets": [{"name": "b", "mode": "score", "text_column": "c"}]},
+            "'a' on 'b': seed is not used with mode=score, so it cannot have several values",
+        ),
+        ({"models": ["a@top_p=0.9"]}, "the model's name 'a@top_p=0.9' would be read as 'a' with top_p 0.9: rename"),
         ({"analyses": {"resample": 5}}, "analyses: unknown setting 'resample'"),
         ({"analyses": {"resamples": 20}}, "analyses: resamples is 20: it must be a whole number from 100 to 1,000,000"),
         ({"analyses": {"seed": -1}}, "analyses: seed is -1: it must be a whole number from 0 to 9,007,199,254,740,992"),
@@ -184,10 +215,38 @@ def test_a_grid_knows_the_parameters_of_the_command_line():
     finally:
         sys.path.pop(0)
     options = vars(correlation_pipeline.create_parser().parse_args([]))
-    own = {"model_name", "dataset_name", "results_dir", "overwrite", "debug", "only", "if_missing"}
+    own = {"model_name", "dataset_name", "results_dir", "named_settings", "overwrite", "debug", "only", "if_missing"}
     assert set(grid.PARAMETERS) == set(options) - own | {"model_revision"}
     assert {name: options[name] for name in grid.DEFAULTS} == grid.DEFAULTS
     assert all(options.get(name) is None for name in set(grid.PARAMETERS) - set(grid.DEFAULTS))
+
+
+def test_lists_of_values_are_measured_in_every_combination_each_in_a_folder_named_after_it():
+    config = SMALL | {
+        "parameters": {"seed": [1, 0], "top_p": [0.9, 0.95]},
+        "models": ["a", {"name": "m", "seed": 7, "dtype": ["float32"]}],
+        "datasets": ["b", {"name": "c", "top_p": 1, "template_date": [date(2024, 1, 1), "2025-01-01"]}],
+    }
+    runs = grid.plan_runs(config)
+    assert sorted(folder for folder in runs if folder.startswith("r/b")) == [
+        *("r/b/a@top_p=0.95@seed=0", "r/b/a@top_p=0.95@seed=1", "r/b/a@top_p=0.9@seed=0", "r/b/a@top_p=0.9@seed=1"),
+        *("r/b/m@top_p=0.95@dtype=float32", "r/b/m@top_p=0.9@dtype=float32"),
+    ]
+    assert sorted(folder for folder in runs if folder.startswith("r/c/m")) == [
+        f"r/c/m@template_date={year}-01-01@dtype=float32" for year in (2024, 2025)
+    ]
+    one = runs["r/b/a@top_p=0.95@seed=1"]
+    assert (one.parameters["top_p"], one.parameters["seed"]) == (0.95, 1)
+    for folder, entry in runs.items():  # as the command line of the graph's jobs finds it
+        assert str(run_notebooks.locate(Settings(**entry.parameters).check())) == folder
+    assert list(grid.plan_runs(SMALL | {"parameters": {"seed": 1}})) == ["r/b/a"]
+
+
+def test_a_job_of_a_cluster_is_told_the_folder_of_a_run_with_several_settings():
+    """Snakemake divides what it tells such a job at commas."""
+    folder = "r/b/a@top_p=0.95@seed=1"
+    (found,) = target_jobs.parse_target_jobs_cli_args([f"measure:folder={folder}"])
+    assert found == ("measure", {"folder": folder})
 
 
 def test_the_grids_that_come_along():

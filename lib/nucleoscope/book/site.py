@@ -2,7 +2,7 @@
 
 Contract: nothing is executed and nothing generated is in git. `stage` collects ``book/`` and
 the executed notebooks in a folder of its own (``_build/book/``), where every run is a page
-``runs/<model>/<dataset>``: the committed ``book/_toc.yml`` includes them by a glob, so they
+``runs/<model>/<dataset>`` (`locate_page`): the committed ``book/_toc.yml`` includes them by a glob, so they
 are in model and data set order. `build` passes that folder to Jupyter Book. Unchanged files
 are not touched, so that a rebuild reads only what is new; after a build that did not succeed,
 everything is read again.
@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
@@ -26,6 +26,8 @@ from nucleoscope.book.pages import encode_page_name, normalise, set_title
 from nucleoscope.models import gguf_reference
 from nucleoscope.names import escape_line
 from nucleoscope.store import results
+from nucleoscope.store.run_names import describe_run, format_value, order_run, split
+from nucleoscope.store.run_settings import Head, describe_head_value, find_heads, list_settings
 from nucleoscope.views import texts
 from nucleoscope.views.figure_data import format_csv
 from nucleoscope.views.token_text import escape_name
@@ -103,16 +105,17 @@ def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, 
     runs = [folder for folder in results.list_runs(results_dir) if (folder / results.NOTEBOOK).is_file()]
     if not runs:
         raise BookError(f"no executed notebooks in '{results_dir}': measure a model first, for example with make run")
-    files, rows = {}, {}
-    for run in sorted(runs, key=lambda run: (run.name, run.parent.name)):
+    files, rows, heads = {}, {}, find_heads({(run.name, run.parent.name): run for run in runs})
+    for run in sorted(runs, key=lambda run: order_run((run.name, run.parent.name))):
         model, dataset = run.name, run.parent.name
-        page = f"runs/{encode_page_name(model)}/{encode_page_name(dataset)}"
+        page = locate_page(run)
         try:
-            found = build_notebook_page(run / results.NOTEBOOK, page, folders, f"{model} on {dataset}")
+            name = describe_run(model, dataset)
+            found = build_notebook_page(run / results.NOTEBOOK, page, folders, name)
             if (run / results.CONTEXT_NOTEBOOK).is_file():
-                title = f"{model} on {dataset}, in context"
+                title = f"{name}, in context"
                 found |= build_notebook_page(run / results.CONTEXT_NOTEBOOK, f"{page}{IN_CONTEXT}", folders, title)
-            rows[run] = format_row(run)
+            rows[run] = format_row(run, heads[model, dataset])
         except (BookError, OSError, ValueError) as error:
             print(f"left out: {escape_line(str(error))}", file=sys.stderr)
             problem = error
@@ -120,8 +123,18 @@ def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, 
         files |= found | collect_texts(run, page)
     if not rows:
         raise BookError(f"no run can be shown: {escape_line(str(problem))}")
-    files["runs/index.md"] = format_overview(list(rows.values())).encode()
+    files["runs/index.md"] = format_overview(list(rows.values()), list_added(heads.values())).encode()
     return files
+
+
+def locate_page(run: Path) -> str:
+    """The page of a run: ``runs/<model>/<dataset>``, or with settings ``runs/<model>-top_p=0.95/<dataset>``.
+
+    The book lists pages by these names, and "-" sorts 0.9 before 0.95. A "=" comes from no encoded name.
+    """
+    model, named = split(run.name)
+    settings = "".join(f"-{name}={encode_page_name(format_value(value))}" for name, value in named.items())
+    return f"runs/{encode_page_name(model)}{settings}/{encode_page_name(run.parent.name)}"
 
 
 def collect_texts(run: Path, page: str) -> dict[str, bytes]:
@@ -165,10 +178,17 @@ def build_notebook_page(
     return files | {f"{page}.ipynb": compact.encode()}
 
 
-def format_row(run: Path) -> str:
+def list_added(heads: Iterable[Head]) -> list[str]:
+    """The settings with a column in the table of runs because they differ: those without one in every book."""
+    return [
+        name for name in list_settings(next(iter(heads), ())) if name not in ("n_prompts", "prompt_format", "dtype")
+    ]
+
+
+def format_row(run: Path, head: Head) -> str:
     """A run's row in the table of runs. BookError or ValueError names a run.json that cannot be used."""
     info = results.load_info(run)
-    page = f"/runs/{encode_page_name(run.name)}/{encode_page_name(run.parent.name)}"
+    page = f"/{locate_page(run)}"
     try:
         found = info["settings"]
         facts = [f"{found['n_prompts']:,}", f"{info['tokens']:,}", found["prompt_format"], found["dtype"]]
@@ -176,7 +196,11 @@ def format_row(run: Path) -> str:
         raise BookError(f"'{run / results.RUN_INFO}' has no {error}") from None
     except (TypeError, ValueError) as error:
         raise BookError(f"'{run / results.RUN_INFO}' has a value of another type ({error})") from None
-    columns = [escape_name(str(value)) for value in (run.name, run.parent.name)]
+    added = [escape_name(describe_head_value(head, name)) for name in list_added([head])]
+    columns = [escape_name(str(value)) for value in (head["Model"], head["Dataset"])]
+    if added:  # a table this wide hides its last column on many screens
+        columns[0] = f"[{columns[0]}](<{page}.ipynb>)"
+    columns += added
     columns += [*facts[:2], *(escape_name(str(value)) for value in facts[2:])]
     links = [f"[the run](<{page}.ipynb>)"]
     if (run / results.CONTEXT_NOTEBOOK).is_file():
@@ -184,11 +208,17 @@ def format_row(run: Path) -> str:
     return f"| {' | '.join(columns)} | {', '.join(links)} |"
 
 
-def format_overview(rows: list[str]) -> str:
-    """The page that lists the runs, given their rows in order, as a table that readers can sort."""
-    head = "| model | data set | prompts | tokens | prompt format | dtype | page |\n|---|---|--:|--:|---|---|---|\n"
+def format_overview(rows: list[str], added: Sequence[str] = ()) -> str:
+    """The page that lists the runs, given their rows in order, as a table that readers can sort.
+
+    ``added``: the settings that differ between the runs and have a column of their own.
+    """
+    names = ["model", "data set", *(name.replace("_", " ") if name != "top_p" else name for name in added)]
+    head = f"| {' | '.join(names)} | prompts | tokens | prompt format | dtype | page |\n"
+    head += f"|---|---|{'---|' * len(added)}--:|--:|---|---|---|\n"
+    each = "Each run, that is, one model on one data set" + (" with one choice of settings" if added else "")
     return (
-        "# The runs\n\nEach run, that is, one model on one data set, has a page made from its executed notebook.\n\n"
+        f"# The runs\n\n{each}, has a page made from its executed notebook.\n\n"
         ":::{div} sortable\n\n" + head + "\n".join(rows) + "\n\n:::\n"
     )
 

@@ -14,6 +14,7 @@ import traitlets
 
 from nucleoscope.settings import FIELDS, Settings
 from nucleoscope.store import results
+from nucleoscope.store.run_names import describe_run
 from nucleoscope.views import assets
 
 COLUMN = {"flex": "1 1 26em", "min_width": "0", "padding": "0 0.5em 0 0"}
@@ -123,4 +124,4 @@ def list_run_options(results_dir: str) -> list[tuple[str, Path | str]]:
     The value None would not work: a menu takes it to mean that no option is selected.
     """
     found = results.list_runs(results_dir)
-    return [("no measured run", ""), *((f"{folder.name} on {folder.parent.name}", folder) for folder in found)]
+    return [("no measured run", ""), *((describe_run(folder.name, folder.parent.name), folder) for folder in found)]

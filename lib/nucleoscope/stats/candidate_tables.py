@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from nucleoscope.store import results, variants
+from nucleoscope.store.run_names import order_run
 from nucleoscope.variants import GEOMETRIES_BY_NAME, SETS_BY_NAME
 
 Runs = dict[tuple[str, str], Path]  # the folder of each (model, dataset)
@@ -99,7 +100,7 @@ def find_measured(results_dir: str | Path, keys: Iterable[tuple[str, str]]) -> t
     """The folders of the runs (model, dataset) that have variants, and why each of the others has none, in one line."""
     found: Runs = {}
     missing: dict[tuple[str, str], str] = {}
-    for model, dataset in sorted(keys):
+    for model, dataset in sorted(keys, key=order_run):
         folder = results.locate_measured(results_dir, model, dataset)
         try:
             list_sets(folder)

@@ -25,6 +25,8 @@ from scipy.special import betaln, stdtr  # not scipy.stats, which takes half a s
 
 from nucleoscope.stats import bootstrap
 from nucleoscope.store.results import count_tokens, select, select_choices
+from nucleoscope.store.run_names import order_run
+from nucleoscope.store.run_settings import find_heads, list_run_columns
 
 PAIRS = (  # the first is the study's; each of the others replaces one quantity
     ("entropy", "cosine"),
@@ -44,7 +46,8 @@ def compute_statistics(
 ) -> pd.DataFrame:
     """The table of the study: one row per run, from {(model, dataset): table of its tokens}.
 
-    Columns: the published ones first (Model, Dataset, Pearson r, Pearson p, Spearman r, Spearman p),
+    Columns: the published ones first (Model, Dataset, Pearson r, Pearson p, Spearman r, Spearman p), with the settings
+    that differ between the runs after Dataset (`store.run_settings`),
     then those of `compute_coefficients`, then the same for the other `PAIRS`, each prefixed with the name of the
     quantity that differs. What cannot be computed is NaN, and ``note`` says why.
 
@@ -53,21 +56,22 @@ def compute_statistics(
     over each sorted column (`bootstrap.Ranks`), and Pearson's coefficient only sums over prompts
     (`bootstrap.compute_pearson`). From `results.StoredTables`, each process reads one run at a time.
     """
-    rows, keys = [], sorted(tables)
+    rows, keys = [], sorted(tables, key=order_run)
     columns = {"prompt", "k", *chain.from_iterable(PAIRS)}
     parts = [select(tables, [key], columns) for key in keys]
     need = NEED * max(map(count_tokens, parts), default=0)
-    measured = partial(_compute_coefficients, resamples=resamples, seed=seed)
-    for (model, dataset), pairs in zip(keys, bootstrap.map_parallel(measured, parts, jobs, need), strict=True):
-        row: dict[str, Any] = {"Model": model, "Dataset": dataset, **pairs.iloc[0]}
+    measured, heads = partial(_compute_coefficients, resamples=resamples, seed=seed), find_heads(tables)
+    for key, pairs in zip(keys, bootstrap.map_parallel(measured, parts, jobs, need), strict=True):
+        row: dict[str, Any] = {**heads[key], **pairs.iloc[0]}
         for (x, y), values in list(pairs.iterrows())[1:]:
             name = y if x == "entropy" else x
             row |= {f"{name}: {key}": value for key, value in values.items() if key not in (*RUN_COLUMNS, "note")}
         row["note"] = "; ".join(dict.fromkeys(part for note in pairs["note"] if note for part in note.split("; ")))
         rows.append(row)
     frame = pd.DataFrame(rows, columns=None if rows else [*PUBLISHED_COLUMNS, *RUN_COLUMNS, "note"])
-    others = [name for name in frame.columns if name not in (*PUBLISHED_COLUMNS, "note")]
-    return frame[[*PUBLISHED_COLUMNS, *others, "note"]]
+    first = [*list_run_columns(frame), *PUBLISHED_COLUMNS[2:]]
+    others = [name for name in frame.columns if name not in (*first, "note")]
+    return frame[[*first, *others, "note"]]
 
 
 def _compute_coefficients(run: Tables, resamples: int, seed: int) -> pd.DataFrame:

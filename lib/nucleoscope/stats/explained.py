@@ -29,6 +29,8 @@ from nucleoscope.stats import bootstrap, candidate_tables
 from nucleoscope.stats.candidate_tables import Runs
 from nucleoscope.store import record_files, results, vocabulary
 from nucleoscope.store.measurements import find_measurements, load_mapped
+from nucleoscope.store.run_names import order_run
+from nucleoscope.store.run_settings import build_frame, find_heads
 
 CLASSES = ("word_start", "word_piece", "digit", "punctuation", "whitespace", "capitalised", "other_script", "special")
 KIND = (*CLASSES, "log frequency", "norm")  # of the candidates: shares of their classes, and means
@@ -55,14 +57,16 @@ def compute_explained(
 
     The first table has a row per run, geometry and predictor of the `LADDER`: Model, Dataset, geometry, predictors,
     tokens, prompts, R2 with its 95 % interval; added (what entropy adds to the R2 of the same predictors without it)
-    with its interval; interval (its kind), and note. Its candidate set is that of the run's own top_p. The second
+    with its interval; interval (its kind), and note. Settings that differ between the runs are after Dataset, in all
+    tables. The candidate set is that of the run's own top_p. The second
     is described in `split_covariance`.
     """
-    items = sorted(runs.items())
+    items = sorted(runs.items(), key=lambda item: order_run(item[0]))
     done = bootstrap.map_parallel(partial(_compute_item, resamples=resamples, seed=seed), items, jobs)
-    ladders = [row for rows, _ in done for row in rows]
-    shares = [row for _, rows in done for row in rows]
-    return pd.DataFrame(ladders, columns=list_columns()), pd.DataFrame(shares, columns=list_share_columns())
+    heads = find_heads(runs)
+    ladders = [heads[key] | row for (key, _), (rows, _) in zip(items, done, strict=True) for row in rows]
+    shares = [heads[key] | row for (key, _), (_, rows) in zip(items, done, strict=True) for row in rows]
+    return build_frame(ladders, list_columns()), build_frame(shares, list_share_columns())
 
 
 def list_columns() -> list[str]:
@@ -81,18 +85,17 @@ def _compute_item(
     item: tuple[tuple[str, str], Path], resamples: int, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     (model, dataset), folder = item
-    head = {"Model": model, "Dataset": dataset}
     try:
         table, pairs = collect_features(folder, model, dataset)
     except (OSError, ValueError) as error:
         note = {"predictors": next(iter(LADDER)), "note": str(error)}
-        return [head | {"geometry": GEOMETRIES[0], "interval": ""} | note], []
+        return [{"geometry": GEOMETRIES[0], "interval": ""} | note], []
     rows = []
     for geometry in GEOMETRIES:
         if geometry in table:
             found = climb_ladder(table, table[geometry].to_numpy(np.float64), resamples, seed)
-            rows += [head | {"geometry": geometry} | row for row in found]
-    return rows, [head | row for row in split_covariance(table["entropy"], table["raw"], pairs)]
+            rows += [{"geometry": geometry} | row for row in found]
+    return rows, split_covariance(table["entropy"], table["raw"], pairs)
 
 
 def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFrame, np.ndarray]:

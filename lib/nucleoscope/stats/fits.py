@@ -22,6 +22,16 @@ from nucleoscope.stats.curve_statistics import (
 )
 from nucleoscope.stats.random_effects import RANDOM
 from nucleoscope.store.results import count_tokens, select, select_choices
+from nucleoscope.store.run_names import order_run
+from nucleoscope.store.run_settings import (
+    Head,
+    find_heads,
+    group_comparable,
+    list_heads,
+    list_run_columns,
+    list_varied,
+    merge_heads,
+)
 
 POOLED = "(all)"  # replaces the model or data set in the rows of a pool; not a valid name of either
 PARAMETERS = ("a", "b", "c")
@@ -40,12 +50,13 @@ def fit_all(
 ) -> pd.DataFrame:
     """Every curve on every run and pool of runs, with both kinds of bins, from {(model, dataset): tokens}.
 
-    See `fit` for the columns; ``Model`` and ``Dataset`` come first. A pool contains the runs of one
-    model or of one data set, with "(all)" for the other; a pool of a single run would equal that run and has
-    no rows. Prompts of one data set are assumed to be the same for every model, number by number, so a
-    resample draws a prompt with all its continuations. Rows with the model "(random effects)" follow for data
-    sets with several models: the parameters' means over models, with intervals that cover how much models differ
-    (`random_effects`), of curves that at least two models accept.
+    See `fit` for the columns; ``Model``, ``Dataset`` and the settings that differ come first. A pool contains the runs
+    of one model or of one data set, with "(all)" for the other; a pool of a single run would equal that run and has
+    no rows. If a setting has several values for one model on one data set, each value has pools of its own. Prompts of
+    one data set are assumed to be the same for every model, number by number, so a resample draws a prompt with all
+    its continuations. Rows with the model "(random effects)" follow for data sets with several models: the parameters'
+    means over models, with intervals that cover how much models differ (`random_effects`), of curves that at least two
+    models accept.
 
     The 15 runs of the study and their 8 pools take about 20 s on two cores (``jobs`` are processes;
     None means one per core): the medians of a resample cost one running sum and one search
@@ -53,15 +64,15 @@ def fit_all(
     From `results.StoredTables`, each process reads the runs of one pool at a time.
     """
     groups = _list_groups(tables)
-    parts = [select(tables, keys, {"prompt", "k", x, y}) for keys in groups.values()]
+    parts = [select(tables, keys, {"prompt", "k", x, y}) for _, keys in groups]
     sizes = list(map(count_tokens, parts))
     order = sorted(range(len(parts)), key=lambda i: -sizes[i])  # long ones first, to keep the cores busy
     work = partial(_fit_group, x=x, y=y, resamples=resamples, seed=seed)
     done = bootstrap.map_parallel(work, [parts[i] for i in order], jobs, NEED * max(sizes, default=0))
     parts = [part for _, part in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
-    for (model, dataset), part in zip(groups, parts, strict=True):
-        part.insert(0, "Model", model)
-        part.insert(1, "Dataset", dataset)
+    for (head, _), part in zip(groups, parts, strict=True):
+        for place, (name, value) in enumerate(head.items()):
+            part.insert(place, name, value)
     if not parts:
         return pd.DataFrame(columns=["Model", "Dataset", "Bins", "Curve"])
     frame = pd.concat(parts, ignore_index=True)
@@ -69,12 +80,12 @@ def fit_all(
 
 
 def compute_lines(tables: Tables, x: str = "entropy", y: str = "cosine", points: int = 80) -> pd.DataFrame:
-    """The fitted curves of `fit_all` as points to draw: Model, Dataset, Bins, Curve, x, y, tokens, weight.
+    """The fitted curves of `fit_all` as points to draw: Model, Dataset, settings, Bins, Curve, x, y, tokens, weight.
 
     The medians they are fitted to come first, as a curve of that name, with their tokens and their share of the weight.
     """
     parts = []
-    for (model, dataset), group in _list_groups(tables).items():
+    for label, group in _list_groups(tables):
         *columns, _ = _collect_sample(select(tables, group, {"prompt", "k", x, y}), x, y)
         for equal in BINS:
             if find_shortage(*columns, equal):
@@ -83,21 +94,25 @@ def compute_lines(tables: Tables, x: str = "entropy", y: str = "cosine", points:
             used = bins.count > 0
             weight = bins.count[used] / compute_token_variances(bins)[used]
             center, median, count = bins.centers[used], bins.compute_medians()[used], bins.count[used]
-            at, head = np.linspace(center[0], center[-1], points), {"Model": model, "Dataset": dataset, "Bins": equal}
+            at, head = np.linspace(center[0], center[-1], points), label | {"Bins": equal}
             medians = {"Curve": "medians", "x": center, "y": median, "tokens": count, "weight": weight / weight.sum()}
             parts.append(pd.DataFrame({**head, **medians}))
             for kind in curves.FORMULAS:
                 curve = curves.fit(kind, center, median, weight)
                 parts.append(pd.DataFrame({**head, "Curve": kind, "x": at, "y": curve(at), "tokens": np.nan}))
-    names = ["Model", "Dataset", "Bins", "Curve", "x", "y", "tokens", "weight"]
-    return pd.concat(parts, ignore_index=True)[names] if parts else pd.DataFrame(columns=names)
+    names = ["Bins", "Curve", "x", "y", "tokens", "weight"]
+    if not parts:
+        return pd.DataFrame(columns=["Model", "Dataset", *names])
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[[*list_run_columns(frame), *names]]
 
 
 def _combine_models(frame: pd.DataFrame) -> list[pd.DataFrame]:
     """Rows of random effects: one per data set, kind of bins and curve for which two models have a number."""
     rows, runs = [], frame[(frame["Model"] != POOLED) & (frame["Dataset"] != POOLED)]
-    for (dataset, equal, curve), part in runs.groupby(["Dataset", "Bins", "Curve"], sort=False):
-        row = {"Model": RANDOM, "Dataset": dataset, "Bins": equal, "Curve": curve, **_build_blank()}
+    varied = list_varied(list_heads(runs))
+    for (_, *_, equal, curve), part in runs.groupby(["Dataset", *varied, "Bins", "Curve"], sort=False, dropna=False):
+        row = merge_heads(list_heads(part), Model=RANDOM) | {"Bins": equal, "Curve": curve, **_build_blank()}
         row |= {"formula": part["formula"].iloc[0], "tokens": part["tokens"].sum(), "prompts": part["prompts"].max()}
         for name in (*PARAMETERS, "peak", "rise"):
             bounds = part[f"{name} low"], part[f"{name} high"]
@@ -113,17 +128,24 @@ def _fit_group(runs: Tables, x: str, y: str, resamples: int, seed: int) -> pd.Da
     return fit(*_collect_sample(runs, x, y), resamples=resamples, seed=seed)
 
 
-def _list_groups(tables: Tables) -> dict[tuple[str, str], list[tuple[str, str]]]:
-    """The runs, then the pools of several runs of one model, then of one data set; each with its runs' names."""
-    groups = {key: [key] for key in sorted(tables)}
+def _list_groups(tables: Tables) -> list[tuple[Head, list[tuple[str, str]]]]:
+    """The runs, then the pools of several runs of one model, then of one data set: the head of each, and its runs.
+
+    A pool has runs with equal values of every setting that varies for one model on one data set.
+    """
+    found = find_heads(tables)
+    heads = {key: found[key] for key in sorted(found, key=order_run)}
+    groups = [(head, [key]) for key, head in heads.items()]
     for name in (POOLED, RANDOM):
-        if any(name in key for key in groups):
+        if any(name in (head["Model"], head["Dataset"]) for head in heads.values()):
             raise ValueError(f"a model or data set is named '{name}', which is reserved for several: rename its folder")
-    for place in (0, 1):
-        for name in sorted({key[place] for key in tables}):
-            runs = [key for key in sorted(tables) if key[place] == name]
-            if len(runs) > 1:
-                groups[(name, POOLED) if place == 0 else (POOLED, name)] = runs
+    comparable = group_comparable(heads)
+    for place, other in (("Model", "Dataset"), ("Dataset", "Model")):
+        for name in sorted({head[place] for head in heads.values()}):
+            for keys in comparable:
+                runs = [key for key in keys if heads[key][place] == name]
+                if len(runs) > 1:
+                    groups.append((merge_heads([heads[key] for key in runs], **{other: POOLED}), runs))
     return groups
 
 

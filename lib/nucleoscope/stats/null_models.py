@@ -24,6 +24,8 @@ from nucleoscope.stats import bootstrap, candidate_tables, replicates
 from nucleoscope.stats.candidate_tables import Runs
 from nucleoscope.stats.replicates import Estimate
 from nucleoscope.store import nulls, results
+from nucleoscope.store.run_names import order_run
+from nucleoscope.store.run_settings import Head, build_frame, find_heads, group_comparable, merge_heads
 from nucleoscope.variants import SETS_BY_NAME
 
 OBSERVED, SAME_K, GAUSSIAN = "observed", "same_k", "gaussian_states"
@@ -55,18 +57,21 @@ def compute_null_statistics(runs: Runs, jobs: int | None = 1) -> pd.DataFrame:
     measurements on the same tokens), ratio (r divided by observed), and difference (observed minus r), with bounds.
     Rows with the null "observed" are the measurements on all tokens. Intervals are jackknife-t over prompts
     (`replicates`); what the two coefficients of a difference have in common cancels. With several runs, rows of the
-    model and data set "(all)" are means over the runs: their intervals say nothing of another model or data set.
+    model and data set "(all)" are means over the runs: their intervals say nothing of another model or data set. If a
+    setting has several values for one model on one data set, there is such a mean for each of its values.
     """
-    items = sorted(runs.items())
+    items = sorted(runs.items(), key=lambda item: order_run(item[0]))
     done = bootstrap.map_parallel(_compute_item, items, jobs, estimate_need(runs))
-    rows, of = [], {}
-    for ((model, dataset), _), found in zip(items, done, strict=True):
-        for each in found:
-            rows.append(_build_row(model, dataset, 1, each))
+    heads, by_key = find_heads(runs), {key: found for (key, _), found in zip(items, done, strict=True)}
+    rows = [_build_row(heads[key], 1, each) for key, found in by_key.items() for each in found]
+    for keys in group_comparable({key: heads[key] for key in by_key}):
+        of: dict[tuple, list[Comparison]] = {}
+        for each in (each for key in keys for each in by_key[key]):
             of.setdefault((each.candidates, each.geometry, each.null), []).append(each)
-    for several in of.values() if len(items) > 1 else ():
-        rows.append(_build_row(POOLED, POOLED, len(several), _pool(several)))
-    return pd.DataFrame(rows, columns=list_columns())
+        for several in of.values() if len(keys) > 1 else ():
+            head = merge_heads([heads[key] for key in keys], Model=POOLED, Dataset=POOLED)
+            rows.append(_build_row(head, len(several), _pool(several)))
+    return build_frame(rows, list_columns())
 
 
 def list_columns() -> list[str]:
@@ -190,8 +195,8 @@ def _pool(several: Sequence[Comparison]) -> Comparison:
     return several[0]._replace(tokens=sum(each.tokens for each in several), **parts)
 
 
-def _build_row(model: str, dataset: str, runs: int, each: Comparison) -> dict[str, Any]:
-    row: dict[str, Any] = {"Model": model, "Dataset": dataset, "runs": runs}
+def _build_row(head: Head, runs: int, each: Comparison) -> dict[str, Any]:
+    row: dict[str, Any] = {**head, "runs": runs}
     row |= {name: getattr(each, name) for name in ("candidates", "geometry", "null", "tokens", "draws")}
     for name in STATISTICS:
         found, observed = each.found[name], each.observed[name]

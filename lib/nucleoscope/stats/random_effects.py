@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from nucleoscope.stats import bootstrap
+from nucleoscope.store.run_settings import list_heads, list_varied
 
 LEAST_MODELS = 2
 RANDOM = "(random effects)"  # replaces the model in the rows of a mean over models
@@ -52,14 +53,17 @@ def compute_errors(low: np.ndarray, high: np.ndarray, degrees: np.ndarray | floa
 def combine_coefficients(statistics: pd.DataFrame) -> pd.DataFrame:
     """Each coefficient over the models of each data set: one row per data set with at least two of them.
 
-    Columns: Dataset, models, and for every coefficient of the study's pair its r, low, high and tau. They are combined
-    on the scale of Fisher's z, and so is tau; the others are transformed back.
+    If a setting has several values for one model on one data set, there is a row for each of its values: runs of one
+    model are not two models. Columns: Dataset, these settings, models, and for every coefficient of the study's pair
+    its r, low, high and tau. They are combined on the scale of Fisher's z, and so is tau; the others are transformed
+    back.
     """
     rows = []
-    for dataset, part in statistics.groupby("Dataset", sort=True):
+    within = ["Dataset", *list_varied(list_heads(statistics))]
+    for names, part in statistics.groupby(within, sort=True, dropna=False):
         if len(part) < LEAST_MODELS:
             continue
-        row: dict[str, object] = {"Dataset": dataset, "models": len(part)}
+        row: dict[str, object] = dict(zip(within, names, strict=True)) | {"models": len(part)}
         for kind in ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman", "within-k Spearman"):
             r, low, high = (
                 np.arctanh(part[f"{kind} {end}"].clip(-1 + 1e-12, 1 - 1e-12)) for end in ("r", "low", "high")
@@ -73,4 +77,4 @@ def combine_coefficients(statistics: pd.DataFrame) -> pd.DataFrame:
             }
             row[f"{kind} tau"] = found.tau
         rows.append(row)
-    return pd.DataFrame(rows, columns=None if rows else ["Dataset", "models"])
+    return pd.DataFrame(rows, columns=None if rows else [*within, "models"])

@@ -29,6 +29,8 @@ from nucleoscope.stats import bootstrap, candidate_tables, null_models, replicat
 from nucleoscope.stats.candidate_tables import CandidateTable, Runs
 from nucleoscope.stats.null_models import POOLED, SAME_K
 from nucleoscope.stats.replicates import Estimate
+from nucleoscope.store.run_names import order_run
+from nucleoscope.store.run_settings import Head, build_frame, find_heads, group_comparable, merge_heads
 
 STATISTICS = ("Pearson", "Spearman", "within prompts", "given k", "fixed k")
 ALL = "all"  # the null model in which cosines are exchanged among all tokens
@@ -73,22 +75,25 @@ def compute_specifications(
     median's difference from that of the null model, with an interval.
 
     Intervals are jackknife-t over prompts. With several runs, the model and data set "(all)" are means over the runs
-    on the scale of Fisher's z, each of equal weight: of these runs, not of other models.
+    on the scale of Fisher's z, each of equal weight: of these runs, not of other models. If a setting has several
+    values for one model on one data set, there is such a mean for each of its values.
     """
-    items = sorted(runs.items())
+    items = sorted(runs.items(), key=lambda item: order_run(item[0]))
     work = partial(_compute_item, seed=seed, tables=tables)
     done = bootstrap.map_parallel(work, items, jobs, null_models.estimate_need(runs))
-    rows, tests, parts = [], [], []
-    for ((model, dataset), _), found in zip(items, done, strict=True):
-        estimates = _create_estimates(found, ("prompts of", dataset))
-        parts.append((found, estimates))
-        rows += _list_rows((model, dataset, 1), found.keys, found.tokens, estimates)
-        tests += _test((model, dataset, 1), found.keys, estimates, found.tables)
-    if len(parts) > 1:
-        keys, tokens, estimates, pooled = _pool(parts)
-        rows += _list_rows((POOLED, POOLED, len(parts)), keys, tokens, estimates)
-        tests += _test((POOLED, POOLED, len(parts)), keys, estimates, pooled)
-    return pd.DataFrame(rows, columns=list_columns()), pd.DataFrame(tests, columns=list_test_columns())
+    rows, tests, parts, heads = [], [], {}, find_heads(runs)
+    for (key, _), found in zip(items, done, strict=True):
+        estimates = _create_estimates(found, ("prompts of", key[1]))
+        parts[key], head = (found, estimates), {**heads[key], "runs": 1}
+        rows += _list_rows(head, found.keys, found.tokens, estimates)
+        tests += _test(head, found.keys, estimates, found.tables)
+    for several in group_comparable({key: heads[key] for key in parts}):
+        if len(several) > 1:
+            keys, tokens, estimates, pooled = _pool([parts[key] for key in several])
+            head = merge_heads([heads[key] for key in several], Model=POOLED, Dataset=POOLED) | {"runs": len(several)}
+            rows += _list_rows(head, keys, tokens, estimates)
+            tests += _test(head, keys, estimates, pooled)
+    return build_frame(rows, list_columns()), build_frame(tests, list_test_columns())
 
 
 def list_columns() -> list[str]:
@@ -278,7 +283,7 @@ def _pool(parts: Sequence[tuple[Found, list[tuple[Estimate, Estimate]]]]) -> tup
 
 
 def _list_rows(
-    head: tuple[str, str, int], keys: list[Key], tokens: list[int], estimates: list[tuple[Estimate, Estimate]]
+    head: Head, keys: list[Key], tokens: list[int], estimates: list[tuple[Estimate, Estimate]]
 ) -> list[dict[str, Any]]:
     rows = []
     for key, count, (own, null) in zip(keys, tokens, estimates, strict=True):
@@ -286,7 +291,7 @@ def _list_rows(
         difference = own - null
         exact = key[2] not in ("within prompts", "given k")  # what is exchanged there has no interval of its own
         null_bounds = null.compute_bounds() if exact else (np.nan, np.nan)
-        row = dict(zip(["Model", "Dataset", "runs", *CHOICES], [*head, *key], strict=True))
+        row = head | dict(zip(CHOICES, key, strict=True))
         row |= {"tokens": count, "r": own.value, "low": low, "high": high, "sign": classify(low, high)}
         for name, value, bounds in (
             (SAME_K, null.value, null_bounds),
@@ -305,7 +310,7 @@ def classify(low: float, high: float) -> str:
 
 
 def _test(
-    head: tuple[str, str, int], keys: list[Key], estimates: list[tuple[Estimate, Estimate]], tables: np.ndarray
+    head: Head, keys: list[Key], estimates: list[tuple[Estimate, Estimate]], tables: np.ndarray
 ) -> list[dict[str, Any]]:
     """One row for each of `EXCHANGES`, of the specifications with an interval; none without such a one."""
     bounds = [own.compute_bounds() for own, _ in estimates]
@@ -316,7 +321,7 @@ def _test(
     values = np.array([own.value for own, _ in estimates])
     signs = [classify(*bounds[place]) for place in used]
     sign = 1 if np.mean(values > 0) > np.mean(values < 0) else -1
-    base = dict(zip(["Model", "Dataset", "runs"], head, strict=True)) | {"specifications": len(values)}
+    base = head | {"specifications": len(values)}
     base |= {name: signs.count(name) for name in (NEGATIVE, POSITIVE, UNDECIDED)}
     base["dominant sign"] = POSITIVE if sign > 0 else NEGATIVE
     rows, own = [], _compute_median([own for own, _ in estimates])

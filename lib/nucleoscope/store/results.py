@@ -18,6 +18,8 @@ from nucleoscope.settings import LONGEST_PART, quote
 from nucleoscope.store.candidates import CANDIDATES, Similarities, candidates, load_similarities, tabulate_candidates
 from nucleoscope.store.integrity import is_permitted
 from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load, load_records
+from nucleoscope.store.run_names import check_model, format_suffix, order_run, split
+from nucleoscope.store.run_settings import RUN_INFO, Head, compare, list_settings, read_settings
 from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
 
 # pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
@@ -80,7 +82,6 @@ __all__ = [
     "write_tokens",
 ]
 
-RUN_INFO = "run.json"
 MEASURE, PAGE = "measure", "run"  # the notebooks of a run: one measures, the other one is its page in the book
 NOTEBOOK = f"{PAGE}.ipynb"
 CONTEXT = "context"  # the notebook that measures similarity in context, if it is asked for
@@ -118,13 +119,22 @@ def shorten_names(dataset_name: str, model_name: str) -> tuple[str, str]:
 
 
 def locate_run(
-    results_dir: str | os.PathLike, dataset_name: str, model_name: str, text_column: str | None = None
+    results_dir: str | os.PathLike,
+    dataset_name: str,
+    model_name: str,
+    text_column: str | None = None,
+    named: Mapping[str, Any] | None = None,
 ) -> Path:
     """The folder of one run.
 
-    Texts that were scored, not generated, count as a data set of their own, <dataset>-<text_column>.
+    Texts that were scored, not generated, count as a data set of their own, <dataset>-<text_column>. The values of
+    settings that are ``named`` are part of the folder's name, <model>@top_p=0.95@seed=1, so that runs with other
+    values are beside it (`run_names`).
     """
     dataset, model = shorten_names(dataset_name, model_name)
+    if named:
+        check_model(model)
+        model += format_suffix(named)
     if text_column:
         dataset = f"{dataset}-{text_column.replace('/', '_').translate(BRACES)}"
     for name in (dataset, model):
@@ -280,14 +290,22 @@ class StoredTables(Mapping):
     """{(model, dataset): table}, each read from its tokens.parquet whenever it is accessed, and not kept.
 
     ``sources`` gives the parquet file of each run, or the table itself if it could not be written to a
-    file. Only ``columns`` are read (None: all). Other processes receive the paths, not the tables.
+    file. Only ``columns`` are read (None: all). Other processes receive the paths, not the tables. ``heads`` says in
+    which settings the runs differ (`run_settings`), by default in none.
     """
 
-    def __init__(self, sources: dict[tuple[str, str], Any], columns: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        sources: dict[tuple[str, str], Any],
+        columns: Collection[str] | None = None,
+        heads: Mapping[tuple[str, str], Head] | None = None,
+    ) -> None:
         self._sources, self._columns = sources, columns
+        self.heads = compare({key: split(key[0])[1] for key in sources}) if heads is None else heads
 
     def __getitem__(self, key: tuple[str, str]) -> "pd.DataFrame":
-        return read_columns(self._sources[key], *key, self._columns)
+        head = self.heads[key]
+        return _add_settings(read_columns(self._sources[key], head["Model"], key[1], self._columns), head, self.heads)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._sources)
@@ -303,7 +321,7 @@ class StoredTables(Mapping):
     ) -> "StoredTables":
         """Some of the tables, or some of their columns, from the same files."""
         sources = self._sources if keys is None else {key: self._sources[key] for key in keys}
-        return StoredTables(sources, self._columns if columns is None else columns)
+        return StoredTables(sources, self._columns if columns is None else columns, self.heads)
 
     def count_tokens(self) -> int:
         """The number of rows of all tables, without reading them."""
@@ -324,11 +342,54 @@ def load_runs(
     dataset (categories), prompt (index), step, k (size of the nucleus), token, text (what the token adds to the text
     of its prompt), then the quantities; entropies are in nats. A quantity is NaN if the file does not contain it;
     cosine and weighted_cosine are NaN if k = 1 (one candidate has no pair); the token is -1 if it is unknown, and the
-    text is missing in files of earlier versions until `add_texts` adds it.
+    text is missing in files of earlier versions until `add_texts` adds it. After model and dataset there is a column
+    for each setting that differs between the runs, as run.json has it: top_p, seed, dtype, ... A run whose folder's
+    name says that (model@top_p=0.95) has that name as its key, and its model's name in the column model.
     """
     check_folder(results_dir)
     damaged: dict[Path, str] = {}
-    return dict(iterate_runs(results_dir, damaged)), damaged
+    found = dict(iterate_runs(results_dir, damaged))
+    heads = _compare_runs(results_dir, found)
+    return {key: _add_settings(found[key], head, heads) for key, head in heads.items()}, damaged
+
+
+def _compare_runs(results_dir: str | os.PathLike, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Head]:
+    """The heads of runs, without those that repeat another one, which are named on stderr.
+
+    Such a run was measured before its grid listed several values: its folder is not named after them, as that of the
+    same measurement is now.
+    """
+    heads = compare({key: read_settings(locate_measured(results_dir, *key)) for key in keys})
+    kept: dict[tuple, tuple[str, str]] = {}
+    for key in sorted(heads, key=lambda key: not split(key[0])[1]):  # those that say their settings first
+        same = kept.setdefault(tuple(map(str, heads[key].values())), key)
+        if same != key:
+            one, other = (locate_measured(results_dir, *each) for each in (key, same))
+            print("skipped:", escape_line(f"'{one}' has the model and the settings of '{other}'"), file=sys.stderr)
+    ordered = sorted(kept.values(), key=lambda key: (key[1], order_run(key)))  # by data set, as folders are
+    return {key: heads[key] for key in ordered}
+
+
+def _add_settings(table: "pd.DataFrame", head: Head, heads: Mapping[tuple[str, str], Head]) -> "pd.DataFrame":
+    """The table of a run with the name of its model, and a column for each setting in its head.
+
+    Text is categories, the same in all tables, which may be joined. A table without its model's name stays as it is.
+    """
+    import pandas as pd
+
+    if "model" not in table:
+        return table
+    table = table.assign(model=pd.Categorical.from_codes([0] * len(table), [head["Model"]]))
+    place = table.columns.get_loc("dataset") + 1 if "dataset" in table else 1
+    for name in reversed([name for name in list_settings(head) if name not in table]):
+        values = list(dict.fromkeys(each[name] for each in heads.values()))
+        if isinstance(head[name], str):
+            code = values.index(head[name])
+            table.insert(place, name, pd.Categorical.from_codes([code] * len(table), values))
+        else:
+            kind = int if all(isinstance(value, int) for value in values) else float
+            table.insert(place, name, pd.Series(head[name], index=table.index, dtype=kind))
+    return table
 
 
 def iterate_runs(
@@ -356,6 +417,7 @@ def load_run(
 def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     """All measured tokens below ``results_dir``, one per row; columns as in `load_runs`.
 
+    With several values of a setting, a group of the table is ``table.groupby(["model", "dataset", "top_p"])``.
     ValueError names a bad file.
     """
     import pandas as pd
@@ -368,10 +430,10 @@ def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     if not tables:
         _check_depth(locate_folder(results_dir))
         return tabulate([], "", "").assign(model=pd.Categorical([]), dataset=pd.Categorical([]))
-    parts = [tables[key] for key in sorted(tables, key=lambda key: key[::-1])]
+    parts = [tables[key] for key in sorted(tables, key=lambda key: (key[1], order_run(key)))]
     names = {name: union_categoricals([part[name] for part in parts]) for name in ("model", "dataset")}
     joined = pd.concat([part.drop(columns=list(names)) for part in parts], ignore_index=True)
-    return joined.assign(**names)[["model", "dataset", *joined.columns]]
+    return joined.assign(**names)[[*names, *joined.columns]]
 
 
 def _check_depth(folder: Path) -> None:
@@ -387,7 +449,8 @@ def _check_depth(folder: Path) -> None:
 def load_readable(results_dir: str | os.PathLike) -> StoredTables:
     """The tables of `load_runs`, left in their files, to be read one at a time.
 
-    Files that cannot be read are named on stderr. ValueError if none is left.
+    Their ``heads`` say in which settings the runs differ (`run_settings`). Files that cannot be read are named on
+    stderr. ValueError if none is left.
     """
     check_folder(results_dir)
     sources: dict[tuple[str, str], Path | pd.DataFrame] = {}
@@ -399,7 +462,8 @@ def load_readable(results_dir: str | os.PathLike) -> StoredTables:
         print("skipped:", escape_line(problem), file=sys.stderr)
     if not sources:
         raise ValueError(f"no readable measurements under '{results_dir}': measure a model first")
-    return StoredTables(sources)
+    heads = _compare_runs(results_dir, sources)
+    return StoredTables({key: sources[key] for key in heads}, heads=heads)
 
 
 @contextlib.contextmanager

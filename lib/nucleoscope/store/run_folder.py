@@ -10,14 +10,14 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nucleoscope.atomic import write_atomically, write_json
 from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.quantities import find_columns
-from nucleoscope.settings import fill_defaults
+from nucleoscope.settings import fill_defaults, list_varying
 from nucleoscope.store.candidates import CANDIDATES, NEEDED, write_candidates
 from nucleoscope.store.locking import LOCK, Lock, Locked, check_folder
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
@@ -63,6 +63,13 @@ def check(folder: Path, overwrite: bool = False) -> None:
             raise IsADirectoryError(f"'{folder / name}' is a folder: move it out of the way")
     if (folder / RUN_INFO).is_file():
         read_json(folder / RUN_INFO)
+
+
+def advise(differing: Iterable[str]) -> str:
+    """What to do about results with other values of some settings, after a semicolon."""
+    names = ",".join(name for name in differing if name in list_varying())
+    beside = f", and so does --named_settings={names}" if names else ""
+    return f"--overwrite replaces them, another --results_dir keeps both{beside}"
 
 
 class RunFolder(Locked):
@@ -150,7 +157,7 @@ class RunFolder(Locked):
         for name, identity in IDENTITIES.items():
             if identity in keys and name not in keys and there.get(name) != here.get(name):
                 keys.insert(0, name)
-        advice = "--overwrite replaces them, another --results_dir keeps both"
+        advice = advise(keys)
         if not self._is_replaceable(found):
             keys = [name for name in IDENTITIES if name in keys] or keys
             advice = "use another --results_dir or move that folder out of the way"

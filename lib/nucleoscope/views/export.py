@@ -18,6 +18,8 @@ from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.names import suggest
 from nucleoscope.store import results
 from nucleoscope.store.local_tokenizers import find_tokenizer
+from nucleoscope.store.run_names import describe_run
+from nucleoscope.store.run_names import split as split_name
 from nucleoscope.views import tables, texts
 from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader, make_encodable
@@ -70,14 +72,15 @@ def _check_output(folder: Path, output: Path, candidates: bool) -> str:
 
 
 def _tabulate(folder: Path, prompts: Collection[int], tokenizer: object) -> Iterator[pd.DataFrame]:
-    """The tokens of some prompts."""
-    table = results.load_run(results.find_measurements(folder), folder.name, folder.parent.name)
-    table = table[table["prompt"].isin(prompts)]
+    """The tokens of some prompts, with a column for each setting that the run's folder is named after."""
+    model, named = split_name(folder.name)
+    table = results.load_run(results.find_measurements(folder), model, folder.parent.name)
+    table = table[table["prompt"].isin(prompts)].assign(**named)
     if tokenizer is not None and table["text"].isna().any():
         decoder = TokenDecoder(tokenizer)
         split = [decoder.split_text(group["token"].tolist()) for _, group in table.groupby("prompt", sort=False)]
         table = table.assign(text=pd.array([text for part in split for text in part], dtype="str"))
-    ahead = ["model", "dataset", "prompt", "step", "token", "text"]
+    ahead = ["model", "dataset", *named, "prompt", "step", "token", "text"]
     yield table[[*ahead, *(name for name in table if name not in ahead)]]
 
 
@@ -118,7 +121,7 @@ def _render_page(folder: Path, prompts: dict[int, str], tokenizer: object) -> st
     else:
         found = dict(texts.build_texts(folder, reader, prompts, background, mode))
         body = texts.render_texts(folder, prompts, table, background, found, reader)
-    title = html.escape(make_encodable(f"{folder.name} on {folder.parent.name}"))
+    title = html.escape(make_encodable(describe_run(folder.name, folder.parent.name)))
     number = f", prompt {next(iter(prompts))}" if len(prompts) == 1 else ""
     explained = (
         "Point at a token, tap it, or reach it with the arrow keys: its card shows what the model could have chosen. "

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,8 @@ from nucleoscope.atomic import write_atomically
 from nucleoscope.names import escape_mathtext, escape_plotly
 from nucleoscope.stats.bootstrap import Bins, choose_bins
 from nucleoscope.store.results import select, select_choices
+from nucleoscope.store.run_names import describe_model, divide_model, order_model, order_run
+from nucleoscope.store.run_settings import describe_head, describe_head_settings, list_run_columns
 from nucleoscope.views.palette import (
     BLUE,
     BUTTON,
@@ -162,7 +164,8 @@ def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> "matplo
             axes[0, column].annotate(escape_mathtext(dataset), (0.5, 1.03), ha="center", va="bottom", **_EDGE)
             axes[np.flatnonzero(measured[:, column]).max(initial=0), column].tick_params(labelbottom=True)
         for row, model in enumerate(models):
-            axes[row, -1].annotate(escape_mathtext(model), (1.03, 0.5), ha="left", va="center", rotation=-90, **_EDGE)
+            title = "\n".join(map(escape_mathtext, filter(None, divide_model(model))))
+            axes[row, -1].annotate(title, (1.03, 0.5), ha="left", va="center", rotation=-90, **_EDGE)
             axes[row, np.argmax(measured[row])].tick_params(labelleft=True)
         key = ["median of a bin", "± one standard deviation"]
         drawn = [axes.flat[place] for place in np.flatnonzero(measured)[:1]]
@@ -218,7 +221,7 @@ def _plot_paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
 
 def list_rows_and_columns(tables: Tables) -> tuple[list[str], list[str]]:
     """Models and data sets, in the order of the tables of statistics."""
-    return tuple(sorted({key[place] for key in tables}) for place in (0, 1))
+    return sorted({model for model, _ in tables}, key=order_model), sorted({dataset for _, dataset in tables})
 
 
 def select_pairs(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
@@ -245,7 +248,7 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
     tables = select(tables, columns={"prompt", "k", x, y})
     figure = go.Figure(layout=build_layout("", height=440))
     few = 0  # runs without a line
-    for model, dataset in sorted(tables):
+    for model, dataset in sorted(tables, key=order_run):
         table = tables[model, dataset]
         bins = bin_run(table, x, y)
         if bins is None:
@@ -254,7 +257,7 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         # With one model, colours distinguish data sets; with several, colours distinguish models and dashes data sets.
         color, dash = models.index(model), datasets.index(dataset)
         color, dash = (color, dash) if len(models) > 1 else (dash, 0)
-        both = escape_plotly(f"{model}, {dataset}")
+        both = escape_plotly(f"{describe_model(model)}, {dataset}")
         name = both if len(models) > 1 else escape_plotly(dataset)
         if not held.any():
             few, pairs = few + 1, select_pairs(table, x, y)
@@ -295,7 +298,7 @@ def plot_coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.F
     """Our coefficients of every run with their 95 % intervals, and the published ones of the same runs."""
     figure = make_subplots(1, 2, shared_yaxes=True, column_titles=["Pearson", "Spearman"], horizontal_spacing=0.04)
     both = statistics[["Model", "Dataset"]].merge(published, how="left")
-    names = [f"{escape_plotly(row.Model)}<br>{escape_plotly(row.Dataset)}" for row in statistics.itertuples()]
+    names = [_name_row(head) for head in statistics[list_run_columns(statistics)].to_dict("records")]
     for column, kind in enumerate(("Pearson", "Spearman"), 1):
         ours = statistics[f"{kind} r"]
         low, high = (ours - statistics[f"{kind} low"]).abs(), (statistics[f"{kind} high"] - ours).abs()
@@ -336,7 +339,7 @@ def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
 
     ``lines`` are those of `fits.compute_lines`, ``csv`` the file that contains them, if any.
     """
-    groups = list(lines.groupby(["Model", "Dataset", "Bins"], sort=False))
+    groups = list(lines.groupby([*list_run_columns(lines), "Bins"], sort=False, dropna=False))
     kinds = {"constant": FAINT, "line": PURPLE, "decay": GREEN, "unimodal": VERMILLION}
     looks = {"medians": BLUE, **kinds, "free": SKY, "spline": GREY}
     figure = go.Figure(layout=build_layout("", height=520))
@@ -351,9 +354,11 @@ def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
             hover = f"{kind}: %{{y:.3f}} at %{{x:.2f}}<extra></extra>"
             trace = go.Scatter(mode="lines", line={"color": color, "dash": dash}, name=kind, hovertemplate=hover)
         figure.add_trace(trace.update(content))
+    heads = [(group[list_run_columns(lines)].iloc[0].to_dict(), names[-1]) for names, group in groups]
+    labels = [f"{describe_head(head, ', ')}, {bins}" for head, bins in heads]
     buttons = [
-        {"label": escape_plotly(f"{model}, {dataset}, {bins}"), "method": "restyle", "args": [_build_columns(content)]}
-        for ((model, dataset, bins), _), content in zip(groups, contents, strict=True)
+        {"label": escape_plotly(label), "method": "restyle", "args": [_build_columns(content)]}
+        for label, content in zip(labels, contents, strict=True)
     ]
     look = {"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "bgcolor": BUTTON}
     look |= {"font": {"color": BUTTON_TEXT}}
@@ -361,6 +366,12 @@ def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
     figure.update_xaxes(title=quantities.find_title("entropy"), rangemode="tozero")
     figure.update_yaxes(title=quantities.find_title("cosine"))
     return describe(figure, "Median cosine similarity over entropy, and the curves fitted to the medians", csv)
+
+
+def _name_row(head: Mapping[str, Any]) -> str:
+    """How an axis calls a run: its model, and below it the data set and the settings that differ."""
+    below = ", ".join(filter(None, (head["Dataset"], describe_head_settings(head))))
+    return f"{escape_plotly(head['Model'])}<br>{escape_plotly(below)}"
 
 
 def _build_curve(rows: pd.DataFrame) -> dict:

@@ -16,6 +16,7 @@ from nucleoscope.names import escape_plotly
 from nucleoscope.stats.explained import LADDER
 from nucleoscope.stats.null_models import GAUSSIAN, NULLS, OBSERVED, POOLED, SAME_K
 from nucleoscope.stats.specification import CHOICES, NEGATIVE, POSITIVE, STATISTICS, UNDECIDED
+from nucleoscope.store.run_settings import Head, describe_head, describe_head_settings, list_heads, select_head
 from nucleoscope.variants import CANDIDATE_SETS, GEOMETRIES, SETS_BY_NAME
 from nucleoscope.views.figures import build_layout, describe, round_values
 from nucleoscope.views.palette import (
@@ -55,15 +56,22 @@ NULL_TITLES = {
 ZERO = {"showline": False, "zeroline": True, "zerolinewidth": 2}
 
 
-def list_groups(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """The (model, data set) of a table's rows: the mean over runs first, if there is one."""
-    names = list(dict.fromkeys(zip(table["Model"], table["Dataset"], strict=True)))
-    return sorted(names, key=lambda name: name != (POOLED, POOLED))
+def list_groups(table: pd.DataFrame) -> list[Head]:
+    """The heads of a table's rows: means over runs first, if there are any."""
+    return sorted(list_heads(table), key=lambda head: not is_pooled(head))
 
 
-def name_group(group: tuple[str, str]) -> str:
-    """How a menu calls a run, or the mean over runs."""
-    return "mean over runs" if group == (POOLED, POOLED) else escape_plotly(", ".join(group))
+def is_pooled(head: Head) -> bool:
+    """Whether a head is that of a mean over runs."""
+    return (head["Model"], head["Dataset"]) == (POOLED, POOLED)
+
+
+def name_group(head: Head) -> str:
+    """How a menu calls a run, or a mean over runs."""
+    name = describe_head(head, ", ")
+    if is_pooled(head):
+        name = ", ".join(filter(None, ("mean over runs", describe_head_settings(head))))
+    return escape_plotly(name)
 
 
 def plot_over_top_p(
@@ -84,7 +92,7 @@ def plot_over_top_p(
     figure = go.Figure(layout=build_layout("", height=480))
     contents = {}
     for group in list_groups(rows):
-        own = _select(rows, group)
+        own = select_head(rows, group)
         for statistic in statistics:
             part = own[own["statistic"] == statistic]
             if len(part):
@@ -160,10 +168,6 @@ def _fill(figure: go.Figure, contents: dict[str, list[dict]]) -> None:
         figure.update_layout(updatemenus=[{"buttons": buttons, **look}], margin={"t": 70})
 
 
-def _select(rows: pd.DataFrame, group: tuple[str, str]) -> pd.DataFrame:
-    return rows[(rows["Model"] == group[0]) & (rows["Dataset"] == group[1])]
-
-
 def plot_nulls(
     null_statistics: pd.DataFrame,
     candidates: str = "top_p_0.9",
@@ -181,7 +185,7 @@ def plot_nulls(
     figure = go.Figure(layout=build_layout("", height=170 + 46 * len(nulls)))
     contents = {}
     for group in list_groups(rows):
-        own = _select(rows, group)
+        own = select_head(rows, group)
         for statistic in statistics:
             contents[f"{name_group(group)}: {statistic}"] = [
                 _build_nulls(own[own["geometry"] == name], nulls, statistic, _shift(place, len(names)))
@@ -230,7 +234,7 @@ def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure:
     figure = go.Figure(layout=build_layout("", height=180 + 46 * len(ladder)))
     contents = {}
     for group in list_groups(rows):
-        own, content = _select(rows, group), []
+        own, content = select_head(rows, group), []
         for place, name in enumerate(names):
             part = own[own["geometry"] == name]
             others = [round(ladder.index(each) + _shift(place, len(names)), 2) for each in part["predictors"]]
@@ -267,7 +271,7 @@ def plot_specifications(specifications: pd.DataFrame, csv: str = "") -> go.Figur
     labels = list(chain.from_iterable(orders))
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.42, 0.58], vertical_spacing=0.02)
     figure.update_layout(build_layout("", height=420 + 17 * len(labels)))
-    contents = {name_group(group): _build_curve(_select(rows, group), orders) for group in list_groups(rows)}
+    contents = {name_group(group): _build_curve(select_head(rows, group), orders) for group in list_groups(rows)}
     exchanged = go.Scattergl(
         mode="markers", marker={"size": 3, "color": FAINT}, hoverinfo="skip", name="equal k exchanged"
     )

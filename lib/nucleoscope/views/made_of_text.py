@@ -6,17 +6,28 @@ if the 95 % interval does not contain 0.
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from nucleoscope.stats.explained import NOTICEABLE
-from nucleoscope.stats.null_models import GAUSSIAN, NULLS, OBSERVED, POOLED, SAME_K
+from nucleoscope.stats.null_models import GAUSSIAN, NULLS, OBSERVED, SAME_K
 from nucleoscope.stats.specification import ALL, CHOICES, NEGATIVE, POSITIVE, UNDECIDED, classify
+from nucleoscope.store.run_names import describe_run
+from nucleoscope.store.run_settings import (
+    Head,
+    describe_head,
+    describe_head_settings,
+    list_heads,
+    list_varied,
+    select_head,
+    sort_head,
+)
 from nucleoscope.variants import CANDIDATE_SETS
-from nucleoscope.views.made_of_figures import list_groups
-from nucleoscope.views.tables import load_table
+from nucleoscope.views.made_of_figures import is_pooled, list_groups
+from nucleoscope.views.tables import describe_varied, load_table
 from nucleoscope.views.token_text import escape_name
 
 MEASURE = "`make run`, or the command that measured it with `--overwrite`, measures them with the default `variants`"
@@ -55,25 +66,73 @@ def describe_left_out(found: Collection, missing: Mapping[tuple[str, str], str])
         return NOTHING
     text = f"{len(found)} of {len(found) + len(missing)} runs have variants of their candidate sets."
     if missing:
-        names = ", ".join(escape_name(f"{model} on {dataset}") for model, dataset in missing)
+        names = ", ".join(escape_name(describe_run(model, dataset)) for model, dataset in missing)
         text += f" Left out, because they have none: {names}; {MEASURE}."
     return text
 
 
-def _select_group(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The rows of the mean over runs, or of the only run, and how a sentence about them begins."""
+class Lead(NamedTuple):
+    """What sentences are about: the rows of a mean over runs or of the only run, and how a sentence about them begins.
+
+    ``where`` says which of several it is, before a colon; "" if there is only one.
+    """
+
+    rows: pd.DataFrame
+    of: str
+    where: str
+
+
+def list_leads(table: pd.DataFrame) -> list[Lead]:
+    """The mean over runs, or the only run; for each value of settings that vary for one model on one data set.
+
+    Of a table without rows, one without rows.
+    """
     if table.empty:
-        return table, ""
-    model, dataset = list_groups(table)[0]
-    rows = table[(table["Model"] == model) & (table["Dataset"] == dataset)]
-    of = f"Over {rows['runs'].max()} runs" if model == POOLED else escape_name(f"{model} on {dataset}")
-    return rows, of
+        return [Lead(table, "", "")]
+    groups = list_groups(table)
+    varied = list_varied([head for head in groups if not is_pooled(head)])
+    leads: dict[str, Head] = {}
+    for head in groups:  # means come first
+        leads.setdefault(describe_head_settings(head, varied), head)
+    found = []
+    for with_, head in sorted(leads.items(), key=lambda lead: sort_head(lead[1], varied)):
+        rows = select_head(table, head)
+        of = escape_name(describe_head(head))
+        if is_pooled(head):
+            of = f"Over {rows['runs'].max()} runs" + (f" with {escape_name(with_)}" if with_ else "")
+        found.append(Lead(rows, of, f"With {escape_name(with_)}" if len(leads) > 1 else ""))
+    return found
+
+
+def _join(describe: Callable[[Lead], str], table: pd.DataFrame, between: str = "\n\n") -> str:
+    """What is said of each lead of a table."""
+    return between.join(dict.fromkeys(describe(lead) for lead in list_leads(table)))
+
+
+def _begin(lead: Lead, text: str) -> str:
+    """A text that does not say what it is about, after words that do if there are several."""
+    return f"{lead.where}: {text[0].lower()}{text[1:]}" if lead.where else text
+
+
+def describe_settings(table: pd.DataFrame) -> str:
+    """A sentence on settings that vary for one model on one data set, and what is not counted together; "" if none."""
+    text = describe_varied(table)
+    if "top_p" in list_varied(list_heads(table)):
+        text += (
+            " The `top_p` of a run is that of the nucleus from which its tokens were drawn; the candidate sets below, "
+        )
+        text += "such as `top_p_0.9`, were measured in every run."
+    return text
 
 
 def describe_over_top_p(specifications: pd.DataFrame, statistic: str = "Spearman") -> str:
     """Sentences on the sign of the coefficient over top_p, one for each geometry."""
+    return _join(lambda lead: _describe_over_top_p(lead, statistic), specifications)
+
+
+def _describe_over_top_p(lead: Lead, statistic: str) -> str:
     names = {each.name: each.value for each in CANDIDATE_SETS if each.rule == "top_p"}
-    rows, of = _select_group(specifications)
+    rows, of = lead.rows, lead.of
     rows = rows[rows["candidates"].isin(list(names)) & (rows["statistic"] == statistic) & rows["r"].notna()]
     if rows.empty:
         return "No coefficient could be computed for any top_p."
@@ -118,7 +177,11 @@ def describe_nulls(
     null_statistics: pd.DataFrame, candidates: str = "top_p_0.9", geometry: str = "raw", statistic: str = "Spearman"
 ) -> str:
     """Sentences on which null models reproduce the coefficient of one variant."""
-    rows, of = _select_group(null_statistics)
+    return _join(lambda lead: _describe_nulls(lead, candidates, geometry, statistic), null_statistics)
+
+
+def _describe_nulls(lead: Lead, candidates: str, geometry: str, statistic: str) -> str:
+    rows, of = lead.rows, lead.of
     rows = rows[(rows["candidates"] == candidates) & (rows["geometry"] == geometry)].set_index("null")
     if OBSERVED not in rows.index or np.isnan(rows.loc[OBSERVED, f"{statistic} r"]):
         return f"No run has a coefficient for {candidates} in geometry {geometry}, so no null model can be compared."
@@ -147,7 +210,10 @@ def describe_nulls(
 
 def describe_same_k(null_statistics: pd.DataFrame, candidates: str = "top_p_0.9", geometry: str = "raw") -> str:
     """A sentence on what is left of Spearman's coefficient if the sets of equal k are exchanged."""
-    rows, _ = _select_group(null_statistics)
+    return _join(lambda lead: _begin(lead, _describe_same_k(lead.rows, candidates, geometry)), null_statistics, "\n")
+
+
+def _describe_same_k(rows: pd.DataFrame, candidates: str, geometry: str) -> str:
     rows = rows[(rows["candidates"] == candidates) & (rows["geometry"] == geometry) & (rows["null"] == SAME_K)]
     rows = rows[rows["Spearman r"].notna()]
     if rows.empty:
@@ -200,8 +266,11 @@ def _format_range(values: pd.Series, digits: int) -> str:
 
 def describe_specifications(tests: pd.DataFrame) -> str:
     """Sentences on how many specifications have which sign, and what survives the comparison with null models."""
-    rows, of = _select_group(tests)
-    rows = rows.set_index("null")
+    return _join(_describe_specifications, tests)
+
+
+def _describe_specifications(lead: Lead) -> str:
+    rows, of = lead.rows.set_index("null"), lead.of
     if rows.empty:
         return "No specification could be computed."
     first = rows.iloc[0]
@@ -228,10 +297,15 @@ def describe_answer(specifications: pd.DataFrame) -> str:
     """The front page's sentence: how similar the candidates are if the model is less sure, with the number.
 
     The nucleus is that of the top_p nearest to 0.9 that was measured, the geometry `raw`. A second sentence says
-    whether any other top_p gives the opposite sign.
+    whether any other top_p gives the opposite sign. A list if settings vary for one model on one data set.
     """
+    said = [_describe_answer(lead) for lead in list_leads(specifications)]
+    return said[0] if len(said) == 1 else "\n".join(f"* {sentence}" for sentence in said)
+
+
+def _describe_answer(lead: Lead) -> str:
     names = {each.name: each.value for each in CANDIDATE_SETS if each.rule == "top_p"}
-    rows, of = _select_group(specifications)
+    rows, of = lead.rows, lead.of
     rows = rows[(rows["statistic"] == "Spearman") & rows["r"].notna() & (rows["geometry"] == "raw")]
     rows = rows[rows["candidates"].isin(list(names))].assign(top_p=rows["candidates"].map(names))
     if rows.empty:
@@ -242,7 +316,7 @@ def describe_answer(specifications: pd.DataFrame) -> str:
         NEGATIVE: "are *less* similar when it is less sure",
         POSITIVE: "are *more* similar when it is less sure",
     }.get(row["sign"], "are neither clearly more nor clearly less similar when it is less sure")
-    where = f"mean o{of[1:]}" if row["Model"] == POOLED else of
+    where = f"mean o{of[1:]}" if is_pooled(row) else of
     value = format_bounded(row["r"], row["low"], row["high"])
     said = f"**A model's candidates {verdict}: Spearman's coefficient is {value}** ({where}; candidates are the "
     said += f"likeliest tokens with {row['top_p']:.0%} of the probability; brackets are 95 % intervals)."
@@ -250,16 +324,17 @@ def describe_answer(specifications: pd.DataFrame) -> str:
     if len(opposite):
         other = opposite.iloc[opposite["r"].abs().argmax()]
         value = format_bounded(other["r"], other["low"], other["high"])
-        said += (
-            f" **But its sign depends on how many count as candidates: with {other['top_p']:.0%} of the probability "
-        )
-        said += f"it is {other['sign']}, {value}.**"
+        said += f" **But its sign depends on how many count as candidates: with {other['top_p']:.0%} of the "
+        said += f"probability it is {other['sign']}, {value}.**"
     return said
 
 
 def describe_sign_changes(specifications: pd.DataFrame) -> str:
     """A sentence on whether the sign depends on the cut and the geometry, for the front page."""
-    rows, _ = _select_group(specifications)
+    return _join(lambda lead: _begin(lead, _describe_sign_changes(lead.rows)), specifications, "\n")
+
+
+def _describe_sign_changes(rows: pd.DataFrame) -> str:
     rows = rows[(rows["statistic"] == "Spearman") & rows["r"].notna()]
     counts = rows["sign"].value_counts()
     negative, positive = int(counts.get(NEGATIVE, 0)), int(counts.get(POSITIVE, 0))
@@ -275,15 +350,14 @@ def describe_sign_changes(specifications: pd.DataFrame) -> str:
 
 
 def describe_in_three(specifications: pd.DataFrame, null_statistics: pd.DataFrame, explained: pd.DataFrame) -> str:
-    """Three lines on what the coefficient is made of, for the front page; how to get them if nothing was measured."""
+    """Three lines on what the coefficient is made of, for the front page; how to get them if nothing was measured.
+
+    If settings vary for one model on one data set, there is a line for each choice of settings.
+    """
     if specifications.empty:
         return f"* {NOTHING}"
-    lines = [
-        describe_sign_changes(specifications),
-        describe_same_k(null_statistics),
-        describe_ladder(explained),
-    ]
-    return "\n".join(f"* {line}" for line in lines)
+    texts = (describe_sign_changes(specifications), describe_same_k(null_statistics), describe_ladder(explained))
+    return "\n".join(f"* {line}" for text in texts for line in text.splitlines())
 
 
 def load(results_dir: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

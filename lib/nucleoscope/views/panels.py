@@ -16,6 +16,8 @@ from nucleoscope.names import escape_plotly
 from nucleoscope.stats.bootstrap import Bins, compute_interval, draw_counts
 from nucleoscope.stats.correlation import PAIRS
 from nucleoscope.store.results import select
+from nucleoscope.store.run_names import describe_model, divide_model, order_run
+from nucleoscope.store.run_settings import find_heads, list_run_columns, select_head
 from nucleoscope.views.figures import (
     Tables,
     bin_run,
@@ -38,20 +40,20 @@ def bin_runs(
 ) -> pd.DataFrame:
     """The bins that the panels show: one row per bin with tokens, for each run and pair of quantities.
 
-    Columns: Model, Dataset, x, y (names of the quantities), center, tokens, median and mean each with
-    the bounds of its 95 % interval from resampled prompts (low, high), deviation (one standard
-    deviation of the tokens).
+    Columns: Model, Dataset, the settings that differ, x, y (names of the quantities), center, tokens, median and mean
+    each with the bounds of its 95 % interval from resampled prompts (low, high), deviation (one standard deviation of
+    the tokens).
     """
-    parts = []
+    parts, heads = [], find_heads(tables)
     tables = select(tables, columns={"prompt", "k", *chain.from_iterable(pairs)})
-    for model, dataset in sorted(tables):
-        table = tables[model, dataset]
+    for key in sorted(tables, key=order_run):
+        table = tables[key]
         for x, y in pairs:
             bins = bin_run(table, x, y)
             if bins is not None:
-                parts.append(_compute_bin_rows(bins, resamples, seed).assign(Model=model, Dataset=dataset, x=x, y=y))
-    head = ["Model", "Dataset", "x", "y"]
-    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=head)
+                parts.append(_compute_bin_rows(bins, resamples, seed).assign(**heads[key], x=x, y=y))
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["Model", "Dataset", "x", "y"])
+    head = [*list_run_columns(frame), "x", "y"]
     return frame[[*head, *(name for name in frame if name not in head)]]
 
 
@@ -76,21 +78,24 @@ def plot_grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
     """
     models, datasets = list_rows_and_columns(tables)
     pairs = list(dict.fromkeys(zip(rows["x"], rows["y"], strict=True))) or list(PAIRS)
+    heads = find_heads(tables)
     tables = select(tables, columns={"prompt", "k", *chain.from_iterable(pairs)})
     figure = make_subplots(
         len(models), len(datasets), shared_xaxes="all", shared_yaxes="all",
-        column_titles=[*map(escape_plotly, datasets)], row_titles=[*map(escape_plotly, models)],
+        column_titles=[*map(escape_plotly, datasets)], row_titles=[*map(_format_title, models)],
         x_title=quantities.find_title(pairs[0][0]), y_title=quantities.find_title(pairs[0][1]),
         horizontal_spacing=0.02, vertical_spacing=0.12 / max(len(models), 2),
     )  # fmt: skip
     contents: list[list[dict]] = [[] for _ in pairs]
-    groups = dict(iter(rows.groupby(["Model", "Dataset", "x", "y"])))
-    for model, dataset in sorted(tables):
+    for model, dataset in sorted(tables, key=order_run):
         table = tables[model, dataset]
+        own = select_head(rows, heads[model, dataset])
         for content, (x, y) in zip(contents, pairs, strict=True):
-            content += _build_panel(groups.get((model, dataset, x, y)), table, x, y)
+            content += _build_panel(own[(own["x"] == x) & (own["y"] == y)], table, x, y)
         place = {"row": models.index(model) + 1, "col": datasets.index(dataset) + 1}
-        for trace, values in zip(_build_traces(escape_plotly(f"{model}, {dataset}")), contents[0][-7:], strict=True):
+        for trace, values in zip(
+            _build_traces(escape_plotly(f"{describe_model(model)}, {dataset}")), contents[0][-7:], strict=True
+        ):
             figure.add_trace(trace.update(values), **place)
     switches = _build_switches(contents, pairs, len(models) + len(datasets))
     figure.update_layout(build_layout("", height=190 + 190 * len(models)), showlegend=False, updatemenus=switches)
@@ -100,9 +105,14 @@ def plot_grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
     return describe(figure, text, csv)
 
 
-def _build_panel(rows: pd.DataFrame | None, table: pd.DataFrame, x: str, y: str) -> list[dict]:
+def _format_title(model: str) -> str:
+    """The title of a row: the model, and on a line of their own the settings that its name says."""
+    return "<br>".join(map(escape_plotly, filter(None, divide_model(model))))
+
+
+def _build_panel(rows: pd.DataFrame, table: pd.DataFrame, x: str, y: str) -> list[dict]:
     """The data of the seven traces of `_build_traces` for one pair, in their order, as plain lists."""
-    if rows is None:
+    if rows.empty:
         return [{"x": [], "y": []} for _ in range(6)] + [{"x": [], "y": [], "z": []}]
     center, found = round_values(rows["center"]), []
     for name in ("median", "mean"):

@@ -22,9 +22,19 @@ from nucleoscope.stats.random_effects import RANDOM
 from nucleoscope.stats.specification import ALL, NEGATIVE, POSITIVE, UNDECIDED
 from nucleoscope.store.results import ANALYSES, RUN_INFO, locate_folder, locate_measured, read_json, select
 from nucleoscope.store.results import describe_gaps as describe_run_gaps
+from nucleoscope.store.run_names import divide_model
+from nucleoscope.store.run_settings import (
+    NAMES,
+    describe_head,
+    format_values,
+    list_heads,
+    list_run_columns,
+    list_settings,
+    list_texts,
+    list_varied,
+)
 from nucleoscope.views.token_text import escape_name
 
-RUN = ["Model", "Dataset"]
 KINDS = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman", "within-k Spearman")
 CURVE = "unimodal"  # the study's curve, the subject of the LaTeX table of the fits
 
@@ -55,11 +65,12 @@ def load_statistics(results_dir: str | os.PathLike) -> pd.DataFrame:
         raise ValueError(f"'{path}' does not exist: run scripts/correlation_eval.py first")
     columns = list(pd.read_csv(path, nrows=0))
     text = {name: str for name in columns if name.endswith(" p") and "log10" not in name}
-    missing = {name: [""] for name in columns if name not in RUN}  # a model may be called NA, or 007
-    types = {**text, **dict.fromkeys([*RUN, "interval", "note"], str)}
+    names = [*NAMES, *list_texts(columns)]
+    missing = {name: [""] for name in columns if name not in names}  # a model may be called NA, or 007
+    types = {**text, **dict.fromkeys([*names, "interval", "note"], str)}
     frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
     frame = frame.fillna({"interval": "", "note": ""})
-    return frame.assign(**{name: frame[name].map(read_cell) for name in RUN})
+    return frame.assign(**{name: frame[name].map(read_cell) for name in names})
 
 
 def load_table(results_dir: str | os.PathLike, file: str, text: Collection[str]) -> pd.DataFrame:
@@ -70,9 +81,9 @@ def load_table(results_dir: str | os.PathLike, file: str, text: Collection[str])
     path = locate_folder(results_dir) / ANALYSES / file
     if not path.is_file():
         raise ValueError(f"'{path}' does not exist: run scripts/correlation_eval.py first")
-    numbers = {
-        name: [""] for name in pd.read_csv(path, nrows=0) if name not in text
-    }  # a model may be called NA, or 007
+    columns = list(pd.read_csv(path, nrows=0))
+    text = [*text, *list_texts(columns)]
+    numbers = {name: [""] for name in columns if name not in text}  # a model may be called NA, or 007
     frame = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=numbers)
     return frame.assign(**{name: frame[name].map(read_cell) for name in text})
 
@@ -108,12 +119,15 @@ def format_fits_tex(statistics: pd.DataFrame) -> str:
     rows = statistics[statistics["Curve"] == CURVE].reset_index(drop=True)
     from nucleoscope.stats.curves import FORMULAS  # with scipy's optimisers, which only the analyses need
 
-    best = statistics[statistics["delta AICc"] == 0].groupby(RUN, sort=False)["Curve"].first()
+    names = list_run_columns(statistics)
+    best = statistics[statistics["delta AICc"] == 0].groupby(names, sort=False, dropna=False)["Curve"].first()
+    of = [tuple(row) for row in best.index.to_frame().astype(str).to_numpy()]
+    best = dict(zip(of, best, strict=True))
     quality = {
         "peak": _format_bounded(rows, "peak", "peak"),
         "$R^2$": rows["R2 (medians)"].map(_format_number),
         r"$\Delta$AICc": rows["delta AICc"].map(lambda value: _format_number(value, 1)),
-        "best": [best.get((row.Model, row.Dataset), "--") for row in rows.itertuples()],
+        "best": [best.get(tuple(row), "--") for row in rows[names].astype(str).to_numpy()],
         r"$R^2_\mathrm{tokens}$": rows["R2 (tokens)"].map(_format_number),
         "of spline": rows["of spline"].map(_format_number),
     }
@@ -127,15 +141,20 @@ def format_fits_tex(statistics: pd.DataFrame) -> str:
 
 def _format_tabular(rows: pd.DataFrame, columns: dict) -> str:
     """A tabular with models grouped by multirow, names escaped, and the notes as comments."""
-    frame = pd.DataFrame({name: list(values) for name, values in columns.items()})
-    frame.index = pd.MultiIndex.from_frame(rows[RUN])
+    settings = list_settings(rows)
+    values = format_values(rows)
+    differing = {escape_latex(name): values[name].map(escape_latex) for name in settings}
+    frame = pd.DataFrame({name: list(values) for name, values in (differing | columns).items()})
+    frame.index = pd.MultiIndex.from_frame(rows[NAMES])
     style = frame.style.format_index(escape_latex).hide(names=True)
-    alignment = "ll" + "r" * frame.shape[1]
+    alignment = "ll" + "l" * len(settings) + "r" * len(columns)
     text = style.to_latex(hrules=True, clines="skip-last;data", multirow_align="t", column_format=alignment)
     text = text.replace(" &  & ", "Model & Data set & ", 1)
     rule = f"\\cline{{1-{len(alignment)}}}\n"
     text = text.replace(f"{rule}\\bottomrule", "\\bottomrule").replace(rule, "\\midrule\n")
-    notes = [f"% {escape_line(f'{row.Model}, {row.Dataset}: {row.note}')}\n" for row in rows.itertuples() if row.note]
+    heads = rows[list_run_columns(rows)].to_dict("records")
+    said = [f"{describe_head(head, ', ')}: {note}" for head, note in zip(heads, rows["note"], strict=True) if note]
+    notes = [f"% {escape_line(line)}\n" for line in said]
     small = "{\\scriptsize\\setlength{\\tabcolsep}{1.5pt}%\n"  # fits the column of an article
     return "% needs \\usepackage{booktabs,multirow}\n" + "".join(notes) + small + text + "}\n"
 
@@ -189,7 +208,7 @@ def format_readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
     Of the study's pair, the tokens, their share and their design effect are there too.
     """
     prefix = f"{of}: " if of else ""
-    columns = {name: statistics[name] for name in RUN}
+    columns = _format_head(statistics)
     columns |= {f"{kind} r": _format_spans(statistics, f"{prefix}{kind}", 2, f"{prefix}{kind} r") for kind in KINDS}
     if not of:
         columns["tokens with k > 1"] = statistics["tokens with k > 1"]
@@ -201,7 +220,7 @@ def format_readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
 
 def format_models(combined: pd.DataFrame) -> pd.DataFrame:
     """Coefficients over models for readers, by data set: value [interval] of `random_effects.combine_coefficients`."""
-    columns = {name: combined[name] for name in ("Dataset", "models")}
+    columns = {name: format_values(combined)[name] for name in ("Dataset", *list_settings(combined), "models")}
     if len(combined):
         columns |= {f"{kind} r": _format_spans(combined, kind, 2, f"{kind} r") for kind in KINDS}
     return pd.DataFrame(columns).set_index("Dataset")
@@ -233,21 +252,38 @@ def describe_coefficients(statistics: pd.DataFrame) -> str:
 def describe_gaps(results_dir: str | os.PathLike, tables: Mapping[tuple[str, str], pd.DataFrame]) -> str:
     """A list, in Markdown, of what runs lack and what to try (`results.describe_gaps`); "" if no run lacks anything.
 
-    Tokens with one candidate are mentioned where they are more than half.
+    Tokens with one candidate are mentioned where they are more than half. What is equal for several settings of one
+    model on one data set is said once.
     """
-    lines = []
+    lines: dict[tuple[str, str, str], list[str]] = {}
     for (model, dataset), table in select(tables, columns={"prompt", "k"}).items():
         path = locate_measured(results_dir, model, dataset) / RUN_INFO
         found = describe_run_gaps(read_json(path) if path.is_file() else {}, table)
         few = 2 * (table["k"] == 1).sum() > len(table)
         kept = [line for line in found if few or "had one candidate" not in line]
         if kept:
-            lines.append(f"* **{escape_name(model)} on {escape_name(dataset)}**: {'. '.join(map(_capitalise, kept))}.")
-    return "\n".join(lines)
+            name, settings = divide_model(model)
+            lines.setdefault((name, dataset, ". ".join(map(_capitalise, kept))), []).append(settings)
+    return "\n".join(
+        f"* **{escape_name(', '.join(filter(None, (f'{model} on {dataset}', '; '.join(settings)))))}**: {text}."
+        for (model, dataset, text), settings in lines.items()
+    )
 
 
 def _capitalise(line: str) -> str:
     return line[:1].upper() + line[1:]
+
+
+def describe_varied(statistics: pd.DataFrame) -> str:
+    """Sentences on settings that vary for one model on one data set, and what is not counted together; "" if none."""
+    varied = list_varied(list_heads(statistics))
+    if not varied:
+        return ""
+    names = " and ".join(filter(None, (", ".join(f"`{name}`" for name in varied[:-1]), f"`{varied[-1]}`")))
+    return (
+        f"Runs of one model on one data set differ in {names}. They share the model and the prompts, so they are not "
+        "independent: all pools and means are over runs with the same values."
+    )
 
 
 def describe_comparison(common: int, published: int, measured: int) -> str:
@@ -269,7 +305,7 @@ def _format_range(values: pd.Series) -> str:
 def format_parameters(fits: pd.DataFrame, curve: str, digits: dict[str, int]) -> pd.DataFrame:
     """Parameters of one curve for readers, each to its number of digits: value [interval], all runs, pools and bins."""
     rows = fits[fits["Curve"] == curve]
-    columns = {name: rows[name] for name in (*RUN, "Bins")}
+    columns = _format_head(rows) | {"Bins": rows["Bins"]}
     columns |= {name: _format_spans(rows, name, number) for name, number in digits.items()}
     if rows["before peak"].notna().any():
         columns["before peak"] = rows["before peak"].map("{:.0%}".format).replace("nan%", "")
@@ -280,35 +316,36 @@ def format_counts(tests: pd.DataFrame) -> pd.DataFrame:
     """How many specifications have which sign, for readers: one row per run of `specification`'s second table."""
     rows = tests[tests["null"] == ALL]
     names = ("specifications", NEGATIVE, UNDECIDED, POSITIVE)
-    columns = {name: rows[name] for name in (*RUN, *names)}
+    columns = _format_head(rows) | {name: rows[name] for name in names}
     columns |= {"median": rows["median"].round(3)}
     for null, part in tests.groupby("null", sort=False):
         columns[f"median, {null}"] = _format_spans(part, "median null", 3)
         columns[f"difference, {null}"] = _format_spans(part, "difference", 3)
         columns[f"p, {null}"] = part["median p"].round(3).tolist()
-    return pd.DataFrame(columns).set_index(RUN)
+    return pd.DataFrame(columns).set_index(list_run_columns(columns))
 
 
 def format_nulls(null_statistics: pd.DataFrame, statistic: str = "Spearman") -> pd.DataFrame:
     """One coefficient of every null model for readers: value [interval], its ratio to the measurements', difference."""
     rows = null_statistics[null_statistics[f"{statistic} r"].notna()]
-    columns = {name: rows[name] for name in (*RUN, "candidates", "geometry", "null", "tokens")}
+    columns = _format_head(rows) | {name: rows[name] for name in ("candidates", "geometry", "null", "tokens")}
     columns[statistic] = _format_spans(rows, statistic, 2, f"{statistic} r")
     columns["of measured"] = rows[f"{statistic} ratio"].map("{:.0%}".format).replace("nan%", "")
     columns["measured minus it"] = _format_spans(rows, f"{statistic} difference", 2)
-    return pd.DataFrame(columns).set_index(RUN)
+    return pd.DataFrame(columns).set_index(list_run_columns(columns))
 
 
 def format_ladder(explained: pd.DataFrame) -> pd.DataFrame:
     """Explained variance for readers: R2 [interval] of every predictor, and what entropy adds."""
-    columns = {name: explained[name] for name in (*RUN, "geometry", "predictors", "tokens")}
+    columns = _format_head(explained) | {name: explained[name] for name in ("geometry", "predictors", "tokens")}
     columns |= {"R2": _format_spans(explained, "R2", 3), "entropy adds": _format_spans(explained, "added", 4)}
     return _add_notes(columns, explained["note"])
 
 
 def compare_curves(fits: pd.DataFrame, number: str, digits: int) -> pd.DataFrame:
     """One number of every curve, curves side by side; no rows for means over models, which have none."""
-    rows = fits[fits["Model"] != RANDOM].set_index([*RUN, "Bins"])
+    rows = format_values(fits[fits["Model"] != RANDOM])
+    rows = rows.set_index([*list_run_columns(rows), "Bins"])
     return pd.DataFrame({curve: rows[rows["Curve"] == curve][number].round(digits) for curve in rows["Curve"].unique()})
 
 
@@ -327,16 +364,33 @@ def describe_rise(fits: pd.DataFrame) -> str:
 def format_explained(fits: pd.DataFrame) -> pd.DataFrame:
     """alpha, beta, R2 and RMSE over tokens of the curves that were not refused, with bins of equal width."""
     rows = fits[fits["beta"].notna() & (fits["Bins"] == WIDTH)]
-    columns = {name: rows[name] for name in (*RUN, "Curve")}
+    columns = _format_head(rows) | {"Curve": rows["Curve"]}
     columns |= {name: _format_spans(rows, name, 3) for name in ("alpha", "beta")}
     numbers = {"R2": "R2 (tokens)", "RMSE": "RMSE (tokens)", "of free": "of free", "of spline": "of spline"}
     columns |= {name: rows[source].round(3) for name, source in numbers.items()}
-    return pd.DataFrame(columns).set_index([*RUN, "Curve"])
+    return pd.DataFrame(columns).set_index([*list_run_columns(columns), "Curve"])
 
 
 def _add_notes(columns: dict, notes: pd.Series) -> pd.DataFrame:
     """Rows by run; a column of notes only if there are any."""
-    return pd.DataFrame({**columns, **({"note": notes} if notes.any() else {})}).set_index(RUN)
+    return pd.DataFrame({**columns, **({"note": notes} if notes.any() else {})}).set_index(list_run_columns(columns))
+
+
+def _format_head(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """The columns that say which runs the rows are about, for readers."""
+    return dict(format_values(rows)[list_run_columns(rows)].items())
+
+
+def format_covariance(pairs: pd.DataFrame, least: float = 0.02) -> pd.DataFrame:
+    """The covariance by pairs of classes for readers, of classes with at least this share of a run's tokens."""
+    rows = format_values(pairs[pairs["share of tokens"] >= least].round(3))
+    return rows.set_index(list_run_columns(rows))
+
+
+def format_comparison(both: pd.DataFrame) -> pd.DataFrame:
+    """Coefficients for readers beside the published ones, of `correlation.compute_statistics` merged with these."""
+    columns = [f"{kind} r{of}" for kind in ("Pearson", "Spearman") for of in ("", " published")]
+    return format_values(both)[[*list_run_columns(both), *columns]].round(4).set_index("Model")
 
 
 def _format_spans(rows: pd.DataFrame, name: str, digits: int, value: str = "") -> list[str]:

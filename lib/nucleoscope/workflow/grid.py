@@ -13,6 +13,9 @@ quick. A grid is a mapping of
 The settings of an entry are parameters and resources; model_revision, the commit on the Hub to use, is a
 model's. An entry's setting overrides that of all runs, and a data set's parameter overrides a
 model's. If a model and a data set both name a resource, the run gets the larger value.
+
+A parameter that affects the results may be a list of values (`settings.list_varying`): there is a run for each, and
+for each combination of several. Its folder is named after them, such as <model>@top_p=0.95@seed=1.
 """
 
 import os
@@ -20,6 +23,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,7 @@ import yaml
 from nucleoscope import settings
 from nucleoscope.names import suggest
 from nucleoscope.settings import FIELDS, check_whole, list_grid_parameters, quote, validate
-from nucleoscope.store import results
+from nucleoscope.store import results, run_names
 
 KEYS = ("results_dir", "parameters", "resources", "models", "datasets", "analyses")
 # The parameters of a run, each with its check. One that a grid leaves out, or sets to null, has its default.
@@ -37,6 +41,7 @@ DEFAULTS = {name: FIELDS[name].default for name in PARAMETERS if FIELDS[name].de
 ANALYSES: dict[str, Callable] = {
     name: partial(check_whole, name, least=least, most=most) for name, (least, most) in settings.ANALYSES.items()
 }
+NAMED = "named_settings"  # what a run is told of the lists: which settings its folder is named after
 MOST_GPUS = 10_000  # of one run
 MOST_NAMED = 8  # problems of a grid that its error message names
 DEFAULT_MEMORY, DEFAULT_TIME = "32G", "4h"  # of a run on a cluster
@@ -52,6 +57,11 @@ class Entry:
     gpus: int = 1
     memory: str = DEFAULT_MEMORY
     time: str = DEFAULT_TIME
+
+    @property
+    def varied(self) -> list[str]:
+        """The parameters of which the grid lists several values; the run's folder is named after them."""
+        return [name for name in (self.parameters.get(NAMED) or "").split(",") if name]
 
     @property
     def wants_context(self) -> bool:
@@ -146,13 +156,12 @@ def plan_runs(config: dict[str, Any]) -> dict[str, Entry]:
     for model in map(_expand, config["models"]):
         for dataset in map(_expand, config["datasets"]):
             try:
-                entry = _merge(config, model, dataset)
-                names = entry.parameters["model_name"], entry.parameters["dataset_name"]
-                folder = _locate(entry, found, named)
+                for entry in _merge(config, model, dataset):
+                    names = entry.parameters["model_name"], entry.parameters["dataset_name"]
+                    folder = _locate(entry, found, named)
+                    found[folder], named[folder] = entry, names
             except ValueError as error:
                 problems.append(str(error))
-            else:
-                found[folder], named[folder] = entry, names
     _raise_all(problems)
     return found
 
@@ -162,7 +171,10 @@ def _locate(entry: Entry, found: Mapping[str, Entry], named: Mapping[str, tuple[
     keys = ("results_dir", "dataset_name", "model_name", "text_column")
     results_dir, *names, column = (entry.parameters.get(key) for key in keys)
     dataset, model = names
-    folder = str(results.locate_run(results_dir, dataset, model, column))
+    varied = {name: entry.parameters[name] for name in entry.varied}
+    if not varied:
+        run_names.check_model(results.shorten_names(dataset, model)[1])
+    folder = str(results.locate_run(results_dir, dataset, model, column, varied))
     if set("{}") & set(folder):
         raise ValueError(f"results_dir is {quote(results_dir)}: Snakemake cannot use a folder with braces in its name")
     if named.get(folder) == (model, dataset):
@@ -181,10 +193,17 @@ def _raise_all(problems: Iterable[str]) -> None:
         raise ValueError("; ".join(found[:MOST_NAMED] + more))
 
 
-def _merge(config: dict, model: dict, dataset: dict) -> Entry:
-    """The run of two entries, each in its long form."""
+def _merge(config: dict, model: dict, dataset: dict) -> Iterator[Entry]:
+    """The runs of two entries, each in its long form: one for each combination of the values that they list."""
     merged = {**config["parameters"], **model, **dataset}
-    parameters = {name: settings.normalise(name, merged[name]) for name in PARAMETERS if merged.get(name) is not None}
+    listed = {
+        name: settings.list_values(name, merged[name]) for name in PARAMETERS if isinstance(merged.get(name), list)
+    }
+    parameters = {
+        name: settings.normalise(name, merged[name])
+        for name in PARAMETERS
+        if merged.get(name) is not None and name not in listed
+    }
     needs = {}
     for name, size in RESOURCES.items():
         own = [entry[name] for entry in (model, dataset) if entry.get(name) is not None]
@@ -194,8 +213,14 @@ def _merge(config: dict, model: dict, dataset: dict) -> Entry:
     if (parameters.get("mode") == "score") != ("text_column" in parameters):
         pair = f"'{model['name']}' on '{dataset['name']}'"
         raise ValueError(f"{pair}: set both mode: score and text_column, or neither")
+    for name in listed:
+        if problem := settings.check_varying(name, parameters.get("mode", "generate")):
+            raise ValueError(f"'{model['name']}' on '{dataset['name']}': {problem}")
     names["results_dir"] = config["results_dir"]
-    return Entry(names | parameters, **{name: need for name, need in needs.items() if need is not None})
+    names |= {NAMED: ",".join(name for name in settings.list_varying() if name in listed)} if listed else {}
+    needed = {name: need for name, need in needs.items() if need is not None}
+    for values in product(*listed.values()):
+        yield Entry(names | parameters | dict(zip(listed, values, strict=True)), **needed)
 
 
 def _expand(entry: str | dict) -> dict:
@@ -248,7 +273,11 @@ def _find_wrong(where: str, values: Any, checks: Mapping[str, Callable]) -> Iter
         return
     yield from _find_unknown(where, values, checks)
     for name, value in values.items():
-        if name in checks and value is not None and (problem := _explain(checks[name], value)):
+        if isinstance(value, list) and name in PARAMETERS:
+            problem = settings.check_varying(name) or _explain(partial(settings.list_values, name), value)
+        else:
+            problem = _explain(checks[name], value) if name in checks and value is not None else None
+        if problem:
             yield f"{where}: {problem}"
 
 

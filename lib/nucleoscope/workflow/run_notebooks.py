@@ -13,7 +13,7 @@ from typing import Any
 
 from nucleoscope.names import suggest
 from nucleoscope.settings import Settings, quote
-from nucleoscope.store import context, integrity, results, run_folder
+from nucleoscope.store import context, integrity, results, run_folder, run_names
 from nucleoscope.workflow import grid, status
 
 NOTEBOOKS = Path(__file__).resolve().parents[3] / "notebooks"
@@ -34,7 +34,16 @@ def check_name(name: str) -> None:
 
 def locate(chosen: Settings) -> Path:
     """The folder of a run with these settings."""
-    return results.locate_run(chosen.results_dir, chosen.dataset_name, chosen.model_name, chosen.text_column)
+    names, named = (chosen.dataset_name, chosen.model_name, chosen.text_column), chosen.collect_named()
+    if not named:
+        run_names.check_model(results.shorten_names(*names[:2])[1])
+    return results.locate_run(chosen.results_dir, *names, named)
+
+
+def _list_names(chosen: Settings, names: Collection[str]) -> dict[str, Any]:
+    """The parameters of a notebook that finds a run by its names: as the model's, that of a folder that says more."""
+    values = {name: getattr(chosen, name) for name in names}
+    return values | ({"model_name": locate(chosen).name} if chosen.named_settings else {})
 
 
 def check(chosen: Settings) -> None:
@@ -90,8 +99,8 @@ def _check_existing(folder: Path, chosen: Settings) -> None:
     if found and not {name for name, *_ in found} & {"model_name", "dataset_name", "dataset", "model_revision"}:
         changes = [f"{name} is {quote(there)} there and {quote(here)} here" for name, there, here in found]
         raise FileExistsError(
-            f"'{folder}' contains results of another run: {', '.join(changes)}; --overwrite replaces them, another "
-            "--results_dir keeps both"
+            f"'{folder}' contains results of another run: {', '.join(changes)}; "
+            f"{run_folder.advise(name for name, *_ in found)}"
         )
 
 
@@ -110,7 +119,7 @@ def write_page(chosen: Settings, if_measured: bool = False, given: Collection[st
         return
     if given:
         _check_measured(folder, chosen, given)
-    _execute(results.PAGE, folder / results.NOTEBOOK, {name: getattr(chosen, name) for name in PAGE_SETTINGS})
+    _execute(results.PAGE, folder / results.NOTEBOOK, _list_names(chosen, PAGE_SETTINGS))
 
 
 def wants_context(chosen: Settings) -> bool:
@@ -143,9 +152,7 @@ def measure_context(chosen: Settings, if_missing: bool = False, given: Collectio
     devices.check(chosen.device)
     if given:
         _check_measured(folder, chosen, given)
-    _execute(
-        results.CONTEXT, folder / results.CONTEXT_NOTEBOOK, {name: getattr(chosen, name) for name in CONTEXT_SETTINGS}
-    )
+    _execute(results.CONTEXT, folder / results.CONTEXT_NOTEBOOK, _list_names(chosen, CONTEXT_SETTINGS))
 
 
 def _check_measured(folder: Path, chosen: Settings, given: Collection[str]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from nucleoscope.atomic import hash_file, write_json
 from nucleoscope.names import escape_line
 from nucleoscope.settings import fill_defaults, list_deciding
-from nucleoscope.store import context, integrity, results, variants
+from nucleoscope.store import context, integrity, results, run_names, variants
 from nucleoscope.variants import NONE
 from nucleoscope.workflow import grid, logs
 
@@ -236,7 +236,7 @@ def _shorten(problem: str) -> str:
 
 def _name_run(folder: str | Path) -> str:
     dataset, model = Path(folder).parts[-2:]
-    return f"{model} on {dataset}"
+    return run_names.describe_run(model, dataset)
 
 
 def _explain(folder: str, why: str) -> str:
