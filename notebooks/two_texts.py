@@ -35,7 +35,7 @@ from pathlib import Path
 
 from IPython.display import HTML, Markdown, display
 
-from nucleoscope.store import text_pairs
+from nucleoscope.store import results, text_pairs
 from nucleoscope.views import calibration_figures, calibration_text, tables, two_texts
 
 if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
@@ -69,8 +69,8 @@ Markdown(calibration_text.describe_interval(comparison)) if measured else None
 # The nucleus leaves out the unlikely tokens: if it has the mass $m$, all others together have the probability $1 - m$.
 # If the tokens of a text were drawn from the model's distribution $p$, a share of $1 - m$ of them would be outside, and
 # the model would be *calibrated* on that text. A text that is outside more often takes tokens that the model
-# believes to be less likely than they are. Calibration is about the model and a kind of text, at the temperature of the
-# run; neither says that a text is good.
+# believes to be less likely than they are. Calibration is about a model and a kind of text, at the temperature of the
+# run; it does not say whether the text is good.
 
 # %%
 bins = two_texts.calibrate(measured)
@@ -114,5 +114,11 @@ for text, html in two_texts.show_texts(measured):
 # ## Recap
 #
 # We compared the texts of a data set with what a model wrote for the same prompts, and both with what the
-# model's own probabilities let expect. The docstrings of `calibration.compare` and `calibration.calibrate` define every
-# number, and the csv file of a figure has those in it.
+# model's own probabilities let expect. In the folder below, `two_texts.csv` and `two_texts_bins.csv` have the numbers of
+# all pairs; the docstrings of `calibration.compare` and `calibration.calibrate` describe their columns.
+
+# %%
+folder = results.locate_folder(results_dir) / results.PAGES
+tables.write(tables.format_csv(comparison), folder / "two_texts.csv")
+tables.write(tables.format_csv(bins), folder / "two_texts_bins.csv")
+folder

@@ -118,8 +118,9 @@ def calibrate(
     if len(known):
         rows = [_calibrate_some(known, text, resamples, seed) | {"bin": ALL}]
         place = assign_bins(known["full_entropy"].to_numpy(), bins)
-        parts = known.groupby(place)
-        rows += [_calibrate_some(part, text, resamples, seed) | {"bin": str(i)} for i, (_, part) in enumerate(parts, 1)]
+        parts = [known[place == number] for number in np.unique(place)]
+        found = [_calibrate_some(part, text, resamples, seed) for part in parts] if len(parts) > 1 else rows
+        rows = rows + [row | {"bin": str(number)} for number, row in enumerate(found, 1)]
     return pd.DataFrame(rows, columns=list_calibration_columns())
 
 

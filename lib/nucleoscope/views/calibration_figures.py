@@ -67,7 +67,7 @@ def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], form: st
             line = go.Scatter(mode="lines", line={"color": color, "width": 2, "dash": "dash"}, name=expected)
             figure.add_trace(line.update(legendgroup=text, hovertemplate=f"{expected}: %{{y:{form}}}<extra></extra>"))
         hover = f"{label}: %{{y:{form}}} %{{customdata}}<extra></extra>"
-        points = go.Scatter(mode="markers", name=label, hovertemplate=hover)
+        points = go.Scatter(mode="markers", name=label, hovertemplate=hover, cliponaxis=False)  # 0 is on the axis
         figure.add_trace(points.update(marker={"size": 9, "color": color, "symbol": symbol}))
     fill_traces(figure, contents)
     figure.update_xaxes(title=f"mean {quantities.find_title('full_entropy')} of a bin", rangemode="tozero")

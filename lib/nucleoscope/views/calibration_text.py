@@ -103,16 +103,17 @@ def format_comparison(comparison: pd.DataFrame) -> pd.DataFrame:
     columns = {"mean of": [TITLES.get(name) or quantities.find_title(name) for name in comparison["quantity"]]}
     for part, title in {EXISTING: "data set's text", WRITTEN: "model's text", "difference": "difference"}.items():
         values = comparison[["quantity", part, f"{part} low", f"{part} high"]].itertuples(index=False, name=None)
-        columns[title] = [_format_mean(*row) for row in values]
+        unit = " points" if part == "difference" else "%"
+        columns[title] = [_format_mean(*row, unit) for row in values]
     several = {"pair": comparison["pair"]} if len(set(comparison["pair"])) > 1 else {}
     return pd.DataFrame(several | columns).set_index(next(iter(several | columns)))
 
 
-def _format_mean(name: str, value: float, low: float, high: float) -> str:
+def _format_mean(name: str, value: float, low: float, high: float, unit: str) -> str:
     if np.isnan(value):
         return ""
     if name in SHARES:
-        return _format_share(value, low, high)
+        return _format_share(value, low, high, unit)
     return format_bounded(value, low, high, 1 if name == "k" else 2)
 
 
@@ -240,14 +241,21 @@ def _format_points(row: pd.Series) -> str:
 
 
 JUDGEMENTS = {
-    (OUTSIDE, POSITIVE): "these texts leave the nucleus more often than the model's probabilities say, so the model is "
-    "too sure of them",
-    (OUTSIDE, NEGATIVE): "these texts leave the nucleus less often than the model's probabilities say, so the model is "
-    "not sure enough of them",
-    (OUTSIDE, UNDECIDED): "as far as these texts can tell, the model is calibrated at the edge of the nucleus",
-    (SURPRISAL, POSITIVE): "the texts are more surprising than the model expects, so it is too sure of them",
-    (SURPRISAL, NEGATIVE): "the texts are less surprising than the model expects, so it is not sure enough of them",
-    (SURPRISAL, UNDECIDED): "as far as these texts can tell, the model expects the surprise that it gets",
+    (
+        OUTSIDE,
+        POSITIVE,
+    ): "the text leaves the nucleus more often than the model's probabilities say, so on this text the "
+    "model is too sure",
+    (
+        OUTSIDE,
+        NEGATIVE,
+    ): "the text leaves the nucleus less often than the model's probabilities say, so on this text the "
+    "model is less sure than it could be",
+    (OUTSIDE, UNDECIDED): "as far as this text can tell, the nucleus is as wide as it should be",
+    (SURPRISAL, POSITIVE): "the text is more surprising than the model expects, so on this text the model is too sure",
+    (SURPRISAL, NEGATIVE): "the text is less surprising than the model expects, so on this text the model is less sure "
+    "than it could be",
+    (SURPRISAL, UNDECIDED): "as far as this text can tell, the model expects as much surprise as it gets",
 }
 
 
@@ -264,13 +272,16 @@ def _describe_bins(parts: pd.DataFrame, name: str) -> str:
         classify(low, high)
         for low, high in zip(parts[f"{name} difference low"], parts[f"{name} difference high"], strict=True)
     ]
-    words = {
-        POSITIVE: "above what is expected there",
-        NEGATIVE: "below what is expected there",
-        UNDECIDED: "in agreement with it",
-        "": "without an interval",
+    words = {  # for one bin, for several
+        POSITIVE: ("is above what is expected there", "are above what is expected there"),
+        NEGATIVE: ("is below what is expected there", "are below what is expected there"),
+        UNDECIDED: ("cannot be told apart from it",) * 2,
+        "": ("has no interval", "have no interval"),
     }
-    found = [f"{signs.count(sign)} {words[sign]}" for sign in words if signs.count(sign)]
+    if not {POSITIVE, NEGATIVE} & set(signs):
+        words[UNDECIDED] = ("cannot be told apart from what is expected there",) * 2
+    counts = {sign: signs.count(sign) for sign in words if sign in signs}
+    found = [f"{count} {words[sign][count > 1]}" for sign, count in counts.items()]
     return f"Of the {len(parts)} bins of full entropy, {join_words(found)}."
 
 
