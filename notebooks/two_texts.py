@@ -54,10 +54,9 @@ Markdown(calibration_text.describe_found(found, measured))
 
 # %%
 comparison = two_texts.compare(measured)
-Markdown(calibration_text.describe_comparison(comparison)) if measured else None
-
-# %%
-tables.show(calibration_text.format_comparison(comparison)) if measured else None
+for name, rows in comparison.groupby("pair", sort=False):
+    display(Markdown(calibration_text.describe_comparison(name, rows)))
+    display(tables.show(calibration_text.format_comparison(rows)))
 
 # %%
 Markdown(calibration_text.describe_interval(comparison)) if measured else None

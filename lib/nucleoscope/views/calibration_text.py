@@ -99,14 +99,13 @@ def _count(number: int, word: str) -> str:
 
 
 def format_comparison(comparison: pd.DataFrame) -> pd.DataFrame:
-    """The means for readers: value [interval] of both texts and their difference; with several pairs, the pair too."""
+    """The means of one pair for readers: value [interval] of both texts and their difference."""
     columns = {"mean of": [TITLES.get(name) or quantities.find_title(name) for name in comparison["quantity"]]}
     for part, title in {EXISTING: "data set's text", WRITTEN: "model's text", "difference": "difference"}.items():
         values = comparison[["quantity", part, f"{part} low", f"{part} high"]].itertuples(index=False, name=None)
         unit = " points" if part == "difference" else "%"
         columns[title] = [_format_mean(*row, unit) for row in values]
-    several = {"pair": comparison["pair"]} if len(set(comparison["pair"])) > 1 else {}
-    return pd.DataFrame(several | columns).set_index(next(iter(several | columns)))
+    return pd.DataFrame(columns).set_index("mean of")
 
 
 def _format_mean(name: str, value: float, low: float, high: float, unit: str) -> str:
@@ -134,34 +133,26 @@ def describe_interval(comparison: pd.DataFrame) -> str:
     )
 
 
-def describe_comparison(comparison: pd.DataFrame) -> str:
-    """A sentence for each pair on surprisal and full entropy."""
-    lines = []
-    for name, rows in comparison.groupby("pair", sort=False):
-        rows = rows.set_index("quantity")
-        if not rows["prompts"].max():
-            lines.append(f"**{escape_name(name)}**: no prompt has both texts.")
-            continue
-        text = f"**{escape_name(name)}**: over {_count(int(rows['prompts'].max()), 'prompt')}, the mean surprisal is "
-        text += _describe_difference(
-            rows.loc["surprisal"],
-            {
-                POSITIVE: "the data set's text surprises the model more than its own",
-                NEGATIVE: "the data set's text surprises the model less than its own",
-                UNDECIDED: "neither text clearly surprises the model more",
-            },
-        )
-        text += " Before it sees a token, its mean full entropy is "
-        text += _describe_difference(
-            rows.loc["full_entropy"],
-            {
-                POSITIVE: "it is less sure what comes next in the data set's text",
-                NEGATIVE: "it is surer what comes next in the data set's text",
-                UNDECIDED: "it is about as sure in both",
-            },
-        )
-        lines.append(text)
-    return "\n\n".join(lines)
+def describe_comparison(name: str, comparison: pd.DataFrame) -> str:
+    """Sentences on surprisal and full entropy in the two texts of the pair of this name."""
+    rows, prompts = comparison.set_index("quantity"), int(comparison["prompts"].max())
+    if not prompts:
+        return f"**{escape_name(name)}**: no prompt has both texts."
+    surprisal = {
+        POSITIVE: "the data set's text surprises the model more than its own",
+        NEGATIVE: "the data set's text surprises the model less than its own",
+        UNDECIDED: "neither text clearly surprises the model more",
+    }
+    entropy = {
+        POSITIVE: "it is less sure what comes next in the data set's text",
+        NEGATIVE: "it is surer what comes next in the data set's text",
+        UNDECIDED: "it is about as sure in both",
+    }
+    return (
+        f"**{escape_name(name)}**: over {_count(prompts, 'prompt')}, the mean surprisal is "
+        f"{_describe_difference(rows.loc['surprisal'], surprisal)} Before it sees a token, its mean full entropy is "
+        f"{_describe_difference(rows.loc['full_entropy'], entropy)}"
+    )
 
 
 def _describe_difference(row: pd.Series, words: dict[str, str]) -> str:

@@ -116,7 +116,7 @@ def show_texts(measured: Mapping[str, Measured], most: int = MOST) -> Iterator[t
     """
     readers: dict[tuple, Reader] = {}
     for name, (pair, existing, written) in list(measured.items())[:most]:
-        heading = f"### {escape_name(name)}\n\n" if len(measured) > 1 else ""
+        heading = f"#### {escape_name(name)}\n\n" if len(measured) > 1 else ""
         try:
             reader = _load_reader(pair.existing, readers)
             picks = choose_prompts(existing, written)
