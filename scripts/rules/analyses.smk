@@ -18,8 +18,8 @@ rule analyses:
         "{GRAPH.python:q} scripts/job.py {params.job} -- {GRAPH.python:q} scripts/correlation_eval.py {params.options}"
 
 
-# Executes a notebook about all measured runs that is a page of the book and leaves no other files. The front
-# page shows the coefficients that the analyses computed.
+# Executes a notebook about all measured runs that is a page of the book; what it writes besides is a csv that nothing
+# else reads. The front page shows the coefficients that the analyses computed.
 rule combined_page:
     input:
         lambda wildcards: GRAPH.force_job(wildcards.name, [GRAPH.locate_page(wildcards.name)]),

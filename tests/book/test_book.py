@@ -1146,9 +1146,8 @@ def build_real(folder: Path) -> None:
         (run / "run.json").write_text(json.dumps({"settings": settings, "tokens": 500}))
         nbformat.write(create_notebook(dataset), run / "run.ipynb")
     options = ["--results_dir", str(folder / "results")]
-    pages = [
-        ["run_notebook.py", n, str(folder / f"results/book/{n}.ipynb"), *options] for n in ("index", "theory", "twelve")
-    ]
+    names = ("index", "theory", "two_texts", "twelve")
+    pages = [["run_notebook.py", n, str(folder / f"results/book/{n}.ipynb"), *options] for n in names]
     commands = [["correlation_eval.py", "--resamples", "100", *options], *pages]
     forked = forks.create_environment()  # the notebooks; the book is built as users build it
     for command in [*commands, ["build_book.py", *options, "--output", str(folder)]]:

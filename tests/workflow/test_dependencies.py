@@ -14,7 +14,7 @@ import forks
 from nucleoscope.workflow import dependencies
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = ("measure", "run", "context", "correlation", "fits", "made_of", "index", "theory", "twelve")
+NOTEBOOKS = ("measure", "run", "context", "correlation", "fits", "made_of", "index", "theory", "two_texts", "twelve")
 EXECUTE_IMPORTS = """
 import ast, sys
 from pathlib import Path
@@ -118,7 +118,7 @@ def plan_graph(root: Path, *options: str) -> str:
 
 JOBS = {
     **{"measure": ["measure"], "page": ["run"], "analyses": ["correlation", "fits", "made_of"]},
-    **{name: [name] for name in ("index", "theory", "twelve")},
+    **{name: [name] for name in ("index", "theory", "two_texts", "twelve")},
 }
 
 
@@ -171,13 +171,14 @@ def test_nothing_is_planned_after_a_finished_grid(project):
         ("notebooks/run.py", {"page"}),
         ("notebooks/measure.py", {"measure"}),
         ("notebooks/twelve.py", {"twelve"}),
-        ("lib/nucleoscope/views/static/strip.js", {"page", "twelve", "index"}),
+        ("lib/nucleoscope/stats/calibration.py", {"two_texts"}),
+        ("lib/nucleoscope/views/static/strip.js", {"page", "two_texts", "twelve", "index"}),
         ("lib/nucleoscope/measure/batching.py", {"measure"}),
         ("lib/nucleoscope/models/loading.py", {"measure"}),
-        ("lib/nucleoscope/models/tokenizers.py", {"measure", "page", "twelve", "index"}),
+        ("lib/nucleoscope/models/tokenizers.py", {"measure", "page", "two_texts", "twelve", "index"}),
         ("lib/nucleoscope/stats/fits.py", {"analyses", "index"}),  # the front page shows coefficients of the analyses
         ("lib/nucleoscope/stats/theory.py", {"theory"}),
-        ("lib/nucleoscope/store/results.py", {"measure", "page", "analyses", "index", "theory", "twelve"}),
+        ("lib/nucleoscope/store/results.py", {"measure", "page", "analyses", "index", "theory", "two_texts", "twelve"}),
         ("lib/nucleoscope/explorer/explorer.py", set()),
         ("book/method.md", set()),
         ("README.md", set()),

@@ -105,7 +105,7 @@ def plot_over_top_p(
         hover = f"{name}, top_p %{{x}}: %{{y:.3f}} %{{customdata}}<extra></extra>"
         line = go.Scatter(mode="lines+markers", line={"color": color, "width": 2.5}, hovertemplate=hover, name=name)
         figure.add_trace(line.update(marker={"size": 9, "symbol": symbol}, legendgroup=name))
-    _fill(figure, contents)
+    fill_traces(figure, contents)
     figure.update_xaxes(title="top_p of the nucleus", tickvals=list(_list_top_p().values()), type="linear")
     figure.update_yaxes(title="coefficient of entropy and cosine similarity", rangemode="tozero", **ZERO)
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}  # covers no line there
@@ -141,7 +141,7 @@ def _build_points(rows: pd.DataFrame, others: list, axis: str, value: str = "r",
     return found
 
 
-def _fill(figure: go.Figure, contents: dict[str, list[dict]]) -> None:
+def fill_traces(figure: go.Figure, contents: dict[str, list[dict]]) -> None:
     """Gives the traces the first of the contents, and a menu that selects one, if there are several."""
     if not contents:
         figure.add_annotation(text="nothing was measured", xref="paper", yref="paper", x=0.5, y=0.5, showarrow=False)
@@ -196,7 +196,7 @@ def plot_nulls(
         hover = f"{name}: %{{x:.3f}} %{{customdata}}<extra></extra>"
         trace = go.Scatter(mode="markers", name=name, hovertemplate=hover)
         figure.add_trace(trace.update(marker={"size": 9, "color": color, "symbol": symbol}))
-    _fill(figure, contents)
+    fill_traces(figure, contents)
     ticks = {"tickvals": list(range(len(nulls))), "ticktext": [NULL_TITLES[name] for name in nulls]}
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, **ticks)
     figure.update_xaxes(title="coefficient of entropy and cosine similarity", **ZERO)
@@ -246,7 +246,7 @@ def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure:
             mode="markers", name=name, hovertemplate=f"{name}: %{{x:.3f}} %{{customdata}}<extra></extra>"
         )
         figure.add_trace(trace.update(marker={"size": 9, "color": color, "symbol": symbol}))
-    _fill(figure, contents)
+    fill_traces(figure, contents)
     ticks = {"tickvals": list(range(len(ladder))), "ticktext": ladder}
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, **ticks)
     figure.update_xaxes(
@@ -285,7 +285,7 @@ def plot_specifications(specifications: pd.DataFrame, csv: str = "") -> go.Figur
         mode="markers", marker={"size": 3, "color": GREY}, hoverinfo="skip", showlegend=False, name="choice"
     )
     figure.add_trace(dots, row=2, col=1)
-    _fill(figure, contents)
+    fill_traces(figure, contents)
     figure.update_traces(error_y_thickness=1, selector={"type": "scatter"})
     figure.update_yaxes(title="coefficient", row=1, col=1, **ZERO)
     ticks = {"tickvals": list(range(len(labels))), "ticktext": labels, "tickfont": {"size": 10}, "showgrid": False}

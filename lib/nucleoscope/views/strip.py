@@ -51,6 +51,7 @@ def render_strip(
     shown: int | None = None,
     most: int = cards.LISTED,
     similarities: Similarities | None = None,
+    with_prompt: bool = True,
 ) -> str:
     """The text of one record as HTML, its tokens tinted by ``quantity``; readers may choose another.
 
@@ -61,7 +62,8 @@ def render_strip(
     run's, "generate" if the model wrote the text, "score" if the text existed before.
     Only the tokens ``first`` <= step < ``last`` are shown. ``shown`` is a token whose card
     stays open. Cards list the ``most`` likely candidates and the token itself; with ``similarities``, those of the
-    prompt by `results.load_similarities`, also how similar they are to it and to each other.
+    prompt by `results.load_similarities`, also how similar they are to it and to each other. ``with_prompt``: whether
+    the prompt is shown above the text.
 
     Raises ValueError for an unknown quantity or ``mode``, for a token ``shown`` outside first and last, and
     for records that lack what a strip shows: the published study's files contain no tokens.
@@ -74,7 +76,7 @@ def render_strip(
     before, after = "… " if data["first"] else "", " …" if data["first"] + len(data["tokens"]) < data["total"] else ""
     units = [Unit(*unit) for unit in content["units"]]
     spans = before + "".join(map(_render_span, units)) + after if units else content["empty"]
-    return _render_page(content["prompt"], spans, data)
+    return _render_page(content["prompt"] if with_prompt else None, spans, data)
 
 
 def build_content(
@@ -190,7 +192,7 @@ def _render_span(unit: Any) -> str:
     return f"<span{size}{unseen}>{text}</span>"
 
 
-def _render_page(prompt: str, spans: str, data: dict) -> str:
+def _render_page(prompt: str | None, spans: str, data: dict) -> str:
     payload = assets.format_json(data)
     style = assets.join_style(STATIC / "strip.css")
     script = assets.wrap_script(STATIC / "strip.js", start="buildStrips();")
@@ -201,12 +203,16 @@ def _render_page(prompt: str, spans: str, data: dict) -> str:
     bar = (
         f'<div class="ns-bar"><label>Tint by <select>{options}</select></label> <span class="ns-legend"></span></div>\n'
     )
+    details = ""
+    if prompt is not None:
+        details = (
+            f'<details class="ns-prompt"{" open" if len(prompt) < FOLDED else ""}><summary>Prompt</summary>'
+            f'<div dir="auto">{html.escape(prompt)}</div></details>\n'
+        )
     # Without this attribute JupyterLab handles the arrow keys itself.
     return (
         f'<div class="nucleoscope nucleoscope-strip" data-lm-suppress-shortcuts="true">\n<style>{style}</style>\n'
-        f"{bar if data['tokens'] else ''}"
-        f'<details class="ns-prompt"{" open" if len(prompt) < FOLDED else ""}><summary>Prompt</summary>'
-        f'<div dir="auto">{html.escape(prompt)}</div></details>\n'
+        f"{bar if data['tokens'] else ''}{details}"
         f'<div class="ns-both"><div class="ns-text" dir="auto" tabindex="0" role="application" '
         f'aria-roledescription="text with measured tokens" aria-label="{FOCUS}">'
         f'{spans}</div>\n<div class="ns-card" role="status"></div></div>\n'

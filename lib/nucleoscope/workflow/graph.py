@@ -19,7 +19,7 @@ from nucleoscope.settings import Settings
 from nucleoscope.store import integrity, locking, results
 from nucleoscope.workflow import dependencies, grid, logs, status, stopping, unchanged
 
-COMBINED_PAGES = ("index", "theory", "twelve")  # notebooks about all runs that are pages of the book
+COMBINED_PAGES = ("index", "theory", "twelve", "two_texts")  # notebooks about all runs that are pages of the book
 CLUSTER_TRIES = 3  # how often a cluster runs a job before its failure is recorded
 CLUSTER_THREADS = 4
 SPECIAL = re.compile(r"[{}\r\n]")  # Snakemake takes what is in braces for a wildcard, and line breaks confuse it

@@ -1,0 +1,210 @@
+"""How well a model's probabilities describe a text, and how two texts for the same prompts differ.
+
+Contract: tables of tokens with the columns of `text_pairs.load_pair`; no files. A token's text was either there before
+(`EXISTING`) or drawn by the model from its nucleus (`WRITTEN`).
+
+Let p be the distribution of a token at the run's temperature, N its nucleus, m the mass of N under p, and q = p / m
+on N. If the tokens of a text were drawn from p, the model would be calibrated on it: a token would be outside N with
+probability 1 - m, and its expected surprisal would be the full entropy H(p) (entropy calibration: Braverman et al.,
+"Calibration, Entropy Rates, and Memory in Language Models", ICML 2020). Its variance would be the full varentropy. What
+a model writes is drawn from q: its tokens are in N, and their expected surprisal under p is the cross entropy
+-sum q log p = H(q) - log m, with the variance of -log q under q, the varentropy.
+
+Given what precedes it, each token's deviation from these expectations has the mean 0, so sums of deviations are
+martingales whose variance is the sum of the tokens' variances, also within a text. From this follow the bands of what a
+calibrated model would give. The intervals of what was measured come from resampling prompts, or leaving out each
+(`bootstrap.choose_interval`), and a pair's prompts are resampled together.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri
+
+from nucleoscope.stats import bootstrap
+
+EXISTING, WRITTEN = "existing", "written"
+ALL = "all"  # the row of all tokens among those of bins
+BINS, LEAST = 10, 40  # bins of entropy at most, tokens of a bin at least
+OUTSIDE, SURPRISAL = "outside", "surprisal"  # what is compared with its expectation
+MEASURES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {  # what two texts are compared by
+    "surprisal": lambda table: table["surprisal"],
+    "full_entropy": lambda table: table["full_entropy"],
+    "excess": lambda table: table["surprisal"] - table["full_entropy"],
+    "entropy": lambda table: table["entropy"],
+    "k": lambda table: table["k"],
+    "outside": lambda table: (table["rank"] > table["k"]).where(table["rank"].notna()),
+    "likeliest": lambda table: (table["rank"] == 1).where(table["rank"].notna()),
+    "margin": lambda table: table["margin"],
+    "cosine": lambda table: table["cosine"],
+}
+
+
+class Bounded(NamedTuple):
+    """Statistics (v,) with the ends of their 95 % intervals, NaN where there is none, and the kind of interval."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    kind: str
+
+
+def list_comparison_columns() -> list[str]:
+    """The columns of `compare`."""
+    parts = [f"{name}{end}" for name in (EXISTING, WRITTEN, "difference") for end in ("", " low", " high")]
+    return ["quantity", *parts, "prompts", f"{EXISTING} tokens", f"{WRITTEN} tokens", "interval"]
+
+
+def compare(
+    existing: pd.DataFrame, written: pd.DataFrame, resamples: int = bootstrap.RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """Means over the tokens of two texts for the same prompts, and their differences, existing minus written.
+
+    One row for each of `MEASURES`. Prompts without a token in either text are left out of both. ``tokens``: those that
+    have the quantity, since a token with one candidate has no cosine; a value that is not finite is no value.
+    """
+    prompts = np.intersect1d(existing["prompt"], written["prompt"])
+    sums, sizes = [], []
+    for table in (existing, written):
+        own = table[table["prompt"].isin(prompts)]
+        values = np.column_stack([np.asarray(measure(own), dtype=np.float64) for measure in MEASURES.values()])
+        found = _sum_by_prompt(values, np.searchsorted(prompts, own["prompt"]), len(prompts))
+        sums.append(found[0])
+        sizes.append(found[1])
+    width = len(MEASURES)
+
+    def compute(means: np.ndarray) -> np.ndarray:
+        return np.concatenate([means, means[:, :width] - means[:, width:]], axis=1)
+
+    found = _bound(np.concatenate(sums, axis=1), np.concatenate(sizes, axis=1), resamples, seed, compute)
+    rows = []
+    for place, name in enumerate(MEASURES):
+        row: dict = {"quantity": name}
+        for part, start in zip((EXISTING, WRITTEN, "difference"), (0, width, 2 * width), strict=True):
+            row |= {f"{part}{end}": found[i][start + place] for i, end in enumerate(("", " low", " high"))}
+        tokens = {
+            f"{part} tokens": int(size[:, place].sum()) for part, size in zip((EXISTING, WRITTEN), sizes, strict=True)
+        }
+        rows.append(row | {"prompts": len(prompts)} | tokens | {"interval": found.kind})
+    return pd.DataFrame(rows, columns=list_comparison_columns())
+
+
+def list_calibration_columns() -> list[str]:
+    """The columns of `calibrate`."""
+    kinds = [f"{name}{kind}" for name in (OUTSIDE, SURPRISAL) for kind in ("", " expected", " difference")]
+    parts = [f"{kind}{end}" for kind in kinds for end in ("", " low", " high")]
+    return ["bin", "from", "to", "tokens", "prompts", "full entropy", *parts, "interval"]
+
+
+def calibrate(
+    table: pd.DataFrame, text: str, bins: int = BINS, resamples: int = bootstrap.RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """How often tokens are outside the nucleus and how surprising they are, beside what their source would give.
+
+    ``text``: `EXISTING` is compared with tokens drawn from p, `WRITTEN` with tokens drawn from q. One row for all
+    tokens, then one for each bin of full entropy; bins are at quantiles, at most ``bins`` with at least `LEAST` tokens
+    each. Columns: ``from``, ``to`` and the mean of full entropy; then for both quantities the mean with its interval,
+    the expectation with the band that contains 95 % of the means of such tokens, and the difference, mean minus
+    expectation, with its interval. If no token of a bin is outside its nucleus, or all are, resampling cannot tell how
+    sure that is, and the interval of the share is that of Clopper and Pearson (Biometrika 26, 1934) for independent
+    tokens. ValueError for another ``text``.
+    """
+    if text not in (EXISTING, WRITTEN):
+        raise ValueError(f"text is '{text}': it must be {EXISTING} or {WRITTEN}")
+    known = table[np.isfinite(table[["full_entropy", "surprisal", "rank", "mass"]]).all(axis=1)]
+    rows = []
+    if len(known):
+        rows = [_calibrate_some(known, text, resamples, seed) | {"bin": ALL}]
+        place = assign_bins(known["full_entropy"].to_numpy(), bins)
+        parts = [known[place == number] for number in np.unique(place)]
+        found = [_calibrate_some(part, text, resamples, seed) for part in parts] if len(parts) > 1 else rows
+        rows = rows + [row | {"bin": str(number)} for number, row in enumerate(found, 1)]
+    return pd.DataFrame(rows, columns=list_calibration_columns())
+
+
+def assign_bins(values: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """The bin of each value, counted from 0: (n,) -> (n,) intp. Edges are quantiles; equal ones make fewer bins."""
+    bins = int(np.clip(len(values) // LEAST, 1, bins))
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
+    return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(len(edges) - 2, 0))
+
+
+def _calibrate_some(table: pd.DataFrame, text: str, resamples: int, seed: int) -> dict:
+    """A row of `calibrate` for some tokens; at least one."""
+    outside = (table["rank"] > table["k"]).to_numpy(dtype=np.float64)
+    surprisal, mass = table["surprisal"].to_numpy(), table["mass"].to_numpy()
+    if text == EXISTING:
+        expected = np.column_stack([1 - mass, table["full_entropy"]])
+        variance = np.column_stack([mass * (1 - mass), table["full_varentropy"]])
+    else:
+        expected = np.column_stack([np.zeros(len(table)), table["entropy"] - np.log(mass)])
+        variance = np.column_stack([np.zeros(len(table)), table["varentropy"]])
+    measured = np.column_stack([outside, surprisal])
+    numbers, prompt = np.unique(table["prompt"], return_inverse=True)
+    values = np.concatenate([measured, measured - expected], axis=1)
+    found = _bound(*_sum_by_prompt(values, prompt, len(numbers)), resamples, seed)
+    low, high = found.low.copy(), found.high.copy()
+    if text == EXISTING and outside.min() == outside.max():
+        low[0], high[0] = _bound_certain(bool(outside[0]), len(outside))
+        low[2], high[2] = low[0] - expected[:, 0].mean(), high[0] - expected[:, 0].mean()
+    low[:2], high[0] = np.maximum(low[:2], 0), min(high[0], 1)
+    entropy = table["full_entropy"]
+    row = {"from": entropy.min(), "to": entropy.max(), "tokens": len(table), "prompts": len(numbers)}
+    row |= {"full entropy": entropy.mean(), "interval": found.kind}
+    for place, (name, least, most) in enumerate(((OUTSIDE, 0, 1), (SURPRISAL, 0, np.inf))):
+        center = expected[:, place].mean()
+        margin = -ndtri((1 - bootstrap.LEVEL) / 2) * np.sqrt(np.nansum(variance[:, place])) / len(table)
+        row |= {name: found.value[place], f"{name} low": low[place], f"{name} high": high[place]}
+        row |= {f"{name} expected": center, f"{name} expected low": max(center - margin, least)}
+        row |= {f"{name} expected high": min(center + margin, most), f"{name} difference": found.value[2 + place]}
+        row |= {f"{name} difference low": low[2 + place], f"{name} difference high": high[2 + place]}
+    return row
+
+
+def _bound_certain(every: bool, tokens: int) -> tuple[float, float]:
+    """The interval of a share that is 0 or, with ``every``, 1 among some tokens."""
+    edge = ((1 - bootstrap.LEVEL) / 2) ** (1 / tokens)
+    return (edge, 1.0) if every else (0.0, 1 - edge)
+
+
+def _sum_by_prompt(values: np.ndarray, prompt: np.ndarray, prompts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the finite values of each prompt, and how many there are: (n, v), (n,) -> two arrays (prompts, v)."""
+    finite = np.isfinite(values)
+    filled = np.where(finite, values, 0)
+    sums = np.column_stack([np.bincount(prompt, column, prompts) for column in filled.T])
+    return sums, np.column_stack([np.bincount(prompt, column, prompts) for column in finite.T])
+
+
+def _bound(
+    sums: np.ndarray,
+    sizes: np.ndarray,
+    resamples: int,
+    seed: int,
+    compute: Callable[[np.ndarray], np.ndarray] = lambda means: means,
+) -> Bounded:
+    """Means over tokens and their intervals, from the sums and numbers of each prompt: (prompts, v) each.
+
+    ``compute`` turns the means (B, v) of resamples into the statistics (B, w).
+    """
+    prompts = len(sums)
+    kind = bootstrap.choose_interval(prompts)
+
+    def resample(counts: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # no tokens: 0 / 0 is NaN, as documented
+            return compute((counts @ sums) / (counts @ sizes))
+
+    value = resample(np.ones((1, prompts)))[0]
+    if kind == bootstrap.PERCENTILE:
+        low, high = bootstrap.compute_interval(resample(bootstrap.draw_counts(prompts, resamples, seed)))
+    elif prompts < 2:
+        low = high = np.full(len(value), np.nan)
+    else:
+        without = resample(bootstrap.leave_out_groups(prompts, prompts))
+        bounds = [
+            bootstrap.compute_jackknife_interval(one, others, correlation=False)
+            for one, others in zip(value, without.T, strict=True)
+        ]
+        low, high = np.array(bounds).T
+    return Bounded(value, low, high, kind)

@@ -1,0 +1,198 @@
+"""Pairs of runs for the same prompts: one that measured a data set's own texts, one in which the model wrote.
+
+Contract: which runs belong together is decided by what their run.json says, never by the names of folders: the same
+model and data set by content, the same prompts in the same format, and the same temperature and top_p. If several runs
+of a kind fit, each combination is a pair, and `name_pairs` names them by what differs.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nucleoscope.names import escape_line
+from nucleoscope.settings import fill_defaults
+from nucleoscope.store import results
+from nucleoscope.store.record_files import iterate_records, read_fields
+
+# numpy and pandas are imported where they are used: commands and the Snakefile need only paths.
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+COMMON = ("prompt_column", "prompt_format", "temperature", "top_p")  # settings that are the same in both runs of a pair
+OWN = ("n_prompts", "max_tokens", "dtype")  # settings in which the two runs of a pair may differ
+MASS = "mass"  # the column of the nucleus's probability
+COLUMNS = (  # of the tables of a pair, before `MASS`
+    *("prompt", "step", "k", "entropy", "full_entropy", "varentropy", "full_varentropy"),
+    *("surprisal", "rank", "margin", "cosine"),
+)
+
+
+class Run(NamedTuple):
+    """A measured run: its folder, and the settings in its run.json, with defaults for those that it does not know."""
+
+    folder: Path
+    settings: dict[str, Any]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The short names of data set and model."""
+        return results.shorten_names(self.settings["dataset_name"], self.settings["model_name"])
+
+
+class Pair(NamedTuple):
+    """A run that measured existing texts, and one in which the same model wrote texts for the same prompts."""
+
+    existing: Run
+    written: Run
+
+    @property
+    def n_prompts(self) -> int:
+        """How many prompts both runs have, from the start of the data set."""
+        return min(run.settings["n_prompts"] for run in self)
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of each text both runs measured."""
+        return min(run.settings["max_tokens"] for run in self)
+
+    @property
+    def text_column(self) -> str:
+        """The column of the data set that has the existing texts."""
+        return self.existing.settings["text_column"]
+
+    def list_differences(self) -> list[tuple[str, Any, Any]]:
+        """The settings in which the two runs differ: name, value where texts existed, value where the model wrote."""
+        both = [(name, *(run.settings.get(name) for run in self)) for name in OWN]
+        return [(name, one, other) for name, one, other in both if one != other]
+
+
+class Found(NamedTuple):
+    """What a results folder has: pairs, and runs that measured existing texts for which no run of a model's fits."""
+
+    pairs: list[Pair]
+    alone: list[Run]
+    written: list[Run]
+
+
+def find_pairs(results_dir: str) -> Found:
+    """The pairs of runs below ``results_dir``, by data set and model. A run that cannot be read is named on stderr."""
+    damaged: dict[Path, str] = {}
+    runs = [run for folder in results.list_runs(results_dir, damaged) if (run := _open_run(folder, damaged))]
+    for problem in damaged.values():
+        print("left out:", escape_line(problem), file=sys.stderr)
+    existing = [run for run in runs if run.settings["mode"] == "score"]
+    written = [run for run in runs if run.settings["mode"] != "score"]
+    pairs = [Pair(one, other) for one in existing for other in written if not list_obstacles(one, other)]
+    paired = {pair.existing.folder for pair in pairs}
+    return Found(pairs, [run for run in existing if run.folder not in paired], written)
+
+
+def _open_run(folder: Path, damaged: dict[Path, str]) -> Run | None:
+    """A run by its run.json; None for one without, as the published study's, and for a damaged one."""
+    if not (folder / results.RUN_INFO).is_file():
+        return None
+    try:
+        settings = fill_defaults(results.load_info(folder)["settings"])
+        run = Run(folder, settings)
+        if settings["mode"] == "score" and not isinstance(settings["text_column"], str):
+            raise ValueError("it measured existing texts, but says of no column")
+        _ = run.names, settings["n_prompts"] + settings["max_tokens"]  # whether they are what they should be
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        said = f"no {error} in its settings" if isinstance(error, KeyError) else str(error)
+        damaged[folder] = f"'{folder}': {said}"
+        return None
+    return run
+
+
+def list_obstacles(existing: Run, written: Run) -> list[str]:
+    """Why two runs are no pair: the names of what differs; empty if they are one.
+
+    A date in the chat template matters only if the template is used.
+    """
+    one, other = existing.settings, written.settings
+    found = [name for name in ("model", "dataset") if _identify(one, name) != _identify(other, name)]
+    dated = ("template_date",) if one["prompt_format"] == other["prompt_format"] == "chat" else ()
+    return found + [name for name in (*COMMON, *dated) if one.get(name) != other.get(name)]
+
+
+def _identify(settings: Mapping[str, Any], what: str) -> Any:
+    """The content of a run's model or data set: hash or revision; its name if an earlier version recorded neither."""
+    identity = settings.get(what)
+    identity = identity if isinstance(identity, dict) else {}
+    # a model's source is how its files came here; that of a data set decides how a file is read
+    content = {key: value for key, value in identity.items() if what == "dataset" or key != "source"}
+    return content if set(content) - {"source"} else settings.get(f"{what}_name")
+
+
+def name_pairs(pairs: Iterable[Pair]) -> list[str]:
+    """A name for each pair: model, data set and column, and where that is not enough, the settings that differ."""
+    pairs = list(pairs)
+    bases = ["{1} on {0}, {2}".format(*pair.existing.names, pair.text_column) for pair in pairs]
+    names = []
+    for pair, base in zip(pairs, bases, strict=True):
+        rivals = [other for other, name in zip(pairs, bases, strict=True) if name == base]
+        names.append(", ".join([base, *_list_distinctions(pair, rivals)]))
+    double = {name for name in names if names.count(name) > 1}
+    return [
+        f"{name} ({pair.existing.folder}, {pair.written.folder})" if name in double else name
+        for name, pair in zip(names, pairs, strict=True)
+    ]
+
+
+def _list_distinctions(pair: Pair, rivals: Iterable[Pair]) -> list[str]:
+    """What tells a pair from others of the same name: "temperature 0.7", "seed 1" and so on."""
+    rivals = list(rivals)
+    found = []
+    for name in (*COMMON, "template_date", *OWN, "seed"):
+        sides = (1,) if name == "seed" else (0,) if name not in OWN else (0, 1)
+        values = {tuple(other[side].settings.get(name) for side in sides) for other in rivals}
+        if len(values) > 1:
+            own = list(dict.fromkeys(str(pair[side].settings.get(name)) for side in sides))
+            found.append(f"{name} {' and '.join(own)}")
+    return found
+
+
+def load_pair(pair: Pair) -> tuple["pd.DataFrame", "pd.DataFrame"]:
+    """The tokens of both runs, existing first: the prompts that both have, as many tokens of each as both measured.
+
+    Columns: `COLUMNS` and `MASS`, the probability of the nucleus under the full distribution. ValueError names a
+    damaged file, or measurements without probabilities.
+    """
+    existing, written = (
+        table[(table["prompt"] < pair.n_prompts) & (table["step"] < pair.max_tokens)].reset_index(drop=True)
+        for table in map(_load_table, pair)
+    )
+    return existing, written
+
+
+def _load_table(run: Run) -> "pd.DataFrame":
+    path = results.find_measurements(run.folder)
+    table = results.load_run(path, run.folder.name, run.folder.parent.name, COLUMNS)
+    masses = load_masses(path)
+    if len(masses) != len(table):
+        raise ValueError(
+            f"'{path}' has probabilities of {len(masses):,} nuclei but {len(table):,} tokens: measure again"
+        )
+    return table[list(COLUMNS)].assign(**{MASS: masses})
+
+
+def load_masses(path: Path) -> "np.ndarray":
+    """The probability of each token's nucleus under the full distribution, in a measurements file: (n,) float64.
+
+    In the order of `results.load_run`. Candidates of one prompt are in memory at a time.
+    """
+    import numpy as np
+
+    field = "top_p_probs"
+    if read_fields(path) is not None:
+        records: Iterable[dict] = iterate_records(path, [field])
+    else:
+        records = results.load_records(path.parent, fields=[field]).values()
+    parts = [np.empty(0)]
+    for number, record in enumerate(records):
+        if record.get(field) is None:
+            raise ValueError(f"'{path}' has no probabilities of the candidates of prompt {number}: measure again")
+        parts.append(np.array([np.asarray(probs, dtype=np.float64).sum() for probs in record[field]]))
+    return np.minimum(np.concatenate(parts), 1)  # rounded, a sum can exceed 1

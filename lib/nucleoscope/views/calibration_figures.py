@@ -1,0 +1,95 @@
+"""The figures of the page about a data set's texts and the model's: what is outside the nucleus, and surprisal.
+
+Contract: tables as returned by `two_texts.calibrate`; nothing is computed here and no file is read. Figures look like
+those of `figures`; a menu selects the pair if there are several.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from nucleoscope import quantities
+from nucleoscope.names import escape_plotly
+from nucleoscope.stats.calibration import ALL, EXISTING, OUTSIDE, SURPRISAL, WRITTEN
+from nucleoscope.views.figures import build_layout, describe, round_values
+from nucleoscope.views.made_of_figures import fill_traces
+from nucleoscope.views.palette import BLUE, ORANGE, fade
+
+LOOKS = {  # of each text: its name, colour, symbol, and the name of the line that it is compared with
+    EXISTING: ("the data set's text", BLUE, "circle", "expected if drawn from p"),
+    WRITTEN: ("the model's text", ORANGE, "diamond", "expected if drawn from the nucleus"),
+}
+BAND = 0.16  # opacity
+
+
+def plot_outside(bins: pd.DataFrame, csv: str = "") -> go.Figure:
+    """The share of tokens outside the nucleus over full entropy: both texts, and what a calibrated model would give."""
+    figure = _plot(bins, OUTSIDE, {EXISTING: True, WRITTEN: False}, ".1%")
+    figure.update_yaxes(title="share of tokens outside the nucleus", tickformat=".0%", rangemode="tozero")
+    text = (
+        "Share of tokens outside the nucleus over full entropy, in the data set's text with 95 % intervals and in the "
+    )
+    return describe(figure, f"{text}model's text, with the share and its band if tokens were drawn from p", csv)
+
+
+def plot_surprisal(bins: pd.DataFrame, csv: str = "") -> go.Figure:
+    """Mean surprisal over mean full entropy: both texts, and what tokens drawn from p or the nucleus would give."""
+    figure = _plot(bins, SURPRISAL, {EXISTING: True, WRITTEN: True}, ".2f")
+    figure.update_yaxes(title=f"mean {quantities.find_title('surprisal')}", rangemode="tozero")
+    text = (
+        "Mean surprisal over mean full entropy in the data set's text and in the model's, with 95 % intervals, and the "
+    )
+    return describe(figure, f"{text}means and bands that tokens drawn from p or from the nucleus would have", csv)
+
+
+def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], form: str) -> go.Figure:
+    """Points of both texts in bins of entropy; a line with its band for each text ``with_line``."""
+    rows = bins[bins["bin"] != ALL]
+    figure = go.Figure(layout=build_layout("", height=460))
+    contents = {}
+    for pair in dict.fromkeys(rows["pair"]):
+        own, content = rows[rows["pair"] == pair], []
+        for text in LOOKS:
+            part = own[own["text"] == text].sort_values("full entropy")
+            x = round_values(part["full entropy"])
+            if with_line[text]:
+                content += _build_line(part, name, x)
+            content.append(_build_points(part, name, x, form))
+        contents[escape_plotly(pair)] = content
+    for text, (label, color, symbol, expected) in LOOKS.items():
+        if with_line[text]:
+            band = go.Scatter(mode="lines", fill="toself", fillcolor=fade(BAND, color), line={"width": 0})
+            figure.add_trace(
+                band.update(hoverinfo="skip", legendgroup=text, showlegend=False, name=f"{expected}, band")
+            )
+            line = go.Scatter(mode="lines", line={"color": color, "width": 2, "dash": "dash"}, name=expected)
+            figure.add_trace(line.update(legendgroup=text, hovertemplate=f"{expected}: %{{y:{form}}}<extra></extra>"))
+        hover = f"{label}: %{{y:{form}}} %{{customdata}}<extra></extra>"
+        points = go.Scatter(mode="markers", name=label, hovertemplate=hover, cliponaxis=False)  # 0 is on the axis
+        figure.add_trace(points.update(marker={"size": 9, "color": color, "symbol": symbol}))
+    fill_traces(figure, contents)
+    figure.update_xaxes(title=f"mean {quantities.find_title('full_entropy')} of a bin", rangemode="tozero")
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
+    return figure.update_layout(legend=legend, margin={"b": 100})
+
+
+def _build_line(part: pd.DataFrame, name: str, x: list) -> list[dict]:
+    """The contents of a band and its line."""
+    edges = [*part[f"{name} expected low"], *part[f"{name} expected high"].iloc[::-1]]
+    band = {"x": [*x, *x[::-1]], "y": round_values(np.array(edges, dtype=float))}
+    return [band, {"x": x, "y": round_values(part[f"{name} expected"])}]
+
+
+def _build_points(part: pd.DataFrame, name: str, x: list, form: str) -> dict:
+    """Points with their intervals, and the words that pointing at one adds to its value."""
+    value, low, high = part[name], part[f"{name} low"], part[f"{name} high"]
+    spans = ["" if np.isnan(a) or np.isnan(b) else f"[{a:{form}}, {b:{form}}]" for a, b in zip(low, high, strict=True)]
+    return {
+        "x": x,
+        "y": round_values(value),
+        "error_y.array": round_values(high - value),
+        "error_y.arrayminus": round_values(value - low),
+        "customdata": [f"{span}<br>{n:,} tokens" for span, n in zip(spans, part["tokens"], strict=True)],
+    }

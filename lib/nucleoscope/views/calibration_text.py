@@ -1,0 +1,322 @@
+"""The sentences and the table of the page about a data set's texts and the model's: each says what the numbers show.
+
+Contract: pairs as found by `text_pairs`, tables as returned by `two_texts`; nothing is computed but differences of
+means, counts and comparisons. A difference is given a sign only if its 95 % interval does not contain 0.
+"""
+
+from collections.abc import Collection
+
+import numpy as np
+import pandas as pd
+
+from nucleoscope import quantities
+from nucleoscope.stats.bootstrap import JACKKNIFE
+from nucleoscope.stats.calibration import ALL, EXISTING, OUTSIDE, SURPRISAL, WRITTEN
+from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, classify
+from nucleoscope.store.text_pairs import Found, Pair, Run, list_obstacles, name_pairs
+from nucleoscope.views.made_of_text import format_bounded, format_number, join_words
+from nucleoscope.views.token_text import escape_name
+
+HOW = """To get a pair, measure a data set twice that has texts of its own: once the model writes, and once it reads the
+texts of a column. All other settings are the same:
+
+```bash
+.venv/bin/python scripts/correlation_pipeline.py --dataset_name=gsm8k --prompt_format=chat
+.venv/bin/python scripts/correlation_pipeline.py --dataset_name=gsm8k --prompt_format=chat \\
+    --mode=score --text_column=answer
+```
+
+or list it twice in a grid:
+
+```yaml
+datasets:
+  - gsm8k
+  - {name: gsm8k, mode: score, text_column: answer}
+```"""
+EXPLAIN_OUTSIDE = """A point is the mean over a bin of tokens: further right, the model was less sure. All bins have
+about the same number of tokens. The bars are the intervals of what was measured, over prompts.
+The dashed line is the share that is outside if tokens are drawn from p, the mean of 1 − m, and
+the band contains 95 % of the shares that chance would then give. A point above the band means
+that the text leaves the nucleus more often than the model's probabilities say."""
+EXPLAIN_SURPRISAL = """The dashed line and band of each colour are what tokens would give that are drawn from p (the
+data set's text, if the model were calibrated on it) or from the nucleus (the model's text,
+which was). On the first line, surprisal equals full entropy. A point above its line means more
+surprise than expected, one below it less."""
+TITLES = {
+    "excess": "surprisal minus full entropy (nats)",
+    "outside": "tokens outside the nucleus",
+    "likeliest": "tokens that are the likeliest one",
+}
+SHARES = ("outside", "likeliest")
+
+
+def describe_found(found: Found, measured: Collection[str]) -> str:
+    """Which pairs are compared, what is special about each, and what lacks a partner; how to get a pair if none is."""
+    lines = []
+    for name, pair in zip(name_pairs(found.pairs), found.pairs, strict=True):
+        if name in measured:
+            lines.append(f"* {_describe_pair(name, pair)}")
+    text = "\n".join(lines)
+    if lines:
+        text = f"{len(lines)} {'pair was' if len(lines) == 1 else 'pairs were'} measured.\n\n{text}"
+    else:
+        text = f"No data set was measured both ways, so there is nothing to compare yet.\n\n{HOW}"
+    if found.alone:
+        alone = "\n".join(f"* {_explain_alone(run, found.written)}" for run in found.alone)
+        text += f"\n\nThese texts were measured without a run of the model's own for the same prompts:\n\n{alone}"
+    return text
+
+
+def _describe_pair(name: str, pair: Pair) -> str:
+    settings = pair.existing.settings
+    text = f"{escape_name(name)}: {_count(pair.n_prompts, 'prompt')}, up to {_count(pair.max_tokens, 'token')} of each "
+    text += f"text, `top_p` {settings['top_p']:g}, temperature {settings['temperature']:g}, prompts in format "
+    text += f"`{settings['prompt_format']}`"
+    differing = pair.list_differences()
+    shortened = [f"`{each}` is {one} and {other}" for each, one, other in differing if each != "dtype"]
+    if shortened:
+        text += f"; {join_words(shortened)} in the two runs, and only what both have is compared"
+    for each, one, other in differing:
+        if each == "dtype":
+            text += f"; the texts were read in {one} and written in {other}, so p differs a little between the two"
+    return f"{text}."
+
+
+def _explain_alone(run: Run, written: list[Run]) -> str:
+    """Why a run that measured existing texts has no partner: what differs in the run that is nearest to one."""
+    name = escape_name("{1} on {0}, ".format(*run.names) + run.settings["text_column"])
+    near = [(list_obstacles(run, other), other) for other in written]
+    near = [(why, other) for why, other in near if "model" not in why and "dataset" not in why]
+    if not near:
+        return f"{name}: run the command that measured it again without `mode` and `text_column`."
+    why, other = min(near, key=lambda each: len(each[0]))
+    words = [f"`{each}` is {run.settings.get(each)} for it and {other.settings.get(each)} there" for each in why]
+    return f"{name}: the nearest run of the model's own is no partner, because {join_words(words)}."
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def format_comparison(comparison: pd.DataFrame) -> pd.DataFrame:
+    """The means of one pair for readers: value [interval] of both texts and their difference."""
+    columns = {"mean of": [TITLES.get(name) or quantities.find_title(name) for name in comparison["quantity"]]}
+    for part, title in {EXISTING: "data set's text", WRITTEN: "model's text", "difference": "difference"}.items():
+        values = comparison[["quantity", part, f"{part} low", f"{part} high"]].itertuples(index=False, name=None)
+        unit = " points" if part == "difference" else "%"
+        columns[title] = [_format_mean(*row, unit) for row in values]
+    return pd.DataFrame(columns).set_index("mean of")
+
+
+def _format_mean(name: str, value: float, low: float, high: float, unit: str) -> str:
+    if np.isnan(value):
+        return ""
+    if name in SHARES:
+        return _format_share(value, low, high, unit)
+    return format_bounded(value, low, high, 1 if name == "k" else 2)
+
+
+def _format_share(value: float, low: float, high: float, unit: str = "%") -> str:
+    """ "13.6% [11.3, 16.0]"."""
+    bounds = "" if np.isnan([low, high]).any() else f" [{format_number(100 * low, 1)}, {format_number(100 * high, 1)}]"
+    return f"{format_number(100 * value, 1)}{unit}{bounds}"
+
+
+def describe_interval(comparison: pd.DataFrame) -> str:
+    """How the intervals were computed, in a sentence."""
+    kinds = set(comparison["interval"])
+    how = "leaving out each prompt in turn" if kinds == {JACKKNIFE} else "resampling prompts"
+    how += ", or leaving out each where there are fewer than 30" if JACKKNIFE in kinds and len(kinds) > 1 else ""
+    return (
+        f"Brackets are 95 % intervals, from {how}; the two texts of a prompt are kept together. A difference is the "
+        "data set's text minus the model's. Cosine similarity is a mean over tokens with more than one candidate."
+    )
+
+
+def describe_comparison(name: str, comparison: pd.DataFrame) -> str:
+    """Sentences on surprisal and full entropy in the two texts of the pair of this name."""
+    rows, prompts = comparison.set_index("quantity"), int(comparison["prompts"].max())
+    if not prompts:
+        return f"**{escape_name(name)}**: no prompt has both texts."
+    surprisal = {
+        POSITIVE: "the data set's text surprises the model more than its own",
+        NEGATIVE: "the data set's text surprises the model less than its own",
+        UNDECIDED: "neither text clearly surprises the model more",
+    }
+    entropy = {
+        POSITIVE: "it is less sure what comes next in the data set's text",
+        NEGATIVE: "it is surer what comes next in the data set's text",
+        UNDECIDED: "it is about as sure in both",
+    }
+    return (
+        f"**{escape_name(name)}**: over {_count(prompts, 'prompt')}, the mean surprisal is "
+        f"{_describe_difference(rows.loc['surprisal'], surprisal)} Before it sees a token, its mean full entropy is "
+        f"{_describe_difference(rows.loc['full_entropy'], entropy)}"
+    )
+
+
+def _describe_difference(row: pd.Series, words: dict[str, str]) -> str:
+    """ "2.07 nats in the data set's text and 1.14 in the model's: ... (difference 0.93 [0.74, 1.13])."."""
+    if np.isnan(row["difference"]):
+        return "unknown in one of the texts."
+    said = words.get(
+        classify(row["difference low"], row["difference high"]), "there are too few prompts for an interval"
+    )
+    bounded = format_bounded(row["difference"], row["difference low"], row["difference high"])
+    return (
+        f"{format_number(row[EXISTING])} nats in the data set's text and {format_number(row[WRITTEN])} in the model's: "
+        f"{said} (difference {bounded})."
+    )
+
+
+def describe_outside(bins: pd.DataFrame) -> str:
+    """Sentences for each pair on the tokens outside the nucleus, beside what a calibrated model would give."""
+    return "\n\n".join(
+        _describe_outside(str(name), *_split(rows)) for name, rows in bins.groupby("pair", sort=False)
+    ) or _say_unknown(bins)
+
+
+def describe_surprisal(bins: pd.DataFrame) -> str:
+    """Sentences for each pair on surprisal, beside what p and the nucleus let expect."""
+    return "\n\n".join(
+        _describe_surprisal(str(name), *_split(rows)) for name, rows in bins.groupby("pair", sort=False)
+    ) or _say_unknown(bins)
+
+
+def _say_unknown(bins: pd.DataFrame) -> str:
+    return "" if len(bins) else "No token has a rank and a surprisal: measure again with this version."
+
+
+def _split(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of the existing and of the written texts, all tokens first."""
+    existing, written = (rows[rows["text"] == text] for text in (EXISTING, WRITTEN))
+    return existing, written
+
+
+def _describe_outside(name: str, existing: pd.DataFrame, written: pd.DataFrame) -> str:
+    text = f"**{escape_name(name)}**: "
+    if len(existing):
+        row, parts = existing.iloc[0], existing[existing["bin"] != ALL]
+        if row[OUTSIDE] == row[f"{OUTSIDE} expected"] == 0:
+            text += "no token of the data set's text can be outside, because the nucleus contains all tokens."
+        else:
+            text += (
+                f"{_format_columns(row, OUTSIDE)} of the {_count(int(row['tokens']), 'token')} of the data set's text "
+                f"{'is' if row['tokens'] == 1 else 'are'} outside the nucleus. If tokens were drawn from p, "
+                f"{100 * row[f'{OUTSIDE} expected']:.1f}% would be. The difference is "
+                f"{_format_points(row)}: {_judge(row, OUTSIDE)}. {_describe_bins(parts, OUTSIDE)}"
+            )
+            text += _describe_ends(parts)
+    else:
+        text += "ranks or surprisals of the data set's text are unknown: measure it again."
+    if len(written):
+        row = written.iloc[0]
+        count, total = round(row[OUTSIDE] * row["tokens"]), int(row["tokens"])
+        if count:
+            text += f" Of the {_count(total, 'token')} of the model's text, {count:,} are outside."
+        else:
+            text += (
+                f" None of the {_count(total, 'token')} of the model's text is outside, by construction: they were "
+                "drawn from the nucleus."
+            )
+    return text
+
+
+def _format_columns(row: pd.Series, name: str) -> str:
+    return _format_share(*(row[f"{name}{end}"] for end in ("", " low", " high")))
+
+
+def _format_points(row: pd.Series) -> str:
+    parts = [row[f"{OUTSIDE} difference{end}"] for end in ("", " low", " high")]
+    return _format_share(*parts, " points")
+
+
+JUDGEMENTS = {
+    (
+        OUTSIDE,
+        POSITIVE,
+    ): "the text leaves the nucleus more often than the model's probabilities say, so on this text the "
+    "model is too sure",
+    (
+        OUTSIDE,
+        NEGATIVE,
+    ): "the text leaves the nucleus less often than the model's probabilities say, so on this text the "
+    "model is less sure than it could be",
+    (OUTSIDE, UNDECIDED): "as far as this text can tell, the nucleus is as wide as it should be",
+    (SURPRISAL, POSITIVE): "the text is more surprising than the model expects, so on this text the model is too sure",
+    (SURPRISAL, NEGATIVE): "the text is less surprising than the model expects, so on this text the model is less sure "
+    "than it could be",
+    (SURPRISAL, UNDECIDED): "as far as this text can tell, the model expects as much surprise as it gets",
+}
+
+
+def _judge(row: pd.Series, name: str) -> str:
+    sign = classify(row[f"{name} difference low"], row[f"{name} difference high"])
+    return JUDGEMENTS.get((name, sign), "there are too few prompts for an interval")
+
+
+def _describe_bins(parts: pd.DataFrame, name: str) -> str:
+    """In how many bins the difference has which sign."""
+    if len(parts) < 2:
+        return ""
+    signs = [
+        classify(low, high)
+        for low, high in zip(parts[f"{name} difference low"], parts[f"{name} difference high"], strict=True)
+    ]
+    words = {  # for one bin, for several
+        POSITIVE: ("is above what is expected there", "are above what is expected there"),
+        NEGATIVE: ("is below what is expected there", "are below what is expected there"),
+        UNDECIDED: ("cannot be told apart from it",) * 2,
+        "": ("has no interval", "have no interval"),
+    }
+    if not {POSITIVE, NEGATIVE} & set(signs):
+        words[UNDECIDED] = ("cannot be told apart from what is expected there",) * 2
+    counts = {sign: signs.count(sign) for sign in words if sign in signs}
+    found = [f"{count} {words[sign][count > 1]}" for sign, count in counts.items()]
+    return f"Of the {len(parts)} bins of full entropy, {join_words(found)}."
+
+
+def _describe_ends(parts: pd.DataFrame) -> str:
+    """The shares of the first and the last bin."""
+    if len(parts) < 2:
+        return ""
+    first, last = parts.iloc[0], parts.iloc[-1]
+    words = [
+        f"{_format_columns(row, OUTSIDE)} instead of {100 * row[f'{OUTSIDE} expected']:.1f}%" for row in (first, last)
+    ]
+    return (
+        f" Where the model is surest (full entropy up to {first['to']:.2f} nats), {words[0]} are outside; where it is "
+        f"least sure (from {last['from']:.2f}), {words[1]}."
+    )
+
+
+def _describe_surprisal(name: str, existing: pd.DataFrame, written: pd.DataFrame) -> str:
+    text = f"**{escape_name(name)}**: "
+    if len(existing):
+        row = existing.iloc[0]
+        text += (
+            f"the data set's text has a mean surprisal of {_format_nats(row, SURPRISAL)} nats, and the model expects "
+            f"{format_number(row[f'{SURPRISAL} expected'])}, its mean full entropy. The difference is "
+            f"{_format_nats(row, f'{SURPRISAL} difference')}: {_judge(row, SURPRISAL)}. "
+            f"{_describe_bins(existing[existing['bin'] != ALL], SURPRISAL)}".rstrip()
+        )
+    else:
+        text += "ranks or surprisals of the data set's text are unknown: measure it again."
+    if len(written):
+        row = written.iloc[0]
+        sign = classify(row[f"{SURPRISAL} difference low"], row[f"{SURPRISAL} difference high"])
+        said = {
+            UNDECIDED: "which cannot be told apart from 0, as it should be",
+            "": "from too few prompts for an interval",
+        }.get(sign, "which is not 0: an end-of-text token is drawn too, but not recorded, or this is chance")
+        text += (
+            f" The model's text has {_format_nats(row, SURPRISAL)}; tokens drawn from the nucleus have an expected "
+            f"surprisal of {format_number(row[f'{SURPRISAL} expected'])}, so the difference is "
+            f"{_format_nats(row, f'{SURPRISAL} difference')}, {said}. Its full entropy, the expectation of tokens that "
+            f"were drawn from all of p, is {format_number(row['full entropy'])}."
+        )
+    return text
+
+
+def _format_nats(row: pd.Series, name: str) -> str:
+    return format_bounded(*(row[f"{name}{end}"] for end in ("", " low", " high")))

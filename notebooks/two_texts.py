@@ -1,0 +1,122 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-jupytext.text_representation.jupytext_version,-jupytext.text_representation.format_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The data set's text and the model's
+#
+# A data set can have texts of its own: answers, stories, summaries. A model can read such a text after its prompt, and it
+# can write one for the same prompt. In this notebook we put the two side by side and ask:
+#
+# * Does the data set's text surprise the model more than its own, and is the model as sure of what comes next?
+# * How often does the text take a token that is outside the nucleus, and how often should it?
+# * Does the model expect as much surprise as it gets?
+#
+# The two runs of a pair have the same model, data set, prompts, prompt format, temperature and `top_p`. The
+# notebook needs no model and no GPU.
+
+# %% tags=["parameters"]
+results_dir = "results"  # contains <dataset>/<model>/, and <dataset>-<text_column>/<model>/
+
+# %%
+import os
+from pathlib import Path
+
+from IPython.display import HTML, Markdown, display
+
+from nucleoscope.store import results, text_pairs
+from nucleoscope.views import calibration_figures, calibration_text, tables, two_texts
+
+if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
+    os.chdir("..")
+
+# %%
+found = text_pairs.find_pairs(results_dir)
+measured = two_texts.load(found.pairs)
+Markdown(calibration_text.describe_found(found, measured))
+
+# %% [markdown]
+# ## Surprisal and entropy
+#
+# Surprisal is what a token turned out to be, $-\log p$ of the token taken; full entropy, $H(p)$, is what the model
+# expected it to be on average, before it saw the token. Both are in nats. Texts are compared over the prompts for which
+# both exist, and over as many tokens of each as both runs measured.
+
+# %%
+comparison = two_texts.compare(measured)
+for name, rows in comparison.groupby("pair", sort=False):
+    display(Markdown(calibration_text.describe_comparison(name, rows)))
+    display(tables.show(calibration_text.format_comparison(rows)))
+
+# %%
+Markdown(calibration_text.describe_interval(comparison)) if measured else None
+
+# %% [markdown]
+# ## Outside the nucleus
+#
+# The nucleus leaves out the unlikely tokens: if it has the mass $m$, all others together have the probability $1 - m$.
+# If the tokens of a text were drawn from the model's distribution $p$, a share of $1 - m$ of them would be outside, and
+# the model would be *calibrated* on that text. A text that is outside more often takes tokens that the model
+# believes to be less likely than they are. Calibration is about a model and a kind of text, at the temperature of the
+# run; it does not say whether the text is good.
+
+# %%
+bins = two_texts.calibrate(measured)
+Markdown(calibration_text.describe_outside(bins)) if measured else None
+
+# %%
+calibration_figures.plot_outside(bins) if len(bins) else None
+
+# %%
+Markdown(calibration_text.EXPLAIN_OUTSIDE) if len(bins) else None
+
+# %% [markdown]
+# ## Expected and measured surprisal
+#
+# A token drawn from $p$ has an expected surprisal of $H(p)$, the full entropy {cite:p}`braverman2020`. What the model wrote
+# was not drawn from $p$ but from its nucleus, with the probabilities $q = p / m$. Such a token has the expected surprisal
+# $-\sum q \log p = H(q) - \log m$, the cross entropy of $q$ and $p$, which is lower, because the most surprising tokens
+# cannot be drawn. An end-of-text token ends a text and is not recorded, so the end of a text is missing from both.
+
+# %%
+Markdown(calibration_text.describe_surprisal(bins)) if measured else None
+
+# %%
+calibration_figures.plot_surprisal(bins) if len(bins) else None
+
+# %%
+Markdown(calibration_text.EXPLAIN_SURPRISAL) if len(bins) else None
+
+# %% [markdown]
+# ## Both texts, token by token
+#
+# Three prompts are chosen by rule: those with the median, the highest and the lowest difference of mean surprisal
+# between the two texts. Tokens are tinted by surprisal, on one scale for both. Point at a token, tap it, or reach it with the
+# arrow keys: its card shows what it was chosen from, and whether it is in the nucleus.
+
+# %%
+for text, html in two_texts.show_texts(measured):
+    display(Markdown(text), *([HTML(html)] if html else []))
+
+# %% [markdown]
+# ## Recap
+#
+# We compared the texts of a data set with what a model wrote for the same prompts, and both with what the
+# model's own probabilities let expect. In the folder below, `two_texts.csv` and `two_texts_bins.csv` have the numbers of
+# all pairs; the docstrings of `calibration.compare` and `calibration.calibrate` describe their columns.
+
+# %%
+folder = results.locate_folder(results_dir) / results.PAGES
+tables.write(tables.format_csv(comparison), folder / "two_texts.csv")
+tables.write(tables.format_csv(bins), folder / "two_texts_bins.csv")
+folder

@@ -1,0 +1,67 @@
+"""Synthetic sources of text with known distributions, for the tests of calibration: no model, no files."""
+
+import numpy as np
+import pandas as pd
+
+TOP_P, VOCABULARY = 0.9, 12
+
+
+def draw_text(
+    seed: int,
+    text: str = "existing",
+    believed: float = 1.0,
+    prompts: int = 40,
+    length: int = 25,
+    spread: float = 1.5,
+    level: float = 0.5,
+) -> pd.DataFrame:
+    """Tokens as `text_pairs.load_pair` returns them, of a model whose logits are normal, with a spread of its own each.
+
+    The tokens are drawn from p ("existing", a calibrated source), or from the nucleus ("written"). The model believes
+    p to the power of ``believed``: above 1 it is too sure of the text. A prompt has its own ``level`` of spread, so its
+    tokens depend on each other.
+    """
+    rng = np.random.default_rng(seed)
+    n = prompts * length
+    prompt = np.repeat(np.arange(prompts), length)
+    scale = spread * np.exp(rng.normal(0, level, prompts)[prompt] + rng.normal(0, 0.5, n))
+    logits = scale[:, None] * rng.normal(size=(n, VOCABULARY))
+    true, p = _normalise(logits), _normalise(believed * logits)
+    order = np.argsort(-p, axis=1)
+    p, true = np.take_along_axis(p, order, 1), np.take_along_axis(true, order, 1)
+    k = (np.cumsum(p, axis=1) < TOP_P).sum(axis=1) + 1
+    inside = np.arange(VOCABULARY) < k[:, None]
+    mass = np.where(inside, p, 0).sum(axis=1)
+    q = np.where(inside, p, 0) / mass[:, None]
+    source = q if text == "written" else true
+    rank = 1 + (rng.uniform(size=(n, 1)) > np.cumsum(source, axis=1)).sum(axis=1).clip(max=VOCABULARY - 1)
+    entropy, varentropy = _describe(q)
+    full_entropy, full_varentropy = _describe(p)
+    return pd.DataFrame(
+        {
+            "prompt": prompt,
+            "step": np.tile(np.arange(length), prompts),
+            "k": k,
+            "entropy": entropy,
+            "full_entropy": full_entropy,
+            "varentropy": varentropy,
+            "full_varentropy": full_varentropy,
+            "surprisal": -np.log(p[np.arange(n), rank - 1]),
+            "rank": rank.astype(float),
+            "margin": p[:, 0] - p[:, 1],
+            "cosine": np.where(k > 1, rng.uniform(-1, 1, n), np.nan),
+            "mass": mass,
+        }
+    )
+
+
+def _normalise(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def _describe(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Entropy and varentropy of each row."""
+    surprisal = -np.log(np.where(p > 0, p, 1))
+    mean = (p * surprisal).sum(axis=1)
+    return mean, (p * (surprisal - mean[:, None]) ** 2).sum(axis=1)

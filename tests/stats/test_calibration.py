@@ -1,0 +1,136 @@
+"""Calibration: texts with a known source are judged rightly at the nominal rate, and pairs of texts are compared."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import sources
+from nucleoscope.stats import calibration
+from nucleoscope.stats.bootstrap import JACKKNIFE, PERCENTILE
+from nucleoscope.stats.calibration import ALL, EXISTING, OUTSIDE, SURPRISAL, WRITTEN
+
+TABLES = 200
+
+
+def covers(rows: pd.DataFrame, name: str) -> pd.Series:
+    return (rows[f"{name} difference low"] <= 0) & (rows[f"{name} difference high"] >= 0)
+
+
+def calibrate_many(text: str, **options) -> pd.DataFrame:
+    """The rows of all tokens of `TABLES` independent tables."""
+    tables = (sources.draw_text(seed, text, length=12, **options) for seed in range(TABLES))
+    return pd.concat([calibration.calibrate(table, text, bins=1, resamples=300)[:1] for table in tables])
+
+
+@pytest.mark.parametrize("prompts", [12, 60])  # both kinds of intervals; percentiles are a little short below 60
+def test_a_calibrated_source_is_found_calibrated_at_the_nominal_rate(prompts):
+    rows = calibrate_many(EXISTING, prompts=prompts)
+    assert set(rows["interval"]) == {JACKKNIFE if prompts < 30 else PERCENTILE}
+    for name in (OUTSIDE, SURPRISAL):
+        assert 0.9 < covers(rows, name).mean() < 0.99, name  # 0.95, give or take three standard errors
+        inside = rows[name].between(rows[f"{name} expected low"], rows[f"{name} expected high"])
+        assert 0.9 < inside.mean() < 0.99, name  # the band, which knows nothing of the prompts
+
+
+def test_what_the_model_wrote_agrees_with_the_cross_entropy_and_not_with_full_entropy():
+    rows = calibrate_many(WRITTEN)
+    assert 0.9 < covers(rows, SURPRISAL).mean() < 0.99
+    assert (rows[SURPRISAL] < rows["full entropy"]).all()
+    assert (rows[[OUTSIDE, f"{OUTSIDE} high", f"{OUTSIDE} expected", f"{OUTSIDE} difference"]] == 0).all(axis=None)
+
+
+@pytest.mark.parametrize(("believed", "sign"), [(1.6, 1), (0.6, -1)])
+def test_a_model_that_is_too_sure_or_not_sure_enough_is_found_out_in_that_direction(believed, sign):
+    row = calibration.calibrate(sources.draw_text(0, believed=believed, prompts=60), EXISTING).iloc[0]
+    for name in (OUTSIDE, SURPRISAL):
+        low, high = (row[f"{name} difference {end}"] for end in ("low", "high"))
+        assert sign * low > 0 < sign * high, name
+        assert not row[f"{name} expected low"] <= row[name] <= row[f"{name} expected high"]
+
+
+def test_the_numbers_are_those_of_the_definitions():
+    table = sources.draw_text(3, prompts=40)
+    rows = calibration.calibrate(table, EXISTING)
+    assert list(rows["bin"]) == [ALL, *map(str, range(1, 11))]
+    assert rows["tokens"].tolist() == [1000, *[100] * 10]
+    for row, part in [(rows.iloc[0], table), (rows.iloc[10], table.nlargest(100, "full_entropy"))]:
+        assert row[OUTSIDE] == pytest.approx((part["rank"] > part["k"]).mean())
+        assert row[f"{OUTSIDE} expected"] == pytest.approx(1 - part["mass"].mean())
+        assert row[SURPRISAL] == pytest.approx(part["surprisal"].mean())
+        assert row[f"{SURPRISAL} expected"] == pytest.approx(part["full_entropy"].mean())
+        width = row[f"{SURPRISAL} expected high"] - row[f"{SURPRISAL} expected low"]
+        assert width == pytest.approx(2 * 1.959964 * part["full_varentropy"].sum() ** 0.5 / len(part))
+    written = calibration.calibrate(table, WRITTEN).iloc[0]
+    assert written[f"{SURPRISAL} expected"] == pytest.approx((table["entropy"] - np.log(table["mass"])).mean())
+
+
+def test_a_bin_without_a_token_outside_is_not_taken_for_certain():
+    table = sources.draw_text(0, prompts=40).query("rank <= k")
+    row = calibration.calibrate(table, EXISTING).iloc[1]
+    assert row[OUTSIDE] == row[f"{OUTSIDE} low"] == 0
+    assert row[f"{OUTSIDE} high"] == pytest.approx(1 - 0.025 ** (1 / row["tokens"]))
+    assert row[f"{OUTSIDE} difference high"] == pytest.approx(row[f"{OUTSIDE} high"] - row[f"{OUTSIDE} expected"])
+
+
+def test_few_tokens_have_one_bin_and_equal_entropies_share_one():
+    assert set(calibration.assign_bins(np.arange(30.0))) == {0}
+    places = calibration.assign_bins(np.r_[np.zeros(300), np.arange(1, 101)])
+    assert places.max() < 9
+    assert len(set(places[:300])) == 1
+    assert set(calibration.assign_bins(np.zeros(500))) == {0}
+
+
+def test_one_prompt_has_no_interval_and_no_token_has_no_row():
+    row = calibration.calibrate(sources.draw_text(0, prompts=1), EXISTING).iloc[0]
+    assert np.isnan(row[[f"{SURPRISAL} low", f"{SURPRISAL} difference high"]].astype(float)).all()
+    assert row[f"{SURPRISAL} expected low"] < row[f"{SURPRISAL} expected"]
+    empty = sources.draw_text(0).assign(rank=np.nan)
+    assert calibration.calibrate(empty, EXISTING).empty
+    with pytest.raises(ValueError, match="text is 'human': it must be existing or written"):
+        calibration.calibrate(empty, "human")
+
+
+def compare(existing: pd.DataFrame, written: pd.DataFrame, **options) -> pd.DataFrame:
+    return calibration.compare(existing, written, **options).set_index("quantity")
+
+
+def test_texts_are_compared_over_the_prompts_that_both_have_and_the_tokens_that_have_the_quantity():
+    existing, written = sources.draw_text(1), sources.draw_text(2, "written")
+    found = compare(existing[existing["prompt"] > 4], written[written["prompt"] < 30], resamples=100)
+    existing, written = (table[table["prompt"].between(5, 29)] for table in (existing, written))
+    assert set(found["prompts"]) == {25}
+    for name in ("surprisal", "full_entropy", "k", "margin", "cosine"):
+        row = found.loc[name]
+        means = existing[name].mean(), written[name].mean()
+        assert row[["existing", "written", "difference"]].tolist() == pytest.approx([*means, means[0] - means[1]])
+        assert row["difference low"] < row["difference"] < row["difference high"]
+        assert row[["existing tokens", "written tokens"]].tolist() == [existing[name].count(), written[name].count()]
+    assert found.loc["excess", "existing"] == pytest.approx((existing["surprisal"] - existing["full_entropy"]).mean())
+    assert found.loc["likeliest", "written"] == (written["rank"] == 1).mean()
+    assert found.loc["outside", "existing"] == (existing["rank"] > existing["k"]).mean()
+
+
+@pytest.mark.parametrize("prompts", [10, 40])
+def test_prompts_are_resampled_together_so_that_what_texts_share_cancels(prompts):
+    table = sources.draw_text(0, prompts=prompts, level=1.0)
+    shifted = table.assign(surprisal=table["surprisal"] + 1)
+    row = compare(shifted, table).loc["surprisal"]
+    assert row["difference low"] == pytest.approx(1)
+    assert row["difference high"] == pytest.approx(1)
+    assert row["existing high"] - row["existing low"] > 0.1
+
+
+def test_a_difference_of_two_sources_is_covered_at_the_nominal_rate():
+    found = []
+    for seed in range(100):
+        one, other = (sources.draw_text(2 * seed + i, prompts=30, length=10) for i in (0, 1))
+        row = compare(one, other, resamples=300).loc["surprisal"]
+        found.append(row["difference low"] <= 0 <= row["difference high"])
+    assert 0.87 < np.mean(found) <= 1
+
+
+def test_texts_without_a_common_prompt_have_no_means():
+    table = sources.draw_text(0, prompts=4)
+    found = compare(table[table["prompt"] < 2], table[table["prompt"] >= 2])
+    assert found[["existing", "difference", "difference low"]].isna().all(axis=None)
+    assert set(found["prompts"]) == {0}
