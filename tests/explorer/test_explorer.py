@@ -316,7 +316,6 @@ def test_pointing_and_clicking_link_text_and_scatter(written):
     written.text.hovered = steps[2]
     assert written.text.card["first"] == steps[2]
     assert written.scatter.data[1].x == (written.tokens[steps[2]].values["entropy"],)
-    assert len(written.heat.data) == 0
     written.text.clicked = steps[1]
     assert written.text.card["first"] == steps[1]
     assert len(written.heat.data[0].z) == min(len(written.tokens[steps[1]].ids), cards.LARGEST)
@@ -455,8 +454,8 @@ def test_a_second_run_starts_clean_and_loads_nothing_again(written, monkeypatch)
     written.run()
     written.wait(60)
     assert len(written.text.pieces) == 10
-    assert (written.text.marked, written.text.card, written.text.clicked) == ([], {}, -1)
-    assert len(written.heat.data) == 0
+    assert (written.text.marked, written.text.hovered, written.text.clicked) == ([], -1, -1)
+    assert written.text.card["hint"] == explorer.HINT
     assert not written.text.failed
 
 
@@ -470,12 +469,14 @@ def test_a_cell_that_is_run_again_leaves_one_explorer(written, tiny_model):
 
 
 def test_stop_ends_a_text(tiny_model, monkeypatch):
+    stream = streaming.stream
+
     def slow(*arguments, **options):
-        for token in streaming.stream(*arguments, **options):
+        for token in stream(*arguments, **options):
             time.sleep(0.05)
             yield token
 
-    monkeypatch.setattr(explorer, "stream", slow)
+    monkeypatch.setattr(streaming, "stream", slow)
     live = explorer.Explorer("the cat", tiny_model, max_tokens=200, prompt_format="raw", results_dir="none")
     live.run()
     live.run()  # one at a time: this does nothing
@@ -696,6 +697,7 @@ def test_a_browser_draws_the_same_card_and_tint_in_a_strip_and_in_the_live_noteb
     html, data, contents = write_and_measure()
     scale = data["quantities"][0]
     state = {"pieces": ["a"] * len(contents), "scale": scale, "marked": [], "prompt": "", "status": "", "failed": False}
+    state |= {"earlier": {}, "trail": [], "place": 0, "busy": False, "tab": ""}
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=OPTIONS, timeout=180_000)
         shown = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)

@@ -12,22 +12,29 @@ import anywidget
 import ipywidgets as widgets
 import traitlets
 
-from nucleoscope.settings import FIELDS, Settings
+from nucleoscope.settings import FIELDS, NUMBERS, Settings, parse, validate
 from nucleoscope.store import results
 from nucleoscope.store.run_names import describe_run
-from nucleoscope.views import assets
+from nucleoscope.views import assets, palette
 
 COLUMN = {"flex": "1 1 26em", "min_width": "0", "padding": "0 0.5em 0 0"}
 STATIC = Path(__file__).with_name("static")
 
 
 class TokenText(anywidget.AnyWidget):
-    """The running text with its legend and the card of one token.
+    """The running text with its legend and the card of one token; beside it, the text that it was forked from.
 
     The kernel sets ``pieces`` (one string per token), ``scale`` (`cards.build_scale`, for the tint), ``card``
-    (`cards.describe_token`) and ``status``; the page sets ``hovered`` and ``clicked`` (steps, or -1), and
-    ``marked`` (steps) when points are selected in the plotly figure whose layout's meta is ``figure``: its
-    customdata are steps.
+    (`cards.describe_token`) and ``status``; while ``busy``, the page counts the seconds beside the status. The page
+    sets ``hovered`` and ``clicked`` (numbers of tokens, or -1), and ``marked`` (steps) when points are selected in the
+    plotly figure whose layout's meta is ``figure``: its customdata are steps.
+
+    The number of a token of the text is its step; that of a token of the earlier text is `number_earlier`. ``earlier``
+    has ``cut``, the step where the two texts part, the earlier one's ``pieces`` from there on, and the ``names`` of
+    both; it is empty if there is no earlier text. In ``scale``, ``earlier`` are the values of these pieces. ``trail``
+    names the texts from the first to the latest, of which ``place`` is shown. The page sets ``wanted`` to [the place of
+    another, any number], and ``picked`` to [the number of a token, the place of one of its candidates, any number] to
+    have the candidate put in. ``tab`` is the name of the tab of the card that is open.
     """
 
     _esm = assets.join_script(STATIC / "explorer.js")
@@ -42,6 +49,60 @@ class TokenText(anywidget.AnyWidget):
     failed = traitlets.Bool(False).tag(sync=True)
     hovered = traitlets.Int(-1).tag(sync=True)
     clicked = traitlets.Int(-1).tag(sync=True)
+    busy = traitlets.Bool(False).tag(sync=True)
+    earlier = traitlets.Dict().tag(sync=True)
+    trail = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    place = traitlets.Int(0).tag(sync=True)
+    wanted = traitlets.List(traitlets.Int()).tag(sync=True)
+    picked = traitlets.List(traitlets.Int()).tag(sync=True)
+    tab = traitlets.Unicode("").tag(sync=True)
+
+
+def number_earlier(step: int) -> int:
+    """The number of a token of the earlier text, which no step is, nor -1; of a number, the step."""
+    return -2 - step
+
+
+class Field(anywidget.AnyWidget):
+    """A setting that is typed: its ``label``, its ``text`` in the page, and the ``problem`` with it, in words, or "".
+
+    ``value`` is what the text stands for, also if the setting must not have it: it is never replaced by another one.
+    """
+
+    _esm = assets.read_compactly(STATIC / "field.js")
+    _css = palette.format_css() + assets.read_compactly(STATIC / "field.css")
+    label = traitlets.Unicode("").tag(sync=True)
+    text = traitlets.Unicode("").tag(sync=True)
+    problem = traitlets.Unicode("").tag(sync=True)
+    step = traitlets.Float(0).tag(sync=True)  # how much the arrow keys change a number; 0 for other settings
+    value = traitlets.Any()
+
+    def __init__(self, setting: str, value: Any, **options: Any):
+        super().__init__(label=FIELDS[setting].metadata["live"], **options)
+        self.setting = setting
+        self.observe(self._read, "text")
+        self.observe(self._check, "value")
+        self.value = value
+        self._check()
+
+    def _read(self, _: Any = None) -> None:
+        self.value = parse(self.setting, self.text.strip())
+
+    def _check(self, _: Any = None) -> None:
+        """Shows the value and what is wrong with it."""
+        if parse(self.setting, self.text.strip()) != self.value or not self.text:
+            self.text = _format_value(self.value)
+        try:
+            validate(self.setting, read_value(self.setting, self.value))
+        except ValueError as error:
+            self.problem = str(error)
+        else:
+            self.problem = ""
+
+
+def _format_value(value: Any) -> str:
+    """A value as it is typed: 1 for 1.0."""
+    return "" if value is None else str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 class PromptMenu(anywidget.AnyWidget):
@@ -62,37 +123,40 @@ def build_settings(chosen: Settings) -> dict[str, Any]:
     They are in the order of `settings.FIELDS`: the model, and later its revision and whether its code may run.
     """
     return {
-        name: _build_field(field.metadata, getattr(chosen, name))
+        name: _build_field(name, field.metadata, getattr(chosen, name))
         for name, field in FIELDS.items()
         if field.metadata["live"]
     }
 
 
-def _build_field(facts: Mapping[str, Any], value: Any) -> Any:
-    """The widget for a setting's value, within the setting's range; ``facts`` is its metadata."""
+def _build_field(name: str, facts: Mapping[str, Any], value: Any) -> Any:
+    """The widget for a setting's value; ``facts`` is its metadata."""
     small = {"width": "11em"}  # each widget gets its own layout, because one of them may be hidden
     options = {"description": facts["live"], "layout": small, "style": {"description_width": "initial"}}
     if facts["type"] is bool:
         return widgets.Checkbox(value, indent=False, **options)
     if facts["choices"]:
         return widgets.Dropdown(options=facts["choices"], value=value, **options)
-    if facts["type"] is float:
-        low = facts["least"] if facts["above"] is None else facts["above"] + 1e-6
-        high, step = facts["most"] or 1e6, 0.05 if facts["most"] else 0.1
-        return widgets.BoundedFloatText(value, min=low, max=high, step=step, **options)
-    if facts["type"] is int and facts["least"] is not None:
-        return widgets.BoundedIntText(value, min=facts["least"], max=10**6, **options)
-    if facts["type"] is int:
-        return widgets.IntText(value, **options)
-    return widgets.Text(value or "", continuous_update=False, **options | {"layout": {"width": "20em"}})
+    if facts["type"] in NUMBERS:
+        step = 1 if facts["type"] is int else 0.05 if facts["most"] else 0.1
+        return Field(name, value, step=step, layout=small)
+    return Field(name, value or "", layout={"width": "20em"})
 
 
 def read_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The values of `build_settings`, by name; an empty field means None for a setting that may be None."""
-    return {
-        name: None if field.value == "" and FIELDS[name].default is None else field.value
-        for name, field in fields.items()
-    }
+    return {name: read_value(name, field.value) for name, field in fields.items()}
+
+
+def read_value(name: str, value: Any) -> Any:
+    """A setting's value in its field; None if that is empty and the setting may be None."""
+    return None if value == "" and FIELDS[name].default is None else value
+
+
+def list_problems(fields: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the settings that can be seen, in words."""
+    shown = [field for field in fields.values() if isinstance(field, Field) and field.layout.display != "none"]
+    return [field.problem for field in shown if field.problem]
 
 
 def build_modes(mode: str) -> widgets.ToggleButtons:
@@ -111,7 +175,7 @@ def arrange(
     figures: widgets.Box,
 ) -> widgets.VBox:
     """All widgets as one: rows of controls, then text and figures, side by side if there is room."""
-    wrap = {"flex_flow": "row wrap", "align_items": "center"}
+    wrap = {"flex_flow": "row wrap", "align_items": "flex-start"}  # problems are below their fields
     text_side = widgets.VBox([text], layout=widgets.Layout(**COLUMN))
     both = widgets.HBox([text_side, figures], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start"))
     rows = [widgets.HBox(row, layout=widgets.Layout(**wrap)) for row in (picks, settings, actions)]

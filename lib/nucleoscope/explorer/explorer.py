@@ -3,19 +3,24 @@
 Contract: everything runs in the kernel and in JupyterLab's page, without a network and without a server of
 its own. Text from models and data sets is inserted into the page as plain text, and escaped for plotly,
 which interprets some HTML. A text is generated in a thread, so that the kernel keeps responding
-to pointing, clicking, selecting and Stop.
+to pointing, clicking, selecting and Stop. What takes seconds to import is in `engine`: a thread imports it, and loads
+the model, while the notebook is read.
+
+A candidate that is clicked is put in the place of its token, and the model continues from there: a fork. The texts
+from the first one to the latest fork are the trail, in which one can go back and forth; a new fork replaces those after
+the text that it begins from.
 """
 
+import contextlib
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipywidgets as widgets
-import numpy as np
-import plotly.graph_objects as go
 
-from nucleoscope import quantities
+from nucleoscope import hub, quantities
 from nucleoscope.explorer.controls import (
     COLUMN,
     PromptMenu,
@@ -23,30 +28,45 @@ from nucleoscope.explorer.controls import (
     arrange,
     build_modes,
     build_settings,
+    list_problems,
     list_run_options,
+    number_earlier,
     read_settings,
 )
-from nucleoscope.explorer.live_figures import build_heat, build_scatter, show_mark, show_matrix, show_points
-from nucleoscope.measure.model_facts import find_embedding_matrix
-from nucleoscope.measure.streaming import Token, read, replay, stream
-from nucleoscope.models import loading, tokenizers
 from nucleoscope.settings import Settings, fill_defaults
-from nucleoscope.store import local_tokenizers, results
-from nucleoscope.views import cards, strip, texts
-from nucleoscope.views.token_text import Reader
+from nucleoscope.store import results
+from nucleoscope.store.context import load_matrices
+
+if TYPE_CHECKING:
+    import numpy as np
+    import plotly.graph_objects as go
+
+    from nucleoscope.measure.recording import Token
+    from nucleoscope.models import loading
+    from nucleoscope.views import cards
+    from nucleoscope.views.token_text import Reader
 
 REFRESH = 0.15  # seconds between two updates of a text that is being generated
-_loaded: dict[tuple, loading.Model] = {}  # one at most
-_loading = threading.Lock()
+SHARE = 0.1  # of the time may be spent on them
+PATIENCE = 10  # seconds that a text which is being generated has to stop
+NO_TEXT = (
+    "<p>Press Run. Then this place shows the tokens of the text, by entropy and cosine similarity, and how similar the "
+    "candidates of one token are.</p>"
+)
+HINT = "Point at a token to see its candidates; click it to keep them here. The widest choice of this text:"
+_loaded: dict[tuple, "loading.Model"] = {}  # one at most
+_loading, _trying = threading.Lock(), threading.Lock()
 
 
 def load(
     name: str, dtype: str, device: str, trust_remote_code: bool = False, revision: str | None = None
-) -> loading.Model:
+) -> "loading.Model":
     """A model, kept in memory if it was the last one loaded. Two large models need not fit in memory at once.
 
     The arguments are those of `loading.load`.
     """
+    from nucleoscope.models import loading
+
     wanted = (name, dtype, device, trust_remote_code, revision)
     with _loading:
         if wanted not in _loaded:
@@ -55,13 +75,40 @@ def load(
         return _loaded[wanted]
 
 
+def try_model(model: "loading.Model") -> None:
+    """Finds out how a model generates (`checking.find_way`, which keeps what it found), once if two threads ask."""
+    from nucleoscope.measure import checking
+
+    with _trying:
+        checking.find_way(model.model)
+
+
+@dataclass
+class Version:
+    """A text of the trail: its ``tokens``, and the ``settings`` it was written with; None if these are unknown.
+
+    ``source`` is "generate" if the model wrote it, "score" if it existed before. ``cut`` is the step at which it parts
+    from the version before it, None for the first. ``name`` and ``said`` are for readers: what was put in, and how it
+    ended. ``ahead`` has what follows the candidates of a step, or why that is unknown.
+    """
+
+    name: str = "first text"
+    settings: dict[str, Any] | None = None
+    source: str = "generate"
+    cut: int | None = None
+    tokens: "list[Token]" = field(default_factory=list)
+    said: str = ""
+    ahead: "dict[int, cards.Ahead | str]" = field(default_factory=dict)
+
+
 class Explorer:
     """Widgets to generate one text, or measure an existing one, and inspect it; ``view`` displays them in a notebook.
 
     ``settings`` are those of `settings.Settings`, by name, and the initial values of the fields; measured
     runs are offered from its results_dir. ``quantity`` is the tint, ``text`` an existing text to measure. A
     kernel has one explorer: creating another, as happens when a cell is run again, closes the one before
-    and stops its generation. Models are loaded once, not once per prompt.
+    and stops its generation. Models are loaded once, not once per prompt, and the first one as soon as there is an
+    explorer, if it is on this machine.
 
     ``model_revision`` and ``trust_remote_code`` apply to one model: another model clears the revision, and another
     model or revision withdraws the permission to run the model's own code. A prompt of a measured run
@@ -73,7 +120,7 @@ class Explorer:
     def __init__(
         self,
         prompt: str = "",
-        model_name: str = loading.PACKAGED,
+        model_name: str = hub.PACKAGED,
         *,
         quantity: str = "entropy",
         text: str = "",
@@ -82,16 +129,19 @@ class Explorer:
         given = {"model_name": model_name, "prompt_format": "chat", **settings}
         chosen = Settings(**given, text_column="text" if given.get("mode") == "score" else None).check()
         self.dtype, self.device = chosen.dtype, chosen.device
-        self.tokens: list[Token] = []
         self.model: loading.Model | None = None
         self.reader: Reader | None = None
-        self.source = "generate"  # or "score": the mode of the text that is shown
         self.records: list[dict] = []  # prompts and tokens of the selected run
         self.measured_reader: Reader | None = None  # of its tokenizer, if that can be had without the network
         self.similarities: results.Similarities | None = None  # of a text that is drawn from files
+        self.matrices: dict[str, np.ndarray] | None = None  # of the selected run, if it was measured in context
         self.recorded: dict[str, Any] = {}  # the settings of the selected prompt's run
+        self._versions, self._place = [Version()], 0
         self._thread: threading.Thread | None = None
+        self._looker: threading.Thread | None = None
+        self._asked: tuple[Version, int] | None = None  # of which token it is to find out what follows its candidates
         self._stop, self._closed, self._lock = threading.Event(), False, threading.RLock()
+        self._using = threading.Lock()  # the model; who has it may wait for the other lock, but not the other way round
         self.scatter: go.FigureWidget | None = None  # created with the first text
         self.heat: go.FigureWidget | None = None
         self.settings = build_settings(chosen)
@@ -101,6 +151,17 @@ class Explorer:
         if Explorer._latest is not None:
             Explorer._latest.close()
         Explorer._latest = self  # last, so that an explorer with invalid settings leaves nothing behind
+        threading.Thread(target=self._prepare, args=(read_settings(self.settings),), daemon=True).start()
+
+    @property
+    def version(self) -> Version:
+        """The text that is shown."""
+        return self._versions[self._place]
+
+    @property
+    def tokens(self) -> "list[Token]":
+        """The tokens of the text that is shown, so far."""
+        return self.version.tokens
 
     def _build(self, prompt: str, text: str, mode: str, quantity: str, results_dir: str) -> None:
         """Creates the other widgets, and ``view`` with all of them."""
@@ -123,7 +184,7 @@ class Explorer:
         self.run_button = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.progress = widgets.IntProgress(layout=widgets.Layout(flex="1 1 10em", width="auto"))
-        self.figures = widgets.VBox(layout=widgets.Layout(**COLUMN))
+        self.figures = widgets.VBox([widgets.HTML(NO_TEXT)], layout=widgets.Layout(**COLUMN))
         picks = [self.measured] if len(self.measured.options) > 1 else []
         self.view = arrange(
             [self.mode, *picks],
@@ -148,6 +209,9 @@ class Explorer:
         self.settings["trust_remote_code"].observe(lambda change: self._retry_copy(change.new), "value")
         self.text.observe(lambda change: self._point(change.new), "hovered")
         self.text.observe(lambda change: self._click(change.new), "clicked")
+        self.text.observe(lambda _: self._point(self.text.hovered), "tab")
+        self.text.observe(lambda change: self._fork(*change.new[:2]), "picked")
+        self.text.observe(lambda change: self._go(change.new[0]), "wanted")
 
     def _switch(self) -> None:
         """Shows only the controls of the selected mode: an existing text is pasted, a generated one has a seed."""
@@ -162,12 +226,41 @@ class Explorer:
     def _withdraw_trust(self) -> None:
         self.settings["trust_remote_code"].value = False
 
+    def _prepare(self, chosen: dict[str, Any]) -> None:
+        """The work of a thread as the notebook opens: imports what takes long, and loads the model if it is here."""
+        name, revision = chosen["model_name"], chosen["model_revision"]
+        try:
+            self._report("Importing the libraries …", busy=True)
+            from nucleoscope.explorer import engine
+
+            if hub.is_on_hub(name) and not hub.is_cached(name, revision):
+                self._report("Press Run to load the model and generate a text.")
+                return
+            self._report(f"Loading {name} …", busy=True)
+            model = load(name, self.dtype, self.device, chosen["trust_remote_code"], revision)
+            self._report(f"Trying {name} on short prompts …", busy=True)
+            with contextlib.suppress(ValueError):  # which Run reports, if it matters for the text
+                try_model(model)
+            engine.Reader(model.tokenizer)
+        except Exception as error:  # any error is shown on the page
+            self._report(f"{type(error).__name__}: {error}", failed=True)
+        else:
+            self._report(f"{name} is loaded. Press Run.")
+
+    def _report(self, status: str, **options: bool) -> None:
+        """`_say`, unless there is a text: then its own status is shown."""
+        with self._lock:
+            if self._thread is None and not self.tokens:
+                self._say(status, **options)
+
     def _draw(self) -> None:
         """Creates the figures of a text; selection and zoom in the previous text's figures are lost.
 
         Not before the first text: JupyterLab may request a widget's state while a cell is still running, and
         then draws a figure that is created in the meantime without its data and layout.
         """
+        from nucleoscope.explorer.live_figures import build_heat, build_scatter
+
         before = self.figures.children
         self.text.figure = self.text.model_id
         self.scatter, self.heat = build_scatter(self.text.figure), build_heat()
@@ -176,21 +269,43 @@ class Explorer:
             figure.close()
 
     def run(self) -> None:
-        """Generates or measures a text with the current settings, in a thread; does nothing while that is running."""
-        if self._thread is not None and self._thread.is_alive():
+        """Generates or measures a text with the current settings, in a thread; does nothing while that is running.
+
+        If a setting is refused, the status says why, and nothing else happens.
+        """
+        if self._is_writing():
             return
-        chosen = read_settings(self.settings)
+        if problems := list_problems(self.settings):
+            self._say("; ".join(problems), failed=True)
+            return
+        chosen = read_settings(self.settings) | {"dtype": self.dtype}
         place, prompt = self.picked.value, self.prompt.value
         same = place >= 0 and self.records[place]["prompt"] == prompt
         chosen |= {"prompt": prompt, "index": place if same else 0}
+        version, given = Version(settings=dict(chosen), source=self.mode.value), {}
         if self.mode.value == "score":
-            del chosen["seed"], chosen["index"]
-            chosen["text"] = self.given.value
+            given["text"] = self.given.value
         elif same and read_settings(self.settings) == self.recorded:
-            chosen["tokens"] = self.records[place]["tokens"].tolist()
-        self._clear(chosen)
-        self._thread = threading.Thread(target=self._write, args=(chosen,), daemon=True)
+            given["tokens"] = self.records[place]["tokens"].tolist()
+        self._begin(version)
+        self._start(version, given)
+
+    def _is_writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _start(self, version: Version, given: dict[str, Any]) -> None:
+        """Writes a version in a thread; ``given`` is what there is of it already: its text, or its tokens."""
+        self._stop.clear()
+        # what exists already is measured in one pass
+        self.run_button.disabled, self.stop_button.disabled = True, bool(given)
+        self._thread = threading.Thread(target=self._write, args=(version, given), daemon=True)
         self._thread.start()
+
+    def _begin(self, version: Version) -> None:
+        """A new first text: there is nothing to go back to."""
+        with self._lock:
+            self._versions, self._place, self.similarities = [version], 0, None
+            self._clear()
 
     def wait(self, seconds: float | None = None) -> None:
         """Returns when the text is complete, or after this many seconds."""
@@ -204,24 +319,39 @@ class Explorer:
         for widget in (self.text, self.picked, *self.figures.children, self.view):
             widget.close()
 
-    def _clear(self, chosen: dict[str, Any]) -> None:
-        self._stop.clear()
-        # what exists already is measured in one pass
-        self.run_button.disabled, self.stop_button.disabled = True, "text" in chosen or "tokens" in chosen
-        self.progress.value, self.progress.max = 0, chosen["max_tokens"]
+    def _clear(self) -> None:
+        """Prepares the page for the version that is shown: nothing is pointed at or selected."""
+        settings = self.version.settings or {}
+        self.progress.value, self.progress.max = 0, settings.get("max_tokens") or max(len(self.tokens), 1)
         with self._lock:
-            self.tokens, self.similarities = [], None
+            cut, before = self.version.cut, self._find_earlier()
             with self.text.hold_sync():
-                self.text.prompt, self.text.pieces, self.text.marked, self.text.card = chosen["prompt"], [], [], {}
+                self.text.prompt = settings.get("prompt", self.prompt.value)
+                self.text.pieces, self.text.marked, self.text.card = [], [], {}
                 self.text.hovered = self.text.clicked = -1
+                self.text.earlier = {} if before is None else {
+                    "cut": cut,
+                    "pieces": self._split(before.tokens)[cut:],
+                    "names": [before.name, self.version.name],
+                }  # fmt: skip
+                self.text.trail, self.text.place = [each.name for each in self._versions], self._place
             self._draw()
 
-    def _write(self, chosen: dict[str, Any]) -> None:
+    def _find_earlier(self) -> Version | None:
+        """The text beside the one that is shown, from which that was forked."""
+        return self._versions[self._place - 1] if self._place else None
+
+    def _split(self, tokens: "list[Token]") -> list[str]:
+        from nucleoscope.views import cards
+
+        return cards.split_text(self.reader, tokens)
+
+    def _write(self, version: Version, given: dict[str, Any]) -> None:
         """The thread's work: loads, generates, displays, and reports the outcome."""
         said, failed = "", False
         try:
-            said = self._write_text(dict(chosen))
-            self._show()
+            said = version.said = self._write_text(version, **given)
+            self._show(complete=True)
         except Exception as error:  # any error is shown on the page
             said, failed = f"{type(error).__name__}: {error}", True
         finally:
@@ -229,141 +359,306 @@ class Explorer:
                 self._say(said, failed)
                 self.run_button.disabled, self.stop_button.disabled = False, True
 
-    def _write_text(self, chosen: dict[str, Any]) -> str:
+    def _write_text(self, version: Version, text: str | None = None, tokens: list[int] | None = None) -> str:
         """Generates or measures the text, and returns a message about it."""
-        name, prompt = chosen.pop("model_name"), chosen.pop("prompt")
-        trusted, revision = chosen.pop("trust_remote_code"), chosen.pop("model_revision")
-        self._say(f"Loading {name} …")
-        self.model = None  # makes room for the next model
-        model = load(name, self.dtype, self.device, trusted, revision)
-        self.model, self.reader, self.source = model, Reader(model.tokenizer), "generate"
-        begun = time.monotonic()
-        if "text" in chosen:
-            self._say("Measuring …")
-            self.source = "score"
-            self.tokens, remarks = read(model.model, model.tokenizer, prompt, chosen.pop("text"), **chosen)
-        elif "tokens" in chosen:
-            self._say("Measuring …")
-            del chosen["index"]
-            self.tokens = replay(model.model, model.tokenizer, prompt, chosen.pop("tokens"), **chosen)
-            remarks = [
-                "the tokens of the run, measured again; with other settings or another prompt, new ones are drawn"
-            ]
-        else:
-            self._say("Generating …")
-            remarks = [self._stream(model, prompt, chosen)]
-        return f"{len(self.tokens):,} tokens in {time.monotonic() - begun:.1f} s ({'; '.join(remarks or ['done'])})"
+        chosen = dict(version.settings)
+        name, prompt, dtype = (chosen.pop(key) for key in ("model_name", "prompt", "dtype"))
+        names = (name, dtype, self.device, chosen.pop("trust_remote_code"), chosen.pop("model_revision"))
+        self._say(f"Loading {name} …", busy=True)
+        if names not in _loaded:
+            self.model = None  # makes room for the next model
+        from nucleoscope.explorer.engine import Reader, streaming
 
-    def _stream(self, model: loading.Model, prompt: str, chosen: dict[str, Any]) -> str:
-        """Generates a text, shows it as it grows, and returns how it ended."""
-        shown = time.monotonic()
-        for token in stream(model.model, model.tokenizer, prompt, **chosen):
-            self.tokens.append(token)
+        model = load(*names)
+        with self._using:
+            self.model, self.reader, begun = model, Reader(model.tokenizer), time.monotonic()
+            both = model.model, model.tokenizer
+            if text is None and tokens is None:
+                remarks, old = [self._stream(version, model, prompt, chosen)], 0
+                old = 0 if version.cut is None else version.cut + 1
+                count = max(len(version.tokens) - old, 0)
+                return f"{count:,} {'more ' if old else ''}tokens in {time.monotonic() - begun:.1f} s ({remarks[0]})"
+            self._say("Measuring …", busy=True)
+            del chosen["index"]
+            if text is None:
+                version.tokens[:] = streaming.replay(*both, prompt, tokens, **chosen)
+                remarks = [
+                    "the tokens of the run, measured again; with other settings or another prompt, new ones are drawn"
+                ]
+            else:
+                del chosen["seed"]
+                found, remarks = streaming.read(*both, prompt, text, **chosen)
+                version.tokens[:] = found
+        return f"{len(version.tokens):,} tokens in {time.monotonic() - begun:.1f} s ({'; '.join(remarks or ['done'])})"
+
+    def _stream(self, version: Version, model: "loading.Model", prompt: str, chosen: dict[str, Any]) -> str:
+        """Generates a text, or what follows its tokens, shows it as it grows, and returns how it ended."""
+        from nucleoscope.explorer.engine import model_facts, streaming
+
+        begun = [token.id for token in version.tokens]
+        if begun and begun[-1] in model_facts.find_end_tokens(model.model, model.tokenizer):
+            del version.tokens[-1]
+            return f"the candidate put in ends the text: {self.reader.show(begun[-1])}"
+        self._say(f"Trying {version.settings['model_name']} on short prompts …", busy=True)
+        try_model(model)
+        self._say("Generating …", busy=True)
+        shown = cost = 0.0
+        if begun:
+            self._show()
+        for token in streaming.stream(model.model, model.tokenizer, prompt, begun=begun, **chosen):
+            version.tokens.append(token)
             if self._stop.is_set():
                 return "stopped"
-            if time.monotonic() - shown > REFRESH:
+            if (now := time.monotonic()) - shown > max(REFRESH, cost / SHARE):
                 self._show()
                 shown = time.monotonic()
-        return "ended by the model" if len(self.tokens) < chosen["max_tokens"] else "done"
+                cost = shown - now
+        return "ended by the model" if len(version.tokens) < chosen["max_tokens"] else "done"
 
-    def _say(self, status: str, failed: bool = False) -> None:
+    def _say(self, status: str, failed: bool = False, busy: bool = False) -> None:
         with self._lock:
             if self._closed:
                 return
             with self.text.hold_sync():
-                self.text.status, self.text.failed = status, failed
+                self.text.status, self.text.failed, self.text.busy = status, failed, busy
 
-    def _show(self) -> None:
-        """Updates text, tint, scatter plot and progress with the tokens so far."""
+    def _show(self, complete: bool = False) -> None:
+        """Updates text, tint, figures and progress with the tokens so far."""
+        from nucleoscope.explorer.live_figures import show_points
+
         with self._lock:
             if self._closed or self.reader is None:
                 return
             tokens = list(self.tokens)
             with self.text.hold_sync():
-                self.text.pieces = cards.split_text(self.reader, tokens)
+                self.text.pieces = self._split(tokens)
                 self._tint()
             show_points(self.scatter, tokens)
-            self.progress.value = len(tokens) if self.source == "generate" else self.progress.max
+            self.progress.value = self.progress.max if complete else len(tokens)
+            if self.text.clicked == -1 and (complete or not self.heat.data):
+                self._show_widest()
+
+    def _show_widest(self) -> None:
+        """Shows the matrix of the widest choice, and its card unless a token was pointed at."""
+        from nucleoscope.explorer.engine import find_widest
+
+        if not self.tokens:
+            return
+        step = find_widest(self.tokens)
+        self._show_matrix(step)
+        if self.text.hovered == -1:
+            self.text.card = self._describe(step) | {"hint": HINT}
 
     def _tint(self) -> None:
-        with self._lock, self.text.hold_sync():
-            name, tokens = self.quantity.value, self.tokens[: len(self.text.pieces)]
-            values, k = (np.array([cards.find_value(token, each) for token in tokens]) for each in (name, "k"))
-            self.text.scale = cards.build_scale(name, values, k)
+        if not self.text.pieces:  # and perhaps no model either
+            return
+        from nucleoscope.explorer.engine import build_scale
 
-    def _point(self, step: int) -> None:
+        with self._lock, self.text.hold_sync():
+            before = self._find_earlier()
+            earlier = before.tokens[self.version.cut :] if before else ()
+            self.text.scale = build_scale(self.quantity.value, self.tokens[: len(self.text.pieces)], earlier)
+
+    def _find(self, number: int) -> tuple[int, int] | None:
+        """Which version a token's number in the page belongs to, and its step; None if there is no such token."""
+        earlier = number < -1
+        place, step = (self._place - 1, number_earlier(number)) if earlier else (self._place, number)
+        return (place, step) if place >= 0 and 0 <= step < len(self._versions[place].tokens) else None
+
+    def _point(self, number: int) -> None:
         """A token was pointed at: shows its card, and its mark in the scatter plot."""
         with self._lock:
-            if 0 <= step < len(self.tokens):
-                self.text.card = cards.describe_token(
-                    self.tokens, step, self.reader, self._compare(step), mode=self.source
-                )
-                show_mark(self.scatter, self.tokens[step])
+            if self._find(number) is None:
+                return
+            self.text.card = self._describe(number)
+            if number >= 0:
+                from nucleoscope.explorer.live_figures import show_mark
 
-    def _click(self, step: int) -> None:
+                show_mark(self.scatter, self.tokens[number])
+
+    def _click(self, number: int) -> None:
         """A token was clicked: shows card and mark, and the matrix of its candidates."""
         with self._lock:
-            if 0 <= step < len(self.tokens):
-                self.text.hovered = step
-                show_matrix(self.heat, step, self.tokens[step].ids, self._find_matrix(step), self.reader)
+            if self._find(number) is not None:
+                self.text.hovered = number
+                self._show_matrix(number)
 
-    def _compare(self, step: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The cosines on the card of a token: from the model, or from the files of its run, or unknown."""
-        if self.model is not None:
-            return cards.compare_candidates(find_embedding_matrix(self.model.model), self.tokens[step])
-        found = self.similarities
-        return (found.taken[step], found.pairs[step]) if found else (None, None)
+    def _show_matrix(self, number: int) -> None:
+        from nucleoscope.explorer import engine
 
-    def _find_matrix(self, step: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """The `cards.order_matrix` of a token's candidates; from files, that of the likeliest ten."""
-        if self.model is not None:
-            return cards.compute_matrix(find_embedding_matrix(self.model.model), self.tokens[step].ids)
-        return cards.order_matrix(cards.unpack_pairs(self.similarities.pairs[step])) if self.similarities else None
+        place, step = self._find(number)
+        token = self._versions[place].tokens[step]
+        matrix = engine.find_matrix(self.model, self.similarities, token, step)
+        engine.live_figures.show_matrix(self.heat, step, token.ids, matrix, self.reader)
+
+    def _describe(self, number: int) -> dict[str, Any]:
+        """The card of a token, with what is known of what follows its candidates."""
+        from nucleoscope.explorer import engine
+
+        place, step = self._find(number)
+        version = self._versions[place]
+        token = version.tokens[step]
+        cosines = engine.compare(self.model, self.similarities, token, step)
+        options = {"mode": self._find_mode(place, step)}
+        content = engine.cards.describe_token(version.tokens, step, self.reader, cosines, **options)
+        content |= {"number": number, "forks": version.settings is not None}
+        return content | (self._describe_ahead(version, step) if len(token.ids) > 1 else {})
+
+    def _find_mode(self, place: int, step: int) -> str:
+        """Where a token of a version is from: the model, an existing text, or the reader, who put it in."""
+        version = self._versions[place]
+        if version.cut is None:
+            return version.source
+        if step < version.cut:
+            return self._find_mode(place - 1, step)
+        return "fork" if step == version.cut else "generate"
+
+    def _describe_ahead(self, version: Version, step: int) -> dict[str, Any]:
+        """The tabs of a card: from the model, which is asked once one of them is open, or from the files of its run."""
+        from nucleoscope.explorer import engine
+
+        found = version.ahead.get(step)
+        if found is None and self.model is None and self.matrices is not None and version.cut is None:
+            found = engine.read_ahead(self.matrices, self.picked.value, step)
+        elif found is None and self.model is not None and version.settings:
+            found = "Reading each candidate …"
+            if self.text.tab:
+                self._ask(version, step)
+            if self._is_writing():
+                found = "As soon as the text is complete, each candidate is read …"
+        if found is None:
+            return {}
+        if isinstance(found, str):
+            return {"waiting": found}
+        return {"context": [engine.cards.describe_ahead(self.reader, found, version.tokens[step].id)]}
+
+    def _ask(self, version: Version, step: int) -> None:
+        """Has a thread find out what follows a token's candidates; only the latest token that was asked for counts."""
+        with self._lock:
+            self._asked = (version, step)
+            if self._looker is None:
+                self._looker = threading.Thread(target=self._look_ahead, daemon=True)
+                self._looker.start()
+
+    def _look_ahead(self) -> None:
+        """The work of that thread, as long as something is asked."""
+        from nucleoscope.explorer import engine
+
+        while True:
+            with self._using:
+                with self._lock:
+                    asked, self._asked = self._asked, None
+                    if asked is None or self._closed or self.model is None:
+                        self._looker = None
+                        return
+                    model = self.model
+                version, step = asked
+                try:
+                    found = engine.look_ahead(model, version.tokens, step, version.settings)
+                except Exception as error:  # any error is shown on the page
+                    found = f"{type(error).__name__}: {error}"
+            with self._lock:
+                version.ahead[step] = found
+                number = self.text.card.get("number")
+                place, at = (number is not None and self._find(number)) or (0, -1)
+                if at == step and self._versions[place] is version:
+                    self.text.card = self._describe(number)
+
+    def _fork(self, number: int, candidate: int) -> None:
+        """A candidate was clicked: the text is cut at its token, it is put in, and the model continues from it."""
+        found = self._find(number)
+        if found is None:
+            return
+        place, step = found
+        version, token = self._versions[place], self._versions[place].tokens[step]
+        if version.settings is None or not 0 <= candidate < len(token.ids) or token.ids[candidate] == token.id:
+            return
+        if not self._stop_writing():
+            return
+        from nucleoscope.explorer.engine import put_in
+
+        word = self.reader.show(int(token.ids[candidate]))
+        tokens = [*version.tokens[:step], put_in(token, candidate)]
+        new = Version(f"{word} at token {step}", version.settings, version.source, step, tokens)
+        with self._lock:
+            self._versions[place + 1 :] = [new]
+            self._place = place + 1
+            self._clear()
+            self._show()
+        self._start(new, {})
+
+    def _stop_writing(self) -> bool:
+        """Stops a text that is being generated, and says so if that takes too long, and so is not possible."""
+        self._stop.set()
+        self.wait(PATIENCE)
+        if self._is_writing():
+            self._say("The model is busy. Try again when it is not.", busy=True)
+        return not self._is_writing()
+
+    def _go(self, place: int) -> None:
+        """Another text of the trail was asked for."""
+        if place == self._place or not 0 <= place < len(self._versions) or not self._stop_writing():
+            return
+        with self._lock:
+            self._place = place
+            self._clear()
+            self._show(complete=True)
+            self._say(self.version.said)
 
     def _open(self, folder: Path | str) -> None:
         """A measured run was selected: offers its prompts."""
         self.records, self.measured_reader, self.picked.value, self.picked.content = [], None, -1, {}
+        self.matrices = None
         if not folder:
             return
+        from nucleoscope.explorer.engine import Reader, local_tokenizers, texts
+
         try:
             self.records = list(results.load_records(folder, fields=("prompt", "tokens")).values())
             table = results.load_run(results.find_measurements(folder), folder.name, folder.parent.name)
             tokenizer = local_tokenizers.find_tokenizer(folder)
             self.measured_reader = None if tokenizer is None else Reader(tokenizer)
+            with contextlib.suppress(ValueError):  # few runs are measured in context
+                self.matrices = load_matrices(folder)
         except (ValueError, OSError) as error:
             self._say(str(error), failed=True)
             return
         prompts = {place: record["prompt"] for place, record in enumerate(self.records)}
         self.picked.content = texts.build_menu(prompts, table, self.measured_reader)
 
-    def _show_measured(self, place: int) -> None:
+    def _show_measured(self, place: int) -> Version | None:
         """Draws the text of a measured prompt from the files of its run, or says why that is not possible."""
-        if self._thread is not None and self._thread.is_alive():
-            return
+        if self._is_writing():
+            return None
+        from nucleoscope.explorer.engine import cards, strip
+
         folder = self.measured.value
         record = results.load_records(folder, [place])[place]
         lacking = [name for name in strip.NEEDED if name not in record]
         if lacking or self.measured_reader is None:
             why = f"the files have no {lacking[0]}" if lacking else "its tokenizer is not on this machine"
             self._say(f"This text cannot be drawn from its files ({why}). Press Run to measure it again.")
-            return
-        self._clear({"prompt": record["prompt"], "max_tokens": max(len(record["tokens"]), 1), "tokens": []})
-        self.run_button.disabled = False
+            return None
+        version = Version(tokens=cards.list_tokens(record))
+        version.said = (
+            f"{len(version.tokens):,} tokens, from the files of the run. Run measures them again, with the model."
+        )
         with self._lock:
             self.model, self.reader = None, self.measured_reader
-            self.tokens = cards.list_tokens(record)
+            self._begin(version)
             self.similarities = results.load_similarities(folder, [place]).get(place)
-        self._show()
-        self._say(f"{len(self.tokens):,} tokens, from the files of the run. Run measures them again, with the model.")
+            self._show(complete=True)
+        self._say(version.said)
+        return version
 
     def _pick(self, place: int) -> None:
         """A prompt of a run was picked: its text is drawn, and Run measures it again, with the run's settings."""
         self.recorded = {}
         if place < 0:
             return
-        self.prompt.value, self.source = self.records[place]["prompt"], "generate"
+        self.prompt.value = self.records[place]["prompt"]
         try:
-            self._show_measured(place)
+            version = self._show_measured(place)
         except (ValueError, OSError) as error:
             self._say(str(error), failed=True)
             return
@@ -380,12 +675,18 @@ class Explorer:
                 self.settings[name].value = found[name]
         self.recorded = read_settings(self.settings)
         self.mode.value, self.dtype = found["mode"], found["dtype"]
-        self.source = self.mode.value
+        if version is not None:
+            version.source, version.settings = self.mode.value, self.recorded | {
+                "dtype": self.dtype, "prompt": self.prompt.value, "index": place,
+            }  # fmt: skip
+            self._show_widest()
         if self.mode.value == "score":
             self._copy_text(self.records[place]["tokens"].tolist())
 
     def _copy_text(self, tokens: list[int]) -> None:
         """Puts the text of a scored record into its field, decoded by the tokenizer of the model in its field."""
+        from nucleoscope.models import tokenizers
+
         chosen, self.given.value = read_settings(self.settings), ""
         try:
             tokenizer = tokenizers.load_tokenizer(

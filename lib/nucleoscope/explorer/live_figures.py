@@ -18,7 +18,8 @@ from nucleoscope.views.palette import BLUE, MATRIX, ORANGE, VERMILLION
 from nucleoscope.views.token_text import Reader
 
 AXES = {"x": "entropy", "y": "cosine"}  # of the scatter plot
-HINT = "Click a token to see how similar its candidates are."
+HINT = "How similar the candidates of a token are is shown here, first for the widest choice."
+NO_POINTS = "The text has no token with more than one candidate so far."
 
 
 def build_scatter(name: str) -> go.FigureWidget:
@@ -36,6 +37,7 @@ def build_scatter(name: str) -> go.FigureWidget:
     figure.update_layout(dragmode="select", showlegend=False, margin={"t": 40, "b": 40}, uirevision="text", meta=name)
     figure.update_xaxes(title=quantities.find_title(AXES["x"]), rangemode="tozero")
     figure.update_yaxes(title=quantities.find_title(AXES["y"]))
+    figure.add_annotation(text=NO_POINTS, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     return _fit_width(go.FigureWidget(figure))
 
 
@@ -45,6 +47,7 @@ def show_points(figure: go.FigureWidget, tokens: list[cards.Token]) -> None:
     values = {axis: [tokens[step].values[name] for step in steps] for axis, name in AXES.items()}
     with figure.batch_update():
         figure.data[0].update(values, customdata=steps, text=[str(step) for step in steps])
+        figure.layout.annotations[0].visible = not steps
 
 
 def show_mark(figure: go.FigureWidget, token: cards.Token) -> None:

@@ -85,6 +85,19 @@ class Comparison(NamedTuple):
     way: str
 
 
+class Ahead(NamedTuple):
+    """What follows each of the m candidates of one token.
+
+    ``similarities`` (m, m) float32: s_ij, with ones on the diagonal; ``values`` are its `VALUES`. ``next_ids`` and
+    ``next_probs`` (m, n): the likeliest tokens after each candidate, by falling probability.
+    """
+
+    similarities: torch.Tensor
+    values: dict[str, float]
+    next_ids: torch.Tensor
+    next_probs: torch.Tensor
+
+
 def find_forks(record: Mapping[str, Any], start: int, most: int) -> list[Fork]:
     """The tokens of a record with k > 1, with at most ``most`` candidates each.
 
@@ -562,6 +575,43 @@ def compare_text(
         seconds=time.perf_counter() - begin,
         way=reader.way,
     )
+
+
+@torch.inference_mode()
+def look_ahead(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    tokens: Sequence[int],
+    candidates: torch.Tensor,
+    probs: torch.Tensor,
+    settings: Settings,
+    likeliest: int = 3,
+) -> Ahead:
+    """What follows each of the ``candidates`` (m,), m > 1, of the last of ``tokens``, which continue a prompt.
+
+    ``probs`` (m,) are their probabilities. ``settings`` say how the prompt is encoded, and the temperature. Raises
+    ValueError, in one line, if the model cannot be read in any way, or gives NaN.
+    """
+    inputs = encoding.encode(tokenizer, [prompt], **encoding.list_options(settings, find_context_length(model)))
+    ids, shares = [*inputs.ids[0], *tokens], probs.double()
+    encoding.check_ids(encoding.Inputs([[*ids, *candidates.tolist()]]), len(find_embedding_matrix(model)))
+    fork = Fork(len(tokens) - 1, len(ids) - 1, candidates.tolist(), shares / shares.sum())
+    readers = _Readers(model, settings.skip_check)
+    if not settings.skip_check:
+        readers.check_long(ids, [fork])
+    ((_, logits),) = readers.choose(len(ids)).compute_logits(ids, [fork])
+    found = exponentiate(scale_logits(logits, settings))
+    if found.total[:, 0].isnan().any():
+        raise batching.explain_not_finite(f"after a candidate of token {fork.step}", model)
+    following = found.compute_probabilities()
+    triangle = compute_similarities(following).cpu()
+    similar, m = torch.eye(len(following)), len(following)
+    rows, columns = torch.triu_indices(m, m, 1)
+    similar[rows, columns] = similar[columns, rows] = triangle
+    values = {name: float(value) for name, value in describe_choices([fork.shares], [triangle]).items()}
+    best = following.topk(min(likeliest, following.shape[1]))
+    return Ahead(similar, values, best.indices.cpu(), best.values.cpu())
 
 
 def measure(

@@ -1,17 +1,19 @@
 """Measures one prompt, token by token: `stream` while it is generated, `read` an existing text, `replay` drawn tokens.
 
+A text that was begun is continued by `stream` too, for example with another candidate in the place of a token.
+
 Contract: the tokens and quantities are those that `generation.measure` gives for the same prompt,
 index, seed and settings, and `scoring.measure` for the same text; here, a generated text can be
 inspected before it is complete.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import batching, checking, cosine, generation, sampling, scoring
-from nucleoscope.measure.encoding import check_ids, list_options
+from nucleoscope.measure.encoding import Inputs, check_ids, list_options
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
 from nucleoscope.measure.nucleus import NotFinite
 from nucleoscope.measure.recording import Token
@@ -25,25 +27,31 @@ def stream(
     prompt: str,
     *,
     index: int = 0,
+    begun: Sequence[int] = (),
     **settings: Any,
 ) -> Iterator[Token]:
     """Continues one prompt by at most max_tokens tokens and yields each as soon as it is drawn.
 
     ``settings`` are those of `generation.measure`. ``index`` is the prompt's position in its data set;
-    together with the seed it determines which tokens are drawn. Raises ValueError for invalid settings and
-    for logits with NaN, like `generation.measure`.
+    together with the seed it determines which tokens are drawn. The tokens ``begun`` are the first of the text: they
+    are read, not drawn and not yielded, and each token after them is drawn with the number that belongs to its step.
+    If the last is an end-of-text token, nothing follows. Raises ValueError for invalid settings and for logits with
+    NaN, like `generation.measure`.
     """
     chosen = Settings(**settings).check()
-    max_tokens = chosen.max_tokens
+    max_tokens = chosen.max_tokens - len(begun)
     inputs = generation.encode(tokenizer, [prompt], **list_options(chosen, find_context_length(model)))
     embedding, ends = find_embedding_matrix(model), find_end_tokens(model, tokenizer)
-    check_ids(inputs, len(embedding))
-    numbers = sampling.draw_uniforms(chosen.seed, [index], max_tokens, model.device)
+    ids = [*inputs.ids[0], *begun]
+    check_ids(Inputs([ids]), len(embedding))
+    if max_tokens < 1 or (begun and begun[-1] in ends):
+        return
+    numbers = sampling.draw_uniforms(chosen.seed, [index], chosen.max_tokens, model.device)[:, len(begun) :]
     directions = cosine.find_directions(embedding)
     sampler = sampling.Sampler(directions, chosen, numbers, ends, list_recorded())
     way = checking.find_way(model, chosen.skip_check)
     memory = checking.create_memory(model, chosen.skip_check)
-    steps = generation.generate(model, [*inputs.ids], max_tokens, sampler, way, memory=memory)
+    steps = generation.generate(model, [ids], max_tokens, sampler, way, memory=memory)
     try:
         for _ in steps:
             (token,) = sampler.read_latest()
@@ -51,7 +59,7 @@ def stream(
                 return
             yield token
     except NotFinite:
-        raise batching.explain_not_finite(f"at token {len(sampler.steps)}", model) from None
+        raise batching.explain_not_finite(f"at token {len(begun) + len(sampler.steps)}", model) from None
 
 
 def read(

@@ -161,6 +161,40 @@ class Choice(NamedTuple):
     pairs: np.ndarray | None = None
 
 
+class Ahead(NamedTuple):
+    """What follows the m likeliest candidates of one token, whose ids are ``ids``.
+
+    ``similarities`` (m, m) are those in context, `measure.context`, and ``continuations`` the effective number of
+    different continuations. ``following`` are the likeliest next tokens of each, (ids, probabilities), if known.
+    """
+
+    ids: Sequence[int]
+    similarities: np.ndarray
+    continuations: float
+    following: Sequence[tuple[Sequence[int], Sequence[float]]] = ()
+
+
+def describe_ahead(reader: Reader, ahead: Ahead, token: int) -> dict:
+    """An `Ahead` for ``static/card.js``; ``token`` is the one that was taken.
+
+    ``names`` are the candidates as text and ``taken`` the place of the token among them, or -1; ``similar`` are their
+    similarities with it, and ``matrix`` those of pairs, in hundredths, in the order of `build_cards`. ``following`` has
+    [text, probability] of each likely next token of each candidate.
+    """
+    ids = [int(id) for id in ahead.ids]
+    taken, matrix = ids.index(token) if token in ids else -1, np.asarray(ahead.similarities, dtype=float)
+    return {
+        "names": [reader.show(id) for id in ids],
+        "taken": taken,
+        "similar": _count_hundredths(matrix[taken], len(ids)) if taken >= 0 else [],
+        "matrix": _count_hundredths(matrix[np.tril_indices(len(ids), -1)], len(ids) ** 2),
+        "continuations": round_value(ahead.continuations),
+        "following": [
+            [[reader.show(int(id)), round_value(p)] for id, p in zip(*each, strict=True)] for each in ahead.following
+        ],
+    }
+
+
 def build_cards(
     reader: Reader,
     choices: Iterable[Choice],
@@ -177,7 +211,8 @@ def build_cards(
 
     ``choices`` are those of these tokens only. ``columns`` (n,) are the quantities of all tokens of the
     text by name, NaN for an undefined or missing value; ``units`` are its `Reader.split_units`. ``mode`` is "generate"
-    if the model wrote the text, "score" if the text existed before. ``ends``: see `build_scale`.
+    if the model wrote the text, "score" if the text existed before, "fork" for a token that a reader put in.
+    ``ends``: see `build_scale`.
 
     ``words`` are texts, each once. ``tokens`` has a list for each token, short because a page has many:
     [its word, the words of the ``listed`` likeliest candidates, their probabilities, the number of further

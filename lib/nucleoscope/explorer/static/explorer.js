@@ -9,28 +9,100 @@ function append(parent, name, type, text = "") {
   return element;
 }
 
-/** Spans for the tokens: unchanged ones are kept, so that the focus is kept too. */
+const ROW = 8; // tokens of each text in a row, at most
+
+/** A span for a token, which is kept if it is there already, so that the focus is kept too. */
+function drawToken(parent, place, piece, number) {
+  const token = parent.children[place] ?? append(parent, "span", "nx-token");
+  if (token.textContent !== piece) token.textContent = piece;
+  const name = piece.trim() ? null : piece.includes("\n") ? "line break" : piece ? "space" : "part of a character";
+  if (token.ariaLabel !== name) token.ariaLabel = name; // a token without readable text has a name
+  if (!token.role) {
+    token.role = "option";
+    token.dataset.step = number;
+    token.tabIndex = number ? -1 : 0; // one stop for the tab key; arrow keys move on from there
+  }
+  token.classList.toggle("nx-empty", piece === "");
+  token.classList.toggle("nx-newline", piece.includes("\n"));
+}
+
 function drawTokens(text, pieces) {
   while (text.children.length > pieces.length) text.lastChild.remove();
-  pieces.forEach((piece, step) => {
-    const token = text.children[step] ?? append(text, "span", "nx-token");
-    if (token.textContent !== piece) token.textContent = piece;
-    const name = piece.trim() ? null : piece.includes("\n") ? "line break" : piece ? "space" : "part of a character";
-    if (token.ariaLabel !== name) token.ariaLabel = name; // a token without readable text has a name
-    if (!token.role) {
-      token.role = "option";
-      token.dataset.step = step;
-      token.tabIndex = step ? -1 : 0; // one stop for the tab key; arrow keys move on from there
+  pieces.forEach((piece, step) => drawToken(text, step, piece, step));
+}
+
+/** The number of a token of the earlier text; controls.number_earlier. */
+const numberEarlier = (step) => -2 - step;
+
+/** Where the rows of two texts begin: at a word of the earlier one, which is complete, if there is one soon. */
+function splitRows(earlier, length) {
+  const starts = [];
+  for (let at = 0; at < Math.max(earlier.length, length);) {
+    starts.push(at);
+    let next = at + ROW;
+    while (next > at + ROW / 2 && next < earlier.length && !/^\s/.test(earlier[next])) next--;
+    at = next > at + ROW / 2 ? next : at + ROW;
+  }
+  return starts;
+}
+
+/** Two texts: what they share, and then rows, in which tokens of the same steps are side by side. */
+function drawFork(text, pieces, { cut, pieces: earlier, names }) {
+  let [shared, head, rows] = text.children;
+  if (!rows) {
+    text.replaceChildren();
+    [shared, head, rows] = ["nx-shared", "nx-names", "nx-rows"].map((type) => append(text, "div", type));
+    for (const part of [shared, head, rows]) part.role = "presentation";
+    shared.dir = "auto";
+    head.append(...names.map((name, i) => make("bdi", { class: i ? "nx-now" : "nx-earlier" }, name)));
+  }
+  drawTokens(shared, pieces.slice(0, cut));
+  const mine = pieces.slice(cut), starts = splitRows(earlier, mine.length);
+  while (rows.children.length > starts.length) rows.lastChild.remove();
+  starts.forEach((start, i) => {
+    const row = rows.children[i] ?? append(rows, "div", "nx-row");
+    const end = starts[i + 1] ?? Infinity;
+    for (const [place, own] of [earlier, mine].entries()) {
+      const cell = row.children[place] ?? append(row, "div", place ? "nx-now" : "nx-earlier");
+      [row.role, cell.role, cell.dir, cell.ariaLabel] = ["presentation", "group", "auto", names[place]];
+      const part = own.slice(start, end);
+      while (cell.children.length > part.length) cell.lastChild.remove();
+      part.forEach((piece, at) => drawToken(cell, at, piece, place ? cut + start + at : numberEarlier(cut + start + at)));
     }
-    token.classList.toggle("nx-empty", piece === "");
-    token.classList.toggle("nx-newline", piece.includes("\n"));
   });
 }
 
-function showCard(card, content, chosen) {
-  if (content.tokens) return void card.replaceChildren(...drawCard(content, 0, { chosen }));
-  card.replaceChildren(...["Point at a token to see its other candidates.",
-    "Click it (or press Enter) to see how similar its candidates are."].map((line) => make("p", { class: "ns-muted" }, line)));
+/** The card, with the focus where it was before: on the same tab or candidate. */
+function showCard(card, content, options) {
+  const key = card.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  if (content.tokens) {
+    const hint = content.hint ? [make("p", { class: "ns-muted nx-hint" }, content.hint)] : [];
+    card.replaceChildren(...hint, ...drawCard(content, 0, options));
+  } else {
+    card.replaceChildren(make("p", { class: "ns-muted" }, "The candidates of a token are shown here as soon as there is a text."));
+  }
+  if (key) [...card.querySelectorAll("[data-key]")].find((part) => part.dataset.key === key)?.focus();
+}
+
+/** The texts from the first to the latest, of which ``place`` is shown. */
+function drawTrail(trail, names, place, go) {
+  const makeButton = (to, ...text) => {
+    const button = make("button", { type: "button", "data-key": `go ${text[0]}` }, ...text);
+    button.addEventListener("click", () => go(to));
+    return button;
+  };
+  const focused = trail.contains(document.activeElement);
+  trail.hidden = names.length < 2;
+  const back = makeButton(place - 1, "← back");
+  back.disabled = !place;
+  const list = make("ol");
+  names.forEach((name, i) => {
+    const button = makeButton(i, make("bdi", {}, name));
+    if (i === place) button.setAttribute("aria-current", "true");
+    list.append(make("li", {}, button));
+  });
+  trail.replaceChildren(back, list);
+  if (focused) list.querySelector("[aria-current]").focus();
 }
 
 /** The nearest token in the next line up (-1) or down (1), or this one. */
@@ -46,12 +118,17 @@ function findNeighbour(tokens, from, way) {
   return best;
 }
 
+const listTokens = (text) => [...text.querySelectorAll(".nx-token")];
+
 function findTarget(text, here, key) {
-  const tokens = [...text.children], step = Number(here.dataset.step);
-  const right = getComputedStyle(text).direction === "rtl" ? -1 : 1;
+  const all = listTokens(text), number = Number(here.dataset.step);
+  // of the text of this token: the earlier one begins with what both share
+  const isOwn = (token) => number < -1 ? Number(token.dataset.step) < -1 || token.closest(".nx-shared") : Number(token.dataset.step) > -1;
+  const tokens = all.filter(isOwn), step = tokens.indexOf(here);
+  const right = getComputedStyle(here.parentElement).direction === "rtl" ? -1 : 1;
   const goal = {
     ArrowRight: tokens[step + right], ArrowLeft: tokens[step - right], Home: tokens[0], End: tokens.at(-1),
-    ArrowUp: key === "ArrowUp" && findNeighbour(tokens, here, -1), ArrowDown: key === "ArrowDown" && findNeighbour(tokens, here, 1),
+    ArrowUp: key === "ArrowUp" && findNeighbour(all, here, -1), ArrowDown: key === "ArrowDown" && findNeighbour(all, here, 1),
   };
   return key in goal ? goal[key] || here : null;
 }
@@ -72,7 +149,7 @@ function listen(text, model) {
   });
   text.addEventListener("pointerleave", () => {
     clearTimeout(timer);
-    if (model.get("clicked") >= 0) send("hovered", model.get("clicked")); // back to the token that was clicked
+    if (model.get("clicked") !== -1) send("hovered", model.get("clicked")); // back to the token that was clicked
   });
   text.addEventListener("click", (event) => findToken(event) && send("clicked", readStep(event)));
   text.addEventListener("focusin", (event) => {
@@ -110,8 +187,12 @@ function follow(figure, model, followed) {
 
 function render({ model, el }) {
   el.classList.add("nucleoscope", "nx");
-  const status = append(el, "div", "nx-status");
+  const line = append(el, "div", "nx-line");
+  const status = append(line, "span", "nx-status"), seconds = append(line, "span", "nx-seconds ns-muted");
   status.role = "status";
+  seconds.ariaHidden = "true"; // a status that changes every second would be read every second
+  const trail = append(el, "nav", "nx-trail");
+  trail.ariaLabel = "Texts";
   const legend = append(el, "div", "ns-legend");
   const page = append(el, "div", "nx-text");
   const prompt = append(page, "div", "nx-prompt");
@@ -121,12 +202,20 @@ function render({ model, el }) {
   text.role = "listbox";
   text.ariaLabel = "Text, token by token. Arrow keys move; Enter shows how similar the candidates are.";
   text.ariaMultiSelectable = "true";
-  page.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves the arrow keys to the tokens
+  el.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves the arrow keys to the tokens and tabs
   card.ariaLive = "polite";
+  let since = null, timer;
+  const count = () => (seconds.textContent = since === null ? "" : `${Math.round((Date.now() - since) / 1000)} s`);
+  const send = (name, value) => {
+    model.set(name, value);
+    model.save_changes();
+  };
   const tint = () => {
-    const scale = model.get("scale"), marked = new Set(model.get("marked"));
-    [...text.children].forEach((token, step) => {
-      if (step < (scale.values?.length ?? 0)) tintText(token, [findShare(scale, scale.values[step])]);
+    const scale = model.get("scale"), marked = new Set(model.get("marked")), { cut } = model.get("earlier");
+    listTokens(text).forEach((token) => {
+      const step = Number(token.dataset.step);
+      const value = step < -1 ? scale.earlier?.[numberEarlier(step) - cut] : scale.values?.[step];
+      if (value !== undefined) tintText(token, [findShare(scale, value)]);
       token.classList.toggle("nx-here", step === model.get("hovered"));
       token.classList.toggle("nx-clicked", step === model.get("clicked"));
       token.classList.toggle("nx-marked", marked.has(step));
@@ -141,22 +230,45 @@ function render({ model, el }) {
       tint();
       parts.card(); // which emphasises the quantity of the tint
     },
-    card: () => showCard(card, model.get("card"), model.get("scale").name),
+    card: () => {
+      const content = model.get("card");
+      showCard(card, content, {
+        chosen: model.get("scale").name,
+        tab: model.get("tab"),
+        choose: (name) => send("tab", name),
+        pick: content.forks ? (place) => send("picked", [content.number, place, Date.now() % 1e9]) : null,
+      });
+    },
     status: () => {
       status.textContent = model.get("status");
       status.classList.toggle("nx-error", model.get("failed"));
     },
+    busy: () => {
+      if (!model.get("busy")) since = null;
+      else since ??= Date.now();
+      clearInterval(timer);
+      if (since !== null) timer = setInterval(count, 500);
+      count();
+    },
+    trail: () => drawTrail(trail, model.get("trail"), model.get("place"), (to) => send("wanted", [to, Date.now() % 1e9])),
     pieces: () => {
       const atEnd = page.scrollTop + page.clientHeight > page.scrollHeight - 30;
-      drawTokens(text, model.get("pieces"));
+      const earlier = model.get("earlier"), forked = earlier.cut !== undefined;
+      const kind = JSON.stringify([earlier.cut, earlier.names]);
+      if (text.dataset.kind !== kind) text.replaceChildren(); // another text
+      text.dataset.kind = kind;
+      text.classList.toggle("nx-forked", forked);
+      if (forked) drawFork(text, model.get("pieces"), earlier);
+      else drawTokens(text, model.get("pieces"));
       if (atEnd) page.scrollTop = page.scrollHeight; // scrolls along as the text grows
       tint();
     },
     marked: tint, hovered: tint, clicked: tint,
   };
+  const others = { failed: parts.status, place: parts.trail, earlier: parts.pieces, tab: parts.card };
   const names = Object.entries(parts);
   for (const [name, draw] of names) model.on(`change:${name}`, draw);
-  model.on("change:failed", parts.status);
+  for (const [name, draw] of Object.entries(others)) model.on(`change:${name}`, draw);
   for (const [, draw] of names) draw();
   listen(text, model);
   // A figure is drawn before it is in the page, 700 pixels wide; once it is there it takes the width it has.
@@ -168,7 +280,8 @@ function render({ model, el }) {
   document.addEventListener("plotlywidget-after-render", fitFigure);
   return () => { // anywidget calls this when the view is removed
     for (const [name, draw] of names) model.off(`change:${name}`, draw);
-    model.off("change:failed", parts.status);
+    for (const [name, draw] of Object.entries(others)) model.off(`change:${name}`, draw);
+    clearInterval(timer);
     document.removeEventListener("plotlywidget-after-render", fitFigure);
   };
 }

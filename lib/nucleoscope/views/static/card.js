@@ -41,18 +41,19 @@ function drawLegend(scale) {
 const formatHundredths = (value) => (value / 100).toFixed(2).replace("-", "−");
 
 // The candidates with their probabilities and, if cosines are known, how similar each is to the token taken and to
-// those listed above it: ``similar`` and ``matrix`` of the token, in hundredths.
-function drawCandidates(words, [word, listed, probs, more, mass, held, place, p], similar, matrix) {
+// those listed above it: ``similar`` and ``matrix`` of the token, in hundredths. ``pick``, if there is one, is called with
+// the place of a candidate that is clicked.
+function drawCandidates(words, [word, listed, probs, more, mass, held, place, p], similar, matrix, pick) {
   const compared = similar?.length && listed.length + more > 1;
   const list = make("div", { class: "ns-list" + (compared ? " ns-compared" : "") });
   const names = listed.map((index) => words[index]);
   if (compared) {
     for (const title of ["", "", "probability", "to ✓", "to those above"]) list.append(make("span", { class: "ns-muted" }, title));
   }
-  function addRow(text, value, taken, note, cosine, cells) {
+  function addRow(text, value, taken, note, cosine, cells, row) {
     const mark = taken ? " ns-drawn" : "";
     const bar = make("span", { class: "ns-p" + mark, style: `width:${100 * value}%` });
-    list.append(make("bdi", { class: mark, title: text }, text), bar,
+    list.append(pick && !taken ? drawPick(text, () => pick(row)) : make("bdi", { class: mark, title: text }, text), bar,
       make("span", { class: "ns-value" + mark }, note + (taken ? "✓ " : "") + (value === null ? "–" : formatPercent(value))));
     if (compared) list.append(make("span", { class: "ns-value" + mark }, taken ? "itself" : formatHundredths(cosine)), cells);
   }
@@ -60,7 +61,7 @@ function drawCandidates(words, [word, listed, probs, more, mass, held, place, p]
   listed.forEach((index, i) => {
     const row = (matrix ?? []).slice((i * (i - 1)) / 2, (i * (i + 1)) / 2);
     const cells = row.map((cosine, j) => makeCell(cosine, `${names[j]} and ${names[i]}: ${formatHundredths(cosine)}`));
-    addRow(names[i], probs[i], i === place, "", similar?.[i], make("span", { class: "ns-cells", "aria-hidden": "true" }, ...cells));
+    addRow(names[i], probs[i], i === place, "", similar?.[i], make("span", { class: "ns-cells", "aria-hidden": "true" }, ...cells), i);
   });
   if (p !== undefined) addRow(words[word], p, true, place < 0 ? "outside " : "", null, make("span"));
   const inside = place >= 0 && p !== undefined; // listed below the others, and one of them
@@ -68,17 +69,79 @@ function drawCandidates(words, [word, listed, probs, more, mass, held, place, p]
   const others = `and ${formatCount(rest)} more, ${formatPercent(Math.max(mass - (inside ? p : 0), 0))} in total`;
   const end = rest > 0 ? others : "no other candidates";
   const note = `Probabilities are those of the full distribution. Entropy and cosine similarity use only the nucleus, which has ${(100 * held).toFixed(1)} % of it.`;
-  const lines = [end, ...(compared ? [describeClosest(names, matrix)] : []), note];
+  const lines = [pick && listed.length + more > 1 ? "Click a candidate to put it in, and to see how the text continues from it." : "", end, ...(compared ? [describeClosest(names, matrix)] : []), note];
   return make("div", { class: "ns-candidates" }, list, ...lines.filter(Boolean).map((line) => make("p", { class: "ns-muted" }, line)));
 }
 
+// A candidate that can be put in the place of its token.
+function drawPick(text, pick) {
+  const title = `Put in “${text}” and continue the text from it`;
+  const button = make("button", { type: "button", class: "ns-pick", title, "aria-label": title, "data-key": `pick ${text}` }, make("bdi", {}, text));
+  button.addEventListener("click", pick);
+  return button;
+}
+
+// How similar what follows the candidates is, in the form of drawCandidates: ``ahead`` is a cards.describe_ahead.
+function drawContext({ names, taken, similar, matrix, continuations }, pick) {
+  const list = make("div", { class: "ns-list ns-context" });
+  for (const title of ["", similar.length ? "to ✓" : "", "to those above"]) list.append(make("span", { class: "ns-muted" }, title));
+  names.forEach((name, i) => {
+    const mark = i === taken ? " ns-drawn" : "";
+    const cells = names.slice(0, i).map((other, j) => {
+      const value = matrix[(i * (i - 1)) / 2 + j];
+      return make("i", { style: `--ns-share:${Math.max(value, 0) / 100}`, title: `${other} and ${name}: ${formatHundredths(value)}` });
+    });
+    list.append(pick && !mark ? drawPick(name, () => pick(i)) : make("bdi", { class: mark, title: name }, name + (mark ? " ✓" : "")),
+      make("span", { class: "ns-value" + mark }, mark ? "itself" : similar.length ? formatHundredths(similar[i]) : ""),
+      make("span", { class: "ns-cells", "aria-hidden": "true" }, ...cells));
+  });
+  const number = formatNumber(continuations, 2);
+  const lines = [describeClosest(names, matrix, "Similarity in context"),
+    `1: both candidates have the same continuations; 0: none in common. By their probabilities, these ${names.length} candidates have as many different continuations as ${number} with none in common.`];
+  return make("div", { class: "ns-candidates" }, list, ...lines.map((line) => make("p", { class: "ns-muted" }, line)));
+}
+
+// The likeliest next tokens after each candidate.
+function drawFollowing({ names, taken, following }, pick) {
+  const list = make("div", { class: "ns-list ns-following" });
+  names.forEach((name, i) => {
+    const mark = i === taken ? " ns-drawn" : "";
+    const next = following[i].map(([text, p]) => make("span", { class: "ns-next" }, make("bdi", { title: text }, text), make("span", { class: "ns-muted" }, formatPercent(p))));
+    list.append(pick && !mark ? drawPick(name, () => pick(i)) : make("bdi", { class: mark, title: name }, name + (mark ? " ✓" : "")), make("div", { class: "ns-nexts" }, ...next));
+  });
+  return make("div", { class: "ns-candidates" }, list, make("p", { class: "ns-muted" }, `After each candidate, its ${following[0].length} likeliest next tokens, with their probabilities.`));
+}
+
+// The tabs of a card: [name, title, panel] each, of which ``open`` is shown; ``choose`` is called with the name of another.
+function drawTabs(tabs, open, choose) {
+  const bar = make("div", { class: "ns-tabs", role: "tablist", "aria-label": "What is shown of the candidates" });
+  const now = tabs.find(([name]) => name === open) ?? tabs[0];
+  const panel = make("div", { role: "tabpanel", "aria-label": now[1] }, now[2]());
+  tabs.forEach(([name, title], i) => {
+    const own = name === now[0];
+    const tab = make("button", { type: "button", role: "tab", "aria-selected": String(own), tabindex: own ? "0" : "-1", "data-key": `tab ${name}` }, title);
+    tab.addEventListener("click", () => choose(name));
+    tab.addEventListener("keydown", (event) => {
+      const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (!way) return;
+      event.preventDefault();
+      event.stopPropagation();
+      const next = tabs[(i + way + tabs.length) % tabs.length][0];
+      bar.querySelector(`[data-key="tab ${next}"]`).focus();
+      choose(next);
+    });
+    bar.append(tab);
+  });
+  return [bar, panel];
+}
+
 // The most similar two of the likeliest candidates, in words.
-function describeClosest(names, matrix) {
+function describeClosest(names, matrix, what = "Cosine similarity") {
   if (!matrix?.length) return "";
   const place = matrix.indexOf(Math.max(...matrix));
   const later = Math.floor((1 + Math.sqrt(1 + 8 * place)) / 2);
   const pair = `“${names[place - (later * (later - 1)) / 2]}” and “${names[later]}”`;
-  return `Cosine similarity: the stronger a cell's colour, the more similar. Most similar: ${pair}, ${formatHundredths(matrix[place])}.`;
+  return `${what}: the stronger a cell's colour, the more similar. Most similar: ${pair}, ${formatHundredths(matrix[place])}.`;
 }
 
 // The quantities of a token with ``size`` candidates.
@@ -109,8 +172,10 @@ function describePlace(place, pairs, size) {
 
 /** The card of the token at place ``at`` of content, in two elements: the choice, and the quantities.
  *
- * content: what cards.build_cards makes. chosen is the name of the quantity to emphasise; close is a button. */
-function drawCard(content, at, { chosen = "", close = null } = {}) {
+ * content: what cards.build_cards makes. chosen is the name of the quantity to emphasise; close is a button. content.context
+ * may have a cards.describe_ahead for the token, or content.waiting says why there is none yet: then the card has tabs, of
+ * which tab is the name of the open one, and choose is called with another. pick is called with a candidate's place. */
+function drawCard(content, at, { chosen = "", close = null, tab = "", choose = () => {}, pick = null } = {}) {
   const { words, mode, first, total } = content;
   const token = content.tokens[at];
   const [word, listed, , more, , , place] = token;
@@ -122,9 +187,15 @@ function drawCard(content, at, { chosen = "", close = null } = {}) {
   const head = make("p", { class: "ns-head" }, make("b", {}, make("bdi", {}, words[word])),
     make("span", { class: "ns-muted" }, `token ${first + at} of ${total}, counted from 0`), ...(close ? [close] : []));
   const others = describePlace(content.places[at], content.pairs, size);
-  const origin = mode === "score" ? "in the text" : "drawn";
+  const origin = { score: "in the text", fork: "put in" }[mode] ?? "drawn";
+  const drawChoice = () => drawCandidates(words, token, content.similar?.[at], content.matrix?.[at], pick);
+  const ahead = content.context?.[at], wait = () => make("p", { class: "ns-muted ns-wait" }, content.waiting);
+  const tabs = [["", "candidates", drawChoice]];
+  if (ahead || content.waiting) tabs.push(["context", "similar in context", ahead ? () => drawContext(ahead, pick) : wait]);
+  if (ahead?.following.length || content.waiting) tabs.push(["following", "what follows", ahead ? () => drawFollowing(ahead, pick) : wait]);
+  const choice = tabs.length > 1 ? drawTabs(tabs, tab, choose) : [drawChoice()];
   return [
-    make("div", {}, head, make("p", { class: "ns-muted" }, `${origin}: ${rank}`, ...parts), drawCandidates(words, token, content.similar?.[at], content.matrix?.[at])),
+    make("div", {}, head, make("p", { class: "ns-muted" }, `${origin}: ${rank}`, ...parts), ...choice),
     make("div", {}, drawQuantities(content.quantities, at, chosen, size), make("p", { class: "ns-muted ns-place" }, others)),
   ];
 }
