@@ -3,7 +3,7 @@
 Contract: logits in, one tensor of numbers out, on the same device; sampling does not depend on it. The rows of a
 window are gathered once for all sets and geometries, and once more for the pairs of small sets. Between two
 neighbouring ends of sets, rows are summed with the weights of all geometries at once; every set is a sum of such
-segments. Memory does not depend on how wide the sets are.
+segments, and is compared by the products of their sums. Memory does not depend on how wide the sets are.
 
 ``similarity_entropy`` is the uncapped form -sum q_i log (Zq)_i, Z_ij = max(0, (u_i.u_j - c) / (1 - c)), Z_ii = 1,
 where c is the mean cosine of two tokens of the vocabulary in that geometry (Leinster and Cobbold 2012, order 1). It
@@ -23,11 +23,20 @@ from nucleoscope.measure.model_facts import find_embedding_matrix, find_output_m
 from nucleoscope.measure.ragged import widen
 from nucleoscope.variants import OF_SET, OF_VARIANT, Layout, Selection, parse
 
-CHUNKS = (4, 16, 64, 256)  # rows that are summed at once: a segment is divided into the largest, and padded to one
+CHUNKS = (
+    2,
+    4,
+    8,
+    16,
+    32,
+    64,
+    128,
+    256,
+)  # rows that are summed at once: a segment is divided into the largest, and padded to one
 LEAST_UNLIKE = 1e-6  # 1 - c: if all directions are the same, similarity to chance is 0 / 0, and the value missing
 PAIRS = (2, 4, 8, 16, 32, 50, 64)  # windows whose pairs are multiplied at once are padded to one of these
-# Numbers in memory at once: gathered rows, and the segments' sums.
-PIECE_CPU, PIECE_GPU = 2**20, 2**26
+# Numbers in memory at once: gathered rows, of which fewer fit in a CPU's cache while they are added, and sums.
+PIECE_CPU, PIECE_GPU, ADDED_CPU = 2**20, 2**26, 2**19
 SUMS_CPU, SUMS_GPU = 2**22, 2**28
 
 
@@ -261,7 +270,7 @@ class Segments:
         start = start[segment] + part * CHUNKS[-1]
         length = (sizes[segment] - part * CHUNKS[-1]).clamp_max(CHUNKS[-1])
         kind = torch.bucketize(length, torch.tensor(CHUNKS, device=device))
-        piece = PIECE_CPU if device.type == "cpu" else PIECE_GPU
+        piece = ADDED_CPU if device.type == "cpu" else PIECE_GPU
         for place, size in enumerate(CHUNKS):
             index = torch.arange(size, device=device)
             for chosen in _split(torch.nonzero(kind == place)[:, 0], piece // (size * width)):
