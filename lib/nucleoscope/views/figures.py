@@ -24,7 +24,7 @@ from nucleoscope.atomic import write_atomically
 from nucleoscope.names import escape_mathtext, escape_plotly
 from nucleoscope.stats.bootstrap import Bins, choose_bins
 from nucleoscope.store.results import select, select_choices
-from nucleoscope.store.run_names import describe_model, divide_model, order_model, order_run
+from nucleoscope.store.run_names import describe_model, divide_model, order_model, order_run, split
 from nucleoscope.store.run_settings import describe_head, describe_head_settings, list_run_columns
 from nucleoscope.views.palette import (
     BLUE,
@@ -49,6 +49,7 @@ plotly.io.renderers.default = "plotly_mimetype"
 FONTS = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8}  # 42: text stays text in the pdf
 NO_CHOICE = "No token had more than one candidate, so there is nothing to compare"
 SYMBOLS = ("circle", "square", "diamond", "cross", "x")
+LEGEND_BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
 MOST = 20_000  # points in one scatter plot: more make the page heavy, and overlap
 _EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
 Tables = Mapping[tuple[str, str], pd.DataFrame]
@@ -290,6 +291,8 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         _say_why_empty(figure, NO_CHOICE)
     across, up = quantities.find_title(x), quantities.find_title(y)
     axes = {"xaxis_title": across, "xaxis_rangemode": "tozero", "yaxis_title": f"median {up}"}
+    if any(split(model)[1] for model in models):  # names too long to be beside the lines
+        axes |= {"legend": LEGEND_BELOW, "height": 440 + 20 * len(figure.data)}
     figure.update_layout(showlegend=bool(figure.data), margin={"t": 40 if few else 20}, **axes)
     return describe(figure, f"Median {up} over {across}, one line for each model and data set")
 
