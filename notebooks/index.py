@@ -15,36 +15,31 @@
 # %% [markdown]
 # # What was the model choosing between?
 #
-# For every token that a language model writes, Nucleoscope shows which other tokens it could have chosen.
-# The model has a probability distribution over its vocabulary and draws each token from a few candidates. Two
-# properties of these candidates are measured: how spread out the choice is, its **entropy**, and how similar
-# the candidates are, the **cosine similarity** of their embeddings.
-#
-# Are the two related? A model that hesitates between *nine* and *ten* is unsure in a different way from
-# one that hesitates between *Because* and a full stop. In the first choice the candidates are used in
-# similar ways; in the second they are not. When a model is unsure, which kind of choice is it?
+# For every token that a language model writes, Nucleoscope shows which other tokens it could have chosen, how spread out
+# the choice was (**entropy**), and how similar the candidates were (**cosine similarity** of their embeddings). Are
+# candidates less similar when the model is less sure?
 
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/
 
-# %%
-from IPython.display import Markdown
+# %% tags=["remove-input"]
+from IPython.display import HTML, Markdown, display
 
 from nucleoscope.store import results
-from nucleoscope.views import figures, made_of_figures, made_of_text, tables
+from nucleoscope.views import figures, front, made_of_figures, made_of_text, tables
 from nucleoscope.views.token_text import escape_name
 
 measured = results.load_readable(results_dir)
 statistics = tables.load_statistics(results_dir)
 curve, nulls, ladder = made_of_text.load(results_dir)
 
-# %%
+# %% tags=["remove-input"]
 Markdown(made_of_text.describe_answer(curve) if len(curve) else tables.describe_coefficients(statistics))
 
-# %%
+# %% tags=["remove-input"]
 made_of_figures.plot_over_top_p(curve, ["raw", "all_but_top_3"], ["Spearman"]) if len(curve) else None
 
-# %%
+# %% tags=["remove-input"]
 gaps = tables.describe_gaps(results_dir, measured)
 Markdown(gaps) if gaps else None
 
@@ -54,26 +49,30 @@ Markdown(gaps) if gaps else None
 # it if the candidate sets are exchanged among tokens with equally many candidates.
 # [What it is made of](/correlation_eval/made_of.ipynb) says more:
 
-# %%
+# %% tags=["remove-input"]
 Markdown(made_of_text.describe_in_three(curve, nulls, ladder))
+
+# %% [markdown]
+# ## One sentence
+
+# %% tags=["remove-input"]
+said, sentence = front.show_sentence(results_dir, measured)
+display(Markdown(said), HTML(sentence))
 
 # %% [markdown]
 # ## Where to go next
 #
-# * **Read.** The [theory](theory.ipynb) says what can be known before any measurement, and the
-#   [method](/method.md) says how the measurements were made. The results are the
-#   [coefficients](/correlation_eval/correlation.ipynb), [what they are made of](/correlation_eval/made_of.ipynb),
-#   the [curves](/correlation_eval/fits.ipynb) and [every single run](/runs/index.md).
-# * **Run.** [Install](/use/install.md) the software and measure
-#   [your own model on your own texts](/use/run-one-model.md), on a laptop or
-#   [as a grid](/use/run-the-grid.md).
-# * **Extend.** Add [a model](/use/add-a-model.md), [a data set](/use/add-a-data-set.md) or
-#   [a quantity](/use/add-a-quantity.md), read [the measurements](/use/read-measurements.md) with your
-#   own code, or call the [modules](/use/api.md).
+# * **Read** [what the coefficient is made of](/correlation_eval/made_of.ipynb), or open
+#   [every text that was measured](/runs/index.md).
+# * **Run it** on [your own model and texts](/use/run-one-model.md), on a laptop or
+#   [as a grid](/use/run-the-grid.md), once it is [installed](/use/install.md).
+# * **Build on it**: [read the measurements](/use/read-measurements.md) with your own code, or add
+#   [a quantity](/use/add-a-quantity.md).
 #
-# This project repeats a student study ([itsmejul/llm-confidence](https://github.com/itsmejul/llm-confidence))
-# that measured both quantities for five models; [the method](/method.md) says what we do differently,
-# and why.
+# The [theory](theory.ipynb) says what can be known before any measurement, and the [method](/method.md) how the
+# measurements were made. This project repeats a student study
+# ([itsmejul/llm-confidence](https://github.com/itsmejul/llm-confidence)) that measured both quantities for five models;
+# the method says what we do differently, and why.
 
 # %% [markdown]
 # ## Run by run

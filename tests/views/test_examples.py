@@ -212,3 +212,34 @@ def test_without_tables_there_are_no_corners():
     total, *shares = examples.compute_reach({})
     assert total == 0
     assert np.isnan(shares).all()
+
+
+def test_a_typical_token_is_the_nearest_to_both_medians_of_those_with_few_candidates():
+    values = np.arange(11.0)
+    cosine = values[[0, 1, 2, 3, 5, 4, 6, 7, 8, 9, 10]]
+    made = create_table(np.arange(11), values, cosine, k=5).assign(step=9, token=1)
+    chosen = examples.choose_typical({("model", "data"): made})
+    assert chosen["prompt"] == 4  # 5 is as near: the first of them
+    made.loc[[4, 5], "k"] = [3, 9]
+    assert examples.choose_typical({("model", "data"): made})["prompt"] == 6
+    texts = [",", " 123", " to", " word", *["."] * 7]
+    assert examples.choose_typical({("model", "data"): made.assign(text=texts)})["prompt"] == 3
+    assert examples.choose_typical({("model", "data"): made.assign(text=None)})["prompt"] == 6
+    for change in ({"k": 9}, {"step": 7}, {"token": -1}):
+        assert examples.choose_typical({("model", "data"): made.assign(**change)}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "step", "expected"),
+    [
+        (["One", ".", " Two", " words", ".", " Three"], 3, (2, 5)),
+        (["One", ".", " Two", " words", ".", " Three"], 4, (2, 5)),
+        (["One", ".", " Two", " words", ".", " Three"], 5, (5, 6)),
+        (["a", " line\n", "next", " line", " ends", "\n\n", "c"], 3, (2, 6)),
+        (["He", " said", ' "go', '."', " She", " went"], 4, (4, 6)),
+        (["3", ".1", "4", " is", " pi"], 2, (0, 5)),
+        (list("abcdefgh"), 4, (2, 7)),
+    ],
+)
+def test_a_sentence_ends_at_a_stop_or_a_line(text, step, expected):
+    assert examples.find_sentence(text, step, around=2 if text[0] == "a" and len(text) == 8 else 30) == expected

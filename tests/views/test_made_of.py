@@ -110,8 +110,17 @@ def test_the_answer_is_less_more_or_neither_or_missing():
     assert "are *less* similar when it is less sure: Spearman's coefficient is −0.30 [−0.35, −0.25]**" in answer(-0.3)
     assert "are *more* similar" in answer(0.3)
     assert "are neither clearly more nor clearly less similar" in answer(0.01)
-    assert answer(np.nan).startswith("There is no answer yet")
+    assert "(m on d; nucleus of top_p 0.95, " in answer(np.nan)
     assert made_of_text.describe_answer(create_curve({})).startswith("There is no answer yet")
+
+
+def test_the_answer_names_the_top_p_with_the_opposite_sign():
+    answer = made_of_text.describe_answer(create_curve({"raw": [-0.4, -0.3, 0.01, -0.3, 0.2, 0.4]}))
+    assert answer.endswith(
+        "**But the sign depends on where the nucleus is cut: at top_p 0.99 it is positive, 0.40 [0.35, 0.45].**"
+    )
+    for values in ([0.01, 0, 0, 0.01, 0.2, -0.4], [-0.4, -0.3, -0.1, -0.3, 0.01, 0.02]):
+        assert "But" not in made_of_text.describe_answer(create_curve({"raw": values}))
 
 
 def test_the_sentence_on_signs_counts_them():

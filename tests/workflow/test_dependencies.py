@@ -171,10 +171,10 @@ def test_nothing_is_planned_after_a_finished_grid(project):
         ("notebooks/run.py", {"page"}),
         ("notebooks/measure.py", {"measure"}),
         ("notebooks/twelve.py", {"twelve"}),
-        ("lib/nucleoscope/views/static/strip.js", {"page", "twelve"}),
+        ("lib/nucleoscope/views/static/strip.js", {"page", "twelve", "index"}),
         ("lib/nucleoscope/measure/batching.py", {"measure"}),
         ("lib/nucleoscope/models/loading.py", {"measure"}),
-        ("lib/nucleoscope/models/tokenizers.py", {"measure", "page", "twelve"}),
+        ("lib/nucleoscope/models/tokenizers.py", {"measure", "page", "twelve", "index"}),
         ("lib/nucleoscope/stats/fits.py", {"analyses", "index"}),  # the front page shows coefficients of the analyses
         ("lib/nucleoscope/stats/theory.py", {"theory"}),
         ("lib/nucleoscope/store/results.py", {"measure", "page", "analyses", "index", "theory", "twelve"}),

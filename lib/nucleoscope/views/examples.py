@@ -4,7 +4,8 @@ Contract: the rules see only measurements, never the text. Tokens with k = 1 had
 left out. Among ties, the one measured first is picked, so the same measurements give the same picks.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,9 @@ ENOUGH = 20  # minimum of tokens with k > 1 for a prompt's coefficient
 FEWEST = 3  # minimum of tokens for any coefficient at all
 READABLE = 200  # maximum number of candidates of a token in an example
 BEFORE = 8  # minimum number of tokens before a token in an example
+FEW = (4, 8)  # candidates of a token that is to be understood at a glance
+AROUND = 30  # maximum of tokens on either side of a token in its sentence
+ENDS = re.compile(r"[.!?\u3002\uff01\uff1f\u061f\u0964][\"'\u201d\u2019)\]*]*\s*$|\n")  # of sentences
 CORNERS = {  # name -> which end of entropy and of cosine similarity
     "high entropy, high cosine similarity": (True, True),
     "high entropy, low cosine similarity": (True, False),
@@ -131,6 +135,42 @@ def find_corners(
     found = [left.iloc[places].assign(corner=name) for name, places in dealt.items()]
     joined = pd.concat(found, ignore_index=True).drop(columns="owner")
     return joined[["corner", *(column for column in joined.columns if column != "corner")]]
+
+
+def choose_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.Series | None:
+    """A typical token: of the words with few candidates, the nearest to both medians; None if no token can be shown.
+
+    Entropy and cosine are ranked as in `find_corners`, and the token's distance is the larger of its two ranks'
+    distances from the middle. It has 4 to 8 candidates, and at least `BEFORE` tokens of its text before it. If there
+    is no such word, or the files do not have the tokens' texts, it may be any token. Returns the row of its table.
+    """
+    ranked = _rank(tables)
+    left = ranked[ranked["k"].between(*FEW) & (ranked["step"] >= BEFORE) & (ranked["token"] >= 0)]
+    if "text" in left and len(words := left[[is_word(text) for text in left["text"]]]):
+        left = words
+    distances = (left[["entropy_rank", "cosine_rank"]] - 0.5).abs()
+    order = np.lexsort((distances.sum(axis=1), distances.max(axis=1)))
+    return left.iloc[order[0]] if len(left) else None
+
+
+def is_word(text: Any) -> bool:
+    """Whether the text of a token has three letters in a row; False if it is missing."""
+    return isinstance(text, str) and bool(re.search(r"[^\W\d_]{3}", text))
+
+
+def find_sentence(texts: Sequence[str], step: int, around: int = AROUND) -> tuple[int, int]:
+    """The sentence around one of a text's tokens, ``first`` <= step < ``last``, by the texts of all its tokens.
+
+    A sentence ends at a token that ends with a full stop or the like, or that contains a line break. At most
+    ``around`` tokens on either side belong to it.
+    """
+    first = step
+    while first > max(step - around, 0) and not ENDS.search(texts[first - 1]):
+        first -= 1
+    last = step + 1
+    while last < min(step + around + 1, len(texts)) and not ENDS.search(texts[last - 1]):
+        last += 1
+    return first, last
 
 
 def compute_reach(tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE) -> tuple[int, float, float]:

@@ -21,6 +21,7 @@ from nucleoscope.views.token_text import escape_name
 
 MEASURE = "`make run`, or the command that measured it with `--overwrite`, measures them with the default `variants`"
 NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
+USUAL = 0.9  # the top_p that the answer is given for, if it was measured
 WORDS = {
     SAME_K: "sets exchanged among tokens of equal k",
     "other_step": "the likeliest tokens of another step",
@@ -223,22 +224,35 @@ def describe_specifications(tests: pd.DataFrame) -> str:
     return text
 
 
-def describe_answer(specifications: pd.DataFrame, candidates: str = "top_p_0.9") -> str:
-    """The front page's sentence: how similar the candidates are if the model is less sure, with the number."""
+def describe_answer(specifications: pd.DataFrame) -> str:
+    """The front page's sentence: how similar the candidates are if the model is less sure, with the number.
+
+    The nucleus is that of the top_p nearest to 0.9 that was measured, the geometry `raw`. A second sentence says
+    whether any other top_p gives the opposite sign.
+    """
+    names = {each.name: each.value for each in CANDIDATE_SETS if each.rule == "top_p"}
     rows, of = _select_group(specifications)
-    rows = rows[(rows["candidates"] == candidates) & (rows["statistic"] == "Spearman") & rows["r"].notna()]
-    raw = rows[rows["geometry"] == "raw"]
-    if raw.empty:
+    rows = rows[(rows["statistic"] == "Spearman") & rows["r"].notna() & (rows["geometry"] == "raw")]
+    rows = rows[rows["candidates"].isin(list(names))].assign(top_p=rows["candidates"].map(names))
+    if rows.empty:
         return "There is no answer yet: no run has enough tokens with more than one candidate."
-    row = raw.iloc[0]
-    value = format_bounded(row["r"], row["low"], row["high"])
+    rows = rows.sort_values("top_p", key=lambda top_p: (top_p - USUAL).abs())
+    row = rows.iloc[0]
     verdict = {
         NEGATIVE: "are *less* similar when it is less sure",
         POSITIVE: "are *more* similar when it is less sure",
     }.get(row["sign"], "are neither clearly more nor clearly less similar when it is less sure")
     where = of[0].lower() + of[1:] if row["Model"] == POOLED else of
-    coefficient = f"**A model's candidates {verdict}: Spearman's coefficient is {value}**"
-    return f"{coefficient} ({where}; `{candidates}`, `raw`)."
+    value = format_bounded(row["r"], row["low"], row["high"])
+    said = f"**A model's candidates {verdict}: Spearman's coefficient is {value}** ({where}; nucleus of top_p "
+    said += f"{row['top_p']:g}, embeddings as they are; brackets are 95 % intervals)."
+    opposite = rows[rows["sign"] == {NEGATIVE: POSITIVE, POSITIVE: NEGATIVE}.get(row["sign"], "")]
+    if len(opposite):
+        other = opposite.iloc[opposite["r"].abs().argmax()]
+        value = format_bounded(other["r"], other["low"], other["high"])
+        said += f" **But the sign depends on where the nucleus is cut: at top_p {other['top_p']:g} "
+        said += f"it is {other['sign']}, {value}.**"
+    return said
 
 
 def describe_sign_changes(specifications: pd.DataFrame) -> str:

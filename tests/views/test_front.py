@@ -1,0 +1,47 @@
+"""The example on the front page, drawn from the files of small runs."""
+
+import shutil
+
+import torch
+from test_twelve import read_payload, write_run
+
+import tiny
+from nucleoscope.store import results
+from nucleoscope.views import examples, front
+
+
+def create_results(folder, mode="generate"):
+    name = tiny.save(folder / "tiny", tiny.create_model(), tiny.create_tokenizer(bos=False))
+    records = [
+        tiny.create_record("the rain in Spain. It stays in the plain. Why?", seed=seed, most=9) for seed in range(9)
+    ]
+    write_run(folder / "results/a/tiny", records, {"model_name": name, "mode": mode})
+    return folder / "results"
+
+
+def test_a_typical_sentence_is_shown_with_its_card_open(tmp_path):
+    folder = create_results(tmp_path)
+    tables = results.load_readable(folder)
+    token = examples.choose_typical(tables)
+    said, shown = front.show_sentence(folder, tables)
+    assert said.startswith("A sentence written by tiny (a), tinted by entropy")
+    data = read_payload(shown)
+    assert data["first"] + data["shown"] == token["step"]
+    record = results.load_records(folder / "a/tiny", [token["prompt"]])[token["prompt"]]
+    assert data["total"] == len(record["tokens"]) > len(data["tokens"])
+
+
+def test_a_text_that_was_read_is_not_called_written(tmp_path):
+    folder = create_results(tmp_path, "score")
+    assert front.show_sentence(folder, results.load_readable(folder))[0].startswith("A sentence read by tiny")
+
+
+def test_without_a_tokenizer_or_a_choice_a_sentence_says_why_there_is_no_text(tmp_path):
+    folder = create_results(tmp_path)
+    tables = results.load_readable(folder)
+    shutil.rmtree(tmp_path / "tiny")
+    said, shown = front.show_sentence(folder, tables)
+    assert (said, shown) == (f"No text can be shown here: {front.NONE}.", "")
+    torch.save([tiny.create_record("rain")], folder / "a/tiny" / results.MEASUREMENTS)
+    said, shown = front.show_sentence(folder, results.load_readable(folder))
+    assert (said, shown) == (f"No text can be shown here: {front.NONE}.", "")
