@@ -36,6 +36,10 @@ curve, nulls, ladder = made_of_text.load(results_dir)
 # %% tags=["remove-input"]
 Markdown(made_of_text.describe_answer(curve) if len(curve) else tables.describe_coefficients(statistics))
 
+# %% [markdown]
+# **Next:** [read what the coefficient is made of](/correlation_eval/made_of.ipynb), [open the texts](/runs/index.md), or
+# [measure your own model](/use/run-one-model.md).
+
 # %% tags=["remove-input"]
 made_of_figures.plot_over_top_p(curve, ["raw", "all_but_top_3"], ["Spearman"]) if len(curve) else None
 
