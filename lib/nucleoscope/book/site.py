@@ -41,7 +41,12 @@ GENERATED = (
     "scripts/slurm/config.yaml",
 )  # files that pages include
 PRINTED = ("scale.py",)  # scripts that print a part of a page
-IN_CONTEXT = "~in-context"  # the end of the name of a run's second page; "~" is in no encoded name on its own
+# Further pages of a run: the notebook, the end of the page's name, and what the title and the link add. "~" is in no
+# encoded name on its own.
+FURTHER = (
+    (results.CONTEXT_NOTEBOOK, "~in-context", "in context"),
+    (results.BRANCHES_NOTEBOOK, "~branches", "branches"),
+)
 UNFINISHED = ".unfinished"  # beside html/ from the start of a build until it has succeeded
 
 
@@ -109,9 +114,10 @@ def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, 
         page = f"runs/{encode_page_name(model)}/{encode_page_name(dataset)}"
         try:
             found = build_notebook_page(run / results.NOTEBOOK, page, folders, f"{model} on {dataset}")
-            if (run / results.CONTEXT_NOTEBOOK).is_file():
-                title = f"{model} on {dataset}, in context"
-                found |= build_notebook_page(run / results.CONTEXT_NOTEBOOK, f"{page}{IN_CONTEXT}", folders, title)
+            for notebook, ending, words in FURTHER:
+                if (run / notebook).is_file():
+                    title = f"{model} on {dataset}, {words}"
+                    found |= build_notebook_page(run / notebook, f"{page}{ending}", folders, title)
             rows[run] = format_row(run)
         except (BookError, OSError, ValueError) as error:
             print(f"left out: {escape_line(str(error))}", file=sys.stderr)
@@ -177,8 +183,7 @@ def format_row(run: Path) -> str:
     columns = [escape_name(str(value)) for value in (run.name, run.parent.name)]
     columns += [*facts[:2], *(escape_name(str(value)) for value in facts[2:])]
     links = [f"[the run](<{page}.ipynb>)"]
-    if (run / results.CONTEXT_NOTEBOOK).is_file():
-        links.append(f"[in context](<{page}{IN_CONTEXT}.ipynb>)")
+    links += [f"[{words}](<{page}{ending}.ipynb>)" for notebook, ending, words in FURTHER if (run / notebook).is_file()]
     return f"| {' | '.join(columns)} | {', '.join(links)} |"
 
 

@@ -84,7 +84,7 @@ def plot_over_top_p(
     figure = go.Figure(layout=build_layout("", height=480))
     contents = {}
     for group in list_groups(rows):
-        own = _select(rows, group)
+        own = select(rows, group)
         for statistic in statistics:
             part = own[own["statistic"] == statistic]
             if len(part):
@@ -97,7 +97,7 @@ def plot_over_top_p(
         hover = f"{name}, top_p %{{x}}: %{{y:.3f}} %{{customdata}}<extra></extra>"
         line = go.Scatter(mode="lines+markers", line={"color": color, "width": 2.5}, hovertemplate=hover, name=name)
         figure.add_trace(line.update(marker={"size": 9, "symbol": symbol}, legendgroup=name))
-    _fill(figure, contents)
+    fill(figure, contents)
     figure.update_xaxes(title="top_p of the nucleus", tickvals=list(_list_top_p().values()), type="linear")
     figure.update_yaxes(title="coefficient of entropy and cosine similarity", rangemode="tozero", **ZERO)
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}  # covers no line there
@@ -117,10 +117,10 @@ def _build_line(rows: pd.DataFrame) -> list[dict]:
     x = known["top_p"].tolist()
     edges = [*known[f"{SAME_K} low"], *known[f"{SAME_K} high"].iloc[::-1]]
     band = {"x": [*x, *x[::-1]], "y": round_values(np.array(edges, dtype=float))}
-    return [band, _build_points(rows, rows["top_p"].tolist(), "y")]
+    return [band, build_points(rows, rows["top_p"].tolist(), "y")]
 
 
-def _build_points(rows: pd.DataFrame, others: list, axis: str, value: str = "r", bounds: str = "") -> dict:
+def build_points(rows: pd.DataFrame, others: list, axis: str, value: str = "r", bounds: str = "") -> dict:
     """Points with their intervals along ``axis``; ``others`` are their places on the other axis."""
     low, high = rows[f"{bounds}low"], rows[f"{bounds}high"]
     found = {axis: round_values(rows[value]), "y" if axis == "x" else "x": others}
@@ -131,7 +131,7 @@ def _build_points(rows: pd.DataFrame, others: list, axis: str, value: str = "r",
     return found
 
 
-def _fill(figure: go.Figure, contents: dict[str, list[dict]]) -> None:
+def fill(figure: go.Figure, contents: dict[str, list[dict]]) -> None:
     """Gives the traces the first of the contents, and a menu that selects one, if there are several."""
     if not contents:
         figure.add_annotation(text="nothing was measured", xref="paper", yref="paper", x=0.5, y=0.5, showarrow=False)
@@ -158,7 +158,8 @@ def _fill(figure: go.Figure, contents: dict[str, list[dict]]) -> None:
         figure.update_layout(updatemenus=[{"buttons": buttons, **look}], margin={"t": 70})
 
 
-def _select(rows: pd.DataFrame, group: tuple[str, str]) -> pd.DataFrame:
+def select(rows: pd.DataFrame, group: tuple[str, str]) -> pd.DataFrame:
+    """The rows of one of `list_groups`."""
     return rows[(rows["Model"] == group[0]) & (rows["Dataset"] == group[1])]
 
 
@@ -179,10 +180,10 @@ def plot_nulls(
     figure = go.Figure(layout=build_layout("", height=170 + 46 * len(nulls)))
     contents = {}
     for group in list_groups(rows):
-        own = _select(rows, group)
+        own = select(rows, group)
         for statistic in statistics:
             contents[f"{name_group(group)}: {statistic}"] = [
-                _build_nulls(own[own["geometry"] == name], nulls, statistic, _shift(place, len(names)))
+                _build_nulls(own[own["geometry"] == name], nulls, statistic, shift(place, len(names)))
                 for place, name in enumerate(names)
             ]
     for name in names:
@@ -190,17 +191,17 @@ def plot_nulls(
         hover = f"{name}: %{{x:.3f}} %{{customdata}}<extra></extra>"
         trace = go.Scatter(mode="markers", name=name, hovertemplate=hover)
         figure.add_trace(trace.update(marker={"size": 9, "color": color, "symbol": symbol}))
-    _fill(figure, contents)
+    fill(figure, contents)
     ticks = {"tickvals": list(range(len(nulls))), "ticktext": [NULL_TITLES[name] for name in nulls]}
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, **ticks)
     figure.update_xaxes(title="coefficient of entropy and cosine similarity", **ZERO)
-    _put_legend_above(figure)
+    put_legend_above(figure)
     return describe(
         figure, f"Coefficients of the measurements and of null models with their intervals, {candidates}", csv
     )
 
 
-def _shift(place: int, count: int) -> float:
+def shift(place: int, count: int) -> float:
     """Where a geometry's points are beside the middle of their line."""
     return 0.18 * (place - (count - 1) / 2)
 
@@ -209,10 +210,11 @@ def _build_nulls(rows: pd.DataFrame, nulls: Iterable[str], statistic: str, shift
     places = {name: place for place, name in enumerate(nulls)}
     rows = rows[rows[f"{statistic} r"].notna()]
     others = [round(places[name] + shift, 2) for name in rows["null"]]
-    return _build_points(rows, others, "x", f"{statistic} r", f"{statistic} ")
+    return build_points(rows, others, "x", f"{statistic} r", f"{statistic} ")
 
 
-def _put_legend_above(figure: go.Figure) -> None:
+def put_legend_above(figure: go.Figure) -> None:
+    """Shows the legend above the plot, at the right."""
     legend = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"}
     figure.update_layout(legend=legend, margin={"t": 70}, showlegend=True)
 
@@ -228,11 +230,11 @@ def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure:
     figure = go.Figure(layout=build_layout("", height=180 + 46 * len(ladder)))
     contents = {}
     for group in list_groups(rows):
-        own, content = _select(rows, group), []
+        own, content = select(rows, group), []
         for place, name in enumerate(names):
             part = own[own["geometry"] == name]
-            others = [round(ladder.index(each) + _shift(place, len(names)), 2) for each in part["predictors"]]
-            content.append(_build_points(part, others, "x", "R2", "R2 "))
+            others = [round(ladder.index(each) + shift(place, len(names)), 2) for each in part["predictors"]]
+            content.append(build_points(part, others, "x", "R2", "R2 "))
         contents[name_group(group)] = content
     for name in names:
         color, symbol = LOOKS[name]
@@ -240,13 +242,13 @@ def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure:
             mode="markers", name=name, hovertemplate=f"{name}: %{{x:.3f}} %{{customdata}}<extra></extra>"
         )
         figure.add_trace(trace.update(marker={"size": 9, "color": color, "symbol": symbol}))
-    _fill(figure, contents)
+    fill(figure, contents)
     ticks = {"tickvals": list(range(len(ladder))), "ticktext": ladder}
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, **ticks)
     figure.update_xaxes(
         title="explained share of the variance of held-out cosine similarity", rangemode="tozero", **ZERO
     )
-    _put_legend_above(figure)
+    put_legend_above(figure)
     return describe(figure, "Explained variance of cosine similarity on held-out prompts, by predictors", csv)
 
 
@@ -265,7 +267,7 @@ def plot_specifications(specifications: pd.DataFrame, csv: str = "") -> go.Figur
     labels = list(chain.from_iterable(orders))
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.42, 0.58], vertical_spacing=0.02)
     figure.update_layout(build_layout("", height=420 + 17 * len(labels)))
-    contents = {name_group(group): _build_curve(_select(rows, group), orders) for group in list_groups(rows)}
+    contents = {name_group(group): _build_curve(select(rows, group), orders) for group in list_groups(rows)}
     exchanged = go.Scattergl(
         mode="markers", marker={"size": 3, "color": FAINT}, hoverinfo="skip", name="equal k exchanged"
     )
@@ -279,14 +281,14 @@ def plot_specifications(specifications: pd.DataFrame, csv: str = "") -> go.Figur
         mode="markers", marker={"size": 3, "color": GREY}, hoverinfo="skip", showlegend=False, name="choice"
     )
     figure.add_trace(dots, row=2, col=1)
-    _fill(figure, contents)
+    fill(figure, contents)
     figure.update_traces(error_y_thickness=1, selector={"type": "scatter"})
     figure.update_yaxes(title="coefficient", row=1, col=1, **ZERO)
     ticks = {"tickvals": list(range(len(labels))), "ticktext": labels, "tickfont": {"size": 10}, "showgrid": False}
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, row=2, col=1, **ticks)
     figure.update_xaxes(showticklabels=False, zeroline=False)
     figure.update_xaxes(title="specifications, sorted by their coefficient", row=2, col=1)
-    _put_legend_above(figure)
+    put_legend_above(figure)
     return describe(figure, "All coefficients with their intervals, sorted, and the choices that each is made of", csv)
 
 
@@ -299,7 +301,7 @@ def _build_curve(rows: pd.DataFrame, orders: Sequence[Sequence[str]]) -> list[di
     for sign in SIGNS:
         own = rows[(rows["sign"] == sign) | ((rows["sign"] == "") & (sign == UNDECIDED))]
         texts = own[CHOICES].agg(", ".join, axis=1).tolist() if len(own) else []
-        parts.append(_build_points(own, own["rank"].tolist(), "y") | {"text": texts})
+        parts.append(build_points(own, own["rank"].tolist(), "y") | {"text": texts})
     starts = np.cumsum([0, *map(len, orders)])
     places = [
         rows[choice].map({name: int(start) + place for place, name in enumerate(order)})

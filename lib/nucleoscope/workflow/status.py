@@ -19,12 +19,19 @@ from typing import Any
 from nucleoscope.atomic import hash_file, write_json
 from nucleoscope.names import escape_line
 from nucleoscope.settings import fill_defaults, list_deciding
-from nucleoscope.store import context, integrity, results, variants
+from nucleoscope.store import branches, context, integrity, results, variants
 from nucleoscope.variants import NONE
 from nucleoscope.workflow import grid, logs
 
 LOGS = "logs"  # the folder of the logs, beside those of the data sets
-COMBINED = ("analyses", "index", "theory", "twelve", "book")  # made from all runs; their logs are in LOGS itself
+COMBINED = (
+    "analyses",
+    "index",
+    "theory",
+    "twelve",
+    "choice",
+    "book",
+)  # made from all runs; their logs are in LOGS itself
 FILES = (results.MEASUREMENTS, results.RUN_INFO)
 SPECIAL = ("n_prompts", "seed", "dtype", "model_revision")  # compared only if grid and mode leave no doubt
 COMPARED = tuple(name for name in list_deciding() if name not in SPECIAL)
@@ -112,6 +119,14 @@ def needs_context(folder: Path, entry: grid.Entry) -> bool:
     missing = context.find_missing(folder, wanted["context_candidates"], wanted["context_threshold"])
     return bool(
         results.find_measurements(folder) and (missing or not integrity.is_whole(folder / results.CONTEXT_NOTEBOOK))
+    )
+
+
+def needs_branches(folder: Path, entry: grid.Entry) -> bool:
+    """Whether a measured run has no branches with the settings of its grid, or no notebook about them."""
+    missing = branches.find_missing(folder, grid.DEFAULTS | entry.parameters)
+    return bool(
+        results.find_measurements(folder) and (missing or not integrity.is_whole(folder / results.BRANCHES_NOTEBOOK))
     )
 
 
@@ -226,7 +241,8 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
 def _list_jobs(entry: grid.Entry) -> dict[str, str]:
     """The jobs of a run, and what each makes, to precede the run's name."""
     jobs = {results.MEASURE: "the notebook of", results.PAGE: "the page of"}
-    return jobs | ({results.CONTEXT: "similarity in context of"} if entry.wants_context else {})
+    jobs |= {results.CONTEXT: "similarity in context of"} if entry.wants_context else {}
+    return jobs | ({results.BRANCHES: "branches of"} if entry.wants_branches else {})
 
 
 def _shorten(problem: str) -> str:

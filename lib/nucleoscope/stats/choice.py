@@ -1,0 +1,249 @@
+"""Does the choice matter? What predicts how far the continuations of a token's candidates part.
+
+Contract: `collect` reads the branches of runs; everything else is tables in, tables out. A branch point counts as one
+observation; points of a prompt depend on each other, so intervals are the jackknife's over prompts (`replicates`).
+
+Outcomes are turned so that a larger number means that the choice matters more. A predictor is compared with an outcome
+in three ways: over all branch points; over these, given k and entropy; and, if it is one of pairs, within each branch
+point, over the pairs of its candidates, which have k and entropy in common. The null model exchanges outcomes among
+points of equal k: what remains of a coefficient is due to k alone.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nucleoscope.stats import replicates
+from nucleoscope.stats.null_models import POOLED
+from nucleoscope.stats.replicates import Estimate
+from nucleoscope.store import branches, results
+from nucleoscope.store.results import BRANCH_INFO, BRANCH_PAIRS, BRANCH_POINTS
+
+PREDICTORS = {  # name: (column, what the partial coefficient is given)
+    "cosine of embeddings": ("candidate_cosine", ("k", "entropy")),
+    "similarity in context": ("mean_similarity", ("k", "entropy")),
+    "entropy": ("entropy", ("k",)),
+    "number of candidates k": ("k", ("entropy",)),
+}
+PAIR_PREDICTORS = {"cosine of embeddings": "cosine", "similarity in context": "similarity"}
+OUTCOMES = {  # name: what it is, in words
+    "divergence": "mean Jensen-Shannon divergence of next-token distributions, divided by log 2",
+    "excess divergence": "divergence minus that of the same candidate with other random numbers",
+    "different tokens": "share of tokens that differ",
+    "never meet": "share of pairs of branches that do not meet again",
+}
+PAIR_OUTCOMES = ("divergence", "different tokens", "never meet")
+ALL, GIVEN, WITHIN = STATISTICS = ("all points", "given k and entropy", "within points")
+DRAWS = 1000  # of the null model
+MEANS = ("divergence", "different tokens", "never meet")  # of which the page shows means, beside the baseline's
+
+
+class Run(NamedTuple):
+    """The branches of one run: ``points``, with the quantities of their tokens, ``pairs``, and branches.json."""
+
+    points: pd.DataFrame
+    pairs: pd.DataFrame
+    about: Mapping[str, Any]
+
+
+Runs = Mapping[tuple[str, str], Run]
+
+
+def collect(results_dir: str | os.PathLike) -> tuple[dict[tuple[str, str], Run], dict[str, str]]:
+    """The runs with branches below a results folder, by (model, data set), and why others cannot be read.
+
+    Runs without branches are in neither.
+    """
+    found, problems = {}, {}
+    for folder in results.list_runs(results_dir):
+        if (folder / BRANCH_POINTS).is_file() or (folder / BRANCH_INFO).is_file():
+            try:
+                found[folder.name, folder.parent.name] = load(folder)
+            except (OSError, ValueError) as error:
+                problems[f"{folder.name} on {folder.parent.name}"] = str(error)
+    return found, problems
+
+
+def load(folder: str | Path) -> Run:
+    """The branches of one run. ValueError, in one line, if a file is missing, damaged or of other measurements."""
+    folder = Path(folder)
+    points, pairs = branches.load(folder, BRANCH_POINTS), branches.load(folder, BRANCH_PAIRS)
+    path, columns = results.find_measurements(folder), {"prompt", "step", "k", "entropy", "cosine"}
+    tokens = results.load_run(path, folder.name, folder.parent.name, columns)
+    both = points.merge(tokens[sorted(columns)], on=["prompt", "step"], how="left", validate="one_to_one")
+    if both["k"].isna().any():
+        raise ValueError(f"'{folder / BRANCH_POINTS}' has a token that the measurements do not have")
+    return Run(turn(both), turn(pairs), results.read_json(folder / BRANCH_INFO))
+
+
+def turn(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of points or pairs, with the `OUTCOMES` as columns, and ``baseline`` before their names if known."""
+    turned = {"different tokens": 1 - table["equal_tokens"], "never meet": 1 - table["met"]}
+    if "baseline_divergence" in table:
+        turned |= {
+            "excess divergence": table["divergence"] - table["baseline_divergence"],
+            "baseline divergence": table["baseline_divergence"],
+            "baseline different tokens": 1 - table["baseline_equal_tokens"],
+            "baseline never meet": 1 - table["baseline_met"],
+        }
+    return table.assign(**turned)
+
+
+def list_columns() -> list[str]:
+    """The columns of `compute_coefficients`."""
+    head = ["Model", "Dataset", "runs", "predictor", "outcome", "statistic", "given"]
+    return [*head, "r", "low", "high", "null low", "null high", "observations", "prompts", "note"]
+
+
+def compute_coefficients(runs: Runs, seed: int = 0, draws: int = DRAWS) -> pd.DataFrame:
+    """A row per run, predictor, outcome and statistic, and with several runs their means, of equal weight per run.
+
+    Columns: Model, Dataset and runs (1, or how many are pooled); predictor, outcome, statistic, given (what is held
+    fixed); r, Spearman's coefficient, with the bounds low and high of its 95 % jackknife-t interval over prompts; null
+    low and null high, the central 95 % of r if outcomes are exchanged among points of equal k (of pairs, NaN);
+    observations (points, or pairs in points with at least three) and prompts; note, why r is NaN.
+    """
+    rows, of = [], dict[tuple[str, ...], list[tuple[Estimate, np.ndarray, int, int]]]()
+    for (model, dataset), run in sorted(runs.items()):
+        head = {"Model": model, "Dataset": dataset, "runs": 1}
+        for key, estimate, null, sizes in _compute_run(run, dataset, seed, draws):
+            rows.append(head | _build_row(key, estimate, null, sizes))
+            if np.isfinite(estimate.value):
+                of.setdefault(key, []).append((estimate, null, *sizes))
+    for key, several in of.items() if len(runs) > 1 else ():
+        pooled = replicates.pool([estimate for estimate, *_ in several])
+        null = np.tanh(np.mean([np.arctanh(np.clip(each, -1 + 1e-12, 1 - 1e-12)) for _, each, *_ in several], axis=0))
+        sizes = tuple(sum(column) for column in zip(*(each[2:] for each in several), strict=True))
+        head = {"Model": POOLED, "Dataset": POOLED, "runs": len(several)}
+        rows.append(head | _build_row(key, pooled, null, sizes))
+    return pd.DataFrame(rows, columns=list_columns())
+
+
+def _build_row(key: tuple[str, ...], estimate: Estimate, null: np.ndarray, sizes: tuple[int, int]) -> dict[str, Any]:
+    low, high = estimate.compute_bounds()
+    bounds = np.quantile(null, [0.025, 0.975]) if len(null) and np.isfinite(null).all() else (np.nan, np.nan)
+    row = dict(zip(("predictor", "outcome", "statistic", "given"), key, strict=True))
+    row |= {"r": estimate.value, "low": low, "high": high, "null low": bounds[0], "null high": bounds[1]}
+    note = "" if np.isfinite(estimate.value) else "too few branch points, or no variation"
+    return row | {"observations": sizes[0], "prompts": sizes[1], "note": note}
+
+
+def _compute_run(
+    run: Run, dataset: str, seed: int, draws: int
+) -> Iterator[tuple[tuple[str, ...], Estimate, np.ndarray, tuple[int, int]]]:
+    """Each coefficient of a run: its names, the estimate, the null model's draws, observations and prompts."""
+    columns = [column for column, _ in PREDICTORS.values()]
+    for outcome in OUTCOMES:
+        table = run.points[["prompt", outcome, *columns]].dropna()
+        sizes = len(table), table["prompt"].nunique()
+        values, group = table[[outcome, *columns]].to_numpy(float), replicates.number_groups(table["prompt"])
+        matrices = replicates.compute_matrices(values, group)
+        nulls = exchange_outcomes(values, table["k"].to_numpy(), draws, seed)
+        for place, (name, (_, fixed)) in enumerate(PREDICTORS.items(), 1):
+            known = [columns.index(each) + 1 for each in fixed]
+            for statistic, given in ((ALL, []), (GIVEN, known)):
+                found = replicates.create_estimate(compute_partial(matrices, place, given), dataset)
+                null = compute_partial(nulls, place, given)
+                yield (name, outcome, statistic, " and ".join(fixed) if given else ""), found, null, sizes
+    for outcome in PAIR_OUTCOMES:
+        table = run.pairs[["prompt", "step", outcome, *PAIR_PREDICTORS.values()]].dropna()
+        table = table[table.groupby(["prompt", "step"])["step"].transform("size") >= replicates.FEWEST]
+        point = table.groupby(["prompt", "step"]).ngroup().to_numpy()
+        values, group = table[[outcome, *PAIR_PREDICTORS.values()]].to_numpy(float), table["prompt"].to_numpy()
+        found = replicates.compute_within_prompts(values, replicates.number_groups(group), point)
+        sizes = len(table), table["prompt"].nunique()
+        for place, name in enumerate(PAIR_PREDICTORS):
+            estimate = replicates.create_estimate(found[:, place], dataset)
+            yield (name, outcome, WITHIN, "the branch point"), estimate, np.full(draws, np.nan), sizes
+
+
+def compute_partial(matrices: np.ndarray, place: int, given: Sequence[int]) -> np.ndarray:
+    """Coefficients (B,) of the columns 0 and ``place`` given others, from all coefficients (B, v, v).
+
+    Of ranks, by the inverse of the matrix (Whittaker, "Graphical Models in Applied Multivariate Statistics", 1990); NaN
+    where a column given determines another one. Infinite where a matrix is.
+    """
+    if not given:
+        return matrices[:, 0, place]
+    kept = [0, place, *given]
+    chosen = matrices[:, kept][:, :, kept]
+    unused = np.isinf(chosen).any(axis=(1, 2))
+    usable = np.isfinite(chosen).all(axis=(1, 2))
+    usable[usable] = np.linalg.det(chosen[usable]) > 1e-12
+    found = np.where(unused, np.inf, np.nan)
+    inverse = np.linalg.inv(chosen[usable])
+    found[usable] = np.clip(-inverse[:, 0, 1] / np.sqrt(inverse[:, 0, 0] * inverse[:, 1, 1]), -1, 1)
+    return found
+
+
+def exchange_outcomes(values: np.ndarray, k: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Spearman's coefficients (draws, v, v) of columns (n, v) if the first is exchanged among rows of equal k (n,).
+
+    A point that is alone with its k joins those of the nearest (`replicates.join_rare`).
+    """
+    n, generator = len(values), np.random.default_rng(seed)
+    found = np.full((draws, values.shape[1], values.shape[1]), np.nan)
+    if n < replicates.FEWEST:
+        return found
+    ranks = pd.DataFrame(values).rank().to_numpy()
+    strata = replicates.join_rare(k)
+    order = np.lexsort((np.arange(n), strata))
+    for draw in range(draws):
+        exchanged = ranks.copy()
+        exchanged[order, 0] = ranks[np.lexsort((generator.random(n), strata)), 0]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found[draw] = np.corrcoef(exchanged.T)
+    return found
+
+
+def summarise(runs: Runs) -> pd.DataFrame:
+    """How much the choice matters in each run, and how far texts part anyway: a row per run and outcome of `MEANS`.
+
+    Columns: Model, Dataset, outcome, points, prompts; candidates (the mean over points, of pairs of different
+    candidates with the same random numbers) and same candidate (with other random numbers), and their difference, each
+    with its 95 % jackknife-t interval over prompts (low, high).
+    """
+    rows = []
+    for (model, dataset), run in sorted(runs.items()):
+        for outcome in MEANS:
+            table = run.points[["prompt", outcome, f"baseline {outcome}"]].dropna(subset=[outcome])
+            own, anyway = (_estimate_mean(table, name, dataset) for name in (outcome, f"baseline {outcome}"))
+            row = {"Model": model, "Dataset": dataset, "outcome": outcome, "points": len(table)}
+            row["prompts"] = table["prompt"].nunique()
+            for name, each in (("candidates", own), ("same candidate", anyway), ("difference", own - anyway)):
+                low, high = each.compute_bounds(correlation=False)
+                row |= {name: each.value, f"{name} low": low, f"{name} high": high}
+            rows.append(row)
+    parts = [f"{name}{end}" for name in ("candidates", "same candidate", "difference") for end in ("", " low", " high")]
+    return pd.DataFrame(rows, columns=["Model", "Dataset", "outcome", "points", "prompts", *parts])
+
+
+def _estimate_mean(table: pd.DataFrame, column: str, kind: str) -> Estimate:
+    known = table[["prompt", column]].dropna()
+    group, values = replicates.number_groups(known["prompt"]), known[column].to_numpy(float)
+    sums = np.bincount(group, values, replicates.GROUPS)
+    counts = np.bincount(group, minlength=replicates.GROUPS)
+    left = np.append(counts.sum(), counts.sum() - counts)
+    means = np.append(sums.sum(), sums.sum() - sums) / np.where(left, left, np.nan)
+    means[1:][counts == 0] = np.inf
+    return replicates.create_estimate(means, kind)
+
+
+def choose_examples(points: pd.DataFrame, by: str = "divergence") -> dict[str, pd.Series]:
+    """The branch points with the largest, the median and the smallest outcome: {which: row}; fewer if there are fewer.
+
+    Among ties, the first in the text; of an even number, the lower of the two in the middle is the median.
+    """
+    rows = points.dropna(subset=[by]).sort_values([by, "prompt", "step"], ascending=[False, True, True])
+    if rows.empty:
+        return {}
+    places = {"most": 0, "median": len(rows) // 2, "least": len(rows) - 1}
+    chosen = {}
+    for name, place in places.items():
+        if place not in chosen.values():
+            chosen[name] = place
+    return {name: rows.iloc[place] for name, place in chosen.items()}
