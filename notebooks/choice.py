@@ -75,7 +75,10 @@ tables.show(choice_figures.format_means(means)) if runs else None
 fork_trees.show_examples(results_dir, runs) if runs else HTML("")
 
 # %% [markdown]
-# ## All coefficients
+# ## Run by run
+#
+# All coefficients with the divergence. Those with the other outcomes are in the figure's menu; pointing at one shows its
+# interval.
 
 # %%
 tables.show(choice_figures.format_coefficients(coefficients)) if runs else None

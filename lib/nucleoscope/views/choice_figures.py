@@ -11,6 +11,7 @@ from nucleoscope.views.figures import build_layout, describe, round_values
 from nucleoscope.views.made_of_figures import ZERO, build_points, fill, list_groups, name_group, select, shift
 from nucleoscope.views.made_of_text import format_bounded, format_number
 from nucleoscope.views.palette import BLUE, GREEN, GREY, VERMILLION, fade
+from nucleoscope.views.tables import RUN
 
 LOOKS = {ALL: (BLUE, "circle"), GIVEN: (VERMILLION, "diamond"), WITHIN: (GREEN, "square")}
 NULL = "outcomes exchanged, equal k"
@@ -87,26 +88,23 @@ def summarise_outcomes(points: pd.DataFrame) -> pd.DataFrame:
 
 def format_means(summary: pd.DataFrame) -> pd.DataFrame:
     """The table of `choice.summarise` for readers: value [interval]."""
+    compared = ("candidates", "same candidate", "difference")
     rows = []
     for row in summary.to_dict("records"):
-        cells = {"Model": row["Model"], "Dataset": row["Dataset"], "outcome": row["outcome"], "points": row["points"]}
-        for name in ("candidates", "same candidate", "difference"):
-            cells[name] = format_bounded(row[name], row[f"{name} low"], row[f"{name} high"])
-        rows.append(cells)
-    return pd.DataFrame(
-        rows, columns=["Model", "Dataset", "outcome", "points", "candidates", "same candidate", "difference"]
-    )
+        bounded = {name: format_bounded(row[name], row[f"{name} low"], row[f"{name} high"]) for name in compared}
+        rows.append({name: row[name] for name in (*RUN, "outcome", "points")} | bounded)
+    return pd.DataFrame(rows, columns=[*RUN, "outcome", "points", *compared]).set_index(RUN)
 
 
-def format_coefficients(coefficients: pd.DataFrame) -> pd.DataFrame:
-    """The table of `choice.compute_coefficients` for readers: value [interval], and the null model's."""
+def format_coefficients(coefficients: pd.DataFrame, outcome: str = "divergence") -> pd.DataFrame:
+    """The coefficients with one outcome for readers: value [interval], the means over runs first."""
+    known = coefficients[coefficients["r"].notna() & (coefficients["outcome"] == outcome)]
     rows = []
-    for row in coefficients[coefficients["r"].notna()].to_dict("records"):
-        null = (
-            "" if pd.isna(row["null low"]) else ", ".join(format_number(row[f"null {end}"]) for end in ("low", "high"))
-        )
-        cells = {name: row[name] for name in ("Model", "Dataset", "outcome", "predictor", "statistic", "given")}
+    for row in pd.concat([known[:0], *(select(known, group) for group in list_groups(known))]).to_dict("records"):
+        cells = {name: row[name] for name in (*RUN, "predictor", "statistic", "given")}
         cells["coefficient"] = format_bounded(row["r"], row["low"], row["high"])
-        rows.append(cells | {"outcomes exchanged": null and f"[{null}]", "observations": row["observations"]})
-    names = ["Model", "Dataset", "outcome", "predictor", "statistic", "given"]
-    return pd.DataFrame(rows, columns=[*names, "coefficient", "outcomes exchanged", "observations"])
+        ends = [format_number(row[f"null {end}"]) for end in ("low", "high")]
+        cells["outcomes exchanged"] = "" if pd.isna(row["null low"]) else f"[{', '.join(ends)}]"
+        rows.append(cells | {"observations": row["observations"]})
+    names = ["predictor", "statistic", "given", "coefficient", "outcomes exchanged", "observations"]
+    return pd.DataFrame(rows, columns=[*RUN, *names]).set_index(RUN)

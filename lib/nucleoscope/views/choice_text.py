@@ -21,16 +21,10 @@ NOTHING = (
     "--dataset_name=math --only=branches`; for all runs of a grid, add the line `branches: true` to its `parameters`. "
     "[Branch at some tokens](/use/branch.md) has the details."
 )
-QUESTIONS = {  # predictor: how it is called in a sentence, and what "more" of it is
-    "cosine of embeddings": (
-        "the cosine similarity of the candidates' embeddings",
-        "the more similar their embeddings",
-    ),
-    "similarity in context": (
-        "the similarity of the candidates in context",
-        "the more similar what is expected after them",
-    ),
-    "entropy": ("entropy", "the higher the entropy of the choice"),
+MORE = {  # of a predictor, to complete "the ..., the further branches part"
+    "cosine of embeddings": "more similar the embeddings of the candidates",
+    "similarity in context": "more similar what is expected after the candidates",
+    "entropy": "higher the entropy",
 }
 
 
@@ -57,42 +51,47 @@ def describe_answer(coefficients: pd.DataFrame, outcome: str = "divergence") -> 
         f"{row['observations']:,} branch points of {row['prompts']:,} texts" for _, row in whole.iterrows()
     )
     of = f"Over {rows['runs'].max()} runs" if model == POOLED else escape_name(f"{model} on {dataset}")
-    lines = [f"* {_describe_predictor(rows[rows['predictor'] == name], name)}" for name in QUESTIONS]
+    lines = [f"* {_describe_predictor(rows[rows['predictor'] == name], name)}" for name in MORE]
     return f"{of}{f', with {counts}' if counts else ''}, by the {OUTCOMES[outcome]}:\n\n" + "\n".join(lines)
 
 
 def _describe_predictor(rows: pd.DataFrame, name: str) -> str:
-    """ "**No.** Given k and entropy, ... does not predict ...: 0.02 [-0.1, 0.1]; ..." for one predictor."""
-    what, more = QUESTIONS[name]
-    found = {row["statistic"]: row for _, row in rows.iterrows()}
+    """ "**Entropy: no relation found.** Given k, the coefficient is 0.02 [-0.1, 0.1]. ..." for one predictor."""
+    found, title = {row["statistic"]: row for _, row in rows.iterrows()}, name.capitalize()
     if GIVEN not in found:
-        return f"**Not known**: {what} has no coefficient given the others."
+        return f"**{title}: not known.** There is no coefficient given the other quantities."
     row = found[GIVEN]
-    verdict = judge(row["low"], row["high"])
-    number = format_bounded(row["r"], row["low"], row["high"])
-    words = {
-        "yes": f"**Yes**: {more}, the {'further' if row['r'] > 0 else 'less far'} the texts part",
-        "no": f"**Not demonstrably**: the interval of the coefficient of {what} contains 0",
-        "": f"**Not known**: the coefficient of {what} has no interval",
-    }[verdict]
-    text = f"{words}, given {row['given'].replace('k', 'the number of candidates')} ({number})."
+    how, given = judge(row["low"], row["high"]), row["given"].replace("k", "the number of candidates")
+    verdict = {"yes": "yes", "no": "no relation found", "": "not known"}[how]
+    text = f"**{title}: {verdict}.** Given {given}, "
+    if how == "yes":
+        text += f"the {MORE[name]}, the {_name_direction(row['r'])} branches part: {_format(row)}."
+    else:
+        text += f"the coefficient is {_format(row)}, and its interval "
+        text += "contains 0." if how else "is not known."
     if ALL in found:
         row = found[ALL]
-        inside = row["null low"] <= row["r"] <= row["null high"]
-        text += f" Over all points it is {format_bounded(row['r'], row['low'], row['high'])}"
+        text += f" Over all points it is {_format(row)}"
         if np.isfinite(row["null low"]):
-            place = "inside" if inside else "outside"
-            text += f", {place} what exchanging outcomes among points of equal k leaves"
+            inside = row["null low"] <= row["r"] <= row["null high"]
+            text += f", {'inside' if inside else 'outside'} what exchanging outcomes among points of equal k leaves"
         text += "."
     if name in PAIR_PREDICTORS and WITHIN in found:
         row = found[WITHIN]
-        said = {
-            "yes": f"the more similar pairs part {'further' if row['r'] > 0 else 'less'}",
-            "no": "it cannot be told whether the more similar pairs part less",
-            "": "there is no interval",
-        }[judge(row["low"], row["high"])]
-        text += f" Among the pairs of one point, {said} ({format_bounded(row['r'], row['low'], row['high'])})."
+        text += " Among the pairs of candidates of one point, "
+        if judge(row["low"], row["high"]) == "yes":
+            text += f"the more similar ones part {_name_direction(row['r'])}: {_format(row)}."
+        else:
+            text += f"no relation is found: {_format(row)}."
     return text
+
+
+def _name_direction(r: float) -> str:
+    return "further" if r > 0 else "less far"
+
+
+def _format(row: pd.Series) -> str:
+    return format_bounded(row["r"], row["low"], row["high"])
 
 
 def judge(low: float, high: float) -> str:
@@ -107,11 +106,20 @@ def describe_means(summary: pd.DataFrame, outcome: str = "divergence") -> str:
     rows = summary[(summary["outcome"] == outcome) & summary["difference"].notna()]
     if rows.empty:
         return ""
-    signs = {"further": rows["difference low"] > 0, "less far": rows["difference high"] < 0}
-    counts = [f"{where.sum()} of {len(rows)} runs, {how}" for how, where in signs.items() if where.any()]
-    rest = len(rows) - sum(where.sum() for where in signs.values())
-    counts += [f"{rest} of {len(rows)} runs, no further than can be told from the intervals"] if rest else []
+    counts = [
+        f"{where.sum()} of {len(rows)} runs {how}"
+        for how, where in (
+            ("they part further", rows["difference low"] > 0),
+            ("they part less far", rows["difference high"] < 0),
+            (
+                "the interval of the difference contains 0",
+                (rows["difference low"] <= 0) & (rows["difference high"] >= 0),
+            ),
+            ("the difference has no interval", rows["difference low"].isna()),
+        )
+        if where.any()
+    ]
     return (
-        "Compared with branches of the same candidate with other random numbers, those of different candidates with "
-        f"the same random numbers part, in {join_words(counts)}."
+        "Branches of different candidates with the same random numbers, compared with branches of the same candidate "
+        f"with other ones, by divergence: in {join_words(counts)}."
     )
