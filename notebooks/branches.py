@@ -53,7 +53,8 @@ from nucleoscope.measure.branching import complete_branches
 from nucleoscope.models.loading import load_measured
 from nucleoscope.models.tokenizers import load_tokenizer
 from nucleoscope.settings import Settings
-from nucleoscope.store import branches, results
+from nucleoscope.store import results
+from nucleoscope.store.branches import BranchFolder, load_rows
 from nucleoscope.views import choice_figures, fork_trees, tables
 
 if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
@@ -69,7 +70,7 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # %% tags=["remove-output"]
 chosen = Settings.collect(globals())
 folder = results.locate_run(chosen.results_dir, chosen.dataset_name, chosen.model_name, text_column)
-run = branches.BranchFolder(folder, asdict(chosen), overwrite)
+run = BranchFolder(folder, asdict(chosen), overwrite)
 info = results.load_info(folder)
 load = partial(load_measured, info["settings"], device, trust_remote_code)
 if run.finished:
@@ -90,7 +91,7 @@ pd.json_normalize({name: about[name] for name in about if name != "measurements"
 # meet again.
 
 # %%
-points = branches.load(folder)
+points = load_rows(folder)
 tables.show(choice_figures.summarise_outcomes(points))
 
 # %% [markdown]

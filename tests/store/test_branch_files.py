@@ -79,7 +79,7 @@ def read_all(folder: Path) -> dict[str, list]:
     """All that was found, but not how long it took."""
     found = {}
     for name in TABLES:
-        table = branches.load(folder, name)
+        table = branches.load_rows(folder, name)
         found |= {f"{name} {column}": [str(value) for value in table[column]] for column in table}
     return found
 
@@ -88,7 +88,7 @@ def read_all(folder: Path) -> dict[str, list]:
 
 
 def test_there_is_a_row_per_point_per_pair_and_per_branch(branched):
-    points, pairs, every = (branches.load(branched, name) for name in (TABLES[2], TABLES[1], TABLES[0]))
+    points, pairs, every = (branches.load_rows(branched, name) for name in (TABLES[2], TABLES[1], TABLES[0]))
     assert tuple(points.columns) == branches.POINT_COLUMNS
     assert tuple(pairs.columns) == branches.PAIR_COLUMNS
     assert tuple(every.columns) == branches.BRANCH_COLUMNS
@@ -120,7 +120,7 @@ def test_there_is_a_row_per_point_per_pair_and_per_branch(branched):
 
 def test_the_cosine_of_the_candidates_is_that_of_the_run_if_there_are_no_others(folder):
     branch(folder, context_candidates=64)
-    points = branches.load(folder)
+    points = branches.load_rows(folder)
     tokens = results.load_run(folder / results.MEASUREMENTS, "tiny", "cats")
     both = points.merge(tokens[["prompt", "step", "cosine"]], on=["prompt", "step"])
     np.testing.assert_allclose(both["candidate_cosine"], both["cosine"], atol=1e-5)
@@ -162,7 +162,7 @@ def test_other_settings_are_refused_before_the_model_is_loaded_unless_they_may_o
 
 def test_other_settings_replace_the_branches_if_they_may(copy):
     branch(copy, overwrite=True, branch_length=3)
-    assert {len(tokens) for tokens in branches.load(copy, results.BRANCH_TABLE)["tokens"]} == {3}
+    assert {len(tokens) for tokens in branches.load_rows(copy, results.BRANCH_TABLE)["tokens"]} == {3}
 
 
 def test_new_measurements_remove_the_branches_of_the_old_ones_and_others_are_refused(copy, branched):
@@ -173,21 +173,21 @@ def test_new_measurements_remove_the_branches_of_the_old_ones_and_others_are_ref
         shutil.copy(branched / name, copy / name)
     for name in TABLES:
         with pytest.raises(ValueError, match="belongs to other measurements") as caught:
-            branches.load(copy, name)
+            branches.load_rows(copy, name)
         assert_one_line(str(caught.value))
     branch(copy, branch_length=3)  # which would be refused if they belonged to these measurements
-    assert len(branches.load(copy))
+    assert len(branches.load_rows(copy))
 
 
 def test_missing_and_damaged_files_are_one_line_and_replaced(copy, branched):
     for name in TABLES:
         os.truncate(copy / name, (copy / name).stat().st_size // 2)
         with pytest.raises(ValueError, match="is damaged") as caught:
-            branches.load(copy, name)
+            branches.load_rows(copy, name)
         assert_one_line(str(caught.value))
     (copy / TABLES[0]).unlink()
     with pytest.raises(ValueError, match=r"has no branches\.parquet: measure it with .* --only=branches") as caught:
-        branches.load(copy, TABLES[0])
+        branches.load_rows(copy, TABLES[0])
     assert_one_line(str(caught.value))
     branch(copy)
     assert read_all(copy) == read_all(branched)

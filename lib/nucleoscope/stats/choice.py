@@ -71,7 +71,7 @@ def collect(results_dir: str | os.PathLike) -> tuple[dict[tuple[str, str], Run],
 def load(folder: str | Path) -> Run:
     """The branches of one run. ValueError, in one line, if a file is missing, damaged or of other measurements."""
     folder = Path(folder)
-    points, pairs = branches.load(folder, BRANCH_POINTS), branches.load(folder, BRANCH_PAIRS)
+    points, pairs = branches.load_rows(folder, BRANCH_POINTS), branches.load_rows(folder, BRANCH_PAIRS)
     path, columns = results.find_measurements(folder), {"prompt", "step", "k", "entropy", "cosine"}
     tokens = results.load_run(path, folder.name, folder.parent.name, columns)
     both = points.merge(tokens[sorted(columns)], on=["prompt", "step"], how="left", validate="one_to_one")

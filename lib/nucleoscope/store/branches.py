@@ -206,7 +206,7 @@ def tabulate_points(index: int, part: Mapping[str, Any]) -> "pa.Table":
     return pa.table({name: columns[name] for name in POINT_COLUMNS})
 
 
-def load(folder: str | Path, name: str = BRANCH_POINTS, columns: Collection[str] | None = None) -> "pd.DataFrame":
+def load_rows(folder: str | Path, name: str = BRANCH_POINTS, columns: Collection[str] | None = None) -> "pd.DataFrame":
     """One of a run's tables, ``name`` of `BRANCH_TABLE`, `BRANCH_PAIRS` and `BRANCH_POINTS`, or some of its columns.
 
     ValueError, in one line, if it is missing, damaged, or belongs to other measurements than those in the folder.

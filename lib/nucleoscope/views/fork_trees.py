@@ -68,7 +68,7 @@ def render_fork(folder: Path, point: pd.Series, reader: Reader, title: str) -> s
     """One branch point as HTML; ``point`` is its row in branch_points.parquet, read from the ``folder`` of its run."""
     prompt, step = int(point["prompt"]), int(point["step"])
     record = results.load_records(folder, [prompt])[prompt]
-    rows = branches.load(folder, BRANCH_TABLE)
+    rows = branches.load_rows(folder, BRANCH_TABLE)
     rows = rows[(rows["prompt"] == prompt) & (rows["step"] == step)]
     taken = int(record["tokens"][step])
     numbers = f"divergence {point['divergence']:.2f}"
