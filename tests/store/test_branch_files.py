@@ -139,7 +139,7 @@ def test_an_end_of_text_is_no_token_of_a_branch():
         "shares": torch.tensor([0.5, 0.5]),
         "tokens": torch.tensor([[[4, -1, -1]], [[4, 5, 6]]], dtype=torch.int32),
     }
-    rows = branches.tabulate_branches(0, part).to_pylist()
+    rows = branches._tabulate_branches(0, part).to_pylist()
     assert [row["tokens"] for row in rows] == [[4], [4, 5, 6]]
     assert [row["ended"] for row in rows] == [True, False]
 

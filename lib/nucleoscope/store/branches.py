@@ -100,9 +100,9 @@ class BranchFolder(PartsFolder):
         seconds, tokens, ways = 0.0, 0, set()
         for index in range(n_prompts):
             part = self.read_part(index)
-            tables[BRANCH_TABLE].append(tabulate_branches(index, part))
-            tables[BRANCH_PAIRS].append(tabulate_pairs(index, part))
-            tables[BRANCH_POINTS].append(tabulate_points(index, part))
+            tables[BRANCH_TABLE].append(_tabulate_branches(index, part))
+            tables[BRANCH_PAIRS].append(_tabulate_pairs(index, part))
+            tables[BRANCH_POINTS].append(_tabulate_points(index, part))
             seconds += part["seconds"]
             tokens += int((part["tokens"] >= 0).sum())
             ways |= {part["way"]} if len(part["steps"]) else set()
@@ -133,7 +133,7 @@ def _count_pairs(part: Mapping[str, Any]) -> "np.ndarray":
     return sizes * (sizes - 1) // 2
 
 
-def tabulate_branches(index: int, part: Mapping[str, Any]) -> "pa.Table":
+def _tabulate_branches(index: int, part: Mapping[str, Any]) -> "pa.Table":
     """The rows of a text's branches, (K R): `BRANCH_COLUMNS`. Candidates are numbered from 0, likeliest first.
 
     ``tokens`` are those after the candidate, without the one that ended the branch, if it ``ended``.
@@ -160,7 +160,7 @@ def tabulate_branches(index: int, part: Mapping[str, Any]) -> "pa.Table":
     return pa.table({name: columns[name] for name in BRANCH_COLUMNS})
 
 
-def tabulate_pairs(index: int, part: Mapping[str, Any]) -> "pa.Table":
+def _tabulate_pairs(index: int, part: Mapping[str, Any]) -> "pa.Table":
     """The rows of a text's pairs of candidates, (P,): `PAIR_COLUMNS`; outcomes are means over replicates."""
     import numpy as np
     import pyarrow as pa
@@ -177,7 +177,7 @@ def tabulate_pairs(index: int, part: Mapping[str, Any]) -> "pa.Table":
     return pa.table({name: columns[name] for name in PAIR_COLUMNS})
 
 
-def tabulate_points(index: int, part: Mapping[str, Any]) -> "pa.Table":
+def _tabulate_points(index: int, part: Mapping[str, Any]) -> "pa.Table":
     """The rows of a text's branch points, (N,): `POINT_COLUMNS`, means over the pairs of candidates.
 
     A mean step of meeting is that of the branches that met, and NaN if none did.

@@ -51,8 +51,8 @@ def plot_coefficients(coefficients: pd.DataFrame, csv: str = "") -> go.Figure:
     ticks = {"tickvals": list(range(len(PREDICTORS))), "ticktext": [SHORT[name] for name in PREDICTORS]}
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, **ticks)
     figure.update_xaxes(title="rank correlation with the outcome", **ZERO)
-    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
-    figure.update_layout(legend=legend, showlegend=True, margin={"b": 110})
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.24, "yanchor": "top"}
+    figure.update_layout(legend=legend, showlegend=True, margin={"b": 120})
     text = (
         "Rank correlations of four predictors with how much the choice matters, with 95 % intervals, over all branch "
     )

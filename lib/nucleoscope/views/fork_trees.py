@@ -61,7 +61,7 @@ def show_forks(folder: Path, points: pd.DataFrame, tokenizer: Any) -> HTML:
 
 def _wrap(parts: Sequence[str]) -> str:
     style = palette.format_css() + read_compactly(STATIC / "fork.css")
-    return f'<style>{style}</style><div class="nucleoscope">{"".join(parts)}</div>'
+    return f'<style>{style}</style><div class="nucleoscope nucleoscope-forks">{"".join(parts)}</div>'
 
 
 def render_fork(folder: Path, point: pd.Series, reader: Reader, title: str) -> str:
@@ -88,7 +88,7 @@ def render_fork(folder: Path, point: pd.Series, reader: Reader, title: str) -> s
 
 def _render_before(record: Mapping[str, Any], step: int, reader: Reader) -> str:
     begin = max(0, step - BEFORE)
-    text = _join(reader, [int(token) for token in record["tokens"][begin:step]])
+    text = _join(reader, [int(token) for token in record["tokens"][begin:step]]) if step else ""
     if begin:
         return f"… {text}"
     prompt = str(record["prompt"])
@@ -139,9 +139,9 @@ def count_common(rows: Sequence[Sequence[int]]) -> int:
 
 
 def _join(reader: Reader, tokens: list[int]) -> str:
-    """The running text of some tokens, escaped, with signs for line breaks."""
+    """The running text of some tokens, escaped, with signs for line breaks and without spaces before it."""
     text = "".join(unit.text for unit in reader.split_units(tokens)) if tokens else ""
-    return _escape(text.replace("\n", "↵ "))
+    return _escape(text.replace("\n", "↵ ").lstrip(" ") or "·")
 
 
 def _escape(text: str) -> str:
