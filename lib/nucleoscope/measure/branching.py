@@ -27,13 +27,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import batching, checking, cosine, decoding, encoding, generation
-from nucleoscope.measure.context import Fork, find_forks, read_settings, sum_information
+from nucleoscope.measure.context import Fork, find_forks, read_settings
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
 from nucleoscope.measure.nucleus import NotFinite, find_piece, join_nuclei, scale_logits
 from nucleoscope.measure.pairs import find_units
 from nucleoscope.measure.prefix import SharedPrefix
 from nucleoscope.measure.sampling import draw_uniforms, sample
-from nucleoscope.measure.softmax import exponentiate
+from nucleoscope.measure.softmax import PIECE_CPU, PIECE_GPU, exponentiate
 from nucleoscope.settings import Settings
 
 MEETING = 5  # last tokens that two branches must have in common to have met
@@ -196,11 +196,6 @@ class _Point:
         self.pairs = _join_pairs([(place[i], place[j]) for i, j in candidates])  # (2, P R)
         self.same = _join_pairs([(place[:, r], place[:, s]) for r, s in again])  # (2, R (R - 1) / 2 m)
         self.first, self.last = torch.cat((self.pairs, self.same), 1)
-        order = self.first.argsort(stable=True)
-        self.order, self.partners = (
-            order,
-            self.last[order].split(torch.bincount(self.first, minlength=len(self.live)).tolist()),
-        )
         self.total = torch.zeros(len(self.first), dtype=torch.float64)
         self.similarities = torch.empty(0)
 
@@ -224,27 +219,15 @@ class _Point:
         return tokens
 
     def _compare(self, probs: torch.Tensor) -> torch.Tensor:
-        """JS / log 2 of each pair of rows, in [0, 1], from the distributions (n, V) of those that live.
-
-        As in `context.compute_similarities`. At most as many rows as a row has partners are in memory besides.
-        """
+        """JS / log 2 of each pair of rows, in [0, 1], from the distributions (n, V) of those that live."""
         rows = torch.full((len(self.live),), -1)
         rows[self.live] = torch.arange(len(probs))
         one, other = self.live[self.first], self.live[self.last]
         found = (one ^ other).double()  # one that has ended and one that has not have nothing in common
-        both = (one & other)[self.order]
-        if not bool(both.any()):
-            return found
-        own, parts, begin = sum_information(2 * probs), [], 0
-        for row, partners in enumerate(self.partners):
-            kept = rows[partners[both[begin : begin + len(partners)]]].to(probs.device)
-            begin += len(partners)
-            if len(kept):
-                place = int(rows[row])
-                joint = sum_information(probs[kept] + probs[place])
-                parts.append((own[place] + own[kept]) / 4 - joint / 2)
-        values = (torch.cat(parts) / math.log(2)).clamp(0, 1).double().cpu()
-        found[self.order[both]] = values
+        both = one & other
+        if bool(both.any()):
+            first, last = (rows[side[both]].to(probs.device) for side in (self.first, self.last))
+            found[both] = compare_rows(probs, first, last).double().cpu()
         return found
 
     def finish(self, units: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -261,6 +244,25 @@ class _Point:
         cosines = (units @ units.mT).clamp(-1, 1)[i, j].cpu()
         pairs = {"cosine": cosines.float(), "similarity": self.similarities.float(), **found}
         return pairs, average(values[:, parted:].unsqueeze(1), steps[parted:].unsqueeze(0))
+
+
+def compare_rows(probs: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """JS / log 2, in [0, 1], of pairs of distributions ``probs`` (n, V), float32: rows ``first`` and ``last``, (P,).
+
+    As `context.compute_similarities`, with sums over the vocabulary in pieces that stay in the cache.
+    """
+    size = PIECE_CPU if probs.device.type == "cpu" else PIECE_GPU
+    own, joint = probs.new_zeros(len(probs)), probs.new_zeros(len(first))
+    for piece in probs.split(max(1, size // len(first)), 1):
+        piece = piece.clamp_min(torch.finfo(probs.dtype).tiny)  # so that 0 log 0 is 0
+        own += _sum_information(2 * piece)
+        joint += _sum_information(piece[first].add_(piece[last]))
+    return (((own[first] + own[last]) / 4 - joint / 2) / math.log(2)).clamp(0, 1)
+
+
+def _sum_information(rows: torch.Tensor) -> torch.Tensor:
+    """sum x log x of each row (n, V) of positive numbers."""
+    return torch.linalg.vecdot(rows, rows.log())
 
 
 def _join_pairs(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

@@ -107,14 +107,14 @@ def compute_similarities(probs: torch.Tensor) -> torch.Tensor:
     JS = (G_i + G_j) / 4 - F(p_i + p_j) / 2, with F(x) = sum x log x and G_i = F(2 p_i): equal distributions have
     exactly 0, whatever the rounding of the sums. At most m rows are in memory besides ``probs``.
     """
-    own = sum_information(2 * probs)
+    own = _sum_information(2 * probs)
     parts = [
-        (own[i] + own[i + 1 :]) / 4 - sum_information(probs[i + 1 :] + probs[i]) / 2 for i in range(len(probs) - 1)
+        (own[i] + own[i + 1 :]) / 4 - _sum_information(probs[i + 1 :] + probs[i]) / 2 for i in range(len(probs) - 1)
     ]
     return (1 - torch.cat(parts) / math.log(2)).clamp(0, 1)
 
 
-def sum_information(rows: torch.Tensor) -> torch.Tensor:
+def _sum_information(rows: torch.Tensor) -> torch.Tensor:
     """sum x log x of each row (n, V), where 0 log 0 = 0."""
     return rows.clamp_min(torch.finfo(rows.dtype).tiny).log_().mul_(rows).sum(-1)
 
