@@ -49,7 +49,8 @@ choice_figures.plot_coefficients(coefficients) if runs else None
 # entropy* holds fixed whichever of these is not the predictor itself; *within points* compares the pairs of candidates of
 # one branch point, which have k and entropy in common. A grey bar is what remains if outcomes are exchanged
 # among points with equally many candidates: a coefficient inside it says no more than k does. The menu selects the run and
-# the outcome; of every outcome, a larger number means that the choice matters more.
+# the outcome; of every outcome, a larger number means that the choice matters more. The divergence leaves out the first
+# step, at which nothing is drawn yet and which is similarity in context itself.
 
 # %% [markdown]
 # ## How far texts part anyway

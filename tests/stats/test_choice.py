@@ -152,6 +152,17 @@ def test_partial_coefficients_mark_groups_without_tokens_and_columns_that_say_th
     assert np.isnan(choice.compute_partial(matrices, 1, [2, 3])[:11]).all()
 
 
+def test_the_first_step_which_is_similarity_in_context_is_no_part_of_the_divergence():
+    later = np.array([0.2, 0.6])
+    table = pd.DataFrame({"similarity": [0.9, 0.3], "divergence": ([0.1, 0.7] + 4 * later) / 5})
+    np.testing.assert_allclose(choice.leave_out_first(table, 5)["divergence"], later)
+    points = table.rename(columns={"similarity": "mean_similarity"}).assign(baseline_divergence=[0.4, 0.8])
+    found = choice.leave_out_first(points, 5)
+    np.testing.assert_allclose(found["divergence"], later)
+    np.testing.assert_allclose(found["baseline_divergence"], [0.5, 1.0])
+    assert choice.leave_out_first(table, 1) is table
+
+
 # Examples
 
 

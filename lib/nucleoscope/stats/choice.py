@@ -31,7 +31,7 @@ PREDICTORS = {  # name: (column, what the partial coefficient is given)
 }
 PAIR_PREDICTORS = {"cosine of embeddings": "cosine", "similarity in context": "similarity"}
 OUTCOMES = {  # name: what it is, in words
-    "divergence": "mean Jensen-Shannon divergence of next-token distributions, divided by log 2",
+    "divergence": "mean Jensen-Shannon divergence of next-token distributions after the first, divided by log 2",
     "excess divergence": "divergence minus that of the same candidate with other random numbers",
     "different tokens": "share of tokens that differ",
     "never meet": "share of pairs of branches that do not meet again",
@@ -77,7 +77,23 @@ def load(folder: str | Path) -> Run:
     both = points.merge(tokens[sorted(columns)], on=["prompt", "step"], how="left", validate="one_to_one")
     if both["k"].isna().any():
         raise ValueError(f"'{folder / BRANCH_POINTS}' has a token that the measurements do not have")
-    return Run(turn(both), turn(pairs), results.read_json(folder / BRANCH_INFO))
+    about = results.read_json(folder / BRANCH_INFO)
+    return Run(*(turn(leave_out_first(table, about["branch_length"])) for table in (both, pairs)), about)
+
+
+def leave_out_first(table: pd.DataFrame, length: int) -> pd.DataFrame:
+    """The table of points or pairs with the mean divergence of the steps after the first, of ``length`` in all.
+
+    At the first step nothing is drawn yet: the divergence of two candidates is 1 minus their similarity in context,
+    which must not predict itself, and that of the same candidate is 0. A single step stays as it is.
+    """
+    if length < 2:
+        return table
+    first = 1 - table["mean_similarity" if "mean_similarity" in table else "similarity"]
+    later = {"divergence": ((table["divergence"] * length - first) / (length - 1)).clip(0, 1)}
+    if "baseline_divergence" in table:
+        later["baseline_divergence"] = table["baseline_divergence"] * length / (length - 1)
+    return table.assign(**later)
 
 
 def turn(table: pd.DataFrame) -> pd.DataFrame:
