@@ -36,12 +36,14 @@ rule all:
         GRAPH.list_statuses("measure"),
         GRAPH.list_statuses("run"),
         GRAPH.list_statuses("context"),
+        GRAPH.list_statuses("branches"),
         GRAPH.list_analyses(),
 
 
 include: "scripts/rules/measure.smk"
 include: "scripts/rules/page.smk"
 include: "scripts/rules/context.smk"
+include: "scripts/rules/branches.smk"
 include: "scripts/rules/analyses.smk"
 include: "scripts/rules/book.smk"
 

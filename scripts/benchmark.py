@@ -23,6 +23,9 @@ measuring or, on a GPU, that of the GPU.
 --context times how candidates are compared in context instead: as branches of a tree, and in cached steps with one row
 per candidate, side by side on the same texts, which are generated first.
 
+--branching times how fast texts are continued from candidates of some of their tokens, compared with plain
+generation in batches of the same size.
+
 --gpu-table instead times steps and runs of three shapes of 7 to 8 billion random weights on an NVIDIA GPU with 40 GB or
 more, without downloads: the table in README.
 """
@@ -57,7 +60,8 @@ def create_parser() -> command_line.Parser:
     options.add_argument("--against", metavar="CHECKOUT", help="folder of another version of this project")
     options.add_whole_number("scale", 1, metavar="N", help="number of prompts of a run to compare with one of 100")
     options.add_argument("--context", action="store_true", help="compare the two ways to read candidates in context")
-    options.add_settings("context_candidates")
+    options.add_argument("--branching", action="store_true", help="compare branches with plain generation")
+    options.add_settings("context_candidates", "branch_points", "branch_length", "branch_replicates")
     options.add_argument("--gpu-table", action="store_true", help="time three shapes of models on a GPU")
     options.add_argument(
         "--random-weights",
@@ -90,6 +94,10 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError("--context takes none of --against, --scale and --gpu-table")
     if options.context and not 2 <= options.context_candidates <= 64:
         raise ValueError(f"context_candidates is {options.context_candidates}: --context compares 2 to 64 candidates")
+    if options.branching and (options.context or options.against is not None or options.scale or options.gpu_table):
+        raise ValueError("--branching takes none of --context, --against, --scale and --gpu-table")
+    if options.branching and not (2 <= options.context_candidates <= 64 and options.branch_points > 0):
+        raise ValueError("--branching needs 2 to 64 context_candidates and at least 1 of branch_points")
     if options.scale and (options.dataset_name or options.model_name != Settings.model_name):
         raise ValueError("--scale has its own prompts and model: --random-weights changes the shape of the model")
     if options.against is None and len(options.dataset_name or []) > 1:
@@ -120,6 +128,11 @@ def main() -> None:
 
             options.dataset_name = (options.dataset_name or [Settings.dataset_name])[0]
             in_context.compare(options)
+        elif options.branching:
+            from speed_comparison import branches
+
+            options.dataset_name = (options.dataset_name or [Settings.dataset_name])[0]
+            branches.compare(options)
         elif options.scale:
             from speed_comparison import scaling
 

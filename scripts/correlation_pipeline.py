@@ -1,6 +1,7 @@
 """Measures one model on one data set with notebooks/measure.py, then shows the results with notebooks/run.py.
 
-With --context, notebooks/context.py then measures similarity in context, in a second pass.
+With --context, notebooks/context.py then measures similarity in context, in a second pass. With --branches,
+notebooks/branches.py then continues texts from each candidate of some of their tokens.
 """
 
 from nucleoscope.settings import FIELDS, Settings
@@ -13,8 +14,9 @@ def create_parser() -> Parser:
     options.add_settings()
     options.add_argument(
         "--only",
-        choices=("measure", "page", "context"),
-        help="execute only one of the notebooks: measure.py (measure), run.py (page) or context.py (context)",
+        choices=("measure", "page", "context", "branches"),
+        help="execute only one of the notebooks: measure.py (measure), run.py (page), context.py (context) or "
+        "branches.py (branches)",
     )
     options.add_argument(
         "--if_missing",
@@ -35,13 +37,15 @@ def main() -> None:
         chosen = Settings(**options).check()
         folder = run_notebooks.locate(chosen)
         print(run_names.describe_run(folder.name, folder.parent.name), flush=True)
-        given = parser.list_given(FIELDS) if only in ("page", "context") and not if_missing else ()
+        given = parser.list_given(FIELDS) if only not in (None, "measure") and not if_missing else ()
         if only in (None, "measure"):
             run_notebooks.measure(chosen, if_missing)
         if only in (None, "page"):
             run_notebooks.write_page(chosen, if_missing, given)
         if only == "context" or (only is None and run_notebooks.wants_context(chosen)):
             run_notebooks.measure_context(chosen, if_missing, given)
+        if only == "branches" or (only is None and run_notebooks.wants_branches(chosen)):
+            run_notebooks.measure_branches(chosen, if_missing, given)
         print(f"results: {folder}")
 
 

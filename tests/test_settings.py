@@ -48,11 +48,23 @@ def test_the_notebook_about_similarity_in_context_has_its_settings_with_their_de
     assert found == {name: DEFAULTS[name] for name in found}
 
 
-@pytest.mark.parametrize("name", ["context", "context_candidates", "context_threshold"])
-def test_similarity_in_context_does_not_make_existing_results_other_results(name):
+def test_the_notebook_about_branches_has_its_settings_with_their_defaults():
+    found = read_parameters("branches")
+    assert set(found) == set(run_notebooks.BRANCH_SETTINGS)
+    assert found == {name: DEFAULTS[name] for name in found}
+
+
+SECOND_PASSES = [
+    *("context", "context_candidates", "context_threshold"),
+    *("branches", "branch_points", "branch_length", "branch_replicates"),
+]
+
+
+@pytest.mark.parametrize("name", SECOND_PASSES)
+def test_a_second_pass_does_not_make_existing_results_other_results(name):
     assert name not in settings.list_deciding()
     assert name in settings.list_grid_parameters()
-    assert DEFAULTS["context"] is False  # it costs a second pass
+    assert DEFAULTS["context"] is DEFAULTS["branches"] is False  # they cost a second pass
 
 
 def test_the_live_notebook_has_the_defaults_of_the_settings_that_it_shares():
@@ -107,6 +119,8 @@ def test_every_default_is_allowed(name):
             "variants is 3: it must be default, none, or names of candidate sets and geometries, separated by commas",
         ),
         ("context_candidates", 65, "context_candidates is 65: it must be a whole number from 0 to 64"),
+        ("branch_points", 1001, "branch_points is 1001: it must be a whole number from 0 to 1,000"),
+        ("branch_replicates", 0, "branch_replicates is 0: it must be a whole number from 1 to 64"),
         ("context_threshold", 0, "context_threshold is 0: it must be a number in (0, 1]"),
         ("trust_remote_code", 1, "trust_remote_code is 1: it must be True or False"),
     ],

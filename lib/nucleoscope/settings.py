@@ -241,7 +241,7 @@ class Settings:
     context_candidates: int = _define(
         int,
         8,
-        "with context: number of likeliest candidates of each token to compare; 0 measures none",
+        "with context and branches: number of likeliest candidates of each token to compare; 0 measures none",
         least=0,
         most=64,
     )
@@ -251,6 +251,24 @@ class Settings:
         "with context: mean similarity that two groups of candidates must have to be one group, in (0, 1]",
         above=0,
         most=1,
+    )
+    branches: bool = _define(
+        bool, False, "also continue some texts from each candidate of some tokens: does the choice matter?"
+    )
+    branch_points: int = _define(
+        int,
+        4,
+        "with branches: number of tokens per text to branch at; 0 measures none",
+        least=0,
+        most=1000,
+    )
+    branch_length: int = _define(int, 20, "with branches: number of tokens of each branch", least=1, most=MOST)
+    branch_replicates: int = _define(
+        int,
+        3,
+        "with branches: how often each candidate is continued, with other random numbers",
+        least=1,
+        most=64,
     )
 
     @classmethod

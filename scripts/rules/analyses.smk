@@ -25,6 +25,7 @@ rule combined_page:
         lambda wildcards: GRAPH.force_job(wildcards.name, [GRAPH.locate_page(wildcards.name)]),
         GRAPH.list_all_measurements(),
         lambda wildcards: GRAPH.list_analyses() if wildcards.name == "index" else [],
+        lambda wildcards: GRAPH.list_branches() if wildcards.name == "choice" else [],
         lambda wildcards: GRAPH.list_dependencies(wildcards.name),
     output:
         update(GRAPH.locate_page("{name}")),

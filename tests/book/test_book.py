@@ -41,6 +41,7 @@ from nucleoscope.store.candidates import Similarities
 from nucleoscope.views import figure_data, tables, texts
 from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader
+from nucleoscope.workflow import graph
 
 ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -456,15 +457,18 @@ def test_runs_stand_in_model_and_data_set_order(tmp_path):
     assert sum(name.endswith(".csv") for name in files) == 6
 
 
-def test_similarity_in_context_of_a_run_is_a_page_of_its_own_beside_that_of_the_run(tmp_path):
+@pytest.mark.parametrize(
+    ("notebook", "ending", "words"), [("context", "in-context", "in context"), ("branches", "branches", "branches")]
+)
+def test_a_second_pass_over_a_run_is_a_page_of_its_own_beside_that_of_the_run(tmp_path, notebook, ending, words):
     run = write_project(tmp_path) / "results/alpha/big"
-    nbformat.write(create_notebook("t"), run / "context.ipynb")
+    nbformat.write(create_notebook("t"), run / f"{notebook}.ipynb")
     files = site.build_run_pages(tmp_path / "results", {})
-    page = "runs/big/alpha~in-context.ipynb"
-    assert nbformat.reads(files[page].decode(), 4).cells[0].source.startswith("# big on alpha, in context")
-    assert [name for name in files if name.endswith("in-context.ipynb")] == [page]
-    (row,) = [line for line in files["runs/index.md"].decode().splitlines() if "in context" in line]
-    assert f"[the run](</runs/big/alpha.ipynb>), [in context](</{page}>)" in row
+    page = f"runs/big/alpha~{ending}.ipynb"
+    assert nbformat.reads(files[page].decode(), 4).cells[0].source.startswith(f"# big on alpha, {words}")
+    assert [name for name in files if name.endswith(f"{ending}.ipynb")] == [page]
+    (row,) = [line for line in files["runs/index.md"].decode().splitlines() if f"[{words}]" in line]
+    assert f"[the run](</runs/big/alpha.ipynb>), [{words}](</{page}>)" in row
 
 
 def test_analyses_are_pages_under_their_own_names_with_what_lies_beside_them(tmp_path):
@@ -1146,8 +1150,7 @@ def build_real(folder: Path) -> None:
         (run / "run.json").write_text(json.dumps({"settings": settings, "tokens": 500}))
         nbformat.write(create_notebook(dataset), run / "run.ipynb")
     options = ["--results_dir", str(folder / "results")]
-    names = ("index", "theory", "two_texts", "twelve")
-    pages = [["run_notebook.py", n, str(folder / f"results/book/{n}.ipynb"), *options] for n in names]
+    pages = [["run_notebook.py", n, str(folder / f"results/book/{n}.ipynb"), *options] for n in graph.COMBINED_PAGES]
     commands = [["correlation_eval.py", "--resamples", "100", *options], *pages]
     forked = forks.create_environment()  # the notebooks; the book is built as users build it
     for command in [*commands, ["build_book.py", *options, "--output", str(folder)]]:

@@ -17,7 +17,7 @@ from nucleoscope.measure import context as measure_context
 from nucleoscope.measure.context import complete_context
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.stats import what_or_how
-from nucleoscope.store import context, locking, results, run_folder
+from nucleoscope.store import context, locking, parts, results, run_folder
 
 PROMPTS = ["the cat", "a long and winding road", "on the other hand", "she said that"]
 SETTINGS = {"model_name": "tiny", "dataset_name": "cats", "max_tokens": 6, "prompt_format": "raw", "seed": 0}
@@ -230,7 +230,7 @@ def test_a_foreign_file_among_the_parts_is_kept_and_named(folder):
 
 
 def test_a_run_that_is_not_measured_is_refused(tmp_path):
-    for refuse in (lambda: context.ContextFolder(tmp_path, **OPTIONS), lambda: context.check(tmp_path)):
+    for refuse in (lambda: context.ContextFolder(tmp_path, **OPTIONS), lambda: parts.check(tmp_path)):
         with pytest.raises(FileNotFoundError, match="measure the run first") as caught:
             refuse()
         assert_one_line(str(caught.value))

@@ -14,7 +14,20 @@ import forks
 from nucleoscope.workflow import dependencies
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = ("measure", "run", "context", "correlation", "fits", "made_of", "index", "theory", "two_texts", "twelve")
+NOTEBOOKS = (
+    "measure",
+    "run",
+    "context",
+    "branches",
+    "correlation",
+    "fits",
+    "made_of",
+    "index",
+    "theory",
+    "two_texts",
+    "twelve",
+    "choice",
+)
 EXECUTE_IMPORTS = """
 import ast, sys
 from pathlib import Path
@@ -118,7 +131,7 @@ def plan_graph(root: Path, *options: str) -> str:
 
 JOBS = {
     **{"measure": ["measure"], "page": ["run"], "analyses": ["correlation", "fits", "made_of"]},
-    **{name: [name] for name in ("index", "theory", "two_texts", "twelve")},
+    **{name: [name] for name in ("index", "theory", "two_texts", "twelve", "choice")},
 }
 
 
@@ -161,6 +174,22 @@ def test_a_grid_that_asks_for_similarity_in_context_plans_one_more_job_for_a_run
     (project / "context.json").unlink()
 
 
+def test_a_grid_that_asks_for_branches_plans_one_more_job_for_a_run_and_the_page_that_reads_them(project):
+    grid = json.loads((project / "grid.json").read_text())
+    grid["parameters"] |= {"branches": True}
+    (project / "branches.json").write_text(json.dumps(grid))
+    jobs = list_jobs(plan_graph(project, "--configfile", "branches.json"))
+    assert jobs.keys() == {"branches", "choice", "book"}
+    wanted = dependencies.list_dependencies(ROOT / "notebooks/branches.py")
+    assert {os.path.relpath(path, ROOT) for path in wanted} <= jobs["branches"]
+    assert any(path.endswith("measurements.pt") for path in jobs["branches"])
+    assert any(path.endswith("branches.status.json") for path in jobs["choice"])
+    for name in ("branch_points", "context_candidates"):
+        (project / "branches.json").write_text(json.dumps(grid | {"parameters": grid["parameters"] | {name: 0}}))
+        assert "Nothing to be done" in plan_graph(project, "--configfile", "branches.json")
+    (project / "branches.json").unlink()
+
+
 def test_nothing_is_planned_after_a_finished_grid(project):
     assert "Nothing to be done" in plan_graph(project)
 
@@ -175,10 +204,15 @@ def test_nothing_is_planned_after_a_finished_grid(project):
         ("lib/nucleoscope/views/static/strip.js", {"page", "two_texts", "twelve", "index"}),
         ("lib/nucleoscope/measure/batching.py", {"measure"}),
         ("lib/nucleoscope/models/loading.py", {"measure"}),
-        ("lib/nucleoscope/models/tokenizers.py", {"measure", "page", "two_texts", "twelve", "index"}),
+        ("lib/nucleoscope/models/tokenizers.py", {"measure", "page", "two_texts", "twelve", "index", "choice"}),
         ("lib/nucleoscope/stats/fits.py", {"analyses", "index"}),  # the front page shows coefficients of the analyses
         ("lib/nucleoscope/stats/theory.py", {"theory"}),
-        ("lib/nucleoscope/store/results.py", {"measure", "page", "analyses", "index", "theory", "two_texts", "twelve"}),
+        ("lib/nucleoscope/stats/choice.py", {"choice"}),
+        ("lib/nucleoscope/measure/branching.py", set()),
+        (
+            "lib/nucleoscope/store/results.py",
+            {"measure", "page", "analyses", "index", "theory", "two_texts", "twelve", "choice"},
+        ),
         ("lib/nucleoscope/explorer/explorer.py", set()),
         ("book/method.md", set()),
         ("README.md", set()),

@@ -16,7 +16,7 @@ import forks
 import tiny
 from nucleoscope import quantities
 from nucleoscope.models import loading
-from nucleoscope.store import context, results
+from nucleoscope.store import branches, context, results
 from synthetic import write_study_file
 
 ROOT = Path(__file__).parents[2]
@@ -179,6 +179,33 @@ def test_similarity_in_context_is_measured_besides_and_again_only_with_other_set
         assert message in refused.stderr
 
 
+def test_branches_are_measured_besides_and_shown_on_a_page_of_all_runs(tmp_path, tiny_model, texts):
+    run = [f"model_name={tiny_model}", f"dataset_name={texts}", f"results_dir={tmp_path}"]
+    given = ["branch_points=2", "branch_length=4", "branch_replicates=2", "context_candidates=3"]
+    folder = tmp_path / "lines" / "tiny-llama"
+    done = run_pipeline(*run, "n_samples=3", "max_tokens=6", "branches", *given)
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in folder.iterdir()}
+    assert {"run.ipynb", results.BRANCHES_NOTEBOOK, *results.BRANCH_FILES} <= names
+    assert results.BRANCH_PARTS not in names
+    assert branches.load_rows(folder).groupby("prompt").size().max() == 2
+    notebook = (folder / results.BRANCHES_NOTEBOOK).read_text()
+    assert "The most consequential branch point" in notebook
+    skipped = run_pipeline(*run, *given, "only=branches", "if_missing")
+    assert "have already been measured with these settings" in skipped.stdout
+    for wrong, message in (
+        ("branch_length=5", "contains branches with branch_length 4, not 5; --overwrite replaces them"),
+        ("branch_points=0", "branch_points is 0: at least 1 token per text is needed"),
+    ):
+        refused = run_pipeline(*run, "only=branches", *given, wrong)
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+        assert message in refused.stderr
+    command = [sys.executable, "scripts/run_notebook.py", "choice", str(tmp_path / "book/choice.ipynb")]
+    shown = run_pipeline(f"results_dir={tmp_path}", command=command)
+    assert shown.returncode == 0, shown.stderr
+    assert "1 run has branches: tiny-llama on lines" in (tmp_path / "book/choice.ipynb").read_text()
+
+
 def test_two_runs_that_start_together_do_not_meet(tmp_path, tiny_model, texts):
     processes, environment = [], forks.create_environment(**OFFLINE)
     for place in ("one", "other"):
@@ -307,6 +334,14 @@ def test_the_benchmark_compares_both_ways_to_read_candidates():
     assert done.returncode == 0, done.stderr
     assert "| | tree | cached steps |" in done.stdout
     assert float(done.stdout.rstrip().rsplit(": ", 1)[1]) < 1e-4
+
+
+def test_the_benchmark_compares_branches_with_plain_generation():
+    sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=4,vocab_size=500"
+    command = [sys.executable, "scripts/benchmark.py", "--branching", "--dtype", "float32", "--device", "cpu"]
+    done = run_pipeline(f"random-weights={sizes}", "n_prompts=3", "max_tokens=5", "repeats=1", command=command)
+    assert done.returncode == 0, done.stderr
+    assert "| | branches | plain generation |" in done.stdout
 
 
 def test_the_default_grid_plans_its_three_runs():

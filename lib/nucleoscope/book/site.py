@@ -43,7 +43,12 @@ GENERATED = (
     "scripts/slurm/config.yaml",
 )  # files that pages include
 PRINTED = ("scale.py",)  # scripts that print a part of a page
-IN_CONTEXT = "~in-context"  # the end of the name of a run's second page; "~" is in no encoded name on its own
+# Further pages of a run: the notebook, the end of the page's name, and what the title and the link add. "~" is in no
+# encoded name on its own.
+FURTHER = (
+    (results.CONTEXT_NOTEBOOK, "~in-context", "in context"),
+    (results.BRANCHES_NOTEBOOK, "~branches", "branches"),
+)
 UNFINISHED = ".unfinished"  # beside html/ from the start of a build until it has succeeded
 
 
@@ -112,9 +117,9 @@ def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, 
         try:
             name = describe_run(model, dataset)
             found = build_notebook_page(run / results.NOTEBOOK, page, folders, name)
-            if (run / results.CONTEXT_NOTEBOOK).is_file():
-                title = f"{name}, in context"
-                found |= build_notebook_page(run / results.CONTEXT_NOTEBOOK, f"{page}{IN_CONTEXT}", folders, title)
+            for notebook, ending, words in FURTHER:
+                if (run / notebook).is_file():
+                    found |= build_notebook_page(run / notebook, f"{page}{ending}", folders, f"{name}, {words}")
             rows[run] = format_row(run, heads[model, dataset])
         except (BookError, OSError, ValueError) as error:
             print(f"left out: {escape_line(str(error))}", file=sys.stderr)
@@ -203,8 +208,7 @@ def format_row(run: Path, head: Head) -> str:
     columns += added
     columns += [*facts[:2], *(escape_name(str(value)) for value in facts[2:])]
     links = [f"[the run](<{page}.ipynb>)"]
-    if (run / results.CONTEXT_NOTEBOOK).is_file():
-        links.append(f"[in context](<{page}{IN_CONTEXT}.ipynb>)")
+    links += [f"[{words}](<{page}{ending}.ipynb>)" for notebook, ending, words in FURTHER if (run / notebook).is_file()]
     return f"| {' | '.join(columns)} | {', '.join(links)} |"
 
 

@@ -84,10 +84,15 @@ def choose_prefix(
     That is the case if the trial of `find_way` failed, gave other logits, or was skipped.
     """
     ids = [] if skip_check else find_shared_ids(rows, ends)
+    return ids if ids and can_share(model, skip_check) else []
+
+
+def can_share(model: PreTrainedModel, skip_check: bool = False) -> bool:
+    """Whether rows can begin with keys and values that were read once for all of them; False if nothing was tried."""
     try:
-        return ids if ids and _get_finding(model).shares else []
+        return not skip_check and _get_finding(model).shares
     except ValueError:  # texts can be read by more models than prompts can be continued by
-        return []
+        return False
 
 
 def create_memory(model: PreTrainedModel, skip_check: bool = False) -> StaticMemory | None:

@@ -691,7 +691,7 @@ def complete_context(
     if folder.finished:  # another process finished it while this one waited
         return
     settings = read_settings(info)
-    if folder.compared:
+    if folder.joined:
         folder.finish(0, split)
         return
     model, tokenizer = load()

@@ -38,7 +38,7 @@ def compare_candidates(
     tokens, ids, sizes = (values.to(device, torch.long) for values in (tokens, ids, sizes))
     owners = torch.arange(len(tokens), device=device).repeat_interleave(sizes)
     taken = [
-        torch.linalg.vecdot(_find_units(directions, part), _find_units(directions, tokens[owner]))
+        torch.linalg.vecdot(find_units(directions, part), find_units(directions, tokens[owner]))
         for part, owner in zip(ids.split(rows * LARGEST), owners.split(rows * LARGEST), strict=True)
     ]
     starts = sizes.cumsum(0) - sizes
@@ -55,12 +55,12 @@ def _compare_likeliest(
     places = torch.arange(LARGEST, device=ids.device)
     inside = places < sizes[:, None]
     chosen = ids[torch.where(inside, starts[:, None] + places, starts[:, None])]  # (n, 10)
-    units = _find_units(directions, chosen.flatten()).view(*chosen.shape, directions.embedding.shape[1])
+    units = find_units(directions, chosen.flatten()).view(*chosen.shape, directions.embedding.shape[1])
     later, earlier = torch.tril_indices(LARGEST, LARGEST, -1, device=ids.device)
     found = (units @ units.mT)[:, later, earlier]
     return torch.where(inside[:, later], found, torch.nan)
 
 
-def _find_units(directions: Directions, ids: torch.Tensor) -> torch.Tensor:
+def find_units(directions: Directions, ids: torch.Tensor) -> torch.Tensor:
     """The unit rows (k, d) of some ids, float32."""
     return directions.embedding.index_select(0, ids).float() * directions.inverse_norm[ids, None]

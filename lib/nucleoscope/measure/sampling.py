@@ -20,18 +20,21 @@ from nucleoscope.quantities import Quantity
 from nucleoscope.settings import Settings
 
 
-def list_uniforms(seed: int, index: int, n: int) -> list[float]:
+def list_uniforms(seed: int, index: int, n: int, replicate: int = 0) -> list[float]:
     """The first n uniform numbers in [0, 1) of prompt ``index``: step t always uses the same one.
 
-    Python's generator seeded with a string (its SHA-512) is documented to stay the same across versions.
+    Each ``replicate`` has numbers of its own; those of replicate 0 are the run's. Python's generator seeded with a
+    string (its SHA-512) is documented to stay the same across versions.
     """
-    stream = random.Random(f"{seed}/{index}")
+    stream = random.Random(f"{seed}/{index}/{replicate}" if replicate else f"{seed}/{index}")
     return [stream.random() for _ in range(n)]
 
 
-def draw_uniforms(seed: int, indices: Iterable[int], max_tokens: int, device: torch.device) -> torch.Tensor:
+def draw_uniforms(
+    seed: int, indices: Iterable[int], max_tokens: int, device: torch.device, replicate: int = 0
+) -> torch.Tensor:
     """The uniform numbers (B, max_tokens) of some prompts, on the device; float64 except on Apple's GPUs."""
-    numbers = [list_uniforms(seed, index, max_tokens) for index in indices]
+    numbers = [list_uniforms(seed, index, max_tokens, replicate) for index in indices]
     return torch.tensor(numbers, dtype=choose_sum_dtype(device), device=device)
 
 

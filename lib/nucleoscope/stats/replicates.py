@@ -157,6 +157,18 @@ def compute_parts(
     return _mark_unused(total, used), _mark_unused(between, used)
 
 
+def compute_matrices(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Spearman's coefficients between all columns: values (n, v), group (n,) -> (GROUPS + 1, v, v).
+
+    Rows are as in `create_estimate`: a group without tokens is infinite.
+    """
+    found, used = np.full((GROUPS + 1, values.shape[1], values.shape[1]), np.nan), _find_used(group)
+    if len(values) >= FEWEST:
+        rows = np.append(True, used)
+        found[rows] = bootstrap.compute_spearman(values, group, _leave_out()[rows])
+    return _mark_unused(found, used)
+
+
 def compute_within_k(values: np.ndarray, group: np.ndarray, k: np.ndarray) -> np.ndarray:
     """Spearman's coefficient of the first column with the others, comparing only tokens of equal k.
 

@@ -11,25 +11,20 @@ Until all texts are compared, they are in ``context_parts/``, a file each, so th
 process that writes holds the lock of the run's folder.
 """
 
-import contextlib
-import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleoscope.atomic import write_atomically, write_json
 from nucleoscope.store import integrity
-from nucleoscope.store.locking import Lock, Locked, check_folder
-from nucleoscope.store.mapped_records import read_vectors
-from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read, read_intact
+from nucleoscope.store.measurements import MEASUREMENTS, read
+from nucleoscope.store.parts import PartsFolder, check_source
 from nucleoscope.store.results import (
     CONTEXT_FILES,
     CONTEXT_INFO,
     CONTEXT_MATRICES,
     CONTEXT_PARTS,
     CONTEXT_TABLE,
-    RUN_INFO,
-    load_info,
     read_json,
 )
 from nucleoscope.store.tokens import compute_fingerprint
@@ -47,22 +42,8 @@ COLUMNS = ("prompt", "step", "m", *VALUES, *SPLIT)
 MATRICES = ("prompts", "steps", "sizes", "ids", "shares", "similarities")
 PART, OTHERS = ("steps", "sizes", "ids", "shares", "similarities"), ("values", "seconds", "way")  # of each text
 ABOUT = ("seconds", "ways", "device", "dtype")  # what context.json says of how candidates were compared
-SETTINGS = "settings.json"
-OWN = re.compile(r"\d{6,}\.pt|settings\.json|\..*\.part")
 SOURCE = b"nucleoscope.context"  # the metadata key of context.parquet for the fingerprint of the measurements
 AGAIN = "measure it with scripts/correlation_pipeline.py --only=context"
-
-
-def check(folder: Path) -> None:
-    """Before a model is loaded: FileNotFoundError if a run has no measurements, OSError if it cannot be written to.
-
-    ValueError if its run.json is damaged.
-    """
-    for name in (MEASUREMENTS, RUN_INFO):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"'{folder}' has no {name}: measure the run first")
-    load_info(folder)
-    check_folder(folder)
 
 
 def find_missing(folder: str | Path, candidates: int, threshold: float) -> str | None:
@@ -83,7 +64,7 @@ def find_missing(folder: str | Path, candidates: int, threshold: float) -> str |
     return None
 
 
-class ContextFolder(Locked):
+class ContextFolder(PartsFolder):
     """Similarity in context of one run while it is measured: filled text by text, then finished.
 
     ``finished`` is true if it is there, with the same numbers of ``candidates`` and the same ``threshold``. Raises
@@ -91,23 +72,17 @@ class ContextFolder(Locked):
     which ``overwrite`` replaces. Opening writes nothing. Write to it in a ``with`` block, which locks the folder.
     """
 
-    def __init__(self, folder: str | Path, candidates: int, threshold: float, overwrite: bool = False):
-        self.folder = Path(folder)
-        self.parts = self.folder / CONTEXT_PARTS
-        self.candidates, self.threshold, self.overwrite = candidates, threshold, overwrite
-        self._look()
+    PARTS, FIELDS, CONTENT = CONTEXT_PARTS, FIELDS, (*PART, *OTHERS)
 
-    def _look(self) -> None:
+    def __init__(self, folder: str | Path, candidates: int, threshold: float, overwrite: bool = False):
+        self.candidates, self.threshold = candidates, threshold
+        super().__init__(folder, {"context_candidates": candidates}, overwrite)
+
+    def look(self) -> None:
         """Finds out what is there; see `ContextFolder` for the errors."""
-        path = self.folder / MEASUREMENTS
-        if not path.is_file():
-            raise FileNotFoundError(f"'{self.folder}' has no {MEASUREMENTS}: measure the run first")
-        self.settings = {
-            "measurements": compute_fingerprint(path).decode(),
-            "context_candidates": self.candidates,
-        }
+        super().look()
         self.finished = find_missing(self.folder, self.candidates, self.threshold) is None
-        info = self._read_info()
+        info = self.read_info(CONTEXT_INFO)
         same = info.get("measurements") == self.settings["measurements"]
         there = info.get("context_candidates")
         if same and there != self.candidates and not self.overwrite:
@@ -116,93 +91,11 @@ class ContextFolder(Locked):
                 f"{self.candidates}; --overwrite replaces it"
             )
         # With another threshold, nothing is measured again.
-        self.compared = (
+        self.joined = (
             same
             and there == self.candidates
             and all(integrity.is_whole(self.folder / name) for name in (CONTEXT_MATRICES, CONTEXT_TABLE))
         )
-
-    def _read_info(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
-            return read_json(self.folder / CONTEXT_INFO)
-        return {}
-
-    def __enter__(self) -> "ContextFolder":
-        self._lock = Lock(self.folder)
-        try:
-            self._look()
-            if self.finished:
-                self._remove_parts()  # their writer was killed just before the end
-            elif not self.compared:
-                self._prepare()
-        except BaseException:
-            self.release()
-            raise
-        return self
-
-    def _prepare(self) -> None:
-        """Makes the folder of parts ready; those of other measurements or settings are removed."""
-        if self.parts.is_symlink():
-            raise FileExistsError(f"'{self.parts}' is a link: remove it")
-        others = [path for path in self.parts.glob("*") if not _is_own(path)]
-        if others:
-            raise FileExistsError(f"'{self.parts}' contains '{others[0].name}', which no run has written: move it away")
-        self.parts.mkdir(exist_ok=True)
-        found = {}
-        with contextlib.suppress(OSError, ValueError):
-            found = read_json(self.parts / SETTINGS)
-        if found != self.settings:
-            for path in self.parts.iterdir():
-                path.unlink()
-            write_json(self.parts / SETTINGS, self.settings)
-        for path in self.parts.glob(".*.part"):
-            path.unlink(missing_ok=True)
-
-    def _remove_parts(self) -> None:
-        if self.parts.is_symlink():
-            return
-        for path in self.parts.glob("*"):
-            if _is_own(path):
-                path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it is not empty, or not there
-            self.parts.rmdir()
-
-    def load_texts(self) -> list[dict[str, Any]]:
-        """The records of all prompts with the `FIELDS`; vectors stay in the file until `read_text`."""
-
-        def trim(_: int, record: dict) -> None:
-            for name in record:
-                if name not in FIELDS:
-                    record[name] = None
-
-        records = load_mapped(self.folder / MEASUREMENTS, trim)
-        missing = [name for name in FIELDS if any(record.get(name) is None for record in records)]
-        if missing:
-            raise ValueError(f"'{self.folder / MEASUREMENTS}' has no {missing[0]}: measure the run again")
-        return records
-
-    @staticmethod
-    def read_text(record: Mapping[str, Any]) -> dict[str, Any]:
-        """A record of `load_texts` with its vectors as tensors."""
-        return {name: read_vectors(record[name]) for name in FIELDS}
-
-    def has_part(self, index: int) -> bool:
-        """Whether a text has been compared."""
-        return self._locate(index).is_file()
-
-    def _locate(self, index: int) -> Path:
-        return self.parts / f"{index:06d}.pt"
-
-    def save_part(self, index: int, part: Mapping[str, Any]) -> None:
-        """Saves what was found of one text: `PART` and `OTHERS` of `measure.context.Comparison`.
-
-        Raises BlockingIOError if another process has taken over the folder; so does `finish`.
-        """
-        self._check_lock()
-        import torch
-
-        with write_atomically(self._locate(index)) as stream:
-            torch.save({name: part[name] for name in (*PART, *OTHERS)}, stream)
 
     def finish(self, n_prompts: int, split: Callable, info: Mapping[str, Any] | None = None) -> None:
         """Joins the parts in prompt order into the three files.
@@ -212,12 +105,12 @@ class ContextFolder(Locked):
         ValueError if a text is missing, also because its part turned out to be damaged: it is removed.
         """
         self._check_lock()
-        matrices, values, about = self._read_compared() if self.compared else self._join(n_prompts)
+        matrices, values, about = self._read_compared() if self.joined else self._join(n_prompts)
         columns = {"prompt": matrices["prompts"], "step": matrices["steps"], "m": matrices["sizes"], **values}
         columns |= split(matrices, self.threshold)
         about |= dict(info or {}) | {"tokens": len(matrices["steps"])}
         self._check_lock()  # joining takes a while
-        if self.compared:  # should this process be killed now, the table must not count as split at the old threshold
+        if self.joined:  # should this process be killed now, the table must not count as split at the old threshold
             write_json(self.folder / CONTEXT_INFO, self.settings | {"context_threshold": None} | about)
         else:
             (self.folder / CONTEXT_INFO).unlink(missing_ok=True)  # never beside files that it does not belong to
@@ -225,9 +118,9 @@ class ContextFolder(Locked):
         self._write_table(columns)
         write_json(self.folder / CONTEXT_INFO, self.settings | {"context_threshold": self.threshold} | about)
         self._check_lock()
-        self._remove_parts()
+        self.remove_parts()
         self.release()
-        self.finished = self.compared = True
+        self.finished = self.joined = True
 
     def _join(self, n_prompts: int) -> tuple[dict[str, "np.ndarray"], dict[str, "np.ndarray"], dict[str, Any]]:
         """The arrays `MATRICES` and `VALUES` of all parts, and what context.json says of how they were compared."""
@@ -236,10 +129,7 @@ class ContextFolder(Locked):
         arrays: dict[str, list] = {name: [] for name in (*MATRICES, *VALUES)}
         seconds, ways = 0.0, set()
         for index in range(n_prompts):
-            path = self._locate(index)
-            if not path.is_file():
-                raise ValueError(f"prompt {index} is missing from '{self.parts}': run the same command again")
-            part = _read_part(path)
+            part = self.read_part(index)
             arrays["prompts"].append(np.full(len(part["steps"]), index, np.int32))
             for name in PART:
                 arrays[name].append(part[name].numpy())
@@ -255,7 +145,7 @@ class ContextFolder(Locked):
     def _read_compared(self) -> tuple[dict[str, "np.ndarray"], dict[str, "np.ndarray"], dict[str, Any]]:
         """The same from the files that are there, which belong to these measurements."""
         table = load_rows(self.folder, VALUES)
-        about = {name: value for name, value in self._read_info().items() if name in ABOUT}
+        about = {name: value for name, value in self.read_info(CONTEXT_INFO).items() if name in ABOUT}
         return load_matrices(self.folder), {name: table[name].to_numpy() for name in VALUES}, about
 
     def _write_matrices(self, matrices: Mapping[str, "np.ndarray"]) -> None:
@@ -286,7 +176,7 @@ def load_rows(folder: str | Path, columns: Collection[str] | None = None) -> "pd
     path = Path(folder) / CONTEXT_TABLE
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            _check_source(path, (file.schema_arrow.metadata or {}).get(SOURCE, b"").decode())
+            check_source(path, (file.schema_arrow.metadata or {}).get(SOURCE, b"").decode(), AGAIN)
             return file.read(None if columns is None else list(columns)).to_pandas()
     except FileNotFoundError:
         raise ValueError(f"'{folder}' has no {CONTEXT_TABLE}: {AGAIN}") from None
@@ -305,14 +195,8 @@ def load_matrices(folder: str | Path) -> dict[str, "np.ndarray"]:
         raise ValueError(f"'{path}' is damaged: remove it and {AGAIN}") from None
     if not isinstance(content, dict) or not all(name in content for name in MATRICES):
         raise ValueError(f"'{path}' contains no matrices: remove it and {AGAIN}")
-    _check_source(path, str(content.get("measurements")))
+    check_source(path, str(content.get("measurements")), AGAIN)
     return {name: content[name].numpy() for name in MATRICES}
-
-
-def _check_source(path: Path, fingerprint: str) -> None:
-    measurements = path.with_name(MEASUREMENTS)
-    if measurements.is_file() and fingerprint != compute_fingerprint(measurements).decode():
-        raise ValueError(f"'{path}' belongs to other measurements: {AGAIN}")
 
 
 def find_matrix(
@@ -334,19 +218,3 @@ def find_matrix(
     rows, columns = np.triu_indices(m, 1)
     matrix[rows, columns] = matrix[columns, rows] = matrices["similarities"][pair : pair + m * (m - 1) // 2]
     return matrices["ids"][start : start + m], matrices["shares"][start : start + m], matrix
-
-
-def _read_part(path: Path) -> dict[str, Any]:
-    """The content of a part; one that is damaged is removed, which a ValueError says."""
-    try:
-        part = read_intact(path)
-        if isinstance(part, dict) and all(name in part for name in (*PART, *OTHERS)):
-            return part
-    except ValueError:
-        pass
-    path.unlink(missing_ok=True)
-    raise ValueError(f"'{path}' is damaged, and was removed: run the same command again")
-
-
-def _is_own(path: Path) -> bool:
-    return bool(OWN.fullmatch(path.name)) and path.is_file() and not path.is_symlink()

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ANALYSES",
     "ANALYSIS_FILES",
+    "BRANCHES",
+    "BRANCHES_NOTEBOOK",
+    "BRANCH_FILES",
+    "BRANCH_INFO",
+    "BRANCH_PAIRS",
+    "BRANCH_PARTS",
+    "BRANCH_POINTS",
+    "BRANCH_TABLE",
     "CANDIDATES",
     "CONTEXT",
     "CONTEXT_FILES",
@@ -86,9 +94,16 @@ MEASURE, PAGE = "measure", "run"  # the notebooks of a run: one measures, the ot
 NOTEBOOK = f"{PAGE}.ipynb"
 CONTEXT = "context"  # the notebook that measures similarity in context, if it is asked for
 CONTEXT_NOTEBOOK = f"{CONTEXT}.ipynb"
-NOTEBOOKS = (f"{MEASURE}.ipynb", NOTEBOOK, CONTEXT_NOTEBOOK)
+BRANCHES = "branches"  # the notebook that continues texts from each candidate, if it is asked for
+BRANCHES_NOTEBOOK = f"{BRANCHES}.ipynb"
+NOTEBOOKS = (f"{MEASURE}.ipynb", NOTEBOOK, CONTEXT_NOTEBOOK, BRANCHES_NOTEBOOK)
 CONTEXT_TABLE, CONTEXT_MATRICES, CONTEXT_INFO = CONTEXT_FILES = ("context.parquet", "context.pt", "context.json")
 CONTEXT_PARTS = "context_parts"  # the folder of what is compared so far
+BRANCH_TABLE, BRANCH_PAIRS, BRANCH_POINTS, BRANCH_INFO = BRANCH_FILES = (
+    *("branches.parquet", "branch_pairs.parquet", "branch_points.parquet"),
+    "branches.json",
+)
+BRANCH_PARTS = "branch_parts"  # the folder of what is branched so far
 ANALYSES = "correlation_eval"  # the folder of the analyses, beside those of the data sets
 PAGES = "book"  # the folder of executed notebooks that are pages of the book and nothing else
 ANALYSIS_FILES = (

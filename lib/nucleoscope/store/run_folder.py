@@ -33,7 +33,7 @@ from nucleoscope.store.record_files import (
     read_tokens,
     write_records,
 )
-from nucleoscope.store.results import CONTEXT_FILES, NOTEBOOKS, RUN_INFO, read_json
+from nucleoscope.store.results import BRANCH_FILES, CONTEXT_FILES, NOTEBOOKS, RUN_INFO, read_json
 from nucleoscope.store.side_tables import is_readable
 from nucleoscope.store.tokens import TOKENS, write_tokens
 from nucleoscope.store.variants import VARIANTS, has_readable_variants, write_variants
@@ -216,7 +216,7 @@ class RunFolder(Locked):
 
     def _remove_companions(self) -> None:
         """What was made with or from old measurements must never be next to new ones, even after an interruption."""
-        for name in (*COMPANIONS, *reversed(CONTEXT_FILES), *NOTEBOOKS):
+        for name in (*COMPANIONS, *reversed(CONTEXT_FILES), *reversed(BRANCH_FILES), *NOTEBOOKS):
             (self.folder / name).unlink(missing_ok=True)
 
     def _remove_batches(self) -> None:

@@ -127,10 +127,10 @@ def _build_line(rows: pd.DataFrame) -> list[dict]:
     x = known["top_p"].tolist()
     edges = [*known[f"{SAME_K} low"], *known[f"{SAME_K} high"].iloc[::-1]]
     band = {"x": [*x, *x[::-1]], "y": round_values(np.array(edges, dtype=float))}
-    return [band, _build_points(rows, rows["top_p"].tolist(), "y")]
+    return [band, build_points(rows, rows["top_p"].tolist(), "y")]
 
 
-def _build_points(rows: pd.DataFrame, others: list, axis: str, value: str = "r", bounds: str = "") -> dict:
+def build_points(rows: pd.DataFrame, others: list, axis: str, value: str = "r", bounds: str = "") -> dict:
     """Points with their intervals along ``axis``; ``others`` are their places on the other axis."""
     low, high = rows[f"{bounds}low"], rows[f"{bounds}high"]
     found = {axis: round_values(rows[value]), "y" if axis == "x" else "x": others}
@@ -188,7 +188,7 @@ def plot_nulls(
         own = select_head(rows, group)
         for statistic in statistics:
             contents[f"{name_group(group)}: {statistic}"] = [
-                _build_nulls(own[own["geometry"] == name], nulls, statistic, _shift(place, len(names)))
+                _build_nulls(own[own["geometry"] == name], nulls, statistic, shift(place, len(names)))
                 for place, name in enumerate(names)
             ]
     for name in names:
@@ -200,13 +200,13 @@ def plot_nulls(
     ticks = {"tickvals": list(range(len(nulls))), "ticktext": [NULL_TITLES[name] for name in nulls]}
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, **ticks)
     figure.update_xaxes(title="coefficient of entropy and cosine similarity", **ZERO)
-    _put_legend_above(figure)
+    put_legend_above(figure)
     return describe(
         figure, f"Coefficients of the measurements and of null models with their intervals, {candidates}", csv
     )
 
 
-def _shift(place: int, count: int) -> float:
+def shift(place: int, count: int) -> float:
     """Where a geometry's points are beside the middle of their line."""
     return 0.18 * (place - (count - 1) / 2)
 
@@ -215,10 +215,11 @@ def _build_nulls(rows: pd.DataFrame, nulls: Iterable[str], statistic: str, shift
     places = {name: place for place, name in enumerate(nulls)}
     rows = rows[rows[f"{statistic} r"].notna()]
     others = [round(places[name] + shift, 2) for name in rows["null"]]
-    return _build_points(rows, others, "x", f"{statistic} r", f"{statistic} ")
+    return build_points(rows, others, "x", f"{statistic} r", f"{statistic} ")
 
 
-def _put_legend_above(figure: go.Figure) -> None:
+def put_legend_above(figure: go.Figure) -> None:
+    """Shows the legend above the plot, at the right."""
     legend = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"}
     figure.update_layout(legend=legend, margin={"t": 70}, showlegend=True)
 
@@ -237,8 +238,8 @@ def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure:
         own, content = select_head(rows, group), []
         for place, name in enumerate(names):
             part = own[own["geometry"] == name]
-            others = [round(ladder.index(each) + _shift(place, len(names)), 2) for each in part["predictors"]]
-            content.append(_build_points(part, others, "x", "R2", "R2 "))
+            others = [round(ladder.index(each) + shift(place, len(names)), 2) for each in part["predictors"]]
+            content.append(build_points(part, others, "x", "R2", "R2 "))
         contents[name_group(group)] = content
     for name in names:
         color, symbol = LOOKS[name]
@@ -252,7 +253,7 @@ def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure:
     figure.update_xaxes(
         title="explained share of the variance of held-out cosine similarity", rangemode="tozero", **ZERO
     )
-    _put_legend_above(figure)
+    put_legend_above(figure)
     return describe(figure, "Explained variance of cosine similarity on held-out prompts, by predictors", csv)
 
 
@@ -292,7 +293,7 @@ def plot_specifications(specifications: pd.DataFrame, csv: str = "") -> go.Figur
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, row=2, col=1, **ticks)
     figure.update_xaxes(showticklabels=False, zeroline=False)
     figure.update_xaxes(title="specifications, sorted by their coefficient", row=2, col=1)
-    _put_legend_above(figure)
+    put_legend_above(figure)
     return describe(figure, "All coefficients with their intervals, sorted, and the choices that each is made of", csv)
 
 
@@ -305,7 +306,7 @@ def _build_curve(rows: pd.DataFrame, orders: Sequence[Sequence[str]]) -> list[di
     for sign in SIGNS:
         own = rows[(rows["sign"] == sign) | ((rows["sign"] == "") & (sign == UNDECIDED))]
         texts = own[CHOICES].agg(", ".join, axis=1).tolist() if len(own) else []
-        parts.append(_build_points(own, own["rank"].tolist(), "y") | {"text": texts})
+        parts.append(build_points(own, own["rank"].tolist(), "y") | {"text": texts})
     starts = np.cumsum([0, *map(len, orders)])
     places = [
         rows[choice].map({name: int(start) + place for place, name in enumerate(order)})

@@ -19,7 +19,8 @@ from nucleoscope.settings import Settings
 from nucleoscope.store import integrity, locking, results
 from nucleoscope.workflow import dependencies, grid, logs, status, stopping, unchanged
 
-COMBINED_PAGES = ("index", "theory", "twelve", "two_texts")  # notebooks about all runs that are pages of the book
+SECOND_PASSES = (results.CONTEXT, results.BRANCHES)  # jobs that need the model of a measured run again
+COMBINED_PAGES = ("index", "theory", "two_texts", "twelve", "choice")  # notebooks about all runs, pages of the book
 CLUSTER_TRIES = 3  # how often a cluster runs a job before its failure is recorded
 CLUSTER_THREADS = 4
 SPECIAL = re.compile(r"[{}\r\n]")  # Snakemake takes what is in braces for a wildcard, and line breaks confuse it
@@ -124,13 +125,15 @@ class Graph:
         return [f"{self.analyses}/{file}" for file in results.ANALYSIS_FILES]
 
     def list_statuses(self, job: str) -> list[str]:
-        """The status files of all runs of the grid for one of their jobs: similarity in context only if asked for.
+        """The status files of all runs of the grid for one of their jobs; a second pass only if asked for.
 
         A run that cannot be measured and has no earlier results gets nothing that is made from its results.
         """
         none = {run for run in self.unavailable if job != results.MEASURE and not results.find_measurements(Path(run))}
         if job == results.CONTEXT:
             none |= {folder for folder, entry in self.runs.items() if not entry.wants_context}
+        elif job == results.BRANCHES:
+            none |= {folder for folder, entry in self.runs.items() if not entry.wants_branches}
         return [str(status.locate_status(folder, job)) for folder in self.runs if folder not in none]
 
     def list_measurements(self, folder: str) -> list[str]:
@@ -150,6 +153,13 @@ class Graph:
         places = [folder / name for folder in [*measured, *others] for name in results.VARIANT_FILES]
         found += [str(path) for path in places if os.path.isfile(path)]
         return found + [str(results.find_measurements(folder)) for folder in others]
+
+    def list_branches(self) -> list[str]:
+        """What the page about branches reads: the files of runs that have some, and the jobs that will write them."""
+        jobs = self.list_statuses(results.BRANCHES)
+        folders = [*map(Path, self.runs), *self.list_others()]
+        files = [folder / name for folder in folders for name in results.BRANCH_FILES]
+        return jobs + [path for path in map(str, files) if os.path.isfile(path) and not SPECIAL.search(path)]
 
     def list_others(self) -> list[Path]:
         """The measured runs in the results folder that the grid does not list."""
@@ -202,11 +212,11 @@ class Graph:
 
     def _measures(self, folder: str, attempt: int, job: str) -> bool:
         """Whether a job measures a run; else it only says that the run is measured, or why it failed."""
-        due = job == results.CONTEXT or folder in self.missing or not self.workflow.is_main_process
+        due = job in SECOND_PASSES or folder in self.missing or not self.workflow.is_main_process
         return attempt <= self.tries and due
 
     def count_gpus(self, folder: str, attempt: int, job: str = results.MEASURE) -> int:
-        """GPUs of a job that measures a run, or its similarity in context."""
+        """GPUs of a job that measures a run, or reads it again."""
         return count_gpus(self.runs[folder], self._count_available()) if self._measures(folder, attempt, job) else 0
 
     def count_memory(self, folder: str, attempt: int, job: str = results.MEASURE) -> int:
@@ -252,6 +262,8 @@ class Graph:
             due = folder in self.missing or status.needs_tokens(place)
         elif job == results.CONTEXT:
             due = status.needs_context(place, self.runs[folder])
+        elif job == results.BRANCHES:
+            due = status.needs_branches(place, self.runs[folder])
         else:
             due = results.find_measurements(place) and not integrity.is_whole(place / results.NOTEBOOK)
         if due or status.read_problem(path):
@@ -321,7 +333,7 @@ class Graph:
     def _is_current(self, job: Any) -> bool:
         """Whether none of a job's outputs is older than what it reads, which may have been measured since the start."""
         read = [*job.input]
-        if job.rule.name in ("page", "context"):
+        if job.rule.name in ("page", *SECOND_PASSES):
             read += self.list_measurements(job.wildcards.folder)
         elif job.rule.name in ("analyses", "combined_page"):
             read += self.list_all_measurements()

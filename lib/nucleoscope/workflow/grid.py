@@ -69,6 +69,12 @@ class Entry:
         wanted = DEFAULTS | self.parameters
         return wanted["context"] and wanted["context_candidates"] > 1
 
+    @property
+    def wants_branches(self) -> bool:
+        """Whether texts are to be continued from candidates besides."""
+        wanted = DEFAULTS | self.parameters
+        return wanted["branches"] and wanted["branch_points"] > 0 and wanted["context_candidates"] > 1
+
 
 def parse_memory(memory: str) -> int:
     """A size such as "40G" or "500M" in MiB, counted as Slurm does; ValueError for anything else."""

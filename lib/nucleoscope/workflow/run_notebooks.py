@@ -1,6 +1,6 @@
 """The notebooks of a run: one measures, on the machine with the GPU; one is the run's page.
 
-A third one, which measures similarity in context, is executed if it is asked for.
+Two others are executed if they are asked for: one measures similarity in context, one continues texts from candidates.
 
 Contract: settings in, executed notebooks in the run's folder out. Importing this is quick, and so is refusing
 settings that cannot work: torch, transformers, pandas and a notebook's process are not needed for that.
@@ -13,7 +13,7 @@ from typing import Any
 
 from nucleoscope.names import suggest
 from nucleoscope.settings import Settings, quote
-from nucleoscope.store import context, integrity, results, run_folder, run_names
+from nucleoscope.store import branches, context, integrity, parts, results, run_folder, run_names
 from nucleoscope.workflow import grid, status
 
 NOTEBOOKS = Path(__file__).resolve().parents[3] / "notebooks"
@@ -22,6 +22,11 @@ PAGE_SETTINGS = ("model_name", "dataset_name", "text_column", "results_dir", "tr
 CONTEXT_SETTINGS = (
     *PAGE_SETTINGS[:4],
     *("context_candidates", "context_threshold", "device", "overwrite", "skip_check", "trust_remote_code"),
+)
+BRANCH_SETTINGS = (
+    *PAGE_SETTINGS[:4],
+    *branches.SETTINGS,
+    *("batch_size", "device", "overwrite", "skip_check", "trust_remote_code"),
 )
 
 
@@ -132,7 +137,7 @@ def measure_context(chosen: Settings, if_missing: bool = False, given: Collectio
 
     ``if_missing``: not if it was measured with these settings, nor if the run was not measured, which is an error
     otherwise. ``given``: as for `write_page`. Raises ValueError if there would be nothing to compare, FileExistsError
-    if the run was measured with other settings, and what `context.check` and `notebooks.execute` raise.
+    if the run was measured with other settings, and what `parts.check` and `notebooks.execute` raise.
     """
     folder = locate(chosen)
     if chosen.context_candidates < 2:
@@ -148,11 +153,47 @@ def measure_context(chosen: Settings, if_missing: bool = False, given: Collectio
         return
     from nucleoscope.models import devices
 
-    context.check(folder)
+    parts.check(folder)
     devices.check(chosen.device)
     if given:
         _check_measured(folder, chosen, given)
     _execute(results.CONTEXT, folder / results.CONTEXT_NOTEBOOK, _list_names(chosen, CONTEXT_SETTINGS))
+
+
+def wants_branches(chosen: Settings) -> bool:
+    """Whether texts are to be continued from candidates besides."""
+    return chosen.branches and chosen.branch_points > 0 and chosen.context_candidates > 1
+
+
+def measure_branches(chosen: Settings, if_missing: bool = False, given: Collection[str] = ()) -> None:
+    """Executes notebooks/branches.py on the results of the run with the settings ``chosen``.
+
+    ``if_missing`` and ``given``: as for `measure_context`. Raises ValueError if there would be nothing to continue,
+    FileExistsError if the run was measured, or branched, with other settings, and what `parts.check` and
+    `notebooks.execute` raise.
+    """
+    folder, wanted = locate(chosen), asdict(chosen)
+    if chosen.context_candidates < 2:
+        raise ValueError(
+            f"context_candidates is {chosen.context_candidates}: at least 2 candidates are needed to compare branches"
+        )
+    if not chosen.branch_points:
+        raise ValueError("branch_points is 0: at least 1 token per text is needed to branch at")
+    if if_missing and not (folder / results.RUN_INFO).is_file():
+        print(f"{folder} has no results to branch from")
+        return
+    missing = branches.find_missing(folder, wanted)
+    if if_missing and not missing and integrity.is_whole(folder / results.BRANCHES_NOTEBOOK):
+        print(f"branches of '{folder}' have already been measured with these settings")
+        return
+    from nucleoscope.models import devices
+
+    parts.check(folder)
+    devices.check(chosen.device)
+    if given:
+        _check_measured(folder, chosen, given)
+    branches.BranchFolder(folder, wanted, chosen.overwrite)  # refuses other settings
+    _execute(results.BRANCHES, folder / results.BRANCHES_NOTEBOOK, {name: wanted[name] for name in BRANCH_SETTINGS})
 
 
 def _check_measured(folder: Path, chosen: Settings, given: Collection[str]) -> None:

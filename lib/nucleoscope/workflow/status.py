@@ -19,7 +19,7 @@ from typing import Any
 from nucleoscope.atomic import hash_file, write_json
 from nucleoscope.names import escape_line
 from nucleoscope.settings import fill_defaults, list_deciding
-from nucleoscope.store import context, integrity, results, run_names, variants
+from nucleoscope.store import branches, context, integrity, results, run_names, variants
 from nucleoscope.variants import NONE
 from nucleoscope.workflow import grid, logs
 
@@ -30,6 +30,7 @@ COMBINED = (
     "theory",
     "twelve",
     "two_texts",
+    "choice",
     "book",
 )  # made from all runs; their logs are in LOGS itself
 FILES = (results.MEASUREMENTS, results.RUN_INFO)
@@ -119,6 +120,14 @@ def needs_context(folder: Path, entry: grid.Entry) -> bool:
     missing = context.find_missing(folder, wanted["context_candidates"], wanted["context_threshold"])
     return bool(
         results.find_measurements(folder) and (missing or not integrity.is_whole(folder / results.CONTEXT_NOTEBOOK))
+    )
+
+
+def needs_branches(folder: Path, entry: grid.Entry) -> bool:
+    """Whether a measured run has no branches with the settings of its grid, or no notebook about them."""
+    missing = branches.find_missing(folder, grid.DEFAULTS | entry.parameters)
+    return bool(
+        results.find_measurements(folder) and (missing or not integrity.is_whole(folder / results.BRANCHES_NOTEBOOK))
     )
 
 
@@ -233,7 +242,8 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
 def _list_jobs(entry: grid.Entry) -> dict[str, str]:
     """The jobs of a run, and what each makes, to precede the run's name."""
     jobs = {results.MEASURE: "the notebook of", results.PAGE: "the page of"}
-    return jobs | ({results.CONTEXT: "similarity in context of"} if entry.wants_context else {})
+    jobs |= {results.CONTEXT: "similarity in context of"} if entry.wants_context else {}
+    return jobs | ({results.BRANCHES: "branches of"} if entry.wants_branches else {})
 
 
 def _shorten(problem: str) -> str:

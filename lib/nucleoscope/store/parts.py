@@ -1,0 +1,172 @@
+"""What a second pass over a measured run writes text by text, beside the measurements, until all texts are done.
+
+Contract: this module deals with paths and files. A subclass of `PartsFolder` knows which files it leaves in the end.
+Until then, what was found of each text is a file of its own in a folder of parts, so that a killed process can be
+resumed. A process that writes holds the lock of the run's folder.
+"""
+
+import contextlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nucleoscope.atomic import write_atomically, write_json
+from nucleoscope.store.locking import Lock, Locked, check_folder
+from nucleoscope.store.mapped_records import read_vectors
+from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
+from nucleoscope.store.results import RUN_INFO, load_info, read_json
+from nucleoscope.store.tokens import compute_fingerprint
+
+SETTINGS = "settings.json"
+OWN = re.compile(r"\d{6,}\.pt|settings\.json|\..*\.part")
+
+
+def check(folder: Path) -> None:
+    """Before a model is loaded: FileNotFoundError if a run has no measurements, OSError if it cannot be written to.
+
+    ValueError if its run.json is damaged.
+    """
+    for name in (MEASUREMENTS, RUN_INFO):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"'{folder}' has no {name}: measure the run first")
+    load_info(folder)
+    check_folder(folder)
+
+
+def check_source(path: Path, fingerprint: str, again: str) -> None:
+    """ValueError if a file with this ``fingerprint`` belongs to other measurements than those beside it.
+
+    ``again`` says how to get one that belongs to them.
+    """
+    measurements = path.with_name(MEASUREMENTS)
+    if measurements.is_file() and fingerprint != compute_fingerprint(measurements).decode():
+        raise ValueError(f"'{path}' belongs to other measurements: {again}")
+
+
+class PartsFolder(Locked):
+    """A run's folder while something is found out about each of its texts.
+
+    ``settings`` are those that decide what is found, with the fingerprint of the measurements: parts that were written
+    with others are removed. ``finished`` says whether all is there, ``joined`` that the parts are not needed any more.
+    Raises FileNotFoundError if the run is not measured. Opening writes nothing. Write to it in a ``with`` block.
+    """
+
+    PARTS: ClassVar[str]  # the folder of parts
+    FIELDS: ClassVar[tuple[str, ...]]  # of a record that are needed
+    CONTENT: ClassVar[tuple[str, ...]]  # of a part
+
+    finished, joined = False, False
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any], overwrite: bool = False):
+        self.folder, self.overwrite, self._chosen = Path(folder), overwrite, dict(settings)
+        self.parts = self.folder / self.PARTS
+        self.look()
+
+    def look(self) -> None:
+        """Finds out what is there. A subclass also sets `finished` and `joined`, and may refuse what is there."""
+        path = self.folder / MEASUREMENTS
+        if not path.is_file():
+            raise FileNotFoundError(f"'{self.folder}' has no {MEASUREMENTS}: measure the run first")
+        self.settings = {"measurements": compute_fingerprint(path).decode(), **self._chosen}
+
+    def read_info(self, name: str) -> dict[str, Any]:
+        """The content of a json file in the folder; nothing if it is missing or damaged."""
+        with contextlib.suppress(OSError, ValueError):
+            return read_json(self.folder / name)
+        return {}
+
+    def __enter__(self):
+        self._lock = Lock(self.folder)
+        try:
+            self.look()
+            if self.finished:
+                self.remove_parts()  # their writer was killed just before the end
+            elif not self.joined:
+                self._prepare()
+        except BaseException:
+            self.release()
+            raise
+        return self
+
+    def _prepare(self) -> None:
+        """Makes the folder of parts ready; those of other measurements or settings are removed."""
+        if self.parts.is_symlink():
+            raise FileExistsError(f"'{self.parts}' is a link: remove it")
+        others = [path for path in self.parts.glob("*") if not _is_own(path)]
+        if others:
+            raise FileExistsError(f"'{self.parts}' contains '{others[0].name}', which no run has written: move it away")
+        self.parts.mkdir(exist_ok=True)
+        found = {}
+        with contextlib.suppress(OSError, ValueError):
+            found = read_json(self.parts / SETTINGS)
+        if found != self.settings:
+            for path in self.parts.iterdir():
+                path.unlink()
+            write_json(self.parts / SETTINGS, self.settings)
+        for path in self.parts.glob(".*.part"):
+            path.unlink(missing_ok=True)
+
+    def remove_parts(self) -> None:
+        """Removes the parts, and nothing else that somebody has put there."""
+        if self.parts.is_symlink():
+            return
+        for path in self.parts.glob("*"):
+            if _is_own(path):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not empty, or not there
+            self.parts.rmdir()
+
+    def load_texts(self) -> list[dict[str, Any]]:
+        """The records of all prompts with the `FIELDS`; vectors stay in the file until `read_text`."""
+
+        def trim(_: int, record: dict) -> None:
+            for name in record:
+                if name not in self.FIELDS:
+                    record[name] = None
+
+        records = load_mapped(self.folder / MEASUREMENTS, trim)
+        missing = [name for name in self.FIELDS if any(record.get(name) is None for record in records)]
+        if missing:
+            raise ValueError(f"'{self.folder / MEASUREMENTS}' has no {missing[0]}: measure the run again")
+        return records
+
+    def read_text(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A record of `load_texts` with its vectors as tensors."""
+        return {name: read_vectors(record[name]) for name in self.FIELDS}
+
+    def has_part(self, index: int) -> bool:
+        """Whether a text is done."""
+        return self._locate(index).is_file()
+
+    def _locate(self, index: int) -> Path:
+        return self.parts / f"{index:06d}.pt"
+
+    def save_part(self, index: int, part: Mapping[str, Any]) -> None:
+        """Saves what was found of one text: the `CONTENT`, by name.
+
+        Raises BlockingIOError if another process has taken over the folder.
+        """
+        self._check_lock()
+        import torch
+
+        with write_atomically(self._locate(index)) as stream:
+            torch.save({name: part[name] for name in self.CONTENT}, stream)
+
+    def read_part(self, index: int) -> dict[str, Any]:
+        """What was saved of a text. ValueError if it is missing or damaged; a damaged part is removed."""
+        path = self._locate(index)
+        if not path.is_file():
+            raise ValueError(f"prompt {index} is missing from '{self.parts}': run the same command again")
+        try:
+            part = read_intact(path)
+            if isinstance(part, dict) and all(name in part for name in self.CONTENT):
+                return part
+        except ValueError:
+            pass
+        path.unlink(missing_ok=True)
+        raise ValueError(f"'{path}' is damaged, and was removed: run the same command again")
+
+
+def _is_own(path: Path) -> bool:
+    return bool(OWN.fullmatch(path.name)) and path.is_file() and not path.is_symlink()

@@ -1,0 +1,126 @@
+"""The sentences of the page "Does the choice matter?": each says what the tables show.
+
+Contract: tables of `stats.choice` in, Markdown out; nothing is computed but comparisons. A predictor is said to predict
+an outcome only if the 95 % interval of its coefficient does not contain 0.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from nucleoscope.stats.choice import ALL, GIVEN, OUTCOMES, PAIR_PREDICTORS, WITHIN
+from nucleoscope.store.run_names import describe_run
+from nucleoscope.views.made_of_text import Lead, format_bounded, join_words, list_leads
+from nucleoscope.views.token_text import escape_name
+
+NOTHING = (
+    "No run has branches yet, because they take longer than measuring itself. To get them for a run that is measured "
+    "already, name it, as in `.venv/bin/python scripts/correlation_pipeline.py --model_name=SmolLM2-135M-Instruct "
+    "--dataset_name=math --only=branches`; for all runs of a grid, add the line `branches: true` to its `parameters`. "
+    "[Branch at some tokens](/use/branch.md) has the details."
+)
+MORE = {  # of a predictor, to complete "the ..., the further branches part"
+    "cosine of embeddings": "more similar the embeddings of the candidates",
+    "similarity in context": "more similar what is expected after the candidates",
+    "entropy": "higher the entropy",
+}
+
+
+def describe_runs(runs: Mapping[tuple[str, str], object], problems: Mapping[str, str]) -> str:
+    """Which runs have branches, and which files cannot be read; without any, how to get them."""
+    text = NOTHING
+    if runs:
+        names = join_words([escape_name(describe_run(*key)) for key in sorted(runs)])
+        text = f"{len(runs)} {'run has' if len(runs) == 1 else 'runs have'} branches: {names}."
+    for name, problem in sorted(problems.items()):
+        text += f"\n\nLeft out: {escape_name(name)} ({escape_name(problem)})."
+    return text
+
+
+def describe_answer(coefficients: pd.DataFrame, outcome: str = "divergence") -> str:
+    """The answer for one outcome, from the means over runs, or from the only run: a sentence per predictor."""
+    rows = coefficients[coefficients["r"].notna() & (coefficients["outcome"] == outcome)]
+    if rows.empty:
+        return "" if coefficients.empty else "There are too few branch points for any coefficient."
+    return "\n\n".join(_describe_lead(lead, outcome) for lead in list_leads(rows))
+
+
+def _describe_lead(lead: Lead, outcome: str) -> str:
+    rows = lead.rows
+    whole = rows[rows["statistic"] == ALL].iloc[:1]
+    counts = "".join(
+        f"{row['observations']:,} branch points of {row['prompts']:,} texts" for _, row in whole.iterrows()
+    )
+    lines = [f"* {_describe_predictor(rows[rows['predictor'] == name], name)}" for name in MORE]
+    return f"{lead.of}{f', with {counts}' if counts else ''}, by the {OUTCOMES[outcome]}:\n\n" + "\n".join(lines)
+
+
+def _describe_predictor(rows: pd.DataFrame, name: str) -> str:
+    """ "**Entropy: no relation found.** Given k, the coefficient is 0.02 [-0.1, 0.1]. ..." for one predictor."""
+    found, title = {row["statistic"]: row for _, row in rows.iterrows()}, name.capitalize()
+    if GIVEN not in found:
+        return f"**{title}: not known.** There is no coefficient given the other quantities."
+    row = found[GIVEN]
+    how, given = judge(row["low"], row["high"]), row["given"].replace("k", "the number of candidates")
+    verdict = {"yes": "yes", "no": "no relation found", "": "not known"}[how]
+    text = f"**{title}: {verdict}.** Given {given}, "
+    if how == "yes":
+        text += f"the {MORE[name]}, the {_name_direction(row['r'])} branches part: {_format(row)}."
+    else:
+        text += f"the coefficient is {_format(row)}, and its interval "
+        text += "contains 0." if how else "is not known."
+    if ALL in found:
+        row = found[ALL]
+        text += f" Over all points it is {_format(row)}"
+        if np.isfinite(row["null low"]):
+            inside = row["null low"] <= row["r"] <= row["null high"]
+            text += f", {'inside' if inside else 'outside'} what exchanging outcomes among points of equal k leaves"
+        text += "."
+    if name in PAIR_PREDICTORS and WITHIN in found:
+        row = found[WITHIN]
+        text += " Among the pairs of candidates of one point, "
+        if judge(row["low"], row["high"]) == "yes":
+            text += f"the more similar ones part {_name_direction(row['r'])}: {_format(row)}."
+        else:
+            text += f"no relation is found: {_format(row)}."
+    return text
+
+
+def _name_direction(r: float) -> str:
+    return "further" if r > 0 else "less far"
+
+
+def _format(row: pd.Series) -> str:
+    return format_bounded(row["r"], row["low"], row["high"])
+
+
+def judge(low: float, high: float) -> str:
+    """Whether an interval shows a relation: "yes", "no" if it contains 0, or "" if there is none."""
+    if np.isnan(low) or np.isnan(high):
+        return ""
+    return "yes" if low > 0 or high < 0 else "no"
+
+
+def describe_means(summary: pd.DataFrame, outcome: str = "divergence") -> str:
+    """In how many runs branches of different candidates part further than those of the same candidate."""
+    rows = summary[(summary["outcome"] == outcome) & summary["difference"].notna()]
+    if rows.empty:
+        return ""
+    counts = [
+        f"{where.sum()} of {len(rows)} runs {how}"
+        for how, where in (
+            ("they part further", rows["difference low"] > 0),
+            ("they part less far", rows["difference high"] < 0),
+            (
+                "the interval of the difference contains 0",
+                (rows["difference low"] <= 0) & (rows["difference high"] >= 0),
+            ),
+            ("the difference has no interval", rows["difference low"].isna()),
+        )
+        if where.any()
+    ]
+    return (
+        "Branches of different candidates with the same random numbers, compared with branches of the same candidate "
+        f"with other ones, by divergence: in {join_words(counts)}."
+    )
