@@ -1087,7 +1087,7 @@ def test_a_candidate_is_clicked_in_jupyterlab_and_two_texts_are_side_by_side(pag
     page.wait_for_function("/drawn: /.test(document.querySelector('.ns-card').innerText)")
     page.get_by_role("button", name="← back").click()
     page.wait_for_function("!document.querySelector('.nx-row')")
-    assert page.locator(".nx-tokens").inner_text() == before
+    page.wait_for_function("t => document.querySelector('.nx-tokens').innerText === t", arg=before)
 
 
 def test_a_setting_that_is_refused_says_so_beside_its_field_in_jupyterlab(page):

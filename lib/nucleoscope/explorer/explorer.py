@@ -444,6 +444,8 @@ class Explorer:
             self.progress.value = self.progress.max if complete else len(tokens)
             if self.text.clicked == -1 and (complete or not self.heat.data):
                 self._show_widest()
+            if complete and self.text.hovered != -1:
+                self._point(self.text.hovered)  # again: the card says how a token compares with the others
 
     def _show_widest(self) -> None:
         """Shows the matrix of the widest choice, and its card unless a token was pointed at."""

@@ -277,22 +277,10 @@ function render({ model, el }) {
   for (const [, draw] of names) draw();
   listen(text, model);
   // A figure is drawn before it is in the page, 700 pixels wide; once it is there it takes the width it has.
-  const followed = new WeakSet(), tried = new WeakMap();
-  const fit = (figure) => { // a figure that gets another height is drawn 700 pixels wide again
-    const width = figure.querySelector(".main-svg")?.getBoundingClientRect().width, room = figure.parentElement?.clientWidth;
-    if (!width || width <= room + 1) return void tried.set(figure, -1);
-    if (tried.get(figure) === room) return; // it cannot be any narrower
-    tried.set(figure, room);
-    window.dispatchEvent(new Event("resize"));
-  };
+  const followed = new WeakSet();
   const fitFigure = ({ detail }) => {
-    const figure = detail?.element;
     setTimeout(() => window.dispatchEvent(new Event("resize")), 100);
-    if (figure?.on && !tried.has(figure)) {
-      tried.set(figure, -1);
-      figure.on("plotly_afterplot", () => setTimeout(() => fit(figure), 100));
-    }
-    follow(figure, model, followed);
+    follow(detail?.element, model, followed);
   };
   document.addEventListener("plotlywidget-after-render", fitFigure);
   return () => { // anywidget calls this when the view is removed
