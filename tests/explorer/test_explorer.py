@@ -874,6 +874,28 @@ def test_a_card_has_tabs_with_what_follows_each_candidate(written):
         assert not {"context", "waiting"} & written.text.card.keys()
 
 
+def test_a_run_that_was_measured_in_context_has_that_tab_without_its_model(tiny_model, tmp_path, monkeypatch):
+    measure_run(tiny_model, tmp_path)
+    folder = tmp_path / "results/lines/tiny-llama"
+    record = results.load_records(folder)[1]
+    step = next(step for step, ids in enumerate(record["top_p_tokens"]) if len(ids) > 2)
+    parts = {"prompts": [1], "steps": [step], "sizes": [3], "ids": record["top_p_tokens"][step][:3].tolist()}
+    parts |= {"shares": [0.5, 0.3, 0.2], "similarities": [0.1, 0.2, 0.3]}  # of the pairs 01, 02 and 12
+    monkeypatch.setattr(explorer, "load_matrices", lambda _: {name: np.array(part) for name, part in parts.items()})
+    live = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
+    live.measured.value, live.picked.value = folder, 1
+    live.text.hovered = step
+    (found,) = live.text.card["context"]
+    assert (found["matrix"], found["following"]) == ([10, 20, 30], [])
+    ordinary = [0.5 + 0.03 + 0.04, 0.05 + 0.3 + 0.06, 0.1 + 0.09 + 0.2]
+    assert found["continuations"] == pytest.approx(
+        math.prod(z**-q for z, q in zip(ordinary, (0.5, 0.3, 0.2), strict=True)), rel=5e-3
+    )
+    live.text.hovered = next(other for other in range(len(live.tokens)) if other != step)
+    assert "context" not in live.text.card
+    live.close()
+
+
 # In a browser
 
 OPTIONS = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
