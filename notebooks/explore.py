@@ -22,6 +22,7 @@
 # * or switch to "measure a text" and paste one: the model reads it after the prompt, and writes nothing,
 # * point at a token: its card shows the candidates it was drawn from,
 # * click it: a heat map shows how similar those candidates are, with similar ones next to each other,
+# * click one of its candidates: the text is cut there, and the model continues from that candidate,
 # * drag over points in the scatter plot: their tokens are underlined in the text.
 
 # %% tags=["parameters"]
@@ -55,8 +56,9 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # %% [markdown]
 # ## Generate or measure, point, click, select
 #
-# The model is loaded at the first Run and stays in memory. With the keyboard, Tab moves into the text, the
-# arrow keys move from token to token, and Enter acts as a click.
+# The model is loaded as soon as the cell below has run, and stays in memory; a model that would have to be downloaded
+# is loaded at the first Run. With the keyboard, Tab moves into the text, the arrow keys move from token to token,
+# Enter acts as a click, and Tab moves on to the candidates on the card.
 
 # %%
 settings = {name: value for name, value in globals().items() if name in FIELDS}
@@ -69,6 +71,13 @@ explorer.view
 # existing text may be outside the nucleus; its card says so. Spaces are shown as `·`, line breaks as `↵`,
 # and a lone byte of a longer character as `⟨E2⟩`. In the text, `▫` marks a token that shows
 # nothing of its own: it begins a character that a later token completes.
+#
+# A candidate that you click is put in the place of its token, and the model continues with the same random numbers: each
+# step has its own. The tokens before it are kept, not drawn again. The two texts are side by side from there on, in rows
+# with tokens of the same steps. The line above them names all texts up to the latest one and leads back to each; a
+# candidate of either text can be clicked next. Two more tabs of a card show what the model expects after each
+# candidate: how similar that is, and the three likeliest next tokens. They need the model, or a run that was measured in
+# context.
 #
 # A prompt of a measured run brings the run's settings with it, including the revision of its model, and Run measures
 # the tokens of the run again. If you change a setting or the prompt, new tokens are drawn. In bfloat16 and float16

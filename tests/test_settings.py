@@ -162,8 +162,13 @@ def test_variants_in_any_order_are_the_same_setting():
 
 def test_the_live_fields_have_the_ranges_of_the_settings():
     fields = controls.build_settings(settings.Settings(model_name="m", max_tokens=5, top_p=0.5, seed=1))
-    assert fields["max_tokens"].min == 1
-    assert (0 < fields["top_p"].min < 1e-3, fields["top_p"].max) == (True, 1)
+    for name, inside, outside in (("max_tokens", "1", "0"), ("top_p", "1", "1.001"), ("top_p", "1e-9", "0")):
+        fields[name].text = inside
+        assert controls.list_problems(fields) == []
+        fields[name].text = outside
+        assert controls.list_problems(fields) == [fields[name].problem]
+        assert settings.describe_range(name) in fields[name].problem
+        fields[name].text = inside
     assert set(fields["prompt_format"].options) == {"raw", "chat"}
 
 

@@ -8,6 +8,8 @@ import math
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -23,9 +25,10 @@ import tiny
 from messages import assert_one_line
 from nucleoscope import names, quantities
 from nucleoscope.explorer import controls, explorer, live_figures
-from nucleoscope.measure import encoding, generation, scoring, streaming
+from nucleoscope.measure import context, encoding, generation, scoring, streaming
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.models import loading, tokenizers
+from nucleoscope.settings import Settings
 from nucleoscope.store import local_tokenizers, results, run_folder
 from nucleoscope.store.candidates import Similarities
 from nucleoscope.views import cards, token_text
@@ -45,7 +48,8 @@ def tiny_model(tmp_path_factory) -> str:
 @pytest.fixture
 def written(tiny_model):
     """An explorer that has written a text of 30 tokens."""
-    live = explorer.Explorer("the cat", tiny_model, max_tokens=30, prompt_format="raw", results_dir="none")
+    options = {"max_tokens": 30, "prompt_format": "raw", "results_dir": "none", "dtype": "float32"}
+    live = explorer.Explorer("the cat", tiny_model, **options)
     live.run()
     live.wait(60)
     assert not live.text.failed, live.text.status
@@ -657,6 +661,241 @@ def test_nothing_that_a_model_writes_is_read_as_html():
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|https?:", script)
 
 
+# Settings as they are typed
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "words"),
+    [
+        ("top_p", "1.5", "top_p is 1.5: it must be a number in (0, 1]"),
+        ("top_p", "half", "top_p is 'half': it must be a number in (0, 1]"),
+        ("max_tokens", "20.5", "max_tokens is '20.5': it must be a whole number from 1 to 1,000,000,000"),
+        ("max_tokens", "", "max_tokens is '': it must be a whole number from 1 to 1,000,000,000"),
+        ("template_date", "2024-13-01", "template_date is '2024-13-01': it must be a date, such as 2024-07-26"),
+        ("model_name", " ", "model_name is '': it must not be empty"),
+    ],
+)
+def test_a_setting_that_is_refused_is_so_in_words_and_stays_as_it_was_typed(name, typed, words):
+    live = explorer.Explorer("the cat", "other", results_dir="none")
+    field = live.settings[name]
+    field.text = typed
+    assert field.problem == words
+    assert field.text == typed
+    live.run()
+    assert (live.text.status, live.text.failed) == (words, True)
+    assert live._thread is None
+    field.value = getattr(Settings, name)
+    assert (field.problem, field.text) == ("", controls._format_value(getattr(Settings, name)))
+    live.close()
+
+
+def test_what_is_typed_is_read_and_an_empty_revision_is_none():
+    live = explorer.Explorer("the cat", "other", results_dir="none")
+    live.settings["temperature"].text, live.settings["seed"].text = " 0.70", "-3"
+    found = controls.read_settings(live.settings)
+    assert (found["temperature"], found["seed"], found["model_revision"]) == (0.7, -3, None)
+    assert controls.list_problems(live.settings) == []
+    live.settings["seed"].text = "x"
+    live.mode.value = "score"  # which hides the seed, and does not use it
+    assert controls.list_problems(live.settings) == []
+    live.close()
+
+
+# As the notebook opens
+
+
+def test_the_explorer_imports_no_torch_and_shows_sentences_before_there_is_a_text():
+    code = """
+import sys
+from nucleoscope.explorer import controls, explorer
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+explorer.Explorer._prepare = lambda *_: None
+live = explorer.Explorer("the cat", "other", results_dir="none")
+assert "torch" not in sys.modules
+assert "Press Run" in live.figures.children[0].value
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_model_is_loaded_as_the_notebook_opens_and_used_by_run(tiny_model, monkeypatch):
+    load, loads = loading.load, []
+    monkeypatch.setattr(explorer, "_loaded", {})
+    monkeypatch.setattr(loading, "load", lambda *names: loads.append(names) or load(*names))
+    live = explorer.Explorer("the cat", tiny_model, max_tokens=5, prompt_format="raw", results_dir="none")
+    wait_until(lambda: live.text.status == f"{tiny_model} is loaded. Press Run.")
+    assert not live.text.busy
+    live.run()
+    live.wait(60)
+    assert len(live.tokens) == 5
+    assert len(loads) == 1
+    live.close()
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_as_the_notebook_opens(tmp_path):
+    live = explorer.Explorer("the cat", str(tmp_path), results_dir="none")
+    wait_until(lambda: live.text.failed)
+    assert str(tmp_path) in assert_one_line(live.text.status)
+    live.close()
+
+
+def test_a_model_that_is_not_on_this_machine_is_not_loaded_before_run(monkeypatch):
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("loaded"))
+    live = explorer.Explorer("the cat", "org/far-away", results_dir="none")
+    wait_until(lambda: live.text.status == "Press Run to load the model and generate a text.")
+    live.close()
+
+
+def wait_until(is_so, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# Forks
+
+
+def find_choice(live, start: int = 4) -> tuple[int, int]:
+    """A step with several candidates, and the place of one that was not taken."""
+    step = next(step for step in range(start, len(live.tokens)) if len(live.tokens[step].ids) > 2)
+    return step, next(place for place, id in enumerate(live.tokens[step].ids) if id != live.tokens[step].id)
+
+
+def pick(live, number: int, place: int) -> None:
+    live.text.picked = [number, place, time.monotonic_ns() % 10**9]
+    live.wait(60)
+
+
+def test_a_text_that_was_begun_is_continued_with_the_numbers_of_its_steps():
+    tokens = stream_text(max_tokens=30, seed=4)
+    ids = [token.id for token in tokens]
+    for cut in (1, 7, 29):
+        found = stream_text(max_tokens=30, seed=4, begun=ids[:cut])
+        assert [token.id for token in found] == ids[cut:]
+    assert stream_text(max_tokens=30, begun=ids) == stream_text(max_tokens=30, begun=[tiny.EOS]) == []
+
+
+def test_a_candidate_that_is_clicked_is_put_in_and_the_text_continues_from_it(written):
+    step, place = find_choice(written)
+    before, candidate = list(written.tokens), int(written.tokens[step].ids[place])
+    pick(written, step, place)
+    assert written.tokens[:step] == before[:step]  # the same objects: nothing is drawn again
+    put_in = written.tokens[step]
+    assert (put_in.id, put_in.values["rank"]) == (candidate, place + 1)
+    assert put_in.values["surprisal"] == pytest.approx(-math.log(put_in.probs[place]), rel=1e-5)
+    assert put_in.values["entropy"] == before[step].values["entropy"]
+    ids = [token.id for token in before[:step]] + [candidate]
+    expected = stream_text(max_tokens=30, begun=ids)
+    assert [token.id for token in written.tokens[step + 1 :]] == [token.id for token in expected]
+    assert written.text.earlier["cut"] == step
+    reader = token_text.Reader(tiny.create_tokenizer())
+    assert written.text.earlier["pieces"] == cards.split_text(reader, before)[step:]
+    assert len(written.text.scale["earlier"]) == len(before) - step
+    assert len(written.text.scale["values"]) == len(written.text.pieces) == len(written.tokens)
+    assert written.text.trail == ["first text", f"{reader.show(candidate)} at token {step}"]
+    assert written.text.card["mode"] == "fork"
+    assert "more tokens in" in written.text.status
+
+
+def test_one_can_go_back_and_forth_and_fork_a_fork_or_the_earlier_text(written):
+    first = list(written.tokens)
+    step, place = find_choice(written)
+    pick(written, step, place)
+    second = list(written.tokens)
+    later, other = find_choice(written, 0)
+    pick(written, later, other)
+    assert len(written.text.trail) == 3
+    third = list(written.tokens)
+    for wanted, tokens in ((0, first), (2, third), (1, second)):
+        written.text.wanted = [wanted, wanted]
+        assert written.tokens == tokens
+        assert written.text.place == wanted
+        assert ("cut" in written.text.earlier) == (wanted > 0)
+        assert len(written.text.pieces) == len(tokens)
+    written.text.hovered = controls.number_earlier(step)  # a token of the text before
+    assert written.text.card["tokens"] == describe(first, step)["tokens"]
+    pick(written, controls.number_earlier(step), place)
+    assert written.text.trail == ["first text", written.text.trail[1]]
+    assert [token.id for token in written.tokens] == [token.id for token in second]
+    written.run()
+    written.wait(60)
+    assert (len(written.text.trail), written.text.earlier) == (1, {})
+
+
+def test_an_end_of_text_token_that_is_put_in_ends_the_text(written):
+    written.version.tokens[3] = written.tokens[3]._replace(ids=torch.tensor([tiny.EOS]), probs=torch.ones(1))
+    pick(written, 3, 0)
+    assert len(written.tokens) == 3
+    assert "ends the text" in written.text.status
+
+
+def test_a_text_that_was_pasted_or_measured_can_be_forked_and_its_tokens_are_kept(tiny_model, tmp_path):
+    measure_run(tiny_model, tmp_path)
+    live = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
+    live.measured.value, live.picked.value = tmp_path / "results/lines/tiny-llama", 2
+    recorded = list(live.tokens)
+    step, place = find_choice(live, 2)
+    pick(live, step, place)
+    assert not live.text.failed, live.text.status
+    assert live.tokens[:step] == recorded[:step]
+    options = {"max_tokens": 12, "top_p": 0.8, "seed": 3, "index": 2}
+    begun = [token.id for token in live.tokens[: step + 1]]
+    expected = list(streaming.stream(*loading.load(tiny_model)[:2], live.prompt.value, begun=begun, **options))
+    assert [token.id for token in live.tokens[step + 1 :]] == [token.id for token in expected]
+    live.close()
+
+
+def test_a_card_has_tabs_with_what_follows_each_candidate(written):
+    step, _ = find_choice(written)
+    token = written.tokens[step]
+    written.text.hovered = step
+    assert "waiting" in written.text.card
+    assert not written.version.ahead  # nothing is computed before a tab is opened
+    written.text.tab = "context"
+    wait_until(lambda: "context" in written.text.card)
+    (found,) = written.text.card["context"]
+    model, tokenizer = tiny.create_model(), tiny.create_tokenizer(chat=True)
+    before = [*tokenizer("the cat")["input_ids"], *(each.id for each in written.tokens[:step])]
+    reader = token_text.Reader(tokenizer)
+    with torch.inference_mode():
+        rows = [model(torch.tensor([[*before, int(id)]])).logits[0, -1].softmax(-1) for id in token.ids[:10]]
+    for next_tokens, row in zip(found["following"], rows, strict=True):
+        assert [text for text, _ in next_tokens] == [reader.show(int(id)) for id in row.topk(3).indices]
+        assert [p for _, p in next_tokens] == pytest.approx(row.topk(3).values.tolist(), rel=1e-2)
+    expected = 100 * context.compute_similarities(torch.stack(rows))
+    m = len(rows)
+    pairs = [found["matrix"][j * (j - 1) // 2 + i] for i in range(m) for j in range(i + 1, m)]
+    assert pairs == pytest.approx(expected.tolist(), abs=0.6)
+    assert found["names"][found["taken"]] == reader.show(token.id)
+    written.text.hovered = controls.number_earlier(0)  # there is none
+    alone = next((step for step, token in enumerate(written.tokens) if len(token.ids) == 1), None)
+    if alone is not None:
+        written.text.hovered = alone
+        assert not {"context", "waiting"} & written.text.card.keys()
+
+
+def test_a_run_that_was_measured_in_context_has_that_tab_without_its_model(tiny_model, tmp_path, monkeypatch):
+    measure_run(tiny_model, tmp_path)
+    folder = tmp_path / "results/lines/tiny-llama"
+    record = results.load_records(folder)[1]
+    step = next(step for step, ids in enumerate(record["top_p_tokens"]) if len(ids) > 2)
+    parts = {"prompts": [1], "steps": [step], "sizes": [3], "ids": record["top_p_tokens"][step][:3].tolist()}
+    parts |= {"shares": [0.5, 0.3, 0.2], "similarities": [0.1, 0.2, 0.3]}  # of the pairs 01, 02 and 12
+    monkeypatch.setattr(explorer, "load_matrices", lambda _: {name: np.array(part) for name, part in parts.items()})
+    live = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
+    live.measured.value, live.picked.value = folder, 1
+    live.text.hovered = step
+    (found,) = live.text.card["context"]
+    assert (found["matrix"], found["following"]) == ([10, 20, 30], [])
+    ordinary = [0.5 + 0.03 + 0.04, 0.05 + 0.3 + 0.06, 0.1 + 0.09 + 0.2]
+    assert found["continuations"] == pytest.approx(
+        math.prod(z**-q for z, q in zip(ordinary, (0.5, 0.3, 0.2), strict=True)), rel=5e-3
+    )
+    live.text.hovered = next(other for other in range(len(live.tokens)) if other != step)
+    assert "context" not in live.text.card
+    live.close()
+
+
 # In a browser
 
 OPTIONS = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
@@ -836,6 +1075,54 @@ def test_a_text_pasted_into_the_notebook_is_measured(page):
     page.wait_for_function("document.querySelector('.ns-card').innerText.includes('Cosine similarity: ')")
     page.get_by_text("generate a text", exact=True).click()
     area.nth(1).wait_for(state="hidden")
+
+
+def test_a_candidate_is_clicked_in_jupyterlab_and_two_texts_are_side_by_side(page):
+    write_prompt(page, "the cat and the other")
+    for step in range(4, 30):
+        page.locator(".nx-token").nth(step).click()
+        page.wait_for_function(
+            "n => document.querySelector('.ns-head').textContent.includes(`token ${n} of `)", arg=step
+        )
+        if page.locator(".ns-pick").count() > 1:
+            break
+    page.get_by_role("tab", name="what follows").click()
+    page.locator(".ns-following .ns-next").first.wait_for()
+    page.get_by_role("tab", name="similar in context").click()
+    page.locator(".ns-context .ns-cells i").first.wait_for()
+    page.get_by_role("tab", name="candidates").click()
+    before = page.locator(".nx-tokens").inner_text()
+    candidate = page.locator(".ns-pick").first
+    word = candidate.inner_text()
+    candidate.focus()
+    page.keyboard.press("Enter")
+    page.locator(".nx-row").first.wait_for()
+    page.wait_for_function("/more tokens? in/.test(document.querySelector('.nx-status').textContent)")
+    assert page.locator(".nx-names bdi").all_inner_texts() == ["first text", f"{word} at token {step}"]
+    earlier, now = page.locator(".nx-row").first.locator(":scope > div").all()
+    assert earlier.bounding_box()["y"] == pytest.approx(now.bounding_box()["y"], abs=1)
+    assert earlier.bounding_box()["x"] < now.bounding_box()["x"]
+    assert now.locator(".nx-token").first.get_attribute("data-step") == str(step)
+    for cell in (earlier, now):  # both are tinted
+        assert "rgb" in cell.locator(".nx-token").first.evaluate("t => getComputedStyle(t).backgroundColor")
+    page.locator(".nx-earlier .nx-token").first.hover()
+    page.wait_for_function("/drawn: /.test(document.querySelector('.ns-card').innerText)")
+    page.get_by_role("button", name="← back").click()
+    page.wait_for_function("!document.querySelector('.nx-row')")
+    page.wait_for_function("t => document.querySelector('.nx-tokens').innerText === t", arg=before)
+
+
+def test_a_setting_that_is_refused_says_so_beside_its_field_in_jupyterlab(page):
+    field = page.get_by_label("top_p")
+    field.fill("1.5")
+    field.press("Enter")
+    problem = page.locator(".nx-field p", has_text="top_p is 1.5: it must be a number in (0, 1]")
+    problem.wait_for()
+    assert field.input_value() == "1.5"
+    assert problem.get_attribute("id") == field.get_attribute("aria-describedby")
+    field.fill("0.9")
+    field.press("Enter")
+    problem.wait_for(state="detached")
 
 
 def test_a_prompt_of_a_run_is_picked_from_the_menu_and_drawn(page):  # it changes the settings for those after it

@@ -12,6 +12,7 @@ the text that it begins from.
 """
 
 import contextlib
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
     from nucleoscope.views import cards
     from nucleoscope.views.token_text import Reader
 
+# The kernel, JupyterLab and the browser share the processors. By default torch's threads keep a processor while they
+# wait for each other, perhaps the one that the other needs: on two busy cores, a text took ten times as long. This
+# has an effect if torch is not imported yet.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 REFRESH = 0.15  # seconds between two updates of a text that is being generated
 SHARE = 0.1  # of the time may be spent on them
 PATIENCE = 10  # seconds that a text which is being generated has to stop
@@ -144,6 +149,7 @@ class Explorer:
         self._using = threading.Lock()  # the model; who has it may wait for the other lock, but not the other way round
         self.scatter: go.FigureWidget | None = None  # created with the first text
         self.heat: go.FigureWidget | None = None
+        self._drawn: Version | None = None  # the text that the figures are for
         self.settings = build_settings(chosen)
         self._build(prompt, text, chosen.mode, quantity, chosen.results_dir)
         self._connect()
@@ -261,7 +267,7 @@ class Explorer:
         """
         from nucleoscope.explorer.live_figures import build_heat, build_scatter
 
-        before = self.figures.children
+        before, self._drawn = self.figures.children, self.version
         self.text.figure = self.text.model_id
         self.scatter, self.heat = build_scatter(self.text.figure), build_heat()
         self.figures.children = [self.scatter, self.heat]
@@ -335,7 +341,6 @@ class Explorer:
                     "names": [before.name, self.version.name],
                 }  # fmt: skip
                 self.text.trail, self.text.place = [each.name for each in self._versions], self._place
-            self._draw()
 
     def _find_earlier(self) -> Version | None:
         """The text beside the one that is shown, from which that was forked."""
@@ -350,6 +355,7 @@ class Explorer:
         """The thread's work: loads, generates, displays, and reports the outcome."""
         said, failed = "", False
         try:
+            self._show()
             said = version.said = self._write_text(version, **given)
             self._show(complete=True)
         except Exception as error:  # any error is shown on the page
@@ -374,10 +380,9 @@ class Explorer:
             self.model, self.reader, begun = model, Reader(model.tokenizer), time.monotonic()
             both = model.model, model.tokenizer
             if text is None and tokens is None:
-                remarks, old = [self._stream(version, model, prompt, chosen)], 0
-                old = 0 if version.cut is None else version.cut + 1
-                count = max(len(version.tokens) - old, 0)
-                return f"{count:,} {'more ' if old else ''}tokens in {time.monotonic() - begun:.1f} s ({remarks[0]})"
+                old, ended = len(version.tokens), self._stream(version, model, prompt, chosen)
+                count = f"{max(len(version.tokens) - old, 0):,} {'more ' if old else ''}tokens"
+                return f"{count} in {time.monotonic() - begun:.1f} s ({ended})"
             self._say("Measuring …", busy=True)
             del chosen["index"]
             if text is None:
@@ -403,8 +408,6 @@ class Explorer:
         try_model(model)
         self._say("Generating …", busy=True)
         shown = cost = 0.0
-        if begun:
-            self._show()
         for token in streaming.stream(model.model, model.tokenizer, prompt, begun=begun, **chosen):
             version.tokens.append(token)
             if self._stop.is_set():
@@ -427,7 +430,11 @@ class Explorer:
         from nucleoscope.explorer.live_figures import show_points
 
         with self._lock:
-            if self._closed or self.reader is None:
+            if self._closed:
+                return
+            if self._drawn is not self.version:
+                self._draw()
+            if self.reader is None or not self.tokens:
                 return
             tokens = list(self.tokens)
             with self.text.hold_sync():
@@ -437,6 +444,8 @@ class Explorer:
             self.progress.value = self.progress.max if complete else len(tokens)
             if self.text.clicked == -1 and (complete or not self.heat.data):
                 self._show_widest()
+            if complete and self.text.hovered != -1:
+                self._point(self.text.hovered)  # again: the card says how a token compares with the others
 
     def _show_widest(self) -> None:
         """Shows the matrix of the widest choice, and its card unless a token was pointed at."""
@@ -585,6 +594,7 @@ class Explorer:
             self._place = place + 1
             self._clear()
             self._show()
+            self.text.clicked = step
         self._start(new, {})
 
     def _stop_writing(self) -> bool:
@@ -603,6 +613,8 @@ class Explorer:
             self._place = place
             self._clear()
             self._show(complete=True)
+            if self.version.cut is not None:
+                self.text.clicked = self.version.cut
             self._say(self.version.said)
 
     def _open(self, folder: Path | str) -> None:

@@ -88,6 +88,9 @@ def show_matrix(
         title = f"Cosine similarity of the candidates of token {step}"
         if len(order) < len(ids):
             title += f"<br>(the {len(order)} likeliest of {len(ids):,})"
+    # Plotly keeps the width that a figure has when its height is set, perhaps the one from before it was in the page,
+    # unless autosize is set with it; and what is set already is not sent again.
+    figure.layout.autosize = None
     with figure.batch_update():
         figure.data = []
         figure.update_layout(
@@ -115,6 +118,7 @@ def build_heat_layout(title: str, words: list[str], height: int) -> dict[str, An
     return {
         "title_text": title,
         "height": height,
+        "autosize": True,
         "margin": {"t": 60 if "<br>" in title else 40, "b": 80, "l": 90, "r": 70},
         "xaxis": axis | {"tickangle": -60},
         "yaxis": axis | {"autorange": "reversed"},

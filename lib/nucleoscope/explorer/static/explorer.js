@@ -81,7 +81,9 @@ function showCard(card, content, options) {
   } else {
     card.replaceChildren(make("p", { class: "ns-muted" }, "The candidates of a token are shown here as soon as there is a text."));
   }
-  if (key) [...card.querySelectorAll("[data-key]")].find((part) => part.dataset.key === key)?.focus();
+  if (!key) return;
+  const keyed = [...card.querySelectorAll("[data-key]")];
+  (keyed.find((part) => part.dataset.key === key) ?? keyed[0] ?? card).focus();
 }
 
 /** The texts from the first to the latest, of which ``place`` is shown. */
@@ -199,6 +201,7 @@ function render({ model, el }) {
   const text = append(page, "div", "nx-tokens");
   const card = append(el, "div", "ns-card");
   prompt.dir = text.dir = "auto";
+  card.tabIndex = -1; // it gets the focus if it has no button that could have it
   text.role = "listbox";
   text.ariaLabel = "Text, token by token. Arrow keys move; Enter shows how similar the candidates are.";
   text.ariaMultiSelectable = "true";
@@ -255,12 +258,14 @@ function render({ model, el }) {
       const atEnd = page.scrollTop + page.clientHeight > page.scrollHeight - 30;
       const earlier = model.get("earlier"), forked = earlier.cut !== undefined;
       const kind = JSON.stringify([earlier.cut, earlier.names]);
-      if (text.dataset.kind !== kind) text.replaceChildren(); // another text
+      const another = text.dataset.kind !== kind;
+      if (another) text.replaceChildren();
       text.dataset.kind = kind;
-      text.classList.toggle("nx-forked", forked);
+      page.classList.toggle("nx-forked", forked);
       if (forked) drawFork(text, model.get("pieces"), earlier);
       else drawTokens(text, model.get("pieces"));
-      if (atEnd) page.scrollTop = page.scrollHeight; // scrolls along as the text grows
+      if (forked && another) page.scrollTop = text.querySelector(".nx-names").offsetTop - page.offsetTop - 60; // where they part
+      else if (atEnd && !forked) page.scrollTop = page.scrollHeight; // scrolls along as the text grows
       tint();
     },
     marked: tint, hovered: tint, clicked: tint,

@@ -19,6 +19,7 @@ function render({ model, el }) {
   };
   input.addEventListener("change", () => send(input.value));
   input.addEventListener("keydown", (event) => { // as in a browser's own fields for numbers
+    if (event.key === "Enter") send(input.value);
     const way = { ArrowUp: 1, ArrowDown: -1 }[event.key], value = Number(input.value);
     if (!way || !model.get("step") || !input.value.trim() || !Number.isFinite(value)) return;
     event.preventDefault();

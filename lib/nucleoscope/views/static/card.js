@@ -69,7 +69,8 @@ function drawCandidates(words, [word, listed, probs, more, mass, held, place, p]
   const others = `and ${formatCount(rest)} more, ${formatPercent(Math.max(mass - (inside ? p : 0), 0))} in total`;
   const end = rest > 0 ? others : "no other candidates";
   const note = `Probabilities are those of the full distribution. Entropy and cosine similarity use only the nucleus, which has ${(100 * held).toFixed(1)} % of it.`;
-  const lines = [pick && listed.length + more > 1 ? "Click a candidate to put it in, and to see how the text continues from it." : "", end, ...(compared ? [describeClosest(names, matrix)] : []), note];
+  const invitation = pick && listed.length + more > 1 && "Click a candidate to put it in here: the model continues the text from it.";
+  const lines = [end, invitation, ...(compared ? [describeClosest(names, matrix)] : []), note];
   return make("div", { class: "ns-candidates" }, list, ...lines.filter(Boolean).map((line) => make("p", { class: "ns-muted" }, line)));
 }
 
