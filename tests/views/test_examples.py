@@ -214,19 +214,22 @@ def test_without_tables_there_are_no_corners():
     assert np.isnan(shares).all()
 
 
+def choose_typical(table):
+    return dict(examples.list_typical({("model", "data"): table})).get(("model", "data"))
+
+
 def test_a_typical_token_is_the_nearest_to_both_medians_of_those_with_few_candidates():
     values = np.arange(11.0)
     cosine = values[[0, 1, 2, 3, 5, 4, 6, 7, 8, 9, 10]]
     made = create_table(np.arange(11), values, cosine, k=5).assign(step=9, token=1)
-    chosen = examples.choose_typical({("model", "data"): made})
-    assert chosen["prompt"] == 4  # 5 is as near: the first of them
+    assert choose_typical(made)["prompt"] == 4  # 5 is as near: the first of them
     made.loc[[4, 5], "k"] = [3, 9]
-    assert examples.choose_typical({("model", "data"): made})["prompt"] == 6
+    assert choose_typical(made)["prompt"] == 6
     texts = [",", " 123", " to", " word", *["."] * 7]
-    assert examples.choose_typical({("model", "data"): made.assign(text=texts)})["prompt"] == 3
-    assert examples.choose_typical({("model", "data"): made.assign(text=None)})["prompt"] == 6
+    assert choose_typical(made.assign(text=texts))["prompt"] == 3
+    assert choose_typical(made.assign(text=None))["prompt"] == 6
     for change in ({"k": 9}, {"step": 7}, {"token": -1}):
-        assert examples.choose_typical({("model", "data"): made.assign(**change)}) is None
+        assert choose_typical(made.assign(**change)) is None
 
 
 @pytest.mark.parametrize(
@@ -243,3 +246,14 @@ def test_a_typical_token_is_the_nearest_to_both_medians_of_those_with_few_candid
 )
 def test_a_sentence_ends_at_a_stop_or_a_line(text, step, expected):
     assert examples.find_sentence(text, step, around=2 if text[0] == "a" and len(text) == 8 else 30) == expected
+
+
+def test_each_run_has_its_own_typical_token_and_the_nearest_of_all_comes_first():
+    tables = {}
+    for name, shift in (("far", 30.0), ("near", 0.0)):
+        made = create_table(np.arange(9), np.arange(9.0) + shift, np.arange(9.0) - shift, k=5, model="plain")
+        tables[f"plain@seed={name}", "data"] = made.assign(step=9, token=1)
+    tables["alone", "data"] = create_table([0], [1.0], [1.0], k=99).assign(step=9, token=1)
+    found = list(examples.list_typical(tables))
+    assert sorted(key for key, _ in found) == [("plain@seed=far", "data"), ("plain@seed=near", "data")]
+    assert list(examples.list_typical({})) == []

@@ -8,23 +8,24 @@ from test_twelve import read_payload, write_run
 import tiny
 from nucleoscope.store import results
 from nucleoscope.views import examples, front
+from nucleoscope.views.token_text import escape_name
 
 
-def create_results(folder, mode="generate"):
+def create_results(folder, mode="generate", run="tiny"):
     name = tiny.save(folder / "tiny", tiny.create_model(), tiny.create_tokenizer(bos=False))
     records = [
         tiny.create_record("the rain in Spain. It stays in the plain. Why?", seed=seed, most=9) for seed in range(9)
     ]
-    write_run(folder / "results/a/tiny", records, {"model_name": name, "mode": mode})
+    write_run(folder / "results/a" / run, records, {"model_name": name, "mode": mode})
     return folder / "results"
 
 
 def test_a_typical_sentence_is_shown_with_its_card_open(tmp_path):
     folder = create_results(tmp_path)
     tables = results.load_readable(folder)
-    token = examples.choose_typical(tables)
+    ((_, token),) = examples.list_typical({key: tables[key] for key in tables})
     said, shown = front.show_sentence(folder, tables)
-    assert said.startswith("A sentence written by tiny (a), tinted by entropy")
+    assert said.startswith("A sentence written by tiny on a, tinted by entropy")
     data = read_payload(shown)
     assert data["first"] + data["shown"] == token["step"]
     record = results.load_records(folder / "a/tiny", [token["prompt"]])[token["prompt"]]
@@ -34,6 +35,13 @@ def test_a_typical_sentence_is_shown_with_its_card_open(tmp_path):
 def test_a_text_that_was_read_is_not_called_written(tmp_path):
     folder = create_results(tmp_path, "score")
     assert front.show_sentence(folder, results.load_readable(folder))[0].startswith("A sentence read by tiny")
+
+
+def test_a_run_whose_folder_is_named_after_its_settings_is_shown_too(tmp_path):
+    folder = create_results(tmp_path, run="tiny@top_p=0.9")
+    said, shown = front.show_sentence(folder, results.load_readable(folder))
+    assert said.startswith(f"A sentence written by {escape_name('tiny on a, top_p 0.9')}, tinted")
+    assert shown
 
 
 def test_without_a_tokenizer_or_a_choice_a_sentence_says_why_there_is_no_text(tmp_path):

@@ -5,7 +5,7 @@ left out. Among ties, the one measured first is picked, so the same measurements
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,20 +137,23 @@ def find_corners(
     return joined[["corner", *(column for column in joined.columns if column != "corner")]]
 
 
-def choose_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.Series | None:
-    """A typical token: of the words with few candidates, the nearest to both medians; None if no token can be shown.
+def list_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Iterator[tuple[tuple[str, str], pd.Series]]:
+    """A typical token of each run, by the run's key: of the words with few candidates, the nearest to both medians.
 
-    Entropy and cosine are ranked as in `find_corners`, and the token's distance is the larger of its two ranks'
-    distances from the middle. It has 4 to 8 candidates, and at least `BEFORE` tokens of its text before it. If there
-    is no such word, or the files do not have the tokens' texts, it may be any token. Returns the row of its table.
+    Entropy and cosine are ranked as in `find_corners`, over all ``tables``; a token's distance is the larger of its two
+    ranks' distances from the middle. It has 4 to 8 candidates, and at least `BEFORE` tokens of its text before it. If
+    there is no such word, or the files do not have the tokens' texts, it may be any token. The run whose token is the
+    nearest comes first, and one without such a token not at all. A token is the row of its table.
     """
-    ranked = _rank(tables)
+    keys = sorted(tables)
+    ranked = _rank({key: tables[key].assign(run=place) for place, key in enumerate(keys)})
     left = ranked[ranked["k"].between(*FEW) & (ranked["step"] >= BEFORE) & (ranked["token"] >= 0)]
     if "text" in left and len(words := left[[is_word(text) for text in left["text"]]]):
         left = words
     distances = (left[["entropy_rank", "cosine_rank"]] - 0.5).abs()
-    order = np.lexsort((distances.sum(axis=1), distances.max(axis=1)))
-    return left.iloc[order[0]] if len(left) else None
+    left = left.iloc[np.lexsort((distances.sum(axis=1), distances.max(axis=1)))]
+    for _, token in left.drop_duplicates("run").iterrows():
+        yield keys[token["run"]], token
 
 
 def is_word(text: Any) -> bool:

@@ -1,7 +1,7 @@
 """The front page's example: one sentence of a measured text, tinted, with the card of one token open.
 
 Contract: drawn from the files of a run, with its tokenizer and without its model. The token is chosen by a rule
-(`examples.choose_typical`), which sees no more of the text than which tokens are words.
+(`examples.list_typical`), which sees no more of the text than which tokens are words.
 """
 
 import os
@@ -12,6 +12,7 @@ import pandas as pd
 
 from nucleoscope.store import results
 from nucleoscope.store.local_tokenizers import find_tokenizer
+from nucleoscope.store.run_names import describe_run
 from nucleoscope.views import examples
 from nucleoscope.views.strip import Background, compute_background, render_strip
 from nucleoscope.views.token_text import Reader, escape_name
@@ -29,16 +30,10 @@ def show_sentence(
     candidates.
     """
     chosen = results.select(tables, columns=COLUMNS)
-    left = dict.fromkeys(chosen)
-    while left:
-        token = examples.choose_typical({key: chosen[key] for key in left})
-        if token is None:
-            break
-        key = token["model"], token["dataset"]
+    for key, token in examples.list_typical({key: chosen[key] for key in chosen}):
         folder = results.locate_measured(results_dir, *key)
         if html := _render(folder, token, tables[key], listed):
-            return _describe(token, results.read_mode(folder)), html
-        del left[key]
+            return _describe(key, token, results.read_mode(folder)), html
     return f"No text can be shown here: {NONE}.", ""
 
 
@@ -62,12 +57,12 @@ def _render(folder: Path, token: pd.Series, table: pd.DataFrame, listed: int) ->
     )  # fmt: skip
 
 
-def _describe(token: pd.Series, mode: str) -> str:
+def _describe(key: tuple[str, str], token: pd.Series, mode: str) -> str:
     low, high = examples.FEW
     kind = "words" if examples.is_word(token.get("text")) else "tokens"
     source = "written" if mode == "generate" else "read"
     return (
-        f"A sentence {source} by {escape_name(token['model'])} ({escape_name(token['dataset'])}), tinted by entropy: "
+        f"A sentence {source} by {escape_name(describe_run(*key))}, tinted by entropy: "
         "the stronger the tint, the less sure the model was. The card shows a typical choice: of the "
         f"{kind} with {low} to {high} candidates, the one nearest to the medians of entropy and cosine similarity. "
         "Point at any other token, or tap it, to see what the model was choosing between."
