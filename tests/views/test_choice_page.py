@@ -56,6 +56,19 @@ def test_a_predictor_predicts_only_if_its_interval_does_not_contain_0(given, exp
     assert expected in describe(given=given, all=(0.1, -0.1, 0.3))
 
 
+def test_the_answer_says_by_how_many_of_the_other_outcomes_it_holds():
+    whole = create_rows(given=(-0.5, -0.7, -0.2))
+    same, other = (
+        whole.assign(outcome="never meet"),
+        create_rows(given=(0.1, -0.2, 0.4)).assign(outcome="different tokens"),
+    )
+    said = choice_text.describe_answer(pd.concat([whole, same, other], ignore_index=True))
+    assert "[−0.70, −0.20]. By 1 of the 2 other outcomes a relation is found (never meet)." in said
+    said = choice_text.describe_answer(pd.concat([whole, other], ignore_index=True))
+    assert "[−0.70, −0.20]. By none of the other outcomes is a relation found." in said
+    assert "other outcomes" not in choice_text.describe_answer(whole)
+
+
 @pytest.mark.parametrize(
     ("whole", "within", "expected"),
     [

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 REFRESH = 0.15  # seconds between two updates of a text that is being generated
 SHARE = 0.1  # of the time may be spent on them
-PATIENCE = 10  # seconds that a text which is being generated has to stop
+PATIENCE = 2  # seconds that a text which is being generated has to stop, in which the kernel does nothing else
 NO_TEXT = (
     "<p>Press Run. Then this place shows the tokens of the text, by entropy and cosine similarity, and how similar the "
     "candidates of one token are.</p>"
@@ -94,7 +94,7 @@ class Version:
 
     ``source`` is "generate" if the model wrote it, "score" if it existed before. ``cut`` is the step at which it parts
     from the version before it, None for the first. ``name`` and ``said`` are for readers: what was put in, and how it
-    ended. ``ahead`` has what follows the candidates of a step, or why that is unknown.
+    ended. ``ahead`` has what follows the candidates of a step.
     """
 
     name: str = "first text"
@@ -103,7 +103,7 @@ class Version:
     cut: int | None = None
     tokens: "list[Token]" = field(default_factory=list)
     said: str = ""
-    ahead: "dict[int, cards.Ahead | str]" = field(default_factory=dict)
+    ahead: "dict[int, cards.Ahead]" = field(default_factory=dict)
 
 
 class Explorer:
@@ -380,7 +380,8 @@ class Explorer:
             self.model, self.reader, begun = model, Reader(model.tokenizer), time.monotonic()
             both = model.model, model.tokenizer
             if text is None and tokens is None:
-                old, ended = len(version.tokens), self._stream(version, model, prompt, chosen)
+                old = len(version.tokens)
+                ended = self._stream(version, model, prompt, chosen)
                 count = f"{max(len(version.tokens) - old, 0):,} {'more ' if old else ''}tokens"
                 return f"{count} in {time.monotonic() - begun:.1f} s ({ended})"
             self._say("Measuring …", busy=True)
@@ -497,7 +498,7 @@ class Explorer:
 
         place, step = self._find(number)
         token = self._versions[place].tokens[step]
-        matrix = engine.find_matrix(self.model, self.similarities, token, step)
+        matrix = engine.find_matrix(self.model, self._find_similarities(place, step), token, step)
         engine.live_figures.show_matrix(self.heat, step, token.ids, matrix, self.reader)
 
     def _describe(self, number: int) -> dict[str, Any]:
@@ -507,11 +508,16 @@ class Explorer:
         place, step = self._find(number)
         version = self._versions[place]
         token = version.tokens[step]
-        cosines = engine.compare(self.model, self.similarities, token, step)
+        cosines = engine.compare(self.model, self._find_similarities(place, step), token, step)
         options = {"mode": self._find_mode(place, step)}
         content = engine.cards.describe_token(version.tokens, step, self.reader, cosines, **options)
         content |= {"number": number, "forks": version.settings is not None}
         return content | (self._describe_ahead(version, step) if len(token.ids) > 1 else {})
+
+    def _find_similarities(self, place: int, step: int) -> "results.Similarities | None":
+        """Those of a text's files, if the token is the one that they are about: they do not know what was put in."""
+        cuts = (version.cut for version in self._versions[1 : place + 1] if version.cut is not None)
+        return self.similarities if step < min(cuts, default=step + 1) else None
 
     def _find_mode(self, place: int, step: int) -> str:
         """Where a token of a version is from: the model, an existing text, or the reader, who put it in."""
@@ -564,8 +570,9 @@ class Explorer:
                 version, step = asked
                 try:
                     found = engine.look_ahead(model, version.tokens, step, version.settings)
-                except Exception as error:  # any error is shown on the page
-                    found = f"{type(error).__name__}: {error}"
+                except Exception as error:  # any error is shown on the page; the next click tries again
+                    self._say(f"{type(error).__name__}: {error}", failed=True)
+                    continue
             with self._lock:
                 version.ahead[step] = found
                 number = self.text.card.get("number")
@@ -598,7 +605,10 @@ class Explorer:
         self._start(new, {})
 
     def _stop_writing(self) -> bool:
-        """Stops a text that is being generated, and says so if that takes too long, and so is not possible."""
+        """Stops a text that is being generated; where that is not possible, or takes too long, a line says so."""
+        if self._is_writing() and self.model is None:
+            self._say("The model is loading. Try again when it is ready.", busy=True)
+            return False
         self._stop.set()
         self.wait(PATIENCE)
         if self._is_writing():

@@ -30,7 +30,7 @@ def stream(
     begun: Sequence[int] = (),
     **settings: Any,
 ) -> Iterator[Token]:
-    """Continues one prompt by at most max_tokens tokens and yields each as soon as it is drawn.
+    """Continues one prompt until the text has max_tokens tokens, and yields each as soon as it is drawn.
 
     ``settings`` are those of `generation.measure`. ``index`` is the prompt's position in its data set;
     together with the seed it determines which tokens are drawn. The tokens ``begun`` are the first of the text: they

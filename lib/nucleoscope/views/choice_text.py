@@ -39,20 +39,28 @@ def describe_runs(runs: Mapping[tuple[str, str], object], problems: Mapping[str,
 
 
 def describe_answer(coefficients: pd.DataFrame, outcome: str = "divergence") -> str:
-    """The answer for one outcome, from the means over runs, or from the only run: a sentence per predictor."""
-    rows = coefficients[coefficients["r"].notna() & (coefficients["outcome"] == outcome)]
-    if rows.empty:
+    """The answer for one outcome, from the means over runs, or from the only run: a few sentences per predictor.
+
+    The last of them says whether the other outcomes agree.
+    """
+    rows = coefficients[coefficients["r"].notna()]
+    if not (rows["outcome"] == outcome).any():
         return "" if coefficients.empty else "There are too few branch points for any coefficient."
     return "\n\n".join(_describe_lead(lead, outcome) for lead in list_leads(rows))
 
 
 def _describe_lead(lead: Lead, outcome: str) -> str:
-    rows = lead.rows
+    rows = lead.rows[lead.rows["outcome"] == outcome]
     whole = rows[rows["statistic"] == ALL].iloc[:1]
     counts = "".join(
         f"{row['observations']:,} branch points of {row['prompts']:,} texts" for _, row in whole.iterrows()
     )
-    lines = [f"* {_describe_predictor(rows[rows['predictor'] == name], name)}" for name in MORE]
+    others = lead.rows[(lead.rows["outcome"] != outcome) & (lead.rows["statistic"] == GIVEN)]
+    lines = [
+        f"* {_describe_predictor(rows[rows['predictor'] == name], name)}"
+        f"{_describe_others(others[others['predictor'] == name])}"
+        for name in MORE
+    ]
     return f"{lead.of}{f', with {counts}' if counts else ''}, by the {OUTCOMES[outcome]}:\n\n" + "\n".join(lines)
 
 
@@ -85,6 +93,16 @@ def _describe_predictor(rows: pd.DataFrame, name: str) -> str:
         else:
             text += f"no relation is found: {_format(row)}."
     return text
+
+
+def _describe_others(rows: pd.DataFrame) -> str:
+    """In how many of the other outcomes the coefficient given the other quantities differs from 0."""
+    if rows.empty:
+        return ""
+    found = [row["outcome"] for row in rows.to_dict("records") if judge(row["low"], row["high"]) == "yes"]
+    if not found:
+        return " By none of the other outcomes is a relation found."
+    return f" By {len(found)} of the {len(rows)} other outcomes a relation is found ({join_words(found)})."
 
 
 def _name_direction(r: float) -> str:
