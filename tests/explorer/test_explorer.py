@@ -396,9 +396,22 @@ def test_settings_that_are_refused_leave_the_explorer_before(written, tiny_model
     again = explorer.Explorer("the cat", tiny_model, results_dir="none")
     assert written._closed
     again.close()
+    again._preparing.join()
+
+
+def test_an_explorer_that_is_closed_at_once_loads_nothing(tiny_model, monkeypatch):
+    loads, imported = [], threading.Event()
+    monkeypatch.setattr(explorer, "load", lambda *names: loads.append(names))
+    monkeypatch.setattr(explorer.hub, "is_on_hub", lambda name: not imported.wait(60))
+    live = explorer.Explorer("the cat", tiny_model, results_dir="none")
+    live.close()
+    imported.set()
+    live._preparing.join()
+    assert loads == []
 
 
 def test_two_that_ask_for_a_model_at_once_load_it_once(monkeypatch):
+    explorer.Explorer._latest._preparing.join()
     loads = []
     monkeypatch.setattr(loading, "load", lambda *names: (time.sleep(0.2), loads.append(names[:3])))
     askers = [threading.Thread(target=explorer.load, args=("a model", "auto", "cpu")) for _ in range(3)]

@@ -157,7 +157,8 @@ class Explorer:
         if Explorer._latest is not None:
             Explorer._latest.close()
         Explorer._latest = self  # last, so that an explorer with invalid settings leaves nothing behind
-        threading.Thread(target=self._prepare, args=(read_settings(self.settings),), daemon=True).start()
+        self._preparing = threading.Thread(target=self._prepare, args=(read_settings(self.settings),), daemon=True)
+        self._preparing.start()
 
     @property
     def version(self) -> Version:
@@ -241,6 +242,8 @@ class Explorer:
 
             if hub.is_on_hub(name) and not hub.is_cached(name, revision):
                 self._report("Press Run to load the model and generate a text.")
+                return
+            if self._closed:  # another explorer's model may be on its way
                 return
             self._report(f"Loading {name} …", busy=True)
             model = load(name, self.dtype, self.device, chosen["trust_remote_code"], revision)
