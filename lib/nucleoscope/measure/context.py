@@ -85,7 +85,7 @@ class Comparison(NamedTuple):
     way: str
 
 
-class Ahead(NamedTuple):
+class NextTokens(NamedTuple):
     """What follows each of the m candidates of one token.
 
     ``similarities`` (m, m) float32: s_ij, with ones on the diagonal; ``values`` are its `VALUES`. ``next_ids`` and
@@ -587,7 +587,7 @@ def look_ahead(
     probs: torch.Tensor,
     settings: Settings,
     likeliest: int = 3,
-) -> Ahead:
+) -> NextTokens:
     """What follows each of the ``candidates`` (m,), m > 1, of the last of ``tokens``, which continue a prompt.
 
     ``probs`` (m,) are their probabilities. ``settings`` say how the prompt is encoded, and the temperature. Raises
@@ -611,7 +611,7 @@ def look_ahead(
     similar[rows, columns] = similar[columns, rows] = triangle
     values = {name: float(value) for name, value in describe_choices([fork.shares], [triangle]).items()}
     best = following.topk(min(likeliest, following.shape[1]))
-    return Ahead(similar, values, best.indices.cpu(), best.values.cpu())
+    return NextTokens(similar, values, best.indices.cpu(), best.values.cpu())
 
 
 def measure(
