@@ -26,7 +26,7 @@
 # notebook needs no model and no GPU.
 
 # %% tags=["parameters"]
-results_dir = "results"  # contains <dataset>/<model>/, and <dataset>-<text_column>/<model>/
+results_dir = "results"  # contains <dataset>[-<text_column>]/<model>/; correlation_eval/ is written here
 
 # %%
 import os
@@ -53,10 +53,10 @@ Markdown(calibration_text.describe_found(found, measured))
 # both exist, and over as many tokens of each as both runs measured.
 
 # %%
-comparison = two_texts.compare(measured)
+comparison = two_texts.compare_pairs(measured)
 for name, rows in comparison.groupby("pair", sort=False):
-    display(Markdown(calibration_text.describe_comparison(name, rows)))
-    display(tables.show(calibration_text.format_comparison(rows)))
+    display(Markdown(calibration_text.describe_text_difference(name, rows)))
+    display(tables.show(calibration_text.format_text_means(rows)))
 
 # %%
 Markdown(calibration_text.describe_interval(comparison)) if measured else None
@@ -71,14 +71,14 @@ Markdown(calibration_text.describe_interval(comparison)) if measured else None
 # run; it does not say whether the text is good.
 
 # %%
-bins = two_texts.calibrate(measured)
+bins = two_texts.calibrate_pairs(measured)
 Markdown(calibration_text.describe_outside(bins)) if measured else None
 
 # %%
 calibration_figures.plot_outside(bins) if len(bins) else None
 
 # %%
-Markdown(calibration_text.EXPLAIN_OUTSIDE) if len(bins) else None
+Markdown(calibration_text.explain_outside(bins)) if len(bins) else None
 
 # %% [markdown]
 # ## Expected and measured surprisal
@@ -86,7 +86,10 @@ Markdown(calibration_text.EXPLAIN_OUTSIDE) if len(bins) else None
 # A token drawn from $p$ has an expected surprisal of $H(p)$, the full entropy {cite:p}`braverman2020`. What the model wrote
 # was not drawn from $p$ but from its nucleus, with the probabilities $q = p / m$. Such a token has the expected surprisal
 # $-\sum q \log p = H(q) - \log m$, the cross entropy of $q$ and $p$, which is lower, because the most surprising tokens
-# cannot be drawn. An end-of-text token ends a text and is not recorded, so the end of a text is missing from both.
+# cannot be drawn.
+#
+# At each step the model also gives a probability to the end of the text, but no recorded token is an end. A calibrated
+# model would therefore still differ a little from both expectations, more so if its texts are short.
 
 # %%
 Markdown(calibration_text.describe_surprisal(bins)) if measured else None
@@ -112,11 +115,12 @@ for text, html in two_texts.show_texts(measured):
 # ## Recap
 #
 # We compared the texts of a data set with what a model wrote for the same prompts, and both with what the
-# model's own probabilities let expect. In the folder below, `two_texts.csv` and `two_texts_bins.csv` have the numbers of
-# all pairs; the docstrings of `calibration.compare` and `calibration.calibrate` describe their columns.
+# model's own probabilities would lead one to expect. In the folder below, `two_texts.csv` and `two_texts_bins.csv` have the numbers of
+# all pairs; the docstrings of `calibration.compare_texts` and `calibration.calibrate` describe their columns.
 
 # %%
-folder = results.locate_folder(results_dir) / results.PAGES
-tables.write(tables.format_csv(comparison), folder / "two_texts.csv")
-tables.write(tables.format_csv(bins), folder / "two_texts_bins.csv")
+folder = results.locate_folder(results_dir) / results.ANALYSES
+if measured:
+    tables.write(tables.format_csv(comparison), folder / "two_texts.csv")
+    tables.write(tables.format_csv(bins), folder / "two_texts_bins.csv")
 folder

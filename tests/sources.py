@@ -14,12 +14,14 @@ def draw_text(
     length: int = 25,
     spread: float = 1.5,
     level: float = 0.5,
+    ending: float = 0.0,
 ) -> pd.DataFrame:
     """Tokens as `text_pairs.load_pair` returns them, of a model whose logits are normal, with a spread of its own each.
 
     The tokens are drawn from p ("existing", a calibrated source), or from the nucleus ("written"). The model believes
     p to the power of ``believed``: above 1 it is too sure of the text. A prompt has its own ``level`` of spread, so its
-    tokens depend on each other.
+    tokens depend on each other. The model gives the end of the text, the last token of the vocabulary, the probability
+    ``ending``, and no token of a text is an end.
     """
     rng = np.random.default_rng(seed)
     n = prompts * length
@@ -27,13 +29,18 @@ def draw_text(
     scale = spread * np.exp(rng.normal(0, level, prompts)[prompt] + rng.normal(0, 0.5, n))
     logits = scale[:, None] * rng.normal(size=(n, VOCABULARY))
     true, p = _normalise(logits), _normalise(believed * logits)
+    ends = np.zeros((n, VOCABULARY), dtype=bool)
+    if ending:
+        ends[:, -1] = True
+        true, p = (np.where(ends, ending, each * (1 - ending) / (1 - each[:, -1:])) for each in (true, p))
     order = np.argsort(-p, axis=1)
-    p, true = np.take_along_axis(p, order, 1), np.take_along_axis(true, order, 1)
+    p, true, ends = (np.take_along_axis(each, order, 1) for each in (p, true, ends))
     k = (np.cumsum(p, axis=1) < TOP_P).sum(axis=1) + 1
     inside = np.arange(VOCABULARY) < k[:, None]
     mass = np.where(inside, p, 0).sum(axis=1)
     q = np.where(inside, p, 0) / mass[:, None]
-    source = q if text == "written" else true
+    source = np.where(ends, 0, q if text == "written" else true)
+    source /= source.sum(axis=1, keepdims=True)
     rank = 1 + (rng.uniform(size=(n, 1)) > np.cumsum(source, axis=1)).sum(axis=1).clip(max=VOCABULARY - 1)
     entropy, varentropy = _describe(q)
     full_entropy, full_varentropy = _describe(p)

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binom
 
 import sources
 from nucleoscope.stats import calibration
 from nucleoscope.stats.bootstrap import JACKKNIFE, PERCENTILE
-from nucleoscope.stats.calibration import ALL, EXISTING, OUTSIDE, SURPRISAL, WRITTEN
+from nucleoscope.stats.calibration import ALL, CLOPPER_PEARSON, EXISTING, OUTSIDE, SURPRISAL, WRITTEN
 
 TABLES = 200
 
@@ -25,7 +26,7 @@ def calibrate_many(text: str, **options) -> pd.DataFrame:
 @pytest.mark.parametrize("prompts", [12, 60])  # both kinds of intervals; percentiles are a little short below 60
 def test_a_calibrated_source_is_found_calibrated_at_the_nominal_rate(prompts):
     rows = calibrate_many(EXISTING, prompts=prompts)
-    assert set(rows["interval"]) == {JACKKNIFE if prompts < 30 else PERCENTILE}
+    assert set(rows["surprisal interval"]) == {JACKKNIFE if prompts < 30 else PERCENTILE}
     for name in (OUTSIDE, SURPRISAL):
         assert 0.9 < covers(rows, name).mean() < 0.99, name  # 0.95, give or take three standard errors
         inside = rows[name].between(rows[f"{name} expected low"], rows[f"{name} expected high"])
@@ -68,6 +69,7 @@ def test_a_bin_without_a_token_outside_is_not_taken_for_certain():
     table = sources.draw_text(0, prompts=40).query("rank <= k")
     row = calibration.calibrate(table, EXISTING).iloc[1]
     assert row[OUTSIDE] == row[f"{OUTSIDE} low"] == 0
+    assert row[[f"{OUTSIDE} interval", f"{SURPRISAL} interval"]].tolist() == [CLOPPER_PEARSON, JACKKNIFE]
     assert row[f"{OUTSIDE} high"] == pytest.approx(1 - 0.025 ** (1 / row["tokens"]))
     assert row[f"{OUTSIDE} difference high"] == pytest.approx(row[f"{OUTSIDE} high"] - row[f"{OUTSIDE} expected"])
 
@@ -91,7 +93,7 @@ def test_one_prompt_has_no_interval_and_no_token_has_no_row():
 
 
 def compare(existing: pd.DataFrame, written: pd.DataFrame, **options) -> pd.DataFrame:
-    return calibration.compare(existing, written, **options).set_index("quantity")
+    return calibration.compare_texts(existing, written, **options).set_index("quantity")
 
 
 def test_texts_are_compared_over_the_prompts_that_both_have_and_the_tokens_that_have_the_quantity():
@@ -134,3 +136,60 @@ def test_texts_without_a_common_prompt_have_no_means():
     found = compare(table[table["prompt"] < 2], table[table["prompt"] >= 2])
     assert found[["existing", "difference", "difference low"]].isna().all(axis=None)
     assert set(found["prompts"]) == {0}
+
+
+def test_the_distribution_of_a_count_is_exact():
+    probabilities = np.random.default_rng(0).uniform(size=9)
+    exact = np.ones(1)
+    for p in probabilities:
+        exact = np.convolve(exact, [1 - p, p])
+    assert calibration.compute_count_distribution(probabilities) == pytest.approx(exact, abs=1e-14)
+    found = calibration.compute_count_distribution(np.full(50, 0.3))
+    assert found == pytest.approx(binom.pmf(np.arange(51), 50, 0.3), abs=1e-14)
+
+
+@pytest.mark.parametrize("mean", [0.17, 1.0, 30.0])
+def test_the_band_of_a_count_contains_what_it_promises_also_at_tiny_means(mean):
+    probabilities = np.full(100, mean / 100)
+    chance = binom.pmf(np.arange(101), 100, mean / 100)
+    (low, high), _ = calibration.judge_count(probabilities, 0)
+    assert chance[low : high + 1].sum() >= 0.95
+    assert max(chance[:low].sum(), chance[high + 1 :].sum()) <= 0.025
+    for count in range(40):
+        assert (calibration.judge_count(probabilities, count)[1] <= 0.05) == (not low <= count <= high)
+
+
+def test_no_bin_of_a_calibrated_source_is_judged_wrong_in_more_than_one_table_of_twenty():
+    wrong = []
+    for seed in range(tables := 60):
+        rows = calibration.calibrate(sources.draw_text(seed), EXISTING, resamples=20)[1:]
+        assert len(rows) == 10
+        wrong.append(calibration.adjust_by_holm(rows[f"{OUTSIDE} p"].to_numpy()).min() <= 0.05)
+    assert np.mean(wrong) < 0.05 + 3 * (0.05 * 0.95 / tables) ** 0.5
+
+
+def test_holms_correction_is_that_of_its_definition():
+    assert calibration.adjust_by_holm(np.array([0.03, 0.01, 0.02, 0.9])).tolist() == pytest.approx(
+        [0.06, 0.04, 0.06, 0.9]
+    )
+
+
+def test_a_missing_variance_gives_no_band_and_a_missing_expectation_no_token():
+    table = sources.draw_text(0)
+    table.loc[0, ["full_varentropy", "varentropy"]] = np.nan
+    for text in (EXISTING, WRITTEN):
+        row = calibration.calibrate(table, text).iloc[0]
+        assert np.isnan([row[f"{SURPRISAL} expected low"], row[f"{SURPRISAL} expected high"]]).all()
+        assert row["tokens"] == len(table)
+    table.loc[:9, "entropy"] = np.nan
+    assert calibration.calibrate(table, WRITTEN).iloc[0]["tokens"] == len(table) - 10
+
+
+def test_an_end_token_shifts_the_expectations_by_what_the_docstring_says():
+    e = 0.04
+    table = sources.draw_text(0, prompts=2000, ending=e)
+    row = calibration.calibrate(table, EXISTING, bins=1, resamples=100).iloc[0]
+    given = (table["full_entropy"] + e * np.log(e) + (1 - e) * np.log(1 - e)) / (1 - e)  # entropy given no end
+    shift = -e * (np.log((1 - e) / e) - given.mean())
+    assert row[f"{SURPRISAL} difference low"] < shift < row[f"{SURPRISAL} difference high"]
+    assert row[f"{SURPRISAL} difference high"] < 0  # a calibrated source is not found calibrated

@@ -17,7 +17,7 @@ def measured(tmp_path_factory):
     return folder
 
 
-def find(root, existing=None, written=None) -> text_pairs.Found:
+def find(root, existing=None, written=None) -> text_pairs.FoundPairs:
     write_run(root / "a" / "x", EXISTING | (existing or {}))
     write_run(root / "b" / "y", WRITTEN | (written or {}), seed=50)
     return text_pairs.find_pairs(root)
@@ -125,13 +125,31 @@ def test_several_pairs_are_named_by_what_differs(tmp_path):
     ]
 
 
-def test_pairs_that_no_setting_tells_apart_are_named_by_their_folders(tmp_path):
-    for place in "ab":
-        write_run(tmp_path / place / "w", WRITTEN)
+def test_pairs_that_no_setting_of_a_pair_tells_apart_are_named_by_their_folders(tmp_path):
+    for place, variants in {"a": "none", "b": "all"}.items():
+        write_run(tmp_path / place / "w", WRITTEN | {"variants": variants})
     write_run(tmp_path / "e" / "x", EXISTING)
     one, other = text_pairs.name_pairs(text_pairs.find_pairs(tmp_path).pairs)
     assert one != other
     assert str(tmp_path / "a" / "w") in one
+
+
+def test_of_runs_that_measured_the_same_the_first_counts(tmp_path):
+    for place in "ab":
+        write_run(tmp_path / place / "w", WRITTEN)
+        write_run(tmp_path / f"{place}e" / "x", EXISTING)
+    (pair,) = text_pairs.find_pairs(tmp_path).pairs
+    assert [run.folder.parent.name for run in pair] == ["ae", "a"]
+
+
+def test_partners_have_the_same_dtype_where_there_are_any(tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        write_run(tmp_path / f"w-{dtype}" / "x", WRITTEN | {"dtype": dtype})
+    for dtype in ("float32", "bfloat16", "float16"):
+        write_run(tmp_path / f"e-{dtype}" / "x", EXISTING | {"dtype": dtype})
+    found = {tuple(run.settings["dtype"] for run in pair) for pair in text_pairs.find_pairs(tmp_path).pairs}
+    crossed = {("float16", "float32"), ("float16", "bfloat16")}
+    assert found == {("float32", "float32"), ("bfloat16", "bfloat16")} | crossed
 
 
 def test_runs_without_settings_are_left_out_and_damaged_ones_are_named(tmp_path, capsys):

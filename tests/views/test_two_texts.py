@@ -36,12 +36,12 @@ def create_measured(names=("one",), **options) -> dict[str, two_texts.Measured]:
 
 @pytest.fixture(scope="module")
 def bins() -> pd.DataFrame:
-    return two_texts.calibrate(create_measured(("one", "two_a")))
+    return two_texts.calibrate_pairs(create_measured(("one", "two_a")))
 
 
 @pytest.fixture(scope="module")
 def comparison() -> pd.DataFrame:
-    return two_texts.compare(create_measured(("one", "two_a")))
+    return two_texts.compare_pairs(create_measured(("one", "two_a")))
 
 
 # Figures
@@ -87,7 +87,7 @@ def test_a_menu_selects_the_pair_if_there_are_several(bins):
 
 def test_the_table_has_both_texts_and_their_difference_in_points_where_it_is_of_shares(comparison):
     one = comparison[comparison["pair"] == "one"]
-    table = calibration_text.format_comparison(one)
+    table = calibration_text.format_text_means(one)
     assert list(table.columns) == ["data set's text", "model's text", "difference"]
     row = one.set_index("quantity").loc["outside"]
     shown = table.loc["tokens outside the nucleus"]
@@ -126,7 +126,7 @@ def create_comparison(surprisal: tuple, entropy: tuple, prompts: int = 9) -> pd.
     ],
 )
 def test_the_comparison_is_right_whatever_the_difference(surprisal, entropy, words):
-    text = calibration_text.describe_comparison("m on d, answer", create_comparison(surprisal, entropy))
+    text = calibration_text.describe_text_difference("m on d, answer", create_comparison(surprisal, entropy))
     assert text.startswith("**m on d, answer**: over 9 prompts, ")
     for word in words:
         assert word in text
@@ -134,10 +134,12 @@ def test_the_comparison_is_right_whatever_the_difference(surprisal, entropy, wor
 
 def test_a_pair_without_a_common_prompt_says_so_and_one_prompt_is_singular():
     nothing = (np.nan, np.nan, np.nan)
-    assert "no prompt has both texts." in calibration_text.describe_comparison(
+    assert "no prompt has both texts." in calibration_text.describe_text_difference(
         "m", create_comparison(nothing, nothing, 0)
     )
-    assert "over 1 prompt, " in calibration_text.describe_comparison("m", create_comparison((1, 1, 1), (1, 1, 1), 1))
+    assert "over 1 prompt, " in calibration_text.describe_text_difference(
+        "m", create_comparison((1, 1, 1), (1, 1, 1), 1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_the_kind_of_interval_is_said(kinds, words):
 
 
 def describe(believed: float, **options) -> tuple[str, str]:
-    bins = two_texts.calibrate(create_measured(believed=believed, **options))
+    bins = two_texts.calibrate_pairs(create_measured(believed=believed, **options))
     return calibration_text.describe_outside(bins), calibration_text.describe_surprisal(bins)
 
 
@@ -171,10 +173,28 @@ def test_the_judgement_of_a_text_is_right_for_every_source(believed, outside, su
     assert surprisal in found[1]
     assert "None of the 1,000 tokens of the model's text is outside, by construction" in found[0]
     assert "which cannot be told apart from 0, as it should be" in found[1]
+    assert "Of the 10 bins of full entropy, " in found[0]
     for text in found:
         assert text.startswith("**one**: ")
-        assert "Of the 10 bins of full entropy, " in text
+        assert "the end-of-text token, to which the model gives a probability at each step" in text
         assert "nan" not in text
+
+
+@pytest.mark.parametrize("believed", [1.0, 1.8])
+def test_a_judgement_names_the_end_token_as_what_a_difference_may_come_from(believed):
+    for text in describe(believed, prompts=60, ending=0.04):
+        judged = "or the difference comes from the end-of-text token" in text
+        assert judged or "but a difference may be hidden by the end-of-text token" in text
+
+
+def test_the_kind_of_interval_of_a_share_without_a_token_outside_is_said():
+    measured = create_measured()
+    inside = measured["one"].existing.query("rank <= k")
+    bins = two_texts.calibrate_pairs({"one": measured["one"]._replace(existing=inside)})
+    assert "The interval is that of Clopper and Pearson" in calibration_text.describe_outside(bins)
+    assert calibration_text.CERTAIN in calibration_text.explain_outside(bins)
+    bins["outside interval"] = "percentile"
+    assert calibration_text.CERTAIN not in calibration_text.explain_outside(bins)
 
 
 def test_one_prompt_and_one_bin_have_no_judgement_and_no_bins():
@@ -187,7 +207,7 @@ def test_one_prompt_and_one_bin_have_no_judgement_and_no_bins():
 def test_a_nucleus_of_all_tokens_judges_nothing():
     measured = create_measured()
     every = measured["one"].existing.assign(mass=1.0, k=sources.VOCABULARY)
-    bins = two_texts.calibrate({"one": measured["one"]._replace(existing=every)})
+    bins = two_texts.calibrate_pairs({"one": measured["one"]._replace(existing=every)})
     assert "no token of the data set's text can be outside" in calibration_text.describe_outside(bins)
 
 
@@ -198,22 +218,22 @@ def test_measurements_without_ranks_are_named(bins):
 
 
 def test_without_pairs_the_text_says_how_to_get_one_and_why_a_run_has_no_partner():
-    nothing = text_pairs.Found([], [], [])
+    nothing = text_pairs.FoundPairs([], [], [])
     text = calibration_text.describe_found(nothing, [])
     assert "nothing to compare yet" in text
     assert text.count("correlation_pipeline.py") == 2
     assert "mode: score, text_column: answer" in text
     pair = create_pair(written={"temperature": 0.5})
-    text = calibration_text.describe_found(text_pairs.Found([], [pair.existing], [pair.written]), [])
+    text = calibration_text.describe_found(text_pairs.FoundPairs([], [pair.existing], [pair.written]), [])
     assert "tiny on lines, answer: the nearest run" in text
     assert "because `temperature` is 1.0 for it and 0.5 there." in text
-    text = calibration_text.describe_found(text_pairs.Found([], [pair.existing], []), [])
+    text = calibration_text.describe_found(text_pairs.FoundPairs([], [pair.existing], []), [])
     assert "run the command that measured it again without `mode` and `text_column`." in text
 
 
 def test_a_pair_is_described_with_its_settings_and_what_differs():
     pair = create_pair({"n_prompts": 5}, {"n_prompts": 4, "dtype": "bfloat16"})
-    text = calibration_text.describe_found(text_pairs.Found([pair], [], []), ["tiny on lines, answer"])
+    text = calibration_text.describe_found(text_pairs.FoundPairs([pair], [], []), ["tiny on lines, answer"])
     assert "1 pair was measured." in text
     assert "tiny on lines, answer: 4 prompts, up to 20 tokens of each text" in text
     assert "`n_prompts` is 5 and 4 in the two runs, and only what both have is compared" in text
@@ -230,7 +250,7 @@ def create_means(differences: dict[int, float], tokens: int = 20) -> tuple[pd.Da
 
 
 def test_prompts_are_picked_by_the_difference_of_mean_surprisal():
-    picks = two_texts.choose_prompts(*create_means({0: 0.3, 1: -0.5, 2: 0.1, 3: 2.0, 4: 0.0}))
+    picks = two_texts.choose_texts(*create_means({0: 0.3, 1: -0.5, 2: 0.1, 3: 2.0, 4: 0.0}))
     assert [pick.prompt for pick in picks] == [2, 3, 1]
     assert picks[1].sentence == (
         "**The highest difference**, prompt 3: of the 5 prompts with at least 10 tokens in both texts, it has the "
@@ -240,12 +260,12 @@ def test_prompts_are_picked_by_the_difference_of_mean_surprisal():
 
 
 def test_no_prompt_is_picked_twice_and_short_texts_do_not_take_part():
-    picks = two_texts.choose_prompts(*create_means({0: 1.0, 1: 2.0}))
+    picks = two_texts.choose_texts(*create_means({0: 1.0, 1: 2.0}))
     assert [pick.prompt for pick in picks] == [0, 1]
     long, short = create_means({0: 1.0}, 60), create_means({5: 9.0}, 3)
     both = (pd.concat(parts) for parts in zip(long, short, strict=True))
-    assert [pick.prompt for pick in two_texts.choose_prompts(*both)] == [0]
-    assert two_texts.choose_prompts(long[0], short[1]) == []
+    assert [pick.prompt for pick in two_texts.choose_texts(*both)] == [0]
+    assert two_texts.choose_texts(long[0], short[1]) == []
 
 
 # The page
@@ -275,9 +295,9 @@ def test_the_page_of_a_measured_pair_has_figures_tables_and_both_texts(tmp_path)
     assert "1 pair was measured." in lines[0]
     said = " ".join(lines)
     assert all(f"**The {rule} difference**" in said for rule in ("median", "highest", "lowest"))
-    table = pd.read_csv(tmp_path / "results/book/two_texts.csv")
+    table = pd.read_csv(tmp_path / "results/correlation_eval/two_texts.csv")
     assert set(table["quantity"]) == set(calibration.MEASURES)
-    assert set(pd.read_csv(tmp_path / "results/book/two_texts_bins.csv")["text"]) == {EXISTING, WRITTEN}
+    assert set(pd.read_csv(tmp_path / "results/correlation_eval/two_texts_bins.csv")["text"]) == {EXISTING, WRITTEN}
 
 
 def test_the_page_without_a_pair_says_how_to_get_one_and_has_no_figure(tmp_path):
@@ -287,6 +307,7 @@ def test_the_page_without_a_pair_says_how_to_get_one_and_has_no_figure(tmp_path)
     (line,) = lines
     assert "No data set was measured both ways" in line
     assert "tiny on lines, answer" in line
+    assert not list((tmp_path / "results").rglob("*.csv"))
 
 
 def test_a_pair_whose_files_cannot_be_read_is_named_and_the_others_are_shown(tmp_path, capsys, monkeypatch):
@@ -310,7 +331,7 @@ def test_a_pair_whose_files_cannot_be_read_is_named_and_the_others_are_shown(tmp
 
 def test_the_texts_of_further_pairs_are_named(monkeypatch):
     monkeypatch.setattr(two_texts, "load_tokenizer", lambda *_, **__: tiny.create_tokenizer())
-    monkeypatch.setattr(two_texts, "choose_prompts", lambda *_: [])
+    monkeypatch.setattr(two_texts, "choose_texts", lambda *_: [])
     monkeypatch.setattr(two_texts, "_load_strips", lambda *_: None)
     pieces = list(two_texts.show_texts(create_measured(("one", "two", "three", "four")), most=2))
     assert [text for text, _ in pieces[:2]] == [f"#### {name}\n\nNo prompt has both texts." for name in ("one", "two")]

@@ -3,17 +3,26 @@
 Contract: tables of tokens with the columns of `text_pairs.load_pair`; no files. A token's text was either there before
 (`EXISTING`) or drawn by the model from its nucleus (`WRITTEN`).
 
-Let p be the distribution of a token at the run's temperature, N its nucleus, m the mass of N under p, and q = p / m
-on N. If the tokens of a text were drawn from p, the model would be calibrated on it: a token would be outside N with
+Let p be the distribution of a token at the run's temperature, N its nucleus, m the mass of N under p, and q = p / m on
+N. If the tokens of a text were drawn from p, the model would be calibrated on it: a token would be outside N with
 probability 1 - m, and its expected surprisal would be the full entropy H(p) (entropy calibration: Braverman et al.,
-"Calibration, Entropy Rates, and Memory in Language Models", ICML 2020). Its variance would be the full varentropy. What
-a model writes is drawn from q: its tokens are in N, and their expected surprisal under p is the cross entropy
+"Calibration, Entropy Rates, and Memory in Language Models", ICML 2020). Its variance would be the full varentropy.
+What a model writes is drawn from q: its tokens are in N, and their expected surprisal under p is the cross entropy
 -sum q log p = H(q) - log m, with the variance of -log q under q, the varentropy.
 
 Given what precedes it, each token's deviation from these expectations has the mean 0, so sums of deviations are
-martingales whose variance is the sum of the tokens' variances, also within a text. From this follow the bands of what a
-calibrated model would give. The intervals of what was measured come from resampling prompts, or leaving out each
-(`bootstrap.choose_interval`), and a pair's prompts are resampled together.
+martingales whose variance is the sum of the tokens' variances, also within a text. From this follow the bands of what
+a calibrated model would give: for surprisal a normal approximation; for the share outside N the distribution of the
+number of tokens outside, a sum of independent events with probabilities 1 - m (Poisson binomial), whose quantiles are
+exact.
+
+One deviation is not the model's: p has a probability e of ending the text, but no recorded token is an end, since a
+text that ends is not recorded further. Recorded tokens of a calibrated source are drawn from p given that the text
+does not end, so a share (1 - m) / (1 - e) of them would be outside if ends are in N and (1 - m - e) / (1 - e) if not,
+and their expected surprisal would differ from H(p) by -e (log((1 - e) / e) - H'), where H' is the entropy given no
+end. Files do not say which tokens end a text, so this is not corrected, and every judgement has to mention it. The
+intervals of what was measured come from resampling prompts, or leaving out each (`bootstrap.choose_interval`), and a
+pair's prompts are resampled together.
 """
 
 from collections.abc import Callable
@@ -26,6 +35,7 @@ from scipy.special import ndtri
 from nucleoscope.stats import bootstrap
 
 EXISTING, WRITTEN = "existing", "written"
+CLOPPER_PEARSON = "Clopper-Pearson"  # a kind of interval, beside those of `bootstrap`
 ALL = "all"  # the row of all tokens among those of bins
 BINS, LEAST = 10, 40  # bins of entropy at most, tokens of a bin at least
 OUTSIDE, SURPRISAL = "outside", "surprisal"  # what is compared with its expectation
@@ -52,12 +62,12 @@ class Bounded(NamedTuple):
 
 
 def list_comparison_columns() -> list[str]:
-    """The columns of `compare`."""
+    """The columns of `compare_texts`."""
     parts = [f"{name}{end}" for name in (EXISTING, WRITTEN, "difference") for end in ("", " low", " high")]
     return ["quantity", *parts, "prompts", f"{EXISTING} tokens", f"{WRITTEN} tokens", "interval"]
 
 
-def compare(
+def compare_texts(
     existing: pd.DataFrame, written: pd.DataFrame, resamples: int = bootstrap.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
     """Means over the tokens of two texts for the same prompts, and their differences, existing minus written.
@@ -95,7 +105,8 @@ def list_calibration_columns() -> list[str]:
     """The columns of `calibrate`."""
     kinds = [f"{name}{kind}" for name in (OUTSIDE, SURPRISAL) for kind in ("", " expected", " difference")]
     parts = [f"{kind}{end}" for kind in kinds for end in ("", " low", " high")]
-    return ["bin", "from", "to", "tokens", "prompts", "full entropy", *parts, "interval"]
+    kinds = [f"{OUTSIDE} p", *(f"{name} interval" for name in (OUTSIDE, SURPRISAL))]
+    return ["bin", "from", "to", "tokens", "prompts", "full entropy", *parts, *kinds]
 
 
 def calibrate(
@@ -106,14 +117,17 @@ def calibrate(
     ``text``: `EXISTING` is compared with tokens drawn from p, `WRITTEN` with tokens drawn from q. One row for all
     tokens, then one for each bin of full entropy; bins are at quantiles, at most ``bins`` with at least `LEAST` tokens
     each. Columns: ``from``, ``to`` and the mean of full entropy; then for both quantities the mean with its interval,
-    the expectation with the band that contains 95 % of the means of such tokens, and the difference, mean minus
-    expectation, with its interval. If no token of a bin is outside its nucleus, or all are, resampling cannot tell how
-    sure that is, and the interval of the share is that of Clopper and Pearson (Biometrika 26, 1934) for independent
-    tokens. ValueError for another ``text``.
+    the expectation with the band that contains 95 % of the means of such tokens (at least 95 % of the shares, which
+    are discrete), NaN where an older file lacks the variances, and the difference, mean minus expectation, with its
+    interval. ``outside p``: the two-sided p-value of the number of tokens outside; Holm's correction is the caller's.
+    ``outside interval`` and ``surprisal interval`` name the kinds of intervals. If no token of a bin is outside its
+    nucleus, or all are, resampling cannot tell how sure that is, and the interval of the share is that of Clopper and
+    Pearson (Biometrika 26, 1934) for independent tokens. ValueError for another ``text``.
     """
     if text not in (EXISTING, WRITTEN):
         raise ValueError(f"text is '{text}': it must be {EXISTING} or {WRITTEN}")
-    known = table[np.isfinite(table[["full_entropy", "surprisal", "rank", "mass"]]).all(axis=1)]
+    needed = ["full_entropy", "surprisal", "rank", "mass", *(["entropy"] if text == WRITTEN else [])]
+    known = table[np.isfinite(table[needed]).all(axis=1)]
     rows = []
     if len(known):
         rows = [_calibrate_some(known, text, resamples, seed) | {"bin": ALL}]
@@ -137,30 +151,72 @@ def _calibrate_some(table: pd.DataFrame, text: str, resamples: int, seed: int) -
     surprisal, mass = table["surprisal"].to_numpy(), table["mass"].to_numpy()
     if text == EXISTING:
         expected = np.column_stack([1 - mass, table["full_entropy"]])
-        variance = np.column_stack([mass * (1 - mass), table["full_varentropy"]])
+        variance = table["full_varentropy"].to_numpy()
     else:
         expected = np.column_stack([np.zeros(len(table)), table["entropy"] - np.log(mass)])
-        variance = np.column_stack([np.zeros(len(table)), table["varentropy"]])
+        variance = table["varentropy"].to_numpy()
     measured = np.column_stack([outside, surprisal])
     numbers, prompt = np.unique(table["prompt"], return_inverse=True)
     values = np.concatenate([measured, measured - expected], axis=1)
     found = _bound(*_sum_by_prompt(values, prompt, len(numbers)), resamples, seed)
-    low, high = found.low.copy(), found.high.copy()
+    low, high, kind = found.low.copy(), found.high.copy(), found.kind
     if text == EXISTING and outside.min() == outside.max():
         low[0], high[0] = _bound_certain(bool(outside[0]), len(outside))
+        kind = CLOPPER_PEARSON
         low[2], high[2] = low[0] - expected[:, 0].mean(), high[0] - expected[:, 0].mean()
     low[:2], high[0] = np.maximum(low[:2], 0), min(high[0], 1)
     entropy = table["full_entropy"]
     row = {"from": entropy.min(), "to": entropy.max(), "tokens": len(table), "prompts": len(numbers)}
-    row |= {"full entropy": entropy.mean(), "interval": found.kind}
-    for place, (name, least, most) in enumerate(((OUTSIDE, 0, 1), (SURPRISAL, 0, np.inf))):
-        center = expected[:, place].mean()
-        margin = -ndtri((1 - bootstrap.LEVEL) / 2) * np.sqrt(np.nansum(variance[:, place])) / len(table)
+    row |= {"full entropy": entropy.mean(), f"{OUTSIDE} interval": kind, f"{SURPRISAL} interval": found.kind}
+    counts, p = judge_count(expected[:, 0], int(outside.sum()))
+    margin = -ndtri((1 - bootstrap.LEVEL) / 2) * np.sqrt(variance.sum()) / len(table)  # NaN if any is missing
+    center = expected[:, 1].mean()
+    bands = np.array(counts) / len(table), (np.maximum(center - margin, 0), center + margin)
+    row[f"{OUTSIDE} p"] = p
+    for place, (name, band) in enumerate(zip((OUTSIDE, SURPRISAL), bands, strict=True)):
         row |= {name: found.value[place], f"{name} low": low[place], f"{name} high": high[place]}
-        row |= {f"{name} expected": center, f"{name} expected low": max(center - margin, least)}
-        row |= {f"{name} expected high": min(center + margin, most), f"{name} difference": found.value[2 + place]}
+        row |= {f"{name} expected": expected[:, place].mean(), f"{name} expected low": band[0]}
+        row |= {f"{name} expected high": band[1], f"{name} difference": found.value[2 + place]}
         row |= {f"{name} difference low": low[2 + place], f"{name} difference high": high[2 + place]}
     return row
+
+
+def compute_count_distribution(probabilities: np.ndarray) -> np.ndarray:
+    """The Poisson binomial distribution of how many of n independent events occur: (n,) -> (n + 1,).
+
+    Distributions of two halves are convolved, from single events up; errors are around 1e-16 in each probability.
+    """
+    n = len(probabilities)
+    padded = np.zeros(1 << max(n - 1, 0).bit_length())
+    padded[:n] = probabilities
+    rows = np.column_stack([1 - padded, padded])
+    while len(rows) > 1:
+        size = 2 * rows.shape[1] - 1
+        one, other = (np.fft.rfft(rows[start::2], size, axis=1) for start in (0, 1))
+        rows = np.maximum(np.fft.irfft(one * other, size, axis=1), 0)
+    return rows[0, : n + 1]
+
+
+def judge_count(probabilities: np.ndarray, count: int) -> tuple[tuple[int, int], float]:
+    """What a count of independent events says of their probabilities: the counts at the ends of its band, and p.
+
+    At least 95 % of counts are in the band, and at most 2.5 % are on each side of it. p is two-sided: twice the smaller
+    tail with the count itself, at most 1, so that p <= 0.05 exactly where the count is outside the band.
+    """
+    at_most = np.minimum(np.cumsum(compute_count_distribution(probabilities)), 1)
+    tail = (1 - bootstrap.LEVEL) / 2
+    low, high = np.searchsorted(at_most, tail, side="right"), np.searchsorted(at_most, 1 - tail)
+    least = 1 - (at_most[count - 1] if count else 0)
+    last = len(probabilities)
+    return (min(int(low), last), min(int(high), last)), float(min(1, 2 * min(at_most[count], least)))
+
+
+def adjust_by_holm(p: np.ndarray) -> np.ndarray:
+    """p-values corrected for how many there are: (n,) -> (n,) (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted
 
 
 def _bound_certain(every: bool, tokens: int) -> tuple[float, float]:

@@ -1,17 +1,19 @@
 """Pairs of runs for the same prompts: one that measured a data set's own texts, one in which the model wrote.
 
 Contract: which runs belong together is decided by what their run.json says, never by the names of folders: the same
-model and data set by content, the same prompts in the same format, and the same temperature and top_p. If several runs
-of a kind fit, each combination is a pair, and `name_pairs` names them by what differs.
+model and data set by content, the same prompts in the same format, and the same temperature and top_p. Of runs that
+measured the same, the first counts. If several runs of a kind fit, each combination is a pair, of equal dtypes where
+there are any, and `name_pairs` names them by what differs.
 """
 
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nucleoscope.names import escape_line
-from nucleoscope.settings import fill_defaults
+from nucleoscope.settings import fill_defaults, list_deciding
 from nucleoscope.store import results
 from nucleoscope.store.record_files import iterate_records, read_fields
 
@@ -68,7 +70,7 @@ class Pair(NamedTuple):
         return [(name, one, other) for name, one, other in both if one != other]
 
 
-class Found(NamedTuple):
+class FoundPairs(NamedTuple):
     """What a results folder has: pairs, and runs that measured existing texts for which no run of a model's fits."""
 
     pairs: list[Pair]
@@ -76,17 +78,32 @@ class Found(NamedTuple):
     written: list[Run]
 
 
-def find_pairs(results_dir: str) -> Found:
+def find_pairs(results_dir: str) -> FoundPairs:
     """The pairs of runs below ``results_dir``, by data set and model. A run that cannot be read is named on stderr."""
     damaged: dict[Path, str] = {}
     runs = [run for folder in results.list_runs(results_dir, damaged) if (run := _open_run(folder, damaged))]
+    runs = list({_describe_content(run): run for run in reversed(runs)}.values())[::-1]  # the first of duplicates
     for problem in damaged.values():
         print("left out:", escape_line(problem), file=sys.stderr)
     existing = [run for run in runs if run.settings["mode"] == "score"]
     written = [run for run in runs if run.settings["mode"] != "score"]
-    pairs = [Pair(one, other) for one in existing for other in written if not list_obstacles(one, other)]
+    pairs = [Pair(one, other) for one in existing for other in _choose_partners(one, written)]
     paired = {pair.existing.folder for pair in pairs}
-    return Found(pairs, [run for run in existing if run.folder not in paired], written)
+    return FoundPairs(pairs, [run for run in existing if run.folder not in paired], written)
+
+
+def _choose_partners(existing: Run, written: Iterable[Run]) -> list[Run]:
+    """The runs that are a pair with one: those of its dtype, since p depends on it, or of others if there are none."""
+    partners = [run for run in written if not list_obstacles(existing, run)]
+    equal = [run for run in partners if run.settings.get("dtype") == existing.settings.get("dtype")]
+    return equal or partners
+
+
+def _describe_content(run: Run) -> str:
+    """What a run measured: equal for runs with the same model, data set and settings, wherever they are."""
+    names = [*list_deciding(), "dtype"]
+    settings = {name: run.settings.get(name) for name in names if name not in ("model_name", "dataset_name")}
+    return json.dumps([_identify(run.settings, "model"), _identify(run.settings, "dataset"), settings], sort_keys=True)
 
 
 def _open_run(folder: Path, damaged: dict[Path, str]) -> Run | None:
@@ -97,7 +114,7 @@ def _open_run(folder: Path, damaged: dict[Path, str]) -> Run | None:
         settings = fill_defaults(results.load_info(folder)["settings"])
         run = Run(folder, settings)
         if settings["mode"] == "score" and not isinstance(settings["text_column"], str):
-            raise ValueError("it measured existing texts, but says of no column")
+            raise ValueError("it measured existing texts, but names no column")
         _ = run.names, settings["n_prompts"] + settings["max_tokens"]  # whether they are what they should be
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         said = f"no {error} in its settings" if isinstance(error, KeyError) else str(error)

@@ -1,7 +1,7 @@
 """The figures of the page about a data set's texts and the model's: what is outside the nucleus, and surprisal.
 
-Contract: tables as returned by `two_texts.calibrate`; nothing is computed here and no file is read. Figures look like
-those of `figures`; a menu selects the pair if there are several.
+Contract: tables as returned by `two_texts.calibrate_pairs`; nothing is computed here and no file is read. Figures
+look like those of `figures`; a menu selects the pair if there are several.
 """
 
 from collections.abc import Mapping
@@ -24,24 +24,24 @@ LOOKS = {  # of each text: its name, colour, symbol, and the name of the line th
 BAND = 0.16  # opacity
 
 
-def plot_outside(bins: pd.DataFrame, csv: str = "") -> go.Figure:
+def plot_outside(bins: pd.DataFrame) -> go.Figure:
     """The share of tokens outside the nucleus over full entropy: both texts, and what a calibrated model would give."""
     figure = _plot(bins, OUTSIDE, {EXISTING: True, WRITTEN: False}, ".1%")
     figure.update_yaxes(title="share of tokens outside the nucleus", tickformat=".0%", rangemode="tozero")
     text = (
         "Share of tokens outside the nucleus over full entropy, in the data set's text with 95 % intervals and in the "
     )
-    return describe(figure, f"{text}model's text, with the share and its band if tokens were drawn from p", csv)
+    return describe(figure, f"{text}model's text, with the share and its band if tokens were drawn from p")
 
 
-def plot_surprisal(bins: pd.DataFrame, csv: str = "") -> go.Figure:
+def plot_surprisal(bins: pd.DataFrame) -> go.Figure:
     """Mean surprisal over mean full entropy: both texts, and what tokens drawn from p or the nucleus would give."""
     figure = _plot(bins, SURPRISAL, {EXISTING: True, WRITTEN: True}, ".2f")
     figure.update_yaxes(title=f"mean {quantities.find_title('surprisal')}", rangemode="tozero")
     text = (
         "Mean surprisal over mean full entropy in the data set's text and in the model's, with 95 % intervals, and the "
     )
-    return describe(figure, f"{text}means and bands that tokens drawn from p or from the nucleus would have", csv)
+    return describe(figure, f"{text}means and bands that tokens drawn from p or from the nucleus would have")
 
 
 def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], form: str) -> go.Figure:

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from nucleoscope import quantities
-from nucleoscope.stats.bootstrap import JACKKNIFE
-from nucleoscope.stats.calibration import ALL, EXISTING, OUTSIDE, SURPRISAL, WRITTEN
+from nucleoscope.stats.bootstrap import JACKKNIFE, LEVEL
+from nucleoscope.stats.calibration import ALL, CLOPPER_PEARSON, EXISTING, OUTSIDE, SURPRISAL, WRITTEN, adjust_by_holm
 from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, classify
-from nucleoscope.store.text_pairs import Found, Pair, Run, list_obstacles, name_pairs
+from nucleoscope.store.text_pairs import FoundPairs, Pair, Run, list_obstacles, name_pairs
 from nucleoscope.views.made_of_text import format_bounded, format_number, join_words
 from nucleoscope.views.token_text import escape_name
 
@@ -36,12 +36,18 @@ datasets:
 EXPLAIN_OUTSIDE = """A point is the mean over a bin of tokens: further right, the model was less sure. All bins have
 about the same number of tokens. The bars are the intervals of what was measured, over prompts.
 The dashed line is the share that is outside if tokens are drawn from p, the mean of 1 − m, and
-the band contains 95 % of the shares that chance would then give. A point above the band means
-that the text leaves the nucleus more often than the model's probabilities say."""
+the band contains at least 95 % of the shares that chance would then give; its ends are quantiles of
+the Poisson binomial distribution. By chance, about one point in twenty is outside its band, so the
+sentences count a bin only if it is outside after Holm's correction for the number of bins."""
+CERTAIN = """Where none of a bin's tokens or all of them are outside, the bar is the interval of Clopper and
+Pearson for independent tokens."""
 EXPLAIN_SURPRISAL = """The dashed line and band of each colour are what tokens would give that are drawn from p (the
 data set's text, if the model were calibrated on it) or from the nucleus (the model's text,
 which was). On the first line, surprisal equals full entropy. A point above its line means more
-surprise than expected, one below it less."""
+surprise than expected, one below it less. The bands are normal approximations, which are rough
+where surprisal is mostly near 0, and one point in twenty is outside by chance, so no single
+bin is judged."""
+ENDING = "the end-of-text token, to which the model gives a probability at each step, while no recorded token is one"
 TITLES = {
     "excess": "surprisal minus full entropy (nats)",
     "outside": "tokens outside the nucleus",
@@ -50,8 +56,8 @@ TITLES = {
 SHARES = ("outside", "likeliest")
 
 
-def describe_found(found: Found, measured: Collection[str]) -> str:
-    """Which pairs are compared, what is special about each, and what lacks a partner; how to get a pair if none is."""
+def describe_found(found: FoundPairs, measured: Collection[str]) -> str:
+    """Which pairs are compared, what is special about each, which runs have no partner, and how to get a pair."""
     lines = []
     for name, pair in zip(name_pairs(found.pairs), found.pairs, strict=True):
         if name in measured:
@@ -98,7 +104,7 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
-def format_comparison(comparison: pd.DataFrame) -> pd.DataFrame:
+def format_text_means(comparison: pd.DataFrame) -> pd.DataFrame:
     """The means of one pair for readers: value [interval] of both texts and their difference."""
     columns = {"mean of": [TITLES.get(name) or quantities.find_title(name) for name in comparison["quantity"]]}
     for part, title in {EXISTING: "data set's text", WRITTEN: "model's text", "difference": "difference"}.items():
@@ -133,7 +139,7 @@ def describe_interval(comparison: pd.DataFrame) -> str:
     )
 
 
-def describe_comparison(name: str, comparison: pd.DataFrame) -> str:
+def describe_text_difference(name: str, comparison: pd.DataFrame) -> str:
     """Sentences on surprisal and full entropy in the two texts of the pair of this name."""
     rows, prompts = comparison.set_index("quantity"), int(comparison["prompts"].max())
     if not prompts:
@@ -176,8 +182,14 @@ def describe_outside(bins: pd.DataFrame) -> str:
     ) or _say_unknown(bins)
 
 
+def explain_outside(bins: pd.DataFrame) -> str:
+    """How to read the figure of the tokens outside the nucleus, with the kinds of intervals that it has."""
+    certain = bins.loc[bins["bin"] != ALL, f"{OUTSIDE} interval"].eq(CLOPPER_PEARSON).any()
+    return f"{EXPLAIN_OUTSIDE} {CERTAIN}" if certain else EXPLAIN_OUTSIDE
+
+
 def describe_surprisal(bins: pd.DataFrame) -> str:
-    """Sentences for each pair on surprisal, beside what p and the nucleus let expect."""
+    """Sentences for each pair on surprisal, beside what p and the nucleus would lead one to expect."""
     return "\n\n".join(
         _describe_surprisal(str(name), *_split(rows)) for name, rows in bins.groupby("pair", sort=False)
     ) or _say_unknown(bins)
@@ -204,7 +216,7 @@ def _describe_outside(name: str, existing: pd.DataFrame, written: pd.DataFrame) 
                 f"{_format_columns(row, OUTSIDE)} of the {_count(int(row['tokens']), 'token')} of the data set's text "
                 f"{'is' if row['tokens'] == 1 else 'are'} outside the nucleus. If tokens were drawn from p, "
                 f"{100 * row[f'{OUTSIDE} expected']:.1f}% would be. The difference is "
-                f"{_format_points(row)}: {_judge(row, OUTSIDE)}. {_describe_bins(parts, OUTSIDE)}"
+                f"{_format_points(row)}: {_judge(row, OUTSIDE)}.{_name_interval(row)} {_describe_bins(parts)}"
             )
             text += _describe_ends(parts)
     else:
@@ -252,28 +264,31 @@ JUDGEMENTS = {
 
 def _judge(row: pd.Series, name: str) -> str:
     sign = classify(row[f"{name} difference low"], row[f"{name} difference high"])
-    return JUDGEMENTS.get((name, sign), "there are too few prompts for an interval")
+    if (name, sign) not in JUDGEMENTS:
+        return "there are too few prompts for an interval"
+    due = "a difference may be hidden by" if sign == UNDECIDED else "or the difference comes from"
+    return f"{JUDGEMENTS[name, sign]}, {'but ' if sign == UNDECIDED else ''}{due} {ENDING}"
 
 
-def _describe_bins(parts: pd.DataFrame, name: str) -> str:
-    """In how many bins the difference has which sign."""
+def _name_interval(row: pd.Series) -> str:
+    certain = row[f"{OUTSIDE} interval"] == CLOPPER_PEARSON
+    return " The interval is that of Clopper and Pearson for independent tokens." if certain else ""
+
+
+def _describe_bins(parts: pd.DataFrame) -> str:
+    """In how many bins the share outside differs from what is expected there, after Holm's correction."""
     if len(parts) < 2:
         return ""
-    signs = [
-        classify(low, high)
-        for low, high in zip(parts[f"{name} difference low"], parts[f"{name} difference high"], strict=True)
+    sure = adjust_by_holm(parts[f"{OUTSIDE} p"].to_numpy(dtype=float)) <= 1 - LEVEL
+    above = (parts[f"{OUTSIDE} difference"] > 0).to_numpy()
+    counts = {"above": int((sure & above).sum()), "below": int((sure & ~above).sum())}
+    found = [
+        f"{count} {'is' if count == 1 else 'are'} {side} what is expected there"
+        for side, count in counts.items()
+        if count
     ]
-    words = {  # for one bin, for several
-        POSITIVE: ("is above what is expected there", "are above what is expected there"),
-        NEGATIVE: ("is below what is expected there", "are below what is expected there"),
-        UNDECIDED: ("cannot be told apart from it",) * 2,
-        "": ("has no interval", "have no interval"),
-    }
-    if not {POSITIVE, NEGATIVE} & set(signs):
-        words[UNDECIDED] = ("cannot be told apart from what is expected there",) * 2
-    counts = {sign: signs.count(sign) for sign in words if sign in signs}
-    found = [f"{count} {words[sign][count > 1]}" for sign, count in counts.items()]
-    return f"Of the {len(parts)} bins of full entropy, {join_words(found)}."
+    found = found or ["none can be told apart from what is expected there"]
+    return f"Of the {len(parts)} bins of full entropy, {join_words(found)} (5 % level, Holm's correction)."
 
 
 def _describe_ends(parts: pd.DataFrame) -> str:
@@ -297,8 +312,7 @@ def _describe_surprisal(name: str, existing: pd.DataFrame, written: pd.DataFrame
         text += (
             f"the data set's text has a mean surprisal of {_format_nats(row, SURPRISAL)} nats, and the model expects "
             f"{format_number(row[f'{SURPRISAL} expected'])}, its mean full entropy. The difference is "
-            f"{_format_nats(row, f'{SURPRISAL} difference')}: {_judge(row, SURPRISAL)}. "
-            f"{_describe_bins(existing[existing['bin'] != ALL], SURPRISAL)}".rstrip()
+            f"{_format_nats(row, f'{SURPRISAL} difference')}: {_judge(row, SURPRISAL)}."
         )
     else:
         text += "ranks or surprisals of the data set's text are unknown: measure it again."
@@ -308,7 +322,7 @@ def _describe_surprisal(name: str, existing: pd.DataFrame, written: pd.DataFrame
         said = {
             UNDECIDED: "which cannot be told apart from 0, as it should be",
             "": "from too few prompts for an interval",
-        }.get(sign, "which is not 0: an end-of-text token is drawn too, but not recorded, or this is chance")
+        }.get(sign, f"which is not 0: it may come from {ENDING}, or be chance")
         text += (
             f" The model's text has {_format_nats(row, SURPRISAL)}; tokens drawn from the nucleus have an expected "
             f"surprisal of {format_number(row[f'{SURPRISAL} expected'])}, so the difference is "

@@ -79,16 +79,26 @@ def choose_prompts(tokens: pd.DataFrame) -> list[Pick]:
     order = part["r"].sort_values(kind="stable").index
     rules = {
         "The median prompt": [order[(len(order) - 1) // 2]],
-        "The most correlated prompt": part["r"].abs().sort_values(ascending=False, kind="stable").index,
-        "The least correlated prompt": part["r"].abs().sort_values(kind="stable").index,
+        "The most correlated prompt": part["r"].abs().sort_values(ascending=False, kind="stable").index.tolist(),
+        "The least correlated prompt": part["r"].abs().sort_values(kind="stable").index.tolist(),
     }
-    picks: list[Pick] = []
+    return [
+        Pick(prompt, float(part.loc[prompt, "r"]), _format_sentence(rule, again, prompt, part, bound))
+        for rule, prompt, again in apply_rules(rules)
+    ]
+
+
+def apply_rules(rules: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, int, str]]:
+    """The first prompt of each rule's candidates that no earlier rule took; a rule without one is left out.
+
+    Each with its rule, and with words that say so if it is not the rule's first candidate.
+    """
+    taken: set[int] = set()
     for rule, candidates in rules.items():
-        taken = {pick.prompt for pick in picks}
-        left = [prompt for prompt in candidates if prompt not in taken][:1]
-        again = " among those not shown yet" if left != list(candidates[:1]) else ""
-        picks += [Pick(int(p), float(part.loc[p, "r"]), _format_sentence(rule, again, p, part, bound)) for p in left]
-    return picks
+        left = [int(prompt) for prompt in candidates if int(prompt) not in taken][:1]
+        for prompt in left:
+            taken.add(prompt)
+            yield rule, prompt, "" if prompt == candidates[0] else " among those not shown yet"
 
 
 def _format_sentence(rule: str, again: str, prompt: int, part: pd.DataFrame, bound: int) -> str:

@@ -16,6 +16,7 @@ from nucleoscope.names import escape_line
 from nucleoscope.stats import calibration
 from nucleoscope.store import results, text_pairs
 from nucleoscope.store.text_pairs import Pair, Run
+from nucleoscope.views.examples import apply_rules
 from nucleoscope.views.made_of_text import format_number
 from nucleoscope.views.strip import Background, compute_background, render_strip
 from nucleoscope.views.token_text import Reader, escape_name
@@ -32,7 +33,7 @@ class Measured(NamedTuple):
     written: pd.DataFrame
 
 
-class Pick(NamedTuple):
+class PickedTexts(NamedTuple):
     """A prompt to look at, and ``sentence``, by which rule it was picked."""
 
     prompt: int
@@ -50,13 +51,15 @@ def load(pairs: Iterable[Pair]) -> dict[str, Measured]:
     return found
 
 
-def compare(measured: Mapping[str, Measured]) -> pd.DataFrame:
-    """`calibration.compare` of all pairs, with a column ``pair``."""
-    parts = [calibration.compare(each.existing, each.written).assign(pair=name) for name, each in measured.items()]
+def compare_pairs(measured: Mapping[str, Measured]) -> pd.DataFrame:
+    """`calibration.compare_texts` of all pairs, with a column ``pair``."""
+    parts = [
+        calibration.compare_texts(each.existing, each.written).assign(pair=name) for name, each in measured.items()
+    ]
     return _join(parts, ["pair", *calibration.list_comparison_columns()])
 
 
-def calibrate(measured: Mapping[str, Measured]) -> pd.DataFrame:
+def calibrate_pairs(measured: Mapping[str, Measured]) -> pd.DataFrame:
     """`calibration.calibrate` of both texts of all pairs, with columns ``pair`` and ``text``."""
     parts = []
     for name, each in measured.items():
@@ -70,7 +73,7 @@ def _join(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
-def choose_prompts(existing: pd.DataFrame, written: pd.DataFrame) -> list[Pick]:
+def choose_texts(existing: pd.DataFrame, written: pd.DataFrame) -> list[PickedTexts]:
     """Up to three prompts, by the difference of mean surprisal, existing minus written: median, highest, lowest.
 
     Prompts with at least 20 tokens in both texts take part, or if texts are short, with at least half as many as
@@ -90,12 +93,10 @@ def choose_prompts(existing: pd.DataFrame, written: pd.DataFrame) -> list[Pick]:
     order = both["difference"].sort_values(kind="stable").index.tolist()
     falling = both["difference"].sort_values(ascending=False, kind="stable").index.tolist()
     rules = {"median": order[(len(order) - 1) // 2 :][:1], "highest": falling, "lowest": order}
-    picks: list[Pick] = []
-    for rule, candidates in rules.items():
-        left = [prompt for prompt in candidates if prompt not in {pick.prompt for pick in picks}][:1]
-        again = " among those not shown yet" if left != candidates[:1] else ""
-        picks += [Pick(int(prompt), _format_pick(rule, again, prompt, both, bound)) for prompt in left]
-    return picks
+    return [
+        PickedTexts(prompt, _format_pick(rule, again, prompt, both, bound))
+        for rule, prompt, again in apply_rules(rules)
+    ]
 
 
 def _format_pick(rule: str, again: str, prompt: int, both: pd.DataFrame, bound: int) -> str:
@@ -119,7 +120,7 @@ def show_texts(measured: Mapping[str, Measured], most: int = MOST) -> Iterator[t
         heading = f"#### {escape_name(name)}\n\n" if len(measured) > 1 else ""
         try:
             reader = _load_reader(pair.existing, readers)
-            picks = choose_prompts(existing, written)
+            picks = choose_texts(existing, written)
             prompts = [pick.prompt for pick in picks]
             background = compute_background(pd.concat([existing, written], ignore_index=True))
             renderers = [_load_strips(run, prompts, reader, background) for run in pair]
