@@ -13,8 +13,8 @@ What a model writes is drawn from q: its tokens are in N, and their expected sur
 Given what precedes it, each token's deviation from these expectations has the mean 0, so sums of deviations are
 martingales whose variance is the sum of the tokens' variances, also within a text. From this follow the bands of what
 a calibrated model would give: for surprisal a normal approximation; for the share outside N the distribution of the
-number of tokens outside, a sum of independent events with probabilities 1 - m (Poisson binomial), whose quantiles are
-exact.
+number of tokens outside if these are independent events with probabilities 1 - m (Poisson binomial), which is right
+also at small counts.
 
 One deviation is not the model's: p has a probability e of ending the text, but no recorded token is an end, since a
 text that ends is not recorded further. Recorded tokens of a calibrated source are drawn from p given that the text
