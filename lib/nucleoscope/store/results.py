@@ -432,7 +432,9 @@ def load_run(
 def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     """All measured tokens below ``results_dir``, one per row; columns as in `load_runs`.
 
-    With several values of a setting, a group of the table is ``table.groupby(["model", "dataset", "top_p"])``.
+    With several values of a setting, the groups of the table are those of
+    ``table.groupby(["model", "dataset", "top_p"], observed=True, dropna=False)``: a setting that a run does not record
+    is missing, and groupby would drop its tokens without dropna=False.
     ValueError names a bad file.
     """
     import pandas as pd
