@@ -65,7 +65,7 @@ curve, tests = specification.compute_specifications(runs, seed, jobs=None)
 made_of_figures.plot_over_top_p(curve, csv="specification.csv") if runs else None
 
 # %%
-varied = made_of_text.describe_settings(curve)
+varied = made_of_text.explain_varied(curve)
 Markdown(varied) if varied else None
 
 # %% [markdown]

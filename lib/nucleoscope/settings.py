@@ -29,7 +29,6 @@ SINGLE = {  # settings that affect the results and have one value in each run of
     "text_column": "list the data set once for each column of texts",
     "variants": "all variants that are named are measured in one run",
 }
-NO_SEED = ("seed", "score")
 LONGEST, LONGEST_PART = 4096, 255  # characters of a path, bytes of one of its parts: Linux and macOS allow no more
 
 
@@ -349,7 +348,14 @@ def check_varying(name: str, mode: str = "generate") -> str:
         return f"{name} does not affect the results, so it cannot have several values"
     if name not in known:
         return f"unknown setting {quote(name)}{suggest(name, known)}: it must be one of {', '.join(known)}"
-    return "seed is not used with mode=score, so it cannot have several values" if (name, mode) == NO_SEED else ""
+    if name == "seed" and not uses_seed(mode):
+        return "seed is not used with mode=score, so it cannot have several values"
+    return ""
+
+
+def uses_seed(mode: str) -> bool:
+    """Whether anything is drawn in a run, so that another seed gives other results."""
+    return mode != "score"
 
 
 def _find_unnameable(name: str, value: Any) -> str:

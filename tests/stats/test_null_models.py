@@ -133,7 +133,7 @@ def test_means_are_over_runs_with_the_same_values_of_a_setting(tmp_path):
     assert "m on a, top&#95;p 0.95;" in said[1]
     said = made_of_text.describe_same_k(found)
     assert said.index("With top&#95;p 0.9: ") < said.index("With top&#95;p 0.95: ")
-    assert made_of_text.describe_settings(curve).startswith("Runs of one model on one data set differ in `top_p`.")
+    assert made_of_text.explain_varied(curve).startswith("Runs of one model on one data set differ in `top_p`.")
     groups = list(map(made_of_figures.name_group, made_of_figures.list_groups(curve)))
     assert groups == [
         "mean over runs, top_p 0.9",

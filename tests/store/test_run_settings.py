@@ -114,6 +114,17 @@ def test_runs_without_a_difference_have_no_column_more(tmp_path):
     assert list(results.load_table(tmp_path))[:4] == ["model", "dataset", "prompt", "step"]
 
 
+def test_a_run_that_scores_texts_adds_no_column_and_no_words(tmp_path):
+    for name, settings in (("data", {"seed": 1}), ("data-answer", {"mode": "score", "text_column": "answer"})):
+        folder = write_run(tmp_path / name, draw_run(0, prompts=3, length=4), "m")
+        target = tmp_path / "results" / name
+        target.mkdir(parents=True)
+        write_settings(folder.rename(target / "m"), top_p=0.9, n_prompts=3, **settings)
+    stored = results.load_readable(tmp_path / "results")
+    assert list(results.load_table(tmp_path / "results"))[:3] == ["model", "dataset", "prompt"]
+    assert [run_settings.describe_head(head) for head in stored.heads.values()] == ["m on data", "m on data-answer"]
+
+
 def test_the_run_of_a_model_before_its_grid_listed_values_does_not_count_twice(tmp_path, capsys):
     for model in ("m", "m@top_p=0.9", "m@top_p=0.95"):
         folder = write_run(tmp_path, draw_run(0, prompts=3, length=4), model)
@@ -145,7 +156,7 @@ def test_runs_are_sorted_by_their_values_as_numbers_and_other_settings_are_besid
     assert sorted({*keys}, key=run_names.order_run) == keys
 
 
-def test_the_twelve_tokens_are_those_of_one_choice_of_settings():
+def test_the_twelve_tokens_are_those_of_one_combination_of_settings():
     names = {"m@top_p=0.9", "m@top_p=0.95", "a"}
     assert run_names.choose_model("hub/m", names) == "m@top_p=0.9"
     assert run_names.choose_model("m@top_p=0.95", names) == "m@top_p=0.95"

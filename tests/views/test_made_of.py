@@ -107,7 +107,8 @@ def test_the_answer_is_less_more_or_neither_or_missing():
     def answer(r):
         return made_of_text.describe_answer(create_curve({"raw": [0, 0, 0, r, 0, 0]}))
 
-    assert "are *less* similar when it is less sure: Spearman's coefficient is −0.30 [−0.35, −0.25]**" in answer(-0.3)
+    less = "**In these runs, candidates are *less* similar when the model is less sure: "
+    assert f"{less}Spearman's coefficient is −0.30 [−0.35, −0.25]**" in answer(-0.3)
     assert "are *more* similar" in answer(0.3)
     assert "are neither clearly more nor clearly less similar" in answer(0.01)
     assert "(m on d; candidates are the likeliest tokens with 95% of the probability; " in answer(np.nan)
@@ -116,7 +117,7 @@ def test_the_answer_is_less_more_or_neither_or_missing():
 
 def test_the_answer_names_the_top_p_with_the_opposite_sign():
     answer = made_of_text.describe_answer(create_curve({"raw": [-0.4, -0.3, 0.01, -0.3, 0.2, 0.4]}))
-    assert answer.endswith("candidates: with 99% of the probability it is positive, 0.40 [0.35, 0.45].**")
+    assert answer.endswith("candidates: with 95% of the probability it is positive, 0.20 [0.15, 0.25].**")
     for values in ([0.01, 0, 0, 0.01, 0.2, -0.4], [-0.4, -0.3, -0.1, -0.3, 0.01, 0.02]):
         assert "But" not in made_of_text.describe_answer(create_curve({"raw": values}))
 

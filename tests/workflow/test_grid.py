@@ -162,10 +162,6 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"resources": {"gpus": [1, 2]}}, "resources: gpus is [1, 2]: it must be a whole number from 0 to 10,000"),
         ({"results_dir": ["a", "b"]}, "results_dir is ['a', 'b']: it must be text"),
         ({"parameters": {"named_settings": "top_p"}}, "parameters: unknown setting 'named_settings'"),
-        (
-            {"parameters": {"seed": [0, 1]}, "datasets": [{"name": "b", "mode": "score", "text_column": "c"}]},
-            "'a' on 'b': seed is not used with mode=score, so it cannot have several values",
-        ),
         ({"models": ["a@top_p=0.9"]}, "the model's name 'a@top_p=0.9' would be read as 'a' with top_p 0.9: rename"),
         ({"analyses": {"resample": 5}}, "analyses: unknown setting 'resample'"),
         ({"analyses": {"resamples": 20}}, "analyses: resamples is 20: it must be a whole number from 100 to 1,000,000"),
@@ -240,6 +236,18 @@ def test_lists_of_values_are_measured_in_every_combination_each_in_a_folder_name
     for folder, entry in runs.items():  # as the command line of the graph's jobs finds it
         assert str(run_notebooks.locate(Settings(**entry.parameters).check())) == folder
     assert list(grid.plan_runs(SMALL | {"parameters": {"seed": 1}})) == ["r/b/a"]
+
+
+def test_a_list_of_seeds_does_not_count_where_texts_are_scored():
+    score = {"name": "b", "mode": "score", "text_column": "c"}
+    config = SMALL | {"parameters": {"seed": [0, 1]}, "datasets": ["b", score]}
+    assert list(grid.plan_runs(config)) == ["r/b/a@seed=0", "r/b/a@seed=1", "r/b-c/a"]
+    runs = grid.plan_runs(
+        config | {"parameters": {"seed": [0, 1], "dtype": ["float32", "float16"]}, "datasets": [score]}
+    )
+    assert list(runs) == ["r/b-c/a@dtype=float32", "r/b-c/a@dtype=float16"]
+    for folder, entry in runs.items():
+        assert str(run_notebooks.locate(Settings(**entry.parameters).check())) == folder
 
 
 def test_a_job_of_a_cluster_is_told_the_folder_of_a_run_with_several_settings():

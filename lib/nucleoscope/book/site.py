@@ -220,7 +220,7 @@ def format_overview(rows: list[str], added: Sequence[str] = ()) -> str:
     names = ["model", "data set", *(name.replace("_", " ") if name != "top_p" else name for name in added)]
     head = f"| {' | '.join(names)} | prompts | tokens | prompt format | dtype | page |\n"
     head += f"|---|---|{'---|' * len(added)}--:|--:|---|---|---|\n"
-    each = "Each run, that is, one model on one data set" + (" with one choice of settings" if added else "")
+    each = "Each run, that is, one model on one data set" + (" with one combination of settings" if added else "")
     return (
         f"# The runs\n\n{each}, has a page made from its executed notebook.\n\n"
         ":::{div} sortable\n\n" + head + "\n".join(rows) + "\n\n:::\n"

@@ -23,7 +23,14 @@ from nucleoscope.stats.replicates import Estimate
 from nucleoscope.store import branches, results
 from nucleoscope.store.results import BRANCH_INFO, BRANCH_PAIRS, BRANCH_POINTS
 from nucleoscope.store.run_names import describe_run, order_run
-from nucleoscope.store.run_settings import Head, build_frame, compare, group_comparable, merge_heads, read_settings
+from nucleoscope.store.run_settings import (
+    Head,
+    build_frame,
+    compare_settings,
+    group_comparable,
+    merge_heads,
+    read_settings,
+)
 
 PREDICTORS = {  # name: (column, what the partial coefficient is given)
     "cosine of embeddings": ("candidate_cosine", ("k", "entropy")),
@@ -90,7 +97,9 @@ def load(folder: str | Path) -> Run:
 
 def find_heads(runs: Runs) -> dict[tuple[str, str], Head]:
     """The heads of the rows of runs with branches; see `run_settings`."""
-    return compare({key: run.settings for key, run in sorted(runs.items(), key=lambda item: order_run(item[0]))})
+    return compare_settings(
+        {key: run.settings for key, run in sorted(runs.items(), key=lambda item: order_run(item[0]))}
+    )
 
 
 def leave_out_first(table: pd.DataFrame, length: int) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from nucleoscope.store.candidates import CANDIDATES, Similarities, candidates, l
 from nucleoscope.store.integrity import is_permitted
 from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load, load_records
 from nucleoscope.store.run_names import check_model, format_suffix, order_run, split
-from nucleoscope.store.run_settings import RUN_INFO, Head, compare, list_settings, read_settings
+from nucleoscope.store.run_settings import RUN_INFO, Head, compare_settings, list_settings, read_settings
 from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
 
 # pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
@@ -316,7 +316,7 @@ class StoredTables(Mapping):
         heads: Mapping[tuple[str, str], Head] | None = None,
     ) -> None:
         self._sources, self._columns = sources, columns
-        self.heads = compare({key: split(key[0])[1] for key in sources}) if heads is None else heads
+        self.heads = compare_settings({key: split(key[0])[1] for key in sources}) if heads is None else heads
 
     def __getitem__(self, key: tuple[str, str]) -> "pd.DataFrame":
         head = self.heads[key]
@@ -374,7 +374,7 @@ def _compare_runs(results_dir: str | os.PathLike, keys: Iterable[tuple[str, str]
     Such a run was measured before its grid listed several values: its folder is not named after them, as that of the
     same measurement is now.
     """
-    heads = compare({key: read_settings(locate_measured(results_dir, *key)) for key in keys})
+    heads = compare_settings({key: read_settings(locate_measured(results_dir, *key)) for key in keys})
     kept: dict[tuple, tuple[str, str]] = {}
     for key in sorted(heads, key=lambda key: not split(key[0])[1]):  # those that say their settings first
         same = kept.setdefault(tuple(map(str, heads[key].values())), key)
@@ -432,7 +432,9 @@ def load_run(
 def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     """All measured tokens below ``results_dir``, one per row; columns as in `load_runs`.
 
-    With several values of a setting, a group of the table is ``table.groupby(["model", "dataset", "top_p"])``.
+    With several values of a setting, the groups of the table are those of
+    ``table.groupby(["model", "dataset", "top_p"], observed=True, dropna=False)``: a setting that a run does not record
+    is missing, and groupby would drop its tokens without dropna=False.
     ValueError names a bad file.
     """
     import pandas as pd

@@ -59,10 +59,10 @@ def split(name: str) -> tuple[str, dict[str, Any]]:
 
 def describe_settings(named: Mapping[str, Any]) -> str:
     """Settings for readers: "top_p 0.95, seed 1"."""
-    return ", ".join(f"{name} {format_number(value)}" for name, value in named.items())
+    return ", ".join(f"{name} {format_setting(value)}" for name, value in named.items())
 
 
-def format_number(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A setting's value for readers: a number without needless decimals, text as it is."""
     return f"{value!r}".removesuffix(".0") if isinstance(value, float) else str(value)
 

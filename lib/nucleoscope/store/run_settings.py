@@ -13,21 +13,18 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nucleoscope.settings import EXACT, FIELDS, fill_defaults, list_deciding, list_grid_parameters, normalise
-from nucleoscope.store.run_names import describe_settings, format_number, split
+from nucleoscope.settings import EXACT, FIELDS, fill_defaults, list_deciding, list_grid_parameters, normalise, uses_seed
+from nucleoscope.store.run_names import describe_settings, format_setting, split
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RUN_INFO = "run.json"
 NAMES = ["Model", "Dataset"]
-# In run.json a revision is that of the model, which differs from model to model; a text column is in the data set's
-# name; and variants are files beside the same measurements.
-COMPARED = tuple(
-    name
-    for name in list_deciding()
-    if name in list_grid_parameters() and name not in ("model_revision", "text_column", "variants")
-)
+# In run.json a revision is that of the model, which differs from model to model; mode and text column are in the data
+# set's name; and variants are files beside the same measurements.
+APART = ("model_revision", "mode", "text_column", "variants")
+COMPARED = tuple(name for name in list_deciding() if name in list_grid_parameters() and name not in APART)
 SHOWN = tuple(name for name in FIELDS if name in COMPARED or name == "model_revision")
 Key = tuple[str, str]  # the names of a run's folders: model, data set
 Head = dict[str, Any]
@@ -44,15 +41,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
         found = fill_defaults(info["settings"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return named
+    mode = found.get("mode")
     found = {name: normalise(name, found[name]) for name in COMPARED if found.get(name) is not None}
     if isinstance(requested := info.get("n_prompts_requested"), int):
         found["n_prompts"] = requested  # a short data set has fewer
-    if found.get("mode") == "score":
+    if not uses_seed(mode):
         found.pop("seed", None)
     return named | {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
 
 
-def compare(settings: Mapping[Key, Mapping[str, Any]]) -> dict[Key, Head]:
+def compare_settings(settings: Mapping[Key, Mapping[str, Any]]) -> dict[Key, Head]:
     """The heads of some runs, by the names of their folders, from the settings of each (see `read_settings`)."""
     names = [name for name in SHOWN if any(name in split(key[0])[1] for key in settings)]
     known = {name: {_identify(each.get(name)) for each in settings.values()} - {None} for name in COMPARED}
@@ -70,8 +68,8 @@ def find_heads(runs: Mapping[Key, Any]) -> dict[Key, Head]:
     if hasattr(runs, "heads"):
         return {key: runs.heads[key] for key in runs}
     if runs and all(isinstance(run, Path) for run in runs.values()):
-        return compare({key: read_settings(folder) for key, folder in runs.items()})
-    return compare({key: _read_columns(key, table) for key, table in runs.items()})
+        return compare_settings({key: read_settings(folder) for key, folder in runs.items()})
+    return compare_settings({key: _read_columns(key, table) for key, table in runs.items()})
 
 
 def _read_columns(key: Key, table: "pd.DataFrame") -> dict[str, Any]:
@@ -117,7 +115,7 @@ def list_texts(names: Iterable[str]) -> list[str]:
 def format_values(table: "pd.DataFrame") -> "pd.DataFrame":
     """A table of statistics with its settings as text for readers; a missing one is empty."""
     texts = {
-        name: ["" if _identify(value) is None else format_number(_to_plain(value)) for value in table[name]]
+        name: ["" if _identify(value) is None else format_setting(_to_plain(value)) for value in table[name]]
         for name in list_settings(table)
     }
     return table.assign(**texts)
@@ -193,7 +191,7 @@ def describe_head_settings(head: Mapping[str, Any], names: Iterable[str] | None 
 
 def describe_head_value(head: Mapping[str, Any], name: str) -> str:
     """The value of one setting of a head for readers; "" if it is missing."""
-    return "" if _identify(head[name]) is None else format_number(_to_plain(head[name]))
+    return "" if _identify(head[name]) is None else format_setting(_to_plain(head[name]))
 
 
 def _to_plain(value: Any) -> Any:

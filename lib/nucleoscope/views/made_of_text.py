@@ -74,12 +74,14 @@ def describe_left_out(found: Collection, missing: Mapping[tuple[str, str], str])
 class Lead(NamedTuple):
     """What sentences are about: the rows of a mean over runs or of the only run, and how a sentence about them begins.
 
-    ``where`` says which of several it is, before a colon; "" if there is only one.
+    ``where`` says which of several it is, before a colon; "" if there is only one. ``source`` says in brackets what a
+    number is from.
     """
 
     rows: pd.DataFrame
     of: str
     where: str
+    source: str
 
 
 def list_leads(table: pd.DataFrame) -> list[Lead]:
@@ -88,19 +90,20 @@ def list_leads(table: pd.DataFrame) -> list[Lead]:
     Of a table without rows, one without rows.
     """
     if table.empty:
-        return [Lead(table, "", "")]
+        return [Lead(table, "", "", "")]
     groups = list_groups(table)
     varied = list_varied([head for head in groups if not is_pooled(head)])
     leads: dict[str, Head] = {}
     for head in groups:  # means come first
         leads.setdefault(describe_head_settings(head, varied), head)
     found = []
-    for with_, head in sorted(leads.items(), key=lambda lead: sort_head(lead[1], varied)):
+    for values, head in sorted(leads.items(), key=lambda lead: sort_head(lead[1], varied)):
         rows = select_head(table, head)
-        of = escape_name(describe_head(head))
+        of = source = escape_name(describe_head(head))
         if is_pooled(head):
-            of = f"Over {rows['runs'].max()} runs" + (f" with {escape_name(with_)}" if with_ else "")
-        found.append(Lead(rows, of, f"With {escape_name(with_)}" if len(leads) > 1 else ""))
+            runs = f"{rows['runs'].max()} runs" + (f" with {escape_name(values)}" if values else "")
+            of, source = f"Over {runs}", f"mean over {runs}"
+        found.append(Lead(rows, of, f"With {escape_name(values)}" if len(leads) > 1 else "", source))
     return found
 
 
@@ -114,7 +117,7 @@ def _begin(lead: Lead, text: str) -> str:
     return f"{lead.where}: {text[0].lower()}{text[1:]}" if lead.where else text
 
 
-def describe_settings(table: pd.DataFrame) -> str:
+def explain_varied(table: pd.DataFrame) -> str:
     """A sentence on settings that vary for one model on one data set, and what is not counted together; "" if none."""
     text = describe_varied(table)
     if "top_p" in list_varied(list_heads(table)):
@@ -297,7 +300,8 @@ def describe_answer(specifications: pd.DataFrame) -> str:
     """The front page's sentence: how similar the candidates are if the model is less sure, with the number.
 
     The nucleus is that of the top_p nearest to 0.9 that was measured, the geometry `raw`. A second sentence says
-    whether any other top_p gives the opposite sign. A list if settings vary for one model on one data set.
+    which is the nearest that gives the opposite sign, if any does. A list if settings vary for one model on one data
+    set.
     """
     said = [_describe_answer(lead) for lead in list_leads(specifications)]
     return said[0] if len(said) == 1 else "\n".join(f"* {sentence}" for sentence in said)
@@ -305,24 +309,25 @@ def describe_answer(specifications: pd.DataFrame) -> str:
 
 def _describe_answer(lead: Lead) -> str:
     names = {each.name: each.value for each in CANDIDATE_SETS if each.rule == "top_p"}
-    rows, of = lead.rows, lead.of
+    rows = lead.rows
     rows = rows[(rows["statistic"] == "Spearman") & rows["r"].notna() & (rows["geometry"] == "raw")]
     rows = rows[rows["candidates"].isin(list(names))].assign(top_p=rows["candidates"].map(names))
     if rows.empty:
-        return "There is no answer yet: no run has enough tokens with more than one candidate."
+        return _begin(lead, "There is no answer yet: no run has enough tokens with more than one candidate.")
     rows = rows.sort_values("top_p", key=lambda top_p: (top_p - USUAL).abs())
     row = rows.iloc[0]
     verdict = {
-        NEGATIVE: "are *less* similar when it is less sure",
-        POSITIVE: "are *more* similar when it is less sure",
-    }.get(row["sign"], "are neither clearly more nor clearly less similar when it is less sure")
-    where = f"mean o{of[1:]}" if is_pooled(row) else of
+        NEGATIVE: "are *less* similar when the model is less sure",
+        POSITIVE: "are *more* similar when the model is less sure",
+    }.get(row["sign"], "are neither clearly more nor clearly less similar when the model is less sure")
     value = format_bounded(row["r"], row["low"], row["high"])
-    said = f"**A model's candidates {verdict}: Spearman's coefficient is {value}** ({where}; candidates are the "
-    said += f"likeliest tokens with {row['top_p']:.0%} of the probability; brackets are 95 % intervals)."
+    said = f"**In these runs, candidates {verdict}: Spearman's coefficient is {value}** ({lead.source}; "
+    said += (
+        f"candidates are the likeliest tokens with {row['top_p']:.0%} of the probability; brackets are 95 % intervals)."
+    )
     opposite = rows[rows["sign"] == {NEGATIVE: POSITIVE, POSITIVE: NEGATIVE}.get(row["sign"], "")]
     if len(opposite):
-        other = opposite.iloc[opposite["r"].abs().argmax()]
+        other = opposite.iloc[0]  # the nearest to the usual one
         value = format_bounded(other["r"], other["low"], other["high"])
         said += f" **But its sign depends on how many count as candidates: with {other['top_p']:.0%} of the "
         said += f"probability it is {other['sign']}, {value}.**"
@@ -352,7 +357,7 @@ def _describe_sign_changes(rows: pd.DataFrame) -> str:
 def describe_in_three(specifications: pd.DataFrame, null_statistics: pd.DataFrame, explained: pd.DataFrame) -> str:
     """Three lines on what the coefficient is made of, for the front page; how to get them if nothing was measured.
 
-    If settings vary for one model on one data set, there is a line for each choice of settings.
+    If settings vary for one model on one data set, there is a line for each combination of them.
     """
     if specifications.empty:
         return f"* {NOTHING}"

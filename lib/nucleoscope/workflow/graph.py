@@ -20,7 +20,7 @@ from nucleoscope.store import integrity, locking, results
 from nucleoscope.workflow import dependencies, grid, logs, status, stopping, unchanged
 
 SECOND_PASSES = (results.CONTEXT, results.BRANCHES)  # jobs that need the model of a measured run again
-COMBINED_PAGES = ("index", "theory", "two_texts", "twelve", "choice")  # notebooks about all runs, pages of the book
+COMBINED_PAGES = status.COMBINED_PAGES
 CLUSTER_TRIES = 3  # how often a cluster runs a job before its failure is recorded
 CLUSTER_THREADS = 4
 SPECIAL = re.compile(r"[{}\r\n]")  # Snakemake takes what is in braces for a wildcard, and line breaks confuse it

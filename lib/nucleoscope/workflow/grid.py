@@ -15,7 +15,8 @@ model's. An entry's setting overrides that of all runs, and a data set's paramet
 model's. If a model and a data set both name a resource, the run gets the larger value.
 
 A parameter that affects the results may be a list of values (`settings.list_varying`): there is a run for each, and
-for each combination of several. Its folder is named after them, such as <model>@top_p=0.95@seed=1.
+for each combination of several. Its folder is named after them, such as <model>@top_p=0.95@seed=1. A list of seeds
+does not count where texts are scored, because nothing is drawn there.
 """
 
 import os
@@ -202,6 +203,8 @@ def _raise_all(problems: Iterable[str]) -> None:
 def _merge(config: dict, model: dict, dataset: dict) -> Iterator[Entry]:
     """The runs of two entries, each in its long form: one for each combination of the values that they list."""
     merged = {**config["parameters"], **model, **dataset}
+    if isinstance(merged.get("seed"), list) and not settings.uses_seed(merged.get("mode") or DEFAULTS["mode"]):
+        merged["seed"] = None
     listed = {
         name: settings.list_values(name, merged[name]) for name in PARAMETERS if isinstance(merged.get(name), list)
     }
@@ -219,9 +222,6 @@ def _merge(config: dict, model: dict, dataset: dict) -> Iterator[Entry]:
     if (parameters.get("mode") == "score") != ("text_column" in parameters):
         pair = f"'{model['name']}' on '{dataset['name']}'"
         raise ValueError(f"{pair}: set both mode: score and text_column, or neither")
-    for name in listed:
-        if problem := settings.check_varying(name, parameters.get("mode", "generate")):
-            raise ValueError(f"'{model['name']}' on '{dataset['name']}': {problem}")
     names["results_dir"] = config["results_dir"]
     names |= {NAMED: ",".join(name for name in settings.list_varying() if name in listed)} if listed else {}
     needed = {name: need for name, need in needs.items() if need is not None}

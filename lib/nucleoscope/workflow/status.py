@@ -24,15 +24,8 @@ from nucleoscope.variants import NONE
 from nucleoscope.workflow import grid, logs
 
 LOGS = "logs"  # the folder of the logs, beside those of the data sets
-COMBINED = (
-    "analyses",
-    "index",
-    "theory",
-    "twelve",
-    "two_texts",
-    "choice",
-    "book",
-)  # made from all runs; their logs are in LOGS itself
+COMBINED_PAGES = ("index", "theory", "two_texts", "twelve", "choice")  # notebooks about all runs, pages of the book
+COMBINED = ("analyses", *COMBINED_PAGES, "book")  # made from all runs; their logs are in LOGS itself
 FILES = (results.MEASUREMENTS, results.RUN_INFO)
 SPECIAL = ("n_prompts", "seed", "dtype", "model_revision")  # compared only if grid and mode leave no doubt
 COMPARED = tuple(name for name in list_deciding() if name not in SPECIAL)
