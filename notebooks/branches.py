@@ -68,7 +68,7 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # data type, the temperature and `top_p` are those of the run.
 
 # %% tags=["remove-output"]
-chosen = Settings.collect(globals())
+chosen = Settings.collect(globals() | {"mode": "score" if text_column else "generate"})
 folder = results.locate_run(chosen.results_dir, chosen.dataset_name, chosen.model_name, text_column)
 run = BranchFolder(folder, asdict(chosen), overwrite)
 info = results.load_info(folder)

@@ -39,7 +39,7 @@ Markdown(choice_text.describe_runs(runs, problems))
 # ## The answer
 
 # %%
-Markdown(choice_text.describe_answer(coefficients))
+Markdown(choice_text.describe_answer(coefficients)) if runs else None
 
 # %%
 choice_figures.plot_coefficients(coefficients) if runs else None
@@ -60,7 +60,7 @@ choice_figures.plot_coefficients(coefficients) if runs else None
 # of pairs whose last five tokens are at no step the same.
 
 # %%
-Markdown(choice_text.describe_means(means))
+Markdown(choice_text.describe_means(means)) if runs else None
 
 # %%
 tables.show(choice_figures.format_means(means)) if runs else None

@@ -65,7 +65,7 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # place, and itself. The model, its data type and the temperature are those of the run.
 
 # %% tags=["remove-output"]
-chosen = Settings.collect(globals())
+chosen = Settings.collect(globals() | {"mode": "score" if text_column else "generate"})
 folder = results.locate_run(chosen.results_dir, chosen.dataset_name, chosen.model_name, text_column)
 run = ContextFolder(folder, context_candidates, context_threshold, overwrite)
 info = results.load_info(folder)

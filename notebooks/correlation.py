@@ -37,6 +37,7 @@ from IPython.display import Markdown
 
 from nucleoscope.stats import correlation, random_effects
 from nucleoscope.store import results
+from nucleoscope.store.run_settings import list_run_columns
 from nucleoscope.views import figures, panels, tables
 
 if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
@@ -155,9 +156,9 @@ tables.show(tables.format_readable(statistics, "similarity_entropy"))
 # were very probably measured on WritingPrompts too. It also computed in float16.
 
 # %%
-published = correlation.load_published()
-both = statistics.merge(published, on=["Model", "Dataset"], suffixes=("", " published"))
-Markdown(tables.describe_comparison(len(both), len(published), len(statistics)))
+published = correlation.match_published(statistics)
+both = statistics.merge(published, on=list_run_columns(published), suffixes=("", " published"))
+Markdown(tables.describe_comparison(len(both), len(correlation.load_published()), len(statistics)))
 
 # %%
 tables.show(tables.format_comparison(both)) if len(both) else None

@@ -47,11 +47,8 @@ made_of_figures.plot_over_top_p(curve, ["raw", "all_but_top_3"], ["Spearman"]) i
 gaps = tables.describe_gaps(results_dir, measured)
 Markdown(gaps) if gaps else None
 
-# %% [markdown]
-# The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they are
-# (`raw`), or without their mean and the three directions in which they vary most (`all_but_top_3`). A band is what is left of
-# it if the candidate sets are exchanged among tokens with equally many candidates.
-# [What it is made of](/correlation_eval/made_of.ipynb) says more:
+# %% tags=["remove-input"]
+Markdown(made_of_text.EXPLAINED) if len(curve) else None
 
 # %% tags=["remove-input"]
 Markdown(made_of_text.describe_in_three(curve, nulls, ladder))

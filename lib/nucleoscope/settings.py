@@ -299,6 +299,8 @@ class Settings:
         """The settings that the run's folder is named after, in the order of `FIELDS`; ValueError if one cannot be."""
         names = [name.strip() for name in (self.named_settings or "").split(",")] if self.named_settings else []
         for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"named_settings is {quote(self.named_settings)}: it contains {name} more than once")
             if problem := _find_unnameable(name, getattr(self, name, None)) or check_varying(name, self.mode):
                 raise ValueError(f"named_settings is {quote(self.named_settings)}: {problem}")
         return {name: normalise(name, getattr(self, name)) for name in list_varying() if name in names}
@@ -345,7 +347,7 @@ def check_varying(name: str, mode: str = "generate") -> str:
     if name in SINGLE:
         return f"{name} cannot have several values: {SINGLE[name]}"
     if name in list_grid_parameters() and name not in known:
-        return f"{name} does not affect the results, so it cannot have several values"
+        return f"{name} changes nothing of what is measured of a run's tokens, so it cannot have several values"
     if name not in known:
         return f"unknown setting {quote(name)}{suggest(name, known)}: it must be one of {', '.join(known)}"
     if name == "seed" and not uses_seed(mode):

@@ -21,7 +21,7 @@ def compare(options: argparse.Namespace) -> None:
     Plain generation has as many prompts per batch as there are branches in one on average: the prompts of the data set
     are repeated until they fill a batch.
     """
-    model, inputs, texts = load(options)
+    model, _, inputs, texts = load(options)
     names = ("branch_points", "branch_length", "branch_replicates", "context_candidates", "max_tokens", "top_p")
     settings = Settings(**{name: getattr(options, name) for name in names}, batch_size=options.batch_size).check()
     batches = batching.split_batches(inputs, generation.choose_batch_size("auto", model, inputs, options.max_tokens))

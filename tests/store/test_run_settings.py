@@ -68,12 +68,13 @@ def test_a_runs_folder_is_named_after_settings_only_if_it_is_asked_for():
     ("settings", "message"),
     [
         ({"named_settings": "topp"}, "unknown setting 'topp' (did you mean 'top_p'?)"),
-        ({"named_settings": "top_p,device"}, "device does not affect the results, so it cannot have several values"),
+        ({"named_settings": "top_p,device"}, "device changes nothing of what is measured of a run's tokens"),
         ({"named_settings": "dtype"}, "dtype is auto, which can be any of the others: choose one"),
         ({"named_settings": "model_revision"}, "model_revision has no value"),
         ({"named_settings": "variants"}, "variants cannot have several values"),
         ({"named_settings": "seed", "mode": "score", "text_column": "t"}, "seed is not used with mode=score"),
-        ({"named_settings": ","}, "unknown setting ''"),
+        ({"named_settings": ",top_p"}, "unknown setting ''"),
+        ({"named_settings": "top_p, top_p"}, "it contains top_p more than once"),
     ],
 )
 def test_settings_that_no_folder_can_be_named_after_are_refused_in_one_line(settings, message):

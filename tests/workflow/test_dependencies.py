@@ -201,7 +201,7 @@ def test_nothing_is_planned_after_a_finished_grid(project):
         ("notebooks/measure.py", {"measure"}),
         ("notebooks/twelve.py", {"twelve"}),
         ("lib/nucleoscope/stats/calibration.py", {"two_texts"}),
-        ("lib/nucleoscope/views/static/strip.js", {"page", "two_texts", "twelve", "index"}),
+        ("lib/nucleoscope/views/static/strip.js", {"page", "two_texts", "twelve", "index", "choice"}),
         ("lib/nucleoscope/measure/batching.py", {"measure"}),
         ("lib/nucleoscope/models/loading.py", {"measure"}),
         ("lib/nucleoscope/models/tokenizers.py", {"measure", "page", "two_texts", "twelve", "index", "choice"}),

@@ -24,6 +24,7 @@ import ipywidgets as widgets
 from nucleoscope import hub, quantities
 from nucleoscope.explorer.controls import (
     COLUMN,
+    Field,
     PromptMenu,
     TokenText,
     arrange,
@@ -157,6 +158,7 @@ class Explorer:
         if Explorer._latest is not None:
             Explorer._latest.close()
         Explorer._latest = self  # last, so that an explorer with invalid settings leaves nothing behind
+        self._refused = False  # whether Run was, and nothing has been corrected since
         self._preparing = threading.Thread(target=self._prepare, args=(read_settings(self.settings),), daemon=True)
         self._preparing.start()
 
@@ -208,6 +210,9 @@ class Explorer:
         self.run_button.on_click(lambda _: self.run())
         self.stop_button.on_click(lambda _: self._stop.set())
         self.mode.observe(lambda _: self._switch(), "value")
+        for field in self.settings.values():
+            if isinstance(field, Field):
+                field.observe(lambda _: self._say_problems(), "problem")
         self.quantity.observe(lambda _: self._tint(), "value")
         self.measured.observe(lambda change: self._open(change.new), "value")
         self.picked.observe(lambda change: self._pick(change.new), "value")
@@ -284,8 +289,9 @@ class Explorer:
         """
         if self._is_writing():
             return
-        if problems := list_problems(self.settings):
-            self._say("; ".join(problems), failed=True)
+        self._refused = bool(list_problems(self.settings))
+        if self._refused:
+            self._say_problems()
             return
         chosen = read_settings(self.settings) | {"dtype": self.dtype}
         place, prompt = self.picked.value, self.prompt.value
@@ -298,6 +304,13 @@ class Explorer:
             given["tokens"] = self.records[place]["tokens"].tolist()
         self._begin(version)
         self._start(version, given)
+
+    def _say_problems(self) -> None:
+        """Says what is wrong with the settings, after Run was refused for it, until nothing is."""
+        if self._refused:
+            problems = list_problems(self.settings)
+            self._refused = bool(problems)
+            self._say("; ".join(problems) or "Press Run.", failed=self._refused)
 
     def _is_writing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import betaln, stdtr  # not scipy.stats, which takes half a second to import
 
+from nucleoscope.settings import Settings
 from nucleoscope.stats import bootstrap
 from nucleoscope.store.results import count_tokens, select, select_choices
 from nucleoscope.store.run_names import order_run
@@ -34,6 +35,7 @@ PAIRS = (  # the first is the study's; each of the others replaces one quantity
     ("entropy", "weighted_cosine"),
     ("similarity_entropy", "cosine"),
 )
+STUDY = {name: getattr(Settings, name) for name in ("top_p", "temperature", "prompt_format")}  # ours are its own
 PUBLISHED_COLUMNS = ["Model", "Dataset", "Pearson r", "Pearson p", "Spearman r", "Spearman p"]
 COUNTS = ["tokens", "tokens with k > 1", "prompts"]
 RUN_COLUMNS = [*COUNTS, "share with k > 1", "median k", "median entropy", "interval"]  # equal for all pairs of a run
@@ -175,6 +177,18 @@ def load_published() -> pd.DataFrame:
     """The published study's 15 rows, from published_correlations.csv, which names their source."""
     text = resources.files("nucleoscope.stats").joinpath("published_correlations.csv").read_text(encoding="utf-8")
     return pd.read_csv(io.StringIO(text), comment="#")
+
+
+def match_published(statistics: pd.DataFrame) -> pd.DataFrame:
+    """The published rows of runs in `compute_statistics`, with these runs' settings, where there are columns of them.
+
+    Where a setting has several values, only runs with the study's count, and of several of these only the first: each
+    published coefficient was measured once.
+    """
+    heads = statistics[list_run_columns(statistics)]
+    same = np.logical_and.reduce([heads[name] == STUDY[name] for name in STUDY if name in heads] or [heads.index >= 0])
+    chosen = heads[same].drop_duplicates(["Model", "Dataset"])
+    return chosen.merge(load_published(), on=["Model", "Dataset"])
 
 
 def compute_log10_p(r: float, n: int) -> float:

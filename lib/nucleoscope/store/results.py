@@ -19,7 +19,7 @@ from nucleoscope.store.candidates import CANDIDATES, Similarities, candidates, l
 from nucleoscope.store.integrity import is_permitted
 from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load, load_records
 from nucleoscope.store.run_names import check_model, format_suffix, order_run, split
-from nucleoscope.store.run_settings import RUN_INFO, Head, compare_settings, list_settings, read_settings
+from nucleoscope.store.run_settings import RUN_INFO, Head, compare_settings, list_settings, read_identity, read_settings
 from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
 
 # pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
@@ -371,13 +371,14 @@ def load_runs(
 def _compare_runs(results_dir: str | os.PathLike, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Head]:
     """The heads of runs, without those that repeat another one, which are named on stderr.
 
-    Such a run was measured before its grid listed several values: its folder is not named after them, as that of the
-    same measurement is now.
+    A run repeats another if both have the same settings, and their model and data set the same content. It was measured
+    before its grid listed several values: its folder is not named after them, as that of the same measurement is now.
     """
     heads = compare_settings({key: read_settings(locate_measured(results_dir, *key)) for key in keys})
     kept: dict[tuple, tuple[str, str]] = {}
     for key in sorted(heads, key=lambda key: not split(key[0])[1]):  # those that say their settings first
-        same = kept.setdefault(tuple(map(str, heads[key].values())), key)
+        content = read_identity(locate_measured(results_dir, *key))
+        same = kept.setdefault((content, *map(str, heads[key].values())), key)
         if same != key:
             one, other = (locate_measured(results_dir, *each) for each in (key, same))
             print("skipped:", escape_line(f"'{one}' has the model and the settings of '{other}'"), file=sys.stderr)

@@ -50,6 +50,20 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return named | {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
 
 
+def read_identity(folder: Path) -> str:
+    """What a run's run.json says of the content of its model and data set, as text; "" if it says nothing.
+
+    How the files of a model came here is left out.
+    """
+    try:
+        found = json.loads((folder / RUN_INFO).read_text(encoding="utf-8"))["settings"]
+        model, dataset = ({**found[name]} for name in ("model", "dataset"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    model.pop("source", None)
+    return json.dumps([model, dataset], sort_keys=True)
+
+
 def compare_settings(settings: Mapping[Key, Mapping[str, Any]]) -> dict[Key, Head]:
     """The heads of some runs, by the names of their folders, from the settings of each (see `read_settings`)."""
     names = [name for name in SHOWN if any(name in split(key[0])[1] for key in settings)]

@@ -300,7 +300,7 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
 def plot_coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure:
     """Our coefficients of every run with their 95 % intervals, and the published ones of the same runs."""
     figure = make_subplots(1, 2, shared_yaxes=True, column_titles=["Pearson", "Spearman"], horizontal_spacing=0.04)
-    both = statistics[["Model", "Dataset"]].merge(published, how="left")
+    both = statistics[list_run_columns(statistics)].merge(published, how="left")
     names = [_name_row(head) for head in statistics[list_run_columns(statistics)].to_dict("records")]
     for column, kind in enumerate(("Pearson", "Spearman"), 1):
         ours = statistics[f"{kind} r"]

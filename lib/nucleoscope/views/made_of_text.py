@@ -27,10 +27,16 @@ from nucleoscope.store.run_settings import (
 )
 from nucleoscope.variants import CANDIDATE_SETS
 from nucleoscope.views.made_of_figures import is_pooled, list_groups
-from nucleoscope.views.tables import describe_varied, load_table
+from nucleoscope.views.tables import describe_varied, load_table, split_by_settings
 from nucleoscope.views.token_text import escape_name
 
-MEASURE = "`make run`, or the command that measured it with `--overwrite`, measures them with the default `variants`"
+MEASURE = "the line `variants: default` in a grid's `parameters`, or the option `--variants=default`, measures them"
+EXPLAINED = (
+    "The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they are "
+    "(`raw`), or without their mean and the three directions in which they vary most (`all_but_top_3`). A band is what is "
+    "left of it if the candidate sets are exchanged among tokens with equally many candidates. "
+    "[What it is made of](correlation_eval/made_of.ipynb) says more:"
+)  # below the front page's figure
 NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
 USUAL = 0.9  # the top_p that the answer is given for, if it was measured
 WORDS = {
@@ -237,7 +243,15 @@ def _describe_same_k(rows: pd.DataFrame, candidates: str, geometry: str) -> str:
 
 
 def describe_ladder(explained: pd.DataFrame, geometry: str = "raw") -> str:
-    """A sentence on how much k and the candidates' kind explain, and what entropy adds to them."""
+    """A sentence on how much k and the candidates' kind explain, and what entropy adds to them.
+
+    On one line; a sentence for each value of settings that vary for one model on one data set.
+    """
+    parts = split_by_settings(explained) or [("", explained)]
+    return " ".join(begin + _describe_ladder(rows, geometry) for begin, rows in parts)
+
+
+def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     rows = explained[(explained["geometry"] == geometry) & explained["R2"].notna()]
     base, full = (rows[rows["predictors"] == name] for name in ("k + kind", "k + kind + entropy"))
     alone = rows[rows["predictors"] == "entropy"]

@@ -7,7 +7,7 @@ multirow; a dash marks a missing value, and a comment above the table says why i
 
 import html
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,15 @@ from nucleoscope.store.run_names import divide_model
 from nucleoscope.store.run_settings import (
     NAMES,
     describe_head,
+    describe_head_settings,
     format_values,
     list_heads,
     list_run_columns,
     list_settings,
     list_texts,
     list_varied,
+    select_head,
+    sort_head,
 )
 from nucleoscope.views.token_text import escape_name
 
@@ -226,8 +229,38 @@ def format_models(combined: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).set_index("Dataset")
 
 
+def split_by_settings(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of a table of statistics that may be counted together, each with how a sentence about them begins.
+
+    There are several if settings vary for one model on one data set (`run_settings.list_varied`); else the sentence
+    begins with "".
+    """
+    heads = list_heads(table)
+    varied = list_varied([head for head in heads if not head["Model"].startswith("(")])
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for head in sorted(heads, key=lambda head: sort_head(head, varied)):
+        parts.setdefault(describe_head_settings(head, varied), []).append(select_head(table, head))
+    return [
+        (f"With {escape_name(said)}: " if len(parts) > 1 and said else "", pd.concat(rows))
+        for said, rows in parts.items()
+    ]
+
+
+def join_sentences(describe: Callable[[pd.DataFrame], str], table: pd.DataFrame) -> str:
+    """What ``describe`` says of the rows that may be counted together: one sentence, or a list of them."""
+    said = [begin + describe(rows) for begin, rows in split_by_settings(table)] or [describe(table)]
+    return said[0] if len(said) == 1 else "\n".join(f"* {sentence}" for sentence in said)
+
+
 def describe_coefficients(statistics: pd.DataFrame) -> str:
-    """Sentences on Spearman's coefficients of all runs that have both, plain and among tokens of equal k."""
+    """Sentences on Spearman's coefficients of all runs that have both, plain and among tokens of equal k.
+
+    A list if settings vary for one model on one data set.
+    """
+    return join_sentences(_describe_coefficients, statistics)
+
+
+def _describe_coefficients(statistics: pd.DataFrame) -> str:
     both = statistics[["Spearman r", "within-k Spearman r"]].dropna()
     if both.empty:
         return "No run has enough tokens with more than one candidate for a coefficient."
@@ -350,7 +383,14 @@ def compare_curves(fits: pd.DataFrame, number: str, digits: int) -> pd.DataFrame
 
 
 def describe_rise(fits: pd.DataFrame) -> str:
-    """A sentence on the runs in which cosine rises before it falls, pools and means over models left out."""
+    """A sentence on the runs in which cosine rises before it falls, pools and means over models left out.
+
+    A list if settings vary for one model on one data set.
+    """
+    return join_sentences(_describe_rise, fits)
+
+
+def _describe_rise(fits: pd.DataFrame) -> str:
     runs = fits[(fits["Curve"] == "free") & ~fits["Model"].str.startswith("(") & ~fits["Dataset"].str.startswith("(")]
     runs = runs[runs["rise"].notna()]
     if runs.empty:

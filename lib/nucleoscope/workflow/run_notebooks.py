@@ -193,7 +193,7 @@ def measure_branches(chosen: Settings, if_missing: bool = False, given: Collecti
     if given:
         _check_measured(folder, chosen, given)
     branches.BranchFolder(folder, wanted, chosen.overwrite)  # refuses other settings
-    _execute(results.BRANCHES, folder / results.BRANCHES_NOTEBOOK, {name: wanted[name] for name in BRANCH_SETTINGS})
+    _execute(results.BRANCHES, folder / results.BRANCHES_NOTEBOOK, _list_names(chosen, BRANCH_SETTINGS))
 
 
 def _check_measured(folder: Path, chosen: Settings, given: Collection[str]) -> None:
