@@ -699,6 +699,7 @@ def test_a_setting_that_is_refused_is_so_in_words_and_stays_as_it_was_typed(name
     assert live._thread is None
     field.value = getattr(Settings, name)
     assert (field.problem, field.text) == ("", controls._format_value(getattr(Settings, name)))
+    assert (live.text.status, live.text.failed) == ("Press Run.", False)
     live.close()
 
 

@@ -627,3 +627,15 @@ def test_what_differs_by_rounding_alone_is_constant():
         create_table(np.repeat(np.arange(6), 10), entropy, rng.random(60)), resamples=5
     ).iloc[0]
     assert row["note"] == "entropy is constant"
+
+
+def test_a_published_value_is_compared_once_and_only_with_the_studys_settings():
+    first = correlation.load_published().iloc[0]
+    head = {"Model": first["Model"], "Dataset": first["Dataset"]}
+    ours = pd.DataFrame([head | {"top_p": p, "seed": seed} for p, seed in ((0.5, 0), (0.9, 0), (0.9, 1))])
+    found = correlation.match_published(ours)
+    assert found[["top_p", "seed"]].to_numpy().tolist() == [[0.9, 0]]
+    assert found["Pearson r"].tolist() == [first["Pearson r"]]
+    assert len(correlation.match_published(ours[["Model", "Dataset"]].iloc[:1])) == 1
+    assert correlation.match_published(ours.assign(Model="another")).empty
+    assert correlation.match_published(ours.assign(prompt_format="chat")).empty

@@ -137,6 +137,13 @@ def test_the_run_of_a_model_before_its_grid_listed_values_does_not_count_twice(t
     assert len(results.load_table(tmp_path)) == 24
 
 
+def test_runs_of_other_weights_do_not_repeat_each_other(tmp_path):
+    for model, revision in (("m", "A"), ("m@top_p=0.9", "B")):
+        folder = write_run(tmp_path, draw_run(0, prompts=3, length=4), model)
+        write_settings(folder, top_p=0.9, model={"source": "hub", "revision": revision}, dataset={"sha256": "x"})
+    assert sorted(results.load_readable(tmp_path)) == [("m", "data"), ("m@top_p=0.9", "data")]
+
+
 def test_only_runs_with_equal_values_of_what_varies_within_a_model_count_together(compared):
     heads = run_settings.find_heads(results.load_readable(compared))
     assert run_settings.list_varied(heads.values()) == ["top_p", "prompt_format"]  # seeds differ between models only

@@ -15,6 +15,7 @@ from bs4 import BeautifulSoup
 from nucleoscope.stats import correlation, fits, random_effects
 from nucleoscope.stats.curves import FORMULAS
 from nucleoscope.views import tables
+from nucleoscope.views.token_text import escape_name
 from synthetic import draw_full
 
 NAMES = [("Llama-3.1-8B", "gsm8k"), ("Llama-3.1-8B", "my_texts"), ("100%_of$#{}&~^\\", "gsm8k")]
@@ -158,6 +159,15 @@ def test_the_sentence_on_coefficients_says_only_what_the_data_show():
     mixed = tables.describe_coefficients(create_coefficients([-0.3, -0.2, np.nan], [0.1, -0.1, np.nan]))
     assert mixed.endswith("In 1 of 2 runs even the sign differs.")
     assert "No run" in tables.describe_coefficients(create_coefficients([np.nan], [np.nan]))
+
+
+def test_runs_of_one_model_with_several_values_of_a_setting_are_not_counted_together():
+    one = create_coefficients([-0.3, -0.2], [0.1, -0.1]).assign(Model="m", Dataset=["a", "b"])
+    both = pd.concat([one.assign(top_p=0.9), one.assign(top_p=0.5)], ignore_index=True)
+    lines = tables.describe_coefficients(both).splitlines()
+    assert [line[: line.index(":")] for line in lines] == [f"* With {escape_name(f'top_p {p}')}" for p in (0.5, 0.9)]
+    assert all(line.endswith("In 1 of 2 runs even the sign differs.") for line in lines)
+    assert tables.describe_coefficients(one).count("of 2 runs") == 1
 
 
 def test_the_sentence_on_the_rise_counts_runs_and_neither_pools_nor_means_over_models():

@@ -148,7 +148,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"parameters": {"topp": [0.9]}}, "parameters: unknown setting 'topp' (did you mean 'top_p'?)"),
         (
             {"parameters": {"device": ["cpu", "cuda"]}},
-            "parameters: device changes nothing of what is measured of a run's tokens, so it cannot have several values",
+            "parameters: device changes nothing of what is measured of a run's tokens, so it cannot have several",
         ),
         ({"parameters": {"variants": ["none", "default"]}}, "parameters: variants cannot have several values: all"),
         (

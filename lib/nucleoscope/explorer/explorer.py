@@ -210,9 +210,9 @@ class Explorer:
         self.run_button.on_click(lambda _: self.run())
         self.stop_button.on_click(lambda _: self._stop.set())
         self.mode.observe(lambda _: self._switch(), "value")
-        for field in self.settings.values():
-            if isinstance(field, Field):
-                field.observe(lambda _: self._say_problems(), "problem")
+        for setting in self.settings.values():
+            if isinstance(setting, Field):
+                setting.observe(lambda _: self._say_problems(), "problem")
         self.quantity.observe(lambda _: self._tint(), "value")
         self.measured.observe(lambda change: self._open(change.new), "value")
         self.picked.observe(lambda change: self._pick(change.new), "value")

@@ -30,11 +30,14 @@ from nucleoscope.views.made_of_figures import is_pooled, list_groups
 from nucleoscope.views.tables import describe_varied, load_table, split_by_settings
 from nucleoscope.views.token_text import escape_name
 
-MEASURE = "the line `variants: default` in a grid's `parameters`, or the option `--variants=default`, measures them"
+MEASURE = (
+    "the line `variants: default` in a grid's `parameters`, or the command that measured a run with "
+    "`--variants=default --overwrite`, measures them"
+)
 EXPLAINED = (
-    "The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they are "
-    "(`raw`), or without their mean and the three directions in which they vary most (`all_but_top_3`). A band is what is "
-    "left of it if the candidate sets are exchanged among tokens with equally many candidates. "
+    "The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they "
+    "are (`raw`), or without their mean and the three directions in which they vary most (`all_but_top_3`). A band is "
+    "what is left of it if the candidate sets are exchanged among tokens with equally many candidates. "
     "[What it is made of](correlation_eval/made_of.ipynb) says more:"
 )  # below the front page's figure
 NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
@@ -247,8 +250,7 @@ def describe_ladder(explained: pd.DataFrame, geometry: str = "raw") -> str:
 
     On one line; a sentence for each value of settings that vary for one model on one data set.
     """
-    parts = split_by_settings(explained) or [("", explained)]
-    return " ".join(begin + _describe_ladder(rows, geometry) for begin, rows in parts)
+    return " ".join(begin + _describe_ladder(rows, geometry) for begin, rows in split_by_settings(explained))
 
 
 def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:

@@ -235,6 +235,8 @@ def split_by_settings(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     There are several if settings vary for one model on one data set (`run_settings.list_varied`); else the sentence
     begins with "".
     """
+    if table.empty or not {"Model", "Dataset"} <= set(table):
+        return [("", table)]
     heads = list_heads(table)
     varied = list_varied([head for head in heads if not head["Model"].startswith("(")])
     parts: dict[str, list[pd.DataFrame]] = {}
@@ -248,7 +250,7 @@ def split_by_settings(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def join_sentences(describe: Callable[[pd.DataFrame], str], table: pd.DataFrame) -> str:
     """What ``describe`` says of the rows that may be counted together: one sentence, or a list of them."""
-    said = [begin + describe(rows) for begin, rows in split_by_settings(table)] or [describe(table)]
+    said = [begin + describe(rows) for begin, rows in split_by_settings(table)]
     return said[0] if len(said) == 1 else "\n".join(f"* {sentence}" for sentence in said)
 
 
