@@ -112,6 +112,18 @@ def test_texts_are_compared_over_the_prompts_that_both_have_and_the_tokens_that_
     assert found.loc["outside", "existing"] == (existing["rank"] > existing["k"]).mean()
 
 
+def test_an_interval_stays_in_the_range_of_its_quantity():
+    table = sources.draw_text(0, prompts=3, length=5)
+    one = table["prompt"] == 0
+    uneven = table.assign(k=np.where(one, 900, 1), rank=np.where(one, 901, 1), margin=np.where(one, 0.0, 1.0))
+    found = compare(uneven, uneven)
+    assert found.loc["k", "existing low"] == 1 < found.loc["k", "existing"]
+    for name in ("outside", "likeliest", "margin"):
+        assert found.loc[name, ["existing low", "written high"]].tolist() == [0, 1]
+    other = compare(uneven, table)
+    assert other.loc["k", "difference low"] < 0  # a difference may be negative
+
+
 @pytest.mark.parametrize("prompts", [10, 40])
 def test_prompts_are_resampled_together_so_that_what_texts_share_cancels(prompts):
     table = sources.draw_text(0, prompts=prompts, level=1.0)

@@ -112,6 +112,13 @@ def test_a_token_that_is_not_there_is_named(measured, prompt, step, said):
     assert_one_line(str(caught.value))
 
 
+@pytest.mark.parametrize(("prompt", "step"), [(0, 1.5), (0, "a"), (None, 0)])
+def test_a_place_that_is_no_whole_number_is_refused(measured, prompt, step):
+    with pytest.raises(ValueError, match="both must be whole numbers, counted from 0") as refused:
+        candidates.candidates(measured[0], prompt, step)
+    assert_one_line(str(refused.value))
+
+
 def test_a_run_that_is_measured_anew_has_no_candidates_of_the_old_one(measured, tmp_path, monkeypatch):
     folder = tmp_path / "math" / "tiny"
     measure(folder)

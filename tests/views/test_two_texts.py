@@ -120,7 +120,11 @@ def create_comparison(surprisal: tuple, entropy: tuple, prompts: int = 9) -> pd.
             (2, 1, 0.5),
             ["surprises the model less than its own", "is less sure what comes next in the data"],
         ),
-        ((1, 2, 3), (1, 1, 1), ["neither text clearly surprises the model more", "about as sure in both"]),
+        (
+            (1, 2, 3),
+            (1, 1, 1),
+            ["neither text clearly surprises the model more", "in neither text is it clearly surer"],
+        ),
         ((1, 2, np.nan), (1, 1, 1), [f"too few prompts for an interval (difference {MINUS}1.00)."]),
         ((np.nan, 2, 1), (1, 1, 1), ["the mean surprisal is unknown in one of the texts."]),
     ],

@@ -50,6 +50,9 @@ MEASURES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {  # what two texts a
     "margin": lambda table: table["margin"],
     "cosine": lambda table: table["cosine"],
 }
+RANGES = {"excess": (-np.inf, np.inf), "k": (1, np.inf), "cosine": (-1, 1)} | dict.fromkeys(
+    ("outside", "likeliest", "margin"), (0, 1)
+)  # of the means of one text; of others, (0, inf)
 
 
 class Bounded(NamedTuple):
@@ -89,6 +92,9 @@ def compare_texts(
         return np.concatenate([means, means[:, :width] - means[:, width:]], axis=1)
 
     found = _bound(np.concatenate(sums, axis=1), np.concatenate(sizes, axis=1), resamples, seed, compute)
+    ranges = np.array([RANGES.get(name, (0, np.inf)) for name in MEASURES] * 2)  # a t interval knows of none
+    for ends in (found.low, found.high):
+        ends[: 2 * width] = np.clip(ends[: 2 * width], *ranges.T)
     rows = []
     for place, name in enumerate(MEASURES):
         row: dict = {"quantity": name}

@@ -10,6 +10,7 @@ A file that is missing or belongs to other measurements is never an error: reade
 """
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -114,6 +115,12 @@ def candidates(folder: Path | str, prompt: int, step: int, tokenizer: Any = None
     unless its ``tokenizer`` is given. ValueError for a prompt or step that the run does not have.
     """
     folder = Path(folder)
+    try:
+        prompt, step = operator.index(prompt), operator.index(step)
+    except TypeError:
+        raise ValueError(
+            f"prompt is {prompt!r}, step is {step!r}: both must be whole numbers, counted from 0"
+        ) from None
     found = _tabulate_rows(_read_rows(folder, [prompt], LISTS, step))
     if found.empty:
         record = _load_complete(folder, [prompt])[prompt]

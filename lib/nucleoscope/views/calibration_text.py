@@ -152,7 +152,7 @@ def describe_text_difference(name: str, comparison: pd.DataFrame) -> str:
     entropy = {
         POSITIVE: "it is less sure what comes next in the data set's text",
         NEGATIVE: "it is surer what comes next in the data set's text",
-        UNDECIDED: "it is about as sure in both",
+        UNDECIDED: "in neither text is it clearly surer what comes next",
     }
     return (
         f"**{escape_name(name)}**: over {_count(prompts, 'prompt')}, the mean surprisal is "
