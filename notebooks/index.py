@@ -50,6 +50,9 @@ Markdown(gaps) if gaps else None
 # %% tags=["remove-input"]
 Markdown(made_of_text.EXPLAINED) if len(curve) else None
 
+# %% [markdown]
+# In three lines, which [what it is made of](/correlation_eval/made_of.ipynb) explains:
+
 # %% tags=["remove-input"]
 Markdown(made_of_text.describe_in_three(curve, nulls, ladder))
 

@@ -18,7 +18,7 @@ NOTHING = (
     "No run has branches yet, because they take longer than measuring itself. To get them for a run that is measured "
     "already, name it, as in `.venv/bin/python scripts/correlation_pipeline.py --model_name=SmolLM2-135M-Instruct "
     "--dataset_name=math --only=branches`; for all runs of a grid, add the line `branches: true` to its `parameters`. "
-    "[Branch at some tokens](use/branch.md) has the details."
+    'The guide has the details, under "Branch at some tokens".'
 )
 MORE = {  # of a predictor, to complete "the ..., the further branches part"
     "cosine of embeddings": "more similar the embeddings of the candidates",

@@ -37,8 +37,7 @@ MEASURE = (
 EXPLAINED = (
     "The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they "
     "are (`raw`), or without their mean and the three directions in which they vary most (`all_but_top_3`). A band is "
-    "what is left of it if the candidate sets are exchanged among tokens with equally many candidates. "
-    "[What it is made of](correlation_eval/made_of.ipynb) says more:"
+    "what is left of it if the candidate sets are exchanged among tokens with equally many candidates."
 )  # below the front page's figure
 NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
 USUAL = 0.9  # the top_p that the answer is given for, if it was measured
