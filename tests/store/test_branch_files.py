@@ -17,7 +17,7 @@ from nucleoscope.measure import branching
 from nucleoscope.measure.branching import complete_branches
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.settings import Settings
-from nucleoscope.store import branches, parts, results, run_folder
+from nucleoscope.store import branches, context, parts, results, run_folder
 
 PROMPTS = ["the cat", "a long and winding road", "on the other hand"]
 SETTINGS = {"model_name": "tiny", "dataset_name": "cats", "max_tokens": 6, "prompt_format": "raw", "seed": 0}
@@ -198,6 +198,17 @@ def test_a_run_that_is_not_measured_is_refused(tmp_path):
         with pytest.raises(FileNotFoundError, match="measure the run first") as caught:
             refuse()
         assert_one_line(str(caught.value))
+
+
+@pytest.mark.parametrize("load", [branches.load_rows, context.load_rows])
+def test_a_table_that_the_system_cannot_read_is_not_called_damaged(tmp_path, monkeypatch, load):
+    def fail(*_, **__):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", fail)
+    with pytest.raises(OSError, match=r"cannot read '.*': .*[Tt]oo many open files") as caught:
+        load(tmp_path)
+    assert "damaged" not in assert_one_line(str(caught.value))
 
 
 # Kills

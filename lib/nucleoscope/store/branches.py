@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nucleoscope.atomic import write_atomically, write_json
 from nucleoscope.store import integrity
 from nucleoscope.store.measurements import MEASUREMENTS
-from nucleoscope.store.parts import PartsFolder, check_source
+from nucleoscope.store.parts import PartsFolder, read_table
 from nucleoscope.store.results import (
     BRANCH_FILES,
     BRANCH_INFO,
@@ -209,17 +209,7 @@ def _tabulate_points(index: int, part: Mapping[str, Any]) -> "pa.Table":
 def load_rows(folder: str | Path, name: str = BRANCH_POINTS, columns: Collection[str] | None = None) -> "pd.DataFrame":
     """One of a run's tables, ``name`` of `BRANCH_TABLE`, `BRANCH_PAIRS` and `BRANCH_POINTS`, or some of its columns.
 
-    ValueError, in one line, if it is missing, damaged, or belongs to other measurements than those in the folder.
+    ValueError, in one line, if it is missing, damaged, or belongs to other measurements than those in the folder;
+    OSError if the system cannot read it.
     """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    path = Path(folder) / name
-    try:
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            check_source(path, (file.schema_arrow.metadata or {}).get(SOURCE, b"").decode(), AGAIN)
-            return file.read(None if columns is None else list(columns)).to_pandas()
-    except FileNotFoundError:
-        raise ValueError(f"'{folder}' has no {name}: {AGAIN}") from None
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"'{path}' is damaged ({str(error).splitlines()[0][:100]}): remove it and {AGAIN}") from None
+    return read_table(Path(folder) / name, columns, SOURCE, AGAIN)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nucleoscope.atomic import write_atomically, write_json
 from nucleoscope.store import integrity
 from nucleoscope.store.measurements import MEASUREMENTS, read
-from nucleoscope.store.parts import PartsFolder, check_source
+from nucleoscope.store.parts import PartsFolder, check_source, read_table
 from nucleoscope.store.results import (
     CONTEXT_FILES,
     CONTEXT_INFO,
@@ -168,20 +168,10 @@ class ContextFolder(PartsFolder):
 def load_rows(folder: str | Path, columns: Collection[str] | None = None) -> "pd.DataFrame":
     """The table of a run's context.parquet, with all `COLUMNS` or some of them.
 
-    ValueError, in one line, if it is missing, damaged, or belongs to other measurements than those in the folder.
+    ValueError, in one line, if it is missing, damaged, or belongs to other measurements than those in the folder;
+    OSError if the system cannot read it.
     """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    path = Path(folder) / CONTEXT_TABLE
-    try:
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            check_source(path, (file.schema_arrow.metadata or {}).get(SOURCE, b"").decode(), AGAIN)
-            return file.read(None if columns is None else list(columns)).to_pandas()
-    except FileNotFoundError:
-        raise ValueError(f"'{folder}' has no {CONTEXT_TABLE}: {AGAIN}") from None
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"'{path}' is damaged ({str(error).splitlines()[0][:100]}): remove it and {AGAIN}") from None
+    return read_table(Path(folder) / CONTEXT_TABLE, columns, SOURCE, AGAIN)
 
 
 def load_matrices(folder: str | Path) -> dict[str, "np.ndarray"]:

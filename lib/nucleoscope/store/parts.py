@@ -7,16 +7,19 @@ resumed. A process that writes holds the lock of the run's folder.
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nucleoscope.atomic import write_atomically, write_json
 from nucleoscope.store.locking import Lock, Locked, check_folder
 from nucleoscope.store.mapped_records import read_vectors
-from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
+from nucleoscope.store.measurements import MEASUREMENTS, find_system_cause, load_mapped, read_intact
 from nucleoscope.store.results import RUN_INFO, load_info, read_json
 from nucleoscope.store.tokens import compute_fingerprint
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SETTINGS = "settings.json"
 OWN = re.compile(r"\d{6,}\.pt|settings\.json|\..*\.part")
@@ -42,6 +45,27 @@ def check_source(path: Path, fingerprint: str, again: str) -> None:
     measurements = path.with_name(MEASUREMENTS)
     if measurements.is_file() and fingerprint != compute_fingerprint(measurements).decode():
         raise ValueError(f"'{path}' belongs to other measurements: {again}")
+
+
+def read_table(path: Path, columns: Collection[str] | None, source: bytes, again: str) -> "pd.DataFrame":
+    """A table that belongs to the measurements beside it, or some of its columns.
+
+    ValueError, in one line, if it is missing, damaged, or belongs to other measurements; OSError if the system cannot
+    read it. ``source`` is the metadata key of the measurements' fingerprint; ``again`` says how to get a table.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            check_source(path, (file.schema_arrow.metadata or {}).get(source, b"").decode(), again)
+            return file.read(None if columns is None else list(columns)).to_pandas()
+    except FileNotFoundError:
+        raise ValueError(f"'{path.parent}' has no {path.name}: {again}") from None
+    except (OSError, pa.ArrowException) as error:
+        if cause := find_system_cause(error, path):
+            raise OSError(f"cannot read '{path}': {cause}") from None
+        raise ValueError(f"'{path}' is damaged ({str(error).splitlines()[0][:100]}): remove it and {again}") from None
 
 
 class PartsFolder(Locked):
