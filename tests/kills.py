@@ -23,6 +23,8 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas  # noqa: F401  run folders import it and pyarrow only when they write tokens.parquet
@@ -132,36 +134,52 @@ def run_child(request: dict, answer: int) -> None:
     os.write(answer, json.dumps({"operations": counter.seen, "error": error}).encode())
 
 
-def fork_run(request: dict) -> tuple[int, int]:
-    """A run's process, and where its last words can be read."""
+def fork(child: Callable[[int], None]) -> tuple[int, int]:
+    """A process that calls ``child`` with a descriptor for its last words, and where these can be read."""
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:
         try:
-            run_child(request, writing)
+            child(writing)
         finally:
             os._exit(0)
     os.close(writing)
     return process, reading
 
 
-def wait_for_run(process: int, reading: int) -> dict:
-    """Waits for a run, and tells of it."""
+def wait_for(process: int, reading: int) -> dict:
+    """Waits for a process of `fork`, and tells of it."""
     _, status = os.waitpid(process, 0)
     with os.fdopen(reading, "rb") as stream:
         said = json.loads(stream.read() or b"{}")
     return {"process": process, "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0} | said
 
 
+def call_killed(action: Callable[[], None], folder: Path, operation: int | None, half: bool) -> tuple[int, int]:
+    """The signal that ended a forked process, which calls ``action``, and how many operations in ``folder`` it made.
+
+    It is killed at its ``operation``; ``half``: in the middle of a write.
+    """
+
+    def child(answer: int) -> None:
+        torch.set_num_threads(1)
+        counter = Counter(str(folder), operation, half)
+        action()
+        os.write(answer, json.dumps({"operations": counter.seen}).encode())
+
+    told = wait_for(*fork(child))
+    return told["signal"], told.get("operations", 0)
+
+
 def answer(request: dict) -> list[dict]:
     """The runs that were asked for, all at once."""
     begun = time.perf_counter()
-    runs = [fork_run(request) for _ in range(request.get("count", 1))]
+    runs = [fork(partial(run_child, request)) for _ in range(request.get("count", 1))]
     if request.get("after") is not None:
         time.sleep(request["after"])
         for process, _ in runs:
             os.kill(process, signal.SIGKILL)
-    return [wait_for_run(*run) | {"seconds": time.perf_counter() - begun} for run in runs]
+    return [wait_for(*run) | {"seconds": time.perf_counter() - begun} for run in runs]
 
 
 if __name__ == "__main__":

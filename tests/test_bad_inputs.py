@@ -649,8 +649,17 @@ def test_a_job_that_cannot_be_is_named(refuse, words):
 # The commands themselves
 
 
-def run(*words: str, limit: float | None = 0.5) -> subprocess.CompletedProcess:
-    """A finished script; ``limit``: seconds of CPU that it may take. It has imported nothing that is slow to import."""
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder like this checkout, but without the results of a book that was built here: they would be found first."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("README.md", "lib", "notebooks", "scripts", "tests"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run(folder: Path, *words: str, limit: float | None = 0.5) -> subprocess.CompletedProcess:
+    """A script that has finished in ``folder``, within ``limit`` seconds of CPU, without any slow import."""
     code = (
         "import runpy, sys, atexit; sys.argv = sys.argv[1:];"
         "slow = {'torch', 'transformers', 'pandas', 'pyarrow', 'papermill', 'datasets', 'jupyter_client', 'scipy'};"
@@ -661,7 +670,7 @@ def run(*words: str, limit: float | None = 0.5) -> subprocess.CompletedProcess:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code, *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stdout.splitlines()[-1] == "imported: []"
     taken = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -708,16 +717,16 @@ def run(*words: str, limit: float | None = 0.5) -> subprocess.CompletedProcess:
     ],
     ids=number_ids,
 )
-def test_a_command_refuses_bad_input_at_once(words, said):
-    done = run(f"scripts/{words[0]}", *words[1:])
+def test_a_command_refuses_bad_input_at_once(checkout, words, said):
+    done = run(checkout, f"scripts/{words[0]}", *words[1:])
     assert done.returncode in (1, 2)
     assert said in assert_one_line(done.stderr)
     assert done.stderr.startswith("error: ")
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
-def test_a_command_shows_its_help_at_once(script):
-    done = run(f"scripts/{script}", "--help")
+def test_a_command_shows_its_help_at_once(checkout, script):
+    done = run(checkout, f"scripts/{script}", "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: {script}")
 

@@ -25,6 +25,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx, validate_repo_id
 
+from nucleoscope.file_errors import find_system_cause
+
 PACKAGED = "SmolLM2-135M-Instruct"
 CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 # What transformers reads weights from, in order: a file, or an index that says in which part each weight is.
@@ -190,6 +192,9 @@ def check(name: str, revision: str | None = None) -> None:
 
 def explain(name: str, error: Exception, revision: str | None = None) -> Exception:
     """The exception to show instead of ``error``: one line, with what was tried and what to do."""
+    here = is_gguf(name) or Path(name).exists()
+    if here and (cause := next(filter(None, map(find_system_cause, list_causes(error))), None)):
+        return OSError(f"cannot load model '{name}': {cause}")
     if is_gguf(name):
         return ValueError(f"cannot read '{name}' as GGUF: it is damaged or of an unsupported type ({shorten(error)})")
     if "trust_remote_code" in str(error):

@@ -418,6 +418,16 @@ def test_a_figures_csv_holds_every_point_of_every_trace():
     ]
 
 
+def test_a_number_measured_in_float32_has_only_its_digits():
+    measured, computed = float(np.float32(0.1)), 0.1
+    figure = json.loads(go.Figure(go.Scatter(x=[measured, 1e300], y=[computed, 0.5], name="a")).to_json())
+    assert figure_data.format_csv(figure).splitlines() == ["trace,x,y", "a,0.1,0.1", "a,1e+300,0.5"]
+    tiny = json.loads(go.Figure(go.Scatter(x=[float(np.float32(1 / 3))], y=[1 / 3], name="a")).to_json())
+    short, long = figure_data.format_csv(tiny).splitlines()[1].split(",")[1:]
+    assert np.float32(short) == np.float32(1 / 3)
+    assert len(short) < len(long)
+
+
 def test_packed_numbers_lose_nothing_that_a_screen_shows():
     values = np.random.default_rng(0).normal(size=100)
     packed = json.loads(go.Figure(go.Scatter(y=values)).to_json())["data"][0]["y"]
@@ -582,7 +592,7 @@ def test_no_page_is_heavy_and_none_names_a_server_to_load_from(built):
 
 
 def test_the_book_has_no_files_for_developers_and_no_notebook_with_a_number_on_each_line(built):
-    assert not list(built.rglob("*.map"))
+    assert not [path for pattern in ("*.map", "*.ttf", "*.mo", "*.po") for path in built.rglob(pattern)]
     notebooks = list((built / "_sources").rglob("*.ipynb"))
     assert len(notebooks) > len(RUNS)
     assert all(path.read_text().count("\n") <= 1 for path in notebooks)

@@ -1,9 +1,9 @@
 """Branches on disk: written text by text, resumed after any kill, and never of other measurements."""
 
-import json
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -216,21 +216,7 @@ def test_a_table_that_the_system_cannot_read_is_not_called_damaged(tmp_path, mon
 
 def run_killed(folder: Path, operation: int | None, half: bool = False, **options) -> tuple[int, int]:
     """Branches in a forked process that is killed at a file operation: the signal that ended it, and its operations."""
-    reading, writing = os.pipe()
-    process = os.fork()
-    if process == 0:
-        try:
-            torch.set_num_threads(1)
-            counter = kills.Counter(str(folder), operation, half)
-            branch(folder, **options)
-            os.write(writing, json.dumps(counter.seen).encode())
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(process, 0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as stream:
-        said = stream.read()
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, int(said or 0)
+    return kills.call_killed(partial(branch, folder, **options), folder, operation, half)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 """Similarity in context on disk: written text by text, resumed after any kill, and never of other measurements."""
 
-import json
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -248,21 +248,7 @@ def test_a_second_process_is_refused(folder, monkeypatch):
 
 def run_killed(folder: Path, operation: int | None, half: bool = False, **options) -> tuple[int, int]:
     """Compares in a forked process that is killed at a file operation: the signal that ended it, and its operations."""
-    reading, writing = os.pipe()
-    process = os.fork()
-    if process == 0:
-        try:
-            torch.set_num_threads(1)
-            counter = kills.Counter(str(folder), operation, half)
-            compare(folder, **options)
-            os.write(writing, json.dumps(counter.seen).encode())
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(process, 0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as stream:
-        said = stream.read()
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, int(said or 0)
+    return kills.call_killed(partial(compare, folder, **options), folder, operation, half)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -314,6 +314,10 @@ from jupyter_book.cli.main import main
 main()
 """
 
+# Assets of the theme that no reader's browser loads, 5 MB in all: maps of its sources for its developers, translations
+# that are used when pages are written, and fonts for browsers that cannot read WOFF2.
+UNUSED = ("**/*.map", "locales/**/*.*", "vendor/**/*.ttf")
+
 
 def build(root: Path, results_dir: Path, output: Path) -> Path:
     """Builds the book into ``output/_build/html`` and returns its first page. BookError if that fails.
@@ -344,8 +348,9 @@ def build(root: Path, results_dir: Path, output: Path) -> Path:
     done = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "0"}, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise BookError("building the book produced warnings or errors: see above")
-    for file in (html / "_static").rglob("*.map"):  # of the theme's developers: 3.4 MB that no reader's browser loads
-        file.unlink()
+    for pattern in UNUSED:
+        for file in list((html / "_static").glob(pattern)):
+            file.unlink()
     unfinished.unlink()
     for page in sorted(html.rglob("*.html")):
         if page.stat().st_size > HEAVY:

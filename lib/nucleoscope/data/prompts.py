@@ -436,6 +436,8 @@ def _read_parquet(path: Path, column: Column) -> Iterator[str]:
                     number += 1
                     yield _check_text(value, path, f"row {number}", column)
     except (pyarrow.ArrowException, OSError) as error:
+        with path.open("rb") as stream:  # what the system cannot read is not called damaged
+            stream.read(1)
         if not number:
             raise ValueError(f"'{path}' is not a Parquet file, or is damaged") from None
         reason = " ".join(str(error).split())[:200]

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleoscope.atomic import write_atomically, write_json
-from nucleoscope.store import integrity
-from nucleoscope.store.measurements import MEASUREMENTS
+from nucleoscope.store import parts
 from nucleoscope.store.parts import PartsFolder, read_table
 from nucleoscope.store.results import (
     BRANCH_FILES,
@@ -25,9 +24,7 @@ from nucleoscope.store.results import (
     BRANCH_PARTS,
     BRANCH_POINTS,
     BRANCH_TABLE,
-    read_json,
 )
-from nucleoscope.store.tokens import compute_fingerprint
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -46,21 +43,12 @@ AGAIN = "measure it with scripts/correlation_pipeline.py --only=branches"
 
 
 def find_missing(folder: str | Path, settings: Mapping[str, Any]) -> str | None:
-    """What is missing or differs, in one line, if a run has no branches with these `SETTINGS`."""
-    folder = Path(folder)
-    try:
-        for name in BRANCH_FILES:
-            if not integrity.is_whole(folder / name):
-                return f"{name} is missing or damaged"
-        info = read_json(folder / BRANCH_INFO)
-        if info.get("measurements") != compute_fingerprint(folder / MEASUREMENTS).decode():
-            return f"{BRANCH_INFO} belongs to other measurements"
-    except (OSError, ValueError) as error:
-        return str(error)
-    for name in SETTINGS:
-        if info.get(name) != settings[name]:
-            return f"{name} is {info.get(name)} there and {settings[name]} here"
-    return None
+    """What is missing or differs, in one line, if a run has no branches with these `SETTINGS`.
+
+    OSError if the system cannot read a file.
+    """
+    wanted = {name: settings[name] for name in SETTINGS}
+    return parts.find_missing(Path(folder), BRANCH_FILES, BRANCH_INFO, wanted)
 
 
 class BranchFolder(PartsFolder):
@@ -108,8 +96,8 @@ class BranchFolder(PartsFolder):
             ways |= {part["way"]} if len(part["steps"]) else set()
         self._check_lock()  # joining takes a while
         (self.folder / BRANCH_INFO).unlink(missing_ok=True)  # never beside files that it does not belong to
-        for name, parts in tables.items():
-            self._write_table(name, parts)
+        for name, tabulated in tables.items():
+            self._write_table(name, tabulated)
         points = sum(len(part) for part in tables[BRANCH_POINTS])
         about = {"points": points, "tokens": tokens, "seconds": round(seconds, 3), "ways": sorted(ways)}
         write_json(self.folder / BRANCH_INFO, self.settings | about | dict(info or {}))

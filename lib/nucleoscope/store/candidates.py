@@ -6,17 +6,21 @@ could tell: ``similarity``, the cosine of each with the token taken, and ``pairs
 likeliest (see `measure.pairs`), both float16. It is a file of its own because the study's format has no place for it:
 whatever key a record has besides its own is read as a quantity, with one number for each token.
 
-A file that is missing or belongs to other measurements is never an error: readers then do without similarities.
+A file that is missing or belongs to other measurements is never an error: readers then do without similarities, as
+they do for a damaged one, which is named on stderr. OSError if the system cannot read it.
 """
 
 import contextlib
 import operator
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nucleoscope.atomic import write_atomically
+from nucleoscope.file_errors import raise_system_error
 from nucleoscope.models.token_bytes import TokenDecoder
+from nucleoscope.names import escape_line
 from nucleoscope.store.measurements import find_measurements, load_records
 from nucleoscope.store.tokens import SOURCE, compute_fingerprint
 
@@ -121,7 +125,7 @@ def candidates(folder: Path | str, prompt: int, step: int, tokenizer: Any = None
         raise ValueError(
             f"prompt is {prompt!r}, step is {step!r}: both must be whole numbers, counted from 0"
         ) from None
-    found = _tabulate_rows(_read_rows(folder, [prompt], LISTS, step))
+    found = _tabulate_rows(_read_rows(folder, [prompt], LISTS, step) or [])
     if found.empty:
         record = _load_complete(folder, [prompt])[prompt]
         if not 0 <= step < len(record["tokens"]):
@@ -135,8 +139,9 @@ def candidates(folder: Path | str, prompt: int, step: int, tokenizer: Any = None
 def tabulate_candidates(folder: Path | str, prompts: Sequence[int], tokenizer: Any = None) -> "pd.DataFrame":
     """The `candidates` of all tokens of some prompts, with the columns prompt, step and place (0 is the likeliest)."""
     folder = Path(folder)
-    if is_current(folder):
-        return _tabulate_rows(_read_rows(folder, prompts, LISTS))
+    rows = _read_rows(folder, prompts, LISTS)
+    if rows is not None:
+        return _tabulate_rows(rows)
     records, decoder = _load_complete(folder, prompts), tokenizer and TokenDecoder(tokenizer)
     return _tabulate_rows(
         _describe_choice(record, prompt, step, decoder)
@@ -187,33 +192,37 @@ def load_similarities(folder: Path | str, prompts: Sequence[int]) -> dict[int, S
 
     A prompt without tokens has two empty lists.
     """
-    folder, found = Path(folder), dict[int, Similarities]()
-    if not is_current(folder):
-        return found
-    found |= {int(prompt): Similarities([], []) for prompt in prompts}
-    for row in _read_rows(folder, prompts, ("prompt", "similarity", "pairs")):
+    rows = _read_rows(Path(folder), prompts, ("prompt", "similarity", "pairs"))
+    if rows is None:
+        return {}
+    found = {int(prompt): Similarities([], []) for prompt in prompts}
+    for row in rows:
         found[row["prompt"]].taken.append(row["similarity"])
         found[row["prompt"]].pairs.append(row["pairs"])
     return found
 
 
 def is_current(folder: Path) -> bool:
-    """Whether a run has a candidates.parquet that was written from its measurements, as far as its end tells."""
+    """Whether a run has a candidates.parquet that was written from its measurements, as far as its end tells.
+
+    OSError if the system cannot read it.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
     path = find_measurements(folder)
     try:
         metadata = parquet.read_schema(folder / CANDIDATES).metadata or {}
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException) as error:
+        raise_system_error(error, folder / CANDIDATES)
         return False
     return path is not None and metadata.get(SOURCE) == compute_fingerprint(path)
 
 
 def _read_rows(
     folder: Path, prompts: Sequence[int], columns: Sequence[str], step: int | None = None
-) -> Iterator[dict[str, Any]]:
-    """The rows of some prompts, or of one step of them, in order; none if there is no file that belongs to the run.
+) -> list[dict[str, Any]] | None:
+    """The rows of some prompts, or of one step of them, in order; None without a whole file that belongs to the run.
 
     Only the groups of rows that have these prompts are read.
     """
@@ -221,10 +230,13 @@ def _read_rows(
     from pyarrow import parquet
 
     if not is_current(folder):
-        return
+        return None
+    path = folder / CANDIDATES
     wanted = [("prompt", "in", list(map(int, prompts))), *([] if step is None else [("step", "==", int(step))])]
     try:
-        table = parquet.read_table(folder / CANDIDATES, columns=list(columns), filters=wanted)
-    except (OSError, pa.ArrowException):
-        return
-    yield from table.to_pandas().to_dict("records")  # lists become NumPy arrays
+        table = parquet.read_table(path, columns=list(columns), filters=wanted, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise_system_error(error, path)
+        print(f"skipped: {escape_line(str(path))} is damaged: similarities are not shown", file=sys.stderr)
+        return None
+    return table.to_pandas().to_dict("records")  # lists become NumPy arrays

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleoscope.atomic import write_atomically, write_json
-from nucleoscope.store import integrity
-from nucleoscope.store.measurements import MEASUREMENTS, read
+from nucleoscope.store import parts
+from nucleoscope.store.integrity import find_problem
+from nucleoscope.store.measurements import read
 from nucleoscope.store.parts import PartsFolder, check_source, read_table
 from nucleoscope.store.results import (
     CONTEXT_FILES,
@@ -25,9 +26,7 @@ from nucleoscope.store.results import (
     CONTEXT_MATRICES,
     CONTEXT_PARTS,
     CONTEXT_TABLE,
-    read_json,
 )
-from nucleoscope.store.tokens import compute_fingerprint
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -47,21 +46,12 @@ AGAIN = "measure it with scripts/correlation_pipeline.py --only=context"
 
 
 def find_missing(folder: str | Path, candidates: int, threshold: float) -> str | None:
-    """What is missing or differs, in one line, if similarity in context is not measured with these settings."""
-    folder = Path(folder)
-    try:
-        for name in CONTEXT_FILES:
-            if not integrity.is_whole(folder / name):
-                return f"{name} is missing or damaged"
-        info = read_json(folder / CONTEXT_INFO)
-        if info.get("measurements") != compute_fingerprint(folder / MEASUREMENTS).decode():
-            return f"{CONTEXT_INFO} belongs to other measurements"
-    except (OSError, ValueError) as error:
-        return str(error)
-    for name, value in (("context_candidates", candidates), ("context_threshold", threshold)):
-        if info.get(name) != value:
-            return f"{name} is {info.get(name)} there and {value} here"
-    return None
+    """What is missing or differs, in one line, if similarity in context is not measured with these settings.
+
+    OSError if the system cannot read a file.
+    """
+    settings = {"context_candidates": candidates, "context_threshold": threshold}
+    return parts.find_missing(Path(folder), CONTEXT_FILES, CONTEXT_INFO, settings)
 
 
 class ContextFolder(PartsFolder):
@@ -94,7 +84,7 @@ class ContextFolder(PartsFolder):
         self.joined = (
             same
             and there == self.candidates
-            and all(integrity.is_whole(self.folder / name) for name in (CONTEXT_MATRICES, CONTEXT_TABLE))
+            and not any(find_problem(self.folder / name) for name in (CONTEXT_MATRICES, CONTEXT_TABLE))
         )
 
     def finish(self, n_prompts: int, split: Callable, info: Mapping[str, Any] | None = None) -> None:

@@ -40,9 +40,17 @@ def is_permitted(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
+def find_problem(path: Path) -> str | None:
+    """Why a file cannot be used, in one line, or None: it is missing, or not whole.
+
+    OSError if the system cannot read it, so that a good file is never taken for a damaged one.
+    """
+    return find_damage(path) if path.is_file() else f"'{path}' is missing"
+
+
 def is_whole(path: Path) -> bool:
-    """Whether a file exists, can be read, and is whole."""
+    """Whether a file exists, can be read, and is whole: for what is made again in seconds, such as a page."""
     try:
-        return path.is_file() and not find_damage(path)
+        return not find_problem(path)
     except OSError:
         return False

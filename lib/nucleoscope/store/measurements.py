@@ -7,7 +7,6 @@ rule neither entropies nor cosines: what follows from the probabilities is compu
 missing, because they need the model's embeddings.
 """
 
-import errno
 import os
 import re
 import textwrap
@@ -16,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from nucleoscope.file_errors import find_system_cause
 from nucleoscope.store.mapped_records import check_sizes, map_records, read_vectors
 
 MEASUREMENTS = "measurements.pt"
@@ -25,8 +25,6 @@ PROMPT_KEY = re.compile(r"prompt\d+")  # in a file of its accuracy experiment, w
 REQUIRED_OF_ACCURACY = ("prompt", "top_p_tokens", "top_p_probs")
 NOT_MEASURED = ("decoded_tokens", "top_p_logits", "question", "ground_truth", "latency", "model", "correct")
 DERIVED = ("entropies", "varentropies", "collision_entropies", "margins", "surprisals", "ranks")
-# Why the system may not read a good file; a truncated file can be an invalid argument.
-SYSTEM = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 
 
 def find_measurements(folder: Path) -> Path | None:
@@ -168,20 +166,3 @@ def read_intact(path: Path) -> Any:
     if damaged:
         raise ValueError(f"'{path}' is damaged")
     return content
-
-
-def find_system_cause(error: BaseException, path: str | os.PathLike) -> str | None:
-    """Why the system could not read a file that may be good, such as missing permission; None if it could.
-
-    torch reports some of these as a RuntimeError without a number.
-    """
-    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "not enough memory" in str(error):
-        return "there is not enough memory"
-    if isinstance(error, OSError) and error.errno in SYSTEM:
-        return os.strerror(error.errno)
-    try:
-        with open(path, "rb") as stream:
-            stream.read(1)
-    except OSError as cause:
-        return cause.strerror
-    return None

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nucleoscope.atomic import write_atomically, write_json
+from nucleoscope.file_errors import find_system_cause
+from nucleoscope.store.integrity import find_problem
 from nucleoscope.store.locking import Lock, Locked, check_folder
 from nucleoscope.store.mapped_records import read_vectors
-from nucleoscope.store.measurements import MEASUREMENTS, find_system_cause, load_mapped, read_intact
+from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
 from nucleoscope.store.results import RUN_INFO, load_info, read_json
 from nucleoscope.store.tokens import compute_fingerprint
 
@@ -35,6 +37,29 @@ def check(folder: Path) -> None:
             raise FileNotFoundError(f"'{folder}' has no {name}: measure the run first")
     load_info(folder)
     check_folder(folder)
+
+
+def find_missing(folder: Path, files: Collection[str], info: str, settings: Mapping[str, Any]) -> str | None:
+    """What is missing or differs, in one line, if a second pass was not finished with these ``settings``.
+
+    ``info`` is the one of its ``files`` that says with which it was. OSError if the system cannot read a file.
+    """
+    try:
+        for name in files:
+            if problem := find_problem(folder / name):
+                return problem
+        found = read_json(folder / info)
+    except ValueError as error:
+        return str(error)
+    measurements = folder / MEASUREMENTS
+    if not measurements.is_file():
+        return f"{MEASUREMENTS} is missing"
+    if found.get("measurements") != compute_fingerprint(measurements).decode():
+        return f"{info} belongs to other measurements"
+    for name, value in settings.items():
+        if found.get(name) != value:
+            return f"{name} is {found.get(name)} there and {value} here"
+    return None
 
 
 def check_source(path: Path, fingerprint: str, again: str) -> None:
@@ -96,9 +121,7 @@ class PartsFolder(Locked):
 
     def read_info(self, name: str) -> dict[str, Any]:
         """The content of a json file in the folder; nothing if it is missing or damaged."""
-        with contextlib.suppress(OSError, ValueError):
-            return read_json(self.folder / name)
-        return {}
+        return _read_if_whole(self.folder / name)
 
     def __enter__(self):
         self._lock = Lock(self.folder)
@@ -121,10 +144,7 @@ class PartsFolder(Locked):
         if others:
             raise FileExistsError(f"'{self.parts}' contains '{others[0].name}', which no run has written: move it away")
         self.parts.mkdir(exist_ok=True)
-        found = {}
-        with contextlib.suppress(OSError, ValueError):
-            found = read_json(self.parts / SETTINGS)
-        if found != self.settings:
+        if _read_if_whole(self.parts / SETTINGS) != self.settings:
             for path in self.parts.iterdir():
                 path.unlink()
             write_json(self.parts / SETTINGS, self.settings)
@@ -190,6 +210,13 @@ class PartsFolder(Locked):
             pass
         path.unlink(missing_ok=True)
         raise ValueError(f"'{path}' is damaged, and was removed: run the same command again")
+
+
+def _read_if_whole(path: Path) -> dict[str, Any]:
+    """The content of a json file; nothing if it is missing or damaged. OSError if the system cannot read it."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return read_json(path)
+    return {}
 
 
 def _is_own(path: Path) -> bool:

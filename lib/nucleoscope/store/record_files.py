@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from nucleoscope.store.measurements import SYSTEM
+from nucleoscope.file_errors import blames_system
 
 # torch is imported where it is used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -386,7 +386,7 @@ def _report_damage(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError) or error.errno in SYSTEM:
+        if isinstance(error, FileNotFoundError) or blames_system(error):
             raise
         raise Damaged(path) from None
     except (ValueError, LookupError, TypeError, AttributeError, EOFError, NotImplementedError) as error:

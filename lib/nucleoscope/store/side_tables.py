@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleoscope.atomic import write_atomically
-from nucleoscope.store.measurements import find_measurements, find_system_cause
+from nucleoscope.file_errors import find_system_cause
+from nucleoscope.store.measurements import find_measurements
 from nucleoscope.store.tokens import SOURCE, compute_fingerprint
 
 # pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
+from nucleoscope.file_errors import find_system_cause, raise_system_error
 from nucleoscope.models.token_bytes import TokenDecoder
-from nucleoscope.store.measurements import SYSTEM, complete, find_measurements, find_system_cause, load_mapped
+from nucleoscope.store.measurements import complete, find_measurements, load_mapped
 from nucleoscope.store.record_files import iterate_records, read_fields
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
@@ -286,8 +287,7 @@ def _has_bad_page(tokens: Path, most: int) -> bool:
                         if any(abs(bound) > LARGEST for bound in bounds.values() if bound is not None):
                             return True
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno in SYSTEM:
-            raise
+        raise_system_error(error, tokens)
         return True
     return False
 
@@ -311,11 +311,12 @@ def compute_fingerprint(path: Path) -> bytes:
 
 
 def _read_source(tokens: Path) -> bytes | None:
-    """The fingerprint of the measurements that a tokens.parquet was written from; None if it cannot be read."""
+    """The fingerprint of the measurements that a tokens.parquet was written from; None if it is missing or damaged."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         return (parquet.read_schema(tokens).metadata or {}).get(SOURCE)
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException) as error:
+        raise_system_error(error, tokens)
         return None

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleoscope.atomic import write_atomically
-from nucleoscope.store.integrity import is_whole
-from nucleoscope.store.measurements import SYSTEM, find_measurements, find_system_cause
+from nucleoscope.file_errors import find_system_cause, raise_system_error
+from nucleoscope.store.integrity import find_damage
+from nucleoscope.store.measurements import find_measurements
 from nucleoscope.store.record_files import Piece, read_piece
 from nucleoscope.store.tokens import SOURCE, compute_fingerprint
 from nucleoscope.variants import COLUMNS, OF_SET, OF_VARIANT, Layout
@@ -174,18 +175,20 @@ def has_readable_variants(folder: str | os.PathLike) -> bool:
             for _ in file.iter_batches(1 << 16):
                 pass
     except (ValueError, pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno in SYSTEM:
-            raise
+        raise_system_error(error, Path(folder, VARIANTS))
         return False
     return True
 
 
 def find_problem(folder: str | os.PathLike) -> str | None:
-    """Why a run has no variants, in one line, or None, as far as the ends of the file tell."""
+    """Why a run has no variants, in one line, or None, as far as the ends of the file tell.
+
+    OSError if the system cannot read it.
+    """
     path = Path(folder, VARIANTS)
     if not path.is_file():
         return f"{folder} has no {VARIANTS}: measure again with --variants=default --overwrite"
-    return None if is_whole(path) else _describe_damage(path, "it is truncated")
+    return _describe_damage(path, "it is truncated") if find_damage(path) else None
 
 
 def _describe_damage(path: Path, reason: str) -> str:

@@ -32,8 +32,14 @@ def format_csv(figure: Mapping[str, Any]) -> str:
 
 
 def _format_cell(value: Any) -> Any:
-    """A value of a figure for a csv: what plotly shows of a text, and no formula."""
-    return escape_cell(html.unescape(value)) if isinstance(value, str) else value
+    """A value of a figure for a csv: what plotly shows of a text, and no formula.
+
+    Of a number that was measured in float32, only the digits that float32 has.
+    """
+    if isinstance(value, str):
+        return escape_cell(html.unescape(value))
+    short = isinstance(value, float) and abs(value) < np.finfo(np.float32).max and float(np.float32(value)) == value
+    return np.float32(value) if short else value
 
 
 def _name_trace(figure: Mapping[str, Any], trace: Mapping[str, Any]) -> str:

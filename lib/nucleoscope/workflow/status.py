@@ -7,6 +7,7 @@ A job of the graph leaves a status file beside its results, however it ended: it
 job succeeded, and else why not. That lets the graph continue with everything else.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -79,20 +80,17 @@ def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
         if damage := integrity.find_damage(folder / results.MEASUREMENTS):
             return f"{damage}: measure again with --overwrite"
         info = results.load_info(folder)
+        lacking = _find_missing_variants(folder, entry)
     except ValueError as error:
         return str(error)
     except OSError as error:  # no permission, for instance
-        return f"'{folder}' cannot be read ({error.strerror})"
+        return f"'{folder}' cannot be read ({error.strerror or error})"
     if not isinstance(info.get("settings"), dict):
         return f"'{folder / results.RUN_INFO}' has no settings"
     found = next(iter(list_differences(folder, entry.parameters, info)), None)
     if found and found[0] == "dataset":
         return f"the content of '{entry.parameters['dataset_name']}' has changed since it was measured"
-    return (
-        f"{found[0]} is {found[1]!r} in the results but {found[2]!r} in the grid"
-        if found
-        else _find_missing_variants(folder, entry)
-    )
+    return f"{found[0]} is {found[1]!r} in the results but {found[2]!r} in the grid" if found else lacking
 
 
 def _find_missing_variants(folder: Path, entry: grid.Entry) -> str | None:
@@ -110,18 +108,18 @@ def needs_tokens(folder: Path) -> bool:
 def needs_context(folder: Path, entry: grid.Entry) -> bool:
     """Whether a measured run has no similarity in context with the settings of its grid, or no notebook about it."""
     wanted = grid.DEFAULTS | entry.parameters
-    missing = context.find_missing(folder, wanted["context_candidates"], wanted["context_threshold"])
-    return bool(
-        results.find_measurements(folder) and (missing or not integrity.is_whole(folder / results.CONTEXT_NOTEBOOK))
-    )
+    with contextlib.suppress(OSError):  # the job says what the system says
+        if not context.find_missing(folder, wanted["context_candidates"], wanted["context_threshold"]):
+            return not integrity.is_whole(folder / results.CONTEXT_NOTEBOOK)
+    return bool(results.find_measurements(folder))
 
 
 def needs_branches(folder: Path, entry: grid.Entry) -> bool:
     """Whether a measured run has no branches with the settings of its grid, or no notebook about them."""
-    missing = branches.find_missing(folder, grid.DEFAULTS | entry.parameters)
-    return bool(
-        results.find_measurements(folder) and (missing or not integrity.is_whole(folder / results.BRANCHES_NOTEBOOK))
-    )
+    with contextlib.suppress(OSError):  # the job says what the system says
+        if not branches.find_missing(folder, grid.DEFAULTS | entry.parameters):
+            return not integrity.is_whole(folder / results.BRANCHES_NOTEBOOK)
+    return bool(results.find_measurements(folder))
 
 
 def list_differences(
