@@ -142,6 +142,18 @@ def test_means_and_their_difference_have_intervals_over_prompts():
     assert row["candidates high"] - row["candidates"] == pytest.approx(margin)
 
 
+def test_intervals_of_shares_end_where_their_range_does():
+    run = create_run(0, prompts=8, per_prompt=2)
+    for table in (run.points, run.pairs):
+        for name in choice.MEANS:
+            table[name] = (np.arange(len(table)) > 0).astype(float)
+    run.points[[f"baseline {name}" for name in choice.MEANS]] = 0.0
+    found = choice.summarise({("m", "a"): run})
+    assert found["candidates high"].tolist() == found["difference high"].tolist() == [1.0] * len(choice.MEANS)
+    assert (found["candidates low"] < found["candidates"]).all()
+    assert (found[["same candidate low", "same candidate high"]] == 0).all(axis=None)
+
+
 def test_partial_coefficients_mark_groups_without_tokens_and_columns_that_say_the_same():
     values = rng(0).normal(size=(30, 4))
     values[:, 3] = values[:, 2]

@@ -139,3 +139,11 @@ def test_a_candidate_that_the_vocabulary_does_not_list_is_refused(tmp_path):
     write_parquet(folder, "vocabulary.parquet", draw_vocabulary()[:100])
     with pytest.raises(ValueError, match="does not list"):
         explained.collect_features(folder, "model", "data")
+
+
+def test_an_interval_of_an_explained_share_ends_at_one_and_that_of_a_difference_does_not():
+    values = np.array([0.98, 0.5, 0.99, 0.99, 0.99])
+    found = explained._bound("R2", values, bootstrap.JACKKNIFE)
+    assert found["R2 high"] == 1 > found["R2"]
+    assert explained._bound("added", values, bootstrap.JACKKNIFE)["added high"] > 1
+    assert found["R2 low"] == explained._bound("added", values, bootstrap.JACKKNIFE)["added low"]

@@ -251,7 +251,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
 
     Columns: Model, Dataset, outcome, points, prompts; candidates (the mean over points, of pairs of different
     candidates with the same random numbers) and same candidate (with other random numbers), and their difference, each
-    with its 95 % jackknife-t interval over prompts (low, high).
+    with its 95 % jackknife-t interval over prompts (low, high), which ends where the outcome's range does.
     """
     rows = []
     for key, head in find_heads(runs).items():
@@ -260,8 +260,12 @@ def summarise(runs: Runs) -> pd.DataFrame:
             own, anyway = (_estimate_mean(table, name, key[1]) for name in (outcome, f"baseline {outcome}"))
             row = head | {"outcome": outcome, "points": len(table)}
             row["prompts"] = table["prompt"].nunique()
-            for name, each in (("candidates", own), ("same candidate", anyway), ("difference", own - anyway)):
-                low, high = each.compute_bounds(correlation=False)
+            for name, each, least in (
+                ("candidates", own, 0),
+                ("same candidate", anyway, 0),
+                ("difference", own - anyway, -1),
+            ):
+                low, high = np.clip(each.compute_bounds(correlation=False), least, 1)  # every outcome is a share
                 row |= {name: each.value, f"{name} low": low, f"{name} high": high}
             rows.append(row)
     parts = [f"{name}{end}" for name in ("candidates", "same candidate", "difference") for end in ("", " low", " high")]

@@ -242,11 +242,12 @@ def _expand(seen: pd.DataFrame, held_out: pd.DataFrame) -> tuple[np.ndarray, np.
 
 
 def _bound(name: str, values: np.ndarray, kind: str) -> dict[str, float]:
-    """A number and its interval, from its values in the data and in resamples."""
+    """A number, an R^2 or the difference of two, and its interval, from its values in the data and in resamples."""
     if kind == bootstrap.JACKKNIFE:
         low, high = bootstrap.compute_jackknife_interval(values[0], values[1:], correlation=False)
     else:
         low, high = bootstrap.compute_interval(values[1:])
+    low, high = np.clip((low, high), None, 1) if name == "R2" else (low, high)  # a jackknife's margins know no range
     return {name: float(values[0]), f"{name} low": float(low), f"{name} high": float(high)}
 
 

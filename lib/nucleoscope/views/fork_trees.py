@@ -79,7 +79,8 @@ def render_fork(folder: Path, point: pd.Series, reader: Reader, title: str) -> s
     shown = [part for _, part in rows.groupby("candidate", sort=True)][:LISTED]
     items = "".join(_render_candidate(part, reader, taken) for part in shown)
     hidden = rows["candidate"].nunique() - len(shown)
-    more = f'<p class="ns-fork-muted">{hidden} less likely candidates are not shown.</p>' if hidden > 0 else ""
+    noun = "candidate is" if hidden == 1 else "candidates are"
+    more = f'<p class="ns-fork-muted">{hidden} less likely {noun} not shown.</p>' if hidden > 0 else ""
     return (
         f'<div class="ns-fork"><p class="ns-fork-rule">{_escape(title)}</p>'
         f'<p class="ns-fork-muted">prompt {prompt}, token {step}; {numbers}</p>'
