@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nucleoscope.stats import candidate_tables, explained
+from nucleoscope.stats import bootstrap, candidate_tables, explained
 from nucleoscope.store import results
 from variant_files import CLASSES, draw_run, draw_vocabulary, write_parquet, write_run
 
