@@ -39,7 +39,12 @@ def read_script(path) -> tuple[str, int, dict]:
     found = re.fullmatch(
         r"\(\(window\.nucleoscopeTexts\?\?=\{\}\)\[(.*?)\]\?\?=\{\}\)\[(\d+)\]=(.*);\n", path.read_text(), re.DOTALL
     )
-    return json.loads(found[1]), int(found[2]), json.loads(found[3])
+    content = json.loads(found[3])
+    for name in {"similar", "matrix"} & content["data"].keys():
+        content["data"][name] = [[value - 128 for value in bytes.fromhex(packed)] for packed in content["data"][name]]
+    flags = dict.fromkeys(("count", "over", "under", "undefined", "missing"), False)
+    content["data"]["quantities"] = [flags | scale for scale in content["data"]["quantities"]]
+    return json.loads(found[1]), int(found[2]), content
 
 
 def list_prompts(folder) -> dict[int, str]:

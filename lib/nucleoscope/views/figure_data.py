@@ -14,6 +14,7 @@ import numpy as np
 
 from nucleoscope.names import escape_cell
 
+LARGEST = float(np.finfo(np.float32).max)
 COORDINATES = ("x", "x +", "x -", "y", "y +", "y -", "z")  # columns of a figure's csv; + and - are its error bars
 
 
@@ -38,7 +39,8 @@ def _format_cell(value: Any) -> Any:
     """
     if isinstance(value, str):
         return escape_cell(html.unescape(value))
-    short = isinstance(value, float) and abs(value) < np.finfo(np.float32).max and float(np.float32(value)) == value
+    # Python's floats: NumPy would round one to float32 before it compares it with a float32.
+    short = isinstance(value, float) and abs(value) < LARGEST and float(np.float32(value)) == value
     return np.float32(value) if short else value
 
 

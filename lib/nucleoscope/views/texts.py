@@ -30,6 +30,7 @@ TEXTS = "texts"  # the folder of the scripts, in that of the run
 SCRIPT = re.compile(r"\d+\.js")
 MOST = 1000  # texts of one page
 AT_ONCE = 100  # texts whose candidates are in memory
+ZERO = 128  # what is added to hundredths, which are never below it: two digits of base 16 are then enough
 SEARCHED = 600_000  # characters of all prompts and texts that can be searched on a page
 COEFFICIENT = "Spearman's coefficient of entropy and cosine"
 
@@ -115,7 +116,23 @@ def write_texts(folder: Path, tokenizer: Any, numbers: Sequence[int], background
 
 def _format_script(run: str, number: int, content: dict) -> str:
     key = json.dumps(make_encodable(run), ensure_ascii=True)
-    return f"((window.nucleoscopeTexts??={{}})[{key}]??={{}})[{number}]={assets.format_json(content)};\n"
+    packed = content | {"data": _pack(content["data"])}
+    return f"((window.nucleoscopeTexts??={{}})[{key}]??={{}})[{number}]={assets.format_json(packed)};\n"
+
+
+def _pack(data: dict) -> dict:
+    """The data of a text for its script, which is a seventh shorter: a book has hundreds of them.
+
+    A list of similarities, in hundredths, is a string with two digits for each, which texts.js unpacks; what is false
+    of a scale is left out.
+    """
+    packed = {
+        name: ["".join(f"{ZERO + value:02x}" for value in values) for values in data[name]]
+        for name in ("similar", "matrix")
+        if name in data
+    }
+    scales = [{name: value for name, value in scale.items() if value is not False} for scale in data["quantities"]]
+    return data | packed | {"quantities": scales}
 
 
 def name_run(folder: Path) -> str:

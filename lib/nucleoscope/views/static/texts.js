@@ -9,6 +9,11 @@ function locateTexts(root) {
   return `${JSON.parse(jupyter.textContent).baseUrl ?? "/"}files/${root.dataset.files.split("/").map(encodeURIComponent).join("/")}`;
 }
 
+// Similarities in hundredths, from the string that texts._pack makes of them.
+function unpackHundredths(packed) {
+  return typeof packed === "string" ? (packed.match(/../g) ?? []).map((digits) => parseInt(digits, 16) - 128) : packed;
+}
+
 // The strip of a text as strip.render_strip writes it, without its script.
 function createStrip({ prompt, units, empty, data }) {
   const options = data.quantities.map(({ name, label }, i) =>
@@ -47,6 +52,7 @@ function buildTexts(root) {
   function show(number) {
     if (wanted !== number) return; // another one was picked in the meantime
     const { data, ...rest } = texts[number];
+    for (const name of ["similar", "matrix"]) if (data[name]) data[name] = data[name].map(unpackHundredths);
     if (data.quantities.some(({ name }) => name === quantity)) data.quantity = quantity;
     const strip = createStrip({ ...rest, data });
     place.replaceChildren(strip);
