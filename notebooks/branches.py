@@ -112,4 +112,4 @@ fork_trees.show_forks(folder, points, tokenizer)
 # candidates, and `branches.parquet` one for each branch, with its tokens.
 
 # %%
-folder
+print(folder)

@@ -115,7 +115,8 @@ context_figures.plot_thresholds(what_or_how.compute_curve(matrices), context_thr
 # ## Three choices
 #
 # By rule: of the tokens with the median entropy or more, those whose candidates are the least similar in context, have
-# the median similarity, and are the most similar. Candidates of a group are joined by "/", with their probabilities.
+# the median similarity, and are the most similar. The candidates are below each row, with their probabilities; those of
+# a group are joined by "/".
 
 # %%
 identity = info["settings"]["model"]
@@ -129,4 +130,4 @@ tables.show(context_figures.show_choices(compared, matrices, tokenizer, context_
 # of candidates.
 
 # %%
-folder
+print(folder)

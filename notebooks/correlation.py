@@ -191,4 +191,4 @@ figures.save(figures.plot_paper(measured), folder / "correlation.png", folder / 
 # below. The next notebook, `fits.py`, asks which curve describes the relation.
 
 # %%
-folder
+print(folder)

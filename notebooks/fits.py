@@ -157,4 +157,4 @@ tables.write(tables.format_fits_tex(statistics), folder / "fit_stats.tex")
 # The complete table is `fit_stats.csv` in the folder below.
 
 # %%
-folder
+print(folder)

@@ -169,4 +169,4 @@ tables.write(tables.format_csv(pairs), folder / "explained_pairs.csv")
 # `null_models.compute_null_statistics` and `explained.compute_explained` describe the columns of the files in the folder below.
 
 # %%
-folder
+print(folder)

@@ -143,4 +143,4 @@ display(
 # chosen from, and `run.json` the settings and timings.
 
 # %%
-folder
+print(folder)

@@ -123,4 +123,4 @@ folder = results.locate_folder(results_dir) / results.ANALYSES
 if measured:
     tables.write(tables.format_csv(comparison), folder / "two_texts.csv")
     tables.write(tables.format_csv(bins), folder / "two_texts_bins.csv")
-folder
+print(folder)

@@ -72,7 +72,7 @@ def plot_thresholds(curve: Mapping[str, np.ndarray], threshold: float) -> go.Fig
 def show_choices(
     compared: pd.DataFrame, matrices: Mapping[str, np.ndarray], tokenizer: Any, threshold: float
 ) -> pd.DataFrame:
-    """Of the tokens with at least the median entropy, the `CHOICES`, with their candidates by group."""
+    """Of the tokens with at least the median entropy, the `CHOICES`, with their candidates by group as a note."""
     wide = compared[compared["entropy"] >= compared["entropy"].median()].sort_values(["mean_similarity", *KEYS])
     reader, rows = Reader(tokenizer), []
     for name, share in CHOICES.items() if len(wide) else ():
@@ -90,8 +90,8 @@ def show_choices(
                 "mean similarity": round(token["mean_similarity"], 3),
                 "what, nats": round(token["entropy_what"], 3),
                 "how, nats": round(token["entropy_how"], 3),
-                "candidates by group": "; ".join(joined),
+                "note": "; ".join(joined),
             }
         )
-    columns = ("choice", "prompt", "step", "mean similarity", "what, nats", "how, nats", "candidates by group")
+    columns = ("choice", "prompt", "step", "mean similarity", "what, nats", "how, nats", "note")
     return pd.DataFrame(rows, columns=list(columns)).set_index("choice")
