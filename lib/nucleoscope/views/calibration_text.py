@@ -61,9 +61,9 @@ surprise than expected, one below it less. The bands are normal approximations, 
 where surprisal is mostly near 0, and one point in twenty is outside by chance, so no single
 bin is judged."""
 ENDING = "the end-of-text token, to which the model gives a probability at each step, while no recorded token is one"
-EXPLAIN_GIVEN = """No recorded token is an end of a text, but the model gives ends a probability $e$ at each step. What
-is expected, the full entropy and the surprisal are therefore those given that the text continues: all probabilities
-are divided by $1 - e$, those of the tokens that end a text are 0."""
+EXPLAIN_GIVEN = """No recorded token is an end of a text, but the model gives ends a probability e at each step. What
+is expected, full entropy and surprisal are therefore those given that the text continues: the probabilities of the
+tokens that end a text are set to 0, and all others are divided by 1 − e."""
 TITLES = {
     EXCESS: "surprisal minus full entropy (nats)",
     EXCESS_GIVEN: "surprisal minus full entropy, given no end (nats)",
@@ -203,9 +203,11 @@ def describe_ends(bins: pd.DataFrame) -> str:
     text = EXPLAIN_GIVEN if given.any() else ""
     if older:
         names = "" if not given.any() else f" of {join_words([f'**{escape_name(name)}**' for name in older])}"
-        text += f"{' ' if text else ''}An earlier version measured texts{names} without the probability of an end, so"
-        text += " their expectations include it, and a calibrated model would differ a little from them, more so if its"
-        text += " texts are short. To correct that, measure them again, in another `results_dir`."
+        text += (
+            f"{' ' if text else ''}An earlier version measured texts{names} without the probability of an end. Their "
+            "expectations include it, so a calibrated model would differ a little from them, more so if its texts are "
+            "short. To correct that, measure them again, in another `results_dir`."
+        )
     return text
 
 
@@ -219,7 +221,11 @@ def describe_outside(bins: pd.DataFrame) -> str:
 def explain_outside(bins: pd.DataFrame) -> str:
     """How to read the figure of the tokens outside the nucleus, with the kinds of intervals that it has."""
     certain = bins.loc[bins["bin"] != ALL, f"{OUTSIDE} interval"].eq(CLOPPER_PEARSON).any()
-    return f"{EXPLAIN_OUTSIDE} {CERTAIN}" if certain else EXPLAIN_OUTSIDE
+    parts = [EXPLAIN_OUTSIDE, CERTAIN] if certain else [EXPLAIN_OUTSIDE]
+    if bins[GIVEN].any():
+        where = "Here" if bins[GIVEN].all() else "Where the probability of an end is known,"
+        parts.append(f"{where} m is the mass given that the text continues.")
+    return " ".join(parts)
 
 
 def describe_surprisal(bins: pd.DataFrame) -> str:
