@@ -88,6 +88,21 @@ def test_an_end_in_an_existing_text_and_a_run_that_names_no_ends_have_none(measu
         assert unknown.all() == (ends != [tiny.EOS, token])
 
 
+def test_files_of_earlier_versions_are_loaded_without_the_probability_of_ends(tmp_path):
+    import torch
+
+    (pair,) = find(tmp_path).pairs
+    for run in pair:
+        path = results.find_measurements(run.folder)
+        records = torch.load(path, weights_only=True)
+        for record in records:
+            del record["end_probabilities"]
+        torch.save(records, path)
+    for table in text_pairs.load_pair(pair):
+        assert table[["end_probability", *text_pairs.ENDS]].isna().all(axis=None)
+        assert table[["surprisal", "mass"]].notna().all(axis=None)
+
+
 def test_a_pair_does_not_depend_on_the_names_of_folders(tmp_path):
     found = find(tmp_path)
     assert len(found.pairs) == 1

@@ -20,8 +20,8 @@ p also gives a probability e to the end of the text, but no recorded token is an
 text that ends. The recorded tokens of a calibrated source are therefore drawn from p given that the text continues,
 and all of the above is taken of that distribution (`condition_on_continuing`): with e_N the probability of ends in N,
 the mass of N is (m - e_N) / (1 - e), and the full entropy follows from the chain rule (Shannon, "A Mathematical Theory
-of Communication", 1948, section 6): H(p) = h(e) + (1 - e) H' with one end, h the binary entropy. Which steps come to
-this depends on what precedes them alone, so the deviations given that the text continues have the mean 0 too.
+of Communication", 1948, section 6): H(p) = h(e) + (1 - e) H' with one end, h the binary entropy. Given what precedes a
+token and that the text continues, its deviation from these expectations has the mean 0, so sums are martingales again.
 Files of earlier versions do not say how likely an end was. Their expectations include it: by them, a calibrated source
 has a share outside that is off by up to e, and a surprisal that is off by -e (log((1 - e) / e) - H'), so that every
 judgement has to mention it.
