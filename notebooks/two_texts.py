@@ -69,9 +69,22 @@ Markdown(calibration_text.describe_interval(comparison)) if measured else None
 # the model would be *calibrated* on that text. A text that is outside more often takes tokens that the model
 # believes to be less likely than they are. Calibration is about a model and a kind of text, at the temperature of the
 # run; it does not say whether the text is good.
+#
+# The tokens that end a text need care. They are never recorded, because a text that ends has no further token, but $p$
+# gives them a probability $e$ at each step. What was recorded is therefore compared with $p$ *given that the text
+# continues*. If the ends in the nucleus have the probability $e_N$, then, given no end,
+#
+# $$m' = \frac{m - e_N}{1 - e}, \qquad -\log p' = -\log p + \log(1 - e), \qquad H' = \frac{H(p) - h(e)}{1 - e}$$
+#
+# are the mass of the nucleus, the surprisal of a token, and the full entropy, with $h(e) = -e \log e - (1 - e) \log(1 - e)$
+# by the chain rule of entropy {cite:p}`shannon1948`. Without this, a source that ends its texts exactly as the model
+# expects would look as if it were not.
 
 # %%
 bins = two_texts.calibrate_pairs(measured)
+Markdown(calibration_text.describe_ends(bins)) if len(bins) else None
+
+# %%
 Markdown(calibration_text.describe_outside(bins)) if measured else None
 
 # %%
@@ -86,10 +99,8 @@ Markdown(calibration_text.explain_outside(bins)) if len(bins) else None
 # A token drawn from $p$ has an expected surprisal of $H(p)$, the full entropy {cite:p}`braverman2020`. What the model wrote
 # was not drawn from $p$ but from its nucleus, with the probabilities $q = p / m$. Such a token has the expected surprisal
 # $-\sum q \log p = H(q) - \log m$, the cross entropy of $q$ and $p$, which is lower, because the most surprising tokens
-# cannot be drawn.
-#
-# At each step the model also gives a probability to the end of the text, but no recorded token is an end. A calibrated
-# model would therefore still differ a little from both expectations, more so if its texts are short.
+# cannot be drawn. Both are taken given that the text continues, as above: for the second, the ends are removed from the
+# nucleus, and $m$ and $q$ are those of what is left.
 
 # %%
 Markdown(calibration_text.describe_surprisal(bins)) if measured else None

@@ -155,6 +155,7 @@ def compute_reference(model, ids, index, *, max_tokens, top_p, seed, ends, tempe
             "collision_entropies": -math.log(math.fsum(x * x for x in q)),
             "ranks": nucleus.index(token) + 1,
             "margins": p[nucleus[0]] - sorted(p)[-2],
+            "end_probabilities": sum(p[end] for end in ends),
         }
         steps.append((token, nucleus, p[nucleus], values))
         ids = [*ids, token]

@@ -15,13 +15,16 @@ def draw_text(
     spread: float = 1.5,
     level: float = 0.5,
     ending: float = 0.0,
+    steady: bool = True,
+    known: bool = True,
 ) -> pd.DataFrame:
     """Tokens as `text_pairs.load_pair` returns them, of a model whose logits are normal, with a spread of its own each.
 
     The tokens are drawn from p ("existing", a calibrated source), or from the nucleus ("written"). The model believes
     p to the power of ``believed``: above 1 it is too sure of the text. A prompt has its own ``level`` of spread, so its
     tokens depend on each other. The model gives the end of the text, the last token of the vocabulary, the probability
-    ``ending``, and no token of a text is an end.
+    ``ending``, or each time another one up to that if it is not ``steady``, and no token of a text is an end. Files of
+    earlier versions do not have what is ``known`` of ends.
     """
     rng = np.random.default_rng(seed)
     n = prompts * length
@@ -32,7 +35,8 @@ def draw_text(
     ends = np.zeros((n, VOCABULARY), dtype=bool)
     if ending:
         ends[:, -1] = True
-        true, p = (np.where(ends, ending, each * (1 - ending) / (1 - each[:, -1:])) for each in (true, p))
+        e = ending if steady else rng.uniform(0, ending, (n, 1))
+        true, p = (np.where(ends, e, each * (1 - e) / (1 - each[:, -1:])) for each in (true, p))
     order = np.argsort(-p, axis=1)
     p, true, ends = (np.take_along_axis(each, order, 1) for each in (p, true, ends))
     k = (np.cumsum(p, axis=1) < TOP_P).sum(axis=1) + 1
@@ -44,6 +48,14 @@ def draw_text(
     rank = 1 + (rng.uniform(size=(n, 1)) > np.cumsum(source, axis=1)).sum(axis=1).clip(max=VOCABULARY - 1)
     entropy, varentropy = _describe(q)
     full_entropy, full_varentropy = _describe(p)
+    p_end = np.where(ends & inside, p, 0)
+    log = np.log(np.where(p_end > 0, p_end, 1))
+    about = {
+        "end_probability": np.where(ends, p, 0).sum(axis=1),
+        "end_mass": p_end.sum(axis=1),
+        "end_information": -(p_end * log).sum(axis=1),
+        "end_information_squared": (p_end * log**2).sum(axis=1),
+    }
     return pd.DataFrame(
         {
             "prompt": prompt,
@@ -59,6 +71,7 @@ def draw_text(
             "cosine": np.where(k > 1, rng.uniform(-1, 1, n), np.nan),
             "mass": mass,
         }
+        | (about if known else dict.fromkeys(about, np.nan))
     )
 
 

@@ -91,6 +91,10 @@ BUILT_IN = (
         "p1 - p2, the two largest probabilities", "",
     ),
     Quantity(
+        "end_probability", "probability of an end", attrgetter("end_probability"), "end_probabilities", "", "[0, 1]",
+        "sum of p over the tokens that end a text in generation", "",
+    ),
+    Quantity(
         "cosine", "cosine similarity", attrgetter("cosine"), "cosines", "", "[-1, 1]",
         "mean of u_i.u_j over pairs of candidates; 1 if k = 1", "", needs_pair=True,
     ),

@@ -141,6 +141,7 @@ def test_softmax_of_the_logits_over_the_temperature_is_measured(temperature):
                 "surprisals": -math.log(p[after[step]]),
                 "ranks": 1 + sum(p > p[after[step]]),
                 "margins": sorted(p)[-1] - sorted(p)[-2],
+                "end_probabilities": p[tiny.EOS],
             }
             for name, value in expected.items():
                 assert record[name][step] == pytest.approx(value, rel=1e-4, abs=1e-4), (name, step)

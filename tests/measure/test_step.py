@@ -12,14 +12,14 @@ from nucleoscope.measure.distribution import describe_distribution
 from nucleoscope.measure.recording import measure_step
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.measure.sampling import sample
-from nucleoscope.measure.step import Step
+from nucleoscope.measure.step import Step, list_ends
 from nucleoscope.quantities import Quantity
 from nucleoscope.store import results, run_folder
 
 ROWS, VOCABULARY = 20, 300
 
 
-def make_step(tokens=None, places=None, ties=False) -> Step:
+def make_step(tokens=None, places=None, ties=False, ends=None) -> Step:
     generator = torch.Generator().manual_seed(1)
     logits = 3 * torch.randn(ROWS, VOCABULARY, generator=generator)
     logits = logits.round() if ties else logits
@@ -28,7 +28,7 @@ def make_step(tokens=None, places=None, ties=False) -> Step:
     if tokens is None:
         places = sample(distribution.candidates, torch.rand(ROWS, generator=generator))
         tokens = distribution.candidates.ids[places]
-    return Step(logits, distribution, tokens, cosine.find_directions(embedding), places)
+    return Step(logits, distribution, tokens, cosine.find_directions(embedding), places, ends)
 
 
 def compute_rank(p, token: int) -> int:
@@ -62,6 +62,48 @@ def test_the_surprisal_of_a_drawn_token_is_that_of_the_same_token_read():
     read = make_step(drawn.tokens)
     assert torch.allclose(drawn.surprisal, read.surprisal, atol=1e-5)
     assert (drawn.rank == read.rank).all()
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("ends", [[7], [0, 7, 299, 7], [], [-1, 7, VOCABULARY, 10**6]])
+def test_the_probability_of_an_end_is_that_of_all_tokens_that_end_a_text_and_exist(ends):
+    step = make_step(ends=list_ends(ends, CPU))
+    known = sorted({end for end in ends if 0 <= end < VOCABULARY})
+    expected = [float(p[known].sum()) for p in oracle.compute_softmax(step.logits)]
+    assert step.end_probability.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+def test_the_probability_of_an_end_in_the_nucleus_is_that_of_the_candidate():
+    step = make_step()
+    offsets = step.candidates.offsets.tolist()
+    for row, start in enumerate(offsets[:-1]):
+        ends = list_ends([int(step.candidates.ids[start])], CPU)
+        assert make_step(ends=ends).end_probability[row] == pytest.approx(float(step.candidates.probs[start]), rel=1e-6)
+
+
+def test_the_probability_of_an_end_is_1_at_most_and_unknown_if_the_ends_are():
+    assert (make_step(ends=torch.arange(VOCABULARY)).end_probability <= 1).all()
+    assert make_step().end_probability.isnan().all()
+
+
+@pytest.mark.parametrize("mode", ["generate", "score"])
+def test_the_probability_of_an_end_changes_no_other_number(mode):
+    model, tokenizer, found = tiny.create_model(), tiny.create_tokenizer(), []
+    every = quantities.list_recorded()
+    for chosen in (every, [each for each in every if each.name != "end_probability"]):
+        options = {"max_tokens": 8, "quantities": chosen, "progress": False}
+        if mode == "score":
+            (batch,) = scoring.measure(model, tokenizer, ["the"], [" cat sat on the mat"], **options)
+        else:
+            (batch,) = generation.measure(model, tokenizer, ["the"], **options)
+        found.append(batch.records[0])
+    assert len(found[0].pop("end_probabilities")) == len(found[0]["tokens"]) > 0
+    assert found[0].keys() == found[1].keys()
+    for name, one in found[0].items():
+        pairs = zip(one, found[1][name], strict=True) if name.startswith("top_p") else [(one, found[1][name])]
+        assert all(torch.equal(*pair) if isinstance(pair[0], torch.Tensor) else pair[0] == pair[1] for pair in pairs)
 
 
 # A quantity of one's own

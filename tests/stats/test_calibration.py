@@ -17,9 +17,9 @@ def covers(rows: pd.DataFrame, name: str) -> pd.Series:
     return (rows[f"{name} difference low"] <= 0) & (rows[f"{name} difference high"] >= 0)
 
 
-def calibrate_many(text: str, **options) -> pd.DataFrame:
+def calibrate_many(text: str, length: int = 12, **options) -> pd.DataFrame:
     """The rows of all tokens of `TABLES` independent tables."""
-    tables = (sources.draw_text(seed, text, length=12, **options) for seed in range(TABLES))
+    tables = (sources.draw_text(seed, text, length=length, **options) for seed in range(TABLES))
     return pd.concat([calibration.calibrate(table, text, bins=1, resamples=300)[:1] for table in tables])
 
 
@@ -107,7 +107,9 @@ def test_texts_are_compared_over_the_prompts_that_both_have_and_the_tokens_that_
         assert row[["existing", "written", "difference"]].tolist() == pytest.approx([*means, means[0] - means[1]])
         assert row["difference low"] < row["difference"] < row["difference high"]
         assert row[["existing tokens", "written tokens"]].tolist() == [existing[name].count(), written[name].count()]
-    assert found.loc["excess", "existing"] == pytest.approx((existing["surprisal"] - existing["full_entropy"]).mean())
+    assert found.loc["excess_given_no_end", "existing"] == pytest.approx(
+        (existing["surprisal"] - existing["full_entropy"]).mean()
+    )
     assert found.loc["likeliest", "written"] == (written["rank"] == 1).mean()
     assert found.loc["outside", "existing"] == (existing["rank"] > existing["k"]).mean()
 
@@ -197,11 +199,105 @@ def test_a_missing_variance_gives_no_band_and_a_missing_expectation_no_token():
     assert calibration.calibrate(table, WRITTEN).iloc[0]["tokens"] == len(table) - 10
 
 
-def test_an_end_token_shifts_the_expectations_by_what_the_docstring_says():
+def test_an_unknown_end_shifts_the_expectations_by_what_the_docstring_says():
     e = 0.04
-    table = sources.draw_text(0, prompts=2000, ending=e)
+    table = sources.draw_text(0, prompts=2000, ending=e, known=False)
     row = calibration.calibrate(table, EXISTING, bins=1, resamples=100).iloc[0]
     given = (table["full_entropy"] + e * np.log(e) + (1 - e) * np.log(1 - e)) / (1 - e)  # entropy given no end
     shift = -e * (np.log((1 - e) / e) - given.mean())
     assert row[f"{SURPRISAL} difference low"] < shift < row[f"{SURPRISAL} difference high"]
     assert row[f"{SURPRISAL} difference high"] < 0  # a calibrated source is not found calibrated
+    assert not row[calibration.GIVEN]
+
+
+@pytest.mark.parametrize(
+    ("text", "ending", "steady"),
+    [(EXISTING, 0.04, True), (EXISTING, 0.1, True), (EXISTING, 0.2, False), (WRITTEN, 0.1, True)],
+)
+def test_a_calibrated_source_that_may_end_is_judged_wrong_at_the_nominal_rate_if_ends_are_known(text, ending, steady):
+    options = {"prompts": 24, "length": 40, "ending": ending, "steady": steady}
+    known, unknown = (calibrate_many(text, known=known, **options) for known in (True, False))
+    assert known[calibration.GIVEN].all()
+    for name in (OUTSIDE, SURPRISAL) if text == EXISTING else (SURPRISAL,):
+        assert 0.9 < covers(known, name).mean() < 0.99, name  # 0.95, give or take three standard errors
+        inside = known[name].between(known[f"{name} expected low"], known[f"{name} expected high"])
+        assert 0.9 < inside.mean() < 0.99, name
+    assert covers(unknown, SURPRISAL).mean() < 0.9  # what is corrected
+
+
+def create_token(p: np.ndarray, ends: list[int], token: int, top_p: float = 0.9) -> dict:
+    """The row of a token from its distribution p, which has some ends, from the definitions."""
+    order = np.argsort(-p, kind="stable")
+    nucleus = order[: int((np.cumsum(p[order]) < top_p).sum()) + 1]
+    inside = np.intersect1d(nucleus, ends)
+    q, information = p[nucleus] / p[nucleus].sum(), -np.log(p)
+    values = {"surprisal": information[token], "mass": p[nucleus].sum(), "end_probability": p[ends].sum()}
+    for prefix, shares in (("full_", p), ("", q)):
+        mean = -(shares * np.log(shares)).sum()
+        values |= {f"{prefix}entropy": mean, f"{prefix}varentropy": (shares * (np.log(shares) + mean) ** 2).sum()}
+    sums = [(p[inside] * information[inside] ** power).sum() for power in range(3)]
+    return values | dict(zip(calibration.ENDS, sums, strict=True)) | {"nucleus": nucleus}
+
+
+def condition(p: np.ndarray, ends: list[int], nucleus: np.ndarray, token: int) -> dict:
+    """The same from the distribution given no end, in which the nucleus has the same other tokens."""
+    others = np.setdiff1d(np.arange(len(p)), ends)
+    given = np.zeros(len(p))
+    given[others] = p[others] / p[others].sum()
+    kept = np.setdiff1d(nucleus, ends)
+    q, full = given[kept] / given[kept].sum(), given[others]
+    values = {"surprisal": -np.log(given[token]), "mass": given[kept].sum()}
+    for prefix, shares in (("full_", full), ("", q)):
+        mean = -(shares * np.log(shares)).sum()
+        values |= {f"{prefix}entropy": mean, f"{prefix}varentropy": (shares * (np.log(shares) + mean) ** 2).sum()}
+    return values
+
+
+@pytest.mark.parametrize("ends", [[3], [0, 5], [0, 1, 25]])
+def test_conditioning_gives_the_quantities_of_the_distribution_without_ends(ends):
+    p = np.sort(np.random.default_rng(len(ends)).gamma(0.5, size=40))[::-1]
+    p /= p.sum()
+    found = create_token(p, ends, 2)
+    assert len(np.setdiff1d(ends, found["nucleus"])) < 2
+    row = calibration.condition_on_continuing(pd.DataFrame([found])).iloc[0]
+    for name, value in condition(p, ends, found["nucleus"], 2).items():
+        assert row[name] == pytest.approx(value, abs=1e-9), name
+
+
+def test_several_ends_outside_the_nucleus_raise_the_entropy_by_at_most_what_the_docstring_says():
+    p = np.r_[0.6, 0.25, 0.06, np.full(3, 0.03)]
+    found = create_token(p, ends := [3, 4, 5], 0)
+    right = condition(p, ends, found["nucleus"], 0)["full_entropy"]
+    row = calibration.condition_on_continuing(pd.DataFrame([found])).iloc[0]
+    assert row["full_entropy"] - right == pytest.approx(0.09 * np.log(3) / 0.91)
+    assert row["mass"] == pytest.approx(1)
+
+
+def test_tokens_at_an_all_but_certain_end_and_ends_themselves_are_left_out_and_counted():
+    table = sources.draw_text(0, ending=0.04)
+    table.loc[:4, ["end_probability", "end_mass"]] = 0.9995
+    table.loc[5:6, "end_mass"] = np.nan  # of a token that is an end
+    row, *parts = calibration.calibrate(table, EXISTING).to_dict("records")
+    assert (row["tokens"], row[calibration.LEFT_OUT]) == (len(table) - 7, 7)
+    assert sum(part["tokens"] for part in parts) == len(table) - 7
+
+
+def test_a_nucleus_of_ends_alone_leaves_every_token_of_a_continued_text_outside():
+    found = create_token(np.array([0.95, 0.03, 0.02]), [0], 1)
+    row = calibration.condition_on_continuing(pd.DataFrame([found])).iloc[0]
+    assert row["mass"] == 0
+    assert row["full_entropy"] == pytest.approx(-0.6 * np.log(0.6) - 0.4 * np.log(0.4))
+    assert np.isnan(row["entropy"])
+
+
+def test_the_excess_of_surprisal_is_given_no_end_where_both_texts_have_ends():
+    existing, written = sources.draw_text(1, ending=0.05), sources.draw_text(2, "written", ending=0.05)
+    found = compare(existing, written, resamples=100)
+    given = calibration.condition_on_continuing(existing)
+    right = (given["surprisal"] - given["full_entropy"]).mean()
+    assert found.loc[calibration.EXCESS_GIVEN, "existing"] == pytest.approx(right)
+    assert found.loc["end_probability", "existing"] == pytest.approx(0.05)
+    assert calibration.EXCESS not in found.index
+    older = compare(existing, sources.draw_text(2, "written", ending=0.05, known=False), resamples=100)
+    right = (existing["surprisal"] - existing["full_entropy"]).mean()
+    assert older.loc[calibration.EXCESS, "existing"] == pytest.approx(right)

@@ -1,10 +1,13 @@
 """Pairs of runs are found by what their run.json says, named by what differs, and loaded with the nucleus's mass."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+import tiny
+from nucleoscope import atomic
 from nucleoscope.store import results, text_pairs
 from pair_files import EXISTING, PROMPTS, WRITTEN, measure_pair, write_run
 
@@ -51,7 +54,53 @@ def test_measurements_that_torch_wrote_have_the_same_masses(measured, tmp_path):
     (pair,) = text_pairs.find_pairs(measured).pairs
     path = results.find_measurements(pair.written.folder)
     torch.save(results.load(path), tmp_path / results.MEASUREMENTS)
-    assert np.array_equal(text_pairs.load_masses(tmp_path / results.MEASUREMENTS), text_pairs.load_masses(path))
+    assert np.array_equal(text_pairs.load_sums(tmp_path / results.MEASUREMENTS, [5]), text_pairs.load_sums(path, [5]))
+
+
+def test_what_is_loaded_of_ends_is_that_of_the_candidates_that_end_a_text(measured):
+    (pair,) = text_pairs.find_pairs(measured).pairs
+    ends = text_pairs.read_ends(pair.written.folder)
+    assert ends == text_pairs.read_ends(pair.existing.folder) == [tiny.EOS]
+    for run, table in zip(pair, text_pairs.load_pair(pair), strict=True):
+        records, expected = results.load_records(run.folder).values(), []
+        for record in records:
+            for ids, probs in zip(record["top_p_tokens"], record["top_p_probs"], strict=True):
+                p = probs[ids == tiny.EOS].double()
+                expected.append([float(sum) for sum in (p.sum(), -(p * p.log()).sum(), (p * p.log() ** 2).sum())])
+        assert table[list(text_pairs.ENDS)].to_numpy() == pytest.approx(np.array(expected), abs=1e-12)
+        assert (table["end_probability"] > table["end_mass"] - 1e-6).all()
+        assert table["end_probability"].between(0, 1).all()
+
+
+def test_an_end_in_an_existing_text_and_a_run_that_names_no_ends_have_none(measured, tmp_path):
+    (pair,) = text_pairs.find_pairs(measured).pairs
+    folder = tmp_path / "a" / "tiny"
+    shutil.copytree(pair.existing.folder, folder)
+    table, _ = text_pairs.load_pair(pair)
+    token = int(results.load_run(results.find_measurements(folder), "m", "d")["token"].iloc[0])
+    info = results.load_info(folder)
+    for ends in ([tiny.EOS, token], None, "2"):
+        atomic.write_json(folder / results.RUN_INFO, info | {"end_tokens": ends})
+        other, _ = text_pairs.load_pair(text_pairs.Pair(pair.existing._replace(folder=folder), pair.written))
+        assert other["end_probability"].equals(table["end_probability"])
+        unknown = other[list(text_pairs.ENDS)].isna().all(axis=1)
+        assert unknown.iloc[0]
+        assert unknown.all() == (ends != [tiny.EOS, token])
+
+
+def test_files_of_earlier_versions_are_loaded_without_the_probability_of_ends(tmp_path):
+    import torch
+
+    (pair,) = find(tmp_path).pairs
+    for run in pair:
+        path = results.find_measurements(run.folder)
+        records = torch.load(path, weights_only=True)
+        for record in records:
+            del record["end_probabilities"]
+        torch.save(records, path)
+    for table in text_pairs.load_pair(pair):
+        assert table[["end_probability", *text_pairs.ENDS]].isna().all(axis=None)
+        assert table[["surprisal", "mass"]].notna().all(axis=None)
 
 
 def test_a_pair_does_not_depend_on_the_names_of_folders(tmp_path):

@@ -14,6 +14,7 @@ from nucleoscope.stats.calibration import EXISTING, OUTSIDE, SURPRISAL, WRITTEN
 from nucleoscope.store import text_pairs
 from nucleoscope.store.text_pairs import Pair, Run
 from nucleoscope.views import calibration_figures, calibration_text, two_texts
+from nucleoscope.views.token_text import escape_name
 from nucleoscope.workflow import notebooks
 from pair_files import COMMON, measure_pair, write_run
 from pair_files import EXISTING as SCORED
@@ -29,7 +30,10 @@ def create_pair(existing=None, written=None) -> Pair:
 def create_measured(names=("one",), **options) -> dict[str, two_texts.Measured]:
     found = {}
     for seed, name in enumerate(names):
-        tables = sources.draw_text(2 * seed, **options), sources.draw_text(2 * seed + 1, "written")
+        tables = (
+            sources.draw_text(2 * seed, **options),
+            sources.draw_text(2 * seed + 1, "written", known=options.get("known", True)),
+        )
         found[name] = two_texts.Measured(create_pair(), *tables)
     return found
 
@@ -94,6 +98,10 @@ def test_the_table_has_both_texts_and_their_difference_in_points_where_it_is_of_
     assert shown["data set's text"].startswith(f"{100 * row['existing']:.1f}% [")
     assert shown["difference"].startswith(f"{100 * row['difference']:.1f} points [")
     assert table.loc["surprisal (nats)", "model's text"].endswith("]")
+    assert table.loc["probability of an end", "data set's text"].startswith("0.0% [")
+    older = calibration_text.format_text_means(two_texts.compare_pairs(create_measured(known=False)))
+    assert "probability of an end" not in older.index
+    assert "surprisal minus full entropy (nats)" in older.index
 
 
 def create_comparison(surprisal: tuple, entropy: tuple, prompts: int = 9) -> pd.DataFrame:
@@ -180,15 +188,48 @@ def test_the_judgement_of_a_text_is_right_for_every_source(believed, outside, su
     assert "Of the 10 bins of full entropy, " in found[0]
     for text in found:
         assert text.startswith("**one**: ")
-        assert "the end-of-text token, to which the model gives a probability at each step" in text
+        assert "end-of-text" not in text
+        assert "given that the text continues" in text
         assert "nan" not in text
 
 
 @pytest.mark.parametrize("believed", [1.0, 1.8])
-def test_a_judgement_names_the_end_token_as_what_a_difference_may_come_from(believed):
-    for text in describe(believed, prompts=60, ending=0.04):
+def test_without_the_probability_of_ends_a_judgement_names_them_as_what_a_difference_may_come_from(believed):
+    for text in describe(believed, prompts=60, ending=0.04, known=False):
+        assert "given that the text continues" not in text
         judged = "or the difference comes from the end-of-text token" in text
         assert judged or "but a difference may be hidden by the end-of-text token" in text
+
+
+def test_tokens_that_take_no_part_are_counted():
+    measured = create_measured(ending=0.04)
+    table = measured["one"].existing.copy()
+    table.loc[:2, ["end_probability", "end_mass"]] = 0.9999
+    bins = two_texts.calibrate_pairs({"one": measured["one"]._replace(existing=table)})
+    said = "Left out: 3 tokens, because an end of the text was all but certain (above 0.999), the token is one, or"
+    assert calibration_text.describe_outside(bins).count(said) == 1
+    assert said not in calibration_text.describe_surprisal(bins)  # the model's text has all
+    older = measured["one"].existing.assign(
+        end_probability=np.nan, rank=lambda rows: rows["rank"].where(rows.index > 0)
+    )
+    bins = two_texts.calibrate_pairs({"one": measured["one"]._replace(existing=older)})
+    assert "Left out: 1 token, because a number is unknown." in calibration_text.describe_outside(bins)
+
+
+def test_what_expectations_are_given_is_said_of_each_pair():
+    new, old = (create_measured([name], known=known) for name, known in (("new", True), ("old_a", False)))
+    for measured, given, older in (
+        (new, True, None),
+        (old, False, "texts without"),
+        (new | old, True, f"of **{escape_name('old_a')}**"),
+    ):
+        bins = two_texts.calibrate_pairs(measured)
+        text = calibration_text.describe_ends(bins)
+        assert ("given that the text continues" in text) == given
+        assert ("measure them again" in text) == bool(older)
+        assert (older or "") in text
+        title = calibration_figures.plot_surprisal(bins).layout.xaxis.title.text
+        assert ("given no end" in title) == (older is None)
 
 
 def test_the_kind_of_interval_of_a_share_without_a_token_outside_is_said():
@@ -199,6 +240,9 @@ def test_the_kind_of_interval_of_a_share_without_a_token_outside_is_said():
     assert calibration_text.CERTAIN in calibration_text.explain_outside(bins)
     bins["outside interval"] = "percentile"
     assert calibration_text.CERTAIN not in calibration_text.explain_outside(bins)
+    assert calibration_text.explain_outside(bins).endswith("Here m is the mass given that the text continues.")
+    bins["given no end"] = False
+    assert calibration_text.explain_outside(bins) == calibration_text.EXPLAIN_OUTSIDE
 
 
 def test_one_prompt_and_one_bin_have_no_judgement_and_no_bins():
@@ -300,7 +344,8 @@ def test_the_page_of_a_measured_pair_has_figures_tables_and_both_texts(tmp_path)
     said = " ".join(lines)
     assert all(f"**The {rule} difference**" in said for rule in ("median", "highest", "lowest"))
     table = pd.read_csv(tmp_path / "results/correlation_eval/two_texts.csv")
-    assert set(table["quantity"]) == set(calibration.MEASURES)
+    assert set(table["quantity"]) == set(calibration.MEASURES) - {calibration.EXCESS} | {calibration.EXCESS_GIVEN}
+    assert calibration_text.EXPLAIN_GIVEN in lines
     assert set(pd.read_csv(tmp_path / "results/correlation_eval/two_texts_bins.csv")["text"]) == {EXISTING, WRITTEN}
 
 

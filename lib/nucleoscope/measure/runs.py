@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import batching, checking, cosine, encoding, generation, scoring, second_look, static
-from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix
+from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
 from nucleoscope.measure.pairs import compare_candidates
 from nucleoscope.measure.variants import create_variants, find_layout
 from nucleoscope.quantities import list_recorded
@@ -60,6 +60,7 @@ def complete_run(
     info = {"mode": "generate" if texts is None else "score"}
     info |= {"chat_template": bool(getattr(tokenizer, "chat_template", None))}
     info |= batching.collect_run_info(model, inputs, done, chosen.batch_size)
+    info |= {"end_tokens": sorted(find_end_tokens(model, tokenizer))}
     if texts is None:
         info |= {"decoding": checking.find_way(model, chosen.skip_check)}
         paths = {batch.get("path") or static.DYNAMIC for batch in done}

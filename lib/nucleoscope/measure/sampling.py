@@ -14,7 +14,7 @@ from nucleoscope.measure.distribution import Distribution, describe_distribution
 from nucleoscope.measure.nucleus import NotFinite, Nucleus, scale_logits
 from nucleoscope.measure.ragged import choose_sum_dtype
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
-from nucleoscope.measure.step import Step
+from nucleoscope.measure.step import Step, list_ends
 from nucleoscope.measure.variants import Variants
 from nucleoscope.quantities import Quantity
 from nucleoscope.settings import Settings
@@ -89,7 +89,7 @@ class Sampler:
     ):
         self.directions, self.settings, self.variants = directions, settings, variants
         self.uniforms, self.quantities = uniforms, quantities
-        self.ends = torch.tensor(sorted(ends), dtype=torch.long, device=uniforms.device)
+        self.ends = list_ends(ends, uniforms.device)
         self.measured: list[Drawn] = []
         self.drawn: tuple[list[int], Step] | None = None  # the last step's rows, and the step, if it is to be measured
         self.ended: set[int] = set()
@@ -116,7 +116,7 @@ class Sampler:
             self.uniforms, self.rows = self.uniforms[torch.tensor(kept, device=logits.device)], list(rows)
         places = sample(candidates, self.uniforms[:, len(self.measured)])
         tokens = candidates.ids[places]
-        self.drawn = self.rows, Step(logits, distribution, tokens, self.directions, places)
+        self.drawn = self.rows, Step(logits, distribution, tokens, self.directions, places, self.ends)
         if logits.device.type not in DEFERRED:
             self._measure_drawn()
         self.flags = self.rows, torch.isin(tokens, self.ends).to("cpu", non_blocking=True)

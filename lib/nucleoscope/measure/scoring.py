@@ -25,13 +25,14 @@ from nucleoscope.measure.encoding import Encoder, Inputs, TokenRows
 from nucleoscope.measure.model_facts import (
     find_context_length,
     find_embedding_matrix,
+    find_end_tokens,
     find_length_limit,
     find_position_offset,
 )
 from nucleoscope.measure.nucleus import NotFinite, scale_logits
 from nucleoscope.measure.prefix import SharedPrefix
 from nucleoscope.measure.recording import Token, build_record, measure_step, unpack
-from nucleoscope.measure.step import Step
+from nucleoscope.measure.step import Step, list_ends
 from nucleoscope.measure.variants import Variants
 from nucleoscope.quantities import Quantity, list_recorded
 from nucleoscope.settings import Settings
@@ -275,11 +276,13 @@ def score_batch(
     quantities: Sequence[Quantity],
     bar: tqdm,
     variants: Variants | None = None,
+    ends: torch.Tensor | None = None,
 ) -> tuple[list[list[Token]], list[torch.Tensor]]:
     """The measured tokens of each text of a batch, from its position in ``starts`` on. NotFinite lists the rows.
 
     ``bar`` advances by the number of tokens measured; of ``settings`` top_p and temperature are used. Also what
-    ``variants`` measures of the tokens of each text, (T, N, 3 + 3 G), or an empty list if it is None.
+    ``variants`` measures of the tokens of each text, (T, N, 3 + 3 G), or an empty list if it is None. ``ends`` are the
+    ids that would end a generated text, as `Step` takes them.
     """
     owners = [place for place, row in enumerate(ids) for _ in row[starts[place] :]]
     tokens = [token for row, start in zip(ids, starts, strict=True) for token in row[start:]]
@@ -294,7 +297,7 @@ def score_batch(
             distribution = describe_distribution(logits, settings.top_p)
         except NotFinite as error:
             raise NotFinite(sorted({owners[part][row] for row in error.rows})) from None
-        step = Step(logits, distribution, taken[part], directions)
+        step = Step(logits, distribution, taken[part], directions, ends=ends)
         measured = unpack(taken[part], step.candidates, measure_step(step, quantities), quantities)
         for owner, token in zip(owners[part], measured, strict=True):
             found[owner].append(token)
@@ -339,10 +342,12 @@ def measure(
     prefix = decoding.read_prefix(model, shared) if shared else None
     forward, quantities = TextForward(model, prefix), list_recorded() if quantities is None else quantities
     directions = cosine.find_directions(find_embedding_matrix(model))
+    ends = list_ends(find_end_tokens(model, tokenizer), forward.device)
 
     def measure_batch(indices: list[int], bar: tqdm) -> batching.Batch:
         ids, starts = ([column[i] for i in indices] for column in (inputs.ids, inputs.starts))
-        found, more = score_batch(forward, directions, chosen, ids, starts, quantities, bar, measured_variants)
+        options = {"variants": measured_variants, "ends": ends}
+        found, more = score_batch(forward, directions, chosen, ids, starts, quantities, bar, **options)
         records = [build_record(prompts[i], tokens, quantities) for i, tokens in zip(indices, found, strict=True)]
         return batching.Batch(indices, records, variants=more)
 

@@ -4,6 +4,7 @@ Contract: tensors on one device in, one number per token (B,) out, without a cop
 intermediate result is computed once, when the first quantity needs it.
 """
 
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch
@@ -12,12 +13,18 @@ from nucleoscope.measure import cosine, entropy
 from nucleoscope.measure.distribution import Distribution
 
 
+def list_ends(ends: Iterable[int], device: torch.device) -> torch.Tensor:
+    """The ids that end a text, each once, as `Step` takes them: (E,) int64 on the device."""
+    return torch.tensor(sorted(set(ends)), dtype=torch.long, device=device)
+
+
 class Step:
     """B tokens, the logits they were chosen from, and their candidates.
 
     ``logits`` (B, V), divided by the temperature; ``distribution`` is what they say, ``tokens`` (B,) are the ids
     taken, ``directions`` those of the embedding's rows (`cosine.find_directions`). ``places`` (B,) are the
-    positions of the tokens in ``candidates.ids`` if they were drawn from there, else None.
+    positions of the tokens in ``candidates.ids`` if they were drawn from there, else None. ``ends`` (E,) are the ids
+    that end a text (`list_ends`); by default they are unknown.
     """
 
     def __init__(
@@ -27,8 +34,9 @@ class Step:
         tokens: torch.Tensor,
         directions: cosine.Directions,
         places: torch.Tensor | None = None,
+        ends: torch.Tensor | None = None,
     ):
-        self.logits, self.tokens, self.places = logits, tokens, places
+        self.logits, self.tokens, self.places, self.ends = logits, tokens, places, ends
         self.candidates, self._full, self.margin = distribution
         self.directions, self.embedding = directions, directions.embedding
 
@@ -75,6 +83,21 @@ class Step:
     @property
     def similarity_entropy(self) -> torch.Tensor:
         return self._similarity.similarity_entropy
+
+    @cached_property
+    def end_probability(self) -> torch.Tensor:
+        """The probability under p that the text ends here; NaN if it is unknown which tokens end one.
+
+        Some configurations name an end that the vocabulary does not have: it has no probability.
+        """
+        if self.ends is None:
+            return torch.full_like(self.margin, torch.nan)
+        last = self.logits.shape[-1] - 1
+        exists = (self.ends >= 0) & (self.ends <= last)
+        likeliest = self.candidates.ids[self.candidates.offsets[:-1]]
+        best = self.logits.gather(-1, likeliest[:, None]).float()
+        p = (self.logits[:, self.ends.clamp(0, last)].float() - best).exp() * self._full.largest[:, None]
+        return torch.where(exists, p, 0).sum(-1).clamp_max(1)
 
     @cached_property
     def surprisal(self) -> torch.Tensor:

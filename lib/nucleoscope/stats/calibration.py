@@ -16,13 +16,18 @@ a calibrated model would give: for surprisal a normal approximation; for the sha
 number of tokens outside if these are independent events with probabilities 1 - m (Poisson binomial), which is right
 also at small counts.
 
-One deviation is not the model's: p has a probability e of ending the text, but no recorded token is an end, since a
-text that ends is not recorded further. Recorded tokens of a calibrated source are drawn from p given that the text
-does not end, so a share (1 - m) / (1 - e) of them would be outside if ends are in N and (1 - m - e) / (1 - e) if not,
-and their expected surprisal would differ from H(p) by -e (log((1 - e) / e) - H'), where H' is the entropy given no
-end. Files do not say which tokens end a text, so this is not corrected, and every judgement has to mention it. The
-intervals of what was measured come from resampling prompts, or leaving out each (`bootstrap.choose_interval`), and a
-pair's prompts are resampled together.
+p also gives a probability e to the end of the text, but no recorded token is an end, since nothing is recorded of a
+text that ends. The recorded tokens of a calibrated source are therefore drawn from p given that the text continues,
+and all of the above is taken of that distribution (`condition_on_continuing`): with e_N the probability of ends in N,
+the mass of N is (m - e_N) / (1 - e), and the full entropy follows from the chain rule (Shannon, "A Mathematical Theory
+of Communication", 1948, section 6): H(p) = h(e) + (1 - e) H' with one end, h the binary entropy. Given what precedes a
+token and that the text continues, its deviation from these expectations has the mean 0, so sums are martingales again.
+Files of earlier versions do not say how likely an end was. Their expectations include it: by them, a calibrated source
+has a share outside that is off by up to e, and a surprisal that is off by -e (log((1 - e) / e) - H'), so that every
+judgement has to mention it.
+
+The intervals of what was measured come from resampling prompts, or leaving out each (`bootstrap.choose_interval`), and
+a pair's prompts are resampled together.
 """
 
 from collections.abc import Callable
@@ -30,28 +35,34 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
+from scipy.special import ndtri, xlogy
 
 from nucleoscope.stats import bootstrap
+from nucleoscope.store.text_pairs import ENDS, MASS
 
 EXISTING, WRITTEN = "existing", "written"
 CLOPPER_PEARSON = "Clopper-Pearson"  # a kind of interval, beside those of `bootstrap`
 ALL = "all"  # the row of all tokens among those of bins
 BINS, LEAST = 10, 40  # bins of entropy at most, tokens of a bin at least
 OUTSIDE, SURPRISAL = "outside", "surprisal"  # what is compared with its expectation
+EXCESS, EXCESS_GIVEN = "excess", "excess_given_no_end"  # surprisal minus full entropy, and both if a text continues
+GIVEN, LEFT_OUT = "given no end", "left out"  # columns of `calibrate`
+NEAR_END = 0.999  # above this e, too few digits of 1 - e are known
+ROUNDING = 1e-6  # of e, which is float32
 MEASURES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {  # what two texts are compared by
     "surprisal": lambda table: table["surprisal"],
     "full_entropy": lambda table: table["full_entropy"],
-    "excess": lambda table: table["surprisal"] - table["full_entropy"],
+    EXCESS: lambda table: table["surprisal"] - table["full_entropy"],
     "entropy": lambda table: table["entropy"],
     "k": lambda table: table["k"],
     "outside": lambda table: (table["rank"] > table["k"]).where(table["rank"].notna()),
     "likeliest": lambda table: (table["rank"] == 1).where(table["rank"].notna()),
     "margin": lambda table: table["margin"],
+    "end_probability": lambda table: table["end_probability"],
     "cosine": lambda table: table["cosine"],
 }
-RANGES = {"excess": (-np.inf, np.inf), "k": (1, np.inf), "cosine": (-1, 1)} | dict.fromkeys(
-    ("outside", "likeliest", "margin"), (0, 1)
+RANGES = {EXCESS: (-np.inf, np.inf), "k": (1, np.inf), "cosine": (-1, 1)} | dict.fromkeys(
+    ("outside", "likeliest", "margin", "end_probability"), (0, 1)
 )  # of the means of one text; of others, (0, inf)
 
 
@@ -62,6 +73,48 @@ class Bounded(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     kind: str
+
+
+def knows_ends(table: pd.DataFrame) -> bool:
+    """Whether the tokens of a text have the probability of an end, and those in their nuclei."""
+    return bool(np.isfinite(table[["end_probability", *ENDS]]).all(axis=1).any())
+
+
+def condition_on_continuing(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of a text whose quantities are those of p given that the text continues, that is, of no end.
+
+    Changed are surprisal, full entropy and varentropy, the nucleus's mass, entropy and varentropy; the nucleus itself
+    and ranks are not. With I = -log p, the sums of p, p I and p I^2 over all tokens, or over the nucleus, follow from
+    the recorded quantities, and those over ends are subtracted from them. The ends in the nucleus are known one by one.
+    What the others have of e is taken as one token: if n of them share e', the full entropy is too high by at most
+    e' log(n) / (1 - e). NaN where the quantities or ends are unknown, where the token is an end, and where e is above
+    `NEAR_END`; what is NaN for the last reason is decided before the token is seen, and biases no mean.
+    """
+    inside, information, squared = (table[name].to_numpy(dtype=np.float64) for name in ENDS)
+    beyond = table["end_probability"].to_numpy(dtype=np.float64) - inside
+    beyond = np.where(beyond < ROUNDING, 0 * beyond, beyond)  # NaN stays NaN
+    going = 1 - inside - beyond
+    going[going < 1 - NEAR_END] = np.nan
+    log = np.log(np.where(beyond > 0, beyond, 1))
+    full, full_variance, entropy, variance, mass = (
+        table[name].to_numpy(dtype=np.float64)
+        for name in ("full_entropy", "full_varentropy", "entropy", "varentropy", MASS)
+    )
+    full_mean = (full - information + xlogy(beyond, beyond)) / going
+    full_square = (full_variance + full**2 - squared - beyond * log**2) / going
+    rest = np.where(mass - inside > ROUNDING, mass - inside, np.nan)  # of the nucleus; nothing if it has only ends
+    expected = entropy - np.log(mass)  # of I in the nucleus
+    mean = (mass * expected - information) / rest
+    square = (mass * (variance + expected**2) - squared) / rest
+    given = {
+        "surprisal": table["surprisal"].to_numpy(dtype=np.float64) + np.log(going),
+        "full_entropy": full_mean + np.log(going),
+        "full_varentropy": full_square - full_mean**2,
+        "entropy": np.where(np.isnan(going), np.nan, mean + np.log(rest)),
+        "varentropy": np.where(np.isnan(going), np.nan, square - mean**2),
+        MASS: np.clip((mass - inside) / going, 0, 1),
+    }
+    return table.assign(**{name: np.maximum(values, 0) for name, values in given.items()})  # rounded, none is below 0
 
 
 def list_comparison_columns() -> list[str]:
@@ -75,14 +128,20 @@ def compare_texts(
 ) -> pd.DataFrame:
     """Means over the tokens of two texts for the same prompts, and their differences, existing minus written.
 
-    One row for each of `MEASURES`. Prompts without a token in either text are left out of both. ``tokens``: those that
-    have the quantity, since a token with one candidate has no cosine; a value that is not finite is no value.
+    One row for each of `MEASURES`, with `EXCESS_GIVEN` in the place of `EXCESS` if both texts have the probabilities of
+    ends: the mean of surprisal minus full entropy, both given that the text continues. Prompts without a token in
+    either text are left out of both. ``tokens``: those that have the quantity, since a token with one candidate has no
+    cosine; a value that is not finite is no value.
     """
     prompts = np.intersect1d(existing["prompt"], written["prompt"])
     sums, sizes = [], []
+    given = knows_ends(existing) and knows_ends(written)
     for table in (existing, written):
         own = table[table["prompt"].isin(prompts)]
-        values = np.column_stack([np.asarray(measure(own), dtype=np.float64) for measure in MEASURES.values()])
+        columns = {name: np.asarray(measure(own), dtype=np.float64) for name, measure in MEASURES.items()}
+        if given:
+            columns[EXCESS] = np.asarray(MEASURES[EXCESS](condition_on_continuing(own)))
+        values = np.column_stack(list(columns.values()))
         found = _sum_by_prompt(values, np.searchsorted(prompts, own["prompt"]), len(prompts))
         sums.append(found[0])
         sizes.append(found[1])
@@ -97,7 +156,7 @@ def compare_texts(
         ends[: 2 * width] = np.clip(ends[: 2 * width], *ranges.T)
     rows = []
     for place, name in enumerate(MEASURES):
-        row: dict = {"quantity": name}
+        row: dict = {"quantity": EXCESS_GIVEN if given and name == EXCESS else name}
         for part, start in zip((EXISTING, WRITTEN, "difference"), (0, width, 2 * width), strict=True):
             row |= {f"{part}{end}": found[i][start + place] for i, end in enumerate(("", " low", " high"))}
         tokens = {
@@ -112,7 +171,7 @@ def list_calibration_columns() -> list[str]:
     kinds = [f"{name}{kind}" for name in (OUTSIDE, SURPRISAL) for kind in ("", " expected", " difference")]
     parts = [f"{kind}{end}" for kind in kinds for end in ("", " low", " high")]
     kinds = [f"{OUTSIDE} p", *(f"{name} interval" for name in (OUTSIDE, SURPRISAL))]
-    return ["bin", "from", "to", "tokens", "prompts", "full entropy", *parts, *kinds]
+    return ["bin", "from", "to", "tokens", LEFT_OUT, "prompts", "full entropy", *parts, *kinds, GIVEN]
 
 
 def calibrate(
@@ -128,19 +187,25 @@ def calibrate(
     interval. ``outside p``: the two-sided p-value of the number of tokens outside; Holm's correction is the caller's.
     ``outside interval`` and ``surprisal interval`` name the kinds of intervals. If no token of a bin is outside its
     nucleus, or all are, resampling cannot tell how sure that is, and the interval of the share is that of Clopper and
-    Pearson (Biometrika 26, 1934) for independent tokens. ValueError for another ``text``.
+    Pearson (Biometrika 26, 1934) for independent tokens. ``given no end``: whether all of these are given that the
+    text continues, which they are if the table has the probabilities of ends (`condition_on_continuing`). ``left out``,
+    in the row of all tokens: how many are in no row, because a number is unknown, because they are an end, or because
+    an end was all but certain. ValueError for another ``text``.
     """
     if text not in (EXISTING, WRITTEN):
         raise ValueError(f"text is '{text}': it must be {EXISTING} or {WRITTEN}")
     needed = ["full_entropy", "surprisal", "rank", "mass", *(["entropy"] if text == WRITTEN else [])]
-    known = table[np.isfinite(table[needed]).all(axis=1)]
+    given = knows_ends(table)
+    conditioned = condition_on_continuing(table) if given else table
+    known = conditioned[np.isfinite(conditioned[needed]).all(axis=1)]
     rows = []
     if len(known):
-        rows = [_calibrate_some(known, text, resamples, seed) | {"bin": ALL}]
+        rows = [_calibrate_some(known, text, resamples, seed) | {"bin": ALL, LEFT_OUT: len(table) - len(known)}]
         place = assign_bins(known["full_entropy"].to_numpy(), bins)
         parts = [known[place == number] for number in np.unique(place)]
         found = [_calibrate_some(part, text, resamples, seed) for part in parts] if len(parts) > 1 else rows
-        rows = rows + [row | {"bin": str(number)} for number, row in enumerate(found, 1)]
+        rows = rows + [row | {"bin": str(number), LEFT_OUT: 0} for number, row in enumerate(found, 1)]
+        rows = [row | {GIVEN: given} for row in rows]
     return pd.DataFrame(rows, columns=list_calibration_columns())
 
 

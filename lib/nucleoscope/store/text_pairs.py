@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 COMMON = ("prompt_column", "prompt_format", "temperature", "top_p")  # settings that are the same in both runs of a pair
 OWN = ("n_prompts", "max_tokens", "dtype")  # settings in which the two runs of a pair may differ
 MASS = "mass"  # the column of the nucleus's probability
-COLUMNS = (  # of the tables of a pair, before `MASS`
+COLUMNS = (  # of the tables of a pair, before `MASS` and `ENDS`
     *("prompt", "step", "k", "entropy", "full_entropy", "varentropy", "full_varentropy"),
-    *("surprisal", "rank", "margin", "cosine"),
+    *("surprisal", "rank", "margin", "end_probability", "cosine"),
 )
+ENDS = ("end_mass", "end_information", "end_information_squared")  # columns about the nucleus's tokens that end a text
 
 
 class Run(NamedTuple):
@@ -174,8 +175,10 @@ def _list_distinctions(pair: Pair, rivals: Iterable[Pair]) -> list[str]:
 def load_pair(pair: Pair) -> tuple["pd.DataFrame", "pd.DataFrame"]:
     """The tokens of both runs, existing first: the prompts that both have, as many tokens of each as both measured.
 
-    Columns: `COLUMNS` and `MASS`, the probability of the nucleus under the full distribution. ValueError names a
-    damaged file, or measurements without probabilities.
+    Columns: `COLUMNS`, `MASS`, the probability of the nucleus under the full distribution p, and `ENDS`, the sums of p,
+    of -p log p and of p (log p)^2 over the tokens in the nucleus that end a text. The latter are NaN where the run does
+    not say which tokens do, as those of earlier versions, and for a token that does so itself, in an existing text.
+    ValueError names a damaged file, or measurements without probabilities.
     """
     existing, written = (
         table[(table["prompt"] < pair.n_prompts) & (table["step"] < pair.max_tokens)].reset_index(drop=True)
@@ -186,30 +189,51 @@ def load_pair(pair: Pair) -> tuple["pd.DataFrame", "pd.DataFrame"]:
 
 def _load_table(run: Run) -> "pd.DataFrame":
     path = results.find_measurements(run.folder)
-    table = results.load_run(path, run.folder.name, run.folder.parent.name, COLUMNS)
-    masses = load_masses(path)
-    if len(masses) != len(table):
-        raise ValueError(
-            f"'{path}' has probabilities of {len(masses):,} nuclei but {len(table):,} tokens: measure again"
-        )
-    return table[list(COLUMNS)].assign(**{MASS: masses})
+    table = results.load_run(path, run.folder.name, run.folder.parent.name, (*COLUMNS, "token"))
+    ends = read_ends(run.folder)
+    sums = load_sums(path, ends or ())
+    if len(sums) != len(table):
+        raise ValueError(f"'{path}' has probabilities of {len(sums):,} nuclei but {len(table):,} tokens: measure again")
+    if ends is None:
+        sums[:, 1:] = float("nan")
+    else:
+        sums[table["token"].isin(ends).to_numpy(), 1:] = float("nan")
+    return table[list(COLUMNS)].assign(**dict(zip((MASS, *ENDS), sums.T, strict=True)))
 
 
-def load_masses(path: Path) -> "np.ndarray":
-    """The probability of each token's nucleus under the full distribution, in a measurements file: (n,) float64.
+def read_ends(folder: Path) -> list[int] | None:
+    """The ids that end a text, by a run's run.json; None if it was written by a version that did not record them."""
+    found = results.load_info(folder).get("end_tokens")
+    return found if isinstance(found, list) and all(isinstance(token, int) for token in found) else None
 
-    In the order of `results.load_run`. Candidates of one prompt are in memory at a time.
+
+def load_sums(path: Path, ends: Iterable[int] = ()) -> "np.ndarray":
+    """Sums over each token's nucleus under the full distribution p, in a measurements file: (n, 4) float64.
+
+    The sum of p, its mass; then those of p, -p log p and p (log p)^2 over the candidates that are in ``ends``. In the
+    order of `results.load_run`. Candidates of one prompt are in memory at a time.
     """
     import numpy as np
 
-    field = "top_p_probs"
+    fields, ends = ("top_p_tokens", "top_p_probs"), list(ends)
     if read_fields(path) is not None:
-        records: Iterable[dict] = iterate_records(path, [field])
+        records: Iterable[dict] = iterate_records(path, fields)
     else:
-        records = results.load_records(path.parent, fields=[field]).values()
-    parts = [np.empty(0)]
+        records = results.load_records(path.parent, fields=fields).values()
+    parts = [np.empty((0, 4))]
     for number, record in enumerate(records):
-        if record.get(field) is None:
+        if record.get(fields[1]) is None:
             raise ValueError(f"'{path}' has no probabilities of the candidates of prompt {number}: measure again")
-        parts.append(np.array([np.asarray(probs, dtype=np.float64).sum() for probs in record[field]]))
-    return np.minimum(np.concatenate(parts), 1)  # rounded, a sum can exceed 1
+        steps = [np.asarray(probs, dtype=np.float64) for probs in record[fields[1]]]
+        owners = np.repeat(np.arange(len(steps)), np.array(list(map(len, steps)), dtype=np.intp))
+        probs = np.concatenate([np.empty(0), *steps])
+        columns = np.zeros((4, len(probs)))
+        columns[0] = probs
+        if ends:
+            ids = np.concatenate([np.empty(0, np.int64), *map(np.asarray, record[fields[0]])])
+            p = probs[found := np.isin(ids, ends) & (probs > 0)]
+            columns[1:, found] = p, -p * np.log(p), p * np.log(p) ** 2
+        parts.append(np.column_stack([np.bincount(owners, column, len(steps)) for column in columns]))
+    sums = np.concatenate(parts)
+    sums[:, 0] = np.minimum(sums[:, 0], 1)  # rounded, a sum can exceed 1
+    return sums

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from nucleoscope import quantities
 from nucleoscope.names import escape_plotly
-from nucleoscope.stats.calibration import ALL, EXISTING, OUTSIDE, SURPRISAL, WRITTEN
+from nucleoscope.stats.calibration import ALL, EXISTING, GIVEN, OUTSIDE, SURPRISAL, WRITTEN
 from nucleoscope.views.figures import build_layout, describe, round_values
 from nucleoscope.views.made_of_figures import fill_traces
 from nucleoscope.views.palette import BLUE, ORANGE, fade
@@ -37,7 +37,8 @@ def plot_outside(bins: pd.DataFrame) -> go.Figure:
 def plot_surprisal(bins: pd.DataFrame) -> go.Figure:
     """Mean surprisal over mean full entropy: both texts, and what tokens drawn from p or the nucleus would give."""
     figure = _plot(bins, SURPRISAL, {EXISTING: True, WRITTEN: True}, ".2f")
-    figure.update_yaxes(title=f"mean {quantities.find_title('surprisal')}", rangemode="tozero")
+    given = ", given no end" if bins[GIVEN].all() else ""
+    figure.update_yaxes(title=f"mean {quantities.find_title('surprisal')}{given}", rangemode="tozero")
     text = (
         "Mean surprisal over mean full entropy in the data set's text and in the model's, with 95 % intervals, and the "
     )
@@ -70,7 +71,8 @@ def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], form: st
         points = go.Scatter(mode="markers", name=label, hovertemplate=hover, cliponaxis=False)  # 0 is on the axis
         figure.add_trace(points.update(marker={"size": 9, "color": color, "symbol": symbol}))
     fill_traces(figure, contents)
-    figure.update_xaxes(title=f"mean {quantities.find_title('full_entropy')} of a bin", rangemode="tozero")
+    given = ", given no end" if rows[GIVEN].all() else ""
+    figure.update_xaxes(title=f"mean {quantities.find_title('full_entropy')} of a bin{given}", rangemode="tozero")
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
     return figure.update_layout(legend=legend, margin={"b": 100})
 

@@ -11,7 +11,20 @@ import pandas as pd
 
 from nucleoscope import quantities
 from nucleoscope.stats.bootstrap import JACKKNIFE, LEVEL
-from nucleoscope.stats.calibration import ALL, CLOPPER_PEARSON, EXISTING, OUTSIDE, SURPRISAL, WRITTEN, adjust_by_holm
+from nucleoscope.stats.calibration import (
+    ALL,
+    CLOPPER_PEARSON,
+    EXCESS,
+    EXCESS_GIVEN,
+    EXISTING,
+    GIVEN,
+    LEFT_OUT,
+    NEAR_END,
+    OUTSIDE,
+    SURPRISAL,
+    WRITTEN,
+    adjust_by_holm,
+)
 from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.store.text_pairs import FoundPairs, Pair, Run, list_obstacles, name_pairs
 from nucleoscope.views.made_of_text import format_bounded, format_number, join_words
@@ -48,12 +61,16 @@ surprise than expected, one below it less. The bands are normal approximations, 
 where surprisal is mostly near 0, and one point in twenty is outside by chance, so no single
 bin is judged."""
 ENDING = "the end-of-text token, to which the model gives a probability at each step, while no recorded token is one"
+EXPLAIN_GIVEN = """No recorded token is an end of a text, but the model gives ends a probability e at each step. What
+is expected, full entropy and surprisal are therefore those given that the text continues: the probabilities of the
+tokens that end a text are set to 0, and all others are divided by 1 − e."""
 TITLES = {
-    "excess": "surprisal minus full entropy (nats)",
+    EXCESS: "surprisal minus full entropy (nats)",
+    EXCESS_GIVEN: "surprisal minus full entropy, given no end (nats)",
     "outside": "tokens outside the nucleus",
     "likeliest": "tokens that are the likeliest one",
 }
-SHARES = ("outside", "likeliest")
+SHARES = ("outside", "likeliest", "end_probability")
 
 
 def describe_found(found: FoundPairs, measured: Collection[str]) -> str:
@@ -106,6 +123,7 @@ def _count(number: int, word: str) -> str:
 
 def format_text_means(comparison: pd.DataFrame) -> pd.DataFrame:
     """The means of one pair for readers: value [interval] of both texts and their difference."""
+    comparison = comparison[comparison["quantity"].ne("end_probability") | comparison[EXISTING].notna()]
     columns = {"mean of": [TITLES.get(name) or quantities.find_title(name) for name in comparison["quantity"]]}
     for part, title in {EXISTING: "data set's text", WRITTEN: "model's text", "difference": "difference"}.items():
         values = comparison[["quantity", part, f"{part} low", f"{part} high"]].itertuples(index=False, name=None)
@@ -175,6 +193,24 @@ def _describe_difference(row: pd.Series, words: dict[str, str]) -> str:
     )
 
 
+def describe_ends(bins: pd.DataFrame) -> str:
+    """What the expectations are given, and which pairs have a text that was measured without the probability of an end.
+
+    Those include the end in their expectations.
+    """
+    given = bins[GIVEN].astype(bool)
+    older = list(dict.fromkeys(bins.loc[~given, "pair"]))
+    text = EXPLAIN_GIVEN if given.any() else ""
+    if older:
+        names = "" if not given.any() else f" of {join_words([f'**{escape_name(name)}**' for name in older])}"
+        text += (
+            f"{' ' if text else ''}An earlier version measured texts{names} without the probability of an end. Their "
+            "expectations include it, so a calibrated model would differ a little from them, more so if its texts are "
+            "short. To correct that, measure them again, in another `results_dir`."
+        )
+    return text
+
+
 def describe_outside(bins: pd.DataFrame) -> str:
     """Sentences for each pair on the tokens outside the nucleus, beside what a calibrated model would give."""
     return "\n\n".join(
@@ -185,7 +221,11 @@ def describe_outside(bins: pd.DataFrame) -> str:
 def explain_outside(bins: pd.DataFrame) -> str:
     """How to read the figure of the tokens outside the nucleus, with the kinds of intervals that it has."""
     certain = bins.loc[bins["bin"] != ALL, f"{OUTSIDE} interval"].eq(CLOPPER_PEARSON).any()
-    return f"{EXPLAIN_OUTSIDE} {CERTAIN}" if certain else EXPLAIN_OUTSIDE
+    parts = [EXPLAIN_OUTSIDE, CERTAIN] if certain else [EXPLAIN_OUTSIDE]
+    if bins[GIVEN].any():
+        where = "Here" if bins[GIVEN].all() else "Where the probability of an end is known,"
+        parts.append(f"{where} m is the mass given that the text continues.")
+    return " ".join(parts)
 
 
 def describe_surprisal(bins: pd.DataFrame) -> str:
@@ -214,11 +254,11 @@ def _describe_outside(name: str, existing: pd.DataFrame, written: pd.DataFrame) 
         else:
             text += (
                 f"{_format_columns(row, OUTSIDE)} of the {_count(int(row['tokens']), 'token')} of the data set's text "
-                f"{'is' if row['tokens'] == 1 else 'are'} outside the nucleus. If tokens were drawn from p, "
-                f"{100 * row[f'{OUTSIDE} expected']:.1f}% would be. The difference is "
+                f"{'is' if row['tokens'] == 1 else 'are'} outside the nucleus. If tokens were drawn from "
+                f"{_name_source(row)}, {100 * row[f'{OUTSIDE} expected']:.1f}% would be. The difference is "
                 f"{_format_points(row)}: {_judge(row, OUTSIDE)}.{_name_interval(row)} {_describe_bins(parts)}"
             )
-            text += _describe_ends(parts)
+            text += _describe_ends(parts) + _describe_left_out(row)
     else:
         text += "ranks or surprisals of the data set's text are unknown: measure it again."
     if len(written):
@@ -232,6 +272,18 @@ def _describe_outside(name: str, existing: pd.DataFrame, written: pd.DataFrame) 
                 "drawn from the nucleus."
             )
     return text
+
+
+def _name_source(row: pd.Series) -> str:
+    return "p given that the text continues" if row[GIVEN] else "p"
+
+
+def _describe_left_out(row: pd.Series) -> str:
+    """How many tokens of a text take no part, and why."""
+    if not (count := int(row[LEFT_OUT])):
+        return ""
+    ends = f"an end of the text was all but certain (above {NEAR_END:g}), the token is one, or " if row[GIVEN] else ""
+    return f" Left out: {_count(count, 'token')}, because {ends}a number is unknown."
 
 
 def _format_columns(row: pd.Series, name: str) -> str:
@@ -266,6 +318,8 @@ def _judge(row: pd.Series, name: str) -> str:
     sign = classify(row[f"{name} difference low"], row[f"{name} difference high"])
     if (name, sign) not in JUDGEMENTS:
         return "there are too few prompts for an interval"
+    if row[GIVEN]:
+        return JUDGEMENTS[name, sign]
     due = "a difference may be hidden by" if sign == UNDECIDED else "or the difference comes from"
     return f"{JUDGEMENTS[name, sign]}, {'but ' if sign == UNDECIDED else ''}{due} {ENDING}"
 
@@ -310,7 +364,8 @@ def _describe_surprisal(name: str, existing: pd.DataFrame, written: pd.DataFrame
     if len(existing):
         row = existing.iloc[0]
         text += (
-            f"the data set's text has a mean surprisal of {_format_nats(row, SURPRISAL)} nats, and the model expects "
+            f"{'given that the text continues, ' if row[GIVEN] else ''}the data set's text has a mean surprisal of "
+            f"{_format_nats(row, SURPRISAL)} nats, and the model expects "
             f"{format_number(row[f'{SURPRISAL} expected'])}, its mean full entropy. The difference is "
             f"{_format_nats(row, f'{SURPRISAL} difference')}: {_judge(row, SURPRISAL)}."
         )
@@ -322,12 +377,14 @@ def _describe_surprisal(name: str, existing: pd.DataFrame, written: pd.DataFrame
         said = {
             UNDECIDED: "which cannot be told apart from 0, as it should be",
             "": "from too few prompts for an interval",
-        }.get(sign, f"which is not 0: it may come from {ENDING}, or be chance")
+        }.get(sign, "which is not 0: by chance, one text in twenty has such a difference")
+        if not row[GIVEN] and sign not in (UNDECIDED, ""):
+            said = f"which is not 0: it may come from {ENDING}, or be chance"
         text += (
             f" The model's text has {_format_nats(row, SURPRISAL)}; tokens drawn from the nucleus have an expected "
             f"surprisal of {format_number(row[f'{SURPRISAL} expected'])}, so the difference is "
             f"{_format_nats(row, f'{SURPRISAL} difference')}, {said}. Its full entropy, the expectation of tokens that "
-            f"were drawn from all of p, is {format_number(row['full entropy'])}."
+            f"were drawn from all of p, is {format_number(row['full entropy'])}.{_describe_left_out(row)}"
         )
     return text
 
