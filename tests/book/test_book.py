@@ -38,7 +38,7 @@ from nucleoscope.book import pages, site, sphinx_extension
 from nucleoscope.settings import format_reference
 from nucleoscope.store import results
 from nucleoscope.store.candidates import Similarities
-from nucleoscope.views import figure_data, tables, texts
+from nucleoscope.views import cards, figure_data, tables, texts
 from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader
 from nucleoscope.workflow import graph
@@ -127,6 +127,17 @@ def compare_at_random(record: dict) -> Similarities:
     return Similarities([rng.uniform(-0.2, 1, size) for size in sizes], pairs)
 
 
+def look_ahead_at_random(record: dict) -> dict[int, cards.Ahead]:
+    """Similarities in context of a record that are made up."""
+    rng, found = np.random.default_rng(1), {}
+    for step, ids in enumerate(record["top_p_tokens"]):
+        if len(ids) > 1:
+            m = min(len(ids), 8)
+            similar = rng.uniform(0, 1, (m, m))
+            found[step] = cards.Ahead(ids[:m].tolist(), (similar + similar.T) / 2, 2.5)
+    return found
+
+
 def create_strips() -> nbformat.NotebookNode:
     """A notebook that shows a strip, one of 500 tokens, and one whose card stays open."""
     new, reader = nbformat.v4, tiny.create_tokenizer(bos=False)
@@ -134,7 +145,7 @@ def create_strips() -> nbformat.NotebookNode:
     long = {name: value if name == "prompt" else value[:500] for name, value in long.items()}
     created = [
         render_strip(tiny.create_record(STRIP, prompt=ATTACK), reader),
-        render_strip(long, reader, similarities=compare_at_random(long)),
+        render_strip(long, reader, similarities=compare_at_random(long), ahead=look_ahead_at_random(long)),
         render_strip(tiny.create_record("the rain in Spain"), reader, first=1, shown=3),
         render_scored_strip(),
     ]
@@ -912,6 +923,29 @@ CONTRASTS = """
   return found;
 }
 """
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_card_shows_similarity_in_context_in_a_tab_that_stays_open(visit, width):
+    page = visit("strips", width)
+    strip = page.locator("div.nucleoscope-strip").nth(1)
+    context = json.loads(strip.locator("script[type='application/json']").text_content())["context"]
+    several = [step for step, each in enumerate(context) if each]
+    alone = context.index(None)
+    tokens = strip.locator(".ns-text > span")
+    tokens.nth(several[0]).click()
+    tab = strip.get_by_role("tab", name="similar in context")
+    tab.click()
+    assert tab.get_attribute("aria-selected") == "true"
+    assert tab.evaluate("tab => tab === document.activeElement")
+    assert strip.locator(".ns-context bdi").count() == len(context[several[0]]["names"])
+    tokens.nth(several[1]).click(position={"x": 2, "y": 8})
+    assert strip.locator(".ns-context bdi").count() == len(context[several[1]]["names"])
+    tokens.nth(alone).click(position={"x": 2, "y": 8})
+    assert "nothing to compare" in strip.locator("[role='tabpanel']").text_content()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    tab.press("ArrowLeft")
+    assert strip.get_by_role("tab", name="candidates").get_attribute("aria-selected") == "true"
 
 
 def test_pointing_at_a_token_shows_its_card_and_leaving_hides_it(visit):

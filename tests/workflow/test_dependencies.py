@@ -159,12 +159,14 @@ def test_every_module_is_an_input_of_exactly_the_jobs_whose_notebooks_import_it(
     assert modules <= jobs["book"]  # the reference of the package
 
 
-def test_a_grid_that_asks_for_similarity_in_context_plans_one_more_job_for_a_run_and_nothing_else(project):
+def test_a_grid_that_asks_for_similarity_in_context_plans_that_job_and_then_the_page_that_shows_it(project):
     grid = json.loads((project / "grid.json").read_text())
     grid["parameters"] |= {"context": True}
     (project / "context.json").write_text(json.dumps(grid))
     jobs = list_jobs(plan_graph(project, "--configfile", "context.json"))
-    assert jobs.keys() == {"context", "book"}
+    assert jobs.keys() == {"context", "page", "book"}
+    assert any(path.endswith("context.status.json") for path in jobs["page"])
+    assert not any("run.status.json" in path or path.endswith("context.pt") for path in jobs["context"])
     wanted = dependencies.list_dependencies(ROOT / "notebooks/context.py")
     assert {os.path.relpath(path, ROOT) for path in wanted} <= jobs["context"]
     assert any(path.endswith("measurements.pt") for path in jobs["context"])
@@ -172,6 +174,15 @@ def test_a_grid_that_asks_for_similarity_in_context_plans_one_more_job_for_a_run
     (project / "context.json").write_text(json.dumps(grid))
     assert "Nothing to be done" in plan_graph(project, "--configfile", "context.json")
     (project / "context.json").unlink()
+
+
+def test_a_page_is_made_again_after_somebody_has_measured_similarity_in_context(project):
+    path = next(project.rglob("measurements.pt")).with_name("context.pt")
+    path.write_bytes(b"any")
+    for time, planned in ((2_100_000_000, {"page", "book"}), (1_000_000_000, set())):
+        os.utime(path, (time, time))
+        assert list_jobs(plan_graph(project)).keys() == planned
+    path.unlink()
 
 
 def test_a_grid_that_asks_for_branches_plans_one_more_job_for_a_run_and_the_page_that_reads_them(project):

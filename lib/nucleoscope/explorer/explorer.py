@@ -550,7 +550,7 @@ class Explorer:
 
         found = version.ahead.get(step)
         if found is None and self.model is None and self.matrices is not None and version.cut is None:
-            found = engine.read_ahead(self.matrices, self.picked.value, step)
+            found = engine.cards.read_ahead(self.matrices, self.picked.value).get(step)
         elif found is None and self.model is not None and version.settings:
             found = "Reading each candidate …"
             if self.text.tab:

@@ -145,6 +145,14 @@ class Graph:
             return [str(status.locate_status(folder))]
         return [path for name in status.FILES if os.path.isfile(path := str(Path(folder, name)))]
 
+    def list_context(self, folder: str) -> list[str]:
+        """What the page of a run reads of its similarity in context: the matrices, or the job that will write them."""
+        entry, path = self.runs[folder], Path(folder, results.CONTEXT_MATRICES)
+        available = folder not in self.unavailable or results.find_measurements(Path(folder))
+        if entry.wants_context and available and (folder in self.missing or status.lacks_context(Path(folder), entry)):
+            return [str(status.locate_status(folder, results.CONTEXT))]
+        return [str(path)] if path.is_file() else []
+
     def list_all_measurements(self) -> list[str]:
         """What the analyses read: the runs of the grid, and runs in the same folder that the grid does not list."""
         others = [folder for folder in self.list_others() if not SPECIAL.search(str(folder))]
@@ -335,6 +343,7 @@ class Graph:
         read = [*job.input]
         if job.rule.name in ("page", *SECOND_PASSES):
             read += self.list_measurements(job.wildcards.folder)
+            read += self.list_context(job.wildcards.folder) if job.rule.name == "page" else []
         elif job.rule.name in ("analyses", "combined_page"):
             read += self.list_all_measurements()
         try:

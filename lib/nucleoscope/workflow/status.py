@@ -107,11 +107,17 @@ def needs_tokens(folder: Path) -> bool:
 
 def needs_context(folder: Path, entry: grid.Entry) -> bool:
     """Whether a measured run has no similarity in context with the settings of its grid, or no notebook about it."""
+    if lacks_context(folder, entry):
+        return bool(results.find_measurements(folder))
+    return not integrity.is_whole(folder / results.CONTEXT_NOTEBOOK)
+
+
+def lacks_context(folder: Path, entry: grid.Entry) -> bool:
+    """Whether a run has no similarity in context with the settings of its grid, or none that the system can read."""
     wanted = grid.DEFAULTS | entry.parameters
     with contextlib.suppress(OSError):  # the job says what the system says
-        if not context.find_missing(folder, wanted["context_candidates"], wanted["context_threshold"]):
-            return not integrity.is_whole(folder / results.CONTEXT_NOTEBOOK)
-    return bool(results.find_measurements(folder))
+        return bool(context.find_missing(folder, wanted["context_candidates"], wanted["context_threshold"]))
+    return True
 
 
 def needs_branches(folder: Path, entry: grid.Entry) -> bool:

@@ -50,7 +50,7 @@ function buildStrip(root, data) {
   root.classList.toggle("ns-keeps", keeps);
   const entropies = data.quantities.find(({ name }) => name === "entropy").values;
   const widest = entropies.reduce((best, value, i) => ((value ?? -1) > (entropies[best] ?? -1) ? i : best), 0);
-  let [at, pinned, timer, open] = [null, false, 0, null];
+  let [at, pinned, timer, open, tab] = [null, false, 0, null, ""];
 
   const isWide = () => root.classList.contains("ns-wide");
 
@@ -66,7 +66,13 @@ function buildStrip(root, data) {
     const close = make("button", { type: "button", "aria-label": "close" }, "×");
     close.addEventListener("click", hide);
     const chosen = data.quantities[+select.value].name;
-    const parts = drawCard(data, token, { chosen, close });
+    const choose = (name) => {
+      tab = name;
+      fill(token);
+      if (at === null) return void finishHint();
+      card.querySelector(`[data-key="tab ${name}"]`).focus({ preventScroll: true }); // the former one is gone
+    };
+    const parts = drawCard(data, token, { chosen, close, tab, choose });
     parts[1].append(drawScatter(data, token));
     card.replaceChildren(...parts);
   }
@@ -127,6 +133,9 @@ function buildStrip(root, data) {
     card.replaceChildren();
     if (!isWide()) return;
     fill(widest);
+    finishHint();
+  }
+  function finishHint() {
     card.querySelector(".ns-head button").remove();
     card.prepend(make("p", { class: "ns-muted ns-hint" },
       "Point at a token to see its candidates; click it to keep its card open. By keyboard: Tab, then the arrow keys. The widest choice of this text:"));
