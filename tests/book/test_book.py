@@ -481,6 +481,18 @@ def test_runs_stand_in_model_and_data_set_order(tmp_path):
 @pytest.mark.parametrize(
     ("notebook", "ending", "words"), [("context", "in-context", "in context"), ("branches", "branches", "branches")]
 )
+def test_the_sidebar_lists_runs_with_the_values_of_settings_as_numbers(tmp_path):
+    names = [f"small@top_p={top_p}@seed={seed}" for top_p in ("0.1", "0.85", "0.9") for seed in (2, 10)]
+    root = write_project(tmp_path, tuple((name, "alpha") for name in sorted(names)))
+    (root / "results/book").mkdir()
+    nbformat.write(create_notebook("context"), root / "results/alpha" / names[1] / "context.ipynb")
+    site.stage(root, root / "results", tmp_path / "staged")
+    contents = yaml.safe_load((tmp_path / "staged/_toc.yml").read_text())
+    found = [page["file"] for page in contents["chapters"][0]["sections"]]
+    wanted = [site.locate_page(root / "results/alpha" / name) for name in names]
+    assert found == [*wanted[:2], f"{wanted[1]}~in-context", *wanted[2:]]
+
+
 def test_a_second_pass_over_a_run_is_a_page_of_its_own_beside_that_of_the_run(tmp_path, notebook, ending, words):
     run = write_project(tmp_path) / "results/alpha/big"
     nbformat.write(create_notebook("t"), run / f"{notebook}.ipynb")

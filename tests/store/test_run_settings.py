@@ -92,7 +92,8 @@ def test_a_table_has_a_column_for_each_setting_that_differs(compared):
     assert (table.loc[table["model"] == "other", "seed"] == 4).all()
     theirs = table[table["model"] == "theirs"]
     assert theirs[["top_p", "seed"]].isna().all(axis=None)
-    assert (theirs["prompt_format"] == "").all()
+    assert theirs["prompt_format"].isna().all()
+    assert "" not in theirs["prompt_format"].cat.categories
 
 
 def test_one_table_per_run_has_the_same_columns_whether_in_memory_or_in_its_file(compared):

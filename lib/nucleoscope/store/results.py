@@ -18,7 +18,7 @@ from nucleoscope.settings import LONGEST_PART, quote
 from nucleoscope.store.candidates import CANDIDATES, Similarities, candidates, load_similarities, tabulate_candidates
 from nucleoscope.store.integrity import is_permitted
 from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load, load_records
-from nucleoscope.store.run_names import check_model, format_suffix, order_run, split
+from nucleoscope.store.run_names import check_model, format_suffix, order_model, order_run, split
 from nucleoscope.store.run_settings import RUN_INFO, Head, compare_settings, list_settings, read_identity, read_settings
 from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
 
@@ -266,14 +266,15 @@ def read_json(path: Path) -> dict:
 
 
 def list_runs(results_dir: str | os.PathLike = "results", damaged: dict[Path, str] | None = None) -> list[Path]:
-    """The folders below ``results_dir`` that contain measurements, by data set and model.
+    """The folders below ``results_dir`` that contain measurements, by data set, model and settings.
 
     A folder that the system does not let this process read, or whose name is not text, is left out and
     added to ``damaged``.
     """
     damaged = {} if damaged is None else damaged
     datasets = _list_folders(locate_folder(results_dir), damaged)
-    return sorted(run for dataset in datasets for run in _list_folders(dataset, damaged) if find_measurements(run))
+    runs = [run for dataset in datasets for run in _list_folders(dataset, damaged) if find_measurements(run)]
+    return sorted(runs, key=lambda run: (run.parent.name, order_model(run.name)))
 
 
 def _list_folders(place: Path, damaged: dict[Path, str]) -> list[Path]:
@@ -398,9 +399,9 @@ def _add_settings(table: "pd.DataFrame", head: Head, heads: Mapping[tuple[str, s
     table = table.assign(model=pd.Categorical.from_codes([0] * len(table), [head["Model"]]))
     place = table.columns.get_loc("dataset") + 1 if "dataset" in table else 1
     for name in reversed([name for name in list_settings(head) if name not in table]):
-        values = list(dict.fromkeys(each[name] for each in heads.values()))
+        values = [value for value in dict.fromkeys(each[name] for each in heads.values()) if value != ""]
         if isinstance(head[name], str):
-            code = values.index(head[name])
+            code = values.index(head[name]) if head[name] else -1  # a missing value
             table.insert(place, name, pd.Categorical.from_codes([code] * len(table), values))
         else:
             kind = int if all(isinstance(value, int) for value in values) else float

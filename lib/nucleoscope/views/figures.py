@@ -51,6 +51,7 @@ NO_CHOICE = "No token had more than one candidate, so there is nothing to compar
 SYMBOLS = ("circle", "square", "diamond", "cross", "x")
 LEGEND_BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
 MOST = 20_000  # points in one scatter plot: more make the page heavy, and overlap
+PAPER_ROW, PAPER_TITLE = 1.45, 24  # of the published figure: inches of a row, and letters that have room along it
 _EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
@@ -149,8 +150,10 @@ def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> "matplo
 
     models, datasets = list_rows_and_columns(tables)
     tables = select(tables, columns={"prompt", "k", x, y})
+    titles = [list_title_lines(model, PAPER_TITLE) for model in models]
+    tall = max([PAPER_ROW, *(len(line) * PAPER_ROW / PAPER_TITLE for lines in titles for line in lines)])
     with rc_context(FONTS):
-        figure = Figure(figsize=(0.9 + 2.1 * len(datasets), 0.95 + 1.45 * len(models)), layout="constrained")
+        figure = Figure(figsize=(0.9 + 2.1 * len(datasets), 0.95 + tall * len(models)), layout="constrained")
         axes = figure.subplots(len(models), len(datasets), sharex=True, sharey=True, squeeze=False)
         measured = np.array(
             [
@@ -164,9 +167,10 @@ def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> "matplo
         for column, dataset in enumerate(datasets):
             axes[0, column].annotate(escape_mathtext(dataset), (0.5, 1.03), ha="center", va="bottom", **_EDGE)
             axes[np.flatnonzero(measured[:, column]).max(initial=0), column].tick_params(labelbottom=True)
-        for row, model in enumerate(models):
-            title = "\n".join(map(escape_mathtext, filter(None, divide_model(model))))
-            axes[row, -1].annotate(title, (1.03, 0.5), ha="left", va="center", rotation=-90, **_EDGE)
+        for row, lines in enumerate(titles):
+            axes[row, -1].annotate(
+                "\n".join(map(escape_mathtext, lines)), (1.03, 0.5), ha="left", va="center", rotation=-90, **_EDGE
+            )
             axes[row, np.argmax(measured[row])].tick_params(labelleft=True)
         key = ["median of a bin", "± one standard deviation"]
         drawn = [axes.flat[place] for place in np.flatnonzero(measured)[:1]]
@@ -218,6 +222,22 @@ def _plot_paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
     axes.grid(color="0.85", linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     return True
+
+
+def list_title_lines(model: str, width: int) -> list[str]:
+    """The title of a row of panels: the model, and on lines of up to ``width`` letters the settings that it is named by.
+
+    A single setting is never broken.
+    """
+    name, settings = divide_model(model)
+    lines = [name]
+    for part in filter(None, settings.split(", ")):
+        if len(lines) > 1 and len(lines[-1]) + len(part) + 2 <= width:
+            lines[-1] += f", {part}"
+        else:
+            lines[-1] += "," if len(lines) > 1 else ""
+            lines.append(part)
+    return lines
 
 
 def list_rows_and_columns(tables: Tables) -> tuple[list[str], list[str]]:

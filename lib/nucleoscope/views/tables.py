@@ -19,7 +19,7 @@ from nucleoscope.names import escape_cell, escape_latex, escape_line, read_cell
 from nucleoscope.stats.bootstrap import WIDTH
 from nucleoscope.stats.correlation import format_power_of_ten
 from nucleoscope.stats.random_effects import RANDOM
-from nucleoscope.stats.specification import ALL, NEGATIVE, POSITIVE, UNDECIDED
+from nucleoscope.stats.specification import ALL, NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.store.results import ANALYSES, RUN_INFO, locate_folder, locate_measured, read_json, select
 from nucleoscope.store.results import describe_gaps as describe_run_gaps
 from nucleoscope.store.run_names import divide_model
@@ -263,7 +263,7 @@ def describe_coefficients(statistics: pd.DataFrame) -> str:
 
 
 def _describe_coefficients(statistics: pd.DataFrame) -> str:
-    both = statistics[["Spearman r", "within-k Spearman r"]].dropna()
+    both = statistics.dropna(subset=["Spearman r", "within-k Spearman r"])
     if both.empty:
         return "No run has enough tokens with more than one candidate for a coefficient."
     plain, given = both["Spearman r"], both["within-k Spearman r"]
@@ -272,16 +272,27 @@ def _describe_coefficients(statistics: pd.DataFrame) -> str:
         f"among tokens with equally many candidates it is {_format_range(given)}. "
         "If the two differ, part of the relation comes from the number of candidates alone."
     )
-    turned = plain * given < 0
-    if turned.all() and given.min() * given.max() > 0:
+    turned, signs = plain * given < 0, [_classify(both, kind) for kind in ("Spearman", "within-k Spearman")]
+    clear = turned & (signs[0] != signs[1]) & signs[0].isin([NEGATIVE, POSITIVE]) & signs[1].isin([NEGATIVE, POSITIVE])
+    if clear.all() and given.min() * given.max() > 0:
         more = "more" if given.iloc[0] > 0 else "less"
         text += (
             " Here even the sign differs: among choices with equally many candidates, "
             f"more entropy goes with *{more}* similar candidates."
         )
-    elif turned.any():
-        text += f" In {turned.sum()} of {len(both)} runs even the sign differs."
+        return text
+    if clear.any():
+        text += f" In {clear.sum()} of {len(both)} runs even the sign differs."
+    if unclear := (turned & ~clear).sum():
+        which = "Their signs differ" if len(both) == 1 else f"In {unclear} of {len(both)} runs their signs differ"
+        text += f" {which}, but not clearly: a 95 % interval contains 0 or is unknown."
     return text
+
+
+def _classify(statistics: pd.DataFrame, kind: str) -> pd.Series:
+    """What the interval of each coefficient says of its sign."""
+    bounds = zip(statistics[f"{kind} low"], statistics[f"{kind} high"], strict=True)
+    return pd.Series([classify(low, high) for low, high in bounds], index=statistics.index, dtype=object)
 
 
 def describe_gaps(results_dir: str | os.PathLike, tables: Mapping[tuple[str, str], pd.DataFrame]) -> str:
