@@ -471,16 +471,15 @@ def test_what_a_module_imports_from_other_packages_is_skipped_before_sphinx_read
 # The book's sources
 
 
-def test_runs_stand_in_model_and_data_set_order(tmp_path):
-    files = site.build_run_pages(write_project(tmp_path) / "results", {})
-    rows = [line.split("|")[1:3] for line in files["runs/index.md"].decode().splitlines() if "the run" in line]
-    assert [[part.strip() for part in row] for row in rows] == [["big", "alpha"], ["big", "beta"], ["small", "alpha"]]
-    assert sum(name.endswith(".csv") for name in files) == 6
+def test_a_run_that_is_counted_and_has_no_page_is_named_below_the_table_of_runs(tmp_path):
+    root = write_project(tmp_path)
+    (root / "results/alpha/big/run.ipynb").unlink()
+    files = site.build_run_pages(root / "results", {})
+    said = files["runs/index.md"].decode()
+    assert "This run has no page, but the analyses count it too: big on alpha." in said
+    assert "no page" not in site.format_overview(["| a |"])
 
 
-@pytest.mark.parametrize(
-    ("notebook", "ending", "words"), [("context", "in-context", "in context"), ("branches", "branches", "branches")]
-)
 def test_the_sidebar_lists_runs_with_the_values_of_settings_as_numbers(tmp_path):
     names = [f"small@top_p={top_p}@seed={seed}" for top_p in ("0.1", "0.85", "0.9") for seed in (2, 10)]
     root = write_project(tmp_path, tuple((name, "alpha") for name in sorted(names)))
@@ -493,6 +492,16 @@ def test_the_sidebar_lists_runs_with_the_values_of_settings_as_numbers(tmp_path)
     assert found == [*wanted[:2], f"{wanted[1]}~in-context", *wanted[2:]]
 
 
+def test_runs_stand_in_model_and_data_set_order(tmp_path):
+    files = site.build_run_pages(write_project(tmp_path) / "results", {})
+    rows = [line.split("|")[1:3] for line in files["runs/index.md"].decode().splitlines() if "the run" in line]
+    assert [[part.strip() for part in row] for row in rows] == [["big", "alpha"], ["big", "beta"], ["small", "alpha"]]
+    assert sum(name.endswith(".csv") for name in files) == 6
+
+
+@pytest.mark.parametrize(
+    ("notebook", "ending", "words"), [("context", "in-context", "in context"), ("branches", "branches", "branches")]
+)
 def test_a_second_pass_over_a_run_is_a_page_of_its_own_beside_that_of_the_run(tmp_path, notebook, ending, words):
     run = write_project(tmp_path) / "results/alpha/big"
     nbformat.write(create_notebook("t"), run / f"{notebook}.ipynb")
@@ -935,6 +944,25 @@ CONTRASTS = """
   return found;
 }
 """
+
+
+def test_the_outline_of_a_token_at_the_start_of_a_line_has_no_box_for_the_space_before_it(visit):
+    page = visit("strips", 390)
+    strip = page.locator("div.nucleoscope-strip").nth(1)
+    broken = strip.evaluate("""strip => [...strip.querySelectorAll(".ns-text > span")].map((span, i) => [span, i])
+      .filter(([span]) => /^ \\S/.test(span.textContent) && span.getClientRects().length === 2).map(([, i]) => i)""")
+    assert broken
+    before = strip.locator(".ns-text").inner_html()
+    strip.locator(".ns-text").press("Home")
+    for _ in range(broken[0]):
+        strip.locator(".ns-text").press("ArrowRight")
+    outlined = strip.locator(".ns-text > .ns-here > .ns-word")
+    assert outlined.evaluate("word => [word.getClientRects().length, word.textContent[0] !== ' ']") == [1, True]
+    style = "element => getComputedStyle(element).outlineStyle"
+    assert [outlined.evaluate(style), strip.locator(".ns-here").evaluate(style)] == ["solid", "none"]
+    page.keyboard.press("Escape")
+    after = strip.locator(".ns-text").inner_html()
+    assert after.replace(' class=""', "") == before.replace(' class=""', "")
 
 
 @pytest.mark.parametrize("width", [1280, 390])

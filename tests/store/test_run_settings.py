@@ -136,6 +136,10 @@ def test_the_run_of_a_model_before_its_grid_listed_values_does_not_count_twice(t
     said = assert_one_line(capsys.readouterr().err.rstrip())
     assert said == f"skipped: '{tmp_path}/data/m' has the model and the settings of '{tmp_path}/data/m@top_p=0.9'"
     assert len(results.load_table(tmp_path)) == 24
+    tables, left_out = results.load_runs(tmp_path)
+    assert list(tables) == list(stored)
+    assert [f"skipped: {problem}" for problem in left_out.values()] == [said]
+    assert list(left_out) == [tmp_path / "data" / "m"]
 
 
 def test_runs_of_other_weights_do_not_repeat_each_other(tmp_path):

@@ -110,9 +110,11 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
 def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes]:
     """One page per run with an executed notebook, their data, and a table that links to them.
 
-    A run whose notebook or run.json cannot be read is left out and named on stderr. BookError if none is left.
+    A run whose notebook or run.json cannot be read is left out and named on stderr. BookError if none is left. The page
+    with the table names the runs that the analyses count although they have no page.
     """
-    runs = [folder for folder in results.list_runs(results_dir) if (folder / results.NOTEBOOK).is_file()]
+    counted = results.list_runs(results_dir)
+    runs = [folder for folder in counted if (folder / results.NOTEBOOK).is_file()]
     if not runs:
         raise BookError(f"no executed notebooks in '{results_dir}': measure a model first, for example with make run")
     files, rows, heads = {}, {}, find_heads({(run.name, run.parent.name): run for run in runs})
@@ -133,7 +135,10 @@ def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, 
         files |= found | collect_texts(run, page)
     if not rows:
         raise BookError(f"no run can be shown: {escape_line(str(problem))}")
-    files["runs/index.md"] = format_overview(list(rows.values()), list_added(heads.values())).encode()
+    repeats = results.find_repeats(results_dir, [(run.name, run.parent.name) for run in counted])
+    left = [(run.name, run.parent.name) for run in counted if run not in rows]
+    others = [describe_run(*key) for key in sorted(left, key=order_run) if key not in repeats]
+    files["runs/index.md"] = format_overview(list(rows.values()), list_added(heads.values()), others).encode()
     return files
 
 
@@ -232,19 +237,31 @@ def format_row(run: Path, head: Head) -> str:
     return f"| {' | '.join(columns)} | {', '.join(links)} |"
 
 
-def format_overview(rows: list[str], added: Sequence[str] = ()) -> str:
+def format_overview(rows: list[str], added: Sequence[str] = (), others: Sequence[str] = ()) -> str:
     """The page that lists the runs, given their rows in order, as a table that readers can sort.
 
-    ``added``: the settings that differ between the runs and have a column of their own.
+    ``added``: the settings that differ between the runs and have a column of their own. ``others``: the names of runs
+    that are counted but have no page.
     """
     names = ["model", "data set", *(name.replace("_", " ") if name != "top_p" else name for name in added)]
     head = f"| {' | '.join(names)} | prompts | tokens | prompt format | dtype | page |\n"
     head += f"|---|---|{'---|' * len(added)}--:|--:|---|---|---|\n"
     each = "Each run, that is, one model on one data set" + (" with one combination of settings" if added else "")
-    return (
+    text = (
         f"# The runs\n\n{each}, has a page made from its executed notebook.\n\n"
         ":::{div} sortable\n\n" + head + "\n".join(rows) + "\n\n:::\n"
     )
+    if others:
+        what = (
+            "This run has no page, but the analyses count it too"
+            if len(others) == 1
+            else (f"These {len(others):,} runs have no page, but the analyses count them too")
+        )
+        text += (
+            f"\n{what}: {'; '.join(map(escape_name, others))}. `scripts/correlation_pipeline.py --only=page` writes "
+            "the page of a run; to leave a run out, move its folder away.\n"
+        )
+    return text
 
 
 def list_modules() -> dict[str, list[str]]:

@@ -64,6 +64,7 @@ __all__ = [
     "describe_gaps",
     "describe_run",
     "find_measurements",
+    "find_repeats",
     "find_run",
     "iterate_runs",
     "list_runs",
@@ -354,7 +355,8 @@ def load_runs(
 ) -> tuple[dict[tuple[str, str], "pd.DataFrame"], dict[Path, str]]:
     """The tokens of every run below ``results_dir``, and the files that cannot be read.
 
-    Returns {(model, dataset): table} and {file: what is wrong with it}. Columns of a table: model,
+    Returns {(model, dataset): table} and {file: what is wrong with it}, where a run that repeats another one
+    (`find_repeats`) is among the latter, by its folder. Columns of a table: model,
     dataset (categories), prompt (index), step, k (size of the nucleus), token, text (what the token adds to the text
     of its prompt), then the quantities; entropies are in nats. A quantity is NaN if the file does not contain it;
     cosine and weighted_cosine are NaN if k = 1 (one candidate has no pair); the token is -1 if it is unknown, and the
@@ -362,29 +364,61 @@ def load_runs(
     for each setting that differs between the runs, as run.json has it: top_p, seed, dtype, ... A run whose folder's
     name says that (model@top_p=0.95) has that name as its key, and its model's name in the column model.
     """
+    tables, damaged, repeated = _load_runs(results_dir)
+    return tables, damaged | repeated
+
+
+def _load_runs(
+    results_dir: str | os.PathLike,
+) -> tuple[dict[tuple[str, str], "pd.DataFrame"], dict[Path, str], dict[Path, str]]:
+    """The tables of `load_runs`, the files that cannot be read, and the runs that repeat others."""
     check_folder(results_dir)
     damaged: dict[Path, str] = {}
     found = dict(iterate_runs(results_dir, damaged))
-    heads = _compare_runs(results_dir, found)
-    return {key: _add_settings(found[key], head, heads) for key, head in heads.items()}, damaged
+    heads, repeated = _compare_runs(results_dir, found)
+    return {key: _add_settings(found[key], head, heads) for key, head in heads.items()}, damaged, repeated
 
 
-def _compare_runs(results_dir: str | os.PathLike, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Head]:
-    """The heads of runs, without those that repeat another one, which are named on stderr.
+def find_repeats(
+    results_dir: str | os.PathLike, keys: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[str, str]]:
+    """Those of some runs that repeat another one, and which: they are counted nowhere.
 
     A run repeats another if both have the same settings, and their model and data set the same content. It was measured
     before its grid listed several values: its folder is not named after them, as that of the same measurement is now.
     """
-    heads = compare_settings({key: read_settings(locate_measured(results_dir, *key)) for key in keys})
+    return _find_repeats(results_dir, _read_heads(results_dir, keys))
+
+
+def _read_heads(results_dir: str | os.PathLike, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Head]:
+    return compare_settings({key: read_settings(locate_measured(results_dir, *key)) for key in keys})
+
+
+def _find_repeats(
+    results_dir: str | os.PathLike, heads: Mapping[tuple[str, str], Head]
+) -> dict[tuple[str, str], tuple[str, str]]:
     kept: dict[tuple, tuple[str, str]] = {}
+    repeats = {}
     for key in sorted(heads, key=lambda key: not split(key[0])[1]):  # those that say their settings first
         content = read_identity(locate_measured(results_dir, *key))
         same = kept.setdefault((content, *map(str, heads[key].values())), key)
         if same != key:
-            one, other = (locate_measured(results_dir, *each) for each in (key, same))
-            print("skipped:", escape_line(f"'{one}' has the model and the settings of '{other}'"), file=sys.stderr)
-    ordered = sorted(kept.values(), key=lambda key: (key[1], order_run(key)))  # by data set, as folders are
-    return {key: heads[key] for key in ordered}
+            repeats[key] = same
+    return repeats
+
+
+def _compare_runs(
+    results_dir: str | os.PathLike, keys: Iterable[tuple[str, str]]
+) -> tuple[dict[tuple[str, str], Head], dict[Path, str]]:
+    """The heads of runs without those that repeat another one, and what is wrong with these, by their folders."""
+    heads = _read_heads(results_dir, keys)
+    repeats = _find_repeats(results_dir, heads)
+    places = {key: locate_measured(results_dir, *key) for key in heads}
+    said = {
+        places[key]: f"'{places[key]}' has the model and the settings of '{places[repeats[key]]}'" for key in repeats
+    }
+    ordered = sorted(heads.keys() - repeats, key=lambda key: (key[1], order_run(key)))  # by data set, as folders are
+    return {key: heads[key] for key in ordered}, said
 
 
 def _add_settings(table: "pd.DataFrame", head: Head, heads: Mapping[tuple[str, str], Head]) -> "pd.DataFrame":
@@ -442,10 +476,10 @@ def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     import pandas as pd
     from pandas.api.types import union_categoricals
 
-    check_folder(results_dir)
-    tables, damaged = load_runs(results_dir)
+    tables, damaged, repeated = _load_runs(results_dir)
     if damaged:
         raise ValueError(next(iter(damaged.values())))
+    _report_skipped(repeated)
     if not tables:
         _check_depth(locate_folder(results_dir))
         return tabulate([], "", "").assign(model=pd.Categorical([]), dataset=pd.Categorical([]))
@@ -468,8 +502,8 @@ def _check_depth(folder: Path) -> None:
 def load_readable(results_dir: str | os.PathLike) -> StoredTables:
     """The tables of `load_runs`, left in their files, to be read one at a time.
 
-    Their ``heads`` say in which settings the runs differ (`run_settings`). Files that cannot be read are named on
-    stderr. ValueError if none is left.
+    Their ``heads`` say in which settings the runs differ (`run_settings`). Files that cannot be read, and runs that
+    repeat others, are named on stderr. ValueError if none is left.
     """
     check_folder(results_dir)
     sources: dict[tuple[str, str], Path | pd.DataFrame] = {}
@@ -477,12 +511,16 @@ def load_readable(results_dir: str | os.PathLike) -> StoredTables:
     for folder in list_runs(results_dir, damaged):
         with _collect_damage(damaged, path := find_measurements(folder)):
             sources[folder.name, folder.parent.name] = convert(path)
-    for problem in damaged.values():
-        print("skipped:", escape_line(problem), file=sys.stderr)
+    heads, repeated = _compare_runs(results_dir, sources)
+    _report_skipped(damaged | repeated)
     if not sources:
         raise ValueError(f"no readable measurements under '{results_dir}': measure a model first")
-    heads = _compare_runs(results_dir, sources)
     return StoredTables({key: sources[key] for key in heads}, heads=heads)
+
+
+def _report_skipped(problems: Mapping[Path, str]) -> None:
+    for problem in problems.values():
+        print("skipped:", escape_line(problem), file=sys.stderr)
 
 
 @contextlib.contextmanager

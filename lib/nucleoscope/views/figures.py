@@ -225,7 +225,7 @@ def _plot_paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
 
 
 def list_title_lines(model: str, width: int) -> list[str]:
-    """The title of a row of panels: the model, and on lines of up to ``width`` letters the settings that it is named by.
+    """The title of a row of panels: the model, and on lines of up to ``width`` letters the settings in its name.
 
     A single setting is never broken.
     """

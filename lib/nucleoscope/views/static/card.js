@@ -9,8 +9,9 @@ function make(name, attributes = {}, ...content) {
   return element;
 }
 
+// With three significant digits, whole numbers too: 4.00; but 0, and 1234 instead of 1.23e+3.
 const formatNumber = (value, digits = 3) =>
-  value === null ? "–" : (Number.isInteger(value) ? String(value) : value.toPrecision(digits)).replace("-", "−");
+  value === null ? "–" : (value === 0 || (Number.isInteger(value) && Math.abs(value) >= 1000) ? String(value) : value.toPrecision(digits)).replace("-", "−");
 const formatPercent = (p) => (p < 0.001 ? "<0.1" : p < 0.0995 ? (100 * p).toFixed(1) : (100 * p).toFixed(0)) + " %";
 const formatCount = (value) => value.toLocaleString("en");
 

@@ -39,6 +39,23 @@ function drawScatter(data, at) {
   return drawing;
 }
 
+// Outlines the text of a token, or ends that. A space before a word that begins a line is on the line before: the outline
+// is then around the word alone, or there would be an empty box.
+function outline(span, on) {
+  span.classList.toggle("ns-here", on);
+  const [first, word] = [span.firstChild, span.querySelector(":scope > .ns-word")];
+  if (!on && word) {
+    word.replaceWith(...word.childNodes);
+    span.normalize();
+  }
+  const space = on && first?.nodeType === Node.TEXT_NODE && /^[^\S\n]+(?=\S)/.exec(first.data);
+  if (!space || span.getClientRects().length < 2) return;
+  first.splitText(space[0].length);
+  const inner = make("span", { class: "ns-word" });
+  inner.append(...[...span.childNodes].slice(1));
+  span.append(inner);
+}
+
 function buildStrip(root, data) {
   root.dataset.ready = "yes";
   const [text, card, select] = [".ns-text", ".ns-card", "select"].map((name) => root.querySelector(name));
@@ -81,9 +98,9 @@ function buildStrip(root, data) {
     clearTimeout(timer);
     pinned = hold;
     if (next !== at) {
-      if (at !== null) owner[at].classList.remove("ns-here");
+      if (at !== null) outline(owner[at], false);
       at = next;
-      owner[at].classList.add("ns-here");
+      outline(owner[at], true);
       fill(at);
       root.dispatchEvent(new CustomEvent("nucleoscope-token", { bubbles: true, detail: { step: data.first + at } }));
     }
@@ -118,7 +135,7 @@ function buildStrip(root, data) {
     open = null;
     if (!root.isConnected) return;
     if (keeps) return void (at !== data.shown && show(data.shown, false));
-    if (at !== null) owner[at].classList.remove("ns-here");
+    if (at !== null) outline(owner[at], false);
     if (!isWide() && card.matches(":popover-open")) card.hidePopover();
     at = null;
     showHint();
