@@ -61,7 +61,7 @@ tokenizer = load_tokenizer(settings["model_name"], trust_remote_code, settings["
 pd.json_normalize(settings, sep=" ").T.set_axis(["setting"], axis="columns")
 
 # %%
-display({"text/plain": results.describe_run(info)}, raw=True)  # not printed: measure.py has said it on the terminal
+display({"text/plain": results.describe_info(info)}, raw=True)  # not printed: measure.py has said it on the terminal
 
 # %% [markdown]
 # ## What was measured

@@ -109,7 +109,7 @@ for name in (results.NOTEBOOK, "variants.parquet"):
 for job in (results.MEASURE, results.PAGE):
     status.write_status(status.locate_status(folder, job), None)
 pages = [Path("results", results.PAGES, f"{name}.ipynb") for name in graph.COMBINED_PAGES]
-files = [Path("results", results.ANALYSES, name) for name in results.ANALYSIS_FILES]
+files = [Path("results", results.ANALYSES, name) for name in (*results.ANALYSIS_FILES, *results.TEXT_PAIR_FILES)]
 for path in (*pages, *files, Path("_build/html/.built")):
     write_whole(path)
 """
@@ -199,6 +199,13 @@ def test_a_grid_that_asks_for_branches_plans_one_more_job_for_a_run_and_the_page
         (project / "branches.json").write_text(json.dumps(grid | {"parameters": grid["parameters"] | {name: 0}}))
         assert "Nothing to be done" in plan_graph(project, "--configfile", "branches.json")
     (project / "branches.json").unlink()
+
+
+def test_a_table_of_the_page_about_two_texts_that_is_gone_is_written_again(project):
+    path = project / "results/correlation_eval/two_texts_bins.csv"
+    path.rename(path.with_suffix(".away"))
+    assert list_jobs(plan_graph(project)).keys() == {"two_texts", "book"}
+    path.with_suffix(".away").rename(path)
 
 
 def test_nothing_is_planned_after_a_finished_grid(project):

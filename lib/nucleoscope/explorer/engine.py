@@ -48,7 +48,7 @@ def build_scale(name: str, tokens: Sequence[Token], earlier: Sequence[Token] = (
     return scale | {"values": found[:n]} | ({"earlier": found[n:]} if len(earlier) else {})
 
 
-def compare(model: Any, similarities: Any, token: Token, step: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+def find_cosines(model: Any, similarities: Any, token: Token, step: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The cosines on the card of a token: from the model, or from the files of its run, or unknown."""
     if model is not None:
         return cards.compare_candidates(model_facts.find_embedding_matrix(model.model), token)

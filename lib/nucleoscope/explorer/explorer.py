@@ -524,7 +524,7 @@ class Explorer:
         place, step = self._find(number)
         version = self._versions[place]
         token = version.tokens[step]
-        cosines = engine.compare(self.model, self._find_similarities(place, step), token, step)
+        cosines = engine.find_cosines(self.model, self._find_similarities(place, step), token, step)
         options = {"mode": self._find_mode(place, step)}
         content = engine.cards.describe_token(version.tokens, step, self.reader, cosines, **options)
         content |= {"number": number, "forks": version.settings is not None}

@@ -53,6 +53,7 @@ __all__ = [
     "PAGE",
     "PAGES",
     "RUN_INFO",
+    "TEXT_PAIR_FILES",
     "TOKENS",
     "VARIANT_FILES",
     "Similarities",
@@ -62,7 +63,7 @@ __all__ = [
     "check_folder",
     "count_tokens",
     "describe_gaps",
-    "describe_run",
+    "describe_info",
     "find_measurements",
     "find_repeats",
     "find_run",
@@ -115,6 +116,7 @@ ANALYSIS_FILES = (
     *("made_of.ipynb", "specification.csv", "specification_tests.csv", "null_stats.csv"),
     *("explained.csv", "explained_pairs.csv"),
 )
+TEXT_PAIR_FILES = ("two_texts.csv", "two_texts_bins.csv")  # beside the analyses, written by the page two_texts
 VARIANT_FILES = ("variants.parquet", "nulls.parquet", "vocabulary.parquet")  # of a run, beside its measurements
 BRACES = str.maketrans("{}", "()")
 FORBIDDEN = "there is no permission to read this folder: ask its owner"
@@ -202,7 +204,7 @@ def read_mode(folder: Path) -> str:
     return found.get("mode", "generate")
 
 
-def describe_run(info: Mapping[str, Any]) -> str:
+def describe_info(info: Mapping[str, Any]) -> str:
     """What a run.json says of a run's size, speed and truncations, in lines to print."""
     lines = [
         f"{info['settings']['n_prompts']} prompts, {info['tokens']:,} tokens, "

@@ -21,6 +21,7 @@ from nucleoscope.workflow import dependencies, grid, logs, status, stopping, unc
 
 SECOND_PASSES = (results.CONTEXT, results.BRANCHES)  # jobs that need the model of a measured run again
 COMBINED_PAGES = status.COMBINED_PAGES
+PLAIN_PAGES = tuple(name for name in COMBINED_PAGES if name != "two_texts")  # whose notebooks write nothing besides
 CLUSTER_TRIES = 3  # how often a cluster runs a job before its failure is recorded
 CLUSTER_THREADS = 4
 SPECIAL = re.compile(r"[{}\r\n]")  # Snakemake takes what is in braces for a wildcard, and line breaks confuse it
@@ -123,6 +124,10 @@ class Graph:
     def list_analyses(self) -> list[str]:
         """The files that the analyses leave."""
         return [f"{self.analyses}/{file}" for file in results.ANALYSIS_FILES]
+
+    def list_text_pairs(self) -> list[str]:
+        """The files that the page about the data sets' texts and the models' leaves, the page first."""
+        return [self.locate_page("two_texts"), *(f"{self.analyses}/{file}" for file in results.TEXT_PAIR_FILES)]
 
     def list_statuses(self, job: str) -> list[str]:
         """The status files of all runs of the grid for one of their jobs; a second pass only if asked for.
@@ -344,7 +349,7 @@ class Graph:
         if job.rule.name in ("page", *SECOND_PASSES):
             read += self.list_measurements(job.wildcards.folder)
             read += self.list_context(job.wildcards.folder) if job.rule.name == "page" else []
-        elif job.rule.name in ("analyses", "combined_page"):
+        elif job.rule.name in ("analyses", "combined_page", "two_texts"):
             read += self.list_all_measurements()
         try:
             latest = max((os.path.getmtime(path) for path in read), default=0)
