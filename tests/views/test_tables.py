@@ -290,3 +290,16 @@ def test_what_runs_lack_is_said_with_what_to_try(tmp_path):
     assert "20 of 20 tokens (100%) had one candidate" in alone
     assert "a higher top_p or temperature" in alone
     assert tables.describe_gaps(tmp_path, {("theirs", "math"): table.assign(k=2)}) == ""  # without a run.json
+
+
+def test_a_row_with_several_names_has_them_in_words_in_a_hidden_row_before_it():
+    frame = pd.DataFrame(
+        {"Model": ["m<a", "b"], "Dataset": "d", "top_p": ["0.9", ""], "r": [0.1, 0.2], "note": ["", "x"]}
+    )
+    soup = BeautifulSoup(tables.show(frame.set_index(["Model", "Dataset", "top_p"])).data, "html.parser")
+    rows = soup.tbody.find_all("tr")
+    assert [" ".join(row.get("class", ["plain"])) for row in rows] == ["names", "plain", "names", "plain", "note"]
+    assert all(row.has_attr("hidden") for row in rows if "names" in row.get("class", []))
+    assert [rows[place].get_text(strip=True) for place in (0, 2, 4)] == ["m<a, d, top_p 0.9", "b, d", "x"]
+    assert "names-3" in soup.table["class"]
+    assert not BeautifulSoup(tables.show(frame[["Model", "r"]].set_index("Model")).data, "html.parser").select(".names")

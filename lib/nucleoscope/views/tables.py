@@ -7,7 +7,7 @@ multirow; a dash marks a missing value, and a comment above the table says why i
 
 import html
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -189,20 +189,32 @@ def _format_power(log10: float) -> str:
 def show(frame: pd.DataFrame) -> HTML:
     """A table for a notebook, with its index as columns; in the book its headings sort it.
 
-    A column ``note`` becomes a row of its own below each row that has a note.
+    A column ``note`` becomes a row of its own below each row that has a note. If the index has several columns, a
+    hidden row before each row has them in words: on a phone, the book shows it instead, which leaves room for numbers.
     """
+    several = frame.index.nlevels > 1
+    names = [describe_index(frame.index.names, values) for values in frame.index] if several else []
     flat = frame.reset_index()
     flat.columns = [str(name) for name in flat.columns]
     notes = flat.pop("note").fillna("") if "note" in flat else pd.Series("", index=flat.index)
-    head, body, rest = flat.to_html(index=False, border=0, na_rep="", classes="sortable").partition("<tbody>")
+    classes = ["sortable", *([f"names-{frame.index.nlevels}"] if several else [])]
+    head, body, rest = flat.to_html(index=False, border=0, na_rep="", classes=classes).partition("<tbody>")
     rows = rest.split("</tr>")
-    noted = [
-        f'{row}</tr>\n    <tr class="note">\n      <td colspan="{flat.shape[1]}">{html.escape(note)}</td>\n    '
-        if note
-        else row
-        for row, note in zip(rows, notes, strict=False)
-    ]
-    return HTML(head + body + "</tr>".join([*noted, *rows[len(notes) :]]))
+    for place, said in enumerate(names):
+        before, _, cells = rows[place].rpartition("<tr>")
+        row = f'<tr class="names" hidden><td colspan="{flat.shape[1]}"><div>{html.escape(said)}</div></td></tr>'
+        rows[place] = f"{before}{row}\n    <tr>{cells}"
+    for place, note in enumerate(notes):
+        if note:
+            cell = f'<td colspan="{flat.shape[1]}"><div>{html.escape(note)}</div></td>'
+            rows[place] += f'</tr>\n    <tr class="note">\n      {cell}\n    '
+    return HTML(head + body + "</tr>".join(rows))
+
+
+def describe_index(names: Sequence[str], values: Sequence[object]) -> str:
+    """The index of a row in words: "SmolLM2-135M-Instruct, math, top_p 0.95"; without what is missing."""
+    known = [(name, value) for name, value in zip(names, values, strict=True) if value != "" and not pd.isna(value)]
+    return ", ".join(f"{name} {value}" if list_settings([name]) else str(value) for name, value in known)
 
 
 def format_readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:

@@ -284,13 +284,14 @@ class Graph:
         return []
 
     def force_job(self, name: str, outputs: list[str]) -> list[str]:
-        """As `force_run_job` for a job about all runs, also if an output is cut off.
+        """As `force_run_job` for a job about all runs, also if an output is cut off, or missing beside others.
 
         A job that failed leaves older outputs, which look complete.
         """
         log = Path(self.results_dir, status.LOGS, f"{name}.log")
-        damaged = any(os.path.isfile(path) and not integrity.is_whole(Path(path)) for path in outputs)
-        if damaged or (log.is_file() and logs.has_failed(log)):
+        there = [os.path.isfile(path) for path in outputs]
+        damaged = any(found and not integrity.is_whole(Path(path)) for path, found in zip(outputs, there, strict=True))
+        if damaged or (any(there) and not all(there)) or (log.is_file() and logs.has_failed(log)):
             self._force(outputs)
         return []
 
