@@ -51,6 +51,7 @@ NO_CHOICE = "No token had more than one candidate, so there is nothing to compar
 SYMBOLS = ("circle", "square", "diamond", "cross", "x")
 LEGEND_BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
 MOST = 20_000  # points in one scatter plot: more make the page heavy, and overlap
+NARROW = 40  # letters of a line of a legend, as many as a phone has room for
 PAPER_ROW, PAPER_TITLE = 1.45, 24  # of the published figure: inches of a row, and letters that have room along it
 _EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
 Tables = Mapping[tuple[str, str], pd.DataFrame]
@@ -280,6 +281,9 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         color, dash = (color, dash) if len(models) > 1 else (dash, 0)
         both = escape_plotly(f"{describe_model(model)}, {dataset}")
         name = both if len(models) > 1 else escape_plotly(dataset)
+        if split(model)[1]:  # a legend does not break lines
+            first, *rest = list_title_lines(model, NARROW)
+            name = "<br>".join(map(escape_plotly, [f"{first}, {dataset}", *rest]))
         if not held.any():
             few, pairs = few + 1, select_pairs(table, x, y)
             point = {"size": 7, "color": colors[color % len(colors)], "opacity": 0.6}
@@ -304,15 +308,16 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         )
     if few:
         which = "Points are" if few == len(figure.data) else "Where a run has points, they are"
-        text = f"{which} single tokens: no bin has the {least} that a median needs"
+        text = f"{which} single tokens:<br>no bin has the {least} that a median needs"  # a phone has room for this much
         place = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
-        figure.add_annotation(text=text, showarrow=False, **place)
+        figure.add_annotation(text=text, align="left", showarrow=False, **place)
     if not figure.data:
         _say_why_empty(figure, NO_CHOICE)
     across, up = quantities.find_title(x), quantities.find_title(y)
     axes = {"xaxis_title": across, "xaxis_rangemode": "tozero", "yaxis_title": f"median {up}"}
     if any(split(model)[1] for model in models):  # names too long to be beside the lines
-        axes |= {"legend": LEGEND_BELOW, "height": 440 + 20 * len(figure.data)}
+        lines = sum(trace.name.count("<br>") + 1 for trace in figure.data)
+        axes |= {"legend": LEGEND_BELOW, "height": 440 + 20 * lines}
     figure.update_layout(showlegend=bool(figure.data), margin={"t": 40 if few else 20}, **axes)
     return describe(figure, f"Median {up} over {across}, one line for each model and data set")
 
