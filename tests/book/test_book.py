@@ -848,6 +848,31 @@ def test_a_note_stays_below_its_row_when_the_table_is_sorted(visit):
 PICKED = ".ns-picked .ns-text"
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_on_a_phone_the_names_of_a_row_are_above_its_numbers_and_are_sorted_with_them(browser, width):
+    frame = pd.DataFrame(
+        {"Model": ["one", "two"], "Dataset": "math", "seed": [2, 10], "r": [0.2, 0.1], "note": ["few", ""]}
+    )
+    html = tables.show(frame.set_index(["Model", "Dataset", "seed"])).data
+    style, script = (ROOT / f"lib/nucleoscope/book/static/{name}" for name in ("book.css", "page.js"))
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_content(
+        f"<style>[hidden] {{ display: none !important; }}\n{style.read_text()}</style><article class='bd-article'>"
+        f"<div class='output'>{html}</div></article><script>{script.read_text()}</script>"
+    )
+    named = ["one, math, seed 2", "0.2", "few", "two, math, seed 10", "0.1"]
+    wide = ["one math 2 0.2", "few", "two math 10 0.1"]
+    visible = page.locator("tbody tr:visible").all_inner_texts()
+    assert ["".join(row.split()) for row in visible] == [
+        "".join(row.split()) for row in (named if width < 600 else wide)
+    ]
+    page.locator("th button").last.click()
+    visible = page.locator("tbody tr:visible").all_inner_texts()
+    expected = named[3:] + named[:3] if width < 600 else wide[2:] + wide[:2]
+    assert ["".join(row.split()) for row in visible] == ["".join(row.split()) for row in expected]
+    page.close()
+
+
 def test_every_text_of_a_run_is_picked_from_a_menu_and_loaded_from_disk(visit):
     page = visit("runs/small/alpha")
     items = page.locator(".ns-prompts button")
