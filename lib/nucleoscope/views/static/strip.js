@@ -235,8 +235,9 @@ function buildStrip(root, data) {
     settle();
   }).observe(root);
   const rows = Math.max(...data.tokens.map(([, words, , , , , , p]) => words.length + (p !== undefined)));
-  if (!keeps) card.style.setProperty("--ns-rows", rows + (data.similar ? 1 : 0));
-  if (!keeps && data.similar) card.style.setProperty("--ns-lines", "9.5em"); // the sentence on the most similar two
+  if (!keeps) card.style.setProperty("--ns-rows", rows + (data.similar || data.context ? 1 : 0));
+  // The sentence on the most similar two, and what similarity in context means: another tab moves nothing below it.
+  if (!keeps && (data.similar || data.context)) card.style.setProperty("--ns-lines", data.context ? "12.5em" : "9.5em");
   tint();
   if (keeps) show(data.shown, false);
 }
