@@ -92,8 +92,8 @@ figures.plot_overlay(measured)
 # %%
 Markdown(
     f"Models: {', '.join(map(escape_name, dict.fromkeys(statistics['Model'])))}. Runs: {len(statistics)}, with "
-    f"{statistics['tokens with k > 1'].sum():,} tokens that had more than one candidate. "
-    f"{tables.describe_coefficients(statistics)} {tables.describe_varied(statistics)}"
+    f"{statistics['tokens with k > 1'].sum():,} tokens that had more than one candidate."
+    f"\n\n{tables.describe_coefficients(statistics)}\n\n{tables.describe_varied(statistics)}"
 )
 
 # %%

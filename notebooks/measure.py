@@ -130,5 +130,5 @@ else:
 # %%
 info = results.load_info(folder)
 table = results.load_run(folder / results.MEASUREMENTS, folder.name, folder.parent.name, columns=["prompt", "k"])
-print(results.describe_run(info), *results.describe_gaps(info, table, chat_model=False), sep="\n")
+print(results.describe_info(info), *results.describe_gaps(info, table, chat_model=False), sep="\n")
 print(folder)

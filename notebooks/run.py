@@ -43,7 +43,8 @@ from IPython.display import HTML, Markdown, display
 from nucleoscope.models.tokenizers import load_tokenizer
 from nucleoscope.stats import correlation
 from nucleoscope.store import results
-from nucleoscope.views import examples, figures, tables, texts
+from nucleoscope.store.context import load_current_matrices
+from nucleoscope.views import cards, examples, figures, tables, texts
 from nucleoscope.views.strip import compute_background, render_strip
 
 if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
@@ -60,7 +61,7 @@ tokenizer = load_tokenizer(settings["model_name"], trust_remote_code, settings["
 pd.json_normalize(settings, sep=" ").T.set_axis(["setting"], axis="columns")
 
 # %%
-display({"text/plain": results.describe_run(info)}, raw=True)  # not printed: measure.py has said it on the terminal
+display({"text/plain": results.describe_info(info)}, raw=True)  # not printed: measure.py has said it on the terminal
 
 # %% [markdown]
 # ## What was measured
@@ -109,16 +110,20 @@ figures.plot_distributions(table)
 #
 # Each token is tinted by the entropy of its choice, or by another quantity that you select.
 # Point at it, tap it, or reach it with the arrow keys: its card shows the likeliest candidates with
-# their probabilities, and how the token compares with the others.
+# their probabilities, and how the token compares with the others. If similarity in context was measured, another tab
+# shows how similar what follows the candidates is.
 
 # %%
 background, mode = compute_background(table), settings.get("mode", "generate")
 picks = examples.choose_prompts(table)
 records = results.load_records(folder, [pick.prompt for pick in picks])
-similarities = results.load_similarities(folder, records)
+similarities, matrices = results.load_similarities(folder, records), load_current_matrices(folder)
 for pick in picks:
-    similar = similarities.get(pick.prompt)
-    html = render_strip(records[pick.prompt], tokenizer, table=background, mode=mode, similarities=similar)
+    compared = {
+        "similarities": similarities.get(pick.prompt),
+        "ahead": cards.read_ahead(matrices, pick.prompt) if matrices else None,
+    }
+    html = render_strip(records[pick.prompt], tokenizer, table=background, mode=mode, **compared)
     display(Markdown(pick.sentence), HTML(html))
 
 # %% [markdown]

@@ -131,7 +131,6 @@ for text, html in two_texts.show_texts(measured):
 
 # %%
 folder = results.locate_folder(results_dir) / results.ANALYSES
-if measured:
-    tables.write(tables.format_csv(comparison), folder / "two_texts.csv")
-    tables.write(tables.format_csv(bins), folder / "two_texts_bins.csv")
+tables.write(tables.format_csv(comparison), folder / "two_texts.csv")
+tables.write(tables.format_csv(bins), folder / "two_texts_bins.csv")
 print(folder)

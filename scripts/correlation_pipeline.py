@@ -1,6 +1,6 @@
 """Measures one model on one data set with notebooks/measure.py, then shows the results with notebooks/run.py.
 
-With --context, notebooks/context.py then measures similarity in context, in a second pass. With --branches,
+With --context, notebooks/context.py measures similarity in context in between, in a second pass. With --branches,
 notebooks/branches.py then continues texts from each candidate of some of their tokens.
 """
 
@@ -40,10 +40,15 @@ def main() -> None:
         given = parser.list_given(FIELDS) if only not in (None, "measure") and not if_missing else ()
         if only in (None, "measure"):
             run_notebooks.measure(chosen, if_missing)
-        if only in (None, "page"):
+        try:
+            if only == "context" or (only is None and run_notebooks.wants_context(chosen)):
+                run_notebooks.measure_context(chosen, if_missing, given)
+        except Exception:  # not Ctrl-C
+            if only is None:  # the page is made without it
+                run_notebooks.write_page(chosen, if_missing, given)
+            raise
+        if only in (None, "page"):  # after similarity in context, which its cards show
             run_notebooks.write_page(chosen, if_missing, given)
-        if only == "context" or (only is None and run_notebooks.wants_context(chosen)):
-            run_notebooks.measure_context(chosen, if_missing, given)
         if only == "branches" or (only is None and run_notebooks.wants_branches(chosen)):
             run_notebooks.measure_branches(chosen, if_missing, given)
         print(f"results: {folder}")

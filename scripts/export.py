@@ -5,8 +5,10 @@ csv and parquet have one row for each token: its prompt, step and text, and ever
 network: the text with its tokens tinted, and a card for each. The model is not needed.
 """
 
+import argparse
 from pathlib import Path
 
+from nucleoscope.settings import quote
 from nucleoscope.workflow.command_line import Parser, report_errors
 
 
@@ -15,12 +17,28 @@ def create_parser() -> Parser:
     options = Parser(__doc__)
     options.add_argument("run", help="the folder of a run, or <dataset>/<model> below --results_dir")
     options.add_argument("output", type=Path, help="the file to write: its ending is .csv, .parquet or .html")
-    options.add_whole_number(
-        "prompt", 0, action="append", metavar="N", help="only this prompt, counted from 0; may be given several times"
+    options.add_argument(
+        "--prompt",
+        type=parse_number,
+        action="append",
+        metavar="N",
+        help="only this prompt, counted from 0; may be given several times",
     )
-    options.add_argument("--candidates", action="store_true", help="one row for each candidate of each token")
+    options.add_argument(
+        "--candidates",
+        action="store_true",
+        help="one row for each candidate of each token; the column place counts them from 0, the likeliest",
+    )
     options.add_results_dir("folder that contains <dataset>/<model>/")
     return options
+
+
+def parse_number(text: str) -> int:
+    """A number of a prompt; the run says which there are."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"prompt is {quote(text)}: it must be a whole number") from None
 
 
 def main() -> None:

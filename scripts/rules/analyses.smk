@@ -18,8 +18,8 @@ rule analyses:
         "{GRAPH.python:q} scripts/job.py {params.job} -- {GRAPH.python:q} scripts/correlation_eval.py {params.options}"
 
 
-# Executes a notebook about all measured runs that is a page of the book; what it writes besides is a csv that nothing
-# else reads. The front page shows the coefficients that the analyses computed.
+# Executes a notebook about all measured runs that is a page of the book and writes nothing besides. The front page shows
+# the coefficients that the analyses computed.
 rule combined_page:
     input:
         lambda wildcards: GRAPH.force_job(wildcards.name, [GRAPH.locate_page(wildcards.name)]),
@@ -29,6 +29,8 @@ rule combined_page:
         lambda wildcards: GRAPH.list_dependencies(wildcards.name),
     output:
         update(GRAPH.locate_page("{name}")),
+    wildcard_constraints:
+        name="|".join(graph.PLAIN_PAGES),
     params:
         runs=GRAPH.list_analysed(),
         options=graph.format_options({"results_dir": GRAPH.results_dir}),
@@ -36,3 +38,20 @@ rule combined_page:
     shell:
         "{GRAPH.python:q} scripts/job.py {params.job} -- "
         "{GRAPH.python:q} scripts/run_notebook.py {wildcards.name} {output:q} {params.options}"
+
+
+# Executes the notebook that compares the texts of data sets with those of models: a page of the book, and two tables.
+rule two_texts:
+    input:
+        lambda wildcards: GRAPH.force_job("two_texts", GRAPH.list_text_pairs()),
+        GRAPH.list_all_measurements(),
+        GRAPH.list_dependencies("two_texts"),
+    output:
+        [update(file) for file in GRAPH.list_text_pairs()],
+    params:
+        runs=GRAPH.list_analysed(),
+        options=graph.format_options({"results_dir": GRAPH.results_dir}),
+        job=GRAPH.format_job("two_texts"),
+    shell:
+        "{GRAPH.python:q} scripts/job.py {params.job} -- "
+        "{GRAPH.python:q} scripts/run_notebook.py two_texts {output[0]:q} {params.options}"

@@ -3,6 +3,7 @@ rule book:
     input:
         rules.all.input,
         [GRAPH.locate_page(name) for name in graph.COMBINED_PAGES],
+        GRAPH.list_text_pairs(),
         GRAPH.list_book_sources(),
     output:
         touch("_build/html/.built"),

@@ -1,8 +1,10 @@
-# Executes the notebook about one run, which becomes its page in the book: seconds, without a model.
+# Executes the notebook about one run, which becomes its page in the book: seconds, without a model. Its cards show
+# similarity in context, so that it waits for that job where one is due, and is made without it if it fails.
 rule page:
     input:
         lambda wildcards: GRAPH.force_run_job(wildcards.folder, "run"),
         lambda wildcards: GRAPH.list_measurements(wildcards.folder),
+        lambda wildcards: GRAPH.list_context(wildcards.folder),
         GRAPH.list_dependencies("run"),
     output:
         update("{folder}/run.status.json"),

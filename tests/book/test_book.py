@@ -39,7 +39,7 @@ from nucleoscope.book import pages, site, sphinx_extension
 from nucleoscope.settings import format_reference
 from nucleoscope.store import results
 from nucleoscope.store.candidates import Similarities
-from nucleoscope.views import figure_data, tables, texts
+from nucleoscope.views import cards, figure_data, tables, texts
 from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader
 from nucleoscope.workflow import graph
@@ -128,6 +128,17 @@ def compare_at_random(record: dict) -> Similarities:
     return Similarities([rng.uniform(-0.2, 1, size) for size in sizes], pairs)
 
 
+def look_ahead_at_random(record: dict) -> dict[int, cards.Ahead]:
+    """Similarities in context of a record that are made up."""
+    rng, found = np.random.default_rng(1), {}
+    for step, ids in enumerate(record["top_p_tokens"]):
+        if len(ids) > 1:
+            m = min(len(ids), 8)
+            similar = rng.uniform(0, 1, (m, m))
+            found[step] = cards.Ahead(ids[:m].tolist(), (similar + similar.T) / 2, 2.5)
+    return found
+
+
 def create_strips() -> nbformat.NotebookNode:
     """A notebook that shows a strip, one of 500 tokens, and one whose card stays open."""
     new, reader = nbformat.v4, tiny.create_tokenizer(bos=False)
@@ -135,7 +146,7 @@ def create_strips() -> nbformat.NotebookNode:
     long = {name: value if name == "prompt" else value[:500] for name, value in long.items()}
     created = [
         render_strip(tiny.create_record(STRIP, prompt=ATTACK), reader),
-        render_strip(long, reader, similarities=compare_at_random(long)),
+        render_strip(long, reader, similarities=compare_at_random(long), ahead=look_ahead_at_random(long)),
         render_strip(tiny.create_record("the rain in Spain"), reader, first=1, shown=3),
         render_scored_strip(),
     ]
@@ -462,6 +473,27 @@ def test_what_a_module_imports_from_other_packages_is_skipped_before_sphinx_read
 
 
 # The book's sources
+
+
+def test_a_run_that_is_counted_and_has_no_page_is_named_below_the_table_of_runs(tmp_path):
+    root = write_project(tmp_path)
+    (root / "results/alpha/big/run.ipynb").unlink()
+    files = site.build_run_pages(root / "results", {})
+    said = files["runs/index.md"].decode()
+    assert "This run has no page, but the analyses count it too: big on alpha." in said
+    assert "no page" not in site.format_overview(["| a |"])
+
+
+def test_the_sidebar_lists_runs_with_the_values_of_settings_as_numbers(tmp_path):
+    names = [f"small@top_p={top_p}@seed={seed}" for top_p in ("0.1", "0.85", "0.9") for seed in (2, 10)]
+    root = write_project(tmp_path, tuple((name, "alpha") for name in sorted(names)))
+    (root / "results/book").mkdir()
+    nbformat.write(create_notebook("context"), root / "results/alpha" / names[1] / "context.ipynb")
+    site.stage(root, root / "results", tmp_path / "staged")
+    contents = yaml.safe_load((tmp_path / "staged/_toc.yml").read_text())
+    found = [page["file"] for page in contents["chapters"][0]["sections"]]
+    wanted = [site.locate_page(root / "results/alpha" / name) for name in names]
+    assert found == [*wanted[:2], f"{wanted[1]}~in-context", *wanted[2:]]
 
 
 def test_runs_stand_in_model_and_data_set_order(tmp_path):
@@ -820,6 +852,31 @@ def test_a_note_stays_below_its_row_when_the_table_is_sorted(visit):
 PICKED = ".ns-picked .ns-text"
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_on_a_phone_the_names_of_a_row_are_above_its_numbers_and_are_sorted_with_them(browser, width):
+    frame = pd.DataFrame(
+        {"Model": ["one", "two"], "Dataset": "math", "seed": [2, 10], "r": [0.2, 0.1], "note": ["few", ""]}
+    )
+    html = tables.show(frame.set_index(["Model", "Dataset", "seed"])).data
+    style, script = (ROOT / f"lib/nucleoscope/book/static/{name}" for name in ("book.css", "page.js"))
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_content(
+        f"<style>[hidden] {{ display: none !important; }}\n{style.read_text()}</style><article class='bd-article'>"
+        f"<div class='output'>{html}</div></article><script>{script.read_text()}</script>"
+    )
+    named = ["one, math, seed 2", "0.2", "few", "two, math, seed 10", "0.1"]
+    wide = ["one math 2 0.2", "few", "two math 10 0.1"]
+    visible = page.locator("tbody tr:visible").all_inner_texts()
+    assert ["".join(row.split()) for row in visible] == [
+        "".join(row.split()) for row in (named if width < 600 else wide)
+    ]
+    page.locator("th button").last.click()
+    visible = page.locator("tbody tr:visible").all_inner_texts()
+    expected = named[3:] + named[:3] if width < 600 else wide[2:] + wide[:2]
+    assert ["".join(row.split()) for row in visible] == ["".join(row.split()) for row in expected]
+    page.close()
+
+
 def test_every_text_of_a_run_is_picked_from_a_menu_and_loaded_from_disk(visit):
     page = visit("runs/small/alpha")
     items = page.locator(".ns-prompts button")
@@ -919,6 +976,48 @@ CONTRASTS = """
   return found;
 }
 """
+
+
+def test_the_outline_of_a_token_at_the_start_of_a_line_has_no_box_for_the_space_before_it(visit):
+    page = visit("strips", 390)
+    strip = page.locator("div.nucleoscope-strip").nth(1)
+    broken = strip.evaluate("""strip => [...strip.querySelectorAll(".ns-text > span")].map((span, i) => [span, i])
+      .filter(([span]) => /^ \\S/.test(span.textContent) && span.getClientRects().length === 2).map(([, i]) => i)""")
+    assert broken
+    before = strip.locator(".ns-text").inner_html()
+    strip.locator(".ns-text").press("Home")
+    for _ in range(broken[0]):
+        strip.locator(".ns-text").press("ArrowRight")
+    outlined = strip.locator(".ns-text > .ns-here > .ns-word")
+    assert outlined.evaluate("word => [word.getClientRects().length, word.textContent[0] !== ' ']") == [1, True]
+    style = "element => getComputedStyle(element).outlineStyle"
+    assert [outlined.evaluate(style), strip.locator(".ns-here").evaluate(style)] == ["solid", "none"]
+    page.keyboard.press("Escape")
+    after = strip.locator(".ns-text").inner_html()
+    assert after.replace(' class=""', "") == before.replace(' class=""', "")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_card_shows_similarity_in_context_in_a_tab_that_stays_open(visit, width):
+    page = visit("strips", width)
+    strip = page.locator("div.nucleoscope-strip").nth(1)
+    context = json.loads(strip.locator("script[type='application/json']").text_content())["context"]
+    several = [step for step, each in enumerate(context) if each]
+    alone = context.index(None)
+    tokens = strip.locator(".ns-text > span")
+    tokens.nth(several[0]).click()
+    tab = strip.get_by_role("tab", name="similar in context")
+    tab.click()
+    assert tab.get_attribute("aria-selected") == "true"
+    assert tab.evaluate("tab => tab === document.activeElement")
+    assert strip.locator(".ns-context bdi").count() == len(context[several[0]]["names"])
+    tokens.nth(several[1]).click(position={"x": 2, "y": 8})
+    assert strip.locator(".ns-context bdi").count() == len(context[several[1]]["names"])
+    tokens.nth(alone).click(position={"x": 2, "y": 8})
+    assert "nothing to compare" in strip.locator("[role='tabpanel']").text_content()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    tab.press("ArrowLeft")
+    assert strip.get_by_role("tab", name="candidates").get_attribute("aria-selected") == "true"
 
 
 def test_pointing_at_a_token_shows_its_card_and_leaving_hides_it(visit):

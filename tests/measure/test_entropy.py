@@ -59,6 +59,12 @@ def compute_full(logits):
 # Over the nucleus
 
 
+def test_a_certain_choice_has_zeros_without_a_sign():
+    for found in (*compute_nucleus_entropies(torch.tensor([1.0, 0.7]), torch.tensor([0, 1, 2])),
+                  *compute_full_entropies(torch.tensor([[0.0, -INF], [30.0, -150.0]]))[:2]):  # fmt: skip
+        assert not torch.signbit(found).any()
+
+
 @check
 @given(nuclei)
 def test_entropy_and_varentropy_follow_their_definitions(rows):

@@ -92,7 +92,8 @@ def test_a_table_has_a_column_for_each_setting_that_differs(compared):
     assert (table.loc[table["model"] == "other", "seed"] == 4).all()
     theirs = table[table["model"] == "theirs"]
     assert theirs[["top_p", "seed"]].isna().all(axis=None)
-    assert (theirs["prompt_format"] == "").all()
+    assert theirs["prompt_format"].isna().all()
+    assert "" not in theirs["prompt_format"].cat.categories
 
 
 def test_one_table_per_run_has_the_same_columns_whether_in_memory_or_in_its_file(compared):
@@ -135,6 +136,10 @@ def test_the_run_of_a_model_before_its_grid_listed_values_does_not_count_twice(t
     said = assert_one_line(capsys.readouterr().err.rstrip())
     assert said == f"skipped: '{tmp_path}/data/m' has the model and the settings of '{tmp_path}/data/m@top_p=0.9'"
     assert len(results.load_table(tmp_path)) == 24
+    tables, left_out = results.load_runs(tmp_path)
+    assert list(tables) == list(stored)
+    assert [f"skipped: {problem}" for problem in left_out.values()] == [said]
+    assert list(left_out) == [tmp_path / "data" / "m"]
 
 
 def test_runs_of_other_weights_do_not_repeat_each_other(tmp_path):

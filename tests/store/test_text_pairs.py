@@ -156,21 +156,21 @@ def test_only_what_both_runs_have_is_loaded(tmp_path):
         assert table["step"].max() == 4
 
 
-def test_several_pairs_are_named_by_what_differs(tmp_path):
-    for number, seed in enumerate((0, 1)):
+def test_several_pairs_are_named_and_ordered_by_what_differs(tmp_path):
+    for number, seed in enumerate((10, 2)):
         for temperature in (1.0, 0.5):
             write_run(tmp_path / f"w{number}" / f"t{temperature}", {"seed": seed, "temperature": temperature})
     for temperature in (1.0, 0.5):
         write_run(tmp_path / "e" / f"t{temperature}", EXISTING | {"temperature": temperature})
     write_run(tmp_path / "summaries" / "x", EXISTING | {"text_column": "summary"})
     names = text_pairs.name_pairs(text_pairs.find_pairs(tmp_path).pairs)
-    assert sorted(names) == [
-        "tiny on lines, answer, temperature 0.5, seed 0",
-        "tiny on lines, answer, temperature 0.5, seed 1",
-        "tiny on lines, answer, temperature 1.0, seed 0",
-        "tiny on lines, answer, temperature 1.0, seed 1",
-        "tiny on lines, summary, seed 0",
-        "tiny on lines, summary, seed 1",
+    assert names == [
+        "tiny on lines, answer, temperature 0.5, seed 2",
+        "tiny on lines, answer, temperature 0.5, seed 10",
+        "tiny on lines, answer, temperature 1, seed 2",
+        "tiny on lines, answer, temperature 1, seed 10",
+        "tiny on lines, summary, seed 2",
+        "tiny on lines, summary, seed 10",
     ]
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -40,6 +41,13 @@ def older(measured, tmp_path_factory) -> Path:
     folder.mkdir(parents=True)
     torch.save(list(results.load_records(measured).values()), folder / "measurements.pt")
     return folder
+
+
+def test_no_number_is_minus_zero(measured):
+    table = results.load_run(measured / "measurements.pt", "tiny", "math")
+    assert (table["k"] == 1).any()
+    numbers = table.select_dtypes("number").to_numpy(float)
+    assert not (np.signbit(numbers) & (numbers == 0)).any()
 
 
 def test_a_csv_and_a_parquet_have_a_row_for_each_token_with_its_text(measured, tmp_path):
@@ -112,7 +120,12 @@ def test_an_older_run_gets_its_texts_if_the_tokenizer_is_there(older, measured, 
         (["tine", "a.csv"], "error: there is no measured run 'tine' (did you mean 'tiny'?)"),
         (["elsewhere", "a.csv"], "error: there is no measured run 'elsewhere' (there are math/tiny)"),
         (["math/tiny", "a.csv", "--prompt=7"], "has no prompt 7: it has 3 prompts, counted from 0"),
-        (["math/tiny", "a.csv", "--prompt=x"], "error: argument --prompt: "),
+        (["math/tiny", "a.csv", "--prompt=-1"], "has no prompt -1: it has 3 prompts, counted from 0"),
+        (["math/tiny", "a.csv", f"--prompt={10**12}"], "it has 3 prompts, counted from 0"),
+        (
+            ["math/tiny", "a.csv", "--prompt=x"],
+            "error: argument --prompt: prompt is 'x': it must be a whole number (see",
+        ),
         (["math/tiny", "nowhere/a.csv"], "error: the folder 'nowhere' does not exist"),
         (["math/tiny", "results/math/tiny/tokens.parquet"], "would be among the files of the run"),
         (["math/tiny", "a.html", "--candidates"], "omit --candidates"),

@@ -131,6 +131,29 @@ def test_the_two_switches_of_the_grid_set_different_things():
         assert list(layout.values()) == [quantities.find_title(x), quantities.find_title(y)]
 
 
+def test_the_titles_of_rows_are_above_their_panels_and_overlap_nothing():
+    names = [f"SmolLM2-135M-Instruct@top_p={p}@temperature=0.75@seed={s}" for p in (0.9, 0.95) for s in (2, 10)]
+    figure = draw_panels({(name, "gsm8k"): RUNS["model a", "gsm8k"] for name in names}, 5)
+    inner = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    tops = [figure.get_subplot(row, 1).yaxis.domain[::-1] for row in range(1, 5)]
+    titles = [note for note in figure.layout.annotations if note.text.startswith("SmolLM2")]
+    assert [title.y for title in titles] == [top for top, _ in tops]
+    assert [title.text.rpartition(" ")[2] for title in titles] == ["2", "10", "2", "10"]
+    for title, (_, bottom), (top, _) in zip(titles[1:], tops, tops[1:], strict=False):
+        assert inner * (bottom - top) >= panels.LINE * len(title.text.split("<br>")) + panels.TICKS
+    assert max(len(line) for title in titles for line in title.text.split("<br>")) <= panels.TITLE
+    (data_set,) = [note for note in figure.layout.annotations if note.text == "gsm8k"]
+    assert data_set.yshift == figure.layout.meta["head"] >= 2 * panels.LINE
+
+
+@pytest.mark.parametrize(("width", "lines"), [(60, 2), (24, 3), (5, 4)])
+def test_the_settings_of_a_rows_title_are_broken_between_settings(width, lines):
+    found = figures.list_title_lines("m@top_p=0.95@temperature=0.7@seed=10", width)
+    assert len(found) == lines
+    assert " ".join(found[1:]) == "top_p 0.95, temperature 0.7, seed 10"
+    assert found[0] == "m"
+
+
 def test_the_first_choice_of_quantities_is_what_the_grid_shows():
     figure = draw_panels(RUNS, 5)
     data = figure.layout.updatemenus[1].buttons[0].args[0]
@@ -150,7 +173,7 @@ def test_lines_of_bins_that_hold_too_few_tokens_are_missed_in_words():
     (key, run), *_ = RUNS.items()
     few, enough = (figures.plot_overlay({key: run}, least=least) for least in (len(run) + 1, 1))
     (note,) = few.layout.annotations
-    assert note.text == f"Points are single tokens: no bin has the {len(run) + 1} that a median needs"
+    assert note.text == f"Points are single tokens:<br>no bin has the {len(run) + 1} that a median needs"
     assert len(few.data[0].x) == len(figures.select_pairs(run, "entropy", "cosine"))
     assert (few.data[0].mode, enough.data[0].mode) == ("markers", "lines")
     assert not enough.layout.annotations

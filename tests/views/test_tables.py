@@ -138,31 +138,50 @@ def test_the_tables_of_the_studys_names_fit_the_column_of_an_article(tmp_path):
 
 def test_a_table_for_readers_has_one_heading_row_and_no_numbers_of_rows(statistics):
     html = tables.show(tables.format_readable(statistics)).data
-    assert html.count("<tr") == len(statistics) + 1 + (statistics["note"] != "").sum()  # a note has its own row
+    assert (
+        html.count("<tr") - html.count('<tr class="names"') == len(statistics) + 1 + (statistics["note"] != "").sum()
+    )  # a note has its own row
     assert html.index("<th>Model</th>") < html.index("<th>Dataset</th>") < html.index("<th>Pearson r</th>")
     assert "100%_of$#{}&amp;~^" in html
     assert "NaN" not in html
 
 
-def create_coefficients(plain, given):
-    return pd.DataFrame({"Spearman r": plain, "within-k Spearman r": given})
+def create_coefficients(plain, given, width=0.1):
+    """Both coefficients of some runs, with intervals of twice the ``width``."""
+    found = pd.DataFrame({"Spearman r": plain, "within-k Spearman r": given})
+    for kind in ("Spearman", "within-k Spearman"):
+        for end, sign in (("low", -1), ("high", 1)):
+            found[f"{kind} {end}"] = found[f"{kind} r"] + sign * width
+    return found
 
 
 def test_the_sentence_on_coefficients_says_only_what_the_data_show():
-    turned = tables.describe_coefficients(create_coefficients([-0.3, -0.2], [0.1, 0.2]))
+    turned = tables.describe_coefficients(create_coefficients([-0.3, -0.2], [0.1, 0.2], width=0.05))
     assert (
         "is between −0.30 and −0.20; among tokens with equally many candidates it is between 0.10 and 0.20." in turned
     )
     assert turned.endswith("more entropy goes with *more* similar candidates.")
-    assert "*less*" in tables.describe_coefficients(create_coefficients([0.3], [-0.1]))
+    assert "*less*" in tables.describe_coefficients(create_coefficients([0.3], [-0.1], 0.05))
     assert "even the sign" not in tables.describe_coefficients(create_coefficients([-0.3], [-0.1]))
-    mixed = tables.describe_coefficients(create_coefficients([-0.3, -0.2, np.nan], [0.1, -0.1, np.nan]))
+    mixed = tables.describe_coefficients(create_coefficients([-0.3, -0.2, np.nan], [0.1, -0.1, np.nan], 0.05))
     assert mixed.endswith("In 1 of 2 runs even the sign differs.")
     assert "No run" in tables.describe_coefficients(create_coefficients([np.nan], [np.nan]))
 
 
+@pytest.mark.parametrize("width", [0.15, np.nan])
+def test_a_sign_whose_interval_contains_zero_or_is_unknown_is_not_said_to_differ(width):
+    said = " their signs differ, but not clearly: a 95 % interval contains 0 or is unknown."
+    two = create_coefficients([-0.3, -0.2], [0.1, 0.2], width)
+    assert "even the sign" not in tables.describe_coefficients(two.iloc[:1])
+    assert tables.describe_coefficients(two.iloc[:1]).endswith(said[1:].capitalize())
+    if np.isnan(width):
+        assert tables.describe_coefficients(two).endswith("In 2 of 2 runs" + said)
+    else:
+        assert tables.describe_coefficients(two).endswith("In 1 of 2 runs even the sign differs. In 1 of 2 runs" + said)
+
+
 def test_runs_of_one_model_with_several_values_of_a_setting_are_not_counted_together():
-    one = create_coefficients([-0.3, -0.2], [0.1, -0.1]).assign(Model="m", Dataset=["a", "b"])
+    one = create_coefficients([-0.3, -0.2], [0.1, -0.1], 0.05).assign(Model="m", Dataset=["a", "b"])
     both = pd.concat([one.assign(top_p=0.9), one.assign(top_p=0.5)], ignore_index=True)
     lines = tables.describe_coefficients(both).splitlines()
     assert [line[: line.index(":")] for line in lines] == [f"* With {escape_name(f'top_p {p}')}" for p in (0.5, 0.9)]
@@ -273,3 +292,16 @@ def test_what_runs_lack_is_said_with_what_to_try(tmp_path):
     assert "20 of 20 tokens (100%) had one candidate" in alone
     assert "a higher top_p or temperature" in alone
     assert tables.describe_gaps(tmp_path, {("theirs", "math"): table.assign(k=2)}) == ""  # without a run.json
+
+
+def test_a_row_with_several_names_has_them_in_words_in_a_hidden_row_before_it():
+    frame = pd.DataFrame(
+        {"Model": ["m<a", "b"], "Dataset": "d", "top_p": ["0.9", ""], "r": [0.1, 0.2], "note": ["", "x"]}
+    )
+    soup = BeautifulSoup(tables.show(frame.set_index(["Model", "Dataset", "top_p"])).data, "html.parser")
+    rows = soup.tbody.find_all("tr")
+    assert [" ".join(row.get("class", ["plain"])) for row in rows] == ["names", "plain", "names", "plain", "note"]
+    assert all(row.has_attr("hidden") for row in rows if "names" in row.get("class", []))
+    assert [rows[place].get_text(strip=True) for place in (0, 2, 4)] == ["m<a, d, top_p 0.9", "b, d", "x"]
+    assert "names-3" in soup.table["class"]
+    assert not BeautifulSoup(tables.show(frame[["Model", "r"]].set_index("Model")).data, "html.parser").select(".names")

@@ -13,6 +13,8 @@ from nucleoscope.measure.cosine import find_directions
 from nucleoscope.measure.pairs import compare_candidates
 from nucleoscope.store import results
 from nucleoscope.store.candidates import Similarities
+from nucleoscope.store.context import load_current_matrices
+from nucleoscope.store.tokens import compute_fingerprint
 from nucleoscope.views import cards, examples, strip, texts
 from nucleoscope.views.token_text import Reader
 
@@ -184,6 +186,51 @@ def test_a_card_has_the_similarities_of_its_candidates_in_hundredths(reader):
 def test_a_strip_without_similarities_says_nothing_of_them(reader):
     data = strip.build_content(tiny.create_record("the rain"), reader)["data"]
     assert not {"similar", "matrix"} & data.keys()
+
+
+def write_matrices(folder, sizes: dict[tuple[int, int], int]) -> None:
+    """A context.pt of the ``sizes`` of some tokens' candidates, by prompt and step; all pairs of one have its size."""
+    records, places = results.load_records(folder), sorted(sizes)
+    found = {"prompts": [prompt for prompt, _ in places], "steps": [step for _, step in places]}
+    found |= {"sizes": [sizes[place] for place in places], "ids": [], "shares": [], "similarities": []}
+    for (prompt, step), m in ((place, sizes[place]) for place in places):
+        found["ids"] += [*records[prompt]["top_p_tokens"][step].tolist(), *range(300, 400)][:m]
+        found["shares"] += [1 / m] * m
+        found["similarities"] += [m / 100] * (m * (m - 1) // 2)
+    kinds = {"shares": torch.float32, "similarities": torch.float16}
+    content = {name: torch.tensor(values, dtype=kinds.get(name, torch.int32)) for name, values in found.items()}
+    torch.save(content | {"measurements": compute_fingerprint(folder / "measurements.pt").decode()},
+               folder / "context.pt")  # fmt: skip
+
+
+def test_each_text_has_its_similarities_in_context_of_the_candidates_that_a_card_lists(run, reader):
+    folder, table = run
+    write_matrices(folder, {(0, 1): 3, (0, 2): 64, (3, 0): 2})
+    background = strip.compute_background(table)
+    found = {n: content["data"] for n, content in texts.build_texts(folder, reader, [0, 2, 3], background, "generate")}
+    assert "context" not in found[2]
+    shown = {step: each for step, each in enumerate(found[0]["context"]) if each}
+    assert {step: len(each["names"]) for step, each in shown.items()} == {1: 3, 2: cards.LISTED}
+    assert shown[1]["matrix"] == [3] * 3
+    assert len(shown[2]["matrix"]) == cards.LISTED * (cards.LISTED - 1) // 2
+    # of n equally likely candidates with similarity z of each pair: n / (1 + (n - 1) z)
+    assert shown[1]["continuations"] == pytest.approx(3 / 1.06, rel=5e-3)
+    assert shown[2]["continuations"] == pytest.approx(10 / (1 + 9 * 0.64), rel=5e-3)
+    assert [bool(each) for each in found[3]["context"]][:2] == [True, False]
+    record = results.load_records(folder, [0])[0]
+    ahead = cards.read_ahead(load_current_matrices(folder), 0)
+    assert strip.build_content(record, reader, ahead=ahead, first=1, last=2)["data"]["context"] == [shown[1]]
+
+
+def test_texts_are_as_before_where_context_is_missing_or_damaged(run, reader, capsys):
+    folder, table = run
+    arguments = folder, reader, range(len(WRITTEN)), strip.compute_background(table), "generate"
+    before = dict(texts.build_texts(*arguments))
+    assert capsys.readouterr().err == ""
+    (folder / "context.pt").write_bytes(b"PK")
+    assert dict(texts.build_texts(*arguments)) == before
+    said = capsys.readouterr().err
+    assert (said.count("\n"), said.startswith("skipped: "), "context.pt' is damaged" in said) == (1, True, True)
 
 
 def test_a_window_of_a_text_has_the_similarities_of_its_own_tokens(reader):

@@ -109,7 +109,7 @@ for name in (results.NOTEBOOK, "variants.parquet"):
 for job in (results.MEASURE, results.PAGE):
     status.write_status(status.locate_status(folder, job), None)
 pages = [Path("results", results.PAGES, f"{name}.ipynb") for name in graph.COMBINED_PAGES]
-files = [Path("results", results.ANALYSES, name) for name in results.ANALYSIS_FILES]
+files = [Path("results", results.ANALYSES, name) for name in (*results.ANALYSIS_FILES, *results.TEXT_PAIR_FILES)]
 for path in (*pages, *files, Path("_build/html/.built")):
     write_whole(path)
 """
@@ -159,12 +159,14 @@ def test_every_module_is_an_input_of_exactly_the_jobs_whose_notebooks_import_it(
     assert modules <= jobs["book"]  # the reference of the package
 
 
-def test_a_grid_that_asks_for_similarity_in_context_plans_one_more_job_for_a_run_and_nothing_else(project):
+def test_a_grid_that_asks_for_similarity_in_context_plans_that_job_and_then_the_page_that_shows_it(project):
     grid = json.loads((project / "grid.json").read_text())
     grid["parameters"] |= {"context": True}
     (project / "context.json").write_text(json.dumps(grid))
     jobs = list_jobs(plan_graph(project, "--configfile", "context.json"))
-    assert jobs.keys() == {"context", "book"}
+    assert jobs.keys() == {"context", "page", "book"}
+    assert any(path.endswith("context.status.json") for path in jobs["page"])
+    assert not any("run.status.json" in path or path.endswith("context.pt") for path in jobs["context"])
     wanted = dependencies.list_dependencies(ROOT / "notebooks/context.py")
     assert {os.path.relpath(path, ROOT) for path in wanted} <= jobs["context"]
     assert any(path.endswith("measurements.pt") for path in jobs["context"])
@@ -172,6 +174,15 @@ def test_a_grid_that_asks_for_similarity_in_context_plans_one_more_job_for_a_run
     (project / "context.json").write_text(json.dumps(grid))
     assert "Nothing to be done" in plan_graph(project, "--configfile", "context.json")
     (project / "context.json").unlink()
+
+
+def test_a_page_is_made_again_after_somebody_has_measured_similarity_in_context(project):
+    path = next(project.rglob("measurements.pt")).with_name("context.pt")
+    path.write_bytes(b"any")
+    for time, planned in ((2_100_000_000, {"page", "book"}), (1_000_000_000, set())):
+        os.utime(path, (time, time))
+        assert list_jobs(plan_graph(project)).keys() == planned
+    path.unlink()
 
 
 def test_a_grid_that_asks_for_branches_plans_one_more_job_for_a_run_and_the_page_that_reads_them(project):
@@ -188,6 +199,13 @@ def test_a_grid_that_asks_for_branches_plans_one_more_job_for_a_run_and_the_page
         (project / "branches.json").write_text(json.dumps(grid | {"parameters": grid["parameters"] | {name: 0}}))
         assert "Nothing to be done" in plan_graph(project, "--configfile", "branches.json")
     (project / "branches.json").unlink()
+
+
+def test_a_table_of_the_page_about_two_texts_that_is_gone_is_written_again(project):
+    path = project / "results/correlation_eval/two_texts_bins.csv"
+    path.rename(path.with_suffix(".away"))
+    assert list_jobs(plan_graph(project)).keys() == {"two_texts", "book"}
+    path.with_suffix(".away").rename(path)
 
 
 def test_nothing_is_planned_after_a_finished_grid(project):

@@ -413,6 +413,17 @@ def test_a_run_that_was_interrupted_by_hand_is_not_called_succeeded_or_not_start
     assert "not started" not in status.summarise(config)
 
 
+def test_the_report_names_the_runs_that_a_shortened_grid_leaves_to_the_analyses(tmp_path):
+    config = {"results_dir": str(tmp_path), "models": ["a"], "datasets": ["b"]}
+    write_run(tmp_path / "b" / "a", ENTRY)
+    assert "does not list" not in status.summarise(config)
+    for seed in (10, 2):
+        write_run(tmp_path / "b" / f"a@seed={seed}", grid.Entry(ENTRY.parameters | {"seed": seed}))
+    (line,) = [line for line in status.summarise(config).splitlines() if "does not list" in line]
+    assert "2 runs" in line
+    assert "a on b, seed 2; a on b, seed 10;" in line
+
+
 def test_the_report_names_what_else_failed_and_which_earlier_results_are_analysed(tmp_path):
     config = {"results_dir": str(tmp_path), "models": ["a"], "datasets": ["b"], "parameters": {"top_p": 0.5}}
     write_run(tmp_path / "b" / "a", ENTRY)

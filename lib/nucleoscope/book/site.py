@@ -2,23 +2,26 @@
 
 Contract: nothing is executed and nothing generated is in git. `stage` collects ``book/`` and
 the executed notebooks in a folder of its own (``_build/book/``), where every run is a page
-``runs/<model>/<dataset>`` (`locate_page`): the committed ``book/_toc.yml`` includes them by a glob, so they
-are in model and data set order. `build` passes that folder to Jupyter Book. Unchanged files
-are not touched, so that a rebuild reads only what is new; after a build that did not succeed,
+``runs/<model>/<dataset>`` (`locate_page`): the committed ``book/_toc.yml`` includes them by a pattern, which
+becomes their list in the order of models, data sets and settings. `build` passes that folder to Jupyter Book.
+Unchanged files are not touched, so that a rebuild reads only what is new; after a build that did not succeed,
 everything is read again.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import quote
 
 import nbformat
+import yaml
 from nbformat import NotebookNode
 
 from nucleoscope import quantities, settings, variants
@@ -49,6 +52,7 @@ FURTHER = (
     (results.CONTEXT_NOTEBOOK, "~in-context", "in context"),
     (results.BRANCHES_NOTEBOOK, "~branches", "branches"),
 )
+RUN_PAGES = "runs/*/*"  # in book/_toc.yml
 UNFINISHED = ".unfinished"  # beside html/ from the start of a build until it has succeeded
 
 
@@ -90,6 +94,7 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
         files |= build_analysis_pages(Path(results_dir), folders)
     source = root / "book"
     files |= {path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    files["_toc.yml"] = list_runs_in_contents(files["_toc.yml"], files)
     for name in GENERATED:
         files[f"generated/{Path(name).name}"] = (root / name).read_bytes()
     files |= {name: text.encode() for name, text in describe_modules().items()}
@@ -105,9 +110,11 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
 def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes]:
     """One page per run with an executed notebook, their data, and a table that links to them.
 
-    A run whose notebook or run.json cannot be read is left out and named on stderr. BookError if none is left.
+    A run whose notebook or run.json cannot be read is left out and named on stderr. BookError if none is left. The page
+    with the table names the runs that the analyses count although they have no page.
     """
-    runs = [folder for folder in results.list_runs(results_dir) if (folder / results.NOTEBOOK).is_file()]
+    counted = results.list_runs(results_dir)
+    runs = [folder for folder in counted if (folder / results.NOTEBOOK).is_file()]
     if not runs:
         raise BookError(f"no executed notebooks in '{results_dir}': measure a model first, for example with make run")
     files, rows, heads = {}, {}, find_heads({(run.name, run.parent.name): run for run in runs})
@@ -128,14 +135,32 @@ def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, 
         files |= found | collect_texts(run, page)
     if not rows:
         raise BookError(f"no run can be shown: {escape_line(str(problem))}")
-    files["runs/index.md"] = format_overview(list(rows.values()), list_added(heads.values())).encode()
+    repeats = results.find_repeats(results_dir, [(run.name, run.parent.name) for run in counted])
+    left = [(run.name, run.parent.name) for run in counted if run not in rows]
+    others = [describe_run(*key) for key in sorted(left, key=order_run) if key not in repeats]
+    files["runs/index.md"] = format_overview(list(rows.values()), list_added(heads.values()), others).encode()
     return files
+
+
+def list_runs_in_contents(contents: bytes, files: Iterable[str]) -> bytes:
+    """The table of contents with the pages of runs, in the order of ``files``, instead of their pattern `RUN_PAGES`.
+
+    A pattern would list them by their names as text: seed 10 before seed 2.
+    """
+    pages = [{"file": name.removesuffix(".ipynb")} for name in files if re.fullmatch(r"runs/[^/]+/[^/]+\.ipynb", name)]
+
+    def expand(node: Any) -> Any:
+        if isinstance(node, list):
+            return [new for each in node for new in (pages if each == {"glob": RUN_PAGES} else [expand(each)])]
+        return {key: expand(value) for key, value in node.items()} if isinstance(node, dict) else node
+
+    return yaml.safe_dump(expand(yaml.safe_load(contents)), sort_keys=False, allow_unicode=True).encode()
 
 
 def locate_page(run: Path) -> str:
     """The page of a run: ``runs/<model>/<dataset>``, or with settings ``runs/<model>-top_p=0.95/<dataset>``.
 
-    The book lists pages by these names, and "-" sorts 0.9 before 0.95. A "=" comes from no encoded name.
+    A "=" comes from no encoded name.
     """
     model, named = split(run.name)
     settings = "".join(f"-{name}={encode_page_name(format_value(value))}" for name, value in named.items())
@@ -212,19 +237,31 @@ def format_row(run: Path, head: Head) -> str:
     return f"| {' | '.join(columns)} | {', '.join(links)} |"
 
 
-def format_overview(rows: list[str], added: Sequence[str] = ()) -> str:
+def format_overview(rows: list[str], added: Sequence[str] = (), others: Sequence[str] = ()) -> str:
     """The page that lists the runs, given their rows in order, as a table that readers can sort.
 
-    ``added``: the settings that differ between the runs and have a column of their own.
+    ``added``: the settings that differ between the runs and have a column of their own. ``others``: the names of runs
+    that are counted but have no page.
     """
     names = ["model", "data set", *(name.replace("_", " ") if name != "top_p" else name for name in added)]
     head = f"| {' | '.join(names)} | prompts | tokens | prompt format | dtype | page |\n"
     head += f"|---|---|{'---|' * len(added)}--:|--:|---|---|---|\n"
     each = "Each run, that is, one model on one data set" + (" with one combination of settings" if added else "")
-    return (
+    text = (
         f"# The runs\n\n{each}, has a page made from its executed notebook.\n\n"
         ":::{div} sortable\n\n" + head + "\n".join(rows) + "\n\n:::\n"
     )
+    if others:
+        what = (
+            "This run has no page, but the analyses count it too"
+            if len(others) == 1
+            else (f"These {len(others):,} runs have no page, but the analyses count them too")
+        )
+        text += (
+            f"\n{what}: {'; '.join(map(escape_name, others))}. `scripts/correlation_pipeline.py --only=page` writes "
+            "the page of a run; to leave a run out, move its folder away.\n"
+        )
+    return text
 
 
 def list_modules() -> dict[str, list[str]]:

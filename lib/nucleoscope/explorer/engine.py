@@ -15,7 +15,6 @@ from nucleoscope.measure.recording import Token
 from nucleoscope.models import loading, tokenizers
 from nucleoscope.settings import Settings
 from nucleoscope.store import local_tokenizers
-from nucleoscope.store.context import find_matrix as find_similarities
 from nucleoscope.views import cards, strip, texts
 from nucleoscope.views.token_text import Reader
 
@@ -49,7 +48,7 @@ def build_scale(name: str, tokens: Sequence[Token], earlier: Sequence[Token] = (
     return scale | {"values": found[:n]} | ({"earlier": found[n:]} if len(earlier) else {})
 
 
-def compare(model: Any, similarities: Any, token: Token, step: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+def find_cosines(model: Any, similarities: Any, token: Token, step: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The cosines on the card of a token: from the model, or from the files of its run, or unknown."""
     if model is not None:
         return cards.compare_candidates(model_facts.find_embedding_matrix(model.model), token)
@@ -78,13 +77,3 @@ def look_ahead(model: loading.Model, tokens: Sequence[Token], step: int, setting
         found.values["continuations"],
         list(zip(found.next_ids.tolist(), found.next_probs.tolist(), strict=True)),
     )
-
-
-def read_ahead(matrices: dict[str, np.ndarray], prompt: int, step: int) -> cards.Ahead | None:
-    """The same from the `store.context.load_matrices` of a run, without what follows; None if there is no choice."""
-    found = find_similarities(matrices, prompt, step)
-    if found is None:
-        return None
-    ids, shares, similar = found
-    entropy = -float(shares @ np.log(np.clip(similar @ shares, 1e-300, 1)))
-    return cards.Ahead(ids.tolist(), similar, float(np.exp(entropy)))

@@ -524,7 +524,7 @@ class Explorer:
         place, step = self._find(number)
         version = self._versions[place]
         token = version.tokens[step]
-        cosines = engine.compare(self.model, self._find_similarities(place, step), token, step)
+        cosines = engine.find_cosines(self.model, self._find_similarities(place, step), token, step)
         options = {"mode": self._find_mode(place, step)}
         content = engine.cards.describe_token(version.tokens, step, self.reader, cosines, **options)
         content |= {"number": number, "forks": version.settings is not None}
@@ -550,7 +550,7 @@ class Explorer:
 
         found = version.ahead.get(step)
         if found is None and self.model is None and self.matrices is not None and version.cut is None:
-            found = engine.read_ahead(self.matrices, self.picked.value, step)
+            found = engine.cards.read_ahead(self.matrices, self.picked.value).get(step)
         elif found is None and self.model is not None and version.settings:
             found = "Reading each candidate …"
             if self.text.tab:

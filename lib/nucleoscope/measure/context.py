@@ -155,7 +155,7 @@ def describe_choices(shares: Sequence[torch.Tensor], similarities: Sequence[torc
     total = weights.sum((1, 2))  # 0 if all but one of the shares are so small that they vanish
     weighted = torch.where(total > 0, (weights * similar).sum((1, 2)) / total.clamp_min(1e-300), mean)
     ordinary = ((similar + similar.mT) @ q[:, :, None])[..., 0] + q
-    entropy = (q * ordinary.clamp(1e-300, 1).log()).sum(1).neg().clamp_min(0)
+    entropy = (0 - (q * ordinary.clamp(1e-300, 1).log()).sum(1)).clamp_min(0)
     found = (mean, weighted, entropy, entropy.exp())
     return dict(zip(VALUES, found, strict=True))
 

@@ -85,7 +85,7 @@ def compute_similarity(
     weighted = shared / torch.where(alone, 1, weight)
     # (Zq)_i with Z_ii = 1 exactly, whatever u_i.u_i is after rounding (or for a row of zeros).
     ordinariness = (1 + dots + q * (1 - squares)) / 2
-    entropy = -sum_rows(q * torch.maximum(ordinariness, q).clamp_max(1).log(), offsets)
+    entropy = 0 - sum_rows(q * torch.maximum(ordinariness, q).clamp_max(1).log(), offsets)
     return Similarity(
         torch.where(alone, 1, cosine).clamp(-1, 1),
         torch.where(alone, 1, weighted).clamp(-1, 1),

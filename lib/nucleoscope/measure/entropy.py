@@ -40,10 +40,10 @@ def compute_nucleus_entropies(probs: torch.Tensor, offsets: torch.Tensor) -> Nuc
     order 2 (Renyi, "On measures of entropy and information", 1961), in [0, H].
     """
     q = compute_shares(probs, offsets)
-    information = -q.log()
+    information = 0 - q.log()  # not -0, of q = 1
     entropy = sum_rows(q * information, offsets)
     spread = information - repeat_rows(entropy, offsets, len(q))
-    collision = -sum_rows(q.square(), offsets).log()
+    collision = 0 - sum_rows(q.square(), offsets).log()
     return NucleusEntropies(entropy.clamp_min(0), sum_rows(q * spread.square(), offsets), collision.clamp_min(0))
 
 

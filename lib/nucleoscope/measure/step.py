@@ -103,7 +103,7 @@ class Step:
     def surprisal(self) -> torch.Tensor:
         """-log p(token taken)."""
         if self.places is not None:
-            return -self.candidates.probs[self.places].log()
+            return 0 - self.candidates.probs[self.places].log()  # not -0, of a certain token
         likeliest = self.candidates.ids[self.candidates.offsets[:-1]]
         best, own = (self.logits.gather(-1, ids[:, None])[:, 0].float() for ids in (likeliest, self.tokens))
         return best - own - self._full.largest.log()

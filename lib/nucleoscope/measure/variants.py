@@ -331,7 +331,7 @@ def _compare_pairs(ids: torch.Tensor, probs: torch.Tensor, extents: torch.Tensor
         similar.mul_((scale / unlike)[:, :, None]).mul_(scale[:, None]).sub_(each.expected / unlike).clamp_(0, 1)
         similar.diagonal(dim1=1, dim2=2).zero_()
         ordinary = torch.baddbmm(q[:, own], similar, q[:, own])  # (Zq)_i, with Z_ii = 1 exactly
-        entropy = -torch.special.xlogy(q[:, own], ordinary.clamp_max_(1)).sum(1)
+        entropy = 0 - torch.special.xlogy(q[:, own], ordinary.clamp_max_(1)).sum(1)
         known = (ends <= each.geometry.most_pairs) & (unlike == unlike)
         found.append(torch.where(known, entropy.clamp_min(0), torch.nan))
     return torch.stack(found, -1).float()

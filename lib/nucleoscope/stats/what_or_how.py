@@ -71,7 +71,7 @@ def split_entropy(q: np.ndarray, groups: np.ndarray) -> Split:
     """Both parts of H(q) for the groups (m,) of the candidates, counted from 0; ``q`` (m,) sums to 1."""
     mass = np.bincount(groups, q)
     with np.errstate(divide="ignore", invalid="ignore"):
-        within = np.where(q > 0, -q * np.log(q / mass[groups]), 0).sum()
+        within = np.where(q > 0, 0 - q * np.log(q / mass[groups]), 0).sum()
     return Split(_compute_entropy(mass), float(within))
 
 

@@ -11,11 +11,13 @@ Until all texts are compared, they are in ``context_parts/``, a file each, so th
 process that writes holds the lock of the run's folder.
 """
 
+import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleoscope.atomic import write_atomically, write_json
+from nucleoscope.names import escape_line
 from nucleoscope.store import parts
 from nucleoscope.store.integrity import find_problem
 from nucleoscope.store.measurements import read
@@ -179,6 +181,21 @@ def load_matrices(folder: str | Path) -> dict[str, "np.ndarray"]:
     return {name: content[name].numpy() for name in MATRICES}
 
 
+def load_current_matrices(folder: str | Path) -> dict[str, "np.ndarray"] | None:
+    """The `load_matrices` of a run, for readers that do without: None if it has none that belong to its measurements.
+
+    A damaged file is named on stderr. OSError if the system cannot read it.
+    """
+    path = Path(folder) / CONTEXT_MATRICES
+    if not path.exists():
+        return None
+    try:
+        return load_matrices(folder)
+    except ValueError as error:
+        print(f"skipped: {escape_line(str(error))}", file=sys.stderr)
+        return None
+
+
 def find_matrix(
     matrices: Mapping[str, "np.ndarray"], prompt: int, step: int
 ) -> tuple["np.ndarray", "np.ndarray", "np.ndarray"] | None:
@@ -186,15 +203,29 @@ def find_matrix(
 
     ``matrices`` are those of `load_matrices`.
     """
+    return find_matrices(matrices, prompt).get(step)
+
+
+def find_matrices(
+    matrices: Mapping[str, "np.ndarray"], prompt: int
+) -> dict[int, tuple["np.ndarray", "np.ndarray", "np.ndarray"]]:
+    """The `find_matrix` of all tokens of a prompt that have one, by step."""
     import numpy as np
 
-    places = np.flatnonzero((matrices["prompts"] == prompt) & (matrices["steps"] == step))
+    places = np.flatnonzero(matrices["prompts"] == prompt)
     if not len(places):
-        return None
-    sizes = matrices["sizes"].astype(np.int64)
-    m, before = int(sizes[places[0]]), sizes[: places[0]]
-    start, pair = int(before.sum()), int((before * (before - 1) // 2).sum())
-    matrix = np.eye(m)
-    rows, columns = np.triu_indices(m, 1)
-    matrix[rows, columns] = matrix[columns, rows] = matrices["similarities"][pair : pair + m * (m - 1) // 2]
-    return matrices["ids"][start : start + m], matrices["shares"][start : start + m], matrix
+        return {}
+    sizes = matrices["sizes"][: places[-1] + 1].astype(np.int64)
+    starts, pairs = np.cumsum(sizes) - sizes, np.cumsum(sizes * (sizes - 1) // 2) - sizes * (sizes - 1) // 2
+    found = {}
+    for place in places.tolist():
+        m, start, pair = (int(values[place]) for values in (sizes, starts, pairs))
+        matrix = np.eye(m)
+        rows, columns = np.triu_indices(m, 1)
+        matrix[rows, columns] = matrix[columns, rows] = matrices["similarities"][pair : pair + m * (m - 1) // 2]
+        found[int(matrices["steps"][place])] = (
+            matrices["ids"][start : start + m],
+            matrices["shares"][start : start + m],
+            matrix,
+        )
+    return found

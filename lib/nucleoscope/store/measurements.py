@@ -122,15 +122,15 @@ def complete(record: dict) -> dict:
     for token, ids, probabilities in zip(taken, record["top_p_tokens"], steps, strict=True):
         p = np.asarray(probabilities, dtype=np.float64)  # float16 in the files
         q = p[p > 0] / p.sum()
-        surprisals = -np.log(q)
+        surprisals = 0 - np.log(q)  # not -0, of one candidate
         entropy = float(q @ surprisals)
         place = np.flatnonzero(np.asarray(ids) == token)
         ranked = np.sort(p)[::-1]
         columns["entropies"].append(entropy)
         columns["varentropies"].append(float(q @ (surprisals - entropy) ** 2))
-        columns["collision_entropies"].append(float(-np.log(q @ q)))
+        columns["collision_entropies"].append(float(0 - np.log(q @ q)))
         columns["margins"].append(float(ranked[0] - ranked[1]) if len(ranked) > 1 else np.nan)
-        columns["surprisals"].append(float(-np.log(p[place[0]])) if len(place) and p[place[0]] > 0 else np.nan)
+        columns["surprisals"].append(float(0 - np.log(p[place[0]])) if len(place) and p[place[0]] > 0 else np.nan)
         columns["ranks"].append(float(place[0] + 1) if len(place) else np.nan)
     record |= {name: values for name, values in columns.items() if name not in record}
     return record

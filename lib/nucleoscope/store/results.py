@@ -18,7 +18,7 @@ from nucleoscope.settings import LONGEST_PART, quote
 from nucleoscope.store.candidates import CANDIDATES, Similarities, candidates, load_similarities, tabulate_candidates
 from nucleoscope.store.integrity import is_permitted
 from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load, load_records
-from nucleoscope.store.run_names import check_model, format_suffix, order_run, split
+from nucleoscope.store.run_names import check_model, format_suffix, order_model, order_run, split
 from nucleoscope.store.run_settings import RUN_INFO, Head, compare_settings, list_settings, read_identity, read_settings
 from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
 
@@ -53,6 +53,7 @@ __all__ = [
     "PAGE",
     "PAGES",
     "RUN_INFO",
+    "TEXT_PAIR_FILES",
     "TOKENS",
     "VARIANT_FILES",
     "Similarities",
@@ -62,8 +63,9 @@ __all__ = [
     "check_folder",
     "count_tokens",
     "describe_gaps",
-    "describe_run",
+    "describe_info",
     "find_measurements",
+    "find_repeats",
     "find_run",
     "iterate_runs",
     "list_runs",
@@ -114,6 +116,7 @@ ANALYSIS_FILES = (
     *("made_of.ipynb", "specification.csv", "specification_tests.csv", "null_stats.csv"),
     *("explained.csv", "explained_pairs.csv"),
 )
+TEXT_PAIR_FILES = ("two_texts.csv", "two_texts_bins.csv")  # beside the analyses, written by the page two_texts
 VARIANT_FILES = ("variants.parquet", "nulls.parquet", "vocabulary.parquet")  # of a run, beside its measurements
 BRACES = str.maketrans("{}", "()")
 FORBIDDEN = "there is no permission to read this folder: ask its owner"
@@ -201,7 +204,7 @@ def read_mode(folder: Path) -> str:
     return found.get("mode", "generate")
 
 
-def describe_run(info: Mapping[str, Any]) -> str:
+def describe_info(info: Mapping[str, Any]) -> str:
     """What a run.json says of a run's size, speed and truncations, in lines to print."""
     lines = [
         f"{info['settings']['n_prompts']} prompts, {info['tokens']:,} tokens, "
@@ -266,14 +269,15 @@ def read_json(path: Path) -> dict:
 
 
 def list_runs(results_dir: str | os.PathLike = "results", damaged: dict[Path, str] | None = None) -> list[Path]:
-    """The folders below ``results_dir`` that contain measurements, by data set and model.
+    """The folders below ``results_dir`` that contain measurements, by data set, model and settings.
 
     A folder that the system does not let this process read, or whose name is not text, is left out and
     added to ``damaged``.
     """
     damaged = {} if damaged is None else damaged
     datasets = _list_folders(locate_folder(results_dir), damaged)
-    return sorted(run for dataset in datasets for run in _list_folders(dataset, damaged) if find_measurements(run))
+    runs = [run for dataset in datasets for run in _list_folders(dataset, damaged) if find_measurements(run)]
+    return sorted(runs, key=lambda run: (run.parent.name, order_model(run.name)))
 
 
 def _list_folders(place: Path, damaged: dict[Path, str]) -> list[Path]:
@@ -353,7 +357,8 @@ def load_runs(
 ) -> tuple[dict[tuple[str, str], "pd.DataFrame"], dict[Path, str]]:
     """The tokens of every run below ``results_dir``, and the files that cannot be read.
 
-    Returns {(model, dataset): table} and {file: what is wrong with it}. Columns of a table: model,
+    Returns {(model, dataset): table} and {file: what is wrong with it}, where a run that repeats another one
+    (`find_repeats`) is among the latter, by its folder. Columns of a table: model,
     dataset (categories), prompt (index), step, k (size of the nucleus), token, text (what the token adds to the text
     of its prompt), then the quantities; entropies are in nats. A quantity is NaN if the file does not contain it;
     cosine and weighted_cosine are NaN if k = 1 (one candidate has no pair); the token is -1 if it is unknown, and the
@@ -361,29 +366,61 @@ def load_runs(
     for each setting that differs between the runs, as run.json has it: top_p, seed, dtype, ... A run whose folder's
     name says that (model@top_p=0.95) has that name as its key, and its model's name in the column model.
     """
+    tables, damaged, repeated = _load_runs(results_dir)
+    return tables, damaged | repeated
+
+
+def _load_runs(
+    results_dir: str | os.PathLike,
+) -> tuple[dict[tuple[str, str], "pd.DataFrame"], dict[Path, str], dict[Path, str]]:
+    """The tables of `load_runs`, the files that cannot be read, and the runs that repeat others."""
     check_folder(results_dir)
     damaged: dict[Path, str] = {}
     found = dict(iterate_runs(results_dir, damaged))
-    heads = _compare_runs(results_dir, found)
-    return {key: _add_settings(found[key], head, heads) for key, head in heads.items()}, damaged
+    heads, repeated = _compare_runs(results_dir, found)
+    return {key: _add_settings(found[key], head, heads) for key, head in heads.items()}, damaged, repeated
 
 
-def _compare_runs(results_dir: str | os.PathLike, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Head]:
-    """The heads of runs, without those that repeat another one, which are named on stderr.
+def find_repeats(
+    results_dir: str | os.PathLike, keys: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[str, str]]:
+    """Those of some runs that repeat another one, and which: they are counted nowhere.
 
     A run repeats another if both have the same settings, and their model and data set the same content. It was measured
     before its grid listed several values: its folder is not named after them, as that of the same measurement is now.
     """
-    heads = compare_settings({key: read_settings(locate_measured(results_dir, *key)) for key in keys})
+    return _find_repeats(results_dir, _read_heads(results_dir, keys))
+
+
+def _read_heads(results_dir: str | os.PathLike, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Head]:
+    return compare_settings({key: read_settings(locate_measured(results_dir, *key)) for key in keys})
+
+
+def _find_repeats(
+    results_dir: str | os.PathLike, heads: Mapping[tuple[str, str], Head]
+) -> dict[tuple[str, str], tuple[str, str]]:
     kept: dict[tuple, tuple[str, str]] = {}
+    repeats = {}
     for key in sorted(heads, key=lambda key: not split(key[0])[1]):  # those that say their settings first
         content = read_identity(locate_measured(results_dir, *key))
         same = kept.setdefault((content, *map(str, heads[key].values())), key)
         if same != key:
-            one, other = (locate_measured(results_dir, *each) for each in (key, same))
-            print("skipped:", escape_line(f"'{one}' has the model and the settings of '{other}'"), file=sys.stderr)
-    ordered = sorted(kept.values(), key=lambda key: (key[1], order_run(key)))  # by data set, as folders are
-    return {key: heads[key] for key in ordered}
+            repeats[key] = same
+    return repeats
+
+
+def _compare_runs(
+    results_dir: str | os.PathLike, keys: Iterable[tuple[str, str]]
+) -> tuple[dict[tuple[str, str], Head], dict[Path, str]]:
+    """The heads of runs without those that repeat another one, and what is wrong with these, by their folders."""
+    heads = _read_heads(results_dir, keys)
+    repeats = _find_repeats(results_dir, heads)
+    places = {key: locate_measured(results_dir, *key) for key in heads}
+    said = {
+        places[key]: f"'{places[key]}' has the model and the settings of '{places[repeats[key]]}'" for key in repeats
+    }
+    ordered = sorted(heads.keys() - repeats, key=lambda key: (key[1], order_run(key)))  # by data set, as folders are
+    return {key: heads[key] for key in ordered}, said
 
 
 def _add_settings(table: "pd.DataFrame", head: Head, heads: Mapping[tuple[str, str], Head]) -> "pd.DataFrame":
@@ -398,9 +435,9 @@ def _add_settings(table: "pd.DataFrame", head: Head, heads: Mapping[tuple[str, s
     table = table.assign(model=pd.Categorical.from_codes([0] * len(table), [head["Model"]]))
     place = table.columns.get_loc("dataset") + 1 if "dataset" in table else 1
     for name in reversed([name for name in list_settings(head) if name not in table]):
-        values = list(dict.fromkeys(each[name] for each in heads.values()))
+        values = [value for value in dict.fromkeys(each[name] for each in heads.values()) if value != ""]
         if isinstance(head[name], str):
-            code = values.index(head[name])
+            code = values.index(head[name]) if head[name] else -1  # a missing value
             table.insert(place, name, pd.Categorical.from_codes([code] * len(table), values))
         else:
             kind = int if all(isinstance(value, int) for value in values) else float
@@ -441,10 +478,10 @@ def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     import pandas as pd
     from pandas.api.types import union_categoricals
 
-    check_folder(results_dir)
-    tables, damaged = load_runs(results_dir)
+    tables, damaged, repeated = _load_runs(results_dir)
     if damaged:
         raise ValueError(next(iter(damaged.values())))
+    _report_skipped(repeated)
     if not tables:
         _check_depth(locate_folder(results_dir))
         return tabulate([], "", "").assign(model=pd.Categorical([]), dataset=pd.Categorical([]))
@@ -467,8 +504,8 @@ def _check_depth(folder: Path) -> None:
 def load_readable(results_dir: str | os.PathLike) -> StoredTables:
     """The tables of `load_runs`, left in their files, to be read one at a time.
 
-    Their ``heads`` say in which settings the runs differ (`run_settings`). Files that cannot be read are named on
-    stderr. ValueError if none is left.
+    Their ``heads`` say in which settings the runs differ (`run_settings`). Files that cannot be read, and runs that
+    repeat others, are named on stderr. ValueError if none is left.
     """
     check_folder(results_dir)
     sources: dict[tuple[str, str], Path | pd.DataFrame] = {}
@@ -476,12 +513,16 @@ def load_readable(results_dir: str | os.PathLike) -> StoredTables:
     for folder in list_runs(results_dir, damaged):
         with _collect_damage(damaged, path := find_measurements(folder)):
             sources[folder.name, folder.parent.name] = convert(path)
-    for problem in damaged.values():
-        print("skipped:", escape_line(problem), file=sys.stderr)
+    heads, repeated = _compare_runs(results_dir, sources)
+    _report_skipped(damaged | repeated)
     if not sources:
         raise ValueError(f"no readable measurements under '{results_dir}': measure a model first")
-    heads = _compare_runs(results_dir, sources)
     return StoredTables({key: sources[key] for key in heads}, heads=heads)
+
+
+def _report_skipped(problems: Mapping[Path, str]) -> None:
+    for problem in problems.values():
+        print("skipped:", escape_line(problem), file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -159,15 +159,16 @@ def group_comparable(heads: Mapping[Key, Head]) -> list[list[Key]]:
         if whole not in seen:
             groups.setdefault(tuple(_identify(head[name]) for name in varied), []).append(key)
         seen.add(whole)
-    return [groups[values] for values in sorted(groups, key=_sort)]
+    return [groups[values] for values in sorted(groups, key=sort_values)]
 
 
 def sort_head(head: Mapping[str, Any], names: Iterable[str]) -> list[tuple]:
     """What heads are sorted by if some settings decide."""
-    return _sort([_identify(head[name]) for name in names])
+    return sort_values([_identify(head[name]) for name in names])
 
 
-def _sort(values: Sequence[Any]) -> list[tuple]:
+def sort_values(values: Sequence[Any]) -> list[tuple]:
+    """What values of settings are sorted by: numbers by size, then text, then what is missing."""
     return [(value is None, isinstance(value, str), value if value is not None else 0) for value in values]
 
 

@@ -16,6 +16,8 @@ from nucleoscope.names import escape_line
 from nucleoscope.settings import fill_defaults, list_deciding
 from nucleoscope.store import results
 from nucleoscope.store.record_files import iterate_records, read_fields
+from nucleoscope.store.run_names import format_setting
+from nucleoscope.store.run_settings import sort_values
 
 # numpy and pandas are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 COMMON = ("prompt_column", "prompt_format", "temperature", "top_p")  # settings that are the same in both runs of a pair
 OWN = ("n_prompts", "max_tokens", "dtype")  # settings in which the two runs of a pair may differ
+SETTINGS = (*COMMON, "template_date", *OWN, "seed")  # in the names of pairs that need more than their runs' names
 MASS = "mass"  # the column of the nucleus's probability
 COLUMNS = (  # of the tables of a pair, before `MASS` and `ENDS`
     *("prompt", "step", "k", "entropy", "full_entropy", "varentropy", "full_varentropy"),
@@ -80,7 +83,10 @@ class FoundPairs(NamedTuple):
 
 
 def find_pairs(results_dir: str) -> FoundPairs:
-    """The pairs of runs below ``results_dir``, by data set and model. A run that cannot be read is named on stderr."""
+    """The pairs of runs below ``results_dir``, in the order of their names, with settings as numbers.
+
+    A run that cannot be read is named on stderr.
+    """
     damaged: dict[Path, str] = {}
     runs = [run for folder in results.list_runs(results_dir, damaged) if (run := _open_run(folder, damaged))]
     runs = list({_describe_content(run): run for run in reversed(runs)}.values())[::-1]  # the first of duplicates
@@ -90,7 +96,15 @@ def find_pairs(results_dir: str) -> FoundPairs:
     written = [run for run in runs if run.settings["mode"] != "score"]
     pairs = [Pair(one, other) for one in existing for other in _choose_partners(one, written)]
     paired = {pair.existing.folder for pair in pairs}
+    pairs.sort(key=_order_pair)
     return FoundPairs(pairs, [run for run in existing if run.folder not in paired], written)
+
+
+def _order_pair(pair: Pair) -> tuple:
+    """What pairs are sorted by: model, data set, column, then the settings that may be in their names."""
+    dataset, model = pair.existing.names
+    values = [run.settings.get(name) for name in SETTINGS for run in pair]
+    return model, dataset, pair.text_column, sort_values(values)
 
 
 def _choose_partners(existing: Run, written: Iterable[Run]) -> list[Run]:
@@ -163,11 +177,11 @@ def _list_distinctions(pair: Pair, rivals: Iterable[Pair]) -> list[str]:
     """What tells a pair from others of the same name: "temperature 0.7", "seed 1" and so on."""
     rivals = list(rivals)
     found = []
-    for name in (*COMMON, "template_date", *OWN, "seed"):
+    for name in SETTINGS:
         sides = (1,) if name == "seed" else (0,) if name not in OWN else (0, 1)
         values = {tuple(other[side].settings.get(name) for side in sides) for other in rivals}
         if len(values) > 1:
-            own = list(dict.fromkeys(str(pair[side].settings.get(name)) for side in sides))
+            own = list(dict.fromkeys(format_setting(pair[side].settings.get(name)) for side in sides))
             found.append(f"{name} {' and '.join(own)}")
     return found
 

@@ -52,6 +52,7 @@ The dashed line is the share that is outside if tokens are drawn from p, the mea
 the band contains at least 95 % of the shares that chance would then give; its ends are quantiles of
 the Poisson binomial distribution. By chance, about one point in twenty is outside its band, so the
 sentences count a bin only if it is outside after Holm's correction for the number of bins."""
+AT_ZERO = """The diamonds of the model's text are all at 0, because its tokens were drawn from the nucleus."""
 CERTAIN = """Where none of a bin's tokens or all of them are outside, the bar is the interval of Clopper and
 Pearson for independent tokens."""
 EXPLAIN_SURPRISAL = """The dashed line and band of each colour are what tokens would give that are drawn from p (the
@@ -221,7 +222,9 @@ def describe_outside(bins: pd.DataFrame) -> str:
 def explain_outside(bins: pd.DataFrame) -> str:
     """How to read the figure of the tokens outside the nucleus, with the kinds of intervals that it has."""
     certain = bins.loc[bins["bin"] != ALL, f"{OUTSIDE} interval"].eq(CLOPPER_PEARSON).any()
-    parts = [EXPLAIN_OUTSIDE, CERTAIN] if certain else [EXPLAIN_OUTSIDE]
+    written = bins.loc[(bins["bin"] != ALL) & (bins["text"] == WRITTEN), OUTSIDE]
+    drawn = len(written) and (written == 0).all()
+    parts = [EXPLAIN_OUTSIDE, *[AT_ZERO] * bool(drawn), *[CERTAIN] * bool(certain)]
     if bins[GIVEN].any():
         where = "Here" if bins[GIVEN].all() else "Where the probability of an end is known,"
         parts.append(f"{where} m is the mass given that the text continues.")

@@ -12,6 +12,7 @@ import torch
 
 from nucleoscope import quantities
 from nucleoscope.measure.recording import Token
+from nucleoscope.store.context import find_matrices
 from nucleoscope.views.token_text import Reader, Unit
 
 LARGEST = 30  # candidates in a matrix
@@ -150,7 +151,8 @@ class Choice(NamedTuple):
 
     ``outside`` is the probability of the token if it is not among them; NaN if that is unknown. ``taken`` (k,) are the
     candidates' cosines with the token, ``pairs`` those of the pairs of the likeliest, in the order (0, 1), (0, 2),
-    (1, 2), (0, 3), ..., as `measure.pairs` has them; None if they are unknown.
+    (1, 2), (0, 3), ..., as `measure.pairs` has them; None if they are unknown. ``ahead`` says how similar what follows
+    them is; None if that was not measured.
     """
 
     token: int
@@ -159,6 +161,7 @@ class Choice(NamedTuple):
     outside: float
     taken: np.ndarray | None = None
     pairs: np.ndarray | None = None
+    ahead: "Ahead | None" = None
 
 
 class Ahead(NamedTuple):
@@ -172,6 +175,21 @@ class Ahead(NamedTuple):
     similarities: np.ndarray
     continuations: float
     following: Sequence[tuple[Sequence[int], Sequence[float]]] = ()
+
+
+def read_ahead(matrices: Mapping[str, np.ndarray], prompt: int, listed: int = LISTED) -> dict[int, Ahead]:
+    """What a run's `store.context.load_matrices` say of a prompt's tokens, by step, for those with a choice.
+
+    A card shows the ``listed`` likeliest of the candidates that were compared, so ``continuations`` are those of these,
+    by their probabilities: the exponential of their similarity entropy.
+    """
+    found = {}
+    for step, (ids, shares, similar) in find_matrices(matrices, prompt).items():
+        similar, shares = similar[:listed, :listed], shares[:listed].astype(float)
+        shares = shares / shares.sum()
+        entropy = -float(shares @ np.log(np.clip(similar @ shares, 1e-300, 1)))
+        found[step] = Ahead(ids[:listed].tolist(), similar, float(np.exp(entropy)))
+    return found
 
 
 def describe_ahead(reader: Reader, ahead: Ahead, token: int) -> dict:
@@ -221,7 +239,8 @@ def build_cards(
     `quantities.list_titles`. ``places`` and ``pairs``: see `rank_places`. ``parts`` has, for each token that
     makes a character only with others, [its number among these, how many they are, the character], by its
     step - first. ``total`` is n. ``similar`` and ``matrix`` have a list for each token if cosines of candidates are
-    known, in hundredths: those of the listed candidates with the token, and of the pairs of the likeliest.
+    known, in hundredths: those of the listed candidates with the token, and of the pairs of the likeliest. ``context``
+    has a `describe_ahead` for each token, or None, if similarity in context is known of any.
     """
     choices = list(choices)
     compared = {}
@@ -229,6 +248,10 @@ def build_cards(
         compared["similar"] = [_count_hundredths(choice.taken, listed) for choice in choices]
         compared["matrix"] = [
             _count_hundredths(choice.pairs, min(listed, PAIRED) * (min(listed, PAIRED) - 1) // 2) for choice in choices
+        ]
+    if any(choice.ahead is not None for choice in choices):
+        compared["context"] = [
+            None if choice.ahead is None else describe_ahead(reader, choice.ahead, choice.token) for choice in choices
         ]
     total, titles, words = len(columns["k"]), quantities.list_titles(), Words(reader)
     last = total if last is None else last

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nucleoscope.stats.choice import ALL, GIVEN, OUTCOMES, PAIR_PREDICTORS, WITHIN
-from nucleoscope.store.run_names import describe_run
+from nucleoscope.store.run_names import describe_run, order_run
 from nucleoscope.views.made_of_text import Lead, format_bounded, join_words, list_leads
 from nucleoscope.views.token_text import escape_name
 
@@ -31,7 +31,7 @@ def describe_runs(runs: Mapping[tuple[str, str], object], problems: Mapping[str,
     """Which runs have branches, and which files cannot be read; without any, how to get them."""
     text = NOTHING
     if runs:
-        names = join_words([escape_name(describe_run(*key)) for key in sorted(runs)])
+        names = join_words([escape_name(describe_run(*key)) for key in sorted(runs, key=order_run)])
         text = f"{len(runs)} {'run has' if len(runs) == 1 else 'runs have'} branches: {names}."
     for name, problem in sorted(problems.items()):
         text += f"\n\nLeft out: {escape_name(name)} ({escape_name(problem)})."

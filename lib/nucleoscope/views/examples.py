@@ -13,6 +13,7 @@ import pandas as pd
 
 from nucleoscope.stats.bootstrap import is_constant
 from nucleoscope.store.results import select_choices, tabulate
+from nucleoscope.store.run_names import order_run
 from nucleoscope.views.token_text import escape_name
 
 ENOUGH = 20  # minimum of tokens with k > 1 for a prompt's coefficient
@@ -155,7 +156,7 @@ def list_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Iterator[tup
     there is no such word, or the files do not have the tokens' texts, it may be any token. The run whose token is the
     nearest comes first, and one without such a token not at all. A token is the row of its table.
     """
-    keys = sorted(tables)
+    keys = sorted(tables, key=order_run)
     ranked = _rank({key: tables[key].assign(run=place) for place, key in enumerate(keys)})
     left = ranked[ranked["k"].between(*FEW) & (ranked["step"] >= BEFORE) & (ranked["token"] >= 0)]
     if "text" in left and len(words := left[[is_word(text) for text in left["text"]]]):
@@ -216,7 +217,8 @@ def pool(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     """Several runs as one table, in the order of their names."""
     names = {"model": object, "dataset": object}  # concatenation loses the categories of different tables
     tables = tables or {("", ""): tabulate([], "", "")}
-    return pd.concat([part.astype(names) for _, part in sorted(tables.items())], ignore_index=True)
+    ordered = [tables[key] for key in sorted(tables, key=order_run)]
+    return pd.concat([part.astype(names) for part in ordered], ignore_index=True)
 
 
 def format_numbers(token: Any) -> str:

@@ -17,10 +17,11 @@ from nucleoscope.atomic import write_atomically
 from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.names import suggest
 from nucleoscope.store import results
+from nucleoscope.store.context import load_current_matrices
 from nucleoscope.store.local_tokenizers import find_tokenizer
 from nucleoscope.store.run_names import describe_run
 from nucleoscope.store.run_names import split as split_name
-from nucleoscope.views import tables, texts
+from nucleoscope.views import cards, tables, texts
 from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader, make_encodable
 
@@ -117,7 +118,9 @@ def _render_page(folder: Path, prompts: dict[int, str], tokenizer: object) -> st
     if len(prompts) == 1:
         (number,) = prompts
         record, similar = results.load_records(folder, prompts)[number], results.load_similarities(folder, prompts)
-        body = render_strip(record, reader, table=background, mode=mode, similarities=similar.get(number))
+        matrices = load_current_matrices(folder)
+        ahead = cards.read_ahead(matrices, number) if matrices else None
+        body = render_strip(record, reader, table=background, mode=mode, similarities=similar.get(number), ahead=ahead)
     else:
         found = dict(texts.build_texts(folder, reader, prompts, background, mode))
         body = texts.render_texts(folder, prompts, table, background, found, reader)

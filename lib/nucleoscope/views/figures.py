@@ -51,6 +51,8 @@ NO_CHOICE = "No token had more than one candidate, so there is nothing to compar
 SYMBOLS = ("circle", "square", "diamond", "cross", "x")
 LEGEND_BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
 MOST = 20_000  # points in one scatter plot: more make the page heavy, and overlap
+NARROW = 40  # letters of a line of a legend, as many as a phone has room for
+PAPER_ROW, PAPER_TITLE = 1.45, 24  # of the published figure: inches of a row, and letters that have room along it
 _EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
@@ -149,8 +151,10 @@ def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> "matplo
 
     models, datasets = list_rows_and_columns(tables)
     tables = select(tables, columns={"prompt", "k", x, y})
+    titles = [list_title_lines(model, PAPER_TITLE) for model in models]
+    tall = max([PAPER_ROW, *(len(line) * PAPER_ROW / PAPER_TITLE for lines in titles for line in lines)])
     with rc_context(FONTS):
-        figure = Figure(figsize=(0.9 + 2.1 * len(datasets), 0.95 + 1.45 * len(models)), layout="constrained")
+        figure = Figure(figsize=(0.9 + 2.1 * len(datasets), 0.95 + tall * len(models)), layout="constrained")
         axes = figure.subplots(len(models), len(datasets), sharex=True, sharey=True, squeeze=False)
         measured = np.array(
             [
@@ -164,9 +168,10 @@ def plot_paper(tables: Tables, x: str = "entropy", y: str = "cosine") -> "matplo
         for column, dataset in enumerate(datasets):
             axes[0, column].annotate(escape_mathtext(dataset), (0.5, 1.03), ha="center", va="bottom", **_EDGE)
             axes[np.flatnonzero(measured[:, column]).max(initial=0), column].tick_params(labelbottom=True)
-        for row, model in enumerate(models):
-            title = "\n".join(map(escape_mathtext, filter(None, divide_model(model))))
-            axes[row, -1].annotate(title, (1.03, 0.5), ha="left", va="center", rotation=-90, **_EDGE)
+        for row, lines in enumerate(titles):
+            axes[row, -1].annotate(
+                "\n".join(map(escape_mathtext, lines)), (1.03, 0.5), ha="left", va="center", rotation=-90, **_EDGE
+            )
             axes[row, np.argmax(measured[row])].tick_params(labelleft=True)
         key = ["median of a bin", "± one standard deviation"]
         drawn = [axes.flat[place] for place in np.flatnonzero(measured)[:1]]
@@ -220,6 +225,22 @@ def _plot_paper_panel(axes, table: pd.DataFrame | None, x: str, y: str) -> bool:
     return True
 
 
+def list_title_lines(model: str, width: int) -> list[str]:
+    """The title of a row of panels: the model, and on lines of up to ``width`` letters the settings in its name.
+
+    A single setting is never broken.
+    """
+    name, settings = divide_model(model)
+    lines = [name]
+    for part in filter(None, settings.split(", ")):
+        if len(lines) > 1 and len(lines[-1]) + len(part) + 2 <= width:
+            lines[-1] += f", {part}"
+        else:
+            lines[-1] += "," if len(lines) > 1 else ""
+            lines.append(part)
+    return lines
+
+
 def list_rows_and_columns(tables: Tables) -> tuple[list[str], list[str]]:
     """Models and data sets, in the order of the tables of statistics."""
     return sorted({model for model, _ in tables}, key=order_model), sorted({dataset for _, dataset in tables})
@@ -260,6 +281,9 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         color, dash = (color, dash) if len(models) > 1 else (dash, 0)
         both = escape_plotly(f"{describe_model(model)}, {dataset}")
         name = both if len(models) > 1 else escape_plotly(dataset)
+        if split(model)[1]:  # a legend does not break lines
+            first, *rest = list_title_lines(model, NARROW)
+            name = "<br>".join(map(escape_plotly, [f"{first}, {dataset}", *rest]))
         if not held.any():
             few, pairs = few + 1, select_pairs(table, x, y)
             point = {"size": 7, "color": colors[color % len(colors)], "opacity": 0.6}
@@ -284,15 +308,16 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         )
     if few:
         which = "Points are" if few == len(figure.data) else "Where a run has points, they are"
-        text = f"{which} single tokens: no bin has the {least} that a median needs"
+        text = f"{which} single tokens:<br>no bin has the {least} that a median needs"  # a phone has room for this much
         place = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
-        figure.add_annotation(text=text, showarrow=False, **place)
+        figure.add_annotation(text=text, align="left", showarrow=False, **place)
     if not figure.data:
         _say_why_empty(figure, NO_CHOICE)
     across, up = quantities.find_title(x), quantities.find_title(y)
     axes = {"xaxis_title": across, "xaxis_rangemode": "tozero", "yaxis_title": f"median {up}"}
     if any(split(model)[1] for model in models):  # names too long to be beside the lines
-        axes |= {"legend": LEGEND_BELOW, "height": 440 + 20 * len(figure.data)}
+        lines = sum(trace.name.count("<br>") + 1 for trace in figure.data)
+        axes |= {"legend": LEGEND_BELOW, "height": 440 + 20 * lines}
     figure.update_layout(showlegend=bool(figure.data), margin={"t": 40 if few else 20}, **axes)
     return describe(figure, f"Median {up} over {across}, one line for each model and data set")
 

@@ -16,7 +16,7 @@ from nucleoscope.stats.choice import choose_examples
 from nucleoscope.store import branches, results
 from nucleoscope.store.local_tokenizers import find_tokenizer
 from nucleoscope.store.results import BRANCH_TABLE
-from nucleoscope.store.run_names import describe_run
+from nucleoscope.store.run_names import describe_run, order_run
 from nucleoscope.views import palette
 from nucleoscope.views.assets import STATIC, read_compactly
 from nucleoscope.views.token_text import Reader, make_encodable
@@ -34,7 +34,7 @@ TITLES = {
 def show_examples(results_dir: str, runs: Mapping[tuple[str, str], Any]) -> HTML:
     """The most, the median and the least consequential branch points of all runs whose tokenizer is on this machine."""
     readers, tables = {}, []
-    for model, dataset in sorted(runs):
+    for model, dataset in sorted(runs, key=order_run):
         folder = results.locate_measured(results_dir, model, dataset)
         tokenizer = find_tokenizer(folder)
         if tokenizer is not None:

@@ -16,7 +16,7 @@ from nucleoscope.names import escape_plotly
 from nucleoscope.stats.bootstrap import Bins, compute_interval, draw_counts
 from nucleoscope.stats.correlation import PAIRS
 from nucleoscope.store.results import select
-from nucleoscope.store.run_names import describe_model, divide_model, order_run
+from nucleoscope.store.run_names import describe_model, order_run
 from nucleoscope.store.run_settings import find_heads, list_run_columns, select_head
 from nucleoscope.views.figures import (
     Tables,
@@ -24,6 +24,7 @@ from nucleoscope.views.figures import (
     build_layout,
     describe,
     list_rows_and_columns,
+    list_title_lines,
     round_values,
     select_pairs,
 )
@@ -33,6 +34,8 @@ FADED = fade(0.18)
 # From faint to full BLUE, in steps of about a third of a decade: counts differ by orders of magnitude.
 DENSITY = [[at, fade(a)] for at, a in ((0, 0), (0.003, 0.2), (0.01, 0.3), (0.03, 0.45), (0.1, 0.6), (0.3, 0.8), (1, 1))]
 FIELDS = (40, 30)  # numbers of density bins along x and y
+PANEL, TICKS, LINE = 150, 22, 15  # pixels: the height of a panel, of the numbers below one, and of a line of a title
+TITLE = 48  # letters of a line of a title, as many as a phone has room for
 
 
 def bin_runs(
@@ -80,11 +83,14 @@ def plot_grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
     pairs = list(dict.fromkeys(zip(rows["x"], rows["y"], strict=True))) or list(PAIRS)
     heads = find_heads(tables)
     tables = select(tables, columns={"prompt", "k", *chain.from_iterable(pairs)})
+    titles = [list_title_lines(model, TITLE) for model in models]
+    above = LINE * max(map(len, titles), default=1) + 6  # pixels for the title of a row
+    inner = len(models) * (PANEL + above) - above
     figure = make_subplots(
         len(models), len(datasets), shared_xaxes="all", shared_yaxes="all",
-        column_titles=[*map(escape_plotly, datasets)], row_titles=[*map(_format_title, models)],
+        column_titles=[*map(escape_plotly, datasets)],
         x_title=quantities.find_title(pairs[0][0]), y_title=quantities.find_title(pairs[0][1]),
-        horizontal_spacing=0.02, vertical_spacing=0.12 / max(len(models), 2),
+        horizontal_spacing=0.02, vertical_spacing=(above + TICKS) / (inner + TICKS * (len(models) - 1)),
     )  # fmt: skip
     contents: list[list[dict]] = [[] for _ in pairs]
     for model, dataset in sorted(tables, key=order_run):
@@ -97,17 +103,26 @@ def plot_grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
             _build_traces(escape_plotly(f"{describe_model(model)}, {dataset}")), contents[0][-7:], strict=True
         ):
             figure.add_trace(trace.update(values), **place)
-    switches = _build_switches(contents, pairs, len(models) + len(datasets))
-    figure.update_layout(build_layout("", height=190 + 190 * len(models)), showlegend=False, updatemenus=switches)
-    figure.update_layout(margin={"t": 120, "r": 40, "l": 70, "b": 70}).update_annotations(font_size=12)
-    figure.update_xaxes(nticks=5, tickangle=0)
-    text = "Median cosine similarity against entropy, one panel for each model and data set"
-    return describe(figure, text, csv)
-
-
-def _format_title(model: str) -> str:
-    """The title of a row: the model, and on a line of their own the settings that its name says."""
-    return "<br>".join(map(escape_plotly, filter(None, divide_model(model))))
+    switches = _build_switches(contents, pairs, len(datasets), above)
+    height = inner + TICKS * (len(models) - 1) + 190 + above
+    figure.update_layout(build_layout("", height=height), showlegend=False, updatemenus=switches)
+    figure.update_layout(margin={"t": 120 + above, "r": 20, "l": 70, "b": 70})
+    for title in figure.layout.annotations[: len(datasets)]:
+        title.yshift = above
+    for row, lines in enumerate(titles):
+        top = figure.get_subplot(row + 1, 1).yaxis.domain[1]
+        place = {"x": 0, "y": top, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+        text = "<br>".join(map(escape_plotly, lines))
+        figure.add_annotation(text=text, align="left", showarrow=False, **place)
+    figure.update_annotations(font_size=12).update_xaxes(nticks=5, tickangle=0)
+    text = (
+        "Median cosine similarity against entropy, one panel for each run: a row for each model with its settings, a "
+        "column for each data set"
+    )
+    described = describe(figure, text, csv)
+    return described.update_layout(
+        meta=described.layout.meta | {"head": above}
+    )  # for the book, which has its own menus
 
 
 def _build_panel(rows: pd.DataFrame, table: pd.DataFrame, x: str, y: str) -> list[dict]:
@@ -163,7 +178,9 @@ def _build_traces(name: str) -> list:
     ]
 
 
-def _build_switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ...], titles: int) -> list[dict]:
+def _build_switches(
+    contents: list[list[dict]], pairs: tuple[tuple[str, str], ...], titles: int, above: int
+) -> list[dict]:
     """Two independent switches: one sets which traces are visible, the other their content."""
     panels = len(contents[0]) // 7
     views = {"median": [0, 1, 2], "mean": [3, 4, 5], "density": [6]}
@@ -193,9 +210,9 @@ def _build_switches(contents: list[list[dict]], pairs: tuple[tuple[str, str], ..
             "direction": "right",
             "buttons": shown,
             "y": 1.0,
-            "pad": {"b": 62},
+            "pad": {"b": 62 + above},
             "showactive": True,
             **look,
         },
-        {"type": "dropdown", "buttons": chosen, "y": 1.0, "pad": {"b": 26}, **look},
+        {"type": "dropdown", "buttons": chosen, "y": 1.0, "pad": {"b": 26 + above}, **look},
     ]

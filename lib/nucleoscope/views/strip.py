@@ -11,7 +11,7 @@ with ``detail.step``, the token's number in the record counted from 0, or null.
 
 import html
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +51,7 @@ def render_strip(
     shown: int | None = None,
     most: int = cards.LISTED,
     similarities: Similarities | None = None,
+    ahead: Mapping[int, cards.Ahead] | None = None,
     with_prompt: bool = True,
 ) -> str:
     """The text of one record as HTML, its tokens tinted by ``quantity``; readers may choose another.
@@ -62,15 +63,16 @@ def render_strip(
     run's, "generate" if the model wrote the text, "score" if the text existed before.
     Only the tokens ``first`` <= step < ``last`` are shown. ``shown`` is a token whose card
     stays open. Cards list the ``most`` likely candidates and the token itself; with ``similarities``, those of the
-    prompt by `results.load_similarities`, also how similar they are to it and to each other. ``with_prompt``: whether
-    the prompt is shown above the text.
+    prompt by `results.load_similarities`, also how similar they are to it and to each other; with ``ahead``, the
+    prompt's `cards.read_ahead`, how similar what follows them is. ``with_prompt``: whether the prompt is shown above
+    the text.
 
     Raises ValueError for an unknown quantity or ``mode``, for a token ``shown`` outside first and last, and
     for records that lack what a strip shows: the published study's files contain no tokens.
     """
     content = build_content(
         record, tokenizer, quantity, table=table, mode=mode, first=first, last=last, shown=shown, most=most,
-        similarities=similarities,
+        similarities=similarities, ahead=ahead,
     )  # fmt: skip
     data = content["data"]
     before, after = "… " if data["first"] else "", " …" if data["first"] + len(data["tokens"]) < data["total"] else ""
@@ -91,6 +93,7 @@ def build_content(
     shown: int | None = None,
     most: int = cards.LISTED,
     similarities: Similarities | None = None,
+    ahead: Mapping[int, cards.Ahead] | None = None,
 ) -> dict[str, Any]:
     """What a strip shows, as JSON: its prompt, its text in units, and the ``data`` of its tints and cards.
 
@@ -111,7 +114,7 @@ def build_content(
     if shown is not None and not first <= shown < last:
         raise ValueError(f"shown is {shown}: it must be a token of the strip, {first} to {last - 1}")
     background = compute_background(table) if isinstance(table, pd.DataFrame) else table or Background({}, [])
-    choices = _list_choices(record, first, last, similarities)
+    choices = _list_choices(record, first, last, similarities, ahead or {})
     window = {"mode": mode, "first": first, "last": last}
     data = {
         "quantity": quantity,
@@ -160,14 +163,14 @@ def _find_window(units: list, first: int, last: int) -> tuple[list, int, int]:
 
 
 def _list_choices(
-    record: dict, first: int, last: int, similarities: Similarities | None = None
+    record: dict, first: int, last: int, similarities: Similarities | None, ahead: Mapping[int, cards.Ahead]
 ) -> Iterator[cards.Choice]:
     """The choices at the tokens first <= step < last."""
     outside = np.exp(-np.asarray(record.get("surprisals", [np.nan] * len(record["tokens"])), dtype=float))
     for step in range(first, last):
         ids, probs = np.asarray(record["top_p_tokens"][step]), np.asarray(record["top_p_probs"][step], dtype=float)
-        compared = (similarities.taken[step], similarities.pairs[step]) if similarities else ()
-        yield cards.Choice(int(record["tokens"][step]), ids, probs, float(outside[step]), *compared)
+        compared = (similarities.taken[step], similarities.pairs[step]) if similarities else (None, None)
+        yield cards.Choice(int(record["tokens"][step]), ids, probs, float(outside[step]), *compared, ahead.get(step))
 
 
 def _build_line(pairs: pd.DataFrame) -> list:

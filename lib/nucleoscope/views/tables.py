@@ -7,7 +7,7 @@ multirow; a dash marks a missing value, and a comment above the table says why i
 
 import html
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from nucleoscope.names import escape_cell, escape_latex, escape_line, read_cell
 from nucleoscope.stats.bootstrap import WIDTH
 from nucleoscope.stats.correlation import format_power_of_ten
 from nucleoscope.stats.random_effects import RANDOM
-from nucleoscope.stats.specification import ALL, NEGATIVE, POSITIVE, UNDECIDED
+from nucleoscope.stats.specification import ALL, NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.store.results import ANALYSES, RUN_INFO, locate_folder, locate_measured, read_json, select
 from nucleoscope.store.results import describe_gaps as describe_run_gaps
 from nucleoscope.store.run_names import divide_model
@@ -189,20 +189,32 @@ def _format_power(log10: float) -> str:
 def show(frame: pd.DataFrame) -> HTML:
     """A table for a notebook, with its index as columns; in the book its headings sort it.
 
-    A column ``note`` becomes a row of its own below each row that has a note.
+    A column ``note`` becomes a row of its own below each row that has a note. If the index has several columns, a
+    hidden row before each row has them in words: on a phone, the book shows it instead, which leaves room for numbers.
     """
+    several = frame.index.nlevels > 1
+    names = [describe_index(frame.index.names, values) for values in frame.index] if several else []
     flat = frame.reset_index()
     flat.columns = [str(name) for name in flat.columns]
     notes = flat.pop("note").fillna("") if "note" in flat else pd.Series("", index=flat.index)
-    head, body, rest = flat.to_html(index=False, border=0, na_rep="", classes="sortable").partition("<tbody>")
+    classes = ["sortable", *([f"names-{frame.index.nlevels}"] if several else [])]
+    head, body, rest = flat.to_html(index=False, border=0, na_rep="", classes=classes).partition("<tbody>")
     rows = rest.split("</tr>")
-    noted = [
-        f'{row}</tr>\n    <tr class="note">\n      <td colspan="{flat.shape[1]}">{html.escape(note)}</td>\n    '
-        if note
-        else row
-        for row, note in zip(rows, notes, strict=False)
-    ]
-    return HTML(head + body + "</tr>".join([*noted, *rows[len(notes) :]]))
+    for place, said in enumerate(names):
+        before, _, cells = rows[place].rpartition("<tr>")
+        row = f'<tr class="names" hidden><td colspan="{flat.shape[1]}"><div>{html.escape(said)}</div></td></tr>'
+        rows[place] = f"{before}{row}\n    <tr>{cells}"
+    for place, note in enumerate(notes):
+        if note:
+            cell = f'<td colspan="{flat.shape[1]}"><div>{html.escape(note)}</div></td>'
+            rows[place] += f'</tr>\n    <tr class="note">\n      {cell}\n    '
+    return HTML(head + body + "</tr>".join(rows))
+
+
+def describe_index(names: Sequence[str], values: Sequence[object]) -> str:
+    """The index of a row in words: "SmolLM2-135M-Instruct, math, top_p 0.95"; without what is missing."""
+    known = [(name, value) for name, value in zip(names, values, strict=True) if value != "" and not pd.isna(value)]
+    return ", ".join(f"{name} {value}" if list_settings([name]) else str(value) for name, value in known)
 
 
 def format_readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
@@ -263,7 +275,7 @@ def describe_coefficients(statistics: pd.DataFrame) -> str:
 
 
 def _describe_coefficients(statistics: pd.DataFrame) -> str:
-    both = statistics[["Spearman r", "within-k Spearman r"]].dropna()
+    both = statistics.dropna(subset=["Spearman r", "within-k Spearman r"])
     if both.empty:
         return "No run has enough tokens with more than one candidate for a coefficient."
     plain, given = both["Spearman r"], both["within-k Spearman r"]
@@ -272,16 +284,27 @@ def _describe_coefficients(statistics: pd.DataFrame) -> str:
         f"among tokens with equally many candidates it is {_format_range(given)}. "
         "If the two differ, part of the relation comes from the number of candidates alone."
     )
-    turned = plain * given < 0
-    if turned.all() and given.min() * given.max() > 0:
+    turned, signs = plain * given < 0, [_classify(both, kind) for kind in ("Spearman", "within-k Spearman")]
+    clear = turned & (signs[0] != signs[1]) & signs[0].isin([NEGATIVE, POSITIVE]) & signs[1].isin([NEGATIVE, POSITIVE])
+    if clear.all() and given.min() * given.max() > 0:
         more = "more" if given.iloc[0] > 0 else "less"
         text += (
             " Here even the sign differs: among choices with equally many candidates, "
             f"more entropy goes with *{more}* similar candidates."
         )
-    elif turned.any():
-        text += f" In {turned.sum()} of {len(both)} runs even the sign differs."
+        return text
+    if clear.any():
+        text += f" In {clear.sum()} of {len(both)} runs even the sign differs."
+    if unclear := (turned & ~clear).sum():
+        which = "Their signs differ" if len(both) == 1 else f"In {unclear} of {len(both)} runs their signs differ"
+        text += f" {which}, but not clearly: a 95 % interval contains 0 or is unknown."
     return text
+
+
+def _classify(statistics: pd.DataFrame, kind: str) -> pd.Series:
+    """What the interval of each coefficient says of its sign."""
+    bounds = zip(statistics[f"{kind} low"], statistics[f"{kind} high"], strict=True)
+    return pd.Series([classify(low, high) for low, high in bounds], index=statistics.index, dtype=object)
 
 
 def describe_gaps(results_dir: str | os.PathLike, tables: Mapping[tuple[str, str], pd.DataFrame]) -> str:

@@ -21,6 +21,7 @@ import pandas as pd
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
 from nucleoscope.store import results
+from nucleoscope.store.context import load_current_matrices
 from nucleoscope.views import assets, cards, examples
 from nucleoscope.views.assets import STATIC
 from nucleoscope.views.strip import Background, build_content
@@ -88,6 +89,7 @@ def build_texts(
     `AT_ONCE` of them are read at a time. The background's line is left out: it is the same for all.
     """
     reader, left = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer), list(numbers)
+    matrices = load_current_matrices(folder)
     for start in range(0, len(left), AT_ONCE):
         part = left[start : start + AT_ONCE]
         records, similarities = results.load_records(folder, part), results.load_similarities(folder, part)
@@ -95,7 +97,10 @@ def build_texts(
             found = similarities.get(number)
             if found is not None and len(found.taken) != len(records[number]["tokens"]):
                 found = None
-            content = build_content(records[number], reader, table=background, mode=mode, similarities=found)
+            ahead = cards.read_ahead(matrices, number) if matrices else None
+            content = build_content(
+                records[number], reader, table=background, mode=mode, similarities=found, ahead=ahead
+            )
             del content["data"]["line"]
             yield number, content
 

@@ -21,6 +21,7 @@ from nucleoscope.workflow import dependencies, grid, logs, status, stopping, unc
 
 SECOND_PASSES = (results.CONTEXT, results.BRANCHES)  # jobs that need the model of a measured run again
 COMBINED_PAGES = status.COMBINED_PAGES
+PLAIN_PAGES = tuple(name for name in COMBINED_PAGES if name != "two_texts")  # whose notebooks write nothing besides
 CLUSTER_TRIES = 3  # how often a cluster runs a job before its failure is recorded
 CLUSTER_THREADS = 4
 SPECIAL = re.compile(r"[{}\r\n]")  # Snakemake takes what is in braces for a wildcard, and line breaks confuse it
@@ -124,6 +125,10 @@ class Graph:
         """The files that the analyses leave."""
         return [f"{self.analyses}/{file}" for file in results.ANALYSIS_FILES]
 
+    def list_text_pairs(self) -> list[str]:
+        """The files that the page about the data sets' texts and the models' leaves, the page first."""
+        return [self.locate_page("two_texts"), *(f"{self.analyses}/{file}" for file in results.TEXT_PAIR_FILES)]
+
     def list_statuses(self, job: str) -> list[str]:
         """The status files of all runs of the grid for one of their jobs; a second pass only if asked for.
 
@@ -144,6 +149,14 @@ class Graph:
         if folder in self.missing and folder not in self.unavailable:
             return [str(status.locate_status(folder))]
         return [path for name in status.FILES if os.path.isfile(path := str(Path(folder, name)))]
+
+    def list_context(self, folder: str) -> list[str]:
+        """What the page of a run reads of its similarity in context: the matrices, or the job that will write them."""
+        entry, path = self.runs[folder], Path(folder, results.CONTEXT_MATRICES)
+        available = folder not in self.unavailable or results.find_measurements(Path(folder))
+        if entry.wants_context and available and (folder in self.missing or status.lacks_context(Path(folder), entry)):
+            return [str(status.locate_status(folder, results.CONTEXT))]
+        return [str(path)] if path.is_file() else []
 
     def list_all_measurements(self) -> list[str]:
         """What the analyses read: the runs of the grid, and runs in the same folder that the grid does not list."""
@@ -271,13 +284,14 @@ class Graph:
         return []
 
     def force_job(self, name: str, outputs: list[str]) -> list[str]:
-        """As `force_run_job` for a job about all runs, also if an output is cut off.
+        """As `force_run_job` for a job about all runs, also if an output is cut off, or missing beside others.
 
         A job that failed leaves older outputs, which look complete.
         """
         log = Path(self.results_dir, status.LOGS, f"{name}.log")
-        damaged = any(os.path.isfile(path) and not integrity.is_whole(Path(path)) for path in outputs)
-        if damaged or (log.is_file() and logs.has_failed(log)):
+        there = [os.path.isfile(path) for path in outputs]
+        damaged = any(found and not integrity.is_whole(Path(path)) for path, found in zip(outputs, there, strict=True))
+        if damaged or (any(there) and not all(there)) or (log.is_file() and logs.has_failed(log)):
             self._force(outputs)
         return []
 
@@ -335,7 +349,8 @@ class Graph:
         read = [*job.input]
         if job.rule.name in ("page", *SECOND_PASSES):
             read += self.list_measurements(job.wildcards.folder)
-        elif job.rule.name in ("analyses", "combined_page"):
+            read += self.list_context(job.wildcards.folder) if job.rule.name == "page" else []
+        elif job.rule.name in ("analyses", "combined_page", "two_texts"):
             read += self.list_all_measurements()
         try:
             latest = max((os.path.getmtime(path) for path in read), default=0)

@@ -30,6 +30,7 @@ COMBINED = ("analyses", *COMBINED_PAGES, "book")  # made from all runs; their lo
 FILES = (results.MEASUREMENTS, results.RUN_INFO)
 SPECIAL = ("n_prompts", "seed", "dtype", "model_revision")  # compared only if grid and mode leave no doubt
 COMPARED = tuple(name for name in list_deciding() if name not in SPECIAL)
+NAMED = 10  # runs in a line of the report
 SUCCEEDED, FAILED, REFUSED = "succeeded", "failed", "not started"  # how a job ended
 
 
@@ -107,11 +108,17 @@ def needs_tokens(folder: Path) -> bool:
 
 def needs_context(folder: Path, entry: grid.Entry) -> bool:
     """Whether a measured run has no similarity in context with the settings of its grid, or no notebook about it."""
+    if lacks_context(folder, entry):
+        return bool(results.find_measurements(folder))
+    return not integrity.is_whole(folder / results.CONTEXT_NOTEBOOK)
+
+
+def lacks_context(folder: Path, entry: grid.Entry) -> bool:
+    """Whether a run has no similarity in context with the settings of its grid, or none that the system can read."""
     wanted = grid.DEFAULTS | entry.parameters
     with contextlib.suppress(OSError):  # the job says what the system says
-        if not context.find_missing(folder, wanted["context_candidates"], wanted["context_threshold"]):
-            return not integrity.is_whole(folder / results.CONTEXT_NOTEBOOK)
-    return bool(results.find_measurements(folder))
+        return bool(context.find_missing(folder, wanted["context_candidates"], wanted["context_threshold"]))
+    return True
 
 
 def needs_branches(folder: Path, entry: grid.Entry) -> bool:
@@ -226,8 +233,25 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
             f"  the last attempt at {_describe(log.stem)} failed: {_shorten(logs.explain(log))}",
             *_format_log(log),
         ]
+    lines += _name_others(config["results_dir"], runs)
     lines.append(f"logs: {config['results_dir']}/{LOGS}/<dataset>/<model>.log")
     return "\n".join(map(escape_line, lines))
+
+
+def _name_others(results_dir: str, runs: Collection[str]) -> list[str]:
+    """A line that names the measured runs that a grid does not list, perhaps any more: the analyses use them."""
+    found = {(run.name, run.parent.name): run for run in results.list_runs(results_dir)}
+    repeats = results.find_repeats(results_dir, found)
+    others = [run for key, run in found.items() if str(run) not in runs and key not in repeats]
+    if not others:
+        return []
+    names = [_name_run(run) for run in others[:NAMED]]
+    names += [f"{len(others) - NAMED:,} more"] if len(others) > NAMED else []
+    what = "1 run" if len(others) == 1 else f"{len(others):,} runs"
+    return [
+        f"the analyses also use {what} in '{results_dir}' that the grid does not list: {'; '.join(names)}; to leave a "
+        "run out, move its folder away"
+    ]
 
 
 def _list_jobs(entry: grid.Entry) -> dict[str, str]:

@@ -8,6 +8,7 @@
   CONFIG.modeBarButtonsToRemove = ["sendChartToCloud", "sendDataToCloud"]; // nothing leaves the page
 
   const { grid: GRID, clear: CLEAR, onDark: ON_DARK } = nucleoscopePalette; // palette.js: views/palette.py writes it
+  const ARROW = 20; // pixels of the arrow in a list
   const COLOURS = ["marker.color", "line.color", "error_x.color", "error_y.color", "fillcolor", "colorscale"];
 
   // A colour, or a colour scale, for the background of this page.
@@ -96,8 +97,23 @@
     const select = document.createElement("select");
     select.setAttribute("aria-label", "subject of the figure");
     menu.buttons.forEach(({ label }, number) => select.append(new Option(label, number)));
-    select.addEventListener("change", () => choose(Number(select.value)));
-    return select;
+    // A list shows one line and cuts off a long name: what is chosen is then also below it.
+    const full = Object.assign(document.createElement("div"), { className: "figure-chosen" });
+    full.setAttribute("aria-hidden", "true"); // screen readers read the list
+    const pen = document.createElement("canvas").getContext("2d");
+    const say = () => {
+      const style = getComputedStyle(select);
+      pen.font = `${style.fontSize} ${style.fontFamily}`;
+      const label = menu.buttons[Number(select.value)].label;
+      const cut = pen.measureText(label).width + 2 * parseFloat(style.paddingLeft) + ARROW > select.clientWidth;
+      full.textContent = cut && select.clientWidth ? label : "";
+    };
+    select.addEventListener("change", () => (choose(Number(select.value)), say()));
+    new ResizeObserver(say).observe(select);
+    const place = document.createElement("div");
+    place.className = "figure-list";
+    place.append(select, full);
+    return place;
   }
 
   function draw(figure) {
@@ -113,7 +129,7 @@
     if (start.updatemenus?.length) {
       addControls(place, start.updatemenus);
       start.updatemenus = [];
-      start.margin = { ...start.margin, t: 30 };
+      start.margin = { ...start.margin, t: 30 + (layout.meta?.head ?? 0) }; // what is above the panels
     }
     place.traces = structuredClone(data); // unchanged copies: plotly stores its changes in data
     for (const [key, chosen, values] of listColours(place.traces)) {

@@ -26,18 +26,25 @@
     for (const other of table.tHead.querySelectorAll("th")) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
     for (const body of table.tBodies) {
-      const blocks = []; // a row, and the note below it
+      const blocks = []; // a row, between the names above it and the note below it
+      const isSpare = (row) => row.matches(".names, .note");
       for (const row of body.rows) {
-        if (row.classList.contains("note") && blocks.length) blocks.at(-1).push(row);
+        const last = blocks.at(-1);
+        if (last && (row.matches(".note") || (!isSpare(row) && last.every((each) => each.matches(".names"))))) last.push(row);
         else blocks.push([row]);
       }
-      blocks.sort(([a], [b]) => compare(readText(a, column), readText(b, column), sign));
+      const read = (block) => readText(block.find((row) => !isSpare(row)) ?? block[0], column);
+      blocks.sort((a, b) => compare(read(a), read(b), sign));
       body.append(...blocks.flat());
     }
   }
 
   for (const table of document.querySelectorAll("table.sortable, .sortable table")) {
     if (!table.tHead) continue;
+    const count = Number(/\bnames-(\d+)/.exec(table.className)?.[1] ?? 0); // columns that a phone shows in a row above
+    for (const row of table.rows) {
+      if (!row.matches(".names, .note")) [...row.cells].slice(0, count).forEach((cell) => cell.classList.add("name"));
+    }
     [...table.tHead.rows[table.tHead.rows.length - 1].cells].forEach((head, column) => {
       if (!head.textContent.trim()) return;
       const button = document.createElement("button");

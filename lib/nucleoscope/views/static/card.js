@@ -9,8 +9,9 @@ function make(name, attributes = {}, ...content) {
   return element;
 }
 
+// With three significant digits, whole numbers too: 4.00; but 0, and 1234 instead of 1.23e+3.
 const formatNumber = (value, digits = 3) =>
-  value === null ? "–" : (Number.isInteger(value) ? String(value) : value.toPrecision(digits)).replace("-", "−");
+  value === null ? "–" : (value === 0 || (Number.isInteger(value) && Math.abs(value) >= 1000) ? String(value) : value.toPrecision(digits)).replace("-", "−");
 const formatPercent = (p) => (p < 0.001 ? "<0.1" : p < 0.0995 ? (100 * p).toFixed(1) : (100 * p).toFixed(0)) + " %";
 const formatCount = (value) => value.toLocaleString("en");
 
@@ -174,7 +175,7 @@ function describePlace(place, pairs, size) {
 /** The card of the token at place ``at`` of content, in two elements: the choice, and the quantities.
  *
  * content: what cards.build_cards makes. chosen is the name of the quantity to emphasise; close is a button. content.context
- * may have a cards.describe_ahead for the token, or content.waiting says why there is none yet: then the card has tabs, of
+ * may have a cards.describe_ahead for the token, or null if it has no choice, or content.waiting says why there is none yet: then the card has tabs, of
  * which tab is the name of the open one, and choose is called with another. pick is called with a candidate's place. */
 function drawCard(content, at, { chosen = "", close = null, tab = "", choose = () => {}, pick = null } = {}) {
   const { words, mode, first, total } = content;
@@ -191,8 +192,11 @@ function drawCard(content, at, { chosen = "", close = null, tab = "", choose = (
   const origin = { score: "in the text", fork: "put in" }[mode] ?? "drawn";
   const drawChoice = () => drawCandidates(words, token, content.similar?.[at], content.matrix?.[at], pick);
   const ahead = content.context?.[at], wait = () => make("p", { class: "ns-muted ns-wait" }, content.waiting);
+  const drawNote = (line) => make("div", { class: "ns-candidates" }, make("p", { class: "ns-muted ns-wait" }, line));
   const tabs = [["", "candidates", drawChoice]];
-  if (ahead || content.waiting) tabs.push(["context", "similar in context", ahead ? () => drawContext(ahead, pick) : wait]);
+  // In a text where some tokens have this tab, all do: what is below it stays where it is.
+  const say = () => drawNote(size === 1 ? "With only one candidate there is nothing to compare." : "This was not measured for this token.");
+  if (ahead || content.context || content.waiting) tabs.push(["context", "similar in context", ahead ? () => drawContext(ahead, pick) : content.waiting ? wait : say]);
   if (ahead?.following.length || content.waiting) tabs.push(["following", "what follows", ahead ? () => drawFollowing(ahead, pick) : wait]);
   const choice = tabs.length > 1 ? drawTabs(tabs, tab, choose) : [drawChoice()];
   return [

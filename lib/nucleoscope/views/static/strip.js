@@ -39,6 +39,23 @@ function drawScatter(data, at) {
   return drawing;
 }
 
+// Outlines the text of a token, or ends that. A space before a word that begins a line is on the line before: the outline
+// is then around the word alone, or there would be an empty box.
+function outline(span, on) {
+  span.classList.toggle("ns-here", on);
+  const [first, word] = [span.firstChild, span.querySelector(":scope > .ns-word")];
+  if (!on && word) {
+    word.replaceWith(...word.childNodes);
+    span.normalize();
+  }
+  const space = on && first?.nodeType === Node.TEXT_NODE && /^[^\S\n]+(?=\S)/.exec(first.data);
+  if (!space || span.getClientRects().length < 2) return;
+  first.splitText(space[0].length);
+  const inner = make("span", { class: "ns-word" });
+  inner.append(...[...span.childNodes].slice(1));
+  span.append(inner);
+}
+
 function buildStrip(root, data) {
   root.dataset.ready = "yes";
   const [text, card, select] = [".ns-text", ".ns-card", "select"].map((name) => root.querySelector(name));
@@ -50,7 +67,7 @@ function buildStrip(root, data) {
   root.classList.toggle("ns-keeps", keeps);
   const entropies = data.quantities.find(({ name }) => name === "entropy").values;
   const widest = entropies.reduce((best, value, i) => ((value ?? -1) > (entropies[best] ?? -1) ? i : best), 0);
-  let [at, pinned, timer, open] = [null, false, 0, null];
+  let [at, pinned, timer, open, tab] = [null, false, 0, null, ""];
 
   const isWide = () => root.classList.contains("ns-wide");
 
@@ -66,7 +83,13 @@ function buildStrip(root, data) {
     const close = make("button", { type: "button", "aria-label": "close" }, "×");
     close.addEventListener("click", hide);
     const chosen = data.quantities[+select.value].name;
-    const parts = drawCard(data, token, { chosen, close });
+    const choose = (name) => {
+      tab = name;
+      fill(token);
+      if (at === null) return void finishHint();
+      card.querySelector(`[data-key="tab ${name}"]`).focus({ preventScroll: true }); // the former one is gone
+    };
+    const parts = drawCard(data, token, { chosen, close, tab, choose });
     parts[1].append(drawScatter(data, token));
     card.replaceChildren(...parts);
   }
@@ -75,9 +98,9 @@ function buildStrip(root, data) {
     clearTimeout(timer);
     pinned = hold;
     if (next !== at) {
-      if (at !== null) owner[at].classList.remove("ns-here");
+      if (at !== null) outline(owner[at], false);
       at = next;
-      owner[at].classList.add("ns-here");
+      outline(owner[at], true);
       fill(at);
       root.dispatchEvent(new CustomEvent("nucleoscope-token", { bubbles: true, detail: { step: data.first + at } }));
     }
@@ -112,7 +135,7 @@ function buildStrip(root, data) {
     open = null;
     if (!root.isConnected) return;
     if (keeps) return void (at !== data.shown && show(data.shown, false));
-    if (at !== null) owner[at].classList.remove("ns-here");
+    if (at !== null) outline(owner[at], false);
     if (!isWide() && card.matches(":popover-open")) card.hidePopover();
     at = null;
     showHint();
@@ -127,6 +150,9 @@ function buildStrip(root, data) {
     card.replaceChildren();
     if (!isWide()) return;
     fill(widest);
+    finishHint();
+  }
+  function finishHint() {
     card.querySelector(".ns-head button").remove();
     card.prepend(make("p", { class: "ns-muted ns-hint" },
       "Point at a token to see its candidates; click it to keep its card open. By keyboard: Tab, then the arrow keys. The widest choice of this text:"));
@@ -209,8 +235,9 @@ function buildStrip(root, data) {
     settle();
   }).observe(root);
   const rows = Math.max(...data.tokens.map(([, words, , , , , , p]) => words.length + (p !== undefined)));
-  if (!keeps) card.style.setProperty("--ns-rows", rows + (data.similar ? 1 : 0));
-  if (!keeps && data.similar) card.style.setProperty("--ns-lines", "9.5em"); // the sentence on the most similar two
+  if (!keeps) card.style.setProperty("--ns-rows", rows + (data.similar || data.context ? 1 : 0));
+  // The sentence on the most similar two, and what similarity in context means: another tab moves nothing below it.
+  if (!keeps && (data.similar || data.context)) card.style.setProperty("--ns-lines", data.context ? "12.5em" : "9.5em");
   tint();
   if (keeps) show(data.shown, false);
 }
