@@ -242,7 +242,7 @@ def test_the_kind_of_interval_of_a_share_without_a_token_outside_is_said():
     assert calibration_text.CERTAIN not in calibration_text.explain_outside(bins)
     assert calibration_text.explain_outside(bins).endswith("Here m is the mass given that the text continues.")
     bins["given no end"] = False
-    assert calibration_text.explain_outside(bins) == calibration_text.EXPLAIN_OUTSIDE
+    assert calibration_text.explain_outside(bins) == f"{calibration_text.EXPLAIN_OUTSIDE} {calibration_text.AT_ZERO}"
 
 
 def test_one_prompt_and_one_bin_have_no_judgement_and_no_bins():
@@ -356,7 +356,9 @@ def test_the_page_without_a_pair_says_how_to_get_one_and_has_no_figure(tmp_path)
     (line,) = lines
     assert "No data set was measured both ways" in line
     assert "tiny on lines, answer" in line
-    assert not list((tmp_path / "results").rglob("*.csv"))
+    tables = {path.name: path.read_text() for path in (tmp_path / "results").rglob("*.csv")}
+    assert set(tables) == {"two_texts.csv", "two_texts_bins.csv"}
+    assert {text.count("\n") for text in tables.values()} == {1}  # headings
 
 
 def test_a_pair_whose_files_cannot_be_read_is_named_and_the_others_are_shown(tmp_path, capsys, monkeypatch):
