@@ -21,7 +21,6 @@ from nucleoscope import variants
 from nucleoscope.measure import gaussian_states
 from nucleoscope.measure.candidate_sets import Windows, find_windows
 from nucleoscope.measure.encoding import Inputs
-from nucleoscope.measure.entropy import compute_full_entropies
 from nucleoscope.measure.geometry import Space, build_spaces, select_spaces
 from nucleoscope.measure.kept_states import KeptStates
 from nucleoscope.measure.model_facts import find_embedding_matrix
@@ -355,15 +354,14 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
     kept: list[torch.Tensor | None] = []
     done, candidates, most = 0, 0, _limit_candidates(device)
     for logits, states in reading.read():
-        entropy = compute_full_entropies(logits).entropy
-        finite = entropy.isfinite()
+        finite = logits.amax(-1).isfinite()  # of NaN it is NaN
         places = (done + torch.nonzero(finite)[:, 0]).cpu()
         reading.lost += int((~finite).sum())
         done += len(logits)
         if not len(places):
             continue
         logits, states = logits[finite], None if states is None else states[finite]
-        windows = find_windows(logits, entropy[finite], sets)
+        windows = find_prefixes(logits, sets)
         room = int((windows.offsets[1:] <= most - candidates).sum())
         full = room < len(places)
         if full and not parts:
@@ -386,6 +384,11 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
     if kept and all(states is not None for states in kept):
         reading.states = torch.cat(kept)
     return _join(parts, totals, len(sets))
+
+
+def find_prefixes(logits: torch.Tensor, sets: Sequence[CandidateSet]) -> Windows:
+    """The windows of logits (B, V) for top-p and top-k sets, which do not need the entropies of the distributions."""
+    return find_windows(logits, torch.zeros_like(logits[:, 0]), sets)
 
 
 def _limit_candidates(device: torch.device) -> int:
@@ -476,7 +479,9 @@ def _empty_cosines(plan: Plan) -> torch.Tensor:
 def compare(windows: Windows, spaces: list[Space]) -> torch.Tensor:
     """The cosines (B, N, G) of the sets of some windows in all geometries; NaN where k = 1."""
     segments = Segments(windows)
-    parts = [torch.cat([segments.compare(rows, space)[..., 0] for rows in segments.split(space)]) for space in spaces]
+    parts = [
+        torch.cat([segments.compare_unweighted(rows, space) for rows in segments.split(space)]) for space in spaces
+    ]
     return torch.cat(parts, -1)
 
 
@@ -502,7 +507,7 @@ def find_longer(reading: Reading, observed: Observed, donors: torch.Tensor) -> d
     found: dict[int, torch.Tensor] = {}
     for tokens, logits in reading.repeat(observed.places, short) if len(short) else ():
         likeliest = CandidateSet("", "top_k", int(needed[tokens].max()), "", "")
-        windows = find_windows(logits, torch.zeros_like(logits[:, 0]), [likeliest])  # without the unused entropies
+        windows = find_prefixes(logits, [likeliest])
         rows = zip(tokens.tolist(), windows.ids.int().split(windows.offsets.diff().tolist()), strict=True)
         # copies: a part of a tensor would keep all of it in memory
         found |= {token: ids[: needed[token]].clone() for token, ids in rows}
@@ -552,7 +557,7 @@ def compare_gaussian_states(
         return [], "left out: no factor gives the observed number of candidates"
     parts, candidates = [], 0
     for logits in reading.compute_logits((factor * states).to(dtype)):
-        windows = find_windows(logits, compute_full_entropies(logits).entropy, plan.sets)
+        windows = find_prefixes(logits, plan.sets)
         for rows in _split_tokens(windows.offsets.tolist()):
             piece = _slice_windows(windows, rows)
             k, _, entropy = Segments(piece).summarise()
