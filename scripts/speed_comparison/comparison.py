@@ -173,14 +173,18 @@ def time_run(model, tokenizer, inputs, texts: list[str], batches, options, setti
         clock() as taken,
     ):
         variants = create_variants(model, inputs.ids, setting)
-        given = {"inputs": inputs, "batches": batches, "measured_variants": variants, "folder": folder}
+        chosen = Settings(top_p=options.top_p, max_tokens=options.max_tokens, variants=setting)
+        # without a tokenizer nothing will look at them
+        kept = None if tokenizer is None else second_look.keep_states(model, inputs, chosen)
+        given = {"inputs": inputs, "batches": batches, "measured_variants": variants, "folder": folder, "kept": kept}
         given |= {"max_tokens": options.max_tokens, "top_p": options.top_p, "progress": False}
         for batch in generation.measure(model, SimpleNamespace(eos_token_id=None), texts, **given):
+            if kept is not None:
+                folder.save_states(batch.indices, kept.take())
             folder.save_batch(batch.indices, batch.records, 0.0, (), "", batch.variants, find_layout(variants))
         looked, said = None, {}
         with looking() as again:
             if tokenizer is not None and variants is not None:
-                chosen = Settings(top_p=options.top_p, variants=setting)
                 looked, said = second_look.look(model, tokenizer, inputs, folder, chosen, variants.spaces)
         folder.finish(len(texts), said, looked=looked)
     return taken.seconds, again.seconds

@@ -12,7 +12,7 @@ from nucleoscope import variants
 from nucleoscope.measure.candidate_sets import find_windows
 from nucleoscope.measure.entropy import compute_full_entropies
 from nucleoscope.measure.geometry import count_usage
-from nucleoscope.measure.variants import Variants
+from nucleoscope.measure.variants import Segments, Variants
 
 TOLERANCE = {"cosine": 2e-5, "weighted_cosine": 2e-5, "similarity_entropy": 2e-5}  # of float32 sums
 EVERYTHING = variants.parse("default")
@@ -161,6 +161,17 @@ def test_rows_without_a_direction_are_orthogonal_to_all():
     embedding[::3] = 0
     check(logits, embedding)
     check(logits, torch.ones(90, 8))
+
+
+def test_the_unweighted_cosine_alone_is_the_same_in_every_geometry():
+    logits, embedding = draw(6, 90, 8)
+    embedding[::7] = 0
+    measured = Variants(variants.parse("default"), embedding, None, torch.ones(90))
+    segments = Segments(find_windows(logits, compute_full_entropies(logits).entropy, measured.sets))
+    (space,) = measured.spaces
+    both, alone = (way(slice(1, 5), space) for way in (segments.compare, segments.compare_unweighted))
+    torch.testing.assert_close(alone, both[..., 0], rtol=0, atol=1e-6, equal_nan=True)
+    assert 0 < alone.isnan().float().mean() < 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -11,6 +11,7 @@ needed, which is not recorded. The model's own forward pass may wait too: transf
 What is drawn of a batch is saved every few seconds (`journal`). After an interruption the batch continues from there.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from nucleoscope.measure import checking, cosine, decoding, model_facts, static
 from nucleoscope.measure.batching import Batch, begin_at, measure_batches, split_batches
 from nucleoscope.measure.encoding import Inputs, check_ids, encode, list_options
 from nucleoscope.measure.journal import Journal
+from nucleoscope.measure.kept_states import KeptStates
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
 from nucleoscope.measure.prefix import SharedPrefix
 from nucleoscope.measure.sampling import Sampler, draw_uniforms
@@ -84,6 +86,7 @@ def measure(
     progress: bool = True,
     folder: Any = None,
     measured_variants: Variants | None = None,
+    kept: KeptStates | None = None,
     **settings: Any,
 ) -> Iterator[Batch]:
     """Continues each prompt by at most max_tokens tokens and yields the records batch by batch.
@@ -93,9 +96,9 @@ def measure(
     not given; a resumed run passes only the remaining batches. ``quantities`` are measured, by default all
     that are registered, and so are ``measured_variants``, which the setting alone does not create. ``folder``, a
     `store.run_folder.RunFolder` that is open in a ``with`` block, keeps what is drawn of a batch until its records
-    are yielded, and a batch that was interrupted continues from there. If a GPU runs out of memory, the batch is
-    halved. Raises ValueError for invalid settings and, naming the prompts, for logits with NaN; by then, the batches
-    before have already been yielded.
+    are yielded, and a batch that was interrupted continues from there. ``kept`` gets the last hidden states of the
+    tokens of some prompts. If a GPU runs out of memory, the batch is halved. Raises ValueError for invalid settings
+    and, naming the prompts, for logits with NaN; by then, the batches before have already been yielded.
     """
     chosen = Settings(**settings).check()
     max_tokens = chosen.max_tokens
@@ -110,6 +113,7 @@ def measure(
     shared = checking.choose_prefix(model, inputs.ids, chosen.skip_check)
     prefix = decoding.read_prefix(model, shared) if shared else None
     memory = checking.create_memory(model, chosen.skip_check)
+    catching = kept if kept is not None and memory is None else None  # hooks do not run when steps are replayed
 
     def measure_batch(indices: list[int], bar: tqdm) -> Batch:
         numbers = draw_uniforms(chosen.seed, indices, max_tokens, model.device)
@@ -119,9 +123,12 @@ def measure(
         left = (len(indices) - ended) * (max_tokens - start)
         begin_at(bar, counted, counted + left - len(indices) * max_tokens)
         ids = [inputs.ids[i] for i in indices]
+        if catching is not None:
+            catching.begin(indices, begun=start > 0 and model.dtype in EXACT)
         if start and model.dtype not in EXACT:
             bar.set_postfix_str(f"repeating {start} steps")
-        for step, (rows, over) in enumerate(generate(model, ids, max_tokens, sampler, way, prefix, memory), start):
+        steps = generate(model, ids, max_tokens, sampler, way, prefix, memory, catching)
+        for step, (rows, over) in enumerate(steps, start):
             if step == start:
                 bar.set_postfix_str("", refresh=False)
             bar.total -= (len(over) - ended) * (max_tokens - step)  # ended rows will produce no more tokens
@@ -131,6 +138,8 @@ def measure(
             bar.update(new)
             journal.save_if_due()
         records = sampler.build_records([prompts[i] for i in indices])
+        if catching is not None:
+            catching.finish([record["tokens"].tolist() for record in records])
         # A row is known to have ended one step later, so its end-of-text token was counted; it is not recorded.
         correction = sum(len(record["tokens"]) for record in records) - counted
         bar.total += correction
@@ -151,24 +160,31 @@ def generate(
     way: str,
     prefix: SharedPrefix | None = None,
     memory: StaticMemory | None = None,
+    kept: KeptStates | None = None,
 ) -> Iterator[tuple[list[int], set[int]]]:
     """Prefill, then draw, measure and step until every row of ``ids`` has ended or has ``max_tokens`` tokens.
 
     The first steps may be in ``sampler`` already: they are neither drawn nor measured again.
     ``way`` is that of `checking.find_way`, ``prefix`` what the rows begin with, if it was read before, and ``memory``
-    that of `checking.create_memory`. If the device runs out of memory, the latter is freed.
+    that of `checking.create_memory`. If the device runs out of memory, the latter is freed. ``kept`` gets the states
+    of the steps, unless it is None.
 
     Yields after each draw which rows it was for, and which of all rows are known to have ended.
     """
     way = decoding.adapt_way(model, ids, max_tokens, way)
     create = partial(static.create_decoder, model, way=way, prefix=prefix, memory=memory)
-    begin = read_drawn if model.dtype in EXACT else repeat_drawn
+    begin = read_drawn if model.dtype in EXACT else partial(repeat_drawn, kept=kept)
+    catch = contextlib.nullcontext if kept is None else kept.catch
     try:
-        decoder, logits = begin(create, ids, max_tokens, sampler)
+        with catch():
+            decoder, logits = begin(create, ids, max_tokens, sampler)
         while logits is not None:
+            if kept is not None:
+                kept.add(logits, decoder.rows)
             tokens, over = sampler.draw(logits, decoder.rows)
             yield decoder.rows, over
-            logits = decoder.advance(tokens, over)
+            with catch():
+                logits = decoder.advance(tokens, over)
     except torch.OutOfMemoryError:
         if memory is not None:
             memory.release()
@@ -194,17 +210,24 @@ def read_drawn(
 
 
 def repeat_drawn(
-    create: Callable[[list[list[int]], int], decoding.Decoder], ids: list[list[int]], max_tokens: int, sampler: Sampler
+    create: Callable[[list[list[int]], int], decoding.Decoder],
+    ids: list[list[int]],
+    max_tokens: int,
+    sampler: Sampler,
+    kept: KeptStates | None = None,
 ) -> tuple[decoding.Decoder, torch.Tensor | None]:
     """A decoder that has read the prompts and then, step by step, what ``sampler`` has drawn, and the logits.
 
     In bfloat16 and float16 a text that is read at once is rounded differently, so that sooner or later another token
     would be drawn. Here all forward passes are those of a run without an interruption, and so is every bit. That
-    costs their time again, though nothing is drawn or measured: most of the time that the steps took at first.
+    costs their time again, though nothing is drawn or measured: most of the time that the steps took at first. What
+    is caught of them is ``kept`` as it was at first.
     """
     decoder = create(ids, max_tokens)
     logits: torch.Tensor | None = decoder.prefill()
     for drawn, known in sampler.list_drawn():
+        if kept is not None:
+            kept.add(logits, decoder.rows)
         # a row that has ended may be kept for longer than it was, by another version: it may read anything
         tokens = torch.tensor([drawn.get(row, 0) for row in decoder.rows], device=decoder.device)
         logits = decoder.advance(tokens, known)

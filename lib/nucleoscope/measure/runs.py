@@ -38,6 +38,7 @@ def complete_run(
     mode, data = (generation, (prompts,)) if texts is None else (scoring, (prompts, texts))
     inputs = mode.encode(tokenizer, *data, **encoding.list_options(chosen, find_context_length(model)))
     variants = create_variants(model, inputs.ids, chosen.variants)
+    kept = second_look.keep_states(model, inputs, chosen)
     if discarded := folder.discard_batches([quantity.plural for quantity in list_recorded()], find_layout(variants)):
         print(f"batches with other quantities, which are measured again: {discarded}")
     unmeasured = batching.list_unmeasured(folder, len(prompts))
@@ -53,7 +54,9 @@ def complete_run(
     # must read a text anew for each of its tokens.
     keeping = {"folder": folder} if texts is None else {}
     options = {"inputs": inputs, "batches": todo, "progress": progress} | keeping | settings
-    for batch in mode.measure(model, tokenizer, *data, measured_variants=variants, **options):
+    for batch in mode.measure(model, tokenizer, *data, measured_variants=variants, kept=kept, **options):
+        if kept is not None:
+            folder.save_states(batch.indices, kept.take())
         given = (batch.indices, batch.records, batch.seconds, batch.continued, batch.path)
         folder.save_batch(*given, batch.variants, find_layout(variants))
     done = folder.list_batches()

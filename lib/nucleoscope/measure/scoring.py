@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 from nucleoscope.measure import batching, checking, cosine, decoding, encoding
 from nucleoscope.measure.distribution import describe_distribution
 from nucleoscope.measure.encoding import Encoder, Inputs, TokenRows
+from nucleoscope.measure.kept_states import KeptStates
 from nucleoscope.measure.model_facts import (
     find_context_length,
     find_embedding_matrix,
@@ -156,8 +157,8 @@ class TextForward:
         Only if texts are read in batches is it known that the output layer alone turns these into the logits.
         """
         texts = [(row[:-1], len(row) - start) for row, start in zip(ids, starts, strict=True) if len(row) > start]
-        if texts and self.reading is None:
-            self.reading = self._choose_reading(max((row for row, _ in texts), key=len)[:PROBE])
+        if texts:
+            self.choose_reading(max((row for row, _ in texts), key=len))
         if self.reading != PREFIXES and self.limit is not None and any(len(row) > self.limit for row, _ in texts):
             yield from self._compute_across(texts)
         elif texts and self.reading == BATCHED:
@@ -173,6 +174,12 @@ class TextForward:
         else:
             for row, n in texts:
                 yield from self._compute_alone(row, n)
+
+    def choose_reading(self, ids: list[int]) -> str:
+        """How texts are read; found out by the first that is given. Call it in torch's inference mode."""
+        if self.reading is None:
+            self.reading = self._choose_reading(ids[:PROBE])
+        return self.reading
 
     def _compute_across(self, texts: list[tuple[list[int], int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Each text alone; what is within the limit is read without what is beyond it, as if it were not there yet."""
@@ -277,12 +284,14 @@ def score_batch(
     bar: tqdm,
     variants: Variants | None = None,
     ends: torch.Tensor | None = None,
+    states: list[torch.Tensor | None] | None = None,
 ) -> tuple[list[list[Token]], list[torch.Tensor]]:
     """The measured tokens of each text of a batch, from its position in ``starts`` on. NotFinite lists the rows.
 
     ``bar`` advances by the number of tokens measured; of ``settings`` top_p and temperature are used. Also what
     ``variants`` measures of the tokens of each text, (T, N, 3 + 3 G), or an empty list if it is None. ``ends`` are the
-    ids that would end a generated text, as `Step` takes them.
+    ids that would end a generated text, as `Step` takes them. The hidden states that pieces of the logits follow from
+    are added to the list ``states``, if there is one.
     """
     owners = [place for place, row in enumerate(ids) for _ in row[starts[place] :]]
     tokens = [token for row, start in zip(ids, starts, strict=True) for token in row[start:]]
@@ -290,7 +299,9 @@ def score_batch(
     found: list[list[Token]] = [[] for _ in ids]
     more = list[torch.Tensor]()
     done = 0
-    for logits in forward.compute_logits(ids, starts):
+    for logits, hidden in forward.compute_states(ids, starts):
+        if states is not None:
+            states.append(hidden)
         part = slice(done, done + len(logits))
         logits = scale_logits(logits, settings)
         try:
@@ -321,15 +332,16 @@ def measure(
     quantities: Sequence[Quantity] | None = None,
     progress: bool = True,
     measured_variants: Variants | None = None,
+    kept: KeptStates | None = None,
     **settings: Any,
 ) -> Iterator[batching.Batch]:
     """Measures at most max_tokens tokens of each text after its prompt; yields records batch by batch.
 
     ``settings`` are those of `Settings`, by name: max_tokens, top_p, temperature, prompt_format, batch_size.
     ``inputs`` (from `encode`), ``batches`` (from `plan_batches`) and ``quantities`` (all that are registered)
-    are computed if they are not given; ``measured_variants`` are measured only if they are. If a GPU runs out of
-    memory, the batch is halved. Raises ValueError for invalid settings and, naming the prompts, for logits with NaN;
-    by then, the batches before have already been yielded.
+    are computed if they are not given; ``measured_variants`` are measured only if they are. ``kept`` gets the last
+    hidden states of some texts. If a GPU runs out of memory, the batch is halved. Raises ValueError for invalid
+    settings and, naming the prompts, for logits with NaN; by then, the batches before have already been yielded.
     """
     chosen = Settings(**settings).check()
     if inputs is None:
@@ -346,8 +358,11 @@ def measure(
 
     def measure_batch(indices: list[int], bar: tqdm) -> batching.Batch:
         ids, starts = ([column[i] for i in indices] for column in (inputs.ids, inputs.starts))
-        options = {"variants": measured_variants, "ends": ends}
+        states = None if kept is None or kept.wanted.isdisjoint(indices) else list[torch.Tensor | None]()
+        options = {"variants": measured_variants, "ends": ends, "states": states}
         found, more = score_batch(forward, directions, chosen, ids, starts, quantities, bar, **options)
+        if states:
+            kept.add_texts(indices, [[token.id for token in each] for each in found], states)
         records = [build_record(prompts[i], tokens, quantities) for i, tokens in zip(indices, found, strict=True)]
         return batching.Batch(indices, records, variants=more)
 

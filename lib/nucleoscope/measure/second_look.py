@@ -9,7 +9,8 @@ sets of as many tokens (`null_sets`); and the candidates of hidden states drawn 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,13 +21,13 @@ from nucleoscope import variants
 from nucleoscope.measure import gaussian_states
 from nucleoscope.measure.candidate_sets import Windows, find_windows
 from nucleoscope.measure.encoding import Inputs
-from nucleoscope.measure.entropy import compute_full_entropies
 from nucleoscope.measure.geometry import Space, build_spaces, select_spaces
+from nucleoscope.measure.kept_states import KeptStates
 from nucleoscope.measure.model_facts import find_embedding_matrix
 from nucleoscope.measure.nucleus import find_nucleus, scale_logits
 from nucleoscope.measure.null_sets import Matching, create_generator, draw_donors, draw_random
 from nucleoscope.measure.ragged import choose_sum_dtype
-from nucleoscope.measure.scoring import READ_TOKENS, TextForward, Texts
+from nucleoscope.measure.scoring import BATCHED, READ_TOKENS, TextForward, Texts
 from nucleoscope.measure.softmax import exponentiate, split_rows
 from nucleoscope.measure.variants import Segments
 from nucleoscope.settings import Settings
@@ -117,16 +118,19 @@ def look(
 
     ``inputs`` are the prompts (in mode score with their texts), ``folder`` is the `store.run_folder.RunFolder` with the
     batches. Of ``settings``, top_p, temperature, seed (in mode generate) and variants are used. ``spaces`` are those
-    that the run was measured in; what they lack is computed. Nothing is looked at if no variants are measured, or if
-    the device's memory is too small, which must not cost the measurements.
+    that the run was measured in; what they lack is computed. Texts of which the folder has the states are not read
+    again. Nothing is looked at if no variants are measured, or if the device's memory is too small, which must not cost
+    the measurements.
     """
     selection = variants.parse(settings.variants)
     if selection is None:
         return None, {}
-    seed = Settings.seed if isinstance(inputs, Texts) else settings.seed  # which does not decide what is scored
+    seed = _choose_seed(inputs, settings)
     begin = time.perf_counter()
     try:
-        found = _look(model, tokenizer, choose_texts(inputs, folder, seed), settings, selection, seed, spaces)
+        chosen = choose_texts(inputs, folder, seed)
+        kept = folder.load_states([text.prompt for text in chosen])
+        found = _look(model, tokenizer, chosen, kept, settings, selection, seed, spaces)
     except torch.OutOfMemoryError:
         return None, {"second_look": "left out: the device ran out of memory"}
     return found, {"second_look": found.info | {"seconds": round(time.perf_counter() - begin, 3)}}
@@ -137,13 +141,14 @@ def _look(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     chosen: list[Text],
+    kept: dict[int, tuple[list[int], torch.Tensor]],
     settings: Settings,
     selection: Selection,
     seed: int,
     measured: Sequence[Space],
 ) -> SecondLook:
     plan, embedding = choose_variants(selection, settings.top_p), find_embedding_matrix(model)
-    reading = Reading(model, chosen, settings)
+    reading = Reading(model, chosen, settings, kept)
     observed = observe(reading, plan.sets)
     spaces = select_spaces(measured, plan.geometries)
     if spaces is None:
@@ -187,14 +192,41 @@ def choose_variants(selection: Selection, top_p: float) -> Plan:
     return Plan(sets, geometries, torch.tensor(pairs))
 
 
+def keep_states(model: PreTrainedModel, inputs: Inputs, settings: Settings) -> KeptStates | None:
+    """What keeps the states of the texts that `look` may look at, while they are measured; None if it will not.
+
+    How many there will be depends on their lengths: twice as many as there are of texts that have their share.
+    """
+    if variants.parse(settings.variants) is None:
+        return None
+    order = _order_prompts(inputs, _choose_seed(inputs, settings))[0]
+    number = 2 * -(-MOST_TOKENS // _find_share(len(order)))
+    return KeptStates(model, order[:number], settings.max_tokens)
+
+
+def _choose_seed(inputs: Inputs, settings: Settings) -> int:
+    """The seed of all that is drawn here; in mode score the setting does not decide what is measured."""
+    return Settings.seed if isinstance(inputs, Texts) else settings.seed
+
+
+def _order_prompts(inputs: Inputs, seed: int) -> tuple[list[int], torch.Generator]:
+    """All prompts in random order, and the generator of what is drawn of their texts next."""
+    generator = create_generator(seed, "texts")
+    return torch.randperm(len(inputs.ids), generator=generator).tolist(), generator
+
+
+def _find_share(number: int) -> int:
+    """How many tokens of each of a ``number`` of texts are looked at, if it has as many."""
+    return max(SECTION, MOST_TOKENS // max(1, number))
+
+
 def choose_texts(inputs: Inputs, folder: Any, seed: int) -> list[Text]:
     """Texts in random order, as many as have at most `MOST_TOKENS` measured tokens together.
 
     Of one that is longer than its share, a section is looked at that begins anywhere.
     """
-    generator = create_generator(seed, "texts")
-    order = torch.randperm(len(inputs.ids), generator=generator).tolist()
-    share = max(SECTION, MOST_TOKENS // max(1, len(order)))
+    order, generator = _order_prompts(inputs, seed)
+    share = _find_share(len(order))
     chosen: list[Text] = []
     left = MOST_TOKENS
     for group in range(0, len(order), GROUP):
@@ -222,12 +254,20 @@ class Reading:
 
     ``prompts`` and ``steps`` (n,) say what the tokens are. ``states`` (T, d) are the last hidden states of those that
     `observe` has kept, and None if the model's logits cannot be shown to follow from them; ``layer`` makes logits of
-    states. ``lost`` is the number of tokens whose logits are not finite.
+    states. ``lost`` is the number of tokens whose logits are not finite. Of the prompts in ``kept``, as they are in a
+    folder (`kept_states`), texts are not read: the attribute has the states (n, d) of their tokens to look at.
     """
 
-    def __init__(self, model: PreTrainedModel, texts: Sequence[Text], settings: Settings):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        texts: Sequence[Text],
+        settings: Settings,
+        kept: Mapping[int, tuple[list[int], torch.Tensor]] = MappingProxyType({}),
+    ):
         self.texts, self.settings, self.lost = texts, settings, 0
         self.forward = TextForward(model)
+        self.kept = self._choose_kept(kept)
         self.layer = gaussian_states.OutputLayer(self.forward)
         sizes = torch.tensor([len(text.ids) - text.start for text in texts], dtype=torch.long)
         self.prompts = torch.repeat_interleave(torch.tensor([text.prompt for text in texts], dtype=torch.long), sizes)
@@ -239,8 +279,7 @@ class Reading:
         """Pieces of the logits (n, V), divided by the temperature, and of the states (n, d), token by token."""
         reproduced = None
         for batch in self._plan_batches():
-            ids, starts = [text.ids for text in batch], [text.start for text in batch]
-            for logits, states in self.forward.compute_states(ids, starts):
+            for logits, states in self._compute_states(batch):
                 if reproduced is None:
                     reproduced = states is not None and self.layer.reproduces(logits, states)
                 rows = range(0, len(logits), PIECE_ROWS)
@@ -248,12 +287,34 @@ class Reading:
                     kept = states[part].to(logits.device) if reproduced and states is not None else None
                     yield scale_logits(logits[part], self.settings), kept
 
+    def _choose_kept(self, kept: Mapping[int, tuple[list[int], torch.Tensor]]) -> dict[int, torch.Tensor]:
+        """Of states that were kept, those of the tokens to look at, if the output layer alone makes the logits."""
+        chosen: dict[int, torch.Tensor] = {}
+        for text in self.texts:
+            tokens, states = kept.get(text.prompt, ([], None))
+            drawn = text.ids[text.start - text.step :]
+            if states is not None and tokens[: len(drawn)] == drawn:
+                chosen[text.prompt] = states[text.step : len(drawn)]
+        if not chosen or self.forward.choose_reading(max((text.ids for text in self.texts), key=len)) != BATCHED:
+            return {}
+        return chosen
+
+    def _compute_states(self, batch: list[Text]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """As `scoring.TextForward.compute_states`; the states of all or of none of the texts were kept."""
+        if batch[0].prompt not in self.kept:
+            yield from self.forward.compute_states([text.ids for text in batch], [text.start for text in batch])
+            return
+        states = torch.cat([self.kept[text.prompt] for text in batch]).to(next(self.forward.head.parameters()).device)
+        for piece in states.split(self.forward.rows):
+            yield self.layer.compute_logits(piece), piece
+
     def _plan_batches(self) -> Iterator[list[Text]]:
         """Texts that are read together: small batches on any device, because those of a run fitted in its memory."""
         batch: list[Text] = []
         for text in self.texts:
             longest = max(len(each.ids) for each in [*batch, text])
-            if batch and longest * (len(batch) + 1) > READ_TOKENS["cpu"]:
+            other = bool(batch) and (batch[0].prompt in self.kept) != (text.prompt in self.kept)
+            if batch and (other or longest * (len(batch) + 1) > READ_TOKENS["cpu"]):
                 yield batch
                 batch = []
             batch.append(text)
@@ -293,15 +354,14 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
     kept: list[torch.Tensor | None] = []
     done, candidates, most = 0, 0, _limit_candidates(device)
     for logits, states in reading.read():
-        entropy = compute_full_entropies(logits).entropy
-        finite = entropy.isfinite()
+        finite = logits.amax(-1).isfinite()  # of NaN it is NaN
         places = (done + torch.nonzero(finite)[:, 0]).cpu()
         reading.lost += int((~finite).sum())
         done += len(logits)
         if not len(places):
             continue
         logits, states = logits[finite], None if states is None else states[finite]
-        windows = find_windows(logits, entropy[finite], sets)
+        windows = find_prefixes(logits, sets)
         room = int((windows.offsets[1:] <= most - candidates).sum())
         full = room < len(places)
         if full and not parts:
@@ -324,6 +384,11 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
     if kept and all(states is not None for states in kept):
         reading.states = torch.cat(kept)
     return _join(parts, totals, len(sets))
+
+
+def find_prefixes(logits: torch.Tensor, sets: Sequence[CandidateSet]) -> Windows:
+    """The windows of logits (B, V) for top-p and top-k sets, which do not need the entropies of the distributions."""
+    return find_windows(logits, torch.zeros_like(logits[:, 0]), sets)
 
 
 def _limit_candidates(device: torch.device) -> int:
@@ -414,7 +479,9 @@ def _empty_cosines(plan: Plan) -> torch.Tensor:
 def compare(windows: Windows, spaces: list[Space]) -> torch.Tensor:
     """The cosines (B, N, G) of the sets of some windows in all geometries; NaN where k = 1."""
     segments = Segments(windows)
-    parts = [torch.cat([segments.compare(rows, space)[..., 0] for rows in segments.split(space)]) for space in spaces]
+    parts = [
+        torch.cat([segments.compare_unweighted(rows, space) for rows in segments.split(space)]) for space in spaces
+    ]
     return torch.cat(parts, -1)
 
 
@@ -440,7 +507,7 @@ def find_longer(reading: Reading, observed: Observed, donors: torch.Tensor) -> d
     found: dict[int, torch.Tensor] = {}
     for tokens, logits in reading.repeat(observed.places, short) if len(short) else ():
         likeliest = CandidateSet("", "top_k", int(needed[tokens].max()), "", "")
-        windows = find_windows(logits, torch.zeros_like(logits[:, 0]), [likeliest])  # without the unused entropies
+        windows = find_prefixes(logits, [likeliest])
         rows = zip(tokens.tolist(), windows.ids.int().split(windows.offsets.diff().tolist()), strict=True)
         # copies: a part of a tensor would keep all of it in memory
         found |= {token: ids[: needed[token]].clone() for token, ids in rows}
@@ -490,7 +557,7 @@ def compare_gaussian_states(
         return [], "left out: no factor gives the observed number of candidates"
     parts, candidates = [], 0
     for logits in reading.compute_logits((factor * states).to(dtype)):
-        windows = find_windows(logits, compute_full_entropies(logits).entropy, plan.sets)
+        windows = find_prefixes(logits, plan.sets)
         for rows in _split_tokens(windows.offsets.tolist()):
             piece = _slice_windows(windows, rows)
             k, _, entropy = Segments(piece).summarise()

@@ -168,6 +168,28 @@ class Segments:
         for start in range(0, len(self.sizes), rows):
             yield slice(start, min(start + rows, len(self.sizes)))
 
+    def compare_unweighted(self, rows: slice, space: Space) -> torch.Tensor:
+        """cosine (B', N, G) alone, for which half of the sums are enough."""
+        weights = space.scales.index_select(0, self.ids[self._slice(rows)])  # (K', G)
+        count, most = self.sizes[rows].shape
+        sums = torch.zeros(count, most, len(space.maps), space.embedding.shape[1], device=self.ids.device)
+        self._add_rows(rows, space, weights, sums)
+        _centre(sums, self._sum_part(rows, weights), space)
+        moved = [each.apply(sums[:, :, place]) for place, each in enumerate(space.maps)]
+        products = torch.stack([widen(torch.bmm(each, each.mT)) for each in moved], 1)
+        cosine = self._average(products, rows, self._count_directions(rows, space)[0])
+        one = (self.k[rows] == 1)[:, None]
+        return torch.where(one, torch.nan, cosine.clamp(-1, 1)).transpose(1, 2).float()
+
+    def _average(self, products: torch.Tensor, rows: slice, known: torch.Tensor) -> torch.Tensor:
+        """The mean cosines (B', G, N) of pairs, from products (B', G, M, M) of the segments' sums of directions.
+
+        ``known`` (B', G, N) are the products of directions with themselves.
+        """
+        members, k = widen(self.members[rows])[:, None], self.k[rows][:, None]
+        square = (torch.matmul(members, products) * members).sum(-1)
+        return (square - known) / (k * (k - 1)).clamp_min(1)
+
     def compare(self, rows: slice, space: Space) -> torch.Tensor:
         """cosine and weighted_cosine (B', N, G, 2) of the sets of some tokens.
 
@@ -180,8 +202,7 @@ class Segments:
         first, k, tail, rest, squares = (each[rows][:, None] for each in numbers)  # (B', 1, N) each
         rest = rest.clamp_min(1e-300)
         lead = torch.where(first, 2 * (1 - tail), 0)
-        square = (torch.matmul(members, products) * members).sum(-1)  # (B', G, N)
-        cosine = (square - known) / (k * (k - 1)).clamp_min(1)
+        cosine = self._average(products, rows, known)
         shared = torch.matmul(members, weighted[..., :-1, -1:])[..., 0] / rest
         square = (torch.matmul(members, weighted[..., :-1, :-1]) * members).sum(-1)
         inner = (square - known_weighted) / rest.square()
@@ -203,8 +224,7 @@ class Segments:
         sums[:, -1, number:] = scales[..., None] * space.gather_raw(head)[:, None]
         norms = self._sum_part(rows, weights)  # (B', M, 2 G)
         norms = torch.cat((norms, pad(scales, (number, 0))[:, None]), 1)
-        centres = [each.centre if each.centre is not None else torch.zeros_like(space.mean) for each in space.maps]
-        sums.addcmul_(norms[..., None], space.mean + torch.stack(centres).repeat(2, 1), value=-1)
+        _centre(sums, norms, space)
         found: list[list[torch.Tensor]] = [[], []]
         for place, each in enumerate(space.maps):
             plain, weighted = sums[:, :, place], sums[:, :, number + place]
@@ -257,10 +277,14 @@ class Segments:
         return known[0], known[1]
 
     def _add_rows(self, rows: slice, space: Space, weights: torch.Tensor, sums: torch.Tensor) -> None:
-        """Adds to ``sums`` (B', M + 1, 2 G, d) the rows of the matrix in each segment, with ``weights`` (K', 2 G)."""
+        """Adds to ``sums`` (B', M or more, W, d) the rows of the matrix in each segment, with ``weights`` (K', W)."""
         sizes, device = self.sizes[rows].flatten(), self.ids.device
         start = (self.starts[rows] - self.first[rows.start]).flatten()
-        target = torch.arange(sums.shape[0] * sums.shape[1], device=device).view(sums.shape[:2])[:, :-1].flatten()
+        target = (
+            torch.arange(sums.shape[0] * sums.shape[1], device=device)
+            .view(sums.shape[:2])[:, : self.sizes.shape[1]]
+            .flatten()
+        )
         sums, width = sums.flatten(0, 1), sums.shape[-1]
         # what pads a segment has the last of these, with a weight of 0
         ids, weights = pad(self.ids[self._slice(rows)], (0, 1)), pad(weights, (0, 0, 0, 1))
@@ -278,6 +302,16 @@ class Segments:
                 own = weights.index_select(0, places.flatten()).unflatten(0, places.shape)
                 added = torch.bmm(own.mT, space.gather_raw(ids.index_select(0, places.flatten()).view_as(places)))
                 sums.index_add_(0, target[segment[chosen]], added)
+
+
+def _centre(sums: torch.Tensor, norms: torch.Tensor, space: Space) -> None:
+    """Subtracts from weighted sums of raw rows (B', M, W, d) the centres of the geometries, times the sums of weights.
+
+    W is G or, with two kinds of weights, 2 G; ``norms`` (B', M, W) are the sums of the weights.
+    """
+    centres = [each.centre if each.centre is not None else torch.zeros_like(space.mean) for each in space.maps]
+    centres = torch.stack(centres).repeat(sums.shape[2] // len(centres), 1)
+    sums.addcmul_(norms[..., None], space.mean + centres, value=-1)
 
 
 def compute_similarity_entropies(windows: Windows, space: Space) -> torch.Tensor:

@@ -40,8 +40,9 @@ from nucleoscope.store.variants import VARIANTS, has_readable_variants, write_va
 from nucleoscope.store.vocabulary import VOCABULARY, write_vocabulary
 from nucleoscope.variants import NONE, Layout
 
-# What a run writes to its folder of batches: finished ones, parts of one in progress, its settings and its plan.
-OWN = re.compile(r"\d{6,}\.pt|\d{6,}-\d+-\d{6,}\.steps|settings\.json|plan\.json|\..*\.part")
+# What a run writes to its folder of batches: finished ones, some of their hidden states, parts of one in progress, its
+# settings and its plan.
+OWN = re.compile(r"\d{6,}\.pt|\d{6,}\.states|\d{6,}-\d+-\d{6,}\.steps|settings\.json|plan\.json|\..*\.part")
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
 
 LOOKED = (NULLS, VOCABULARY)  # files of the second look, which a run without variants does not have
@@ -303,6 +304,24 @@ class RunFolder(Locked):
         self._kept[file.name] = batch
         self.discard_parts(indices)
 
+    def save_states(self, indices: list[int], states: dict[int, tuple[list[int], Any]]) -> None:
+        """Saves hidden states of some prompts of a batch that is about to be saved: see `measure.kept_states`."""
+        if not states:
+            return
+        self._check_lock()
+        _save_part({"states": states}, self.batches / f"{min(indices):06d}.states")
+
+    def load_states(self, prompts: Collection[int]) -> dict[int, tuple[list[int], Any]]:
+        """The hidden states of those of these prompts that were saved; what cannot be read counts as not saved."""
+        found: dict[int, tuple[list[int], Any]] = {}
+        for path in sorted(filter(_is_part, self.batches.glob("*.states"))):
+            with contextlib.suppress(ValueError):
+                content = read_intact(path)
+                saved = content.get("states") if isinstance(content, dict) else None
+                saved = saved if isinstance(saved, dict) else {}
+                found |= {prompt: each for prompt, each in saved.items() if prompt in prompts and _has_states(each)}
+        return found
+
     def save_part(self, part: dict[str, Any]) -> None:
         """Saves a part of a batch in progress: see `measure.journal` for what is in it.
 
@@ -496,6 +515,12 @@ def _save_part(part: dict[str, Any], path: Path) -> None:
 
     with write_atomically(path) as stream:
         torch.save(part, stream)
+
+
+def _has_states(each: Any) -> bool:
+    """Whether this is a text's tokens, and a tensor with one state for each."""
+    shape = getattr(each[1], "shape", ()) if isinstance(each, tuple) and len(each) == 2 else ()
+    return len(shape) == 2 and isinstance(each[0], list) and shape[0] == len(each[0])
 
 
 def _name_parts(indices: list[int]) -> str:
