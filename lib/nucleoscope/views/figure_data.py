@@ -35,13 +35,15 @@ def format_csv(figure: Mapping[str, Any]) -> str:
 def _format_cell(value: Any) -> Any:
     """A value of a figure for a csv: what plotly shows of a text, and no formula.
 
-    Of a number that was measured in float32, only the digits that float32 has.
+    A number has nine digits, which tell all numbers in float32 apart, as models give them, or fewer if it is one.
     """
     if isinstance(value, str):
         return escape_cell(html.unescape(value))
+    if not isinstance(value, float):
+        return value
     # Python's floats: NumPy would round one to float32 before it compares it with a float32.
-    short = isinstance(value, float) and abs(value) < LARGEST and float(np.float32(value)) == value
-    return np.float32(value) if short else value
+    short = abs(value) < LARGEST and float(np.float32(value)) == value
+    return np.float32(value) if short else float(f"{value:.9g}")
 
 
 def _name_trace(figure: Mapping[str, Any], trace: Mapping[str, Any]) -> str:
