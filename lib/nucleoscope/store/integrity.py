@@ -49,7 +49,7 @@ def find_problem(path: Path) -> str | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file exists, can be read, and is whole: for what is made again in seconds, such as a page."""
+    """Whether a file exists, can be read, and is whole: for files that can be recreated in seconds, such as a page."""
     try:
         return not find_problem(path)
     except OSError:
