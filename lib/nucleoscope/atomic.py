@@ -9,9 +9,10 @@ import glob
 import hashlib
 import json
 import os
+import re
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,6 +46,17 @@ def write_atomically(path: Path, before_replacing: Callable[[], None] | None = N
         raise type(cause)(cause.errno, cause.strerror, str(path)) from None
     finally:
         part_file.unlink(missing_ok=True)
+
+
+def compile_names(names: str) -> re.Pattern:
+    """A pattern for files with some ``names``, a regular expression, and for partial copies of them that were left."""
+    return re.compile(rf"(?:{names})|\.(?:{names})\..+\.\d+\.part")
+
+
+def remove_files(paths: Iterable[Path], last: str) -> None:
+    """Removes files, the one with the name ``last`` after all others: a kill in between leaves none without it."""
+    for path in sorted(paths, key=lambda path: path.name == last):
+        path.unlink(missing_ok=True)
 
 
 class NotPlainError(OSError):

@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BloomConfig,
+    DynamicCache,
     LlamaConfig,
     LlamaForCausalLM,
     OpenAIGPTConfig,
@@ -21,9 +22,11 @@ from transformers import (
 import oracle
 import tiny
 from messages import assert_one_line
-from model_families import configurations
+from model_families import configurations, trial
 from nucleoscope.measure import checking, decoding, generation, model_facts, scoring
+from nucleoscope.measure.runs import complete_run
 from nucleoscope.settings import Settings
+from nucleoscope.store import results, run_folder
 
 SIZES = {"vocab_size": tiny.VOCAB, "bos_token_id": tiny.BOS, "eos_token_id": tiny.EOS, "pad_token_id": tiny.PAD}
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
@@ -106,6 +109,21 @@ def test_relatives_of_roberta_count_positions_from_behind_their_padding_token():
     assert model_facts.find_position_offset(model) == tiny.PAD + 1
     assert model_facts.find_context_length(model) == 512 - tiny.PAD - 1
     assert model_facts.find_position_offset(tiny.create_model("gpt2")) == 0
+
+
+RELATIVES = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "data2vec-text")
+
+
+@pytest.mark.parametrize(("kind", "offset"), [*((kind, 1) for kind in RELATIVES), ("whisper", 0), ("gpt2", 0)])
+def test_the_context_ends_with_the_last_position_that_the_model_has(kind, offset):
+    model = configurations.build_model(kind)
+    assert model_facts.find_position_offset(model) == offset
+    length = model_facts.find_context_length(model)
+    assert length == configurations.CONTEXT - offset
+    with torch.inference_mode():
+        model(input_ids=torch.full((1, length), 20), use_cache=False)
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, length + 1), 20), use_cache=False)
 
 
 def test_a_model_that_sees_the_token_it_should_predict_is_refused():
@@ -305,6 +323,44 @@ def test_a_model_that_computes_steps_otherwise_than_texts_reads_texts():
     """Zamba2 limits its time steps in a text and not in a step; the difference is small, but no rounding."""
     model = configurations.build_model("zamba2")
     assert checking.find_way(model) == decoding.WHOLE_PREFIXES
+
+
+@pytest.mark.parametrize(
+    ("kind", "decoding_way", "reading"),
+    [
+        ("llama", decoding.PADDED, scoring.BATCHED),
+        ("mamba", decoding.OWN_CACHE, scoring.BATCHED),
+        ("recurrent_gemma", decoding.EQUAL_LENGTHS, scoring.BATCHED),
+        ("openai-gpt", decoding.WHOLE_PREFIXES, scoring.BATCHED),
+        ("electra", decoding.PADDED, scoring.ALONE),
+        ("prophetnet", decoding.WHOLE_PREFIXES, scoring.PREFIXES),
+    ],
+)
+def test_run_json_says_how_prompts_were_batched_and_texts_read(tmp_path, kind, decoding_way, reading):
+    model, tokenizer = configurations.build_model(kind), trial.create_tokenizer()
+    said = []
+    for mode, texts in (("generate", None), ("score", ["t40 t50", "t60"])):
+        with run_folder.RunFolder(tmp_path / mode, {"mode": mode}) as folder:
+            options = {"max_tokens": 2, "variants": "none", "progress": False}
+            complete_run(folder, model, tokenizer, ["t17 t20 t30", "t90"], texts, **options)
+        said.append(results.load_info(tmp_path / mode))
+    assert (said[0]["decoding"], said[1]["reading"]) == (decoding_way, reading)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba", "deepseek_v3", "lfm2", "gemma3_text"])
+def test_the_cache_of_a_text_is_what_was_measured_on_short_ones(kind):
+    """At most: layers with a window keep no more than that of a long text."""
+    model, length = configurations.build_model(kind), 24
+    token, row = model_facts.measure_cache(model)
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(input_ids=torch.tensor([[5] * length]), use_cache=True, **{model_facts.find_cache_argument(model): cache})
+    kept = [value for layer in cache.layers for value in vars(layer).values()]
+    parts = [part for value in kept for part in (value.values() if isinstance(value, dict) else [value])]
+    size = sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
+    assert size <= row + token * length
+    assert kind == "gemma3_text" or size == row + token * length
+    assert (row > 0) == (kind in ("mamba", "lfm2"))
 
 
 def test_what_a_model_without_a_cache_keeps_is_estimated_from_its_layers():

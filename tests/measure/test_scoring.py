@@ -174,6 +174,20 @@ def test_a_model_that_sees_padding_reads_each_text_alone():
     handle.remove()
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [(kind, torch.float32) for kind in ("electra", "rembert", "roformer", "mamba")]
+    + [(kind, torch.bfloat16) for kind in ("mamba", "mamba2", "electra")],
+)
+def test_a_model_whose_output_layer_may_expect_something_else_is_measured_by_its_own_logits(kind, dtype):
+    """In ELECTRA, RemBERT and RoFormer other layers come before it; Mamba's is in another data type than its states."""
+    model, row = configurations.build_model(kind).to(dtype), [20, 30, 40, 50, 60, 70]
+    with torch.inference_mode():
+        found = torch.cat(list(scoring.TextForward(model).compute_logits([row], [2])))
+        expected = model(input_ids=torch.tensor([row[:-1]]), use_cache=False).logits[0, 1:]
+    torch.testing.assert_close(found.to(expected), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_model_whose_logits_depend_on_the_length_of_the_text_reads_it_anew_for_each_token():
     """ProphetNet: its logits at a token are others if more tokens follow, whichever they are."""
     model = configurations.build_model("prophetnet")
@@ -334,7 +348,7 @@ def test_run_json_has_the_keys_of_a_generated_run_and_what_was_cut(tmp_path):
         options = {"max_tokens": 8, "variants": "none", "progress": False}
         complete_run(run, tiny.create_model(), tiny.create_tokenizer(), PROMPTS, **options)
     info, other = results.load_info(tmp_path / "scored"), results.load_info(tmp_path / "written")
-    assert info.keys() - other.keys() == {"texts_truncated"}
+    assert info.keys() - other.keys() == {"texts_truncated", "reading"}
     assert other.keys() - info.keys() == {"decoding", "decoding_path", "shared_prefix_tokens"}
     assert (info["mode"], other["mode"]) == ("score", "generate")
     longer = [len(tiny.create_tokenizer(bos=False)(text)["input_ids"]) > 8 for text in TEXTS]

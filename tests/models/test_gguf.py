@@ -7,9 +7,11 @@ import gguf as format_library
 import pytest
 import torch
 from tokenizers import Regex, pre_tokenizers
+from transformers import Gemma3TextConfig
 
 import tiny
 from messages import assert_one_line
+from nucleoscope.data import prompts
 from nucleoscope.measure import model_facts
 from nucleoscope.models import gguf, loading, tokenizers
 
@@ -138,6 +140,12 @@ def test_the_packaged_model_splits_digits_off_first():
     assert tokens == ["List", ":", "ĊĊ", "1", "2", "Ġeggs"]
 
 
+def test_the_packaged_texts_come_back_from_their_tokens_as_written():
+    tokenizer = tokenizers.load_tokenizer(loading.PACKAGED)
+    texts = [text for name in prompts.PACKAGED for text in prompts.load(name, 1000).texts]
+    assert [text for text in texts if tokenizer.decode(tokenizer(text)["input_ids"]) != text] == []
+
+
 # End tokens
 
 
@@ -218,6 +226,9 @@ def test_positions_are_scaled_as_the_file_says(tmp_path, rope, fields, tensors):
         ),
         ({"llama.rope.scaling.alpha": 8.0}, "rope.scaling.alpha is 8.0, which is not supported with type none"),
         (LINEAR | {"llama.rope.scaling.new_key": 1.0}, "rope.scaling.new_key is 1.0"),
+        ({"llama.rope.new_key": 1.0}, "rope.new_key is 1.0, which is not supported"),
+        ({"llama.rope.freq_base_swa": 1e6}, "rope.freq_base_swa is 1e\\+06, but the loaded model has one base for all"),
+        ({"llama.rope.dimension_count_swa": 4}, "rope.dimension_count_swa is 4, but the loaded model would rotate 16"),
     ],
 )
 def test_positions_that_cannot_be_had_are_refused_before_the_weights_are_read(tmp_path, monkeypatch, fields, said):
@@ -234,6 +245,33 @@ def test_another_number_of_rotated_dimensions_is_refused(tmp_path):
         gguf.adjust_config(tiny.create_model("qwen3", head_dim=16).config, metadata)
     config = tiny.create_model("qwen3", head_dim=8).config
     assert gguf.adjust_config(config, metadata) is config
+
+
+def test_layers_with_a_window_have_a_base_of_their_own(tmp_path):
+    """As in Gemma 3, whose other layers have the base of the file, and its scaling."""
+    metadata = gguf.read(Path(save_plain(tmp_path, fields=LINEAR | {"llama.rope.freq_base_swa": 2000.0})))
+    metadata.fields["llama.rope.freq_base"] = 50_000.0
+    rope = gguf.adjust_config(Gemma3TextConfig(), metadata).rope_parameters
+    assert rope["sliding_attention"] == {"rope_type": "default", "rope_theta": 2000.0}
+    assert (rope["full_attention"]["rope_theta"], rope["full_attention"]["factor"]) == (50_000.0, 4.0)
+    metadata.fields["llama.rope.freq_base_swa"] = 50_000.0  # which a model with one base for all layers has as well
+    assert gguf.adjust_config(tiny.create_model("llama").config, metadata).rope_parameters["rope_theta"] == 50_000.0
+
+
+@pytest.mark.parametrize(("every", "known"), [(6, True), (5, False), (0, False)])
+def test_windows_in_other_layers_are_refused(tmp_path, every, known):
+    """The number says every how many layers one has no window; a file may also have a list."""
+    metadata = gguf.read(Path(save_plain(tmp_path, fields={"llama.attention.sliding_window_pattern": every})))
+    config = Gemma3TextConfig(num_hidden_layers=12)
+    if known:
+        metadata.fields["llama.attention.sliding_window_pattern"] = [place % 6 < 5 for place in range(12)]
+        assert gguf.adjust_config(config, metadata) is config
+        metadata.fields["llama.attention.sliding_window_pattern"] = every
+        assert gguf.adjust_config(config, metadata) is config
+        return
+    with pytest.raises(ValueError, match="sliding_window_pattern is not that of the loaded model") as caught:
+        gguf.adjust_config(config, metadata)
+    assert_one_line(str(caught.value))
 
 
 def test_factors_of_another_number_of_frequencies_are_refused(tmp_path):

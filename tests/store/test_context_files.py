@@ -1,6 +1,7 @@
 """Similarity in context on disk: written text by text, resumed after any kill, and never of other measurements."""
 
 import os
+import re
 import shutil
 import signal
 from functools import partial
@@ -220,13 +221,16 @@ def test_a_damaged_part_is_removed_and_compared_again(folder, monkeypatch):
     assert read_all(folder) == expected
 
 
-def test_a_foreign_file_among_the_parts_is_kept_and_named(folder):
-    (folder / results.CONTEXT_PARTS).mkdir()
-    (folder / results.CONTEXT_PARTS / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"notes\.txt") as caught:
+@pytest.mark.parametrize("name", ["notes.txt", "000000.pt", "settings.json", ".download.part"])
+def test_a_foreign_file_among_the_parts_is_kept_and_named(folder, name):
+    """A name like those of parts does not make it one, without the settings of a second pass beside it."""
+    other = folder / results.CONTEXT_PARTS / name
+    other.parent.mkdir()
+    other.write_text('{"theme": "dark"}')
+    with pytest.raises(FileExistsError, match=rf"contains '{re.escape(name)}', which no run has written") as caught:
         compare(folder)
     assert_one_line(str(caught.value))
-    assert (folder / results.CONTEXT_PARTS / "notes.txt").read_text() == "mine"
+    assert other.read_text() == '{"theme": "dark"}'
 
 
 def test_a_run_that_is_not_measured_is_refused(tmp_path):

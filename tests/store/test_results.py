@@ -486,6 +486,56 @@ def test_what_no_run_has_written_is_never_deleted(folder, name, overwrite):
     assert other.read_text() == "mine"
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("000000.pt", b"mine"),
+        ("000001.pt", None),
+        ("settings.json", b'{"theme": "dark"}'),
+        ("settings.json", b"mine"),
+        ("plan.json", b'{"monday": "read"}'),
+        (".download.part", b"half"),
+        (".000000.pt.part", b"half"),
+    ],
+)
+def test_a_name_like_those_of_a_run_makes_no_file_its_own(folder, name, content, overwrite):
+    """Without the settings of a run beside it, a file is a run's only if it has what a run writes."""
+    other = folder / "batches" / name
+    other.parent.mkdir(parents=True)
+    torch.save([1, 2], other) if content is None else other.write_bytes(content)
+    before = other.read_bytes()
+    message = catch_refusal((FileExistsError, ValueError), lambda: open_run(folder, overwrite).start())
+    assert str(other.parent) in message
+    assert other.read_bytes() == before
+    other.rename(folder / name)
+    measure_run(folder)
+    other.parent.mkdir()
+    (folder / name).rename(other)
+    open_run(folder).record_request()
+    assert other.read_bytes() == before
+
+
+@pytest.mark.parametrize("until", [1, 2])
+def test_batches_without_settings_are_removed_and_nothing_is_lost(folder, until):
+    """An earlier version may have been killed between its settings and its batches."""
+    measure_run(folder, until)
+    (folder / "batches" / "settings.json").unlink()
+    measure_run(folder)
+    assert set(read_contents(folder)) == FILES
+
+
+def test_settings_are_removed_after_all_batches(folder, monkeypatch):
+    """A kill in between leaves no batch of which nobody can say whose it is."""
+    measure_run(folder, 2)
+    removed, remove = [], Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda path, **given: (removed.append(path.name), remove(path, **given))[1])
+    open_run(folder, True, seed=1).start()
+    batches = [name for name in removed if name in ("000000.pt", "000001.pt", "settings.json", "plan.json")]
+    assert batches[-1] == "settings.json"
+    assert len(batches) > 1
+
+
 def test_a_folder_of_batches_that_is_a_link_is_refused(folder, tmp_path):
     folder.mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
@@ -499,6 +549,7 @@ def test_what_a_kill_during_the_last_cleanup_left_is_removed_at_the_next_look(fo
     measure_run(folder)
     (folder / "batches").mkdir()
     (folder / "batches" / "000000.pt").write_text("half")
+    (folder / "batches" / "settings.json").write_text(json.dumps(SETTINGS))
     (folder / "batches" / "notes.txt").write_text("mine")
     (folder / locking.LOCK).write_text(f"process 1 on {socket.gethostname()}\n")
     run = open_run(folder)

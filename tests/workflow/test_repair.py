@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from test_grid import run_snakemake, write_run
 import tiny
 from messages import assert_one_line
 from nucleoscope.settings import Settings
-from nucleoscope.store import integrity, results, run_folder
+from nucleoscope.store import integrity, locking, results, run_folder
 from nucleoscope.workflow import graph, grid, notebooks, run_notebooks, status
 
 
@@ -92,6 +93,23 @@ def test_only_the_ends_of_a_file_are_read(tmp_path):
         stream.seek(2**40)
         stream.write(b"PAR1")
     assert integrity.find_damage(path) is None
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_a_kill_during_the_last_cleanup_left_is_removed_without_a_model(planned, monkeypatch, seed):
+    """Batches with another seed are those of a run that was to replace the results, and can still be resumed."""
+    config, folder = planned
+    ((_, entry),) = grid.plan_runs(config).items()
+    monkeypatch.setattr(notebooks, "execute", None)
+    before = {path.name for path in folder.iterdir()}
+    batches = folder / "batches"
+    batches.mkdir()
+    (batches / "000000.pt").write_bytes(b"half")
+    (batches / "settings.json").write_text(json.dumps(results.load_info(folder)["settings"] | {"seed": seed}))
+    (folder / locking.LOCK).write_text(f"process 1 on {socket.gethostname()}\n")
+    run_notebooks.measure(Settings(**grid.DEFAULTS | entry.parameters), if_missing=True)
+    assert {path.name for path in folder.iterdir()} - before == ({"batches"} if seed else set())
+    assert (batches / "000000.pt").exists() == bool(seed)
 
 
 def test_tokens_are_written_again_without_a_model(planned, monkeypatch, capsys):

@@ -30,8 +30,9 @@ class Batch:
     """The records of some prompts, with the prompts' indices and the seconds they took.
 
     ``continued`` lists the steps at which the batch was continued after an interruption, ``path`` is that of
-    `static.PATHS` which its steps took; "" if it had none. ``variants`` has the numbers of each prompt's tokens in
-    other candidate sets, (T, N, 3 + 3 G) each, unless they were not measured.
+    `static.PATHS` which its steps took, or how its texts were read (`scoring.TextForward`); "" if it had none.
+    ``variants`` has the numbers of each prompt's tokens in other candidate sets, (T, N, 3 + 3 G) each, unless they were
+    not measured.
     """
 
     indices: list[int]

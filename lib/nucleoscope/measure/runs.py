@@ -71,6 +71,7 @@ def complete_run(
         info |= {"shared_prefix_tokens": len(checking.choose_prefix(model, inputs.ids, chosen.skip_check))}
     else:
         info |= {"texts_truncated": len(inputs.texts_truncated)}
+        info |= {"reading": ", ".join(sorted({batch.get("path") or "" for batch in done} - {""}))}
     if variants is not None:
         info |= {"variants": variants.describe("prompts" if texts is None else "prompts and texts")}
     # Its files are written by `finish`: until then a killed process leaves nothing of it, and it is repeated.

@@ -364,7 +364,7 @@ def measure(
         if states:
             kept.add_texts(indices, [[token.id for token in each] for each in found], states)
         records = [build_record(prompts[i], tokens, quantities) for i, tokens in zip(indices, found, strict=True)]
-        return batching.Batch(indices, records, variants=more)
+        return batching.Batch(indices, records, path=forward.reading or "", variants=more)
 
     total = sum(len(inputs.ids[i]) - inputs.starts[i] for batch in batches for i in batch)
     yield from batching.measure_batches(batches, prompts, measure_batch, model, total, progress)

@@ -8,6 +8,7 @@ writes and reads these files.
 """
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ APPLIED = {
     "longrope": ("attn_factor",),
 }
 NEUTRAL = {"attn_factor": 1, "yarn_attn_factor": 1, "yarn_ext_factor": 1, "yarn_log_multiplier": 0, "alpha": 0}
+
+# Keys of rotary positions that are applied or checked. Sections divide the dimensions between the axes of an image: all
+# of them have the same position in a text.
+ROPE = "rope."
+KNOWN = ("freq_base", "freq_base_swa", "dimension_count", "dimension_count_swa", "dimension_sections", "scale_linear")
+FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers
 
 # Splits of byte-level tokenizers that transformers does not know. It falls back to that of GPT-2 for every name that
 # it does not know, so the names that do mean GPT-2's are listed too.
@@ -131,29 +138,59 @@ def _omit_first_space(core: Any) -> None:
 def adjust_config(config: "transformers.PreTrainedConfig", metadata: Metadata) -> "transformers.PreTrainedConfig":
     """Makes a configuration that transformers read from the file scale positions as the file says.
 
-    `Unsupported` for a kind of scaling that is not known here, or if the model would rotate another number of
-    dimensions.
+    `Unsupported` for a kind of scaling, or a key of rotary positions, that is not known here, or if the model would
+    rotate another number of dimensions or have windows in other layers.
     """
     for key in ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"):
         name, value = key.rpartition(".")[2], metadata.get(key)
         if value is not None and hasattr(config, name):
             setattr(config, name, value)
-    rope = getattr(config, "rope_parameters", None)
-    if not rope:
+    _check_layers(config, metadata.get("attention.sliding_window_pattern"))
+    found = getattr(config, "rope_parameters", None)
+    if not found:
         return config
-    rope = rope.get("full_attention", rope)  # some have parameters for each type of layer
+    _check_known(metadata)
+    rope, local = (found.get(kind, found) for kind in (FULL, SLIDING))  # some have parameters for each type of layer
     if base := metadata.get("rope.freq_base"):
         rope["rope_theta"] = base
-    _check_rotated(config, rope, metadata.get("rope.dimension_count"))
+    _check_rotated(config, rope, metadata, "rope.dimension_count")
+    _check_rotated(config, local, metadata, "rope.dimension_count_swa")
+    if base := metadata.get("rope.freq_base_swa"):
+        if local is rope and not math.isclose(base, rope["rope_theta"], rel_tol=1e-6):
+            raise Unsupported(
+                f"rope.freq_base_swa is {base:g}, but the loaded model has one base for all layers: {ADVICE}"
+            )
+        local["rope_theta"] = base
     rope.update(_read_scaling(metadata, config))
     return config
 
 
-def _check_rotated(config: "transformers.PreTrainedConfig", rope: dict[str, Any], stated: int | None) -> None:
+def _check_layers(config: "transformers.PreTrainedConfig", pattern: list[bool] | int | None) -> None:
+    """`Unsupported` if other layers have a window than the file says: a list, or every how many layers one has none."""
+    kinds = getattr(config, "layer_types", None)
+    if pattern is None or not kinds:
+        return
+    if isinstance(pattern, int):
+        pattern = [bool(pattern) and bool((place + 1) % pattern) for place in range(len(kinds))]
+    if [SLIDING if each else FULL for each in pattern] != list(kinds):
+        raise Unsupported(f"attention.sliding_window_pattern is not that of the loaded model: {ADVICE}")
+
+
+def _check_known(metadata: Metadata) -> None:
+    """`Unsupported` names a key of rotary positions that is not known here."""
+    begin = f"{metadata.architecture}.{ROPE}"
+    for key, value in metadata.fields.items():
+        name = key.removeprefix(begin)
+        if name != key and name not in KNOWN and not key.startswith(f"{metadata.architecture}.{SCALING}"):
+            raise Unsupported(f"{ROPE}{name} is {value}, which is not supported: {ADVICE}")
+
+
+def _check_rotated(config: "transformers.PreTrainedConfig", rope: dict[str, Any], metadata: Metadata, key: str) -> None:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotated = int(head * rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None) or 1))
+    stated = metadata.get(key)
     if stated is not None and stated not in (rotated, getattr(config, "global_head_dim", None)):
-        raise Unsupported(f"rope.dimension_count is {stated}, but the loaded model would rotate {rotated}: {ADVICE}")
+        raise Unsupported(f"{key} is {stated}, but the loaded model would rotate {rotated}: {ADVICE}")
 
 
 def _read_scaling(metadata: Metadata, config: "transformers.PreTrainedConfig") -> dict[str, Any]:

@@ -6,12 +6,11 @@ resumed. A process that writes holds the lock of the run's folder.
 """
 
 import contextlib
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from nucleoscope.atomic import write_atomically, write_json
+from nucleoscope.atomic import compile_names, remove_files, write_atomically, write_json
 from nucleoscope.file_errors import find_system_cause
 from nucleoscope.store.integrity import find_problem
 from nucleoscope.store.locking import Lock, Locked, check_folder
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SETTINGS = "settings.json"
-OWN = re.compile(r"\d{6,}\.pt|settings\.json|\..*\.part")
+OWN = compile_names(r"\d{6,}\.pt|settings\.json")
 
 
 def check(folder: Path) -> None:
@@ -140,13 +139,11 @@ class PartsFolder(Locked):
         """Makes the folder of parts ready; those of other measurements or settings are removed."""
         if self.parts.is_symlink():
             raise FileExistsError(f"'{self.parts}' is a link: remove it")
-        others = [path for path in self.parts.glob("*") if not _is_own(path)]
-        if others:
+        if others := self._list_others():
             raise FileExistsError(f"'{self.parts}' contains '{others[0].name}', which no run has written: move it away")
         self.parts.mkdir(exist_ok=True)
         if _read_if_whole(self.parts / SETTINGS) != self.settings:
-            for path in self.parts.iterdir():
-                path.unlink()
+            remove_files(self.parts.iterdir(), last=SETTINGS)
             write_json(self.parts / SETTINGS, self.settings)
         for path in self.parts.glob(".*.part"):
             path.unlink(missing_ok=True)
@@ -155,11 +152,32 @@ class PartsFolder(Locked):
         """Removes the parts, and nothing else that somebody has put there."""
         if self.parts.is_symlink():
             return
-        for path in self.parts.glob("*"):
-            if _is_own(path):
-                path.unlink(missing_ok=True)
+        others = self._list_others()
+        remove_files([path for path in self.parts.glob("*") if path not in others], last=SETTINGS)
         with contextlib.suppress(OSError):  # it is not empty, or not there
             self.parts.rmdir()
+
+    def _list_others(self) -> list[Path]:
+        """What is in the folder of parts and no second pass has written.
+
+        A name alone decides that only where the settings of one are: they are written first and removed last.
+        """
+        settings = self.parts / SETTINGS
+        known = _is_own(settings) and "measurements" in _read_if_whole(settings)
+        found = sorted(self.parts.glob("*"))
+        return [path for path in found if not (_is_own(path) and (known or self._is_part(path)))]
+
+    def _is_part(self, path: Path) -> bool:
+        """Whether a file of one of our names is a part, or a partial copy."""
+        if path.suffix == ".part":
+            return True
+        try:
+            return path.name != SETTINGS and self._has_content(read_intact(path))
+        except ValueError:
+            return False
+
+    def _has_content(self, part: Any) -> bool:
+        return isinstance(part, dict) and all(name in part for name in self.CONTENT)
 
     def load_texts(self) -> list[dict[str, Any]]:
         """The records of all prompts with the `FIELDS`; vectors stay in the file until `read_text`."""
@@ -204,7 +222,7 @@ class PartsFolder(Locked):
             raise ValueError(f"prompt {index} is missing from '{self.parts}': run the same command again")
         try:
             part = read_intact(path)
-            if isinstance(part, dict) and all(name in part for name in self.CONTENT):
+            if self._has_content(part):
                 return part
         except ValueError:
             pass

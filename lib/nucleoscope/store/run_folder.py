@@ -9,15 +9,14 @@ that a killed run can be resumed. So is what was drawn of the batch in progress,
 import contextlib
 import json
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nucleoscope.atomic import write_atomically, write_json
+from nucleoscope.atomic import compile_names, remove_files, write_atomically, write_json
 from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.quantities import find_columns
-from nucleoscope.settings import fill_defaults, list_varying
+from nucleoscope.settings import FIELDS, fill_defaults, list_varying
 from nucleoscope.store.candidates import CANDIDATES, NEEDED, write_candidates
 from nucleoscope.store.locking import LOCK, Lock, Locked, check_folder
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
@@ -42,7 +41,8 @@ from nucleoscope.variants import NONE, Layout
 
 # What a run writes to its folder of batches: finished ones, some of their hidden states, parts of one in progress, its
 # settings and its plan.
-OWN = re.compile(r"\d{6,}\.pt|\d{6,}\.states|\d{6,}-\d+-\d{6,}\.steps|settings\.json|plan\.json|\..*\.part")
+OWN = compile_names(r"\d{6,}\.pt|\d{6,}\.states|\d{6,}-\d+-\d{6,}\.steps|settings\.json|plan\.json")
+SETTINGS, PLAN = "settings.json", "plan.json"
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
 
 LOOKED = (NULLS, VOCABULARY)  # files of the second look, which a run without variants does not have
@@ -106,7 +106,7 @@ class RunFolder(Locked):
         done = self._check(info, lambda content: self._disregard_variants(content.get("settings")))
         if done and measurements.is_file() and not (self.overwrite and not self._is_readable()):
             return True
-        begun = self._has_begun() and self._check(self.batches / "settings.json", lambda content: content)
+        begun = self._has_begun() and self._check(self.batches / SETTINGS, lambda content: content)
         if measurements.is_file() and not info.is_file() and not begun and not self.overwrite:
             raise FileExistsError(
                 f"'{measurements}' has no {RUN_INFO} next to it: move it out of the way or use --overwrite"
@@ -221,22 +221,28 @@ class RunFolder(Locked):
             (self.folder / name).unlink(missing_ok=True)
 
     def _remove_batches(self) -> None:
-        """Removes the batches of a finished run, and nothing else that somebody has put there."""
-        if self.batches.is_symlink():
+        """Removes the batches of a finished run, and nothing else that somebody has put there.
+
+        Batches with other settings are those of a run that will replace the results, and was interrupted.
+        """
+        if self.batches.is_symlink() or self._has_others_batches():
             return
-        for path in self.batches.glob("*"):
-            if OWN.fullmatch(path.name) and _is_plain_file(path):
-                path.unlink(missing_ok=True)
+        others = self._list_others()
+        remove_files([path for path in self.batches.glob("*") if path not in others], last=SETTINGS)
         with contextlib.suppress(OSError):  # it is not empty, or not there
             self.batches.rmdir()
+
+    def _has_others_batches(self) -> bool:
+        path = self.batches / SETTINGS
+        found = self._disregard_variants(read_json(path)) if _is_plain_file(path) and self._is_of_run(path) else None
+        return found is not None and _normalise(found) != _normalise(self.settings)
 
     def _prepare(self) -> None:
         self._check_own()
         self.batches.mkdir(exist_ok=True)
-        if not (self._has_begun() and self._check(self.batches / "settings.json", lambda content: content)):
-            for path in self.batches.iterdir():
-                path.unlink()
-            write_json(self.batches / "settings.json", self.settings)
+        if not (self._has_begun() and self._check(self.batches / SETTINGS, lambda content: content)):
+            remove_files(self.batches.iterdir(), last=SETTINGS)
+            write_json(self.batches / SETTINGS, self.settings)
         # not those of notebooks and status files, which other processes may be writing
         names = (MEASUREMENTS, *COMPANIONS)
         parts = [path for name in names for path in self.folder.glob(f".{name}.*.part")]
@@ -247,12 +253,32 @@ class RunFolder(Locked):
         """FileExistsError if the folder of batches, which will be emptied, is a link or contains something else."""
         if self.batches.is_symlink():
             raise FileExistsError(f"'{self.batches}' is a link: remove it, or use another --results_dir")
-        others = [path for path in self.batches.glob("*") if not OWN.fullmatch(path.name) or not _is_plain_file(path)]
-        if others:
+        if others := self._list_others():
             raise FileExistsError(
                 f"'{self.batches}' contains '{others[0].name}', which no run has written: move it away, because the "
                 "folder is emptied when the run ends"
             )
+
+    def _list_others(self) -> list[Path]:
+        """What is in the folder of batches and no run has written.
+
+        A name alone decides that only where a run's settings are: they are written first and removed last.
+        """
+        known = self._is_of_run(self.batches / SETTINGS)
+        found = sorted(self.batches.glob("*"))
+        return [path for path in found if not (_is_part(path) and (known or self._is_of_run(path)))]
+
+    def _is_of_run(self, path: Path) -> bool:
+        """Whether a file with one of our names has what a run writes to it, as far as others could have chosen it."""
+        try:
+            if path.name == SETTINGS:
+                found = read_json(path) if _is_plain_file(path) else None
+                return found is not None and (found == self.settings or not FIELDS.keys().isdisjoint(found))
+            if path.name == PLAN:
+                return {"batch_size", "batches"} <= read_json(path).keys()
+            return path.suffix != ".pt" or bool(_check_batch(read_batch(path), path))
+        except ValueError:
+            return False
 
     def save_plan(self, batch_size: int | str, batches: list[list[int]]) -> None:
         """Saves the batches that a run with this ``batch_size`` setting is divided into.
@@ -262,11 +288,11 @@ class RunFolder(Locked):
         self._check_lock()
         for path in self._find_parts():
             path.unlink()
-        write_json(self.batches / "plan.json", {"batch_size": batch_size, "batches": batches})
+        write_json(self.batches / PLAN, {"batch_size": batch_size, "batches": batches})
 
     def load_plan(self, batch_size: int | str) -> list[list[int]] | None:
         """The batches saved for this ``batch_size`` setting, or None."""
-        path = self.batches / "plan.json"
+        path = self.batches / PLAN
         kept = read_json(path) if path.is_file() else {}
         return kept.get("batches") if kept.get("batch_size") == batch_size else None
 

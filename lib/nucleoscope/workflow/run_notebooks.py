@@ -6,6 +6,7 @@ Contract: settings in, executed notebooks in the run's folder out. Importing thi
 settings that cannot work: torch, transformers, pandas and a notebook's process are not needed for that.
 """
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -74,6 +75,7 @@ def measure(chosen: Settings, if_missing: bool = False) -> None:
     folder = locate(chosen)
     if if_missing and not status.find_missing(folder, grid.Entry(asdict(chosen))):
         print(f"'{folder}' has already been measured with these settings")
+        _remove_residue(folder)
         _repair_tokens(folder)
         return
     if not chosen.overwrite:
@@ -81,6 +83,12 @@ def measure(chosen: Settings, if_missing: bool = False) -> None:
     check(chosen)
     _execute(results.MEASURE, folder / f"{results.MEASURE}.ipynb", asdict(chosen))
     _repair_tokens(folder)
+
+
+def _remove_residue(folder: Path) -> None:
+    """Removes what a process that was killed while it cleaned up has left of a finished run."""
+    with contextlib.suppress(OSError):  # a folder that cannot be written to stays as it is
+        run_folder.RunFolder(folder, results.load_info(folder)["settings"]).record_request()
 
 
 def _repair_tokens(folder: Path) -> None:
