@@ -228,7 +228,7 @@ def test_positions_are_scaled_as_the_file_says(tmp_path, rope, fields, tensors):
         (LINEAR | {"llama.rope.scaling.new_key": 1.0}, "rope.scaling.new_key is 1.0"),
         ({"llama.rope.new_key": 1.0}, "rope.new_key is 1.0, which is not supported"),
         ({"llama.rope.freq_base_swa": 1e6}, "rope.freq_base_swa is 1e\\+06, but the loaded model has one base for all"),
-        ({"llama.rope.dimension_count_swa": 4}, "rope.dimension_count_swa is 4, but the loaded model would rotate 16"),
+        ({"llama.rope.dimension_count_swa": 4}, "rope.dimension_count_swa is 4, but the loaded model would rotate 8"),
     ],
 )
 def test_positions_that_cannot_be_had_are_refused_before_the_weights_are_read(tmp_path, monkeypatch, fields, said):
