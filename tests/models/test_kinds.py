@@ -220,7 +220,11 @@ def test_an_entry_of_the_wrong_kind_is_one_line_that_names_the_model(refuse, ent
 
 
 @pytest.mark.parametrize(
-    "entries", [{"num_hidden_layers": 10**9}, {"vocab_size": 10**12}, {"hidden_size": 10**9}, {"vocab_size": 10**300}]
+    "entries",
+    [
+        *({"num_hidden_layers": 10**9}, {"vocab_size": 10**12}, {"hidden_size": 10**9}, {"vocab_size": 10**300}),
+        {"num_hidden_layers": 100_000, "intermediate_size": 10**6},  # to describe all of them would take two minutes
+    ],
 )
 def test_a_model_that_no_machine_can_hold_is_refused_before_it_is_built(refuse, entries):
     message = refuse(**entries)
@@ -229,6 +233,15 @@ def test_a_model_that_no_machine_can_hold_is_refused_before_it_is_built(refuse, 
 
 
 # Memory
+
+
+def test_the_weights_of_many_layers_follow_from_those_of_two(monkeypatch):
+    config = tiny.create_model(num_hidden_layers=7).config
+    exact = placement.estimate_weights(config, torch.float32)
+    assert placement._extrapolate(config, torch.float32, False, AutoModelForCausalLM) == exact
+    monkeypatch.setattr(placement, "MANY", 6)
+    assert placement.estimate_weights(config, torch.float32) == exact
+    assert config.num_hidden_layers == 7
 
 
 def test_weights_that_do_not_fit_the_memory_are_refused_with_the_figures(tmp_path, monkeypatch):

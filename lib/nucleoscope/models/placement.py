@@ -7,6 +7,7 @@ their weights are loaded. Another user's runs are visible only through the free 
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,8 @@ from nucleoscope.settings import validate
 
 SHARE = 0.9  # share of a GPU's free memory that weights may take: caches and logits need some, too
 MOST = 10**18  # bytes that an estimate says at most: a configuration may contain any number
-LAYER = 10_000  # bytes that the objects of a layer take at least, without its weights
+LAYER = 20_000  # bytes that the objects of a layer take at least, without its weights: 3 kB for each of its modules
+MANY = 1000  # layers; no model has so many, and describing each takes a millisecond and those bytes
 SPREAD = "balanced"  # the device name that stands for all available GPUs
 
 _held: dict[str, Any] = {}  # the locks that this process holds, by the GPU's id
@@ -175,20 +177,50 @@ def estimate_weights(
         return None
     wanted = dtype if isinstance(dtype, torch.dtype) else (config.dtype or torch.float32)
     least = _estimate_least(config, wanted.itemsize)
+    if least <= memory.read_available() and _count_layers(config) > MANY:
+        least = max(least, _extrapolate(config, wanted, trust_remote_code, loader))
     if least > memory.read_available():  # and so would be the description of each layer
         return least
+    return _measure_weights(config, wanted, trust_remote_code, loader)
+
+
+def _measure_weights(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool, loader: type) -> int:
     with torch.device("meta"):
-        model = loader.from_config(config, dtype=wanted, trust_remote_code=trust_remote_code)
-    return sum(parameter.numel() * wanted.itemsize for parameter in model.parameters())
+        model = loader.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    return sum(parameter.numel() * dtype.itemsize for parameter in model.parameters())
+
+
+def _extrapolate(config: PreTrainedConfig, *options: Any) -> int:
+    """The weights of a model of many layers from those of its first two; 0 for one that cannot have so few."""
+    try:
+        one, two = (_measure_weights(_shorten(config, layers), *options) for layers in (1, 2))
+    except Exception:  # models of all kinds raise anything
+        return 0
+    return min(one + (two - one) * (_count_layers(config) - 1), MOST)
+
+
+def _count_layers(config: PreTrainedConfig) -> int:
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    return layers if isinstance(layers, int) else 0
+
+
+def _shorten(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """A copy of a configuration with fewer layers in its text part."""
+    short = copy.deepcopy(config)
+    text = short.get_text_config()
+    text.num_hidden_layers = layers
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == _count_layers(config):  # what each layer is
+            setattr(text, name, value[:layers])
+    return short
 
 
 def _estimate_least(config: PreTrainedConfig, itemsize: int) -> int:
     """Bytes that a model takes at least: its embedding, and what Python needs for each of its layers."""
     text = config.get_text_config()
-    names = ("vocab_size", "hidden_size", "num_hidden_layers")
-    sizes = [getattr(text, name, None) for name in names]
-    rows, width, layers = (size if isinstance(size, int) else 0 for size in sizes)
-    return min(rows * width * itemsize + layers * LAYER, MOST)
+    sizes = [getattr(text, name, None) for name in ("vocab_size", "hidden_size")]
+    rows, width = (size if isinstance(size, int) else 0 for size in sizes)
+    return min(rows * width * itemsize + _count_layers(config) * LAYER, MOST)
 
 
 def check_placed(model: PreTrainedModel) -> None:
