@@ -330,7 +330,7 @@ def test_a_model_that_computes_steps_otherwise_than_texts_reads_texts():
     [
         ("llama", decoding.PADDED, scoring.BATCHED),
         ("mamba", decoding.OWN_CACHE, scoring.BATCHED),
-        ("recurrent_gemma", decoding.EQUAL_LENGTHS, scoring.BATCHED),
+        ("recurrent_gemma", decoding.EQUAL_LENGTHS, scoring.ALONE),
         ("openai-gpt", decoding.WHOLE_PREFIXES, scoring.BATCHED),
         ("electra", decoding.PADDED, scoring.ALONE),
         ("prophetnet", decoding.WHOLE_PREFIXES, scoring.PREFIXES),
@@ -358,9 +358,11 @@ def test_the_cache_of_a_text_is_what_was_measured_on_short_ones(kind):
     kept = [value for layer in cache.layers for value in vars(layer).values()]
     parts = [part for value in kept for part in (value.values() if isinstance(value, dict) else [value])]
     size = sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
-    assert size <= row + token * length
-    assert kind == "gemma3_text" or size == row + token * length
-    assert (row > 0) == (kind in ("mamba", "lfm2"))
+    if kind == "gemma3_text":
+        assert 0 < size <= row + token * length
+    else:
+        assert size == row + token * length
+        assert (row > 0) == (kind in ("mamba", "lfm2"))
 
 
 def test_what_a_model_without_a_cache_keeps_is_estimated_from_its_layers():
