@@ -78,7 +78,7 @@ class Space:
         return rows.view(*ids.shape, len(self.mean))
 
     def allocate(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Memory for a ``number`` of rows, as they are and in float32. New memory takes a CPU longer than the rows."""
+        """Memory for a ``number`` of rows, as they are and in float32, for `gather_raw`."""
         wide = torch.empty(number, len(self.mean), device=self.mean.device)
         same = (self.embedding.dtype, self.embedding.device) == (wide.dtype, wide.device)
         return wide if same else self.embedding.new_empty(wide.shape), wide

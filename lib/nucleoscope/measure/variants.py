@@ -34,7 +34,7 @@ LEAST_UNLIKE = 1e-6  # 1 - c: if all directions are the same, similarity to chan
 PAIRS = (2, 4, 8, 16, 32, 50, 64)  # windows whose pairs are multiplied at once are padded to one of these
 # Numbers in memory at once: gathered rows, and sums.
 PIECE_CPU, PIECE_GPU = 2**20, 2**26
-SUMS_CPU, SUMS_GPU = 2**22, 2**28
+SUMS_CPU, SUMS_GPU = 2**21, 2**28
 
 
 class Variants:
@@ -131,6 +131,7 @@ class Segments:
         self.starts = self.first[:, None] + start
         self.lead = ids[self.starts[:, :LEAD].clamp_max(max(0, len(ids) - 1))]  # (B, LEAD), some of other tokens
         self.whitened: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.memory: tuple[Space, tuple[torch.Tensor, torch.Tensor]] | None = None
         # which segments (B, N, M) are in which set
         place, extents = start[:, None], extents[..., None]
         self.members = ((place >= extents[:, :, 0]) & (place < extents[:, :, 1])) | (
@@ -267,6 +268,14 @@ class Segments:
         moved, index = self.whitened
         return pick(moved, index[rows])
 
+    def _lend_memory(self, space: Space) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Memory for the rows that are added at once, on a CPU: new memory would take longer than the rows."""
+        if space.mean.device.type != "cpu":
+            return None
+        if self.memory is None or self.memory[0] is not space:
+            self.memory = space, space.allocate(max(_count_added(space), CHUNKS[-1]))
+        return self.memory[1]
+
     def _sum_rows(
         self, rows: slice | torch.Tensor, space: Space, kinds: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -286,7 +295,7 @@ class Segments:
         weights = scales
         if kinds == 2:
             weights = torch.cat((scales, scales * pick(self.weights, places)[:, None]), 1)
-        sums = _add_rows(ids, weights, edges, space)
+        sums = _add_rows(ids, weights, edges, space, self._lend_memory(space))
         norms = torch.segment_reduce(weights, "sum", offsets=edges, axis=0)
         centres = torch.stack([space.mean if each.centre is None else space.mean + each.centre for each in space.maps])
         sums.addcmul_(norms[..., None], centres.repeat(kinds, 1), value=-1)
@@ -299,10 +308,22 @@ class Segments:
         return sums.view(*shape, *sums.shape[1:]), known
 
 
-def _add_rows(ids: torch.Tensor, weights: torch.Tensor, edges: torch.Tensor, space: Space) -> torch.Tensor:
+def _count_added(space: Space) -> int:
+    """How many rows are added at once."""
+    return (PIECE_CPU if space.mean.device.type == "cpu" else PIECE_GPU) // len(space.mean)
+
+
+def _add_rows(
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    edges: torch.Tensor,
+    space: Space,
+    memory: tuple[torch.Tensor, torch.Tensor] | None,
+) -> torch.Tensor:
     """Sums (S, W, d) of the embedding's rows in S segments with several ``weights`` (K, W).
 
-    ``ids`` (K,) are those of the segments, one after another, between ``edges`` (S + 1,).
+    ``ids`` (K,) are those of the segments, one after another, between ``edges`` (S + 1,). The rows are in the
+    ``memory`` for a while, if there is some.
     """
     device, sizes = ids.device, edges.diff()
     sums = torch.zeros(len(sizes), weights.shape[1], space.embedding.shape[1], device=device)
@@ -314,11 +335,9 @@ def _add_rows(ids: torch.Tensor, weights: torch.Tensor, edges: torch.Tensor, spa
     start = edges[segment] + part * CHUNKS[-1]
     end = torch.minimum(start + CHUNKS[-1], edges[segment + 1])
     kind = torch.bucketize(end - start, torch.tensor(CHUNKS, device=device))
-    most = (PIECE_CPU if device.type == "cpu" else PIECE_GPU) // sums.shape[-1]
-    memory = space.allocate(max(most, CHUNKS[-1]))
     for place, size in enumerate(CHUNKS):
         index = torch.arange(size, device=device)
-        for chosen in _split(torch.nonzero(kind == place)[:, 0], most // size):
+        for chosen in _split(torch.nonzero(kind == place)[:, 0], _count_added(space) // size):
             places = start[chosen][:, None] + index
             places = torch.where(places < end[chosen][:, None], places, len(ids) - 1)
             added = torch.bmm(pick(weights, places).mT, space.gather_raw(pick(ids, places), memory))
