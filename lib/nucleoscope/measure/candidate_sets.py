@@ -7,6 +7,7 @@ locally typical ones, which are at most two intervals of it. A token of probabil
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -18,9 +19,9 @@ from nucleoscope.variants import CandidateSet
 
 SECOND = 1024  # tokens above the second bound of the probabilities in a window: enough for most
 STEP = 3  # factor between further bounds
-PIECE_CPU = 2**20  # logits that are processed at once
 SLACK = 1e-4  # mass by which a window exceeds what is needed: far above float32 rounding
 COLUMN = 32  # values of which one maximum is taken to find a bound that enough tokens reach
+SORTED = 2**17  # tokens that are sorted at once: more would not fit in a CPU's cache
 LEAST_BOUND = 1e-30  # of what is summed: the exponentials below it have no mass, and its reciprocal is finite
 LARGEST_BITS = 0x7F800000  # of a float32 that is not negative and not NaN
 
@@ -39,24 +40,69 @@ class Windows(NamedTuple):
     extents: torch.Tensor
 
 
+class Likeliest(NamedTuple):
+    """The likeliest tokens of R distributions, as many as the sets need or more, and what else the sets depend on.
+
+    ``ids`` (K,) int64 and ``probs`` (K,) float32 belong to the distributions ``rows`` (K,); those of one are together,
+    in the order of their ids. ``entropy`` (R,) is H(p) in nats, ``spread`` (R,) the standard deviation of the logits.
+    """
+
+    rows: torch.Tensor
+    ids: torch.Tensor
+    probs: torch.Tensor
+    entropy: torch.Tensor
+    spread: torch.Tensor
+
+
 def find_windows(logits: torch.Tensor, full_entropy: torch.Tensor, sets: Sequence[CandidateSet]) -> Windows:
     """The sets of each row of ``logits`` (B, V), which are finite or -inf; ``full_entropy`` (B,) is H(p) in nats."""
     parts, done = [], 0
-    for rows in _split_rows(logits):
-        parts.append(_find_piece(exponentiate(rows), full_entropy[done : done + len(rows)].float(), sets))
+    for rows in split_rows(logits):
+        found = exponentiate(rows)
+        entropy = full_entropy[done : done + len(rows)].float()
+        parts.append(find_likeliest(found, entropy, measure_spread(found, sets), sets))
         done += len(rows)
-    ids, probs, lengths, extents = (torch.cat(column) for column in zip(*parts, strict=True))
+    return arrange_windows(logits, parts, sets)
+
+
+def arrange_windows(logits: torch.Tensor, parts: Sequence[Likeliest], sets: Sequence[CandidateSet]) -> Windows:
+    """The same from what `find_likeliest` has found of consecutive rows of the ``logits`` (B, V)."""
+    found, group, done = [], list[Likeliest](), 0
+    for place, part in enumerate(parts):
+        group.append(part)
+        following = parts[place + 1 : place + 2]
+        if not following or sum(len(each.ids) for each in (*group, *following)) > SORTED:
+            rows = sum(len(each.entropy) for each in group)
+            found.append(_arrange_group(logits[done : done + rows], group, sets))
+            group, done = [], done + rows
+    ids, probs, lengths, extents = (torch.cat(column) for column in zip(*found, strict=True))
     return Windows(ids, probs, pad(lengths.cumsum(0), (1, 0)), extents)
 
 
-def _split_rows(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Logits in pieces: on a CPU larger ones than elsewhere, because there are many small operations.
+def _arrange_group(
+    logits: torch.Tensor, parts: Sequence[Likeliest], sets: Sequence[CandidateSet]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids and probabilities (K,) of some rows' windows, their lengths (R,), and the sets' extents (R, N, 4)."""
+    device = logits.device
+    first = accumulate((len(part.entropy) for part in parts), initial=0)
+    rows = torch.cat([part.rows + start for part, start in zip(parts, first, strict=False)])
+    ids, probs, entropy, spread = (torch.cat(column) for column in list(zip(*parts, strict=True))[1:])
+    z = logits[rows, ids].float() if _need_logits(sets) else torch.zeros_like(probs)
+    columns = rows, ids, probs, z, entropy, spread
+    if choose_sum_dtype(device) != torch.float64:  # a cumulative sum over several rows would be too inexact
+        columns = tuple(column.cpu() for column in columns)
+    window = _sort(*columns[:4], len(entropy))
+    extents = _find_extents(window, *columns[4:], sets)
+    lengths = extents.amax((1, 2))
+    places = torch.arange(len(window.ids), device=lengths.device)
+    inside = torch.nonzero(places < (window.offsets[:-1] + lengths).index_select(0, window.rows))[:, 0]
+    chosen = window.ids.index_select(0, inside), window.probs.index_select(0, inside), lengths, extents
+    return tuple(each.to(device) for each in chosen)
 
-    Where there is no float64, a cumulative sum over several rows would be too inexact.
-    """
-    if choose_sum_dtype(logits.device) != torch.float64:
-        return logits.split(1)
-    return logits.split(max(1, PIECE_CPU // logits.shape[-1])) if logits.device.type == "cpu" else split_rows(logits)
+
+def _need_logits(sets: Sequence[CandidateSet]) -> bool:
+    """Whether a set is defined by logits: the others by probabilities alone."""
+    return any(each.rule == "top_n_sigma" for each in sets)
 
 
 class Sorted(NamedTuple):
@@ -74,17 +120,12 @@ class Sorted(NamedTuple):
     offsets: torch.Tensor
 
 
-def _find_piece(
-    found: Exponentials, entropy: torch.Tensor, sets: Sequence[CandidateSet]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids and probabilities (K,) of the rows' windows, their lengths (R,), and the sets' extents (R, N, 4)."""
-    spread = _measure_spread(found.z) if any(each.rule == "top_n_sigma" for each in sets) else entropy
-    window = _sort_windows(found, entropy, spread, sets)
-    extents = _find_extents(window, entropy, spread, sets)
-    lengths = extents.amax((1, 2))
-    places = torch.arange(len(window.ids), device=lengths.device)
-    inside = torch.nonzero(places < (window.offsets[:-1] + lengths).index_select(0, window.rows))[:, 0]
-    return window.ids.index_select(0, inside), window.probs.index_select(0, inside), lengths, extents
+def _sort(rows: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor, logits: torch.Tensor, number: int) -> Sorted:
+    """Tokens (K,) of a ``number`` of rows in order; of equal ones the first remains first."""
+    keys, order = torch.sort(_create_keys(rows, probs), stable=True)
+    rows, offsets = keys >> 32, torch.searchsorted(keys, torch.arange(number + 1, device=keys.device) << 32)
+    ids, probs, z = (each.index_select(0, order) for each in (ids, probs, logits))
+    return Sorted(ids, probs, z - z[offsets[:-1]].index_select(0, rows), rows, keys, offsets)
 
 
 def _find_extents(
@@ -138,21 +179,25 @@ def _find_threshold(each: CandidateSet, largest: torch.Tensor, entropy: torch.Te
     return torch.minimum(value, math.sqrt(each.value) * (-entropy).exp()) if each.rule == "eta" else value
 
 
-def _measure_spread(z: torch.Tensor) -> torch.Tensor:
-    """The standard deviation (R,) of the finite logits, as of a whole population."""
+def measure_spread(found: Exponentials, sets: Sequence[CandidateSet]) -> torch.Tensor:
+    """The standard deviation (R,) of the finite logits, as of a whole population; 0 if no set depends on it."""
+    z = found.z
+    if not _need_logits(sets):
+        return torch.zeros_like(z[:, 0])
     mean = z.mean(-1, keepdim=True)
-    if not bool(mean.isfinite().all()):
-        finite = z.isfinite()
-        count = finite.sum(-1, keepdim=True)
-        mean = torch.where(finite, z, 0).sum(-1, keepdim=True) / count
-        return (torch.where(finite, z - mean, 0).square().sum(-1) / count[:, 0]).sqrt()
-    return (z - mean).square_().mean(-1).sqrt()
+    if bool(mean.isfinite().all()):
+        return torch.linalg.vector_norm(z - mean, dim=-1) / z.shape[-1] ** 0.5
+    finite = z.isfinite()
+    count = finite.sum(-1, keepdim=True)
+    mean = torch.where(finite, z, 0).sum(-1, keepdim=True) / count
+    return (torch.where(finite, z - mean, 0).square().sum(-1) / count[:, 0]).sqrt()
 
 
 def _find_bounds(
-    total: torch.Tensor, maxima: torch.Tensor | None, entropy: torch.Tensor, spread: torch.Tensor, sets: Sequence
+    found: Exponentials, maxima: torch.Tensor | None, entropy: torch.Tensor, spread: torch.Tensor, sets: Sequence
 ) -> torch.Tensor:
     """A probability (R,) which no token of the sets that are not defined by their mass is below."""
+    total = found.total[:, 0]
     largest = total.reciprocal()
     bounds = [largest]
     for each in sets:
@@ -162,35 +207,44 @@ def _find_bounds(
             bounds.append(largest * (-each.value * spread).exp())
     widest = int(max((each.value for each in sets if each.rule == "top_k"), default=0))
     if widest:
-        bounds.append(_reach(maxima, widest) / total)
+        few = maxima is None or maxima.shape[-1] < widest
+        values = found.exponentials if few else maxima
+        bounds.append(_reach(values, min(widest, values.shape[-1])) / total)
     return torch.stack(bounds).amin(0) * (1 - SLACK)
 
 
-def _reach(maxima: torch.Tensor | None, number: int) -> torch.Tensor | float:
-    """A value (R,) that this ``number`` of values or more reach, by the ``maxima`` (R, C) of columns; 0 if unknown."""
-    if maxima is None or maxima.shape[-1] < number:
-        return 0.0
-    return maxima.topk(number, dim=-1, sorted=False).values.amin(-1)
+def _reach(values: torch.Tensor, number: int) -> torch.Tensor:
+    """A value (R,) that this ``number`` of the ``values`` (R, C) reach, which may be the maxima of columns."""
+    return values.topk(number, dim=-1, sorted=False).values.amin(-1)
 
 
-def _sort_windows(
+def find_likeliest(
     found: Exponentials, entropy: torch.Tensor, spread: torch.Tensor, sets: Sequence[CandidateSet]
-) -> Sorted:
-    """The likeliest tokens of each row in order, as many as the sets need or more."""
+) -> Likeliest:
+    """The likeliest tokens of R rows, by their exponentials alone. ``entropy`` (R,) is H(p), ``spread`` (R,) that of
+    `measure_spread`."""
     values, total = found.exponentials, found.total[:, 0]
     columns = values.shape[-1] // COLUMN
     maxima = values[:, : columns * COLUMN].view(-1, COLUMN, columns).amax(1) if columns else None
-    bounds = _find_bounds(total, maxima, entropy, spread, sets)
+    bounds = _find_bounds(found, maxima, entropy, spread, sets)
     bounds = total * _lower_bounds(values, total, maxima, bounds, entropy, sets)
-    flat = torch.nonzero((values >= bounds[:, None]).flatten())[:, 0]  # ids in increasing order within each row
-    rows = flat // values.shape[-1]
-    offsets = torch.searchsorted(rows, torch.arange(len(values) + 1, device=flat.device))
-    # divided first: two values can become the same probability, and then the lower id comes first
-    probs = values.flatten().index_select(0, flat) / total.index_select(0, rows)
-    keys, order = torch.sort(_create_keys(rows, probs), stable=True)
-    flat, probs = flat.index_select(0, order), probs.index_select(0, order)  # the rows stay as they are
-    z = found.z.flatten().index_select(0, flat)
-    return Sorted(flat - rows * values.shape[-1], probs, z, rows, keys, offsets)
+    places = _find_true(values >= bounds[:, None])
+    rows = places // values.shape[-1]
+    # divided before they are sorted: two values can become the same probability, and then the lower id comes first
+    probs = values.flatten().index_select(0, places) / total.index_select(0, rows)
+    return Likeliest(rows, places - rows * values.shape[-1], probs, entropy, spread)
+
+
+def _find_true(chosen: torch.Tensor) -> torch.Tensor:
+    """The places of what is true in ``chosen``, flattened, of which few are.
+
+    On a CPU, to find them among all takes longer than all else here. Eight of them are one integer, which is mostly 0.
+    """
+    chosen = chosen.flatten()
+    words = pad(chosen, (0, -len(chosen) % 8)).view(torch.int64)
+    places = (torch.nonzero(words) * 8 + torch.arange(8, device=chosen.device)).flatten()
+    inside = words.view(torch.bool).index_select(0, places)
+    return places.index_select(0, torch.nonzero(inside)[:, 0])
 
 
 def _lower_bounds(
@@ -207,8 +261,11 @@ def _lower_bounds(
     each further one is `STEP` times lower.
     """
     tiny = torch.finfo(values.dtype).smallest_normal * torch.finfo(values.dtype).eps  # the smallest positive number
-    needed = max((each.value for each in sets if each.rule == "top_p"), default=0)
-    typical = max((each.value for each in sets if each.rule == "typical"), default=0)
+    needed, typical = (
+        max((each.value for each in sets if each.rule == rule), default=0) for rule in ("top_p", "typical")
+    )
+    if max(needed, typical) + SLACK >= 1:
+        return torch.full_like(bounds, tiny)
     bounds = bounds.clamp_min(tiny)
     left, second = torch.arange(len(values), device=values.device), maxima is not None
     while needed or typical:

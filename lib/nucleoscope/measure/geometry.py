@@ -14,7 +14,8 @@ import torch
 from nucleoscope.measure.ragged import choose_sum_dtype, widen
 from nucleoscope.variants import Geometry
 
-PIECE = 2**22  # numbers of an embedding matrix that are processed at once
+# Numbers of an embedding matrix that are processed at once: on a CPU, more would not fit in its cache.
+PIECE_CPU, PIECE_GPU = 2**19, 2**22
 LEAST_NORM = 1e-5  # of the largest norm: a shorter row has no direction, only rounding errors
 LEAST_VARIANCE = 1e-6  # of the largest: whitening leaves out directions with less, because they are rounding errors too
 
@@ -67,10 +68,20 @@ class Space:
         rows = self.gather_raw(ids)
         return rows.sub_(self.mean)
 
-    def gather_raw(self, ids: torch.Tensor) -> torch.Tensor:
-        """The rows as they are."""
-        rows = self.embedding.index_select(0, ids.flatten().to(self.embedding.device))
-        return rows.to(self.mean.device, torch.float32).view(*ids.shape, len(self.mean))
+    def gather_raw(self, ids: torch.Tensor, memory: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+        """The rows as they are; in the ``memory`` of `allocate`, if it is given, until it is used again."""
+        narrow, wide = memory or self.allocate(ids.numel())
+        rows = narrow[: ids.numel()]
+        torch.index_select(self.embedding, 0, ids.flatten().to(self.embedding.device), out=rows)
+        if narrow is not wide:
+            rows = wide[: ids.numel()].copy_(rows)
+        return rows.view(*ids.shape, len(self.mean))
+
+    def allocate(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Memory for a ``number`` of rows, as they are and in float32, for `gather_raw`."""
+        wide = torch.empty(number, len(self.mean), device=self.mean.device)
+        same = (self.embedding.dtype, self.embedding.device) == (wide.dtype, wide.device)
+        return wide if same else self.embedding.new_empty(wide.shape), wide
 
 
 def build_spaces(
@@ -139,7 +150,8 @@ def _build_space(geometries: Sequence[Geometry], matrix: torch.Tensor, usage: to
         elif geometry.name == "usage_centred":
             weights = usage.to(device, torch.float32) / usage.sum().clamp_min(1).float().to(device)
             found.centre = sum(
-                part.T @ own for part, own in zip(_split_centred(space), weights.split(_count_rows(width)), strict=True)
+                part.T @ own
+                for part, own in zip(_split_centred(space), weights.split(_count_rows(width, device)), strict=True)
             )
         elif geometry.name == "whitened":
             kept = values > LEAST_VARIANCE * values[-1].clamp_min(1e-300)
@@ -176,7 +188,7 @@ def _measure_rows(found: Map, space: Space) -> None:
         found.left, found.right = torch.stack((own, one), 1), torch.stack((one, own), 1)
     elif found.basis is not None:
         found.left = found.right = torch.cat(products)
-    scales = found.scale.split(_count_rows(space.embedding.shape[1]))
+    scales = found.scale.split(_count_rows(space.embedding.shape[1], space.mean.device))
     total = sum(widen(part.T @ own) for part, own in zip(_split_centred(space), scales, strict=True))
     if found.centre is not None:
         total = total - widen(found.scale).sum() * widen(found.centre)
@@ -184,13 +196,13 @@ def _measure_rows(found: Map, space: Space) -> None:
     found.expected = float((square - (found.scale > 0).sum()) / (size * (size - 1))) if size > 1 else 0.0
 
 
-def _count_rows(width: int) -> int:
-    return max(1, PIECE // width)
+def _count_rows(width: int, device: torch.device) -> int:
+    return max(1, (PIECE_CPU if device.type == "cpu" else PIECE_GPU) // width)
 
 
 def _split(matrix: torch.Tensor, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
     """The first place and the rows of each piece, in float32."""
-    rows = _count_rows(matrix.shape[1])
+    rows = _count_rows(matrix.shape[1], device)
     for start in range(0, len(matrix), rows):
         yield start, matrix[start : start + rows].to(device, torch.float32)
 

@@ -30,3 +30,8 @@ def compute_shares(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """``values`` (K,) divided by their row's sum, in the data type for sums."""
     wide = widen(values)
     return wide / repeat_rows(sum_rows(wide, offsets), offsets, len(values))
+
+
+def pick(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """``values[places]``, (n, ...) at places of any shape: much quicker on a CPU, where indexing is general."""
+    return values.index_select(0, places.flatten()).view(*places.shape, *values.shape[1:])

@@ -88,6 +88,8 @@ class Sampler:
         variants: Variants | None = None,
     ):
         self.directions, self.settings, self.variants = directions, settings, variants
+        # where measuring is deferred, so is finding the sets; elsewhere they need what is computed to draw a token
+        self.sets = variants.sets if variants and uniforms.device.type not in DEFERRED else ()
         self.uniforms, self.quantities = uniforms, quantities
         self.ends = list_ends(ends, uniforms.device)
         self.measured: list[Drawn] = []
@@ -130,13 +132,19 @@ class Sampler:
         # A batch's nuclei stay on the device until the batch ends: ids need no more than 32 bits.
         candidates = step.candidates._replace(ids=step.candidates.ids.int())
         # Variants of a token are about a thousand numbers, so they do not stay on the device.
-        variants = self.variants.measure(step.logits, step.full_entropy).cpu() if self.variants else None
-        self.measured.append(Drawn(rows, step.tokens, candidates, values, variants))
+        self.measured.append(Drawn(rows, step.tokens, candidates, values, self._measure_variants(step)))
+
+    def _measure_variants(self, step: Step) -> torch.Tensor | None:
+        if self.variants is None:
+            return None
+        if step.windows is not None:
+            return self.variants.measure_windows(step.windows).cpu()
+        return self.variants.measure(step.logits, step.full_entropy).cpu()
 
     def _describe(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, Distribution]:
         """Logits and what they say; rows that have ended may contain anything, NotFinite names only the others."""
         try:
-            found = describe_distribution(logits, self.settings.top_p)
+            found = describe_distribution(logits, self.settings.top_p, self.sets)
         except NotFinite as error:
             self._read_flags()
             broken = [rows[place] for place in error.rows if rows[place] not in self.ended]
@@ -144,7 +152,7 @@ class Sampler:
                 raise NotFinite(broken) from None
             over = torch.tensor(error.rows, device=logits.device)
             logits = logits.index_fill(0, over, 0)
-            return logits, describe_distribution(logits, self.settings.top_p)
+            return logits, describe_distribution(logits, self.settings.top_p, self.sets)
         self._read_flags()  # finding the nuclei has waited for the device, so the copy is complete
         return logits, found
 

@@ -305,7 +305,7 @@ def score_batch(
         part = slice(done, done + len(logits))
         logits = scale_logits(logits, settings)
         try:
-            distribution = describe_distribution(logits, settings.top_p)
+            distribution = describe_distribution(logits, settings.top_p, variants.sets if variants else ())
         except NotFinite as error:
             raise NotFinite(sorted({owners[part][row] for row in error.rows})) from None
         step = Step(logits, distribution, taken[part], directions, ends=ends)
@@ -313,7 +313,7 @@ def score_batch(
         for owner, token in zip(owners[part], measured, strict=True):
             found[owner].append(token)
         if variants is not None:
-            more.append(variants.measure(logits, step.full_entropy).cpu())
+            more.append(variants.measure_windows(step.windows).cpu())
         bar.update(len(logits))
         done = part.stop
     if variants is None:

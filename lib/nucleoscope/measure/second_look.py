@@ -479,10 +479,11 @@ def _empty_cosines(plan: Plan) -> torch.Tensor:
 def compare(windows: Windows, spaces: list[Space]) -> torch.Tensor:
     """The cosines (B, N, G) of the sets of some windows in all geometries; NaN where k = 1."""
     segments = Segments(windows)
-    parts = [
-        torch.cat([segments.compare_unweighted(rows, space) for rows in segments.split(space)]) for space in spaces
-    ]
-    return torch.cat(parts, -1)
+    found = [torch.empty(*windows.extents.shape[:2], len(space.maps), device=windows.ids.device) for space in spaces]
+    for cosines, space in zip(found, spaces, strict=True):
+        for rows in segments.split(space):
+            cosines[rows] = segments.compare_unweighted(rows, space)
+    return torch.cat(found, -1)
 
 
 def _split_tokens(offsets: list[int]) -> Iterator[slice]:

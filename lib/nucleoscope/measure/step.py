@@ -37,7 +37,7 @@ class Step:
         ends: torch.Tensor | None = None,
     ):
         self.logits, self.tokens, self.places, self.ends = logits, tokens, places, ends
-        self.candidates, self._full, self.margin = distribution
+        self.candidates, self._full, self.margin, self.windows = distribution
         self.directions, self.embedding = directions, directions.embedding
 
     @property

@@ -1,0 +1,61 @@
+"""Windows of candidate sets: the same whatever is computed together with them, and however they are divided."""
+
+import pytest
+import torch
+
+import oracle
+from nucleoscope import variants
+from nucleoscope.measure import candidate_sets
+from nucleoscope.measure.candidate_sets import find_windows
+from nucleoscope.measure.distribution import describe_distribution
+from nucleoscope.measure.entropy import compute_full_entropies
+from nucleoscope.measure.nucleus import NotFinite
+
+SETS = variants.parse("default").sets
+
+
+def draw(rows: int, size: int, scale: float = 3.0) -> torch.Tensor:
+    logits = scale * torch.randn(rows, size, generator=torch.Generator().manual_seed(0))
+    logits[::3, ::7] = -torch.inf
+    return logits
+
+
+def assert_equal(found: candidate_sets.Windows, expected: candidate_sets.Windows) -> None:
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 31, 33, 5000])
+def test_windows_are_those_of_the_logits_alone_if_the_nucleus_is_found_with_them(size):
+    logits = draw(25, size)
+    logits[:, 0] = 0
+    found = describe_distribution(logits, 0.9, SETS)
+    assert_equal(found.windows, find_windows(logits, compute_full_entropies(logits).entropy, SETS))
+    alone = describe_distribution(logits, 0.9)
+    assert alone.windows is None
+    assert all(torch.equal(*pair) for pair in zip(found.candidates, alone.candidates, strict=True))
+
+
+def test_windows_do_not_depend_on_how_many_tokens_are_sorted_at_once(monkeypatch):
+    logits = draw(40, 60_000)
+    entropy = compute_full_entropies(logits).entropy
+    expected = find_windows(logits, entropy, SETS)
+    monkeypatch.setattr(candidate_sets, "SORTED", 1)
+    assert_equal(find_windows(logits, entropy, SETS), expected)
+
+
+def test_rows_that_are_not_finite_are_named_although_they_have_no_windows():
+    logits = draw(30, 40_000)
+    logits[4, 9], logits[29] = torch.inf, torch.nan
+    with pytest.raises(NotFinite) as error:
+        describe_distribution(logits, 0.9, SETS)
+    assert error.value.rows == [4, 29]
+
+
+@pytest.mark.parametrize("number", [3, 200, 1999, 5000])
+def test_a_set_of_any_number_of_tokens_has_the_likeliest(number):
+    logits = draw(4, 2000, 0.5).round(decimals=1)  # with ties
+    few = variants.CandidateSet("", "top_k", number, "", "")
+    windows = find_windows(logits, torch.zeros(4), [few])
+    for ids, p in zip(oracle.split(windows.ids, windows.offsets), oracle.compute_softmax(logits), strict=True):
+        order = sorted((i for i in range(2000) if p[i] > 0), key=lambda i, p=p: (-p[i], i))
+        assert ids.tolist() == order[:number]
