@@ -21,7 +21,7 @@ import pandas as pd
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
 from nucleoscope.store import results
-from nucleoscope.store.context import load_current_matrices
+from nucleoscope.store.context import load_current_matrices, read_grouping
 from nucleoscope.views import assets, cards, examples
 from nucleoscope.views.assets import STATIC
 from nucleoscope.views.strip import Background, build_content
@@ -56,7 +56,7 @@ def build_menu(prompts: Mapping[int, str], table: pd.DataFrame, reader: Reader |
     over the tokens that have it, there is the coefficient of entropy and cosine within the prompt.
     """
     room = max(40, SEARCHED // max(2 * len(prompts), 1))
-    names = [name for name in quantities.list_titles() if name in table and table[name].notna().any()]
+    names = [name for name in quantities.list_tints() if name in table and table[name].notna().any()]
     grouped = table[table["prompt"].isin(prompts)].groupby("prompt", sort=False)
     means, counts = grouped[names].mean(), grouped.size()
     coefficients = examples.correlate_within_prompts(table)["r"]
@@ -90,6 +90,7 @@ def build_texts(
     """
     reader, left = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer), list(numbers)
     matrices = load_current_matrices(folder)
+    threshold = read_grouping(folder).threshold
     for start in range(0, len(left), AT_ONCE):
         part = left[start : start + AT_ONCE]
         records, similarities = results.load_records(folder, part), results.load_similarities(folder, part)
@@ -97,7 +98,7 @@ def build_texts(
             found = similarities.get(number)
             if found is not None and len(found.taken) != len(records[number]["tokens"]):
                 found = None
-            ahead = cards.read_ahead(matrices, number) if matrices else None
+            ahead = cards.read_ahead(matrices, number, threshold) if matrices else None
             content = build_content(
                 records[number], reader, table=background, mode=mode, similarities=found, ahead=ahead
             )

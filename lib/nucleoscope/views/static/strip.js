@@ -67,7 +67,8 @@ function buildStrip(root, data) {
   root.classList.toggle("ns-keeps", keeps);
   const entropies = data.quantities.find(({ name }) => name === "entropy").values;
   const widest = entropies.reduce((best, value, i) => ((value ?? -1) > (entropies[best] ?? -1) ? i : best), 0);
-  let [at, pinned, timer, open, tab] = [null, false, 0, null, ""];
+  const findTab = () => data.quantities[+select.value].tab; // that shows what the tint is about
+  let [at, pinned, timer, open, tab] = [null, false, 0, null, findTab() ?? ""];
 
   const isWide = () => root.classList.contains("ns-wide");
 
@@ -222,7 +223,9 @@ function buildStrip(root, data) {
   text.addEventListener("blur", (event) => event.relatedTarget && !root.contains(event.relatedTarget) && hide());
   select.addEventListener("change", () => {
     tint();
+    tab = findTab() ?? tab;
     if (at !== null) fill(at);
+    else showHint();
   });
 
   if (!keeps) card.popover = "manual";
