@@ -201,17 +201,11 @@ def needs_pair(name: str) -> bool:
 
 
 def format_reference() -> str:
-    """The table of all quantities, in Markdown, for the book."""
+    """The table of all quantities that are measured with a text, in Markdown, for the book."""
     head = "| column | list in a record | unit | range | definition | source |\n|---|---|---|---|---|---|\n"
     rows = (
-        f"| `{q.name}` | {_locate(q)} | {q.unit or '-'} | {q.range or '-'} | {q.formula} | {q.source or '-'} |"
-        for q in (*REGISTRY.values(), *IN_CONTEXT)
+        f"| `{q.name}` | {f'`{q.plural}`' if q.plural else 'from `top_p_tokens`'} | {q.unit or '-'} "
+        f"| {q.range or '-'} | {q.formula} | {q.source or '-'} |"
+        for q in REGISTRY.values()
     )
     return head + "\n".join(rows) + "\n"
-
-
-def _locate(quantity: Quantity) -> str:
-    """Where a quantity is besides the tables."""
-    if quantity.plural:
-        return f"`{quantity.plural}`"
-    return "in `context.parquet`" if is_in_context(quantity.name) else "from `top_p_tokens`"
