@@ -1054,7 +1054,7 @@ def test_a_card_shows_similarity_in_context_in_a_tab_that_stays_open(visit, widt
         rest = listed[step] - len(found["names"])
         assert strip.locator(".ns-apart").all_text_contents() == ["not compared"] * rest
         text = strip.locator("[role='tabpanel']").inner_text()
-        assert f"{len(found['groups'])} groups, in which candidates have a mean similarity of at least 0.5" in text
+        assert f"{len(found['groups'])} groups with a mean similarity of at least 0.5" in text
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     inner = strip.locator(".ns-context").evaluate("list => [list.scrollWidth, list.clientWidth]")
     assert inner[0] <= inner[1]

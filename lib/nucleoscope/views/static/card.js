@@ -123,9 +123,9 @@ function drawContext(ahead, listed, size, { threshold, remark = "" }, pick) {
   const compared = groups.reduce((sum, [, places, more = 0]) => sum + places.length + more, 0);
   for (let i = compared; i < listed.length; i++) drawRest(make("span"), make("span"), drawName(i), make("span", { class: "ns-muted ns-apart" }, "not compared"));
   const lines = [describeGroups(groups.length, compared, threshold),
-    `Shares are those among the ${compared === size ? "" : `${formatCount(compared)} likeliest of `}${countCandidates(size)}${compared === size ? "" : "; the others were not compared in context"}.`,
-    describeClosest(names, matrix, "Similarity in context"),
-    `1: both candidates have the same continuations; 0: none in common. By their probabilities, these ${n} candidates have as many different continuations as ${formatNumber(continuations, 2)} with none in common.`, remark];
+    compared < size && `Shares are those among the ${formatCount(compared)} likeliest of ${countCandidates(size)}; the others were not compared.`,
+    describeClosest(names, matrix, "Cells: similarity in context, from 0 (no continuation in common) to 1 (the same)."),
+    `By their probabilities, these ${n} candidates have as many different continuations as ${formatNumber(continuations, 2)} with none in common.`, remark];
   return make("div", { class: "ns-candidates" }, make("p", { class: "ns-split" }, ...formatSplit(split)), list,
     ...lines.filter(Boolean).map((line) => make("p", { class: "ns-muted" }, line)));
 }
@@ -140,9 +140,9 @@ function formatSplit([what, how]) {
 
 // What the groups of a token's compared candidates say of its entropy.
 function describeGroups(groups, compared, threshold) {
-  if (groups === 1) return `${compared === 2 ? "Both candidates" : `All ${compared} candidates`} are one group, with a mean similarity of at least ${threshold}: the uncertainty is about how it is put, not about what follows.`;
-  if (groups === compared) return `Each is a group of its own, because no two have a similarity of ${threshold} or more: the uncertainty is about what follows, not about how it is put.`;
-  return `${formatCount(groups)} groups, in which candidates have a mean similarity of at least ${threshold}. What: the uncertainty about the group. How: that about the candidate in it.`;
+  if (groups === 1) return `${compared === 2 ? "Both candidates" : `All ${compared} candidates`} are one group, with a mean similarity of at least ${threshold}: the uncertainty is only about how it is put.`;
+  if (groups === compared) return `Each is a group of its own, because no two have a similarity of ${threshold} or more: the uncertainty is only about what follows.`;
+  return `${formatCount(groups)} groups with a mean similarity of at least ${threshold}. What: uncertainty about the group; how: about the candidate in it.`;
 }
 
 // The likeliest next tokens after each candidate.
@@ -180,12 +180,12 @@ function drawTabs(tabs, open, choose) {
 }
 
 // The most similar two of the likeliest candidates, in words.
-function describeClosest(names, matrix, what = "Cosine similarity") {
+function describeClosest(names, matrix, cells = "Cosine similarity: the stronger a cell's colour, the more similar.") {
   if (!matrix?.length) return "";
   const place = matrix.indexOf(Math.max(...matrix));
   const later = Math.floor((1 + Math.sqrt(1 + 8 * place)) / 2);
   const pair = `“${names[place - (later * (later - 1)) / 2]}” and “${names[later]}”`;
-  return `${what}: the stronger a cell's colour, the more similar. Most similar: ${pair}, ${formatHundredths(matrix[place])}.`;
+  return `${cells} Most similar: ${pair}, ${formatHundredths(matrix[place])}.`;
 }
 
 // The quantities of a token with ``size`` candidates.

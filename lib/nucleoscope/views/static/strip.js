@@ -239,8 +239,8 @@ function buildStrip(root, data) {
   }).observe(root);
   const rows = Math.max(...data.tokens.map(([, words, , , , , , p]) => words.length + (p !== undefined)));
   if (!keeps) card.style.setProperty("--ns-rows", rows + (data.similar || data.context ? 1 : 0));
-  // The sentence on the most similar two, and what similarity in context means: another tab moves nothing below it.
-  if (!keeps && (data.similar || data.context)) card.style.setProperty("--ns-lines", data.context ? "12.5em" : "9.5em");
+  // The sentence on the most similar two, and those on groups: another tab moves nothing below it.
+  if (!keeps && (data.similar || data.context)) card.style.setProperty("--ns-lines", data.context ? "19em" : "9.5em");
   tint();
   if (keeps) show(data.shown, false);
 }
