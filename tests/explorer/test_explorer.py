@@ -1198,7 +1198,7 @@ def test_a_candidate_is_clicked_in_jupyterlab_and_two_texts_are_side_by_side(pag
     page.locator(".ns-context .ns-cells i").first.wait_for()
     assert re.fullmatch(r"what \d\.\d{3} \+ how \d\.\d{3} = \d\.\d{3} nats", page.locator(".ns-split").inner_text())
     assert page.get_by_role("group", name=re.compile("^Group of")).count() >= 1
-    assert "--context" in page.get_by_role("tabpanel").inner_text()
+    assert "--context" in page.get_by_role("tabpanel", name="similar in context").inner_text()
     page.get_by_role("tab", name="candidates").click()
     before = page.locator(".nx-tokens").inner_text()
     candidate = page.locator(".ns-pick").first

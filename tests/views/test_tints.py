@@ -207,6 +207,18 @@ def test_candidates_that_are_followed_but_not_compared_are_in_no_group(reader):
     assert found["shares"] == [0.625, 0.375]
 
 
+def test_scripts_of_texts_leave_out_the_names_that_a_card_lists_anyway(compared, shown, reader, tmp_path):
+    folder = shutil.copytree(compared, tmp_path / "cats" / "tiny")
+    background = strip.compute_background(load_table(folder))
+    place = texts.write_texts(folder, reader, [1], background, "generate")
+    data = json.loads(re.search(r"\]=(.*);\n", (place / "1.js").read_text(), re.DOTALL)[1])["data"]
+    for token, found, whole in zip(data["tokens"], data["context"], shown[1]["context"], strict=True):
+        if whole is not None:
+            names = [data["words"][word] for word in token[1]][: len(whole["names"])]
+            assert found | {"names": names, "following": []} == whole
+            assert not {"names", "following"} & found.keys()
+
+
 # Runs that were not measured in context
 
 

@@ -196,6 +196,7 @@ class Explorer:
             options=_list_tints(False),
             value=quantity,
             description="tint by",
+            layout=widgets.Layout(width="28em", max_width="98%"),  # for the longest label
         )
         wide = {"flex": "1 1 20em", "width": "auto"}
         self.measured = widgets.Dropdown(

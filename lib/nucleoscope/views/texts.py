@@ -130,7 +130,7 @@ def _pack(data: dict) -> dict:
     """The data of a text for its script, which is a seventh shorter: a book has hundreds of them.
 
     A list of similarities, in hundredths, is a string with two digits for each, which texts.js unpacks; what is false
-    of a scale is left out.
+    of a scale is left out, and so is what card.js knows of similarity in context without it.
     """
     packed = {
         name: ["".join(f"{ZERO + value:02x}" for value in values) for values in data[name]]
@@ -138,7 +138,18 @@ def _pack(data: dict) -> dict:
         if name in data
     }
     scales = [{name: value for name, value in scale.items() if value is not False} for scale in data["quantities"]]
+    if "context" in data:
+        packed["context"] = [
+            each and _shorten(each, [data["words"][word] for word in token[1]])
+            for each, token in zip(data["context"], data["tokens"], strict=True)
+        ]
     return data | packed | {"quantities": scales}
+
+
+def _shorten(ahead: dict, listed: list[str]) -> dict:
+    """A `cards.describe_ahead` without the names that the card lists anyway, and without what follows, if unknown."""
+    known = {"names": ahead["names"] == listed[: len(ahead["names"])], "following": not ahead["following"]}
+    return {name: value for name, value in ahead.items() if not known.get(name)}
 
 
 def name_run(folder: Path) -> str:

@@ -86,7 +86,7 @@ function drawPick(text, pick) {
 // The candidates in groups with similar continuations, and how similar what follows them is: ``ahead`` is a
 // cards.describe_ahead. ``size`` is the number of candidates, of which the names of the likeliest are ``listed``.
 function drawContext(ahead, listed, size, { threshold, remark = "" }, pick) {
-  const { names, taken, similar, matrix, continuations, shares, groups, split } = ahead;
+  const { names = listed, taken, similar, matrix, continuations, shares, groups, split } = ahead;
   const n = shares.length, list = make("div", { class: "ns-list ns-context" });
   for (const title of ["group", "", "", "share", similar.length ? "to ✓" : "", "to those above"]) list.append(make("span", { class: "ns-muted" }, title));
   const drawName = (i) => {
@@ -240,7 +240,7 @@ function drawCard(content, at, { chosen = "", close = null, tab = "", choose = (
   // In a text where some tokens have this tab, all do: what is below it stays where it is.
   const say = () => drawNote(size === 1 ? "With only one candidate there is nothing to compare." : "This was not measured for this token.");
   if (ahead || content.context || content.waiting) tabs.push(["context", "similar in context", ahead ? () => drawContext(ahead, listed.map((index) => words[index]), size, content, pick) : content.waiting ? wait : say]);
-  if (ahead?.following.length || content.waiting) tabs.push(["following", "what follows", ahead ? () => drawFollowing(ahead, pick) : wait]);
+  if (ahead?.following?.length || content.waiting) tabs.push(["following", "what follows", ahead ? () => drawFollowing(ahead, pick) : wait]);
   const choice = tabs.length > 1 ? drawTabs(tabs, tab, choose) : [drawChoice()];
   return [
     make("div", {}, head, make("p", { class: "ns-muted" }, `${origin}: ${rank}`, ...parts), ...choice),
