@@ -76,8 +76,9 @@ explorer.view
 # step has its own. The tokens before it are kept, not drawn again. The two texts are side by side from there on, in rows
 # with tokens of the same steps. The line above them names all texts up to the latest one and leads back to each; a
 # candidate of either text can be clicked next. Two more tabs of a card show what the model expects after each
-# candidate: how similar that is, and the three likeliest next tokens. They need the model, or a run that was measured in
-# context.
+# candidate: how similar that is, with similar candidates in groups, and the three likeliest next tokens. They need the
+# model, or a run that was measured in context, whose texts can also be tinted by both parts of the entropy: uncertainty
+# about what follows, and about how it is put.
 #
 # A prompt of a measured run brings the run's settings with it, including the revision of its model, and Run measures
 # the tokens of the run again. If you change a setting or the prompt, new tokens are drawn. In bfloat16 and float16

@@ -43,7 +43,7 @@ from IPython.display import HTML, Markdown, display
 from nucleoscope.models.tokenizers import load_tokenizer
 from nucleoscope.stats import correlation
 from nucleoscope.store import results
-from nucleoscope.store.context import load_current_matrices
+from nucleoscope.store.context import join_split, load_current_matrices, read_grouping
 from nucleoscope.views import cards, examples, figures, tables, texts
 from nucleoscope.views.strip import compute_background, render_strip
 
@@ -114,14 +114,16 @@ figures.plot_distributions(table)
 # shows how similar what follows the candidates is.
 
 # %%
-background, mode = compute_background(table), settings.get("mode", "generate")
+split = join_split(table, folder)  # as it is, unless the run was measured in context
+background, mode = compute_background(split), settings.get("mode", "generate")
 picks = examples.choose_prompts(table)
 records = results.load_records(folder, [pick.prompt for pick in picks])
 similarities, matrices = results.load_similarities(folder, records), load_current_matrices(folder)
+threshold = read_grouping(folder).threshold
 for pick in picks:
     compared = {
         "similarities": similarities.get(pick.prompt),
-        "ahead": cards.read_ahead(matrices, pick.prompt) if matrices else None,
+        "ahead": cards.read_ahead(matrices, pick.prompt, threshold) if matrices else None,
     }
     html = render_strip(records[pick.prompt], tokenizer, table=background, mode=mode, **compared)
     display(Markdown(pick.sentence), HTML(html))
@@ -136,7 +138,7 @@ for pick in picks:
 n_prompts = settings["n_prompts"]
 display(
     Markdown(texts.describe_choice(n_prompts, texts.choose_texts(n_prompts))),
-    HTML(texts.show_texts(folder, tokenizer, table, background, mode, n_prompts)),
+    HTML(texts.show_texts(folder, tokenizer, split, background, mode, n_prompts)),
 )
 
 # %% [markdown]

@@ -110,6 +110,19 @@ BUILT_IN = (
     Quantity("k", "candidates (k)", attrgetter("k"), None, "", "1, 2, ...", "number of candidates", "", is_count=True),
 )  # fmt: skip
 
+# Of tokens whose candidates were compared in context, in a second pass: their columns are in context.parquet, and
+# `stats.what_or_how` computes them from the candidates' similarities, not from a step.
+IN_CONTEXT = (
+    Quantity(
+        "entropy_what", "uncertainty about what follows", attrgetter("entropy_what"), None, "nats", "[0, H(q)]",
+        "H(groups): groups of candidates with similar continuations", "Shannon 1948", needs_pair=True,
+    ),
+    Quantity(
+        "entropy_how", "uncertainty about how it is put", attrgetter("entropy_how"), None, "nats", "[0, H(q)]",
+        "sum over groups of q_g H(q given g), so that both add up to H(q)", "Shannon 1948", needs_pair=True,
+    ),
+)  # fmt: skip
+
 REGISTRY: dict[str, Quantity] = {quantity.name: quantity for quantity in BUILT_IN}
 NOT_QUANTITIES = ("prompt", "tokens", "top_p_tokens", "top_p_probs")  # the other keys of a record
 
@@ -121,7 +134,7 @@ def register(quantity: Quantity) -> Quantity:
     built-in quantity, or one of both that of another column.
     """
     quantity = quantity if quantity.plural else replace(quantity, plural=quantity.name)
-    others = [*BUILT_IN, *(each for each in REGISTRY.values() if each.name != quantity.name)]
+    others = [*BUILT_IN, *IN_CONTEXT, *(each for each in REGISTRY.values() if each.name != quantity.name)]
     taken = {"model", "dataset", "prompt", "step", "token", "text", *NOT_QUANTITIES}
     taken |= {name for each in others for name in (each.name, each.plural) if name}
     if {quantity.name, quantity.plural} & taken:
@@ -153,7 +166,8 @@ def find_columns(record_keys: Iterable[str] = ()) -> dict[str, str]:
 
 def describe(name: str) -> Quantity:
     """The quantity of a column; if it is not registered here, it has only its name."""
-    return REGISTRY.get(name) or Quantity(name, name.replace("_", " "), attrgetter(name), name)
+    known = REGISTRY.get(name) or next((each for each in IN_CONTEXT if each.name == name), None)
+    return known or Quantity(name, name.replace("_", " "), attrgetter(name), name)
 
 
 def find_title(name: str) -> str:
@@ -167,8 +181,18 @@ def is_count(name: str) -> bool:
 
 
 def list_titles() -> dict[str, str]:
-    """{name: label with unit} of all quantities, for example to choose the tint of tokens."""
+    """{name: label with unit} of all quantities that are measured with a text."""
     return {name: quantity.title for name, quantity in REGISTRY.items()}
+
+
+def list_tints() -> dict[str, str]:
+    """`list_titles`, and the same of quantities that a second pass may add: what tokens can be tinted by, in order."""
+    return list_titles() | {quantity.name: quantity.title for quantity in IN_CONTEXT}
+
+
+def is_in_context(name: str) -> bool:
+    """Whether a quantity is one of `IN_CONTEXT`."""
+    return any(quantity.name == name for quantity in IN_CONTEXT)
 
 
 def needs_pair(name: str) -> bool:
@@ -177,7 +201,7 @@ def needs_pair(name: str) -> bool:
 
 
 def format_reference() -> str:
-    """The table of all quantities, in Markdown, for the book."""
+    """The table of all quantities that are measured with a text, in Markdown, for the book."""
     head = "| column | list in a record | unit | range | definition | source |\n|---|---|---|---|---|---|\n"
     rows = (
         f"| `{q.name}` | {f'`{q.plural}`' if q.plural else 'from `top_p_tokens`'} | {q.unit or '-'} "

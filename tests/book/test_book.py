@@ -131,11 +131,13 @@ def compare_at_random(record: dict) -> Similarities:
 def look_ahead_at_random(record: dict) -> dict[int, cards.Ahead]:
     """Similarities in context of a record that are made up."""
     rng, found = np.random.default_rng(1), {}
-    for step, ids in enumerate(record["top_p_tokens"]):
+    for step, (ids, probs) in enumerate(zip(record["top_p_tokens"], record["top_p_probs"], strict=True)):
         if len(ids) > 1:
             m = min(len(ids), 8)
             similar = rng.uniform(0, 1, (m, m))
-            found[step] = cards.Ahead(ids[:m].tolist(), (similar + similar.T) / 2, 2.5)
+            similar = (similar + similar.T) / 2
+            np.fill_diagonal(similar, 1)
+            found[step] = cards.build_ahead(ids[:m].tolist(), probs[:m].numpy(), similar)
     return found
 
 
@@ -997,11 +999,18 @@ def test_the_outline_of_a_token_at_the_start_of_a_line_has_no_box_for_the_space_
     assert after.replace(' class=""', "") == before.replace(' class=""', "")
 
 
+def read_group(group) -> list:
+    """A group of a card: its share, the names of its candidates without the mark of the one that was taken, a note."""
+    names = [name.removesuffix(" ✓") for name in group.locator("bdi").all_text_contents()]
+    return [group.locator("b").text_content(), names, group.get_attribute("aria-label")]
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_card_shows_similarity_in_context_in_a_tab_that_stays_open(visit, width):
     page = visit("strips", width)
     strip = page.locator("div.nucleoscope-strip").nth(1)
-    context = json.loads(strip.locator("script[type='application/json']").text_content())["context"]
+    data = json.loads(strip.locator("script[type='application/json']").text_content())
+    context = data["context"]
     several = [step for step, each in enumerate(context) if each]
     alone = context.index(None)
     tokens = strip.locator(".ns-text > span")
@@ -1010,14 +1019,45 @@ def test_a_card_shows_similarity_in_context_in_a_tab_that_stays_open(visit, widt
     tab.click()
     assert tab.get_attribute("aria-selected") == "true"
     assert tab.evaluate("tab => tab === document.activeElement")
-    assert strip.locator(".ns-context bdi").count() == len(context[several[0]]["names"])
+    listed = [len(words) for _, words, *_ in data["tokens"]]
+    assert strip.locator(".ns-context bdi").count() == listed[several[0]]
     tokens.nth(several[1]).click(position={"x": 2, "y": 8})
-    assert strip.locator(".ns-context bdi").count() == len(context[several[1]]["names"])
+    assert strip.locator(".ns-context bdi").count() == listed[several[1]]
     tokens.nth(alone).click(position={"x": 2, "y": 8})
     assert "nothing to compare" in strip.locator("[role='tabpanel']").text_content()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     tab.press("ArrowLeft")
     assert strip.get_by_role("tab", name="candidates").get_attribute("aria-selected") == "true"
+    # A tint by what or how opens the tab, whose candidates are in groups.
+    scales = {scale["name"]: scale for scale in data["quantities"]}
+    strip.locator("select").select_option(label="uncertainty about what follows (nats)")
+    assert tab.get_attribute("aria-selected") == "true"
+    assert "dotted: only one candidate)" in strip.locator(".ns-legend").inner_text()
+    grouped = [step for step in several if 1 < len(context[step]["groups"]) < len(context[step]["names"])]
+    wide = next(step for step in grouped if listed[step] > len(context[step]["names"]))
+    for step in (grouped[0], wide):
+        found, value = context[step], scales["entropy_what"]["values"][step]
+        assert ("ns-none" in (tokens.nth(step).get_attribute("class") or "")) == (value is None)
+        strip.locator(".ns-text").press("Home")
+        for _ in range(step):
+            strip.locator(".ns-text").press("ArrowRight")
+        said = strip.locator(".ns-split").inner_text()
+        what, how = (f"{part:.3f}" for part in found["split"])
+        assert said == f"what {what} + how {how} = {float(what) + float(how):.3f} nats"
+        groups = strip.get_by_role("group", name=re.compile("Group of"))
+        assert [len(read_group(group)[1]) for group in groups.all()] == [len(places) for _, places in found["groups"]]
+        for group, (share, places) in zip(groups.all(), found["groups"], strict=True):
+            percent, names, label = read_group(group)
+            assert names == [found["names"][place] for place in places]
+            assert float(percent.removesuffix(" %")) == pytest.approx(100 * share, abs=0.51)
+            assert label == f"Group of {len(names)} candidate{'s' * (len(names) > 1)}, {percent}"
+        rest = listed[step] - len(found["names"])
+        assert strip.locator(".ns-apart").all_text_contents() == ["not compared"] * rest
+        text = strip.locator("[role='tabpanel']").inner_text()
+        assert f"{len(found['groups'])} groups with a mean similarity of at least 0.5" in text
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    inner = strip.locator(".ns-context").evaluate("list => [list.scrollWidth, list.clientWidth]")
+    assert inner[0] <= inner[1]
 
 
 def test_pointing_at_a_token_shows_its_card_and_leaving_hides_it(visit):

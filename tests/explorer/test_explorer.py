@@ -29,10 +29,12 @@ from nucleoscope.measure import context, encoding, generation, scoring, streamin
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.models import loading, tokenizers
 from nucleoscope.settings import Settings
+from nucleoscope.stats import what_or_how
 from nucleoscope.store import local_tokenizers, results, run_folder
 from nucleoscope.store.candidates import Similarities
+from nucleoscope.store.context import ContextFolder, load_matrices, load_rows
 from nucleoscope.views import cards, token_text
-from nucleoscope.views.strip import render_strip
+from nucleoscope.views.strip import build_content, render_strip
 
 ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -876,8 +878,8 @@ def test_a_card_has_tabs_with_what_follows_each_candidate(written):
     for next_tokens, row in zip(found["following"], rows, strict=True):
         assert [text for text, _ in next_tokens] == [reader.show(int(id)) for id in row.topk(3).indices]
         assert [p for _, p in next_tokens] == pytest.approx(row.topk(3).values.tolist(), rel=1e-2)
-    expected = 100 * context.compute_similarities(torch.stack(rows))
-    m = len(rows)
+    m = min(len(rows), Settings.context_candidates)  # as many are compared as where a run is measured in context
+    expected = 100 * context.compute_similarities(torch.stack(rows[:m]))
     pairs = [found["matrix"][j * (j - 1) // 2 + i] for i in range(m) for j in range(i + 1, m)]
     assert pairs == pytest.approx(expected.tolist(), abs=0.6)
     assert found["names"][found["taken"]] == reader.show(token.id)
@@ -907,6 +909,96 @@ def test_a_run_that_was_measured_in_context_has_that_tab_without_its_model(tiny_
     )
     live.text.hovered = next(other for other in range(len(live.tokens)) if other != step)
     assert "context" not in live.text.card
+    live.close()
+
+
+@pytest.fixture
+def compared(tiny_model, tmp_path) -> Path:
+    """The folder of a run that was measured in context."""
+    measure_run(tiny_model, tmp_path)
+    folder = tmp_path / "results/lines/tiny-llama"
+    model = loading.load(tiny_model)[:2]
+    with ContextFolder(folder, 6, 0.2) as run:
+        context.complete_context(run, lambda: model, results.load_info(folder), what_or_how.tabulate, progress=False)
+    return folder
+
+
+def list_context_tints(live) -> list[str]:
+    return [name for _, name in live.quantity.options if name not in quantities.list_titles()]
+
+
+def test_a_text_from_files_can_be_tinted_by_what_and_how_if_its_run_was_measured_in_context(compared):
+    rows = load_rows(compared)
+    live = explorer.Explorer("", "other", results_dir=str(compared.parents[1]))
+    assert not list_context_tints(live)
+    live.measured.value, live.picked.value = compared, 2
+    assert list_context_tints(live) == ["entropy_what", "entropy_how"]
+    labels = [label for label, _ in live.picked.content["columns"]]
+    assert "mean uncertainty about what follows (nats)" in labels
+    assert (live.quantity.value, live.text.tab) == ("entropy", "")
+    live.quantity.value = "entropy_how"
+    assert live.text.tab == "context"  # which shows what the tint is about
+    own = rows[rows["prompt"] == 2].set_index("step")["entropy_how"]
+    expected = [cards.round_value(own.get(step, math.nan)) for step in range(len(live.tokens))]
+    assert live.text.scale["values"] == expected
+    assert len(set(expected)) > 2
+    live.text.tab = ""
+    live.picked.value = 1  # another text of the run: the tint stays, and so does the tab that was opened
+    assert (live.quantity.value, live.text.tab, live.text.scale["name"]) == ("entropy_how", "", "entropy_how")
+    live.close()
+
+
+def test_the_card_of_a_measured_token_has_the_same_groups_static_from_files_and_by_the_model(compared, tiny_model):
+    record, reader = results.load_records(compared)[2], token_text.Reader(tiny.create_tokenizer(chat=True))
+    ahead = cards.read_ahead(load_matrices(compared), 2, 0.2)
+    static = build_content(record, reader, ahead=ahead)["data"]
+    steps = [step for step, each in enumerate(static["context"]) if each]
+    assert any(1 < len(static["context"][step]["groups"]) < 6 for step in steps)
+    live = explorer.Explorer("", "other", results_dir=str(compared.parents[1]))
+    live.measured.value, live.picked.value = compared, 2
+    for step in steps:
+        live.text.hovered = step
+        assert live.text.card["context"] == [static["context"][step]]
+        assert live.text.card["threshold"] == static["threshold"]
+        assert live.text.card["quantities"][-1]["values"] == [static["quantities"][-1]["values"][step]]
+    live.quantity.value = "entropy_what"
+    values = live.text.scale["values"]
+    live.run()
+    live.wait(60)
+    assert not live.text.failed, live.text.status
+    assert (live.model is None, live.quantity.value, live.text.scale["values"]) == (False, "entropy_what", values)
+    for step in steps[:3]:
+        live.text.hovered = step
+        wait_until(lambda: "context" in live.text.card)
+        (found,) = live.text.card["context"]
+        expected = static["context"][step]
+        assert [each[1:] for each in found["groups"]] == [each[1:] for each in expected["groups"]]
+        assert found["split"] == pytest.approx(expected["split"], abs=2e-3)
+        assert found["shares"] == pytest.approx(expected["shares"], rel=0.01)
+        assert found["names"][: len(expected["names"])] == expected["names"]
+        assert "remark" not in live.text.card
+    step, place = find_choice(live, 3)
+    pick(live, step, place)  # the text up to there has its numbers, what follows is new
+    assert live.text.scale["values"][: step + 1] == values[: step + 1]
+    assert live.text.scale["values"][step + 1 :] == [None] * (len(live.tokens) - step - 1)
+    live.close()
+
+
+def test_a_text_that_was_just_written_has_groups_on_cards_but_no_such_tint(compared, tiny_model):
+    live = explorer.Explorer("", "other", results_dir=str(compared.parents[1]))
+    live.measured.value, live.picked.value = compared, 1
+    live.quantity.value, live.prompt.value = "entropy_what", "the cat and"
+    live.run()
+    live.wait(60)
+    assert not live.text.failed, live.text.status
+    assert (list_context_tints(live), live.quantity.value) == ([], "entropy")
+    assert live.text.scale["name"] == "entropy"
+    live.text.hovered, _ = find_choice(live, 0)
+    wait_until(lambda: "context" in live.text.card)
+    (found,) = live.text.card["context"]
+    assert len(found["groups"]) <= len(found["shares"]) <= 6
+    assert live.text.card["threshold"] == 0.2  # that of the selected run
+    assert "--context" in live.text.card["remark"]
     live.close()
 
 
@@ -1104,6 +1196,9 @@ def test_a_candidate_is_clicked_in_jupyterlab_and_two_texts_are_side_by_side(pag
     page.locator(".ns-following .ns-next").first.wait_for()
     page.get_by_role("tab", name="similar in context").click()
     page.locator(".ns-context .ns-cells i").first.wait_for()
+    assert re.fullmatch(r"what \d\.\d{3} \+ how \d\.\d{3} = \d\.\d{3} nats", page.locator(".ns-split").inner_text())
+    assert page.get_by_role("group", name=re.compile("^Group of")).count() >= 1
+    assert "--context" in page.get_by_role("tabpanel", name="similar in context").inner_text()
     page.get_by_role("tab", name="candidates").click()
     before = page.locator(".nx-tokens").inner_text()
     candidate = page.locator(".ns-pick").first

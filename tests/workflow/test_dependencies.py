@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import forks
+from nucleoscope.store import results
 from nucleoscope.workflow import dependencies
 
 ROOT = Path(__file__).parents[2]
@@ -177,12 +178,18 @@ def test_a_grid_that_asks_for_similarity_in_context_plans_that_job_and_then_the_
 
 
 def test_a_page_is_made_again_after_somebody_has_measured_similarity_in_context(project):
-    path = next(project.rglob("measurements.pt")).with_name("context.pt")
-    path.write_bytes(b"any")
-    for time, planned in ((2_100_000_000, {"page", "book"}), (1_000_000_000, set())):
-        os.utime(path, (time, time))
+    folder = next(project.rglob("measurements.pt")).parent
+    paths = [folder / name for name in results.CONTEXT_FILES]
+    for path in paths:
+        path.write_bytes(b"any")
+    # with another threshold, only the last of them is new
+    for old, new, planned in ((1_000_000_000, 2_100_000_000, {"page", "book"}), (1_000_000_000, 1_000_000_000, set())):
+        for path in paths:
+            os.utime(path, (old, old))
+        os.utime(folder / results.CONTEXT_INFO, (new, new))
         assert list_jobs(plan_graph(project)).keys() == planned
-    path.unlink()
+    for path in paths:
+        path.unlink()
 
 
 def test_a_grid_that_asks_for_branches_plans_one_more_job_for_a_run_and_the_page_that_reads_them(project):

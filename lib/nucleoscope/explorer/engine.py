@@ -15,6 +15,7 @@ from nucleoscope.measure.recording import Token
 from nucleoscope.models import loading, tokenizers
 from nucleoscope.settings import Settings
 from nucleoscope.store import local_tokenizers
+from nucleoscope.store.context import Grouping
 from nucleoscope.views import cards, strip, texts
 from nucleoscope.views.token_text import Reader
 
@@ -62,18 +63,25 @@ def find_matrix(model: Any, similarities: Any, token: Token, step: int) -> tuple
     return cards.order_matrix(cards.unpack_pairs(similarities.pairs[step])) if similarities else None
 
 
-def look_ahead(model: loading.Model, tokens: Sequence[Token], step: int, settings: dict[str, Any]) -> cards.Ahead:
-    """What follows each of the listed candidates of token ``step``, and how similar that is."""
+def look_ahead(
+    model: loading.Model, tokens: Sequence[Token], step: int, settings: dict[str, Any], grouping: Grouping
+) -> cards.Ahead:
+    """What follows each of the listed candidates of token ``step``, and how similar that is.
+
+    As many are compared, and grouped in the same way, as where a run is measured with this ``grouping``.
+    """
     token, ids = tokens[step], [each.id for each in tokens[: step + 1]]
     names = ("prompt_format", "template_date", "max_tokens", "temperature")
     chosen = Settings(**{name: settings[name] for name in names}).check()
-    size = min(len(token.ids), cards.LISTED)
+    size = min(len(token.ids), max(cards.LISTED, grouping.candidates))
     found = context.look_ahead(
         model.model, model.tokenizer, settings["prompt"], ids, token.ids[:size], token.probs[:size], chosen, NEXT
     )
-    return cards.Ahead(
+    m = min(size, grouping.candidates)
+    return cards.build_ahead(
         token.ids[:size].tolist(),
-        found.similarities.numpy(),
-        found.values["continuations"],
-        list(zip(found.next_ids.tolist(), found.next_probs.tolist(), strict=True)),
+        token.probs[:m].cpu().numpy(),
+        found.similarities[:m, :m].half().double().numpy(),  # rounded as in context.pt, so that groups are the same
+        grouping.threshold,
+        list(zip(found.next_ids.tolist(), found.next_probs.tolist(), strict=True))[: cards.LISTED],
     )

@@ -37,7 +37,7 @@ from nucleoscope.explorer.controls import (
 )
 from nucleoscope.settings import Settings, fill_defaults
 from nucleoscope.store import results
-from nucleoscope.store.context import load_matrices
+from nucleoscope.store.context import Grouping, join_split, load_matrices, read_grouping
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +60,7 @@ NO_TEXT = (
     "candidates of one token are.</p>"
 )
 HINT = "Point at a token to see its candidates; click it to keep them here. The widest choice of this text:"
+TO_TINT = "A run that was measured with --context can be tinted by what and by how."
 _loaded: dict[tuple, "loading.Model"] = {}  # one at most
 _loading, _trying = threading.Lock(), threading.Lock()
 
@@ -89,13 +90,20 @@ def try_model(model: "loading.Model") -> None:
         checking.find_way(model.model)
 
 
+def _list_tints(in_context: bool) -> list[tuple[str, str]]:
+    """The menu of tints, with those ``in_context`` or without."""
+    titles = quantities.list_tints() if in_context else quantities.list_titles()
+    return [(label, name) for name, label in titles.items()]
+
+
 @dataclass
 class Version:
     """A text of the trail: its ``tokens``, and the ``settings`` it was written with; None if these are unknown.
 
     ``source`` is "generate" if the model wrote it, "score" if it existed before. ``cut`` is the step at which it parts
     from the version before it, None for the first. ``name`` and ``said`` are for readers: what was put in, and how it
-    ended. ``ahead`` has what follows the candidates of a step.
+    ended. ``ahead`` has what follows the candidates of a step, by the model, which compares and groups them as
+    ``grouping`` says; ``compared`` has what the files of a run that was measured in context say.
     """
 
     name: str = "first text"
@@ -105,6 +113,8 @@ class Version:
     tokens: "list[Token]" = field(default_factory=list)
     said: str = ""
     ahead: "dict[int, cards.Ahead]" = field(default_factory=dict)
+    compared: "dict[int, cards.Ahead]" = field(default_factory=dict)
+    grouping: Grouping = field(default_factory=Grouping)
 
 
 class Explorer:
@@ -141,6 +151,8 @@ class Explorer:
         self.measured_reader: Reader | None = None  # of its tokenizer, if that can be had without the network
         self.similarities: results.Similarities | None = None  # of a text that is drawn from files
         self.matrices: dict[str, np.ndarray] | None = None  # of the selected run, if it was measured in context
+        self._own_grouping = Grouping(max(chosen.context_candidates, 2), chosen.context_threshold)
+        self.grouping = self._own_grouping  # or that of the selected run
         self.recorded: dict[str, Any] = {}  # the settings of the selected prompt's run
         self._versions, self._place = [Version()], 0
         self._thread: threading.Thread | None = None
@@ -181,9 +193,10 @@ class Explorer:
             for name, value in (("prompt", prompt), ("text", text))
         )
         self.quantity = widgets.Dropdown(
-            options=[(label, name) for name, label in quantities.list_titles().items()],
+            options=_list_tints(False),
             value=quantity,
             description="tint by",
+            layout=widgets.Layout(width="28em", max_width="98%"),  # for the longest label
         )
         wide = {"flex": "1 1 20em", "width": "auto"}
         self.measured = widgets.Dropdown(
@@ -213,7 +226,7 @@ class Explorer:
         for setting in self.settings.values():
             if isinstance(setting, Field):
                 setting.observe(lambda _: self._say_problems(), "problem")
-        self.quantity.observe(lambda _: self._tint(), "value")
+        self.quantity.observe(lambda _: self._choose_tint(), "value")
         self.measured.observe(lambda change: self._open(change.new), "value")
         self.picked.observe(lambda change: self._pick(change.new), "value")
         self.settings["model_name"].observe(lambda _: self._forget_revision(), "value")
@@ -297,10 +310,13 @@ class Explorer:
         place, prompt = self.picked.value, self.prompt.value
         same = place >= 0 and self.records[place]["prompt"] == prompt
         chosen |= {"prompt": prompt, "index": place if same else 0}
-        version, given = Version(settings=dict(chosen), source=self.mode.value), {}
+        version, given = Version(settings=dict(chosen), source=self.mode.value, grouping=self.grouping), {}
+        again = same and read_settings(self.settings) == self.recorded
+        if again:
+            version.compared = self._read_compared(place)
         if self.mode.value == "score":
             given["text"] = self.given.value
-        elif same and read_settings(self.settings) == self.recorded:
+        elif again:
             given["tokens"] = self.records[place]["tokens"].tolist()
         self._begin(version)
         self._start(version, given)
@@ -351,12 +367,32 @@ class Explorer:
                 self.text.prompt = settings.get("prompt", self.prompt.value)
                 self.text.pieces, self.text.marked, self.text.card = [], [], {}
                 self.text.hovered = self.text.clicked = -1
+                self._offer_tints()
                 self.text.earlier = {} if before is None else {
                     "cut": cut,
                     "pieces": self._split(before.tokens)[cut:],
                     "names": [before.name, self.version.name],
                 }  # fmt: skip
                 self.text.trail, self.text.place = [each.name for each in self._versions], self._place
+
+    def _offer_tints(self) -> None:
+        """Has the menu of tints offer those that a text on the page has: few are measured in context."""
+        shown = [self.version, self._find_earlier()]
+        known = any(version is not None and version.compared for version in shown)
+        options = _list_tints(known)
+        if options == list(self.quantity.options):
+            return
+        chosen = self.quantity.value
+        with self.quantity.hold_sync():
+            self.quantity.options = options  # which selects the first one
+            if chosen in dict(options).values():
+                self.quantity.value = chosen
+
+    def _choose_tint(self) -> None:
+        """A tint was chosen: the card opens the tab that shows what it is about, if there is one."""
+        if self.text.pieces and quantities.is_in_context(self.quantity.value):
+            self.text.tab = "context"
+        self._tint()
 
     def _find_earlier(self) -> Version | None:
         """The text beside the one that is shown, from which that was forked."""
@@ -389,7 +425,7 @@ class Explorer:
         self._say(f"Loading {name} …", busy=True)
         if names not in _loaded:
             self.model = None  # makes room for the next model
-        from nucleoscope.explorer.engine import Reader, streaming
+        from nucleoscope.explorer.engine import Reader, cards, streaming
 
         model = load(*names)
         with self._using:
@@ -411,6 +447,7 @@ class Explorer:
                 del chosen["seed"]
                 found, remarks = streaming.read(*both, prompt, text, **chosen)
                 version.tokens[:] = found
+            cards.add_split(version.tokens, version.compared)
         return f"{len(version.tokens):,} tokens in {time.monotonic() - begun:.1f} s ({'; '.join(remarks or ['done'])})"
 
     def _stream(self, version: Version, model: "loading.Model", prompt: str, chosen: dict[str, Any]) -> str:
@@ -549,8 +586,8 @@ class Explorer:
         from nucleoscope.explorer import engine
 
         found = version.ahead.get(step)
-        if found is None and self.model is None and self.matrices is not None and version.cut is None:
-            found = engine.cards.read_ahead(self.matrices, self.picked.value).get(step)
+        if found is None and self.model is None:
+            found = version.compared.get(step)
         elif found is None and self.model is not None and version.settings:
             found = "Reading each candidate …"
             if self.text.tab:
@@ -561,7 +598,9 @@ class Explorer:
             return {}
         if isinstance(found, str):
             return {"waiting": found}
-        return {"context": [engine.cards.describe_ahead(self.reader, found, version.tokens[step].id)]}
+        described = engine.cards.describe_ahead(self.reader, found, version.tokens[step].id)
+        content = {"context": [described], "threshold": found.groups.threshold}
+        return content if version.compared else content | {"remark": TO_TINT}
 
     def _ask(self, version: Version, step: int) -> None:
         """Has a thread find out what follows a token's candidates; only the latest token that was asked for counts."""
@@ -585,7 +624,7 @@ class Explorer:
                     model = self.model
                 version, step = asked
                 try:
-                    found = engine.look_ahead(model, version.tokens, step, version.settings)
+                    found = engine.look_ahead(model, version.tokens, step, version.settings, version.grouping)
                 except Exception as error:  # any error is shown on the page; the next click tries again
                     self._say(f"{type(error).__name__}: {error}", failed=True)
                     continue
@@ -611,7 +650,11 @@ class Explorer:
 
         word = self.reader.show(int(token.ids[candidate]))
         tokens = [*version.tokens[:step], put_in(token, candidate)]
-        new = Version(f"{word} at token {step}", version.settings, version.source, step, tokens)
+        compared = {place: each for place, each in version.compared.items() if place <= step}
+        new = Version(
+            f"{word} at token {step}", version.settings, version.source, step, tokens,
+            compared=compared, grouping=version.grouping,
+        )  # fmt: skip
         with self._lock:
             self._versions[place + 1 :] = [new]
             self._place = place + 1
@@ -646,7 +689,7 @@ class Explorer:
     def _open(self, folder: Path | str) -> None:
         """A measured run was selected: offers its prompts."""
         self.records, self.measured_reader, self.picked.value, self.picked.content = [], None, -1, {}
-        self.matrices = None
+        self.matrices, self.grouping = None, self._own_grouping
         if not folder:
             return
         from nucleoscope.explorer.engine import Reader, local_tokenizers, texts
@@ -658,11 +701,20 @@ class Explorer:
             self.measured_reader = None if tokenizer is None else Reader(tokenizer)
             with contextlib.suppress(ValueError):  # few runs are measured in context
                 self.matrices = load_matrices(folder)
+                self.grouping = read_grouping(folder)
         except (ValueError, OSError) as error:
             self._say(str(error), failed=True)
             return
         prompts = {place: record["prompt"] for place, record in enumerate(self.records)}
-        self.picked.content = texts.build_menu(prompts, table, self.measured_reader)
+        self.picked.content = texts.build_menu(prompts, join_split(table, folder), self.measured_reader)
+
+    def _read_compared(self, place: int) -> "dict[int, cards.Ahead]":
+        """What the files of the selected run say of what follows the candidates of a prompt's text, by step."""
+        if self.matrices is None:
+            return {}
+        from nucleoscope.explorer.engine import cards
+
+        return cards.read_ahead(self.matrices, place, self.grouping.threshold)
 
     def _show_measured(self, place: int) -> Version | None:
         """Draws the text of a measured prompt from the files of its run, or says why that is not possible."""
@@ -677,7 +729,9 @@ class Explorer:
             why = f"the files have no {lacking[0]}" if lacking else "its tokenizer is not on this machine"
             self._say(f"This text cannot be drawn from its files ({why}). Press Run to measure it again.")
             return None
-        version = Version(tokens=cards.list_tokens(record))
+        compared = self._read_compared(place)
+        version = Version(tokens=cards.list_tokens(record), compared=compared, grouping=self.grouping)
+        cards.add_split(version.tokens, compared)
         version.said = (
             f"{len(version.tokens):,} tokens, from the files of the run. Run measures them again, with the model."
         )

@@ -14,10 +14,12 @@ process that writes holds the lock of the run's folder.
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically, write_json
 from nucleoscope.names import escape_line
+from nucleoscope.settings import Settings
 from nucleoscope.store import parts
 from nucleoscope.store.integrity import find_problem
 from nucleoscope.store.measurements import read
@@ -28,6 +30,7 @@ from nucleoscope.store.results import (
     CONTEXT_MATRICES,
     CONTEXT_PARTS,
     CONTEXT_TABLE,
+    read_json,
 )
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
@@ -45,6 +48,13 @@ PART, OTHERS = ("steps", "sizes", "ids", "shares", "similarities"), ("values", "
 ABOUT = ("seconds", "ways", "device", "dtype")  # what context.json says of how candidates were compared
 SOURCE = b"nucleoscope.context"  # the metadata key of context.parquet for the fingerprint of the measurements
 AGAIN = "measure it with scripts/correlation_pipeline.py --only=context"
+
+
+class Grouping(NamedTuple):
+    """How many candidates of a token are compared at most, and the mean similarity from which on groups are one."""
+
+    candidates: int = Settings.context_candidates
+    threshold: float = Settings.context_threshold
 
 
 def find_missing(folder: str | Path, candidates: int, threshold: float) -> str | None:
@@ -186,11 +196,39 @@ def load_current_matrices(folder: str | Path) -> dict[str, "np.ndarray"] | None:
 
     A damaged file is named on stderr. OSError if the system cannot read it.
     """
-    path = Path(folder) / CONTEXT_MATRICES
+    return _load_current(Path(folder) / CONTEXT_MATRICES, lambda: load_matrices(folder))
+
+
+def read_grouping(folder: str | Path) -> Grouping:
+    """The settings that a run's similarity in context was measured with, from context.json; defaults if there is none.
+
+    A damaged file is named on stderr. OSError if the system cannot read it.
+    """
+    path = Path(folder) / CONTEXT_INFO
+    found = _load_current(path, lambda: read_json(path)) or {}
+    values = (found.get(f"context_{name}") for name in Grouping._fields)
+    # no threshold is there while the same similarities are grouped anew
+    known = {name: value for name, value in zip(Grouping._fields, values, strict=True) if value is not None}
+    return Grouping(**known)
+
+
+def join_split(table: "pd.DataFrame", folder: str | Path) -> "pd.DataFrame":
+    """A run's tokens with both parts of their entropy, the columns of `quantities.IN_CONTEXT`, by prompt and step.
+
+    Tokens without a choice have no value. Without a context.parquet that belongs to the run's measurements, the table
+    is returned as it is; a damaged one is named on stderr. OSError if the system cannot read it.
+    """
+    names = [quantity.name for quantity in quantities.IN_CONTEXT]
+    rows = _load_current(Path(folder) / CONTEXT_TABLE, lambda: load_rows(folder, ["prompt", "step", *names]))
+    return table if rows is None else table.merge(rows, on=["prompt", "step"], how="left", validate="one_to_one")
+
+
+def _load_current(path: Path, load: Callable[[], Any]) -> Any:
+    """What ``load`` returns of a file; None if it is not there, and if it cannot be used, which stderr says."""
     if not path.exists():
         return None
     try:
-        return load_matrices(folder)
+        return load()
     except ValueError as error:
         print(f"skipped: {escape_line(str(error))}", file=sys.stderr)
         return None

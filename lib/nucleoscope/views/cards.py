@@ -5,15 +5,19 @@ does. All text is as `token_text.Reader` shows it, and not escaped.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from nucleoscope import quantities
 from nucleoscope.measure.recording import Token
+from nucleoscope.settings import Settings
 from nucleoscope.store.context import find_matrices
 from nucleoscope.views.token_text import Reader, Unit
+
+if TYPE_CHECKING:
+    from nucleoscope.stats import what_or_how
 
 LARGEST = 30  # candidates in a matrix
 LISTED = 10  # candidates on a card
@@ -40,7 +44,7 @@ def list_tokens(record: dict) -> list[Token]:
 
 def list_columns(tokens: Sequence[Token]) -> dict[str, np.ndarray]:
     """The quantities of a text, (n,) each, by name; NaN for a value that is undefined or missing."""
-    names = [name for name in quantities.list_titles() if name == "k" or all(name in token.values for token in tokens)]
+    names = [name for name in quantities.list_tints() if name == "k" or all(name in token.values for token in tokens)]
     return {name: np.array([find_value(token, name) for token in tokens], dtype=float) for name in names}
 
 
@@ -65,6 +69,7 @@ def build_scale(
     make the rest pale. Tokens beyond an end have its colour: ``over`` and ``under`` say so. Counts have a
     logarithmic scale, from 1. ``undefined``: some value does not exist, because the quantity needs a pair of
     candidates and there is only one. ``missing``: some other value is unknown or not a finite number.
+    ``tab``, of some quantities, is the name of the tab of a card that shows what they are about.
     """
     count, own = quantities.is_count(name), find_ends(values) or (0.0, 1.0, 1.0)
     least, high, most = ends or own
@@ -81,6 +86,7 @@ def build_scale(
         "undefined": bool((gaps & alone).any()),
         "missing": bool((gaps & ~alone).any()),
         "values": [round_quantity(name, value) for value in values[first:last]],
+        **({"tab": "context"} if quantities.is_in_context(name) else {}),
     }
 
 
@@ -164,49 +170,130 @@ class Choice(NamedTuple):
     ahead: "Ahead | None" = None
 
 
-class Ahead(NamedTuple):
-    """What follows the m likeliest candidates of one token, whose ids are ``ids``.
+class Groups(NamedTuple):
+    """The m compared candidates of one token in groups with similar continuations.
 
-    ``similarities`` (m, m) are those in context, `measure.context`, and ``continuations`` the effective number of
-    different continuations. ``following`` are the likeliest next tokens of each, (ids, probabilities), if known.
+    ``shares`` are the probabilities of the first of them, as many as a card lists, among all m. ``members`` are the
+    groups by falling probability: (its share, the places of its listed candidates, the number of its others).
+    ``split`` are both parts of the entropy of the m shares. ``threshold`` is the mean similarity that joins groups.
+    """
+
+    shares: np.ndarray
+    members: Sequence[tuple[float, Sequence[int], int]]
+    split: "what_or_how.Split"
+    threshold: float
+
+
+class Ahead(NamedTuple):
+    """What follows the likeliest candidates of one token, whose ids are ``ids``.
+
+    ``similarities`` (n, n) are those in context, `measure.context`, of the first n of them, and ``continuations`` the
+    effective number of different continuations; ``groups`` are theirs. ``following`` are the likeliest next tokens of
+    each of ``ids``, (ids, probabilities), if known.
     """
 
     ids: Sequence[int]
     similarities: np.ndarray
     continuations: float
+    groups: Groups
     following: Sequence[tuple[Sequence[int], Sequence[float]]] = ()
 
 
-def read_ahead(matrices: Mapping[str, np.ndarray], prompt: int, listed: int = LISTED) -> dict[int, Ahead]:
+def build_ahead(
+    ids: Sequence[int],
+    shares: np.ndarray,
+    similarities: np.ndarray,
+    threshold: float = Settings.context_threshold,
+    following: Sequence[tuple[Sequence[int], Sequence[float]]] = (),
+    listed: int = LISTED,
+) -> Ahead:
+    """The `Ahead` of a token whose m candidates, of probabilities ``shares`` (m,), have ``similarities`` (m, m).
+
+    Groups and both parts of the entropy are those of all m. A card shows the ``listed`` likeliest of them, so
+    ``continuations`` are those of these, by their probabilities: the exponential of their similarity entropy. ``ids``
+    and ``following`` may go on with candidates that were not compared.
+    """
+    from nucleoscope.stats import what_or_how  # scipy takes a while to import, and few runs were measured in context
+
+    shares = np.asarray(shares, float) / np.asarray(shares, float).sum()
+    m, n = len(shares), min(len(shares), listed)
+    found = what_or_how.cut(what_or_how.link(similarities[np.triu_indices(m, 1)]), threshold)
+    members = []
+    for group in dict.fromkeys(
+        found.tolist()
+    ):  # by the likeliest candidate of each, which decides between equal shares
+        places = np.flatnonzero(found == group).tolist()
+        shown = [place for place in places if place < n]
+        members.append((float(shares[places].sum()), shown, len(places) - len(shown)))
+    members.sort(key=lambda member: -member[0])
+    groups = Groups(shares[:n], members, what_or_how.split_entropy(shares, found), threshold)
+    similar, q = similarities[:n, :n], shares[:n] / shares[:n].sum()
+    entropy = -float(q @ np.log(np.clip(similar @ q, 1e-300, 1)))
+    return Ahead(ids[: max(n, len(following))], similar, float(np.exp(entropy)), groups, following)
+
+
+def read_ahead(
+    matrices: Mapping[str, np.ndarray], prompt: int, threshold: float = Settings.context_threshold, listed: int = LISTED
+) -> dict[int, Ahead]:
     """What a run's `store.context.load_matrices` say of a prompt's tokens, by step, for those with a choice.
 
-    A card shows the ``listed`` likeliest of the candidates that were compared, so ``continuations`` are those of these,
-    by their probabilities: the exponential of their similarity entropy.
+    ``threshold`` is that of the run, `store.context.read_grouping`; see `build_ahead`.
     """
-    found = {}
-    for step, (ids, shares, similar) in find_matrices(matrices, prompt).items():
-        similar, shares = similar[:listed, :listed], shares[:listed].astype(float)
-        shares = shares / shares.sum()
-        entropy = -float(shares @ np.log(np.clip(similar @ shares, 1e-300, 1)))
-        found[step] = Ahead(ids[:listed].tolist(), similar, float(np.exp(entropy)))
-    return found
+    found = find_matrices(matrices, prompt)
+    return {
+        step: build_ahead(ids.tolist(), shares, similar, threshold, listed=listed)
+        for step, (ids, shares, similar) in found.items()
+    }
+
+
+def list_split(ahead: Mapping[int, Ahead], number: int) -> dict[str, np.ndarray]:
+    """The quantities of `quantities.IN_CONTEXT` of a text's tokens, (number,) each, by name; NaN if not measured."""
+    columns = {quantity.name: np.full(number, np.nan) for quantity in quantities.IN_CONTEXT}
+    for step, each in ahead.items():
+        columns["entropy_what"][step], columns["entropy_how"][step] = each.groups.split
+    return columns
+
+
+def add_split(tokens: Sequence[Token], ahead: Mapping[int, Ahead]) -> None:
+    """Gives the tokens of a text the values of `list_split`, if there are any.
+
+    Where other candidates were compared than a token has, because it was measured anew, it has none.
+    """
+    if not ahead:
+        return
+    known = {
+        step: each
+        for step, each in ahead.items()
+        if step < len(tokens) and tokens[step].ids[: len(each.ids)].tolist() == list(each.ids)
+    }
+    for name, values in list_split(known, len(tokens)).items():
+        for token, value in zip(tokens, values.tolist(), strict=True):
+            token.values[name] = value
 
 
 def describe_ahead(reader: Reader, ahead: Ahead, token: int) -> dict:
     """An `Ahead` for ``static/card.js``; ``token`` is the one that was taken.
 
     ``names`` are the candidates as text and ``taken`` the place of the token among them, or -1; ``similar`` are their
-    similarities with it, and ``matrix`` those of pairs, in hundredths, in the order of `build_cards`. ``following`` has
-    [text, probability] of each likely next token of each candidate.
+    similarities with it, and ``matrix`` those of pairs, in hundredths, in the order of `build_cards`. ``shares`` are
+    the candidates' probabilities among those compared, and ``groups`` [share, places] of each group, with the number of
+    its candidates that are not listed if there are some. ``split`` are both parts of the entropy, in nats, with three
+    digits after the point. ``following`` has [text, probability] of each likely next token of each candidate.
     """
-    ids = [int(id) for id in ahead.ids]
-    taken, matrix = ids.index(token) if token in ids else -1, np.asarray(ahead.similarities, dtype=float)
+    ids, matrix = [int(id) for id in ahead.ids], np.asarray(ahead.similarities, dtype=float)
+    taken, n = ids.index(token) if token in ids else -1, len(matrix)
     return {
         "names": [reader.show(id) for id in ids],
         "taken": taken,
-        "similar": _count_hundredths(matrix[taken], len(ids)) if taken >= 0 else [],
-        "matrix": _count_hundredths(matrix[np.tril_indices(len(ids), -1)], len(ids) ** 2),
+        "similar": _count_hundredths(matrix[taken], n) if 0 <= taken < n else [],
+        "matrix": _count_hundredths(matrix[np.tril_indices(n, -1)], n**2),
         "continuations": round_value(ahead.continuations),
+        "shares": [round_value(share) for share in ahead.groups.shares],
+        "groups": [
+            [round_value(share), list(places), *([more] if more else [])]
+            for share, places, more in ahead.groups.members
+        ],
+        "split": [round(part, 3) for part in ahead.groups.split],
         "following": [
             [[reader.show(int(id)), round_value(p)] for id, p in zip(*each, strict=True)] for each in ahead.following
         ],
@@ -236,11 +323,12 @@ def build_cards(
     [its word, the words of the ``listed`` likeliest candidates, their probabilities, the number of further
     candidates, their mass, that of the nucleus, the token's place in it or -1], and, if the token is not
     among those listed, its probability. ``quantities``: a `build_scale` each, in the order of
-    `quantities.list_titles`. ``places`` and ``pairs``: see `rank_places`. ``parts`` has, for each token that
+    `quantities.list_tints`. ``places`` and ``pairs``: see `rank_places`. ``parts`` has, for each token that
     makes a character only with others, [its number among these, how many they are, the character], by its
     step - first. ``total`` is n. ``similar`` and ``matrix`` have a list for each token if cosines of candidates are
     known, in hundredths: those of the listed candidates with the token, and of the pairs of the likeliest. ``context``
-    has a `describe_ahead` for each token, or None, if similarity in context is known of any.
+    has a `describe_ahead` for each token, or None, if similarity in context is known of any, and ``threshold`` is then
+    the mean similarity that joins groups.
     """
     choices = list(choices)
     compared = {}
@@ -253,7 +341,8 @@ def build_cards(
         compared["context"] = [
             None if choice.ahead is None else describe_ahead(reader, choice.ahead, choice.token) for choice in choices
         ]
-    total, titles, words = len(columns["k"]), quantities.list_titles(), Words(reader)
+        compared["threshold"] = next(choice.ahead.groups.threshold for choice in choices if choice.ahead is not None)
+    total, titles, words = len(columns["k"]), quantities.list_tints(), Words(reader)
     last = total if last is None else last
     names = [*(name for name in titles if name in columns), *(name for name in columns if name not in titles)]
     places, pairs = rank_places(columns["entropy"], columns["cosine"])

@@ -17,7 +17,7 @@ from nucleoscope.atomic import write_atomically
 from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.names import suggest
 from nucleoscope.store import results
-from nucleoscope.store.context import load_current_matrices
+from nucleoscope.store.context import join_split, load_current_matrices, read_grouping
 from nucleoscope.store.local_tokenizers import find_tokenizer
 from nucleoscope.store.run_names import describe_run
 from nucleoscope.store.run_names import split as split_name
@@ -113,13 +113,13 @@ def _render_page(folder: Path, prompts: dict[int, str], tokenizer: object) -> st
     """A page that needs nothing else: the strip of one text, or a menu of several. ValueError without a tokenizer."""
     if tokenizer is None:
         raise ValueError(f"a page needs the tokenizer of '{folder}', which is not on this machine: load it once online")
-    table = results.load_run(results.find_measurements(folder), folder.name, folder.parent.name)
+    table = join_split(results.load_run(results.find_measurements(folder), folder.name, folder.parent.name), folder)
     background, reader, mode = compute_background(table), Reader(tokenizer), results.read_mode(folder)
     if len(prompts) == 1:
         (number,) = prompts
         record, similar = results.load_records(folder, prompts)[number], results.load_similarities(folder, prompts)
         matrices = load_current_matrices(folder)
-        ahead = cards.read_ahead(matrices, number) if matrices else None
+        ahead = cards.read_ahead(matrices, number, read_grouping(folder).threshold) if matrices else None
         body = render_strip(record, reader, table=background, mode=mode, similarities=similar.get(number), ahead=ahead)
     else:
         found = dict(texts.build_texts(folder, reader, prompts, background, mode))

@@ -64,8 +64,8 @@ def render_strip(
     Only the tokens ``first`` <= step < ``last`` are shown. ``shown`` is a token whose card
     stays open. Cards list the ``most`` likely candidates and the token itself; with ``similarities``, those of the
     prompt by `results.load_similarities`, also how similar they are to it and to each other; with ``ahead``, the
-    prompt's `cards.read_ahead`, how similar what follows them is. ``with_prompt``: whether the prompt is shown above
-    the text.
+    prompt's `cards.read_ahead`, how similar what follows them is, by which they are grouped; two more tints then show
+    both parts of the entropy. ``with_prompt``: whether the prompt is shown above the text.
 
     Raises ValueError for an unknown quantity or ``mode``, for a token ``shown`` outside first and last, and
     for records that lack what a strip shows: the published study's files contain no tokens.
@@ -105,6 +105,8 @@ def build_content(
         raise ValueError(f"the record has no {' and no '.join(lacking)}: a strip needs them")
     validate("mode", mode)
     columns = _read_columns(record)
+    if ahead is not None:
+        columns |= cards.list_split(ahead, len(record["tokens"]))
     if quantity not in columns:
         raise ValueError(f"quantity is '{quantity}'{suggest(quantity, columns)}: this record has {', '.join(columns)}")
     reader = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer)
@@ -132,10 +134,13 @@ def build_content(
 
 
 def compute_background(table: pd.DataFrame) -> Background:
-    """What the strips of a table's texts share: the ends of the colour scales and the median line."""
+    """What the strips of a table's texts share: the ends of the colour scales and the median line.
+
+    With the columns of `store.context.join_split`, also the ends of these scales.
+    """
     pairs = select_choices(table)
     columns = {
-        name: pairs if quantities.needs_pair(name) else table for name in quantities.list_titles() if name in table
+        name: pairs if quantities.needs_pair(name) else table for name in quantities.list_tints() if name in table
     }
     scales = {name: cards.find_ends(part[name].to_numpy(float)) for name, part in columns.items()}
     return Background({name: ends for name, ends in scales.items() if ends}, _build_line(pairs))

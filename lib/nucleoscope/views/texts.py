@@ -21,7 +21,7 @@ import pandas as pd
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
 from nucleoscope.store import results
-from nucleoscope.store.context import load_current_matrices
+from nucleoscope.store.context import load_current_matrices, read_grouping
 from nucleoscope.views import assets, cards, examples
 from nucleoscope.views.assets import STATIC
 from nucleoscope.views.strip import Background, build_content
@@ -56,7 +56,7 @@ def build_menu(prompts: Mapping[int, str], table: pd.DataFrame, reader: Reader |
     over the tokens that have it, there is the coefficient of entropy and cosine within the prompt.
     """
     room = max(40, SEARCHED // max(2 * len(prompts), 1))
-    names = [name for name in quantities.list_titles() if name in table and table[name].notna().any()]
+    names = [name for name in quantities.list_tints() if name in table and table[name].notna().any()]
     grouped = table[table["prompt"].isin(prompts)].groupby("prompt", sort=False)
     means, counts = grouped[names].mean(), grouped.size()
     coefficients = examples.correlate_within_prompts(table)["r"]
@@ -90,6 +90,7 @@ def build_texts(
     """
     reader, left = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer), list(numbers)
     matrices = load_current_matrices(folder)
+    threshold = read_grouping(folder).threshold
     for start in range(0, len(left), AT_ONCE):
         part = left[start : start + AT_ONCE]
         records, similarities = results.load_records(folder, part), results.load_similarities(folder, part)
@@ -97,7 +98,7 @@ def build_texts(
             found = similarities.get(number)
             if found is not None and len(found.taken) != len(records[number]["tokens"]):
                 found = None
-            ahead = cards.read_ahead(matrices, number) if matrices else None
+            ahead = cards.read_ahead(matrices, number, threshold) if matrices else None
             content = build_content(
                 records[number], reader, table=background, mode=mode, similarities=found, ahead=ahead
             )
@@ -129,7 +130,7 @@ def _pack(data: dict) -> dict:
     """The data of a text for its script, which is a seventh shorter: a book has hundreds of them.
 
     A list of similarities, in hundredths, is a string with two digits for each, which texts.js unpacks; what is false
-    of a scale is left out.
+    of a scale is left out, and so is what card.js knows of similarity in context without it.
     """
     packed = {
         name: ["".join(f"{ZERO + value:02x}" for value in values) for values in data[name]]
@@ -137,7 +138,18 @@ def _pack(data: dict) -> dict:
         if name in data
     }
     scales = [{name: value for name, value in scale.items() if value is not False} for scale in data["quantities"]]
+    if "context" in data:
+        packed["context"] = [
+            each and _shorten(each, [data["words"][word] for word in token[1]])
+            for each, token in zip(data["context"], data["tokens"], strict=True)
+        ]
     return data | packed | {"quantities": scales}
+
+
+def _shorten(ahead: dict, listed: list[str]) -> dict:
+    """A `cards.describe_ahead` without the names that the card lists anyway, and without what follows, if unknown."""
+    known = {"names": ahead["names"] == listed[: len(ahead["names"])], "following": not ahead["following"]}
+    return {name: value for name, value in ahead.items() if not known.get(name)}
 
 
 def name_run(folder: Path) -> str:

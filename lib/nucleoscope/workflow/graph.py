@@ -151,12 +151,12 @@ class Graph:
         return [path for name in status.FILES if os.path.isfile(path := str(Path(folder, name)))]
 
     def list_context(self, folder: str) -> list[str]:
-        """What the page of a run reads of its similarity in context: the matrices, or the job that will write them."""
-        entry, path = self.runs[folder], Path(folder, results.CONTEXT_MATRICES)
+        """What the page of a run reads of its similarity in context: the files, or the job that will write them."""
+        entry = self.runs[folder]
         available = folder not in self.unavailable or results.find_measurements(Path(folder))
         if entry.wants_context and available and (folder in self.missing or status.lacks_context(Path(folder), entry)):
             return [str(status.locate_status(folder, results.CONTEXT))]
-        return [str(path)] if path.is_file() else []
+        return [path for name in results.CONTEXT_FILES if os.path.isfile(path := str(Path(folder, name)))]
 
     def list_all_measurements(self) -> list[str]:
         """What the analyses read: the runs of the grid, and runs in the same folder that the grid does not list."""

@@ -83,24 +83,66 @@ function drawPick(text, pick) {
   return button;
 }
 
-// How similar what follows the candidates is, in the form of drawCandidates: ``ahead`` is a cards.describe_ahead.
-function drawContext({ names, taken, similar, matrix, continuations }, pick) {
-  const list = make("div", { class: "ns-list ns-context" });
-  for (const title of ["", similar.length ? "to ✓" : "", "to those above"]) list.append(make("span", { class: "ns-muted" }, title));
-  names.forEach((name, i) => {
-    const mark = i === taken ? " ns-drawn" : "";
-    const cells = names.slice(0, i).map((other, j) => {
-      const value = matrix[(i * (i - 1)) / 2 + j];
-      return make("i", { style: `--ns-share:${Math.max(value, 0) / 100}`, title: `${other} and ${name}: ${formatHundredths(value)}` });
-    });
-    list.append(pick && !mark ? drawPick(name, () => pick(i)) : make("bdi", { class: mark, title: name }, name + (mark ? " ✓" : "")),
-      make("span", { class: "ns-value" + mark }, mark ? "itself" : similar.length ? formatHundredths(similar[i]) : ""),
-      make("span", { class: "ns-cells", "aria-hidden": "true" }, ...cells));
-  });
-  const number = formatNumber(continuations, 2);
-  const lines = [describeClosest(names, matrix, "Similarity in context"),
-    `1: both candidates have the same continuations; 0: none in common. By their probabilities, these ${names.length} candidates have as many different continuations as ${number} with none in common.`];
-  return make("div", { class: "ns-candidates" }, list, ...lines.map((line) => make("p", { class: "ns-muted" }, line)));
+// The candidates in groups with similar continuations, and how similar what follows them is: ``ahead`` is a
+// cards.describe_ahead. ``size`` is the number of candidates, of which the names of the likeliest are ``listed``.
+function drawContext(ahead, listed, size, { threshold, remark = "" }, pick) {
+  const { names = listed, taken, similar, matrix, continuations, shares, groups, split } = ahead;
+  const n = shares.length, list = make("div", { class: "ns-list ns-context" });
+  for (const title of ["group", "", "", "share", similar.length ? "to ✓" : "", "to those above"]) list.append(make("span", { class: "ns-muted" }, title));
+  const drawName = (i) => {
+    const mark = i === taken ? " ns-drawn" : "", name = listed[i] ?? names[i];
+    return pick && !mark ? drawPick(name, () => pick(i)) : make("bdi", { class: mark, title: name }, name + (mark ? " ✓" : ""));
+  };
+  const above = [];
+  for (const [mass, places, more = 0] of groups) {
+    if (!places.length) continue; // see below
+    const rows = `grid-row: 1 / span ${places.length + (more > 0)}`;
+    const group = make("div", { class: "ns-group", role: "group", "aria-label": `Group of ${countCandidates(places.length + more)}, ${formatPercent(mass)}` },
+      make("b", { class: "ns-value", style: rows }, formatPercent(mass)), make("i", { style: rows, "aria-hidden": "true" }));
+    for (const i of places) {
+      const cells = above.map((other) => {
+        const [low, high] = [Math.min(i, other), Math.max(i, other)], value = matrix[(high * (high - 1)) / 2 + low];
+        return make("i", { style: `--ns-share:${Math.max(value, 0) / 100}`, title: `${names[other]} and ${names[i]}: ${formatHundredths(value)}` });
+      });
+      above.push(i);
+      const mark = i === taken ? " ns-drawn" : "";
+      group.append(drawName(i), make("span", { class: "ns-value" + mark }, formatPercent(shares[i])),
+        make("span", { class: "ns-value" + mark }, mark ? "itself" : similar.length ? formatHundredths(similar[i]) : ""),
+        make("span", { class: "ns-cells", "aria-hidden": "true" }, ...cells));
+    }
+    if (more) group.append(make("span", { class: "ns-muted ns-rest" }, `and ${formatCount(more)} more`));
+    list.append(group);
+  }
+  const drawRest = (...content) => list.append(make("div", { class: "ns-group" }, ...content));
+  const others = groups.filter(([, places]) => !places.length);
+  if (others.length) {
+    const mass = others.reduce((sum, [each]) => sum + each, 0);
+    const where = `${formatCount(others.reduce((sum, [, , more]) => sum + more, 0))} more in ${others.length} other ${others.length === 1 ? "group" : "groups"}`;
+    drawRest(make("b", { class: "ns-value" }, formatPercent(mass)), make("i", { "aria-hidden": "true" }), make("span", { class: "ns-muted ns-rest" }, where));
+  }
+  const compared = groups.reduce((sum, [, places, more = 0]) => sum + places.length + more, 0);
+  for (let i = compared; i < listed.length; i++) drawRest(make("span"), make("span"), drawName(i), make("span", { class: "ns-muted ns-apart" }, "not compared"));
+  const lines = [describeGroups(groups.length, compared, threshold),
+    compared < size && `Shares are those among the ${formatCount(compared)} likeliest of ${countCandidates(size)}; the others were not compared.`,
+    describeClosest(names, matrix, "Cells: similarity in context, from 0 (no continuation in common) to 1 (the same)."),
+    `By their probabilities, these ${n} candidates have as many different continuations as ${formatNumber(continuations, 2)} with none in common.`, remark];
+  return make("div", { class: "ns-candidates" }, make("p", { class: "ns-split" }, ...formatSplit(split)), list,
+    ...lines.filter(Boolean).map((line) => make("p", { class: "ns-muted" }, line)));
+}
+
+const countCandidates = (number) => `${formatCount(number)} ${number === 1 ? "candidate" : "candidates"}`;
+
+// Both parts of the entropy of a choice, with their sum as they are shown.
+function formatSplit([what, how]) {
+  const write = (value) => value.toFixed(3);
+  return [make("b", {}, "what"), ` ${write(what)} + `, make("b", {}, "how"), ` ${write(how)} = ${write(+write(what) + +write(how))} nats`];
+}
+
+// What the groups of a token's compared candidates say of its entropy.
+function describeGroups(groups, compared, threshold) {
+  if (groups === 1) return `${compared === 2 ? "Both candidates" : `All ${compared} candidates`} are one group, with a mean similarity of at least ${threshold}: the uncertainty is only about how it is put.`;
+  if (groups === compared) return `Each is a group of its own, because no two have a similarity of ${threshold} or more: the uncertainty is only about what follows.`;
+  return `${formatCount(groups)} groups with a mean similarity of at least ${threshold}. What: uncertainty about the group; how: about the candidate in it.`;
 }
 
 // The likeliest next tokens after each candidate.
@@ -138,12 +180,12 @@ function drawTabs(tabs, open, choose) {
 }
 
 // The most similar two of the likeliest candidates, in words.
-function describeClosest(names, matrix, what = "Cosine similarity") {
+function describeClosest(names, matrix, cells = "Cosine similarity: the stronger a cell's colour, the more similar.") {
   if (!matrix?.length) return "";
   const place = matrix.indexOf(Math.max(...matrix));
   const later = Math.floor((1 + Math.sqrt(1 + 8 * place)) / 2);
   const pair = `“${names[place - (later * (later - 1)) / 2]}” and “${names[later]}”`;
-  return `${what}: the stronger a cell's colour, the more similar. Most similar: ${pair}, ${formatHundredths(matrix[place])}.`;
+  return `${cells} Most similar: ${pair}, ${formatHundredths(matrix[place])}.`;
 }
 
 // The quantities of a token with ``size`` candidates.
@@ -176,13 +218,14 @@ function describePlace(place, pairs, size) {
  *
  * content: what cards.build_cards makes. chosen is the name of the quantity to emphasise; close is a button. content.context
  * may have a cards.describe_ahead for the token, or null if it has no choice, or content.waiting says why there is none yet: then the card has tabs, of
- * which tab is the name of the open one, and choose is called with another. pick is called with a candidate's place. */
+ * which tab is the name of the open one, and choose is called with another. content.remark is what to say below its groups.
+ * pick is called with a candidate's place. */
 function drawCard(content, at, { chosen = "", close = null, tab = "", choose = () => {}, pick = null } = {}) {
   const { words, mode, first, total } = content;
   const token = content.tokens[at];
   const [word, listed, , more, , , place] = token;
   const size = listed.length + more;
-  const candidates = `${formatCount(size)} ${size === 1 ? "candidate" : "candidates"}`;
+  const candidates = countCandidates(size);
   const rank = place < 0 ? `outside the nucleus of ${candidates}` : size === 1 ? "the only candidate" : `rank ${formatCount(place + 1)} of ${candidates}`;
   const part = content.parts[at];
   const parts = part ? [`; part ${part[0]} of the ${part[1]} that form `, make("bdi", {}, part[2])] : [];
@@ -196,8 +239,8 @@ function drawCard(content, at, { chosen = "", close = null, tab = "", choose = (
   const tabs = [["", "candidates", drawChoice]];
   // In a text where some tokens have this tab, all do: what is below it stays where it is.
   const say = () => drawNote(size === 1 ? "With only one candidate there is nothing to compare." : "This was not measured for this token.");
-  if (ahead || content.context || content.waiting) tabs.push(["context", "similar in context", ahead ? () => drawContext(ahead, pick) : content.waiting ? wait : say]);
-  if (ahead?.following.length || content.waiting) tabs.push(["following", "what follows", ahead ? () => drawFollowing(ahead, pick) : wait]);
+  if (ahead || content.context || content.waiting) tabs.push(["context", "similar in context", ahead ? () => drawContext(ahead, listed.map((index) => words[index]), size, content, pick) : content.waiting ? wait : say]);
+  if (ahead?.following?.length || content.waiting) tabs.push(["following", "what follows", ahead ? () => drawFollowing(ahead, pick) : wait]);
   const choice = tabs.length > 1 ? drawTabs(tabs, tab, choose) : [drawChoice()];
   return [
     make("div", {}, head, make("p", { class: "ns-muted" }, `${origin}: ${rank}`, ...parts), ...choice),

@@ -67,7 +67,8 @@ function buildStrip(root, data) {
   root.classList.toggle("ns-keeps", keeps);
   const entropies = data.quantities.find(({ name }) => name === "entropy").values;
   const widest = entropies.reduce((best, value, i) => ((value ?? -1) > (entropies[best] ?? -1) ? i : best), 0);
-  let [at, pinned, timer, open, tab] = [null, false, 0, null, ""];
+  const findTab = () => data.quantities[+select.value].tab; // that shows what the tint is about
+  let [at, pinned, timer, open, tab] = [null, false, 0, null, findTab() ?? ""];
 
   const isWide = () => root.classList.contains("ns-wide");
 
@@ -222,7 +223,9 @@ function buildStrip(root, data) {
   text.addEventListener("blur", (event) => event.relatedTarget && !root.contains(event.relatedTarget) && hide());
   select.addEventListener("change", () => {
     tint();
+    tab = findTab() ?? tab;
     if (at !== null) fill(at);
+    else showHint();
   });
 
   if (!keeps) card.popover = "manual";
@@ -236,8 +239,8 @@ function buildStrip(root, data) {
   }).observe(root);
   const rows = Math.max(...data.tokens.map(([, words, , , , , , p]) => words.length + (p !== undefined)));
   if (!keeps) card.style.setProperty("--ns-rows", rows + (data.similar || data.context ? 1 : 0));
-  // The sentence on the most similar two, and what similarity in context means: another tab moves nothing below it.
-  if (!keeps && (data.similar || data.context)) card.style.setProperty("--ns-lines", data.context ? "12.5em" : "9.5em");
+  // The sentence on the most similar two, and those on groups: another tab moves nothing below it.
+  if (!keeps && (data.similar || data.context)) card.style.setProperty("--ns-lines", data.context ? "19em" : "9.5em");
   tint();
   if (keeps) show(data.shown, false);
 }
