@@ -562,6 +562,18 @@ def test_what_a_kill_during_the_last_cleanup_left_is_removed_at_the_next_look(fo
     assert set(read_contents(folder)) == FILES
 
 
+@pytest.mark.parametrize(("measured", "begun"), [("none", "default"), ("top_p_0.9", "default")])
+def test_batches_that_differ_from_the_results_in_variants_alone_are_kept(folder, measured, begun):
+    """A request without variants takes results with some, but batches with some are not those of results without."""
+    measure_run(folder, variants=measured)
+    measure_run(folder, 1, overwrite=True, variants=begun).release()
+    before = read_contents(folder / "batches")
+    with open_run(folder) as run:
+        assert run.finished
+    run.record_request()
+    assert read_contents(folder / "batches") == before
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -233,9 +233,14 @@ class RunFolder(Locked):
             self.batches.rmdir()
 
     def _has_others_batches(self) -> bool:
+        """Whether the batches have other settings than the results.
+
+        Those in run.json, not those of this request: results with variants also answer a request for none.
+        """
         path = self.batches / SETTINGS
-        found = self._disregard_variants(read_json(path)) if _is_plain_file(path) and self._is_of_run(path) else None
-        return found is not None and _normalise(found) != _normalise(self.settings)
+        if not (_is_plain_file(path) and self._is_of_run(path)):
+            return False
+        return _normalise(read_json(path)) != _normalise(read_json(self.folder / RUN_INFO)["settings"])
 
     def _prepare(self) -> None:
         self._check_own()
@@ -269,7 +274,10 @@ class RunFolder(Locked):
         return [path for path in found if not (_is_part(path) and (known or self._is_of_run(path)))]
 
     def _is_of_run(self, path: Path) -> bool:
-        """Whether a file with one of our names has what a run writes to it, as far as others could have chosen it."""
+        """Whether a file with one of our names has what a run writes to it.
+
+        Nobody else is likely to choose the names of hidden states, parts and partial copies: they are not read.
+        """
         try:
             if path.name == SETTINGS:
                 found = read_json(path) if _is_plain_file(path) else None
@@ -308,9 +316,9 @@ class RunFolder(Locked):
     ) -> None:
         """Saves one finished batch: prompt indices, their records, and the seconds it took; its parts are removed.
 
-        ``continued`` lists the steps at which it was continued after an interruption, ``path`` is how these were
-        decoded. ``variants`` are the numbers of each prompt's tokens in the variants of ``layout``. Raises
-        BlockingIOError if another process has taken over the folder; so does `finish`.
+        ``continued`` lists the steps at which it was continued after an interruption, ``path`` is how its steps were
+        decoded or its texts read. ``variants`` are the numbers of each prompt's tokens in the variants of ``layout``.
+        Raises BlockingIOError if another process has taken over the folder; so does `finish`.
         """
         self._check_lock()
         file = self.batches / f"{min(indices):06d}.pt"
