@@ -394,10 +394,8 @@ def _compare_pairs(
             moved = whiten(space, each)[:, :n]
             similar, own = torch.bmm(moved, moved.mT), slice(0, n)
         elif each.left is not None:
-            similar, own = (
-                torch.baddbmm(products, pick(each.left, ids), pick(each.right, ids).mT, alpha=-1),
-                slice(None),
-            )
+            left, right = pick(each.left, ids), pick(each.right, ids)
+            similar, own = torch.baddbmm(products, left, right.mT, alpha=-1), slice(None)
         else:
             similar, own = products.clone(), slice(None)
         scale = pick(each.scale, ids[:, own])

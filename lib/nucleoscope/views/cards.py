@@ -219,9 +219,8 @@ def build_ahead(
     m, n = len(shares), min(len(shares), listed)
     found = what_or_how.cut(what_or_how.link(similarities[np.triu_indices(m, 1)]), threshold)
     members = []
-    for group in dict.fromkeys(
-        found.tolist()
-    ):  # by the likeliest candidate of each, which decides between equal shares
+    # by the likeliest candidate of each group, which decides between equal shares
+    for group in dict.fromkeys(found.tolist()):
         places = np.flatnonzero(found == group).tolist()
         shown = [place for place in places if place < n]
         members.append((float(shares[places].sum()), shown, len(places) - len(shown)))
