@@ -268,6 +268,9 @@ def test_windows_in_other_layers_are_refused(tmp_path, every, known):
         assert gguf.adjust_config(config, metadata) is config
         metadata.fields["llama.attention.sliding_window_pattern"] = every
         assert gguf.adjust_config(config, metadata) is config
+        metadata.fields["llama.attention.sliding_window_pattern"] = 0  # all layers have one
+        config = Gemma3TextConfig(num_hidden_layers=2, layer_types=["sliding_attention"] * 2)
+        assert gguf.adjust_config(config, metadata) is config
         return
     with pytest.raises(ValueError, match="sliding_window_pattern is not that of the loaded model") as caught:
         gguf.adjust_config(config, metadata)

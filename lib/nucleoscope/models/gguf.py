@@ -171,7 +171,8 @@ def _check_layers(config: "transformers.PreTrainedConfig", pattern: list[bool] |
     if pattern is None or not kinds:
         return
     if isinstance(pattern, int):
-        pattern = [bool(pattern) and bool((place + 1) % pattern) for place in range(len(kinds))]
+        # 0: all layers have a window, as in llama.cpp
+        pattern = [not pattern or bool((place + 1) % pattern) for place in range(len(kinds))]
     if [SLIDING if each else FULL for each in pattern] != list(kinds):
         raise Unsupported(f"attention.sliding_window_pattern is not that of the loaded model: {ADVICE}")
 
