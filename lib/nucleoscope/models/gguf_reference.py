@@ -9,7 +9,7 @@ APPLIED = {
     "tokenizer.ggml.add_space_prefix": "whether a text begins with a space",
     "tokenizer.ggml.eos_token_id, eot_token_id, eom_token_id": "each of these tokens ends a text",
     "rope.freq_base": "the base of the rotary frequencies",
-    "rope.freq_base_swa": "that of layers with a window; refused if the loaded model has one base for all layers",
+    "rope.freq_base_swa": "the same for layers with a window; refused if the loaded model has one base for all layers",
     "rope.dimension_count, rope.dimension_count_swa": "how many dimensions are rotated, in layers with a window too; "
     "refused if the loaded model rotates another number",
     "rope.*": "any other key of this kind is refused, unless it concerns images only",
@@ -22,7 +22,7 @@ APPLIED = {
     "rope_freqs.weight": "a factor for each rotary frequency, as in Llama 3.1",
     "rope_factors_long.weight, rope_factors_short.weight": "the factors of longrope, as in Phi-3",
     "attention.sliding_window": "how far back a token attends",
-    "attention.sliding_window_pattern": "which layers have a window; refused if others of the loaded model have one",
+    "attention.sliding_window_pattern": "which layers have a window; refused if the loaded model has them in others",
     "attn_logit_softcapping, final_logit_softcapping": "the caps of attention scores and of logits",
 }
 
