@@ -60,7 +60,7 @@ NO_TEXT = (
     "candidates of one token are.</p>"
 )
 HINT = "Point at a token to see its candidates; click it to keep them here. The widest choice of this text:"
-TO_TINT = "A run that was measured with --context can be tinted by what and by how."
+TO_TINT = "To tint a text by what and how, measure its run with --context."
 _loaded: dict[tuple, "loading.Model"] = {}  # one at most
 _loading, _trying = threading.Lock(), threading.Lock()
 
@@ -151,6 +151,7 @@ class Explorer:
         self.measured_reader: Reader | None = None  # of its tokenizer, if that can be had without the network
         self.similarities: results.Similarities | None = None  # of a text that is drawn from files
         self.matrices: dict[str, np.ndarray] | None = None  # of the selected run, if it was measured in context
+        # a card compares candidates even where the setting turns that off for runs
         self._own_grouping = Grouping(max(chosen.context_candidates, 2), chosen.context_threshold)
         self.grouping = self._own_grouping  # or that of the selected run
         self.recorded: dict[str, Any] = {}  # the settings of the selected prompt's run

@@ -88,7 +88,7 @@ class Sampler:
         variants: Variants | None = None,
     ):
         self.directions, self.settings, self.variants = directions, settings, variants
-        # where measuring is deferred, so is finding the sets; elsewhere they need what is computed to draw a token
+        # Where measuring is deferred, so is finding the sets; elsewhere they use what is computed to draw a token.
         self.sets = variants.sets if variants and uniforms.device.type not in DEFERRED else ()
         self.uniforms, self.quantities = uniforms, quantities
         self.ends = list_ends(ends, uniforms.device)

@@ -130,7 +130,7 @@ class Segments:
         self.sizes = torch.cat(((places < lengths[:, None]).to(sizes.dtype), sizes.gather(1, order)), 1)
         self.starts = self.first[:, None] + start
         self.lead = ids[self.starts[:, :LEAD].clamp_max(max(0, len(ids) - 1))]  # (B, LEAD), some of other tokens
-        self.whitened: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.whitened: tuple[torch.Tensor, torch.Tensor] | None = None  # of the one geometry that has a matrix
         self.memory: tuple[Space, tuple[torch.Tensor, torch.Tensor]] | None = None
         # which segments (B, N, M) are in which set
         place, extents = start[:, None], extents[..., None]

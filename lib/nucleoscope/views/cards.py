@@ -211,7 +211,7 @@ def build_ahead(
 
     Groups and both parts of the entropy are those of all m. A card shows the ``listed`` likeliest of them, so
     ``continuations`` are those of these, by their probabilities: the exponential of their similarity entropy. ``ids``
-    and ``following`` may go on with candidates that were not compared.
+    and ``following`` may continue with candidates that were not compared.
     """
     from nucleoscope.stats import what_or_how  # scipy takes a while to import, and few runs were measured in context
 
@@ -256,7 +256,7 @@ def list_split(ahead: Mapping[int, Ahead], number: int) -> dict[str, np.ndarray]
 def add_split(tokens: Sequence[Token], ahead: Mapping[int, Ahead]) -> None:
     """Gives the tokens of a text the values of `list_split`, if there are any.
 
-    Where other candidates were compared than a token has, because it was measured anew, it has none.
+    A token that was measured again, and has other candidates than those that were compared, has none.
     """
     if not ahead:
         return
