@@ -233,6 +233,16 @@ def test_a_foreign_file_among_the_parts_is_kept_and_named(folder, name):
     assert other.read_text() == '{"theme": "dark"}'
 
 
+def test_parts_of_a_pass_that_is_to_replace_what_is_there_are_kept(folder):
+    compare(folder)
+    with context.ContextFolder(folder, 3, OPTIONS["threshold"], overwrite=True) as run:
+        shutil.copy(folder / results.RUN_INFO, run.parts / "000000.pt")
+    before = {path.name: path.read_bytes() for path in run.parts.iterdir()}
+    compare(folder, refuse_to_load, threshold=0.9)
+    assert {path.name: path.read_bytes() for path in run.parts.iterdir()} == before
+    assert len(before) == 2
+
+
 def test_a_run_that_is_not_measured_is_refused(tmp_path):
     for refuse in (lambda: context.ContextFolder(tmp_path, **OPTIONS), lambda: parts.check(tmp_path)):
         with pytest.raises(FileNotFoundError, match="measure the run first") as caught:

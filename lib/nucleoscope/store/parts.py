@@ -149,8 +149,16 @@ class PartsFolder(Locked):
             path.unlink(missing_ok=True)
 
     def remove_parts(self) -> None:
-        """Removes the parts, and nothing else that somebody has put there."""
+        """Removes the parts, and nothing else that somebody has put there.
+
+        Parts of the same measurements with other settings are those of a pass that will replace what is there, and was
+        interrupted.
+        """
         if self.parts.is_symlink():
+            return
+        settings = self.parts / SETTINGS
+        found = _read_if_whole(settings) if _is_own(settings) else {}
+        if found.get("measurements") == self.settings["measurements"] and found != self.settings:
             return
         others = self._list_others()
         remove_files([path for path in self.parts.glob("*") if path not in others], last=SETTINGS)
