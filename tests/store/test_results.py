@@ -1163,3 +1163,20 @@ def test_a_larger_request_of_a_data_set_that_has_no_more_prompts_is_recorded(tmp
     assert results.load_info(tmp_path)["n_prompts_requested"] == 200
     assert results.load_info(tmp_path)["settings"] == {"n_prompts": 1}
     assert not (tmp_path / ".lock").exists()
+
+
+def test_a_request_that_waited_for_another_process_does_not_bring_old_settings_back(tmp_path, monkeypatch):
+    with run_folder.RunFolder(tmp_path, {"n_prompts": 1}, requested=1) as first:
+        first.save_batch([0], [tiny.create_record("the cat")], 1.0)
+        first.finish(1, {})
+    again = run_folder.RunFolder(tmp_path, {"n_prompts": 1}, requested=200)
+    replaced = results.load_info(tmp_path) | {"settings": {"n_prompts": 1, "seed": 1}}
+
+    class WaitingLock(run_folder.Lock):
+        def __init__(self, folder):
+            (folder / results.RUN_INFO).write_text(json.dumps(replaced))  # by whoever had the lock until now
+            super().__init__(folder)
+
+    monkeypatch.setattr(run_folder, "Lock", WaitingLock)
+    again.record_request()
+    assert results.load_info(tmp_path) == replaced

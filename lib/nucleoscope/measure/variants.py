@@ -130,7 +130,7 @@ class Segments:
         self.sizes = torch.cat(((places < lengths[:, None]).to(sizes.dtype), sizes.gather(1, order)), 1)
         self.starts = self.first[:, None] + start
         self.lead = ids[self.starts[:, :LEAD].clamp_max(max(0, len(ids) - 1))]  # (B, LEAD), some of other tokens
-        self.whitened: tuple[torch.Tensor, torch.Tensor] | None = None  # of the one geometry that has a matrix
+        self.whitened: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by geometry, of those that have a matrix
         self.memory: tuple[Space, tuple[torch.Tensor, torch.Tensor]] | None = None
         # which segments (B, N, M) are in which set
         place, extents = start[:, None], extents[..., None]
@@ -262,10 +262,11 @@ class Segments:
 
         It is done once for all tokens, many of which occur more than once among them.
         """
-        if self.whitened is None:
+        name = each.geometry.name
+        if name not in self.whitened:
             different, index = torch.unique(self.lead, return_inverse=True)
-            self.whitened = each.apply(space.gather(different)), index
-        moved, index = self.whitened
+            self.whitened[name] = each.apply(space.gather(different)), index
+        moved, index = self.whitened[name]
         return pick(moved, index[rows])
 
     def _lend_memory(self, space: Space) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -209,7 +209,8 @@ class RunFolder(Locked):
                 return
             raise
         try:
-            if updated != info:
+            # While this process waited, another one may have replaced the results: this request was not about those.
+            if updated != info == read_json(self.folder / RUN_INFO):
                 write_json(self.folder / RUN_INFO, updated)
             self._remove_batches()
         finally:
