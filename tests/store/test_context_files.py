@@ -221,7 +221,9 @@ def test_a_damaged_part_is_removed_and_compared_again(folder, monkeypatch):
     assert read_all(folder) == expected
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "000000.pt", "settings.json", ".download.part"])
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "000000.pt", "settings.json", ".download.part", ".000000.pt.host.12.part"]
+)
 def test_a_foreign_file_among_the_parts_is_kept_and_named(folder, name):
     """A name like those of parts does not make it one, without the settings of a second pass beside it."""
     other = folder / results.CONTEXT_PARTS / name

@@ -492,7 +492,11 @@ def test_what_no_run_has_written_is_never_deleted(folder, name, overwrite):
     [
         ("000000.pt", b"mine"),
         ("000001.pt", None),
+        ("000000.states", b"mine"),
+        ("000000-2-000000.steps", b"mine"),
+        (".000000.pt.host.12.part", b"half"),
         ("settings.json", b'{"theme": "dark"}'),
+        ("settings.json", b'{"seed": 3, "lr": 0.1}'),
         ("settings.json", b"mine"),
         ("plan.json", b'{"monday": "read"}'),
         (".download.part", b"half"),

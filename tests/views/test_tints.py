@@ -1,6 +1,7 @@
 """Tints for what and how, and cards that group their candidates. test_book.py has them in a browser."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -176,9 +177,42 @@ def test_candidates_are_grouped_at_the_threshold_of_the_run(compared, reader, tm
         for each in filter(None, data["context"]):
             assert len(each["groups"]) == len(each["shares"])
             assert each["split"][1] == 0
-    (folder / results.CONTEXT_INFO).unlink()
-    assert context.read_grouping(folder) == context.Grouping() == (8, 0.5)
-    assert build_all(folder, reader)[0]["threshold"] == 0.5
+
+
+@pytest.mark.parametrize("name", results.CONTEXT_FILES)
+def test_without_one_of_its_files_the_run_is_shown_as_not_measured_in_context(compared, reader, tmp_path, capsys, name):
+    """Its candidates are not grouped at a threshold that the numbers of the table do not belong to."""
+    folder = shutil.copytree(compared, tmp_path / "cats" / "tiny")
+    (folder / name).unlink()
+    table = load_table(folder)
+    assert (context.join_split(table, folder) is table) == (name != results.CONTEXT_MATRICES)
+    assert (context.load_current_matrices(folder) is None) == (name != results.CONTEXT_TABLE)
+    assert (context.read_grouping(folder) == context.Grouping() == (8, 0.5)) == (name == results.CONTEXT_INFO)
+    said = capsys.readouterr().err
+    assert said == f"skipped: '{folder}' has no {name}: {context.AGAIN}\n"
+
+
+@pytest.mark.parametrize("threshold", ["abc", "0.7", [1], {}, 7, -1, math.nan, True, None])
+def test_a_threshold_that_none_can_be_is_named(compared, tmp_path, capsys, threshold):
+    folder = shutil.copytree(compared, tmp_path / "cats" / "tiny")
+    path = folder / results.CONTEXT_INFO
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"context_threshold": threshold}))
+    assert context.load_current_matrices(folder) is None
+    assert context.read_grouping(folder) == context.Grouping()
+    said = capsys.readouterr().err
+    assert said.startswith(f"skipped: '{path}' ")
+    assert said.count("\n") == 1
+    assert "context_threshold" in said
+
+
+def test_matrices_of_which_a_byte_has_changed_are_named(compared, tmp_path, capsys):
+    folder = shutil.copytree(compared, tmp_path / "cats" / "tiny")
+    path = folder / results.CONTEXT_MATRICES
+    content, shares = bytearray(path.read_bytes()), context.load_matrices(folder)["shares"]
+    content[content.index(shares.tobytes())] ^= 1
+    path.write_bytes(content)
+    assert context.load_current_matrices(folder) is None
+    assert capsys.readouterr().err.startswith(f"skipped: '{path}' is damaged")
 
 
 def test_groups_are_those_of_all_compared_candidates_of_which_a_card_lists_ten(reader):
@@ -258,7 +292,7 @@ def test_of_a_damaged_file_a_line_is_said_and_the_page_is_made(compared, reader,
     found = build_all(folder, reader)
     said = capsys.readouterr().err
     assert (said.count("\n"), said.startswith("skipped: "), name in said) == (1, True, True)
-    assert ("context" in found[0]) == (name != results.CONTEXT_MATRICES)
+    assert ("context" in found[0]) == (name == results.CONTEXT_TABLE)
 
 
 # The exported page

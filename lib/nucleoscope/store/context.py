@@ -11,6 +11,8 @@ Until all texts are compared, they are in ``context_parts/``, a file each, so th
 process that writes holds the lock of the run's folder.
 """
 
+import functools
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -19,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically, write_json
 from nucleoscope.names import escape_line
-from nucleoscope.settings import Settings
+from nucleoscope.settings import Settings, validate
 from nucleoscope.store import parts
 from nucleoscope.store.integrity import find_problem
-from nucleoscope.store.measurements import read
+from nucleoscope.store.measurements import read_intact
 from nucleoscope.store.parts import PartsFolder, check_source, read_table
 from nucleoscope.store.results import (
     CONTEXT_FILES,
@@ -180,58 +182,93 @@ def load_matrices(folder: str | Path) -> dict[str, "np.ndarray"]:
     """The arrays `MATRICES` of a run's context.pt; the same errors as `load_rows`."""
     path = Path(folder) / CONTEXT_MATRICES
     try:
-        content = read(path)
+        content = read_intact(path)
     except FileNotFoundError:
         raise ValueError(f"'{folder}' has no {CONTEXT_MATRICES}: {AGAIN}") from None
     except ValueError:
         raise ValueError(f"'{path}' is damaged: remove it and {AGAIN}") from None
-    if not isinstance(content, dict) or not all(name in content for name in MATRICES):
+    if not isinstance(content, dict) or not all(hasattr(content.get(name), "numpy") for name in MATRICES):
         raise ValueError(f"'{path}' contains no matrices: remove it and {AGAIN}")
     check_source(path, str(content.get("measurements")), AGAIN)
-    return {name: content[name].numpy() for name in MATRICES}
+    matrices = {name: content[name].numpy() for name in MATRICES}
+    sizes = matrices["sizes"].astype("int64")
+    lengths = [len(sizes)] * 3 + [sizes.sum()] * 2 + [(sizes * (sizes - 1) // 2).sum()]
+    if [len(matrices[name]) for name in MATRICES] != lengths:
+        raise ValueError(f"'{path}' contains matrices of other sizes than it says: remove it and {AGAIN}")
+    return matrices
 
 
 def load_current_matrices(folder: str | Path) -> dict[str, "np.ndarray"] | None:
     """The `load_matrices` of a run, for readers that do without: None if it has none that belong to its measurements.
 
-    A damaged file is named on stderr. OSError if the system cannot read it.
+    A file that is missing beside the others, or damaged, is named on stderr. OSError if the system cannot read it.
     """
-    return _load_current(Path(folder) / CONTEXT_MATRICES, lambda: load_matrices(folder))
+    return _load_current(Path(folder), lambda: load_matrices(folder))
 
 
 def read_grouping(folder: str | Path) -> Grouping:
     """The settings that a run's similarity in context was measured with, from context.json; defaults if there is none.
 
-    A damaged file is named on stderr. OSError if the system cannot read it.
+    A file that cannot be used is named on stderr. OSError if the system cannot read it.
     """
-    path = Path(folder) / CONTEXT_INFO
-    found = _load_current(path, lambda: read_json(path)) or {}
-    values = (found.get(f"context_{name}") for name in Grouping._fields)
-    # no threshold is there while the same similarities are grouped anew
-    known = {name: value for name, value in zip(Grouping._fields, values, strict=True) if value is not None}
-    return Grouping(**known)
+    return _load_current(Path(folder), lambda: _read_whole_grouping(Path(folder))) or Grouping()
+
+
+def _read_whole_grouping(folder: Path) -> Grouping:
+    """The `read_grouping` of a run that is measured in context; ValueError, in one line, if that is not finished."""
+    path = folder / CONTEXT_INFO
+    if not path.exists():  # it is written last
+        raise ValueError(f"'{folder}' has no {CONTEXT_INFO}: {AGAIN}")
+    found = read_json(path)
+    check_source(path, str(found.get("measurements")), AGAIN)
+    names = [f"context_{name}" for name in Grouping._fields]
+    if found.get(names[-1], 0) is None:  # see ContextFolder.finish
+        raise ValueError(f"'{path}' has no {names[-1]}, because a change of it was interrupted: {AGAIN}")
+    try:
+        for name in names:
+            validate(name, found.get(name))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is damaged ({error}): {AGAIN}") from None
+    return Grouping(*(found[name] for name in names))
 
 
 def join_split(table: "pd.DataFrame", folder: str | Path) -> "pd.DataFrame":
     """A run's tokens with both parts of their entropy, the columns of `quantities.IN_CONTEXT`, by prompt and step.
 
     Tokens without a choice have no value. Without a context.parquet that belongs to the run's measurements, the table
-    is returned as it is; a damaged one is named on stderr. OSError if the system cannot read it.
+    is returned as it is; one that is missing beside the other files, or damaged, is named on stderr. OSError if the
+    system cannot read it.
     """
-    names = [quantity.name for quantity in quantities.IN_CONTEXT]
-    rows = _load_current(Path(folder) / CONTEXT_TABLE, lambda: load_rows(folder, ["prompt", "step", *names]))
-    return table if rows is None else table.merge(rows, on=["prompt", "step"], how="left", validate="one_to_one")
+    keys, names = ["prompt", "step"], [quantity.name for quantity in quantities.IN_CONTEXT]
+
+    def load() -> "pd.DataFrame":
+        rows = load_rows(folder, [*keys, *names])
+        if rows.duplicated(keys).any():
+            raise ValueError(f"'{Path(folder) / CONTEXT_TABLE}' has a token twice: remove it and {AGAIN}")
+        return rows
+
+    rows = _load_current(Path(folder), load)
+    return table if rows is None else table.merge(rows, on=keys, how="left", validate="one_to_one")
 
 
-def _load_current(path: Path, load: Callable[[], Any]) -> Any:
-    """What ``load`` returns of a file; None if it is not there, and if it cannot be used, which stderr says."""
-    if not path.exists():
+def _load_current(folder: Path, load: Callable[[], Any]) -> Any:
+    """What ``load`` returns; None if a run is not measured in context, or not to the end, or if its files are damaged.
+
+    Standard error says so, unless there is none of the files.
+    """
+    if not any(os.path.lexists(folder / name) for name in CONTEXT_FILES):
         return None
     try:
+        _read_whole_grouping(folder)
         return load()
     except ValueError as error:
-        print(f"skipped: {escape_line(str(error))}", file=sys.stderr)
+        _say_skipped(escape_line(str(error)))
         return None
+
+
+@functools.cache  # once: a page reads each of the files, some of them for each text
+def _say_skipped(reason: str) -> None:
+    print(f"skipped: {reason}", file=sys.stderr)
 
 
 def find_matrix(

@@ -171,14 +171,14 @@ class PartsFolder(Locked):
         A name alone decides that only where the settings of one are: they are written first and removed last.
         """
         settings = self.parts / SETTINGS
-        known = _is_own(settings) and "measurements" in _read_if_whole(settings)
+        known = _is_own(settings) and isinstance(_read_if_whole(settings).get("measurements"), str)
         found = sorted(self.parts.glob("*"))
         return [path for path in found if not (_is_own(path) and (known or self._is_part(path)))]
 
     def _is_part(self, path: Path) -> bool:
-        """Whether a file of one of our names is a part, or a partial copy."""
+        """Whether a file of one of our names is a part, or a partial copy of the settings, which are written first."""
         if path.suffix == ".part":
-            return True
+            return path.name.startswith(f".{SETTINGS}.")
         try:
             return path.name != SETTINGS and self._has_content(read_intact(path))
         except ValueError:

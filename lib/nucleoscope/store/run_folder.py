@@ -277,17 +277,20 @@ class RunFolder(Locked):
     def _is_of_run(self, path: Path) -> bool:
         """Whether a file with one of our names has what a run writes to it.
 
-        Nobody else is likely to choose the names of hidden states, parts and partial copies: they are not read.
+        Hidden states and parts are always beside settings, which are written first and removed last. Only a partial
+        copy of those may be alone.
         """
         try:
             if path.name == SETTINGS:
                 found = read_json(path) if _is_plain_file(path) else None
-                return found is not None and (found == self.settings or not FIELDS.keys().isdisjoint(found))
+                return found is not None and (found == self.settings or 2 * len(FIELDS.keys() & found) > len(found))
             if path.name == PLAN:
                 return {"batch_size", "batches"} <= read_json(path).keys()
-            return path.suffix != ".pt" or bool(_check_batch(read_batch(path), path))
+            if path.suffix == ".pt":
+                return bool(_check_batch(read_batch(path), path))
         except ValueError:
             return False
+        return path.name.startswith(f".{SETTINGS}.")
 
     def save_plan(self, batch_size: int | str, batches: list[list[int]]) -> None:
         """Saves the batches that a run with this ``batch_size`` setting is divided into.
