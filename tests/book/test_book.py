@@ -631,6 +631,7 @@ def test_no_page_is_heavy_and_none_names_a_server_to_load_from(built):
 
 def test_the_book_has_no_files_for_developers_and_no_notebook_with_a_number_on_each_line(built):
     assert not [path for pattern in ("*.map", "*.ttf", "*.mo", "*.po") for path in built.rglob(pattern)]
+    assert all(any(path.iterdir()) for path in (built / "_static").rglob("*") if path.is_dir())  # each takes a block
     notebooks = list((built / "_sources").rglob("*.ipynb"))
     assert len(notebooks) > len(RUNS)
     assert all(path.read_text().count("\n") <= 1 for path in notebooks)

@@ -353,7 +353,7 @@ main()
 
 # Assets of the theme that no reader's browser loads, 5 MB in all: maps of its sources for its developers, translations
 # that are used when pages are written, and fonts for browsers that cannot read WOFF2.
-UNUSED = ("**/*.map", "locales/**/*.*", "vendor/**/*.ttf")
+UNUSED = ("**/*.map", "locales", "vendor/**/*.ttf")
 
 
 def build(root: Path, results_dir: Path, output: Path) -> Path:
@@ -386,8 +386,11 @@ def build(root: Path, results_dir: Path, output: Path) -> Path:
     if done.returncode:
         raise BookError("building the book produced warnings or errors: see above")
     for pattern in UNUSED:
-        for file in list((html / "_static").glob(pattern)):
-            file.unlink()
+        for path in list((html / "_static").glob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     unfinished.unlink()
     for page in sorted(html.rglob("*.html")):
         if page.stat().st_size > HEAVY:
