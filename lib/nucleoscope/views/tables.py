@@ -459,7 +459,8 @@ def format_comparison(both: pd.DataFrame) -> pd.DataFrame:
 
 
 def _format_spans(rows: pd.DataFrame, name: str, digits: int, value: str = "") -> list[str]:
-    """'value [low, high]' of a column, empty if it is missing, with ``digits`` decimals or fewer.
+    """'value [low, high]' of a column, empty if it is missing, with ``digits`` decimals or fewer; without an interval,
+    the value alone.
 
     An interval's width has two digits that mean something; more decimals than that would only look exact.
     """
@@ -468,6 +469,8 @@ def _format_spans(rows: pd.DataFrame, name: str, digits: int, value: str = "") -
 
 
 def _format_span(value: float, low: float, high: float, digits: int) -> str:
+    if pd.isna(low) or pd.isna(high):
+        return f"{value:z.{digits}f}"
     width = high - low
     if np.isfinite(width) and width > 0:
         digits = min(digits, max(0, 1 - int(np.floor(np.log10(width)))))
