@@ -189,7 +189,7 @@ def test_a_strip_without_similarities_says_nothing_of_them(reader):
 
 
 def write_matrices(folder, sizes: dict[tuple[int, int], int]) -> None:
-    """A context.pt of the ``sizes`` of some tokens' candidates, by prompt and step; all pairs of one have its size."""
+    """The ``sizes`` of some tokens' candidates as context files, by prompt and step; all pairs of one have its size."""
     records, places = results.load_records(folder), sorted(sizes)
     found = {"prompts": [prompt for prompt, _ in places], "steps": [step for _, step in places]}
     found |= {"sizes": [sizes[place] for place in places], "ids": [], "shares": [], "similarities": []}
@@ -199,8 +199,10 @@ def write_matrices(folder, sizes: dict[tuple[int, int], int]) -> None:
         found["similarities"] += [m / 100] * (m * (m - 1) // 2)
     kinds = {"shares": torch.float32, "similarities": torch.float16}
     content = {name: torch.tensor(values, dtype=kinds.get(name, torch.int32)) for name, values in found.items()}
-    torch.save(content | {"measurements": compute_fingerprint(folder / "measurements.pt").decode()},
-               folder / "context.pt")  # fmt: skip
+    source = {"measurements": compute_fingerprint(folder / "measurements.pt").decode()}
+    torch.save(content | source, folder / "context.pt")
+    info = source | {"context_candidates": 64, "context_threshold": 0.5}
+    (folder / "context.json").write_text(json.dumps(info))
 
 
 def test_each_text_has_its_similarities_in_context_of_the_candidates_that_a_card_lists(run, reader):
@@ -227,6 +229,7 @@ def test_texts_are_as_before_where_context_is_missing_or_damaged(run, reader, ca
     arguments = folder, reader, range(len(WRITTEN)), strip.compute_background(table), "generate"
     before = dict(texts.build_texts(*arguments))
     assert capsys.readouterr().err == ""
+    write_matrices(folder, {(0, 1): 3})
     (folder / "context.pt").write_bytes(b"PK")
     assert dict(texts.build_texts(*arguments)) == before
     said = capsys.readouterr().err
