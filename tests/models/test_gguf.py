@@ -7,7 +7,7 @@ import gguf as format_library
 import pytest
 import torch
 from tokenizers import Regex, pre_tokenizers
-from transformers import Gemma3TextConfig
+from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig
 
 import tiny
 from messages import assert_one_line
@@ -275,6 +275,34 @@ def test_windows_in_other_layers_are_refused(tmp_path, every, known):
     with pytest.raises(ValueError, match="sliding_window_pattern is not that of the loaded model") as caught:
         gguf.adjust_config(config, metadata)
     assert_one_line(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("kind", "window", "pattern", "known"),
+    [
+        (MistralConfig, 64, 0, True),
+        (MistralConfig, 64, [True, True], True),
+        (MistralConfig, 64, 2, False),
+        (MistralConfig, 64, [False, True], False),
+        (LlamaConfig, 64, 2, False),  # which has no windows, where the file has some
+        (LlamaConfig, 64, [False, False], True),
+        (LlamaConfig, 0, 2, True),  # nor has the file
+    ],
+)
+def test_windows_in_some_layers_are_refused_for_models_whose_layers_are_all_the_same(
+    tmp_path, kind, window, pattern, known
+):
+    fields = {"llama.attention.sliding_window": window, "llama.attention.sliding_window_pattern": 1}
+    metadata = gguf.read(Path(save_plain(tmp_path, fields=fields)))
+    metadata.fields["llama.attention.sliding_window_pattern"] = pattern
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config = kind(**sizes)
+    if known:
+        assert gguf.adjust_config(config, metadata) is config
+    else:
+        with pytest.raises(ValueError, match="sliding_window_pattern is not that of the loaded model") as caught:
+            gguf.adjust_config(config, metadata)
+        assert_one_line(str(caught.value))
 
 
 def test_factors_of_another_number_of_frequencies_are_refused(tmp_path):

@@ -145,7 +145,7 @@ def adjust_config(config: "transformers.PreTrainedConfig", metadata: Metadata) -
         name, value = key.rpartition(".")[2], metadata.get(key)
         if value is not None and hasattr(config, name):
             setattr(config, name, value)
-    _check_layers(config, metadata.get("attention.sliding_window_pattern"))
+    _check_layers(config, metadata)
     found = getattr(config, "rope_parameters", None)
     if not found:
         return config
@@ -165,11 +165,14 @@ def adjust_config(config: "transformers.PreTrainedConfig", metadata: Metadata) -
     return config
 
 
-def _check_layers(config: "transformers.PreTrainedConfig", pattern: list[bool] | int | None) -> None:
+def _check_layers(config: "transformers.PreTrainedConfig", metadata: Metadata) -> None:
     """`Unsupported` if other layers have a window than the file says: a list, or every how many layers one has none."""
+    pattern, window = metadata.get("attention.sliding_window_pattern"), getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
-    if pattern is None or not kinds:
+    if pattern is None or not (kinds or window or metadata.get("attention.sliding_window")):
         return
+    if not kinds:  # all layers of the loaded model are the same
+        kinds = [SLIDING if window else FULL] * config.num_hidden_layers
     if isinstance(pattern, int):
         # 0: all layers have a window, as in llama.cpp
         pattern = [not pattern or bool((place + 1) % pattern) for place in range(len(kinds))]

@@ -20,7 +20,9 @@ from nucleoscope.settings import validate
 SHARE = 0.9  # share of a GPU's free memory that weights may take: caches and logits need some, too
 MOST = 10**18  # bytes that an estimate says at most: a configuration may contain any number
 LAYER = 20_000  # bytes that the objects of a layer take at least, without its weights: 3 kB for each of its modules
-MANY = 1000  # layers; no model has so many, and describing each takes a millisecond and those bytes
+# Above this number of layers, weights are estimated from two of them: no model has as many, and describing a layer
+# takes a millisecond and `LAYER` bytes.
+MANY = 1000
 SPREAD = "balanced"  # the device name that stands for all available GPUs
 
 _held: dict[str, Any] = {}  # the locks that this process holds, by the GPU's id
