@@ -43,9 +43,9 @@ from IPython.display import HTML, Markdown, display
 from nucleoscope.models.tokenizers import load_tokenizer
 from nucleoscope.stats import correlation
 from nucleoscope.store import results
-from nucleoscope.store.context import join_split, load_current_matrices, read_grouping
-from nucleoscope.views import cards, examples, figures, tables, texts
-from nucleoscope.views.strip import compute_background, render_strip
+from nucleoscope.store.context import join_split
+from nucleoscope.views import examples, figures, tables, texts
+from nucleoscope.views.strip import compute_background
 
 if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
     os.chdir("..")
@@ -117,15 +117,8 @@ figures.plot_distributions(table)
 split = join_split(table, folder)  # as it is, unless the run was measured in context
 background, mode = compute_background(split), settings.get("mode", "generate")
 picks = examples.choose_prompts(table)
-records = results.load_records(folder, [pick.prompt for pick in picks])
-similarities, matrices = results.load_similarities(folder, records), load_current_matrices(folder)
-threshold = read_grouping(folder).threshold
-for pick in picks:
-    compared = {
-        "similarities": similarities.get(pick.prompt),
-        "ahead": cards.read_ahead(matrices, pick.prompt, threshold) if matrices else None,
-    }
-    html = render_strip(records[pick.prompt], tokenizer, table=background, mode=mode, **compared)
+strips = texts.render_strips(folder, tokenizer, [pick.prompt for pick in picks], background, mode)
+for pick, html in zip(picks, strips, strict=True):
     display(Markdown(pick.sentence), HTML(html))
 
 # %% [markdown]

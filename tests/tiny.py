@@ -7,6 +7,7 @@ so it can be saved with ``save_pretrained`` and loaded by name; `save` does that
 
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -27,6 +28,8 @@ from transformers import (
 )
 
 from nucleoscope import quantities
+from nucleoscope.measure.runs import complete_run
+from nucleoscope.store import run_folder
 
 QUANTITIES = list(quantities.find_columns())
 SPECIAL = ["<bos>", "<eos>", "<pad>"]
@@ -202,6 +205,19 @@ def _order_gguf_rows(name: str, weight: torch.Tensor, config: LlamaConfig) -> to
         if part in name:
             return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
     return weight
+
+
+def measure(
+    folder: Path,
+    model: tuple[PreTrainedModel, PreTrainedTokenizerFast],
+    prompts: Sequence[str],
+    settings: dict,
+    **given,
+) -> Path:
+    """Measures a run of a model with its tokenizer, with some ``settings`` in its run.json; returns its folder."""
+    with run_folder.RunFolder(folder, settings) as run:
+        complete_run(run, *model, prompts, progress=False, **{"max_tokens": settings["max_tokens"]} | given)
+    return folder
 
 
 class Stopped(Exception):

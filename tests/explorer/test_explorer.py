@@ -32,7 +32,7 @@ from nucleoscope.settings import Settings
 from nucleoscope.stats import what_or_how
 from nucleoscope.store import local_tokenizers, results, run_folder
 from nucleoscope.store.candidates import Similarities
-from nucleoscope.store.context import ContextFolder, load_matrices, load_rows
+from nucleoscope.store.context import Compared, ContextFolder, Grouping, load_matrices, load_rows
 from nucleoscope.views import cards, token_text
 from nucleoscope.views.strip import build_content, render_strip
 
@@ -897,7 +897,8 @@ def test_a_run_that_was_measured_in_context_has_that_tab_without_its_model(tiny_
     step = next(step for step, ids in enumerate(record["top_p_tokens"]) if len(ids) > 2)
     parts = {"prompts": [1], "steps": [step], "sizes": [3], "ids": record["top_p_tokens"][step][:3].tolist()}
     parts |= {"shares": [0.5, 0.3, 0.2], "similarities": [0.1, 0.2, 0.3]}  # of the pairs 01, 02 and 12
-    monkeypatch.setattr(explorer, "load_matrices", lambda _: {name: np.array(part) for name, part in parts.items()})
+    found = Compared({name: np.array(part) for name, part in parts.items()}, Grouping())
+    monkeypatch.setattr(explorer, "load_current", lambda _: found)
     live = explorer.Explorer("", "other", results_dir=str(tmp_path / "results"))
     live.measured.value, live.picked.value = folder, 1
     live.text.hovered = step

@@ -10,10 +10,9 @@ from scipy import stats
 import tiny
 from messages import assert_one_line
 from nucleoscope.measure.branching import complete_branches
-from nucleoscope.measure.runs import complete_run
 from nucleoscope.settings import Settings
 from nucleoscope.stats import choice, replicates
-from nucleoscope.store import branches, results, run_folder
+from nucleoscope.store import branches, results
 
 rng = np.random.default_rng
 
@@ -200,8 +199,7 @@ def measured(tmp_path_factory):
     model, root = (tiny.create_model(eos_token_id=None), tiny.create_tokenizer(eos=False)), tmp_path_factory.mktemp("r")
     settings = {"model_name": "tiny", "dataset_name": "cats", "max_tokens": 6, "prompt_format": "raw", "seed": 0}
     for dataset in ("cats", "dogs"):
-        with run_folder.RunFolder(root / dataset / "tiny", settings) as run:
-            complete_run(run, *model, ["the cat", "a long road"], progress=False, max_tokens=6)
+        tiny.measure(root / dataset / "tiny", model, ["the cat", "a long road"], settings)
     chosen = {"context_candidates": 3, "branch_points": 2, "branch_length": 4, "branch_replicates": 2}
     with branches.BranchFolder(root / "cats" / "tiny", chosen) as folder:
         info = results.load_info(root / "cats" / "tiny")

@@ -38,10 +38,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> Path:
     """The folder of a run that is measured."""
-    folder = tmp_path_factory.mktemp("results") / "cats" / "tiny"
-    with run_folder.RunFolder(folder, SETTINGS) as run:
-        complete_run(run, *MODEL, PROMPTS, progress=False, max_tokens=6)
-    return folder
+    return tiny.measure(tmp_path_factory.mktemp("results") / "cats" / "tiny", MODEL, PROMPTS, SETTINGS)
 
 
 @pytest.fixture(scope="module")

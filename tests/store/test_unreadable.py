@@ -16,7 +16,6 @@ from nucleoscope import file_errors, hub
 from nucleoscope.data import prompts
 from nucleoscope.measure.branching import complete_branches
 from nucleoscope.measure.context import complete_context
-from nucleoscope.measure.runs import complete_run
 from nucleoscope.settings import Settings
 from nucleoscope.stats import what_or_how
 from nucleoscope.store import (
@@ -42,10 +41,9 @@ BLAMED = ("damaged", "remove", "delete", "overwrite", "truncated")
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> Path:
     """The folder of a run with everything that can be in it."""
-    folder = tmp_path_factory.mktemp("results") / "cats" / "tiny"
     model, tokenizer = tiny.create_model(eos_token_id=None), tiny.create_tokenizer(eos=False)
-    with run_folder.RunFolder(folder, SETTINGS) as run:
-        complete_run(run, model, tokenizer, TEXTS, max_tokens=6, variants="default", progress=False)
+    place = tmp_path_factory.mktemp("results") / "cats" / "tiny"
+    folder = tiny.measure(place, (model, tokenizer), TEXTS, SETTINGS, max_tokens=6, variants="default")
     info = results.load_info(folder)
     with context.ContextFolder(folder, **OPTIONS) as compared:
         complete_context(compared, lambda: (model, tokenizer), info, what_or_how.tabulate, progress=False)

@@ -13,7 +13,7 @@ from nucleoscope.measure.cosine import find_directions
 from nucleoscope.measure.pairs import compare_candidates
 from nucleoscope.store import results
 from nucleoscope.store.candidates import Similarities
-from nucleoscope.store.context import load_current_matrices
+from nucleoscope.store.context import load_matrices
 from nucleoscope.store.tokens import compute_fingerprint
 from nucleoscope.views import cards, examples, strip, texts
 from nucleoscope.views.token_text import Reader
@@ -220,7 +220,7 @@ def test_each_text_has_its_similarities_in_context_of_the_candidates_that_a_card
     assert shown[2]["continuations"] == pytest.approx(10 / (1 + 9 * 0.64), rel=5e-3)
     assert [bool(each) for each in found[3]["context"]][:2] == [True, False]
     record = results.load_records(folder, [0])[0]
-    ahead = cards.read_ahead(load_current_matrices(folder), 0)
+    ahead = cards.read_ahead(load_matrices(folder), 0)
     assert strip.build_content(record, reader, ahead=ahead, first=1, last=2)["data"]["context"] == [shown[1]]
 
 

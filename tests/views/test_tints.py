@@ -13,9 +13,8 @@ from bs4 import BeautifulSoup
 import tiny
 from nucleoscope import quantities
 from nucleoscope.measure.context import complete_context
-from nucleoscope.measure.runs import complete_run
 from nucleoscope.stats import what_or_how
-from nucleoscope.store import context, results, run_folder
+from nucleoscope.store import context, results
 from nucleoscope.views import cards, export, strip, texts
 from nucleoscope.views.token_text import Reader
 
@@ -35,10 +34,7 @@ def compare(folder: Path, threshold: float) -> None:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> Path:
     """The folder of a run that was not measured in context."""
-    folder = tmp_path_factory.mktemp("plain") / "cats" / "tiny"
-    with run_folder.RunFolder(folder, SETTINGS) as run:
-        complete_run(run, *MODEL, PROMPTS, progress=False, max_tokens=12)
-    return folder
+    return tiny.measure(tmp_path_factory.mktemp("plain") / "cats" / "tiny", MODEL, PROMPTS, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +167,7 @@ def test_groups_and_their_candidates_are_listed_by_falling_probability(shown):
 def test_candidates_are_grouped_at_the_threshold_of_the_run(compared, reader, tmp_path):
     folder = shutil.copytree(compared, tmp_path / "cats" / "tiny")
     compare(folder, 1.0)
-    assert context.read_grouping(folder) == (6, 1.0)
+    assert context.load_current(folder).grouping == (6, 1.0)
     for data in build_all(folder, reader).values():
         assert data["threshold"] == 1
         for each in filter(None, data["context"]):
@@ -186,8 +182,7 @@ def test_without_one_of_its_files_the_run_is_shown_as_not_measured_in_context(co
     (folder / name).unlink()
     table = load_table(folder)
     assert (context.join_split(table, folder) is table) == (name != results.CONTEXT_MATRICES)
-    assert (context.load_current_matrices(folder) is None) == (name != results.CONTEXT_TABLE)
-    assert (context.read_grouping(folder) == context.Grouping() == (8, 0.5)) == (name == results.CONTEXT_INFO)
+    assert (context.load_current(folder) is None) == (name != results.CONTEXT_TABLE)
     said = capsys.readouterr().err
     assert said == f"skipped: '{folder}' has no {name}: {context.AGAIN}\n"
 
@@ -197,8 +192,7 @@ def test_a_threshold_that_none_can_be_is_named(compared, tmp_path, capsys, thres
     folder = shutil.copytree(compared, tmp_path / "cats" / "tiny")
     path = folder / results.CONTEXT_INFO
     path.write_text(json.dumps(json.loads(path.read_text()) | {"context_threshold": threshold}))
-    assert context.load_current_matrices(folder) is None
-    assert context.read_grouping(folder) == context.Grouping()
+    assert context.load_current(folder) is None
     said = capsys.readouterr().err
     assert said.startswith(f"skipped: '{path}' ")
     assert said.count("\n") == 1
@@ -211,7 +205,7 @@ def test_matrices_of_which_a_byte_has_changed_are_named(compared, tmp_path, caps
     content, shares = bytearray(path.read_bytes()), context.load_matrices(folder)["shares"]
     content[content.index(shares.tobytes())] ^= 1
     path.write_bytes(content)
-    assert context.load_current_matrices(folder) is None
+    assert context.load_current(folder) is None
     assert capsys.readouterr().err.startswith(f"skipped: '{path}' is damaged")
 
 

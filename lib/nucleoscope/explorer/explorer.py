@@ -37,10 +37,9 @@ from nucleoscope.explorer.controls import (
 )
 from nucleoscope.settings import Settings, fill_defaults
 from nucleoscope.store import results
-from nucleoscope.store.context import Grouping, join_split, load_matrices, read_grouping
+from nucleoscope.store.context import Compared, Grouping, join_split, load_current
 
 if TYPE_CHECKING:
-    import numpy as np
     import plotly.graph_objects as go
 
     from nucleoscope.measure.recording import Token
@@ -150,7 +149,7 @@ class Explorer:
         self.records: list[dict] = []  # prompts and tokens of the selected run
         self.measured_reader: Reader | None = None  # of its tokenizer, if that can be had without the network
         self.similarities: results.Similarities | None = None  # of a text that is drawn from files
-        self.matrices: dict[str, np.ndarray] | None = None  # of the selected run, if it was measured in context
+        self.in_context: Compared | None = None  # of the selected run, if it was measured in context
         # a card compares candidates even where the setting turns that off for runs
         self._own_grouping = Grouping(max(chosen.context_candidates, 2), chosen.context_threshold)
         self.grouping = self._own_grouping  # or that of the selected run
@@ -690,7 +689,7 @@ class Explorer:
     def _open(self, folder: Path | str) -> None:
         """A measured run was selected: offers its prompts."""
         self.records, self.measured_reader, self.picked.value, self.picked.content = [], None, -1, {}
-        self.matrices, self.grouping = None, self._own_grouping
+        self.in_context, self.grouping = None, self._own_grouping
         if not folder:
             return
         from nucleoscope.explorer.engine import Reader, local_tokenizers, texts
@@ -700,9 +699,8 @@ class Explorer:
             table = results.load_run(results.find_measurements(folder), folder.name, folder.parent.name)
             tokenizer = local_tokenizers.find_tokenizer(folder)
             self.measured_reader = None if tokenizer is None else Reader(tokenizer)
-            with contextlib.suppress(ValueError):  # few runs are measured in context
-                self.matrices = load_matrices(folder)
-                self.grouping = read_grouping(folder)
+            self.in_context = load_current(folder)
+            self.grouping = self.in_context.grouping if self.in_context else self._own_grouping
         except (ValueError, OSError) as error:
             self._say(str(error), failed=True)
             return
@@ -711,11 +709,11 @@ class Explorer:
 
     def _read_compared(self, place: int) -> "dict[int, cards.Ahead]":
         """What the files of the selected run say of what follows the candidates of a prompt's text, by step."""
-        if self.matrices is None:
+        if self.in_context is None:
             return {}
         from nucleoscope.explorer.engine import cards
 
-        return cards.read_ahead(self.matrices, place, self.grouping.threshold)
+        return cards.read_ahead(self.in_context.matrices, place, self.in_context.grouping.threshold)
 
     def _show_measured(self, place: int) -> Version | None:
         """Draws the text of a measured prompt from the files of its run, or says why that is not possible."""

@@ -59,6 +59,13 @@ class Grouping(NamedTuple):
     threshold: float = Settings.context_threshold
 
 
+class Compared(NamedTuple):
+    """A run's candidates: the arrays `MATRICES`, and how they are grouped."""
+
+    matrices: dict[str, "np.ndarray"]
+    grouping: Grouping
+
+
 def find_missing(folder: str | Path, candidates: int, threshold: float) -> str | None:
     """What is missing or differs, in one line, if similarity in context is not measured with these settings.
 
@@ -198,24 +205,17 @@ def load_matrices(folder: str | Path) -> dict[str, "np.ndarray"]:
     return matrices
 
 
-def load_current_matrices(folder: str | Path) -> dict[str, "np.ndarray"] | None:
-    """The `load_matrices` of a run, for readers that do without: None if it has none that belong to its measurements.
+def load_current(folder: str | Path) -> Compared | None:
+    """How a run's candidates were compared, for readers that do without: None if it was not measured in context.
 
-    A file that is missing beside the others, or damaged, is named on stderr. OSError if the system cannot read it.
+    A file that is missing beside the others, damaged, or about other measurements is named on stderr, and the run
+    counts as not measured in context. OSError if the system cannot read it.
     """
-    return _load_current(Path(folder), lambda: load_matrices(folder))
+    return _load_current(Path(folder), lambda grouping: Compared(load_matrices(folder), grouping))
 
 
-def read_grouping(folder: str | Path) -> Grouping:
-    """The settings that a run's similarity in context was measured with, from context.json; defaults if there is none.
-
-    A file that cannot be used is named on stderr. OSError if the system cannot read it.
-    """
-    return _load_current(Path(folder), lambda: _read_whole_grouping(Path(folder))) or Grouping()
-
-
-def _read_whole_grouping(folder: Path) -> Grouping:
-    """The `read_grouping` of a run that is measured in context; ValueError, in one line, if that is not finished."""
+def _read_grouping(folder: Path) -> Grouping:
+    """What context.json says; ValueError, in one line, if a run was not measured in context to the end."""
     path = folder / CONTEXT_INFO
     if not path.exists():  # it is written last
         raise ValueError(f"'{folder}' has no {CONTEXT_INFO}: {AGAIN}")
@@ -241,7 +241,7 @@ def join_split(table: "pd.DataFrame", folder: str | Path) -> "pd.DataFrame":
     """
     keys, names = ["prompt", "step"], [quantity.name for quantity in quantities.IN_CONTEXT]
 
-    def load() -> "pd.DataFrame":
+    def load(_: Grouping) -> "pd.DataFrame":
         rows = load_rows(folder, [*keys, *names])
         if rows.duplicated(keys).any():
             raise ValueError(f"'{Path(folder) / CONTEXT_TABLE}' has a token twice: remove it and {AGAIN}")
@@ -251,22 +251,21 @@ def join_split(table: "pd.DataFrame", folder: str | Path) -> "pd.DataFrame":
     return table if rows is None else table.merge(rows, on=keys, how="left", validate="one_to_one")
 
 
-def _load_current(folder: Path, load: Callable[[], Any]) -> Any:
+def _load_current(folder: Path, load: Callable[[Grouping], Any]) -> Any:
     """What ``load`` returns; None if a run is not measured in context, or not to the end, or if its files are damaged.
 
-    Standard error says so, unless there is none of the files.
+    Standard error says so, unless there is none of the files. ``load`` gets what context.json says.
     """
     if not any(os.path.lexists(folder / name) for name in CONTEXT_FILES):
         return None
     try:
-        _read_whole_grouping(folder)
-        return load()
+        return load(_read_grouping(folder))
     except ValueError as error:
         _say_skipped(escape_line(str(error)))
         return None
 
 
-@functools.cache  # once: a page reads each of the files, some of them for each text
+@functools.cache  # once: a page reads some of the files more than once
 def _say_skipped(reason: str) -> None:
     print(f"skipped: {reason}", file=sys.stderr)
 

@@ -236,7 +236,7 @@ def read_ahead(
 ) -> dict[int, Ahead]:
     """What a run's `store.context.load_matrices` say of a prompt's tokens, by step, for those with a choice.
 
-    ``threshold`` is that of the run, `store.context.read_grouping`; see `build_ahead`.
+    ``threshold`` is that of the run, see `build_ahead`.
     """
     found = find_matrices(matrices, prompt)
     return {

@@ -17,12 +17,12 @@ from nucleoscope.atomic import write_atomically
 from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.names import suggest
 from nucleoscope.store import results
-from nucleoscope.store.context import join_split, load_current_matrices, read_grouping
+from nucleoscope.store.context import join_split
 from nucleoscope.store.local_tokenizers import find_tokenizer
 from nucleoscope.store.run_names import describe_run
 from nucleoscope.store.run_names import split as split_name
-from nucleoscope.views import cards, tables, texts
-from nucleoscope.views.strip import compute_background, render_strip
+from nucleoscope.views import tables, texts
+from nucleoscope.views.strip import compute_background
 from nucleoscope.views.token_text import Reader, make_encodable
 
 ENDINGS = (".csv", ".parquet", ".html")
@@ -116,11 +116,7 @@ def _render_page(folder: Path, prompts: dict[int, str], tokenizer: object) -> st
     table = join_split(results.load_run(results.find_measurements(folder), folder.name, folder.parent.name), folder)
     background, reader, mode = compute_background(table), Reader(tokenizer), results.read_mode(folder)
     if len(prompts) == 1:
-        (number,) = prompts
-        record, similar = results.load_records(folder, prompts)[number], results.load_similarities(folder, prompts)
-        matrices = load_current_matrices(folder)
-        ahead = cards.read_ahead(matrices, number, read_grouping(folder).threshold) if matrices else None
-        body = render_strip(record, reader, table=background, mode=mode, similarities=similar.get(number), ahead=ahead)
+        (body,) = texts.render_strips(folder, reader, prompts, background, mode)
     else:
         found = dict(texts.build_texts(folder, reader, prompts, background, mode))
         body = texts.render_texts(folder, prompts, table, background, found, reader)

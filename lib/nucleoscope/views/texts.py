@@ -11,7 +11,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ import pandas as pd
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
 from nucleoscope.store import results
-from nucleoscope.store.context import load_current_matrices, read_grouping
+from nucleoscope.store.context import load_current
 from nucleoscope.views import assets, cards, examples
 from nucleoscope.views.assets import STATIC
-from nucleoscope.views.strip import Background, build_content
+from nucleoscope.views.strip import Background, build_content, render_strip
 from nucleoscope.views.token_text import Reader, make_encodable
 
 TEXTS = "texts"  # the folder of the scripts, in that of the run
@@ -83,27 +83,42 @@ def _read_text(tokens: pd.DataFrame, reader: Reader | None) -> str:
 
 def build_texts(
     folder: Path, tokenizer: Any, numbers: Iterable[int], background: Background, mode: str
-) -> Iterable[tuple[int, dict]]:
+) -> Iterator[tuple[int, dict]]:
     """The texts of some prompts of a run, one after the other: its number and its `strip.build_content`.
 
-    `AT_ONCE` of them are read at a time. The background's line is left out: it is the same for all.
+    The background's line is left out: it is the same for all.
     """
-    reader, left = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer), list(numbers)
-    matrices = load_current_matrices(folder)
-    threshold = read_grouping(folder).threshold
+    reader = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer)
+    for number, record, compared in _read_texts(folder, numbers):
+        content = build_content(record, reader, table=background, mode=mode, **compared)
+        del content["data"]["line"]
+        yield number, content
+
+
+def render_strips(
+    folder: Path, tokenizer: Any, numbers: Iterable[int], background: Background, mode: str
+) -> Iterator[str]:
+    """The `strip.render_strip` of some prompts of a run, one after the other, with all that its files say of them."""
+    reader = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer)
+    for _, record, compared in _read_texts(folder, numbers):
+        yield render_strip(record, reader, table=background, mode=mode, **compared)
+
+
+def _read_texts(folder: Path, numbers: Iterable[int]) -> Iterator[tuple[int, dict, dict[str, Any]]]:
+    """The number and the record of some prompts, and what is known of how similar their candidates are.
+
+    `AT_ONCE` of them are read at a time.
+    """
+    found, left = load_current(folder), list(numbers)
     for start in range(0, len(left), AT_ONCE):
         part = left[start : start + AT_ONCE]
         records, similarities = results.load_records(folder, part), results.load_similarities(folder, part)
         for number in part:
-            found = similarities.get(number)
-            if found is not None and len(found.taken) != len(records[number]["tokens"]):
-                found = None
-            ahead = cards.read_ahead(matrices, number, threshold) if matrices else None
-            content = build_content(
-                records[number], reader, table=background, mode=mode, similarities=found, ahead=ahead
-            )
-            del content["data"]["line"]
-            yield number, content
+            similar = similarities.get(number)
+            if similar is not None and len(similar.taken) != len(records[number]["tokens"]):
+                similar = None
+            ahead = cards.read_ahead(found.matrices, number, found.grouping.threshold) if found else None
+            yield number, records[number], {"similarities": similar, "ahead": ahead}
 
 
 def write_texts(folder: Path, tokenizer: Any, numbers: Sequence[int], background: Background, mode: str) -> Path:
