@@ -34,6 +34,7 @@ text_column = None  # as in measure.py
 results_dir = "results"  # contains <dataset>/<model>/, or <dataset>-<text_column>/<model>/
 context_candidates = 8  # number of likeliest candidates of each token to compare, 2 to 64
 context_threshold = 0.5  # mean similarity that two groups of candidates must have to be one group, in (0, 1]
+context_memory = "auto"  # MiB for numbers over the whole vocabulary at once; auto: 64 on a CPU, 1024 on a GPU
 device = "auto"  # as in measure.py
 overwrite = False  # replace what was compared with another number of candidates
 skip_check = False  # do not try on a short text first how the model can read candidates
@@ -74,7 +75,7 @@ if run.finished:
     print(f"similarity in context was measured before with these settings: {folder}")
 else:
     with run:
-        complete_context(run, load, info, what_or_how.tabulate, skip_check)
+        complete_context(run, load, info, what_or_how.tabulate, skip_check, context_memory)
 
 # %%
 about = results.read_json(folder / results.CONTEXT_INFO)

@@ -52,6 +52,7 @@ trust_remote_code = False  # run code that comes with the model; read it first
 context = False  # for the command line: then execute context.py, which measures similarity in context
 context_candidates = 8  # for context.py
 context_threshold = 0.5  # for context.py
+context_memory = "auto"  # for context.py
 branches = False  # also continue texts from each candidate of some tokens (notebook branches.py)
 branch_points = 4  # number of tokens per text to branch at, 0 to 1,000
 branch_length = 20  # number of tokens of each branch

@@ -55,7 +55,7 @@ def test_the_notebook_about_branches_has_its_settings_with_their_defaults():
 
 
 SECOND_PASSES = [
-    *("context", "context_candidates", "context_threshold"),
+    *("context", "context_candidates", "context_threshold", "context_memory"),
     *("branches", "branch_points", "branch_length", "branch_replicates"),
 ]
 

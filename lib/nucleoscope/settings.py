@@ -251,6 +251,14 @@ class Settings:
         above=0,
         most=1,
     )
+    context_memory: int | str = _define(
+        int,
+        "auto",
+        "with context: MiB for numbers over the whole vocabulary at once, or auto: 64 on a CPU, 1024 on a GPU",
+        choices=("auto",),
+        least=1,
+        most=MOST,
+    )
     branches: bool = _define(
         bool, False, "also continue some texts from each candidate of some tokens: does the choice matter?"
     )

@@ -345,6 +345,26 @@ def test_logits_come_in_pieces_of_few_rows_and_small_passes_give_the_same(way):
     torch.testing.assert_close(collect_exact(reader, ids, forks), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("way", context.WAYS)
+def test_a_setting_bounds_the_rows_of_logits_at_once(way, monkeypatch):
+    model = create_model("llama")
+    records = {0: generate_records(model)[0]}
+    monkeypatch.setattr(context, "find_ways", lambda *_: context.Finding((way,)))
+    monkeypatch.setattr(context, "ARRAYS", 2**20 // (4 * tiny.VOCAB * 10))  # ten rows of this small vocabulary: 1 MiB
+    exponentiate, rows = context.exponentiate, []
+    monkeypatch.setattr(context, "exponentiate", lambda logits: (rows.append(len(logits)), exponentiate(logits))[1])
+    found = {}
+    for memory in (1, 2, 1000):
+        rows.clear()
+        (found[memory],) = measure_all(model, records, memory=memory)
+        assert sum(rows) == int(found[memory].sizes.sum()) > 20
+        assert max(rows) <= 10 * memory
+        if way != context.STEPS:  # which have the candidates of one token at once
+            assert max(rows) > min(5 * memory, sum(rows) - 1)
+    for memory in (1, 2):
+        torch.testing.assert_close(found[memory].similarities, found[1000].similarities, atol=1e-3, rtol=0)
+
+
 def test_passes_that_do_not_fit_in_memory_become_smaller(monkeypatch):
     model, passes = create_model("llama"), []
     read = context.TreeReader._read_branches

@@ -119,6 +119,15 @@ def test_what_is_finished_is_not_compared_again(folder):
     assert context.find_missing(folder, **OPTIONS) is None
 
 
+def test_candidates_are_compared_in_as_much_memory_as_the_setting_says(folder, monkeypatch):
+    create, given = measure_context.create_reader, []
+    monkeypatch.setattr(measure_context, "create_reader", lambda *args: (given.append(args[2:]), create(*args))[1])
+    with context.ContextFolder(folder, **OPTIONS) as run:
+        info = results.load_info(folder)
+        complete_context(run, lambda: MODEL, info, what_or_how.tabulate, memory=7, progress=False)
+    assert (7,) in given
+
+
 def test_another_threshold_splits_the_same_matrices_without_the_model(folder):
     compare(folder)
     before = read_all(folder)

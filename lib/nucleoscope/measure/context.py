@@ -46,9 +46,9 @@ TREE, WHOLE_TREE, STEPS = WAYS = ("tree", "tree, whole model", "cached steps")
 # Branches per pass. Each has a key that only it sees, so that the mask grows with the square of their number; with
 # fewer, a pass uses the device less well.
 BRANCHES = {"cpu": 256, "cuda": 4096}
-# Bytes of all arrays over the vocabulary that exist at once; each row of logits needs about `ARRAYS` of them, in
-# float32. The candidates of one place are compared together, and may exceed this.
-PIECE_BYTES, ARRAYS = {"cpu": 2**26, "cuda": 2**30}, 6
+# MiB of all arrays over the vocabulary that exist at once, by default; each row of logits needs about `ARRAYS` of them,
+# in float32. The candidates of one place are compared together, and may exceed this.
+MEMORY, ARRAYS = {"cpu": 64, "cuda": 1024}, 6
 TRIED = 3  # candidates at each place of the trial
 CHECKED = 5  # forks of the longest text that are checked
 VALUES = ("mean_similarity", "weighted_similarity", "similarity_entropy", "continuations")
@@ -164,16 +164,19 @@ def describe_choices(shares: Sequence[torch.Tensor], similarities: Sequence[torc
 
 
 class Reader(ABC):
-    """The logits after each candidate of each fork of a text. Call it in torch's inference mode."""
+    """The logits after each candidate of each fork of a text. Call it in torch's inference mode.
+
+    ``memory`` is the setting `context_memory`, in MiB or "auto": it bounds the number of rows of logits at once.
+    """
 
     way = ""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, memory: int | str = Settings.context_memory):
         self.model, self.device, self.limit = model, model.device, find_length_limit(model)
         self.accepted = inspect.signature(model.forward).parameters
         self.options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in self.accepted else {}
-        size = PIECE_BYTES.get(self.device.type, PIECE_BYTES["cpu"])
-        self.rows = max(2, size // (4 * ARRAYS * model.config.get_text_config().vocab_size))
+        size = MEMORY.get(self.device.type, MEMORY["cpu"]) if memory == "auto" else memory
+        self.rows = max(2, size * 2**20 // (4 * ARRAYS * model.config.get_text_config().vocab_size))
 
     @abstractmethod
     def compute_logits(self, ids: list[int], forks: list[Fork]) -> Iterator[tuple[list[Fork], torch.Tensor]]:
@@ -200,8 +203,8 @@ class TreeReader(Reader):
     the output layer.
     """
 
-    def __init__(self, model: PreTrainedModel, whole: bool = False):
-        super().__init__(model)
+    def __init__(self, model: PreTrainedModel, memory: int | str = Settings.context_memory, whole: bool = False):
+        super().__init__(model, memory)
         self.way = WHOLE_TREE if whole else TREE
         self.head = None if whole else model.get_output_embeddings()
         self.body = model if whole else model.base_model
@@ -298,8 +301,8 @@ class StepReader(Reader):
 
     way = STEPS
 
-    def __init__(self, model: PreTrainedModel):
-        super().__init__(model)
+    def __init__(self, model: PreTrainedModel, memory: int | str = Settings.context_memory):
+        super().__init__(model, memory)
         self.cache_name, self.cache = find_cache_argument(model), None
 
     def compute_logits(self, ids: list[int], forks: list[Fork]) -> Iterator[tuple[list[Fork], torch.Tensor]]:
@@ -354,9 +357,9 @@ def _split_forks(forks: Sequence[Fork], most: int) -> Iterator[list[Fork]]:
         yield group
 
 
-def create_reader(model: PreTrainedModel, way: str) -> Reader:
-    """The reader of one of `WAYS`. ValueError if the model cannot be read in this way."""
-    return StepReader(model) if way == STEPS else TreeReader(model, whole=way == WHOLE_TREE)
+def create_reader(model: PreTrainedModel, way: str, memory: int | str = Settings.context_memory) -> Reader:
+    """The `Reader` of one of `WAYS`. ValueError if the model cannot be read in this way."""
+    return StepReader(model, memory) if way == STEPS else TreeReader(model, memory, whole=way == WHOLE_TREE)
 
 
 # Which way is right
@@ -488,8 +491,8 @@ def find_window(model: PreTrainedModel) -> int | None:
 class _Readers:
     """The readers of a model, each created when it is needed, and which one a text needs."""
 
-    def __init__(self, model: PreTrainedModel, skip_check: bool):
-        self.model, self.window = model, find_window(model)
+    def __init__(self, model: PreTrainedModel, skip_check: bool, memory: int | str = Settings.context_memory):
+        self.model, self.window, self.memory = model, find_window(model), memory
         self.ways, self.reasons = find_ways(model, skip_check)
         self.created: dict[str, Reader] = {}
         if not self.ways:
@@ -509,7 +512,7 @@ class _Readers:
                 f"text has {length}, and cached steps are not right for it ({'; '.join(self.reasons)})"
             )
         if ways[0] not in self.created:
-            self.created[ways[0]] = create_reader(self.model, ways[0])
+            self.created[ways[0]] = create_reader(self.model, ways[0], self.memory)
         return self.created[ways[0]]
 
     @torch.inference_mode()
@@ -621,6 +624,7 @@ def measure(
     settings: Settings,
     candidates: int = Settings.context_candidates,
     skip_check: bool = False,
+    memory: int | str = Settings.context_memory,
     total: int | None = None,
     progress: bool = True,
     longest: Mapping[str, Any] | None = None,
@@ -628,11 +632,12 @@ def measure(
     """Compares the candidates in each of the ``records``, by their numbers, and yields one text after another.
 
     ``records`` have ``prompt``, ``tokens``, ``top_p_tokens`` and ``top_p_probs`` as a run saves them, ``settings`` are
-    those of the run: its prompts are encoded as they were. ``total`` is the number of forks, for the progress bar.
-    ``longest`` is the record of the longest text, with which a way is checked that a short one may not refute. Raises
-    ValueError, in one line, if the model cannot be read in any way, or gives NaN, and MemoryError if it does not fit.
+    those of the run: its prompts are encoded as they were. ``memory`` is that of a `Reader`. ``total`` is the number of
+    forks, for the progress bar. ``longest`` is the record of the longest text, with which a way is checked that a short
+    one may not refute. Raises ValueError, in one line, if the model cannot be read in any way, or gives NaN, and
+    MemoryError if it does not fit.
     """
-    readers = _Readers(model, skip_check)
+    readers = _Readers(model, skip_check, memory)
     options = encoding.list_options(settings, find_context_length(model))
     rows = len(find_embedding_matrix(model))
 
@@ -680,13 +685,14 @@ def complete_context(
     info: Mapping[str, Any],
     split: Callable,
     skip_check: bool = False,
+    memory: int | str = Settings.context_memory,
     progress: bool = True,
 ) -> None:
     """Compares what is missing in a `store.context.ContextFolder` that is open in a ``with`` block, and finishes it.
 
     ``load`` loads the run's model and tokenizer: if only the threshold is another one than before, they are not
-    needed. ``info`` is the run's run.json, whose settings say how its prompts were encoded; ``split`` is passed on to
-    `ContextFolder.finish`.
+    needed. ``info`` is the run's run.json, whose settings say how its prompts were encoded; ``memory`` is that of a
+    `Reader`; ``split`` is passed on to `ContextFolder.finish`.
     """
     if folder.finished:  # another process finished it while this one waited
         return
@@ -703,6 +709,7 @@ def complete_context(
     longest = max(left, key=lambda index: len(texts[index]["prompt"]) + len(texts[index]["tokens"]), default=None)
     records = ((index, folder.read_text(texts[index])) for index in left)
     options = {"total": total, "progress": progress, "skip_check": skip_check, "candidates": folder.candidates}
+    options |= {"memory": memory}
     checked = None if longest is None else folder.read_text(texts[longest])
     for index, found in measure(model, tokenizer, records, settings, longest=checked, **options):
         folder.save_part(index, found._asdict())

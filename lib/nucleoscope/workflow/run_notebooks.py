@@ -22,7 +22,8 @@ PAGE_SETTINGS = ("model_name", "dataset_name", "text_column", "results_dir", "tr
 
 CONTEXT_SETTINGS = (
     *PAGE_SETTINGS[:4],
-    *("context_candidates", "context_threshold", "device", "overwrite", "skip_check", "trust_remote_code"),
+    *("context_candidates", "context_threshold", "context_memory"),
+    *("device", "overwrite", "skip_check", "trust_remote_code"),
 )
 BRANCH_SETTINGS = (
     *PAGE_SETTINGS[:4],
