@@ -17,6 +17,7 @@ and answers with a line of JSON, a list of the runs: ``process``, the ``signal``
 none), the ``seconds`` it took, the ``operations`` it made, and ``error``, its last words.
 """
 
+import gc
 import json
 import os
 import signal
@@ -33,7 +34,7 @@ import torch
 from transformers import PreTrainedModel
 
 import tiny
-from nucleoscope.measure import journal, sampling
+from nucleoscope.measure import checking, journal, sampling
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.store import locking, run_folder
 
@@ -187,6 +188,10 @@ if __name__ == "__main__":
     locking.BEAT = 0.2
     MODELS = {str(dtype).removeprefix("torch."): create_model(dtype) for dtype in DTYPES}
     TOKENIZER = tiny.create_tokenizer()
+    for model in MODELS.values():
+        checking.find_way(model)  # once, and not in each fork
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every page
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)
