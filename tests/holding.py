@@ -1,6 +1,7 @@
 """Runs that stand still behind their first batch until they are let go, so that no clock decides what a kill meets."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 CUSTOM = """
@@ -16,11 +17,15 @@ sys.addaudithook(hold)
 """  # Python imports it by the name sitecustomize in all processes that have its folder in their path
 
 
-def create_environment(place: Path) -> dict[str, str]:
-    """What the runs' environment must have; their code is put down in the new folder ``place``."""
+def create_environment(place: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """The ``environment`` of such runs; their code is put down in the new folder ``place``.
+
+    It comes last in the path, after that of `forks`, which imports what it hides.
+    """
     place.mkdir()
     (place / "sitecustomize.py").write_text(CUSTOM)
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH")]))}
+    path = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(place)]))
+    return {**environment, "PYTHONPATH": path}
 
 
 def hold(run: Path) -> Path:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from test_results import convert_tensors
 
+import forks
 import holding
 import kills
 import tiny
@@ -575,12 +576,10 @@ def begin_run(words: list[str], folder: Path, environment: dict) -> tuple[subpro
 
 
 def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_the_same(tmp_path, model, texts):
-    options = {"n_prompts": 12, "max_tokens": 40}
-    undisturbed = subprocess.Popen(
-        create_command(model, texts, tmp_path / "straight", **options), cwd=ROOT, env=ENVIRONMENT
-    )
+    options, forked = {"n_prompts": 12, "max_tokens": 40}, forks.create_environment(**ENVIRONMENT)
+    undisturbed = subprocess.Popen(create_command(model, texts, tmp_path / "straight", **options), cwd=ROOT, env=forked)
     words, folder = create_command(model, texts, tmp_path, **options), tmp_path / "cats" / "tiny"
-    environment, file = ENVIRONMENT | holding.create_environment(tmp_path / "held"), holding.hold(folder)
+    environment, file = holding.create_environment(tmp_path / "held", ENVIRONMENT), holding.hold(folder)
 
     run, kernel, _ = begin_run(words, folder, environment)
     run.send_signal(signal.SIGTERM)
@@ -606,7 +605,7 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
     assert len(list(folder.glob("batches/*.pt"))) == 3
     file.unlink()
 
-    done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=ROOT, env=forked, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(folder)) == [
         *("candidates.parquet", "measure.ipynb", "measurements.pt", "run.ipynb", "run.json", "texts", "tokens.parquet")

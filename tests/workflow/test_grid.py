@@ -786,9 +786,8 @@ def test_a_graph_that_is_stopped_says_one_line_and_leaves_no_process(tmp_path, s
     for folder in runs:
         holding.hold(Path(folder))
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", str(path)]
-    environment = (
-        os.environ | OFFLINE | holding.create_environment(tmp_path / "held") | {"NUCLEOSCOPE_TEST": str(tmp_path)}
-    )
+    environment = holding.create_environment(tmp_path / "held", os.environ | OFFLINE)
+    environment["NUCLEOSCOPE_TEST"] = str(tmp_path)
     process = subprocess.Popen(
         [*command, "--set-threads", "measure=1", "--quiet", "host", "rules", "progress", "reason"],
         cwd=ROOT,

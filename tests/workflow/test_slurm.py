@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import forks
 import holding
 import polling
 import slurm
@@ -40,7 +41,7 @@ def cluster():
             environment = up.enter_context(slurm.start_cluster(Path(folder, "one")))
         except RuntimeError as error:
             pytest.skip(f"SLURM CANNOT BE STARTED HERE: {error}")
-        yield environment | {"OMP_NUM_THREADS": "1"}
+        yield forks.create_environment(**environment | {"HF_HUB_OFFLINE": "1"})  # as the graph sets it for its jobs
 
 
 def list_pipelines(folder: Path) -> list[Path]:
@@ -75,8 +76,8 @@ def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster,
     grid |= {"resources": {"gpus": 1, "memory": "4G", "time": "10m"}}
     (tmp_path / "grid.json").write_text(json.dumps(grid))
     command = create_command(tmp_path / "grid.json", tmp_path)
-    own = {name: value for name, value in cluster.items() if name != "HF_HUB_OFFLINE"}
-    own |= holding.create_environment(tmp_path / "held")
+    own = holding.create_environment(tmp_path / "held", cluster)
+    del own["HF_HUB_OFFLINE"]
     with (tmp_path / "said").open("w") as said:
         snakemake = subprocess.Popen(command, cwd=ROOT, env=own, stdout=said, stderr=said)
         try:
