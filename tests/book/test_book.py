@@ -248,35 +248,57 @@ def browser():
         process.close()
 
 
+@pytest.fixture(scope="module")
+def page(browser):
+    """The page in which tests open one after another: most of the time that a page takes is a new renderer's."""
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    yield page
+    page.close()
+
+
 @contextlib.contextmanager
-def visit_pages(browser, folder: Path):
-    """Opens a page from disk, with no network; fails at the end where a page complained of anything."""
-    complaints, contexts = [], []
+def visit_pages(page, folder: Path):
+    """Opens pages from disk, with no network, each as if it were the first; fails at the end if one complained."""
+    complaints = []
+
+    def load_from_disk(route):
+        inside = route.request.url.startswith(folder.as_uri())
+        if not inside:
+            complaints.append(f"asked for {route.request.url}")
+        route.continue_() if inside else route.abort()
+
+    def hear_console(message):
+        if message.type in ("error", "warning"):
+            complaints.append(message.text)
+
+    def hear_failure(request):
+        if request.failure != "net::ERR_ABORTED":  # by opening the next page
+            complaints.append(f"failed: {request.url}")
+
+    heard = {"console": hear_console, "pageerror": lambda error: complaints.append(str(error))}
+    heard["requestfailed"] = hear_failure
 
     def open_page(name: str, width: int = 1280, scheme: str = "light"):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        context.set_default_timeout(120_000)
-        contexts.append(context)
-
-        def only_the_disk(route):
-            inside = route.request.url.startswith(folder.as_uri())
-            if not inside:
-                complaints.append(f"asked for {route.request.url}")
-            route.continue_() if inside else route.abort()
-
-        context.route("**/*", only_the_disk)
-        page = context.new_page()
-        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+        page.mouse.move(0, 0)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(media="screen", color_scheme=scheme)
         path, _, query = name.partition("?")
         page.goto(f"{(folder / path).as_uri()}.html" + (f"?{query}" if query else ""))
         page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         return page
 
+    page.route("**/*", load_from_disk)
+    for event, hear in heard.items():
+        page.on(event, hear)
     yield open_page
-    for context in contexts:
-        context.close()
+    for event, hear in heard.items():
+        page.remove_listener(event, hear)
+    page.unroute_all()
+    page.evaluate(
+        "localStorage.clear(), sessionStorage.clear()"
+    )  # the theme that was chosen, how far a list was scrolled
+    page.goto("about:blank")
     assert complaints == []
 
 
@@ -296,13 +318,13 @@ def build_hostile(folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_names_of_files_are_never_markup(browser, tmp_path_factory):
+def test_names_of_files_are_never_markup(page, tmp_path_factory):
     html = build_once(tmp_path_factory, "hostile_book", build_hostile)
     named = [f"runs/{pages.encode_page_name(name)}/{pages.encode_page_name(HOSTILE[0])}" for name in HOSTILE]
     assert len(set(named)) == len(HOSTILE)
-    with visit_pages(browser, html) as visit:
+    with visit_pages(page, html) as visit:
         for name in ("runs/index", *named):
-            page = visit(name)
+            visit(name)
             assert page.title() != "taken"
             body = page.locator("main")
             assert body.locator("img[src=x], script:text('taken'), a[href^=javascript], a[href^=http]").count() == 0
@@ -314,8 +336,8 @@ def test_names_of_files_are_never_markup(browser, tmp_path_factory):
 
 
 @pytest.fixture
-def visit(browser, built):
-    with visit_pages(browser, built) as open_page:
+def visit(page, built):
+    with visit_pages(page, built) as open_page:
         yield open_page
 
 
@@ -1336,21 +1358,20 @@ def test_code_is_open_where_it_is_the_point(real):
 
 
 @pytest.mark.long
-def test_every_page_of_the_real_book_opens_with_its_figures_drawn_and_fits_a_phone(browser, real):
-    with visit_pages(browser, real) as visit:
+def test_every_page_of_the_real_book_opens_with_its_figures_drawn_and_fits_a_phone(page, real):
+    with visit_pages(page, real) as visit:
         for path in sorted(real.rglob("*.html")):
             name = path.relative_to(real).with_suffix("").as_posix()
             if not name.startswith("_static"):
-                page = visit(name, width=390)
+                visit(name, width=390)
                 draw_figures(page)
                 assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
                 assert page.locator("h1").count() == 1, name
-                page.context.close()
 
 
-def test_the_switches_of_a_figure_work_by_keyboard(browser, real):
-    with visit_pages(browser, real) as visit:
-        page = visit("correlation_eval/correlation")
+def test_the_switches_of_a_figure_work_by_keyboard(page, real):
+    with visit_pages(page, real) as visit:
+        visit("correlation_eval/correlation")
         draw_figures(page)
         assert page.locator(".updatemenu-container").count() == 0  # plotly's own are out of the keyboard's reach
         density = page.get_by_role("button", name="density")
