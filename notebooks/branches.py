@@ -48,6 +48,7 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import Markdown
 
 from nucleoscope.measure.branching import complete_branches
 from nucleoscope.models.loading import load_measured
@@ -74,7 +75,7 @@ run = BranchFolder(folder, asdict(chosen), overwrite)
 info = results.load_info(folder)
 load = partial(load_measured, info["settings"], device, trust_remote_code)
 if run.finished:
-    print(f"branches were measured before with these settings: {folder}")
+    print("branches were measured before with these settings")
 else:
     with run:
         complete_branches(run, load, info, chosen)
@@ -108,8 +109,8 @@ fork_trees.show_forks(folder, points, tokenizer)
 # %% [markdown]
 # ## Recap
 #
-# In the folder below, `branch_points.parquet` has a row for each branch point, `branch_pairs.parquet` one for each pair of
-# candidates, and `branches.parquet` one for each branch, with its tokens.
+# `branch_points.parquet` has a row for each branch point, `branch_pairs.parquet` one for each pair of candidates, and
+# `branches.parquet` one for each branch, with its tokens.
 
 # %%
-print(folder)
+Markdown(tables.describe_place("These files are", folder))

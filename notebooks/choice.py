@@ -26,20 +26,20 @@ results_dir = "results"  # contains <dataset>/<model>/
 seed = 0  # random seed of the null model
 
 # %%
-from IPython.display import HTML, Markdown
+from IPython.display import Markdown
 
 from nucleoscope.stats import choice
 from nucleoscope.views import choice_figures, choice_text, fork_trees, tables
 
 runs, problems = choice.collect(results_dir)
 coefficients, means = choice.compute_coefficients(runs, seed), choice.summarise(runs)
-Markdown(choice_text.describe_runs(runs, problems))
+Markdown(choice_text.describe_runs(runs, problems, results_dir))
 
 # %% [markdown]
 # ## The answer
 
 # %%
-Markdown(choice_text.describe_answer(coefficients)) if runs else None
+Markdown(choice_text.describe_answer(coefficients) if runs else tables.NOTHING_YET)
 
 # %%
 choice_figures.plot_coefficients(coefficients) if runs else None
@@ -60,7 +60,7 @@ choice_figures.plot_coefficients(coefficients) if runs else None
 # of pairs whose last five tokens are at no step the same.
 
 # %%
-Markdown(choice_text.describe_means(means)) if runs else None
+Markdown(choice_text.describe_means(means) if runs else tables.NOTHING_YET)
 
 # %%
 tables.show(choice_figures.format_means(means)) if runs else None
@@ -73,7 +73,7 @@ tables.show(choice_figures.format_means(means)) if runs else None
 # with in common is shown once.
 
 # %%
-fork_trees.show_examples(results_dir, runs) if runs else HTML("")
+fork_trees.show_examples(results_dir, runs) if runs else Markdown(tables.NOTHING_YET)
 
 # %% [markdown]
 # ## Run by run
@@ -82,7 +82,7 @@ fork_trees.show_examples(results_dir, runs) if runs else HTML("")
 # interval.
 
 # %%
-tables.show(choice_figures.format_coefficients(coefficients)) if runs else None
+tables.show(choice_figures.format_coefficients(coefficients)) if runs else Markdown(tables.NOTHING_YET)
 
 # %% [markdown]
 # ## Recap

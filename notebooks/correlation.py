@@ -39,6 +39,7 @@ from nucleoscope.stats import correlation, random_effects
 from nucleoscope.store import results
 from nucleoscope.store.run_settings import list_run_columns
 from nucleoscope.views import figures, panels, tables
+from nucleoscope.wording import count
 
 if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
     os.chdir("..")
@@ -55,8 +56,8 @@ measured = results.load_readable(results_dir)
 statistics = correlation.compute_statistics(measured, resamples, seed, jobs=None)
 total, compared = (statistics[name].sum() for name in ("tokens", "tokens with k > 1"))
 Markdown(
-    f"{len(statistics)} runs with {total:,} tokens. For {compared:,} of them the nucleus contained more than one "
-    f"candidate; only those have a cosine similarity, and all figures below use only them."
+    f"{count(len(statistics), 'run')} with {count(total, 'token')}. For {compared:,} of them the nucleus contained more "
+    "than one candidate; only those have a cosine similarity, and all figures below use only them."
 )
 
 # %% [markdown]
@@ -99,11 +100,11 @@ Markdown(varied) if varied else None
 # ## Over models
 #
 # The mean of the coefficients over the models of each data set, with random effects: the interval says what to expect of
-# another model like these, not only of these. The table is empty where a data set has a single model.
+# another model like these, not only of these. It needs two models on the same data set.
 
 # %%
 models = random_effects.combine_coefficients(statistics)
-tables.show(tables.format_models(models))
+tables.show(tables.format_models(models)) if len(models) else Markdown(tables.describe_missing_means(statistics))
 
 # %% [markdown]
 # ## Run by run
@@ -188,8 +189,8 @@ figures.save(figures.plot_paper(measured), folder / "correlation.png", folder / 
 # ## Recap
 #
 # We correlated entropy with cosine similarity in every run, with intervals that account for tokens of one prompt being
-# dependent, within prompts and given the size of the nucleus in two ways, and plotted every run. The files are in the folder
-# below. The next notebook, `fits.py`, asks which curve describes the relation.
+# dependent, within prompts and given the size of the nucleus in two ways, and plotted every run. The next notebook,
+# `fits.py`, asks which curve describes the relation.
 
 # %%
-print(folder)
+Markdown(tables.describe_place("The files are", folder))

@@ -45,6 +45,7 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # %%
 measured = results.load_readable(results_dir)
 runs, missing = candidate_tables.find_measured(results_dir, measured)
+usual = made_of_text.find_usual_top_p(results.list_runs(results_dir))
 Markdown(made_of_text.describe_left_out(runs, missing))
 
 # %% [markdown]
@@ -93,15 +94,16 @@ Markdown(made_of_text.describe_over_top_p(curve))
 
 # %%
 null_statistics = null_models.compute_null_statistics(runs, jobs=None)
-made_of_figures.plot_nulls(null_statistics, csv="null_stats.csv") if runs else None
+made_of_figures.plot_nulls(null_statistics, csv="null_stats.csv", usual=usual) if runs else None
 
 # %% [markdown]
 # A null model with the coefficient of the measurements shows that what it keeps is enough to produce that coefficient.
 
 # %%
 Markdown(
-    f"{made_of_text.describe_nulls(null_statistics)}\n\n{made_of_text.describe_same_k(null_statistics)}\n\n"
-    f"{made_of_text.describe_nulls(null_statistics, geometry='all_but_top_3')}"
+    f"{made_of_text.describe_nulls(null_statistics, usual=usual)}\n\n"
+    f"{made_of_text.describe_same_k(null_statistics, usual=usual)}\n\n"
+    f"{made_of_text.describe_nulls(null_statistics, 'all_but_top_3', usual=usual)}"
 )
 
 # %% [markdown]
@@ -166,7 +168,7 @@ tables.write(tables.format_csv(pairs), folder / "explained_pairs.csv")
 #
 # We computed the coefficient for every candidate set in every geometry, compared it with null models, and asked what
 # predicts cosine similarity on new prompts. The docstrings of `specification.compute_specifications`,
-# `null_models.compute_null_statistics` and `explained.compute_explained` describe the columns of the files in the folder below.
+# `null_models.compute_null_statistics` and `explained.compute_explained` describe the columns of the files.
 
 # %%
-print(folder)
+Markdown(tables.describe_place("The files are", folder))

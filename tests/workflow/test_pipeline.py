@@ -60,6 +60,7 @@ def test_the_packaged_model_end_to_end_on_four_prompts(tmp_path):
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "stories" / loading.PACKAGED
     assert done.stdout.rstrip().endswith(f"results: {folder}")
+    assert done.stdout.count(str(folder)) == 1
     assert "tok/s" in done.stderr  # the progress bar, through papermill
     assert {path.name for path in folder.iterdir()} == {
         *("candidates.parquet", "measure.ipynb", "measurements.pt", "nulls.parquet", "run.ipynb", "run.json", "texts"),
@@ -116,7 +117,7 @@ def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path,
     before = file.stat()
     again = run_pipeline(*run, "max_tokens=4")
     assert again.returncode == 0
-    assert f"already measured with these settings: to measure again, remove {file.parent} or use" in again.stdout
+    assert "already measured with these settings: to measure again, remove the run's folder or use" in again.stdout
     assert "already measured" not in done.stdout
     assert file.stat() == before
     refused = run_pipeline(*run, "max_tokens=5")
