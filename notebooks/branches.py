@@ -85,10 +85,10 @@ about = results.read_json(folder / results.BRANCH_INFO)
 pd.json_normalize({name: about[name] for name in about if name != "measurements"}).T.set_axis(["value"], axis="columns")
 
 # %% [markdown]
-# ## How far branches part
+# ## How far branches diverge
 #
 # Each row is a mean over pairs of branches: of different candidates with the same random numbers, and, as a baseline, of
-# the same candidate with other random numbers, which shows how far texts part anyway. `met` is the share of pairs that
+# the same candidate with other random numbers, which shows how far texts diverge anyway. `met` is the share of pairs that
 # meet again.
 
 # %%
@@ -98,7 +98,7 @@ tables.show(choice_figures.summarise_outcomes(points))
 # %% [markdown]
 # ## Three forks
 #
-# By rule: the branch points whose branches part the most, as the median point, and the least. Below each candidate, with
+# By rule: the branch point whose branches diverge the most, the median one, and the one whose branches diverge the least. Below each candidate, with
 # its probability among the candidates, are its continuations; what they begin with in common is shown once.
 
 # %%

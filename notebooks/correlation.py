@@ -77,10 +77,10 @@ Markdown(gaps) if gaps else None
 # %% [markdown]
 # A negative coefficient means that the candidates are less similar when the model is less sure.
 # *Within-prompt* is the mean of the coefficients inside each text: differences between texts do not affect it.
-# *Design effect* says how much the tokens of a text depend on each other: tokens divided by it are worth as
-# many independent ones.
+# *Design effect* says how much the tokens of a text depend on each other: the number of tokens divided by it is the number
+# of independent tokens that they are worth.
 #
-# Two coefficients are given the number of candidates k. *Partial* subtracts a straight line in the ranks of k from both
+# Two coefficients take the number of candidates k into account. *Partial* subtracts a straight line in the ranks of k from both
 # quantities and correlates what remains, over all tokens. *Within-k* compares tokens only with tokens of exactly the same
 # k, so it assumes no line; tokens whose k no other token has do not count. If they are near 0, the size of
 # the nucleus explains the plain coefficient. If their sign is opposite, choices of equal size show the reverse of the
@@ -88,7 +88,7 @@ Markdown(gaps) if gaps else None
 #
 # Conditioning on k is not fixing k. The model decides which choices have k = 5: k and entropy come from the same
 # probabilities, and among choices of equal k, more entropy means no more than more even probabilities. To ask whether the
-# *five likeliest* tokens are more similar when the model is less sure, one takes five at every step, also where the nucleus
+# *five likeliest* tokens are more similar when the model is less sure, take five at every step, even where the nucleus
 # has two or fifty. The two questions can have answers of opposite signs. `correlation.compute_fixed` answers the second,
 # from sets of a fixed size.
 

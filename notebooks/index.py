@@ -52,7 +52,7 @@ Markdown(gaps) if gaps else None
 Markdown(made_of_text.EXPLAINED) if len(curve) else None
 
 # %% [markdown]
-# In three lines, which [what it is made of](/correlation_eval/made_of.ipynb) explains:
+# In short, with the details in [What it is made of](/correlation_eval/made_of.ipynb):
 
 # %% tags=["remove-input"]
 Markdown(made_of_text.describe_in_three(curve, nulls, ladder, usual))

@@ -1,4 +1,4 @@
-"""What predicts how far branches part: coefficients against plain definitions, and on tables whose answer is known."""
+"""What predicts how far branches diverge: coefficients against plain definitions, and where the answer is known."""
 
 import shutil
 

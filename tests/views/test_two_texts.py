@@ -246,6 +246,8 @@ def test_the_kind_of_interval_of_a_share_without_a_token_outside_is_said():
     assert calibration_text.explain_outside(bins).endswith("Here m is the mass given that the text continues.")
     bins["given no end"] = False
     assert calibration_text.explain_outside(bins) == f"{calibration_text.EXPLAIN_OUTSIDE} {calibration_text.AT_ZERO}"
+    bins.loc[bins["text"] == WRITTEN, OUTSIDE] = 0.01  # of a run whose tokens were not all drawn from the nucleus
+    assert calibration_text.explain_outside(bins) == calibration_text.EXPLAIN_OUTSIDE
 
 
 def test_one_prompt_and_one_bin_have_no_judgement_and_no_bins():

@@ -236,11 +236,11 @@ def describe_gaps(info: Mapping[str, Any], table: "pd.DataFrame", chat_model: bo
     lines = [warn_of_format(chat_model, "raw")] if chat_model and raw else []
     n_prompts, written = settings.get("n_prompts") or 0, table["prompt"].nunique()
     if empty := max(n_prompts - written, 0):
-        what = "text is" if empty == 1 else "texts are"
+        what, they = ("text is", "it has") if empty == 1 else ("texts are", "they have")
         advice = "; prompt_format=chat may help" if chat_model and raw else ""
         lines.append(
-            f"{empty:,} of {n_prompts:,} {what} empty, because the model ended at once: no table or figure contains "
-            f"a token of them{advice}"
+            f"{empty:,} of {n_prompts:,} {what} empty, because the model ended at once: {they} no tokens in "
+            f"any table or figure{advice}"
         )
     alone = int((table["k"] == 1).sum())
     if alone:

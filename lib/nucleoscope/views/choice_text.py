@@ -24,7 +24,7 @@ NOTHING = (
     "`parameters`. "
     'The guide has the details, under "Branch at some tokens".'
 )
-MORE = {  # of a predictor, to complete "the ..., the further branches part"
+MORE = {  # of a predictor, to complete "the ..., the further branches diverge"
     "cosine of embeddings": "more similar the embeddings of the candidates",
     "similarity in context": "more similar what is expected after the candidates",
     "entropy": "higher the entropy",
@@ -83,7 +83,7 @@ def _describe_predictor(rows: pd.DataFrame, name: str) -> str:
     verdict = {"yes": "yes", "no": "no relation found", "": "not known"}[how]
     text = f"**{title}: {verdict}.** Given {given}, "
     if how == "yes":
-        text += f"the {MORE[name]}, the {_name_direction(row['r'])} branches part: {_format(row)}."
+        text += f"the {MORE[name]}, the {_name_direction(row['r'])} branches diverge: {_format(row)}."
     else:
         text += f"the coefficient is {_format(row)}, and its interval "
         text += "contains 0." if how else "is not known."
@@ -101,7 +101,7 @@ def _describe_predictor(rows: pd.DataFrame, name: str) -> str:
         row = found[WITHIN]
         text += " Among the pairs of candidates of one point, "
         if judge(row["low"], row["high"]) == "yes":
-            text += f"the more similar ones part {_name_direction(row['r'])}: {_format(row)}."
+            text += f"the more similar ones diverge {_name_direction(row['r'])}: {_format(row)}."
         else:
             text += f"no relation is found: {_format(row)}."
     return text
@@ -118,7 +118,7 @@ def _describe_others(rows: pd.DataFrame) -> str:
 
 
 def _name_direction(r: float) -> str:
-    return "further" if r > 0 else "less far"
+    return "further" if r > 0 else "less"
 
 
 def _format(row: pd.Series) -> str:
@@ -140,8 +140,8 @@ def describe_means(summary: pd.DataFrame, outcome: str = "divergence") -> str:
     counts = [
         f"in {name_part(where.sum(), len(rows), 'run')} {how}"
         for how, where in (
-            ("they part further", rows["difference low"] > 0),
-            ("they part less far", rows["difference high"] < 0),
+            ("they diverge further", rows["difference low"] > 0),
+            ("they diverge less", rows["difference high"] < 0),
             (
                 "the interval of the difference contains 0",
                 (rows["difference low"] <= 0) & (rows["difference high"] >= 0),

@@ -133,7 +133,7 @@ function drawContext(ahead, listed, size, { threshold, remark = "" }, pick) {
   const lines = [describeGroups(groups.length, compared, threshold),
     compared < size && `Shares are those among the ${formatCount(compared)} likeliest of ${countCandidates(size)}; the others were not compared.`,
     describeClosest(names, matrix, "Cells: similarity in context, from 0 (no continuation in common) to 1 (the same)."),
-    `By their probabilities, these ${n} candidates have as many different continuations as ${formatNumber(continuations, 2)} with none in common.`, remark];
+    `Weighted by their probabilities, these ${n} candidates have as many different continuations as ${formatNumber(continuations, 2)} candidates that have none in common.`, remark];
   return make("div", { class: "ns-candidates" }, make("p", { class: "ns-split" }, ...formatSplit(split)), list,
     ...lines.filter(Boolean).map((line) => make("p", { class: "ns-muted" }, line)));
 }
