@@ -968,9 +968,9 @@ def test_the_headings_of_a_cards_similarities_say_in_a_title_what_they_are(menu)
     draw = "() => drawHeadings('', TO_TAKEN, TO_OTHERS).map(({ textContent, title }) => [textContent, title])"
     titles = menu().evaluate(draw)
     assert titles[0] == ["", ""]
-    assert titles[1][0] == "similar to ✓"
+    assert titles[1][0] == "similar\nto ✓"
     assert "the token that was taken" in titles[1][1]
-    assert titles[2][0] == "to those above"
+    assert titles[2][0] == "similar to\nthose above"
     assert "of those above it" in titles[2][1]
 
 
@@ -1022,7 +1022,7 @@ def test_a_card_shows_similarities_where_they_are_known(visit):
     known.locator(".ns-text > span").nth(3).hover()
     size = known.locator(".ns-list bdi").count()
     assert known.locator(".ns-cells i").count() == min(size, 10) * (min(size, 10) - 1) // 2
-    assert re.search(r"similar to ✓\s+to those above", known.locator(".ns-list").inner_text())
+    assert re.search(r"similar\s+to ✓\s+similar to\s+those above", known.locator(".ns-list").inner_text())
     assert "Most similar: " in known.locator(".ns-card").inner_text()
     unknown.locator(".ns-text > span").nth(3).hover()
     assert unknown.locator(".ns-cells").count() == 0

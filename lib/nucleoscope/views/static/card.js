@@ -39,12 +39,12 @@ function drawLegend(scale) {
   return [low, make("span", { class: "ns-ramp", "aria-hidden": "true" }), high, make("span", { class: "ns-muted" }, note && `(${note})`)];
 }
 
-// The headings of a list of candidates. What is too long for a column is the heading's title.
-const TO_TAKEN = ["similar to ✓", "How similar each candidate is to the token that was taken (✓); at most 1"];
-const TO_OTHERS = ["to those above", "How similar each candidate is to each of those above it: a cell for each, in their order"];
+// The headings of a list of candidates, [text, title], or only a text. In two lines they leave room for the names.
+const TO_TAKEN = ["similar\nto ✓", "How similar each candidate is to the token that was taken (✓); at most 1"];
+const TO_OTHERS = ["similar to\nthose above", "How similar each candidate is to each of those above it: a cell for each, in their order"];
 const drawHeadings = (...headings) => headings.map((heading) => {
-  const [text, title] = [heading].flat();
-  return make("span", { class: "ns-muted", ...(title && { title }) }, text);
+  const [text, title] = [heading].flat(), style = "align-self: end; white-space: pre; line-height: 1.2";
+  return make("span", { class: "ns-muted", style, ...(title && { title }) }, text);
 });
 
 const formatHundredths = (value) => (value / 100).toFixed(2).replace("-", "−");
