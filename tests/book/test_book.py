@@ -1403,6 +1403,18 @@ def test_the_real_book_has_every_page_and_every_link_resolves(real):
     assert find_broken_links(real) == []
 
 
+def test_quotation_marks_and_apostrophes_are_straight_on_every_page(real):
+    found = {}
+    for page in real.rglob("*.html"):
+        soup = BeautifulSoup(page.read_text(), "html.parser")
+        for part in soup.select("script, style, pre, .nucleoscope"):  # code, and texts of models and data sets
+            part.decompose()
+        found[page.relative_to(real).as_posix()] = re.findall("[\u2018\u2019\u201c\u201d]", soup.get_text())
+    assert len(found) > 30
+    assert {name for name, marks in found.items() if marks} == set()
+    assert not re.search("[\u2018\u2019\u201c\u201d]", assets.join_script(assets.STATIC / "menu.js"))
+
+
 def test_code_is_open_where_it_is_the_point(real):
     soup = BeautifulSoup((real / "theory.html").read_text(), "html.parser")
     cells = soup.select("div.cell_input")

@@ -16,6 +16,7 @@ from nucleoscope.views import palette
 from nucleoscope.views.figures import MOST
 from nucleoscope.views.theory_figures import plot_curves
 from nucleoscope.views.token_text import Reader
+from nucleoscope.wording import count
 
 KEYS = ["prompt", "step"]
 QUANTITIES = ("mean_similarity", "weighted_similarity", "continuations", "groups", "cosine", "entropy", "k")
@@ -36,7 +37,9 @@ def plot_similarities(compared: pd.DataFrame) -> go.Figure:
     every = max(1, -(-len(compared) // MOST))
     drawn = compared[::every]
     dots = {"token": (drawn["cosine"].to_numpy(), drawn["mean_similarity"].to_numpy())}
-    title = f"{len(compared):,} tokens with more than one candidate" + (f", 1 in {every} drawn" if every > 1 else "")
+    title = f"{count(len(compared), 'token')} with more than one candidate" + (
+        f", 1 in {every} drawn" if every > 1 else ""
+    )
     titles = (title, "mean cosine of embeddings", "mean similarity in context")
     return plot_curves(
         np.empty(0), {}, titles, "Similarity in context over cosine similarity: one point per token.", dots
