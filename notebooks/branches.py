@@ -48,6 +48,7 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import Markdown
 
 from nucleoscope.measure.branching import complete_branches
 from nucleoscope.models.loading import load_measured
@@ -74,7 +75,7 @@ run = BranchFolder(folder, asdict(chosen), overwrite)
 info = results.load_info(folder)
 load = partial(load_measured, info["settings"], device, trust_remote_code)
 if run.finished:
-    print(f"branches were measured before with these settings: {folder}")
+    print("branches were measured before with these settings")
 else:
     with run:
         complete_branches(run, load, info, chosen)
@@ -84,10 +85,10 @@ about = results.read_json(folder / results.BRANCH_INFO)
 pd.json_normalize({name: about[name] for name in about if name != "measurements"}).T.set_axis(["value"], axis="columns")
 
 # %% [markdown]
-# ## How far branches part
+# ## How far branches diverge
 #
 # Each row is a mean over pairs of branches: of different candidates with the same random numbers, and, as a baseline, of
-# the same candidate with other random numbers, which shows how far texts part anyway. `met` is the share of pairs that
+# the same candidate with other random numbers, which shows how far texts diverge anyway. `met` is the share of pairs that
 # meet again.
 
 # %%
@@ -97,7 +98,7 @@ tables.show(choice_figures.summarise_outcomes(points))
 # %% [markdown]
 # ## Three forks
 #
-# By rule: the branch points whose branches part the most, as the median point, and the least. Below each candidate, with
+# By rule: the branch point whose branches diverge the most, the median one, and the one whose branches diverge the least. Below each candidate, with
 # its probability among the candidates, are its continuations; what they begin with in common is shown once.
 
 # %%
@@ -108,8 +109,8 @@ fork_trees.show_forks(folder, points, tokenizer)
 # %% [markdown]
 # ## Recap
 #
-# In the folder below, `branch_points.parquet` has a row for each branch point, `branch_pairs.parquet` one for each pair of
-# candidates, and `branches.parquet` one for each branch, with its tokens.
+# `branch_points.parquet` has a row for each branch point, `branch_pairs.parquet` one for each pair of candidates, and
+# `branches.parquet` one for each branch, with its tokens.
 
 # %%
-print(folder)
+Markdown(tables.describe_place("These files are", folder))

@@ -17,7 +17,7 @@
 #
 # Two candidates with similar embeddings, or after which the model expects the same to follow: does it matter which of them
 # is taken? At some tokens of each text we continue from each of the likeliest candidates, several times, with the same
-# random numbers for all, so that branches differ by their candidate alone. The further the branches part, the more the
+# random numbers for all, so that branches differ by their candidate alone. The further the branches diverge, the more the
 # choice matters. Then we ask what predicts that: the cosine similarity of the candidates' embeddings, their similarity in
 # context, or entropy?
 
@@ -26,20 +26,20 @@ results_dir = "results"  # contains <dataset>/<model>/
 seed = 0  # random seed of the null model
 
 # %%
-from IPython.display import HTML, Markdown
+from IPython.display import Markdown
 
 from nucleoscope.stats import choice
 from nucleoscope.views import choice_figures, choice_text, fork_trees, tables
 
 runs, problems = choice.collect(results_dir)
 coefficients, means = choice.compute_coefficients(runs, seed), choice.summarise(runs)
-Markdown(choice_text.describe_runs(runs, problems))
+Markdown(choice_text.describe_runs(runs, problems, results_dir))
 
 # %% [markdown]
 # ## The answer
 
 # %%
-Markdown(choice_text.describe_answer(coefficients)) if runs else None
+Markdown(choice_text.describe_answer(coefficients) if runs else tables.NOTHING_YET)
 
 # %%
 choice_figures.plot_coefficients(coefficients) if runs else None
@@ -53,14 +53,14 @@ choice_figures.plot_coefficients(coefficients) if runs else None
 # step, at which nothing is drawn yet and which is similarity in context itself.
 
 # %% [markdown]
-# ## How far texts part anyway
+# ## How far texts diverge anyway
 #
-# Even two branches of the same candidate part, if their random numbers differ. The table compares branches of different
+# Even two branches of the same candidate diverge if their random numbers differ. The table compares branches of different
 # candidates with the same random numbers with branches of the same candidate with other ones. *never meet* is the share
 # of pairs whose last five tokens are at no step the same.
 
 # %%
-Markdown(choice_text.describe_means(means)) if runs else None
+Markdown(choice_text.describe_means(means) if runs else tables.NOTHING_YET)
 
 # %%
 tables.show(choice_figures.format_means(means)) if runs else None
@@ -68,12 +68,12 @@ tables.show(choice_figures.format_means(means)) if runs else None
 # %% [markdown]
 # ## Three forks
 #
-# By rule: of all branch points, the one whose branches part the most, the median, and the one whose branches part the
+# By rule: of all branch points, the one whose branches diverge the most, the median, and the one whose branches diverge the
 # least, by divergence. A candidate is followed by its probability among the candidates; what its continuations begin
 # with in common is shown once.
 
 # %%
-fork_trees.show_examples(results_dir, runs) if runs else HTML("")
+fork_trees.show_examples(results_dir, runs) if runs else Markdown(tables.NOTHING_YET)
 
 # %% [markdown]
 # ## Run by run
@@ -82,7 +82,7 @@ fork_trees.show_examples(results_dir, runs) if runs else HTML("")
 # interval.
 
 # %%
-tables.show(choice_figures.format_coefficients(coefficients)) if runs else None
+tables.show(choice_figures.format_coefficients(coefficients)) if runs else Markdown(tables.NOTHING_YET)
 
 # %% [markdown]
 # ## Recap

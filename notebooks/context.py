@@ -46,6 +46,7 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import Markdown
 
 from nucleoscope.measure.context import complete_context
 from nucleoscope.models.loading import load_measured
@@ -72,7 +73,7 @@ run = ContextFolder(folder, context_candidates, context_threshold, overwrite)
 info = results.load_info(folder)
 load = partial(load_measured, info["settings"], device, trust_remote_code)
 if run.finished:
-    print(f"similarity in context was measured before with these settings: {folder}")
+    print("similarity in context was measured before with these settings")
 else:
     with run:
         complete_context(run, load, info, what_or_how.tabulate, skip_check, context_memory)
@@ -85,8 +86,8 @@ pd.json_normalize({name: about[name] for name in about if name != "measurements"
 # ## Similar here, or similar in general
 #
 # For each token with more than one candidate, `context.parquet` has the mean similarity of its candidates in context.
-# `tokens.parquet` has the mean cosine of the embeddings of its whole nucleus. If the two agree, the embedding knows which
-# candidates would do in each other's place.
+# `tokens.parquet` has the mean cosine of the embeddings of its whole nucleus. If the two agree, the embeddings already show
+# which candidates are interchangeable.
 
 # %%
 table = results.load_run(folder / results.MEASUREMENTS, model=folder.name, dataset=folder.parent.name)
@@ -127,8 +128,7 @@ tables.show(context_figures.show_choices(compared, matrices, tokenizer, context_
 # %% [markdown]
 # ## Recap
 #
-# In the folder below, `context.parquet` has a row for each of these tokens, and `context.pt` the similarities of each pair
-# of candidates.
+# `context.parquet` has a row for each of these tokens, and `context.pt` the similarities of each pair of candidates.
 
 # %%
-print(folder)
+Markdown(tables.describe_place("These files are", folder))

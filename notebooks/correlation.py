@@ -39,6 +39,7 @@ from nucleoscope.stats import correlation, random_effects
 from nucleoscope.store import results
 from nucleoscope.store.run_settings import list_run_columns
 from nucleoscope.views import figures, panels, tables
+from nucleoscope.wording import count
 
 if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
     os.chdir("..")
@@ -55,8 +56,8 @@ measured = results.load_readable(results_dir)
 statistics = correlation.compute_statistics(measured, resamples, seed, jobs=None)
 total, compared = (statistics[name].sum() for name in ("tokens", "tokens with k > 1"))
 Markdown(
-    f"{len(statistics)} runs with {total:,} tokens. For {compared:,} of them the nucleus contained more than one "
-    f"candidate; only those have a cosine similarity, and all figures below use only them."
+    f"{count(len(statistics), 'run')} with {count(total, 'token')}. For {compared:,} of them the nucleus contained more "
+    "than one candidate; only those have a cosine similarity, and all figures below use only them."
 )
 
 # %% [markdown]
@@ -76,10 +77,10 @@ Markdown(gaps) if gaps else None
 # %% [markdown]
 # A negative coefficient means that the candidates are less similar when the model is less sure.
 # *Within-prompt* is the mean of the coefficients inside each text: differences between texts do not affect it.
-# *Design effect* says how much the tokens of a text depend on each other: tokens divided by it are worth as
-# many independent ones.
+# *Design effect* says how much the tokens of a text depend on each other: the number of tokens divided by it is the number
+# of independent tokens that they are worth.
 #
-# Two coefficients are given the number of candidates k. *Partial* subtracts a straight line in the ranks of k from both
+# Two coefficients take the number of candidates k into account. *Partial* subtracts a straight line in the ranks of k from both
 # quantities and correlates what remains, over all tokens. *Within-k* compares tokens only with tokens of exactly the same
 # k, so it assumes no line; tokens whose k no other token has do not count. If they are near 0, the size of
 # the nucleus explains the plain coefficient. If their sign is opposite, choices of equal size show the reverse of the
@@ -87,7 +88,7 @@ Markdown(gaps) if gaps else None
 #
 # Conditioning on k is not fixing k. The model decides which choices have k = 5: k and entropy come from the same
 # probabilities, and among choices of equal k, more entropy means no more than more even probabilities. To ask whether the
-# *five likeliest* tokens are more similar when the model is less sure, one takes five at every step, also where the nucleus
+# *five likeliest* tokens are more similar when the model is less sure, take five at every step, even where the nucleus
 # has two or fifty. The two questions can have answers of opposite signs. `correlation.compute_fixed` answers the second,
 # from sets of a fixed size.
 
@@ -99,11 +100,11 @@ Markdown(varied) if varied else None
 # ## Over models
 #
 # The mean of the coefficients over the models of each data set, with random effects: the interval says what to expect of
-# another model like these, not only of these. The table is empty where a data set has a single model.
+# another model like these, not only of these. It needs two models on the same data set.
 
 # %%
 models = random_effects.combine_coefficients(statistics)
-tables.show(tables.format_models(models))
+tables.show(tables.format_models(models)) if len(models) else Markdown(tables.describe_missing_means(statistics))
 
 # %% [markdown]
 # ## Run by run
@@ -188,8 +189,8 @@ figures.save(figures.plot_paper(measured), folder / "correlation.png", folder / 
 # ## Recap
 #
 # We correlated entropy with cosine similarity in every run, with intervals that account for tokens of one prompt being
-# dependent, within prompts and given the size of the nucleus in two ways, and plotted every run. The files are in the folder
-# below. The next notebook, `fits.py`, asks which curve describes the relation.
+# dependent, within prompts and given the size of the nucleus in two ways, and plotted every run. The next notebook,
+# `fits.py`, asks which curve describes the relation.
 
 # %%
-print(folder)
+Markdown(tables.describe_place("The files are", folder))

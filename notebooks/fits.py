@@ -154,7 +154,6 @@ tables.write(tables.format_fits_tex(statistics), folder / "fit_stats.tex")
 #
 # We fitted these curves to the medians of every run and pool, with intervals from resampled prompts,
 # compared them by AICc and on held-out prompts, and computed how much of the variance of single tokens they explain.
-# The complete table is `fit_stats.csv` in the folder below.
 
 # %%
-print(folder)
+Markdown(tables.describe_place("The complete table, `fit_stats.csv`, is", folder))

@@ -32,9 +32,10 @@ from nucleoscope.views.token_text import escape_name
 measured = results.load_readable(results_dir)
 statistics = tables.load_statistics(results_dir)
 curve, nulls, ladder = made_of_text.load(results_dir)
+usual = made_of_text.find_usual_top_p(results.list_runs(results_dir))
 
 # %% tags=["remove-input"]
-Markdown(made_of_text.describe_answer(curve) if len(curve) else tables.describe_coefficients(statistics))
+Markdown(made_of_text.describe_answer(curve, usual) if len(curve) else tables.describe_coefficients(statistics))
 
 # %% [markdown]
 # **Next:** [read what the coefficient is made of](/correlation_eval/made_of.ipynb), [open the texts](/runs/index.md), or
@@ -51,10 +52,10 @@ Markdown(gaps) if gaps else None
 Markdown(made_of_text.EXPLAINED) if len(curve) else None
 
 # %% [markdown]
-# In three lines, which [what it is made of](/correlation_eval/made_of.ipynb) explains:
+# In short, with the details in [What it is made of](/correlation_eval/made_of.ipynb):
 
 # %% tags=["remove-input"]
-Markdown(made_of_text.describe_in_three(curve, nulls, ladder))
+Markdown(made_of_text.describe_in_three(curve, nulls, ladder, usual))
 
 # %% [markdown]
 # ## One sentence

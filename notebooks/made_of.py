@@ -45,6 +45,7 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # %%
 measured = results.load_readable(results_dir)
 runs, missing = candidate_tables.find_measured(results_dir, measured)
+usual = made_of_text.find_usual_top_p(results.list_runs(results_dir))
 Markdown(made_of_text.describe_left_out(runs, missing))
 
 # %% [markdown]
@@ -58,7 +59,7 @@ Markdown(made_of_text.describe_left_out(runs, missing))
 # speaks of these runs only.
 
 # %% [markdown]
-# ## 1. Its sign depends on the cut and the geometry, or it does not
+# ## 1. Does its sign depend on the cut and the geometry?
 
 # %%
 curve, tests = specification.compute_specifications(runs, seed, jobs=None)
@@ -93,15 +94,16 @@ Markdown(made_of_text.describe_over_top_p(curve))
 
 # %%
 null_statistics = null_models.compute_null_statistics(runs, jobs=None)
-made_of_figures.plot_nulls(null_statistics, csv="null_stats.csv") if runs else None
+made_of_figures.plot_nulls(null_statistics, csv="null_stats.csv", usual=usual) if runs else None
 
 # %% [markdown]
-# A null model with the coefficient of the measurements shows that what it keeps is enough to produce that coefficient.
+# If a null model has the coefficient of the measurements, what it keeps of them is enough to produce that coefficient.
 
 # %%
 Markdown(
-    f"{made_of_text.describe_nulls(null_statistics)}\n\n{made_of_text.describe_same_k(null_statistics)}\n\n"
-    f"{made_of_text.describe_nulls(null_statistics, geometry='all_but_top_3')}"
+    f"{made_of_text.describe_nulls(null_statistics, usual=usual)}\n\n"
+    f"{made_of_text.describe_same_k(null_statistics, usual=usual)}\n\n"
+    f"{made_of_text.describe_nulls(null_statistics, 'all_but_top_3', usual=usual)}"
 )
 
 # %% [markdown]
@@ -110,7 +112,7 @@ Markdown(
 # Cosine similarity is predicted for prompts that the predictor has not seen, first from entropy alone, then from the
 # number of candidates k, and from k and the candidates' *kind*: the shares of words, pieces of words, digits,
 # punctuation and so on, their mean log frequency, and the mean length of their embeddings. If entropy adds nothing, what it
-# has in common with cosine similarity is in k and in the kind. Gains of less than 0.01 can come from the regression.
+# has in common with cosine similarity is in k and in the kind. A regression can gain up to 0.01 by chance.
 
 # %%
 ladder, pairs = explained.compute_explained(runs, resamples, seed, jobs=None)
@@ -130,9 +132,8 @@ tables.show(tables.format_covariance(pairs)) if len(pairs) else None
 # %% [markdown]
 # ## All of it at once
 #
-# The specification curve {cite:p}`simonsohn2020`: every candidate set, in every geometry, by every
-# statistic, sorted by its coefficient. Below each coefficient are the choices that it is made of, and pointing at it names
-# them.
+# The specification curve {cite:p}`simonsohn2020` shows every candidate set, in every geometry, by every statistic, sorted by
+# coefficient. Below each coefficient are the choices that it comes from, and pointing at it names them.
 
 # %%
 made_of_figures.plot_specifications(curve, csv="specification.csv") if runs else None
@@ -166,7 +167,7 @@ tables.write(tables.format_csv(pairs), folder / "explained_pairs.csv")
 #
 # We computed the coefficient for every candidate set in every geometry, compared it with null models, and asked what
 # predicts cosine similarity on new prompts. The docstrings of `specification.compute_specifications`,
-# `null_models.compute_null_statistics` and `explained.compute_explained` describe the columns of the files in the folder below.
+# `null_models.compute_null_statistics` and `explained.compute_explained` describe the columns of the files.
 
 # %%
-print(folder)
+Markdown(tables.describe_place("The files are", folder))

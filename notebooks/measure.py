@@ -64,6 +64,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import display
 
 from nucleoscope.data import prompts
 from nucleoscope.measure.runs import complete_run
@@ -115,7 +116,7 @@ pd.json_normalize(settings, sep=" ").T.set_axis(["setting"], axis="columns")
 run = run_folder.RunFolder(folder, settings, overwrite, requested=n_prompts)
 if run.finished:
     run.record_request()
-    print(f"already measured with these settings: to measure again, remove {folder} or use another results_dir")
+    print("already measured with these settings: to measure again, remove the run's folder or use another results_dir")
 else:
     with run:
         complete_run(run, model, tokenizer, data.texts, data.continuations, **asdict(chosen))
@@ -132,4 +133,4 @@ else:
 info = results.load_info(folder)
 table = results.load_run(folder / results.MEASUREMENTS, folder.name, folder.parent.name, columns=["prompt", "k"])
 print(results.describe_info(info), *results.describe_gaps(info, table, chat_model=False), sep="\n")
-print(folder)
+display({"text/plain": str(folder)}, raw=True)  # not printed: the command says it on the terminal

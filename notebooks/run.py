@@ -89,8 +89,9 @@ figures.plot_scatter(table)
 
 # %% [markdown]
 # Each point is one token: further right, the model was less sure; further up, its candidates were more
-# similar. The line joins the medians of bins of equal width, 50 or, of fewer than 2,500 tokens, as many as the square
-# root of their number; a bin with few tokens says little (point at it to see how many it has).
+# similar. The line joins the medians of bins of equal width. There are 50 bins, or fewer if there are fewer than
+# 2,500 tokens: then their number is the square root of the number of tokens. A bin with few tokens says little (point at it
+# to see how many it has).
 
 # %%
 figures.plot_distributions(table)
@@ -106,7 +107,7 @@ figures.plot_distributions(table)
 # similarity over its tokens with more than one candidate ($k > 1$), and show the prompt with the median
 # coefficient, the one with the coefficient furthest from 0 and the one with the coefficient nearest to 0. Prompts with
 # fewer than 20 such tokens are excluded (if all texts are short, the minimum is lower, as stated below). Each prompt is
-# shown at most once, so fewer than three texts appear if there are fewer than three prompts.
+# shown at most once. If only one or two prompts are left, these are shown.
 #
 # Each token is tinted by the entropy of its choice, or by another quantity that you select.
 # Point at it, tap it, or reach it with the arrow keys: its card shows the likeliest candidates with
@@ -138,9 +139,9 @@ display(
 # ## Recap
 #
 # We plotted entropy against cosine similarity for every token that the model wrote or read, showed both
-# distributions, and looked at single texts. In the folder below, `measurements.pt` contains the measurements,
+# distributions, and looked at single texts. In the folder of the run, `measurements.pt` contains the measurements,
 # `tokens.parquet` the same quantities as a table, with the tokens as text, `candidates.parquet` what each token was
 # chosen from, and `run.json` the settings and timings.
 
 # %%
-print(folder)
+Markdown(tables.describe_place("These files are", folder))

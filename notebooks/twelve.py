@@ -45,6 +45,7 @@ from nucleoscope.store import results, run_names
 from nucleoscope.views import examples
 from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader, escape_name
+from nucleoscope.wording import count
 
 readable = results.load_readable(results_dir)
 # Files of the published study contain no tokens.
@@ -105,7 +106,7 @@ lines = [f"The tokenizer of {escape_name(model)} is not available here, so its t
 if tables:
     names = list_names({str(found["model_name"]) for found in settings.values()})
     which = ", ".join(filter(None, (names, escape_name(run_names.divide_model(model)[1]))))
-    lines = [f"The model is {which}, on {list_names(settings)}: {total:,} tokens with more than one candidate."]
+    lines = [f"The model is {which}, on {list_names(settings)}: {count(total, 'token')} with more than one candidate."]
     lines += [escape_name(run_names.describe_others(model, {name for name, _ in measured}))]
 if long > 0:
     lines += [f"The {long:.1%} of them with more than {examples.READABLE} candidates are ranked but not shown:"]

@@ -43,13 +43,13 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # %%
 found = text_pairs.find_pairs(results_dir)
 measured = two_texts.load(found.pairs)
-Markdown(calibration_text.describe_found(found, measured))
+Markdown(calibration_text.describe_found(found, measured, results_dir))
 
 # %% [markdown]
 # ## Surprisal and entropy
 #
-# Surprisal is what a token turned out to be, $-\log p$ of the token taken; full entropy, $H(p)$, is what the model
-# expected it to be on average, before it saw the token. Both are in nats. Texts are compared over the prompts for which
+# Surprisal, $-\log p$ of the token taken, says how unexpected the token was; full entropy, $H(p)$, is the surprisal that
+# the model expects on average before it sees the token. Both are in nats. Texts are compared over the prompts for which
 # both exist, and over as many tokens of each as both runs measured.
 
 # %%
@@ -59,7 +59,7 @@ for name, rows in comparison.groupby("pair", sort=False):
     display(tables.show(calibration_text.format_text_means(rows)))
 
 # %%
-Markdown(calibration_text.describe_interval(comparison)) if measured else None
+Markdown(calibration_text.describe_interval(comparison) if measured else tables.NOTHING_YET)
 
 # %% [markdown]
 # ## Outside the nucleus
@@ -77,15 +77,15 @@ Markdown(calibration_text.describe_interval(comparison)) if measured else None
 # $$m' = \frac{m - e_N}{1 - e}, \qquad -\log p' = -\log p + \log(1 - e), \qquad H' = \frac{H(p) - h(e)}{1 - e}$$
 #
 # are the mass of the nucleus, the surprisal of a token, and the full entropy, with $h(e) = -e \log e - (1 - e) \log(1 - e)$
-# by the chain rule of entropy {cite:p}`shannon1948`. Without this, a source that ends its texts exactly as the model
-# expects would look as if it were not.
+# by the chain rule of entropy {cite:p}`shannon1948`. Without this correction, the model would look miscalibrated even on
+# texts that were drawn from it.
 
 # %%
 bins = two_texts.calibrate_pairs(measured)
 Markdown(calibration_text.describe_ends(bins)) if len(bins) else None
 
 # %%
-Markdown(calibration_text.describe_outside(bins)) if measured else None
+Markdown(calibration_text.describe_outside(bins) if measured else tables.NOTHING_YET)
 
 # %%
 calibration_figures.plot_outside(bins) if len(bins) else None
@@ -103,7 +103,7 @@ Markdown(calibration_text.explain_outside(bins)) if len(bins) else None
 # nucleus, and $m$ and $q$ are those of what is left.
 
 # %%
-Markdown(calibration_text.describe_surprisal(bins)) if measured else None
+Markdown(calibration_text.describe_surprisal(bins) if measured else tables.NOTHING_YET)
 
 # %%
 calibration_figures.plot_surprisal(bins) if len(bins) else None
@@ -119,18 +119,18 @@ Markdown(calibration_text.EXPLAIN_SURPRISAL) if len(bins) else None
 # arrow keys: its card shows what it was chosen from, and whether it is in the nucleus.
 
 # %%
-for text, html in two_texts.show_texts(measured):
+for text, html in two_texts.show_texts(measured) if measured else [(tables.NOTHING_YET, "")]:
     display(Markdown(text), *([HTML(html)] if html else []))
 
 # %% [markdown]
 # ## Recap
 #
 # We compared the texts of a data set with what a model wrote for the same prompts, and both with what the
-# model's own probabilities would lead one to expect. In the folder below, `two_texts.csv` and `two_texts_bins.csv` have the numbers of
-# all pairs; the docstrings of `calibration.compare_texts` and `calibration.calibrate` describe their columns.
+# model's own probabilities would lead one to expect. The docstrings of `calibration.compare_texts` and
+# `calibration.calibrate` describe the columns of the two tables.
 
 # %%
 folder = results.locate_folder(results_dir) / results.ANALYSES
 tables.write(tables.format_csv(comparison), folder / "two_texts.csv")
 tables.write(tables.format_csv(bins), folder / "two_texts_bins.csv")
-print(folder)
+Markdown(tables.describe_place("`two_texts.csv` and `two_texts_bins.csv`, with the numbers of all pairs, are", folder))

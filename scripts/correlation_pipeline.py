@@ -51,7 +51,8 @@ def main() -> None:
             run_notebooks.write_page(chosen, if_missing, given)
         if only == "branches" or (only is None and run_notebooks.wants_branches(chosen)):
             run_notebooks.measure_branches(chosen, if_missing, given)
-        print(f"results: {folder}")
+        if only in (None, "measure") or not if_missing:  # the graph's other jobs follow one that has said it
+            print(f"results: {folder}")
 
 
 if __name__ == "__main__":

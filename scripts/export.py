@@ -16,7 +16,7 @@ def create_parser() -> Parser:
     """The command line: a run, a file, and which part of the run."""
     options = Parser(__doc__)
     options.add_argument("run", help="the folder of a run, or <dataset>/<model> below --results_dir")
-    options.add_argument("output", type=Path, help="the file to write: its ending is .csv, .parquet or .html")
+    options.add_argument("output", help="the file to write: its ending is .csv, .parquet or .html")
     options.add_argument(
         "--prompt",
         type=parse_number,
@@ -45,9 +45,12 @@ def main() -> None:
     options = create_parser().parse_args()
     with report_errors(options.debug, interrupted="interrupted"):
         from nucleoscope.store import results
+        from nucleoscope.views import export_file
 
+        export_file.check_name(options.output, options.candidates)
         folder = results.find_run(options.run, options.results_dir)
-        from nucleoscope.views import export  # two seconds, which a run that is not there need not wait for
+        export_file.check_place(folder, Path(options.output))
+        from nucleoscope.views import export  # two seconds, which bad input need not wait for
 
         print(export.write(folder, options.output, options.prompt, options.candidates))
 

@@ -7,6 +7,7 @@ never called damaged, removed or measured again; what the system said is shown i
 import errno
 import os
 import re
+from pathlib import Path
 
 # A truncated file can be an invalid argument: that number is not among these.
 SYSTEM = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
@@ -15,6 +16,18 @@ SYSTEM = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, e
 def blames_system(error: BaseException) -> bool:
     """Whether an error says that the system could not read a file, which may be good."""
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SYSTEM)
+
+
+def check_regular(path: Path, name: str) -> None:
+    """Raises OSError, in one line, unless ``path``, which a user called ``name``, is a regular file.
+
+    A pipe can be read only once, and a device need not end; both are more often a mistake than meant.
+    """
+    if path.is_file():
+        return
+    if path.exists():
+        raise OSError(f"'{name}' is not a regular file")
+    raise FileNotFoundError(f"file '{name}' does not exist")
 
 
 def raise_system_error(error: BaseException, path: str | os.PathLike) -> None:

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx, validate_repo_id
 
-from nucleoscope.file_errors import find_system_cause
+from nucleoscope.file_errors import check_regular, find_system_cause
 
 PACKAGED = "SmolLM2-135M-Instruct"
 CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -106,8 +106,7 @@ def find(name: str) -> tuple[str, dict[str, Any]]:
         file = files[0]
     elif is_gguf(name):
         file = Path(name)
-        if not file.is_file():
-            raise FileNotFoundError(f"file '{name}' does not exist")
+        check_regular(file, name)
         with file.open("rb") as stream:
             if stream.read(4) != b"GGUF":
                 raise ValueError(f"'{name}' is not a GGUF file")

@@ -10,6 +10,7 @@ import numbers
 import os
 import re
 import reprlib
+import shlex
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
@@ -338,6 +339,12 @@ def list_deciding() -> tuple[str, ...]:
 def list_grid_parameters() -> tuple[str, ...]:
     """The names of the settings that a grid may set as parameters."""
     return tuple(name for name, each in FIELDS.items() if each.metadata["in_grid"])
+
+
+def format_results_option(results_dir: str | os.PathLike) -> str:
+    """The option of a command, after a space, that names a folder of results; "" for the default, which needs none."""
+    name = os.fspath(results_dir)
+    return "" if name == Settings.results_dir else f" {shlex.quote(f'--results_dir={name}')}"
 
 
 def list_varying() -> tuple[str, ...]:

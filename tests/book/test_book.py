@@ -34,12 +34,12 @@ import forks
 import nucleoscope
 import tiny
 from messages import assert_one_line
-from nucleoscope import variants
+from nucleoscope import quantities, variants
 from nucleoscope.book import pages, site, sphinx_extension
 from nucleoscope.settings import format_reference
 from nucleoscope.store import results
 from nucleoscope.store.candidates import Similarities
-from nucleoscope.views import cards, figure_data, tables, texts
+from nucleoscope.views import assets, cards, figure_data, tables, texts
 from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader
 from nucleoscope.workflow import graph
@@ -387,6 +387,25 @@ def test_paths_become_short_and_web_addresses_stay(said, published):
     output = nbformat.v4.new_output("stream", name="stdout", text=said)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("said", outputs=[output])])
     assert pages.normalise(notebook, {"/opt/p": "", "/": "~"}).cells[0].outputs[0].text == published
+
+
+def test_a_page_names_the_results_folder_of_its_grid_but_not_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    root = tmp_path / "home" / "project"
+    cases = {"results/study": "results/study", "../elsewhere": "~/elsewhere", str(tmp_path / "disk/runs"): "…/runs"}
+    root.mkdir(parents=True)
+    monkeypatch.chdir(root)
+    for given, shown in cases.items():
+        folders = {str(root): "", str(tmp_path / "home"): "~", **site.name_results(root, Path(given))}
+        for path in (given, os.path.abspath(given)):
+            said = f"The files are in `{path}/correlation_eval`."
+            output = nbformat.v4.new_output("display_data", {"text/markdown": said})
+            notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("said", outputs=[output])])
+            for _ in range(2):
+                notebook = pages.normalise(notebook, folders)
+            found = notebook.cells[0].outputs[0].data["text/markdown"]
+            expected = given if path == "../elsewhere" else shown
+            assert found == f"The files are in `{expected}/correlation_eval`."
 
 
 def test_prose_keeps_its_links_and_a_model_its_words():
@@ -921,6 +940,62 @@ def test_every_text_of_a_run_is_picked_from_a_menu_and_loaded_from_disk(visit):
     assert [cell.rpartition(": ")[2].replace("−", "-") for cell in cells] == [f"{r:.2f}" for r in expected.pairs[2]]
 
 
+@pytest.fixture
+def menu(browser):
+    """Draws a menu of prompts, as ``static/menu.js`` does, in a column of the book's width, without a book."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+
+    def draw(**content):
+        style = assets.join_style(assets.STATIC / "strip.css", assets.STATIC / "menu.css")
+        body = f'<style>{style}</style><div class="nucleoscope" style="width: 688px"></div>'
+        page.set_content(body + f"<script>{assets.join_script(assets.STATIC / 'menu.js')}</script>")
+        content = {"columns": [["tokens", True]], "prompts": [[0, "one", "a text", [4]]], "cut": False} | content
+        page.evaluate("content => drawMenu(document.querySelector('div'), content, () => {})", content)
+        return page
+
+    yield draw
+    context.close()
+
+
+def test_the_search_field_says_that_only_beginnings_are_searched_if_texts_are_cut(menu):
+    for cut, said in ((False, "words of prompt or text"), (True, "in the beginnings")):
+        assert menu(cut=cut).locator("input").get_attribute("placeholder") == said
+
+
+def test_one_prompt_in_the_menu_is_singular(menu):
+    page = menu()
+    assert page.locator(".ns-found").inner_text() == "1 prompt"
+    page.locator("input").fill("nowhere")
+    assert page.locator(".ns-found").inner_text() == "0 of 1 prompt"
+
+
+def test_the_longest_name_in_the_menu_to_sort_by_fits_its_box(menu):
+    names = [f"mean {quantities.find_title(name)}" for name in quantities.list_tints()]
+    longest = max([*names, texts.COEFFICIENT], key=len)
+    page = menu(columns=[["tokens", True], [longest, False]], prompts=[[0, "one", "a text", [4, 0.5]]])
+    select = page.locator("select")
+    now = select.evaluate("select => select.offsetWidth")
+    select.evaluate("select => Object.assign(select.style, { flex: 'none', width: 'max-content', maxWidth: 'none' })")
+    assert now >= select.evaluate("select => select.offsetWidth") > 200
+
+
+def test_numbers_have_three_significant_digits_also_whole_ones(menu):
+    numbers = {4: "4.00", 0: "0", 1234: "1234", 0.01234: "0.0123", -0.5: "−0.500", 12345.6: "1.23e+4", None: "–"}
+    found = menu().evaluate("numbers => numbers.map((value) => formatNumber(value))", list(numbers))
+    assert found == list(numbers.values())
+
+
+def test_the_headings_of_a_cards_similarities_say_in_a_title_what_they_are(menu):
+    draw = "() => drawHeadings('', TO_TAKEN, TO_OTHERS).map(({ textContent, title }) => [textContent, title])"
+    titles = menu().evaluate(draw)
+    assert titles[0] == ["", ""]
+    assert titles[1][0] == "similar\nto ✓"
+    assert "the token that was taken" in titles[1][1]
+    assert titles[2][0] == "similar to\nthose above"
+    assert "of those above it" in titles[2][1]
+
+
 def test_the_menu_is_searched_sorted_and_walked_by_keyboard(visit):
     page = visit("runs/small/alpha")
     numbers = ".ns-prompts button > :first-child"
@@ -969,7 +1044,7 @@ def test_a_card_shows_similarities_where_they_are_known(visit):
     known.locator(".ns-text > span").nth(3).hover()
     size = known.locator(".ns-list bdi").count()
     assert known.locator(".ns-cells i").count() == min(size, 10) * (min(size, 10) - 1) // 2
-    assert "to those above" in known.locator(".ns-list").inner_text()
+    assert re.search(r"similar\s+to ✓\s+similar to\s+those above", known.locator(".ns-list").inner_text())
     assert "Most similar: " in known.locator(".ns-card").inner_text()
     unknown.locator(".ns-text > span").nth(3).hover()
     assert unknown.locator(".ns-cells").count() == 0
@@ -1348,6 +1423,18 @@ def test_the_real_book_has_every_page_and_every_link_resolves(real):
     assert [name for name in names if not (real / f"{name}.html").is_file()] == []
     assert (real / "runs/small_model/my texts.html").is_file()
     assert find_broken_links(real) == []
+
+
+def test_quotation_marks_and_apostrophes_are_straight_on_every_page(real):
+    found = {}
+    for page in real.rglob("*.html"):
+        soup = BeautifulSoup(page.read_text(), "html.parser")
+        for part in soup.select("script, style, pre, .nucleoscope"):  # code, and texts of models and data sets
+            part.decompose()
+        found[page.relative_to(real).as_posix()] = re.findall("[\u2018\u2019\u201c\u201d]", soup.get_text())
+    assert len(found) > 30
+    assert {name for name, marks in found.items() if marks} == set()
+    assert not re.search("[\u2018\u2019\u201c\u201d]", assets.join_script(assets.STATIC / "menu.js"))
 
 
 def test_code_is_open_where_it_is_the_point(real):

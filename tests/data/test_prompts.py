@@ -4,6 +4,7 @@ import csv
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -270,6 +271,13 @@ def test_a_missing_file_is_named(refusal, tmp_path, suffix):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         prompts.load(str(tmp_path / f"nowhere{suffix}"))
     assert "does not exist" in refusal(tmp_path / f"nowhere{suffix}")
+
+
+def test_a_pipe_or_a_device_is_called_what_it_is(refusal, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "device.txt").symlink_to("/dev/null")
+    for name in ("pipe.jsonl", "device.txt"):
+        assert refusal(tmp_path / name) == f"'TMP/{name}' is not a regular file"
 
 
 def test_a_folder_is_no_file(refusal, tmp_path):

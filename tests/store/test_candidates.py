@@ -1,5 +1,10 @@
 """candidates.parquet: what a run leaves for readers, and what they see without it."""
 
+import contextlib
+import io
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,6 +63,18 @@ def test_pandas_alone_reads_texts_and_candidates(measured):
     assert tokens["k"].tolist() == choices["text"].map(len).tolist() == choices["similarity"].map(len).tolist()
     pairs = np.minimum(tokens["k"], 10) * (np.minimum(tokens["k"], 10) - 1) // 2
     assert choices["pairs"].map(len).tolist() == pairs.tolist()
+
+
+def test_the_example_of_the_page_on_reading_prints_numbers_without_their_type(measured):
+    page = (Path(__file__).parents[2] / "book/use/read-measurements.md").read_text()
+    (example,) = re.findall(r"```python\n(import pandas.*?)```", page, re.DOTALL)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(example.replace("results/math/SmolLM2-135M-Instruct", str(measured[0])), {})
+    choice = results.candidates(measured[0], 0, 5)
+    table = said.getvalue().splitlines()[-len(choice) :]
+    assert [float(line.split()[-1]) for line in table] == pytest.approx(choice["probability"].tolist(), rel=1e-4)
+    assert "float32" not in said.getvalue()
 
 
 def test_groups_of_rows_of_any_size_contain_the_same(measured, tmp_path, monkeypatch):

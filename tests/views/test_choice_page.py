@@ -46,8 +46,8 @@ def test_a_run_that_cannot_be_read_is_named_with_the_reason():
     ("given", "expected"),
     [
         ((-0.5, -0.7, -0.2), "embeddings: yes.** Given the number of candidates and entropy, the more similar the "),
-        ((-0.5, -0.7, -0.2), "less far branches part: −0.50 [−0.70, −0.20]"),
-        ((0.5, 0.2, 0.7), "the further branches part: 0.50 [0.20, 0.70]"),
+        ((-0.5, -0.7, -0.2), "less branches diverge: −0.50 [−0.70, −0.20]"),
+        ((0.5, 0.2, 0.7), "the further branches diverge: 0.50 [0.20, 0.70]"),
         ((0.1, -0.2, 0.4), "no relation found.** Given the number of candidates and entropy, the coefficient is 0.10"),
         ((0.1, np.nan, np.nan), "not known.** Given"),
     ],
@@ -63,19 +63,19 @@ def test_the_answer_says_by_how_many_of_the_other_outcomes_it_holds():
         create_rows(given=(0.1, -0.2, 0.4)).assign(outcome="different tokens"),
     )
     said = choice_text.describe_answer(pd.concat([whole, same, other], ignore_index=True))
-    assert "[−0.70, −0.20]. By 1 of the 2 other outcomes a relation is found (never meet)." in said
+    assert "[−0.70, −0.20]. A relation is found with 1 of 2 other outcomes (never meet)." in said
     said = choice_text.describe_answer(pd.concat([whole, other], ignore_index=True))
-    assert "[−0.70, −0.20]. By none of the other outcomes is a relation found." in said
+    assert "[−0.70, −0.20]. No relation is found with any other outcome." in said
     assert "other outcomes" not in choice_text.describe_answer(whole)
 
 
 @pytest.mark.parametrize(
     ("whole", "within", "expected"),
     [
-        ((0.1, -0.1, 0.3), (-0.3, -0.4, -0.2), ", inside what exchanging"),
-        ((0.4, -0.1, 0.6), (-0.3, -0.4, -0.2), ", outside what exchanging"),
-        ((0.4, -0.1, 0.6), (-0.3, -0.4, -0.2), "the more similar ones part less far: −0.30"),
-        ((0.4, -0.1, 0.6), (0.3, 0.2, 0.4), "the more similar ones part further: 0.30"),
+        ((0.1, -0.1, 0.3), (-0.3, -0.4, -0.2), ", inside the range that remains"),
+        ((0.4, -0.1, 0.6), (-0.3, -0.4, -0.2), ", outside the range that remains"),
+        ((0.4, -0.1, 0.6), (-0.3, -0.4, -0.2), "the more similar ones diverge less: −0.30"),
+        ((0.4, -0.1, 0.6), (0.3, 0.2, 0.4), "the more similar ones diverge further: 0.30"),
         ((0.4, -0.1, 0.6), (0.3, -0.2, 0.4), "of one point, no relation is found: 0.30"),
     ],
 )
@@ -94,10 +94,10 @@ def test_the_answer_is_that_of_the_mean_over_runs_if_there_are_several():
 @pytest.mark.parametrize(
     ("bounds", "expected"),
     [
-        ([(0.1, 0.2), (0.1, 0.3)], "in 2 of 2 runs they part further."),
-        ([(0.1, 0.2), (-0.2, -0.1)], "in 1 of 2 runs they part further and 1 of 2 runs they part less far."),
-        ([(-0.1, 0.2)], "in 1 of 1 runs the interval of the difference contains 0."),
-        ([(np.nan, np.nan)], "in 1 of 1 runs the difference has no interval."),
+        ([(0.1, 0.2), (0.1, 0.3)], "in both runs they diverge further."),
+        ([(0.1, 0.2), (-0.2, -0.1)], "in 1 of 2 runs they diverge further and in 1 of 2 runs they diverge less."),
+        ([(-0.1, 0.2)], "in the only run the interval of the difference contains 0."),
+        ([(np.nan, np.nan)], "in the only run the difference has no interval."),
     ],
 )
 def test_how_far_texts_part_anyway_is_counted_over_runs(bounds, expected):

@@ -66,6 +66,18 @@ def test_with_fewer_prompts_there_are_fewer_picks(count):
     assert [pick.prompt for pick in choose([create_ordered(0.5), create_ordered(-0.9)][:count])] == [0, 1][:count][::-1]
 
 
+def test_one_or_two_prompts_are_shown_without_calling_them_the_median_or_the_most_correlated():
+    (only,) = choose([create_ordered(0.5)])
+    assert only.sentence == (
+        "**The only prompt to choose from**, prompt 0: no other has a coefficient over at least 15 tokens with more "
+        f"than one candidate. It is {only.r:.2f} over 30 tokens."
+    )
+    two = choose([create_ordered(0.5), create_ordered(-0.9)])
+    starts = [f"**The {which} of two prompts to choose from**, prompt" for which in ("first", "second")]
+    assert all(pick.sentence.startswith(start) for pick, start in zip(two, starts, strict=True))
+    assert not any("median" in pick.sentence or "correlated" in pick.sentence for pick in two)
+
+
 def test_a_short_prompt_in_perfect_order_does_not_take_part():
     assert {
         pick.prompt for pick in choose([create_ordered(0.5, 40), create_ordered(1.0, 19), create_ordered(0.4, 20)])
@@ -81,7 +93,7 @@ def test_where_all_texts_are_short_half_of_the_longest_is_enough():
 def test_a_long_prompt_without_a_coefficient_does_not_raise_the_bound():
     (only,) = choose([create_record(np.arange(40.0), [0.5] * 40), create_ordered(-0.5, 10)])
     assert only.prompt == 1
-    assert "with at least 5 tokens" in only.sentence
+    assert "over at least 5 tokens" in only.sentence
 
 
 def test_tokens_without_a_choice_do_not_count():

@@ -1,6 +1,8 @@
 """scripts/export.py: a run as csv, parquet or one page, and every refusal in one line."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,9 +74,23 @@ def test_candidates_have_a_row_each(measured, tmp_path, monkeypatch, ending):
     export.write(measured, output, candidates=True)
     found = pd.read_csv(output) if ending == "csv" else pd.read_parquet(output)
     expected = results.tabulate_candidates(measured, [0, 1, 2])
-    assert list(found) == ["prompt", "step", "place", "text", "id", "probability", "similarity"]
+    rest = ["prompt", "step", "place", "text", "id", "probability", "similarity"]
+    assert list(found) == ["model", "dataset", *rest]
+    assert {*found["model"], *found["dataset"]} == {"tiny", "math"}
     assert found["id"].tolist() == expected["id"].tolist()
     assert found["similarity"].tolist() == pytest.approx(expected["similarity"].tolist(), rel=1e-6)
+
+
+def test_candidates_of_a_run_with_named_settings_have_a_column_for_each(measured, tmp_path):
+    copy = tmp_path / "math" / "tiny@top_p=0.9@prompt_format=raw"
+    shutil.copytree(measured, copy)
+    export.write(copy, tmp_path / "c.parquet", [2], candidates=True)
+    found = pd.read_parquet(tmp_path / "c.parquet")
+    assert list(found)[:5] == ["model", "dataset", "top_p", "prompt_format", "prompt"]
+    assert {*found["model"]} <= {"tiny"}
+    export.write(copy, tmp_path / "c.csv", [0], candidates=True)
+    row = pd.read_csv(tmp_path / "c.csv").iloc[0]
+    assert row[["model", "dataset", "top_p", "prompt_format"]].tolist() == ["tiny", "math", 0.9, "raw"]
 
 
 def test_a_page_of_one_prompt_is_its_strip_and_one_of_several_a_menu(measured, tmp_path):
@@ -131,6 +147,8 @@ def test_an_older_run_gets_its_texts_if_the_tokenizer_is_there(older, measured, 
         (["math/tiny", "a.html", "--candidates"], "omit --candidates"),
         (["math/tiny", "a.csv", "--candidate"], "did you mean '--candidates'?"),
         (["math/tiny", "folder.csv"], "error: 'folder.csv' is a folder: name a file"),
+        (["math/tiny", "new.csv/"], "error: 'new.csv/' is the name of a folder: name a file"),
+        (["math/tiny", "pipe.csv"], "error: 'pipe.csv' is not a regular file: name another"),
     ],
 )
 def test_bad_input_is_one_line(measured, monkeypatch, capsys, given, said):
@@ -141,6 +159,8 @@ def test_bad_input_is_one_line(measured, monkeypatch, capsys, given, said):
         sys.path.pop(0)
     monkeypatch.chdir(measured.parents[2])
     Path("folder.csv").mkdir(exist_ok=True)
+    if not Path("pipe.csv").exists():
+        os.mkfifo("pipe.csv")
     before = (measured / "tokens.parquet").read_bytes()
     monkeypatch.setattr(sys, "argv", ["export.py", *given])
     with pytest.raises(SystemExit) as ended:
@@ -148,6 +168,14 @@ def test_bad_input_is_one_line(measured, monkeypatch, capsys, given, said):
     message = ended.value.code if isinstance(ended.value.code, str) else capsys.readouterr().err
     assert said in assert_one_line(message)
     assert (measured / "tokens.parquet").read_bytes() == before
+    assert not Path("new.csv").exists()
+
+
+def test_the_ending_of_the_file_is_checked_before_pandas_is_imported(tmp_path):
+    code = "import sys; sys.path.insert(0, 'scripts'); sys.argv = ['export.py', 'math/tiny', 'a.txt']\nimport export\n"
+    code += "try: export.main()\nfinally: assert not {'pandas', 'pyarrow', 'torch'} & {*sys.modules}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.startswith("error: the name 'a.txt' must end in"), done.stderr
 
 
 def test_the_command_writes_a_file_and_says_which(measured, tmp_path):

@@ -1,5 +1,7 @@
 """The page "What it is made of": its figures show the tables' numbers, its sentences what they say, whatever it is."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -83,10 +85,10 @@ def test_the_sentence_on_top_p_names_every_sign():
         ({"raw": [-0.3] * 6, "centred": [-0.2] * 6}, "it is negative for every top_p in every geometry"),
         (
             {"raw": [-0.3] * 6, "centred": [0.2] * 6},
-            "its sign depends on the geometry, and within each geometry not on top_p",
+            "its sign depends on the geometry, but within each geometry not on top_p",
         ),
-        ({"raw": [-0.3, 0.0, 0, 0, 0, 0]}, "wherever its sign can be told it is negative"),
-        ({"raw": [0.01] * 6}, "its sign can be told for no top_p in any geometry"),
+        ({"raw": [-0.3, 0.0, 0, 0, 0, 0]}, "wherever its sign is clear, it is negative"),
+        ({"raw": [0.01] * 6}, "its sign is clear for no top_p in any geometry"),
         ({"raw": [np.nan] * 6}, "No coefficient could be computed for any top_p."),
         ({}, "No coefficient could be computed for any top_p."),
     ],
@@ -107,12 +109,60 @@ def test_the_answer_is_less_more_or_neither_or_missing():
     def answer(r):
         return made_of_text.describe_answer(create_curve({"raw": [0, 0, 0, r, 0, 0]}))
 
-    less = "**In these runs, candidates are *less* similar when the model is less sure: "
+    less = "**In this run, candidates are *less* similar when the model is less sure: "
     assert f"{less}Spearman's coefficient is −0.30 [−0.35, −0.25]**" in answer(-0.3)
     assert "are *more* similar" in answer(0.3)
     assert "are neither clearly more nor clearly less similar" in answer(0.01)
     assert "(m on d; candidates are the likeliest tokens with 95% of the probability; " in answer(np.nan)
     assert made_of_text.describe_answer(create_curve({})).startswith("There is no answer yet")
+
+
+def test_the_answer_is_that_of_the_nucleus_that_the_runs_had():
+    def answer(curve, usual=0.9):
+        return made_of_text.describe_answer(curve, usual)
+
+    curve = create_curve({"raw": [0.5, 0.7, 0.8, 0.9, 0.95, 0.99]})
+    assert "is 0.80 [0.75, 0.85]** (m on d; candidates are the likeliest tokens with 80% of" in answer(curve, 0.8)
+    assert "is 0.90 [" in answer(curve)
+    wide, narrow = curve.assign(top_p=0.95), curve.assign(top_p=0.5)
+    said = answer(pd.concat([wide, narrow], ignore_index=True)).splitlines()
+    assert len(said) == 2
+    for line, top_p in zip(said, (0.5, 0.95), strict=True):  # one number per run, with its settings before it
+        assert line.startswith(f"* With top&#95;p {top_p}: **candidates are *more* similar")
+        assert f"coefficient is {top_p:.2f} [" in line
+        assert f"the likeliest tokens with {top_p:.0%} of the probability" in line
+
+
+def test_the_front_page_speaks_of_exchanged_sets_of_the_same_nucleus():
+    table = create_nulls(-0.4, {"same_k": (-0.5, 0.05, 0.15)})
+    other = create_nulls(-0.2, {"same_k": (-0.1, -0.2, 0.3)}).assign(candidates="top_p_0.5")
+    both = pd.concat([table, other], ignore_index=True)
+    assert "is −0.50 instead of −0.40" in made_of_text.describe_same_k(both)
+    assert "is −0.10 instead of −0.20" in made_of_text.describe_same_k(both, usual=0.5)
+    assert "`top_p_0.5` in `raw`" in made_of_text.describe_nulls(both, usual=0.6)
+    assert list(made_of_figures.plot_nulls(both, ["Spearman"], usual=0.5).data[0].x) == [-0.2, -0.1]
+
+
+def test_the_usual_top_p_is_that_of_all_runs_or_the_default(tmp_path):
+    for name, top_p in (("a", 0.5), ("b", 0.5), ("c", 0.7)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"settings": {"top_p": top_p}}))
+    folders = [tmp_path / name for name in "abc"]
+    assert made_of_text.find_usual_top_p(folders[:2]) == 0.5
+    assert made_of_text.find_usual_top_p(folders) == made_of_text.find_usual_top_p([]) == 0.9
+    (tmp_path / "d").mkdir()  # as the published study's files are
+    assert made_of_text.find_usual_top_p([tmp_path / "d"]) == 0.9
+
+
+def test_a_sentence_after_the_values_of_settings_begins_with_a_small_letter():
+    ladder = pd.concat(
+        [create_ladder([], []).reindex(range(1)).assign(Model="m", Dataset="d", top_p=p) for p in (0.5, 0.9)]
+    )
+    said = made_of_text.describe_ladder(ladder)
+    assert said.count(": no run has enough tokens and prompts") == 2
+    assert (
+        tables.begin_sentence("With k 2: ", "Spearman's coefficient is 0.") == "With k 2: Spearman's coefficient is 0."
+    )
 
 
 def test_the_answer_names_the_top_p_with_the_opposite_sign():
@@ -126,11 +176,11 @@ def test_the_sentence_on_signs_counts_them():
     def describe(*values):
         return made_of_text.describe_sign_changes(create_curve({"raw": values}))
 
-    assert describe(-0.3, 0.3, 0).startswith("Of 3 combinations of candidate set and geometry, 1 give")
-    assert describe(-0.3, 0.3).endswith("the coefficient has no sign of its own.")
-    assert describe(-0.3, -0.3).endswith("the sign does not depend on the cut.")
-    assert describe(-0.3, 0.01).endswith("and 1 neither: where the sign can be told, it is the same.")
-    assert describe(0.01, 0.01).endswith("and 2 neither.")
+    assert describe(-0.3, 0.3, 0).startswith("Of 3 combinations of candidate set and geometry, 1 gives a negative")
+    assert describe(-0.3, 0.3).endswith("and 0 no clear sign: the sign depends on these choices.")
+    assert describe(-0.3, -0.3).endswith("the sign does not depend on these choices.")
+    assert describe(-0.3, 0.01).endswith("and 1 no clear sign: wherever the sign is clear, it is the same.")
+    assert describe(0.01, 0.01).endswith("and 2 no clear sign.")
     assert describe(np.nan) == "No other candidate set or geometry was measured."
 
 
@@ -139,11 +189,15 @@ def test_null_models_are_told_apart_by_the_interval_of_the_difference():
     nulls["other_step"] = (-0.3, np.nan, np.nan)
     text = made_of_text.describe_nulls(create_nulls(-0.4, nulls))
     assert "m on d, `top_p_0.9` in `raw`: Spearman's coefficient is −0.40 [−0.45, −0.35]." in text
-    assert "Not told apart from it: hidden states without a text (−0.38, 95% of it)." in text
+    assert "Not clearly different from it: hidden states without a text (−0.38, 95% of it)." in text
     assert (
-        "Different from it: sets exchanged among tokens of equal k (−0.50, 125% of it); random tokens (0.20)." in text
+        "Clearly different from it: sets exchanged among tokens of equal k (−0.50, 125% of it); random tokens (0.20)."
+        in text
     )
-    assert "From too few prompts to compare: the likeliest tokens of another step (−0.30, 75% of it)." in text
+    assert (
+        "Not compared, because there are too few prompts: the likeliest tokens of another step (−0.30, 75% of it)."
+        in text
+    )
 
 
 def test_a_ratio_is_given_only_to_a_coefficient_whose_sign_is_known():
@@ -155,18 +209,23 @@ def test_a_ratio_is_given_only_to_a_coefficient_whose_sign_is_known():
 def test_null_models_that_are_missing_are_said_to_be():
     assert made_of_text.describe_nulls(create_nulls(-0.4, {})).endswith("No null model was measured.")
     for table in (create_nulls(np.nan, {}), create_nulls(-0.4, {})[:0]):
-        assert made_of_text.describe_nulls(table).startswith("No run has a coefficient for top_p_0.9 in geometry raw")
+        assert made_of_text.describe_nulls(table).startswith("No run has a coefficient for its nucleus in `raw`")
         assert made_of_text.describe_same_k(table).startswith("No coefficient could be compared")
 
 
 @pytest.mark.parametrize(
     ("observed", "bounds", "words"),
     [
-        (-0.4, (0.05, 0.15), "more than all of it, and among tokens of equal k the sign is opposite."),
-        (-0.6, (-0.15, -0.05), "so the number of candidates is not all of it."),
-        (0.4, (0.85, 0.95), "so the number of candidates is not all of it."),
-        (-0.5, (-0.05, 0.05), "so nothing more than the number of candidates is needed for it."),
-        (-0.5, (np.nan, np.nan), "from too few prompts to judge."),
+        (
+            -0.4,
+            (0.05, 0.15),
+            ": the number of candidates alone would give a stronger relation, because among tokens of equal k the "
+            "relation has the opposite sign.",
+        ),
+        (-0.6, (-0.15, -0.05), ": the number of candidates does not explain all of it."),
+        (0.4, (0.85, 0.95), ": the number of candidates does not explain all of it."),
+        (-0.5, (-0.05, 0.05), ": the number of candidates is enough to explain it."),
+        (-0.5, (np.nan, np.nan), "There are too few prompts to judge the difference."),
     ],
 )
 def test_what_exchanging_leaves_is_said_for_each_outcome(observed, bounds, words):
@@ -177,11 +236,11 @@ def test_what_entropy_adds_is_said_for_each_outcome():
     def describe(*added):
         return made_of_text.describe_ladder(create_ladder(added, [f"m{place}" for place in range(len(added))]))
 
-    clearly = "clearly more than 0.01, which regression can give by itself."
-    assert describe((0.04, 0.03, 0.05)).endswith(f"entropy adds 0.040 to that. That is {clearly}")
-    assert describe((0.004, 0.003, 0.005)).endswith(f"entropy adds 0.004 to that. That is not {clearly}")
+    clearly = "clearly above 0.01, which regression can add by chance."
+    assert describe((0.04, 0.03, 0.05)).endswith(f"entropy adds 0.040 to that. This gain is {clearly}")
+    assert describe((0.004, 0.003, 0.005)).endswith(f"entropy adds 0.004 to that. This gain is not {clearly}")
     assert "adds between −0.010 and 0.040" in describe((0.04, 0.03, 0.05), (-0.01, -0.02, 0.0))
-    assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"In 1 of 2 runs that is {clearly}")
+    assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"In 1 of 2 runs this gain is {clearly}")
     assert describe((0.01, np.nan, np.nan)).endswith("No interval could be computed.")
     assert made_of_text.describe_ladder(create_ladder([], [])).startswith("No run has enough tokens and prompts")
     assert "entropy alone explains 0.00 of the variance" in describe((0.01, 0.005, 0.02))
@@ -189,11 +248,13 @@ def test_what_entropy_adds_is_said_for_each_outcome():
 
 def test_what_survives_is_said_for_each_outcome():
     differs = made_of_text.describe_specifications(create_tests((-0.1, -0.2, -0.05)))
-    assert "of 6 specifications, 3 are negative, 2 are positive and 1 are undecided." in differs
+    assert "of 6 specifications, 3 are negative, 2 are positive and 1 is undecided." in differs
     assert "50% of all coefficients are negative, and the median is −0.20." in differs
     assert "It differs from 0, its value without any relation: the difference is −0.10 [−0.20, −0.05]." in differs
-    assert "It differs from that of sets exchanged among equal k (−0.10)" in differs
-    assert "It cannot be told from 0" in made_of_text.describe_specifications(create_tests((-0.1, -0.2, 0.05)))
+    assert "It differs from the median of sets exchanged among tokens of equal k (−0.10)" in differs
+    assert "It is not clearly different from 0" in made_of_text.describe_specifications(
+        create_tests((-0.1, -0.2, 0.05))
+    )
     few = made_of_text.describe_specifications(create_tests((-0.1, np.nan, np.nan)))
     assert (
         "There are too few prompts to compare it with 0, its value without any relation: the difference is −0.10."
@@ -207,9 +268,7 @@ def test_runs_without_variants_are_named_and_how_to_get_them():
     assert none.startswith("No run has variants of its candidate sets: ")
     assert "--overwrite" in none
     some = made_of_text.describe_left_out([("a", "d")], {("m*", "d"): "no file"})
-    assert some.startswith(
-        "1 of 2 runs have variants of their candidate sets. Left out, because they have none: m&#42; on d;"
-    )
+    assert some.startswith("1 run has variants of the candidate sets. Left out, because it has none: m&#42; on d;")
     assert made_of_text.describe_left_out([("a", "d")], {}).endswith("sets.")
 
 
@@ -314,6 +373,6 @@ def test_the_front_page_reads_what_the_analyses_wrote_and_says_three_things_of_i
     for one, other in zip(found, written, strict=True):
         pd.testing.assert_frame_equal(one, other, check_dtype=False)
     lines = made_of_text.describe_in_three(*found).splitlines()
-    assert [line[:8] for line in lines] == ["* Of 6 c", "* Exchan", "* On pro"]
+    assert [line[:8] for line in lines] == ["* Of 6 c", "* If the", "* On hel"]
     nothing = made_of_text.describe_in_three(*(table[:0] for table in found))
     assert nothing.startswith("* No run has variants of its candidate sets")

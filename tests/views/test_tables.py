@@ -175,7 +175,7 @@ def test_a_sign_whose_interval_contains_zero_or_is_unknown_is_not_said_to_differ
     assert "even the sign" not in tables.describe_coefficients(two.iloc[:1])
     assert tables.describe_coefficients(two.iloc[:1]).endswith(said[1:].capitalize())
     if np.isnan(width):
-        assert tables.describe_coefficients(two).endswith("In 2 of 2 runs" + said)
+        assert tables.describe_coefficients(two).endswith("In both runs" + said)
     else:
         assert tables.describe_coefficients(two).endswith("In 1 of 2 runs even the sign differs. In 1 of 2 runs" + said)
 
@@ -195,7 +195,7 @@ def test_the_sentence_on_the_rise_counts_runs_and_neither_pools_nor_means_over_m
     rows["rise"] = rows["rise low"] + 0.05
     rows["rise high"] = rows["rise low"] + 0.1 - 0.05
     text = tables.describe_rise(rows)
-    assert text.startswith("Cosine similarity rises before it falls in 1 of 2 cases")
+    assert text.startswith("Cosine similarity clearly rises before it falls in 1 of 2 cases")
     assert text.endswith("in 1 it is clearly lower at the supposed peak.")
     assert tables.describe_rise(rows.assign(rise=np.nan)).startswith("No run has enough")
 
@@ -207,6 +207,10 @@ def test_the_mean_over_models_is_shown_by_data_set_and_empty_without_two_models(
     assert low <= value <= high
     alone = statistics[statistics["Dataset"] == "my_texts"]
     assert len(tables.format_models(random_effects.combine_coefficients(alone))) == 0
+    assert tables.describe_missing_means(alone).endswith("because only one model was measured.")
+    two = alone.iloc[[0, 0]].assign(Model=["a", "b"], Dataset=["x", "y"])
+    assert tables.describe_missing_means(two).endswith("because each data set was measured with a single model.")
+    assert tables.describe_missing_means(alone[:0]) == "There is no such mean yet."
 
 
 def test_a_page_shows_no_p_values_and_the_share_and_design_effect_of_the_tokens(statistics):
@@ -222,7 +226,11 @@ def test_a_page_shows_no_p_values_and_the_share_and_design_effect_of_the_tokens(
 def test_the_published_study_is_compared_only_if_it_has_a_run_in_common():
     assert tables.describe_comparison(0, 15, 3).startswith("None of the 15 published runs")
     assert "diamonds" not in tables.describe_comparison(0, 15, 3)
-    assert "diamonds" in tables.describe_comparison(2, 15, 3)
+    several, one = (tables.describe_comparison(common, 15, 3) for common in (2, 1))
+    assert several.startswith(
+        "2 of the 15 published runs are among the 3 measured here; diamonds mark them in the figure"
+    )
+    assert one.startswith("1 of the 15 published runs is among the 3 measured here; a diamond marks it in the figure")
 
 
 def test_statistics_are_read_as_the_analyses_wrote_them(tmp_path):

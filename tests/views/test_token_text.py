@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 from nucleoscope.models.token_bytes import BYTES
-from nucleoscope.views.token_text import Reader, Unit, escape_name, show_bytes
+from nucleoscope.views.token_text import Reader, Unit, escape_name, quote_code, show_bytes
 
 FAMILY = "👩\u200d👩\u200d👧"
 
@@ -190,3 +190,10 @@ def test_a_token_without_text_is_a_unit_and_parts_no_cluster():
 def test_clusters_of_all_scripts_are_one_unit(reader, cluster):
     units = reader.split_units(encode(f"x{cluster}y"))
     assert [unit.text for unit in units] == ["x", cluster.replace("\r", "␍"), "y"]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [("a/b_c", "`a/b_c`"), ("a`b", "`` a`b ``"), ("``a", "``` ``a ```"), ("a\nb", "`a b`")]
+)
+def test_a_path_is_code_in_markdown_whatever_is_in_it(path, expected):
+    assert quote_code(path) == expected

@@ -13,7 +13,7 @@ from nucleoscope.stats import calibration
 from nucleoscope.stats.calibration import EXISTING, OUTSIDE, SURPRISAL, WRITTEN
 from nucleoscope.store import text_pairs
 from nucleoscope.store.text_pairs import Pair, Run
-from nucleoscope.views import calibration_figures, calibration_text, two_texts
+from nucleoscope.views import calibration_figures, calibration_text, tables, two_texts
 from nucleoscope.views.token_text import escape_name
 from nucleoscope.workflow import notebooks
 from pair_files import COMMON, measure_pair, write_run
@@ -121,17 +121,20 @@ def create_comparison(surprisal: tuple, entropy: tuple, prompts: int = 9) -> pd.
         (
             (2, 1, 0.5),
             (1, 2, 0.5),
-            ["surprises the model more than its own (difference 1.00 [0.50, 1.50])", "surer what"],
+            ["surprises the model more than its own (difference 1.00 [0.50, 1.50])", "surer about what"],
         ),
         (
             (1, 2, 0.5),
             (2, 1, 0.5),
-            ["surprises the model less than its own", "is less sure what comes next in the data"],
+            ["surprises the model less than its own", "is less sure about what comes next in the data"],
         ),
         (
             (1, 2, 3),
             (1, 1, 1),
-            ["neither text clearly surprises the model more", "in neither text is it clearly surer"],
+            [
+                "neither text clearly surprises the model more",
+                "it is not clearly surer about what comes next in either text",
+            ],
         ),
         ((1, 2, np.nan), (1, 1, 1), [f"too few prompts for an interval (difference {MINUS}1.00)."]),
         ((np.nan, 2, 1), (1, 1, 1), ["the mean surprisal is unknown in one of the texts."]),
@@ -184,7 +187,7 @@ def test_the_judgement_of_a_text_is_right_for_every_source(believed, outside, su
     assert outside in found[0]
     assert surprisal in found[1]
     assert "None of the 1,000 tokens of the model's text is outside, by construction" in found[0]
-    assert "which cannot be told apart from 0, as it should be" in found[1]
+    assert "which is not clearly different from 0, as it should be" in found[1]
     assert "Of the 10 bins of full entropy, " in found[0]
     for text in found:
         assert text.startswith("**one**: ")
@@ -243,6 +246,8 @@ def test_the_kind_of_interval_of_a_share_without_a_token_outside_is_said():
     assert calibration_text.explain_outside(bins).endswith("Here m is the mass given that the text continues.")
     bins["given no end"] = False
     assert calibration_text.explain_outside(bins) == f"{calibration_text.EXPLAIN_OUTSIDE} {calibration_text.AT_ZERO}"
+    bins.loc[bins["text"] == WRITTEN, OUTSIDE] = 0.01  # of a run whose tokens were not all drawn from the nucleus
+    assert calibration_text.explain_outside(bins) == calibration_text.EXPLAIN_OUTSIDE
 
 
 def test_one_prompt_and_one_bin_have_no_judgement_and_no_bins():
@@ -308,12 +313,24 @@ def test_prompts_are_picked_by_the_difference_of_mean_surprisal():
 
 
 def test_no_prompt_is_picked_twice_and_short_texts_do_not_take_part():
-    picks = two_texts.choose_texts(*create_means({0: 1.0, 1: 2.0}))
-    assert [pick.prompt for pick in picks] == [0, 1]
+    picks = two_texts.choose_texts(*create_means({0: 1.0, 1: 2.0, 2: 3.0}))
+    assert [pick.prompt for pick in picks] == [1, 2, 0]
     long, short = create_means({0: 1.0}, 60), create_means({5: 9.0}, 3)
     both = (pd.concat(parts) for parts in zip(long, short, strict=True))
     assert [pick.prompt for pick in two_texts.choose_texts(*both)] == [0]
     assert two_texts.choose_texts(long[0], short[1]) == []
+
+
+def test_one_or_two_prompts_are_shown_without_calling_them_the_median_or_the_highest():
+    (only,) = two_texts.choose_texts(*create_means({4: 1.0}))
+    assert only.sentence == (
+        "**The only prompt to choose from**, prompt 4: no other has at least 10 tokens in both texts. The difference "
+        "of mean surprisal is 1.00 nats: 2.00 in the data set's text, 1.00 in the model's."
+    )
+    picks = two_texts.choose_texts(*create_means({0: 2.0, 1: -0.5}))
+    assert [pick.prompt for pick in picks] == [1, 0]
+    assert picks[0].sentence.startswith("**The first of two prompts to choose from**, prompt 1: no other has at least")
+    assert "median" not in "".join(pick.sentence for pick in picks)
 
 
 # The page
@@ -353,12 +370,15 @@ def test_the_page_without_a_pair_says_how_to_get_one_and_has_no_figure(tmp_path)
     write_run(tmp_path / "results" / "lines-answer" / "tiny", SCORED)
     strips, lines, figures = execute(tmp_path)
     assert (strips, figures) == ([], 0)
-    (line,) = lines
+    line = lines[0]
+    assert lines[1:] == [*[tables.NOTHING_YET] * 4, lines[-1]]  # below each heading
     assert "No data set was measured both ways" in line
     assert "tiny on lines, answer" in line
-    tables = {path.name: path.read_text() for path in (tmp_path / "results").rglob("*.csv")}
-    assert set(tables) == {"two_texts.csv", "two_texts_bins.csv"}
-    assert {text.count("\n") for text in tables.values()} == {1}  # headings
+    written = {path.name: path.read_text() for path in (tmp_path / "results").rglob("*.csv")}
+    assert set(written) == {"two_texts.csv", "two_texts_bins.csv"}
+    assert {text.count("\n") for text in written.values()} == {1}  # headings
+    assert f"--text_column=answer --results_dir={tmp_path / 'results'}\n" in line
+    assert lines[-1].endswith(f" are in `{tmp_path / 'results/correlation_eval'}`.")
 
 
 def test_a_pair_whose_files_cannot_be_read_is_named_and_the_others_are_shown(tmp_path, capsys, monkeypatch):

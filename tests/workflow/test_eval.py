@@ -43,6 +43,7 @@ def test_every_run_is_analysed_whoever_measured_it_and_a_damaged_one_is_named(tm
     assert f"skipped: cannot read '{damaged}'" in done.stderr
     folder = tmp_path / results.ANALYSES
     assert done.stdout.rstrip().endswith(f"results: {folder}")
+    assert done.stdout.count(str(folder)) == 1
     assert sorted(path.name for path in folder.iterdir()) == sorted(results.ANALYSIS_FILES)
 
     table = pd.read_csv(folder / "correlation_stats.csv", dtype={"Pearson p": str})

@@ -17,6 +17,7 @@ import tiny
 from nucleoscope import quantities
 from nucleoscope.models import loading
 from nucleoscope.store import branches, context, results
+from nucleoscope.workflow import run_notebooks
 from synthetic import write_study_file
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,7 @@ def test_the_packaged_model_end_to_end_on_four_prompts(tmp_path):
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "stories" / loading.PACKAGED
     assert done.stdout.rstrip().endswith(f"results: {folder}")
+    assert done.stdout.count(str(folder)) == 1
     assert "tok/s" in done.stderr  # the progress bar, through papermill
     assert {path.name for path in folder.iterdir()} == {
         *("candidates.parquet", "measure.ipynb", "measurements.pt", "nulls.parquet", "run.ipynb", "run.json", "texts"),
@@ -116,7 +118,7 @@ def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path,
     before = file.stat()
     again = run_pipeline(*run, "max_tokens=4")
     assert again.returncode == 0
-    assert f"already measured with these settings: to measure again, remove {file.parent} or use" in again.stdout
+    assert "already measured with these settings: to measure again, remove the run's folder or use" in again.stdout
     assert "already measured" not in done.stdout
     assert file.stat() == before
     refused = run_pipeline(*run, "max_tokens=5")
@@ -177,6 +179,25 @@ def test_similarity_in_context_is_measured_besides_and_again_only_with_other_set
         refused = run_pipeline(*run, "only=context", wrong)
         assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
         assert message in refused.stderr
+
+
+def test_a_page_is_made_although_similarity_in_context_failed_and_the_command_fails(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import correlation_pipeline
+
+    done = []
+
+    def fail(*_):
+        raise ValueError("no memory for candidates")
+
+    monkeypatch.setattr(run_notebooks, "measure", lambda *_: done.append("measured"))
+    monkeypatch.setattr(run_notebooks, "measure_context", fail)
+    monkeypatch.setattr(run_notebooks, "write_page", lambda *_: done.append("page"))
+    monkeypatch.setattr(sys, "argv", ["x", "--context", f"--results_dir={tmp_path}"])
+    with pytest.raises(SystemExit, match="error: no memory for candidates"):
+        correlation_pipeline.main()
+    assert done == ["measured", "page"]
+    assert "results:" not in capsys.readouterr().out
 
 
 def test_branches_are_measured_besides_and_shown_on_a_page_of_all_runs(tmp_path, tiny_model, texts):

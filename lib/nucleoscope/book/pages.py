@@ -21,7 +21,7 @@ KERNEL = {
     "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},
 }
 PROGRESS = re.compile(r"\d%\||\b(it|tok|B)/s\b|\bs/it\b")  # a line that a progress bar drew
-BEFORE = r"(?<![\w.~-])"  # a path starts here, and is not the rest of another path or of a URL
+BEFORE = r"(?<![\w.~…-])"  # a path starts here, and is not the rest of another path or of a URL
 PEOPLE = re.compile(BEFORE + r"(?:/home|/Users|[A-Z]:\\Users)[/\\][^/\\\s\"'<>]+")
 ELSEWHERE = re.compile(BEFORE + r"(?<![:<>/])/(?:[\w.+-]+/)+([\w.+-]+)")
 WORDS = "nucleoscope-strip"  # the class of HTML with a model's text: paths in it are left alone

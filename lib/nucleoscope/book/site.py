@@ -79,7 +79,7 @@ def _extract_data(notebook: NotebookNode, name: str) -> Iterator[tuple[str, byte
 
 def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     """Fills ``staging`` with the book's sources and removes everything else. True if a file was removed."""
-    folders = {str(root): "", str(Path(results_dir).resolve()): "results", str(Path.home()): "~"}
+    folders = {str(root): "", str(Path.home()): "~", **name_results(root, results_dir)}
     scripts = sorted((root / "scripts").glob("*.py"))
     files = build_run_pages(
         Path(results_dir), folders
@@ -105,6 +105,17 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     files |= {f"generated/{name}.txt": text.encode() for name, text in helps.result().items()}
     files |= {f"generated/{name}.md": output.result() for name, output in printed.items()}
     return _sync(files, staging)
+
+
+def name_results(root: Path, results_dir: Path) -> dict[str, str]:
+    """What pages call a results folder that is neither in the project nor in the user's home: its paths, its name.
+
+    Inside these, its name follows from theirs, and is the one that the grid gives.
+    """
+    folder = results.locate_folder(results_dir)
+    paths = {os.path.abspath(folder), str(folder.resolve())}
+    known = [top for top in (str(root.resolve()), str(root), str(Path.home())) if top != "/"]
+    return {path: f"…/{Path(path).name}" for path in paths if not any(Path(path).is_relative_to(top) for top in known)}
 
 
 def build_run_pages(results_dir: Path, folders: Mapping[str, str]) -> dict[str, bytes]:

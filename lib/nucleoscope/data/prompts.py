@@ -21,6 +21,7 @@ from huggingface_hub import constants
 
 from nucleoscope import hub
 from nucleoscope.atomic import hash_file
+from nucleoscope.file_errors import check_regular
 from nucleoscope.names import suggest
 from nucleoscope.settings import Settings, quote, validate
 
@@ -189,8 +190,7 @@ def locate(name: str) -> tuple[Path, str]:
         raise IsADirectoryError(f"'{name}' is a folder: a data set must be {allowed}")
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"unknown data set '{name}'{suggest(name, known)}: it must be {allowed}")
-    if not path.is_file():
-        raise FileNotFoundError(f"file '{name}' does not exist")
+    check_regular(path, name)
     return path, ""
 
 

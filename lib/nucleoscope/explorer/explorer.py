@@ -38,6 +38,7 @@ from nucleoscope.explorer.controls import (
 from nucleoscope.settings import Settings, fill_defaults
 from nucleoscope.store import results
 from nucleoscope.store.context import Compared, Grouping, join_split, load_current
+from nucleoscope.wording import count
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -434,8 +435,8 @@ class Explorer:
             if text is None and tokens is None:
                 old = len(version.tokens)
                 ended = self._stream(version, model, prompt, chosen)
-                count = f"{max(len(version.tokens) - old, 0):,} {'more ' if old else ''}tokens"
-                return f"{count} in {time.monotonic() - begun:.1f} s ({ended})"
+                written = count(max(len(version.tokens) - old, 0), "more token" if old else "token")
+                return f"{written} in {time.monotonic() - begun:.1f} s ({ended})"
             self._say("Measuring …", busy=True)
             del chosen["index"]
             if text is None:
@@ -448,7 +449,8 @@ class Explorer:
                 found, remarks = streaming.read(*both, prompt, text, **chosen)
                 version.tokens[:] = found
             cards.add_split(version.tokens, version.compared)
-        return f"{len(version.tokens):,} tokens in {time.monotonic() - begun:.1f} s ({'; '.join(remarks or ['done'])})"
+        said = "; ".join(remarks or ["done"])
+        return f"{count(len(version.tokens), 'token')} in {time.monotonic() - begun:.1f} s ({said})"
 
     def _stream(self, version: Version, model: "loading.Model", prompt: str, chosen: dict[str, Any]) -> str:
         """Generates a text, or what follows its tokens, shows it as it grows, and returns how it ended."""
@@ -731,9 +733,8 @@ class Explorer:
         compared = self._read_compared(place)
         version = Version(tokens=cards.list_tokens(record), compared=compared, grouping=self.grouping)
         cards.add_split(version.tokens, compared)
-        version.said = (
-            f"{len(version.tokens):,} tokens, from the files of the run. Run measures them again, with the model."
-        )
+        number = count(len(version.tokens), "token")
+        version.said = f"{number}, from the files of the run. Run measures them again, with the model."
         with self._lock:
             self.model, self.reader = None, self.measured_reader
             self._begin(version)

@@ -284,16 +284,15 @@ def _estimate_mean(table: pd.DataFrame, column: str, kind: str) -> Estimate:
 
 
 def choose_examples(points: pd.DataFrame, by: str = "divergence") -> dict[str, pd.Series]:
-    """The branch points with the largest, the median and the smallest outcome: {which: row}; fewer if there are fewer.
+    """The branch points with the largest, the median and the smallest outcome: {which: row}.
 
-    Among ties, the first in the text; of an even number, the lower of the two in the middle is the median.
+    Of two there is no median, and a single one is the "only". Among ties, the first in the text; of an even number,
+    the lower of the two in the middle is the median.
     """
     rows = points.dropna(subset=[by]).sort_values([by, "prompt", "step"], ascending=[False, True, True])
     if rows.empty:
         return {}
     places = {"most": 0, "median": len(rows) // 2, "least": len(rows) - 1}
-    chosen = {}
-    for name, place in places.items():
-        if place not in chosen.values():
-            chosen[name] = place
-    return {name: rows.iloc[place] for name, place in chosen.items()}
+    if len(rows) < len(places):
+        places = {"only": 0} if len(rows) == 1 else {"most": 0, "least": 1}
+    return {name: rows.iloc[place] for name, place in places.items()}

@@ -28,6 +28,7 @@ from nucleoscope.stats import bootstrap
 from nucleoscope.store.results import count_tokens, select, select_choices
 from nucleoscope.store.run_names import order_run
 from nucleoscope.store.run_settings import find_heads, list_run_columns
+from nucleoscope.wording import count
 
 PAIRS = (  # the first is the study's; each of the others replaces one quantity
     ("entropy", "cosine"),
@@ -125,7 +126,7 @@ def compute_coefficients(
     for x, y in pairs:
         why = general or "; ".join(notes[name] for name in (x, y) if name in notes)
         found = dict.fromkeys(_list_names(), np.nan) if why else sample.compute_pair(x, y, notes.get("k"))
-        more = [f"{left_out} tokens left out: entropy or cosine is not finite"] if left_out else []
+        more = [f"{count(left_out, 'token')} left out: entropy or cosine is not finite"] if left_out else []
         more += [] if why else sample.list_notes(found, notes.get("k"))
         rows.append({**head, **found, "note": "; ".join([why, *more] if why else more)})
     return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(pairs, names=["x", "y"]))
@@ -290,7 +291,7 @@ class _Sample:
         if not row["within-prompt Spearman prompts"]:
             notes.append("no prompt has three tokens that differ")
         if self.interval == bootstrap.JACKKNIFE:
-            notes.append(f"intervals are {self.interval}, because there are only {self.prompts} prompts")
+            notes.append(f"intervals are {self.interval}, because there are only {self.prompts:,} prompts")
         return notes
 
     def _add_bounds(self, kind: str, values: np.ndarray, interval: str = "") -> dict[str, float]:

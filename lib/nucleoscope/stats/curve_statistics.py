@@ -12,6 +12,7 @@ from statsmodels.regression.linear_model import OLS  # statsmodels.api takes as 
 from statsmodels.tools import add_constant
 
 from nucleoscope.stats import bootstrap, curves
+from nucleoscope.wording import count
 
 FOLDS = 10  # number of groups of prompts for the error on held-out prompts
 LEAST_FOLDS = 5  # minimum of those in which the rise can be measured
@@ -32,7 +33,9 @@ def find_shortage(x: np.ndarray, y: np.ndarray, prompt: np.ndarray, equal: str =
     if bootstrap.is_constant(x) or bootstrap.is_constant(y):
         return "entropy or cosine is constant"
     bins = np.count_nonzero(bootstrap.Bins(x, y, prompt, equal=equal).count)
-    return f"only {bins} bins contain tokens; {LEAST_BINS} are needed" if bins < LEAST_BINS else ""
+    if bins >= LEAST_BINS:
+        return ""
+    return f"only {count(bins, 'bin')} {'contains' if bins == 1 else 'contain'} tokens; {LEAST_BINS} are needed"
 
 
 def compute_token_variances(bins: bootstrap.Bins) -> np.ndarray:

@@ -32,6 +32,7 @@ from nucleoscope.store.run_settings import (
     list_varied,
     merge_heads,
 )
+from nucleoscope.wording import count
 
 POOLED = "(all)"  # replaces the model or data set in the rows of a pool; not a valid name of either
 PARAMETERS = ("a", "b", "c")
@@ -162,7 +163,7 @@ def _collect_sample(runs: Tables, x: str, y: str) -> tuple[np.ndarray, np.ndarra
         of = np.full(len(kept), number[key[1]])
         parts.append((kept[x].to_numpy(float), kept[y].to_numpy(float), kept["prompt"].to_numpy(np.int64), of))
     xs, ys, prompts, datasets = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    note = f"{lost} tokens left out: {x} or {y} is not finite" if lost else ""
+    note = f"{count(lost, 'token')} left out: {x} or {y} is not finite" if lost else ""
     for name in (x, y):
         if len(xs) + lost and not has[name]:
             note = f"no {name} in the measurements"

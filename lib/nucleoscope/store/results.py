@@ -21,6 +21,7 @@ from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load
 from nucleoscope.store.run_names import check_model, format_suffix, order_model, order_run, split
 from nucleoscope.store.run_settings import RUN_INFO, Head, compare_settings, list_settings, read_identity, read_settings
 from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
+from nucleoscope.wording import count
 
 # pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -207,15 +208,19 @@ def read_mode(folder: Path) -> str:
 def describe_info(info: Mapping[str, Any]) -> str:
     """What a run.json says of a run's size, speed and truncations, in lines to print."""
     lines = [
-        f"{info['settings']['n_prompts']} prompts, {info['tokens']:,} tokens, "
+        f"{count(info['settings']['n_prompts'], 'prompt')}, {count(info['tokens'], 'token')}, "
         f"{info['tokens_per_second']} tokens/s on {info['device']}"
     ]
-    if info["prompts_truncated"]:
-        lines.append(
-            f"{info['prompts_truncated']} prompts were longer than the model's context; their beginnings were cut off"
+    if cut := info["prompts_truncated"]:
+        what = (
+            "was longer than the model's context; its beginning was cut off"
+            if cut == 1
+            else ("were longer than the model's context; their beginnings were cut off")
         )
-    if info.get("texts_truncated"):
-        lines.append(f"{info['texts_truncated']} texts were longer than max_tokens; their ends were cut off")
+        lines.append(f"{count(cut, 'prompt')} {what}")
+    if cut := info.get("texts_truncated"):
+        what = "was longer than max_tokens; its end was" if cut == 1 else "were longer than max_tokens; their ends were"
+        lines.append(f"{count(cut, 'text')} {what} cut off")
     return "\n".join(lines)
 
 
@@ -231,11 +236,11 @@ def describe_gaps(info: Mapping[str, Any], table: "pd.DataFrame", chat_model: bo
     lines = [warn_of_format(chat_model, "raw")] if chat_model and raw else []
     n_prompts, written = settings.get("n_prompts") or 0, table["prompt"].nunique()
     if empty := max(n_prompts - written, 0):
-        what = "text is" if empty == 1 else "texts are"
+        what, they = ("text is", "it has") if empty == 1 else ("texts are", "they have")
         advice = "; prompt_format=chat may help" if chat_model and raw else ""
         lines.append(
-            f"{empty:,} of {n_prompts:,} {what} empty, because the model ended at once: no table or figure contains "
-            f"a token of them{advice}"
+            f"{empty:,} of {n_prompts:,} {what} empty, because the model ended at once: {they} no tokens in "
+            f"any table or figure{advice}"
         )
     alone = int((table["k"] == 1).sum())
     if alone:

@@ -4,12 +4,14 @@ Contract: pairs as found by `text_pairs`, tables as returned by `two_texts`; not
 means, counts and comparisons. A difference is given a sign only if its 95 % interval does not contain 0.
 """
 
+import os
 from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
 
 from nucleoscope import quantities
+from nucleoscope.settings import Settings, format_results_option
 from nucleoscope.stats.bootstrap import JACKKNIFE, LEVEL
 from nucleoscope.stats.calibration import (
     ALL,
@@ -29,14 +31,15 @@ from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, class
 from nucleoscope.store.text_pairs import FoundPairs, Pair, Run, list_obstacles, name_pairs
 from nucleoscope.views.made_of_text import format_bounded, format_number, join_words
 from nucleoscope.views.token_text import escape_name
+from nucleoscope.wording import count
 
 HOW = """To get a pair, measure a data set twice that has texts of its own: once the model writes, and once it reads the
 texts of a column. All other settings are the same:
 
 ```bash
-.venv/bin/python scripts/correlation_pipeline.py --dataset_name=gsm8k --prompt_format=chat
+.venv/bin/python scripts/correlation_pipeline.py --dataset_name=gsm8k --prompt_format=chat{option}
 .venv/bin/python scripts/correlation_pipeline.py --dataset_name=gsm8k --prompt_format=chat \\
-    --mode=score --text_column=answer
+    --mode=score --text_column=answer{option}
 ```
 
 or list it twice in a grid:
@@ -44,20 +47,20 @@ or list it twice in a grid:
 ```yaml
 datasets:
   - gsm8k
-  - {name: gsm8k, mode: score, text_column: answer}
+  - {{name: gsm8k, mode: score, text_column: answer}}
 ```"""
 EXPLAIN_OUTSIDE = """A point is the mean over a bin of tokens: further right, the model was less sure. All bins have
 about the same number of tokens. The bars are the intervals of what was measured, over prompts.
-The dashed line is the share that is outside if tokens are drawn from p, the mean of 1 − m, and
-the band contains at least 95 % of the shares that chance would then give; its ends are quantiles of
+The dashed line is the share that would be outside if tokens were drawn from p, the mean of 1 − m, and
+the band contains at least 95 % of the shares that would then occur by chance; its ends are quantiles of
 the Poisson binomial distribution. By chance, about one point in twenty is outside its band, so the
 sentences count a bin only if it is outside after Holm's correction for the number of bins."""
 AT_ZERO = """The diamonds of the model's text are all at 0, because its tokens were drawn from the nucleus."""
 CERTAIN = """Where none of a bin's tokens or all of them are outside, the bar is the interval of Clopper and
 Pearson for independent tokens."""
-EXPLAIN_SURPRISAL = """The dashed line and band of each colour are what tokens would give that are drawn from p (the
-data set's text, if the model were calibrated on it) or from the nucleus (the model's text,
-which was). On the first line, surprisal equals full entropy. A point above its line means more
+EXPLAIN_SURPRISAL = """The dashed line and band of each colour show what to expect: for the data set's text, of tokens
+drawn from p, as if the model were calibrated on it; for the model's text, of tokens drawn from the nucleus, as they
+were. On the first line, surprisal equals full entropy. A point above its line means more
 surprise than expected, one below it less. The bands are normal approximations, which are rough
 where surprisal is mostly near 0, and one point in twenty is outside by chance, so no single
 bin is judged."""
@@ -74,8 +77,13 @@ TITLES = {
 SHARES = ("outside", "likeliest", "end_probability")
 
 
-def describe_found(found: FoundPairs, measured: Collection[str]) -> str:
-    """Which pairs are compared, what is special about each, which runs have no partner, and how to get a pair."""
+def describe_found(
+    found: FoundPairs, measured: Collection[str], results_dir: str | os.PathLike = Settings.results_dir
+) -> str:
+    """Which pairs are compared, what is special about each, which runs have no partner, and how to get a pair.
+
+    ``results_dir`` is where a pair is to be measured.
+    """
     lines = []
     for name, pair in zip(name_pairs(found.pairs), found.pairs, strict=True):
         if name in measured:
@@ -84,7 +92,8 @@ def describe_found(found: FoundPairs, measured: Collection[str]) -> str:
     if lines:
         text = f"{len(lines)} {'pair was' if len(lines) == 1 else 'pairs were'} measured.\n\n{text}"
     else:
-        text = f"No data set was measured both ways, so there is nothing to compare yet.\n\n{HOW}"
+        text = "No data set was measured both ways, so there is nothing to compare yet.\n\n"
+        text += HOW.format(option=format_results_option(results_dir))
     if found.alone:
         alone = "\n".join(f"* {_explain_alone(run, found.written)}" for run in found.alone)
         text += f"\n\nThese texts were measured without a run of the model's own for the same prompts:\n\n{alone}"
@@ -93,7 +102,7 @@ def describe_found(found: FoundPairs, measured: Collection[str]) -> str:
 
 def _describe_pair(name: str, pair: Pair) -> str:
     settings = pair.existing.settings
-    text = f"{escape_name(name)}: {_count(pair.n_prompts, 'prompt')}, up to {_count(pair.max_tokens, 'token')} of each "
+    text = f"{escape_name(name)}: {count(pair.n_prompts, 'prompt')}, up to {count(pair.max_tokens, 'token')} of each "
     text += f"text, `top_p` {settings['top_p']:g}, temperature {settings['temperature']:g}, prompts in format "
     text += f"`{settings['prompt_format']}`"
     differing = pair.list_differences()
@@ -116,10 +125,6 @@ def _explain_alone(run: Run, written: list[Run]) -> str:
     why, other = min(near, key=lambda each: len(each[0]))
     words = [f"`{each}` is {run.settings.get(each)} for it and {other.settings.get(each)} there" for each in why]
     return f"{name}: the nearest run of the model's own is no partner, because {join_words(words)}."
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
 def format_text_means(comparison: pd.DataFrame) -> pd.DataFrame:
@@ -169,12 +174,12 @@ def describe_text_difference(name: str, comparison: pd.DataFrame) -> str:
         UNDECIDED: "neither text clearly surprises the model more",
     }
     entropy = {
-        POSITIVE: "it is less sure what comes next in the data set's text",
-        NEGATIVE: "it is surer what comes next in the data set's text",
-        UNDECIDED: "in neither text is it clearly surer what comes next",
+        POSITIVE: "it is less sure about what comes next in the data set's text",
+        NEGATIVE: "it is surer about what comes next in the data set's text",
+        UNDECIDED: "it is not clearly surer about what comes next in either text",
     }
     return (
-        f"**{escape_name(name)}**: over {_count(prompts, 'prompt')}, the mean surprisal is "
+        f"**{escape_name(name)}**: over {count(prompts, 'prompt')}, the mean surprisal is "
         f"{_describe_difference(rows.loc['surprisal'], surprisal)} Before it sees a token, its mean full entropy is "
         f"{_describe_difference(rows.loc['full_entropy'], entropy)}"
     )
@@ -256,7 +261,7 @@ def _describe_outside(name: str, existing: pd.DataFrame, written: pd.DataFrame) 
             text += "no token of the data set's text can be outside, because the nucleus contains all tokens."
         else:
             text += (
-                f"{_format_columns(row, OUTSIDE)} of the {_count(int(row['tokens']), 'token')} of the data set's text "
+                f"{_format_columns(row, OUTSIDE)} of the {count(int(row['tokens']), 'token')} of the data set's text "
                 f"{'is' if row['tokens'] == 1 else 'are'} outside the nucleus. If tokens were drawn from "
                 f"{_name_source(row)}, {100 * row[f'{OUTSIDE} expected']:.1f}% would be. The difference is "
                 f"{_format_points(row)}: {_judge(row, OUTSIDE)}.{_name_interval(row)} {_describe_bins(parts)}"
@@ -266,12 +271,13 @@ def _describe_outside(name: str, existing: pd.DataFrame, written: pd.DataFrame) 
         text += "ranks or surprisals of the data set's text are unknown: measure it again."
     if len(written):
         row = written.iloc[0]
-        count, total = round(row[OUTSIDE] * row["tokens"]), int(row["tokens"])
-        if count:
-            text += f" Of the {_count(total, 'token')} of the model's text, {count:,} are outside."
+        outside, total = round(row[OUTSIDE] * row["tokens"]), int(row["tokens"])
+        if outside:
+            text += f" Of the {count(total, 'token')} of the model's text, {outside:,} "
+            text += "is outside." if outside == 1 else "are outside."
         else:
             text += (
-                f" None of the {_count(total, 'token')} of the model's text is outside, by construction: they were "
+                f" None of the {count(total, 'token')} of the model's text is outside, by construction: they were "
                 "drawn from the nucleus."
             )
     return text
@@ -283,10 +289,10 @@ def _name_source(row: pd.Series) -> str:
 
 def _describe_left_out(row: pd.Series) -> str:
     """How many tokens of a text take no part, and why."""
-    if not (count := int(row[LEFT_OUT])):
+    if not (number := int(row[LEFT_OUT])):
         return ""
     ends = f"an end of the text was all but certain (above {NEAR_END:g}), the token is one, or " if row[GIVEN] else ""
-    return f" Left out: {_count(count, 'token')}, because {ends}a number is unknown."
+    return f" Left out: {count(number, 'token')}, because {ends}a number is unknown."
 
 
 def _format_columns(row: pd.Series, name: str) -> str:
@@ -340,11 +346,11 @@ def _describe_bins(parts: pd.DataFrame) -> str:
     above = (parts[f"{OUTSIDE} difference"] > 0).to_numpy()
     counts = {"above": int((sure & above).sum()), "below": int((sure & ~above).sum())}
     found = [
-        f"{count} {'is' if count == 1 else 'are'} {side} what is expected there"
-        for side, count in counts.items()
-        if count
+        f"{number} {'is' if number == 1 else 'are'} {side} what is expected there"
+        for side, number in counts.items()
+        if number
     ]
-    found = found or ["none can be told apart from what is expected there"]
+    found = found or ["none differs clearly from what is expected there"]
     return f"Of the {len(parts)} bins of full entropy, {join_words(found)} (5 % level, Holm's correction)."
 
 
@@ -378,7 +384,7 @@ def _describe_surprisal(name: str, existing: pd.DataFrame, written: pd.DataFrame
         row = written.iloc[0]
         sign = classify(row[f"{SURPRISAL} difference low"], row[f"{SURPRISAL} difference high"])
         said = {
-            UNDECIDED: "which cannot be told apart from 0, as it should be",
+            UNDECIDED: "which is not clearly different from 0, as it should be",
             "": "from too few prompts for an interval",
         }.get(sign, "which is not 0: by chance, one text in twenty has such a difference")
         if not row[GIVEN] and sign not in (UNDECIDED, ""):

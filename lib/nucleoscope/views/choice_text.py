@@ -4,32 +4,40 @@ Contract: tables of `stats.choice` in, Markdown out; nothing is computed but com
 an outcome only if the 95 % interval of its coefficient does not contain 0.
 """
 
+import os
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
+from nucleoscope.settings import Settings, format_results_option
 from nucleoscope.stats.choice import ALL, GIVEN, OUTCOMES, PAIR_PREDICTORS, WITHIN
 from nucleoscope.store.run_names import describe_run, order_run
 from nucleoscope.views.made_of_text import Lead, format_bounded, join_words, list_leads
 from nucleoscope.views.token_text import escape_name
+from nucleoscope.wording import count, name_part
 
 NOTHING = (
     "No run has branches yet, because they take longer than measuring itself. To get them for a run that is measured "
     "already, name it, as in `.venv/bin/python scripts/correlation_pipeline.py --model_name=SmolLM2-135M-Instruct "
-    "--dataset_name=math --only=branches`; for all runs of a grid, add the line `branches: true` to its `parameters`. "
+    "--dataset_name=math --only=branches{option}`; for all runs of a grid, add the line `branches: true` to its "
+    "`parameters`. "
     'The guide has the details, under "Branch at some tokens".'
 )
-MORE = {  # of a predictor, to complete "the ..., the further branches part"
+MORE = {  # of a predictor, to complete "the ..., the further branches diverge"
     "cosine of embeddings": "more similar the embeddings of the candidates",
     "similarity in context": "more similar what is expected after the candidates",
     "entropy": "higher the entropy",
 }
 
 
-def describe_runs(runs: Mapping[tuple[str, str], object], problems: Mapping[str, str]) -> str:
-    """Which runs have branches, and which files cannot be read; without any, how to get them."""
-    text = NOTHING
+def describe_runs(
+    runs: Mapping[tuple[str, str], object],
+    problems: Mapping[str, str],
+    results_dir: str | os.PathLike = Settings.results_dir,
+) -> str:
+    """Which runs have branches, and which files cannot be read; without any, how to get them in ``results_dir``."""
+    text = NOTHING.format(option=format_results_option(results_dir))
     if runs:
         names = join_words([escape_name(describe_run(*key)) for key in sorted(runs, key=order_run)])
         text = f"{len(runs)} {'run has' if len(runs) == 1 else 'runs have'} branches: {names}."
@@ -53,7 +61,8 @@ def _describe_lead(lead: Lead, outcome: str) -> str:
     rows = lead.rows[lead.rows["outcome"] == outcome]
     whole = rows[rows["statistic"] == ALL].iloc[:1]
     counts = "".join(
-        f"{row['observations']:,} branch points of {row['prompts']:,} texts" for _, row in whole.iterrows()
+        f"{count(int(row['observations']), 'branch point')} of {count(int(row['prompts']), 'text')}"
+        for _, row in whole.iterrows()
     )
     others = lead.rows[(lead.rows["outcome"] != outcome) & (lead.rows["statistic"] == GIVEN)]
     lines = [
@@ -74,7 +83,7 @@ def _describe_predictor(rows: pd.DataFrame, name: str) -> str:
     verdict = {"yes": "yes", "no": "no relation found", "": "not known"}[how]
     text = f"**{title}: {verdict}.** Given {given}, "
     if how == "yes":
-        text += f"the {MORE[name]}, the {_name_direction(row['r'])} branches part: {_format(row)}."
+        text += f"the {MORE[name]}, the {_name_direction(row['r'])} branches diverge: {_format(row)}."
     else:
         text += f"the coefficient is {_format(row)}, and its interval "
         text += "contains 0." if how else "is not known."
@@ -83,13 +92,16 @@ def _describe_predictor(rows: pd.DataFrame, name: str) -> str:
         text += f" Over all points it is {_format(row)}"
         if np.isfinite(row["null low"]):
             inside = row["null low"] <= row["r"] <= row["null high"]
-            text += f", {'inside' if inside else 'outside'} what exchanging outcomes among points of equal k leaves"
+            text += (
+                f", {'inside' if inside else 'outside'} the range that remains if outcomes are exchanged among points "
+            )
+            text += "of equal k"
         text += "."
     if name in PAIR_PREDICTORS and WITHIN in found:
         row = found[WITHIN]
         text += " Among the pairs of candidates of one point, "
         if judge(row["low"], row["high"]) == "yes":
-            text += f"the more similar ones part {_name_direction(row['r'])}: {_format(row)}."
+            text += f"the more similar ones diverge {_name_direction(row['r'])}: {_format(row)}."
         else:
             text += f"no relation is found: {_format(row)}."
     return text
@@ -101,12 +113,12 @@ def _describe_others(rows: pd.DataFrame) -> str:
         return ""
     found = [row["outcome"] for row in rows.to_dict("records") if judge(row["low"], row["high"]) == "yes"]
     if not found:
-        return " By none of the other outcomes is a relation found."
-    return f" By {len(found)} of the {len(rows)} other outcomes a relation is found ({join_words(found)})."
+        return " No relation is found with any other outcome."
+    return f" A relation is found with {name_part(len(found), len(rows), 'other outcome')} ({join_words(found)})."
 
 
 def _name_direction(r: float) -> str:
-    return "further" if r > 0 else "less far"
+    return "further" if r > 0 else "less"
 
 
 def _format(row: pd.Series) -> str:
@@ -126,10 +138,10 @@ def describe_means(summary: pd.DataFrame, outcome: str = "divergence") -> str:
     if rows.empty:
         return ""
     counts = [
-        f"{where.sum()} of {len(rows)} runs {how}"
+        f"in {name_part(where.sum(), len(rows), 'run')} {how}"
         for how, where in (
-            ("they part further", rows["difference low"] > 0),
-            ("they part less far", rows["difference high"] < 0),
+            ("they diverge further", rows["difference low"] > 0),
+            ("they diverge less", rows["difference high"] < 0),
             (
                 "the interval of the difference contains 0",
                 (rows["difference low"] <= 0) & (rows["difference high"] >= 0),
@@ -140,5 +152,5 @@ def describe_means(summary: pd.DataFrame, outcome: str = "divergence") -> str:
     ]
     return (
         "Branches of different candidates with the same random numbers, compared with branches of the same candidate "
-        f"with other ones, by divergence: in {join_words(counts)}."
+        f"with other ones, by divergence: {join_words(counts)}."
     )

@@ -16,6 +16,7 @@ from nucleoscope.views import palette
 from nucleoscope.views.figures import MOST
 from nucleoscope.views.theory_figures import plot_curves
 from nucleoscope.views.token_text import Reader
+from nucleoscope.wording import count
 
 KEYS = ["prompt", "step"]
 QUANTITIES = ("mean_similarity", "weighted_similarity", "continuations", "groups", "cosine", "entropy", "k")
@@ -36,7 +37,9 @@ def plot_similarities(compared: pd.DataFrame) -> go.Figure:
     every = max(1, -(-len(compared) // MOST))
     drawn = compared[::every]
     dots = {"token": (drawn["cosine"].to_numpy(), drawn["mean_similarity"].to_numpy())}
-    title = f"{len(compared):,} tokens with more than one candidate" + (f", 1 in {every} drawn" if every > 1 else "")
+    title = f"{count(len(compared), 'token')} with more than one candidate" + (
+        f", 1 in {every} drawn" if every > 1 else ""
+    )
     titles = (title, "mean cosine of embeddings", "mean similarity in context")
     return plot_curves(
         np.empty(0), {}, titles, "Similarity in context over cosine similarity: one point per token.", dots
@@ -72,11 +75,17 @@ def plot_thresholds(curve: Mapping[str, np.ndarray], threshold: float) -> go.Fig
 def show_choices(
     compared: pd.DataFrame, matrices: Mapping[str, np.ndarray], tokenizer: Any, threshold: float
 ) -> pd.DataFrame:
-    """Of the tokens with at least the median entropy, the `CHOICES`, with their candidates by group as a note."""
+    """Of the tokens with at least the median entropy, the `CHOICES`, with their candidates by group as a note.
+
+    Of two such tokens there is no median.
+    """
     wide = compared[compared["entropy"] >= compared["entropy"].median()].sort_values(["mean_similarity", *KEYS])
     reader, rows = Reader(tokenizer), []
-    for name, share in CHOICES.items() if len(wide) else ():
-        token = wide.iloc[round(share * (len(wide) - 1))]
+    places = {name: round(share * (len(wide) - 1)) for name, share in CHOICES.items()}
+    if len(wide) < len(places):  # of one or two, there is no median
+        places = {name: place for name, place in (("least similar", 0), ("most similar", 1)) if place < len(wide)}
+    for name, place in places.items():
+        token = wide.iloc[place]
         ids, shares, matrix = find_matrix(matrices, token["prompt"], token["step"])
         groups = what_or_how.cut(what_or_how.link(matrix[np.triu_indices(len(ids), 1)]), threshold)
         words = [f"{reader.show(int(one))} {share:.2f}" for one, share in zip(ids, shares, strict=True)]

@@ -15,9 +15,11 @@ from nucleoscope.stats.bootstrap import is_constant
 from nucleoscope.store.results import select_choices, tabulate
 from nucleoscope.store.run_names import order_run
 from nucleoscope.views.token_text import escape_name
+from nucleoscope.wording import count
 
 ENOUGH = 20  # minimum of tokens with k > 1 for a prompt's coefficient
 FEWEST = 3  # minimum of tokens for any coefficient at all
+FEW_PROMPTS = 3  # fewer prompts than these are all shown, and not by a rule
 READABLE = 200  # maximum number of candidates of a token in an example
 BEFORE = 8  # minimum number of tokens before a token in an example
 FEW = (4, 8)  # candidates of a token that is to be understood at a glance
@@ -65,8 +67,9 @@ def choose_prompts(tokens: pd.DataFrame) -> list[Pick]:
     part, or, if texts are short, with at least half as many as the longest prompt with a coefficient: three
     tokens are easily in perfect order. The median of an even number of coefficients is the lower of the two in
     the middle; the most correlated prompt is the one whose coefficient is furthest from 0 in either direction,
-    the least correlated the one whose coefficient is nearest to 0. No prompt is taken twice. If no prompt has a
-    coefficient, the list contains only the first prompt with a text; if none has a text, it is empty.
+    the least correlated the one whose coefficient is nearest to 0. No prompt is taken twice. If only one or two take
+    part, these are picked, in the order of their coefficients. If no prompt has a coefficient, the list contains only
+    the first prompt with a text; if none has a text, it is empty.
     """
     each = correlate_within_prompts(tokens)
     defined = each[each["r"].notna()]
@@ -78,6 +81,12 @@ def choose_prompts(tokens: pd.DataFrame) -> list[Pick]:
             for index in tokens["prompt"].unique()[:1].tolist()
         ]
     order = part["r"].sort_values(kind="stable").index
+    if len(part) < FEW_PROMPTS:
+        of = f"a coefficient over at least {count(bound, 'token')} with more than one candidate"
+        return [
+            Pick(prompt, float(part.loc[prompt, "r"]), f"{said} It is {_format_coefficient(part.loc[prompt])}.")
+            for prompt, said in zip(order.tolist(), begin_few(order.tolist(), of), strict=True)
+        ]
     rules = {
         "The median prompt": [order[(len(order) - 1) // 2]],
         "The most correlated prompt": part["r"].abs().sort_values(ascending=False, kind="stable").index.tolist(),
@@ -108,12 +117,28 @@ def _format_sentence(rule: str, again: str, prompt: int, part: pd.DataFrame, bou
         "The most correlated prompt": "the coefficient furthest from 0",
         "The least correlated prompt": "the coefficient nearest to 0",
     }[rule]
-    group = "prompt" if len(part) == 1 else "prompts"
-    coefficient = f"{part.loc[prompt, 'r']:z.2f}".replace("-", "\N{MINUS SIGN}")
     return (
-        f"**{rule}**, prompt {prompt}: of the {len(part)} {group} with at least {bound} tokens with more than one "
-        f"candidate, it has {why}{again}, {coefficient} over {part.loc[prompt, 'tokens']} tokens."
+        f"**{rule}**, prompt {prompt}: of the {len(part)} prompts with at least {count(bound, 'token')} with more than "
+        f"one candidate, it has {why}{again}, {_format_coefficient(part.loc[prompt])}."
     )
+
+
+def _format_coefficient(row: pd.Series) -> str:
+    coefficient = f"{row['r']:z.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{coefficient} over {count(int(row['tokens']), 'token')}"
+
+
+def begin_few(prompts: Sequence[int], of: str) -> list[str]:
+    """The first sentences on one or two prompts, which are shown because there is nothing to choose among so few.
+
+    ``of`` is what they have and no other prompt has.
+    """
+    if len(prompts) == 1:
+        return [f"**The only prompt to choose from**, prompt {prompts[0]}: no other has {of}."]
+    return [
+        f"**The {which} of two prompts to choose from**, prompt {prompt}: no other has {of}."
+        for which, prompt in zip(("first", "second"), prompts, strict=True)
+    ]
 
 
 def find_corners(

@@ -15,17 +15,15 @@ from pyarrow import parquet
 
 from nucleoscope.atomic import write_atomically
 from nucleoscope.models.token_bytes import TokenDecoder
-from nucleoscope.names import suggest
 from nucleoscope.store import results
 from nucleoscope.store.context import join_split
 from nucleoscope.store.local_tokenizers import find_tokenizer
 from nucleoscope.store.run_names import describe_run
 from nucleoscope.store.run_names import split as split_name
-from nucleoscope.views import tables, texts
+from nucleoscope.views import export_file, tables, texts
 from nucleoscope.views.strip import compute_background
 from nucleoscope.views.token_text import Reader, make_encodable
 
-ENDINGS = (".csv", ".parquet", ".html")
 AT_ONCE = 100  # prompts whose candidates are in memory
 STYLE = (
     ":root{color-scheme:light dark}body{max-width:60rem;margin:1.5rem auto;padding:0 1rem;font-family:sans-serif;"
@@ -33,13 +31,14 @@ STYLE = (
 )
 
 
-def write(folder: Path, output: Path, prompts: Sequence[int] | None = None, candidates: bool = False) -> str:
+def write(folder: Path, output: str | Path, prompts: Sequence[int] | None = None, candidates: bool = False) -> str:
     """Writes a run, or some of its ``prompts``, to ``output``, in the format of its ending; what was written, in words.
 
     ``candidates``: a row for each candidate of each token, instead of each token. ValueError or OSError, in one line,
     for what cannot be written.
     """
-    ending = _check_output(folder, output, candidates)
+    ending, output = export_file.check_name(output, candidates), Path(output)
+    export_file.check_place(folder, output)
     known = results.load_records(folder, prompts, fields=("prompt",))
     tokenizer = find_tokenizer(folder)
     if ending == ".html":
@@ -56,22 +55,6 @@ def write(folder: Path, output: Path, prompts: Sequence[int] | None = None, cand
     return f"{output}: {rows:,} {what} of {number:,} prompt{'s' * (number != 1)}{remark}"
 
 
-def _check_output(folder: Path, output: Path, candidates: bool) -> str:
-    """The ending of the file to write. ValueError or OSError if it cannot be written or is not understood."""
-    ending = output.suffix.lower()
-    if ending not in ENDINGS:
-        raise ValueError(f"the name '{output}' must end in .csv, .parquet or .html{suggest(ending, ENDINGS)}")
-    if output.is_dir():
-        raise IsADirectoryError(f"'{output}' is a folder: name a file")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"the folder '{output.parent}' does not exist")
-    if output.resolve().parent == folder.resolve():
-        raise ValueError(f"'{output}' would be among the files of the run: write it to another folder")
-    if candidates and ending == ".html":
-        raise ValueError("a page shows the candidates of each token anyway: omit --candidates, or write csv or parquet")
-    return ending
-
-
 def _tabulate(folder: Path, prompts: Collection[int], tokenizer: object) -> Iterator[pd.DataFrame]:
     """The tokens of some prompts, with a column for each setting that the run's folder is named after."""
     model, named = split_name(folder.name)
@@ -86,9 +69,15 @@ def _tabulate(folder: Path, prompts: Collection[int], tokenizer: object) -> Iter
 
 
 def _tabulate_candidates(folder: Path, prompts: list[int], tokenizer: object) -> Iterator[pd.DataFrame]:
-    """The candidates of some prompts, some prompts at a time."""
+    """The candidates of some prompts, some prompts at a time, with the same columns before as tokens have."""
+    model, named = split_name(folder.name)
+    names = {"model": model, "dataset": folder.parent.name, **named}
     for start in range(0, len(prompts), AT_ONCE):
-        yield results.tabulate_candidates(folder, prompts[start : start + AT_ONCE], tokenizer)
+        table = results.tabulate_candidates(folder, prompts[start : start + AT_ONCE], tokenizer)
+        for place, (name, value) in enumerate(names.items()):
+            kind = "str" if isinstance(value, str) else type(value)  # also where there are no rows
+            table.insert(place, name, pd.Series(value, table.index, dtype=kind))
+        yield table
 
 
 def _write_table(parts: Iterator[pd.DataFrame], output: Path, ending: str) -> tuple[int, bool]:

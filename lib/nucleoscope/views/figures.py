@@ -41,6 +41,7 @@ from nucleoscope.views.palette import (
     VERMILLION,
     ZERO,
 )
+from nucleoscope.wording import count
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -63,7 +64,7 @@ def plot_scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> 
     Of more than `MOST` tokens every n-th is drawn, and the title gives n. The medians are those of all tokens.
     """
     pairs, bins = select_pairs(table, x, y), bin_run(table, x, y)
-    every, title = -(-len(pairs) // MOST), f"{len(pairs):,} tokens with more than one candidate"
+    every, title = -(-len(pairs) // MOST), f"{count(len(pairs), 'token')} with more than one candidate"
     figure = go.Figure(
         layout=build_layout(title + (f", every {_format_ordinal(every)} one drawn" if every > 1 else ""), height=460)
     )
@@ -113,7 +114,7 @@ def plot_distributions(table: pd.DataFrame, left: str = "entropy", right: str = 
         figure.update_xaxes(title=quantities.find_title(name), row=1, col=column)
     figure.update_yaxes(title="tokens", col=1)
     figure.update_layout(
-        build_layout(f"Distributions over {len(pairs):,} tokens", height=340), showlegend=False, bargap=0
+        build_layout(f"Distributions over {count(len(pairs), 'token')}", height=340), showlegend=False, bargap=0
     )
     if not figure.data:
         _say_why_empty(figure, NO_CHOICE)

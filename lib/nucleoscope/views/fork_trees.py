@@ -25,6 +25,7 @@ BEFORE = 30  # tokens of the text before a branch point
 PROMPT = 120  # characters of the end of a prompt that a branch point at the beginning of a text is shown with
 LISTED = 4  # candidates
 TITLES = {
+    "only": "The only branch point",
     "most": "The most consequential branch point",
     "median": "The median branch point",
     "least": "The least consequential branch point",

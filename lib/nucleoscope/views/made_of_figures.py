@@ -4,7 +4,7 @@ Contract: tables as returned by `specification`, `null_models` and `explained`; 
 is read. Figures look like those of `figures`; a menu selects the run.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 
 import numpy as np
@@ -44,6 +44,7 @@ LOOKS = {  # of each geometry: colour, symbol of a point
 }
 SIGNS = {NEGATIVE: (VERMILLION, "circle"), UNDECIDED: (GREY, "circle-open"), POSITIVE: (BLUE, "diamond")}
 BAND = 0.16  # opacity
+USUAL = 0.9  # top_p of a nucleus where nothing else is known
 NULL_TITLES = {
     OBSERVED: "measured",
     SAME_K: "sets exchanged, equal k",
@@ -168,17 +169,30 @@ def fill_traces(figure: go.Figure, contents: dict[str, list[dict]]) -> None:
         figure.update_layout(updatemenus=[{"buttons": buttons, **look}], margin={"t": 70})
 
 
+def choose_nucleus(head: Head, names: Collection[str], usual: float = USUAL) -> str:
+    """Of the candidate sets ``names``, the top_p set that is nearest to the nucleus of runs with this head; "" if none.
+
+    That makes one number for a run: the coefficient of its own nucleus, which tables of runs have too. ``usual`` is
+    the top_p of the nucleus where the head does not say it, because it does not differ.
+    """
+    top_p = head.get("top_p", np.nan)
+    wanted = usual if np.isnan(top_p) else top_p
+    sets = [each for each in CANDIDATE_SETS if each.rule == "top_p" and each.name in names]
+    return min(sets, key=lambda each: abs(each.value - wanted)).name if sets else ""
+
+
 def plot_nulls(
     null_statistics: pd.DataFrame,
-    candidates: str = "top_p_0.9",
     statistics: Sequence[str] = ("Spearman", "Pearson", "given k"),
     csv: str = "",
+    usual: float = USUAL,
 ) -> go.Figure:
-    """The forest of null models for one candidate set: coefficients with intervals, that of the measurements first.
+    """The forest of null models for the nucleus: coefficients with intervals, that of the measurements first.
 
-    A colour is a geometry, and a menu selects the run and the coefficient.
+    A colour is a geometry, and a menu selects the run and the coefficient. The candidate set of a run is that of
+    `choose_nucleus`.
     """
-    rows = null_statistics[null_statistics["candidates"] == candidates]
+    rows = _select_nuclei(null_statistics, usual)
     nulls = [name for name in (OBSERVED, *NULLS) if name in set(rows["null"])]
     stored = set(rows.loc[~rows["null"].isin([OBSERVED, SAME_K]), "geometry"]) or {"raw", "all_but_top_3"}
     names = [each.name for each in GEOMETRIES if each.name in set(rows["geometry"]) & stored]
@@ -201,9 +215,17 @@ def plot_nulls(
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, **ticks)
     figure.update_xaxes(title="coefficient of entropy and cosine similarity", **ZERO)
     put_legend_above(figure)
-    return describe(
-        figure, f"Coefficients of the measurements and of null models with their intervals, {candidates}", csv
-    )
+    text = "Coefficients of the measurements and of null models with their intervals"
+    return describe(figure, ", ".join([text, *rows["candidates"].unique()]), csv)
+
+
+def _select_nuclei(table: pd.DataFrame, usual: float) -> pd.DataFrame:
+    """The rows of each run and mean over runs that are about its `choose_nucleus`."""
+    parts = [table[:0]]
+    for head in list_heads(table):
+        own = select_head(table, head)
+        parts.append(own[own["candidates"] == choose_nucleus(head, set(own["candidates"]), usual)])
+    return pd.concat(parts)
 
 
 def shift(place: int, count: int) -> float:

@@ -1,12 +1,13 @@
 """The sentences of the page "What it is made of" and of the front page: each says what the tables show.
 
-Contract: only `load` reads files. Tables are those of `specification`, `null_models` and `explained`, or as their csv
-files are read; nothing is computed but counts, extremes and comparisons. A sign is called positive or negative only
-if the 95 % interval does not contain 0.
+Contract: only `load` and `find_usual_top_p` read files. Tables are those of `specification`, `null_models` and
+`explained`, or as their csv files are read; nothing is computed but counts, extremes and comparisons. A sign is called
+positive or negative only if the 95 % interval does not contain 0.
 """
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +23,15 @@ from nucleoscope.store.run_settings import (
     describe_head_settings,
     list_heads,
     list_varied,
+    read_settings,
     select_head,
     sort_head,
 )
 from nucleoscope.variants import CANDIDATE_SETS
-from nucleoscope.views.made_of_figures import is_pooled, list_groups
-from nucleoscope.views.tables import describe_varied, load_table, split_by_settings
+from nucleoscope.views.made_of_figures import USUAL, choose_nucleus, is_pooled, list_groups
+from nucleoscope.views.tables import begin_sentence, describe_varied, load_table, split_by_settings
 from nucleoscope.views.token_text import escape_name
+from nucleoscope.wording import count, name_part
 
 MEASURE = (
     "the line `variants: default` in a grid's `parameters`, or the command that measured a run with "
@@ -37,10 +40,10 @@ MEASURE = (
 EXPLAINED = (
     "The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they "
     "are (`raw`), or without their mean and the three directions in which they vary most (`all_but_top_3`). A band is "
-    "what is left of it if the candidate sets are exchanged among tokens with equally many candidates."
+    "what remains of it if the candidate sets are exchanged among tokens with equally many candidates."
 )  # below the front page's figure
 NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
-USUAL = 0.9  # the top_p that the answer is given for, if it was measured
+SIGNS = (NEGATIVE, POSITIVE, UNDECIDED)
 WORDS = {
     SAME_K: "sets exchanged among tokens of equal k",
     "other_step": "the likeliest tokens of another step",
@@ -72,10 +75,11 @@ def describe_left_out(found: Collection, missing: Mapping[tuple[str, str], str])
     """Which runs have no variants and how to get them, in one sentence; which are analysed is said first."""
     if not found:
         return NOTHING
-    text = f"{len(found)} of {len(found) + len(missing)} runs have variants of their candidate sets."
+    text = f"{count(len(found), 'run')} {'has' if len(found) == 1 else 'have'} variants of the candidate sets."
     if missing:
         names = ", ".join(escape_name(describe_run(model, dataset)) for model, dataset in missing)
-        text += f" Left out, because they have none: {names}; {MEASURE}."
+        why = "it has none" if len(missing) == 1 else "they have none"
+        text += f" Left out, because {why}: {names}; {MEASURE}."
     return text
 
 
@@ -83,13 +87,14 @@ class Lead(NamedTuple):
     """What sentences are about: the rows of a mean over runs or of the only run, and how a sentence about them begins.
 
     ``where`` says which of several it is, before a colon; "" if there is only one. ``source`` says in brackets what a
-    number is from.
+    number is from, beside ``where``. ``head`` is that of the rows.
     """
 
     rows: pd.DataFrame
     of: str
     where: str
     source: str
+    head: Head
 
 
 def list_leads(table: pd.DataFrame) -> list[Lead]:
@@ -98,7 +103,7 @@ def list_leads(table: pd.DataFrame) -> list[Lead]:
     Of a table without rows, one without rows.
     """
     if table.empty:
-        return [Lead(table, "", "", "")]
+        return [Lead(table, "", "", "", {})]
     groups = list_groups(table)
     varied = list_varied([head for head in groups if not is_pooled(head)])
     leads: dict[str, Head] = {}
@@ -109,9 +114,9 @@ def list_leads(table: pd.DataFrame) -> list[Lead]:
         rows = select_head(table, head)
         of = source = escape_name(describe_head(head))
         if is_pooled(head):
-            runs = f"{rows['runs'].max()} runs" + (f" with {escape_name(values)}" if values else "")
-            of, source = f"Over {runs}", f"mean over {runs}"
-        found.append(Lead(rows, of, f"With {escape_name(values)}" if len(leads) > 1 else "", source))
+            runs = count(int(rows["runs"].max()), "run") + (f" with {escape_name(values)}" if values else "")
+            of, source = f"Over {runs}", f"mean over {count(int(rows['runs'].max()), 'run')}"
+        found.append(Lead(rows, of, f"With {escape_name(values)}" if len(leads) > 1 else "", source, head))
     return found
 
 
@@ -122,7 +127,13 @@ def _join(describe: Callable[[Lead], str], table: pd.DataFrame, between: str = "
 
 def _begin(lead: Lead, text: str) -> str:
     """A text that does not say what it is about, after words that do if there are several."""
-    return f"{lead.where}: {text[0].lower()}{text[1:]}" if lead.where else text
+    return begin_sentence(f"{lead.where}: " if lead.where else "", text)
+
+
+def find_usual_top_p(folders: Collection[Path]) -> float:
+    """The top_p of the nuclei from which all of some runs drew their tokens; 0.9 if they differ, or do not say it."""
+    found = {read_settings(folder).get("top_p") for folder in folders}
+    return float(value) if len(found) == 1 and (value := found.pop()) else USUAL
 
 
 def explain_varied(table: pd.DataFrame) -> str:
@@ -157,16 +168,16 @@ def _describe_over_top_p(lead: Lead, statistic: str) -> str:
     if changing:
         head = f"its sign depends on top_p in {join_words([f'`{name}`' for name in changing])}"
     elif len(decided := {sign for sign in rows["sign"] if sign in (NEGATIVE, POSITIVE)}) > 1:
-        head = "its sign depends on the geometry, and within each geometry not on top_p"
+        head = "its sign depends on the geometry, but within each geometry not on top_p"
     elif decided:
         only = rows["sign"].isin(list(decided)).all()
         head = (
             f"it is {decided.pop()} for every top_p in every geometry"
             if only
-            else (f"wherever its sign can be told it is {decided.pop()}")
+            else (f"wherever its sign is clear, it is {decided.pop()}")
         )
     else:
-        head = "its sign can be told for no top_p in any geometry"
+        head = "its sign is clear for no top_p in any geometry"
     return f"{of}, {statistic}'s coefficient of entropy and cosine similarity: {head}.\n\n" + "\n".join(texts)
 
 
@@ -185,17 +196,21 @@ def _describe_signs(part: pd.DataFrame) -> str:
 
 
 def describe_nulls(
-    null_statistics: pd.DataFrame, candidates: str = "top_p_0.9", geometry: str = "raw", statistic: str = "Spearman"
+    null_statistics: pd.DataFrame, geometry: str = "raw", statistic: str = "Spearman", usual: float = USUAL
 ) -> str:
-    """Sentences on which null models reproduce the coefficient of one variant."""
-    return _join(lambda lead: _describe_nulls(lead, candidates, geometry, statistic), null_statistics)
+    """Sentences on which null models reproduce the coefficient of the nucleus in one geometry.
+
+    The candidate set is that of the top_p nearest to the runs' own, or, if it is the same in all runs, to ``usual``.
+    """
+    return _join(lambda lead: _describe_nulls(lead, geometry, statistic, usual), null_statistics)
 
 
-def _describe_nulls(lead: Lead, candidates: str, geometry: str, statistic: str) -> str:
+def _describe_nulls(lead: Lead, geometry: str, statistic: str, usual: float) -> str:
     rows, of = lead.rows, lead.of
+    candidates = choose_nucleus(lead.head, set(rows["candidates"]), usual)
     rows = rows[(rows["candidates"] == candidates) & (rows["geometry"] == geometry)].set_index("null")
     if OBSERVED not in rows.index or np.isnan(rows.loc[OBSERVED, f"{statistic} r"]):
-        return f"No run has a coefficient for {candidates} in geometry {geometry}, so no null model can be compared."
+        return f"No run has a coefficient for its nucleus in `{geometry}`, so no null model can be compared."
     seen = rows.loc[OBSERVED]
     sign = classify(seen[f"{statistic} low"], seen[f"{statistic} high"])
     value = format_bounded(*(seen[f"{statistic} {part}"] for part in ("r", "low", "high")))
@@ -211,37 +226,46 @@ def _describe_nulls(lead: Lead, candidates: str, geometry: str, statistic: str) 
         found += f", {ratio:.0%} of it)" if sign in (NEGATIVE, POSITIVE) and ratio > 0 else ")"
         groups["unknown" if not difference else "same" if difference == UNDECIDED else "other"].append(found)
     if groups["same"]:
-        text += f" Not told apart from it: {'; '.join(groups['same'])}."
+        text += f" Not clearly different from it: {'; '.join(groups['same'])}."
     if groups["other"]:
-        text += f" Different from it: {'; '.join(groups['other'])}."
+        text += f" Clearly different from it: {'; '.join(groups['other'])}."
     if groups["unknown"]:
-        text += f" From too few prompts to compare: {'; '.join(groups['unknown'])}."
+        text += f" Not compared, because there are too few prompts: {'; '.join(groups['unknown'])}."
     return text + ("" if any(groups.values()) else " No null model was measured.")
 
 
-def describe_same_k(null_statistics: pd.DataFrame, candidates: str = "top_p_0.9", geometry: str = "raw") -> str:
-    """A sentence on what is left of Spearman's coefficient if the sets of equal k are exchanged."""
-    return _join(lambda lead: _begin(lead, _describe_same_k(lead.rows, candidates, geometry)), null_statistics, "\n")
+def describe_same_k(null_statistics: pd.DataFrame, geometry: str = "raw", usual: float = USUAL) -> str:
+    """A sentence on what remains of Spearman's coefficient of the nucleus if the sets of equal k are exchanged.
+
+    The candidate set is chosen as by `describe_nulls`.
+    """
+    return _join(lambda lead: _begin(lead, _describe_same_k(lead, geometry, usual)), null_statistics, "\n")
 
 
-def _describe_same_k(rows: pd.DataFrame, candidates: str, geometry: str) -> str:
-    rows = rows[(rows["candidates"] == candidates) & (rows["geometry"] == geometry) & (rows["null"] == SAME_K)]
+def _describe_same_k(lead: Lead, geometry: str, usual: float) -> str:
+    rows = lead.rows[(lead.rows["geometry"] == geometry) & (lead.rows["null"] == SAME_K)]
     rows = rows[rows["Spearman r"].notna()]
+    rows = rows[rows["candidates"] == choose_nucleus(lead.head, set(rows["candidates"]), usual)]
     if rows.empty:
         return "No coefficient could be compared with that of sets exchanged among tokens of equal k."
     row = rows.iloc[0]
     left = [row[f"Spearman difference{part}"] for part in ("", " low", " high")]
     sign = classify(*left[1:])
-    text = f"Exchanging the candidate sets of tokens with equal k leaves {format_number(row['Spearman r'])} of "
-    text += f"{format_number(row['Spearman observed'])}; the difference is {format_bounded(*left)}"
+    text = (
+        "If the candidate sets are exchanged among tokens of equal k, the coefficient is "
+        f"{format_number(row['Spearman r'])} instead of {format_number(row['Spearman observed'])} "
+        f"(difference {format_bounded(*left)})"
+    )
     if not sign:
-        return f"{text}, from too few prompts to judge."
+        return f"{text}. There are too few prompts to judge the difference."
     if sign == UNDECIDED:
-        return f"{text}, so nothing more than the number of candidates is needed for it."
-    same = (left[0] > 0) == (row["Spearman observed"] > 0)
-    if same:
-        return f"{text}, so the number of candidates is not all of it."
-    return f"{text}: the number of candidates is more than all of it, and among tokens of equal k the sign is opposite."
+        return f"{text}: the number of candidates is enough to explain it."
+    if (left[0] > 0) == (row["Spearman observed"] > 0):
+        return f"{text}: the number of candidates does not explain all of it."
+    return (
+        f"{text}: the number of candidates alone would give a stronger relation, because among tokens of equal k the "
+        "relation has the opposite sign."
+    )
 
 
 def describe_ladder(explained: pd.DataFrame, geometry: str = "raw") -> str:
@@ -249,7 +273,8 @@ def describe_ladder(explained: pd.DataFrame, geometry: str = "raw") -> str:
 
     On one line; a sentence for each value of settings that vary for one model on one data set.
     """
-    return " ".join(begin + _describe_ladder(rows, geometry) for begin, rows in split_by_settings(explained))
+    said = [begin_sentence(begin, _describe_ladder(rows, geometry)) for begin, rows in split_by_settings(explained)]
+    return " ".join(said)
 
 
 def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
@@ -259,7 +284,7 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     if base.empty or full.empty:
         return "No run has enough tokens and prompts to say what explains cosine similarity."
     text = (
-        f"On prompts that were not seen, entropy alone explains {_format_shares(alone['R2'])} of the variance of "
+        f"On held-out prompts, entropy alone explains {_format_shares(alone['R2'])} of the variance of "
         f"cosine similarity (`{geometry}`); k and the candidates' kind explain {_format_shares(base['R2'])}, and "
         f"entropy adds {_format_range(full['added'], 3)} to that."
     )
@@ -267,10 +292,10 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     if known.empty:
         return f"{text} No interval could be computed."
     helped = int((known["added low"] > NOTICEABLE).sum())
-    than = f"clearly more than {NOTICEABLE:g}, which regression can give by itself"
+    than = f"clearly above {NOTICEABLE:g}, which regression can add by chance"
     if len(known) == 1:
-        return f"{text} That is {'' if helped else 'not '}{than}."
-    return f"{text} In {helped} of {len(known)} runs that is {than}."
+        return f"{text} This gain is {'' if helped else 'not '}{than}."
+    return f"{text} In {name_part(helped, len(known), 'run')} this gain is {than}."
 
 
 def _format_shares(values: pd.Series) -> str:
@@ -292,12 +317,14 @@ def _describe_specifications(lead: Lead) -> str:
     if rows.empty:
         return "No specification could be computed."
     first = rows.iloc[0]
-    counts = [f"{int(first[sign])} are {sign}" for sign in (NEGATIVE, POSITIVE, UNDECIDED)]
+    counts = [f"{int(first[sign])} {'is' if first[sign] == 1 else 'are'} {sign}" for sign in SIGNS]
     text = (
-        f"{of}: of {int(first['specifications'])} specifications, {join_words(counts)}. {first['share']:.0%} of all "
-        f"coefficients are {first['dominant sign']}, and the median is {format_number(first['median'])}."
+        f"{of}: of {count(int(first['specifications']), 'specification')}, {join_words(counts)}. "
+        f"{first['share']:.0%} of all coefficients are {first['dominant sign']}, and the median is "
+        f"{format_number(first['median'])}."
     )
-    for null, than in ((ALL, "0, its value without any relation"), (SAME_K, "that of sets exchanged among equal k")):
+    exchanged = "the median of sets exchanged among tokens of equal k"
+    for null, than in ((ALL, "0, its value without any relation"), (SAME_K, exchanged)):
         if null not in rows.index:
             continue
         row = rows.loc[null]
@@ -305,48 +332,51 @@ def _describe_specifications(lead: Lead) -> str:
         mean = "" if null == ALL else f" ({format_number(row['median null'])})"
         verdict = {
             "": "There are too few prompts to compare it with",
-            UNDECIDED: "It cannot be told from",
+            UNDECIDED: "It is not clearly different from",
         }.get(classify(row["difference low"], row["difference high"]), "It differs from")
         text += f" {verdict} {than}{mean}: the difference is {difference}."
     return text
 
 
-def describe_answer(specifications: pd.DataFrame) -> str:
+def describe_answer(specifications: pd.DataFrame, usual: float = USUAL) -> str:
     """The front page's sentence: how similar the candidates are if the model is less sure, with the number.
 
-    The nucleus is that of the top_p nearest to 0.9 that was measured, the geometry `raw`. A second sentence says
-    which is the nearest that gives the opposite sign, if any does. A list if settings vary for one model on one data
-    set.
+    The geometry is `raw`. The candidates are those with the top_p nearest to that of the runs' own nucleus: ``usual``
+    if it is the same in all runs. A second sentence says which is the nearest that gives the opposite sign, if any
+    does. A list if settings vary for one model on one data set, each item with the values that it is about.
     """
-    said = [_describe_answer(lead) for lead in list_leads(specifications)]
+    said = [_describe_answer(lead, usual) for lead in list_leads(specifications)]
     return said[0] if len(said) == 1 else "\n".join(f"* {sentence}" for sentence in said)
 
 
-def _describe_answer(lead: Lead) -> str:
+def _describe_answer(lead: Lead, usual: float) -> str:
     names = {each.name: each.value for each in CANDIDATE_SETS if each.rule == "top_p"}
     rows = lead.rows
     rows = rows[(rows["statistic"] == "Spearman") & rows["r"].notna() & (rows["geometry"] == "raw")]
-    rows = rows[rows["candidates"].isin(list(names))].assign(top_p=rows["candidates"].map(names))
+    rows = rows[rows["candidates"].isin(list(names))]
     if rows.empty:
         return _begin(lead, "There is no answer yet: no run has enough tokens with more than one candidate.")
-    rows = rows.sort_values("top_p", key=lambda top_p: (top_p - USUAL).abs())
-    row = rows.iloc[0]
+    chosen = choose_nucleus(lead.head, set(rows["candidates"]), usual)
+    row, top_p = rows[rows["candidates"] == chosen].iloc[0], names[chosen]
     verdict = {
         NEGATIVE: "are *less* similar when the model is less sure",
         POSITIVE: "are *more* similar when the model is less sure",
     }.get(row["sign"], "are neither clearly more nor clearly less similar when the model is less sure")
     value = format_bounded(row["r"], row["low"], row["high"])
-    said = f"**In these runs, candidates {verdict}: Spearman's coefficient is {value}** ({lead.source}; "
-    said += (
-        f"candidates are the likeliest tokens with {row['top_p']:.0%} of the probability; brackets are 95 % intervals)."
-    )
+    begin = f"{lead.where}: **candidates" if lead.where else f"**In {_name_runs(rows)}, candidates"
+    said = f"{begin} {verdict}: Spearman's coefficient is {value}** ({lead.source}; "
+    said += f"candidates are the likeliest tokens with {top_p:.0%} of the probability; brackets are 95 % intervals)."
     opposite = rows[rows["sign"] == {NEGATIVE: POSITIVE, POSITIVE: NEGATIVE}.get(row["sign"], "")]
     if len(opposite):
-        other = opposite.iloc[0]  # the nearest to the usual one
+        other = min(opposite.to_dict("records"), key=lambda other: abs(names[other["candidates"]] - top_p))
         value = format_bounded(other["r"], other["low"], other["high"])
-        said += f" **But its sign depends on how many count as candidates: with {other['top_p']:.0%} of the "
-        said += f"probability it is {other['sign']}, {value}.**"
+        said += " **But its sign depends on how many count as candidates: with "
+        said += f"{names[other['candidates']]:.0%} of the probability it is {other['sign']}, {value}.**"
     return said
+
+
+def _name_runs(rows: pd.DataFrame) -> str:
+    return "this run" if rows["runs"].max() == 1 else "these runs"
 
 
 def describe_sign_changes(specifications: pd.DataFrame) -> str:
@@ -360,23 +390,34 @@ def _describe_sign_changes(rows: pd.DataFrame) -> str:
     negative, positive = int(counts.get(NEGATIVE, 0)), int(counts.get(POSITIVE, 0))
     if rows.empty:
         return "No other candidate set or geometry was measured."
-    all_of = f"Of {len(rows)} combinations of candidate set and geometry, {negative} give a negative coefficient, "
-    all_of += f"{positive} a positive one, and {len(rows) - negative - positive} neither"
+    neither = len(rows) - negative - positive
+    all_of = f"Of {count(len(rows), 'combination')} of candidate set and geometry, {negative} "
+    all_of += (
+        f"{'gives' if negative == 1 else 'give'} a negative coefficient, {positive} a positive one, and {neither} "
+    )
+    all_of += "no clear sign"
     if negative and positive:
-        return f"{all_of}: the coefficient has no sign of its own."
+        return f"{all_of}: the sign depends on these choices."
     if negative + positive == len(rows):
-        return f"{all_of}: the sign does not depend on the cut."
-    return f"{all_of}: where the sign can be told, it is the same." if negative or positive else f"{all_of}."
+        return f"{all_of}: the sign does not depend on these choices."
+    return f"{all_of}: wherever the sign is clear, it is the same." if negative or positive else f"{all_of}."
 
 
-def describe_in_three(specifications: pd.DataFrame, null_statistics: pd.DataFrame, explained: pd.DataFrame) -> str:
+def describe_in_three(
+    specifications: pd.DataFrame, null_statistics: pd.DataFrame, explained: pd.DataFrame, usual: float = USUAL
+) -> str:
     """Three lines on what the coefficient is made of, for the front page; how to get them if nothing was measured.
 
-    If settings vary for one model on one data set, there is a line for each combination of them.
+    If settings vary for one model on one data set, there is a line for each combination of them. ``usual``: see
+    `describe_answer`.
     """
     if specifications.empty:
         return f"* {NOTHING}"
-    texts = (describe_sign_changes(specifications), describe_same_k(null_statistics), describe_ladder(explained))
+    texts = (
+        describe_sign_changes(specifications),
+        describe_same_k(null_statistics, usual=usual),
+        describe_ladder(explained),
+    )
     return "\n".join(f"* {line}" for text in texts for line in text.splitlines())
 
 

@@ -36,10 +36,13 @@ from nucleoscope.store.run_settings import (
     select_head,
     sort_head,
 )
-from nucleoscope.views.token_text import escape_name
+from nucleoscope.views.token_text import escape_name, quote_code
+from nucleoscope.wording import lower_first, name_part
 
 KINDS = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman", "within-k Spearman")
 CURVE = "unimodal"  # the study's curve, the subject of the LaTeX table of the fits
+
+NOTHING_YET = "*There is nothing to show here yet.*"  # below a heading whose content was not measured
 
 
 def write(text: str, path: Path) -> None:
@@ -241,6 +244,18 @@ def format_models(combined: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).set_index("Dataset")
 
 
+def describe_place(what: str, folder: Path) -> str:
+    """A sentence, in Markdown, that says in which folder files are: ``what`` is its beginning, such as "It is"."""
+    return f"{what} in {quote_code(str(folder))}."
+
+
+def describe_missing_means(statistics: pd.DataFrame) -> str:
+    """Why there is no mean over models: a sentence for the place of their table."""
+    models = statistics["Model"].nunique()
+    why = "each data set was measured with a single model" if models > 1 else "only one model was measured"
+    return f"There is no such mean yet, because {why}." if models else "There is no such mean yet."
+
+
 def split_by_settings(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The rows of a table of statistics that may be counted together, each with how a sentence about them begins.
 
@@ -262,8 +277,13 @@ def split_by_settings(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def join_sentences(describe: Callable[[pd.DataFrame], str], table: pd.DataFrame) -> str:
     """What ``describe`` says of the rows that may be counted together: one sentence, or a list of them."""
-    said = [begin + describe(rows) for begin, rows in split_by_settings(table)]
+    said = [begin_sentence(begin, describe(rows)) for begin, rows in split_by_settings(table)]
     return said[0] if len(said) == 1 else "\n".join(f"* {sentence}" for sentence in said)
+
+
+def begin_sentence(begin: str, sentence: str) -> str:
+    """A sentence after words that say what it is about, such as "With top_p 0.95: "; as it is after ""."""
+    return begin + lower_first(sentence) if begin else sentence
 
 
 def describe_coefficients(statistics: pd.DataFrame) -> str:
@@ -294,9 +314,10 @@ def _describe_coefficients(statistics: pd.DataFrame) -> str:
         )
         return text
     if clear.any():
-        text += f" In {clear.sum()} of {len(both)} runs even the sign differs."
+        text += f" In {name_part(clear.sum(), len(both), 'run')} even the sign differs."
     if unclear := (turned & ~clear).sum():
-        which = "Their signs differ" if len(both) == 1 else f"In {unclear} of {len(both)} runs their signs differ"
+        runs = name_part(unclear, len(both), "run")
+        which = "Their signs differ" if len(both) == 1 else f"In {runs} their signs differ"
         text += f" {which}, but not clearly: a 95 % interval contains 0 or is unknown."
     return text
 
@@ -348,8 +369,9 @@ def describe_comparison(common: int, published: int, measured: int) -> str:
     """A sentence on how many of the ``published`` runs are among the ``measured`` ones, and how to compare them."""
     if not common:
         return f"None of the {published} published runs was measured here, so there is nothing to compare."
+    which, them = ("is", "a diamond marks it") if common == 1 else ("are", "diamonds mark them")
     return (
-        f"{common} of the {published} published runs are among the {measured} measured here; diamonds mark them in the "
+        f"{common} of the {published} published runs {which} among the {measured} measured here; {them} in the "
         "figure below. The published coefficients have no intervals, and they vary with the choice of prompts as ours "
         "do: a gap of up to two interval widths is no evidence of a difference."
     )
@@ -420,9 +442,9 @@ def _describe_rise(fits: pd.DataFrame) -> str:
     runs = runs[runs["rise"].notna()]
     if runs.empty:
         return "No run has enough tokens and prompts to measure a rise."
-    count = (runs["rise low"] > 0).sum()
-    falls = (runs["rise high"] < 0).sum()
-    text = f"Cosine similarity rises before it falls in {count} of {len(runs)} cases (runs, with either kind of bins)"
+    rises, falls = (runs["rise low"] > 0).sum(), (runs["rise high"] < 0).sum()
+    where = name_part(rises, len(runs), "case")
+    text = f"Cosine similarity clearly rises before it falls in {where} (a case is a run with one kind of bins)"
     return f"{text}; in {falls} it is clearly lower at the supposed peak." if falls else f"{text}."
 
 

@@ -44,7 +44,9 @@ def choose_texts(n_prompts: int, most: int = MOST) -> list[int]:
 def describe_choice(n_prompts: int, chosen: Sequence[int]) -> str:
     """A sentence on how many of a run's prompts can be picked."""
     if len(chosen) == n_prompts:
-        return f"All {n_prompts:,} prompts are in the menu."
+        return {1: "The only prompt is", 2: "Both prompts are"}.get(n_prompts, f"All {n_prompts:,} prompts are") + (
+            " in the menu."
+        )
     return f"{len(chosen):,} of the {n_prompts:,} prompts are in the menu, evenly chosen; the live notebook has all."
 
 

@@ -107,6 +107,13 @@ def make_encodable(text: str) -> str:
     return re.sub("[\ud800-\udfff]", lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
+def quote_code(text: str) -> str:
+    """Text for a page in Markdown as code, such as a path: between more backticks than there are in it in a row."""
+    shown = " ".join(make_encodable(text).split())
+    marks = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    return f"{marks} {shown} {marks}" if "`" in shown else f"`{shown}`"
+
+
 def escape_name(text: str) -> str:
     """A name for a page in Markdown: escaped so that nothing in it is markup, HTML or mathematics."""
     return re.sub(r"[^\w\s.,-]|_", lambda found: f"&#{ord(found[0])};", " ".join(make_encodable(text).split()))

@@ -16,10 +16,11 @@ from nucleoscope.names import escape_line
 from nucleoscope.stats import calibration
 from nucleoscope.store import results, text_pairs
 from nucleoscope.store.text_pairs import Pair, Run
-from nucleoscope.views.examples import apply_rules
+from nucleoscope.views.examples import FEW_PROMPTS, apply_rules, begin_few
 from nucleoscope.views.made_of_text import format_number
 from nucleoscope.views.strip import Background, compute_background, render_strip
 from nucleoscope.views.token_text import Reader, escape_name
+from nucleoscope.wording import count
 
 ENOUGH = 20  # tokens of a text that takes part in the choice of prompts, if any have as many
 MOST = 3  # pairs of which texts are shown
@@ -78,7 +79,7 @@ def choose_texts(existing: pd.DataFrame, written: pd.DataFrame) -> list[PickedTe
 
     Prompts with at least 20 tokens in both texts take part, or if texts are short, with at least half as many as
     the prompt whose shorter text is longest. The median of an even number is the lower of the two in the middle; among
-    ties the first prompt is picked, and none is picked twice.
+    ties the first prompt is picked, and none is picked twice. If only one or two take part, these are picked.
     """
     means, sizes = [], []
     for table in (existing, written):
@@ -91,6 +92,12 @@ def choose_texts(existing: pd.DataFrame, written: pd.DataFrame) -> list[PickedTe
     both = both[both["tokens"] >= bound]
     both["difference"] = both["existing"] - both["written"]
     order = both["difference"].sort_values(kind="stable").index.tolist()
+    if len(both) < FEW_PROMPTS:
+        starts = begin_few(order, f"at least {count(bound, 'token')} in both texts") if order else []
+        return [
+            PickedTexts(prompt, f"{said} The difference of mean surprisal is {_format_means(both.loc[prompt])}.")
+            for prompt, said in zip(order, starts, strict=True)
+        ]
     falling = both["difference"].sort_values(ascending=False, kind="stable").index.tolist()
     rules = {"median": order[(len(order) - 1) // 2 :][:1], "highest": falling, "lowest": order}
     return [
@@ -100,13 +107,17 @@ def choose_texts(existing: pd.DataFrame, written: pd.DataFrame) -> list[PickedTe
 
 
 def _format_pick(rule: str, again: str, prompt: int, both: pd.DataFrame, bound: int) -> str:
-    row = both.loc[prompt]
-    group = "prompt" if len(both) == 1 else "prompts"
-    tokens = "token" if bound == 1 else "tokens"
     return (
-        f"**The {rule} difference**, prompt {prompt}: of the {len(both)} {group} with at least {bound} {tokens} in "
-        f"both texts, it has the {rule} difference of mean surprisal{again}, {format_number(row['difference'])} nats: "
-        f"{format_number(row['existing'])} in the data set's text, {format_number(row['written'])} in the model's."
+        f"**The {rule} difference**, prompt {prompt}: of the {len(both)} prompts with at least "
+        f"{count(bound, 'token')} in both texts, it has the {rule} difference of mean surprisal{again}, "
+        f"{_format_means(both.loc[prompt])}."
+    )
+
+
+def _format_means(row: pd.Series) -> str:
+    return (
+        f"{format_number(row['difference'])} nats: {format_number(row['existing'])} in the data set's text, "
+        f"{format_number(row['written'])} in the model's"
     )
 
 

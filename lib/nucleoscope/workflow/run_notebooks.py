@@ -75,7 +75,7 @@ def measure(chosen: Settings, if_missing: bool = False) -> None:
     """
     folder = locate(chosen)
     if if_missing and not status.find_missing(folder, grid.Entry(asdict(chosen))):
-        print(f"'{folder}' has already been measured with these settings")
+        print("already measured with these settings")
         _remove_residue(folder)
         _repair_tokens(folder)
         return
@@ -158,7 +158,7 @@ def measure_context(chosen: Settings, if_missing: bool = False, given: Collectio
         return
     missing = context.find_missing(folder, chosen.context_candidates, chosen.context_threshold)
     if if_missing and not missing and integrity.is_whole(folder / results.CONTEXT_NOTEBOOK):
-        print(f"similarity in context of '{folder}' has already been measured with these settings")
+        print("similarity in context has already been measured with these settings")
         return
     from nucleoscope.models import devices
 
@@ -193,7 +193,7 @@ def measure_branches(chosen: Settings, if_missing: bool = False, given: Collecti
         return
     missing = branches.find_missing(folder, wanted)
     if if_missing and not missing and integrity.is_whole(folder / results.BRANCHES_NOTEBOOK):
-        print(f"branches of '{folder}' have already been measured with these settings")
+        print("branches have already been measured with these settings")
         return
     from nucleoscope.models import devices
 

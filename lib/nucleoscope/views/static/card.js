@@ -39,6 +39,14 @@ function drawLegend(scale) {
   return [low, make("span", { class: "ns-ramp", "aria-hidden": "true" }), high, make("span", { class: "ns-muted" }, note && `(${note})`)];
 }
 
+// The headings of a list of candidates, [text, title], or only a text. In two lines they leave room for the names.
+const TO_TAKEN = ["similar\nto ✓", "How similar each candidate is to the token that was taken (✓); at most 1"];
+const TO_OTHERS = ["similar to\nthose above", "How similar each candidate is to each of those above it: a cell for each, in their order"];
+const drawHeadings = (...headings) => headings.map((heading) => {
+  const [text, title] = [heading].flat(), style = "align-self: end; white-space: pre; line-height: 1.2";
+  return make("span", { class: "ns-muted", style, ...(title && { title }) }, text);
+});
+
 const formatHundredths = (value) => (value / 100).toFixed(2).replace("-", "−");
 
 // The candidates with their probabilities and, if cosines are known, how similar each is to the token taken and to
@@ -49,7 +57,7 @@ function drawCandidates(words, [word, listed, probs, more, mass, held, place, p]
   const list = make("div", { class: "ns-list" + (compared ? " ns-compared" : "") });
   const names = listed.map((index) => words[index]);
   if (compared) {
-    for (const title of ["", "", "probability", "to ✓", "to those above"]) list.append(make("span", { class: "ns-muted" }, title));
+    list.append(...drawHeadings("", "", "probability", TO_TAKEN, TO_OTHERS));
   }
   function addRow(text, value, taken, note, cosine, cells, row) {
     const mark = taken ? " ns-drawn" : "";
@@ -77,7 +85,7 @@ function drawCandidates(words, [word, listed, probs, more, mass, held, place, p]
 
 // A candidate that can be put in the place of its token.
 function drawPick(text, pick) {
-  const title = `Put in “${text}” and continue the text from it`;
+  const title = `Put in "${text}" and continue the text from it`;
   const button = make("button", { type: "button", class: "ns-pick", title, "aria-label": title, "data-key": `pick ${text}` }, make("bdi", {}, text));
   button.addEventListener("click", pick);
   return button;
@@ -88,7 +96,7 @@ function drawPick(text, pick) {
 function drawContext(ahead, listed, size, { threshold, remark = "" }, pick) {
   const { names = listed, taken, similar, matrix, continuations, shares, groups, split } = ahead;
   const n = shares.length, list = make("div", { class: "ns-list ns-context" });
-  for (const title of ["group", "", "", "share", similar.length ? "to ✓" : "", "to those above"]) list.append(make("span", { class: "ns-muted" }, title));
+  list.append(...drawHeadings("group", "", "", "share", similar.length ? TO_TAKEN : "", TO_OTHERS));
   const drawName = (i) => {
     const mark = i === taken ? " ns-drawn" : "", name = listed[i] ?? names[i];
     return pick && !mark ? drawPick(name, () => pick(i)) : make("bdi", { class: mark, title: name }, name + (mark ? " ✓" : ""));
@@ -125,7 +133,7 @@ function drawContext(ahead, listed, size, { threshold, remark = "" }, pick) {
   const lines = [describeGroups(groups.length, compared, threshold),
     compared < size && `Shares are those among the ${formatCount(compared)} likeliest of ${countCandidates(size)}; the others were not compared.`,
     describeClosest(names, matrix, "Cells: similarity in context, from 0 (no continuation in common) to 1 (the same)."),
-    `By their probabilities, these ${n} candidates have as many different continuations as ${formatNumber(continuations, 2)} with none in common.`, remark];
+    `Weighted by their probabilities, these ${n} candidates have as many different continuations as ${formatNumber(continuations, 2)} candidates that have none in common.`, remark];
   return make("div", { class: "ns-candidates" }, make("p", { class: "ns-split" }, ...formatSplit(split)), list,
     ...lines.filter(Boolean).map((line) => make("p", { class: "ns-muted" }, line)));
 }
@@ -184,7 +192,7 @@ function describeClosest(names, matrix, cells = "Cosine similarity: the stronger
   if (!matrix?.length) return "";
   const place = matrix.indexOf(Math.max(...matrix));
   const later = Math.floor((1 + Math.sqrt(1 + 8 * place)) / 2);
-  const pair = `“${names[place - (later * (later - 1)) / 2]}” and “${names[later]}”`;
+  const pair = `"${names[place - (later * (later - 1)) / 2]}" and "${names[later]}"`;
   return `${cells} Most similar: ${pair}, ${formatHundredths(matrix[place])}.`;
 }
 

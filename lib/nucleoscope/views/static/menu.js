@@ -35,7 +35,8 @@ function drawMenu(place, { columns, prompts, cut }, pick) {
     places.sort((a, b) => (values[a] === null) - (values[b] === null) || sign * (values[a] - values[b]) || a - b);
     items.forEach(({ value }, i) => (value.textContent = column < 0 ? "" : write(values[i], columns[column][1])));
     list.replaceChildren(...places.map((i) => items[i].item));
-    found.textContent = places.length === prompts.length ? `${formatCount(prompts.length)} prompts` : `${formatCount(places.length)} of ${formatCount(prompts.length)} prompts`;
+    const all = `${formatCount(prompts.length)} ${prompts.length === 1 ? "prompt" : "prompts"}`;
+    found.textContent = places.length === prompts.length ? all : `${formatCount(places.length)} of ${all}`;
     list.scrollTop = 0;
   }
 

@@ -1,0 +1,40 @@
+"""Which file a run can be written to: found out from its name, before anything is loaded.
+
+Contract: raises ValueError or OSError, in one line; reads and writes nothing. Importing this is quick.
+"""
+
+import os
+from pathlib import Path
+
+from nucleoscope.names import suggest
+
+ENDINGS = (".csv", ".parquet", ".html")
+
+
+def check_name(output: str | os.PathLike, candidates: bool = False) -> str:
+    """The ending of the file to write, in lower case. ValueError if it says no format, or the wrong one.
+
+    ``candidates``: whether candidates are to be written. IsADirectoryError for a name that ends with a slash, which
+    can only be that of a folder.
+    """
+    name = os.fspath(output)
+    if name.endswith(os.sep):
+        raise IsADirectoryError(f"'{name}' is the name of a folder: name a file")
+    ending = Path(name).suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(f"the name '{name}' must end in .csv, .parquet or .html{suggest(ending, ENDINGS)}")
+    if candidates and ending == ".html":
+        raise ValueError("a page shows the candidates of each token anyway: omit --candidates, or write csv or parquet")
+    return ending
+
+
+def check_place(folder: Path, output: Path) -> None:
+    """Raises ValueError or OSError if the run in ``folder`` cannot be written to the file ``output``."""
+    if output.is_dir():
+        raise IsADirectoryError(f"'{output}' is a folder: name a file")
+    if output.exists() and not output.is_file():
+        raise OSError(f"'{output}' is not a regular file: name another")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"the folder '{output.parent}' does not exist")
+    if output.resolve().parent == folder.resolve():
+        raise ValueError(f"'{output}' would be among the files of the run: write it to another folder")

@@ -1,0 +1,24 @@
+"""Numbers of things in sentences, right for one, two and many.
+
+Contract: text only; whatever the numbers, the sentence that contains them stays grammatical.
+"""
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 token", "2 tokens", "1,234 tokens"; ``noun`` is the singular of one that takes an s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def name_part(number: int, total: int, noun: str) -> str:
+    """How many of all, to follow a preposition: "no run", "the only run", "both runs", "all 3 runs", "2 of 3 runs"."""
+    if not number:
+        return f"no {noun}"
+    if number == total:
+        return {1: f"the only {noun}", 2: f"both {noun}s"}.get(total, f"all {count(total, noun)}")
+    return f"{number:,} of {count(total, noun)}"
+
+
+def lower_first(sentence: str) -> str:
+    """A sentence to follow a colon: its first letter is small, unless it begins with a name or a quantity's symbol."""
+    word = sentence.split(" ", 1)[0]
+    return sentence if word.endswith("'s") or not word[:1].isalpha() else sentence[0].lower() + sentence[1:]
