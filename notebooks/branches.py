@@ -47,8 +47,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
 from nucleoscope.measure.branching import complete_branches
 from nucleoscope.models.loading import load_measured
 from nucleoscope.models.tokenizers import load_tokenizer
@@ -81,7 +79,7 @@ else:
 
 # %%
 about = results.read_json(folder / results.BRANCH_INFO)
-pd.json_normalize({name: about[name] for name in about if name != "measurements"}).T.set_axis(["value"], axis="columns")
+tables.show_settings({name: about[name] for name in about if name != "measurements"})
 
 # %% [markdown]
 # ## How far branches part

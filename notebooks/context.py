@@ -45,8 +45,6 @@ import os
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
 from nucleoscope.measure.context import complete_context
 from nucleoscope.models.loading import load_measured
 from nucleoscope.models.tokenizers import load_tokenizer
@@ -79,7 +77,7 @@ else:
 
 # %%
 about = results.read_json(folder / results.CONTEXT_INFO)
-pd.json_normalize({name: about[name] for name in about if name != "measurements"}).T.set_axis(["value"], axis="columns")
+tables.show_settings({name: about[name] for name in about if name != "measurements"})
 
 # %% [markdown]
 # ## Similar here, or similar in general

@@ -27,6 +27,7 @@ from nucleoscope.store.run_settings import (
 )
 from nucleoscope.variants import CANDIDATE_SETS
 from nucleoscope.views.made_of_figures import is_pooled, list_groups
+from nucleoscope.views.numbers import format_percent
 from nucleoscope.views.tables import describe_varied, load_table, split_by_settings
 from nucleoscope.views.token_text import escape_name
 
@@ -208,7 +209,7 @@ def _describe_nulls(lead: Lead, candidates: str, geometry: str, statistic: str) 
         difference = classify(row[f"{statistic} difference low"], row[f"{statistic} difference high"])
         ratio = row[f"{statistic} ratio"]
         found = f"{WORDS[null]} ({format_number(row[f'{statistic} r'])}"
-        found += f", {ratio:.0%} of it)" if sign in (NEGATIVE, POSITIVE) and ratio > 0 else ")"
+        found += f", {format_percent(ratio)} of it)" if sign in (NEGATIVE, POSITIVE) and ratio > 0 else ")"
         groups["unknown" if not difference else "same" if difference == UNDECIDED else "other"].append(found)
     if groups["same"]:
         text += f" Not told apart from it: {'; '.join(groups['same'])}."
@@ -293,9 +294,10 @@ def _describe_specifications(lead: Lead) -> str:
         return "No specification could be computed."
     first = rows.iloc[0]
     counts = [f"{int(first[sign])} are {sign}" for sign in (NEGATIVE, POSITIVE, UNDECIDED)]
+    share = f"{format_percent(first['share'])} of all coefficients are {first['dominant sign']}"
     text = (
-        f"{of}: of {int(first['specifications'])} specifications, {join_words(counts)}. {first['share']:.0%} of all "
-        f"coefficients are {first['dominant sign']}, and the median is {format_number(first['median'])}."
+        f"{of}: of {int(first['specifications'])} specifications, {join_words(counts)}. "
+        f"{share}, and the median is {format_number(first['median'])}."
     )
     for null, than in ((ALL, "0, its value without any relation"), (SAME_K, "that of sets exchanged among equal k")):
         if null not in rows.index:
@@ -337,14 +339,15 @@ def _describe_answer(lead: Lead) -> str:
     }.get(row["sign"], "are neither clearly more nor clearly less similar when the model is less sure")
     value = format_bounded(row["r"], row["low"], row["high"])
     said = f"**In these runs, candidates {verdict}: Spearman's coefficient is {value}** ({lead.source}; "
-    said += (
-        f"candidates are the likeliest tokens with {row['top_p']:.0%} of the probability; brackets are 95 % intervals)."
-    )
+    said += f"candidates are the likeliest tokens with {format_percent(row['top_p'])} of the probability; "
+    said += "brackets are 95 % intervals)."
     opposite = rows[rows["sign"] == {NEGATIVE: POSITIVE, POSITIVE: NEGATIVE}.get(row["sign"], "")]
     if len(opposite):
         other = opposite.iloc[0]  # the nearest to the usual one
         value = format_bounded(other["r"], other["low"], other["high"])
-        said += f" **But its sign depends on how many count as candidates: with {other['top_p']:.0%} of the "
+        said += (
+            f" **But its sign depends on how many count as candidates: with {format_percent(other['top_p'])} of the "
+        )
         said += f"probability it is {other['sign']}, {value}.**"
     return said
 

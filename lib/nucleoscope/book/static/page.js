@@ -1,6 +1,7 @@
 // Sortable tables, printing, and workarounds for pages opened from disk.
 (() => {
   "use strict";
+  const root = document.documentElement;
   // Search shows an excerpt of each page it finds, but pages on disk cannot be fetched.
   if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") {
     DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
@@ -55,8 +56,18 @@
     });
   }
 
+  // A table that would have to scroll is given the room of the list of sections (book.css).
+  const tables = document.querySelectorAll(".bd-article :is(.output, .pst-scrollable-table-container) table");
+  function makeRoom() {
+    root.classList.remove("tables-need-room");
+    const isWide = (table) => table.offsetWidth > table.closest(".output, .pst-scrollable-table-container").clientWidth;
+    root.classList.toggle("tables-need-room", [...tables].some(isWide));
+  }
+
+  makeRoom();
+  addEventListener("resize", makeRoom);
+
   // Print in the light theme; figures.js follows.
-  const root = document.documentElement;
   let theme = root.dataset.theme;
   addEventListener("beforeprint", () => ([theme, root.dataset.theme] = [root.dataset.theme, "light"]));
   addEventListener("afterprint", () => (root.dataset.theme = theme));
