@@ -21,7 +21,7 @@ from nucleoscope.names import escape_cell, escape_latex, escape_line, read_cell
 from nucleoscope.stats.bootstrap import WIDTH
 from nucleoscope.stats.correlation import format_power_of_ten
 from nucleoscope.stats.random_effects import RANDOM
-from nucleoscope.stats.specification import ALL, NEGATIVE, POSITIVE, UNDECIDED, classify
+from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.store.results import ANALYSES, RUN_INFO, locate_folder, locate_measured, read_json, select
 from nucleoscope.store.results import describe_gaps as describe_run_gaps
 from nucleoscope.store.run_names import divide_model
@@ -404,15 +404,15 @@ def format_parameters(fits: pd.DataFrame, curve: str, digits: dict[str, int]) ->
 
 
 def format_counts(tests: pd.DataFrame) -> pd.DataFrame:
-    """How many specifications have which sign, for readers: one row per run of `specification`'s second table."""
-    rows = tests[tests["null"] == ALL]
+    """How many specifications have which sign, for readers: a row per run and kind of exchange, as in ``tests``.
+
+    ``tests`` is `specification`'s second table.
+    """
     names = ("specifications", NEGATIVE, UNDECIDED, POSITIVE)
-    columns = _format_head(rows) | {name: rows[name] for name in names}
-    columns |= {"median": rows["median"].round(3)}
-    for null, part in tests.groupby("null", sort=False):
-        columns[f"median, {null}"] = _format_spans(part, "median null", 3)
-        columns[f"difference, {null}"] = _format_spans(part, "difference", 3)
-        columns[f"p, {null}"] = part["median p"].round(3).tolist()
+    columns = _format_head(tests) | {name: tests[name] for name in names}
+    columns |= {"median": tests["median"].round(3), "exchanged among": tests["null"]}
+    columns |= {"median, exchanged": _format_spans(tests, "median null", 3)}
+    columns |= {"difference": _format_spans(tests, "difference", 3), "p": tests["median p"].round(2)}
     return pd.DataFrame(columns).set_index(list_run_columns(columns))
 
 
