@@ -300,8 +300,8 @@ def test_the_table_of_counts_has_a_row_per_run_and_null_model():
     shown = tables.format_counts(pd.concat([create_tests((-0.1, -0.2, 0.05)), create_tests((0.1, 0, 0.2), model="b")]))
     assert shown.index.tolist() == [("m", "d")] * 2 + [("b", "d")] * 2
     assert shown["negative"].tolist() == [3] * 4
-    by_kind = shown.reset_index().set_index(["Model", "exchanged among"])
-    assert by_kind.loc[("m", "same_k"), "median, exchanged"] == "-0.10 [-0.15, -0.05]"
+    by_kind = shown.reset_index().set_index(["Model", "null"])
+    assert by_kind.loc[("m", "same_k"), "its median"] == "-0.10 [-0.15, -0.05]"
     assert by_kind.loc[("b", "all"), "difference"] == "0.10 [0.00, 0.20]"
 
 

@@ -28,7 +28,7 @@ from nucleoscope.stats.calibration import (
 from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.store.text_pairs import FoundPairs, Pair, Run, list_obstacles, name_pairs
 from nucleoscope.views.made_of_text import format_bounded, format_number, join_words
-from nucleoscope.views.numbers import format_percent
+from nucleoscope.views.numbers import choose_digits, format_percent
 from nucleoscope.views.token_text import escape_name
 
 HOW = """To get a pair, measure a data set twice that has texts of its own: once the model writes, and once it reads the
@@ -139,7 +139,7 @@ def _format_mean(name: str, value: float, low: float, high: float, unit: str) ->
         return ""
     if name in SHARES:
         return _format_share(value, low, high, unit)
-    return format_bounded(value, low, high, 1 if name == "k" else 2)
+    return format_bounded(value, low, high, choose_digits(low, high, 1) if name == "k" else 2)
 
 
 def _format_share(value: float, low: float, high: float, unit: str = " %") -> str:

@@ -21,6 +21,13 @@ def format_percent(share: float, digits: int = 0) -> str:
     return "" if pd.isna(share) else f"{100 * share:z.{digits}f} %".replace("-", MINUS)
 
 
+def choose_digits(low: float, high: float, most: int) -> int:
+    """How many decimals of a number mean something: two digits of the width of its interval, at most ``most``."""
+    width = high - low
+    known = np.isfinite(width) and width > 0
+    return min(most, max(0, 1 - int(np.floor(np.log10(width))))) if known else most
+
+
 def format_field(text: str) -> str:
     """A number, or a number and its interval, of a table: with minus signs, and a line can end only before an interval.
 

@@ -38,7 +38,7 @@ from nucleoscope.store.run_settings import (
     select_head,
     sort_head,
 )
-from nucleoscope.views.numbers import FIELD, format_column, format_percent
+from nucleoscope.views.numbers import FIELD, choose_digits, format_column, format_percent
 from nucleoscope.views.token_text import escape_name
 
 KINDS = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman", "within-k Spearman")
@@ -404,14 +404,14 @@ def format_parameters(fits: pd.DataFrame, curve: str, digits: dict[str, int]) ->
 
 
 def format_counts(tests: pd.DataFrame) -> pd.DataFrame:
-    """How many specifications have which sign, for readers: a row per run and kind of exchange, as in ``tests``.
+    """How many specifications have which sign, for readers: a row per run and null model, as in ``tests``.
 
     ``tests`` is `specification`'s second table.
     """
     names = ("specifications", NEGATIVE, UNDECIDED, POSITIVE)
     columns = _format_head(tests) | {name: tests[name] for name in names}
-    columns |= {"median": tests["median"].round(3), "exchanged among": tests["null"]}
-    columns |= {"median, exchanged": _format_spans(tests, "median null", 3)}
+    columns |= {"median": tests["median"].round(2), "null": tests["null"]}
+    columns |= {"its median": _format_spans(tests, "median null", 3)}
     columns |= {"difference": _format_spans(tests, "difference", 3), "p": tests["median p"].round(2)}
     return pd.DataFrame(columns).set_index(list_run_columns(columns))
 
@@ -464,8 +464,8 @@ def format_explained(fits: pd.DataFrame) -> pd.DataFrame:
     rows = fits[fits["beta"].notna() & (fits["Bins"] == WIDTH)]
     columns = _format_head(rows) | {"Curve": rows["Curve"]}
     columns |= {name: _format_spans(rows, name, 3) for name in ("alpha", "beta")}
-    numbers = {"R2": "R2 (tokens)", "RMSE": "RMSE (tokens)", "of free": "of free", "of spline": "of spline"}
-    columns |= {name: rows[source].round(3) for name, source in numbers.items()}
+    columns |= {name: rows[f"{name} (tokens)"].round(3) for name in ("R2", "RMSE")}
+    columns |= {name: rows[name].round(2) for name in ("of free", "of spline")}
     return pd.DataFrame(columns).set_index([*list_run_columns(columns), "Curve"])
 
 
@@ -481,14 +481,14 @@ def _format_head(rows: pd.DataFrame) -> dict[str, pd.Series]:
 
 def format_covariance(pairs: pd.DataFrame, least: float = 0.02) -> pd.DataFrame:
     """The covariance by pairs of classes for readers, of classes with at least this share of a run's tokens."""
-    rows = format_values(pairs[pairs["share of tokens"] >= least].round(3))
+    rows = format_values(pairs[pairs["share of tokens"] >= least].round(2))
     return rows.set_index(list_run_columns(rows))
 
 
 def format_comparison(both: pd.DataFrame) -> pd.DataFrame:
     """Coefficients for readers beside the published ones, of `correlation.compute_statistics` merged with these."""
     columns = [f"{kind} r{of}" for kind in ("Pearson", "Spearman") for of in ("", " published")]
-    return format_values(both)[[*list_run_columns(both), *columns]].round(4).set_index("Model")
+    return format_values(both)[[*list_run_columns(both), *columns]].round(2).set_index("Model")
 
 
 def _format_spans(rows: pd.DataFrame, name: str, digits: int, value: str = "") -> list[str]:
@@ -504,7 +504,5 @@ def _format_spans(rows: pd.DataFrame, name: str, digits: int, value: str = "") -
 def _format_span(value: float, low: float, high: float, digits: int) -> str:
     if pd.isna(low) or pd.isna(high):
         return f"{value:z.{digits}f}"
-    width = high - low
-    if np.isfinite(width) and width > 0:
-        digits = min(digits, max(0, 1 - int(np.floor(np.log10(width)))))
+    digits = choose_digits(low, high, digits)
     return f"{value:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"
