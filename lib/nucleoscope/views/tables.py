@@ -206,7 +206,7 @@ def show(frame: pd.DataFrame) -> HTML:
     kinds = [' class="words"' if _has_words(column, text) else "" for column, text in zip(columns, texts, strict=True)]
     rows = []
     for name, fields, note in zip(names, zip(*texts, strict=True), notes, strict=True):
-        cells = "".join(f"<td{kind}>{break_words(field)}</td>" for kind, field in zip(kinds, fields, strict=True))
+        cells = "".join(f"<td{kind}>{_write_field(field)}</td>" for kind, field in zip(kinds, fields, strict=True))
         rows += [f'<tr class="names" hidden>{_span(name, len(columns))}</tr>'] if levels > 1 else []
         rows += [f"<tr>{cells}</tr>"]
         rows += [f'<tr class="note">{_span(note, len(columns))}</tr>'] if note else []
@@ -215,6 +215,12 @@ def show(frame: pd.DataFrame) -> HTML:
     head = f'<thead>\n<tr style="text-align: right;">{"".join(heads)}</tr>\n</thead>'
     body = "".join(f"{row}\n" for row in rows)
     return HTML(f'<table class="{classes}">\n{head}\n<tbody>\n{body}</tbody>\n</table>')
+
+
+def _write_field(text: str) -> str:
+    """A field as HTML. Its interval is an element, which the book puts below the number where there is little room."""
+    value, space, interval = text.partition(" [") if FIELD.fullmatch(text) else (text, "", "")
+    return f'{value} <span class="interval">[{interval}</span>' if space else break_words(text)
 
 
 def _list_names(column: pd.Series) -> list[str]:

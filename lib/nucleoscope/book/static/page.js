@@ -56,12 +56,19 @@
     });
   }
 
-  // A table that would have to scroll is given the room of the list of sections (book.css).
-  const tables = document.querySelectorAll(".bd-article :is(.output, .pst-scrollable-table-container) table");
+  // Intervals are beside their numbers in tables that have room for that, and below them in others. A table that would
+  // have to scroll even so is given the room of the list of sections (book.css).
+  const tables = [...document.querySelectorAll(".bd-article :is(.output, .pst-scrollable-table-container) table")];
+  const isWide = (table) => table.offsetWidth > table.closest(".output, .pst-scrollable-table-container").clientWidth;
+  function placeIntervals() {
+    for (const table of tables) table.classList.add("unbroken");
+    for (const table of tables.filter(isWide)) table.classList.remove("unbroken");
+  }
   function makeRoom() {
     root.classList.remove("tables-need-room");
-    const isWide = (table) => table.offsetWidth > table.closest(".output, .pst-scrollable-table-container").clientWidth;
-    root.classList.toggle("tables-need-room", [...tables].some(isWide));
+    placeIntervals();
+    root.classList.toggle("tables-need-room", tables.some(isWide));
+    if (root.matches(".tables-need-room")) placeIntervals();
   }
 
   makeRoom();
