@@ -1367,11 +1367,12 @@ def test_code_is_open_where_it_is_the_point(real):
     assert 0 < len(folded) < len(cells)
 
 
-# The headings of tables that scroll sideways; `LOST`: whose names are out of sight once one has scrolled to its end.
+# The beginning of each table that is wider than its place; `LOST`: of those whose names are out of sight once one has
+# scrolled to the end.
 WIDE_TABLES = """(least) => [...document.querySelectorAll("main table")].filter((table) => {
   const box = table.closest(".output, .pst-scrollable-table-container") ?? table.parentElement;
   return table.offsetWidth > box.clientWidth && !(least && table.matches(least));
-}).map((table) => table.tHead?.innerText ?? table.innerText)"""
+}).map((table) => table.innerText.slice(0, 80))"""
 LOST = """() => [...document.querySelectorAll("main table")].filter((table) => {
   const box = table.closest(".output, .pst-scrollable-table-container") ?? table.parentElement;
   if (table.offsetWidth <= box.clientWidth) return false;
@@ -1383,8 +1384,14 @@ LOST = """() => [...document.querySelectorAll("main table")].filter((table) => {
 
 
 def resize(page, width: int) -> None:
+    """Another width of the window; returns when the sidebars have moved and page.js has seen it."""
     page.set_viewport_size({"width": width, "height": 900})
-    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.evaluate("""async () => {
+      const frame = () => new Promise(requestAnimationFrame);
+      await frame();
+      for (const animation of document.getAnimations()) animation.finish();
+      for (let n = 0; n < 4; n++) await frame();
+    }""")
 
 
 @pytest.mark.long

@@ -72,7 +72,9 @@
   }
 
   makeRoom();
-  addEventListener("resize", makeRoom);
+  const article = document.querySelector(".bd-article");
+  // also after a sidebar has been hidden or shown; in the next frame, because an observer must not change what it observes
+  if (article && tables.length) new ResizeObserver(() => requestAnimationFrame(makeRoom)).observe(article);
 
   // Print in the light theme; figures.js follows.
   let theme = root.dataset.theme;
