@@ -47,7 +47,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 from IPython.display import Markdown
 
 from nucleoscope.measure.branching import complete_branches
@@ -82,7 +81,7 @@ else:
 
 # %%
 about = results.read_json(folder / results.BRANCH_INFO)
-pd.json_normalize({name: about[name] for name in about if name != "measurements"}).T.set_axis(["value"], axis="columns")
+tables.show_settings({name: about[name] for name in about if name != "measurements"})
 
 # %% [markdown]
 # ## How far branches diverge

@@ -45,7 +45,6 @@ import os
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 from IPython.display import Markdown
 
 from nucleoscope.measure.context import complete_context
@@ -80,7 +79,7 @@ else:
 
 # %%
 about = results.read_json(folder / results.CONTEXT_INFO)
-pd.json_normalize({name: about[name] for name in about if name != "measurements"}).T.set_axis(["value"], axis="columns")
+tables.show_settings({name: about[name] for name in about if name != "measurements"})
 
 # %% [markdown]
 # ## Similar here, or similar in general

@@ -104,7 +104,7 @@ Markdown(tables.describe_rise(statistics))
 # The share of the medians' variance that a curve explains, R2:
 
 # %%
-tables.show(tables.compare_curves(statistics, "R2 (medians)", 3))
+tables.show(tables.compare_curves(statistics, "R2 (medians)", 2))
 
 # %% [markdown]
 # AICc, which penalises a curve for its parameters, as the difference from the best curve in the

@@ -142,8 +142,8 @@ made_of_figures.plot_specifications(curve, csv="specification.csv") if runs else
 Markdown(made_of_text.describe_specifications(tests))
 
 # %% [markdown]
-# The table compares the median coefficient with that of tables in which cosines are exchanged, among all tokens (*all*)
-# or among those of equal k (*same_k*), in all specifications at once; brackets are the central 95 % of such tables. Exchanging
+# The table compares the median coefficient with that of tables in which cosines are exchanged, among all tokens (*all* in
+# the column *null*) or among those of equal k (*same_k*), in all specifications at once; brackets are the central 95 % of such tables. Exchanging
 # treats the tokens of a text as independent, and so does p; the interval of the difference does not.
 
 # %%

@@ -37,7 +37,6 @@ trust_remote_code = False  # run code that comes with the tokenizer; read it fir
 import os
 from pathlib import Path
 
-import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from nucleoscope.models.tokenizers import load_tokenizer
@@ -58,7 +57,7 @@ folder = results.locate_run(results_dir, dataset_name, model_name, text_column)
 info = results.load_info(folder)
 settings = info["settings"]
 tokenizer = load_tokenizer(settings["model_name"], trust_remote_code, settings["model"].get("revision"))
-pd.json_normalize(settings, sep=" ").T.set_axis(["setting"], axis="columns")
+tables.show_settings(settings)
 
 # %%
 display({"text/plain": results.describe_info(info)}, raw=True)  # not printed: measure.py has said it on the terminal

@@ -109,7 +109,7 @@ if tables:
     lines = [f"The model is {which}, on {list_names(settings)}: {count(total, 'token')} with more than one candidate."]
     lines += [escape_name(run_names.describe_others(model, {name for name, _ in measured}))]
 if long > 0:
-    lines += [f"The {long:.1%} of them with more than {examples.READABLE} candidates are ranked but not shown:"]
+    lines += [f"The {100 * long:.1f} % of them with more than {examples.READABLE} candidates are ranked but not shown:"]
     lines += [f"none of the tokens below is above percentile {100 * highest:.1f} of entropy."]
 if read := [name for name in modes if modes[name] == "score"]:
     lines += [f"The model read the texts of {list_names(read)}; it did not write them."]

@@ -74,7 +74,11 @@ Markdown(calibration_text.describe_interval(comparison) if measured else tables.
 # gives them a probability $e$ at each step. What was recorded is therefore compared with $p$ *given that the text
 # continues*. If the ends in the nucleus have the probability $e_N$, then, given no end,
 #
-# $$m' = \frac{m - e_N}{1 - e}, \qquad -\log p' = -\log p + \log(1 - e), \qquad H' = \frac{H(p) - h(e)}{1 - e}$$
+# $$\begin{gathered}
+# m' = \frac{m - e_N}{1 - e}, \\
+# -\log p' = -\log p + \log(1 - e), \\
+# H' = \frac{H(p) - h(e)}{1 - e}
+# \end{gathered}$$
 #
 # are the mass of the nucleus, the surprisal of a token, and the full entropy, with $h(e) = -e \log e - (1 - e) \log(1 - e)$
 # by the chain rule of entropy {cite:p}`shannon1948`. Without this correction, the model would look miscalibrated even on

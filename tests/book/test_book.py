@@ -28,6 +28,8 @@ import pytest
 import torch
 import yaml
 from bs4 import BeautifulSoup
+from test_choice_page import create_rows
+from test_made_of import create_tests
 from test_twelve import TEXT
 
 import forks
@@ -37,12 +39,14 @@ from messages import assert_one_line
 from nucleoscope import quantities, variants
 from nucleoscope.book import pages, site, sphinx_extension
 from nucleoscope.settings import format_reference
+from nucleoscope.stats import correlation
 from nucleoscope.store import results
 from nucleoscope.store.candidates import Similarities
-from nucleoscope.views import assets, cards, figure_data, tables, texts
+from nucleoscope.views import assets, cards, choice_figures, figure_data, tables, texts
 from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader
 from nucleoscope.workflow import graph
+from synthetic import draw_full
 
 ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -1392,6 +1396,33 @@ def real(tmp_path_factory) -> Path:
     return build_once(tmp_path_factory, "real_book", build_real)
 
 
+def create_real_page(title: str) -> nbformat.NotebookNode:
+    """A notebook as `create_notebook` returns it, without its table of one word that nothing can break."""
+    notebook = create_notebook(title)
+    for cell in notebook.cells[1:]:
+        cell.outputs = [output for output in cell.outputs if "text/html" not in output.get("data", {})]
+    return notebook
+
+
+def add_wide_tables(notebook: nbformat.NotebookNode, **settings: float) -> nbformat.NotebookNode:
+    """Adds the widest tables of the project's pages, with the names of the default grid, and columns of settings."""
+    model, datasets = "SmolLM2-135M-Instruct", ("articles", "stories")
+    measured = {(model, name): draw_full(seed, prompts=12, length=20) for seed, name in enumerate(datasets)}
+    counted = create_tests((-0.123, -0.234, -0.045), (249, 31, 104), model).assign(Dataset=datasets[0])
+    outcomes = create_rows(model, datasets[0], given=(-0.51, -0.72, -0.23), all=(-0.12, -0.56, -0.34))
+    shown = [
+        tables.format_readable(correlation.compute_statistics(measured).assign(**settings)),
+        tables.format_counts(counted.assign(**settings)),
+        choice_figures.format_coefficients(outcomes.assign(**settings)),
+    ]
+    new = nbformat.v4
+    outputs = [new.new_output("display_data", {"text/html": tables.show(frame).data}) for frame in shown]
+    settings_of_a_run = {"top_p": 0.9, "model": {"sha256": "b179c952" * 8}}
+    outputs += [new.new_output("display_data", {"text/html": tables.show_settings(settings_of_a_run).data})]
+    notebook.cells += [new.new_markdown_cell("## Tables"), new.new_code_cell("tables", outputs=outputs)]
+    return notebook
+
+
 def build_real(folder: Path) -> None:
     name = tiny.save(folder / "models" / "small_model", tiny.create_model(), tiny.create_tokenizer(bos=False))
     settings = {"model_name": name, "model": {"source": "folder"}, "dtype": "float32"}
@@ -1402,7 +1433,8 @@ def build_real(folder: Path) -> None:
         records = [tiny.create_record(TEXT, seed=100 * seed + number) for number in range(25)]
         torch.save(records, run / "measurements.pt")
         (run / "run.json").write_text(json.dumps({"settings": settings, "tokens": 500}))
-        nbformat.write(create_notebook(dataset), run / "run.ipynb")
+        varied = {"top_p": 0.95, "temperature": 0.7} if seed else {}
+        nbformat.write(add_wide_tables(create_real_page(dataset), **varied), run / "run.ipynb")
     options = ["--results_dir", str(folder / "results")]
     pages = [["run_notebook.py", n, str(folder / f"results/book/{n}.ipynb"), *options] for n in graph.COMBINED_PAGES]
     commands = [["correlation_eval.py", "--resamples", "100", *options], *pages]
@@ -1444,8 +1476,35 @@ def test_code_is_open_where_it_is_the_point(real):
     assert 0 < len(folded) < len(cells)
 
 
+# The beginning of each table that is wider than its place; `LOST`: of those whose names are out of sight once one has
+# scrolled to the end.
+WIDE_TABLES = """(least) => [...document.querySelectorAll("main table")].filter((table) => {
+  const box = table.closest(".output, .pst-scrollable-table-container") ?? table.parentElement;
+  return table.offsetWidth > box.clientWidth && !(least && table.matches(least));
+}).map((table) => table.innerText.slice(0, 80))"""
+LOST = """() => [...document.querySelectorAll("main table")].filter((table) => {
+  const box = table.closest(".output, .pst-scrollable-table-container") ?? table.parentElement;
+  if (table.offsetWidth <= box.clientWidth) return false;
+  box.scrollLeft = 1e5;
+  const names = [...table.querySelectorAll("tr.names div")];
+  const kept = names.length ? names : [...table.tBodies[0].rows].map((row) => row.cells[0]);
+  return kept.some((name) => name.getBoundingClientRect().left < box.getBoundingClientRect().left - 1);
+}).map((table) => table.innerText.slice(0, 80))"""
+
+
+def resize(page, width: int) -> None:
+    """Another width of the window; returns when the sidebars have moved and page.js has seen it."""
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate("""async () => {
+      const frame = () => new Promise(requestAnimationFrame);
+      await frame();
+      for (const animation of document.getAnimations()) animation.finish();
+      for (let n = 0; n < 4; n++) await frame();
+    }""")
+
+
 @pytest.mark.long
-def test_every_page_of_the_real_book_opens_with_its_figures_drawn_and_fits_a_phone(page, real):
+def test_every_page_of_the_real_book_fits_a_phone_with_its_figures_and_no_table_scrolls_on_a_laptop(page, real):
     with visit_pages(page, real) as visit:
         for path in sorted(real.rglob("*.html")):
             name = path.relative_to(real).with_suffix("").as_posix()
@@ -1454,6 +1513,28 @@ def test_every_page_of_the_real_book_opens_with_its_figures_drawn_and_fits_a_pho
                 draw_figures(page)
                 assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
                 assert page.locator("h1").count() == 1, name
+                if page.locator("main table").count():
+                    assert page.evaluate(LOST) == [], name
+                    resize(page, 1280)
+                    assert page.evaluate(WIDE_TABLES, ".names-4") == [], name  # two settings are promised room at 1920
+                    resize(page, 1920)
+                    assert page.evaluate(WIDE_TABLES) == [], name
+
+
+def test_a_wide_table_has_the_room_of_the_list_of_sections_which_a_button_then_shows(page, real):
+    with visit_pages(page, real) as visit:
+        visit("runs/small_model/alpha")
+        sections, button = page.locator("#pst-secondary-sidebar"), page.locator(".secondary-toggle")
+        assert not sections.is_visible()
+        button.click()
+        dialog = page.locator("#pst-secondary-sidebar-modal")
+        assert dialog.get_by_role("link", name="Tables").is_visible()
+        box = dialog.bounding_box()
+        assert (box["x"] + box["width"], box["y"], box["height"]) == (1280, 0, 900)
+        page.keyboard.press("Escape")
+        resize(page, 1920)
+        assert sections.get_by_role("link", name="Tables").is_visible()
+        assert not button.is_visible()
 
 
 def test_the_switches_of_a_figure_work_by_keyboard(page, real):

@@ -113,7 +113,7 @@ def test_the_answer_is_less_more_or_neither_or_missing():
     assert f"{less}Spearman's coefficient is −0.30 [−0.35, −0.25]**" in answer(-0.3)
     assert "are *more* similar" in answer(0.3)
     assert "are neither clearly more nor clearly less similar" in answer(0.01)
-    assert "(m on d; candidates are the likeliest tokens with 95% of the probability; " in answer(np.nan)
+    assert "(m on d; candidates are the likeliest tokens with 95 % of the probability; " in answer(np.nan)
     assert made_of_text.describe_answer(create_curve({})).startswith("There is no answer yet")
 
 
@@ -122,7 +122,7 @@ def test_the_answer_is_that_of_the_nucleus_that_the_runs_had():
         return made_of_text.describe_answer(curve, usual)
 
     curve = create_curve({"raw": [0.5, 0.7, 0.8, 0.9, 0.95, 0.99]})
-    assert "is 0.80 [0.75, 0.85]** (m on d; candidates are the likeliest tokens with 80% of" in answer(curve, 0.8)
+    assert "is 0.80 [0.75, 0.85]** (m on d; candidates are the likeliest tokens with 80 % of" in answer(curve, 0.8)
     assert "is 0.90 [" in answer(curve)
     wide, narrow = curve.assign(top_p=0.95), curve.assign(top_p=0.5)
     said = answer(pd.concat([wide, narrow], ignore_index=True)).splitlines()
@@ -130,7 +130,7 @@ def test_the_answer_is_that_of_the_nucleus_that_the_runs_had():
     for line, top_p in zip(said, (0.5, 0.95), strict=True):  # one number per run, with its settings before it
         assert line.startswith(f"* With top&#95;p {top_p}: **candidates are *more* similar")
         assert f"coefficient is {top_p:.2f} [" in line
-        assert f"the likeliest tokens with {top_p:.0%} of the probability" in line
+        assert f"the likeliest tokens with {100 * top_p:.0f} % of the probability" in line
 
 
 def test_the_front_page_speaks_of_exchanged_sets_of_the_same_nucleus():
@@ -167,7 +167,7 @@ def test_a_sentence_after_the_values_of_settings_begins_with_a_small_letter():
 
 def test_the_answer_names_the_top_p_with_the_opposite_sign():
     answer = made_of_text.describe_answer(create_curve({"raw": [-0.4, -0.3, 0.01, -0.3, 0.2, 0.4]}))
-    assert answer.endswith("candidates: with 95% of the probability it is positive, 0.20 [0.15, 0.25].**")
+    assert answer.endswith("candidates: with 95 % of the probability it is positive, 0.20 [0.15, 0.25].**")
     for values in ([0.01, 0, 0, 0.01, 0.2, -0.4], [-0.4, -0.3, -0.1, -0.3, 0.01, 0.02]):
         assert "But" not in made_of_text.describe_answer(create_curve({"raw": values}))
 
@@ -189,13 +189,13 @@ def test_null_models_are_told_apart_by_the_interval_of_the_difference():
     nulls["other_step"] = (-0.3, np.nan, np.nan)
     text = made_of_text.describe_nulls(create_nulls(-0.4, nulls))
     assert "m on d, `top_p_0.9` in `raw`: Spearman's coefficient is −0.40 [−0.45, −0.35]." in text
-    assert "Not clearly different from it: hidden states without a text (−0.38, 95% of it)." in text
+    assert "Not clearly different from it: hidden states without a text (−0.38, 95 % of it)." in text
     assert (
-        "Clearly different from it: sets exchanged among tokens of equal k (−0.50, 125% of it); random tokens (0.20)."
+        "Clearly different from it: sets exchanged among tokens of equal k (−0.50, 125 % of it); random tokens (0.20)."
         in text
     )
     assert (
-        "Not compared, because there are too few prompts: the likeliest tokens of another step (−0.30, 75% of it)."
+        "Not compared, because there are too few prompts: the likeliest tokens of another step (−0.30, 75 % of it)."
         in text
     )
 
@@ -249,7 +249,7 @@ def test_what_entropy_adds_is_said_for_each_outcome():
 def test_what_survives_is_said_for_each_outcome():
     differs = made_of_text.describe_specifications(create_tests((-0.1, -0.2, -0.05)))
     assert "of 6 specifications, 3 are negative, 2 are positive and 1 is undecided." in differs
-    assert "50% of all coefficients are negative, and the median is −0.20." in differs
+    assert "50 % of all coefficients are negative, and the median is −0.20." in differs
     assert "It differs from 0, its value without any relation: the difference is −0.10 [−0.20, −0.05]." in differs
     assert "It differs from the median of sets exchanged among tokens of equal k (−0.10)" in differs
     assert "It is not clearly different from 0" in made_of_text.describe_specifications(
@@ -355,12 +355,13 @@ def test_tables_are_read_as_they_were_written_and_names_stay_names(tmp_path):
         tables.load_table(tmp_path, "null_stats.csv", ["Model"])
 
 
-def test_the_table_of_counts_has_a_row_per_run_and_both_null_models():
+def test_the_table_of_counts_has_a_row_per_run_and_null_model():
     shown = tables.format_counts(pd.concat([create_tests((-0.1, -0.2, 0.05)), create_tests((0.1, 0, 0.2), model="b")]))
-    assert shown.index.tolist() == [("m", "d"), ("b", "d")]
-    assert shown["negative"].tolist() == [3, 3]
-    assert shown["median, same_k"].iloc[0] == "-0.10 [-0.15, -0.05]"
-    assert shown["difference, all"].iloc[1] == "0.10 [0.00, 0.20]"
+    assert shown.index.tolist() == [("m", "d")] * 2 + [("b", "d")] * 2
+    assert shown["negative"].tolist() == [3] * 4
+    by_kind = shown.reset_index().set_index(["Model", "null"])
+    assert by_kind.loc[("m", "same_k"), "its median"] == "-0.10 [-0.15, -0.05]"
+    assert by_kind.loc[("b", "all"), "difference"] == "0.10 [0.00, 0.20]"
 
 
 def test_the_front_page_reads_what_the_analyses_wrote_and_says_three_things_of_it(tmp_path):

@@ -57,12 +57,14 @@ def find_trace(figure, name: str):
 
 
 @pytest.mark.parametrize(
-    ("plot", "quantity"),
-    [(calibration_figures.plot_outside, OUTSIDE), (calibration_figures.plot_surprisal, SURPRISAL)],
+    ("plot", "quantity", "unit"),
+    [(calibration_figures.plot_outside, OUTSIDE, 100), (calibration_figures.plot_surprisal, SURPRISAL, 1)],
 )
-def test_a_figure_shows_the_numbers_of_the_bins_with_their_intervals_and_expectations(bins, plot, quantity):
+def test_a_figure_shows_the_numbers_of_the_bins_with_their_intervals_and_expectations(bins, plot, quantity, unit):
     figure = plot(bins)
     own = bins[(bins["pair"] == "one") & (bins["bin"] != "all")]
+    names = [name for name in own if name.startswith(quantity) and pd.api.types.is_float_dtype(own[name])]
+    own = own.assign(**{name: unit * own[name] for name in names})
     for text, (label, _, _, line) in calibration_figures.LOOKS.items():
         part, points = own[own["text"] == text], find_trace(figure, label)
         assert points.y == pytest.approx(part[quantity].tolist(), abs=1e-4)
@@ -95,10 +97,10 @@ def test_the_table_has_both_texts_and_their_difference_in_points_where_it_is_of_
     assert list(table.columns) == ["data set's text", "model's text", "difference"]
     row = one.set_index("quantity").loc["outside"]
     shown = table.loc["tokens outside the nucleus"]
-    assert shown["data set's text"].startswith(f"{100 * row['existing']:.1f}% [")
+    assert shown["data set's text"].startswith(f"{100 * row['existing']:.1f} % [")
     assert shown["difference"].startswith(f"{100 * row['difference']:.1f} points [")
     assert table.loc["surprisal (nats)", "model's text"].endswith("]")
-    assert table.loc["probability of an end", "data set's text"].startswith("0.0% [")
+    assert table.loc["probability of an end", "data set's text"].startswith("0.0 % [")
     older = calibration_text.format_text_means(two_texts.compare_pairs(create_measured(known=False)))
     assert "probability of an end" not in older.index
     assert "surprisal minus full entropy (nats)" in older.index

@@ -245,8 +245,9 @@ def describe_gaps(info: Mapping[str, Any], table: "pd.DataFrame", chat_model: bo
     alone = int((table["k"] == 1).sum())
     if alone:
         advice = "; a higher top_p or temperature gives more of them an alternative" if 2 * alone > len(table) else ""
+        share = f"{100 * alone / len(table):.0f} %"
         lines.append(
-            f"{alone:,} of {len(table):,} tokens ({alone / len(table):.0%}) had one candidate: they have no cosine "
+            f"{alone:,} of {len(table):,} tokens ({share}) had one candidate: they have no cosine "
             f"similarity, and no coefficient contains them{advice}"
         )
     return lines

@@ -26,8 +26,10 @@ BAND = 0.16  # opacity
 
 def plot_outside(bins: pd.DataFrame) -> go.Figure:
     """The share of tokens outside the nucleus over full entropy: both texts, and what a calibrated model would give."""
-    figure = _plot(bins, OUTSIDE, {EXISTING: True, WRITTEN: False}, ".1%")
-    figure.update_yaxes(title="share of tokens outside the nucleus", tickformat=".0%", rangemode="tozero")
+    shares = [f"{OUTSIDE}{of}{end}" for of in ("", " expected") for end in ("", " low", " high")]
+    percent = bins.assign(**{name: 100 * bins[name] for name in shares})
+    figure = _plot(percent, OUTSIDE, {EXISTING: True, WRITTEN: False}, ".1f", " %")
+    figure.update_yaxes(title="tokens outside the nucleus, %", rangemode="tozero")
     text = (
         "Share of tokens outside the nucleus over full entropy, in the data set's text with 95 % intervals and in the "
     )
@@ -45,8 +47,8 @@ def plot_surprisal(bins: pd.DataFrame) -> go.Figure:
     return describe(figure, f"{text}means and bands that tokens drawn from p or from the nucleus would have")
 
 
-def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], form: str) -> go.Figure:
-    """Points of both texts in bins of entropy; a line with its band for each text ``with_line``."""
+def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], form: str, unit: str = "") -> go.Figure:
+    """Points of both texts in bins of entropy; a line with its band for each text ``with_line``; values in ``unit``."""
     rows = bins[bins["bin"] != ALL]
     figure = go.Figure(layout=build_layout("", height=460))
     contents = {}
@@ -66,8 +68,10 @@ def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], form: st
                 band.update(hoverinfo="skip", legendgroup=text, showlegend=False, name=f"{expected}, band")
             )
             line = go.Scatter(mode="lines", line={"color": color, "width": 2, "dash": "dash"}, name=expected)
-            figure.add_trace(line.update(legendgroup=text, hovertemplate=f"{expected}: %{{y:{form}}}<extra></extra>"))
-        hover = f"{label}: %{{y:{form}}} %{{customdata}}<extra></extra>"
+            figure.add_trace(
+                line.update(legendgroup=text, hovertemplate=f"{expected}: %{{y:{form}}}{unit}<extra></extra>")
+            )
+        hover = f"{label}: %{{y:{form}}}{unit} %{{customdata}}<extra></extra>"
         points = go.Scatter(mode="markers", name=label, hovertemplate=hover, cliponaxis=False)  # 0 is on the axis
         figure.add_trace(points.update(marker={"size": 9, "color": color, "symbol": symbol}))
     fill_traces(figure, contents)

@@ -30,6 +30,7 @@ from nucleoscope.stats.calibration import (
 from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.store.text_pairs import FoundPairs, Pair, Run, list_obstacles, name_pairs
 from nucleoscope.views.made_of_text import format_bounded, format_number, join_words
+from nucleoscope.views.numbers import choose_digits, format_percent
 from nucleoscope.views.token_text import escape_name
 from nucleoscope.wording import count
 
@@ -133,7 +134,7 @@ def format_text_means(comparison: pd.DataFrame) -> pd.DataFrame:
     columns = {"mean of": [TITLES.get(name) or quantities.find_title(name) for name in comparison["quantity"]]}
     for part, title in {EXISTING: "data set's text", WRITTEN: "model's text", "difference": "difference"}.items():
         values = comparison[["quantity", part, f"{part} low", f"{part} high"]].itertuples(index=False, name=None)
-        unit = " points" if part == "difference" else "%"
+        unit = " points" if part == "difference" else " %"
         columns[title] = [_format_mean(*row, unit) for row in values]
     return pd.DataFrame(columns).set_index("mean of")
 
@@ -143,11 +144,11 @@ def _format_mean(name: str, value: float, low: float, high: float, unit: str) ->
         return ""
     if name in SHARES:
         return _format_share(value, low, high, unit)
-    return format_bounded(value, low, high, 1 if name == "k" else 2)
+    return format_bounded(value, low, high, choose_digits(low, high, 1) if name == "k" else 2)
 
 
-def _format_share(value: float, low: float, high: float, unit: str = "%") -> str:
-    """ "13.6% [11.3, 16.0]"."""
+def _format_share(value: float, low: float, high: float, unit: str = " %") -> str:
+    """ "13.6 % [11.3, 16.0]"."""
     bounds = "" if np.isnan([low, high]).any() else f" [{format_number(100 * low, 1)}, {format_number(100 * high, 1)}]"
     return f"{format_number(100 * value, 1)}{unit}{bounds}"
 
@@ -263,7 +264,7 @@ def _describe_outside(name: str, existing: pd.DataFrame, written: pd.DataFrame) 
             text += (
                 f"{_format_columns(row, OUTSIDE)} of the {count(int(row['tokens']), 'token')} of the data set's text "
                 f"{'is' if row['tokens'] == 1 else 'are'} outside the nucleus. If tokens were drawn from "
-                f"{_name_source(row)}, {100 * row[f'{OUTSIDE} expected']:.1f}% would be. The difference is "
+                f"{_name_source(row)}, {format_percent(row[f'{OUTSIDE} expected'], 1)} would be. The difference is "
                 f"{_format_points(row)}: {_judge(row, OUTSIDE)}.{_name_interval(row)} {_describe_bins(parts)}"
             )
             text += _describe_ends(parts) + _describe_left_out(row)
@@ -360,7 +361,8 @@ def _describe_ends(parts: pd.DataFrame) -> str:
         return ""
     first, last = parts.iloc[0], parts.iloc[-1]
     words = [
-        f"{_format_columns(row, OUTSIDE)} instead of {100 * row[f'{OUTSIDE} expected']:.1f}%" for row in (first, last)
+        f"{_format_columns(row, OUTSIDE)} instead of {format_percent(row[f'{OUTSIDE} expected'], 1)}"
+        for row in (first, last)
     ]
     return (
         f" Where the model is surest (full entropy up to {first['to']:.2f} nats), {words[0]} are outside; where it is "

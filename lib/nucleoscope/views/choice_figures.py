@@ -83,7 +83,7 @@ def summarise_outcomes(points: pd.DataFrame) -> pd.DataFrame:
     for name in ("divergence", "equal_tokens", "met", "meeting_step"):
         means[name], baseline[name] = points[name].mean(), points[f"baseline_{name}"].mean()
     rows = {"different candidates, same random numbers": means, "same candidate, other random numbers": baseline}
-    return pd.DataFrame(rows).T.round(3).rename_axis("branches")
+    return pd.DataFrame(rows).T.round(2).rename_axis("branches")
 
 
 def format_means(summary: pd.DataFrame) -> pd.DataFrame:

@@ -51,7 +51,7 @@ def summarise(compared: pd.DataFrame) -> pd.DataFrame:
     shown = compared[list(QUANTITIES)]
     rows = shown.quantile([0.25, 0.5, 0.75]).T.set_axis(["lower quartile", "median", "upper quartile"], axis="columns")
     rows["rank correlation with mean_similarity"] = shown.corrwith(compared["mean_similarity"], method="spearman")
-    return rows.round(3).rename_axis("quantity")
+    return rows.round(2).rename_axis("quantity")
 
 
 def plot_thresholds(curve: Mapping[str, np.ndarray], threshold: float) -> go.Figure:

@@ -19,6 +19,7 @@ from nucleoscope.store.results import BRANCH_TABLE
 from nucleoscope.store.run_names import describe_run, order_run
 from nucleoscope.views import palette
 from nucleoscope.views.assets import STATIC, read_compactly
+from nucleoscope.views.numbers import format_percent
 from nucleoscope.views.token_text import Reader, make_encodable
 
 BEFORE = 30  # tokens of the text before a branch point
@@ -76,7 +77,7 @@ def render_fork(folder: Path, point: pd.Series, reader: Reader, title: str) -> s
     numbers = f"divergence {point['divergence']:.2f}"
     if np.isfinite(point["baseline_divergence"]):
         numbers += f", of the same candidate with other random numbers {point['baseline_divergence']:.2f}"
-    numbers += f"; {point['met']:.0%} of the pairs of branches meet again"
+    numbers += f"; {format_percent(point['met'])} of the pairs of branches meet again"
     shown = [part for _, part in rows.groupby("candidate", sort=True)][:LISTED]
     items = "".join(_render_candidate(part, reader, taken) for part in shown)
     hidden = rows["candidate"].nunique() - len(shown)

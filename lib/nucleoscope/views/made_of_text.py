@@ -29,6 +29,7 @@ from nucleoscope.store.run_settings import (
 )
 from nucleoscope.variants import CANDIDATE_SETS
 from nucleoscope.views.made_of_figures import USUAL, choose_nucleus, is_pooled, list_groups
+from nucleoscope.views.numbers import format_percent
 from nucleoscope.views.tables import begin_sentence, describe_varied, load_table, split_by_settings
 from nucleoscope.views.token_text import escape_name
 from nucleoscope.wording import count, name_part
@@ -223,7 +224,7 @@ def _describe_nulls(lead: Lead, geometry: str, statistic: str, usual: float) -> 
         difference = classify(row[f"{statistic} difference low"], row[f"{statistic} difference high"])
         ratio = row[f"{statistic} ratio"]
         found = f"{WORDS[null]} ({format_number(row[f'{statistic} r'])}"
-        found += f", {ratio:.0%} of it)" if sign in (NEGATIVE, POSITIVE) and ratio > 0 else ")"
+        found += f", {format_percent(ratio)} of it)" if sign in (NEGATIVE, POSITIVE) and ratio > 0 else ")"
         groups["unknown" if not difference else "same" if difference == UNDECIDED else "other"].append(found)
     if groups["same"]:
         text += f" Not clearly different from it: {'; '.join(groups['same'])}."
@@ -320,7 +321,7 @@ def _describe_specifications(lead: Lead) -> str:
     counts = [f"{int(first[sign])} {'is' if first[sign] == 1 else 'are'} {sign}" for sign in SIGNS]
     text = (
         f"{of}: of {count(int(first['specifications']), 'specification')}, {join_words(counts)}. "
-        f"{first['share']:.0%} of all coefficients are {first['dominant sign']}, and the median is "
+        f"{format_percent(first['share'])} of all coefficients are {first['dominant sign']}, and the median is "
         f"{format_number(first['median'])}."
     )
     exchanged = "the median of sets exchanged among tokens of equal k"
@@ -364,14 +365,16 @@ def _describe_answer(lead: Lead, usual: float) -> str:
     }.get(row["sign"], "are neither clearly more nor clearly less similar when the model is less sure")
     value = format_bounded(row["r"], row["low"], row["high"])
     begin = f"{lead.where}: **candidates" if lead.where else f"**In {_name_runs(rows)}, candidates"
-    said = f"{begin} {verdict}: Spearman's coefficient is {value}** ({lead.source}; "
-    said += f"candidates are the likeliest tokens with {top_p:.0%} of the probability; brackets are 95 % intervals)."
+    said = (
+        f"{begin} {verdict}: Spearman's coefficient is {value}** ({lead.source}; candidates are the likeliest tokens "
+    )
+    said += f"with {format_percent(top_p)} of the probability; brackets are 95 % intervals)."
     opposite = rows[rows["sign"] == {NEGATIVE: POSITIVE, POSITIVE: NEGATIVE}.get(row["sign"], "")]
     if len(opposite):
         other = min(opposite.to_dict("records"), key=lambda other: abs(names[other["candidates"]] - top_p))
         value = format_bounded(other["r"], other["low"], other["high"])
         said += " **But its sign depends on how many count as candidates: with "
-        said += f"{names[other['candidates']]:.0%} of the probability it is {other['sign']}, {value}.**"
+        said += f"{format_percent(names[other['candidates']])} of the probability it is {other['sign']}, {value}.**"
     return said
 
 

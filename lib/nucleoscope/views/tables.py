@@ -7,19 +7,21 @@ multirow; a dash marks a missing value, and a comment above the table says why i
 
 import html
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
+from pandas.api.types import is_numeric_dtype
 
 from nucleoscope.atomic import write_atomically
 from nucleoscope.names import escape_cell, escape_latex, escape_line, read_cell
 from nucleoscope.stats.bootstrap import WIDTH
 from nucleoscope.stats.correlation import format_power_of_ten
 from nucleoscope.stats.random_effects import RANDOM
-from nucleoscope.stats.specification import ALL, NEGATIVE, POSITIVE, UNDECIDED, classify
+from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.store.results import ANALYSES, RUN_INFO, locate_folder, locate_measured, read_json, select
 from nucleoscope.store.results import describe_gaps as describe_run_gaps
 from nucleoscope.store.run_names import divide_model
@@ -36,10 +38,12 @@ from nucleoscope.store.run_settings import (
     select_head,
     sort_head,
 )
+from nucleoscope.views.numbers import FIELD, choose_digits, format_column, format_percent
 from nucleoscope.views.token_text import escape_name, quote_code
 from nucleoscope.wording import lower_first, name_part
 
 KINDS = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman", "within-k Spearman")
+LONG, PIECE = 25, 16  # characters of a word that may break, and of its pieces
 CURVE = "unimodal"  # the study's curve, the subject of the LaTeX table of the fits
 
 NOTHING_YET = "*There is nothing to show here yet.*"  # below a heading whose content was not measured
@@ -192,26 +196,61 @@ def _format_power(log10: float) -> str:
 def show(frame: pd.DataFrame) -> HTML:
     """A table for a notebook, with its index as columns; in the book its headings sort it.
 
-    A column ``note`` becomes a row of its own below each row that has a note. If the index has several columns, a
-    hidden row before each row has them in words: on a phone, the book shows it instead, which leaves room for numbers.
+    Numbers are written as in sentences (`numbers.format_field`). A line of a field ends only before an interval,
+    between words or within a long one, so that a table becomes narrower where there is no room for it. A column
+    ``note`` becomes a row of its own below each row that has a note. If the index has several columns, a hidden row
+    before each row has them in words: on a phone, the book shows it instead, which leaves room for numbers.
     """
-    several = frame.index.nlevels > 1
-    names = [describe_index(frame.index.names, values) for values in frame.index] if several else []
-    flat = frame.reset_index()
-    flat.columns = [str(name) for name in flat.columns]
+    levels, flat = frame.index.nlevels, frame.reset_index()
     notes = flat.pop("note").fillna("") if "note" in flat else pd.Series("", index=flat.index)
-    classes = ["sortable", *([f"names-{frame.index.nlevels}"] if several else [])]
-    head, body, rest = flat.to_html(index=False, border=0, na_rep="", classes=classes).partition("<tbody>")
-    rows = rest.split("</tr>")
-    for place, said in enumerate(names):
-        before, _, cells = rows[place].rpartition("<tr>")
-        row = f'<tr class="names" hidden><td colspan="{flat.shape[1]}"><div>{html.escape(said)}</div></td></tr>'
-        rows[place] = f"{before}{row}\n    <tr>{cells}"
-    for place, note in enumerate(notes):
-        if note:
-            cell = f'<td colspan="{flat.shape[1]}"><div>{html.escape(note)}</div></td>'
-            rows[place] += f'</tr>\n    <tr class="note">\n      {cell}\n    '
-    return HTML(head + body + "</tr>".join(rows))
+    names = [describe_index(frame.index.names, values) if levels > 1 else "" for values in frame.index]
+    columns = [flat.iloc[:, place] for place in range(flat.shape[1])]
+    texts = [_list_names(column) if place < levels else format_column(column) for place, column in enumerate(columns)]
+    kinds = [' class="words"' if _has_words(column, text) else "" for column, text in zip(columns, texts, strict=True)]
+    rows = []
+    for name, fields, note in zip(names, zip(*texts, strict=True), notes, strict=True):
+        cells = "".join(f"<td{kind}>{_write_field(field)}</td>" for kind, field in zip(kinds, fields, strict=True))
+        rows += [f'<tr class="names" hidden>{_span(name, len(columns))}</tr>'] if levels > 1 else []
+        rows += [f"<tr>{cells}</tr>"]
+        rows += [f'<tr class="note">{_span(note, len(columns))}</tr>'] if note else []
+    heads = (f"<th{kind}>{html.escape(str(name))}</th>" for kind, name in zip(kinds, flat.columns, strict=True))
+    classes = f"dataframe sortable{f' names-{levels}' if levels > 1 else ''}"
+    head = f'<thead>\n<tr style="text-align: right;">{"".join(heads)}</tr>\n</thead>'
+    body = "".join(f"{row}\n" for row in rows)
+    return HTML(f'<table class="{classes}">\n{head}\n<tbody>\n{body}</tbody>\n</table>')
+
+
+def _write_field(text: str) -> str:
+    """A field as HTML. Its interval is an element, which the book puts below the number where there is little room."""
+    value, space, interval = text.partition(" [") if FIELD.fullmatch(text) else (text, "", "")
+    return f'{value} <span class="interval">[{interval}</span>' if space else break_words(text)
+
+
+def _list_names(column: pd.Series) -> list[str]:
+    return ["" if pd.isna(value) else str(value) for value in column]
+
+
+def _has_words(column: pd.Series, texts: Sequence[str]) -> bool:
+    """Whether a column is read from its left side, as words are, and not as numbers."""
+    return not is_numeric_dtype(column) and any(text and not FIELD.fullmatch(text) for text in texts)
+
+
+def show_settings(values: Mapping[str, object]) -> HTML:
+    """A table of settings for a notebook: a row for each, those of a nested one after its name ("model sha256")."""
+    flat = pd.json_normalize(dict(values), sep=" ").iloc[0]
+    return show(pd.DataFrame({"setting": flat.index, "value": [str(value) for value in flat]}).set_index("setting"))
+
+
+def break_words(text: str) -> str:
+    """A text as HTML in which long words, such as a hash, may break."""
+    parts = re.split(rf"([^\s-]{{{LONG},}})", text)
+    pieces = [re.findall(f".{{1,{PIECE}}}", part) if place % 2 else [part] for place, part in enumerate(parts)]
+    return "".join("<wbr>".join(map(html.escape, piece)) for piece in pieces)
+
+
+def _span(text: str, columns: int) -> str:
+    """A field as wide as the table, for words about a row."""
+    return f'<td colspan="{columns}"><div>{html.escape(text)}</div></td>'
 
 
 def describe_index(names: Sequence[str], values: Sequence[object]) -> str:
@@ -230,7 +269,7 @@ def format_readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
     columns |= {f"{kind} r": _format_spans(statistics, f"{prefix}{kind}", 2, f"{prefix}{kind} r") for kind in KINDS}
     if not of:
         columns["tokens with k > 1"] = statistics["tokens with k > 1"]
-        columns["of all"] = statistics["share with k > 1"].map("{:.0%}".format).replace("nan%", "")
+        columns["of all"] = statistics["share with k > 1"].map(format_percent)
         columns["design effect"] = statistics["design effect"].round(1)
         columns["prompts"] = statistics["prompts"]
     return _add_notes(columns, statistics["note"])
@@ -388,20 +427,20 @@ def format_parameters(fits: pd.DataFrame, curve: str, digits: dict[str, int]) ->
     columns = _format_head(rows) | {"Bins": rows["Bins"]}
     columns |= {name: _format_spans(rows, name, number) for name, number in digits.items()}
     if rows["before peak"].notna().any():
-        columns["before peak"] = rows["before peak"].map("{:.0%}".format).replace("nan%", "")
+        columns["before peak"] = rows["before peak"].map(format_percent)
     return _add_notes(columns, rows["note"])
 
 
 def format_counts(tests: pd.DataFrame) -> pd.DataFrame:
-    """How many specifications have which sign, for readers: one row per run of `specification`'s second table."""
-    rows = tests[tests["null"] == ALL]
+    """How many specifications have which sign, for readers: a row per run and null model, as in ``tests``.
+
+    ``tests`` is `specification`'s second table.
+    """
     names = ("specifications", NEGATIVE, UNDECIDED, POSITIVE)
-    columns = _format_head(rows) | {name: rows[name] for name in names}
-    columns |= {"median": rows["median"].round(3)}
-    for null, part in tests.groupby("null", sort=False):
-        columns[f"median, {null}"] = _format_spans(part, "median null", 3)
-        columns[f"difference, {null}"] = _format_spans(part, "difference", 3)
-        columns[f"p, {null}"] = part["median p"].round(3).tolist()
+    columns = _format_head(tests) | {name: tests[name] for name in names}
+    columns |= {"median": tests["median"].round(2), "null": tests["null"]}
+    columns |= {"its median": _format_spans(tests, "median null", 3)}
+    columns |= {"difference": _format_spans(tests, "difference", 3), "p": tests["median p"].round(2)}
     return pd.DataFrame(columns).set_index(list_run_columns(columns))
 
 
@@ -410,7 +449,7 @@ def format_nulls(null_statistics: pd.DataFrame, statistic: str = "Spearman") -> 
     rows = null_statistics[null_statistics[f"{statistic} r"].notna()]
     columns = _format_head(rows) | {name: rows[name] for name in ("candidates", "geometry", "null", "tokens")}
     columns[statistic] = _format_spans(rows, statistic, 2, f"{statistic} r")
-    columns["of measured"] = rows[f"{statistic} ratio"].map("{:.0%}".format).replace("nan%", "")
+    columns["of measured"] = rows[f"{statistic} ratio"].map(format_percent)
     columns["measured minus it"] = _format_spans(rows, f"{statistic} difference", 2)
     return pd.DataFrame(columns).set_index(list_run_columns(columns))
 
@@ -453,8 +492,8 @@ def format_explained(fits: pd.DataFrame) -> pd.DataFrame:
     rows = fits[fits["beta"].notna() & (fits["Bins"] == WIDTH)]
     columns = _format_head(rows) | {"Curve": rows["Curve"]}
     columns |= {name: _format_spans(rows, name, 3) for name in ("alpha", "beta")}
-    numbers = {"R2": "R2 (tokens)", "RMSE": "RMSE (tokens)", "of free": "of free", "of spline": "of spline"}
-    columns |= {name: rows[source].round(3) for name, source in numbers.items()}
+    columns |= {name: rows[f"{name} (tokens)"].round(3) for name in ("R2", "RMSE")}
+    columns |= {name: rows[name].round(2) for name in ("of free", "of spline")}
     return pd.DataFrame(columns).set_index([*list_run_columns(columns), "Curve"])
 
 
@@ -470,14 +509,14 @@ def _format_head(rows: pd.DataFrame) -> dict[str, pd.Series]:
 
 def format_covariance(pairs: pd.DataFrame, least: float = 0.02) -> pd.DataFrame:
     """The covariance by pairs of classes for readers, of classes with at least this share of a run's tokens."""
-    rows = format_values(pairs[pairs["share of tokens"] >= least].round(3))
+    rows = format_values(pairs[pairs["share of tokens"] >= least].round(2))
     return rows.set_index(list_run_columns(rows))
 
 
 def format_comparison(both: pd.DataFrame) -> pd.DataFrame:
     """Coefficients for readers beside the published ones, of `correlation.compute_statistics` merged with these."""
     columns = [f"{kind} r{of}" for kind in ("Pearson", "Spearman") for of in ("", " published")]
-    return format_values(both)[[*list_run_columns(both), *columns]].round(4).set_index("Model")
+    return format_values(both)[[*list_run_columns(both), *columns]].round(2).set_index("Model")
 
 
 def _format_spans(rows: pd.DataFrame, name: str, digits: int, value: str = "") -> list[str]:
@@ -493,7 +532,5 @@ def _format_spans(rows: pd.DataFrame, name: str, digits: int, value: str = "") -
 def _format_span(value: float, low: float, high: float, digits: int) -> str:
     if pd.isna(low) or pd.isna(high):
         return f"{value:z.{digits}f}"
-    width = high - low
-    if np.isfinite(width) and width > 0:
-        digits = min(digits, max(0, 1 - int(np.floor(np.log10(width)))))
+    digits = choose_digits(low, high, digits)
     return f"{value:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"

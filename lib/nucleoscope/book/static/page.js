@@ -1,6 +1,7 @@
 // Sortable tables, printing, and workarounds for pages opened from disk.
 (() => {
   "use strict";
+  const root = document.documentElement;
   // Search shows an excerpt of each page it finds, but pages on disk cannot be fetched.
   if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") {
     DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
@@ -55,8 +56,27 @@
     });
   }
 
+  // Intervals are beside their numbers in tables that have room for that, and below them in others. A table that would
+  // have to scroll even so is given the room of the list of sections (book.css).
+  const tables = [...document.querySelectorAll(".bd-article :is(.output, .pst-scrollable-table-container) table")];
+  const isWide = (table) => table.offsetWidth > table.closest(".output, .pst-scrollable-table-container").clientWidth;
+  function placeIntervals() {
+    for (const table of tables) table.classList.add("unbroken");
+    for (const table of tables.filter(isWide)) table.classList.remove("unbroken");
+  }
+  function makeRoom() {
+    root.classList.remove("tables-need-room");
+    placeIntervals();
+    root.classList.toggle("tables-need-room", tables.some(isWide));
+    if (root.matches(".tables-need-room")) placeIntervals();
+  }
+
+  makeRoom();
+  const article = document.querySelector(".bd-article");
+  // also after a sidebar has been hidden or shown; in the next frame, because an observer must not change what it observes
+  if (article && tables.length) new ResizeObserver(() => requestAnimationFrame(makeRoom)).observe(article);
+
   // Print in the light theme; figures.js follows.
-  const root = document.documentElement;
   let theme = root.dataset.theme;
   addEventListener("beforeprint", () => ([theme, root.dataset.theme] = [root.dataset.theme, "light"]));
   addEventListener("afterprint", () => (root.dataset.theme = theme));

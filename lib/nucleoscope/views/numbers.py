@@ -1,0 +1,61 @@
+"""Numbers as readers see them: one way to write a sign, a share and an interval, in sentences and in tables.
+
+Contract: text only; nothing is computed, and code that makes HTML of it must escape it.
+"""
+
+import re
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+MINUS, NO_BREAK = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
+MOST = 6  # decimals
+_NUMBER, _SPACE = r"[-−]?(?:[\d,]*\.?\d+(?:e[-+]?\d+)?|inf|∞)", f"[ {NO_BREAK}]"
+# The whole of a field: "-0.5", "12 %", "1.5 points [0.4, 2.6]", "[-0.1, 0.1]"
+FIELD = re.compile(rf"(?:{_NUMBER}(?:{_SPACE}(?:%|points))?)?(?:(?:^| )\[{_NUMBER},{_SPACE}{_NUMBER}\])?")
+
+
+def format_percent(share: float, digits: int = 0) -> str:
+    """A share as "12 %", with a minus sign and no negative zero; "" if it is missing."""
+    return "" if pd.isna(share) else f"{100 * share:z.{digits}f} %".replace("-", MINUS)
+
+
+def choose_digits(low: float, high: float, most: int) -> int:
+    """How many decimals of a number mean something: two digits of the width of its interval, at most ``most``."""
+    width = high - low
+    known = np.isfinite(width) and width > 0
+    return min(most, max(0, 1 - int(np.floor(np.log10(width))))) if known else most
+
+
+def format_field(text: str) -> str:
+    """A number, or a number and its interval, of a table: with minus signs, and a line can end only before an interval.
+
+    Any other text is returned as it is: a hyphen in it is a hyphen.
+    """
+    if not text or not FIELD.fullmatch(text):
+        return text
+    text = re.sub(r"(?<!e)-", MINUS, text).replace("inf", "∞")
+    return re.sub(r" (?!\[)", NO_BREAK, text)
+
+
+def format_column(column: pd.Series) -> list[str]:
+    """The fields of a column: fractions with equally many decimals, thousands apart, what is missing empty."""
+    if is_bool_dtype(column) or not is_numeric_dtype(column):
+        return ["" if _is_missing(value) else format_field(str(value)) for value in column]
+    values = column.astype(float).to_numpy()
+    digits = max((_count_decimals(value) for value in values if np.isfinite(value)), default=0)
+    return ["" if np.isnan(value) else format_field(_format_value(value, digits)) for value in values]
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or bool(np.ndim(value) == 0 and pd.isna(value))
+
+
+def _count_decimals(value: float) -> int:
+    return len(f"{value:.{MOST}f}".rstrip("0").partition(".")[2])
+
+
+def _format_value(value: float, digits: int) -> str:
+    tiny = 0 < abs(value) < 0.5 * 10**-MOST
+    return f"{value:.2g}" if tiny or abs(value) >= 1e15 else f"{value:z,.{digits}f}"

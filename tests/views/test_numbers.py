@@ -1,0 +1,79 @@
+"""Numbers as readers see them: one sign, one way to write a share, and columns whose digits are in line."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nucleoscope.views import numbers, tables
+
+SPACE = numbers.NO_BREAK
+
+
+@pytest.mark.parametrize(
+    ("share", "digits", "shown"),
+    [
+        (0.123, 0, "12 %"),
+        (0.1234, 1, "12.3 %"),
+        (-0.5, 0, "−50 %"),
+        (-1e-9, 0, "0 %"),
+        (np.nan, 0, ""),
+        (1, 0, "100 %"),
+    ],
+)
+def test_a_share_is_a_number_a_space_and_the_sign(share, digits, shown):
+    assert numbers.format_percent(share, digits) == shown
+
+
+@pytest.mark.parametrize(
+    ("field", "shown"),
+    [
+        ("-0.5", "−0.5"),
+        ("1e-05", "1e-05"),
+        ("-0.56 [-0.61, -0.50]", f"−0.56 [−0.61,{SPACE}−0.50]"),
+        ("[-0.1, 0.2]", f"[−0.1,{SPACE}0.2]"),
+        ("0.5 [-inf, inf]", f"0.5 [−∞,{SPACE}∞]"),
+        ("1.5 points [0.4, 2.6]", f"1.5{SPACE}points [0.4,{SPACE}2.6]"),
+        ("12 %", f"12{SPACE}%"),
+        ("a model-7b", "a model-7b"),
+        ("2024-07-26", "2024-07-26"),
+        ("", ""),
+    ],
+)
+def test_a_number_of_a_table_has_a_minus_sign_and_breaks_only_before_its_interval(field, shown):
+    assert numbers.format_field(field) == shown
+    assert numbers.format_field(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0.5, 0.25, -0.0, np.nan], ["0.50", "0.25", "0.00", ""]),
+        ([-1234, 5], ["−1,234", "5"]),
+        ([1234.0, np.nan], ["1,234", ""]),
+        ([1e-9, 0.5, np.inf], ["1e-09", "0.5", "∞"]),
+        ([True, False], ["True", "False"]),
+        ([None, "-1", 2.5], ["", "−1", "2.5"]),
+    ],
+)
+def test_a_column_has_equally_many_decimals_and_nothing_where_a_value_is_missing(values, shown):
+    assert numbers.format_column(pd.Series(values)) == shown
+
+
+def test_a_long_word_may_break_and_is_still_the_same_word():
+    assert tables.break_words("SmolLM2-135M-Instruct a<b") == "SmolLM2-135M-Instruct a&lt;b"
+    broken = tables.break_words(f"sha256 {'<' * 40}")
+    assert broken.replace("<wbr>", "").replace("&lt;", "<") == f"sha256 {'<' * 40}"
+    assert broken.count("<wbr>") == 2
+
+
+def test_names_in_the_index_of_a_table_stay_as_they_are():
+    html = tables.show(pd.DataFrame({"r": [-1]}, index=pd.Index(["-1"], name="seed"))).data
+    assert ">-1</td>" in html
+    assert ">−1</td>" in html
+
+
+def test_a_table_of_settings_has_a_row_for_each_also_for_those_of_a_nested_one():
+    html = tables.show_settings({"top_p": 0.9, "seed": -1, "model": {"sha256": "f" * 64}, "text_column": None}).data
+    for name, value in (("top_p", "0.9"), ("seed", "−1"), ("model sha256", "<wbr>"), ("text_column", "None")):
+        row = html[html.index(f">{name}</td>") :].partition("</tr>")[0]
+        assert value in row
