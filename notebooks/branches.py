@@ -19,7 +19,7 @@
 # model continues from there, several times with other random numbers. All candidates get the same random numbers, so that
 # branches differ by their candidate alone. We measure
 #
-# * how far the next-token distributions part: their mean Jensen-Shannon divergence along the branches, divided by log 2,
+# * how far the next-token distributions diverge: their mean Jensen-Shannon divergence along the branches, divided by log 2,
 # * the share of tokens that are equal,
 # * whether branches meet again: whether their last five tokens are the same, and after how many tokens.
 #

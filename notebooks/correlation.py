@@ -77,8 +77,8 @@ Markdown(gaps) if gaps else None
 # %% [markdown]
 # A negative coefficient means that the candidates are less similar when the model is less sure.
 # *Within-prompt* is the mean of the coefficients inside each text: differences between texts do not affect it.
-# *Design effect* says how much the tokens of a text depend on each other: the number of tokens divided by it is the number
-# of independent tokens that they are worth.
+# *Design effect* says how much the tokens of a text depend on each other: divide the number of tokens by it to get the
+# effective number of independent tokens.
 #
 # Two coefficients take the number of candidates k into account. *Partial* subtracts a straight line in the ranks of k from both
 # quantities and correlates what remains, over all tokens. *Within-k* compares tokens only with tokens of exactly the same

@@ -97,7 +97,7 @@ null_statistics = null_models.compute_null_statistics(runs, jobs=None)
 made_of_figures.plot_nulls(null_statistics, csv="null_stats.csv", usual=usual) if runs else None
 
 # %% [markdown]
-# If a null model has the coefficient of the measurements, what it keeps of them is enough to produce that coefficient.
+# If a null model has the coefficient of the measurements, what it preserves is enough to produce that coefficient.
 
 # %%
 Markdown(

@@ -88,9 +88,8 @@ figures.plot_scatter(table)
 
 # %% [markdown]
 # Each point is one token: further right, the model was less sure; further up, its candidates were more
-# similar. The line joins the medians of bins of equal width. There are 50 bins, or fewer if there are fewer than
-# 2,500 tokens: then their number is the square root of the number of tokens. A bin with few tokens says little (point at it
-# to see how many it has).
+# similar. The line joins the medians of bins of equal width: $\sqrt{n}$ bins for $n$ tokens, but at most 50. A bin with
+# few tokens says little (point at it to see how many it has).
 
 # %%
 figures.plot_distributions(table)

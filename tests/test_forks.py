@@ -80,3 +80,16 @@ def test_a_traceback_is_the_commands(script):
     wrong = run.communicate(timeout=200)[1]
     assert run.returncode == 1
     assert wrong.splitlines()[-1] == "ValueError: no"
+
+
+def test_a_notebooks_process_does_not_outlive_the_one_that_started_it(tmp_path):
+    (tmp_path / "ipykernel_launcher.py").write_text(WAIT)
+    code = (
+        "import subprocess, sys; subprocess.run([sys.executable, '-m', 'ipykernel_launcher'], start_new_session=True)"
+    )
+    command, environment = [sys.executable, "-c", code], forks.create_environment()
+    run = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    forked = psutil.Process(int(run.stdout.readline()))
+    run.kill()
+    run.communicate(timeout=200)
+    assert psutil.wait_procs([forked], timeout=200)[1] == []

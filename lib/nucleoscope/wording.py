@@ -19,6 +19,10 @@ def name_part(number: int, total: int, noun: str) -> str:
 
 
 def lower_first(sentence: str) -> str:
-    """A sentence to follow a colon: its first letter is small, unless it begins with a name or a quantity's symbol."""
+    """A sentence to follow a colon: its first letter is small, unless its first word is a name.
+
+    A name has another capital letter or a digit (SmolLM2, R2, AICc), or is a possessive (Spearman's).
+    """
     word = sentence.split(" ", 1)[0]
-    return sentence if word.endswith("'s") or not word[:1].isalpha() else sentence[0].lower() + sentence[1:]
+    named = word.endswith("'s") or any(letter.isupper() or letter.isdigit() for letter in word[1:])
+    return sentence if named or not word[:1].isalpha() else sentence[0].lower() + sentence[1:]

@@ -38,7 +38,7 @@ def run_fork(words: list[str], place: str) -> None:
             for number in passed:
                 signal.signal(number, lambda number, _: connection.send(bytes([number])))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, passed)
-            said = connection.recv(16)
+            said = wait_for_end(connection, watched=words[:2] == ["-m", "ipykernel_launcher"])
         except OSError:
             said = b""
     if not said:
@@ -51,6 +51,18 @@ def run_fork(words: list[str], place: str) -> None:
         signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
         os.kill(os.getpid(), -status)
     os._exit(status)
+
+
+def wait_for_end(connection, watched: bool) -> bytes:
+    """What the server says when the fork has ended; ``watched``: as a notebook's process, it ends with its parent."""
+    parent = os.getppid()
+    connection.settimeout(0.2 if watched else None)
+    while True:
+        try:
+            return connection.recv(16)
+        except TimeoutError:
+            if os.getppid() != parent:
+                os._exit(1)  # which has the server kill the fork
 
 
 def import_next() -> None:

@@ -236,11 +236,12 @@ def test_what_entropy_adds_is_said_for_each_outcome():
     def describe(*added):
         return made_of_text.describe_ladder(create_ladder(added, [f"m{place}" for place in range(len(added))]))
 
-    clearly = "clearly above 0.01, which regression can add by chance."
-    assert describe((0.04, 0.03, 0.05)).endswith(f"entropy adds 0.040 to that. This gain is {clearly}")
-    assert describe((0.004, 0.003, 0.005)).endswith(f"entropy adds 0.004 to that. This gain is not {clearly}")
+    clearly = "clearly above 0.01, which a regression can gain by chance"
+    assert describe((0.04, 0.03, 0.05)).endswith(f"entropy adds 0.040 to that. This gain is {clearly}.")
+    assert describe((0.004, 0.003, 0.005)).endswith(f"entropy adds 0.004 to that. This gain is not {clearly}.")
     assert "adds between −0.010 and 0.040" in describe((0.04, 0.03, 0.05), (-0.01, -0.02, 0.0))
-    assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"In 1 of 2 runs this gain is {clearly}")
+    assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"This gain is {clearly}, in 1 of 2 runs.")
+    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"This gain is {clearly}, in no run.")
     assert describe((0.01, np.nan, np.nan)).endswith("No interval could be computed.")
     assert made_of_text.describe_ladder(create_ladder([], [])).startswith("No run has enough tokens and prompts")
     assert "entropy alone explains 0.00 of the variance" in describe((0.01, 0.005, 0.02))

@@ -209,7 +209,9 @@ def test_the_mean_over_models_is_shown_by_data_set_and_empty_without_two_models(
     assert len(tables.format_models(random_effects.combine_coefficients(alone))) == 0
     assert tables.describe_missing_means(alone).endswith("because only one model was measured.")
     two = alone.iloc[[0, 0]].assign(Model=["a", "b"], Dataset=["x", "y"])
-    assert tables.describe_missing_means(two).endswith("because each data set was measured with a single model.")
+    assert tables.describe_missing_means(two).endswith(
+        "because no data set has coefficients of two models with the same settings."
+    )
     assert tables.describe_missing_means(alone[:0]) == "There is no such mean yet."
 
 
@@ -231,6 +233,8 @@ def test_the_published_study_is_compared_only_if_it_has_a_run_in_common():
         "2 of the 15 published runs are among the 3 measured here; diamonds mark them in the figure"
     )
     assert one.startswith("1 of the 15 published runs is among the 3 measured here; a diamond marks it in the figure")
+    assert "is among the only one measured here" not in tables.describe_comparison(1, 15, 1)
+    assert tables.describe_comparison(1, 15, 1).startswith("The run measured here is one of the 15 published runs; a")
 
 
 def test_statistics_are_read_as_the_analyses_wrote_them(tmp_path):
@@ -313,3 +317,23 @@ def test_a_row_with_several_names_has_them_in_words_in_a_hidden_row_before_it():
     assert [rows[place].get_text(strip=True) for place in (0, 2, 4)] == ["m<a, d, top_p 0.9", "b, d", "x"]
     assert "names-3" in soup.table["class"]
     assert not BeautifulSoup(tables.show(frame[["Model", "r"]].set_index("Model")).data, "html.parser").select(".names")
+
+
+def test_a_long_word_may_break_and_is_still_the_same_word():
+    assert tables.break_words("SmolLM2-135M-Instruct a<b") == "SmolLM2-135M-Instruct a&lt;b"
+    broken = tables.break_words(f"sha256 {'<' * 40}")
+    assert broken.replace("<wbr>", "").replace("&lt;", "<") == f"sha256 {'<' * 40}"
+    assert broken.count("<wbr>") == 2
+
+
+def test_names_in_the_index_of_a_table_stay_as_they_are():
+    html = tables.show(pd.DataFrame({"r": [-1]}, index=pd.Index(["-1"], name="seed"))).data
+    assert ">-1</td>" in html
+    assert ">−1</td>" in html
+
+
+def test_a_table_of_settings_has_a_row_for_each_also_for_those_of_a_nested_one():
+    html = tables.show_settings({"top_p": 0.9, "seed": -1, "model": {"sha256": "f" * 64}, "text_column": None}).data
+    for name, value in (("top_p", "0.9"), ("seed", "-1"), ("model sha256", "<wbr>"), ("text_column", "None")):
+        row = html[html.index(f">{name}</td>") :].partition("</tr>")[0]
+        assert value in row

@@ -331,7 +331,7 @@ def test_one_or_two_prompts_are_shown_without_calling_them_the_median_or_the_hig
     )
     picks = two_texts.choose_texts(*create_means({0: 2.0, 1: -0.5}))
     assert [pick.prompt for pick in picks] == [1, 0]
-    assert picks[0].sentence.startswith("**The first of two prompts to choose from**, prompt 1: no other has at least")
+    assert picks[0].sentence.startswith("**Prompt 1**, one of the only two prompts with at least 10 tokens")
     assert "median" not in "".join(pick.sentence for pick in picks)
 
 

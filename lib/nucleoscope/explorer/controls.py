@@ -30,7 +30,7 @@ class TokenText(anywidget.AnyWidget):
     plotly figure whose layout's meta is ``figure``: its customdata are steps.
 
     The number of a token of the text is its step; that of a token of the earlier text is `number_earlier`. ``earlier``
-    has ``cut``, the step where the two texts part, the earlier one's ``pieces`` from there on, and the ``names`` of
+    has ``cut``, the step where the two texts diverge, the earlier one's ``pieces`` from there on, and the ``names`` of
     both; it is empty if there is no earlier text. In ``scale``, ``earlier`` are the values of these pieces. ``trail``
     names the texts from the first to the latest, of which ``place`` is shown. The page sets ``wanted`` to [the place of
     another, any number], and ``picked`` to [the number of a token, the place of one of its candidates, any number] to

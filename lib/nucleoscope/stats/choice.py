@@ -1,4 +1,4 @@
-"""Does the choice matter? What predicts how far the continuations of a token's candidates part.
+"""Does the choice matter? What predicts how far the continuations of a token's candidates diverge.
 
 Contract: `collect` reads the branches of runs; everything else is tables in, tables out. A branch point counts as one
 observation; points of a prompt depend on each other, so intervals are the jackknife's over prompts (`replicates`).
@@ -247,7 +247,7 @@ def exchange_outcomes(values: np.ndarray, k: np.ndarray, draws: int = DRAWS, see
 
 
 def summarise(runs: Runs) -> pd.DataFrame:
-    """How much the choice matters in each run, and how far texts part anyway: a row per run and outcome of `MEANS`.
+    """How much the choice matters in each run, and how far texts diverge anyway: a row per run and outcome of `MEANS`.
 
     Columns: Model, Dataset, outcome, points, prompts; candidates (the mean over points, of pairs of different
     candidates with the same random numbers) and same candidate (with other random numbers), and their difference, each

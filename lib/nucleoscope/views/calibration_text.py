@@ -59,9 +59,9 @@ sentences count a bin only if it is outside after Holm's correction for the numb
 AT_ZERO = """The diamonds of the model's text are all at 0, because its tokens were drawn from the nucleus."""
 CERTAIN = """Where none of a bin's tokens or all of them are outside, the bar is the interval of Clopper and
 Pearson for independent tokens."""
-EXPLAIN_SURPRISAL = """The dashed line and band of each colour show what to expect: for the data set's text, of tokens
-drawn from p, as if the model were calibrated on it; for the model's text, of tokens drawn from the nucleus, as they
-were. On the first line, surprisal equals full entropy. A point above its line means more
+EXPLAIN_SURPRISAL = """The dashed line and band of each colour show what is expected of the data set's text if its
+tokens were drawn from p, as if the model were calibrated on it, and of the model's text because its tokens were drawn
+from the nucleus. On the first line, surprisal equals full entropy. A point above its line means more
 surprise than expected, one below it less. The bands are normal approximations, which are rough
 where surprisal is mostly near 0, and one point in twenty is outside by chance, so no single
 bin is judged."""

@@ -133,7 +133,7 @@ def judge(low: float, high: float) -> str:
 
 
 def describe_means(summary: pd.DataFrame, outcome: str = "divergence") -> str:
-    """In how many runs branches of different candidates part further than those of the same candidate."""
+    """In how many runs branches of different candidates diverge further than those of the same candidate."""
     rows = summary[(summary["outcome"] == outcome) & summary["difference"].notna()]
     if rows.empty:
         return ""

@@ -135,10 +135,7 @@ def begin_few(prompts: Sequence[int], of: str) -> list[str]:
     """
     if len(prompts) == 1:
         return [f"**The only prompt to choose from**, prompt {prompts[0]}: no other has {of}."]
-    return [
-        f"**The {which} of two prompts to choose from**, prompt {prompt}: no other has {of}."
-        for which, prompt in zip(("first", "second"), prompts, strict=True)
-    ]
+    return [f"**Prompt {prompt}**, one of the only two prompts with {of}." for prompt in prompts]
 
 
 def find_corners(

@@ -14,11 +14,11 @@ ENDINGS = (".csv", ".parquet", ".html")
 def check_name(output: str | os.PathLike, candidates: bool = False) -> str:
     """The ending of the file to write, in lower case. ValueError if it says no format, or the wrong one.
 
-    ``candidates``: whether candidates are to be written. IsADirectoryError for a name that ends with a slash, which
-    can only be that of a folder.
+    ``candidates``: whether candidates are to be written. IsADirectoryError for a name that ends with a slash or a dot
+    after one, which can only be that of a folder.
     """
     name = os.fspath(output)
-    if name.endswith(os.sep):
+    if os.path.basename(name) in ("", os.curdir, os.pardir):
         raise IsADirectoryError(f"'{name}' is the name of a folder: name a file")
     ending = Path(name).suffix.lower()
     if ending not in ENDINGS:

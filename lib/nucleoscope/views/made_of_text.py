@@ -158,7 +158,7 @@ def _describe_over_top_p(lead: Lead, statistic: str) -> str:
     rows, of = lead.rows, lead.of
     rows = rows[rows["candidates"].isin(list(names)) & (rows["statistic"] == statistic) & rows["r"].notna()]
     if rows.empty:
-        return "No coefficient could be computed for any top_p."
+        return _begin(lead, "No coefficient could be computed for any top_p.")
     rows = rows.assign(top_p=rows["candidates"].map(names)).sort_values("top_p")
     texts, changing = [], []
     for geometry, part in rows.groupby("geometry", sort=False):
@@ -211,7 +211,9 @@ def _describe_nulls(lead: Lead, geometry: str, statistic: str, usual: float) -> 
     candidates = choose_nucleus(lead.head, set(rows["candidates"]), usual)
     rows = rows[(rows["candidates"] == candidates) & (rows["geometry"] == geometry)].set_index("null")
     if OBSERVED not in rows.index or np.isnan(rows.loc[OBSERVED, f"{statistic} r"]):
-        return f"No run has a coefficient for its nucleus in `{geometry}`, so no null model can be compared."
+        return _begin(
+            lead, f"No run has a coefficient for its nucleus in `{geometry}`, so no null model can be compared."
+        )
     seen = rows.loc[OBSERVED]
     sign = classify(seen[f"{statistic} low"], seen[f"{statistic} high"])
     value = format_bounded(*(seen[f"{statistic} {part}"] for part in ("r", "low", "high")))
@@ -293,10 +295,10 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     if known.empty:
         return f"{text} No interval could be computed."
     helped = int((known["added low"] > NOTICEABLE).sum())
-    than = f"clearly above {NOTICEABLE:g}, which regression can add by chance"
+    than = f"clearly above {NOTICEABLE:g}, which a regression can gain by chance"
     if len(known) == 1:
         return f"{text} This gain is {'' if helped else 'not '}{than}."
-    return f"{text} In {name_part(helped, len(known), 'run')} this gain is {than}."
+    return f"{text} This gain is {than}, in {name_part(helped, len(known), 'run')}."
 
 
 def _format_shares(values: pd.Series) -> str:
@@ -316,7 +318,7 @@ def describe_specifications(tests: pd.DataFrame) -> str:
 def _describe_specifications(lead: Lead) -> str:
     rows, of = lead.rows.set_index("null"), lead.of
     if rows.empty:
-        return "No specification could be computed."
+        return _begin(lead, "No specification could be computed.")
     first = rows.iloc[0]
     counts = [f"{int(first[sign])} {'is' if first[sign] == 1 else 'are'} {sign}" for sign in SIGNS]
     text = (
@@ -395,10 +397,11 @@ def _describe_sign_changes(rows: pd.DataFrame) -> str:
         return "No other candidate set or geometry was measured."
     neither = len(rows) - negative - positive
     all_of = f"Of {count(len(rows), 'combination')} of candidate set and geometry, {negative} "
-    all_of += (
-        f"{'gives' if negative == 1 else 'give'} a negative coefficient, {positive} a positive one, and {neither} "
-    )
+    all_of += f"{'has' if negative == 1 else 'have'} a negative coefficient, {positive} "
+    all_of += f"{'has' if positive == 1 else 'have'} a positive one, and {neither} {'has' if neither == 1 else 'have'} "
     all_of += "no clear sign"
+    if len(rows) == 1:
+        return f"{all_of}."
     if negative and positive:
         return f"{all_of}: the sign depends on these choices."
     if negative + positive == len(rows):

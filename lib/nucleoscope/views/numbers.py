@@ -3,6 +3,7 @@
 Contract: text only; nothing is computed, and code that makes HTML of it must escape it.
 """
 
+import numbers
 import re
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 MINUS, NO_BREAK = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
-MOST = 6  # decimals
+DECIMALS = 6  # at most
 _NUMBER, _SPACE = r"[-−]?(?:[\d,]*\.?\d+(?:e[-+]?\d+)?|inf|∞)", f"[ {NO_BREAK}]"
 # The whole of a field: "-0.5", "12 %", "1.5 points [0.4, 2.6]", "[-0.1, 0.1]"
 FIELD = re.compile(rf"(?:{_NUMBER}(?:{_SPACE}(?:%|points))?)?(?:(?:^| )\[{_NUMBER},{_SPACE}{_NUMBER}\])?")
@@ -18,7 +19,7 @@ FIELD = re.compile(rf"(?:{_NUMBER}(?:{_SPACE}(?:%|points))?)?(?:(?:^| )\[{_NUMBE
 
 def format_percent(share: float, digits: int = 0) -> str:
     """A share as "12 %", with a minus sign and no negative zero; "" if it is missing."""
-    return "" if pd.isna(share) else f"{100 * share:z.{digits}f} %".replace("-", MINUS)
+    return "" if pd.isna(share) else f"{100 * share:z,.{digits}f} %".replace("-", MINUS).replace("inf", "∞")
 
 
 def choose_digits(low: float, high: float, most: int) -> int:
@@ -29,7 +30,7 @@ def choose_digits(low: float, high: float, most: int) -> int:
 
 
 def format_field(text: str) -> str:
-    """A number, or a number and its interval, of a table: with minus signs, and a line can end only before an interval.
+    """A number, or a number and its interval, of a table: with minus signs; lines break only before an interval.
 
     Any other text is returned as it is: a hyphen in it is a hyphen.
     """
@@ -40,12 +41,23 @@ def format_field(text: str) -> str:
 
 
 def format_column(column: pd.Series) -> list[str]:
-    """The fields of a column: fractions with equally many decimals, thousands apart, what is missing empty."""
+    """The fields of a column: fractions with equally many decimals, commas between thousands, what is missing empty.
+
+    In a column of several types, each number has its own decimals.
+    """
     if is_bool_dtype(column) or not is_numeric_dtype(column):
-        return ["" if _is_missing(value) else format_field(str(value)) for value in column]
+        return [_format_any(value) for value in column]
     values = column.astype(float).to_numpy()
     digits = max((_count_decimals(value) for value in values if np.isfinite(value)), default=0)
     return ["" if np.isnan(value) else format_field(_format_value(value, digits)) for value in values]
+
+
+def _format_any(value: object) -> str:
+    if _is_missing(value):
+        return ""
+    if isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_)):
+        return format_field(_format_value(float(value), _count_decimals(float(value)) if np.isfinite(value) else 0))
+    return format_field(str(value))
 
 
 def _is_missing(value: object) -> bool:
@@ -53,9 +65,9 @@ def _is_missing(value: object) -> bool:
 
 
 def _count_decimals(value: float) -> int:
-    return len(f"{value:.{MOST}f}".rstrip("0").partition(".")[2])
+    return len(f"{value:.{DECIMALS}f}".rstrip("0").partition(".")[2])
 
 
 def _format_value(value: float, digits: int) -> str:
-    tiny = 0 < abs(value) < 0.5 * 10**-MOST
-    return f"{value:.2g}" if tiny or abs(value) >= 1e15 else f"{value:z,.{digits}f}"
+    tiny = 0 < abs(value) < 0.5 * 10**-DECIMALS
+    return f"{value:.2g}" if tiny else f"{value:g}" if abs(value) >= 1e15 else f"{value:z,.{digits}f}"

@@ -193,10 +193,11 @@ def _format_power(log10: float) -> str:
     return f"${mantissa}{{\\cdot}}10^{{{int(exponent)}}}$" if small else text if text == "--" else f"${text}$"
 
 
-def show(frame: pd.DataFrame) -> HTML:
+def show(frame: pd.DataFrame, as_written: Collection[str] = ()) -> HTML:
     """A table for a notebook, with its index as columns; in the book its headings sort it.
 
-    Numbers are written as in sentences (`numbers.format_field`). A line of a field ends only before an interval,
+    Numbers are written as in sentences (`numbers.format_field`), but not those of the index and of the columns
+    ``as_written``, which readers may copy. A line of a field ends only before an interval,
     between words or within a long one, so that a table becomes narrower where there is no room for it. A column
     ``note`` becomes a row of its own below each row that has a note. If the index has several columns, a hidden row
     before each row has them in words: on a phone, the book shows it instead, which leaves room for numbers.
@@ -205,14 +206,17 @@ def show(frame: pd.DataFrame) -> HTML:
     notes = flat.pop("note").fillna("") if "note" in flat else pd.Series("", index=flat.index)
     names = [describe_index(frame.index.names, values) if levels > 1 else "" for values in frame.index]
     columns = [flat.iloc[:, place] for place in range(flat.shape[1])]
-    texts = [_list_names(column) if place < levels else format_column(column) for place, column in enumerate(columns)]
+    texts = [
+        _list_names(column) if place < levels or column.name in as_written else format_column(column)
+        for place, column in enumerate(columns)
+    ]
     kinds = [' class="words"' if _has_words(column, text) else "" for column, text in zip(columns, texts, strict=True)]
     rows = []
     for name, fields, note in zip(names, zip(*texts, strict=True), notes, strict=True):
         cells = "".join(f"<td{kind}>{_write_field(field)}</td>" for kind, field in zip(kinds, fields, strict=True))
-        rows += [f'<tr class="names" hidden>{_span(name, len(columns))}</tr>'] if levels > 1 else []
+        rows += [f'<tr class="names" hidden>{_write_wide(name, len(columns))}</tr>'] if levels > 1 else []
         rows += [f"<tr>{cells}</tr>"]
-        rows += [f'<tr class="note">{_span(note, len(columns))}</tr>'] if note else []
+        rows += [f'<tr class="note">{_write_wide(note, len(columns))}</tr>'] if note else []
     heads = (f"<th{kind}>{html.escape(str(name))}</th>" for kind, name in zip(kinds, flat.columns, strict=True))
     classes = f"dataframe sortable{f' names-{levels}' if levels > 1 else ''}"
     head = f'<thead>\n<tr style="text-align: right;">{"".join(heads)}</tr>\n</thead>'
@@ -238,7 +242,8 @@ def _has_words(column: pd.Series, texts: Sequence[str]) -> bool:
 def show_settings(values: Mapping[str, object]) -> HTML:
     """A table of settings for a notebook: a row for each, those of a nested one after its name ("model sha256")."""
     flat = pd.json_normalize(dict(values), sep=" ").iloc[0]
-    return show(pd.DataFrame({"setting": flat.index, "value": [str(value) for value in flat]}).set_index("setting"))
+    table = pd.DataFrame({"setting": flat.index, "value": [str(value) for value in flat]})
+    return show(table.set_index("setting"), as_written=("value",))
 
 
 def break_words(text: str) -> str:
@@ -248,7 +253,7 @@ def break_words(text: str) -> str:
     return "".join("<wbr>".join(map(html.escape, piece)) for piece in pieces)
 
 
-def _span(text: str, columns: int) -> str:
+def _write_wide(text: str, columns: int) -> str:
     """A field as wide as the table, for words about a row."""
     return f'<td colspan="{columns}"><div>{html.escape(text)}</div></td>'
 
@@ -291,7 +296,8 @@ def describe_place(what: str, folder: Path) -> str:
 def describe_missing_means(statistics: pd.DataFrame) -> str:
     """Why there is no mean over models: a sentence for the place of their table."""
     models = statistics["Model"].nunique()
-    why = "each data set was measured with a single model" if models > 1 else "only one model was measured"
+    several = "no data set has coefficients of two models with the same settings"
+    why = several if models > 1 else "only one model was measured"
     return f"There is no such mean yet, because {why}." if models else "There is no such mean yet."
 
 
@@ -409,8 +415,11 @@ def describe_comparison(common: int, published: int, measured: int) -> str:
     if not common:
         return f"None of the {published} published runs was measured here, so there is nothing to compare."
     which, them = ("is", "a diamond marks it") if common == 1 else ("are", "diamonds mark them")
+    said = f"{common} of the {published} published runs {which} among the {measured} measured here"
+    if measured == 1:
+        said = f"The run measured here is one of the {published} published runs"
     return (
-        f"{common} of the {published} published runs {which} among the {measured} measured here; {them} in the "
+        f"{said}; {them} in the "
         "figure below. The published coefficients have no intervals, and they vary with the choice of prompts as ours "
         "do: a gap of up to two interval widths is no evidence of a difference."
     )

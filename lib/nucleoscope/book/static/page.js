@@ -10,8 +10,8 @@
   const readText = (row, column) => (row.cells[column] ? row.cells[column].textContent.trim() : "");
   // The number at the beginning of a field: "1,234", "−0.5", "12 %", "0.31 [0.28, 0.34]".
   function parseNumber(value) {
-    const found = value.replace(/−/g, "-").match(/^-?[\d,]*\.?\d+(?:e-?\d+)?(?=$|[\s%\[])/);
-    return found ? Number(found[0].replace(/,/g, "")) : NaN;
+    const found = value.replace(/−/g, "-").match(/^-?(?:∞|[\d,]*\.?\d+(?:e[-+]?\d+)?)(?=$|[\s%\[])/);
+    return found ? Number(found[0].replace(/,/g, "").replace("∞", "Infinity")) : NaN;
   }
 
   // Numbers by size, then words; empty fields come last in either direction.
@@ -56,6 +56,23 @@
     });
   }
 
+  // Elements with their own scroll bar must be reachable by keyboard.
+  const wide = ".output, div.highlight pre, .pst-scrollable-table-container, mjx-container[display], .math";
+  function allowFocus() {
+    for (const box of document.querySelectorAll(wide)) {
+      const scrolls = box.scrollWidth > box.clientWidth;
+      if (scrolls && !box.hasAttribute("tabindex")) {
+        box.tabIndex = 0;
+        box.dataset.scrolls = "";
+      } else if (!scrolls && "scrolls" in box.dataset) {
+        box.removeAttribute("tabindex");
+        delete box.dataset.scrolls;
+      }
+    }
+  }
+  addEventListener("load", allowFocus);
+  addEventListener("resize", allowFocus);
+
   // Intervals are beside their numbers in tables that have room for that, and below them in others. A table that would
   // have to scroll even so is given the room of the list of sections (book.css).
   const tables = [...document.querySelectorAll(".bd-article :is(.output, .pst-scrollable-table-container) table")];
@@ -64,17 +81,25 @@
     for (const table of tables) table.classList.add("unbroken");
     for (const table of tables.filter(isWide)) table.classList.remove("unbroken");
   }
+  // The article's height changes with each figure that is drawn; tables appear where a fold is opened.
+  const describeRoom = () => `${article.clientWidth} ${tables.filter((table) => table.offsetWidth).length}`;
+  let room = "";
   function makeRoom() {
+    if (describeRoom() === room || document.querySelector("dialog[open]")) return; // a dialog may have the list of sections
     root.classList.remove("tables-need-room");
     placeIntervals();
     root.classList.toggle("tables-need-room", tables.some(isWide));
     if (root.matches(".tables-need-room")) placeIntervals();
+    room = describeRoom();
+    allowFocus();
   }
 
-  makeRoom();
   const article = document.querySelector(".bd-article");
   // also after a sidebar has been hidden or shown; in the next frame, because an observer must not change what it observes
-  if (article && tables.length) new ResizeObserver(() => requestAnimationFrame(makeRoom)).observe(article);
+  if (article && tables.length) {
+    makeRoom();
+    new ResizeObserver(() => requestAnimationFrame(makeRoom)).observe(article);
+  }
 
   // Print in the light theme; figures.js follows.
   let theme = root.dataset.theme;
@@ -86,14 +111,4 @@
     const page = arrow.closest("li").querySelector("a");
     arrow.setAttribute("aria-label", `pages below ${page ? page.textContent.trim() : "this one"}`);
   }
-
-  // Elements with their own scroll bar must be reachable by keyboard.
-  const wide = ".output, div.highlight pre, .pst-scrollable-table-container, mjx-container[display], .math";
-  function allowFocus() {
-    for (const box of document.querySelectorAll(wide)) {
-      if (box.scrollWidth > box.clientWidth && !box.hasAttribute("tabindex")) box.tabIndex = 0;
-    }
-  }
-  addEventListener("load", allowFocus);
-  addEventListener("resize", allowFocus);
 })();

@@ -264,7 +264,7 @@ function render({ model, el }) {
       page.classList.toggle("nx-forked", forked);
       if (forked) drawFork(text, model.get("pieces"), earlier);
       else drawTokens(text, model.get("pieces"));
-      if (forked && another) page.scrollTop = text.querySelector(".nx-names").offsetTop - page.offsetTop - 60; // where they part
+      if (forked && another) page.scrollTop = text.querySelector(".nx-names").offsetTop - page.offsetTop - 60; // where they diverge
       else if (atEnd && !forked) page.scrollTop = page.scrollHeight; // scrolls along as the text grows
       tint();
     },

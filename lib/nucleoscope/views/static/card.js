@@ -43,8 +43,8 @@ function drawLegend(scale) {
 const TO_TAKEN = ["similar\nto ✓", "How similar each candidate is to the token that was taken (✓); at most 1"];
 const TO_OTHERS = ["similar to\nthose above", "How similar each candidate is to each of those above it: a cell for each, in their order"];
 const drawHeadings = (...headings) => headings.map((heading) => {
-  const [text, title] = [heading].flat(), style = "align-self: end; white-space: pre; line-height: 1.2";
-  return make("span", { class: "ns-muted", style, ...(title && { title }) }, text);
+  const [text, title] = [heading].flat();
+  return make("span", { class: "ns-muted ns-heading", ...(title && { title }) }, text);
 });
 
 const formatHundredths = (value) => (value / 100).toFixed(2).replace("-", "−");
@@ -133,7 +133,7 @@ function drawContext(ahead, listed, size, { threshold, remark = "" }, pick) {
   const lines = [describeGroups(groups.length, compared, threshold),
     compared < size && `Shares are those among the ${formatCount(compared)} likeliest of ${countCandidates(size)}; the others were not compared.`,
     describeClosest(names, matrix, "Cells: similarity in context, from 0 (no continuation in common) to 1 (the same)."),
-    `Weighted by their probabilities, these ${n} candidates have as many different continuations as ${formatNumber(continuations, 2)} candidates that have none in common.`, remark];
+    `Weighted by their probabilities, these ${n} candidates are equivalent to ${formatNumber(continuations, 2)} candidates with no continuation in common.`, remark];
   return make("div", { class: "ns-candidates" }, make("p", { class: "ns-split" }, ...formatSplit(split)), list,
     ...lines.filter(Boolean).map((line) => make("p", { class: "ns-muted" }, line)));
 }
