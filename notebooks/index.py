@@ -25,6 +25,7 @@ results_dir = "results"  # contains <dataset>/<model>/
 # %% tags=["remove-input"]
 from IPython.display import HTML, Markdown, display
 
+from nucleoscope.stats import candidate_tables
 from nucleoscope.store import results
 from nucleoscope.views import figures, front, made_of_figures, made_of_text, tables
 from nucleoscope.views.token_text import escape_name
@@ -32,7 +33,7 @@ from nucleoscope.views.token_text import escape_name
 measured = results.load_readable(results_dir)
 statistics = tables.load_statistics(results_dir)
 curve, nulls, ladder = made_of_text.load(results_dir)
-usual = made_of_text.find_usual_top_p(results.list_runs(results_dir))
+usual = candidate_tables.find_usual_top_p(results.list_runs(results_dir))
 
 # %% tags=["remove-input"]
 Markdown(made_of_text.describe_answer(curve, usual) if len(curve) else tables.describe_coefficients(statistics))

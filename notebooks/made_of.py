@@ -45,7 +45,7 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # %%
 measured = results.load_readable(results_dir)
 runs, missing = candidate_tables.find_measured(results_dir, measured)
-usual = made_of_text.find_usual_top_p(results.list_runs(results_dir))
+usual = candidate_tables.find_usual_top_p(results.list_runs(results_dir))
 Markdown(made_of_text.describe_left_out(runs, missing))
 
 # %% [markdown]

@@ -1,7 +1,5 @@
 """The page "What it is made of": its figures show the tables' numbers, its sentences what they say, whatever it is."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -143,17 +141,6 @@ def test_the_front_page_speaks_of_exchanged_sets_of_the_same_nucleus():
     assert list(made_of_figures.plot_nulls(both, ["Spearman"], usual=0.5).data[0].x) == [-0.2, -0.1]
 
 
-def test_the_usual_top_p_is_that_of_all_runs_or_the_default(tmp_path):
-    for name, top_p in (("a", 0.5), ("b", 0.5), ("c", 0.7)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text(json.dumps({"settings": {"top_p": top_p}}))
-    folders = [tmp_path / name for name in "abc"]
-    assert made_of_text.find_usual_top_p(folders[:2]) == 0.5
-    assert made_of_text.find_usual_top_p(folders) == made_of_text.find_usual_top_p([]) == 0.9
-    (tmp_path / "d").mkdir()  # as the published study's files are
-    assert made_of_text.find_usual_top_p([tmp_path / "d"]) == 0.9
-
-
 def test_a_sentence_after_the_values_of_settings_begins_with_a_small_letter():
     ladder = pd.concat(
         [create_ladder([], []).reindex(range(1)).assign(Model="m", Dataset="d", top_p=p) for p in (0.5, 0.9)]
@@ -176,7 +163,7 @@ def test_the_sentence_on_signs_counts_them():
     def describe(*values):
         return made_of_text.describe_sign_changes(create_curve({"raw": values}))
 
-    assert describe(-0.3, 0.3, 0).startswith("Of 3 combinations of candidate set and geometry, 1 gives a negative")
+    assert describe(-0.3, 0.3, 0).startswith("Of 3 combinations of candidate set and geometry, 1 has a negative")
     assert describe(-0.3, 0.3).endswith("and 0 no clear sign: the sign depends on these choices.")
     assert describe(-0.3, -0.3).endswith("the sign does not depend on these choices.")
     assert describe(-0.3, 0.01).endswith("and 1 no clear sign: wherever the sign is clear, it is the same.")

@@ -1,6 +1,7 @@
 """The graph on a real Slurm of one node: jobs with their resources, killed in the middle, requeued, finished."""
 
 import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -19,7 +20,7 @@ import polling
 import slurm
 import tiny
 from nucleoscope.models import loading
-from nucleoscope.store import results
+from nucleoscope.store import locking, results
 from nucleoscope.workflow import graph, status
 
 pytestmark = pytest.mark.long  # all, because they share what takes long to set up
@@ -192,9 +193,22 @@ def disturb_all(folders: dict[str, Path], snakemake: subprocess.Popen, environme
         for name in folders.keys() - shown.keys():
             if list(folders[name].glob("batches/*.pt")):
                 shown[name] = disturb(name, folders[name], environment)
+                while is_locked(folders[name]):  # a fork is not one of the job's processes: it ends after they do
+                    assert time.monotonic() < end, "the run did not end with its job"
+                    time.sleep(0.02)
                 files[name].unlink()
         time.sleep(0.02)
     return shown
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process measures the run."""
+    with contextlib.suppress(FileNotFoundError), (folder / locking.LOCK).open("r+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def disturb(name: str, folder: Path, environment: dict) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from nucleoscope.settings import Settings
 from nucleoscope.store import results, variants
 from nucleoscope.store.run_names import order_run
 from nucleoscope.variants import GEOMETRIES_BY_NAME, SETS_BY_NAME
@@ -102,13 +103,30 @@ def find_measured(results_dir: str | Path, keys: Iterable[tuple[str, str]]) -> t
     missing: dict[tuple[str, str], str] = {}
     for model, dataset in sorted(keys, key=order_run):
         folder = results.locate_measured(results_dir, model, dataset)
-        try:
-            list_sets(folder)
-        except (OSError, ValueError) as error:
-            missing[model, dataset] = str(error)
+        if reason := explain_missing(folder):
+            missing[model, dataset] = reason
         else:
             found[model, dataset] = folder
     return found, missing
+
+
+def explain_missing(folder: Path) -> str:
+    """Why a run has no variants, in one line; "" if it has them."""
+    try:
+        list_sets(folder)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def find_usual_top_p(folders: Iterable[Path]) -> float:
+    """The top_p of the nuclei from which all runs with variants drew their tokens; the default if they differ.
+
+    Also if there is no such run, or one does not say it.
+    """
+    names = {find_top_p(folder) for folder in folders if not explain_missing(folder)}
+    chosen = names.pop() if len(names) == 1 else ""
+    return float(chosen.removeprefix("top_p_")) if chosen else Settings.top_p
 
 
 def find_top_p(folder: Path) -> str:

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from nucleoscope.names import escape_plotly
+from nucleoscope.settings import Settings
 from nucleoscope.stats.explained import LADDER
 from nucleoscope.stats.null_models import GAUSSIAN, NULLS, OBSERVED, POOLED, SAME_K
 from nucleoscope.stats.specification import CHOICES, NEGATIVE, POSITIVE, STATISTICS, UNDECIDED
@@ -44,7 +45,7 @@ LOOKS = {  # of each geometry: colour, symbol of a point
 }
 SIGNS = {NEGATIVE: (VERMILLION, "circle"), UNDECIDED: (GREY, "circle-open"), POSITIVE: (BLUE, "diamond")}
 BAND = 0.16  # opacity
-USUAL = 0.9  # top_p of a nucleus where nothing else is known
+USUAL = Settings.top_p  # of a nucleus where nothing else is known
 NULL_TITLES = {
     OBSERVED: "measured",
     SAME_K: "sets exchanged, equal k",

@@ -1,13 +1,12 @@
 """The sentences of the page "What it is made of" and of the front page: each says what the tables show.
 
-Contract: only `load` and `find_usual_top_p` read files. Tables are those of `specification`, `null_models` and
-`explained`, or as their csv files are read; nothing is computed but counts, extremes and comparisons. A sign is called
-positive or negative only if the 95 % interval does not contain 0.
+Contract: only `load` reads files. Tables are those of `specification`, `null_models` and `explained`, or as their csv
+files are read; nothing is computed but counts, extremes and comparisons. A sign is called positive or negative only if
+the 95 % interval does not contain 0.
 """
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +22,6 @@ from nucleoscope.store.run_settings import (
     describe_head_settings,
     list_heads,
     list_varied,
-    read_settings,
     select_head,
     sort_head,
 )
@@ -129,12 +127,6 @@ def _join(describe: Callable[[Lead], str], table: pd.DataFrame, between: str = "
 def _begin(lead: Lead, text: str) -> str:
     """A text that does not say what it is about, after words that do if there are several."""
     return begin_sentence(f"{lead.where}: " if lead.where else "", text)
-
-
-def find_usual_top_p(folders: Collection[Path]) -> float:
-    """The top_p of the nuclei from which all of some runs drew their tokens; 0.9 if they differ, or do not say it."""
-    found = {read_settings(folder).get("top_p") for folder in folders}
-    return float(value) if len(found) == 1 and (value := found.pop()) else USUAL
 
 
 def explain_varied(table: pd.DataFrame) -> str:
