@@ -164,10 +164,11 @@ def test_the_sentence_on_signs_counts_them():
         return made_of_text.describe_sign_changes(create_curve({"raw": values}))
 
     assert describe(-0.3, 0.3, 0).startswith("Of 3 combinations of candidate set and geometry, 1 has a negative")
-    assert describe(-0.3, 0.3).endswith("and 0 no clear sign: the sign depends on these choices.")
+    assert describe(-0.3, 0.3).endswith("and 0 have no clear sign: the sign depends on these choices.")
     assert describe(-0.3, -0.3).endswith("the sign does not depend on these choices.")
-    assert describe(-0.3, 0.01).endswith("and 1 no clear sign: wherever the sign is clear, it is the same.")
-    assert describe(0.01, 0.01).endswith("and 2 no clear sign.")
+    assert describe(-0.3, 0.01).endswith("and 1 has no clear sign: wherever the sign is clear, it is the same.")
+    assert describe(0.01, 0.01).endswith("and 2 have no clear sign.")
+    assert describe(0.3).endswith("0 have a negative coefficient, 1 has a positive one, and 0 have no clear sign.")
     assert describe(np.nan) == "No other candidate set or geometry was measured."
 
 
