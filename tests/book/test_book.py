@@ -57,7 +57,7 @@ FIGURES = RUNS
 WIDE = "a_word_without_any_place_to_break_it_" * 5
 PROSE = f"""# A small book
 
-Squares $x^2$ and {{prf:ref}}`sum`, after {{cite}}`leinster2012`.
+Squares $x^2$, 95 % of `95 %`, and {{prf:ref}}`sum`, after {{cite}}`leinster2012`.
 
 :::{{prf:proposition}} A sum
 :label: sum
@@ -669,6 +669,11 @@ def find_broken_links(built: Path) -> list[tuple[str, str]]:
             if not parts.scheme and (missing or not target.exists()):
                 broken.append((path.name, link))
     return broken
+
+
+def test_no_line_of_prose_ends_between_a_number_and_its_per_cent_sign(built):
+    paragraph = BeautifulSoup((built / "index.html").read_text(), "html.parser").find("p", string=None, class_=None)
+    assert "95\N{NO-BREAK SPACE}% of 95 %, and" in paragraph.get_text()
 
 
 def test_every_internal_link_resolves(built):
