@@ -87,7 +87,7 @@ Markdown(gaps) if gaps else None
 # overall relation.
 #
 # Conditioning on k is not fixing k. The model decides which choices have k = 5: k and entropy come from the same
-# probabilities, and among choices of equal k, more entropy means no more than more even probabilities. To ask whether the
+# probabilities, and among choices of equal k, more entropy only means more even probabilities. To ask whether the
 # *five likeliest* tokens are more similar when the model is less sure, take five at every step, even where the nucleus
 # has two or fifty. The two questions can have answers of opposite signs. `correlation.compute_fixed` answers the second,
 # from sets of a fixed size.

@@ -87,7 +87,7 @@ display(Markdown(said), HTML(sentence))
 figures.plot_overlay(measured)
 
 # %% [markdown]
-# One line per run, a model on a data set: the median cosine similarity of the candidates in every entropy bin with at least
+# There is a line for each run with enough tokens: the median cosine similarity of the candidates in every entropy bin with at least
 # 20 tokens. Further right, the model was less sure; further up, its candidates were more similar. If a line falls,
 # the candidates are less similar when the model is less sure; if it rises, they are more similar.
 

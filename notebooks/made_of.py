@@ -56,7 +56,7 @@ Markdown(made_of_text.describe_left_out(runs, missing))
 #
 # All intervals on this page are 95 % jackknife-t intervals: prompts are left out in up to 50 groups, each in turn, because
 # tokens of one text depend on each other. The mean over runs gives each run equal weight, and its interval
-# speaks of these runs only.
+# is about these runs only.
 
 # %% [markdown]
 # ## 1. Does its sign depend on the cut and the geometry?
@@ -79,7 +79,7 @@ Markdown(made_of_text.describe_over_top_p(curve))
 
 # %% [markdown]
 # Conditioning on k and fixing k are different questions. *Given k* compares tokens to which the model gave equally many
-# candidates: the model decides which tokens these are, and among them more entropy means no more than more even probabilities.
+# candidates: the model decides which tokens these are, and among them more entropy only means more even probabilities.
 # *Fixed k* takes the k likeliest candidates of every token and asks whether they are more similar when the model is less
 # sure by its whole distribution. A large nucleus is a different choice from a small one even if both are cut to five
 # candidates, so the two can have opposite signs, and neither is a correction of the other.

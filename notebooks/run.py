@@ -79,7 +79,7 @@ statistics = correlation.compute_statistics({(folder.name, folder.parent.name): 
 tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
-# Each coefficient has a 95 % interval, from resampling whole prompts. *Within-prompt*
+# Each coefficient has a 95 % interval over whole prompts, not over tokens. *Within-prompt*
 # is the mean of the coefficients inside each text; *partial* subtracts a line in the number of candidates, *within-k*
 # compares only tokens with equally many of them.
 
@@ -123,8 +123,8 @@ for pick, html in zip(picks, strips, strict=True):
 # %% [markdown]
 # ## All texts
 #
-# Every prompt of the run, to search, to sort by what was measured, and to pick. The numbers are means over the tokens
-# of a text that have the quantity.
+# Search the prompts of the run, sort them by what was measured, and pick one. The mean of a quantity is over the tokens
+# of a text that have it; a coefficient is that of the text's tokens.
 
 # %%
 n_prompts = settings["n_prompts"]

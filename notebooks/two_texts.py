@@ -70,7 +70,7 @@ Markdown(calibration_text.describe_interval(comparison) if measured else tables.
 # believes to be less likely than they are. Calibration is about a model and a kind of text, at the temperature of the
 # run; it does not say whether the text is good.
 #
-# The tokens that end a text need care. They are never recorded, because a text that ends has no further token, but $p$
+# End-of-text tokens are a special case. They are never recorded, because a text that ends has no further token, but $p$
 # gives them a probability $e$ at each step. What was recorded is therefore compared with $p$ *given that the text
 # continues*. If the ends in the nucleus have the probability $e_N$, then, given no end,
 #
