@@ -49,10 +49,10 @@ usual = candidate_tables.find_usual_top_p(results.list_runs(results_dir))
 Markdown(made_of_text.describe_left_out(runs, missing))
 
 # %% [markdown]
-# Each run measures several candidate sets of every token, in several geometries. *raw* are the rows of the input
-# embedding; *centred* subtracts their mean, *usage_centred* their mean weighted by use, and *all_but_top_3* also the
-# three directions in which they vary most, as {cite:t}`mu2018` propose. [Read the measurements](/use/read-measurements.md)
-# lists them all.
+# Each run measures several candidate sets of every token, in several geometries. *raw* is the input embedding as it is;
+# *centred* subtracts the mean of its rows, *usage_centred* the mean weighted by use, and *all_but_top_3* subtracts the mean
+# and removes the three directions in which the rows vary most, as {cite:t}`mu2018` propose.
+# [Read the measurements](/use/read-measurements.md) lists all geometries.
 #
 # All intervals on this page are 95 % jackknife-t intervals: prompts are left out in up to 50 groups, each in turn, because
 # tokens of one text depend on each other. The mean over runs gives each run equal weight, and its interval

@@ -1,4 +1,4 @@
-"""Numbers of things in sentences."""
+"""Numbers and lists of things in sentences."""
 
 import pytest
 
@@ -41,3 +41,10 @@ def test_one_thing_is_singular_and_thousands_have_a_comma():
 )
 def test_a_sentence_after_a_colon_begins_with_a_small_letter_unless_with_a_name(sentence, expected):
     assert wording.lower_first(sentence) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
+)
+def test_names_are_joined_by_commas_and_one_and(names, expected):
+    assert wording.join_names(iter(names)) == expected

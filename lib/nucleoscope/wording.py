@@ -1,7 +1,9 @@
-"""Numbers of things in sentences, right for one, two and many.
+"""Numbers and lists of things in sentences, right for one, two and many.
 
 Contract: text only; whatever the numbers, the sentence that contains them stays grammatical.
 """
+
+from collections.abc import Iterable
 
 
 def count(number: int, noun: str) -> str:
@@ -16,6 +18,12 @@ def name_part(number: int, total: int, noun: str) -> str:
     if number == total:
         return {1: f"the only {noun}", 2: f"both {noun}s"}.get(total, f"all {count(total, noun)}")
     return f"{number:,} of {count(total, noun)}"
+
+
+def join_names(names: Iterable[str]) -> str:
+    """ "a", "a and b", "a, b and c"; "" for none."""
+    *first, last = list(names) or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def lower_first(sentence: str) -> str:

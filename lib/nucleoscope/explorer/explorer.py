@@ -59,7 +59,10 @@ NO_TEXT = (
     "<p>Press Run. Then this place shows the tokens of the text, by entropy and cosine similarity, and how similar the "
     "candidates of one token are.</p>"
 )
-HINT = "Point at a token to see its candidates; click it to keep them here. The widest choice of this text:"
+HINT = (
+    "Point at a token to see its candidates; click it to keep them here. "
+    "Until then, this is the token where the model was least sure:"
+)
 TO_TINT = "To tint a text by what and how, measure its run with --context."
 _loaded: dict[tuple, "loading.Model"] = {}  # one at most
 _loading, _trying = threading.Lock(), threading.Lock()

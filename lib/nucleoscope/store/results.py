@@ -246,9 +246,10 @@ def describe_gaps(info: Mapping[str, Any], table: "pd.DataFrame", chat_model: bo
     if alone:
         advice = "; a higher top_p or temperature gives more of them an alternative" if 2 * alone > len(table) else ""
         share = f"{100 * alone / len(table):.0f} %"
+        left_out = "it has no cosine similarity and is" if alone == 1 else "they have no cosine similarity and are"
         lines.append(
-            f"{alone:,} of {len(table):,} tokens ({share}) had one candidate: they have no cosine "
-            f"similarity, and no coefficient contains them{advice}"
+            f"{alone:,} of {count(len(table), 'token')} ({share}) had one candidate: {left_out} left out of all "
+            f"coefficients{advice}"
         )
     return lines
 

@@ -34,6 +34,7 @@ from nucleoscope import settings
 from nucleoscope.names import suggest
 from nucleoscope.settings import FIELDS, check_whole, list_grid_parameters, quote, validate
 from nucleoscope.store import results, run_names
+from nucleoscope.wording import join_names
 
 KEYS = ("results_dir", "parameters", "resources", "models", "datasets", "analyses")
 # The parameters of a run, each with its check. One that a grid leaves out, or sets to null, has its default.
@@ -108,6 +109,7 @@ def _check_gpus(number: int) -> int:
 
 
 RESOURCES: dict[str, Callable] = {"gpus": _check_gpus, "memory": parse_memory, "time": parse_time}
+SECTIONS: dict[str, dict[str, Callable]] = {"parameters": PARAMETERS, "resources": RESOURCES, "analyses": ANALYSES}
 
 
 class _Loader(yaml.SafeLoader):
@@ -154,7 +156,7 @@ def load(path: str | Path, check: bool = True) -> dict[str, Any]:
 def plan_runs(config: dict[str, Any]) -> dict[str, Entry]:
     """The runs of a grid by their folders, model by model. ValueError, in one line, names all that is wrong."""
     _raise_all(_find_problems(config))
-    for name in ("parameters", "resources", "analyses"):
+    for name in SECTIONS:
         config[name] = config.get(name) or {}
     config["results_dir"] = os.path.normpath(settings.normalise("results_dir", config["results_dir"]))
     found: dict[str, Entry] = {}
@@ -247,7 +249,7 @@ def _find_problems(config: Any) -> Iterator[str]:
         yield problem
     elif os.path.isfile(settings.normalise("results_dir", folder)):
         yield f"results_dir is '{folder}', which is a file: it must name a folder"
-    for name, checks in (("parameters", PARAMETERS), ("resources", RESOURCES), ("analyses", ANALYSES)):
+    for name, checks in SECTIONS.items():
         if config.get(name) is not None:
             yield from _find_wrong(name, config[name], checks)
     for kind in ("models", "datasets"):
@@ -288,9 +290,18 @@ def _find_wrong(where: str, values: Any, checks: Mapping[str, Callable]) -> Iter
 
 
 def _find_unknown(where: str, values: dict, names: Collection[str]) -> Iterator[str]:
-    for name in values:
-        if name not in names:
-            yield f"{where}: unknown setting {quote(name)}{suggest(name, names)}: it must be one of {', '.join(names)}"
+    """The unknown settings of a mapping: those that belong in another part of a grid, then all others at once."""
+    unknown = [name for name in values if name not in names]
+    for section, known in SECTIONS.items():
+        if misplaced := [name for name in unknown if name in known]:
+            verb = "belongs" if len(misplaced) == 1 else "belong"
+            yield f"{where}: {join_names(map(quote, misplaced))} {verb} under {section}"
+            unknown = [name for name in unknown if name not in misplaced]
+    if unknown:
+        noun, each = ("setting", "it") if len(unknown) == 1 else ("settings", "each")
+        named = [f"{quote(name)}{suggest(name, names)}" for name in unknown[:MOST_NAMED]]
+        named += [f"{len(unknown) - MOST_NAMED} more"] if len(unknown) > MOST_NAMED else []
+        yield f"{where}: unknown {noun} {join_names(named)}: {each} must be one of {', '.join(names)}"
 
 
 def _explain(check: Callable, value: Any) -> str | None:

@@ -156,7 +156,7 @@ function buildStrip(root, data) {
   function finishHint() {
     card.querySelector(".ns-head button").remove();
     card.prepend(make("p", { class: "ns-muted ns-hint" },
-      "Point at a token to see its candidates; click it to keep its card open. By keyboard: Tab, then the arrow keys. The widest choice of this text:"));
+      "Point at a token to see its candidates; click it to keep its card open. By keyboard: Tab, then the arrow keys. Until then, this is the token where the model was least sure:"));
   }
 
   // Beside the text, the card keeps its height, so that what is below does not jump.
