@@ -245,6 +245,35 @@ def test_a_typical_token_is_the_nearest_to_both_medians_of_those_with_few_candid
         assert choose_typical(made.assign(**change)) is None
 
 
+def test_a_token_in_a_whole_sentence_is_preferred_to_a_nearer_one():
+    values = np.arange(9.0)
+    made = create_table([0] * 9, values, values, k=5).assign(token=1, step=np.arange(9) + 8)
+    begin = pd.concat([made.iloc[[0]].assign(step=step, k=1, cosine=np.nan) for step in range(8)])
+    texts = [*[" many"] * 8, "words", "that", "end", "here.", "These", "words", "are", "cut", "off"]
+    table = pd.concat([begin, made], ignore_index=True).assign(text=texts)
+    chosen = choose_typical(table)
+    assert (chosen["text"], chosen["step"]) == ("here.", 11)
+    cut = table.assign(text=[text.replace(".", "") for text in texts])
+    assert choose_typical(cut)["text"] == "These"  # the nearest
+
+
+@pytest.mark.parametrize(
+    ("texts", "step", "expected"),
+    [
+        (["One", " two", "."], 1, True),
+        (["One", " two", "!\n", "Three"], 1, True),
+        (["One", " two", "\n", "Three"], 1, False),
+        (["One", ".", " Two", " three"], 3, False),
+        (["One", "\n", " Two", "."], 2, True),
+        ([*["word"] * 40, "."], 39, False),
+        (["One", None, "."], 0, False),
+        ([], 0, False),
+    ],
+)
+def test_a_sentence_is_whole_if_it_begins_and_ends(texts, step, expected):
+    assert examples.has_whole_sentence(texts, step) is expected
+
+
 @pytest.mark.parametrize(
     ("text", "step", "expected"),
     [

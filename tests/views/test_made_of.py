@@ -271,7 +271,9 @@ def read_choice(figure, label):
 def test_the_lines_over_top_p_are_the_coefficients_and_the_bands_those_of_exchanged_sets():
     parts = [create_curve({"raw": [-0.4, -0.2], "centred": [0.1, 0.2]}, name, name) for name in ("a", POOLED)]
     figure = made_of_figures.plot_over_top_p(pd.concat(parts), statistics=["Spearman"])
-    assert [trace.name for trace in figure.data] == ["raw, exchanged", "raw", "centred, exchanged", "centred"]
+    bands = made_of_figures.BANDS
+    assert [trace.name for trace in figure.data] == [bands, "raw", bands, "centred"]
+    assert [trace.name for trace in figure.data if trace.showlegend is not False] == [bands, "raw", "centred"]
     line, band = figure.data[1], figure.data[0]
     assert (list(line.x), list(line.y)) == ([0.5, 0.7], [-0.4, -0.2])
     assert list(line.error_y.array) == list(line.error_y.arrayminus) == [0.05, 0.05]
@@ -282,8 +284,8 @@ def test_the_lines_over_top_p_are_the_coefficients_and_the_bands_those_of_exchan
         "a, a: Spearman",
     ]
     assert read_choice(figure, "a, a: Spearman")["y"][1] == [-0.4, -0.2]
-    only = made_of_figures.plot_over_top_p(pd.concat(parts), ["raw"], ["Spearman"])
-    assert {trace.name for trace in only.data} == {"raw, exchanged", "raw"}
+    only = made_of_figures.plot_over_top_p(pd.concat(parts), {"raw": "as they are"}, ["Spearman"])
+    assert [trace.name for trace in only.data] == [bands, "as they are"]
 
 
 def test_the_forest_has_a_line_for_each_null_model_that_there_is():

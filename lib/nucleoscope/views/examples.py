@@ -24,7 +24,8 @@ READABLE = 200  # maximum number of candidates of a token in an example
 BEFORE = 8  # minimum number of tokens before a token in an example
 FEW = (4, 8)  # candidates of a token that is to be understood at a glance
 AROUND = 30  # maximum of tokens on either side of a token in its sentence
-ENDS = re.compile(r"[.!?\u3002\uff01\uff1f\u061f\u0964][\"'\u201d\u2019)\]*]*\s*$|\n")  # of sentences
+STOPS = re.compile(r"[.!?\u3002\uff01\uff1f\u061f\u0964][\"'\u201d\u2019)\]*]*\s*$")  # of whole sentences
+ENDS = re.compile(f"{STOPS.pattern}|\\n")
 CORNERS = {  # name -> which end of entropy and of cosine similarity
     "high entropy, high cosine similarity": (True, True),
     "high entropy, low cosine similarity": (True, False),
@@ -174,9 +175,10 @@ def list_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Iterator[tup
     """A typical token of each run, by the run's key: of the words with few candidates, the nearest to both medians.
 
     Entropy and cosine are ranked as in `find_corners`, over all ``tables``; a token's distance is the larger of its two
-    ranks' distances from the middle. It has 4 to 8 candidates, and at least `BEFORE` tokens of its text before it. If
-    there is no such word, or the files do not have the tokens' texts, it may be any token. The run whose token is the
-    nearest comes first, and one without such a token not at all. A token is the row of its table.
+    ranks' distances from the middle. It has 4 to 8 candidates, at least `BEFORE` tokens of its text before it, and a
+    whole sentence around it. If no such word is in a whole sentence, the sentence may be cut off; if there is no such
+    word, or the files do not have the tokens' texts, it may be any token. The run whose token is the nearest comes
+    first, and one without such a token not at all. A token is the row of its table.
     """
     keys = sorted(tables, key=order_run)
     ranked = _rank({key: tables[key].assign(run=place) for place, key in enumerate(keys)})
@@ -185,8 +187,19 @@ def list_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Iterator[tup
         left = words
     distances = (left[["entropy_rank", "cosine_rank"]] - 0.5).abs()
     left = left.iloc[np.lexsort((distances.sum(axis=1), distances.max(axis=1)))]
-    for _, token in left.drop_duplicates("run").iterrows():
+    texts = {place: list_texts(tables[key]) for place, key in enumerate(keys)}
+    firsts = {}  # of each run: its first token in a whole sentence, or else its first token, with its place
+    for place, (_, token) in enumerate(left.iterrows()):
+        whole = has_whole_sentence(texts[token["run"]].get(token["prompt"], []), token["step"])
+        if token["run"] not in firsts or (whole and firsts[token["run"]][0]):
+            firsts[token["run"]] = not whole, place, token
+    for _, _, token in sorted(firsts.values(), key=lambda first: first[:2]):
         yield keys[token["run"]], token
+
+
+def list_texts(table: pd.DataFrame) -> dict[int, list]:
+    """The texts of the tokens of each prompt, if the table has them."""
+    return {} if "text" not in table else table.groupby("prompt")["text"].apply(list).to_dict()
 
 
 def is_word(text: Any) -> bool:
@@ -207,6 +220,14 @@ def find_sentence(texts: Sequence[str], step: int, around: int = AROUND) -> tupl
     while last < min(step + around + 1, len(texts)) and not ENDS.search(texts[last - 1]):
         last += 1
     return first, last
+
+
+def has_whole_sentence(texts: Sequence[Any], step: int) -> bool:
+    """Whether the sentence around a token has a beginning, and ends with a full stop or the like."""
+    if step >= len(texts) or not all(isinstance(text, str) for text in texts):
+        return False
+    first, last = find_sentence(texts, step)
+    return (first == 0 or bool(ENDS.search(texts[first - 1]))) and bool(STOPS.search(texts[last - 1]))
 
 
 def compute_reach(tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE) -> tuple[int, float, float]:

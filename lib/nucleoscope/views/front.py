@@ -33,7 +33,9 @@ def show_sentence(
     for key, token in examples.list_typical({key: chosen[key] for key in chosen}):
         folder = results.locate_measured(results_dir, *key)
         if html := _render(folder, token, tables[key], listed):
-            return _describe(key, token, results.read_mode(folder)), html
+            texts = examples.list_texts(chosen[key]).get(token["prompt"], [])
+            whole = examples.has_whole_sentence(texts, token["step"])
+            return _describe(key, token, results.read_mode(folder), whole), html
     return f"No text can be shown here: {NONE}.", ""
 
 
@@ -57,13 +59,15 @@ def _render(folder: Path, token: pd.Series, table: pd.DataFrame, listed: int) ->
     )  # fmt: skip
 
 
-def _describe(key: tuple[str, str], token: pd.Series, mode: str) -> str:
+def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool) -> str:
     low, high = examples.FEW
     kind = "words" if examples.is_word(token.get("text")) else "tokens"
+    where = " in whole sentences" if whole else ""
     source = "written" if mode == "generate" else "read"
     return (
         f"A sentence {source} by {escape_name(describe_run(*key))}, tinted by entropy: "
-        "the stronger the tint, the less sure the model was. The card shows a typical choice: of the "
-        f"{kind} with {low} to {high} candidates, the one nearest to the medians of entropy and cosine similarity. "
+        "the stronger the tint, the less sure the model was. The card shows a typical choice: "
+        f"of the {kind}{where} with {low} to {high} candidates, the one nearest to the medians of entropy and cosine "
+        "similarity. "
         "Point at any other token, or tap it, to see what the model was choosing between."
     )

@@ -4,7 +4,7 @@ Contract: tables as returned by `specification`, `null_models` and `explained`; 
 is read. Figures look like those of `figures`; a menu selects the run.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -45,6 +45,11 @@ LOOKS = {  # of each geometry: colour, symbol of a point
 }
 SIGNS = {NEGATIVE: (VERMILLION, "circle"), UNDECIDED: (GREY, "circle-open"), POSITIVE: (BLUE, "diamond")}
 BAND = 0.16  # opacity
+BANDS = "bands: sets exchanged at equal k"
+FRONT = {  # the geometries of the front page, as its legend calls them
+    "raw": "embeddings as they are (raw)",
+    "all_but_top_3": "without mean and top 3 directions (all_but_top_3)",
+}
 USUAL = Settings.top_p  # of a nucleus where nothing else is known
 NULL_TITLES = {
     OBSERVED: "measured",
@@ -78,14 +83,14 @@ def name_group(head: Head) -> str:
 
 def plot_over_top_p(
     specifications: pd.DataFrame,
-    geometries: Sequence[str] | None = None,
+    geometries: Mapping[str, str] | None = None,
     statistics: Sequence[str] = ("Spearman", "Pearson"),
     csv: str = "",
 ) -> go.Figure:
     """The coefficient over top_p, a line per geometry; a band is what exchanging sets of equal k leaves of it.
 
-    ``geometries``: None for all. A menu selects the run and the coefficient, if there are several; ``csv`` is the
-    file with the data, if any.
+    ``geometries``: those to draw, each with its name in the legend; None for all, by their own names. A menu selects
+    the run and the coefficient, if there are several; ``csv`` is the file with the data, if any.
     """
     rows = specifications[specifications["candidates"].isin(list(_list_top_p()))]
     rows = rows[rows["statistic"].isin(list(statistics))]
@@ -103,17 +108,19 @@ def plot_over_top_p(
     for name in names:
         color, symbol = LOOKS[name]
         band = go.Scatter(mode="lines", fill="toself", fillcolor=fade(BAND, color), line={"width": 0}, hoverinfo="skip")
-        figure.add_trace(band.update(legendgroup=name, showlegend=False, name=f"{name}, exchanged"))
+        figure.add_trace(band.update(legendgroup=BANDS, legendrank=2000, showlegend=not figure.data, name=BANDS))
         hover = f"{name}, top_p %{{x}}: %{{y:.3f}} %{{customdata}}<extra></extra>"
-        line = go.Scatter(mode="lines+markers", line={"color": color, "width": 2.5}, hovertemplate=hover, name=name)
-        figure.add_trace(line.update(marker={"size": 9, "symbol": symbol}, legendgroup=name))
+        line = go.Scatter(mode="lines+markers", line={"color": color, "width": 2.5}, hovertemplate=hover)
+        title = geometries[name] if geometries else name
+        figure.add_trace(line.update(marker={"size": 9, "symbol": symbol}, legendgroup=name, name=title))
     fill_traces(figure, contents)
     figure.update_xaxes(title="top_p of the nucleus", tickvals=list(_list_top_p().values()), type="linear")
     figure.update_yaxes(title="coefficient of entropy and cosine similarity", rangemode="tozero", **ZERO)
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}  # covers no line there
-    if len(names) <= 2:  # there is room beside the menu, where a reader sees it first
-        legend = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"}
-    figure.update_layout(legend=legend, margin={"b": 90 if len(names) > 2 else 50})
+    figure.update_layout(legend=legend, margin={"b": 90})
+    if geometries:  # few: there is room between menu and lines, where a reader sees the legend first
+        figure.update_layout(legend={"y": 1.0, "yanchor": "bottom"}, margin={"b": 50, "t": 100}, height=410)
+        figure.update_layout(updatemenus=[{"pad": {"b": 40}} for _ in figure.layout.updatemenus])
     text = "Coefficient of entropy and cosine similarity over top_p, one line for each geometry, with its 95 % interval"
     return describe(figure, f"{text}; bands: what exchanging candidate sets among tokens of equal size leaves", csv)
 
