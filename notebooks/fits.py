@@ -50,9 +50,10 @@ measured = results.load_readable(results_dir)
 # All are fitted to the medians of bins, of equal width as in the study, and again of bins with equally many tokens. Empty
 # bins are left out. A median is weighted by the inverse of its variance over resampled prompts: cosine
 # similarity scatters far more where entropy is small, so medians of equally many tokens are not equally certain.
-# The free curve may be anything that rises and then falls: no single-peaked curve can be closer to the medians. The spline may also fall and rise again. A curve that is no better than a constant is
-# rejected and has no parameters. To be accepted, it must have the smaller AICc, and its error on held-out prompts
-# must be smaller by more than two standard errors.
+# The free curve may be anything that rises and then falls: no single-peaked curve can be closer to the medians. The
+# spline may also fall and rise again. A curve that is no better than a constant is rejected and has no parameters; only the
+# rise of the free curve is still shown. To be accepted, it must have the smaller AICc, and its error on held-out
+# prompts must be smaller by more than two standard errors.
 
 # %%
 Markdown("\n".join(f"* {name}: {formula}" for name, formula in curves.FORMULAS.items()))
@@ -81,7 +82,9 @@ Markdown(varied) if varied else None
 tables.show(tables.format_parameters(statistics, "unimodal", {"a": 2, "b": 2, "c": 3, "peak": 2}))
 
 # %% [markdown]
-# *before peak* is the share of the tokens left of the peak. A note says if a fit ended on a bound. Rows with the model
+# *before peak* is the share of the tokens left of the peak. A note says if a fit ended on a bound, and how many resamples
+# do not determine the parameters, because their curve is flat, a straight line, or different from its level in the first bin
+# alone. What could grow without limit there is infinite (∞). Rows with the model
 # *(random effects)* are means over the models of a data set.
 
 # %% [markdown]

@@ -63,16 +63,15 @@ Markdown(made_of_text.describe_left_out(runs, missing))
 
 # %%
 curve, tests = specification.compute_specifications(runs, seed, jobs=None)
-made_of_figures.plot_over_top_p(curve, csv="specification.csv") if runs else None
+made_of_figures.plot_over_top_p(curve, csv="specification.csv")
 
 # %%
 varied = made_of_text.explain_varied(curve)
 Markdown(varied) if varied else None
 
 # %% [markdown]
-# A band is what remains of the coefficient when the candidate sets are exchanged among tokens with equally many
-# candidates. Where a line is inside its band, the coefficient says nothing about *which* candidates the model chose
-# between: their number is enough.
+# A band shows the coefficient after candidate sets were exchanged among tokens with equally many candidates. Where a line
+# is inside its band, the coefficient says nothing about *which* candidates the model chose between: their number is enough.
 
 # %%
 Markdown(made_of_text.describe_over_top_p(curve))
@@ -94,7 +93,7 @@ Markdown(made_of_text.describe_over_top_p(curve))
 
 # %%
 null_statistics = null_models.compute_null_statistics(runs, jobs=None)
-made_of_figures.plot_nulls(null_statistics, csv="null_stats.csv", usual=usual) if runs else None
+made_of_figures.plot_nulls(null_statistics, csv="null_stats.csv", usual=usual)
 
 # %% [markdown]
 # If a null model has the coefficient of the measurements, what it preserves is enough to produce that coefficient.
@@ -112,11 +111,12 @@ Markdown(
 # Cosine similarity is predicted for prompts that the predictor has not seen, first from entropy alone, then from the
 # number of candidates k, and from k and the candidates' *kind*: the shares of words, pieces of words, digits,
 # punctuation and so on, their mean log frequency, and the mean length of their embeddings. If entropy adds nothing, what it
-# has in common with cosine similarity is in k and in the kind. A regression can gain up to 0.01 by chance.
+# has in common with cosine similarity is in k and in the kind. By chance, a regression can gain up to
+# 0.01, which is one percentage point.
 
 # %%
 ladder, pairs = explained.compute_explained(runs, resamples, seed, jobs=None)
-made_of_figures.plot_ladder(ladder, csv="explained.csv") if runs else None
+made_of_figures.plot_ladder(ladder, csv="explained.csv")
 
 # %%
 Markdown(made_of_text.describe_ladder(ladder))
@@ -136,7 +136,7 @@ tables.show(tables.format_covariance(pairs)) if len(pairs) else None
 # coefficient. Below each coefficient are the choices that it comes from, and pointing at it names them.
 
 # %%
-made_of_figures.plot_specifications(curve, csv="specification.csv") if runs else None
+made_of_figures.plot_specifications(curve, csv="specification.csv")
 
 # %%
 Markdown(made_of_text.describe_specifications(tests))

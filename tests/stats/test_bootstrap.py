@@ -232,6 +232,17 @@ def test_an_interval_is_that_of_percentiles():
     assert (float(low), float(high)) == pytest.approx(tuple(np.quantile(values[:, 0], [0.25, 0.75])))
 
 
+@pytest.mark.parametrize(("infinite", "expected"), [(1, False), (3, True), (60, True)])
+def test_an_interval_is_open_where_enough_resamples_grow_without_a_bound(infinite, expected):
+    values = np.linspace(0, 1, 100)
+    values[-infinite:] = np.inf
+    low, high = bootstrap.compute_interval(values)
+    assert np.isfinite(low)
+    assert (high == np.inf) == expected
+    low, high = bootstrap.compute_interval(-values)
+    assert (low == -np.inf) == expected
+
+
 @pytest.mark.parametrize(("undefined", "known"), [(0, True), (5, True), (6, False), (100, False)])
 def test_an_interval_leaves_out_undefined_resamples_up_to_one_in_twenty(undefined, known):
     values = np.random.default_rng(0).normal(size=(100, 2))

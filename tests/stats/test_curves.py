@@ -99,6 +99,32 @@ def test_a_line_that_falls_is_a_decay_on_a_bound_and_one_that_rises_is_none():
     np.testing.assert_allclose(rises(X), np.average(X, weights=N))
 
 
+@pytest.mark.parametrize(
+    ("kind", "y", "expected"),
+    [
+        ("decay", -X, {"a": np.inf, "b": 0, "c": -np.inf}),  # a line
+        ("unimodal", X, {"b": 0, "peak": np.inf}),
+        ("decay", X, {"a": 0, "b": np.nan}),  # no height
+        ("unimodal", np.full(50, 0.25), {"a": 0, "b": np.nan, "c": 0.25, "peak": np.nan}),
+        ("decay", np.arange(50) == 0, {"a": np.inf, "b": np.inf, "c": 0}),  # the first median alone is high
+        ("unimodal", np.arange(50) == 0, {"a": np.inf, "b": np.inf, "c": 0, "peak": 0}),
+    ],
+)
+def test_what_medians_do_not_determine_is_what_it_tends_to(kind, y, expected):
+    found, determined = curves.find_limits(kind, X, curves.fit_each(kind, X, y[None].astype(float), N[None]))
+    assert not determined[0]
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name][0], value, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["constant", "line", "decay", "unimodal", "free"])
+def test_what_medians_determine_is_left_as_it_is(kind):
+    each = curves.fit_each(kind, X, plant(kind if kind in TRUE else "unimodal")[None], N[None])
+    found, determined = curves.find_limits(kind, X, each)
+    assert determined[0]
+    assert all(value == each[name] for name, value in found.items())
+
+
 @shapes
 def test_medians_that_do_not_vary_put_the_height_on_its_bound(kind):
     fit = curves.fit(kind, X, np.full(50, 0.25), N)

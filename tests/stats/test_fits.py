@@ -88,7 +88,7 @@ def test_a_row_has_the_parameters_of_its_formula_only():
     frame = fit_run(plant("unimodal"))
     expected = {"constant": "c", "line": "ac", "decay": "abc", "unimodal": "abc"}
     for kind, names in expected.items():
-        assert "".join(sorted(name for name in fits.PARAMETERS if np.isfinite(frame.loc[kind, name]))) == names
+        assert "".join(sorted(name for name in fits.PARAMETERS if pd.notna(frame.loc[kind, name]))) == names
         assert frame.loc[kind, "formula"] == curves.FORMULAS[kind]
     for name in fits.PARAMETERS:
         assert (frame[f"{name} low"].isna() == frame[name].isna()).all()
@@ -531,17 +531,22 @@ def test_the_share_before_the_peak_is_that_of_the_tokens():
     assert row["before peak"] == np.mean(run["entropy"] < row["peak"])
 
 
-def test_resamples_that_end_on_a_bound_are_counted(monkeypatch):
+def test_resamples_that_do_not_determine_a_curve_are_counted_and_leave_its_bounds_open(monkeypatch):
     run = plant("unimodal")
     assert fit_run(run).loc["unimodal", "note"] == ""
     whole = curves.fit_each
 
-    def bound(kind, x, y, w):  # every other resample, not the data
-        found = whole(kind, x, y, w)
-        return found | {"b on a bound": np.arange(len(y)) % 2 == 1} if len(y) > 1 else found
+    def narrow(kind, x, y, w):  # every tenth resample, not the data
+        found, few = whole(kind, x, y, w), (np.arange(len(y)) % 10 == 1) & (len(y) > 1)
+        high = {"a": 1e35, "b": 1e4, "peak": 1e-4} if kind == "unimodal" else {}
+        return found | {name: np.where(few, value, found[name]) for name, value in high.items()}
 
-    monkeypatch.setattr(curves, "fit_each", bound)
-    assert fit_run(run, 40).loc["unimodal", "note"] == "20 of 40 resamples ended on a bound or without a fit"
+    monkeypatch.setattr(curves, "fit_each", narrow)
+    row = fit_run(run, 40).loc["unimodal"]
+    assert row["note"] == "4 of 40 resamples do not determine its parameters"
+    assert row["a low"] < row["a"] < row["a high"] == row["b high"] == np.inf
+    assert row["peak low"] == 0 < row["peak"] < row["peak high"] < np.inf
+    assert row["c low"] < row["c"] < row["c high"] < np.inf
 
 
 def test_a_run_with_the_name_of_a_pool_is_refused_by_name():

@@ -179,6 +179,15 @@ def test_lines_of_bins_that_hold_too_few_tokens_are_missed_in_words():
     assert not enough.layout.annotations
 
 
+def test_a_run_with_one_median_has_a_point_for_it():
+    (key, run), *_ = RUNS.items()
+    counts = sorted(figures.bin_run(run, "entropy", "cosine").count)
+    most = counts[-1]
+    assert counts[-2] < most
+    (trace,) = figures.plot_overlay({key: run}, least=most).data
+    assert (len(trace.x), trace.mode) == (1, "markers")
+
+
 def test_a_run_with_lines_beside_one_with_points_is_told_apart_in_words():
     (key, run), *_ = RUNS.items()
     small = run[run["prompt"] < 2]

@@ -69,7 +69,7 @@ def test_the_sentence_on_top_p_names_every_sign():
     falls = [-0.4, -0.4, -0.3, -0.3, -0.02, 0.3]
     text = made_of_text.describe_over_top_p(create_curve({"raw": falls, "centred": [-0.5] * 6}))
     assert text.startswith(
-        "m on d, Spearman's coefficient of entropy and cosine similarity: its sign depends on top_p in `raw`."
+        "m on d, the sign of Spearman's coefficient of entropy and cosine similarity depends on top_p in `raw`."
     )
     assert "`raw`: negative at 0.5, 0.7, 0.8 and 0.9, undecided at 0.95, positive at 0.99; " in text
     assert "from −0.40 [−0.45, −0.35] at 0.5 to 0.30 [0.25, 0.35] at 0.99" in text
@@ -79,14 +79,14 @@ def test_the_sentence_on_top_p_names_every_sign():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"raw": [0.3] * 6}, "it is positive for every top_p in every geometry"),
-        ({"raw": [-0.3] * 6, "centred": [-0.2] * 6}, "it is negative for every top_p in every geometry"),
+        ({"raw": [0.3] * 6}, "similarity is positive for every top_p in every geometry."),
+        ({"raw": [-0.3] * 6, "centred": [-0.2] * 6}, "similarity is negative for every top_p in every geometry."),
         (
             {"raw": [-0.3] * 6, "centred": [0.2] * 6},
-            "its sign depends on the geometry, but within each geometry not on top_p",
+            "similarity depends on the geometry, but within each geometry not on top_p",
         ),
-        ({"raw": [-0.3, 0.0, 0, 0, 0, 0]}, "wherever its sign is clear, it is negative"),
-        ({"raw": [0.01] * 6}, "its sign is clear for no top_p in any geometry"),
+        ({"raw": [-0.3, 0.0, 0, 0, 0, 0]}, "similarity is negative wherever it is clear."),
+        ({"raw": [0.01] * 6}, "similarity is not clear for any top_p in any geometry."),
         ({"raw": [np.nan] * 6}, "No coefficient could be computed for any top_p."),
         ({}, "No coefficient could be computed for any top_p."),
     ],
@@ -142,14 +142,27 @@ def test_the_front_page_speaks_of_exchanged_sets_of_the_same_nucleus():
 
 
 def test_a_sentence_after_the_values_of_settings_begins_with_a_small_letter():
-    ladder = pd.concat(
-        [create_ladder([], []).reindex(range(1)).assign(Model="m", Dataset="d", top_p=p) for p in (0.5, 0.9)]
-    )
-    said = made_of_text.describe_ladder(ladder)
-    assert said.count(": no run has enough tokens and prompts") == 2
-    assert (
-        tables.begin_sentence("With k 2: ", "Spearman's coefficient is 0.") == "With k 2: Spearman's coefficient is 0."
-    )
+    assert tables.begin_sentence("with k 2", "Spearman's coefficient is 0.") == "With k 2: Spearman's coefficient is 0."
+    assert tables.begin_sentence("with k 2", "No run has one.") == "With k 2: no run has one."
+    assert tables.begin_sentence("", "No run has one.") == "No run has one."
+
+
+def test_what_is_the_same_for_several_values_of_settings_is_said_once():
+    none = [create_ladder([], []).reindex(range(1)).assign(Model="m", Dataset="d", top_p=p) for p in (0.5, 0.9)]
+    said = made_of_text.describe_ladder(pd.concat(none))
+    assert said == "No run has enough tokens and prompts to say what explains cosine similarity."
+    assert made_of_text.describe_same_k(create_nulls(-0.4, {}).assign(top_p=0.5)).startswith("No coefficient")
+    some = create_ladder([(0.04, 0.03, 0.05)], ["m"]).assign(Dataset="d", top_p=0.3)
+    three = made_of_text.describe_ladder(pd.concat([*none, some]))
+    assert three.startswith("With top&#95;p 0.3: on held-out prompts,")
+    assert three.endswith("With top&#95;p 0.5 and with top&#95;p 0.9: " + said[0].lower() + said[1:])
+
+
+def test_the_source_of_a_number_does_not_repeat_the_settings_before_it():
+    parts = [create_curve({"raw": [-0.3] * 6}).assign(top_p=p) for p in (0.5, 0.9)]
+    for line in made_of_text.describe_answer(pd.concat(parts)).splitlines():
+        assert line.count("top&#95;p") == 1
+        assert "(m on d; candidates" in line
 
 
 def test_the_answer_names_the_top_p_with_the_opposite_sign():
@@ -210,6 +223,7 @@ def test_null_models_that_are_missing_are_said_to_be():
             ": the number of candidates alone would give a stronger relation, because among tokens of equal k the "
             "relation has the opposite sign.",
         ),
+        (-0.02, (0.05, 0.15), ": the number of candidates does not explain all of it."),  # its own sign is not clear
         (-0.6, (-0.15, -0.05), ": the number of candidates does not explain all of it."),
         (0.4, (0.85, 0.95), ": the number of candidates does not explain all of it."),
         (-0.5, (-0.05, 0.05), ": the number of candidates is enough to explain it."),
@@ -224,15 +238,28 @@ def test_what_entropy_adds_is_said_for_each_outcome():
     def describe(*added):
         return made_of_text.describe_ladder(create_ladder(added, [f"m{place}" for place in range(len(added))]))
 
-    clearly = "clearly above 0.01, which a regression can gain by chance"
-    assert describe((0.04, 0.03, 0.05)).endswith(f"entropy adds 0.040 to that. This gain is {clearly}.")
-    assert describe((0.004, 0.003, 0.005)).endswith(f"entropy adds 0.004 to that. This gain is not {clearly}.")
-    assert "adds between −0.010 and 0.040" in describe((0.04, 0.03, 0.05), (-0.01, -0.02, 0.0))
-    assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"This gain is {clearly}, in 1 of 2 runs.")
-    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"This gain is {clearly}, in no run.")
+    clearly = "clearly above 1 point, which a regression can gain by chance"
+    adds = "entropy adds 4.0 percentage points to that."
+    assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} This gain is {clearly}.")
+    assert describe((0.004, 0.003, 0.005)).endswith(f"adds 0.4 percentage points to that. This gain is not {clearly}.")
+    assert "adds between −1.0 and 4.0 percentage points" in describe((0.04, 0.03, 0.05), (-0.01, -0.02, 0.0))
+    assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"In 1 of 2 runs, this gain is {clearly}.")
+    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"In no run is this gain {clearly}.")
     assert describe((0.01, np.nan, np.nan)).endswith("No interval could be computed.")
     assert made_of_text.describe_ladder(create_ladder([], [])).startswith("No run has enough tokens and prompts")
-    assert "entropy alone explains 0.00 of the variance" in describe((0.01, 0.005, 0.02))
+    assert "entropy alone explains 0 % of the variance" in describe((0.01, 0.005, 0.02))
+    poor = create_ladder([(0.01, 0.005, 0.02)], ["m"])
+    assert "negative" not in made_of_text.describe_ladder(poor)
+    said = made_of_text.describe_ladder(poor.assign(R2=poor["R2"] - 0.5))
+    assert "explains −50 % of" in said
+    assert "Where a share is negative, the prediction is worse than the mean of all tokens." in said
+
+
+def test_a_ratio_names_the_coefficient_that_it_is_of_if_only_a_sample_was_compared():
+    table = create_nulls(-0.4, {"random": (-0.2, -0.7, -0.5)})
+    table.loc[table["null"] == "random", "Spearman observed"] = -0.25
+    table.loc[table["null"] == "random", "Spearman ratio"] = 0.8
+    assert "random tokens (−0.20, 80 % of the −0.25 of its tokens)" in made_of_text.describe_nulls(table)
 
 
 def test_what_survives_is_said_for_each_outcome():
@@ -320,13 +347,14 @@ def test_the_curve_is_sorted_and_below_each_coefficient_are_its_choices():
     assert len(by_name["undecided"].y) == 1
 
 
-def test_figures_without_rows_say_so():
-    empty = [create_curve({}), create_nulls(0.1, {})[:0], create_ladder([(0, 0, 0)])[:0]]
-    drawn = [made_of_figures.plot_over_top_p(empty[0]), made_of_figures.plot_nulls(empty[1])]
-    drawn += [made_of_figures.plot_ladder(empty[2]), made_of_figures.plot_specifications(empty[0])]
-    for figure in drawn:
-        assert [note.text for note in figure.layout.annotations] == ["nothing was measured"]
-        assert len(figure.layout.meta["alt"]) > 20
+@pytest.mark.parametrize("number", [0, None])
+def test_a_figure_without_a_number_is_not_drawn(number):
+    curve, nulls, ladder = create_curve({"raw": [np.nan]}), create_nulls(np.nan, {}), create_ladder([(0, 0, 0)])
+    curve, nulls, ladder = curve[:number], nulls[:number], ladder.assign(R2=np.nan)[:number]
+    assert made_of_figures.plot_over_top_p(curve) is None
+    assert made_of_figures.plot_specifications(curve) is None
+    assert made_of_figures.plot_nulls(nulls) is None
+    assert made_of_figures.plot_ladder(ladder) is None
 
 
 # Tables

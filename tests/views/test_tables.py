@@ -182,7 +182,8 @@ def test_a_sign_whose_interval_contains_zero_or_is_unknown_is_not_said_to_differ
 
 def test_runs_of_one_model_with_several_values_of_a_setting_are_not_counted_together():
     one = create_coefficients([-0.3, -0.2], [0.1, -0.1], 0.05).assign(Model="m", Dataset=["a", "b"])
-    both = pd.concat([one.assign(top_p=0.9), one.assign(top_p=0.5)], ignore_index=True)
+    other = create_coefficients([-0.35, -0.2], [0.1, -0.1], 0.05).assign(Model="m", Dataset=["a", "b"])
+    both = pd.concat([one.assign(top_p=0.9), other.assign(top_p=0.5)], ignore_index=True)
     lines = tables.describe_coefficients(both).splitlines()
     assert [line[: line.index(":")] for line in lines] == [f"* With {escape_name(f'top_p {p}')}" for p in (0.5, 0.9)]
     assert all(line.endswith("In 1 of 2 runs even the sign differs.") for line in lines)
@@ -192,11 +193,24 @@ def test_runs_of_one_model_with_several_values_of_a_setting_are_not_counted_toge
 def test_the_sentence_on_the_rise_counts_runs_and_neither_pools_nor_means_over_models():
     low = {"m": 0.1, "n": -0.1, "(all)": 0.1, "(random effects)": 0.1}
     rows = pd.DataFrame({"Model": list(low), "Dataset": "d", "Curve": "free", "rise low": list(low.values())})
+    rows["note"] = ""
     rows["rise"] = rows["rise low"] + 0.05
     rows["rise high"] = rows["rise low"] + 0.1 - 0.05
     text = tables.describe_rise(rows)
-    assert text.startswith("Cosine similarity clearly rises before it falls in 1 of 2 cases")
-    assert text.endswith("in 1 it is clearly lower at the supposed peak.")
+    assert text == (
+        "There are 2 fits, one for each run and kind of bins. Cosine similarity clearly rises before it falls in 1 of "
+        "2 fits; in 1 it is clearly lower at the supposed peak."
+    )
+    rejected = tables.describe_rise(rows.assign(note="not better than a constant by AICc")[:1])
+    assert rejected == (
+        "There is 1 fit, one for each run and kind of bins. Cosine similarity clearly rises before it falls in the "
+        "only fit, but there the free curve as a whole is not better than a constant."
+    )
+    rows.loc[1, "rise"] = np.nan
+    assert tables.describe_rise(rows).startswith(
+        "There are 2 fits, one for each run and kind of bins; a rise can be measured in 1 of them. Cosine similarity "
+        "clearly rises before it falls in the only fit"
+    )
     assert tables.describe_rise(rows.assign(rise=np.nan)).startswith("No run has enough")
 
 
@@ -220,7 +234,7 @@ def test_a_page_shows_no_p_values_and_the_share_and_design_effect_of_the_tokens(
     assert not [name for name in shown if name.endswith(" p")]
     row = statistics.iloc[0]
     first = shown.iloc[0]
-    assert first["of all"] == f"{100 * row['tokens with k > 1'] / row['tokens']:.0f} %"
+    assert first["share with k > 1"] == f"{100 * row['tokens with k > 1'] / row['tokens']:.0f} %"
     assert first["design effect"] == round(row["design effect"], 1)
     assert "design effect" not in tables.format_readable(statistics, "full_entropy")
 

@@ -29,6 +29,7 @@ LEVEL = 0.95
 LEAST_PROMPTS = 30  # of percentile intervals
 GROUPS = 50  # of prompts, at most, of which a jackknife leaves out one after another
 PERCENTILE, JACKKNIFE = "percentile", "jackknife t"  # the kinds of intervals
+HUGE = 1e300  # takes the place of infinity in a quantile
 BINS = 50  # the published study's
 WIDTH, TOKENS = "equal width", "equal tokens"  # what bins have in common
 BLOCK = 1 << 14  # numbers per column in memory at once: as many as fit in the cache
@@ -68,13 +69,15 @@ def compute_interval(values: np.ndarray, level: float = LEVEL) -> tuple[np.ndarr
     """The percentile interval of resampled statistics: (resamples, ...) -> low (...), high (...).
 
     Resamples in which a statistic is undefined (NaN) are left out; if they are more than one in twenty,
-    the interval is NaN.
+    the interval is NaN. Where a statistic grows without a bound it may be infinite, and so may the interval.
     """
     values = np.asarray(values, dtype=np.float64)
     undefined = np.isnan(values).mean(axis=0) > 0.05
-    filled = np.where(undefined, 0.0, values)
-    low, high = np.nanquantile(filled, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
+    filled = np.clip(np.where(undefined, 0.0, values), -HUGE, HUGE)  # between two infinities a quantile would be NaN
+    found = np.nanquantile(filled, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    infinite = np.abs(found) > HUGE / 1e9  # also between a finite number and an infinity
+    low, high = np.where(undefined, np.nan, np.where(infinite, np.copysign(np.inf, found), found))
+    return low, high
 
 
 def compute_jackknife_interval(

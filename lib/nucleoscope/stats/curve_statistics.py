@@ -17,6 +17,7 @@ from nucleoscope.wording import count
 FOLDS = 10  # number of groups of prompts for the error on held-out prompts
 LEAST_FOLDS = 5  # minimum of those in which the rise can be measured
 CLEARLY = 2  # number of standard errors by which a curve must be better than a constant
+REJECTED = "not better than a constant"  # how the note of a rejected curve begins
 LEAST_BINS = 8  # minimum of non-empty bins: at most five numbers are fitted, including the error
 WEIGHING = 200  # resamples for the variances of the medians: they know a standard error to 5 %
 RELIABLE = 10  # minimum of tokens in a bin whose median's variance is estimated from its own resamples
@@ -125,7 +126,8 @@ class Sample:
             row |= found | self._fit_linear(curve(self.x))
             resamples = len(self.drawn[0])
             if doubtful > 0.05 * resamples and not curve.note:
-                notes.append(f"{doubtful} of {resamples} resamples ended on a bound or without a fit")
+                verb = "does" if doubtful == 1 else "do"
+                notes.append(f"{doubtful:,} of {count(resamples, 'resample')} {verb} not determine its parameters")
             row["before peak"] = np.nan if np.isnan(curve.peak) else float(np.mean(self.x < curve.peak))
         row |= self.compute_rise() if kind == "free" else {}  # also of a curve that is rejected: it may be negative
         return row | {"note": "; ".join(filter(None, notes))}
@@ -145,7 +147,7 @@ class Sample:
         gain = self.constant - errors
         if np.isfinite(gain).all() and gain.mean() <= CLEARLY * compute_clustered_error(gain, self.prompt):
             reasons.append("by more than two standard errors on held-out prompts")
-        return f"not better than a constant {' or '.join(reasons)}" if reasons else ""
+        return f"{REJECTED} {' or '.join(reasons)}" if reasons else ""
 
     def _fit(self, kind: str, medians: tuple[np.ndarray, np.ndarray]) -> curves.Fit:
         weights, values = medians
@@ -155,27 +157,34 @@ class Sample:
         return curves.fit(kind, self.bins.centers[used], values[used], weights[used])
 
     def _compute_parameters(self, kind: str, curve: curves.Fit) -> tuple[dict[str, float], int]:
-        """Parameters and peak with their intervals, from the fits to all resamples; how many of these are doubtful."""
-        found = curve.parameters | ({} if np.isnan(curve.peak) else {"peak": curve.peak})
-        if not found:
+        """Parameters and peak with their intervals, from the fits to all resamples; how many do not determine them.
+
+        What the medians do not determine is what it tends to (`curves.find_limits`), in the data and in resamples.
+        """
+        names = [*curve.parameters, *([] if np.isnan(curve.peak) else ["peak"])]
+        if not names:
             return {}, 0
+        used = self.data[0] > 0
+
+        def fit_all(weights: np.ndarray, medians: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            centers = self.bins.centers[used]
+            found = curves.fit_each(kind, centers, medians[:, used], weights[:, used])
+            limits, determined = curves.find_limits(kind, centers, found)
+            return np.stack([limits[name] for name in names], axis=1), determined
+
         weights, medians = self.drawn
         enough = (weights > 0).sum(axis=1) >= LEAST_BINS
-        values = np.full((len(weights), len(found)), np.nan)
-        doubtful = int((~enough).sum())
-        used = self.data[0] > 0
+        values, determined = np.full((len(weights), len(names)), np.nan), np.zeros(len(weights), dtype=bool)
         if enough.any():
-            each = curves.fit_each(kind, self.bins.centers[used], medians[enough][:, used], weights[enough][:, used])
-            values[enough] = np.stack([each[name] for name in found], axis=1)
-            flags = [each[name] for name in each if name.endswith("on a bound")]
-            doubtful += int(np.any(flags, axis=0).sum()) if flags else 0
-        lows, highs = bootstrap.compute_interval(values)
+            values[enough], determined[enough] = fit_all(weights[enough], medians[enough])
+        own = fit_all(*(each[None] for each in self.data))[0][0]
+        columns = zip(names, own, *bootstrap.compute_interval(values), strict=True)
         bounded = {
             f"{name}{part}": float(value)
-            for name, low, high in zip(found, lows, highs, strict=True)
-            for part, value in (("", found[name]), (" low", low), (" high", high))
+            for name, middle, low, high in columns
+            for part, value in (("", middle), (" low", low), (" high", high))
         }
-        return bounded, doubtful
+        return bounded, int((~determined).sum())
 
     def compute_rise(self) -> dict[str, float]:
         """How much cosine rises before it falls, and a 95 % interval; missing if too few tokens show it.

@@ -21,6 +21,8 @@ Array = np.ndarray
 KNOTS = 5  # number of inner knots of the spline
 GRID = 60  # values of b that are tried first
 STEPS = 44  # of the search: 1e-9 of a step of the grid
+NEAR = 1e-3  # relative distance of b from a bound that it is on
+SPIKE = 0.01  # what is left in the second bin of a curve that differs from its level in the first bin alone
 FORMULAS = {
     "constant": "c",
     "line": "a x + c",
@@ -96,7 +98,7 @@ def fit_each(kind: str, x: Array, y: Array, w: Array) -> dict[str, Array]:
     log_b = _search(shape, x, y, w, np.log(low), np.log(high))
     b = np.exp(log_b)
     _, height, c = _project(shape(b[:, None] * x), y, w, least=0)
-    near = 1e-4 * np.log(high / low)
+    near = np.log(1 + NEAR)
     on_bound = (height > 0) & (
         (log_b - np.log(low) < near) | (np.log(high) - log_b < near)
     )  # without height, b is moot
@@ -104,6 +106,31 @@ def fit_each(kind: str, x: Array, y: Array, w: Array) -> dict[str, Array]:
     if kind == "unimodal":
         found |= {"a": height * b * np.e, "peak": 1 / b}
     return found
+
+
+def find_limits(kind: str, x: Array, found: dict[str, Array]) -> tuple[dict[str, Array], Array]:
+    """The parameters and peaks (B,) of `fit_each` with what they tend to where medians at ``x`` do not determine them.
+
+    A decay or bump without height has neither b nor peak. If it is a straight line over all bins, b could be even
+    smaller; if it differs from its level in the first bin alone, b could be even larger. What could grow without a
+    bound is infinite. Also whether each row determines them (B,).
+    """
+    limits = {name: found[name] for name in (*"abc", "peak") if name in found}
+    if kind not in _SHAPES:
+        return limits, np.ones(len(next(iter(limits.values()))), dtype=bool)
+    shape, b = _SHAPES[kind], found["b"]
+    flat = found["height"] <= 0
+    slow = ~flat & (b * x[-1] < 0.1 * (1 + NEAR))
+    first, second = (shape(b * at) for at in x[:2])
+    fast = ~flat & (second < SPIKE * first)
+    grows = fast if kind == "unimodal" else fast | slow  # the slope of a long bump is known
+    ends = {"a": [(flat, 0.0), (grows, np.inf)], "b": [(flat, np.nan), (slow, 0.0), (fast, np.inf)]}
+    ends |= {"c": [(slow, -np.inf)] if kind == "decay" else []}
+    ends |= {"peak": [(flat, np.nan), (slow, np.inf), (fast, 0.0)]}
+    for name, replaced in ends.items():
+        for where, value in replaced if name in limits else []:
+            limits[name] = np.where(where, value, limits[name])
+    return limits, ~(flat | slow | fast)
 
 
 def _project(g: Array, y: Array, w: Array, least: float = -np.inf) -> tuple[Array, Array, Array]:

@@ -46,8 +46,12 @@ def combine(estimates: np.ndarray, errors: np.ndarray) -> Combination:
 
 
 def compute_errors(low: np.ndarray, high: np.ndarray, degrees: np.ndarray | float = np.inf) -> np.ndarray:
-    """The standard errors that 95 % intervals of Student's t with such degrees of freedom were made from."""
-    return (np.asarray(high) - np.asarray(low)) / 2 / stdtrit(degrees, (1 + bootstrap.LEVEL) / 2)
+    """The standard errors that 95 % intervals of Student's t with such degrees of freedom were made from.
+
+    NaN for an interval that is missing or has an infinite end.
+    """
+    low, high = (np.where(np.isfinite(end), end, np.nan) for end in (low, high))
+    return (high - low) / 2 / stdtrit(degrees, (1 + bootstrap.LEVEL) / 2)
 
 
 def combine_coefficients(statistics: pd.DataFrame) -> pd.DataFrame:

@@ -239,7 +239,7 @@ def describe_gaps(info: Mapping[str, Any], table: "pd.DataFrame", chat_model: bo
         what, they = ("text is", "it has") if empty == 1 else ("texts are", "they have")
         advice = "; prompt_format=chat may help" if chat_model and raw else ""
         lines.append(
-            f"{empty:,} of {n_prompts:,} {what} empty, because the model ended at once: {they} no tokens in "
+            f"{empty:,} of {n_prompts:,} {what} empty, because the model stopped immediately: {they} no tokens in "
             f"any table or figure{advice}"
         )
     alone = int((table["k"] == 1).sum())
@@ -259,7 +259,7 @@ def warn_of_format(chat_model: bool, prompt_format: str) -> str:
     if not chat_model or prompt_format != "raw":
         return ""
     return (
-        "warning: this model has a chat template, but prompt_format is raw: it may end texts at once or write what it "
+        "warning: this model has a chat template, but prompt_format is raw: it may stop immediately or write what it "
         "would not write in a chat; prompt_format=chat uses the template"
     )
 

@@ -29,10 +29,10 @@ from nucleoscope.stats.calibration import (
 )
 from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.store.text_pairs import FoundPairs, Pair, Run, list_obstacles, name_pairs
-from nucleoscope.views.made_of_text import format_bounded, format_number, join_words
+from nucleoscope.views.made_of_text import format_bounded, format_number
 from nucleoscope.views.numbers import choose_digits, format_percent
 from nucleoscope.views.token_text import escape_name
-from nucleoscope.wording import count
+from nucleoscope.wording import count, join_names
 
 HOW = """To get a pair, measure a data set twice that has texts of its own: once the model writes, and once it reads the
 texts of a column. All other settings are the same:
@@ -109,7 +109,7 @@ def _describe_pair(name: str, pair: Pair) -> str:
     differing = pair.list_differences()
     shortened = [f"`{each}` is {one} and {other}" for each, one, other in differing if each != "dtype"]
     if shortened:
-        text += f"; {join_words(shortened)} in the two runs, and only what both have is compared"
+        text += f"; {join_names(shortened)} in the two runs, and only what both have is compared"
     for each, one, other in differing:
         if each == "dtype":
             text += f"; the texts were read in {one} and written in {other}, so p differs a little between the two"
@@ -125,7 +125,7 @@ def _explain_alone(run: Run, written: list[Run]) -> str:
         return f"{name}: run the command that measured it again without `mode` and `text_column`."
     why, other = min(near, key=lambda each: len(each[0]))
     words = [f"`{each}` is {run.settings.get(each)} for it and {other.settings.get(each)} there" for each in why]
-    return f"{name}: the nearest run of the model's own is no partner, because {join_words(words)}."
+    return f"{name}: the nearest run of the model's own is no partner, because {join_names(words)}."
 
 
 def format_text_means(comparison: pd.DataFrame) -> pd.DataFrame:
@@ -209,7 +209,7 @@ def describe_ends(bins: pd.DataFrame) -> str:
     older = list(dict.fromkeys(bins.loc[~given, "pair"]))
     text = EXPLAIN_GIVEN if given.any() else ""
     if older:
-        names = "" if not given.any() else f" of {join_words([f'**{escape_name(name)}**' for name in older])}"
+        names = "" if not given.any() else f" of {join_names([f'**{escape_name(name)}**' for name in older])}"
         text += (
             f"{' ' if text else ''}An earlier version measured texts{names} without the probability of an end. Their "
             "expectations include it, so a calibrated model would differ a little from them, more so if its texts are "
@@ -352,7 +352,7 @@ def _describe_bins(parts: pd.DataFrame) -> str:
         if number
     ]
     found = found or ["none differs clearly from what is expected there"]
-    return f"Of the {len(parts)} bins of full entropy, {join_words(found)} (5 % level, Holm's correction)."
+    return f"Of the {len(parts)} bins of full entropy, {join_names(found)} (5 % level, Holm's correction)."
 
 
 def _describe_ends(parts: pd.DataFrame) -> str:

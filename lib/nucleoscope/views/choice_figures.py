@@ -23,13 +23,15 @@ SHORT = {  # labels in two lines leave room on a narrow screen
 }
 
 
-def plot_coefficients(coefficients: pd.DataFrame, csv: str = "") -> go.Figure:
+def plot_coefficients(coefficients: pd.DataFrame, csv: str = "") -> go.Figure | None:
     """What predicts how much the choice matters: coefficients with intervals, and the null model as grey bars.
 
     ``coefficients`` are those of `choice.compute_coefficients`. A row per predictor, a colour per statistic; a menu
-    selects the run and the outcome. ``csv`` is the file with the data, if any.
+    selects the run and the outcome. ``csv`` is the file with the data, if any. None if there is no coefficient.
     """
     rows = coefficients[coefficients["r"].notna()]
+    if rows.empty:
+        return None
     figure = go.Figure(layout=build_layout("", height=200 + 70 * len(PREDICTORS)))
     contents = {}
     for outcome in OUTCOMES:

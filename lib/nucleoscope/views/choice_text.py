@@ -13,9 +13,9 @@ import pandas as pd
 from nucleoscope.settings import Settings, format_results_option
 from nucleoscope.stats.choice import ALL, GIVEN, OUTCOMES, PAIR_PREDICTORS, WITHIN
 from nucleoscope.store.run_names import describe_run, order_run
-from nucleoscope.views.made_of_text import Lead, format_bounded, join_words, list_leads
+from nucleoscope.views.made_of_text import Lead, format_bounded, list_leads
 from nucleoscope.views.token_text import escape_name
-from nucleoscope.wording import count, name_part
+from nucleoscope.wording import count, join_names, name_part
 
 NOTHING = (
     "No run has branches yet, because they take longer than measuring itself. To get them for a run that is measured "
@@ -39,7 +39,7 @@ def describe_runs(
     """Which runs have branches, and which files cannot be read; without any, how to get them in ``results_dir``."""
     text = NOTHING.format(option=format_results_option(results_dir))
     if runs:
-        names = join_words([escape_name(describe_run(*key)) for key in sorted(runs, key=order_run)])
+        names = join_names([escape_name(describe_run(*key)) for key in sorted(runs, key=order_run)])
         text = f"{len(runs)} {'run has' if len(runs) == 1 else 'runs have'} branches: {names}."
     for name, problem in sorted(problems.items()):
         text += f"\n\nLeft out: {escape_name(name)} ({escape_name(problem)})."
@@ -114,7 +114,7 @@ def _describe_others(rows: pd.DataFrame) -> str:
     found = [row["outcome"] for row in rows.to_dict("records") if judge(row["low"], row["high"]) == "yes"]
     if not found:
         return " No relation is found with any other outcome."
-    return f" A relation is found with {name_part(len(found), len(rows), 'other outcome')} ({join_words(found)})."
+    return f" A relation is found with {name_part(len(found), len(rows), 'other outcome')} ({join_names(found)})."
 
 
 def _name_direction(r: float) -> str:
@@ -152,5 +152,5 @@ def describe_means(summary: pd.DataFrame, outcome: str = "divergence") -> str:
     ]
     return (
         "Branches of different candidates with the same random numbers, compared with branches of the same candidate "
-        f"with other ones, by divergence: {join_words(counts)}."
+        f"with other ones, by divergence: {join_names(counts)}."
     )

@@ -301,7 +301,7 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
                 x=round_values(bins.centers[held]),
                 y=round_values(bins.compute_medians()[held]),
                 customdata=bins.count[held].tolist(),
-                mode="lines",
+                mode="lines" if held.sum() > 1 else "markers",  # a line of one median would not be seen
                 line=line,
                 name=name,
                 hovertemplate=hover,

@@ -86,14 +86,17 @@ def plot_over_top_p(
     geometries: Mapping[str, str] | None = None,
     statistics: Sequence[str] = ("Spearman", "Pearson"),
     csv: str = "",
-) -> go.Figure:
+) -> go.Figure | None:
     """The coefficient over top_p, a line per geometry; a band is what exchanging sets of equal k leaves of it.
 
-    ``geometries``: those to draw, each with its name in the legend; None for all, by their own names. A menu selects
-    the run and the coefficient, if there are several; ``csv`` is the file with the data, if any.
+    None if there is no coefficient. ``geometries``: those to draw, each with its name in the legend; by default all, by
+    their own names. A menu selects the run and the coefficient, if there are several; ``csv`` is the file with the
+    data, if any.
     """
     rows = specifications[specifications["candidates"].isin(list(_list_top_p()))]
     rows = rows[rows["statistic"].isin(list(statistics))]
+    if rows["r"].isna().all():
+        return None
     names = [each.name for each in GEOMETRIES if each.name in set(rows["geometry"])]
     names = [name for name in names if geometries is None or name in geometries]
     figure = go.Figure(layout=build_layout("", height=480))
@@ -151,10 +154,7 @@ def build_points(rows: pd.DataFrame, others: list, axis: str, value: str = "r", 
 
 
 def fill_traces(figure: go.Figure, contents: dict[str, list[dict]]) -> None:
-    """Gives the traces the first of the contents, and a menu that selects one, if there are several."""
-    if not contents:
-        figure.add_annotation(text="nothing was measured", xref="paper", yref="paper", x=0.5, y=0.5, showarrow=False)
-        return
+    """Gives the traces the first of the contents, of which there is at least one; a menu selects one of several."""
     for trace, content in zip(figure.data, next(iter(contents.values())), strict=True):
         for name, values in content.items():
             outer, _, inner = name.partition(".")
@@ -194,13 +194,15 @@ def plot_nulls(
     statistics: Sequence[str] = ("Spearman", "Pearson", "given k"),
     csv: str = "",
     usual: float = USUAL,
-) -> go.Figure:
+) -> go.Figure | None:
     """The forest of null models for the nucleus: coefficients with intervals, that of the measurements first.
 
     A colour is a geometry, and a menu selects the run and the coefficient. The candidate set of a run is that of
-    `choose_nucleus`.
+    `choose_nucleus`. None if there is no coefficient.
     """
     rows = _select_nuclei(null_statistics, usual)
+    if rows[[f"{statistic} r" for statistic in statistics]].isna().all(axis=None):
+        return None
     nulls = [name for name in (OBSERVED, *NULLS) if name in set(rows["null"])]
     stored = set(rows.loc[~rows["null"].isin([OBSERVED, SAME_K]), "geometry"]) or {"raw", "all_but_top_3"}
     names = [each.name for each in GEOMETRIES if each.name in set(rows["geometry"]) & stored]
@@ -254,12 +256,14 @@ def put_legend_above(figure: go.Figure) -> None:
     figure.update_layout(legend=legend, margin={"t": 70}, showlegend=True)
 
 
-def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure:
+def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure | None:
     """The share of the variance of cosine similarity that each set of predictors explains on prompts it has not seen.
 
-    A colour is a geometry, and a menu selects the run.
+    A colour is a geometry, and a menu selects the run. None if no share is known.
     """
     rows = explained[explained["R2"].notna()]
+    if rows.empty:
+        return None
     ladder = list(LADDER)
     names = [each.name for each in GEOMETRIES if each.name in set(rows["geometry"])]
     figure = go.Figure(layout=build_layout("", height=180 + 46 * len(ladder)))
@@ -287,13 +291,15 @@ def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure:
     return describe(figure, "Explained variance of cosine similarity on held-out prompts, by predictors", csv)
 
 
-def plot_specifications(specifications: pd.DataFrame, csv: str = "") -> go.Figure:
+def plot_specifications(specifications: pd.DataFrame, csv: str = "") -> go.Figure | None:
     """The specification curve: coefficients with their intervals, sorted, and below each the choices it is made of.
 
     A colour is the sign of an interval; small dots are what exchanging sets of equal k leaves. Pointing at a
-    coefficient names its choices. A menu selects the run.
+    coefficient names its choices. A menu selects the run. None if there is no coefficient.
     """
     rows = specifications[specifications["r"].notna()]
+    if rows.empty:
+        return None
     orders = [
         [name for name in SETS_BY_NAME if name in set(rows["candidates"])],
         [each.name for each in GEOMETRIES if each.name in set(rows["geometry"])],

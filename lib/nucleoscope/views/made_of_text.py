@@ -6,7 +6,7 @@ the 95 % interval does not contain 0.
 """
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -27,10 +27,16 @@ from nucleoscope.store.run_settings import (
 )
 from nucleoscope.variants import CANDIDATE_SETS
 from nucleoscope.views.made_of_figures import USUAL, choose_nucleus, is_pooled, list_groups
-from nucleoscope.views.numbers import format_percent
-from nucleoscope.views.tables import begin_sentence, describe_varied, load_table, split_by_settings
+from nucleoscope.views.numbers import format_field, format_percent
+from nucleoscope.views.tables import (
+    begin_sentence,
+    describe_varied,
+    load_table,
+    merge_sentences,
+    split_by_settings,
+)
 from nucleoscope.views.token_text import escape_name
-from nucleoscope.wording import count, name_part
+from nucleoscope.wording import count, join_names, name_part
 
 MEASURE = (
     "the line `variants: default` in a grid's `parameters`, or the command that measured a run with "
@@ -38,8 +44,8 @@ MEASURE = (
 )
 EXPLAINED = (
     "The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they "
-    "are (`raw`), or without their mean and the three directions in which they vary most (`all_but_top_3`). A band is "
-    "what remains of it if the candidate sets are exchanged among tokens with equally many candidates."
+    "are (`raw`), or without their mean and the three directions in which they vary most (`all_but_top_3`). A band "
+    "shows the coefficient after candidate sets were exchanged among tokens with equally many candidates."
 )  # below the front page's figure
 NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
 SIGNS = (NEGATIVE, POSITIVE, UNDECIDED)
@@ -55,7 +61,7 @@ WORDS = {
 
 def format_number(value: float, digits: int = 2) -> str:
     """A number with a minus sign and no negative zero."""
-    return f"{value:z.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return format_field(f"{value:z.{digits}f}")
 
 
 def format_bounded(value: float, low: float, high: float, digits: int = 2) -> str:
@@ -63,11 +69,6 @@ def format_bounded(value: float, low: float, high: float, digits: int = 2) -> st
     if np.isnan(low) or np.isnan(high):
         return format_number(value, digits)
     return f"{format_number(value, digits)} [{format_number(low, digits)}, {format_number(high, digits)}]"
-
-
-def join_words(words: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else list(words))
 
 
 def describe_left_out(found: Collection, missing: Mapping[tuple[str, str], str]) -> str:
@@ -85,8 +86,8 @@ def describe_left_out(found: Collection, missing: Mapping[tuple[str, str], str])
 class Lead(NamedTuple):
     """What sentences are about: the rows of a mean over runs or of the only run, and how a sentence about them begins.
 
-    ``where`` says which of several it is, before a colon; "" if there is only one. ``source`` says in brackets what a
-    number is from, beside ``where``. ``head`` is that of the rows.
+    ``where`` says which of several it is, such as "with top_p 0.95"; "" if there is only one. ``source`` says in
+    brackets what a number is from, beside ``where``. ``head`` is that of the rows.
     """
 
     rows: pd.DataFrame
@@ -111,22 +112,30 @@ def list_leads(table: pd.DataFrame) -> list[Lead]:
     found = []
     for values, head in sorted(leads.items(), key=lambda lead: sort_head(lead[1], varied)):
         rows = select_head(table, head)
-        of = source = escape_name(describe_head(head))
+        of, source = escape_name(describe_head(head)), escape_name(f"{head['Model']} on {head['Dataset']}")
         if is_pooled(head):
             runs = count(int(rows["runs"].max()), "run") + (f" with {escape_name(values)}" if values else "")
             of, source = f"Over {runs}", f"mean over {count(int(rows['runs'].max()), 'run')}"
-        found.append(Lead(rows, of, f"With {escape_name(values)}" if len(leads) > 1 else "", source, head))
+        found.append(Lead(rows, of, f"with {escape_name(values)}" if len(leads) > 1 else "", source, head))
     return found
 
 
 def _join(describe: Callable[[Lead], str], table: pd.DataFrame, between: str = "\n\n") -> str:
-    """What is said of each lead of a table."""
-    return between.join(dict.fromkeys(describe(lead) for lead in list_leads(table)))
+    """What is said of each lead of a table, and what is the same for several of them once."""
+    return between.join(_say_of_each(describe, table))
+
+
+def _say_of_each(describe: Callable[[Lead], str], table: pd.DataFrame) -> list[str]:
+    said = []
+    for lead in list_leads(table):
+        text, bare = describe(lead), describe(lead._replace(where=""))
+        said.append(("" if text == bare else lead.where, bare))  # what says itself where it is true begins as it is
+    return merge_sentences(said)
 
 
 def _begin(lead: Lead, text: str) -> str:
     """A text that does not say what it is about, after words that do if there are several."""
-    return begin_sentence(f"{lead.where}: " if lead.where else "", text)
+    return begin_sentence(lead.where, text)
 
 
 def explain_varied(table: pd.DataFrame) -> str:
@@ -159,19 +168,16 @@ def _describe_over_top_p(lead: Lead, statistic: str) -> str:
             changing.append(str(geometry))
         texts.append(f"* `{geometry}`: {_describe_signs(part)}")
     if changing:
-        head = f"its sign depends on top_p in {join_words([f'`{name}`' for name in changing])}"
+        head = f"depends on top_p in {join_names(f'`{name}`' for name in changing)}"
     elif len(decided := {sign for sign in rows["sign"] if sign in (NEGATIVE, POSITIVE)}) > 1:
-        head = "its sign depends on the geometry, but within each geometry not on top_p"
+        head = "depends on the geometry, but within each geometry not on top_p"
     elif decided:
         only = rows["sign"].isin(list(decided)).all()
-        head = (
-            f"it is {decided.pop()} for every top_p in every geometry"
-            if only
-            else (f"wherever its sign is clear, it is {decided.pop()}")
-        )
+        head = f"is {decided.pop()} {'for every top_p in every geometry' if only else 'wherever it is clear'}"
     else:
-        head = "its sign is clear for no top_p in any geometry"
-    return f"{of}, {statistic}'s coefficient of entropy and cosine similarity: {head}.\n\n" + "\n".join(texts)
+        head = "is not clear for any top_p in any geometry"
+    begin = f"{of}, the sign of {statistic}'s coefficient of entropy and cosine similarity"
+    return f"{begin} {head}.\n\n" + "\n".join(texts)
 
 
 def _describe_signs(part: pd.DataFrame) -> str:
@@ -182,7 +188,7 @@ def _describe_signs(part: pd.DataFrame) -> str:
         if len(values) == len(part) > 1:
             kinds = [f"{sign} throughout"]
         elif len(values):
-            kinds.append(f"{sign} at {join_words([f'{value:g}' for value in values])}")
+            kinds.append(f"{sign} at {join_names(f'{value:g}' for value in values)}")
     first, last = part.iloc[0], part.iloc[-1]
     ends = [f"{format_bounded(row['r'], row['low'], row['high'])} at {row['top_p']:g}" for row in (first, last)]
     return ", ".join(kinds) + "; " + (f"from {ends[0]} to {ends[1]}" if len(part) > 1 else ends[0])
@@ -216,9 +222,12 @@ def _describe_nulls(lead: Lead, geometry: str, statistic: str, usual: float) -> 
             continue
         row = rows.loc[null]
         difference = classify(row[f"{statistic} difference low"], row[f"{statistic} difference high"])
-        ratio = row[f"{statistic} ratio"]
+        ratio, base = row[f"{statistic} ratio"], row[f"{statistic} observed"]
         found = f"{WORDS[null]} ({format_number(row[f'{statistic} r'])}"
-        found += f", {format_percent(ratio)} of it)" if sign in (NEGATIVE, POSITIVE) and ratio > 0 else ")"
+        if sign in (NEGATIVE, POSITIVE) and ratio > 0:
+            same = format_number(base) == format_number(seen[f"{statistic} r"])
+            found += f", {format_percent(ratio)} of {'it' if same else f'the {format_number(base)} of its tokens'}"
+        found += ")"
         groups["unknown" if not difference else "same" if difference == UNDECIDED else "other"].append(found)
     if groups["same"]:
         text += f" Not clearly different from it: {'; '.join(groups['same'])}."
@@ -244,8 +253,10 @@ def _describe_same_k(lead: Lead, geometry: str, usual: float) -> str:
     if rows.empty:
         return "No coefficient could be compared with that of sets exchanged among tokens of equal k."
     row = rows.iloc[0]
+    seen = lead.rows[(lead.rows["geometry"] == geometry) & (lead.rows["null"] == OBSERVED)]
+    seen = seen[seen["candidates"] == row["candidates"]].iloc[0]
     left = [row[f"Spearman difference{part}"] for part in ("", " low", " high")]
-    sign = classify(*left[1:])
+    sign, whole = classify(*left[1:]), classify(seen["Spearman low"], seen["Spearman high"])
     text = (
         "If the candidate sets are exchanged among tokens of equal k, the coefficient is "
         f"{format_number(row['Spearman r'])} instead of {format_number(row['Spearman observed'])} "
@@ -255,7 +266,7 @@ def _describe_same_k(lead: Lead, geometry: str, usual: float) -> str:
         return f"{text}. There are too few prompts to judge the difference."
     if sign == UNDECIDED:
         return f"{text}: the number of candidates is enough to explain it."
-    if (left[0] > 0) == (row["Spearman observed"] > 0):
+    if whole not in (NEGATIVE, POSITIVE) or whole == sign:
         return f"{text}: the number of candidates does not explain all of it."
     return (
         f"{text}: the number of candidates alone would give a stronger relation, because among tokens of equal k the "
@@ -268,8 +279,9 @@ def describe_ladder(explained: pd.DataFrame, geometry: str = "raw") -> str:
 
     On one line; a sentence for each value of settings that vary for one model on one data set.
     """
-    said = [begin_sentence(begin, _describe_ladder(rows, geometry)) for begin, rows in split_by_settings(explained)]
-    return " ".join(said)
+    return " ".join(
+        merge_sentences((where, _describe_ladder(rows, geometry)) for where, rows in split_by_settings(explained))
+    )
 
 
 def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
@@ -281,24 +293,33 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     text = (
         f"On held-out prompts, entropy alone explains {_format_shares(alone['R2'])} of the variance of "
         f"cosine similarity (`{geometry}`); k and the candidates' kind explain {_format_shares(base['R2'])}, and "
-        f"entropy adds {_format_range(full['added'], 3)} to that."
+        f"entropy adds {_format_points(full['added'])} to that."
     )
+    if (pd.concat((alone["R2"], base["R2"])) < 0).any():
+        text += " Where a share is negative, the prediction is worse than the mean of all tokens."
     known = full[full["added low"].notna()]
     if known.empty:
         return f"{text} No interval could be computed."
     helped = int((known["added low"] > NOTICEABLE).sum())
-    than = f"clearly above {NOTICEABLE:g}, which a regression can gain by chance"
+    than = f"clearly above {100 * NOTICEABLE:g} point, which a regression can gain by chance"
     if len(known) == 1:
         return f"{text} This gain is {'' if helped else 'not '}{than}."
-    return f"{text} This gain is {than}, in {name_part(helped, len(known), 'run')}."
+    if not helped:
+        return f"{text} In no run is this gain {than}."
+    return f"{text} In {name_part(helped, len(known), 'run')}, this gain is {than}."
 
 
 def _format_shares(values: pd.Series) -> str:
-    return _format_range(values, 2)
+    return _format_range(format_percent(values.min()), format_percent(values.max()))
 
 
-def _format_range(values: pd.Series, digits: int) -> str:
-    low, high = format_number(values.min(), digits), format_number(values.max(), digits)
+def _format_points(values: pd.Series) -> str:
+    """What is added to shares, in percentage points."""
+    low, high = (format_number(100 * value, 1) for value in (values.min(), values.max()))
+    return f"{_format_range(low, high)} percentage points"
+
+
+def _format_range(low: str, high: str) -> str:
     return low if low == high else f"between {low} and {high}"
 
 
@@ -314,7 +335,7 @@ def _describe_specifications(lead: Lead) -> str:
     first = rows.iloc[0]
     counts = [f"{int(first[sign])} {'is' if first[sign] == 1 else 'are'} {sign}" for sign in SIGNS]
     text = (
-        f"{of}: of {count(int(first['specifications']), 'specification')}, {join_words(counts)}. "
+        f"{of}: of {count(int(first['specifications']), 'specification')}, {join_names(counts)}. "
         f"{format_percent(first['share'])} of all coefficients are {first['dominant sign']}, and the median is "
         f"{format_number(first['median'])}."
     )
@@ -340,7 +361,7 @@ def describe_answer(specifications: pd.DataFrame, usual: float = USUAL) -> str:
     if it is the same in all runs. A second sentence says which is the nearest that gives the opposite sign, if any
     does. A list if settings vary for one model on one data set, each item with the values that it is about.
     """
-    said = [_describe_answer(lead, usual) for lead in list_leads(specifications)]
+    said = merge_sentences((lead.where, _describe_answer(lead, usual)) for lead in list_leads(specifications))
     return said[0] if len(said) == 1 else "\n".join(f"* {sentence}" for sentence in said)
 
 
@@ -350,7 +371,7 @@ def _describe_answer(lead: Lead, usual: float) -> str:
     rows = rows[(rows["statistic"] == "Spearman") & rows["r"].notna() & (rows["geometry"] == "raw")]
     rows = rows[rows["candidates"].isin(list(names))]
     if rows.empty:
-        return _begin(lead, "There is no answer yet: no run has enough tokens with more than one candidate.")
+        return "There is no answer yet: no run has enough tokens with more than one candidate."
     chosen = choose_nucleus(lead.head, set(rows["candidates"]), usual)
     row, top_p = rows[rows["candidates"] == chosen].iloc[0], names[chosen]
     verdict = {
@@ -358,7 +379,7 @@ def _describe_answer(lead: Lead, usual: float) -> str:
         POSITIVE: "are *more* similar when the model is less sure",
     }.get(row["sign"], "are neither clearly more nor clearly less similar when the model is less sure")
     value = format_bounded(row["r"], row["low"], row["high"])
-    begin = f"{lead.where}: **candidates" if lead.where else f"**In {_name_runs(rows)}, candidates"
+    begin = "**candidates" if lead.where else f"**In {_name_runs(rows)}, candidates"
     said = (
         f"{begin} {verdict}: Spearman's coefficient is {value}** ({lead.source}; candidates are the likeliest tokens "
     )

@@ -8,7 +8,7 @@ multirow; a dash marks a missing value, and a comment above the table says why i
 import html
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from nucleoscope.atomic import write_atomically
 from nucleoscope.names import escape_cell, escape_latex, escape_line, read_cell
 from nucleoscope.stats.bootstrap import WIDTH
 from nucleoscope.stats.correlation import format_power_of_ten
+from nucleoscope.stats.curve_statistics import REJECTED
 from nucleoscope.stats.random_effects import RANDOM
 from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.store.results import ANALYSES, RUN_INFO, locate_folder, locate_measured, read_json, select
@@ -38,9 +39,9 @@ from nucleoscope.store.run_settings import (
     select_head,
     sort_head,
 )
-from nucleoscope.views.numbers import FIELD, choose_digits, format_column, format_percent
+from nucleoscope.views.numbers import FIELD, choose_digits, format_column, format_field, format_percent
 from nucleoscope.views.token_text import escape_name, quote_code
-from nucleoscope.wording import lower_first, name_part
+from nucleoscope.wording import count, join_names, lower_first, name_part
 
 KINDS = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman", "within-k Spearman")
 LONG, PIECE = 25, 16  # characters of a word that may break, and of its pieces
@@ -242,8 +243,12 @@ def _has_words(column: pd.Series, texts: Sequence[str]) -> bool:
 def show_settings(values: Mapping[str, object]) -> HTML:
     """A table of settings for a notebook: a row for each, those of a nested one after its name ("model sha256")."""
     flat = pd.json_normalize(dict(values), sep=" ").iloc[0]
-    table = pd.DataFrame({"setting": flat.index, "value": [str(value) for value in flat]})
+    table = pd.DataFrame({"setting": flat.index, "value": [_list_values(value) for value in flat]})
     return show(table.set_index("setting"), as_written=("value",))
+
+
+def _list_values(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def break_words(text: str) -> str:
@@ -274,7 +279,7 @@ def format_readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
     columns |= {f"{kind} r": _format_spans(statistics, f"{prefix}{kind}", 2, f"{prefix}{kind} r") for kind in KINDS}
     if not of:
         columns["tokens with k > 1"] = statistics["tokens with k > 1"]
-        columns["of all"] = statistics["share with k > 1"].map(format_percent)
+        columns["share with k > 1"] = statistics["share with k > 1"].map(format_percent)
         columns["design effect"] = statistics["design effect"].round(1)
         columns["prompts"] = statistics["prompts"]
     return _add_notes(columns, statistics["note"])
@@ -302,10 +307,10 @@ def describe_missing_means(statistics: pd.DataFrame) -> str:
 
 
 def split_by_settings(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The rows of a table of statistics that may be counted together, each with how a sentence about them begins.
+    """The rows of a table of statistics that may be counted together, each with the words for their settings.
 
-    There are several if settings vary for one model on one data set (`run_settings.list_varied`); else the sentence
-    begins with "".
+    There are several, such as those "with top_p 0.95", if settings vary for one model on one data set
+    (`run_settings.list_varied`); else the words are "".
     """
     if table.empty or not {"Model", "Dataset"} <= set(table):
         return [("", table)]
@@ -315,20 +320,34 @@ def split_by_settings(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     for head in sorted(heads, key=lambda head: sort_head(head, varied)):
         parts.setdefault(describe_head_settings(head, varied), []).append(select_head(table, head))
     return [
-        (f"With {escape_name(said)}: " if len(parts) > 1 and said else "", pd.concat(rows))
+        (f"with {escape_name(said)}" if len(parts) > 1 and said else "", pd.concat(rows))
         for said, rows in parts.items()
     ]
 
 
 def join_sentences(describe: Callable[[pd.DataFrame], str], table: pd.DataFrame) -> str:
     """What ``describe`` says of the rows that may be counted together: one sentence, or a list of them."""
-    said = [begin_sentence(begin, describe(rows)) for begin, rows in split_by_settings(table)]
+    said = merge_sentences([(where, describe(rows)) for where, rows in split_by_settings(table)])
     return said[0] if len(said) == 1 else "\n".join(f"* {sentence}" for sentence in said)
 
 
-def begin_sentence(begin: str, sentence: str) -> str:
-    """A sentence after words that say what it is about, such as "With top_p 0.95: "; as it is after ""."""
-    return begin + lower_first(sentence) if begin else sentence
+def merge_sentences(said: Iterable[tuple[str, str]]) -> list[str]:
+    """Sentences, each with where it is true, such as "with top_p 0.95", as a reader needs them.
+
+    What is the same everywhere is said once without these words, and what is the same in several cases once for all of
+    them: "With top_p 0.9 and with top_p 0.95: no run ...". A sentence whose words are "" begins as it is.
+    """
+    places: dict[tuple[str, bool], list[str]] = {}
+    for where, sentence in said:
+        places.setdefault((sentence, bool(where)), []).append(where)
+    if len(places) == 1:
+        return [sentence for sentence, _ in places]
+    return [begin_sentence(join_names(where) if named else "", text) for (text, named), where in places.items()]
+
+
+def begin_sentence(where: str, sentence: str) -> str:
+    """A sentence after words that say where it is true, such as "with top_p 0.95"; as it is after ""."""
+    return f"{where[:1].upper()}{where[1:]}: {lower_first(sentence)}" if where else sentence
 
 
 def describe_coefficients(statistics: pd.DataFrame) -> str:
@@ -403,7 +422,7 @@ def describe_varied(statistics: pd.DataFrame) -> str:
     varied = list_varied(list_heads(statistics))
     if not varied:
         return ""
-    names = " and ".join(filter(None, (", ".join(f"`{name}`" for name in varied[:-1]), f"`{varied[-1]}`")))
+    names = join_names(f"`{name}`" for name in varied)
     return (
         f"Runs of one model on one data set differ in {names}. They share the model and the prompts, so they are not "
         "independent: all pools and means are over runs with the same values."
@@ -426,7 +445,7 @@ def describe_comparison(common: int, published: int, measured: int) -> str:
 
 
 def _format_range(values: pd.Series) -> str:
-    low, high = (f"{value:z.2f}".replace("-", "\N{MINUS SIGN}") for value in (values.min(), values.max()))
+    low, high = (format_field(f"{value:z.2f}") for value in (values.min(), values.max()))
     return low if low == high else f"between {low} and {high}"
 
 
@@ -487,13 +506,19 @@ def describe_rise(fits: pd.DataFrame) -> str:
 
 def _describe_rise(fits: pd.DataFrame) -> str:
     runs = fits[(fits["Curve"] == "free") & ~fits["Model"].str.startswith("(") & ~fits["Dataset"].str.startswith("(")]
-    runs = runs[runs["rise"].notna()]
-    if runs.empty:
+    known = runs[runs["rise"].notna()]
+    if known.empty:
         return "No run has enough tokens and prompts to measure a rise."
-    rises, falls = (runs["rise low"] > 0).sum(), (runs["rise high"] < 0).sum()
-    where = name_part(rises, len(runs), "case")
-    text = f"Cosine similarity clearly rises before it falls in {where} (a case is a run with one kind of bins)"
-    return f"{text}; in {falls} it is clearly lower at the supposed peak." if falls else f"{text}."
+    rises, falls = known["rise low"] > 0, known["rise high"] < 0
+    begin = f"There {'is' if len(runs) == 1 else 'are'} {count(len(runs), 'fit')}, one for each run and kind of bins"
+    if len(known) < len(runs):
+        begin += f"; a rise can be measured in {len(known)} of them"
+    text = f"{begin}. Cosine similarity clearly rises before it falls in {name_part(rises.sum(), len(known), 'fit')}"
+    rejected = (rises & known["note"].str.startswith(REJECTED)).sum()
+    if rejected:
+        where = "there" if rejected == rises.sum() else f"in {rejected} of these"
+        text += f", but {where} the free curve as a whole is not better than a constant"
+    return f"{text}; in {falls.sum()} it is clearly lower at the supposed peak." if falls.any() else f"{text}."
 
 
 def format_explained(fits: pd.DataFrame) -> pd.DataFrame:
