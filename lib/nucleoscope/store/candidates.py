@@ -40,6 +40,10 @@ class Similarities(NamedTuple):
     taken: list[Any]
     pairs: list[Any]
 
+    def keep(self, step: int) -> "Similarities":
+        """Those of the token ``step`` only: for the others there is nothing, which keeps a page with one card small."""
+        return Similarities(*([each if place == step else () for place, each in enumerate(part)] for part in self))
+
 
 def write_candidates(records: Iterable[dict], path: Path, tokenizer: Any, compare: Callable[..., Any]) -> None:
     """Writes the candidates.parquet of the measurements file ``path``, whose ``records`` have NumPy arrays for vectors.

@@ -29,8 +29,8 @@ from nucleoscope.stats.calibration import (
 )
 from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.store.text_pairs import FoundPairs, Pair, Run, list_obstacles, name_pairs
-from nucleoscope.views.made_of_text import format_bounded, format_number, join_words
-from nucleoscope.views.numbers import choose_digits, format_percent
+from nucleoscope.views.made_of_text import join_words
+from nucleoscope.views.numbers import choose_digits, format_bounded, format_number, format_percent
 from nucleoscope.views.token_text import escape_name
 from nucleoscope.wording import count
 

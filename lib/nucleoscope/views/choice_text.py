@@ -13,7 +13,8 @@ import pandas as pd
 from nucleoscope.settings import Settings, format_results_option
 from nucleoscope.stats.choice import ALL, GIVEN, OUTCOMES, PAIR_PREDICTORS, WITHIN
 from nucleoscope.store.run_names import describe_run, order_run
-from nucleoscope.views.made_of_text import Lead, format_bounded, join_words, list_leads
+from nucleoscope.views.made_of_text import Lead, join_words, list_leads
+from nucleoscope.views.numbers import format_bounded
 from nucleoscope.views.token_text import escape_name
 from nucleoscope.wording import count, name_part
 
