@@ -63,7 +63,8 @@ Markdown(made_of_text.describe_left_out(runs, missing))
 
 # %%
 curve, tests = specification.compute_specifications(runs, seed, jobs=None)
-made_of_figures.plot_over_top_p(curve, csv="specification.csv") if runs else None
+nothing = Markdown(tables.NOTHING_YET)
+made_of_figures.plot_over_top_p(curve, csv="specification.csv") if runs else nothing
 
 # %%
 varied = made_of_text.explain_varied(curve)

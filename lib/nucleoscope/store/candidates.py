@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CANDIDATES = "candidates.parquet"
 NEEDED = ("tokens", "top_p_tokens", "top_p_probs")  # of a record
 LISTS = ("prompt", "step", "id", "text", "probability", "similarity")  # columns that a table of candidates needs
+STORED = {"similarity": "float16"}  # columns of a table of candidates that are stored with fewer digits than they have
 GROUP = 2**18  # candidates of a group of rows, before the next one is begun
 
 
