@@ -74,7 +74,10 @@ rng = np.random.default_rng(seed)
 # Each term is at least 0, and 0 only if $q_i = 1$. The logarithm is concave, so by Jensen's
 # inequality
 #
-# $$H(q) = \sum_i q_i \log \tfrac{1}{q_i} \le \log \sum_i q_i \tfrac{1}{q_i} = \log k,$$
+# $$\begin{aligned}
+# H(q) &= \sum_i q_i \log \tfrac{1}{q_i} \\
+# &\le \log \sum_i q_i \tfrac{1}{q_i} = \log k,
+# \end{aligned}$$
 #
 # with equality only if all $1 / q_i$ are equal.
 # :::
@@ -132,9 +135,16 @@ theory_figures.plot_curves(
 #
 # If $0 < m < 1$, then
 #
-# $$H(p) = h(m) + m\,H(q) + (1 - m)\,H(t),$$
+# $$\begin{aligned}
+# H(p) = {} & h(m) + m\,H(q) \\
+# & + (1 - m)\,H(t),
+# \end{aligned}$$
 #
-# $$H(q) + \log \tfrac1m \;\le\; H(p) \;\le\; h(m) + m\,H(q) + (1 - m) \log (V - k).$$
+# $$\begin{aligned}
+# H(q) + \log \tfrac1m &\le H(p), \\
+# H(p) &\le h(m) + m\,H(q) \\
+# &\quad + (1 - m) \log (V - k).
+# \end{aligned}$$
 #
 # :::
 #
@@ -145,7 +155,11 @@ theory_figures.plot_curves(
 # than a token of $N$, so each tail surprisal is at least $A = \sum_{i \in N} q_i (-\log p_i)$.
 # Hence
 #
-# $$H(p) = mA + \sum_{i \notin N} p_i (-\log p_i) \ge mA + (1 - m) A = A = H(q) + \log \tfrac1m .$$
+# $$\begin{aligned}
+# H(p) &= mA + \sum_{i \notin N} p_i (-\log p_i) \\
+# &\ge mA + (1 - m) A \\
+# &= A = H(q) + \log \tfrac1m .
+# \end{aligned}$$
 #
 # :::
 #
@@ -206,7 +220,8 @@ theory_figures.plot_curves(
 # %% tags=["show-input"]
 anisotropic = theory.draw_embedding(rng)  # 2000 rows of width 64 with a common part
 isotropic = theory.draw_embedding(rng, common=0)  # without a common part
-mean_squares = [float(units.mean(0) @ units.mean(0)) for units in (isotropic, anisotropic)]
+means = (isotropic.mean(0), anisotropic.mean(0))
+mean_squares = [float(mean @ mean) for mean in means]
 
 # %% tags=["hide-input"]
 pairs = rng.integers(0, 2000, (2, 20000))
@@ -244,14 +259,20 @@ theory_figures.plot_histograms(
 #
 # With $S = \sum_{i \in N} u_i$,
 #
-# $$c = \frac{|S|^2 - \sum_i |u_i|^2}{k (k - 1)} = \frac{|S|^2 - k}{k (k - 1)} \;\ge\; -\frac{1}{k - 1}.$$
+# $$\begin{aligned}
+# c &= \frac{|S|^2 - \sum_i |u_i|^2}{k (k - 1)} \\
+# &= \frac{|S|^2 - k}{k (k - 1)} \;\ge\; -\frac{1}{k - 1}.
+# \end{aligned}$$
 #
 # :::
 #
 # :::{prf:proof}
 # Multiply out the square:
 #
-# $$|S|^2 = \sum_{i,j} u_i \cdot u_j = \sum_i |u_i|^2 + 2 \sum_{i<j} u_i \cdot u_j .$$
+# $$\begin{aligned}
+# |S|^2 &= \sum_{i,j} u_i \cdot u_j \\
+# &= \sum_i |u_i|^2 + 2 \sum_{i<j} u_i \cdot u_j .
+# \end{aligned}$$
 #
 # The bound is $|S|^2 \ge 0$.
 # :::
@@ -268,7 +289,8 @@ theory_figures.plot_histograms(
 
 # %% tags=["show-input"]
 sizes = [2, 4, 8, 16, 32, 64, 128, 256]
-errors = theory.compute_rounding_errors(rng, sizes)  # isotropic rows of width 576, normalised in bfloat16
+# isotropic rows of width 576, normalised in bfloat16
+errors = theory.compute_rounding_errors(rng, sizes)
 
 # %% tags=["hide-input"]
 lines = {"subtracting k": errors[:, 0], "subtracting Σ|u|²": errors[:, 1]}
@@ -306,8 +328,10 @@ theory_figures.plot_curves(
 # The variance does depend on $k$. Split the cosines $c_{ij} = u_i \cdot u_j$ into the table's mean,
 # one effect for each row, and a remainder, as in a two-way analysis of variance:
 #
-# $$c_{ij} = \bar c + g_i + g_j + e_{ij}, \qquad
-# g_i = \frac{V - 1}{V - 2} \Big( \frac{1}{V - 1} \sum_{j \ne i} c_{ij} - \bar c \Big).$$
+# $$\begin{aligned}
+# c_{ij} &= \bar c + g_i + g_j + e_{ij}, \\
+# g_i &= \frac{V - 1}{V - 2} \Big( \frac{1}{V - 1} \sum_{j \ne i} c_{ij} - \bar c \Big).
+# \end{aligned}$$
 #
 # A row with large $g_i$ is close to everything. By this choice of $g$, $\sum_i g_i = 0$ and
 # $\sum_{j \ne i} e_{ij} = 0$ for every $i$. Let $S_g^2 = \sum_i g_i^2 / (V - 1)$, and let
@@ -318,8 +342,11 @@ theory_figures.plot_curves(
 #
 # The mean cosine of $2 \le k \le V$ rows drawn without replacement from $V \ge 4$ has the variance
 #
-# $$\operatorname{Var}(c) = \frac{4 S_g^2}{k} \Big( 1 - \frac kV \Big)
-# + \frac{2 \sigma_e^2}{k (k - 1)} \cdot \frac{(V - k)(V - k - 1)}{(V - 2)(V - 3)} .$$
+# $$\begin{aligned}
+# \operatorname{Var}(c) = {} & \frac{4 S_g^2}{k} \Big( 1 - \frac kV \Big) \\
+# & + \frac{2 \sigma_e^2}{k (k - 1)} \\
+# & \quad \cdot \frac{(V - k)(V - k - 1)}{(V - 2)(V - 3)} .
+# \end{aligned}$$
 #
 # :::
 #
@@ -333,10 +360,12 @@ theory_figures.plot_curves(
 #
 # *No covariance.* Because the $g_i$ sum to 0, and so do the $e_{jl}$ of each row,
 #
-# $$\mathrm E \sum_{i \in s} g_i \sum_{j < l \in s} e_{jl}
-# = \sum_{j<l} e_{jl} \Big( \pi_2 (g_j + g_l) + \pi_3 \sum_{i \ne j,l} g_i \Big)$$
-#
-# $$= (\pi_2 - \pi_3) \sum_{j<l} e_{jl} (g_j + g_l) = (\pi_2 - \pi_3) \sum_j g_j \sum_{l \ne j} e_{jl} = 0 .$$
+# $$\begin{aligned}
+# & \mathrm E \sum_{i \in s} g_i \sum_{j < l \in s} e_{jl} \\
+# & \; = \sum_{j<l} e_{jl} \Big( \pi_2 (g_j + g_l) + \pi_3 \sum_{i \ne j,l} g_i \Big) \\
+# & \; = (\pi_2 - \pi_3) \sum_{j<l} e_{jl} (g_j + g_l) \\
+# & \; = (\pi_2 - \pi_3) \sum_j g_j \sum_{l \ne j} e_{jl} = 0 .
+# \end{aligned}$$
 #
 # *Second part.* Let $Q = \sum_{i<j} e_{ij}^2$. For a given pair $ij$, the $e$ of the pairs that
 # share exactly one row with it sum to $-2 e_{ij}$, and those of the disjoint pairs to $e_{ij}$,
@@ -351,8 +380,10 @@ theory_figures.plot_curves(
 # are practically independent. The formula is then Hoeffding's variance of a U-statistic of degree
 # two {cite:p}`hoeffding1948`:
 #
-# $$\operatorname{Var}(c) = \frac{4 (k - 2)}{k (k - 1)} \zeta_1 + \frac{2}{k (k - 1)} \zeta_2, \qquad
-# \zeta_1 = \operatorname{Var}(u \cdot \mu), \quad \zeta_2 = \operatorname{Var}(u \cdot u'),$$
+# $$\begin{gathered}
+# \operatorname{Var}(c) = \frac{4 (k - 2)}{k (k - 1)} \zeta_1 + \frac{2}{k (k - 1)} \zeta_2, \\
+# \zeta_1 = \operatorname{Var}(u \cdot \mu), \quad \zeta_2 = \operatorname{Var}(u \cdot u'),
+# \end{gathered}$$
 #
 # with $u, u'$ independent random rows, $\zeta_1$ in place of $S_g^2$ and $\zeta_2 - 2 \zeta_1$
 # in place of $\sigma_e^2$. It is exact for draws **with** replacement, in which a row may be paired with itself
@@ -365,10 +396,12 @@ theory_figures.plot_curves(
 # $d \times d$ matrix $\sum_i u_i u_i^\top$.
 
 # %% tags=["show-input"]
-center, spread, rest = theory.compute_draw_moments(anisotropic)  # mean cosine, S_g², σ_e², from sums over rows alone
+# mean cosine, S_g², σ_e², from sums over rows alone
+center, spread, rest = theory.compute_draw_moments(anisotropic)
 sizes = np.array([2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987])
 drawn = theory.draw_cosines(rng, anisotropic, sizes, draws=300)
-deviation = np.sqrt(theory.compute_draw_variance(sizes, len(anisotropic), spread, rest))
+variance = theory.compute_draw_variance(sizes, len(anisotropic), spread, rest)
+deviation = np.sqrt(variance)
 
 # %% tags=["hide-input"]
 band = {"mean": np.full(14, center), "mean + 2 sd": center + 2 * deviation, "mean − 2 sd": center - 2 * deviation}
@@ -412,8 +445,10 @@ theory_figures.plot_curves(sizes, both, titles, "Simulated and computed standard
 # rows drawn without replacement from a table with mean cosine $\bar c$ that does not contain the core.
 # Let $\beta$ be the mean cosine of core and table rows. Then
 #
-# $$\mathrm E\, c = \bar c
-# + \frac{a (a - 1) (\gamma - \bar c) + 2 a (k - a) (\beta - \bar c)}{k (k - 1)} .$$
+# $$\begin{aligned}
+# \mathrm E\, c = \bar c & + \frac{a (a - 1)}{k (k - 1)} (\gamma - \bar c) \\
+# & + \frac{2 a (k - a)}{k (k - 1)} (\beta - \bar c) .
+# \end{aligned}$$
 #
 # :::
 #
@@ -438,14 +473,17 @@ theory_figures.plot_curves(sizes, both, titles, "Simulated and computed standard
 #
 # Covariances show the reason for the second, with $P$ for the prompt:
 #
-# $$\operatorname{Cov}(H, c) = \mathrm E \operatorname{Cov}(H, c \mid P)
-# + \operatorname{Cov}\big( \mathrm E[H \mid P],\, \mathrm E[c \mid P] \big).$$
+# $$\begin{aligned}
+# \operatorname{Cov}(H, c) = {} & \mathrm E \operatorname{Cov}(H, c \mid P) \\
+# & + \operatorname{Cov}\big( \mathrm E[H \mid P],\, \mathrm E[c \mid P] \big).
+# \end{aligned}$$
 #
 # If the texts of some prompts have both more entropy and less similar candidates than those of others,
 # the last term is negative, even if the two are unrelated within each text.
 
 # %% tags=["show-input"]
-sizes, entropies, cosines = theory.draw_diluted_nuclei(rng, anisotropic, count=1500, core=4, noise=0.08, largest=200)
+nuclei = {"count": 1500, "core": 4, "noise": 0.08, "largest": 200}
+sizes, entropies, cosines = theory.draw_diluted_nuclei(rng, anisotropic, **nuclei)
 plain = theory.compute_spearman(entropies, cosines)
 partial = theory.compute_partial_spearman(entropies, cosines, sizes)
 
@@ -478,8 +516,12 @@ theory_figures.plot_curves(
 # candidate $i$ is $(Zq)_i = \sum_j Z_{ij} q_j$: the probability mass near it. The diversity of
 # order $r \ge 0$ is
 #
-# $$D_r^Z(q) = \Big( \sum_i q_i \, (Zq)_i^{\,r-1} \Big)^{1 / (1 - r)} \quad (r \ne 1), \qquad
-# D_1^Z(q) = \prod_i (Zq)_i^{-q_i} .$$
+# $$\begin{aligned}
+# D_r^Z(q) &= \Big( \sum_i q_i \, (Zq)_i^{\,r-1} \Big)^{1 / (1 - r)}, \\
+# D_1^Z(q) &= \prod_i (Zq)_i^{-q_i},
+# \end{aligned}$$
+#
+# the first for $r \ne 1$.
 #
 # :::
 #
@@ -498,8 +540,10 @@ theory_figures.plot_curves(
 # $w = \sum_{i \ne j} q_i q_j\, u_i \cdot u_j / \sum_{i \ne j} q_i q_j$ be the project's
 # `weighted_cosine`. With $Z_{ij} = u_i \cdot u_j$ in the formula of {prf:ref}`def-diversity`,
 #
-# $$\frac{1}{D_2^Z(q)} = \sum_{i,j} q_i q_j\, u_i \cdot u_j = |M|^2
-# = \frac{1}{D_2^I(q)} + \Big( 1 - \frac{1}{D_2^I(q)} \Big) w .$$
+# $$\begin{aligned}
+# \frac{1}{D_2^Z(q)} &= \sum_{i,j} q_i q_j\, u_i \cdot u_j = |M|^2 \\
+# &= \frac{1}{D_2^I(q)} + \Big( 1 - \frac{1}{D_2^I(q)} \Big) w .
+# \end{aligned}$$
 #
 # With equal weights $q_i = 1/k$, $w$ is the mean cosine $c$, and $D_2^Z = k / (1 + (k - 1) c)$.
 # :::
@@ -527,8 +571,9 @@ theory_figures.plot_curves(
 
 # %% tags=["show-input"]
 q = np.array([0.4, 0.3, 0.2, 0.1])
-similar = np.full((4, 4), 0.8) + 0.2 * np.eye(4)  # cosines of, say, four days of the week
-different = np.full((4, 4), 0.1) + 0.9 * np.eye(4)  # and of four words with little in common
+# cosines of, say, four days of the week, and of four words with little in common
+similar = np.full((4, 4), 0.8) + 0.2 * np.eye(4)
+different = np.full((4, 4), 0.1) + 0.9 * np.eye(4)
 orders = np.linspace(0, 3, 61)
 
 # %% tags=["hide-input"]
@@ -578,7 +623,10 @@ figure.update_traces(marker_size=11, marker_opacity=1, selector={"mode": "marker
 #
 # Let $Z_{ij} = (1 + u_i \cdot u_j)/2$ and $\rho = |M| = |\sum_i q_i u_i|$. Then
 #
-# $$\log \frac{2}{1 + \rho^2} \;\le\; \log D_1^Z(q) \;\le\; h\Big( \frac{1 + \rho}{2} \Big) \;\le\; \log 2 .$$
+# $$\begin{aligned}
+# \log \frac{2}{1 + \rho^2} &\le \log D_1^Z(q) \\
+# &\le h\Big( \frac{1 + \rho}{2} \Big) \le \log 2 .
+# \end{aligned}$$
 #
 # The first is an equality if all $u_i \cdot M$ are equal, the second if all $u_i$ are on one
 # line.
@@ -606,7 +654,8 @@ figure.update_traces(marker_size=11, marker_opacity=1, selector={"mode": "marker
 # splitting a candidate into identical copies does not change it.
 
 # %% tags=["show-input"]
-entropies, similars, lengths = theory.draw_choices(rng, 1200).T  # H, similarity entropy and |M| of many kinds of nuclei
+# H, similarity entropy and |M| of many kinds of nuclei
+entropies, similars, lengths = theory.draw_choices(rng, 1200).T
 
 # %% tags=["hide-input"]
 grid = np.linspace(0, 1, 101)

@@ -27,6 +27,9 @@
 # * The three nearest tokens are taken. They must have at most 200 candidates, so that a list of them can be
 #   read, and eight tokens before them, so that there is some context. At most one token comes from each prompt; the
 #   corners take turns.
+#
+# The card of such a token is open. It lists the candidates, with the similarity of each to the token that was taken and, in
+# cells, those of the pairs of the ten likeliest. Similarities of the other tokens are on the pages of their runs.
 
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/
@@ -81,6 +84,7 @@ tables = {(model, dataset): readable[model, dataset] for dataset in settings}
 corners, background = examples.find_corners(tables), compute_background(examples.pool(tables))
 shown = {dataset: corners.loc[corners["dataset"] == dataset, "prompt"] for dataset in settings}
 records = {dataset: results.load_records(folders[dataset], prompts) for dataset, prompts in shown.items()}
+similar = {dataset: results.load_similarities(folders[dataset], prompts) for dataset, prompts in shown.items()}
 modes = {name: found.get("mode", "generate") for name, found in settings.items()}
 
 
@@ -89,9 +93,11 @@ def show_corner(corner: str) -> None:
     """The tokens of one corner, each with its numbers, the text before it and its card."""
     tokens = corners[corners["corner"] == corner]
     for token in tokens.itertuples():
-        window = {"first": max(token.step - 40, 0), "last": token.step + 1, "shown": token.step, "most": 20}
+        options = {"first": max(token.step - 40, 0), "last": token.step + 1, "shown": token.step, "most": 20}
+        if known := similar[token.dataset].get(token.prompt):
+            options["similarities"] = known.keep(token.step)  # only those of the card: a page of forty would be heavy
         (_, reader), record = runs[token.dataset], records[token.dataset][token.prompt]
-        html = render_strip(record, reader, table=background, mode=modes[token.dataset], **window)
+        html = render_strip(record, reader, table=background, mode=modes[token.dataset], **options)
         display(Markdown(examples.format_numbers(token)), HTML(html))
     if tokens.empty:
         display(Markdown("No token is left for this corner."))

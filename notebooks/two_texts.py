@@ -129,7 +129,7 @@ for text, html in two_texts.show_texts(measured) if measured else [(tables.NOTHI
 # %% [markdown]
 # ## Recap
 #
-# We compared the texts of a data set with what a model wrote for the same prompts, and both with what the
+# The texts of a data set are compared with what a model wrote for the same prompts, and both with what the
 # model's own probabilities would lead one to expect. The docstrings of `calibration.compare_texts` and
 # `calibration.calibrate` describe the columns of the two tables.
 

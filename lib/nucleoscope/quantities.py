@@ -4,9 +4,10 @@ Contract: this is the only list of quantities. Records, tables, tints, tooltips,
 page are derived from it, by name. Importing this module is fast: a quantity is a function of one step
 (`measure.step.Step`), and the step does the computation.
 
-To add your own quantity, make one call::
+To add your own quantity, make one of your function::
 
-    quantities.register(Quantity.from_function("top_three", mass_of_top_three, label="mass of the top three"))
+    own = Quantity.from_function("top_three", mass_of_top_three, label="mass of the top three")
+    quantities.register(own)
 """
 
 from collections.abc import Callable, Iterable

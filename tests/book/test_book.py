@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import numpy as np
 import pandas as pd
+import plotly
 import plotly.graph_objects as go
 import pytest
 import torch
@@ -42,7 +43,7 @@ from nucleoscope.settings import format_reference
 from nucleoscope.stats import correlation
 from nucleoscope.store import results
 from nucleoscope.store.candidates import Similarities
-from nucleoscope.views import assets, cards, choice_figures, figure_data, tables, texts
+from nucleoscope.views import assets, cards, choice_figures, figure_data, figures, tables, texts
 from nucleoscope.views.strip import compute_background, render_strip
 from nucleoscope.views.token_text import Reader
 from nucleoscope.workflow import graph
@@ -419,6 +420,37 @@ def test_a_page_names_the_results_folder_of_its_grid_but_not_where_it_is(tmp_pat
             found = notebook.cells[0].outputs[0].data["text/markdown"]
             expected = given if path == "../elsewhere" else shown
             assert found == f"The files are in `{expected}/correlation_eval`."
+
+
+@pytest.mark.parametrize("given", ["{}/disk/runs", "/home/agatha/runs", "/srv/a/b"])
+def test_the_folder_of_results_in_a_command_is_as_it_was_typed(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    given = given.format(tmp_path)
+    command = f"`make --results_dir={given}` or `make '--results_dir={given}'`, and {given}/x"
+    output = nbformat.v4.new_output("display_data", {"text/markdown": command})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("said", outputs=[output])])
+    root = tmp_path / "home" / "project"
+    folders = {str(root): "", str(tmp_path / "home"): "~", **site.name_results(root, Path(given))}
+    shown = pages.normalise(notebook, folders).cells[0].outputs[0].data["text/markdown"]
+    assert shown.startswith(command.removesuffix(f"{given}/x"))
+    assert given not in shown[len(command) - len(f"{given}/x") :]
+
+
+def test_a_page_without_data_ends_before_its_first_empty_section():
+    new = nbformat.v4
+    nothing = new.new_output("execute_result", {"text/markdown": tables.NOTHING_YET, "text/plain": "x"})
+    said = new.new_output("execute_result", {"text/markdown": "Measure first.", "text/plain": "x"})
+    cells = [
+        new.new_markdown_cell("# Title"),
+        new.new_code_cell("said", outputs=[said]),
+        new.new_markdown_cell("## First"),
+        new.new_code_cell("first", outputs=[nothing]),
+        new.new_markdown_cell("## Recap"),
+    ]
+    notebook = pages.normalise(new.new_notebook(cells=cells), {})
+    assert [cell.source for cell in notebook.cells] == ["# Title", "said"]
+    whole = pages.normalise(new.new_notebook(cells=[*cells[:3], *cells[4:]]), {})
+    assert [cell.source for cell in whole.cells] == ["# Title", "said", "## First", "## Recap"]
 
 
 def test_prose_keeps_its_links_and_a_model_its_words():
@@ -839,6 +871,22 @@ def test_pointing_at_a_point_shows_its_label(visit):
     assert "0.25" in page.locator(".hoverlayer").first.text_content()
 
 
+def test_pointing_at_a_negative_number_shows_a_minus_sign(browser):
+    page = browser.new_page()
+    page.set_content("<div></div>")
+    page.add_script_tag(path=Path(plotly.__file__).parent / "package_data/plotly.min.js")
+    figure = go.Figure()
+    figure.add_scatter(x=[-1.5], y=[-0.12345], hovertemplate="%{x} and %{y}<extra></extra>", **figures.HOVER)
+    figure.add_heatmap(z=[[-0.25]], hovertemplate="cell %{z}<extra></extra>", zhoverformat=".3f", showscale=False)
+    content = json.loads(figure.to_json())
+    page.evaluate("({ data, layout }) => Plotly.newPlot(document.querySelector('div'), data, layout)", content)
+    for number, said in ((0, "−1.50 and −0.123"), (1, "cell −0.250")):
+        point = [{"curveNumber": number, "pointNumber": 0 if number == 0 else [0, 0]}]
+        page.evaluate("point => Plotly.Fx.hover(document.querySelector('div'), point)", point)
+        assert page.locator(".hoverlayer .hovertext").text_content() == said
+    page.close()
+
+
 def test_the_theme_switch_changes_the_figures(visit):
     page = visit(FIGURES[0])
     page.locator(".xtick text").first.wait_for()
@@ -969,7 +1017,9 @@ def menu(browser):
         body = f'<style>{style}</style><div class="nucleoscope" style="width: 688px"></div>'
         page.set_content(body + f"<script>{assets.join_script(assets.STATIC / 'menu.js')}</script>")
         content = {"columns": [["tokens", True]], "prompts": [[0, "one", "a text", [4]]], "cut": False} | content
-        page.evaluate("content => drawMenu(document.querySelector('div'), content, () => {})", content)
+        page.evaluate(
+            "content => drawMenu(document.querySelector('div'), content, () => {}, (n) => (told = n))", content
+        )
         return page
 
     yield draw
@@ -985,7 +1035,33 @@ def test_one_prompt_in_the_menu_is_singular(menu):
     page = menu()
     assert page.locator(".ns-found").inner_text() == "1 prompt"
     page.locator("input").fill("nowhere")
-    assert page.locator(".ns-found").inner_text() == "0 of 1 prompt"
+    assert page.locator(".ns-found").inner_text() == '0 of 1 prompt: nothing matches "nowhere"'
+    assert page.evaluate("told") == 0
+    page.locator("input").fill("text")
+    assert page.evaluate("told") == 1
+
+
+def test_all_values_of_a_quantity_in_the_menu_have_equally_many_decimals(menu):
+    values = [0.0123, 1.5, -0.456, 2, None, -0.001]
+    prompts = [[number, "one", "a text", [number, value, 12.3]] for number, value in enumerate(values)]
+    page = menu(columns=[["tokens", True], ["entropy", False], ["k", False]], prompts=prompts)
+    for name, shown in (
+        ("number", [""] * 6),
+        ("entropy", ["−0.46", "0.00", "0.01", "1.50", "2.00", "–"]),
+        ("k", ["12.3"] * 6),
+    ):
+        page.locator("select").select_option(label=name)
+        assert page.locator(".ns-prompts .ns-value").all_inner_texts() == shown
+
+
+def test_the_button_that_reverses_the_menu_shows_its_state(menu):
+    button = menu().locator(".ns-order button")
+    states = []
+    for _ in range(3):
+        weight = button.evaluate("button => getComputedStyle(button).fontWeight")
+        states.append((button.inner_text(), button.get_attribute("aria-pressed"), weight))
+        button.click()
+    assert states == [("reverse ↑", "false", "400"), ("reverse ↓", "true", "700"), ("reverse ↑", "false", "400")]
 
 
 def test_the_longest_name_in_the_menu_to_sort_by_fits_its_box(menu):
@@ -1020,7 +1096,12 @@ def test_the_menu_is_searched_sorted_and_walked_by_keyboard(visit):
     page.locator(".ns-order input").fill("OTHER cat")  # of a text, not of a prompt
     assert page.locator(numbers).all_inner_texts() == ["3"]
     assert page.locator(".ns-found").inner_text() == f"1 of {len(TEXTS)} prompts"
+    assert page.locator(".ns-picked .ns-text").is_visible()
+    page.locator(".ns-order input").fill("in no text")
+    assert page.locator(".ns-found").inner_text() == f'0 of {len(TEXTS)} prompts: nothing matches "in no text"'
+    assert not page.locator(".ns-picked .ns-text").is_visible()
     page.locator(".ns-order input").fill("")
+    assert page.locator(".ns-picked .ns-text").is_visible()
     page.locator(".ns-order select").select_option(label="tokens")
     shown = page.locator(".ns-prompts .ns-value").all_inner_texts()
     assert shown == sorted(shown, key=int)
@@ -1506,6 +1587,21 @@ LOST = """() => [...document.querySelectorAll("main table")].filter((table) => {
 }).map((table) => table.innerText.slice(0, 80))"""
 
 
+# Code in the open whose lines are longer than its place; and code that has to be scrolled, or formulas.
+LONG_CODE = """() => [...document.querySelectorAll("main div.highlight pre")].filter((code) => {
+  code.style.whiteSpace = "pre";
+  const long = !code.closest("details") && code.scrollWidth > code.clientWidth;
+  code.style.whiteSpace = "";
+  return long;
+}).map((code) => code.innerText.slice(0, 80))"""
+SCROLLING_CODE = """() => [...document.querySelectorAll("main div.highlight pre")]
+  .filter((code) => code.scrollWidth > code.clientWidth).map((code) => code.innerText.slice(0, 80))"""
+WIDE_FORMULAS = """() => [...document.querySelectorAll("main mjx-container")].filter((formula) => {
+  const place = formula.closest(".math").parentElement.getBoundingClientRect();
+  return formula.querySelector("mjx-math").getBoundingClientRect().right > place.right + 1;
+}).map((formula) => formula.textContent)"""
+
+
 def resize(page, width: int) -> None:
     """Another width of the window; returns when the sidebars have moved and page.js has seen it."""
     page.set_viewport_size({"width": width, "height": 900})
@@ -1527,13 +1623,35 @@ def test_every_page_of_the_real_book_fits_a_phone_and_its_tables_fit_a_laptop(pa
                 visit(name, width=390)
                 draw_figures(page)
                 assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+                assert page.evaluate(SCROLLING_CODE) == [], name
                 assert page.locator("h1").count() == 1, name
+                if page.locator("main div.highlight pre").count():
+                    resize(page, 1280)
+                    assert page.evaluate(LONG_CODE) == [], name
+                    resize(page, 390)
                 if page.locator("main table").count():
                     assert page.evaluate(LOST) == [], name
                     resize(page, 1280)
                     assert page.evaluate(WIDE_TABLES, ".names-4") == [], name
                     resize(page, 1920)
                     assert page.evaluate(WIDE_TABLES) == [], name
+
+
+@pytest.mark.parametrize("name", ["theory", "method"])
+def test_no_formula_has_to_be_scrolled_on_a_phone(page, real, name):
+    with visit_pages(page, real) as visit:
+        visit(name, width=390)
+        page.wait_for_function(
+            "document.querySelectorAll('mjx-container').length === document.querySelectorAll('main .math').length"
+        )
+        assert page.evaluate(WIDE_FORMULAS) == []
+
+
+@pytest.mark.parametrize("name", ["two_texts", "choice", "correlation_eval/made_of"])
+def test_a_page_whose_data_were_not_measured_says_so_once_and_has_no_sections(real, name):
+    article = BeautifulSoup((real / f"{name}.html").read_text(), "html.parser").select_one("article.bd-article")
+    assert article.select("h2, h3, h4") == []
+    assert tables.NOTHING_YET.strip("*") not in article.get_text()
 
 
 def test_a_wide_table_has_the_room_of_the_list_of_sections_which_a_button_then_shows(page, real):

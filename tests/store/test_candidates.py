@@ -52,6 +52,14 @@ def test_the_candidates_of_a_token_are_those_of_the_measurements_with_text_and_s
             ]
 
 
+def test_the_similarities_of_one_token_are_kept_without_those_of_the_others(measured):
+    found = results.load_similarities(measured[0], [0])[0]
+    kept = found.keep(1)
+    for before, after in zip(found, kept, strict=True):
+        assert after[1] is before[1]
+        assert [len(each) for place, each in enumerate(after) if place != 1] == [0] * (len(before) - 1)
+
+
 def test_pandas_alone_reads_texts_and_candidates(measured):
     folder, _, tokenizer = measured
     tokens = pd.read_parquet(folder / "tokens.parquet")

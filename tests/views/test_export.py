@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -78,7 +79,16 @@ def test_candidates_have_a_row_each(measured, tmp_path, monkeypatch, ending):
     assert list(found) == ["model", "dataset", *rest]
     assert {*found["model"], *found["dataset"]} == {"tiny", "math"}
     assert found["id"].tolist() == expected["id"].tolist()
-    assert found["similarity"].tolist() == pytest.approx(expected["similarity"].tolist(), rel=1e-6)
+    for name, kind in (("similarity", np.float16), ("probability", np.float32)):
+        assert found[name].astype(kind).tolist() == expected[name].astype(kind).tolist()
+
+
+def test_a_number_of_a_csv_has_no_more_digits_than_it_was_stored_with(measured, tmp_path):
+    export.write(measured, tmp_path / "candidates.csv", candidates=True)
+    found = pd.read_csv(tmp_path / "candidates.csv", dtype=str)
+    for name, most in (("similarity", 5), ("probability", 9)):
+        digits = [re.sub(r"e.*|\D", "", text).lstrip("0") for text in found[name]]
+        assert max(map(len, digits)) <= most
 
 
 def test_candidates_of_a_run_with_named_settings_have_a_column_for_each(measured, tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy import stats
 from nucleoscope import quantities
 from nucleoscope.stats import bootstrap, correlation, fits
 from nucleoscope.store import results
-from nucleoscope.views import figures, panels
+from nucleoscope.views import figures, numbers, panels
 from synthetic import draw_full
 
 RUNS = {("model b", "xsum"): draw_full(1), ("model a", "gsm8k"): draw_full(2), ("model a", "xsum"): draw_full(3)}
@@ -25,6 +26,15 @@ def find_traces(figure, name):
     """The trace of each kind in the panel of one run, by kind."""
     found = [trace for trace in figure.data if name in (trace.hovertemplate or "")]
     return dict(zip(("median", "mean", "density"), found, strict=True))
+
+
+def test_no_figure_lets_plotly_format_a_fraction_in_a_template():
+    """Plotly writes a hyphen for the minus sign there, but not where an axis formats a number (``hoverformat``)."""
+    package = Path(figures.__file__).parents[1]
+    found = [
+        path.name for path in package.rglob("*.py") if re.search(r"%\{+\w+(\[\d\])?:[^}]*[fgeE]", path.read_text())
+    ]
+    assert [name for name in found if name != "numbers.py"] == []
 
 
 def test_the_paper_figure_has_a_panel_for_each_run_and_a_blank_for_a_missing_one():
@@ -104,10 +114,9 @@ def test_the_grid_has_what_scipy_counts_in_each_panel():
         np.testing.assert_allclose(np.array(bars[0], float), panel[kind].y - low, atol=2e-4)
         np.testing.assert_allclose(np.array(bars[1], float), high - panel[kind].y, atol=2e-4)
         assert np.nanmax(high - low) > 0.01
-        shown = [
-            "from too few prompts" if np.isnan(a) else f"[{a:.3f}, {b:.3f}]" for a, b in zip(low, high, strict=True)
-        ]
-        assert list(spans) == shown
+        shown = numbers.format_points(expected[np.isfinite(expected)], low, high)
+        few = [" from too few prompts" if np.isnan(end) else "" for end in low]
+        assert list(spans) == [text + why for text, why in zip(shown, few, strict=True)]
     assert np.sum(panel["density"].z) == len(pairs)
 
 

@@ -46,6 +46,12 @@ def test_a_number_of_a_table_has_a_minus_sign_and_breaks_only_before_its_interva
     assert numbers.format_field(shown) == shown
 
 
+def test_a_point_of_a_figure_is_said_with_a_minus_sign_and_the_decimals_that_its_interval_gives_a_meaning_to():
+    values, lows, highs = [-0.1234, 0.5, np.nan, 12.34], [-0.2, np.nan, np.nan, 12], [-0.05, np.nan, np.nan, 12.6]
+    assert numbers.format_points(values, lows, highs) == ["−0.12 [−0.20, −0.05]", "0.500", "", "12.34 [12.00, 12.60]"]
+    assert numbers.format_points([5], [1], [9], 1, " %") == ["5.0 % [1.0, 9.0]"]
+
+
 @pytest.mark.parametrize(
     ("values", "shown"),
     [

@@ -1,17 +1,23 @@
 """The notebook "Twelve tokens", run on small results."""
 
+import ast
 import json
+from pathlib import Path
 
 import nbformat
+import numpy as np
 import torch
 
 import tiny
 from nucleoscope import atomic
+from nucleoscope.measure.runs import complete_run
 from nucleoscope.store import results
+from nucleoscope.store.run_folder import RunFolder
 from nucleoscope.views import examples
 from nucleoscope.views.token_text import escape_name
 from nucleoscope.workflow import notebooks
 
+ROOT = Path(__file__).parents[2]
 TEXT = "the rain in Spain stays mainly in the plain, and سلام 你好 <script>alert(1)</script>"
 
 
@@ -57,6 +63,40 @@ def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
         assert data["first"] + data["shown"] == token.step
         assert data["quantities"][-1]["values"][data["shown"]] == token.k
         assert data["mode"] == "generate"
+
+
+def test_the_open_cards_have_the_similarities_of_the_files_and_no_other_card_has(tmp_path):
+    model, tokenizer = tiny.create_model(), tiny.create_tokenizer(bos=False)
+    name, folder = tiny.save(tmp_path / "tiny", model, tokenizer), tmp_path / "results" / "alpha" / "tiny"
+    settings = {"model_name": name, "model": {"source": "folder"}, "dataset_name": "alpha"}
+    options = {"max_tokens": 16, "progress": False, "variants": "none"}
+    with RunFolder(folder, settings) as run:
+        complete_run(run, model, tokenizer, ["the rain", "in Spain", "stays"], **options)
+    strips, _ = execute_notebook(tmp_path)
+    assert strips
+    corners = examples.find_corners(results.load_runs(tmp_path / "results")[0])
+    for html, token in zip(strips, corners.itertuples(), strict=True):
+        data = read_payload(html)
+        measured = results.load_similarities(folder, [token.prompt])[token.prompt]
+        for shown, known in zip((data["similar"], data["matrix"]), measured, strict=True):
+            own = shown.pop(data["shown"])
+            assert own == np.rint(100 * known[token.step].astype(float)).astype(int).tolist()[: len(own)]
+            assert own
+            assert not any(shown)
+
+
+def list_calls(source: str, name: str) -> list[ast.Call]:
+    """The calls of a function in a module or a notebook."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [call for call in calls if getattr(call.func, "id", getattr(call.func, "attr", "")) == name]
+
+
+def test_every_strip_of_the_book_is_given_the_similarities_of_its_files():
+    for path in [*(ROOT / "lib").rglob("*.py"), *(ROOT / "notebooks").glob("*.py")]:
+        source = path.read_text()
+        if list_calls(source, "render_strip"):
+            assert "similarities" in source or "_read_texts" in source, path
+            assert list_calls(source, "load_similarities"), path
 
 
 def test_runs_that_cannot_be_read_are_left_out_and_named(tmp_path):

@@ -1,6 +1,7 @@
 """The page about a data set's texts and the model's: its figures, its sentences whatever comes out, and its texts."""
 
 import json
+import re
 
 import nbformat
 import numpy as np
@@ -13,7 +14,7 @@ from nucleoscope.stats import calibration
 from nucleoscope.stats.calibration import EXISTING, OUTSIDE, SURPRISAL, WRITTEN
 from nucleoscope.store import text_pairs
 from nucleoscope.store.text_pairs import Pair, Run
-from nucleoscope.views import calibration_figures, calibration_text, tables, two_texts
+from nucleoscope.views import calibration_figures, calibration_text, commands, tables, two_texts
 from nucleoscope.views.token_text import escape_name
 from nucleoscope.workflow import notebooks
 from pair_files import COMMON, measure_pair, write_run
@@ -278,6 +279,7 @@ def test_without_pairs_the_text_says_how_to_get_one_and_why_a_run_has_no_partner
     assert "nothing to compare yet" in text
     assert text.count("correlation_pipeline.py") == 2
     assert "mode: score, text_column: answer" in text
+    assert max(map(len, re.findall(r"```bash\n(.*?)```", text, re.DOTALL)[0].splitlines())) <= commands.WIDE
     pair = create_pair(written={"temperature": 0.5})
     text = calibration_text.describe_found(text_pairs.FoundPairs([], [pair.existing], [pair.written]), [])
     assert "tiny on lines, answer: the nearest run" in text
@@ -379,7 +381,7 @@ def test_the_page_without_a_pair_says_how_to_get_one_and_has_no_figure(tmp_path)
     written = {path.name: path.read_text() for path in (tmp_path / "results").rglob("*.csv")}
     assert set(written) == {"two_texts.csv", "two_texts_bins.csv"}
     assert {text.count("\n") for text in written.values()} == {1}  # headings
-    assert f"--text_column=answer --results_dir={tmp_path / 'results'}\n" in line
+    assert line.count(f" --results_dir={tmp_path / 'results'}\n") == 2
     assert lines[-1].endswith(f" are in `{tmp_path / 'results/correlation_eval'}`.")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from nucleoscope.views.tables import NOTHING_YET
 from nucleoscope.views.token_text import escape_name, make_encodable
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -22,8 +23,9 @@ KERNEL = {
 }
 PROGRESS = re.compile(r"\d%\||\b(it|tok|B)/s\b|\bs/it\b")  # a line that a progress bar drew
 BEFORE = r"(?<![\w.~…-])"  # a path starts here, and is not the rest of another path or of a URL
-PEOPLE = re.compile(BEFORE + r"(?:/home|/Users|[A-Z]:\\Users)[/\\][^/\\\s\"'<>]+")
-ELSEWHERE = re.compile(BEFORE + r"(?<![:<>/])/(?:[\w.+-]+/)+([\w.+-]+)")
+TYPED = r"(?<!--results_dir=)"  # but not as the option of a command, which readers paste
+PEOPLE = re.compile(TYPED + BEFORE + r"(?:/home|/Users|[A-Z]:\\Users)[/\\][^/\\\s\"'<>]+")
+ELSEWHERE = re.compile(TYPED + BEFORE + r"(?<![:<>/])/(?:[\w.+-]+/)+([\w.+-]+)")
 WORDS = "nucleoscope-strip"  # the class of HTML with a model's text: paths in it are left alone
 
 
@@ -31,13 +33,15 @@ def normalise(notebook: NotebookNode, folders: Mapping[str, str]) -> NotebookNod
     """A copy of the notebook that contains the results, but not where, when or by whom it was run.
 
     ``folders`` maps paths on this machine to their replacements ("" for the project's own folder). Other
-    absolute paths keep only their last component. Times, papermill's notes, widgets and progress bars are
-    removed; code cells are folded unless tagged "show-input". Applying it twice has no further effect.
+    absolute paths keep only their last component, except after ``--results_dir=`` in a command, which readers paste.
+    Times, papermill's notes, widgets and progress bars are removed; code cells are folded unless tagged "show-input".
+    A page whose data were not measured ends where its first section would be empty: what is above says what is
+    missing. Applying it twice has no further effect.
     """
     result = copy.deepcopy(notebook)
     result.metadata = NotebookNode(copy.deepcopy(KERNEL))
     result.nbformat, result.nbformat_minor = 4, 5
-    result.cells = _join_cells(result.cells)
+    result.cells = _join_cells(_drop_empty_sections(result.cells))
     for number, cell in enumerate(result.cells, 1):
         tags = list(cell.metadata.get("tags", []))
         if cell.cell_type == "code":
@@ -49,6 +53,18 @@ def normalise(notebook: NotebookNode, folders: Mapping[str, str]) -> NotebookNod
     for cell in result.cells:
         cell.update(_shorten_paths(cell, _build_patterns(folders), elsewhere=cell.cell_type == "code"))
     return result
+
+
+def _drop_empty_sections(cells: list[NotebookNode]) -> list[NotebookNode]:
+    """The cells before the first section in which the notebook has `NOTHING_YET` to show, or all cells."""
+    section = len(cells)
+    for place, cell in enumerate(cells):
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            section = place
+        shown = (output.get("data", {}).get("text/markdown") for output in cell.get("outputs", []))
+        if NOTHING_YET in shown:
+            return cells[:section]
+    return cells
 
 
 def _join_cells(cells: list[NotebookNode]) -> list[NotebookNode]:
@@ -104,7 +120,7 @@ def _build_patterns(folders: Mapping[str, str]) -> list[tuple[re.Pattern, str]]:
     """What to replace by what: the longest folder first, because folders may be nested."""
     patterns = []
     for path, name in sorted(folders.items(), key=lambda pair: -len(pair[0])):
-        start = BEFORE + re.escape(path.rstrip("/"))
+        start = (TYPED if name.startswith("…") else "") + BEFORE + re.escape(path.rstrip("/"))
         if len(path) > 1:  # in some containers, the home folder is "/"
             patterns += [(re.compile(start + "/"), f"{name}/" if name else "")]
             patterns += [(re.compile(start + r"(?![\w-]|\.\w)"), name or ".")]

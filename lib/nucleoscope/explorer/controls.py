@@ -108,13 +108,15 @@ def _format_value(value: Any) -> str:
 class PromptMenu(anywidget.AnyWidget):
     """The menu of a measured run's prompts, as on the run's page: ``content`` is a `texts.build_menu`.
 
-    The page sets ``value`` to the number of the prompt that is picked; -1 means none. Without prompts it is hidden.
+    The page sets ``value`` to the number of the prompt that is picked; -1 means none; and ``found`` to how many prompts
+    the last search found, -1 before the first. Without prompts it is hidden.
     """
 
     _esm = assets.join_script(assets.STATIC / "menu.js", STATIC / "prompt_menu.js")
     _css = assets.join_style(assets.STATIC / "menu.css")
     content = traitlets.Dict().tag(sync=True)
     value = traitlets.Int(-1).tag(sync=True)
+    found = traitlets.Int(-1).tag(sync=True)
 
 
 def build_settings(chosen: Settings) -> dict[str, Any]:

@@ -233,6 +233,7 @@ class Explorer:
         self.quantity.observe(lambda _: self._choose_tint(), "value")
         self.measured.observe(lambda change: self._open(change.new), "value")
         self.picked.observe(lambda change: self._pick(change.new), "value")
+        self.picked.observe(lambda change: self._hide_text(not change.new), "found")
         self.settings["model_name"].observe(lambda _: self._forget_revision(), "value")
         self.settings["model_revision"].observe(lambda _: self._withdraw_trust(), "value")
         self.settings["trust_remote_code"].observe(lambda change: self._retry_copy(change.new), "value")
@@ -347,6 +348,7 @@ class Explorer:
         """A new first text: there is nothing to go back to."""
         with self._lock:
             self._versions, self._place, self.similarities = [version], 0, None
+            self._hide_text(False)
             self._clear()
 
     def wait(self, seconds: float | None = None) -> None:
@@ -694,7 +696,7 @@ class Explorer:
     def _open(self, folder: Path | str) -> None:
         """A measured run was selected: offers its prompts."""
         self.records, self.measured_reader, self.picked.value, self.picked.content = [], None, -1, {}
-        self.in_context, self.grouping = None, self._own_grouping
+        self.in_context, self.grouping, self.picked.found = None, self._own_grouping, -1
         if not folder:
             return
         from nucleoscope.explorer.engine import Reader, local_tokenizers, texts
@@ -777,6 +779,13 @@ class Explorer:
             self._show_widest()
         if self.mode.value == "score":
             self._copy_text(self.records[place]["tokens"].tolist())
+
+    def _hide_text(self, hidden: bool) -> None:
+        """Hides the text of the prompt that was picked while the search in the menu finds none; another text stays."""
+        place = self.picked.value
+        own = 0 <= place < len(self.records) and self.prompt.value == self.records[place]["prompt"]
+        for part in (self.text, self.figures):
+            part.layout.visibility = "hidden" if hidden and own else None
 
     def _copy_text(self, tokens: list[int]) -> None:
         """Puts the text of a scored record into its field, decoded by the tokenizer of the model in its field."""

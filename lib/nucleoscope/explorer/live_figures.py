@@ -13,7 +13,7 @@ import torch
 from nucleoscope import quantities
 from nucleoscope.names import escape_plotly
 from nucleoscope.views import cards
-from nucleoscope.views.figures import build_layout
+from nucleoscope.views.figures import HOVER, build_layout
 from nucleoscope.views.palette import BLUE, MATRIX, ORANGE, VERMILLION
 from nucleoscope.views.token_text import Reader
 
@@ -28,10 +28,10 @@ def build_scatter(name: str) -> go.FigureWidget:
     ``name`` is the layout's meta, by which `controls.TokenText` recognises its figure.
     """
     figure = go.Figure(layout=build_layout("Tokens with more than one candidate", 380))
-    hover = "token %{text}: entropy %{x:.2f}, cosine similarity %{y:.3f}<extra></extra>"
+    hover = "token %{text}: entropy %{x}, cosine similarity %{y}<extra></extra>"
     dot = {"size": 7, "color": BLUE, "opacity": 0.7}
     chosen = {"marker": {"color": ORANGE, "opacity": 1}}
-    figure.add_scatter(mode="markers", marker=dot, selected=chosen, hovertemplate=hover, name="token")
+    figure.add_scatter(mode="markers", marker=dot, selected=chosen, hovertemplate=hover, name="token", **HOVER)
     ring = {"size": 15, "symbol": "circle-open", "color": VERMILLION, "line": {"width": 3}}
     figure.add_scatter(mode="markers", marker=ring, hoverinfo="skip", name="the token pointed at")
     figure.update_layout(dragmode="select", showlegend=False, margin={"t": 40, "b": 40}, uirevision="text", meta=name)
@@ -104,11 +104,11 @@ def build_heatmap(cosines, words: list[str]) -> go.Heatmap:
     """A matrix of cosines (n, n) with a word for each row, as a plotly trace."""
     shown = [escape_plotly(word) for word in words]
     pairs = [[f"{left} and {right}" for right in shown] for left in shown]
-    hover = "%{text}: %{z:.3f}<extra></extra>"
+    hover = "%{text}: %{z}<extra></extra>"
     low = min(0.0, float(cosines.min()))
     bar = {"thickness": 14, "tickformat": ".1f", "title": {"text": quantities.find_title("cosine"), "side": "right"}}
     colors = {"zmin": low, "zmax": 1, "colorscale": MATRIX, "colorbar": bar}
-    return go.Heatmap(z=cosines, text=pairs, hovertemplate=hover, name="cosine", **colors)
+    return go.Heatmap(z=cosines, text=pairs, hovertemplate=hover, zhoverformat=".3f", name="cosine", **colors)
 
 
 def build_heat_layout(title: str, words: list[str], height: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CANDIDATES = "candidates.parquet"
 NEEDED = ("tokens", "top_p_tokens", "top_p_probs")  # of a record
 LISTS = ("prompt", "step", "id", "text", "probability", "similarity")  # columns that a table of candidates needs
+STORED = {"similarity": "float16"}  # columns of a table of candidates that are stored with fewer digits than they have
 GROUP = 2**18  # candidates of a group of rows, before the next one is begun
 
 
@@ -39,6 +40,10 @@ class Similarities(NamedTuple):
 
     taken: list[Any]
     pairs: list[Any]
+
+    def keep(self, step: int) -> "Similarities":
+        """Those of the token ``step`` only: for the others there is nothing, which keeps a page with one card small."""
+        return Similarities(*([each if place == step else () for place, each in enumerate(part)] for part in self))
 
 
 def write_candidates(records: Iterable[dict], path: Path, tokenizer: Any, compare: Callable[..., Any]) -> None:

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from nucleoscope.names import escape_line, suggest
 from nucleoscope.settings import LONGEST_PART, quote
-from nucleoscope.store.candidates import CANDIDATES, Similarities, candidates, load_similarities, tabulate_candidates
+from nucleoscope.store.candidates import (
+    CANDIDATES,
+    STORED,
+    Similarities,
+    candidates,
+    load_similarities,
+    tabulate_candidates,
+)
 from nucleoscope.store.integrity import is_permitted
 from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load, load_records
 from nucleoscope.store.run_names import check_model, format_suffix, order_model, order_run, split
@@ -54,6 +61,7 @@ __all__ = [
     "PAGE",
     "PAGES",
     "RUN_INFO",
+    "STORED",
     "TEXT_PAIR_FILES",
     "TOKENS",
     "VARIANT_FILES",

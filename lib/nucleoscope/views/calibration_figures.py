@@ -15,6 +15,7 @@ from nucleoscope.names import escape_plotly
 from nucleoscope.stats.calibration import ALL, EXISTING, GIVEN, OUTSIDE, SURPRISAL, WRITTEN
 from nucleoscope.views.figures import build_layout, describe, round_values
 from nucleoscope.views.made_of_figures import fill_traces
+from nucleoscope.views.numbers import format_points
 from nucleoscope.views.palette import BLUE, ORANGE, fade
 
 LOOKS = {  # of each text: its name, colour, symbol, and the name of the line that it is compared with
@@ -28,7 +29,7 @@ def plot_outside(bins: pd.DataFrame) -> go.Figure:
     """The share of tokens outside the nucleus over full entropy: both texts, and what a calibrated model would give."""
     shares = [f"{OUTSIDE}{of}{end}" for of in ("", " expected") for end in ("", " low", " high")]
     percent = bins.assign(**{name: 100 * bins[name] for name in shares})
-    figure = _plot(percent, OUTSIDE, {EXISTING: True, WRITTEN: False}, ".1f", " %")
+    figure = _plot(percent, OUTSIDE, {EXISTING: True, WRITTEN: False}, 1, " %")
     figure.update_yaxes(title="tokens outside the nucleus, %", rangemode="tozero")
     text = (
         "Share of tokens outside the nucleus over full entropy, in the data set's text with 95 % intervals and in the "
@@ -38,7 +39,7 @@ def plot_outside(bins: pd.DataFrame) -> go.Figure:
 
 def plot_surprisal(bins: pd.DataFrame) -> go.Figure:
     """Mean surprisal over mean full entropy: both texts, and what tokens drawn from p or the nucleus would give."""
-    figure = _plot(bins, SURPRISAL, {EXISTING: True, WRITTEN: True}, ".2f")
+    figure = _plot(bins, SURPRISAL, {EXISTING: True, WRITTEN: True}, 2)
     given = ", given no end" if bins[GIVEN].all() else ""
     figure.update_yaxes(title=f"mean {quantities.find_title('surprisal')}{given}", rangemode="tozero")
     text = (
@@ -47,7 +48,7 @@ def plot_surprisal(bins: pd.DataFrame) -> go.Figure:
     return describe(figure, f"{text}means and bands that tokens drawn from p or from the nucleus would have")
 
 
-def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], form: str, unit: str = "") -> go.Figure:
+def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], digits: int, unit: str = "") -> go.Figure:
     """Points of both texts in bins of entropy; a line with its band for each text ``with_line``; values in ``unit``."""
     rows = bins[bins["bin"] != ALL]
     figure = go.Figure(layout=build_layout("", height=460))
@@ -59,7 +60,7 @@ def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], form: st
             x = round_values(part["full entropy"])
             if with_line[text]:
                 content += _build_line(part, name, x)
-            content.append(_build_points(part, name, x, form))
+            content.append(_build_points(part, name, x, digits, unit))
         contents[escape_plotly(pair)] = content
     for text, (label, color, symbol, expected) in LOOKS.items():
         if with_line[text]:
@@ -69,9 +70,13 @@ def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], form: st
             )
             line = go.Scatter(mode="lines", line={"color": color, "width": 2, "dash": "dash"}, name=expected)
             figure.add_trace(
-                line.update(legendgroup=text, hovertemplate=f"{expected}: %{{y:{form}}}{unit}<extra></extra>")
+                line.update(
+                    legendgroup=text,
+                    hovertemplate=f"{expected}: %{{y}}{unit}<extra></extra>",
+                    yhoverformat=f".{digits}f",
+                )
             )
-        hover = f"{label}: %{{y:{form}}}{unit} %{{customdata}}<extra></extra>"
+        hover = f"{label}: %{{customdata}}<extra></extra>"
         points = go.Scatter(mode="markers", name=label, hovertemplate=hover, cliponaxis=False)  # 0 is on the axis
         figure.add_trace(points.update(marker={"size": 9, "color": color, "symbol": symbol}))
     fill_traces(figure, contents)
@@ -88,14 +93,14 @@ def _build_line(part: pd.DataFrame, name: str, x: list) -> list[dict]:
     return [band, {"x": x, "y": round_values(part[f"{name} expected"])}]
 
 
-def _build_points(part: pd.DataFrame, name: str, x: list, form: str) -> dict:
-    """Points with their intervals, and the words that pointing at one adds to its value."""
+def _build_points(part: pd.DataFrame, name: str, x: list, digits: int, unit: str) -> dict:
+    """Points with their intervals, and the words that pointing at one shows."""
     value, low, high = part[name], part[f"{name} low"], part[f"{name} high"]
-    spans = ["" if np.isnan(a) or np.isnan(b) else f"[{a:{form}}, {b:{form}}]" for a, b in zip(low, high, strict=True)]
+    said = format_points(value, low, high, digits, unit)
     return {
         "x": x,
         "y": round_values(value),
         "error_y.array": round_values(high - value),
         "error_y.arrayminus": round_values(value - low),
-        "customdata": [f"{span}<br>{n:,} tokens" for span, n in zip(spans, part["tokens"], strict=True)],
+        "customdata": [f"{text}<br>{n:,} tokens" for text, n in zip(said, part["tokens"], strict=True)],
     }

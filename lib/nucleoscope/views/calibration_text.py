@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from nucleoscope import quantities
-from nucleoscope.settings import Settings, format_results_option
+from nucleoscope.settings import Settings
 from nucleoscope.stats.bootstrap import JACKKNIFE, LEVEL
 from nucleoscope.stats.calibration import (
     ALL,
@@ -29,27 +29,28 @@ from nucleoscope.stats.calibration import (
 )
 from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.store.text_pairs import FoundPairs, Pair, Run, list_obstacles, name_pairs
-from nucleoscope.views.made_of_text import format_bounded, format_number
-from nucleoscope.views.numbers import choose_digits, format_percent
+from nucleoscope.views.commands import format_pipeline
+from nucleoscope.views.numbers import choose_digits, format_bounded, format_number, format_percent
 from nucleoscope.views.token_text import escape_name
 from nucleoscope.wording import count, join_names
 
 HOW = """To get a pair, measure a data set twice that has texts of its own: once the model writes, and once it reads the
-texts of a column. All other settings are the same:
+texts of a column. All other settings are the same. The packaged `math` has short answers:
 
 ```bash
-.venv/bin/python scripts/correlation_pipeline.py --dataset_name=gsm8k --prompt_format=chat{option}
-.venv/bin/python scripts/correlation_pipeline.py --dataset_name=gsm8k --prompt_format=chat \\
-    --mode=score --text_column=answer{option}
+{written}
+{existing}
 ```
 
 or list it twice in a grid:
 
 ```yaml
 datasets:
-  - gsm8k
-  - {{name: gsm8k, mode: score, text_column: answer}}
-```"""
+  - math
+  - {{name: math, mode: score, text_column: answer}}
+```
+
+The next `make book` fills this page."""
 EXPLAIN_OUTSIDE = """A point is the mean over a bin of tokens: further right, the model was less sure. All bins have
 about the same number of tokens. The bars are the intervals of what was measured, over prompts.
 The dashed line is the share that would be outside if tokens were drawn from p, the mean of 1 − m, and
@@ -94,11 +95,19 @@ def describe_found(
         text = f"{len(lines)} {'pair was' if len(lines) == 1 else 'pairs were'} measured.\n\n{text}"
     else:
         text = "No data set was measured both ways, so there is nothing to compare yet.\n\n"
-        text += HOW.format(option=format_results_option(results_dir))
+        text += describe_measuring(results_dir)
     if found.alone:
         alone = "\n".join(f"* {_explain_alone(run, found.written)}" for run in found.alone)
         text += f"\n\nThese texts were measured without a run of the model's own for the same prompts:\n\n{alone}"
     return text
+
+
+def describe_measuring(results_dir: str | os.PathLike = Settings.results_dir) -> str:
+    """How to get a pair whose runs are in ``results_dir``, in Markdown."""
+    both = ("--dataset_name=math", "--prompt_format=chat")
+    written = format_pipeline(*both, results_dir=results_dir)
+    existing = format_pipeline(*both, "--mode=score", "--text_column=answer", results_dir=results_dir)
+    return HOW.format(written=written, existing=existing)
 
 
 def _describe_pair(name: str, pair: Pair) -> str:

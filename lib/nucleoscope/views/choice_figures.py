@@ -10,7 +10,7 @@ from nucleoscope.stats.choice import ALL, GIVEN, OUTCOMES, PREDICTORS, STATISTIC
 from nucleoscope.store.run_settings import format_values, list_run_columns, select_head
 from nucleoscope.views.figures import build_layout, describe, round_values
 from nucleoscope.views.made_of_figures import ZERO, build_points, fill_traces, list_groups, name_group, shift
-from nucleoscope.views.made_of_text import format_bounded, format_number
+from nucleoscope.views.numbers import format_bounded, format_number
 from nucleoscope.views.palette import BLUE, GREEN, GREY, VERMILLION, fade
 
 LOOKS = {ALL: (BLUE, "circle"), GIVEN: (VERMILLION, "diamond"), WITHIN: (GREEN, "square")}
@@ -46,7 +46,7 @@ def plot_coefficients(coefficients: pd.DataFrame, csv: str = "") -> go.Figure | 
     bars = {"color": fade(0.35, GREY), "width": 11}
     figure.add_trace(go.Scatter(mode="lines", line=bars, name=NULL, hoverinfo="skip", connectgaps=False))
     for statistic, (color, symbol) in LOOKS.items():
-        hover = f"{statistic}: %{{x:.3f}} %{{customdata}}<extra></extra>"
+        hover = f"{statistic}: %{{customdata}}<extra></extra>"
         trace = go.Scatter(mode="markers", name=statistic, hovertemplate=hover)
         figure.add_trace(trace.update(marker={"size": 9, "color": color, "symbol": symbol}))
     fill_traces(figure, contents)

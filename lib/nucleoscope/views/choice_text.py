@@ -10,20 +10,24 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from nucleoscope.settings import Settings, format_results_option
+from nucleoscope.settings import Settings
 from nucleoscope.stats.choice import ALL, GIVEN, OUTCOMES, PAIR_PREDICTORS, WITHIN
 from nucleoscope.store.run_names import describe_run, order_run
-from nucleoscope.views.made_of_text import Lead, format_bounded, list_leads
+from nucleoscope.views.commands import format_pipeline
+from nucleoscope.views.made_of_text import Lead, list_leads
+from nucleoscope.views.numbers import format_bounded
 from nucleoscope.views.token_text import escape_name
 from nucleoscope.wording import count, join_names, name_part
 
-NOTHING = (
-    "No run has branches yet, because they take longer than measuring itself. To get them for a run that is measured "
-    "already, name it, as in `.venv/bin/python scripts/correlation_pipeline.py --model_name=SmolLM2-135M-Instruct "
-    "--dataset_name=math --only=branches{option}`; for all runs of a grid, add the line `branches: true` to its "
-    "`parameters`. "
-    'The guide has the details, under "Branch at some tokens".'
-)
+NOTHING = """No run has branches yet, because they take longer than measuring itself. To get them for a run that is
+measured already, name it:
+
+```bash
+{command}
+```
+
+For all runs of a grid, add the line `branches: true` to its `parameters`. The guide has the details, under
+"Branch at some tokens"."""
 MORE = {  # of a predictor, to complete "the ..., the further branches diverge"
     "cosine of embeddings": "more similar the embeddings of the candidates",
     "similarity in context": "more similar what is expected after the candidates",
@@ -37,7 +41,8 @@ def describe_runs(
     results_dir: str | os.PathLike = Settings.results_dir,
 ) -> str:
     """Which runs have branches, and which files cannot be read; without any, how to get them in ``results_dir``."""
-    text = NOTHING.format(option=format_results_option(results_dir))
+    options = ("--model_name=SmolLM2-135M-Instruct", "--dataset_name=math", "--only=branches")
+    text = NOTHING.format(command=format_pipeline(*options, results_dir=results_dir))
     if runs:
         names = join_names([escape_name(describe_run(*key)) for key in sorted(runs, key=order_run)])
         text = f"{len(runs)} {'run has' if len(runs) == 1 else 'runs have'} branches: {names}."

@@ -49,7 +49,7 @@ def write(folder: Path, output: str | Path, prompts: Sequence[int] | None = None
         part = "" if len(chosen) == len(known) else f" (of {len(known):,}: choose others with --prompt)"
         return f"{output}: {len(chosen):,} {'text' if len(chosen) == 1 else 'texts'}{part}"
     parts = _tabulate_candidates(folder, list(known), tokenizer) if candidates else _tabulate(folder, known, tokenizer)
-    rows, lacking = _write_table(parts, output, ending)
+    rows, lacking = _write_table(parts, output, ending, candidates)
     remark = "; the column text is empty, because the tokenizer is not on this machine" if lacking else ""
     what, number = "candidates" if candidates else "tokens", len(known)
     return f"{output}: {rows:,} {what} of {number:,} prompt{'s' * (number != 1)}{remark}"
@@ -80,13 +80,13 @@ def _tabulate_candidates(folder: Path, prompts: list[int], tokenizer: object) ->
         yield table
 
 
-def _write_table(parts: Iterator[pd.DataFrame], output: Path, ending: str) -> tuple[int, bool]:
-    """Writes the parts of a table; how many rows they have, and whether texts are missing."""
+def _write_table(parts: Iterator[pd.DataFrame], output: Path, ending: str, candidates: bool) -> tuple[int, bool]:
+    """Writes the parts of a table, of candidates or of tokens; how many rows it has, and whether texts are missing."""
     rows, lacking, writer = 0, False, None
     with write_atomically(output) as stream:
         for part in parts:
             if ending == ".csv":
-                text = tables.format_csv(part)
+                text = tables.format_csv(part.astype(results.STORED) if candidates else part)
                 stream.write((text if not rows else text.partition("\n")[2]).encode())
             else:
                 table = pa.Table.from_pandas(part, preserve_index=False)

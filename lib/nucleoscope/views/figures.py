@@ -26,6 +26,7 @@ from nucleoscope.stats.bootstrap import Bins, choose_bins
 from nucleoscope.store.results import select, select_choices
 from nucleoscope.store.run_names import describe_model, divide_model, order_model, order_run, split
 from nucleoscope.store.run_settings import describe_head, describe_head_settings, list_run_columns
+from nucleoscope.views.numbers import format_number, format_points
 from nucleoscope.views.palette import (
     BLUE,
     BUTTON,
@@ -51,6 +52,7 @@ FONTS = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8}  # 42
 NO_CHOICE = "No token had more than one candidate, so there is nothing to compare"
 SYMBOLS = ("circle", "square", "diamond", "cross", "x")
 LEGEND_BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
+HOVER = {"xhoverformat": ".2f", "yhoverformat": ".3f"}  # of %{x} and %{y} in a template: plotly then writes minus signs
 MOST = 20_000  # points in one scatter plot: more make the page heavy, and overlap
 NARROW = 40  # letters of a line of a legend, as many as a phone has room for
 PAPER_ROW, PAPER_TITLE = 1.45, 24  # of the published figure: inches of a row, and letters that have room along it
@@ -73,7 +75,7 @@ def plot_scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> 
         held = bins.count > 0
         point = {"size": 4, "color": BLUE, "opacity": 0.3}
         figure.add_trace(
-            go.Scattergl(x=pairs[x], y=pairs[y], mode="markers", marker=point, name="token", hoverinfo="x+y")
+            go.Scattergl(x=pairs[x], y=pairs[y], mode="markers", marker=point, name="token", hoverinfo="x+y", **HOVER)
         )
         figure.add_trace(
             go.Scattergl(  # WebGL, like the points: WebGL is drawn above SVG
@@ -83,7 +85,8 @@ def plot_scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> 
                 mode="lines+markers",
                 line={"color": ORANGE, "width": 3},
                 name="median of a bin",
-                hovertemplate="%{x:.2f}: median %{y:.3f} of %{customdata:,} tokens<extra></extra>",
+                hovertemplate="%{x}: median %{y} of %{customdata:,} tokens<extra></extra>",
+                **HOVER,
             )
         )
     else:
@@ -105,7 +108,7 @@ def plot_distributions(table: pd.DataFrame, left: str = "entropy", right: str = 
         if not len(values):
             continue
         counts, edges = np.histogram(values, choose_bins(len(values)))
-        spans = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
+        spans = [f"{format_number(low)} to {format_number(high)}" for low, high in pairwise(edges)]
         hover = "%{customdata}: %{y:,} tokens<extra></extra>"
         bars = go.Bar(
             x=round_values((edges[:-1] + edges[1:]) / 2), y=counts.tolist(), customdata=spans, marker_color=color
@@ -291,10 +294,10 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
             point["symbol"] = SYMBOLS[dash % len(SYMBOLS)]
             figure.add_scatter(
                 x=round_values(pairs[x]), y=round_values(pairs[y]), mode="markers", marker=point, name=name,
-                hovertemplate=f"one token: %{{x:.2f}}, %{{y:.3f}}<extra>{both}</extra>",
+                hovertemplate=f"one token: %{{x}}, %{{y}}<extra>{both}</extra>", **HOVER,
             )  # fmt: skip
             continue
-        hover = "median %{y:.3f} of %{customdata:,} tokens at %{x:.2f}" + f"<extra>{both}</extra>"
+        hover = "median %{y} of %{customdata:,} tokens at %{x}" + f"<extra>{both}</extra>"
         line = {"color": colors[color % len(colors)], "dash": dashes[dash % len(dashes)], "width": 2.5}
         figure.add_trace(
             go.Scatter(
@@ -305,6 +308,7 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
                 line=line,
                 name=name,
                 hovertemplate=hover,
+                **HOVER,
             )
         )
     if few:
@@ -338,21 +342,24 @@ def plot_coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.F
             "arrayminus": round_values(low),
             "thickness": 2,
         }
-        hover = "%{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra>ours, %{y}</extra>"
+        hover = "%{customdata}<extra>ours, %{y}</extra>"
         look = {"mode": "markers", "y": names, "showlegend": column == 1, "meta": kind}
         figure.add_trace(
             go.Scatter(
                 x=round_values(ours), error_x=bars, marker={"size": 9, "color": BLUE}, name="ours", hovertemplate=hover,
-                customdata=statistics[[f"{kind} low", f"{kind} high"]].astype(object).where(ours.notna(), None), **look,
+                customdata=format_points(ours, statistics[f"{kind} low"], statistics[f"{kind} high"]), **look,
             ),
             row=1, col=column,
         )  # fmt: skip
         if both[f"{kind} r"].isna().all():
             continue
-        hover = "%{x:.3f}<extra>published, %{y}</extra>"
+        hover = "%{x}<extra>published, %{y}</extra>"
         marker = {"size": 11, "color": VERMILLION, "symbol": "diamond-open", "line": {"width": 2}}
         figure.add_trace(
-            go.Scatter(x=round_values(both[f"{kind} r"]), marker=marker, name="published", hovertemplate=hover, **look),
+            go.Scatter(
+                x=round_values(both[f"{kind} r"]), xhoverformat=".3f", marker=marker, name="published",
+                hovertemplate=hover, **look,
+            ),
             row=1, col=column,
         )  # fmt: skip
     figure.update_layout(build_layout("", height=150 + 36 * len(names)), margin={"t": 70})
@@ -375,13 +382,14 @@ def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
     contents = [[_build_curve(group[group["Curve"] == kind]) for kind in looks] for _, group in groups]
     for (kind, color), content in zip(looks.items(), contents[0] if contents else [], strict=False):
         if kind == "medians":
-            hover = "median %{y:.3f} of %{customdata:,} tokens at %{x:.2f}<extra></extra>"
+            hover = "median %{y} of %{customdata:,} tokens at %{x}<extra></extra>"
             marker = {"color": color, "sizemode": "area", "sizeref": 2, "sizemin": 3}  # 100 is 2 % of the weight
-            trace = go.Scatter(mode="markers", marker=marker, name="medians", hovertemplate=hover)
+            trace = go.Scatter(mode="markers", marker=marker, name="medians", hovertemplate=hover, **HOVER)
         else:
             dash = {"constant": "dot", "line": "dot", "spline": "dash"}.get(kind, "solid")
-            hover = f"{kind}: %{{y:.3f}} at %{{x:.2f}}<extra></extra>"
-            trace = go.Scatter(mode="lines", line={"color": color, "dash": dash}, name=kind, hovertemplate=hover)
+            hover = f"{kind}: %{{y}} at %{{x}}<extra></extra>"
+            line = {"color": color, "dash": dash}
+            trace = go.Scatter(mode="lines", line=line, name=kind, hovertemplate=hover, **HOVER)
         figure.add_trace(trace.update(content))
     heads = [(group[list_run_columns(lines)].iloc[0].to_dict(), names[-1]) for names, group in groups]
     labels = [f"{describe_head(head, ', ')}, {bins}" for head, bins in heads]

@@ -20,6 +20,7 @@ from nucleoscope.stats.specification import CHOICES, NEGATIVE, POSITIVE, STATIST
 from nucleoscope.store.run_settings import Head, describe_head, describe_head_settings, list_heads, select_head
 from nucleoscope.variants import CANDIDATE_SETS, GEOMETRIES, SETS_BY_NAME
 from nucleoscope.views.figures import build_layout, describe, round_values
+from nucleoscope.views.numbers import format_points
 from nucleoscope.views.palette import (
     BLUE,
     BUTTON,
@@ -112,7 +113,7 @@ def plot_over_top_p(
         color, symbol = LOOKS[name]
         band = go.Scatter(mode="lines", fill="toself", fillcolor=fade(BAND, color), line={"width": 0}, hoverinfo="skip")
         figure.add_trace(band.update(legendgroup=BANDS, legendrank=2000, showlegend=not figure.data, name=BANDS))
-        hover = f"{name}, top_p %{{x}}: %{{y:.3f}} %{{customdata}}<extra></extra>"
+        hover = f"{name}, top_p %{{x}}: %{{customdata}}<extra></extra>"
         line = go.Scatter(mode="lines+markers", line={"color": color, "width": 2.5}, hovertemplate=hover)
         title = geometries[name] if geometries else name
         figure.add_trace(line.update(marker={"size": 9, "symbol": symbol}, legendgroup=name, name=title))
@@ -148,9 +149,7 @@ def build_points(rows: pd.DataFrame, others: list, axis: str, value: str = "r", 
     found = {axis: round_values(rows[value]), "y" if axis == "x" else "x": others}
     found[f"error_{axis}.array"] = round_values(high - rows[value])
     found[f"error_{axis}.arrayminus"] = round_values(rows[value] - low)
-    texts = zip(low, high, strict=True)
-    found["customdata"] = ["" if np.isnan(a) else f"[{a:.3f}, {b:.3f}]" for a, b in texts]
-    return found
+    return found | {"customdata": format_points(rows[value], low, high)}
 
 
 def fill_traces(figure: go.Figure, contents: dict[str, list[dict]]) -> None:
@@ -217,7 +216,7 @@ def plot_nulls(
             ]
     for name in names:
         color, symbol = LOOKS[name]
-        hover = f"{name}: %{{x:.3f}} %{{customdata}}<extra></extra>"
+        hover = f"{name}: %{{customdata}}<extra></extra>"
         trace = go.Scatter(mode="markers", name=name, hovertemplate=hover)
         figure.add_trace(trace.update(marker={"size": 9, "color": color, "symbol": symbol}))
     fill_traces(figure, contents)
@@ -277,9 +276,7 @@ def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure | None:
         contents[name_group(group)] = content
     for name in names:
         color, symbol = LOOKS[name]
-        trace = go.Scatter(
-            mode="markers", name=name, hovertemplate=f"{name}: %{{x:.3f}} %{{customdata}}<extra></extra>"
-        )
+        trace = go.Scatter(mode="markers", name=name, hovertemplate=f"{name}: %{{customdata}}<extra></extra>")
         figure.add_trace(trace.update(marker={"size": 9, "color": color, "symbol": symbol}))
     fill_traces(figure, contents)
     ticks = {"tickvals": list(range(len(ladder))), "ticktext": ladder}
@@ -313,7 +310,7 @@ def plot_specifications(specifications: pd.DataFrame, csv: str = "") -> go.Figur
         mode="markers", marker={"size": 3, "color": FAINT}, hoverinfo="skip", name="equal k exchanged"
     )
     figure.add_trace(exchanged, row=1, col=1)
-    hover = "%{text}<br>%{y:.3f} %{customdata}<extra></extra>"
+    hover = "%{text}<br>%{customdata}<extra></extra>"
     for sign, (color, symbol) in SIGNS.items():
         marker = {"size": 5, "color": color, "symbol": symbol}
         trace = go.Scatter(mode="markers", name=sign, marker=marker, hovertemplate=hover)

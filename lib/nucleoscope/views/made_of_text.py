@@ -27,7 +27,7 @@ from nucleoscope.store.run_settings import (
 )
 from nucleoscope.variants import CANDIDATE_SETS
 from nucleoscope.views.made_of_figures import USUAL, choose_nucleus, is_pooled, list_groups
-from nucleoscope.views.numbers import format_field, format_percent
+from nucleoscope.views.numbers import format_bounded, format_number, format_percent
 from nucleoscope.views.tables import (
     begin_sentence,
     describe_varied,
@@ -57,18 +57,6 @@ WORDS = {
     "norm_matched": "tokens of the same norm",
     GAUSSIAN: "hidden states without a text",
 }
-
-
-def format_number(value: float, digits: int = 2) -> str:
-    """A number with a minus sign and no negative zero."""
-    return format_field(f"{value:z.{digits}f}")
-
-
-def format_bounded(value: float, low: float, high: float, digits: int = 2) -> str:
-    """ "value [low, high]"; the value alone if there is no interval."""
-    if np.isnan(low) or np.isnan(high):
-        return format_number(value, digits)
-    return f"{format_number(value, digits)} [{format_number(low, digits)}, {format_number(high, digits)}]"
 
 
 def describe_left_out(found: Collection, missing: Mapping[tuple[str, str], str]) -> str:

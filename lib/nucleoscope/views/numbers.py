@@ -5,6 +5,7 @@ Contract: text only; nothing is computed, and code that makes HTML of it must es
 
 import numbers
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,34 @@ FIELD = re.compile(rf"(?:{_NUMBER}(?:{_SPACE}(?:%|points))?)?(?:(?:^| )\[{_NUMBE
 def format_percent(share: float, digits: int = 0) -> str:
     """A share as "12 %", with a minus sign and no negative zero; "" if it is missing."""
     return "" if pd.isna(share) else f"{100 * share:z,.{digits}f} %".replace("-", MINUS).replace("inf", "∞")
+
+
+def format_number(value: float, digits: int = 2) -> str:
+    """A number with a minus sign and no negative zero."""
+    return f"{value:z.{digits}f}".replace("-", MINUS)
+
+
+def format_bounded(value: float, low: float, high: float, digits: int = 2) -> str:
+    """ "value [low, high]"; the value alone if there is no interval."""
+    if np.isnan(low) or np.isnan(high):
+        return format_number(value, digits)
+    return f"{format_number(value, digits)} [{format_number(low, digits)}, {format_number(high, digits)}]"
+
+
+def format_points(
+    values: Iterable[float], lows: Iterable[float], highs: Iterable[float], most: int = 3, unit: str = ""
+) -> list[str]:
+    """What pointing at each point of a figure shows: `format_bounded` with `choose_digits`; "" where there is no point.
+
+    ``unit`` follows the value. A number in a template of plotly's (``%{y:.3f}``) has a hyphen for a minus sign, and one
+    without a format (``%{y}``) is followed by the lengths of its error bars, so points with intervals need words. For
+    others, ``%{y}`` with a ``yhoverformat`` has minus signs.
+    """
+    found = []
+    for value, low, high in zip(values, lows, highs, strict=True):
+        number, space, interval = format_bounded(value, low, high, choose_digits(low, high, most)).partition(" ")
+        found.append("" if np.isnan(value) else number + unit + space + interval)
+    return found
 
 
 def choose_digits(low: float, high: float, most: int) -> int:

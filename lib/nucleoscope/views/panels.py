@@ -28,6 +28,7 @@ from nucleoscope.views.figures import (
     round_values,
     select_pairs,
 )
+from nucleoscope.views.numbers import format_points
 from nucleoscope.views.palette import BLUE, BUTTON, BUTTON_TEXT, VERMILLION, fade
 
 FADED = fade(0.18)
@@ -134,10 +135,9 @@ def _build_panel(rows: pd.DataFrame, table: pd.DataFrame, x: str, y: str) -> lis
         middle, low, high = rows[name], rows[f"{name} low"], rows[f"{name} high"]
         for edge in (middle - rows["deviation"], middle + rows["deviation"]):
             found.append({"x": center, "y": round_values(edge)})
-        spans = [
-            "from too few prompts" if np.isnan(a) else f"[{a:.3f}, {b:.3f}]" for a, b in zip(low, high, strict=True)
-        ]
-        rest = [list(row) for row in zip(rows["tokens"].tolist(), spans, strict=True)]
+        alone = [" from too few prompts" if np.isnan(end) else "" for end in low]
+        said = [text + why for text, why in zip(format_points(middle, low, high), alone, strict=True)]
+        rest = [list(row) for row in zip(rows["tokens"].tolist(), said, strict=True)]
         bars = {"error_y.array": round_values(high - middle), "error_y.arrayminus": round_values(middle - low)}
         found.append({"x": center, "y": round_values(middle), "customdata": rest, **bars})
     return [*found, _build_density(table, x, y)]
@@ -157,8 +157,7 @@ def _build_traces(name: str) -> list:
         edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "visible": word == "median"}
         edge |= {"name": f"one standard deviation from the {word}", "meta": name}
         found += [go.Scatter(edge), go.Scatter(edge, fill="tonexty", fillcolor=FADED)]
-        hover = f"{word} %{{y:.3f}} %{{customdata[1]}}"
-        hover += "<br>%{customdata[0]:,} tokens at %{x:.2f}"
+        hover = f"{word} %{{customdata[1]}}<br>%{{customdata[0]:,}} tokens at %{{x}}"
         found.append(
             go.Scatter(
                 mode="lines+markers",
@@ -166,16 +165,15 @@ def _build_traces(name: str) -> list:
                 marker={"size": 4},
                 error_y={"type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": color},
                 hovertemplate=f"{hover}<extra>{name}</extra>",
+                xhoverformat=".2f",
                 visible=word == "median",
                 name=word,
                 meta=name,
             )
         )
-    hover = f"%{{z:,}} tokens near %{{x:.2f}}, %{{y:.2f}}<extra>{name}</extra>"
-    return [
-        *found,
-        go.Heatmap(colorscale=DENSITY, showscale=False, hovertemplate=hover, visible=False, name="tokens", meta=name),
-    ]
+    hover = f"%{{z:,}} tokens near %{{x}}, %{{y}}<extra>{name}</extra>"
+    density = go.Heatmap(colorscale=DENSITY, showscale=False, visible=False, name="tokens", meta=name)
+    return [*found, density.update(hovertemplate=hover, xhoverformat=".2f", yhoverformat=".2f")]
 
 
 def _build_switches(

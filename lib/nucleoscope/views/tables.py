@@ -58,12 +58,33 @@ def write(text: str, path: Path) -> None:
 
 
 def format_csv(frame: pd.DataFrame) -> str:
-    """Every column, numbers with ten digits; p-values are text, in full magnitude. No text is a formula."""
+    """Every column, numbers with ten digits, or if they are of float32 or float16 with as many as tell these apart.
+
+    p-values are text, in full magnitude. No text is a formula.
+    """
     texts = frame.select_dtypes(exclude="number")
     safe = {
         name: texts[name].map(lambda value: escape_cell(value) if isinstance(value, str) else value) for name in texts
     }
+    short = {name: _shorten(column.to_numpy()) for name, column in frame.select_dtypes("floating").items()}
+    safe |= {name: _write_numbers(values) for name, values in short.items() if values.itemsize < 8}
     return frame.assign(**safe).to_csv(index=False, float_format="%.10g", lineterminator="\n")
+
+
+def _shorten(values: np.ndarray) -> np.ndarray:
+    """The numbers as float32 if all of them are: some quantities are float32 numbers in a column of float64.
+
+    Numbers from 2^24 may be counts, of which float32 has no shorter form.
+    """
+    if values.itemsize < 8 or not (~np.isfinite(values) | (np.abs(values) < 2**24)).all():
+        return values
+    short = values.astype(np.float32)
+    return short if np.array_equal(short, values, equal_nan=True) else values
+
+
+def _write_numbers(values: np.ndarray) -> list[str]:
+    """The shortest decimals that are no other numbers of the same precision, 0.1 and not 0.1000000015; "" for NaN."""
+    return ["" if text == "nan" else text.removesuffix(".0") for text in values.astype(str).tolist()]
 
 
 def load_statistics(results_dir: str | os.PathLike) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from nucleoscope.stats import calibration
 from nucleoscope.store import results, text_pairs
 from nucleoscope.store.text_pairs import Pair, Run
 from nucleoscope.views.examples import FEW_PROMPTS, apply_rules, begin_few
-from nucleoscope.views.made_of_text import format_number
+from nucleoscope.views.numbers import format_number
 from nucleoscope.views.strip import Background, compute_background, render_strip
 from nucleoscope.views.token_text import Reader, escape_name
 from nucleoscope.wording import count

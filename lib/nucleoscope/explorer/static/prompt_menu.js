@@ -7,10 +7,8 @@ function render({ model, el }) {
   const draw = () => {
     const content = model.get("content");
     if (!content.prompts?.length) return void el.replaceChildren();
-    mark = drawMenu(el, content, (number) => {
-      model.set("value", number);
-      model.save_changes();
-    });
+    const send = (name, value) => (model.set(name, value), model.save_changes());
+    mark = drawMenu(el, content, (number) => send("value", number), (found) => send("found", found));
     mark(model.get("value"));
   };
   const show = () => mark(model.get("value"));

@@ -1,16 +1,21 @@
 // A menu of the prompts of a run: it can be searched, and sorted by any number of a text.
 
+// With a number of decimals, and no negative zero.
+const formatDecimals = (value, digits) => value.toFixed(digits).replace(/^-(?=0*\.?0*$)/, "").replace("-", "−");
+
 /** Draws the menu into ``place`` and calls ``pick(number)`` when a prompt is picked; returns a function that marks one.
+ * After each search, ``tell`` is called with the number of prompts found: without any, no text is to be shown.
  *
  * content: what texts.build_menu makes: ``columns`` are [label, whether it is a count], ``prompts`` are
  * [number, prompt, text, value of each column or null], ``cut`` says whether only their beginnings are there. */
-function drawMenu(place, { columns, prompts, cut }, pick) {
+function drawMenu(place, { columns, prompts, cut }, pick, tell = () => {}) {
   const list = make("ol", { class: "ns-prompts" });
   const found = make("p", { class: "ns-muted ns-found", role: "status" });
   const search = make("input", { type: "search", placeholder: cut ? "in the beginnings" : "words of prompt or text" });
   const select = make("select", {}, make("option", { value: "-1" }, "number"),
     ...columns.map(([label], i) => make("option", { value: String(i) }, label)));
-  const turn = make("button", { type: "button", "aria-pressed": "false" }, "reverse");
+  const arrow = make("span", { "aria-hidden": "true" }, "↑");
+  const turn = make("button", { type: "button", "aria-pressed": "false" }, "reverse ", arrow);
   const menu = make("div", { class: "ns-menu", role: "group", "aria-label": "all prompts" },
     make("div", { class: "ns-order" }, make("label", {}, "Search ", search), make("label", {}, "Sort by ", select), turn), list, found);
   const texts = prompts.map(([, prompt, text]) => `${prompt}\n${text}`.toLowerCase());
@@ -22,8 +27,15 @@ function drawMenu(place, { columns, prompts, cut }, pick) {
     return { number, button, value, item: make("li", {}, button) };
   });
 
-  function write(value, count) {
-    return value === null ? "–" : (count ? formatCount : formatNumber)(value);
+  // Of one quantity all values have equally many decimals, as many as give the largest three significant digits.
+  const decimals = columns.map((_, i) => {
+    const largest = Math.max(...prompts.map((prompt) => Math.abs(prompt[3][i] ?? 0)));
+    return largest ? Math.min(Math.max(2 - Math.floor(Math.log10(largest)), 0), 9) : 2;
+  });
+
+  function write(value, column) {
+    if (value === null) return "–";
+    return columns[column][1] ? formatCount(value) : formatDecimals(value, decimals[column]);
   }
 
   function order() {
@@ -33,11 +45,14 @@ function drawMenu(place, { columns, prompts, cut }, pick) {
     const places = [...prompts.keys()].filter((i) => texts[i].includes(wanted));
     // what has no value comes last in either direction
     places.sort((a, b) => (values[a] === null) - (values[b] === null) || sign * (values[a] - values[b]) || a - b);
-    items.forEach(({ value }, i) => (value.textContent = column < 0 ? "" : write(values[i], columns[column][1])));
+    items.forEach(({ value }, i) => (value.textContent = column < 0 ? "" : write(values[i], column)));
     list.replaceChildren(...places.map((i) => items[i].item));
     const all = `${formatCount(prompts.length)} ${prompts.length === 1 ? "prompt" : "prompts"}`;
-    found.textContent = places.length === prompts.length ? all : `${formatCount(places.length)} of ${all}`;
+    const none = places.length ? "" : `: nothing matches "${search.value.trim()}"`;
+    found.textContent = places.length === prompts.length ? all : `${formatCount(places.length)} of ${all}${none}`;
+    arrow.textContent = sign > 0 ? "↑" : "↓";
     list.scrollTop = 0;
+    return places.length;
   }
 
   list.addEventListener("keydown", (event) => {
@@ -51,7 +66,7 @@ function drawMenu(place, { columns, prompts, cut }, pick) {
     turn.setAttribute("aria-pressed", turn.getAttribute("aria-pressed") !== "true");
     order();
   });
-  search.addEventListener("input", order);
+  search.addEventListener("input", () => tell(order()));
   select.addEventListener("change", order);
   order();
   place.replaceChildren(menu);

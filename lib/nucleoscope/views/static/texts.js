@@ -75,7 +75,7 @@ function buildTexts(root) {
     document.head.append(script);
   }
 
-  const mark = drawMenu(menu, content, pick);
+  const mark = drawMenu(menu, content, pick, (found) => (place.hidden = !found));
   if (content.prompts.length) pick(content.prompts[0][0]);
 }
 
