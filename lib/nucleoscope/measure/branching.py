@@ -270,7 +270,7 @@ def _join_pairs(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
 
 
 def find_meeting(equal: torch.Tensor) -> torch.Tensor:
-    """The step (n,) at which branches meet, counted from 1, or 0 if never: which tokens are equal (n, L) -> (n,).
+    """After how many tokens (n,) branches meet, or 0 if never: which tokens are equal (n, L) -> (n,).
 
     They have met when their last `MEETING` tokens are the same, or in shorter branches all of them.
     """
