@@ -141,7 +141,7 @@ theory_figures.plot_curves(
 # \end{aligned}$$
 #
 # $$\begin{aligned}
-# H(q) + \log \tfrac1m &\le H(p), \\
+# H(p) &\ge H(q) + \log \tfrac1m, \\
 # H(p) &\le h(m) + m\,H(q) \\
 # &\quad + (1 - m) \log (V - k).
 # \end{aligned}$$
@@ -218,8 +218,9 @@ theory_figures.plot_curves(
 # cosine of 0.3 is high in one model and below average in another.
 
 # %% tags=["show-input"]
-anisotropic = theory.draw_embedding(rng)  # 2000 rows of width 64 with a common part
-isotropic = theory.draw_embedding(rng, common=0)  # without a common part
+# 2000 rows of width 64 with a common part, and as many without one
+anisotropic = theory.draw_embedding(rng)
+isotropic = theory.draw_embedding(rng, common=0)
 means = (isotropic.mean(0), anisotropic.mean(0))
 mean_squares = [float(mean @ mean) for mean in means]
 
@@ -343,9 +344,9 @@ theory_figures.plot_curves(
 # The mean cosine of $2 \le k \le V$ rows drawn without replacement from $V \ge 4$ has the variance
 #
 # $$\begin{aligned}
-# \operatorname{Var}(c) = {} & \frac{4 S_g^2}{k} \Big( 1 - \frac kV \Big) \\
+# \operatorname{Var}(c) & = \frac{4 S_g^2}{k} \Big( 1 - \frac kV \Big) \\
 # & + \frac{2 \sigma_e^2}{k (k - 1)} \\
-# & \quad \cdot \frac{(V - k)(V - k - 1)}{(V - 2)(V - 3)} .
+# & \cdot \frac{(V - k)(V - k - 1)}{(V - 2)(V - 3)} .
 # \end{aligned}$$
 #
 # :::
@@ -398,9 +399,11 @@ theory_figures.plot_curves(
 # %% tags=["show-input"]
 # mean cosine, S_g², σ_e², from sums over rows alone
 center, spread, rest = theory.compute_draw_moments(anisotropic)
-sizes = np.array([2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987])
+sizes = [2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987]
+sizes = np.array(sizes)
 drawn = theory.draw_cosines(rng, anisotropic, sizes, draws=300)
-variance = theory.compute_draw_variance(sizes, len(anisotropic), spread, rest)
+rows = len(anisotropic)
+variance = theory.compute_draw_variance(sizes, rows, spread, rest)
 deviation = np.sqrt(variance)
 
 # %% tags=["hide-input"]
@@ -483,7 +486,8 @@ theory_figures.plot_curves(sizes, both, titles, "Simulated and computed standard
 
 # %% tags=["show-input"]
 nuclei = {"count": 1500, "core": 4, "noise": 0.08, "largest": 200}
-sizes, entropies, cosines = theory.draw_diluted_nuclei(rng, anisotropic, **nuclei)
+drawn = theory.draw_diluted_nuclei(rng, anisotropic, **nuclei)
+sizes, entropies, cosines = drawn
 plain = theory.compute_spearman(entropies, cosines)
 partial = theory.compute_partial_spearman(entropies, cosines, sizes)
 
@@ -541,8 +545,9 @@ theory_figures.plot_curves(
 # `weighted_cosine`. With $Z_{ij} = u_i \cdot u_j$ in the formula of {prf:ref}`def-diversity`,
 #
 # $$\begin{aligned}
-# \frac{1}{D_2^Z(q)} &= \sum_{i,j} q_i q_j\, u_i \cdot u_j = |M|^2 \\
-# &= \frac{1}{D_2^I(q)} + \Big( 1 - \frac{1}{D_2^I(q)} \Big) w .
+# \frac{1}{D_2^Z(q)} &= \sum_{i,j} q_i q_j\, u_i \cdot u_j \\
+# &= |M|^2 = \frac{1}{D_2^I(q)} \\
+# &\quad + \Big( 1 - \frac{1}{D_2^I(q)} \Big) w .
 # \end{aligned}$$
 #
 # With equal weights $q_i = 1/k$, $w$ is the mean cosine $c$, and $D_2^Z = k / (1 + (k - 1) c)$.
@@ -571,7 +576,7 @@ theory_figures.plot_curves(
 
 # %% tags=["show-input"]
 q = np.array([0.4, 0.3, 0.2, 0.1])
-# cosines of, say, four days of the week, and of four words with little in common
+# cosines of, say, four days of the week; of four unrelated words
 similar = np.full((4, 4), 0.8) + 0.2 * np.eye(4)
 different = np.full((4, 4), 0.1) + 0.9 * np.eye(4)
 orders = np.linspace(0, 3, 61)

@@ -27,9 +27,6 @@
 # * The three nearest tokens are taken. They must have at most 200 candidates, so that a list of them can be
 #   read, and eight tokens before them, so that there is some context. At most one token comes from each prompt; the
 #   corners take turns.
-#
-# The card of such a token is open. It lists the candidates, with the similarity of each to the token that was taken and, in
-# cells, those of the pairs of the ten likeliest. Similarities of the other tokens are on the pages of their runs.
 
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/
@@ -119,6 +116,8 @@ if long > 0:
     lines += [f"none of the tokens below is above percentile {100 * highest:.1f} of entropy."]
 if read := [name for name in modes if modes[name] == "score"]:
     lines += [f"The model read the texts of {list_names(read)}; it did not write them."]
+if any(similar.values()):
+    lines += ["The open cards say how similar candidates are; for all other tokens, the pages of the runs do."]
 if left_out := [name for name, run in runs.items() if not run]:
     lines += [f"Left out because their settings, records or tokenizer cannot be read here: {list_names(left_out)}."]
 Markdown(" ".join(filter(None, lines)))

@@ -883,7 +883,7 @@ def test_pointing_at_a_negative_number_shows_a_minus_sign(browser):
     for number, said in ((0, "−1.50 and −0.123"), (1, "cell −0.250")):
         point = [{"curveNumber": number, "pointNumber": 0 if number == 0 else [0, 0]}]
         page.evaluate("point => Plotly.Fx.hover(document.querySelector('div'), point)", point)
-        assert page.locator(".hoverlayer .hovertext").text_content() == said
+        page.locator(".hoverlayer .hovertext", has_text=said).wait_for(timeout=10_000)
     page.close()
 
 

@@ -565,6 +565,11 @@ def test_a_measured_prompt_is_drawn_from_its_files_at_once_and_without_its_model
     live.text.clicked = step
     matrix, _ = cards.compute_matrix(embedding, live.tokens[step].ids, largest=10)
     np.testing.assert_allclose(np.array(live.heat.data[0].z, float), matrix, atol=2e-3)
+    for found, shown in ((2, None), (0, "hidden"), (1, None)):
+        live.picked.found = found
+        assert live.text.layout.visibility == live.figures.layout.visibility == shown
+    live.prompt.value, live.picked.found = "another prompt, whose text this menu does not have", 0
+    assert live.text.layout.visibility is None
     live.measured.value = ""
     assert (live.picked.content, live.picked.value) == ({}, -1)
     live.close()

@@ -80,6 +80,15 @@ def test_a_figure_shows_the_numbers_of_the_bins_with_their_intervals_and_expecta
     assert quantity in figure.layout.meta["alt"].lower()
 
 
+def test_what_is_expected_in_a_single_bin_is_a_short_stroke(bins):
+    single = bins[(bins["pair"] == "one") & (bins["text"] == EXISTING) & (bins["bin"] != "all")].iloc[:1]
+    figure = calibration_figures.plot_surprisal(single)
+    line = find_trace(figure, calibration_figures.LOOKS[EXISTING][3])
+    assert line.x[0] < single["full entropy"].item() < line.x[1]
+    assert line.y == pytest.approx(2 * single[f"{SURPRISAL} expected"].tolist(), abs=1e-4)
+    assert len(find_trace(figure, f"{line.name}, band").x) == 4
+
+
 def test_a_menu_selects_the_pair_if_there_are_several(bins):
     (menu,) = calibration_figures.plot_surprisal(bins).layout.updatemenus
     assert [button.label for button in menu.buttons] == ["one", "two_a"]

@@ -23,6 +23,7 @@ LOOKS = {  # of each text: its name, colour, symbol, and the name of the line th
     WRITTEN: ("the model's text", ORANGE, "diamond", "expected if drawn from the nucleus"),
 }
 BAND = 0.16  # opacity
+STROKE = 0.1  # nats to either side of a single bin
 
 
 def plot_outside(bins: pd.DataFrame) -> go.Figure:
@@ -87,7 +88,9 @@ def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], digits: 
 
 
 def _build_line(part: pd.DataFrame, name: str, x: list) -> list[dict]:
-    """The contents of a band and its line."""
+    """The contents of a band and its line; of a single bin, for which there is no line, of a short stroke at it."""
+    if len(part) == 1:
+        part, x = pd.concat([part, part]), [round(x[0] - STROKE, 4), round(x[0] + STROKE, 4)]
     edges = [*part[f"{name} expected low"], *part[f"{name} expected high"].iloc[::-1]]
     band = {"x": [*x, *x[::-1]], "y": round_values(np.array(edges, dtype=float))}
     return [band, {"x": x, "y": round_values(part[f"{name} expected"])}]
