@@ -153,7 +153,7 @@ tables.show(tables.format_readable(statistics, "similarity_entropy"))
 # %% [markdown]
 # ## The published study
 #
-# The study that these measurements repeat published 15 pairs of coefficients (itsmejul/llm-confidence).
+# The study that this project repeats published 15 pairs of coefficients (itsmejul/llm-confidence).
 # Its pipeline loads WritingPrompts whatever data set it is given, so its rows for gsm8k and xsum
 # were very probably measured on WritingPrompts too. It also computed in float16.
 
