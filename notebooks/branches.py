@@ -19,12 +19,13 @@
 # model continues from there, several times with other random numbers. All candidates get the same random numbers, so that
 # branches differ by their candidate alone. We measure
 #
-# * how far the next-token distributions diverge: their mean Jensen-Shannon divergence along the branches, divided by log 2,
+# * how far the next-token distributions diverge: their mean Jensen-Shannon divergence along the branches, divided by
+#   log 2,
 # * the share of tokens that are equal,
 # * whether branches meet again: whether their last five tokens are the same, and after how many tokens.
 #
-# The run must have been measured (notebook `measure.py`). If this is interrupted, it resumes after the last text. What was
-# branched before is only shown. Whether the choice matters, and what predicts that, is the subject of `choice.py`.
+# The run must have been measured (notebook `measure.py`). If this is interrupted, it resumes after the last text. What
+# was branched before is only shown. Whether the choice matters, and what predicts that, is the subject of `choice.py`.
 
 # %% tags=["parameters"]
 model_name = "SmolLM2-135M-Instruct"  # as in measure.py
@@ -34,7 +35,7 @@ results_dir = "results"  # contains <dataset>/<model>/, or <dataset>-<text_colum
 context_candidates = 8  # number of likeliest candidates of a token to continue from, 2 to 64
 branch_points = 4  # number of tokens per text to branch at, 1 to 1,000
 branch_length = 20  # number of tokens of each branch
-branch_replicates = 3  # how often each candidate is continued, 1 to 64
+branch_replicates = 3  # how many times each candidate is continued, 1 to 64
 batch_size = "auto"  # number of branches per batch
 device = "auto"  # as in measure.py
 overwrite = False  # replace branches with other settings
@@ -63,9 +64,9 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # %% [markdown]
 # ## Continue
 #
-# Tokens are chosen by rule: those of a text with more than one candidate are divided by entropy, and each part by cosine
-# similarity, into as many groups of equal size as there are branch points, and one token is drawn from each. The model, its
-# data type, the temperature and `top_p` are those of the run.
+# Tokens are chosen by rule: those of a text with more than one candidate are divided by entropy, and each part by
+# cosine similarity, into as many groups of equal size as there are branch points, and one token is drawn from each. The
+# model, its data type, the temperature and `top_p` are those of the run.
 
 # %% tags=["remove-output"]
 chosen = Settings.collect(globals() | {"mode": "score" if text_column else "generate"})
@@ -97,8 +98,9 @@ tables.show(choice_figures.summarise_outcomes(points))
 # %% [markdown]
 # ## Three forks
 #
-# By rule: the branch point whose branches diverge the most, the median one, and the one whose branches diverge the least. Below each candidate, with
-# its probability among the candidates, are its continuations; what they begin with in common is shown once.
+# By rule: the branch point whose branches diverge the most, the median one, and the one whose branches diverge the
+# least. Below each candidate, with its probability among the candidates, are its continuations; what they begin with in
+# common is shown once.
 
 # %%
 identity = info["settings"]["model"]

@@ -85,8 +85,8 @@ tables.show_settings({name: about[name] for name in about if name != "measuremen
 # ## Similar here, or similar in general
 #
 # For each token with more than one candidate, `context.parquet` has the mean similarity of its candidates in context.
-# `tokens.parquet` has the mean cosine of the embeddings of its whole nucleus. If the two agree, the embeddings already show
-# which candidates are interchangeable.
+# `tokens.parquet` has the mean cosine of the embeddings of its whole nucleus. If the two agree, the embeddings already
+# show which candidates are interchangeable.
 
 # %%
 table = results.load_run(folder / results.MEASUREMENTS, model=folder.name, dataset=folder.parent.name)

@@ -80,11 +80,11 @@ Markdown(gaps) if gaps else None
 # *Design effect* says how much the tokens of a text depend on each other: divide the number of tokens by it to get the
 # effective number of independent tokens.
 #
-# Two coefficients take the number of candidates k into account. *Partial* subtracts a straight line in the ranks of k from both
-# quantities and correlates what remains, over all tokens. *Within-k* compares tokens only with tokens of exactly the same
-# k, so it assumes no line; tokens whose k no other token has do not count. If they are near 0, the size of
-# the nucleus explains the plain coefficient. If their sign is opposite, choices of equal size show the reverse of the
-# overall relation.
+# Two coefficients take the number of candidates k into account. *Partial* subtracts a straight line in the ranks of k
+# from both quantities and correlates what remains, over all tokens. *Within-k* compares tokens only with tokens of
+# exactly the same k, so it assumes no line; tokens whose k no other token has do not count. If they are near 0, the
+# size of the nucleus explains the plain coefficient. If their sign is opposite, choices of equal size show the reverse
+# of the overall relation.
 #
 # Conditioning on k is not fixing k. The model decides which choices have k = 5: k and entropy come from the same
 # probabilities, and among choices of equal k, more entropy only means more even probabilities. To ask whether the
@@ -188,9 +188,9 @@ figures.save(figures.plot_paper(measured), folder / "correlation.png", folder / 
 # %% [markdown]
 # ## Recap
 #
-# We correlated entropy with cosine similarity in every run, with intervals that account for tokens of one prompt being
-# dependent, within prompts and given the size of the nucleus in two ways, and plotted every run. The next notebook,
-# `fits.py`, asks which curve describes the relation.
+# We correlated entropy with cosine similarity in every run: over all tokens, within prompts, and given the size of the
+# nucleus in two ways. The intervals account for the tokens of one prompt being dependent. We also plotted every run.
+# `fits.py` asks which curve describes the relation.
 
 # %%
 Markdown(tables.describe_place("The files are", folder))

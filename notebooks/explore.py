@@ -66,7 +66,7 @@ explorer = Explorer(prompt, quantity=quantity, text=text, **settings)
 explorer.view
 
 # %% [markdown]
-# On a card, the bars are the candidates' probabilities. The list below the card shows how similar each candidate is to
+# On a card, the bars are the candidates' probabilities. The column "similar to ✓" shows how similar each candidate is to
 # the token that was drawn, or to the one in the text: the cosine similarity of their input embeddings. A token of an
 # existing text may be outside the nucleus; its card says so. Spaces are shown as `·`, line breaks as `↵`,
 # and a lone byte of a longer character as `⟨E2⟩`. In the text, `▫` marks a token that shows
@@ -81,10 +81,10 @@ explorer.view
 # about what follows, and about how it is put.
 #
 # A prompt of a measured run brings the run's settings with it, including the revision of its model, and Run measures
-# the tokens of the run again. If you change a setting or the prompt, new tokens are drawn. In bfloat16 and float16
-# these may be others even if you change nothing that matters: a prompt alone is rounded differently than in a batch, and
-# its text is then a different sample, as valid as the first. A model's own code never runs unless you tick `trust_remote_code`; entering another
-# model or revision clears the tick.
+# the tokens of the run again. If you change a setting or the prompt, new tokens are drawn. In bfloat16 and float16 they
+# may differ even if nothing that matters has changed: a prompt alone is rounded differently than in a batch, and its
+# text is then a different sample, as valid as the first. A model's own code never runs unless you tick
+# `trust_remote_code`; entering another model or revision clears the tick.
 #
 # ## Recap
 #

@@ -47,13 +47,13 @@ measured = results.load_readable(results_dir)
 # %% [markdown]
 # ## The curves
 #
-# All are fitted to the medians of bins, of equal width as in the study, and again of bins with equally many tokens. Empty
-# bins are left out. A median is weighted by the inverse of its variance over resampled prompts: cosine
-# similarity scatters far more where entropy is small, so medians of equally many tokens are not equally certain.
-# The free curve may be anything that rises and then falls: no single-peaked curve can be closer to the medians. The
-# spline may also fall and rise again. A curve that is no better than a constant is rejected and has no parameters; only the
-# rise of the free curve is still shown. To be accepted, it must have the smaller AICc, and its error on held-out
-# prompts must be smaller by more than two standard errors.
+# All are fitted to the medians of bins, of equal width as in the study, and again of bins with equally many tokens.
+# Empty bins are left out. A median is weighted by the inverse of its variance over resampled prompts: cosine similarity
+# scatters far more where entropy is small, so medians of equally many tokens are not equally certain. The free curve
+# may be anything that rises and then falls: no single-peaked curve can be closer to the medians. The spline may also
+# fall and rise again. A curve that is no better than a constant is rejected and has no parameters; only the rise of the
+# free curve is still shown. To be accepted, it must have the smaller AICc, and its error on held-out prompts must be
+# smaller by more than two standard errors.
 
 # %%
 Markdown("\n".join(f"* {name}: {formula}" for name, formula in curves.FORMULAS.items()))
@@ -64,9 +64,9 @@ lines = fits.compute_lines(measured)
 figures.plot_fitted(lines, csv="fit_lines.csv")
 
 # %% [markdown]
-# Each dot is the median of a bin; larger dots have more weight. The menu selects a run or a
-# pool of runs, and the bins. A good curve passes through the large dots. A single-peaked curve can rise once and fall once: if
-# the dots do anything else, it misses them, and only the spline can follow.
+# Each dot is the median of a bin; larger dots have more weight. The menu selects a run or a pool of runs, and the bins.
+# A good curve passes through the large dots. A single-peaked curve can rise once and fall once: if the dots do anything
+# else, it misses them, and only the spline can follow.
 
 # %%
 varied = tables.describe_varied(statistics)
@@ -82,18 +82,18 @@ Markdown(varied) if varied else None
 tables.show(tables.format_parameters(statistics, "unimodal", {"a": 2, "b": 2, "c": 3, "peak": 2}))
 
 # %% [markdown]
-# *before peak* is the share of the tokens left of the peak. A note says if a fit ended on a bound, and how many resamples
-# do not determine the parameters, because their curve is flat, a straight line, or different from its level in the first bin
-# alone. What could grow without limit there is infinite (∞). Rows with the model
-# *(random effects)* are means over the models of a data set.
+# *before peak* is the share of the tokens left of the peak. A note says if a fit ended on a bound, and how many
+# resamples do not determine the parameters, because their curve is flat, a straight line, or different from its level
+# in the first bin alone. What could grow without limit there is infinite (∞). Rows with the model *(random effects)*
+# are means over the models of a data set.
 
 # %% [markdown]
 # ## Does it rise first?
 #
-# The study's curve rises from 0 whenever a is positive, so its peak does not show that cosine similarity rises
-# at first. And the highest of many medians is above the first one by chance alone. So the free curve is fitted to nine tenths
-# of the prompts, and the tokens of the others at its peak are compared with those at its start: *rise* is the mean difference
-# over ten such tenths. It is 0 on average if nothing rises, and can be negative.
+# The study's curve rises from 0 whenever a is positive, so its peak does not show that cosine similarity rises at
+# first. And the highest of many medians is above the first one by chance alone. So the free curve is fitted to nine
+# tenths of the prompts, and the tokens of the others at its peak are compared with those at its start: *rise* is the
+# mean difference over ten such tenths. It is 0 on average if nothing rises, and can be negative.
 
 # %%
 tables.show(tables.format_parameters(statistics, "free", {"rise": 3, "peak": 2}))
@@ -102,7 +102,7 @@ tables.show(tables.format_parameters(statistics, "free", {"rise": 3, "peak": 2})
 Markdown(tables.describe_rise(statistics))
 
 # %% [markdown]
-# ## Which curve is closest
+# ## Which curve is closest?
 #
 # The share of the medians' variance that a curve explains, R2:
 

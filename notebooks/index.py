@@ -53,7 +53,7 @@ Markdown(gaps) if gaps else None
 Markdown(made_of_text.EXPLAINED) if len(curve) else None
 
 # %% [markdown]
-# In short, with the details in [What it is made of](/correlation_eval/made_of.ipynb):
+# In short (see [What it is made of](/correlation_eval/made_of.ipynb) for details):
 
 # %% tags=["remove-input"]
 Markdown(made_of_text.describe_in_three(curve, nulls, ladder, usual))
@@ -87,9 +87,9 @@ display(Markdown(said), HTML(sentence))
 figures.plot_overlay(measured)
 
 # %% [markdown]
-# There is a line for each run with enough tokens: the median cosine similarity of the candidates in every entropy bin with at least
-# 20 tokens. Further right, the model was less sure; further up, its candidates were more similar. If a line falls,
-# the candidates are less similar when the model is less sure; if it rises, they are more similar.
+# There is a line for each run with enough tokens: the median cosine similarity of the candidates in every entropy bin
+# with at least 20 tokens. Further right, the model was less sure; further up, its candidates were more similar. If a
+# line falls, the candidates are less similar when the model is less sure; if it rises, they are more similar.
 
 # %%
 Markdown(

@@ -50,13 +50,13 @@ Markdown(made_of_text.describe_left_out(runs, missing))
 
 # %% [markdown]
 # Each run measures several candidate sets of every token, in several geometries. *raw* is the input embedding as it is;
-# *centred* subtracts the mean of its rows, *usage_centred* the mean weighted by use, and *all_but_top_3* subtracts the mean
-# and removes the three directions in which the rows vary most, as {cite:t}`mu2018` propose.
-# [Read the measurements](/use/read-measurements.md) lists all geometries.
+# *centred* subtracts the mean of its rows, *usage_centred* the mean weighted by use, and *all_but_top_3* subtracts the
+# mean and removes the three directions in which the rows vary most, as {cite:t}`mu2018` propose. [Read the
+# measurements](/use/read-measurements.md) lists all geometries.
 #
-# All intervals on this page are 95 % jackknife-t intervals: prompts are left out in up to 50 groups, each in turn, because
-# tokens of one text depend on each other. The mean over runs gives each run equal weight, and its interval
-# is about these runs only.
+# All intervals on this page are 95 % jackknife-t intervals: prompts are left out in up to 50 groups, each in turn,
+# because tokens of one text depend on each other. The mean over runs gives each run equal weight, and its interval is
+# about these runs only.
 
 # %% [markdown]
 # ## 1. Does its sign depend on the cut and the geometry?
@@ -70,8 +70,9 @@ varied = made_of_text.explain_varied(curve)
 Markdown(varied) if varied else None
 
 # %% [markdown]
-# A band shows the coefficient after candidate sets were exchanged among tokens with equally many candidates. Where a line
-# is inside its band, the coefficient says nothing about *which* candidates the model chose between: their number is enough.
+# A band shows the coefficient after candidate sets were exchanged among tokens with equally many candidates. Where a
+# line is inside its band, the coefficient says nothing about *which* candidates the model chose between: their number
+# is enough.
 
 # %%
 Markdown(made_of_text.describe_over_top_p(curve))
@@ -86,9 +87,9 @@ Markdown(made_of_text.describe_over_top_p(curve))
 # %% [markdown]
 # ## 2. Null models
 #
-# Each null model has the entropies and numbers of candidates of the measurements, and other candidates: those
-# of another token with equal k; the likeliest ones of another step; random tokens of the vocabulary; or for each candidate a
-# token that is about as frequent, or whose embedding is about as long. *Gaussian states* has no text at all: hidden
+# Each null model has the entropies and numbers of candidates of the measurements, and other candidates: those of
+# another token with equal k; the likeliest ones of another step; random tokens of the vocabulary; or for each candidate
+# a token that is about as frequent, or whose embedding is about as long. *Gaussian states* has no text at all: hidden
 # states are drawn from a normal distribution with the model's mean and covariance, and pass through its output layer.
 
 # %%
@@ -110,9 +111,9 @@ Markdown(
 #
 # Cosine similarity is predicted for prompts that the predictor has not seen, first from entropy alone, then from the
 # number of candidates k, and from k and the candidates' *kind*: the shares of words, pieces of words, digits,
-# punctuation and so on, their mean log frequency, and the mean length of their embeddings. If entropy adds nothing, what it
-# has in common with cosine similarity is in k and in the kind. By chance, a regression can gain up to
-# 0.01, which is one percentage point.
+# punctuation and so on, their mean log frequency, and the mean length of their embeddings. If entropy adds nothing,
+# what it has in common with cosine similarity is in k and in the kind. By chance, a regression can gain up to 0.01,
+# which is one percentage point.
 
 # %%
 ladder, pairs = explained.compute_explained(runs, resamples, seed, jobs=None)
@@ -130,10 +131,10 @@ Markdown(made_of_text.describe_ladder(ladder))
 tables.show(tables.format_covariance(pairs)) if len(pairs) else None
 
 # %% [markdown]
-# ## All of it at once
+# ## All combinations at once
 #
-# The specification curve {cite:p}`simonsohn2020` shows every candidate set, in every geometry, by every statistic, sorted by
-# coefficient. Below each coefficient are the choices that it comes from, and pointing at it names them.
+# The specification curve {cite:p}`simonsohn2020` shows every candidate set, in every geometry, by every statistic,
+# sorted by coefficient. Below each coefficient are the choices that it comes from, and pointing at it names them.
 
 # %%
 made_of_figures.plot_specifications(curve, csv="specification.csv")
@@ -142,9 +143,10 @@ made_of_figures.plot_specifications(curve, csv="specification.csv")
 Markdown(made_of_text.describe_specifications(tests))
 
 # %% [markdown]
-# The table compares the median coefficient with that of tables in which cosines are exchanged, among all tokens (*all* in
-# the column *null*) or among those of equal k (*same_k*), in all specifications at once; brackets are the central 95 % of such tables. Exchanging
-# treats the tokens of a text as independent, and so does p; the interval of the difference does not.
+# The table compares the median coefficient with that of tables in which cosines are exchanged, among all tokens (*all*
+# in the column *null*) or among those of equal k (*same_k*), in all specifications at once; brackets are the central 95
+# % of such tables. Exchanging treats the tokens of a text as independent, and so does p; the interval of the difference
+# does not.
 
 # %%
 tables.show(tables.format_counts(tests)) if runs else None

@@ -47,7 +47,7 @@ results_dir = "results"  # where <dataset>/<model>/ is created, or <dataset>-<te
 named_settings = None  # settings whose values are added to the name of the run's folder, such as "top_p,seed"
 overwrite = False  # replace existing results that have other settings
 model_revision = None  # commit from which to load all files of a model on the Hub; None means the latest
-skip_check = False  # do not try the model on short prompts first, which finds out how prompts can be batched
+skip_check = False  # skip the trial on short prompts that finds out how prompts can be batched
 trust_remote_code = False  # run code that comes with the model; read it first
 context = False  # for the command line: then execute context.py, which measures similarity in context
 context_candidates = 8  # for context.py
@@ -56,7 +56,7 @@ context_memory = "auto"  # for context.py
 branches = False  # also continue texts from each candidate of some tokens (notebook branches.py)
 branch_points = 4  # number of tokens per text to branch at, 0 to 1,000
 branch_length = 20  # number of tokens of each branch
-branch_replicates = 3  # how often each candidate is continued, 1 to 64
+branch_replicates = 3  # how many times each candidate is continued, 1 to 64
 
 # %%
 import os

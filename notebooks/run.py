@@ -110,7 +110,7 @@ figures.plot_distributions(table)
 # Each token is tinted by the entropy of its choice, or by another quantity that you select.
 # Point at it, tap it, or reach it with the arrow keys: its card shows the likeliest candidates with
 # their probabilities, and how the token compares with the others. If similarity in context was measured, another tab
-# shows how similar what follows the candidates is.
+# shows how similar the continuations of the candidates are.
 
 # %%
 split = join_split(table, folder)  # as it is, unless the run was measured in context

@@ -26,7 +26,7 @@
 # * A token's distance from a corner is the larger of its two rank distances, so it has to be extreme in both quantities.
 # * The three nearest tokens are taken. They must have at most 200 candidates, so that a list of them can be
 #   read, and eight tokens before them, so that there is some context. At most one token comes from each prompt; the
-#   corners take turns.
+#   corners choose in turn.
 
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/

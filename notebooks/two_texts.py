@@ -80,9 +80,9 @@ Markdown(calibration_text.describe_interval(comparison) if measured else tables.
 # H' = \frac{H(p) - h(e)}{1 - e}
 # \end{gathered}$$
 #
-# are the mass of the nucleus, the surprisal of a token, and the full entropy, with $h(e) = -e \log e - (1 - e) \log(1 - e)$
-# by the chain rule of entropy {cite:p}`shannon1948`. Without this correction, the model would look miscalibrated even on
-# texts that were drawn from it.
+# are the mass of the nucleus, the surprisal of a token, and the full entropy, with
+# $h(e) = -e \log e - (1 - e) \log(1 - e)$ by the chain rule of entropy {cite:p}`shannon1948`. Without this correction, the model would look miscalibrated
+# even on texts that were drawn from it.
 
 # %%
 bins = two_texts.calibrate_pairs(measured)
@@ -100,11 +100,11 @@ Markdown(calibration_text.explain_outside(bins)) if len(bins) else None
 # %% [markdown]
 # ## Expected and measured surprisal
 #
-# A token drawn from $p$ has an expected surprisal of $H(p)$, the full entropy {cite:p}`braverman2020`. What the model wrote
-# was not drawn from $p$ but from its nucleus, with the probabilities $q = p / m$. Such a token has the expected surprisal
-# $-\sum q \log p = H(q) - \log m$, the cross entropy of $q$ and $p$, which is lower, because the most surprising tokens
-# cannot be drawn. Both are taken given that the text continues, as above: for the second, the ends are removed from the
-# nucleus, and $m$ and $q$ are those of what is left.
+# A token drawn from $p$ has an expected surprisal of $H(p)$, the full entropy {cite:p}`braverman2020`. What the model
+# wrote was not drawn from $p$ but from its nucleus, with the probabilities $q = p / m$. Such a token has the expected
+# surprisal $-\sum q \log p = H(q) - \log m$, the cross entropy of $q$ and $p$, which is lower, because the most
+# surprising tokens cannot be drawn. Both are taken given that the text continues, as above: for the second, the ends
+# are removed from the nucleus, and $m$ and $q$ are those of what is left.
 
 # %%
 Markdown(calibration_text.describe_surprisal(bins) if measured else tables.NOTHING_YET)
@@ -119,8 +119,8 @@ Markdown(calibration_text.EXPLAIN_SURPRISAL) if len(bins) else None
 # ## Both texts, token by token
 #
 # Three prompts are chosen by rule: those with the median, the highest and the lowest difference of mean surprisal
-# between the two texts. Tokens are tinted by surprisal, on one scale for both. Point at a token, tap it, or reach it with the
-# arrow keys: its card shows what it was chosen from, and whether it is in the nucleus.
+# between the two texts. Tokens are tinted by surprisal, on one scale for both. Point at a token, tap it, or reach it
+# with the arrow keys: its card shows what it was chosen from, and whether it is in the nucleus.
 
 # %%
 for text, html in two_texts.show_texts(measured) if measured else [(tables.NOTHING_YET, "")]:

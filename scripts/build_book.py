@@ -1,4 +1,4 @@
-"""Builds the book from book/ and the executed notebooks in a results folder. Every warning is an error."""
+"""Builds the book from book/ and the executed notebooks in a results folder. Treats every warning as an error."""
 
 from pathlib import Path
 

@@ -21,7 +21,7 @@ def create_parser() -> Parser:
     options.add_argument(
         "--if_missing",
         action="store_true",
-        help="skip measuring if results with these settings are complete, and skip the others if there are no results",
+        help="skip measure.py if results with these settings are complete, and the other notebooks if there are none",
     )
     return options
 

@@ -1,6 +1,6 @@
 """Measures how often 95 % intervals of coefficients cover the truth, and prints the table of the book's method page.
 
-Tables of tokens are drawn from a normal distribution with known correlation in which half of each variance lies between
+Tables of tokens are drawn from a normal distribution with known correlation in which half of each variance is between
 prompts, as much as in texts of a small model. Each interval is computed from each table.
 """
 

@@ -1,6 +1,6 @@
-"""Finds out in a moment whether nothing has changed since Snakemake had nothing to do; the Makefile asks this first.
+"""Checks quickly whether anything has changed since Snakemake last had nothing to do; the Makefile asks this first.
 
-The exit status is 0 if so, and 1 if Snakemake has to be asked.
+The exit status is 0 if nothing has, and 1 if Snakemake has to be asked.
 """
 
 import sys
@@ -14,7 +14,9 @@ def create_parser() -> Parser:
     options = Parser(__doc__)
     options.add_argument("grid", type=Path, help="the grid, a YAML file")
     options.add_argument("target", choices=("all", "book"), help="the target of the Snakefile")
-    options.add_argument("--settle", action="store_true", help="after Snakemake has succeeded: remember the state")
+    options.add_argument(
+        "--settle", action="store_true", help="record the current state, after Snakemake has succeeded"
+    )
     return options
 
 

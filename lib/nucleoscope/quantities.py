@@ -120,7 +120,7 @@ IN_CONTEXT = (
     ),
     Quantity(
         "entropy_how", "uncertainty about how it is put", attrgetter("entropy_how"), None, "nats", "[0, H(q)]",
-        "sum over groups of q_g H(q given g), so that both add up to H(q)", "Shannon 1948", needs_pair=True,
+        "sum over groups of q_g H(q given g), so that the two add up to H(q)", "Shannon 1948", needs_pair=True,
     ),
 )  # fmt: skip
 

@@ -229,9 +229,7 @@ class Settings:
         decides=True,
         live="revision",
     )
-    skip_check: bool = _define(
-        bool, False, "do not try the model on short prompts first, which finds out how prompts can be batched"
-    )
+    skip_check: bool = _define(bool, False, "skip the trial on short prompts that finds out how prompts can be batched")
     trust_remote_code: bool = _define(
         bool, False, "run the Python code that comes with the model; read it first", live="trust_remote_code"
     )
@@ -274,7 +272,7 @@ class Settings:
     branch_replicates: int = _define(
         int,
         3,
-        "with branches: how often each candidate is continued, with other random numbers",
+        "with branches: how many times each candidate is continued, each with different random numbers",
         least=1,
         most=64,
     )

@@ -1027,7 +1027,7 @@ def menu(browser):
 
 
 def test_the_search_field_says_that_only_beginnings_are_searched_if_texts_are_cut(menu):
-    for cut, said in ((False, "words of prompt or text"), (True, "in the beginnings")):
+    for cut, said in ((False, "words of prompt or text"), (True, "beginning of prompt or text")):
         assert menu(cut=cut).locator("input").get_attribute("placeholder") == said
 
 

@@ -174,7 +174,10 @@ def test_a_pair_without_a_common_prompt_says_so_and_one_prompt_is_singular():
     [
         (["jackknife t"], "from leaving out each prompt in turn; "),
         (["percentile"], "from resampling prompts; "),
-        (["percentile", "jackknife t"], "from resampling prompts, or leaving out each where there are fewer than 30; "),
+        (
+            ["percentile", "jackknife t"],
+            "from resampling prompts, or leaving out one prompt at a time if there are fewer than 30; ",
+        ),
     ],
 )
 def test_the_kind_of_interval_is_said(kinds, words):

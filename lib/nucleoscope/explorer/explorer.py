@@ -56,14 +56,14 @@ REFRESH = 0.15  # seconds between two updates of a text that is being generated
 SHARE = 0.1  # of the time may be spent on them
 PATIENCE = 2  # seconds that a text which is being generated has to stop, in which the kernel does nothing else
 NO_TEXT = (
-    "<p>Press Run. Then this place shows the tokens of the text, by entropy and cosine similarity, and how similar the "
+    "<p>Press Run to see the tokens of the text here, plotted by entropy and cosine similarity, and how similar the "
     "candidates of one token are.</p>"
 )
 HINT = (
     "Point at a token to see its candidates; click it to keep them here. "
     "Until then, this is the token where the model was least sure:"
 )
-TO_TINT = "To tint a text by what and how, measure its run with --context."
+TO_TINT = "To tint a text by uncertainty about what follows or about how it is put, measure its run with --context."
 _loaded: dict[tuple, "loading.Model"] = {}  # one at most
 _loading, _trying = threading.Lock(), threading.Lock()
 
@@ -464,7 +464,7 @@ class Explorer:
         begun = [token.id for token in version.tokens]
         if begun and begun[-1] in model_facts.find_end_tokens(model.model, model.tokenizer):
             del version.tokens[-1]
-            return f"the candidate put in ends the text: {self.reader.show(begun[-1])}"
+            return f"the candidate that you chose ends the text: {self.reader.show(begun[-1])}"
         self._say(f"Trying {version.settings['model_name']} on short prompts …", busy=True)
         try_model(model)
         self._say("Generating …", busy=True)
@@ -600,7 +600,7 @@ class Explorer:
             if self.text.tab:
                 self._ask(version, step)
             if self._is_writing():
-                found = "As soon as the text is complete, each candidate is read …"
+                found = "The candidates will be read when the text is complete …"
         if found is None:
             return {}
         if isinstance(found, str):
@@ -733,13 +733,13 @@ class Explorer:
         lacking = [name for name in strip.NEEDED if name not in record]
         if lacking or self.measured_reader is None:
             why = f"the files have no {lacking[0]}" if lacking else "its tokenizer is not on this machine"
-            self._say(f"This text cannot be drawn from its files ({why}). Press Run to measure it again.")
+            self._say(f"This text cannot be shown from its files ({why}). Press Run to measure it again.")
             return None
         compared = self._read_compared(place)
         version = Version(tokens=cards.list_tokens(record), compared=compared, grouping=self.grouping)
         cards.add_split(version.tokens, compared)
         number = count(len(version.tokens), "token")
-        version.said = f"{number}, from the files of the run. Run measures them again, with the model."
+        version.said = f"{number}, from the files of the run. Press Run to measure them again, with the model."
         with self._lock:
             self.model, self.reader = None, self.measured_reader
             self._begin(version)

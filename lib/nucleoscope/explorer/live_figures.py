@@ -18,7 +18,7 @@ from nucleoscope.views.palette import BLUE, MATRIX, ORANGE, VERMILLION
 from nucleoscope.views.token_text import Reader
 
 AXES = {"x": "entropy", "y": "cosine"}  # of the scatter plot
-HINT = "Here you will see how similar the candidates of a token are, starting with the least certain one."
+HINT = "How similar the candidates of a token are, first of the one where the model was least sure, is shown here."
 NO_POINTS = "The text has no token with more than one candidate so far."
 
 

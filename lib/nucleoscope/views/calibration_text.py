@@ -34,8 +34,8 @@ from nucleoscope.views.numbers import choose_digits, format_bounded, format_numb
 from nucleoscope.views.token_text import escape_name
 from nucleoscope.wording import count, join_names
 
-HOW = """To get a pair, measure a data set twice that has texts of its own: once the model writes, and once it reads the
-texts of a column. All other settings are the same. The packaged `math` has short answers:
+HOW = """To get a pair, take a data set that has texts of its own, and measure it twice with the same settings: once
+with the model writing, and once with it reading the texts of a column. The packaged `math` has short answers:
 
 ```bash
 {written}
@@ -166,7 +166,11 @@ def describe_interval(comparison: pd.DataFrame) -> str:
     """How the intervals were computed, in a sentence."""
     kinds = set(comparison["interval"])
     how = "leaving out each prompt in turn" if kinds == {JACKKNIFE} else "resampling prompts"
-    how += ", or leaving out each where there are fewer than 30" if JACKKNIFE in kinds and len(kinds) > 1 else ""
+    how += (
+        ", or leaving out one prompt at a time if there are fewer than 30"
+        if JACKKNIFE in kinds and len(kinds) > 1
+        else ""
+    )
     return (
         f"Brackets are 95 % intervals, from {how}; the two texts of a prompt are kept together. A difference is the "
         "data set's text minus the model's. Cosine similarity is a mean over tokens with more than one candidate."

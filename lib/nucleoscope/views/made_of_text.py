@@ -39,8 +39,8 @@ from nucleoscope.views.token_text import escape_name
 from nucleoscope.wording import count, join_names, name_part
 
 MEASURE = (
-    "the line `variants: default` in a grid's `parameters`, or the command that measured a run with "
-    "`--variants=default --overwrite`, measures them"
+    "to measure them, add the line `variants: default` to a grid's `parameters`, or repeat a run's command with "
+    "`--variants=default --overwrite`"
 )
 EXPLAINED = (
     "The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they "

@@ -109,6 +109,6 @@
   // The theme's arrows that expand parts of the sidebar have no accessible name.
   for (const arrow of document.querySelectorAll(".bd-sidebar-primary summary")) {
     const page = arrow.closest("li").querySelector("a");
-    arrow.setAttribute("aria-label", `pages below ${page ? page.textContent.trim() : "this one"}`);
+    arrow.setAttribute("aria-label", `pages under ${page ? page.textContent.trim() : "this one"}`);
   }
 })();

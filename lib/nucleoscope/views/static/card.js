@@ -78,14 +78,14 @@ function drawCandidates(words, [word, listed, probs, more, mass, held, place, p]
   const others = `and ${formatCount(rest)} more, ${formatPercent(Math.max(mass - (inside ? p : 0), 0))} in total`;
   const end = rest > 0 ? others : "no other candidates";
   const note = `Probabilities are those of the full distribution. Entropy and cosine similarity use only the nucleus, which has ${(100 * held).toFixed(1)} % of it.`;
-  const invitation = pick && listed.length + more > 1 && "Click a candidate to put it in here: the model continues the text from it.";
+  const invitation = pick && listed.length + more > 1 && "Click a candidate to use it here instead: the model continues the text from it.";
   const lines = [end, invitation, ...(compared ? [describeClosest(names, matrix)] : []), note];
   return make("div", { class: "ns-candidates" }, list, ...lines.filter(Boolean).map((line) => make("p", { class: "ns-muted" }, line)));
 }
 
 // A candidate that can be put in the place of its token.
 function drawPick(text, pick) {
-  const title = `Put in "${text}" and continue the text from it`;
+  const title = `Use "${text}" here and continue the text from it`;
   const button = make("button", { type: "button", class: "ns-pick", title, "aria-label": title, "data-key": `pick ${text}` }, make("bdi", {}, text));
   button.addEventListener("click", pick);
   return button;

@@ -11,7 +11,7 @@ const formatDecimals = (value, digits) => value.toFixed(digits).replace(/^-(?=0*
 function drawMenu(place, { columns, prompts, cut }, pick, tell = () => {}) {
   const list = make("ol", { class: "ns-prompts" });
   const found = make("p", { class: "ns-muted ns-found", role: "status" });
-  const search = make("input", { type: "search", placeholder: cut ? "in the beginnings" : "words of prompt or text" });
+  const search = make("input", { type: "search", placeholder: cut ? "beginning of prompt or text" : "words of prompt or text" });
   const select = make("select", {}, make("option", { value: "-1" }, "number"),
     ...columns.map(([label], i) => make("option", { value: String(i) }, label)));
   const arrow = make("span", { "aria-hidden": "true" }, "↑");
