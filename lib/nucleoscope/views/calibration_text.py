@@ -53,7 +53,7 @@ datasets:
 The next `make book` fills this page."""
 EXPLAIN_OUTSIDE = """A point is the mean over a bin of tokens: further right, the model was less sure. All bins have
 about the same number of tokens. The bars are the intervals of what was measured, over prompts.
-The dashed line is the share that would be outside if tokens were drawn from p, the mean of 1 − m, and
+The dashed line is the share that would be outside if tokens were drawn from p, the mean of 1 − m, and
 the band contains at least 95 % of the shares that would then occur by chance; its ends are quantiles of
 the Poisson binomial distribution. By chance, about one point in twenty is outside its band, so the
 sentences count a bin only if it is outside after Holm's correction for the number of bins."""
@@ -69,7 +69,7 @@ bin is judged."""
 ENDING = "the end-of-text token, to which the model gives a probability at each step, while no recorded token is one"
 EXPLAIN_GIVEN = """No recorded token is an end of a text, but the model gives ends a probability e at each step. What
 is expected, full entropy and surprisal are therefore those given that the text continues: the probabilities of the
-tokens that end a text are set to 0, and all others are divided by 1 − e."""
+tokens that end a text are set to 0, and all others are divided by 1 − e."""
 TITLES = {
     EXCESS: "surprisal minus full entropy (nats)",
     EXCESS_GIVEN: "surprisal minus full entropy, given no end (nats)",
