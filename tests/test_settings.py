@@ -3,19 +3,37 @@
 import math
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jupytext
 import numpy as np
 import pytest
+import torch
 
 from messages import assert_one_line
 from nucleoscope import hub, settings, variants
-from nucleoscope.explorer import controls
+from nucleoscope.explorer import controls, engine
+from nucleoscope.measure import branching, context
+from nucleoscope.measure.recording import Token
+from nucleoscope.store import text_pairs
 from nucleoscope.workflow import command_line, run_notebooks
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = {name: each.default for name, each in settings.FIELDS.items()}
+
+
+def choose_other(name: str):
+    """An allowed value of a setting that is not its default; a setting that is added is in these tests by itself."""
+    facts, default = settings.FIELDS[name].metadata, DEFAULTS[name]
+    if facts["choices"]:
+        return next(value for value in reversed(facts["choices"]) if value != default)
+    if facts["type"] in settings.NUMBERS:
+        return default + 1 if facts["type"] is int else default / 2
+    return "default" if facts["are_variants"] else "2025-01-31" if facts["is_date"] else f"other_{name}"
+
+
+OTHERS = {name: choose_other(name) for name in settings.list_deciding()}  # of a run with nothing at its default
 
 
 def read_parameters(name: str) -> dict:
@@ -34,6 +52,49 @@ def test_the_measuring_notebook_has_every_setting_with_its_default():
     expected = dict(DEFAULTS)
     assert expected.pop("prompt_format") == "raw"
     assert found == expected
+
+
+def test_a_second_pass_reads_every_setting_of_its_run():
+    info = {"settings": OTHERS | {"model": {"sha256": "m"}, "dataset": {"sha256": "d"}}}
+    found = context.read_settings(info)
+    assert {name: getattr(found, name) for name in OTHERS} == OTHERS
+    chosen = settings.Settings(branch_length=7, batch_size=3, skip_check=True)
+    found = branching.combine_settings(info, chosen)
+    assert {name: getattr(found, name) for name in DEFAULTS} == DEFAULTS | OTHERS | {
+        "branch_length": 7, "batch_size": 3, "skip_check": True,
+    }  # fmt: skip
+
+
+def test_a_setting_that_a_run_does_not_record_has_its_default_in_a_second_pass():
+    assert context.read_settings({"settings": {"max_tokens": 5}}) == settings.Settings(max_tokens=5)
+    assert branching.combine_settings({"settings": {}}, settings.Settings(top_p=0.5, seed=3)) == settings.Settings()
+
+
+def test_what_follows_a_candidate_in_the_live_notebook_is_read_with_every_setting_of_its_text(monkeypatch):
+    class Looked(Exception):
+        """Carries the settings."""
+
+    def look_ahead(*given):
+        raise Looked(given[6])
+
+    monkeypatch.setattr(context, "look_ahead", look_ahead)
+    live = {name: field.metadata["live"] for name, field in settings.FIELDS.items()}
+    given = {name: value for name, value in OTHERS.items() if live[name] or name == "dtype"}
+    token = Token(1, torch.arange(3), torch.full((3,), 0.3), {})
+    model = types.SimpleNamespace(model=None, tokenizer=None)
+    hidden = {"prompt": "a", "index": 0, "seed": 0.5}  # which the field of a seed may say while it is hidden
+    with pytest.raises(Looked) as raised:
+        engine.look_ahead(model, [token], 0, given | hidden, engine.Grouping(2, 0.5))
+    assert raised.value.args[0] == settings.Settings(**{name: given[name] for name in given if name != "seed"})
+
+
+def test_runs_are_a_pair_only_if_every_setting_that_decides_what_is_measured_is_one_of_both():
+    known = {*text_pairs.COMMON, *text_pairs.OWN, *text_pairs.APART}
+    assert known == {*settings.list_deciding()}
+    same = {name: DEFAULTS[name] for name in OTHERS}
+    for name in {*OTHERS} - {*text_pairs.OWN, *text_pairs.APART}:
+        runs = [text_pairs.Run(Path(), values) for values in (same, same | {name: OTHERS[name]})]
+        assert text_pairs.list_obstacles(*runs) == [name]
 
 
 def test_the_page_of_a_run_has_the_settings_that_name_it():

@@ -71,8 +71,8 @@ def look_ahead(
     As many are compared, and grouped in the same way, as where a run is measured with this ``grouping``.
     """
     token, ids = tokens[step], [each.id for each in tokens[: step + 1]]
-    names = ("prompt_format", "template_date", "max_tokens", "temperature")
-    chosen = Settings(**{name: settings[name] for name in names}).check()
+    # nothing is drawn; and for a text that was read, the field of the seed, which is hidden, may have any value
+    chosen = Settings.collect({name: value for name, value in settings.items() if name != "seed"})
     size = min(len(token.ids), max(cards.LISTED, grouping.candidates))
     found = context.look_ahead(
         model.model, model.tokenizer, settings["prompt"], ids, token.ids[:size], token.probs[:size], chosen, NEXT

@@ -19,6 +19,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from nucleoscope.measure.pairs import find_units
 from nucleoscope.measure.prefix import SharedPrefix
 from nucleoscope.measure.sampling import draw_uniforms, sample
 from nucleoscope.measure.softmax import PIECE_CPU, PIECE_GPU, exponentiate
-from nucleoscope.settings import Settings
+from nucleoscope.settings import Settings, list_deciding
 
 MEETING = 5  # last tokens that two branches must have in common to have met
 ENDED = -1  # in place of the tokens after a branch's end
@@ -465,13 +466,9 @@ def complete_branches(
 
 
 def combine_settings(info: Mapping[str, Any], chosen: Settings) -> Settings:
-    """The settings of the run in a run.json, with those of branches, batch_size and skip_check as ``chosen``."""
-    names = ("context_candidates", "branch_points", "branch_length", "branch_replicates", "batch_size", "skip_check")
-    given = {name: getattr(chosen, name) for name in names}
+    """What was measured as the run's run.json says; all other settings, such as those of branches, as ``chosen``."""
     run = read_settings(info)
-    run_names = ("prompt_format", "max_tokens", "template_date", "temperature", "seed")
-    known = {name: getattr(run, name) for name in run_names} | {"top_p": info["settings"].get("top_p", run.top_p)}
-    return Settings(**known, **given).check()
+    return replace(chosen, **{name: getattr(run, name) for name in list_deciding()}).check()
 
 
 def _count_tokens(text: Mapping[str, Any], settings: Settings) -> int:

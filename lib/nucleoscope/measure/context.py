@@ -717,6 +717,5 @@ def complete_context(
 
 
 def read_settings(info: Mapping[str, Any]) -> Settings:
-    """The settings in a run.json that say how its prompts were encoded, and its temperature."""
-    names = ("prompt_format", "max_tokens", "template_date", "temperature", "seed")
-    return Settings(**{name: info["settings"][name] for name in names if name in info["settings"]}).check()
+    """All settings in a run.json; one that did not exist when it was written has its default."""
+    return Settings.collect(info["settings"])

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-COMMON = ("prompt_column", "prompt_format", "temperature", "top_p")  # settings that are the same in both runs of a pair
 OWN = ("n_prompts", "max_tokens", "dtype")  # settings in which the two runs of a pair may differ
+# Compared by content (model and data set), or only at times (dates), or what makes two runs a pair.
+APART = ("model_name", "model_revision", "dataset_name", "template_date", "mode", "text_column", "seed", "variants")
+COMMON = tuple(sorted({*list_deciding()} - {*OWN, *APART}))  # settings that are the same in both runs of a pair
 SETTINGS = (*COMMON, "template_date", *OWN, "seed")  # in the names of pairs that need more than their runs' names
 MASS = "mass"  # the column of the nucleus's probability
 COLUMNS = (  # of the tables of a pair, before `MASS` and `ENDS`
