@@ -120,7 +120,7 @@ def test_the_figure_has_a_menu_of_runs_and_outcomes_and_the_null_model_beside_ea
     assert list(bars.x[:3]) == [-0.2, 0.2, None]
     assert len(bars.x) == 3 * 12
     assert "exchanging outcomes" in figure.layout.meta["alt"]
-    assert choice_figures.plot_coefficients(choice.compute_coefficients({})) is None
+    assert choice_figures.plot_coefficients(choice.compute_coefficients({})).data == choice_figures.NOTHING
 
 
 def test_tables_show_values_with_intervals_and_pooled_rows_first():

@@ -205,16 +205,29 @@ def test_a_run_with_lines_beside_one_with_points_is_told_apart_in_words():
 
 
 @pytest.mark.parametrize("plot", [figures.plot_scatter, figures.plot_distributions])
-def test_a_run_without_choices_has_a_sentence_and_no_axes(plot):
-    figure = plot(draw_full(4).assign(k=1))
-    assert [note.text for note in figure.layout.annotations] == [figures.NO_CHOICE]
-    assert not figure.data
-    assert figure.layout.xaxis.visible is False
+def test_a_run_without_choices_has_a_sentence_instead_of_a_figure(plot):
+    assert plot(draw_full(4).assign(k=1)).data == figures.NO_CHOICE
 
 
-def test_runs_without_choices_have_a_sentence_on_the_first_page():
-    figure = figures.plot_overlay({("m", "d"): draw_full(4).assign(k=1)})
-    assert [note.text for note in figure.layout.annotations] == [figures.NO_CHOICE]
+def test_runs_without_choices_have_a_sentence_on_the_first_page_and_for_panels():
+    runs = {("m", "d"): draw_full(4).assign(k=1)}
+    assert figures.plot_overlay(runs).data == figures.NO_CHOICE
+    assert draw_panels(runs, 5).data == figures.NO_CHOICE
+
+
+def test_runs_without_coefficients_or_curves_have_a_sentence():
+    runs = {("m", "d"): draw_full(4).assign(k=1)}
+    table = correlation.compute_statistics(runs, resamples=2)
+    assert figures.plot_coefficients(table, correlation.load_published()).data == figures.NO_COEFFICIENT
+    assert figures.plot_fitted(fits.compute_lines(runs)).data == figures.NO_CURVE
+
+
+def test_a_lone_bin_is_a_point_as_a_line_would_not_be_seen():
+    (key, run), *_ = RUNS.items()
+    largest = figures.bin_run(run, "entropy", "cosine").count.max()
+    figure = figures.plot_overlay({key: run}, least=largest)
+    assert len(figure.data[0].x) == 1
+    assert figure.data[0].mode == "markers"
 
 
 @pytest.mark.parametrize(("n", "bins"), [(0, 1), (1, 1), (120, 11), (2499, 50), (100_000, 50)])

@@ -347,14 +347,27 @@ def test_the_curve_is_sorted_and_below_each_coefficient_are_its_choices():
     assert len(by_name["undecided"].y) == 1
 
 
-@pytest.mark.parametrize("number", [0, None])
-def test_a_figure_without_a_number_is_not_drawn(number):
-    curve, nulls, ladder = create_curve({"raw": [np.nan]}), create_nulls(np.nan, {}), create_ladder([(0, 0, 0)])
-    curve, nulls, ladder = curve[:number], nulls[:number], ladder.assign(R2=np.nan)[:number]
-    assert made_of_figures.plot_over_top_p(curve) is None
-    assert made_of_figures.plot_specifications(curve) is None
-    assert made_of_figures.plot_nulls(nulls) is None
-    assert made_of_figures.plot_ladder(ladder) is None
+def test_figures_without_rows_say_so():
+    empty = [create_curve({}), create_nulls(0.1, {})[:0], create_ladder([(0, 0, 0)])[:0]]
+    drawn = [made_of_figures.plot_over_top_p(empty[0]), made_of_figures.plot_nulls(empty[1])]
+    drawn += [made_of_figures.plot_ladder(empty[2]), made_of_figures.plot_specifications(empty[0])]
+    for said in drawn:
+        assert said.data.startswith("There is no figure here, because no run has ")
+        assert said.data.endswith(": raise `n_prompts` or `max_tokens`.")
+    unknown = create_ladder([(0, 0, 0)]).assign(R2=np.nan)  # rows, but too few tokens for a number
+    assert "the 200 tokens with more than one candidate" in made_of_figures.plot_ladder(unknown).data
+
+
+def test_what_has_no_point_is_not_in_the_legend_nor_in_the_menu():
+    parts = [create_curve({"raw": [-0.4, -0.2], "centred": [r, r]}, name) for r, name in ((np.nan, "a"), (0.1, "b"))]
+    parts += [create_curve({"raw": [np.nan] * 2}, "c")]
+    figure = made_of_figures.plot_over_top_p(pd.concat(parts), statistics=["Spearman"])
+    assert [button.label for button in figure.layout.updatemenus[0].buttons] == ["a, d: Spearman", "b, d: Spearman"]
+    assert [trace.name for trace in figure.data if trace.showlegend] == [made_of_figures.BANDS, "raw"]
+    assert [trace.visible for trace in figure.data] == [True, True, False, False]
+    assert read_choice(figure, "b, d: Spearman")["showlegend"] == [True, True, False, True]
+    signs = made_of_figures.plot_specifications(create_curve({"raw": [-0.4, -0.3]}))
+    assert [trace.name for trace in signs.data if trace.showlegend] == ["equal k exchanged", "negative"]
 
 
 # Tables

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from IPython.display import Markdown
 
 from nucleoscope import quantities
 from nucleoscope.names import escape_plotly
 from nucleoscope.stats.calibration import ALL, EXISTING, GIVEN, OUTSIDE, SURPRISAL, WRITTEN
 from nucleoscope.views.figures import build_layout, describe, round_values
-from nucleoscope.views.made_of_figures import fill_traces
+from nucleoscope.views.made_of_figures import fill_traces, is_empty
 from nucleoscope.views.numbers import format_points
 from nucleoscope.views.palette import BLUE, ORANGE, fade
 
@@ -24,13 +25,16 @@ LOOKS = {  # of each text: its name, colour, symbol, and the name of the line th
 }
 BAND = 0.16  # opacity
 STROKE = 0.1  # nats to either side of a single bin
+NO_BINS = "There is no figure here, because the texts have too few tokens for bins of full entropy: raise `n_prompts`."
 
 
-def plot_outside(bins: pd.DataFrame) -> go.Figure:
+def plot_outside(bins: pd.DataFrame) -> go.Figure | Markdown:
     """The share of tokens outside the nucleus over full entropy: both texts, and what a calibrated model would give."""
     shares = [f"{OUTSIDE}{of}{end}" for of in ("", " expected") for end in ("", " low", " high")]
     percent = bins.assign(**{name: 100 * bins[name] for name in shares})
     figure = _plot(percent, OUTSIDE, {EXISTING: True, WRITTEN: False}, 1, " %")
+    if figure is None:
+        return Markdown(NO_BINS)
     figure.update_yaxes(title="tokens outside the nucleus, %", rangemode="tozero")
     text = (
         "Share of tokens outside the nucleus over full entropy, in the data set's text with 95 % intervals and in the "
@@ -38,9 +42,11 @@ def plot_outside(bins: pd.DataFrame) -> go.Figure:
     return describe(figure, f"{text}model's text, with the share and its band if tokens were drawn from p")
 
 
-def plot_surprisal(bins: pd.DataFrame) -> go.Figure:
+def plot_surprisal(bins: pd.DataFrame) -> go.Figure | Markdown:
     """Mean surprisal over mean full entropy: both texts, and what tokens drawn from p or the nucleus would give."""
     figure = _plot(bins, SURPRISAL, {EXISTING: True, WRITTEN: True}, 2)
+    if figure is None:
+        return Markdown(NO_BINS)
     given = ", given no end" if bins[GIVEN].all() else ""
     figure.update_yaxes(title=f"mean {quantities.find_title('surprisal')}{given}", rangemode="tozero")
     text = (
@@ -49,8 +55,13 @@ def plot_surprisal(bins: pd.DataFrame) -> go.Figure:
     return describe(figure, f"{text}means and bands that tokens drawn from p or from the nucleus would have")
 
 
-def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], digits: int, unit: str = "") -> go.Figure:
-    """Points of both texts in bins of entropy; a line with its band for each text ``with_line``; values in ``unit``."""
+def _plot(
+    bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], digits: int, unit: str = ""
+) -> go.Figure | None:
+    """Points of both texts in bins of entropy; a line with its band for each text ``with_line``; values in ``unit``.
+
+    None if there is no bin.
+    """
     rows = bins[bins["bin"] != ALL]
     figure = go.Figure(layout=build_layout("", height=460))
     contents = {}
@@ -80,6 +91,8 @@ def _plot(bins: pd.DataFrame, name: str, with_line: Mapping[str, bool], digits: 
         hover = f"{label}: %{{customdata}}<extra></extra>"
         points = go.Scatter(mode="markers", name=label, hovertemplate=hover, cliponaxis=False)  # 0 is on the axis
         figure.add_trace(points.update(marker={"size": 9, "color": color, "symbol": symbol}))
+    if is_empty(contents):
+        return None
     fill_traces(figure, contents)
     given = ", given no end" if rows[GIVEN].all() else ""
     figure.update_xaxes(title=f"mean {quantities.find_title('full_entropy')} of a bin{given}", rangemode="tozero")

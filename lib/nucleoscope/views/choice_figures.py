@@ -5,15 +5,20 @@ Contract: tables of `stats.choice` in, plotly figures and tables out; only means
 
 import pandas as pd
 import plotly.graph_objects as go
+from IPython.display import Markdown
 
 from nucleoscope.stats.choice import ALL, GIVEN, OUTCOMES, PREDICTORS, STATISTICS, WITHIN
 from nucleoscope.store.run_settings import format_values, list_run_columns, select_head
 from nucleoscope.views.figures import build_layout, describe, round_values
-from nucleoscope.views.made_of_figures import ZERO, build_points, fill_traces, list_groups, name_group, shift
+from nucleoscope.views.made_of_figures import ZERO, build_points, fill_traces, is_empty, list_groups, name_group, shift
 from nucleoscope.views.numbers import format_bounded, format_number
 from nucleoscope.views.palette import BLUE, GREEN, GREY, VERMILLION, fade
 
 LOOKS = {ALL: (BLUE, "circle"), GIVEN: (VERMILLION, "diamond"), WITHIN: (GREEN, "square")}
+NOTHING = (
+    "There is no figure here, because there are too few branch points for a coefficient: raise `n_prompts` or "
+    "branch at more tokens of each text."
+)
 NULL = "outcomes exchanged, equal k"
 SHORT = {  # labels in two lines leave room on a narrow screen
     "cosine of embeddings": "cosine of<br>embeddings",
@@ -23,15 +28,13 @@ SHORT = {  # labels in two lines leave room on a narrow screen
 }
 
 
-def plot_coefficients(coefficients: pd.DataFrame, csv: str = "") -> go.Figure | None:
+def plot_coefficients(coefficients: pd.DataFrame, csv: str = "") -> go.Figure | Markdown:
     """What predicts how much the choice matters: coefficients with intervals, and the null model as grey bars.
 
     ``coefficients`` are those of `choice.compute_coefficients`. A row per predictor, a colour per statistic; a menu
-    selects the run and the outcome. ``csv`` is the file with the data, if any. None if there is no coefficient.
+    selects the run and the outcome. ``csv`` is the file with the data, if any.
     """
     rows = coefficients[coefficients["r"].notna()]
-    if rows.empty:
-        return None
     figure = go.Figure(layout=build_layout("", height=200 + 70 * len(PREDICTORS)))
     contents = {}
     for outcome in OUTCOMES:
@@ -49,6 +52,8 @@ def plot_coefficients(coefficients: pd.DataFrame, csv: str = "") -> go.Figure | 
         hover = f"{statistic}: %{{customdata}}<extra></extra>"
         trace = go.Scatter(mode="markers", name=statistic, hovertemplate=hover)
         figure.add_trace(trace.update(marker={"size": 9, "color": color, "symbol": symbol}))
+    if is_empty(contents):
+        return Markdown(NOTHING)
     fill_traces(figure, contents)
     ticks = {"tickvals": list(range(len(PREDICTORS))), "ticktext": [SHORT[name] for name in PREDICTORS]}
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, **ticks)

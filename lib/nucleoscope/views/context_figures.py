@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from IPython.display import Markdown
 
 from nucleoscope.stats import what_or_how
 from nucleoscope.store.context import find_matrix
 from nucleoscope.views import palette
-from nucleoscope.views.figures import MOST
+from nucleoscope.views.figures import MOST, NO_CHOICE
 from nucleoscope.views.theory_figures import plot_curves
 from nucleoscope.views.token_text import Reader
 from nucleoscope.wording import count
@@ -32,8 +33,10 @@ def join(compared: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return compared.merge(renamed, on=KEYS, how="left", validate="one_to_one")
 
 
-def plot_similarities(compared: pd.DataFrame) -> go.Figure:
+def plot_similarities(compared: pd.DataFrame) -> go.Figure | Markdown:
     """Mean similarity in context over the mean cosine: a point per token, of at most `figures.MOST`."""
+    if compared[["cosine", "mean_similarity"]].dropna().empty:
+        return Markdown(NO_CHOICE)
     every = max(1, -(-len(compared) // MOST))
     drawn = compared[::every]
     dots = {"token": (drawn["cosine"].to_numpy(), drawn["mean_similarity"].to_numpy())}
@@ -54,7 +57,7 @@ def summarise(compared: pd.DataFrame) -> pd.DataFrame:
     return rows.round(2).rename_axis("quantity")
 
 
-def plot_thresholds(curve: Mapping[str, np.ndarray], threshold: float) -> go.Figure:
+def plot_thresholds(curve: Mapping[str, np.ndarray], threshold: float) -> go.Figure | Markdown:
     """The mean entropy about what follows, and about how it is put, over the threshold, with both null models.
 
     ``curve`` is that of `what_or_how.compute_curve`; a vertical line marks the ``threshold`` of the run.
@@ -66,6 +69,8 @@ def plot_thresholds(curve: Mapping[str, np.ndarray], threshold: float) -> go.Fig
         "how, groups at random": "entropy_how_null",
     }
     lines = {name: curve[column] for name, column in names.items()}
+    if not any(np.isfinite(line).any() for line in lines.values()):
+        return Markdown(NO_CHOICE)
     titles = ("What or how, by threshold", "similarity that joins two groups", "mean entropy, nats")
     alt = "Mean entropy over groups and within groups against the threshold, with those of groups drawn at random."
     figure = plot_curves(curve["threshold"], lines, titles, alt)

@@ -1,6 +1,7 @@
 """From tables to figures: plotly for the notebooks and the book, matplotlib for the paper.
 
-Contract: figures carry no data of their own and read no files. Colours are Okabe and Ito's
+Contract: figures carry no data of their own and read no files. Where there is nothing to draw, a sentence that says
+what is missing and what to do replaces the figure. Colours are Okabe and Ito's
 ("Color Universal Design", 2008), which colour-blind readers tell apart. Importing this module
 makes notebooks store figures as plotly's JSON only: JupyterLab draws that, and plotly.js is
 not copied into every notebook.
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
+from IPython.display import Markdown
 from plotly.subplots import make_subplots
 
 from nucleoscope import quantities
@@ -49,7 +51,15 @@ if TYPE_CHECKING:
 
 plotly.io.renderers.default = "plotly_mimetype"
 FONTS = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8}  # 42: text stays text in the pdf
-NO_CHOICE = "No token had more than one candidate, so there is nothing to compare"
+NO_CHOICE = (
+    "There is no figure here, because no token had more than one candidate, so there is nothing to compare: raise "
+    "`top_p` or `n_prompts`."
+)
+NO_COEFFICIENT = "There is no figure here, because no run has a coefficient: measure more prompts (`n_prompts`)."
+NO_CURVE = (
+    "There is no figure here, because no run has the tokens and prompts that a curve needs: raise `n_prompts` or "
+    "`max_tokens`."
+)
 SYMBOLS = ("circle", "square", "diamond", "cross", "x")
 LEGEND_BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
 HOVER = {"xhoverformat": ".2f", "yhoverformat": ".3f"}  # of %{x} and %{y} in a template: plotly then writes minus signs
@@ -60,37 +70,36 @@ _EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
-def plot_scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Figure:
+def plot_scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Figure | Markdown:
     """Every token with k > 1 as a point, and the median of ``y`` in equal-width bins of ``x`` (`bin_run`).
 
     Of more than `MOST` tokens every n-th is drawn, and the title gives n. The medians are those of all tokens.
     """
     pairs, bins = select_pairs(table, x, y), bin_run(table, x, y)
+    if bins is None:
+        return Markdown(NO_CHOICE)
     every, title = -(-len(pairs) // MOST), f"{count(len(pairs), 'token')} with more than one candidate"
     figure = go.Figure(
         layout=build_layout(title + (f", every {_format_ordinal(every)} one drawn" if every > 1 else ""), height=460)
     )
     pairs = pairs[:: max(every, 1)]
-    if bins:
-        held = bins.count > 0
-        point = {"size": 4, "color": BLUE, "opacity": 0.3}
-        figure.add_trace(
-            go.Scattergl(x=pairs[x], y=pairs[y], mode="markers", marker=point, name="token", hoverinfo="x+y", **HOVER)
+    held = bins.count > 0
+    point = {"size": 4, "color": BLUE, "opacity": 0.3}
+    figure.add_trace(
+        go.Scattergl(x=pairs[x], y=pairs[y], mode="markers", marker=point, name="token", hoverinfo="x+y", **HOVER)
+    )
+    figure.add_trace(
+        go.Scattergl(  # WebGL, like the points: WebGL is drawn above SVG
+            x=bins.centers[held],
+            y=bins.compute_medians()[held],
+            customdata=bins.count[held],
+            mode="lines+markers",
+            line={"color": ORANGE, "width": 3},
+            name="median of a bin",
+            hovertemplate="%{x}: median %{y} of %{customdata:,} tokens<extra></extra>",
+            **HOVER,
         )
-        figure.add_trace(
-            go.Scattergl(  # WebGL, like the points: WebGL is drawn above SVG
-                x=bins.centers[held],
-                y=bins.compute_medians()[held],
-                customdata=bins.count[held],
-                mode="lines+markers",
-                line={"color": ORANGE, "width": 3},
-                name="median of a bin",
-                hovertemplate="%{x}: median %{y} of %{customdata:,} tokens<extra></extra>",
-                **HOVER,
-            )
-        )
-    else:
-        _say_why_empty(figure, NO_CHOICE)
+    )
     figure.update_xaxes(title=quantities.find_title(x), rangemode="tozero")
     figure.update_yaxes(title=quantities.find_title(y))
     return describe(
@@ -98,7 +107,7 @@ def plot_scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> 
     )
 
 
-def plot_distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosine") -> go.Figure:
+def plot_distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosine") -> go.Figure | Markdown:
     """Histograms of two quantities over the tokens with k > 1, binned here so that a page contains only the bins."""
     pairs = select_choices(table)
     figure = make_subplots(1, 2, horizontal_spacing=0.1)
@@ -120,14 +129,8 @@ def plot_distributions(table: pd.DataFrame, left: str = "entropy", right: str = 
         build_layout(f"Distributions over {count(len(pairs), 'token')}", height=340), showlegend=False, bargap=0
     )
     if not figure.data:
-        _say_why_empty(figure, NO_CHOICE)
+        return Markdown(NO_CHOICE)
     return describe(figure, f"Histograms of {quantities.find_title(left)} and {quantities.find_title(right)}")
-
-
-def _say_why_empty(figure: go.Figure, text: str) -> None:
-    """Puts a sentence in the place of axes that would have no scale."""
-    figure.update_xaxes(visible=False).update_yaxes(visible=False)
-    figure.add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font_size=14)
 
 
 def build_layout(title: str, height: int) -> dict:
@@ -264,7 +267,7 @@ def bin_run(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
     return Bins(*columns, choose_bins(len(pairs)))
 
 
-def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 20) -> go.Figure:
+def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 20) -> go.Figure | Markdown:
     """One line per run: the median of y in the bins of x that contain at least ``least`` tokens.
 
     A run without such bins has a point for each of its tokens instead, and the figure says so.
@@ -306,6 +309,7 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
                 customdata=bins.count[held].tolist(),
                 mode="lines" if held.sum() > 1 else "markers",  # a line of one median would not be seen
                 line=line,
+                marker={"size": 9, "color": line["color"], "symbol": SYMBOLS[dash % len(SYMBOLS)]},
                 name=name,
                 hovertemplate=hover,
                 **HOVER,
@@ -317,7 +321,7 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         place = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
         figure.add_annotation(text=text, align="left", showarrow=False, **place)
     if not figure.data:
-        _say_why_empty(figure, NO_CHOICE)
+        return Markdown(NO_CHOICE)
     across, up = quantities.find_title(x), quantities.find_title(y)
     axes = {"xaxis_title": across, "xaxis_rangemode": "tozero", "yaxis_title": f"median {up}"}
     if any(split(model)[1] for model in models):  # names too long to be beside the lines
@@ -327,8 +331,10 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
     return describe(figure, f"Median {up} over {across}, one line for each model and data set")
 
 
-def plot_coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure:
+def plot_coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure | Markdown:
     """Our coefficients of every run with their 95 % intervals, and the published ones of the same runs."""
+    if statistics[["Pearson r", "Spearman r"]].isna().all(axis=None):
+        return Markdown(NO_COEFFICIENT)
     figure = make_subplots(1, 2, shared_yaxes=True, column_titles=["Pearson", "Spearman"], horizontal_spacing=0.04)
     both = statistics[list_run_columns(statistics)].merge(published, how="left")
     names = [_name_row(head) for head in statistics[list_run_columns(statistics)].to_dict("records")]
@@ -370,11 +376,13 @@ def plot_coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.F
     return describe(figure, f"Coefficients of every run with their intervals{also}")
 
 
-def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure:
+def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure | Markdown:
     """Medians of one run or pool, sized by their weights, and the curves fitted to them; a menu selects run and bins.
 
     ``lines`` are those of `fits.compute_lines`, ``csv`` the file that contains them, if any.
     """
+    if lines.empty:
+        return Markdown(NO_CURVE)
     groups = list(lines.groupby([*list_run_columns(lines), "Bins"], sort=False, dropna=False))
     kinds = {"constant": FAINT, "line": PURPLE, "decay": GREEN, "unimodal": VERMILLION}
     looks = {"medians": BLUE, **kinds, "free": SKY, "spline": GREY}

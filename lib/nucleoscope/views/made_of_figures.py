@@ -4,17 +4,18 @@ Contract: tables as returned by `specification`, `null_models` and `explained`; 
 is read. Figures look like those of `figures`; a menu selects the run.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from IPython.display import Markdown
 from plotly.subplots import make_subplots
 
 from nucleoscope.names import escape_plotly
 from nucleoscope.settings import Settings
-from nucleoscope.stats.explained import LADDER
+from nucleoscope.stats.explained import LADDER, LEAST
 from nucleoscope.stats.null_models import GAUSSIAN, NULLS, OBSERVED, POOLED, SAME_K
 from nucleoscope.stats.specification import CHOICES, NEGATIVE, POSITIVE, STATISTICS, UNDECIDED
 from nucleoscope.store.run_settings import Head, describe_head, describe_head_settings, list_heads, select_head
@@ -87,17 +88,15 @@ def plot_over_top_p(
     geometries: Mapping[str, str] | None = None,
     statistics: Sequence[str] = ("Spearman", "Pearson"),
     csv: str = "",
-) -> go.Figure | None:
+) -> go.Figure | Markdown:
     """The coefficient over top_p, a line per geometry; a band is what exchanging sets of equal k leaves of it.
 
-    None if there is no coefficient. ``geometries``: those to draw, each with its name in the legend; by default all, by
+    ``geometries``: those to draw, each with its name in the legend; by default all, by
     their own names. A menu selects the run and the coefficient, if there are several; ``csv`` is the file with the
     data, if any.
     """
     rows = specifications[specifications["candidates"].isin(list(_list_top_p()))]
     rows = rows[rows["statistic"].isin(list(statistics))]
-    if rows["r"].isna().all():
-        return None
     names = [each.name for each in GEOMETRIES if each.name in set(rows["geometry"])]
     names = [name for name in names if geometries is None or name in geometries]
     figure = go.Figure(layout=build_layout("", height=480))
@@ -117,6 +116,8 @@ def plot_over_top_p(
         line = go.Scatter(mode="lines+markers", line={"color": color, "width": 2.5}, hovertemplate=hover)
         title = geometries[name] if geometries else name
         figure.add_trace(line.update(marker={"size": 9, "symbol": symbol}, legendgroup=name, name=title))
+    if is_empty(contents):
+        return Markdown(_say_missing("a coefficient for any `top_p`"))
     fill_traces(figure, contents)
     figure.update_xaxes(title="top_p of the nucleus", tickvals=list(_list_top_p().values()), type="linear")
     figure.update_yaxes(title="coefficient of entropy and cosine similarity", rangemode="tozero", **ZERO)
@@ -152,8 +153,25 @@ def build_points(rows: pd.DataFrame, others: list, axis: str, value: str = "r", 
     return found | {"customdata": format_points(rows[value], low, high)}
 
 
-def fill_traces(figure: go.Figure, contents: dict[str, list[dict]]) -> None:
-    """Gives the traces the first of the contents, of which there is at least one; a menu selects one of several."""
+def is_empty(contents: Mapping[str, Sequence[Mapping]]) -> bool:
+    """Whether no trace of any of the contents has a point."""
+    return not any(_has_points(part) for content in contents.values() for part in content)
+
+
+def _has_points(part: Mapping) -> bool:
+    return any(x is not None and y is not None for x, y in zip(part["x"], part["y"], strict=True))
+
+
+def fill_traces(figure: go.Figure, contents: Mapping[str, Sequence[Mapping]]) -> None:
+    """Gives the traces the first of the contents that have points, and a menu that selects one, if there are several.
+
+    A trace without a point is hidden, with its entry in the legend.
+    """
+    contents = {label: content for label, content in contents.items() if not is_empty({label: content})}
+    contents = {
+        label: [{**part, "visible": seen, "showlegend": shown} for part, seen, shown in _list_shown(figure, content)]
+        for label, content in contents.items()
+    }
     for trace, content in zip(figure.data, next(iter(contents.values())), strict=True):
         for name, values in content.items():
             outer, _, inner = name.partition(".")
@@ -176,6 +194,18 @@ def fill_traces(figure: go.Figure, contents: dict[str, list[dict]]) -> None:
         figure.update_layout(updatemenus=[{"buttons": buttons, **look}], margin={"t": 70})
 
 
+def _list_shown(figure: go.Figure, content: Sequence[Mapping]) -> Iterator[tuple[Mapping, bool, bool]]:
+    """The contents of the traces, each with whether it has points and whether the legend has an entry for it.
+
+    Several traces of one name have one entry, that of the first with points.
+    """
+    named = {trace.name for trace in figure.data if trace.showlegend is not False}
+    for trace, part in zip(figure.data, content, strict=True):
+        seen = _has_points(part)
+        yield part, seen, seen and trace.name in named
+        named -= {trace.name} if seen else set()
+
+
 def choose_nucleus(head: Head, names: Collection[str], usual: float = USUAL) -> str:
     """Of the candidate sets ``names``, the top_p set that is nearest to the nucleus of runs with this head; "" if none.
 
@@ -193,15 +223,13 @@ def plot_nulls(
     statistics: Sequence[str] = ("Spearman", "Pearson", "given k"),
     csv: str = "",
     usual: float = USUAL,
-) -> go.Figure | None:
+) -> go.Figure | Markdown:
     """The forest of null models for the nucleus: coefficients with intervals, that of the measurements first.
 
     A colour is a geometry, and a menu selects the run and the coefficient. The candidate set of a run is that of
-    `choose_nucleus`. None if there is no coefficient.
+    `choose_nucleus`.
     """
     rows = _select_nuclei(null_statistics, usual)
-    if rows[[f"{statistic} r" for statistic in statistics]].isna().all(axis=None):
-        return None
     nulls = [name for name in (OBSERVED, *NULLS) if name in set(rows["null"])]
     stored = set(rows.loc[~rows["null"].isin([OBSERVED, SAME_K]), "geometry"]) or {"raw", "all_but_top_3"}
     names = [each.name for each in GEOMETRIES if each.name in set(rows["geometry"]) & stored]
@@ -219,6 +247,8 @@ def plot_nulls(
         hover = f"{name}: %{{customdata}}<extra></extra>"
         trace = go.Scatter(mode="markers", name=name, hovertemplate=hover)
         figure.add_trace(trace.update(marker={"size": 9, "color": color, "symbol": symbol}))
+    if is_empty(contents):
+        return Markdown(_say_missing("a coefficient for its nucleus"))
     fill_traces(figure, contents)
     ticks = {"tickvals": list(range(len(nulls))), "ticktext": [NULL_TITLES[name] for name in nulls]}
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, **ticks)
@@ -249,20 +279,22 @@ def _build_nulls(rows: pd.DataFrame, nulls: Iterable[str], statistic: str, shift
     return build_points(rows, others, "x", f"{statistic} r", f"{statistic} ")
 
 
+def _say_missing(what: str) -> str:
+    return f"There is no figure here, because no run has {what}: raise `n_prompts` or `max_tokens`."
+
+
 def put_legend_above(figure: go.Figure) -> None:
     """Shows the legend above the plot, at the right."""
     legend = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"}
     figure.update_layout(legend=legend, margin={"t": 70}, showlegend=True)
 
 
-def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure | None:
+def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure | Markdown:
     """The share of the variance of cosine similarity that each set of predictors explains on prompts it has not seen.
 
-    A colour is a geometry, and a menu selects the run. None if no share is known.
+    A colour is a geometry, and a menu selects the run.
     """
     rows = explained[explained["R2"].notna()]
-    if rows.empty:
-        return None
     ladder = list(LADDER)
     names = [each.name for each in GEOMETRIES if each.name in set(rows["geometry"])]
     figure = go.Figure(layout=build_layout("", height=180 + 46 * len(ladder)))
@@ -278,6 +310,9 @@ def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure | None:
         color, symbol = LOOKS[name]
         trace = go.Scatter(mode="markers", name=name, hovertemplate=f"{name}: %{{customdata}}<extra></extra>")
         figure.add_trace(trace.update(marker={"size": 9, "color": color, "symbol": symbol}))
+    if is_empty(contents):
+        why = f"the {LEAST} tokens with more than one candidate, of several prompts, that predicting takes"
+        return Markdown(_say_missing(why))
     fill_traces(figure, contents)
     ticks = {"tickvals": list(range(len(ladder))), "ticktext": ladder}
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, **ticks)
@@ -288,15 +323,13 @@ def plot_ladder(explained: pd.DataFrame, csv: str = "") -> go.Figure | None:
     return describe(figure, "Explained variance of cosine similarity on held-out prompts, by predictors", csv)
 
 
-def plot_specifications(specifications: pd.DataFrame, csv: str = "") -> go.Figure | None:
+def plot_specifications(specifications: pd.DataFrame, csv: str = "") -> go.Figure | Markdown:
     """The specification curve: coefficients with their intervals, sorted, and below each the choices it is made of.
 
     A colour is the sign of an interval; small dots are what exchanging sets of equal k leaves. Pointing at a
-    coefficient names its choices. A menu selects the run. None if there is no coefficient.
+    coefficient names its choices. A menu selects the run.
     """
     rows = specifications[specifications["r"].notna()]
-    if rows.empty:
-        return None
     orders = [
         [name for name in SETS_BY_NAME if name in set(rows["candidates"])],
         [each.name for each in GEOMETRIES if each.name in set(rows["geometry"])],
@@ -319,6 +352,8 @@ def plot_specifications(specifications: pd.DataFrame, csv: str = "") -> go.Figur
         mode="markers", marker={"size": 3, "color": GREY}, hoverinfo="skip", showlegend=False, name="choice"
     )
     figure.add_trace(dots, row=2, col=1)
+    if is_empty(contents):
+        return Markdown(_say_missing("a coefficient for any candidate set"))
     fill_traces(figure, contents)
     figure.update_traces(error_y_thickness=1, selector={"type": "scatter"})
     figure.update_yaxes(title="coefficient", row=1, col=1, **ZERO)

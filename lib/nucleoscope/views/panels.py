@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from IPython.display import Markdown
 from plotly.subplots import make_subplots
 
 from nucleoscope import quantities
@@ -19,6 +20,7 @@ from nucleoscope.store.results import select
 from nucleoscope.store.run_names import describe_model, order_run
 from nucleoscope.store.run_settings import find_heads, list_run_columns, select_head
 from nucleoscope.views.figures import (
+    NO_CHOICE,
     Tables,
     bin_run,
     build_layout,
@@ -73,13 +75,15 @@ def _compute_bin_rows(bins: Bins, resamples: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame({**columns, "deviation": bins.compute_deviations()})[bins.count > 0]
 
 
-def plot_grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure:
+def plot_grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure | Markdown:
     """An interactive version of the paper's figure: median, mean or density, for each pair of quantities.
 
     ``rows`` are those of `bin_runs`, ``csv`` the file that contains them, if any. The bars are 95 %
     intervals of a bin's median or mean; the band is one standard deviation. Hover gives the bin's
     count and interval.
     """
+    if rows.empty:
+        return Markdown(NO_CHOICE)
     models, datasets = list_rows_and_columns(tables)
     pairs = list(dict.fromkeys(zip(rows["x"], rows["y"], strict=True))) or list(PAIRS)
     heads = find_heads(tables)
