@@ -649,6 +649,12 @@ def test_a_rise_is_found_where_there_is_one_and_not_where_the_curve_falls_or_is_
     assert abs(found["flat"]["rise"].mean()) < 0.01
 
 
+def test_a_curve_that_falls_from_the_start_in_every_fold_has_a_rise_of_0_without_an_interval():
+    found = Sample(*list_columns(draw_curved(lambda x: 1 - x, 0, level=0, noise=1e-3)), 1, 0).compute_rise()
+    assert found["rise"] == 0
+    assert np.isnan([found["rise low"], found["rise high"]]).all()
+
+
 def test_a_rise_is_missing_with_fewer_than_five_prompts():
     run = draw_curved(lambda x: x * np.exp(-x), 0, prompts=4, length=200)
     assert Sample(*list_columns(run), 1, 0).compute_rise() == {}

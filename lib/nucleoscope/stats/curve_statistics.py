@@ -210,6 +210,8 @@ class Sample:
                 found.append(np.median(top) - np.median(first))
         if len(found) < LEAST_FOLDS:
             return {}
+        if not np.any(found):  # no curve rises, so the differences do not tell how far from 0 a rise could be
+            return {"rise": 0.0, "rise low": np.nan, "rise high": np.nan}
         margin = stdtrit(len(found) - 1, (1 + bootstrap.LEVEL) / 2) * np.std(found, ddof=1) / np.sqrt(len(found))
         rise = float(np.mean(found))
         return {"rise": rise, "rise low": rise - margin, "rise high": rise + margin}
