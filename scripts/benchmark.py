@@ -1,33 +1,39 @@
-"""Times Nucleoscope against the published algorithm, transformers' generate and bare forward passes.
+"""Times Nucleoscope against the published algorithm, generate and bare forward passes.
 
 All of them run in one process, on the same prompts:
 
-  (a) the published algorithm: one prompt at a time, the whole prefix again for every token, a full
-      sort, k x k cosines (reimplemented here; on a few prompts, whose number is printed)
-  (b) transformers' generate in batches with output_logits, then the same quantities as in (c)
+  (a) the published algorithm: one prompt at a time, the whole prefix again for every
+      token, a full sort, k x k cosines (reimplemented here; on a few prompts, whose
+      number is printed)
+  (b) transformers' generate in batches with output_logits, then the same quantities
+      as in (c)
   (c) Nucleoscope
-  (d) the lower bound on the time: the forward passes of (c), token by token, with only an argmax
+  (d) the lower bound on the time: the forward passes of (c), token by token, with
+      only an argmax
 
-It also times the nucleus and cosine steps alone, on synthetic logits, and whole runs, up to the
-saved files, with the default variants and without any. It prints Markdown.
+It also times the nucleus and cosine steps alone, on synthetic logits, and whole runs,
+up to the saved files, with the default variants and without any. It prints Markdown.
 
---against CHECKOUT compares this build with another instead. Both measure the same prompts in the order
-A B B A A B ..., each time in a process of its own; the tables show the ratios of the pairs and their
-spread. CHECKOUT is a folder with another version of this project, for example created by `git worktree
-add ../before 07e2a7e`; if it has no .venv, this Python runs it. Measuring, prefill, scoring (with the
-prompts as texts) and single steps are timed separately; peak memory is that of the process after
-measuring or, on a GPU, that of the GPU.
+--against CHECKOUT compares this build with another instead. Both measure the same
+prompts in the order A B B A A B ..., each time in a process of its own; the tables show
+the ratios of the pairs and their spread. CHECKOUT is a folder with another version of
+this project, for example created by `git worktree add ../before 07e2a7e`; if it has no
+.venv, this Python runs it. Measuring, prefill, scoring (with the prompts as texts) and
+single steps are timed separately; peak memory is that of the process after measuring
+or, on a GPU, that of the GPU.
 
---scale N compares a whole run of N prompts with one of 100 instead, on a small random model.
+--scale N compares a whole run of N prompts with one of 100 instead, on a small random
+model.
 
---context times how candidates are compared in context instead: as branches of a tree, and in
-cached steps with one row per candidate, side by side on the same texts, which are generated first.
+--context times how candidates are compared in context instead: as branches of a tree,
+and in cached steps with one row per candidate, side by side on the same texts, which
+are generated first.
 
---branching times how fast texts are continued from candidates of some of their tokens, compared with plain
-generation in batches of the same size.
+--branching times how fast texts are continued from candidates of some of their tokens,
+compared with plain generation in batches of the same size.
 
---gpu-table instead times steps and runs of three shapes of 7 to 8 billion random weights on an
-NVIDIA GPU with 40 GB or more, without downloads: the table in README.
+--gpu-table instead times steps and runs of three shapes of 7 to 8 billion random
+weights on an NVIDIA GPU with 40 GB or more, without downloads: the table in README.
 """
 
 import argparse

@@ -6,7 +6,8 @@ page are derived from it, by name. Importing this module is fast: a quantity is 
 
 To add your own quantity, make one of your function::
 
-    own = Quantity.from_function("top_three", mass_of_top_three, label="mass of the top three")
+    label = "mass of the top three"
+    own = Quantity.from_function("top_three", mass_of_top_three, label=label)
     quantities.register(own)
 """
 

@@ -875,14 +875,13 @@ def test_pointing_at_a_negative_number_shows_a_minus_sign(browser):
     page = browser.new_page()
     page.set_content("<div></div>")
     page.add_script_tag(path=Path(plotly.__file__).parent / "package_data/plotly.min.js")
-    figure = go.Figure()
-    figure.add_scatter(x=[-1.5], y=[-0.12345], hovertemplate="%{x} and %{y}<extra></extra>", **figures.HOVER)
-    figure.add_heatmap(z=[[-0.25]], hovertemplate="cell %{z}<extra></extra>", zhoverformat=".3f", showscale=False)
-    content = json.loads(figure.to_json())
-    page.evaluate("({ data, layout }) => Plotly.newPlot(document.querySelector('div'), data, layout)", content)
-    for number, said in ((0, "−1.50 and −0.123"), (1, "cell −0.250")):
-        point = [{"curveNumber": number, "pointNumber": 0 if number == 0 else [0, 0]}]
-        page.evaluate("point => Plotly.Fx.hover(document.querySelector('div'), point)", point)
+    scatter = go.Scatter(x=[-1.5], y=[-0.12345], hovertemplate="%{x} and %{y}<extra></extra>", **figures.HOVER)
+    cell = {"x": [-1.5], "y": [-0.12345], "z": [[-0.25]], "zhoverformat": ".3f", "showscale": False}
+    heatmap = go.Heatmap(hovertemplate="cell %{z}<extra></extra>", **cell)
+    for trace, said in ((scatter, "−1.50 and −0.123"), (heatmap, "cell −0.250")):
+        data = json.loads(go.Figure(trace).to_json())["data"]
+        page.evaluate("data => Plotly.newPlot(document.querySelector('div'), data)", data)
+        page.evaluate("Plotly.Fx.hover(document.querySelector('div'), { xval: -1.5, yval: -0.12345 }, 'xy')")
         page.locator(".hoverlayer .hovertext", has_text=said).wait_for(timeout=10_000)
     page.close()
 
