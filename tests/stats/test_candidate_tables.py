@@ -38,8 +38,14 @@ def test_a_run_that_does_not_say_its_top_p_leaves_the_default(tmp_path):
     assert candidate_tables.find_usual_top_p([folder]) == Settings.top_p
 
 
-def test_a_run_without_variants_is_named_with_the_reason(folders):
+def test_a_run_without_variants_is_told_from_one_whose_variants_cannot_be_read(folders, tmp_path):
     found, missing = candidate_tables.find_measured(folders["half"].parents[1], [("half", "data"), ("without", "data")])
     assert found == {("half", "data"): folders["half"]}
     assert list(missing) == [("without", "data")]
-    assert missing["without", "data"] == candidate_tables.explain_missing(folders["without"]) != ""
+    assert missing["without", "data"] == ""
+    torn = write_run(tmp_path, draw_run(0, 2, 3), "torn", top_p=0.5)
+    path = torn / variants.VARIANTS
+    path.write_bytes(path.read_bytes()[:-9])
+    found, missing = candidate_tables.find_measured(tmp_path, [("torn", "data")])
+    assert not found
+    assert missing["torn", "data"].startswith(f"'{path}' is damaged: measure again with --overwrite")

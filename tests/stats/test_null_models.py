@@ -56,7 +56,7 @@ def table(tmp_path_factory):
     write_run(folder, second, "other", "data")
     runs, missing = candidate_tables.find_measured(folder, [("model", "data"), ("other", "data"), ("none", "data")])
     assert sorted(runs) == [("model", "data"), ("other", "data")]
-    assert "no variants.parquet" in missing["none", "data"]
+    assert missing == {("none", "data"): ""}
     return null_models.compute_null_statistics(runs)
 
 
@@ -131,7 +131,7 @@ def test_means_are_over_runs_with_the_same_values_of_a_setting(tmp_path):
     assert len(said) == 2
     assert said[0].startswith("* With top&#95;p 0.9: **candidates")
     assert "(mean over 2 runs; " in said[0]
-    assert "m on a, top&#95;p 0.95;" in said[1]
+    assert "(m on a;" in said[1]
     said = made_of_text.describe_same_k(found)
     assert said.index("With top&#95;p 0.9: ") < said.index("With top&#95;p 0.95: ")
     assert made_of_text.explain_varied(curve).startswith("Runs of one model on one data set differ in `top_p`.")

@@ -7,6 +7,7 @@ import pytest
 from nucleoscope.stats import explained, null_models, specification
 from nucleoscope.variants import CANDIDATE_SETS
 from nucleoscope.views import made_of_figures, made_of_text, tables
+from nucleoscope.views.token_text import escape_name
 
 TOP_P = [each.name for each in CANDIDATE_SETS if each.rule == "top_p"]
 POOLED = specification.POOLED
@@ -280,12 +281,17 @@ def test_what_survives_is_said_for_each_outcome():
 
 
 def test_runs_without_variants_are_named_and_how_to_get_them():
-    none = made_of_text.describe_left_out({}, {("m", "d"): "no file"})
+    none = made_of_text.describe_left_out({}, {("m", "d"): ""})
     assert none.startswith("No run has variants of its candidate sets: ")
     assert "--overwrite" in none
-    some = made_of_text.describe_left_out([("a", "d")], {("m*", "d"): "no file"})
+    some = made_of_text.describe_left_out([("a", "d")], {("m*", "d"): ""})
     assert some.startswith("1 run has variants of the candidate sets. Left out, because it has none: m&#42; on d;")
     assert made_of_text.describe_left_out([("a", "d")], {}).endswith("sets.")
+    reason = "'v*' is damaged"
+    damaged = made_of_text.describe_left_out([("a", "d")], {("m*", "d"): reason})
+    assert damaged.endswith(f"sets. Left out: {escape_name('m*')} on d ({escape_name(reason)}).")
+    alone = made_of_text.describe_left_out([], {("m", "d"): "torn"})
+    assert alone == ("No run has variants of its candidate sets that can be read. Left out: m on d (torn).")
 
 
 # Figures

@@ -98,13 +98,14 @@ def find_values(
 
 
 def find_measured(results_dir: str | Path, keys: Iterable[tuple[str, str]]) -> tuple[Runs, dict[tuple[str, str], str]]:
-    """The folders of the runs (model, dataset) that have variants, and why each of the others has none, in one line."""
+    """The folders of the runs (model, dataset) that have variants, and the others: "" for one without the file, and for
+    one whose file cannot be used why, in one line."""
     found: Runs = {}
     missing: dict[tuple[str, str], str] = {}
     for model, dataset in sorted(keys, key=order_run):
         folder = results.locate_measured(results_dir, model, dataset)
         if reason := explain_missing(folder):
-            missing[model, dataset] = reason
+            missing[model, dataset] = reason if Path(folder, variants.VARIANTS).exists() else ""
         else:
             found[model, dataset] = folder
     return found, missing

@@ -60,14 +60,21 @@ WORDS = {
 
 
 def describe_left_out(found: Collection, missing: Mapping[tuple[str, str], str]) -> str:
-    """Which runs have no variants and how to get them, in one sentence; which are analysed is said first."""
-    if not found:
-        return NOTHING
+    """Which runs have no variants and how to get them; which are analysed is said first.
+
+    ``missing`` are the others, as `candidate_tables.find_measured` returns them.
+    """
+    without = [key for key, reason in missing.items() if not reason]
     text = f"{count(len(found), 'run')} {'has' if len(found) == 1 else 'have'} variants of the candidate sets."
-    if missing:
-        names = ", ".join(escape_name(describe_run(model, dataset)) for model, dataset in missing)
-        why = "it has none" if len(missing) == 1 else "they have none"
+    if not found:
+        text = NOTHING if without or not missing else "No run has variants of its candidate sets that can be read."
+    elif without:
+        names = ", ".join(escape_name(describe_run(*key)) for key in without)
+        why = "it has none" if len(without) == 1 else "they have none"
         text += f" Left out, because {why}: {names}; {MEASURE}."
+    unreadable = [(key, reason) for key, reason in missing.items() if reason]
+    for key, reason in unreadable:
+        text += f" Left out: {escape_name(describe_run(*key))} ({escape_name(reason)})."
     return text
 
 

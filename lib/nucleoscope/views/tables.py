@@ -565,7 +565,8 @@ def _format_head(rows: pd.DataFrame) -> dict[str, pd.Series]:
 def format_covariance(pairs: pd.DataFrame, least: float = 0.02) -> pd.DataFrame:
     """The covariance by pairs of classes for readers, of classes with at least this share of a run's tokens."""
     rows = format_values(pairs[pairs["share of tokens"] >= least].round(2))
-    return rows.set_index(list_run_columns(rows))
+    shares = rows.columns[rows.columns.str.startswith("share")]
+    return rows.assign(**{name: rows[name].map(format_percent) for name in shares}).set_index(list_run_columns(rows))
 
 
 def format_comparison(both: pd.DataFrame) -> pd.DataFrame:
