@@ -227,7 +227,7 @@ def test_null_models_that_are_missing_are_said_to_be():
         (-0.02, (0.05, 0.15), ": the number of candidates does not explain all of it."),  # its own sign is not clear
         (-0.6, (-0.15, -0.05), ": the number of candidates does not explain all of it."),
         (0.4, (0.85, 0.95), ": the number of candidates does not explain all of it."),
-        (-0.5, (-0.05, 0.05), ": the number of candidates is enough to explain it."),
+        (-0.5, (-0.05, 0.05), ": the number of candidates may explain all of it."),
         (-0.5, (np.nan, np.nan), "There are too few prompts to judge the difference."),
     ],
 )

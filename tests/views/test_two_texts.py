@@ -194,7 +194,11 @@ def describe(believed: float, **options) -> tuple[str, str]:
     [
         (1.8, "leaves the nucleus more often than", "the text is more surprising than the model expects"),
         (0.6, "leaves the nucleus less often than", "the text is less surprising than the model expects"),
-        (1.0, "the nucleus is as wide as it should be", "the model expects as much surprise as it gets"),
+        (
+            1.0,
+            "does not show whether the nucleus is too narrow or too wide",
+            "does not show whether the model is too sure or not sure enough",
+        ),
     ],
 )
 def test_the_judgement_of_a_text_is_right_for_every_source(believed, outside, surprisal):
@@ -216,7 +220,7 @@ def test_without_the_probability_of_ends_a_judgement_names_them_as_what_a_differ
     for text in describe(believed, prompts=60, ending=0.04, known=False):
         assert "given that the text continues" not in text
         judged = "or the difference comes from the end-of-text token" in text
-        assert judged or "but a difference may be hidden by the end-of-text token" in text
+        assert judged or "and a difference may be hidden by the end-of-text token" in text
 
 
 def test_tokens_that_take_no_part_are_counted():

@@ -329,11 +329,11 @@ JUDGEMENTS = {
         NEGATIVE,
     ): "the text leaves the nucleus less often than the model's probabilities say, so on this text the "
     "model is less sure than it could be",
-    (OUTSIDE, UNDECIDED): "as far as this text can tell, the nucleus is as wide as it should be",
+    (OUTSIDE, UNDECIDED): "this text does not show whether the nucleus is too narrow or too wide",
     (SURPRISAL, POSITIVE): "the text is more surprising than the model expects, so on this text the model is too sure",
     (SURPRISAL, NEGATIVE): "the text is less surprising than the model expects, so on this text the model is less sure "
     "than it could be",
-    (SURPRISAL, UNDECIDED): "as far as this text can tell, the model expects as much surprise as it gets",
+    (SURPRISAL, UNDECIDED): "this text does not show whether the model is too sure or not sure enough",
 }
 
 
@@ -344,7 +344,7 @@ def _judge(row: pd.Series, name: str) -> str:
     if row[GIVEN]:
         return JUDGEMENTS[name, sign]
     due = "a difference may be hidden by" if sign == UNDECIDED else "or the difference comes from"
-    return f"{JUDGEMENTS[name, sign]}, {'but ' if sign == UNDECIDED else ''}{due} {ENDING}"
+    return f"{JUDGEMENTS[name, sign]}, {'and ' if sign == UNDECIDED else ''}{due} {ENDING}"
 
 
 def _name_interval(row: pd.Series) -> str:

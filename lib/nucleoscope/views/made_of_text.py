@@ -260,7 +260,7 @@ def _describe_same_k(lead: Lead, geometry: str, usual: float) -> str:
     if not sign:
         return f"{text}. There are too few prompts to judge the difference."
     if sign == UNDECIDED:
-        return f"{text}: the number of candidates is enough to explain it."
+        return f"{text}: the number of candidates may explain all of it."
     if whole not in (NEGATIVE, POSITIVE) or whole == sign:
         return f"{text}: the number of candidates does not explain all of it."
     return (
