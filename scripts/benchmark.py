@@ -47,13 +47,13 @@ SETTINGS = ("model_name", "prompt_column", "n_prompts", "max_tokens", "prompt_fo
 SETTINGS += ("top_p", "device", "dtype", "batch_size")
 
 
-class HelpFormatter(command_line.HelpFormatter, argparse.RawDescriptionHelpFormatter):
+class RawHelpFormatter(command_line.HelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of the description."""
 
 
 def create_parser() -> command_line.Parser:
     """The command line."""
-    options = command_line.Parser(__doc__, HelpFormatter)
+    options = command_line.Parser(__doc__, RawHelpFormatter)
     options.add_settings(*SETTINGS)
     options.set_defaults(prompt_format="chat")
     options.add_argument(

@@ -1,5 +1,6 @@
 """The project's own files: one list of dependencies, one list of versions, and what the README says."""
 
+import ast
 import importlib.metadata
 import re
 import subprocess
@@ -68,6 +69,25 @@ def test_rooms_import_from_lower_floors_only():
     """The contracts are in pyproject.toml."""
     done = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def list_definitions(folder: str) -> list[tuple[str, str]]:
+    """The name and place of each class, and of each alias of a type at the top of a module."""
+    found = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        tree, place = ast.parse(path.read_text()), str(path.relative_to(ROOT))
+        found += [(node.name, place) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        found += [(f"= {name}", place) for name in names if re.fullmatch("[A-Z]+[a-z]+[A-Za-z]*", name)]
+    return found
+
+
+def test_no_two_classes_have_one_name_and_no_alias_of_a_type_has_that_of_a_class():
+    found = list_definitions("lib") + list_definitions("scripts")
+    classes = [name for name, _ in found if not name.startswith("=")]
+    assert len(classes) > 100
+    assert [each for each in found if classes.count(each[0].removeprefix("= ")) > (each[0] in classes)] == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)

@@ -135,7 +135,7 @@ class Cluster:
 
 
 @dataclass
-class Outcome:
+class QueueOutcome:
     """The cost of processing a queue: wall time, seconds that GPUs were held, runs restarted."""
 
     wall: float = 0.0
@@ -151,7 +151,7 @@ class _QueuedRun:
     left: float = field(default=0.0)  # bytes still to load
 
 
-def simulate_queue(runs: Sequence[Work], cluster: Cluster, rng: np.random.Generator) -> Outcome:
+def simulate_queue(runs: Sequence[Work], cluster: Cluster, rng: np.random.Generator) -> QueueOutcome:
     """Simulates the runs, first come, first served, and returns what it cost.
 
     Loading shares the file system evenly, up to each GPU's own link. A lost run goes back into the queue
@@ -164,13 +164,13 @@ class _Simulation:
     """One simulation: ``events`` are (time, number, what, run); ``loading`` advances from event to event."""
 
     def __init__(self, runs: Sequence[Work], cluster: Cluster, rng: np.random.Generator):
-        self.cluster, self.rng, self.result = cluster, rng, Outcome()
+        self.cluster, self.rng, self.result = cluster, rng, QueueOutcome()
         self.waiting = [_QueuedRun(work) for work in reversed(runs)]
         self.free, self.now, self.number = cluster.gpus, 0.0, 0
         self.events: list[tuple[float, int, str, _QueuedRun]] = []
         self.loading: list[_QueuedRun] = []
 
-    def compute_outcome(self) -> Outcome:
+    def compute_outcome(self) -> QueueOutcome:
         self._fill()
         while self.events or self.loading:
             rate = min(self.cluster.link, self.cluster.disk / max(len(self.loading), 1))

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 from nucleoscope.names import escape_line
 
-Figures = Sequence[float | None]  # one per repetition; None if it is unknown
+Repetitions = Sequence[float | None]  # one per repetition; None if it is unknown
 
 
 class ComparisonRow(NamedTuple):
     """The figures of two sides, in the order of the repetitions: those at the same place are a pair."""
 
     label: str
-    ours: Figures
-    others: Figures
+    ours: Repetitions
+    others: Repetitions
 
 
 def collect(pairs: Sequence[Sequence[Any]], pick: Callable[[Any], float | None]) -> tuple[list, list]:
@@ -44,6 +44,6 @@ def format_table(
     return head + "".join(lines)
 
 
-def _format_median(figures: Figures, digits: int) -> str:
+def _format_median(figures: Repetitions, digits: int) -> str:
     known = [figure for figure in figures if figure is not None]
     return f"{statistics.median(known):,.{digits}f}" if known else "–"

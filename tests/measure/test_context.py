@@ -79,7 +79,7 @@ def compute_by_definition(model, ids: list[int], fork: context.Fork, temperature
     return matrix
 
 
-def compare(reader: context.Reader, ids: list[int], forks: list[context.Fork], **settings) -> context.Comparison:
+def compare(reader: context.ContextReader, ids: list[int], forks: list[context.Fork], **settings) -> context.Comparison:
     return context.compare_text(reader, ids, forks, Settings(**settings))
 
 
@@ -89,7 +89,7 @@ def split_triangles(found: context.Comparison) -> list[torch.Tensor]:
 
 
 @torch.inference_mode()
-def collect_exact(reader: context.Reader, ids, forks) -> torch.Tensor:
+def collect_exact(reader: context.ContextReader, ids, forks) -> torch.Tensor:
     """The similarities of all forks in float32, before they are rounded to be stored."""
     found = []
     for piece, logits in reader.compute_logits(ids, forks):
@@ -243,7 +243,7 @@ class ClassModel(torch.nn.Module):
         return probs
 
 
-class ClassReader(context.Reader):
+class ClassReader(context.ContextReader):
     """Reads candidates with `ClassModel`, two forks at a time."""
 
     way, device = "by class", torch.device("cpu")
@@ -349,7 +349,7 @@ def test_logits_come_in_pieces_of_few_rows_and_small_passes_give_the_same(way):
 def test_a_setting_bounds_the_rows_of_logits_at_once(way, monkeypatch):
     model = create_model("llama")
     records = {0: generate_records(model)[0]}
-    monkeypatch.setattr(context, "find_ways", lambda *_: context.Finding((way,)))
+    monkeypatch.setattr(context, "find_ways", lambda *_: context.UsableWays((way,)))
     monkeypatch.setattr(context, "ARRAYS", 2**20 // (4 * tiny.VOCAB * 10))  # ten rows of this small vocabulary: 1 MiB
     exponentiate, rows = context.exponentiate, []
     monkeypatch.setattr(context, "exponentiate", lambda logits: (rows.append(len(logits)), exponentiate(logits))[1])

@@ -241,9 +241,9 @@ def test_runs_wait_for_a_gpu_and_share_the_file_system():
     def run(*given, **other):
         return scale.simulate_queue([RUN] * 4, create_cluster(*given, **other), Fates())
 
-    assert run(1) == scale.Outcome(4 * 22, 4 * 22, 0)
-    assert run(4) == scale.Outcome(22, 4 * 22, 0)
-    assert run(3) == scale.Outcome(2 * 22, 4 * 22, 0)
+    assert run(1) == scale.QueueOutcome(4 * 22, 4 * 22, 0)
+    assert run(4) == scale.QueueOutcome(22, 4 * 22, 0)
+    assert run(3) == scale.QueueOutcome(2 * 22, 4 * 22, 0)
     slow = run(4, disk=20)  # 5 a second for each: 4 s of loading, not 2
     assert (slow.wall, slow.held) == pytest.approx((24, 4 * 24))
 
@@ -251,9 +251,9 @@ def test_runs_wait_for_a_gpu_and_share_the_file_system():
 def test_a_lost_run_goes_on_after_its_last_batch():
     # 12 s after its GPU was taken, 9 s into its batches: one of them is saved. Then two batches are left.
     lost = scale.simulate_queue([RUN], create_cluster(1), Fates(12))
-    assert lost == scale.Outcome(12 + 50 + 3 + 10 + 4, 12 + 17, 1)
+    assert lost == scale.QueueOutcome(12 + 50 + 3 + 10 + 4, 12 + 17, 1)
     # What is lost while it finishes has all batches.
-    assert scale.simulate_queue([RUN], create_cluster(1), Fates(20)) == scale.Outcome(20 + 50 + 3 + 4, 20 + 7, 1)
+    assert scale.simulate_queue([RUN], create_cluster(1), Fates(20)) == scale.QueueOutcome(20 + 50 + 3 + 4, 20 + 7, 1)
     # Another run takes the GPU meanwhile.
     assert scale.simulate_queue([RUN] * 2, create_cluster(1, again=5), Fates(12)).wall == 12 + 22 + 17
 

@@ -17,7 +17,7 @@ from nucleoscope.store import branches, results
 rng = np.random.default_rng
 
 
-def create_run(seed: int = 0, prompts: int = 20, per_prompt: int = 6, effect: float = 1.0) -> choice.Run:
+def create_run(seed: int = 0, prompts: int = 20, per_prompt: int = 6, effect: float = 1.0) -> choice.BranchedRun:
     """A run whose divergence falls with similarity in context by ``effect``, and rises with k; cosine is noise."""
     draw, n = rng(seed), prompts * per_prompt
     prompt, step = np.repeat(np.arange(prompts), per_prompt), np.tile(np.arange(per_prompt), prompts)
@@ -34,7 +34,7 @@ def create_run(seed: int = 0, prompts: int = 20, per_prompt: int = 6, effect: fl
     pairs = points.loc[points.index.repeat(5), ["prompt", "step", "equal_tokens", "met"]].reset_index(drop=True)
     pairs["cosine"], pairs["similarity"] = draw.uniform(size=(2, len(pairs)))
     pairs["divergence"] = -effect * pairs["similarity"] + draw.normal(0, 0.1, len(pairs))
-    return choice.Run(choice.turn(points), choice.turn(pairs), {})
+    return choice.BranchedRun(choice.turn(points), choice.turn(pairs), {})
 
 
 @pytest.fixture(scope="module")

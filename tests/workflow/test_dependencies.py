@@ -13,22 +13,10 @@ import pytest
 import forks
 from nucleoscope.store import results
 from nucleoscope.workflow import dependencies
+from nucleoscope.workflow.status import COMBINED_PAGES
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = (
-    "measure",
-    "run",
-    "context",
-    "branches",
-    "correlation",
-    "fits",
-    "made_of",
-    "index",
-    "theory",
-    "two_texts",
-    "twelve",
-    "choice",
-)
+NOTEBOOKS = sorted({path.stem for path in (ROOT / "notebooks").glob("*.py")} - {"explore"})  # which is only opened
 EXECUTE_IMPORTS = """
 import ast, sys
 from pathlib import Path
@@ -64,6 +52,13 @@ def test_an_import_for_type_checking_only_does_not_count(tmp_path):
     found = {Path(path).stem for path in dependencies.list_dependencies(notebook)}
     assert "status" in found
     assert "figures" not in found
+
+
+def test_a_notebook_about_all_runs_is_in_the_table_of_contents_and_among_those_that_are_executed():
+    """Both are in the recipe of CONTRIBUTING.md, "Add a page"; without either, the book is not built."""
+    contents = (ROOT / "book/_toc.yml").read_text()
+    pages = set(re.findall(r"(?:file|root): (\w+)$", contents, re.MULTILINE))
+    assert {name for name in pages if (ROOT / f"notebooks/{name}.py").is_file()} == set(COMBINED_PAGES)
 
 
 # The graph: a copy of the project, because files are touched
@@ -132,7 +127,7 @@ def plan_graph(root: Path, *options: str) -> str:
 
 JOBS = {
     **{"measure": ["measure"], "page": ["run"], "analyses": ["correlation", "fits", "made_of"]},
-    **{name: [name] for name in ("index", "theory", "two_texts", "twelve", "choice")},
+    **{name: [name] for name in COMBINED_PAGES},
 }
 
 

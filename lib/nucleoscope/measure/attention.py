@@ -23,7 +23,7 @@ LEAST_ROWS = 16  # of a group: each takes a call of its own in every layer
 SHORTER = 7 / 8  # of the longest row's length: a row that is shorter begins a new group
 
 
-class Groups(NamedTuple):
+class RowGroups(NamedTuple):
     """Rows of similar length: the slice of each group's rows with the column in which its longest row begins.
 
     ``width`` is the number of columns, with the new token's.
@@ -34,7 +34,7 @@ class Groups(NamedTuple):
 
 
 def form_groups(lengths: Sequence[int], width: int) -> list[tuple[slice, int]]:
-    """Groups of consecutive rows, which all end in column ``width`` and have these ``lengths``: see `Groups`."""
+    """Groups of consecutive rows, which all end in column ``width`` and have these ``lengths``: see `RowGroups`."""
     found, start = [], 0
     for end in range(1, len(lengths) + 1):
         if end == len(lengths) or (end - start >= LEAST_ROWS and lengths[end] < SHORTER * max(lengths[start:end])):
@@ -49,7 +49,7 @@ _ACTIVE = threading.local()
 @contextlib.contextmanager
 def attend_in_groups(parts: list[tuple[slice, int]], width: int) -> Iterator[None]:
     """Within the block, attention of one token per row is computed in these groups."""
-    _ACTIVE.groups = Groups(parts, width)
+    _ACTIVE.groups = RowGroups(parts, width)
     try:
         yield
     finally:
@@ -67,7 +67,7 @@ def _attend(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' `sdpa_attention_forward`: query (B, H, 1, d), key and value (B, G, width, d) -> (B, 1, H, d)."""
-    groups: Groups | None = getattr(_ACTIVE, "groups", None)
+    groups: RowGroups | None = getattr(_ACTIVE, "groups", None)
     if groups is None or query.shape[2] != 1 or key.shape[2] != groups.width:  # or something else than the tokens
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, *args, position_bias=position_bias, **options

@@ -120,7 +120,7 @@ class BranchDecoder(decoding.PaddedDecoder):
             layer.finish_prefill()
 
 
-class Plan(NamedTuple):
+class BranchPlan(NamedTuple):
     """How the branches of a text are read: the ``way`` of `decoding`, if it ``shares`` the text, and rows per batch."""
 
     way: str
@@ -128,19 +128,19 @@ class Plan(NamedTuple):
     rows: int
 
 
-def plan_text(model: PreTrainedModel, length: int, points: Sequence[Fork], settings: Settings) -> Plan:
+def plan_text(model: PreTrainedModel, length: int, points: Sequence[Fork], settings: Settings) -> BranchPlan:
     """The plan for a text with ``length`` tokens before its last point. ``settings``: branch_length, batch_size, ..."""
     longest = [[0] * length]
     way = decoding.adapt_way(model, longest, settings.branch_length + 1, checking.find_way(model, settings.skip_check))
     shares = way == decoding.PADDED and checking.can_share(model, settings.skip_check)
     count = sum(len(point.candidates) for point in points) * settings.branch_replicates
     inputs = encoding.Inputs(longest * count)
-    return Plan(
+    return BranchPlan(
         way, shares, generation.choose_batch_size(settings.batch_size, model, inputs, settings.branch_length + 1)
     )
 
 
-def split_points(points: Sequence[Fork], replicates: int, plan: Plan) -> Iterator[list[Fork]]:
+def split_points(points: Sequence[Fork], replicates: int, plan: BranchPlan) -> Iterator[list[Fork]]:
     """The points of each batch, last ones first: about as many as there is room for, or one that is too large."""
     group: list[Fork] = []
     size = 0
@@ -160,7 +160,7 @@ def _begin(
     ids: list[int],
     group: list[Fork],
     settings: Settings,
-    plan: Plan,
+    plan: BranchPlan,
     trunk: SharedPrefix | None,
 ) -> tuple[decoding.Decoder, torch.Tensor]:
     """A decoder that has read the candidates of some points, each ``branch_replicates`` times, and the logits."""
@@ -303,7 +303,7 @@ def branch_text(
     settings: Settings,
     ends: set[int],
     directions: cosine.Directions,
-    plan: Plan,
+    plan: BranchPlan,
     bar: tqdm | None = None,
 ) -> Branching:
     """Branches at each of the ``points`` of text ``index``.
@@ -340,7 +340,7 @@ def _draw_group(
     index: int,
     settings: Settings,
     ends: set[int],
-    plan: Plan,
+    plan: BranchPlan,
     trunk: SharedPrefix | None,
     bar: tqdm | None,
 ) -> list[_Point]:
@@ -415,7 +415,7 @@ def _branch_or_halve(
     settings: Settings,
     ends: set[int],
     directions: cosine.Directions,
-    plan: Plan,
+    plan: BranchPlan,
     bar: tqdm,
 ) -> Branching:
     """`branch_text`, in smaller batches if need be; its errors name the prompt ``index``."""

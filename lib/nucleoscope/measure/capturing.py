@@ -18,7 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Step = Callable[[], torch.Tensor]
+StepFunction = Callable[[], torch.Tensor]
 
 # Operators whose result, or its shape, the host must read; and methods of a tensor that read it.
 READING = {"item", "_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "_unique2", "unique_dim"}
@@ -36,7 +36,7 @@ class Recorder:
     def __init__(self, device: torch.device):
         self.device, self.pool, self.stream = device, None, None
 
-    def record(self, step: Step) -> Step | None:
+    def record(self, step: StepFunction) -> StepFunction | None:
         """A function that replays ``step``; None on a CPU, where steps are only checked.
 
         Each call returns a tensor of its own. Raises what the step raises, NotCapturable or, from torch, RuntimeError.

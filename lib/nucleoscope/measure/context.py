@@ -163,7 +163,7 @@ def describe_choices(shares: Sequence[torch.Tensor], similarities: Sequence[torc
 # The ways of reading
 
 
-class Reader(ABC):
+class ContextReader(ABC):
     """The logits after each candidate of each fork of a text. Call it in torch's inference mode.
 
     ``memory`` is the setting `context_memory`, in MiB or "auto": it bounds the number of rows of logits at once.
@@ -195,7 +195,7 @@ class Reader(ABC):
         return False
 
 
-class TreeReader(Reader):
+class TreeReader(ContextReader):
     """Candidates as branches of a tree, with keys and values of its trunk read before.
 
     The model's output layer processes only the hidden states of candidates, a few at a time. ``whole``: the whole
@@ -293,7 +293,7 @@ class TreeReader(Reader):
         return True
 
 
-class StepReader(Reader):
+class StepReader(ContextReader):
     """The text step by step with the model's own cache; at a fork, each candidate is a row of a batch.
 
     Only the row of the token that was taken is kept. The model itself numbers positions.
@@ -357,31 +357,31 @@ def _split_forks(forks: Sequence[Fork], most: int) -> Iterator[list[Fork]]:
         yield group
 
 
-def create_reader(model: PreTrainedModel, way: str, memory: int | str = Settings.context_memory) -> Reader:
-    """The `Reader` of one of `WAYS`. ValueError if the model cannot be read in this way."""
+def create_reader(model: PreTrainedModel, way: str, memory: int | str = Settings.context_memory) -> ContextReader:
+    """The `ContextReader` of one of `WAYS`. ValueError if the model cannot be read in this way."""
     return StepReader(model, memory) if way == STEPS else TreeReader(model, memory, whole=way == WHOLE_TREE)
 
 
 # Which way is right
 
 
-class Finding(NamedTuple):
+class UsableWays(NamedTuple):
     """The ways that are right for a model, fastest first, and the ``reasons`` why others are not, in words."""
 
     ways: tuple[str, ...]
     reasons: tuple[str, ...] = ()
 
 
-_FOUND: WeakKeyDictionary[PreTrainedModel, Finding] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[PreTrainedModel, UsableWays] = WeakKeyDictionary()
 
 
-def find_ways(model: PreTrainedModel, skip_check: bool = False) -> Finding:
+def find_ways(model: PreTrainedModel, skip_check: bool = False) -> UsableWays:
     """Which of `WAYS` give the same logits as each text with each candidate, read alone and without a cache.
 
     The result is kept as long as the model. ``skip_check``: nothing is tried but whether readers can be created.
     """
     if skip_check:
-        return Finding(tuple(way for way in WAYS if _can_create(model, way)))
+        return UsableWays(tuple(way for way in WAYS if _can_create(model, way)))
     if model not in _FOUND:
         _FOUND[model] = _try_ways(model)
     return _FOUND[model]
@@ -396,7 +396,7 @@ def _can_create(model: PreTrainedModel, way: str) -> bool:
 
 
 @torch.inference_mode()
-def _try_ways(model: PreTrainedModel) -> Finding:
+def _try_ways(model: PreTrainedModel) -> UsableWays:
     text, *others = checking.choose_prompts(model).ids
     pool = [token for row in others for token in row if token not in text] or text
     text = list(dict.fromkeys(text)) if len(set(text)) > 1 else text  # a branch must be another token than the trunk's
@@ -407,7 +407,7 @@ def _try_ways(model: PreTrainedModel) -> Finding:
     with checking.silence():
         expected = [checking.read_alone(model, [*text[: f.position], token]) for f in forks for token in f.candidates]
         if not expected or not all(map(checking.is_distribution, expected)):
-            return Finding(WAYS if _can_create(model, TREE) else WAYS[-1:])  # measuring names the prompts
+            return UsableWays(WAYS if _can_create(model, TREE) else WAYS[-1:])  # measuring names the prompts
         ways, reasons = [], []
         for way in WAYS:
             try:
@@ -420,7 +420,7 @@ def _try_ways(model: PreTrainedModel) -> Finding:
                 reasons.append(f"{way}: {problem}")
             else:
                 ways.append(way)
-    return Finding(tuple(ways), tuple(reasons))
+    return UsableWays(tuple(ways), tuple(reasons))
 
 
 def _draw(pool: list[int], step: int, number: int) -> list[int]:
@@ -462,7 +462,7 @@ def _is_head_all(reader: TreeReader, text: list[int]) -> bool:
     return found.shape == own.shape and torch.equal(found.float().to(own.device), own.float())
 
 
-def _measure_leak(reader: Reader, text: list[int], forks: list[Fork], found: list[torch.Tensor]) -> float:
+def _measure_leak(reader: ContextReader, text: list[int], forks: list[Fork], found: list[torch.Tensor]) -> float:
     """How much the logits after the first candidates change, in standard deviations, if all others are others.
 
     In bfloat16 and float16, the tolerance for rounding is large enough to miss that. Shapes are the same here, so
@@ -478,7 +478,7 @@ def _measure_leak(reader: Reader, text: list[int], forks: list[Fork], found: lis
     return max(checking.measure_difference(again[place], found[place]) for place in kept)
 
 
-def _collect_logits(reader: Reader, text: list[int], forks: list[Fork]) -> list[torch.Tensor]:
+def _collect_logits(reader: ContextReader, text: list[int], forks: list[Fork]) -> list[torch.Tensor]:
     return [row for _, logits in reader.compute_logits(text, forks) for row in logits]
 
 
@@ -494,14 +494,14 @@ class _Readers:
     def __init__(self, model: PreTrainedModel, skip_check: bool, memory: int | str = Settings.context_memory):
         self.model, self.window, self.memory = model, find_window(model), memory
         self.ways, self.reasons = find_ways(model, skip_check)
-        self.created: dict[str, Reader] = {}
+        self.created: dict[str, ContextReader] = {}
         if not self.ways:
             raise ValueError(
                 f"{type(model).__name__} cannot be measured in context: no way to read candidates gives its own logits "
                 f"({'; '.join(self.reasons)})"
             )
 
-    def choose(self, length: int) -> Reader:
+    def choose(self, length: int) -> ContextReader:
         """The reader for a text of this length. ValueError, in one line, if there is none."""
         ways = self.ways
         if self.window is not None and length > self.window:  # the tree's mask knows no window
@@ -544,7 +544,7 @@ class _Readers:
 
 @torch.inference_mode()
 def compare_text(
-    reader: Reader, ids: list[int], forks: list[Fork], settings: Settings, bar: tqdm | None = None
+    reader: ContextReader, ids: list[int], forks: list[Fork], settings: Settings, bar: tqdm | None = None
 ) -> Comparison:
     """Compares the candidates of each of the ``forks`` of a text; of ``settings``, the temperature is used.
 
@@ -632,10 +632,10 @@ def measure(
     """Compares the candidates in each of the ``records``, by their numbers, and yields one text after another.
 
     ``records`` have ``prompt``, ``tokens``, ``top_p_tokens`` and ``top_p_probs`` as a run saves them, ``settings`` are
-    those of the run: its prompts are encoded as they were. ``memory`` is that of a `Reader`. ``total`` is the number of
-    forks, for the progress bar. ``longest`` is the record of the longest text, with which a way is checked that a short
-    one may not refute. Raises ValueError, in one line, if the model cannot be read in any way, or gives NaN, and
-    MemoryError if it does not fit.
+    those of the run: its prompts are encoded as they were. ``memory`` is that of a `ContextReader`. ``total`` is the
+    number of forks, for the progress bar. ``longest`` is the record of the longest text, with which a way is checked
+    that a short one may not refute. Raises ValueError, in one line, if the model cannot be read in any way, or gives
+    NaN, and MemoryError if it does not fit.
     """
     readers = _Readers(model, skip_check, memory)
     options = encoding.list_options(settings, find_context_length(model))
@@ -659,7 +659,7 @@ def measure(
 
 
 def _compare_or_shrink(
-    reader: Reader, index: int, ids: list[int], forks: list[Fork], settings: Settings, bar: tqdm
+    reader: ContextReader, index: int, ids: list[int], forks: list[Fork], settings: Settings, bar: tqdm
 ) -> Comparison:
     """`compare_text`, in smaller passes if need be; its errors name the prompt ``index``."""
     shown = bar.n
@@ -692,7 +692,7 @@ def complete_context(
 
     ``load`` loads the run's model and tokenizer: if only the threshold is another one than before, they are not
     needed. ``info`` is the run's run.json, whose settings say how its prompts were encoded; ``memory`` is that of a
-    `Reader`; ``split`` is passed on to `ContextFolder.finish`.
+    `ContextReader`; ``split`` is passed on to `ContextFolder.finish`.
     """
     if folder.finished:  # another process finished it while this one waited
         return

@@ -68,7 +68,7 @@ def find_nucleus(logits: torch.Tensor, top_p: float, window: int = WINDOW) -> Nu
     return join_nuclei([find_piece(exponentiate(piece), top_p, window) for piece in split_rows(logits)])
 
 
-class Piece(NamedTuple):
+class NucleusPiece(NamedTuple):
     """The nuclei of R rows, concatenated, and their sizes on the host: -1 for a row that is not finite.
 
     ``second`` (R,) is the second largest logit minus the largest; -inf in a vocabulary of one.
@@ -80,7 +80,7 @@ class Piece(NamedTuple):
     sizes: list[int]
 
 
-def find_piece(found: Exponentials, top_p: float, window: int = WINDOW) -> Piece:
+def find_piece(found: Exponentials, top_p: float, window: int = WINDOW) -> NucleusPiece:
     """The nuclei of the rows of one `softmax.exponentiate`; no row is refused."""
     width = min(max(window, 2), found.z.shape[-1])
     ids, values, sizes = _find_top(found, top_p, width)  # (B, W), (B, W), (B,)
@@ -102,10 +102,10 @@ def find_piece(found: Exponentials, top_p: float, window: int = WINDOW) -> Piece
     ends, total = sizes.cumsum(0), sum(size for size in host if size > 0)
     shift = torch.repeat_interleave(starts - ends + sizes, sizes, output_size=total)
     index = torch.arange(total, device=ids.device) + shift
-    return Piece(pool_ids[index], pool_values[index], second, host)
+    return NucleusPiece(pool_ids[index], pool_values[index], second, host)
 
 
-def join_nuclei(pieces: list[Piece]) -> Nucleus:
+def join_nuclei(pieces: list[NucleusPiece]) -> Nucleus:
     """The nuclei of all rows. NotFinite, with the rows, if one has none."""
     sizes = [size for piece in pieces for size in piece.sizes]
     if -1 in sizes:

@@ -14,7 +14,7 @@ from nucleoscope.measure.cosine import PIECE_CPU, PIECE_GPU, Directions
 LARGEST = 10  # candidates whose pairs are kept
 
 
-class Comparison(NamedTuple):
+class CandidateCosines(NamedTuple):
     """``taken`` (K,): each candidate's cosine with the token taken of its choice.
 
     ``pairs`` (n, 45): those of the pairs of the `LARGEST` likeliest, in the order (0, 1), (0, 2), (1, 2), (0, 3), ...
@@ -27,7 +27,7 @@ class Comparison(NamedTuple):
 
 def compare_candidates(
     directions: Directions, tokens: torch.Tensor, ids: torch.Tensor, sizes: torch.Tensor
-) -> Comparison:
+) -> CandidateCosines:
     """Compares the candidates ``ids`` (K,) of n choices, at which ``tokens`` (n,) were taken; ``sizes`` (n,) each.
 
     Embedding rows are gathered in pieces, so that memory does not depend on n or K.
@@ -45,7 +45,7 @@ def compare_candidates(
     pairs = [
         _compare_likeliest(directions, ids, *part) for part in zip(starts.split(rows), sizes.split(rows), strict=True)
     ]
-    return Comparison(*(torch.cat(parts).clamp(-1, 1).half().cpu() for parts in (taken, pairs)))
+    return CandidateCosines(*(torch.cat(parts).clamp(-1, 1).half().cpu() for parts in (taken, pairs)))
 
 
 def _compare_likeliest(

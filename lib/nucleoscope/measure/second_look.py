@@ -85,7 +85,7 @@ class Text(NamedTuple):
     step: int
 
 
-class Plan(NamedTuple):
+class VariantPlan(NamedTuple):
     """Which sets are compared in which geometries: ``pairs`` (P, 2) are their places in both lists."""
 
     sets: list[CandidateSet]
@@ -175,7 +175,7 @@ def _look(
     return SecondLook(columns, names, texts, special, norms, mean.float(), seed, info)
 
 
-def choose_variants(selection: Selection, top_p: float) -> Plan:
+def choose_variants(selection: Selection, top_p: float) -> VariantPlan:
     """The top-p sets of a selection in its geometries among `COMPARED`, and the run's own set in the raw one."""
     name = f"top_p_{top_p:g}"
     own = SETS_BY_NAME.get(name) or CandidateSet(name, "top_p", top_p, "the run's own setting", "-")
@@ -189,7 +189,7 @@ def choose_variants(selection: Selection, top_p: float) -> Plan:
     geometries = [variants.GEOMETRIES_BY_NAME[each] for each in COMPARED if each in {other for _, other in wanted}]
     places = [each.name for each in sets], [each.name for each in geometries]
     pairs = [[column.index(each) for column, each in zip(places, pair, strict=True)] for pair in wanted]
-    return Plan(sets, geometries, torch.tensor(pairs))
+    return VariantPlan(sets, geometries, torch.tensor(pairs))
 
 
 def keep_states(model: PreTrainedModel, inputs: Inputs, settings: Settings) -> KeptStates | None:
@@ -433,7 +433,7 @@ def measure_norms(embedding: torch.Tensor) -> torch.Tensor:
 def compare_null_sets(
     reading: Reading,
     observed: Observed,
-    plan: Plan,
+    plan: VariantPlan,
     spaces: list[Space],
     mean: torch.Tensor,
     norms: torch.Tensor,
@@ -472,7 +472,7 @@ def compare_null_sets(
     ] or [_build_rows(plan, prompts, steps, 0, observed.k, observed.entropy, _empty_cosines(plan))]
 
 
-def _empty_cosines(plan: Plan) -> torch.Tensor:
+def _empty_cosines(plan: VariantPlan) -> torch.Tensor:
     return torch.zeros(0, len(plan.sets), len(plan.geometries))
 
 
@@ -534,7 +534,7 @@ def take_donors(
 
 
 def compare_gaussian_states(
-    reading: Reading, observed: Observed, plan: Plan, spaces: list[Space], settings: Settings, seed: int
+    reading: Reading, observed: Observed, plan: VariantPlan, spaces: list[Space], settings: Settings, seed: int
 ) -> tuple[list[dict[str, torch.Tensor]], dict[str, Any] | str]:
     """The rows of nulls.parquet for `GAUSSIAN`, if there are any, and what run.json says of them."""
     number = len(observed.places)
@@ -573,7 +573,7 @@ def compare_gaussian_states(
 
 
 def _build_rows(
-    plan: Plan,
+    plan: VariantPlan,
     prompts: torch.Tensor,
     steps: torch.Tensor,
     null: int,

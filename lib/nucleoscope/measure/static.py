@@ -67,7 +67,7 @@ class StaticMemory:
         """Frees everything, and has steps captured again: there may be more memory for it."""
         self.failure = ""
         self.rows = self.columns = 0
-        self.graphs: dict[tuple[int, int], capturing.Step | None] = {}
+        self.graphs: dict[tuple[int, int], capturing.StepFunction | None] = {}
         self.stores: dict[int, list[torch.Tensor]] = {}
         self.tokens = self.lengths = self.mask = self.column = torch.empty(0)
         self.recorder = capturing.Recorder(self.device)
@@ -92,7 +92,7 @@ class StaticMemory:
             self.stores[place] = [x.new_zeros(shape) for x, shape in zip((keys, values), shapes, strict=True)]
         return self.stores[place]
 
-    def run(self, rows: int, columns: int, step: capturing.Step) -> torch.Tensor:
+    def run(self, rows: int, columns: int, step: capturing.StepFunction) -> torch.Tensor:
         """What ``step`` returns, which reads and writes the first ``rows`` and ``columns``: replayed if captured.
 
         If it cannot be captured, nor are others from then on, and a line says why.

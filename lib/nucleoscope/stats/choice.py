@@ -51,7 +51,7 @@ DRAWS = 1000  # of the null model
 MEANS = ("divergence", "different tokens", "never meet")  # of which the page shows means, beside the baseline's
 
 
-class Run(NamedTuple):
+class BranchedRun(NamedTuple):
     """The branches of one run: ``points``, with the quantities of their tokens, ``pairs``, and branches.json.
 
     ``settings`` are those of the run by `run_settings.read_settings`.
@@ -63,10 +63,10 @@ class Run(NamedTuple):
     settings: Mapping[str, Any] = {}
 
 
-Runs = Mapping[tuple[str, str], Run]
+Runs = Mapping[tuple[str, str], BranchedRun]
 
 
-def collect(results_dir: str | os.PathLike) -> tuple[dict[tuple[str, str], Run], dict[str, str]]:
+def collect(results_dir: str | os.PathLike) -> tuple[dict[tuple[str, str], BranchedRun], dict[str, str]]:
     """The runs with branches below a results folder, by (model, data set), and why others cannot be read.
 
     Runs without branches are in neither.
@@ -81,7 +81,7 @@ def collect(results_dir: str | os.PathLike) -> tuple[dict[tuple[str, str], Run],
     return found, problems
 
 
-def load(folder: str | Path) -> Run:
+def load(folder: str | Path) -> BranchedRun:
     """The branches of one run. ValueError, in one line, if a file is missing, damaged or of other measurements."""
     folder = Path(folder)
     points, pairs = branches.load_rows(folder, BRANCH_POINTS), branches.load_rows(folder, BRANCH_PAIRS)
@@ -92,7 +92,7 @@ def load(folder: str | Path) -> Run:
         raise ValueError(f"'{folder / BRANCH_POINTS}' has a token that the measurements do not have")
     about = results.read_json(folder / BRANCH_INFO)
     turned = (turn(leave_out_first(table, about["branch_length"])) for table in (both, pairs))
-    return Run(*turned, about, read_settings(folder))
+    return BranchedRun(*turned, about, read_settings(folder))
 
 
 def find_heads(runs: Runs) -> dict[tuple[str, str], Head]:
@@ -179,7 +179,7 @@ def _build_row(key: tuple[str, ...], estimate: Estimate, null: np.ndarray, sizes
 
 
 def _compute_run(
-    run: Run, dataset: str, seed: int, draws: int
+    run: BranchedRun, dataset: str, seed: int, draws: int
 ) -> Iterator[tuple[tuple[str, ...], Estimate, np.ndarray, tuple[int, int]]]:
     """Each coefficient of a run: its names, the estimate, the null model's draws, observations and prompts."""
     columns = [column for column, _ in PREDICTORS.values()]

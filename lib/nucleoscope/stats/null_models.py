@@ -37,7 +37,7 @@ STORED = ["prompt", "step", "candidates", "geometry", "null", "draw", "k", "entr
 KEY = ["Model", "Dataset", "candidates", "geometry", "null"]
 
 
-class Comparison(NamedTuple):
+class NullEstimates(NamedTuple):
     """One null model in one variant of one run: {statistic: estimate} of it, and of the measurements on its tokens."""
 
     candidates: str
@@ -65,7 +65,7 @@ def compute_null_statistics(runs: Runs, jobs: int | None = 1) -> pd.DataFrame:
     heads, by_key = find_heads(runs), {key: found for (key, _), found in zip(items, done, strict=True)}
     rows = [_build_row(heads[key], 1, each) for key, found in by_key.items() for each in found]
     for keys in group_comparable({key: heads[key] for key in by_key}):
-        of: dict[tuple, list[Comparison]] = {}
+        of: dict[tuple, list[NullEstimates]] = {}
         for each in (each for key in keys for each in by_key[key]):
             of.setdefault((each.candidates, each.geometry, each.null), []).append(each)
         for several in of.values() if len(keys) > 1 else ():
@@ -88,12 +88,12 @@ def estimate_need(runs: Runs) -> int:
     return NEED * max(sizes, default=0) // len(SETS_BY_NAME)
 
 
-def _compute_item(item: tuple[tuple[str, str], Path]) -> list[Comparison]:
+def _compute_item(item: tuple[tuple[str, str], Path]) -> list[NullEstimates]:
     (model, dataset), folder = item
     return compute_run(folder, model, dataset)
 
 
-def compute_run(folder: Path, model: str, dataset: str) -> list[Comparison]:
+def compute_run(folder: Path, model: str, dataset: str) -> list[NullEstimates]:
     """All null models of one run, in the order of its candidate sets; without nulls.parquet, only `SAME_K`."""
     try:
         stored = nulls.load(folder)
@@ -112,13 +112,13 @@ def compute_run(folder: Path, model: str, dataset: str) -> list[Comparison]:
     return found
 
 
-def _compare_same_k(candidates: str, table: candidate_tables.CandidateTable, kind: tuple) -> list[Comparison]:
+def _compare_same_k(candidates: str, table: candidate_tables.CandidateTable, kind: tuple) -> list[NullEstimates]:
     observed, exchanged = compute_coefficients(table.entropy, table.cosines, table.k, table.prompt, kind)
     n = len(table.k)
     parts = []
     for place, geometry in enumerate(table.geometries):
-        parts.append(Comparison(candidates, geometry, OBSERVED, n, 0, observed[place], observed[place]))
-        parts.append(Comparison(candidates, geometry, SAME_K, n, 0, exchanged[place], observed[place]))
+        parts.append(NullEstimates(candidates, geometry, OBSERVED, n, 0, observed[place], observed[place]))
+        parts.append(NullEstimates(candidates, geometry, SAME_K, n, 0, exchanged[place], observed[place]))
     return parts
 
 
@@ -145,7 +145,7 @@ def compute_coefficients(
 
 def _compare_stored(
     candidates: str, geometry: str, rows: pd.DataFrame, table: candidate_tables.CandidateTable, kinds: tuple
-) -> list[Comparison]:
+) -> list[NullEstimates]:
     """The null models of nulls.parquet in one variant; rows of tokens without a pair are left out."""
     cosine = table.cosines[:, table.geometries.index(geometry)]
     measured = pd.DataFrame(
@@ -159,7 +159,7 @@ def _compare_stored(
             each = _compute_drawn(part, (null, *kinds[1]))
             if each:
                 observed, _ = compute_coefficients(table.entropy, cosine[:, None], table.k, table.prompt, kinds[0])
-                found.append(Comparison(candidates, geometry, null, len(part), 1, each, observed[0]))
+                found.append(NullEstimates(candidates, geometry, null, len(part), 1, each, observed[0]))
             continue
         wide = part.pivot_table(index=["prompt", "step"], columns="draw", values="cosine").dropna().reset_index()
         both = measured.merge(wide, on=["prompt", "step"])
@@ -170,7 +170,7 @@ def _compare_stored(
         k, prompt = both["k"].to_numpy(), both["prompt"].to_numpy()
         estimates, _ = compute_coefficients(both["entropy"].to_numpy(), values, k, prompt, kinds[0])
         mean = {name: replicates.compute_mean([each[name] for each in estimates[1:]]) for name in STATISTICS}
-        found.append(Comparison(candidates, geometry, null, len(both), len(draws), mean, estimates[0]))
+        found.append(NullEstimates(candidates, geometry, null, len(both), len(draws), mean, estimates[0]))
     return found
 
 
@@ -182,7 +182,7 @@ def _compute_drawn(part: pd.DataFrame, kind: tuple) -> dict[str, Estimate]:
     return compute_coefficients(x, y[:, None], k, np.arange(len(part)), kind)[0][0]
 
 
-def _pool(several: Sequence[Comparison]) -> Comparison:
+def _pool(several: Sequence[NullEstimates]) -> NullEstimates:
     """The means over runs, of those that have the coefficient of the null model and that of the measurements."""
     parts: dict[str, dict[str, Estimate]] = {"found": {}, "observed": {}}
     for name in STATISTICS:
@@ -195,7 +195,7 @@ def _pool(several: Sequence[Comparison]) -> Comparison:
     return several[0]._replace(tokens=sum(each.tokens for each in several), **parts)
 
 
-def _build_row(head: Head, runs: int, each: Comparison) -> dict[str, Any]:
+def _build_row(head: Head, runs: int, each: NullEstimates) -> dict[str, Any]:
     row: dict[str, Any] = {**head, "runs": runs}
     row |= {name: getattr(each, name) for name in ("candidates", "geometry", "null", "tokens", "draws")}
     for name in STATISTICS:
