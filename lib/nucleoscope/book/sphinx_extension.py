@@ -32,6 +32,7 @@ PACKAGE = __name__.partition(".")[0]
 STATIC = Path(__file__).with_name("static")
 SCRIPTS = ("plotly.min.js", "palette.js", "figures.js")  # only on pages with a figure
 MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts")  # files that pages with TeX may request
+BUNDLED = shutil.ignore_patterns("all-packages.js")  # all extensions at once, which no page requests
 
 
 class PlotlyRenderer:
@@ -108,7 +109,7 @@ def _copy_assets(app: Sphinx) -> None:
     sources |= {target / "mathjax" / name: mathjax / name for name in MATHJAX}
     for new, old in sources.items():
         if old.is_dir():
-            shutil.copytree(old, new, dirs_exist_ok=True)
+            shutil.copytree(old, new, dirs_exist_ok=True, ignore=BUNDLED)
         else:
             new.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(old, new)
