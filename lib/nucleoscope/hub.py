@@ -260,8 +260,8 @@ def _explain_by_hub(name: str, links: list[BaseException], revision: str | None)
         at = f" at revision '{revision}'" if revision else ""
         looked = f": {tried} and the cache {constants.HF_HUB_CACHE}" if constants.HF_HUB_OFFLINE else ""
         return ConnectionError(
-            f"model '{name}'{at} is not on this machine, and {reason}{_explain_connection(links[-1])}{looked}; check the "
-            "name, or run scripts/prefetch.py on a machine that can reach the Hub"
+            f"model '{name}'{at} is not on this machine, and {reason}{_explain_connection(links[-1])}{looked}; check "
+            "the name, or run scripts/prefetch.py on a machine that can reach the Hub"
         )
     broken = first(httpx.TransportError) or next((link for link in links if "Consistency check" in str(link)), None)
     if broken is not None:
