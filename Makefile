@@ -11,6 +11,9 @@ FLAGS ?=
 SNAKEMAKE = $(BIN)/snakemake $(FLAGS) --cores $(CORES) --configfile '$(GRID)' --quiet host rules progress reason
 # Before Snakemake, which needs seconds to start and answers a file that is missing, or not UTF-8, with a traceback.
 CHECK_GRID = $(BIN)/python scripts/summary.py --check '$(GRID)'
+# Snakemake would name its own option instead.
+CHECK_CORES = case '$(CORES)' in all) ;; ''|0|*[!0-9]*) \
+	echo "error: CORES is '$(CORES)': it must be all, or a whole number from 1" >&2; exit 1 ;; esac
 # Whether nothing has changed, also without Snakemake; with flags of the user's own it is always asked, and nothing kept.
 UNCHANGED = $(if $(strip $(FLAGS)),false,$(BIN)/python scripts/unchanged.py '$(GRID)')
 SETTLE = $(if $(strip $(FLAGS)),true,$(BIN)/python scripts/unchanged.py --settle '$(GRID)')
@@ -22,12 +25,14 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1: \2/p' Makefile
 
 run: $(READY)  ## measure every run of the grid that is not measured yet, then analyse all
+	@$(CHECK_CORES)
 	@$(CHECK_GRID)
 	@$(UNCHANGED) all || exec $(SNAKEMAKE)
 	@$(SETTLE) all
 	@$(BIN)/python -c "from nucleoscope.workflow import grid; folder = grid.load('$(GRID)')['results_dir']; print(f'The results are in {folder}/<dataset>/<model>/, the analyses in {folder}/correlation_eval/')"
 
 book: $(READY)  ## run what is missing, then build the book
+	@$(CHECK_CORES)
 	@$(CHECK_GRID)
 	@$(UNCHANGED) book || exec $(SNAKEMAKE) -- book
 	@$(SETTLE) book

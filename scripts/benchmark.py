@@ -37,13 +37,16 @@ weights on an NVIDIA GPU with 40 GB or more, without downloads: the table in REA
 """
 
 import argparse
+import re
 from functools import partial
+from pathlib import Path
 
 from nucleoscope import settings
 from nucleoscope.settings import Settings
 from nucleoscope.workflow import command_line
 
 SETTINGS = ("model_name", "prompt_column", "n_prompts", "max_tokens", "prompt_format")
+PARTS = "abcdkv"
 SETTINGS += ("top_p", "device", "dtype", "batch_size")
 
 
@@ -84,14 +87,31 @@ def create_parser() -> command_line.Parser:
     options.add_whole_number("kernel_rows", 1, default=32, help="number of rows of the synthetic logits")
     options.add_argument(
         "--only",
-        default="abcdkv",
+        default=PARTS,
         help="parts to run: any of the letters a, b, c, d, k for the nucleus and cosine steps, and v for variants",
     )
     return options
 
 
+def check_only(letters: str) -> None:
+    """ValueError unless all letters name parts of the benchmark."""
+    if not letters or set(letters) - set(PARTS):
+        raise ValueError(f"only is {settings.quote(letters)}: it must be one or more of the letters {', '.join(PARTS)}")
+
+
+def check_random_weights(given: str | None) -> None:
+    """ValueError unless random weights have the shape of an existing file, or of whole numbers by their names."""
+    if given is None or Path(given).is_file():
+        return
+    if not all(re.fullmatch(r"[a-z_0-9]+=[^=,]+", pair) for pair in given.split(",")):
+        shown = settings.quote(given)
+        raise ValueError(f"random-weights is {shown}: it must be an existing config.json, or key=value,...")
+
+
 def check_options(options: argparse.Namespace) -> None:
     """Puts settings into their normal form. ValueError, in one line, for what is invalid or does not go together."""
+    check_only(options.only)
+    check_random_weights(options.random_weights)
     if options.against is not None and (options.scale or options.random_weights):
         raise ValueError("--against takes neither --scale nor --random-weights: give a model with --model_name")
     if options.gpu_table and (options.against is not None or options.scale or options.random_weights):

@@ -18,7 +18,10 @@ def create_parser() -> Parser:
 def main() -> None:
     options = create_parser().parse_args()
     with report_errors(options.debug, interrupted="interrupted: run the same command again"):
-        from nucleoscope.book import site  # here: --help need not wait for it
+        from nucleoscope.store import results  # here: --help need not wait for it
+
+        results.check_folder(options.results_dir)
+        from nucleoscope.book import site  # a bad folder need not wait for it either
 
         page = site.build(ROOT, Path(options.results_dir), Path(options.output).resolve())
         print(f"the book: {page.as_uri()}")

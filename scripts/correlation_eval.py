@@ -23,6 +23,7 @@ def main() -> None:
 
         results.check_folder(parameters["results_dir"])
         if not results.list_runs(parameters["results_dir"]):
+            results.check_depth(parameters["results_dir"])
             raise ValueError(f"no measurements under '{parameters['results_dir']}': measure a model first")
         from nucleoscope.workflow import notebooks  # two seconds, which a bad folder need not wait for
 

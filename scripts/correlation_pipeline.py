@@ -4,8 +4,20 @@ With --context, notebooks/context.py measures similarity in context in between, 
 notebooks/branches.py then continues texts from each candidate of some of their tokens.
 """
 
+import argparse
+from typing import Any
+
 from nucleoscope.settings import FIELDS, Settings
 from nucleoscope.workflow.command_line import Parser, report_errors
+
+
+class Once(argparse.Action):
+    """An option that is refused if it is given twice: argparse would silently take the last value."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise argparse.ArgumentError(self, "given twice: give it once, or omit it to execute all notebooks")
+        setattr(namespace, self.dest, values)
 
 
 def create_parser() -> Parser:
@@ -14,6 +26,7 @@ def create_parser() -> Parser:
     options.add_settings()
     options.add_argument(
         "--only",
+        action=Once,
         choices=("measure", "page", "context", "branches"),
         help="execute only one of the notebooks: measure.py (measure), run.py (page), context.py (context) or "
         "branches.py (branches)",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nucleoscope.workflow.command_line import Parser, report_errors
 
+MOST_JOBS = 1000  # processes
 PAGE = Path(__file__).resolve().parents[1] / "book/families.md"
 
 
@@ -19,7 +20,7 @@ def create_parser() -> Parser:
         action="store_true",
         help="only compare the static path of decoding, the one for GPUs, with the other on this CPU; writes no page",
     )
-    options.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="types to try at once")
+    options.add_whole_number("jobs", 1, MOST_JOBS, default=os.cpu_count() or 1, help="types to try at once")
     return options
 
 

@@ -107,14 +107,8 @@ def measure(sizes: list[int], resamples: int) -> None:
 
 def main() -> None:
     options = Parser(__doc__)
-    options.add_argument(
-        "--prompts",
-        metavar="N",
-        type=int,
-        nargs="+",
-        default=[100, 1000],
-        help="prompts per run, one number or several",
-    )
+    numbers = "prompts per run, one number or several"
+    options.add_whole_number("prompts", 1, metavar="N", nargs="+", default=[100, 1000], help=numbers)
     text = "resamples per analysis; 2,000 take longer but need hardly more memory"
     options.add_whole_number("resamples", *ANALYSES["resamples"], default=100, help=text)
     given = options.parse_args()

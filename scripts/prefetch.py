@@ -19,7 +19,8 @@ def main() -> None:
         from nucleoscope.workflow import grid  # here: --help need not wait for them
 
         plan = prefetch.plan_downloads(entry.parameters for entry in grid.plan_runs(grid.load(options.grid)).values())
-        print(*plan.notes, sep="\n", flush=True)
+        for note in plan.notes:
+            print(note, flush=True)
         refusals = plan.refusals
         if plan.size and not refusals:
             from nucleoscope.models import kinds  # here: what is refused without it need not wait

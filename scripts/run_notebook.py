@@ -20,6 +20,8 @@ def main() -> None:
         from nucleoscope.workflow import run_notebooks
 
         run_notebooks.check_name(options.name)
+        if options.output.suffix != ".ipynb":
+            raise ValueError(f"the name '{options.output}' must end in .ipynb")
         from nucleoscope.workflow import notebooks  # here: a wrong name, and --help, need not wait for it
 
         options.output.parent.mkdir(parents=True, exist_ok=True)

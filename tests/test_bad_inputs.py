@@ -23,7 +23,9 @@ from messages import assert_one_line
 from nucleoscope import settings
 from nucleoscope.data import prompts
 from nucleoscope.models import devices, gpus
-from nucleoscope.workflow import grid, run_notebooks
+from nucleoscope.store import results, text_pairs
+from nucleoscope.store import variants as store_variants
+from nucleoscope.workflow import grid, run_notebooks, status
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -189,7 +191,10 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
     ("words", "line"),
     [
         (["--mode=score"], "mode=score needs text_column"),
-        (["--text_column=x"], "text_column is 'x', but only mode=score measures existing texts"),
+        (
+            ["--text_column=x"],
+            "text_column is 'x', but only mode=score measures existing texts: omit text_column, or set mode=score",
+        ),
         (["--model_revision=main"], "model_revision is 'main', but 'SmolLM2-135M-Instruct' is the packaged model"),
         (["--dataset_name=poems"], "unknown data set 'poems': it must be gsm8k, writingprompts"),
         (["--dataset_name=storys"], "unknown data set 'storys' (did you mean 'stories'?): it must be gsm8k"),
@@ -220,6 +225,7 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
             ["--dataset_name=lines.txt", "--prompt_column=text"],
             "prompt_column is 'text', but 'lines.txt' has no columns: each of its lines is a prompt; omit",
         ),
+        (["--only=page", "--only=measure"], "argument --only: given twice: give it once"),
         (["--only=both"], "argument --only: invalid choice: 'both'"),
     ],
     ids=number_ids,
@@ -234,7 +240,11 @@ MEASURED = {"model_name": "m", "dataset_name": "lines.jsonl", "max_tokens": 5, "
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--max_tokens=6"], "max_tokens is 5 there and 6 here; the page shows what was measured: omit what differs"),
+        (
+            ["--max_tokens=6"],
+            "has results with other settings: max_tokens is 5 there and 6 here; the page shows what was measured: "
+            "omit max_tokens, or measure with it first",
+        ),
         (["--max_tokens=100"], "max_tokens is 5 there and 100 here"),  # the default, but typed
         (["--n_prompts=4", "--top_p=0.5"], "top_p is 0.9 there and 0.5 here, n_prompts is 3 there and 4 here"),
         (["--dtype", "bfloat16"], "dtype is 'float32' there and 'bfloat16' here"),
@@ -297,6 +307,57 @@ def test_a_device_that_the_machine_cannot_have_is_refused_without_torch(
     assert str(caught.value) == f"device is '{device}', which cannot be used on this machine: {why}; use device=auto"
 
 
+def test_a_run_without_settings_is_refused_before_a_model_is_loaded(refuse, tmp_path):
+    folder = tmp_path / "results/math/SmolLM2-135M-Instruct"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    said = "run.json' contains no settings: move it out of the way and measure again"
+    for words in (["--only=page", "--top_p=0.5"], ["--only=measure"]):
+        assert said in refuse(correlation_pipeline, *words)
+
+
+def test_a_file_or_nothing_is_no_folder_of_results(tmp_path):
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"a\.csv' is a file: results_dir must name a folder$"):
+        results.check_folder(tmp_path / "a.csv")
+    with pytest.raises(FileNotFoundError, match="none' does not exist"):
+        text_pairs.find_pairs(str(tmp_path / "none"))
+
+
+def test_a_run_that_is_not_there_and_a_folder_instead_of_its_file_say_what_to_give(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"x' has no run\.json: measure the run first$"):
+        results.load_info(str(tmp_path / "x"))
+    with pytest.raises(IsADirectoryError, match=r"' is a folder: give its measurements\.pt$"):
+        results.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("total", "missing", "said"),
+    [
+        (1, 1, "the only run has not been measured:"),
+        (1, 0, "the only run has been measured"),
+        (3, 0, "3 of 3 runs have been measured"),
+        (3, 1, "2 of 3 runs have been measured; this one has not:"),
+        (1200, 2, "1,198 of 1,200 runs have been measured; these have not:"),
+    ],
+)
+def test_a_report_counts_runs_in_words_that_are_right_for_any_number(total, missing, said):
+    assert status._count_measured(total, missing) == said
+
+
+def test_an_unmeasured_candidate_set_is_not_called_unknown():
+    describe = store_variants._describe_unmeasured
+    assert describe("candidates", "top_p_0.5", ["top_p_0.9"]) == (
+        "candidate set 'top_p_0.5' was not measured; measured here: top_p_0.9"
+    )
+    assert describe("candidates", "foo", ["top_p_0.9"]) == ("there is no candidate set 'foo'; measured here: top_p_0.9")
+
+
+def test_a_list_of_dtypes_with_auto_says_why_not():
+    with pytest.raises(ValueError, match=r"^dtype lists auto alone: set dtype: auto without a list$"):
+        settings.list_values("dtype", ["auto"])
+
+
 # Files of prompts
 
 
@@ -310,11 +371,11 @@ DEEP = b"[" * 20_000
 GOOD = b'{"prompt": "a"}\n'
 FILES = {  # name -> content, and what the line says
     "empty.jsonl": (b"", "is empty: it has no prompts"),
-    "blank.jsonl": (b"\n \n\n", "is empty: it has no prompts"),
-    "binary.jsonl": (b"\x80\x02\xff\0", "line 1: not UTF-8 text"),
+    "blank.jsonl": (b"\n \n\n", "has only blank lines: it has no prompts"),
+    "binary.jsonl": (b"\x80\x02\xff\0", "line 1: not UTF-8 text: save the file as UTF-8"),
     "nul.jsonl": (b"\0\0\0\0", "line 1: not valid JSON"),
     "utf16.jsonl": ('{"prompt": "a"}'.encode("utf-16"), "line 1: not UTF-8 text"),
-    "list.jsonl": (b'["a"]\n', "line 1: not a JSON object"),
+    "list.jsonl": (b'["a"]\n', 'line 1: not a JSON object: each line must be one, such as {"prompt": "..."}'),
     "text.jsonl": (b"hello\n", "line 1: not valid JSON"),
     "number.jsonl": (b"3\n", "line 1: not a JSON object"),
     "null.jsonl": (b"null\n", "line 1: not a JSON object"),
@@ -325,11 +386,11 @@ FILES = {  # name -> content, and what the line says
     "digits.jsonl": (b'{"prompt": "a", "x": ' + b"9" * 5000 + b"}\n", "line 1: not valid JSON"),
     "value-empty.jsonl": (GOOD * 2 + b'{"prompt": ""}\n' * 5, "line 3: column 'prompt' is empty: remove this row"),
     "value-blank.jsonl": (b'{"prompt": " "}\n', "line 1: column 'prompt' is blank: remove this row"),
-    "other.jsonl": (b'{"text": "a"}\n', "has no column 'prompt': set prompt_column to one of 'text'"),
+    "other.jsonl": (b'{"text": "a"}\n', "has no column 'prompt': set prompt_column to 'text'"),
     "later.jsonl": (GOOD * 3 + b'{"text": "a"}\n', "has no column 'prompt'"),
     "no-columns.jsonl": (b"{}\n", "has no column 'prompt': there are no columns at all"),
-    "value-number.jsonl": (b'{"prompt": 3}\n', "line 1: column 'prompt' is 3, not text"),
-    "value-null.jsonl": (b'{"prompt": null}\n', "line 1: column 'prompt' is null, not text"),
+    "value-number.jsonl": (b'{"prompt": 3}\n', "line 1: column 'prompt' is 3, not text: put it in quotation marks"),
+    "value-null.jsonl": (b'{"prompt": null}\n', "line 1: column 'prompt' is null, not text: remove this row"),
     "value-list.jsonl": (b'{"prompt": ["a"]}\n', "line 1: column 'prompt' is"),
     "value-bool.jsonl": (b'{"prompt": true}\n', "line 1: column 'prompt' is true, not text"),
     "value-nan.jsonl": (b'{"prompt": NaN}\n', "line 1: column 'prompt' is NaN, not text"),
@@ -340,30 +401,30 @@ FILES = {  # name -> content, and what the line says
     "many.jsonl": (json.dumps({f"c{n}" * 30: 1 for n in range(999)}).encode(), "has no column 'prompt'"),
     "names.jsonl": (b'{"a\\nb\\u001b": 1}\n', "has no column 'prompt'"),
     "empty.csv": (b"", "is empty: it has no prompts"),
-    "header.csv": (b"prompt\n", "is empty: it has no prompts"),
+    "header.csv": (b"prompt\n", "has a header but no rows: it has no prompts"),
     "binary.csv": (b"\xff\xfe\0\1", "line 1: not UTF-8 text"),
     "other.csv": (b"text,x\na,b\n", "has no column 'prompt'"),
     "spaces.csv": (b" prompt \na\n", "has no column 'prompt'"),
     "comma.csv": (b"prompt\nHello, world\n", "line 2: 2 fields, but the header has 1"),
-    "short.csv": (b"x,prompt\na\n", "line 2: column 'prompt' is null, not text"),
+    "short.csv": (b"x,prompt\na\n", "line 2: column 'prompt' is null, not text: remove this row"),
     "twice.csv": (b"prompt,prompt\na,b\n", "has 2 columns 'prompt'"),
     "semicolon.csv": (b"id;prompt\n1;a\n", "if semicolons separate its columns, save it with commas between"),
     "tab.csv": (b"id\tprompt\n1\ta\n", "if tabs separate its columns, save it with commas between them"),
     "semicolon-other.csv": (b"id;text\n1;a\n", "has no column 'prompt': its first line is 'id;text'; if semi"),
     "semicolon-comma.csv": (b"id;a, b;prompt\n1;a;b\n", "first line is 'id;a, b;prompt'; if semicolons separate"),
-    "one-column.csv": (b"text\na;b\n", "has no column 'prompt': set prompt_column to one of 'text'"),
+    "one-column.csv": (b"text\na;b\n", "has no column 'prompt': set prompt_column to 'text'"),
     "empty-field.csv": (b"x,prompt\na,\n", "line 2: column 'prompt' is empty: remove this row"),
-    "blank.txt": (b"\n \n\n", "is empty: it has no prompts"),
+    "blank.txt": (b"\n \n\n", "has only blank lines: it has no prompts"),
     "empty.txt": (b"", "is empty: it has no prompts"),
     "binary.txt": (b"a\n\xff\n", "line 2: not UTF-8 text"),
     "utf16.txt": ("hello".encode("utf-16"), "line 1: not UTF-8 text"),
-    "empty.parquet": (b"", "is not a Parquet file, or is damaged"),
+    "empty.parquet": (b"", "is not a Parquet file, or is damaged: save or download it again"),
     "text.parquet": (b"prompt\na\n", "is not a Parquet file, or is damaged"),
     "cut.parquet": (write_parquet(prompt=["a"])[:-9], "is not a Parquet file, or is damaged"),
     "magic.parquet": (b"PAR1" + b"\0" * 50 + b"PAR1", "is not a Parquet file, or is damaged"),
-    "no-rows.parquet": (write_parquet(prompt=pyarrow.array([], pyarrow.string())), "is empty: it has no prompts"),
-    "other.parquet": (write_parquet(text=["a"]), "has no column 'prompt': set prompt_column to one of 'text'"),
-    "numbers.parquet": (write_parquet(prompt=[1, 2]), "row 1: column 'prompt' is 1, not text"),
+    "no-rows.parquet": (write_parquet(prompt=pyarrow.array([], pyarrow.string())), "has no rows: it has no prompts"),
+    "other.parquet": (write_parquet(text=["a"]), "has no column 'prompt': set prompt_column to 'text'"),
+    "numbers.parquet": (write_parquet(prompt=[1, 2]), "row 1: column 'prompt' is 1, not text: save the column as text"),
     "null.parquet": (write_parquet(prompt=["a", None]), "row 2: column 'prompt' is null, not text"),
     "lists.parquet": (write_parquet(prompt=[["a"]]), "row 1: column 'prompt' is"),
     "bytes.parquet": (write_parquet(prompt=[b"a"]), "row 1: column 'prompt' is"),
@@ -387,9 +448,12 @@ def test_a_folder_is_no_file_of_prompts(refuse, tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"prompt": "a", "t": ""}\n', "row 1: column 't' is empty: there is nothing to measure"),
+        (
+            b'{"prompt": "a", "t": ""}\n',
+            "line 1: column 't' is empty: remove this row, because it has no text to measure",
+        ),
         (b'{"prompt": "a", "t": 3}\n', "line 1: column 't' is 3, not text"),
-        (b'{"prompt": "a"}\n', "has no column 't': set text_column to one of 'prompt'"),
+        (b'{"prompt": "a"}\n', "has no column 't': set text_column to 'prompt'"),
     ],
 )
 def test_texts_that_cannot_be_scored_are_named_with_their_line(refuse, tmp_path, content, said):
@@ -402,7 +466,7 @@ def test_texts_that_cannot_be_scored_are_named_with_their_line(refuse, tmp_path,
 
 INDEX, LISTED = "model.safetensors.index.json", b'{"weight_map": {"x": "a.bin", "y": "b.safetensors"}}'
 FOLDERS = [  # the files of a folder, and what the line says
-    ({}, "does not contain a model: config.json is missing"),
+    ({}, "does not contain a model: config.json is missing; give a folder saved with save_pretrained"),
     ({"model.safetensors": b""}, "does not contain a model: config.json is missing"),
     ({"config.json": b""}, "config.json is not valid JSON (Expecting value"),
     ({"config.json": b'{"model_type": "lla'}, "config.json is not valid JSON (Unterminated string"),
@@ -447,7 +511,10 @@ def test_a_folder_that_contains_no_model_is_named(refuse, tmp_path, files, said)
 def test_a_file_that_is_no_model_is_named(refuse, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     line = refuse(correlation_pipeline, f"--model_name={name}")
-    assert f"'{name}' is not a GGUF file" in line or f"'{name}' is a file, but not a .gguf file" in line
+    assert (
+        f"'{name}' is not a GGUF file: download it again, or give another model" in line
+        or f"'{name}' is a file, but not a .gguf file" in line
+    )
 
 
 # Grids
@@ -471,14 +538,16 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"models": [{"name": "a", "resamples": 3}]}, "'a' in models: 'resamples' belongs under analyses"),
     ({"result_dir": "r", 3: "r"}, "unknown settings 'result_dir' (did you mean 'results_dir'?) and 3: each must be"),
     ({"models": None}, "models is missing: it must be a list of names"),
-    ({"models": []}, "models is missing"),
-    ({"models": {}}, "models is missing"),
+    ({"models": []}, "models is an empty list: name at least one model"),
+    ({"datasets": []}, "datasets is an empty list: name at least one data set"),
+    ({"models": {}}, "models is {}: it must be a list of names"),
     ({"models": "a"}, "models is 'a': it must be a list of names"),
     ({"models": {"name": "a"}}, "models is {'name': 'a'}: it must be a list of names"),
     ({"models": 3}, "models is 3: it must be a list of names"),
     ({"models": [3]}, "entry 1 in models has no name"),
     ({"models": [None]}, "entry 1 in models has no name"),
     ({"models": [["a"]]}, "entry 1 in models has no name"),
+    ({"models": [{"nam": "a"}]}, "entry 1 in models has no name, but 'nam' (did you mean 'name'?)"),
     ({"models": [{}]}, "entry 1 in models has no name"),
     ({"models": [{"name": None}]}, "entry 1 in models has no name"),
     ({"models": [{"name": True}]}, "entry 1 in models has no name"),
@@ -489,8 +558,12 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"models": [{"name": "a", "model_revision": 3}]}, "'a' in models: model_revision is 3: it must be text"),
     ({"models": [{"name": "a", "model_revision": ""}]}, "'a' in models: model_revision is '': it must not be empty"),
     ({"models": [{"name": "a", "gpu": 1}]}, "'a' in models: unknown setting 'gpu'"),
-    ({"models": [{"name": "a", "overwrite": True}]}, "'a' in models: unknown setting 'overwrite'"),
-    ({"models": ["a", "a"]}, "'a' on 'b' is listed twice: remove one"),
+    (
+        {"models": [{"name": "a", "overwrite": True}]},
+        "'a' in models: 'overwrite' cannot be set in a grid: to measure a run again",
+    ),
+    ({"models": ["a", "a"]}, "'a' is listed twice in models: remove one"),
+    ({"datasets": ["b", "b"]}, "'b' is listed twice in datasets: remove one"),
     ({"models": ["/"]}, "cannot name a results folder after '/'"),
     ({"datasets": None}, "datasets is missing"),
     ({"datasets": "b"}, "datasets is 'b': it must be a list of names"),
@@ -500,19 +573,35 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"models": [{"name": "a", "revision": "x"}]}, "'a' in models: unknown setting 'revision'"),
     ({"datasets": [{"name": "b", "revision": "x"}]}, "'b' in datasets: unknown setting 'revision'"),
     ({"results_dir": "a{b}"}, "results_dir is 'a{b}': Snakemake cannot use a folder with braces in its name"),
-    ({"datasets": ["a{b}.jsonl", "a(b).jsonl"]}, "have the same short name"),
-    ({"parameters": []}, "parameters must be a mapping"),
-    ({"parameters": "n_prompts"}, "parameters must be a mapping"),
-    ({"parameters": 0}, "parameters must be a mapping"),
+    ({"datasets": ["a{b}.jsonl", "a(b).jsonl"]}, "remove one, or give them two grids with different results_dir"),
+    ({"parameters": []}, "parameters is []: it must be a mapping of settings to values, such as max_tokens: 100"),
+    ({"parameters": "n_prompts"}, "parameters is 'n_prompts': it must be a mapping of settings"),
+    ({"parameters": 0}, "parameters is 0: it must be a mapping"),
     ({"parameters": {"n_prompt": 3}}, "parameters: unknown setting 'n_prompt' (did you mean 'n_prompts'?)"),
-    ({"parameters": {"model_name": "a"}}, "parameters: unknown setting 'model_name'"),
+    ({"parameters": {"model_name": "a"}}, "parameters: 'model_name' cannot be set in a grid: list it under models"),
+    ({"parameters": {"dataset_name": "b"}}, "'dataset_name' cannot be set in a grid: list it under datasets"),
+    ({"parameters": {"named_settings": "seed"}}, "list several values of a setting instead"),
+    (
+        {"parameters": {"models": ["a"], "datasets": ["b"]}},
+        "parameters: 'datasets' and 'models' belong at the top level of the grid",
+    ),
+    (
+        {"models": [{"name": "a", "results_dir": "r", "parameters": {"seed": 1}}]},
+        "'a' in models: write the settings directly into the entry, without 'parameters'; "
+        "'a' in models: 'results_dir' belongs at the top level of the grid",
+    ),
+    (
+        {"parameters": {"variants": "foo"}},
+        "variants: no candidate set or geometry is called 'foo': it must be default, none, or some of top_p_0.5",
+    ),
+    ({"parameters": {"variants": ""}}, "variants is '': it must be default, none"),
     ({"parameters": {"n_prompts": 10**30}}, f"parameters: n_prompts is {10**30}: it must be a whole number from 1 to"),
     ({"parameters": {"temperature": 10**400}}, "parameters: temperature is 1000"),
     ({"parameters": {"top_p": float("nan")}}, "parameters: top_p is nan"),
     ({"parameters": {"temperature": float("inf")}}, "parameters: temperature is inf"),
     ({"parameters": {"top_p": "0.9"}}, "parameters: top_p is '0.9': it must be a number"),
     ({"parameters": {"n_prompts": True}}, "parameters: n_prompts is True"),
-    ({"parameters": {"skip_check": "yes"}}, "parameters: skip_check is 'yes': it must be True or False"),
+    ({"parameters": {"skip_check": "yes"}}, "parameters: skip_check is 'yes': it must be true or false"),
     ({"parameters": {"mode": "sing"}}, "parameters: mode is 'sing': it must be generate or score"),
     ({"parameters": {"mode": True}}, "parameters: mode is True: it must be generate or score"),
     ({"parameters": {"device": "meta"}}, "parameters: device is 'meta': it must be auto, balanced"),
@@ -521,7 +610,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"parameters": {"mode": "score"}}, "set both mode: score and text_column, or neither"),
     ({"parameters": {"text_column": "t"}}, "set both mode: score and text_column, or neither"),
     ({"parameters": {"prompt_column": ""}}, "parameters: prompt_column is '': it must not be empty"),
-    ({"resources": ["gpus"]}, "resources must be a mapping"),
+    ({"resources": ["gpus"]}, "it must be a mapping of settings to values, such as gpus: 1"),
     ({"resources": {"gpu": 1}}, "resources: unknown setting 'gpu'"),
     ({"resources": {"gpus": -1}}, "resources: gpus is -1: it must be a whole number from 0"),
     ({"resources": {"gpus": 1.5}}, "resources: gpus is 1.5"),
@@ -541,7 +630,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"resources": {"time": "4:00:00"}}, "resources: time is '4:00:00'"),
     ({"resources": {"time": "9" * 5000 + "h"}}, "resources: time is '999"),
     ({"models": [{"name": "a", "time": "0m"}]}, "'a' in models: time is '0m'"),
-    ({"analyses": []}, "analyses must be a mapping"),
+    ({"analyses": []}, "analyses is []: it must be a mapping"),
     ({"analyses": {"resamples": 99}}, "analyses: resamples is 99: it must be a whole number from 100 to 1,000,000"),
     ({"analyses": {"resamples": 10**9}}, "analyses: resamples is 1000000000"),
     ({"analyses": {"resamples": "many"}}, "analyses: resamples is 'many'"),
@@ -563,13 +652,14 @@ def test_a_grid_that_cannot_be_run_is_named_with_what_is_wrong(refuse, tmp_path,
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "'grid.yml': a grid must be a mapping with the keys"),
-        (b"- a", "'grid.yml': a grid must be a mapping"),
-        (b"null", "'grid.yml': a grid must be a mapping"),
+        (b"", "'grid.yml': the grid is empty: it needs results_dir, models and datasets"),
+        (b"- a", "'grid.yml': a grid must be a mapping that has results_dir, models and datasets"),
+        (b"null", "'grid.yml': the grid is empty"),
         (b"hello", "'grid.yml': a grid must be a mapping"),
         (b"a: b: c", "'grid.yml', line 1: mapping values are not allowed here"),
-        (b"models: [a", "'grid.yml', line 1: expected ',' or ']'"),
-        (b"\tmodels: 3", "'grid.yml', line 1: found character '\\t'"),
+        (b"models: [a", "'grid.yml', line 1: a [ is not closed"),
+        (b"a: 1\nb: {a\n\n", "'grid.yml', line 2: a { is not closed"),
+        (b"\tmodels: 3", "'grid.yml', line 1: a tab: indent with spaces"),
         (b"models: [a]\nmodels: [b]\n", "'grid.yml', line 2: duplicate key 'models'"),
         (b"models: [a]\n\n# again\nparameters: {seed: 1}\nmodels: [b]\n", "'grid.yml', line 5: duplicate key 'models'"),
         (b"parameters:\n  seed: 1\n  top_p: 1\n  seed: 2\n", "'grid.yml', line 4: duplicate key 'seed'"),
@@ -579,7 +669,7 @@ def test_a_grid_that_cannot_be_run_is_named_with_what_is_wrong(refuse, tmp_path,
         (b"a: !!python/object:os.system x", "'grid.yml', line 1: could not determine a constructor"),
         (b"a: *b", "'grid.yml', line 1: found undefined alias"),
         (b"a: &a [*a]", "'grid.yml': "),
-        (b"\xff\xfe\xff", "'grid.yml': not UTF-8 text"),
+        (b"\xff\xfe\xff", "'grid.yml': not UTF-8 text: save the file as UTF-8"),
         (b"a: \0", "'grid.yml': unacceptable character"),
         (b"[" * 5000, "'grid.yml': YAML that is nested too deeply"),
         (b"models: " + b"9" * 5000, "'grid.yml': "),
@@ -594,8 +684,15 @@ def test_a_file_that_is_no_grid_is_named_with_its_line(refuse, tmp_path, content
 
 
 def test_a_folder_is_no_grid(refuse, tmp_path):
-    assert "cannot be read: Is a directory" in refuse(summary, str(tmp_path))
-    assert "cannot be read: No such file or directory" in refuse(summary, "none.yml")
+    assert f"grid '{tmp_path}' is a folder: name a file in it" in refuse(summary, str(tmp_path))
+    said = "grid 'none.yml' does not exist: give a YAML file, such as scripts/grids/default.yml"
+    assert said in refuse(summary, "none.yml")
+
+
+def test_a_data_set_with_another_ending_is_told_the_endings(refuse, tmp_path):
+    (tmp_path / "a.json").write_text("[]")
+    said = "the name 'a.json' must end in .jsonl, .csv, .parquet or .txt"
+    assert said in refuse(correlation_pipeline, "--dataset_name=a.json")
 
 
 def test_everything_that_is_wrong_with_a_grid_is_named_at_once(refuse, tmp_path):
@@ -708,9 +805,23 @@ def run(folder: Path, *words: str, limit: float | None = 0.5) -> subprocess.Comp
         (["correlation_eval.py", "--results_dir=/none"], "folder '/none' does not exist"),
         (["build_book.py", "--results_dir= "], "results_dir is ' '"),
         (["run_notebook.py", "index"], "the following arguments are required: output"),
-        (["summary.py", "none.yml"], "grid 'none.yml' cannot be read"),
-        (["prefetch.py", "none.yml"], "grid 'none.yml' cannot be read"),
+        (["summary.py", "none.yml"], "grid 'none.yml' does not exist"),
+        (["prefetch.py", "none.yml"], "grid 'none.yml' does not exist"),
+        (["correlation_eval.py", "--results_dir=README.md"], "'README.md' is a file: results_dir must name a folder"),
+        (["build_book.py", "--results_dir=/none"], "folder '/none' does not exist"),
+        (["export.py", "math/m", "a.csv", "--results_dir=/none"], "folder '/none' does not exist"),
+        (["run_notebook.py", "run.py", "a.ipynb"], "there is no notebook 'run.py' (did you mean 'run'?)"),
+        (["run_notebook.py", "twelve", "a.txt"], "the name 'a.txt' must end in .ipynb"),
         (["job.py", "--gpus=x"], "gpus is 'x'"),
+        (["job.py", "--log=job.log", "--", "none"], "command 'none' does not exist"),
+        (["families.py", "--jobs=0"], "jobs is 0: it must be a whole number from 1 to 1,000"),
+        (["benchmark.py", "--only=z"], "only is 'z': it must be one or more of the letters a, b, c, d, k, v"),
+        (["benchmark.py", "--only="], "only is '': it must be one or more of the letters"),
+        (
+            ["benchmark.py", "--random-weights=foo"],
+            "random-weights is 'foo': it must be an existing config.json, or key=value,...",
+        ),
+        (["benchmark.py", "--random-weights=/none.json"], "random-weights is '/none.json': it must be an existing"),
         (["benchmark.py", "--repeats=0"], "repeats is 0"),
         (["benchmark.py", "--against=/none"], "folder '/none' does not exist"),
         (["benchmark.py", "--against=README.md"], "'README.md' is a file: give the folder of a checkout"),

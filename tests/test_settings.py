@@ -154,10 +154,10 @@ def test_every_default_is_allowed(name):
         ("top_p", 1.5, "top_p is 1.5: it must be a number in (0, 1]"),
         ("top_p", math.nan, "top_p is nan: it must be a number in (0, 1]"),
         ("top_p", "much", "top_p is 'much': it must be a number in (0, 1]"),
-        ("temperature", 0, "temperature is 0: it must be a finite number, 1e-30 or more"),
-        ("temperature", -1, "temperature is -1: it must be a finite number, 1e-30 or more"),
-        ("temperature", math.nan, "temperature is nan: it must be a finite number, 1e-30 or more"),
-        ("temperature", math.inf, "temperature is inf: it must be a finite number, 1e-30 or more"),
+        ("temperature", 0, "temperature is 0: it must be a finite number above 0, at least 1e-30"),
+        ("temperature", -1, "temperature is -1: it must be a finite number above 0, at least 1e-30"),
+        ("temperature", math.nan, "temperature is nan: it must be a finite number above 0, at least 1e-30"),
+        ("temperature", math.inf, "temperature is inf: it must be a finite number above 0, at least 1e-30"),
         ("n_prompts", 0, "n_prompts is 0: it must be a whole number from 1 to 1,000,000,000"),
         ("n_prompts", 2.5, "n_prompts is 2.5: it must be a whole number from 1 to 1,000,000,000"),
         ("n_prompts", None, "n_prompts is None: it must be a whole number from 1 to 1,000,000,000"),
@@ -171,8 +171,8 @@ def test_every_default_is_allowed(name):
         (
             "variants",
             "top_q_0.9, raw",
-            "variants is 'top_q_0.9, raw': it must be default, none, or names of candidate sets and geometries, "
-            "separated by commas; no candidate set or geometry is called 'top_q_0.9' (did you mean 'top_p_0.9'?)",
+            "variants: no candidate set or geometry is called 'top_q_0.9' (did you mean 'top_p_0.9'?): it must be "
+            f"default, none, or some of {', '.join(variants.NAMES)}",
         ),
         (
             "variants",

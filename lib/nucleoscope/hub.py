@@ -7,6 +7,7 @@ module is fast: nothing here loads a model.
 import contextlib
 import importlib.util
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx, validate_repo_id
 
 from nucleoscope.file_errors import check_regular, find_system_cause
+from nucleoscope.wording import lower_first
 
 PACKAGED = "SmolLM2-135M-Instruct"
 CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -109,7 +111,7 @@ def find(name: str) -> tuple[str, dict[str, Any]]:
         check_regular(file, name)
         with file.open("rb") as stream:
             if stream.read(4) != b"GGUF":
-                raise ValueError(f"'{name}' is not a GGUF file")
+                raise ValueError(f"'{name}' is not a GGUF file: download it again, or give another model")
     else:
         _check_name(name)
         return name, {}
@@ -137,8 +139,12 @@ def _check_folder(folder: Path, name: str) -> None:
     """
     if not (folder / "config.json").is_file():
         files = sorted(path for path in folder.iterdir() if is_gguf(path.name))
-        advice = f"; for a GGUF file, give its own name, such as '{files[0]}'" if files else ""
-        raise ValueError(f"folder '{name}' does not contain a model: config.json is missing{advice}")
+        advice = (
+            f"for a GGUF file, give its own name, such as '{files[0]}'"
+            if files
+            else "give a folder saved with save_pretrained"
+        )
+        raise ValueError(f"folder '{name}' does not contain a model: config.json is missing; {advice}")
     for file in (*CONFIGURATIONS, *_find_index(folder)):
         if (folder / file).is_file():
             _read_entries(folder / file, name)
@@ -252,9 +258,10 @@ def _explain_by_hub(name: str, links: list[BaseException], revision: str | None)
         )
     if is_unreachable(links):
         at = f" at revision '{revision}'" if revision else ""
+        looked = f": {tried} and the cache {constants.HF_HUB_CACHE}" if constants.HF_HUB_OFFLINE else ""
         return ConnectionError(
-            f"model '{name}'{at} is not on this machine, and {reason}: {tried} and the cache {constants.HF_HUB_CACHE} "
-            f"({shorten(links[-1])}; scripts/prefetch.py downloads it on a machine that can reach the Hub)"
+            f"model '{name}'{at} is not on this machine, and {reason}{_explain_connection(links[-1])}{looked}; check "
+            "the name, or run scripts/prefetch.py on a machine that can reach the Hub"
         )
     broken = first(httpx.TransportError) or next((link for link in links if "Consistency check" in str(link)), None)
     if broken is not None:
@@ -263,6 +270,14 @@ def _explain_by_hub(name: str, links: list[BaseException], revision: str | None)
             "run the same command again; files already downloaded are kept"
         )
     return None
+
+
+def _explain_connection(cause: BaseException) -> str:
+    """Why the Hub cannot be reached, in brackets and without a system's number; "" in offline mode, which is why."""
+    if constants.HF_HUB_OFFLINE:
+        return ""
+    said = re.sub(r"^\[Errno -?[0-9]+\] ", "", shorten(cause))
+    return f" ({lower_first(said)})"
 
 
 def is_unreachable(links: list[BaseException]) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 
 from nucleoscope import variants
 from nucleoscope.names import suggest
+from nucleoscope.wording import join_names
 
 MOST = 10**9  # of anything that is counted: more cannot be meant, and would fail later as an overflow
 EXACT = 2**53  # whole numbers up to this are exact everywhere, also in JSON and in the live notebook
@@ -294,7 +295,10 @@ class Settings:
         if self.mode == "score" and not self.text_column:
             raise ValueError("mode=score needs text_column: the column of the data set with the texts to measure")
         if self.mode != "score" and self.text_column:
-            raise ValueError(f"text_column is '{self.text_column}', but only mode=score measures existing texts")
+            raise ValueError(
+                f"text_column is '{self.text_column}', but only mode=score measures existing texts: omit "
+                "text_column, or set mode=score"
+            )
         if self.text_column and self.text_column == (self.prompt_column or "prompt"):
             raise ValueError(
                 f"text_column is '{self.text_column}', which is the column of the prompts: name another one"
@@ -360,7 +364,7 @@ def check_varying(name: str, mode: str = "generate") -> str:
     if name in SINGLE:
         return f"{name} cannot have several values: {SINGLE[name]}"
     if name in list_grid_parameters() and name not in known:
-        return f"{name} changes nothing of what is measured of a run's tokens, so it cannot have several values"
+        return f"{name} does not affect the results, so it cannot have several values"
     if name not in known:
         return f"unknown setting {quote(name)}{suggest(name, known)}: it must be one of {', '.join(known)}"
     if name == "seed" and not uses_seed(mode):
@@ -398,9 +402,11 @@ def list_values(name: str, values: list) -> list:
         validate(name, value)
     found = [normalise(name, value) for value in values]
     if twice := [value for place, value in enumerate(found) if value in found[:place]]:
-        raise ValueError(f"{name} has {quote(twice[0])} twice in its list: remove one")
-    if problem := next(filter(None, (_find_unnameable(name, value) for value in found)), ""):
-        raise ValueError(f"{name} is {quote(values)}: {problem}")
+        raise ValueError(f"{name} lists {quote(twice[0])} twice: remove one")
+    if name == "dtype" and "auto" in found:
+        others = join_names(value for value in found if value != "auto")
+        advice = f"beside {others}: auto becomes one of the others on each machine, so remove it"
+        raise ValueError(f"dtype lists auto {advice if others else 'alone: set dtype: auto without a list'}")
     return found
 
 
@@ -450,14 +456,15 @@ def validate(name: str, value: Any) -> None:
 
 
 def _check_variants(name: str, value: Any) -> None:
-    problem = ""
     if isinstance(value, str):
         try:
             variants.parse(value)
             return
         except ValueError as error:
-            problem = f"; {error}"
-    raise ValueError(f"{name} is {quote(value)}: it must {describe_range(name)}{problem}")
+            if value.strip():
+                choices = f"default, none, or some of {', '.join(variants.NAMES)}"
+                raise ValueError(f"{name}: {error}: it must be {choices}") from None
+    raise ValueError(f"{name} is {quote(value)}: it must {describe_range(name)}")
 
 
 def check_text(name: str, value: Any, is_path: bool = False) -> None:
@@ -551,7 +558,9 @@ def describe_range(name: str) -> str:
     if kind is int:
         words.append(f"a whole number from {least:,} to {most:,}")
     elif kind is float:
-        words.append(f"a number in ({above}, {most}]" if most is not None else f"a finite number, {least} or more")
+        words.append(
+            f"a number in ({above}, {most}]" if most is not None else f"a finite number above 0, at least {least}"
+        )
     elif kind is bool:
         words.append("True or False")
     elif not choices:

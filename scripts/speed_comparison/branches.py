@@ -8,6 +8,7 @@ from nucleoscope.measure import batching, branching, cosine, generation
 from nucleoscope.measure.context import find_forks
 from nucleoscope.measure.model_facts import find_embedding_matrix, find_end_tokens
 from nucleoscope.settings import Settings
+from nucleoscope.wording import count
 from speed_comparison.comparison import Clock, load
 from speed_comparison.tables import ComparisonRow, collect, format_table
 from speed_comparison.workers import order_pairs
@@ -40,7 +41,8 @@ def compare(options: argparse.Namespace) -> None:
     repeated = generation.Inputs([inputs.ids[place % len(inputs.ids)] for place in range(rows)])
     print(
         f"{options.random_weights or options.model_name}, {model.dtype} on {model.device}, "
-        f"{torch.get_num_threads()} threads; {len(works)} texts, {sum(len(work[1]) for work in works)} branch points, "
+        f"{count(torch.get_num_threads(), 'thread')}; {count(len(works), 'text')}, "
+        f"{count(sum(len(work[1]) for work in works), 'branch point')}, "
         f"{sum(sizes):,} branches of {settings.branch_length} tokens in batches of {rows} on average; "
         f"{options.repeats} pairs, which side goes first alternates\n"
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from nucleoscope import hub
 from nucleoscope.data import prompts
+from nucleoscope.wording import count
 from speed_comparison.tables import ComparisonRow, collect, format_table
 from speed_comparison.workers import Checkout, describe_commit, find_checkout, get_own_checkout, order_pairs, run_job
 
@@ -51,7 +52,7 @@ def _describe(checkouts: Sequence[Checkout], builds: Sequence[dict], options: ar
         commit = describe_commit(checkout)
         lines.append(
             f"* {label}: {checkout.name}{f' ({commit})' if commit else ''}, {build['dtype']} on {build['device']}, "
-            f"{build['threads']} threads, torch {build['torch']}, transformers {build['transformers']}"
+            f"{count(build['threads'], 'thread')}, torch {build['torch']}, transformers {build['transformers']}"
         )
     return "\n".join(lines) + "\n"
 

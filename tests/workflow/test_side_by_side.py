@@ -150,7 +150,7 @@ def test_the_menu_of_the_live_notebook_and_the_report_name_them(grid, folder):
         done = run("scripts/summary.py", str(grid))
     finally:
         missing.write_bytes(content)
-    assert "3 of 4 runs have been measured; these have not:\n  tiny on lines, top_p 0.9, seed 0: " in done.stdout
+    assert "3 of 4 runs have been measured; this one has not:\n  tiny on lines, top_p 0.9, seed 0: " in done.stdout
 
 
 def test_a_run_is_exported_with_its_settings(folder, tmp_path):

@@ -151,12 +151,20 @@ def _read_columns(
     found = _read(path, Column(prompt_column or "prompt", "prompt_column", may_be_blank=bool(text_column)))
     texts, blank = _leave_out_blank(found, n_prompts) if _has_lines(name) else (list(islice(found, n_prompts)), 0)
     if not texts:
-        raise ValueError(f"'{name}' is empty: it has no prompts")
+        raise ValueError(f"'{name}' {_describe_lack(path)}: it has no prompts")
     if not text_column:
         return texts, None, blank
-    continuations = list(islice(_read(path, Column(text_column, "text_column")), n_prompts))
-    _check_continuations(continuations, name, text_column)
-    return texts, continuations, blank
+    return texts, list(islice(_read(path, Column(text_column, "text_column")), n_prompts)), blank
+
+
+def _describe_lack(path: Path) -> str:
+    """What a file without prompts has instead, to follow its name."""
+    with path.open("rb") as stream:
+        if stream.read(4) in (b"", codecs.BOM_UTF8):
+            return "is empty"
+    return {".csv": "has a header but no rows", ".parquet": "has no rows"}.get(
+        Path(path.name).suffix.lower(), "has only blank lines"
+    )
 
 
 def _has_lines(name: str) -> bool:
@@ -189,6 +197,8 @@ def locate(name: str) -> tuple[Path, str]:
     if path.is_dir():
         raise IsADirectoryError(f"'{name}' is a folder: a data set must be {allowed}")
     if path.suffix.lower() not in SUFFIXES:
+        if path.is_file():
+            raise ValueError(f"the name '{name}' must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
         raise ValueError(f"unknown data set '{name}'{suggest(name, known)}: it must be {allowed}")
     check_regular(path, name)
     return path, ""
@@ -326,7 +336,10 @@ def _read(path: Path, column: Column) -> Iterator[str]:
 def _check_text(value: object, path: Path, where: str, column: Column) -> str:
     place = f"'{path}', {where}: column '{column.name}'"
     if not isinstance(value, str):
-        raise ValueError(f"{place} is {json.dumps(value, default=str)[:40]}, not text")
+        advice = _advise_type(value, path)
+        raise ValueError(f"{place} is {json.dumps(value, default=str)[:40]}, not text{advice}")
+    if column.option == "text_column" and not value:
+        raise ValueError(f"{place} is empty: remove this row, because it has no text to measure")
     if not (column.may_be_blank or value.strip()):
         raise ValueError(f"{place} is {'blank' if value else 'empty'}: remove this row, because it has no prompt")
     try:
@@ -336,6 +349,15 @@ def _check_text(value: object, path: Path, where: str, column: Column) -> str:
     return value
 
 
+def _advise_type(value: object, path: Path) -> str:
+    """What to do about a value that is not text, after a colon."""
+    if value is None:
+        return ": remove this row"
+    if path.suffix.lower() == ".parquet":
+        return ": save the column as text"
+    return ": put it in quotation marks" if isinstance(value, (bool, int, float)) else ""
+
+
 def _check_column(column: Column, columns: list[str], path: Path | str) -> None:
     """ValueError unless exactly one of ``columns`` has the name of ``column``."""
     name, number = column.name, columns.count(column.name)
@@ -343,7 +365,8 @@ def _check_column(column: Column, columns: list[str], path: Path | str) -> None:
         raise ValueError(f"'{path}' has {number} columns '{name}': rename or remove all but one")
     if not number:
         names = ", ".join(repr(name)[:40] for name in columns[:10]) + (", ..." if len(columns) > 10 else "")
-        advice = f"set {column.option} to one of {names}" if columns else "there are no columns at all"
+        choice = f"set {column.option} to {'one of ' if len(columns) > 1 else ''}{names}"
+        advice = choice if columns else "there are no columns at all"
         raise ValueError(f"'{path}' has no column '{name}': {advice}")
 
 
@@ -356,7 +379,7 @@ def _read_lines(path: Path) -> Iterator[str]:
             try:
                 text = line.decode()
             except UnicodeDecodeError:
-                raise ValueError(f"'{path}', line {number}: not UTF-8 text") from None
+                raise ValueError(f"'{path}', line {number}: not UTF-8 text: save the file as UTF-8") from None
             if text:
                 yield text
 
@@ -374,7 +397,8 @@ def _read_jsonl(path: Path, column: Column) -> Iterator[str]:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "a number has too many digits"
             raise ValueError(f"'{path}', line {number}: not valid JSON ({reason})") from None
         if not isinstance(row, dict):
-            raise ValueError(f"'{path}', line {number}: not a JSON object")
+            example = json.dumps({column.name: "..."}, ensure_ascii=False)
+            raise ValueError(f"'{path}', line {number}: not a JSON object: each line must be one, such as {example}")
         _check_column(column, names, path)
         yield _check_text(row[column.name], path, f"line {number}", column)
 
@@ -439,7 +463,7 @@ def _read_parquet(path: Path, column: Column) -> Iterator[str]:
         with path.open("rb") as stream:  # what the system cannot read is not called damaged
             stream.read(1)
         if not number:
-            raise ValueError(f"'{path}' is not a Parquet file, or is damaged") from None
+            raise ValueError(f"'{path}' is not a Parquet file, or is damaged: save or download it again") from None
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"'{path}', after row {number}: not valid Parquet ({reason})") from None
 

@@ -224,6 +224,13 @@ def is_current(folder: Path) -> bool:
     return path is not None and metadata.get(SOURCE) == compute_fingerprint(path)
 
 
+def find_problem(folder: Path) -> str | None:
+    """What is wrong with a run's candidates.parquet, to follow "is"; None if it is whole, or missing."""
+    if not (folder / CANDIDATES).is_file() or is_current(folder):
+        return None
+    return "damaged or belongs to other measurements"
+
+
 def _read_rows(
     folder: Path, prompts: Sequence[int], columns: Sequence[str], step: int | None = None
 ) -> list[dict[str, Any]] | None:

@@ -12,6 +12,7 @@ and one that was suspended for a while would lose it to another process on the s
 """
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -52,7 +53,8 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(b"\0" * PROBE)
     except OSError as error:
-        raise type(error)(f"cannot write to '{place}' ({error.strerror}): use another --results_dir") from None
+        refused = folder if error.errno == errno.ENOENT else place  # such as below /proc
+        raise type(error)(f"cannot write to '{refused}' ({error.strerror}): use another --results_dir") from None
 
 
 class Lock:

@@ -17,6 +17,7 @@ from typing import Any
 
 from nucleoscope.file_errors import find_system_cause
 from nucleoscope.store.mapped_records import check_sizes, map_records, read_vectors
+from nucleoscope.wording import count
 
 MEASUREMENTS = "measurements.pt"
 STUDY_MEASUREMENTS = "output_*.pt"  # what the published study's code writes in the same folders
@@ -63,7 +64,9 @@ def load_records(
     records, found = load_mapped(path, trim), {}
     for index in range(len(records)) if wanted is None else wanted:
         if not 0 <= index < len(records):
-            raise ValueError(f"'{path}' has no prompt {index}: it has {len(records)} prompts, counted from 0")
+            raise ValueError(
+                f"'{path}' has no prompt {index}: it has {count(len(records), 'prompt')} (prompts are counted from 0)"
+            )
         record = records[index]
         found[index] = {name: read_vectors(record[name]) for name in record if fields is None or name in fields}
     return found
@@ -140,6 +143,8 @@ def read(path: str | os.PathLike) -> Any:
     """The content of a file of tensors, on the CPU. ValueError: it is damaged; OSError: the system cannot read it."""
     import torch
 
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"'{path}' is a folder: give its {MEASUREMENTS}")
     try:
         check_sizes(path)
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -149,9 +154,10 @@ def read(path: str | os.PathLike) -> Any:
         if cause := find_system_cause(error, path):
             raise OSError(f"cannot read '{path}': {cause}") from None
         reason = textwrap.shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 100)
+        said = f" ({reason})" if re.search("[A-Za-z]", reason) else ""  # torch raises KeyError(174812789)
         raise ValueError(
-            f"cannot read '{path}' as measurements: the file is truncated or was not written by Nucleoscope; "
-            f"delete it and measure again ({reason})"
+            f"cannot read '{path}' as measurements: the file is truncated or was not written by Nucleoscope{said}: "
+            "measure again with --overwrite"
         ) from None
 
 

@@ -69,6 +69,7 @@ __all__ = [
     "StoredTables",
     "add_texts",
     "candidates",
+    "check_depth",
     "check_folder",
     "count_tokens",
     "describe_gaps",
@@ -181,14 +182,19 @@ def locate_measured(results_dir: str | os.PathLike, model: str, dataset: str) ->
 
 
 def check_folder(results_dir: str | os.PathLike) -> None:
-    """Raises FileNotFoundError if there is no folder of results."""
+    """Raises NotADirectoryError or FileNotFoundError, in one line, if there is no folder of results."""
+    if locate_folder(results_dir).is_file():
+        raise NotADirectoryError(f"'{results_dir}' is a file: results_dir must name a folder")
     if not locate_folder(results_dir).is_dir():
         raise FileNotFoundError(f"folder '{results_dir}' does not exist (current folder: {Path.cwd()})")
 
 
-def load_info(folder: Path) -> dict[str, Any]:
+def load_info(folder: str | os.PathLike) -> dict[str, Any]:
     """The content of a run's run.json; see `batching.collect_run_info` for the keys."""
-    return read_json(folder / RUN_INFO)
+    path = Path(folder, RUN_INFO)
+    if not path.exists():
+        raise FileNotFoundError(f"'{folder}' has no {RUN_INFO}: measure the run first")
+    return read_json(path)
 
 
 def find_run(name: str, results_dir: str | os.PathLike) -> Path:
@@ -199,6 +205,7 @@ def find_run(name: str, results_dir: str | os.PathLike) -> Path:
     for folder in (locate_folder(name), locate_folder(results_dir) / name):
         if folder.is_dir() and find_measurements(folder):
             return folder
+    check_folder(results_dir)
     known = list_runs(results_dir)
     names = [str(run) for run in known] + ["/".join(run.parts[-2:]) for run in known] + [run.name for run in known]
     close = suggest(name.rstrip("/"), names)
@@ -498,7 +505,7 @@ def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
         raise ValueError(next(iter(damaged.values())))
     _report_skipped(repeated)
     if not tables:
-        _check_depth(locate_folder(results_dir))
+        check_depth(results_dir)
         return tabulate([], "", "").assign(model=pd.Categorical([]), dataset=pd.Categorical([]))
     parts = [tables[key] for key in sorted(tables, key=lambda key: (key[1], order_run(key)))]
     names = {name: union_categoricals([part[name] for part in parts]) for name in ("model", "dataset")}
@@ -506,14 +513,15 @@ def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     return joined.assign(**names)[[*names, *joined.columns]]
 
 
-def _check_depth(folder: Path) -> None:
+def check_depth(results_dir: str | os.PathLike) -> None:
     """ValueError for the folder of one run, or of one data set, where that of all results is needed."""
+    folder = locate_folder(results_dir)
     for depth, runs in enumerate(([folder], _list_folders(folder, {}))):
         if any((run / RUN_INFO).is_file() and find_measurements(run) for run in runs):
-            what, results_dir = (
+            what, right = (
                 ("one data set", folder.resolve().parent) if depth else ("one run", folder.resolve().parents[1])
             )
-            raise ValueError(f"'{folder}' is the folder of {what}: give that of all results, '{results_dir}'")
+            raise ValueError(f"'{folder}' is the folder of {what}: give that of all results, '{right}'")
 
 
 def load_readable(results_dir: str | os.PathLike) -> StoredTables:
@@ -531,7 +539,8 @@ def load_readable(results_dir: str | os.PathLike) -> StoredTables:
     heads, repeated = _compare_runs(results_dir, sources)
     _report_skipped(damaged | repeated)
     if not sources:
-        raise ValueError(f"no readable measurements under '{results_dir}': measure a model first")
+        why = "see above" if damaged else "measure a model first"
+        raise ValueError(f"no readable measurements under '{results_dir}': {why}")
     return StoredTables({key: sources[key] for key in heads}, heads=heads)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from nucleoscope.atomic import compile_names, remove_files, write_atomically, write_json
 from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.quantities import find_columns
-from nucleoscope.settings import FIELDS, fill_defaults, list_varying
+from nucleoscope.settings import FIELDS, fill_defaults, list_varying, quote
 from nucleoscope.store.candidates import CANDIDATES, NEEDED, write_candidates
 from nucleoscope.store.locking import LOCK, Lock, Locked, check_folder
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
@@ -63,14 +63,38 @@ def check(folder: Path, overwrite: bool = False) -> None:
         if (folder / name).is_dir():  # it could not be replaced at the end of the run
             raise IsADirectoryError(f"'{folder / name}' is a folder: move it out of the way")
     if (folder / RUN_INFO).is_file():
-        read_json(folder / RUN_INFO)
+        read_settings(folder)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings in a run's run.json; ValueError, in one line, if it has none."""
+    found = read_json(folder / RUN_INFO).get("settings")
+    if not isinstance(found, dict):
+        raise ValueError(describe_unset(folder / RUN_INFO))
+    return found
+
+
+def describe_unset(path: Path) -> str:
+    """What is wrong with a file that should contain settings, and what to do."""
+    return f"'{path}' contains no settings: move it out of the way and measure again"
+
+
+def describe_other(folder: Path, changes: Iterable[str], advice: str) -> str:
+    """What is said of results in ``folder`` that were not measured as asked for: in what they differ, what to do."""
+    return f"'{folder}' has results with other settings: {', '.join(changes)}; {advice}"
+
+
+def describe_change(name: str, there: Any, here: Any) -> str:
+    """What a setting is in results and in what was asked for; a missing one is not set."""
+    one, other = ("not set" if value is None else _abbreviate(value) for value in (there, here))
+    return f"{name} is {one} there and {other} here"
 
 
 def advise(differing: Iterable[str]) -> str:
     """What to do about results with other values of some settings, after a semicolon."""
     names = ",".join(name for name in differing if name in list_varying())
-    beside = f", and so does --named_settings={names}" if names else ""
-    return f"--overwrite replaces them, another --results_dir keeps both{beside}"
+    beside = f" or --named_settings={names}" if names else ""
+    return f"to replace them, add --overwrite; to keep both, use another --results_dir{beside}"
 
 
 class RunFolder(Locked):
@@ -109,7 +133,7 @@ class RunFolder(Locked):
         begun = self._has_begun() and self._check(self.batches / SETTINGS, lambda content: content)
         if measurements.is_file() and not info.is_file() and not begun and not self.overwrite:
             raise FileExistsError(
-                f"'{measurements}' has no {RUN_INFO} next to it: move it out of the way or use --overwrite"
+                f"'{measurements}' has no {RUN_INFO} next to it: move {MEASUREMENTS} away, or use --overwrite"
             )
         return False
 
@@ -138,7 +162,7 @@ class RunFolder(Locked):
             return False
         found = pick(read_json(path))
         if not isinstance(found, dict):
-            raise ValueError(f"'{path}' contains no settings: move it out of the way")
+            raise ValueError(describe_unset(path))
         same = _normalise(found) == _normalise(self.settings)
         if not same and not (self.overwrite and self._is_replaceable(found)):
             raise FileExistsError(self._describe_difference(found))
@@ -163,7 +187,7 @@ class RunFolder(Locked):
             keys = [name for name in IDENTITIES if name in keys] or keys
             advice = "use another --results_dir or move that folder out of the way"
         changes = [_describe_change(key, there.get(key), here.get(key)) for key in keys]
-        return f"'{self.folder}' contains results of another run: {', '.join(changes)}; {advice}"
+        return describe_other(self.folder, changes, advice)
 
     def __enter__(self) -> "RunFolder":
         self.start()
@@ -600,7 +624,7 @@ def _describe_change(name: str, there: Any, here: Any) -> str:
     """What a setting, or what identifies a model or data set, is in two runs, in words."""
     what = {"model": "model", "dataset": "data set"}.get(name)
     if not what:
-        return f"{name} is {_abbreviate(there)} there and {_abbreviate(here)} here"
+        return describe_change(name, there, here)
     if not (isinstance(there, dict) and isinstance(here, dict)):
         return f"the {what} is another one"
     if "sha256" in there and "sha256" in here:
@@ -612,5 +636,5 @@ def _describe_change(name: str, there: Any, here: Any) -> str:
 
 
 def _abbreviate(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = quote(value) if isinstance(value, (str, bool)) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -87,8 +87,9 @@ class FoundPairs(NamedTuple):
 def find_pairs(results_dir: str) -> FoundPairs:
     """The pairs of runs below ``results_dir``, in the order of their names, with settings as numbers.
 
-    A run that cannot be read is named on stderr.
+    A run that cannot be read is named on stderr. OSError, in one line, if the folder does not exist.
     """
+    results.check_folder(results_dir)
     damaged: dict[Path, str] = {}
     runs = [run for folder in results.list_runs(results_dir, damaged) if (run := _open_run(folder, damaged))]
     runs = list({_describe_content(run): run for run in reversed(runs)}.values())[::-1]  # the first of duplicates

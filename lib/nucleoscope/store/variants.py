@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from nucleoscope.atomic import write_atomically
 from nucleoscope.file_errors import find_system_cause, raise_system_error
+from nucleoscope.names import suggest
 from nucleoscope.store.integrity import find_damage
 from nucleoscope.store.measurements import find_measurements
 from nucleoscope.store.record_files import Piece, read_piece
 from nucleoscope.store.tokens import SOURCE, compute_fingerprint
-from nucleoscope.variants import COLUMNS, OF_SET, OF_VARIANT, Layout
+from nucleoscope.variants import COLUMNS, GEOMETRIES_BY_NAME, OF_SET, OF_VARIANT, SETS_BY_NAME, Layout
 
 # numpy, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def load(
     layout = read_layout(folder)
     for name, values in chosen.items():
         if missing := [value for value in values if value not in getattr(layout, name)]:
-            raise ValueError(f"'{path}' has no {name} '{missing[0]}': the setting variants names what is measured")
+            raise ValueError(f"'{path}': " + _describe_unmeasured(name, missing[0], getattr(layout, name)))
     filters = [(name, "in", values) for name, values in chosen.items()] or None
     try:
         table = parquet.read_table(path, columns=names, filters=filters, page_checksum_verification=True)
@@ -144,6 +145,14 @@ def load(
         kept = [each for each in getattr(layout, name) if each in chosen.get(name, [each])]
         frame[name] = frame[name].cat.set_categories(kept)
     return frame
+
+
+def _describe_unmeasured(kind: str, name: str, measured: Collection[str]) -> str:
+    """Why a run has no candidate set or geometry of a ``name``: there is none, or the run did not measure it."""
+    what = "candidate set" if kind == "candidates" else kind
+    if name in (SETS_BY_NAME if kind == "candidates" else GEOMETRIES_BY_NAME):
+        return f"{what} '{name}' was not measured; measured here: {', '.join(measured)}"
+    return f"there is no {what} '{name}'{suggest(name, measured)}; measured here: {', '.join(measured)}"
 
 
 def read_layout(folder: str | os.PathLike) -> Layout:

@@ -6,6 +6,7 @@ network.
 """
 
 import html
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from pyarrow import parquet
 
 from nucleoscope.atomic import write_atomically
 from nucleoscope.models.token_bytes import TokenDecoder
+from nucleoscope.names import escape_line
 from nucleoscope.store import results
+from nucleoscope.store.candidates import CANDIDATES, find_problem
 from nucleoscope.store.context import join_split
 from nucleoscope.store.local_tokenizers import find_tokenizer
 from nucleoscope.store.run_names import describe_run
@@ -70,6 +73,10 @@ def _tabulate(folder: Path, prompts: Collection[int], tokenizer: object) -> Iter
 
 def _tabulate_candidates(folder: Path, prompts: list[int], tokenizer: object) -> Iterator[pd.DataFrame]:
     """The candidates of some prompts, some prompts at a time, with the same columns before as tokens have."""
+    if problem := find_problem(folder):
+        place = escape_line(str(folder / CANDIDATES))
+        advice = "so the column similarity is empty: measure again with --overwrite"
+        print(f"warning: '{place}' is {problem}, {advice}", file=sys.stderr)
     model, named = split_name(folder.name)
     names = {"model": model, "dataset": folder.parent.name, **named}
     for start in range(0, len(prompts), AT_ONCE):

@@ -36,9 +36,17 @@ from nucleoscope.settings import FIELDS, check_whole, list_grid_parameters, quot
 from nucleoscope.store import results, run_names
 from nucleoscope.wording import join_names
 
+
+def _check_parameter(name: str, value: Any) -> None:
+    """As `settings.validate`, with the values of a flag as YAML spells them."""
+    if FIELDS[name].metadata["type"] is bool and not isinstance(value, bool):
+        raise ValueError(f"{name} is {quote(value)}: it must be true or false")
+    validate(name, value)
+
+
 KEYS = ("results_dir", "parameters", "resources", "models", "datasets", "analyses")
 # The parameters of a run, each with its check. One that a grid leaves out, or sets to null, has its default.
-PARAMETERS: dict[str, Callable] = {name: partial(validate, name) for name in list_grid_parameters()}
+PARAMETERS: dict[str, Callable] = {name: partial(_check_parameter, name) for name in list_grid_parameters()}
 DEFAULTS = {name: FIELDS[name].default for name in PARAMETERS if FIELDS[name].default is not None}
 ANALYSES: dict[str, Callable] = {
     name: partial(check_whole, name, least=least, most=most) for name, (least, most) in settings.ANALYSES.items()
@@ -46,6 +54,7 @@ ANALYSES: dict[str, Callable] = {
 NAMED = "named_settings"  # what a run is told of the lists: which settings its folder is named after
 MOST_GPUS = 10_000  # of one run
 MOST_NAMED = 8  # problems of a grid that its error message names
+EXAMPLE = "scripts/grids/default.yml"
 DEFAULT_MEMORY, DEFAULT_TIME = "32G", "4h"  # of a run on a cluster
 MEBIBYTES = {"M": 1, "G": 2**10, "T": 2**20}
 MINUTES = {"m": 1, "h": 60, "d": 24 * 60}
@@ -109,6 +118,13 @@ def _check_gpus(number: int) -> int:
 
 
 RESOURCES: dict[str, Callable] = {"gpus": _check_gpus, "memory": parse_memory, "time": parse_time}
+EXAMPLES = {"parameters": "max_tokens: 100", "resources": "gpus: 1", "analyses": "resamples: 2000"}
+ELSEWHERE = {  # settings of a run that are no parameters of a grid, and what to do instead
+    "model_name": "list it under models",
+    "dataset_name": "list it under datasets",
+    NAMED: "list several values of a setting instead",
+    "overwrite": "to measure a run again, move its folder away",
+}
 SECTIONS: dict[str, dict[str, Callable]] = {"parameters": PARAMETERS, "resources": RESOURCES, "analyses": ANALYSES}
 
 
@@ -140,17 +156,33 @@ def load(path: str | Path, check: bool = True) -> dict[str, Any]:
         if check:
             plan_runs(config)
     except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"'{path}'{line}: {' '.join(str(error.problem).split())}") from None
+        mark, problem = _explain_yaml(error)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"'{path}'{line}: {problem}") from None
     except RecursionError:
         raise ValueError(f"'{path}': YAML that is nested too deeply") from None
     except UnicodeDecodeError:
-        raise ValueError(f"'{path}': not UTF-8 text") from None
+        raise ValueError(f"'{path}': not UTF-8 text: save the file as UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"'{path}': {' '.join(str(error).split())}") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"grid '{path}' does not exist: give a YAML file, such as {EXAMPLE}") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"grid '{path}' is a folder: name a file in it") from None
     except OSError as error:
         raise type(error)(f"grid '{path}' cannot be read: {error.strerror}") from None
     return config
+
+
+def _explain_yaml(error: yaml.MarkedYAMLError) -> tuple[yaml.Mark | None, str]:
+    """The place in a file of what YAML does not allow, and what it is, in words."""
+    problem = " ".join(str(error.problem).split())
+    if "found character '\\t'" in problem:
+        return error.problem_mark, "a tab: indent with spaces"
+    unclosed = re.match(r"expected ',' or '([]}])', but got '<stream end>'", problem)
+    if unclosed and error.context_mark:
+        return error.context_mark, f"a {'[' if unclosed[1] == ']' else '{'} is not closed"
+    return error.problem_mark, problem
 
 
 def plan_runs(config: dict[str, Any]) -> dict[str, Entry]:
@@ -167,7 +199,7 @@ def plan_runs(config: dict[str, Any]) -> dict[str, Entry]:
             try:
                 for entry in _merge(config, model, dataset):
                     names = entry.parameters["model_name"], entry.parameters["dataset_name"]
-                    folder = _locate(entry, found, named)
+                    folder = _locate(entry, found, named, config)
                     found[folder], named[folder] = entry, names
             except ValueError as error:
                 problems.append(str(error))
@@ -175,7 +207,7 @@ def plan_runs(config: dict[str, Any]) -> dict[str, Entry]:
     return found
 
 
-def _locate(entry: Entry, found: Mapping[str, Entry], named: Mapping[str, tuple[str, str]]) -> str:
+def _locate(entry: Entry, found: Mapping[str, Entry], named: Mapping[str, tuple[str, str]], config: dict) -> str:
     """The folder of a run; ValueError if another one has it. ``named``: the model and data set of each folder."""
     keys = ("results_dir", "dataset_name", "model_name", "text_column")
     results_dir, *names, column = (entry.parameters.get(key) for key in keys)
@@ -187,11 +219,23 @@ def _locate(entry: Entry, found: Mapping[str, Entry], named: Mapping[str, tuple[
     if set("{}") & set(folder):
         raise ValueError(f"results_dir is {quote(results_dir)}: Snakemake cannot use a folder with braces in its name")
     if named.get(folder) == (model, dataset):
-        raise ValueError(f"'{model}' on '{dataset}' is listed twice: remove one")
+        raise ValueError(_describe_repeated(config, {"models": model, "datasets": dataset}))
     if folder in found:
         pair = " and ".join(f"'{model}' on '{dataset}'" for model, dataset in (named[folder], (model, dataset)))
-        raise ValueError(f"{pair} have the same short name and therefore the same folder {folder}: remove one")
+        raise ValueError(
+            f"{pair} have the same short name and therefore the same folder {folder}: remove one, or give them two "
+            "grids with different results_dir"
+        )
     return folder
+
+
+def _describe_repeated(config: dict, names: Mapping[str, str]) -> str:
+    """Which name of a run that a grid has twice is listed twice; ``names`` are those of its model and data set."""
+    for (kind, name), setting in zip(names.items(), ("model_name", "dataset_name"), strict=True):
+        listed = [settings.normalise(setting, entry["name"]) for entry in map(_expand, config[kind])]
+        if listed.count(name) > 1:
+            return f"'{name}' is listed twice in {kind}: remove one"
+    return f"{' on '.join(map(repr, names.values()))} is listed twice: remove one"
 
 
 def _raise_all(problems: Iterable[str]) -> None:
@@ -239,7 +283,8 @@ def _expand(entry: str | dict) -> dict:
 def _find_problems(config: Any) -> Iterator[str]:
     """What is wrong with a grid, entry by entry."""
     if not isinstance(config, dict):
-        yield f"a grid must be a mapping with the keys {', '.join(KEYS)}"
+        what = "the grid is empty: it needs" if config is None else "a grid must be a mapping that has"
+        yield f"{what} results_dir, models and datasets"
         return
     yield from _find_unknown("the grid", config, KEYS)
     folder = config.get("results_dir")
@@ -259,14 +304,15 @@ def _find_problems(config: Any) -> Iterator[str]:
 def _find_wrong_entries(kind: str, entries: Any) -> Iterator[str]:
     """What is wrong with a list of models or data sets."""
     if not isinstance(entries, list) or not entries:
-        found = quote(entries) if entries else "missing"
-        yield f"{kind} is {found}: it must be a list of names"
+        found = "missing" if entries is None else quote(entries)
+        empty = f"an empty list: name at least one {'model' if kind == 'models' else 'data set'}"
+        yield f"{kind} is {empty if entries == [] else f'{found}: it must be a list of names'}"
         return
     check_name = partial(validate, {"models": "model_name", "datasets": "dataset_name"}[kind])
     for number, entry in enumerate(map(_expand, entries), 1):
         where = f"entry {number} in {kind}"
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            yield f"{where} has no name: give a name, or a mapping with a name and settings"
+            yield f"{where} has no name{_suggest_name(entry)}: give a name, or a mapping with a name and settings"
         elif problem := _explain(check_name, entry["name"]):
             yield f"{where}: {problem}"
         else:
@@ -274,10 +320,17 @@ def _find_wrong_entries(kind: str, entries: Any) -> Iterator[str]:
             yield from _find_wrong(f"{quote(entry['name'])} in {kind}", entry, checks)
 
 
+def _suggest_name(entry: Any) -> str:
+    """Which key of an entry was probably meant to be its name, to follow "no name"; "" if none."""
+    keys = [key for key in (entry if isinstance(entry, dict) else ()) if key != "name" and suggest(key, ["name"])]
+    return f", but {quote(keys[0])} (did you mean 'name'?)" if keys else ""
+
+
 def _find_wrong(where: str, values: Any, checks: Mapping[str, Callable]) -> Iterator[str]:
     """What is wrong with a mapping of settings, each with its check. A setting that is null is not set."""
     if not isinstance(values, dict):
-        yield f"{where} must be a mapping with keys among {', '.join(checks)}"
+        example = f", such as {EXAMPLES[where]}" if where in EXAMPLES else ""
+        yield f"{where} is {quote(values)}: it must be a mapping of settings to values{example}"
         return
     yield from _find_unknown(where, values, checks)
     for name, value in values.items():
@@ -297,11 +350,28 @@ def _find_unknown(where: str, values: dict, names: Collection[str]) -> Iterator[
             verb = "belongs" if len(misplaced) == 1 else "belong"
             yield f"{where}: {join_names(map(quote, misplaced))} {verb} under {section}"
             unknown = [name for name in unknown if name not in misplaced]
+    found, unknown = _explain_known(where, unknown)
+    yield from found
     if unknown:
         noun, each = ("setting", "it") if len(unknown) == 1 else ("settings", "each")
         named = [f"{quote(name)}{suggest(name, names)}" for name in unknown[:MOST_NAMED]]
         named += [f"{len(unknown) - MOST_NAMED} more"] if len(unknown) > MOST_NAMED else []
         yield f"{where}: unknown {noun} {join_names(named)}: {each} must be one of {', '.join(names)}"
+
+
+def _explain_known(where: str, unknown: list) -> tuple[list[str], list]:
+    """What to do about keys that are known, but not there, and the keys that are unknown everywhere."""
+    found = []
+    sections = [name for name in unknown if name in ("parameters", "resources") and where not in SECTIONS]
+    if sections:
+        found.append(f"{where}: write the settings directly into the entry, without {join_names(map(quote, sections))}")
+    if above := [name for name in unknown if name in KEYS and name not in sections]:
+        verb = "belongs" if len(above) == 1 else "belong"
+        found.append(f"{where}: {join_names(map(quote, above))} {verb} at the top level of the grid")
+    refused = [name for name in unknown if name in ELSEWHERE]
+    found += [f"{where}: {quote(name)} cannot be set in a grid: {ELSEWHERE[name]}" for name in refused]
+    known = {*sections, *above, *refused}
+    return found, [name for name in unknown if not isinstance(name, str) or name not in known]
 
 
 def _explain(check: Callable, value: Any) -> str | None:

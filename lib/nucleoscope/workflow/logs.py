@@ -208,7 +208,7 @@ def _open_log(log: Path) -> Iterator[IO[bytes]]:
     except NotPlainError as error:
         raise NotPlainError(f"the log {error}") from None
     except OSError as error:
-        raise type(error)(f"the log '{log}' cannot be written ({error.strerror}): use another results_dir") from None
+        raise type(error)(f"the log '{log}' cannot be written ({error.strerror}): use another folder") from None
     with file:
         yield file
 

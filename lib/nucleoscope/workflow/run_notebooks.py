@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from nucleoscope.names import suggest
-from nucleoscope.settings import Settings, quote
+from nucleoscope.settings import Settings
 from nucleoscope.store import branches, context, integrity, parts, results, run_folder, run_names
+from nucleoscope.wording import join_names
 from nucleoscope.workflow import grid, status
 
 NOTEBOOKS = Path(__file__).resolve().parents[3] / "notebooks"
@@ -36,7 +37,8 @@ def check_name(name: str) -> None:
     """Raises ValueError, with the names there are, if no notebook has this ``name``."""
     names = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
     if name not in names:
-        raise ValueError(f"there is no notebook '{name}'{suggest(name, names)}: it must be one of {', '.join(names)}")
+        close = suggest(name.removesuffix(".py"), names)
+        raise ValueError(f"there is no notebook '{name}'{close}: it must be one of {', '.join(names)}")
 
 
 def locate(chosen: Settings) -> Path:
@@ -106,16 +108,11 @@ def _check_existing(folder: Path, chosen: Settings) -> None:
         return
     if damage := integrity.find_damage(folder / results.MEASUREMENTS):
         raise ValueError(f"{damage}: measure again with --overwrite")
-    info = results.load_info(folder)
-    if not isinstance(info.get("settings"), dict):
-        return  # the notebook says what to do
-    found = status.list_differences(folder, asdict(chosen), info)
+    run_folder.read_settings(folder)
+    found = status.list_differences(folder, asdict(chosen), results.load_info(folder))
     if found and not {name for name, *_ in found} & {"model_name", "dataset_name", "dataset", "model_revision"}:
-        changes = [f"{name} is {quote(there)} there and {quote(here)} here" for name, there, here in found]
-        raise FileExistsError(
-            f"'{folder}' contains results of another run: {', '.join(changes)}; "
-            f"{run_folder.advise(name for name, *_ in found)}"
-        )
+        changes = [run_folder.describe_change(*each) for each in found]
+        raise FileExistsError(run_folder.describe_other(folder, changes, run_folder.advise(name for name, *_ in found)))
 
 
 def write_page(chosen: Settings, if_measured: bool = False, given: Collection[str] = ()) -> None:
@@ -206,13 +203,13 @@ def measure_branches(chosen: Settings, if_missing: bool = False, given: Collecti
 
 
 def _check_measured(folder: Path, chosen: Settings, given: Collection[str]) -> None:
+    run_folder.read_settings(folder)
     found = status.list_differences(folder, asdict(chosen), results.load_info(folder))
-    changes = [f"{name} is {quote(there)} there and {quote(here)} here" for name, there, here in found if name in given]
-    if changes:
-        raise FileExistsError(
-            f"'{folder}' contains results of another run: {', '.join(changes)}; the page shows what was measured: omit "
-            "what differs, or measure first"
-        )
+    if differing := [each for each in found if each[0] in given]:
+        changes = [run_folder.describe_change(*each) for each in differing]
+        names, them = join_names(name for name, *_ in differing), "it" if len(differing) == 1 else "them"
+        advice = f"the page shows what was measured: omit {names}, or measure with {them} first"
+        raise FileExistsError(run_folder.describe_other(folder, changes, advice))
 
 
 def _execute(name: str, output: Path, parameters: dict[str, Any]) -> None:

@@ -137,7 +137,7 @@ def list_differences(
     ``info`` is the content of the run.json in ``folder``. A file of prompts with another content is called "dataset".
     """
     wanted = grid.DEFAULTS | dict(parameters)
-    settings = fill_defaults(info["settings"])
+    settings = fill_defaults(info.get("settings") or {})
     pairs = [(name, settings.get(name), wanted.get(name)) for name in COMPARED]
     if wanted["mode"] == "generate":
         pairs.append(("seed", settings.get("seed"), wanted["seed"]))
@@ -213,9 +213,7 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
     """
     runs = grid.plan_runs(config)
     missing = {folder: why for folder, entry in runs.items() if (why := find_missing(folder, entry))}
-    lines = [
-        f"{len(runs) - len(missing)} of {len(runs)} runs have been measured" + ("; these have not:" * bool(missing))
-    ]
+    lines = [_count_measured(len(runs), len(missing))]
     for folder, why in missing.items():
         lines.append(f"  {_name_run(folder)}: {_explain(folder, why)}")
         if integrity.is_whole(results.find_measurements(Path(folder)) or Path(folder, results.MEASUREMENTS)):
@@ -236,6 +234,14 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
     lines += _name_others(config["results_dir"], runs)
     lines.append(f"logs: {config['results_dir']}/{LOGS}/<dataset>/<model>.log")
     return "\n".join(map(escape_line, lines))
+
+
+def _count_measured(total: int, missing: int) -> str:
+    """How many runs of a grid are measured; a colon follows if others, which are to be listed, are not."""
+    if total == 1:
+        return "the only run has not been measured:" if missing else "the only run has been measured"
+    rest = f"; {'this one has' if missing == 1 else 'these have'} not:" if missing else ""
+    return f"{total - missing:,} of {total:,} runs have been measured{rest}"
 
 
 def _name_others(results_dir: str, runs: Collection[str]) -> list[str]:
