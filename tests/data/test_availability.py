@@ -25,12 +25,15 @@ def asked(monkeypatch) -> list[str]:
     return names
 
 
-def test_each_model_and_data_set_is_asked_about_once_and_every_run_gets_its_reason(asked):
+def test_each_model_and_data_set_is_asked_about_once_and_every_run_gets_all_its_reasons(asked):
     models, datasets = ("a/one", "a/two"), ("gsm8k", "xsum", "math")
     runs = {f"{m} on {d}": {"model_name": m, "dataset_name": d} for m in models for d in datasets}
     found = availability.find_unavailable(runs)
     assert sorted(asked) == ["a/one", "a/two", "gsm8k"]
-    assert found == {key: f"no {key.split()[0]} on the Hub" for key in runs}
+    assert found == {
+        key: [f"no {run['model_name']} on the Hub", *["no gsm8k on the Hub"] * (run["dataset_name"] == "gsm8k")]
+        for key, run in runs.items()
+    }
 
 
 def test_what_is_local_or_in_the_cache_is_available(asked, tmp_path):
@@ -52,7 +55,7 @@ def test_what_is_local_or_in_the_cache_is_available(asked, tmp_path):
     ],
 )
 def test_runs_that_will_not_use_the_network_find_only_what_is_in_the_cache(asked, run, reason):
-    assert availability.find_unavailable({"run": run}, offline=True)["run"].startswith(reason)
+    assert availability.find_unavailable({"run": run}, offline=True)["run"][0].startswith(reason)
     assert asked == []
 
 
@@ -82,5 +85,5 @@ def test_a_model_is_in_the_cache_if_all_its_weights_are(tmp_path, monkeypatch, f
 def test_without_a_network_the_reason_names_it(asked, monkeypatch):
     monkeypatch.setattr(availability.constants, "HF_HUB_OFFLINE", True)
     found = availability.find_unavailable({"run": {"model_name": "a/one", "dataset_name": "math"}})
-    assert "HF_HUB_OFFLINE is set" in found["run"]
+    assert "HF_HUB_OFFLINE is set" in found["run"][0]
     assert asked == []

@@ -210,6 +210,20 @@ def test_a_table_of_the_page_about_two_texts_that_is_gone_is_written_again(proje
     path.with_suffix(".away").rename(path)
 
 
+def test_a_duplicate_key_in_the_default_grid_is_refused_without_configfile_too(project):
+    path = project / "scripts/grids/default.yml"
+    text, before = path.read_text(), path.stat()
+    path.write_text(f"{text}datasets:\n  - math\n")
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--dry-run"]
+    done = subprocess.run(command, cwd=project, env=create_environment(project), capture_output=True, text=True)
+    path.write_text(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    line = len(text.splitlines()) + 1
+    assert done.returncode != 0
+    assert f"error: 'scripts/grids/default.yml', line {line}: duplicate key 'datasets'" in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+
+
 def test_nothing_is_planned_after_a_finished_grid(project):
     assert "Nothing to be done" in plan_graph(project)
 

@@ -920,7 +920,7 @@ def test_a_folder_of_all_runs_that_cannot_be_written_to_is_one_line_of_the_graph
 def plan(config: dict, is_main_process: bool = True, nodes: int | None = None) -> graph.Graph:
     """The graph of a grid on this machine, or on a cluster of some ``nodes``, without Snakemake."""
     workflow = SimpleNamespace(
-        is_main_process=is_main_process, overwrite_configfiles=[], resource_settings=SimpleNamespace(nodes=nodes)
+        is_main_process=is_main_process, configfiles=[], resource_settings=SimpleNamespace(nodes=nodes)
     )
     return graph.Graph(config, workflow)
 

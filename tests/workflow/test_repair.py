@@ -39,7 +39,7 @@ def list_forced(config: dict) -> set[str]:
     forced: set[str] = set()
     workflow = SimpleNamespace(
         is_main_process=True,
-        overwrite_configfiles=[],
+        configfiles=[],
         resource_settings=SimpleNamespace(nodes=None),
         dag=SimpleNamespace(forcefiles=forced),
     )

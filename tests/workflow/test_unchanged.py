@@ -125,7 +125,7 @@ def test_damaged_records_settle_nothing(config, text):
 def finish(config: dict) -> graph.Graph:
     """The graph of a grid whose files are dated in the order of its jobs, and the jobs as Snakemake has them."""
     workflow = SimpleNamespace(
-        is_main_process=True, overwrite_configfiles=[], resource_settings=SimpleNamespace(nodes=None), cores=2
+        is_main_process=True, configfiles=[], resource_settings=SimpleNamespace(nodes=None), cores=2
     )
     order = [[RUN / name for name in status.FILES], [RUN / "run.status.json"], ANALYSES, PAGES, [BUILT]]
     for second, paths in enumerate(order, 2_000_000_000):

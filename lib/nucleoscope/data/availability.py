@@ -18,8 +18,8 @@ from nucleoscope.settings import Settings
 ADVICE = "and the run does not use the network: run scripts/prefetch.py on a machine that can reach the Hub"
 
 
-def find_unavailable(runs: Mapping[str, Mapping[str, Any]], offline: bool = False) -> dict[str, str]:
-    """{key: reason, in one line} for those ``runs`` whose model or data set cannot be loaded.
+def find_unavailable(runs: Mapping[str, Mapping[str, Any]], offline: bool = False) -> dict[str, list[str]]:
+    """{key: reasons, a line each} for those ``runs`` whose model or data set, or both, cannot be loaded.
 
     ``runs`` are mappings of settings. ``offline``: the runs will not use the network, so what is not in
     the cache is unavailable; else the Hub is asked, unless HF_HUB_OFFLINE forbids that.
@@ -28,8 +28,8 @@ def find_unavailable(runs: Mapping[str, Mapping[str, Any]], offline: bool = Fals
     checks = {each: check for needed in needs.values() for each, check in needed.items()}
     with ThreadPoolExecutor(max_workers=16) as pool:
         reasons = dict(zip(checks, pool.map(_explain, checks.values()), strict=True))
-    found = {key: next((reason for need in needed if (reason := reasons[need])), None) for key, needed in needs.items()}
-    return {key: reason for key, reason in found.items() if reason}
+    found = {key: [reason for need in needed if (reason := reasons[need])] for key, needed in needs.items()}
+    return {key: several for key, several in found.items() if several}
 
 
 def check(run: Mapping[str, Any]) -> None:

@@ -68,7 +68,7 @@ class Graph:
     """
 
     def __init__(self, config: dict[str, Any], workflow: Any):
-        for path in workflow.overwrite_configfiles if workflow.is_main_process else []:
+        for path in workflow.configfiles if workflow.is_main_process else []:  # also the Snakefile's own default
             grid.load(path, check=False)  # Snakemake's own loader silently takes the last of duplicate keys
         self.config, self.workflow = config, workflow
         self.runs = grid.plan_runs(config)
@@ -84,17 +84,18 @@ class Graph:
         # a job that was started for one run need not look at the others
         runs = self.runs if workflow.is_main_process else {}
         self.missing = {folder: why for folder, entry in runs.items() if (why := status.find_missing(folder, entry))}
-        self.unavailable = self._find_unavailable() if self.missing else {}
+        reasons = self._find_unavailable() if self.missing else {}
+        self.unavailable = {folder: "; ".join(several) for folder, several in reasons.items()}
         self._before = self._describe_fixed() if workflow.is_main_process else []
         if self.missing and workflow.is_main_process:
             for folder in (self.results_dir, self.analyses, f"{self.results_dir}/{status.LOGS}"):
                 locking.check_writable(Path(folder))  # no job could even say that it failed
-        for reason in dict.fromkeys(self.unavailable.values()):
+        for reason in dict.fromkeys(reason for several in reasons.values() for reason in several):
             print(f"error: {reason}", file=sys.stderr)
         if self.unavailable and len(self.unavailable) == len(self.runs) and not results.list_runs(self.results_dir):
             sys.exit(1)
 
-    def _find_unavailable(self) -> dict[str, str]:
+    def _find_unavailable(self) -> dict[str, list[str]]:
         """The missing runs without a model, data set, device or folder to write to, and why; each is tried once."""
         from nucleoscope.data import availability  # here: a graph with nothing to measure need not wait for it
 
@@ -106,13 +107,13 @@ class Graph:
             try:
                 devices.check(parameters.get("device", Settings.device))
             except ValueError as error:
-                found.setdefault(folder, str(error))
+                found.setdefault(folder, [str(error)])
         for folder in runs:  # a run that another process measures is no reason: its job says so
             try:
                 locking.check_writable(Path(folder))
                 locking.check_writable(status.locate_log(folder).parent)
             except OSError as error:
-                found.setdefault(folder, str(error))
+                found.setdefault(folder, [str(error)])
         return found
 
     # Paths
