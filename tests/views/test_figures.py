@@ -182,19 +182,19 @@ def test_lines_of_bins_that_hold_too_few_tokens_are_missed_in_words():
     (key, run), *_ = RUNS.items()
     few, enough = (figures.plot_overlay({key: run}, least=least) for least in (len(run) + 1, 1))
     (note,) = few.layout.annotations
-    assert note.text == f"Points are single tokens:<br>no bin has the {len(run) + 1} that a median needs"
+    assert note.text == f"Points are single tokens:<br>no two bins have the {len(run) + 1} that a median needs"
     assert len(few.data[0].x) == len(figures.select_pairs(run, "entropy", "cosine"))
     assert (few.data[0].mode, enough.data[0].mode) == ("markers", "lines")
     assert not enough.layout.annotations
 
 
-def test_a_run_with_one_median_has_a_point_for_it():
+def test_a_run_with_one_median_has_points_for_its_tokens():
     (key, run), *_ = RUNS.items()
     counts = sorted(figures.bin_run(run, "entropy", "cosine").count)
     most = counts[-1]
     assert counts[-2] < most
     (trace,) = figures.plot_overlay({key: run}, least=most).data
-    assert (len(trace.x), trace.mode) == (1, "markers")
+    assert (len(trace.x), trace.mode) == (len(figures.select_pairs(run, "entropy", "cosine")), "markers")
 
 
 def test_a_run_with_lines_beside_one_with_points_is_told_apart_in_words():
@@ -220,14 +220,6 @@ def test_runs_without_coefficients_or_curves_have_a_sentence():
     table = correlation.compute_statistics(runs, resamples=2)
     assert figures.plot_coefficients(table, correlation.load_published()).data == figures.NO_COEFFICIENT
     assert figures.plot_fitted(fits.compute_lines(runs)).data == figures.NO_CURVE
-
-
-def test_a_lone_bin_is_a_point_as_a_line_would_not_be_seen():
-    (key, run), *_ = RUNS.items()
-    largest = figures.bin_run(run, "entropy", "cosine").count.max()
-    figure = figures.plot_overlay({key: run}, least=largest)
-    assert len(figure.data[0].x) == 1
-    assert figure.data[0].mode == "markers"
 
 
 @pytest.mark.parametrize(("n", "bins"), [(0, 1), (1, 1), (120, 11), (2499, 50), (100_000, 50)])

@@ -270,7 +270,7 @@ def bin_run(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
 def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 20) -> go.Figure | Markdown:
     """One line per run: the median of y in the bins of x that contain at least ``least`` tokens.
 
-    A run without such bins has a point for each of its tokens instead, and the figure says so.
+    A run with fewer than two such bins has a point for each of its tokens instead, and the figure says so.
     """
     colors, dashes = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY), ("solid", "dash", "dot", "dashdot", "longdash")
     models, datasets = list_rows_and_columns(tables)
@@ -291,7 +291,7 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         if split(model)[1]:  # a legend does not break lines
             first, *rest = list_title_lines(model, NARROW)
             name = "<br>".join(map(escape_plotly, [f"{first}, {dataset}", *rest]))
-        if not held.any():
+        if held.sum() < 2:  # no line
             few, pairs = few + 1, select_pairs(table, x, y)
             point = {"size": 7, "color": colors[color % len(colors)], "opacity": 0.6}
             point["symbol"] = SYMBOLS[dash % len(SYMBOLS)]
@@ -307,9 +307,8 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
                 x=round_values(bins.centers[held]),
                 y=round_values(bins.compute_medians()[held]),
                 customdata=bins.count[held].tolist(),
-                mode="lines" if held.sum() > 1 else "markers",  # a line of one median would not be seen
+                mode="lines",
                 line=line,
-                marker={"size": 9, "color": line["color"], "symbol": SYMBOLS[dash % len(SYMBOLS)]},
                 name=name,
                 hovertemplate=hover,
                 **HOVER,
@@ -317,7 +316,7 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         )
     if few:
         which = "Points are" if few == len(figure.data) else "Where a run has points, they are"
-        text = f"{which} single tokens:<br>no bin has the {least} that a median needs"  # a phone has room for this much
+        text = f"{which} single tokens:<br>no two bins have the {least} that a median needs"  # a phone has room for this much
         place = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
         figure.add_annotation(text=text, align="left", showarrow=False, **place)
     if not figure.data:
