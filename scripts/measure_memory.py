@@ -67,7 +67,7 @@ def watch(command: list[str], pause: float = 0.1) -> tuple[int, float]:
     """
     import psutil
 
-    def held(process: psutil.Process) -> int:
+    def measure_held(process: psutil.Process) -> int:
         try:  # the kernel's own total: psutil would add up thousands of lines
             text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
             return 1024 * int(re.search(r"^Pss: +(\d+)", text, re.MULTILINE)[1])
@@ -82,7 +82,7 @@ def watch(command: list[str], pause: float = 0.1) -> tuple[int, float]:
                 processes = [root, *root.children(recursive=True)]
             except psutil.Error:
                 break
-            peak_bytes = max(peak_bytes, sum(map(held, processes)))
+            peak_bytes = max(peak_bytes, sum(map(measure_held, processes)))
             time.sleep(pause)
     if started.returncode:
         raise RuntimeError(f"{command[1]} failed with exit status {started.returncode}")

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import grimp
 import jupytext
 import pytest
 import yaml
@@ -63,6 +64,17 @@ def test_conda_takes_both_lists_and_has_none_of_its_own():
     assert pip == ["--constraint constraints.txt", "--editable .[dev]"]
     others = {re.split(r"[<>=]", entry)[0] for entry in environment["dependencies"] if isinstance(entry, str)}
     assert others == {"python", "make", "pip"}
+
+
+def test_measure_and_models_and_all_that_they_import_need_only_what_a_bare_gpu_node_has():
+    """torch and transformers, what transformers itself needs, and the driver's own library."""
+    graph = grimp.build_graph(
+        "nucleoscope", include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
+    )
+    own = {name for name in graph.modules if re.match(r"nucleoscope\.(measure|models)\b", name)}
+    found = own.union(*map(graph.find_upstream_modules, own))
+    packages = {name for name in found if not name.startswith("nucleoscope")} - sys.stdlib_module_names
+    assert packages == {"torch", "transformers", "tokenizers", "huggingface_hub", "tqdm", "pynvml"}
 
 
 def test_rooms_import_from_lower_floors_only():

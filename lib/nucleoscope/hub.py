@@ -229,11 +229,11 @@ def _find_damage(folder: Path, name: str, error: Exception) -> ValueError | None
 def _explain_by_hub(name: str, links: list[BaseException], revision: str | None) -> Exception | None:
     """The error explained as a problem with the Hub or the connection to it, or None if it is something else."""
 
-    def first(*kinds: type) -> Any:
+    def find_first(*kinds: type) -> Any:
         return next((link for link in links if isinstance(link, kinds)), None)
 
     tried = f"tried the packaged model {PACKAGED}, a .gguf file, a folder and {format_page(name)}"
-    refusal = first(HfHubHTTPError)
+    refusal = find_first(HfHubHTTPError)
     if isinstance(refusal, GatedRepoError):
         return PermissionError(
             f"model '{name}' is gated: ask for access at {format_page(name)}, then run `hf auth login` or set HF_TOKEN"
@@ -263,7 +263,9 @@ def _explain_by_hub(name: str, links: list[BaseException], revision: str | None)
             f"model '{name}'{at} is not on this machine, and {reason}{_explain_connection(links[-1])}{looked}; check "
             "the name, or run scripts/prefetch.py on a machine that can reach the Hub"
         )
-    broken = first(httpx.TransportError) or next((link for link in links if "Consistency check" in str(link)), None)
+    broken = find_first(httpx.TransportError) or next(
+        (link for link in links if "Consistency check" in str(link)), None
+    )
     if broken is not None:
         return ConnectionError(
             f"the download of model '{name}' was interrupted ({type(broken).__name__}: {shorten(broken)}): "

@@ -46,6 +46,27 @@ def test_imports_inside_functions_short_names_and_files_that_are_not_python_coun
     assert not {"explorer.js", "fits.py", "prompts.py", "math.jsonl"} & found
 
 
+STRIP = {"card.js", "card.css", "strip.js", "strip.css"}
+TEXTS = STRIP | {"menu.js", "menu.css", "texts.js"}
+TREES = {"fork.css", "card.js", "card.css"}  # those of cards only since `assets`, which also reads fork.css, names them
+DRAWN = {
+    **{"run": TEXTS, "index": STRIP, "twelve": STRIP, "two_texts": STRIP, "choice": TREES, "branches": TREES},
+    "explore": TEXTS | {"explorer.js", "explorer.css", "field.js", "field.css", "prompt_menu.js"},
+}
+
+
+@pytest.mark.parametrize("name", [*NOTEBOOKS, "explore"])
+def test_the_scripts_and_styles_that_a_notebook_is_made_from_are_those_that_it_draws_with(name):
+    found = {Path(path) for path in dependencies.list_dependencies(ROOT / f"notebooks/{name}.py")}
+    assert {path.name for path in found if path.parent.name == "static"} == DRAWN.get(name, set())
+
+
+def test_every_file_that_is_not_python_belongs_to_a_module():
+    owners = dependencies._read_data_files()
+    assert {path.name for path in owners} >= TEXTS | TREES | {"math.jsonl", "published_correlations.csv", "book.css"}
+    assert [path for path, modules in owners.items() if not modules] == []
+
+
 def test_an_import_for_type_checking_only_does_not_count(tmp_path):
     notebook = tmp_path / "mine.py"
     notebook.write_text("from nucleoscope.workflow import status\n")
@@ -235,7 +256,9 @@ def test_nothing_is_planned_after_a_finished_grid(project):
         ("notebooks/measure.py", {"measure"}),
         ("notebooks/twelve.py", {"twelve"}),
         ("lib/nucleoscope/stats/calibration.py", {"two_texts"}),
-        ("lib/nucleoscope/views/static/strip.js", {"page", "two_texts", "twelve", "index", "choice"}),
+        ("lib/nucleoscope/views/static/strip.js", {"page", "two_texts", "twelve", "index"}),
+        ("lib/nucleoscope/views/static/texts.js", {"page"}),
+        ("lib/nucleoscope/views/static/fork.css", {"choice"}),
         ("lib/nucleoscope/measure/batching.py", {"measure"}),
         ("lib/nucleoscope/models/loading.py", {"measure"}),
         ("lib/nucleoscope/models/tokenizers.py", {"measure", "page", "two_texts", "twelve", "index", "choice"}),

@@ -150,7 +150,7 @@ print(json.dumps([availability.find_unavailable(runs), sorted(set(sys.argv[1:]) 
     found, imported = json.loads(done.stdout)
     assert imported == []
     assert list(found) == ["gsm8k", "xsum", "packaged"]
-    assert "cannot load data set xsum (HF_HUB_OFFLINE is set" in found["packaged"]
+    assert "cannot load data set xsum (HF_HUB_OFFLINE is set" in found["packaged"][0]
 
 
 def test_prefetching_is_refused_without_slow_imports(tmp_path):

@@ -254,16 +254,16 @@ def compute_explainable(x: np.ndarray, y: np.ndarray) -> float:
     knots = np.r_[[x.min()] * 4, inner, [x.max()] * 4]
     starts = range(0, len(x), ROWS)
 
-    def design(start: int) -> np.ndarray:
+    def build_design(start: int) -> np.ndarray:
         return BSpline.design_matrix(x[start : start + ROWS], knots, 3).toarray()
 
     if len(starts) == 1:
-        solution = np.linalg.lstsq(design(0), y)[0]
+        solution = np.linalg.lstsq(build_design(0), y)[0]
     else:  # the R factors of the parts' QR decompositions have the same solution as all rows
-        triangles = [np.linalg.qr(np.c_[design(start), y[start : start + ROWS]], "r") for start in starts]
+        triangles = [np.linalg.qr(np.c_[build_design(start), y[start : start + ROWS]], "r") for start in starts]
         small = np.concatenate(triangles)
         solution = np.linalg.lstsq(small[:, :-1], small[:, -1])[0]
-    left = y - np.concatenate([design(start) @ solution for start in starts])
+    left = y - np.concatenate([build_design(start) @ solution for start in starts])
     return float(1 - left.var() / y.var())
 
 

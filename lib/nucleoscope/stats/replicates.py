@@ -41,7 +41,7 @@ class Estimate:
         changed = {kind: function(values) for kind, values in self.without.items()}
         return Estimate(float(function(self.value)), changed, self.defined)
 
-    def to_z(self) -> "Estimate":
+    def convert_to_z(self) -> "Estimate":
         """Fisher's z of a coefficient."""
         return self.transform(lambda r: np.arctanh(np.clip(r, -NEAREST_ONE, NEAREST_ONE)))
 
@@ -53,7 +53,7 @@ class Estimate:
 
         The variances of the kinds of groups are added. A ``correlation`` is transformed by Fisher's z and back.
         """
-        found = self.to_z() if correlation else self
+        found = self.convert_to_z() if correlation else self
         variance, degrees = 0.0, 0
         for values in found.without.values():
             used = values[~np.isnan(values)]
@@ -86,7 +86,7 @@ def compute_mean(estimates: Sequence[Estimate]) -> Estimate:
 
 def pool(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of some runs' coefficients on the scale of Fisher's z, as a coefficient."""
-    return compute_mean([estimate.to_z() for estimate in estimates]).transform(np.tanh)
+    return compute_mean([estimate.convert_to_z() for estimate in estimates]).transform(np.tanh)
 
 
 def _combine(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:

@@ -2,7 +2,7 @@
 
 Contract: nothing is executed. Imports are read from the source, inside functions too, and followed
 through the package by grimp; imports for type checking only do not count. A file that is not Python
-(a style sheet, a table) belongs to the modules of its room that name it. Importing this is quick.
+(a style sheet, a table) belongs to the modules whose code names it. Importing this is quick.
 """
 
 import ast
@@ -60,18 +60,32 @@ def _read_imports(notebook: Path) -> Iterator[str]:
 
 @functools.cache
 def _read_data_files() -> dict[Path, set[str]]:
-    """The package's files that are not Python, and the modules of the same room whose source names them.
+    """The package's files that are not Python, and the modules whose code has the name of one as a text.
 
-    A file in a folder of the room (``static/strip.js``) is named by the folder.
+    Where none does, because a module reads whatever is in a folder, it is those of the room that name the folder.
     """
+    texts = {path: set(_list_texts(path)) for path in PACKAGE.rglob("*.py")}
     owners = {}
     for path in PACKAGE.rglob("*"):
         place = path.relative_to(PACKAGE).parts
         if path.is_file() and path.suffix != ".py" and "__pycache__" not in place:
-            sources = (PACKAGE / place[0]).glob("*.py")
-            room = f"nucleoscope.{place[0]}"
-            owners[path] = {f"{room}.{source.stem}" for source in sources if place[1] in source.read_text("utf-8")}
+            named = {source for source, found in texts.items() if path.name in found}
+            room = {source for source, found in texts.items() if source.is_relative_to(PACKAGE / place[0])}
+            owners[path] = {
+                _name_module(source) for source in named or {each for each in room if place[1] in texts[each]}
+            }
     return owners
+
+
+def _list_texts(source: Path) -> Iterator[str]:
+    """The texts in a module's code; docstrings are sentences, which are never the name of a file alone."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"), str(source))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def _name_module(source: Path) -> str:
+    return ".".join(("nucleoscope", *source.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
 
 
 def _find_file(module: str) -> Path:
