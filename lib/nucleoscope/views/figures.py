@@ -316,7 +316,8 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         )
     if few:
         which = "Points are" if few == len(figure.data) else "Where a run has points, they are"
-        text = f"{which} single tokens:<br>no two bins have the {least} that a median needs"  # a phone has room for this much
+        # a phone has room for this much
+        text = f"{which} single tokens:<br>no two bins have the {least} that a median needs"
         place = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
         figure.add_annotation(text=text, align="left", showarrow=False, **place)
     if not figure.data:
