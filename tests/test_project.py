@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -75,6 +76,24 @@ def test_measure_and_models_and_all_that_they_import_need_only_what_a_bare_gpu_n
     found = own.union(*map(graph.find_upstream_modules, own))
     packages = {name for name in found if not name.startswith("nucleoscope")} - sys.stdlib_module_names
     assert packages == {"torch", "transformers", "tokenizers", "huggingface_hub", "tqdm", "pynvml"}
+
+
+def test_the_guide_sends_users_of_conda_to_copies_of_the_notebooks_too(tmp_path):
+    (line,) = re.findall("^make lab .*$", (ROOT / "book/use/install.md").read_text(), re.MULTILINE)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):  # as in a copy without an environment of its own
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/explore.py").write_text("1")
+    program = tmp_path / "conda/bin/jupyter"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "started $@"\n')
+    program.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "CONDA_PREFIX": str(tmp_path / "conda")}
+    done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "scratch/explore.py").read_text() == "1"
+    assert re.search("^started lab .*scratch/explore.py", done.stdout, re.MULTILINE)
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_rooms_import_from_lower_floors_only():

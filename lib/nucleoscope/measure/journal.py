@@ -77,7 +77,7 @@ class Journal:
 
 
 def pack_steps(steps: Sequence[Drawn], columns: list[str], layout: Layout | None = None) -> dict[str, Any]:
-    """The tensors of ``steps`` as a part holds them, on the host; ``layout`` is that of their variants."""
+    """The tensors of ``steps`` as they are in a part, on the host; ``layout`` is that of their variants."""
     nuclei = [step.candidates for step in steps]
     variants = {"variants": None}
     if layout is not None:

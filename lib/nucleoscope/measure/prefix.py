@@ -1,6 +1,6 @@
 """The beginning that all prompts of a run share (a system prompt, a chat header, examples), read once.
 
-Contract: this module holds what was read and finds what is shared; `decoding.read_prefix` reads it, `decoding` and
+Contract: this module keeps what was read and finds what is shared; `decoding.read_prefix` reads it, `decoding` and
 `scoring` put it before the rest of each prompt, and `checking` finds out whether that is right for a model.
 """
 

@@ -6,7 +6,7 @@ or tables.
 
 Decay and bump are h g(b x) + c with one number b that is not linear. For every b the best h and c are known, so the
 error is a function of b alone (variable projection: Golub and Pereyra 1973): a grid finds where it is least, and
-golden-section search goes on from there, for all resamples at once (`fit_each`). No starting values are needed, and no
+golden-section search continues there, for all resamples at once (`fit_each`). No starting values are needed, and no
 local minimum of the grid's width or more is missed.
 """
 

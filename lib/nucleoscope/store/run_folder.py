@@ -102,7 +102,7 @@ class RunFolder(Locked):
 
     ``settings`` are the parameters and identities that decide what is measured; one that an older run did
     not know counts as `settings.fill_defaults` says. Opening writes nothing. It raises FileExistsError
-    when the folder holds results or batches made with other settings; ``overwrite`` lets `finish`
+    if the folder contains results or batches with other settings; ``overwrite`` lets `finish`
     replace those instead, except another model's or data set's. ``finished`` is true when the
     results with these settings are there. ``requested`` is the number of prompts that were asked for, of
     which a short data set has fewer; run.json has it, so that the same request finds the results complete.

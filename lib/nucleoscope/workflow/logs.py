@@ -155,7 +155,7 @@ def _copy(source: IO[bytes], target: IO[bytes], lines: _Lines) -> None:
     """Copies all of ``source`` to ``target``, and line by line to the log."""
     rest, written = b"", time.monotonic()
     while chunk := source.read1(65536):
-        with contextlib.suppress(OSError):  # nobody reads it any more, or its disk is full; the log goes on
+        with contextlib.suppress(OSError):  # nobody reads it any more, or its disk is full; the log continues
             target.write(chunk)
             target.flush()
         *whole, rest = (rest + chunk).split(b"\n")
