@@ -63,7 +63,7 @@ Markdown(made_of_text.describe_left_out(runs, missing))
 
 # %%
 curve, tests = specification.compute_specifications(runs, seed, jobs=None)
-made_of_figures.plot_over_top_p(curve, csv="specification.csv")
+made_of_figures.plot_over_top_p(curve, csv="specification.csv") if runs else Markdown(tables.NOTHING_YET)
 
 # %%
 varied = made_of_text.explain_varied(curve)

@@ -83,9 +83,9 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
     [
         ({"modles": ["a"]}, "the grid: unknown setting 'modles'"),
         ({"models": None}, "models is missing: it must be a list of names"),
-        ({"datasets": []}, "datasets is missing"),
+        ({"datasets": []}, "datasets is an empty list: name at least one data set"),
         ({"results_dir": None}, "results_dir is missing"),
-        ({"models": ["a", {"name": "a", "seed": 1}]}, "'a' on 'b' is listed twice: remove one"),
+        ({"models": ["a", {"name": "a", "seed": 1}]}, "'a' is listed twice in models: remove one"),
         (
             {"models": ["x/a", "y/a"]},
             "'x/a' on 'b' and 'y/a' on 'b' have the same short name and therefore the same folder r/b/a",
@@ -109,8 +109,8 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             {"parameters": {"n_prompts": "many"}},
             "parameters: n_prompts is 'many': it must be a whole number from 1 to 1,000,000,000",
         ),
-        ({"parameters": {"trust_remote_code": 1}}, "trust_remote_code is 1: it must be True or False"),
-        ({"parameters": ["n_prompts"]}, "parameters must be a mapping with keys among mode, text_column"),
+        ({"parameters": {"trust_remote_code": 1}}, "trust_remote_code is 1: it must be true or false"),
+        ({"parameters": ["n_prompts"]}, "parameters is ['n_prompts']: it must be a mapping of settings to values"),
         (
             {"models": [{"name": "a", "gpus": -1}]},
             "'a' in models: gpus is -1: it must be a whole number from 0 to 10,000",
@@ -167,7 +167,10 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ),
         ({"resources": {"gpus": [1, 2]}}, "resources: gpus is [1, 2]: it must be a whole number from 0 to 10,000"),
         ({"results_dir": ["a", "b"]}, "results_dir is ['a', 'b']: it must be text"),
-        ({"parameters": {"named_settings": "top_p"}}, "parameters: unknown setting 'named_settings'"),
+        (
+            {"parameters": {"named_settings": "top_p"}},
+            "parameters: 'named_settings' cannot be set in a grid: list several",
+        ),
         ({"models": ["a@top_p=0.9"]}, "the model's name 'a@top_p=0.9' would be read as 'a' with top_p 0.9: rename"),
         ({"analyses": {"resample": 5}}, "analyses: unknown setting 'resample'"),
         ({"analyses": {"resamples": 20}}, "analyses: resamples is 20: it must be a whole number from 100 to 1,000,000"),
@@ -187,9 +190,9 @@ def test_a_wrong_grid_is_named_in_one_line(tmp_path, change, message):
     ("text", "message"),
     [
         ("results_dir: r\nmodels: [a]\nmodels: [b]\n", "line 3: duplicate key 'models'"),
-        ("models: [a\n", "line 2: expected ',' or ']'"),
-        ("", "a grid must be a mapping with the keys results_dir"),
-        ("- a\n", "a grid must be a mapping with the keys results_dir"),
+        ("models: [a\n", "line 1: a [ is not closed"),
+        ("", "the grid is empty: it needs results_dir, models and datasets"),
+        ("- a\n", "a grid must be a mapping that has results_dir, models and datasets"),
     ],
 )
 def test_what_is_no_grid_is_named_in_one_line(tmp_path, text, message):
@@ -201,7 +204,10 @@ def test_what_is_no_grid_is_named_in_one_line(tmp_path, text, message):
 
 
 def test_a_grid_that_is_not_there_is_named_in_one_line(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"^grid '.*none\.yml' cannot be read: No such file or directory$"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"^grid '.*none\.yml' does not exist: give a YAML file, such as scripts/grids/default\.yml$",
+    ):
         grid.load(tmp_path / "none.yml")
 
 
@@ -895,12 +901,14 @@ def test_make_says_in_one_line_that_a_grid_is_missing(target, tmp_path):
     command = ["make", "--assume-old=.venv/.ready", target, f"GRID={missing}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
-    assert done.stderr.splitlines()[0] == f"error: grid '{missing}' cannot be read: No such file or directory"
+    assert done.stderr.splitlines()[0] == (
+        f"error: grid '{missing}' does not exist: give a YAML file, such as scripts/grids/default.yml"
+    )
     assert "Traceback" not in done.stderr
     missing.write_bytes(b"models: [\xff]")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
-    assert done.stderr.splitlines()[0] == f"error: '{missing}': not UTF-8 text"
+    assert done.stderr.splitlines()[0] == f"error: '{missing}': not UTF-8 text: save the file as UTF-8"
     assert "Traceback" not in done.stderr
 
 
