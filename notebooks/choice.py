@@ -42,7 +42,7 @@ Markdown(choice_text.describe_runs(runs, problems, results_dir))
 Markdown(choice_text.describe_answer(coefficients) if runs else tables.NOTHING_YET)
 
 # %%
-choice_figures.plot_coefficients(coefficients)
+choice_figures.plot_coefficients(coefficients) if runs else None
 
 # %% [markdown]
 # A point is Spearman's coefficient with its 95 % interval over texts. *All points* compares branch points; *given k and

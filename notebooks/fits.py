@@ -84,8 +84,8 @@ tables.show(tables.format_parameters(statistics, "unimodal", {"a": 2, "b": 2, "c
 # %% [markdown]
 # *before peak* is the share of the tokens left of the peak. A note says if a fit ended on a bound, and how many
 # resamples do not determine the parameters, because their curve is flat, a straight line, or different from its level
-# in the first bin alone. What could grow without limit there is infinite (∞). Rows with the model *(random effects)*
-# are means over the models of a data set.
+# in the first bin alone. What could grow without limit there is infinite (∞), and what could become arbitrarily small is
+# 0. Rows with the model *(random effects)* are means over the models of a data set.
 
 # %% [markdown]
 # ## Does it rise first?

@@ -43,7 +43,7 @@ Markdown(made_of_text.describe_answer(curve, usual) if len(curve) else tables.de
 # [measure your own model](/use/run-one-model.md).
 
 # %% tags=["remove-input"]
-made_of_figures.plot_over_top_p(curve, made_of_figures.FRONT, ["Spearman"])
+made_of_figures.plot_over_top_p(curve, made_of_figures.FRONT, ["Spearman"]) if len(curve) else None
 
 # %% tags=["remove-input"]
 gaps = tables.describe_gaps(results_dir, measured)

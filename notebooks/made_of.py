@@ -94,7 +94,7 @@ Markdown(made_of_text.describe_over_top_p(curve))
 
 # %%
 null_statistics = null_models.compute_null_statistics(runs, jobs=None)
-made_of_figures.plot_nulls(null_statistics, csv="null_stats.csv", usual=usual)
+made_of_figures.plot_nulls(null_statistics, csv="null_stats.csv", usual=usual) if runs else None
 
 # %% [markdown]
 # If a null model has the coefficient of the measurements, what it preserves is enough to produce that coefficient.
@@ -117,7 +117,7 @@ Markdown(
 
 # %%
 ladder, pairs = explained.compute_explained(runs, resamples, seed, jobs=None)
-made_of_figures.plot_ladder(ladder, csv="explained.csv")
+made_of_figures.plot_ladder(ladder, csv="explained.csv") if runs else None
 
 # %%
 Markdown(made_of_text.describe_ladder(ladder))
@@ -137,7 +137,7 @@ tables.show(tables.format_covariance(pairs)) if len(pairs) else None
 # sorted by coefficient. Below each coefficient are the choices that it comes from, and pointing at it names them.
 
 # %%
-made_of_figures.plot_specifications(curve, csv="specification.csv")
+made_of_figures.plot_specifications(curve, csv="specification.csv") if runs else None
 
 # %%
 Markdown(made_of_text.describe_specifications(tests))

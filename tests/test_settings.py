@@ -65,6 +65,11 @@ def test_a_second_pass_reads_every_setting_of_its_run():
     }  # fmt: skip
 
 
+def test_a_second_pass_says_that_a_wrong_setting_is_in_the_file_of_the_run():
+    with pytest.raises(ValueError, match=r"^run\.json: dtype is 'mixed': it must be auto, float32"):
+        context.read_settings({"settings": {"dtype": "mixed"}})
+
+
 def test_a_setting_that_a_run_does_not_record_has_its_default_in_a_second_pass():
     assert context.read_settings({"settings": {"max_tokens": 5}}) == settings.Settings(max_tokens=5)
     assert branching.combine_settings({"settings": {}}, settings.Settings(top_p=0.5, seed=3)) == settings.Settings()

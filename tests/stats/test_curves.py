@@ -103,7 +103,7 @@ def test_a_line_that_falls_is_a_decay_on_a_bound_and_one_that_rises_is_none():
     ("kind", "y", "expected"),
     [
         ("decay", -X, {"a": np.inf, "b": 0, "c": -np.inf}),  # a line
-        ("unimodal", X, {"b": 0, "peak": np.inf}),
+        ("unimodal", 0.3 + 0.02 * X, {"a": 0.02, "b": 0, "c": 0.3, "peak": np.inf}),
         ("decay", X, {"a": 0, "b": np.nan}),  # no height
         ("unimodal", np.full(50, 0.25), {"a": 0, "b": np.nan, "c": 0.25, "peak": np.nan}),
         ("decay", np.arange(50) == 0, {"a": np.inf, "b": np.inf, "c": 0}),  # the first median alone is high

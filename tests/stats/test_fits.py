@@ -678,6 +678,31 @@ def test_a_data_set_of_two_models_has_their_mean_with_random_effects():
     assert (rows["tokens"], rows["prompts"]) == (each["tokens"].sum(), 60)
 
 
+def test_a_mean_over_models_leaves_out_curves_that_are_not_determined_and_says_so():
+    tables = {
+        (name, "d"): draw_curved(lambda x: 0.4 * x * np.exp(-x) + 0.3, seed, model=name, dataset="d")
+        for seed, name in enumerate("lmn")
+    }
+    frame = fits.fit_all(tables, resamples=20)
+    frame = frame[frame["Model"].isin(list("lmn")) & (frame["Dataset"] == "d")].reset_index(drop=True)
+    (whole,) = fits._combine_models(frame)
+    bump = (frame["Model"] == "l") & (frame["Curve"] == "unimodal")
+    free = (frame["Model"] == "l") & (frame["Curve"] == "free")
+    frame.loc[bump, "a high"] = np.inf
+    frame.loc[free, ["rise", "rise low", "rise high"]] = [0, np.nan, np.nan]
+    (means,) = fits._combine_models(frame)
+    (others,) = fits._combine_models(frame[frame["Model"] != "l"])
+    found, both = (select_bins(each).loc["unimodal"] for each in (means, others))
+    for name in ("a", "b", "c", "peak"):
+        assert found[name] == pytest.approx(both[name])
+    assert found["note"] == "without 1 model whose parameters are not determined"
+    assert select_bins(whole).loc["unimodal", "note"] == ""
+    rise = select_bins(means).loc["free"]
+    assert np.isnan(rise["rise"])
+    assert rise["note"] == "no mean rise: in 1 model nothing rises"
+    assert np.isfinite(select_bins(whole).loc["free", "rise"])
+
+
 def test_pools_are_of_runs_with_the_same_values_of_a_setting():
     names = ["m@top_p=0.9", "m@top_p=0.95", "n@top_p=0.9", "n@top_p=0.95"]
     tables = create_runs(*((name, "a") for name in names), ("m@top_p=0.9", "b"))

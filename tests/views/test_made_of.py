@@ -253,7 +253,7 @@ def test_what_entropy_adds_is_said_for_each_outcome():
     assert "negative" not in made_of_text.describe_ladder(poor)
     said = made_of_text.describe_ladder(poor.assign(R2=poor["R2"] - 0.5))
     assert "explains −50 % of" in said
-    assert "Where a share is negative, the prediction is worse than the mean of all tokens." in said
+    assert "Where a share is negative, always predicting the mean would be better." in said
 
 
 def test_a_ratio_names_the_coefficient_that_it_is_of_if_only_a_sample_was_compared():

@@ -96,8 +96,8 @@ def test_a_csv_has_as_many_digits_as_the_precision_of_its_numbers():
     exact = np.array([0.1, -0.7, np.nan])
     frame = pd.DataFrame({kind.__name__: exact.astype(kind) for kind in (np.float16, np.float32, np.float64)})
     frame["stored"] = exact.astype(np.float32).astype(np.float64)
-    frame["count"] = [123456792.0, 1.0, np.nan]
-    assert tables.format_csv(frame).splitlines()[1:] == ["0.1,0.1,0.1,0.1,123456792", "-0.7,-0.7,-0.7,-0.7,1", ",,,,"]
+    frame["count"] = [1234567.0, 1.0, np.nan]
+    assert tables.format_csv(frame).splitlines()[1:] == ["0.1,0.1,0.1,0.1,1234567", "-0.7,-0.7,-0.7,-0.7,1", ",,,,"]
     thirds = pd.DataFrame({kind.__name__: np.array([1 / 3], kind) for kind in (np.float16, np.float32, np.float64)})
     assert tables.format_csv(thirds).splitlines()[1] == "0.3333,0.33333334,0.3333333333"
 

@@ -717,5 +717,11 @@ def complete_context(
 
 
 def read_settings(info: Mapping[str, Any]) -> Settings:
-    """All settings in a run.json; one that did not exist when it was written has its default."""
-    return Settings.collect(info["settings"])
+    """All settings in a run.json; one that did not exist when it was written has its default.
+
+    ValueError, in one line, for one that is not allowed.
+    """
+    try:
+        return Settings.collect(info["settings"])
+    except ValueError as error:
+        raise ValueError(f"run.json: {error}") from None

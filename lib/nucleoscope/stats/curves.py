@@ -81,9 +81,9 @@ def fit_each(kind: str, x: Array, y: Array, w: Array) -> dict[str, Array]:
     """The parameters of the curves of this kind that are closest to each of B rows of medians.
 
     x: (bins,); y, w: (B, bins), with w = 0 and any y, also NaN, where a bin is empty. Returns arrays (B,): the
-    parameters by name; the peak of bump and free curve; the height of decay and bump, and whether "a on a bound" and
-    "b on a bound". A height is at least 0, and 1 / b is between a tenth of the narrowest distance of
-    two centers and ten times the last one.
+    parameters by name; the peak of bump and free curve; the slope and level of the line that a bump with a very small b
+    becomes; the height of decay and bump, and whether "a on a bound" and "b on a bound". A height is at least 0, and
+    1 / b is between a tenth of the narrowest distance of two centers and ten times the last one.
     """
     y = np.where(w > 0, y, 0.0)
     if kind == "constant":
@@ -104,7 +104,8 @@ def fit_each(kind: str, x: Array, y: Array, w: Array) -> dict[str, Array]:
     )  # without height, b is moot
     found = {"a": height, "b": b, "c": c, "height": height, "a on a bound": height <= 0, "b on a bound": on_bound}
     if kind == "unimodal":
-        found |= {"a": height * b * np.e, "peak": 1 / b}
+        _, slope, level = _project(np.broadcast_to(x, y.shape), y, w, least=0)
+        found |= {"a": height * b * np.e, "peak": 1 / b, "slope": slope, "level": level}
     return found
 
 
@@ -123,10 +124,13 @@ def find_limits(kind: str, x: Array, found: dict[str, Array]) -> tuple[dict[str,
     slow = ~flat & (b * x[-1] < 0.1 * (1 + NEAR))
     first, second = (shape(b * at) for at in x[:2])
     fast = ~flat & (second < SPIKE * first)
-    grows = fast if kind == "unimodal" else fast | slow  # the slope of a long bump is known
-    ends = {"a": [(flat, 0.0), (grows, np.inf)], "b": [(flat, np.nan), (slow, 0.0), (fast, np.inf)]}
-    ends |= {"c": [(slow, -np.inf)] if kind == "decay" else []}
-    ends |= {"peak": [(flat, np.nan), (slow, np.inf), (fast, 0.0)]}
+    slope, level = (found["slope"], found["level"]) if kind == "unimodal" else (np.inf, -np.inf)
+    ends = {
+        "a": [(flat, 0.0), (slow, slope), (fast, np.inf)],
+        "b": [(flat, np.nan), (slow, 0.0), (fast, np.inf)],
+        "c": [(slow, level)],
+        "peak": [(flat, np.nan), (slow, np.inf), (fast, 0.0)],
+    }
     for name, replaced in ends.items():
         for where, value in replaced if name in limits else []:
             limits[name] = np.where(where, value, limits[name])

@@ -36,6 +36,7 @@ from nucleoscope.wording import count
 
 POOLED = "(all)"  # replaces the model or data set in the rows of a pool; not a valid name of either
 PARAMETERS = ("a", "b", "c")
+ENDS = ("", " low", " high")  # of a column and the bounds of its interval
 BINS = (bootstrap.WIDTH, bootstrap.TOKENS)  # what bins have in common
 NEED = 160  # maximum bytes per token in `fit`, without the counts of the resamples
 Tables = Mapping[tuple[str, str], pd.DataFrame]
@@ -115,14 +116,28 @@ def _combine_models(frame: pd.DataFrame) -> list[pd.DataFrame]:
     for (_, *_, equal, curve), part in runs.groupby(["Dataset", *varied, "Bins", "Curve"], sort=False, dropna=False):
         row = merge_heads(list_heads(part), Model=RANDOM) | {"Bins": equal, "Curve": curve, **_build_blank()}
         row |= {"formula": part["formula"].iloc[0], "tokens": part["tokens"].sum(), "prompts": part["prompts"].max()}
-        for name in (*PARAMETERS, "peak", "rise"):
-            bounds = part[f"{name} low"], part[f"{name} high"]
-            degrees = FOLDS - 1 if name == "rise" else np.inf
-            found = random_effects.combine(part[name], random_effects.compute_errors(*bounds, degrees))
-            row |= {name: found.mean, f"{name} low": found.low, f"{name} high": found.high}
+        # A model whose curve could be any of many would count by the parameters that happen to be known.
+        open_ended = np.isinf(part[[f"{name}{end}" for name in (*PARAMETERS, "peak") for end in ENDS]]).any(axis=1)
+        for name in (*PARAMETERS, "peak"):
+            row |= _combine(name, part[~open_ended])
+        unbounded = part["rise"].notna() & part["rise low"].isna()  # without those that do not rise, the mean would
+        row |= {} if unbounded.any() else _combine("rise", part, FOLDS - 1)
+        notes = []
+        if open_ended.any():
+            notes.append(f"without {count(open_ended.sum(), 'model')} whose parameters are not determined")
+        if unbounded.any():
+            notes.append(f"no mean rise: in {count(unbounded.sum(), 'model')} nothing rises")
+        row |= {"note": "; ".join(notes)}
         if np.isfinite([row[name] for name in (*PARAMETERS, "peak", "rise")]).any():
             rows.append(row)
     return [pd.DataFrame(rows)[[*frame.columns]].astype(frame.dtypes)] if rows else []
+
+
+def _combine(name: str, part: pd.DataFrame, degrees: float = np.inf) -> dict[str, float]:
+    """The mean over models of one column, with its bounds; ``degrees`` of freedom of the models' intervals."""
+    errors = random_effects.compute_errors(part[f"{name} low"], part[f"{name} high"], degrees)
+    found = random_effects.combine(part[name], errors)
+    return dict(zip((f"{name}{end}" for end in ENDS), (found.mean, found.low, found.high), strict=True))
 
 
 def _fit_group(runs: Tables, x: str, y: str, resamples: int, seed: int) -> pd.DataFrame:

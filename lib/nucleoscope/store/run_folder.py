@@ -63,10 +63,10 @@ def check(folder: Path, overwrite: bool = False) -> None:
         if (folder / name).is_dir():  # it could not be replaced at the end of the run
             raise IsADirectoryError(f"'{folder / name}' is a folder: move it out of the way")
     if (folder / RUN_INFO).is_file():
-        read_settings(folder)
+        read_recorded(folder)
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_recorded(folder: Path) -> dict[str, Any]:
     """The settings in a run's run.json; ValueError, in one line, if it has none."""
     found = read_json(folder / RUN_INFO).get("settings")
     if not isinstance(found, dict):

@@ -188,13 +188,15 @@ def list_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Iterator[tup
     distances = (left[["entropy_rank", "cosine_rank"]] - 0.5).abs()
     left = left.iloc[np.lexsort((distances.sum(axis=1), distances.max(axis=1)))]
     texts = {place: list_texts(tables[key]) for place, key in enumerate(keys)}
-    firsts = {}  # of each run: its first token in a whole sentence, or else its first token, with its place
-    for place, (_, token) in enumerate(left.iterrows()):
-        whole = has_whole_sentence(texts[token["run"]].get(token["prompt"], []), token["step"])
-        if token["run"] not in firsts or (whole and firsts[token["run"]][0]):
-            firsts[token["run"]] = not whole, place, token
-    for _, _, token in sorted(firsts.values(), key=lambda first: first[:2]):
-        yield keys[token["run"]], token
+    firsts = []  # of each run: its first token in a whole sentence, or else its first token, by its place
+    for run in left["run"].unique() if tables else ():
+        places = np.flatnonzero(left["run"] == run)
+        steps = zip(places, left["prompt"].iloc[places], left["step"].iloc[places], strict=True)
+        whole = (place for place, prompt, step in steps if has_whole_sentence(texts[run].get(prompt, []), step))
+        chosen = next(whole, None)
+        firsts.append((True, places[0], run) if chosen is None else (False, chosen, run))
+    for _, place, run in sorted(firsts):
+        yield keys[run], left.iloc[place]
 
 
 def list_texts(table: pd.DataFrame) -> dict[int, list]:
@@ -224,7 +226,8 @@ def find_sentence(texts: Sequence[str], step: int, around: int = AROUND) -> tupl
 
 def has_whole_sentence(texts: Sequence[Any], step: int) -> bool:
     """Whether the sentence around a token has a beginning, and ends with a full stop or the like."""
-    if step >= len(texts) or not all(isinstance(text, str) for text in texts):
+    around = texts[max(step - AROUND - 1, 0) : step + AROUND + 2]
+    if step >= len(texts) or not all(isinstance(text, str) for text in around):
         return False
     first, last = find_sentence(texts, step)
     return (first == 0 or bool(ENDS.search(texts[first - 1]))) and bool(STOPS.search(texts[last - 1]))

@@ -291,7 +291,7 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
         f"entropy adds {_format_points(full['added'])} to that."
     )
     if (pd.concat((alone["R2"], base["R2"])) < 0).any():
-        text += " Where a share is negative, the prediction is worse than the mean of all tokens."
+        text += " Where a share is negative, always predicting the mean would be better."
     known = full[full["added low"].notna()]
     if known.empty:
         return f"{text} No interval could be computed."

@@ -74,9 +74,9 @@ def format_csv(frame: pd.DataFrame) -> str:
 def _shorten(values: np.ndarray) -> np.ndarray:
     """The numbers as float32 if all of them are: some quantities are float32 numbers in a column of float64.
 
-    Numbers from 2^24 may be counts, of which float32 has no shorter form.
+    Whole numbers may be counts, of which float32 has no shorter form.
     """
-    if values.itemsize < 8 or not (~np.isfinite(values) | (np.abs(values) < 2**24)).all():
+    if values.itemsize < 8 or (values[np.isfinite(values)] % 1 == 0).all():
         return values
     short = values.astype(np.float32)
     return short if np.array_equal(short, values, equal_nan=True) else values
@@ -491,23 +491,6 @@ def format_counts(tests: pd.DataFrame) -> pd.DataFrame:
     columns |= {"its median": _format_spans(tests, "median null", 3)}
     columns |= {"difference": _format_spans(tests, "difference", 3), "p": tests["median p"].round(2)}
     return pd.DataFrame(columns).set_index(list_run_columns(columns))
-
-
-def format_nulls(null_statistics: pd.DataFrame, statistic: str = "Spearman") -> pd.DataFrame:
-    """One coefficient of every null model for readers: value [interval], its ratio to the measurements', difference."""
-    rows = null_statistics[null_statistics[f"{statistic} r"].notna()]
-    columns = _format_head(rows) | {name: rows[name] for name in ("candidates", "geometry", "null", "tokens")}
-    columns[statistic] = _format_spans(rows, statistic, 2, f"{statistic} r")
-    columns["of measured"] = rows[f"{statistic} ratio"].map(format_percent)
-    columns["measured minus it"] = _format_spans(rows, f"{statistic} difference", 2)
-    return pd.DataFrame(columns).set_index(list_run_columns(columns))
-
-
-def format_ladder(explained: pd.DataFrame) -> pd.DataFrame:
-    """Explained variance for readers: R2 [interval] of every predictor, and what entropy adds."""
-    columns = _format_head(explained) | {name: explained[name] for name in ("geometry", "predictors", "tokens")}
-    columns |= {"R2": _format_spans(explained, "R2", 3), "entropy adds": _format_spans(explained, "added", 4)}
-    return _add_notes(columns, explained["note"])
 
 
 def compare_curves(fits: pd.DataFrame, number: str, digits: int) -> pd.DataFrame:
