@@ -448,6 +448,19 @@ def test_one_poor_run_does_not_touch_the_others():
     assert frame[frame["Model"] == "n"]["note"].str.contains("fewer than three").all()
 
 
+def test_a_curve_that_the_data_do_not_determine_is_said_to_be(monkeypatch):
+    whole = curves.find_limits
+
+    def limit(kind, x, found):  # the data alone
+        limits, determined = whole(kind, x, found)
+        return (limits | {"a": np.array([np.inf])}, np.array([False])) if len(determined) == 1 else (limits, determined)
+
+    monkeypatch.setattr(curves, "find_limits", limit)
+    row = fit_run(plant("unimodal")).loc["unimodal"]
+    assert row["a"] == np.inf
+    assert row["note"] == "the medians do not determine its parameters"
+
+
 # Small and awkward runs
 
 

@@ -122,7 +122,9 @@ class Sample:
         row |= {"R2 (medians)": 1 - left / total if total else np.nan, "held-out error": error}
         if not refused:
             notes.append(self._locate(curve))
-            found, doubtful = self._compute_parameters(kind, curve)
+            found, determined, doubtful = self._compute_parameters(kind, curve)
+            if not determined and not curve.note:
+                notes.append("the medians do not determine its parameters")
             row |= found | self._fit_linear(curve(self.x))
             resamples = len(self.drawn[0])
             if doubtful > 0.05 * resamples and not curve.note:
@@ -156,14 +158,15 @@ class Sample:
             return curves.Fit(lambda at: np.full(at.shape, np.nan), 0)
         return curves.fit(kind, self.bins.centers[used], values[used], weights[used])
 
-    def _compute_parameters(self, kind: str, curve: curves.Fit) -> tuple[dict[str, float], int]:
-        """Parameters and peak with their intervals, from the fits to all resamples; how many do not determine them.
+    def _compute_parameters(self, kind: str, curve: curves.Fit) -> tuple[dict[str, float], bool, int]:
+        """Parameters and peak with their intervals, from the fits to all resamples.
 
-        What the medians do not determine is what it tends to (`curves.find_limits`), in the data and in resamples.
+        Also whether the data determine them, and how many resamples do not. What the medians do not determine is what
+        it tends to (`curves.find_limits`), in the data and in resamples.
         """
         names = [*curve.parameters, *([] if np.isnan(curve.peak) else ["peak"])]
         if not names:
-            return {}, 0
+            return {}, True, 0
         used = self.data[0] > 0
 
         def fit_all(weights: np.ndarray, medians: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -177,14 +180,14 @@ class Sample:
         values, determined = np.full((len(weights), len(names)), np.nan), np.zeros(len(weights), dtype=bool)
         if enough.any():
             values[enough], determined[enough] = fit_all(weights[enough], medians[enough])
-        own = fit_all(*(each[None] for each in self.data))[0][0]
-        columns = zip(names, own, *bootstrap.compute_interval(values), strict=True)
+        own, known = fit_all(*(each[None] for each in self.data))
+        columns = zip(names, own[0], *bootstrap.compute_interval(values), strict=True)
         bounded = {
             f"{name}{part}": float(value)
             for name, middle, low, high in columns
             for part, value in (("", middle), (" low", low), (" high", high))
         }
-        return bounded, int((~determined).sum())
+        return bounded, bool(known[0]), int((~determined).sum())
 
     def compute_rise(self) -> dict[str, float]:
         """How much cosine rises before it falls, and a 95 % interval; missing if too few tokens show it.
