@@ -82,13 +82,13 @@ def create_parser() -> command_line.Parser:
         "repeats",
         1,
         default=3,
-        help="number of alternating runs of (c) and (d), with and without variants, or of pairs",
+        help="how often (c) and (d), or runs with and without variants, alternate; with --against, the number of pairs",
     )
     options.add_whole_number("kernel_rows", 1, default=32, help="number of rows of the synthetic logits")
     options.add_argument(
         "--only",
         default=PARTS,
-        help="parts to run: any of the letters a, b, c, d, k for the nucleus and cosine steps, and v for variants",
+        help="parts to run: any of the letters a, b, c, d (see above), k (nucleus and cosine steps) and v (variants)",
     )
     return options
 

@@ -34,7 +34,8 @@ def create_parser() -> Parser:
     options.add_argument(
         "--if_missing",
         action="store_true",
-        help="skip measure.py if results with these settings are complete, and the other notebooks if there are none",
+        help="skip measure.py if complete results with these settings exist; skip the other notebooks if there are no "
+        "results",
     )
     return options
 

@@ -874,6 +874,8 @@ def test_a_date_that_does_not_exist_is_the_fault_of_its_setting(tmp_path):
 def test_an_unclosed_quote_in_a_csv_takes_in_no_other_rows(tmp_path):
     path = tmp_path / "quote.csv"
     path.write_text('prompt\n"unclosed\nmore\nand more\n')
-    with pytest.raises(ValueError, match="line 2: a quotation mark is opened there or later and not closed") as refused:
+    with pytest.raises(
+        ValueError, match="line 2: a quotation mark opened on this line or later is never closed"
+    ) as refused:
         prompts.load(str(path), 10)
     assert_one_line(str(refused.value))

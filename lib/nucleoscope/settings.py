@@ -171,7 +171,7 @@ class Settings:
     template_date: str = _define(
         str,
         "2024-07-26",  # what Llama 3.1's template itself assumes where it has no clock
-        "the date that a chat template is given as today's",
+        "the date to give the chat template as today's date",
         decides=True,
         live="date",
         is_date=True,
@@ -205,8 +205,8 @@ class Settings:
         "auto",
         "device to run on: cpu, cuda, cuda:1, ..., mps, xpu, balanced (all GPUs), or auto",
         pattern=rf"auto|balanced|({'|'.join(DEVICES)})(:[0-9]{{1,3}})?",
-        described=f"be auto, balanced, {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, or one of these four with a number, "
-        "such as cuda:1",
+        described=f"be auto, balanced, {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, or one of the last four with a "
+        "number, such as cuda:1",
     )
     results_dir: str = _define(
         str,
@@ -247,7 +247,7 @@ class Settings:
     context_threshold: float = _define(
         float,
         0.5,
-        "with context: mean similarity that two groups of candidates must have to be one group, in (0, 1]",
+        "with context: mean similarity from which two groups of candidates are merged into one, in (0, 1]",
         above=0,
         most=1,
     )

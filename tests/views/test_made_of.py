@@ -239,7 +239,7 @@ def test_what_entropy_adds_is_said_for_each_outcome():
     def describe(*added):
         return made_of_text.describe_ladder(create_ladder(added, [f"m{place}" for place in range(len(added))]))
 
-    clearly = "clearly above 1 point, which a regression can gain by chance"
+    clearly = "clearly above 1 percentage point, an amount that a regression can gain by chance"
     adds = "entropy adds 4.0 percentage points to that."
     assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} This gain is {clearly}.")
     assert describe((0.004, 0.003, 0.005)).endswith(f"adds 0.4 percentage points to that. This gain is not {clearly}.")

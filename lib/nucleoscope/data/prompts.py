@@ -431,7 +431,7 @@ def _read_csv(path: Path, column: Column) -> Iterator[str]:
     except csv.Error as error:
         if "end of data" in str(error):
             raise ValueError(
-                f"'{path}', line {end + 1}: a quotation mark is opened there or later and not closed"
+                f"'{path}', line {end + 1}: a quotation mark opened on this line or later is never closed"
             ) from None
         raise ValueError(f"'{path}', line {end + 1}: not valid CSV ({error})") from None
 

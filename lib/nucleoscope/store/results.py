@@ -210,7 +210,7 @@ def find_run(name: str, results_dir: str | os.PathLike) -> Path:
     names = [str(run) for run in known] + ["/".join(run.parts[-2:]) for run in known] + [run.name for run in known]
     close = suggest(name.rstrip("/"), names)
     if not close and known:
-        close = f" (there are {', '.join('/'.join(run.parts[-2:]) for run in known[:5])}{', ...' * (len(known) > 5)})"
+        close = f" (measured: {', '.join('/'.join(run.parts[-2:]) for run in known[:5])}{', ...' * (len(known) > 5)})"
     raise FileNotFoundError(f"there is no measured run '{name}'{close}")
 
 
@@ -274,8 +274,8 @@ def warn_of_format(chat_model: bool, prompt_format: str) -> str:
     if not chat_model or prompt_format != "raw":
         return ""
     return (
-        "warning: this model has a chat template, but prompt_format is raw: it may stop immediately or write what it "
-        "would not write in a chat; prompt_format=chat uses the template"
+        "warning: this model has a chat template, but prompt_format is raw: it may stop immediately or behave "
+        "differently from how it does in a chat; to use the template, set prompt_format=chat"
     )
 
 

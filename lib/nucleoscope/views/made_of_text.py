@@ -296,7 +296,7 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     if known.empty:
         return f"{text} No interval could be computed."
     helped = int((known["added low"] > NOTICEABLE).sum())
-    than = f"clearly above {100 * NOTICEABLE:g} point, which a regression can gain by chance"
+    than = f"clearly above {100 * NOTICEABLE:g} percentage point, an amount that a regression can gain by chance"
     if len(known) == 1:
         return f"{text} This gain is {'' if helped else 'not '}{than}."
     if not helped:
