@@ -50,7 +50,7 @@ gaps = tables.describe_gaps(results_dir, measured)
 Markdown(gaps) if gaps else None
 
 # %% tags=["remove-input"]
-Markdown(made_of_text.EXPLAINED) if len(curve) else None
+Markdown(made_of_text.explain_figure(curve, made_of_figures.FRONT)) if len(curve) else None
 
 # %% [markdown]
 # In short (see [What it is made of](/correlation_eval/made_of.ipynb) for details):

@@ -27,7 +27,7 @@ def check_regular(path: Path, name: str) -> None:
         return
     if path.exists():
         raise OSError(f"'{name}' is not a regular file")
-    raise FileNotFoundError(f"file '{name}' does not exist")
+    raise FileNotFoundError(f"file '{name}' does not exist: check the path")
 
 
 def raise_system_error(error: BaseException, path: str | os.PathLike) -> None:

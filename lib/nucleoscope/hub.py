@@ -162,9 +162,9 @@ def _read_entries(path: Path, name: str) -> dict[str, Any]:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else shorten(error)
-        raise ValueError(f"folder '{name}': {path.name} is not valid JSON ({reason})") from None
+        raise ValueError(f"folder '{name}': {path.name} is not valid JSON ({reason}): copy the model again") from None
     if not isinstance(entries, dict):
-        raise ValueError(f"folder '{name}': {path.name} is not a JSON object")
+        raise ValueError(f"folder '{name}': {path.name} is not a JSON object: copy the model again")
     return entries
 
 

@@ -364,11 +364,11 @@ def check_varying(name: str, mode: str = "generate") -> str:
     if name in SINGLE:
         return f"{name} cannot have several values: {SINGLE[name]}"
     if name in list_grid_parameters() and name not in known:
-        return f"{name} does not affect the results, so it cannot have several values"
+        return f"{name} does not affect the results, so give it one value"
     if name not in known:
         return f"unknown setting {quote(name)}{suggest(name, known)}: it must be one of {', '.join(known)}"
     if name == "seed" and not uses_seed(mode):
-        return "seed is not used with mode=score, so it cannot have several values"
+        return "seed is not used with mode=score: omit it"
     return ""
 
 
@@ -559,7 +559,7 @@ def describe_range(name: str) -> str:
         words.append(f"a whole number from {least:,} to {most:,}")
     elif kind is float:
         words.append(
-            f"a number in ({above}, {most}]" if most is not None else f"a finite number above 0, at least {least}"
+            f"a number in ({above}, {most}]" if most is not None else f"a finite positive number, at least {least}"
         )
     elif kind is bool:
         words.append("True or False")

@@ -37,7 +37,7 @@ def find_checkout(given: str) -> Checkout:
     """
     folder = Path(given).expanduser()
     if not folder.exists():
-        raise FileNotFoundError(f"folder '{given}' does not exist")
+        raise FileNotFoundError(f"folder '{given}' does not exist: check the path")
     if not folder.is_dir():
         raise NotADirectoryError(f"'{given}' is a file: give the folder of a checkout of this project")
     if not (folder / MODULE).is_file():

@@ -137,7 +137,7 @@ def test_blank_lines_of_a_text_file_are_no_prompts_and_are_counted_up_to_the_las
 
 def test_a_text_file_of_blank_lines_has_no_prompts(refusal, tmp_path):
     (tmp_path / "x.txt").write_bytes(b"\n \n\r\n")
-    assert refusal(tmp_path / "x.txt") == "'TMP/x.txt' has only blank lines: it has no prompts"
+    assert refusal(tmp_path / "x.txt") == "'TMP/x.txt' has no prompts: it has only blank lines"
 
 
 @every_format
@@ -317,7 +317,7 @@ def test_a_csv_without_a_header_gives_one_line(refusal, tmp_path):
 def test_a_file_with_no_rows_says_what_it_has_instead(refusal, tmp_path, suffix):
     said = {".jsonl": "is empty", ".csv": "has a header but no rows", ".parquet": "has no rows"}[suffix]
     path = WRITERS[suffix](tmp_path / f"x{suffix}", [])
-    assert refusal(path) == f"'TMP/x{suffix}' {said}: it has no prompts"
+    assert refusal(path) == f"'TMP/x{suffix}' has no prompts: it {said}"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".txt"])

@@ -286,9 +286,9 @@ def test_a_model_runs_to_the_last_position_of_its_context():
     [
         ({"top_p": 0.0}, r"top_p is 0.0: it must be a number in \(0, 1\]"),
         ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"temperature": 0}, "temperature is 0: it must be a finite number above 0, at least 1e-30"),
-        ({"temperature": -1}, "temperature is -1: it must be a finite number above 0, at least 1e-30"),
-        ({"temperature": math.nan}, "temperature is nan: it must be a finite number above 0, at least 1e-30"),
+        ({"temperature": 0}, "temperature is 0: it must be a finite positive number, at least 1e-30"),
+        ({"temperature": -1}, "temperature is -1: it must be a finite positive number, at least 1e-30"),
+        ({"temperature": math.nan}, "temperature is nan: it must be a finite positive number, at least 1e-30"),
         ({"max_tokens": 0}, "max_tokens is 0: it must be a whole number from 1 to 1,000,000,000"),
         ({"max_tokens": 1000}, "max_tokens is 1000, but the model's context has 256 positions"),
         ({"batch_size": 0}, "batch_size is 0"),

@@ -389,8 +389,8 @@ def test_running_out_of_memory_halves_the_batch():
     ("parameters", "message"),
     [
         ({"top_p": 0.0}, r"top_p is 0.0: it must be a number in \(0, 1\]"),
-        ({"temperature": 0}, "temperature is 0: it must be a finite number above 0, at least 1e-30"),
-        ({"temperature": math.nan}, "temperature is nan: it must be a finite number above 0, at least 1e-30"),
+        ({"temperature": 0}, "temperature is 0: it must be a finite positive number, at least 1e-30"),
+        ({"temperature": math.nan}, "temperature is nan: it must be a finite positive number, at least 1e-30"),
         ({"max_tokens": 0}, "max_tokens is 0: it must be a whole number from 1 to 1,000,000,000"),
         ({"max_tokens": 1000}, "max_tokens is 1000, but the model's context has 256 positions"),
         ({"batch_size": 0}, "batch_size is 0"),

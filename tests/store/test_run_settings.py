@@ -68,7 +68,7 @@ def test_a_runs_folder_is_named_after_settings_only_if_it_is_asked_for():
     ("settings", "message"),
     [
         ({"named_settings": "topp"}, "unknown setting 'topp' (did you mean 'top_p'?)"),
-        ({"named_settings": "top_p,device"}, "device does not affect the results, so it cannot have several values"),
+        ({"named_settings": "top_p,device"}, "device does not affect the results, so give it one value"),
         ({"named_settings": "dtype"}, "dtype is auto, which can be any of the others: choose one"),
         ({"named_settings": "model_revision"}, "model_revision has no value"),
         ({"named_settings": "variants"}, "variants cannot have several values"),

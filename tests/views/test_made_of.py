@@ -101,7 +101,43 @@ def test_a_sentence_speaks_of_the_mean_over_runs_if_there_is_one():
     both = pd.concat(parts, ignore_index=True)
     assert made_of_text.describe_over_top_p(both).startswith("Over 2 runs, ")
     assert "negative" in made_of_text.describe_over_top_p(both)
-    assert "(mean over 2 runs; " in made_of_text.describe_answer(both)
+    assert "(mean over 2 runs; " in made_of_text.describe_answer(both)  # of which only one is in the table
+
+
+@pytest.mark.parametrize(
+    ("models", "datasets", "words"),
+    [
+        ("a", "xyz", "(mean over 3 runs: a on x, y and z; "),
+        ("ab", "xy", "(mean over 4 runs: a and b on x and y; "),
+        ("abcd", "x", "(mean over 4 runs: 4 models on 1 data set; "),
+    ],
+)
+def test_a_mean_names_its_models_and_data_sets_or_counts_them(models, datasets, words):
+    parts = [create_curve({"raw": [0.3] * 6}, model, dataset) for model in models for dataset in datasets]
+    pooled = create_curve({"raw": [0.3] * 6}, POOLED, POOLED).assign(runs=len(parts))
+    assert words in made_of_text.describe_answer(pd.concat([pooled, *parts], ignore_index=True))
+    some = pd.concat([pooled.assign(runs=len(parts) - 1), *parts[1:]], ignore_index=True)
+    if len(parts) == 4 and len(models) == 2:  # a gap in the grid
+        assert "(mean over 3 runs: 2 models on 2 data sets; " in made_of_text.describe_answer(some)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ({"raw": [-0.3, 0.3] * 3}, "In the figure, the sign for `raw` changes with `top_p`."),
+        (
+            {"raw": [-0.3] * 5 + [0.3], "all_but_top_3": [-0.5] * 6},
+            "the sign for `raw` changes with `top_p` and the sign for `all_but_top_3` is negative at every `top_p`.",
+        ),
+        ({"raw": [0.3, 0.01, 0.3, 0, 0, 0]}, "the sign for `raw` is positive wherever it is clear."),
+        ({"raw": [0.0] * 6}, "the sign for `raw` is nowhere clear."),
+        ({"whitened": [0.3] * 6}, "No coefficient could be computed for any `top_p`."),  # in none of its lines
+    ],
+)
+def test_the_words_below_the_figure_say_whether_each_line_changes_sign(lines, words):
+    said = made_of_text.explain_figure(create_curve(lines), made_of_figures.FRONT)
+    assert said == f"{made_of_text.EXPLAINED} {said.removeprefix(made_of_text.EXPLAINED).strip()}"
+    assert said.endswith(words)
 
 
 def test_the_answer_is_less_more_or_neither_or_missing():
@@ -412,6 +448,6 @@ def test_the_front_page_reads_what_the_analyses_wrote_and_says_three_things_of_i
     for one, other in zip(found, written, strict=True):
         pd.testing.assert_frame_equal(one, other, check_dtype=False)
     lines = made_of_text.describe_in_three(*found).splitlines()
-    assert [line[:8] for line in lines] == ["* Of 6 c", "* If the", "* On hel"]
+    assert [line[:8] for line in lines] == ["* Of 6 c", "* If can", "* On hel"]
     nothing = made_of_text.describe_in_three(*(table[:0] for table in found))
     assert nothing.startswith("* No run has variants of its candidate sets")

@@ -103,7 +103,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ),
         (
             {"parameters": {"temperature": 0}},
-            "parameters: temperature is 0: it must be a finite number above 0, at least 1e-30",
+            "parameters: temperature is 0: it must be a finite positive number, at least 1e-30",
         ),
         (
             {"parameters": {"n_prompts": "many"}},
@@ -154,7 +154,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"parameters": {"topp": [0.9]}}, "parameters: unknown setting 'topp' (did you mean 'top_p'?)"),
         (
             {"parameters": {"device": ["cpu", "cuda"]}},
-            "parameters: device does not affect the results, so it cannot have several",
+            "parameters: device does not affect the results, so give it one value",
         ),
         ({"parameters": {"variants": ["none", "default"]}}, "parameters: variants cannot have several values: all"),
         (
@@ -191,6 +191,22 @@ def test_a_wrong_grid_is_named_in_one_line(tmp_path, change, message):
     [
         ("results_dir: r\nmodels: [a]\nmodels: [b]\n", "line 3: duplicate key 'models'"),
         ("models: [a\n", "line 1: a [ is not closed"),
+        ("models:\n  - a\ndatasets\n", "line 3: a ':' is missing"),
+        ("datasets\nmodels:\n  - a\n", "line 2: a ':' is not allowed here: check the indentation"),
+        ("models:\n  - a\n - b\n", "line 3: the indentation does not match the lines above"),
+        ("models: 'a\n\n", "line 1: a quotation mark is not closed"),
+        ("models: 'a' b\n", "line 1: text after a closing quotation mark"),
+        ("models: @a\n", "line 1: a value that begins with '@' must be quoted"),
+        ("models: *a\n", "line 1: a value that begins with '*' or '&' must be quoted"),
+        ("models: !a b\n", "line 1: a value that begins with '!' must be quoted"),
+        ("models: >x\n", "line 1: a value that begins with '|' or '>' must be quoted"),
+        ('models: "\\q"\n', r"line 1: unknown escape '\q': use single quotation marks"),
+        ("models: - a\n", "line 1: a '-' is not allowed here: begin a list on a line of its own"),
+        ("models: [a]]\n", "line 1: a ] that nothing opened"),
+        ("{a: 1}: 2\n", "line 1: a name cannot be a list or a mapping"),
+        ("a: 1\n---\nb: 2\n", "line 2: a second YAML document: a grid has only one"),
+        ("a: \x07\n", "a character that YAML does not allow, U+0007: remove it"),
+        ("<<: 1\n", "line 1: expected a mapping"),  # rare: PyYAML's own words
         ("", "the grid is empty: it needs results_dir, models and datasets"),
         ("- a\n", "a grid must be a mapping that has results_dir, models and datasets"),
     ],
@@ -716,8 +732,8 @@ def test_runs_that_cannot_be_measured_are_no_jobs_of_a_cluster(tmp_path):
     assert planned.stdout.count("rule page:") == 1
     lines = [line for line in planned.stderr.splitlines() if line.startswith("error: ")]
     assert lines == [
-        f"error: file '{tmp_path}/none.txt' does not exist",
-        f"error: file '{tmp_path}/none.gguf' does not exist",
+        f"error: file '{tmp_path}/none.txt' does not exist: check the path",
+        f"error: file '{tmp_path}/none.gguf' does not exist: check the path",
     ]
     done = run_snakemake("--configfile", path, "--", tmp_path / "results/short/none.gguf/measure.status.json")
     assert done.returncode != 0

@@ -151,7 +151,7 @@ def _read_columns(
     found = _read(path, Column(prompt_column or "prompt", "prompt_column", may_be_blank=bool(text_column)))
     texts, blank = _leave_out_blank(found, n_prompts) if _has_lines(name) else (list(islice(found, n_prompts)), 0)
     if not texts:
-        raise ValueError(f"'{name}' {_describe_lack(path)}: it has no prompts")
+        raise ValueError(f"'{name}' has no prompts: it {_describe_lack(path)}")
     if not text_column:
         return texts, None, blank
     return texts, list(islice(_read(path, Column(text_column, "text_column")), n_prompts)), blank

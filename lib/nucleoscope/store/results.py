@@ -128,6 +128,7 @@ ANALYSIS_FILES = (
 )
 TEXT_PAIR_FILES = ("two_texts.csv", "two_texts_bins.csv")  # beside the analyses, written by the page two_texts
 VARIANT_FILES = ("variants.parquet", "nulls.parquet", "vocabulary.parquet")  # of a run, beside its measurements
+UNREADABLE = "move it out of the way, then repeat the command that wrote it"  # follows what is wrong with a json file
 BRACES = str.maketrans("{}", "()")
 FORBIDDEN = "there is no permission to read this folder: ask its owner"
 
@@ -284,9 +285,9 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise ValueError(f"'{path}' is not valid JSON ({error}): move it out of the way") from None
+        raise ValueError(f"'{path}' is not valid JSON ({error}): {UNREADABLE}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"'{path}' is not a JSON object: move it out of the way")
+        raise ValueError(f"'{path}' is not a JSON object: {UNREADABLE}")
     return content
 
 

@@ -35,6 +35,6 @@ def check_place(folder: Path, output: Path) -> None:
     if output.exists() and not output.is_file():
         raise OSError(f"'{output}' is not a regular file: name another")
     if not output.parent.is_dir():
-        raise FileNotFoundError(f"the folder '{output.parent}' does not exist")
+        raise FileNotFoundError(f"the folder '{output.parent}' does not exist: create it first")
     if output.resolve().parent == folder.resolve():
         raise ValueError(f"'{output}' would be among the files of the run: write it to another folder")

@@ -45,9 +45,11 @@ MEASURE = (
 EXPLAINED = (
     "The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they "
     "are (`raw`), or without their mean and the three directions in which they vary most (`all_but_top_3`). A band "
-    "shows the coefficient after candidate sets were exchanged among tokens with equally many candidates."
+    "shows what the number of candidates alone would give: the coefficient if each token had the candidates of another "
+    "token with equally many."
 )  # below the front page's figure
 NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
+NAMED = 3  # a sentence names that many models and as many data sets; more are counted
 SIGNS = (NEGATIVE, POSITIVE, UNDECIDED)
 WORDS = {
     SAME_K: "sets exchanged among tokens of equal k",
@@ -111,8 +113,22 @@ def list_leads(table: pd.DataFrame) -> list[Lead]:
         if is_pooled(head):
             runs = count(int(rows["runs"].max()), "run") + (f" with {escape_name(values)}" if values else "")
             of, source = f"Over {runs}", f"mean over {count(int(rows['runs'].max()), 'run')}"
+            pooled = [each for each in groups if not is_pooled(each)]
+            pooled = [each for each in pooled if describe_head_settings(each, varied) == values]
+            source += _name_pooled(pooled, int(rows["runs"].max()))
         found.append(Lead(rows, of, f"with {escape_name(values)}" if len(leads) > 1 else "", source, head))
     return found
+
+
+def _name_pooled(heads: list[Head], runs: int) -> str:
+    """The models and data sets that a mean is over, after a colon: by name if they are few, else how many."""
+    models, datasets = (list(dict.fromkeys(head[name] for head in heads)) for name in ("Model", "Dataset"))
+    if len(heads) != runs:  # a run without this coefficient is not in the mean
+        return ""
+    if len(models) * len(datasets) == runs and max(len(models), len(datasets)) <= NAMED:
+        models, datasets = (join_names(map(escape_name, names)) for names in (models, datasets))
+        return f": {models} on {datasets}"
+    return f": {count(len(models), 'model')} on {count(len(datasets), 'data set')}"
 
 
 def _join(describe: Callable[[Lead], str], table: pd.DataFrame, between: str = "\n\n") -> str:
@@ -173,6 +189,32 @@ def _describe_over_top_p(lead: Lead, statistic: str) -> str:
         head = "is not clear for any top_p in any geometry"
     begin = f"{of}, the sign of {statistic}'s coefficient of entropy and cosine similarity"
     return f"{begin} {head}.\n\n" + "\n".join(texts)
+
+
+def explain_figure(specifications: pd.DataFrame, geometries: Collection[str]) -> str:
+    """What the front page's figure shows, for readers, and whether the sign of each of its lines changes."""
+    return (
+        f"{EXPLAINED} {_join(lambda lead: _begin(lead, _describe_lines(lead.rows, geometries)), specifications, ' ')}"
+    )
+
+
+def _describe_lines(rows: pd.DataFrame, geometries: Collection[str]) -> str:
+    names = [each.name for each in CANDIDATE_SETS if each.rule == "top_p"]
+    rows = rows[rows["candidates"].isin(names) & (rows["statistic"] == "Spearman") & rows["r"].notna()]
+    said = []
+    for geometry in geometries:
+        signs = list(rows.loc[rows["geometry"] == geometry, "sign"])
+        clear = {sign for sign in signs if sign in (NEGATIVE, POSITIVE)}
+        if not signs:
+            continue
+        if len(clear) > 1:
+            said.append(f"the sign for `{geometry}` changes with `top_p`")
+        elif clear:
+            always = "at every `top_p`" if set(signs) == clear else "wherever it is clear"
+            said.append(f"the sign for `{geometry}` is {clear.pop()} {always}")
+        else:
+            said.append(f"the sign for `{geometry}` is nowhere clear")
+    return f"In the figure, {join_names(said)}." if said else "No coefficient could be computed for any `top_p`."
 
 
 def _describe_signs(part: pd.DataFrame) -> str:
@@ -253,7 +295,7 @@ def _describe_same_k(lead: Lead, geometry: str, usual: float) -> str:
     left = [row[f"Spearman difference{part}"] for part in ("", " low", " high")]
     sign, whole = classify(*left[1:]), classify(seen["Spearman low"], seen["Spearman high"])
     text = (
-        "If the candidate sets are exchanged among tokens of equal k, the coefficient is "
+        "If candidate sets are exchanged among tokens with equally many candidates (equal k), the coefficient is "
         f"{format_number(row['Spearman r'])} instead of {format_number(row['Spearman observed'])} "
         f"(difference {format_bounded(*left)})"
     )
@@ -287,7 +329,8 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
         return "No run has enough tokens and prompts to say what explains cosine similarity."
     text = (
         f"On held-out prompts, entropy alone explains {_format_shares(alone['R2'])} of the variance of "
-        f"cosine similarity (`{geometry}`); k and the candidates' kind explain {_format_shares(base['R2'])}, and "
+        f"cosine similarity (`{geometry}`); the candidates' number and kind (such as words, digits or punctuation, and "
+        f"how frequent they are) explain {_format_shares(base['R2'])}, and "
         f"entropy adds {_format_points(full['added'])} to that."
     )
     if (pd.concat((alone["R2"], base["R2"])) < 0).any():

@@ -128,6 +128,29 @@ ELSEWHERE = {  # settings of a run that are no parameters of a grid, and what to
 SECTIONS: dict[str, dict[str, Callable]] = {"parameters": PARAMETERS, "resources": RESOURCES, "analyses": ANALYSES}
 
 
+# What PyYAML says, what a user is told, and whether the place is where the construct begins, not where reading stopped.
+QUOTED = r"a value that begins with '\1' must be quoted"
+YAML_PROBLEMS = (
+    (r"found character '\\t'", "a tab: indent with spaces", False),
+    (r"found character '(.)' that cannot start", QUOTED, False),
+    (r"found undefined alias|expected alphabetic", "a value that begins with '*' or '&' must be quoted", False),
+    (r"could not determine a constructor", "a value that begins with '!' must be quoted", False),
+    (r"expected chomping", "a value that begins with '|' or '>' must be quoted", False),
+    (r"found unknown escape character '(.)'", r"unknown escape '\\\1': use single quotation marks", False),
+    (r"found unexpected end of stream", "a quotation mark is not closed", True),
+    (r"could not find expected ':'", "a ':' is missing", True),
+    (r"mapping values", "a ':' is not allowed here: check the indentation, or quote the value", False),
+    (r"sequence entries", "a '-' is not allowed here: begin a list on a line of its own", False),
+    (r"expected ',' or '\]'", "a [ is not closed, or a comma is missing", True),
+    (r"expected ',' or '\}'", "a { is not closed, or a comma is missing", True),
+    (r"expected <block end>, but found '([]}])'", r"a \1 that nothing opened", False),
+    (r"expected <block end>, but found '<scalar>'", "text after a closing quotation mark", False),
+    (r"expected <block end>", "the indentation does not match the lines above", False),
+    (r"but found another document|expected '<document start>'", "a second YAML document: a grid has only one", False),
+    (r"found unhashable key", "a name cannot be a list or a mapping", False),
+)  # fmt: skip
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which a duplicate key is an error; PyYAML would silently take the last one."""
 
@@ -159,6 +182,10 @@ def load(path: str | Path, check: bool = True) -> dict[str, Any]:
         mark, problem = _explain_yaml(error)
         line = f", line {mark.line + 1}" if mark else ""
         raise ValueError(f"'{path}'{line}: {problem}") from None
+    except yaml.reader.ReaderError as error:
+        raise ValueError(
+            f"'{path}': a character that YAML does not allow, U+{error.character:04X}: remove it"
+        ) from None
     except RecursionError:
         raise ValueError(f"'{path}': YAML that is nested too deeply") from None
     except UnicodeDecodeError:
@@ -175,13 +202,11 @@ def load(path: str | Path, check: bool = True) -> dict[str, Any]:
 
 
 def _explain_yaml(error: yaml.MarkedYAMLError) -> tuple[yaml.Mark | None, str]:
-    """The place in a file of what YAML does not allow, and what it is, in words."""
+    """The place in a file of what YAML does not allow, and what it is, in words; PyYAML's own if it is rare."""
     problem = " ".join(str(error.problem).split())
-    if "found character '\\t'" in problem:
-        return error.problem_mark, "a tab: indent with spaces"
-    unclosed = re.match(r"expected ',' or '([]}])', but got '<stream end>'", problem)
-    if unclosed and error.context_mark:
-        return error.context_mark, f"a {'[' if unclosed[1] == ']' else '{'} is not closed"
+    for pattern, words, at_start in YAML_PROBLEMS:
+        if found := re.match(pattern, problem):
+            return (error.context_mark if at_start else None) or error.problem_mark, found.expand(words)
     return error.problem_mark, problem
 
 
