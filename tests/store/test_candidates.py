@@ -13,7 +13,7 @@ import torch
 import tiny
 from messages import assert_one_line
 from nucleoscope.measure.runs import complete_run
-from nucleoscope.store import candidates, results
+from nucleoscope.store import candidate_writing, candidates, results
 from nucleoscope.store.run_folder import RunFolder
 
 PROMPTS = ["the rain", "in Spain", ""]
@@ -86,7 +86,7 @@ def test_the_example_of_the_page_on_reading_prints_numbers_without_their_type(me
 
 
 def test_groups_of_rows_of_any_size_contain_the_same(measured, tmp_path, monkeypatch):
-    monkeypatch.setattr(candidates, "GROUP", 1)
+    monkeypatch.setattr(candidate_writing, "GROUP", 1)
     measure(tmp_path / "math" / "tiny")
     one, other = (pd.read_parquet(folder / "candidates.parquet") for folder in (measured[0], tmp_path / "math/tiny"))
     pd.testing.assert_frame_equal(one, other)

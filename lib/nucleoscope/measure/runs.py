@@ -4,14 +4,12 @@ Contract: how a batch is measured is known to `generation` and `scoring`, and ho
 `store.run_folder`; this module only joins them.
 """
 
-from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope.measure import batching, checking, cosine, encoding, generation, scoring, second_look, static
 from nucleoscope.measure.model_facts import find_context_length, find_embedding_matrix, find_end_tokens
-from nucleoscope.measure.pairs import compare_candidates
 from nucleoscope.measure.variants import create_variants, find_layout
 from nucleoscope.quantities import list_recorded
 from nucleoscope.settings import Settings
@@ -78,7 +76,7 @@ def complete_run(
     spaces = () if variants is None else variants.spaces
     looked, said = second_look.look(model, tokenizer, inputs, folder, chosen, spaces)
     directions = cosine.find_directions(find_embedding_matrix(model))
-    folder.finish(len(prompts), info | said, tokenizer, partial(compare_candidates, directions), looked)
+    folder.finish(len(prompts), info | said, tokenizer, directions, looked)
 
 
 def _describe_begun(folder: Any, measured: int, n_prompts: int, todo: list[list[int]]) -> str:

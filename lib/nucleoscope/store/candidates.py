@@ -1,6 +1,7 @@
 """A run's candidates.parquet: what each token was chosen from, as texts, for reading; one row per token.
 
-Contract: the file belongs to one measurements file, by a fingerprint, and is written with the run. It repeats the
+Contract: the file belongs to one measurements file, by a fingerprint, and is written with the run
+(`candidate_writing`). It repeats the
 candidates of the measurements as lists (``id``, ``text``, ``probability``) and adds what only the model's embedding
 could tell: ``similarity``, the cosine of each with the token taken, and ``pairs``, those of the pairs of the ten
 likeliest (see `measure.pairs`), both float16. It is a file of its own because the study's format has no place for it:
@@ -10,14 +11,12 @@ A file that is missing or belongs to other measurements is never an error: reade
 they do for a damaged one, which is named on stderr. OSError if the system cannot read it.
 """
 
-import contextlib
 import operator
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nucleoscope.atomic import write_atomically
 from nucleoscope.file_errors import raise_system_error
 from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.names import escape_line
@@ -32,7 +31,6 @@ CANDIDATES = "candidates.parquet"
 NEEDED = ("tokens", "top_p_tokens", "top_p_probs")  # of a record
 LISTS = ("prompt", "step", "id", "text", "probability", "similarity")  # columns that a table of candidates needs
 STORED = {"similarity": "float16"}  # columns of a table of candidates that are stored with fewer digits than they have
-GROUP = 2**18  # candidates of a group of rows, before the next one is begun
 
 
 class Similarities(NamedTuple):
@@ -44,76 +42,6 @@ class Similarities(NamedTuple):
     def keep(self, step: int) -> "Similarities":
         """Those of the token ``step`` only: for the others there is nothing, which keeps a page with one card small."""
         return Similarities(*([each if place == step else () for place, each in enumerate(part)] for part in self))
-
-
-def write_candidates(records: Iterable[dict], path: Path, tokenizer: Any, compare: Callable[..., Any]) -> None:
-    """Writes the candidates.parquet of the measurements file ``path``, whose ``records`` have NumPy arrays for vectors.
-
-    ``compare(tokens, ids, sizes)`` is a `measure.pairs.compare_candidates` with a model's directions. About `GROUP`
-    candidates are in memory.
-    """
-    from pyarrow import parquet
-
-    fingerprint, decoder = compute_fingerprint(path), TokenDecoder(tokenizer)
-    with contextlib.ExitStack() as stack:
-        stream, writer = stack.enter_context(write_atomically(path.with_name(CANDIDATES))), None
-        for first, group in _group(records):
-            table = _tabulate(group, first, decoder, compare)
-            if writer is None:
-                schema = table.schema.with_metadata({SOURCE: fingerprint})
-                writer = stack.enter_context(parquet.ParquetWriter(stream, schema, write_page_checksum=True))
-            writer.write_table(table.replace_schema_metadata(schema.metadata))
-
-
-def _group(records: Iterable[dict]) -> Iterator[tuple[int, list[dict]]]:
-    """Consecutive records that have about `GROUP` candidates, after the number of the first; at least one group."""
-    group, first, size = list[dict](), 0, 0
-    for number, record in enumerate(records, 1):
-        group.append(record)
-        size += sum(map(len, record["top_p_tokens"]))
-        if size >= GROUP:
-            yield first, group
-            group, first, size = [], number, 0
-    if group or not first:
-        yield first, group
-
-
-def _tabulate(records: list[dict], first: int, decoder: TokenDecoder, compare: Callable[..., Any]) -> Any:
-    """The rows of some consecutive records, as an Arrow table."""
-    import numpy as np
-    import pyarrow as pa
-    import torch
-
-    def join(parts: Iterable[Any], kind: str) -> np.ndarray:
-        return np.concatenate([np.empty(0, kind), *parts]).astype(kind, copy=False)
-
-    lengths = [len(record["tokens"]) for record in records]
-    sizes = np.array([len(ids) for record in records for ids in record["top_p_tokens"]], np.int64)
-    tokens = join((record["tokens"] for record in records), "i8")
-    ids = join((each for record in records for each in record["top_p_tokens"]), "i4")
-    probs = join((each for record in records for each in record["top_p_probs"]), "f4")
-    found = compare(*map(torch.from_numpy, (tokens, ids, sizes)))
-    width = found.pairs.shape[1]
-    counts = np.minimum(sizes * (sizes - 1) // 2, width)
-    kept = np.arange(width) < counts[:, None]
-    unique, places = np.unique(ids, return_inverse=True)
-    texts = pa.array([decoder.read_alone(int(token)) for token in unique], pa.string())
-
-    def split(values: Any, lengths: np.ndarray) -> pa.ListArray:
-        return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], lengths.cumsum())), pa.int32()), values)
-
-    return pa.table(
-        {
-            "prompt": pa.array(np.repeat(np.arange(first, first + len(records)), lengths), pa.int64()),
-            "step": pa.array(join(map(np.arange, lengths), "i8")),
-            "token": pa.array(tokens),
-            "id": split(pa.array(ids), sizes),
-            "text": split(pa.DictionaryArray.from_arrays(pa.array(places, pa.int32()), texts).cast(pa.string()), sizes),
-            "probability": split(pa.array(probs), sizes),
-            "similarity": split(pa.array(found.taken.numpy()), sizes),
-            "pairs": split(pa.array(found.pairs.numpy()[kept]), counts),
-        }
-    )
 
 
 def candidates(folder: Path | str, prompt: int, step: int, tokenizer: Any = None) -> "pd.DataFrame":

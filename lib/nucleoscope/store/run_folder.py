@@ -9,15 +9,15 @@ that a killed run can be resumed. So is what was drawn of the batch in progress,
 import contextlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nucleoscope.atomic import compile_names, remove_files, write_atomically, write_json
-from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.quantities import find_columns
 from nucleoscope.settings import FIELDS, fill_defaults, list_varying, quote
-from nucleoscope.store.candidates import CANDIDATES, NEEDED, write_candidates
+from nucleoscope.store.candidate_writing import write_candidates
+from nucleoscope.store.candidates import CANDIDATES, NEEDED
 from nucleoscope.store.locking import LOCK, Lock, Locked, check_folder
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
 from nucleoscope.store.nulls import NULLS, write_nulls
@@ -483,13 +483,13 @@ class RunFolder(Locked):
         n_prompts: int,
         info: dict[str, Any],
         tokenizer: Any = None,
-        compare: Callable[..., Any] | None = None,
+        directions: Any = None,
         looked: Any = None,
     ) -> None:
         """Joins the batches in prompt order into the measurements; writes what belongs to them, and ``info``.
 
-        That is tokens.parquet, with the tokens' texts if there is a ``tokenizer``; candidates.parquet if there is also
-        ``compare`` (see `candidates.write_candidates`); variants.parquet if the batches have any; and the tables of
+        That is tokens.parquet, with the tokens' texts if there is a ``tokenizer``; candidates.parquet if there are also
+        ``directions`` (a `measure.cosine.Directions`); variants.parquet if the batches have any; and the tables of
         ``looked``, a `measure.second_look.SecondLook` or None. The records are copied one by one, so that the memory
         does not depend on how many there are. ValueError if a prompt is missing, also because its batch turned out to
         be damaged: it is removed, to be measured again.
@@ -502,10 +502,9 @@ class RunFolder(Locked):
         measurements = self.folder / MEASUREMENTS
         with self._discard_damaged(), write_atomically(measurements, self._replace_measurements) as stream:
             join_records(stream, self._list_kept(), n_prompts)
-        split_text = None if tokenizer is None else TokenDecoder(tokenizer).split_text
-        write_tokens(iterate_records(measurements), measurements, read_fields(measurements), split_text)
-        if tokenizer is not None and compare is not None:
-            write_candidates(iterate_records(measurements, NEEDED), measurements, tokenizer, compare)
+        write_tokens(iterate_records(measurements), measurements, read_fields(measurements), tokenizer)
+        if tokenizer is not None and directions is not None:
+            write_candidates(iterate_records(measurements, NEEDED), measurements, tokenizer, directions)
         with self._discard_damaged():
             self._write_variants(measurements, n_prompts)
         if looked:

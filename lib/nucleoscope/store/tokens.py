@@ -10,7 +10,7 @@ import hashlib
 import os
 import textwrap
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,17 +42,18 @@ def write_tokens(
     records: Iterable[dict],
     path: Path,
     fields: Iterable[str] | None = None,
-    split_text: Callable[[list[int]], list[str]] | None = None,
+    tokenizer: Any = None,
 ) -> None:
     """Writes the tokens of the measurements file ``path``, which contains these records, to its tokens.parquet.
 
     One row per token, with columns for prompt, step, k and token and one per quantity, which is null
     where it has no value. The file appears only when it is complete. ``fields`` are the keys of all records; if they
-    are given, the records are iterated over once, and about `ROWS` tokens of them are in memory. ``split_text``, a
-    `token_bytes.TokenDecoder.split_text`, gives the tokens' texts; without it there is no such column.
+    are given, the records are iterated over once, and about `ROWS` tokens of them are in memory. Without a
+    ``tokenizer`` there is no column of the tokens' texts.
     """
     fingerprint = compute_fingerprint(path)
-    _write_tables(_tabulate_groups(records, fields, split_text), path, fingerprint)
+    decoder = None if tokenizer is None else TokenDecoder(tokenizer)
+    _write_tables(_tabulate_groups(records, fields, decoder), path, fingerprint)
 
 
 def add_texts(folder: Path, tokenizer: Any) -> bool:
@@ -71,19 +72,19 @@ def add_texts(folder: Path, tokenizer: Any) -> bool:
     if not len(frame) or (frame["token"] < 0).any():
         return False
     try:
-        write_parquet(_insert_texts(frame, TokenDecoder(tokenizer).split_text), path, compute_fingerprint(path))
+        write_parquet(_insert_texts(frame, TokenDecoder(tokenizer)), path, compute_fingerprint(path))
     except OSError:
         return False
     return True
 
 
-def _insert_texts(frame: "pd.DataFrame", split_text: Callable[[list[int]], list[str]]) -> "pd.DataFrame":
+def _insert_texts(frame: "pd.DataFrame", decoder: TokenDecoder) -> "pd.DataFrame":
     """The table of whole prompts, in order, with the texts of their tokens."""
     import pandas as pd
 
     ids = frame["token"].to_numpy()
     starts = [*(~frame["prompt"].duplicated()).to_numpy().nonzero()[0].tolist(), len(frame)]
-    texts = [text for start, end in pairwise(starts) for text in split_text(ids[start:end].tolist())]
+    texts = [text for start, end in pairwise(starts) for text in decoder.split_text(ids[start:end].tolist())]
     frame.insert(frame.columns.get_loc("token") + 1, TEXT, pd.array(texts, dtype="str"))
     return frame
 
@@ -91,13 +92,13 @@ def _insert_texts(frame: "pd.DataFrame", split_text: Callable[[list[int]], list[
 def _tabulate_groups(
     records: Iterable[dict],
     fields: Iterable[str] | None,
-    split_text: Callable[[list[int]], list[str]] | None = None,
+    decoder: TokenDecoder | None = None,
 ) -> Iterator["pd.DataFrame"]:
     """Tables of consecutive records, each of which ends when it has `ROWS` rows; one without rows if there are none."""
 
     def tabulate_group() -> "pd.DataFrame":
         frame = _tabulate_records(group, first, fields)
-        return _insert_texts(frame, split_text) if split_text else frame
+        return _insert_texts(frame, decoder) if decoder else frame
 
     if fields is None:
         records = list(records)
