@@ -1,6 +1,7 @@
 """The one list of settings, and that all which must agree with it does."""
 
 import math
+import re
 import subprocess
 import sys
 import types
@@ -34,6 +35,12 @@ def choose_other(name: str):
 
 
 OTHERS = {name: choose_other(name) for name in settings.list_deciding()}  # of a run with nothing at its default
+
+
+def test_the_guide_names_all_settings_that_a_grid_may_list():
+    guide = " ".join((ROOT / "book/use/run-the-grid.md").read_text(encoding="utf-8").split())
+    (named,) = re.findall(r"(`[^.]*?`) can be listed\.", guide)
+    assert sorted(re.findall(r"`(\w+)`", named)) == sorted(settings.list_varying())
 
 
 def read_parameters(name: str) -> dict:
