@@ -47,7 +47,7 @@ LOOKS = {  # of each geometry: colour, symbol of a point
 }
 SIGNS = {NEGATIVE: (VERMILLION, "circle"), UNDECIDED: (GREY, "circle-open"), POSITIVE: (BLUE, "diamond")}
 BAND = 0.16  # opacity
-BANDS = "bands: sets exchanged at equal k"
+BANDS = "bands: what the number of candidates alone gives"
 FRONT = {  # the geometries of the front page, as its legend calls them
     "raw": "embeddings as they are (raw)",
     "all_but_top_3": "without mean and top 3 directions (all_but_top_3)",
