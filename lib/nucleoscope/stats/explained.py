@@ -47,7 +47,7 @@ MOST = 20_000  # tokens of a run that are used, as whole prompts: more would tak
 LEAST = 200  # tokens
 NOTICEABLE = 0.01  # of R2: in synthetic runs of 1,500 tokens, entropy added up to 0.007 that was only another k
 KNOTS = 6  # of each spline, at equal distances
-PENALTIES = tuple(10.0**power for power in range(-2, 6))  # that ridge regression chooses from
+PENALTIES = tuple(10.0**power for power in range(-4, 5))  # that ridge regression chooses from
 
 
 def compute_explained(
@@ -222,7 +222,9 @@ def _predict_held_out(columns: pd.DataFrame, y: np.ndarray, prompt: np.ndarray) 
 def _expand(seen: pd.DataFrame, held_out: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Splines of the predictors, with the knots and scale of the tokens seen, and the predictors times log k.
 
-    A predictor that is constant among the tokens seen is left out.
+    A predictor that is constant among the tokens seen is left out. Beyond the values that were seen, all is as at the
+    last of them. Splines are not scaled: scaled, a part of one that only one or two tokens reach would be as large for
+    them as a common part is for thousands, and one such token among those held out could outweigh all others.
     """
     from sklearn.preprocessing import SplineTransformer, StandardScaler
 
@@ -230,15 +232,14 @@ def _expand(seen: pd.DataFrame, held_out: pd.DataFrame) -> tuple[np.ndarray, np.
     if not len(seen.columns):
         return np.empty((len(seen), 0)), np.empty((len(held_out), 0))
     splines = SplineTransformer(n_knots=KNOTS, extrapolation="constant", include_bias=False).fit(seen.to_numpy())
-    parts = []
-    for frame in (seen, held_out[seen.columns]):
+    scaler, parts = StandardScaler().fit(seen.to_numpy()), []
+    for frame in (seen, held_out[seen.columns].clip(seen.min(), seen.max(), axis=1)):
         features = splines.transform(frame.to_numpy())
         if "log k" in seen and len(seen.columns) > 1:
-            size = frame[["log k"]].to_numpy() - seen["log k"].mean()
-            features = np.hstack([features, frame.to_numpy() * size])
+            scaled = scaler.transform(frame.to_numpy())
+            features = np.hstack([features, scaled * scaled[:, [seen.columns.get_loc("log k")]]])
         parts.append(features)
-    scaler = StandardScaler().fit(parts[0])
-    return scaler.transform(parts[0]), scaler.transform(parts[1])
+    return parts[0], parts[1]
 
 
 def _bound(name: str, values: np.ndarray, kind: str) -> dict[str, float]:
