@@ -13,7 +13,7 @@ SNAKEMAKE = $(BIN)/snakemake $(FLAGS) --cores $(CORES) --configfile '$(GRID)' --
 CHECK_GRID = $(BIN)/python scripts/summary.py --check '$(GRID)'
 # Snakemake would name its own option instead.
 CHECK_CORES = case '$(CORES)' in all) ;; ''|0|*[!0-9]*) \
-	echo "error: CORES is '$(CORES)': it must be all, or a whole number from 1" >&2; exit 1 ;; esac
+	echo "error: CORES is '$(CORES)': it must be all, or a whole number of at least 1" >&2; exit 1 ;; esac
 # Whether nothing has changed, also without Snakemake; with flags of the user's own it is always asked, and nothing kept.
 UNCHANGED = $(if $(strip $(FLAGS)),false,$(BIN)/python scripts/unchanged.py '$(GRID)')
 SETTLE = $(if $(strip $(FLAGS)),true,$(BIN)/python scripts/unchanged.py --settle '$(GRID)')

@@ -76,7 +76,7 @@ Markdown(gaps) if gaps else None
 
 # %% [markdown]
 # A negative coefficient means that the candidates are less similar when the model is less sure.
-# *Within-prompt* is the mean of the coefficients inside each text: differences between texts do not affect it.
+# *Within-prompt* is the mean of the coefficients within each text: differences between texts do not affect it.
 # *Design effect* says how much the tokens of a text depend on each other: divide the number of tokens by it to get the
 # effective number of independent tokens.
 #

@@ -102,6 +102,6 @@ Markdown(
 tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
-# Each coefficient is followed by its 95 % interval, over whole prompts. *Within-prompt* is the mean of the
-# coefficients inside each text; *partial* subtracts a line in the number of candidates, *within-k* compares only
-# tokens with equally many of them.
+# Each coefficient is followed by its 95 % interval, from resampling or leaving out whole prompts. *Within-prompt* is the
+# mean of the coefficients within each text; *partial* removes a linear effect of the number of candidates, *within-k*
+# compares only tokens with equally many of them.

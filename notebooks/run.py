@@ -79,8 +79,8 @@ statistics = correlation.compute_statistics({(folder.name, folder.parent.name): 
 tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
-# Each coefficient has a 95 % interval over whole prompts, not over tokens. *Within-prompt*
-# is the mean of the coefficients inside each text; *partial* subtracts a line in the number of candidates, *within-k*
+# Each coefficient has a 95 % interval from resampling or leaving out whole prompts, not tokens. *Within-prompt* is the
+# mean of the coefficients within each text; *partial* removes a linear effect of the number of candidates, *within-k*
 # compares only tokens with equally many of them.
 
 # %%

@@ -1,10 +1,10 @@
 """Times Nucleoscope against the published algorithm, generate and bare forward passes.
 
-All of them run in one process, on the same prompts:
+All of them run in one process, on the same prompts or, for (a), on the first few:
 
   (a) the published algorithm: one prompt at a time, the whole prefix again for every
-      token, a full sort, k x k cosines (reimplemented here; on a few prompts, whose
-      number is printed)
+      token, a full sort, k x k cosines (reimplemented here; the number of prompts is
+      printed)
   (b) transformers' generate in batches with output_logits, then the same quantities
       as in (c)
   (c) Nucleoscope
@@ -32,8 +32,8 @@ are generated first.
 --branching times how fast texts are continued from candidates of some of their tokens,
 compared with plain generation in batches of the same size.
 
---gpu-table instead times steps and runs of three shapes of 7 to 8 billion random
-weights on an NVIDIA GPU with 40 GB or more, without downloads: the table in README.
+--gpu-table instead times steps and runs of three model shapes, each with 7 to 8 billion
+random weights, on an NVIDIA GPU with 40 GB or more, without downloads: the table in README.
 """
 
 import argparse
@@ -71,18 +71,18 @@ def create_parser() -> command_line.Parser:
     options.add_argument("--context", action="store_true", help="compare the two ways to read candidates in context")
     options.add_argument("--branching", action="store_true", help="compare branches with plain generation")
     options.add_settings("context_candidates", "branch_points", "branch_length", "branch_replicates")
-    options.add_argument("--gpu-table", action="store_true", help="time three shapes of models on a GPU")
+    options.add_argument("--gpu-table", action="store_true", help="time three model shapes on a GPU")
     options.add_argument(
         "--random-weights",
         metavar="CONFIG",
-        help="use random weights in the shape of this config.json, or of a Llama with these key=value,...",
+        help="use random weights in the shape of this config.json, or of a Llama with these settings: key=value,...",
     )
     options.add_whole_number("published_prompts", 1, default=3, help="number of prompts for (a)")
     options.add_whole_number(
         "repeats",
         1,
         default=3,
-        help="how often (c) and (d), or runs with and without variants, alternate; with --against, the number of pairs",
+        help="how many times (c) and (d), or runs with and without variants, alternate; with --against: pairs",
     )
     options.add_whole_number("kernel_rows", 1, default=32, help="number of rows of the synthetic logits")
     options.add_argument(
@@ -100,12 +100,17 @@ def check_only(letters: str) -> None:
 
 
 def check_random_weights(given: str | None) -> None:
-    """ValueError unless random weights have the shape of an existing file, or of whole numbers by their names."""
-    if given is None or Path(given).is_file():
+    """ValueError unless random weights have the shape of an existing file, or of numbers by their names."""
+    if given is None:
+        return
+    if Path(given).is_file():
         return
     if not all(re.fullmatch(r"[a-z_0-9]+=[^=,]+", pair) for pair in given.split(",")):
         shown = settings.quote(given)
-        raise ValueError(f"random-weights is {shown}: it must be an existing config.json, or key=value,...")
+        raise ValueError(
+            f"random-weights is {shown}: it must be an existing config.json, or settings such as "
+            "hidden_size=64,num_hidden_layers=2"
+        )
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -123,9 +128,9 @@ def check_options(options: argparse.Namespace) -> None:
     if options.branching and (options.context or options.against is not None or options.scale or options.gpu_table):
         raise ValueError("--branching takes none of --context, --against, --scale and --gpu-table")
     if options.branching and not (2 <= options.context_candidates <= 64 and options.branch_points > 0):
-        raise ValueError("--branching needs 2 to 64 context_candidates and at least 1 of branch_points")
+        raise ValueError("--branching needs context_candidates from 2 to 64 and branch_points of at least 1")
     if options.scale and (options.dataset_name or options.model_name != Settings.model_name):
-        raise ValueError("--scale has its own prompts and model: --random-weights changes the shape of the model")
+        raise ValueError("--scale takes neither --dataset_name nor --model_name: it has its own prompts and model")
     if options.against is None and len(options.dataset_name or []) > 1:
         raise ValueError(f"--dataset_name has {len(options.dataset_name)} names: only --against takes several")
     given = {name: getattr(options, name) for name in SETTINGS}

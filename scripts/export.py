@@ -27,7 +27,7 @@ def create_parser() -> Parser:
     options.add_argument(
         "--candidates",
         action="store_true",
-        help="one row for each candidate of each token; the column place counts them from 0, the likeliest",
+        help="one row for each candidate of each token; the column place numbers them from 0, the likeliest",
     )
     options.add_results_dir("folder that contains <dataset>/<model>/")
     return options

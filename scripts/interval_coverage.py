@@ -1,7 +1,7 @@
 """Measures how often 95 % intervals of coefficients cover the truth, and prints the table of the book's method page.
 
-Tables of tokens are drawn from a normal distribution with known correlation in which half of each variance is between
-prompts, as much as in texts of a small model. Each interval is computed from each table.
+Tables of tokens are drawn from a normal distribution with known correlation in which half of the variance of each
+quantity is between prompts, as much as in texts of a small model. Every kind of interval is computed from every table.
 """
 
 import math

@@ -109,7 +109,7 @@ def main() -> None:
     options = Parser(__doc__)
     numbers = "prompts per run, one number or several"
     options.add_whole_number("prompts", 1, metavar="N", nargs="+", default=[100, 1000], help=numbers)
-    text = "resamples per analysis; 2,000 take longer but need hardly more memory"
+    text = "resamples per analysis; 2,000 take longer but need hardly any more memory"
     options.add_whole_number("resamples", *ANALYSES["resamples"], default=100, help=text)
     given = options.parse_args()
     measure(given.prompts, given.resamples)

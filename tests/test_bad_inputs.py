@@ -479,8 +479,8 @@ FOLDERS = [  # the files of a folder, and what the line says
     ({"config.json": b"null"}, "config.json is not a JSON object"),
     ({"config.json": b'"llama"'}, "config.json is not a JSON object"),
     ({"config.json": b"3"}, "config.json is not a JSON object"),
-    ({"config.json": b"{}"}, "has no weights of a model: no file in it ends in .safetensors or .bin"),
-    ({"config.json": b"{}", "README.md": b""}, "has no weights of a model"),
+    ({"config.json": b"{}"}, "contains no model weights (no .safetensors or .bin file)"),
+    ({"config.json": b"{}", "README.md": b""}, "contains no model weights"),
     (
         {"config.json": b"{}", "generation_config.json": b""},
         "generation_config.json is not valid JSON (Expecting value",
@@ -544,10 +544,10 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"models": "a"}, "models is 'a': it must be a list of names"),
     ({"models": {"name": "a"}}, "models is {'name': 'a'}: it must be a list of names"),
     ({"models": 3}, "models is 3: it must be a list of names"),
-    ({"models": [3]}, "entry 1 in models has no name"),
-    ({"models": [None]}, "entry 1 in models has no name"),
-    ({"models": [["a"]]}, "entry 1 in models has no name"),
-    ({"models": [{"nam": "a"}]}, "entry 1 in models has no name, but 'nam' (did you mean 'name'?)"),
+    ({"models": [3]}, "entry 1 in models is 3: it must be a quoted name"),
+    ({"models": [None]}, "entry 1 in models is None: it must be a quoted name"),
+    ({"models": [["a"]]}, "entry 1 in models is ['a']: it must be a quoted name"),
+    ({"models": [{"nam": "a"}]}, "entry 1 in models has 'nam' but no name (did you mean 'name'?)"),
     ({"models": [{}]}, "entry 1 in models has no name"),
     ({"models": [{"name": None}]}, "entry 1 in models has no name"),
     ({"models": [{"name": True}]}, "entry 1 in models has no name"),
@@ -567,13 +567,13 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"models": ["/"]}, "cannot name a results folder after '/'"),
     ({"datasets": None}, "datasets is missing"),
     ({"datasets": "b"}, "datasets is 'b': it must be a list of names"),
-    ({"datasets": [3.5]}, "entry 1 in datasets has no name"),
+    ({"datasets": [3.5]}, "entry 1 in datasets is 3.5: it must be a quoted name"),
     ({"datasets": [{"name": ""}]}, "entry 1 in datasets: dataset_name is ''"),
     ({"datasets": [".."]}, "cannot name a results folder after '..'"),
     ({"models": [{"name": "a", "revision": "x"}]}, "'a' in models: unknown setting 'revision'"),
     ({"datasets": [{"name": "b", "revision": "x"}]}, "'b' in datasets: unknown setting 'revision'"),
     ({"results_dir": "a{b}"}, "results_dir is 'a{b}': Snakemake cannot use a folder with braces in its name"),
-    ({"datasets": ["a{b}.jsonl", "a(b).jsonl"]}, "remove one, or give them two grids with different results_dir"),
+    ({"datasets": ["a{b}.jsonl", "a(b).jsonl"]}, "remove one, or give them two grids, each with its own results_dir"),
     ({"parameters": []}, "parameters is []: it must be a mapping of settings to values, such as max_tokens: 100"),
     ({"parameters": "n_prompts"}, "parameters is 'n_prompts': it must be a mapping of settings"),
     ({"parameters": 0}, "parameters is 0: it must be a mapping"),
@@ -685,7 +685,7 @@ def test_a_file_that_is_no_grid_is_named_with_its_line(refuse, tmp_path, content
 
 def test_a_folder_is_no_grid(refuse, tmp_path):
     assert f"grid '{tmp_path}' is a folder: name a file in it" in refuse(summary, str(tmp_path))
-    said = "grid 'none.yml' does not exist: give a YAML file, such as scripts/grids/default.yml"
+    said = "grid 'none.yml' does not exist (current folder: "
     assert said in refuse(summary, "none.yml")
 
 
@@ -819,7 +819,7 @@ def run(folder: Path, *words: str, limit: float | None = 0.5) -> subprocess.Comp
         (["benchmark.py", "--only="], "only is '': it must be one or more of the letters"),
         (
             ["benchmark.py", "--random-weights=foo"],
-            "random-weights is 'foo': it must be an existing config.json, or key=value,...",
+            "random-weights is 'foo': it must be an existing config.json, or settings such as hidden_size=64",
         ),
         (["benchmark.py", "--random-weights=/none.json"], "random-weights is '/none.json': it must be an existing"),
         (["benchmark.py", "--repeats=0"], "repeats is 0"),

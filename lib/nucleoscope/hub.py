@@ -129,7 +129,9 @@ def _check_name(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise FileNotFoundError(f"'{name}' is neither an existing folder nor a valid model id on the Hub") from None
+        raise FileNotFoundError(
+            f"'{name}' is neither an existing folder nor a valid model id on the Hub: check the name"
+        ) from None
 
 
 def _check_folder(folder: Path, name: str) -> None:
@@ -171,7 +173,8 @@ def _read_entries(path: Path, name: str) -> dict[str, Any]:
 def _check_weights(folder: Path, name: str) -> None:
     """Raises ValueError for a folder without weights, or without some of those that its index lists."""
     if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
-        raise ValueError(f"folder '{name}' has no weights of a model: no file in it ends in {' or '.join(WEIGHTS)}")
+        endings = " or ".join(WEIGHTS)
+        raise ValueError(f"folder '{name}' contains no model weights (no {endings} file): copy the model again")
     for index in _find_index(folder):
         places = _read_entries(folder / index, name).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
@@ -201,7 +204,10 @@ def explain(name: str, error: Exception, revision: str | None = None) -> Excepti
     if here and (cause := next(filter(None, map(find_system_cause, list_causes(error))), None)):
         return OSError(f"cannot load model '{name}': {cause}")
     if is_gguf(name):
-        return ValueError(f"cannot read '{name}' as GGUF: it is damaged or of an unsupported type ({shorten(error)})")
+        return ValueError(
+            f"cannot read '{name}' as GGUF: it is damaged or of an unsupported type ({shorten(error)}): download it "
+            "again, or give another file"
+        )
     if "trust_remote_code" in str(error):
         where = name if Path(name).is_dir() else format_page(name) + (f"/tree/{revision}" if revision else "")
         return ValueError(
@@ -258,9 +264,11 @@ def _explain_by_hub(name: str, links: list[BaseException], revision: str | None)
         )
     if is_unreachable(links):
         at = f" at revision '{revision}'" if revision else ""
-        looked = f": {tried} and the cache {constants.HF_HUB_CACHE}" if constants.HF_HUB_OFFLINE else ""
+        cache = (
+            f": it is neither a folder nor in the cache {constants.HF_HUB_CACHE}" if constants.HF_HUB_OFFLINE else ""
+        )
         return ConnectionError(
-            f"model '{name}'{at} is not on this machine, and {reason}{_explain_connection(links[-1])}{looked}; check "
+            f"model '{name}'{at} is not on this machine, and {reason}{_explain_connection(links[-1])}{cache}; check "
             "the name, or run scripts/prefetch.py on a machine that can reach the Hub"
         )
     broken = find_first(httpx.TransportError) or next(

@@ -93,7 +93,8 @@ BUILT_IN = (
         "p1 - p2, the two largest probabilities", "",
     ),
     Quantity(
-        "end_probability", "probability of an end", attrgetter("end_probability"), "end_probabilities", "", "[0, 1]",
+        "end_probability", "probability that the text ends",
+        attrgetter("end_probability"), "end_probabilities", "", "[0, 1]",
         "sum of p over the tokens that end a text in generation", "",
     ),
     Quantity(

@@ -247,14 +247,14 @@ class Settings:
     context_threshold: float = _define(
         float,
         0.5,
-        "with context: mean similarity from which two groups of candidates are merged into one, in (0, 1]",
+        "with context: mean similarity at or above which two groups of candidates are merged into one, in (0, 1]",
         above=0,
         most=1,
     )
     context_memory: int | str = _define(
         int,
         "auto",
-        "with context: MiB for numbers over the whole vocabulary at once, or auto: 64 on a CPU, 1024 on a GPU",
+        "with context: MiB that arrays over the whole vocabulary may take at once, or auto: 64 on a CPU, 1024 on a GPU",
         choices=("auto",),
         least=1,
         most=MOST,
@@ -452,7 +452,18 @@ def validate(name: str, value: Any) -> None:
     elif facts["type"] is str and not (facts["choices"] or facts["pattern"] or facts["is_date"]):
         check_text(name, value, facts["is_path"])
     elif not _is_allowed(facts, value):
-        raise ValueError(f"{name} is {quote(value)}: it must {describe_range(name)}")
+        raise ValueError(f"{name} is {quote(value)}{_explain_text(facts, value)}: it must {describe_range(name)}")
+
+
+def _explain_text(facts: Mapping[str, Any], value: Any) -> str:
+    """A remark on a number that is text, as 1e-1 is in YAML, which wants 1.0e-1; "" if the value is none."""
+    if not isinstance(value, str) or facts["type"] not in NUMBERS:
+        return ""
+    try:
+        number = facts["type"](value)
+    except ValueError:
+        return ""
+    return f", which is text (write {number:g})" if _is_allowed(facts, number) else ""
 
 
 def _check_variants(name: str, value: Any) -> None:

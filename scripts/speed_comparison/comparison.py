@@ -4,28 +4,33 @@ import argparse
 import contextlib
 import json
 import platform
+import re
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from nucleoscope.data import prompts
+from nucleoscope.hub import shorten
 from nucleoscope.measure import batching, checking, cosine, entropy, generation, model_facts, second_look, static
 from nucleoscope.measure.decoding import PADDED
 from nucleoscope.measure.nucleus import find_nucleus
 from nucleoscope.measure.sampling import Sampler
 from nucleoscope.measure.variants import create_variants, find_layout
 from nucleoscope.models import loading
-from nucleoscope.settings import Settings
-from nucleoscope.store import run_folder
+from nucleoscope.names import suggest
+from nucleoscope.settings import Settings, quote
+from nucleoscope.store import results, run_folder
 from nucleoscope.variants import DEFAULT, NONE
-from nucleoscope.wording import count
+from nucleoscope.wording import count, lower_first
 
 
 class Clock:
@@ -210,6 +215,33 @@ def compare_variants(model, tokenizer, inputs, texts: list[str], batches, option
     )
 
 
+def load_shape(given: str) -> transformers.PreTrainedConfig:
+    """The configuration in a file, or of a Llama with "key=value,...". ValueError, in one line, if there is none."""
+    if Path(given).is_file():
+        entries = results.read_json(Path(given))
+        named, known = str(entries.get("model_type")), list(transformers.CONFIG_MAPPING.keys())
+        if named not in known:
+            raise ValueError(f"'{given}': transformers knows no model_type {quote(named)}{suggest(named, known)}")
+        build = partial(transformers.AutoConfig.for_model, **entries)
+    else:
+        entries, known = {}, transformers.LlamaConfig().to_dict()
+        for key, text in (pair.split("=") for pair in given.split(",")):
+            if key not in known:
+                raise ValueError(f"random-weights: a Llama has no setting {quote(key)}{suggest(key, known)}")
+            try:
+                entries[key] = json.loads(text)
+            except ValueError:
+                raise ValueError(
+                    f"random-weights: {key} is {quote(text)}: it must be a number or true or false"
+                ) from None
+        build = partial(transformers.LlamaConfig, **entries)
+    try:
+        return build()
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        said = re.sub(r"^\w+Error: ", "", str(error).splitlines()[-1].strip())  # after which validator has said it
+        raise ValueError(f"random-weights: {lower_first(shorten(said))}") from None
+
+
 def create_random_model(
     given: str | transformers.PreTrainedConfig, device: torch.device, dtype: torch.dtype | str, target: float = 1.5
 ):
@@ -217,13 +249,7 @@ def create_random_model(
 
     The output layer is scaled so that the mean entropy of the next token is ``target`` nats.
     """
-    if isinstance(given, transformers.PreTrainedConfig):
-        config = given
-    elif Path(given).is_file():
-        config = transformers.AutoConfig.for_model(**json.loads(Path(given).read_text()))
-    else:
-        numbers = dict(pair.split("=") for pair in given.split(","))
-        config = transformers.LlamaConfig(**{key: json.loads(value) for key, value in numbers.items()})
+    config = given if isinstance(given, transformers.PreTrainedConfig) else load_shape(given)
     dtype = torch.bfloat16 if dtype == "auto" else dtype
     with torch.device(device):
         torch.manual_seed(0)

@@ -130,7 +130,7 @@ def test_a_mean_names_its_models_and_data_sets_or_counts_them(models, datasets, 
             "the sign for `raw` changes with `top_p` and the sign for `all_but_top_3` is negative at every `top_p`.",
         ),
         ({"raw": [0.3, 0.01, 0.3, 0, 0, 0]}, "the sign for `raw` is positive wherever it is clear."),
-        ({"raw": [0.0] * 6}, "the sign for `raw` is nowhere clear."),
+        ({"raw": [0.0] * 6}, "the sign for `raw` is not clear at any `top_p`."),
         ({"whitened": [0.3] * 6}, "No coefficient could be computed for any `top_p`."),  # in none of its lines
     ],
 )
@@ -276,12 +276,12 @@ def test_what_entropy_adds_is_said_for_each_outcome():
         return made_of_text.describe_ladder(create_ladder(added, [f"m{place}" for place in range(len(added))]))
 
     clearly = "clearly above 1 percentage point, an amount that a regression can gain by chance"
-    adds = "entropy adds 4.0 percentage points to that."
-    assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} This gain is {clearly}.")
-    assert describe((0.004, 0.003, 0.005)).endswith(f"adds 0.4 percentage points to that. This gain is not {clearly}.")
-    assert "adds between −1.0 and 4.0 percentage points" in describe((0.04, 0.03, 0.05), (-0.01, -0.02, 0.0))
-    assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"In 1 of 2 runs, this gain is {clearly}.")
-    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"In no run is this gain {clearly}.")
+    adds = "adding entropy changes that by 4.0 percentage points."
+    assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} This is a gain {clearly}.")
+    assert describe((0.004, 0.003, 0.005)).endswith(f"by 0.4 percentage points. This is not a gain {clearly}.")
+    assert "changes that by between −1.0 and 4.0 percentage points" in describe((0.04, 0.03, 0.05), (-0.01, -0.02, 0.0))
+    assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"In 1 of 2 runs, there is a gain {clearly}.")
+    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"In no run is there a gain {clearly}.")
     assert describe((0.01, np.nan, np.nan)).endswith("No interval could be computed.")
     assert made_of_text.describe_ladder(create_ladder([], [])).startswith("No run has enough tokens and prompts")
     assert "entropy alone explains 0 % of the variance" in describe((0.01, 0.005, 0.02))

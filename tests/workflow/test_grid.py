@@ -90,8 +90,8 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             {"models": ["x/a", "y/a"]},
             "'x/a' on 'b' and 'y/a' on 'b' have the same short name and therefore the same folder r/b/a",
         ),
-        ({"models": [{"nam": "a"}]}, "entry 1 in models has no name"),
-        ({"models": [7]}, "entry 1 in models has no name"),
+        ({"models": [{"nam": "a"}]}, "entry 1 in models has 'nam' but no name"),
+        ({"models": [7]}, "entry 1 in models is 7: it must be a quoted name"),
         ({"models": [{"name": "a", "max_token": 3}]}, "'a' in models: unknown setting 'max_token'"),
         (
             {"models": [{"name": "a", "revision": "1"}]},
@@ -222,7 +222,7 @@ def test_what_is_no_grid_is_named_in_one_line(tmp_path, text, message):
 def test_a_grid_that_is_not_there_is_named_in_one_line(tmp_path):
     with pytest.raises(
         FileNotFoundError,
-        match=r"^grid '.*none\.yml' does not exist: give a YAML file, such as scripts/grids/default\.yml$",
+        match=r"^grid '.*none\.yml' does not exist \(current folder: .*\): check the path$",
     ):
         grid.load(tmp_path / "none.yml")
 
@@ -436,7 +436,7 @@ def test_a_run_that_was_interrupted_by_hand_is_not_called_succeeded_or_not_start
     assert said[0] == "the only run has not been measured:"
     assert said[1].startswith("  a on b: a command outside the graph was interrupted: repeat it to resume")
     assert "succeeded" not in said[1]
-    assert said[2] == "    the analyses use its earlier results: top_p is 0.9 in the results but 0.5 in the grid"
+    assert said[2] == "    the analyses use its earlier results"
     (tmp_path / "logs/b/a.log").unlink()
     assert "not started" not in status.summarise(config)
 
@@ -458,7 +458,7 @@ def test_the_report_names_what_else_failed_and_which_earlier_results_are_analyse
     logs.run(run_python("raise SystemExit('error: no LaTeX')"), tmp_path / "logs/analyses.log")
     logs.run(run_python("print('built')"), tmp_path / "logs/book.log")
     said = status.summarise(config).splitlines()
-    assert "    the analyses use its earlier results: top_p is 0.9 in the results but 0.5 in the grid" in said
+    assert "    the analyses use its earlier results" in said
     place = said.index("  the last attempt at the analyses failed: no LaTeX")
     assert re.fullmatch(
         f"    log: {re.escape(str(tmp_path))}/logs/analyses.log \\(20\\d\\d-\\d\\d-\\d\\d \\d\\d:\\d\\d\\)",
@@ -918,7 +918,7 @@ def test_make_says_in_one_line_that_a_grid_is_missing(target, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
     assert done.stderr.splitlines()[0] == (
-        f"error: grid '{missing}' does not exist: give a YAML file, such as scripts/grids/default.yml"
+        f"error: grid '{missing}' does not exist (current folder: {ROOT}): check the path"
     )
     assert "Traceback" not in done.stderr
     missing.write_bytes(b"models: [\xff]")

@@ -9,6 +9,7 @@ import codecs
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -24,6 +25,7 @@ from nucleoscope.atomic import hash_file
 from nucleoscope.file_errors import check_regular
 from nucleoscope.names import suggest
 from nucleoscope.settings import Settings, quote, validate
+from nucleoscope.wording import lower_first
 
 if TYPE_CHECKING:
     import datasets
@@ -248,17 +250,19 @@ def explain_failures(name: str, failures: list[tuple[str, Exception]]) -> OSErro
     ``failures``: each revision that was tried, with what happened.
     """
     tried = "; ".join(f"revision {revision}: {_explain_failure(error)}" for revision, error in failures)
-    unreachable = all(hub.is_unreachable(hub.list_causes(error)) for _, error in failures)
-    return _explain_unavailable(name, f"tried {HUB[name].path} on the Hub; {tried}", unreachable)
+    if _find_offline_variable() is None and all(hub.is_unreachable(hub.list_causes(error)) for _, error in failures):
+        reason = lower_first(re.sub(r"^\[Errno -?[0-9]+\] ", "", _explain_failure(failures[-1][1])))
+        return OSError(
+            f"data set {name} is not on this machine, and the Hub cannot be reached ({reason}): run "
+            "scripts/prefetch.py on a machine that can reach it"
+        )
+    return _explain_unavailable(name, f"tried {HUB[name].path} on the Hub; {tried}")
 
 
-def _explain_unavailable(name: str, why: str, unreachable: bool = True) -> OSError:
-    advice = ""
-    if variable := _find_offline_variable():
-        advice = f" ({variable} is set: download it with scripts/prefetch.py first)"
-    elif unreachable:
-        advice = " (the Hub cannot be reached: run scripts/prefetch.py on a machine that can reach it)"
-    return OSError(f"cannot load data set {name}{advice}: {why}")
+def _explain_unavailable(name: str, why: str) -> OSError:
+    variable = _find_offline_variable()
+    advice = f"; {variable} is set: download the data set with scripts/prefetch.py first" if variable else ""
+    return OSError(f"cannot load data set {name}: {why}{advice}")
 
 
 def _find_offline_variable() -> str | None:

@@ -24,6 +24,7 @@ from urllib.parse import quote
 import pynvml
 
 from nucleoscope.atomic import open_plainly
+from nucleoscope.wording import count
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL = 1  # seconds
@@ -112,7 +113,10 @@ def claim(number: int, say: Callable[[str], None]) -> Iterator[dict[str, int]]:
     """
     listed, told = list_names() if number else [], False
     if number > len(listed):  # running on fewer would be slow, with no message
-        raise OSError(f"{number} GPUs were requested, but only {len(listed)} can be used: request fewer")
+        usable = (
+            f"only {len(listed)} can be used: request fewer" if listed else "this machine has none that can be used"
+        )
+        raise OSError(f"{count(number, 'GPU')} {'was' if number == 1 else 'were'} requested, but {usable}")
     locks = _take_free(listed, number)
     while len(locks) < number:  # all or none, so that two processes cannot deadlock
         held = ", ".join(f"{name} is held by {describe_holder(name)}" for name in listed if name not in locks)

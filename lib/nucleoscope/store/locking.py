@@ -42,19 +42,19 @@ def check_folder(folder: Path) -> None:
         Lock(folder).release()
 
 
-def check_writable(folder: Path) -> None:
-    """As `check_folder`, whether or not another process is writing to the folder."""
+def check_writable(folder: Path, advice: str = "use another --results_dir") -> None:
+    """As `check_folder`, whether or not another process is writing to the folder; ``advice`` ends the line."""
     place = folder.absolute()
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
-        raise NotADirectoryError(f"'{place}' is not a folder: use another --results_dir")
+        raise NotADirectoryError(f"'{place}' is not a folder: {advice}")
     try:
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(b"\0" * PROBE)
     except OSError as error:
         refused = folder if error.errno == errno.ENOENT else place  # such as below /proc
-        raise type(error)(f"cannot write to '{refused}' ({error.strerror}): use another --results_dir") from None
+        raise type(error)(f"cannot write to '{refused}' ({error.strerror}): {advice}") from None
 
 
 class Lock:

@@ -154,7 +154,8 @@ def read(path: str | os.PathLike) -> Any:
         if cause := find_system_cause(error, path):
             raise OSError(f"cannot read '{path}': {cause}") from None
         reason = textwrap.shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 100)
-        said = f" ({reason})" if re.search("[A-Za-z]", reason) else ""  # torch raises KeyError(174812789)
+        # torch raises KeyError(174812789), or tells at length how its own default has changed
+        said = f" ({reason})" if re.search("[A-Za-z]", reason) and "weights_only" not in reason else ""
         raise ValueError(
             f"cannot read '{path}' as measurements: the file is truncated or was not written by Nucleoscope{said}: "
             "measure again with --overwrite"

@@ -89,7 +89,7 @@ def read_table(path: Path, columns: Collection[str] | None, source: bytes, again
     except (OSError, pa.ArrowException) as error:
         if cause := find_system_cause(error, path):
             raise OSError(f"cannot read '{path}': {cause}") from None
-        raise ValueError(f"'{path}' is damaged ({str(error).splitlines()[0][:100]}): remove it and {again}") from None
+        raise ValueError(f"'{path}' is damaged ({str(error).splitlines()[0][:100]}): remove it, then {again}") from None
 
 
 class PartsFolder(Locked):

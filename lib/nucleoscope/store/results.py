@@ -212,7 +212,8 @@ def find_run(name: str, results_dir: str | os.PathLike) -> Path:
     close = suggest(name.rstrip("/"), names)
     if not close and known:
         close = f" (measured: {', '.join('/'.join(run.parts[-2:]) for run in known[:5])}{', ...' * (len(known) > 5)})"
-    raise FileNotFoundError(f"there is no measured run '{name}'{close}")
+    advice = close or ("" if known else ": measure a model first")
+    raise FileNotFoundError(f"there is no measured run '{name}'{advice}")
 
 
 def read_mode(folder: Path) -> str:

@@ -94,7 +94,8 @@ def advise(differing: Iterable[str]) -> str:
     """What to do about results with other values of some settings, after a semicolon."""
     names = ",".join(name for name in differing if name in list_varying())
     beside = f" or --named_settings={names}" if names else ""
-    return f"to replace them, add --overwrite; to keep both, use another --results_dir{beside}"
+    command = "scripts/correlation_pipeline.py"
+    return f"to replace them, add --overwrite to {command}; to keep both, give it another --results_dir{beside}"
 
 
 class RunFolder(Locked):

@@ -108,7 +108,12 @@ def _write_table(parts: Iterator[pd.DataFrame], output: Path, ending: str, candi
 def _render_page(folder: Path, prompts: dict[int, str], tokenizer: object) -> str:
     """A page that needs nothing else: the strip of one text, or a menu of several. ValueError without a tokenizer."""
     if tokenizer is None:
-        raise ValueError(f"a page needs the tokenizer of '{folder}', which is not on this machine: load it once online")
+        if not (folder / results.RUN_INFO).is_file():
+            why = f"'{folder}' has no {results.RUN_INFO}, which names the model"
+        else:
+            name = results.load_info(folder)["settings"].get("model_name")
+            why = f"that of '{name}' is not on this machine (scripts/prefetch.py downloads it)"
+        raise ValueError(f"a page needs the model's tokenizer, but {why}: write csv or parquet instead")
     table = join_split(results.load_run(results.find_measurements(folder), folder.name, folder.parent.name), folder)
     background, reader, mode = compute_background(table), Reader(tokenizer), results.read_mode(folder)
     if len(prompts) == 1:

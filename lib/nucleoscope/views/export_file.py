@@ -1,12 +1,13 @@
 """Which file a run can be written to: found out from its name, before anything is loaded.
 
-Contract: raises ValueError or OSError, in one line; reads and writes nothing. Importing this is quick.
+Contract: raises ValueError or OSError, in one line; reads and leaves nothing. Importing this is quick.
 """
 
 import os
 from pathlib import Path
 
 from nucleoscope.names import suggest
+from nucleoscope.store.locking import check_writable
 
 ENDINGS = (".csv", ".parquet", ".html")
 
@@ -38,3 +39,4 @@ def check_place(folder: Path, output: Path) -> None:
         raise FileNotFoundError(f"the folder '{output.parent}' does not exist: create it first")
     if output.resolve().parent == folder.resolve():
         raise ValueError(f"'{output}' would be among the files of the run: write it to another folder")
+    check_writable(output.parent, "write to another folder")

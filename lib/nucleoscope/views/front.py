@@ -67,7 +67,7 @@ def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool) ->
     return (
         f"A sentence {source} by {escape_name(describe_run(*key))}, tinted by entropy: "
         "the stronger the tint, the less sure the model was. The card shows a typical choice: "
-        f"of the {kind}{where} with {low} to {high} candidates, the one nearest to the medians of entropy and cosine "
+        f"of the {kind} with {low} to {high} candidates{where}, the one nearest to the medians of entropy and cosine "
         "similarity. "
         "Point at any other token, or tap it, to see what the model was choosing between."
     )

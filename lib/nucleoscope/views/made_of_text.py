@@ -213,7 +213,7 @@ def _describe_lines(rows: pd.DataFrame, geometries: Collection[str]) -> str:
             always = "at every `top_p`" if set(signs) == clear else "wherever it is clear"
             said.append(f"the sign for `{geometry}` is {clear.pop()} {always}")
         else:
-            said.append(f"the sign for `{geometry}` is nowhere clear")
+            said.append(f"the sign for `{geometry}` is not clear at any `top_p`")
     return f"In the figure, {join_names(said)}." if said else "No coefficient could be computed for any `top_p`."
 
 
@@ -297,7 +297,7 @@ def _describe_same_k(lead: Lead, geometry: str, usual: float) -> str:
     text = (
         "If candidate sets are exchanged among tokens with equally many candidates (equal k), the coefficient is "
         f"{format_number(row['Spearman r'])} instead of {format_number(row['Spearman observed'])} "
-        f"(difference {format_bounded(*left)})"
+        f"(measured minus exchanged: {format_bounded(*left)})"
     )
     if not sign:
         return f"{text}. There are too few prompts to judge the difference."
@@ -331,7 +331,7 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
         f"On held-out prompts, entropy alone explains {_format_shares(alone['R2'])} of the variance of "
         f"cosine similarity (`{geometry}`); the candidates' number and kind (such as words, digits or punctuation, and "
         f"how frequent they are) explain {_format_shares(base['R2'])}, and "
-        f"entropy adds {_format_points(full['added'])} to that."
+        f"adding entropy changes that by {_format_points(full['added'])}."
     )
     if (pd.concat((alone["R2"], base["R2"])) < 0).any():
         text += " Where a share is negative, always predicting the mean would be better."
@@ -341,10 +341,10 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     helped = int((known["added low"] > NOTICEABLE).sum())
     than = f"clearly above {100 * NOTICEABLE:g} percentage point, an amount that a regression can gain by chance"
     if len(known) == 1:
-        return f"{text} This gain is {'' if helped else 'not '}{than}."
+        return f"{text} This is {'' if helped else 'not '}a gain {than}."
     if not helped:
-        return f"{text} In no run is this gain {than}."
-    return f"{text} In {name_part(helped, len(known), 'run')}, this gain is {than}."
+        return f"{text} In no run is there a gain {than}."
+    return f"{text} In {name_part(helped, len(known), 'run')}, there is a gain {than}."
 
 
 def _format_shares(values: pd.Series) -> str:

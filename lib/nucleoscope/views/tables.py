@@ -8,8 +8,10 @@ multirow; a dash marks a missing value, and a comment above the table says why i
 import html
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -421,8 +423,7 @@ def describe_gaps(results_dir: str | os.PathLike, tables: Mapping[tuple[str, str
     """
     lines: dict[tuple[str, str, str], list[str]] = {}
     for (model, dataset), table in select(tables, columns={"prompt", "k"}).items():
-        path = locate_measured(results_dir, model, dataset) / RUN_INFO
-        found = describe_run_gaps(read_json(path) if path.is_file() else {}, table)
+        found = describe_run_gaps(_read_info(locate_measured(results_dir, model, dataset) / RUN_INFO), table)
         few = 2 * (table["k"] == 1).sum() > len(table)
         kept = [line for line in found if few or "had one candidate" not in line]
         if kept:
@@ -432,6 +433,15 @@ def describe_gaps(results_dir: str | os.PathLike, tables: Mapping[tuple[str, str
         f"* **{escape_name(', '.join(filter(None, (f'{model} on {dataset}', '; '.join(settings)))))}**: {text}."
         for (model, dataset, text), settings in lines.items()
     )
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    """What a run.json says; nothing if it is missing or damaged: the tokens are analysed all the same."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        print("skipped:", escape_line(str(error)), file=sys.stderr)
+        return {}
 
 
 def _capitalise(line: str) -> str:

@@ -160,7 +160,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                problem = f"duplicate key {quote(key.value)}"
+                problem = f"duplicate key {quote(key.value)}: remove one"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -193,7 +193,9 @@ def load(path: str | Path, check: bool = True) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"'{path}': {' '.join(str(error).split())}") from None
     except FileNotFoundError:
-        raise FileNotFoundError(f"grid '{path}' does not exist: give a YAML file, such as {EXAMPLE}") from None
+        raise FileNotFoundError(
+            f"grid '{path}' does not exist (current folder: {Path.cwd()}): check the path"
+        ) from None
     except IsADirectoryError:
         raise IsADirectoryError(f"grid '{path}' is a folder: name a file in it") from None
     except OSError as error:
@@ -249,7 +251,7 @@ def _locate(entry: Entry, found: Mapping[str, Entry], named: Mapping[str, tuple[
         pair = " and ".join(f"'{model}' on '{dataset}'" for model, dataset in (named[folder], (model, dataset)))
         raise ValueError(
             f"{pair} have the same short name and therefore the same folder {folder}: remove one, or give them two "
-            "grids with different results_dir"
+            "grids, each with its own results_dir"
         )
     return folder
 
@@ -336,8 +338,10 @@ def _find_wrong_entries(kind: str, entries: Any) -> Iterator[str]:
     check_name = partial(validate, {"models": "model_name", "datasets": "dataset_name"}[kind])
     for number, entry in enumerate(map(_expand, entries), 1):
         where = f"entry {number} in {kind}"
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            yield f"{where} has no name{_suggest_name(entry)}: give a name, or a mapping with a name and settings"
+        if not isinstance(entry, dict):
+            yield f"{where} is {quote(entry)}: it must be a quoted name, or a mapping with a name and settings"
+        elif not isinstance(entry.get("name"), str):
+            yield f"{where} has {_suggest_name(entry)}: give a name, or a mapping with a name and settings"
         elif problem := _explain(check_name, entry["name"]):
             yield f"{where}: {problem}"
         else:
@@ -346,9 +350,9 @@ def _find_wrong_entries(kind: str, entries: Any) -> Iterator[str]:
 
 
 def _suggest_name(entry: Any) -> str:
-    """Which key of an entry was probably meant to be its name, to follow "no name"; "" if none."""
-    keys = [key for key in (entry if isinstance(entry, dict) else ()) if key != "name" and suggest(key, ["name"])]
-    return f", but {quote(keys[0])} (did you mean 'name'?)" if keys else ""
+    """What an entry has instead of a name, with the key that was probably meant to be it, if there is one."""
+    keys = [key for key in entry if key != "name" and suggest(key, ["name"])]
+    return f"{quote(keys[0])} but no name (did you mean 'name'?)" if keys else "no name"
 
 
 def _find_wrong(where: str, values: Any, checks: Mapping[str, Callable]) -> Iterator[str]:

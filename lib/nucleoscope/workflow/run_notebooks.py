@@ -123,9 +123,10 @@ def write_page(chosen: Settings, if_measured: bool = False, given: Collection[st
     were not, and what `notebooks.execute` raises.
     """
     folder = locate(chosen)
-    if not (folder / results.RUN_INFO).is_file():
+    missing = [name for name in (results.RUN_INFO, results.MEASUREMENTS) if not (folder / name).is_file()]
+    if missing:
         if not if_measured:
-            raise FileNotFoundError(f"'{folder}' has no results to show ({results.RUN_INFO} is missing): measure first")
+            raise FileNotFoundError(f"'{folder}' has no results to show ({missing[0]} is missing): measure first")
         print(f"{folder} has no results to show")
         return
     if given:

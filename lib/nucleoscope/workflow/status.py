@@ -217,7 +217,7 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
     for folder, why in missing.items():
         lines.append(f"  {_name_run(folder)}: {_explain(folder, why)}")
         if integrity.is_whole(results.find_measurements(Path(folder)) or Path(folder, results.MEASUREMENTS)):
-            lines.append(f"    the analyses use its earlier results: {why}")
+            lines.append("    the analyses use its earlier results")
         lines += _format_log(locate_log(folder))
     for folder in runs:
         for job, what in _list_jobs(runs[folder]).items():
