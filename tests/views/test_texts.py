@@ -96,7 +96,7 @@ def test_a_page_has_at_most_a_thousand_texts_evenly_chosen(n, count, last):
 def test_each_text_has_a_script_that_assigns_it_and_contains_what_a_strip_does(run, reader):
     folder, table = run
     background = strip.compute_background(table)
-    place = texts.write_texts(folder, reader, range(len(WRITTEN)), background, "generate")
+    place = texts.write_texts(folder, texts.build_texts(folder, reader, range(len(WRITTEN)), background, "generate"))
     assert sorted(path.name for path in place.iterdir()) == [f"{n}.js" for n in range(len(WRITTEN))]
     for number, text in enumerate(WRITTEN):
         run_name, key, content = read_script(place / f"{number}.js")
@@ -113,9 +113,11 @@ def test_each_text_has_a_script_that_assigns_it_and_contains_what_a_strip_does(r
 
 def test_scripts_of_texts_that_are_gone_are_removed_and_nothing_else(run, reader):
     folder, table = run
-    place = texts.write_texts(folder, reader, [0, 2], strip.compute_background(table), "generate")
+    place = texts.write_texts(
+        folder, texts.build_texts(folder, reader, [0, 2], strip.compute_background(table), "generate")
+    )
     (place / "notes.txt").write_text("mine")
-    texts.write_texts(folder, reader, [2], strip.compute_background(table), "generate")
+    texts.write_texts(folder, texts.build_texts(folder, reader, [2], strip.compute_background(table), "generate"))
     assert sorted(path.name for path in place.iterdir()) == ["2.js", "notes.txt"]
 
 
