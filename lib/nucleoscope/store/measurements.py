@@ -45,11 +45,11 @@ def load(path: str | os.PathLike) -> list[dict]:
 def load_records(
     folder: str | os.PathLike, prompts: Iterable[int] | None = None, fields: Collection[str] | None = None
 ) -> dict[int, dict]:
-    """The records of `iterate_records`, by the prompt's index."""
-    return dict(iterate_records(folder, prompts, fields))
+    """The records of `stream_records`, by the prompt's index."""
+    return dict(stream_records(folder, prompts, fields))
 
 
-def iterate_records(
+def stream_records(
     folder: str | os.PathLike, prompts: Iterable[int] | None = None, fields: Collection[str] | None = None
 ) -> Iterator[tuple[int, dict]]:
     """The prompt's index and the record of some or all prompts of a run, one after the other, as they are asked for.
@@ -64,7 +64,7 @@ def iterate_records(
     wanted = None if prompts is None else [int(prompt) for prompt in prompts]
     opened = _open_records(path)
     if opened is None:
-        yield from _iterate_mapped(path, wanted, fields)
+        yield from _stream_mapped(path, wanted, fields)
         return
     with opened:
         places = _check_prompts(path, wanted, len(opened))
@@ -73,7 +73,10 @@ def iterate_records(
                 (record,) = _require([opened.read(place, opened.fields if fields is None else fields)], REQUIRED, path)
             except ValueError:  # `read_intact` says in one line what is wrong with it, or it is the index alone
                 records = _check_records(read_intact(path), path)
-                yield from ((index, _choose(records[index], fields)) for index in places[number:])
+                yield from (
+                    (index, _choose(records[index], fields))
+                    for index in _check_prompts(path, places[number:], len(records))
+                )
                 return
             yield place, {name: _make_tensors(value) for name, value in _choose(record, fields).items()}
 
@@ -85,8 +88,8 @@ def _open_records(path: Path) -> OpenRecords | None:
     return None
 
 
-def _iterate_mapped(path: Path, wanted: list[int] | None, fields: Collection[str] | None) -> Iterator[tuple[int, dict]]:
-    """The `iterate_records` of a file without an index, whose records can only be read in their order."""
+def _stream_mapped(path: Path, wanted: list[int] | None, fields: Collection[str] | None) -> Iterator[tuple[int, dict]]:
+    """The `stream_records` of a file without an index, whose records can only be read in their order."""
     kept = None if wanted is None else set(wanted)
 
     def trim(index: int, record: dict) -> None:

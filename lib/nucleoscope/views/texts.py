@@ -112,7 +112,7 @@ def _read_texts(folder: Path, numbers: Iterable[int]) -> Iterator[tuple[int, dic
     Records are read one at a time, similarities for `AT_ONCE` prompts.
     """
     found, left = load_current(folder), list(numbers)
-    for place, (number, record) in enumerate(results.iterate_records(folder, left)):
+    for place, (number, record) in enumerate(results.stream_records(folder, left)):
         if place % AT_ONCE == 0:
             similarities = results.load_similarities(folder, left[place : place + AT_ONCE])
         similar = similarities.get(number)
