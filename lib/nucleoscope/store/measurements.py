@@ -129,7 +129,7 @@ def _make_tensors(value: Any) -> Any:
 
 
 def load_mapped(path: Path, trim: Callable[[int, dict], None] | None = None) -> list[dict]:
-    """Like `load`, but with `mapped_records.MappedVector` for tensors if the file was written by Nucleoscope.
+    """Like `load`, but with `mapped_records.MappedVector` for tensors if the file is of torch's newer format.
 
     ``trim(index, record)`` may empty what is not needed, as in `map_records`.
     """
