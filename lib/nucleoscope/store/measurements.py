@@ -71,7 +71,7 @@ def stream_records(
         for number, place in enumerate(places):
             try:
                 (record,) = _require([opened.read(place, opened.fields if fields is None else fields)], REQUIRED, path)
-            except ValueError:  # `read_intact` says in one line what is wrong with it, or it is the index alone
+            except (ValueError, OSError):  # `read_intact` says what is wrong with the file, or it is the index alone
                 records = _check_records(read_intact(path), path)
                 yield from (
                     (index, _choose(records[index], fields))

@@ -30,7 +30,7 @@ from nucleoscope.views.token_text import Reader, make_encodable
 TEXTS = "texts"  # the folder of the scripts, in that of the run
 SCRIPT = re.compile(r"\d+\.js")
 MOST = 1000  # texts of one page
-AT_ONCE = 100  # texts the similarities of whose candidates are in memory
+AT_ONCE = 100  # texts whose similarities are in memory
 ZERO = 128  # what is added to hundredths, which are never below it: two digits of base 16 are then enough
 SEARCHED = 600_000  # characters of all prompts and texts that can be searched on a page
 COEFFICIENT = "Spearman's coefficient of entropy and cosine"
