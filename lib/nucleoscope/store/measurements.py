@@ -71,7 +71,11 @@ def stream_records(
         for number, place in enumerate(places):
             try:
                 (record,) = _require([opened.read(place, opened.fields if fields is None else fields)], REQUIRED, path)
-            except (ValueError, OSError):  # `read_intact` says what is wrong with the file, or it is the index alone
+            except (
+                ValueError,
+                OSError,
+                MemoryError,
+            ):  # `read_intact` says what is wrong with the file, or it is the index alone
                 records = _check_records(read_intact(path), path)
                 yield from (
                     (index, _choose(records[index], fields))
@@ -83,7 +87,7 @@ def stream_records(
 
 def _open_records(path: Path) -> OpenRecords | None:
     """A file that a run has written; None for any other, and for what `load_mapped` says why it cannot be read."""
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(ValueError, OSError, MemoryError):
         return OpenRecords(path)
     return None
 

@@ -19,7 +19,7 @@ from nucleoscope.quantities import find_columns
 from nucleoscope.settings import FIELDS, fill_defaults, list_varying, quote
 from nucleoscope.store.candidates import CANDIDATES, NEEDED, write_candidates
 from nucleoscope.store.locking import LOCK, Lock, Locked, check_folder
-from nucleoscope.store.measurements import MEASUREMENTS, read_intact, stream_records
+from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
 from nucleoscope.store.nulls import NULLS, write_nulls
 from nucleoscope.store.record_files import (
     Damaged,
@@ -614,8 +614,7 @@ def _is_plain_file(path: Path) -> bool:
 
 def _is_readable(path: Path) -> bool:
     try:
-        for _ in stream_records(path.parent, fields=()):  # nothing of it is kept
-            pass
+        load_mapped(path, lambda _, record: record.update(dict.fromkeys(record)))  # nothing of it is kept
     except ValueError:
         return False
     return True
