@@ -75,7 +75,8 @@ gaps = results.describe_gaps(info, table, chat_model=bool(tokenizer.chat_templat
 Markdown("\n".join(f"* {line[0].upper()}{line[1:]}" for line in gaps)) if gaps else None
 
 # %%
-statistics = correlation.compute_statistics({(folder.name, folder.parent.name): table})
+named = {(folder.name, folder.parent.name): table}
+statistics = correlation.compute_statistics(named, pairs=correlation.PAIRS[:1])  # the analyses have the others
 tables.show(tables.format_readable(statistics))
 
 # %% [markdown]

@@ -829,7 +829,7 @@ def run(folder: Path, *words: str, limit: float | None = 0.5) -> subprocess.Comp
         (["benchmark.py", "--against=.", "--dataset_name", "math", "none.csv"], "file 'none.csv' does not exist"),
         (["benchmark.py", "--against=.", "--model_name=./none"], "neither an existing folder nor"),
         (["benchmark.py", "--against=.", "--scale=9"], "--against takes neither --scale nor --random-weights"),
-        (["benchmark.py", "--scale=9", "--dataset_name=math"], "--scale has its own prompts and model"),
+        (["benchmark.py", "--scale=9", "--dataset_name=math"], "--scale takes neither --dataset_name nor --model_name"),
         (["benchmark.py", "--dataset_name", "math", "stories"], "--dataset_name has 2 names"),
     ],
     ids=number_ids,

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import tiny
 from messages import assert_one_line
 from nucleoscope.measure import generation, static
 from nucleoscope.settings import Settings
-from speed_comparison import builds, gpu_table, scaling, tables, worker, workers
+from speed_comparison import builds, comparison, gpu_table, scaling, tables, worker, workers
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -84,6 +85,29 @@ def test_options_that_do_not_go_together_are_refused(words, said):
 
 
 # Checkouts
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            "hidden_size=30,num_attention_heads=7",
+            "random-weights: the hidden size (30) is not a multiple of the number of",
+        ),
+        ("hidden_size=abc", "random-weights: hidden_size is 'abc': it must be a number or true or false"),
+        ("hiden_size=3", "random-weights: a Llama has no setting 'hiden_size' (did you mean 'hidden_size'?)"),
+        ('{"model_type": "lama"}', "transformers knows no model_type 'lama' (did you mean 'llama'?)"),
+        ("{", "config.json' is not valid JSON ("),
+    ],
+)
+def test_a_shape_that_no_model_can_have_is_refused_in_one_line(tmp_path, given, said):
+    if given.startswith("{"):
+        path = tmp_path / "config.json"
+        path.write_text(given)
+        given = str(path)
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        comparison.load_shape(given)
+    assert_one_line(str(caught.value))
 
 
 def test_a_checkout_is_run_by_its_own_python_or_by_this_one(tmp_path):

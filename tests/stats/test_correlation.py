@@ -380,6 +380,16 @@ def test_the_four_pairs_are_there_each_behind_the_name_of_what_differs():
         assert found[f"{name}: {coefficient}"] == pairs.loc[pair, coefficient]
 
 
+def test_the_coefficients_of_one_pair_are_those_that_it_has_among_the_others():
+    run = {("model", "data"): draw_full(1)}
+    one, all_pairs = (
+        correlation.compute_statistics(run, 50, pairs=correlation.PAIRS[:1]),
+        correlation.compute_statistics(run, 50),
+    )
+    assert not [name for name in one if ": " in name]
+    pd.testing.assert_frame_equal(one, all_pairs[list(one)], rtol=1e-12)
+
+
 def test_a_run_of_a_hundred_prompts_has_nothing_to_note():
     assert compute_row(draw_full(0, prompts=100))["note"] == ""
 

@@ -19,7 +19,7 @@ from messages import assert_one_line
 from nucleoscope.measure.nucleus import Nucleus
 from nucleoscope.measure.recording import build_record, unpack
 from nucleoscope.quantities import list_recorded
-from nucleoscope.store import mapped_records, record_files, results, run_folder, tokens
+from nucleoscope.store import mapped_records, measurements, record_files, results, run_folder, tokens
 
 
 @pytest.fixture
@@ -147,10 +147,64 @@ def test_every_part_begins_where_its_numbers_can_be_mapped(folder, monkeypatch, 
 def test_each_prompt_is_loaded_alone_whatever_the_unpickler_has_dropped(folder, monkeypatch, every):
     monkeypatch.setattr(mapped_records, "EVERY", every)
     records = create_mixed(20)
-    path = join(records, folder)
-    mapped_records.map_records(path)
+    mapped_records.map_records(join(records, folder))
+    monkeypatch.setattr(measurements, "_open_records", lambda path: None)  # as if it had no index
     for index in range(20):
         assert is_same([results.load_records(folder, [index])[index]], [records[index]])
+
+
+def test_of_a_runs_own_file_only_the_records_that_are_asked_for_are_unpickled(folder, monkeypatch):
+    records, unpickled, unpickle = create_mixed(20), [], record_files._read_record
+    join(records, folder)
+    monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr(record_files, "_read_record", lambda piece: unpickled.append(piece) or unpickle(piece))
+    for index in range(20):
+        assert is_same([results.load_records(folder, [index])[index]], [records[index]])
+    assert len(unpickled) == 20
+    found = results.stream_records(folder, [7, 2, 11], ("prompt", "tokens"))
+    assert next(found)[0] == 7
+    assert len(unpickled) == 21
+    for (place, one), index in zip(found, (2, 11), strict=True):
+        assert place == index
+        assert is_same([one], [{name: records[index][name] for name in ("prompt", "tokens")}])
+
+
+def test_of_a_runs_own_file_vectors_of_unwanted_fields_are_not_read(folder, monkeypatch):
+    join(create_mixed(9), folder)
+    parts, read = [], zipfile.ZipFile.read
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda archive, part: parts.append(part) or read(archive, part))
+    assert [list(record) for _, record in results.stream_records(folder, fields=("prompt", "entropies"))] == [
+        ["prompt", "entropies"]
+    ] * 9
+    assert parts
+    assert not [part for part in parts if part.startswith(record_files.DATA)]
+
+
+def test_vectors_of_any_kind_are_loaded_as_they_are(folder):
+    vectors = [torch.rand(3).to(kind) for kind in (torch.half, torch.bool, torch.int16, torch.int8, torch.uint8)]
+    vectors += [torch.rand(2, dtype=torch.float64), torch.empty(0)]
+    for more in (vectors, [torch.rand(3).bfloat16()]):  # NumPy has no type for the latter
+        join([create_record(0), create_record(1) | {"more": more}], folder)
+        (found,) = results.load_records(folder, [1]).values()
+        for left, right in zip(found["more"], more, strict=True):
+            assert left.dtype == right.dtype
+            assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("part", [record_files.PICKLE, record_files.DATA + "2_"])
+def test_a_record_whose_bytes_have_changed_is_named_and_the_others_are_read(folder, part):
+    path = join(create_mixed(9), folder)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        entry = next(each for each in archive.infolist() if each.filename.startswith(part))
+    place = find_content(content, entry)
+    if part == record_files.PICKLE:
+        place += content[place:].index(b"prompt 2")
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert list(results.load_records(folder, [0, 1, 8])) == [0, 1, 8]
+    said = assert_one_line(catch_refusal(ValueError, results.load_records, folder, [2]))
+    assert said == f"'{path}' is damaged"
 
 
 def test_records_are_iterated_over_with_their_tokens_and_sizes(folder):
@@ -339,7 +393,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_file_whose_index_is_of_no_use_has_the_table_of_what_torch_loads(folder, change):
+def test_a_file_whose_index_is_of_no_use_has_the_table_and_the_records_of_what_torch_loads(folder, change):
     records = create_mixed(12)
     path = join(records, folder)
     with zipfile.ZipFile(path) as archive:
@@ -348,5 +402,6 @@ def test_a_file_whose_index_is_of_no_use_has_the_table_of_what_torch_loads(folde
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
+    assert is_same(list(results.load_records(folder).values()), records)
     expected = results.tabulate(records, "tiny", "math")
     pd.testing.assert_frame_equal(results.load_table(folder.parents[1]), expected, check_exact=True)

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
+from messages import assert_one_line
 from nucleoscope.stats import correlation, fits, random_effects
 from nucleoscope.stats.curves import FORMULAS
 from nucleoscope.views import tables
@@ -314,7 +315,7 @@ def write_info(folder: Path, **settings) -> None:
     (folder / "run.json").write_text(json.dumps({"settings": settings, "chat_template": True}))
 
 
-def test_what_runs_lack_is_said_with_what_to_try(tmp_path):
+def test_what_runs_lack_is_said_with_what_to_try(tmp_path, capsys):
     table = draw_full(0, prompts=4, length=5)
     write_info(tmp_path / "math" / "tiny", n_prompts=12, prompt_format="raw")
     write_info(tmp_path / "math" / "whole", n_prompts=4, prompt_format="chat")
@@ -328,6 +329,10 @@ def test_what_runs_lack_is_said_with_what_to_try(tmp_path):
     assert "20 of 20 tokens (100 %) had one candidate" in alone
     assert "a higher top_p or temperature" in alone
     assert tables.describe_gaps(tmp_path, {("theirs", "math"): table.assign(k=2)}) == ""  # without a run.json
+    capsys.readouterr()
+    (tmp_path / "math/whole/run.json").write_text('{"settings": ')
+    assert tables.describe_gaps(tmp_path, {("whole", "math"): table.assign(k=2)}) == ""  # analysed all the same
+    assert "run.json' is not valid JSON" in assert_one_line(capsys.readouterr().err)
 
 
 def test_a_row_with_several_names_has_them_in_words_in_a_hidden_row_before_it():

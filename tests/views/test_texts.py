@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 import tiny
 from nucleoscope.measure.cosine import find_directions
 from nucleoscope.measure.pairs import compare_candidates
-from nucleoscope.store import results
+from nucleoscope.store import measurements, results
 from nucleoscope.store.candidates import Similarities
 from nucleoscope.store.context import load_matrices
 from nucleoscope.store.tokens import compute_fingerprint
@@ -96,7 +96,7 @@ def test_a_page_has_at_most_a_thousand_texts_evenly_chosen(n, count, last):
 def test_each_text_has_a_script_that_assigns_it_and_contains_what_a_strip_does(run, reader):
     folder, table = run
     background = strip.compute_background(table)
-    place = texts.write_texts(folder, reader, range(len(WRITTEN)), background, "generate")
+    place = texts.write_texts(folder, texts.build_texts(folder, reader, range(len(WRITTEN)), background, "generate"))
     assert sorted(path.name for path in place.iterdir()) == [f"{n}.js" for n in range(len(WRITTEN))]
     for number, text in enumerate(WRITTEN):
         run_name, key, content = read_script(place / f"{number}.js")
@@ -113,9 +113,11 @@ def test_each_text_has_a_script_that_assigns_it_and_contains_what_a_strip_does(r
 
 def test_scripts_of_texts_that_are_gone_are_removed_and_nothing_else(run, reader):
     folder, table = run
-    place = texts.write_texts(folder, reader, [0, 2], strip.compute_background(table), "generate")
+    place = texts.write_texts(
+        folder, texts.build_texts(folder, reader, [0, 2], strip.compute_background(table), "generate")
+    )
     (place / "notes.txt").write_text("mine")
-    texts.write_texts(folder, reader, [2], strip.compute_background(table), "generate")
+    texts.write_texts(folder, texts.build_texts(folder, reader, [2], strip.compute_background(table), "generate"))
     assert sorted(path.name for path in place.iterdir()) == ["2.js", "notes.txt"]
 
 
@@ -134,6 +136,18 @@ def test_a_page_names_its_scripts_and_nothing_in_it_ends_a_script(run, reader):
     assert moved["data-beside"] == "./a~25~ b.texts/"
     assert not moved.has_attr("data-files")
     assert texts.move_scripts('<p data-files="x">', "y") == '<p data-files="x">'
+
+
+def test_the_measurements_are_read_once_for_all_texts_of_a_page_and_their_menu(run, reader, monkeypatch):
+    folder, table = run
+    read, load = [], measurements.load_mapped
+    monkeypatch.setattr(measurements, "load_mapped", lambda *arguments: read.append(arguments[0]) or load(*arguments))
+    monkeypatch.setattr(texts, "AT_ONCE", 2)
+    html = texts.show_texts(folder, reader.tokenizer, table, strip.compute_background(table), "generate", len(WRITTEN))
+    assert read == [folder / "measurements.pt"]
+    assert html == texts.render_texts(
+        folder, list_prompts(folder), table, strip.compute_background(table), None, reader
+    )
 
 
 def test_in_a_folder_that_cannot_be_written_to_the_texts_are_in_the_page(run, reader, monkeypatch):

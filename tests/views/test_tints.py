@@ -238,7 +238,7 @@ def test_candidates_that_are_followed_but_not_compared_are_in_no_group(reader):
 def test_scripts_of_texts_leave_out_the_names_that_a_card_lists_anyway(compared, shown, reader, tmp_path):
     folder = shutil.copytree(compared, tmp_path / "cats" / "tiny")
     background = strip.compute_background(load_table(folder))
-    place = texts.write_texts(folder, reader, [1], background, "generate")
+    place = texts.write_texts(folder, texts.build_texts(folder, reader, [1], background, "generate"))
     data = json.loads(re.search(r"\]=(.*);\n", (place / "1.js").read_text(), re.DOTALL)[1])["data"]
     for token, found, whole in zip(data["tokens"], data["context"], shown[1]["context"], strict=True):
         if whole is not None:
@@ -255,18 +255,21 @@ def test_a_run_without_context_has_the_texts_that_it_had(measured, compared, rea
     table = load_table(folder)
     assert not set(BOTH) & set(table)
     arguments = folder, reader, range(len(PROMPTS)), strip.compute_background(table), "generate"
-    place = texts.write_texts(*arguments)
+    place = texts.write_texts(folder, texts.build_texts(*arguments))
     before = {path.name: path.read_bytes() for path in place.iterdir()}
     page = texts.render_texts(folder, dict(enumerate(PROMPTS)), table, arguments[3], reader=reader)
     for name in results.CONTEXT_FILES:
         shutil.copy(compared / name, folder)
     other = load_table(folder)
     assert set(BOTH) <= set(other)
-    texts.write_texts(folder, reader, range(len(PROMPTS)), strip.compute_background(other), "generate")
+    texts.write_texts(
+        folder, texts.build_texts(folder, reader, range(len(PROMPTS)), strip.compute_background(other), "generate")
+    )
     assert all(path.read_bytes() != before[path.name] for path in place.iterdir())
     for name in results.CONTEXT_FILES:
         (folder / name).unlink()
-    texts.write_texts(*arguments[:3], strip.compute_background(load_table(folder)), "generate")
+    again = strip.compute_background(load_table(folder))
+    texts.write_texts(folder, texts.build_texts(*arguments[:3], again, "generate"))
     assert {path.name: path.read_bytes() for path in place.iterdir()} == before
     assert page == texts.render_texts(
         folder, dict(enumerate(PROMPTS)), load_table(folder), strip.compute_background(table), reader=reader

@@ -13,7 +13,7 @@ which tokens have k = 5 is the model's doing. `compute_fixed` takes the k likeli
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
 from itertools import chain
@@ -45,14 +45,18 @@ Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
 def compute_statistics(
-    tables: Tables, resamples: int = bootstrap.RESAMPLES, seed: int = 0, jobs: int | None = 1
+    tables: Tables,
+    resamples: int = bootstrap.RESAMPLES,
+    seed: int = 0,
+    jobs: int | None = 1,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
 ) -> pd.DataFrame:
     """The table of the study: one row per run, from {(model, dataset): table of its tokens}.
 
     Columns: the published ones first (Model, Dataset, Pearson r, Pearson p, Spearman r, Spearman p), with the settings
-    that differ between the runs after Dataset (`store.run_settings`),
-    then those of `compute_coefficients`, then the same for the other `PAIRS`, each prefixed with the name of the
-    quantity that differs. What cannot be computed is NaN, and ``note`` says why.
+    that differ between the runs after Dataset (`store.run_settings`), then those of `compute_coefficients` for the
+    first of the ``pairs``, then the same for the others, each prefixed with the name of the quantity that differs. What
+    cannot be computed is NaN, and ``note`` says why.
 
     The 15 runs of the study, 10,000 tokens each, take about 11 s on one core, less with more
     ``jobs`` (processes; None means one per core): a resample needs no sorting, only a running sum
@@ -60,16 +64,17 @@ def compute_statistics(
     (`bootstrap.compute_pearson`). From `results.StoredTables`, each process reads one run at a time.
     """
     rows, keys = [], sorted(tables, key=order_run)
-    columns = {"prompt", "k", *chain.from_iterable(PAIRS)}
+    columns = {"prompt", "k", "entropy", "cosine", *chain.from_iterable(pairs)}
     parts = [select(tables, [key], columns) for key in keys]
     need = NEED * max(map(count_tokens, parts), default=0)
-    measured, heads = partial(_compute_coefficients, resamples=resamples, seed=seed), find_heads(tables)
-    for key, pairs in zip(keys, bootstrap.map_parallel(measured, parts, jobs, need), strict=True):
-        row: dict[str, Any] = {**heads[key], **pairs.iloc[0]}
-        for (x, y), values in list(pairs.iterrows())[1:]:
+    measured = partial(_compute_coefficients, pairs=tuple(pairs), resamples=resamples, seed=seed)
+    heads = find_heads(tables)
+    for key, found in zip(keys, bootstrap.map_parallel(measured, parts, jobs, need), strict=True):
+        row: dict[str, Any] = {**heads[key], **found.iloc[0]}
+        for (x, y), values in list(found.iterrows())[1:]:
             name = y if x == "entropy" else x
             row |= {f"{name}: {key}": value for key, value in values.items() if key not in (*RUN_COLUMNS, "note")}
-        row["note"] = "; ".join(dict.fromkeys(part for note in pairs["note"] if note for part in note.split("; ")))
+        row["note"] = "; ".join(dict.fromkeys(part for note in found["note"] if note for part in note.split("; ")))
         rows.append(row)
     frame = pd.DataFrame(rows, columns=None if rows else [*PUBLISHED_COLUMNS, *RUN_COLUMNS, "note"])
     first = [*list_run_columns(frame), *PUBLISHED_COLUMNS[2:]]
@@ -77,9 +82,9 @@ def compute_statistics(
     return frame[[*first, *others, "note"]]
 
 
-def _compute_coefficients(run: Tables, resamples: int, seed: int) -> pd.DataFrame:
+def _compute_coefficients(run: Tables, pairs: tuple[tuple[str, str], ...], resamples: int, seed: int) -> pd.DataFrame:
     (key,) = run
-    return compute_coefficients(run[key], PAIRS, resamples, seed)
+    return compute_coefficients(run[key], pairs, resamples, seed)
 
 
 def compute_coefficients(

@@ -27,8 +27,7 @@ import pandas as pd
 
 from nucleoscope.stats import bootstrap, candidate_tables
 from nucleoscope.stats.candidate_tables import Runs
-from nucleoscope.store import record_files, results, vocabulary
-from nucleoscope.store.measurements import find_measurements, load_mapped
+from nucleoscope.store import results, vocabulary
 from nucleoscope.store.run_names import order_run
 from nucleoscope.store.run_settings import build_frame, find_heads
 
@@ -115,10 +114,11 @@ def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFra
     least = probability[probability > 0].min(initial=1.0)
     frequency[words.index] = np.log10(np.maximum(probability, least))  # 0 in float32 is below the least number
     norm[words.index] = words["norm"].to_numpy(np.float64)
-    path = find_measurements(folder)
-    table = results.load_run(path, model, dataset, {"prompt", "step", "k", "entropy", "cosine"})
+    table = results.load_run(
+        results.find_measurements(folder), model, dataset, {"prompt", "step", "k", "entropy", "cosine"}
+    )
     parts, pairs = [], []
-    for sizes, ids in _iterate_candidates(path):
+    for sizes, ids in _iterate_candidates(folder):
         if len(ids) and (ids.max() >= size or (number[ids] < 0).any()):
             raise ValueError(f"'{folder}' has a candidate that {vocabulary.VOCABULARY} does not list")
         of, starts = np.repeat(np.arange(len(sizes)), sizes), np.cumsum(sizes) - sizes
@@ -145,11 +145,9 @@ def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFra
     return table, both
 
 
-def _iterate_candidates(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _iterate_candidates(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The sizes of the candidate sets of each prompt's tokens, and their ids, all sets' in a row."""
-    stored = record_files.read_fields(path) is not None
-    records = record_files.iterate_records(path, ("top_p_tokens",)) if stored else load_mapped(path)
-    for record in records:
+    for _, record in results.stream_records(folder, fields=("top_p_tokens",)):
         steps = [np.asarray(ids) for ids in record["top_p_tokens"]]
         if steps:
             yield np.array(list(map(len, steps))), np.concatenate(steps).astype(np.int64)

@@ -13,7 +13,7 @@ they do for a damaged one, which is named on stderr. OSError if the system canno
 
 import operator
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -164,19 +164,38 @@ def _read_rows(
 ) -> list[dict[str, Any]] | None:
     """The rows of some prompts, or of one step of them, in order; None without a whole file that belongs to the run.
 
-    Only the groups of rows that have these prompts are read.
+    Only the groups of rows that have these prompts are read, one at a time: a data set's reader would decode all of
+    them at once, which takes a gigabyte.
     """
     import pyarrow as pa
-    from pyarrow import parquet
+    from pyarrow import compute, parquet
 
     if not is_current(folder):
         return None
     path = folder / CANDIDATES
-    wanted = [("prompt", "in", list(map(int, prompts))), *([] if step is None else [("step", "==", int(step))])]
     try:
-        table = parquet.read_table(path, columns=list(columns), filters=wanted, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            parts = [file.schema_arrow.empty_table().select(columns)]
+            for group in _find_groups(file.metadata, prompts):
+                rows = file.read_row_group(group, list(columns)).select(columns)
+                rows = rows.filter(compute.is_in(rows["prompt"], pa.array(map(int, prompts), pa.int64())))
+                parts.append(rows if step is None else rows.filter(compute.equal(rows["step"], step)))
+        table = pa.concat_tables(parts)
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise_system_error(error, path)
         print(f"skipped: {escape_line(str(path))} is damaged: similarities are not shown", file=sys.stderr)
         return None
     return table.to_pandas().to_dict("records")  # lists become NumPy arrays
+
+
+def _find_groups(metadata: Any, prompts: Sequence[int]) -> Iterator[int]:
+    """The groups of rows that may have one of the prompts."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema == "prompt":
+                bounds = column.statistics
+                known = bounds is not None and bounds.has_min_max
+                if not known or any(bounds.min <= prompt <= bounds.max for prompt in prompts):
+                    yield number
+                break

@@ -7,16 +7,18 @@ rule neither entropies nor cosines: what follows from the probabilities is compu
 missing, because they need the model's embeddings.
 """
 
+import contextlib
 import os
 import re
 import textwrap
 import zipfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from nucleoscope.file_errors import find_system_cause
 from nucleoscope.store.mapped_records import check_sizes, map_records, read_vectors
+from nucleoscope.store.record_files import OpenRecords
 from nucleoscope.wording import count
 
 MEASUREMENTS = "measurements.pt"
@@ -43,15 +45,55 @@ def load(path: str | os.PathLike) -> list[dict]:
 def load_records(
     folder: str | os.PathLike, prompts: Iterable[int] | None = None, fields: Collection[str] | None = None
 ) -> dict[int, dict]:
-    """The records of some or all prompts of a run, by the prompt's index, with all or some of their fields.
+    """The records of `stream_records`, by the prompt's index."""
+    return dict(stream_records(folder, prompts, fields))
 
-    Everything else is not read from disk or not kept: candidates are read only for these prompts.
-    ValueError names a damaged file, or a prompt that the run does not have.
+
+def stream_records(
+    folder: str | os.PathLike, prompts: Iterable[int] | None = None, fields: Collection[str] | None = None
+) -> Iterator[tuple[int, dict]]:
+    """The prompt's index and the record of some or all prompts of a run, one after the other, as they are asked for.
+
+    Records have all or some of their fields. Of a file that a run has written, only these records are read; of any
+    other, such as the study's, everything is read once, and only what was asked for is kept. Candidates are read only
+    for the record that is returned. ValueError names a damaged file, or a prompt that the run does not have.
     """
     path = find_measurements(Path(folder))
     if path is None:
         raise FileNotFoundError(f"no measurements in '{folder}': measure the model first")
     wanted = None if prompts is None else [int(prompt) for prompt in prompts]
+    opened = _open_records(path)
+    if opened is None:
+        yield from _stream_mapped(path, wanted, fields)
+        return
+    with opened:
+        places = _check_prompts(path, wanted, len(opened))
+        for number, place in enumerate(places):
+            try:
+                (record,) = _require([opened.read(place, opened.fields if fields is None else fields)], REQUIRED, path)
+            except (
+                ValueError,
+                OSError,
+                MemoryError,
+            ):  # `read_intact` says what is wrong with the file, or it is the index alone
+                records = _check_records(read_intact(path), path)
+                yield from (
+                    (index, _choose(records[index], fields))
+                    for index in _check_prompts(path, places[number:], len(records))
+                )
+                return
+            yield place, {name: _make_tensors(value) for name, value in _choose(record, fields).items()}
+
+
+def _open_records(path: Path) -> OpenRecords | None:
+    """A file that a run has written; None for any other, and for what `load_mapped` says why it cannot be read."""
+    with contextlib.suppress(ValueError, OSError, MemoryError):
+        return OpenRecords(path)
+    return None
+
+
+def _stream_mapped(path: Path, wanted: list[int] | None, fields: Collection[str] | None) -> Iterator[tuple[int, dict]]:
+    """The `stream_records` of a file without an index, whose records can only be read in their order."""
     kept = None if wanted is None else set(wanted)
 
     def trim(index: int, record: dict) -> None:
@@ -61,19 +103,37 @@ def load_records(
             if (kept is not None and index not in kept) or (fields is not None and name not in fields):
                 record[name] = None
 
-    records, found = load_mapped(path, trim), {}
-    for index in range(len(records)) if wanted is None else wanted:
-        if not 0 <= index < len(records):
+    records = load_mapped(path, trim)
+    for index in _check_prompts(path, wanted, len(records)):
+        yield index, {name: read_vectors(value) for name, value in _choose(records[index], fields).items()}
+
+
+def _check_prompts(path: Path, wanted: list[int] | None, number: int) -> list[int]:
+    """The prompts that are wanted, of a file that has this ``number``; ValueError if it does not have one of them."""
+    for index in wanted or ():
+        if not 0 <= index < number:
             raise ValueError(
-                f"'{path}' has no prompt {index}: it has {count(len(records), 'prompt')} (prompts are counted from 0)"
+                f"'{path}' has no prompt {index}: it has {count(number, 'prompt')} (prompts are counted from 0)"
             )
-        record = records[index]
-        found[index] = {name: read_vectors(record[name]) for name in record if fields is None or name in fields}
-    return found
+    return list(range(number)) if wanted is None else wanted
+
+
+def _choose(record: dict, fields: Collection[str] | None) -> dict:
+    return {name: value for name, value in record.items() if fields is None or name in fields}
+
+
+def _make_tensors(value: Any) -> Any:
+    """The arrays of a record as the tensors that they are for `load`."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, list) and value and isinstance(value[0], np.ndarray):
+        return list(map(torch.from_numpy, value))
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def load_mapped(path: Path, trim: Callable[[int, dict], None] | None = None) -> list[dict]:
-    """Like `load`, but with `mapped_records.MappedVector` for tensors if the file was written by Nucleoscope.
+    """Like `load`, but with `mapped_records.MappedVector` for tensors if the file is of torch's newer format.
 
     ``trim(index, record)`` may empty what is not needed, as in `map_records`.
     """

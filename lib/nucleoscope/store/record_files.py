@@ -19,6 +19,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -98,11 +99,15 @@ def find_variants(path: Path) -> dict[int, Piece]:
 def read_piece(piece: Piece) -> bytes:
     """The content of a piece. ValueError, which names the file, if it is damaged."""
     with _report_damage(piece.path), piece.path.open("rb") as stream:
-        stream.seek(piece.start)
-        content = stream.read(piece.length)
-        if zlib.crc32(content) != piece.checksum:
-            raise ValueError("a wrong checksum")
-        return content
+        return _read_checked(stream, piece)
+
+
+def _read_checked(stream: IO[bytes], piece: Piece) -> bytes:
+    stream.seek(piece.start)
+    content = stream.read(piece.length)
+    if zlib.crc32(content) != piece.checksum:
+        raise ValueError("a wrong checksum")
+    return content
 
 
 def join_records(stream: IO[bytes], paths: Iterable[Path], n_prompts: int) -> None:
@@ -157,8 +162,45 @@ def iterate_records(path: Path, vectors: Collection[str] = ("tokens",)) -> Itera
         lengths = _read_index(archive)["lengths"]
         stream.read(len(HEAD))
         for length in lengths:
-            record, storages = _read_record(stream.read(length)), dict[str, Any]()
-            yield record | {name: _read_vectors(archive, record[name], storages) for name in vectors if name in record}
+            yield _fill(archive, _read_record(stream.read(length)), vectors)
+
+
+class OpenRecords:
+    """A file that was written with this module, opened to read any of its records without the others.
+
+    ``fields`` are the keys of its records, ``len`` is their number. ValueError for any other file, or if this one is
+    damaged; OSError if the system cannot read it. Use it in a ``with`` block.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with contextlib.ExitStack() as opened, _report_damage(path):
+            self._archive, self._stream = opened.enter_context(_open(path)), opened.enter_context(path.open("rb"))
+            if self._archive.read(ORDER).decode() != sys.byteorder:
+                raise ValueError("the numbers are those of another kind of machine")
+            index = _read_index(self._archive)
+            self.fields, self._pieces = index["fields"], _list_pieces(path, self._archive, self._stream, index)
+            self._opened = opened.pop_all()
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def __enter__(self) -> "OpenRecords":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def read(self, place: int, vectors: Collection[str]) -> dict:
+        """The record at a ``place`` in the file, with the ``vectors`` of `iterate_records`; ValueError if damaged."""
+        with _report_damage(self.path):
+            return _fill(self._archive, _read_record(_read_checked(self._stream, self._pieces[place])), vectors)
+
+
+def _fill(archive: zipfile.ZipFile, record: dict, names: Collection[str]) -> dict:
+    """A record with the vectors of some fields, as arrays that nobody else has."""
+    storages = dict[str, Any]()
+    return record | {name: _read_vectors(archive, record[name], storages) for name in names if name in record}
 
 
 def read_tokens(path: Path, prompts: Collection[int]) -> dict[int, list[int]]:
@@ -184,13 +226,15 @@ def _read_record(piece: bytes) -> dict:
 
 
 def _read_vectors(archive: zipfile.ZipFile, value: Any, storages: dict[str, Any]) -> Any:
-    """The vector or the vectors of a field; ``storages`` are the parts of the archive that were read before."""
+    """The same value with its vectors read; ``storages`` are the parts of the archive that were read before."""
     import numpy as np
 
-    if isinstance(value, list):
+    if isinstance(value, list) and value and isinstance(value[0], _Extent):
         return [_read_vectors(archive, each, storages) for each in value]
-    if value.name not in storages:
-        storages[value.name] = np.frombuffer(archive.read(DATA + value.name), value.kind)
+    if not isinstance(value, _Extent):
+        return value
+    if value.name not in storages:  # a bytearray, because torch warns of arrays that cannot be written to
+        storages[value.name] = np.frombuffer(bytearray(archive.read(DATA + value.name)), value.kind)
     return storages[value.name][value.start : value.start + value.size]
 
 
@@ -277,6 +321,7 @@ class _Extent:
 
 
 KINDS = {"LongStorage": "i8", "IntStorage": "i4", "FloatStorage": "f4", "DoubleStorage": "f8"}
+KINDS |= {"HalfStorage": "f2", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?"}
 
 
 class _PieceUnpickler(pickle.Unpickler):
@@ -350,12 +395,14 @@ def _read_storages(path: Path) -> Iterator[tuple[str, bytes]]:
 def _find_pieces(path: Path) -> tuple[dict[int, Piece], list[str]]:
     """The pieces of a file by their prompts, and the keys of its records."""
     with _open(path) as archive, path.open("rb") as stream:
-        index, pieces = _read_index(archive), {}
-        start = _find_start(archive.getinfo(PICKLE), stream) + len(HEAD)
-        for prompt, length, checksum in zip(index["prompts"], index["lengths"], index["checksums"], strict=True):
-            pieces[prompt] = Piece(path, start, length, checksum)
-            start += length
-        return pieces, index["fields"]
+        index = _read_index(archive)
+        return dict(zip(index["prompts"], _list_pieces(path, archive, stream, index), strict=True)), index["fields"]
+
+
+def _list_pieces(path: Path, archive: zipfile.ZipFile, stream: IO[bytes], index: dict[str, list]) -> list[Piece]:
+    """The pieces of a file in its order; ``stream`` is that of the ``archive``, opened once more."""
+    ends = accumulate(index["lengths"], initial=_find_start(archive.getinfo(PICKLE), stream) + len(HEAD))
+    return [Piece(path, *each) for each in zip(ends, index["lengths"], index["checksums"], strict=False)]
 
 
 def _find_start(part: zipfile.ZipInfo, stream: IO[bytes]) -> int:

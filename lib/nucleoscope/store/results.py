@@ -24,7 +24,7 @@ from nucleoscope.store.candidates import (
     tabulate_candidates,
 )
 from nucleoscope.store.integrity import is_permitted
-from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load, load_records
+from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load, load_records, stream_records
 from nucleoscope.store.run_names import check_model, format_suffix, order_model, order_run, split
 from nucleoscope.store.run_settings import RUN_INFO, Head, compare_settings, list_settings, read_identity, read_settings
 from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
@@ -96,6 +96,7 @@ __all__ = [
     "select",
     "select_choices",
     "shorten_names",
+    "stream_records",
     "tabulate",
     "tabulate_candidates",
     "warn_of_format",

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nucleoscope.names import escape_line
 from nucleoscope.settings import fill_defaults, list_deciding
 from nucleoscope.store import results
-from nucleoscope.store.record_files import iterate_records, read_fields
 from nucleoscope.store.run_names import format_setting
 from nucleoscope.store.run_settings import sort_values
 
@@ -233,12 +232,8 @@ def load_sums(path: Path, ends: Iterable[int] = ()) -> "np.ndarray":
     import numpy as np
 
     fields, ends = ("top_p_tokens", "top_p_probs"), list(ends)
-    if read_fields(path) is not None:
-        records: Iterable[dict] = iterate_records(path, fields)
-    else:
-        records = results.load_records(path.parent, fields=fields).values()
     parts = [np.empty((0, 4))]
-    for number, record in enumerate(records):
+    for number, record in results.stream_records(path.parent, fields=fields):
         if record.get(fields[1]) is None:
             raise ValueError(f"'{path}' has no probabilities of the candidates of prompt {number}: measure again")
         steps = [np.asarray(probs, dtype=np.float64) for probs in record[fields[1]]]

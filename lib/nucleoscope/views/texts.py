@@ -30,7 +30,7 @@ from nucleoscope.views.token_text import Reader, make_encodable
 TEXTS = "texts"  # the folder of the scripts, in that of the run
 SCRIPT = re.compile(r"\d+\.js")
 MOST = 1000  # texts of one page
-AT_ONCE = 100  # texts whose candidates are in memory
+AT_ONCE = 100  # texts whose similarities are in memory
 ZERO = 128  # what is added to hundredths, which are never below it: two digits of base 16 are then enough
 SEARCHED = 600_000  # characters of all prompts and texts that can be searched on a page
 COEFFICIENT = "Spearman's coefficient of entropy and cosine"
@@ -109,28 +109,27 @@ def render_strips(
 def _read_texts(folder: Path, numbers: Iterable[int]) -> Iterator[tuple[int, dict, dict[str, Any]]]:
     """The number and the record of some prompts, and what is known of how similar their candidates are.
 
-    `AT_ONCE` of them are read at a time.
+    Records are read one at a time, similarities for `AT_ONCE` prompts.
     """
     found, left = load_current(folder), list(numbers)
-    for start in range(0, len(left), AT_ONCE):
-        part = left[start : start + AT_ONCE]
-        records, similarities = results.load_records(folder, part), results.load_similarities(folder, part)
-        for number in part:
-            similar = similarities.get(number)
-            if similar is not None and len(similar.taken) != len(records[number]["tokens"]):
-                similar = None
-            ahead = cards.read_ahead(found.matrices, number, found.grouping.threshold) if found else None
-            yield number, records[number], {"similarities": similar, "ahead": ahead}
+    for place, (number, record) in enumerate(results.stream_records(folder, left)):
+        if place % AT_ONCE == 0:
+            similarities = results.load_similarities(folder, left[place : place + AT_ONCE])
+        similar = similarities.get(number)
+        if similar is not None and len(similar.taken) != len(record["tokens"]):
+            similar = None
+        ahead = cards.read_ahead(found.matrices, number, found.grouping.threshold) if found else None
+        yield number, record, {"similarities": similar, "ahead": ahead}
 
 
-def write_texts(folder: Path, tokenizer: Any, numbers: Sequence[int], background: Background, mode: str) -> Path:
-    """Writes a script for each of some texts of a run to its folder ``texts``, and removes those of other texts."""
-    place = folder / TEXTS
+def write_texts(folder: Path, contents: Iterable[tuple[int, dict]]) -> Path:
+    """Writes a script for each text of `build_texts` to the folder ``texts`` of a run, and removes those of others."""
+    place, kept = folder / TEXTS, set()
     place.mkdir(exist_ok=True)
-    for number, content in build_texts(folder, tokenizer, numbers, background, mode):
+    for number, content in contents:
+        kept.add(f"{number}.js")
         with write_atomically(place / f"{number}.js") as stream:
             stream.write(_format_script(name_run(folder), number, content).encode())
-    kept = {f"{number}.js" for number in numbers}
     for path in place.iterdir():
         if SCRIPT.fullmatch(path.name) and path.name not in kept:
             path.unlink()
@@ -207,15 +206,18 @@ def show_texts(
 
     In a folder that cannot be written to, the texts are in the page.
     """
-    chosen, reader = choose_texts(n_prompts), Reader(tokenizer)
-    prompts = {
-        number: record["prompt"] for number, record in results.load_records(folder, chosen, fields=("prompt",)).items()
-    }
+    chosen, reader, prompts = choose_texts(n_prompts), Reader(tokenizer), dict[int, str]()
+
+    def build() -> Iterator[tuple[int, dict]]:  # the prompts are noted on the way: measurements are read once
+        for number, content in build_texts(folder, reader, chosen, background, mode):
+            prompts[number] = content["prompt"]
+            yield number, content
+
     try:
-        write_texts(folder, reader, chosen, background, mode)
+        write_texts(folder, build())
         texts = None
     except OSError:  # somebody else's results
-        texts = dict(build_texts(folder, reader, chosen, background, mode))
+        texts = dict(build())
     return render_texts(folder, prompts, table, background, texts, reader)
 
 

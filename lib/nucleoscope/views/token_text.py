@@ -8,7 +8,7 @@ different tokens look different; `Reader.split_units` shows a sequence of tokens
 import codecs
 import re
 import unicodedata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import regex
 
@@ -32,10 +32,16 @@ class Unit(NamedTuple):
 class Reader(TokenDecoder):
     """Converts the tokens of one tokenizer into text that can be read, each on its own or as a running text."""
 
+    def __init__(self, tokenizer: Any):
+        super().__init__(tokenizer)
+        self._shown: dict[int, str] = {}
+
     def show(self, token: int) -> str:
         """One token on its own: ``·`` is a space, ``↵`` a line break, ``⟨E2⟩`` a lone byte, ``⟨U+00AD⟩`` invisible."""
-        raw = self.read_bytes(token)
-        return name_unknown(token) if raw == name_unknown(token).encode() else show_bytes(raw)
+        if token not in self._shown:  # a page names its tokens ten thousand times
+            raw = self.read_bytes(token)
+            self._shown[token] = name_unknown(token) if raw == name_unknown(token).encode() else show_bytes(raw)
+        return self._shown[token]
 
     def split_units(self, tokens: list[int]) -> list[Unit]:
         """The running text of (n,) ids, in units whose token counts add up to n.
