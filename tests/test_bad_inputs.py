@@ -268,12 +268,16 @@ def test_a_page_needs_no_settings_and_takes_those_of_its_run(monkeypatch, tmp_pa
     folder = tmp_path / "results/lines/m"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"settings": MEASURED}))
+    (folder / "measurements.pt").touch()
     executed = []
     monkeypatch.setattr(run_notebooks, "_execute", lambda name, *_: executed.append(name))
     names = ["--only=page", "--model_name=m", "--dataset_name=lines.jsonl"]
     monkeypatch.setattr(sys, "argv", [correlation_pipeline.__file__, *names, *words])
     correlation_pipeline.main()
     assert executed == ["run"]
+    (folder / "measurements.pt").unlink()
+    with pytest.raises(SystemExit, match=r"/m' has no measurements\.pt: measure the run again with --overwrite$"):
+        correlation_pipeline.main()
 
 
 @pytest.mark.parametrize(
@@ -599,7 +603,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"parameters": {"temperature": 10**400}}, "parameters: temperature is 1000"),
     ({"parameters": {"top_p": float("nan")}}, "parameters: top_p is nan"),
     ({"parameters": {"temperature": float("inf")}}, "parameters: temperature is inf"),
-    ({"parameters": {"top_p": "0.9"}}, "parameters: top_p is '0.9': it must be a number"),
+    ({"parameters": {"top_p": "0.9"}}, "parameters: top_p is '0.9', which is text (write 0.9): it must be a number"),
     ({"parameters": {"n_prompts": True}}, "parameters: n_prompts is True"),
     ({"parameters": {"skip_check": "yes"}}, "parameters: skip_check is 'yes': it must be true or false"),
     ({"parameters": {"mode": "sing"}}, "parameters: mode is 'sing': it must be generate or score"),

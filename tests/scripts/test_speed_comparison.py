@@ -73,7 +73,7 @@ def test_without_against_and_scale_the_options_are_as_before():
     ("words", "said"),
     [
         (["--against=.", "--random-weights=vocab_size=9"], "--against takes neither"),
-        (["--scale=9", "--model_name=gpt2"], "--scale has its own prompts and model"),
+        (["--scale=9", "--model_name=gpt2"], "--scale takes neither --dataset_name nor --model_name"),
         (["--against=.", "--dataset_name", "math", " "], "dataset_name is ' '"),
         (["--gpu-table", "--scale=9"], "--gpu-table takes none of"),
     ],

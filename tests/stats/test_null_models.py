@@ -130,7 +130,7 @@ def test_means_are_over_runs_with_the_same_values_of_a_setting(tmp_path):
     said = made_of_text.describe_answer(curve).splitlines()
     assert len(said) == 2
     assert said[0].startswith("* With top&#95;p 0.9: **candidates")
-    assert "(mean over 2 runs; " in said[0]
+    assert "(mean over 2 runs: m and n on a; " in said[0]
     assert "(m on a;" in said[1]
     said = made_of_text.describe_same_k(found)
     assert said.index("With top&#95;p 0.9: ") < said.index("With top&#95;p 0.95: ")

@@ -907,7 +907,7 @@ def test_the_graph_refuses_a_duplicate_key_in_one_line(tmp_path):
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--cores", "1", "--configfile", str(path)]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode
-    assert f"error: '{path}', line 4: duplicate key 'models'" in refused.stderr.splitlines()
+    assert f"error: '{path}', line 4: duplicate key 'models': remove one" in refused.stderr.splitlines()
     assert "Traceback" not in refused.stderr
 
 

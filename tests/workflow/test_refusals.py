@@ -157,7 +157,7 @@ print(json.dumps([availability.find_unavailable(runs), sorted(set(sys.argv[1:]) 
 def test_prefetching_is_refused_without_slow_imports(tmp_path):
     (tmp_path / "grid.yml").write_text(f"results_dir: {tmp_path}\nmodels: [org/tiny]\ndatasets: [gsm8k]\n")
     environment = hub.clean_environment(tmp_path / "home", HF_ENDPOINT=NOTHING)
-    assert "(the Hub cannot be reached: " in refuse(environment, str(tmp_path / "grid.yml"), script="prefetch.py")
+    assert "and the Hub cannot be reached (" in refuse(environment, str(tmp_path / "grid.yml"), script="prefetch.py")
 
 
 # What results that are there already, and names, say

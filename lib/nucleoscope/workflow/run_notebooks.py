@@ -123,14 +123,15 @@ def write_page(chosen: Settings, if_measured: bool = False, given: Collection[st
     were not, and what `notebooks.execute` raises.
     """
     folder = locate(chosen)
-    missing = [name for name in (results.RUN_INFO, results.MEASUREMENTS) if not (folder / name).is_file()]
-    if missing:
+    if not (folder / results.RUN_INFO).is_file():
         if not if_measured:
-            raise FileNotFoundError(f"'{folder}' has no results to show ({missing[0]} is missing): measure first")
+            raise FileNotFoundError(f"'{folder}' has no results to show ({results.RUN_INFO} is missing): measure first")
         print(f"{folder} has no results to show")
         return
     if given:
         _check_measured(folder, chosen, given)
+    if not (folder / results.MEASUREMENTS).is_file():
+        raise FileNotFoundError(f"'{folder}' has no {results.MEASUREMENTS}: measure the run again with --overwrite")
     _execute(results.PAGE, folder / results.NOTEBOOK, _list_names(chosen, PAGE_SETTINGS))
 
 
