@@ -122,7 +122,7 @@ def test_an_older_run_has_no_texts_which_is_said_and_a_page_of_it_is_refused(old
     said = export.write(older, tmp_path / "all.csv")
     assert "the column text is empty, because the tokenizer is not on this machine" in assert_one_line(said)
     assert export.write(older, tmp_path / "c.parquet", candidates=True).count("column text is empty") == 1
-    with pytest.raises(ValueError, match="a page needs the model's tokenizer, but .* has no run.json"):
+    with pytest.raises(ValueError, match=r"a page needs the model's tokenizer, but .* has no run\.json"):
         export.write(older, tmp_path / "all.html")
     assert not (tmp_path / "all.html").exists()
 
