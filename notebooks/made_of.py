@@ -70,9 +70,10 @@ varied = made_of_text.explain_varied(curve)
 Markdown(varied) if varied else None
 
 # %% [markdown]
-# A band shows the coefficient after candidate sets were exchanged among tokens with equally many candidates. Where a
-# line is inside its band, the coefficient says nothing about *which* candidates the model chose between: their number
-# is enough.
+# A band shows the coefficient after candidate sets were exchanged among tokens with equally many candidates. The nearer
+# a line is to its band, the more of the coefficient comes from the number of candidates, whichever they are. Section 2
+# tests the difference. Its interval is narrower than the band and the line's interval suggest, because both coefficients
+# are of the same tokens.
 
 # %%
 Markdown(made_of_text.describe_over_top_p(curve))
@@ -125,7 +126,8 @@ Markdown(made_of_text.describe_ladder(ladder))
 # %% [markdown]
 # The covariance of entropy and cosine similarity is a mean over tokens, so it can be split by what a token chose between.
 # Here tokens are grouped by the classes of their two likeliest candidates; a negative share goes against the whole. This
-# says which tokens the covariance is made of, not which pairs of candidates within a token.
+# says which tokens the covariance is made of, not which pairs of candidates within a token. A covariance whose sign is
+# not clear has no shares.
 
 # %%
 tables.show(tables.format_covariance(pairs)) if len(pairs) else None
@@ -144,9 +146,9 @@ Markdown(made_of_text.describe_specifications(tests))
 
 # %% [markdown]
 # The table compares the median coefficient with that of tables in which cosines are exchanged, among all tokens (*all*
-# in the column *null*) or among those of equal k (*same_k*), in all specifications at once; brackets are the central 95
-# % of such tables. Exchanging treats the tokens of a text as independent, and so does p; the interval of the difference
-# does not.
+# in the column *null*) or among those of equal k (*same_k*), in all specifications at once; brackets contain the
+# central 95 % of such tables. Exchanging treats the tokens of a text as independent, and so does p; the interval of the
+# difference does not.
 
 # %%
 tables.show(tables.format_counts(tests)) if runs else None

@@ -105,6 +105,25 @@ def test_shares_of_the_covariance_add_up_and_are_those_of_its_definition(tables,
     assert row["tokens"] == chosen.sum()
 
 
+def test_a_covariance_whose_sign_is_not_clear_has_no_shares():
+    rng = np.random.default_rng(0)
+    entropy, prompt = pd.Series(rng.normal(size=300)), pd.Series(np.arange(300) % 10)
+    noise, pairs = pd.Series(rng.normal(size=300)), rng.integers(0, 2, (300, 2))
+    none = explained.split_covariance(entropy, noise, pairs, prompt)
+    assert np.isnan([row["share of covariance"] for row in none]).all()
+    clear = explained.split_covariance(entropy, entropy + noise, pairs, prompt)
+    assert sum(row["share of covariance"] for row in clear) == pytest.approx(1)
+    alone = explained.split_covariance(entropy, entropy + noise, pairs, prompt * 0)
+    assert np.isnan([row["share of covariance"] for row in alone]).all()
+    covered = 0
+    for seed in range(200):  # a text's tokens depend on each other: shares are given at the nominal rate
+        rng = np.random.default_rng(seed)
+        own = rng.normal(size=(2, 20))[:, np.arange(300) % 20] + rng.normal(size=(2, 300))
+        values = np.prod(own - own.mean(axis=1, keepdims=True), axis=0)
+        covered += not explained._is_clear(values, np.arange(300) % 20)
+    assert 0.9 < covered / 200 < 0.99
+
+
 def test_few_tokens_or_prompts_are_said_and_not_fitted():
     table = pd.DataFrame({name: np.zeros(250) for name in ("entropy", "log k", *explained.KIND)}).assign(prompt=0)
     y = np.random.default_rng(0).normal(size=250)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from nucleoscope.stats import bootstrap, candidate_tables
 from nucleoscope.stats.candidate_tables import Runs
@@ -94,7 +95,7 @@ def _compute_item(
         if geometry in table:
             found = climb_ladder(table, table[geometry].to_numpy(np.float64), resamples, seed)
             rows += [{"geometry": geometry} | row for row in found]
-    return rows, split_covariance(table["entropy"], table["raw"], pairs)
+    return rows, split_covariance(table["entropy"], table["raw"], pairs, table["prompt"])
 
 
 def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFrame, np.ndarray]:
@@ -250,7 +251,9 @@ def _bound(name: str, values: np.ndarray, kind: str) -> dict[str, float]:
     return {name: float(values[0]), f"{name} low": float(low), f"{name} high": float(high)}
 
 
-def split_covariance(entropy: pd.Series, cosine: pd.Series, pairs: np.ndarray) -> list[dict[str, Any]]:
+def split_covariance(
+    entropy: pd.Series, cosine: pd.Series, pairs: np.ndarray, prompt: pd.Series
+) -> list[dict[str, Any]]:
     """The covariance of entropy and cosine by the classes of the two likeliest candidates: pairs (n, 2) -> rows.
 
     A token belongs to the unordered pair of classes of its two likeliest candidates. The covariance is a mean over
@@ -258,7 +261,8 @@ def split_covariance(entropy: pd.Series, cosine: pd.Series, pairs: np.ndarray) -
     its tokens, divided by the sum over all; shares add up to 1, and one is negative if its tokens go against the
     whole. It says which tokens the covariance is made of. It does not split a token's cosine by the pairs of its
     candidates: that needs the embedding, which the files do not contain. Columns: classes, tokens, share of
-    tokens, mean entropy, mean cosine, share of covariance; largest share of tokens first.
+    tokens, mean entropy, mean cosine, share of covariance; largest share of tokens first. Shares of a covariance whose
+    sign is not clear would be quotients by almost 0: they are NaN.
     """
     x, y = entropy.to_numpy(np.float64), cosine.to_numpy(np.float64)
     if len(x) < 3 or bootstrap.is_constant(x) or bootstrap.is_constant(y):
@@ -268,6 +272,8 @@ def split_covariance(entropy: pd.Series, cosine: pd.Series, pairs: np.ndarray) -
     frame = pd.DataFrame({"pair": low * len(CLASSES) + high, "x": x, "y": y, "product": products})
     found = frame.groupby("pair").agg(tokens=("x", "size"), x=("x", "mean"), y=("y", "mean"), sum=("product", "sum"))
     total = products.sum()
+    if not _is_clear(products, prompt.to_numpy()):
+        total = np.nan
     rows = []
     for pair, row in found.sort_values(["tokens"], ascending=False, kind="stable").iterrows():
         first, second = divmod(int(pair), len(CLASSES))
@@ -278,7 +284,17 @@ def split_covariance(entropy: pd.Series, cosine: pd.Series, pairs: np.ndarray) -
                 "share of tokens": row["tokens"] / len(x),
                 "mean entropy": row["x"],
                 "mean cosine": row["y"],
-                "share of covariance": row["sum"] / total if total else np.nan,
+                "share of covariance": row["sum"] / total,
             }
         )
     return rows
+
+
+def _is_clear(values: np.ndarray, prompt: np.ndarray) -> bool:
+    """Whether the sum of values (n,) of tokens is clearly not 0: at 95 %, with prompts as independent clusters."""
+    codes, labels = pd.factorize(prompt)
+    if len(labels) < 2:
+        return False
+    sums, sizes = np.bincount(codes, values), np.bincount(codes)
+    error = np.sqrt(len(labels) / (len(labels) - 1) * np.sum((sums - values.mean() * sizes) ** 2))
+    return bool(abs(values.sum()) > stats.t.ppf((1 + bootstrap.LEVEL) / 2, len(labels) - 1) * error)

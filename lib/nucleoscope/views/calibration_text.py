@@ -29,17 +29,16 @@ from nucleoscope.stats.calibration import (
 )
 from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.store.text_pairs import FoundPairs, Pair, Run, list_obstacles, name_pairs
-from nucleoscope.views.commands import format_pipeline
+from nucleoscope.views.commands import find_written, format_pipeline, list_run_options
 from nucleoscope.views.numbers import choose_digits, format_bounded, format_number, format_percent
 from nucleoscope.views.token_text import escape_name
 from nucleoscope.wording import count, join_names
 
 HOW = """To get a pair, take a data set that has texts of its own, and measure it twice with the same settings: once
-with the model writing, and once with it reading the texts of a column. The packaged `math` has short answers:
+with the model writing, and once with it reading the texts of a column. The packaged `math` has short answers{already}:
 
 ```bash
-{written}
-{existing}
+{commands}
 ```
 
 or list it twice in a grid:
@@ -50,7 +49,8 @@ datasets:
   - {{name: math, mode: score, text_column: answer}}
 ```
 
-The next `make book` fills this page."""
+Then build the book again, with the same grid as before."""
+ALREADY = ", and the model has already written its own texts for it, so only the answers are missing"
 EXPLAIN_OUTSIDE = """A point is the mean over a bin of tokens: further right, the model was less sure. All bins have
 about the same number of tokens. The bars are the intervals of what was measured, over prompts.
 The dashed line is the share that would be outside if tokens were drawn from p, the mean of 1 − m, and
@@ -104,10 +104,13 @@ def describe_found(
 
 def describe_measuring(results_dir: str | os.PathLike = Settings.results_dir) -> str:
     """How to get a pair whose runs are in ``results_dir``, in Markdown."""
+    reading = ("--mode=score", "--text_column=answer")
+    if folder := find_written(results_dir, "math"):
+        options = list_run_options(folder, mode="score")
+        return HOW.format(already=ALREADY, commands=format_pipeline(*options, *reading, results_dir=results_dir))
     both = ("--dataset_name=math", "--prompt_format=chat")
-    written = format_pipeline(*both, results_dir=results_dir)
-    existing = format_pipeline(*both, "--mode=score", "--text_column=answer", results_dir=results_dir)
-    return HOW.format(written=written, existing=existing)
+    commands = [format_pipeline(*both, *more, results_dir=results_dir) for more in ((), reading)]
+    return HOW.format(already="", commands="\n".join(commands))
 
 
 def _describe_pair(name: str, pair: Pair) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from nucleoscope.settings import Settings
 from nucleoscope.stats.choice import ALL, GIVEN, OUTCOMES, PAIR_PREDICTORS, WITHIN
 from nucleoscope.store.run_names import describe_run, order_run
-from nucleoscope.views.commands import format_pipeline
+from nucleoscope.views.commands import find_written, format_pipeline, list_run_options
 from nucleoscope.views.made_of_text import Lead, list_leads
 from nucleoscope.views.numbers import format_bounded
 from nucleoscope.views.token_text import escape_name
@@ -41,8 +41,9 @@ def describe_runs(
     results_dir: str | os.PathLike = Settings.results_dir,
 ) -> str:
     """Which runs have branches, and which files cannot be read; without any, how to get them in ``results_dir``."""
-    options = ("--model_name=SmolLM2-135M-Instruct", "--dataset_name=math", "--only=branches")
-    text = NOTHING.format(command=format_pipeline(*options, results_dir=results_dir))
+    folder = find_written(results_dir)
+    options = list_run_options(folder) if folder else ["--model_name=SmolLM2-135M-Instruct", "--dataset_name=math"]
+    text = NOTHING.format(command=format_pipeline(*options, "--only=branches", results_dir=results_dir))
     if runs:
         names = join_names([escape_name(describe_run(*key)) for key in sorted(runs, key=order_run)])
         text = f"{len(runs)} {'run has' if len(runs) == 1 else 'runs have'} branches: {names}."

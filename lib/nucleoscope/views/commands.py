@@ -1,14 +1,55 @@
 """Commands as pages show them: ready to paste into a shell, in lines that fit a page.
 
-Contract: text only; nothing is run.
+Contract: text only; nothing is run. What a run was measured with is read from its run.json.
 """
 
 import os
+import shlex
+from dataclasses import asdict
+from pathlib import Path
 
-from nucleoscope.settings import Settings, format_results_option
+from nucleoscope.settings import Settings, fill_defaults, format_results_option, list_deciding
+from nucleoscope.store import results
+from nucleoscope.store.run_names import split
 
 PYTHON = ".venv/bin/python"
 WIDE = 76  # letters of a line of code that has room beside the list of a page's sections, on a window of 1280 pixels
+
+
+# What a command does not repeat: recorded as it was resolved, or files beside the same measurements.
+LEFT_OUT = ("dtype", "template_date", "variants")
+
+
+def find_written(results_dir: str | os.PathLike, dataset: str | None = None) -> Path | None:
+    """The first run in ``results_dir`` whose texts its model wrote, of one data set or any; None if there is none."""
+    for folder in results.list_runs(results_dir) if results.locate_folder(results_dir).is_dir() else []:
+        try:
+            if dataset in (None, folder.parent.name) and results.read_mode(folder) == "generate":
+                list_run_options(folder)
+                return folder
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def list_run_options(folder: Path, mode: str = "generate") -> list[str]:
+    """The options that name a measured run: its model, data set and settings other than the defaults.
+
+    ``mode`` "score": those of a run that reads texts with the same settings, which has no seed. OSError, ValueError or
+    KeyError if its run.json does not say them.
+    """
+    settings, named = fill_defaults(results.load_info(folder)["settings"]), split(folder.name)[1]
+    defaults = asdict(Settings())
+    unused = ("seed",) if mode == "score" else ()
+    shown = {name: settings[name] for name in ("model_name", "dataset_name")}
+    for name in list_deciding():
+        value = settings.get(name)
+        if name not in (*LEFT_OUT, *shown, *unused) and value is not None and value != defaults[name]:
+            shown[name] = value
+    shown |= {name: value for name, value in named.items() if name not in unused}
+    if kept := [name for name in named if name not in unused]:
+        shown["named_settings"] = ",".join(kept)
+    return [f"--{name}={shlex.quote(str(value))}" for name, value in shown.items()]
 
 
 def format_pipeline(*options: str, results_dir: str | os.PathLike = Settings.results_dir) -> str:

@@ -383,7 +383,7 @@ def _describe_specifications(lead: Lead) -> str:
             continue
         row = rows.loc[null]
         difference = format_bounded(row["difference"], row["difference low"], row["difference high"])
-        mean = "" if null == ALL else f" ({format_number(row['median null'])})"
+        mean = "" if null == ALL else f" ({format_number(row['median'] - row['difference'])})"
         verdict = {
             "": "There are too few prompts to compare it with",
             UNDECIDED: "It is not clearly different from",
