@@ -36,7 +36,7 @@ curve, nulls, ladder = made_of_text.load(results_dir)
 usual = candidate_tables.find_usual_top_p(results.list_runs(results_dir))
 
 # %% tags=["remove-input"]
-Markdown(made_of_text.describe_answer(curve, usual) if len(curve) else tables.describe_coefficients(statistics))
+Markdown(made_of_text.describe_answer(curve, usual) if len(curve) else tables.describe_answer(statistics))
 
 # %% [markdown]
 # **Next:** [read what the coefficient is made of](/correlation_eval/made_of.ipynb), [open the texts](/runs/index.md), or

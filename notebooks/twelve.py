@@ -24,9 +24,12 @@
 # * Entropy and cosine similarity are ranked among all tokens of the model that had more than one candidate, over
 #   all data sets; percentile 0 is the lowest, 100 the highest.
 # * A token's distance from a corner is the larger of its two rank distances, so it has to be extreme in both quantities.
+#   One that is in the middle of either belongs to no corner.
 # * The three nearest tokens are taken. They must have at most 200 candidates, so that a list of them can be
 #   read, and eight tokens before them, so that there is some context. At most one token comes from each prompt; the
 #   corners choose in turn.
+#
+# The open card shows how similar the candidates are; for the tokens before it, the page of the run does.
 
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/

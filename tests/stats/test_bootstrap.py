@@ -176,11 +176,17 @@ def test_bins_of_a_larger_table_are_those_of_scipy(seed):
 
 def test_bins_of_the_data_are_those_of_scipy():
     values, prompt, _ = draw_sample(0)
-    bins = bootstrap.Bins(*values.T, prompt)
+    bins = bootstrap.Bins(*values.T, prompt, 50)
     for name, found in (("median", bins.compute_medians()), ("count", bins.count), ("std", bins.compute_deviations())):
         expected = stats.binned_statistic(*values.T, name, bins=50)
         np.testing.assert_allclose(bins.edges, expected.bin_edges, rtol=1e-15)
         np.testing.assert_allclose(found, np.where(bins.count, expected.statistic, [np.nan, 0][name == "count"]))
+
+
+@pytest.mark.parametrize(("n", "bins"), [(1, 1), (120, 11), (2500, 50), (10_000, 50)])
+def test_bins_follow_the_number_of_tokens_up_to_those_of_the_study(n, bins):
+    x = np.linspace(0, 1, n)
+    assert len(bootstrap.Bins(x, x, np.zeros(n, int)).count) == bins
 
 
 def test_an_empty_bin_is_nan_and_not_zero():

@@ -182,7 +182,7 @@ def test_lines_of_bins_that_hold_too_few_tokens_are_missed_in_words():
     (key, run), *_ = RUNS.items()
     few, enough = (figures.plot_overlay({key: run}, least=least) for least in (len(run) + 1, 1))
     (note,) = few.layout.annotations
-    assert note.text == f"Points are single tokens:<br>no two bins have the {len(run) + 1} that a median needs"
+    assert note.text == f"Points are single tokens:<br>no two bins have the {len(run) + 1} tokens a median needs"
     assert len(few.data[0].x) == len(figures.select_pairs(run, "entropy", "cosine"))
     assert (few.data[0].mode, enough.data[0].mode) == ("markers", "lines")
     assert not enough.layout.annotations

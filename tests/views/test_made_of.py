@@ -431,7 +431,8 @@ def test_tables_are_read_as_they_were_written_and_names_stay_names(tmp_path):
 
 def test_the_table_of_counts_has_a_row_per_run_and_null_model():
     shown = tables.format_counts(pd.concat([create_tests((-0.1, -0.2, 0.05)), create_tests((0.1, 0, 0.2), model="b")]))
-    assert shown.index.tolist() == [("m", "d")] * 2 + [("b", "d")] * 2
+    assert shown.index.droplevel("null").tolist() == [("m", "d")] * 2 + [("b", "d")] * 2
+    assert shown.index.is_unique  # on a phone, only the index names a row
     assert shown["negative"].tolist() == [3] * 4
     by_kind = shown.reset_index().set_index(["Model", "null"])
     assert by_kind.loc[("m", "same_k"), "its median"] == "-0.10 [-0.15, -0.05]"

@@ -119,7 +119,9 @@ def test_readers_see_value_and_interval_and_notes_only_where_there_are_any(stati
     assert shown.loc[("constant", "gsm8k"), "Pearson r"] == ""
     assert "constant" in shown.loc[("constant", "gsm8k"), "note"]
     assert "note" not in tables.format_readable(statistics[statistics["note"] == ""])
-    assert ("Llama-3.1-8B", "(all)") in tables.format_parameters(curves, "unimodal", {"a": 2, "peak": 2}).index
+    parameters = tables.format_parameters(curves, "unimodal", {"a": 2, "peak": 2})
+    assert ("Llama-3.1-8B", "(all)") in parameters.index.droplevel("Bins")
+    assert parameters.index.is_unique  # on a phone, only the index names a row
     assert list(tables.compare_curves(curves, "delta AICc", 1)) == list(FORMULAS)
     assert set(tables.format_explained(curves).index.get_level_values("Curve")) <= set(FORMULAS) - {"constant"}
 
@@ -308,6 +310,44 @@ def test_a_table_without_notes_has_a_row_for_each_row():
 )
 def test_numbers_have_the_digits_that_their_interval_allows(value, low, high, shown):
     assert tables._format_span(value, low, high, 3) == shown
+
+
+def test_an_error_that_no_cosine_can_have_is_not_shown_to_four_digits():
+    rows = pd.DataFrame({"Model": "m", "Dataset": ["a", "b"] * 2, "Bins": "equal width"})
+    rows = rows.assign(Curve=["constant", "constant", "free", "free"], error=[0.1, 0.2, 4468.06, np.nan])
+    shown = tables.compare_curves(rows, "error", 4, most=2)
+    assert shown["constant"].tolist() == [0.1, 0.2]
+    assert shown["free"].tolist() == ["> 2", ""]
+
+
+def describe_front(*bounds) -> str:
+    rows = [
+        {
+            "Model": "m",
+            "Dataset": f"d{place}",
+            "Spearman r": (low + high) / 2,
+            "Spearman low": low,
+            "Spearman high": high,
+        }
+        | {"tokens with k > 1": 100 + place}
+        for place, (low, high) in enumerate(bounds)
+    ]
+    columns = ["Model", "Dataset", "Spearman r", "Spearman low", "Spearman high", "tokens with k > 1"]
+    return tables.describe_answer(pd.DataFrame(rows, columns=columns))
+
+
+def test_a_front_page_without_variants_has_an_answer_with_a_number_and_its_interval():
+    less = "**In this run, candidates are *less* similar when the model is less sure: Spearman's coefficient is −0.20 "
+    assert describe_front((-0.3, -0.1)) == f"{less}[−0.30, −0.10]** (brackets are a 95 % interval)."
+    assert "candidates are *more* similar" in describe_front((0.1, 0.3))
+    assert "are neither clearly more nor clearly less similar" in describe_front((-0.1, 0.3))
+    several = describe_front((-0.3, -0.1), (-0.4, -0.2), (-0.1, 0.3))
+    assert several.startswith("**In 2 of 3 runs, candidates are *less* similar when the model is less sure; in 1 of 3")
+    assert several.endswith(
+        "In the run with most tokens, m on d2, Spearman's coefficient is 0.10 [−0.10, 0.30] "
+        "(brackets are a 95 % interval)."
+    )
+    assert describe_front().startswith("There is no answer yet")
 
 
 def write_info(folder: Path, **settings) -> None:

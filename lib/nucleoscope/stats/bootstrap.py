@@ -229,12 +229,12 @@ def _normalise(covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
 
 
 def choose_bins(n: int) -> int:
-    """Bins for a figure of n tokens: the square root of n, at most `BINS`. Fifty bins of 120 tokens are a sawtooth."""
+    """Bins for n tokens: the square root of n, at most `BINS`. The medians of fifty bins of 120 tokens are noise."""
     return int(np.clip(round(n**0.5), 1, BINS))
 
 
 class Bins:
-    """Bins of x, and statistics of y in them, in the data or in any resample.
+    """Bins of x, and statistics of y in them, in the data or in any resample; by default as many as `choose_bins` says.
 
     x, y, prompt: (n,). ``edges`` (bins + 1,) go from the smallest to the greatest x of the data, so
     resamples have the same bins: of equal width, with ``centers`` in the middle, or at quantiles, with equally many
@@ -242,7 +242,8 @@ class Bins:
     the bin on its right. The statistics of an empty bin are NaN.
     """
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, prompt: np.ndarray, bins: int = BINS, equal: str = WIDTH):
+    def __init__(self, x: np.ndarray, y: np.ndarray, prompt: np.ndarray, bins: int = 0, equal: str = WIDTH):
+        bins = bins or choose_bins(len(x))
         self.edges = np.linspace(x.min(), x.max(), bins + 1)
         self.centers = (self.edges[:-1] + self.edges[1:]) / 2
         if equal == TOKENS:

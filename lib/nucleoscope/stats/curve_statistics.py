@@ -1,7 +1,7 @@
 """Measures how well each curve fits one sample of tokens.
 
 Contract: arrays of tokens, each with the number of its prompt; no tables of runs, no files. The
-curves (`curves`) are fitted to the medians of 50 bins (`bootstrap.Bins`), weighted by what resamples say of their
+curves (`curves`) are fitted to the medians of bins (`bootstrap.Bins`), weighted by what resamples say of their
 variances; resamples and folds consist of whole prompts and use the bins of all tokens. `fits.fit` explains the numbers.
 """
 

@@ -1,7 +1,7 @@
 """Fits curves of cosine over entropy to a table of tokens, and reports how much they explain.
 
 Contract: tables as returned by `results.load_table`; no files, no figures. Tokens with k = 1 are
-left out. Curves (`curves`) are fitted to the medians of 50 bins, of equal width as in the study and with equally many
+left out. Curves (`curves`) are fitted to the medians of bins, of equal width as in the study and with equally many
 tokens, weighted by the inverse of the medians' variances; empty bins are left out. Intervals come from resampled
 prompts: same bins, same fit (`curve_statistics`).
 """

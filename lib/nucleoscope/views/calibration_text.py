@@ -116,7 +116,7 @@ def describe_measuring(results_dir: str | os.PathLike = Settings.results_dir) ->
 def _describe_pair(name: str, pair: Pair) -> str:
     settings = pair.existing.settings
     text = f"{escape_name(name)}: {count(pair.n_prompts, 'prompt')}, up to {count(pair.max_tokens, 'token')} of each "
-    text += f"text, `top_p` {settings['top_p']:g}, temperature {settings['temperature']:g}, prompts in format "
+    text += f"text, `top_p` {settings['top_p']:g}, temperature {settings['temperature']:g}, prompt format "
     text += f"`{settings['prompt_format']}`"
     differing = pair.list_differences()
     shortened = [f"`{each}` is {one} and {other}" for each, one, other in differing if each != "dtype"]

@@ -26,6 +26,7 @@ FEW = (4, 8)  # candidates of a token that is to be understood at a glance
 AROUND = 30  # maximum of tokens on either side of a token in its sentence
 STOPS = re.compile(r"[.!?\u3002\uff01\uff1f\u061f\u0964][\"'\u201d\u2019)\]*]*\s*$")  # of whole sentences
 ENDS = re.compile(f"{STOPS.pattern}|\\n")
+EACH = 3  # tokens of a corner
 CORNERS = {  # name -> which end of entropy and of cosine similarity
     "high entropy, high cosine similarity": (True, True),
     "high entropy, low cosine similarity": (True, False),
@@ -140,7 +141,7 @@ def begin_few(prompts: Sequence[int], of: str) -> list[str]:
 
 
 def find_corners(
-    tables: Mapping[tuple[str, str], pd.DataFrame], each: int = 3, readable: int = READABLE, before: int = BEFORE
+    tables: Mapping[tuple[str, str], pd.DataFrame], each: int = EACH, readable: int = READABLE, before: int = BEFORE
 ) -> pd.DataFrame:
     """Tokens at the corners of the plane of entropy and cosine, ``each`` per corner, by rule.
 
@@ -252,10 +253,15 @@ def _rank(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
 
 
 def _find_nearest(ranked: pd.DataFrame, ends: tuple[bool, bool]) -> list[int]:
-    """Places of the rows of ``ranked``, one per prompt: its nearest to the corner, the nearest of all first."""
+    """Places of the rows of ``ranked``, one per prompt: its nearest to the corner, the nearest of all first.
+
+    None is nearer to another corner.
+    """
     columns = zip(("entropy_rank", "cosine_rank"), ends, strict=True)
     one, other = ((1 - ranked[column] if high else ranked[column]) for column, high in columns)
-    order = np.lexsort((one + other, np.maximum(one, other)))
+    distance = np.maximum(one, other)
+    order = np.lexsort((one + other, distance))
+    order = order[distance.iloc[order] < 0.5]
     return order[~ranked["owner"].iloc[order].duplicated().to_numpy()].tolist()
 
 

@@ -264,7 +264,7 @@ def bin_run(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
     if table is None or (pairs := select_pairs(table, x, y)).empty:
         return None
     columns = (pairs[x].to_numpy(), pairs[y].to_numpy(), pd.factorize(pairs["prompt"])[0])
-    return Bins(*columns, choose_bins(len(pairs)))
+    return Bins(*columns)
 
 
 def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 20) -> go.Figure | Markdown:
@@ -317,7 +317,7 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
     if few:
         which = "Points are" if few == len(figure.data) else "Where a run has points, they are"
         # a phone has room for this much
-        text = f"{which} single tokens:<br>no two bins have the {least} that a median needs"
+        text = f"{which} single tokens:<br>no two bins have the {least} tokens a median needs"
         place = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
         figure.add_annotation(text=text, align="left", showarrow=False, **place)
     if not figure.data:

@@ -20,7 +20,7 @@ import pandas as pd
 from nucleoscope import quantities
 from nucleoscope.names import suggest
 from nucleoscope.settings import validate
-from nucleoscope.stats.bootstrap import Bins, choose_bins
+from nucleoscope.stats.bootstrap import Bins
 from nucleoscope.store.candidates import Similarities
 from nucleoscope.store.results import select_choices
 from nucleoscope.views import assets, cards
@@ -184,7 +184,7 @@ def _build_line(pairs: pd.DataFrame) -> list:
     if pairs.empty:
         return []
     columns = (pairs["entropy"].to_numpy(), pairs["cosine"].to_numpy(), pd.factorize(pairs["prompt"])[0])
-    bins = Bins(*columns, choose_bins(len(pairs)))
+    bins = Bins(*columns)
     return [
         [cards.round_value(x), cards.round_value(y)]
         for x, y in zip(bins.centers, bins.compute_medians(), strict=True)

@@ -41,7 +41,7 @@ from nucleoscope.store.run_settings import (
     select_head,
     sort_head,
 )
-from nucleoscope.views.numbers import FIELD, choose_digits, format_column, format_field, format_percent
+from nucleoscope.views.numbers import FIELD, choose_digits, format_bounded, format_column, format_field, format_percent
 from nucleoscope.views.token_text import escape_name, quote_code
 from nucleoscope.wording import count, join_names, lower_first, name_part
 
@@ -357,20 +357,62 @@ def join_sentences(describe: Callable[[pd.DataFrame], str], table: pd.DataFrame)
 def merge_sentences(said: Iterable[tuple[str, str]]) -> list[str]:
     """Sentences, each with where it is true, such as "with top_p 0.95", as a reader needs them.
 
-    What is the same everywhere is said once without these words, and what is the same in several cases once for all of
-    them: "With top_p 0.9 and with top_p 0.95: no run ...". A sentence whose words are "" begins as it is.
+    What is the same everywhere is said once without these words, unless it has a number, which is true of each case and
+    not of all together: "With top_p 0.9 as well as with top_p 0.95: there are 4 fits". What is the same in several
+    cases is said once for all of them: "With top_p 0.9 and with top_p 0.95: no run ...". A sentence whose words are ""
+    begins as it is.
     """
     places: dict[tuple[str, bool], list[str]] = {}
     for where, sentence in said:
         places.setdefault((sentence, bool(where)), []).append(where)
     if len(places) == 1:
-        return [sentence for sentence, _ in places]
+        ((sentence, _), where) = next(iter(places.items()))
+        counted = len(where) > 1 and re.search(r"\d", sentence)
+        return [begin_sentence(" as well as ".join(where) if counted else "", sentence)]
     return [begin_sentence(join_names(where) if named else "", text) for (text, named), where in places.items()]
 
 
 def begin_sentence(where: str, sentence: str) -> str:
     """A sentence after words that say where it is true, such as "with top_p 0.95"; as it is after ""."""
     return f"{where[:1].upper()}{where[1:]}: {lower_first(sentence)}" if where else sentence
+
+
+def describe_answer(statistics: pd.DataFrame) -> str:
+    """In how many runs candidates are less similar when the model is less sure, and one number with its interval.
+
+    A list if settings vary for one model on one data set. For a front page without variants, of which
+    `made_of_text.describe_answer` says more.
+    """
+    return join_sentences(_describe_answer, statistics)
+
+
+def _describe_answer(statistics: pd.DataFrame) -> str:
+    known = statistics.dropna(subset=["Spearman r"])
+    if known.empty:
+        return "There is no answer yet: no run has enough tokens with more than one candidate."
+    signs = _classify(known, "Spearman").replace("", UNDECIDED)
+    found = [
+        (f"{verdict} when the model is less sure", int((signs == sign).sum()))
+        for sign, verdict in (
+            (NEGATIVE, "are *less* similar"),
+            (POSITIVE, "are *more* similar"),
+            (UNDECIDED, "are neither clearly more nor clearly less similar"),
+        )
+    ]
+    largest = known.loc[known["tokens with k > 1"].idxmax()]
+    value = format_bounded(*(largest[f"Spearman {part}"] for part in ("r", "low", "high")))
+    if len(known) == 1:
+        verdict = next(verdict for verdict, number in found if number)
+        return (
+            f"**In this run, candidates {verdict}: Spearman's coefficient is {value}** (brackets are a 95 % interval)."
+        )
+    parts = [f"in {name_part(number, len(known), 'run')}, candidates {verdict}" for verdict, number in found if number]
+    run = escape_name(f"{largest['Model']} on {largest['Dataset']}")
+    said = f"{'; '.join(parts)}"
+    return (
+        f"**{said[0].upper()}{said[1:]}.** In the run with most tokens, {run}, Spearman's coefficient is {value} "
+        "(brackets are a 95 % interval)."
+    )
 
 
 def describe_coefficients(statistics: pd.DataFrame) -> str:
@@ -497,17 +539,25 @@ def format_counts(tests: pd.DataFrame) -> pd.DataFrame:
     """
     names = ("specifications", NEGATIVE, UNDECIDED, POSITIVE)
     columns = _format_head(tests) | {name: tests[name] for name in names}
-    columns |= {"median": tests["median"].round(2), "null": tests["null"]}
+    columns |= {"null": tests["null"], "median": tests["median"].round(2)}
     columns |= {"its median": _format_spans(tests, "median null", 3)}
     columns |= {"difference": _format_spans(tests, "difference", 3), "p": tests["median p"].round(2)}
-    return pd.DataFrame(columns).set_index(list_run_columns(columns))
+    return pd.DataFrame(columns).set_index([*list_run_columns(columns), "null"])
 
 
-def compare_curves(fits: pd.DataFrame, number: str, digits: int) -> pd.DataFrame:
-    """One number of every curve, curves side by side; no rows for means over models, which have none."""
+def compare_curves(fits: pd.DataFrame, number: str, digits: int, most: float = np.inf) -> pd.DataFrame:
+    """One number of every curve, curves side by side; no rows for means over models, which have none.
+
+    Of numbers above ``most`` it says only that they are.
+    """
     rows = format_values(fits[fits["Model"] != RANDOM])
     rows = rows.set_index([*list_run_columns(rows), "Bins"])
-    return pd.DataFrame({curve: rows[rows["Curve"] == curve][number].round(digits) for curve in rows["Curve"].unique()})
+    found = {curve: rows[rows["Curve"] == curve][number].round(digits) for curve in rows["Curve"].unique()}
+    for curve, values in found.items():
+        if (values > most).any():
+            shown = ["" if np.isnan(value) else f"{value:.{digits}f}" for value in values]
+            found[curve] = pd.Series(shown, values.index).mask(values > most, f"> {most:g}")
+    return pd.DataFrame(found)
 
 
 def describe_rise(fits: pd.DataFrame) -> str:
@@ -546,8 +596,9 @@ def format_explained(fits: pd.DataFrame) -> pd.DataFrame:
 
 
 def _add_notes(columns: dict, notes: pd.Series) -> pd.DataFrame:
-    """Rows by run; a column of notes only if there are any."""
-    return pd.DataFrame({**columns, **({"note": notes} if notes.any() else {})}).set_index(list_run_columns(columns))
+    """Rows by run and bins; a column of notes only if there are any."""
+    names = [*list_run_columns(columns), *(name for name in ("Bins",) if name in columns)]
+    return pd.DataFrame({**columns, **({"note": notes} if notes.any() else {})}).set_index(names)
 
 
 def _format_head(rows: pd.DataFrame) -> dict[str, pd.Series]:

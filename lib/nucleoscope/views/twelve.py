@@ -20,7 +20,7 @@ from nucleoscope.store.candidates import Similarities
 from nucleoscope.views import examples
 from nucleoscope.views.strip import Background, compute_background, render_strip
 from nucleoscope.views.token_text import Reader, escape_name
-from nucleoscope.wording import count
+from nucleoscope.wording import count, join_names
 
 BEFORE = 40  # tokens of the text that are shown before a token
 LISTED = 20  # candidates on a card, at most
@@ -106,6 +106,12 @@ def describe(found: Corners) -> str:
             f"The model is {which}, on {_list_names(found.runs)}: {count(total, 'token')} with more than one candidate."
         ]
         lines += [escape_name(run_names.describe_others(found.model, found.others))]
+        shown, wanted = len(found.tokens), examples.EACH * len(examples.CORNERS)
+        if shown < wanted:
+            lines += [
+                f"Only {shown} of {wanted} tokens are shown, because too few are suitable: each prompt contributes at "
+                "most one."
+            ]
         if long > 0:
             lines += [
                 f"The {100 * long:.1f} % of them with more than {examples.READABLE} candidates are ranked but not "
@@ -122,7 +128,7 @@ def describe(found: Corners) -> str:
 
 
 def _list_names(names: Collection[str]) -> str:
-    return ", ".join(map(escape_name, sorted(names)))
+    return join_names(map(escape_name, sorted(names)))
 
 
 def show_corner(found: Corners, corner: str) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,9 @@
 // With a number of decimals, and no negative zero.
 const formatDecimals = (value, digits) => value.toFixed(digits).replace(/^-(?=0*\.?0*$)/, "").replace("-", "−");
 
+// Without accents, and in small letters: who searches for "izmir" means "İzmir" too.
+const fold = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
+
 /** Draws the menu into ``place`` and calls ``pick(number)`` when a prompt is picked; returns a function that marks one.
  * After each search, ``tell`` is called with the number of prompts found: without any, no text is to be shown.
  *
@@ -18,7 +21,7 @@ function drawMenu(place, { columns, prompts, cut }, pick, tell = () => {}) {
   const turn = make("button", { type: "button", "aria-pressed": "false" }, "reverse ", arrow);
   const menu = make("div", { class: "ns-menu", role: "group", "aria-label": "all prompts" },
     make("div", { class: "ns-order" }, make("label", {}, "Search ", search), make("label", {}, "Sort by ", select), turn), list, found);
-  const texts = prompts.map(([, prompt, text]) => `${prompt}\n${text}`.toLowerCase());
+  const texts = prompts.map(([, prompt, text]) => fold(`${prompt}\n${text}`));
   const items = prompts.map(([number, prompt]) => {
     const value = make("span", { class: "ns-value" });
     const button = make("button", { type: "button" }, make("span", {}, String(number)),
@@ -41,8 +44,8 @@ function drawMenu(place, { columns, prompts, cut }, pick, tell = () => {}) {
   function order() {
     const column = +select.value, sign = turn.getAttribute("aria-pressed") === "true" ? -1 : 1;
     const values = prompts.map((prompt) => (column < 0 ? prompt[0] : prompt[3][column]));
-    const wanted = search.value.toLowerCase().trim();
-    const places = [...prompts.keys()].filter((i) => texts[i].includes(wanted));
+    const wanted = fold(search.value).split(/\s+/);
+    const places = [...prompts.keys()].filter((i) => wanted.every((word) => texts[i].includes(word)));
     // what has no value comes last in either direction
     places.sort((a, b) => (values[a] === null) - (values[b] === null) || sign * (values[a] - values[b]) || a - b);
     items.forEach(({ value }, i) => (value.textContent = column < 0 ? "" : write(values[i], column)));
