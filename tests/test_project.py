@@ -137,3 +137,19 @@ def test_reading_a_notebook_does_not_wait_for_a_grammar():
     # jsonschema 4.25 and later parse one on import if rfc3987-syntax is installed: a second in every process
     command = "import sys, nbformat; sys.exit('lark' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0
+
+
+def list_prose() -> list[tuple[str, str]]:
+    """The Markdown of every page and notebook, without code, by its name."""
+    found = [(str(path), path.read_text(encoding="utf-8")) for path in sorted((ROOT / "book").rglob("*.md"))]
+    for path in sorted((ROOT / "notebooks").glob("*.py")):
+        cells = jupytext.read(path).cells
+        found.append((str(path), "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")))
+    return [(name, re.sub(r"^(`{3,}).*?^\1", "", text, flags=re.DOTALL | re.MULTILINE)) for name, text in found]
+
+
+def test_no_line_of_prose_begins_with_a_percent_sign():
+    """MyST takes such a line for a comment: "95" and a new line with "% of such tables" lost the end of a sentence."""
+    prose = list_prose()
+    assert len(prose) > 20
+    assert [name for name, text in prose if re.search(r"^\s*%", text, re.MULTILINE)] == []

@@ -165,8 +165,7 @@ def test_the_nearest_token_by_the_larger_distance_comes_first():
     assert high["prompt"].tolist() == [100, 99, 98]
     assert low["prompt"].tolist() == [0, 1, 2]
     assert high["entropy_rank"].tolist() == pytest.approx([1, 0.99, 0.98])
-    mixed = found[found["corner"] == "high entropy, low cosine similarity"]
-    assert mixed["prompt"].tolist() == [50, 51, 52]  # far out in neither; 49 and 48 went to the other mixed corner
+    assert found["corner"].nunique() == 2  # the token in the middle, too, is nearer to these
 
 
 def test_equal_distances_go_to_the_smaller_sum_then_to_the_first():
@@ -177,9 +176,10 @@ def test_equal_distances_go_to_the_smaller_sum_then_to_the_first():
 
 
 def test_ranks_are_taken_among_all_tokens_with_a_choice_not_only_those_that_may_be_shown():
-    made = create_table(np.arange(4), [1.0, 2, 3, 4], [1.0, 2, 3, 4], k=[2, 2, 999, 1]).assign(step=9, token=1)
+    values = [1.0, 2, 3, 4, 5]
+    made = create_table(np.arange(5), values, values, k=[2, 2, 999, 2, 1]).assign(step=9, token=1)
     found = examples.find_corners({("model", "data"): made}).drop_duplicates("prompt").set_index("prompt")
-    assert found["entropy_rank"].to_dict() == {1: 0.5, 0: 0.0}
+    assert found["entropy_rank"].to_dict() == pytest.approx({3: 1.0, 0: 0.0, 1: 1 / 3})
 
 
 def test_few_tokens_give_few_rows_and_none_give_none():

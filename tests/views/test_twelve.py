@@ -52,7 +52,7 @@ def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
     tables, _ = results.load_runs(tmp_path / "results")
     total, long, highest = examples.compute_reach(tables)
     assert said == (
-        f"The model is {escape_name(name)}, on alpha, beta.v2: {total:,} tokens with more than one candidate. "
+        f"The model is {escape_name(name)}, on alpha and beta.v2: {total:,} tokens with more than one candidate. "
         f"The {100 * long:.1f} % of them with more than 200 candidates are ranked but not shown: "
         f"none of the tokens below is above percentile "
         f"{100 * highest:.1f} of entropy."
@@ -117,7 +117,8 @@ def test_runs_that_cannot_be_read_are_left_out_and_named(tmp_path):
     assert [read_payload(html)["mode"] for html in strips] == ["score"] * 3  # one a prompt
     assert sum(line.startswith("No token is left for this corner: ") for line in lines) == 1
     assert "The model read the texts of read-answer; it did not write them." in said
-    assert said.endswith("cannot be read here: &#60;b&#62;lost, flipped, gated.")
+    assert said.endswith("cannot be read here: &#60;b&#62;lost, flipped and gated.")
+    assert f"Only {len(strips)} of 12 tokens are shown, because too few are suitable" in said
     notebook = (tmp_path / "twelve.ipynb").read_text()
     assert "torn" in notebook  # named where a reader of the page sees it
     assert "left out: " in notebook

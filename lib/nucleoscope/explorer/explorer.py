@@ -286,7 +286,7 @@ class Explorer:
                 self._say(status, **options)
 
     def _draw(self) -> None:
-        """Creates the figures of a text; selection and zoom in the previous text's figures are lost.
+        """Creates the figures of a text, with what there is of it; selection and zoom in those before are lost.
 
         Not before the first text: JupyterLab may request a widget's state while a cell is still running, and
         then draws a figure that is created in the meantime without its data and layout.
@@ -295,7 +295,7 @@ class Explorer:
 
         before, self._drawn = self.figures.children, self.version
         self.text.figure = self.text.model_id
-        self.scatter, self.heat = build_scatter(self.text.figure), build_heat()
+        self.scatter, self.heat = build_scatter(self.text.figure, list(self.tokens)), build_heat()
         self.figures.children = [self.scatter, self.heat]
         for figure in before:
             figure.close()

@@ -22,8 +22,10 @@ HINT = "How similar the candidates of a token are, first of the one where the mo
 NO_POINTS = "The text has no token with more than one candidate so far."
 
 
-def build_scatter(name: str) -> go.FigureWidget:
+def build_scatter(name: str, tokens: list[cards.Token]) -> go.FigureWidget:
     """The scatter plot of one text: a trace of its tokens, which can be selected, and a trace for one mark.
+
+    The tokens are there from the beginning: a browser that is slow shows no empty axes first.
 
     ``name`` is the layout's meta, by which `controls.TokenText` recognises its figure.
     """
@@ -38,10 +40,11 @@ def build_scatter(name: str) -> go.FigureWidget:
     figure.update_xaxes(title=quantities.find_title(AXES["x"]), rangemode="tozero")
     figure.update_yaxes(title=quantities.find_title(AXES["y"]))
     figure.add_annotation(text=NO_POINTS, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+    show_points(figure, tokens)
     return _fit_width(go.FigureWidget(figure))
 
 
-def show_points(figure: go.FigureWidget, tokens: list[cards.Token]) -> None:
+def show_points(figure: go.Figure, tokens: list[cards.Token]) -> None:
     """Draws the tokens with more than one candidate into `build_scatter`; each point's customdata is its step."""
     steps = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
     values = {axis: [tokens[step].values[name] for step in steps] for axis, name in AXES.items()}
