@@ -433,6 +433,26 @@ def test_a_scatters_hover_names_tokens_as_cards_do(written):
     assert points.hovertemplate.startswith("token %{text}:")
 
 
+def test_a_card_says_of_how_many_tokens_its_own_is_only_once_all_are_there(written):
+    pointed = written.text.hovered
+    written.text.hovered = -1
+    written.heat.data = ()  # as before the first of them
+    written._show()
+    assert written.text.card["total"] is None
+    written._show(complete=True)
+    assert written.text.card["total"] == len(written.tokens)
+    written.text.hovered = pointed
+
+
+def test_a_live_scatter_is_created_with_the_tokens_that_there_are(written):
+    from nucleoscope.explorer.live_figures import build_scatter
+
+    figure = build_scatter("figure", written.tokens)
+    assert list(figure.data[0].x) == list(written.scatter.data[0].x) != []
+    assert not figure.layout.annotations[0].visible
+    assert build_scatter("figure", []).layout.annotations[0].visible
+
+
 def test_a_mode_that_there_is_not_is_refused(tiny_model):
     with pytest.raises(ValueError, match="mode is 'write'"):
         explorer.Explorer("the cat", tiny_model, mode="write")

@@ -504,11 +504,11 @@ class Explorer:
             show_points(self.scatter, tokens)
             self.progress.value = self.progress.max if complete else len(tokens)
             if self.text.clicked == -1 and (complete or not self.heat.data):
-                self._show_widest()
+                self._show_widest(complete)
             if complete and self.text.hovered != -1:
                 self._point(self.text.hovered)  # again: the card says how a token compares with the others
 
-    def _show_widest(self) -> None:
+    def _show_widest(self, complete: bool) -> None:
         """Shows the matrix of the widest choice, and its card unless a token was pointed at."""
         from nucleoscope.explorer.engine import find_widest
 
@@ -517,7 +517,8 @@ class Explorer:
         step = find_widest(self.tokens)
         self._show_matrix(step)
         if self.text.hovered == -1:
-            self.text.card = self._describe(step) | {"hint": HINT}
+            total = {} if complete else {"total": None}  # nobody knows yet how many tokens there will be
+            self.text.card = self._describe(step) | {"hint": HINT} | total
 
     def _tint(self) -> None:
         if not self.text.pieces:  # and perhaps no model either
@@ -776,7 +777,7 @@ class Explorer:
             version.source, version.settings = self.mode.value, self.recorded | {
                 "dtype": self.dtype, "prompt": self.prompt.value, "index": place,
             }  # fmt: skip
-            self._show_widest()
+            self._show_widest(complete=True)
         if self.mode.value == "score":
             self._copy_text(self.records[place]["tokens"].tolist())
 

@@ -324,8 +324,9 @@ def build_cards(
     among those listed, its probability. ``quantities``: a `build_scale` each, in the order of
     `quantities.list_tints`. ``places`` and ``pairs``: see `rank_places`. ``parts`` has, for each token that
     makes a character only with others, [its number among these, how many they are, the character], by its
-    step - first. ``total`` is n. ``similar`` and ``matrix`` have a list for each token if cosines of candidates are
-    known, in hundredths: those of the listed candidates with the token, and of the pairs of the likeliest. ``context``
+    step - first. ``total`` is n; the live notebook says None while a text grows. ``similar`` and ``matrix`` have a list
+    for each token if cosines of candidates are known, in hundredths: those of the listed candidates with the token, and
+    of the pairs of the likeliest. ``context``
     has a `describe_ahead` for each token, or None, if similarity in context is known of any, and ``threshold`` is then
     the mean similarity that joins groups.
     """

@@ -106,16 +106,16 @@ def describe(found: Corners) -> str:
             f"The model is {which}, on {_list_names(found.runs)}: {count(total, 'token')} with more than one candidate."
         ]
         lines += [escape_name(run_names.describe_others(found.model, found.others))]
+        if long > 0:
+            lines += [
+                f"The {100 * long:.1f} % of them with more than {examples.READABLE} candidates are ranked but not "
+                f"shown: none of the tokens below is above percentile {100 * highest:.1f} of entropy."
+            ]
         shown, wanted = len(found.tokens), examples.EACH * len(examples.CORNERS)
         if shown < wanted:
             lines += [
                 f"Only {shown} of {wanted} tokens are shown, because too few are suitable: each prompt contributes at "
                 "most one."
-            ]
-        if long > 0:
-            lines += [
-                f"The {100 * long:.1f} % of them with more than {examples.READABLE} candidates are ranked but not "
-                f"shown: none of the tokens below is above percentile {100 * highest:.1f} of entropy."
             ]
     else:
         lines = [f"The tokenizer of {escape_name(found.model)} is not available here, so its tokens cannot be shown."]

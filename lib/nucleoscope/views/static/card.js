@@ -238,7 +238,7 @@ function drawCard(content, at, { chosen = "", close = null, tab = "", choose = (
   const part = content.parts[at];
   const parts = part ? [`; part ${part[0]} of the ${part[1]} that form `, make("bdi", {}, part[2])] : [];
   const head = make("p", { class: "ns-head" }, make("b", {}, make("bdi", {}, words[word])),
-    make("span", { class: "ns-muted" }, `token ${first + at} of ${total}, counted from 0`), ...(close ? [close] : []));
+    make("span", { class: "ns-muted" }, `token ${first + at}${total === null ? "" : ` of ${total}`}, counted from 0`), ...(close ? [close] : []));
   const others = describePlace(content.places[at], content.pairs, size);
   const origin = { score: "in the text", fork: "put in" }[mode] ?? "drawn";
   const drawChoice = () => drawCandidates(words, token, content.similar?.[at], content.matrix?.[at], pick);
