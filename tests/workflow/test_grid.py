@@ -81,7 +81,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"modles": ["a"]}, "the grid: unknown setting 'modles'"),
+        ({"modles": ["a"]}, "unknown setting 'modles'"),
         ({"models": None}, "models is missing: it must be a list of names"),
         ({"datasets": []}, "datasets is an empty list: name at least one data set"),
         ({"results_dir": None}, "results_dir is missing"),

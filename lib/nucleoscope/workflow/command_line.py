@@ -24,6 +24,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of each option that has one: a flag has none, nor has an option whose default is None."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if isinstance(action.default, list):  # as one types it
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         shown = action.default is not None and action.default is not False
         return super()._get_help_string(action) if shown else action.help
 

@@ -54,7 +54,7 @@ ANALYSES: dict[str, Callable] = {
 NAMED = "named_settings"  # what a run is told of the lists: which settings its folder is named after
 MOST_GPUS = 10_000  # of one run
 MOST_NAMED = 8  # problems of a grid that its error message names
-EXAMPLE = "scripts/grids/default.yml"
+GRID = "the grid"  # where its own keys are, beside those of its parts
 DEFAULT_MEMORY, DEFAULT_TIME = "32G", "4h"  # of a run on a cluster
 MEBIBYTES = {"M": 1, "G": 2**10, "T": 2**20}
 MINUTES = {"m": 1, "h": 60, "d": 24 * 60}
@@ -313,7 +313,7 @@ def _find_problems(config: Any) -> Iterator[str]:
         what = "the grid is empty: it needs" if config is None else "a grid must be a mapping that has"
         yield f"{what} results_dir, models and datasets"
         return
-    yield from _find_unknown("the grid", config, KEYS)
+    yield from (problem.removeprefix(f"{GRID}: ") for problem in _find_unknown(GRID, config, KEYS))
     folder = config.get("results_dir")
     if folder is None:
         yield "results_dir is missing: it must name the folder of the results"
