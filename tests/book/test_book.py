@@ -1631,7 +1631,7 @@ def test_every_page_of_the_real_book_fits_a_phone_and_its_tables_fit_a_laptop(pa
                 if page.locator("main table").count():
                     assert page.evaluate(LOST) == [], name
                     resize(page, 1280)
-                    assert page.evaluate(WIDE_TABLES, ".names-4") == [], name
+                    assert page.evaluate(WIDE_TABLES, ".names-4, .names-5") == [], name
                     resize(page, 1920)
                     assert page.evaluate(WIDE_TABLES) == [], name
 

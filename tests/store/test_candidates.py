@@ -75,7 +75,7 @@ def test_pandas_alone_reads_texts_and_candidates(measured):
 
 def test_the_example_of_the_page_on_reading_prints_numbers_without_their_type(measured):
     page = (Path(__file__).parents[2] / "book/use/read-measurements.md").read_text()
-    (example,) = re.findall(r"```python\n(import pandas.*?)```", page, re.DOTALL)
+    example, _ = re.findall(r"```python\n(import pandas.*?)```", page, re.DOTALL)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         exec(example.replace("results/math/SmolLM2-135M-Instruct", str(measured[0])), {})
@@ -83,6 +83,17 @@ def test_the_example_of_the_page_on_reading_prints_numbers_without_their_type(me
     table = said.getvalue().splitlines()[-len(choice) :]
     assert [float(line.split()[-1]) for line in table] == pytest.approx(choice["probability"].tolist(), rel=1e-4)
     assert "float32" not in said.getvalue()
+
+
+def test_the_example_for_a_csv_keeps_texts_that_look_like_missing_values(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "book/use/read-measurements.md").read_text()
+    _, example = re.findall(r"```python\n(import pandas.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("tokens.csv").write_text('text,cosine\nNA,0.5\nNone,\n"",0.1\n')
+    found: dict = {}
+    exec(example, found)
+    assert found["tokens"]["text"].tolist() == ["NA", "None", ""]
+    assert found["tokens"]["cosine"].isna().tolist() == [False, True, False]
 
 
 def test_groups_of_rows_of_any_size_contain_the_same(measured, tmp_path, monkeypatch):

@@ -241,7 +241,8 @@ def test_a_duplicate_key_in_the_default_grid_is_refused_without_configfile_too(p
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     line = len(text.splitlines()) + 1
     assert done.returncode != 0
-    assert f"error: 'scripts/grids/default.yml', line {line}: duplicate key 'datasets'" in done.stderr.splitlines()
+    said = f"error: 'scripts/grids/default.yml', line {line}: duplicate key 'datasets': remove one"
+    assert said in done.stderr.splitlines()
     assert "Traceback" not in done.stderr
 
 
