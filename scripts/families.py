@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from nucleoscope.settings import quote
 from nucleoscope.workflow.command_line import Parser, report_errors
 
 MOST_JOBS = 1000  # processes
@@ -31,7 +32,8 @@ def choose_types(names: str | None) -> list[str]:
     known = configurations.list_types()
     chosen = known if names is None else [name.strip() for name in names.split(",")]
     if unknown := sorted(set(chosen) - set(known)):
-        raise ValueError(f"transformers registers no causal language model of type {', '.join(unknown)}: see {PAGE}")
+        names = ", ".join(map(quote, unknown))
+        raise ValueError(f"transformers registers no causal language model of type {names}: {PAGE} lists the types")
     return chosen
 
 

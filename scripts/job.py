@@ -44,7 +44,9 @@ def main() -> None:
         raise SystemExit(jobs.run(options.command, options.log, options.gpus, options.status, options.tries_left))
     except FileNotFoundError as error:
         missing = error.filename == (options.command or [None])[0]
-        raise SystemExit(f"error: {f'command {error.filename!r} does not exist' if missing else error}") from None
+        raise SystemExit(
+            f"error: {f'command {error.filename!r} does not exist: check its name' if missing else error}"
+        ) from None
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:  # while it waited for a GPU

@@ -11,7 +11,11 @@ def create_parser() -> Parser:
     options.add_argument(
         "grid", type=Path, nargs="?", default=Path("scripts/grids/default.yml"), help="the grid, a YAML file"
     )
-    options.add_argument("--check", action="store_true", help="only check whether the grid is valid")
+    options.add_argument(
+        "--check",
+        action="store_true",
+        help="only check the grid itself, not whether its models and data sets can be had",
+    )
     return options
 
 

@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import json
 import re
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -204,8 +205,9 @@ def explain(name: str, error: Exception, revision: str | None = None) -> Excepti
     if here and (cause := next(filter(None, map(find_system_cause, list_causes(error))), None)):
         return OSError(f"cannot load model '{name}': {cause}")
     if is_gguf(name):
+        reason = "it ends too early" if isinstance(error, struct.error) else shorten(error)
         return ValueError(
-            f"cannot read '{name}' as GGUF: it is damaged or of an unsupported type ({shorten(error)}): download it "
+            f"cannot read '{name}' as GGUF: it is damaged or of an unsupported type ({reason}): download it "
             "again, or give another file"
         )
     if "trust_remote_code" in str(error):
@@ -216,8 +218,21 @@ def explain(name: str, error: Exception, revision: str | None = None) -> Excepti
         )
     if Path(name).is_dir() and (damage := _find_damage(Path(name), name, error)):
         return damage
+    if Path(name).is_dir() and "tokenizer" in str(error) and not _has_tokenizer(Path(name)):
+        return ValueError(
+            f"folder '{name}' contains no tokenizer (such as tokenizer.json): copy the model again, with it"
+        )
     said = _explain_by_hub(name, list_causes(error), revision) if is_on_hub(name) else None
     return said or ValueError(f"cannot load model '{name}': {type(error).__name__}: {shorten(error)}")
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has one of the files from which transformers builds tokenizers."""
+    return any(
+        re.search(r"^(tokenizer|vocab|spiece|sentencepiece|tekken|merges)|\.(model|tiktoken)$", path.name)
+        and path.name != "tokenizer_config.json"
+        for path in folder.iterdir()
+    )
 
 
 def _find_damage(folder: Path, name: str, error: Exception) -> ValueError | None:

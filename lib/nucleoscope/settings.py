@@ -12,7 +12,7 @@ import re
 import reprlib
 import shlex
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from datetime import date
 from typing import Any
@@ -240,7 +240,7 @@ class Settings:
     context_candidates: int = _define(
         int,
         8,
-        "with context and branches: number of likeliest candidates of each token to compare; 0 measures none",
+        "with context or branches: number of likeliest candidates of each token to compare; with 0 or 1, none are",
         least=0,
         most=64,
     )
@@ -310,9 +310,8 @@ class Settings:
         """The settings that the run's folder is named after, in the order of `FIELDS`; ValueError if one cannot be."""
         names = [name.strip() for name in (self.named_settings or "").split(",")] if self.named_settings else []
         for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"named_settings is {quote(self.named_settings)}: it contains {name} more than once")
-            if problem := _find_unnameable(name, getattr(self, name, None)) or check_varying(name, self.mode):
+            problem = _find_unnamed(name, names) or _find_unnameable(name, getattr(self, name, None))
+            if problem := problem or check_varying(name, self.mode):
                 raise ValueError(f"named_settings is {quote(self.named_settings)}: {problem}")
         return {name: normalise(name, getattr(self, name)) for name in list_varying() if name in names}
 
@@ -369,6 +368,17 @@ def check_varying(name: str, mode: str = "generate") -> str:
         return f"unknown setting {quote(name)}{suggest(name, known)}: it must be one of {', '.join(known)}"
     if name == "seed" and not uses_seed(mode):
         return "seed is not used with mode=score: omit it"
+    return ""
+
+
+def _find_unnamed(name: str, names: Sequence[str]) -> str:
+    """Why one of the ``names`` of settings that a folder is to be named after cannot be among them; "" if it can."""
+    if not name:
+        return "a name is empty: separate names by single commas"
+    if names.count(name) > 1:
+        return f"it contains {name} more than once: remove one"
+    if name in SINGLE or (name in list_grid_parameters() and name not in list_deciding()):
+        return f"runs that differ in {name} alone would not be kept apart by it: omit {name}"
     return ""
 
 
@@ -473,8 +483,8 @@ def _check_variants(name: str, value: Any) -> None:
             return
         except ValueError as error:
             if value.strip():
-                choices = f"default, none, or some of {', '.join(variants.NAMES)}"
-                raise ValueError(f"{name}: {error}: it must be {choices}") from None
+                choices = f": it must be default, none, or some of {', '.join(variants.NAMES)}"
+                raise ValueError(f"{name}: {error}{'' if ': ' in str(error) else choices}") from None
     raise ValueError(f"{name} is {quote(value)}: it must {describe_range(name)}")
 
 

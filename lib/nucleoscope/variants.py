@@ -119,6 +119,10 @@ def parse(text: str) -> Selection | None:
     if text == NONE:
         return None
     names = [] if text == DEFAULT else [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise ValueError("a name is empty: separate names by single commas")
+    if alone := [name for name in names if name in (NONE, DEFAULT)]:
+        raise ValueError(f"'{alone[0]}' cannot be combined with other names: give it alone")
     if unknown := [name for name in names if name not in NAMES]:
         shown = escape_line(unknown[0][:LONGEST_NAME])
         raise ValueError(f"no candidate set or geometry is called '{shown}'{suggest(unknown[0], NAMES)}")

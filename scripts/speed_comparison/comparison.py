@@ -227,7 +227,8 @@ def load_shape(given: str) -> transformers.PreTrainedConfig:
         entries, known = {}, transformers.LlamaConfig().to_dict()
         for key, text in (pair.split("=") for pair in given.split(",")):
             if key not in known:
-                raise ValueError(f"random-weights: a Llama has no setting {quote(key)}{suggest(key, known)}")
+                advice = suggest(key, known) or ": use names of its config.json, such as hidden_size"
+                raise ValueError(f"random-weights: a Llama has no setting {quote(key)}{advice}")
             try:
                 entries[key] = json.loads(text)
             except ValueError:

@@ -68,12 +68,18 @@ def test_a_runs_folder_is_named_after_settings_only_if_it_is_asked_for():
     ("settings", "message"),
     [
         ({"named_settings": "topp"}, "unknown setting 'topp' (did you mean 'top_p'?)"),
-        ({"named_settings": "top_p,device"}, "device does not affect the results, so give it one value"),
+        (
+            {"named_settings": "top_p,device"},
+            "runs that differ in device alone would not be kept apart by it: omit device",
+        ),
         ({"named_settings": "dtype"}, "dtype is auto, which can be any of the others: choose one"),
         ({"named_settings": "model_revision"}, "model_revision has no value"),
-        ({"named_settings": "variants"}, "variants cannot have several values"),
+        (
+            {"named_settings": "variants"},
+            "runs that differ in variants alone would not be kept apart by it: omit variants",
+        ),
         ({"named_settings": "seed", "mode": "score", "text_column": "t"}, "seed is not used with mode=score"),
-        ({"named_settings": ",top_p"}, "unknown setting ''"),
+        ({"named_settings": ",top_p"}, "a name is empty: separate names by single commas"),
         ({"named_settings": "top_p, top_p"}, "it contains top_p more than once"),
     ],
 )

@@ -396,10 +396,10 @@ def _read_jsonl(path: Path, column: Column) -> Iterator[str]:
         try:
             row = json.loads(line, object_pairs_hook=partial(_build_object, names=names))
         except RecursionError:
-            raise ValueError(f"'{path}', line {number}: JSON that is nested too deeply") from None
+            raise ValueError(f"'{path}', line {number}: JSON that is nested too deeply: correct that line") from None
         except ValueError as error:  # Python reads no whole number of more than 4300 digits
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "a number has too many digits"
-            raise ValueError(f"'{path}', line {number}: not valid JSON ({reason})") from None
+            raise ValueError(f"'{path}', line {number}: not valid JSON ({reason}): correct that line") from None
         if not isinstance(row, dict):
             example = json.dumps({column.name: "..."}, ensure_ascii=False)
             raise ValueError(f"'{path}', line {number}: not a JSON object: each line must be one, such as {example}")

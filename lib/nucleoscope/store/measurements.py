@@ -213,7 +213,8 @@ def read(path: str | os.PathLike) -> Any:
     except Exception as error:  # the loader raises many types for a damaged file
         if cause := find_system_cause(error, path):
             raise OSError(f"cannot read '{path}': {cause}") from None
-        reason = textwrap.shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 100)
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = textwrap.shorten(first.partition(". ")[0], 100)
         # torch raises KeyError(174812789), or tells at length how its own default has changed
         said = f" ({reason})" if re.search("[A-Za-z]", reason) and "weights_only" not in reason else ""
         raise ValueError(

@@ -188,7 +188,8 @@ def check_folder(results_dir: str | os.PathLike) -> None:
     if locate_folder(results_dir).is_file():
         raise NotADirectoryError(f"'{results_dir}' is a file: results_dir must name a folder")
     if not locate_folder(results_dir).is_dir():
-        raise FileNotFoundError(f"folder '{results_dir}' does not exist (current folder: {Path.cwd()})")
+        where = "" if locate_folder(results_dir).is_absolute() else f" (current folder: {Path.cwd()})"
+        raise FileNotFoundError(f"folder '{results_dir}' does not exist{where}: check the path")
 
 
 def load_info(folder: str | os.PathLike) -> dict[str, Any]:

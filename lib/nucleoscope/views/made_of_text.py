@@ -45,8 +45,8 @@ MEASURE = (
 EXPLAINED = (
     "The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they "
     "are (`raw`), or without their mean and the three directions in which they vary most (`all_but_top_3`). A band "
-    "shows what the number of candidates alone would give: the coefficient if each token had the candidates of another "
-    "token with equally many."
+    "shows what the number of candidates alone would give: the coefficient if each token were given the candidates of "
+    "another token that has the same number of them."
 )  # below the front page's figure
 NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
 NAMED = 3  # a sentence names that many models and as many data sets; more are counted
