@@ -301,8 +301,12 @@ def _explain_connection(cause: BaseException) -> str:
     """Why the Hub cannot be reached, in brackets and without a system's number; "" in offline mode, which is why."""
     if constants.HF_HUB_OFFLINE:
         return ""
-    said = re.sub(r"^\[Errno -?[0-9]+\] ", "", shorten(cause))
-    return f" ({lower_first(said)})"
+    return f" ({format_reason(shorten(cause))})"
+
+
+def format_reason(message: str) -> str:
+    """What an error says, to be in brackets: without a system's number, and with a small first letter."""
+    return lower_first(re.sub(r"^\[Errno -?[0-9]+\] ", "", message))
 
 
 def is_unreachable(links: list[BaseException]) -> bool:

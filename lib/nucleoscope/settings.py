@@ -310,7 +310,7 @@ class Settings:
         """The settings that the run's folder is named after, in the order of `FIELDS`; ValueError if one cannot be."""
         names = [name.strip() for name in (self.named_settings or "").split(",")] if self.named_settings else []
         for name in names:
-            problem = _find_unnamed(name, names) or _find_unnameable(name, getattr(self, name, None))
+            problem = _find_wrong_name(name, names) or _find_unnameable(name, getattr(self, name, None))
             if problem := problem or check_varying(name, self.mode):
                 raise ValueError(f"named_settings is {quote(self.named_settings)}: {problem}")
         return {name: normalise(name, getattr(self, name)) for name in list_varying() if name in names}
@@ -371,7 +371,7 @@ def check_varying(name: str, mode: str = "generate") -> str:
     return ""
 
 
-def _find_unnamed(name: str, names: Sequence[str]) -> str:
+def _find_wrong_name(name: str, names: Sequence[str]) -> str:
     """Why one of the ``names`` of settings that a folder is to be named after cannot be among them; "" if it can."""
     if not name:
         return "a name is empty: separate names by single commas"
@@ -483,8 +483,7 @@ def _check_variants(name: str, value: Any) -> None:
             return
         except ValueError as error:
             if value.strip():
-                choices = f": it must be default, none, or some of {', '.join(variants.NAMES)}"
-                raise ValueError(f"{name}: {error}{'' if ': ' in str(error) else choices}") from None
+                raise ValueError(f"{name}: {error}") from None
     raise ValueError(f"{name} is {quote(value)}: it must {describe_range(name)}")
 
 

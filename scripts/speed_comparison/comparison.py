@@ -218,7 +218,7 @@ def compare_variants(model, tokenizer, inputs, texts: list[str], batches, option
 def load_shape(given: str) -> transformers.PreTrainedConfig:
     """The configuration in a file, or of a Llama with "key=value,...". ValueError, in one line, if there is none."""
     if Path(given).is_file():
-        entries = results.read_json(Path(given))
+        entries = results.read_json(Path(given), "give the config.json of a model")
         named, known = str(entries.get("model_type")), list(transformers.CONFIG_MAPPING.keys())
         if named not in known:
             raise ValueError(f"'{given}': transformers knows no model_type {quote(named)}{suggest(named, known)}")

@@ -9,7 +9,6 @@ import codecs
 import csv
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +24,6 @@ from nucleoscope.atomic import hash_file
 from nucleoscope.file_errors import check_regular
 from nucleoscope.names import suggest
 from nucleoscope.settings import Settings, quote, validate
-from nucleoscope.wording import lower_first
 
 if TYPE_CHECKING:
     import datasets
@@ -251,7 +249,7 @@ def explain_failures(name: str, failures: list[tuple[str, Exception]]) -> OSErro
     """
     tried = "; ".join(f"revision {revision}: {_explain_failure(error)}" for revision, error in failures)
     if _find_offline_variable() is None and all(hub.is_unreachable(hub.list_causes(error)) for _, error in failures):
-        reason = lower_first(re.sub(r"^\[Errno -?[0-9]+\] ", "", _explain_failure(failures[-1][1])))
+        reason = hub.format_reason(_explain_failure(failures[-1][1]))
         return OSError(
             f"data set {name} is not on this machine, and the Hub cannot be reached ({reason}): run "
             "scripts/prefetch.py on a machine that can reach it"

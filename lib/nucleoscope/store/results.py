@@ -283,14 +283,14 @@ def warn_of_format(chat_model: bool, prompt_format: str) -> str:
     )
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object; ValueError names a file that does not contain one."""
+def read_json(path: Path, advice: str = UNREADABLE) -> dict:
+    """A JSON object; ValueError, which ends in ``advice``, names a file that does not contain one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise ValueError(f"'{path}' is not valid JSON ({error}): {UNREADABLE}") from None
+        raise ValueError(f"'{path}' is not valid JSON ({error}): {advice}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"'{path}' is not a JSON object: {UNREADABLE}")
+        raise ValueError(f"'{path}' is not a JSON object: {advice}")
     return content
 
 
