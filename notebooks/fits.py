@@ -79,7 +79,13 @@ Markdown(varied) if varied else None
 # the runs of one model, or on one data set.
 
 # %%
-tables.show(tables.format_parameters(statistics, "unimodal", {"a": 2, "b": 2, "c": 3, "peak": 2}))
+digits = {"a": 2, "b": 2, "c": 3, "peak": 2}
+parameters = tables.format_parameters(statistics, "unimodal", digits)
+tables.show(parameters) if len(parameters) else None
+
+# %%
+missing = tables.describe_missing_parameters(statistics, "unimodal", digits)
+Markdown(missing) if missing else None
 
 # %% [markdown]
 # *before peak* is the share of the tokens left of the peak. A note says if a fit ended on a bound, and how many
@@ -96,7 +102,13 @@ tables.show(tables.format_parameters(statistics, "unimodal", {"a": 2, "b": 2, "c
 # mean difference over ten such tenths. It is 0 on average if nothing rises, and can be negative.
 
 # %%
-tables.show(tables.format_parameters(statistics, "free", {"rise": 3, "peak": 2}))
+digits = {"rise": 3, "peak": 2}
+parameters = tables.format_parameters(statistics, "free", digits)
+tables.show(parameters) if len(parameters) else None
+
+# %%
+missing = tables.describe_missing_parameters(statistics, "free", digits)
+Markdown(missing) if missing else None
 
 # %%
 Markdown(tables.describe_rise(statistics))

@@ -444,13 +444,18 @@ def test_a_card_says_of_how_many_tokens_its_own_is_only_once_all_are_there(writt
     written.text.hovered = pointed
 
 
-def test_a_live_scatter_is_created_with_the_tokens_that_there_are(written):
+def test_a_live_scatter_is_created_with_the_tokens_there_are_and_has_no_axes_without(written):
     from nucleoscope.explorer.live_figures import build_scatter
 
     figure = build_scatter("figure", written.tokens)
     assert list(figure.data[0].x) == list(written.scatter.data[0].x) != []
     assert not figure.layout.annotations[0].visible
-    assert build_scatter("figure", []).layout.annotations[0].visible
+    empty = build_scatter("figure", [])
+    assert empty.layout.annotations[0].visible
+    assert not empty.layout.xaxis.visible
+    assert not empty.layout.yaxis.visible
+    assert figure.layout.xaxis.visible
+    assert figure.layout.yaxis.visible
 
 
 def test_a_mode_that_there_is_not_is_refused(tiny_model):

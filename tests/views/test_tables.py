@@ -126,6 +126,28 @@ def test_readers_see_value_and_interval_and_notes_only_where_there_are_any(stati
     assert set(tables.format_explained(curves).index.get_level_values("Curve")) <= set(FORMULAS) - {"constant"}
 
 
+def test_curves_without_parameters_are_a_list_by_reason_and_not_empty_rows():
+    rows = pd.DataFrame(
+        [
+            ("m", "math", "equal width", 1.0, ""),
+            ("m", "math", "equal tokens", np.nan, "not better than a constant by AICc"),
+            ("m", "my_set", "equal width", np.nan, "not better than a constant by AICc"),
+            ("m", "my_set", "equal tokens", np.nan, "not better than a constant by AICc"),
+            ("n", "math", "equal width", np.nan, "only 5 bins contain tokens; 8 are needed"),
+        ],
+        columns=["Model", "Dataset", "Bins", "peak", "note"],
+    )
+    rows = rows.assign(Curve="unimodal", **dict.fromkeys(("peak low", "peak high", "before peak"), np.nan))
+    assert list(tables.format_parameters(rows, "unimodal", {"peak": 2}).index) == [("m", "math", "equal width")]
+    assert tables.describe_missing_parameters(rows, "unimodal", ["peak"]).splitlines() == [
+        "Not in this table, by the reason:",
+        "",
+        "* not better than a constant by AICc: m, math (equal tokens); m, my&#95;set",
+        "* only 5 bins contain tokens; 8 are needed: n, math",
+    ]
+    assert tables.describe_missing_parameters(rows[:1], "unimodal", ["peak"]) == ""
+
+
 def test_latex_numbers_read_as_numbers():
     powers = [tables._format_power(value) for value in (np.log10(9.7e-300), -873.85, -0.5, np.nan)]
     assert powers == [r"$1{\cdot}10^{-299}$", r"$1{\cdot}10^{-874}$", "$0.3$", "--"]

@@ -45,12 +45,17 @@ def build_scatter(name: str, tokens: list[cards.Token]) -> go.FigureWidget:
 
 
 def show_points(figure: go.Figure, tokens: list[cards.Token]) -> None:
-    """Draws the tokens with more than one candidate into `build_scatter`; each point's customdata is its step."""
+    """Draws the tokens with more than one candidate into `build_scatter`; each point's customdata is its step.
+
+    Without any, the figure is a sentence that says so, and has no axes.
+    """
     steps = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
     values = {axis: [tokens[step].values[name] for step in steps] for axis, name in AXES.items()}
     with figure.batch_update():
         figure.data[0].update(values, customdata=steps, text=[str(step) for step in steps])
         figure.layout.annotations[0].visible = not steps
+        # axes without points would show plotly's range of its own choosing, -1 to 4 or 6
+        figure.layout.xaxis.visible = figure.layout.yaxis.visible = bool(steps)
 
 
 def show_mark(figure: go.FigureWidget, token: cards.Token) -> None:
