@@ -75,7 +75,7 @@ Markdown(varied) if varied else None
 # %% [markdown]
 # ## The study's curve
 #
-# The table shows a, b and c with 95 % intervals from resampled prompts; the peak is at 1 / b. *(all)* marks a pool:
+# Its parameters a, b and c with 95 % intervals from resampled prompts; the peak is at 1 / b. *(all)* marks a pool:
 # the runs of one model, or on one data set.
 
 # %%
@@ -124,7 +124,7 @@ tables.show(tables.compare_curves(statistics, "R2 (medians)", 2))
 # %% [markdown]
 # AICc, which penalises a curve for its parameters, as the difference from the best curve in the
 # row. It assumes that the medians are independent, which is only roughly true: it ranks the curves on the same bins,
-# and a small difference means nothing.
+# and a small difference means nothing. A curve with almost as many parameters as there are bins has no AICc.
 
 # %%
 tables.show(tables.compare_curves(statistics, "delta AICc", 1))

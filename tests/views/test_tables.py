@@ -140,12 +140,27 @@ def test_curves_without_parameters_are_a_list_by_reason_and_not_empty_rows():
     rows = rows.assign(Curve="unimodal", **dict.fromkeys(("peak low", "peak high", "before peak"), np.nan))
     assert list(tables.format_parameters(rows, "unimodal", {"peak": 2}).index) == [("m", "math", "equal width")]
     assert tables.describe_missing_parameters(rows, "unimodal", ["peak"]).splitlines() == [
-        "Not in this table, by the reason:",
+        "Not in this table, and why:",
         "",
         "* not better than a constant by AICc: m, math (equal tokens); m, my&#95;set",
         "* only 5 bins contain tokens; 8 are needed: n, math",
     ]
     assert tables.describe_missing_parameters(rows[:1], "unimodal", ["peak"]) == ""
+    none = tables.describe_missing_parameters(rows[1:], "unimodal", ["peak"])
+    assert none.startswith("No curve has these parameters, for these reasons:")
+
+
+def test_a_parameter_that_no_row_has_is_not_a_column():
+    row = {
+        "Model": "m",
+        "Dataset": "math",
+        "Bins": "equal width",
+        "Curve": "free",
+        "note": "not better than a constant",
+    }
+    row |= {"rise": 0.1, "rise low": 0.0, "rise high": 0.2}
+    row |= dict.fromkeys(("peak", "peak low", "peak high", "before peak"), np.nan)
+    assert list(tables.format_parameters(pd.DataFrame([row]), "free", {"rise": 3, "peak": 2})) == ["rise", "note"]
 
 
 def test_latex_numbers_read_as_numbers():

@@ -525,11 +525,11 @@ def _format_range(values: pd.Series) -> str:
 def format_parameters(fits: pd.DataFrame, curve: str, digits: dict[str, int]) -> pd.DataFrame:
     """Parameters of one curve for readers, each to its number of digits: value [interval], all runs, pools and bins.
 
-    Those that have none are left to `describe_missing_parameters`.
+    Those that have none are left to `describe_missing_parameters`. A parameter that no row has is not a column.
     """
     rows = fits[(fits["Curve"] == curve) & fits[list(digits)].notna().any(axis=1)]
     columns = _format_head(rows) | {"Bins": rows["Bins"]}
-    columns |= {name: _format_spans(rows, name, number) for name, number in digits.items()}
+    columns |= {name: _format_spans(rows, name, number) for name, number in digits.items() if rows[name].notna().any()}
     if rows["before peak"].notna().any():
         columns["before peak"] = rows["before peak"].map(format_percent)
     return _add_notes(columns, rows["note"])
@@ -540,16 +540,19 @@ def describe_missing_parameters(fits: pd.DataFrame, curve: str, names: Collectio
 
     The kind of bins is named where the reason does not apply to the others. "" if nothing is missing.
     """
-    rows = fits[(fits["Curve"] == curve) & fits[list(names)].isna().all(axis=1)]
-    lines = []
+    every = fits[fits["Curve"] == curve]
+    rows, lines = every[every[list(names)].isna().all(axis=1)], []
     for note, those in rows.groupby("note", sort=False):
         found = []
         for head in list_heads(those):
             bins = select_head(those, head)["Bins"]
-            every = set(bins) == set(select_head(fits, head)["Bins"])
-            found.append(escape_name(describe_head(head, ", ")) + ("" if every else f" ({' and '.join(bins)})"))
+            named = "" if set(bins) == set(select_head(every, head)["Bins"]) else f" ({' and '.join(bins)})"
+            found.append(escape_name(describe_head(head, ", ")) + named)
         lines.append(f"* {note}: {'; '.join(found)}")
-    return "\n".join(["Not in this table, by the reason:\n", *lines]) if lines else ""
+    begin = (
+        "Not in this table, and why:" if len(rows) < len(every) else "No curve has these parameters, for these reasons:"
+    )
+    return "\n".join([f"{begin}\n", *lines]) if lines else ""
 
 
 def format_counts(tests: pd.DataFrame) -> pd.DataFrame:
