@@ -11,6 +11,7 @@ import jupytext
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from messages import assert_one_line
 from nucleoscope import hub, settings, variants
@@ -278,3 +279,11 @@ def test_importing_the_settings_is_quick():
     code = "import sys; from nucleoscope import settings; print({'torch', 'numpy', 'yaml'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(("name", "text"), [("temperature", "1e-5"), ("top_p", "0.12345678"), ("seed", "12345678")])
+def test_a_number_that_is_text_is_shown_as_yaml_reads_that_number(name, text):
+    with pytest.raises(ValueError, match="which is text") as caught:
+        settings.validate(name, text)
+    (written,) = re.findall(r"\(write (.*?)\)", str(caught.value))
+    assert yaml.safe_load(written) == float(text)

@@ -473,7 +473,9 @@ def _explain_text(facts: Mapping[str, Any], value: Any) -> str:
         number = facts["type"](value)
     except ValueError:
         return ""
-    return f", which is text (write {number:g})" if _is_allowed(facts, number) else ""
+    # every digit, and with a point before an exponent, without which YAML takes it for text again
+    written = re.sub(r"^(-?\d+)e", r"\1.0e", repr(number))
+    return f", which is text (write {written})" if _is_allowed(facts, number) else ""
 
 
 def _check_variants(name: str, value: Any) -> None:

@@ -238,8 +238,9 @@ def load_shape(given: str) -> transformers.PreTrainedConfig:
         build = partial(transformers.LlamaConfig, **entries)
     try:
         return build()
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        said = re.sub(r"^\w+Error: ", "", str(error).splitlines()[-1].strip())  # after which validator has said it
+    except (StrictDataclassError, ArithmeticError, TypeError, ValueError) as error:
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        said = re.sub(r"^\w+Error: ", "", last)  # after which validator has said it
         raise ValueError(f"random-weights: {lower_first(shorten(said))}") from None
 
 

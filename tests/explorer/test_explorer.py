@@ -434,13 +434,16 @@ def test_a_scatters_hover_names_tokens_as_cards_do(written):
 
 
 def test_a_card_says_of_how_many_tokens_its_own_is_only_once_all_are_there(written):
-    pointed = written.text.hovered
-    written.text.hovered = -1
-    written.heat.data = ()  # as before the first of them
-    written._show()
-    assert written.text.card["total"] is None
-    written._show(complete=True)
-    assert written.text.card["total"] == len(written.tokens)
+    pointed, said = written.text.hovered, written.version.said
+    for number in (-1, 0):  # the widest choice, and a token that was pointed at
+        written.text.hovered, written.version.said = number, ""  # as before the last token
+        written.heat.data = ()
+        written._show()
+        written._point(max(number, 0))
+        assert written.text.card["total"] is None
+        written.version.said = said
+        written._show(complete=True)
+        assert written.text.card["total"] == len(written.tokens)
     written.text.hovered = pointed
 
 

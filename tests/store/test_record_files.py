@@ -380,12 +380,19 @@ def shift_lengths(index: dict) -> dict:
     return index | {"lengths": [lengths[0] + 1, lengths[1] - 1, *lengths[2:]]}
 
 
+def cut_checksums(index: dict) -> dict:
+    return index | {"checksums": index["checksums"][:-1]}
+
+
 CHANGES = {
     "no index": lambda parts: parts.pop(record_files.INDEX),
     "no byte order": lambda parts: parts.pop(record_files.ORDER),
     "no JSON": lambda parts: parts.update({record_files.INDEX: b"{"}),
     "a list": lambda parts: parts.update({record_files.INDEX: b"[]"}),
     "a negative length": lambda parts: parts.update({record_files.INDEX: b'{"fields": [], "lengths": [-1, 5]}'}),
+    "fewer checksums": lambda parts: parts.update(
+        {record_files.INDEX: json.dumps(cut_checksums(json.loads(parts[record_files.INDEX]))).encode()}
+    ),
     "other lengths": lambda parts: parts.update(
         {record_files.INDEX: json.dumps(shift_lengths(json.loads(parts[record_files.INDEX]))).encode()}
     ),

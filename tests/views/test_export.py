@@ -193,3 +193,9 @@ def test_the_command_writes_a_file_and_says_which(measured, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{tmp_path / 'a.csv'}: ")
+
+
+def test_a_csv_whose_first_prompts_have_no_tokens_has_one_header(tmp_path):
+    part = pd.DataFrame({"prompt": [0], "text": pd.array(["a"], dtype="str"), "cosine": [0.5]})
+    assert export._write_table(iter([part[:0], part, part]), tmp_path / "x.csv", ".csv", False) == (2, False)
+    assert (tmp_path / "x.csv").read_text().splitlines() == ["prompt,text,cosine", "0,a,0.5", "0,a,0.5"]

@@ -362,7 +362,7 @@ def describe_front(*bounds) -> str:
         {
             "Model": "m",
             "Dataset": f"d{place}",
-            "Spearman r": (low + high) / 2,
+            "Spearman r": 0.3 if np.isnan(low) else (low + high) / 2,
             "Spearman low": low,
             "Spearman high": high,
         }
@@ -385,6 +385,9 @@ def test_a_front_page_without_variants_has_an_answer_with_a_number_and_its_inter
         "(brackets are a 95 % interval)."
     )
     assert describe_front().startswith("There is no answer yet")
+    few = describe_front((np.nan, np.nan))
+    assert "neither" not in few
+    assert "brackets" not in few
 
 
 def write_info(folder: Path, **settings) -> None:

@@ -205,6 +205,8 @@ def test_a_wrong_grid_is_named_in_one_line(tmp_path, change, message):
         ("models: [a]]\n", "line 1: a ] that nothing opened"),
         ("{a: 1}: 2\n", "line 1: a name cannot be a list or a mapping"),
         ("a: 1\n---\nb: 2\n", "line 2: a second YAML document: a grid has only one"),
+        (" results_dir: r\nmodels: [a]\n", "line 2: the indentation does not match the lines above"),
+        ("%models: a\n", "line 1: a line that begins with '%'"),
         ("a: \x07\n", "a character that YAML does not allow, U+0007: remove it"),
         ("<<: 1\n", "line 1: expected a mapping"),  # rare: PyYAML's own words
         ("", "the grid is empty: it needs results_dir, models and datasets"),

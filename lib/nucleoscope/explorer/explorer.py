@@ -504,11 +504,11 @@ class Explorer:
             show_points(self.scatter, tokens)
             self.progress.value = self.progress.max if complete else len(tokens)
             if self.text.clicked == -1 and (complete or not self.heat.data):
-                self._show_widest(complete)
+                self._show_widest()
             if complete and self.text.hovered != -1:
                 self._point(self.text.hovered)  # again: the card says how a token compares with the others
 
-    def _show_widest(self, complete: bool) -> None:
+    def _show_widest(self) -> None:
         """Shows the matrix of the widest choice, and its card unless a token was pointed at."""
         from nucleoscope.explorer.engine import find_widest
 
@@ -517,8 +517,7 @@ class Explorer:
         step = find_widest(self.tokens)
         self._show_matrix(step)
         if self.text.hovered == -1:
-            total = {} if complete else {"total": None}  # nobody knows yet how many tokens there will be
-            self.text.card = self._describe(step) | {"hint": HINT} | total
+            self.text.card = self._describe(step) | {"hint": HINT}
 
     def _tint(self) -> None:
         if not self.text.pieces:  # and perhaps no model either
@@ -573,6 +572,8 @@ class Explorer:
         options = {"mode": self._find_mode(place, step)}
         content = engine.cards.describe_token(version.tokens, step, self.reader, cosines, **options)
         content |= {"number": number, "forks": version.settings is not None}
+        if not version.said:  # nobody knows yet how many tokens there will be
+            content["total"] = None
         return content | (self._describe_ahead(version, step) if len(token.ids) > 1 else {})
 
     def _find_similarities(self, place: int, step: int) -> "results.Similarities | None":
@@ -777,7 +778,7 @@ class Explorer:
             version.source, version.settings = self.mode.value, self.recorded | {
                 "dtype": self.dtype, "prompt": self.prompt.value, "index": place,
             }  # fmt: skip
-            self._show_widest(complete=True)
+            self._show_widest()
         if self.mode.value == "score":
             self._copy_text(self.records[place]["tokens"].tolist())
 

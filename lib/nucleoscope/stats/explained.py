@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from nucleoscope.stats import bootstrap, candidate_tables
+from nucleoscope.stats import bootstrap, candidate_tables, correlation
 from nucleoscope.stats.candidate_tables import Runs
+from nucleoscope.stats.specification import NEGATIVE, POSITIVE, classify
 from nucleoscope.store import results, vocabulary
 from nucleoscope.store.run_names import order_run
 from nucleoscope.store.run_settings import build_frame, find_heads
@@ -95,7 +95,10 @@ def _compute_item(
         if geometry in table:
             found = climb_ladder(table, table[geometry].to_numpy(np.float64), resamples, seed)
             rows += [{"geometry": geometry} | row for row in found]
-    return rows, split_covariance(table["entropy"], table["raw"], pairs, table["prompt"])
+    measured = table.rename(columns={"raw": "cosine"})
+    shown = correlation.compute_coefficients(measured, resamples=resamples, seed=seed).iloc[0]
+    clear = classify(shown["Pearson low"], shown["Pearson high"]) in (NEGATIVE, POSITIVE)
+    return rows, split_covariance(table["entropy"], table["raw"], pairs, clear)
 
 
 def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFrame, np.ndarray]:
@@ -222,23 +225,27 @@ def _expand(seen: pd.DataFrame, held_out: pd.DataFrame) -> tuple[np.ndarray, np.
     """Splines of the predictors, with the knots and scale of the tokens seen, and the predictors times log k.
 
     A predictor that is constant among the tokens seen is left out. Beyond the values that were seen, all is as at the
-    last of them. Splines are not scaled: scaled, a part of one that only one or two tokens reach would be as large for
-    them as a common part is for thousands, and one such token among those held out could outweigh all others.
+    last of them. Predictors are scaled by their range, so that no feature exceeds 1. Scaled by the standard deviation,
+    what only one or two tokens have would be as large for them as a common value is for thousands, and one such token
+    among those held out, with another k, could outweigh all others.
     """
-    from sklearn.preprocessing import SplineTransformer, StandardScaler
+    from sklearn.preprocessing import MinMaxScaler, SplineTransformer
 
     seen = seen.loc[:, [not bootstrap.is_constant(seen[name].to_numpy()) for name in seen]]
     if not len(seen.columns):
         return np.empty((len(seen), 0)), np.empty((len(held_out), 0))
-    splines = SplineTransformer(n_knots=KNOTS, extrapolation="constant", include_bias=False).fit(seen.to_numpy())
-    scaler, parts = StandardScaler().fit(seen.to_numpy()), []
-    for frame in (seen, held_out[seen.columns].clip(seen.min(), seen.max(), axis=1)):
-        features = splines.transform(frame.to_numpy())
-        if "log k" in seen and len(seen.columns) > 1:
-            scaled = scaler.transform(frame.to_numpy())
-            features = np.hstack([features, scaled * scaled[:, [seen.columns.get_loc("log k")]]])
-        parts.append(features)
-    return parts[0], parts[1]
+    scaler = MinMaxScaler(clip=True).fit(seen.to_numpy())
+    inside = [scaler.transform(frame[seen.columns].to_numpy()) for frame in (seen, held_out)]
+    splines = SplineTransformer(n_knots=KNOTS, extrapolation="constant", include_bias=False).fit(inside[0])
+    features = [splines.transform(values) for values in inside]
+    if "log k" in seen and len(seen.columns) > 1:
+        sizes = [values[:, [seen.columns.get_loc("log k")]] for values in inside]
+        middle = sizes[0].mean()
+        features = [
+            np.hstack([part, values * (size - middle)])
+            for part, values, size in zip(features, inside, sizes, strict=True)
+        ]
+    return features[0], features[1]
 
 
 def _bound(name: str, values: np.ndarray, kind: str) -> dict[str, float]:
@@ -251,9 +258,7 @@ def _bound(name: str, values: np.ndarray, kind: str) -> dict[str, float]:
     return {name: float(values[0]), f"{name} low": float(low), f"{name} high": float(high)}
 
 
-def split_covariance(
-    entropy: pd.Series, cosine: pd.Series, pairs: np.ndarray, prompt: pd.Series
-) -> list[dict[str, Any]]:
+def split_covariance(entropy: pd.Series, cosine: pd.Series, pairs: np.ndarray, clear: bool) -> list[dict[str, Any]]:
     """The covariance of entropy and cosine by the classes of the two likeliest candidates: pairs (n, 2) -> rows.
 
     A token belongs to the unordered pair of classes of its two likeliest candidates. The covariance is a mean over
@@ -261,8 +266,8 @@ def split_covariance(
     its tokens, divided by the sum over all; shares add up to 1, and one is negative if its tokens go against the
     whole. It says which tokens the covariance is made of. It does not split a token's cosine by the pairs of its
     candidates: that needs the embedding, which the files do not contain. Columns: classes, tokens, share of
-    tokens, mean entropy, mean cosine, share of covariance; largest share of tokens first. Shares of a covariance whose
-    sign is not clear would be quotients by almost 0: they are NaN.
+    tokens, mean entropy, mean cosine, share of covariance; largest share of tokens first. ``clear``: whether the
+    interval of Pearson's coefficient excludes 0; if not, shares would be quotients by almost 0, and are NaN.
     """
     x, y = entropy.to_numpy(np.float64), cosine.to_numpy(np.float64)
     if len(x) < 3 or bootstrap.is_constant(x) or bootstrap.is_constant(y):
@@ -271,9 +276,7 @@ def split_covariance(
     low, high = pairs.min(axis=1), pairs.max(axis=1)
     frame = pd.DataFrame({"pair": low * len(CLASSES) + high, "x": x, "y": y, "product": products})
     found = frame.groupby("pair").agg(tokens=("x", "size"), x=("x", "mean"), y=("y", "mean"), sum=("product", "sum"))
-    total = products.sum()
-    if not _is_clear(products, prompt.to_numpy()):
-        total = np.nan
+    total = products.sum() if clear else np.nan
     rows = []
     for pair, row in found.sort_values(["tokens"], ascending=False, kind="stable").iterrows():
         first, second = divmod(int(pair), len(CLASSES))
@@ -288,13 +291,3 @@ def split_covariance(
             }
         )
     return rows
-
-
-def _is_clear(values: np.ndarray, prompt: np.ndarray) -> bool:
-    """Whether the sum of values (n,) of tokens is clearly not 0: at 95 %, with prompts as independent clusters."""
-    codes, labels = pd.factorize(prompt)
-    if len(labels) < 2:
-        return False
-    sums, sizes = np.bincount(codes, values), np.bincount(codes)
-    error = np.sqrt(len(labels) / (len(labels) - 1) * np.sum((sums - values.mean() * sizes) ** 2))
-    return bool(abs(values.sum()) > stats.t.ppf((1 + bootstrap.LEVEL) / 2, len(labels) - 1) * error)

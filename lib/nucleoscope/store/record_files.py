@@ -179,6 +179,8 @@ class OpenRecords:
             if self._archive.read(ORDER).decode() != sys.byteorder:
                 raise ValueError("the numbers are those of another kind of machine")
             index = _read_index(self._archive)
+            if index["prompts"] != list(range(len(index["lengths"]))):
+                raise ValueError("its records are not those of all prompts, in their order")
             self.fields, self._pieces = index["fields"], _list_pieces(path, self._archive, self._stream, index)
             self._opened = opened.pop_all()
 
@@ -401,8 +403,9 @@ def _find_pieces(path: Path) -> tuple[dict[int, Piece], list[str]]:
 
 def _list_pieces(path: Path, archive: zipfile.ZipFile, stream: IO[bytes], index: dict[str, list]) -> list[Piece]:
     """The pieces of a file in its order; ``stream`` is that of the ``archive``, opened once more."""
-    ends = accumulate(index["lengths"], initial=_find_start(archive.getinfo(PICKLE), stream) + len(HEAD))
-    return [Piece(path, *each) for each in zip(ends, index["lengths"], index["checksums"], strict=False)]
+    first = _find_start(archive.getinfo(PICKLE), stream) + len(HEAD)
+    starts = list(accumulate(index["lengths"], initial=first))[:-1]
+    return [Piece(path, *each) for each in zip(starts, index["lengths"], index["checksums"], strict=True)]
 
 
 def _find_start(part: zipfile.ZipInfo, stream: IO[bytes]) -> int:

@@ -92,6 +92,7 @@ __all__ = [
     "locate_run",
     "read_json",
     "read_mode",
+    "read_recorded",
     "repair_tokens",
     "select",
     "select_choices",
@@ -198,6 +199,19 @@ def load_info(folder: str | os.PathLike) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"'{folder}' has no {RUN_INFO}: measure the run first")
     return read_json(path)
+
+
+def read_recorded(folder: Path) -> dict[str, Any]:
+    """The settings in a run's run.json; ValueError, in one line, if it has none."""
+    found = load_info(folder).get("settings")
+    if not isinstance(found, dict):
+        raise ValueError(describe_unset(folder / RUN_INFO))
+    return found
+
+
+def describe_unset(path: Path) -> str:
+    """What is wrong with a file that should contain settings, and what to do."""
+    return f"'{path}' contains no settings: move it out of the way and measure again"
 
 
 def find_run(name: str, results_dir: str | os.PathLike) -> Path:

@@ -32,7 +32,15 @@ from nucleoscope.store.record_files import (
     read_tokens,
     write_records,
 )
-from nucleoscope.store.results import BRANCH_FILES, CONTEXT_FILES, NOTEBOOKS, RUN_INFO, read_json
+from nucleoscope.store.results import (
+    BRANCH_FILES,
+    CONTEXT_FILES,
+    NOTEBOOKS,
+    RUN_INFO,
+    describe_unset,
+    read_json,
+    read_recorded,
+)
 from nucleoscope.store.side_tables import is_readable
 from nucleoscope.store.tokens import TOKENS, write_tokens
 from nucleoscope.store.variants import VARIANTS, has_readable_variants, write_variants
@@ -64,19 +72,6 @@ def check(folder: Path, overwrite: bool = False) -> None:
             raise IsADirectoryError(f"'{folder / name}' is a folder: move it out of the way")
     if (folder / RUN_INFO).is_file():
         read_recorded(folder)
-
-
-def read_recorded(folder: Path) -> dict[str, Any]:
-    """The settings in a run's run.json; ValueError, in one line, if it has none."""
-    found = read_json(folder / RUN_INFO).get("settings")
-    if not isinstance(found, dict):
-        raise ValueError(describe_unset(folder / RUN_INFO))
-    return found
-
-
-def describe_unset(path: Path) -> str:
-    """What is wrong with a file that should contain settings, and what to do."""
-    return f"'{path}' contains no settings: move it out of the way and measure again"
 
 
 def describe_other(folder: Path, changes: Iterable[str], advice: str) -> str:

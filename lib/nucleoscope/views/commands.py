@@ -14,32 +14,34 @@ from nucleoscope.store.run_names import split
 
 PYTHON = ".venv/bin/python"
 WIDE = 76  # letters of a line of code that has room beside the list of a page's sections, on a window of 1280 pixels
-
-
-# What a command does not repeat: recorded as it was resolved, or files beside the same measurements.
-LEFT_OUT = ("dtype", "template_date", "variants")
+# What a command does not repeat: dtype is recorded as it was resolved, variants are beside the same measurements.
+LEFT_OUT = ("dtype", "variants")
 
 
 def find_written(results_dir: str | os.PathLike, dataset: str | None = None) -> Path | None:
     """The first run in ``results_dir`` whose texts its model wrote, of one data set or any; None if there is none."""
     for folder in results.list_runs(results_dir) if results.locate_folder(results_dir).is_dir() else []:
         try:
-            if dataset in (None, folder.parent.name) and results.read_mode(folder) == "generate":
-                list_run_options(folder)
-                return folder
-        except (OSError, ValueError, KeyError):
+            list_run_options(folder)
+            settings = results.read_recorded(folder)
+        except (OSError, ValueError, KeyError):  # a page with another command is better than none
             continue
+        if settings.get("mode", "generate") == "generate" and dataset in (None, settings["dataset_name"]):
+            return folder
     return None
 
 
 def list_run_options(folder: Path, mode: str = "generate") -> list[str]:
     """The options that name a measured run: its model, data set and settings other than the defaults.
 
-    ``mode`` "score": those of a run that reads texts with the same settings, which has no seed. OSError, ValueError or
-    KeyError if its run.json does not say them.
+    ``mode`` "score": those of a run that reads texts with the same settings, which has no seed. The revision of a model
+    on the Hub is one of them, because another one is another model. OSError, ValueError or KeyError if its run.json
+    does not say them.
     """
-    settings, named = fill_defaults(results.load_info(folder)["settings"]), split(folder.name)[1]
-    defaults = asdict(Settings())
+    settings, named = fill_defaults(results.read_recorded(folder)), split(folder.name)[1]
+    defaults, identity = asdict(Settings()), settings.get("model")
+    if isinstance(identity, dict):
+        settings["model_revision"] = identity.get("revision")
     unused = ("seed",) if mode == "score" else ()
     shown = {name: settings[name] for name in ("model_name", "dataset_name")}
     for name in list_deciding():

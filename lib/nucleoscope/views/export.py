@@ -91,10 +91,10 @@ def _write_table(parts: Iterator[pd.DataFrame], output: Path, ending: str, candi
     """Writes the parts of a table, of candidates or of tokens; how many rows it has, and whether texts are missing."""
     rows, lacking, writer = 0, False, None
     with write_atomically(output) as stream:
-        for part in parts:
+        for place, part in enumerate(parts):
             if ending == ".csv":
                 text = tables.format_csv(part.astype(results.STORED) if candidates else part)
-                stream.write((text if not rows else text.partition("\n")[2]).encode())
+                stream.write((text if place == 0 else text.partition("\n")[2]).encode())
             else:
                 table = pa.Table.from_pandas(part, preserve_index=False)
                 writer = writer or parquet.ParquetWriter(stream, table.schema)
@@ -111,7 +111,7 @@ def _render_page(folder: Path, prompts: dict[int, str], tokenizer: object) -> st
         if not (folder / results.RUN_INFO).is_file():
             why = f"'{folder}' has no {results.RUN_INFO}, which names the model"
         else:
-            name = results.load_info(folder)["settings"].get("model_name")
+            name = results.read_recorded(folder).get("model_name")
             why = f"that of '{name}' is not on this machine (scripts/prefetch.py downloads it)"
         raise ValueError(f"a page needs the model's tokenizer, but {why}: write csv or parquet instead")
     table = join_split(results.load_run(results.find_measurements(folder), folder.name, folder.parent.name), folder)

@@ -390,7 +390,10 @@ def _describe_answer(statistics: pd.DataFrame) -> str:
     known = statistics.dropna(subset=["Spearman r"])
     if known.empty:
         return "There is no answer yet: no run has enough tokens with more than one candidate."
-    signs = _classify(known, "Spearman").replace("", UNDECIDED)
+    signs = _classify(known, "Spearman")
+    if (signs == "").all():
+        return "There is no answer yet: no run has enough prompts for an interval of its coefficient."
+    known, signs = known[signs != ""], signs[signs != ""]
     found = [
         (f"{verdict} when the model is less sure", int((signs == sign).sum()))
         for sign, verdict in (
@@ -408,7 +411,7 @@ def _describe_answer(statistics: pd.DataFrame) -> str:
         )
     parts = [f"in {name_part(number, len(known), 'run')}, candidates {verdict}" for verdict, number in found if number]
     run = escape_name(f"{largest['Model']} on {largest['Dataset']}")
-    said = f"{'; '.join(parts)}"
+    said = "; ".join(parts)
     return (
         f"**{said[0].upper()}{said[1:]}.** In the run with most tokens, {run}, Spearman's coefficient is {value} "
         "(brackets are a 95 % interval)."
@@ -620,7 +623,7 @@ def format_explained(fits: pd.DataFrame) -> pd.DataFrame:
 
 def _add_notes(columns: dict, notes: pd.Series) -> pd.DataFrame:
     """Rows by run and bins; a column of notes only if there are any."""
-    names = [*list_run_columns(columns), *(name for name in ("Bins",) if name in columns)]
+    names = [name for name in columns if name in (*list_run_columns(columns), "Bins")]
     return pd.DataFrame({**columns, **({"note": notes} if notes.any() else {})}).set_index(names)
 
 

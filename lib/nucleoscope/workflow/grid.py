@@ -133,7 +133,8 @@ QUOTED = r"a value that begins with '\1' must be quoted"
 YAML_PROBLEMS = (
     (r"found character '\\t'", "a tab: indent with spaces", False),
     (r"found character '(.)' that cannot start", QUOTED, False),
-    (r"found undefined alias|expected alphabetic", "a value that begins with '*' or '&' must be quoted", False),
+    (r"found undefined alias", "a value that begins with '*' or '&' must be quoted", False),
+    (r"expected alphabetic", "a line that begins with '%', or a value with '*' or '&', must be quoted", True),
     (r"could not determine a constructor", "a value that begins with '!' must be quoted", False),
     (r"expected chomping", "a value that begins with '|' or '>' must be quoted", False),
     (r"found unknown escape character '(.)'", r"unknown escape '\\\1': use single quotation marks", False),
@@ -146,7 +147,11 @@ YAML_PROBLEMS = (
     (r"expected <block end>, but found '([]}])'", r"a \1 that nothing opened", False),
     (r"expected <block end>, but found '<scalar>'", "text after a closing quotation mark", False),
     (r"expected <block end>", "the indentation does not match the lines above", False),
-    (r"but found another document|expected '<document start>'", "a second YAML document: a grid has only one", False),
+    (r"but found another document", "a second YAML document: a grid has only one", False),
+    (r"expected '<document start>', but found '<block", "the indentation does not match the lines above", False),
+    (r"expected '<document start>', but found '([]}])'", r"a \1 that nothing opened", False),
+    (r"expected '<document start>', but found '<scalar>'", "text after a closing quotation mark or bracket", False),
+    (r"expected '<document start>'", "more than one YAML document, or text after the first: a grid is one", False),
     (r"found unhashable key", "a name cannot be a list or a mapping", False),
 )  # fmt: skip
 

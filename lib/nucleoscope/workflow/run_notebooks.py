@@ -108,7 +108,7 @@ def _check_existing(folder: Path, chosen: Settings) -> None:
         return
     if damage := integrity.find_damage(folder / results.MEASUREMENTS):
         raise ValueError(f"{damage}: measure again with --overwrite")
-    run_folder.read_recorded(folder)
+    results.read_recorded(folder)
     found = status.list_differences(folder, asdict(chosen), results.load_info(folder))
     if found and not {name for name, *_ in found} & {"model_name", "dataset_name", "dataset", "model_revision"}:
         changes = [run_folder.describe_change(*each) for each in found]
@@ -205,7 +205,7 @@ def measure_branches(chosen: Settings, if_missing: bool = False, given: Collecti
 
 
 def _check_measured(folder: Path, chosen: Settings, given: Collection[str]) -> None:
-    run_folder.read_recorded(folder)
+    results.read_recorded(folder)
     found = status.list_differences(folder, asdict(chosen), results.load_info(folder))
     if differing := [each for each in found if each[0] in given]:
         changes = [run_folder.describe_change(*each) for each in differing]
