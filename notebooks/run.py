@@ -55,7 +55,7 @@ if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; path
 # %%
 folder = results.locate_run(results_dir, dataset_name, model_name, text_column)
 info = results.load_info(folder)
-settings = info["settings"]
+settings = results.read_recorded(folder)
 tokenizer = load_tokenizer(settings["model_name"], trust_remote_code, settings["model"].get("revision"))
 tables.show_settings(settings)
 

@@ -764,9 +764,9 @@ class Explorer:
         if not (self.measured.value / results.RUN_INFO).is_file():
             return
         try:
-            found = fill_defaults(results.load_info(self.measured.value)["settings"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            self._say(f"the settings of this run cannot be read: {error}", failed=True)
+            found = fill_defaults(results.read_recorded(self.measured.value))
+        except (OSError, ValueError) as error:
+            self._say(str(error), failed=True)
             return
         found["model_revision"] = (found.get("model") or {}).get("revision") or ""
         for name in self.settings:  # in order: a new model name clears the revision

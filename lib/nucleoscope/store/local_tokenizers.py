@@ -6,7 +6,7 @@ Contract: what analyses read needs no tokenizer, so that they do not depend on t
 from pathlib import Path
 from typing import Any
 
-from nucleoscope.store.results import RUN_INFO, load_info
+from nucleoscope.store.results import RUN_INFO, read_recorded
 
 
 def find_tokenizer(folder: Path) -> Any:
@@ -15,5 +15,5 @@ def find_tokenizer(folder: Path) -> Any:
         return None
     from nucleoscope.models.tokenizers import load_local_tokenizer  # a second: only texts need it
 
-    settings = load_info(folder).get("settings") or {}
-    return load_local_tokenizer(settings.get("model_name") or "", (settings.get("model") or {}).get("revision"))
+    settings = read_recorded(folder)
+    return load_local_tokenizer(settings["model_name"], settings.get("model", {}).get("revision"))

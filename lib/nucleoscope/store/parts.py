@@ -16,7 +16,7 @@ from nucleoscope.store.integrity import find_problem
 from nucleoscope.store.locking import Lock, Locked, check_folder
 from nucleoscope.store.mapped_records import read_vectors
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
-from nucleoscope.store.results import RUN_INFO, load_info, read_json
+from nucleoscope.store.results import RUN_INFO, read_json, read_recorded
 from nucleoscope.store.tokens import compute_fingerprint
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def check(folder: Path) -> None:
     for name in (MEASUREMENTS, RUN_INFO):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"'{folder}' has no {name}: measure the run first")
-    load_info(folder)
+    read_recorded(folder)
     check_folder(folder)
 
 

@@ -202,16 +202,19 @@ def load_info(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_recorded(folder: Path) -> dict[str, Any]:
-    """The settings in a run's run.json; ValueError, in one line, if it has none."""
+    """The settings in a run's run.json. ValueError, in one line, if it has none, or none that name the run."""
     found = load_info(folder).get("settings")
     if not isinstance(found, dict):
         raise ValueError(describe_unset(folder / RUN_INFO))
+    named = all(isinstance(found.get(name), str) for name in ("model_name", "dataset_name"))
+    if not (named and isinstance(found.get("model", {}), dict)):
+        raise ValueError(describe_unset(folder / RUN_INFO, "does not name the model and the data set"))
     return found
 
 
-def describe_unset(path: Path) -> str:
+def describe_unset(path: Path, what: str = "contains no settings") -> str:
     """What is wrong with a file that should contain settings, and what to do."""
-    return f"'{path}' contains no settings: move it out of the way and measure again"
+    return f"'{path}' {what}: move it out of the way and measure again"
 
 
 def find_run(name: str, results_dir: str | os.PathLike) -> Path:
@@ -234,8 +237,7 @@ def find_run(name: str, results_dir: str | os.PathLike) -> Path:
 
 def read_mode(folder: Path) -> str:
     """Whether the texts of a run were written by its model ("generate") or measured ("score")."""
-    found = load_info(folder).get("settings") or {} if (folder / RUN_INFO).is_file() else {}
-    return found.get("mode", "generate")
+    return read_recorded(folder).get("mode", "generate") if (folder / RUN_INFO).is_file() else "generate"
 
 
 def describe_info(info: Mapping[str, Any]) -> str:

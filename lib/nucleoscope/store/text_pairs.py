@@ -128,7 +128,7 @@ def _open_run(folder: Path, damaged: dict[Path, str]) -> Run | None:
     if not (folder / results.RUN_INFO).is_file():
         return None
     try:
-        settings = fill_defaults(results.load_info(folder)["settings"])
+        settings = fill_defaults(results.read_recorded(folder))
         run = Run(folder, settings)
         if settings["mode"] == "score" and not isinstance(settings["text_column"], str):
             raise ValueError("it measured existing texts, but names no column")

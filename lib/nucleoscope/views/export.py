@@ -111,7 +111,7 @@ def _render_page(folder: Path, prompts: dict[int, str], tokenizer: object) -> st
         if not (folder / results.RUN_INFO).is_file():
             why = f"'{folder}' has no {results.RUN_INFO}, which names the model"
         else:
-            name = results.read_recorded(folder).get("model_name")
+            name = results.read_recorded(folder)["model_name"]
             why = f"that of '{name}' is not on this machine (scripts/prefetch.py downloads it)"
         raise ValueError(f"a page needs the model's tokenizer, but {why}: write csv or parquet instead")
     table = join_split(results.load_run(results.find_measurements(folder), folder.name, folder.parent.name), folder)

@@ -87,11 +87,10 @@ def _load_reader(name: str, revision: str | None) -> Reader:
 def _open_run(folder: Path) -> tuple[dict, Reader] | None:
     """The settings of a run and the reader of its tokens; None if they are unavailable, with the reason on stderr."""
     try:
-        settings = results.load_info(folder)["settings"]
-        found = settings["model"].get("revision")
+        settings = results.read_recorded(folder)
         results.load_records(folder, [])  # whether they can be read at all
-        return settings, _load_reader(settings["model_name"], found)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return settings, _load_reader(settings["model_name"], settings.get("model", {}).get("revision"))
+    except (OSError, ValueError) as error:
         print("left out:", escape_line(f"{folder}: {error}"), file=sys.stderr)
         return None
 

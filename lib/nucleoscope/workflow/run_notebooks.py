@@ -128,6 +128,7 @@ def write_page(chosen: Settings, if_measured: bool = False, given: Collection[st
             raise FileNotFoundError(f"'{folder}' has no results to show ({results.RUN_INFO} is missing): measure first")
         print(f"{folder} has no results to show")
         return
+    results.read_recorded(folder)
     if given:
         _check_measured(folder, chosen, given)
     if not (folder / results.MEASUREMENTS).is_file():
@@ -205,7 +206,6 @@ def measure_branches(chosen: Settings, if_missing: bool = False, given: Collecti
 
 
 def _check_measured(folder: Path, chosen: Settings, given: Collection[str]) -> None:
-    results.read_recorded(folder)
     found = status.list_differences(folder, asdict(chosen), results.load_info(folder))
     if differing := [each for each in found if each[0] in given]:
         changes = [run_folder.describe_change(*each) for each in differing]
