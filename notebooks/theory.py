@@ -36,6 +36,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from IPython.display import Markdown
 
 from nucleoscope.stats import theory
 from nucleoscope.views import theory_figures
@@ -712,13 +713,11 @@ theory_figures.plot_curves(grid, lines, titles, "Similarity entropy stays below 
 # nuclei resemble blind draws at all. Whether a model hesitates among similar or dissimilar
 # words is a question for measurements, which the other pages answer.
 #
-# If there are measurements, the next figure shows them against $k$, the axis about which theory says most.
+# The last figure shows measurements against k, the axis about which theory says most.
 
 # %% tags=["hide-input"]
-theory_figures.plot_measured(results_dir)
+nuclei = theory_figures.load_measured(results_dir)
+theory_figures.plot_measured(nuclei)
 
-# %% [markdown]
-# At each size the lines mark the median of the measured cosines and the range that contains nine
-# tenths of them, for all runs together. Compare this with the funnel of blind draws, whose median is
-# level and whose range narrows steadily: any difference means that the draws are not blind, or that
-# several models with different $\bar c$ are in one figure.
+# %% tags=["hide-input"]
+Markdown(theory_figures.describe_measured(nuclei))

@@ -1,6 +1,6 @@
 """The figures of the theory page.
 
-Contract: arrays in, plotly figures out; only `plot_measured` reads files. Figures look like those of
+Contract: arrays in, plotly figures out; only `load_measured` reads files. Figures look like those of
 `nucleoscope.views.figures` and contain their alternative text in ``layout.meta["alt"]``.
 """
 
@@ -16,6 +16,8 @@ from nucleoscope.views.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VE
 
 COLORS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+LEAST = 20  # minimum of nuclei of one size for quantiles
+MOST = 2000  # points of measured nuclei
 
 
 def plot_curves(
@@ -76,18 +78,55 @@ def _finish(figure: go.Figure, titles: Sequence[str], alt: str, log: str) -> go.
     return figure.update_layout(legend=legend, meta={"alt": alt}, hovermode="closest", margin_b=90)
 
 
-def plot_measured(results_dir: str) -> go.Figure | None:
-    """Quantiles of the measured cosines by size of the nucleus, or None if nothing was measured."""
+def load_measured(results_dir: str) -> pd.DataFrame:
+    """The number of candidates k and the cosine of every measured nucleus that has one, of all runs together."""
     found = results.iterate_runs(results_dir, {}, ("k", "cosine"))
-    table = pd.concat([results.select_choices(table) for _, table in found] or [pd.DataFrame()])
-    if not len(table):
+    tables = [results.select_choices(table)[["k", "cosine"]].dropna() for _, table in found]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"k": [], "cosine": []})
+
+
+def plot_measured(nuclei: pd.DataFrame) -> go.Figure | None:
+    """Quantiles of the measured cosines by size of the nucleus, two sizes per octave; None without ``nuclei``.
+
+    If fewer than two sizes have `LEAST` nuclei, each nucleus is a point instead, or every n-th of more than `MOST`.
+    """
+    if nuclei.empty:
         return None
-    size = 2.0 ** (np.floor(2 * np.log2(table["k"])) / 2)  # two bins per octave
-    groups = table.groupby(size)["cosine"]
-    shares = {"median": 0.5, "95 %": 0.95, "5 %": 0.05}
-    quantiles = pd.DataFrame({name: groups.quantile(share) for name, share in shares.items()})[groups.size() >= 20]
-    lines = {name: quantiles[name].to_numpy() for name in shares}
-    titles = (f"Mean cosine of {len(table):,} measured nuclei", "candidates k", "mean cosine")
-    return plot_curves(
-        quantiles.index.to_numpy(), lines, titles, "Quantiles of measured mean cosines against k.", log="x"
+    titles = (f"Mean cosine of {_count_nuclei(len(nuclei))}", "candidates k", "mean cosine")
+    quantiles = _compute_quantiles(nuclei)
+    if len(quantiles) < 2:
+        shown = nuclei.iloc[:: -(-len(nuclei) // MOST)]
+        dots = {"nucleus": (shown["k"].to_numpy(), shown["cosine"].to_numpy())}
+        return plot_curves(np.array([]), {}, titles, "Mean cosine of each measured nucleus against k.", dots, log="x")
+    lines = {name: quantiles[name].to_numpy() for name in quantiles}
+    alt = "Quantiles of measured mean cosines against k."
+    return plot_curves(quantiles.index.to_numpy(), lines, titles, alt, log="x")
+
+
+def describe_measured(nuclei: pd.DataFrame) -> str:
+    """What the figure of `plot_measured` shows and what to compare it with, or what is missing: a sentence or two."""
+    if nuclei.empty:
+        return "No nucleus with more than one candidate was measured yet, so there is no figure of measurements here."
+    compare = "Compare this with the funnel of blind draws, whose median is level and whose range narrows steadily"
+    if len(_compute_quantiles(nuclei)) < 2:
+        step = -(-len(nuclei) // MOST)
+        which = "Each point is a measured nucleus" + (f", 1 of {step}" if step > 1 else "")
+        few = f"quantiles need two sizes with at least {LEAST} nuclei each"
+        return f"{which}, for all runs together: {few}. {compare}."
+    return (
+        "At each size the lines mark the median of the measured cosines and the range that contains nine tenths of "
+        f"them, for all runs together. {compare}: any difference means that the draws are not blind, or that several "
+        "models with different $\\bar c$ are in one figure."
     )
+
+
+def _compute_quantiles(nuclei: pd.DataFrame) -> pd.DataFrame:
+    """Median and range of the cosines at the sizes that have at least `LEAST` nuclei."""
+    size = 2.0 ** (np.floor(2 * np.log2(nuclei["k"])) / 2)  # two bins per octave
+    groups = nuclei.groupby(size)["cosine"]
+    shares = {"median": 0.5, "95 %": 0.95, "5 %": 0.05}
+    return pd.DataFrame({name: groups.quantile(share) for name, share in shares.items()})[groups.size() >= LEAST]
+
+
+def _count_nuclei(number: int) -> str:
+    return f"{number:,} measured {'nucleus' if number == 1 else 'nuclei'}"
