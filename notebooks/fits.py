@@ -32,7 +32,7 @@ seed = 0  # random seed of the bootstrap and of the folds
 import os
 from pathlib import Path
 
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from nucleoscope.stats import curves, fits
 from nucleoscope.store import results
@@ -63,10 +63,13 @@ statistics = fits.fit_all(measured, resamples=resamples, seed=seed, jobs=None)
 lines = fits.compute_lines(measured)
 figures.plot_fitted(lines, csv="fit_lines.csv")
 
-# %% [markdown]
-# Each dot is the median of a bin; larger dots have more weight. The menu selects a run or a pool of runs, and the bins.
-# A good curve passes through the large dots. A single-peaked curve can rise once and fall once: if the dots do anything
-# else, it misses them, and only the spline can follow.
+# %%
+reading = (
+    "Each dot is the median of a bin; larger dots have more weight. The menu selects a run or a pool of runs, and the "
+    "bins. A good curve passes through the large dots. A single-peaked curve can rise once and fall once: if the dots do "
+    "anything else, it misses them, and only the spline can follow."
+)
+Markdown(reading) if len(lines) else None
 
 # %%
 varied = tables.describe_varied(statistics)
@@ -74,24 +77,21 @@ Markdown(varied) if varied else None
 
 # %% [markdown]
 # ## The study's curve
-#
-# Its parameters a, b and c with 95 % intervals from resampled prompts; the peak is at 1 / b. *(all)* marks a pool:
-# the runs of one model, or on one data set.
 
 # %%
 digits = {"a": 2, "b": 2, "c": 3, "peak": 2}
-parameters = tables.format_parameters(statistics, "unimodal", digits)
-tables.show(parameters) if len(parameters) else None
-
-# %%
-missing = tables.describe_missing_parameters(statistics, "unimodal", digits)
-Markdown(missing) if missing else None
-
-# %% [markdown]
-# *before peak* is the share of the tokens left of the peak. A note says if a fit ended on a bound, and how many
-# resamples do not determine the parameters, because their curve is flat, a straight line, or different from its level
-# in the first bin alone. What could grow without limit there is infinite (∞), and what could become arbitrarily small is
-# 0. Rows with the model *(random effects)* are means over the models of a data set.
+display(
+    *tables.show_section(
+        tables.format_parameters(statistics, "unimodal", digits),
+        "Its parameters a, b and c with 95 % intervals from resampled prompts; the peak is at 1 / b. *(all)* marks a "
+        "pool: the runs of one model, or on one data set.",
+        "*before peak* is the share of the tokens left of the peak. A note says if a fit ended on a bound, and how many "
+        "resamples do not determine the parameters, because their curve is flat, a straight line, or different from its "
+        "level in the first bin alone. What could grow without limit there is infinite (∞), and what could become "
+        "arbitrarily small is 0. Rows with the model *(random effects)* are means over the models of a data set.",
+        tables.describe_missing_parameters(statistics, "unimodal", digits),
+    )
+)
 
 # %% [markdown]
 # ## Does it rise first?
@@ -99,47 +99,55 @@ Markdown(missing) if missing else None
 # The study's curve rises from 0 whenever a is positive, so its peak does not show that cosine similarity rises at
 # first. And the highest of many medians is above the first one by chance alone. So the free curve is fitted to nine
 # tenths of the prompts, and the tokens of the others at its peak are compared with those at its start: *rise* is the
-# mean difference over ten such tenths. It is 0 on average if nothing rises, and can be negative.
+# mean difference over ten such tenths. It is 0 on average if nothing rises, and can be negative. A rise of 0 without an
+# interval means that the free curve falls from the start, whichever tenth is left out.
 
 # %%
 digits = {"rise": 3, "peak": 2}
-parameters = tables.format_parameters(statistics, "free", digits)
-tables.show(parameters) if len(parameters) else None
-
-# %%
-missing = tables.describe_missing_parameters(statistics, "free", digits)
-Markdown(missing) if missing else None
-
-# %%
-Markdown(tables.describe_rise(statistics))
+display(
+    *tables.show_section(
+        tables.format_parameters(statistics, "free", digits),
+        after=tables.describe_rise(statistics),
+        missing=tables.describe_missing_parameters(statistics, "free", digits),
+    )
+)
 
 # %% [markdown]
 # ## Which curve is closest?
-#
-# The share of the medians' variance that a curve explains, R2:
 
 # %%
-tables.show(tables.compare_curves(statistics, "R2 (medians)", 2))
-
-# %% [markdown]
-# AICc, which penalises a curve for its parameters, as the difference from the best curve in the
-# row. It assumes that the medians are independent, which is only roughly true: it ranks the curves on the same bins,
-# and a small difference means nothing. A curve with almost as many parameters as there are bins has no AICc.
-
-# %%
-tables.show(tables.compare_curves(statistics, "delta AICc", 1))
-
-# %% [markdown]
-# The mean absolute error on tokens of prompts that the curve was not fitted to:
+number = "R2 (medians)"
+display(
+    *tables.show_section(
+        tables.compare_curves(statistics, number, 2),
+        "The share of the medians' variance that a curve explains, R2:",
+        missing=tables.describe_missing_numbers(statistics, number),
+    )
+)
 
 # %%
-tables.show(tables.compare_curves(statistics, "held-out error", 4, most=2))
+display(
+    *tables.show_section(
+        tables.compare_curves(statistics, "delta AICc", 1),
+        "AICc, which penalises a curve for its parameters, as the difference from the best curve in the row. It assumes "
+        "that the medians are independent, which is only roughly true: it ranks the curves on the same bins, and a small "
+        "difference means nothing. A curve with almost as many parameters as there are bins has no AICc.",
+        missing=tables.describe_missing_numbers(statistics, "delta AICc", but=number),
+    )
+)
 
-# %% [markdown]
-# Single tokens scatter far more than good curves differ, so a small difference here is meaningful only if
-# most runs show it. A curve with many parameters that wins by R2 but not by held-out error
-# fits noise. If the spline wins by all three, the medians have more than one peak. Two cosine similarities differ by at
-# most 2: a larger error is that of a curve that leaves their range where it was not fitted.
+# %%
+display(
+    *tables.show_section(
+        tables.compare_curves(statistics, "held-out error", tables.choose_error_digits(statistics), most=2),
+        "The mean absolute error on tokens of prompts that the curve was not fitted to:",
+        "Single tokens scatter far more than good curves differ, so a small difference here is meaningful only if most "
+        "runs show it. A curve with many parameters that wins by R2 but not by held-out error fits noise. If the spline "
+        "wins by all three, the medians have more than one peak. Two cosine similarities differ by at most 2: a larger "
+        "error is that of a curve that leaves their range where it was not fitted.",
+        tables.describe_missing_numbers(statistics, "held-out error", but=number),
+    )
+)
 
 # %% [markdown]
 # ## What the curve says about single tokens
@@ -148,13 +156,18 @@ tables.show(tables.compare_curves(statistics, "held-out error", 4, most=2))
 # with standard errors clustered by prompt; curves with bins of equal width.
 
 # %%
-tables.show(tables.format_explained(statistics))
-
-# %% [markdown]
-# If beta is 1 and alpha is 0, the curve of the medians is also the curve of the tokens. *R2* is the share of the
-# variance of single tokens that the curve explains. *of free* is its ratio to the R2 of the free curve, and *of spline*
-# its ratio to the R2 of a spline fitted to the tokens themselves: the share of what any smooth function of entropy could
-# explain that this curve explains.
+explained = tables.format_explained(statistics)
+display(
+    *tables.show_section(
+        explained,
+        after="If beta is 1 and alpha is 0, the curve of the medians is also the curve of the tokens. *R2* is the share "
+        "of the variance of single tokens that the curve explains. *of free* is its ratio to the R2 of the free curve, "
+        "and is missing where that is not better than a constant. *of spline* is its ratio to the R2 of a spline fitted "
+        "to the tokens themselves: the share of what any smooth function of entropy could explain that this curve "
+        "explains.",
+        missing="" if len(explained) else tables.describe_unexplained(statistics),
+    )
+)
 
 # %% [markdown]
 # ## For a paper
@@ -168,7 +181,7 @@ tables.write(tables.format_fits_tex(statistics), folder / "fit_stats.tex")
 # %% [markdown]
 # ## Recap
 #
-# We fitted these curves to the medians of every run and pool, with intervals from resampled prompts,
+# We fitted these curves to the medians of every run and pool with enough bins, with intervals from resampled prompts,
 # compared them by AICc and on held-out prompts, and computed how much of the variance of single tokens they explain.
 
 # %%

@@ -84,12 +84,12 @@ display(Markdown(said), HTML(sentence))
 # ## Run by run
 
 # %%
-figures.plot_overlay(measured)
+overlay = figures.plot_overlay(measured)
+overlay
 
-# %% [markdown]
-# There is a line for each run with enough tokens: the median cosine similarity of the candidates in every entropy bin
-# with at least 20 tokens. Further right, the model was less sure; further up, its candidates were more similar. If a
-# line falls, the candidates are less similar when the model is less sure; if it rises, they are more similar.
+# %%
+reading = figures.describe_overlay(overlay)
+Markdown(reading) if reading else None
 
 # %%
 Markdown(

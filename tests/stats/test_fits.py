@@ -645,7 +645,7 @@ def test_a_value_of_many_tokens_is_one_bin():
 
 def compute_rise(curve, seed: int) -> dict[str, float]:
     run = draw_curved(curve, seed)
-    return Sample(*list_columns(run), 1, seed).compute_rise()
+    return Sample(*list_columns(run), 1, seed).compute_rise()[0]
 
 
 def test_a_rise_is_found_where_there_is_one_and_not_where_the_curve_falls_or_is_flat_at_first():
@@ -663,14 +663,18 @@ def test_a_rise_is_found_where_there_is_one_and_not_where_the_curve_falls_or_is_
 
 
 def test_a_curve_that_falls_from_the_start_in_every_fold_has_a_rise_of_0_without_an_interval():
-    found = Sample(*list_columns(draw_curved(lambda x: 1 - x, 0, level=0, noise=1e-3)), 1, 0).compute_rise()
+    found = Sample(*list_columns(draw_curved(lambda x: 1 - x, 0, level=0, noise=1e-3)), 1, 0).compute_rise()[0]
     assert found["rise"] == 0
     assert np.isnan([found["rise low"], found["rise high"]]).all()
 
 
 def test_a_rise_is_missing_with_fewer_than_five_prompts():
     run = draw_curved(lambda x: x * np.exp(-x), 0, prompts=4, length=200)
-    assert Sample(*list_columns(run), 1, 0).compute_rise() == {}
+    found, why = Sample(*list_columns(run), 1, 0).compute_rise()
+    assert found == {}
+    where = "at the free curve's peak and start"
+    assert why == f"no rise measured: only 4 of 4 groups of prompts can be compared {where}; 5 are needed"
+    assert why in select_bins(fits.fit_all({("m", "d"): run}, resamples=10)).loc["free", "note"]
 
 
 # Over models

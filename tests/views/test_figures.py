@@ -182,19 +182,26 @@ def test_lines_of_bins_that_hold_too_few_tokens_are_missed_in_words():
     (key, run), *_ = RUNS.items()
     few, enough = (figures.plot_overlay({key: run}, least=least) for least in (len(run) + 1, 1))
     (note,) = few.layout.annotations
-    assert note.text == f"Points are single tokens:<br>no two bins have the {len(run) + 1} tokens a median needs"
+    assert note.text == f"Points are single tokens:<br>a line needs 5 bins with {len(run) + 1} tokens each"
+    titles = [figure.layout.yaxis.title.text for figure in (few, enough)]
+    assert titles == ["cosine similarity", "median cosine similarity"]
+    read = [figures.describe_overlay(figure) for figure in (few, enough)]
+    assert ["line" in text for text in read] == [False, True]
+    assert read[0].startswith("Each point is a token")
     assert len(few.data[0].x) == len(figures.select_pairs(run, "entropy", "cosine"))
     assert (few.data[0].mode, enough.data[0].mode) == ("markers", "lines")
     assert not enough.layout.annotations
 
 
-def test_a_run_with_one_median_has_points_for_its_tokens():
-    (key, run), *_ = RUNS.items()
-    counts = sorted(figures.bin_run(run, "entropy", "cosine").count)
-    most = counts[-1]
-    assert counts[-2] < most
-    (trace,) = figures.plot_overlay({key: run}, least=most).data
-    assert (len(trace.x), trace.mode) == (len(figures.select_pairs(run, "entropy", "cosine")), "markers")
+@pytest.mark.parametrize(("medians", "mode"), [(1, "markers"), (2, "markers"), (4, "markers"), (5, "lines")])
+def test_a_run_with_few_medians_has_points_for_its_tokens(medians, mode):
+    run = draw_full(1).assign(k=2, entropy=np.arange(len(draw_full(1))) % 2)
+    tokens = 30 * medians
+    run = run[:0].reindex(range(tokens + 1)).assign(model="m", dataset="d", prompt=0, step=0, k=2, cosine=0.5)
+    bins = bootstrap.choose_bins(len(run))
+    run["entropy"] = [*np.repeat(np.arange(medians), 30), bins]  # the last token makes the bins as wide as 1
+    (trace,) = figures.plot_overlay({("m", "d"): run}).data
+    assert (trace.mode, len(trace.x)) == (mode, medians if mode == "lines" else tokens + 1)
 
 
 def test_a_run_with_lines_beside_one_with_points_is_told_apart_in_words():
@@ -202,6 +209,9 @@ def test_a_run_with_lines_beside_one_with_points_is_told_apart_in_words():
     small = run[run["prompt"] < 2]
     (note,) = figures.plot_overlay({key: run, ("small", "xsum"): small}, least=15).layout.annotations
     assert note.text.startswith("Where a run has points, they are single tokens")
+    assert "Of the other runs, each point is a token" in figures.describe_overlay(
+        figures.plot_overlay({key: run, ("small", "xsum"): small}, least=15)
+    )
 
 
 @pytest.mark.parametrize("plot", [figures.plot_scatter, figures.plot_distributions])
@@ -212,6 +222,7 @@ def test_a_run_without_choices_has_a_sentence_instead_of_a_figure(plot):
 def test_runs_without_choices_have_a_sentence_on_the_first_page_and_for_panels():
     runs = {("m", "d"): draw_full(4).assign(k=1)}
     assert figures.plot_overlay(runs).data == figures.NO_CHOICE
+    assert figures.describe_overlay(figures.plot_overlay(runs)) == ""
     assert draw_panels(runs, 5).data == figures.NO_CHOICE
 
 

@@ -435,7 +435,7 @@ def test_the_table_of_counts_has_a_row_per_run_and_null_model():
     assert shown.index.is_unique  # on a phone, only the index names a row
     assert shown["negative"].tolist() == [3] * 4
     by_kind = shown.reset_index().set_index(["Model", "null"])
-    assert by_kind.loc[("m", "same_k"), "its median"] == "-0.10 [-0.15, -0.05]"
+    assert by_kind.loc[("m", "same_k"), "its median"] == "−0.10 [−0.15, −0.05]"
     assert by_kind.loc[("b", "all"), "difference"] == "0.10 [0.00, 0.20]"
 
 

@@ -15,7 +15,7 @@ from bs4 import BeautifulSoup
 from messages import assert_one_line
 from nucleoscope.stats import correlation, fits, random_effects
 from nucleoscope.stats.curves import FORMULAS
-from nucleoscope.views import tables
+from nucleoscope.views import numbers, tables
 from nucleoscope.views.token_text import escape_name
 from synthetic import draw_full
 
@@ -114,7 +114,8 @@ def test_a_p_value_that_no_double_holds_keeps_its_magnitude():
 
 def test_readers_see_value_and_interval_and_notes_only_where_there_are_any(statistics, curves):
     shown = tables.format_readable(statistics)
-    value, low, high = map(float, re.findall(r"-?\d\.\d+", shown.loc[NAMES[0], "Pearson r"]))
+    found = re.findall(r"-?\d\.\d+", shown.loc[NAMES[0], "Pearson r"].replace("−", "-"))
+    value, low, high = map(float, found)
     assert low <= value <= high
     assert shown.loc[("constant", "gsm8k"), "Pearson r"] == ""
     assert "constant" in shown.loc[("constant", "gsm8k"), "note"]
@@ -148,6 +149,83 @@ def test_curves_without_parameters_are_a_list_by_reason_and_not_empty_rows():
     assert tables.describe_missing_parameters(rows[:1], "unimodal", ["peak"]) == ""
     none = tables.describe_missing_parameters(rows[1:], "unimodal", ["peak"])
     assert none.startswith("No curve has these parameters, for these reasons:")
+
+
+def test_the_list_of_missing_rises_says_why_no_rise_could_be_measured():
+    reason = "no rise measured: only 2 of 10 groups of prompts can be compared at the free curve's peak and start"
+    notes = ["not better than a constant", f"not better than a constant; {reason}"]
+    rows = pd.DataFrame({"Model": "m", "Dataset": ["a", "b"], "Bins": "equal width", "Curve": "free", "note": notes})
+    rows = rows.assign(rise=[0.1, np.nan], peak=np.nan)
+    assert tables.describe_missing_parameters(rows, "free", ["rise", "peak"]).splitlines()[2:] == [f"* {reason}: m, b"]
+
+
+def create_comparison() -> pd.DataFrame:
+    """Two curves of three runs: one has all numbers, one has no AICc, one has none."""
+    rows = pd.DataFrame({"Model": "m", "Dataset": ["a", "a", "b", "b", "c", "c"], "Curve": ["line", "free"] * 3})
+    few = "only 5 bins contain tokens; 8 are needed"
+    known = [0.5, 0.6, 0.5, 0.6, np.nan, np.nan]
+    return rows.assign(Bins="equal width", R2=known, AICc=[1.0, 0.0, *[np.nan] * 4], note=["", "", "", "x", few, few])
+
+
+def test_rows_without_any_number_of_a_comparison_are_a_list_by_reason():
+    rows = create_comparison()
+    assert list(tables.compare_curves(rows, "R2", 2).index) == [("m", "a", "equal width"), ("m", "b", "equal width")]
+    listed = tables.describe_missing_numbers(rows, "R2")
+    assert listed.splitlines()[::2] == [
+        "Not in this table, and why:",
+        "* only 5 bins contain tokens; 8 are needed: m, c",
+    ]
+    assert tables.describe_missing_numbers(rows, "AICc", but="R2").splitlines()[2:] == ["* AICc is not defined: m, b"]
+    assert tables.describe_missing_numbers(rows[:2], "AICc") == ""
+
+
+def test_a_section_without_a_table_is_only_what_is_missing():
+    none = create_comparison()[4:]
+    parts = tables.show_section(
+        tables.compare_curves(none, "R2", 2), "Before.", "After.", tables.describe_missing_numbers(none, "R2")
+    )
+    assert [part.data.splitlines()[0] for part in parts] == ["There is nothing to compare, for these reasons:"]
+    whole = tables.show_section(tables.compare_curves(create_comparison(), "R2", 2), "Before.", "After.")
+    assert [part.data for part in (whole[0], whole[-1])] == ["Before.", "After."]
+    assert "<table" in whole[1].data
+
+
+def test_a_column_that_is_empty_from_top_to_bottom_is_not_shown_and_the_reason_is():
+    head = pd.Index(["m", "n"], name="Model")
+    frame = pd.DataFrame({"Spearman r": ["0.1", "0.2"], "within-k Spearman r": "", "share": np.nan}, index=head)
+    html = tables.show(frame).data
+    said = "within-k Spearman r (no two tokens with equally many candidates differ in both quantities) and share."
+    assert BeautifulSoup(html, "html.parser").select_one("p").text == f"Not shown, because no row has a value: {said}"
+    assert html.count("<th") == 2 + 1  # and <thead>
+    noted = tables.show(frame.assign(note=["no coefficient given k: k is constant", ""])).data
+    assert "no two tokens" not in noted  # the note has another reason
+    assert "k is constant" in noted
+    assert "Not shown" not in tables.show(frame[["Spearman r"]]).data
+
+
+@pytest.mark.parametrize(("prompts", "shown"), [(2, "2"), (29, "2"), (30, "1.7")])
+def test_the_design_effect_of_a_few_prompts_has_no_decimals(statistics, prompts, shown):
+    few = statistics.iloc[[0]].assign(prompts=prompts, **{"design effect": 1.71})
+    assert tables.format_readable(few)["design effect"].tolist() == [shown]
+
+
+@pytest.mark.parametrize(("prompts", "digits"), [(6, 2), (30, 3), (100, 4)])
+def test_errors_of_a_few_prompts_have_few_digits(prompts, digits):
+    assert tables.choose_error_digits(pd.DataFrame({"prompts": [500, prompts]})) == digits
+
+
+def test_without_a_coefficient_given_k_the_plain_one_is_said_and_why_the_other_is_missing(statistics):
+    alone = statistics.iloc[[0]].assign(**{"Spearman r": -0.25, "within-k Spearman r": np.nan})
+    text = tables.describe_coefficients(alone)
+    assert text.startswith("Spearman's coefficient of entropy and cosine similarity is −0.25. There is no coefficient")
+    assert "equally many candidates" in text
+    assert tables.describe_coefficients(alone.assign(**{"Spearman r": np.nan})).startswith("No run has enough tokens")
+
+
+def test_curves_that_say_nothing_about_tokens_are_missed_in_words(curves):
+    assert tables.describe_unexplained(curves).startswith("No curve with bins of equal width is better than a constant")
+    none = curves.assign(**{"R2 (medians)": np.nan})
+    assert tables.describe_unexplained(none).startswith("No curve with bins of equal width could be fitted")
 
 
 def test_a_parameter_that_no_row_has_is_not_a_column():
@@ -267,7 +345,7 @@ def test_the_sentence_on_the_rise_counts_runs_and_neither_pools_nor_means_over_m
 def test_the_mean_over_models_is_shown_by_data_set_and_empty_without_two_models(statistics):
     shown = tables.format_models(random_effects.combine_coefficients(statistics))
     assert shown.index.tolist() == ["gsm8k"]
-    value, low, high = map(float, re.findall(r"-?\d\.\d+", shown.loc["gsm8k", "Spearman r"]))
+    value, low, high = map(float, re.findall(r"-?\d\.\d+", shown.loc["gsm8k", "Spearman r"].replace("−", "-")))
     assert low <= value <= high
     alone = statistics[statistics["Dataset"] == "my_texts"]
     assert len(tables.format_models(random_effects.combine_coefficients(alone))) == 0
@@ -285,7 +363,7 @@ def test_a_page_shows_no_p_values_and_the_share_and_design_effect_of_the_tokens(
     row = statistics.iloc[0]
     first = shown.iloc[0]
     assert first["share with k > 1"] == f"{100 * row['tokens with k > 1'] / row['tokens']:.0f} %"
-    assert first["design effect"] == round(row["design effect"], 1)
+    assert first["design effect"] == f"{row['design effect']:.{int(row['prompts'] >= 30)}f}"
     assert "design effect" not in tables.format_readable(statistics, "full_entropy")
 
 
@@ -330,7 +408,7 @@ def test_a_note_is_a_row_of_its_own_below_the_row_it_belongs_to():
 def test_a_table_without_notes_has_a_row_for_each_row():
     frame = pd.DataFrame({"r": [1, 2]})
     assert len(BeautifulSoup(tables.show(frame).data, "html.parser").select("tbody > tr")) == 2
-    assert not BeautifulSoup(tables.show(frame.iloc[:0]).data, "html.parser").select("tbody > tr")
+    assert tables.show(frame.iloc[:0]).data == "<p><em>There is nothing to show here yet.</em></p>"
 
 
 @pytest.mark.parametrize(
@@ -339,14 +417,18 @@ def test_a_table_without_notes_has_a_row_for_each_row():
         (0.31234, 0.28, 0.34, "0.312 [0.280, 0.340]"),
         (0.31234, 0.1, 0.6, "0.31 [0.10, 0.60]"),
         (3.14159, 0.0, 12.0, "3 [0, 12]"),
-        (-0.0001, -1.2, 1.2, "0.0 [-1.2, 1.2]"),
+        (-0.0001, -1.2, 1.2, "0.0 [−1.2, 1.2]"),
         (0.5, np.nan, np.nan, "0.500"),
         (0.5, 0.5, 0.5, "0.500 [0.500, 0.500]"),
-        (0.5, -np.inf, np.inf, "0.500 [-inf, inf]"),
+        (0.5, -np.inf, np.inf, "0.500 [−∞, ∞]"),
+        (np.nan, np.nan, np.nan, ""),
     ],
 )
 def test_numbers_have_the_digits_that_their_interval_allows(value, low, high, shown):
-    assert tables._format_span(value, low, high, 3) == shown
+    rows = pd.DataFrame({"x": [value], "x low": [low], "x high": [high]})
+    (text,) = tables._format_spans(rows, "x", 3)
+    assert text == shown
+    assert numbers.format_field(text) == shown.replace(", ", ",\N{NO-BREAK SPACE}")  # a table shows it so
 
 
 def test_an_error_that_no_cosine_can_have_is_not_shown_to_four_digits():

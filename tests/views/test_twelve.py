@@ -14,6 +14,7 @@ from nucleoscope.measure.runs import complete_run
 from nucleoscope.store import results
 from nucleoscope.store.run_folder import RunFolder
 from nucleoscope.views import examples
+from nucleoscope.views.tables import NOTHING_YET
 from nucleoscope.views.token_text import escape_name
 from nucleoscope.workflow import notebooks
 
@@ -129,5 +130,19 @@ def test_without_any_tokenizer_the_page_says_so(tmp_path):
     strips, (said, *lines) = execute_notebook(tmp_path)
     assert strips == []
     assert said.startswith("The tokenizer of tiny is not available here, so its tokens cannot be shown.")
-    assert len(lines) == 4
-    assert all(line.startswith("No token is left for this corner: ") for line in lines)
+    assert lines == [NOTHING_YET] * 4  # in the book, the page ends before them
+
+
+def test_without_a_suitable_token_one_sentence_says_what_a_token_needs(tmp_path):
+    name = tiny.save(tmp_path / "tiny", tiny.create_model(), tiny.create_tokenizer(bos=False))
+    records = [tiny.create_record(TEXT[: examples.BEFORE], most=250)]
+    write_run(tmp_path / "results" / "alpha" / "tiny", records, {"model_name": name})
+    strips, (said, *lines) = execute_notebook(tmp_path)
+    assert strips == []
+    assert lines == [NOTHING_YET] * 4
+    assert said.endswith(
+        "None of them can be shown: a token must have at least 8 tokens before it, at most 200 candidates, and a place "
+        "near a corner."
+    )
+    assert "percentile" not in said
+    assert "Only" not in said

@@ -18,6 +18,7 @@ FOLDS = 10  # number of groups of prompts for the error on held-out prompts
 LEAST_FOLDS = 5  # minimum of those in which the rise can be measured
 CLEARLY = 2  # number of standard errors by which a curve must be better than a constant
 REJECTED = "not better than a constant"  # how the note of a rejected curve begins
+NO_RISE = "no rise measured"  # how the part of a note begins that says why a rise is missing
 LEAST_BINS = 8  # minimum of non-empty bins: at most five numbers are fitted, including the error
 WEIGHING = 200  # resamples for the variances of the medians: they know a standard error to 5 %
 RELIABLE = 10  # minimum of tokens in a bin whose median's variance is estimated from its own resamples
@@ -131,7 +132,10 @@ class Sample:
                 verb = "does" if doubtful == 1 else "do"
                 notes.append(f"{doubtful:,} of {count(resamples, 'resample')} {verb} not determine its parameters")
             row["before peak"] = np.nan if np.isnan(curve.peak) else float(np.mean(self.x < curve.peak))
-        row |= self.compute_rise() if kind == "free" else {}  # also of a curve that is rejected: it may be negative
+        if kind == "free":  # also if it is rejected: it may be negative
+            rise, why = self.compute_rise()
+            row |= rise
+            notes.append(why)
         return row | {"note": "; ".join(filter(None, notes))}
 
     def _compute_error(self, curve: curves.Fit) -> tuple[float, int]:
@@ -189,8 +193,8 @@ class Sample:
         }
         return bounded, bool(known[0]), int((~determined).sum())
 
-    def compute_rise(self) -> dict[str, float]:
-        """How much cosine rises before it falls, and a 95 % interval; missing if too few tokens show it.
+    def compute_rise(self) -> tuple[dict[str, float], str]:
+        """How much cosine rises before it falls, and a 95 % interval; and why they are missing, or "".
 
         The highest of some noisy medians is above the first one even if nothing rises. So the free curve is fitted
         without a fold, and the medians of that fold's tokens at the curve's peak and at its first level are compared:
@@ -212,12 +216,14 @@ class Sample:
             if len(top) and len(first):
                 found.append(np.median(top) - np.median(first))
         if len(found) < LEAST_FOLDS:
-            return {}
+            folds = f"{len(found)} of {count(len(self.without), 'group')} of prompts"
+            why = f"only {folds} can be compared at the free curve's peak and start; {LEAST_FOLDS} are needed"
+            return {}, f"{NO_RISE}: {why}"
         if not np.any(found):  # no curve rises, so the differences do not tell how far from 0 a rise could be
-            return {"rise": 0.0, "rise low": np.nan, "rise high": np.nan}
+            return {"rise": 0.0, "rise low": np.nan, "rise high": np.nan}, ""
         margin = stdtrit(len(found) - 1, (1 + bootstrap.LEVEL) / 2) * np.std(found, ddof=1) / np.sqrt(len(found))
         rise = float(np.mean(found))
-        return {"rise": rise, "rise low": rise - margin, "rise high": rise + margin}
+        return {"rise": rise, "rise low": rise - margin, "rise high": rise + margin}, ""
 
     def _locate(self, curve: curves.Fit) -> str:
         inside = np.isnan(curve.peak) or self.bins.edges[0] <= curve.peak <= self.bins.edges[-1]

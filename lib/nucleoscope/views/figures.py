@@ -64,6 +64,7 @@ SYMBOLS = ("circle", "square", "diamond", "cross", "x")
 LEGEND_BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
 HOVER = {"xhoverformat": ".2f", "yhoverformat": ".3f"}  # of %{x} and %{y} in a template: plotly then writes minus signs
 MOST = 20_000  # points in one scatter plot: more make the page heavy, and overlap
+LINE = 5  # minimum of medians that are joined by a line
 NARROW = 40  # letters of a line of a legend, as many as a phone has room for
 PAPER_ROW, PAPER_TITLE = 1.45, 24  # of the published figure: inches of a row, and letters that have room along it
 _EDGE = {"xycoords": "axes fraction", "annotation_clip": False}
@@ -270,7 +271,8 @@ def bin_run(table: pd.DataFrame | None, x: str, y: str) -> Bins | None:
 def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: int = 20) -> go.Figure | Markdown:
     """One line per run: the median of y in the bins of x that contain at least ``least`` tokens.
 
-    A run with fewer than two such bins has a point for each of its tokens instead, and the figure says so.
+    A run with fewer than `LINE` such bins has a point for each of its tokens instead, or for every n-th of more than
+    `MOST`, and the figure says so. `describe_overlay` says how to read it.
     """
     colors, dashes = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY), ("solid", "dash", "dot", "dashdot", "longdash")
     models, datasets = list_rows_and_columns(tables)
@@ -291,8 +293,9 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
         if split(model)[1]:  # a legend does not break lines
             first, *rest = list_title_lines(model, NARROW)
             name = "<br>".join(map(escape_plotly, [f"{first}, {dataset}", *rest]))
-        if held.sum() < 2:  # no line
+        if held.sum() < LINE:
             few, pairs = few + 1, select_pairs(table, x, y)
+            pairs = pairs[:: -(-len(pairs) // MOST)]
             point = {"size": 7, "color": colors[color % len(colors)], "opacity": 0.6}
             point["symbol"] = SYMBOLS[dash % len(SYMBOLS)]
             figure.add_scatter(
@@ -317,18 +320,46 @@ def plot_overlay(tables: Tables, x: str = "entropy", y: str = "cosine", least: i
     if few:
         which = "Points are" if few == len(figure.data) else "Where a run has points, they are"
         # a phone has room for this much
-        text = f"{which} single tokens:<br>no two bins have the {least} tokens a median needs"
+        text = f"{which} single tokens:<br>a line needs {LINE} bins with {least} tokens each"
         place = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
         figure.add_annotation(text=text, align="left", showarrow=False, **place)
     if not figure.data:
         return Markdown(NO_CHOICE)
     across, up = quantities.find_title(x), quantities.find_title(y)
-    axes = {"xaxis_title": across, "xaxis_rangemode": "tozero", "yaxis_title": f"median {up}"}
+    axes = {"xaxis_title": across, "xaxis_rangemode": "tozero", "yaxis_title": up if few else f"median {up}"}
     if any(split(model)[1] for model in models):  # names too long to be beside the lines
         lines = sum(trace.name.count("<br>") + 1 for trace in figure.data)
         axes |= {"legend": LEGEND_BELOW, "height": 440 + 20 * lines}
     figure.update_layout(showlegend=bool(figure.data), margin={"t": 40 if few else 20}, **axes)
-    return describe(figure, f"Median {up} over {across}, one line for each model and data set")
+    drawn = _find_modes(figure)
+    lines, points = f"Median {up} over {across}, one line for each model and data set", f"{up} over {across}, by token"
+    return describe(figure, lines if drawn == {"lines"} else points if drawn == {"markers"} else f"{lines}, or points")
+
+
+def _find_modes(figure: go.Figure) -> set[str]:
+    return {trace.mode for trace in figure.data}
+
+
+def describe_overlay(figure: go.Figure | Markdown, least: int = 20) -> str:
+    """How to read the figure of `plot_overlay`, by whether it has lines, points or both; "" of a sentence."""
+    drawn = _find_modes(figure) if isinstance(figure, go.Figure) else set()
+    parts = []
+    if "lines" in drawn:
+        parts.append(
+            "There is a line for each run with enough tokens: the median cosine similarity of the candidates in every "
+            f"entropy bin with at least {least} tokens."
+        )
+    if "markers" in drawn:
+        rest = "Of the other runs, each" if parts else "Each"
+        parts.append(f"{rest} point is a token: its entropy, and the cosine similarity of its candidates.")
+    if parts:
+        parts.append("Further right, the model was less sure; further up, its candidates were more similar.")
+    if "lines" in drawn:
+        parts.append(
+            "If a line falls, the candidates are less similar when the model is less sure; if it rises, they are more "
+            "similar."
+        )
+    return " ".join(parts)
 
 
 def plot_coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure | Markdown:

@@ -5,7 +5,7 @@ Contract: text only; nothing is computed, and code that makes HTML of it must es
 
 import numbers
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
@@ -24,15 +24,22 @@ def format_percent(share: float, digits: int = 0) -> str:
 
 
 def format_number(value: float, digits: int = 2) -> str:
-    """A number with a minus sign and no negative zero."""
-    return f"{value:z.{digits}f}".replace("-", MINUS)
+    """A number with a minus sign, "∞" and no negative zero."""
+    return f"{value:z.{digits}f}".replace("-", MINUS).replace("inf", "∞")
 
 
 def format_bounded(value: float, low: float, high: float, digits: int = 2) -> str:
     """ "value [low, high]"; the value alone if there is no interval."""
-    if np.isnan(low) or np.isnan(high):
+    if pd.isna(low) or pd.isna(high):
         return format_number(value, digits)
     return f"{format_number(value, digits)} [{format_number(low, digits)}, {format_number(high, digits)}]"
+
+
+def format_range(values: Iterable[float], write: Callable[[float], str] = format_number) -> str:
+    """What several numbers are, the smallest and largest as ``write`` writes them: "0.10", "between 0.10 and 0.20"."""
+    values = list(values)
+    low, high = write(min(values)), write(max(values))
+    return low if low == high else f"between {low} and {high}"
 
 
 def format_points(

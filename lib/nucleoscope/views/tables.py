@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, Markdown
 from pandas.api.types import is_numeric_dtype
 
 from nucleoscope.atomic import write_atomically
 from nucleoscope.names import escape_cell, escape_latex, escape_line, read_cell
-from nucleoscope.stats.bootstrap import WIDTH
+from nucleoscope.stats.bootstrap import LEAST_PROMPTS, WIDTH
 from nucleoscope.stats.correlation import format_power_of_ten
-from nucleoscope.stats.curve_statistics import REJECTED
+from nucleoscope.stats.curve_statistics import NO_RISE, REJECTED
 from nucleoscope.stats.random_effects import RANDOM
 from nucleoscope.stats.specification import NEGATIVE, POSITIVE, UNDECIDED, classify
 from nucleoscope.store.results import ANALYSES, RUN_INFO, locate_folder, locate_measured, read_json, select
@@ -41,7 +41,15 @@ from nucleoscope.store.run_settings import (
     select_head,
     sort_head,
 )
-from nucleoscope.views.numbers import FIELD, choose_digits, format_bounded, format_column, format_field, format_percent
+from nucleoscope.views.numbers import (
+    FIELD,
+    choose_digits,
+    format_bounded,
+    format_column,
+    format_number,
+    format_percent,
+    format_range,
+)
 from nucleoscope.views.token_text import escape_name, quote_code
 from nucleoscope.wording import count, join_names, lower_first, name_part
 
@@ -49,6 +57,13 @@ KINDS = ("Pearson", "Spearman", "within-prompt Spearman", "partial Spearman", "w
 LONG, PIECE = 25, 16  # characters of a word that may break, and of its pieces
 CURVE = "unimodal"  # the study's curve, the subject of the LaTeX table of the fits
 
+WHY_EMPTY = {
+    "within-prompt Spearman r": "no prompt has three tokens with more than one candidate that differ",
+    "within-k Spearman r": "no two tokens with equally many candidates differ in both quantities",
+    "share of covariance": "the sign of the covariance is not clear in any run",
+    "of free": "the free curve is not better than a constant",
+    "held-out error": "no fit was possible without some of the prompts",
+}  # why a column of a table may have no value in any row, unless the notes of the rows give another reason
 NOTHING_YET = "*There is nothing to show here yet.*"  # below a heading whose content was not measured
 
 
@@ -225,7 +240,13 @@ def show(frame: pd.DataFrame, as_written: Collection[str] = ()) -> HTML:
     between words or within a long one, so that a table becomes narrower where there is no room for it. A column
     ``note`` becomes a row of its own below each row that has a note. If the index has several columns, a hidden row
     before each row has them in words: on a phone, the book shows it instead, which leaves room for numbers.
+
+    A column without a value in any row is not shown, and a sentence below the table says so, with the reason of
+    `WHY_EMPTY`. A table without rows is `NOTHING_YET`.
     """
+    if frame.empty:
+        return HTML(f"<p><em>{html.escape(NOTHING_YET.strip('*'))}</em></p>")
+    frame, empty = _drop_empty(frame)
     levels, flat = frame.index.nlevels, frame.reset_index()
     notes = flat.pop("note").fillna("") if "note" in flat else pd.Series("", index=flat.index)
     names = [describe_index(frame.index.names, values) if levels > 1 else "" for values in frame.index]
@@ -245,7 +266,24 @@ def show(frame: pd.DataFrame, as_written: Collection[str] = ()) -> HTML:
     classes = f"dataframe sortable{f' names-{levels}' if levels > 1 else ''}"
     head = f'<thead>\n<tr style="text-align: right;">{"".join(heads)}</tr>\n</thead>'
     body = "".join(f"{row}\n" for row in rows)
-    return HTML(f'<table class="{classes}">\n{head}\n<tbody>\n{body}</tbody>\n</table>')
+    below = f"\n<p>{html.escape(_describe_empty(empty, notes))}</p>" if empty else ""
+    return HTML(f'<table class="{classes}">\n{head}\n<tbody>\n{body}</tbody>\n</table>{below}')
+
+
+def _drop_empty(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The table without the columns that are empty from top to bottom, and their names; notes are no column."""
+    empty = [name for name in frame if name != "note" and (frame[name].isna() | (frame[name] == "")).all()]
+    return frame.drop(columns=empty), empty
+
+
+def _describe_empty(names: Collection[str], notes: Iterable[str]) -> str:
+    """Which columns are not shown, and why; a reason that the notes of rows give is not given again."""
+    explained = any("given k" in note for note in notes)
+    said = []
+    for name in names:
+        known = name in WHY_EMPTY and not (name.endswith("Spearman r") and (explained or "Spearman r" in names))
+        said.append(f"{name} ({WHY_EMPTY[name]})" if known else name)
+    return f"Not shown, because no row has a value: {join_names(said)}."
 
 
 def _write_field(text: str) -> str:
@@ -303,9 +341,15 @@ def format_readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
     if not of:
         columns["tokens with k > 1"] = statistics["tokens with k > 1"]
         columns["share with k > 1"] = statistics["share with k > 1"].map(format_percent)
-        columns["design effect"] = statistics["design effect"].round(1)
+        columns["design effect"] = _format_design_effects(statistics)
         columns["prompts"] = statistics["prompts"]
     return _add_notes(columns, statistics["note"])
+
+
+def _format_design_effects(statistics: pd.DataFrame) -> list[str]:
+    """With a decimal if there are enough prompts (`bootstrap.LEAST_PROMPTS`) for it to mean something."""
+    found = zip(statistics["design effect"], statistics["prompts"], strict=True)
+    return ["" if pd.isna(value) else format_number(value, int(prompts >= LEAST_PROMPTS)) for value, prompts in found]
 
 
 def format_models(combined: pd.DataFrame) -> pd.DataFrame:
@@ -427,13 +471,20 @@ def describe_coefficients(statistics: pd.DataFrame) -> str:
 
 
 def _describe_coefficients(statistics: pd.DataFrame) -> str:
-    both = statistics.dropna(subset=["Spearman r", "within-k Spearman r"])
-    if both.empty:
+    known = statistics.dropna(subset=["Spearman r"])
+    both = known.dropna(subset=["within-k Spearman r"])
+    if known.empty:
         return "No run has enough tokens with more than one candidate for a coefficient."
+    if both.empty:
+        return (
+            f"Spearman's coefficient of entropy and cosine similarity is {format_range(known['Spearman r'])}. There is "
+            "no coefficient among tokens with equally many candidates: "
+            f"{WHY_EMPTY['within-k Spearman r']}."
+        )
     plain, given = both["Spearman r"], both["within-k Spearman r"]
     text = (
-        f"Spearman's coefficient of entropy and cosine similarity is {_format_range(plain)}; "
-        f"among tokens with equally many candidates it is {_format_range(given)}. "
+        f"Spearman's coefficient of entropy and cosine similarity is {format_range(plain)}; "
+        f"among tokens with equally many candidates it is {format_range(given)}. "
         "If the two differ, part of the relation comes from the number of candidates alone."
     )
     turned, signs = plain * given < 0, [_classify(both, kind) for kind in ("Spearman", "within-k Spearman")]
@@ -520,11 +571,6 @@ def describe_comparison(common: int, published: int, measured: int) -> str:
     )
 
 
-def _format_range(values: pd.Series) -> str:
-    low, high = (format_field(f"{value:z.2f}") for value in (values.min(), values.max()))
-    return low if low == high else f"between {low} and {high}"
-
-
 def format_parameters(fits: pd.DataFrame, curve: str, digits: dict[str, int]) -> pd.DataFrame:
     """Parameters of one curve for readers, each to its number of digits: value [interval], all runs, pools and bins.
 
@@ -544,18 +590,59 @@ def describe_missing_parameters(fits: pd.DataFrame, curve: str, names: Collectio
     The kind of bins is named where the reason does not apply to the others. "" if nothing is missing.
     """
     every = fits[fits["Curve"] == curve]
-    rows, lines = every[every[list(names)].isna().all(axis=1)], []
-    for note, those in rows.groupby("note", sort=False):
+    rows = every[every[list(names)].isna().all(axis=1)]
+    reasons = [_find_reason(note, "rise" in names) for note in rows["note"]]
+    return _list_by_reason(rows, reasons, every, "No curve has these parameters, for these reasons:")
+
+
+def _find_reason(note: str, of_rise: bool) -> str:
+    """What a note says of a missing rise, if it is asked for; else the whole note."""
+    said = [part for part in note.split("; ") if part.startswith(NO_RISE)]
+    return said[0] if of_rise and said else note
+
+
+def _list_by_reason(rows: pd.DataFrame, reasons: Sequence[str], every: pd.DataFrame, none: str) -> str:
+    """Runs, pools and kinds of bins that are not in a table of ``every`` one, by the reason; "" without ``rows``.
+
+    ``none`` introduces the list if the table has no rows.
+    """
+    lines = []
+    for reason, those in rows.groupby(pd.Series(reasons, rows.index, dtype=object), sort=False):
         found = []
         for head in list_heads(those):
-            bins = select_head(those, head)["Bins"]
+            bins = list(dict.fromkeys(select_head(those, head)["Bins"]))
             named = "" if set(bins) == set(select_head(every, head)["Bins"]) else f" ({' and '.join(bins)})"
             found.append(escape_name(describe_head(head, ", ")) + named)
-        lines.append(f"* {note}: {'; '.join(found)}")
-    begin = (
-        "Not in this table, and why:" if len(rows) < len(every) else "No curve has these parameters, for these reasons:"
-    )
+        lines.append(f"* {reason}: {'; '.join(found)}")
+    begin = "Not in this table, and why:" if len(rows) < len(every) else none
     return "\n".join([f"{begin}\n", *lines]) if lines else ""
+
+
+def describe_missing_numbers(fits: pd.DataFrame, number: str, but: str = "") -> str:
+    """A list, in Markdown, of the runs and pools of which `compare_curves` has no row for a number, by the reason.
+
+    Those that have not even the number ``but``, which was compared before, are not named again.
+    """
+    heads = [*list_run_columns(fits), "Bins"]
+    rows = fits[fits["Model"] != RANDOM]
+    groups = rows.groupby(heads, sort=False, dropna=False)
+    missing = groups[number].transform("count") == 0
+    if but:
+        missing &= groups[but].transform("count") > 0
+    first = ~rows.duplicated(heads)
+    rows, every = rows[missing & first], rows[first]
+    reasons = [note or f"{number} is not defined" for note in rows["note"]]
+    return _list_by_reason(rows, reasons, every, "There is nothing to compare, for these reasons:")
+
+
+def show_section(table: pd.DataFrame, before: str = "", after: str = "", missing: str = "") -> list[Markdown | HTML]:
+    """A table with the prose that introduces it, what is missing in it, and how to read it; all but the table in
+    Markdown. Without rows, only what is missing.
+    """
+    if table.empty:
+        return [Markdown(missing)] if missing else []
+    parts = [Markdown(before), show(table), Markdown(missing), Markdown(after)]
+    return [part for part in parts if part.data]
 
 
 def format_counts(tests: pd.DataFrame) -> pd.DataFrame:
@@ -572,7 +659,8 @@ def format_counts(tests: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_curves(fits: pd.DataFrame, number: str, digits: int, most: float = np.inf) -> pd.DataFrame:
-    """One number of every curve, curves side by side; no rows for means over models, which have none.
+    """One number of every curve, curves side by side; no rows for means over models, which have none, and none for
+    the runs and pools that `describe_missing_numbers` lists.
 
     Of numbers above ``most`` it says only that they are.
     """
@@ -583,7 +671,14 @@ def compare_curves(fits: pd.DataFrame, number: str, digits: int, most: float = n
         if (values > most).any():
             shown = ["" if np.isnan(value) else f"{value:.{digits}f}" for value in values]
             found[curve] = pd.Series(shown, values.index).mask(values > most, f"> {most:g}")
-    return pd.DataFrame(found)
+    table = pd.DataFrame(found)
+    return table[~(table.isna() | (table == "")).all(axis=1)]
+
+
+def choose_error_digits(fits: pd.DataFrame) -> int:
+    """Decimals of held-out errors that may mean something with the fewest prompts of any run."""
+    fewest = fits["prompts"].min()
+    return 4 if fewest >= 100 else 3 if fewest >= LEAST_PROMPTS else 2
 
 
 def describe_rise(fits: pd.DataFrame) -> str:
@@ -621,6 +716,13 @@ def format_explained(fits: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).set_index([*list_run_columns(columns), "Curve"])
 
 
+def describe_unexplained(fits: pd.DataFrame) -> str:
+    """Why `format_explained` has no rows."""
+    fitted = fits.loc[fits["Bins"] == WIDTH, "R2 (medians)"].notna().any()
+    why = "is better than a constant" if fitted else "could be fitted"
+    return f"No curve with bins of equal width {why}, so none says anything about single tokens."
+
+
 def _add_notes(columns: dict, notes: pd.Series) -> pd.DataFrame:
     """Rows by run and bins; a column of notes only if there are any."""
     names = [name for name in columns if name in (*list_run_columns(columns), "Bins")]
@@ -652,11 +754,6 @@ def _format_spans(rows: pd.DataFrame, name: str, digits: int, value: str = "") -
     An interval's width has two digits that mean something; more decimals than that would only look exact.
     """
     found = zip(rows[value or name], rows[f"{name} low"], rows[f"{name} high"], strict=True)
-    return ["" if pd.isna(x) else _format_span(x, low, high, digits) for x, low, high in found]
-
-
-def _format_span(value: float, low: float, high: float, digits: int) -> str:
-    if pd.isna(low) or pd.isna(high):
-        return f"{value:z.{digits}f}"
-    digits = choose_digits(low, high, digits)
-    return f"{value:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"
+    return [
+        "" if pd.isna(x) else format_bounded(x, low, high, choose_digits(low, high, digits)) for x, low, high in found
+    ]

@@ -19,6 +19,7 @@ from nucleoscope.store import results, run_names
 from nucleoscope.store.candidates import Similarities
 from nucleoscope.views import examples
 from nucleoscope.views.strip import Background, compute_background, render_strip
+from nucleoscope.views.tables import NOTHING_YET
 from nucleoscope.views.token_text import Reader, escape_name
 from nucleoscope.wording import count, join_names
 
@@ -105,13 +106,18 @@ def describe(found: Corners) -> str:
             f"The model is {which}, on {_list_names(found.runs)}: {count(total, 'token')} with more than one candidate."
         ]
         lines += [escape_name(run_names.describe_others(found.model, found.others))]
-        if long > 0:
+        shown, wanted = len(found.tokens), examples.EACH * len(examples.CORNERS)
+        if long > 0 and shown:
             lines += [
                 f"The {100 * long:.1f} % of them with more than {examples.READABLE} candidates are ranked but not "
                 f"shown: none of the tokens below is above percentile {100 * highest:.1f} of entropy."
             ]
-        shown, wanted = len(found.tokens), examples.EACH * len(examples.CORNERS)
-        if shown < wanted:
+        if not shown:
+            lines += [
+                f"None of them can be shown: a token must have at least {examples.BEFORE} tokens before it, at most "
+                f"{examples.READABLE} candidates, and a place near a corner."
+            ]
+        elif shown < wanted:
             lines += [
                 f"Only {shown} of {wanted} tokens are shown, because too few are suitable: each prompt contributes at "
                 "most one."
@@ -131,7 +137,10 @@ def _list_names(names: Collection[str]) -> str:
 
 
 def show_corner(found: Corners, corner: str) -> Iterator[tuple[str, str]]:
-    """The tokens of one of `examples.CORNERS`: numbers in Markdown, and in HTML the text before it with its card."""
+    """The tokens of one of `examples.CORNERS`: numbers in Markdown, and in HTML the text before it with its card.
+
+    `NOTHING_YET` if no corner has a token.
+    """
     tokens = found.tokens[found.tokens["corner"] == corner]
     for token in tokens.itertuples():
         run = found.runs[token.dataset]
@@ -141,7 +150,9 @@ def show_corner(found: Corners, corner: str) -> Iterator[tuple[str, str]]:
         mode = run.settings.get("mode", "generate")
         html = render_strip(run.records[token.prompt], run.reader, table=found.background, mode=mode, **options)
         yield examples.format_numbers(token), html
-    if tokens.empty:
+    if found.tokens.empty:
+        yield NOTHING_YET, ""
+    elif tokens.empty:
         yield (
             "No token is left for this corner: each prompt contributes at most one, and too few tokens are suitable.",
             "",
