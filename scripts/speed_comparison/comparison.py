@@ -403,7 +403,7 @@ def compare(options: argparse.Namespace) -> None:
         print(f"time of (c) / time of (d), run by run: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
     if device.type == "cuda":
         read = weights * sum(map(len, steps)) / measure_bandwidth(device)  # every step reads all weights once
-        print(f"share of the weight-bandwidth limit: {read / statistics.median(times['c']):.1%}")
+        print(f"share of the memory-bandwidth limit: {read / statistics.median(times['c']):.1%}")
     if "v" in options.only:
         compare_variants(model, tokenizer, inputs, texts, batches, options)
     if "k" in options.only:

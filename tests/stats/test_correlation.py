@@ -382,10 +382,8 @@ def test_the_four_pairs_are_there_each_behind_the_name_of_what_differs():
 
 def test_the_coefficients_of_one_pair_are_those_that_it_has_among_the_others():
     run = {("model", "data"): draw_full(1)}
-    one, all_pairs = (
-        correlation.compute_statistics(run, 50, pairs=correlation.PAIRS[:1]),
-        correlation.compute_statistics(run, 50),
-    )
+    one = correlation.compute_statistics(run, 50, pairs=correlation.PAIRS[:1])
+    all_pairs = correlation.compute_statistics(run, 50)
     assert not [name for name in one if ": " in name]
     pd.testing.assert_frame_equal(one, all_pairs[list(one)], rtol=1e-12)
 

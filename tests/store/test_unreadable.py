@@ -76,7 +76,7 @@ READERS = {
     "variants.parquet": [
         variants.load,
         variants.read_layout,
-        variants.find_problem,
+        variants.explain_missing,
         variants.has_readable_variants,
         lambda folder: run_folder.RunFolder(folder, SETTINGS, overwrite=True),
     ],

@@ -199,3 +199,21 @@ def test_a_csv_whose_first_prompts_have_no_tokens_has_one_header(tmp_path):
     part = pd.DataFrame({"prompt": [0], "text": pd.array(["a"], dtype="str"), "cosine": [0.5]})
     assert export._write_table(iter([part[:0], part, part]), tmp_path / "x.csv", ".csv", False) == (2, False)
     assert (tmp_path / "x.csv").read_text().splitlines() == ["prompt,text,cosine", "0,a,0.5", "0,a,0.5"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "contains no settings"),
+        ({"settings": [1]}, "contains no settings"),
+        ({"settings": {}}, "does not name the model"),
+        ({"settings": {"model_name": 3}}, "does not name the model"),
+        ({"settings": {"model_name": "tiny", "model": "tiny"}}, "does not name the model"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.html"])
+def test_a_run_json_that_does_not_name_the_model_is_named(older, tmp_path, content, said, name):
+    folder = shutil.copytree(older, tmp_path / "math" / "tiny")
+    (folder / results.RUN_INFO).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"run.json' {said}: move it out of the way and measure again"):
+        export.write(folder, tmp_path / name)

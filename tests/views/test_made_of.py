@@ -116,9 +116,13 @@ def test_a_mean_names_its_models_and_data_sets_or_counts_them(models, datasets, 
     parts = [create_curve({"raw": [0.3] * 6}, model, dataset) for model in models for dataset in datasets]
     pooled = create_curve({"raw": [0.3] * 6}, POOLED, POOLED).assign(runs=len(parts))
     assert words in made_of_text.describe_answer(pd.concat([pooled, *parts], ignore_index=True))
-    some = pd.concat([pooled.assign(runs=len(parts) - 1), *parts[1:]], ignore_index=True)
-    if len(parts) == 4 and len(models) == 2:  # a gap in the grid
-        assert "(mean over 3 runs: 2 models on 2 data sets; " in made_of_text.describe_answer(some)
+
+
+def test_a_mean_over_a_grid_with_a_gap_counts_its_runs():
+    parts = [create_curve({"raw": [0.3] * 6}, *names) for names in (("m", "math"), ("m", "xsum"), ("n", "xsum"))]
+    pooled = create_curve({"raw": [0.3] * 6}, POOLED, POOLED).assign(runs=3)
+    said = made_of_text.describe_answer(pd.concat([pooled, *parts], ignore_index=True))
+    assert "(mean over 3 runs: 2 models on 2 data sets; " in said
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ def test_a_mean_names_its_models_and_data_sets_or_counts_them(models, datasets, 
 )
 def test_the_words_below_the_figure_say_whether_each_line_changes_sign(lines, words):
     said = made_of_text.explain_figure(create_curve(lines), made_of_figures.FRONT)
-    assert said == f"{made_of_text.EXPLAINED} {said.removeprefix(made_of_text.EXPLAINED).strip()}"
+    assert said.startswith(f"{made_of_text.EXPLAINED} ")
     assert said.endswith(words)
 
 

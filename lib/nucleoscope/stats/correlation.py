@@ -64,6 +64,7 @@ def compute_statistics(
     (`bootstrap.compute_pearson`). From `results.StoredTables`, each process reads one run at a time.
     """
     rows, keys = [], sorted(tables, key=order_run)
+    # by entropy and cosine, whatever the pairs, tokens without values are left out
     columns = {"prompt", "k", "entropy", "cosine", *chain.from_iterable(pairs)}
     parts = [select(tables, [key], columns) for key in keys]
     need = NEED * max(map(count_tokens, parts), default=0)

@@ -1,11 +1,11 @@
 """A run's candidates.parquet: what each token was chosen from, as texts, for reading; one row per token.
 
 Contract: the file belongs to one measurements file, by a fingerprint, and is written with the run
-(`candidate_writing`). It repeats the
-candidates of the measurements as lists (``id``, ``text``, ``probability``) and adds what only the model's embedding
-could tell: ``similarity``, the cosine of each with the token taken, and ``pairs``, those of the pairs of the ten
-likeliest (see `measure.pairs`), both float16. It is a file of its own because the study's format has no place for it:
-whatever key a record has besides its own is read as a quantity, with one number for each token.
+(`candidate_writing`). It repeats the candidates of the measurements as lists (``id``, ``text``, ``probability``) and
+adds what only the model's embedding could tell: ``similarity``, the cosine of each with the token taken, and ``pairs``,
+those of the pairs of the ten likeliest (see `measure.pairs`), both float16. It is a file of its own because the study's
+format has no place for it: whatever key a record has besides its own is read as a quantity, with one number for each
+token.
 
 A file that is missing or belongs to other measurements is never an error: readers then do without similarities, as
 they do for a damaged one, which is named on stderr. OSError if the system cannot read it.
@@ -152,7 +152,7 @@ def is_current(folder: Path) -> bool:
     return path is not None and metadata.get(SOURCE) == compute_fingerprint(path)
 
 
-def find_problem(folder: Path) -> str | None:
+def describe_staleness(folder: Path) -> str | None:
     """What is wrong with a run's candidates.parquet, to follow "is"; None if it is whole, or missing."""
     if not (folder / CANDIDATES).is_file() or is_current(folder):
         return None

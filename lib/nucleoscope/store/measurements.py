@@ -24,6 +24,7 @@ from nucleoscope.wording import count
 MEASUREMENTS = "measurements.pt"
 STUDY_MEASUREMENTS = "output_*.pt"  # what the published study's code writes in the same folders
 REQUIRED = ("prompt", "entropies", "cosines", "top_p_tokens")  # the keys of the study's correlation experiment
+UNREADABLE = (ValueError, OSError, MemoryError)  # what reading a part of a file may raise
 PROMPT_KEY = re.compile(r"prompt\d+")  # in a file of its accuracy experiment, whose records have these keys:
 REQUIRED_OF_ACCURACY = ("prompt", "top_p_tokens", "top_p_probs")
 NOT_MEASURED = ("decoded_tokens", "top_p_logits", "question", "ground_truth", "latency", "model", "correct")
@@ -71,11 +72,7 @@ def stream_records(
         for number, place in enumerate(places):
             try:
                 (record,) = _require([opened.read(place, opened.fields if fields is None else fields)], REQUIRED, path)
-            except (
-                ValueError,
-                OSError,
-                MemoryError,
-            ):  # `read_intact` says what is wrong with the file, or it is the index alone
+            except UNREADABLE:  # `read_intact` says what is wrong with the file, or it is the index alone
                 records = _check_records(read_intact(path), path)
                 yield from (
                     (index, _choose(records[index], fields))

@@ -202,13 +202,12 @@ def load_info(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_recorded(folder: Path) -> dict[str, Any]:
-    """The settings in a run's run.json. ValueError, in one line, if it has none, or none that name the run."""
+    """The settings in a run's run.json. ValueError, in one line, if it has none, or none that name the model."""
     found = load_info(folder).get("settings")
     if not isinstance(found, dict):
         raise ValueError(describe_unset(folder / RUN_INFO))
-    named = all(isinstance(found.get(name), str) for name in ("model_name", "dataset_name"))
-    if not (named and isinstance(found.get("model", {}), dict)):
-        raise ValueError(describe_unset(folder / RUN_INFO, "does not name the model and the data set"))
+    if not (isinstance(found.get("model_name"), str) and isinstance(found.get("model", {}), dict)):
+        raise ValueError(describe_unset(folder / RUN_INFO, "does not name the model"))
     return found
 
 

@@ -161,7 +161,7 @@ def read_layout(folder: str | os.PathLike) -> Layout:
     from pyarrow import parquet
 
     path, measurements = Path(folder, VARIANTS), find_measurements(Path(folder))
-    if problem := find_problem(folder):
+    if problem := explain_missing(folder):
         raise ValueError(problem)
     try:
         metadata = parquet.read_schema(path).metadata or {}
@@ -189,7 +189,7 @@ def has_readable_variants(folder: str | os.PathLike) -> bool:
     return True
 
 
-def find_problem(folder: str | os.PathLike) -> str | None:
+def explain_missing(folder: str | os.PathLike) -> str | None:
     """Why a run has no variants, in one line, or None, as far as the ends of the file tell.
 
     OSError if the system cannot read it.

@@ -24,7 +24,7 @@ def find_written(results_dir: str | os.PathLike, dataset: str | None = None) -> 
         try:
             list_run_options(folder)
             settings = results.read_recorded(folder)
-        except (OSError, ValueError):  # a page with another command is better than none
+        except (OSError, ValueError, KeyError):  # a page with another command is better than none
             continue
         if settings.get("mode", "generate") == "generate" and dataset in (None, settings["dataset_name"]):
             return folder
@@ -35,8 +35,8 @@ def list_run_options(folder: Path, mode: str = "generate") -> list[str]:
     """The options that name a measured run: its model, data set and settings other than the defaults.
 
     ``mode`` "score": those of a run that reads texts with the same settings, which has no seed. The revision of a model
-    on the Hub is one of them, because another one is another model. OSError or ValueError if its run.json does not say
-    them.
+    on the Hub is one of them, because another one is another model. OSError, ValueError or KeyError if its run.json
+    does not say them.
     """
     settings, named = fill_defaults(results.read_recorded(folder)), split(folder.name)[1]
     defaults = asdict(Settings())

@@ -18,7 +18,7 @@ from nucleoscope.atomic import write_atomically
 from nucleoscope.models.token_bytes import TokenDecoder
 from nucleoscope.names import escape_line
 from nucleoscope.store import results
-from nucleoscope.store.candidates import CANDIDATES, find_problem
+from nucleoscope.store.candidates import CANDIDATES, describe_staleness
 from nucleoscope.store.context import join_split
 from nucleoscope.store.local_tokenizers import find_tokenizer
 from nucleoscope.store.run_names import describe_run
@@ -73,7 +73,7 @@ def _tabulate(folder: Path, prompts: Collection[int], tokenizer: object) -> Iter
 
 def _tabulate_candidates(folder: Path, prompts: list[int], tokenizer: object) -> Iterator[pd.DataFrame]:
     """The candidates of some prompts, some prompts at a time, with the same columns before as tokens have."""
-    if problem := find_problem(folder):
+    if problem := describe_staleness(folder):
         place = escape_line(str(folder / CANDIDATES))
         advice = "so the column similarity is empty: measure again with --overwrite"
         print(f"warning: '{place}' is {problem}, {advice}", file=sys.stderr)

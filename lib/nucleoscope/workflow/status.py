@@ -96,7 +96,7 @@ def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
 
 def _find_missing_variants(folder: Path, entry: grid.Entry) -> str | None:
     """Why a run has no variants although some are asked for; None if it has them, as far as a file's ends tell."""
-    return variants.find_problem(folder) if (grid.DEFAULTS | entry.parameters)["variants"] != NONE else None
+    return variants.explain_missing(folder) if (grid.DEFAULTS | entry.parameters)["variants"] != NONE else None
 
 
 def needs_tokens(folder: Path) -> bool:

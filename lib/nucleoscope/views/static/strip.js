@@ -12,6 +12,7 @@ function drawScatter(data, at) {
   const points = xs.map((x, i) => [x, ys[i]]).filter(([x, y]) => x !== null && y !== null);
   const all = [...points, ...data.line];
   if (!all.length) return "";
+  const shown = xs.length < data.total ? "this part" : "this text";
   const right = Math.ceil(Math.max(1, ...all.map(([x]) => x)));
   const bottom = Math.floor(10 * Math.min(0, ...all.map(([, y]) => y))) / 10;
   const top = Math.ceil(10 * Math.max(0.5, ...all.map(([, y]) => y))) / 10;
@@ -28,14 +29,14 @@ function drawScatter(data, at) {
     write(left - 4, scaleY(top) + 8, "end", formatNumber(top, 1)), write(left - 4, scaleY(bottom), "end", formatNumber(bottom, 1)),
     write(left + width / 2, head + height + 14, "middle", "entropy (nats)"),
     write(left + 6, head + 6, "start", "cosine similarity"),
-    write(left, head + height + 28, "start", "dots: tokens of this text" + (data.line.length ? "; line: median of all texts" : "")));
+    write(left, head + height + 28, "start", `dots: tokens of ${shown}` + (data.line.length ? "; line: median of all texts" : "")));
   if (data.line.length) {
     drawing.append(makePart("path", { class: "ns-median", d: "M" + data.line.map(([x, y]) => `${scaleX(x)} ${scaleY(y)}`).join("L") }));
   }
   const here = at !== null && xs[at] !== null && ys[at] !== null;
   if (here) drawing.append(makePart("circle", { class: "ns-dot", cx: scaleX(xs[at]), cy: scaleY(ys[at]), r: 5 }));
   const where = here ? `this one is at entropy ${formatNumber(xs[at])}, cosine similarity ${formatNumber(ys[at])}` : "this one is not among them";
-  drawing.setAttribute("aria-label", `The tokens of this text with more than one candidate${at === null ? "" : "; " + where}`);
+  drawing.setAttribute("aria-label", `The tokens of ${shown} with more than one candidate${at === null ? "" : "; " + where}`);
   return drawing;
 }
 
