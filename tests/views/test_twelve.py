@@ -27,7 +27,8 @@ def write_run(folder, records: list[dict], settings: dict | None) -> None:
     folder.mkdir(parents=True)
     torch.save(records, folder / results.MEASUREMENTS)
     if settings is not None:
-        atomic.write_json(folder / results.RUN_INFO, {"settings": {"model": {"source": "folder"}, **settings}})
+        given = {"model": {"source": "folder"}, "dataset_name": folder.parent.name, **settings}
+        atomic.write_json(folder / results.RUN_INFO, {"settings": given})
 
 
 def execute_notebook(folder) -> tuple[list[str], list[str]]:
