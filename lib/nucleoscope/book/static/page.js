@@ -81,8 +81,9 @@
     for (const table of tables) table.classList.add("unbroken");
     for (const table of tables.filter(isWide)) table.classList.remove("unbroken");
   }
-  // The article's height changes with each figure that is drawn; tables appear where a fold is opened.
-  const describeRoom = () => `${article.clientWidth} ${tables.filter((table) => table.offsetWidth).length}`;
+  // The article's height changes with each figure that is drawn. Tables appear where a fold is opened, and become wider
+  // when a style or font arrives after this script has run.
+  const describeRoom = () => `${article.clientWidth} ${tables.map((table) => table.offsetWidth)}`;
   let room = "";
   function makeRoom() {
     if (describeRoom() === room || document.querySelector("dialog[open]")) return; // a dialog may have the list of sections
@@ -98,7 +99,8 @@
   // also after a sidebar has been hidden or shown; in the next frame, because an observer must not change what it observes
   if (article && tables.length) {
     makeRoom();
-    new ResizeObserver(() => requestAnimationFrame(makeRoom)).observe(article);
+    const observer = new ResizeObserver(() => requestAnimationFrame(makeRoom));
+    for (const element of [article, ...tables]) observer.observe(element);
   }
 
   // Print in the light theme; figures.js follows.
