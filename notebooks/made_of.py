@@ -145,11 +145,9 @@ made_of_figures.plot_specifications(curve, csv="specification.csv") if runs else
 Markdown(made_of_text.describe_specifications(tests))
 
 # %% [markdown]
-# The table compares the median coefficient with that of tables in which cosines are exchanged, among all tokens (*all*
-# in the column *null*) or among those of equal k (*same_k*), in all specifications at once; brackets contain the
-# central 95 % of such tables. Exchanging treats the tokens of a text as independent, and so does p; the interval of the
-# difference does not. The difference is that from the median of mean coefficients of such tables: with few prompts, it is
-# not that of the two columns.
+# The table compares the median coefficient with *its median*, that of the mean coefficients of tables in which cosines
+# are exchanged, among all tokens (*all* in the column *null*) or among those of equal k (*same_k*), in all specifications
+# at once. Exchanging treats the tokens of a text as independent, and so does p; the interval of the difference does not.
 
 # %%
 tables.show(tables.format_counts(tests)) if runs else None

@@ -221,3 +221,5 @@ def test_a_coefficient_without_an_interval_is_in_the_curve_and_not_in_the_tests(
     others = curve[curve["candidates"] == "top_p_0.9"]
     assert tests["median"].iloc[0] == pytest.approx(others["r"].median())
     assert tests.set_index("null").loc["all", "difference"] == pytest.approx(others["r"].median())
+    assert tests.set_index("null")["reference"].tolist() == pytest.approx([others["same_k"].median(), 0])
+    np.testing.assert_allclose(tests["median"] - tests["reference"], tests["difference"])

@@ -58,6 +58,7 @@ def create_tests(difference, counts=(3, 2, 1), model="m"):
         row = {"Model": model, "Dataset": "d", "runs": 1, "specifications": sum(counts), "null": null}
         row |= dict(zip(("negative", "positive", "undecided"), counts, strict=True)) | {"dominant sign": "negative"}
         row |= {"median": -0.2, "share": 0.5, "median null": -0.1, "median null low": -0.15, "median null high": -0.05}
+        row["reference"] = 0.0 if null == specification.ALL else -0.1
         row |= dict(zip(("difference", "difference low", "difference high"), difference, strict=True))
         rows.append(row | {"median p": 0.02})
     return pd.DataFrame(rows, columns=specification.list_test_columns())
@@ -393,6 +394,13 @@ def test_the_curve_is_sorted_and_below_each_coefficient_are_its_choices():
     assert len(by_name["undecided"].y) == 1
 
 
+def test_a_coefficient_without_an_interval_has_no_verdict():
+    curve = create_curve({"raw": [-0.4, -0.3]})
+    alone = curve.assign(low=np.nan, high=np.nan, sign="")
+    assert made_of_text.describe_answer(alone) == tables.NO_INTERVAL
+    assert "neither" not in made_of_text.describe_answer(alone)
+
+
 def test_figures_without_rows_say_so():
     empty = [create_curve({}), create_nulls(0.1, {})[:0], create_ladder([(0, 0, 0)])[:0]]
     drawn = [made_of_figures.plot_over_top_p(empty[0]), made_of_figures.plot_nulls(empty[1])]
@@ -439,7 +447,7 @@ def test_the_table_of_counts_has_a_row_per_run_and_null_model():
     assert shown.index.is_unique  # on a phone, only the index names a row
     assert shown["negative"].tolist() == [3] * 4
     by_kind = shown.reset_index().set_index(["Model", "null"])
-    assert by_kind.loc[("m", "same_k"), "its median"] == "−0.10 [−0.15, −0.05]"
+    assert by_kind.loc[("m", "same_k"), "its median"] == -0.1
     assert by_kind.loc[("b", "all"), "difference"] == "0.10 [0.00, 0.20]"
 
 

@@ -67,3 +67,12 @@ def test_a_point_of_a_figure_is_said_with_a_minus_sign_and_the_decimals_that_its
 )
 def test_a_column_has_equally_many_decimals_and_nothing_where_a_value_is_missing(values, shown):
     assert numbers.format_column(pd.Series(values)) == shown
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [([0.1, 0.104], "0.10"), ([0.2, -0.1], "between −0.10 and 0.20"), ([-np.inf, 1], "between −∞ and 1.00")],
+)
+def test_a_range_is_one_number_if_both_ends_are_written_the_same(values, shown):
+    assert numbers.format_range(values) == shown
+    assert numbers.format_range([0.1, 0.2], numbers.format_percent) == "between 10 % and 20 %"

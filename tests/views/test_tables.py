@@ -228,6 +228,15 @@ def test_curves_that_say_nothing_about_tokens_are_missed_in_words(curves):
     assert tables.describe_unexplained(none).startswith("No curve with bins of equal width could be fitted")
 
 
+def test_whether_a_sentence_counts_is_said_and_not_seen_from_the_digits_of_a_name():
+    said = [(f"with top_p {value}", "The sign for `all_but_top_3` is clear.") for value in (0.9, 0.95)]
+    assert tables.merge_sentences(said) == ["The sign for `all_but_top_3` is clear."]
+    (counted,) = tables.merge_sentences(said, counted=True)
+    assert counted == "With top_p 0.9 as well as with top_p 0.95: the sign for `all_but_top_3` is clear."
+    none = [(where, "No run has SmolLM2.") for where, _ in said]
+    assert tables.merge_sentences(none, counted=True) == ["No run has SmolLM2."]
+
+
 def test_a_parameter_that_no_row_has_is_not_a_column():
     row = {
         "Model": "m",

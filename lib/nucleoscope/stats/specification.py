@@ -71,8 +71,9 @@ def compute_specifications(
 
     The second has a row per run and null model: how many specifications have an interval, and how many are negative,
     positive and undecided; their median coefficient, and the share whose coefficient has the dominant sign; the mean
-    and the central 95 % of both in null tables; two-sided p, with the data counted among the null tables; and the
-    median's difference from that of the null model, with an interval.
+    and the central 95 % of both in null tables; two-sided p, with the data counted among the null tables; the
+    reference, which is the median of the specifications' mean coefficients under the null model (0 if it exchanges
+    among all tokens); and the median's difference from the reference, with an interval.
 
     Intervals are jackknife-t over prompts. With several runs, the model and data set "(all)" are means over the runs
     on the scale of Fisher's z, each of equal weight: of these runs, not of other models. If a setting has several
@@ -109,7 +110,7 @@ def list_test_columns() -> list[str]:
     statistics = [f"{name}{part}" for name in ("median", "share") for part in parts]
     return [
         "Model", "Dataset", "runs", *counts, "dominant sign", "null", *statistics,
-        "difference", "difference low", "difference high",
+        "reference", "difference", "difference low", "difference high",
     ]  # fmt: skip
 
 
@@ -332,8 +333,10 @@ def _test(
             low, high = np.quantile(drawn[name], [(1 - bootstrap.LEVEL) / 2, (1 + bootstrap.LEVEL) / 2])
             row |= {name: value, f"{name} null": drawn[name].mean(), f"{name} null low": low, f"{name} null high": high}
             row[f"{name} p"] = compute_p(value, drawn[name])
-        difference = own if null == ALL else own - _compute_median([other for _, other in estimates])
+        reference = None if null == ALL else _compute_median([other for _, other in estimates])
+        difference = own - reference if reference else own
         low, high = difference.compute_bounds(correlation=False)
+        row["reference"] = reference.value if reference else 0.0
         rows.append(row | {"difference": difference.value, "difference low": low, "difference high": high})
     return rows
 

@@ -27,8 +27,11 @@ from nucleoscope.store.run_settings import (
 )
 from nucleoscope.variants import CANDIDATE_SETS
 from nucleoscope.views.made_of_figures import USUAL, choose_nucleus, is_pooled, list_groups
-from nucleoscope.views.numbers import format_bounded, format_number, format_percent
+from nucleoscope.views.numbers import format_bounded, format_number, format_percent, format_range
 from nucleoscope.views.tables import (
+    NO_INTERVAL,
+    NO_TOKENS,
+    VERDICTS,
     begin_sentence,
     describe_varied,
     load_table,
@@ -131,17 +134,17 @@ def _name_pooled(heads: list[Head], runs: int) -> str:
     return f": {count(len(models), 'model')} on {count(len(datasets), 'data set')}"
 
 
-def _join(describe: Callable[[Lead], str], table: pd.DataFrame, between: str = "\n\n") -> str:
-    """What is said of each lead of a table, and what is the same for several of them once."""
-    return between.join(_say_of_each(describe, table))
+def _join(describe: Callable[[Lead], str], table: pd.DataFrame, between: str = "\n\n", counted: bool = True) -> str:
+    """What is said of each lead of a table, and what is the same for several of them once (`merge_sentences`)."""
+    return between.join(_say_of_each(describe, table, counted))
 
 
-def _say_of_each(describe: Callable[[Lead], str], table: pd.DataFrame) -> list[str]:
+def _say_of_each(describe: Callable[[Lead], str], table: pd.DataFrame, counted: bool) -> list[str]:
     said = []
     for lead in list_leads(table):
         text, bare = describe(lead), describe(lead._replace(where=""))
         said.append(("" if text == bare else lead.where, bare))  # what says itself where it is true begins as it is
-    return merge_sentences(said)
+    return merge_sentences(said, counted)
 
 
 def _begin(lead: Lead, text: str) -> str:
@@ -193,9 +196,8 @@ def _describe_over_top_p(lead: Lead, statistic: str) -> str:
 
 def explain_figure(specifications: pd.DataFrame, geometries: Collection[str]) -> str:
     """What the front page's figure shows, for readers, and whether the sign of each of its lines changes."""
-    return (
-        f"{EXPLAINED} {_join(lambda lead: _begin(lead, _describe_lines(lead.rows, geometries)), specifications, ' ')}"
-    )
+    lines = _join(lambda lead: _begin(lead, _describe_lines(lead.rows, geometries)), specifications, " ", counted=False)
+    return f"{EXPLAINED} {lines}"
 
 
 def _describe_lines(rows: pd.DataFrame, geometries: Collection[str]) -> str:
@@ -316,9 +318,8 @@ def describe_ladder(explained: pd.DataFrame, geometry: str = "raw") -> str:
 
     On one line; a sentence for each value of settings that vary for one model on one data set.
     """
-    return " ".join(
-        merge_sentences((where, _describe_ladder(rows, geometry)) for where, rows in split_by_settings(explained))
-    )
+    said = [(where, _describe_ladder(rows, geometry)) for where, rows in split_by_settings(explained)]
+    return " ".join(merge_sentences(said, counted=True))
 
 
 def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
@@ -348,17 +349,12 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
 
 
 def _format_shares(values: pd.Series) -> str:
-    return _format_range(format_percent(values.min()), format_percent(values.max()))
+    return format_range(values, format_percent)
 
 
 def _format_points(values: pd.Series) -> str:
     """What is added to shares, in percentage points."""
-    low, high = (format_number(100 * value, 1) for value in (values.min(), values.max()))
-    return f"{_format_range(low, high)} percentage points"
-
-
-def _format_range(low: str, high: str) -> str:
-    return low if low == high else f"between {low} and {high}"
+    return f"{format_range(100 * values, lambda value: format_number(value, 1))} percentage points"
 
 
 def describe_specifications(tests: pd.DataFrame) -> str:
@@ -383,7 +379,7 @@ def _describe_specifications(lead: Lead) -> str:
             continue
         row = rows.loc[null]
         difference = format_bounded(row["difference"], row["difference low"], row["difference high"])
-        mean = "" if null == ALL else f" ({format_number(row['median'] - row['difference'])})"
+        mean = "" if null == ALL else f" ({format_number(row['reference'])})"
         verdict = {
             "": "There are too few prompts to compare it with",
             UNDECIDED: "It is not clearly different from",
@@ -399,7 +395,8 @@ def describe_answer(specifications: pd.DataFrame, usual: float = USUAL) -> str:
     if it is the same in all runs. A second sentence says which is the nearest that gives the opposite sign, if any
     does. A list if settings vary for one model on one data set, each item with the values that it is about.
     """
-    said = merge_sentences((lead.where, _describe_answer(lead, usual)) for lead in list_leads(specifications))
+    answers = [(lead.where, _describe_answer(lead, usual)) for lead in list_leads(specifications)]
+    said = merge_sentences(answers, counted=True)
     return said[0] if len(said) == 1 else "\n".join(f"* {sentence}" for sentence in said)
 
 
@@ -409,19 +406,15 @@ def _describe_answer(lead: Lead, usual: float) -> str:
     rows = rows[(rows["statistic"] == "Spearman") & rows["r"].notna() & (rows["geometry"] == "raw")]
     rows = rows[rows["candidates"].isin(list(names))]
     if rows.empty:
-        return "There is no answer yet: no run has enough tokens with more than one candidate."
+        return NO_TOKENS
     chosen = choose_nucleus(lead.head, set(rows["candidates"]), usual)
     row, top_p = rows[rows["candidates"] == chosen].iloc[0], names[chosen]
-    verdict = {
-        NEGATIVE: "are *less* similar when the model is less sure",
-        POSITIVE: "are *more* similar when the model is less sure",
-    }.get(row["sign"], "are neither clearly more nor clearly less similar when the model is less sure")
+    if row["sign"] not in VERDICTS:
+        return NO_INTERVAL
     value = format_bounded(row["r"], row["low"], row["high"])
     begin = "**candidates" if lead.where else f"**In {_name_runs(rows)}, candidates"
-    said = (
-        f"{begin} {verdict}: Spearman's coefficient is {value}** ({lead.source}; candidates are the likeliest tokens "
-    )
-    said += f"with {format_percent(top_p)} of the probability; brackets are 95 % intervals)."
+    said = f"{begin} {VERDICTS[row['sign']]}: Spearman's coefficient is {value}** ({lead.source}; candidates are the "
+    said += f"likeliest tokens with {format_percent(top_p)} of the probability; brackets are 95 % intervals)."
     opposite = rows[rows["sign"] == {NEGATIVE: POSITIVE, POSITIVE: NEGATIVE}.get(row["sign"], "")]
     if len(opposite):
         other = min(opposite.to_dict("records"), key=lambda other: abs(names[other["candidates"]] - top_p))

@@ -64,6 +64,14 @@ WHY_EMPTY = {
     "of free": "the free curve is not better than a constant",
     "held-out error": "no fit was possible without some of the prompts",
 }  # why a column of a table may have no value in any row, unless the notes of the rows give another reason
+VERDICTS = {
+    NEGATIVE: "are *less* similar when the model is less sure",
+    POSITIVE: "are *more* similar when the model is less sure",
+    UNDECIDED: "are neither clearly more nor clearly less similar when the model is less sure",
+}  # what the sign of a coefficient says of candidates; without an interval there is no verdict
+NO_TOKENS = "There is no answer yet: no run has enough tokens with more than one candidate."
+NO_INTERVAL = "There is no answer yet: no run has enough prompts for an interval of its coefficient."
+NOTHING = ("No ", "There is no ")  # how our sentences begin that say what is missing
 NOTHING_YET = "*There is nothing to show here yet.*"  # below a heading whose content was not measured
 
 
@@ -392,27 +400,31 @@ def split_by_settings(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     ]
 
 
-def join_sentences(describe: Callable[[pd.DataFrame], str], table: pd.DataFrame) -> str:
-    """What ``describe`` says of the rows that may be counted together: one sentence, or a list of them."""
-    said = merge_sentences([(where, describe(rows)) for where, rows in split_by_settings(table)])
+def join_sentences(describe: Callable[[pd.DataFrame], str], table: pd.DataFrame, counted: bool = False) -> str:
+    """What ``describe`` says of the rows that may be counted together: one sentence, or a list of them.
+
+    ``counted``: see `merge_sentences`.
+    """
+    said = merge_sentences([(where, describe(rows)) for where, rows in split_by_settings(table)], counted)
     return said[0] if len(said) == 1 else "\n".join(f"* {sentence}" for sentence in said)
 
 
-def merge_sentences(said: Iterable[tuple[str, str]]) -> list[str]:
+def merge_sentences(said: Iterable[tuple[str, str]], counted: bool = False) -> list[str]:
     """Sentences, each with where it is true, such as "with top_p 0.95", as a reader needs them.
 
-    What is the same everywhere is said once without these words, unless it has a number, which is true of each case and
-    not of all together: "With top_p 0.9 as well as with top_p 0.95: there are 4 fits". What is the same in several
-    cases is said once for all of them: "With top_p 0.9 and with top_p 0.95: no run ...". A sentence whose words are ""
-    begins as it is.
+    What is the same everywhere is said once without these words. If it is ``counted``, that is, has numbers that are
+    true of each case and not of all together, it is said once with them: "With top_p 0.9 as well as with top_p 0.95:
+    there are 4 fits". What is the same in several cases is said once for all of them: "With top_p 0.9 and with top_p
+    0.95: no run ...". A sentence whose words are "" begins as it is, and one that says that there is nothing counts
+    nothing: it begins with one of `NOTHING`.
     """
     places: dict[tuple[str, bool], list[str]] = {}
     for where, sentence in said:
         places.setdefault((sentence, bool(where)), []).append(where)
     if len(places) == 1:
         ((sentence, _), where) = next(iter(places.items()))
-        counted = len(where) > 1 and re.search(r"\d", sentence)
-        return [begin_sentence(" as well as ".join(where) if counted else "", sentence)]
+        each = counted and len(where) > 1 and not sentence.startswith(NOTHING)
+        return [begin_sentence(" as well as ".join(where) if each else "", sentence)]
     return [begin_sentence(join_names(where) if named else "", text) for (text, named), where in places.items()]
 
 
@@ -427,25 +439,18 @@ def describe_answer(statistics: pd.DataFrame) -> str:
     A list if settings vary for one model on one data set. For a front page without variants, of which
     `made_of_text.describe_answer` says more.
     """
-    return join_sentences(_describe_answer, statistics)
+    return join_sentences(_describe_answer, statistics, counted=True)
 
 
 def _describe_answer(statistics: pd.DataFrame) -> str:
     known = statistics.dropna(subset=["Spearman r"])
     if known.empty:
-        return "There is no answer yet: no run has enough tokens with more than one candidate."
+        return NO_TOKENS
     signs = _classify(known, "Spearman")
     if (signs == "").all():
-        return "There is no answer yet: no run has enough prompts for an interval of its coefficient."
+        return NO_INTERVAL
     known, signs = known[signs != ""], signs[signs != ""]
-    found = [
-        (f"{verdict} when the model is less sure", int((signs == sign).sum()))
-        for sign, verdict in (
-            (NEGATIVE, "are *less* similar"),
-            (POSITIVE, "are *more* similar"),
-            (UNDECIDED, "are neither clearly more nor clearly less similar"),
-        )
-    ]
+    found = [(verdict, int((signs == sign).sum())) for sign, verdict in VERDICTS.items()]
     largest = known.loc[known["tokens with k > 1"].idxmax()]
     value = format_bounded(*(largest[f"Spearman {part}"] for part in ("r", "low", "high")))
     if len(known) == 1:
@@ -467,7 +472,7 @@ def describe_coefficients(statistics: pd.DataFrame) -> str:
 
     A list if settings vary for one model on one data set.
     """
-    return join_sentences(_describe_coefficients, statistics)
+    return join_sentences(_describe_coefficients, statistics, counted=True)
 
 
 def _describe_coefficients(statistics: pd.DataFrame) -> str:
@@ -653,7 +658,7 @@ def format_counts(tests: pd.DataFrame) -> pd.DataFrame:
     names = ("specifications", NEGATIVE, UNDECIDED, POSITIVE)
     columns = _format_head(tests) | {name: tests[name] for name in names}
     columns |= {"null": tests["null"], "median": tests["median"].round(2)}
-    columns |= {"its median": _format_spans(tests, "median null", 3)}
+    columns |= {"its median": tests["reference"].round(2)}
     columns |= {"difference": _format_spans(tests, "difference", 3), "p": tests["median p"].round(2)}
     return pd.DataFrame(columns).set_index([*list_run_columns(columns), "null"])
 
@@ -686,7 +691,7 @@ def describe_rise(fits: pd.DataFrame) -> str:
 
     A list if settings vary for one model on one data set.
     """
-    return join_sentences(_describe_rise, fits)
+    return join_sentences(_describe_rise, fits, counted=True)
 
 
 def _describe_rise(fits: pd.DataFrame) -> str:
