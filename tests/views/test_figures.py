@@ -120,6 +120,22 @@ def test_the_grid_has_what_scipy_counts_in_each_panel():
     assert np.sum(panel["density"].z) == len(pairs)
 
 
+@pytest.mark.parametrize(("prompts", "known"), [(4, False), (5, True)])
+def test_a_run_of_a_few_prompts_has_neither_bars_nor_a_band(prompts, known):
+    run = draw_full(2)
+    rows = panels.bin_runs({("m", "d"): run[run["prompt"] < prompts]}, resamples=20)
+    names = ["median low", "median high", "mean low", "mean high", "deviation"]
+    assert rows[names].notna().any().tolist() == [known] * 5
+    assert rows[["median", "mean"]].notna().all(axis=None)
+
+
+@pytest.mark.parametrize(("points", "size"), [(1, 10), (10, 10), (1000, 6), (10_000, 4), (10**6, 4)])
+def test_few_points_are_large_and_many_small(points, size):
+    look = figures.choose_look(points)
+    assert look["size"] == size
+    assert 0.3 <= look["opacity"] <= 0.83
+
+
 def test_the_two_switches_of_the_grid_set_different_things():
     figure = draw_panels(RUNS, 5)
     views, pairs = figure.layout.updatemenus

@@ -337,6 +337,8 @@ def _capture_output(command: list[str]) -> bytes:
 def _sync(files: Mapping[str, bytes], folder: Path) -> bool:
     """Makes ``folder`` contain exactly these files, without touching unchanged ones. True if one was removed.
 
+    A folder without a file is removed, too.
+
     Links in it are removed, whatever they point to: nothing is written or removed outside.
     """
     for path in [folder, *folder.rglob("*")]:
@@ -345,6 +347,9 @@ def _sync(files: Mapping[str, bytes], folder: Path) -> bool:
     gone = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).as_posix() not in files]
     for path in gone:
         path.unlink()
+    for path in sorted(folder.rglob("*"), reverse=True):  # a folder after what is in it
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
     for name, content in files.items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != content:

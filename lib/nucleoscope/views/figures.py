@@ -74,7 +74,8 @@ Tables = Mapping[tuple[str, str], pd.DataFrame]
 def plot_scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> go.Figure | Markdown:
     """Every token with k > 1 as a point, and the median of ``y`` in equal-width bins of ``x`` (`bin_run`).
 
-    Of more than `MOST` tokens every n-th is drawn, and the title gives n. The medians are those of all tokens.
+    Of more than `MOST` tokens every n-th is drawn, and the title gives n. The medians are those of all tokens. The
+    fewer points there are, the larger and the less transparent they are.
     """
     pairs, bins = select_pairs(table, x, y), bin_run(table, x, y)
     if bins is None:
@@ -85,7 +86,7 @@ def plot_scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> 
     )
     pairs = pairs[:: max(every, 1)]
     held = bins.count > 0
-    point = {"size": 4, "color": BLUE, "opacity": 0.3}
+    point = {"color": BLUE, **choose_look(len(pairs))}
     figure.add_trace(
         go.Scattergl(x=pairs[x], y=pairs[y], mode="markers", marker=point, name="token", hoverinfo="x+y", **HOVER)
     )
@@ -106,6 +107,12 @@ def plot_scatter(table: pd.DataFrame, x: str = "entropy", y: str = "cosine") -> 
     return describe(
         figure, f"{quantities.find_title(y)} over {quantities.find_title(x)}: one point per token, and bin medians"
     )
+
+
+def choose_look(points: int) -> dict[str, float]:
+    """The size and the opacity of each of that many points: ten are seen at once, ten thousand can be told apart."""
+    power = min(max(np.log10(max(points, 1)), 1), 4)
+    return {"size": round(12 - 2 * power, 1), "opacity": round(1 - 0.175 * power, 2)}
 
 
 def plot_distributions(table: pd.DataFrame, left: str = "entropy", right: str = "cosine") -> go.Figure | Markdown:

@@ -36,6 +36,7 @@ from nucleoscope.views.palette import BLUE, BUTTON, BUTTON_TEXT, VERMILLION, fad
 FADED = fade(0.18)
 # From faint to full BLUE, in steps of about a third of a decade: counts differ by orders of magnitude.
 DENSITY = [[at, fade(a)] for at, a in ((0, 0), (0.003, 0.2), (0.01, 0.3), (0.03, 0.45), (0.1, 0.6), (0.3, 0.8), (1, 1))]
+FEWEST = 5  # minimum of prompts for intervals and a band: those of fewer would mean nothing
 FIELDS = (40, 30)  # numbers of density bins along x and y
 PANEL, TICKS, LINE = 150, 22, 15  # pixels: the height of a panel, of the numbers below one, and of a line of a title
 TITLE = 48  # letters of a line of a title, as many as a phone has room for
@@ -48,7 +49,7 @@ def bin_runs(
 
     Columns: Model, Dataset, the settings that differ, x, y (names of the quantities), center, tokens, median and mean
     each with the bounds of its 95 % interval from resampled prompts (low, high), deviation (one standard deviation of
-    the tokens).
+    the tokens). Of runs with fewer than `FEWEST` prompts, the bounds and the deviation are missing.
     """
     parts, heads = [], find_heads(tables)
     tables = select(tables, columns={"prompt", "k", *chain.from_iterable(pairs)})
@@ -64,7 +65,8 @@ def bin_runs(
 
 
 def _compute_bin_rows(bins: Bins, resamples: int, seed: int) -> pd.DataFrame:
-    counts = draw_counts(int(bins.prompt.max()) + 1, resamples, seed)
+    prompts = int(bins.prompt.max()) + 1
+    counts = draw_counts(prompts, resamples, seed)
     columns = {"center": bins.centers, "tokens": bins.count}
     for name, middle, drawn in (
         ("median", bins.compute_medians(), bins.compute_sizes_and_medians(counts)[1]),
@@ -72,7 +74,10 @@ def _compute_bin_rows(bins: Bins, resamples: int, seed: int) -> pd.DataFrame:
     ):
         low, high = compute_interval(drawn)
         columns |= {name: middle, f"{name} low": low, f"{name} high": high}
-    return pd.DataFrame({**columns, "deviation": bins.compute_deviations()})[bins.count > 0]
+    frame = pd.DataFrame({**columns, "deviation": bins.compute_deviations()})[bins.count > 0]
+    if prompts < FEWEST:
+        frame.loc[:, [name for name in frame if name.endswith((" low", " high")) or name == "deviation"]] = np.nan
+    return frame
 
 
 def plot_grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure | Markdown:

@@ -16,11 +16,13 @@ function drawScatter(data, at) {
   const right = Math.ceil(Math.max(1, ...all.map(([x]) => x)));
   const bottom = Math.floor(10 * Math.min(0, ...all.map(([, y]) => y))) / 10;
   const top = Math.ceil(10 * Math.max(0.5, ...all.map(([, y]) => y))) / 10;
-  const [left, width, head, height] = [34, 284, 6, 116];
+  const [left, width, head, height] = [34, 284, 20, 116]; // the name of the upward axis is above it, where no point is
   const scaleX = (x) => +(left + (width * x) / right).toFixed(1);
   const scaleY = (y) => +(head + height * (1 - (y - bottom) / (top - bottom))).toFixed(1);
   const makePart = (name, attributes, ...content) => make(name, { ns: true, ...attributes }, ...content);
-  const dots = points.map(([x, y]) => `M${scaleX(x) - 1.5} ${scaleY(y) - 1.5}h3v3h-3z`).join("");
+  const side = points.length < 50 ? 5 : 3; // a few dots are large enough to be seen, many small enough to be told apart
+  const drawDot = ([x, y]) => `M${scaleX(x) - side / 2} ${scaleY(y) - side / 2}h${side}v${side}h-${side}z`;
+  const dots = points.map(drawDot).join("");
   const write = (x, y, anchor, text) => makePart("text", { x, y, "text-anchor": anchor }, text);
   const drawing = make("svg", { viewBox: `0 0 324 ${head + height + 30}`, role: "img" },
     makePart("path", { class: "ns-axis", d: `M${left} ${head}V${head + height}H${left + width}` }),
@@ -28,7 +30,7 @@ function drawScatter(data, at) {
     write(left, head + height + 14, "middle", "0"), write(left + width, head + height + 14, "end", String(right)),
     write(left - 4, scaleY(top) + 8, "end", formatNumber(top, 1)), write(left - 4, scaleY(bottom), "end", formatNumber(bottom, 1)),
     write(left + width / 2, head + height + 14, "middle", "entropy (nats)"),
-    write(left + 6, head + 6, "start", "cosine similarity"),
+    write(left, head - 8, "start", "cosine similarity"),
     write(left, head + height + 28, "start", `dots: tokens of ${shown}` + (data.line.length ? "; line: median of all texts" : "")));
   if (data.line.length) {
     drawing.append(makePart("path", { class: "ns-median", d: "M" + data.line.map(([x, y]) => `${scaleX(x)} ${scaleY(y)}`).join("L") }));
