@@ -63,9 +63,9 @@ Markdown(
 # %% [markdown]
 # ## The coefficients
 #
-# Each coefficient has a 95 % interval. Tokens of one text depend on each other, so the
-# intervals come from resampling whole prompts (the cluster bootstrap), not tokens. With fewer than 30 prompts such
-# intervals are too short; then each prompt is left out once, and a note says so (jackknife t).
+# Each coefficient has a 95 % interval if there are prompts enough to compute one. Tokens of one text depend on each
+# other, so the intervals come from resampling whole prompts (the cluster bootstrap), not tokens. With fewer than 30
+# prompts such intervals are too short; then each prompt is left out once, and a note says so (jackknife t).
 
 # %%
 tables.show(tables.format_readable(statistics))

@@ -80,9 +80,9 @@ statistics = correlation.compute_statistics(named, pairs=correlation.PAIRS[:1]) 
 tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
-# Each coefficient has a 95 % interval from resampling or leaving out whole prompts, not tokens. *Within-prompt* is the
-# mean of the coefficients within each text; *partial* removes a linear effect of the number of candidates, *within-k*
-# compares only tokens with equally many of them.
+# Each coefficient has a 95 % interval from resampling or leaving out whole prompts, not tokens, if there are enough of
+# them. *Within-prompt* is the mean of the coefficients within each text; *partial* removes a linear effect of the number
+# of candidates, *within-k* compares only tokens with equally many of them.
 
 # %%
 figures.plot_scatter(table)

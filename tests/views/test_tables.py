@@ -152,7 +152,7 @@ def test_curves_without_parameters_are_a_list_by_reason_and_not_empty_rows():
 
 
 def test_the_list_of_missing_rises_says_why_no_rise_could_be_measured():
-    reason = "no rise measured: only 2 of 10 groups of prompts can be compared at the free curve's peak and start"
+    reason = "no rise measured: fewer than 5 groups of prompts have tokens there"
     notes = ["not better than a constant", f"not better than a constant; {reason}"]
     rows = pd.DataFrame({"Model": "m", "Dataset": ["a", "b"], "Bins": "equal width", "Curve": "free", "note": notes})
     rows = rows.assign(rise=[0.1, np.nan], peak=np.nan)

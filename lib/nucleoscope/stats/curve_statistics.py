@@ -216,8 +216,8 @@ class Sample:
             if len(top) and len(first):
                 found.append(np.median(top) - np.median(first))
         if len(found) < LEAST_FOLDS:
-            folds = f"{len(found)} of {count(len(self.without), 'group')} of prompts"
-            why = f"only {folds} can be compared at the free curve's peak and start; {LEAST_FOLDS} are needed"
+            groups = count(LEAST_FOLDS, "group")
+            why = f"fewer than {groups} of prompts have tokens at the peak and at the start of the others' free curve"
             return {}, f"{NO_RISE}: {why}"
         if not np.any(found):  # no curve rises, so the differences do not tell how far from 0 a rise could be
             return {"rise": 0.0, "rise low": np.nan, "rise high": np.nan}, ""
