@@ -116,9 +116,9 @@ panels.plot_grid(measured, bins, csv="correlation_bins.csv")
 # %% [markdown]
 # Each panel is one run: a row for each model with its settings, a column for each data set, all on the same axes. The
 # line joins the medians (or means) of bins of equal width, the bars are their 95 % intervals, and the band is one
-# standard deviation of the tokens; point at a bin to see how many tokens it contains. A run with fewer than five prompts
-# has neither bars nor band. A line through bins with few tokens is noisy and says little; *density* shows where the
-# tokens are.
+# standard deviation of the tokens; point at a bin to see how many tokens it contains. A run with fewer than five
+# prompts has neither bars nor band. A line through bins with few tokens is noisy and says little; *density* shows where
+# the tokens are.
 
 # %% [markdown]
 # ## Other quantities

@@ -66,8 +66,8 @@ figures.plot_fitted(lines, csv="fit_lines.csv")
 # %%
 reading = (
     "Each dot is the median of a bin; larger dots have more weight. The menu selects a run or a pool of runs, and the "
-    "bins. A good curve passes through the large dots. A single-peaked curve can rise once and fall once: if the dots do "
-    "anything else, it misses them, and only the spline can follow."
+    "bins. A good curve passes through the large dots. A single-peaked curve can rise once and fall once: if the dots "
+    "do anything else, it misses them, and only the spline can follow."
 )
 Markdown(reading) if len(lines) else None
 
@@ -85,10 +85,11 @@ display(
         tables.format_parameters(statistics, "unimodal", digits),
         "Its parameters a, b and c with 95 % intervals from resampled prompts; the peak is at 1 / b. *(all)* marks a "
         "pool: the runs of one model, or on one data set.",
-        "*before peak* is the share of the tokens left of the peak. A note says if a fit ended on a bound, and how many "
-        "resamples do not determine the parameters, because their curve is flat, a straight line, or different from its "
-        "level in the first bin alone. What could grow without limit there is infinite (∞), and what could become "
-        "arbitrarily small is 0. Rows with the model *(random effects)* are means over the models of a data set.",
+        "*before peak* is the share of the tokens left of the peak. A note says if a fit ended on a bound, and how "
+        "many resamples do not determine the parameters, because their curve is flat, a straight line, or different "
+        "from its level in the first bin alone. What could grow without limit there is infinite (∞), and what could "
+        "become arbitrarily small is 0. Rows with the model *(random effects)* are means over the models of a data "
+        "set.",
         tables.describe_missing_parameters(statistics, "unimodal", digits),
     )
 )
@@ -129,9 +130,9 @@ display(
 display(
     *tables.show_section(
         tables.compare_curves(statistics, "delta AICc", 1),
-        "AICc, which penalises a curve for its parameters, as the difference from the best curve in the row. It assumes "
-        "that the medians are independent, which is only roughly true: it ranks the curves on the same bins, and a small "
-        "difference means nothing. A curve with almost as many parameters as there are bins has no AICc.",
+        "AICc, which penalises a curve for its parameters, as the difference from the best curve in the row. It "
+        "assumes that the medians are independent, which is only roughly true: it ranks the curves on the same bins, "
+        "and a small difference means nothing. A curve with almost as many parameters as there are bins has no AICc.",
         missing=tables.describe_missing_numbers(statistics, "delta AICc", but=number),
     )
 )
@@ -141,10 +142,10 @@ display(
     *tables.show_section(
         tables.compare_curves(statistics, "held-out error", tables.choose_error_digits(statistics), most=2),
         "The mean absolute error on tokens of prompts that the curve was not fitted to:",
-        "Single tokens scatter far more than good curves differ, so a small difference here is meaningful only if most "
-        "runs show it. A curve with many parameters that wins by R2 but not by held-out error fits noise. If the spline "
-        "wins by all three, the medians have more than one peak. Two cosine similarities differ by at most 2: a larger "
-        "error is that of a curve that leaves their range where it was not fitted.",
+        "Single tokens scatter far more than good curves differ, so a small difference here is meaningful only if "
+        "most runs show it. A curve with many parameters that wins by R2 but not by held-out error fits noise. If the "
+        "spline wins by all three, the medians have more than one peak. Two cosine similarities differ by at most 2: "
+        "a larger error is that of a curve that leaves their range where it was not fitted.",
         tables.describe_missing_numbers(statistics, "held-out error", but=number),
     )
 )
@@ -160,11 +161,11 @@ explained = tables.format_explained(statistics)
 display(
     *tables.show_section(
         explained,
-        after="If beta is 1 and alpha is 0, the curve of the medians is also the curve of the tokens. *R2* is the share "
-        "of the variance of single tokens that the curve explains. *of free* is its ratio to the R2 of the free curve, "
-        "and is missing where that is not better than a constant. *of spline* is its ratio to the R2 of a spline fitted "
-        "to the tokens themselves: the share of what any smooth function of entropy could explain that this curve "
-        "explains.",
+        after="If beta is 1 and alpha is 0, the curve of the medians is also the curve of the tokens. *R2* is the "
+        "share of the variance of single tokens that the curve explains. *of free* is its ratio to the R2 of "
+        "the free curve, and is missing where that is not better than a constant. *of spline* is its ratio to "
+        "the R2 of a spline fitted to the tokens themselves: the share of what any smooth function of entropy "
+        "could explain that this curve explains.",
         missing="" if len(explained) else tables.describe_unexplained(statistics),
     )
 )

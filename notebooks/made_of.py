@@ -146,8 +146,9 @@ Markdown(made_of_text.describe_specifications(tests))
 
 # %% [markdown]
 # The table compares the median coefficient with *its median*, that of the mean coefficients of tables in which cosines
-# are exchanged, among all tokens (*all* in the column *null*) or among those of equal k (*same_k*), in all specifications
-# at once. Exchanging treats the tokens of a text as independent, and so does p; the interval of the difference does not.
+# are exchanged, among all tokens (*all* in the column *null*) or among those of equal k (*same_k*), in all
+# specifications at once. Exchanging treats the tokens of a text as independent, and so does p; the interval of the
+# difference does not.
 
 # %%
 tables.show(tables.format_counts(tests)) if runs else None

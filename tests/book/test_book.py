@@ -1150,6 +1150,18 @@ def test_a_card_shows_similarities_where_they_are_known(visit):
     assert unknown.locator(".ns-cells").count() == 0
 
 
+def test_no_point_of_the_cards_plot_is_behind_the_name_of_its_axis(visit):
+    page = visit("strips")
+    page.locator(".nucleoscope-strip .ns-text > span").nth(3).hover()
+    plots = page.evaluate("""() => [...document.querySelectorAll(".nucleoscope-strip .ns-card svg")].map((plot) => {
+      const names = [...plot.querySelectorAll("text")].filter((text) => text.textContent === "cosine similarity");
+      const name = names[0].getBBox();
+      return [name.y + name.height, plot.querySelector(".ns-dots").getBBox().y];
+    })""")
+    assert plots
+    assert all(bottom <= dots for bottom, dots in plots)
+
+
 # Strips of tokens
 
 DRAWN = ".nucleoscope-strip .ns-text > span"
