@@ -383,7 +383,9 @@ FILES = {  # name -> content, and what the line says
     "text.jsonl": (b"hello\n", "line 1: not valid JSON"),
     "number.jsonl": (b"3\n", "line 1: not a JSON object"),
     "null.jsonl": (b"null\n", "line 1: not a JSON object"),
-    "cut.jsonl": (GOOD + b'{"prompt": "b', "line 2: not valid JSON"),
+    "cut.jsonl": (GOOD + b'{"prompt": "b', "line 2: not valid JSON (Unterminated string starting at column 12): corr"),
+    "half.jsonl": (b'{"prompt":\n', "line 1: not valid JSON (Expecting value at column 11)"),
+    "extra.jsonl": (b'{"prompt": "a"} x\n', "line 1: not valid JSON (Extra data at column 17)"),
     "nested.jsonl": (DEEP, "line 1: JSON that is nested too deeply"),
     "nested-value.jsonl": (b'{"prompt": ' + DEEP, "line 1: JSON that is nested too deeply"),
     "objects.jsonl": (b'{"prompt":' * 20_000, "line 1: JSON that is nested too deeply"),
@@ -391,16 +393,32 @@ FILES = {  # name -> content, and what the line says
     "value-empty.jsonl": (GOOD * 2 + b'{"prompt": ""}\n' * 5, "line 3: column 'prompt' is empty: remove this row"),
     "value-blank.jsonl": (b'{"prompt": " "}\n', "line 1: column 'prompt' is blank: remove this row"),
     "other.jsonl": (b'{"text": "a"}\n', "has no column 'prompt': set prompt_column to 'text'"),
-    "later.jsonl": (GOOD * 3 + b'{"text": "a"}\n', "has no column 'prompt'"),
+    "later.jsonl": (
+        GOOD * 3 + b'{"text": "a"}\n',
+        "line 4: no column 'prompt', which the lines above have (this line has 'text'): correct or remove that line",
+    ),
+    "later-empty.jsonl": (
+        GOOD + b"{}\n",
+        "line 2: no column 'prompt', which the lines above have (this line has none)",
+    ),
     "no-columns.jsonl": (b"{}\n", "has no column 'prompt': there are no columns at all"),
     "value-number.jsonl": (b'{"prompt": 3}\n', "line 1: column 'prompt' is 3, not text: put it in quotation marks"),
     "value-null.jsonl": (b'{"prompt": null}\n', "line 1: column 'prompt' is null, not text: remove this row"),
-    "value-list.jsonl": (b'{"prompt": ["a"]}\n', "line 1: column 'prompt' is"),
+    "value-list.jsonl": (
+        b'{"prompt": ["a"]}\n',
+        """line 1: column 'prompt' is ["a"], not text: give the prompt as one string""",
+    ),
     "value-bool.jsonl": (b'{"prompt": true}\n', "line 1: column 'prompt' is true, not text"),
-    "value-nan.jsonl": (b'{"prompt": NaN}\n', "line 1: column 'prompt' is NaN, not text"),
+    "value-nan.jsonl": (b'{"prompt": NaN}\n', "line 1: column 'prompt' is NaN, not text: remove this row"),
     "value-long.jsonl": (b'{"prompt": [' + b"1," * 9999 + b"1]}\n", "line 1: column 'prompt' is"),
-    "surrogate.jsonl": (b'{"prompt": "\\ud800"}\n', "line 1: column 'prompt' contains a lone surrogate"),
-    "twice.jsonl": (b'{"prompt": "a", "prompt": "b"}\n', "has 2 columns 'prompt'"),
+    "surrogate.jsonl": (
+        b'{"prompt": "\\ud800"}\n',
+        "line 1: column 'prompt' contains a lone surrogate, which is not valid text: remove it",
+    ),
+    "twice.jsonl": (
+        b'{"prompt": "a", "prompt": "b"}\n',
+        "line 1: duplicate key 'prompt': rename or remove all but one",
+    ),
     "array.jsonl": (b'[{"prompt": "a"}]', "line 1: not a JSON object"),
     "many.jsonl": (json.dumps({f"c{n}" * 30: 1 for n in range(999)}).encode(), "has no column 'prompt'"),
     "names.jsonl": (b'{"a\\nb\\u001b": 1}\n', "has no column 'prompt'"),
@@ -410,8 +428,10 @@ FILES = {  # name -> content, and what the line says
     "other.csv": (b"text,x\na,b\n", "has no column 'prompt'"),
     "spaces.csv": (b" prompt \na\n", "has no column 'prompt'"),
     "comma.csv": (b"prompt\nHello, world\n", "line 2: 2 fields, but the header has 1"),
-    "short.csv": (b"x,prompt\na\n", "line 2: column 'prompt' is null, not text: remove this row"),
-    "twice.csv": (b"prompt,prompt\na,b\n", "has 2 columns 'prompt'"),
+    "short.csv": (b"x,prompt\na\n", "line 2: 1 field, but the header has 2: complete or remove that line"),
+    "index.csv": (b",x,y\n0,a,b\n", "has no column 'prompt': set prompt_column to one of 'x', 'y'"),
+    "unnamed.csv": (b",\n0,a\n", "has no column 'prompt': its columns have no names"),
+    "twice.csv": (b"prompt,prompt\na,b\n", "has 2 columns named 'prompt'"),
     "semicolon.csv": (b"id;prompt\n1;a\n", "if semicolons separate its columns, save it with commas between"),
     "tab.csv": (b"id\tprompt\n1\ta\n", "if tabs separate its columns, save it with commas between them"),
     "semicolon-other.csv": (b"id;text\n1;a\n", "has no column 'prompt': its first line is 'id;text'; if semi"),
@@ -457,6 +477,7 @@ def test_a_folder_is_no_file_of_prompts(refuse, tmp_path):
             "line 1: column 't' is empty: remove this row, because it has no text to measure",
         ),
         (b'{"prompt": "a", "t": 3}\n', "line 1: column 't' is 3, not text"),
+        (b'{"prompt": "a", "t": {}}\n', "line 1: column 't' is {}, not text: give the text as one string"),
         (b'{"prompt": "a"}\n', "has no column 't': set text_column to 'prompt'"),
     ],
 )
@@ -695,7 +716,7 @@ def test_a_folder_is_no_grid(refuse, tmp_path):
 
 def test_a_data_set_with_another_ending_is_told_the_endings(refuse, tmp_path):
     (tmp_path / "a.json").write_text("[]")
-    said = "the name 'a.json' must end in .jsonl, .csv, .parquet or .txt"
+    said = "'a.json' is not a supported type of file: convert it to .jsonl, .csv, .parquet or .txt"
     assert said in refuse(correlation_pipeline, "--dataset_name=a.json")
 
 
