@@ -156,14 +156,15 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             {"parameters": {"device": ["cpu", "cuda"]}},
             "parameters: device does not affect the results, so give it one value",
         ),
-        ({"parameters": {"variants": ["none", "default"]}}, "parameters: variants cannot have several values: all"),
+        ({"parameters": {"variants": ["none", "default"]}}, "parameters: variants cannot be a list: separate the"),
         (
             {"datasets": [{"name": "b", "text_column": ["c", "d"]}]},
-            "'b' in datasets: text_column cannot have several values: list the data set once for each column of texts",
+            "'b' in datasets: text_column cannot be a list: list the data set once for each column of texts",
         ),
         (
             {"parameters": {"dtype": ["auto", "float32"]}},
-            "dtype lists auto beside float32: auto becomes one of the others on each machine, so remove it",
+            "dtype lists auto along with float32: auto stands for one of the other types, depending on the machine, so "
+            "remove it",
         ),
         ({"resources": {"gpus": [1, 2]}}, "resources: gpus is [1, 2]: it must be a whole number from 0 to 10,000"),
         ({"results_dir": ["a", "b"]}, "results_dir is ['a', 'b']: it must be text"),
