@@ -118,7 +118,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"resources": {"memory": "40"}}, "resources: memory is '40': it must be a size with its unit, such as 40G"),
         (
             {"resources": {"time": 240}},
-            "resources: time is 240: it must be a duration with its unit, such as 90m, 4h or 2d",
+            "resources: time is 240: it must be a duration with its unit, such as 90m, 4h or 1d12h",
         ),
         (
             {"parameters": {"n_prompts": 0}},
@@ -900,7 +900,7 @@ def test_a_wrong_grid_is_one_line_of_the_graph_too(tmp_path):
     (tmp_path / "grid.yml").write_text(yaml.safe_dump(SMALL | {"parameters": {"dtype": "bf16"}}))
     done = run_snakemake("--configfile", tmp_path / "grid.yml")
     assert done.returncode != 0
-    assert "error: parameters: dtype is 'bf16'" in done.stderr
+    assert f"error: '{tmp_path}/grid.yml': parameters: dtype is 'bf16'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -950,6 +950,18 @@ def plan(config: dict, is_main_process: bool = True, nodes: int | None = None) -
         is_main_process=is_main_process, configfiles=[], resource_settings=SimpleNamespace(nodes=nodes)
     )
     return graph.Graph(config, workflow)
+
+
+@pytest.mark.parametrize("given", [{}, {"n_prompts": 3}])
+def test_a_grid_that_snakemake_has_read_is_named_unless_options_have_changed_it(tmp_path, given):
+    path = tmp_path / "grid.yml"
+    path.write_text("results_dir: r\nmodels: [a]\ndatasets: [b]\n")
+    config = yaml.safe_load(path.read_text()) | {"n_prompts": 3}
+    workflow = SimpleNamespace(is_main_process=True, configfiles=[path], config_settings=SimpleNamespace(config=given))
+    with pytest.raises(ValueError, match="'n_prompts' belongs under parameters") as caught:
+        graph.Graph(config, workflow)
+    named = "" if given else f"'{path}': "
+    assert assert_one_line(str(caught.value)) == f"{named}'n_prompts' belongs under parameters"
 
 
 def test_only_the_process_that_hands_jobs_to_a_cluster_tries_them_again(tmp_path):
