@@ -211,7 +211,7 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
         (["--model_name=none.gguf"], "file 'none.gguf' does not exist"),
         (["--model_name=~/none"], "/none' is neither an existing folder nor a valid model id"),
         (["--model_name=a b"], "'a b' is neither an existing folder nor a valid model id"),
-        (["--model_name=SmolLM2-999B"], "model 'SmolLM2-999B' is not on this machine, and HF_HUB_OFFLINE is set"),
+        (["--model_name=SmolLM2-999B"], "model 'SmolLM2-999B' is neither a folder nor in the cache"),
         (["--only=page"], "has no results to show (run.json is missing): measure first"),
         (["--results_dir=/dev/null/x"], "'/dev/null' is not a folder: use another --results_dir"),
         (["--mode=score", f"--text_column={'é' * 200}"], "the name of a results folder would be "),
@@ -514,10 +514,22 @@ FOLDERS = [  # the files of a folder, and what the line says
     ({"config.json": b"{}", "tokenizer_config.json": DEEP}, "tokenizer_config.json is not valid JSON (it is nested"),
     ({"config.json": b"{}", "special_tokens_map.json": b"\xff"}, "special_tokens_map.json is not valid JSON ('utf-8'"),
     ({"config.json": b"{}", "a.bin": b"", INDEX: b""}, f"{INDEX} is not valid JSON (Expecting value"),
-    ({"config.json": b"{}", "a.bin": b"", INDEX: b"{}"}, f"{INDEX} has no weight_map"),
-    ({"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": []}'}, f"{INDEX} has no weight_map"),
-    ({"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": {"a": 3}}'}, f"{INDEX} has no weight_map"),
-    ({"config.json": b"{}", "a.bin": b"", INDEX: LISTED}, f"lacks b.safetensors, which {INDEX} lists"),
+    (
+        {"config.json": b"{}", "a.bin": b"", INDEX: b"{}"},
+        f"{INDEX} has no weight_map, which says where each weight is: copy the model a",
+    ),
+    (
+        {"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": []}'},
+        f"{INDEX} has no weight_map, which says where each weight is: copy the model a",
+    ),
+    (
+        {"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": {"a": 3}}'},
+        f"{INDEX} has no weight_map, which says where each weight is: copy the model a",
+    ),
+    (
+        {"config.json": b"{}", "a.bin": b"", INDEX: LISTED},
+        f"': b.safetensors is missing, which {INDEX} lists: copy the model again",
+    ),
 ]
 
 
@@ -834,7 +846,7 @@ def run(folder: Path, *words: str, limit: float | None = 0.5) -> subprocess.Comp
         (["correlation_pipeline.py", "--model_name=./none"], "neither an existing folder nor"),
         (["correlation_pipeline.py", "--model_name=none.gguf"], "file 'none.gguf' does not exist"),
         (["correlation_pipeline.py", "--model_name=tests"], "folder 'tests' does not contain a model"),
-        (["correlation_pipeline.py", "--model_name=SmolLM2-1B"], "is not on this machine, and HF_HUB_OFFLINE is set"),
+        (["correlation_pipeline.py", "--model_name=SmolLM2-1B"], "is neither a folder nor in the cache"),
         (["correlation_pipeline.py", "--mode=score"], "mode=score needs text_column"),
         (["correlation_pipeline.py", "--mode=sing"], "mode is 'sing': it must be generate or score"),
         (["correlation_pipeline.py", "--results_dir=README.md"], "README.md' is not a folder"),

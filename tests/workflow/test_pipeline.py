@@ -134,7 +134,7 @@ def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path,
         (["dataset_name=poems"], "unknown data set 'poems': it must be gsm8k, writingprompts, xsum, math"),
         (
             ["model_name=nobody/nothing"],
-            "model 'nobody/nothing' is not on this machine, and HF_HUB_OFFLINE is set: it is neither a folder nor",
+            "model 'nobody/nothing' is neither a folder nor in the cache",
         ),
         (["batch_size=0"], "batch_size is 0: it must be auto or a whole number from 1 to 1,000,000,000"),
         (["top_p=1.5"], "top_p is 1.5: it must be a number in (0, 1]"),

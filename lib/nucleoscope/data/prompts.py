@@ -136,7 +136,7 @@ def _check_hub(name: str, text_column: str | None) -> None:
         if text_column and columns:
             _check_column(Column(text_column, "text_column"), columns, name)
     elif _find_offline_variable():
-        raise _explain_unavailable(name, f"{HUB[name].path} is not in the cache {locate_cache()}")
+        raise _explain_offline(name)
 
 
 def _refuse_prompt_column(name: str, prompt_column: str | None) -> None:
@@ -259,20 +259,25 @@ def explain_failures(name: str, failures: list[tuple[str, Exception]]) -> OSErro
 
     ``failures``: each revision that was tried, with what happened.
     """
+    if _find_offline_variable() and not is_cached(name):
+        return _explain_offline(name)
     tried = "; ".join(f"revision {revision}: {_explain_failure(error)}" for revision, error in failures)
     if _find_offline_variable() is None and all(hub.is_unreachable(hub.list_causes(error)) for _, error in failures):
         reason = hub.format_reason(_explain_failure(failures[-1][1]))
         return OSError(
-            f"data set {name} is not on this machine, and the Hub cannot be reached ({reason}): run "
-            "scripts/prefetch.py on a machine that can reach it"
+            f"data set {name} is not on this machine, and the Hub cannot be reached ({reason}): {hub.PREFETCH}"
         )
-    return _explain_unavailable(name, f"tried {HUB[name].path} on the Hub; {tried}")
+    where = "in the cache" if _find_offline_variable() else "on the Hub"
+    return OSError(f"cannot load data set {name}: tried {HUB[name].path} {where}; {tried}")
 
 
-def _explain_unavailable(name: str, why: str) -> OSError:
+def _explain_offline(name: str) -> OSError:
+    """The exception for a data set of `HUB` that is not in the cache, where nothing else may be asked."""
     variable = _find_offline_variable()
-    advice = f"; {variable} is set: download the data set with scripts/prefetch.py first" if variable else ""
-    return OSError(f"cannot load data set {name}: {why}{advice}")
+    return OSError(
+        f"data set {name} is not in the cache {locate_cache()}, and {variable} is set: unset {variable}, or "
+        f"{hub.PREFETCH}"
+    )
 
 
 def _find_offline_variable() -> str | None:
