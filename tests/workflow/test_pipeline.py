@@ -351,7 +351,7 @@ def test_the_graph_measures_similarity_in_context_if_the_grid_asks_for_it(tmp_pa
 def test_the_benchmark_compares_both_ways_to_read_candidates():
     sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=4,vocab_size=500"
     command = [sys.executable, "scripts/benchmark.py", "--context", "--dtype", "float32", "--device", "cpu"]
-    done = run_pipeline(f"random-weights={sizes}", "n_prompts=3", "max_tokens=5", "repeats=1", command=command)
+    done = run_pipeline(f"random_weights={sizes}", "n_prompts=3", "max_tokens=5", "repeats=1", command=command)
     assert done.returncode == 0, done.stderr
     assert "| | tree | cached steps |" in done.stdout
     assert float(done.stdout.rstrip().rsplit(": ", 1)[1]) < 1e-4
@@ -360,7 +360,7 @@ def test_the_benchmark_compares_both_ways_to_read_candidates():
 def test_the_benchmark_compares_branches_with_plain_generation():
     sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=4,vocab_size=500"
     command = [sys.executable, "scripts/benchmark.py", "--branching", "--dtype", "float32", "--device", "cpu"]
-    done = run_pipeline(f"random-weights={sizes}", "n_prompts=3", "max_tokens=5", "repeats=1", command=command)
+    done = run_pipeline(f"random_weights={sizes}", "n_prompts=3", "max_tokens=5", "repeats=1", command=command)
     assert done.returncode == 0, done.stderr
     assert "| | branches | plain generation |" in done.stdout
 
@@ -376,7 +376,7 @@ def test_the_default_grid_plans_its_three_runs():
 def test_the_benchmark_runs_all_its_parts_on_random_weights():
     sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=4,vocab_size=500"
     command = [sys.executable, "scripts/benchmark.py", "--only", "abcd"]
-    done = run_pipeline(f"random-weights={sizes}", "n_prompts=4", "max_tokens=5", "repeats=1", command=command)
+    done = run_pipeline(f"random_weights={sizes}", "n_prompts=4", "max_tokens=5", "repeats=1", command=command)
     assert done.returncode == 0, done.stderr
     for part in ("(a) published algorithm", "(b) generate", "(c) Nucleoscope", "(d) forward passes"):
         assert f"| {part}" in done.stdout
