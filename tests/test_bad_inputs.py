@@ -23,6 +23,7 @@ from messages import assert_one_line
 from nucleoscope import settings
 from nucleoscope.data import prompts
 from nucleoscope.models import devices, gpus
+from nucleoscope.settings import Settings
 from nucleoscope.store import results, text_pairs
 from nucleoscope.store import variants as store_variants
 from nucleoscope.workflow import grid, run_notebooks, status
@@ -280,6 +281,21 @@ def test_a_page_needs_no_settings_and_takes_those_of_its_run(monkeypatch, tmp_pa
         correlation_pipeline.main()
 
 
+@pytest.mark.parametrize("lost", ["measurements.pt", "run.json"])
+def test_what_is_made_from_results_is_skipped_without_them_if_asked_to(tmp_path, capsys, lost):
+    chosen = Settings(model_name="m", dataset_name="lines.jsonl", results_dir=str(tmp_path))
+    folder = tmp_path / "lines/m"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"settings": MEASURED}))
+    (folder / "measurements.pt").touch()
+    (folder / lost).unlink()
+    run_notebooks.write_page(chosen, True)
+    run_notebooks.measure_context(chosen, True)
+    run_notebooks.measure_branches(chosen, True)
+    said = [f"{folder} has no results to {what}" for what in ("show", "compare", "branch from")]
+    assert capsys.readouterr().out.splitlines() == said
+
+
 @pytest.mark.parametrize(
     ("device", "platform", "build", "there", "why"),
     [
@@ -289,7 +305,7 @@ def test_a_page_needs_no_settings_and_takes_those_of_its_run(monkeypatch, tmp_pa
         ("xpu", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
         ("cuda:2", "linux", "2.13.0", ["GPU-1", "GPU-2"], "its GPUs are cuda:0 to cuda:1"),
         ("cuda:1", "linux", "2.13.0", ["GPU-1"], "its only GPU is cuda:0"),
-        ("mps", "linux", "2.13.0", [], "it is the GPU of a Mac"),
+        ("mps", "linux", "2.13.0", [], "mps needs a Mac"),
         ("cuda:1", "linux", "2.13.0", ["GPU-1", "GPU-2"], None),
         ("cuda:5", "linux", "2.13.0+rocm6", [], None),  # AMD's are not listed
         ("mps", "darwin", "2.13.0", [], None),

@@ -124,7 +124,10 @@ def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path,
     refused = run_pipeline(*run, "max_tokens=5")
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
-    assert "max_tokens is 4 there and 5 here; to replace them, add --overwrite" in refused.stderr
+    assert (
+        "max_tokens is 4 there and 5 here; to replace them, run scripts/correlation_pipeline.py with --overwrite"
+        in refused.stderr
+    )
     assert file.stat() == before
 
 

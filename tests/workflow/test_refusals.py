@@ -185,8 +185,8 @@ def test_results_with_other_settings_are_refused_by_the_command(tmp_path, measur
     line = refuse(hub.clean_environment(tmp_path), "--seed=3", f"--results_dir={measured.parents[1]}")
     assert line == (
         f"error: '{measured}' has results with other settings: seed is 0 there and 3 here; to replace them, "
-        "add --overwrite to scripts/correlation_pipeline.py; to keep both, give it another --results_dir or "
-        "--named_settings=seed"
+        "run scripts/correlation_pipeline.py with --overwrite; to keep both, run it with another --results_dir or "
+        "with --named_settings=seed"
     )
 
 
