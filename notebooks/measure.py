@@ -88,8 +88,8 @@ run_folder.check(folder, overwrite)
 data = prompts.load(chosen.dataset_name, n_prompts, prompt_column, text_column)
 if data.blank_lines:
     print(f"blank lines of {dataset_name}, which are not prompts and were left out: {data.blank_lines}")
-if len(data.texts) < n_prompts:
-    print(f"{dataset_name} has {len(data.texts)} prompts, fewer than n_prompts ({n_prompts}): all are used")
+if shortage := prompts.describe_shortage(dataset_name, len(data.texts), n_prompts):
+    print(shortage)
 model, tokenizer, identity = loading.load(chosen.model_name, dtype, device, trust_remote_code, model_revision)
 if warning := results.warn_of_format(bool(tokenizer.chat_template), chosen.prompt_format):
     print(warning)

@@ -32,7 +32,7 @@ are generated first.
 --branching times how fast texts are continued from candidates of some of their tokens,
 compared with plain generation in batches of the same size.
 
---gpu-table instead times steps and runs of three model shapes, each with 7 to 8 billion
+--gpu_table instead times steps and runs of three model shapes, each with 7 to 8 billion
 random weights, on an NVIDIA GPU with 40 GB or more, without downloads: the table in README.
 """
 
@@ -68,12 +68,14 @@ def create_parser() -> command_line.Parser:
     )
     options.add_argument("--against", metavar="CHECKOUT", help="folder of another version of this project")
     options.add_whole_number("scale", 1, metavar="N", help="number of prompts of a run to compare with one of 100")
-    options.add_argument("--context", action="store_true", help="compare the two ways to read candidates in context")
+    options.add_argument(
+        "--context", action="store_true", help="compare the two ways of measuring candidates in context"
+    )
     options.add_argument("--branching", action="store_true", help="compare branches with plain generation")
     options.add_settings("context_candidates", "branch_points", "branch_length", "branch_replicates")
-    options.add_argument("--gpu-table", action="store_true", help="time three model shapes on a GPU")
+    options.add_argument("--gpu_table", action="store_true", help="time three model shapes on a GPU")
     options.add_argument(
-        "--random-weights",
+        "--random_weights",
         metavar="CONFIG",
         help="use random weights in the shape of this config.json, or of a Llama with these settings: key=value,...",
     )
@@ -108,7 +110,7 @@ def check_random_weights(given: str | None) -> None:
     if not all(re.fullmatch(r"[a-z_0-9]+=[^=,]+", pair) for pair in given.split(",")):
         shown = settings.quote(given)
         raise ValueError(
-            f"random-weights is {shown}: it must be an existing config.json, or settings such as "
+            f"random_weights is {shown}: it must be an existing config.json, or settings such as "
             "hidden_size=64,num_hidden_layers=2"
         )
 
@@ -118,19 +120,23 @@ def check_options(options: argparse.Namespace) -> None:
     check_only(options.only)
     check_random_weights(options.random_weights)
     if options.against is not None and (options.scale or options.random_weights):
-        raise ValueError("--against takes neither --scale nor --random-weights: give a model with --model_name")
+        raise ValueError(
+            "--against cannot be combined with --scale or --random_weights: give a model with --model_name"
+        )
     if options.gpu_table and (options.against is not None or options.scale or options.random_weights):
-        raise ValueError("--gpu-table takes none of --against, --scale and --random-weights")
+        raise ValueError("--gpu_table cannot be combined with --against, --scale or --random_weights")
     if options.context and (options.against is not None or options.scale or options.gpu_table):
-        raise ValueError("--context takes none of --against, --scale and --gpu-table")
+        raise ValueError("--context cannot be combined with --against, --scale or --gpu_table")
     if options.context and not 2 <= options.context_candidates <= 64:
         raise ValueError(f"context_candidates is {options.context_candidates}: --context compares 2 to 64 candidates")
     if options.branching and (options.context or options.against is not None or options.scale or options.gpu_table):
-        raise ValueError("--branching takes none of --context, --against, --scale and --gpu-table")
+        raise ValueError("--branching cannot be combined with --context, --against, --scale or --gpu_table")
     if options.branching and not (2 <= options.context_candidates <= 64 and options.branch_points > 0):
         raise ValueError("--branching needs context_candidates from 2 to 64 and branch_points of at least 1")
     if options.scale and (options.dataset_name or options.model_name != Settings.model_name):
-        raise ValueError("--scale takes neither --dataset_name nor --model_name: it has its own prompts and model")
+        raise ValueError(
+            "--scale cannot be combined with --dataset_name or --model_name: it has its own prompts and model"
+        )
     if options.against is None and len(options.dataset_name or []) > 1:
         raise ValueError(f"--dataset_name has {len(options.dataset_name)} names: only --against takes several")
     given = {name: getattr(options, name) for name in SETTINGS}

@@ -1,7 +1,7 @@
 """Measures one model on one data set with notebooks/measure.py, then shows the results with notebooks/run.py.
 
-With --context, notebooks/context.py measures similarity in context in between, in a second pass. With --branches,
-notebooks/branches.py then continues texts from each candidate of some of their tokens.
+With --context, notebooks/context.py measures similarity in context between these two, in a second pass. With
+--branches, notebooks/branches.py then continues texts from each candidate of some of their tokens.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Writes tokens, candidates or texts of a measured run to a csv, parquet or html file, for other programs and people.
+"""Writes tokens, candidates or texts of a run to a csv, parquet or html file, for other programs or for sharing.
 
 csv and parquet have one row for each token: its prompt, step and text, and everything that was measured; with
 --candidates, one for each token that could have been chosen. html is one file that opens in any browser, without a
@@ -16,7 +16,7 @@ def create_parser() -> Parser:
     """The command line: a run, a file, and which part of the run."""
     options = Parser(__doc__)
     options.add_argument("run", help="the folder of a run, or <dataset>/<model> below --results_dir")
-    options.add_argument("output", help="the file to write: its ending is .csv, .parquet or .html")
+    options.add_argument("output", help="the file to write: its extension is .csv, .parquet or .html")
     options.add_argument(
         "--prompt",
         type=parse_number,

@@ -11,7 +11,9 @@ def create_parser() -> Parser:
     options = Parser(__doc__)
     options.add_argument("--log", type=Path, help="file to copy the output to")
     options.add_whole_number("gpus", 0, help="number of this machine's GPUs to reserve for this job; 0 hides them all")
-    options.add_whole_number("threads", 1, help="threads that the command may start; default: as OMP_NUM_THREADS says")
+    options.add_whole_number(
+        "threads", 1, help="threads that the command may start; by default, the value of OMP_NUM_THREADS"
+    )
     options.add_argument("--nice", action="store_true", help="let everything else on this machine go first")
     options.add_argument(
         "--status", type=Path, help="file to record how the job ended; the exit status is then 0 even if it failed"

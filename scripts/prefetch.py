@@ -28,7 +28,7 @@ def main() -> None:
             refusals = prefetch.check_kinds(plan, kinds.check_folder)
         refusals = refusals or prefetch.fetch(plan)
         for line in refusals:
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {prefetch.reword(line)}", file=sys.stderr)
         if refusals:
             sys.exit(1)
         print("everything is in the cache: runs with HF_HUB_OFFLINE=1 need no network")

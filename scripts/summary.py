@@ -14,7 +14,7 @@ def create_parser() -> Parser:
     options.add_argument(
         "--check",
         action="store_true",
-        help="only check the grid itself, not whether its models and data sets can be had",
+        help="only check the grid itself, not whether its models and data sets are available",
     )
     return options
 

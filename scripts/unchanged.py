@@ -1,6 +1,6 @@
 """Checks quickly whether anything has changed since Snakemake last had nothing to do; the Makefile asks this first.
 
-The exit status is 0 if nothing has, and 1 if Snakemake has to be asked.
+The exit status is 0 if nothing has, and 1 if Snakemake must be run.
 """
 
 import sys

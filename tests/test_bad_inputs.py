@@ -23,6 +23,7 @@ from messages import assert_one_line
 from nucleoscope import settings
 from nucleoscope.data import prompts
 from nucleoscope.models import devices, gpus
+from nucleoscope.settings import Settings
 from nucleoscope.store import results, text_pairs
 from nucleoscope.store import variants as store_variants
 from nucleoscope.workflow import grid, run_notebooks, status
@@ -211,7 +212,7 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
         (["--model_name=none.gguf"], "file 'none.gguf' does not exist"),
         (["--model_name=~/none"], "/none' is neither an existing folder nor a valid model id"),
         (["--model_name=a b"], "'a b' is neither an existing folder nor a valid model id"),
-        (["--model_name=SmolLM2-999B"], "model 'SmolLM2-999B' is not on this machine, and HF_HUB_OFFLINE is set"),
+        (["--model_name=SmolLM2-999B"], "model 'SmolLM2-999B' is neither a folder nor in the cache"),
         (["--only=page"], "has no results to show (run.json is missing): measure first"),
         (["--results_dir=/dev/null/x"], "'/dev/null' is not a folder: use another --results_dir"),
         (["--mode=score", f"--text_column={'é' * 200}"], "the name of a results folder would be "),
@@ -280,6 +281,21 @@ def test_a_page_needs_no_settings_and_takes_those_of_its_run(monkeypatch, tmp_pa
         correlation_pipeline.main()
 
 
+@pytest.mark.parametrize("lost", ["measurements.pt", "run.json"])
+def test_what_is_made_from_results_is_skipped_without_them_if_asked_to(tmp_path, capsys, lost):
+    chosen = Settings(model_name="m", dataset_name="lines.jsonl", results_dir=str(tmp_path))
+    folder = tmp_path / "lines/m"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"settings": MEASURED}))
+    (folder / "measurements.pt").touch()
+    (folder / lost).unlink()
+    run_notebooks.write_page(chosen, True)
+    run_notebooks.measure_context(chosen, True)
+    run_notebooks.measure_branches(chosen, True)
+    said = [f"{folder} has no results to {what}" for what in ("show", "compare", "branch from")]
+    assert capsys.readouterr().out.splitlines() == said
+
+
 @pytest.mark.parametrize(
     ("device", "platform", "build", "there", "why"),
     [
@@ -289,7 +305,7 @@ def test_a_page_needs_no_settings_and_takes_those_of_its_run(monkeypatch, tmp_pa
         ("xpu", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
         ("cuda:2", "linux", "2.13.0", ["GPU-1", "GPU-2"], "its GPUs are cuda:0 to cuda:1"),
         ("cuda:1", "linux", "2.13.0", ["GPU-1"], "its only GPU is cuda:0"),
-        ("mps", "linux", "2.13.0", [], "it is the GPU of a Mac"),
+        ("mps", "linux", "2.13.0", [], "mps needs a Mac"),
         ("cuda:1", "linux", "2.13.0", ["GPU-1", "GPU-2"], None),
         ("cuda:5", "linux", "2.13.0+rocm6", [], None),  # AMD's are not listed
         ("mps", "darwin", "2.13.0", [], None),
@@ -383,7 +399,9 @@ FILES = {  # name -> content, and what the line says
     "text.jsonl": (b"hello\n", "line 1: not valid JSON"),
     "number.jsonl": (b"3\n", "line 1: not a JSON object"),
     "null.jsonl": (b"null\n", "line 1: not a JSON object"),
-    "cut.jsonl": (GOOD + b'{"prompt": "b', "line 2: not valid JSON"),
+    "cut.jsonl": (GOOD + b'{"prompt": "b', "line 2: not valid JSON (Unterminated string starting at column 12): corr"),
+    "half.jsonl": (b'{"prompt":\n', "line 1: not valid JSON (Expecting value at column 11)"),
+    "extra.jsonl": (b'{"prompt": "a"} x\n', "line 1: not valid JSON (Extra data at column 17)"),
     "nested.jsonl": (DEEP, "line 1: JSON that is nested too deeply"),
     "nested-value.jsonl": (b'{"prompt": ' + DEEP, "line 1: JSON that is nested too deeply"),
     "objects.jsonl": (b'{"prompt":' * 20_000, "line 1: JSON that is nested too deeply"),
@@ -391,16 +409,32 @@ FILES = {  # name -> content, and what the line says
     "value-empty.jsonl": (GOOD * 2 + b'{"prompt": ""}\n' * 5, "line 3: column 'prompt' is empty: remove this row"),
     "value-blank.jsonl": (b'{"prompt": " "}\n', "line 1: column 'prompt' is blank: remove this row"),
     "other.jsonl": (b'{"text": "a"}\n', "has no column 'prompt': set prompt_column to 'text'"),
-    "later.jsonl": (GOOD * 3 + b'{"text": "a"}\n', "has no column 'prompt'"),
+    "later.jsonl": (
+        GOOD * 3 + b'{"text": "a"}\n',
+        "line 4: no column 'prompt', which the lines above have (this line has 'text'): correct or remove that line",
+    ),
+    "later-empty.jsonl": (
+        GOOD + b"{}\n",
+        "line 2: no column 'prompt', which the lines above have (this line has none)",
+    ),
     "no-columns.jsonl": (b"{}\n", "has no column 'prompt': there are no columns at all"),
     "value-number.jsonl": (b'{"prompt": 3}\n', "line 1: column 'prompt' is 3, not text: put it in quotation marks"),
     "value-null.jsonl": (b'{"prompt": null}\n', "line 1: column 'prompt' is null, not text: remove this row"),
-    "value-list.jsonl": (b'{"prompt": ["a"]}\n', "line 1: column 'prompt' is"),
+    "value-list.jsonl": (
+        b'{"prompt": ["a"]}\n',
+        """line 1: column 'prompt' is ["a"], not text: give the prompt as one string""",
+    ),
     "value-bool.jsonl": (b'{"prompt": true}\n', "line 1: column 'prompt' is true, not text"),
-    "value-nan.jsonl": (b'{"prompt": NaN}\n', "line 1: column 'prompt' is NaN, not text"),
+    "value-nan.jsonl": (b'{"prompt": NaN}\n', "line 1: column 'prompt' is NaN, not text: remove this row"),
     "value-long.jsonl": (b'{"prompt": [' + b"1," * 9999 + b"1]}\n", "line 1: column 'prompt' is"),
-    "surrogate.jsonl": (b'{"prompt": "\\ud800"}\n', "line 1: column 'prompt' contains a lone surrogate"),
-    "twice.jsonl": (b'{"prompt": "a", "prompt": "b"}\n', "has 2 columns 'prompt'"),
+    "surrogate.jsonl": (
+        b'{"prompt": "\\ud800"}\n',
+        "line 1: column 'prompt' contains a lone surrogate, which is not valid text: remove it",
+    ),
+    "twice.jsonl": (
+        b'{"prompt": "a", "prompt": "b"}\n',
+        "line 1: duplicate key 'prompt': rename or remove all but one",
+    ),
     "array.jsonl": (b'[{"prompt": "a"}]', "line 1: not a JSON object"),
     "many.jsonl": (json.dumps({f"c{n}" * 30: 1 for n in range(999)}).encode(), "has no column 'prompt'"),
     "names.jsonl": (b'{"a\\nb\\u001b": 1}\n', "has no column 'prompt'"),
@@ -410,8 +444,10 @@ FILES = {  # name -> content, and what the line says
     "other.csv": (b"text,x\na,b\n", "has no column 'prompt'"),
     "spaces.csv": (b" prompt \na\n", "has no column 'prompt'"),
     "comma.csv": (b"prompt\nHello, world\n", "line 2: 2 fields, but the header has 1"),
-    "short.csv": (b"x,prompt\na\n", "line 2: column 'prompt' is null, not text: remove this row"),
-    "twice.csv": (b"prompt,prompt\na,b\n", "has 2 columns 'prompt'"),
+    "short.csv": (b"x,prompt\na\n", "line 2: 1 field, but the header has 2: complete or remove that line"),
+    "index.csv": (b",x,y\n0,a,b\n", "has no column 'prompt': set prompt_column to one of 'x', 'y'"),
+    "unnamed.csv": (b",\n0,a\n", "has no column 'prompt': its columns have no names"),
+    "twice.csv": (b"prompt,prompt\na,b\n", "has 2 columns named 'prompt'"),
     "semicolon.csv": (b"id;prompt\n1;a\n", "if semicolons separate its columns, save it with commas between"),
     "tab.csv": (b"id\tprompt\n1\ta\n", "if tabs separate its columns, save it with commas between them"),
     "semicolon-other.csv": (b"id;text\n1;a\n", "has no column 'prompt': its first line is 'id;text'; if semi"),
@@ -457,6 +493,7 @@ def test_a_folder_is_no_file_of_prompts(refuse, tmp_path):
             "line 1: column 't' is empty: remove this row, because it has no text to measure",
         ),
         (b'{"prompt": "a", "t": 3}\n', "line 1: column 't' is 3, not text"),
+        (b'{"prompt": "a", "t": {}}\n', "line 1: column 't' is {}, not text: give the text as one string"),
         (b'{"prompt": "a"}\n', "has no column 't': set text_column to 'prompt'"),
     ],
 )
@@ -493,10 +530,22 @@ FOLDERS = [  # the files of a folder, and what the line says
     ({"config.json": b"{}", "tokenizer_config.json": DEEP}, "tokenizer_config.json is not valid JSON (it is nested"),
     ({"config.json": b"{}", "special_tokens_map.json": b"\xff"}, "special_tokens_map.json is not valid JSON ('utf-8'"),
     ({"config.json": b"{}", "a.bin": b"", INDEX: b""}, f"{INDEX} is not valid JSON (Expecting value"),
-    ({"config.json": b"{}", "a.bin": b"", INDEX: b"{}"}, f"{INDEX} has no weight_map"),
-    ({"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": []}'}, f"{INDEX} has no weight_map"),
-    ({"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": {"a": 3}}'}, f"{INDEX} has no weight_map"),
-    ({"config.json": b"{}", "a.bin": b"", INDEX: LISTED}, f"lacks b.safetensors, which {INDEX} lists"),
+    (
+        {"config.json": b"{}", "a.bin": b"", INDEX: b"{}"},
+        f"{INDEX} has no weight_map, which says where each weight is: copy the model a",
+    ),
+    (
+        {"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": []}'},
+        f"{INDEX} has no weight_map, which says where each weight is: copy the model a",
+    ),
+    (
+        {"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": {"a": 3}}'},
+        f"{INDEX} has no weight_map, which says where each weight is: copy the model a",
+    ),
+    (
+        {"config.json": b"{}", "a.bin": b"", INDEX: LISTED},
+        f"': b.safetensors is missing, which {INDEX} lists: copy the model again",
+    ),
 ]
 
 
@@ -530,7 +579,10 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"results_dir": " "}, "results_dir is ' ': it must not be empty"),
     ({"results_dir": 3}, "results_dir is 3: it must be text"),
     ({"results_dir": ["r"]}, "results_dir is ['r']: it must be text"),
-    ({"results_dir": "~no-such-user/r"}, "results_dir is '~no-such-user/r': it must not begin with ~ and a name"),
+    (
+        {"results_dir": "~no-such-user/r"},
+        "results_dir is '~no-such-user/r': it must not begin with ~ and the name of an unknown u",
+    ),
     ({"results_dir": "a\0b"}, "results_dir is 'a\\x00b': it must not contain control characters"),
     ({"result_dir": "r"}, "unknown setting 'result_dir' (did you mean 'results_dir'?)"),
     ({3: "r"}, "unknown setting 3"),
@@ -596,7 +648,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ),
     (
         {"parameters": {"variants": "foo"}},
-        "variants: no candidate set or geometry is called 'foo': it must be default, none, or some of top_p_0.5",
+        "variants: unknown candidate set or geometry 'foo': variants must be default, none, or one or more of top_p_",
     ),
     ({"parameters": {"variants": ""}}, "variants is '': it must be default, none"),
     ({"parameters": {"n_prompts": 10**30}}, f"parameters: n_prompts is {10**30}: it must be a whole number from 1 to"),
@@ -622,16 +674,26 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"resources": {"gpus": 10**30}}, "resources: gpus is 1000"),
     ({"resources": {"memory": "0G"}}, "resources: memory is '0G': it must be a size above 0, such as 40G"),
     ({"resources": {"memory": 40}}, "resources: memory is 40: it must be a size with its unit, such as 40G"),
-    ({"resources": {"memory": "-4G"}}, "resources: memory is '-4G'"),
-    ({"resources": {"memory": "4 G"}}, "resources: memory is '4 G'"),
+    ({"resources": {"memory": "-4G"}}, "resources: memory is '-4G': it must be a size above 0, such as 40G"),
+    (
+        {"resources": {"memory": "4 GB"}},
+        "resources: memory is '4 GB': it must be a whole number followed by M, G or T, without a space, such as 40G",
+    ),
+    ({"resources": {"memory": "4g"}}, "resources: memory is '4g': it must be a whole number followed by M, G or T"),
+    ({"resources": {"memory": 0}}, "resources: memory is 0: it must be a size above 0"),
+    ({"resources": {"memory": "9" * 10 + "G"}}, "it must be a whole number of at most 9 digits followed by M, G or T"),
     ({"resources": {"memory": "9" * 5000 + "G"}}, "resources: memory is '999"),
     ({"resources": {"memory": "٣G"}}, "resources: memory is '٣G'"),
     ({"resources": {"time": "0h"}}, "resources: time is '0h': it must be a duration above 0"),
-    ({"resources": {"time": "0d0h0m"}}, "resources: time is '0d0h0m'"),
+    ({"resources": {"time": "0d0h0m"}}, "resources: time is '0d0h0m': it must be a duration above 0"),
     ({"resources": {"time": 4}}, "resources: time is 4: it must be a duration with its unit, such as 90m, 4h"),
     ({"resources": {"time": 0}}, "resources: time is 0: it must be a duration above 0"),
     ({"resources": {"memory": 1.5}}, "resources: memory is 1.5: it must be a size with its unit"),
-    ({"resources": {"time": "4:00:00"}}, "resources: time is '4:00:00'"),
+    (
+        {"resources": {"time": "4:00:00"}},
+        "time is '4:00:00': it must be whole numbers followed by m, h or d, without spaces, such as 90m, 4h or 1d12h",
+    ),
+    ({"resources": {"time": "-4h"}}, "resources: time is '-4h': it must be a duration above 0"),
     ({"resources": {"time": "9" * 5000 + "h"}}, "resources: time is '999"),
     ({"models": [{"name": "a", "time": "0m"}]}, "'a' in models: time is '0m'"),
     ({"analyses": []}, "analyses is []: it must be a mapping"),
@@ -695,7 +757,7 @@ def test_a_folder_is_no_grid(refuse, tmp_path):
 
 def test_a_data_set_with_another_ending_is_told_the_endings(refuse, tmp_path):
     (tmp_path / "a.json").write_text("[]")
-    said = "the name 'a.json' must end in .jsonl, .csv, .parquet or .txt"
+    said = "'a.json' is not a supported type of file: convert it to .jsonl, .csv, .parquet or .txt"
     assert said in refuse(correlation_pipeline, "--dataset_name=a.json")
 
 
@@ -730,13 +792,13 @@ def test_a_grid_with_a_hundred_mistakes_is_still_one_line(tmp_path):
 @pytest.mark.parametrize("word", ["99", "-1", "0", "1e3", "2.5", "many", "", LONG, "1000001", "nan"])
 def test_a_number_of_resamples_that_cannot_be_is_named(refuse, word):
     line = refuse(correlation_eval, f"--resamples={word}")
-    assert "resamples is " in line
+    assert line.startswith("error: resamples is ")
     assert "it must be a whole number from 100 to 1,000,000" in line
 
 
 @pytest.mark.parametrize("word", ["-1", "x", "", LONG, "2.5"])
 def test_a_seed_of_the_analyses_that_cannot_be_is_named(refuse, word):
-    assert "seed is " in refuse(correlation_eval, f"--seed={word}")
+    assert "error: seed is " in refuse(correlation_eval, f"--seed={word}")
 
 
 @pytest.mark.parametrize("word", ["", " ", "a\nb", "~no-such-user/x", "no/such/folder"])
@@ -800,7 +862,7 @@ def run(folder: Path, *words: str, limit: float | None = 0.5) -> subprocess.Comp
         (["correlation_pipeline.py", "--model_name=./none"], "neither an existing folder nor"),
         (["correlation_pipeline.py", "--model_name=none.gguf"], "file 'none.gguf' does not exist"),
         (["correlation_pipeline.py", "--model_name=tests"], "folder 'tests' does not contain a model"),
-        (["correlation_pipeline.py", "--model_name=SmolLM2-1B"], "is not on this machine, and HF_HUB_OFFLINE is set"),
+        (["correlation_pipeline.py", "--model_name=SmolLM2-1B"], "is neither a folder nor in the cache"),
         (["correlation_pipeline.py", "--mode=score"], "mode=score needs text_column"),
         (["correlation_pipeline.py", "--mode=sing"], "mode is 'sing': it must be generate or score"),
         (["correlation_pipeline.py", "--results_dir=README.md"], "README.md' is not a folder"),
@@ -822,18 +884,18 @@ def run(folder: Path, *words: str, limit: float | None = 0.5) -> subprocess.Comp
         (["benchmark.py", "--only=z"], "only is 'z': it must be one or more of the letters a, b, c, d, k, v"),
         (["benchmark.py", "--only="], "only is '': it must be one or more of the letters"),
         (
-            ["benchmark.py", "--random-weights=foo"],
-            "random-weights is 'foo': it must be an existing config.json, or settings such as hidden_size=64",
+            ["benchmark.py", "--random_weights=foo"],
+            "random_weights is 'foo': it must be an existing config.json, or settings such as hidden_size=64",
         ),
-        (["benchmark.py", "--random-weights=/none.json"], "random-weights is '/none.json': it must be an existing"),
+        (["benchmark.py", "--random_weights=/none.json"], "random_weights is '/none.json': it must be an existing"),
         (["benchmark.py", "--repeats=0"], "repeats is 0"),
         (["benchmark.py", "--against=/none"], "folder '/none' does not exist"),
         (["benchmark.py", "--against=README.md"], "'README.md' is a file: give the folder of a checkout"),
         (["benchmark.py", "--against=tests"], "'tests' is not a checkout of this project: lib/nucleoscope is missing"),
         (["benchmark.py", "--against=.", "--dataset_name", "math", "none.csv"], "file 'none.csv' does not exist"),
         (["benchmark.py", "--against=.", "--model_name=./none"], "neither an existing folder nor"),
-        (["benchmark.py", "--against=.", "--scale=9"], "--against takes neither --scale nor --random-weights"),
-        (["benchmark.py", "--scale=9", "--dataset_name=math"], "--scale takes neither --dataset_name nor --model_name"),
+        (["benchmark.py", "--against=.", "--scale=9"], "--against cannot be combined with --scale or --random_weights"),
+        (["benchmark.py", "--scale=9", "--dataset_name=math"], "--scale cannot be combined with --dataset_name or"),
         (["benchmark.py", "--dataset_name", "math", "stories"], "--dataset_name has 2 names"),
     ],
     ids=number_ids,

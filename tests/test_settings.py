@@ -184,8 +184,8 @@ def test_every_default_is_allowed(name):
         (
             "variants",
             "top_q_0.9, raw",
-            "variants: no candidate set or geometry is called 'top_q_0.9' (did you mean 'top_p_0.9'?): it must be "
-            f"default, none, or some of {', '.join(variants.NAMES)}",
+            "variants: unknown candidate set or geometry 'top_q_0.9' (did you mean 'top_p_0.9'?): variants must be "
+            f"default, none, or one or more of {', '.join(variants.NAMES)}",
         ),
         (
             "variants",

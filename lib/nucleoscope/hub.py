@@ -28,12 +28,14 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx, validate_repo_id
 
 from nucleoscope.file_errors import check_regular, find_system_cause
-from nucleoscope.wording import lower_first
+from nucleoscope.wording import join_names, lower_first
 
 PACKAGED = "SmolLM2-135M-Instruct"
 CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER, TOKENIZER_KEYS = "tokenizer.json", ("added_tokens", "model")  # and what every such file has
 # What transformers reads weights from, in order: a file, or an index that says in which part each weight is.
 SOURCES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+PREFETCH = "run scripts/prefetch.py on a machine that can reach the Hub"  # advice that `data.prefetch.reword` knows
 PATIENCE = 1.5  # seconds without a word
 WEIGHTS = (".safetensors", ".bin")  # the endings of files in a model's folder that transformers reads weights from
 
@@ -179,10 +181,16 @@ def _check_weights(folder: Path, name: str) -> None:
     for index in _find_index(folder):
         places = _read_entries(folder / index, name).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-            raise ValueError(f"folder '{name}': {index} has no weight_map, which says where each weight is")
+            raise ValueError(
+                f"folder '{name}': {index} has no weight_map, which says where each weight is: copy the model again"
+            )
         missing = sorted(file for file in set(places.values()) if not (folder / file).is_file())
         if missing:
-            raise ValueError(f"folder '{name}' lacks {shorten(', '.join(missing))}, which {index} lists")
+            verb = "is" if len(missing) == 1 else "are"
+            raise ValueError(
+                f"folder '{name}': {shorten(join_names(missing))} {verb} missing, which {index} lists: copy the model "
+                "again"
+            )
 
 
 def check(name: str, revision: str | None = None) -> None:
@@ -238,13 +246,23 @@ def _has_tokenizer(folder: Path) -> bool:
 def _find_damage(folder: Path, name: str, error: Exception) -> ValueError | None:
     """The error explained by a file of a model's folder that is damaged: a tokenizer is read only if loading failed."""
     if type(error).__name__ == "SafetensorError":
-        return ValueError(f"folder '{name}': a .safetensors file is damaged or incomplete ({shorten(error)})")
+        return ValueError(
+            f"folder '{name}': a .safetensors file is damaged or incomplete ({shorten(error)}): copy the model again"
+        )
+    if not (folder / TOKENIZER).is_file():
+        return None
     try:
-        if (folder / "tokenizer.json").is_file():
-            _read_entries(folder / "tokenizer.json", name)
+        entries = _read_entries(folder / TOKENIZER, name)
     except ValueError as damage:
         return damage
-    return None
+    reason = ""
+    if type(error) is Exception and re.search(r" at line \d+ column \d+$", str(error)):  # as tokenizers says it
+        reason = shorten(error)
+    if (reason or isinstance(error, KeyError)) and (missing := [key for key in TOKENIZER_KEYS if key not in entries]):
+        reason = f"{join_names(map(repr, missing))} {'is' if len(missing) == 1 else 'are'} missing"
+    if not reason:
+        return None
+    return ValueError(f"folder '{name}': {TOKENIZER} is damaged or incomplete ({reason}): copy the model again")
 
 
 def _explain_by_hub(name: str, links: list[BaseException], revision: str | None) -> Exception | None:
@@ -270,7 +288,7 @@ def _explain_by_hub(name: str, links: list[BaseException], revision: str | None)
     if begun and (constants.HF_HUB_OFFLINE or is_unreachable(links)):
         return ConnectionError(
             f"model '{name}' is incomplete in the cache {constants.HF_HUB_CACHE}, and {reason}: "
-            f"download it with scripts/prefetch.py ({shorten(links[0])})"
+            f"{_advise_offline()}{PREFETCH} ({shorten(links[0])})"
         )
     if others := _list_cached_revisions(name) if constants.HF_HUB_OFFLINE else []:
         return ConnectionError(
@@ -279,12 +297,14 @@ def _explain_by_hub(name: str, links: list[BaseException], revision: str | None)
         )
     if is_unreachable(links):
         at = f" at revision '{revision}'" if revision else ""
-        cache = (
-            f": it is neither a folder nor in the cache {constants.HF_HUB_CACHE}" if constants.HF_HUB_OFFLINE else ""
+        where = (
+            f"neither a folder nor in the cache {constants.HF_HUB_CACHE}"
+            if constants.HF_HUB_OFFLINE
+            else "not on this machine"
         )
         return ConnectionError(
-            f"model '{name}'{at} is not on this machine, and {reason}{_explain_connection(links[-1])}{cache}; check "
-            "the name, or run scripts/prefetch.py on a machine that can reach the Hub"
+            f"model '{name}'{at} is {where}, and {reason}{_explain_connection(links[-1])}: check the name, "
+            f"{_advise_offline() or 'or '}{PREFETCH}"
         )
     broken = find_first(httpx.TransportError) or next(
         (link for link in links if "Consistency check" in str(link)), None
@@ -295,6 +315,11 @@ def _explain_by_hub(name: str, links: list[BaseException], revision: str | None)
             "run the same command again; files already downloaded are kept"
         )
     return None
+
+
+def _advise_offline() -> str:
+    """Words before the advice `PREFETCH`: offline, there is another way."""
+    return "unset HF_HUB_OFFLINE, or " if constants.HF_HUB_OFFLINE else ""
 
 
 def _explain_connection(cause: BaseException) -> str:

@@ -29,7 +29,7 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 SINGLE = {  # settings that affect the results and have one value in each run of a model on a data set, and why
     "mode": "list the data set twice, once with mode: score and text_column",
     "text_column": "list the data set once for each column of texts",
-    "variants": "all variants that are named are measured in one run",
+    "variants": "separate the names by commas; all are measured in one run",
 }
 LONGEST, LONGEST_PART = 4096, 255  # characters of a path, bytes of one of its parts: Linux and macOS allow no more
 
@@ -218,8 +218,8 @@ class Settings:
     named_settings: str | None = _define(
         str,
         None,
-        "settings whose values are added to the name of the run's folder, separated by commas, such as top_p,seed: "
-        "runs with other values are then kept beside it",
+        "settings whose values are added to the name of the run's folder, so that runs with different values get "
+        "different folders; separated by commas, such as top_p,seed",
         in_grid=False,
     )
     overwrite: bool = _define(bool, False, "replace existing results that have other settings", in_grid=False)
@@ -310,8 +310,7 @@ class Settings:
         """The settings that the run's folder is named after, in the order of `FIELDS`; ValueError if one cannot be."""
         names = [name.strip() for name in (self.named_settings or "").split(",")] if self.named_settings else []
         for name in names:
-            problem = _find_wrong_name(name, names) or _find_unnameable(name, getattr(self, name, None))
-            if problem := problem or check_varying(name, self.mode):
+            if problem := _check_nameable(name, names, self):
                 raise ValueError(f"named_settings is {quote(self.named_settings)}: {problem}")
         return {name: normalise(name, getattr(self, name)) for name in list_varying() if name in names}
 
@@ -361,7 +360,7 @@ def check_varying(name: str, mode: str = "generate") -> str:
     """Why runs cannot differ in a setting, in words that follow a colon; "" if they can."""
     known = list_varying()
     if name in SINGLE:
-        return f"{name} cannot have several values: {SINGLE[name]}"
+        return f"{name} cannot be a list: {SINGLE[name]}"
     if name in list_grid_parameters() and name not in known:
         return f"{name} does not affect the results, so give it one value"
     if name not in known:
@@ -371,31 +370,31 @@ def check_varying(name: str, mode: str = "generate") -> str:
     return ""
 
 
-def _find_wrong_name(name: str, names: Sequence[str]) -> str:
-    """Why one of the ``names`` of settings that a folder is to be named after cannot be among them; "" if it can."""
+def _check_nameable(name: str, names: Sequence[str], chosen: Settings) -> str:
+    """Why the folder of a run with the ``chosen`` settings cannot be named after ``name``; "" if it can.
+
+    ``names`` are all that it is to be named after.
+    """
     if not name:
         return "a name is empty: separate names by single commas"
     if names.count(name) > 1:
         return f"it contains {name} more than once: remove one"
-    if name in SINGLE or (name in list_grid_parameters() and name not in list_deciding()):
-        return f"runs that differ in {name} alone would not be kept apart by it: omit {name}"
+    if name in FIELDS and name not in list_deciding():
+        return f"{name} does not affect the results, so runs cannot be named after it: omit {name}"
+    if name in FIELDS and name not in list_varying():
+        return f"runs cannot be named after {name}: omit it"
+    if problem := check_varying(name, chosen.mode):
+        return problem
+    if getattr(chosen, name) is None:
+        return f"{name} has no value"
+    if name == "dtype" and chosen.dtype == "auto":
+        return "dtype is auto, which can be any of the others: choose one"
     return ""
 
 
 def uses_seed(mode: str) -> bool:
     """Whether anything is drawn in a run, so that another seed gives other results."""
     return mode != "score"
-
-
-def _find_unnameable(name: str, value: Any) -> str:
-    """Why a folder cannot be named after the value of a setting; "" if it can."""
-    if name not in list_varying():
-        return ""
-    if value is None:
-        return f"{name} has no value"
-    if name == "dtype" and value == "auto":
-        return "dtype is auto, which can be any of the others: choose one"
-    return ""
 
 
 def list_values(name: str, values: list) -> list:
@@ -415,7 +414,7 @@ def list_values(name: str, values: list) -> list:
         raise ValueError(f"{name} lists {quote(twice[0])} twice: remove one")
     if name == "dtype" and "auto" in found:
         others = join_names(value for value in found if value != "auto")
-        advice = f"beside {others}: auto becomes one of the others on each machine, so remove it"
+        advice = f"along with {others}: auto stands for one of the other types, depending on the machine, so remove it"
         raise ValueError(f"dtype lists auto {advice if others else 'alone: set dtype: auto without a list'}")
     return found
 
@@ -506,7 +505,7 @@ def check_text(name: str, value: Any, is_path: bool = False) -> None:
     elif is_path and any(len(part.encode()) > LONGEST_PART for part in value.split("/")):
         wrong = f"have at most {LONGEST_PART} bytes between two slashes"
     elif is_path and os.path.expanduser(value).startswith("~"):
-        wrong = f"not begin with ~ and a name that no user has (for a file or folder of that name: ./{value})"
+        wrong = f"not begin with ~ and the name of an unknown user (for a file or folder of that name: ./{value})"
     if wrong:
         raise ValueError(f"{name} is {quote(value)}: it must {wrong}")
 

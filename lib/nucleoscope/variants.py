@@ -125,8 +125,8 @@ def parse(text: str) -> Selection | None:
         raise ValueError(f"'{alone[0]}' cannot be combined with other names: give it alone")
     if unknown := [name for name in names if name not in NAMES]:
         shown = escape_line(unknown[0][:LONGEST_NAME])
-        known = f"it must be {DEFAULT}, {NONE}, or some of {', '.join(NAMES)}"
-        raise ValueError(f"no candidate set or geometry is called '{shown}'{suggest(unknown[0], NAMES)}: {known}")
+        known = f"variants must be {DEFAULT}, {NONE}, or one or more of {', '.join(NAMES)}"
+        raise ValueError(f"unknown candidate set or geometry '{shown}'{suggest(unknown[0], NAMES)}: {known}")
     return Selection(
         tuple(each for each in CANDIDATE_SETS if each.name in names) or CANDIDATE_SETS,
         tuple(each for each in GEOMETRIES if each.name in names) or GEOMETRIES,

@@ -44,7 +44,7 @@ def compare(options: argparse.Namespace) -> None:
         f"{count(torch.get_num_threads(), 'thread')}; {count(len(works), 'text')}, "
         f"{count(sum(len(work[1]) for work in works), 'branch point')}, "
         f"{sum(sizes):,} branches of {settings.branch_length} tokens in batches of {rows} on average; "
-        f"{options.repeats} pairs, which side goes first alternates\n"
+        f"{count(options.repeats, 'pair')}, alternating which side goes first\n"
     )
 
     def branch() -> int:

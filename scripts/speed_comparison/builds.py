@@ -46,7 +46,7 @@ def _describe(checkouts: Sequence[Checkout], builds: Sequence[dict], options: ar
     lines = [
         f"{options.model_name}; at most {options.n_prompts} prompts per data set and {options.max_tokens} tokens per "
         f"prompt, prompt_format {options.prompt_format}, top_p {options.top_p}, batch_size {options.batch_size}; "
-        f"{options.repeats} pairs, which build goes first alternates\n"
+        f"{count(options.repeats, 'pair')}, alternating which build goes first\n"
     ]
     for label, checkout, build in zip(("this build", "the other"), checkouts, builds, strict=True):
         commit = describe_commit(checkout)

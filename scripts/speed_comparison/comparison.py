@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import transformers
@@ -31,6 +32,11 @@ from nucleoscope.settings import Settings, quote
 from nucleoscope.store import results, run_folder
 from nucleoscope.variants import DEFAULT, NONE
 from nucleoscope.wording import count, lower_first
+
+SIZES = (  # of which a model has none that is 0
+    *("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
 
 
 class Clock:
@@ -225,23 +231,36 @@ def load_shape(given: str) -> transformers.PreTrainedConfig:
         build = partial(transformers.AutoConfig.for_model, **entries)
     else:
         entries, known = {}, transformers.LlamaConfig().to_dict()
-        for key, text in (pair.split("=") for pair in given.split(",")):
+        for pair in given.split(","):
+            key, equals, text = pair.partition("=")
+            if not equals:
+                raise ValueError(f"random_weights: {quote(pair)} is not of the form key=value, such as hidden_size=64")
             if key not in known:
                 advice = suggest(key, known) or ": use names of its config.json, such as hidden_size"
-                raise ValueError(f"random-weights: a Llama has no setting {quote(key)}{advice}")
+                raise ValueError(f"random_weights: a Llama has no setting {quote(key)}{advice}")
             try:
                 entries[key] = json.loads(text)
             except ValueError:
                 raise ValueError(
-                    f"random-weights: {key} is {quote(text)}: it must be a number or true or false"
+                    f"random_weights: {key} is {quote(text)}: it must be a number or true or false"
                 ) from None
         build = partial(transformers.LlamaConfig, **entries)
+    _check_sizes(entries)
     try:
         return build()
     except (StrictDataclassError, ArithmeticError, TypeError, ValueError) as error:
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         said = re.sub(r"^\w+Error: ", "", last)  # after which validator has said it
-        raise ValueError(f"random-weights: {lower_first(shorten(said))}") from None
+        raise ValueError(f"random_weights: {lower_first(shorten(said))}") from None
+
+
+def _check_sizes(entries: dict[str, Any]) -> None:
+    """ValueError, in one line, for a size in a configuration, or in that of one of its parts, that is not above 0."""
+    for key, value in entries.items():
+        if isinstance(value, dict):
+            _check_sizes(value)
+        elif key in SIZES and isinstance(value, (int, float)) and not value > 0:
+            raise ValueError(f"random_weights: {key} is {quote(value)}: it must be above 0")
 
 
 def create_random_model(

@@ -1,4 +1,4 @@
-"""The table behind scripts/benchmark.py --gpu-table: three shapes of models on one GPU, with random weights.
+"""The table behind scripts/benchmark.py --gpu_table: three shapes of models on one GPU, with random weights.
 
 Contract: nothing is downloaded. Prompts are random tokens, as many as those of gsm8k and xsum have. A step is timed in
 a batch of its own, after all captures; tokens/s are those of a whole run, with prefill and captures.
@@ -144,7 +144,7 @@ def compare(options: argparse.Namespace, shapes: Mapping[str, Any] = SHAPES) -> 
     """Prints the table for the GPU that ``options.device`` names."""
     device = torch.device("cuda" if options.device == "auto" else options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--gpu-table needs an NVIDIA GPU: torch finds none here")
+        raise ValueError("--gpu_table needs an NVIDIA GPU: torch finds none here")
     bandwidth = measure_bandwidth(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"{name}, {bandwidth / 1e9:,.0f} GB/s measured; torch {torch.__version__}; random weights in bfloat16; ")

@@ -43,7 +43,7 @@ def compare(options: argparse.Namespace) -> None:
         f"{options.random_weights or options.model_name}, {model.dtype} on {model.device}, "
         f"{count(torch.get_num_threads(), 'thread')}; {count(len(found), 'text')}, "
         f"{sum(len(forks) for _, forks in found):,} tokens with "
-        f"a choice, {candidates:,} candidates; {options.repeats} pairs, which way goes first alternates\n"
+        f"a choice, {candidates:,} candidates; {count(options.repeats, 'pair')}, alternating which way goes first\n"
     )
     clock, pairs, largest = Clock(model.device), [], 0.0
     for order in order_pairs(options.repeats):

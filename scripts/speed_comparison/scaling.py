@@ -72,7 +72,7 @@ def compare(options: argparse.Namespace) -> None:
         f"A random model ({options.random_weights or SHAPE}), {build['dtype']} on {build['device']}, "
         f"{count(build['threads'], 'thread')}; {settings['max_tokens']} tokens per prompt, "
         f"batches of {settings['batch_size']}; "
-        f"{options.repeats} pairs, which run goes first alternates\n"
+        f"{count(options.repeats, 'pair')}, alternating which run goes first\n"
     )
     print(format_scaling(found, sizes))
 

@@ -350,7 +350,7 @@ def test_a_data_set_is_the_revision_that_was_asked_for_or_none(study, tmp_path):
         assert "later question 0" in run_python(newest, environment=online).stdout
         server.faults["main/test-00000-of-00001.parquet"] = hub.Fault(after=500)
         assert "cannot load data set gsm8k: tried openai/gsm8k" in assert_one_line(read_prompts(online)[0])
-        assert "HF_HUB_OFFLINE is set: download the data set with scripts/prefetch.py" in assert_one_line(
+        assert "HF_HUB_OFFLINE is set: unset HF_HUB_OFFLINE, or run scripts/prefetch.py on" in assert_one_line(
             read_prompts(offline)[0]
         )
         server.faults.clear()

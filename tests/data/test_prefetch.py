@@ -123,7 +123,9 @@ def test_what_no_run_could_load_is_refused_before_its_weights_are_fetched(tmp_pa
         (found,) = list_errors(done)
         assert not [request for request in server.requests if "safetensors" in request and "/resolve/" in request]
     assert found.startswith("error: cannot load 'org/pair': ")
-    assert "an encoder and a decoder" in found
+    assert found.endswith(
+        "it is an encoder-decoder model, not a causal language model: choose a model that generates text"
+    )
     assert not list((tmp_path / "home").rglob("config.json"))
 
 
@@ -161,9 +163,12 @@ def test_without_a_network_prefetching_says_that_it_needs_one(tmp_path):
     done = run_prefetch(grid, hub.clean_environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9"))
     said = list_errors(done)[0]
     assert said == (
-        "error: model 'org/tiny' is not on this machine, and the Hub cannot be reached (connection refused); check the "
-        "name, or run scripts/prefetch.py on a machine that can reach the Hub"
+        "error: model 'org/tiny' is not on this machine, and the Hub cannot be reached (connection refused): check the "
+        "name, or run this command on a machine that can reach the Hub"
     )
+    said = list_errors(done)[1]
+    assert said.startswith("error: data set gsm8k is not on this machine, and the Hub cannot be reached (")
+    assert said.endswith("): run this command on a machine that can reach the Hub")
 
 
 def test_without_a_network_a_data_set_points_to_prefetching(monkeypatch, tmp_path):
@@ -178,7 +183,7 @@ def test_without_a_network_a_data_set_points_to_prefetching(monkeypatch, tmp_pat
         prompts.load("gsm8k")
     line = assert_one_line(str(caught.value))
     assert "and the Hub cannot be reached (" in line
-    assert line.endswith("): run scripts/prefetch.py on a machine that can reach it")
+    assert line.endswith("): run scripts/prefetch.py on a machine that can reach the Hub")
 
 
 def test_what_is_local_needs_nothing(tmp_path):

@@ -363,8 +363,9 @@ def test_half_an_emoji_is_named_by_its_line(refusal, tmp_path):
 
 def test_a_csv_row_that_is_too_short_is_named_by_its_line(refusal, tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text("id,prompt\n1,fine\n2\n")
-    assert "line 3" in refusal(path)
+    path.write_text("id,prompt\n1,fine\n\n2\n")
+    assert "line 4: 1 field, but the header has 2: complete or remove that line" in refusal(path)
+    assert prompts.load(str(path), 3, prompt_column="id").texts == ["1", "2"]
 
 
 def test_a_csv_row_with_an_unquoted_comma_is_named_by_its_line(refusal, tmp_path):
@@ -385,7 +386,8 @@ def test_two_columns_of_one_name_are_refused(refusal, tmp_path, suffix):
         path.write_text("prompt,prompt,id\none,two,x\n")
     else:
         path.write_text('{"prompt": "one", "prompt": "two", "id": "x", "more": {"prompt": 3}}\n')
-    assert "has 2 columns 'prompt': rename or remove all but one" in refusal(str(path))
+    said = "', line 1: duplicate key 'prompt': " if suffix == ".jsonl" else "' has 2 columns named 'prompt': "
+    assert f"{said}rename or remove all but one" in refusal(str(path))
     assert prompts.load(str(path), 1, prompt_column="id").texts == ["x"]
 
 
@@ -635,3 +637,15 @@ def test_a_file_is_hashed_in_parts(tmp_path, monkeypatch):
     expected = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setattr(Path, "read_bytes", None)
     assert prompts.load(str(path), 3).identity == {"source": "file", "sha256": expected}
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (1, "has only 1 prompt (n_prompts is 100)"),
+        (2, "has only 2 prompts (n_prompts is 100): all are used"),
+        (100, ""),
+    ],
+)
+def test_a_data_set_with_fewer_prompts_than_asked_for_is_announced(number, said):
+    assert prompts.describe_shortage("x.jsonl", number, 100) == (said and f"x.jsonl {said}")

@@ -301,6 +301,18 @@ def test_a_damaged_file_of_a_folder_gives_one_line_that_names_the_folder(refusal
         ("tokenizer.json", b"", "tokenizer.json is not valid JSON (Expecting value"),
         ("tokenizer.json", b"[" * 20_000, "tokenizer.json is not valid JSON (it is nested too deeply)"),
         ("tokenizer.json", b"[]", "tokenizer.json is not a JSON object"),
+        (
+            "tokenizer.json",
+            b'{"model": {}}',
+            "tokenizer.json is damaged or incomplete ('added_tokens' is missing): copy the model again",
+        ),
+        ("tokenizer.json", b'{"added_tokens": []}', "tokenizer.json is damaged or incomplete ('model' is missing): co"),
+        (
+            "tokenizer.json",
+            b'{"version": "1.0"}',
+            "tokenizer.json is damaged or incomplete ('added_tokens' and 'model' are missing): copy the model again",
+        ),
+        ("tokenizer.json", b'{"added_tokens": [], "model": {}}', "tokenizer.json is damaged or incomplete (data did"),
         ("generation_config.json", b"", "generation_config.json is not valid JSON"),  # the library would ignore it
         ("model.safetensors", b"", "a .safetensors file is damaged or incomplete"),
         ("model.safetensors", b"x" * 100, "a .safetensors file is damaged or incomplete"),
@@ -309,7 +321,9 @@ def test_a_damaged_file_of_a_folder_gives_one_line_that_names_the_folder(refusal
 )
 def test_a_damaged_file_of_a_folder_is_named(refusal, folder, name, content, said):
     (folder / name).write_bytes(content)
-    assert f"folder 'TMP/tiny-llama': {said}" in refusal(folder)
+    message = refusal(folder)
+    assert f"folder 'TMP/tiny-llama': {said}" in message
+    assert message.endswith(": copy the model again")
 
 
 def test_a_gguf_file_of_an_unknown_architecture_is_named(refusal, tmp_path):
@@ -560,7 +574,8 @@ def test_a_hub_that_does_not_answer_is_waited_for_with_a_word(monkeypatch, capsy
     monkeypatch.setattr(loading, "cached_file", ask)
     monkeypatch.setattr(loading, "check", lambda *_: None)
     monkeypatch.setattr("nucleoscope.hub.constants.HF_HUB_OFFLINE", offline)
-    with pytest.raises(ConnectionError, match="is not on this machine"):
+    where = "is neither a folder nor in the cache" if offline else "is not on this machine"
+    with pytest.raises(ConnectionError, match=where):
         load("me/far")
     said = capsys.readouterr().err
     assert said.startswith("loading model 'me/far' from https://") == (lines > 0)

@@ -72,10 +72,21 @@ def test_without_against_and_scale_the_options_are_as_before():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--against=.", "--random-weights=vocab_size=9"], "--against takes neither"),
-        (["--scale=9", "--model_name=gpt2"], "--scale takes neither --dataset_name nor --model_name"),
+        (
+            ["--against=.", "--random_weights=vocab_size=9"],
+            "--against cannot be combined with --scale or --random_weights: give",
+        ),
+        (
+            ["--scale=9", "--model_name=gpt2"],
+            "--scale cannot be combined with --dataset_name or --model_name: it has its own",
+        ),
         (["--against=.", "--dataset_name", "math", " "], "dataset_name is ' '"),
-        (["--gpu-table", "--scale=9"], "--gpu-table takes none of"),
+        (["--gpu_table", "--scale=9"], "--gpu_table cannot be combined with --against, --scale or --random_weights"),
+        (["--context", "--gpu_table"], "--context cannot be combined with --against, --scale or --gpu_table"),
+        (
+            ["--branching", "--context"],
+            "--branching cannot be combined with --context, --against, --scale or --gpu_tab",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(words, said):
@@ -92,12 +103,19 @@ def test_options_that_do_not_go_together_are_refused(words, said):
     [
         (
             "hidden_size=30,num_attention_heads=7",
-            "random-weights: the hidden size (30) is not a multiple of the number of",
+            "random_weights: the hidden size (30) is not a multiple of the number of",
         ),
-        ("hidden_size=abc", "random-weights: hidden_size is 'abc': it must be a number or true or false"),
-        ("hiden_size=3", "random-weights: a Llama has no setting 'hiden_size' (did you mean 'hidden_size'?)"),
+        ("hidden_size=abc", "random_weights: hidden_size is 'abc': it must be a number or true or false"),
+        ("hiden_size=3", "random_weights: a Llama has no setting 'hiden_size' (did you mean 'hidden_size'?)"),
         ('{"model_type": "lama"}', "transformers knows no model_type 'lama' (did you mean 'llama'?)"),
         ("{", "config.json' is not valid JSON ("),
+        ("a=b=c", "random_weights: a Llama has no setting 'a'"),
+        ("hidden_size=b=c", "random_weights: hidden_size is 'b=c': it must be a number or true or false"),
+        ("hidden_size", "random_weights: 'hidden_size' is not of the form key=value, such as hidden_size=64"),
+        ("num_hidden_layers=-1", "random_weights: num_hidden_layers is -1: it must be above 0"),
+        ("hidden_size=0", "random_weights: hidden_size is 0: it must be above 0"),
+        ('{"model_type": "llama", "vocab_size": 0}', "random_weights: vocab_size is 0: it must be above 0"),
+        ('{"model_type": "llava", "text_config": {"hidden_size": 0}}', "random_weights: hidden_size is 0: it must be"),
     ],
 )
 def test_a_shape_that_no_model_can_have_is_refused_in_one_line(tmp_path, given, said):
@@ -246,9 +264,9 @@ def test_measuring_prefill_and_scoring_count_their_own_tokens():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="A CUDA DEVICE IS HERE: what is said without one is untested")
 def test_the_table_of_a_gpu_is_refused_without_one():
-    done = run_benchmark("--gpu-table")
+    done = run_benchmark("--gpu_table")
     assert done.returncode == 1
-    assert "--gpu-table needs an NVIDIA GPU" in assert_one_line(done.stderr.strip())
+    assert "--gpu_table needs an NVIDIA GPU" in assert_one_line(done.stderr.strip())
 
 
 @pytest.mark.parametrize("path", [static.STATIC, static.DYNAMIC])
@@ -380,7 +398,7 @@ def test_this_build_against_itself(tmp_path):
 def test_a_run_of_more_prompts_beside_one_of_a_hundred():
     done = run_benchmark("--scale=130", "--repeats=1", "--max_tokens=2", "--device=cpu")
     assert done.returncode == 0, done.stderr
-    assert "2 tokens per prompt, batches of 25; 1 pairs" in done.stdout
+    assert "2 tokens per prompt, batches of 25; 1 pair, alternating which run goes first" in done.stdout
     assert done.stdout.count("| | 130 prompts | 100 prompts |") == 3
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and not line.startswith("| |")]
     assert [row.split(" | ")[0] for row in rows] == [

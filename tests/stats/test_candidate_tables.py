@@ -38,7 +38,7 @@ def test_a_run_that_does_not_say_its_top_p_leaves_the_default(tmp_path):
     assert candidate_tables.find_usual_top_p([folder]) == Settings.top_p
 
 
-def test_a_run_without_variants_is_told_from_one_whose_variants_cannot_be_read(folders, tmp_path):
+def test_a_run_without_variants_is_told_from_one_whose_variants_cannot_be_read(folders, tmp_path, capsys):
     found, missing = candidate_tables.find_measured(folders["half"].parents[1], [("half", "data"), ("without", "data")])
     assert found == {("half", "data"): folders["half"]}
     assert list(missing) == [("without", "data")]
@@ -48,4 +48,5 @@ def test_a_run_without_variants_is_told_from_one_whose_variants_cannot_be_read(f
     path.write_bytes(path.read_bytes()[:-9])
     found, missing = candidate_tables.find_measured(tmp_path, [("torn", "data")])
     assert not found
-    assert missing["torn", "data"].startswith(f"'{path}' is damaged: measure again with --overwrite")
+    assert missing["torn", "data"] == f"'{path}' is damaged (truncated): measure again with --overwrite"
+    assert capsys.readouterr().err == f"skipped: {missing['torn', 'data']}\n"

@@ -180,6 +180,7 @@ def cut_off(path: Path, marker: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+UNREADABLE = "the file is truncated or was not written by Nucleoscope: measure again with --overwrite"
 BAD = {
     "deflated": (write_deflated, "that unpacks to"),
     "declared sizes": (write_declared, "that unpacks to"),
@@ -193,10 +194,10 @@ BAD = {
     "code as a field": (write_records(lambda _: {"extra": Command(Path("/nowhere"))}), "cannot read"),
     "deep": (write_deep, "cannot read"),
     "cut off": (cut_off, "cannot read"),
-    "empty": (lambda path, _: path.write_bytes(b""), "cannot read"),
-    "zeros": (lambda path, _: path.write_bytes(bytes(10**6)), "cannot read"),
-    "text": (lambda path, _: path.write_text("cos\nsystem\n(S'true'\ntR."), "cannot read"),
-    "empty archive": (lambda path, _: zipfile.ZipFile(path, "w").close(), "cannot read"),
+    "empty": (lambda path, _: path.write_bytes(b""), UNREADABLE),
+    "zeros": (lambda path, _: path.write_bytes(bytes(10**6)), UNREADABLE),
+    "text": (lambda path, _: path.write_text("cos\nsystem\n(S'true'\ntR."), UNREADABLE),
+    "empty archive": (lambda path, _: zipfile.ZipFile(path, "w").close(), UNREADABLE),
     "a number": (lambda path, _: torch.save(7, path), "no list of records"),
     "a tensor": (lambda path, _: torch.save(torch.zeros(3), path), "no list of records"),
     "beyond int64": (write_records(lambda r: {"tokens": [2**70] * len(r["entropies"])}), "fit into 64 bits"),

@@ -905,7 +905,7 @@ def test_no_results_give_an_empty_table_with_all_columns(tmp_path):
 def test_a_folder_that_is_too_deep_is_answered_with_the_right_one(folder, place):
     measure_run(folder)
     message = catch_refusal(ValueError, results.load_table, place(folder))
-    assert message.endswith(f"give that of all results, '{folder.parents[1]}'")
+    assert message.endswith(f"give the folder of all results, '{folder.parents[1]}'")
 
 
 def test_what_has_not_drawn_anything_is_in_nobodys_way(folder):

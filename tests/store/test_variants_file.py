@@ -180,7 +180,9 @@ def test_a_damaged_file_is_named_and_measured_again_only_with_overwrite(tmp_path
     finish(tmp_path)
     before = load(tmp_path)
     DAMAGE[damage](tmp_path / VARIANTS)
-    assert catch(load, tmp_path).startswith(f"'{tmp_path / VARIANTS}' is damaged: measure again with --overwrite")
+    said = catch(load, tmp_path)
+    assert said.startswith(f"'{tmp_path / VARIANTS}' is damaged (")
+    assert said.endswith("): measure again with --overwrite")
     assert run_folder.RunFolder(tmp_path, SETTINGS).finished
     run = measure(tmp_path, overwrite=True)
     assert not run.finished
@@ -193,7 +195,7 @@ def test_variants_of_other_measurements_are_refused(tmp_path):
     finish(tmp_path / "one")
     finish(tmp_path / "other", lengths=LENGTHS[::-1])
     (tmp_path / "one" / VARIANTS).write_bytes((tmp_path / "other" / VARIANTS).read_bytes())
-    assert catch(load, tmp_path / "one").endswith("(it belongs to other measurements)")
+    assert catch(load, tmp_path / "one").endswith("(it belongs to other measurements): measure again with --overwrite")
 
 
 def test_a_run_of_the_grid_that_has_lost_its_variants_is_not_complete(tmp_path):
@@ -213,7 +215,9 @@ def test_old_results_have_no_variants_and_are_other_results(tmp_path):
     finish(tmp_path, settings=old, layout=None)
     assert run_folder.RunFolder(tmp_path, old | {"variants": "none"}).finished
     said = catch(run_folder.RunFolder, tmp_path, old | {"variants": "default"}, kind=FileExistsError)
-    assert "variants is 'none' there and 'default' here; to replace them, add --overwrite" in said
+    assert (
+        "variants is 'none' there and 'default' here; to replace them, run scripts/correlation_pipeline.py with" in said
+    )
     assert "has no variants.parquet" in catch(load, tmp_path)
     measure(tmp_path, overwrite=True).finish(len(LENGTHS), {})
     assert_equal(load(tmp_path), tabulate())

@@ -150,7 +150,7 @@ def test_an_older_run_gets_its_texts_if_the_tokenizer_is_there(older, measured, 
         (["math/tiny", "a.csv", f"--prompt={10**12}"], "it has 3 prompts (prompts are counted from 0)"),
         (
             ["math/tiny", "a.csv", "--prompt=x"],
-            "error: argument --prompt: prompt is 'x': it must be a whole number (see",
+            "error: prompt is 'x': it must be a whole number (see",
         ),
         (["math/tiny", "nowhere/a.csv"], "error: the folder 'nowhere' does not exist"),
         (["math/tiny", "results/math/tiny/tokens.parquet"], "would be among the files of the run"),

@@ -491,7 +491,8 @@ def test_what_runs_lack_is_said_with_what_to_try(tmp_path, capsys):
     write_info(tmp_path / "math" / "tiny", n_prompts=12, prompt_format="raw")
     write_info(tmp_path / "math" / "whole", n_prompts=4, prompt_format="chat")
     said = tables.describe_gaps(tmp_path, {("tiny", "math"): table, ("whole", "math"): table.assign(k=2)})
-    assert said.startswith("* **tiny on math**: Warning: this model has a chat template, but prompt_format is raw")
+    assert said.startswith("* **tiny on math**: Warning: this model has a chat template, but prompt_format is raw: ")
+    assert "the model may stop immediately or behave differently than in a chat" in said
     assert "8 of 12 texts are empty" in said
     assert "prompt_format=chat may help" in said
     assert "whole" not in said

@@ -118,7 +118,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"resources": {"memory": "40"}}, "resources: memory is '40': it must be a size with its unit, such as 40G"),
         (
             {"resources": {"time": 240}},
-            "resources: time is 240: it must be a duration with its unit, such as 90m, 4h or 2d",
+            "resources: time is 240: it must be a duration with its unit, such as 90m, 4h or 1d12h",
         ),
         (
             {"parameters": {"n_prompts": 0}},
@@ -156,14 +156,15 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             {"parameters": {"device": ["cpu", "cuda"]}},
             "parameters: device does not affect the results, so give it one value",
         ),
-        ({"parameters": {"variants": ["none", "default"]}}, "parameters: variants cannot have several values: all"),
+        ({"parameters": {"variants": ["none", "default"]}}, "parameters: variants cannot be a list: separate the"),
         (
             {"datasets": [{"name": "b", "text_column": ["c", "d"]}]},
-            "'b' in datasets: text_column cannot have several values: list the data set once for each column of texts",
+            "'b' in datasets: text_column cannot be a list: list the data set once for each column of texts",
         ),
         (
             {"parameters": {"dtype": ["auto", "float32"]}},
-            "dtype lists auto beside float32: auto becomes one of the others on each machine, so remove it",
+            "dtype lists auto along with float32: auto stands for one of the other types, depending on the machine, so "
+            "remove it",
         ),
         ({"resources": {"gpus": [1, 2]}}, "resources: gpus is [1, 2]: it must be a whole number from 0 to 10,000"),
         ({"results_dir": ["a", "b"]}, "results_dir is ['a', 'b']: it must be text"),
@@ -899,7 +900,7 @@ def test_a_wrong_grid_is_one_line_of_the_graph_too(tmp_path):
     (tmp_path / "grid.yml").write_text(yaml.safe_dump(SMALL | {"parameters": {"dtype": "bf16"}}))
     done = run_snakemake("--configfile", tmp_path / "grid.yml")
     assert done.returncode != 0
-    assert "error: parameters: dtype is 'bf16'" in done.stderr
+    assert f"error: '{tmp_path}/grid.yml': parameters: dtype is 'bf16'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -949,6 +950,18 @@ def plan(config: dict, is_main_process: bool = True, nodes: int | None = None) -
         is_main_process=is_main_process, configfiles=[], resource_settings=SimpleNamespace(nodes=nodes)
     )
     return graph.Graph(config, workflow)
+
+
+@pytest.mark.parametrize("given", [{}, {"n_prompts": 3}])
+def test_a_grid_that_snakemake_has_read_is_named_unless_options_have_changed_it(tmp_path, given):
+    path = tmp_path / "grid.yml"
+    path.write_text("results_dir: r\nmodels: [a]\ndatasets: [b]\n")
+    config = yaml.safe_load(path.read_text()) | {"n_prompts": 3}
+    workflow = SimpleNamespace(is_main_process=True, configfiles=[path], config_settings=SimpleNamespace(config=given))
+    with pytest.raises(ValueError, match="'n_prompts' belongs under parameters") as caught:
+        graph.Graph(config, workflow)
+    named = "" if given else f"'{path}': "
+    assert assert_one_line(str(caught.value)) == f"{named}'n_prompts' belongs under parameters"
 
 
 def test_only_the_process_that_hands_jobs_to_a_cluster_tries_them_again(tmp_path):

@@ -124,7 +124,10 @@ def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path,
     refused = run_pipeline(*run, "max_tokens=5")
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
-    assert "max_tokens is 4 there and 5 here; to replace them, add --overwrite" in refused.stderr
+    assert (
+        "max_tokens is 4 there and 5 here; to replace them, run scripts/correlation_pipeline.py with --overwrite"
+        in refused.stderr
+    )
     assert file.stat() == before
 
 
@@ -134,7 +137,7 @@ def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path,
         (["dataset_name=poems"], "unknown data set 'poems': it must be gsm8k, writingprompts, xsum, math"),
         (
             ["model_name=nobody/nothing"],
-            "model 'nobody/nothing' is not on this machine, and HF_HUB_OFFLINE is set: it is neither a folder nor",
+            "model 'nobody/nothing' is neither a folder nor in the cache",
         ),
         (["batch_size=0"], "batch_size is 0: it must be auto or a whole number from 1 to 1,000,000,000"),
         (["top_p=1.5"], "top_p is 1.5: it must be a number in (0, 1]"),
@@ -351,7 +354,7 @@ def test_the_graph_measures_similarity_in_context_if_the_grid_asks_for_it(tmp_pa
 def test_the_benchmark_compares_both_ways_to_read_candidates():
     sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=4,vocab_size=500"
     command = [sys.executable, "scripts/benchmark.py", "--context", "--dtype", "float32", "--device", "cpu"]
-    done = run_pipeline(f"random-weights={sizes}", "n_prompts=3", "max_tokens=5", "repeats=1", command=command)
+    done = run_pipeline(f"random_weights={sizes}", "n_prompts=3", "max_tokens=5", "repeats=1", command=command)
     assert done.returncode == 0, done.stderr
     assert "| | tree | cached steps |" in done.stdout
     assert float(done.stdout.rstrip().rsplit(": ", 1)[1]) < 1e-4
@@ -360,7 +363,7 @@ def test_the_benchmark_compares_both_ways_to_read_candidates():
 def test_the_benchmark_compares_branches_with_plain_generation():
     sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=4,vocab_size=500"
     command = [sys.executable, "scripts/benchmark.py", "--branching", "--dtype", "float32", "--device", "cpu"]
-    done = run_pipeline(f"random-weights={sizes}", "n_prompts=3", "max_tokens=5", "repeats=1", command=command)
+    done = run_pipeline(f"random_weights={sizes}", "n_prompts=3", "max_tokens=5", "repeats=1", command=command)
     assert done.returncode == 0, done.stderr
     assert "| | branches | plain generation |" in done.stdout
 
@@ -376,7 +379,7 @@ def test_the_default_grid_plans_its_three_runs():
 def test_the_benchmark_runs_all_its_parts_on_random_weights():
     sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=4,vocab_size=500"
     command = [sys.executable, "scripts/benchmark.py", "--only", "abcd"]
-    done = run_pipeline(f"random-weights={sizes}", "n_prompts=4", "max_tokens=5", "repeats=1", command=command)
+    done = run_pipeline(f"random_weights={sizes}", "n_prompts=4", "max_tokens=5", "repeats=1", command=command)
     assert done.returncode == 0, done.stderr
     for part in ("(a) published algorithm", "(b) generate", "(c) Nucleoscope", "(d) forward passes"):
         assert f"| {part}" in done.stdout

@@ -61,21 +61,25 @@ def write_description(home: Path, name: str, features: object) -> None:
 def test_a_data_set_that_is_not_in_the_cache_is_refused_offline(tmp_path, variable, name):
     line = refuse(hub.clean_environment(tmp_path, **{variable: "1"}), f"--dataset_name={name}")
     assert line == (
-        f"error: cannot load data set {name}: {prompts.HUB[name].path} is not in the cache "
-        f"{tmp_path}/datasets/nucleoscope; {variable} is set: download the data set with scripts/prefetch.py first"
+        f"error: data set {name} is not in the cache {tmp_path}/datasets/nucleoscope, and {variable} is set: unset "
+        f"{variable}, or run scripts/prefetch.py on a machine that can reach the Hub"
     )
 
 
 def test_a_data_set_is_refused_without_a_network(tmp_path):
     line = refuse(hub.clean_environment(tmp_path, HF_ENDPOINT=NOTHING), "--dataset_name=gsm8k")
     assert line.startswith("error: data set gsm8k is not on this machine, and the Hub cannot be reached (")
-    assert line.endswith("): run scripts/prefetch.py on a machine that can reach it")
+    assert line.endswith("): run scripts/prefetch.py on a machine that can reach the Hub")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"HF_HUB_OFFLINE": "1"}, "model 'org/tiny' is not on this machine, and HF_HUB_OFFLINE is set"),
+        (
+            {"HF_HUB_OFFLINE": "1"},
+            "hub, and HF_HUB_OFFLINE is set: check the name, unset HF_HUB_OFFLINE, or run scripts/prefetch.py on a "
+            "machine that can reach the Hub",
+        ),
         ({"HF_ENDPOINT": NOTHING}, "model 'org/tiny' is not on this machine, and the Hub cannot be reached"),
     ],
 )
@@ -123,7 +127,9 @@ def test_a_column_that_a_cached_data_set_lacks_is_refused(tmp_path):
     words = ["--dataset_name=gsm8k", "--mode=score", "--model_name=org/tiny"]
     line = refuse(environment, *words, "--text_column=story")
     assert "'gsm8k' has no column 'story': set text_column to one of 'question', 'answer'" in line
-    assert "model 'org/tiny' is not on this machine" in refuse(environment, *words, "--text_column=answer")
+    assert "model 'org/tiny' is neither a folder nor in the cache" in refuse(
+        environment, *words, "--text_column=answer"
+    )
 
 
 @pytest.mark.parametrize("features", [None, 3, {}, [{"name": "question"}]])
@@ -150,8 +156,8 @@ print(json.dumps([availability.find_unavailable(runs), sorted(set(sys.argv[1:]) 
     found, imported = json.loads(done.stdout)
     assert imported == []
     assert list(found) == ["gsm8k", "xsum", "packaged"]
-    assert "cannot load data set xsum: EdinburghNLP/xsum is not in the cache" in found["packaged"][0]
-    assert "HF_HUB_OFFLINE is set: download the data set with scripts/prefetch.py first" in found["packaged"][0]
+    assert "data set xsum is not in the cache" in found["packaged"][0]
+    assert "HF_HUB_OFFLINE is set: unset HF_HUB_OFFLINE, or run scripts/prefetch.py on" in found["packaged"][0]
 
 
 def test_prefetching_is_refused_without_slow_imports(tmp_path):
@@ -179,8 +185,8 @@ def test_results_with_other_settings_are_refused_by_the_command(tmp_path, measur
     line = refuse(hub.clean_environment(tmp_path), "--seed=3", f"--results_dir={measured.parents[1]}")
     assert line == (
         f"error: '{measured}' has results with other settings: seed is 0 there and 3 here; to replace them, "
-        "add --overwrite to scripts/correlation_pipeline.py; to keep both, give it another --results_dir or "
-        "--named_settings=seed"
+        "run scripts/correlation_pipeline.py with --overwrite; to keep both, run it with another --results_dir or "
+        "with --named_settings=seed"
     )
 
 

@@ -15,7 +15,7 @@ from nucleoscope import hub
 from nucleoscope.data import prefetch, prompts
 from nucleoscope.settings import Settings
 
-ADVICE = "and the run does not use the network: run scripts/prefetch.py on a machine that can reach the Hub"
+ADVICE = f"and the run does not use the network: {hub.PREFETCH}"
 
 
 def find_unavailable(runs: Mapping[str, Mapping[str, Any]], offline: bool = False) -> dict[str, list[str]]:

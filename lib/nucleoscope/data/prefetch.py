@@ -298,6 +298,11 @@ def _remove_abandoned(name: str) -> None:
             file.unlink(missing_ok=True)
 
 
+def reword(problem: str) -> str:
+    """One of these problems as the command says it that fetches: it must not advise to run itself."""
+    return problem.replace(hub.PREFETCH, "run this command on a machine that can reach the Hub")
+
+
 def format_size(size: float) -> str:
     """A size for readers, such as 13.8 GB, in a suitable unit."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):

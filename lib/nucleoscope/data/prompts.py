@@ -24,6 +24,7 @@ from nucleoscope.atomic import hash_file
 from nucleoscope.file_errors import check_regular
 from nucleoscope.names import suggest
 from nucleoscope.settings import Settings, quote, validate
+from nucleoscope.wording import count
 
 if TYPE_CHECKING:
     import datasets
@@ -120,6 +121,14 @@ def check(
         _read_columns(locate(name)[0], name, min(n_prompts, FIRST), prompt_column, text_column)
 
 
+def describe_shortage(name: str, number: int, n_prompts: int) -> str:
+    """What to say of a data set with a ``number`` of prompts below ``n_prompts``, of which all are used; "" if not."""
+    if number >= n_prompts:
+        return ""
+    used = ": all are used" if number > 1 else ""
+    return f"{name} has only {count(number, 'prompt')} (n_prompts is {n_prompts:,}){used}"
+
+
 def _check_hub(name: str, text_column: str | None) -> None:
     """Raises OSError or ValueError for a data set of `HUB` that is not in the cache offline, or has no such column."""
     if prepared := _find_prepared(name):
@@ -127,7 +136,7 @@ def _check_hub(name: str, text_column: str | None) -> None:
         if text_column and columns:
             _check_column(Column(text_column, "text_column"), columns, name)
     elif _find_offline_variable():
-        raise _explain_unavailable(name, f"{HUB[name].path} is not in the cache {locate_cache()}")
+        raise _explain_offline(name)
 
 
 def _refuse_prompt_column(name: str, prompt_column: str | None) -> None:
@@ -198,7 +207,10 @@ def locate(name: str) -> tuple[Path, str]:
         raise IsADirectoryError(f"'{name}' is a folder: a data set must be {allowed}")
     if path.suffix.lower() not in SUFFIXES:
         if path.is_file():
-            raise ValueError(f"the name '{name}' must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+            endings = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+            if path.suffix:
+                raise ValueError(f"'{name}' is not a supported type of file: convert it to {endings}")
+            raise ValueError(f"the name '{name}' must end in {endings}")
         raise ValueError(f"unknown data set '{name}'{suggest(name, known)}: it must be {allowed}")
     check_regular(path, name)
     return path, ""
@@ -247,20 +259,25 @@ def explain_failures(name: str, failures: list[tuple[str, Exception]]) -> OSErro
 
     ``failures``: each revision that was tried, with what happened.
     """
+    if _find_offline_variable() and not is_cached(name):
+        return _explain_offline(name)
     tried = "; ".join(f"revision {revision}: {_explain_failure(error)}" for revision, error in failures)
     if _find_offline_variable() is None and all(hub.is_unreachable(hub.list_causes(error)) for _, error in failures):
         reason = hub.format_reason(_explain_failure(failures[-1][1]))
         return OSError(
-            f"data set {name} is not on this machine, and the Hub cannot be reached ({reason}): run "
-            "scripts/prefetch.py on a machine that can reach it"
+            f"data set {name} is not on this machine, and the Hub cannot be reached ({reason}): {hub.PREFETCH}"
         )
-    return _explain_unavailable(name, f"tried {HUB[name].path} on the Hub; {tried}")
+    where = "in the cache" if _find_offline_variable() else "on the Hub"
+    return OSError(f"cannot load data set {name}: tried {HUB[name].path} {where}; {tried}")
 
 
-def _explain_unavailable(name: str, why: str) -> OSError:
+def _explain_offline(name: str) -> OSError:
+    """The exception for a data set of `HUB` that is not in the cache, where nothing else may be asked."""
     variable = _find_offline_variable()
-    advice = f"; {variable} is set: download the data set with scripts/prefetch.py first" if variable else ""
-    return OSError(f"cannot load data set {name}: {why}{advice}")
+    return OSError(
+        f"data set {name} is not in the cache {locate_cache()}, and {variable} is set: unset {variable}, or "
+        f"{hub.PREFETCH}"
+    )
 
 
 def _find_offline_variable() -> str | None:
@@ -338,7 +355,7 @@ def _read(path: Path, column: Column) -> Iterator[str]:
 def _check_text(value: object, path: Path, where: str, column: Column) -> str:
     place = f"'{path}', {where}: column '{column.name}'"
     if not isinstance(value, str):
-        advice = _advise_type(value, path)
+        advice = _advise_type(value, path, column)
         raise ValueError(f"{place} is {json.dumps(value, default=str)[:40]}, not text{advice}")
     if column.option == "text_column" and not value:
         raise ValueError(f"{place} is empty: remove this row, because it has no text to measure")
@@ -347,29 +364,38 @@ def _check_text(value: object, path: Path, where: str, column: Column) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{place} contains a lone surrogate, which is not valid text") from None
+        raise ValueError(f"{place} contains a lone surrogate, which is not valid text: remove it") from None
     return value
 
 
-def _advise_type(value: object, path: Path) -> str:
+def _advise_type(value: object, path: Path, column: Column) -> str:
     """What to do about a value that is not text, after a colon."""
     if value is None:
         return ": remove this row"
     if path.suffix.lower() == ".parquet":
         return ": save the column as text"
-    return ": put it in quotation marks" if isinstance(value, (bool, int, float)) else ""
+    if value != value:  # NaN, which pandas writes for a missing text
+        return ": remove this row"
+    if isinstance(value, (bool, int, float)):
+        return ": put it in quotation marks"
+    return f": give the {'prompt' if column.option == 'prompt_column' else 'text'} as one string"
 
 
 def _check_column(column: Column, columns: list[str], path: Path | str) -> None:
     """ValueError unless exactly one of ``columns`` has the name of ``column``."""
     name, number = column.name, columns.count(column.name)
     if number > 1:
-        raise ValueError(f"'{path}' has {number} columns '{name}': rename or remove all but one")
+        raise ValueError(f"'{path}' has {number} columns named '{name}': rename or remove all but one")
     if not number:
-        names = ", ".join(repr(name)[:40] for name in columns[:10]) + (", ..." if len(columns) > 10 else "")
-        choice = f"set {column.option} to {'one of ' if len(columns) > 1 else ''}{names}"
-        advice = choice if columns else "there are no columns at all"
+        named = [name for name in columns if name]  # pandas writes its index without a name
+        choice = f"set {column.option} to {'one of ' if len(named) > 1 else ''}{_list_names(named)}"
+        advice = choice if named else "its columns have no names" if columns else "there are no columns at all"
         raise ValueError(f"'{path}' has no column '{name}': {advice}")
+
+
+def _list_names(columns: list[str]) -> str:
+    """The first names of columns, in quotation marks and shortened."""
+    return ", ".join(repr(name)[:40] for name in columns[:10]) + (", ..." if len(columns) > 10 else "")
 
 
 def _read_lines(path: Path) -> Iterator[str]:
@@ -387,22 +413,43 @@ def _read_lines(path: Path) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, column: Column) -> Iterator[str]:
+    begun = False
     for number, line in enumerate(_read_lines(path), 1):
         if not line.strip():
             continue
         names: list[str] = []
         try:
-            row = json.loads(line, object_pairs_hook=partial(_build_object, names=names))
+            # without its end, so that an error there is not on the next line
+            row = json.loads(line.rstrip("\r\n"), object_pairs_hook=partial(_build_object, names=names))
         except RecursionError:
             raise ValueError(f"'{path}', line {number}: JSON that is nested too deeply: correct that line") from None
         except ValueError as error:  # Python reads no whole number of more than 4300 digits
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "a number has too many digits"
+            reason = _explain_json(error) if isinstance(error, json.JSONDecodeError) else "a number has too many digits"
             raise ValueError(f"'{path}', line {number}: not valid JSON ({reason}): correct that line") from None
         if not isinstance(row, dict):
             example = json.dumps({column.name: "..."}, ensure_ascii=False)
             raise ValueError(f"'{path}', line {number}: not a JSON object: each line must be one, such as {example}")
-        _check_column(column, names, path)
+        _check_keys(column, names, path, number, begun)
+        begun = True
         yield _check_text(row[column.name], path, f"line {number}", column)
+
+
+def _explain_json(error: json.JSONDecodeError) -> str:
+    """What is wrong with a line of JSON, and in which column."""
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
+
+
+def _check_keys(column: Column, names: list[str], path: Path, number: int, begun: bool) -> None:
+    """ValueError unless exactly one of a line's ``names`` is that of ``column``; ``begun``: lines above have it."""
+    if names.count(column.name) > 1:
+        raise ValueError(f"'{path}', line {number}: duplicate key '{column.name}': rename or remove all but one")
+    if begun and column.name not in names:
+        has = _list_names([name for name in names if name]) or "none"
+        raise ValueError(
+            f"'{path}', line {number}: no column '{column.name}', which the lines above have (this line has {has}): "
+            "correct or remove that line"
+        )
+    _check_column(column, names, path)
 
 
 def _build_object(pairs: list[tuple[str, object]], names: list[str]) -> dict[str, object]:
@@ -414,22 +461,24 @@ def _build_object(pairs: list[tuple[str, object]], names: list[str]) -> dict[str
 def _read_csv(path: Path, column: Column) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)  # the default limit rejects long documents
     end = 0
-    reader = csv.DictReader(_read_lines(path), strict=True)  # an unclosed quote would take in all later rows
+    reader = csv.reader(_read_lines(path), strict=True)  # an unclosed quote would take in all later rows
     try:
-        if reader.fieldnames is None:
+        if (header := next(reader, None)) is None:
             return
-        _check_separator(column.name, list(reader.fieldnames), path)
-        _check_column(column, list(reader.fieldnames), path)
+        _check_separator(column.name, header, path)
+        _check_column(column, header, path)
+        place = header.index(column.name)
         end = reader.line_num  # of the row before
         for row in reader:
             end = reader.line_num
-            if None in row:  # an unquoted comma
-                fields = len(reader.fieldnames) + len(row[None])
+            if row and not place < len(row) <= len(header):  # too many: an unquoted comma
+                advice = "complete or remove that line" if len(row) <= place else "put a text with a comma in quotes"
                 raise ValueError(
-                    f"'{path}', line {reader.line_num}: {fields} fields, but the header has "
-                    f"{len(reader.fieldnames)}: put a text with a comma in quotes"
+                    f"'{path}', line {reader.line_num}: {count(len(row), 'field')}, but the header has "
+                    f"{len(header)}: {advice}"
                 )
-            yield _check_text(row[column.name], path, f"line {reader.line_num}", column)
+            if row:
+                yield _check_text(row[place], path, f"line {reader.line_num}", column)
     except csv.Error as error:
         if "end of data" in str(error):
             raise ValueError(

@@ -19,7 +19,7 @@ def check(device: str) -> None:
     if kind in ("cuda", "balanced"):
         why = _explain_missing_gpu(number)
     elif kind == "mps" and sys.platform != "darwin":
-        why = "it is the GPU of a Mac"
+        why = "mps needs a Mac"
     elif kind == "xpu" and _is_cpu_build():
         why = "the installed torch is built for CPUs only"
     if why:

@@ -23,7 +23,8 @@ from nucleoscope.settings import quote
 # In order: a model that both can load is loaded as the first, without the part that sees.
 CLASSES = {AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING}
 CLASSES |= {AutoModelForImageTextToText: MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING}
-ADVICE = "choose a model that continues a text"
+ADVICE = "choose a model that generates text"
+PAIR = f"it is an encoder-decoder model, not a causal language model: {ADVICE}"
 
 
 class UnsupportedKind(ValueError):
@@ -37,8 +38,8 @@ def check_type(entries: dict[str, Any]) -> None:
         return
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise UnsupportedKind(
-            f"model_type is {quote(kind)} in its config.json, which is unknown to transformers "
-            f"{transformers.__version__}: install a newer version, if the name is right"
+            f"its config.json has model_type {quote(kind)}, which transformers {transformers.__version__} does not "
+            "know: check the name, or install a newer transformers"
         )
 
 
@@ -65,23 +66,20 @@ def choose_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> t
             return loader
     if any(loader.__name__ in own for loader in CLASSES):
         return AutoModelForCausalLM  # which asks for trust_remote_code
-    what = "an encoder and a decoder" if config.is_encoder_decoder else f"of type {quote(config.model_type)}"
-    raise UnsupportedKind(
-        f"{type(config).__name__} is not the configuration of a causal language model ({what}): {ADVICE}"
-    )
+    if config.is_encoder_decoder:
+        raise UnsupportedKind(PAIR)
+    raise UnsupportedKind(f"its type, {quote(config.model_type)}, is not a causal language model: {ADVICE}")
 
 
 def _check_direction(config: PreTrainedConfig, loader: type) -> None:
     """Raises `UnsupportedKind` for encoders, with or without a decoder: they read a prompt in both directions."""
     if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
-        raise UnsupportedKind(
-            f"{type(config).__name__} describes an encoder and a decoder, not a causal model: {ADVICE}"
-        )
+        raise UnsupportedKind(PAIR)
     if loader is not AutoModelForCausalLM or getattr(config, "is_decoder", True):
         return
     mappings = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING)
     if len({mapping.get(type(config), None) for mapping in mappings} - {None}) == 2:
         raise UnsupportedKind(  # BERT and its relatives: one configuration, two directions
-            f"{type(config).__name__} is not that of a causal language model: is_decoder is false, so each token sees "
-            f"those after it; {ADVICE}"
+            f"its type, {quote(config.model_type)}, is not a causal language model here (is_decoder is false, so each "
+            f"token sees those after it): {ADVICE}"
         )

@@ -4,6 +4,7 @@ Contract: folders of runs in, arrays out; nothing is computed. Only the tokens w
 there, because the others have no pair to compare.
 """
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from nucleoscope.names import escape_line
 from nucleoscope.settings import Settings
 from nucleoscope.store import results, variants
 from nucleoscope.store.run_names import order_run
@@ -99,13 +101,15 @@ def find_values(
 
 def find_measured(results_dir: str | Path, keys: Iterable[tuple[str, str]]) -> tuple[Runs, dict[tuple[str, str], str]]:
     """The folders of the runs (model, dataset) that have variants, and the others: "" for one without the file, and for
-    one whose file cannot be used why, in one line."""
+    one whose file cannot be used why, in one line, which is also printed on stderr."""
     found: Runs = {}
     missing: dict[tuple[str, str], str] = {}
     for model, dataset in sorted(keys, key=order_run):
         folder = results.locate_measured(results_dir, model, dataset)
         if reason := explain_missing(folder):
             missing[model, dataset] = reason if Path(folder, variants.VARIANTS).exists() else ""
+            if missing[model, dataset]:
+                print("skipped:", escape_line(reason), file=sys.stderr)
         else:
             found[model, dataset] = folder
     return found, missing

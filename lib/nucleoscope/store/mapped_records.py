@@ -68,8 +68,12 @@ def map_records(path: str | os.PathLike, trim: Callable[[int, dict], None] | Non
     return torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=loader)
 
 
+class UnusualArchive(pickle.UnpicklingError):
+    """An archive that torch.save does not write; the message says what it is."""
+
+
 def check_sizes(path: str | os.PathLike) -> None:
-    """Raises UnpicklingError for an archive that torch.save does not write, before any of it is read.
+    """Raises `UnusualArchive` for an archive that torch.save does not write, before any of it is read.
 
     A compressed archive of some kilobytes can unpack to gigabytes; torch.save compresses nothing, so the
     parts of its archives are together smaller than the file. A file in torch's older format, which is no archive, is
@@ -80,10 +84,10 @@ def check_sizes(path: str | os.PathLike) -> None:
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
     if any(part.filename.endswith("constants.pkl") for part in parts):  # a program, which torch would load as one
-        raise pickle.UnpicklingError("a TorchScript archive is not a measurements file")
+        raise UnusualArchive("a TorchScript archive is not a measurements file")
     total, size = sum(part.file_size for part in parts), os.path.getsize(path)
     if total > size:
-        raise pickle.UnpicklingError(f"an archive of {size:,} bytes that unpacks to {total:,}")
+        raise UnusualArchive(f"an archive of {size:,} bytes that unpacks to {total:,}")
 
 
 def read_vectors(value: Any) -> Any:

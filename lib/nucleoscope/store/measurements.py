@@ -10,14 +10,13 @@ missing, because they need the model's embeddings.
 import contextlib
 import os
 import re
-import textwrap
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from nucleoscope.file_errors import find_system_cause
-from nucleoscope.store.mapped_records import check_sizes, map_records, read_vectors
+from nucleoscope.store.mapped_records import UnusualArchive, check_sizes, map_records, read_vectors
 from nucleoscope.store.record_files import OpenRecords
 from nucleoscope.wording import count
 
@@ -210,10 +209,8 @@ def read(path: str | os.PathLike) -> Any:
     except Exception as error:  # the loader raises many types for a damaged file
         if cause := find_system_cause(error, path):
             raise OSError(f"cannot read '{path}': {cause}") from None
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        reason = textwrap.shorten(first.partition(". ")[0], 100)
-        # torch raises KeyError(174812789), or tells at length how its own default has changed
-        said = f" ({reason})" if re.search("[A-Za-z]", reason) and "weights_only" not in reason else ""
+        # what torch says of a damaged file, such as "pop from empty list", explains nothing
+        said = f" ({error})" if isinstance(error, UnusualArchive) else ""
         raise ValueError(
             f"cannot read '{path}' as measurements: the file is truncated or was not written by Nucleoscope{said}: "
             "measure again with --overwrite"

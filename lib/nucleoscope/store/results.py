@@ -293,8 +293,8 @@ def warn_of_format(chat_model: bool, prompt_format: str) -> str:
     if not chat_model or prompt_format != "raw":
         return ""
     return (
-        "warning: this model has a chat template, but prompt_format is raw: it may stop immediately or behave "
-        "differently from how it does in a chat; to use the template, set prompt_format=chat"
+        "warning: this model has a chat template, but prompt_format is raw: the model may stop immediately or behave "
+        "differently than in a chat; to use the template, set prompt_format=chat"
     )
 
 
@@ -540,7 +540,7 @@ def check_depth(results_dir: str | os.PathLike) -> None:
             what, right = (
                 ("one data set", folder.resolve().parent) if depth else ("one run", folder.resolve().parents[1])
             )
-            raise ValueError(f"'{folder}' is the folder of {what}: give that of all results, '{right}'")
+            raise ValueError(f"'{folder}' is the folder of {what}: give the folder of all results, '{right}'")
 
 
 def load_readable(results_dir: str | os.PathLike) -> StoredTables:

@@ -88,9 +88,11 @@ def describe_change(name: str, there: Any, here: Any) -> str:
 def advise(differing: Iterable[str]) -> str:
     """What to do about results with other values of some settings, after a semicolon."""
     names = ",".join(name for name in differing if name in list_varying())
-    beside = f" or --named_settings={names}" if names else ""
-    command = "scripts/correlation_pipeline.py"
-    return f"to replace them, add --overwrite to {command}; to keep both, give it another --results_dir{beside}"
+    beside = f" or with --named_settings={names}" if names else ""
+    return (
+        "to replace them, run scripts/correlation_pipeline.py with --overwrite; to keep both, run it with another "
+        f"--results_dir{beside}"
+    )
 
 
 class RunFolder(Locked):

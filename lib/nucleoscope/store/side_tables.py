@@ -55,7 +55,7 @@ def load_table(
         if cause := find_system_cause(error, path):
             raise OSError(f"cannot read '{path}': {cause}") from None
         reason = textwrap.shorten(str(error), 100)
-        raise ValueError(f"'{path}' is damaged: {ADVICE} ({reason})") from None
+        raise ValueError(f"'{path}' is damaged ({reason}): {ADVICE}") from None
 
 
 def is_readable(path: Path) -> bool:

@@ -181,7 +181,7 @@ def read_columns(source: Any, model: str, dataset: str, columns: Collection[str]
                 raise OSError(f"cannot read '{source}': {cause}") from None
             reason = textwrap.shorten(str(error), 100)
             raise ValueError(
-                f"'{source}' is damaged: delete it, and it will be recreated from the measurements ({reason})"
+                f"'{source}' is damaged ({reason}): delete it, and it will be recreated from the measurements"
             ) from None
     else:
         frame = source.copy()

@@ -197,11 +197,11 @@ def explain_missing(folder: str | os.PathLike) -> str | None:
     path = Path(folder, VARIANTS)
     if not path.is_file():
         return f"{folder} has no {VARIANTS}: measure again with --variants=default --overwrite"
-    return _describe_damage(path, "it is truncated") if find_damage(path) else None
+    return _describe_damage(path, "truncated") if find_damage(path) else None
 
 
 def _describe_damage(path: Path, reason: str) -> str:
-    return f"'{path}' is damaged: measure again with --overwrite ({reason})"
+    return f"'{path}' is damaged ({reason}): measure again with --overwrite"
 
 
 def _explain(path: Path, error: Exception) -> Exception:

@@ -1,4 +1,4 @@
-"""Writes a run, or some prompts of it, to one file for other programs or people: csv, parquet or html.
+"""Writes a run, or some prompts of it, to one file for other programs or for sharing: csv, parquet or html.
 
 Contract: the files of a run in, one file out, which appears only when it is complete; the model is not needed. The
 tokens' texts are in the files; for those of earlier versions, the tokenizer is used if it can be had without the

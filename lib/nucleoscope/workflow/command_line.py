@@ -71,6 +71,8 @@ class Parser(argparse.ArgumentParser):
             message = f"{found[1]} needs a value; one that begins with a dash is written {found[1]}=VALUE"
         elif found := re.match(r"argument (--\w+).*: ignored explicit argument (.*)$", message):
             message = f"{found[1]} is a flag: it takes no value, but got {found[2]}"
+        elif found := re.match(r"argument --(\w+).*?: (\1 is .*)", message, re.DOTALL):
+            message = found[2]
         elif found := re.match(r"unrecognized arguments: (-[^\s=]*)", message):
             message += suggest(found[1], re.findall(r"--\w+", self.format_help()))
         self.exit(2, f"error: {_fit_on_line(message)} (see --help)\n")

@@ -4,12 +4,14 @@ Contract: nothing here starts a job, and importing this is quick. `Graph` is the
 all paths; what it says depends on a grid, the files in its results folder and the machine.
 """
 
+import contextlib
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 from nucleoscope.models import devices, gpus
 from nucleoscope.settings import Settings
 from nucleoscope.store import integrity, locking, results
+from nucleoscope.wording import join_names
 from nucleoscope.workflow import dependencies, grid, logs, status, stopping, unchanged
 
 SECOND_PASSES = (results.CONTEXT, results.BRANCHES)  # jobs that need the model of a measured run again
@@ -61,6 +64,17 @@ def decide_visible_gpus(entry: grid.Entry, available: int | None, found: bool) -
     return count_gpus(entry, available) if available is not None and found else None
 
 
+@contextlib.contextmanager
+def _name_files(workflow: Any) -> Iterator[None]:
+    """Adds the files of a grid to a ValueError, unless some of the grid comes from the command line."""
+    try:
+        yield
+    except ValueError as error:
+        named = [] if workflow.config_settings.config else workflow.configfiles
+        files = join_names(f"'{path}'" for path in named)
+        raise ValueError(f"{files}: {error}" if files else str(error)) from None
+
+
 class Graph:
     """The paths and needs of all jobs of a grid's ``config``, for one of Snakemake's ``workflow`` objects.
 
@@ -71,7 +85,8 @@ class Graph:
         for path in workflow.configfiles if workflow.is_main_process else []:  # also the Snakefile's own default
             grid.load(path, check=False)  # Snakemake's own loader silently takes the last of duplicate keys
         self.config, self.workflow = config, workflow
-        self.runs = grid.plan_runs(config)
+        with _name_files(workflow):
+            self.runs = grid.plan_runs(config)
         self.results_dir = config["results_dir"]
         self.analyses = f"{self.results_dir}/{results.ANALYSES}"
         self.python = sys.executable

@@ -91,8 +91,11 @@ def parse_memory(memory: str) -> int:
     """A size such as "40G" or "500M" in MiB, counted as Slurm does; ValueError for anything else."""
     found = re.fullmatch(r"([0-9]{1,9})([MGT])i?B?", str(memory))
     if not found or not int(found[1]):
-        unit = "with its unit" if _is_number(memory) else "above 0"
-        raise ValueError(f"memory is {quote(memory)}: it must be a size {unit}, such as 40G")
+        form = f"a whole number{_limit_digits(memory)} followed by M, G or T, without a space"
+        problem = _find_problem_of_amount(memory, "[MGT]i?B?")
+        raise ValueError(
+            f"memory is {quote(memory)}: it must be {f'a size {problem}' if problem else form}, such as 40G"
+        )
     return int(found[1]) * MEBIBYTES[found[2]]
 
 
@@ -102,14 +105,28 @@ def parse_time(time: str) -> int:
     if re.fullmatch(r"(?:[0-9]{1,9}[dhm])+", str(time)):
         minutes = sum(int(number) * MINUTES[unit] for number, unit in re.findall(r"([0-9]+)([dhm])", str(time)))
     if not minutes:
-        unit = "with its unit" if _is_number(time) else "above 0"
-        raise ValueError(f"time is {quote(time)}: it must be a duration {unit}, such as 90m, 4h or 2d")
+        form = f"whole numbers{_limit_digits(time)} followed by m, h or d, without spaces"
+        problem = _find_problem_of_amount(time, "[dhm]")
+        must = f"a duration {problem}" if problem else form
+        raise ValueError(f"time is {quote(time)}: it must be {must}, such as 90m, 4h or 1d12h")
     return minutes
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a size or time is a number above 0 whose unit is missing."""
-    return re.fullmatch(r"[0-9]{0,9}[1-9][0-9]{0,9}(\.[0-9]{1,9})?", str(value)) is not None
+def _find_problem_of_amount(value: Any, unit: str) -> str:
+    """What an amount must be if its form is not at fault, in words that follow "a size"; "" if it is.
+
+    ``unit``: a regular expression for a unit. Nothing and less than nothing have no allowed form, and a number has no
+    unit.
+    """
+    text = str(value)
+    if re.fullmatch(rf"-[0-9]+(\.[0-9]+)?({unit})?|0+(\.0+)?|(0+({unit}))+", text):
+        return "above 0"
+    return "with its unit" if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) else ""
+
+
+def _limit_digits(value: Any) -> str:
+    """Words on how many digits a whole number may have, if one has more."""
+    return " of at most 9 digits" if re.search("[0-9]{10}", str(value)) else ""
 
 
 def _check_gpus(number: int) -> int:

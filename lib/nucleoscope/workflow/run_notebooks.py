@@ -104,7 +104,7 @@ def _check_existing(folder: Path, chosen: Settings) -> None:
 
     ValueError if the measurements are damaged, FileExistsError if they have other settings.
     """
-    if not all((folder / name).is_file() for name in (results.RUN_INFO, results.MEASUREMENTS)):
+    if not _has_results(folder):
         return
     if damage := integrity.find_damage(folder / results.MEASUREMENTS):
         raise ValueError(f"{damage}: measure again with --overwrite")
@@ -115,6 +115,11 @@ def _check_existing(folder: Path, chosen: Settings) -> None:
         raise FileExistsError(run_folder.describe_other(folder, changes, run_folder.advise(name for name, *_ in found)))
 
 
+def _has_results(folder: Path) -> bool:
+    """Whether a run was measured: its measurements are there, and what says with which settings."""
+    return all((folder / name).is_file() for name in (results.RUN_INFO, results.MEASUREMENTS))
+
+
 def write_page(chosen: Settings, if_measured: bool = False, given: Collection[str] = ()) -> None:
     """Executes notebooks/run.py on the results of the run with the settings ``chosen``.
 
@@ -123,11 +128,11 @@ def write_page(chosen: Settings, if_measured: bool = False, given: Collection[st
     were not, and what `notebooks.execute` raises.
     """
     folder = locate(chosen)
-    if not (folder / results.RUN_INFO).is_file():
-        if not if_measured:
-            raise FileNotFoundError(f"'{folder}' has no results to show ({results.RUN_INFO} is missing): measure first")
+    if if_measured and not _has_results(folder):
         print(f"{folder} has no results to show")
         return
+    if not (folder / results.RUN_INFO).is_file():
+        raise FileNotFoundError(f"'{folder}' has no results to show ({results.RUN_INFO} is missing): measure first")
     results.read_recorded(folder)
     if given:
         _check_measured(folder, chosen, given)
@@ -153,7 +158,7 @@ def measure_context(chosen: Settings, if_missing: bool = False, given: Collectio
         raise ValueError(
             f"context_candidates is {chosen.context_candidates}: at least 2 candidates are needed to compare them"
         )
-    if if_missing and not (folder / results.RUN_INFO).is_file():
+    if if_missing and not _has_results(folder):
         print(f"{folder} has no results to compare")
         return
     missing = context.find_missing(folder, chosen.context_candidates, chosen.context_threshold)
@@ -188,7 +193,7 @@ def measure_branches(chosen: Settings, if_missing: bool = False, given: Collecti
         )
     if not chosen.branch_points:
         raise ValueError("branch_points is 0: at least 1 token per text is needed to branch at")
-    if if_missing and not (folder / results.RUN_INFO).is_file():
+    if if_missing and not _has_results(folder):
         print(f"{folder} has no results to branch from")
         return
     missing = branches.find_missing(folder, wanted)
