@@ -48,9 +48,9 @@ choice_figures.plot_coefficients(coefficients) if runs else None
 # A point is Spearman's coefficient with its 95 % interval over texts. *All points* compares branch points; *given k and
 # entropy* controls for both, or for the one of them that is not the predictor itself; *within points* compares the
 # pairs of candidates of one branch point, which have k and entropy in common. A grey bar shows what is left if outcomes
-# are exchanged among points with equally many candidates: a coefficient inside it says no more than k does. The menu
-# selects the run and the outcome; of every outcome, a larger number means that the choice matters more. The divergence
-# leaves out the first step, at which nothing is drawn yet and which is similarity in context itself.
+# are exchanged among points with the same number of candidates: a coefficient inside it says no more than k does. The
+# menu selects the run and the outcome; of every outcome, a larger number means that the choice matters more. The
+# divergence leaves out the first step, at which nothing is drawn yet and which is similarity in context itself.
 
 # %% [markdown]
 # ## How far texts diverge anyway

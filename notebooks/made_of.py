@@ -70,20 +70,20 @@ varied = made_of_text.explain_varied(curve)
 Markdown(varied) if varied else None
 
 # %% [markdown]
-# A band shows the coefficient after candidate sets were exchanged among tokens with equally many candidates. The nearer
-# a line is to its band, the more of the coefficient comes from the number of candidates, whichever they are. Section 2
-# tests the difference. Its interval is narrower than the band and the line's interval suggest, because both coefficients
-# are of the same tokens.
+# A band shows the coefficient after candidate sets were exchanged among tokens with the same number of candidates. The
+# nearer a line is to its band, the more of the coefficient comes from the number of candidates, whichever they are.
+# Section 2 tests the difference. Its interval is narrower than the band and the line's interval suggest, because both
+# coefficients are of the same tokens.
 
 # %%
 Markdown(made_of_text.describe_over_top_p(curve))
 
 # %% [markdown]
-# Conditioning on k and fixing k are different questions. *Given k* compares tokens to which the model gave equally many
-# candidates: the model decides which tokens these are, and among them more entropy only means more even probabilities.
-# *Fixed k* takes the k likeliest candidates of every token and asks whether they are more similar when the model is less
-# sure by its whole distribution. A large nucleus is a different choice from a small one even if both are cut to five
-# candidates, so the two can have opposite signs, and neither is a correction of the other.
+# Conditioning on k and fixing k are different questions. *Given k* compares tokens to which the model gave the same
+# number of candidates: the model decides which tokens these are, and among them more entropy only means more even
+# probabilities. *Fixed k* takes the k likeliest candidates of every token and asks whether they are more similar when
+# the model is less sure by its whole distribution. A large nucleus is a different choice from a small one even if both
+# are cut to five candidates, so the two can have opposite signs, and neither is a correction of the other.
 
 # %% [markdown]
 # ## 2. Null models

@@ -218,7 +218,7 @@ def test_the_sentence_on_signs_counts_them():
     def describe(*values):
         return made_of_text.describe_sign_changes(create_curve({"raw": values}))
 
-    assert describe(-0.3, 0.3, 0).startswith("Of 3 combinations of candidate set and geometry, 1 has a negative")
+    assert describe(-0.3, 0.3, 0).startswith("Of 3 combinations of candidate set and geometry (how embeddings are compared), 1 has a negative")
     assert describe(-0.3, 0.3).endswith("and 0 have no clear sign: the sign depends on these choices.")
     assert describe(-0.3, -0.3).endswith("the sign does not depend on these choices.")
     assert describe(-0.3, 0.01).endswith("and 1 has no clear sign: wherever the sign is clear, it is the same.")
@@ -280,7 +280,7 @@ def test_what_entropy_adds_is_said_for_each_outcome():
     def describe(*added):
         return made_of_text.describe_ladder(create_ladder(added, [f"m{place}" for place in range(len(added))]))
 
-    clearly = "clearly above 1 percentage point, an amount that a regression can gain by chance"
+    clearly = "clearly above 1 percentage point, which a regression can gain by chance"
     adds = "adding entropy changes that by 4.0 percentage points."
     assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} This is a gain {clearly}.")
     assert describe((0.004, 0.003, 0.005)).endswith(f"by 0.4 percentage points. This is not a gain {clearly}.")

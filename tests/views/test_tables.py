@@ -194,7 +194,7 @@ def test_a_column_that_is_empty_from_top_to_bottom_is_not_shown_and_the_reason_i
     head = pd.Index(["m", "n"], name="Model")
     frame = pd.DataFrame({"Spearman r": ["0.1", "0.2"], "within-k Spearman r": "", "share": np.nan}, index=head)
     html = tables.show(frame).data
-    said = "within-k Spearman r (no two tokens with equally many candidates differ in both quantities) and share."
+    said = "within-k Spearman r (no two tokens with the same number of candidates differ in both quantities) and share."
     assert BeautifulSoup(html, "html.parser").select_one("p").text == f"Not shown, because no row has a value: {said}"
     assert html.count("<th") == 2 + 1  # and <thead>
     noted = tables.show(frame.assign(note=["no coefficient given k: k is constant", ""])).data
@@ -218,7 +218,7 @@ def test_without_a_coefficient_given_k_the_plain_one_is_said_and_why_the_other_i
     alone = statistics.iloc[[0]].assign(**{"Spearman r": -0.25, "within-k Spearman r": np.nan})
     text = tables.describe_coefficients(alone)
     assert text.startswith("Spearman's coefficient of entropy and cosine similarity is −0.25. There is no coefficient")
-    assert "equally many candidates" in text
+    assert "the same number of candidates" in text
     assert tables.describe_coefficients(alone.assign(**{"Spearman r": np.nan})).startswith("No run has enough tokens")
 
 
@@ -295,7 +295,8 @@ def create_coefficients(plain, given, width=0.1):
 def test_the_sentence_on_coefficients_says_only_what_the_data_show():
     turned = tables.describe_coefficients(create_coefficients([-0.3, -0.2], [0.1, 0.2], width=0.05))
     assert (
-        "is between −0.30 and −0.20; among tokens with equally many candidates it is between 0.10 and 0.20." in turned
+        "is between −0.30 and −0.20; among tokens with the same number of candidates it is between 0.10 and 0.20."
+        in turned
     )
     assert turned.endswith("more entropy goes with *more* similar candidates.")
     assert "*less*" in tables.describe_coefficients(create_coefficients([0.3], [-0.1], 0.05))

@@ -297,7 +297,7 @@ def _describe_same_k(lead: Lead, geometry: str, usual: float) -> str:
     left = [row[f"Spearman difference{part}"] for part in ("", " low", " high")]
     sign, whole = classify(*left[1:]), classify(seen["Spearman low"], seen["Spearman high"])
     text = (
-        "If candidate sets are exchanged among tokens with equally many candidates (equal k), the coefficient is "
+        "If candidate sets are exchanged among tokens with the same number of candidates (equal k), the coefficient is "
         f"{format_number(row['Spearman r'])} instead of {format_number(row['Spearman observed'])} "
         f"(measured minus exchanged: {format_bounded(*left)})"
     )
@@ -340,7 +340,7 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     if known.empty:
         return f"{text} No interval could be computed."
     helped = int((known["added low"] > NOTICEABLE).sum())
-    than = f"clearly above {100 * NOTICEABLE:g} percentage point, an amount that a regression can gain by chance"
+    than = f"clearly above {100 * NOTICEABLE:g} percentage point, which a regression can gain by chance"
     if len(known) == 1:
         return f"{text} This is {'' if helped else 'not '}a gain {than}."
     if not helped:
@@ -440,7 +440,9 @@ def _describe_sign_changes(rows: pd.DataFrame) -> str:
     if rows.empty:
         return "No other candidate set or geometry was measured."
     neither = len(rows) - negative - positive
-    all_of = f"Of {count(len(rows), 'combination')} of candidate set and geometry, {negative} "
+    all_of = (
+        f"Of {count(len(rows), 'combination')} of candidate set and geometry (how embeddings are compared), {negative} "
+    )
     all_of += f"{'has' if negative == 1 else 'have'} a negative coefficient, {positive} "
     all_of += f"{'has' if positive == 1 else 'have'} a positive one, and {neither} {'has' if neither == 1 else 'have'} "
     all_of += "no clear sign"

@@ -59,7 +59,7 @@ CURVE = "unimodal"  # the study's curve, the subject of the LaTeX table of the f
 
 WHY_EMPTY = {
     "within-prompt Spearman r": "no prompt has three tokens with more than one candidate that differ",
-    "within-k Spearman r": "no two tokens with equally many candidates differ in both quantities",
+    "within-k Spearman r": "no two tokens with the same number of candidates differ in both quantities",
     "share of covariance": "the sign of the covariance is not clear in any run",
     "of free": "the free curve is not better than a constant",
     "held-out error": "no fit was possible without some of the prompts",
@@ -483,13 +483,13 @@ def _describe_coefficients(statistics: pd.DataFrame) -> str:
     if both.empty:
         return (
             f"Spearman's coefficient of entropy and cosine similarity is {format_range(known['Spearman r'])}. There is "
-            "no coefficient among tokens with equally many candidates: "
+            "no coefficient among tokens with the same number of candidates: "
             f"{WHY_EMPTY['within-k Spearman r']}."
         )
     plain, given = both["Spearman r"], both["within-k Spearman r"]
     text = (
         f"Spearman's coefficient of entropy and cosine similarity is {format_range(plain)}; "
-        f"among tokens with equally many candidates it is {format_range(given)}. "
+        f"among tokens with the same number of candidates it is {format_range(given)}. "
         "If the two differ, part of the relation comes from the number of candidates alone."
     )
     turned, signs = plain * given < 0, [_classify(both, kind) for kind in ("Spearman", "within-k Spearman")]
@@ -497,7 +497,7 @@ def _describe_coefficients(statistics: pd.DataFrame) -> str:
     if clear.all() and given.min() * given.max() > 0:
         more = "more" if given.iloc[0] > 0 else "less"
         text += (
-            " Here even the sign differs: among choices with equally many candidates, "
+            " Here even the sign differs: among choices with the same number of candidates, "
             f"more entropy goes with *{more}* similar candidates."
         )
         return text
