@@ -82,7 +82,7 @@ tables.show(tables.format_readable(statistics))
 # %% [markdown]
 # Each coefficient has a 95 % interval from resampling or leaving out whole prompts, not tokens, if there are enough of
 # them. *Within-prompt* is the mean of the coefficients within each text; *partial* removes a linear effect of the
-# number of candidates, *within-k* compares only tokens with equally many of them.
+# number of candidates; *within-k* compares only tokens with the same number of them.
 
 # %%
 figures.plot_scatter(table)

@@ -164,3 +164,13 @@ def test_tables_of_no_tokens_have_no_coefficient():
     ):
         assert np.isnan(found[0]).all()
         assert np.isnan(replicates.create_estimate(found[:, 0], "prompts").compute_bounds()).all()
+
+
+def test_the_interval_of_a_difference_of_coefficients_is_not_beyond_what_it_can_be():
+    wide = replicates.create_estimate(np.array([-0.1, 0.5, -0.7]), "prompts")
+    low, high = wide.compute_bounds(correlation=False)
+    assert low < -2
+    assert high > 2
+    assert wide.bound_difference() == (-2, 2)
+    narrow = replicates.create_estimate(np.array([-0.1, -0.1001, -0.0999]), "prompts")
+    assert narrow.bound_difference() == narrow.compute_bounds(correlation=False)

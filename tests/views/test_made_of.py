@@ -119,6 +119,13 @@ def test_a_mean_names_its_models_and_data_sets_or_counts_them(models, datasets, 
     assert words in made_of_text.describe_answer(pd.concat([pooled, *parts], ignore_index=True))
 
 
+def test_a_coefficient_without_an_interval_is_not_one_of_the_opposite_sign():
+    curve = create_curve({"raw": [0.2, -0.3, -0.3, 0, -0.3, 0.3]})
+    curve.loc[curve["r"] != 0, ["low", "high"]] = np.nan
+    curve["sign"] = [specification.classify(*bounds) for bounds in curve[["low", "high"]].to_numpy()]
+    assert "But its sign" not in made_of_text.describe_answer(curve)
+
+
 def test_a_mean_over_a_grid_with_a_gap_counts_its_runs():
     parts = [create_curve({"raw": [0.3] * 6}, *names) for names in (("m", "math"), ("m", "xsum"), ("n", "xsum"))]
     pooled = create_curve({"raw": [0.3] * 6}, POOLED, POOLED).assign(runs=3)
@@ -218,7 +225,9 @@ def test_the_sentence_on_signs_counts_them():
     def describe(*values):
         return made_of_text.describe_sign_changes(create_curve({"raw": values}))
 
-    assert describe(-0.3, 0.3, 0).startswith("Of 3 combinations of candidate set and geometry (how embeddings are compared), 1 has a negative")
+    assert describe(-0.3, 0.3, 0).startswith(
+        "Of 3 combinations of candidate set and geometry (how embeddings are compared), 1 has a negative"
+    )
     assert describe(-0.3, 0.3).endswith("and 0 have no clear sign: the sign depends on these choices.")
     assert describe(-0.3, -0.3).endswith("the sign does not depend on these choices.")
     assert describe(-0.3, 0.01).endswith("and 1 has no clear sign: wherever the sign is clear, it is the same.")

@@ -205,7 +205,7 @@ def _build_row(head: Head, runs: int, each: NullEstimates) -> dict[str, Any]:
         row |= {f"{name} r": found.value, f"{name} low": low, f"{name} high": high, f"{name} observed": observed.value}
         if each.null != OBSERVED:
             difference = observed - found
-            low, high = difference.compute_bounds(correlation=False)
+            low, high = difference.bound_difference()
             row |= {f"{name} ratio": found.value / observed.value if observed.value else np.nan}
             row |= {f"{name} difference": difference.value, f"{name} difference low": low}
             row |= {f"{name} difference high": high}

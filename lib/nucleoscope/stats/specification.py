@@ -296,7 +296,7 @@ def _list_rows(
         row |= {"tokens": count, "r": own.value, "low": low, "high": high, "sign": classify(low, high)}
         for name, value, bounds in (
             (SAME_K, null.value, null_bounds),
-            ("difference", difference.value, difference.compute_bounds(correlation=False)),
+            ("difference", difference.value, difference.bound_difference()),
         ):
             row |= {name: value, f"{name} low": bounds[0], f"{name} high": bounds[1]}
         rows.append(row)
@@ -335,7 +335,7 @@ def _test(
             row[f"{name} p"] = compute_p(value, drawn[name])
         reference = None if null == ALL else _compute_median([other for _, other in estimates])
         difference = own - reference if reference else own
-        low, high = difference.compute_bounds(correlation=False)
+        low, high = difference.bound_difference()
         row["reference"] = reference.value if reference else 0.0
         rows.append(row | {"difference": difference.value, "difference low": low, "difference high": high})
     return rows

@@ -415,7 +415,7 @@ def _describe_answer(lead: Lead, usual: float) -> str:
     begin = "**candidates" if lead.where else f"**In {_name_runs(rows)}, candidates"
     said = f"{begin} {VERDICTS[row['sign']]}: Spearman's coefficient is {value}** ({lead.source}; candidates are the "
     said += f"likeliest tokens with {format_percent(top_p)} of the probability; brackets are 95 % intervals)."
-    opposite = rows[rows["sign"] == {NEGATIVE: POSITIVE, POSITIVE: NEGATIVE}.get(row["sign"], "")]
+    opposite = rows[rows["sign"] == {NEGATIVE: POSITIVE, POSITIVE: NEGATIVE}.get(row["sign"])]
     if len(opposite):
         other = min(opposite.to_dict("records"), key=lambda other: abs(names[other["candidates"]] - top_p))
         value = format_bounded(other["r"], other["low"], other["high"])
