@@ -1217,6 +1217,84 @@ def test_a_browser_draws_the_same_card_and_tint_in_a_strip_and_in_the_live_noteb
         browser.close()
 
 
+@pytest.fixture
+def drawn():
+    """A function that draws a live text without a kernel in a page of some width; gives the page."""
+    program, playwright = find_browser()
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=OPTIONS, timeout=180_000)
+
+        def draw(width: int = 900, dark: bool = False, **state):
+            shown = browser.new_page(viewport={"width": width, "height": 900})
+            theme = ' data-jp-theme-light="false"' if dark else ""
+            shown.set_content(f"<!doctype html><body{theme}></body>")
+            shown.add_style_tag(content=controls.TokenText._css)
+            base = {"pieces": [], "scale": {}, "marked": [], "prompt": "", "status": "", "failed": False, "hovered": -1}
+            base |= {"earlier": {}, "trail": [], "place": 0, "busy": False, "tab": "", "card": {}}
+            shown.evaluate(DRAW_LIVE, [controls.TokenText._esm, base | state])
+            return shown
+
+        yield draw
+        browser.close()
+
+
+def test_a_page_without_a_text_has_neither_an_empty_box_nor_a_legend(drawn):
+    scale = cards.build_scale("entropy", np.array([]), np.array([]))
+    shown = drawn(card={"note": controls.NO_CARD}, scale=scale)
+    assert not shown.locator(".nx-text").is_visible()
+    assert shown.locator(".ns-legend").inner_text() == ""
+    assert shown.locator(".ns-card").inner_text() == controls.NO_CARD
+    assert drawn(prompt="a").locator(".nx-text").is_visible()
+    assert drawn(pieces=["a"]).locator(".nx-text").is_visible()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "k", "expected"),
+    [
+        ("entropy", [0, 0, 0], [1, 1, 1], "0 for every token"),
+        ("entropy", [2.5], [3], "2.50"),
+        ("k", [1, 1], [1, 1], "1 for every token (logarithmic scale)"),
+        ("cosine", [math.nan, math.nan], [1, 1], "(dotted: only one candidate)"),
+        ("entropy", [0, 1], [1, 2], "0 0.990 or more"),
+    ],
+)
+def test_a_legend_has_a_scale_only_where_values_differ(drawn, name, values, k, expected):
+    scale = cards.build_scale(name, np.array(values, float), np.array(k))
+    legend = drawn(pieces=["a"] * len(k), scale=scale).locator(".ns-legend")
+    assert " ".join(legend.inner_text().split()) == f"{quantities.find_title(name)} {expected}"
+    assert legend.locator(".ns-ramp").count() == ("or more" in expected)
+
+
+def test_a_narrow_card_has_all_columns_within_its_width(drawn):
+    _, _, contents = write_and_measure()
+    content = max(contents, key=lambda content: len(content["tokens"][0][1]))
+    for width in (240, 390, 900):
+        shown = drawn(width, card=content | {"number": 0})
+        table = shown.locator(".ns-compared")
+        assert table.evaluate("t => t.scrollWidth <= t.clientWidth"), width
+        right = table.bounding_box()["x"] + table.bounding_box()["width"]
+        for part in (
+            *table.locator(".ns-cells i").all(),
+            table.get_by_text("itself"),
+            table.get_by_text("those above"),
+        ):
+            box = part.bounding_box()
+            assert box["x"] + box["width"] <= right + 1, width
+
+
+def test_points_are_light_on_a_dark_page_and_buttons_of_the_trail_have_no_odd_key(drawn):
+    fill = "p => getComputedStyle(p).fill"
+    for dark, expected in ((False, "rgb(0, 114, 178)"), (True, "rgb(86, 180, 233)")):
+        shown = drawn(dark=dark, trail=["first text", "a at token 3"], place=1)
+        shown.evaluate(
+            """() => document.body.insertAdjacentHTML("beforeend", '<div class="nx-figure"><svg><path class="point" '
+            + 'style="opacity: 0.7; fill: rgb(0, 114, 178);"/></svg></div>')"""
+        )
+        assert shown.locator(".point").evaluate(fill) == expected
+        assert shown.locator(".nx-trail button").count() == 3
+        assert "object" not in shown.locator(".nx-trail").evaluate("t => t.outerHTML")
+
+
 @pytest.fixture(scope="module")
 def page(tiny_model, tmp_path_factory):
     """The notebook in JupyterLab, all cells run; the test fails where the page asks another machine for anything."""

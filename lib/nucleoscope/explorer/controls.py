@@ -116,7 +116,7 @@ class FigurePlace(widgets.VBox):
     """
 
     def __init__(self, sentence: str = ""):
-        self.heading, self.frame = widgets.HTML(), widgets.Box(layout=widgets.Layout(overflow="hidden", height="0"))
+        self.heading, self.frame = widgets.HTML(), widgets.Box(layout=widgets.Layout(overflow="clip", height="0"))
         super().__init__([self.heading, self.frame])
         self.frame.add_class("nx-figure")
         self.say(sentence, False)
@@ -163,7 +163,7 @@ def build_settings(chosen: Settings) -> dict[str, Any]:
 def _build_field(name: str, facts: Mapping[str, Any], value: Any) -> Any:
     """The widget for a setting's value; ``facts`` is its metadata."""
     small = {"width": "11em"}  # each widget gets its own layout, because one of them may be hidden
-    options = {"description": name, "layout": small, "style": {"description_width": "initial"}}
+    options = {"description": name, "layout": {"width": "14em"}, "style": {"description_width": "initial"}}
     if facts["type"] is bool:
         return widgets.Checkbox(value, indent=False, **options)
     if facts["choices"]:
@@ -171,7 +171,7 @@ def _build_field(name: str, facts: Mapping[str, Any], value: Any) -> Any:
     if facts["type"] in NUMBERS:
         step = 1 if facts["type"] is int else 0.05 if facts["most"] else 0.1
         return Field(name, value, step=step, layout=small)
-    return Field(name, value or "", layout={"width": "20em"})
+    return Field(name, value or "", layout={"width": "16em" if facts["is_date"] else "22em"})
 
 
 def read_settings(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -589,8 +589,8 @@ class Explorer:
             self._draw()
         marked = self.text.hovered
         mark = tokens[marked] if 0 <= marked < len(tokens) else None
-        another, self._drawn = self._drawn is not self.version, self.version
-        any_point = live_figures.show_points(self.scatter, tokens, mark, reset=another)
+        reset, self._drawn = self.text.turned if self._drawn is not self.version else 0, self.version
+        any_point = live_figures.show_points(self.scatter, tokens, mark, reset)
         self.points.say(live_figures.describe_points(tokens, complete), any_point, keep_room=not complete)
         wanted = find_widest(tokens) if self._find(self.text.clicked) is None else self.text.clicked
         self._show_matrix(wanted)

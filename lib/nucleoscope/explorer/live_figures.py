@@ -50,13 +50,11 @@ def describe_points(tokens: list[cards.Token], complete: bool) -> str:
     return "No token of the text has more than one candidate" + end
 
 
-def show_points(
-    figure: go.Figure, tokens: list[cards.Token], mark: cards.Token | None = None, reset: bool = False
-) -> bool:
+def show_points(figure: go.Figure, tokens: list[cards.Token], mark: cards.Token | None = None, reset: int = 0) -> bool:
     """Draws the tokens with more than one candidate into `build_scatter`, and says whether there are any.
 
-    Each point's customdata is its step. ``mark`` is the token that has the mark. ``reset``: it is another text, of
-    which nothing is selected, and whose axes are not those that a reader chose for the text before.
+    Each point's customdata is its step. ``mark`` is the token that has the mark. ``reset`` is a new number if it is
+    another text, of which nothing is selected, and whose axes are not those that a reader chose for the text before.
     """
     steps = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
     values = {axis: [tokens[step].values[name] for step in steps] for axis, name in AXES.items()}
@@ -68,9 +66,8 @@ def show_points(
         figure.data[1].update(_locate_mark(mark))
         for axis in zoomed:
             axis.update(range=None, autorange=True)
-        if reset:
-            figure.data[0].selectedpoints = []
-    figure.data[0].selectedpoints = None  # the page, which alone knows of selections, is told that there is none
+        if reset:  # only the page knows what is selected; a number, which selects nothing, is sent if it is a new one
+            figure.data[0].selectedpoints = reset
     return bool(steps)
 
 
