@@ -46,7 +46,7 @@ def _define(
     decides: bool = False,
     in_grid: bool = True,
     aliases: tuple[str, ...] = (),
-    live: str = "",
+    live: bool = False,
     is_date: bool = False,
     is_path: bool = False,
     pattern: str = "",
@@ -58,8 +58,8 @@ def _define(
     ``choices``: the allowed values of a string; for a number, strings that are allowed as well. A number
     must be at least ``least``, greater than ``above`` and at most ``most``. ``decides``: whether the setting
     affects what is measured, so that results with another value are other results. ``in_grid``: whether a grid may
-    set it as a parameter. ``aliases``: other names for it on the command line. ``live``: its name in the live
-    notebook, if that has a field for it. ``is_date``: a string that must be a date in ISO format. ``is_path``: a
+    set it as a parameter. ``aliases``: other names for it on the command line. ``live``: whether the live
+    notebook has a field for it. ``is_date``: a string that must be a date in ISO format. ``is_path``: a
     string that is or may be a path, in which ``~`` is the user's home. ``pattern``: a regular expression for a
     string, ``described`` in words. ``are_variants``: a string that `variants.parse` understands.
     """
@@ -92,7 +92,7 @@ class Settings:
         "model: an id on the Hugging Face Hub, a folder, a .gguf file, or the packaged default",
         decides=True,
         in_grid=False,
-        live="model",
+        live=True,
         is_path=True,
     )
     dataset_name: str = _define(
@@ -132,7 +132,7 @@ class Settings:
         least=1,
         most=MOST,
         decides=True,
-        live="max_tokens",
+        live=True,
     )
     top_p: float = _define(
         float,
@@ -141,7 +141,7 @@ class Settings:
         above=0,
         most=1,
         decides=True,
-        live="top_p",
+        live=True,
     )
     temperature: float = _define(
         float,
@@ -149,7 +149,7 @@ class Settings:
         "value to divide the logits by before measuring and sampling",
         least=LEAST_TEMPERATURE,
         decides=True,
-        live="temperature",
+        live=True,
     )
     seed: int = _define(
         int,
@@ -158,7 +158,7 @@ class Settings:
         least=-EXACT,
         most=EXACT,
         decides=True,
-        live="seed",
+        live=True,
     )
     prompt_format: str = _define(
         str,
@@ -166,14 +166,14 @@ class Settings:
         "whether the model gets prompts unchanged (raw) or in its chat template (chat)",
         choices=("raw", "chat"),
         decides=True,
-        live="format",
+        live=True,
     )
     template_date: str = _define(
         str,
         "2024-07-26",  # what Llama 3.1's template itself assumes where it has no clock
         "the date to give the chat template as today's date",
         decides=True,
-        live="date",
+        live=True,
         is_date=True,
     )
     prompt_column: str | None = _define(
@@ -228,11 +228,11 @@ class Settings:
         None,
         "commit from which to load all files of a model on the Hub; by default, the latest",
         decides=True,
-        live="revision",
+        live=True,
     )
     skip_check: bool = _define(bool, False, "skip the trial on short prompts that finds out how prompts can be batched")
     trust_remote_code: bool = _define(
-        bool, False, "run the Python code that comes with the model; read it first", live="trust_remote_code"
+        bool, False, "run the Python code that comes with the model; read it first", live=True
     )
     context: bool = _define(
         bool, False, "also measure similarity in context, in a second pass: what would follow each candidate"

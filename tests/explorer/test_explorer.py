@@ -325,7 +325,8 @@ def test_pointing_and_clicking_link_text_and_scatter(written):
     written.text.clicked = steps[1]
     assert written.text.card["first"] == steps[1]
     assert len(written.heat.data[0].z) == min(len(written.tokens[steps[1]].ids), cards.LARGEST)
-    assert written.heat.layout.title.text == f"Cosine similarity of the candidates of token {steps[1]}"
+    heading = f"<p>Cosine similarity of the candidates of token {steps[1]}</p>"
+    assert written.candidates.heading.value == heading
     assert written.scatter.layout.meta == written.text.figure != ""
     written.text.hovered = 999  # a page may ask for a token of the text before
     assert written.text.card["first"] == steps[1]
@@ -336,8 +337,10 @@ def test_one_candidate_alone_has_no_matrix(tiny_model):
     live.run()
     live.wait(60)
     live.text.clicked = 1
-    assert len(live.heat.data) == 0
-    assert live.heat.layout.title.text == "Token 1 had only one candidate: nothing to compare"
+    sentence = "Token 1 had only one candidate: nothing to compare"
+    assert (live.candidates.heading.value, live.candidates.frame.layout.height) == (f"<p>{sentence}</p>", "0")
+    sentence = "No token of the text has more than one candidate, so there is nothing to plot."
+    assert (live.points.heading.value, live.points.frame.layout.height) == (f"<p>{sentence}</p>", "0")
     assert not live.scatter.data[0].x
     assert not live.scatter.data[1].x
     live.close()
@@ -437,7 +440,7 @@ def test_a_card_says_of_how_many_tokens_its_own_is_only_once_all_are_there(writt
     pointed, said = written.text.hovered, written.version.said
     for number in (-1, 0):  # the widest choice, and a token that was pointed at
         written.text.hovered, written.version.said = number, ""  # as before the last token
-        written.heat.data = ()
+        written.text.card = {}
         written._show()
         written._point(max(number, 0))
         assert written.text.card["total"] is None
@@ -447,18 +450,130 @@ def test_a_card_says_of_how_many_tokens_its_own_is_only_once_all_are_there(writt
     written.text.hovered = pointed
 
 
-def test_a_live_scatter_is_created_with_the_tokens_there_are_and_has_no_axes_without(written):
-    from nucleoscope.explorer.live_figures import build_scatter
+def test_figures_are_created_once_and_changed_for_another_text(written):
+    figures = written.scatter, written.heat
+    figures[0].plotly_relayout({"xaxis.range[0]": 1, "xaxis.range[1]": 2, "xaxis.autorange": False})
+    before = written.heat.data[0].z
+    written.prompt.value = "she said"
+    written.run()
+    written.wait(60)
+    assert (written.scatter, written.heat) == figures
+    assert [place.frame.children for place in (written.points, written.candidates)] == [(each,) for each in figures]
+    assert list(figures[0].data[0].x) == [token.values["entropy"] for token in written.tokens if len(token.ids) > 1]
+    assert (figures[0].layout.xaxis.range, figures[0].layout.xaxis.autorange) == (None, True)
+    assert np.shape(figures[1].data[0].z) != np.shape(before) or not np.array_equal(figures[1].data[0].z, before)
 
-    figure = build_scatter("figure", written.tokens)
-    assert list(figure.data[0].x) == list(written.scatter.data[0].x) != []
-    assert not figure.layout.annotations[0].visible
-    empty = build_scatter("figure", [])
-    assert empty.layout.annotations[0].visible
-    assert not empty.layout.xaxis.visible
-    assert not empty.layout.yaxis.visible
-    assert figure.layout.xaxis.visible
-    assert figure.layout.yaxis.visible
+
+def record_messages(live, monkeypatch) -> list[tuple[str, dict]]:
+    """What is sent to the page from now on: the widget, and its state."""
+    sent = []
+    widgets_ = {"text": live.text, "points": live.points.frame.layout, "heading": live.points.heading}
+    for name, widget in widgets_.items():
+        send = widget._send
+        monkeypatch.setattr(
+            widget,
+            "_send",
+            lambda message, buffers=None, name=name, send=send: (
+                sent.append((name, message["state"])) or send(message, buffers)
+            ),
+        )
+    for figure in (live.scatter, live.heat):
+        monkeypatch.setattr(figure, "_send_update_msg", lambda *_, **__: sent.append(("figure", {})))
+    return sent
+
+
+def test_the_new_status_is_sent_first_and_text_and_card_with_it(written, monkeypatch):
+    step, place = find_choice(written)
+    sent = record_messages(written, monkeypatch)
+    written.run()
+    written.wait(60)
+    (name, state), *_ = sent
+    assert name == "text"
+    assert (state["status"], state["busy"], state["pieces"], state["scale"]) == ("Generating …", True, [], {})
+    assert state["card"] == {"note": controls.NO_CARD}
+    assert sum("status" in state for _, state in sent) == 2  # and once at the end, with the last token
+    sent.clear()
+    pick(written, step, place)
+    (name, state), *_ = sent[1:]  # after what the page would have sent
+    assert (name, state["status"], len(state["pieces"])) == ("text", "Generating …", step + 1)
+    assert (state["clicked"], state["card"]["number"], state["place"]) == (step, step, 1)
+    sent.clear()
+    written.text.wanted = [0, 1]
+    (name, state), *rest = sent[1:]
+    assert (name, len(state["pieces"]), state["place"], state["earlier"]) == ("text", 30, 0, {})
+    assert state["status"].startswith("30 tokens in")
+    assert [name for name, _ in rest if name == "text"] == []
+    assert ("figure", {}) in rest
+
+
+def test_the_card_follows_a_growing_text_and_compares_nothing_until_it_is_complete(written, monkeypatch):
+    all_tokens, said = list(written.tokens), written.version.said
+    monkeypatch.setattr(written.version, "said", "")
+    written.text.card = {}
+    for n in range(1, len(all_tokens) + 1):
+        written.version.tokens[:] = all_tokens[:n]
+        written._show()
+        widest = max(range(n), key=lambda step: all_tokens[step].values["entropy"])
+        assert (written.text.card["number"], written.text.card["total"]) == (widest, None)
+        assert written.text.card["hint"].endswith("least sure so far:")
+        if len(all_tokens[widest].ids) > 1:
+            assert f"of token {widest}" in written.candidates.heading.value
+    written.version.said = said
+    written._show(complete=True)
+    assert written.text.card["total"] == len(all_tokens)
+    assert written.text.card["hint"].endswith("least sure:")
+
+
+@pytest.mark.parametrize(
+    ("prompt_format", "advice"), [("raw", "prompt_format=chat may help"), ("chat", "another seed")]
+)
+def test_an_empty_text_says_why_and_what_to_try(written, monkeypatch, prompt_format, advice):
+    monkeypatch.setattr(streaming, "stream", lambda *_, **__: iter(()))
+    written.settings["prompt_format"].value = prompt_format
+    written.run()
+    written.wait(60)
+    assert re.match(
+        r"0 tokens in [\d.]+ s: the text is empty, because the model stopped immediately; ", written.text.status
+    )
+    assert advice in written.text.status
+    assert (written.text.pieces, written.text.scale) == ([], {})
+    assert written.text.card == {"note": explorer.EMPTY_CARD}
+    assert written.points.heading.value == "<p>The text has no tokens, so there is nothing to plot.</p>"
+    assert written.candidates.heading.value == ""
+    assert written.points.frame.layout.height == written.candidates.frame.layout.height == "0"
+
+
+def test_an_error_of_nucleoscopes_own_says_neither_its_class_nor_a_number_of_the_only_prompt(tiny_model):
+    assert explorer.describe_error(ConnectionError("the Hub does not answer")) == "the Hub does not answer"
+    assert explorer.describe_error(KeyError("a")) == "KeyError: 'a'"
+    live = explorer.Explorer("the cat", tiny_model, prompt_format="raw", results_dir="none", mode="score")
+    live.run()
+    live.wait(60)
+    assert (live.text.status, live.text.failed) == ("the text is empty: there is nothing to measure", True)
+    live.close()
+
+
+def test_a_label_is_the_name_by_which_an_error_calls_the_setting():
+    live = explorer.Explorer("the cat", "other", results_dir="none")
+    for name, field in live.settings.items():
+        assert (field.label if isinstance(field, controls.Field) else field.description) == name
+    live.close()
+
+
+def test_the_heading_of_a_figure_says_what_there_is():
+    (one, *_), tokens = stream_text(top_p=0.01, max_tokens=1), stream_text(max_tokens=20)
+    for given, complete, expected in (
+        ([one], False, "No token of the text has more than one candidate so far."),
+        ([one], True, "No token of the text has more than one candidate, so there is nothing to plot."),
+        (tokens, True, "Tokens with more than one candidate"),
+    ):
+        assert live_figures.describe_points(given, complete) == expected
+    layouts = [live_figures.build_heat_layout(["a"] * n) for n in (live_figures.FEW, live_figures.FEW + 1)]
+    assert [layout["xaxis"]["showticklabels"] for layout in layouts] == [True, False]
+    order = np.arange(2)
+    assert live_figures.describe_matrix(3, 2, (np.eye(2), order)) == "Cosine similarity of the candidates of token 3"
+    assert live_figures.describe_matrix(3, 40, (np.eye(2), order)).endswith("(the 2 likeliest of 40)")
+    assert "no similarities" in live_figures.describe_matrix(3, 2, None)
 
 
 def test_a_mode_that_there_is_not_is_refused(tiny_model):
@@ -502,7 +617,7 @@ def test_a_second_run_starts_clean_and_loads_nothing_again(written, monkeypatch)
     written.wait(60)
     assert len(written.text.pieces) == 10
     assert (written.text.marked, written.text.hovered, written.text.clicked) == ([], -1, -1)
-    assert written.text.card["hint"] == explorer.HINT
+    assert written.text.card["hint"] == explorer.HINT.format("")
     assert not written.text.failed
 
 
@@ -704,7 +819,7 @@ def test_nothing_that_a_model_writes_is_read_as_html():
     )
     map_ = live_figures.build_heatmap(np.eye(2), ["<b>", "$"])
     assert map_.text[0][1] == "&lt;b&gt; and &#36;"
-    assert live_figures.build_heat_layout("", ["<b>"], 100)["yaxis"]["ticktext"] == ["&lt;b&gt;"]
+    assert live_figures.build_heat_layout(["<b>"])["yaxis"]["ticktext"] == ["&lt;b&gt;"]
     script = (controls.STATIC / "explorer.js").read_text()
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|https?:", script)
 
@@ -761,7 +876,8 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
 explorer.Explorer._prepare = lambda *_: None
 live = explorer.Explorer("the cat", "other", results_dir="none")
 assert "torch" not in sys.modules
-assert "Press Run" in live.figures.children[0].value
+assert "Press Run" in live.points.heading.value
+assert live.text.card["note"]
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -1101,6 +1217,84 @@ def test_a_browser_draws_the_same_card_and_tint_in_a_strip_and_in_the_live_noteb
         browser.close()
 
 
+@pytest.fixture
+def drawn():
+    """A function that draws a live text without a kernel in a page of some width; gives the page."""
+    program, playwright = find_browser()
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=OPTIONS, timeout=180_000)
+
+        def draw(width: int = 900, dark: bool = False, **state):
+            shown = browser.new_page(viewport={"width": width, "height": 900})
+            theme = ' data-jp-theme-light="false"' if dark else ""
+            shown.set_content(f"<!doctype html><body{theme}></body>")
+            shown.add_style_tag(content=controls.TokenText._css)
+            base = {"pieces": [], "scale": {}, "marked": [], "prompt": "", "status": "", "failed": False, "hovered": -1}
+            base |= {"earlier": {}, "trail": [], "place": 0, "busy": False, "tab": "", "card": {}}
+            shown.evaluate(DRAW_LIVE, [controls.TokenText._esm, base | state])
+            return shown
+
+        yield draw
+        browser.close()
+
+
+def test_a_page_without_a_text_has_neither_an_empty_box_nor_a_legend(drawn):
+    scale = cards.build_scale("entropy", np.array([]), np.array([]))
+    shown = drawn(card={"note": controls.NO_CARD}, scale=scale)
+    assert not shown.locator(".nx-text").is_visible()
+    assert shown.locator(".ns-legend").inner_text() == ""
+    assert shown.locator(".ns-card").inner_text() == controls.NO_CARD
+    assert drawn(prompt="a").locator(".nx-text").is_visible()
+    assert drawn(pieces=["a"]).locator(".nx-text").is_visible()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "k", "expected"),
+    [
+        ("entropy", [0, 0, 0], [1, 1, 1], "0 for every token"),
+        ("entropy", [2.5], [3], "2.50"),
+        ("k", [1, 1], [1, 1], "1 for every token (logarithmic scale)"),
+        ("cosine", [math.nan, math.nan], [1, 1], "(dotted: only one candidate)"),
+        ("entropy", [0, 1], [1, 2], "0 0.990 or more"),
+    ],
+)
+def test_a_legend_has_a_scale_only_where_values_differ(drawn, name, values, k, expected):
+    scale = cards.build_scale(name, np.array(values, float), np.array(k))
+    legend = drawn(pieces=["a"] * len(k), scale=scale).locator(".ns-legend")
+    assert " ".join(legend.inner_text().split()) == f"{quantities.find_title(name)} {expected}"
+    assert legend.locator(".ns-ramp").count() == ("or more" in expected)
+
+
+def test_a_narrow_card_has_all_columns_within_its_width(drawn):
+    _, _, contents = write_and_measure()
+    content = max(contents, key=lambda content: len(content["tokens"][0][1]))
+    for width in (240, 390, 900):
+        shown = drawn(width, card=content | {"number": 0})
+        table = shown.locator(".ns-compared")
+        assert table.evaluate("t => t.scrollWidth <= t.clientWidth"), width
+        right = table.bounding_box()["x"] + table.bounding_box()["width"]
+        for part in (
+            *table.locator(".ns-cells i").all(),
+            table.get_by_text("itself"),
+            table.get_by_text("those above"),
+        ):
+            box = part.bounding_box()
+            assert box["x"] + box["width"] <= right + 1, width
+
+
+def test_points_are_light_on_a_dark_page_and_buttons_of_the_trail_have_no_odd_key(drawn):
+    fill = "p => getComputedStyle(p).fill"
+    for dark, expected in ((False, "rgb(0, 114, 178)"), (True, "rgb(86, 180, 233)")):
+        shown = drawn(dark=dark, trail=["first text", "a at token 3"], place=1)
+        shown.evaluate(
+            """() => document.body.insertAdjacentHTML("beforeend", '<div class="nx-figure"><svg><path class="point" '
+            + 'style="opacity: 0.7; fill: rgb(0, 114, 178);"/></svg></div>')"""
+        )
+        assert shown.locator(".point").evaluate(fill) == expected
+        assert shown.locator(".nx-trail button").count() == 3
+        assert "object" not in shown.locator(".nx-trail").evaluate("t => t.outerHTML")
+
+
 @pytest.fixture(scope="module")
 def page(tiny_model, tmp_path_factory):
     """The notebook in JupyterLab, all cells run; the test fails where the page asks another machine for anything."""
@@ -1133,21 +1327,28 @@ def run_all(page) -> None:
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # before that, JupyterLab would ask for a kernel
     page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
     page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
-    page.wait_for_selector(".nx-text")
+    page.wait_for_selector(".nx .ns-card")
     page.wait_for_function("!document.querySelector('.nx-token')")
-    page.locator(".nx-text").scroll_into_view_if_needed()
+    assert not page.locator(".nx-text").is_visible()  # an empty box
+    page.locator(".nx .ns-card").scroll_into_view_if_needed()
 
 
 def write_prompt(page, prompt: str) -> None:
-    page.evaluate("for (const plot of document.querySelectorAll('.js-plotly-plot')) plot.dataset.old = 'yes'")
+    page.evaluate("for (const plot of document.querySelectorAll('.js-plotly-plot')) plot.dataset.kept = 'yes'")
     page.locator(".widget-textarea textarea").first.fill(prompt)
     page.locator(".jp-OutputArea button.jupyter-button", has_text="Run").click()
     page.wait_for_function("p => document.querySelector('.nx-prompt').textContent === p", arg=prompt)
     page.wait_for_function("/tokens? in/.test(document.querySelector('.nx-status').textContent)")
-    page.wait_for_function("document.querySelectorAll('.js-plotly-plot:not([data-old])').length === 2")
-    page.wait_for_function("document.querySelectorAll('[data-old]').length === 0")
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 2")
     page.wait_for_function("document.querySelector('.js-plotly-plot').data?.[0]?.x?.length > 5")
-    assert page.locator(".js-plotly-plot .select-outline").count() == 0
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .select-outline').length === 0")
+    page.wait_for_function("!document.querySelector('.js-plotly-plot').data[0].selectedpoints")
+    assert page.locator("[data-kept]").count() in (0, 2)
+
+
+def wait_for_matrix(page, step: int) -> None:
+    """Waits for the heading of a token's candidates: what it says is in the page, and wrapped."""
+    page.locator(".widget-html p", has_text=re.compile(rf"(of token|^Token) {step}\b")).wait_for()
 
 
 def test_the_notebook_in_jupyterlab(page):
@@ -1168,13 +1369,12 @@ def test_the_notebook_in_jupyterlab(page):
     page.wait_for_function("document.querySelector('.js-plotly-plot').data[1].x?.length === 1")
 
     tokens.nth(5).click()
-    page.wait_for_function("/of token 5\\b/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
-    page.wait_for_function("document.querySelectorAll('.js-plotly-plot')[1].data.length === 1")
+    wait_for_matrix(page, 5)
 
     page.keyboard.press("ArrowRight")
     page.wait_for_function("/token 6 /.test(document.querySelector('.ns-head').textContent)")
     page.keyboard.press("Enter")
-    page.wait_for_function("/of token 6\\b/.test(document.querySelectorAll('.js-plotly-plot')[1].layout.title?.text)")
+    wait_for_matrix(page, 6)
 
     page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
     area = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()

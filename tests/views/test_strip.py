@@ -205,6 +205,8 @@ def test_a_piece_of_a_text_begins_and_ends_with_whole_characters(reader):
 def test_an_empty_record_says_so(reader):
     record = tiny.create_record("")
     assert read_text(render_strip(record, reader)) == "(the model ended this text immediately)"
+    said = read_text(render_strip(record, reader, advice="prompt_format=chat may help"))
+    assert said == "(the model ended this text immediately; prompt_format=chat may help)"
     assert read_text(render_strip(record, reader, mode="score")) == "(no token was measured)"
     assert read_text(render_strip(tiny.create_record("the rain"), reader, last=0)) == "(no token was measured)"
 

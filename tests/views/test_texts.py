@@ -111,6 +111,24 @@ def test_each_text_has_a_script_that_assigns_it_and_contains_what_a_strip_does(r
     assert read_script(place / "1.js")[2]["empty"] == "(the model ended this text immediately)"
 
 
+@pytest.mark.parametrize(
+    ("info", "advice"),
+    [
+        ({"chat_template": True}, "; prompt_format=chat may help"),
+        ({"chat_template": True, "format": "chat"}, ""),
+        ({"chat_template": False}, ""),
+        (None, ""),
+    ],
+)
+def test_an_empty_text_of_a_chat_model_that_was_measured_raw_says_what_to_try(run, reader, info, advice):
+    folder, table = run
+    path = folder / results.RUN_INFO
+    settings = {"model_name": "tiny", "dataset_name": "math", "prompt_format": (info or {}).get("format", "raw")}
+    path.write_text("damaged" if info is None else json.dumps(info | {"settings": settings}))
+    ((_, content),) = texts.build_texts(folder, reader, [1], strip.compute_background(table), "generate")
+    assert content["empty"] == f"(the model ended this text immediately{advice})"
+
+
 def test_scripts_of_texts_that_are_gone_are_removed_and_nothing_else(run, reader):
     folder, table = run
     place = texts.write_texts(

@@ -4,6 +4,7 @@ Contract: widgets that do not depend on models; `explorer.Explorer` fills them a
 ``static/explorer.js`` draws the text and inserts what it receives as text, never as HTML.
 """
 
+import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from nucleoscope.store.run_names import describe_run
 from nucleoscope.views import assets, palette
 
 COLUMN = {"flex": "1 1 26em", "min_width": "0", "padding": "0 0.5em 0 0"}
+NO_CARD = "The candidates of a token are shown here as soon as there is a text."
 STATIC = Path(__file__).with_name("static")
 
 
@@ -25,26 +27,27 @@ class TokenText(anywidget.AnyWidget):
     """The running text with its legend and the card of one token; beside it, the text that it was forked from.
 
     The kernel sets ``pieces`` (one string per token), ``scale`` (`cards.build_scale`, for the tint), ``card``
-    (`cards.describe_token`) and ``status``; while ``busy``, the page counts the seconds beside the status. The page
-    sets ``hovered`` and ``clicked`` (numbers of tokens, or -1), and ``marked`` (steps) when points are selected in the
-    plotly figure whose layout's meta is ``figure``: its customdata are steps.
+    (`cards.describe_token`, or a ``note`` if there is no token) and ``status``; while ``busy``, the page counts the
+    seconds beside the status. The page sets ``hovered`` and ``clicked`` (numbers of tokens, or -1), and ``marked``
+    (steps) when points are selected in the plotly figure whose layout's meta is ``figure``: its customdata are steps.
 
     The number of a token of the text is its step; that of a token of the earlier text is `number_earlier`. ``earlier``
     has ``cut``, the step where the two texts diverge, the earlier one's ``pieces`` from there on, and the ``names`` of
     both; it is empty if there is no earlier text. In ``scale``, ``earlier`` are the values of these pieces. ``trail``
     names the texts from the first to the latest, of which ``place`` is shown. The page sets ``wanted`` to [the place of
     another, any number], and ``picked`` to [the number of a token, the place of one of its candidates, any number] to
-    have the candidate put in. ``tab`` is the name of the tab of the card that is open.
+    have the candidate put in. ``tab`` is the name of the tab of the card that is open. ``turned`` counts the texts
+    that were put on the page: with another, the page forgets what was selected in the figure.
     """
 
     _esm = assets.join_script(STATIC / "explorer.js")
-    _css = assets.join_style(STATIC / "explorer.css")
+    _css = assets.join_style(STATIC / "explorer.css") + palette.format_figure_css(".nx-figure")
     prompt = traitlets.Unicode("").tag(sync=True)
     pieces = traitlets.List(traitlets.Unicode()).tag(sync=True)
     scale = traitlets.Dict().tag(sync=True)
     figure = traitlets.Unicode("").tag(sync=True)
     marked = traitlets.List(traitlets.Int()).tag(sync=True)
-    card = traitlets.Dict().tag(sync=True)
+    card = traitlets.Dict({"note": NO_CARD}).tag(sync=True)
     status = traitlets.Unicode("").tag(sync=True)
     failed = traitlets.Bool(False).tag(sync=True)
     hovered = traitlets.Int(-1).tag(sync=True)
@@ -56,6 +59,7 @@ class TokenText(anywidget.AnyWidget):
     wanted = traitlets.List(traitlets.Int()).tag(sync=True)
     picked = traitlets.List(traitlets.Int()).tag(sync=True)
     tab = traitlets.Unicode("").tag(sync=True)
+    turned = traitlets.Int(0).tag(sync=True)
 
 
 def number_earlier(step: int) -> int:
@@ -78,7 +82,7 @@ class Field(anywidget.AnyWidget):
     value = traitlets.Any()
 
     def __init__(self, setting: str, value: Any, **options: Any):
-        super().__init__(label=FIELDS[setting].metadata["live"], **options)
+        super().__init__(label=setting, **options)
         self.setting = setting
         self.observe(self._read, "text")
         self.observe(self._check, "value")
@@ -105,6 +109,31 @@ def _format_value(value: Any) -> str:
     return "" if value is None else str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
+class FigurePlace(widgets.VBox):
+    """A figure below its heading, or a sentence in place of it: text of the page, which is wrapped at any width.
+
+    ``frame`` contains the figure, which is hidden by its frame: it keeps its width, and is not created again.
+    """
+
+    def __init__(self, sentence: str = ""):
+        self.heading, self.frame = widgets.HTML(), widgets.Box(layout=widgets.Layout(overflow="clip", height="0"))
+        super().__init__([self.heading, self.frame])
+        self.frame.add_class("nx-figure")
+        self.say(sentence, False)
+
+    def say(self, text: str, with_figure: bool, keep_room: bool = False) -> None:
+        """Shows ``text`` with the figure or without it; ``keep_room`` if the figure is expected soon."""
+        self.heading.value = f"<p>{html.escape(text)}</p>" if text else ""
+        self.frame.layout.visibility = None if with_figure else "hidden"
+        self.frame.layout.height = None if with_figure or (keep_room and self.frame.children) else "0"
+
+    def close(self) -> None:
+        """Removes the place, but not the figure in it, from the page."""
+        for part in (self.heading, self.frame):
+            part.close()
+        super().close()
+
+
 class PromptMenu(anywidget.AnyWidget):
     """The menu of a measured run's prompts, as on the run's page: ``content`` is a `texts.build_menu`.
 
@@ -120,7 +149,7 @@ class PromptMenu(anywidget.AnyWidget):
 
 
 def build_settings(chosen: Settings) -> dict[str, Any]:
-    """A field for each setting that has a name in the live notebook, with its value in ``chosen``, by name.
+    """A field for each setting that the live notebook has one for, with its value in ``chosen``, by name.
 
     They are in the order of `settings.FIELDS`: the model, and later its revision and whether its code may run.
     """
@@ -134,7 +163,7 @@ def build_settings(chosen: Settings) -> dict[str, Any]:
 def _build_field(name: str, facts: Mapping[str, Any], value: Any) -> Any:
     """The widget for a setting's value; ``facts`` is its metadata."""
     small = {"width": "11em"}  # each widget gets its own layout, because one of them may be hidden
-    options = {"description": facts["live"], "layout": small, "style": {"description_width": "initial"}}
+    options = {"description": name, "layout": {"width": "14em"}, "style": {"description_width": "initial"}}
     if facts["type"] is bool:
         return widgets.Checkbox(value, indent=False, **options)
     if facts["choices"]:
@@ -142,7 +171,7 @@ def _build_field(name: str, facts: Mapping[str, Any], value: Any) -> Any:
     if facts["type"] in NUMBERS:
         step = 1 if facts["type"] is int else 0.05 if facts["most"] else 0.1
         return Field(name, value, step=step, layout=small)
-    return Field(name, value or "", layout={"width": "20em"})
+    return Field(name, value or "", layout={"width": "16em" if facts["is_date"] else "22em"})
 
 
 def read_settings(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,9 @@ import ipywidgets as widgets
 from nucleoscope import hub, quantities
 from nucleoscope.explorer.controls import (
     COLUMN,
+    NO_CARD,
     Field,
+    FigurePlace,
     PromptMenu,
     TokenText,
     arrange,
@@ -53,15 +55,17 @@ if TYPE_CHECKING:
 # has an effect if torch is not imported yet.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 REFRESH = 0.15  # seconds between two updates of a text that is being generated
+DRAW = 0.6  # seconds between two updates of its figures, which cost the browser ten times as much
 SHARE = 0.1  # of the time may be spent on them
 PATIENCE = 2  # seconds that a text which is being generated has to stop, in which the kernel does nothing else
 NO_TEXT = (
-    "<p>Press Run to see the tokens of the text here, plotted by entropy and cosine similarity, and how similar the "
-    "candidates of one token are.</p>"
+    "Press Run to see the tokens of the text here, plotted by entropy and cosine similarity, and how similar the "
+    "candidates of one token are."
 )
+EMPTY_CARD = "The text has no tokens, so there are no candidates to show."
 HINT = (
     "Point at a token to see its candidates; click it to keep them here. "
-    "Until then, this is the token where the model was least sure:"
+    "Until then, this is the token where the model was least sure{}:"
 )
 TO_TINT = "To tint a text by uncertainty about what follows or about how it is put, measure its run with --context."
 _loaded: dict[tuple, "loading.Model"] = {}  # one at most
@@ -93,6 +97,12 @@ def try_model(model: "loading.Model") -> None:
         checking.find_way(model.model)
 
 
+def describe_error(error: Exception) -> str:
+    """An error for the page: one that Nucleoscope raises says all, another needs the name of its class as well."""
+    said = str(error)
+    return said if said and isinstance(error, (ValueError, OSError, MemoryError)) else f"{type(error).__name__}: {said}"
+
+
 def _list_tints(in_context: bool) -> list[tuple[str, str]]:
     """The menu of tints, with those ``in_context`` or without."""
     titles = quantities.list_tints() if in_context else quantities.list_titles()
@@ -105,8 +115,9 @@ class Version:
 
     ``source`` is "generate" if the model wrote it, "score" if it existed before. ``cut`` is the step at which it parts
     from the version before it, None for the first. ``name`` and ``said`` are for readers: what was put in, and how it
-    ended. ``ahead`` has what follows the candidates of a step, by the model, which compares and groups them as
-    ``grouping`` says; ``compared`` has what the files of a run that was measured in context say.
+    ended, which is empty until then; ``failed`` if that was an error. ``ahead`` has what follows the candidates of a
+    step, by the model, which compares and groups them as ``grouping`` says; ``compared`` has what the files of a run
+    that was measured in context say.
     """
 
     name: str = "first text"
@@ -115,6 +126,7 @@ class Version:
     cut: int | None = None
     tokens: "list[Token]" = field(default_factory=list)
     said: str = ""
+    failed: bool = False
     ahead: "dict[int, cards.Ahead]" = field(default_factory=dict)
     compared: "dict[int, cards.Ahead]" = field(default_factory=dict)
     grouping: Grouping = field(default_factory=Grouping)
@@ -164,9 +176,11 @@ class Explorer:
         self._asked: tuple[Version, int] | None = None  # of which token it is to find out what follows its candidates
         self._stop, self._closed, self._lock = threading.Event(), False, threading.RLock()
         self._using = threading.Lock()  # the model; who has it may wait for the other lock, but not the other way round
-        self.scatter: go.FigureWidget | None = None  # created with the first text
+        self.scatter: go.FigureWidget | None = None  # created with the first token
         self.heat: go.FigureWidget | None = None
-        self._drawn: Version | None = None  # the text that the figures are for
+        self._drawn: Version | None = None  # the text in the scatter plot
+        self._compared: tuple[Version, int] | None = None  # the token whose candidates are in the heat map
+        self._turning = False  # whether another text is being put on the page
         self.settings = build_settings(chosen)
         self._build(prompt, text, chosen.mode, quantity, chosen.results_dir)
         self._connect()
@@ -210,7 +224,8 @@ class Explorer:
         self.run_button = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.progress = widgets.IntProgress(layout=widgets.Layout(flex="1 1 10em", width="auto"))
-        self.figures = widgets.VBox([widgets.HTML(NO_TEXT)], layout=widgets.Layout(**COLUMN))
+        self.points, self.candidates = FigurePlace(NO_TEXT), FigurePlace()
+        self.figures = widgets.VBox([self.points, self.candidates], layout=widgets.Layout(**COLUMN))
         picks = [self.measured] if len(self.measured.options) > 1 else []
         self.view = arrange(
             [self.mode, *picks],
@@ -275,7 +290,7 @@ class Explorer:
                 try_model(model)
             engine.Reader(model.tokenizer)
         except Exception as error:  # any error is shown on the page
-            self._report(f"{type(error).__name__}: {error}", failed=True)
+            self._report(describe_error(error), failed=True)
         else:
             self._report(f"{name} is loaded. Press Run.")
 
@@ -286,19 +301,17 @@ class Explorer:
                 self._say(status, **options)
 
     def _draw(self) -> None:
-        """Creates the figures of a text, with what there is of it; selection and zoom in those before are lost.
+        """Creates the figures, with the tokens there are; later texts change them, because to create one takes long.
 
         Not before the first text: JupyterLab may request a widget's state while a cell is still running, and
         then draws a figure that is created in the meantime without its data and layout.
         """
         from nucleoscope.explorer.live_figures import build_heat, build_scatter
 
-        before, self._drawn = self.figures.children, self.version
         self.text.figure = self.text.model_id
         self.scatter, self.heat = build_scatter(self.text.figure, list(self.tokens)), build_heat()
-        self.figures.children = [self.scatter, self.heat]
-        for figure in before:
-            figure.close()
+        self.points.frame.children, self.candidates.frame.children = [self.scatter], [self.heat]
+        self._drawn = self.version
 
     def run(self) -> None:
         """Generates or measures a text with the current settings, in a thread; does nothing while that is running.
@@ -323,8 +336,19 @@ class Explorer:
             given["text"] = self.given.value
         elif again:
             given["tokens"] = self.records[place]["tokens"].tolist()
-        self._begin(version)
+        self._begin(version, self._describe_start(version, bool(given)))
         self._start(version, given)
+
+    def _describe_start(self, version: Version, measure: bool = False) -> str:
+        """The status of a version that is about to be written, or measured."""
+        if self._list_names(version.settings) not in _loaded:
+            return f"Loading {version.settings['model_name']} …"
+        return "Measuring …" if measure else "Generating …"
+
+    def _list_names(self, chosen: dict[str, Any]) -> tuple:
+        """The arguments of `load` for a text with these settings."""
+        names = (chosen["model_name"], chosen["dtype"], self.device)
+        return (*names, chosen["trust_remote_code"], chosen["model_revision"])
 
     def _say_problems(self) -> None:
         """Says what is wrong with the settings, after Run was refused for it, until nothing is."""
@@ -344,12 +368,12 @@ class Explorer:
         self._thread = threading.Thread(target=self._write, args=(version, given), daemon=True)
         self._thread.start()
 
-    def _begin(self, version: Version) -> None:
-        """A new first text: there is nothing to go back to."""
+    def _begin(self, version: Version, status: str = "", similarities: "results.Similarities | None" = None) -> None:
+        """A new first text: there is nothing to go back to. ``status`` is that of a text that has yet to be written."""
         with self._lock:
-            self._versions, self._place, self.similarities = [version], 0, None
+            self._versions, self._place, self.similarities = [version], 0, similarities
             self._hide_text(False)
-            self._clear()
+            self._turn(status)
 
     def wait(self, seconds: float | None = None) -> None:
         """Returns when the text is complete, or after this many seconds."""
@@ -360,26 +384,47 @@ class Explorer:
         """Stops the generation and removes the widgets from the page."""
         self._closed = True
         self._stop.set()
-        for widget in (self.text, self.picked, *self.figures.children, self.view):
+        figures = [figure for figure in (self.scatter, self.heat) if figure is not None]
+        for widget in (self.text, self.picked, *figures, self.points, self.candidates, self.view):
             widget.close()
 
-    def _clear(self) -> None:
-        """Prepares the page for the version that is shown: nothing is pointed at or selected."""
-        settings = self.version.settings or {}
-        self.progress.value, self.progress.max = 0, settings.get("max_tokens") or max(len(self.tokens), 1)
+    def _turn(self, status: str = "", at: int | None = None) -> None:
+        """Puts the version that is shown on the page in place of the one before: nothing is pointed at or selected.
+
+        Status, text and card change together, then the figures. ``status`` is that of a version that is about to be
+        written; without one the version is complete. ``at`` is the step that is clicked.
+        """
         with self._lock:
-            cut, before = self.version.cut, self._find_earlier()
             with self.text.hold_sync():
-                self.text.prompt = settings.get("prompt", self.prompt.value)
-                self.text.pieces, self.text.marked, self.text.card = [], [], {}
-                self.text.hovered = self.text.clicked = -1
-                self._offer_tints()
-                self.text.earlier = {} if before is None else {
-                    "cut": cut,
-                    "pieces": self._split(before.tokens)[cut:],
-                    "names": [before.name, self.version.name],
-                }  # fmt: skip
-                self.text.trail, self.text.place = [each.name for each in self._versions], self._place
+                if status:
+                    self._say(status, busy=True)
+                else:
+                    self._say(self.version.said, self.version.failed)
+                self._clear(-1 if at is None else at)
+                self._show_text(complete=not status)
+            self._show_figures(complete=not status)
+            settings = self.version.settings or {}
+            self.progress.max = settings.get("max_tokens") or max(len(self.tokens), 1)
+            self.progress.value = len(self.tokens) if status else self.progress.max
+
+    def _clear(self, at: int) -> None:
+        """Prepares the page for the tokens of the version that is shown, of which number ``at`` is clicked."""
+        cut, before = self.version.cut, self._find_earlier()
+        self._turning = True  # what is set here is not for the text before
+        try:
+            self.text.turned += 1
+            self.text.prompt = (self.version.settings or {}).get("prompt", self.prompt.value)
+            self.text.pieces, self.text.marked, self.text.card, self.text.scale = [], [], {"note": NO_CARD}, {}
+            self.text.hovered = self.text.clicked = at
+            self._offer_tints()
+            self.text.earlier = {} if before is None else {
+                "cut": cut,
+                "pieces": self._split(before.tokens)[cut:],
+                "names": [before.name, self.version.name],
+            }  # fmt: skip
+            self.text.trail, self.text.place = [each.name for each in self._versions], self._place
+        finally:
+            self._turning = False
 
     def _offer_tints(self) -> None:
         """Has the menu of tints offer those that a text on the page has: few are measured in context."""
@@ -411,41 +456,46 @@ class Explorer:
 
     def _write(self, version: Version, given: dict[str, Any]) -> None:
         """The thread's work: loads, generates, displays, and reports the outcome."""
-        said, failed = "", False
         try:
-            self._show()
-            said = version.said = self._write_text(version, **given)
-            self._show(complete=True)
+            version.said = self._write_text(version, **given)
         except Exception as error:  # any error is shown on the page
-            said, failed = f"{type(error).__name__}: {error}", True
+            version.said, version.failed = describe_error(error), True
+        try:
+            self._show(complete=True)
+        except Exception as error:
+            self._say(describe_error(error), failed=True)
         finally:
             if not self._closed:
-                self._say(said, failed)
                 self.run_button.disabled, self.stop_button.disabled = False, True
 
     def _write_text(self, version: Version, text: str | None = None, tokens: list[int] | None = None) -> str:
         """Generates or measures the text, and returns a message about it."""
-        chosen = dict(version.settings)
-        name, prompt, dtype = (chosen.pop(key) for key in ("model_name", "prompt", "dtype"))
-        names = (name, dtype, self.device, chosen.pop("trust_remote_code"), chosen.pop("model_revision"))
-        self._say(f"Loading {name} …", busy=True)
+        chosen, names = dict(version.settings), self._list_names(version.settings)
         if names not in _loaded:
+            self._say(self._describe_start(version), busy=True)
             self.model = None  # makes room for the next model
         from nucleoscope.explorer.engine import Reader, cards, streaming
 
         model = load(*names)
+        for name in ("model_name", "dtype", "trust_remote_code", "model_revision"):
+            del chosen[name]
+        prompt = chosen.pop("prompt")
         with self._using:
             self.model, self.reader, begun = model, Reader(model.tokenizer), time.monotonic()
             both = model.model, model.tokenizer
             if text is None and tokens is None:
                 old = len(version.tokens)
                 ended = self._stream(version, model, prompt, chosen)
+                if not version.tokens and not self._stop.is_set():
+                    return f"0 tokens in {time.monotonic() - begun:.1f} s: {self._explain_empty(model, chosen)}"
                 written = count(max(len(version.tokens) - old, 0), "more token" if old else "token")
                 return f"{written} in {time.monotonic() - begun:.1f} s ({ended})"
             self._say("Measuring …", busy=True)
             del chosen["index"]
             if text is None:
                 version.tokens[:] = streaming.replay(*both, prompt, tokens, **chosen)
+                if not tokens:
+                    return f"0 tokens, as in the run: {self._explain_empty(model, chosen)}"
                 remarks = [
                     "the tokens of the run, measured again; with other settings or another prompt, new ones are drawn"
                 ]
@@ -457,25 +507,33 @@ class Explorer:
         said = "; ".join(remarks or ["done"])
         return f"{count(len(version.tokens), 'token')} in {time.monotonic() - begun:.1f} s ({said})"
 
+    def _explain_empty(self, model: "loading.Model", chosen: dict[str, Any]) -> str:
+        """Why a text has no tokens, and what to try."""
+        advice = results.advise_on_empty(bool(getattr(model.tokenizer, "chat_template", None)), chosen["prompt_format"])
+        return f"the text is empty, {results.STOPPED}; {advice or 'another seed or prompt may help'}"
+
     def _stream(self, version: Version, model: "loading.Model", prompt: str, chosen: dict[str, Any]) -> str:
         """Generates a text, or what follows its tokens, shows it as it grows, and returns how it ended."""
-        from nucleoscope.explorer.engine import model_facts, streaming
+        from nucleoscope.explorer.engine import checking, model_facts, streaming
 
         begun = [token.id for token in version.tokens]
         if begun and begun[-1] in model_facts.find_end_tokens(model.model, model.tokenizer):
             del version.tokens[-1]
             return f"the candidate that you chose ends the text: {self.reader.show(begun[-1])}"
-        self._say(f"Trying {version.settings['model_name']} on short prompts …", busy=True)
+        if not checking.is_tried(model.model):
+            self._say(f"Trying {version.settings['model_name']} on short prompts …", busy=True)
         try_model(model)
         self._say("Generating …", busy=True)
-        shown = cost = 0.0
+        shown = drawn = cost = 0.0
         for token in streaming.stream(model.model, model.tokenizer, prompt, begun=begun, **chosen):
             version.tokens.append(token)
             if self._stop.is_set():
                 return "stopped"
             if (now := time.monotonic()) - shown > max(REFRESH, cost / SHARE):
-                self._show()
+                due = now - drawn > DRAW
+                self._show(figures=due)
                 shown = time.monotonic()
+                drawn = shown if due else drawn
                 cost = shown - now
         return "ended by the model" if len(version.tokens) < chosen["max_tokens"] else "done"
 
@@ -486,38 +544,62 @@ class Explorer:
             with self.text.hold_sync():
                 self.text.status, self.text.failed, self.text.busy = status, failed, busy
 
-    def _show(self, complete: bool = False) -> None:
-        """Updates text, tint, figures and progress with the tokens so far."""
-        from nucleoscope.explorer.live_figures import show_points
-
+    def _show(self, complete: bool = False, figures: bool = True) -> None:
+        """Updates text, tint, card, figures and progress with the tokens so far; of a complete text the status too."""
         with self._lock:
             if self._closed:
                 return
-            if self._drawn is not self.version:
-                self._draw()
-            if self.reader is None or not self.tokens:
-                return
-            tokens = list(self.tokens)
             with self.text.hold_sync():
-                self.text.pieces = self._split(tokens)
-                self._tint()
-            show_points(self.scatter, tokens)
-            self.progress.value = self.progress.max if complete else len(tokens)
-            if self.text.clicked == -1 and (complete or not self.heat.data):
-                self._show_widest()
-            if complete and self.text.hovered != -1:
-                self._point(self.text.hovered)  # again: the card says how a token compares with the others
+                if complete:
+                    self._say(self.version.said, self.version.failed)
+                self._show_text(complete)
+            if figures:
+                self._show_figures(complete)
+            self.progress.value = self.progress.max if complete else len(self.tokens)
 
-    def _show_widest(self) -> None:
-        """Shows the matrix of the widest choice, and its card unless a token was pointed at."""
+    def _show_text(self, complete: bool) -> None:
+        """The text, its tint, and the card of the token pointed at, or else of the widest choice so far."""
+        if not self.tokens:
+            empty = complete and not self.version.failed
+            self.text.pieces, self.text.scale, self.text.card = [], {}, {"note": EMPTY_CARD if empty else NO_CARD}
+            return
         from nucleoscope.explorer.engine import find_widest
 
-        if not self.tokens:
+        self.text.pieces = self._split(self.tokens)
+        self._tint()
+        if self._find(self.text.hovered) is None:
+            step = find_widest(self.tokens)
+            if complete or self.text.card.get("number") != step:
+                self.text.card = self._describe(step) | {"hint": HINT.format("" if complete else " so far")}
+        elif complete or "tokens" not in self.text.card:
+            self.text.card = self._describe(self.text.hovered)  # it says how a token compares with the others
+
+    def _show_figures(self, complete: bool) -> None:
+        """The scatter plot of the text, and the matrix of the token clicked, or else of the widest choice so far."""
+        tokens = list(self.tokens)
+        if not tokens:
+            self._compared = None
+            self.points.say(self._describe_absence(complete), False, keep_room=not complete)
+            self.candidates.say("", False, keep_room=not complete)
             return
-        step = find_widest(self.tokens)
-        self._show_matrix(step)
-        if self.text.hovered == -1:
-            self.text.card = self._describe(step) | {"hint": HINT}
+        from nucleoscope.explorer import live_figures
+        from nucleoscope.explorer.engine import find_widest
+
+        if self.scatter is None:
+            self._draw()
+        marked = self.text.hovered
+        mark = tokens[marked] if 0 <= marked < len(tokens) else None
+        reset, self._drawn = self.text.turned if self._drawn is not self.version else 0, self.version
+        any_point = live_figures.show_points(self.scatter, tokens, mark, reset)
+        self.points.say(live_figures.describe_points(tokens, complete), any_point, keep_room=not complete)
+        wanted = find_widest(tokens) if self._find(self.text.clicked) is None else self.text.clicked
+        self._show_matrix(wanted)
+
+    def _describe_absence(self, complete: bool) -> str:
+        """What to say in the place of the figures of a text without tokens."""
+        if not complete:
+            return "The tokens are plotted here as soon as there are some."
+        return NO_TEXT if self.version.failed else "The text has no tokens, so there is nothing to plot."
 
     def _tint(self) -> None:
         if not self.text.pieces:  # and perhaps no model either
@@ -538,10 +620,10 @@ class Explorer:
     def _point(self, number: int) -> None:
         """A token was pointed at: shows its card, and its mark in the scatter plot."""
         with self._lock:
-            if self._find(number) is None:
+            if self._turning or self._find(number) is None:
                 return
             self.text.card = self._describe(number)
-            if number >= 0:
+            if number >= 0 and self.scatter is not None:
                 from nucleoscope.explorer.live_figures import show_mark
 
                 show_mark(self.scatter, self.tokens[number])
@@ -549,17 +631,23 @@ class Explorer:
     def _click(self, number: int) -> None:
         """A token was clicked: shows card and mark, and the matrix of its candidates."""
         with self._lock:
-            if self._find(number) is not None:
+            if not self._turning and self._find(number) is not None:
                 self.text.hovered = number
                 self._show_matrix(number)
 
     def _show_matrix(self, number: int) -> None:
+        """Shows the matrix of a token's candidates, unless it is shown already, or says why there is none."""
         from nucleoscope.explorer import engine
 
         place, step = self._find(number)
-        token = self._versions[place].tokens[step]
+        version = self._versions[place]
+        if self.heat is None or (self._compared is not None and self._compared == (version, step)):
+            return
+        token = version.tokens[step]
         matrix = engine.find_matrix(self.model, self._find_similarities(place, step), token, step)
-        engine.live_figures.show_matrix(self.heat, step, token.ids, matrix, self.reader)
+        drawn = engine.live_figures.show_matrix(self.heat, token.ids, matrix, self.reader)
+        self.candidates.say(engine.live_figures.describe_matrix(step, len(token.ids), matrix), drawn)
+        self._compared = (version, step)
 
     def _describe(self, number: int) -> dict[str, Any]:
         """The card of a token, with what is known of what follows its candidates."""
@@ -635,7 +723,7 @@ class Explorer:
                 try:
                     found = engine.look_ahead(model, version.tokens, step, version.settings, version.grouping)
                 except Exception as error:  # any error is shown on the page; the next click tries again
-                    self._say(f"{type(error).__name__}: {error}", failed=True)
+                    self._say(describe_error(error), failed=True)
                     continue
             with self._lock:
                 version.ahead[step] = found
@@ -667,9 +755,7 @@ class Explorer:
         with self._lock:
             self._versions[place + 1 :] = [new]
             self._place = place + 1
-            self._clear()
-            self._show()
-            self.text.clicked = step
+            self._turn(self._describe_start(new), at=step)
         self._start(new, {})
 
     def _stop_writing(self) -> bool:
@@ -678,6 +764,8 @@ class Explorer:
             self._say("The model is loading. Try again when it is ready.", busy=True)
             return False
         self._stop.set()
+        if self._is_writing():
+            self._say("Stopping …", busy=True)
         self.wait(PATIENCE)
         if self._is_writing():
             self._say("The model is busy. Try again when it is not.", busy=True)
@@ -689,11 +777,7 @@ class Explorer:
             return
         with self._lock:
             self._place = place
-            self._clear()
-            self._show(complete=True)
-            if self.version.cut is not None:
-                self.text.clicked = self.version.cut
-            self._say(self.version.said)
+            self._turn(at=self.version.cut)
 
     def _open(self, folder: Path | str) -> None:
         """A measured run was selected: offers its prompts."""
@@ -741,13 +825,14 @@ class Explorer:
         version = Version(tokens=cards.list_tokens(record), compared=compared, grouping=self.grouping)
         cards.add_split(version.tokens, compared)
         number = count(len(version.tokens), "token")
-        version.said = f"{number}, from the files of the run. Press Run to measure them again, with the model."
+        if version.tokens:
+            version.said = f"{number}, from the files of the run. Press Run to measure them again, with the model."
+        else:
+            advice = results.find_advice(folder)
+            version.said = f"The text is empty, {results.STOPPED}" + (f"; {advice}" if advice else "")
         with self._lock:
             self.model, self.reader = None, self.measured_reader
-            self._begin(version)
-            self.similarities = results.load_similarities(folder, [place]).get(place)
-            self._show(complete=True)
-        self._say(version.said)
+            self._begin(version, similarities=results.load_similarities(folder, [place]).get(place))
         return version
 
     def _pick(self, place: int) -> None:
@@ -778,7 +863,7 @@ class Explorer:
             version.source, version.settings = self.mode.value, self.recorded | {
                 "dtype": self.dtype, "prompt": self.prompt.value, "index": place,
             }  # fmt: skip
-            self._show_widest()
+            self._show(complete=True)  # the card says where its token is from, and the candidates can be clicked
         if self.mode.value == "score":
             self._copy_text(self.records[place]["tokens"].tolist())
 

@@ -1,7 +1,8 @@
 """The live notebook's two figures: the scatter plot of one text, and the matrix of one token's candidates.
 
-Contract: these are plotly figures that a kernel can keep changing. Plotly interprets some HTML in its
-texts, so text from a model goes through `names.escape_plotly`.
+Contract: these are plotly figures that a kernel can keep changing, so that they are created once: the page needs more
+than half a second for each. Plotly interprets some HTML in its texts, so text from a model goes through
+`names.escape_plotly`; and it does not wrap lines, so headings and sentences are for `controls.FigurePlace`.
 """
 
 from typing import Any
@@ -18,56 +19,74 @@ from nucleoscope.views.palette import BLUE, MATRIX, ORANGE, VERMILLION
 from nucleoscope.views.token_text import Reader
 
 AXES = {"x": "entropy", "y": "cosine"}  # of the scatter plot
-HINT = "How similar the candidates of a token are, first of the one where the model was least sure, is shown here."
-NO_POINTS = "The text has no token with more than one candidate so far."
+FEW = 12  # candidates whose names fit below the columns of a matrix; those of more are at its rows only
+HEIGHT = 400  # of the matrix, which is the same for any number of candidates: nothing below it moves
 
 
 def build_scatter(name: str, tokens: list[cards.Token]) -> go.FigureWidget:
     """The scatter plot of one text: a trace of its tokens, which can be selected, and a trace for one mark.
 
-    The tokens are there from the beginning: a browser that is slow shows no empty axes first.
-
     ``name`` is the layout's meta, by which `controls.TokenText` recognises its figure.
     """
-    figure = go.Figure(layout=build_layout("Tokens with more than one candidate", 380))
+    figure = go.Figure(layout=build_layout("", 350))
     hover = "token %{text}: entropy %{x}, cosine similarity %{y}<extra></extra>"
     dot = {"size": 7, "color": BLUE, "opacity": 0.7}
     chosen = {"marker": {"color": ORANGE, "opacity": 1}}
     figure.add_scatter(mode="markers", marker=dot, selected=chosen, hovertemplate=hover, name="token", **HOVER)
     ring = {"size": 15, "symbol": "circle-open", "color": VERMILLION, "line": {"width": 3}}
     figure.add_scatter(mode="markers", marker=ring, hoverinfo="skip", name="the token pointed at")
-    figure.update_layout(dragmode="select", showlegend=False, margin={"t": 40, "b": 40}, uirevision="text", meta=name)
+    figure.update_layout(dragmode="select", showlegend=False, margin={"t": 10, "b": 40}, meta=name)
     figure.update_xaxes(title=quantities.find_title(AXES["x"]), rangemode="tozero")
     figure.update_yaxes(title=quantities.find_title(AXES["y"]))
-    figure.add_annotation(text=NO_POINTS, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     show_points(figure, tokens)
     return _fit_width(go.FigureWidget(figure))
 
 
-def show_points(figure: go.Figure, tokens: list[cards.Token]) -> None:
-    """Draws the tokens with more than one candidate into `build_scatter`; each point's customdata is its step.
+def describe_points(tokens: list[cards.Token], complete: bool) -> str:
+    """The heading of `build_scatter`, or what to say in its place if it has no point."""
+    if any(len(token.ids) > 1 for token in tokens):
+        return "Tokens with more than one candidate"
+    end = ", so there is nothing to plot." if complete else " so far."
+    return "No token of the text has more than one candidate" + end
 
-    Without any, the figure is a sentence that says so, and has no axes.
+
+def show_points(figure: go.Figure, tokens: list[cards.Token], mark: cards.Token | None = None, reset: int = 0) -> bool:
+    """Draws the tokens with more than one candidate into `build_scatter`, and says whether there are any.
+
+    Each point's customdata is its step. ``mark`` is the token that has the mark. ``reset`` is a new number if it is
+    another text, of which nothing is selected, and whose axes are not those that a reader chose for the text before.
     """
     steps = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
     values = {axis: [tokens[step].values[name] for step in steps] for axis, name in AXES.items()}
+    zoomed = [axis for axis in (figure.layout.xaxis, figure.layout.yaxis) if reset and axis.range is not None]
+    for axis in zoomed:
+        axis.autorange = None  # what is set already is not sent again
     with figure.batch_update():
         figure.data[0].update(values, customdata=steps, text=[str(step) for step in steps])
-        figure.layout.annotations[0].visible = not steps
-        # axes without points would show plotly's range of its own choosing, -1 to 4 or 6
-        figure.layout.xaxis.visible = figure.layout.yaxis.visible = bool(steps)
+        figure.data[1].update(_locate_mark(mark))
+        for axis in zoomed:
+            axis.update(range=None, autorange=True)
+        if reset:  # only the page knows what is selected; a number, which selects nothing, is sent if it is a new one
+            figure.data[0].selectedpoints = reset
+    return bool(steps)
+
+
+def _locate_mark(token: cards.Token | None) -> dict[str, list[float]]:
+    marked = token is not None and len(token.ids) > 1
+    return {axis: [token.values[name]] if marked else [] for axis, name in AXES.items()}
 
 
 def show_mark(figure: go.FigureWidget, token: cards.Token) -> None:
     """Puts the mark of `build_scatter` on a token; on none if it has a single candidate."""
-    values = {axis: [token.values[name]] if len(token.ids) > 1 else [] for axis, name in AXES.items()}
     with figure.batch_update():
-        figure.data[1].update(values)
+        figure.data[1].update(_locate_mark(token))
 
 
 def build_heat() -> go.FigureWidget:
-    """The figure for `build_heatmap`, empty, with a hint on how to fill it."""
-    return _fit_width(go.FigureWidget(layout=build_layout("", 90)).update_layout(**build_heat_layout(HINT, [], 90)))
+    """The figure for the matrix of one token's candidates, empty."""
+    figure = go.Figure(layout=build_layout("", HEIGHT))
+    figure.add_trace(build_heatmap(np.eye(0), []))
+    return _fit_width(go.FigureWidget(figure.update_layout(**build_heat_layout([]))))
 
 
 def _fit_width(figure: go.FigureWidget) -> go.FigureWidget:
@@ -76,58 +95,53 @@ def _fit_width(figure: go.FigureWidget) -> go.FigureWidget:
     return figure
 
 
+def describe_matrix(step: int, k: int, matrix: tuple[np.ndarray, np.ndarray] | None) -> str:
+    """The heading of the matrix of token ``step``, which has ``k`` candidates, or why there is none."""
+    if k == 1:
+        return f"Token {step} had only one candidate: nothing to compare"
+    if matrix is None:
+        return "The files of this run have no similarities: press Run to measure them"
+    title, shown = f"Cosine similarity of the candidates of token {step}", len(matrix[1])
+    return f"{title} (the {shown} likeliest of {k:,})" if shown < k else title
+
+
 def show_matrix(
-    figure: go.FigureWidget,
-    step: int,
-    ids: torch.Tensor,
-    matrix: tuple[np.ndarray, np.ndarray] | None,
-    reader: Reader,
-) -> None:
-    """Draws the matrix of the candidates of token ``step`` into `build_heat`, or says why there is none.
+    figure: go.FigureWidget, ids: torch.Tensor, matrix: tuple[np.ndarray, np.ndarray] | None, reader: Reader
+) -> bool:
+    """Draws the matrix of candidates ``ids`` into `build_heat`, and says whether there is one to draw.
 
     ``matrix`` is a `cards.order_matrix`; None if the cosines are not known.
     """
-    title, words, cosines = f"Token {step} had only one candidate: nothing to compare", [], None
-    if len(ids) > 1 and matrix is None:
-        title = "The files of this run have no similarities: press Run to measure them"
-    elif len(ids) > 1:
-        cosines, order = matrix
-        words = [reader.show(int(ids[place])) for place in order]
-        title = f"Cosine similarity of the candidates of token {step}"
-        if len(order) < len(ids):
-            title += f"<br>(the {len(order)} likeliest of {len(ids):,})"
-    # Plotly keeps the width that a figure has when its height is set, perhaps the one from before it was in the page,
-    # unless autosize is set with it; and what is set already is not sent again.
-    figure.layout.autosize = None
+    if len(ids) == 1 or matrix is None:
+        return False
+    cosines, order = matrix
+    words = [reader.show(int(ids[place])) for place in order]
+    heatmap = build_heatmap(cosines, words)
     with figure.batch_update():
-        figure.data = []
-        figure.update_layout(
-            **build_heat_layout(title, words, 90 if cosines is None else 200 + 14 * max(len(words), 10))
-        )
-    if cosines is not None:
-        figure.add_trace(build_heatmap(cosines, words))
+        figure.data[0].update(z=heatmap.z, text=heatmap.text, zmin=heatmap.zmin)
+        figure.update_layout(**build_heat_layout(words))
+    return True
 
 
-def build_heatmap(cosines, words: list[str]) -> go.Heatmap:
+def build_heatmap(cosines: np.ndarray, words: list[str]) -> go.Heatmap:
     """A matrix of cosines (n, n) with a word for each row, as a plotly trace."""
     shown = [escape_plotly(word) for word in words]
     pairs = [[f"{left} and {right}" for right in shown] for left in shown]
     hover = "%{text}: %{z}<extra></extra>"
-    low = min(0.0, float(cosines.min()))
+    low = min(0.0, float(cosines.min(initial=0)))
     bar = {"thickness": 14, "tickformat": ".1f", "title": {"text": quantities.find_title("cosine"), "side": "right"}}
     colors = {"zmin": low, "zmax": 1, "colorscale": MATRIX, "colorbar": bar}
     return go.Heatmap(z=cosines, text=pairs, hovertemplate=hover, zhoverformat=".3f", name="cosine", **colors)
 
 
-def build_heat_layout(title: str, words: list[str], height: int) -> dict[str, Any]:
-    """The layout around `build_heatmap`; without words, that of an empty figure."""
+def build_heat_layout(words: list[str]) -> dict[str, Any]:
+    """The layout around `build_heatmap`. Columns, which are in the order of the rows, have names if they are few."""
     shown = [escape_plotly(word if len(word) <= 12 else word[:11] + "…") for word in words]
-    axis = {"tickvals": list(range(len(words))), "ticktext": shown, "visible": bool(words), "showgrid": False}
+    n = len(words)
+    axis = {"tickvals": list(range(n)), "ticktext": shown, "showgrid": False, "range": [-0.5, n - 0.5]}
+    named = n <= FEW
     return {
-        "title_text": title,
-        "height": height,
-        "autosize": True,
-        "margin": {"t": 60 if "<br>" in title else 40, "b": 80, "l": 90, "r": 70},
-        "xaxis": axis | {"tickangle": -60},
-        "yaxis": axis | {"autorange": "reversed"},
+        "margin": {"t": 10, "b": 80 if named else 10, "l": 90, "r": 70},
+        "xaxis": axis | {"tickangle": -60, "showticklabels": named},
+        "yaxis": axis | {"range": [n - 0.5, -0.5], "tickfont_size": 12 if n <= 20 else 10},
     }

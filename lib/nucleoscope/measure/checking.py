@@ -70,6 +70,11 @@ def find_way(model: PreTrainedModel, skip_check: bool = False) -> str:
     return _get_finding(model).way
 
 
+def is_tried(model: PreTrainedModel) -> bool:
+    """Whether `find_way` knows its result, and returns at once."""
+    return model in _FOUND
+
+
 def _get_finding(model: PreTrainedModel) -> Finding:
     if model not in _FOUND:
         _FOUND[model] = _try_ways(model)

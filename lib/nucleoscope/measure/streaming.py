@@ -7,6 +7,8 @@ index, seed and settings, and `scoring.measure` for the same text; here, a gener
 inspected before it is complete.
 """
 
+import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -74,7 +76,8 @@ def read(
     ``settings`` are those of `scoring.measure`. Raises ValueError like `scoring.measure`, also for an empty text.
     """
     chosen = Settings(**settings).check()
-    inputs = scoring.encode(tokenizer, [prompt], [text], **list_options(chosen, find_context_length(model)))
+    with _name_no_number():
+        inputs = scoring.encode(tokenizer, [prompt], [text], **list_options(chosen, find_context_length(model)))
     found = _measure_one(model, tokenizer, prompt, inputs, **settings)
     remarks = {
         "the beginning of the prompt was cut off": inputs.truncated,
@@ -97,11 +100,25 @@ def replay(
     return _measure_one(model, tokenizer, prompt, inputs, **settings) if tokens else []
 
 
+@contextlib.contextmanager
+def _name_no_number() -> Iterator[None]:
+    """Leaves the number of the prompt out of the errors of a batch, because here there is only one."""
+    try:
+        yield
+    except (ValueError, MemoryError) as error:
+        named = re.compile(r"(the text) of prompt 0 \(.*?\)(?= is)|prompt 0(?: \(.*\))?", re.DOTALL)
+        said = named.sub(lambda found: found[1] or "the prompt", str(error))
+        if said == str(error) or type(error) not in (ValueError, MemoryError):
+            raise
+        raise type(error)(said) from None
+
+
 def _measure_one(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, inputs: scoring.Texts, **settings: Any
 ) -> list[Token]:
     """The measured tokens of one text that is encoded already."""
-    (batch,) = scoring.measure(model, tokenizer, [prompt], [""], inputs=inputs, progress=False, **settings)
+    with _name_no_number():
+        (batch,) = scoring.measure(model, tokenizer, [prompt], [""], inputs=inputs, progress=False, **settings)
     (record,) = batch.records
     columns = find_columns()
     rows = zip(*(record[plural] for plural in columns), strict=True)

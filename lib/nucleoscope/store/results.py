@@ -61,6 +61,7 @@ __all__ = [
     "PAGE",
     "PAGES",
     "RUN_INFO",
+    "STOPPED",
     "STORED",
     "TEXT_PAIR_FILES",
     "TOKENS",
@@ -68,12 +69,14 @@ __all__ = [
     "Similarities",
     "StoredTables",
     "add_texts",
+    "advise_on_empty",
     "candidates",
     "check_depth",
     "check_folder",
     "count_tokens",
     "describe_gaps",
     "describe_info",
+    "find_advice",
     "find_measurements",
     "find_repeats",
     "find_run",
@@ -130,6 +133,7 @@ ANALYSIS_FILES = (
 )
 TEXT_PAIR_FILES = ("two_texts.csv", "two_texts_bins.csv")  # beside the analyses, written by the page two_texts
 VARIANT_FILES = ("variants.parquet", "nulls.parquet", "vocabulary.parquet")  # of a run, beside its measurements
+STOPPED = "because the model stopped immediately"  # why a text has no tokens
 UNREADABLE = "move it out of the way, then repeat the command that wrote it"  # follows what is wrong with a json file
 BRACES = str.maketrans("{}", "()")
 FORBIDDEN = "there is no permission to read this folder: ask its owner"
@@ -271,10 +275,10 @@ def describe_gaps(info: Mapping[str, Any], table: "pd.DataFrame", chat_model: bo
     n_prompts, written = settings.get("n_prompts") or 0, table["prompt"].nunique()
     if empty := max(n_prompts - written, 0):
         what, they = ("text is", "it has") if empty == 1 else ("texts are", "they have")
-        advice = "; prompt_format=chat may help" if chat_model and raw else ""
+        advice = advise_on_empty(chat_model, "raw" if raw else "chat")
         lines.append(
-            f"{empty:,} of {n_prompts:,} {what} empty, because the model stopped immediately: {they} no tokens in "
-            f"any table or figure{advice}"
+            f"{empty:,} of {n_prompts:,} {what} empty, {STOPPED}: {they} no tokens in any table or figure"
+            + (f"; {advice}" if advice else "")
         )
     alone = int((table["k"] == 1).sum())
     if alone:
@@ -286,6 +290,20 @@ def describe_gaps(info: Mapping[str, Any], table: "pd.DataFrame", chat_model: bo
             f"coefficients{advice}"
         )
     return lines
+
+
+def advise_on_empty(chat_model: bool, prompt_format: str) -> str:
+    """What to try if a model stopped immediately (`STOPPED`), in words; "" if nothing is known to help."""
+    return "prompt_format=chat may help" if chat_model and prompt_format == "raw" else ""
+
+
+def find_advice(folder: Path) -> str:
+    """The `advise_on_empty` for the texts of a measured run; "" also if its run.json is missing or damaged."""
+    try:
+        info, settings = load_info(folder), read_recorded(folder)
+    except (OSError, ValueError):
+        return ""
+    return advise_on_empty(bool(info.get("chat_template")), settings.get("prompt_format", "raw"))
 
 
 def warn_of_format(chat_model: bool, prompt_format: str) -> str:

@@ -69,11 +69,13 @@ def build_scale(
     make the rest pale. Tokens beyond an end have its colour: ``over`` and ``under`` say so. Counts have a
     logarithmic scale, from 1. ``undefined``: some value does not exist, because the quantity needs a pair of
     candidates and there is only one. ``missing``: some other value is unknown or not a finite number.
+    ``flat``, if it is there: all values that there are, are the same, so that there is no scale to show.
     ``tab``, of some quantities, is the name of the tab of a card that shows what they are about.
     """
     count, own = quantities.is_count(name), find_ends(values) or (0.0, 1.0, 1.0)
     least, high, most = ends or own
     low, high = (1.0, max(round(high), 2)) if count else (0.0, high if high > 0 else 1.0)
+    flat = least == most if ends or find_ends(values) else True
     gaps, alone = ~np.isfinite(values), (k == 1) & quantities.needs_pair(name)
     return {
         "name": name,
@@ -86,6 +88,7 @@ def build_scale(
         "undefined": bool((gaps & alone).any()),
         "missing": bool((gaps & ~alone).any()),
         "values": [round_quantity(name, value) for value in values[first:last]],
+        **({"flat": True} if flat else {}),
         **({"tab": "context"} if quantities.is_in_context(name) else {}),
     }
 

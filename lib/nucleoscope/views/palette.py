@@ -15,6 +15,7 @@ FAINT = "#999999"
 DUSK = "#222222"  # almost black
 BUTTON, BUTTON_TEXT = "#dddddd", DUSK
 PALE = "#BFE3F7"  # a lighter SKY, for what is SKY on light pages
+ON_DARK = [(BLUE, SKY), (SKY, PALE)]  # which colours of figures change on a dark page, and to which
 CLEAR = "rgba(0,0,0,0)"
 MATRIX = "Viridis"  # plotly's name of a colour scale that is monotone in lightness
 
@@ -46,10 +47,29 @@ GRID, ZERO = fade(0.3, GREY), fade(0.4, GREY)  # visible on light and dark pages
 def format_css() -> str:
     """The style sheet that gives every element of class "nucleoscope" the colours of the page's theme."""
     light, dark = ("".join(f"--ns-{name}:{color};" for name, color in colors.items()) for colors in (LIGHT, DARK))
-    light = f"--ns-opacity:{OPACITY};{light}"
-    themed = 'html[data-theme="dark"] .nucleoscope,[data-jp-theme-light="false"] .nucleoscope,.vscode-dark .nucleoscope'
-    unthemed = "html:not([data-theme]) body:not([data-jp-theme-light],.vscode-light) .nucleoscope"
-    return f".nucleoscope{{{light}}}\n{themed}{{{dark}}}\n@media (prefers-color-scheme:dark){{{unthemed}{{{dark}}}}}\n"
+    return f".nucleoscope{{--ns-opacity:{OPACITY};{light}}}\n" + _format_dark(".nucleoscope", dark)
+
+
+def format_figure_css(selector: str) -> str:
+    """The style sheet by which plotly's points within ``selector`` follow the theme, as `ON_DARK` says.
+
+    It needs no script, and no message to a kernel that has to change its figures. Plotly writes the colour of a point
+    into its style.
+    """
+    rules = []
+    for light, dark in ON_DARK:
+        channels = _list_channels(light).replace(",", ", ")
+        points = f'{selector} .point[style*="fill: rgb({channels})"]'
+        rules.append(_format_dark(points, f"fill:{dark}!important;"))
+    return "".join(rules)
+
+
+def _format_dark(selector: str, style: str) -> str:
+    """The rules that give elements a style on dark pages: of the book, JupyterLab, VS Code, or a dark screen's."""
+    themes = ('html[data-theme="dark"]', '[data-jp-theme-light="false"]', ".vscode-dark")
+    unthemed = f"html:not([data-theme]) body:not([data-jp-theme-light],.vscode-light) {selector}"
+    themed = ",".join(f"{theme} {selector}" for theme in themes)
+    return f"{themed}{{{style}}}\n@media (prefers-color-scheme:dark){{{unthemed}{{{style}}}}}\n"
 
 
 def format_script() -> str:
@@ -57,6 +77,5 @@ def format_script() -> str:
 
     ``onDark`` has pairs [light, dark], as "#0072B2" and as the channels in "rgba(0,114,178,0.3)".
     """
-    pairs = [(BLUE, SKY), (SKY, PALE)]
-    pairs += [tuple(map(_list_channels, pair)) for pair in pairs]
+    pairs = [*ON_DARK, *(tuple(map(_list_channels, pair)) for pair in ON_DARK)]
     return f"const nucleoscopePalette={json.dumps({'grid': GRID, 'clear': CLEAR, 'onDark': pairs})};\n"

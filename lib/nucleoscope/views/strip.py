@@ -53,6 +53,7 @@ def render_strip(
     similarities: Similarities | None = None,
     ahead: Mapping[int, cards.Ahead] | None = None,
     with_prompt: bool = True,
+    advice: str = "",
 ) -> str:
     """The text of one record as HTML, its tokens tinted by ``quantity``; readers may choose another.
 
@@ -66,13 +67,14 @@ def render_strip(
     prompt by `results.load_similarities`, also how similar they are to it and to each other; with ``ahead``, the
     prompt's `cards.read_ahead`, how similar what follows them is, by which they are grouped; two more tints then show
     both parts of the entropy. ``with_prompt``: whether the prompt is shown above the text.
+    ``advice``: what to try if the model wrote nothing (`results.find_advice`).
 
     Raises ValueError for an unknown quantity or ``mode``, for a token ``shown`` outside first and last, and
     for records that lack what a strip shows: the published study's files contain no tokens.
     """
     content = build_content(
         record, tokenizer, quantity, table=table, mode=mode, first=first, last=last, shown=shown, most=most,
-        similarities=similarities, ahead=ahead,
+        similarities=similarities, ahead=ahead, advice=advice,
     )  # fmt: skip
     data = content["data"]
     before, after = "… " if data["first"] else "", " …" if data["first"] + len(data["tokens"]) < data["total"] else ""
@@ -94,6 +96,7 @@ def build_content(
     most: int = cards.LISTED,
     similarities: Similarities | None = None,
     ahead: Mapping[int, cards.Ahead] | None = None,
+    advice: str = "",
 ) -> dict[str, Any]:
     """What a strip shows, as JSON: its prompt, its text in units, and the ``data`` of its tints and cards.
 
@@ -124,11 +127,11 @@ def build_content(
         "line": background.line,
         "shown": None if shown is None else shown - first,
     }
-    ended = mode == "generate" and not tokens
+    ended = f"(the model ended this text immediately{advice and '; '}{advice})"
     return {
         "prompt": make_encodable(record["prompt"]),
         "units": [list(unit) for unit in kept],
-        "empty": "(the model ended this text immediately)" if ended else "(no token was measured)",
+        "empty": ended if mode == "generate" and not tokens else "(no token was measured)",
         "data": data,
     }
 

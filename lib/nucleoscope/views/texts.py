@@ -107,11 +107,11 @@ def render_strips(
 
 
 def _read_texts(folder: Path, numbers: Iterable[int]) -> Iterator[tuple[int, dict, dict[str, Any]]]:
-    """The number and the record of some prompts, and what is known of how similar their candidates are.
+    """The number and the record of some prompts, and what else the files of the run say of their texts.
 
     Records are read one at a time, similarities for `AT_ONCE` prompts.
     """
-    found, left = load_current(folder), list(numbers)
+    found, left, advice = load_current(folder), list(numbers), results.find_advice(folder)
     for place, (number, record) in enumerate(results.stream_records(folder, left)):
         if place % AT_ONCE == 0:
             similarities = results.load_similarities(folder, left[place : place + AT_ONCE])
@@ -119,7 +119,7 @@ def _read_texts(folder: Path, numbers: Iterable[int]) -> Iterator[tuple[int, dic
         if similar is not None and len(similar.taken) != len(record["tokens"]):
             similar = None
         ahead = cards.read_ahead(found.matrices, number, found.grouping.threshold) if found else None
-        yield number, record, {"similarities": similar, "ahead": ahead}
+        yield number, record, {"similarities": similar, "ahead": ahead, "advice": advice}
 
 
 def write_texts(folder: Path, contents: Iterable[tuple[int, dict]]) -> Path:

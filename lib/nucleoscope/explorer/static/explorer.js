@@ -79,7 +79,7 @@ function showCard(card, content, options) {
     const hint = content.hint ? [make("p", { class: "ns-muted nx-hint" }, content.hint)] : [];
     card.replaceChildren(...hint, ...drawCard(content, 0, options));
   } else {
-    card.replaceChildren(make("p", { class: "ns-muted" }, "The candidates of a token are shown here as soon as there is a text."));
+    card.replaceChildren(make("p", { class: "ns-muted" }, content.note ?? ""));
   }
   if (!key) return;
   const keyed = [...card.querySelectorAll("[data-key]")];
@@ -88,8 +88,8 @@ function showCard(card, content, options) {
 
 /** The texts from the first to the latest, of which ``place`` is shown. */
 function drawTrail(trail, names, place, go) {
-  const makeButton = (to, ...text) => {
-    const button = make("button", { type: "button", "data-key": `go ${text[0]}` }, ...text);
+  const makeButton = (to, text) => {
+    const button = make("button", { type: "button" }, text);
     button.addEventListener("click", () => go(to));
     return button;
   };
@@ -187,6 +187,14 @@ function follow(figure, model, followed) {
   figure.on("plotly_click", (event) => listSteps(event).slice(0, 1).forEach((step) => send("clicked", step)));
 }
 
+/** Of another text nothing is selected. Only the page knows of a selection; it is gone when the kernel sends points. */
+function forget(figure) {
+  if (!figure.layout) return;
+  figure.layout.selections = [];
+  // or plotly would see a change, and select no point, which it draws as all points being pale
+  if (figure._fullLayout) figure._fullLayout._previousSelections = figure.layout.selections;
+}
+
 function render({ model, el }) {
   el.classList.add("nucleoscope", "nx");
   const line = append(el, "div", "nx-line");
@@ -207,12 +215,13 @@ function render({ model, el }) {
   text.ariaMultiSelectable = "true";
   el.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves the arrow keys to the tokens and tabs
   card.ariaLive = "polite";
-  let since = null, timer;
+  let since = null, timer, emphasised;
   const count = () => (seconds.textContent = since === null ? "" : `${Math.round((Date.now() - since) / 1000)} s`);
   const send = (name, value) => {
     model.set(name, value);
     model.save_changes();
   };
+  const hide = () => (page.hidden = !model.get("prompt") && !model.get("pieces").length); // an empty box
   const tint = () => {
     const scale = model.get("scale"), marked = new Set(model.get("marked")), { cut } = model.get("earlier");
     listTokens(text).forEach((token) => {
@@ -226,12 +235,16 @@ function render({ model, el }) {
     });
   };
   const parts = {
-    prompt: () => (prompt.textContent = model.get("prompt")),
+    prompt: () => {
+      prompt.textContent = model.get("prompt");
+      hide();
+    },
     scale: () => {
       const scale = model.get("scale");
-      legend.replaceChildren(...(scale.name ? [make("span", {}, scale.label), ...drawLegend(scale)] : []));
+      legend.replaceChildren(...(scale.values?.length ? [make("span", {}, scale.label), ...drawLegend(scale)] : []));
       tint();
-      parts.card(); // which emphasises the quantity of the tint
+      if (scale.name !== emphasised) parts.card(); // which emphasises the quantity of the tint
+      emphasised = scale.name;
     },
     card: () => {
       const content = model.get("card");
@@ -266,18 +279,19 @@ function render({ model, el }) {
       else drawTokens(text, model.get("pieces"));
       if (forked && another) page.scrollTop = text.querySelector(".nx-names").offsetTop - page.offsetTop - 60; // where they diverge
       else if (atEnd && !forked) page.scrollTop = page.scrollHeight; // scrolls along as the text grows
+      hide();
       tint();
     },
     marked: tint, hovered: tint, clicked: tint,
+    turned: () => followed.forEach(forget),
   };
   const others = { failed: parts.status, place: parts.trail, earlier: parts.pieces, tab: parts.card };
-  const names = Object.entries(parts);
+  const followed = new Set(), names = Object.entries(parts);
   for (const [name, draw] of names) model.on(`change:${name}`, draw);
   for (const [name, draw] of Object.entries(others)) model.on(`change:${name}`, draw);
   for (const [, draw] of names) draw();
   listen(text, model);
   // A figure is drawn before it is in the page, 700 pixels wide; once it is there it takes the width it has.
-  const followed = new WeakSet();
   const fitFigure = ({ detail }) => {
     setTimeout(() => window.dispatchEvent(new Event("resize")), 100);
     follow(detail?.element, model, followed);

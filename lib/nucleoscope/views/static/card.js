@@ -31,12 +31,17 @@ function tintText(span, shares) {
 }
 
 function drawLegend(scale) {
+  if (!scale.values.length) return [];
   const low = formatNumber(scale.low) + (scale.under ? " or less" : "");
   const high = (scale.count ? formatCount : formatNumber)(scale.high) + (scale.over ? " or more" : "");
   const reasons = [scale.undefined && "only one candidate", scale.missing && "missing"].filter(Boolean).join(" or ");
   const dotted = scale.values.includes(null) && `dotted: ${reasons}`;
   const note = [dotted, scale.count && "logarithmic scale"].filter(Boolean).join("; ");
-  return [low, make("span", { class: "ns-ramp", "aria-hidden": "true" }), high, make("span", { class: "ns-muted" }, note && `(${note})`)];
+  const end = make("span", { class: "ns-muted" }, note && `(${note})`);
+  if (!scale.flat) return [low, make("span", { class: "ns-ramp", "aria-hidden": "true" }), high, end];
+  const known = scale.values.filter((value) => value !== null); // all the same: without a scale to show
+  const where = known.length > 1 && known.length === scale.values.length ? " for every token" : "";
+  return known.length ? [`${(scale.count ? formatCount : formatNumber)(known[0])}${where}`, end] : [end];
 }
 
 // The headings of a list of candidates, [text, title], or only a text. In two lines they leave room for the names.
@@ -212,6 +217,8 @@ function describeValue(scale, at, size) {
   return scale.undefined && size === 1 ? "undefined" : "missing"; // describePlace says why it is undefined
 }
 
+const NOT_YET = "How it compares with the other tokens is shown when the text is complete.";
+
 // How a token compares with the others of its text.
 function describePlace(place, pairs, size) {
   if (size === 1) return "With only one candidate there is no cosine similarity, so this token is not compared with the others.";
@@ -239,7 +246,7 @@ function drawCard(content, at, { chosen = "", close = null, tab = "", choose = (
   const parts = part ? [`; part ${part[0]} of the ${part[1]} that form `, make("bdi", {}, part[2])] : [];
   const head = make("p", { class: "ns-head" }, make("b", {}, make("bdi", {}, words[word])),
     make("span", { class: "ns-muted" }, `token ${first + at}${total === null ? "" : ` of ${total}`}, counted from 0`), ...(close ? [close] : []));
-  const others = describePlace(content.places[at], content.pairs, size);
+  const others = total === null && size > 1 ? NOT_YET : describePlace(content.places[at], content.pairs, size);
   const origin = { score: "in the text", fork: "put in" }[mode] ?? "drawn";
   const drawChoice = () => drawCandidates(words, token, content.similar?.[at], content.matrix?.[at], pick);
   const ahead = content.context?.[at], wait = () => make("p", { class: "ns-muted ns-wait" }, content.waiting);
