@@ -486,7 +486,7 @@ class Explorer:
             if text is None and tokens is None:
                 old = len(version.tokens)
                 ended = self._stream(version, model, prompt, chosen)
-                if not version.tokens and not self._stop.is_set():
+                if not (version.tokens or old or self._stop.is_set()):
                     return f"0 tokens in {time.monotonic() - begun:.1f} s: {self._explain_empty(model, chosen)}"
                 written = count(max(len(version.tokens) - old, 0), "more token" if old else "token")
                 return f"{written} in {time.monotonic() - begun:.1f} s ({ended})"
