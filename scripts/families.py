@@ -19,7 +19,7 @@ def create_parser() -> Parser:
     options.add_argument(
         "--static",
         action="store_true",
-        help="only compare the static path of decoding, the one for GPUs, with the other on this CPU; writes no page",
+        help="only compare the static decoding path, the one for GPUs, with the dynamic one on this CPU; write no page",
     )
     options.add_whole_number("jobs", 1, MOST_JOBS, default=os.cpu_count() or 1, help="types to try at once")
     return options

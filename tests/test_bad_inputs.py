@@ -117,7 +117,7 @@ def test_a_word_that_a_setting_cannot_be_is_named_with_it(refuse, name, word):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_setting_without_its_value_says_how_to_give_one(refuse, name):
     for words in ([f"--{name}"], [f"--{name}", "--debug"], [f"--{name}", "-x.jsonl"]):
-        assert f"--{name} needs a value; one that begins with a dash is written --{name}=VALUE" in refuse(
+        assert f"--{name} needs a value; if the value begins with a dash, write --{name}=VALUE" in refuse(
             correlation_pipeline, *words
         )
 

@@ -145,7 +145,7 @@ def _check_folder(folder: Path, name: str) -> None:
     if not (folder / "config.json").is_file():
         files = sorted(path for path in folder.iterdir() if is_gguf(path.name))
         advice = (
-            f"for a GGUF file, give its own name, such as '{files[0]}'"
+            f"to use a GGUF file, give its path, such as '{files[0]}'"
             if files
             else "give a folder saved with save_pretrained"
         )

@@ -240,7 +240,7 @@ class Settings:
     context_candidates: int = _define(
         int,
         8,
-        "with context or branches: number of likeliest candidates of each token to compare; with 0 or 1, none are",
+        "with context or branches: number of likeliest candidates of each token to compare; 0 or 1 compares none",
         least=0,
         most=64,
     )

@@ -642,6 +642,16 @@ def test_the_script_says_errors_in_one_line(tmp_path):
     assert assert_one_line(done.stderr).startswith("error: no executed notebooks in")
 
 
+def test_a_book_without_its_first_page_is_refused_before_it_is_built(tmp_path):
+    project = write_project(tmp_path / "p")
+    (project / "book/index.md").unlink()
+    with pytest.raises(
+        site.BookError, match=r"pages of the book are missing in '.*' \(index, strips\): run make book, which"
+    ):
+        site.build(project, project / "results", tmp_path / "out")
+    assert not (tmp_path / "out" / "_build" / "html").exists()
+
+
 def test_staging_again_touches_nothing_and_takes_away_what_is_gone(tmp_path):
     root = write_project(tmp_path / "p")
     staging = tmp_path / "staging"

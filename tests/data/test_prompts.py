@@ -373,7 +373,7 @@ def test_a_csv_row_with_an_unquoted_comma_is_named_by_its_line(refusal, tmp_path
     path.write_text('id,prompt\n1,"one, two"\n2,three, four\n')
     assert prompts.load(str(path), 1).texts == ["one, two"]
     message = refusal(str(path))
-    assert "line 3: 3 fields, but the header has 2: put a text with a comma in quotes" in message
+    assert "line 3: 3 fields, but the header has 2: put quotes around text that contains a comma" in message
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])

@@ -588,7 +588,7 @@ def test_a_gguf_file_is_found_whatever_the_case_of_its_name_and_named_in_its_fol
     assert resolver.find(str(path)) == (str(tmp_path), {"gguf_file": "TINY.GGUF"})
     with pytest.raises(ValueError, match="does not contain a model") as refused:
         resolver.find(str(tmp_path))
-    assert str(refused.value).endswith(f"config.json is missing; for a GGUF file, give its own name, such as '{path}'")
+    assert str(refused.value).endswith(f"config.json is missing; to use a GGUF file, give its path, such as '{path}'")
     folder = tmp_path / "model.gguf"
     tiny.save(folder, tiny.create_model(), tiny.create_tokenizer())
     assert resolver.find(str(folder)) == (str(folder), {})

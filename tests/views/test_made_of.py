@@ -136,14 +136,17 @@ def test_a_mean_over_a_grid_with_a_gap_counts_its_runs():
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ({"raw": [-0.3, 0.3] * 3}, "In the figure, the sign for `raw` changes with `top_p`."),
+        ({"raw": [-0.3, 0.3] * 3}, "In the figure, the sign for `raw` changes along the curve."),
         (
             {"raw": [-0.3] * 5 + [0.3], "all_but_top_3": [-0.5] * 6},
-            "the sign for `raw` changes with `top_p` and the sign for `all_but_top_3` is negative at every `top_p`.",
+            "for `raw` changes along the curve and the sign for `all_but_top_3` is negative along the whole curve.",
         ),
         ({"raw": [0.3, 0.01, 0.3, 0, 0, 0]}, "the sign for `raw` is positive wherever it is clear."),
-        ({"raw": [0.0] * 6}, "the sign for `raw` is not clear at any `top_p`."),
-        ({"whitened": [0.3] * 6}, "No coefficient could be computed for any `top_p`."),  # in none of its lines
+        ({"raw": [0.0] * 6}, "the sign for `raw` is not clear anywhere on the curve."),
+        (
+            {"whitened": [0.3] * 6},
+            "No coefficient could be computed for any point of the figure.",
+        ),  # in none of its lines
     ],
 )
 def test_the_words_below_the_figure_say_whether_each_line_changes_sign(lines, words):

@@ -53,6 +53,7 @@ FURTHER = (
     (results.BRANCHES_NOTEBOOK, "~branches", "branches"),
 )
 RUN_PAGES = "runs/*/*"  # in book/_toc.yml
+SOURCES = (".md", ".ipynb", ".rst")  # the endings of pages that Jupyter Book reads
 UNFINISHED = ".unfinished"  # beside html/ from the start of a build until it has succeeded
 
 
@@ -81,9 +82,8 @@ def stage(root: Path, results_dir: Path, staging: Path) -> bool:
     """Fills ``staging`` with the book's sources and removes everything else. True if a file was removed."""
     folders = {str(root): "", str(Path.home()): "~", **name_results(root, results_dir)}
     scripts = sorted((root / "scripts").glob("*.py"))
-    files = build_run_pages(
-        Path(results_dir), folders
-    )  # first: without a run there is no book, and nothing to wait for
+    # first: without a run there is no book, and nothing to wait for
+    files = build_run_pages(Path(results_dir), folders)
     with ThreadPoolExecutor() as pool:  # the scripts run while this process reads the notebooks
         helps = pool.submit(_capture_help, scripts)
         printed = {
@@ -372,6 +372,24 @@ main()
 UNUSED = ("**/*.map", "locales", "vendor/**/*.ttf")
 
 
+def _check_contents(staging: Path, results_dir: Path) -> None:
+    """BookError if a page in the table of contents has no source: if its notebook, for example, was not executed."""
+
+    def list_pages(node: Any) -> Iterator[str]:
+        if isinstance(node, list):
+            yield from (page for each in node for page in list_pages(each))
+        elif isinstance(node, dict):
+            yield from (node[key] for key in ("root", "file") if key in node)
+            yield from (page for each in node.values() for page in list_pages(each))
+
+    pages = list_pages(yaml.safe_load((staging / "_toc.yml").read_text(encoding="utf-8")))
+    if missing := [page for page in pages if not any((staging / f"{page}{end}").is_file() for end in SOURCES)]:
+        raise BookError(
+            f"pages of the book are missing in '{results_dir}' ({', '.join(missing)}): run make book, which executes "
+            "their notebooks first"
+        )
+
+
 def build(root: Path, results_dir: Path, output: Path) -> Path:
     """Builds the book into ``output/_build/html`` and returns its first page. BookError if that fails.
 
@@ -382,6 +400,7 @@ def build(root: Path, results_dir: Path, output: Path) -> Path:
         raise NotADirectoryError(f"'{output}' is a file: give a folder for the book")
     staging, html, unfinished = (output / "_build" / name for name in ("book", "html", UNFINISHED))
     removed = stage(root, results_dir, staging)
+    _check_contents(staging, results_dir)
     if unfinished.exists():
         shutil.rmtree(html.with_name(".doctrees"), ignore_errors=True)
     if removed or unfinished.exists():

@@ -472,7 +472,11 @@ def _read_csv(path: Path, column: Column) -> Iterator[str]:
         for row in reader:
             end = reader.line_num
             if row and not place < len(row) <= len(header):  # too many: an unquoted comma
-                advice = "complete or remove that line" if len(row) <= place else "put a text with a comma in quotes"
+                advice = (
+                    "complete or remove that line"
+                    if len(row) <= place
+                    else "put quotes around text that contains a comma"
+                )
                 raise ValueError(
                     f"'{path}', line {reader.line_num}: {count(len(row), 'field')}, but the header has "
                     f"{len(header)}: {advice}"

@@ -210,13 +210,17 @@ def _describe_lines(rows: pd.DataFrame, geometries: Collection[str]) -> str:
         if not signs:
             continue
         if len(clear) > 1:
-            said.append(f"the sign for `{geometry}` changes with `top_p`")
+            said.append(f"the sign for `{geometry}` changes along the curve")
         elif clear:
-            always = "at every `top_p`" if set(signs) == clear else "wherever it is clear"
+            always = "along the whole curve" if set(signs) == clear else "wherever it is clear"
             said.append(f"the sign for `{geometry}` is {clear.pop()} {always}")
         else:
-            said.append(f"the sign for `{geometry}` is not clear at any `top_p`")
-    return f"In the figure, {join_names(said)}." if said else "No coefficient could be computed for any `top_p`."
+            said.append(f"the sign for `{geometry}` is not clear anywhere on the curve")
+    return (
+        f"In the figure, {join_names(said)}."
+        if said
+        else "No coefficient could be computed for any point of the figure."
+    )
 
 
 def _describe_signs(part: pd.DataFrame) -> str:

@@ -541,7 +541,7 @@ def _read_info(path: Path) -> dict[str, Any]:
     try:
         return read_json(path) if path.is_file() else {}
     except (OSError, ValueError) as error:
-        print("skipped:", escape_line(str(error)), file=sys.stderr)
+        print(f"warning: {escape_line(str(error))}; until then, the run is analysed without it", file=sys.stderr)
         return {}
 
 

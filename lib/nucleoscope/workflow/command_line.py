@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         """Prints one line without the usage, which --help shows."""
         if found := re.match(r"argument (--\w+).*: expected one argument$", message):
-            message = f"{found[1]} needs a value; one that begins with a dash is written {found[1]}=VALUE"
+            message = f"{found[1]} needs a value; if the value begins with a dash, write {found[1]}=VALUE"
         elif found := re.match(r"argument (--\w+).*: ignored explicit argument (.*)$", message):
             message = f"{found[1]} is a flag: it takes no value, but got {found[2]}"
         elif found := re.match(r"argument --(\w+).*?: (\1 is .*)", message, re.DOTALL):

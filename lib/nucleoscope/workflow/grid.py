@@ -168,7 +168,7 @@ YAML_PROBLEMS = (
     (r"expected '<document start>', but found '<block", "the indentation does not match the lines above", False),
     (r"expected '<document start>', but found '([]}])'", r"a \1 that nothing opened", False),
     (r"expected '<document start>', but found '<scalar>'", "text after a closing quotation mark or bracket", False),
-    (r"expected '<document start>'", "more than one YAML document, or text after the first: a grid is one", False),
+    (r"expected '<document start>'", "several YAML documents, or text after the first: a grid must be one", False),
     (r"found unhashable key", "a name cannot be a list or a mapping", False),
 )  # fmt: skip
 
