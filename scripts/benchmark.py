@@ -33,7 +33,8 @@ are generated first.
 compared with plain generation in batches of the same size.
 
 --gpu_table instead times steps and runs of three model shapes, each with 7 to 8 billion
-random weights, on an NVIDIA GPU with 40 GB or more, without downloads: the table in the README.
+random weights, on an NVIDIA GPU with 40 GB or more, without downloads: the table in the
+README.
 """
 
 import argparse
