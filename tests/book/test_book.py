@@ -771,7 +771,7 @@ def test_names_of_other_projects_lead_to_their_documentation(real):
 
 
 def test_a_warning_ends_the_build_and_sphinx_says_where(tmp_path, capfd):
-    root = write_project(tmp_path)
+    root = write_short_project(tmp_path)
     (root / "book/index.md").write_text("# Title\n\n[nowhere](missing.md) and {py:class}`Missing`\n")
     with pytest.raises(site.BookError, match="warnings or errors"):
         site.build(root, root / "results", tmp_path)
