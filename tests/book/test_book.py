@@ -1441,7 +1441,7 @@ def test_a_card_that_stays_open_comes_back(visit):
     page = visit("strips")
     box = page.locator(".nucleoscope-strip").nth(2)
     assert "token 3 of" in box.locator(".ns-card").inner_text()
-    assert "dots: tokens of this part" in box.locator(".ns-card").inner_text()  # the strip is not the whole text
+    assert "dots: tokens of this excerpt" in box.locator(".ns-card").inner_text()  # the strip is not the whole text
     box.locator(".ns-text > span").nth(0).hover()
     assert "token 1 of" in box.locator(".ns-card").inner_text()
     page.mouse.move(5, 5)

@@ -650,3 +650,9 @@ def test_a_file_is_hashed_in_parts(tmp_path, monkeypatch):
 )
 def test_a_data_set_with_fewer_prompts_than_asked_for_is_announced(number, said):
     assert prompts.describe_shortage("x.jsonl", number, 100) == (said and f"x.jsonl {said}")
+
+
+@pytest.mark.parametrize("check", [prompts.check, prompts.load])
+def test_a_column_of_lines_that_are_not_there_is_not_the_problem(check, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.txt' does not exist"):
+        check(str(tmp_path / "gone.txt"), prompt_column="x")

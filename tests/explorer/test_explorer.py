@@ -535,6 +535,7 @@ def test_an_empty_text_says_why_and_what_to_try(written, monkeypatch, prompt_for
     assert re.match(
         r"0 tokens in [\d.]+ s: the text is empty, because the model stopped immediately; ", written.text.status
     )
+    assert written.progress.value == 0
     assert advice in written.text.status
     assert (written.text.pieces, written.text.scale) == ([], {})
     assert written.text.card == {"note": explorer.EMPTY_CARD}

@@ -292,7 +292,7 @@ def test_what_entropy_adds_is_said_for_each_outcome():
     def describe(*added):
         return made_of_text.describe_ladder(create_ladder(added, [f"m{place}" for place in range(len(added))]))
 
-    clearly = "clearly above 1 percentage point, which a regression can gain by chance"
+    clearly = "clearly above 1 percentage point, an amount that can arise by chance in a regression"
     adds = "adding entropy changes that by 4.0 percentage points."
     assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} This is a gain {clearly}.")
     assert describe((0.004, 0.003, 0.005)).endswith(f"by 0.4 percentage points. This is not a gain {clearly}.")

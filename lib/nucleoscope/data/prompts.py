@@ -140,11 +140,15 @@ def _check_hub(name: str, text_column: str | None) -> None:
 
 
 def _refuse_prompt_column(name: str, prompt_column: str | None) -> None:
-    """Raises ValueError if a column is named of what has none to choose from: lines of text, a data set of `HUB`."""
+    """Raises ValueError if a column is named of what has none to choose from: lines of text, a data set of `HUB`.
+
+    Raises what `locate` raises for a file of lines that is not there.
+    """
     why = None
     if name in HUB:
         why = f"the prompts of {name} are always its column '{HUB[name].column}'"
     elif _has_lines(name):
+        locate(name)
         why = f"'{name}' has no columns: each of its lines is a prompt"
     if prompt_column and why:
         raise ValueError(f"prompt_column is '{prompt_column}', but {why}; omit prompt_column")
@@ -486,7 +490,8 @@ def _read_csv(path: Path, column: Column) -> Iterator[str]:
     except csv.Error as error:
         if "end of data" in str(error):
             raise ValueError(
-                f"'{path}', line {end + 1}: a quotation mark opened on this line or later is never closed"
+                f"'{path}', line {end + 1}: a quotation mark opened on this line or later is never closed: "
+                "close or remove it"
             ) from None
         raise ValueError(f"'{path}', line {end + 1}: not valid CSV ({error})") from None
 

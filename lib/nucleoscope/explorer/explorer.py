@@ -405,7 +405,7 @@ class Explorer:
             self._show_figures(complete=not status)
             settings = self.version.settings or {}
             self.progress.max = settings.get("max_tokens") or max(len(self.tokens), 1)
-            self.progress.value = len(self.tokens) if status else self.progress.max
+            self.progress.value = self.progress.max if self.tokens and not status else len(self.tokens)
 
     def _clear(self, at: int) -> None:
         """Prepares the page for the tokens of the version that is shown, of which number ``at`` is clicked."""
@@ -555,7 +555,7 @@ class Explorer:
                 self._show_text(complete)
             if figures:
                 self._show_figures(complete)
-            self.progress.value = self.progress.max if complete else len(self.tokens)
+            self.progress.value = self.progress.max if complete and self.tokens else len(self.tokens)
 
     def _show_text(self, complete: bool) -> None:
         """The text, its tint, and the card of the token pointed at, or else of the widest choice so far."""

@@ -344,7 +344,7 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     if known.empty:
         return f"{text} No interval could be computed."
     helped = int((known["added low"] > NOTICEABLE).sum())
-    than = f"clearly above {100 * NOTICEABLE:g} percentage point, which a regression can gain by chance"
+    than = f"clearly above {100 * NOTICEABLE:g} percentage point, an amount that can arise by chance in a regression"
     if len(known) == 1:
         return f"{text} This is {'' if helped else 'not '}a gain {than}."
     if not helped:

@@ -12,7 +12,7 @@ function drawScatter(data, at) {
   const points = xs.map((x, i) => [x, ys[i]]).filter(([x, y]) => x !== null && y !== null);
   const all = [...points, ...data.line];
   if (!all.length) return "";
-  const shown = xs.length < data.total ? "this part" : "this text";
+  const shown = xs.length < data.total ? "this excerpt" : "this text";
   const right = Math.ceil(Math.max(1, ...all.map(([x]) => x)));
   const bottom = Math.floor(10 * Math.min(0, ...all.map(([, y]) => y))) / 10;
   const top = Math.ceil(10 * Math.max(0.5, ...all.map(([, y]) => y))) / 10;
