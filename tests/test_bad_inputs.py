@@ -226,12 +226,15 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
             ["--dataset_name=lines.txt", "--prompt_column=text"],
             "prompt_column is 'text', but 'lines.txt' has no columns: each of its lines is a prompt; omit",
         ),
+        (["--dataset_name=gone.txt", "--prompt_column=text"], "file 'gone.txt' does not exist: check the path"),
         (["--only=page", "--only=measure"], "argument --only: given twice: give it once"),
         (["--only=both"], "argument --only: invalid choice: 'both'"),
     ],
     ids=number_ids,
 )
-def test_settings_that_cannot_work_are_refused_before_anything_starts(refuse, words, line):
+def test_settings_that_cannot_work_are_refused_before_anything_starts(refuse, words, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.txt").write_text("a prompt\n")
     assert line in refuse(correlation_pipeline, *words)
 
 
