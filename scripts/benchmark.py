@@ -43,6 +43,7 @@ from functools import partial
 from pathlib import Path
 
 from nucleoscope import settings
+from nucleoscope.data import prompts
 from nucleoscope.settings import Settings
 from nucleoscope.workflow import command_line
 
@@ -143,6 +144,9 @@ def check_options(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in SETTINGS}
     names = [Settings(**given, dataset_name=name).check().dataset_name for name in options.dataset_name or []]
     options.dataset_name = list(dict.fromkeys(names))
+    if not (options.scale or options.gpu_table):
+        for name in options.dataset_name or [Settings.dataset_name]:
+            prompts.check(name, options.n_prompts, options.prompt_column)
     chosen = Settings(**given).check()
     for name in SETTINGS:
         setattr(options, name, getattr(chosen, name))

@@ -28,7 +28,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx, validate_repo_id
 
 from nucleoscope.file_errors import check_regular, find_system_cause
-from nucleoscope.wording import join_names, lower_first
+from nucleoscope.wording import explain_json, join_names, lower_first
 
 PACKAGED = "SmolLM2-135M-Instruct"
 CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -166,8 +166,9 @@ def _read_entries(path: Path, name: str) -> dict[str, Any]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else shorten(error)
-        raise ValueError(f"folder '{name}': {path.name} is not valid JSON ({reason}): copy the model again") from None
+        raise ValueError(
+            f"folder '{name}': {path.name} is not valid JSON ({explain_json(error)}): copy the model again"
+        ) from None
     if not isinstance(entries, dict):
         raise ValueError(f"folder '{name}': {path.name} is not a JSON object: copy the model again")
     return entries

@@ -310,6 +310,8 @@ class Settings:
         """The settings that the run's folder is named after, in the order of `FIELDS`; ValueError if one cannot be."""
         names = [name.strip() for name in (self.named_settings or "").split(",")] if self.named_settings else []
         for name in names:
+            if name and name not in FIELDS:
+                raise ValueError(f"named_settings: {check_varying(name)}")
             if problem := _check_nameable(name, names, self):
                 raise ValueError(f"named_settings is {quote(self.named_settings)}: {problem}")
         return {name: normalise(name, getattr(self, name)) for name in list_varying() if name in names}

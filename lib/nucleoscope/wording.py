@@ -1,8 +1,9 @@
-"""Numbers and lists of things in sentences, right for one, two and many.
+"""Numbers and lists of things in sentences, right for one, two and many, and errors of Python's in ours.
 
 Contract: text only; whatever the numbers, the sentence that contains them stays grammatical.
 """
 
+import json
 from collections.abc import Iterable
 
 
@@ -34,3 +35,18 @@ def lower_first(sentence: str) -> str:
     word = sentence.split(" ", 1)[0]
     named = word.endswith("'s") or any(letter.isupper() or letter.isdigit() for letter in word[1:])
     return sentence if named or not word[:1].isalpha() else sentence[0].lower() + sentence[1:]
+
+
+def explain_json(error: ValueError | RecursionError, with_line: bool = True) -> str:
+    """Why ``json.loads`` could not read bytes or text, to follow "not valid JSON" in parentheses.
+
+    ``with_line`` is False where the line has been named already.
+    """
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    if not isinstance(error, json.JSONDecodeError):  # Python reads no whole number of more than 4300 digits
+        return "a number has too many digits"
+    line = f"line {error.lineno}, " if with_line else ""
+    return f"{error.msg.removesuffix(' at')} at {line}column {error.colno}"

@@ -394,7 +394,7 @@ def test_two_columns_of_one_name_are_refused(refusal, tmp_path, suffix):
 def test_json_that_is_nested_too_deeply_is_named_by_its_line(refusal, tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "one"}\n{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
-    assert "line 2: JSON that is nested too deeply" in refusal(str(path))
+    assert "line 2: not valid JSON (it is nested too deeply): correct that line" in refusal(str(path))
 
 
 @pytest.mark.parametrize("values", [["fine", None], [1, 2], [b"bytes"], [["a"], ["b"]]])

@@ -336,6 +336,7 @@ def test_one_candidate_alone_has_no_matrix(tiny_model):
     live = explorer.Explorer("the cat", tiny_model, max_tokens=2, top_p=0.01, prompt_format="raw", results_dir="none")
     live.run()
     live.wait(60)
+    assert live.text.card["hint"].endswith("Each token has only one candidate; this is the first token:")
     live.text.clicked = 1
     sentence = "Token 1 had only one candidate: nothing to compare"
     assert (live.candidates.heading.value, live.candidates.frame.layout.height) == (f"<p>{sentence}</p>", "0")
@@ -344,6 +345,17 @@ def test_one_candidate_alone_has_no_matrix(tiny_model):
     assert not live.scatter.data[0].x
     assert not live.scatter.data[1].x
     live.close()
+
+
+def test_figures_are_as_wide_as_their_place_from_the_start_and_follow_it_later(tiny_model):
+    live = explorer.Explorer("the cat", tiny_model, max_tokens=3, prompt_format="raw", results_dir="none")
+    live.text.room = 543  # which the page says
+    live.run()
+    live.wait(60)
+    for figure in (live.scatter, live.heat):
+        assert (figure.layout.width, figure.layout.template.layout.width) == (None, 543)
+    live.close()
+    assert live_figures.build_heat().layout.template.layout.width is None
 
 
 def test_a_pasted_text_is_read_and_not_written(tiny_model):
@@ -618,7 +630,7 @@ def test_a_second_run_starts_clean_and_loads_nothing_again(written, monkeypatch)
     written.wait(60)
     assert len(written.text.pieces) == 10
     assert (written.text.marked, written.text.hovered, written.text.clicked) == ([], -1, -1)
-    assert written.text.card["hint"] == explorer.HINT.format("")
+    assert written.text.card["hint"].endswith("least sure:")
     assert not written.text.failed
 
 
@@ -1353,8 +1365,24 @@ def wait_for_matrix(page, step: int) -> None:
     page.locator(".widget-html p", has_text=re.compile(rf"(of token|^Token) {step}\b")).wait_for()
 
 
+# In each frame: whether a figure that can be seen is wider than its place.
+WATCH = """() => {
+  const isTooWide = (plot) => plot.getBoundingClientRect().width > plot.closest(".nx-figure").clientWidth + 1;
+  window.wide = [];
+  const look = () => {
+    for (const plot of document.querySelectorAll(".nx-figure .main-svg")) window.wide.push(isTooWide(plot));
+    requestAnimationFrame(look);
+  };
+  look();
+}"""
+
+
 def test_the_notebook_in_jupyterlab(page):
+    page.evaluate(WATCH)
     write_prompt(page, f"the cat {EVIL}")
+    seen = page.evaluate("window.wide")
+    assert seen
+    assert not any(seen)
     tokens = page.locator(".nx-token")
     assert tokens.count() > 5
     assert page.locator(".nx-text script, .nx-text img").count() == 0

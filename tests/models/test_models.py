@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -636,3 +639,34 @@ def test_offline_says_so_and_where_it_looked(offline_says, home, name):
 def test_a_model_in_the_cache_is_loaded_offline_with_the_same_identity(offline_says, hub_says):
     assert isinstance(offline_says["org/tiny"], dict)
     assert offline_says["org/tiny"] == hub_says[0]["org/tiny"]
+
+
+# Memory
+
+LIMITS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+PRODUCTS = """
+import os, re, torch
+from nucleoscope.models import loading
+
+def measure():
+    with open("/proc/self/status") as stream:
+        return int(re.search(r"RssAnon:\\s+(\\d+)", stream.read())[1]) / 2**10
+
+weight, sizes = torch.ones(128, 64, dtype=torch.bfloat16), []
+for rows in range(1, 601):
+    torch.nn.functional.linear(torch.ones(rows, 64, dtype=torch.bfloat16), weight)
+    if rows % 300 == 0:
+        sizes.append(measure())
+print(sizes[1] - sizes[0], os.environ["LRU_CACHE_CAPACITY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="THE MEMORY OF A PROCESS IS READ FROM /proc, WHICH IS NOT HERE")
+@pytest.mark.parametrize(("given", "limit"), [({}, "128"), (dict.fromkeys(LIMITS, "7"), "7")])
+def test_products_of_hundreds_of_shapes_need_no_more_memory(given, limit):
+    # torch and oneDNN keep compiled code for 1,024 shapes each: 0.6 MiB a shape, by which runs of many prompts grew
+    environment = {name: value for name, value in os.environ.items() if name not in LIMITS} | given
+    done = subprocess.run([sys.executable, "-c", PRODUCTS], capture_output=True, text=True, env=environment, check=True)
+    growth, *found = done.stdout.split()
+    assert float(growth) < 20
+    assert found == [limit, limit]

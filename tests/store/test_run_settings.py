@@ -67,7 +67,7 @@ def test_a_runs_folder_is_named_after_settings_only_if_it_is_asked_for():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"named_settings": "topp"}, "unknown setting 'topp' (did you mean 'top_p'?)"),
+        ({"named_settings": "topp"}, "named_settings: unknown setting 'topp' (did you mean 'top_p'?)"),
         (
             {"named_settings": "top_p,device"},
             "device does not affect the results, so runs cannot be named after it: omit device",
@@ -84,7 +84,7 @@ def test_a_runs_folder_is_named_after_settings_only_if_it_is_asked_for():
     ],
 )
 def test_settings_that_no_folder_can_be_named_after_are_refused_in_one_line(settings, message):
-    with pytest.raises(ValueError, match="named_settings is") as caught:
+    with pytest.raises(ValueError, match=r"named_settings(:| is)") as caught:
         Settings(**settings).check()
     assert message in assert_one_line(str(caught.value))
 

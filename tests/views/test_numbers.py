@@ -46,6 +46,21 @@ def test_a_number_of_a_table_has_a_minus_sign_and_breaks_only_before_its_interva
     assert numbers.format_field(shown) == shown
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "high", "shown"),
+    [
+        (0.2, 0.1, 0.3, "0.20 [0.10, 0.30]"),
+        (0.08, 0.0041, 0.1612, "0.080 [0.004, 0.161]"),
+        (0.08, -0.0004, 0.16, "0.0800 [−0.0004, 0.1600]"),
+        (0.08, 0.0, 0.16, "0.08 [0.00, 0.16]"),
+        (0.08, 1e-9, 0.16, "0.0800 [0.0000, 0.1600]"),
+        (0.08, np.nan, 0.16, "0.08"),
+    ],
+)
+def test_an_interval_says_on_which_side_of_0_its_bounds_are(value, low, high, shown):
+    assert numbers.format_bounded(value, low, high) == shown
+
+
 def test_a_point_of_a_figure_is_said_with_a_minus_sign_and_the_decimals_that_its_interval_gives_a_meaning_to():
     values, lows, highs = [-0.1234, 0.5, np.nan, 12.34], [-0.2, np.nan, np.nan, 12], [-0.05, np.nan, np.nan, 12.6]
     assert numbers.format_points(values, lows, highs) == ["−0.12 [−0.20, −0.05]", "0.500", "", "12.34 [12.00, 12.60]"]

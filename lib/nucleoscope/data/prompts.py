@@ -24,7 +24,7 @@ from nucleoscope.atomic import hash_file
 from nucleoscope.file_errors import check_regular
 from nucleoscope.names import suggest
 from nucleoscope.settings import Settings, quote, validate
-from nucleoscope.wording import count
+from nucleoscope.wording import count, explain_json
 
 if TYPE_CHECKING:
     import datasets
@@ -161,13 +161,22 @@ def _read_columns(
 
     A text can be measured after no prompt: it is then read from the model's start token.
     """
-    found = _read(path, Column(prompt_column or "prompt", "prompt_column", may_be_blank=bool(text_column)))
+    column = Column(prompt_column or "prompt", "prompt_column", may_be_blank=bool(text_column))
+    text = Column(text_column, "text_column") if text_column else None
+    if name in PACKAGED:
+        _check_packaged(path, name, column, text)
+    found = _read(path, column)
     texts, blank = _leave_out_blank(found, n_prompts) if _has_lines(name) else (list(islice(found, n_prompts)), 0)
     if not texts:
         raise ValueError(f"'{name}' has no prompts: it {_describe_lack(path)}")
-    if not text_column:
-        return texts, None, blank
-    return texts, list(islice(_read(path, Column(text_column, "text_column")), n_prompts)), blank
+    return texts, list(islice(_read(path, text), n_prompts)) if text else None, blank
+
+
+def _check_packaged(path: Path, name: str, *columns: Column | None) -> None:
+    """ValueError names a packaged data set, not its file, if it lacks one of the columns."""
+    known = list(json.loads(next(_read_lines(path))))
+    for column in filter(None, columns):
+        _check_column(column, known, name)
 
 
 def _describe_lack(path: Path) -> str:
@@ -425,10 +434,8 @@ def _read_jsonl(path: Path, column: Column) -> Iterator[str]:
         try:
             # without its end, so that an error there is not on the next line
             row = json.loads(line.rstrip("\r\n"), object_pairs_hook=partial(_build_object, names=names))
-        except RecursionError:
-            raise ValueError(f"'{path}', line {number}: JSON that is nested too deeply: correct that line") from None
-        except ValueError as error:  # Python reads no whole number of more than 4300 digits
-            reason = _explain_json(error) if isinstance(error, json.JSONDecodeError) else "a number has too many digits"
+        except (ValueError, RecursionError) as error:
+            reason = explain_json(error, with_line=False)
             raise ValueError(f"'{path}', line {number}: not valid JSON ({reason}): correct that line") from None
         if not isinstance(row, dict):
             example = json.dumps({column.name: "..."}, ensure_ascii=False)
@@ -436,11 +443,6 @@ def _read_jsonl(path: Path, column: Column) -> Iterator[str]:
         _check_keys(column, names, path, number, begun)
         begun = True
         yield _check_text(row[column.name], path, f"line {number}", column)
-
-
-def _explain_json(error: json.JSONDecodeError) -> str:
-    """What is wrong with a line of JSON, and in which column."""
-    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
 
 
 def _check_keys(column: Column, names: list[str], path: Path, number: int, begun: bool) -> None:

@@ -30,6 +30,7 @@ class TokenText(anywidget.AnyWidget):
     (`cards.describe_token`, or a ``note`` if there is no token) and ``status``; while ``busy``, the page counts the
     seconds beside the status. The page sets ``hovered`` and ``clicked`` (numbers of tokens, or -1), and ``marked``
     (steps) when points are selected in the plotly figure whose layout's meta is ``figure``: its customdata are steps.
+    Until there is such a figure, the page says in ``room`` how many pixels wide its place is, of those beside the text.
 
     The number of a token of the text is its step; that of a token of the earlier text is `number_earlier`. ``earlier``
     has ``cut``, the step where the two texts diverge, the earlier one's ``pieces`` from there on, and the ``names`` of
@@ -46,6 +47,7 @@ class TokenText(anywidget.AnyWidget):
     pieces = traitlets.List(traitlets.Unicode()).tag(sync=True)
     scale = traitlets.Dict().tag(sync=True)
     figure = traitlets.Unicode("").tag(sync=True)
+    room = traitlets.Int(0).tag(sync=True)
     marked = traitlets.List(traitlets.Int()).tag(sync=True)
     card = traitlets.Dict({"note": NO_CARD}).tag(sync=True)
     status = traitlets.Unicode("").tag(sync=True)
@@ -209,6 +211,7 @@ def arrange(
     wrap = {"flex_flow": "row wrap", "align_items": "flex-start"}  # problems are below their fields
     text_side = widgets.VBox([text], layout=widgets.Layout(**COLUMN))
     both = widgets.HBox([text_side, figures], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start"))
+    both.add_class("nx-both")
     rows = [widgets.HBox(row, layout=widgets.Layout(**wrap)) for row in (picks, settings, actions)]
     return widgets.VBox([rows[0], menu, *texts, *rows[1:], both])
 

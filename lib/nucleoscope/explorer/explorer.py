@@ -63,10 +63,9 @@ NO_TEXT = (
     "candidates of one token are."
 )
 EMPTY_CARD = "The text has no tokens, so there are no candidates to show."
-HINT = (
-    "Point at a token to see its candidates; click it to keep them here. "
-    "Until then, this is the token where the model was least sure{}:"
-)
+HINT = "Point at a token to see its candidates; click it to keep them here. "
+WIDEST = "Until then, this is the token where the model was least sure{}:"
+FIRST = "Each token{} has only one candidate; this is the first token:"
 TO_TINT = "To tint a text by uncertainty about what follows or about how it is put, measure its run with --context."
 _loaded: dict[tuple, "loading.Model"] = {}  # one at most
 _loading, _trying = threading.Lock(), threading.Lock()
@@ -309,7 +308,8 @@ class Explorer:
         from nucleoscope.explorer.live_figures import build_heat, build_scatter
 
         self.text.figure = self.text.model_id
-        self.scatter, self.heat = build_scatter(self.text.figure, list(self.tokens)), build_heat()
+        self.scatter = build_scatter(self.text.figure, list(self.tokens), self.text.room)
+        self.heat = build_heat(self.text.room)
         self.points.frame.children, self.candidates.frame.children = [self.scatter], [self.heat]
         self._drawn = self.version
 
@@ -570,7 +570,9 @@ class Explorer:
         if self._find(self.text.hovered) is None:
             step = find_widest(self.tokens)
             if complete or self.text.card.get("number") != step:
-                self.text.card = self._describe(step) | {"hint": HINT.format("" if complete else " so far")}
+                any_choice = len(self.tokens[step].ids) > 1
+                hint = HINT + (WIDEST if any_choice else FIRST).format("" if complete else " so far")
+                self.text.card = self._describe(step) | {"hint": hint}
         elif complete or "tokens" not in self.text.card:
             self.text.card = self._describe(self.text.hovered)  # it says how a token compares with the others
 
@@ -598,7 +600,7 @@ class Explorer:
     def _describe_absence(self, complete: bool) -> str:
         """What to say in the place of the figures of a text without tokens."""
         if not complete:
-            return "The tokens are plotted here as soon as there are some."
+            return "The tokens of the text will be plotted here."
         return NO_TEXT if self.version.failed else "The text has no tokens, so there is nothing to plot."
 
     def _tint(self) -> None:

@@ -1,7 +1,8 @@
 """The live notebook's two figures: the scatter plot of one text, and the matrix of one token's candidates.
 
 Contract: these are plotly figures that a kernel can keep changing, so that they are created once: the page needs more
-than half a second for each. Plotly interprets some HTML in its texts, so text from a model goes through
+than half a second for each. The page draws them before it has a place for them, so they are created as wide as their
+place will be; later they follow it. Plotly interprets some HTML in its texts, so text from a model goes through
 `names.escape_plotly`; and it does not wrap lines, so headings and sentences are for `controls.FigurePlace`.
 """
 
@@ -23,10 +24,11 @@ FEW = 12  # candidates whose names fit below the columns of a matrix; those of m
 HEIGHT = 400  # of the matrix, which is the same for any number of candidates: nothing below it moves
 
 
-def build_scatter(name: str, tokens: list[cards.Token]) -> go.FigureWidget:
+def build_scatter(name: str, tokens: list[cards.Token], width: int = 0) -> go.FigureWidget:
     """The scatter plot of one text: a trace of its tokens, which can be selected, and a trace for one mark.
 
-    ``name`` is the layout's meta, by which `controls.TokenText` recognises its figure.
+    ``name`` is the layout's meta, by which `controls.TokenText` recognises its figure. ``width`` is that of its place
+    in pixels, 0 if it is unknown.
     """
     figure = go.Figure(layout=build_layout("", 350))
     hover = "token %{text}: entropy %{x}, cosine similarity %{y}<extra></extra>"
@@ -39,7 +41,7 @@ def build_scatter(name: str, tokens: list[cards.Token]) -> go.FigureWidget:
     figure.update_xaxes(title=quantities.find_title(AXES["x"]), rangemode="tozero")
     figure.update_yaxes(title=quantities.find_title(AXES["y"]))
     show_points(figure, tokens)
-    return _fit_width(go.FigureWidget(figure))
+    return _fit_width(figure, width)
 
 
 def describe_points(tokens: list[cards.Token], complete: bool) -> str:
@@ -82,17 +84,23 @@ def show_mark(figure: go.FigureWidget, token: cards.Token) -> None:
         figure.data[1].update(_locate_mark(token))
 
 
-def build_heat() -> go.FigureWidget:
-    """The figure for the matrix of one token's candidates, empty."""
+def build_heat(width: int = 0) -> go.FigureWidget:
+    """The figure for the matrix of one token's candidates, empty; ``width`` as in `build_scatter`."""
     figure = go.Figure(layout=build_layout("", HEIGHT))
     figure.add_trace(build_heatmap(np.eye(0), []))
-    return _fit_width(go.FigureWidget(figure.update_layout(**build_heat_layout([]))))
+    return _fit_width(figure.update_layout(**build_heat_layout([])), width)
 
 
-def _fit_width(figure: go.FigureWidget) -> go.FigureWidget:
-    """Fits the figure to the width of its container: plotly follows resize events, which ``explorer.js`` sends."""
-    figure._config = {"responsive": True, "displaylogo": False}
-    return figure
+def _fit_width(figure: go.Figure, width: int) -> go.FigureWidget:
+    """A widget with the width of its place: plotly follows resize events, which ``explorer.js`` sends.
+
+    The first width is the template's, because a width in the layout would not follow.
+    """
+    if width:
+        figure.layout.template.layout.width = width
+    widget = go.FigureWidget(figure)
+    widget._config = {"responsive": True, "displaylogo": False}
+    return widget
 
 
 def describe_matrix(step: int, k: int, matrix: tuple[np.ndarray, np.ndarray] | None) -> str:

@@ -36,6 +36,10 @@ from nucleoscope.settings import FIELDS, Settings, validate
 
 # transformers would ask an online service to convert a checkpoint that is not in safetensors; loading must not do that.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+# On a CPU, torch and oneDNN each keep the code that they compile for a product of matrices, by its shape: by default
+# for 1,024 shapes, and a run of thousands of prompts has as many. These variables are read at the first product.
+for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(cache, "128")
 DTYPES = {name: getattr(torch, name) for name in FIELDS["dtype"].metadata["choices"] if name != "auto"}
 
 

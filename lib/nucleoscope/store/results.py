@@ -28,7 +28,7 @@ from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load
 from nucleoscope.store.run_names import check_model, format_suffix, order_model, order_run, split
 from nucleoscope.store.run_settings import RUN_INFO, Head, compare_settings, list_settings, read_identity, read_settings
 from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
-from nucleoscope.wording import count
+from nucleoscope.wording import count, explain_json
 
 # pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -321,7 +321,7 @@ def read_json(path: Path, advice: str = UNREADABLE) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise ValueError(f"'{path}' is not valid JSON ({error}): {advice}") from None
+        raise ValueError(f"'{path}' is not valid JSON ({explain_json(error)}): {advice}") from None
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' is not a JSON object: {advice}")
     return content

@@ -29,9 +29,15 @@ def format_number(value: float, digits: int = 2) -> str:
 
 
 def format_bounded(value: float, low: float, high: float, digits: int = 2) -> str:
-    """ "value [low, high]"; the value alone if there is no interval."""
+    """ "value [low, high]"; the value alone if there is no interval.
+
+    There are up to two decimals more than ``digits`` where a bound would be rounded to 0: its sign must show.
+    """
     if pd.isna(low) or pd.isna(high):
         return format_number(value, digits)
+    most = digits + 2
+    while digits < most and any(bound and not round(bound, digits) for bound in (low, high)):
+        digits += 1
     return f"{format_number(value, digits)} [{format_number(low, digits)}, {format_number(high, digits)}]"
 
 

@@ -390,7 +390,7 @@ def _find_wrong(where: str, values: Any, checks: Mapping[str, Callable]) -> Iter
         else:
             problem = _explain(checks[name], value) if name in checks and value is not None else None
         if problem:
-            yield f"{where}: {problem}"
+            yield f"{where}: {problem}{_explain_bool(value)}"
 
 
 def _find_unknown(where: str, values: dict, names: Collection[str]) -> Iterator[str]:
@@ -423,6 +423,13 @@ def _explain_known(where: str, unknown: list) -> tuple[list[str], list]:
     found += [f"{where}: {quote(name)} cannot be set in a grid: {ELSEWHERE[name]}" for name in refused]
     known = {*sections, *above, *refused}
     return found, [name for name in unknown if not isinstance(name, str) or name not in known]
+
+
+def _explain_bool(value: Any) -> str:
+    """A remark on a refused value that YAML made of a word; "" for any other."""
+    if not isinstance(value, bool):
+        return ""
+    return " (YAML reads yes and on as true)" if value else " (YAML reads no and off as false)"
 
 
 def _explain(check: Callable, value: Any) -> str | None:

@@ -291,7 +291,14 @@ function render({ model, el }) {
   for (const [name, draw] of Object.entries(others)) model.on(`change:${name}`, draw);
   for (const [, draw] of names) draw();
   listen(text, model);
-  // A figure is drawn before it is in the page, 700 pixels wide; once it is there it takes the width it has.
+  // A figure is drawn before it is in the page, so the kernel must know how wide it will be.
+  const measureRoom = () => {
+    const room = el.closest(".nx-both")?.querySelector(".nx-figure")?.clientWidth;
+    if (room && room !== model.get("room") && !model.get("figure")) send("room", room);
+  };
+  const watcher = new ResizeObserver(measureRoom);
+  watcher.observe(el);
+  // The place may have changed meanwhile: once the figure is there it takes the width it has.
   const fitFigure = ({ detail }) => {
     setTimeout(() => window.dispatchEvent(new Event("resize")), 100);
     follow(detail?.element, model, followed);
@@ -301,6 +308,7 @@ function render({ model, el }) {
     for (const [name, draw] of names) model.off(`change:${name}`, draw);
     for (const [name, draw] of Object.entries(others)) model.off(`change:${name}`, draw);
     clearInterval(timer);
+    watcher.disconnect();
     document.removeEventListener("plotlywidget-after-render", fitFigure);
   };
 }
