@@ -298,9 +298,12 @@ function render({ model, el }) {
   };
   const watcher = new ResizeObserver(measureRoom);
   watcher.observe(el);
-  // The place may have changed meanwhile: once the figure is there it takes the width it has.
+  // The place may have changed meanwhile: a figure of another width is drawn again, which takes long.
   const fitFigure = ({ detail }) => {
-    setTimeout(() => window.dispatchEvent(new Event("resize")), 100);
+    setTimeout(() => {
+      const drawn = detail?.element?.querySelector(".main-svg")?.getBoundingClientRect().width;
+      if (!drawn || Math.abs(drawn - detail.element.clientWidth) > 1) window.dispatchEvent(new Event("resize"));
+    }, 100);
     follow(detail?.element, model, followed);
   };
   document.addEventListener("plotlywidget-after-render", fitFigure);
