@@ -22,15 +22,15 @@ this project, for example created by `git worktree add ../before 07e2a7e`; if it
 single steps are timed separately; peak memory is that of the process after measuring
 or, on a GPU, that of the GPU.
 
---scale N compares a whole run of N prompts with one of 100 instead, on a small random
+--scale N instead compares a whole run of N prompts with one of 100, on a small random
 model.
 
---context times how candidates are compared in context instead: as branches of a tree,
-and in cached steps with one row per candidate, side by side on the same texts, which
-are generated first.
+--context instead times two ways of comparing candidates in context: as branches of a
+tree, and in cached steps with one row per candidate, side by side on the same texts,
+which are generated first.
 
---branching times how fast texts are continued from candidates of some of their tokens,
-compared with plain generation in batches of the same size.
+--branching instead measures how fast texts are continued from candidates of some of
+their tokens, compared with plain generation in batches of the same size.
 
 --gpu_table instead times steps and runs of three model shapes, each with 7 to 8 billion
 random weights, on an NVIDIA GPU with 40 GB or more, without downloads: the table in the
@@ -86,7 +86,8 @@ def create_parser() -> command_line.Parser:
         "repeats",
         1,
         default=3,
-        help="how many times (c) and (d), or runs with and without variants, alternate; with --against: pairs",
+        help="how many times (c) and (d), or runs with and without variants, alternate; with --against, the number of "
+        "pairs",
     )
     options.add_whole_number("kernel_rows", 1, default=32, help="number of rows of the synthetic logits")
     options.add_argument(

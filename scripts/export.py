@@ -27,7 +27,7 @@ def create_parser() -> Parser:
     options.add_argument(
         "--candidates",
         action="store_true",
-        help="one row for each candidate of each token; the column place numbers them from 0, the likeliest",
+        help="one row for each candidate of each token, numbered from 0 (the likeliest) in the column 'place'",
     )
     options.add_results_dir("folder that contains <dataset>/<model>/")
     return options

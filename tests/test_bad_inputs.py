@@ -198,6 +198,14 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
         ),
         (["--model_revision=main"], "model_revision is 'main', but 'SmolLM2-135M-Instruct' is the packaged model"),
         (["--prompt_column=x"], "'math' has no column 'x': set prompt_column to one of 'prompt', 'answer'"),
+        (
+            ["--mode=score", "--text_column=summary"],
+            "'math' has no column 'summary': set text_column to 'answer'",
+        ),
+        (
+            ["--mode=score", "--text_column=answer", "--dataset_name=stories"],
+            "'stories' has no column 'answer': its only column is 'prompt', so it has no texts to measure",
+        ),
         (["--dataset_name=poems"], "unknown data set 'poems': it must be gsm8k, writingprompts"),
         (["--dataset_name=storys"], "unknown data set 'storys' (did you mean 'stories'?): it must be gsm8k"),
         (["--dataset_name=GSM8k"], "unknown data set 'GSM8k' (did you mean 'gsm8k'?): it must be gsm8k"),
@@ -217,11 +225,12 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
         (["--only=page"], "has no results to show (run.json is missing): measure first"),
         (["--results_dir=/dev/null/x"], "'/dev/null' is not a folder: use another --results_dir"),
         (["--mode=score", f"--text_column={'é' * 200}"], "the name of a results folder would be "),
-        (["--mode=score", "--text_column=nothing"], "has no column 'nothing': set text_column to one of 'prompt'"),
+        (["--mode=score", "--text_column=nothing"], "has no column 'nothing': set text_column to 'answer'"),
         (["--prompt_column=nothing"], "has no column 'nothing': set prompt_column to one of 'prompt'"),
         (
             ["--dataset_name=gsm8k", "--prompt_column=answer"],
-            "prompt_column is 'answer', but the prompts of gsm8k are always its column 'question'; omit prompt_column",
+            "prompt_column is 'answer', but it cannot be set for gsm8k, whose prompts are always in column 'question'; "
+            "omit prompt_column",
         ),
         (
             ["--dataset_name=lines.txt", "--prompt_column=text"],
@@ -247,7 +256,7 @@ MEASURED = {"model_name": "m", "dataset_name": "lines.jsonl", "max_tokens": 5, "
     [
         (
             ["--max_tokens=6"],
-            "has results with other settings: max_tokens is 5 there and 6 here; the page shows what was measured: "
+            "has results with other settings: max_tokens is 5 there and 6 here; these results are used as they are: "
             "omit max_tokens, or measure with it first",
         ),
         (["--max_tokens=100"], "max_tokens is 5 there and 100 here"),  # the default, but typed
@@ -498,7 +507,7 @@ def test_a_folder_is_no_file_of_prompts(refuse, tmp_path):
         ),
         (b'{"prompt": "a", "t": 3}\n', "line 1: column 't' is 3, not text"),
         (b'{"prompt": "a", "t": {}}\n', "line 1: column 't' is {}, not text: give the text as one string"),
-        (b'{"prompt": "a"}\n', "has no column 't': set text_column to 'prompt'"),
+        (b'{"prompt": "a"}\n', "has no column 't': its only column is 'prompt', so it has no texts"),
     ],
 )
 def test_texts_that_cannot_be_scored_are_named_with_their_line(refuse, tmp_path, content, said):
@@ -554,7 +563,7 @@ FOLDERS = [  # the files of a folder, and what the line says
     ),
     (
         {"config.json": b"{}", "a.bin": b"", INDEX: LISTED},
-        f"': b.safetensors is missing, which {INDEX} lists: copy the model again",
+        f"': {INDEX} lists b.safetensors, which is missing: copy the model again",
     ),
 ]
 
@@ -639,7 +648,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"models": [{"name": "a", "revision": "x"}]}, "'a' in models: unknown setting 'revision'"),
     ({"datasets": [{"name": "b", "revision": "x"}]}, "'b' in datasets: unknown setting 'revision'"),
     ({"results_dir": "a{b}"}, "results_dir is 'a{b}': Snakemake cannot use a folder with braces in its name"),
-    ({"datasets": ["a{b}.jsonl", "a(b).jsonl"]}, "remove one, or give them two grids, each with its own results_dir"),
+    ({"datasets": ["a{b}.jsonl", "a(b).jsonl"]}, "or put them in separate grids, each with its own results_dir"),
     ({"parameters": []}, "parameters is []: it must be a mapping of settings to values, such as max_tokens: 100"),
     ({"parameters": "n_prompts"}, "parameters is 'n_prompts': it must be a mapping of settings"),
     ({"parameters": 0}, "parameters is 0: it must be a mapping"),

@@ -47,7 +47,7 @@ def announce_wait(what: str) -> Iterator[None]:
     huggingface_hub repeats a request up to five times, which takes a minute where nothing answers; how often is
     not an option of it, and fewer times would fail where a network is only slow.
     """
-    line = f"loading {what} from {constants.ENDPOINT}; if it does not answer, there is an error after about a minute"
+    line = f"loading {what} from {constants.ENDPOINT}; if there is no answer, this fails after about a minute"
     timer = threading.Timer(PATIENCE, lambda: print(line, file=sys.stderr, flush=True))
     timer.daemon = True
     if not constants.HF_HUB_OFFLINE:
@@ -189,7 +189,7 @@ def _check_weights(folder: Path, name: str) -> None:
         if missing:
             verb = "is" if len(missing) == 1 else "are"
             raise ValueError(
-                f"folder '{name}': {shorten(join_names(missing))} {verb} missing, which {index} lists: copy the model "
+                f"folder '{name}': {index} lists {shorten(join_names(missing))}, which {verb} missing: copy the model "
                 "again"
             )
 
@@ -304,7 +304,7 @@ def _explain_by_hub(name: str, links: list[BaseException], revision: str | None)
             else "not on this machine"
         )
         return ConnectionError(
-            f"model '{name}'{at} is {where}, and {reason}{_explain_connection(links[-1])}: check the name, "
+            f"model '{name}'{at} is {where}, and {reason}{_explain_connection(links[-1])}: check the model's name, "
             f"{_advise_offline() or 'or '}{PREFETCH}"
         )
     broken = find_first(httpx.TransportError) or next(

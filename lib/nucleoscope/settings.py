@@ -388,9 +388,11 @@ def _check_nameable(name: str, names: Sequence[str], chosen: Settings) -> str:
     if problem := check_varying(name, chosen.mode):
         return problem
     if getattr(chosen, name) is None:
-        return f"{name} has no value"
+        return f"{name} is not set: set it, or leave it out of named_settings"
     if name == "dtype" and chosen.dtype == "auto":
-        return "dtype is auto, which can be any of the others: choose one"
+        types = [choice for choice in FIELDS[name].metadata["choices"] if choice != "auto"]
+        known = f"{', '.join(types[:-1])} or {types[-1]}"
+        return f"dtype is auto, which stands for a different type on different machines: set it to {known}"
     return ""
 
 

@@ -242,7 +242,7 @@ def load_shape(given: str) -> transformers.PreTrainedConfig:
                 entries[key] = json.loads(text)
             except ValueError:
                 raise ValueError(
-                    f"random_weights: {key} is {quote(text)}: it must be a number or true or false"
+                    f"random_weights: {key} is {quote(text)}: it must be a number, true or false"
                 ) from None
         build = partial(transformers.LlamaConfig, **entries)
     _check_sizes(entries)

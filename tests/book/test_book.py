@@ -1402,7 +1402,7 @@ def test_a_text_that_was_there_shows_its_tokens_where_they_are_not_in_their_nucl
     assert [float(width.rstrip("%")) for width in widths] == pytest.approx(
         [60, 30, 4.98]
     )  # of the whole, not of the first
-    assert "dots: tokens of this text" in card.inner_text()
+    assert "points: tokens of this text" in card.inner_text()
     assert spans.nth(1).text_content() == ""
     spans.nth(1).hover()
     assert "token 1 of" in card.inner_text()
@@ -1441,7 +1441,7 @@ def test_a_card_that_stays_open_comes_back(visit):
     page = visit("strips")
     box = page.locator(".nucleoscope-strip").nth(2)
     assert "token 3 of" in box.locator(".ns-card").inner_text()
-    assert "dots: tokens of this excerpt" in box.locator(".ns-card").inner_text()  # the strip is not the whole text
+    assert "points: tokens of this excerpt" in box.locator(".ns-card").inner_text()  # the strip is not the whole text
     box.locator(".ns-text > span").nth(0).hover()
     assert "token 1 of" in box.locator(".ns-card").inner_text()
     page.mouse.move(5, 5)

@@ -164,7 +164,7 @@ def test_without_a_network_prefetching_says_that_it_needs_one(tmp_path):
     said = list_errors(done)[0]
     assert said == (
         "error: model 'org/tiny' is not on this machine, and the Hub cannot be reached (connection refused): check the "
-        "name, or run this command on a machine that can reach the Hub"
+        "model's name, or run this command on a machine that can reach the Hub"
     )
     said = list_errors(done)[1]
     assert said.startswith("error: data set gsm8k is not on this machine, and the Hub cannot be reached (")

@@ -570,7 +570,7 @@ def test_an_empty_text_is_named_by_its_row(refusal, tmp_path, suffix):
 def test_a_missing_text_column_lists_those_there_are(refusal, tmp_path, suffix):
     path = write_rows(tmp_path / f"x{suffix}", ["one"])
     message = refusal(path, text_column="summary")
-    assert message == f"'TMP/x{suffix}' has no column 'summary': set text_column to one of 'prompt', 'answer'"
+    assert message == f"'TMP/x{suffix}' has no column 'summary': set text_column to 'answer'"
 
 
 def test_a_file_of_lines_has_no_texts_beside_them(refusal, tmp_path):
@@ -619,7 +619,15 @@ def test_a_cache_that_a_program_has_chosen_is_used(monkeypatch, tmp_path):
 
 
 def test_a_packaged_set_without_answers_says_what_it_has(refusal):
-    assert "has no column 'answer': set text_column to 'prompt'" in refusal("stories", text_column="answer")
+    said = "'stories' has no column 'answer': its only column is 'prompt', so it has no texts to measure"
+    assert refusal("stories", text_column="answer") == said
+
+
+def test_a_column_that_is_taken_is_not_offered_for_the_other(refusal, tmp_path):
+    for names, said in (("qa", "set prompt_column to 'q'"), ("a", "its only column is 'a', which is text_column")):
+        path = tmp_path / f"{names}.jsonl"
+        path.write_text(json.dumps(dict.fromkeys(names, "text")) + "\n")
+        assert refusal(str(path), text_column="a").endswith(f"has no column 'prompt': {said}")
 
 
 @pytest.mark.parametrize("name", ASKED)

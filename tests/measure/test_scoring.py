@@ -510,7 +510,7 @@ def test_scored_texts_lie_in_a_folder_of_their_own(column):
     [
         (
             {"mode": "score", "text_column": "summary"},
-            "has no column 'summary': set text_column to one of 'prompt', 'answer', 'none'",
+            "has no column 'summary': set text_column to one of 'answer', 'none'",
         ),
         (
             {"mode": "score", "text_column": "none"},

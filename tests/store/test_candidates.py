@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,18 @@ def test_without_a_file_of_its_own_a_run_has_candidates_but_no_similarities(meas
     table = results.tabulate_candidates(copy, [0, 1], tokenizer)
     expected = results.tabulate_candidates(folder, [0, 1])
     pd.testing.assert_frame_equal(table.drop(columns="similarity"), expected.drop(columns="similarity"))
+
+
+def test_results_whose_candidates_are_damaged_are_measured_again_with_overwrite_alone(measured, tmp_path):
+    folder = tmp_path / "math" / "tiny"
+    shutil.copytree(measured[0], folder)
+    settings = {"model_name": "tiny", "dataset_name": "math"}
+    assert RunFolder(folder, settings, overwrite=True).finished
+    (folder / "candidates.parquet").write_bytes((folder / "candidates.parquet").read_bytes()[:-9])
+    assert RunFolder(folder, settings).finished
+    assert not RunFolder(folder, settings, overwrite=True).finished  # as the warning about the file advises
+    (folder / "candidates.parquet").unlink()  # as in earlier versions
+    assert RunFolder(folder, settings, overwrite=True).finished
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,9 @@ def test_a_foreign_file_among_the_parts_is_kept_and_named(folder, name):
     other = folder / results.CONTEXT_PARTS / name
     other.parent.mkdir()
     other.write_text('{"theme": "dark"}')
-    with pytest.raises(FileExistsError, match=rf"contains '{re.escape(name)}', which no run has written") as caught:
+    with pytest.raises(
+        FileExistsError, match=rf"contains '{re.escape(name)}', which was not written by Nucleoscope"
+    ) as caught:
         compare(folder)
     assert_one_line(str(caught.value))
     assert other.read_text() == '{"theme": "dark"}'

@@ -482,7 +482,7 @@ def test_what_no_run_has_written_is_never_deleted(folder, name, overwrite):
     other.write_text("mine")
     run = open_run(folder, True, seed=1) if overwrite else open_run(folder)
     message = catch_refusal(FileExistsError, run.start)
-    assert "which no run has written: move it away" in message
+    assert "which was not written by Nucleoscope: move it away" in message
     assert other.read_text() == "mine"
 
 

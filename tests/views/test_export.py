@@ -143,7 +143,7 @@ def test_an_older_run_gets_its_texts_if_the_tokenizer_is_there(older, measured, 
     [
         (["math/tiny", "a.cvs"], "error: the name 'a.cvs' must end in .csv, .parquet or .html (did you mean '.csv'?)"),
         (["math/tinny", "a.csv"], "error: there is no measured run 'math/tinny' (did you mean 'math/tiny'?)"),
-        (["tine", "a.csv"], "error: there is no measured run 'tine' (did you mean 'tiny'?)"),
+        (["tine", "a.csv"], "error: there is no measured run 'tine' (measured: math/tiny"),
         (["elsewhere", "a.csv"], "error: there is no measured run 'elsewhere' (measured: math/tiny)"),
         (["math/tiny", "a.csv", "--prompt=7"], "has no prompt 7: it has 3 prompts (prompts are counted from 0)"),
         (["math/tiny", "a.csv", "--prompt=-1"], "has no prompt -1: it has 3 prompts (prompts"),

@@ -25,7 +25,7 @@ def test_a_typical_sentence_is_shown_with_its_card_open(tmp_path):
     tables = results.load_readable(folder)
     ((_, token),) = examples.list_typical({key: tables[key] for key in tables})
     said, shown = front.show_sentence(folder, tables)
-    assert said.startswith("A sentence written by tiny on a, tinted by entropy")
+    assert said.startswith("A sentence written by the model (tiny on a), tinted by entropy")
     data = read_payload(shown)
     assert data["first"] + data["shown"] == token["step"]
     record = results.load_records(folder / "a/tiny", [token["prompt"]])[token["prompt"]]
@@ -34,13 +34,15 @@ def test_a_typical_sentence_is_shown_with_its_card_open(tmp_path):
 
 def test_a_text_that_was_read_is_not_called_written(tmp_path):
     folder = create_results(tmp_path, "score")
-    assert front.show_sentence(folder, results.load_readable(folder))[0].startswith("A sentence read by tiny")
+    assert front.show_sentence(folder, results.load_readable(folder))[0].startswith(
+        "A sentence read by the model (tiny"
+    )
 
 
 def test_a_run_whose_folder_is_named_after_its_settings_is_shown_too(tmp_path):
     folder = create_results(tmp_path, run="tiny@top_p=0.9")
     said, shown = front.show_sentence(folder, results.load_readable(folder))
-    assert said.startswith(f"A sentence written by {escape_name('tiny on a, top_p 0.9')}, tinted")
+    assert said.startswith(f"A sentence written by the model ({escape_name('tiny on a, top_p 0.9')}), tinted")
     assert shown
 
 

@@ -136,13 +136,14 @@ def test_a_mean_over_a_grid_with_a_gap_counts_its_runs():
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ({"raw": [-0.3, 0.3] * 3}, "In the figure, the sign for `raw` changes along the curve."),
+        ({"raw": [-0.3, 0.3] * 3}, "In the figure, the coefficient for `raw` changes sign along the curve."),
         (
             {"raw": [-0.3] * 5 + [0.3], "all_but_top_3": [-0.5] * 6},
-            "for `raw` changes along the curve and the sign for `all_but_top_3` is negative along the whole curve.",
+            "for `raw` changes sign along the curve and the coefficient for `all_but_top_3` is negative along the "
+            "whole curve.",
         ),
-        ({"raw": [0.3, 0.01, 0.3, 0, 0, 0]}, "the sign for `raw` is positive wherever it is clear."),
-        ({"raw": [0.0] * 6}, "the sign for `raw` is not clear anywhere on the curve."),
+        ({"raw": [0.3, 0.01, 0.3, 0, 0, 0]}, "the coefficient for `raw` is positive wherever it is clear."),
+        ({"raw": [0.0] * 6}, "the sign of the coefficient for `raw` is not clear anywhere on the curve."),
         (
             {"whitened": [0.3] * 6},
             "No coefficient could be computed for any point of the figure.",

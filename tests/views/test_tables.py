@@ -499,7 +499,7 @@ def test_what_runs_lack_is_said_with_what_to_try(tmp_path, capsys):
     assert "whole" not in said
     assert tables.describe_gaps(tmp_path, {("whole", "math"): table.assign(k=2)}) == ""
     alone = tables.describe_gaps(tmp_path, {("whole", "math"): table.assign(k=1)})
-    assert "20 of 20 tokens (100 %) had one candidate" in alone
+    assert "20 of 20 tokens (100 %) had only one candidate" in alone
     assert "a higher top_p or temperature" in alone
     assert tables.describe_gaps(tmp_path, {("theirs", "math"): table.assign(k=2)}) == ""  # without a run.json
     capsys.readouterr()

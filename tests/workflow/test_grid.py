@@ -437,7 +437,7 @@ def test_a_run_that_was_interrupted_by_hand_is_not_called_succeeded_or_not_start
     (batches / "settings.json").write_text("{}")
     said = status.summarise(config).splitlines()
     assert said[0] == "the only run has not been measured:"
-    assert said[1].startswith("  a on b: a command outside the graph was interrupted: repeat it to resume")
+    assert said[1].startswith("  a on b: a command run by hand was interrupted: repeat it to resume")
     assert "succeeded" not in said[1]
     assert said[2] == "    the analyses use its earlier results"
     (tmp_path / "logs/b/a.log").unlink()

@@ -77,8 +77,8 @@ def test_a_data_set_is_refused_without_a_network(tmp_path):
     [
         (
             {"HF_HUB_OFFLINE": "1"},
-            "hub, and HF_HUB_OFFLINE is set: check the name, unset HF_HUB_OFFLINE, or run scripts/prefetch.py on a "
-            "machine that can reach the Hub",
+            "hub, and HF_HUB_OFFLINE is set: check the model's name, unset HF_HUB_OFFLINE, or run scripts/prefetch.py "
+            "on a machine that can reach the Hub",
         ),
         ({"HF_ENDPOINT": NOTHING}, "model 'org/tiny' is not on this machine, and the Hub cannot be reached"),
     ],
@@ -105,7 +105,10 @@ def server(tmp_path_factory):
         (["--model_name=org/gated"], "model 'org/gated' is gated: ask for access at "),
         (["--dataset_name=gsm8k"], "cannot load data set gsm8k: tried openai/gsm8k on the Hub; revision 740312a"),
         (["--dataset_name=xsum"], "cannot load data set xsum: tried EdinburghNLP/xsum on the Hub; revision 7d4d486"),
-        (["--dataset_name=gsm8k", "--prompt_column=x"], "prompt_column is 'x', but the prompts of gsm8k are always"),
+        (
+            ["--dataset_name=gsm8k", "--prompt_column=x"],
+            "prompt_column is 'x', but it cannot be set for gsm8k, whose prompts are always",
+        ),
     ],
 )
 def test_what_the_hub_refuses_is_refused(server, tmp_path, words, said):
@@ -126,7 +129,7 @@ def test_a_column_that_a_cached_data_set_lacks_is_refused(tmp_path):
     environment = hub.clean_environment(tmp_path, HF_HUB_OFFLINE="1")
     words = ["--dataset_name=gsm8k", "--mode=score", "--model_name=org/tiny"]
     line = refuse(environment, *words, "--text_column=story")
-    assert "'gsm8k' has no column 'story': set text_column to one of 'question', 'answer'" in line
+    assert "'gsm8k' has no column 'story': set text_column to 'answer'" in line
     assert "model 'org/tiny' is neither a folder nor in the cache" in refuse(
         environment, *words, "--text_column=answer"
     )

@@ -77,11 +77,15 @@ class Prompts(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column to read: its name, the setting that chooses it, and whether its texts may be blank."""
+    """A column to read: its name, the setting that chooses it, whether its texts may be blank, and another one.
+
+    ``other`` is the column that is read beside it: of the prompts or of the texts, the one that this is not.
+    """
 
     name: str
     option: str
     may_be_blank: bool = True
+    other: str | None = None
 
 
 def load(
@@ -134,7 +138,7 @@ def _check_hub(name: str, text_column: str | None) -> None:
     if prepared := _find_prepared(name):
         columns = _list_columns(prepared)
         if text_column and columns:
-            _check_column(Column(text_column, "text_column"), columns, name)
+            _check_column(Column(text_column, "text_column", other=HUB[name].column), columns, name)
     elif _find_offline_variable():
         raise _explain_offline(name)
 
@@ -146,7 +150,7 @@ def _refuse_prompt_column(name: str, prompt_column: str | None) -> None:
     """
     why = None
     if name in HUB:
-        why = f"the prompts of {name} are always its column '{HUB[name].column}'"
+        why = f"it cannot be set for {name}, whose prompts are always in column '{HUB[name].column}'"
     elif _has_lines(name):
         locate(name)
         why = f"'{name}' has no columns: each of its lines is a prompt"
@@ -161,8 +165,8 @@ def _read_columns(
 
     A text can be measured after no prompt: it is then read from the model's start token.
     """
-    column = Column(prompt_column or "prompt", "prompt_column", may_be_blank=bool(text_column))
-    text = Column(text_column, "text_column") if text_column else None
+    column = Column(prompt_column or "prompt", "prompt_column", may_be_blank=bool(text_column), other=text_column)
+    text = Column(text_column, "text_column", other=column.name) if text_column else None
     if name in PACKAGED:
         _check_packaged(path, name, column, text)
     found = _read(path, column)
@@ -241,7 +245,7 @@ def _load_hub(name: str, n_prompts: int, text_column: str | None) -> Prompts:
     table, revision = fetch(name)
     rows, continuations = table[:n_prompts], None
     if text_column:
-        _check_column(Column(text_column, "text_column"), table.column_names, name)
+        _check_column(Column(text_column, "text_column", other=entry.column), table.column_names, name)
         continuations = rows[text_column]
         _check_continuations(continuations, name, text_column)
     texts = [entry.prefix + text for text in rows[entry.column]]
@@ -400,10 +404,18 @@ def _check_column(column: Column, columns: list[str], path: Path | str) -> None:
     if number > 1:
         raise ValueError(f"'{path}' has {number} columns named '{name}': rename or remove all but one")
     if not number:
-        named = [name for name in columns if name]  # pandas writes its index without a name
-        choice = f"set {column.option} to {'one of ' if len(named) > 1 else ''}{_list_names(named)}"
-        advice = choice if named else "its columns have no names" if columns else "there are no columns at all"
-        raise ValueError(f"'{path}' has no column '{name}': {advice}")
+        raise ValueError(f"'{path}' has no column '{name}': {_advise_column(column, columns)}")
+
+
+def _advise_column(column: Column, columns: list[str]) -> str:
+    """What to do where a column is missing, with the names of those that could be meant."""
+    named = [name for name in columns if name and name != column.other]  # pandas writes its index without a name
+    if named:
+        return f"set {column.option} to {'one of ' if len(named) > 1 else ''}{_list_names(named)}"
+    if column.other in columns:
+        why = "so it has no texts to measure" if column.option == "text_column" else "which is text_column"
+        return f"its only column is {_list_names([column.other])}, {why}"
+    return "its columns have no names" if columns else "there are no columns at all"
 
 
 def _list_names(columns: list[str]) -> str:

@@ -16,6 +16,7 @@ from transformers.utils import chat_template_utils
 
 from nucleoscope.measure import limits
 from nucleoscope.settings import Settings
+from nucleoscope.wording import count
 
 # What a chat template may take for one prompt: seconds and bytes. Real ones take milliseconds.
 TEMPLATE_SECONDS, TEMPLATE_MEMORY = 10, 2**30
@@ -164,8 +165,8 @@ class Encoder:
         kept = room - before - after
         if kept < 1:
             raise ValueError(
-                f"the tokens around a prompt take {before + after} of the {room} positions that max_tokens leaves "
-                "in the model's context: reduce max_tokens"
+                f"max_tokens leaves {count(room, 'position')} in the model's context, too few for a prompt and the "
+                f"{count(before + after, 'token')} around it: reduce max_tokens"
             )
         end = len(ids) - after
         return ids[:before] + ids[end - kept :]

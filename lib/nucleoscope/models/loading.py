@@ -114,7 +114,9 @@ def load_measured(
     model, tokenizer, found = load(name, settings["dtype"], device, trust_remote_code, identity.get("revision"))
     found, there = ({key: one[key] for key in one if key != "source"} for one in (found, identity))
     if found != there:  # a folder or file has changed
-        raise ValueError(f"model '{name}' is another one than the run was measured with: measure the run again")
+        raise ValueError(
+            f"model '{name}' is not the one that the run was measured with: measure the run again with --overwrite"
+        )
     return model, tokenizer
 
 

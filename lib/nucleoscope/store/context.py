@@ -201,7 +201,9 @@ def load_matrices(folder: str | Path) -> dict[str, "np.ndarray"]:
     sizes = matrices["sizes"].astype("int64")
     lengths = [len(sizes)] * 3 + [sizes.sum()] * 2 + [(sizes * (sizes - 1) // 2).sum()]
     if [len(matrices[name]) for name in MATRICES] != lengths:
-        raise ValueError(f"'{path}' contains matrices of other sizes than it says: remove it and {AGAIN}")
+        raise ValueError(
+            f"'{path}' contains matrices whose sizes differ from those that it states: remove it and {AGAIN}"
+        )
     return matrices
 
 

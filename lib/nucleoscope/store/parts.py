@@ -140,7 +140,9 @@ class PartsFolder(Locked):
         if self.parts.is_symlink():
             raise FileExistsError(f"'{self.parts}' is a link: remove it")
         if others := self._list_others():
-            raise FileExistsError(f"'{self.parts}' contains '{others[0].name}', which no run has written: move it away")
+            raise FileExistsError(
+                f"'{self.parts}' contains '{others[0].name}', which was not written by Nucleoscope: move it away"
+            )
         self.parts.mkdir(exist_ok=True)
         if _read_if_whole(self.parts / SETTINGS) != self.settings:
             remove_files(self.parts.iterdir(), last=SETTINGS)

@@ -230,7 +230,7 @@ def find_run(name: str, results_dir: str | os.PathLike) -> Path:
             return folder
     check_folder(results_dir)
     known = list_runs(results_dir)
-    names = [str(run) for run in known] + ["/".join(run.parts[-2:]) for run in known] + [run.name for run in known]
+    names = [str(run) for run in known] + ["/".join(run.parts[-2:]) for run in known]
     close = suggest(name.rstrip("/"), names)
     if not close and known:
         close = f" (measured: {', '.join('/'.join(run.parts[-2:]) for run in known[:5])}{', ...' * (len(known) > 5)})"
@@ -286,7 +286,7 @@ def describe_gaps(info: Mapping[str, Any], table: "pd.DataFrame", chat_model: bo
         share = f"{100 * alone / len(table):.0f} %"
         left_out = "it has no cosine similarity and is" if alone == 1 else "they have no cosine similarity and are"
         lines.append(
-            f"{alone:,} of {count(len(table), 'token')} ({share}) had one candidate: {left_out} left out of all "
+            f"{alone:,} of {count(len(table), 'token')} ({share}) had only one candidate: {left_out} left out of all "
             f"coefficients{advice}"
         )
     return lines

@@ -17,7 +17,7 @@ from nucleoscope.atomic import compile_names, remove_files, write_atomically, wr
 from nucleoscope.quantities import find_columns
 from nucleoscope.settings import FIELDS, fill_defaults, list_varying, quote
 from nucleoscope.store.candidate_writing import write_candidates
-from nucleoscope.store.candidates import CANDIDATES, NEEDED
+from nucleoscope.store.candidates import CANDIDATES, NEEDED, describe_staleness
 from nucleoscope.store.locking import LOCK, Lock, Locked, check_folder
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
 from nucleoscope.store.nulls import NULLS, write_nulls
@@ -138,6 +138,8 @@ class RunFolder(Locked):
     def _is_readable(self) -> bool:
         """Whether the results have what they should have, undamaged."""
         if not _is_readable(self.folder / MEASUREMENTS):
+            return False
+        if describe_staleness(self.folder):
             return False
         looked = isinstance(read_json(self.folder / RUN_INFO).get("second_look"), dict)
         if not all(is_readable(self.folder / name) for name in (LOOKED if looked else ())):
@@ -283,8 +285,8 @@ class RunFolder(Locked):
             raise FileExistsError(f"'{self.batches}' is a link: remove it, or use another --results_dir")
         if others := self._list_others():
             raise FileExistsError(
-                f"'{self.batches}' contains '{others[0].name}', which no run has written: move it away, because the "
-                "folder is emptied when the run ends"
+                f"'{self.batches}' contains '{others[0].name}', which was not written by Nucleoscope: move it "
+                "away, because the folder is emptied when the run ends"
             )
 
     def _list_others(self) -> list[Path]:

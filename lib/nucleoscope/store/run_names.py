@@ -108,5 +108,5 @@ def check_model(name: str) -> None:
     if named:
         raise ValueError(
             f"the model's name {quote(name)} would be read as {quote(model)} with {describe_settings(named)}: rename "
-            "its folder, or give the model without that, and use named_settings"
+            f"its folder, or, if that is what you mean, give the model {quote(model)}, and use named_settings"
         )

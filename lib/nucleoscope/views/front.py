@@ -65,7 +65,7 @@ def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool) ->
     where = " in whole sentences" if whole else ""
     source = "written" if mode == "generate" else "read"
     return (
-        f"A sentence {source} by {escape_name(describe_run(*key))}, tinted by entropy: "
+        f"A sentence {source} by the model ({escape_name(describe_run(*key))}), tinted by entropy: "
         "the stronger the tint, the less sure the model was. The card shows a typical choice: "
         f"of the {kind} with {low} to {high} candidates{where}, the one nearest to the medians of entropy and cosine "
         "similarity. "

@@ -210,12 +210,12 @@ def _describe_lines(rows: pd.DataFrame, geometries: Collection[str]) -> str:
         if not signs:
             continue
         if len(clear) > 1:
-            said.append(f"the sign for `{geometry}` changes along the curve")
+            said.append(f"the coefficient for `{geometry}` changes sign along the curve")
         elif clear:
             always = "along the whole curve" if set(signs) == clear else "wherever it is clear"
-            said.append(f"the sign for `{geometry}` is {clear.pop()} {always}")
+            said.append(f"the coefficient for `{geometry}` is {clear.pop()} {always}")
         else:
-            said.append(f"the sign for `{geometry}` is not clear anywhere on the curve")
+            said.append(f"the sign of the coefficient for `{geometry}` is not clear anywhere on the curve")
     return (
         f"In the figure, {join_names(said)}."
         if said

@@ -526,7 +526,7 @@ def describe_gaps(results_dir: str | os.PathLike, tables: Mapping[tuple[str, str
     for (model, dataset), table in select(tables, columns={"prompt", "k"}).items():
         found = describe_run_gaps(_read_info(locate_measured(results_dir, model, dataset) / RUN_INFO), table)
         few = 2 * (table["k"] == 1).sum() > len(table)
-        kept = [line for line in found if few or "had one candidate" not in line]
+        kept = [line for line in found if few or "had only one candidate" not in line]
         if kept:
             name, settings = divide_model(model)
             lines.setdefault((name, dataset, ". ".join(map(_capitalise, kept))), []).append(settings)

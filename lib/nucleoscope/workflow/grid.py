@@ -272,8 +272,8 @@ def _locate(entry: Entry, found: Mapping[str, Entry], named: Mapping[str, tuple[
     if folder in found:
         pair = " and ".join(f"'{model}' on '{dataset}'" for model, dataset in (named[folder], (model, dataset)))
         raise ValueError(
-            f"{pair} have the same short name and therefore the same folder {folder}: remove one, or give them two "
-            "grids, each with its own results_dir"
+            f"{pair} have the same short name and therefore the same folder {folder}: remove one, or put them in "
+            "separate grids, each with its own results_dir"
         )
     return folder
 

@@ -215,7 +215,7 @@ def _check_measured(folder: Path, chosen: Settings, given: Collection[str]) -> N
     if differing := [each for each in found if each[0] in given]:
         changes = [run_folder.describe_change(*each) for each in differing]
         names, them = join_names(name for name, *_ in differing), "it" if len(differing) == 1 else "them"
-        advice = f"the page shows what was measured: omit {names}, or measure with {them} first"
+        advice = f"these results are used as they are: omit {names}, or measure with {them} first"
         raise FileExistsError(run_folder.describe_other(folder, changes, advice))
 
 

@@ -285,8 +285,11 @@ def _explain(folder: str, why: str) -> str:
         return found["problem"]
     begun = Path(folder, "batches", "settings.json")
     if os.path.isfile(begun) and not (os.path.isfile(log) and log.stat().st_mtime > begun.stat().st_mtime):
-        # a command by hand, which has no log: neither the last attempt of the graph nor the results tell of it
-        return "a command outside the graph was interrupted: repeat it to resume, or run the grid to measure as it says"
+        # a command run by hand, which has no log: neither the last attempt of the graph nor the results tell of it
+        return (
+            "a command run by hand was interrupted: repeat it to resume, or run the grid to measure with the grid's "
+            "settings"
+        )
     return logs.explain(log, why) if os.path.isfile(log) else f"not started ({why})"
 
 

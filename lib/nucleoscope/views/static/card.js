@@ -80,7 +80,7 @@ function drawCandidates(words, [word, listed, probs, more, mass, held, place, p]
   if (p !== undefined) addRow(words[word], p, true, place < 0 ? "outside " : "", null, make("span"));
   const inside = place >= 0 && p !== undefined; // listed below the others, and one of them
   const rest = more - inside;
-  const others = `and ${formatCount(rest)} more, ${formatPercent(Math.max(mass - (inside ? p : 0), 0))} in total`;
+  const others = `and ${formatCount(rest)} more, ${formatPercent(Math.max(mass - (inside ? p : 0), 0))}${rest === 1 ? "" : " in total"}`;
   const end = rest > 0 ? others : "no other candidates";
   const note = `Probabilities are those of the full distribution. Entropy and cosine similarity use only the nucleus, which has ${(100 * held).toFixed(1)} % of it.`;
   const invitation = pick && listed.length + more > 1 && "Click a candidate to use it here instead: the model continues the text from it.";
