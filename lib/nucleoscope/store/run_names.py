@@ -108,5 +108,5 @@ def check_model(name: str) -> None:
     if named:
         raise ValueError(
             f"the model's name {quote(name)} would be read as {quote(model)} with {describe_settings(named)}: rename "
-            f"its folder, or, if that is what you mean, give the model {quote(model)}, and use named_settings"
+            "its folder; or, if you mean these settings, leave them out of the model's name and use named_settings"
         )
