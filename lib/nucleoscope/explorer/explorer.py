@@ -215,7 +215,7 @@ class Explorer:
             description="tint by",
             layout=widgets.Layout(width="28em", max_width="98%"),  # for the longest label
         )
-        wide = {"flex": "1 1 20em", "width": "auto"}
+        wide = {"flex": "1 1 20em", "width": "auto", "min_width": "0"}
         self.measured = widgets.Dropdown(
             options=list_run_options(results_dir), description="run", layout=widgets.Layout(**wide)
         )
@@ -591,7 +591,7 @@ class Explorer:
             self._draw()
         marked = self.text.hovered
         mark = tokens[marked] if 0 <= marked < len(tokens) else None
-        reset, self._drawn = self.text.turned if self._drawn is not self.version else 0, self.version
+        reset, self._drawn = self._drawn is not self.version, self.version
         any_point = live_figures.show_points(self.scatter, tokens, mark, reset)
         self.points.say(live_figures.describe_points(tokens, complete), any_point, keep_room=not complete)
         wanted = find_widest(tokens) if self._find(self.text.clicked) is None else self.text.clicked

@@ -21,7 +21,10 @@ from nucleoscope.views.token_text import Reader
 
 AXES = {"x": "entropy", "y": "cosine"}  # of the scatter plot
 FEW = 12  # candidates whose names fit below the columns of a matrix; those of more are at its rows only
-HEIGHT = 400  # of the matrix, which is the same for any number of candidates: nothing below it moves
+HEIGHT = 420  # of the matrix, which is the same for any number of candidates: nothing below it moves
+BAR = 32  # pixels above a figure for plotly's tool bar, which is shown while a pointer is on it
+# What is left of the bar fits into one line on a phone: wheel and drag zoom, and a double click shows all again.
+NO_BUTTONS = ["zoomIn2d", "zoomOut2d", "autoScale2d", "lasso2d"]
 
 
 def build_scatter(name: str, tokens: list[cards.Token], width: int = 0) -> go.FigureWidget:
@@ -37,7 +40,7 @@ def build_scatter(name: str, tokens: list[cards.Token], width: int = 0) -> go.Fi
     figure.add_scatter(mode="markers", marker=dot, selected=chosen, hovertemplate=hover, name="token", **HOVER)
     ring = {"size": 15, "symbol": "circle-open", "color": VERMILLION, "line": {"width": 3}}
     figure.add_scatter(mode="markers", marker=ring, hoverinfo="skip", name="the token pointed at")
-    figure.update_layout(dragmode="select", showlegend=False, margin={"t": 10, "b": 40}, meta=name)
+    figure.update_layout(dragmode="select", showlegend=False, margin={"t": BAR, "b": 40}, meta=name)
     figure.update_xaxes(title=quantities.find_title(AXES["x"]), rangemode="tozero")
     figure.update_yaxes(title=quantities.find_title(AXES["y"]))
     show_points(figure, tokens)
@@ -52,11 +55,13 @@ def describe_points(tokens: list[cards.Token], complete: bool) -> str:
     return "No token of the text has more than one candidate" + end
 
 
-def show_points(figure: go.Figure, tokens: list[cards.Token], mark: cards.Token | None = None, reset: int = 0) -> bool:
+def show_points(
+    figure: go.Figure, tokens: list[cards.Token], mark: cards.Token | None = None, reset: bool = False
+) -> bool:
     """Draws the tokens with more than one candidate into `build_scatter`, and says whether there are any.
 
-    Each point's customdata is its step. ``mark`` is the token that has the mark. ``reset`` is a new number if it is
-    another text, of which nothing is selected, and whose axes are not those that a reader chose for the text before.
+    Each point's customdata is its step. ``mark`` is the token that has the mark. ``reset`` if it is another text, whose
+    axes are not those that a reader chose for the text before. What is selected is known to the page alone.
     """
     steps = [step for step, token in enumerate(tokens) if len(token.ids) > 1]
     values = {axis: [tokens[step].values[name] for step in steps] for axis, name in AXES.items()}
@@ -68,8 +73,6 @@ def show_points(figure: go.Figure, tokens: list[cards.Token], mark: cards.Token 
         figure.data[1].update(_locate_mark(mark))
         for axis in zoomed:
             axis.update(range=None, autorange=True)
-        if reset:  # only the page knows what is selected; a number, which selects nothing, is sent if it is a new one
-            figure.data[0].selectedpoints = reset
     return bool(steps)
 
 
@@ -99,7 +102,12 @@ def _fit_width(figure: go.Figure, width: int) -> go.FigureWidget:
     if width:
         figure.layout.template.layout.width = width
     widget = go.FigureWidget(figure)
-    widget._config = {"responsive": True, "displaylogo": False}
+    widget._config = {
+        "responsive": True,
+        "displaylogo": False,
+        "displayModeBar": "hover",
+        "modeBarButtonsToRemove": NO_BUTTONS,
+    }
     return widget
 
 
@@ -149,7 +157,7 @@ def build_heat_layout(words: list[str]) -> dict[str, Any]:
     axis = {"tickvals": list(range(n)), "ticktext": shown, "showgrid": False, "range": [-0.5, n - 0.5]}
     named = n <= FEW
     return {
-        "margin": {"t": 10, "b": 80 if named else 10, "l": 90, "r": 70},
+        "margin": {"t": BAR, "b": 80 if named else 10, "l": 90, "r": 70},
         "xaxis": axis | {"tickangle": -60, "showticklabels": named},
         "yaxis": axis | {"range": [n - 0.5, -0.5], "tickfont_size": 12 if n <= 20 else 10},
     }

@@ -190,6 +190,7 @@ function follow(figure, model, followed) {
 /** Of another text nothing is selected. Only the page knows of a selection; it is gone when the kernel sends points. */
 function forget(figure) {
   if (!figure.layout) return;
+  for (const trace of figure.data) delete trace.selectedpoints;
   figure.layout.selections = [];
   // or plotly would see a change, and select no point, which it draws as all points being pale
   if (figure._fullLayout) figure._fullLayout._previousSelections = figure.layout.selections;
