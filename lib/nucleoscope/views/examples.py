@@ -183,7 +183,7 @@ def list_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Iterator[tup
     """
     keys = sorted(tables, key=order_run)
     ranked = _rank({key: tables[key].assign(run=place) for place, key in enumerate(keys)})
-    left = ranked[ranked["k"].between(*FEW) & (ranked["step"] >= BEFORE) & (ranked["token"] >= 0)]
+    left = ranked[(ranked["token"] >= 0) & ranked["k"].between(*FEW) & (ranked["step"] >= BEFORE)]
     if "text" in left and len(words := left[[is_word(text) for text in left["text"]]]):
         left = words
     distances = (left[["entropy_rank", "cosine_rank"]] - 0.5).abs()
@@ -198,6 +198,30 @@ def list_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Iterator[tup
         firsts.append((True, places[0], run) if chosen is None else (False, chosen, run))
     for _, place, run in sorted(firsts):
         yield keys[run], left.iloc[place]
+
+
+def explain_no_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+    """Why `list_typical` has nothing to list: the first of its conditions that no token meets, and what to do.
+
+    A clause that follows a colon; "" if a token meets all of them.
+    """
+    low, high = FEW
+    longer = "raise `n_prompts` or `max_tokens`"
+    ranked = _rank(tables)
+    if ranked.empty:
+        return f"no token has more than one candidate and an entropy and a cosine similarity; {longer}"
+    known = ranked[ranked["token"] >= 0]
+    if known.empty:
+        return "the files do not say which tokens the texts consist of; measure a model yourself"
+    few = known[known["k"].between(low, high)]
+    if few.empty:
+        return f"it would be about a token with {low} to {high} candidates, and no token has that many; {longer}"
+    if (few["step"] < BEFORE).all():
+        return (
+            f"a token that is shown has at least {BEFORE} tokens of its text before it, and no token with {low} to "
+            f"{high} candidates has so much text before it; raise `max_tokens`, or measure longer texts"
+        )
+    return ""
 
 
 def list_texts(table: pd.DataFrame) -> dict[int, list]:
