@@ -27,6 +27,7 @@ AROUND = 30  # maximum of tokens on either side of a token in its sentence
 STOPS = re.compile(r"[.!?\u3002\uff01\uff1f\u061f\u0964][\"'\u201d\u2019)\]*]*\s*$")  # of whole sentences
 ENDS = re.compile(f"{STOPS.pattern}|\\n")
 EACH = 3  # tokens of a corner
+OUTER = 1 / 3  # of all ranks: how far a token may be from its corner in either quantity
 CORNERS = {  # name -> which end of entropy and of cosine similarity
     "high entropy, high cosine similarity": (True, True),
     "high entropy, low cosine similarity": (True, False),
@@ -147,17 +148,15 @@ def find_corners(
 
     Both quantities are ranked among all tokens with k > 1 of all ``tables``, as shares from 0 to 1
     (equal values share a rank). A token's distance from a corner is the larger of its two ranks'
-    distances, so that it has to be extreme in both; the sum of the two breaks ties. The
-    nearest tokens are taken that have at most ``readable`` candidates, follow at least ``before``
+    distances, so that it has to be extreme in both: at most `OUTER`, or it belongs to no corner. The sum of the two
+    breaks ties. The nearest tokens are taken that have at most ``readable`` candidates, follow at least ``before``
     tokens of the same text, and come from a prompt from which no other token was taken. The corners
     take turns, one token each, so that no corner stays empty for the sake of another if there are few prompts.
 
     Columns: corner, then those of a table, then ``entropy_rank`` and ``cosine_rank``; the corners in
     the order of `CORNERS`, the nearest token first. Fewer rows if there are not enough tokens.
     """
-    left = _rank(tables)
-    left = left[(left["k"] <= readable) & (left["step"] >= before) & (left["token"] >= 0)]
-    left = left.assign(owner=left.groupby(["model", "dataset", "prompt"]).ngroup())
+    left = _list_suitable(tables, readable, before)
     orders = {name: _find_nearest(left, ends) for name, ends in CORNERS.items()}
     dealt: dict[str, list[int]] = {name: [] for name in CORNERS}
     owners, taken = left["owner"].to_numpy(), set()
@@ -170,6 +169,21 @@ def find_corners(
     found = [left.iloc[places].assign(corner=name) for name, places in dealt.items()]
     joined = pd.concat(found, ignore_index=True).drop(columns="owner")
     return joined[["corner", *(column for column in joined.columns if column != "corner")]]
+
+
+def list_empty_corners(
+    tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE, before: int = BEFORE
+) -> list[str]:
+    """The corners that no token is near which `find_corners` could take, were it the only corner."""
+    left = _list_suitable(tables, readable, before)
+    return [name for name, ends in CORNERS.items() if not _find_nearest(left, ends)]
+
+
+def _list_suitable(tables: Mapping[tuple[str, str], pd.DataFrame], readable: int, before: int) -> pd.DataFrame:
+    """The ranked tokens that may be shown, wherever they are; ``owner`` is the prompt of each."""
+    left = _rank(tables)
+    left = left[(left["k"] <= readable) & (left["step"] >= before) & (left["token"] >= 0)]
+    return left.assign(owner=left.groupby(["model", "dataset", "prompt"]).ngroup())
 
 
 def list_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Iterator[tuple[tuple[str, str], pd.Series]]:
@@ -279,13 +293,13 @@ def _rank(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
 def _find_nearest(ranked: pd.DataFrame, ends: tuple[bool, bool]) -> list[int]:
     """Places of the rows of ``ranked``, one per prompt: its nearest to the corner, the nearest of all first.
 
-    None is nearer to another corner.
+    None is further than `OUTER` from it in either quantity.
     """
     columns = zip(("entropy_rank", "cosine_rank"), ends, strict=True)
     one, other = ((1 - ranked[column] if high else ranked[column]) for column, high in columns)
     distance = np.maximum(one, other)
     order = np.lexsort((one + other, distance))
-    order = order[distance.iloc[order] < 0.5]
+    order = order[distance.iloc[order].round(9) <= round(OUTER, 9)]  # 1 - 2/3 is more than 1/3
     return order[~ranked["owner"].iloc[order].duplicated().to_numpy()].tolist()
 
 
