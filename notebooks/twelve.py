@@ -25,9 +25,9 @@
 #   all data sets; percentile 0 is the lowest, 100 the highest.
 # * A token's distance from a corner is the larger of its two rank distances, so it has to be extreme in both quantities.
 #   A token belongs to a corner only if both percentiles are in the outer third: at most 33.3, or at least 66.7.
-# * The three nearest tokens are taken, or fewer if no others belong to the corner. They must have at most 200 candidates, so that a list of them can be
-#   read, and eight tokens before them, so that there is some context. At most one token comes from each prompt; the
-#   corners choose in turn.
+# * The three nearest tokens are taken, or fewer if no others belong to the corner. They must have at most 200
+#   candidates, so that a list of them can be read, and eight tokens before them, so that there is some context. At most
+#   one token comes from each prompt; the corners choose in turn.
 #
 # The open card shows how similar the candidates are; for the tokens before it, the page of the run does.
 

@@ -334,6 +334,22 @@ def test_what_survives_is_said_for_each_outcome():
     assert made_of_text.describe_specifications(create_tests((0, 0, 0))[:0]) == "No specification could be computed."
 
 
+def test_combinations_without_an_interval_are_counted_apart():
+    curve = create_curve({"raw": [-0.4, 0.01, np.nan, np.nan, 0.3]})
+    assert made_of_text.describe_uncounted(create_curve({"raw": [-0.4, 0.01]})) == ""
+    assert made_of_text.describe_uncounted(curve) == (
+        "m on d: of 5 combinations, 2 have no coefficient, because there are too few tokens or prompts. Below, "
+        "specifications are those with an interval."
+    )
+    curve.loc[0, ["low", "high", "sign"]] = np.nan, np.nan, ""
+    said = made_of_text.describe_uncounted(curve)
+    assert said.startswith("m on d: of 5 combinations, 2 have no coefficient and 1 has a coefficient without an inter")
+    assert said.endswith("with an interval; the figure also shows it in the colour of *undecided*.")
+    drawn = made_of_figures.plot_specifications(curve)
+    shown = {trace.name: len(trace.y) for trace in drawn.data if trace.name in made_of_text.SIGNS}
+    assert shown == {"negative": 0, "undecided": 2, "positive": 1}
+
+
 def test_runs_without_variants_are_named_and_how_to_get_them():
     none = made_of_text.describe_left_out({}, {("m", "d"): ""})
     assert none.startswith("No run has variants of its candidate sets: ")

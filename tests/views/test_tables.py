@@ -148,7 +148,16 @@ def test_curves_without_parameters_are_a_list_by_reason_and_not_empty_rows():
     ]
     assert tables.describe_missing_parameters(rows[:1], "unimodal", ["peak"]) == ""
     none = tables.describe_missing_parameters(rows[1:], "unimodal", ["peak"])
-    assert none.startswith("No curve has these parameters, for these reasons:")
+    assert none.startswith("No fit of this curve has values of peak, for these reasons:")
+
+
+def test_a_recap_says_whether_any_curve_could_be_fitted():
+    fits = pd.DataFrame({"R2 (medians)": [np.nan, 0.5]})
+    assert tables.describe_fits(fits).startswith("We fitted these curves to the medians of every run and pool")
+    assert tables.describe_fits(fits[:1]) == (
+        "No curve could be fitted to any run or pool; the reasons are above. Longer or more texts help: raise "
+        "`n_prompts` or `max_tokens`."
+    )
 
 
 def test_the_list_of_missing_rises_says_why_no_rise_could_be_measured():

@@ -366,6 +366,30 @@ def describe_specifications(tests: pd.DataFrame) -> str:
     return _join(_describe_specifications, tests)
 
 
+def describe_uncounted(specifications: pd.DataFrame) -> str:
+    """Sentences on the combinations that `describe_specifications` does not count: those without an interval.
+
+    "" if all have one.
+    """
+    return _join(_describe_uncounted, specifications).strip()
+
+
+def _describe_uncounted(lead: Lead) -> str:
+    rows, drawn = lead.rows, lead.rows["r"].notna()
+    undefined, alone = int((~drawn).sum()), int((drawn & ~rows["sign"].isin(SIGNS)).sum())
+    if not undefined + alone:
+        return ""
+    parts = []
+    if undefined:
+        parts.append(f"{undefined:,} {'has' if undefined == 1 else 'have'} no coefficient")
+    if alone:
+        parts.append(f"{alone:,} {'has' if alone == 1 else 'have'} a coefficient without an interval")
+    text = f"{lead.of}: of {count(len(rows), 'combination')}, {join_names(parts)}, because there are too few tokens or "
+    text += "prompts. Below, specifications are those with an interval"
+    grey = "it in the colour of *undecided*" if alone == 1 else f"these {alone:,} in the colour of *undecided*"
+    return f"{text}; the figure also shows {grey}." if alone else f"{text}."
+
+
 def _describe_specifications(lead: Lead) -> str:
     rows, of = lead.rows.set_index("null"), lead.of
     if rows.empty:

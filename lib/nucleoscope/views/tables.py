@@ -597,7 +597,22 @@ def describe_missing_parameters(fits: pd.DataFrame, curve: str, names: Collectio
     every = fits[fits["Curve"] == curve]
     rows = every[every[list(names)].isna().all(axis=1)]
     reasons = [_find_reason(note, "rise" in names) for note in rows["note"]]
-    return _list_by_reason(rows, reasons, every, "No curve has these parameters, for these reasons:")
+    none = f"No fit of this curve has values of {join_names(names)}, for these reasons:"
+    return _list_by_reason(rows, reasons, every, none)
+
+
+def describe_fits(fits: pd.DataFrame) -> str:
+    """What was done with the curves: one sentence, which says so if none could be fitted."""
+    if fits["R2 (medians)"].isna().all():
+        return (
+            "No curve could be fitted to any run or pool; the reasons are above. Longer or more texts help: raise "
+            "`n_prompts` or `max_tokens`."
+        )
+    return (
+        "We fitted these curves to the medians of every run and pool with enough bins, with intervals from resampled "
+        "prompts, compared them by AICc and on held-out prompts, and computed how much of the variance of single "
+        "tokens they explain."
+    )
 
 
 def _find_reason(note: str, of_rise: bool) -> str:
