@@ -156,6 +156,19 @@ def test_the_words_below_the_figure_say_whether_each_line_changes_sign(lines, wo
     assert said.endswith(words)
 
 
+def test_points_without_an_interval_or_a_band_are_explained():
+    curve = create_curve({"raw": [-0.3] * 6, "whitened": [0.1] * 6})
+    curve.loc[[0, 2], ["low", "high", "same_k low", "same_k high"]] = np.nan
+    curve.loc[3, ["same_k low", "same_k high"]] = np.nan
+    curve.loc[curve["geometry"] == "whitened", "low"] = np.nan  # which is not in the figure
+    said = made_of_text.explain_figure(curve, made_of_figures.FRONT)
+    first, _, third, fourth = [each.value for each in CANDIDATE_SETS if each.rule == "top_p"][:4]
+    assert said.endswith(
+        f"There are too few tokens or prompts for an interval or band at top_p {first:g} and {third:g} and for a band "
+        f"at top_p {fourth:g}."
+    )
+
+
 def test_the_answer_is_less_more_or_neither_or_missing():
     def answer(r):
         return made_of_text.describe_answer(create_curve({"raw": [0, 0, 0, r, 0, 0]}))

@@ -201,8 +201,9 @@ def explain_figure(specifications: pd.DataFrame, geometries: Collection[str]) ->
 
 
 def _describe_lines(rows: pd.DataFrame, geometries: Collection[str]) -> str:
-    names = [each.name for each in CANDIDATE_SETS if each.rule == "top_p"]
-    rows = rows[rows["candidates"].isin(names) & (rows["statistic"] == "Spearman") & rows["r"].notna()]
+    names = {each.name: each.value for each in CANDIDATE_SETS if each.rule == "top_p"}
+    rows = rows[rows["candidates"].isin(list(names)) & (rows["statistic"] == "Spearman") & rows["r"].notna()]
+    rows = rows[rows["geometry"].isin(list(geometries))]
     said = []
     for geometry in geometries:
         signs = list(rows.loc[rows["geometry"] == geometry, "sign"])
@@ -216,11 +217,25 @@ def _describe_lines(rows: pd.DataFrame, geometries: Collection[str]) -> str:
             said.append(f"the coefficient for `{geometry}` is {clear.pop()} {always}")
         else:
             said.append(f"the sign of the coefficient for `{geometry}` is not clear anywhere on the curve")
+    if not said:
+        return "No coefficient could be computed for any point of the figure."
     return (
-        f"In the figure, {join_names(said)}."
-        if said
-        else "No coefficient could be computed for any point of the figure."
+        f"In the figure, {join_names(said)}.{_describe_bare_points(rows.assign(top_p=rows['candidates'].map(names)))}"
     )
+
+
+def _describe_bare_points(rows: pd.DataFrame) -> str:
+    """A sentence, after a space, on where points of a figure have no interval or no band; "" if all have both."""
+    lacking: dict[str, list[float]] = {}
+    for top_p, part in rows.groupby("top_p"):
+        missing = {"interval": part["low"].isna().any(), "band": part[f"{SAME_K} low"].isna().any()}
+        if what := " or ".join(name for name, is_missing in missing.items() if is_missing):
+            lacking.setdefault(what, []).append(top_p)
+    parts = [
+        f"for an {what} at top_p {join_names(f'{value:g}' for value in values)}".replace("an band", "a band")
+        for what, values in lacking.items()
+    ]
+    return f" There are too few tokens or prompts {join_names(parts)}." if parts else ""
 
 
 def _describe_signs(part: pd.DataFrame) -> str:
