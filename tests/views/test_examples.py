@@ -291,6 +291,22 @@ def test_a_sentence_is_whole_if_it_begins_and_ends(texts, step, expected):
 
 
 @pytest.mark.parametrize(
+    ("texts", "step", "expected"),
+    [
+        (["One", " two"], 0, True),
+        (["One", " two", "."], 0, False),
+        (["One", ".", " Two"], 0, False),
+        (["One", " two\n"], 0, False),
+        (["word"] * 40, 5, False),
+        (["One", None], 0, False),
+        ([], 0, False),
+    ],
+)
+def test_a_sentence_is_cut_off_if_its_text_ends_before_it(texts, step, expected):
+    assert examples.is_cut_off(texts, step) is expected
+
+
+@pytest.mark.parametrize(
     ("text", "step", "expected"),
     [
         (["One", ".", " Two", " words", ".", " Three"], 3, (2, 5)),

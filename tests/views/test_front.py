@@ -32,6 +32,17 @@ def test_a_typical_sentence_is_shown_with_its_card_open(tmp_path):
     assert data["total"] == len(record["tokens"]) > len(data["tokens"])
 
 
+def test_a_sentence_that_ends_with_the_measured_text_is_said_to_be_cut_off(tmp_path):
+    folder = create_results(tmp_path)
+    cut = " It is cut off where the measured text ends. The card"
+    assert cut not in front.show_sentence(folder, results.load_readable(folder))[0]
+    records = [tiny.create_record("rain. In Spain it rains", seed=seed, most=9) for seed in range(9)]
+    torch.save(records, folder / "a/tiny" / results.MEASUREMENTS)
+    said, _ = front.show_sentence(folder, results.load_readable(folder))
+    assert cut in said
+    assert "in whole sentences" not in said
+
+
 def test_a_text_that_was_read_is_not_called_written(tmp_path):
     folder = create_results(tmp_path, "score")
     assert front.show_sentence(folder, results.load_readable(folder))[0].startswith(

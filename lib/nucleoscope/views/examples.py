@@ -272,6 +272,14 @@ def has_whole_sentence(texts: Sequence[Any], step: int) -> bool:
     return (first == 0 or bool(ENDS.search(texts[first - 1]))) and bool(STOPS.search(texts[last - 1]))
 
 
+def is_cut_off(texts: Sequence[Any], step: int) -> bool:
+    """Whether the sentence around a token has no end because the text ends before it."""
+    around = texts[max(step - AROUND - 1, 0) : step + AROUND + 2]
+    if step >= len(texts) or not all(isinstance(text, str) for text in around):
+        return False
+    return find_sentence(texts, step)[1] == len(texts) and not ENDS.search(texts[-1])
+
+
 def compute_reach(tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE) -> tuple[int, float, float]:
     """The coverage of `find_corners`: how many tokens have k > 1, and what is lost by leaving out long lists.
 

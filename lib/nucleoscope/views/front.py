@@ -39,8 +39,7 @@ def show_sentence(
         html, reason = _render(folder, token, tables[key], listed)
         if html:
             texts = examples.list_texts(chosen[key]).get(token["prompt"], [])
-            whole = examples.has_whole_sentence(texts, token["step"])
-            return _describe(key, token, results.read_mode(folder), whole), html
+            return _describe(key, token, results.read_mode(folder), texts), html
         failed.setdefault(reason, []).append(key)
     return f"No text can be shown here: {_explain_failures(failed) or examples.explain_no_typical(chosen)}.", ""
 
@@ -81,14 +80,15 @@ def _render(folder: Path, token: pd.Series, table: pd.DataFrame, listed: int) ->
     return html, ""
 
 
-def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool) -> str:
+def _describe(key: tuple[str, str], token: pd.Series, mode: str, texts: list) -> str:
     low, high = examples.FEW
     kind = "words" if examples.is_word(token.get("text")) else "tokens"
-    where = " in whole sentences" if whole else ""
+    where = " in whole sentences" if examples.has_whole_sentence(texts, token["step"]) else ""
+    cut = " It is cut off where the measured text ends." if examples.is_cut_off(texts, token["step"]) else ""
     source = "written" if mode == "generate" else "read"
     return (
         f"A sentence {source} by the model ({escape_name(describe_run(*key))}), tinted by entropy: "
-        "the stronger the tint, the less sure the model was. The card shows a typical choice: "
+        f"the stronger the tint, the less sure the model was.{cut} The card shows a typical choice: "
         f"of the {kind} with {low} to {high} candidates{where}, the one nearest to the medians of entropy and cosine "
         "similarity. "
         "Point at any other token, or tap it, to see what the model was choosing between."
