@@ -7,6 +7,7 @@ Contract: drawn from the files of a run, with its tokenizer and without its mode
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -23,6 +24,13 @@ NO_TOKENIZER = "a tokenizer that is not on this machine"
 COLUMNS = {"model", "dataset", "prompt", "step", "k", "token", "text", "entropy", "cosine"}
 
 
+class Sentence(NamedTuple):
+    """A strip, and whether its sentence is cut off because the measured text ends."""
+
+    html: str
+    cut: bool
+
+
 def show_sentence(
     results_dir: str | os.PathLike, tables: Mapping[tuple[str, str], pd.DataFrame], listed: int = 6
 ) -> tuple[str, str]:
@@ -36,11 +44,12 @@ def show_sentence(
     failed: dict[str, list[tuple[str, str]]] = {}
     for key, token in examples.list_typical(chosen):
         folder = results.locate_measured(results_dir, *key)
-        html, reason = _render(folder, token, tables[key], listed)
-        if html:
+        shown = _render(folder, token, tables[key], listed)
+        if not isinstance(shown, str):
             texts = examples.list_texts(chosen[key]).get(token["prompt"], [])
-            return _describe(key, token, results.read_mode(folder), texts), html
-        failed.setdefault(reason, []).append(key)
+            whole = examples.has_whole_sentence(texts, token["step"])
+            return _describe(key, token, results.read_mode(folder), whole, shown.cut), shown.html
+        failed.setdefault(shown, []).append(key)
     return f"No text can be shown here: {_explain_failures(failed) or examples.explain_no_typical(chosen)}.", ""
 
 
@@ -57,8 +66,8 @@ def _explain_failures(failed: Mapping[str, list[tuple[str, str]]]) -> str:
     return "; ".join([*reasons, *(advice[reason] for reason in failed)])
 
 
-def _render(folder: Path, token: pd.Series, table: pd.DataFrame, listed: int) -> tuple[str, str]:
-    """The strip, and why there is none if the run's files or its tokenizer cannot be read here: one of them is ""."""
+def _render(folder: Path, token: pd.Series, table: pd.DataFrame, listed: int) -> Sentence | str:
+    """The sentence; if the run's files or its tokenizer cannot be read here, which of them."""
     prompt, step = int(token["prompt"]), int(token["step"])
     try:
         mode = results.read_mode(folder)
@@ -67,28 +76,29 @@ def _render(folder: Path, token: pd.Series, table: pd.DataFrame, listed: int) ->
         results.read_recorded(folder)
         tokenizer = find_tokenizer(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "", UNREADABLE
+        return UNREADABLE
     if tokenizer is None:
-        return "", NO_TOKENIZER
+        return NO_TOKENIZER
     reader = Reader(tokenizer)
-    first, last = examples.find_sentence(reader.split_text(record["tokens"].tolist()), step)
+    texts = reader.split_text(record["tokens"].tolist())
+    first, last = examples.find_sentence(texts, step)
     background = Background(compute_background(table).scales, [])
     html = render_strip(
         record, reader, table=background, mode=mode, first=first, last=last, shown=step, most=listed,
         similarities=similarities,
     )  # fmt: skip
-    return html, ""
+    return Sentence(html, examples.is_cut_off(texts, step))
 
 
-def _describe(key: tuple[str, str], token: pd.Series, mode: str, texts: list) -> str:
+def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool, cut: bool) -> str:
     low, high = examples.FEW
     kind = "words" if examples.is_word(token.get("text")) else "tokens"
-    where = " in whole sentences" if examples.has_whole_sentence(texts, token["step"]) else ""
-    cut = " It is cut off where the measured text ends." if examples.is_cut_off(texts, token["step"]) else ""
+    where = " in whole sentences" if whole else ""
+    ends = " It is cut off where the measured text ends." if cut else ""
     source = "written" if mode == "generate" else "read"
     return (
         f"A sentence {source} by the model ({escape_name(describe_run(*key))}), tinted by entropy: "
-        f"the stronger the tint, the less sure the model was.{cut} The card shows a typical choice: "
+        f"the stronger the tint, the less sure the model was.{ends} The card shows a typical choice: "
         f"of the {kind} with {low} to {high} candidates{where}, the one nearest to the medians of entropy and cosine "
         "similarity. "
         "Point at any other token, or tap it, to see what the model was choosing between."
