@@ -181,9 +181,9 @@ tables.write(tables.format_fits_tex(statistics), folder / "fit_stats.tex")
 
 # %% [markdown]
 # ## Recap
-#
-# We fitted these curves to the medians of every run and pool with enough bins, with intervals from resampled prompts,
-# compared them by AICc and on held-out prompts, and computed how much of the variance of single tokens they explain.
+
+# %%
+Markdown(tables.describe_fits(statistics))
 
 # %%
 Markdown(tables.describe_place("The complete table, `fit_stats.csv`, is", folder))

@@ -34,9 +34,10 @@ measured = results.load_readable(results_dir)
 statistics = tables.load_statistics(results_dir)
 curve, nulls, ladder = made_of_text.load(results_dir)
 usual = candidate_tables.find_usual_top_p(results.list_runs(results_dir))
+common = candidate_tables.find_common_top_p(results.list_runs(results_dir))
 
 # %% tags=["remove-input"]
-Markdown(made_of_text.describe_answer(curve, usual) if len(curve) else tables.describe_answer(statistics))
+Markdown(made_of_text.describe_answer(curve, usual) if len(curve) else tables.describe_answer(statistics, common))
 
 # %% [markdown]
 # **Next:** [read what the coefficient is made of](/correlation_eval/made_of.ipynb), [open the texts](/runs/index.md), or

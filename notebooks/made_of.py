@@ -21,8 +21,9 @@
 # * Does its sign depend on where the nucleus is cut, and on the geometry of the embedding?
 # * Do candidates that have nothing to do with the text give the same coefficient?
 # * Does entropy say anything about cosine similarity that the number and the kind of the candidates do not?
+# * What do all combinations of these choices say together?
 #
-# Then all combinations of these choices are shown at once. The notebook needs no model and no GPU.
+# The notebook needs no model and no GPU.
 
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/; correlation_eval/ is written here
@@ -49,6 +50,8 @@ usual = candidate_tables.find_usual_top_p(results.list_runs(results_dir))
 Markdown(made_of_text.describe_left_out(runs, missing))
 
 # %% [markdown]
+# ## 1. Does its sign depend on the cut and the geometry?
+#
 # Each run measures several candidate sets of every token, in several geometries. *raw* is the input embedding as it is;
 # *centred* subtracts the mean of its rows, *usage_centred* the mean weighted by use, and *all_but_top_3* subtracts the
 # mean and removes the three directions in which the rows vary most, as {cite:t}`mu2018` propose. [Read the
@@ -57,9 +60,6 @@ Markdown(made_of_text.describe_left_out(runs, missing))
 # All intervals on this page are 95 % jackknife-t intervals: prompts are left out in up to 50 groups, each in turn,
 # because tokens of one text depend on each other. The mean over runs gives each run equal weight, and its interval is
 # about these runs only.
-
-# %% [markdown]
-# ## 1. Does its sign depend on the cut and the geometry?
 
 # %%
 curve, tests = specification.compute_specifications(runs, seed, jobs=None)
@@ -135,11 +135,15 @@ tables.show(tables.format_covariance(pairs)) if len(pairs) else None
 # %% [markdown]
 # ## All combinations at once
 #
-# The specification curve {cite:p}`simonsohn2020` shows every candidate set, in every geometry, by every statistic,
-# sorted by coefficient. Below each coefficient are the choices that it comes from, and pointing at it names them.
+# The specification curve {cite:p}`simonsohn2020` shows the coefficients of every candidate set, in every geometry, by
+# every statistic, sorted. Below each coefficient are the choices that it comes from, and pointing at it names them.
 
 # %%
 made_of_figures.plot_specifications(curve, csv="specification.csv") if runs else None
+
+# %%
+uncounted = made_of_text.describe_uncounted(curve)
+Markdown(uncounted) if uncounted else None
 
 # %%
 Markdown(made_of_text.describe_specifications(tests))

@@ -24,10 +24,10 @@
 # * Entropy and cosine similarity are ranked among all tokens of the model that had more than one candidate, over
 #   all data sets; percentile 0 is the lowest, 100 the highest.
 # * A token's distance from a corner is the larger of its two rank distances, so it has to be extreme in both quantities.
-#   One that is in the middle of either belongs to no corner.
-# * The three nearest tokens are taken. They must have at most 200 candidates, so that a list of them can be
-#   read, and eight tokens before them, so that there is some context. At most one token comes from each prompt; the
-#   corners choose in turn.
+#   A token belongs to a corner only if both percentiles are in the outer third: at most 33.3, or at least 66.7.
+# * The three nearest tokens are taken, or fewer if no others belong to the corner. They must have at most 200
+#   candidates, so that a list of them can be read, and eight tokens before them, so that there is some context. At most
+#   one token comes from each prompt; the corners choose in turn.
 #
 # The open card shows how similar the candidates are; for the tokens before it, the page of the run does.
 
@@ -54,9 +54,9 @@ def show_corner(corner: str) -> None:
 # %% [markdown]
 # ## High entropy, high cosine similarity
 #
-# Many candidates, and they resemble each other. Words of one kind have similar embeddings:
-# digits and numbers, names, months, words in upper case, pieces of words, adjectives that could
-# take the same place. The model knows what kind of thing comes next, but not which one.
+# A wide choice among candidates that resemble each other more than those of most tokens. Words of one kind have similar
+# embeddings: digits and numbers, names, months, words in upper case, pieces of words, adjectives that could
+# take the same place. In such a choice the model knows what kind of thing comes next, but not which one.
 
 # %%
 show_corner("high entropy, high cosine similarity")
@@ -64,8 +64,8 @@ show_corner("high entropy, high cosine similarity")
 # %% [markdown]
 # ## High entropy, low cosine similarity
 #
-# Many candidates, and they have little in common. In such a choice even the
-# kind of the next token is open: a sentence may end, continue with a conjunction, or take a noun; punctuation competes
+# A choice that is as wide, among candidates that have less in common than those of most tokens. Even the kind of the
+# next token may be open: a sentence may end, continue with a conjunction, or take a noun; punctuation competes
 # with words, and pieces of words with whole ones.
 
 # %%
@@ -74,9 +74,10 @@ show_corner("high entropy, low cosine similarity")
 # %% [markdown]
 # ## Low entropy, high cosine similarity
 #
-# The first candidate has just under `top_p` of the probability, and one unlikely candidate that is similar to it
-# completes the nucleus. Two digits, two forms of one word, or the same word with and without a capital have
-# embeddings that are close together.
+# The narrowest of all choices is one between two candidates: the first has just under `top_p` of the probability, and an
+# unlikely one completes the nucleus. The more evenly the probability is divided, and the more candidates there are, the
+# higher is entropy. In this corner the candidates are similar. Two digits, two forms of one word, or the same word with
+# and without a capital have embeddings that are close together.
 #
 # Low entropy is partly an effect of the cut. A nucleus of two or more candidates means that the first
 # alone does not reach `top_p`, so the model is never surer than that; entropy is low because the probabilities within
@@ -88,10 +89,9 @@ show_corner("low entropy, high cosine similarity")
 # %% [markdown]
 # ## Low entropy, low cosine similarity
 #
-# Again the first candidate has just under `top_p`, and the unlikely candidate that completes the
-# nucleus has nothing to do with it. With two or three candidates the similarity depends on one to
-# three pairs, so it can take any value: single pairs vary far more than means over many. Nuclei of
-# many candidates can hardly reach such low values.
+# Again the choice is narrow, but the candidates have less in common than those of most tokens. With two or three
+# candidates the similarity depends on one to three pairs, so it can take any value: single pairs vary far more than
+# means over many. Nuclei of many candidates can hardly reach the lowest values.
 
 # %%
 show_corner("low entropy, low cosine similarity")

@@ -1,5 +1,6 @@
 """Which runs have variants, and which nucleus they were drawn from."""
 
+import numpy as np
 import pytest
 
 from nucleoscope.settings import Settings
@@ -36,6 +37,14 @@ def test_a_run_that_does_not_say_its_top_p_leaves_the_default(tmp_path):
     folder = write_run(tmp_path, draw_run(0, 2, 3), "half", top_p=0.5)
     (folder / "run.json").unlink()
     assert candidate_tables.find_usual_top_p([folder]) == Settings.top_p
+    assert np.isnan(candidate_tables.find_common_top_p([folder]))
+
+
+def test_the_common_top_p_is_that_of_all_runs_with_or_without_variants(folders):
+    assert candidate_tables.find_common_top_p([folders["half"]]) == 0.5
+    assert np.isnan(candidate_tables.find_common_top_p([folders["half"], folders["without"]]))
+    assert candidate_tables.find_common_top_p([folders["without"]]) == 0.95
+    assert np.isnan(candidate_tables.find_common_top_p([]))
 
 
 def test_a_run_without_variants_is_told_from_one_whose_variants_cannot_be_read(folders, tmp_path, capsys):

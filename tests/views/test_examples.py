@@ -152,8 +152,25 @@ def test_tokens_at_the_corners_keep_the_rules(seed):
     assert (found["step"] >= examples.BEFORE).all()
     for name, (up, right) in examples.CORNERS.items():
         part = found[found["corner"] == name]
-        assert ((part["entropy_rank"] > 0.5) == up).all()
-        assert ((part["cosine_rank"] > 0.5) == right).all()
+        for rank, high in (("entropy_rank", up), ("cosine_rank", right)):
+            assert (part[rank] >= 2 / 3 if high else part[rank] <= 1 / 3).all()
+
+
+def test_a_token_in_the_middle_of_either_quantity_belongs_to_no_corner():
+    low, middle, high = np.split(np.arange(120.0), 3)
+    made = create_table(
+        np.arange(120), np.concatenate([low, middle, high]), np.concatenate([middle, low, high])
+    ).assign(step=9, token=1)
+    tables = {("model", "data"): made}
+    assert set(examples.find_corners(tables)["corner"]) == {"high entropy, high cosine similarity"}
+    assert examples.list_empty_corners(tables) == list(examples.CORNERS)[1:]
+    assert examples.list_empty_corners({("model", "data"): made.assign(step=1)}) == list(examples.CORNERS)
+
+
+def test_the_limit_of_a_corner_is_part_of_it():
+    values = np.arange(4.0)  # ranks 0, 1/3, 2/3 and 1
+    made = create_table(np.arange(4), values, values).assign(step=9, token=1)
+    assert sorted(examples.find_corners({("model", "data"): made})["prompt"]) == [0, 1, 2, 3]
 
 
 def test_the_nearest_token_by_the_larger_distance_comes_first():
@@ -169,9 +186,8 @@ def test_the_nearest_token_by_the_larger_distance_comes_first():
 
 
 def test_equal_distances_go_to_the_smaller_sum_then_to_the_first():
-    ranks = np.array([[5, 5], [5, 4], [4, 5], [0, 0], [1, 1], [2, 2], [3, 3]], dtype=float)
-    ranks = np.concatenate([ranks, [[9, -9]] * 3, [[-9, 9]] * 3])  # what the mixed corners take
-    made = create_table(np.arange(13), ranks[:, 0], ranks[:, 1]).assign(step=9, token=1)
+    ranks = np.array([[5, 5], [5, 4], [4, 5], *([value, value] for value in range(4))], dtype=float)
+    made = create_table(np.arange(7), ranks[:, 0], ranks[:, 1]).assign(step=9, token=1)
     assert examples.find_corners({("model", "data"): made})["prompt"].tolist()[:3] == [0, 1, 2]
 
 
@@ -272,6 +288,22 @@ def test_a_token_in_a_whole_sentence_is_preferred_to_a_nearer_one():
 )
 def test_a_sentence_is_whole_if_it_begins_and_ends(texts, step, expected):
     assert examples.has_whole_sentence(texts, step) is expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "step", "expected"),
+    [
+        (["One", " two"], 0, True),
+        (["One", " two", "."], 0, False),
+        (["One", ".", " Two"], 0, False),
+        (["One", " two\n"], 0, False),
+        (["word"] * 40, 5, False),
+        (["One", None], 0, False),
+        ([], 0, False),
+    ],
+)
+def test_a_sentence_is_cut_off_if_its_text_ends_before_it(texts, step, expected):
+    assert examples.is_cut_off(texts, step) is expected
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,17 @@ def test_a_typical_sentence_is_shown_with_its_card_open(tmp_path):
     assert data["total"] == len(record["tokens"]) > len(data["tokens"])
 
 
+def test_a_sentence_that_ends_with_the_measured_text_is_said_to_be_cut_off(tmp_path):
+    folder = create_results(tmp_path)
+    cut = " It is cut off where the measured text ends. The card"
+    assert cut not in front.show_sentence(folder, results.load_readable(folder))[0]
+    records = [tiny.create_record("rain. In Spain it rains", seed=seed, most=9) for seed in range(9)]
+    torch.save(records, folder / "a/tiny" / results.MEASUREMENTS)
+    said, _ = front.show_sentence(folder, results.load_readable(folder))
+    assert cut in said
+    assert "in whole sentences" not in said
+
+
 def test_a_text_that_was_read_is_not_called_written(tmp_path):
     folder = create_results(tmp_path, "score")
     assert front.show_sentence(folder, results.load_readable(folder))[0].startswith(
@@ -46,12 +57,40 @@ def test_a_run_whose_folder_is_named_after_its_settings_is_shown_too(tmp_path):
     assert shown
 
 
-def test_without_a_tokenizer_or_a_choice_a_sentence_says_why_there_is_no_text(tmp_path):
+def test_without_a_tokenizer_or_records_a_sentence_says_which_is_missing(tmp_path):
     folder = create_results(tmp_path)
     tables = results.load_readable(folder)
     shutil.rmtree(tmp_path / "tiny")
     said, shown = front.show_sentence(folder, tables)
-    assert (said, shown) == (f"No text can be shown here: {front.NONE}.", "")
-    torch.save([tiny.create_record("rain")], folder / "a/tiny" / results.MEASUREMENTS)
-    said, shown = front.show_sentence(folder, results.load_readable(folder))
-    assert (said, shown) == (f"No text can be shown here: {front.NONE}.", "")
+    assert said.startswith("No text can be shown here: tiny on a has a tokenizer that is not on this machine; load ")
+    assert not shown
+    (folder / "a/tiny" / results.MEASUREMENTS).write_bytes(b"torn")
+    said, shown = front.show_sentence(folder, tables)
+    assert said.startswith(
+        "No text can be shown here: tiny on a has settings or records that cannot be read here; measure again"
+    )
+    assert not shown
+
+
+def test_without_a_typical_token_a_sentence_says_which_condition_fails(tmp_path):
+    folder = create_results(tmp_path)
+    records = [tiny.create_record("rain in", seed=seed, most=9) for seed in range(9)]
+    torch.save(records, folder / "a/tiny" / results.MEASUREMENTS)
+    tables = results.load_readable(folder)
+    (table,) = (tables[key] for key in tables)
+    assert table["k"].between(4, 8).any()
+    assert table["step"].max() < examples.BEFORE
+    assert front.show_sentence(folder, tables) == (
+        "No text can be shown here: a token that is shown has at least 8 tokens of its text before it, and no token "
+        "with 4 to 8 candidates has so much text before it; raise `max_tokens`, or measure longer texts.",
+        "",
+    )
+    changes = {
+        "no token has more than one candidate and an entropy": {"k": 1},
+        "the files do not say which tokens": {"token": -1},
+        "it would be about a token with 4 to 8 candidates, and no token has that many": {"k": 9},
+    }
+    for begin, change in changes.items():
+        said, shown = front.show_sentence(folder, {("tiny", "a"): table.assign(**change)})
+        assert said.startswith(f"No text can be shown here: {begin}")
+        assert not shown

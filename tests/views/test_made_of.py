@@ -156,6 +156,19 @@ def test_the_words_below_the_figure_say_whether_each_line_changes_sign(lines, wo
     assert said.endswith(words)
 
 
+def test_points_without_an_interval_or_a_band_are_explained():
+    curve = create_curve({"raw": [-0.3] * 6, "whitened": [0.1] * 6})
+    curve.loc[[0, 2], ["low", "high", "same_k low", "same_k high"]] = np.nan
+    curve.loc[3, ["same_k low", "same_k high"]] = np.nan
+    curve.loc[curve["geometry"] == "whitened", "low"] = np.nan  # which is not in the figure
+    said = made_of_text.explain_figure(curve, made_of_figures.FRONT)
+    first, _, third, fourth = [each.value for each in CANDIDATE_SETS if each.rule == "top_p"][:4]
+    assert said.endswith(
+        f"There are too few tokens or prompts for an interval or band at top_p {first:g} and {third:g} and for a band "
+        f"at top_p {fourth:g}."
+    )
+
+
 def test_the_answer_is_less_more_or_neither_or_missing():
     def answer(r):
         return made_of_text.describe_answer(create_curve({"raw": [0, 0, 0, r, 0, 0]}))
@@ -332,6 +345,22 @@ def test_what_survives_is_said_for_each_outcome():
         in few
     )
     assert made_of_text.describe_specifications(create_tests((0, 0, 0))[:0]) == "No specification could be computed."
+
+
+def test_combinations_without_an_interval_are_counted_apart():
+    curve = create_curve({"raw": [-0.4, 0.01, np.nan, np.nan, 0.3]})
+    assert made_of_text.describe_uncounted(create_curve({"raw": [-0.4, 0.01]})) == ""
+    assert made_of_text.describe_uncounted(curve) == (
+        "m on d: of 5 combinations, 2 have no coefficient, because there are too few tokens or prompts. Below, "
+        "specifications are those with an interval."
+    )
+    curve.loc[0, ["low", "high", "sign"]] = np.nan, np.nan, ""
+    said = made_of_text.describe_uncounted(curve)
+    assert said.startswith("m on d: of 5 combinations, 2 have no coefficient and 1 has a coefficient without an inter")
+    assert said.endswith("with an interval; the figure also shows it in the colour of *undecided*.")
+    drawn = made_of_figures.plot_specifications(curve)
+    shown = {trace.name: len(trace.y) for trace in drawn.data if trace.name in made_of_text.SIGNS}
+    assert shown == {"negative": 0, "undecided": 2, "positive": 1}
 
 
 def test_runs_without_variants_are_named_and_how_to_get_them():

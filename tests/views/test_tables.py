@@ -148,7 +148,16 @@ def test_curves_without_parameters_are_a_list_by_reason_and_not_empty_rows():
     ]
     assert tables.describe_missing_parameters(rows[:1], "unimodal", ["peak"]) == ""
     none = tables.describe_missing_parameters(rows[1:], "unimodal", ["peak"])
-    assert none.startswith("No curve has these parameters, for these reasons:")
+    assert none.startswith("No fit of this curve has values of peak, for these reasons:")
+
+
+def test_a_recap_says_whether_any_curve_could_be_fitted():
+    fits = pd.DataFrame({"R2 (medians)": [np.nan, 0.5]})
+    assert tables.describe_fits(fits).startswith("We fitted these curves to the medians of every run and pool")
+    assert tables.describe_fits(fits[:1]) == (
+        "No curve could be fitted to any run or pool; the reasons are above. Longer or more texts help: raise "
+        "`n_prompts` or `max_tokens`."
+    )
 
 
 def test_the_list_of_missing_rises_says_why_no_rise_could_be_measured():
@@ -449,7 +458,7 @@ def test_an_error_that_no_cosine_can_have_is_not_shown_to_four_digits():
     assert shown["free"].tolist() == ["> 2", ""]
 
 
-def describe_front(*bounds) -> str:
+def describe_front(*bounds, top_p: float = 0.9) -> str:
     rows = [
         {
             "Model": "m",
@@ -458,23 +467,29 @@ def describe_front(*bounds) -> str:
             "Spearman low": low,
             "Spearman high": high,
         }
-        | {"tokens with k > 1": 100 + place}
+        | {"tokens with k > 1": 100 + place, "prompts": 2 + place}
         for place, (low, high) in enumerate(bounds)
     ]
-    columns = ["Model", "Dataset", "Spearman r", "Spearman low", "Spearman high", "tokens with k > 1"]
-    return tables.describe_answer(pd.DataFrame(rows, columns=columns))
+    names = ["Model", "Dataset", "Spearman r", "Spearman low", "Spearman high", "tokens with k > 1", "prompts"]
+    return tables.describe_answer(pd.DataFrame(rows, columns=names), top_p)
 
 
 def test_a_front_page_without_variants_has_an_answer_with_a_number_and_its_interval():
     less = "**In this run, candidates are *less* similar when the model is less sure: Spearman's coefficient is −0.20 "
-    assert describe_front((-0.3, -0.1)) == f"{less}[−0.30, −0.10]** (brackets are a 95 % interval)."
+    assert describe_front((-0.3, -0.1)) == (
+        f"{less}[−0.30, −0.10]** (m on d0, 2 prompts; candidates are the likeliest tokens with 90 % of the "
+        "probability; brackets are a 95 % interval)."
+    )
+    assert "(m on d0, 2 prompts; candidates are the likeliest tokens with 50 % of" in describe_front((-1, 1), top_p=0.5)
+    unsaid = describe_front((-0.3, -0.1), top_p=np.nan)
+    assert unsaid == f"{less}[−0.30, −0.10]** (m on d0, 2 prompts; brackets are a 95 % interval)."
     assert "candidates are *more* similar" in describe_front((0.1, 0.3))
     assert "are neither clearly more nor clearly less similar" in describe_front((-0.1, 0.3))
     several = describe_front((-0.3, -0.1), (-0.4, -0.2), (-0.1, 0.3))
     assert several.startswith("**In 2 of 3 runs, candidates are *less* similar when the model is less sure; in 1 of 3")
     assert several.endswith(
         "In the run with most tokens, m on d2, Spearman's coefficient is 0.10 [−0.10, 0.30] "
-        "(brackets are a 95 % interval)."
+        "(4 prompts; candidates are the likeliest tokens with 90 % of the probability; brackets are a 95 % interval)."
     )
     assert describe_front().startswith("There is no answer yet")
     few = describe_front((np.nan, np.nan))

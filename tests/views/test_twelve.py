@@ -142,8 +142,8 @@ def test_without_a_suitable_token_one_sentence_says_what_a_token_needs(tmp_path)
     assert strips == []
     assert lines == [NOTHING_YET] * 4
     assert said.endswith(
-        "None of them can be shown: a token must have at least 8 tokens before it, at most 200 candidates, and a place "
-        "near a corner."
+        "None of them can be shown: a token must have at least 8 tokens before it, at most 200 candidates, and both "
+        "percentiles in the outer third."
     )
-    assert "percentile" not in said
+    assert "above percentile" not in said
     assert "Only" not in said

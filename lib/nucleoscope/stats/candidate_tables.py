@@ -129,9 +129,15 @@ def find_usual_top_p(folders: Iterable[Path]) -> float:
 
     Also if there is no such run, or one does not say it.
     """
-    names = {find_top_p(folder) for folder in folders if not explain_missing(folder)}
+    common = find_common_top_p(folder for folder in folders if not explain_missing(folder))
+    return Settings.top_p if np.isnan(common) else common
+
+
+def find_common_top_p(folders: Iterable[Path]) -> float:
+    """The top_p of the nuclei from which all runs drew their tokens; NaN if they differ or one does not say it."""
+    names = {find_top_p(folder) for folder in folders}
     chosen = names.pop() if len(names) == 1 else ""
-    return float(chosen.removeprefix("top_p_")) if chosen else Settings.top_p
+    return float(chosen.removeprefix("top_p_")) if chosen else np.nan
 
 
 def find_top_p(folder: Path) -> str:

@@ -27,6 +27,7 @@ AROUND = 30  # maximum of tokens on either side of a token in its sentence
 STOPS = re.compile(r"[.!?\u3002\uff01\uff1f\u061f\u0964][\"'\u201d\u2019)\]*]*\s*$")  # of whole sentences
 ENDS = re.compile(f"{STOPS.pattern}|\\n")
 EACH = 3  # tokens of a corner
+OUTER = 1 / 3  # of all ranks: how far a token may be from its corner in either quantity
 CORNERS = {  # name -> which end of entropy and of cosine similarity
     "high entropy, high cosine similarity": (True, True),
     "high entropy, low cosine similarity": (True, False),
@@ -147,17 +148,15 @@ def find_corners(
 
     Both quantities are ranked among all tokens with k > 1 of all ``tables``, as shares from 0 to 1
     (equal values share a rank). A token's distance from a corner is the larger of its two ranks'
-    distances, so that it has to be extreme in both; the sum of the two breaks ties. The
-    nearest tokens are taken that have at most ``readable`` candidates, follow at least ``before``
+    distances, so that it has to be extreme in both: at most `OUTER`, or it belongs to no corner. The sum of the two
+    breaks ties. The nearest tokens are taken that have at most ``readable`` candidates, follow at least ``before``
     tokens of the same text, and come from a prompt from which no other token was taken. The corners
     take turns, one token each, so that no corner stays empty for the sake of another if there are few prompts.
 
     Columns: corner, then those of a table, then ``entropy_rank`` and ``cosine_rank``; the corners in
     the order of `CORNERS`, the nearest token first. Fewer rows if there are not enough tokens.
     """
-    left = _rank(tables)
-    left = left[(left["k"] <= readable) & (left["step"] >= before) & (left["token"] >= 0)]
-    left = left.assign(owner=left.groupby(["model", "dataset", "prompt"]).ngroup())
+    left = _list_suitable(tables, readable, before)
     orders = {name: _find_nearest(left, ends) for name, ends in CORNERS.items()}
     dealt: dict[str, list[int]] = {name: [] for name in CORNERS}
     owners, taken = left["owner"].to_numpy(), set()
@@ -172,6 +171,21 @@ def find_corners(
     return joined[["corner", *(column for column in joined.columns if column != "corner")]]
 
 
+def list_empty_corners(
+    tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE, before: int = BEFORE
+) -> list[str]:
+    """The corners that no token is near which `find_corners` could take, were it the only corner."""
+    left = _list_suitable(tables, readable, before)
+    return [name for name, ends in CORNERS.items() if not _find_nearest(left, ends)]
+
+
+def _list_suitable(tables: Mapping[tuple[str, str], pd.DataFrame], readable: int, before: int) -> pd.DataFrame:
+    """The ranked tokens that may be shown, wherever they are; ``owner`` is the prompt of each."""
+    left = _rank(tables)
+    left = left[(left["k"] <= readable) & (left["step"] >= before) & (left["token"] >= 0)]
+    return left.assign(owner=left.groupby(["model", "dataset", "prompt"]).ngroup())
+
+
 def list_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Iterator[tuple[tuple[str, str], pd.Series]]:
     """A typical token of each run, by the run's key: of the words with few candidates, the nearest to both medians.
 
@@ -183,7 +197,7 @@ def list_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Iterator[tup
     """
     keys = sorted(tables, key=order_run)
     ranked = _rank({key: tables[key].assign(run=place) for place, key in enumerate(keys)})
-    left = ranked[ranked["k"].between(*FEW) & (ranked["step"] >= BEFORE) & (ranked["token"] >= 0)]
+    left = ranked[(ranked["token"] >= 0) & ranked["k"].between(*FEW) & (ranked["step"] >= BEFORE)]
     if "text" in left and len(words := left[[is_word(text) for text in left["text"]]]):
         left = words
     distances = (left[["entropy_rank", "cosine_rank"]] - 0.5).abs()
@@ -198,6 +212,30 @@ def list_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Iterator[tup
         firsts.append((True, places[0], run) if chosen is None else (False, chosen, run))
     for _, place, run in sorted(firsts):
         yield keys[run], left.iloc[place]
+
+
+def explain_no_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+    """Why `list_typical` has nothing to list: the first of its conditions that no token meets, and what to do.
+
+    A clause that follows a colon; "" if a token meets all of them.
+    """
+    low, high = FEW
+    longer = "raise `n_prompts` or `max_tokens`"
+    ranked = _rank(tables)
+    if ranked.empty:
+        return f"no token has more than one candidate and an entropy and a cosine similarity; {longer}"
+    known = ranked[ranked["token"] >= 0]
+    if known.empty:
+        return "the files do not say which tokens the texts consist of; measure a model yourself"
+    few = known[known["k"].between(low, high)]
+    if few.empty:
+        return f"it would be about a token with {low} to {high} candidates, and no token has that many; {longer}"
+    if (few["step"] < BEFORE).all():
+        return (
+            f"a token that is shown has at least {BEFORE} tokens of its text before it, and no token with {low} to "
+            f"{high} candidates has so much text before it; raise `max_tokens`, or measure longer texts"
+        )
+    return ""
 
 
 def list_texts(table: pd.DataFrame) -> dict[int, list]:
@@ -234,6 +272,14 @@ def has_whole_sentence(texts: Sequence[Any], step: int) -> bool:
     return (first == 0 or bool(ENDS.search(texts[first - 1]))) and bool(STOPS.search(texts[last - 1]))
 
 
+def is_cut_off(texts: Sequence[Any], step: int) -> bool:
+    """Whether the sentence around a token has no end because the text ends before it."""
+    around = texts[max(step - AROUND - 1, 0) : step + AROUND + 2]
+    if step >= len(texts) or not all(isinstance(text, str) for text in around):
+        return False
+    return find_sentence(texts, step)[1] == len(texts) and not ENDS.search(texts[-1])
+
+
 def compute_reach(tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE) -> tuple[int, float, float]:
     """The coverage of `find_corners`: how many tokens have k > 1, and what is lost by leaving out long lists.
 
@@ -255,13 +301,13 @@ def _rank(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
 def _find_nearest(ranked: pd.DataFrame, ends: tuple[bool, bool]) -> list[int]:
     """Places of the rows of ``ranked``, one per prompt: its nearest to the corner, the nearest of all first.
 
-    None is nearer to another corner.
+    None is further than `OUTER` from it in either quantity.
     """
     columns = zip(("entropy_rank", "cosine_rank"), ends, strict=True)
     one, other = ((1 - ranked[column] if high else ranked[column]) for column, high in columns)
     distance = np.maximum(one, other)
     order = np.lexsort((one + other, distance))
-    order = order[distance.iloc[order] < 0.5]
+    order = order[distance.iloc[order].round(9) <= round(OUTER, 9)]  # 1 - 2/3 is more than 1/3
     return order[~ranked["owner"].iloc[order].duplicated().to_numpy()].tolist()
 
 

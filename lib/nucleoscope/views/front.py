@@ -7,6 +7,7 @@ Contract: drawn from the files of a run, with its tokenizer and without its mode
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -16,57 +17,88 @@ from nucleoscope.store.run_names import describe_run
 from nucleoscope.views import examples
 from nucleoscope.views.strip import Background, compute_background, render_strip
 from nucleoscope.views.token_text import Reader, escape_name
+from nucleoscope.wording import join_names
 
-NONE = "no run has both a choice of few candidates and a tokenizer that is on this machine"
+UNREADABLE = "settings or records that cannot be read here"
+NO_TOKENIZER = "a tokenizer that is not on this machine"
 COLUMNS = {"model", "dataset", "prompt", "step", "k", "token", "text", "entropy", "cosine"}
+
+
+class Sentence(NamedTuple):
+    """A strip, and whether its sentence is cut off because the measured text ends."""
+
+    html: str
+    cut: bool
 
 
 def show_sentence(
     results_dir: str | os.PathLike, tables: Mapping[tuple[str, str], pd.DataFrame], listed: int = 6
 ) -> tuple[str, str]:
-    """What the example is, in Markdown, and the example, in HTML: "" if there is none to show.
+    """What the example is, in Markdown, and the example, in HTML.
 
-    Runs whose settings, records or tokenizer are not on this machine are left out. The card lists at most ``listed``
-    candidates.
+    If there is none, the first says why and the second is "". Runs whose settings, records or tokenizer are not on this
+    machine are left out. The card lists at most ``listed`` candidates.
     """
     chosen = results.select(tables, columns=COLUMNS)
-    for key, token in examples.list_typical({key: chosen[key] for key in chosen}):
+    chosen = {key: chosen[key] for key in chosen}
+    failed: dict[str, list[tuple[str, str]]] = {}
+    for key, token in examples.list_typical(chosen):
         folder = results.locate_measured(results_dir, *key)
-        if html := _render(folder, token, tables[key], listed):
+        shown = _render(folder, token, tables[key], listed)
+        if not isinstance(shown, str):
             texts = examples.list_texts(chosen[key]).get(token["prompt"], [])
             whole = examples.has_whole_sentence(texts, token["step"])
-            return _describe(key, token, results.read_mode(folder), whole), html
-    return f"No text can be shown here: {NONE}.", ""
+            return _describe(key, token, results.read_mode(folder), whole, shown.cut), shown.html
+        failed.setdefault(shown, []).append(key)
+    return f"No text can be shown here: {_explain_failures(failed) or examples.explain_no_typical(chosen)}.", ""
 
 
-def _render(folder: Path, token: pd.Series, table: pd.DataFrame, listed: int) -> str:
-    """The strip; "" if the run's files or its tokenizer cannot be read here."""
+def _explain_failures(failed: Mapping[str, list[tuple[str, str]]]) -> str:
+    """Why runs with a typical token cannot be shown, and what to do; "" if there is none."""
+    reasons = []
+    for reason, keys in failed.items():
+        names = join_names(escape_name(describe_run(*key)) for key in keys)
+        reasons.append(f"{names} {'has' if len(keys) == 1 else 'have'} {reason}")
+    advice = {
+        NO_TOKENIZER: "load the model here once, or measure one whose tokenizer is on this machine",
+        UNREADABLE: "measure again with `--overwrite`",
+    }
+    return "; ".join([*reasons, *(advice[reason] for reason in failed)])
+
+
+def _render(folder: Path, token: pd.Series, table: pd.DataFrame, listed: int) -> Sentence | str:
+    """The sentence; if the run's files or its tokenizer cannot be read here, which of them."""
     prompt, step = int(token["prompt"]), int(token["step"])
     try:
-        tokenizer, mode = find_tokenizer(folder), results.read_mode(folder)
+        mode = results.read_mode(folder)
         record = results.load_records(folder, [prompt])[prompt]
         similarities = results.load_similarities(folder, [prompt]).get(prompt)
+        results.read_recorded(folder)
+        tokenizer = find_tokenizer(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ""
+        return UNREADABLE
     if tokenizer is None:
-        return ""
+        return NO_TOKENIZER
     reader = Reader(tokenizer)
-    first, last = examples.find_sentence(reader.split_text(record["tokens"].tolist()), step)
+    texts = reader.split_text(record["tokens"].tolist())
+    first, last = examples.find_sentence(texts, step)
     background = Background(compute_background(table).scales, [])
-    return render_strip(
+    html = render_strip(
         record, reader, table=background, mode=mode, first=first, last=last, shown=step, most=listed,
         similarities=similarities,
     )  # fmt: skip
+    return Sentence(html, examples.is_cut_off(texts, step))
 
 
-def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool) -> str:
+def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool, cut: bool) -> str:
     low, high = examples.FEW
     kind = "words" if examples.is_word(token.get("text")) else "tokens"
     where = " in whole sentences" if whole else ""
+    ends = " It is cut off where the measured text ends." if cut else ""
     source = "written" if mode == "generate" else "read"
     return (
         f"A sentence {source} by the model ({escape_name(describe_run(*key))}), tinted by entropy: "
-        "the stronger the tint, the less sure the model was. The card shows a typical choice: "
+        f"the stronger the tint, the less sure the model was.{ends} The card shows a typical choice: "
         f"of the {kind} with {low} to {high} candidates{where}, the one nearest to the medians of entropy and cosine "
         "similarity. "
         "Point at any other token, or tap it, to see what the model was choosing between."

@@ -201,8 +201,9 @@ def explain_figure(specifications: pd.DataFrame, geometries: Collection[str]) ->
 
 
 def _describe_lines(rows: pd.DataFrame, geometries: Collection[str]) -> str:
-    names = [each.name for each in CANDIDATE_SETS if each.rule == "top_p"]
-    rows = rows[rows["candidates"].isin(names) & (rows["statistic"] == "Spearman") & rows["r"].notna()]
+    names = {each.name: each.value for each in CANDIDATE_SETS if each.rule == "top_p"}
+    rows = rows[rows["candidates"].isin(list(names)) & (rows["statistic"] == "Spearman") & rows["r"].notna()]
+    rows = rows[rows["geometry"].isin(list(geometries))]
     said = []
     for geometry in geometries:
         signs = list(rows.loc[rows["geometry"] == geometry, "sign"])
@@ -216,11 +217,25 @@ def _describe_lines(rows: pd.DataFrame, geometries: Collection[str]) -> str:
             said.append(f"the coefficient for `{geometry}` is {clear.pop()} {always}")
         else:
             said.append(f"the sign of the coefficient for `{geometry}` is not clear anywhere on the curve")
+    if not said:
+        return "No coefficient could be computed for any point of the figure."
     return (
-        f"In the figure, {join_names(said)}."
-        if said
-        else "No coefficient could be computed for any point of the figure."
+        f"In the figure, {join_names(said)}.{_describe_bare_points(rows.assign(top_p=rows['candidates'].map(names)))}"
     )
+
+
+def _describe_bare_points(rows: pd.DataFrame) -> str:
+    """A sentence, after a space, on where points of a figure have no interval or no band; "" if all have both."""
+    lacking: dict[str, list[float]] = {}
+    for top_p, part in rows.groupby("top_p"):
+        missing = {"interval": part["low"].isna().any(), "band": part[f"{SAME_K} low"].isna().any()}
+        if what := " or ".join(name for name, is_missing in missing.items() if is_missing):
+            lacking.setdefault(what, []).append(top_p)
+    parts = [
+        f"for an {what} at top_p {join_names(f'{value:g}' for value in values)}".replace("an band", "a band")
+        for what, values in lacking.items()
+    ]
+    return f" There are too few tokens or prompts {join_names(parts)}." if parts else ""
 
 
 def _describe_signs(part: pd.DataFrame) -> str:
@@ -364,6 +379,30 @@ def _format_points(values: pd.Series) -> str:
 def describe_specifications(tests: pd.DataFrame) -> str:
     """Sentences on how many specifications have which sign, and what survives the comparison with null models."""
     return _join(_describe_specifications, tests)
+
+
+def describe_uncounted(specifications: pd.DataFrame) -> str:
+    """Sentences on the combinations that `describe_specifications` does not count: those without an interval.
+
+    "" if all have one.
+    """
+    return _join(_describe_uncounted, specifications).strip()
+
+
+def _describe_uncounted(lead: Lead) -> str:
+    rows, drawn = lead.rows, lead.rows["r"].notna()
+    undefined, alone = int((~drawn).sum()), int((drawn & ~rows["sign"].isin(SIGNS)).sum())
+    if not undefined + alone:
+        return ""
+    parts = []
+    if undefined:
+        parts.append(f"{undefined:,} {'has' if undefined == 1 else 'have'} no coefficient")
+    if alone:
+        parts.append(f"{alone:,} {'has' if alone == 1 else 'have'} a coefficient without an interval")
+    text = f"{lead.of}: of {count(len(rows), 'combination')}, {join_names(parts)}, because there are too few tokens or "
+    text += "prompts. Below, specifications are those with an interval"
+    grey = "it in the colour of *undecided*" if alone == 1 else f"these {alone:,} in the colour of *undecided*"
+    return f"{text}; the figure also shows {grey}." if alone else f"{text}."
 
 
 def _describe_specifications(lead: Lead) -> str:

@@ -433,16 +433,16 @@ def begin_sentence(where: str, sentence: str) -> str:
     return f"{where[:1].upper()}{where[1:]}: {lower_first(sentence)}" if where else sentence
 
 
-def describe_answer(statistics: pd.DataFrame) -> str:
+def describe_answer(statistics: pd.DataFrame, top_p: float = np.nan) -> str:
     """In how many runs candidates are less similar when the model is less sure, and one number with its interval.
 
     A list if settings vary for one model on one data set. For a front page without variants, of which
-    `made_of_text.describe_answer` says more.
+    `made_of_text.describe_answer` says more. ``top_p`` is that of all runs, if they have one (NaN: they do not).
     """
-    return join_sentences(_describe_answer, statistics, counted=True)
+    return join_sentences(lambda rows: _describe_answer(rows, top_p), statistics, counted=True)
 
 
-def _describe_answer(statistics: pd.DataFrame) -> str:
+def _describe_answer(statistics: pd.DataFrame, top_p: float) -> str:
     known = statistics.dropna(subset=["Spearman r"])
     if known.empty:
         return NO_TOKENS
@@ -453,17 +453,19 @@ def _describe_answer(statistics: pd.DataFrame) -> str:
     found = [(verdict, int((signs == sign).sum())) for sign, verdict in VERDICTS.items()]
     largest = known.loc[known["tokens with k > 1"].idxmax()]
     value = format_bounded(*(largest[f"Spearman {part}"] for part in ("r", "low", "high")))
+    run = escape_name(f"{largest['Model']} on {largest['Dataset']}")
+    top_p = largest.get("top_p", top_p)
+    share = f"candidates are the likeliest tokens with {format_percent(top_p)} of the probability; "
+    source = f"{count(int(largest['prompts']), 'prompt')}; {'' if np.isnan(top_p) else share}"
+    source += "brackets are a 95 % interval"
     if len(known) == 1:
         verdict = next(verdict for verdict, number in found if number)
-        return (
-            f"**In this run, candidates {verdict}: Spearman's coefficient is {value}** (brackets are a 95 % interval)."
-        )
+        return f"**In this run, candidates {verdict}: Spearman's coefficient is {value}** ({run}, {source})."
     parts = [f"in {name_part(number, len(known), 'run')}, candidates {verdict}" for verdict, number in found if number]
-    run = escape_name(f"{largest['Model']} on {largest['Dataset']}")
     said = "; ".join(parts)
     return (
         f"**{said[0].upper()}{said[1:]}.** In the run with most tokens, {run}, Spearman's coefficient is {value} "
-        "(brackets are a 95 % interval)."
+        f"({source})."
     )
 
 
@@ -597,7 +599,22 @@ def describe_missing_parameters(fits: pd.DataFrame, curve: str, names: Collectio
     every = fits[fits["Curve"] == curve]
     rows = every[every[list(names)].isna().all(axis=1)]
     reasons = [_find_reason(note, "rise" in names) for note in rows["note"]]
-    return _list_by_reason(rows, reasons, every, "No curve has these parameters, for these reasons:")
+    none = f"No fit of this curve has values of {join_names(names)}, for these reasons:"
+    return _list_by_reason(rows, reasons, every, none)
+
+
+def describe_fits(fits: pd.DataFrame) -> str:
+    """What was done with the curves: one sentence, which says so if none could be fitted."""
+    if fits["R2 (medians)"].isna().all():
+        return (
+            "No curve could be fitted to any run or pool; the reasons are above. Longer or more texts help: raise "
+            "`n_prompts` or `max_tokens`."
+        )
+    return (
+        "We fitted these curves to the medians of every run and pool with enough bins, with intervals from resampled "
+        "prompts, compared them by AICc and on held-out prompts, and computed how much of the variance of single "
+        "tokens they explain."
+    )
 
 
 def _find_reason(note: str, of_rise: bool) -> str:

@@ -40,7 +40,8 @@ class OpenRun(NamedTuple):
 class Corners(NamedTuple):
     """The runs of one ``model``, by data set, and their tokens at the corners (`examples.find_corners`).
 
-    ``left_out`` are the data sets whose runs cannot be read here, ``others`` the names of all measured models.
+    ``empty`` are the corners that no token is near (`examples.list_empty_corners`), ``left_out`` the data sets whose
+    runs cannot be read here, ``others`` the names of all measured models.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Corners(NamedTuple):
     left_out: list[str]
     tables: dict[tuple[str, str], pd.DataFrame]
     tokens: pd.DataFrame
+    empty: list[str]
     background: Background
 
 
@@ -76,7 +78,8 @@ def load(results_dir: str | os.PathLike, model_name: str) -> Corners:
         similarities = results.load_similarities(folders[data], prompts)
         runs[data] = OpenRun(*opened[data], records, similarities)
     left_out = [data for data in opened if not opened[data]]
-    return Corners(model, others, runs, left_out, tables, tokens, compute_background(examples.pool(tables)))
+    empty, background = examples.list_empty_corners(tables), compute_background(examples.pool(tables))
+    return Corners(model, others, runs, left_out, tables, tokens, empty, background)
 
 
 @cache
@@ -115,12 +118,12 @@ def describe(found: Corners) -> str:
         if not shown:
             lines += [
                 f"None of them can be shown: a token must have at least {examples.BEFORE} tokens before it, at most "
-                f"{examples.READABLE} candidates, and a place near a corner."
+                f"{examples.READABLE} candidates, and both percentiles in the outer third."
             ]
         elif shown < wanted:
             lines += [
-                f"Only {shown} of {wanted} tokens are shown, because too few are suitable: each prompt contributes at "
-                "most one."
+                f"Only {shown} of {wanted} tokens are shown, because too few are suitable: both percentiles must be in "
+                "the outer third, and each prompt contributes at most one token."
             ]
     else:
         lines = [f"The tokenizer of {escape_name(found.model)} is not available here, so its tokens cannot be shown."]
@@ -154,6 +157,9 @@ def show_corner(found: Corners, corner: str) -> Iterator[tuple[str, str]]:
         yield NOTHING_YET, ""
     elif tokens.empty:
         yield (
-            "No token is left for this corner: each prompt contributes at most one, and too few tokens are suitable.",
+            "No token is near this corner."
+            if corner in found.empty
+            else "No token is left for this corner: each prompt contributes at most one, and those with a token near "
+            "this corner contribute one to another.",
             "",
         )

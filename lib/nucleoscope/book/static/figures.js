@@ -9,7 +9,10 @@
 
   const { grid: GRID, clear: CLEAR, onDark: ON_DARK } = nucleoscopePalette; // palette.js: views/palette.py writes it
   const ARROW = 20; // pixels of the arrow in a list
+  const BESIDE = -30; // pixels from the panels of a narrow figure to the title at their left
   const COLOURS = ["marker.color", "line.color", "error_x.color", "error_y.color", "fillcolor", "colorscale"];
+
+  const pen = document.createElement("canvas").getContext("2d"); // measures texts
 
   // A colour, or a colour scale, for the background of this page.
   function shade(colour) {
@@ -59,8 +62,36 @@
       result.margin = { ...layout.margin, l: 50, r: 10 };
       if (result.title) result.title = { ...result.title, font: { ...result.title.font, size: 13 } };
       result.font.size = 11;
+      // the title at the left of several panels is an annotation, placed for a wider margin
+      result.annotations = layout.annotations?.map((note) =>
+        note.xref === "paper" && note.xshift < BESIDE ? { ...note, xshift: BESIDE } : note);
     }
     return result;
+  }
+
+  // Breaks the titles of a narrow figure's axes into lines that are not longer than their axis.
+  function breakTitles(place) {
+    const changes = {};
+    for (const name of Object.keys(place._fullLayout).filter((key) => /^[xy]axis\d*$/.test(key))) {
+      const { title, _length: room, _name: axis } = place._fullLayout[name];
+      if (!place.layout[axis]?.title?.text) continue;
+      pen.font = `${title.font.size}px ${title.font.family}`;
+      const text = breakLines(title.text, room);
+      if (text === title.text) continue;
+      changes[`${axis}.title.text`] = text;
+      changes[`${axis}.automargin`] = true; // room for the second line
+    }
+    if (Object.keys(changes).length) Plotly.relayout(place, changes);
+  }
+
+  function breakLines(text, room) {
+    const lines = [""];
+    for (const word of text.split(" ")) {
+      const longer = lines.at(-1) ? `${lines.at(-1)} ${word}` : word;
+      if (lines.at(-1) && pen.measureText(longer).width > room) lines.push(word);
+      else lines[lines.length - 1] = longer;
+    }
+    return lines.join("<br>");
   }
 
   // A figure's menus as the page's own buttons and lists: plotly's cannot be reached by keyboard.
@@ -100,7 +131,6 @@
     // A list shows one line and cuts off a long name: what is chosen is then also below it.
     const full = Object.assign(document.createElement("div"), { className: "figure-chosen" });
     full.setAttribute("aria-hidden", "true"); // screen readers read the list
-    const pen = document.createElement("canvas").getContext("2d");
     const say = () => {
       const style = getComputedStyle(select);
       pen.font = `${style.fontSize} ${style.fontFamily}`;
@@ -137,7 +167,7 @@
       const last = names.pop();
       chosen.forEach((trace, i) => (readPath({ data: data[trace] }, ["data", ...names].join("."))[last] = values[i]));
     }
-    Plotly.newPlot(place, data, start, CONFIG);
+    Plotly.newPlot(place, data, start, CONFIG).then(() => narrow.matches && breakTitles(place));
   }
 
   function redraw(place) {
