@@ -228,13 +228,10 @@ def _describe_bare_points(rows: pd.DataFrame) -> str:
     """A sentence, after a space, on where points of a figure have no interval or no band; "" if all have both."""
     lacking: dict[str, list[float]] = {}
     for top_p, part in rows.groupby("top_p"):
-        missing = {"interval": part["low"].isna().any(), "band": part[f"{SAME_K} low"].isna().any()}
+        missing = {"an interval": part["low"].isna().any(), "a band": part[f"{SAME_K} low"].isna().any()}
         if what := " or ".join(name for name, is_missing in missing.items() if is_missing):
             lacking.setdefault(what, []).append(top_p)
-    parts = [
-        f"for an {what} at top_p {join_names(f'{value:g}' for value in values)}".replace("an band", "a band")
-        for what, values in lacking.items()
-    ]
+    parts = [f"for {what} at top_p {join_names(f'{value:g}' for value in values)}" for what, values in lacking.items()]
     return f" There are too few tokens or prompts {join_names(parts)}." if parts else ""
 
 
