@@ -164,8 +164,8 @@ def test_points_without_an_interval_or_a_band_are_explained():
     said = made_of_text.explain_figure(curve, made_of_figures.FRONT)
     first, _, third, fourth = [each.value for each in CANDIDATE_SETS if each.rule == "top_p"][:4]
     assert said.endswith(
-        f"There are too few tokens or prompts for an interval or a band at top_p {first:g} and {third:g} and for a band "
-        f"at top_p {fourth:g}."
+        f"There are too few tokens or prompts for an interval or a band at top_p {first:g} and {third:g} and for a "
+        f"band at top_p {fourth:g}."
     )
 
 
