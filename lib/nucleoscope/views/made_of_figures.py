@@ -120,6 +120,7 @@ def plot_over_top_p(
         return Markdown(_say_missing("a coefficient for any `top_p`"))
     fill_traces(figure, contents)
     figure.update_xaxes(title="top_p of the nucleus", tickvals=list(_list_top_p().values()), type="linear")
+    figure.update_xaxes(autotickangles=[0, 90])  # on a phone, 0.95 and 0.99 are too close to be aslant
     figure.update_yaxes(title="coefficient of entropy and cosine similarity", rangemode="tozero", **ZERO)
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}  # covers no line there
     figure.update_layout(legend=legend, margin={"b": 90})
