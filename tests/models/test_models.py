@@ -632,7 +632,7 @@ def test_a_damaged_index_in_the_cache_counts_as_not_cached(tmp_path, monkeypatch
 def test_offline_says_so_and_where_it_looked(offline_says, home, name):
     kind, message = offline_says[name]
     assert kind == "ConnectionError"
-    parts = (f"'{name}'", "HF_HUB_OFFLINE", "neither a folder nor in the cache", str(home), "check the name")
+    parts = (f"'{name}'", "HF_HUB_OFFLINE", "neither a folder nor in the cache", str(home), "check the model's name")
     assert all(part in assert_one_line(message) for part in parts)
 
 
