@@ -265,6 +265,10 @@ MEASURED = {"model_name": "m", "dataset_name": "lines.jsonl", "max_tokens": 5, "
         (["--seed=1"], "seed is 0 there and 1 here"),
         (["--prompt_format=chat"], "prompt_format is 'raw' there and 'chat' here"),
         (["--model_name=other/m"], "model_name is 'm' there and 'other/m' here"),
+        (
+            ["--model_name=other/m", "--seed=1"],
+            "give the model_name that they were measured with and omit seed, or measure in another --results_dir first",
+        ),
     ],
 )
 def test_a_page_is_refused_for_settings_with_which_its_run_was_not_measured(refuse, tmp_path, words, said):

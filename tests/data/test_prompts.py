@@ -623,6 +623,28 @@ def test_a_packaged_set_without_answers_says_what_it_has(refusal):
     assert refusal("stories", text_column="answer") == said
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "a.csv",
+            "Why?\nHow?\n",
+            "has no column 'prompt': set prompt_column to 'Why?'; if the first line is not a hea",
+        ),
+        ("b.csv", "\nprompt\na\n", "'TMP/b.csv', line 1: blank, but it must have the names of the columns"),
+        ("c.csv", "a" * 50 + "\nb\n", "set prompt_column to '" + "a" * 40 + "...'; if the first line"),
+        (
+            "d.jsonl",
+            '{"prompt": [{"role": "user", "content": "What is it?"}]}',
+            '"content": "What is it..., not text: give',
+        ),
+    ],
+)
+def test_what_is_cut_off_is_marked_and_a_first_line_may_be_no_header(refusal, tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    assert said in refusal(str(tmp_path / name))
+
+
 def test_a_column_that_is_taken_is_not_offered_for_the_other(refusal, tmp_path):
     for names, said in (("qa", "set prompt_column to 'q'"), ("a", "its only column is 'a', which is text_column")):
         path = tmp_path / f"{names}.jsonl"

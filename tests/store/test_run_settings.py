@@ -7,7 +7,7 @@ import pytest
 
 from messages import assert_one_line
 from nucleoscope.settings import Settings
-from nucleoscope.store import results, run_names, run_settings
+from nucleoscope.store import results, run_folder, run_names, run_settings
 from synthetic import write_study_file
 from variant_files import draw_run, write_run
 
@@ -87,6 +87,14 @@ def test_settings_that_no_folder_can_be_named_after_are_refused_in_one_line(sett
     with pytest.raises(ValueError, match=r"named_settings(:| is)") as caught:
         Settings(**settings).check()
     assert message in assert_one_line(str(caught.value))
+
+
+def test_long_values_that_differ_at_their_ends_are_told_apart():
+    there, here = ("/data/" + "checkpoints/" * 20 + end for end in ("run1", "run2"))
+    said = run_folder.describe_change("model_name", there, here)
+    assert "run1' there" in said
+    assert "run2' here" in said
+    assert len(said) < 300
 
 
 def test_a_table_has_a_column_for_each_setting_that_differs(compared):

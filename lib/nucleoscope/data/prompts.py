@@ -236,7 +236,7 @@ def locate(name: str) -> tuple[Path, str]:
 def _check_continuations(texts: list, name: str, column: str) -> None:
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str) or not text:
-            what = "empty" if text == "" else f"{json.dumps(text, default=str)[:40]}, not text"
+            what = "empty" if text == "" else f"{_show(text)}, not text"
             raise ValueError(f"'{name}', row {number}: column '{column}' is {what}: there is nothing to measure")
 
 
@@ -373,7 +373,7 @@ def _check_text(value: object, path: Path, where: str, column: Column) -> str:
     place = f"'{path}', {where}: column '{column.name}'"
     if not isinstance(value, str):
         advice = _advise_type(value, path, column)
-        raise ValueError(f"{place} is {json.dumps(value, default=str)[:40]}, not text{advice}")
+        raise ValueError(f"{place} is {_show(value)}, not text{advice}")
     if column.option == "text_column" and not value:
         raise ValueError(f"{place} is empty: remove this row, because it has no text to measure")
     if not (column.may_be_blank or value.strip()):
@@ -383,6 +383,12 @@ def _check_text(value: object, path: Path, where: str, column: Column) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{place} contains a lone surrogate, which is not valid text: remove it") from None
     return value
+
+
+def _show(value: object) -> str:
+    """A value that is no text, as JSON; a long one is cut off."""
+    shown = json.dumps(value, default=str)
+    return shown if len(shown) <= 40 else f"{shown[:40]}..."
 
 
 def _advise_type(value: object, path: Path, column: Column) -> str:
@@ -420,7 +426,8 @@ def _advise_column(column: Column, columns: list[str]) -> str:
 
 def _list_names(columns: list[str]) -> str:
     """The first names of columns, in quotation marks and shortened."""
-    return ", ".join(repr(name)[:40] for name in columns[:10]) + (", ..." if len(columns) > 10 else "")
+    shown = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in columns[:10]]
+    return ", ".join(shown) + (", ..." if len(columns) > 10 else "")
 
 
 def _read_lines(path: Path) -> Iterator[str]:
@@ -483,8 +490,7 @@ def _read_csv(path: Path, column: Column) -> Iterator[str]:
     try:
         if (header := next(reader, None)) is None:
             return
-        _check_separator(column.name, header, path)
-        _check_column(column, header, path)
+        _check_header(column, header, path)
         place = header.index(column.name)
         end = reader.line_num  # of the row before
         for row in reader:
@@ -508,6 +514,19 @@ def _read_csv(path: Path, column: Column) -> Iterator[str]:
                 "close or remove it"
             ) from None
         raise ValueError(f"'{path}', line {end + 1}: not valid CSV ({error})") from None
+
+
+def _check_header(column: Column, header: list[str], path: Path) -> None:
+    """ValueError unless the first line of a csv names ``column`` once."""
+    if not header:
+        raise ValueError(f"'{path}', line 1: blank, but it must have the names of the columns")
+    _check_separator(column.name, header, path)
+    try:
+        _check_column(column, header, path)
+    except ValueError as error:
+        if {column.name, column.other} & set(header) or not any(header):
+            raise
+        raise ValueError(f"{error}; if the first line is not a header, add one") from None
 
 
 def _check_separator(column: str, columns: list[str], path: Path) -> None:

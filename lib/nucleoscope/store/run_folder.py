@@ -15,7 +15,7 @@ from typing import Any
 
 from nucleoscope.atomic import compile_names, remove_files, write_atomically, write_json
 from nucleoscope.quantities import find_columns
-from nucleoscope.settings import FIELDS, fill_defaults, list_varying, quote
+from nucleoscope.settings import FIELDS, fill_defaults, list_varying
 from nucleoscope.store.candidate_writing import write_candidates
 from nucleoscope.store.candidates import CANDIDATES, NEEDED, describe_staleness
 from nucleoscope.store.locking import LOCK, Lock, Locked, check_folder
@@ -635,5 +635,9 @@ def _describe_change(name: str, there: Any, here: Any) -> str:
 
 
 def _abbreviate(value: Any) -> str:
-    text = quote(value) if isinstance(value, (str, bool)) else json.dumps(value, ensure_ascii=False)
+    """A setting's value for a message; of long text both ends, because two values may differ at either."""
+    if isinstance(value, (str, bool)):
+        text = repr(value)
+        return text if len(text) <= 120 else f"{text[:58]}...{text[-58:]}"
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."

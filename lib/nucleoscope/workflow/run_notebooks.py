@@ -214,9 +214,20 @@ def _check_measured(folder: Path, chosen: Settings, given: Collection[str]) -> N
     found = status.list_differences(folder, asdict(chosen), results.load_info(folder))
     if differing := [each for each in found if each[0] in given]:
         changes = [run_folder.describe_change(*each) for each in differing]
-        names, them = join_names(name for name, *_ in differing), "it" if len(differing) == 1 else "them"
-        advice = f"these results are used as they are: omit {names}, or measure with {them} first"
+        advice = f"these results are used as they are: {_advise_measured([name for name, *_ in differing])}"
         raise FileExistsError(run_folder.describe_other(folder, changes, advice))
+
+
+def _advise_measured(names: list[str]) -> str:
+    """What to do about settings that are not those of the results in a folder, which its short names may share."""
+    identity = [name for name in names if name in ("model_name", "dataset_name")]
+    others = join_names(name for name in names if name not in identity)
+    if not identity:
+        return f"omit {others}, or measure with {'it' if len(names) == 1 else 'them'} first"
+    omit = f" and omit {others}" if others else ""
+    return (
+        f"give the {join_names(identity)} that they were measured with{omit}, or measure in another --results_dir first"
+    )
 
 
 def _execute(name: str, output: Path, parameters: dict[str, Any]) -> None:
