@@ -289,7 +289,8 @@ def test_measurements_without_ranks_are_named(bins):
     assert "measure again with this version" in calibration_text.describe_surprisal(bins[:0])
 
 
-def test_without_pairs_the_text_says_how_to_get_one_and_why_a_run_has_no_partner():
+def test_without_pairs_the_text_says_how_to_get_one_and_why_a_run_has_no_partner(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # commands name the runs that are in results/
     nothing = text_pairs.FoundPairs([], [], [])
     text = calibration_text.describe_found(nothing, [])
     assert "nothing to compare yet" in text
