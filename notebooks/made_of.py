@@ -58,8 +58,8 @@ Markdown(made_of_text.describe_left_out(runs, missing))
 # measurements](/use/read-measurements.md) lists all geometries.
 #
 # All intervals on this page are 95 % jackknife-t intervals: prompts are left out in up to 50 groups, each in turn,
-# because tokens of one text depend on each other. The mean over runs gives each run equal weight, and its interval is
-# about these runs only.
+# because tokens of one text depend on each other. Where there are several runs, their mean gives each equal weight, and
+# its interval is about these runs only.
 
 # %%
 curve, tests = specification.compute_specifications(runs, seed, jobs=None)

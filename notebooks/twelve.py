@@ -28,8 +28,6 @@
 # * The three nearest tokens are taken, or fewer if no others belong to the corner. They must have at most 200
 #   candidates, so that a list of them can be read, and eight tokens before them, so that there is some context. At most
 #   one token comes from each prompt; the corners choose in turn.
-#
-# The open card shows how similar the candidates are; for the tokens before it, the page of the run does.
 
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/

@@ -145,12 +145,12 @@ def check_options(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in SETTINGS}
     names = [Settings(**given, dataset_name=name).check().dataset_name for name in options.dataset_name or []]
     options.dataset_name = list(dict.fromkeys(names))
-    if not (options.scale or options.gpu_table):
-        for name in options.dataset_name or [Settings.dataset_name]:
-            prompts.check(name, options.n_prompts, options.prompt_column)
     chosen = Settings(**given).check()
     for name in SETTINGS:
         setattr(options, name, getattr(chosen, name))
+    if not (options.scale or options.gpu_table):  # which have data of their own
+        for name in options.dataset_name or [Settings.dataset_name]:
+            prompts.check(name, options.n_prompts, options.prompt_column)
 
 
 def main() -> None:

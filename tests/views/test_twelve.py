@@ -57,7 +57,8 @@ def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
         f"The model is {escape_name(name)}, on alpha and beta.v2: {total:,} tokens with more than one candidate. "
         f"The {100 * long:.1f} % of them with more than 200 candidates are ranked but not shown: "
         f"none of the tokens below is above percentile "
-        f"{100 * highest:.1f} of entropy."
+        f"{100 * highest:.1f} of entropy. "
+        "The open card shows how similar the candidates are; for the tokens before it, the page of the run does."
     )
     assert lines == list(map(examples.format_numbers, examples.find_corners(tables).itertuples()))
     for html, token in zip(strips, examples.find_corners(tables).itertuples(), strict=True):
@@ -147,3 +148,4 @@ def test_without_a_suitable_token_one_sentence_says_what_a_token_needs(tmp_path)
     )
     assert "above percentile" not in said
     assert "Only" not in said
+    assert "open card" not in said

@@ -236,7 +236,7 @@ def locate(name: str) -> tuple[Path, str]:
 def _check_continuations(texts: list, name: str, column: str) -> None:
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str) or not text:
-            what = "empty" if text == "" else f"{_show(text)}, not text"
+            what = "empty" if text == "" else f"{_quote_json(text)}, not text"
             raise ValueError(f"'{name}', row {number}: column '{column}' is {what}: there is nothing to measure")
 
 
@@ -373,7 +373,7 @@ def _check_text(value: object, path: Path, where: str, column: Column) -> str:
     place = f"'{path}', {where}: column '{column.name}'"
     if not isinstance(value, str):
         advice = _advise_type(value, path, column)
-        raise ValueError(f"{place} is {_show(value)}, not text{advice}")
+        raise ValueError(f"{place} is {_quote_json(value)}, not text{advice}")
     if column.option == "text_column" and not value:
         raise ValueError(f"{place} is empty: remove this row, because it has no text to measure")
     if not (column.may_be_blank or value.strip()):
@@ -385,7 +385,7 @@ def _check_text(value: object, path: Path, where: str, column: Column) -> str:
     return value
 
 
-def _show(value: object) -> str:
+def _quote_json(value: object) -> str:
     """A value that is no text, as JSON; a long one is cut off."""
     shown = json.dumps(value, default=str)
     return shown if len(shown) <= 40 else f"{shown[:40]}..."

@@ -23,7 +23,7 @@ AXES = {"x": "entropy", "y": "cosine"}  # of the scatter plot
 FEW = 12  # candidates whose names fit below the columns of a matrix; those of more are at its rows only
 HEIGHT = 420  # of the matrix, which is the same for any number of candidates: nothing below it moves
 BAR = 32  # pixels above a figure for plotly's tool bar, which is shown while a pointer is on it
-# What is left of the bar fits into one line on a phone: wheel and drag zoom, and a double click shows all again.
+# What is left of the bar fits into one line on a phone; a double click on the figure shows all again.
 NO_BUTTONS = ["zoomIn2d", "zoomOut2d", "autoScale2d", "lasso2d"]
 
 
@@ -44,7 +44,7 @@ def build_scatter(name: str, tokens: list[cards.Token], width: int = 0) -> go.Fi
     figure.update_xaxes(title=quantities.find_title(AXES["x"]), rangemode="tozero")
     figure.update_yaxes(title=quantities.find_title(AXES["y"]))
     show_points(figure, tokens)
-    return _fit_width(figure, width)
+    return _create_widget(figure, width)
 
 
 def describe_points(tokens: list[cards.Token], complete: bool) -> str:
@@ -91,13 +91,14 @@ def build_heat(width: int = 0) -> go.FigureWidget:
     """The figure for the matrix of one token's candidates, empty; ``width`` as in `build_scatter`."""
     figure = go.Figure(layout=build_layout("", HEIGHT))
     figure.add_trace(build_heatmap(np.eye(0), []))
-    return _fit_width(figure.update_layout(**build_heat_layout([])), width)
+    return _create_widget(figure.update_layout(**build_heat_layout([])), width)
 
 
-def _fit_width(figure: go.Figure, width: int) -> go.FigureWidget:
-    """A widget with the width of its place: plotly follows resize events, which ``explorer.js`` sends.
+def _create_widget(figure: go.Figure, width: int) -> go.FigureWidget:
+    """The widget of a figure, with its tool bar and the ``width`` of its place, 0 if that is unknown.
 
-    The first width is the template's, because a width in the layout would not follow.
+    Later it follows resize events, which ``explorer.js`` sends. The first width is the template's, because a width in
+    the layout would not follow.
     """
     if width:
         figure.layout.template.layout.width = width

@@ -25,6 +25,7 @@ from nucleoscope.wording import count, join_names
 
 BEFORE = 40  # tokens of the text that are shown before a token
 LISTED = 20  # candidates on a card, at most
+CARDS = "The open card shows how similar the candidates are; for the tokens before it, the page of the run does."
 
 
 class OpenRun(NamedTuple):
@@ -125,6 +126,8 @@ def describe(found: Corners) -> str:
                 f"Only {shown} of {wanted} tokens are shown, because too few are suitable: both percentiles must be in "
                 "the outer third, and each prompt contributes at most one token."
             ]
+        if shown:
+            lines += [CARDS]
     else:
         lines = [f"The tokenizer of {escape_name(found.model)} is not available here, so its tokens cannot be shown."]
     if read := [data for data, run in found.runs.items() if run.settings.get("mode") == "score"]:
