@@ -31,10 +31,10 @@ class UnsupportedKind(ValueError):
     """A configuration of something that is no causal language model, or that transformers does not know."""
 
 
-def check_type(entries: dict[str, Any]) -> None:
+def _check_type(entries: dict[str, Any]) -> None:
     """Raises `UnsupportedKind` for the ``entries`` of a config.json of a type that transformers does not know."""
     kind = entries.get("model_type")
-    if kind is None or "auto_map" in entries:  # transformers looks elsewhere
+    if kind is None or "auto_map" in entries:  # transformers takes it from the folder's name, or from its own code
         return
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise UnsupportedKind(
@@ -48,10 +48,23 @@ def check_folder(folder: str) -> None:
 
     One that needs Python files of its own passes: what it is they alone say.
     """
-    entries = PreTrainedConfig.get_config_dict(folder)[0]
-    check_type(entries)
-    if "auto_map" not in entries:
-        choose_class(AutoConfig.from_pretrained(folder))
+    if "auto_map" not in PreTrainedConfig.get_config_dict(folder)[0]:
+        choose_class(read_config(folder, {}))
+
+
+def read_config(source: str, options: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of the model in a folder or on the Hub; ``options`` are those of `from_pretrained`.
+
+    Raises `UnsupportedKind` if its type is missing or not known.
+    """
+    entries = PreTrainedConfig.get_config_dict(source, **options)[0]
+    _check_type(entries)
+    try:
+        return AutoConfig.from_pretrained(source, **options)
+    except ValueError:
+        if entries.get("model_type") is not None or "auto_map" in entries:
+            raise
+        raise UnsupportedKind("its config.json has no model_type: copy the model again") from None
 
 
 def choose_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type:

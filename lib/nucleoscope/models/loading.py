@@ -80,7 +80,7 @@ def load(
             digest = hash_file(file := Path(source, options["gguf_file"]))
             model, report = _load_gguf(file, digest, precision, device)
         else:
-            config = _read_config(source, options)
+            config = kinds.read_config(source, options)
             loader = kinds.choose_class(config, trust_remote_code)
             tokenizer = read_tokenizer(source, options)
             model, report = _load_model(source, config, loader, precision, device, options)
@@ -121,11 +121,6 @@ def load_measured(
 
 
 Loaded = tuple[PreTrainedModel, dict[str, Any]]  # a model, and what transformers reports on its weights
-
-
-def _read_config(source: str, options: dict[str, Any]) -> PreTrainedConfig:
-    kinds.check_type(PreTrainedConfig.get_config_dict(source, **options)[0])
-    return AutoConfig.from_pretrained(source, **options)
 
 
 def _load_model(
