@@ -78,6 +78,14 @@ def test_the_sentence_on_top_p_names_every_sign():
     assert "`centred`: negative throughout; from −0.50" in text
 
 
+def test_the_sentence_on_top_p_says_where_there_is_no_interval():
+    rows = create_curve({"raw": [-0.3] * 6, "centred": [-0.5] * 6})
+    few = (rows["geometry"] == "centred") | (rows["candidates"] == "top_p_0.5")
+    text = made_of_text.describe_over_top_p(rows.assign(sign=rows["sign"].mask(few, "")))
+    assert "`raw`: negative at 0.7, 0.8, 0.9, 0.95 and 0.99, without an interval at 0.5; " in text
+    assert "`centred`: without an interval throughout; " in text
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

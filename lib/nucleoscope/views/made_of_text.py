@@ -238,12 +238,13 @@ def _describe_bare_points(rows: pd.DataFrame) -> str:
 def _describe_signs(part: pd.DataFrame) -> str:
     """ "negative at top_p 0.5 and 0.7, undecided at 0.9; from -0.30 [..] at 0.5 to 0.20 [..] at 0.99"."""
     kinds = []
-    for sign in (NEGATIVE, UNDECIDED, POSITIVE):
-        values = part.loc[(part["sign"] == sign) | ((part["sign"] == "") & (sign == UNDECIDED)), "top_p"]
+    for sign in (NEGATIVE, UNDECIDED, POSITIVE, ""):
+        said = sign or "without an interval"
+        values = part.loc[part["sign"] == sign, "top_p"]
         if len(values) == len(part) > 1:
-            kinds = [f"{sign} throughout"]
+            kinds = [f"{said} throughout"]
         elif len(values):
-            kinds.append(f"{sign} at {join_names(f'{value:g}' for value in values)}")
+            kinds.append(f"{said} at {join_names(f'{value:g}' for value in values)}")
     first, last = part.iloc[0], part.iloc[-1]
     ends = [f"{format_bounded(row['r'], row['low'], row['high'])} at {row['top_p']:g}" for row in (first, last)]
     return ", ".join(kinds) + "; " + (f"from {ends[0]} to {ends[1]}" if len(part) > 1 else ends[0])
