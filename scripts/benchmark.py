@@ -1,4 +1,4 @@
-"""Times Nucleoscope against the published algorithm, generate and bare forward passes.
+"""Times Nucleoscope, the published algorithm, transformers' generate and bare forward passes.
 
 All of them run in one process, on the same prompts or, for (a), on the first few:
 
@@ -46,6 +46,7 @@ from nucleoscope import settings
 from nucleoscope.data import prompts
 from nucleoscope.settings import Settings
 from nucleoscope.workflow import command_line
+from speed_comparison import DATASETS
 
 SETTINGS = ("model_name", "prompt_column", "n_prompts", "max_tokens", "prompt_format")
 PARTS = "abcdkv"
@@ -149,7 +150,8 @@ def check_options(options: argparse.Namespace) -> None:
     for name in SETTINGS:
         setattr(options, name, getattr(chosen, name))
     if not (options.scale or options.gpu_table):  # which have data of their own
-        for name in options.dataset_name or [Settings.dataset_name]:
+        default = DATASETS if options.against is not None else [Settings.dataset_name]
+        for name in options.dataset_name or default:
             prompts.check(name, options.n_prompts, options.prompt_column)
 
 

@@ -1,6 +1,6 @@
 """Measures one model on one data set with notebooks/measure.py, then shows the results with notebooks/run.py.
 
-With --context, notebooks/context.py measures similarity in context between these two, in a second pass. With
+With --context, notebooks/context.py measures similarity in context, in a second pass before the results are shown. With
 --branches, notebooks/branches.py then continues texts from each candidate of some of their tokens.
 """
 

@@ -14,7 +14,7 @@ def create_parser() -> Parser:
     options.add_argument(
         "--check",
         action="store_true",
-        help="only check the grid itself, not whether its models and data sets are available",
+        help="only check the grid, and print nothing if it is valid; whether its models and files exist is not checked",
     )
     return options
 
@@ -25,7 +25,9 @@ def main() -> None:
         from nucleoscope.workflow import grid, status
 
         config = grid.load(options.grid)
-        if not options.check:
+        if options.check:
+            grid.check_datasets(options.grid, config)
+        else:
             print(status.summarise(config))
 
 

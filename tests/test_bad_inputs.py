@@ -222,7 +222,7 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
         (["--model_name=~/none"], "/none' is neither an existing folder nor a valid model id"),
         (["--model_name=a b"], "'a b' is neither an existing folder nor a valid model id"),
         (["--model_name=SmolLM2-999B"], "model 'SmolLM2-999B' is neither a folder nor in the cache"),
-        (["--only=page"], "has no results to show (run.json is missing): measure first"),
+        (["--only=page"], "has no results to show (run.json is missing): measure the run first"),
         (["--results_dir=/dev/null/x"], "'/dev/null' is not a folder: use another --results_dir"),
         (["--mode=score", f"--text_column={'é' * 200}"], "the name of a results folder would be "),
         (["--mode=score", "--text_column=nothing"], "has no column 'nothing': set text_column to 'answer'"),
@@ -256,8 +256,8 @@ MEASURED = {"model_name": "m", "dataset_name": "lines.jsonl", "max_tokens": 5, "
     [
         (
             ["--max_tokens=6"],
-            "has results with other settings: max_tokens is 5 there and 6 here; these results are used as they are: "
-            "omit max_tokens, or measure with it first",
+            "has results with other settings: max_tokens is 5 there and 6 here; this command does not measure them "
+            "again: omit max_tokens, or measure with this value first, without --only",
         ),
         (["--max_tokens=100"], "max_tokens is 5 there and 100 here"),  # the default, but typed
         (["--n_prompts=4", "--top_p=0.5"], "top_p is 0.9 there and 0.5 here, n_prompts is 3 there and 4 here"),
@@ -412,6 +412,14 @@ FILES = {  # name -> content, and what the line says
     "binary.jsonl": (b"\x80\x02\xff\0", "line 1: not UTF-8 text: save the file as UTF-8"),
     "nul.jsonl": (b"\0\0\0\0", "line 1: not valid JSON"),
     "utf16.jsonl": ('{"prompt": "a"}'.encode("utf-16"), "line 1: not UTF-8 text"),
+    "array-lines.jsonl": (
+        b'[\n{"prompt": "a"},\n{"prompt": "b"}\n]\n',
+        "is a JSON array, not JSON Lines: write each object on a",
+    ),
+    "array-row.jsonl": (
+        b'{"prompt": "a"}\n[\n',
+        "line 2: not valid JSON (Expecting value at column 2): correct that line",
+    ),
     "list.jsonl": (b'["a"]\n', 'line 1: not a JSON object: each line must be one, such as {"prompt": "..."}'),
     "text.jsonl": (b"hello\n", "line 1: not valid JSON"),
     "number.jsonl": (b"3\n", "line 1: not a JSON object"),
@@ -469,6 +477,7 @@ FILES = {  # name -> content, and what the line says
     "tab.csv": (b"id\tprompt\n1\ta\n", "if tabs separate its columns, save it with commas between them"),
     "semicolon-other.csv": (b"id;text\n1;a\n", "has no column 'prompt': its first line is 'id;text'; if semi"),
     "semicolon-comma.csv": (b"id;a, b;prompt\n1;a;b\n", "first line is 'id;a, b;prompt'; if semicolons separate"),
+    "blank-name.csv": (b"   ,\na,b\n", "has no column 'prompt': its columns have no names"),
     "one-column.csv": (b"text\na;b\n", "has no column 'prompt': set prompt_column to 'text'"),
     "empty-field.csv": (b"x,prompt\na,\n", "line 2: column 'prompt' is empty: remove this row"),
     "blank.txt": (b"\n \n\n", "has no prompts: it has only blank lines"),
@@ -624,12 +633,24 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"models": {"name": "a"}}, "models is {'name': 'a'}: it must be a list of names"),
     ({"models": 3}, "models is 3: it must be a list of names"),
     ({"models": [3]}, "entry 1 in models is 3: it must be a quoted name"),
-    ({"models": [None]}, "entry 1 in models is None: it must be a quoted name"),
+    ({"models": [None]}, "entry 1 in models is empty: give a name"),
     ({"models": [["a"]]}, "entry 1 in models is ['a']: it must be a quoted name"),
-    ({"models": [{"nam": "a"}]}, "entry 1 in models has 'nam' but no name (did you mean 'name'?)"),
-    ({"models": [{}]}, "entry 1 in models has no name"),
-    ({"models": [{"name": None}]}, "entry 1 in models has no name"),
-    ({"models": [{"name": True}]}, "entry 1 in models has no name"),
+    ({"models": [{"nam": "a"}]}, "entry 1 in models has 'nam' but no 'name': rename it to 'name'"),
+    ({"datasets": [{"dataset_name": "math"}]}, "entry 1 in datasets has 'dataset_name' but no 'name': rename it to"),
+    ({"models": [{}]}, "entry 1 in models has no 'name': write name: gpt2, with its settings on the lines below"),
+    ({"models": [{"my/m": {"top_p": 0.9}}]}, "entry 1 in models has no 'name': write name: my/m, with its settings on"),
+    (
+        {"models": [{"my/m": None, "top_p": 0.9}]},
+        "entry 1 in models has no 'name': write name: my/m, with its settings",
+    ),
+    ({"models": [{"name": None}]}, "entry 1 in models has no name after 'name': add it"),
+    ({"models": [{"name": True}]}, "entry 1 in models has True as its name: put it in quotes"),
+    ({"models": ["a", None]}, "entry 2 in models is empty: give a name, or remove the dash"),
+    (
+        {"datasets": ["math", "mathh"]},
+        "entry 2 in datasets: unknown data set 'mathh' (did you mean 'math'?): it must be",
+    ),
+    ({"datasets": ["math - stories"]}, "entry 1 in datasets: unknown data set 'math - stories': it must be gsm8k"),
     ({"models": [""]}, "entry 1 in models: model_name is '': it must not be empty"),
     ({"models": ["a", " "]}, "entry 2 in models: model_name is ' ': it must not be empty"),
     ({"models": ["a\nb"]}, "entry 1 in models: model_name is 'a\\nb': it must not contain control characters"),
@@ -657,8 +678,11 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"parameters": "n_prompts"}, "parameters is 'n_prompts': it must be a mapping of settings"),
     ({"parameters": 0}, "parameters is 0: it must be a mapping"),
     ({"parameters": {"n_prompt": 3}}, "parameters: unknown setting 'n_prompt' (did you mean 'n_prompts'?)"),
-    ({"parameters": {"model_name": "a"}}, "parameters: 'model_name' cannot be set in a grid: list it under models"),
-    ({"parameters": {"dataset_name": "b"}}, "'dataset_name' cannot be set in a grid: list it under datasets"),
+    (
+        {"parameters": {"model_name": "a"}},
+        "parameters: 'model_name' cannot be set in a grid: list the model under models",
+    ),
+    ({"parameters": {"dataset_name": "b"}}, "'dataset_name' cannot be set in a grid: list the data set under datasets"),
     ({"parameters": {"named_settings": "seed"}}, "list several values of a setting instead"),
     (
         {"parameters": {"models": ["a"], "datasets": ["b"]}},
@@ -686,8 +710,8 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"parameters": {"device": "meta"}}, "parameters: device is 'meta': it must be auto, balanced"),
     ({"parameters": {"device": 0}}, "parameters: device is 0: it must be auto, balanced"),
     ({"parameters": {"template_date": 20240726}}, "parameters: template_date is 20240726: it must be a date"),
-    ({"parameters": {"mode": "score"}}, "set both mode: score and text_column, or neither"),
-    ({"parameters": {"text_column": "t"}}, "set both mode: score and text_column, or neither"),
+    ({"parameters": {"mode": "score"}}, "set both mode=score and text_column, or neither"),
+    ({"parameters": {"text_column": "t"}}, "set both mode=score and text_column, or neither"),
     ({"parameters": {"prompt_column": ""}}, "parameters: prompt_column is '': it must not be empty"),
     ({"resources": ["gpus"]}, "it must be a mapping of settings to values, such as gpus: 1"),
     ({"resources": {"gpu": 1}}, "resources: unknown setting 'gpu'"),
@@ -726,6 +750,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"analyses": {"seed": -1}}, "analyses: seed is -1"),
     ({"analyses": {"seed": True}}, "analyses: seed is True: it must be a whole number"),
     ({"parameters": {"seed": True}}, " (YAML reads yes and on as true)"),
+    ({"parameters": {"temperature": [1.0, False]}}, " (YAML reads no and off as false)"),
     ({"parameters": {"n_prompts": False}}, " (YAML reads no and off as false)"),
 ]
 

@@ -229,7 +229,8 @@ def explain(name: str, error: Exception, revision: str | None = None) -> Excepti
         return damage
     if Path(name).is_dir() and "tokenizer" in str(error) and not _has_tokenizer(Path(name)):
         return ValueError(
-            f"folder '{name}' contains no tokenizer (such as tokenizer.json): copy the model again, with it"
+            f"folder '{name}' contains no tokenizer (such as tokenizer.json): copy the model again, including its "
+            "tokenizer"
         )
     said = _explain_by_hub(name, list_causes(error), revision) if is_on_hub(name) else None
     return said or ValueError(f"cannot load model '{name}': {type(error).__name__}: {shorten(error)}")

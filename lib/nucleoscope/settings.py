@@ -185,7 +185,8 @@ class Settings:
     variants: str = _define(
         str,
         variants.NONE,
-        "also measure other candidate sets in other geometries: default (all), none, or names separated by commas",
+        "other candidate sets and geometries to measure as well: none, names separated by commas, or default for all "
+        "of them",
         decides=True,
         are_variants=True,
         described="be default, none, or names of candidate sets and geometries, separated by commas",
@@ -222,7 +223,9 @@ class Settings:
         "different folders; separated by commas, such as top_p,seed",
         in_grid=False,
     )
-    overwrite: bool = _define(bool, False, "replace existing results that have other settings", in_grid=False)
+    overwrite: bool = _define(
+        bool, False, "replace existing results that have other settings or are damaged", in_grid=False
+    )
     model_revision: str | None = _define(
         str,
         None,
@@ -265,15 +268,15 @@ class Settings:
     branch_points: int = _define(
         int,
         4,
-        "with branches: number of tokens per text to branch at; 0 measures none",
+        "with --branches: number of tokens per text to branch at; 0 measures none",
         least=0,
         most=1000,
     )
-    branch_length: int = _define(int, 20, "with branches: number of tokens of each branch", least=1, most=MOST)
+    branch_length: int = _define(int, 20, "with --branches: number of tokens of each branch", least=1, most=MOST)
     branch_replicates: int = _define(
         int,
         3,
-        "with branches: how many times each candidate is continued, each with different random numbers",
+        "with --branches: how many times each candidate is continued, each with different random numbers",
         least=1,
         most=64,
     )

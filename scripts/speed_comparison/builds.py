@@ -8,10 +8,10 @@ from typing import Any
 from nucleoscope import hub
 from nucleoscope.data import prompts
 from nucleoscope.wording import count
+from speed_comparison import DATASETS
 from speed_comparison.tables import ComparisonRow, collect, format_table
 from speed_comparison.workers import Checkout, describe_commit, find_checkout, get_own_checkout, order_pairs, run_job
 
-DATASETS = ("math", "stories", "articles")
 PARTS = ("measure", "prefill", "score", "steps")
 SETTINGS = ("model_name", "max_tokens", "prompt_format", "top_p", "device", "dtype", "batch_size")
 Results = dict[str, list[tuple[dict, dict]]]  # data set -> what the two builds found in each repetition

@@ -872,6 +872,26 @@ def test_each_figure_is_drawn_with_its_traces_a_description_and_its_data(visit, 
     assert target.resolve().read_text().startswith("trace,x,y,y +\ncounts,p,1,\n")
 
 
+def test_titles_of_axes_break_where_a_page_is_narrow_and_are_whole_again_where_it_is_wide(page, visit):
+    title = "how similar the candidates of one token are to each other, on average over all of the texts"
+    visit(FIGURES[0])
+    resize(page, 390)
+    draw_figures(page)
+    # as one of its menus does
+    page.evaluate("title => Plotly.relayout(document.querySelector('.plot'), {'xaxis.title.text': title})", title)
+    lines = page.locator(".plot").first.locator(".xtitle tspan.line")
+    lines.nth(1).wait_for()
+    assert " ".join(lines.all_text_contents()) == title
+    box = page.locator(".plot").first.bounding_box()
+    for line in lines.all():
+        own = line.bounding_box()
+        assert box["x"] <= own["x"] < own["x"] + own["width"] <= box["x"] + box["width"]
+        assert own["y"] + own["height"] <= box["y"] + box["height"]
+    resize(page, 1280)
+    lines.first.wait_for(state="detached")
+    assert page.locator(".plot").first.locator(".xtitle").text_content() == title
+
+
 def test_pointing_at_a_point_shows_its_label(visit):
     page = visit(FIGURES[0])
     point = page.locator(".plot").first.locator(".scatterlayer .point").nth(2)

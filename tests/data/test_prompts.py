@@ -645,8 +645,19 @@ def test_what_is_cut_off_is_marked_and_a_first_line_may_be_no_header(refusal, tm
     assert said in refusal(str(tmp_path / name))
 
 
+def test_a_value_that_is_nested_too_deeply_to_be_shown_is_described():
+    value = []
+    for _ in range(100_000):
+        value = [value]
+    assert prompts._quote_json(value) == "deeply nested JSON"
+    assert prompts._quote_json(["テスト"]) == '["テスト"]'
+
+
 def test_a_column_that_is_taken_is_not_offered_for_the_other(refusal, tmp_path):
-    for names, said in (("qa", "set prompt_column to 'q'"), ("a", "its only column is 'a', which is text_column")):
+    for names, said in (
+        ("qa", "set prompt_column to 'q'"),
+        ("a", "its only column, 'a', is text_column, but it needs one with prompts, too"),
+    ):
         path = tmp_path / f"{names}.jsonl"
         path.write_text(json.dumps(dict.fromkeys(names, "text")) + "\n")
         assert refusal(str(path), text_column="a").endswith(f"has no column 'prompt': {said}")

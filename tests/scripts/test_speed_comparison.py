@@ -83,6 +83,7 @@ def test_without_against_and_scale_the_options_are_as_before():
         (["--against=.", "--dataset_name", "math", " "], "dataset_name is ' '"),
         (["--dataset_name=poems"], "unknown data set 'poems'"),
         (["--against=.", "--prompt_column=x"], "'math' has no column 'x'"),
+        (["--against=.", "--prompt_column=answer"], "'stories' has no column 'answer'"),
         (["--gpu_table", "--scale=9"], "--gpu_table cannot be combined with --against, --scale or --random_weights"),
         (["--context", "--gpu_table"], "--context cannot be combined with --against, --scale or --gpu_table"),
         (

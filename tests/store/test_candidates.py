@@ -144,9 +144,11 @@ def test_results_whose_candidates_are_damaged_are_measured_again_with_overwrite_
     shutil.copytree(measured[0], folder)
     settings = {"model_name": "tiny", "dataset_name": "math"}
     assert RunFolder(folder, settings, overwrite=True).finished
-    (folder / "candidates.parquet").write_bytes((folder / "candidates.parquet").read_bytes()[:-9])
-    assert RunFolder(folder, settings).finished
-    assert not RunFolder(folder, settings, overwrite=True).finished  # as the warning about the file advises
+    whole = (folder / "candidates.parquet").read_bytes()
+    for damaged in (whole[:-9], whole[:4] + bytes(byte ^ 255 for byte in whole[4:200]) + whole[200:]):
+        (folder / "candidates.parquet").write_bytes(damaged)
+        assert RunFolder(folder, settings).finished
+        assert not RunFolder(folder, settings, overwrite=True).finished  # as the warning about the file advises
     (folder / "candidates.parquet").unlink()  # as in earlier versions
     assert RunFolder(folder, settings, overwrite=True).finished
 

@@ -95,6 +95,11 @@ def test_long_values_that_differ_at_their_ends_are_told_apart():
     assert "run1' there" in said
     assert "run2' here" in said
     assert len(said) < 300
+    there, here = (f"/data/{'checkpoints/' * 20}{middle}/{'model/' * 20}" for middle in ("run1", "run2"))
+    said = run_folder.describe_change("model_name", there, here)
+    assert "/run1/model/" in said.partition(" there")[0]
+    assert "/run2/model/" in said.partition(" there")[2]
+    assert len(said) < 300
 
 
 def test_a_table_has_a_column_for_each_setting_that_differs(compared):

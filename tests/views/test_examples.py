@@ -302,8 +302,8 @@ def test_a_sentence_is_whole_if_it_begins_and_ends(texts, step, expected):
         ([], 0, False),
     ],
 )
-def test_a_sentence_is_cut_off_if_its_text_ends_before_it(texts, step, expected):
-    assert examples.is_cut_off(texts, step) is expected
+def test_a_sentence_has_no_end_if_its_text_ends_before_it(texts, step, expected):
+    assert examples.has_no_end(texts, step) is expected
 
 
 @pytest.mark.parametrize(

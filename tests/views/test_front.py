@@ -32,15 +32,15 @@ def test_a_typical_sentence_is_shown_with_its_card_open(tmp_path):
     assert data["total"] == len(record["tokens"]) > len(data["tokens"])
 
 
-def test_a_sentence_that_ends_with_the_measured_text_is_said_to_be_cut_off(tmp_path):
+def test_a_sentence_without_an_end_is_said_to_be_the_last_of_its_text(tmp_path):
     folder = create_results(tmp_path)
-    cut = " It is cut off where the measured text ends. The card"
-    assert cut not in front.show_sentence(folder, results.load_readable(folder))[0]
+    said_of_last = " The measured text ends with it. The card"
+    assert said_of_last not in front.show_sentence(folder, results.load_readable(folder))[0]
     records = [tiny.create_record("rain. In Spain it rains", seed=seed, most=9) for seed in range(9)]
     torch.save(records, folder / "a/tiny" / results.MEASUREMENTS)
     said, _ = front.show_sentence(folder, results.load_readable(folder))
-    assert cut in said
-    assert "in whole sentences" not in said
+    assert said_of_last in said
+    assert "among all " in said
 
 
 def test_a_text_that_was_read_is_not_called_written(tmp_path):
@@ -86,11 +86,13 @@ def test_without_a_typical_token_a_sentence_says_which_condition_fails(tmp_path)
         "",
     )
     changes = {
-        "no token has more than one candidate and an entropy": {"k": 1},
-        "the files do not say which tokens": {"token": -1},
-        "it would be about a token with 4 to 8 candidates, and no token has that many": {"k": 9},
+        "no token has more than one candidate and both quantities; a higher `top_p` or `temperature` gives tokens an "
+        "alternative": {"k": 1},
+        "the files do not say which tokens the texts consist of; measure a model yourself": {"token": -1},
+        "it would be about a token with 4 to 8 candidates, and no token has that many; raise `n_prompts` or "
+        "`max_tokens`": {"k": 9},
     }
-    for begin, change in changes.items():
+    for reason, change in changes.items():
         said, shown = front.show_sentence(folder, {("tiny", "a"): table.assign(**change)})
-        assert said.startswith(f"No text can be shown here: {begin}")
+        assert said == f"No text can be shown here: {reason}."
         assert not shown

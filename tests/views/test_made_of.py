@@ -359,8 +359,8 @@ def test_combinations_without_an_interval_are_counted_apart():
     curve = create_curve({"raw": [-0.4, 0.01, np.nan, np.nan, 0.3]})
     assert made_of_text.describe_uncounted(create_curve({"raw": [-0.4, 0.01]})) == ""
     assert made_of_text.describe_uncounted(curve) == (
-        "m on d: of 5 combinations, 2 have no coefficient, because there are too few tokens or prompts. Below, "
-        "specifications are those with an interval."
+        "m on d: of 5 combinations, 2 have no coefficient, because there are too few tokens or prompts, or entropy "
+        "or cosine similarity does not vary. Below, specifications are those with an interval."
     )
     curve.loc[0, ["low", "high", "sign"]] = np.nan, np.nan, ""
     said = made_of_text.describe_uncounted(curve)

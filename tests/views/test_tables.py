@@ -155,8 +155,8 @@ def test_a_recap_says_whether_any_curve_could_be_fitted():
     fits = pd.DataFrame({"R2 (medians)": [np.nan, 0.5]})
     assert tables.describe_fits(fits).startswith("We fitted these curves to the medians of every run and pool")
     assert tables.describe_fits(fits[:1]) == (
-        "No curve could be fitted to any run or pool; the reasons are above. Longer or more texts help: raise "
-        "`n_prompts` or `max_tokens`."
+        "No curve could be fitted to any run or pool; the reasons are above. Where there are too few tokens, longer "
+        "or more texts help: raise `n_prompts` or `max_tokens`."
     )
 
 
@@ -263,6 +263,8 @@ def test_latex_numbers_read_as_numbers():
     powers = [tables._format_power(value) for value in (np.log10(9.7e-300), -873.85, -0.5, np.nan)]
     assert powers == [r"$1{\cdot}10^{-299}$", r"$1{\cdot}10^{-874}$", "$0.3$", "--"]
     assert [tables._format_number(value) for value in (-0.001, -0.5, np.inf)] == ["$0.00$", "$-0.50$", r"$\infty$"]
+    rows = pd.DataFrame({"r": [0.08, 0.2], "r low": [0.0041, np.nan], "r high": [0.1612, np.nan]})
+    assert tables._format_bounded(rows, "r", "r") == ["$0.080$ $[0.004, 0.161]$", "$0.20$"]  # as on a page
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="NO pdflatex HERE: the LaTeX is only parsed")
@@ -480,7 +482,8 @@ def test_a_front_page_without_variants_has_an_answer_with_a_number_and_its_inter
         f"{less}[−0.30, −0.10]** (m on d0, 2 prompts; candidates are the likeliest tokens with 90 % of the "
         "probability; brackets are a 95 % interval)."
     )
-    assert "(m on d0, 2 prompts; candidates are the likeliest tokens with 50 % of" in describe_front((-1, 1), top_p=0.5)
+    for top_p, share in ((0.5, "50 %"), (0.975, "97.5 %"), (0.999, "99.9 %"), (0.07, "7 %")):
+        assert f"; candidates are the likeliest tokens with {share} of" in describe_front((-1, 1), top_p=top_p)
     unsaid = describe_front((-0.3, -0.1), top_p=np.nan)
     assert unsaid == f"{less}[−0.30, −0.10]** (m on d0, 2 prompts; brackets are a 95 % interval)."
     assert "candidates are *more* similar" in describe_front((0.1, 0.3))

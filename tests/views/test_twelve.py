@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import torch
 
 import tiny
@@ -13,7 +14,7 @@ from nucleoscope import atomic
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.store import results
 from nucleoscope.store.run_folder import RunFolder
-from nucleoscope.views import examples
+from nucleoscope.views import examples, twelve
 from nucleoscope.views.tables import NOTHING_YET
 from nucleoscope.views.token_text import escape_name
 from nucleoscope.workflow import notebooks
@@ -57,8 +58,7 @@ def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
         f"The model is {escape_name(name)}, on alpha and beta.v2: {total:,} tokens with more than one candidate. "
         f"The {100 * long:.1f} % of them with more than 200 candidates are ranked but not shown: "
         f"none of the tokens below is above percentile "
-        f"{100 * highest:.1f} of entropy. "
-        "The open card shows how similar the candidates are; for the tokens before it, the page of the run does."
+        f"{100 * highest:.1f} of entropy."
     )
     assert lines == list(map(examples.format_numbers, examples.find_corners(tables).itertuples()))
     for html, token in zip(strips, examples.find_corners(tables).itertuples(), strict=True):
@@ -75,8 +75,9 @@ def test_the_open_cards_have_the_similarities_of_the_files_and_no_other_card_has
     options = {"max_tokens": 16, "progress": False, "variants": "none"}
     with RunFolder(folder, settings) as run:
         complete_run(run, model, tokenizer, ["the rain", "in Spain", "stays"], **options)
-    strips, _ = execute_notebook(tmp_path)
+    strips, (said, *_) = execute_notebook(tmp_path)
     assert strips
+    assert twelve.CARDS in said
     corners = examples.find_corners(results.load_runs(tmp_path / "results")[0])
     for html, token in zip(strips, corners.itertuples(), strict=True):
         data = read_payload(html)
@@ -100,6 +101,33 @@ def test_every_strip_of_the_book_is_given_the_similarities_of_its_files():
         if list_calls(source, "render_strip"):
             assert "similarities" in source or "_read_texts" in source, path
             assert list_calls(source, "load_similarities"), path
+
+
+def test_a_corner_whose_tokens_have_too_many_candidates_is_not_called_empty():
+    steps = np.arange(40)
+    low = pd.DataFrame(
+        {
+            "model": "m",
+            "dataset": "d",
+            "prompt": 0,
+            "step": steps,
+            "token": 1,
+            "k": 5,
+            "entropy": steps / 40,
+            "cosine": 1 - steps / 40,
+        }
+    )
+    wide = low.assign(prompt=1, k=500, entropy=2 + steps / 40, cosine=1 + steps / 40)
+    tables = {("m", "d"): pd.concat([low, wide], ignore_index=True)}
+    corner = "high entropy, high cosine similarity"
+    assert corner in examples.list_empty_corners(tables)
+    tokens, empty = examples.find_corners(tables), examples.list_empty_corners(tables)
+    found = twelve.Corners("m", {"m"}, {}, [], tables, tokens, empty, twelve.Background({}, []))
+    ((said, html),) = twelve.show_corner(found, corner)
+    assert said == (
+        "No token near this corner can be shown: it must have at most 200 candidates, and at least 8 tokens before it."
+    )
+    assert not html
 
 
 def test_runs_that_cannot_be_read_are_left_out_and_named(tmp_path):

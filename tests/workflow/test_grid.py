@@ -90,7 +90,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             {"models": ["x/a", "y/a"]},
             "'x/a' on 'b' and 'y/a' on 'b' have the same short name and therefore the same folder r/b/a",
         ),
-        ({"models": [{"nam": "a"}]}, "entry 1 in models has 'nam' but no name"),
+        ({"models": [{"nam": "a"}]}, "entry 1 in models has 'nam' but no 'name'"),
         ({"models": [7]}, "entry 1 in models is 7: it must be a quoted name"),
         ({"models": [{"name": "a", "max_token": 3}]}, "'a' in models: unknown setting 'max_token'"),
         (

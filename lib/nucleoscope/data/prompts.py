@@ -217,8 +217,17 @@ def locate(name: str) -> tuple[Path, str]:
     """The file of a data set that is not on the Hub, and the prefix of each of its texts."""
     if name in PACKAGED:
         return resources.files("nucleoscope.data") / "packaged" / f"{name}.jsonl", PACKAGED[name]
+    check_name(name)
+    check_regular(path := Path(name), name)
+    return path, ""
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError or IsADirectoryError for the name of no data set; a file need not exist."""
     path = Path(name)
     known = [*HUB, *PACKAGED]
+    if name in known:
+        return
     allowed = f"{', '.join(known)}, or a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
     if path.is_dir():
         raise IsADirectoryError(f"'{name}' is a folder: a data set must be {allowed}")
@@ -229,8 +238,6 @@ def locate(name: str) -> tuple[Path, str]:
                 raise ValueError(f"'{name}' is not a supported type of file: convert it to {endings}")
             raise ValueError(f"the name '{name}' must end in {endings}")
         raise ValueError(f"unknown data set '{name}'{suggest(name, known)}: it must be {allowed}")
-    check_regular(path, name)
-    return path, ""
 
 
 def _check_continuations(texts: list, name: str, column: str) -> None:
@@ -387,7 +394,10 @@ def _check_text(value: object, path: Path, where: str, column: Column) -> str:
 
 def _quote_json(value: object) -> str:
     """A value that is no text, as JSON; a long one is cut off."""
-    shown = json.dumps(value, default=str)
+    try:
+        shown = json.dumps(value, default=str, ensure_ascii=False)
+    except RecursionError:  # json.dumps gives up a level before json.loads
+        return "deeply nested JSON"
     return shown if len(shown) <= 40 else f"{shown[:40]}..."
 
 
@@ -415,12 +425,15 @@ def _check_column(column: Column, columns: list[str], path: Path | str) -> None:
 
 def _advise_column(column: Column, columns: list[str]) -> str:
     """What to do where a column is missing, with the names of those that could be meant."""
-    named = [name for name in columns if name and name != column.other]  # pandas writes its index without a name
+    named = [name for name in columns if name.strip() and name != column.other]  # pandas' index has no name
     if named:
         return f"set {column.option} to {'one of ' if len(named) > 1 else ''}{_list_names(named)}"
     if column.other in columns:
-        why = "so it has no texts to measure" if column.option == "text_column" else "which is text_column"
-        return f"its only column is {_list_names([column.other])}, {why}"
+        kind = "column" if all(map(str.strip, columns)) else "named column"
+        other = _list_names([column.other])
+        if column.option == "text_column":
+            return f"its only {kind} is {other}, so it has no texts to measure"
+        return f"its only {kind}, {other}, is text_column, but it needs one with prompts, too"
     return "its columns have no names" if columns else "there are no columns at all"
 
 
@@ -454,6 +467,11 @@ def _read_jsonl(path: Path, column: Column) -> Iterator[str]:
             # without its end, so that an error there is not on the next line
             row = json.loads(line.rstrip("\r\n"), object_pairs_hook=partial(_build_object, names=names))
         except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError) and not begun and line.lstrip().startswith("["):
+                raise ValueError(
+                    f"'{path}' is a JSON array, not JSON Lines: write each object on a line of its own, without "
+                    "brackets around all of them or commas between them"
+                ) from None
             reason = explain_json(error, with_line=False)
             raise ValueError(f"'{path}', line {number}: not valid JSON ({reason}): correct that line") from None
         if not isinstance(row, dict):
@@ -524,7 +542,7 @@ def _check_header(column: Column, header: list[str], path: Path) -> None:
     try:
         _check_column(column, header, path)
     except ValueError as error:
-        if {column.name, column.other} & set(header) or not any(header):
+        if {column.name, column.other} & set(header) or not any(map(str.strip, header)):
             raise
         raise ValueError(f"{error}; if the first line is not a header, add one") from None
 

@@ -570,7 +570,7 @@ class Explorer:
         if self._find(self.text.hovered) is None:
             step = find_widest(self.tokens)
             if complete or self.text.card.get("number") != step:
-                any_choice = len(self.tokens[step].ids) > 1
+                any_choice = any(len(token.ids) > 1 for token in self.tokens)
                 hint = HINT + (WIDEST if any_choice else FIRST).format("" if complete else " so far")
                 self.text.card = self._describe(step) | {"hint": hint}
         elif complete or "tokens" not in self.text.card:

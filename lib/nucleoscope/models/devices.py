@@ -23,7 +23,12 @@ def check(device: str) -> None:
     elif kind == "xpu" and _is_cpu_build():
         why = "the installed torch is built for CPUs only"
     if why:
-        raise ValueError(f"device is {quote(device)}, which cannot be used on this machine: {why}; use device=auto")
+        raise ValueError(describe_unusable(device, why))
+
+
+def describe_unusable(device: str, why: str) -> str:
+    """A line for a device that this machine does not have."""
+    return f"device is {quote(device)}, which cannot be used on this machine: {why}; use device=auto"
 
 
 def _explain_missing_gpu(number: str) -> str | None:

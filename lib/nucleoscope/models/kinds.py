@@ -93,6 +93,6 @@ def _check_direction(config: PreTrainedConfig, loader: type) -> None:
     mappings = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING)
     if len({mapping.get(type(config), None) for mapping in mappings} - {None}) == 2:
         raise UnsupportedKind(  # BERT and its relatives: one configuration, two directions
-            f"its type, {quote(config.model_type)}, is not a causal language model here (is_decoder is false, so each "
+            f"a {quote(config.model_type)} model with is_decoder set to false is not a causal language model (each "
             f"token sees those after it): {ADVICE}"
         )

@@ -38,8 +38,8 @@ from nucleoscope.settings import FIELDS, Settings, validate
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 # On a CPU, torch and oneDNN each keep the code that they compile for a product of matrices, by its shape: by default
 # for 1,024 shapes, and a run of thousands of prompts has as many. These variables are read at the first product.
-for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-    os.environ.setdefault(cache, "128")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 DTYPES = {name: getattr(torch, name) for name in FIELDS["dtype"].metadata["choices"] if name != "auto"}
 
 
@@ -92,13 +92,14 @@ def load(
         raise explain(name, error, revision) from error
     if report["missing_keys"]:
         raise ValueError(
-            f"weights are missing from model '{name}': {shorten(', '.join(sorted(report['missing_keys'])))}"
+            f"weights are missing from model '{name}': {shorten(', '.join(sorted(report['missing_keys'])))}; copy or "
+            "download the model again"
         )
     if report["mismatched_keys"]:
         weight, found, expected = min(report["mismatched_keys"])
         raise ValueError(
-            f"weights of model '{name}' do not fit its configuration: {weight} has the shape {tuple(found)} and not "
-            f"{tuple(expected)}"
+            f"the weights of model '{name}' do not match its config.json: {weight} has shape {tuple(found)}, but "
+            f"{tuple(expected)} is expected; copy or download the model again"
         )
     return Model(model.eval(), tokenizer, _identify(name, source, digest, options.get("revision")))
 

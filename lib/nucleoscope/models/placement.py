@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from nucleoscope.models import gpus, memory
-from nucleoscope.settings import validate
+from nucleoscope.models import devices, gpus, memory
 
 SHARE = 0.9  # share of a GPU's free memory that weights may take: caches and logits need some, too
 MOST = 10**18  # bytes that an estimate says at most: a configuration may contain any number
@@ -38,7 +37,7 @@ def pick_device(device: str) -> torch.device:
     The result "cuda" without a number, which "auto" and "balanced" give as well, leaves the choice of GPUs
     to `plan_placement`.
     """
-    validate("device", device)
+    devices.check(device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -46,7 +45,7 @@ def pick_device(device: str) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"device '{device}' cannot be used on this machine: {reason}") from None
+        raise ValueError(devices.describe_unusable(device, reason)) from None
     return place
 
 

@@ -153,10 +153,33 @@ def is_current(folder: Path) -> bool:
 
 
 def describe_staleness(folder: Path) -> str | None:
-    """What is wrong with a run's candidates.parquet, to follow "is"; None if it is whole, or missing."""
+    """What is wrong with a run's candidates.parquet, to follow "is"; None if nothing, or it is missing.
+
+    Only its end is read: `is_intact` reads all of it.
+    """
     if not (folder / CANDIDATES).is_file() or is_current(folder):
         return None
     return "damaged or belongs to other measurements"
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether a run's candidates.parquet can be read to its end and is current, or is missing; this takes a while."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if describe_staleness(folder):
+        return False
+    path = folder / CANDIDATES
+    if not path.is_file():
+        return True
+    try:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            for _ in file.iter_batches(1 << 12):
+                pass
+    except (OSError, pa.ArrowException) as error:
+        raise_system_error(error, path)
+        return False
+    return True
 
 
 def _read_rows(

@@ -235,7 +235,7 @@ def find_run(name: str, results_dir: str | os.PathLike) -> Path:
     if not close and known:
         close = f" (measured: {', '.join('/'.join(run.parts[-2:]) for run in known[:5])}{', ...' * (len(known) > 5)})"
     advice = close or ("" if known else ": measure a model first")
-    raise FileNotFoundError(f"there is no measured run '{name}'{advice}")
+    raise FileNotFoundError(f"there is no measured run '{name}' in '{results_dir}'{advice}")
 
 
 def read_mode(folder: Path) -> str:
@@ -262,11 +262,14 @@ def describe_info(info: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def describe_gaps(info: Mapping[str, Any], table: "pd.DataFrame", chat_model: bool | None = None) -> list[str]:
+def describe_gaps(
+    info: Mapping[str, Any], table: "pd.DataFrame", chat_model: bool | None = None, least_alone: float = 0
+) -> list[str]:
     """What a run lacks and what to try, in lines: a chat model measured raw, empty texts, tokens with one candidate.
 
     ``info`` is a run.json, ``table`` has the run's columns prompt and k. ``chat_model``: whether the model has a chat
-    template, by default as run.json says.
+    template, by default as run.json says. Tokens with one candidate are mentioned if their share is above
+    ``least_alone``.
     """
     settings = info.get("settings") or {}
     raw = settings.get("prompt_format", "raw") == "raw"
@@ -281,7 +284,7 @@ def describe_gaps(info: Mapping[str, Any], table: "pd.DataFrame", chat_model: bo
             + (f"; {advice}" if advice else "")
         )
     alone = int((table["k"] == 1).sum())
-    if alone:
+    if alone > least_alone * len(table):
         advice = "; a higher top_p or temperature gives more of them an alternative" if 2 * alone > len(table) else ""
         share = f"{100 * alone / len(table):.0f} %"
         left_out = "it has no cosine similarity and is" if alone == 1 else "they have no cosine similarity and are"

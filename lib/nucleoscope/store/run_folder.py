@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nucleoscope.atomic import compile_names, remove_files, write_atomically, wr
 from nucleoscope.quantities import find_columns
 from nucleoscope.settings import FIELDS, fill_defaults, list_varying
 from nucleoscope.store.candidate_writing import write_candidates
-from nucleoscope.store.candidates import CANDIDATES, NEEDED, describe_staleness
+from nucleoscope.store.candidates import CANDIDATES, NEEDED, is_intact
 from nucleoscope.store.locking import LOCK, Lock, Locked, check_folder
 from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
 from nucleoscope.store.nulls import NULLS, write_nulls
@@ -82,6 +83,10 @@ def describe_other(folder: Path, changes: Iterable[str], advice: str) -> str:
 def describe_change(name: str, there: Any, here: Any) -> str:
     """What a setting is in results and in what was asked for; a missing one is not set."""
     one, other = ("not set" if value is None else _abbreviate(value) for value in (there, here))
+    if one == other:  # long values that differ only where they are cut
+        texts = [_write(value) for value in (there, here)]
+        place = next((at for at, (a, b) in enumerate(zip_longest(*texts)) if a != b), 0)
+        one, other = (f"...{text[max(place - 20, 0) : place + 40]}..." for text in texts)
     return f"{name} is {one} there and {other} here"
 
 
@@ -139,7 +144,7 @@ class RunFolder(Locked):
         """Whether the results have what they should have, undamaged."""
         if not _is_readable(self.folder / MEASUREMENTS):
             return False
-        if describe_staleness(self.folder):
+        if not is_intact(self.folder):
             return False
         looked = isinstance(read_json(self.folder / RUN_INFO).get("second_look"), dict)
         if not all(is_readable(self.folder / name) for name in (LOOKED if looked else ())):
@@ -636,8 +641,12 @@ def _describe_change(name: str, there: Any, here: Any) -> str:
 
 def _abbreviate(value: Any) -> str:
     """A setting's value for a message; of long text both ends, because two values may differ at either."""
+    text = _write(value)
     if isinstance(value, (str, bool)):
-        text = repr(value)
         return text if len(text) <= 120 else f"{text[:58]}...{text[-58:]}"
-    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _write(value: Any) -> str:
+    """A setting's value as text."""
+    return repr(value) if isinstance(value, (str, bool)) else json.dumps(value, ensure_ascii=False)

@@ -174,7 +174,7 @@ def find_corners(
 def list_empty_corners(
     tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE, before: int = BEFORE
 ) -> list[str]:
-    """The corners that no token is near which `find_corners` could take, were it the only corner."""
+    """The corners near which no token can be shown, not even if `find_corners` had no other corner to find."""
     left = _list_suitable(tables, readable, before)
     return [name for name, ends in CORNERS.items() if not _find_nearest(left, ends)]
 
@@ -223,7 +223,10 @@ def explain_no_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> str:
     longer = "raise `n_prompts` or `max_tokens`"
     ranked = _rank(tables)
     if ranked.empty:
-        return f"no token has more than one candidate and an entropy and a cosine similarity; {longer}"
+        return (
+            "no token has more than one candidate and both quantities; a higher `top_p` or `temperature` gives tokens "
+            "an alternative"
+        )
     known = ranked[ranked["token"] >= 0]
     if known.empty:
         return "the files do not say which tokens the texts consist of; measure a model yourself"
@@ -265,19 +268,23 @@ def find_sentence(texts: Sequence[str], step: int, around: int = AROUND) -> tupl
 
 def has_whole_sentence(texts: Sequence[Any], step: int) -> bool:
     """Whether the sentence around a token has a beginning, and ends with a full stop or the like."""
-    around = texts[max(step - AROUND - 1, 0) : step + AROUND + 2]
-    if step >= len(texts) or not all(isinstance(text, str) for text in around):
+    if not _has_text_around(texts, step):
         return False
     first, last = find_sentence(texts, step)
     return (first == 0 or bool(ENDS.search(texts[first - 1]))) and bool(STOPS.search(texts[last - 1]))
 
 
-def is_cut_off(texts: Sequence[Any], step: int) -> bool:
-    """Whether the sentence around a token has no end because the text ends before it."""
-    around = texts[max(step - AROUND - 1, 0) : step + AROUND + 2]
-    if step >= len(texts) or not all(isinstance(text, str) for text in around):
+def has_no_end(texts: Sequence[Any], step: int) -> bool:
+    """Whether the text ends in the sentence around a token, without a full stop or the like."""
+    if not _has_text_around(texts, step):
         return False
     return find_sentence(texts, step)[1] == len(texts) and not ENDS.search(texts[-1])
+
+
+def _has_text_around(texts: Sequence[Any], step: int) -> bool:
+    """Whether a text has a token, and the texts of those around it are known."""
+    around = texts[max(step - AROUND - 1, 0) : step + AROUND + 2]
+    return step < len(texts) and all(isinstance(text, str) for text in around)
 
 
 def compute_reach(tables: Mapping[tuple[str, str], pd.DataFrame], readable: int = READABLE) -> tuple[int, float, float]:

@@ -25,7 +25,10 @@ def check_name(output: str | os.PathLike, candidates: bool = False) -> str:
     if ending not in ENDINGS:
         raise ValueError(f"the name '{name}' must end in .csv, .parquet or .html{suggest(ending, ENDINGS)}")
     if candidates and ending == ".html":
-        raise ValueError("a page shows the candidates of each token anyway: omit --candidates, or write csv or parquet")
+        raise ValueError(
+            "an HTML file always shows the candidates of each token: omit --candidates, or write a .csv or .parquet "
+            "file"
+        )
     return ending
 
 
@@ -35,6 +38,8 @@ def check_place(folder: Path, output: Path) -> None:
         raise IsADirectoryError(f"'{output}' is a folder: name a file")
     if output.exists() and not output.is_file():
         raise OSError(f"'{output}' is not a regular file: name another")
+    if output.parent.exists() and not output.parent.is_dir():
+        raise NotADirectoryError(f"'{output.parent}' is a file, not a folder: write to another folder")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"the folder '{output.parent}' does not exist: create it first")
     if output.resolve().parent == folder.resolve():

@@ -25,7 +25,7 @@ COLUMNS = {"model", "dataset", "prompt", "step", "k", "token", "text", "entropy"
 
 
 class Sentence(NamedTuple):
-    """A strip, and whether its sentence is cut off because the measured text ends."""
+    """A strip, and whether the measured text ends in its sentence, without a full stop or the like."""
 
     html: str
     cut: bool
@@ -73,7 +73,7 @@ def _render(folder: Path, token: pd.Series, table: pd.DataFrame, listed: int) ->
         mode = results.read_mode(folder)
         record = results.load_records(folder, [prompt])[prompt]
         similarities = results.load_similarities(folder, [prompt]).get(prompt)
-        results.read_recorded(folder)
+        results.read_recorded(folder)  # raises without a run.json, of which find_tokenizer says only that none is found
         tokenizer = find_tokenizer(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return UNREADABLE
@@ -87,19 +87,18 @@ def _render(folder: Path, token: pd.Series, table: pd.DataFrame, listed: int) ->
         record, reader, table=background, mode=mode, first=first, last=last, shown=step, most=listed,
         similarities=similarities,
     )  # fmt: skip
-    return Sentence(html, examples.is_cut_off(texts, step))
+    return Sentence(html, examples.has_no_end(texts, step))
 
 
-def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool, cut: bool) -> str:
+def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool, is_last: bool) -> str:
     low, high = examples.FEW
     kind = "words" if examples.is_word(token.get("text")) else "tokens"
-    where = " in whole sentences" if whole else ""
-    ends = " It is cut off where the measured text ends." if cut else ""
+    among = f"among the {kind} of complete sentences" if whole else f"among all {kind}"
+    ends = " The measured text ends with it." if is_last else ""
     source = "written" if mode == "generate" else "read"
     return (
         f"A sentence {source} by the model ({escape_name(describe_run(*key))}), tinted by entropy: "
         f"the stronger the tint, the less sure the model was.{ends} The card shows a typical choice: "
-        f"of the {kind} with {low} to {high} candidates{where}, the one nearest to the medians of entropy and cosine "
-        "similarity. "
-        "Point at any other token, or tap it, to see what the model was choosing between."
+        f"{among}, the one with {low} to {high} candidates that is nearest to the medians of entropy and cosine "
+        "similarity. Point at any other token, or tap it, to see what the model was choosing between."
     )

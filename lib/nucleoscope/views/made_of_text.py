@@ -27,7 +27,7 @@ from nucleoscope.store.run_settings import (
 )
 from nucleoscope.variants import CANDIDATE_SETS
 from nucleoscope.views.made_of_figures import USUAL, choose_nucleus, is_pooled, list_groups
-from nucleoscope.views.numbers import format_bounded, format_number, format_percent, format_range
+from nucleoscope.views.numbers import format_bounded, format_number, format_percent, format_range, format_top_p
 from nucleoscope.views.tables import (
     NO_INTERVAL,
     NO_TOKENS,
@@ -398,7 +398,7 @@ def _describe_uncounted(lead: Lead) -> str:
     if alone:
         parts.append(f"{alone:,} {'has' if alone == 1 else 'have'} a coefficient without an interval")
     text = f"{lead.of}: of {count(len(rows), 'combination')}, {join_names(parts)}, because there are too few tokens or "
-    text += "prompts. Below, specifications are those with an interval"
+    text += "prompts, or entropy or cosine similarity does not vary. Below, specifications are those with an interval"
     grey = "it in the colour of *undecided*" if alone == 1 else f"these {alone:,} in the colour of *undecided*"
     return f"{text}; the figure also shows {grey}." if alone else f"{text}."
 
@@ -455,13 +455,13 @@ def _describe_answer(lead: Lead, usual: float) -> str:
     value = format_bounded(row["r"], row["low"], row["high"])
     begin = "**candidates" if lead.where else f"**In {_name_runs(rows)}, candidates"
     said = f"{begin} {VERDICTS[row['sign']]}: Spearman's coefficient is {value}** ({lead.source}; candidates are the "
-    said += f"likeliest tokens with {format_percent(top_p)} of the probability; brackets are 95 % intervals)."
+    said += f"likeliest tokens with {format_top_p(top_p)} of the probability; brackets are 95 % intervals)."
     opposite = rows[rows["sign"] == {NEGATIVE: POSITIVE, POSITIVE: NEGATIVE}.get(row["sign"])]
     if len(opposite):
         other = min(opposite.to_dict("records"), key=lambda other: abs(names[other["candidates"]] - top_p))
         value = format_bounded(other["r"], other["low"], other["high"])
-        said += " **But its sign depends on how many count as candidates: with "
-        said += f"{format_percent(names[other['candidates']])} of the probability it is {other['sign']}, {value}.**"
+        said += " **But its sign depends on how many tokens count as candidates: with "
+        said += f"{format_top_p(names[other['candidates']])} of the probability it is {other['sign']}, {value}.**"
     return said
 
 

@@ -23,6 +23,11 @@ def format_percent(share: float, digits: int = 0) -> str:
     return "" if pd.isna(share) else f"{100 * share:z,.{digits}f} %".replace("-", MINUS).replace("inf", "∞")
 
 
+def format_top_p(top_p: float) -> str:
+    """A value of top_p as a share, "97.5 %": never rounded, because it names a nucleus."""
+    return f"{100 * top_p:.12g} %"
+
+
 def format_number(value: float, digits: int = 2) -> str:
     """A number with a minus sign, "∞" and no negative zero."""
     return f"{value:z.{digits}f}".replace("-", MINUS).replace("inf", "∞")
@@ -31,14 +36,21 @@ def format_number(value: float, digits: int = 2) -> str:
 def format_bounded(value: float, low: float, high: float, digits: int = 2) -> str:
     """ "value [low, high]"; the value alone if there is no interval.
 
-    There are up to two decimals more than ``digits`` where a bound would be rounded to 0: its sign must show.
+    Where a bound would be rounded to 0, there are up to two decimals more than ``digits``, if these show its sign.
     """
     if pd.isna(low) or pd.isna(high):
         return format_number(value, digits)
-    most = digits + 2
-    while digits < most and any(bound and not round(bound, digits) for bound in (low, high)):
-        digits += 1
+    digits = show_signs(low, high, digits)
     return f"{format_number(value, digits)} [{format_number(low, digits)}, {format_number(high, digits)}]"
+
+
+def show_signs(low: float, high: float, digits: int = 2) -> int:
+    """Decimals that show the signs of an interval's bounds: ``digits``, or up to two more if these show what it hides.
+
+    A bound that is 0 or missing has no sign to show.
+    """
+    bounds = [bound for bound in (low, high) if bound and not pd.isna(bound)]
+    return next((more for more in range(digits, digits + 3) if all(round(bound, more) for bound in bounds)), digits)
 
 
 def format_range(values: Iterable[float], write: Callable[[float], str] = format_number) -> str:

@@ -49,6 +49,8 @@ from nucleoscope.views.numbers import (
     format_number,
     format_percent,
     format_range,
+    format_top_p,
+    show_signs,
 )
 from nucleoscope.views.token_text import escape_name, quote_code
 from nucleoscope.wording import count, join_names, lower_first, name_part
@@ -217,12 +219,13 @@ def _format_tabular(rows: pd.DataFrame, columns: dict) -> str:
 
 
 def _format_bounded(rows: pd.DataFrame, value: str, bounds: str, digits: int = 2) -> list[str]:
-    found = zip(rows[value], rows[f"{bounds} low"], rows[f"{bounds} high"], strict=True)
-    return [
-        _format_number(middle, digits)
-        + ("" if pd.isna(low) else f" $[{_strip_markup(low, digits)}, {_strip_markup(high, digits)}]$")
-        for middle, low, high in found
-    ]
+    """Values with their intervals, as LaTeX; digits as in `numbers.format_bounded`."""
+    cells = []
+    for middle, low, high in zip(rows[value], rows[f"{bounds} low"], rows[f"{bounds} high"], strict=True):
+        shown = show_signs(low, high, digits)
+        interval = "" if pd.isna(low) else f" $[{_strip_markup(low, shown)}, {_strip_markup(high, shown)}]$"
+        cells.append(_format_number(middle, shown) + interval)
+    return cells
 
 
 def _strip_markup(value: float, digits: int = 2) -> str:
@@ -455,7 +458,7 @@ def _describe_answer(statistics: pd.DataFrame, top_p: float) -> str:
     value = format_bounded(*(largest[f"Spearman {part}"] for part in ("r", "low", "high")))
     run = escape_name(f"{largest['Model']} on {largest['Dataset']}")
     top_p = largest.get("top_p", top_p)
-    share = f"candidates are the likeliest tokens with {format_percent(top_p)} of the probability; "
+    share = f"candidates are the likeliest tokens with {format_top_p(top_p)} of the probability; "
     source = f"{count(int(largest['prompts']), 'prompt')}; {'' if np.isnan(top_p) else share}"
     source += "brackets are a 95 % interval"
     if len(known) == 1:
@@ -526,12 +529,10 @@ def describe_gaps(results_dir: str | os.PathLike, tables: Mapping[tuple[str, str
     """
     lines: dict[tuple[str, str, str], list[str]] = {}
     for (model, dataset), table in select(tables, columns={"prompt", "k"}).items():
-        found = describe_run_gaps(_read_info(locate_measured(results_dir, model, dataset) / RUN_INFO), table)
-        few = 2 * (table["k"] == 1).sum() > len(table)
-        kept = [line for line in found if few or "had only one candidate" not in line]
-        if kept:
+        info = _read_info(locate_measured(results_dir, model, dataset) / RUN_INFO)
+        if found := describe_run_gaps(info, table, least_alone=0.5):
             name, settings = divide_model(model)
-            lines.setdefault((name, dataset, ". ".join(map(_capitalise, kept))), []).append(settings)
+            lines.setdefault((name, dataset, ". ".join(map(_capitalise, found))), []).append(settings)
     return "\n".join(
         f"* **{escape_name(', '.join(filter(None, (f'{model} on {dataset}', '; '.join(settings)))))}**: {text}."
         for (model, dataset, text), settings in lines.items()
@@ -607,8 +608,8 @@ def describe_fits(fits: pd.DataFrame) -> str:
     """What was done with the curves: one sentence, which says so if none could be fitted."""
     if fits["R2 (medians)"].isna().all():
         return (
-            "No curve could be fitted to any run or pool; the reasons are above. Longer or more texts help: raise "
-            "`n_prompts` or `max_tokens`."
+            "No curve could be fitted to any run or pool; the reasons are above. Where there are too few tokens, "
+            "longer or more texts help: raise `n_prompts` or `max_tokens`."
         )
     return (
         "We fitted these curves to the medians of every run and pool with enough bins, with intervals from resampled "

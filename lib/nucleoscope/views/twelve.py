@@ -41,8 +41,8 @@ class OpenRun(NamedTuple):
 class Corners(NamedTuple):
     """The runs of one ``model``, by data set, and their tokens at the corners (`examples.find_corners`).
 
-    ``empty`` are the corners that no token is near (`examples.list_empty_corners`), ``left_out`` the data sets whose
-    runs cannot be read here, ``others`` the names of all measured models.
+    ``empty`` are the corners near which no token can be shown (`examples.list_empty_corners`), ``left_out`` the
+    data sets whose runs cannot be read here, ``others`` the names of all measured models.
     """
 
     model: str
@@ -126,7 +126,7 @@ def describe(found: Corners) -> str:
                 f"Only {shown} of {wanted} tokens are shown, because too few are suitable: both percentiles must be in "
                 "the outer third, and each prompt contributes at most one token."
             ]
-        if shown:
+        if shown and all(found.runs[row.dataset].similarities.get(row.prompt) for row in found.tokens.itertuples()):
             lines += [CARDS]
     else:
         lines = [f"The tokenizer of {escape_name(found.model)} is not available here, so its tokens cannot be shown."]
@@ -160,7 +160,8 @@ def show_corner(found: Corners, corner: str) -> Iterator[tuple[str, str]]:
         yield NOTHING_YET, ""
     elif tokens.empty:
         yield (
-            "No token is near this corner."
+            f"No token near this corner can be shown: it must have at most {examples.READABLE} candidates, and at "
+            f"least {examples.BEFORE} tokens before it."
             if corner in found.empty
             else "No token is left for this corner: each prompt contributes at most one, and those with a token near "
             "this corner contribute one to another.",

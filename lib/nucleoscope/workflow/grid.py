@@ -31,6 +31,7 @@ from typing import Any
 import yaml
 
 from nucleoscope import settings
+from nucleoscope.data import prompts
 from nucleoscope.names import suggest
 from nucleoscope.settings import FIELDS, check_whole, list_grid_parameters, quote, validate
 from nucleoscope.store import results, run_names
@@ -137,10 +138,10 @@ def _check_gpus(number: int) -> int:
 RESOURCES: dict[str, Callable] = {"gpus": _check_gpus, "memory": parse_memory, "time": parse_time}
 EXAMPLES = {"parameters": "max_tokens: 100", "resources": "gpus: 1", "analyses": "resamples: 2000"}
 ELSEWHERE = {  # settings of a run that are no parameters of a grid, and what to do instead
-    "model_name": "list it under models",
-    "dataset_name": "list it under datasets",
+    "model_name": "list the model under models",
+    "dataset_name": "list the data set under datasets",
     NAMED: "list several values of a setting instead",
-    "overwrite": "to measure a run again, move its folder away",
+    "overwrite": "to measure a run again, move or delete its folder",
 }
 SECTIONS: dict[str, dict[str, Callable]] = {"parameters": PARAMETERS, "resources": RESOURCES, "analyses": ANALYSES}
 
@@ -223,6 +224,18 @@ def load(path: str | Path, check: bool = True) -> dict[str, Any]:
     except OSError as error:
         raise type(error)(f"grid '{path}' cannot be read: {error.strerror}") from None
     return config
+
+
+def check_datasets(path: str | Path, config: dict[str, Any]) -> None:
+    """Raises ValueError, in one line, if a data set of the grid in a file has a name that none has.
+
+    A file of prompts need not exist: the grid may be meant for another machine.
+    """
+    for number, entry in enumerate(map(_expand, config["datasets"]), 1):
+        try:
+            prompts.check_name(settings.normalise("dataset_name", entry["name"]))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"'{path}': entry {number} in datasets: {error}") from None
 
 
 def _explain_yaml(error: yaml.MarkedYAMLError) -> tuple[yaml.Mark | None, str]:
@@ -316,7 +329,7 @@ def _merge(config: dict, model: dict, dataset: dict) -> Iterator[Entry]:
     names = {name: settings.normalise(name, value) for name, value in names.items()}
     if (parameters.get("mode") == "score") != ("text_column" in parameters):
         pair = f"'{model['name']}' on '{dataset['name']}'"
-        raise ValueError(f"{pair}: set both mode: score and text_column, or neither")
+        raise ValueError(f"{pair}: set both mode=score and text_column, or neither")
     names["results_dir"] = config["results_dir"]
     names |= {NAMED: ",".join(name for name in settings.list_varying() if name in listed)} if listed else {}
     needed = {name: need for name, need in needs.items() if need is not None}
@@ -360,10 +373,12 @@ def _find_wrong_entries(kind: str, entries: Any) -> Iterator[str]:
     check_name = partial(validate, {"models": "model_name", "datasets": "dataset_name"}[kind])
     for number, entry in enumerate(map(_expand, entries), 1):
         where = f"entry {number} in {kind}"
-        if not isinstance(entry, dict):
+        if entry is None:
+            yield f"{where} is empty: give a name, or remove the dash"
+        elif not isinstance(entry, dict):
             yield f"{where} is {quote(entry)}: it must be a quoted name, or a mapping with a name and settings"
         elif not isinstance(entry.get("name"), str):
-            yield f"{where} has {_suggest_name(entry)}: give a name, or a mapping with a name and settings"
+            yield f"{where} has {_explain_missing_name(kind, entry)}"
         elif problem := _explain(check_name, entry["name"]):
             yield f"{where}: {problem}"
         else:
@@ -371,10 +386,17 @@ def _find_wrong_entries(kind: str, entries: Any) -> Iterator[str]:
             yield from _find_wrong(f"{quote(entry['name'])} in {kind}", entry, checks)
 
 
-def _suggest_name(entry: Any) -> str:
-    """What an entry has instead of a name, with the key that was probably meant to be it, if there is one."""
-    keys = [key for key in entry if key != "name" and suggest(key, ["name"])]
-    return f"{quote(keys[0])} but no name (did you mean 'name'?)" if keys else "no name"
+def _explain_missing_name(kind: str, entry: dict) -> str:
+    """What an entry of ``kind`` has instead of a name, and how to give it one."""
+    if "name" in entry:
+        found = entry["name"]
+        return "no name after 'name': add it" if found is None else f"{quote(found)} as its name: put it in quotes"
+    option = f"{kind.removesuffix('s')}_name"
+    if close := [key for key in entry if key == option or suggest(key, ["name"])]:
+        return f"{quote(close[0])} but no 'name': rename it to 'name'"
+    nested = [key for key, value in entry.items() if isinstance(key, str) and isinstance(value, dict | None)]
+    example = nested[0] if nested else {"models": "gpt2", "datasets": "math"}[kind]
+    return f"no 'name': write name: {example}, with its settings on the lines below"
 
 
 def _find_wrong(where: str, values: Any, checks: Mapping[str, Callable]) -> Iterator[str]:
@@ -427,9 +449,9 @@ def _explain_known(where: str, unknown: list) -> tuple[list[str], list]:
 
 def _explain_bool(value: Any) -> str:
     """A remark on a refused value that YAML made of a word; "" for any other."""
-    if not isinstance(value, bool):
-        return ""
-    return " (YAML reads yes and on as true)" if value else " (YAML reads no and off as false)"
+    values = value if isinstance(value, list) else [value]
+    found = next((each for each in values if isinstance(each, bool)), None)
+    return "" if found is None else f" (YAML reads {'yes and on as true' if found else 'no and off as false'})"
 
 
 def _explain(check: Callable, value: Any) -> str | None:

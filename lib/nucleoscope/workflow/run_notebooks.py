@@ -132,7 +132,9 @@ def write_page(chosen: Settings, if_measured: bool = False, given: Collection[st
         print(f"{folder} has no results to show")
         return
     if not (folder / results.RUN_INFO).is_file():
-        raise FileNotFoundError(f"'{folder}' has no results to show ({results.RUN_INFO} is missing): measure first")
+        raise FileNotFoundError(
+            f"'{folder}' has no results to show ({results.RUN_INFO} is missing): measure the run first"
+        )
     results.read_recorded(folder)
     if given:
         _check_measured(folder, chosen, given)
@@ -214,7 +216,7 @@ def _check_measured(folder: Path, chosen: Settings, given: Collection[str]) -> N
     found = status.list_differences(folder, asdict(chosen), results.load_info(folder))
     if differing := [each for each in found if each[0] in given]:
         changes = [run_folder.describe_change(*each) for each in differing]
-        advice = f"these results are used as they are: {_advise_measured([name for name, *_ in differing])}"
+        advice = f"this command does not measure them again: {_advise_measured([name for name, *_ in differing])}"
         raise FileExistsError(run_folder.describe_other(folder, changes, advice))
 
 
@@ -223,7 +225,8 @@ def _advise_measured(names: list[str]) -> str:
     identity = [name for name in names if name in ("model_name", "dataset_name")]
     others = join_names(name for name in names if name not in identity)
     if not identity:
-        return f"omit {others}, or measure with {'it' if len(names) == 1 else 'them'} first"
+        values = "this value" if len(names) == 1 else "these values"
+        return f"omit {others}, or measure with {values} first, without --only"
     omit = f" and omit {others}" if others else ""
     return (
         f"give the {join_names(identity)} that they were measured with{omit}, or measure in another --results_dir first"

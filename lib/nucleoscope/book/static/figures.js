@@ -69,14 +69,16 @@
     return result;
   }
 
-  // Breaks the titles of a narrow figure's axes into lines that are not longer than their axis.
+  // Breaks the titles of a figure's axes, while the page is narrow, into lines that are not longer than their axis.
+  // plotly gives an axis's length, and the font of its title, only in attributes that are not documented.
   function breakTitles(place) {
     const changes = {};
     for (const name of Object.keys(place._fullLayout).filter((key) => /^[xy]axis\d*$/.test(key))) {
       const { title, _length: room, _name: axis } = place._fullLayout[name];
       if (!place.layout[axis]?.title?.text) continue;
       pen.font = `${title.font.size}px ${title.font.family}`;
-      const text = breakLines(title.text, room);
+      const whole = title.text.replaceAll("<br>", " ");
+      const text = narrow.matches ? breakLines(whole, room) : whole;
       if (text === title.text) continue;
       changes[`${axis}.title.text`] = text;
       changes[`${axis}.automargin`] = true; // room for the second line
@@ -167,7 +169,10 @@
       const last = names.pop();
       chosen.forEach((trace, i) => (readPath({ data: data[trace] }, ["data", ...names].join("."))[last] = values[i]));
     }
-    Plotly.newPlot(place, data, start, CONFIG).then(() => narrow.matches && breakTitles(place));
+    Plotly.newPlot(place, data, start, CONFIG).then(() => {
+      breakTitles(place);
+      place.on("plotly_afterplot", () => breakTitles(place)); // a menu has changed them, or a phone was turned
+    });
   }
 
   function redraw(place) {

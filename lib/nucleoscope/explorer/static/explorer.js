@@ -300,8 +300,10 @@ function render({ model, el }) {
   const watcher = new ResizeObserver(measureRoom);
   watcher.observe(el);
   // The place may have changed meanwhile: a figure of another width is drawn again, which takes long.
+  let fitting;
   const fitFigure = ({ detail }) => {
-    setTimeout(() => {
+    clearTimeout(fitting);
+    fitting = setTimeout(() => {
       const drawn = detail?.element?.querySelector(".main-svg")?.getBoundingClientRect().width;
       if (!drawn || Math.abs(drawn - detail.element.clientWidth) > 1) window.dispatchEvent(new Event("resize"));
     }, 100);
@@ -312,6 +314,7 @@ function render({ model, el }) {
     for (const [name, draw] of names) model.off(`change:${name}`, draw);
     for (const [name, draw] of Object.entries(others)) model.off(`change:${name}`, draw);
     clearInterval(timer);
+    clearTimeout(fitting);
     watcher.disconnect();
     document.removeEventListener("plotlywidget-after-render", fitFigure);
   };
