@@ -33,8 +33,8 @@ from nucleoscope.views.token_text import escape_name
 measured = results.load_readable(results_dir)
 statistics = tables.load_statistics(results_dir)
 curve, nulls, ladder = made_of_text.load(results_dir)
-usual = candidate_tables.find_usual_top_p(results.list_runs(results_dir))
-common = candidate_tables.find_common_top_p(results.list_runs(results_dir))
+runs = results.list_runs(results_dir)
+usual, common = candidate_tables.find_usual_top_p(runs), candidate_tables.find_common_top_p(runs)
 
 # %% tags=["remove-input"]
 Markdown(made_of_text.describe_answer(curve, usual) if len(curve) else tables.describe_answer(statistics, common))
