@@ -15,9 +15,9 @@
 # %% [markdown]
 # # What was the model choosing between?
 #
-# For every token that a language model writes, Nucleoscope shows which other tokens it could have chosen, how spread out
-# the choice was (**entropy**), and how similar the candidates were (**cosine similarity** of their embeddings). Are
-# candidates less similar when the model is less sure?
+# For every token that a language model writes, Nucleoscope shows which other tokens the model could have chosen, how
+# spread out the choice was (**entropy**), and how similar the candidates were (**cosine similarity** of their
+# embeddings). Are candidates less similar when the model is less sure?
 
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/

@@ -49,6 +49,7 @@ from nucleoscope.workflow import command_line
 from speed_comparison import DATASETS
 
 SETTINGS = ("model_name", "prompt_column", "n_prompts", "max_tokens", "prompt_format")
+PAIRS = ("context_candidates", "branch_points", "branch_length", "branch_replicates")  # of candidates
 PARTS = "abcdkv"
 SETTINGS += ("top_p", "device", "dtype", "batch_size")
 
@@ -70,12 +71,12 @@ def create_parser() -> command_line.Parser:
         help="data set, by default math; with --against one or several, by default math, stories and articles",
     )
     options.add_argument("--against", metavar="CHECKOUT", help="folder of another version of this project")
-    options.add_whole_number("scale", 1, metavar="N", help="number of prompts of a run to compare with one of 100")
+    options.add_whole_number("scale", 1, metavar="N", help="compare a run of this many prompts with a run of 100")
     options.add_argument(
         "--context", action="store_true", help="compare the two ways of measuring candidates in context"
     )
     options.add_argument("--branching", action="store_true", help="compare branches with plain generation")
-    options.add_settings("context_candidates", "branch_points", "branch_length", "branch_replicates")
+    options.add_settings(*PAIRS)
     options.add_argument("--gpu_table", action="store_true", help="time three model shapes on a GPU")
     options.add_argument(
         "--random_weights",
@@ -149,6 +150,8 @@ def check_options(options: argparse.Namespace) -> None:
     chosen = Settings(**given).check()
     for name in SETTINGS:
         setattr(options, name, getattr(chosen, name))
+    for name in PAIRS:
+        settings.validate(name, getattr(options, name))
     if not (options.scale or options.gpu_table):  # which have data of their own
         default = DATASETS if options.against is not None else [Settings.dataset_name]
         for name in options.dataset_name or default:

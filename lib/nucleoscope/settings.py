@@ -185,7 +185,7 @@ class Settings:
     variants: str = _define(
         str,
         variants.NONE,
-        "other candidate sets and geometries to measure as well: none, names separated by commas, or default for all "
+        "other candidate sets and geometries to measure as well: none, names separated by commas, or 'default' for all "
         "of them",
         decides=True,
         are_variants=True,
@@ -224,7 +224,10 @@ class Settings:
         in_grid=False,
     )
     overwrite: bool = _define(
-        bool, False, "replace existing results that have other settings or are damaged", in_grid=False
+        bool,
+        False,
+        "replace existing results that have other settings, or whose measurements or tables are damaged",
+        in_grid=False,
     )
     model_revision: str | None = _define(
         str,
@@ -243,21 +246,21 @@ class Settings:
     context_candidates: int = _define(
         int,
         8,
-        "with context or branches: number of likeliest candidates of each token to compare; 0 or 1 compares none",
+        "number of likeliest candidates of each token to compare in context or by branches; 0 or 1 compares none",
         least=0,
         most=64,
     )
     context_threshold: float = _define(
         float,
         0.5,
-        "with context: mean similarity at or above which two groups of candidates are merged into one, in (0, 1]",
+        "mean similarity in context at or above which two groups of candidates are merged into one, in (0, 1]",
         above=0,
         most=1,
     )
     context_memory: int | str = _define(
         int,
         "auto",
-        "with context: MiB that arrays over the whole vocabulary may take at once, or auto: 64 on a CPU, 1024 on a GPU",
+        "MiB that similarity in context may take at once for the whole vocabulary, or auto: 64 on a CPU, 1024 on a GPU",
         choices=("auto",),
         least=1,
         most=MOST,
@@ -268,15 +271,15 @@ class Settings:
     branch_points: int = _define(
         int,
         4,
-        "with --branches: number of tokens per text to branch at; 0 measures none",
+        "number of tokens per text to branch at; 0 measures none",
         least=0,
         most=1000,
     )
-    branch_length: int = _define(int, 20, "with --branches: number of tokens of each branch", least=1, most=MOST)
+    branch_length: int = _define(int, 20, "number of tokens of each branch", least=1, most=MOST)
     branch_replicates: int = _define(
         int,
         3,
-        "with --branches: how many times each candidate is continued, each with different random numbers",
+        "how many branches continue each candidate, each with different random numbers",
         least=1,
         most=64,
     )

@@ -85,6 +85,7 @@ def test_without_against_and_scale_the_options_are_as_before():
         (["--against=.", "--prompt_column=x"], "'math' has no column 'x'"),
         (["--against=.", "--prompt_column=answer"], "'stories' has no column 'answer'"),
         (["--gpu_table", "--scale=9"], "--gpu_table cannot be combined with --against, --scale or --random_weights"),
+        (["--branch_points=x"], "branch_points is 'x': it must be a whole number"),
         (["--context", "--gpu_table"], "--context cannot be combined with --against, --scale or --gpu_table"),
         (
             ["--branching", "--context"],

@@ -153,6 +153,18 @@ def test_results_whose_candidates_are_damaged_are_measured_again_with_overwrite_
     assert RunFolder(folder, settings, overwrite=True).finished
 
 
+def test_a_changed_name_at_the_end_of_the_candidates_is_no_error_and_is_noticed(measured, tmp_path):
+    folder = tmp_path / "math" / "tiny"
+    shutil.copytree(measured[0], folder)
+    path = folder / "candidates.parquet"
+    whole, intact = path.read_bytes(), set()
+    for found in re.finditer(rb"similarity|probability|pairs", whole):
+        path.write_bytes(whole[: found.start()] + b"\xff" + whole[found.start() + 1 :])
+        intact.add(candidates.is_intact(folder))
+        results.candidates(folder, 0, 0)
+    assert False in intact
+
+
 @pytest.mark.parametrize(
     ("prompt", "step", "said"),
     [(9, 0, "no prompt 9"), (1, 99, "no token 99: it has"), (0, -1, "no token -1"), (-1, 0, "no prompt -1")],

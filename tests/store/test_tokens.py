@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -249,6 +250,40 @@ def test_a_quantity_that_an_older_version_did_not_write_is_nan(folder, monkeypat
     assert len(table) == 15
     found = results.load_readable(folder.parents[1]).select(columns=["novelty", "k"])["tiny", "math"]
     assert list(found.columns) == ["k", "novelty"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"pandas_type"', b'"qandas_type"'),
+        (b'"columns"', b'"c\xfflumns"'),
+        (b"weighted_cosine", b"veighted_cosine"),
+        (b"weighted_cosine", b"\xffeighted_cosine"),
+    ],
+)
+def test_a_changed_byte_at_the_end_of_the_table_is_noticed(folder, old, new):
+    save(folder, [create_record(index) for index in range(3)])
+    expected = results.load_readable(folder.parents[1])["tiny", "math"]
+    path = folder / "tokens.parquet"
+    whole = path.read_bytes()
+    places = [found.start() for found in re.finditer(re.escape(old), whole)]
+    assert places
+    for place in places:
+        path.write_bytes(whole[:place] + new + whole[place + len(old) :])
+        found = results.load_readable(folder.parents[1])["tiny", "math"]
+        pd.testing.assert_frame_equal(found, expected)
+
+
+def test_measurements_whose_bytes_have_changed_are_refused_and_not_read(folder):
+    path = save(folder, [create_record(index) for index in range(3)])
+    whole = path.read_bytes()
+    place = whole.index(torch.load(path, weights_only=True)[0]["top_p_probs"][0].numpy().tobytes())
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
+    assert torch.load(path, weights_only=True)  # torch does not notice
+    with pytest.raises(ValueError, match="is damaged"):
+        results.load(path)
+    with pytest.raises(ValueError, match="is damaged"):
+        results.load_run(path, "tiny", "math")
 
 
 # Mapped records

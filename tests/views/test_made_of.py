@@ -241,7 +241,9 @@ def test_the_source_of_a_number_does_not_repeat_the_settings_before_it():
 
 def test_the_answer_names_the_top_p_with_the_opposite_sign():
     answer = made_of_text.describe_answer(create_curve({"raw": [-0.4, -0.3, 0.01, -0.3, 0.2, 0.4]}))
-    assert answer.endswith("candidates: with 95 % of the probability it is positive, 0.20 [0.15, 0.25].**")
+    assert answer.endswith(
+        "candidates: if they have 95 % of the probability, the coefficient is positive, 0.20 [0.15, 0.25].**"
+    )
     for values in ([0.01, 0, 0, 0.01, 0.2, -0.4], [-0.4, -0.3, -0.1, -0.3, 0.01, 0.02]):
         assert "But" not in made_of_text.describe_answer(create_curve({"raw": values}))
 

@@ -125,7 +125,8 @@ def test_a_corner_whose_tokens_have_too_many_candidates_is_not_called_empty():
     found = twelve.Corners("m", {"m"}, {}, [], tables, tokens, empty, twelve.Background({}, []))
     ((said, html),) = twelve.show_corner(found, corner)
     assert said == (
-        "No token near this corner can be shown: it must have at most 200 candidates, and at least 8 tokens before it."
+        "No token can be shown here: both of its percentiles must be in the outer third, with at most 200 candidates "
+        "and at least 8 tokens before it."
     )
     assert not html
 

@@ -136,11 +136,11 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"results_dir": __file__}, "test_grid.py', which is a file: it must name a folder"),
         (
             {"parameters": {"mode": "score"}},
-            "'a' on 'b': set both mode: score and text_column, or neither",
+            "'a' on 'b': set both mode=score and text_column, or neither",
         ),
         (
             {"datasets": [{"name": "b", "text_column": "c"}]},
-            "set both mode: score and text_column, or neither",
+            "set both mode=score and text_column, or neither",
         ),
         ({"parameters": {"top_p": []}}, "parameters: top_p is an empty list: give at least one value, or leave it out"),
         ({"parameters": {"seed": [1, 2, 1]}}, "parameters: seed lists 1 twice: remove one"),

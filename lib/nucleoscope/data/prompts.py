@@ -9,6 +9,7 @@ import codecs
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -467,7 +468,7 @@ def _read_jsonl(path: Path, column: Column) -> Iterator[str]:
             # without its end, so that an error there is not on the next line
             row = json.loads(line.rstrip("\r\n"), object_pairs_hook=partial(_build_object, names=names))
         except (ValueError, RecursionError) as error:
-            if isinstance(error, json.JSONDecodeError) and not begun and line.lstrip().startswith("["):
+            if isinstance(error, json.JSONDecodeError) and not begun and re.match(r'\s*\[\s*($|[\[{"])', line):
                 raise ValueError(
                     f"'{path}' is a JSON array, not JSON Lines: write each object on a line of its own, without "
                     "brackets around all of them or commas between them"

@@ -32,10 +32,12 @@ class UnsupportedKind(ValueError):
 
 
 def _check_type(entries: dict[str, Any]) -> None:
-    """Raises `UnsupportedKind` for the ``entries`` of a config.json of a type that transformers does not know."""
+    """Raises `UnsupportedKind` for the ``entries`` of a config.json without a type that transformers knows."""
     kind = entries.get("model_type")
-    if kind is None or "auto_map" in entries:  # transformers takes it from the folder's name, or from its own code
+    if "auto_map" in entries:  # its own code says what it is
         return
+    if kind is None:
+        raise UnsupportedKind("its config.json has no model_type: copy or download the model again")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise UnsupportedKind(
             f"its config.json has model_type {quote(kind)}, which transformers {transformers.__version__} does not "
@@ -57,14 +59,8 @@ def read_config(source: str, options: dict[str, Any]) -> PreTrainedConfig:
 
     Raises `UnsupportedKind` if its type is missing or not known.
     """
-    entries = PreTrainedConfig.get_config_dict(source, **options)[0]
-    _check_type(entries)
-    try:
-        return AutoConfig.from_pretrained(source, **options)
-    except ValueError:
-        if entries.get("model_type") is not None or "auto_map" in entries:
-            raise
-        raise UnsupportedKind("its config.json has no model_type: copy the model again") from None
+    _check_type(PreTrainedConfig.get_config_dict(source, **options)[0])
+    return AutoConfig.from_pretrained(source, **options)
 
 
 def choose_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type:

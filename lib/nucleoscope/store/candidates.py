@@ -8,7 +8,7 @@ format has no place for it: whatever key a record has besides its own is read as
 token.
 
 A file that is missing or belongs to other measurements is never an error: readers then do without similarities, as
-they do for a damaged one, which is named on stderr. OSError if the system cannot read it.
+they do for a damaged one, which is named on stderr unless its end is missing. OSError if the system cannot read it.
 """
 
 import operator
@@ -146,7 +146,7 @@ def is_current(folder: Path) -> bool:
     path = find_measurements(folder)
     try:
         metadata = parquet.read_schema(folder / CANDIDATES).metadata or {}
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:  # a damaged name is no UTF-8
         raise_system_error(error, folder / CANDIDATES)
         return False
     return path is not None and metadata.get(SOURCE) == compute_fingerprint(path)
@@ -171,12 +171,12 @@ def is_intact(folder: Path) -> bool:
         return False
     path = folder / CANDIDATES
     if not path.is_file():
-        return True
+        return not path.exists()
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             for _ in file.iter_batches(1 << 12):
                 pass
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:  # a damaged name is no UTF-8
         raise_system_error(error, path)
         return False
     return True
@@ -203,12 +203,11 @@ def _read_rows(
                 rows = file.read_row_group(group, list(columns)).select(columns)
                 rows = rows.filter(compute.is_in(rows["prompt"], pa.array(map(int, prompts), pa.int64())))
                 parts.append(rows if step is None else rows.filter(compute.equal(rows["step"], step)))
-        table = pa.concat_tables(parts)
-    except (OSError, KeyError, pa.ArrowException) as error:
+        return pa.concat_tables(parts).to_pandas().to_dict("records")  # lists become NumPy arrays
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise_system_error(error, path)
         print(f"skipped: {escape_line(str(path))} is damaged: similarities are not shown", file=sys.stderr)
         return None
-    return table.to_pandas().to_dict("records")  # lists become NumPy arrays
 
 
 def _find_groups(metadata: Any, prompts: Sequence[int]) -> Iterator[int]:

@@ -7,6 +7,7 @@ needs the tokenizer: it is there if the file was written with one, by the run it
 
 import contextlib
 import hashlib
+import json
 import os
 import textwrap
 import zipfile
@@ -19,7 +20,7 @@ from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
 from nucleoscope.file_errors import find_system_cause, raise_system_error
 from nucleoscope.models.token_bytes import TokenDecoder
-from nucleoscope.store.measurements import complete, find_measurements, load_mapped
+from nucleoscope.store.measurements import check_intact, complete, find_measurements, load_mapped
 from nucleoscope.store.record_files import iterate_records, read_fields
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
@@ -68,7 +69,7 @@ def add_texts(folder: Path, tokenizer: Any) -> bool:
     tokens = convert(path) if path else None
     if not isinstance(tokens, Path) or TEXT in parquet.read_schema(tokens).names:
         return False
-    frame = parquet.read_table(tokens).to_pandas()
+    frame = parquet.read_table(tokens).replace_schema_metadata().to_pandas()
     if not len(frame) or (frame["token"] < 0).any():
         return False
     try:
@@ -148,6 +149,7 @@ def convert(path: Path) -> Any:
         if "top_p_probs" in complete(record):
             record["top_p_probs"] = None
 
+    check_intact(path)
     frame = _tabulate_records(load_mapped(path, drop_probabilities))
     if path != find_measurements(path.parent):  # an older file of the study: tokens.parquet belongs to the latest one
         return frame
@@ -173,7 +175,8 @@ def read_columns(source: Any, model: str, dataset: str, columns: Collection[str]
         try:
             with parquet.ParquetFile(source) as file:
                 stored = file.schema_arrow.names
-                frame = file.read([name for name in stored if columns is None or name in columns]).to_pandas()
+                frame = file.read([name for name in stored if columns is None or name in columns])
+                frame = frame.replace_schema_metadata().to_pandas()  # pandas' own notes may be damaged
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException) as error:
@@ -281,13 +284,17 @@ def _has_bad_page(tokens: Path, most: int) -> bool:
         with parquet.ParquetFile(tokens, page_checksum_verification=True) as file:
             if file.metadata.num_rows > most:
                 return True
+            # a changed name would be a quantity that is missing: pandas has noted all of them a second time
+            noted = json.loads(file.schema_arrow.metadata[b"pandas"])["columns"]
+            if [column["name"] for column in noted] != file.schema_arrow.names:
+                return True
             for batch in file.iter_batches(1 << 16):
                 for column in batch.columns:
                     if pa.types.is_floating(column.type):
                         bounds = compute.min_max(compute.if_else(compute.is_finite(column), column, None)).as_py()
                         if any(abs(bound) > LARGEST for bound in bounds.values() if bound is not None):
                             return True
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise_system_error(error, tokens)
         return True
     return False
@@ -305,7 +312,7 @@ def compute_fingerprint(path: Path) -> bytes:
             with zipfile.ZipFile(stream) as archive:
                 parts = [f"{part.filename} {part.file_size} {part.CRC}" for part in archive.infolist()]
             digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-        except zipfile.BadZipFile:
+        except (zipfile.BadZipFile, NotImplementedError):
             stream.seek(0)
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return f"{path.name} {size} {digest}".encode()
@@ -318,6 +325,6 @@ def _read_source(tokens: Path) -> bytes | None:
 
     try:
         return (parquet.read_schema(tokens).metadata or {}).get(SOURCE)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise_system_error(error, tokens)
         return None

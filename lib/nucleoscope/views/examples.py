@@ -223,10 +223,9 @@ def explain_no_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> str:
     longer = "raise `n_prompts` or `max_tokens`"
     ranked = _rank(tables)
     if ranked.empty:
-        return (
-            "no token has more than one candidate and both quantities; a higher `top_p` or `temperature` gives tokens "
-            "an alternative"
-        )
+        alone = all((table["k"] == 1).all() for table in tables.values())
+        advice = "a higher `top_p` or `temperature` gives tokens an alternative" if alone else longer
+        return f"no token has more than one candidate and both quantities; {advice}"
     known = ranked[ranked["token"] >= 0]
     if known.empty:
         return "the files do not say which tokens the texts consist of; measure a model yourself"

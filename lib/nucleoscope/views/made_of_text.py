@@ -460,8 +460,9 @@ def _describe_answer(lead: Lead, usual: float) -> str:
     if len(opposite):
         other = min(opposite.to_dict("records"), key=lambda other: abs(names[other["candidates"]] - top_p))
         value = format_bounded(other["r"], other["low"], other["high"])
-        said += " **But its sign depends on how many tokens count as candidates: with "
-        said += f"{format_top_p(names[other['candidates']])} of the probability it is {other['sign']}, {value}.**"
+        said += " **But its sign depends on how many tokens count as candidates: if they have "
+        said += f"{format_top_p(names[other['candidates']])} of the probability, the coefficient is {other['sign']}, "
+        said += f"{value}.**"
     return said
 
 

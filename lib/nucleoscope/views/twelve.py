@@ -160,8 +160,8 @@ def show_corner(found: Corners, corner: str) -> Iterator[tuple[str, str]]:
         yield NOTHING_YET, ""
     elif tokens.empty:
         yield (
-            f"No token near this corner can be shown: it must have at most {examples.READABLE} candidates, and at "
-            f"least {examples.BEFORE} tokens before it."
+            "No token can be shown here: both of its percentiles must be in the outer third, with at most "
+            f"{examples.READABLE} candidates and at least {examples.BEFORE} tokens before it."
             if corner in found.empty
             else "No token is left for this corner: each prompt contributes at most one, and those with a token near "
             "this corner contribute one to another.",

@@ -74,7 +74,9 @@ class Parser(argparse.ArgumentParser):
         elif found := re.match(r"argument --(\w+).*?: (\1 is .*)", message, re.DOTALL):
             message = found[2]
         elif found := re.match(r"unrecognized arguments: (-[^\s=]*)", message):
-            message += suggest(found[1], re.findall(r"--\w+", self.format_help()))
+            names = re.findall(r"--\w+", self.format_usage())
+            longer = [name for name in names if name.startswith(f"{found[1]}_")]
+            message += suggest(longer[0] if longer else found[1], names)
         self.exit(2, f"error: {_fit_on_line(message)} (see --help)\n")
 
 

@@ -146,7 +146,8 @@ ELSEWHERE = {  # settings of a run that are no parameters of a grid, and what to
 SECTIONS: dict[str, dict[str, Callable]] = {"parameters": PARAMETERS, "resources": RESOURCES, "analyses": ANALYSES}
 
 
-# What PyYAML says, what a user is told, and whether the place is where the construct begins, not where reading stopped.
+# What PyYAML says, what a user is told, and whether the place is where the construct begins, not where reading stopped;
+# None if neither is known to be on the line with the mistake.
 QUOTED = r"a value that begins with '\1' must be quoted"
 YAML_PROBLEMS = (
     (r"found character '\\t'", "a tab: indent with spaces", False),
@@ -170,6 +171,8 @@ YAML_PROBLEMS = (
     (r"expected '<document start>', but found '([]}])'", r"a \1 that nothing opened", False),
     (r"expected '<document start>', but found '<scalar>'", "text after a closing quotation mark or bracket", False),
     (r"expected '<document start>'", "several YAML documents, or text after the first: a grid must be one", False),
+    (r"expected the node content, but found '<stream end>'", "a [ or { is not closed", None),
+    (r"expected the node content, but found '([^<]+)'", r"a value is missing before '\1'", False),
     (r"found unhashable key", "a name cannot be a list or a mapping", False),
 )  # fmt: skip
 
@@ -243,7 +246,8 @@ def _explain_yaml(error: yaml.MarkedYAMLError) -> tuple[yaml.Mark | None, str]:
     problem = " ".join(str(error.problem).split())
     for pattern, words, at_start in YAML_PROBLEMS:
         if found := re.match(pattern, problem):
-            return (error.context_mark if at_start else None) or error.problem_mark, found.expand(words)
+            mark = None if at_start is None else (error.context_mark if at_start else None) or error.problem_mark
+            return mark, found.expand(words)
     return error.problem_mark, problem
 
 
@@ -376,7 +380,8 @@ def _find_wrong_entries(kind: str, entries: Any) -> Iterator[str]:
         if entry is None:
             yield f"{where} is empty: give a name, or remove the dash"
         elif not isinstance(entry, dict):
-            yield f"{where} is {quote(entry)}: it must be a quoted name, or a mapping with a name and settings"
+            problem = f"{where} is {quote(entry)}: it must be a quoted name, or a mapping with a name and settings"
+            yield problem + _explain_bool(entry)
         elif not isinstance(entry.get("name"), str):
             yield f"{where} has {_explain_missing_name(kind, entry)}"
         elif problem := _explain(check_name, entry["name"]):
@@ -390,13 +395,17 @@ def _explain_missing_name(kind: str, entry: dict) -> str:
     """What an entry of ``kind`` has instead of a name, and how to give it one."""
     if "name" in entry:
         found = entry["name"]
-        return "no name after 'name': add it" if found is None else f"{quote(found)} as its name: put it in quotes"
-    option = f"{kind.removesuffix('s')}_name"
-    if close := [key for key in entry if key == option or suggest(key, ["name"])]:
+        advice = "give one name" if isinstance(found, list | dict) else "put it in quotes"
+        return "no name after 'name': add it" if found is None else f"{quote(found)} as its name: {advice}"
+    noun = kind.removesuffix("s")
+    meant = (noun, f"{noun}_name", "path", "file", "id")
+    if close := [key for key in entry if key in meant or suggest(key, ["name"])]:
         return f"{quote(close[0])} but no 'name': rename it to 'name'"
-    nested = [key for key, value in entry.items() if isinstance(key, str) and isinstance(value, dict | None)]
-    example = nested[0] if nested else {"models": "gpt2", "datasets": "math"}[kind]
-    return f"no 'name': write name: {example}, with its settings on the lines below"
+    for key, value in entry.items():  # a name with its settings below
+        if isinstance(key, str) and key.strip() and key not in PARAMETERS and isinstance(value, dict | list | None):
+            return f"no 'name': write name: {key}, with its settings on the lines below"
+    example = {"models": "gpt2", "datasets": "math"}[kind]
+    return f"no 'name': begin it with one, such as name: {example}, and put its settings on the lines below"
 
 
 def _find_wrong(where: str, values: Any, checks: Mapping[str, Callable]) -> Iterator[str]:
