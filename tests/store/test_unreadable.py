@@ -1,6 +1,7 @@
 """A good file that the system cannot read is not called damaged, removed or measured again, whoever reads it."""
 
 import os
+import random
 import resource
 import shutil
 from contextlib import contextmanager
@@ -125,6 +126,23 @@ def test_without_a_free_descriptor_no_reader_blames_the_file(folder, name, place
     line = assert_one_line(str(caught.value))
     assert not [word for word in BLAMED if word in line], line
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name.endswith(".parquet")])
+def test_whatever_byte_changes_at_the_end_of_a_table_it_is_read_or_named_in_one_line(folder, name):
+    path = folder / name
+    whole = path.read_bytes()
+    end = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")  # where the description of the table begins
+    for place in random.Random(name).sample(range(end, len(whole)), 60):
+        changed = whole[:place] + bytes([whole[place] ^ 0x89]) + whole[place + 1 :]
+        for read in READERS[name]:
+            path.write_bytes(changed)
+            said = name
+            try:
+                read(folder)
+            except (ValueError, OSError) as error:
+                said = str(error)
+            assert name in assert_one_line(said), place
 
 
 def test_a_second_pass_in_progress_is_not_thrown_away_if_its_settings_cannot_be_read(folder, monkeypatch):

@@ -571,7 +571,7 @@ def _read_parquet(path: Path, column: Column) -> Iterator[str]:
                 for value in batch[0].to_pylist():
                     number += 1
                     yield _check_text(value, path, f"row {number}", column)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:  # a damaged name is no UTF-8
         with path.open("rb") as stream:  # what the system cannot read is not called damaged
             stream.read(1)
         if not number:

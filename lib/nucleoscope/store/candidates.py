@@ -196,18 +196,35 @@ def _read_rows(
     if not is_current(folder):
         return None
     path = folder / CANDIDATES
+    lists = [name for name in columns if name in LISTS[2:]]
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             parts = [file.schema_arrow.empty_table().select(columns)]
+            _check_types(parts[0].schema)
             for group in _find_groups(file.metadata, prompts):
                 rows = file.read_row_group(group, list(columns)).select(columns)
                 rows = rows.filter(compute.is_in(rows["prompt"], pa.array(map(int, prompts), pa.int64())))
                 parts.append(rows if step is None else rows.filter(compute.equal(rows["step"], step)))
-        return pa.concat_tables(parts).to_pandas().to_dict("records")  # lists become NumPy arrays
+        found = pa.concat_tables(parts).to_pandas().to_dict("records")  # lists become NumPy arrays
+        if any(len({len(row[name]) for name in lists}) > 1 for row in found):
+            raise ValueError("lists of one token have different lengths")
+        return found
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise_system_error(error, path)
         print(f"skipped: {escape_line(str(path))} is damaged: similarities are not shown", file=sys.stderr)
         return None
+
+
+def _check_types(schema: Any) -> None:
+    """Raises ValueError if a column has another type than it was written with."""
+    import pyarrow as pa
+
+    for field in schema:
+        kind = field.type.value_type if pa.types.is_list(field.type) else field.type
+        is_known = {"prompt": pa.types.is_integer, "step": pa.types.is_integer, "id": pa.types.is_integer}
+        is_known["text"] = lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        if not is_known.get(field.name, pa.types.is_floating)(kind):
+            raise ValueError(f"column {field.name} has another type")
 
 
 def _find_groups(metadata: Any, prompts: Sequence[int]) -> Iterator[int]:

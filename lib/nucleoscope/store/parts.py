@@ -83,10 +83,10 @@ def read_table(path: Path, columns: Collection[str] | None, source: bytes, again
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             check_source(path, (file.schema_arrow.metadata or {}).get(source, b"").decode(), again)
-            return file.read(None if columns is None else list(columns)).to_pandas()
+            return file.read(None if columns is None else list(columns)).replace_schema_metadata().to_pandas()
     except FileNotFoundError:
         raise ValueError(f"'{path.parent}' has no {path.name}: {again}") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:  # a damaged name is no UTF-8
         if cause := find_system_cause(error, path):
             raise OSError(f"cannot read '{path}': {cause}") from None
         raise ValueError(f"'{path}' is damaged ({str(error).splitlines()[0][:100]}): remove it, then {again}") from None

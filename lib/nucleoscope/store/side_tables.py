@@ -50,8 +50,11 @@ def load_table(
     try:
         _check_source(path)
         options: dict[str, Any] = {"columns": columns and list(columns), "filters": filters or None}
-        return parquet.read_table(path, page_checksum_verification=True, **options).to_pandas()
-    except (OSError, pa.ArrowException) as error:
+        # pandas' own notes may be damaged
+        return (
+            parquet.read_table(path, page_checksum_verification=True, **options).replace_schema_metadata().to_pandas()
+        )
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:  # a damaged name is no UTF-8
         if cause := find_system_cause(error, path):
             raise OSError(f"cannot read '{path}': {cause}") from None
         reason = textwrap.shorten(str(error), 100)

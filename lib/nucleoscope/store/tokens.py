@@ -179,7 +179,7 @@ def read_columns(source: Any, model: str, dataset: str, columns: Collection[str]
                 frame = frame.replace_schema_metadata().to_pandas()  # pandas' own notes may be damaged
         except FileNotFoundError:
             raise
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             if cause := find_system_cause(error, source):
                 raise OSError(f"cannot read '{source}': {cause}") from None
             reason = textwrap.shorten(str(error), 100)

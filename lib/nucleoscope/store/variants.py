@@ -138,10 +138,12 @@ def load(
     filters = [(name, "in", values) for name, values in chosen.items()] or None
     try:
         table = parquet.read_table(path, columns=names, filters=filters, page_checksum_verification=True)
-        frame = table.to_pandas()
-    except (OSError, pa.ArrowException) as error:
+        frame = table.replace_schema_metadata().to_pandas()  # pandas' own notes may be damaged
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise _explain(path, error) from None
     for name in given.keys() & set(frame):
+        if frame[name].dtype != "category":
+            raise ValueError(_describe_damage(path, f"column {name} has another type"))
         kept = [each for each in getattr(layout, name) if each in chosen.get(name, [each])]
         frame[name] = frame[name].cat.set_categories(kept)
     return frame
