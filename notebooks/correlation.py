@@ -166,7 +166,8 @@ Markdown(tables.describe_comparison(len(both), len(correlation.load_published())
 tables.show(tables.format_comparison(both)) if len(both) else None
 
 # %% [markdown]
-# All coefficients of this notebook in one figure; each dot is a coefficient with its interval.
+# Pearson's and Spearman's coefficients of entropy and cosine similarity in one figure; each dot is a run, with its
+# interval.
 
 # %%
 figures.plot_coefficients(statistics, published)
@@ -174,7 +175,9 @@ figures.plot_coefficients(statistics, published)
 # %% [markdown]
 # ## For a paper
 #
-# The results as files: the figure as PNG and PDF, the complete table and its LaTeX versions.
+# The next cell writes the results as files: the figure as `correlation.png` and `.pdf`, the complete table as
+# `correlation_stats.csv` and its LaTeX versions as `correlation_stats.tex` and `correlation_stats_short.tex`, the means
+# over models as `correlation_models.csv`, and the data of the figures as `correlation_bins.csv`.
 
 # %%
 folder = results.locate_folder(results_dir) / results.ANALYSES

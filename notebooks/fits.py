@@ -172,6 +172,9 @@ display(
 
 # %% [markdown]
 # ## For a paper
+#
+# The next cell writes the results as files: all curves as `fit_stats.csv`, the study's curve in LaTeX as `fit_stats.tex`, and
+# the data of the figures as `fit_lines.csv`.
 
 # %%
 folder = results.locate_folder(results_dir) / results.ANALYSES

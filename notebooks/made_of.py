@@ -160,7 +160,9 @@ tables.show(tables.format_counts(tests)) if runs else None
 # %% [markdown]
 # ## For a paper
 #
-# Every number of this page, with its interval.
+# The next cell writes every number of this page, with its interval, to files: the coefficients as `specification.csv`, their
+# joint tests as `specification_tests.csv`, the null models as `null_stats.csv`, the explained variance as
+# `explained.csv`, and the pairs of classes as `explained_pairs.csv`.
 
 # %%
 folder = results.locate_folder(results_dir) / results.ANALYSES

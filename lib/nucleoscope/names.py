@@ -60,4 +60,4 @@ def escape_latex(text: str) -> str:
 
 def escape_plotly(text: str) -> str:
     """Text for plotly: it would interpret tags, entities, formulas between dollar signs, and %{variables}."""
-    return re.sub("[${}]", lambda found: f"&#{ord(found[0])};", html.escape(escape_line(text)))
+    return re.sub("[${}]", lambda found: f"&#{ord(found[0])};", html.escape(escape_line(text), quote=False))

@@ -213,9 +213,11 @@ def test_a_column_that_is_empty_from_top_to_bottom_is_not_shown_and_the_reason_i
 
 
 @pytest.mark.parametrize(("prompts", "shown"), [(2, "2"), (29, "2"), (30, "1.7")])
-def test_the_design_effect_of_a_few_prompts_has_no_decimals(statistics, prompts, shown):
+def test_the_design_effect_of_a_few_prompts_has_no_decimals_unless_it_would_be_0(statistics, prompts, shown):
     few = statistics.iloc[[0]].assign(prompts=prompts, **{"design effect": 1.71})
     assert tables.format_readable(few)["design effect"].tolist() == [shown]
+    for small, number in ((0.371, "0.4"), (0.02, "0.02")):
+        assert tables.format_readable(few.assign(**{"design effect": small}))["design effect"].tolist() == [number]
 
 
 @pytest.mark.parametrize(("prompts", "digits"), [(6, 2), (30, 3), (100, 4)])
@@ -513,6 +515,8 @@ def test_what_runs_lack_is_said_with_what_to_try(tmp_path, capsys):
     assert said.startswith("* **tiny on math**: Warning: this model has a chat template, but prompt_format is raw: ")
     assert "the model may stop immediately or behave differently than in a chat" in said
     assert "8 of 12 texts are empty" in said
+    write_info(tmp_path / "math" / "one", n_prompts=5, prompt_format="chat")
+    assert "1 of 5 texts is empty, " in tables.describe_gaps(tmp_path, {("one", "math"): table})
     assert "prompt_format=chat may help" in said
     assert "whole" not in said
     assert tables.describe_gaps(tmp_path, {("whole", "math"): table.assign(k=2)}) == ""

@@ -261,6 +261,8 @@ class Explorer:
         """Shows only the controls of the selected mode: an existing text is pasted, a generated one has a seed."""
         self.given.layout.display = None if self.mode.value == "score" else "none"
         self.settings["seed"].layout.display = "none" if self.mode.value == "score" else None
+        if self.version.failed and not self.tokens:  # what failed was of the other mode
+            self._say("", False)
 
     def _forget_revision(self) -> None:
         """Another model was entered: the revision and the permission to run code were for the previous one."""

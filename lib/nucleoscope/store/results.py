@@ -277,7 +277,8 @@ def describe_gaps(
     lines = [warn_of_format(chat_model, "raw")] if chat_model and raw else []
     n_prompts, written = settings.get("n_prompts") or 0, table["prompt"].nunique()
     if empty := max(n_prompts - written, 0):
-        what, they = ("text is", "it has") if empty == 1 else ("texts are", "they have")
+        what = f"text{'s' * (n_prompts != 1)} {'is' if empty == 1 else 'are'}"
+        they = "it has" if empty == 1 else "they have"
         advice = advise_on_empty(chat_model, "raw" if raw else "chat")
         lines.append(
             f"{empty:,} of {n_prompts:,} {what} empty, {STOPPED}: {they} no tokens in any table or figure"

@@ -96,8 +96,9 @@ def _plot(
     fill_traces(figure, contents)
     given = ", given no end" if rows[GIVEN].all() else ""
     figure.update_xaxes(title=f"mean {quantities.find_title('full_entropy')} of a bin{given}", rangemode="tozero")
-    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
-    return figure.update_layout(legend=legend, margin={"b": 100})
+    # above, where no title of an axis that breaks on a phone can reach it
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
+    return figure.update_layout(legend=legend)
 
 
 def _build_line(part: pd.DataFrame, name: str, x: list) -> list[dict]:

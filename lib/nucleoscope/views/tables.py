@@ -358,9 +358,13 @@ def format_readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
 
 
 def _format_design_effects(statistics: pd.DataFrame) -> list[str]:
-    """With a decimal if there are enough prompts (`bootstrap.LEAST_PROMPTS`) for it to mean something."""
-    found = zip(statistics["design effect"], statistics["prompts"], strict=True)
-    return ["" if pd.isna(value) else format_number(value, int(prompts >= LEAST_PROMPTS)) for value, prompts in found]
+    """With a decimal if there are enough prompts (`bootstrap.LEAST_PROMPTS`) for it to mean something; never as 0,
+    because readers divide by it."""
+    shown = []
+    for value, prompts in zip(statistics["design effect"], statistics["prompts"], strict=True):
+        number = f"{value:.1g}" if value < 0.95 else format_number(value, int(prompts >= LEAST_PROMPTS))
+        shown.append("" if pd.isna(value) else number)
+    return shown
 
 
 def format_models(combined: pd.DataFrame) -> pd.DataFrame:
@@ -495,7 +499,7 @@ def _describe_coefficients(statistics: pd.DataFrame) -> str:
     text = (
         f"Spearman's coefficient of entropy and cosine similarity is {format_range(plain)}; "
         f"among tokens with the same number of candidates it is {format_range(given)}. "
-        "If the two differ, part of the relation comes from the number of candidates alone."
+        "Where the two clearly differ, part of the relation comes from the number of candidates alone."
     )
     turned, signs = plain * given < 0, [_classify(both, kind) for kind in ("Spearman", "within-k Spearman")]
     clear = turned & (signs[0] != signs[1]) & signs[0].isin([NEGATIVE, POSITIVE]) & signs[1].isin([NEGATIVE, POSITIVE])

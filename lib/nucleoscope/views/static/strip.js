@@ -31,7 +31,7 @@ function drawScatter(data, at) {
     write(left - 4, scaleY(top) + 8, "end", formatNumber(top, 1)), write(left - 4, scaleY(bottom), "end", formatNumber(bottom, 1)),
     write(left + width / 2, head + height + 14, "middle", "entropy (nats)"),
     write(left, head - 8, "start", "cosine similarity"),
-    write(left, head + height + 28, "start", `points: tokens of ${shown}` + (data.line.length ? "; line: median of all texts" : "")));
+    write(0, head + height + 28, "start", `points: tokens of ${shown}` + (data.line.length ? "; line: median of all texts" : "")));
   if (data.line.length) {
     drawing.append(makePart("path", { class: "ns-median", d: "M" + data.line.map(([x, y]) => `${scaleX(x)} ${scaleY(y)}`).join("L") }));
   }
