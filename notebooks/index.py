@@ -71,8 +71,8 @@ display(Markdown(said), HTML(sentence))
 #
 # * **Read** [what the coefficient is made of](/correlation_eval/made_of.ipynb), or open
 #   [every text that was measured](/runs/index.md).
-# * **Run it** on [your own model and texts](/use/run-one-model.md), on a laptop or
-#   [as a grid](/use/run-the-grid.md), once it is [installed](/use/install.md).
+# * **Run it** on [your own model and texts](/use/run-one-model.md), or on
+#   [a grid of models and data sets](/use/run-the-grid.md), once it is [installed](/use/install.md).
 # * **Build on it**: [read the measurements](/use/read-measurements.md) with your own code, or add
 #   [a quantity](/use/add-a-quantity.md).
 #

@@ -60,4 +60,5 @@ def escape_latex(text: str) -> str:
 
 def escape_plotly(text: str) -> str:
     """Text for plotly: it would interpret tags, entities, formulas between dollar signs, and %{variables}."""
-    return re.sub("[${}]", lambda found: f"&#{ord(found[0])};", html.escape(escape_line(text), quote=False))
+    text = html.escape(escape_line(text), quote=False)  # plotly has no other names of entities than those of &, < and >
+    return re.sub("[${}\"']", lambda found: f"&#{ord(found[0])};", text)

@@ -260,7 +260,8 @@ class Settings:
     context_memory: int | str = _define(
         int,
         "auto",
-        "MiB that similarity in context may take at once for the whole vocabulary, or auto: 64 on a CPU, 1024 on a GPU",
+        "most memory, in MiB, for numbers over the whole vocabulary while similarity in context is measured, or auto: "
+        "64 on a CPU, 1024 on a GPU",
         choices=("auto",),
         least=1,
         most=MOST,

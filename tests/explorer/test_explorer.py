@@ -831,7 +831,7 @@ def test_nothing_that_a_model_writes_is_read_as_html():
     assert names.escape_plotly(EVIL) == (
         "&lt;script&gt;alert(1)&lt;/script&gt; &lt;img src=x onerror=alert(2)&gt; &#36;x&#36; &amp;amp;"
     )
-    assert names.escape_plotly('"it\'s"') == '"it\'s"'  # plotly knows no entity for a quotation mark
+    assert names.escape_plotly('"it\'s"') == "&#34;it&#39;s&#34;"  # plotly knows no name for a quotation mark
     map_ = live_figures.build_heatmap(np.eye(2), ["<b>", "$"])
     assert map_.text[0][1] == "&lt;b&gt; and &#36;"
     assert live_figures.build_heat_layout(["<b>"])["yaxis"]["ticktext"] == ["&lt;b&gt;"]

@@ -222,5 +222,7 @@ def test_a_csv_whose_first_prompts_have_no_tokens_has_one_header(tmp_path):
 def test_a_run_json_that_does_not_name_the_model_is_named(older, tmp_path, content, said, name):
     folder = shutil.copytree(older, tmp_path / "math" / "tiny")
     (folder / results.RUN_INFO).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"run.json' {said}: move it out of the way and measure again"):
+    with pytest.raises(
+        ValueError, match=f"run.json' {said}: move it out of the way, then measure again with --overwrite"
+    ):
         export.write(folder, tmp_path / name)

@@ -67,7 +67,7 @@ def test_without_a_tokenizer_or_records_a_sentence_says_which_is_missing(tmp_pat
     (folder / "a/tiny" / results.MEASUREMENTS).write_bytes(b"torn")
     said, shown = front.show_sentence(folder, tables)
     assert said.startswith(
-        "No text can be shown here: tiny on a has settings or records that cannot be read here; measure again"
+        "No text can be shown here: tiny on a has settings or records that cannot be read here; move a damaged"
     )
     assert not shown
 

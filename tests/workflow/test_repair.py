@@ -150,7 +150,10 @@ def test_damaged_measurements_are_named_and_a_damaged_run_json_stops_before_the_
     assert "use its earlier results" not in status.summarise(config)
     (folder / "run.json").write_text('{"settings": ')
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match=r"run.json' is not valid JSON .*: move it out of the way"):
+        with pytest.raises(
+            ValueError,
+            match=r"run.json' is not valid JSON .*: move it out of the way, then measure again with --overwrite$",
+        ):
             run_folder.check(folder, overwrite)
     assert (folder / "run.json").read_text() == '{"settings": '
 

@@ -171,11 +171,11 @@ class Lock:
 
     def _read_holder(self) -> str:
         """The holder named in the lock file of another process."""
-        for _ in range(2):
+        for _ in range(10):  # a process that has just locked it is about to write its name, on a busy machine later
             with contextlib.suppress(OSError):
                 if holder := self.path.read_text():
                     return holder
-            time.sleep(POLL)  # a process that has just locked it is about to write its name
+            time.sleep(POLL)
         return ""
 
     def _build_refusal(self, holder: str) -> BlockingIOError:

@@ -134,7 +134,6 @@ ANALYSIS_FILES = (
 TEXT_PAIR_FILES = ("two_texts.csv", "two_texts_bins.csv")  # beside the analyses, written by the page two_texts
 VARIANT_FILES = ("variants.parquet", "nulls.parquet", "vocabulary.parquet")  # of a run, beside its measurements
 STOPPED = "because the model stopped immediately"  # why a text has no tokens
-UNREADABLE = "move it out of the way, then repeat the command that wrote it"  # follows what is wrong with a json file
 BRACES = str.maketrans("{}", "()")
 FORBIDDEN = "there is no permission to read this folder: ask its owner"
 
@@ -217,7 +216,13 @@ def read_recorded(folder: Path) -> dict[str, Any]:
 
 def describe_unset(path: Path, what: str = "contains no settings") -> str:
     """What is wrong with a file that should contain settings, and what to do."""
-    return f"'{path}' {what}: move it out of the way and measure again"
+    return f"'{path}' {what}: {_advise(path)}"
+
+
+def _advise(path: Path) -> str:
+    """What to do about a bad json file; measurements without a run.json are replaced only on request."""
+    again = "measure again with --overwrite" if path.name == RUN_INFO else "repeat the command that wrote it"
+    return f"move it out of the way, then {again}"
 
 
 def find_run(name: str, results_dir: str | os.PathLike) -> Path:
@@ -320,8 +325,9 @@ def warn_of_format(chat_model: bool, prompt_format: str) -> str:
     )
 
 
-def read_json(path: Path, advice: str = UNREADABLE) -> dict:
-    """A JSON object; ValueError, which ends in ``advice``, names a file that does not contain one."""
+def read_json(path: Path, advice: str = "") -> dict:
+    """A JSON object; ValueError, which ends in ``advice`` (default: `_advise`), names a file that contains none."""
+    advice = advice or _advise(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError

@@ -61,7 +61,7 @@ def _explain_failures(failed: Mapping[str, list[tuple[str, str]]]) -> str:
         reasons.append(f"{names} {'has' if len(keys) == 1 else 'have'} {reason}")
     advice = {
         NO_TOKENIZER: "load the model here once, or measure one whose tokenizer is on this machine",
-        UNREADABLE: "measure again with `--overwrite`",
+        UNREADABLE: "move a damaged `run.json` out of the way, then measure again with `--overwrite`",
     }
     return "; ".join([*reasons, *(advice[reason] for reason in failed)])
 
