@@ -76,7 +76,7 @@ display(Markdown(said), HTML(sentence))
 # * **Build on it**: [read the measurements](/use/read-measurements.md) with your own code, or add
 #   [a quantity](/use/add-a-quantity.md).
 #
-# The [theory](theory.ipynb) says what can be known before any measurement, and the [method](/method.md) how the
+# The [theory](theory.ipynb) says what can be known before any measurement; the [method](/method.md) says how the
 # measurements were made. This project repeats a student study
 # ([itsmejul/llm-confidence](https://github.com/itsmejul/llm-confidence)) that measured both quantities for five models;
 # the method says what we do differently, and why.

@@ -33,7 +33,7 @@ def main() -> None:
     """Prints the seconds of each analysis, and the largest memory of this process and of those that it started."""
     options = Parser(__doc__)
     options.add_whole_number("runs", 1, 100, default=15, help="number of runs")
-    options.add_whole_number("prompts", 1, 10**5, default=100, help="prompts of each run")
+    options.add_whole_number("prompts", 1, 10**5, default=100, help="prompts per run")
     given = options.parse_args()
     with report_errors(given.debug, interrupted="interrupted"), tempfile.TemporaryDirectory() as folder:
         from nucleoscope.stats import candidate_tables, explained, null_models, specification

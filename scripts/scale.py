@@ -1,4 +1,4 @@
-"""Simulates what the study costs at three sizes, and prints a section of the book's page on performance."""
+"""Simulates what the study would cost at three sizes, and prints a section of the book's page on performance."""
 
 from pathlib import Path
 

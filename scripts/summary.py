@@ -1,4 +1,4 @@
-"""Prints how many runs of a grid have been measured, and for each of the others why not and where its log is."""
+"""Prints how many runs of a grid have been measured, and, for each of the others, why not and where its log is."""
 
 from pathlib import Path
 

@@ -260,8 +260,8 @@ class Settings:
     context_memory: int | str = _define(
         int,
         "auto",
-        "most memory, in MiB, for numbers over the whole vocabulary while similarity in context is measured, or auto: "
-        "64 on a CPU, 1024 on a GPU",
+        "maximum memory, in MiB, for arrays with one value per vocabulary entry while similarity in context is "
+        "measured, or auto: 64 on a CPU, 1024 on a GPU",
         choices=("auto",),
         least=1,
         most=MOST,

@@ -145,7 +145,7 @@ def test_a_text_file_of_blank_lines_has_no_prompts(refusal, tmp_path):
 def test_a_prompt_without_words_is_named_by_its_row(refusal, tmp_path, suffix, text, said):
     path = WRITERS[suffix](tmp_path / f"x{suffix}", ["one", "two", text, "four"])
     row = {".jsonl": "line 3", ".csv": f"line {5 if text == chr(10) else 4}", ".parquet": "row 3"}[suffix]
-    why = f"column 'prompt' is {said}: remove this row, because it has no prompt"
+    why = f"column 'prompt' is {said}: remove this row, or add a prompt"
     assert refusal(path) == f"'TMP/x{suffix}', {row}: {why}"
     assert prompts.load(str(path), 2).texts == ["one", "two"]
 

@@ -385,7 +385,7 @@ def _check_text(value: object, path: Path, where: str, column: Column) -> str:
     if column.option == "text_column" and not value:
         raise ValueError(f"{place} is empty: remove this row, because it has no text to measure")
     if not (column.may_be_blank or value.strip()):
-        raise ValueError(f"{place} is {'blank' if value else 'empty'}: remove this row, because it has no prompt")
+        raise ValueError(f"{place} is {'blank' if value else 'empty'}: remove this row, or add a prompt")
     try:
         value.encode()
     except UnicodeEncodeError:
