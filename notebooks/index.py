@@ -70,7 +70,7 @@ display(Markdown(said), HTML(sentence))
 # ## Where to go next
 #
 # * **Read** [what the coefficient is made of](/correlation_eval/made_of.ipynb), or open
-#   [every text that was measured](/runs/index.md).
+#   [any text that was measured](/runs/index.md).
 # * **Run it** on [your own model and texts](/use/run-one-model.md), or on
 #   [a grid of models and data sets](/use/run-the-grid.md), once it is [installed](/use/install.md).
 # * **Build on it**: [read the measurements](/use/read-measurements.md) with your own code, or add
@@ -78,8 +78,8 @@ display(Markdown(said), HTML(sentence))
 #
 # The [theory](theory.ipynb) says what can be known before any measurement; the [method](/method.md) says how the
 # measurements were made. This project repeats a student study
-# ([itsmejul/llm-confidence](https://github.com/itsmejul/llm-confidence)) that measured both quantities for five models;
-# the method says what we do differently, and why.
+# ([itsmejul/llm-confidence](https://github.com/itsmejul/llm-confidence)) that measured entropy and cosine similarity
+# for five models; the method says what we do differently, and why.
 
 # %% [markdown]
 # ## Run by run

@@ -14,13 +14,14 @@ All of them run in one process, on the same prompts or, for (a), on the first fe
 It also times the nucleus and cosine steps alone, on synthetic logits, and whole runs,
 up to the saved files, with the default variants and without any. It prints Markdown.
 
---against CHECKOUT compares this build with another instead. Both measure the same
-prompts in the order A B B A A B ..., each time in a process of its own; the tables show
-the ratios of the pairs and their spread. CHECKOUT is a folder with another version of
-this project, for example created by `git worktree add ../before 07e2a7e`; if it has no
-.venv, this Python runs it. Measuring, prefill, scoring (with the prompts as texts) and
-single steps are timed separately; peak memory is that of the process after measuring
-or, on a GPU, that of the GPU.
+--against CHECKOUT compares this version with another instead. The two versions (A and
+B) take turns measuring the same prompts, in the order A B B A A B ..., each time in a
+process of its own; the tables show the ratio within each pair, and the spread of these
+ratios. CHECKOUT is a folder with another version of this project, for example created
+by `git worktree add ../before 07e2a7e`; if it has no .venv, this Python runs it.
+Measuring, prefill, scoring (with the prompts as texts) and single steps are timed
+separately; peak memory, up to the end of measuring, is that of the process or, on a
+GPU, that of the GPU.
 
 --scale N instead compares a whole run of N prompts with one of 100, on a small random
 model.
@@ -32,9 +33,9 @@ which are generated first.
 --branching instead measures how fast texts are continued from candidates of some of
 their tokens, compared with plain generation in batches of the same size.
 
---gpu_table instead times steps and runs of three model shapes, each with 7 to 8 billion
-random weights, on an NVIDIA GPU with 40 GB or more, without downloads: the table in the
-README.
+--gpu_table instead prints the table in the README: the times of steps and runs of three
+model shapes, each with 7 to 8 billion random weights, on an NVIDIA GPU with 40 GB or
+more, without downloads.
 """
 
 import argparse

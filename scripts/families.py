@@ -1,4 +1,4 @@
-"""Tries every type of model that transformers registers for causal language modelling, and writes the book's table."""
+"""Tries every type of causal language model in transformers, and writes the book's page of models that were tried."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Runs one command of the graph: copies its output to a log, reserves GPUs for it, and records how it ended."""
+"""Runs one command of Snakemake's graph of jobs: logs its output, reserves GPUs for it, and records how it ended."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Checks quickly whether anything has changed since Snakemake last had nothing to do; the Makefile asks this first.
+"""Checks whether anything has changed since Snakemake last found everything up to date; make runs this first.
 
 The exit status is 0 if nothing has, and 1 if Snakemake must be run.
 """

@@ -185,8 +185,8 @@ class Settings:
     variants: str = _define(
         str,
         variants.NONE,
-        "other candidate sets and geometries to measure as well: none, names separated by commas, or 'default' for all "
-        "of them",
+        "other candidate sets and geometries to measure as well: names separated by commas, the word 'default' (all of "
+        "them) or the word 'none'",
         decides=True,
         are_variants=True,
         described="be default, none, or names of candidate sets and geometries, separated by commas",
