@@ -34,8 +34,8 @@ def create_parser() -> Parser:
     options.add_argument(
         "--if_missing",
         action="store_true",
-        help="skip measure.py if complete results with these settings exist; skip the other notebooks if there are no "
-        "results",
+        help="skip measure.py, context.py or branches.py if its complete results with these settings exist; with "
+        "--only page, context or branches, do nothing, instead of failing, if the run has not been measured",
     )
     return options
 

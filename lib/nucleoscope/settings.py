@@ -185,8 +185,8 @@ class Settings:
     variants: str = _define(
         str,
         variants.NONE,
-        "other candidate sets and geometries to measure as well: names separated by commas, the word 'default' (all of "
-        "them) or the word 'none'",
+        "other candidate sets and geometries to measure as well: names separated by commas, the word 'default' for all "
+        "that the default grid measures, or the word 'none'",
         decides=True,
         are_variants=True,
         described="be default, none, or names of candidate sets and geometries, separated by commas",
@@ -267,7 +267,7 @@ class Settings:
         most=MOST,
     )
     branches: bool = _define(
-        bool, False, "also continue some texts from each candidate of some tokens: does the choice matter?"
+        bool, False, "also continue some texts from each candidate of some tokens, to see whether the choice matters"
     )
     branch_points: int = _define(
         int,
