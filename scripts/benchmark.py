@@ -1,4 +1,4 @@
-"""Times Nucleoscope, the published algorithm, transformers' generate and bare forward passes.
+"""Times the published algorithm, transformers' generate, Nucleoscope, and bare forward passes.
 
 All of them run in one process, on the same prompts or, for (a), on the first few:
 

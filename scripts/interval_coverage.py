@@ -1,7 +1,8 @@
-"""Measures how often 95 % intervals of coefficients cover the truth, and prints the method page's coverage table.
+"""Measures how often 95 % intervals for coefficients cover the truth, and prints the method page's coverage table.
 
 Tables of tokens are drawn from a normal distribution with known correlation in which half of the variance of each
-quantity is between prompts, as much as in texts of a small model. Every kind of interval is computed from every table.
+quantity is between prompts, about the same share as in texts written by a small model. Every kind of interval is
+computed from every table.
 """
 
 import math

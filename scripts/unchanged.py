@@ -1,4 +1,4 @@
-"""Checks whether anything has changed since Snakemake last found everything up to date, for the Makefile.
+"""Checks, for the Makefile, whether anything has changed since Snakemake last found everything up to date.
 
 The exit status is 0 if nothing has, and 1 if Snakemake must be run.
 """
