@@ -50,7 +50,12 @@ from nucleoscope.workflow import command_line
 from speed_comparison import DATASETS
 
 SETTINGS = ("model_name", "prompt_column", "n_prompts", "max_tokens", "prompt_format")
-PAIRS = ("context_candidates", "branch_points", "branch_length", "branch_replicates")  # of candidates
+SECOND_PASS = (
+    "context_candidates",
+    "branch_points",
+    "branch_length",
+    "branch_replicates",
+)  # settings of --context and --branching
 PARTS = "abcdkv"
 SETTINGS += ("top_p", "device", "dtype", "batch_size")
 
@@ -77,7 +82,7 @@ def create_parser() -> command_line.Parser:
         "--context", action="store_true", help="compare the two ways of measuring candidates in context"
     )
     options.add_argument("--branching", action="store_true", help="compare branches with plain generation")
-    options.add_settings(*PAIRS)
+    options.add_settings(*SECOND_PASS)
     options.add_argument("--gpu_table", action="store_true", help="time three model shapes on a GPU")
     options.add_argument(
         "--random_weights",
@@ -125,6 +130,8 @@ def check_options(options: argparse.Namespace) -> None:
     """Puts settings into their normal form. ValueError, in one line, for what is invalid or does not go together."""
     check_only(options.only)
     check_random_weights(options.random_weights)
+    for name in SECOND_PASS:  # before they are compared with numbers
+        settings.validate(name, getattr(options, name))
     if options.against is not None and (options.scale or options.random_weights):
         raise ValueError(
             "--against cannot be combined with --scale or --random_weights: give a model with --model_name"
@@ -151,8 +158,6 @@ def check_options(options: argparse.Namespace) -> None:
     chosen = Settings(**given).check()
     for name in SETTINGS:
         setattr(options, name, getattr(chosen, name))
-    for name in PAIRS:
-        settings.validate(name, getattr(options, name))
     if not (options.scale or options.gpu_table):  # which have data of their own
         default = DATASETS if options.against is not None else [Settings.dataset_name]
         for name in options.dataset_name or default:

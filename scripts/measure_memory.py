@@ -24,6 +24,8 @@ def write_measurements(path: Path, prompts: int, seed: int = 0, vocabulary: int 
     """Synthetic measurements and their tokens.parquet: the median nucleus size is 40, some are tens of thousands."""
     import torch
 
+    from nucleoscope.store.record_files import write_records
+
     rng, records = np.random.default_rng(seed), []
     for index in range(prompts):
         k = np.clip(np.exp(rng.normal(np.log(40), 1.9, STEPS)), 1, 0.3 * vocabulary).astype(int)
@@ -45,7 +47,8 @@ def write_measurements(path: Path, prompts: int, seed: int = 0, vocabulary: int 
             }
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(records, path)
+    with path.open("wb") as stream:
+        write_records(stream, range(prompts), records, {})
     results.write_tokens(records, path)
 
 

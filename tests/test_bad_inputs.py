@@ -652,6 +652,8 @@ GRIDS = [  # what differs from SMALL, and what the line says
         {"models": [{"top_p": 0.9}]},
         "entry 1 in models has no 'name': begin it with one, such as name: gpt2, and put its",
     ),
+    ({"models": [{"memory": None}]}, "entry 1 in models has no 'name': begin it with one, such as name: gpt2"),
+    ({"models": [{"parameters": {"top_p": 0.9}}]}, "entry 1 in models has no 'name': begin it with one, such as"),
     ({"datasets": [False]}, "or a mapping with a name and settings (YAML reads no and off as false)"),
     (
         {"models": [{"my/m": None, "top_p": 0.9}]},

@@ -60,5 +60,5 @@ def escape_latex(text: str) -> str:
 
 def escape_plotly(text: str) -> str:
     """Text for plotly: it would interpret tags, entities, formulas between dollar signs, and %{variables}."""
-    text = html.escape(escape_line(text), quote=False)  # plotly has no other names of entities than those of &, < and >
+    text = html.escape(escape_line(text), quote=False)  # plotly knows no name of a quotation mark
     return re.sub("[${}\"']", lambda found: f"&#{ord(found[0])};", text)

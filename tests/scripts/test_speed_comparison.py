@@ -86,6 +86,8 @@ def test_without_against_and_scale_the_options_are_as_before():
         (["--against=.", "--prompt_column=answer"], "'stories' has no column 'answer'"),
         (["--gpu_table", "--scale=9"], "--gpu_table cannot be combined with --against, --scale or --random_weights"),
         (["--branch_points=x"], "branch_points is 'x': it must be a whole number"),
+        (["--branching", "--branch_points=x"], "branch_points is 'x': it must be a whole number"),
+        (["--context", "--context_candidates=x"], "context_candidates is 'x': it must be a whole number"),
         (["--context", "--gpu_table"], "--context cannot be combined with --against, --scale or --gpu_table"),
         (
             ["--branching", "--context"],

@@ -17,7 +17,7 @@ from nucleoscope.measure import branching
 from nucleoscope.measure.branching import complete_branches
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.settings import Settings
-from nucleoscope.store import branches, context, parts, results, run_folder
+from nucleoscope.store import branches, context, measurements, parts, results, run_folder
 
 PROMPTS = ["the cat", "a long and winding road", "on the other hand"]
 SETTINGS = {"model_name": "tiny", "dataset_name": "cats", "max_tokens": 6, "prompt_format": "raw", "seed": 0}
@@ -206,6 +206,44 @@ def test_a_table_that_the_system_cannot_read_is_not_called_damaged(tmp_path, mon
     with pytest.raises(OSError, match=r"cannot read '.*': .*[Tt]oo many open files") as caught:
         load(tmp_path)
     assert "damaged" not in assert_one_line(str(caught.value))
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_the_texts_of_a_second_pass_are_those_of_the_run(folder, indexed):
+    records = results.load(folder / results.MEASUREMENTS)
+    if not indexed:
+        torch.save(records, folder / results.MEASUREMENTS)
+    run = branches.BranchFolder(folder, CHOSEN)
+    sizes = run.list_sizes()
+    assert [size.characters for size in sizes] == list(map(len, PROMPTS))
+    assert [size.candidates for size in sizes] == [list(map(len, record["top_p_tokens"])) for record in records]
+    found = list(run.stream_texts([2, 0]))
+    assert [index for index, _ in found] == [2, 0]
+    for index, record in found:
+        assert set(record) == set(run.FIELDS)
+        assert record["tokens"].tolist() == records[index]["tokens"].tolist()
+        for one, other in zip(record["top_p_probs"], records[index]["top_p_probs"], strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_runs_own_texts_are_read_one_by_one_in_a_second_pass(folder, monkeypatch):
+    monkeypatch.setattr(torch, "load", None)
+    run, read = branches.BranchFolder(folder, CHOSEN), []
+    opened = measurements.OpenRecords.read
+    monkeypatch.setattr(measurements.OpenRecords, "read", lambda *each: read.append(each[1]) or opened(*each))
+    texts = run.stream_texts()
+    assert next(texts)[0] == 0
+    assert read == [0]
+    assert next(texts)[0] == 1
+    assert read == [0, 1]
+
+
+def test_texts_without_probabilities_are_refused_by_name(folder):
+    records = [{**record, "top_p_probs": None} for record in results.load(folder / results.MEASUREMENTS)]
+    torch.save(records, folder / results.MEASUREMENTS)
+    with pytest.raises(ValueError, match="has no top_p_probs: measure the run again") as caught:
+        branches.BranchFolder(folder, CHOSEN).list_sizes()
+    assert_one_line(str(caught.value))
 
 
 # Kills

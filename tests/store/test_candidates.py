@@ -157,12 +157,18 @@ def test_a_changed_name_at_the_end_of_the_candidates_is_no_error_and_is_noticed(
     folder = tmp_path / "math" / "tiny"
     shutil.copytree(measured[0], folder)
     path = folder / "candidates.parquet"
-    whole, intact = path.read_bytes(), set()
-    for found in re.finditer(rb"similarity|probability|pairs", whole):
-        path.write_bytes(whole[: found.start()] + b"\xff" + whole[found.start() + 1 :])
-        intact.add(candidates.is_intact(folder))
-        results.candidates(folder, 0, 0)
-    assert False in intact
+    whole, noticed = path.read_bytes(), set()
+    expected = results.candidates(folder, 0, 0)
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for found in re.finditer(rb"similarity|probability|pairs", whole[footer:]):
+        for changed in (0xFF, whole[footer + found.start()] + 1):  # no UTF-8, and another name
+            place = footer + found.start()
+            path.write_bytes(whole[:place] + bytes([changed]) + whole[place + 1 :])
+            shown, intact = results.candidates(folder, 0, 0), candidates.is_intact(folder)
+            if intact:
+                pd.testing.assert_frame_equal(shown, expected)
+            noticed.add((found[0], changed) if not intact else None)
+    assert len(noticed - {None}) == 6
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from messages import assert_one_line
 from nucleoscope.measure.nucleus import Nucleus
 from nucleoscope.measure.recording import build_record, unpack
 from nucleoscope.quantities import list_recorded
-from nucleoscope.store import mapped_records, measurements, record_files, results, run_folder, tokens
+from nucleoscope.store import measurements, record_files, results, run_folder, tokens
 
 
 @pytest.fixture
@@ -143,11 +143,9 @@ def test_every_part_begins_where_its_numbers_can_be_mapped(folder, monkeypatch, 
     assert is_same(results.load(path), records)
 
 
-@pytest.mark.parametrize("every", [1, 7, 50, 10_000])
-def test_each_prompt_is_loaded_alone_whatever_the_unpickler_has_dropped(folder, monkeypatch, every):
-    monkeypatch.setattr(mapped_records, "EVERY", every)
+def test_each_prompt_is_loaded_alone_also_without_the_index(folder, monkeypatch):
     records = create_mixed(20)
-    mapped_records.map_records(join(records, folder))
+    join(records, folder)
     monkeypatch.setattr(measurements, "_open_records", lambda path: None)  # as if it had no index
     for index in range(20):
         assert is_same([results.load_records(folder, [index])[index]], [records[index]])
@@ -289,7 +287,7 @@ def test_a_table_that_was_lost_is_written_again_in_groups(folder, monkeypatch):
     measure(folder, records).finish(23, {})
     before = (folder / "tokens.parquet").read_bytes()
     (folder / "tokens.parquet").unlink()
-    monkeypatch.setattr(tokens, "load_mapped", None)
+    monkeypatch.setattr(tokens, "load", None)
     assert results.repair_tokens(folder)
     assert (folder / "tokens.parquet").read_bytes() == before
 

@@ -592,7 +592,6 @@ def test_a_good_file_that_the_system_cannot_read_is_not_called_damaged(folder, m
     message = catch_refusal(OSError, results.load, folder / "measurements.pt")
     assert "delete" not in message
     assert "there is not enough memory" in message or "Too many open files" in message
-    catch_refusal(OSError, open_run, folder, overwrite=True)  # it is not measured again
 
 
 @pytest.mark.parametrize(
@@ -614,12 +613,29 @@ def test_a_good_table_that_the_system_cannot_read_is_not_called_damaged(folder, 
     assert getattr(error, "strerror", None) in (None, message.rpartition(": ")[2])
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.EMFILE, "Too many open files"), OSError(errno.EIO, "Input/output error")]
+)
+def test_good_measurements_that_the_system_cannot_read_are_not_measured_again(folder, monkeypatch, error):
+    measure_run(folder)
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: (_ for _ in ()).throw(error))
+    message = catch_refusal(OSError, open_run, folder, overwrite=True)
+    assert message.startswith(f"cannot read '{folder / 'measurements.pt'}': ")
+
+
 def test_damaged_measurements_are_measured_again_with_overwrite(folder):
     measure_run(folder)
-    (folder / "measurements.pt").write_bytes(b"half")
-    assert open_run(folder).finished  # loading it says what is wrong, and what to do
-    assert "measure again" in catch_refusal(ValueError, results.load, folder / "measurements.pt")
-    assert not open_run(folder, overwrite=True).finished
+    path = folder / "measurements.pt"
+    whole = path.read_bytes()
+    elsewhere = bytearray(whole)
+    elsewhere[-4] ^= 1  # the list of the archive's parts is said to begin 64 KiB further on
+    for damaged in (b"half", bytes(elsewhere), whole[:-30]):
+        path.write_bytes(damaged)
+        assert open_run(folder).finished  # loading it says what is wrong, and what to do
+        assert "measure again" in catch_refusal(ValueError, results.load, path)
+        assert not open_run(folder, overwrite=True).finished
+    path.write_bytes(whole)
+    assert open_run(folder, overwrite=True).finished
 
 
 def test_whoever_waited_for_the_one_who_finished_sees_it(folder):

@@ -28,7 +28,7 @@ import tiny
 from messages import assert_one_line
 from nucleoscope import quantities
 from nucleoscope.stats import bootstrap, correlation, fits
-from nucleoscope.store import mapped_records, results, tokens
+from nucleoscope.store import results, tokens
 from nucleoscope.views import figures, panels
 from synthetic import write_accuracy_file, write_study_file
 
@@ -286,7 +286,7 @@ def test_measurements_whose_bytes_have_changed_are_refused_and_not_read(folder):
         results.load_run(path, "tiny", "math")
 
 
-# Mapped records
+# Some records
 
 
 @pytest.fixture
@@ -316,18 +316,7 @@ def test_some_records_are_those_of_the_whole_file(folder, records):
     assert_same(texts[1], {name: records[1][name] for name in ("prompt", "tokens")})
 
 
-@pytest.mark.parametrize("every", [1, 3, 10])
-def test_what_an_unpickler_lets_go_of_is_not_missed(folder, records, monkeypatch, every):
-    monkeypatch.setattr(mapped_records, "EVERY", every)
-    path = save(folder, records)
-    mapped_records.map_records(path)
-    for index, one in results.load_records(folder).items():
-        assert_same(one, records[index])
-
-
-@pytest.mark.parametrize("every", [7, 50])
-def test_each_prompt_of_many_is_loaded_alone_whatever_the_unpickler_has_dropped(tmp_path, monkeypatch, every):
-    monkeypatch.setattr(mapped_records, "EVERY", every)
+def test_each_prompt_of_many_is_loaded_alone_from_a_file_without_an_index(tmp_path):
     many = [tiny.create_record("the cat sat on the mat " * (1 + index % 3), seed=index) for index in range(16)]
     path = save(tmp_path, [{**record, "prompt": f"prompt {index}"} for index, record in enumerate(many)])
     for index in range(16):
@@ -339,11 +328,8 @@ def test_each_prompt_of_many_is_loaded_alone_whatever_the_unpickler_has_dropped(
     assert table["k"].tolist() == [len(ids) for record in many for ids in record["top_p_tokens"]]
 
 
-def test_a_tensor_that_is_named_again_after_it_was_let_go_of_is_loaded_whole(folder, records, monkeypatch):
-    monkeypatch.setattr(mapped_records, "EVERY", 1)
-    path = save(folder, [records[0], records[1], records[0]])
-    with pytest.raises(pickle.UnpicklingError):
-        mapped_records.map_records(path)
+def test_a_record_that_a_file_refers_to_again_is_loaded_whole(folder, records):
+    save(folder, [records[0], records[1], records[0]])
     assert_same(results.load_records(folder, [2])[2], records[0])
 
 
@@ -379,11 +365,13 @@ class Told:
 
 def test_nothing_in_a_file_is_called(folder, records, capsys):
     path = save(folder, [*records, Told()])
-    with pytest.raises(pickle.UnpicklingError, match="print"):
-        mapped_records.map_records(path)
-    for read in (results.load_table, results.load_readable):
+    for read, place in (
+        (results.load, path),
+        (results.load_table, folder.parents[1]),
+        (results.load_readable, folder.parents[1]),
+    ):
         with pytest.raises(ValueError, match=r"' as measurements: the file is|no readable measurements"):
-            read(folder.parents[1])
+            read(place)
     assert "called" not in capsys.readouterr().out
 
 
@@ -393,8 +381,8 @@ def test_a_program_of_torch_is_not_loaded(tmp_path, monkeypatch):
         archive.writestr("archive/data.pkl", b"")
         archive.writestr("archive/constants.pkl", b"")
     monkeypatch.setattr(torch, "load", None)
-    with pytest.raises(pickle.UnpicklingError, match="TorchScript"):
-        mapped_records.map_records(path)
+    with pytest.raises(ValueError, match="a TorchScript archive is not a measurements file"):
+        results.load(path)
 
 
 # One table at a time
@@ -529,8 +517,7 @@ def test_a_table_of_the_accuracy_experiment_has_no_cosine_and_no_column_that_is_
     assert len(table) == 12 * 20
 
 
-def test_some_records_of_the_accuracy_experiment_are_those_of_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(mapped_records, "EVERY", 50)  # most records are trimmed while others are still to be read
+def test_some_records_of_the_accuracy_experiment_are_those_of_all(tmp_path):
     folder = tmp_path / "accuracy_exp" / "theirs"
     every = results.load(write_accuracy_file(folder))
     table = results.load_run(folder / "output_2025-08-01_10-00.pt", "theirs", "accuracy_exp")

@@ -81,7 +81,7 @@ READERS = {
         variants.has_readable_variants,
         lambda folder: run_folder.RunFolder(folder, SETTINGS, overwrite=True),
     ],
-    "nulls.parquet": [nulls.load, lambda folder: side_tables.is_readable(folder / nulls.NULLS)],
+    "nulls.parquet": [nulls.load, lambda folder: side_tables.is_readable(folder / nulls.NULLS, nulls.COLUMNS)],
     "vocabulary.parquet": [vocabulary.load],
     "context.parquet": [
         context.load_rows,
@@ -219,3 +219,22 @@ def test_a_truncated_file_is_not_the_systems_fault(tmp_path):
     assert not file_errors.blames_system(OSError(22, "Invalid argument"))
     assert file_errors.find_system_cause(OSError(22, "Invalid argument"), path) is None
     assert file_errors.find_system_cause(ValueError("half"), tmp_path / "none") == "No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("candidates.parquet", "similarity"),
+        ("variants.parquet", "weighted_cosine"),
+        ("nulls.parquet", "entropy"),
+        ("vocabulary.parquet", "norm"),
+    ],
+)
+def test_a_table_whose_column_has_another_name_is_measured_again_with_overwrite(folder, name, column):
+    assert run_folder.RunFolder(folder, SETTINGS, overwrite=True).finished
+    table = parquet.read_table(folder / name)
+    names = [f"x{each}" if each == column else each for each in table.column_names]
+    assert names != table.column_names
+    parquet.write_table(table.rename_columns(names), folder / name)
+    assert parquet.read_schema(folder / name).metadata == table.schema.metadata
+    assert not run_folder.RunFolder(folder, SETTINGS, overwrite=True).finished

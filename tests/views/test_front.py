@@ -96,3 +96,5 @@ def test_without_a_typical_token_a_sentence_says_which_condition_fails(tmp_path)
         said, shown = front.show_sentence(folder, {("tiny", "a"): table.assign(**change)})
         assert said == f"No text can be shown here: {reason}."
         assert not shown
+    said, _ = front.show_sentence(folder, {("tiny", "a"): table[:0]})
+    assert said.endswith("both quantities; raise `n_prompts` or `max_tokens`.")

@@ -158,8 +158,8 @@ def test_a_page_names_its_scripts_and_nothing_in_it_ends_a_script(run, reader):
 
 def test_the_measurements_are_read_once_for_all_texts_of_a_page_and_their_menu(run, reader, monkeypatch):
     folder, table = run
-    read, load = [], measurements.load_mapped
-    monkeypatch.setattr(measurements, "load_mapped", lambda *arguments: read.append(arguments[0]) or load(*arguments))
+    read, load = [], measurements.load
+    monkeypatch.setattr(measurements, "load", lambda path: read.append(path) or load(path))
     monkeypatch.setattr(texts, "AT_ONCE", 2)
     html = texts.show_texts(folder, reader.tokenizer, table, strip.compute_background(table), "generate", len(WRITTEN))
     assert read == [folder / "measurements.pt"]

@@ -261,7 +261,8 @@ class Explorer:
         """Shows only the controls of the selected mode: an existing text is pasted, a generated one has a seed."""
         self.given.layout.display = None if self.mode.value == "score" else "none"
         self.settings["seed"].layout.display = "none" if self.mode.value == "score" else None
-        if self.version.failed and not self.tokens:  # what failed was of the other mode
+        # a failure is not about the text that will be asked for now; settings that are refused still are
+        if self.version.failed and not self.tokens and not self._refused:
             self._say("", False)
 
     def _forget_revision(self) -> None:

@@ -453,16 +453,15 @@ def complete_branches(
     if folder.finished:  # another process finished it while this one waited
         return
     settings = combine_settings(info, chosen)
+    sizes = [size.candidates for size in folder.list_sizes()]
     model, tokenizer = load()
-    texts = folder.load_texts()
-    left = [index for index in range(len(texts)) if not folder.has_part(index)]
-    if len(left) < len(texts):
-        print(f"resumed: {len(texts) - len(left)} of {len(texts)} texts were branched before")
-    records = ((index, folder.read_text(texts[index])) for index in left)
-    total = sum(_count_tokens(texts[index], settings) for index in left)
-    for index, found in branch(model, tokenizer, records, settings, total, progress):
+    left = [index for index in range(len(sizes)) if not folder.has_part(index)]
+    if len(left) < len(sizes):
+        print(f"resumed: {len(sizes) - len(left)} of {len(sizes)} texts were branched before")
+    total = sum(_count_tokens(sizes[index], settings) for index in left)
+    for index, found in branch(model, tokenizer, folder.stream_texts(left), settings, total, progress):
         folder.save_part(index, found._asdict())
-    folder.finish(len(texts), {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")})
+    folder.finish(len(sizes), {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")})
 
 
 def combine_settings(info: Mapping[str, Any], chosen: Settings) -> Settings:
@@ -471,9 +470,9 @@ def combine_settings(info: Mapping[str, Any], chosen: Settings) -> Settings:
     return replace(chosen, **{name: getattr(run, name) for name in list_deciding()}).check()
 
 
-def _count_tokens(text: Mapping[str, Any], settings: Settings) -> int:
-    """About how many tokens the branches of a text have."""
-    sizes = [min(len(ids), settings.context_candidates) for ids in text["top_p_tokens"] if len(ids) > 1]
+def _count_tokens(candidates: list[int], settings: Settings) -> int:
+    """About how many tokens the branches of a text have; ``candidates`` are the numbers of its tokens' candidates."""
+    sizes = [min(k, settings.context_candidates) for k in candidates if k > 1]
     mean = sum(sizes) / max(len(sizes), 1)
     points = min(len(sizes), settings.branch_points)
     return round(points * mean * settings.branch_replicates * settings.branch_length)

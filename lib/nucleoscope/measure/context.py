@@ -700,20 +700,19 @@ def complete_context(
     if folder.joined:
         folder.finish(0, split)
         return
+    sizes = folder.list_sizes()
     model, tokenizer = load()
-    texts = folder.load_texts()
-    left = [index for index in range(len(texts)) if not folder.has_part(index)]
-    if len(left) < len(texts):
-        print(f"resumed: {len(texts) - len(left)} of {len(texts)} texts were compared before")
-    total = sum(len(ids) > 1 for index in left for ids in texts[index]["top_p_tokens"])
-    longest = max(left, key=lambda index: len(texts[index]["prompt"]) + len(texts[index]["tokens"]), default=None)
-    records = ((index, folder.read_text(texts[index])) for index in left)
+    left = [index for index in range(len(sizes)) if not folder.has_part(index)]
+    if len(left) < len(sizes):
+        print(f"resumed: {len(sizes) - len(left)} of {len(sizes)} texts were compared before")
+    total = sum(k > 1 for index in left for k in sizes[index].candidates)
+    longest = max(left, key=lambda index: sizes[index].characters + len(sizes[index].candidates), default=None)
+    checked = None if longest is None else next(record for _, record in folder.stream_texts([longest]))
     options = {"total": total, "progress": progress, "skip_check": skip_check, "candidates": folder.candidates}
-    options |= {"memory": memory}
-    checked = None if longest is None else folder.read_text(texts[longest])
-    for index, found in measure(model, tokenizer, records, settings, longest=checked, **options):
+    options |= {"memory": memory, "longest": checked}
+    for index, found in measure(model, tokenizer, folder.stream_texts(left), settings, **options):
         folder.save_part(index, found._asdict())
-    folder.finish(len(texts), split, {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")})
+    folder.finish(len(sizes), split, {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")})
 
 
 def read_settings(info: Mapping[str, Any]) -> Settings:

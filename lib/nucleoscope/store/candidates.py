@@ -8,7 +8,8 @@ format has no place for it: whatever key a record has besides its own is read as
 token.
 
 A file that is missing or belongs to other measurements is never an error: readers then do without similarities, as
-they do for a damaged one, which is named on stderr unless its end is missing. OSError if the system cannot read it.
+they do for a damaged one, which is named on stderr unless its end is damaged or missing. OSError if the system cannot
+read it.
 """
 
 import operator
@@ -174,9 +175,10 @@ def is_intact(folder: Path) -> bool:
         return not path.exists()
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            _check_types(file.schema_arrow.empty_table().select((*LISTS, "pairs")).schema)
             for _ in file.iter_batches(1 << 12):
                 pass
-    except (OSError, ValueError, pa.ArrowException) as error:  # a damaged name is no UTF-8
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:  # a damaged name is no UTF-8
         raise_system_error(error, path)
         return False
     return True
@@ -195,7 +197,7 @@ def _read_rows(
 
     if not is_current(folder):
         return None
-    path = folder / CANDIDATES
+    path, prompts = folder / CANDIDATES, list(map(int, prompts))
     lists = [name for name in columns if name in LISTS[2:]]
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
@@ -203,13 +205,13 @@ def _read_rows(
             _check_types(parts[0].schema)
             for group in _find_groups(file.metadata, prompts):
                 rows = file.read_row_group(group, list(columns)).select(columns)
-                rows = rows.filter(compute.is_in(rows["prompt"], pa.array(map(int, prompts), pa.int64())))
+                rows = rows.filter(compute.is_in(rows["prompt"], pa.array(prompts, pa.int64())))
                 parts.append(rows if step is None else rows.filter(compute.equal(rows["step"], step)))
         found = pa.concat_tables(parts).to_pandas().to_dict("records")  # lists become NumPy arrays
         if any(len({len(row[name]) for name in lists}) > 1 for row in found):
             raise ValueError("lists of one token have different lengths")
         return found
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise_system_error(error, path)
         print(f"skipped: {escape_line(str(path))} is damaged: similarities are not shown", file=sys.stderr)
         return None
@@ -219,11 +221,10 @@ def _check_types(schema: Any) -> None:
     """Raises ValueError if a column has another type than it was written with."""
     import pyarrow as pa
 
+    checks = dict.fromkeys(("prompt", "step", "id"), pa.types.is_integer) | {"text": pa.types.is_string}
     for field in schema:
         kind = field.type.value_type if pa.types.is_list(field.type) else field.type
-        is_known = {"prompt": pa.types.is_integer, "step": pa.types.is_integer, "id": pa.types.is_integer}
-        is_known["text"] = lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        if not is_known.get(field.name, pa.types.is_floating)(kind):
+        if not checks.get(field.name, pa.types.is_floating)(kind):
             raise ValueError(f"column {field.name} has another type")
 
 

@@ -171,7 +171,7 @@ class Lock:
 
     def _read_holder(self) -> str:
         """The holder named in the lock file of another process."""
-        for _ in range(10):  # a process that has just locked it is about to write its name, on a busy machine later
+        for _ in range(10):  # a process that has just taken the lock writes its name a moment later
             with contextlib.suppress(OSError):
                 if holder := self.path.read_text():
                     return holder

@@ -1,9 +1,10 @@
-"""A run's measurements file: where it is, and how its records are read, all or a few, without reading the rest.
+"""A run's measurements file: where it is, and how its records are read, all or a few.
 
-Contract: this module knows the study's two formats, which torch reads without this package, and nothing of tables. Its
+Contract: of a file that a run has written, only the records that are asked for are read; of any other, torch reads all.
+This module knows the study's two formats, which torch reads without this package, and nothing of tables. Its
 correlation experiment writes a list with one record per prompt, as Nucleoscope does. Its accuracy experiment writes a
 dict, {"prompt0": record, "prompt1": record, ...}, whose records have the candidates and their probabilities, but as a
-rule neither entropies nor cosines: what follows from the probabilities is computed here (`complete`), and cosines stay
+rule neither entropies nor cosines: what follows from the probabilities is computed here, and cosines stay
 missing, because they need the model's embeddings.
 """
 
@@ -12,12 +13,11 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nucleoscope.file_errors import find_system_cause
-from nucleoscope.store.mapped_records import UnusualArchive, check_sizes, map_records, read_vectors
+from nucleoscope.file_errors import find_system_cause, raise_system_error
 from nucleoscope.store.record_files import OpenRecords
 from nucleoscope.wording import count
 
@@ -56,8 +56,8 @@ def stream_records(
     """The prompt's index and the record of some or all prompts of a run, one after the other, as they are asked for.
 
     Records have all or some of their fields. Of a file that a run has written, only these records are read; of any
-    other, such as the study's, everything is read once, and only what was asked for is kept. Candidates are read only
-    for the record that is returned. ValueError names a damaged file, or a prompt that the run does not have.
+    other, such as the study's, torch reads everything at once. ValueError names a damaged file, or a prompt that the
+    run does not have.
     """
     path = find_measurements(Path(folder))
     if path is None:
@@ -65,44 +65,32 @@ def stream_records(
     wanted = None if prompts is None else [int(prompt) for prompt in prompts]
     opened = _open_records(path)
     if opened is None:
-        yield from _stream_mapped(path, wanted, fields)
+        yield from _choose_records(load(path), path, wanted, fields)
         return
     with opened:
         places = _check_prompts(path, wanted, len(opened))
         for number, place in enumerate(places):
             try:
                 (record,) = _require([opened.read(place, opened.fields if fields is None else fields)], REQUIRED, path)
-            except UNREADABLE:  # `read_intact` says what is wrong with the file, or it is the index alone
-                records = _check_records(read_intact(path), path)
-                yield from (
-                    (index, _choose(records[index], fields))
-                    for index in _check_prompts(path, places[number:], len(records))
-                )
+            except UNREADABLE:  # `load` says what is wrong with the file, or it is the index alone
+                yield from _choose_records(load(path), path, places[number:], fields)
                 return
             yield place, {name: _make_tensors(value) for name, value in _choose(record, fields).items()}
 
 
 def _open_records(path: Path) -> OpenRecords | None:
-    """A file that a run has written; None for any other, and for what `load_mapped` says why it cannot be read."""
-    with contextlib.suppress(ValueError, OSError, MemoryError):
+    """A file that a run has written; None for any other, and if it is damaged, as `load` says."""
+    with contextlib.suppress(*UNREADABLE):
         return OpenRecords(path)
     return None
 
 
-def _stream_mapped(path: Path, wanted: list[int] | None, fields: Collection[str] | None) -> Iterator[tuple[int, dict]]:
-    """The `stream_records` of a file without an index, whose records can only be read in their order."""
-    kept = None if wanted is None else set(wanted)
-
-    def trim(index: int, record: dict) -> None:
-        if kept is None or index in kept:
-            complete(record)
-        for name in record:
-            if (kept is not None and index not in kept) or (fields is not None and name not in fields):
-                record[name] = None
-
-    records = load_mapped(path, trim)
+def _choose_records(
+    records: list[dict], path: Path, wanted: list[int] | None, fields: Collection[str] | None
+) -> Iterator[tuple[int, dict]]:
+    """The `stream_records` of records that have all been read."""
     for index in _check_prompts(path, wanted, len(records)):
-        yield index, {name: read_vectors(value) for name, value in _choose(records[index], fields).items()}
+        yield index, _choose(records[index], fields)
 
 
 def _check_prompts(path: Path, wanted: list[int] | None, number: int) -> list[int]:
@@ -129,24 +117,11 @@ def _make_tensors(value: Any) -> Any:
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
-def load_mapped(path: Path, trim: Callable[[int, dict], None] | None = None) -> list[dict]:
-    """Like `load`, but with `mapped_records.MappedVector` for tensors if the file is of torch's newer format.
-
-    ``trim(index, record)`` may empty what is not needed, as in `map_records`.
-    """
-    try:
-        return _check_records(map_records(path, trim), path)
-    except FileNotFoundError:
-        raise
-    except Exception:  # `load` either reads the file or says in one line what is wrong with it
-        return load(path)
-
-
 def _check_records(content: Any, path: str | os.PathLike) -> list[dict]:
     """The records of either format as a list, in the order of the file."""
     if isinstance(content, dict) and content and all(PROMPT_KEY.fullmatch(str(key)) for key in content):
         records = _require(list(content.values()), REQUIRED_OF_ACCURACY, path)
-        return [complete(record) for record in records]
+        return [_complete(record) for record in records]
     return _require(content, REQUIRED, path)
 
 
@@ -159,7 +134,7 @@ def _require(records: Any, keys: Collection[str], path: str | os.PathLike) -> li
     return records
 
 
-def complete(record: dict) -> dict:
+def _complete(record: dict) -> dict:
     """Adds to a record of the accuracy experiment, in place, what follows from its candidates' probabilities.
 
     Entropy, varentropy and collision entropy of the candidates, the margin between the two likeliest, and surprisal and
@@ -173,7 +148,7 @@ def complete(record: dict) -> dict:
         for name in NOT_MEASURED:
             record.pop(name, None)
     steps = record.get("top_p_probs")
-    if "entropies" in record or steps is None or record["top_p_tokens"] is None:
+    if "entropies" in record or steps is None:
         return record
     taken = np.asarray(record["tokens"]).tolist() if record.get("tokens") is not None else [None] * len(steps)
     if len(taken) != len(steps) or len(record["top_p_tokens"]) != len(steps):
@@ -196,6 +171,28 @@ def complete(record: dict) -> dict:
     return record
 
 
+class _UnusualArchive(ValueError):
+    """An archive that torch.save does not write; the message says what it is."""
+
+
+def _check_sizes(path: str | os.PathLike) -> None:
+    """Raises `_UnusualArchive` for an archive that torch.save does not write, before any of it is read.
+
+    A compressed archive of some kilobytes can unpack to gigabytes; torch.save compresses nothing, so the
+    parts of its archives are together smaller than the file. A file in torch's older format, which is no archive, is
+    not checked.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    if any(part.filename.endswith("constants.pkl") for part in parts):  # a program, which torch would load as one
+        raise _UnusualArchive("a TorchScript archive is not a measurements file")
+    total, size = sum(part.file_size for part in parts), os.path.getsize(path)
+    if total > size:
+        raise _UnusualArchive(f"an archive of {size:,} bytes that unpacks to {total:,}")
+
+
 def read(path: str | os.PathLike) -> Any:
     """The content of a file of tensors, on the CPU. ValueError: it is damaged; OSError: the system cannot read it."""
     import torch
@@ -203,7 +200,7 @@ def read(path: str | os.PathLike) -> Any:
     if os.path.isdir(path):
         raise IsADirectoryError(f"'{path}' is a folder: give its {MEASUREMENTS}")
     try:
-        check_sizes(path)
+        _check_sizes(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
@@ -211,7 +208,7 @@ def read(path: str | os.PathLike) -> Any:
         if cause := find_system_cause(error, path):
             raise OSError(f"cannot read '{path}': {cause}") from None
         # what torch says of a damaged file, such as "pop from empty list", explains nothing
-        said = f" ({error})" if isinstance(error, UnusualArchive) else ""
+        said = f" ({error})" if isinstance(error, _UnusualArchive) else ""
         raise ValueError(
             f"cannot read '{path}' as measurements: the file is truncated or was not written by Nucleoscope{said}: "
             "measure again with --overwrite"
@@ -226,13 +223,17 @@ def read_intact(path: Path) -> Any:
 
 
 def check_intact(path: Path) -> None:
-    """Raises ValueError if a file of tensors has other bytes than its checksums say; torch's older format has none."""
+    """Raises ValueError if a file of tensors has other bytes than its checksums say; torch's older format has none.
+
+    OSError if the system cannot read it.
+    """
     if not zipfile.is_zipfile(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error):
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, OSError, EOFError, MemoryError) as error:
+        raise_system_error(error, path)
         damaged = path.name
     if damaged:
         raise ValueError(f"'{path}' is damaged")

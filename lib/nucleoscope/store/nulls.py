@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NULLS = "nulls.parquet"
+COLUMNS = ("prompt", "step", "candidates", "geometry", "null", "draw", "k", "entropy", "cosine")
 
 
 def write_nulls(looked: Any, measurements: Path) -> None:

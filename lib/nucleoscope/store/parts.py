@@ -6,16 +6,15 @@ resumed. A process that writes holds the lock of the run's folder.
 """
 
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from nucleoscope.atomic import compile_names, remove_files, write_atomically, write_json
 from nucleoscope.file_errors import find_system_cause
 from nucleoscope.store.integrity import find_problem
 from nucleoscope.store.locking import Lock, Locked, check_folder
-from nucleoscope.store.mapped_records import read_vectors
-from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
+from nucleoscope.store.measurements import MEASUREMENTS, read_intact, stream_records
 from nucleoscope.store.results import RUN_INFO, read_json, read_recorded
 from nucleoscope.store.tokens import compute_fingerprint
 
@@ -83,13 +82,20 @@ def read_table(path: Path, columns: Collection[str] | None, source: bytes, again
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             check_source(path, (file.schema_arrow.metadata or {}).get(source, b"").decode(), again)
-            return file.read(None if columns is None else list(columns)).replace_schema_metadata().to_pandas()
+            return file.read(None if columns is None else list(columns)).to_pandas()
     except FileNotFoundError:
         raise ValueError(f"'{path.parent}' has no {path.name}: {again}") from None
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:  # a damaged name is no UTF-8
         if cause := find_system_cause(error, path):
             raise OSError(f"cannot read '{path}': {cause}") from None
         raise ValueError(f"'{path}' is damaged ({str(error).splitlines()[0][:100]}): remove it, then {again}") from None
+
+
+class TextSize(NamedTuple):
+    """How long a text is: the characters of its prompt, and the number of candidates of each of its T tokens."""
+
+    characters: int
+    candidates: list[int]
 
 
 class PartsFolder(Locked):
@@ -189,23 +195,23 @@ class PartsFolder(Locked):
     def _has_content(self, part: Any) -> bool:
         return isinstance(part, dict) and all(name in part for name in self.CONTENT)
 
-    def load_texts(self) -> list[dict[str, Any]]:
-        """The records of all prompts with the `FIELDS`; vectors stay in the file until `read_text`."""
+    def list_sizes(self) -> list[TextSize]:
+        """The sizes of all texts, in their order; all records are read, and so checked, as by `stream_texts`."""
+        return [
+            TextSize(len(record["prompt"]), [len(ids) for ids in record["top_p_tokens"]])
+            for _, record in self.stream_texts()
+        ]
 
-        def trim(_: int, record: dict) -> None:
-            for name in record:
-                if name not in self.FIELDS:
-                    record[name] = None
+    def stream_texts(self, prompts: Iterable[int] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The indices and records of some or all texts, with the `FIELDS`, one after the other: see `stream_records`.
 
-        records = load_mapped(self.folder / MEASUREMENTS, trim)
-        missing = [name for name in self.FIELDS if any(record.get(name) is None for record in records)]
-        if missing:
-            raise ValueError(f"'{self.folder / MEASUREMENTS}' has no {missing[0]}: measure the run again")
-        return records
-
-    def read_text(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """A record of `load_texts` with its vectors as tensors."""
-        return {name: read_vectors(record[name]) for name in self.FIELDS}
+        ValueError if a record has not all of the fields.
+        """
+        for index, record in stream_records(self.folder, prompts, self.FIELDS):
+            for name in self.FIELDS:
+                if record.get(name) is None:
+                    raise ValueError(f"'{self.folder / MEASUREMENTS}' has no {name}: measure the run again")
+            yield index, record
 
     def has_part(self, index: int) -> bool:
         """Whether a text is done."""

@@ -20,7 +20,8 @@ from nucleoscope.settings import FIELDS, fill_defaults, list_varying
 from nucleoscope.store.candidate_writing import write_candidates
 from nucleoscope.store.candidates import CANDIDATES, NEEDED, is_intact
 from nucleoscope.store.locking import LOCK, Lock, Locked, check_folder
-from nucleoscope.store.measurements import MEASUREMENTS, load_mapped, read_intact
+from nucleoscope.store.measurements import MEASUREMENTS, check_intact, read_intact, stream_records
+from nucleoscope.store.nulls import COLUMNS as NULL_COLUMNS
 from nucleoscope.store.nulls import NULLS, write_nulls
 from nucleoscope.store.record_files import (
     Damaged,
@@ -45,6 +46,7 @@ from nucleoscope.store.results import (
 from nucleoscope.store.side_tables import is_readable
 from nucleoscope.store.tokens import TOKENS, write_tokens
 from nucleoscope.store.variants import VARIANTS, has_readable_variants, write_variants
+from nucleoscope.store.vocabulary import COLUMNS as VOCABULARY_COLUMNS
 from nucleoscope.store.vocabulary import VOCABULARY, write_vocabulary
 from nucleoscope.variants import NONE, Layout
 
@@ -54,7 +56,8 @@ OWN = compile_names(r"\d{6,}\.pt|\d{6,}\.states|\d{6,}-\d+-\d{6,}\.steps|setting
 SETTINGS, PLAN = "settings.json", "plan.json"
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
 
-LOOKED = (NULLS, VOCABULARY)  # files of the second look, which a run without variants does not have
+# Files of the second look, which a run without variants does not have, and their columns.
+LOOKED = {NULLS: NULL_COLUMNS, VOCABULARY: VOCABULARY_COLUMNS}
 # What belongs to measurements, and must never be next to others; `finish` writes it.
 COMPANIONS = (RUN_INFO, TOKENS, CANDIDATES, VARIANTS, *LOOKED)
 
@@ -147,7 +150,7 @@ class RunFolder(Locked):
         if not is_intact(self.folder):
             return False
         looked = isinstance(read_json(self.folder / RUN_INFO).get("second_look"), dict)
-        if not all(is_readable(self.folder / name) for name in (LOOKED if looked else ())):
+        if looked and not all(is_readable(self.folder / name, columns) for name, columns in LOOKED.items()):
             return False
         return self.settings.get("variants", NONE) == NONE or has_readable_variants(self.folder)
 
@@ -618,7 +621,9 @@ def _is_plain_file(path: Path) -> bool:
 
 def _is_readable(path: Path) -> bool:
     try:
-        load_mapped(path, lambda _, record: record.update(dict.fromkeys(record)))  # nothing of it is kept
+        check_intact(path)
+        for _ in stream_records(path.parent, fields=("prompt",)):
+            pass
     except ValueError:
         return False
     return True

@@ -50,10 +50,7 @@ def load_table(
     try:
         _check_source(path)
         options: dict[str, Any] = {"columns": columns and list(columns), "filters": filters or None}
-        # pandas' own notes may be damaged
-        return (
-            parquet.read_table(path, page_checksum_verification=True, **options).replace_schema_metadata().to_pandas()
-        )
+        return parquet.read_table(path, page_checksum_verification=True, **options).to_pandas()
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:  # a damaged name is no UTF-8
         if cause := find_system_cause(error, path):
             raise OSError(f"cannot read '{path}': {cause}") from None
@@ -61,13 +58,12 @@ def load_table(
         raise ValueError(f"'{path}' is damaged ({reason}): {ADVICE}") from None
 
 
-def is_readable(path: Path) -> bool:
-    """Whether a table can be read to its end and belongs to the measurements next to it."""
+def is_readable(path: Path, columns: Sequence[str]) -> bool:
+    """Whether a table can be read to its end, belongs to the measurements next to it, and has these ``columns``."""
     try:
-        load_table(path.parent, path.name, None, {})
+        return list(load_table(path.parent, path.name, None, {})) == list(columns)
     except ValueError:
         return False
-    return True
 
 
 def _check_source(path: Path) -> None:

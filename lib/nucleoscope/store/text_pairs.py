@@ -227,7 +227,7 @@ def load_sums(path: Path, ends: Iterable[int] = ()) -> "np.ndarray":
     """Sums over each token's nucleus under the full distribution p, in a measurements file: (n, 4) float64.
 
     The sum of p, its mass; then those of p, -p log p and p (log p)^2 over the candidates that are in ``ends``. In the
-    order of `results.load_run`. Candidates of one prompt are in memory at a time.
+    order of `results.load_run`. Of a run's own file, candidates of one prompt are in memory at a time.
     """
     import numpy as np
 

@@ -20,7 +20,7 @@ from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
 from nucleoscope.file_errors import find_system_cause, raise_system_error
 from nucleoscope.models.token_bytes import TokenDecoder
-from nucleoscope.store.measurements import check_intact, complete, find_measurements, load_mapped
+from nucleoscope.store.measurements import find_measurements, load
 from nucleoscope.store.record_files import iterate_records, read_fields
 
 # torch, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
@@ -144,13 +144,7 @@ def convert(path: Path) -> Any:
             write_tokens(iterate_records(path), path, fields)
             return tokens
     fingerprint = compute_fingerprint(path)
-
-    def drop_probabilities(_: int, record: dict) -> None:
-        if "top_p_probs" in complete(record):
-            record["top_p_probs"] = None
-
-    check_intact(path)
-    frame = _tabulate_records(load_mapped(path, drop_probabilities))
+    frame = _tabulate_records(load(path))
     if path != find_measurements(path.parent):  # an older file of the study: tokens.parquet belongs to the latest one
         return frame
     try:

@@ -138,7 +138,7 @@ def load(
     filters = [(name, "in", values) for name, values in chosen.items()] or None
     try:
         table = parquet.read_table(path, columns=names, filters=filters, page_checksum_verification=True)
-        frame = table.replace_schema_metadata().to_pandas()  # pandas' own notes may be damaged
+        frame = table.to_pandas()
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise _explain(path, error) from None
     for name in given.keys() & set(frame):
@@ -183,6 +183,8 @@ def has_readable_variants(folder: str | os.PathLike) -> bool:
     try:
         read_layout(folder)
         with parquet.ParquetFile(Path(folder, VARIANTS), page_checksum_verification=True) as file:
+            if file.schema_arrow.names != list(COLUMNS):
+                return False
             for _ in file.iter_batches(1 << 16):
                 pass
     except (ValueError, pa.ArrowException, OSError) as error:

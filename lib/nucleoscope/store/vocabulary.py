@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VOCABULARY = "vocabulary.parquet"
+COLUMNS = ("id", "text", "class", "norm", "mean_probability")
 CLASSES = ("word_start", "word_piece", "digit", "punctuation", "whitespace", "capitalised", "other_script", "special")
 
 PART = "\ufffd"  # how a decoder writes bytes that are no whole character

@@ -223,7 +223,8 @@ def explain_no_typical(tables: Mapping[tuple[str, str], pd.DataFrame]) -> str:
     longer = "raise `n_prompts` or `max_tokens`"
     ranked = _rank(tables)
     if ranked.empty:
-        alone = all((table["k"] == 1).all() for table in tables.values())
+        filled = [table for table in tables.values() if len(table)]
+        alone = bool(filled) and all((table["k"] == 1).all() for table in filled)
         advice = "a higher `top_p` or `temperature` gives tokens an alternative" if alone else longer
         return f"no token has more than one candidate and both quantities; {advice}"
     known = ranked[ranked["token"] >= 0]

@@ -358,8 +358,10 @@ def format_readable(statistics: pd.DataFrame, of: str = "") -> pd.DataFrame:
 
 
 def _format_design_effects(statistics: pd.DataFrame) -> list[str]:
-    """With a decimal if there are enough prompts (`bootstrap.LEAST_PROMPTS`) for it to mean something; never as 0,
-    because readers divide by it."""
+    """Design effects as texts, with a decimal if there are enough prompts (`bootstrap.LEAST_PROMPTS`) for one.
+
+    Small ones have their first digit that is not 0, because readers divide by them.
+    """
     shown = []
     for value, prompts in zip(statistics["design effect"], statistics["prompts"], strict=True):
         number = f"{value:.1g}" if value < 0.95 else format_number(value, int(prompts >= LEAST_PROMPTS))

@@ -401,8 +401,9 @@ def _explain_missing_name(kind: str, entry: dict) -> str:
     meant = (noun, f"{noun}_name", "path", "file", "id")
     if close := [key for key in entry if key in meant or suggest(key, ["name"])]:
         return f"{quote(close[0])} but no 'name': rename it to 'name'"
+    known = {*PARAMETERS, *RESOURCES, *ELSEWHERE, *KEYS}
     for key, value in entry.items():  # a name with its settings below
-        if isinstance(key, str) and key.strip() and key not in PARAMETERS and isinstance(value, dict | list | None):
+        if isinstance(key, str) and key.strip() and key not in known and isinstance(value, dict | list | None):
             return f"no 'name': write name: {key}, with its settings on the lines below"
     example = {"models": "gpt2", "datasets": "math"}[kind]
     return f"no 'name': begin it with one, such as name: {example}, and put its settings on the lines below"
