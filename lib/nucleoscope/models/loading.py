@@ -29,7 +29,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from nucleoscope.atomic import hash_file
 from nucleoscope.hub import PACKAGED, announce_wait, check, explain, find, is_on_hub, shorten
-from nucleoscope.models import dequantized, gguf, kinds, placement
+from nucleoscope.models import dequantized, gguf, kinds, packing, placement
 from nucleoscope.models.placement import pick_device
 from nucleoscope.models.tokenizers import read_tokenizer
 from nucleoscope.settings import FIELDS, Settings, validate
@@ -101,7 +101,7 @@ def load(
             f"the weights of model '{name}' do not match its config.json: {weight} has shape {tuple(found)}, but "
             f"{tuple(expected)} is expected; copy or download the model again"
         )
-    return Model(model.eval(), tokenizer, _identify(name, source, digest, options.get("revision")))
+    return Model(packing.pack(model.eval()), tokenizer, _identify(name, source, digest, options.get("revision")))
 
 
 def load_measured(
