@@ -26,11 +26,25 @@ SHORTER = 7 / 8  # of the longest row's length: a row that is shorter begins a n
 class RowGroups(NamedTuple):
     """Rows of similar length: the slice of each group's rows with the column in which its longest row begins.
 
-    ``width`` is the number of columns, with the new token's.
+    ``width`` is the number of columns, with the new token's. ``masks`` are those of the groups, made once for all
+    layers that have the same mask, which is kept beside them.
     """
 
     parts: list[tuple[slice, int]]
     width: int
+    masks: dict[int, tuple[torch.Tensor | None, list[torch.Tensor]]]
+
+    def cut_mask(self, mask: torch.Tensor | None, query: torch.Tensor) -> list[torch.Tensor]:
+        """A layer's mask (B or 1, H or 1, 1, width), or one that hides nothing, for each of the groups.
+
+        PyTorch's kernel adds a mask to the scores, and would make numbers of truth values at each call.
+        """
+        if id(mask) not in self.masks:
+            added = query.new_zeros((1, 1, 1, self.width)) if mask is None else mask
+            if added.dtype == torch.bool:
+                added = torch.zeros_like(added, dtype=query.dtype).masked_fill_(~added, -torch.inf)
+            self.masks[id(mask)] = mask, [_cut(added, *part) for part in self.parts]
+        return self.masks[id(mask)][1]
 
 
 def form_groups(lengths: Sequence[int], width: int) -> list[tuple[slice, int]]:
@@ -49,7 +63,7 @@ _ACTIVE = threading.local()
 @contextlib.contextmanager
 def attend_in_groups(parts: list[tuple[slice, int]], width: int) -> Iterator[None]:
     """Within the block, attention of one token per row is computed in these groups."""
-    _ACTIVE.groups = RowGroups(parts, width)
+    _ACTIVE.groups = RowGroups(parts, width, {})
     try:
         yield
     finally:
@@ -72,20 +86,18 @@ def _attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, *args, position_bias=position_bias, **options
         )
-    if attention_mask is None:
-        attention_mask = query.new_ones((1, 1, 1, groups.width), dtype=torch.bool)
     found = [
         sdpa_attention_forward(
             module,
             query[rows],
             key[rows, :, start:],
             value[rows, :, start:],
-            _cut(attention_mask, rows, start),
+            mask,
             *args,
             position_bias=_cut(position_bias, rows, start),
             **options,
         )[0]
-        for rows, start in groups.parts
+        for (rows, start), mask in zip(groups.parts, groups.cut_mask(attention_mask, query), strict=True)
     ]
     return found[0] if len(found) == 1 else torch.cat(found), None
 
