@@ -50,12 +50,8 @@ from nucleoscope.workflow import command_line
 from speed_comparison import DATASETS
 
 SETTINGS = ("model_name", "prompt_column", "n_prompts", "max_tokens", "prompt_format")
-SECOND_PASS = (
-    "context_candidates",
-    "branch_points",
-    "branch_length",
-    "branch_replicates",
-)  # settings of --context and --branching
+# Settings of --context and --branching.
+SECOND_PASS = ("context_candidates", "branch_points", "branch_length", "branch_replicates")
 PARTS = "abcdkv"
 SETTINGS += ("top_p", "device", "dtype", "batch_size")
 

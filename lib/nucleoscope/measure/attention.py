@@ -13,7 +13,8 @@ together. So there always is a mask.
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -23,28 +24,31 @@ LEAST_ROWS = 16  # of a group: each takes a call of its own in every layer
 SHORTER = 7 / 8  # of the longest row's length: a row that is shorter begins a new group
 
 
-class RowGroups(NamedTuple):
+@dataclass
+class RowGroups:
     """Rows of similar length: the slice of each group's rows with the column in which its longest row begins.
 
     ``width`` is the number of columns, with the new token's. ``masks`` are those of the groups, made once for all
-    layers that have the same mask, which is kept beside them.
+    layers that have the same mask. That is kept beside them, so that no other mask gets its address.
     """
 
     parts: list[tuple[slice, int]]
     width: int
-    masks: dict[int, tuple[torch.Tensor | None, list[torch.Tensor]]]
+    masks: dict[tuple[int, torch.dtype], tuple[torch.Tensor | None, list[torch.Tensor]]] = field(default_factory=dict)
 
     def cut_mask(self, mask: torch.Tensor | None, query: torch.Tensor) -> list[torch.Tensor]:
         """A layer's mask (B or 1, H or 1, 1, width), or one that hides nothing, for each of the groups.
 
-        PyTorch's kernel adds a mask to the scores, and would make numbers of truth values at each call.
+        PyTorch's kernel adds a mask to the scores, and would make numbers of truth values at each call. No row is
+        hidden as a whole: a step sees its own token.
         """
-        if id(mask) not in self.masks:
+        key = id(mask), query.dtype
+        if key not in self.masks:
             added = query.new_zeros((1, 1, 1, self.width)) if mask is None else mask
             if added.dtype == torch.bool:
                 added = torch.zeros_like(added, dtype=query.dtype).masked_fill_(~added, -torch.inf)
-            self.masks[id(mask)] = mask, [_cut(added, *part) for part in self.parts]
-        return self.masks[id(mask)][1]
+            self.masks[key] = mask, [_cut(added, *part) for part in self.parts]
+        return self.masks[key][1]
 
 
 def form_groups(lengths: Sequence[int], width: int) -> list[tuple[slice, int]]:
@@ -63,7 +67,7 @@ _ACTIVE = threading.local()
 @contextlib.contextmanager
 def attend_in_groups(parts: list[tuple[slice, int]], width: int) -> Iterator[None]:
     """Within the block, attention of one token per row is computed in these groups."""
-    _ACTIVE.groups = RowGroups(parts, width, {})
+    _ACTIVE.groups = RowGroups(parts, width)
     try:
         yield
     finally:

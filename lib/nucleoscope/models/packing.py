@@ -1,107 +1,151 @@
 """Weights in the layout that a CPU multiplies with, so that they are not rearranged for every product.
 
-Contract: a packed model computes what it computed before, up to the order of sums in float32, and its code sees the
-weights that it had. On a CPU, oneDNN multiplies in bfloat16 by blocks of a weight, which torch's linear layer makes of
-it anew at each call. That takes a third to a half of the time of a step. Here they are made once, and take the place of
-the weight, so that a model needs no more memory. `torch.compile` uses the same two operations of torch.
+Contract: a packed model computes what it computed before, up to the order of sums in float32, and whatever looks at its
+weights finds them as they were. On a CPU, oneDNN multiplies in bfloat16 by blocks of a weight, which torch's linear
+layer makes of it anew at each call. That takes a quarter to a half of the time of a product. Here they are made once,
+and take the place of the weight. The two operations are those of `torch.compile`, and not part of torch's public API:
+they are tried before anything is packed.
 """
 
+import functools
 import platform
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-# Bytes that the blocks of a weight may take beside it: that of an output layer is often the input embedding too, whose
-# rows are looked up.
+from nucleoscope.models import memory
+
+# Bytes that the blocks of a weight may take beside it, if it is also that of another layer: an output layer often has
+# the input embedding, whose rows are looked up. That is a tenth of what measuring a small model takes.
 MOST_BESIDE = 2**27
-ROWS = 32  # of the input for which blocks are chosen; other numbers have the same ones
+ROWS = 32  # of the input for which a layout is chosen; it is right for any number, and here the same for all
 
 
 class PackedLinear(nn.Linear):
-    """Takes the place of a linear layer, with its weight packed.
+    """A linear layer whose weight is packed.
 
-    ``weight`` is the weight as it was. If it is read more than once, a model's code may read it at every step: the
-    layer then becomes an ordinary one again. ``shared`` says that the weight is needed elsewhere too, and is kept.
-    Gradients are those of an ordinary layer.
+    Code that reads ``weight`` may do so at every step, or change it in place: the layer then becomes an ordinary one,
+    for good. So it does before it is copied, moved or converted, and if gradients are wanted. `read_weight` leaves it
+    as it is. If the weight is that of another layer too, and is changed there, the packed one does not follow.
     """
 
-    def __init__(self, linear: nn.Linear, shared: bool):
-        nn.Module.__init__(self)  # not nn.Linear's, which creates a weight
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = linear.bias
-        self.training = linear.training
-        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
-        self.packed = nn.Parameter(packed, requires_grad=False)
-        # in a tuple, because the module would register it as its own
-        self._dense = (linear.weight,) if shared else ()
-        self._read_before = shared
+    def read_weight(self) -> torch.Tensor:
+        """The weight (out, in) as it was: that of the other layer if there is one, else a copy."""
+        shared = self.__dict__["_shared"]
+        if shared is not None:
+            return shared.detach()
+        with torch.inference_mode(False), torch.no_grad():
+            return self.packed.detach().to_dense()
+
+    def unpack(self) -> nn.Linear:
+        """Makes it an ordinary layer."""
+        weight, bias = self.__dict__["_shared"], self._parameters.pop("bias")
+        if weight is None:
+            weight = nn.Parameter(self.read_weight(), requires_grad=self.__dict__["_trains"])
+        self.__class__ = nn.Linear
+        del self.packed, self._shared, self._trains
+        self.register_parameter("weight", weight)  # before the bias, as in any state dict
+        self.register_parameter("bias", bias)
+        return self
 
     @property
-    def weight(self) -> torch.Tensor:
-        if self._dense:
-            return self._dense[0]
-        weight = self._unpack()
-        if self._read_before:
-            self._dense, self.packed = (weight,), None
-        self._read_before = True
-        return weight
+    def weight(self) -> nn.Parameter:
+        return self.unpack().weight
 
-    def _unpack(self) -> nn.Parameter:
-        return nn.Parameter(self.packed.detach().to_dense(), requires_grad=False)
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            self.unpack()
+        nn.Module.__setattr__(self, name, value)
 
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.pop(f"{prefix}packed", None)
-        destination[f"{prefix}weight"] = (self._dense[0] if self._dense else self._unpack()).detach()
+    def __reduce_ex__(self, protocol: Any) -> Any:  # to copy or pickle it
+        return self.unpack().__reduce_ex__(protocol)
+
+    def _apply(self, *arguments: Any, **options: Any) -> nn.Module:
+        return self.unpack()._apply(*arguments, **options)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self.unpack()._load_from_state_dict(*arguments)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self.read_weight()
+        if self.bias is not None:
+            destination[f"{prefix}bias"] = self.bias if keep_vars else self.bias.detach()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.packed is None or torch.is_grad_enabled():
-            return super().forward(input)
+        if torch.is_grad_enabled() or input.dtype != torch.bfloat16 or input.device.type != "cpu":
+            return nn.functional.linear(input, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], "")
 
 
 def pack(model: PreTrainedModel) -> PreTrainedModel:
-    """Packs the weights of a model's linear layers in place if it is in bfloat16 on a CPU that multiplies in it.
+    """Packs the weights of a model's linear layers that are in bfloat16, in place, on a CPU that multiplies in it.
 
-    Returns the model. Layers with hooks, or with a forward pass of their own, stay as they are.
+    Returns the model. Layers with hooks or with a forward pass of their own stay as they are, and so does a model that
+    takes more than half of the memory: packed weights are not paged out to their file, as mapped ones are.
     """
-    if not _can_pack():
+    size = sum(weight.nbytes for weight in model.parameters())
+    if not _can_pack() or size > memory.read_available() // 2:
         return model
     uses = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
-    packed: dict[nn.Module, PackedLinear] = {}
+    found = False
     with torch.inference_mode(False), torch.no_grad():
-        for parent in list(model.modules()):
-            for name, module in list(parent._modules.items()):  # a module that is used twice is there twice
-                if module not in packed and _is_suitable(module):
-                    shared = uses[id(module.weight)] > 1
-                    if not shared or module.weight.nbytes <= MOST_BESIDE:
-                        packed[module] = PackedLinear(module, shared)
-                if module in packed:
-                    setattr(parent, name, packed[module])
-        if packed:
+        for module in model.modules():
+            if _is_suitable(module):
+                shared = uses[id(module.weight)] > 1
+                if not shared or module.weight.nbytes <= MOST_BESIDE:
+                    _pack_layer(module, shared)
+                    found = True
+        if found:
             _leave_file(model)
     return model
 
 
+def _pack_layer(layer: nn.Linear, shared: bool) -> None:
+    """Makes a linear layer a `PackedLinear`; the layer remains the same object, wherever it is used."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
+    weight = layer._parameters.pop("weight")
+    if shared:  # an addition, which is not counted among the weights
+        layer.register_buffer("packed", packed, persistent=False)
+    else:
+        layer.register_parameter("packed", nn.Parameter(packed, requires_grad=False))
+    # not as attributes, because the module would register the weight
+    layer.__dict__.update(_shared=weight if shared else None, _trains=weight.requires_grad)
+    layer.__class__ = PackedLinear
+
+
 def _leave_file(model: PreTrainedModel) -> None:
-    """Copies the weights that are left. They may be parts of a file in memory, all of which stays there until none is
-    used any more."""
-    for weight in model.parameters():
-        if weight.layout == torch.strided and weight.device.type == "cpu":
-            weight.data = weight.data.clone()
+    """Copies what is left. It may be part of a file in memory, all of which stays there until none is used any more."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.layout == torch.strided and tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor:
+            tensor.data = tensor.data.clone()
 
 
+@functools.cache
 def _can_pack() -> bool:
-    """Whether this machine multiplies in bfloat16, and is of a kind on which this was tried."""
-    return platform.machine() in ("x86_64", "AMD64") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether this machine multiplies in bfloat16, is of a kind on which this was tried, and has both operations."""
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if platform.machine() not in ("x86_64", "AMD64") or not any(map(flags.get, ("avx512_bf16", "amx_bf16"))):
+        return False
+    try:
+        layer = nn.Linear(64, 48, bias=False, dtype=torch.bfloat16)
+        with torch.inference_mode():
+            x = torch.ones(3, 64, dtype=torch.bfloat16)
+            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
+            found = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+            return torch.equal(packed.to_dense(), layer.weight) and torch.allclose(found, layer(x), atol=0.05)
+    except Exception:  # of a torch without oneDNN, or one that has changed them
+        return False
 
 
 def _is_suitable(module: nn.Module) -> bool:
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
-    if module._forward_hooks or module._forward_pre_hooks or nn.utils.parametrize.is_parametrized(module):
+    if module._forward_hooks or module._forward_pre_hooks:
         return False
     weight = module.weight
+    if type(weight) is not nn.Parameter:  # quantised, or distributed over processes
+        return False
     return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.layout == torch.strided

@@ -148,7 +148,7 @@ def _complete(record: dict) -> dict:
         for name in NOT_MEASURED:
             record.pop(name, None)
     steps = record.get("top_p_probs")
-    if "entropies" in record or steps is None:
+    if "entropies" in record or steps is None or record["top_p_tokens"] is None:
         return record
     taken = np.asarray(record["tokens"]).tolist() if record.get("tokens") is not None else [None] * len(steps)
     if len(taken) != len(steps) or len(record["top_p_tokens"]) != len(steps):

@@ -39,7 +39,7 @@ def check_place(folder: Path, output: Path) -> None:
     if output.exists() and not output.is_file():
         raise OSError(f"'{output}' is not a regular file: name another")
     if file := next((above for above in output.parents if above.exists() and not above.is_dir()), None):
-        raise NotADirectoryError(f"'{file}' is a file, not a folder: write to another folder")
+        raise NotADirectoryError(f"'{file}' is not a folder: write to another folder")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"the folder '{output.parent}' does not exist: create it first")
     if output.resolve().parent == folder.resolve():
