@@ -49,7 +49,7 @@ lab: $(READY)  ## open copies of the notebooks in JupyterLab, scratch/explore.py
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/scratch/explore.py $(LAB)
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)  ## check style, formatting, and which room imports which
 	$(BIN)/ruff check .

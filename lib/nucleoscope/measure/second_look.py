@@ -10,6 +10,7 @@ sets of as many tokens (`null_sets`); and the candidates of hidden states drawn 
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -304,7 +305,9 @@ class Reading:
         if batch[0].prompt not in self.kept:
             yield from self.forward.compute_states([text.ids for text in batch], [text.start for text in batch])
             return
-        states = torch.cat([self.kept[text.prompt] for text in batch]).to(next(self.forward.head.parameters()).device)
+        head = self.forward.head  # a packed layer with the embedding's weight has a buffer alone
+        device = next(chain(head.parameters(), head.buffers())).device
+        states = torch.cat([self.kept[text.prompt] for text in batch]).to(device)
         for piece in states.split(self.forward.rows):
             yield self.layer.compute_logits(piece), piece
 
