@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-# Logits processed at once: on a CPU as many as fit in its cache (allocating memory at each step
+# Logits processed at once: on a CPU as many as fit in its largest cache (allocating memory at each step
 # costs more than the arithmetic), on a GPU as many as keep it busy.
 PIECE_CPU, PIECE_GPU = 2**20, 2**28
 

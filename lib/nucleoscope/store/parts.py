@@ -205,9 +205,8 @@ class PartsFolder(Locked):
     def stream_texts(self, prompts: Iterable[int] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """The indices and records of some or all texts, with the `FIELDS`, one after the other: see `stream_records`.
 
-        Of a file that no run has written, all records are in memory at once.
-
-        ValueError if a record has not all of the fields.
+        Of a file that no run has written, all records are in memory at once. ValueError if a record has not all of the
+        fields.
         """
         for index, record in stream_records(self.folder, prompts, self.FIELDS):
             for name in self.FIELDS:
