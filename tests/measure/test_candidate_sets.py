@@ -35,6 +35,21 @@ def test_windows_are_those_of_the_logits_alone_if_the_nucleus_is_found_with_them
     assert all(torch.equal(*pair) for pair in zip(found.candidates, alone.candidates, strict=True))
 
 
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.97, 1.0])
+@pytest.mark.parametrize(
+    "names", [["top_p_0.5"], ["top_k_2"], ["top_k_50", "top_p_0.9"], ["typical_0.9"], ["min_p_0.1", "top_n_sigma_1"]]
+)
+def test_a_nucleus_and_margin_are_the_same_whichever_sets_are_found_with_them(names, top_p):
+    logits, sets = draw(40, 3000), [variants.SETS_BY_NAME[name] for name in names]
+    logits[7:9], logits[9] = 0, -torch.inf
+    logits[8, 5], logits[9, 5] = 200, 0  # all mass on one token, and nothing but one possible, after a row of equals
+    found, alone = describe_distribution(logits, top_p, sets), describe_distribution(logits, top_p)
+    assert all(torch.equal(*pair) for pair in zip(found.candidates, alone.candidates, strict=True))
+    assert torch.equal(found.margin, alone.margin)
+    assert all(torch.equal(*pair) for pair in zip(found.full, alone.full, strict=True))
+    assert_equal(found.windows, find_windows(logits, alone.full.entropy, sets))
+
+
 def test_windows_do_not_depend_on_how_many_tokens_are_sorted_at_once(monkeypatch):
     logits = draw(40, 60_000)
     entropy = compute_full_entropies(logits).entropy

@@ -79,6 +79,25 @@ def arrange_windows(logits: torch.Tensor, parts: Sequence[Likeliest], sets: Sequ
     return Windows(ids, probs, pad(lengths.cumsum(0), (1, 0)), extents)
 
 
+def select_prefixes(windows: Windows, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids and probabilities (K',) of the first tokens of each window, as many as ``lengths`` (B,) say.
+
+    Also where each row begins and ends, (B + 1,).
+    """
+    ends = lengths.cumsum(0)
+    shift = torch.repeat_interleave(windows.offsets[:-1] - ends + lengths, lengths)
+    index = torch.arange(len(shift), device=shift.device) + shift
+    return windows.ids.index_select(0, index), windows.probs.index_select(0, index), pad(ends, (1, 0))
+
+
+def cut_windows(windows: Windows, number: int) -> Windows:
+    """The windows of the first ``number`` of the sets alone."""
+    if number == windows.extents.shape[1]:
+        return windows
+    extents = windows.extents[:, :number]
+    return Windows(*select_prefixes(windows, extents.amax((1, 2))), extents)
+
+
 def _arrange_group(
     logits: torch.Tensor, parts: Sequence[Likeliest], sets: Sequence[CandidateSet]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
