@@ -10,7 +10,7 @@ environment, folder and streams, passes signals on to it, and ends as it ends. A
 itself.
 
 All forks have the hash seed of the server, and they have libraries that a module may have forgotten to import. So tests
-that compare two processes, and at least one test of each command, start Python as users do.
+that compare two processes start one of them as users do, and so does at least one test of each command.
 
 As a script, this module is the server. The workers of a session share it, and it ends with the last of them.
 """
@@ -33,6 +33,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -51,7 +52,8 @@ IMPORTED = (  # all but the project, and but ipykernel.kernelapp, which reads it
     *("pandas", "pyarrow.parquet", "scipy.stats", "scipy.interpolate", "statsmodels.regression.linear_model"),
     *("matplotlib.figure", "plotly.graph_objects", "plotly.subplots", "plotly.io", "jinja2", "regex"),
     *("IPython.display", "ipykernel.ipkernel", "ipykernel.zmqshell", "jupytext", "nbformat", "papermill"),
-    *("snakemake.cli", "snakemake.workflow", "filelock", "yaml"),
+    *("snakemake.cli", "snakemake.workflow", "snakemake.profiles", "snakemake.report.html_reporter", "smart_open"),
+    *("grimp", "filelock", "yaml"),
 )
 FIXED = ("HF_", "HUGGING", "TRANSFORMERS_", "TORCH", "XDG_", "HOME", "MPL")  # read when a library is imported
 
@@ -141,7 +143,7 @@ class Server:
         elif kind == RUN:
             with connection.makefile("rb") as stream:
                 request = json.loads(stream.readline())
-            if select_fixed(request["environment"]) != self.fixed:
+            if not self.suits(request):
                 for stream in (*streams, connection.fileno()):  # who reads a pipe waits for the last who may write
                     os.close(stream)
                 connection.detach()
@@ -159,6 +161,13 @@ class Server:
             self.running[process] = connection
         self.selector.register(connection, selectors.EVENT_READ)
         return None
+
+    def suits(self, request: dict) -> bool:
+        """Whether a fork for it has read nothing of another environment.
+
+        The Snakemake that a Slurm job begins with only calls srun with another one, which has the graph's variables.
+        """
+        return "slurm-jobstep" in request["words"] or select_fixed(request["environment"]) == self.fixed
 
     def let_go(self) -> None:
         """In a fork: it is a process as another, with the server's signals and sockets no more."""
@@ -205,7 +214,7 @@ def kill(process: int, number: int) -> None:
 
 
 def run_program(request: dict, libraries: list[str]) -> None:
-    """What Python does with the arguments of a request, in the process that was forked for it."""
+    """What Python does with the arguments of a request, in the process that was forked for it. Does not return."""
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -221,10 +230,32 @@ def run_program(request: dict, libraries: list[str]) -> None:
     sitecustomize.import_next()
     if words[:2] == ["-m", "ipykernel_launcher"]:  # tqdm.auto decides once, when it is imported, what a bar is
         tqdm.auto.tqdm, tqdm.auto.trange = tqdm.notebook.tqdm, tqdm.notebook.trange
-    if module:
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    try:
+        if module:
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code
     else:
-        runpy.run_path(words[0], run_name="__main__")
+        code = None
+    end(code)
+
+
+def end(code: object) -> None:
+    """Ends a fork as Python does after a program that called sys.exit with ``code``, but takes nothing apart.
+
+    Objects that are taken apart are pages that are copied: all of the server's, which takes a third of a second. Forks
+    of multiprocessing end in the same way.
+    """
+    if not isinstance(code, int | None):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit((code or 0) & 0xFF)
 
 
 def main() -> None:

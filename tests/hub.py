@@ -25,6 +25,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+# Code for a process whose downloads break off: here a second try need not wait.
+AT_ONCE = """
+from types import SimpleNamespace
+from huggingface_hub import file_download
+file_download.time = SimpleNamespace(sleep=lambda seconds: None)
+"""
 NO_HEADERS: Mapping[str, str] = {}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # the one revision of a repository given as a folder
 LARGE = 20_000  # bytes; files from this size on lie in large file storage, behind a redirect

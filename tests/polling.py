@@ -1,4 +1,4 @@
-"""Snakemake, whose Slurm plugin asks for the states of jobs every second.
+"""Snakemake, whose Slurm plugin asks for the states of jobs three times a second.
 
     python tests/polling.py OPTIONS
 
@@ -12,5 +12,5 @@ from snakemake.cli import main
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
 if __name__ == "__main__":
-    RemoteExecutor.next_seconds_between_status_checks = property(lambda self: 1, lambda self, seconds: None)
+    RemoteExecutor.next_seconds_between_status_checks = property(lambda self: 0.3, lambda self, seconds: None)
     sys.exit(main())

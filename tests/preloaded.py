@@ -29,6 +29,14 @@ LIBRARIES = ("huggingface_hub", "transformers", "datasets")  # what reads its en
 PATIENCE = 900  # seconds that a piece of code may take
 
 
+def run_script(
+    path: str, *arguments: str, environment: dict[str, str], before: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """The finished process of ``python path arguments`` in the project's folder; ``before``: code that comes first."""
+    code = f"{before}\nimport runpy\nrunpy.run_path({path!r}, run_name='__main__')"
+    return run_python(code, *arguments, environment=environment)
+
+
 def run_python(code: str, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """The finished process of ``python -c code arguments`` in the project's folder."""
     server = start_server()
@@ -67,6 +75,11 @@ def run_child(request: dict) -> None:
         sys.argv[1:] = request["arguments"]
         exec(compile(request["code"], "<code>", "exec"), {"__name__": "__main__"})
         status = 0
+    except SystemExit as ended:  # as Python ends for it
+        status = ended.code or 0
+        if not isinstance(status, int):
+            print(status, file=sys.stderr)
+            status = 1
     except BaseException:
         traceback.print_exc()
     finally:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import psutil
@@ -93,3 +94,20 @@ def test_a_notebooks_process_does_not_outlive_the_one_that_started_it(tmp_path):
     run.kill()
     run.communicate(timeout=200)
     assert psutil.wait_procs([forked], timeout=200)[1] == []
+
+
+@pytest.mark.parametrize("home", [None, "elsewhere"], ids=["forked", "started"])
+def test_a_program_that_ends_waits_for_its_threads_and_does_what_it_has_registered(script, home):
+    code = """
+        import atexit, sys, threading, time
+        def finish():
+            time.sleep(0.1)
+            print("thread")
+        atexit.register(print, "registered")
+        threading.Thread(target=finish).start()
+        print("ends")
+        sys.exit("error: why")
+    """
+    process = start(script, textwrap.dedent(code), **({"HF_HOME": home} if home else {}))
+    assert process.communicate(timeout=200) == ("ends\nthread\nregistered\n", "error: why\n")
+    assert process.returncode == 1

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ from messages import assert_one_line
 from nucleoscope.data import prompts
 from nucleoscope.models import loading
 from nucleoscope.store import results
-from preloaded import run_python
+from preloaded import run_python, start_server
 
 pytestmark = pytest.mark.long  # all, because they share what takes long to set up
 ROOT = Path(__file__).parents[2]
@@ -190,14 +192,11 @@ def test_a_run_by_the_command_is_the_same(cold, study, tmp_path):
 # Revisions
 
 OLD, NEW = "a1" * 20, "b2" * 20
-LOAD = """
+LOAD = f"""{hub.AT_ONCE}
 import json, sys
-from types import SimpleNamespace
 sys.path.insert(0, "tests")
 import tiny
-from huggingface_hub import file_download
 from nucleoscope.models import loading
-file_download.time = SimpleNamespace(sleep=lambda seconds: None)  # here a second try need not wait
 answers = []
 for name, revision in json.loads(sys.argv[1]):
     try:
@@ -280,13 +279,14 @@ def save_faulty(folder: Path) -> dict[str, hub.Fault]:
 
 def kill_a_download(name: str, server: hub.Server, environment: dict[str, str]) -> None:
     """Begins to load a model and kills the process in the middle of the weights, where the server makes it wait."""
-    command = [sys.executable, "-c", LOAD, json.dumps([(name, None)])]
-    run = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 100
-    while server.faults["killed/model.safetensors"].times == 9 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(run_python, LOAD, json.dumps([(name, None)]), environment=environment)
+        deadline = time.monotonic() + 100
+        while server.faults["killed/model.safetensors"].times == 9 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (process,) = psutil.Process(start_server().pid).children()
+        process.kill()
+        assert run.result().returncode == -signal.SIGKILL
     assert server.faults["killed/model.safetensors"].times == 8, "the download was not begun"
 
 
@@ -322,7 +322,7 @@ def test_a_download_that_breaks_off_leaves_no_half_model_and_the_next_one_succee
     assert load_names(NAMES, offline) == sound
 
 
-DATA = """
+DATA = f"""{hub.AT_ONCE}
 import json
 from nucleoscope.data import prompts
 for name in prompts.HUB:

@@ -20,14 +20,13 @@ from nucleoscope.atomic import ABANDONED
 from nucleoscope.data import prefetch, prompts
 from nucleoscope.models import loading
 from nucleoscope.store import results
-from preloaded import run_python
+from preloaded import run_python, run_script
 
 STUDY = "scripts/grids/study.yml"
 
 
-def run_prefetch(grid: str | Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/prefetch.py", str(grid)]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
+def run_prefetch(grid: str | Path, environment: dict[str, str], before: str = "") -> subprocess.CompletedProcess:
+    return run_script("scripts/prefetch.py", str(grid), environment=environment, before=before)
 
 
 def write_grid(path: Path, models: list, datasets: list, **parameters) -> Path:
@@ -190,7 +189,9 @@ def test_what_is_local_needs_nothing(tmp_path):
     tiny.save(tmp_path / "tiny", tiny.create_model(), tiny.create_tokenizer())
     (tmp_path / "mine.txt").write_text("a prompt\n")
     grid = write_grid(tmp_path / "grid.yml", [str(tmp_path / "tiny")], ["math", str(tmp_path / "mine.txt")])
-    done = run_prefetch(grid, hub.clean_environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9"))
+    command = [sys.executable, "scripts/prefetch.py", str(grid)]  # once as users start it
+    environment = hub.clean_environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9")
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": local, nothing to download\n") == 3
     assert "downloading" not in done.stderr
@@ -290,7 +291,7 @@ def test_what_breaks_off_is_named_the_others_are_fetched_and_the_next_call_fetch
     with hub.serve({"org/sound": tmp_path / "sound", "org/broken": tmp_path / "broken"}) as server:
         environment = server.environment(home)
         server.faults["broken/model.safetensors"] = hub.Fault(after=10_000)
-        (message,) = list_errors(run_prefetch(grid, environment))
+        (message,) = list_errors(run_prefetch(grid, environment, before=hub.AT_ONCE))
         assert message.startswith("error: the download of model 'org/broken' was interrupted")
         server.faults.clear()
         done = run_prefetch(grid, environment)

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -1174,15 +1173,19 @@ OPTIONS = ["--disable-gpu", "--no-first-run", "--disable-background-networking",
 OPTIONS += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chrome refuses to sandbox for root
 
 
-def find_browser() -> tuple[str, ModuleType]:
-    """The program of a browser, and playwright; skips the test if one of them is missing."""
+@pytest.fixture(scope="module")
+def browser():
+    """One process for all tests of this module; skips a test if the program or playwright is missing."""
     named = os.environ.get("NUCLEOSCOPE_BROWSER")
     program = next(filter(None, map(shutil.which, [named] if named else BROWSERS)), None)
     assert program or not named, f"NUCLEOSCOPE_BROWSER is '{named}': there is no such program"
     if not program:
         pytest.skip("NO CHROMIUM OR CHROME IS INSTALLED: THE LIVE NOTEBOOK IS NOT TESTED. Set NUCLEOSCOPE_BROWSER.")
     playwright = pytest.importorskip("playwright.sync_api", reason="PLAYWRIGHT IS NOT INSTALLED: use make test")
-    return program, playwright
+    with playwright.sync_playwright() as driver:
+        process = driver.chromium.launch(executable_path=program, args=OPTIONS, timeout=180_000)
+        yield process
+        process.close()
 
 
 # The live notebook's text without a kernel: it gets what the kernel would send.
@@ -1203,55 +1206,52 @@ READ_CARD = """(card) => [...card.querySelectorAll("*")].filter((part) => !part.
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_draws_the_same_card_and_tint_in_a_strip_and_in_the_live_notebook(scheme):
-    program, playwright = find_browser()
+def test_a_browser_draws_the_same_card_and_tint_in_a_strip_and_in_the_live_notebook(browser, scheme):
     html, data, contents = write_and_measure()
     scale = data["quantities"][0]
     state = {"pieces": ["a"] * len(contents), "scale": scale, "marked": [], "prompt": "", "status": "", "failed": False}
     state |= {"earlier": {}, "trail": [], "place": 0, "busy": False, "tab": ""}
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=OPTIONS, timeout=180_000)
-        shown = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
-        shown.set_content(f"<!doctype html><body>{html}</body>")
-        for step, content in enumerate(contents):
-            shown.evaluate(DRAW_LIVE, [controls.TokenText._esm, state | {"card": content, "hovered": step}])
-        shown.add_style_tag(content=controls.TokenText._css)
-        still, live = shown.locator(".nucleoscope-strip .ns-card"), shown.locator(".nx .ns-card")
-        text = shown.locator(".nucleoscope-strip .ns-text")
-        text.focus()
-        shown.keyboard.press("Home")
-        for step in range(len(contents)):
-            assert still.evaluate(READ_CARD) == live.nth(step).evaluate(READ_CARD)
-            shown.keyboard.press("ArrowRight")
-        tint = "spans => spans.map((span) => getComputedStyle(span).backgroundColor)"
-        drawn = shown.locator(".nx").first.locator(".nx-token").evaluate_all(tint)
-        spans = text.locator(":scope > span:not([data-n])")
-        assert set(spans.evaluate_all(tint)) <= set(drawn)
-        assert len(set(drawn)) > 2
-        legend = shown.locator(".nucleoscope-strip .ns-legend").inner_text()
-        assert shown.locator(".nx .ns-legend").first.inner_text().replace("\n", "").endswith(legend.replace("\n", ""))
-        browser.close()
+    shown = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    shown.set_content(f"<!doctype html><body>{html}</body>")
+    for step, content in enumerate(contents):
+        shown.evaluate(DRAW_LIVE, [controls.TokenText._esm, state | {"card": content, "hovered": step}])
+    shown.add_style_tag(content=controls.TokenText._css)
+    still, live = shown.locator(".nucleoscope-strip .ns-card"), shown.locator(".nx .ns-card")
+    text = shown.locator(".nucleoscope-strip .ns-text")
+    text.focus()
+    shown.keyboard.press("Home")
+    for step in range(len(contents)):
+        assert still.evaluate(READ_CARD) == live.nth(step).evaluate(READ_CARD)
+        shown.keyboard.press("ArrowRight")
+    tint = "spans => spans.map((span) => getComputedStyle(span).backgroundColor)"
+    drawn = shown.locator(".nx").first.locator(".nx-token").evaluate_all(tint)
+    spans = text.locator(":scope > span:not([data-n])")
+    assert set(spans.evaluate_all(tint)) <= set(drawn)
+    assert len(set(drawn)) > 2
+    legend = shown.locator(".nucleoscope-strip .ns-legend").inner_text()
+    assert shown.locator(".nx .ns-legend").first.inner_text().replace("\n", "").endswith(legend.replace("\n", ""))
+    shown.close()
 
 
 @pytest.fixture
-def drawn():
+def drawn(browser):
     """A function that draws a live text without a kernel in a page of some width; gives the page."""
-    program, playwright = find_browser()
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=OPTIONS, timeout=180_000)
+    pages = []
 
-        def draw(width: int = 900, dark: bool = False, **state):
-            shown = browser.new_page(viewport={"width": width, "height": 900})
-            theme = ' data-jp-theme-light="false"' if dark else ""
-            shown.set_content(f"<!doctype html><body{theme}></body>")
-            shown.add_style_tag(content=controls.TokenText._css)
-            base = {"pieces": [], "scale": {}, "marked": [], "prompt": "", "status": "", "failed": False, "hovered": -1}
-            base |= {"earlier": {}, "trail": [], "place": 0, "busy": False, "tab": "", "card": {}}
-            shown.evaluate(DRAW_LIVE, [controls.TokenText._esm, base | state])
-            return shown
+    def draw(width: int = 900, dark: bool = False, **state):
+        shown = browser.new_page(viewport={"width": width, "height": 900})
+        pages.append(shown)
+        theme = ' data-jp-theme-light="false"' if dark else ""
+        shown.set_content(f"<!doctype html><body{theme}></body>")
+        shown.add_style_tag(content=controls.TokenText._css)
+        base = {"pieces": [], "scale": {}, "marked": [], "prompt": "", "status": "", "failed": False, "hovered": -1}
+        base |= {"earlier": {}, "trail": [], "place": 0, "busy": False, "tab": "", "card": {}}
+        shown.evaluate(DRAW_LIVE, [controls.TokenText._esm, base | state])
+        return shown
 
-        yield draw
-        browser.close()
+    yield draw
+    for shown in pages:
+        shown.close()
 
 
 def test_a_page_without_a_text_has_neither_an_empty_box_nor_a_legend(drawn):
@@ -1312,9 +1312,8 @@ def test_points_are_light_on_a_dark_page_and_buttons_of_the_trail_have_no_odd_ke
 
 
 @pytest.fixture(scope="module")
-def page(tiny_model, tmp_path_factory):
+def page(browser, tiny_model, tmp_path_factory):
     """The notebook in JupyterLab, all cells run; the test fails where the page asks another machine for anything."""
-    program, playwright = find_browser()
     folder, state = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("state")
     (folder / "notebooks").mkdir()
     measure_run(tiny_model, folder)
@@ -1323,8 +1322,7 @@ def page(tiny_model, tmp_path_factory):
         source, count = re.subn(rf"^{name} = .*$", f"{name} = {value!r}", source, flags=re.MULTILINE)
         assert count == 1
     (folder / "notebooks/explore.py").write_text(source)
-    with lab.serve(folder, state) as address, playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=OPTIONS, timeout=180_000)
+    with lab.serve(folder, state) as address:
         shown = browser.new_page(viewport={"width": 1300, "height": 1300})
         shown.set_default_timeout(120_000)
         asked: list[str] = []
@@ -1333,7 +1331,7 @@ def page(tiny_model, tmp_path_factory):
         run_all(shown)
         yield shown
         outside = [url for url in asked if not re.match(r"(https?|wss?)://127\.0\.0\.1[:/]|data:|blob:", url)]
-        browser.close()
+        shown.close()
     assert outside == []
 
 

@@ -9,15 +9,19 @@ import importlib.util
 import os
 import sys
 
-MODULES = ("ipykernel_launcher", "snakemake")
-SCRIPTS = ("benchmark", "build_book", "correlation_eval", "correlation_pipeline", "prefetch", "run_notebook")
+NOTEBOOK = "ipykernel_launcher"
+MODULES = (NOTEBOOK, "snakemake")
+SCRIPTS = ("benchmark", "build_book", "correlation_eval", "correlation_pipeline", "export", "prefetch", "run_notebook")
+FILES = (*(f"scripts/{name}.py" for name in SCRIPTS), "bin/snakemake", "tests/polling.py", "tests/execute_imports.py")
 
 
 def is_forked(words: list[str]) -> bool:
-    """Whether the words after "python" name such a program."""
+    """Whether the words after "python" name such a program; with FORK_NOTEBOOKS, whether they name a notebook's."""
+    if "FORK_NOTEBOOKS" in os.environ:
+        return words[:2] == ["-m", NOTEBOOK]
     if words[:1] == ["-m"]:
         return words[1:2] in [[name] for name in MODULES]
-    return words != [] and words[0].endswith(tuple(f"scripts/{name}.py" for name in SCRIPTS))
+    return words != [] and words[0].endswith(FILES)
 
 
 def run_fork(words: list[str], place: str) -> None:
@@ -38,7 +42,7 @@ def run_fork(words: list[str], place: str) -> None:
             for number in passed:
                 signal.signal(number, lambda number, _: connection.send(bytes([number])))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, passed)
-            said = wait_for_end(connection, watched=words[:2] == ["-m", "ipykernel_launcher"])
+            said = wait_for_end(connection, watched=words[:2] == ["-m", NOTEBOOK])
         except OSError:
             said = b""
     if not said:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import forks
 import tiny
 from messages import assert_one_line
 from nucleoscope.measure import generation, static
@@ -39,9 +40,9 @@ def parse(*words: str) -> argparse.Namespace:
     return options
 
 
-def run_benchmark(*words: str) -> subprocess.CompletedProcess:
+def run_benchmark(*words: str, environment: dict[str, str] = ENVIRONMENT) -> subprocess.CompletedProcess:
     command = [sys.executable, "scripts/benchmark.py", *words]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def create_checkout(folder: Path, **modules: str) -> workers.Checkout:
@@ -386,7 +387,8 @@ def test_this_build_against_itself(tmp_path):
     prompts = tmp_path / "lines.txt"
     prompts.write_text("the cat\nthe dog and the cat\nthere\n")
     words = ["--model_name", model, "--dataset_name", str(prompts), "math", "--n_prompts=3", "--max_tokens=4"]
-    done = run_benchmark("--against=.", "--repeats=1", *words, "--dtype=float32", "--device=cpu")
+    words += ["--against=.", "--repeats=1", "--dtype=float32", "--device=cpu"]
+    done = run_benchmark(*words, environment=forks.create_environment(**ENVIRONMENT))  # the workers are not forked
     assert done.returncode == 0, done.stderr
     assert f"* the other: . ({workers.describe_commit(workers.get_own_checkout())})" in done.stdout
     counts = [line for line in done.stdout.partition("### Tokens")[2].splitlines()[4:] if line]
@@ -402,7 +404,8 @@ def test_this_build_against_itself(tmp_path):
 
 @pytest.mark.long
 def test_a_run_of_more_prompts_beside_one_of_a_hundred():
-    done = run_benchmark("--scale=130", "--repeats=1", "--max_tokens=2", "--device=cpu")
+    words = ["--scale=130", "--repeats=1", "--max_tokens=2", "--device=cpu"]
+    done = run_benchmark(*words, environment=forks.create_environment(**ENVIRONMENT))
     assert done.returncode == 0, done.stderr
     assert "2 tokens per prompt, batches of 25; 1 pair, alternating which run goes first" in done.stdout
     assert done.stdout.count("| | 130 prompts | 100 prompts |") == 3

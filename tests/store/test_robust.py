@@ -1,5 +1,6 @@
 """Nothing is lost: runs that are killed, that meet, that are told to stop; disks that are full or read-only."""
 
+import contextlib
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -72,9 +74,31 @@ def killer():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(killer, tmp_path_factory):
+def disk(tmp_path_factory):
+    """A folder in memory, where there is such a disk with room.
+
+    On another one a run waits for its files twice as long as it computes, and a kill does not tell them apart: what
+    a process has written is the system's when it dies.
+    """
+    place = Path("/dev/shm")
+    if not (place.is_dir() and os.access(place, os.W_OK) and shutil.disk_usage(place).free > 2**30):
+        yield tmp_path_factory.mktemp("runs")
+        return
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def memory(disk):
+    """A new folder there, which is removed after the test."""
+    with tempfile.TemporaryDirectory(dir=disk) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(killer, disk):
     """A run that nobody disturbs: what it measured, how long it took, how many file operations it made."""
-    folder = tmp_path_factory.mktemp("straight") / "run"
+    folder = disk / "straight" / "run"
     seconds = [killer.run(folder.with_name(f"run{n}"))["seconds"] for n in range(3)]
     found = killer.run(folder)
     assert found["operations"] > 25
@@ -97,13 +121,13 @@ def describe_left(folder: Path) -> str:
 # Kills
 
 
-def test_twenty_kills_at_random_moments_change_nothing(killer, undisturbed, tmp_path):
+def test_twenty_kills_at_random_moments_change_nothing(killer, undisturbed, memory):
     expected, seconds, _ = undisturbed
     seed = time.time_ns()
     moments, places = random.Random(seed), []
     stages = set()
     for attempt in range(400):  # a kill that comes after the end is none
-        folder = tmp_path / str(attempt)
+        folder = memory / str(attempt)
         after = moments.uniform(0, seconds)
         found = killer.run(folder, after=after)
         if found["signal"] != signal.SIGKILL:
@@ -120,24 +144,24 @@ def test_twenty_kills_at_random_moments_change_nothing(killer, undisturbed, tmp_
     assert len(stages) > 2, places
 
 
-def test_a_run_that_is_killed_again_and_again_gets_there(killer, undisturbed, tmp_path):
+def test_a_run_that_is_killed_again_and_again_gets_there(killer, undisturbed, memory):
     """Each by its own file operations, not by the clock: so that the first is killed however fast the machine is."""
     expected, _, operations = undisturbed
     seed = time.time_ns()
     moments, signals = random.Random(seed), []
-    while len(signals) < 40 and describe_left(tmp_path / "run") != "finished":
+    while len(signals) < 40 and describe_left(memory / "run") != "finished":
         operation = moments.randint(operations // 4, operations // 2)
-        signals.append(killer.run(tmp_path / "run", operation=operation)["signal"])
+        signals.append(killer.run(memory / "run", operation=operation)["signal"])
     print(f"seed {seed}: {len(signals)} runs, {signals.count(signal.SIGKILL)} killed")
     assert signals.count(signal.SIGKILL) > 1
-    assert killer.to_the_end(tmp_path / "run") == expected
+    assert killer.to_the_end(memory / "run") == expected
 
 
-def test_a_kill_at_any_file_operation_changes_nothing(killer, undisturbed, tmp_path):
+def test_a_kill_at_any_file_operation_changes_nothing(killer, undisturbed, memory):
     expected, _, operations = undisturbed
     places = set()
     for operation in range(1, operations + 1):
-        folder = tmp_path / str(operation)
+        folder = memory / str(operation)
         assert killer.run(folder, operation=operation, half=True)["signal"] == signal.SIGKILL
         places.add(describe_left(folder))
         assert killer.to_the_end(folder) == expected, operation
@@ -184,14 +208,14 @@ class Log:
         return f"drew {steps[:1]} to {steps[-1:]}, saved {self.saved}"
 
 
-def test_kills_at_random_moments_in_a_batch_of_100_lose_only_what_was_not_saved(killer, tmp_path):
+def test_kills_at_random_moments_in_a_batch_of_100_lose_only_what_was_not_saved(killer, memory):
     """Some twice in a run. Drawn again are the steps since the last time, at most one a kill if each step is saved."""
     expected, seconds = {}, {}
     for dtype in ("float64", "bfloat16"):
-        log = Log(tmp_path / "log")
+        log = Log(memory / "log")
         straight = {"dtype": dtype, "save_seconds": 0, "log": str(log.path), **HUNDRED}
-        seconds[dtype] = killer.run(tmp_path / dtype, **straight)["seconds"]
-        expected[dtype] = read_measured(tmp_path / dtype)
+        seconds[dtype] = killer.run(memory / dtype, **straight)["seconds"]
+        expected[dtype] = read_measured(memory / dtype)
         assert "drew [0] to [39]" in log.read()
         lengths = sorted(len(record["entropies"]) for record in expected[dtype])
         assert lengths[50] < 40 == lengths[-1]  # half of the rows end early
@@ -200,7 +224,7 @@ def test_kills_at_random_moments_in_a_batch_of_100_lose_only_what_was_not_saved(
     while killed < KILLS or midway < KILLS // 2:
         assert len(places) < 10 * KILLS, places
         dtype, often = moments.choice(["float64", "bfloat16"]), moments.choice([0, 0.05])
-        log, folder, before = Log(tmp_path / "log"), tmp_path / str(len(places)), killed
+        log, folder, before = Log(memory / "log"), memory / str(len(places)), killed
         request = {"dtype": dtype, "save_seconds": often, "log": str(log.path), **HUNDRED}
         for _ in range(moments.choice([1, 2])):
             after = moments.uniform(0, seconds[dtype])
@@ -215,15 +239,15 @@ def test_kills_at_random_moments_in_a_batch_of_100_lose_only_what_was_not_saved(
     print(f"seed {seed}: {killed} kills, {midway} times continued midway", *places, sep="\n")
 
 
-def test_a_kill_at_any_file_operation_with_parts_changes_nothing(killer, tmp_path):
+def test_a_kill_at_any_file_operation_with_parts_changes_nothing(killer, memory):
     """In half precision, in which a continued batch must be the same to the bit; each step is saved."""
     request = {"dtype": "bfloat16", "save_seconds": 0, "parameters": {"batch_size": 3}}
-    expected = killer.to_the_end(tmp_path / "straight", **request)
-    shutil.rmtree(tmp_path / "straight")
-    operations = killer.run(tmp_path / "straight", **request)["operations"]
+    expected = killer.to_the_end(memory / "straight", **request)
+    shutil.rmtree(memory / "straight")
+    operations = killer.run(memory / "straight", **request)["operations"]
     seen = set()
     for operation in range(1, operations + 1):
-        folder = tmp_path / str(operation)
+        folder = memory / str(operation)
         assert killer.run(folder, operation=operation, half=True, **request)["signal"] == signal.SIGKILL
         seen.add(len(list(folder.glob("batches/*.steps"))))
         assert killer.to_the_end(folder, **request) == expected, operation
@@ -231,17 +255,17 @@ def test_a_kill_at_any_file_operation_with_parts_changes_nothing(killer, tmp_pat
     assert seen == {0, 1, 2, 3, 4}
 
 
-def test_a_kill_while_results_are_replaced_leaves_the_old_ones_or_the_new_ones(killer, undisturbed, tmp_path):
+def test_a_kill_while_results_are_replaced_leaves_the_old_ones_or_the_new_ones(killer, undisturbed, memory):
     expected, _, _ = undisturbed
     other = SETTINGS | {"seed": 1}
-    old = killer.to_the_end(tmp_path / "old", other)
+    old = killer.to_the_end(memory / "old", other)
     assert old != expected
-    shutil.copytree(tmp_path / "old", tmp_path / "counted")
-    operations = killer.run(tmp_path / "counted", overwrite=True)["operations"]
+    shutil.copytree(memory / "old", memory / "counted")
+    operations = killer.run(memory / "counted", overwrite=True)["operations"]
     seen = []
     for operation in range(operations - 35, operations + 1):  # from before the last batch on
-        folder = tmp_path / str(operation)
-        shutil.copytree(tmp_path / "old", folder)
+        folder = memory / str(operation)
+        shutil.copytree(memory / "old", folder)
         assert killer.run(folder, operation=operation, half=True, overwrite=True)["signal"] == signal.SIGKILL
         seen.append(read_measured(folder))
         path = folder / results.MEASUREMENTS
@@ -259,11 +283,11 @@ def test_a_kill_while_results_are_replaced_leaves_the_old_ones_or_the_new_ones(k
 # Two runs in one folder
 
 
-def test_of_two_runs_at_once_one_is_refused_and_told_who_writes(killer, undisturbed, tmp_path):
+def test_of_two_runs_at_once_one_is_refused_and_told_who_writes(killer, undisturbed, memory):
     expected, _, _ = undisturbed
     refused = 0
     for attempt in range(5):
-        folder = tmp_path / str(attempt)
+        folder = memory / str(attempt)
         one, other = killer.runs(folder, count=2, lock_seconds=0)
         first, second = (one, other) if not one["error"] else (other, one)
         assert (first["error"], first["signal"]) == ("", 0)
@@ -275,12 +299,12 @@ def test_of_two_runs_at_once_one_is_refused_and_told_who_writes(killer, undistur
     assert refused > 0
 
 
-def test_of_many_runs_at_once_one_measures_and_the_others_find_its_results(killer, undisturbed, tmp_path):
+def test_of_many_runs_at_once_one_measures_and_the_others_find_its_results(killer, undisturbed, memory):
     expected, _, _ = undisturbed
-    found = killer.runs(tmp_path / "run", count=4, lock_seconds=60)
+    found = killer.runs(memory / "run", count=4, lock_seconds=60)
     assert [run["error"] for run in found] == [""] * 4
-    assert read_measured(tmp_path / "run") == expected
-    assert sorted(os.listdir(tmp_path / "run")) == [
+    assert read_measured(memory / "run") == expected
+    assert sorted(os.listdir(memory / "run")) == [
         "candidates.parquet",
         "measurements.pt",
         "run.json",
@@ -288,13 +312,13 @@ def test_of_many_runs_at_once_one_measures_and_the_others_find_its_results(kille
     ]
 
 
-def test_a_killed_runs_lock_stops_nobody(killer, undisturbed, tmp_path):
+def test_a_killed_runs_lock_stops_nobody(killer, undisturbed, memory):
     expected, _, operations = undisturbed
-    assert killer.run(tmp_path / "run", operation=operations // 2)["signal"] == signal.SIGKILL
-    (tmp_path / "run" / locking.LOCK).touch()
-    found = killer.run(tmp_path / "run", lock_seconds=0)
+    assert killer.run(memory / "run", operation=operations // 2)["signal"] == signal.SIGKILL
+    (memory / "run" / locking.LOCK).touch()
+    found = killer.run(memory / "run", lock_seconds=0)
     assert (found["error"], found["signal"]) == ("", 0)
-    assert read_measured(tmp_path / "run") == expected
+    assert read_measured(memory / "run") == expected
 
 
 @pytest.fixture
@@ -563,6 +587,16 @@ def test_a_read_only_results_folder_is_refused_before_the_model_is_loaded(small_
     assert done.stderr == said
 
 
+def find_kernels(environment: dict[str, str]) -> list[psutil.Process]:
+    """The notebooks' processes with the PYTHONPATH of an environment that is one test's alone."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it may end meanwhile
+            if "ipykernel_launcher" in process.cmdline():
+                found += [process] * (process.environ().get("PYTHONPATH") == environment["PYTHONPATH"])
+    return found
+
+
 def begin_run(words: list[str], folder: Path, environment: dict) -> tuple[subprocess.Popen, psutil.Process, int]:
     """A run that has just finished a batch, the process of its notebook, and how many batches there were before."""
     before = len(list(folder.glob("batches/*.pt")))
@@ -571,7 +605,7 @@ def begin_run(words: list[str], folder: Path, environment: dict) -> tuple[subpro
     while len(list(folder.glob("batches/*.pt"))) == before and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert run.poll() is None, run.stderr.read().decode()
-    (kernel,) = (one for one in psutil.Process(run.pid).children() if "ipykernel" in " ".join(one.cmdline()))
+    (kernel,) = find_kernels(environment)
     return run, kernel, before
 
 
@@ -580,6 +614,7 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
     undisturbed = subprocess.Popen(create_command(model, texts, tmp_path / "straight", **options), cwd=ROOT, env=forked)
     words, folder = create_command(model, texts, tmp_path, **options), tmp_path / "cats" / "tiny"
     environment, file = holding.create_environment(tmp_path / "held", ENVIRONMENT), holding.hold(folder)
+    forked_and_held = holding.create_environment(tmp_path / "forked", forked)
 
     run, kernel, _ = begin_run(words, folder, environment)
     run.send_signal(signal.SIGTERM)
@@ -589,7 +624,7 @@ def test_a_run_is_told_to_stop_then_loses_its_notebook_then_is_killed_and_ends_t
     assert "Traceback" not in said
     assert not kernel.is_running()
 
-    run, kernel, kept = begin_run(words, folder, environment)
+    run, kernel, kept = begin_run(words, folder, forked_and_held)
     assert kept > 0
     kernel.kill()
     said = run.communicate(timeout=200)[1].decode()

@@ -2,13 +2,16 @@
 
 import ast
 import json
+import os
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import numpy as np
 import pandas as pd
 import torch
 
+import forks
 import tiny
 from nucleoscope import atomic
 from nucleoscope.measure.runs import complete_run
@@ -32,9 +35,10 @@ def write_run(folder, records: list[dict], settings: dict | None) -> None:
         atomic.write_json(folder / results.RUN_INFO, {"settings": given})
 
 
-def execute_notebook(folder) -> tuple[list[str], list[str]]:
+def execute_notebook(folder, forked: bool = True) -> tuple[list[str], list[str]]:
     """The notebook on the results in ``folder``: its strips, and its lines of Markdown."""
-    notebooks.execute("twelve", folder / "twelve.ipynb", {"results_dir": str(folder / "results")})
+    with mock.patch.dict(os.environ, forks.create_environment() if forked else {}):
+        notebooks.execute("twelve", folder / "twelve.ipynb", {"results_dir": str(folder / "results")})
     cells = nbformat.read(folder / "twelve.ipynb", as_version=4).cells
     data = [output.data for cell in cells for output in cell.get("outputs", []) if "data" in output]
     strips = [output["text/html"] for output in data if "nucleoscope-strip" in output.get("text/html", "")]
@@ -50,7 +54,7 @@ def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
     for dataset, seed in (("alpha", 0), ("beta.v2", 100)):
         records = [tiny.create_record(TEXT, seed=seed + number, most=250) for number in range(10)]
         write_run(tmp_path / "results" / dataset / "tiny", records, {"model_name": name})
-    strips, (said, *lines) = execute_notebook(tmp_path)
+    strips, (said, *lines) = execute_notebook(tmp_path, forked=False)
     assert len(strips) == 12
     tables, _ = results.load_runs(tmp_path / "results")
     total, long, highest = examples.compute_reach(tables)

@@ -1,13 +1,16 @@
 """The page about a data set's texts and the model's: its figures, its sentences whatever comes out, and its texts."""
 
 import json
+import os
 import re
+from unittest import mock
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
+import forks
 import sources
 import tiny
 from nucleoscope.stats import calibration
@@ -357,9 +360,10 @@ def test_one_or_two_prompts_are_shown_without_calling_them_the_median_or_the_hig
 # The page
 
 
-def execute(folder) -> tuple[list[str], list[str], int]:
+def execute(folder, forked: bool = True) -> tuple[list[str], list[str], int]:
     """The notebook on the results in ``folder``: its strips, its lines of Markdown, and how many figures it has."""
-    notebooks.execute("two_texts", folder / "page.ipynb", {"results_dir": str(folder / "results")})
+    with mock.patch.dict(os.environ, forks.create_environment() if forked else {}):
+        notebooks.execute("two_texts", folder / "page.ipynb", {"results_dir": str(folder / "results")})
     cells = nbformat.read(folder / "page.ipynb", as_version=4).cells
     data = [output.data for cell in cells for output in cell.get("outputs", []) if "data" in output]
     strips = [each["text/html"] for each in data if "nucleoscope-strip" in each.get("text/html", "")]
@@ -370,7 +374,7 @@ def execute(folder) -> tuple[list[str], list[str], int]:
 def test_the_page_of_a_measured_pair_has_figures_tables_and_both_texts(tmp_path):
     name = tiny.save(tmp_path / "tiny", tiny.create_model(), tiny.create_tokenizer(bos=False))
     measure_pair(tmp_path / "results", name)
-    strips, lines, figures = execute(tmp_path)
+    strips, lines, figures = execute(tmp_path, forked=False)
     assert figures == 2
     assert len(strips) == 6
     modes = [

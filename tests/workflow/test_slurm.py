@@ -76,7 +76,7 @@ def test_jobs_that_are_killed_are_requeued_and_end_with_the_same_tokens(cluster,
     grid |= {"models": [model], "datasets": [str(tmp_path / f"{name}.jsonl") for name in disturbed]}
     grid |= {"resources": {"gpus": 1, "memory": "4G", "time": "10m"}}
     (tmp_path / "grid.json").write_text(json.dumps(grid))
-    command = create_command(tmp_path / "grid.json", tmp_path)
+    command = [*create_command(tmp_path / "grid.json", tmp_path), "--", "analyses"]  # the smoke grid makes pages
     own = holding.create_environment(tmp_path / "held", cluster)
     del own["HF_HUB_OFFLINE"]
     with (tmp_path / "said").open("w") as said:
@@ -136,6 +136,7 @@ def test_the_smoke_grid_goes_through_the_profile_and_a_failing_run_stops_no_othe
         folder = tmp_path / "results" / name / loading.PACKAGED
         assert [len(record["tokens"]) for record in results.load(folder / "measurements.pt")] == [8] * 4
         assert ", Slurm job " in status.locate_log(folder).read_text().splitlines()[0]
+        assert (folder / results.NOTEBOOK).is_file()
     assert len((tmp_path / "results" / results.ANALYSES / "correlation_stats.csv").read_text().splitlines()) == 3
 
 
@@ -227,6 +228,6 @@ def disturb(name: str, folder: Path, environment: dict) -> str:
 def measure_alone(tmp_path: Path, model: str) -> None:
     """The undisturbed run, without Slurm."""
     given = {"model_name": model, "dataset_name": tmp_path / "alone.jsonl", "results_dir": tmp_path / "straight"} | RUN
-    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)] + ["--only", "measure"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "scripts/correlation_pipeline.py", *words], cwd=ROOT, env=environment, check=True)

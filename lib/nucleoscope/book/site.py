@@ -32,10 +32,9 @@ from nucleoscope.store import results
 from nucleoscope.store.run_names import describe_run, format_value, order_run, split
 from nucleoscope.store.run_settings import Head, describe_head_value, find_heads, list_settings
 from nucleoscope.views import texts
-from nucleoscope.views.figure_data import format_csv
+from nucleoscope.views.figure_data import PLOTLY, format_csv
 from nucleoscope.views.token_text import escape_name
 
-PLOTLY = "application/vnd.plotly.v1+json"
 HEAVY = 1_500_000  # bytes from which a page is slow to load
 GENERATED = (
     "CHANGELOG.md",

@@ -24,9 +24,8 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
-from nucleoscope.book.site import PLOTLY
 from nucleoscope.views import palette
-from nucleoscope.views.figure_data import decode
+from nucleoscope.views.figure_data import PLOTLY, decode
 
 PACKAGE = __name__.partition(".")[0]
 STATIC = Path(__file__).with_name("static")

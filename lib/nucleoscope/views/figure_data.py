@@ -14,6 +14,7 @@ import numpy as np
 
 from nucleoscope.names import escape_cell
 
+PLOTLY = "application/vnd.plotly.v1+json"  # the type of a figure among the outputs of a notebook
 LARGEST = float(np.finfo(np.float32).max)
 COORDINATES = ("x", "x +", "x -", "y", "y +", "y -", "z")  # columns of a figure's csv; + and - are its error bars
 
