@@ -50,6 +50,12 @@ def test_models_without_an_estimate_do_not_count_and_one_is_too_few():
     assert np.isnan(random_effects.combine(estimates[:2], errors[:2])).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_models_with_equal_estimates_are_combined_without_a_warning():
+    found = random_effects.combine(np.array([-0.3, -0.3, -0.3]), np.array([0.1, 0.2, 0.1]))
+    assert (found.mean, found.tau) == (pytest.approx(-0.3), 0)
+
+
 def test_two_settings_of_one_model_are_not_two_models():
     names = [("m@top_p=0.9", "a"), ("m@top_p=0.95", "a")]
     table = correlation.compute_statistics({name: draw_full(seed, 40) for seed, name in enumerate(names)}, 100)
