@@ -2,7 +2,7 @@
 
     python tests/execute_imports.py notebooks/run.py
 
-`forks` has these processes: what a notebook's imports take is libraries, which are not asked for.
+It is forked (see `forks`): importing the libraries takes most of the time, and they are not asked for.
 """
 
 import ast

@@ -165,7 +165,7 @@ class Server:
     def suits(self, request: dict) -> bool:
         """Whether a fork for it has read nothing of another environment.
 
-        The Snakemake that a Slurm job begins with only calls srun with another one, which has the graph's variables.
+        A Slurm job begins with a Snakemake that only passes its command on to srun: its environment does not matter.
         """
         return "slurm-jobstep" in request["words"] or select_fixed(request["environment"]) == self.fixed
 
@@ -239,14 +239,15 @@ def run_program(request: dict, libraries: list[str]) -> None:
         code = ended.code
     else:
         code = None
-    end(code)
+    end_process(code)
 
 
-def end(code: object) -> None:
+def end_process(code: object) -> None:
     """Ends a fork as Python does after a program that called sys.exit with ``code``, but takes nothing apart.
 
     Objects that are taken apart are pages that are copied: all of the server's, which takes a third of a second. Forks
-    of multiprocessing end in the same way.
+    of multiprocessing end in the same way. What happens while Python itself ends is not seen, and a file that was never
+    closed is not written.
     """
     if not isinstance(code, int | None):
         print(code, file=sys.stderr)

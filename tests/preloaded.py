@@ -76,7 +76,7 @@ def run_child(request: dict) -> None:
         exec(compile(request["code"], "<code>", "exec"), {"__name__": "__main__"})
         status = 0
     except SystemExit as ended:  # as Python ends for it
-        status = ended.code or 0
+        status = 0 if ended.code is None else ended.code
         if not isinstance(status, int):
             print(status, file=sys.stderr)
             status = 1

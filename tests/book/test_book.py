@@ -711,6 +711,15 @@ class Links(HTMLParser):
             self.links.append(given.get("href") or given.get("src"))
 
 
+def test_a_link_to_a_file_or_a_section_that_is_not_there_is_found(tmp_path):
+    (tmp_path / "one.html").write_text('<h1 id="top">One</h1><a href="#top">.</a><a href="two.html#end">.</a>')
+    links = (
+        '<a href="one.html#top">.</a><a href="one.html#gone">.</a><img src="none.png"><a href="https://no.where">.</a>'
+    )
+    (tmp_path / "two.html").write_text(f'<p id="end">{links}</p>')
+    assert find_broken_links(tmp_path) == [("two.html", "one.html#gone"), ("two.html", "none.png")]
+
+
 def find_broken_links(built: Path) -> list[tuple[str, str]]:
     """Pages and their links that lead nowhere inside the book."""
     pages = {path: Links(path.read_text()) for path in built.rglob("*.html")}

@@ -50,6 +50,20 @@ def test_a_nucleus_and_margin_are_the_same_whichever_sets_are_found_with_them(na
     assert_equal(found.windows, find_windows(logits, alone.full.entropy, sets))
 
 
+@pytest.mark.parametrize("names", [["top_p_0.9"], ["top_k_2"], ["typical_0.9"]])
+def test_a_margin_is_the_same_where_different_logits_have_one_probability(names):
+    """Of such tokens the one with the lower id comes first, even if its logit is smaller."""
+    logits = torch.zeros(3, 20)
+    logits[0, 3], logits[0, 1] = 0.5, torch.nextafter(torch.tensor(0.5), torch.tensor(0.0))
+    logits[1, 3], logits[2, :3] = 2e-8, torch.tensor([1.0, 0.9, 0.0])
+    alone = describe_distribution(logits, 0.9).margin
+    assert torch.equal(
+        describe_distribution(logits, 0.9, [variants.SETS_BY_NAME[name] for name in names]).margin, alone
+    )
+    likeliest = variants.CandidateSet("", "top_k", 1, "", "")
+    assert torch.equal(describe_distribution(logits, 0.2, [likeliest]).margin, alone)
+
+
 def test_windows_do_not_depend_on_how_many_tokens_are_sorted_at_once(monkeypatch):
     logits = draw(40, 60_000)
     entropy = compute_full_entropies(logits).entropy

@@ -15,8 +15,10 @@ from nucleoscope.models import loading, memory, packing
 from nucleoscope.models.packing import PackedLinear
 
 SHAPES = [(192, 576), (576, 1536), (130, 77), (4864, 896)]  # outputs, inputs
+UNITS = ("avx512_bf16", "amx_bf16")
 pytestmark = pytest.mark.skipif(
-    not packing._can_pack(), reason="NO BFLOAT16 UNITS OF A KNOWN KIND: packed weights are untested here"
+    not any(map(torch.cpu.get_capabilities().get, UNITS)),
+    reason="NO BFLOAT16 UNITS OF A KNOWN KIND: packed weights are untested here",
 )
 
 
@@ -64,6 +66,14 @@ def test_a_product_is_as_exact_as_that_of_torch(shape, bias):
         assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-5).all()
         assert (found.double() - exact).abs().mean() <= 1.01 * (own.double() - exact).abs().mean()
     assert type(packed) is PackedLinear
+
+
+@torch.inference_mode()
+def test_a_product_of_a_few_numbers_is_as_exact():
+    layer, packed = create_packed((3, 5))
+    x = torch.randn(7, 5).bfloat16()
+    exact = linear(x.double(), layer.weight.double())
+    assert ((packed(x).double() - exact).abs() <= exact.abs() * 2**-8 + 1e-5).all()
 
 
 @torch.inference_mode()
@@ -210,8 +220,35 @@ def test_what_cannot_or_need_not_be_packed_stays_as_it_is():
 
 
 def test_a_model_that_takes_most_of_the_memory_stays_mapped(monkeypatch):
-    monkeypatch.setattr(memory, "read_available", lambda: 1000)
+    monkeypatch.setattr(memory, "read_total", lambda: 1000)
     assert not count_packed(packing.pack(create_model()))
+
+
+@pytest.fixture
+def untried():
+    """Nothing is known yet of what this machine can do, nor afterwards."""
+    packing._can_pack.cache_clear()
+    yield
+    packing._can_pack.cache_clear()
+
+
+OTHER_OPERATIONS = {
+    "_reorder_linear_weight": lambda weight, rows: (2 * weight).to_mkldnn(),
+    "_linear_pointwise": lambda rows, weight, *_: 1.5 * rows @ weight.to_dense().T,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_OPERATIONS)
+@pytest.mark.parametrize("missing", [False, True])
+def test_nothing_is_packed_by_a_torch_whose_operations_have_changed(monkeypatch, untried, name, missing):
+    monkeypatch.setattr(torch.ops.mkldnn, name, None if missing else OTHER_OPERATIONS[name])
+    assert not count_packed(packing.pack(create_model()))
+
+
+def test_trying_it_leaves_the_programs_random_numbers_alone(untried):
+    before = torch.get_rng_state()
+    assert packing._can_pack()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_layer_that_is_used_twice_is_one_layer():

@@ -77,8 +77,8 @@ def killer():
 def disk(tmp_path_factory):
     """A folder in memory, where there is such a disk with room.
 
-    On another one a run waits for its files twice as long as it computes, and a kill does not tell them apart: what
-    a process has written is the system's when it dies.
+    On another one a run spends two thirds of its time waiting for files. Which kind it is makes no difference to a
+    kill, because what a process has written survives it.
     """
     place = Path("/dev/shm")
     if not (place.is_dir() and os.access(place, os.W_OK) and shutil.disk_usage(place).free > 2**30):
@@ -89,10 +89,14 @@ def disk(tmp_path_factory):
 
 
 @pytest.fixture
-def memory(disk):
-    """A new folder there, which is removed after the test."""
-    with tempfile.TemporaryDirectory(dir=disk) as folder:
-        yield Path(folder)
+def fast_folder(disk, request, tmp_path):
+    """A new folder there. What a test that has failed leaves in it is moved to where pytest keeps such things."""
+    failed, folder = request.session.testsfailed, Path(tempfile.mkdtemp(dir=disk))
+    yield folder
+    if request.session.testsfailed > failed:
+        shutil.move(folder, tmp_path / "left")
+    else:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +125,13 @@ def describe_left(folder: Path) -> str:
 # Kills
 
 
-def test_twenty_kills_at_random_moments_change_nothing(killer, undisturbed, memory):
+def test_twenty_kills_at_random_moments_change_nothing(killer, undisturbed, fast_folder):
     expected, seconds, _ = undisturbed
     seed = time.time_ns()
     moments, places = random.Random(seed), []
     stages = set()
     for attempt in range(400):  # a kill that comes after the end is none
-        folder = memory / str(attempt)
+        folder = fast_folder / str(attempt)
         after = moments.uniform(0, seconds)
         found = killer.run(folder, after=after)
         if found["signal"] != signal.SIGKILL:
@@ -144,24 +148,24 @@ def test_twenty_kills_at_random_moments_change_nothing(killer, undisturbed, memo
     assert len(stages) > 2, places
 
 
-def test_a_run_that_is_killed_again_and_again_gets_there(killer, undisturbed, memory):
+def test_a_run_that_is_killed_again_and_again_gets_there(killer, undisturbed, fast_folder):
     """Each by its own file operations, not by the clock: so that the first is killed however fast the machine is."""
     expected, _, operations = undisturbed
     seed = time.time_ns()
     moments, signals = random.Random(seed), []
-    while len(signals) < 40 and describe_left(memory / "run") != "finished":
+    while len(signals) < 40 and describe_left(fast_folder / "run") != "finished":
         operation = moments.randint(operations // 4, operations // 2)
-        signals.append(killer.run(memory / "run", operation=operation)["signal"])
+        signals.append(killer.run(fast_folder / "run", operation=operation)["signal"])
     print(f"seed {seed}: {len(signals)} runs, {signals.count(signal.SIGKILL)} killed")
     assert signals.count(signal.SIGKILL) > 1
-    assert killer.to_the_end(memory / "run") == expected
+    assert killer.to_the_end(fast_folder / "run") == expected
 
 
-def test_a_kill_at_any_file_operation_changes_nothing(killer, undisturbed, memory):
+def test_a_kill_at_any_file_operation_changes_nothing(killer, undisturbed, fast_folder):
     expected, _, operations = undisturbed
     places = set()
     for operation in range(1, operations + 1):
-        folder = memory / str(operation)
+        folder = fast_folder / str(operation)
         assert killer.run(folder, operation=operation, half=True)["signal"] == signal.SIGKILL
         places.add(describe_left(folder))
         assert killer.to_the_end(folder) == expected, operation
@@ -208,14 +212,14 @@ class Log:
         return f"drew {steps[:1]} to {steps[-1:]}, saved {self.saved}"
 
 
-def test_kills_at_random_moments_in_a_batch_of_100_lose_only_what_was_not_saved(killer, memory):
+def test_kills_at_random_moments_in_a_batch_of_100_lose_only_what_was_not_saved(killer, fast_folder):
     """Some twice in a run. Drawn again are the steps since the last time, at most one a kill if each step is saved."""
     expected, seconds = {}, {}
     for dtype in ("float64", "bfloat16"):
-        log = Log(memory / "log")
+        log = Log(fast_folder / "log")
         straight = {"dtype": dtype, "save_seconds": 0, "log": str(log.path), **HUNDRED}
-        seconds[dtype] = killer.run(memory / dtype, **straight)["seconds"]
-        expected[dtype] = read_measured(memory / dtype)
+        seconds[dtype] = killer.run(fast_folder / dtype, **straight)["seconds"]
+        expected[dtype] = read_measured(fast_folder / dtype)
         assert "drew [0] to [39]" in log.read()
         lengths = sorted(len(record["entropies"]) for record in expected[dtype])
         assert lengths[50] < 40 == lengths[-1]  # half of the rows end early
@@ -224,7 +228,7 @@ def test_kills_at_random_moments_in_a_batch_of_100_lose_only_what_was_not_saved(
     while killed < KILLS or midway < KILLS // 2:
         assert len(places) < 10 * KILLS, places
         dtype, often = moments.choice(["float64", "bfloat16"]), moments.choice([0, 0.05])
-        log, folder, before = Log(memory / "log"), memory / str(len(places)), killed
+        log, folder, before = Log(fast_folder / "log"), fast_folder / str(len(places)), killed
         request = {"dtype": dtype, "save_seconds": often, "log": str(log.path), **HUNDRED}
         for _ in range(moments.choice([1, 2])):
             after = moments.uniform(0, seconds[dtype])
@@ -239,15 +243,15 @@ def test_kills_at_random_moments_in_a_batch_of_100_lose_only_what_was_not_saved(
     print(f"seed {seed}: {killed} kills, {midway} times continued midway", *places, sep="\n")
 
 
-def test_a_kill_at_any_file_operation_with_parts_changes_nothing(killer, memory):
+def test_a_kill_at_any_file_operation_with_parts_changes_nothing(killer, fast_folder):
     """In half precision, in which a continued batch must be the same to the bit; each step is saved."""
     request = {"dtype": "bfloat16", "save_seconds": 0, "parameters": {"batch_size": 3}}
-    expected = killer.to_the_end(memory / "straight", **request)
-    shutil.rmtree(memory / "straight")
-    operations = killer.run(memory / "straight", **request)["operations"]
+    expected = killer.to_the_end(fast_folder / "straight", **request)
+    shutil.rmtree(fast_folder / "straight")
+    operations = killer.run(fast_folder / "straight", **request)["operations"]
     seen = set()
     for operation in range(1, operations + 1):
-        folder = memory / str(operation)
+        folder = fast_folder / str(operation)
         assert killer.run(folder, operation=operation, half=True, **request)["signal"] == signal.SIGKILL
         seen.add(len(list(folder.glob("batches/*.steps"))))
         assert killer.to_the_end(folder, **request) == expected, operation
@@ -255,17 +259,17 @@ def test_a_kill_at_any_file_operation_with_parts_changes_nothing(killer, memory)
     assert seen == {0, 1, 2, 3, 4}
 
 
-def test_a_kill_while_results_are_replaced_leaves_the_old_ones_or_the_new_ones(killer, undisturbed, memory):
+def test_a_kill_while_results_are_replaced_leaves_the_old_ones_or_the_new_ones(killer, undisturbed, fast_folder):
     expected, _, _ = undisturbed
     other = SETTINGS | {"seed": 1}
-    old = killer.to_the_end(memory / "old", other)
+    old = killer.to_the_end(fast_folder / "old", other)
     assert old != expected
-    shutil.copytree(memory / "old", memory / "counted")
-    operations = killer.run(memory / "counted", overwrite=True)["operations"]
+    shutil.copytree(fast_folder / "old", fast_folder / "counted")
+    operations = killer.run(fast_folder / "counted", overwrite=True)["operations"]
     seen = []
     for operation in range(operations - 35, operations + 1):  # from before the last batch on
-        folder = memory / str(operation)
-        shutil.copytree(memory / "old", folder)
+        folder = fast_folder / str(operation)
+        shutil.copytree(fast_folder / "old", folder)
         assert killer.run(folder, operation=operation, half=True, overwrite=True)["signal"] == signal.SIGKILL
         seen.append(read_measured(folder))
         path = folder / results.MEASUREMENTS
@@ -283,11 +287,11 @@ def test_a_kill_while_results_are_replaced_leaves_the_old_ones_or_the_new_ones(k
 # Two runs in one folder
 
 
-def test_of_two_runs_at_once_one_is_refused_and_told_who_writes(killer, undisturbed, memory):
+def test_of_two_runs_at_once_one_is_refused_and_told_who_writes(killer, undisturbed, fast_folder):
     expected, _, _ = undisturbed
     refused = 0
     for attempt in range(5):
-        folder = memory / str(attempt)
+        folder = fast_folder / str(attempt)
         one, other = killer.runs(folder, count=2, lock_seconds=0)
         first, second = (one, other) if not one["error"] else (other, one)
         assert (first["error"], first["signal"]) == ("", 0)
@@ -299,12 +303,12 @@ def test_of_two_runs_at_once_one_is_refused_and_told_who_writes(killer, undistur
     assert refused > 0
 
 
-def test_of_many_runs_at_once_one_measures_and_the_others_find_its_results(killer, undisturbed, memory):
+def test_of_many_runs_at_once_one_measures_and_the_others_find_its_results(killer, undisturbed, fast_folder):
     expected, _, _ = undisturbed
-    found = killer.runs(memory / "run", count=4, lock_seconds=60)
+    found = killer.runs(fast_folder / "run", count=4, lock_seconds=60)
     assert [run["error"] for run in found] == [""] * 4
-    assert read_measured(memory / "run") == expected
-    assert sorted(os.listdir(memory / "run")) == [
+    assert read_measured(fast_folder / "run") == expected
+    assert sorted(os.listdir(fast_folder / "run")) == [
         "candidates.parquet",
         "measurements.pt",
         "run.json",
@@ -312,13 +316,13 @@ def test_of_many_runs_at_once_one_measures_and_the_others_find_its_results(kille
     ]
 
 
-def test_a_killed_runs_lock_stops_nobody(killer, undisturbed, memory):
+def test_a_killed_runs_lock_stops_nobody(killer, undisturbed, fast_folder):
     expected, _, operations = undisturbed
-    assert killer.run(memory / "run", operation=operations // 2)["signal"] == signal.SIGKILL
-    (memory / "run" / locking.LOCK).touch()
-    found = killer.run(memory / "run", lock_seconds=0)
+    assert killer.run(fast_folder / "run", operation=operations // 2)["signal"] == signal.SIGKILL
+    (fast_folder / "run" / locking.LOCK).touch()
+    found = killer.run(fast_folder / "run", lock_seconds=0)
     assert (found["error"], found["signal"]) == ("", 0)
-    assert read_measured(memory / "run") == expected
+    assert read_measured(fast_folder / "run") == expected
 
 
 @pytest.fixture
@@ -592,9 +596,10 @@ def find_kernels(environment: dict[str, str]) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # it may end meanwhile
-            if "ipykernel_launcher" in process.cmdline():
-                found += [process] * (process.environ().get("PYTHONPATH") == environment["PYTHONPATH"])
-    return found
+            own = process.environ().get("PYTHONPATH") == environment["PYTHONPATH"]
+            if own and "ipykernel_launcher" in process.cmdline():
+                found.append(process)
+    return [process for process in found if process.ppid() not in {other.pid for other in found}]
 
 
 def begin_run(words: list[str], folder: Path, environment: dict) -> tuple[subprocess.Popen, psutil.Process, int]:

@@ -61,6 +61,18 @@ def test_every_file_that_is_not_python_belongs_to_a_module():
     assert [path for path, modules in owners.items() if not modules] == []
 
 
+def test_a_file_that_an_editor_leaves_belongs_to_no_module(tmp_path, monkeypatch):
+    package = tmp_path / "nucleoscope"
+    shutil.copytree(dependencies.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    left = [package / ".settings.py.swp", package / "views" / ".cards.py.swp"]
+    for path in left:
+        path.write_bytes(b"\0")
+    monkeypatch.setattr(dependencies, "PACKAGE", package)
+    owners = dependencies._read_data_files()
+    assert [owners.pop(path) for path in left] == [set(), set()]
+    assert all(owners.values())
+
+
 def test_an_import_for_type_checking_only_does_not_count(tmp_path):
     notebook = tmp_path / "mine.py"
     notebook.write_text("from nucleoscope.workflow import status\n")

@@ -74,7 +74,7 @@ def read_outputs(path):
 
 
 def test_the_same_measurements_give_the_same_files(tmp_path):
-    for place, forked in (("one", False), ("other", True)):  # no fork has the hash seed of a process that is started
+    for place, forked in (("one", False), ("other", True)):  # these have different hash seeds
         for seed in (1, 2):
             write_run(tmp_path / place / f"data{seed}" / "model", seed)
         done = run_pipeline(f"results_dir={tmp_path / place}", "resamples=100", command=EVAL, forked=forked)
@@ -98,6 +98,7 @@ def test_where_every_file_is_damaged_nothing_is_written_and_each_is_named(tmp_pa
     path.write_bytes(b"no measurements")
     done = run_pipeline(f"results_dir={tmp_path}", command=EVAL)
     assert done.returncode == 1
+    assert done.stderr.count("\n") == 2, done.stderr
     skipped, error = done.stderr.strip().splitlines()
     assert skipped.startswith(f"skipped: cannot read '{path}'")
     assert error.startswith("error: no readable measurements")

@@ -818,8 +818,10 @@ def test_a_graph_that_is_stopped_says_one_line_and_leaves_no_process(tmp_path, s
     for folder in runs:
         holding.hold(Path(folder))
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", str(path)]
-    # what handles signals is started as users start it; a notebook's process, which others end, need not import torch
-    environment = os.environ | OFFLINE if stop == "Ctrl-C" else forks.create_environment(**OFFLINE, FORK_NOTEBOOKS="1")
+    # What handles signals is started as users start it. In two of the cases a notebook's process, which others end, is
+    # forked, so that it need not import torch: its environment cannot be seen, and what waits for it is found below.
+    real = stop in ("Ctrl-C", "SIGTERM twice")
+    environment = os.environ | OFFLINE if real else forks.create_environment(**OFFLINE, FORK_NOTEBOOKS="1")
     environment = holding.create_environment(tmp_path / "held", environment)
     environment["NUCLEOSCOPE_TEST"] = str(tmp_path)
     process = subprocess.Popen(

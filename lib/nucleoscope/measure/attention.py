@@ -39,8 +39,8 @@ class RowGroups:
     def cut_mask(self, mask: torch.Tensor | None, query: torch.Tensor) -> list[torch.Tensor]:
         """A layer's mask (B or 1, H or 1, 1, width), or one that hides nothing, for each of the groups.
 
-        PyTorch's kernel adds a mask to the scores, and would make numbers of truth values at each call. No row is
-        hidden as a whole: a step sees its own token.
+        PyTorch's kernel adds a mask to the scores, and would convert a boolean one at every call. No row is fully
+        masked: each new token attends to itself.
         """
         key = id(mask), query.dtype
         if key not in self.masks:

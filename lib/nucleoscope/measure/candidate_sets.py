@@ -80,10 +80,7 @@ def arrange_windows(logits: torch.Tensor, parts: Sequence[Likeliest], sets: Sequ
 
 
 def select_prefixes(windows: Windows, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids and probabilities (K',) of the first tokens of each window, as many as ``lengths`` (B,) say.
-
-    Also where each row begins and ends, (B + 1,).
-    """
+    """Ids and probabilities (K',) of the first ``lengths[b]`` tokens of each window b, and their offsets (B + 1,)."""
     ends = lengths.cumsum(0)
     shift = torch.repeat_interleave(windows.offsets[:-1] - ends + lengths, lengths)
     index = torch.arange(len(shift), device=shift.device) + shift

@@ -49,36 +49,35 @@ def describe_distribution(logits: torch.Tensor, top_p: float, sets: Sequence[Can
 
 
 def _describe_with_sets(logits: torch.Tensor, top_p: float, sets: Sequence[CandidateSet]) -> Distribution:
-    """The same with windows, in which the nucleus is one more set."""
-    every = [*sets]
-    own = next((n for n, each in enumerate(sets) if (each.rule, each.value) == ("top_p", top_p)), None)
-    if own is None:
-        own = len(every)
-        every.append(CandidateSet("", "top_p", top_p, "", ""))
-    if not any(each.rule == "top_k" for each in sets):
-        every.append(TWO_LIKELIEST)  # for the margin
-    parts, likeliest, finite = [], [], []
+    """As `describe_distribution`, with the nucleus found as one of the sets."""
+    all_sets = [*sets]
+    place = next((n for n, each in enumerate(sets) if (each.rule, each.value) == ("top_p", top_p)), None)
+    if place is None:
+        place = len(all_sets)
+        all_sets.append(CandidateSet("", "top_p", top_p, "", ""))
+    if not any(each.rule == "top_k" and each.value >= TWO_LIKELIEST.value for each in sets):
+        all_sets.append(TWO_LIKELIEST)  # for the margin
+    parts, likeliest, largest, finite = [], [], [], []
     for rows in split_rows(logits):
         found = exponentiate(rows)
         finite.append(found.total[:, 0].isfinite())
-        spread = candidate_sets.measure_spread(found, every)
+        largest.append(found.largest[:, 0])
+        spread = candidate_sets.measure_spread(found, all_sets)
         parts.append(entropy.summarise(found))  # it overwrites the logits that were found, but not their exponentials
-        likeliest.append(candidate_sets.find_likeliest(found, parts[-1].entropy, spread, every))
+        likeliest.append(candidate_sets.find_likeliest(found, parts[-1].entropy, spread, all_sets))
     if broken := torch.nonzero(~torch.cat(finite))[:, 0].tolist():
         raise NotFinite(broken)
-    full, windows = entropy.join_entropies(parts), candidate_sets.arrange_windows(logits, likeliest, every)
-    ids, probs, offsets = candidate_sets.select_prefixes(windows, windows.extents[:, own, -1])
-    margin = _compute_margin(full, _find_second(logits, windows))
-    return Distribution(Nucleus(ids, probs, offsets), full, margin, candidate_sets.cut_windows(windows, len(sets)))
+    full, windows = entropy.join_entropies(parts), candidate_sets.arrange_windows(logits, likeliest, all_sets)
+    candidates = Nucleus(*candidate_sets.select_prefixes(windows, windows.extents[:, place, -1]))
+    margin = _compute_margin(full, _find_second(logits, torch.cat(largest), windows))
+    return Distribution(candidates, full, margin, candidate_sets.cut_windows(windows, len(sets)))
 
 
-def _find_second(logits: torch.Tensor, windows: Windows) -> torch.Tensor:
-    """The second largest logit minus the largest (B,); -inf if no other token has a probability above 0."""
-    first, last = windows.offsets[:-1], windows.offsets[1:] - 1
-    one, two = (
-        logits.gather(-1, windows.ids[places, None])[:, 0].float() for places in (first, (first + 1).minimum(last))
-    )
-    return torch.where(first < last, two - one, -torch.inf)
+def _find_second(logits: torch.Tensor, largest: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """The second likeliest token's logit minus the largest logit (B,); -inf if its probability is 0."""
+    second, last = windows.offsets[:-1] + 1, windows.offsets[1:] - 1
+    own = logits.gather(-1, windows.ids[torch.minimum(second, last), None])[:, 0].float()
+    return torch.where(second <= last, own - largest, -torch.inf)
 
 
 def _compute_margin(full: entropy.FullEntropies, second: torch.Tensor) -> torch.Tensor:

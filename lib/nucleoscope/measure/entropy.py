@@ -62,7 +62,7 @@ def join_entropies(parts: Sequence[FullEntropies]) -> FullEntropies:
 
 def summarise(found: Exponentials) -> FullEntropies:
     """The entropies of the rows of `softmax.exponentiate`, whose ``z`` is overwritten: it takes too long to copy."""
-    z, exponentials, total = found
+    z, exponentials, total, _ = found
     # Below -104, p is 0 in float32; a finite value instead of -inf keeps 0 * log p from being NaN.
     z.clamp_min_(-200)
     product = exponentials * z

@@ -81,7 +81,7 @@ def find_embedding_matrix(model: PreTrainedModel) -> torch.Tensor:
 def find_output_matrix(model: PreTrainedModel) -> torch.Tensor | None:
     """The rows of the output layer (V, d'), detached; None if they are those of the input embedding, or no matrix."""
     embedding, head = find_embedding_matrix(model), model.get_output_embeddings()
-    # a layer of `models.packing` becomes an ordinary one, which is slower, if its attribute is read
+    # to read its attribute would make a layer of `models.packing` an ordinary one, which is slower
     rows = head.read_weight() if hasattr(head, "read_weight") else getattr(head, "weight", None)
     if not isinstance(rows, torch.Tensor) or rows.dim() != 2 or not rows.is_floating_point():
         return None

@@ -305,7 +305,7 @@ class Reading:
         if batch[0].prompt not in self.kept:
             yield from self.forward.compute_states([text.ids for text in batch], [text.start for text in batch])
             return
-        head = self.forward.head  # a packed layer with the embedding's weight has a buffer alone
+        head = self.forward.head  # a packed layer that shares the embedding's weight has no parameters, only a buffer
         device = next(chain(head.parameters(), head.buffers())).device
         states = torch.cat([self.kept[text.prompt] for text in batch]).to(device)
         for piece in states.split(self.forward.rows):

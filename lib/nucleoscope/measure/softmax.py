@@ -13,7 +13,7 @@ PIECE_CPU, PIECE_GPU = 2**20, 2**28
 
 
 class Exponentials(NamedTuple):
-    """Logits (B, V) as z = logits - max, and e^z with its sum: p = e^z / sum, log p = z - log sum. Float32.
+    """Logits (B, V) as z = logits - largest, and e^z with its sum: p = e^z / sum, log p = z - log sum. Float32.
 
     torch's own float32 softmax on a CPU is off by 5e-5, and its sum from 1 as well, where V is 262,144: enough
     to make nuclei a token too short. A sum of its own is not. Dividing e^z is also more exact than e^(z - log sum),
@@ -23,6 +23,7 @@ class Exponentials(NamedTuple):
     z: torch.Tensor
     exponentials: torch.Tensor
     total: torch.Tensor  # (B, 1)
+    largest: torch.Tensor  # (B, 1)
 
     def compute_probabilities(self) -> torch.Tensor:
         """p (B, V)."""
@@ -38,6 +39,7 @@ def split_rows(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def exponentiate(logits: torch.Tensor) -> Exponentials:
     """The exponentials of logits (B, V) of any floating type, which stay as they are."""
     logits = logits.float()
-    z = logits - logits.amax(-1, keepdim=True)
+    largest = logits.amax(-1, keepdim=True)
+    z = logits - largest
     exponentials = z.exp()
-    return Exponentials(z, exponentials, exponentials.sum(-1, keepdim=True))
+    return Exponentials(z, exponentials, exponentials.sum(-1, keepdim=True), largest)

@@ -10,6 +10,11 @@ NONE = 2**60  # no limit: version 1 of control groups writes one of nearly 2**63
 MEMINFO, GROUPS, MOUNT = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
+def read_total() -> int:
+    """Bytes of memory that the machine has, or the group of this process may have."""
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_read_limits()])
+
+
 def read_available() -> int:
     """Bytes of memory and swap that this process can get at most: what is available, within the limit of its group.
 
@@ -19,7 +24,7 @@ def read_available() -> int:
         entries = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="ascii").splitlines())
         free = sum(int(entries[name].split()[0]) for name in ("MemAvailable", "SwapFree")) * 1024
     except (OSError, KeyError):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return read_total()
     return min([free, *_read_limits()])
 
 

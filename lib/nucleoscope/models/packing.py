@@ -21,15 +21,16 @@ from nucleoscope.models import memory
 # Bytes that the blocks of a weight may take beside it, if it is also that of another layer: an output layer often has
 # the input embedding, whose rows are looked up. That is a tenth of what measuring a small model takes.
 MOST_BESIDE = 2**27
-ROWS = 32  # of the input for which a layout is chosen; it is right for any number, and here the same for all
+ROWS = 32  # of the input that the layout is best for; any number gives the same results
 
 
 class PackedLinear(nn.Linear):
     """A linear layer whose weight is packed.
 
     Code that reads ``weight`` may do so at every step, or change it in place: the layer then becomes an ordinary one,
-    for good. So it does before it is copied, moved or converted, and if gradients are wanted. `read_weight` leaves it
-    as it is. If the weight is that of another layer too, and is changed there, the packed one does not follow.
+    for good. The same happens before it is copied, moved or converted, and when gradients are enabled. `read_weight`
+    leaves it as it is, and so does a state dict, in which each weight is a copy. If the weight is also that of another
+    layer, and is changed there, the packed one does not follow.
     """
 
     def read_weight(self) -> torch.Tensor:
@@ -84,10 +85,11 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
     """Packs the weights of a model's linear layers that are in bfloat16, in place, on a CPU that multiplies in it.
 
     Returns the model. Layers with hooks or with a forward pass of their own stay as they are, and so does a model that
-    takes more than half of the memory: packed weights are not paged out to their file, as mapped ones are.
+    takes more than half of the memory, however much of it is free: packed weights are not paged out to their file, as
+    mapped ones are.
     """
     size = sum(weight.nbytes for weight in model.parameters())
-    if not _can_pack() or size > memory.read_available() // 2:
+    if not _can_pack() or size > memory.read_total() // 2:
         return model
     uses = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
     found = False
@@ -117,7 +119,7 @@ def _pack_layer(layer: nn.Linear, shared: bool) -> None:
 
 
 def _leave_file(model: PreTrainedModel) -> None:
-    """Copies what is left. It may be part of a file in memory, all of which stays there until none is used any more."""
+    """Copies the other tensors: one that is mapped from a file keeps all of the file in memory."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.layout == torch.strided and tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor:
             tensor.data = tensor.data.clone()
@@ -130,12 +132,12 @@ def _can_pack() -> bool:
     if platform.machine() not in ("x86_64", "AMD64") or not any(map(flags.get, ("avx512_bf16", "amx_bf16"))):
         return False
     try:
-        layer = nn.Linear(64, 48, bias=False, dtype=torch.bfloat16)
         with torch.inference_mode():
-            x = torch.ones(3, 64, dtype=torch.bfloat16)
-            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
+            weight, x = (torch.arange(n * 64).remainder(17).view(n, 64).bfloat16() / 16 for n in (48, 3))
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
             found = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-            return torch.equal(packed.to_dense(), layer.weight) and torch.allclose(found, layer(x), atol=0.05)
+            expected = nn.functional.linear(x.float(), weight.float())
+            return torch.equal(packed.to_dense(), weight) and torch.allclose(found.float(), expected, rtol=0.01)
     except Exception:  # of a torch without oneDNN, or one that has changed them
         return False
 

@@ -66,12 +66,12 @@ def _read_data_files() -> dict[Path, set[str]]:
     """
     places = {path: path.relative_to(PACKAGE).parts for path in PACKAGE.rglob("*") if path.is_file()}
     data = {path: parts for path, parts in places.items() if path.suffix != ".py" and "__pycache__" not in parts}
-    names = {name for path, parts in data.items() for name in (path.name, parts[1])}
+    names = {name for path, parts in data.items() for name in (path.name, *parts[1:2])}
     texts = {path: _find_texts(path, names) for path in places if path.suffix == ".py"}
     owners = {}
-    for path, (top, folder, *_) in data.items():
+    for path, parts in data.items():
         named = {source for source, found in texts.items() if path.name in found}
-        room = {source for source, found in texts.items() if places[source][0] == top and folder in found}
+        room = {source for source, found in texts.items() if places[source][0] == parts[0] and parts[1] in found}
         owners[path] = {_name_module(source) for source in named or room}
     return owners
 
