@@ -68,7 +68,7 @@ def test_a_file_that_an_editor_leaves_belongs_to_no_module(tmp_path, monkeypatch
     for path in left:
         path.write_bytes(b"\0")
     monkeypatch.setattr(dependencies, "PACKAGE", package)
-    owners = dependencies._read_data_files()
+    owners = dependencies._read_data_files.__wrapped__()  # not what it found before
     assert [owners.pop(path) for path in left] == [set(), set()]
     assert all(owners.values())
 
