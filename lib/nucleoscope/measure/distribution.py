@@ -37,18 +37,24 @@ def describe_distribution(logits: torch.Tensor, top_p: float, sets: Sequence[Can
     Raises what `nucleus.find_nucleus` raises.
     """
     validate("top_p", top_p)
-    if sets:
-        return _describe_with_sets(logits, top_p, sets)
-    pieces, parts = [], []
+    # With a set that is at least as large, the nucleus is found at no cost; a larger one would make all windows larger.
+    if any(each.rule == "top_p" and each.value >= top_p for each in sets):
+        return _describe_in_windows(logits, top_p, sets)
+    pieces, parts, likeliest = [], [], []
     for rows in split_rows(logits):
         found = exponentiate(rows)
         pieces.append(nucleus.find_piece(found, top_p))
-        parts.append(entropy.summarise(found))  # it overwrites what `find_piece` reads
+        spread = candidate_sets.measure_spread(found, sets)
+        parts.append(entropy.summarise(found))  # it overwrites the logits that were found, but not their exponentials
+        if sets:
+            likeliest.append(candidate_sets.find_likeliest(found, parts[-1].entropy, spread, sets))
     full, second = entropy.join_entropies(parts), torch.cat([piece.second for piece in pieces])
-    return Distribution(nucleus.join_nuclei(pieces), full, _compute_margin(full, second))
+    candidates = nucleus.join_nuclei(pieces)  # logits that are not finite are refused
+    windows = candidate_sets.arrange_windows(logits, likeliest, sets) if sets else None
+    return Distribution(candidates, full, _compute_margin(full, second), windows)
 
 
-def _describe_with_sets(logits: torch.Tensor, top_p: float, sets: Sequence[CandidateSet]) -> Distribution:
+def _describe_in_windows(logits: torch.Tensor, top_p: float, sets: Sequence[CandidateSet]) -> Distribution:
     """As `describe_distribution`, with the nucleus found as one of the sets."""
     all_sets = [*sets]
     place = next((n for n, each in enumerate(sets) if (each.rule, each.value) == ("top_p", top_p)), None)
