@@ -24,7 +24,7 @@ SETTLE = $(if $(strip $(FLAGS)),true,$(BIN)/python scripts/unchanged.py --settle
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1: \2/p' Makefile
 
-run: $(READY)  ## measure every run of the grid that is not measured yet, then analyse all
+run: $(READY)  ## measure every run of the grid that is not measured yet, then run the analyses
 	@$(CHECK_CORES)
 	@$(CHECK_GRID)
 	@$(UNCHANGED) all || exec $(SNAKEMAKE)

@@ -105,7 +105,9 @@ def create_parser() -> command_line.Parser:
 def check_only(letters: str) -> None:
     """ValueError unless all letters name parts of the benchmark."""
     if not letters or set(letters) - set(PARTS):
-        raise ValueError(f"only is {settings.quote(letters)}: it must be one or more of the letters {', '.join(PARTS)}")
+        raise ValueError(
+            f"--only is {settings.quote(letters)}: it must be one or more of the letters {', '.join(PARTS)}"
+        )
 
 
 def check_random_weights(given: str | None) -> None:

@@ -150,7 +150,7 @@ SECTIONS: dict[str, dict[str, Callable]] = {"parameters": PARAMETERS, "resources
 # None if neither is known to be on the line with the mistake.
 QUOTED = r"a value that begins with '\1' must be quoted"
 YAML_PROBLEMS = (
-    (r"found character '\\t'", "a tab: indent with spaces", False),
+    (r"found character '\\t'", "indented with a tab: use spaces", False),
     (r"found character '(.)' that cannot start", QUOTED, False),
     (r"found undefined alias", "a value that begins with '*' or '&' must be quoted", False),
     (r"expected alphabetic", "a line that begins with '%', or a value with '*' or '&', must be quoted", True),
@@ -158,7 +158,7 @@ YAML_PROBLEMS = (
     (r"expected chomping", "a value that begins with '|' or '>' must be quoted", False),
     (r"found unknown escape character '(.)'", r"unknown escape '\\\1': use single quotation marks", False),
     (r"found unexpected end of stream", "a quotation mark is not closed", True),
-    (r"could not find expected ':'", "a ':' is missing", True),
+    (r"could not find expected ':'", "a ':' is missing, or a '-' before an entry of a list", True),
     (r"mapping values", "a ':' is not allowed here: check the indentation, or quote the value", False),
     (r"sequence entries", "a '-' is not allowed here: begin a list on a line of its own", False),
     (r"expected ',' or '\]'", "a [ is not closed, or a comma is missing", True),
