@@ -2,9 +2,9 @@
 
 All of them run in one process, on the same prompts or, for (a), on the first few:
 
-  (a) the published algorithm: one prompt at a time, the whole prefix again for every
-      token, a full sort, k x k cosines (reimplemented here; the number of prompts is
-      printed)
+  (a) the published algorithm: one prompt at a time, recomputing the whole prefix for
+      every token, a full sort, k x k cosines (reimplemented here; the number of prompts
+      is printed)
   (b) transformers' generate in batches with output_logits, then the same quantities
       as in (c)
   (c) Nucleoscope
@@ -12,7 +12,7 @@ All of them run in one process, on the same prompts or, for (a), on the first fe
       only an argmax
 
 It also times the nucleus and cosine steps alone, on synthetic logits, and whole runs,
-up to the saved files, with the default variants and without any. It prints Markdown.
+including saving the files, with the default variants and without any. It prints Markdown.
 
 --against CHECKOUT compares this version with another instead. The two versions (A and
 B) take turns measuring the same prompts, in the order A B B A A B ..., each time in a

@@ -1,8 +1,8 @@
-"""Writes tokens, candidates or texts of a run to a csv, parquet or html file, for other programs or for sharing.
+"""Writes tokens, candidates or texts of a run to a CSV, Parquet or HTML file, for other programs or for sharing.
 
-csv and parquet have one row for each token: its prompt, step and text, and everything that was measured; with
---candidates, one for each token that could have been chosen. html is one file that opens in any browser, without a
-network: the text with its tokens tinted, and a card for each. The model is not needed.
+CSV and Parquet files have one row for each token: its prompt, step and text, and everything that was measured; with
+--candidates, one for each token that could have been chosen. An HTML file opens in any browser, offline: it is the text
+with its tokens tinted, and a card for each. The model is not needed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def create_parser() -> Parser:
         type=parse_number,
         action="append",
         metavar="N",
-        help="only this prompt, counted from 0; may be given several times",
+        help="only this prompt, counted from 0; can be repeated",
     )
     options.add_argument(
         "--candidates",

@@ -661,7 +661,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ),
     ({"models": [{"name": None}]}, "entry 1 in models has no name after 'name': add it"),
     ({"models": [{"name": True}]}, "entry 1 in models has True as its name: put it in quotes"),
-    ({"models": ["a", None]}, "entry 2 in models is empty: give a name, or remove the dash"),
+    ({"models": ["a", None]}, "entry 2 in models is empty: give a name, or remove the entry"),
     (
         {"datasets": ["math", "mathh"]},
         "entry 2 in datasets: unknown data set 'mathh' (did you mean 'math'?): it must be",

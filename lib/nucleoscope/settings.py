@@ -154,7 +154,7 @@ class Settings:
     seed: int = _define(
         int,
         0,
-        "random seed for sampling; not used with mode=score",
+        "random seed for sampling; ignored with mode=score",
         least=-EXACT,
         most=EXACT,
         decides=True,
@@ -206,8 +206,8 @@ class Settings:
         "auto",
         "device to run on: cpu, cuda, cuda:1, ..., mps, xpu, balanced (all GPUs), or auto",
         pattern=rf"auto|balanced|({'|'.join(DEVICES)})(:[0-9]{{1,3}})?",
-        described=f"be auto, balanced, {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, or one of the last four with a "
-        "number, such as cuda:1",
+        described=f"be auto, balanced, {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, optionally with a number, "
+        "such as cuda:1",
     )
     results_dir: str = _define(
         str,
@@ -236,7 +236,9 @@ class Settings:
         decides=True,
         live=True,
     )
-    skip_check: bool = _define(bool, False, "skip the trial on short prompts that finds out how prompts can be batched")
+    skip_check: bool = _define(
+        bool, False, "skip the trial on short prompts that determines how prompts can be batched"
+    )
     trust_remote_code: bool = _define(
         bool, False, "run the Python code that comes with the model; read it first", live=True
     )
@@ -272,7 +274,7 @@ class Settings:
     branch_points: int = _define(
         int,
         4,
-        "number of tokens per text to branch at; 0 measures none",
+        "number of tokens per text to branch at; 0 disables branching",
         least=0,
         most=1000,
     )

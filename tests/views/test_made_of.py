@@ -316,13 +316,13 @@ def test_what_entropy_adds_is_said_for_each_outcome():
     def describe(*added):
         return made_of_text.describe_ladder(create_ladder(added, [f"m{place}" for place in range(len(added))]))
 
-    clearly = "clearly above 1 percentage point, an amount that can arise by chance in a regression"
+    clearly = "clearly more than 1 percentage point; less can arise by chance in a regression"
     adds = "adding entropy changes that by 4.0 percentage points."
-    assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} This is a gain {clearly}.")
-    assert describe((0.004, 0.003, 0.005)).endswith(f"by 0.4 percentage points. This is not a gain {clearly}.")
+    assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} This is {clearly}.")
+    assert describe((0.004, 0.003, 0.005)).endswith(f"by 0.4 percentage points. This is not {clearly}.")
     assert "changes that by between −1.0 and 4.0 percentage points" in describe((0.04, 0.03, 0.05), (-0.01, -0.02, 0.0))
-    assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"In 1 of 2 runs, there is a gain {clearly}.")
-    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"In no run is there a gain {clearly}.")
+    assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"In 1 of 2 runs, the gain is {clearly}.")
+    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"No run gains {clearly}.")
     assert describe((0.01, np.nan, np.nan)).endswith("No interval could be computed.")
     assert made_of_text.describe_ladder(create_ladder([], [])).startswith("No run has enough tokens and prompts")
     assert "entropy alone explains 0 % of the variance" in describe((0.01, 0.005, 0.02))

@@ -360,7 +360,10 @@ def describe_overlay(figure: go.Figure | Markdown, least: int = 20) -> str:
         rest = "Of the other runs, each" if parts else "Each"
         parts.append(f"{rest} point is a token: its entropy, and the cosine similarity of its candidates.")
     if parts:
-        parts.append("Further right, the model was less sure; further up, its candidates were more similar.")
+        parts.append(
+            "Points further right are where the model was less sure, points further up where its candidates were more "
+            "similar."
+        )
     if "lines" in drawn:
         parts.append(
             "If a line falls, the candidates are less similar when the model is less sure; if it rises, they are more "

@@ -47,9 +47,9 @@ MEASURE = (
 )
 EXPLAINED = (
     "The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they "
-    "are (`raw`), or without their mean and the three directions in which they vary most (`all_but_top_3`). A band "
-    "shows what the number of candidates alone would give: the coefficient if each token were given the candidates of "
-    "another token that has the same number of them."
+    "are (`raw`), or with their mean and the three directions in which they vary most removed (`all_but_top_3`). A "
+    "band shows what the number of candidates alone would give: the coefficient if each token's candidates were "
+    "exchanged for those of another token that has equally many."
 )  # below the front page's figure
 NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
 NAMED = 3  # a sentence names that many models and as many data sets; more are counted
@@ -357,12 +357,12 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     if known.empty:
         return f"{text} No interval could be computed."
     helped = int((known["added low"] > NOTICEABLE).sum())
-    than = f"clearly above {100 * NOTICEABLE:g} percentage point, an amount that can arise by chance in a regression"
+    least = f"clearly more than {100 * NOTICEABLE:g} percentage point; less can arise by chance in a regression"
     if len(known) == 1:
-        return f"{text} This is {'' if helped else 'not '}a gain {than}."
+        return f"{text} This is {'' if helped else 'not '}{least}."
     if not helped:
-        return f"{text} In no run is there a gain {than}."
-    return f"{text} In {name_part(helped, len(known), 'run')}, there is a gain {than}."
+        return f"{text} No run gains {least}."
+    return f"{text} In {name_part(helped, len(known), 'run')}, the gain is {least}."
 
 
 def _format_shares(values: pd.Series) -> str:

@@ -355,7 +355,7 @@ def _find_problems(config: Any) -> Iterator[str]:
     yield from (problem.removeprefix(f"{GRID}: ") for problem in _find_unknown(GRID, config, KEYS))
     folder = config.get("results_dir")
     if folder is None:
-        yield "results_dir is missing: it must name the folder of the results"
+        yield "results_dir is missing: add it, with the name of the folder for results"
     elif problem := _explain(partial(validate, "results_dir"), folder):
         yield problem
     elif os.path.isfile(settings.normalise("results_dir", folder)):
@@ -378,7 +378,7 @@ def _find_wrong_entries(kind: str, entries: Any) -> Iterator[str]:
     for number, entry in enumerate(map(_expand, entries), 1):
         where = f"entry {number} in {kind}"
         if entry is None:
-            yield f"{where} is empty: give a name, or remove the dash"
+            yield f"{where} is empty: give a name, or remove the entry"
         elif not isinstance(entry, dict):
             problem = f"{where} is {quote(entry)}: it must be a quoted name, or a mapping with a name and settings"
             yield problem + _explain_bool(entry)
