@@ -206,7 +206,7 @@ class Settings:
         "auto",
         "device to run on: cpu, cuda, cuda:1, ..., mps, xpu, balanced (all GPUs), or auto",
         pattern=rf"auto|balanced|({'|'.join(DEVICES)})(:[0-9]{{1,3}})?",
-        described=f"be auto, balanced, {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, optionally with a number, "
+        described=f"be auto, balanced, or {', '.join(DEVICES[:-1])} or {DEVICES[-1]} with or without a number, "
         "such as cuda:1",
     )
     results_dir: str = _define(

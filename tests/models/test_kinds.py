@@ -295,6 +295,12 @@ def test_a_control_group_limits_the_memory(system):
     assert memory.read_available() == 2500 * 1024
     system(groups="4:cpu,memory:/job\n0::/\n", memory__job__memory_dot_memsw_dot_limit_in_bytes="7000\n")
     assert memory.read_available() == 7000
+    assert memory.read_total() == 7000
+
+
+def test_all_memory_does_not_depend_on_how_much_is_free(system):
+    system()
+    assert memory.read_total() > memory.read_available()
 
 
 def test_a_system_that_says_nothing_has_all_its_memory(tmp_path, monkeypatch):

@@ -406,7 +406,7 @@ def test_the_fullest_gpu_decides_the_size_of_a_batch(monkeypatch):
 @pytest.mark.parametrize("device", ["meta", "hpu", "privateuseone", "gpu", "", "tpu:0"])
 def test_a_device_that_cannot_be_used_is_one_line(device):
     with pytest.raises(
-        ValueError, match=f"device is '{device}': it must be auto, balanced, cpu, cuda, mps or xpu"
+        ValueError, match=f"device is '{device}': it must be auto, balanced, or cpu, cuda, mps or xpu with"
     ) as caught:
         placement.pick_device(device)
     assert_one_line(str(caught.value))

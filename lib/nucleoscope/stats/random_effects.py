@@ -40,7 +40,7 @@ def combine(estimates: np.ndarray, errors: np.ndarray) -> Combination:
         return Combination(*[np.nan] * 4)
     from statsmodels.stats.meta_analysis import combine_effects  # a second to import
 
-    with np.errstate(divide="ignore"):  # with equal estimates Q may be 0, by which I^2 is divided, which is not used
+    with np.errstate(divide="ignore"):  # of equal estimates Q can be 0; it is divided by for I^2, which is not used
         found = combine_effects(estimates[usable], errors[usable] ** 2, method_re="iterated")
     *_, (low, high) = found.conf_int(use_t=True)  # the last of four: random effects, with Hartung and Knapp's variance
     return Combination(float(found.mean_effect_re), float(low), float(high), float(np.sqrt(found.tau2)))
