@@ -45,7 +45,7 @@ Markdown(choice_text.describe_answer(coefficients) if runs else tables.NOTHING_Y
 choice_figures.plot_coefficients(coefficients) if runs else None
 
 # %% [markdown]
-# A point is Spearman's coefficient with its 95 % interval over texts. *All points* compares branch points; *given k and
+# A point is Spearman's coefficient with its 95% interval over texts. *All points* compares branch points; *given k and
 # entropy* controls for both, or for the one of them that is not the predictor itself; *within points* compares the
 # pairs of candidates of one branch point, which have k and entropy in common. A grey bar shows what is left if outcomes
 # are exchanged among points with the same number of candidates: a coefficient inside it says no more than k does. The

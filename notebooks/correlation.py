@@ -63,7 +63,7 @@ Markdown(
 # %% [markdown]
 # ## The coefficients
 #
-# Each coefficient has a 95 % interval if there are prompts enough to compute one. Tokens of one text depend on each
+# Each coefficient has a 95% interval if there are prompts enough to compute one. Tokens of one text depend on each
 # other, so the intervals come from resampling whole prompts (the cluster bootstrap), not tokens. With fewer than 30
 # prompts such intervals are too short; then each prompt is left out once, and a note says so (jackknife t).
 
@@ -84,7 +84,7 @@ Markdown(gaps) if gaps else None
 # from both quantities and correlates what remains, over all tokens. *Within-k* compares tokens only with tokens of
 # exactly the same k, so it assumes no line; tokens whose k no other token has do not count. If they are near 0, the
 # size of the nucleus explains the plain coefficient. If their sign is opposite, choices of equal size show the reverse
-# of the overall relation.
+# of the overall relationship.
 #
 # Conditioning on k is not fixing k. The model decides which choices have k = 5: k and entropy come from the same
 # probabilities, and among choices of equal k, more entropy only means more even probabilities. To ask whether the
@@ -115,7 +115,7 @@ panels.plot_grid(measured, bins, csv="correlation_bins.csv")
 
 # %% [markdown]
 # Each panel is one run: a row for each model with its settings, a column for each data set, all on the same axes. The
-# line joins the medians (or means) of bins of equal width, the bars are their 95 % intervals, and the band is one
+# line joins the medians (or means) of bins of equal width, the bars are their 95% intervals, and the band is one
 # standard deviation of the tokens; point at a bin to see how many tokens it contains. A run with fewer than five
 # prompts has neither bars nor band. A line through bins with few tokens is noisy and says little; *density* shows where
 # the tokens are.
@@ -166,7 +166,7 @@ Markdown(tables.describe_comparison(len(both), len(correlation.load_published())
 tables.show(tables.format_comparison(both)) if len(both) else None
 
 # %% [markdown]
-# Pearson's and Spearman's coefficients of entropy and cosine similarity in one figure; each dot is a run, with its
+# Pearson's and Spearman's correlations between entropy and cosine similarity in one figure; each dot is a run, with its
 # interval.
 
 # %%
@@ -193,7 +193,7 @@ figures.save(figures.plot_paper(measured), folder / "correlation.png", folder / 
 #
 # We correlated entropy with cosine similarity in every run: over all tokens, within prompts, and given the size of the
 # nucleus in two ways. The intervals account for the tokens of one prompt being dependent. We also plotted every run.
-# `fits.py` asks which curve describes the relation.
+# `fits.py` asks which curve describes the relationship.
 
 # %%
 Markdown(tables.describe_place("The files are", folder))

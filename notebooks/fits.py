@@ -83,7 +83,7 @@ digits = {"a": 2, "b": 2, "c": 3, "peak": 2}
 display(
     *tables.show_section(
         tables.format_parameters(statistics, "unimodal", digits),
-        "Its parameters a, b and c with 95 % intervals from resampled prompts; the peak is at 1 / b. *(all)* marks a "
+        "Its parameters a, b and c with 95% intervals from resampled prompts; the peak is at 1 / b. *(all)* marks a "
         "pool: the runs of one model, or on one data set.",
         "*before peak* is the share of the tokens left of the peak. A note says if a fit ended on a bound, and how "
         "many resamples do not determine the parameters, because their curve is flat, a straight line, or different "

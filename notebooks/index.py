@@ -103,7 +103,7 @@ Markdown(
 tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
-# Each coefficient is followed by its 95 % interval, from resampling or leaving out whole prompts, if there are enough
+# Each coefficient is followed by its 95% interval, from resampling or leaving out whole prompts, if there are enough
 # of them. *Within-prompt* is the mean of the coefficients within each text; *partial* removes a linear effect of the
 # number of candidates; *within-k* compares only tokens with the same number of them. *Design effect* says how much the
 # tokens of one text depend on each other; see the [method](/method.md).

@@ -57,7 +57,7 @@ Markdown(made_of_text.describe_left_out(runs, missing))
 # mean and removes the three directions in which the rows vary most, as {cite:t}`mu2018` propose. [Read the
 # measurements](/use/read-measurements.md) lists all geometries.
 #
-# All intervals on this page are 95 % jackknife-t intervals: prompts are left out in up to 50 groups, each in turn,
+# All intervals on this page are 95% jackknife-t intervals: prompts are left out in up to 50 groups, each in turn,
 # because tokens of one text depend on each other. Where there are several runs, their mean gives each equal weight, and
 # its interval is about these runs only.
 

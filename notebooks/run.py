@@ -80,7 +80,7 @@ statistics = correlation.compute_statistics(named, pairs=correlation.PAIRS[:1]) 
 tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
-# Each coefficient has a 95 % interval from resampling or leaving out whole prompts, not tokens, if there are enough of
+# Each coefficient has a 95% interval from resampling or leaving out whole prompts, not tokens, if there are enough of
 # them. *Within-prompt* is the mean of the coefficients within each text; *partial* removes a linear effect of the
 # number of candidates; *within-k* compares only tokens with the same number of them.
 
@@ -102,7 +102,7 @@ figures.plot_distributions(table)
 # %% [markdown]
 # ## Single texts, token by token
 #
-# These prompts are chosen by rule. For each prompt we compute Spearman's coefficient of entropy and cosine
+# These prompts are chosen by rule. For each prompt we compute Spearman's correlation between entropy and cosine
 # similarity over its tokens with more than one candidate ($k > 1$), and show the prompt with the median
 # coefficient, the one with the coefficient furthest from 0 and the one with the coefficient nearest to 0. Prompts with
 # fewer than 20 such tokens are excluded (if all texts are short, the minimum is lower, as stated below). Each prompt is

@@ -432,7 +432,7 @@ theory_figures.plot_curves(sizes, both, titles, "Simulated and computed standard
 
 # %% [markdown]
 # The dots are the standard deviations of the simulated draws, the solid line is the formula; with 300
-# draws the standard deviation is known to about 4 %, so small distances between dot and line are chance. The dashed
+# draws the standard deviation is known to about 4%, so small distances between dot and line are chance. The dashed
 # line applies to directions without any common part in an infinite table.
 
 # %% [markdown]

@@ -1,4 +1,4 @@
-"""Measures how often 95 % intervals for coefficients cover the truth, and prints the method page's coverage table.
+"""Measures how often 95% intervals for coefficients cover the truth, and prints the method page's coverage table.
 
 Tables of tokens are drawn from a normal distribution with known correlation in which half of the variance of each
 quantity is between prompts, about the same share as in texts written by a small model. Every kind of interval is

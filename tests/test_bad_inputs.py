@@ -258,15 +258,15 @@ MEASURED = {"model_name": "m", "dataset_name": "lines.jsonl", "max_tokens": 5, "
     [
         (
             ["--max_tokens=6"],
-            "has results with other settings: max_tokens is 5 there and 6 here; this command does not measure them "
+            "has results with different settings: max_tokens was 5 and is now 6; this command does not measure them "
             "again: omit max_tokens, or measure with this value first, without --only",
         ),
-        (["--max_tokens=100"], "max_tokens is 5 there and 100 here"),  # the default, but typed
-        (["--n_prompts=4", "--top_p=0.5"], "top_p is 0.9 there and 0.5 here, n_prompts is 3 there and 4 here"),
-        (["--dtype", "bfloat16"], "dtype is 'float32' there and 'bfloat16' here"),
-        (["--seed=1"], "seed is 0 there and 1 here"),
-        (["--prompt_format=chat"], "prompt_format is 'raw' there and 'chat' here"),
-        (["--model_name=other/m"], "model_name is 'm' there and 'other/m' here"),
+        (["--max_tokens=100"], "max_tokens was 5 and is now 100"),  # the default, but typed
+        (["--n_prompts=4", "--top_p=0.5"], "top_p was 0.9 and is now 0.5, n_prompts was 3 and is now 4"),
+        (["--dtype", "bfloat16"], "dtype was 'float32' and is now 'bfloat16'"),
+        (["--seed=1"], "seed was 0 and is now 1"),
+        (["--prompt_format=chat"], "prompt_format was 'raw' and is now 'chat'"),
+        (["--model_name=other/m"], "model_name was 'm' and is now 'other/m'"),
         (
             ["--model_name=other/m", "--seed=1"],
             "give the model_name that they were measured with and omit seed, or measure in another --results_dir first",

@@ -310,7 +310,7 @@ class Settings:
             )
         if self.text_column and self.text_column == (self.prompt_column or "prompt"):
             raise ValueError(
-                f"text_column is '{self.text_column}', which is the column of the prompts: name another one"
+                f"text_column is '{self.text_column}', which is also the column of the prompts: choose another column"
             )
         self.collect_named()
         return replace(self, **{name: normalise(name, value) for name, value in values.items()})
@@ -337,7 +337,7 @@ class Settings:
 FIELDS: dict[str, Field] = {each.name: each for each in fields(Settings)}
 NUMBERS = {int: numbers.Integral, float: numbers.Real}  # includes numpy's numbers
 ANALYSES = {  # the options of the analyses, and the whole numbers that each may be
-    "resamples": (100, 10**6),  # a 95 % interval needs at least as many
+    "resamples": (100, 10**6),  # a 95% interval needs at least as many
     "seed": (0, EXACT),
 }
 

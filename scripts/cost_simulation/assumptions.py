@@ -92,7 +92,7 @@ ASSUMED = {
     ),
 }
 UNITS = {"TFLOP/s": 1e12, "GB/s": 1e9, "GB": 1e9, "ms": 1e-3, "µs": 1e-6, "s": 1, "": 1}
-TOKEN, CANDIDATE = 216, 8  # bytes in measurements.pt: measured on six real runs, within 1 %
+TOKEN, CANDIDATE = 216, 8  # bytes in measurements.pt: measured on six real runs, within 1%
 ONCE = 2 * 195  # core seconds for 15 synthetic runs of 10,000 tokens with all variants (two cores), 2,000 resamples
 POOLED = 140  # bytes per token while curves are fitted to a pool, measured on 4.7 million tokens
 TABLE = 61  # bytes per token in tokens.parquet, measured on a synthetic run of a million tokens

@@ -71,7 +71,7 @@ def simulate(gpus: int, models: int, datasets: int, prompts: int, repeats: int, 
 
 
 def format_span(values: np.ndarray, by: float = 1) -> str:
-    """The median and the range of the middle 90 %."""
+    """The median and the range of the middle 90%."""
     low, middle, high = np.quantile(np.asarray(values) / by, [0.05, 0.5, 0.95])
     return (
         format_figure(middle)
@@ -182,7 +182,7 @@ def estimate_costs() -> tuple[str, dict[str, dict]]:
             ("runs", "given"): f"{runs:,}",
             ("tokens", "estimate"): format_figure(np.median(r["tokens"])),
             ("GPU hours", "estimate"): format_span(r["GPU hours"]),
-            ("of which generating", "estimate"): format_span(100 * r["generating"]) + " %",
+            ("of which generating", "estimate"): format_span(100 * r["generating"]) + "%",
             ("wall time until all is measured", "estimate"): format_time(r["wall"]),
             ("runs lost and restarted", "estimate"): format_span(r["losses"]),
             ("host memory of a run", "estimate"): format_size(r["host"]),

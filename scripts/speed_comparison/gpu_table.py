@@ -144,7 +144,7 @@ def compare(options: argparse.Namespace, shapes: Mapping[str, Any] = SHAPES) -> 
     """Prints the table for the GPU that ``options.device`` names."""
     device = torch.device("cuda" if options.device == "auto" else options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--gpu_table needs an NVIDIA GPU: torch finds none here")
+        raise ValueError("--gpu_table needs an NVIDIA GPU, and PyTorch finds none on this machine")
     bandwidth = measure_bandwidth(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"{name}, {bandwidth / 1e9:,.0f} GB/s measured; torch {torch.__version__}; random weights in bfloat16; ")

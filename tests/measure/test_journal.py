@@ -299,7 +299,7 @@ def test_parts_of_another_batch_size_are_removed(tmp_path, draws, later):
 def test_parts_of_other_settings_are_removed_with_overwrite_and_never_without(tmp_path, draws):
     model = end_some(tiny.create_model())
     kill(draws, tmp_path, model, 5, 6)
-    with pytest.raises(FileExistsError, match="has results with other settings"):
+    with pytest.raises(FileExistsError, match="has results with different settings"):
         run_folder.RunFolder(tmp_path, NAMES | {"seed": 4})
     assert len(list_parts(tmp_path)) == 5
     with run_folder.RunFolder(tmp_path, NAMES | {"seed": 4}, overwrite=True) as run:

@@ -485,7 +485,7 @@ def test_results_of_the_two_modes_never_mix(tmp_path):
     with run_folder.RunFolder(tmp_path, settings) as run:
         run.finish(0, {})
     assert run_folder.RunFolder(tmp_path, settings).finished
-    with pytest.raises(FileExistsError, match="mode is 'generate' there and 'score' here"):
+    with pytest.raises(FileExistsError, match="mode was 'generate' and is now 'score'"):
         run_folder.RunFolder(tmp_path, settings | {"mode": "score", "text_column": "answer"})
 
 
@@ -494,7 +494,7 @@ def test_results_from_before_there_was_a_temperature_count_as_made_at_1(tmp_path
     with run_folder.RunFolder(tmp_path, settings) as run:
         run.finish(0, {})
     assert run_folder.RunFolder(tmp_path, settings | {"temperature": 1.0}).finished
-    with pytest.raises(FileExistsError, match=r"other settings: temperature is 1\.0 there and 0\.5 here; to replace"):
+    with pytest.raises(FileExistsError, match=r"different settings: temperature was 1\.0 and is now 0\.5; to replace"):
         run_folder.RunFolder(tmp_path, settings | {"temperature": 0.5})
 
 

@@ -192,7 +192,7 @@ def test_random_sets_are_uniform_and_without_replacement():
             assert len(set(row.tolist())) == len(row)
         counts += torch.bincount(torch.cat((ids[:3], ids[23:])), minlength=20)
     assert counts.sum() == 900
-    assert ((counts - 45) ** 2 / 45).sum() < 43.8  # the 0.1 % quantile of chi-squared with 19 degrees of freedom
+    assert ((counts - 45) ** 2 / 45).sum() < 43.8  # the 0.1% quantile of chi-squared with 19 degrees of freedom
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 9, 70, 3000])

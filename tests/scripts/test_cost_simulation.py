@@ -141,7 +141,7 @@ def test_a_page_carries_no_more_points_than_a_browser_likes(monkeypatch):
     not Path("/proc/self/smaps_rollup").exists(), reason="THIS SYSTEM DOES NOT TELL WHAT PROCESSES SHARE: NEEDS LINUX"
 )
 def test_15_full_runs_are_read_and_analysed_in_less_than_2_gb(tmp_path):
-    """Memory hardly depends on the resamples, 4 bytes a prompt each: 2,000 were seen to take 2 % more than 100."""
+    """Memory hardly depends on the resamples, 4 bytes a prompt each: 2,000 were seen to take 2% more than 100."""
     MEMORY.write_grid(tmp_path, 100)
     code = "import sys; from nucleoscope import results as r; r.load_runs(sys.argv[1]); r.load_table(sys.argv[1])"
     bytes_read, _ = MEMORY.watch([sys.executable, "-c", code, str(tmp_path)])

@@ -257,7 +257,7 @@ def test_the_design_effect_is_the_ratio_of_the_variances_of_resampled_prompts_an
         for unit in (prompt, np.arange(len(run)))
     )
     found = correlation.compute_coefficients(run, resamples=FEW).iloc[0]["design effect"]
-    assert found == pytest.approx(by_prompt / by_token, rel=0.12)  # 2,000 resamples know a variance to 3 %
+    assert found == pytest.approx(by_prompt / by_token, rel=0.12)  # 2,000 resamples know a variance to 3%
     assert found > 1.5
 
 
@@ -555,7 +555,7 @@ def test_one_poor_run_does_not_touch_the_others():
     assert frame["Pearson r"].isna().to_dict() == {"empty": True, "flat": True, "good": False}
 
 
-# Coverage: how often a 95 % interval holds the truth. Half of each variance lies between prompts.
+# Coverage: how often a 95% interval holds the truth. Half of each variance lies between prompts.
 
 TABLES, RESAMPLES, R = 200, 500, -0.5
 TRUTH = {"Pearson": R, "Spearman": 6 / math.pi * math.asin(R / 2)}

@@ -63,7 +63,7 @@ def fit_medians(run: pd.DataFrame, kind: str, equal: str = bootstrap.WIDTH):
 
 @planted_curves
 def test_a_planted_curve_comes_back_within_its_intervals(kind):
-    """Of 20 tables, a 95 % interval holds the truth in 19; fewer than 16 happens to one in 400 such parameters."""
+    """Of 20 tables, a 95% interval holds the truth in 19; fewer than 16 happens to one in 400 such parameters."""
     parameters, _, peak = PLANTED[kind]
     truth, held = parameters | ({"peak": peak} if peak else {}), []
     for seed in range(20):
@@ -593,7 +593,7 @@ def test_weights_follow_the_variance_of_the_medians_where_tokens_scatter_unevenl
     found = compute_token_variances(bins)
     expected = (0.3 - 0.05 * bins.centers) ** 2
     assert np.std(np.log(expected)) > 0.8  # what weights by tokens ignore
-    # The variance of one bin's median depends on few of its tokens; the average over four bins is known to 30 %.
+    # The variance of one bin's median depends on few of its tokens; the average over four bins is known to 30%.
     assert np.std(np.log(found / expected)) < 0.3
     assert np.sum(bins.count / found) == pytest.approx(bins.count.sum())
 
@@ -657,7 +657,7 @@ def test_a_rise_is_found_where_there_is_one_and_not_where_the_curve_falls_or_is_
     found = {name: pd.DataFrame([compute_rise(curve, seed) for seed in range(60)]) for name, curve in rises.items()}
     assert (found["rising"]["rise low"] > 0).all()
     assert found["rising"]["rise"].mean() == pytest.approx(0.29, abs=0.03)  # the first bin is not at 0
-    assert (found["falling"]["rise low"] > 0).sum() <= 4  # of 60: 2.5 % are 1.5
+    assert (found["falling"]["rise low"] > 0).sum() <= 4  # of 60: 2.5% are 1.5
     assert (found["flat"]["rise low"] > 0).sum() <= 6
     assert abs(found["flat"]["rise"].mean()) < 0.01
 

@@ -154,7 +154,7 @@ def test_other_settings_are_refused_before_the_model_is_loaded_unless_they_may_o
     with pytest.raises(FileExistsError) as caught:
         branch(copy, refuse_to_load, **{name: CHOSEN[name] + 1})
     assert f"{name} {CHOSEN[name]}, not {CHOSEN[name] + 1}" in assert_one_line(str(caught.value))
-    assert branches.find_missing(copy, CHOSEN | {name: 1}) == f"{name} is {CHOSEN[name]} there and 1 here"
+    assert branches.find_missing(copy, CHOSEN | {name: 1}) == f"{name} was {CHOSEN[name]} and is now 1"
 
 
 def test_other_settings_replace_the_branches_if_they_may(copy):

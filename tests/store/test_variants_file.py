@@ -215,9 +215,7 @@ def test_old_results_have_no_variants_and_are_other_results(tmp_path):
     finish(tmp_path, settings=old, layout=None)
     assert run_folder.RunFolder(tmp_path, old | {"variants": "none"}).finished
     said = catch(run_folder.RunFolder, tmp_path, old | {"variants": "default"}, kind=FileExistsError)
-    assert (
-        "variants is 'none' there and 'default' here; to replace them, run scripts/correlation_pipeline.py with" in said
-    )
+    assert "variants was 'none' and is now 'default'; to replace them, run scripts/correlation_pipeline.py with" in said
     assert "has no variants.parquet" in catch(load, tmp_path)
     measure(tmp_path, overwrite=True).finish(len(LENGTHS), {})
     assert_equal(load(tmp_path), tabulate())

@@ -48,7 +48,10 @@ def test_a_run_that_cannot_be_read_is_named_with_the_reason():
         ((-0.5, -0.7, -0.2), "embeddings: yes.** Given the number of candidates and entropy, the more similar the "),
         ((-0.5, -0.7, -0.2), "less branches diverge: −0.50 [−0.70, −0.20]"),
         ((0.5, 0.2, 0.7), "the further branches diverge: 0.50 [0.20, 0.70]"),
-        ((0.1, -0.2, 0.4), "no relation found.** Given the number of candidates and entropy, the coefficient is 0.10"),
+        (
+            (0.1, -0.2, 0.4),
+            "no relationship found.** Given the number of candidates and entropy, the coefficient is 0.10",
+        ),
         ((0.1, np.nan, np.nan), "not known.** Given"),
     ],
 )
@@ -63,9 +66,9 @@ def test_the_answer_says_by_how_many_of_the_other_outcomes_it_holds():
         create_rows(given=(0.1, -0.2, 0.4)).assign(outcome="different tokens"),
     )
     said = choice_text.describe_answer(pd.concat([whole, same, other], ignore_index=True))
-    assert "[−0.70, −0.20]. A relation is found with 1 of 2 other outcomes (never meet)." in said
+    assert "[−0.70, −0.20]. A relationship is found with 1 of 2 other outcomes (never meet)." in said
     said = choice_text.describe_answer(pd.concat([whole, other], ignore_index=True))
-    assert "[−0.70, −0.20]. No relation is found with any other outcome." in said
+    assert "[−0.70, −0.20]. No relationship is found with any other outcome." in said
     assert "other outcomes" not in choice_text.describe_answer(whole)
 
 
@@ -76,7 +79,7 @@ def test_the_answer_says_by_how_many_of_the_other_outcomes_it_holds():
         ((0.4, -0.1, 0.6), (-0.3, -0.4, -0.2), ", outside the range that remains"),
         ((0.4, -0.1, 0.6), (-0.3, -0.4, -0.2), "the more similar ones diverge less: −0.30"),
         ((0.4, -0.1, 0.6), (0.3, 0.2, 0.4), "the more similar ones diverge further: 0.30"),
-        ((0.4, -0.1, 0.6), (0.3, -0.2, 0.4), "of one point, no relation is found: 0.30"),
+        ((0.4, -0.1, 0.6), (0.3, -0.2, 0.4), "of one point, no relationship is found: 0.30"),
     ],
 )
 def test_the_null_model_and_the_pairs_of_a_point_are_told_as_they_are(whole, within, expected):

@@ -71,7 +71,7 @@ def test_the_sentence_on_top_p_names_every_sign():
     falls = [-0.4, -0.4, -0.3, -0.3, -0.02, 0.3]
     text = made_of_text.describe_over_top_p(create_curve({"raw": falls, "centred": [-0.5] * 6}))
     assert text.startswith(
-        "m on d, the sign of Spearman's coefficient of entropy and cosine similarity depends on top_p in `raw`."
+        "m on d, the sign of Spearman's correlation between entropy and cosine similarity depends on top_p in `raw`."
     )
     assert "`raw`: negative at 0.5, 0.7, 0.8 and 0.9, undecided at 0.95, positive at 0.99; " in text
     assert "from −0.40 [−0.45, −0.35] at 0.5 to 0.30 [0.25, 0.35] at 0.99" in text
@@ -185,7 +185,7 @@ def test_the_answer_is_less_more_or_neither_or_missing():
     assert f"{less}Spearman's coefficient is −0.30 [−0.35, −0.25]**" in answer(-0.3)
     assert "are *more* similar" in answer(0.3)
     assert "are neither clearly more nor clearly less similar" in answer(0.01)
-    assert "(m on d; candidates are the likeliest tokens with 95 % of the probability; " in answer(np.nan)
+    assert "(m on d; candidates are the likeliest tokens that make up 95% of the probability; " in answer(np.nan)
     assert made_of_text.describe_answer(create_curve({})).startswith("There is no answer yet")
 
 
@@ -194,7 +194,9 @@ def test_the_answer_is_that_of_the_nucleus_that_the_runs_had():
         return made_of_text.describe_answer(curve, usual)
 
     curve = create_curve({"raw": [0.5, 0.7, 0.8, 0.9, 0.95, 0.99]})
-    assert "is 0.80 [0.75, 0.85]** (m on d; candidates are the likeliest tokens with 80 % of" in answer(curve, 0.8)
+    assert "is 0.80 [0.75, 0.85]** (m on d; candidates are the likeliest tokens that make up 80% of" in answer(
+        curve, 0.8
+    )
     assert "is 0.90 [" in answer(curve)
     wide, narrow = curve.assign(top_p=0.95), curve.assign(top_p=0.5)
     said = answer(pd.concat([wide, narrow], ignore_index=True)).splitlines()
@@ -202,7 +204,7 @@ def test_the_answer_is_that_of_the_nucleus_that_the_runs_had():
     for line, top_p in zip(said, (0.5, 0.95), strict=True):  # one number per run, with its settings before it
         assert line.startswith(f"* With top&#95;p {top_p}: **candidates are *more* similar")
         assert f"coefficient is {top_p:.2f} [" in line
-        assert f"the likeliest tokens with {100 * top_p:.0f} % of the probability" in line
+        assert f"the likeliest tokens that make up {100 * top_p:.0f}% of the probability" in line
 
 
 def test_the_front_page_speaks_of_exchanged_sets_of_the_same_nucleus():
@@ -242,7 +244,7 @@ def test_the_source_of_a_number_does_not_repeat_the_settings_before_it():
 def test_the_answer_names_the_top_p_with_the_opposite_sign():
     answer = made_of_text.describe_answer(create_curve({"raw": [-0.4, -0.3, 0.01, -0.3, 0.2, 0.4]}))
     assert answer.endswith(
-        "candidates: if they have 95 % of the probability, the coefficient is positive, 0.20 [0.15, 0.25].**"
+        "candidates: if they have 95% of the probability, the coefficient is positive, 0.20 [0.15, 0.25].**"
     )
     for values in ([0.01, 0, 0, 0.01, 0.2, -0.4], [-0.4, -0.3, -0.1, -0.3, 0.01, 0.02]):
         assert "But" not in made_of_text.describe_answer(create_curve({"raw": values}))
@@ -268,13 +270,13 @@ def test_null_models_are_told_apart_by_the_interval_of_the_difference():
     nulls["other_step"] = (-0.3, np.nan, np.nan)
     text = made_of_text.describe_nulls(create_nulls(-0.4, nulls))
     assert "m on d, `top_p_0.9` in `raw`: Spearman's coefficient is −0.40 [−0.45, −0.35]." in text
-    assert "Not clearly different from it: hidden states without a text (−0.38, 95 % of it)." in text
+    assert "Not clearly different from it: hidden states without a text (−0.38, 95% of it)." in text
     assert (
-        "Clearly different from it: sets exchanged among tokens of equal k (−0.50, 125 % of it); random tokens (0.20)."
+        "Clearly different from it: sets exchanged among tokens of equal k (−0.50, 125% of it); random tokens (0.20)."
         in text
     )
     assert (
-        "Not compared, because there are too few prompts: the likeliest tokens of another step (−0.30, 75 % of it)."
+        "Not compared, because there are too few prompts: the likeliest tokens of another step (−0.30, 75% of it)."
         in text
     )
 
@@ -298,8 +300,8 @@ def test_null_models_that_are_missing_are_said_to_be():
         (
             -0.4,
             (0.05, 0.15),
-            ": the number of candidates alone would give a stronger relation, because among tokens of equal k the "
-            "relation has the opposite sign.",
+            ": the number of candidates alone would give a stronger relationship, because among tokens of equal k the "
+            "relationship has the opposite sign.",
         ),
         (-0.02, (0.05, 0.15), ": the number of candidates does not explain all of it."),  # its own sign is not clear
         (-0.6, (-0.15, -0.05), ": the number of candidates does not explain all of it."),
@@ -325,11 +327,11 @@ def test_what_entropy_adds_is_said_for_each_outcome():
     assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"No run gains {clearly}.")
     assert describe((0.01, np.nan, np.nan)).endswith("No interval could be computed.")
     assert made_of_text.describe_ladder(create_ladder([], [])).startswith("No run has enough tokens and prompts")
-    assert "entropy alone explains 0 % of the variance" in describe((0.01, 0.005, 0.02))
+    assert "entropy alone explains 0% of the variance" in describe((0.01, 0.005, 0.02))
     poor = create_ladder([(0.01, 0.005, 0.02)], ["m"])
     assert "negative" not in made_of_text.describe_ladder(poor)
     said = made_of_text.describe_ladder(poor.assign(R2=poor["R2"] - 0.5))
-    assert "explains −50 % of" in said
+    assert "explains −50% of" in said
     assert "Where a share is negative, always predicting the mean would be better." in said
 
 
@@ -337,21 +339,21 @@ def test_a_ratio_names_the_coefficient_that_it_is_of_if_only_a_sample_was_compar
     table = create_nulls(-0.4, {"random": (-0.2, -0.7, -0.5)})
     table.loc[table["null"] == "random", "Spearman observed"] = -0.25
     table.loc[table["null"] == "random", "Spearman ratio"] = 0.8
-    assert "random tokens (−0.20, 80 % of the −0.25 of its tokens)" in made_of_text.describe_nulls(table)
+    assert "random tokens (−0.20, 80% of the −0.25 of its tokens)" in made_of_text.describe_nulls(table)
 
 
 def test_what_survives_is_said_for_each_outcome():
     differs = made_of_text.describe_specifications(create_tests((-0.1, -0.2, -0.05)))
     assert "of 6 specifications, 3 are negative, 2 are positive and 1 is undecided." in differs
-    assert "50 % of all coefficients are negative, and the median is −0.20." in differs
-    assert "It differs from 0, its value without any relation: the difference is −0.10 [−0.20, −0.05]." in differs
+    assert "50% of all coefficients are negative, and the median is −0.20." in differs
+    assert "It differs from 0, its value without any relationship: the difference is −0.10 [−0.20, −0.05]." in differs
     assert "It differs from the median of sets exchanged among tokens of equal k (−0.10)" in differs
     assert "It is not clearly different from 0" in made_of_text.describe_specifications(
         create_tests((-0.1, -0.2, 0.05))
     )
     few = made_of_text.describe_specifications(create_tests((-0.1, np.nan, np.nan)))
     assert (
-        "There are too few prompts to compare it with 0, its value without any relation: the difference is −0.10."
+        "There are too few prompts to compare it with 0, its value without any relationship: the difference is −0.10."
         in few
     )
     assert made_of_text.describe_specifications(create_tests((0, 0, 0))[:0]) == "No specification could be computed."

@@ -228,7 +228,8 @@ def test_errors_of_a_few_prompts_have_few_digits(prompts, digits):
 def test_without_a_coefficient_given_k_the_plain_one_is_said_and_why_the_other_is_missing(statistics):
     alone = statistics.iloc[[0]].assign(**{"Spearman r": -0.25, "within-k Spearman r": np.nan})
     text = tables.describe_coefficients(alone)
-    assert text.startswith("Spearman's coefficient of entropy and cosine similarity is −0.25. There is no coefficient")
+    between = "Spearman's correlation between entropy and cosine similarity"
+    assert text.startswith(f"{between} is −0.25. There is no coefficient")
     assert "the same number of candidates" in text
     assert tables.describe_coefficients(alone.assign(**{"Spearman r": np.nan})).startswith("No run has enough tokens")
 
@@ -321,7 +322,7 @@ def test_the_sentence_on_coefficients_says_only_what_the_data_show():
 
 @pytest.mark.parametrize("width", [0.15, np.nan])
 def test_a_sign_whose_interval_contains_zero_or_is_unknown_is_not_said_to_differ(width):
-    said = " their signs differ, but not clearly: a 95 % interval contains 0 or is unknown."
+    said = " their signs differ, but not clearly: a 95% interval contains 0 or is unknown."
     two = create_coefficients([-0.3, -0.2], [0.1, 0.2], width)
     assert "even the sign" not in tables.describe_coefficients(two.iloc[:1])
     assert tables.describe_coefficients(two.iloc[:1]).endswith(said[1:].capitalize())
@@ -385,7 +386,7 @@ def test_a_page_shows_no_p_values_and_the_share_and_design_effect_of_the_tokens(
     assert not [name for name in shown if name.endswith(" p")]
     row = statistics.iloc[0]
     first = shown.iloc[0]
-    assert first["share with k > 1"] == f"{100 * row['tokens with k > 1'] / row['tokens']:.0f} %"
+    assert first["share with k > 1"] == f"{100 * row['tokens with k > 1'] / row['tokens']:.0f}%"
     assert first["design effect"] == f"{row['design effect']:.{int(row['prompts'] >= 30)}f}"
     assert "design effect" not in tables.format_readable(statistics, "full_entropy")
 
@@ -481,20 +482,21 @@ def describe_front(*bounds, top_p: float = 0.9) -> str:
 def test_a_front_page_without_variants_has_an_answer_with_a_number_and_its_interval():
     less = "**In this run, candidates are *less* similar when the model is less sure: Spearman's coefficient is −0.20 "
     assert describe_front((-0.3, -0.1)) == (
-        f"{less}[−0.30, −0.10]** (m on d0, 2 prompts; candidates are the likeliest tokens with 90 % of the "
-        "probability; brackets are a 95 % interval)."
+        f"{less}[−0.30, −0.10]** (m on d0, 2 prompts; candidates are the likeliest tokens that make up 90% of the "
+        "probability; brackets are a 95% interval)."
     )
-    for top_p, share in ((0.5, "50 %"), (0.975, "97.5 %"), (0.999, "99.9 %"), (0.07, "7 %")):
-        assert f"; candidates are the likeliest tokens with {share} of" in describe_front((-1, 1), top_p=top_p)
+    for top_p, share in ((0.5, "50%"), (0.975, "97.5%"), (0.999, "99.9%"), (0.07, "7%")):
+        assert f"; candidates are the likeliest tokens that make up {share} of" in describe_front((-1, 1), top_p=top_p)
     unsaid = describe_front((-0.3, -0.1), top_p=np.nan)
-    assert unsaid == f"{less}[−0.30, −0.10]** (m on d0, 2 prompts; brackets are a 95 % interval)."
+    assert unsaid == f"{less}[−0.30, −0.10]** (m on d0, 2 prompts; brackets are a 95% interval)."
     assert "candidates are *more* similar" in describe_front((0.1, 0.3))
     assert "are neither clearly more nor clearly less similar" in describe_front((-0.1, 0.3))
     several = describe_front((-0.3, -0.1), (-0.4, -0.2), (-0.1, 0.3))
     assert several.startswith("**In 2 of 3 runs, candidates are *less* similar when the model is less sure; in 1 of 3")
     assert several.endswith(
         "In the run with most tokens, m on d2, Spearman's coefficient is 0.10 [−0.10, 0.30] "
-        "(4 prompts; candidates are the likeliest tokens with 90 % of the probability; brackets are a 95 % interval)."
+        "(4 prompts; candidates are the likeliest tokens that make up 90% of the probability; "
+        "brackets are a 95% interval)."
     )
     assert describe_front().startswith("There is no answer yet")
     few = describe_front((np.nan, np.nan))
@@ -521,7 +523,7 @@ def test_what_runs_lack_is_said_with_what_to_try(tmp_path, capsys):
     assert "whole" not in said
     assert tables.describe_gaps(tmp_path, {("whole", "math"): table.assign(k=2)}) == ""
     alone = tables.describe_gaps(tmp_path, {("whole", "math"): table.assign(k=1)})
-    assert "20 of 20 tokens (100 %) had only one candidate" in alone
+    assert "20 of 20 tokens (100%) had only one candidate" in alone
     assert "a higher top_p or temperature" in alone
     assert tables.describe_gaps(tmp_path, {("theirs", "math"): table.assign(k=2)}) == ""  # without a run.json
     capsys.readouterr()

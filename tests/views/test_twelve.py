@@ -60,7 +60,7 @@ def test_twelve_tokens_are_shown_each_with_its_card(tmp_path):
     total, long, highest = examples.compute_reach(tables)
     assert said == (
         f"The model is {escape_name(name)}, on alpha and beta.v2: {total:,} tokens with more than one candidate. "
-        f"The {100 * long:.1f} % of them with more than 200 candidates are ranked but not shown: "
+        f"The {100 * long:.1f}% of them with more than 200 candidates are ranked but not shown: "
         f"none of the tokens below is above percentile "
         f"{100 * highest:.1f} of entropy."
     )

@@ -110,10 +110,10 @@ def test_the_table_has_both_texts_and_their_difference_in_points_where_it_is_of_
     assert list(table.columns) == ["data set's text", "model's text", "difference"]
     row = one.set_index("quantity").loc["outside"]
     shown = table.loc["tokens outside the nucleus"]
-    assert shown["data set's text"].startswith(f"{100 * row['existing']:.1f} % [")
+    assert shown["data set's text"].startswith(f"{100 * row['existing']:.1f}% [")
     assert shown["difference"].startswith(f"{100 * row['difference']:.1f} points [")
     assert table.loc["surprisal (nats)", "model's text"].endswith("]")
-    assert table.loc["probability that the text ends", "data set's text"].startswith("0.0 % [")
+    assert table.loc["probability that the text ends", "data set's text"].startswith("0.0% [")
     older = calibration_text.format_text_means(two_texts.compare_pairs(create_measured(known=False)))
     assert "probability that the text ends" not in older.index
     assert "surprisal minus full entropy (nats)" in older.index

@@ -125,7 +125,7 @@ def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path,
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert (
-        "max_tokens is 4 there and 5 here; to replace them, run scripts/correlation_pipeline.py with --overwrite"
+        "max_tokens was 4 and is now 5; to replace them, run scripts/correlation_pipeline.py with --overwrite"
         in refused.stderr
     )
     assert file.stat() == before
@@ -176,7 +176,7 @@ def test_similarity_in_context_is_measured_besides_and_again_only_with_other_set
     skipped = run_pipeline(*run, "only=context", "context_threshold=0.9", "if_missing")
     assert "has already been measured with these settings" in skipped.stdout
     for wrong, message in (
-        ("max_tokens=7", "max_tokens is 6 there and 7 here"),
+        ("max_tokens=7", "max_tokens was 6 and is now 7"),
         ("context_candidates=1", "at least 2"),
     ):
         refused = run_pipeline(*run, "only=context", wrong)

@@ -187,7 +187,7 @@ def measured(tmp_path) -> Path:
 def test_results_with_other_settings_are_refused_by_the_command(tmp_path, measured):
     line = refuse(hub.clean_environment(tmp_path), "--seed=3", f"--results_dir={measured.parents[1]}")
     assert line == (
-        f"error: '{measured}' has results with other settings: seed is 0 there and 3 here; to replace them, "
+        f"error: '{measured}' has results with different settings: seed was 0 and is now 3; to replace them, "
         "run scripts/correlation_pipeline.py with --overwrite; to keep both, run it with another --results_dir or "
         "with --named_settings=seed"
     )

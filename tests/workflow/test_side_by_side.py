@@ -181,6 +181,6 @@ def test_a_single_run_gets_such_a_folder_on_the_command_line_and_else_is_refused
     assert done.stdout.rstrip().endswith(f"/{NAMES[3]}")
     before = os.stat(folder / "lines" / NAMES[3] / results.MEASUREMENTS)
     settings = results.load_info(folder / "lines" / NAMES[3])["settings"]
-    with pytest.raises(FileExistsError, match=r"top_p is 0.95 there and 0.9 here; .* or with --named_settings=top_p"):
+    with pytest.raises(FileExistsError, match=r"top_p was 0.95 and is now 0.9; .* or with --named_settings=top_p"):
         run_folder.RunFolder(folder / "lines" / NAMES[3], settings | {"top_p": 0.9})
     assert os.stat(folder / "lines" / NAMES[3] / results.MEASUREMENTS) == before

@@ -150,19 +150,10 @@ def _write_all_pages(app: Sphinx, environment: BuildEnvironment) -> list[str]:
     return sorted(environment.found_docs)
 
 
-def _keep_percents(app: Sphinx, document: nodes.document) -> None:
-    """Keeps a line of prose from ending between a number and its per cent sign."""
-    for text in list(document.findall(nodes.Text)):
-        kept = re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text.astext())
-        if kept != text and not isinstance(text.parent, (nodes.literal, nodes.math, nodes.FixedTextElement, nodes.raw)):
-            text.parent.replace(text, nodes.Text(kept))
-
-
 def setup(app: Sphinx) -> dict[str, bool | int]:
     app.add_css_file("book.css")
     app.add_js_file("page.js", loading_method="defer")
     app.connect("builder-inited", _copy_assets)
-    app.connect("doctree-read", _keep_percents)
     app.connect("env-updated", _write_all_pages)
     app.connect("html-page-context", _add_scripts)
     app.connect("autodoc-process-docstring", _escape_docstring)

@@ -13,7 +13,7 @@ from nucleoscope.measure.scoring import BATCHED, TextForward
 
 SAME_HALF = 2**-5  # largest difference of logits, as in `checking.TOLERANCES`, in bfloat16 and float16
 WIDEST = 10  # doublings within which the factor is searched for
-HALVINGS = 6  # of the interval of its logarithm: to 1 % of the factor
+HALVINGS = 6  # of the interval of its logarithm: to 1% of the factor
 
 
 class OutputLayer:

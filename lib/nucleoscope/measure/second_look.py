@@ -34,7 +34,7 @@ from nucleoscope.measure.variants import Segments
 from nucleoscope.settings import Settings
 from nucleoscope.variants import SETS_BY_NAME, CandidateSet, Geometry, Selection
 
-# Tokens that are looked at: the covariance of 2,000 states has a standard error of 3 % in each direction, and a
+# Tokens that are looked at: the covariance of 2,000 states has a standard error of 3% in each direction, and a
 # coefficient one of 0.02.
 MOST_TOKENS = 2000
 SECTION = 50  # tokens of one text at most, if the run has enough texts: the sample is to have many prompts

@@ -67,7 +67,7 @@ RANGES = {EXCESS: (-np.inf, np.inf), "k": (1, np.inf), "cosine": (-1, 1)} | dict
 
 
 class Bounded(NamedTuple):
-    """Statistics (v,) with the ends of their 95 % intervals, NaN where there is none, and the kind of interval."""
+    """Statistics (v,) with the ends of their 95% intervals, NaN where there is none, and the kind of interval."""
 
     value: np.ndarray
     low: np.ndarray
@@ -182,7 +182,7 @@ def calibrate(
     ``text``: `EXISTING` is compared with tokens drawn from p, `WRITTEN` with tokens drawn from q. One row for all
     tokens, then one for each bin of full entropy; bins are at quantiles, at most ``bins`` with at least `LEAST` tokens
     each. Columns: ``from``, ``to`` and the mean of full entropy; then for both quantities the mean with its interval,
-    the expectation with the band that contains 95 % of the means of such tokens (at least 95 % of the shares, which
+    the expectation with the band that contains 95% of the means of such tokens (at least 95% of the shares, which
     are discrete), NaN where an older file lacks the variances, and the difference, mean minus expectation, with its
     interval. ``outside p``: the two-sided p-value of the number of tokens outside; Holm's correction is the caller's.
     ``outside interval`` and ``surprisal interval`` name the kinds of intervals. If no token of a bin is outside its
@@ -271,7 +271,7 @@ def compute_count_distribution(probabilities: np.ndarray) -> np.ndarray:
 def judge_count(probabilities: np.ndarray, count: int) -> tuple[tuple[int, int], float]:
     """What a count of independent events says of their probabilities: the counts at the ends of its band, and p.
 
-    At least 95 % of counts are in the band, and at most 2.5 % are on each side of it. p is two-sided: twice the smaller
+    At least 95% of counts are in the band, and at most 2.5% are on each side of it. p is two-sided: twice the smaller
     tail with the count itself, at most 1, so that p <= 0.05 exactly where the count is outside the band.
     """
     at_most = np.minimum(np.cumsum(compute_count_distribution(probabilities)), 1)

@@ -142,8 +142,8 @@ def compute_coefficients(runs: Runs, seed: int = 0, draws: int = DRAWS) -> pd.Da
     If a setting has several values for one model on one data set, there are such means for each of its values.
 
     Columns: Model, Dataset and runs (1, or how many are pooled); predictor, outcome, statistic, given (what is held
-    fixed); r, Spearman's coefficient, with the bounds low and high of its 95 % jackknife-t interval over prompts; null
-    low and null high, the central 95 % of r if outcomes are exchanged among points of equal k (of pairs, NaN);
+    fixed); r, Spearman's coefficient, with the bounds low and high of its 95% jackknife-t interval over prompts; null
+    low and null high, the central 95% of r if outcomes are exchanged among points of equal k (of pairs, NaN);
     observations (points, or pairs in points with at least three) and prompts; note, why r is NaN.
     """
     heads, rows = find_heads(runs), []
@@ -251,7 +251,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
 
     Columns: Model, Dataset, outcome, points, prompts; candidates (the mean over points, of pairs of different
     candidates with the same random numbers) and same candidate (with other random numbers), and their difference, each
-    with its 95 % jackknife-t interval over prompts (low, high), which ends where the outcome's range does.
+    with its 95% jackknife-t interval over prompts (low, high), which ends where the outcome's range does.
     """
     rows = []
     for key, head in find_heads(runs).items():

@@ -107,7 +107,7 @@ def compute_coefficients(
     * within-k Spearman r: given k, comparing only tokens of equal k (`bootstrap.compute_spearman` with k as stratum),
       and how many tokens have a partner with the same k; its interval is always a jackknife's, because a resample has
       some tokens twice, and so weighs small strata differently from the data;
-    * low and high of each: the bounds of its 95 % interval;
+    * low and high of each: the bounds of its 95% interval;
     * design effect: the variance of Spearman's r divided by what it would be if tokens were independent (Kish 1965);
       tokens divided by it are worth as many independent ones;
     * note: what is missing and why.

@@ -20,7 +20,7 @@ CLEARLY = 2  # number of standard errors by which a curve must be better than a 
 REJECTED = "not better than a constant"  # how the note of a rejected curve begins
 NO_RISE = "no rise measured"  # how the part of a note begins that says why a rise is missing
 LEAST_BINS = 8  # minimum of non-empty bins: at most five numbers are fitted, including the error
-WEIGHING = 200  # resamples for the variances of the medians: they know a standard error to 5 %
+WEIGHING = 200  # resamples for the variances of the medians: they know a standard error to 5%
 RELIABLE = 10  # minimum of tokens in a bin whose median's variance is estimated from its own resamples
 REACH = 1.5  # bins: the standard deviation of the kernel that smooths these variances
 ROWS = 1 << 17  # rows of a spline's design matrix in memory at once
@@ -194,7 +194,7 @@ class Sample:
         return bounded, bool(known[0]), int((~determined).sum())
 
     def compute_rise(self) -> tuple[dict[str, float], str]:
-        """How much cosine rises before it falls, and a 95 % interval; and why they are missing, or "".
+        """How much cosine rises before it falls, and a 95% interval; and why they are missing, or "".
 
         The highest of some noisy medians is above the first one even if nothing rises. So the free curve is fitted
         without a fold, and the medians of that fold's tokens at the curve's peak and at its first level are compared:

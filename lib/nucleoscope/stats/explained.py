@@ -56,7 +56,7 @@ def compute_explained(
     """The ladder, and the covariance by pairs of classes, from {(model, dataset): folder}.
 
     The first table has a row per run, geometry and predictor of the `LADDER`: Model, Dataset, geometry, predictors,
-    tokens, prompts, R2 with its 95 % interval; added (what entropy adds to the R2 of the same predictors without it)
+    tokens, prompts, R2 with its 95% interval; added (what entropy adds to the R2 of the same predictors without it)
     with its interval; interval (its kind), and note. Settings that differ between the runs are after Dataset, in all
     tables. The candidate set is that of the run's own top_p. The second
     is described in `split_covariance`.

@@ -199,14 +199,14 @@ def fit(
     Columns, besides the counts:
 
     * a, b, c: the parameters of the formula (`curves.FORMULAS`), and peak, where the curve is
-      highest, each with the bounds of its 95 % interval (low, high); before peak, the share of the
+      highest, each with the bounds of its 95% interval (low, high); before peak, the share of the
       tokens left of it; of the free curve, rise: how much it rises before the peak, on prompts that it was not
       fitted to (`Sample.compute_rise`);
     * R2 (medians): the explained share of the medians' variance, weighted like the fit; delta AICc: AICc of the
       fit, for Gaussian errors, minus that of the best curve (Hurvich and Tsai 1989);
     * held-out error: mean |y - f(x)| over tokens of prompts that the curve was not fitted to, in ten
       folds; the median minimises the absolute error;
-    * alpha, beta: y = alpha + beta f(x) by least squares over tokens, with 95 % intervals from
+    * alpha, beta: y = alpha + beta f(x) by least squares over tokens, with 95% intervals from
       standard errors clustered by prompt, treating the curve as given; R2 and RMSE of that;
       of free: that R2 divided by the free curve's; of spline: that R2 divided by that of a cubic spline
       fitted to the tokens themselves, which is about what any smooth function of x can explain;

@@ -53,7 +53,7 @@ def compute_null_statistics(runs: Runs, jobs: int | None = 1) -> pd.DataFrame:
     """The table of null models, from {(model, dataset): folder}: one row per run, variant and null model.
 
     Columns: Model, Dataset, runs (1, or how many are pooled), candidates, geometry, null, tokens, draws; then for each
-    of `STATISTICS` its r with the bounds of its 95 % interval (low, high), observed (the coefficient of the
+    of `STATISTICS` its r with the bounds of its 95% interval (low, high), observed (the coefficient of the
     measurements on the same tokens), ratio (r divided by observed), and difference (observed minus r), with bounds.
     Rows with the null "observed" are the measurements on all tokens. Intervals are jackknife-t over prompts
     (`replicates`); what the two coefficients of a difference have in common cancels. With several runs, rows of the

@@ -21,7 +21,7 @@ RANDOM = "(random effects)"  # replaces the model in the rows of a mean over mod
 
 
 class Combination(NamedTuple):
-    """The mean over models, the bounds of its 95 % interval, and tau, the standard deviation between models."""
+    """The mean over models, the bounds of its 95% interval, and tau, the standard deviation between models."""
 
     mean: float
     low: float
@@ -47,7 +47,7 @@ def combine(estimates: np.ndarray, errors: np.ndarray) -> Combination:
 
 
 def compute_errors(low: np.ndarray, high: np.ndarray, degrees: np.ndarray | float = np.inf) -> np.ndarray:
-    """The standard errors that 95 % intervals of Student's t with such degrees of freedom were made from.
+    """The standard errors that 95% intervals of Student's t with such degrees of freedom were made from.
 
     NaN for an interval that is missing or has an infinite end.
     """

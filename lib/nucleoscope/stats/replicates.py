@@ -49,12 +49,12 @@ class Estimate:
         return _combine([self, other], [1, -1])
 
     def bound_difference(self) -> tuple[float, float]:
-        """The 95 % interval of a difference of two coefficients, which cannot be beyond -2 or 2."""
+        """The 95% interval of a difference of two coefficients, which cannot be beyond -2 or 2."""
         low, high = np.clip(self.compute_bounds(correlation=False), -2, 2)
         return float(low), float(high)
 
     def compute_bounds(self, correlation: bool = True) -> tuple[float, float]:
-        """The 95 % interval; NaN if fewer than two groups have tokens. See `bootstrap.compute_jackknife_interval`.
+        """The 95% interval; NaN if fewer than two groups have tokens. See `bootstrap.compute_jackknife_interval`.
 
         The variances of the kinds of groups are added. A ``correlation`` is transformed by Fisher's z and back.
         """

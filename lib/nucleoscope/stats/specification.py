@@ -62,7 +62,7 @@ def compute_specifications(
     """The specification curve and its tests, from {(model, dataset): folder}.
 
     The first table has a row per run and specification: Model, Dataset, runs, candidates, geometry, statistic, tokens,
-    r with its 95 % interval (low, high), sign (the interval's: "undecided" if it includes 0, empty without one), same_k
+    r with its 95% interval (low, high), sign (the interval's: "undecided" if it includes 0, empty without one), same_k
     (the mean coefficient if cosines are exchanged among tokens of equal k; with an interval, except where it is a mean
     over null tables or 0 by construction), and difference (r minus same_k) with its interval. Statistics are Pearson's
     coefficient of a set's own entropy and cosine, Spearman's, its mean within prompts, and given k by strata; and for
@@ -71,7 +71,7 @@ def compute_specifications(
 
     The second has a row per run and null model: how many specifications have an interval, and how many are negative,
     positive and undecided; their median coefficient, and the share whose coefficient has the dominant sign; the mean
-    and the central 95 % of both in null tables; two-sided p, with the data counted among the null tables; the
+    and the central 95% of both in null tables; two-sided p, with the data counted among the null tables; the
     reference, which is the median of the specifications' mean coefficients under the null model (0 if it exchanges
     among all tokens); and the median's difference from the reference, with an interval.
 

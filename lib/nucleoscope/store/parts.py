@@ -56,7 +56,7 @@ def find_missing(folder: Path, files: Collection[str], info: str, settings: Mapp
         return f"{info} belongs to other measurements"
     for name, value in settings.items():
         if found.get(name) != value:
-            return f"{name} is {found.get(name)} there and {value} here"
+            return f"{name} was {found.get(name)} and is now {value}"
     return None
 
 

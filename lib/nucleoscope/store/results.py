@@ -292,7 +292,7 @@ def describe_gaps(
     alone = int((table["k"] == 1).sum())
     if alone > least_alone * len(table):
         advice = "; a higher top_p or temperature gives more of them an alternative" if 2 * alone > len(table) else ""
-        share = f"{100 * alone / len(table):.0f} %"
+        share = f"{100 * alone / len(table):.0f}%"
         left_out = "it has no cosine similarity and is" if alone == 1 else "they have no cosine similarity and are"
         lines.append(
             f"{alone:,} of {count(len(table), 'token')} ({share}) had only one candidate: {left_out} left out of all "

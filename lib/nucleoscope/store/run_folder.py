@@ -80,7 +80,7 @@ def check(folder: Path, overwrite: bool = False) -> None:
 
 def describe_other(folder: Path, changes: Iterable[str], advice: str) -> str:
     """What is said of results in ``folder`` that were not measured as asked for: in what they differ, what to do."""
-    return f"'{folder}' has results with other settings: {', '.join(changes)}; {advice}"
+    return f"'{folder}' has results with different settings: {', '.join(changes)}; {advice}"
 
 
 def describe_change(name: str, there: Any, here: Any) -> str:
@@ -90,7 +90,7 @@ def describe_change(name: str, there: Any, here: Any) -> str:
         texts = [_write(value) for value in (there, here)]
         place = next((at for at, (a, b) in enumerate(zip_longest(*texts)) if a != b), 0)
         one, other = (f"...{text[max(place - 20, 0) : place + 40]}..." for text in texts)
-    return f"{name} is {one} there and {other} here"
+    return f"{name} was {one} and is now {other}"
 
 
 def advise(differing: Iterable[str]) -> str:
@@ -635,13 +635,13 @@ def _describe_change(name: str, there: Any, here: Any) -> str:
     if not what:
         return describe_change(name, there, here)
     if not (isinstance(there, dict) and isinstance(here, dict)):
-        return f"the {what} is another one"
+        return f"the {what} is a different one"
     if "sha256" in there and "sha256" in here:
         return f"the content of the {what} has changed"
     if there.get("revision") and here.get("revision") and there.get("id") == here.get("id"):
-        return f"the {what} is commit {_abbreviate(there['revision'])} there and {_abbreviate(here['revision'])} here"
-    one, other = (SOURCES.get(found.get("source"), "another one") for found in (there, here))
-    return f"the {what} is {one} there and {other} here"
+        return f"the {what} was commit {_abbreviate(there['revision'])} and is now {_abbreviate(here['revision'])}"
+    one, other = (SOURCES.get(found.get("source"), "from elsewhere") for found in (there, here))
+    return f"the {what} was {one} and is now {other}"
 
 
 def _abbreviate(value: Any) -> str:

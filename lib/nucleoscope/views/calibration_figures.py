@@ -32,12 +32,12 @@ def plot_outside(bins: pd.DataFrame) -> go.Figure | Markdown:
     """The share of tokens outside the nucleus over full entropy: both texts, and what a calibrated model would give."""
     shares = [f"{OUTSIDE}{of}{end}" for of in ("", " expected") for end in ("", " low", " high")]
     percent = bins.assign(**{name: 100 * bins[name] for name in shares})
-    figure = _plot(percent, OUTSIDE, {EXISTING: True, WRITTEN: False}, 1, " %")
+    figure = _plot(percent, OUTSIDE, {EXISTING: True, WRITTEN: False}, 1, "%")
     if figure is None:
         return Markdown(NO_BINS)
     figure.update_yaxes(title="tokens outside the nucleus, %", rangemode="tozero")
     text = (
-        "Share of tokens outside the nucleus over full entropy, in the data set's text with 95 % intervals and in the "
+        "Share of tokens outside the nucleus over full entropy, in the data set's text with 95% intervals and in the "
     )
     return describe(figure, f"{text}model's text, with the share and its band if tokens were drawn from p")
 
@@ -50,7 +50,7 @@ def plot_surprisal(bins: pd.DataFrame) -> go.Figure | Markdown:
     given = ", given no end" if bins[GIVEN].all() else ""
     figure.update_yaxes(title=f"mean {quantities.find_title('surprisal')}{given}", rangemode="tozero")
     text = (
-        "Mean surprisal over mean full entropy in the data set's text and in the model's, with 95 % intervals, and the "
+        "Mean surprisal over mean full entropy in the data set's text and in the model's, with 95% intervals, and the "
     )
     return describe(figure, f"{text}means and bands that tokens drawn from p or from the nucleus would have")
 

@@ -1,7 +1,7 @@
 """The sentences and the table of the page about a data set's texts and the model's: each says what the numbers show.
 
 Contract: pairs as found by `text_pairs`, tables as returned by `two_texts`; nothing is computed but differences of
-means, counts and comparisons. A difference is given a sign only if its 95 % interval does not contain 0.
+means, counts and comparisons. A difference is given a sign only if its 95% interval does not contain 0.
 """
 
 import os
@@ -54,7 +54,7 @@ ALREADY = ", and the model has already written its own texts for it, so only the
 EXPLAIN_OUTSIDE = """A point is the mean over a bin of tokens: further right, the model was less sure. All bins have
 about the same number of tokens. The bars are the intervals of what was measured, over prompts.
 The dashed line is the share that would be outside if tokens were drawn from p, the mean of 1 − m, and
-the band contains at least 95 % of the shares that would then occur by chance; its ends are quantiles of
+the band contains at least 95% of the shares that would then occur by chance; its ends are quantiles of
 the Poisson binomial distribution. By chance, about one point in twenty is outside its band, so the
 sentences count a bin only if it is outside after Holm's correction for the number of bins."""
 AT_ZERO = """The diamonds of the model's text are all at 0, because its tokens were drawn from the nucleus."""
@@ -146,7 +146,7 @@ def format_text_means(comparison: pd.DataFrame) -> pd.DataFrame:
     columns = {"mean of": [TITLES.get(name) or quantities.find_title(name) for name in comparison["quantity"]]}
     for part, title in {EXISTING: "data set's text", WRITTEN: "model's text", "difference": "difference"}.items():
         values = comparison[["quantity", part, f"{part} low", f"{part} high"]].itertuples(index=False, name=None)
-        unit = " points" if part == "difference" else " %"
+        unit = " points" if part == "difference" else "%"
         columns[title] = [_format_mean(*row, unit) for row in values]
     return pd.DataFrame(columns).set_index("mean of")
 
@@ -159,8 +159,8 @@ def _format_mean(name: str, value: float, low: float, high: float, unit: str) ->
     return format_bounded(value, low, high, choose_digits(low, high, 1) if name == "k" else 2)
 
 
-def _format_share(value: float, low: float, high: float, unit: str = " %") -> str:
-    """ "13.6 % [11.3, 16.0]"."""
+def _format_share(value: float, low: float, high: float, unit: str = "%") -> str:
+    """ "13.6% [11.3, 16.0]"."""
     bounds = "" if np.isnan([low, high]).any() else f" [{format_number(100 * low, 1)}, {format_number(100 * high, 1)}]"
     return f"{format_number(100 * value, 1)}{unit}{bounds}"
 
@@ -175,7 +175,7 @@ def describe_interval(comparison: pd.DataFrame) -> str:
         else ""
     )
     return (
-        f"Brackets are 95 % intervals, from {how}; the two texts of a prompt are kept together. A difference is the "
+        f"Brackets are 95% intervals, from {how}; the two texts of a prompt are kept together. A difference is the "
         "data set's text minus the model's. Cosine similarity is a mean over tokens with more than one candidate."
     )
 
@@ -368,7 +368,7 @@ def _describe_bins(parts: pd.DataFrame) -> str:
         if number
     ]
     found = found or ["none differs clearly from what is expected there"]
-    return f"Of the {len(parts)} bins of full entropy, {join_names(found)} (5 % level, Holm's correction)."
+    return f"Of the {len(parts)} bins of full entropy, {join_names(found)} (5% level, Holm's correction)."
 
 
 def _describe_ends(parts: pd.DataFrame) -> str:

@@ -60,9 +60,7 @@ def plot_coefficients(coefficients: pd.DataFrame, csv: str = "") -> go.Figure | 
     figure.update_xaxes(title="rank correlation with the outcome", **ZERO)
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.24, "yanchor": "top"}
     figure.update_layout(legend=legend, showlegend=True, margin={"b": 120})
-    text = (
-        "Rank correlations of four predictors with how much the choice matters, with 95 % intervals, over all branch "
-    )
+    text = "Rank correlations of four predictors with how much the choice matters, with 95% intervals, over all branch "
     text += "points, given k and entropy, and within branch points"
     return describe(figure, f"{text}; grey bars: what exchanging outcomes among points of equal k leaves", csv)
 

@@ -1,7 +1,7 @@
 """The sentences of the page "Does the choice matter?": each says what the tables show.
 
 Contract: tables of `stats.choice` in, Markdown out; nothing is computed but comparisons. A predictor is said to predict
-an outcome only if the 95 % interval of its coefficient does not contain 0.
+an outcome only if the 95% interval of its coefficient does not contain 0.
 """
 
 import os
@@ -80,13 +80,13 @@ def _describe_lead(lead: Lead, outcome: str) -> str:
 
 
 def _describe_predictor(rows: pd.DataFrame, name: str) -> str:
-    """ "**Entropy: no relation found.** Given k, the coefficient is 0.02 [-0.1, 0.1]. ..." for one predictor."""
+    """ "**Entropy: no relationship found.** Given k, the coefficient is 0.02 [-0.1, 0.1]. ..." for one predictor."""
     found, title = {row["statistic"]: row for _, row in rows.iterrows()}, name.capitalize()
     if GIVEN not in found:
         return f"**{title}: not known.** There is no coefficient given the other quantities."
     row = found[GIVEN]
     how, given = judge(row["low"], row["high"]), row["given"].replace("k", "the number of candidates")
-    verdict = {"yes": "yes", "no": "no relation found", "": "not known"}[how]
+    verdict = {"yes": "yes", "no": "no relationship found", "": "not known"}[how]
     text = f"**{title}: {verdict}.** Given {given}, "
     if how == "yes":
         text += f"the {MORE[name]}, the {_name_direction(row['r'])} branches diverge: {_format(row)}."
@@ -109,7 +109,7 @@ def _describe_predictor(rows: pd.DataFrame, name: str) -> str:
         if judge(row["low"], row["high"]) == "yes":
             text += f"the more similar ones diverge {_name_direction(row['r'])}: {_format(row)}."
         else:
-            text += f"no relation is found: {_format(row)}."
+            text += f"no relationship is found: {_format(row)}."
     return text
 
 
@@ -119,8 +119,8 @@ def _describe_others(rows: pd.DataFrame) -> str:
         return ""
     found = [row["outcome"] for row in rows.to_dict("records") if judge(row["low"], row["high"]) == "yes"]
     if not found:
-        return " No relation is found with any other outcome."
-    return f" A relation is found with {name_part(len(found), len(rows), 'other outcome')} ({join_names(found)})."
+        return " No relationship is found with any other outcome."
+    return f" A relationship is found with {name_part(len(found), len(rows), 'other outcome')} ({join_names(found)})."
 
 
 def _name_direction(r: float) -> str:

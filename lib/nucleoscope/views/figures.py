@@ -373,7 +373,7 @@ def describe_overlay(figure: go.Figure | Markdown, least: int = 20) -> str:
 
 
 def plot_coefficients(statistics: pd.DataFrame, published: pd.DataFrame) -> go.Figure | Markdown:
-    """Our coefficients of every run with their 95 % intervals, and the published ones of the same runs."""
+    """Our coefficients of every run with their 95% intervals, and the published ones of the same runs."""
     if statistics[["Pearson r", "Spearman r"]].isna().all(axis=None):
         return Markdown(NO_COEFFICIENT)
     figure = make_subplots(1, 2, shared_yaxes=True, column_titles=["Pearson", "Spearman"], horizontal_spacing=0.04)
@@ -432,7 +432,7 @@ def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure | Markdown:
     for (kind, color), content in zip(looks.items(), contents[0] if contents else [], strict=False):
         if kind == "medians":
             hover = "median %{y} of %{customdata:,} tokens at %{x}<extra></extra>"
-            marker = {"color": color, "sizemode": "area", "sizeref": 2, "sizemin": 3}  # 100 is 2 % of the weight
+            marker = {"color": color, "sizemode": "area", "sizeref": 2, "sizemin": 3}  # 100 is 2% of the weight
             trace = go.Scatter(mode="markers", marker=marker, name="medians", hovertemplate=hover, **HOVER)
         else:
             dash = {"constant": "dot", "line": "dot", "spline": "dash"}.get(kind, "solid")

@@ -127,7 +127,7 @@ def plot_over_top_p(
     if geometries:  # few: there is room between menu and lines, where a reader sees the legend first
         figure.update_layout(legend={"y": 1.0, "yanchor": "bottom"}, margin={"b": 50, "t": 100}, height=380)
         figure.update_layout(updatemenus=[{"pad": {"b": 40}} for _ in figure.layout.updatemenus])
-    text = "Coefficient of entropy and cosine similarity over top_p, one line for each geometry, with its 95 % interval"
+    text = "Coefficient of entropy and cosine similarity over top_p, one line for each geometry, with its 95% interval"
     return describe(figure, f"{text}; bands: what exchanging candidate sets among tokens of equal size leaves", csv)
 
 

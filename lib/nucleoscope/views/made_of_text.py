@@ -2,7 +2,7 @@
 
 Contract: only `load` reads files. Tables are those of `specification`, `null_models` and `explained`, or as their csv
 files are read; nothing is computed but counts, extremes and comparisons. A sign is called positive or negative only if
-the 95 % interval does not contain 0.
+the 95% interval does not contain 0.
 """
 
 import os
@@ -190,7 +190,7 @@ def _describe_over_top_p(lead: Lead, statistic: str) -> str:
         head = f"is {decided.pop()} {'for every top_p in every geometry' if only else 'wherever it is clear'}"
     else:
         head = "is not clear for any top_p in any geometry"
-    begin = f"{of}, the sign of {statistic}'s coefficient of entropy and cosine similarity"
+    begin = f"{of}, the sign of {statistic}'s correlation between entropy and cosine similarity"
     return f"{begin} {head}.\n\n" + "\n".join(texts)
 
 
@@ -325,8 +325,8 @@ def _describe_same_k(lead: Lead, geometry: str, usual: float) -> str:
     if whole not in (NEGATIVE, POSITIVE) or whole == sign:
         return f"{text}: the number of candidates does not explain all of it."
     return (
-        f"{text}: the number of candidates alone would give a stronger relation, because among tokens of equal k the "
-        "relation has the opposite sign."
+        f"{text}: the number of candidates alone would give a stronger relationship, because among tokens of equal k "
+        "the relationship has the opposite sign."
     )
 
 
@@ -415,7 +415,7 @@ def _describe_specifications(lead: Lead) -> str:
         f"{format_number(first['median'])}."
     )
     exchanged = "the median of sets exchanged among tokens of equal k"
-    for null, than in ((ALL, "0, its value without any relation"), (SAME_K, exchanged)):
+    for null, than in ((ALL, "0, its value without any relationship"), (SAME_K, exchanged)):
         if null not in rows.index:
             continue
         row = rows.loc[null]
@@ -455,7 +455,7 @@ def _describe_answer(lead: Lead, usual: float) -> str:
     value = format_bounded(row["r"], row["low"], row["high"])
     begin = "**candidates" if lead.where else f"**In {_name_runs(rows)}, candidates"
     said = f"{begin} {VERDICTS[row['sign']]}: Spearman's coefficient is {value}** ({lead.source}; candidates are the "
-    said += f"likeliest tokens with {format_top_p(top_p)} of the probability; brackets are 95 % intervals)."
+    said += f"likeliest tokens that make up {format_top_p(top_p)} of the probability; brackets are 95% intervals)."
     opposite = rows[rows["sign"] == {NEGATIVE: POSITIVE, POSITIVE: NEGATIVE}.get(row["sign"])]
     if len(opposite):
         other = min(opposite.to_dict("records"), key=lambda other: abs(names[other["candidates"]] - top_p))

@@ -14,18 +14,18 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 MINUS, NO_BREAK = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 DECIMALS = 6  # at most
 _NUMBER, _SPACE = r"[-−]?(?:[\d,]*\.?\d+(?:e[-+]?\d+)?|inf|∞)", f"[ {NO_BREAK}]"
-# The whole of a field: "-0.5", "12 %", "1.5 points [0.4, 2.6]", "[-0.1, 0.1]"
-FIELD = re.compile(rf"(?:{_NUMBER}(?:{_SPACE}(?:%|points))?)?(?:(?:^| )\[{_NUMBER},{_SPACE}{_NUMBER}\])?")
+# The whole of a field: "-0.5", "12%", "1.5 points [0.4, 2.6]", "[-0.1, 0.1]"
+FIELD = re.compile(rf"(?:{_NUMBER}(?:%|{_SPACE}points)?)?(?:(?:^| )\[{_NUMBER},{_SPACE}{_NUMBER}\])?")
 
 
 def format_percent(share: float, digits: int = 0) -> str:
-    """A share as "12 %", with a minus sign and no negative zero; "" if it is missing."""
-    return "" if pd.isna(share) else f"{100 * share:z,.{digits}f} %".replace("-", MINUS).replace("inf", "∞")
+    """A share as "12%", with a minus sign and no negative zero; "" if it is missing."""
+    return "" if pd.isna(share) else f"{100 * share:z,.{digits}f}%".replace("-", MINUS).replace("inf", "∞")
 
 
 def format_top_p(top_p: float) -> str:
-    """A value of top_p as a share, "97.5 %": never rounded, because it names a nucleus."""
-    return f"{100 * top_p:.12g} %"
+    """A value of top_p as a share, "97.5%": never rounded, because it names a nucleus."""
+    return f"{100 * top_p:.12g}%"
 
 
 def format_number(value: float, digits: int = 2) -> str:

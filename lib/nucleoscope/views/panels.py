@@ -48,7 +48,7 @@ def bin_runs(
     """The bins that the panels show: one row per bin with tokens, for each run and pair of quantities.
 
     Columns: Model, Dataset, the settings that differ, x, y (names of the quantities), center, tokens, median and mean
-    each with the bounds of its 95 % interval from resampled prompts (low, high), deviation (one standard deviation of
+    each with the bounds of its 95% interval from resampled prompts (low, high), deviation (one standard deviation of
     the tokens). Of runs with fewer than `FEWEST` prompts, the bounds and the deviation are missing.
     """
     parts, heads = [], find_heads(tables)
@@ -83,7 +83,7 @@ def _compute_bin_rows(bins: Bins, resamples: int, seed: int) -> pd.DataFrame:
 def plot_grid(tables: Tables, rows: pd.DataFrame, csv: str = "") -> go.Figure | Markdown:
     """An interactive version of the paper's figure: median, mean or density, for each pair of quantities.
 
-    ``rows`` are those of `bin_runs`, ``csv`` the file that contains them, if any. The bars are 95 %
+    ``rows`` are those of `bin_runs`, ``csv`` the file that contains them, if any. The bars are 95%
     intervals of a bin's median or mean; the band is one standard deviation. Hover gives the bin's
     count and interval.
     """

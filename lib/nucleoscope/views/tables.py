@@ -167,7 +167,7 @@ def format_correlation_tex(statistics: pd.DataFrame) -> str:
 
 
 def format_correlation_short_tex(statistics: pd.DataFrame) -> str:
-    """Both coefficients with their 95 % intervals."""
+    """Both coefficients with their 95% intervals."""
     table = {f"{kind} $r$": _format_bounded(statistics, f"{kind} r", kind) for kind in ("Pearson", "Spearman")}
     return _format_tabular(statistics, table)
 
@@ -464,9 +464,9 @@ def _describe_answer(statistics: pd.DataFrame, top_p: float) -> str:
     value = format_bounded(*(largest[f"Spearman {part}"] for part in ("r", "low", "high")))
     run = escape_name(f"{largest['Model']} on {largest['Dataset']}")
     top_p = largest.get("top_p", top_p)
-    share = f"candidates are the likeliest tokens with {format_top_p(top_p)} of the probability; "
+    share = f"candidates are the likeliest tokens that make up {format_top_p(top_p)} of the probability; "
     source = f"{count(int(largest['prompts']), 'prompt')}; {'' if np.isnan(top_p) else share}"
-    source += "brackets are a 95 % interval"
+    source += "brackets are a 95% interval"
     if len(known) == 1:
         verdict = next(verdict for verdict, number in found if number)
         return f"**In this run, candidates {verdict}: Spearman's coefficient is {value}** ({run}, {source})."
@@ -493,15 +493,15 @@ def _describe_coefficients(statistics: pd.DataFrame) -> str:
         return "No run has enough tokens with more than one candidate for a coefficient."
     if both.empty:
         return (
-            f"Spearman's coefficient of entropy and cosine similarity is {format_range(known['Spearman r'])}. There is "
-            "no coefficient among tokens with the same number of candidates: "
+            f"Spearman's correlation between entropy and cosine similarity is {format_range(known['Spearman r'])}. "
+            "There is no coefficient among tokens with the same number of candidates: "
             f"{WHY_EMPTY['within-k Spearman r']}."
         )
     plain, given = both["Spearman r"], both["within-k Spearman r"]
     text = (
-        f"Spearman's coefficient of entropy and cosine similarity is {format_range(plain)}; "
+        f"Spearman's correlation between entropy and cosine similarity is {format_range(plain)}; "
         f"among tokens with the same number of candidates it is {format_range(given)}. "
-        "Where the two clearly differ, part of the relation comes from the number of candidates alone."
+        "Where the two clearly differ, part of the relationship comes from the number of candidates alone."
     )
     turned, signs = plain * given < 0, [_classify(both, kind) for kind in ("Spearman", "within-k Spearman")]
     clear = turned & (signs[0] != signs[1]) & signs[0].isin([NEGATIVE, POSITIVE]) & signs[1].isin([NEGATIVE, POSITIVE])
@@ -517,7 +517,7 @@ def _describe_coefficients(statistics: pd.DataFrame) -> str:
     if unclear := (turned & ~clear).sum():
         runs = name_part(unclear, len(both), "run")
         which = "Their signs differ" if len(both) == 1 else f"In {runs} their signs differ"
-        text += f" {which}, but not clearly: a 95 % interval contains 0 or is unknown."
+        text += f" {which}, but not clearly: a 95% interval contains 0 or is unknown."
     return text
 
 

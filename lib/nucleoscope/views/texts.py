@@ -33,7 +33,7 @@ MOST = 1000  # texts of one page
 AT_ONCE = 100  # texts whose similarities are in memory
 ZERO = 128  # what is added to hundredths, which are never below it: two digits of base 16 are then enough
 SEARCHED = 600_000  # characters of all prompts and texts that can be searched on a page
-COEFFICIENT = "Spearman's coefficient of entropy and cosine"
+COEFFICIENT = "Spearman's correlation between entropy and cosine"
 
 
 def choose_texts(n_prompts: int, most: int = MOST) -> list[int]:

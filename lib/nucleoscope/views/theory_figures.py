@@ -124,7 +124,7 @@ def _compute_quantiles(nuclei: pd.DataFrame) -> pd.DataFrame:
     """Median and range of the cosines at the sizes that have at least `LEAST` nuclei."""
     size = 2.0 ** (np.floor(2 * np.log2(nuclei["k"])) / 2)  # two bins per octave
     groups = nuclei.groupby(size)["cosine"]
-    shares = {"median": 0.5, "95 %": 0.95, "5 %": 0.05}
+    shares = {"median": 0.5, "95%": 0.95, "5%": 0.05}
     return pd.DataFrame({name: groups.quantile(share) for name, share in shares.items()})[groups.size() >= LEAST]
 
 

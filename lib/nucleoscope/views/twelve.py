@@ -113,7 +113,7 @@ def describe(found: Corners) -> str:
         shown, wanted = len(found.tokens), examples.EACH * len(examples.CORNERS)
         if long > 0 and shown:
             lines += [
-                f"The {100 * long:.1f} % of them with more than {examples.READABLE} candidates are ranked but not "
+                f"The {100 * long:.1f}% of them with more than {examples.READABLE} candidates are ranked but not "
                 f"shown: none of the tokens below is above percentile {100 * highest:.1f} of entropy."
             ]
         if not shown:

@@ -8,7 +8,7 @@
   }
 
   const readText = (row, column) => (row.cells[column] ? row.cells[column].textContent.trim() : "");
-  // The number at the beginning of a field: "1,234", "−0.5", "12 %", "0.31 [0.28, 0.34]".
+  // The number at the beginning of a field: "1,234", "−0.5", "12%", "0.31 [0.28, 0.34]".
   function parseNumber(value) {
     const found = value.replace(/−/g, "-").match(/^-?(?:∞|[\d,]*\.?\d+(?:e[-+]?\d+)?)(?=$|[\s%\[])/);
     return found ? Number(found[0].replace(/,/g, "").replace("∞", "Infinity")) : NaN;

@@ -12,7 +12,7 @@ function make(name, attributes = {}, ...content) {
 // With three significant digits, whole numbers too: 4.00; but 0, and 1234 instead of 1.23e+3.
 const formatNumber = (value, digits = 3) =>
   value === null ? "–" : (value === 0 || (Number.isInteger(value) && Math.abs(value) >= 1000) ? String(value) : value.toPrecision(digits)).replace("-", "−");
-const formatPercent = (p) => (p < 0.001 ? "<0.1" : p < 0.0995 ? (100 * p).toFixed(1) : (100 * p).toFixed(0)) + " %";
+const formatPercent = (p) => (p < 0.001 ? "<0.1" : p < 0.0995 ? (100 * p).toFixed(1) : (100 * p).toFixed(0)) + "%";
 const formatCount = (value) => value.toLocaleString("en");
 
 // The position of a value on its quantity's scale, from 0 to 1; null if there is no value.
@@ -82,7 +82,7 @@ function drawCandidates(words, [word, listed, probs, more, mass, held, place, p]
   const rest = more - inside;
   const others = `and ${formatCount(rest)} more, ${formatPercent(Math.max(mass - (inside ? p : 0), 0))}${rest === 1 ? "" : " in total"}`;
   const end = rest > 0 ? others : "no other candidates";
-  const note = `Probabilities are those of the full distribution. Entropy and cosine similarity use only the nucleus, which has ${(100 * held).toFixed(1)} % of it.`;
+  const note = `Probabilities are those of the full distribution. Entropy and cosine similarity use only the nucleus, which has ${(100 * held).toFixed(1)}% of it.`;
   const invitation = pick && listed.length + more > 1 && "Click a candidate to use it here instead: the model continues the text from it.";
   const lines = [end, invitation, ...(compared ? [describeClosest(names, matrix)] : []), note];
   return make("div", { class: "ns-candidates" }, list, ...lines.filter(Boolean).map((line) => make("p", { class: "ns-muted" }, line)));
