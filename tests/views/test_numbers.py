@@ -19,7 +19,7 @@ SPACE = numbers.NO_BREAK
         (np.nan, 0, ""),
         (1, 0, "100%"),
         (123.45, 0, "12,345%"),
-        (-np.inf, 0, "−∞ %"),
+        (-np.inf, 0, "−∞%"),
     ],
 )
 def test_a_share_is_a_number_and_the_sign(share, digits, shown):
