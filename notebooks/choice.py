@@ -89,5 +89,5 @@ tables.show(choice_figures.format_coefficients(coefficients)) if runs else Markd
 #
 # Branches of texts share their random numbers, so that what differs is due to the candidate. A short branch says
 # whether the words differ, not whether the meaning does: two texts that never share five tokens in a row can say the
-# same. [Method](/method.md) has the definitions, and [Branch at some tokens](/use/branch.md) how to measure your own
+# same. [Method](/method.md) has the definitions, and [Branch at selected tokens](/use/branch.md) how to measure your own
 # runs.

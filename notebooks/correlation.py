@@ -13,7 +13,7 @@
 # ---
 
 # %% [markdown]
-# # Entropy and cosine similarity, over all models and data sets
+# # Entropy and cosine similarity, across all models and data sets
 #
 # In this notebook we take every run, that is, every model on every data set that has been measured, and
 #

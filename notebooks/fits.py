@@ -13,7 +13,7 @@
 # ---
 
 # %% [markdown]
-# # Which curve is it?
+# # Which curve fits best?
 #
 # The published study saw cosine similarity rise and then fall with entropy, and fitted
 # f(x) = a x exp(-b x) + c to it. In this notebook we

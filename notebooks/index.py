@@ -15,7 +15,7 @@
 # %% [markdown]
 # # What was the model choosing between?
 #
-# For every token that a language model writes, Nucleoscope shows which other tokens the model could have chosen, how
+# For every token that a language model writes, Nucleoscope shows which tokens the model was choosing from, how
 # spread out the choice was (**entropy**), and how similar the candidates were (**cosine similarity** of their
 # embeddings). Are candidates less similar when the model is less sure?
 
@@ -60,7 +60,7 @@ Markdown(made_of_text.explain_figure(curve, made_of_figures.FRONT)) if len(curve
 Markdown(made_of_text.describe_in_three(curve, nulls, ladder, usual))
 
 # %% [markdown]
-# ## One sentence
+# ## An example sentence
 
 # %% tags=["remove-input"]
 said, sentence = front.show_sentence(results_dir, measured)
@@ -71,15 +71,15 @@ display(Markdown(said), HTML(sentence))
 #
 # * **Read** [what the coefficient is made of](/correlation_eval/made_of.ipynb), or open
 #   [any text that was measured](/runs/index.md).
-# * **Run it** on [your own model and texts](/use/run-one-model.md), or on
+# * **Run Nucleoscope** on [your own model and texts](/use/run-one-model.md), or on
 #   [a grid of models and data sets](/use/run-the-grid.md), once it is [installed](/use/install.md).
 # * **Build on it**: [read the measurements](/use/read-measurements.md) with your own code, or add
 #   [a quantity](/use/add-a-quantity.md).
 #
-# The [theory](theory.ipynb) says what can be known before any measurement; the [method](/method.md) says how the
-# measurements were made. This project repeats a student study
+# The [Theory](theory.ipynb) page derives what can be known before any measurement; the [Method](/method.md) page
+# describes how the measurements were made. This project repeats a student study
 # ([itsmejul/llm-confidence](https://github.com/itsmejul/llm-confidence)) that measured entropy and cosine similarity
-# for five models; the method says what we do differently, and why.
+# for five models; the Method page explains what we do differently, and why.
 
 # %% [markdown]
 # ## Run by run
@@ -103,7 +103,7 @@ Markdown(
 tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
-# Each coefficient is followed by its 95% interval, from resampling or leaving out whole prompts, if there are enough
-# of them. *Within-prompt* is the mean of the coefficients within each text; *partial* removes a linear effect of the
-# number of candidates; *within-k* compares only tokens with the same number of them. *Design effect* says how much the
-# tokens of one text depend on each other; see the [method](/method.md).
+# Each coefficient is followed by its 95% interval, computed by resampling prompts or by leaving out one at a time;
+# with too few prompts there is none. *Within-prompt* is the mean of the coefficients within each text; *partial*
+# removes a linear effect of the number of candidates; *within-k* compares only tokens with the same number of
+# candidates. *Design effect* says how much the tokens of one text depend on each other; see [Method](/method.md).

@@ -13,7 +13,7 @@
 # ---
 
 # %% [markdown]
-# # The data set's text and the model's
+# # The data set's texts and the model's
 #
 # A data set can have texts of its own: answers, stories, summaries. A model can read such a text after its prompt, and it
 # can write one for the same prompt. In this notebook we put the two side by side and ask:

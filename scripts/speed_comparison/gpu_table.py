@@ -38,7 +38,17 @@ SHAPES: dict[str, PreTrainedConfig] = {  # as in their config.json
 }
 SPREAD = {"gsm8k": 0.4, "xsum": 0.6}  # standard deviation of the logarithm of a prompt's length: an estimate
 BATCHES = (1, 16, 100)
-COLUMNS = ("model", "prompts", "batch", "path", "tokens/s", "step, ms", "limit", "measuring", "dynamic step, ms")
+COLUMNS = (
+    "model",
+    "prompts",
+    "batch",
+    "path",
+    "tokens/s",
+    "step, ms",
+    "share of limit",
+    "measuring",
+    "dynamic step, ms",
+)
 
 
 class Figures(NamedTuple):

@@ -265,12 +265,12 @@ def test_a_token_in_a_whole_sentence_is_preferred_to_a_nearer_one():
     values = np.arange(9.0)
     made = create_table([0] * 9, values, values, k=5).assign(token=1, step=np.arange(9) + 8)
     begin = pd.concat([made.iloc[[0]].assign(step=step, k=1, cosine=np.nan) for step in range(8)])
-    texts = [*[" many"] * 8, "words", "that", "end", "here.", "These", "words", "are", "cut", "off"]
+    texts = [*[" many"] * 8, "words", " that", " end", " here.", " These", " words", " are", " cut", " off"]
     table = pd.concat([begin, made], ignore_index=True).assign(text=texts)
     chosen = choose_typical(table)
-    assert (chosen["text"], chosen["step"]) == ("here.", 11)
+    assert (chosen["text"], chosen["step"]) == (" here.", 11)
     cut = table.assign(text=[text.replace(".", "") for text in texts])
-    assert choose_typical(cut)["text"] == "These"  # the nearest
+    assert choose_typical(cut)["text"] == " These"  # the nearest
 
 
 @pytest.mark.parametrize(
@@ -283,6 +283,8 @@ def test_a_token_in_a_whole_sentence_is_preferred_to_a_nearer_one():
         (["One", "\n", " Two", "."], 2, True),
         ([*["word"] * 40, "."], 39, False),
         (["One", None, "."], 0, False),
+        (["It", " is", " 0", ".", "5"], 1, False),
+        (["It", " is", " 0", ".", "5", "."], 1, True),
         ([], 0, False),
     ],
 )
@@ -315,6 +317,10 @@ def test_a_sentence_has_no_end_if_its_text_ends_before_it(texts, step, expected)
         (["a", " line\n", "next", " line", " ends", "\n\n", "c"], 3, (2, 6)),
         (["He", " said", ' "go', '."', " She", " went"], 4, (4, 6)),
         (["3", ".1", "4", " is", " pi"], 2, (0, 5)),
+        (["Take", " ", "0", ".", "5", " m", ".", " Then"], 1, (0, 7)),
+        (["See", " a", ".", "py", ".", " Then"], 4, (0, 5)),
+        (["Yes", "!", "No", "?", "Then"], 2, (2, 4)),
+        (["\u597d", "\u3002", "\u597d"], 2, (2, 3)),
         (list("abcdefgh"), 4, (2, 7)),
     ],
 )

@@ -244,7 +244,7 @@ def test_the_source_of_a_number_does_not_repeat_the_settings_before_it():
 def test_the_answer_names_the_top_p_with_the_opposite_sign():
     answer = made_of_text.describe_answer(create_curve({"raw": [-0.4, -0.3, 0.01, -0.3, 0.2, 0.4]}))
     assert answer.endswith(
-        "candidates: if they have 95% of the probability, the coefficient is positive, 0.20 [0.15, 0.25].**"
+        "candidates: if they make up 95% of the probability, the coefficient is positive, 0.20 [0.15, 0.25].**"
     )
     for values in ([0.01, 0, 0, 0.01, 0.2, -0.4], [-0.4, -0.3, -0.1, -0.3, 0.01, 0.02]):
         assert "But" not in made_of_text.describe_answer(create_curve({"raw": values}))
@@ -318,13 +318,13 @@ def test_what_entropy_adds_is_said_for_each_outcome():
     def describe(*added):
         return made_of_text.describe_ladder(create_ladder(added, [f"m{place}" for place in range(len(added))]))
 
-    clearly = "clearly more than 1 percentage point; less can arise by chance in a regression"
+    clearly = "clearly more than 1 percentage point; a smaller gain can arise by chance"
     adds = "adding entropy changes that by 4.0 percentage points."
     assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} This is {clearly}.")
     assert describe((0.004, 0.003, 0.005)).endswith(f"by 0.4 percentage points. This is not {clearly}.")
     assert "changes that by between −1.0 and 4.0 percentage points" in describe((0.04, 0.03, 0.05), (-0.01, -0.02, 0.0))
     assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"In 1 of 2 runs, the gain is {clearly}.")
-    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"No run gains {clearly}.")
+    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"No run's gain is {clearly}.")
     assert describe((0.01, np.nan, np.nan)).endswith("No interval could be computed.")
     assert made_of_text.describe_ladder(create_ladder([], [])).startswith("No run has enough tokens and prompts")
     assert "entropy alone explains 0% of the variance" in describe((0.01, 0.005, 0.02))

@@ -27,7 +27,7 @@ measured already, name it:
 ```
 
 For all runs of a grid, add the line `branches: true` to its `parameters`. The guide has the details, under
-"Branch at some tokens"."""
+"Branch at selected tokens"."""
 MORE = {  # of a predictor, to complete "the ..., the further branches diverge"
     "cosine of embeddings": "more similar the embeddings of the candidates",
     "similarity in context": "more similar what is expected after the candidates",

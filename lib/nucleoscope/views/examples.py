@@ -25,7 +25,7 @@ BEFORE = 8  # minimum number of tokens before a token in an example
 FEW = (4, 8)  # candidates of a token that is to be understood at a glance
 AROUND = 30  # maximum of tokens on either side of a token in its sentence
 STOPS = re.compile(r"[.!?\u3002\uff01\uff1f\u061f\u0964][\"'\u201d\u2019)\]*]*\s*$")  # of whole sentences
-ENDS = re.compile(f"{STOPS.pattern}|\\n")
+POINT, GOES_ON = re.compile(r"\.$"), re.compile(r"\w")  # what follows a decimal point, or the dot of a name
 EACH = 3  # tokens of a corner
 OUTER = 1 / 3  # of all ranks: how far a token may be from its corner in either quantity
 CORNERS = {  # name -> which end of entropy and of cosine similarity
@@ -258,12 +258,25 @@ def find_sentence(texts: Sequence[str], step: int, around: int = AROUND) -> tupl
     ``around`` tokens on either side belong to it.
     """
     first = step
-    while first > max(step - around, 0) and not ENDS.search(texts[first - 1]):
+    while first > max(step - around, 0) and not _is_end(texts, first - 1):
         first -= 1
     last = step + 1
-    while last < min(step + around + 1, len(texts)) and not ENDS.search(texts[last - 1]):
+    while last < min(step + around + 1, len(texts)) and not _is_end(texts, last - 1):
         last += 1
     return first, last
+
+
+def _is_end(texts: Sequence[str], place: int) -> bool:
+    """Whether a sentence ends with the token at this place of a text."""
+    return "\n" in texts[place] or _is_stop(texts, place)
+
+
+def _is_stop(texts: Sequence[str], place: int) -> bool:
+    """Whether a token ends with a full stop or the like; a point that a letter or a digit follows at once is none."""
+    following = texts[place + 1] if place + 1 < len(texts) else ""
+    if POINT.search(texts[place]) and GOES_ON.match(following):
+        return False
+    return bool(STOPS.search(texts[place]))
 
 
 def has_whole_sentence(texts: Sequence[Any], step: int) -> bool:
@@ -271,14 +284,14 @@ def has_whole_sentence(texts: Sequence[Any], step: int) -> bool:
     if not _has_text_around(texts, step):
         return False
     first, last = find_sentence(texts, step)
-    return (first == 0 or bool(ENDS.search(texts[first - 1]))) and bool(STOPS.search(texts[last - 1]))
+    return (first == 0 or _is_end(texts, first - 1)) and _is_stop(texts, last - 1)
 
 
 def has_no_end(texts: Sequence[Any], step: int) -> bool:
     """Whether the text ends in the sentence around a token, without a full stop or the like."""
     if not _has_text_around(texts, step):
         return False
-    return find_sentence(texts, step)[1] == len(texts) and not ENDS.search(texts[-1])
+    return find_sentence(texts, step)[1] == len(texts) and not _is_end(texts, len(texts) - 1)
 
 
 def _has_text_around(texts: Sequence[Any], step: int) -> bool:

@@ -47,9 +47,9 @@ MEASURE = (
 )
 EXPLAINED = (
     "The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they "
-    "are (`raw`), or with their mean and the three directions in which they vary most removed (`all_but_top_3`). A "
-    "band shows what the number of candidates alone would give: the coefficient if each token's candidates were "
-    "exchanged for those of another token that has equally many."
+    "are (`raw`), or after removing their mean and the three directions in which they vary most (`all_but_top_3`). The "
+    "bands show what the number of candidates alone would give: the coefficient if each token's candidates were "
+    "swapped for those of another token with the same number of candidates."
 )  # below the front page's figure
 NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
 NAMED = 3  # a sentence names that many models and as many data sets; more are counted
@@ -357,11 +357,11 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     if known.empty:
         return f"{text} No interval could be computed."
     helped = int((known["added low"] > NOTICEABLE).sum())
-    least = f"clearly more than {100 * NOTICEABLE:g} percentage point; less can arise by chance in a regression"
+    least = f"clearly more than {100 * NOTICEABLE:g} percentage point; a smaller gain can arise by chance"
     if len(known) == 1:
         return f"{text} This is {'' if helped else 'not '}{least}."
     if not helped:
-        return f"{text} No run gains {least}."
+        return f"{text} No run's gain is {least}."
     return f"{text} In {name_part(helped, len(known), 'run')}, the gain is {least}."
 
 
@@ -460,7 +460,7 @@ def _describe_answer(lead: Lead, usual: float) -> str:
     if len(opposite):
         other = min(opposite.to_dict("records"), key=lambda other: abs(names[other["candidates"]] - top_p))
         value = format_bounded(other["r"], other["low"], other["high"])
-        said += " **But its sign depends on how many tokens count as candidates: if they have "
+        said += " **But its sign depends on how many tokens count as candidates: if they make up "
         said += f"{format_top_p(names[other['candidates']])} of the probability, the coefficient is {other['sign']}, "
         said += f"{value}.**"
     return said

@@ -501,7 +501,7 @@ def _describe_coefficients(statistics: pd.DataFrame) -> str:
     text = (
         f"Spearman's correlation between entropy and cosine similarity is {format_range(plain)}; "
         f"among tokens with the same number of candidates it is {format_range(given)}. "
-        "Where the two clearly differ, part of the relationship comes from the number of candidates alone."
+        "Where these clearly differ, part of the relationship comes from the number of candidates alone."
     )
     turned, signs = plain * given < 0, [_classify(both, kind) for kind in ("Spearman", "within-k Spearman")]
     clear = turned & (signs[0] != signs[1]) & signs[0].isin([NEGATIVE, POSITIVE]) & signs[1].isin([NEGATIVE, POSITIVE])
