@@ -92,13 +92,13 @@ def test_settings_that_no_folder_can_be_named_after_are_refused_in_one_line(sett
 def test_long_values_that_differ_at_their_ends_are_told_apart():
     there, here = ("/data/" + "checkpoints/" * 20 + end for end in ("run1", "run2"))
     said = run_folder.describe_change("model_name", there, here)
-    assert "run1' there" in said
-    assert "run2' here" in said
+    assert "run1' and is now" in said
+    assert said.endswith("run2'")
     assert len(said) < 300
     there, here = (f"/data/{'checkpoints/' * 20}{middle}/{'model/' * 20}" for middle in ("run1", "run2"))
     said = run_folder.describe_change("model_name", there, here)
-    assert "/run1/model/" in said.partition(" there")[0]
-    assert "/run2/model/" in said.partition(" there")[2]
+    assert "/run1/model/" in said.partition(" and is now ")[0]
+    assert "/run2/model/" in said.partition(" and is now ")[2]
     assert len(said) < 300
 
 
