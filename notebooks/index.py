@@ -103,7 +103,8 @@ Markdown(
 tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
-# Each coefficient is followed by its 95% interval, computed by resampling prompts or by leaving out one at a time;
-# with too few prompts there is none. *Within-prompt* is the mean of the coefficients within each text; *partial*
-# removes a linear effect of the number of candidates; *within-k* compares only tokens with the same number of
-# candidates. *Design effect* says how much the tokens of one text depend on each other; see [Method](/method.md).
+# Each coefficient is followed by its 95% interval, computed by resampling prompts or by leaving out one prompt, or
+# one group of prompts, at a time; with too few prompts there is none. *Within-prompt* is the mean of the coefficients
+# within each text; *partial* removes a linear effect of the number of candidates; *within-k* compares only tokens
+# with the same number of candidates. *Design effect* says how much the tokens of one text depend on each other; see
+# [Method](/method.md).

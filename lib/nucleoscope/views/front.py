@@ -91,14 +91,14 @@ def _render(folder: Path, token: pd.Series, table: pd.DataFrame, listed: int) ->
 
 
 def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool, is_last: bool) -> str:
-    low, high = examples.FEW
     kind = "words" if examples.is_word(token.get("text")) else "tokens"
-    among = f"of all {kind} in complete sentences" if whole else f"of all {kind}"
+    low, high = examples.FEW
+    among = f"of all {kind} with {low} to {high} candidates{' in complete sentences' if whole else ''}"
     ends = " The measured text ends with it." if is_last else ""
     source = "written" if mode == "generate" else "read"
     return (
         f"A sentence {source} by the model ({escape_name(describe_run(*key))}), tinted by entropy: "
         f"the stronger the tint, the less sure the model was.{ends} The card shows a typical choice: "
-        f"{among} that had {low} to {high} candidates, the one whose entropy and cosine similarity are closest to "
-        "their medians. Point at any other token, or tap it, to see what the model was choosing between."
+        f"{among}, the one whose entropy and cosine similarity are closest to their medians. "
+        "Point at any other token, or tap it, to see what the model was choosing between."
     )
