@@ -51,7 +51,7 @@ lab: $(READY)  ## open copies of the notebooks in JupyterLab, scratch/explore.py
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: $(READY)  ## check style, formatting, and which room imports which
+lint: $(READY)  ## check style, formatting, and the imports between rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports

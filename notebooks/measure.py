@@ -71,6 +71,7 @@ from nucleoscope.measure.runs import complete_run
 from nucleoscope.models import loading
 from nucleoscope.settings import Settings
 from nucleoscope.store import results, run_folder
+from nucleoscope.wording import count
 
 if Path.cwd().name in ("notebooks", "scratch"):  # JupyterLab starts there; paths are relative to the project's folder
     os.chdir("..")
@@ -87,7 +88,7 @@ folder = results.locate_run(chosen.results_dir, *names, chosen.collect_named())
 run_folder.check(folder, overwrite)
 data = prompts.load(chosen.dataset_name, n_prompts, prompt_column, text_column)
 if data.blank_lines:
-    print(f"blank lines of {dataset_name}, which are not prompts and were left out: {data.blank_lines}")
+    print(f"skipped {count(data.blank_lines, 'blank line')} in {dataset_name}")
 if shortage := prompts.describe_shortage(dataset_name, len(data.texts), n_prompts):
     print(shortage)
 model, tokenizer, identity = loading.load(chosen.model_name, dtype, device, trust_remote_code, model_revision)

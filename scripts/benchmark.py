@@ -70,7 +70,7 @@ def create_parser() -> command_line.Parser:
         metavar="NAME",
         nargs="+",
         type=partial(settings.parse, "dataset_name"),
-        help="data set, by default math; with --against one or several, by default math, stories and articles",
+        help="data set, by default math; with --against one or more, by default math, stories and articles",
     )
     options.add_argument("--against", metavar="CHECKOUT", help="folder of another version of this project")
     options.add_whole_number("scale", 1, metavar="N", help="compare a run of this many prompts with a run of 100")

@@ -16,7 +16,7 @@ class Once(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
         if getattr(namespace, self.dest) is not None:
-            raise argparse.ArgumentError(self, "given twice: give it once, or omit it to execute all notebooks")
+            raise argparse.ArgumentError(self, "given twice: give it once, or not at all")
         setattr(namespace, self.dest, values)
 
 
@@ -34,8 +34,8 @@ def create_parser() -> Parser:
     options.add_argument(
         "--if_missing",
         action="store_true",
-        help="skip measure.py, context.py or branches.py if its complete results with these settings exist; with "
-        "--only page, context or branches, do nothing, instead of failing, if the run has not been measured",
+        help="skip each of measure.py, context.py and branches.py whose complete results with these settings exist; "
+        "with --only page, context or branches, do nothing, instead of failing, if the run has not been measured",
     )
     return options
 

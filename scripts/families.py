@@ -33,7 +33,7 @@ def choose_types(names: str | None) -> list[str]:
     chosen = known if names is None else [name.strip() for name in names.split(",")]
     if unknown := sorted(set(chosen) - set(known)):
         names = ", ".join(map(quote, unknown))
-        raise ValueError(f"transformers registers no causal language model of type {names}: {PAGE} lists the types")
+        raise ValueError(f"transformers has no causal language model of type {names}: {PAGE} lists the types")
     return chosen
 
 
@@ -51,7 +51,7 @@ def try_static_path(kinds: list[str]) -> None:
     counts = Counter(row.verdict for row in rows)
     print("; ".join(f"{verdict}: {count}" for verdict, count in counts.items()))
     if different := [row.kind for row in rows if row.verdict == static_path.DIFFERENT]:
-        sys.exit(f"error: other numbers on the static path: {', '.join(different)}")
+        sys.exit(f"error: the static path gives different numbers for {', '.join(different)}")
 
 
 def main() -> None:

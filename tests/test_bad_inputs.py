@@ -217,8 +217,8 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
         (["--dataset_name=none.jsonl"], "file 'none.jsonl' does not exist"),
         (["--dataset_name=-none.jsonl"], "file '-none.jsonl' does not exist"),
         (["--dataset_name=.jsonl"], "unknown data set '.jsonl'"),
-        (["--dataset_name=.."], "cannot name a results folder after '..'"),
-        (["--model_name=/"], "cannot name a results folder after '/'"),
+        (["--dataset_name=.."], "dataset_name is '..', which cannot name a results folder: name a data set or a file"),
+        (["--model_name=/"], "model_name is '/', which cannot name a results folder: write the name of the model's"),
         (["--model_name=/no/such/place"], "'/no/such/place' is neither an existing folder nor a valid model id"),
         (["--model_name=none.gguf"], "file 'none.gguf' does not exist"),
         (["--model_name=~/none"], "/none' is neither an existing folder nor a valid model id"),
@@ -258,7 +258,7 @@ MEASURED = {"model_name": "m", "dataset_name": "lines.jsonl", "max_tokens": 5, "
     [
         (
             ["--max_tokens=6"],
-            "has results with different settings: max_tokens was 5 and is now 6; this command does not measure them "
+            "has results with different settings: max_tokens was 5 and is now 6; this command does not measure the run "
             "again: omit max_tokens, or measure with this value first, without --only",
         ),
         (["--max_tokens=100"], "max_tokens was 5 and is now 100"),  # the default, but typed
@@ -269,7 +269,7 @@ MEASURED = {"model_name": "m", "dataset_name": "lines.jsonl", "max_tokens": 5, "
         (["--model_name=other/m"], "model_name was 'm' and is now 'other/m'"),
         (
             ["--model_name=other/m", "--seed=1"],
-            "give the model_name that they were measured with and omit seed, or measure in another --results_dir first",
+            "give the model_name that the results were measured with and omit seed, or measure in another",
         ),
     ],
 )
@@ -619,7 +619,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"results_dir": ["r"]}, "results_dir is ['r']: it must be text"),
     (
         {"results_dir": "~no-such-user/r"},
-        "results_dir is '~no-such-user/r': it must not begin with ~ and the name of an unknown u",
+        "results_dir is '~no-such-user/r': it must not begin with ~ and a name that no user has; for a",
     ),
     ({"results_dir": "a\0b"}, "results_dir is 'a\\x00b': it must not contain control characters"),
     ({"result_dir": "r"}, "unknown setting 'result_dir' (did you mean 'results_dir'?)"),
@@ -680,12 +680,12 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ),
     ({"models": ["a", "a"]}, "'a' is listed twice in models: remove one"),
     ({"datasets": ["b", "b"]}, "'b' is listed twice in datasets: remove one"),
-    ({"models": ["/"]}, "cannot name a results folder after '/'"),
+    ({"models": ["/"]}, "model_name is '/', which cannot name a results folder"),
     ({"datasets": None}, "datasets is missing"),
     ({"datasets": "b"}, "datasets is 'b': it must be a list of names"),
     ({"datasets": [3.5]}, "entry 1 in datasets is 3.5: it must be a quoted name"),
     ({"datasets": [{"name": ""}]}, "entry 1 in datasets: dataset_name is ''"),
-    ({"datasets": [".."]}, "cannot name a results folder after '..'"),
+    ({"datasets": [".."]}, "dataset_name is '..', which cannot name a results folder"),
     ({"models": [{"name": "a", "revision": "x"}]}, "'a' in models: unknown setting 'revision'"),
     ({"datasets": [{"name": "b", "revision": "x"}]}, "'b' in datasets: unknown setting 'revision'"),
     ({"results_dir": "a{b}"}, "results_dir is 'a{b}': Snakemake cannot use a folder with braces in its name"),
@@ -736,7 +736,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"resources": {"gpus": True}}, "resources: gpus is True"),
     ({"resources": {"gpus": 10**30}}, "resources: gpus is 1000"),
     ({"resources": {"memory": "0G"}}, "resources: memory is '0G': it must be a size above 0, such as 40G"),
-    ({"resources": {"memory": 40}}, "resources: memory is 40: it must be a size with its unit, such as 40G"),
+    ({"resources": {"memory": 40}}, "resources: memory is 40: it must be a size with a unit, such as 40G"),
     ({"resources": {"memory": "-4G"}}, "resources: memory is '-4G': it must be a size above 0, such as 40G"),
     (
         {"resources": {"memory": "4 GB"}},
@@ -749,9 +749,9 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"resources": {"memory": "٣G"}}, "resources: memory is '٣G'"),
     ({"resources": {"time": "0h"}}, "resources: time is '0h': it must be a duration above 0"),
     ({"resources": {"time": "0d0h0m"}}, "resources: time is '0d0h0m': it must be a duration above 0"),
-    ({"resources": {"time": 4}}, "resources: time is 4: it must be a duration with its unit, such as 90m, 4h"),
+    ({"resources": {"time": 4}}, "resources: time is 4: it must be a duration with a unit, such as 90m, 4h"),
     ({"resources": {"time": 0}}, "resources: time is 0: it must be a duration above 0"),
-    ({"resources": {"memory": 1.5}}, "resources: memory is 1.5: it must be a size with its unit"),
+    ({"resources": {"memory": 1.5}}, "resources: memory is 1.5: it must be a size with a unit"),
     (
         {"resources": {"time": "4:00:00"}},
         "time is '4:00:00': it must be whole numbers followed by m, h or d, without spaces, such as 90m, 4h or 1d12h",
@@ -805,7 +805,7 @@ def test_a_grid_that_cannot_be_run_is_named_with_what_is_wrong(refuse, tmp_path,
         (b"a: &a [*a]", "'grid.yml': "),
         (b"\xff\xfe\xff", "'grid.yml': not UTF-8 text: save the file as UTF-8"),
         (b"a: \0", "'grid.yml': a character that YAML does not allow, U+0000"),
-        (b"[" * 5000, "'grid.yml': YAML that is nested too deeply"),
+        (b"[" * 5000, "'grid.yml': the YAML is nested too deeply"),
         (b"models: " + b"9" * 5000, "'grid.yml': "),
         (b"a: 2024-99-99", "'grid.yml': "),
     ],

@@ -27,7 +27,7 @@ EXACT = 2**53  # whole numbers up to this are exact everywhere, also in JSON and
 LEAST_TEMPERATURE = 1e-30
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 SINGLE = {  # settings that affect the results and have one value in each run of a model on a data set, and why
-    "mode": "list the data set twice, once with mode: score and text_column",
+    "mode": "list the data set twice: once as it is, and once with 'mode: score' and a text_column",
     "text_column": "list the data set once for each column of texts",
     "variants": "separate the names by commas; all are measured in one run",
 }
@@ -373,7 +373,7 @@ def check_varying(name: str, mode: str = "generate") -> str:
     if name in SINGLE:
         return f"{name} cannot be a list: {SINGLE[name]}"
     if name in list_grid_parameters() and name not in known:
-        return f"{name} does not affect the results, so give it one value"
+        return f"{name} does not affect what is measured, so it cannot have several values: give it one"
     if name not in known:
         return f"unknown setting {quote(name)}{suggest(name, known)}: it must be one of {', '.join(known)}"
     if name == "seed" and not uses_seed(mode):
@@ -391,7 +391,7 @@ def _check_nameable(name: str, names: Sequence[str], chosen: Settings) -> str:
     if names.count(name) > 1:
         return f"it contains {name} more than once: remove one"
     if name in FIELDS and name not in list_deciding():
-        return f"{name} does not affect the results, so runs cannot be named after it: omit {name}"
+        return f"{name} does not affect what is measured, so runs cannot be named after it: omit {name}"
     if name in FIELDS and name not in list_varying():
         return f"runs cannot be named after {name}: omit it"
     if problem := check_varying(name, chosen.mode):
@@ -516,9 +516,9 @@ def check_text(name: str, value: Any, is_path: bool = False) -> None:
     elif len(value) > LONGEST:
         wrong = f"have at most {LONGEST:,} characters"
     elif is_path and any(len(part.encode()) > LONGEST_PART for part in value.split("/")):
-        wrong = f"have at most {LONGEST_PART} bytes between two slashes"
+        wrong = f"have at most {LONGEST_PART} bytes in each part of a path"
     elif is_path and os.path.expanduser(value).startswith("~"):
-        wrong = f"not begin with ~ and the name of an unknown user (for a file or folder of that name: ./{value})"
+        wrong = "not begin with ~ and a name that no user has; for a folder whose name begins with ~, write ./~..."
     if wrong:
         raise ValueError(f"{name} is {quote(value)}: it must {wrong}")
 

@@ -227,7 +227,9 @@ def load_shape(given: str) -> transformers.PreTrainedConfig:
         entries = results.read_json(Path(given), "give the config.json of a model")
         named, known = str(entries.get("model_type")), list(transformers.CONFIG_MAPPING.keys())
         if named not in known:
-            raise ValueError(f"'{given}': transformers knows no model_type {quote(named)}{suggest(named, known)}")
+            raise ValueError(
+                f"'{given}': transformers does not know the model_type {quote(named)}{suggest(named, known)}"
+            )
         build = partial(transformers.AutoConfig.for_model, **entries)
     else:
         entries, known = {}, transformers.LlamaConfig().to_dict()
@@ -374,7 +376,7 @@ def compare(options: argparse.Namespace) -> None:
         f"{name}, {count(torch.get_num_threads(), 'thread')}; "
         f"torch {torch.__version__}, transformers {transformers.__version__}\n"
         f"{count(len(texts), 'prompt')} ({statistics.mean(map(len, inputs.ids)):.0f} tokens on average), "
-        f"at most {options.max_tokens} tokens each, batches of {size}\n"
+        f"at most {count(options.max_tokens, 'token')} each, batches of {size}\n"
     )
     measure_ours(model, generation.Inputs(inputs.ids[:4]), texts[:4], [[0, 1, 2, 3][: len(texts)]], options)  # warm-up
     rates, peaks = {}, {}
@@ -416,7 +418,7 @@ def compare(options: argparse.Namespace) -> None:
     print(f"| | tokens/s | speed-up of (c) | peak memory, MiB |\n|{'---|' * 4}")
     for part in sorted(rates):
         print(f"| {labels[part]} | {rates[part]:,.1f} | {rates['c'] / rates[part]:.2f} | {peaks[part]:,.0f} |")
-    print(f"\n(c) took {statistics.median(times['c']):.1f} s for {tokens:,} tokens")
+    print(f"\n(c) took {statistics.median(times['c']):.1f} s for {count(tokens, 'token')}")
     if times["d"]:
         ratios = [c / d for c, d in zip(times["c"], times["d"], strict=True)]
         print(f"time of (c) / time of (d), run by run: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")

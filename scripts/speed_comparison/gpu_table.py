@@ -25,6 +25,7 @@ from nucleoscope.measure.sampling import Sampler, draw_uniforms
 from nucleoscope.measure.static import StaticMemory
 from nucleoscope.quantities import list_recorded
 from nucleoscope.settings import Settings
+from nucleoscope.wording import count
 from speed_comparison.comparison import Clock, create_random_model, measure_bandwidth
 
 COMMON = {"hidden_size": 4096, "num_attention_heads": 32, "tie_word_embeddings": False, "eos_token_id": None}
@@ -154,11 +155,14 @@ def compare(options: argparse.Namespace, shapes: Mapping[str, Any] = SHAPES) -> 
     """Prints the table for the GPU that ``options.device`` names."""
     device = torch.device("cuda" if options.device == "auto" else options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--gpu_table needs an NVIDIA GPU, and PyTorch finds none on this machine")
+        raise ValueError("--gpu_table needs an NVIDIA GPU, but PyTorch finds none on this machine")
     bandwidth = measure_bandwidth(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"{name}, {bandwidth / 1e9:,.0f} GB/s measured; torch {torch.__version__}; random weights in bfloat16; ")
-    print(f"{options.n_prompts} prompts, {options.max_tokens} tokens each. limit: time to read the weights / step.\n")
+    print(
+        f"{options.n_prompts} prompts, {count(options.max_tokens, 'token')} each. share of limit: time to read the "
+        "weights / step.\n"
+    )
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     for label, config in shapes.items():
         model = create_random_model(config, device, torch.bfloat16)

@@ -623,7 +623,7 @@ def test_no_results_and_damaged_results_are_said_in_one_line(tmp_path, capsys):
     files = site.build_run_pages(tmp_path / "p/results", {})
     said = capsys.readouterr().err.splitlines()
     assert [line.startswith("left out: ") for line in said] == [True, True]
-    assert "alpha/big/run.json' has a value of another type" in said[0]
+    assert "alpha/big/run.json' contains no settings: move it out of the way" in said[0]
     assert str(damaged) in said[1]
     assert not [name for name in files if "/big/" in name]
     for page in (tmp_path / "p/results").glob("*/*/run.ipynb"):

@@ -92,7 +92,7 @@ def test_all_refusals_come_at_once_and_before_anything_is_fetched(tmp_path):
         found = "\n".join(list_errors(done)).replace(server.endpoint, "HUB")
         assert not [request for request in server.requests if "/resolve/" in request or "/storage/" in request]
     wanted = [
-        "model 'org/bare' has no weights as .safetensors or .bin files: see HUB/org/bare",
+        "model 'org/bare' has no .safetensors or .bin weights: see HUB/org/bare",
         "model 'org/hidden' does not exist or is private",
         "model 'org/closed' is gated: ask for access at HUB/org/closed",
         "the Hub refused access to model 'org/down'",

@@ -631,7 +631,7 @@ def test_a_packaged_set_without_answers_says_what_it_has(refusal):
             "Why?\nHow?\n",
             "has no column 'prompt': set prompt_column to 'Why?'; if the first line is not a hea",
         ),
-        ("b.csv", "\nprompt\na\n", "'TMP/b.csv', line 1: blank, but it must have the names of the columns"),
+        ("b.csv", "\nprompt\na\n", "'TMP/b.csv', line 1 is blank: it must contain the names of the columns"),
         ("c.csv", "a" * 50 + "\nb\n", "set prompt_column to '" + "a" * 40 + "...'; if the first line"),
         (
             "d.jsonl",
@@ -656,7 +656,7 @@ def test_a_value_that_is_nested_too_deeply_to_be_shown_is_described():
 def test_a_column_that_is_taken_is_not_offered_for_the_other(refusal, tmp_path):
     for names, said in (
         ("qa", "set prompt_column to 'q'"),
-        ("a", "its only column, 'a', is text_column, but it needs one with prompts, too"),
+        ("a", "its only column, 'a', is already used as text_column: add a column with the prompts"),
     ):
         path = tmp_path / f"{names}.jsonl"
         path.write_text(json.dumps(dict.fromkeys(names, "text")) + "\n")

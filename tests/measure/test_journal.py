@@ -319,7 +319,7 @@ def test_parts_with_other_quantities_are_measured_again(tmp_path, draws, capsys)
         quantities.unregister("late")
     assert draws.steps[0][0] == 0
     assert info["batches_continued"] == 0
-    assert "batches with other quantities, which are measured again: 1" in capsys.readouterr().out
+    assert "discarded 1 batch with different quantities, to be measured again" in capsys.readouterr().out
 
 
 def test_quantities_in_another_order_are_the_same(tmp_path, draws, monkeypatch):
@@ -424,7 +424,7 @@ def test_a_resumed_run_says_what_was_there(tmp_path, draws, capsys):
     assert "resumed" not in capsys.readouterr().out
     kill(draws, tmp_path / "run", model, 6, 6)
     complete(tmp_path / "run", model)
-    assert "resumed: 0 of 6 prompts were measured before, and 6 steps of the next 6\n" in capsys.readouterr().out
+    assert "resuming: 0 of 6 prompts have been measured, and 6 steps of the next 6\n" in capsys.readouterr().out
 
 
 # Folders and disks

@@ -202,4 +202,4 @@ def test_batches_that_lack_a_quantity_are_measured_again(tmp_path, capsys):
         assert [len(record["late"]) for record in records] == [len(record["tokens"]) for record in records]
     finally:
         quantities.unregister("late")
-    assert "batches with other quantities, which are measured again: 1" in capsys.readouterr().out
+    assert "discarded 1 batch with different quantities, to be measured again" in capsys.readouterr().out

@@ -155,7 +155,7 @@ def test_parts_and_batches_with_other_variants_are_measured_again(tmp_path, draw
         run._prepare = lambda: None  # which would remove what has other settings
         with run:
             complete_run(run, model, tiny.create_tokenizer(), TEXTS, **OPTIONS | {"variants": SOME})
-        assert "batches with other quantities, which are measured again: 1" in capsys.readouterr().out
+        assert "discarded 1 batch with different quantities, to be measured again" in capsys.readouterr().out
         assert load(tmp_path / name).equals(expected)
 
 

@@ -114,7 +114,7 @@ def test_options_that_do_not_go_together_are_refused(words, said):
         ),
         ("hidden_size=abc", "random_weights: hidden_size is 'abc': it must be a number, true or false"),
         ("hiden_size=3", "random_weights: a Llama has no setting 'hiden_size' (did you mean 'hidden_size'?)"),
-        ('{"model_type": "lama"}', "transformers knows no model_type 'lama' (did you mean 'llama'?)"),
+        ('{"model_type": "lama"}', "transformers does not know the model_type 'lama' (did you mean 'llama'?)"),
         ("{", "config.json' is not valid JSON ("),
         ("a=b=c", "random_weights: a Llama has no setting 'a'"),
         ("hidden_size=b=c", "random_weights: hidden_size is 'b=c': it must be a number, true or false"),

@@ -204,7 +204,7 @@ def test_variants_of_other_tokens_are_refused_in_one_line(tmp_path):
     table = draw_run(0, 3, 4)
     drop = (table["geometry"] == "all_but_top_3") & (table["candidates"] == "top_p_0.9") & (table["step"] == 2)
     write_run(tmp_path, table[~drop])
-    with pytest.raises(ValueError, match="other tokens in geometry all_but_top_3"):
+    with pytest.raises(ValueError, match="different tokens in geometry all_but_top_3"):
         candidate_tables.load_set(tmp_path / "data" / "model", "top_p_0.9")
 
 

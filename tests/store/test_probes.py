@@ -318,7 +318,7 @@ def test_a_colleagues_folder_without_permission_is_named(open_folder, as_nobody,
     measured = results.load_readable(base)
     assert set(measured) == {("good", "data")}
     assert len(measured["good", "data"])
-    assert "there is no permission to read" in assert_one_line(capsys.readouterr().err)
+    assert "you do not have permission to read" in assert_one_line(capsys.readouterr().err)
     if place == "data/closed":
         why = status.find_missing(closed, grid.Entry({"model_name": "closed", "dataset_name": "data"}))
         assert assert_one_line(why).endswith(("is missing", "cannot be read (Permission denied)"))

@@ -1172,6 +1172,16 @@ def test_runs_of_a_results_folder_that_is_not_there_are_refused_by_name(tmp_path
     assert "nowhere" in assert_one_line(catch_refusal(FileNotFoundError, results.load_runs, tmp_path / "nowhere"))
 
 
+def test_what_a_run_json_lacks_is_named_with_the_file(tmp_path):
+    (tmp_path / results.RUN_INFO).write_text('{"settings": {"n_prompts": 1}}')
+    info = results.load_info(tmp_path)
+    assert info == {"settings": {"n_prompts": 1}}
+    for entries, name in ((info, "tokens"), (info["settings"], "dtype")):
+        message = catch_refusal(ValueError, entries.__getitem__, name)
+        advice = "move it out of the way, then measure again with --overwrite"
+        assert message == f"'{tmp_path / results.RUN_INFO}' has no '{name}': {advice}"
+
+
 def test_a_larger_request_of_a_data_set_that_has_no_more_prompts_is_recorded(tmp_path):
     first = run_folder.RunFolder(tmp_path, {"n_prompts": 1}, requested=1)
     with first:

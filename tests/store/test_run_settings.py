@@ -70,11 +70,14 @@ def test_a_runs_folder_is_named_after_settings_only_if_it_is_asked_for():
         ({"named_settings": "topp"}, "named_settings: unknown setting 'topp' (did you mean 'top_p'?)"),
         (
             {"named_settings": "top_p,device"},
-            "device does not affect the results, so runs cannot be named after it: omit device",
+            "device does not affect what is measured, so runs cannot be named after it: omit device",
         ),
         ({"named_settings": "dtype"}, "different type on different machines: set it to float32, bfloat16 or float16"),
         ({"named_settings": "model_revision"}, "model_revision is not set: set it, or leave it out of named_settings"),
-        ({"named_settings": "overwrite"}, "overwrite does not affect the results, so runs cannot be named after it"),
+        (
+            {"named_settings": "overwrite"},
+            "overwrite does not affect what is measured, so runs cannot be named after it",
+        ),
         ({"named_settings": "variants"}, "named_settings is 'variants': runs cannot be named after variants: omit it"),
         ({"named_settings": "mode"}, "named_settings is 'mode': runs cannot be named after mode: omit it"),
         ({"named_settings": "model_name"}, "runs cannot be named after model_name: omit it"),
@@ -153,7 +156,9 @@ def test_the_run_of_a_model_before_its_grid_listed_values_does_not_count_twice(t
     stored = results.load_readable(tmp_path)
     assert sorted(stored) == [("m@top_p=0.9", "data"), ("m@top_p=0.95", "data")]
     said = assert_one_line(capsys.readouterr().err.rstrip())
-    assert said == f"skipped: '{tmp_path}/data/m' has the model and the settings of '{tmp_path}/data/m@top_p=0.9'"
+    assert (
+        said == f"skipped: '{tmp_path}/data/m' repeats '{tmp_path}/data/m@top_p=0.9': same model, data set and settings"
+    )
     assert len(results.load_table(tmp_path)) == 24
     tables, left_out = results.load_runs(tmp_path)
     assert list(tables) == list(stored)

@@ -141,7 +141,10 @@ def test_an_older_run_gets_its_texts_if_the_tokenizer_is_there(older, measured, 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["math/tiny", "a.cvs"], "error: the name 'a.cvs' must end in .csv, .parquet or .html (did you mean '.csv'?)"),
+        (
+            ["math/tiny", "a.cvs"],
+            "error: the output file 'a.cvs' must end in .csv, .parquet or .html (did you mean '.csv'?)",
+        ),
         (
             ["math/tinny", "a.csv"],
             "error: there is no measured run 'math/tinny' in 'results' (did you mean 'math/tiny'?)",
@@ -166,6 +169,8 @@ def test_an_older_run_gets_its_texts_if_the_tokenizer_is_there(older, measured, 
         (["math/tiny", "a.csv", "--candidate"], "did you mean '--candidates'?"),
         (["math/tiny", "folder.csv"], "error: 'folder.csv' is a folder: name a file"),
         (["math/tiny", "new.csv/"], "error: 'new.csv/' is the name of a folder: name a file"),
+        (["math/tiny", ""], "error: no output file is named"),
+        (["math/tiny", "x/.csv"], "error: 'x/.csv' has no name before its extension"),
         (["math/tiny", "pipe.csv"], "error: 'pipe.csv' is not a regular file: name another"),
     ],
 )
@@ -189,11 +194,29 @@ def test_bad_input_is_one_line(measured, monkeypatch, capsys, given, said):
     assert not Path("new.csv").exists()
 
 
+def test_a_name_that_can_mean_two_runs_is_refused_and_a_folder_without_measurements_is_named(
+    measured, tmp_path, monkeypatch
+):
+    shutil.copytree(measured, tmp_path / "math" / "tiny")
+    shutil.copytree(measured, tmp_path / "r" / "math" / "tiny")
+    (tmp_path / "r" / "math" / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^'math/tiny' can mean 'math/tiny' or 'r/math/tiny': give the absolute path of one"
+    ):
+        results.find_run("math/tiny", "r")
+    assert results.find_run("r/math/tiny", "r") == Path("r/math/tiny")
+    assert results.find_run("math/tiny", ".").samefile("math/tiny")
+    assert results.find_run(str(tmp_path / "math/tiny"), "r") == tmp_path / "math/tiny"
+    with pytest.raises(FileNotFoundError, match=r"^'r/math/empty' has no measurements: measure the run first"):
+        results.find_run("math/empty", "r")
+
+
 def test_the_ending_of_the_file_is_checked_before_pandas_is_imported(tmp_path):
     code = "import sys; sys.path.insert(0, 'scripts'); sys.argv = ['export.py', 'math/tiny', 'a.txt']\nimport export\n"
     code += "try: export.main()\nfinally: assert not {'pandas', 'pyarrow', 'torch'} & {*sys.modules}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stderr.startswith("error: the name 'a.txt' must end in"), done.stderr
+    assert done.stderr.startswith("error: the output file 'a.txt' must end in"), done.stderr
 
 
 def test_the_command_writes_a_file_and_says_which(measured, tmp_path):
@@ -217,10 +240,12 @@ def test_a_csv_whose_first_prompts_have_no_tokens_has_one_header(tmp_path):
         ({"settings": {}}, "does not name the model"),
         ({"settings": {"model_name": 3}}, "does not name the model"),
         ({"settings": {"model_name": "tiny", "model": "tiny"}}, "does not name the model"),
+        ({"settings": {"model_name": "tiny", "dataset_name": 5}}, "does not name the data set"),
+        ({"settings": {"model_name": "tiny", "dataset_name": "math", "dataset": "x"}}, "does not name the data set"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.csv", "a.html"])
-def test_a_run_json_that_does_not_name_the_model_is_named(older, tmp_path, content, said, name):
+def test_a_run_json_that_does_not_name_the_model_or_data_set_is_refused(older, tmp_path, content, said, name):
     folder = shutil.copytree(older, tmp_path / "math" / "tiny")
     (folder / results.RUN_INFO).write_text(json.dumps(content))
     with pytest.raises(

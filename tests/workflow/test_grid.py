@@ -115,10 +115,10 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             {"models": [{"name": "a", "gpus": -1}]},
             "'a' in models: gpus is -1: it must be a whole number from 0 to 10,000",
         ),
-        ({"resources": {"memory": "40"}}, "resources: memory is '40': it must be a size with its unit, such as 40G"),
+        ({"resources": {"memory": "40"}}, "resources: memory is '40': it must be a size with a unit, such as 40G"),
         (
             {"resources": {"time": 240}},
-            "resources: time is 240: it must be a duration with its unit, such as 90m, 4h or 1d12h",
+            "resources: time is 240: it must be a duration with a unit, such as 90m, 4h or 1d12h",
         ),
         (
             {"parameters": {"n_prompts": 0}},
@@ -154,7 +154,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"parameters": {"topp": [0.9]}}, "parameters: unknown setting 'topp' (did you mean 'top_p'?)"),
         (
             {"parameters": {"device": ["cpu", "cuda"]}},
-            "parameters: device does not affect the results, so give it one value",
+            "parameters: device does not affect what is measured, so it cannot have several values",
         ),
         ({"parameters": {"variants": ["none", "default"]}}, "parameters: variants cannot be a list: separate the"),
         (
@@ -203,7 +203,7 @@ def test_a_wrong_grid_is_named_in_one_line(tmp_path, change, message):
         ("models: >x\n", "line 1: a value that begins with '|' or '>' must be quoted"),
         ('models: "\\q"\n', r"line 1: unknown escape '\q': use single quotation marks"),
         ("models: - a\n", "line 1: a '-' is not allowed here: begin a list on a line of its own"),
-        ("models: [a]]\n", "line 1: a ] that nothing opened"),
+        ("models: [a]]\n", "line 1: a ] without the bracket that opens it"),
         ("{a: 1}: 2\n", "line 1: a name cannot be a list or a mapping"),
         ("a: 1\n---\nb: 2\n", "line 2: a second YAML document: a grid has only one"),
         (" results_dir: r\nmodels: [a]\n", "line 2: the indentation does not match the lines above"),

@@ -352,7 +352,7 @@ def test_a_gpu_stays_held_while_the_command_of_a_killed_job_goes_on(tmp_path):
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert gpus.take(ONE) is None
-    assert gpus.describe_holder(ONE) == f"a process that process {run.pid} left running"
+    assert gpus.describe_holder(ONE) == f"a child process that process {run.pid} left running"
     orphan.kill()
     psutil.wait_procs([orphan], timeout=200)
     wait_until(lambda: gpus.take(ONE))

@@ -21,6 +21,7 @@ from nucleoscope.data import prompts
 from nucleoscope.hub import PACKAGED
 from nucleoscope.settings import Settings
 from nucleoscope.store import results
+from nucleoscope.workflow import status
 from nucleoscope.workflow.command_line import report_errors
 
 ROOT = Path(__file__).parents[2]
@@ -224,3 +225,24 @@ def test_a_folder_without_measurements_is_not_analysed(tmp_path):
 def test_an_error_of_the_system_is_said_in_words(error, line):
     with pytest.raises(SystemExit, match=f"^{re.escape(line)}$"), report_errors(False, "interrupted"):
         raise error
+
+
+def test_debug_shows_the_traceback_of_an_error_outside_a_notebook_too(capsys):
+    with pytest.raises(SystemExit, match=r"^error: a reason$"), report_errors(True, "interrupted"):
+        raise ValueError("a reason")
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last):")
+    assert "test_refusals.py" in said
+
+
+@pytest.mark.parametrize("name", ["model", "dataset"])
+def test_an_identity_in_a_run_json_that_is_no_object_is_a_difference_and_no_traceback(tmp_path, name):
+    info = {"settings": {"n_prompts": 3, name: "text"}}
+    found = {each for each, *_ in status.list_differences(tmp_path, {"model_name": "m", "dataset_name": "math"}, info)}
+    assert {"model_name", "dataset_name"} <= found
+
+
+def test_a_status_file_whose_values_are_no_text_counts_as_empty(tmp_path):
+    path = tmp_path / "status.json"
+    path.write_text('{"state": "failed", "problem": 5}')
+    assert status._read_status(path) == {"state": "failed"}

@@ -185,7 +185,7 @@ def test_a_grid_with_a_run_in_a_colleagues_closed_folder_plans_the_others(monkey
             os.seteuid(0)
         assert said.startswith("1 of 2 runs have been measured; this one has not:\n  closed on math: ")
         assert f"'{closed}' cannot be read (Permission denied)" in said
-        assert f"skipped: '{closed}': there is no permission to read this folder" in capsys.readouterr().err
+        assert f"skipped: '{closed}': you do not have permission to read this folder" in capsys.readouterr().err
 
 
 def test_the_graph_repairs_a_run_end_to_end(planned):

@@ -78,9 +78,9 @@ def test_a_temporary_folder_whose_name_is_too_long_for_a_socket_is_not_used(tmp_
         listener.bind(f"{folder}/kernel-5")
         assert folder.parent == Path("/tmp")
     monkeypatch.setattr(sockets, "SHORT", str(tmp_path / "nowhere"))
-    with pytest.raises(OSError, match="no temporary folder") as caught, sockets.create_folder():
+    with pytest.raises(OSError, match="cannot create a temporary folder") as caught, sockets.create_folder():
         pass
-    assert assert_one_line(str(caught.value)).endswith("(No such file or directory): set TMPDIR")
+    assert assert_one_line(str(caught.value)).endswith("(No such file or directory): set TMPDIR to another folder")
 
 
 @pytest.mark.parametrize(

@@ -229,13 +229,12 @@ def format_row(run: Path, head: Head) -> str:
     """A run's row in the table of runs. BookError or ValueError names a run.json that cannot be used."""
     info = results.load_info(run)
     page = f"/{locate_page(run)}"
+    found = results.read_recorded(run)
+    values = found["n_prompts"], info["tokens"], found["prompt_format"], found["dtype"]
     try:
-        found = info["settings"]
-        facts = [f"{found['n_prompts']:,}", f"{info['tokens']:,}", found["prompt_format"], found["dtype"]]
-    except KeyError as error:
-        raise BookError(f"'{run / results.RUN_INFO}' has no {error}") from None
+        facts = [*(f"{number:,}" for number in values[:2]), *values[2:]]
     except (TypeError, ValueError) as error:
-        raise BookError(f"'{run / results.RUN_INFO}' has a value of another type ({error})") from None
+        raise BookError(f"'{run / results.RUN_INFO}' has a value of the wrong type ({error})") from None
     added = [escape_name(describe_head_value(head, name)) for name in list_added([head])]
     columns = [escape_name(str(value)) for value in (head["Model"], head["Dataset"])]
     if added:  # a table this wide hides its last column on many screens

@@ -118,9 +118,7 @@ def plan_model(name: str, revision: str | None = None, own_code: bool = False) -
     sizes = _read_sizes(info)
     files = list_needed_files(sizes, own_code)
     if not files:
-        raise FileNotFoundError(
-            f"model '{name}' has no weights as .safetensors or .bin files: see {hub.format_page(name)}"
-        )
+        raise FileNotFoundError(f"model '{name}' has no .safetensors or .bin weights: see {hub.format_page(name)}")
     missing = [file for file in files if not isinstance(try_to_load_from_cache(name, file, revision=info.sha), str)]
     return Download(name, revision, files, sum(sizes[file] for file in missing))
 

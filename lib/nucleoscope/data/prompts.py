@@ -237,7 +237,7 @@ def check_name(name: str) -> None:
             endings = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
             if path.suffix:
                 raise ValueError(f"'{name}' is not a supported type of file: convert it to {endings}")
-            raise ValueError(f"the name '{name}' must end in {endings}")
+            raise ValueError(f"file '{name}' has no extension: rename it so that it ends in {endings}")
         raise ValueError(f"unknown data set '{name}'{suggest(name, known)}: it must be {allowed}")
 
 
@@ -434,7 +434,7 @@ def _advise_column(column: Column, columns: list[str]) -> str:
         other = _list_names([column.other])
         if column.option == "text_column":
             return f"its only {kind} is {other}, so it has no texts to measure"
-        return f"its only {kind}, {other}, is text_column, but it needs one with prompts, too"
+        return f"its only {kind}, {other}, is already used as text_column: add a column with the prompts"
     return "its columns have no names" if columns else "there are no columns at all"
 
 
@@ -532,13 +532,13 @@ def _read_csv(path: Path, column: Column) -> Iterator[str]:
                 f"'{path}', line {end + 1}: a quotation mark opened on this line or later is never closed: "
                 "close or remove it"
             ) from None
-        raise ValueError(f"'{path}', line {end + 1}: not valid CSV ({error})") from None
+        raise ValueError(f"'{path}', line {end + 1}: not valid CSV ({error}): correct that line") from None
 
 
 def _check_header(column: Column, header: list[str], path: Path) -> None:
     """ValueError unless the first line of a csv names ``column`` once."""
     if not header:
-        raise ValueError(f"'{path}', line 1: blank, but it must have the names of the columns")
+        raise ValueError(f"'{path}', line 1 is blank: it must contain the names of the columns")
     _check_separator(column.name, header, path)
     try:
         _check_column(column, header, path)

@@ -457,7 +457,7 @@ def complete_branches(
     model, tokenizer = load()
     left = [index for index in range(len(sizes)) if not folder.has_part(index)]
     if len(left) < len(sizes):
-        print(f"resumed: {len(sizes) - len(left)} of {len(sizes)} texts were branched before")
+        print(f"resuming: {len(sizes) - len(left)} of {len(sizes)} texts have been branched")
     total = sum(_count_tokens(sizes[index], settings) for index in left)
     for index, found in branch(model, tokenizer, folder.stream_texts(left), settings, total, progress):
         folder.save_part(index, found._asdict())

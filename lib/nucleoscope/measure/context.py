@@ -433,7 +433,7 @@ def _find_difference(
     """Why a way is not right, in words; "" if it is."""
     reader = create_reader(model, way)
     if way == TREE and not _is_head_all(reader, text):
-        return "the output layer alone gives other logits"
+        return "the output layer alone gives different logits"
     found = _collect_logits(reader, text, forks)
     own = [token == text[fork.position] for fork in forks for token in fork.candidates]  # which are no branches
     pairs = [pair for pair, same in zip(zip(found, expected, strict=True), own, strict=True) if not same]
@@ -497,8 +497,8 @@ class _Readers:
         self.created: dict[str, ContextReader] = {}
         if not self.ways:
             raise ValueError(
-                f"{type(model).__name__} cannot be measured in context: no way to read candidates gives its own logits "
-                f"({'; '.join(self.reasons)})"
+                f"{type(model).__name__} cannot be measured in context: none of the ways to read candidates "
+                f"reproduces its logits ({'; '.join(self.reasons)})"
             )
 
     def choose(self, length: int) -> ContextReader:
@@ -508,8 +508,8 @@ class _Readers:
             ways = [way for way in ways if way == STEPS]
         if not ways:
             raise ValueError(
-                f"{type(self.model).__name__} cannot be measured in context: its layers see {self.window} tokens, a "
-                f"text has {length}, and cached steps are not right for it ({'; '.join(self.reasons)})"
+                f"{type(self.model).__name__} cannot be measured in context: its layers see only {self.window} tokens, "
+                f"but a text has {length}, and cached steps do not reproduce its logits ({'; '.join(self.reasons)})"
             )
         if ways[0] not in self.created:
             self.created[ways[0]] = create_reader(self.model, ways[0], self.memory)
@@ -704,7 +704,7 @@ def complete_context(
     model, tokenizer = load()
     left = [index for index in range(len(sizes)) if not folder.has_part(index)]
     if len(left) < len(sizes):
-        print(f"resumed: {len(sizes) - len(left)} of {len(sizes)} texts were compared before")
+        print(f"resuming: {len(sizes) - len(left)} of {len(sizes)} texts have been compared")
     total = sum(k > 1 for index in left for k in sizes[index].candidates)
     longest = max(left, key=lambda index: sizes[index].characters + len(sizes[index].candidates), default=None)
     checked = None if longest is None else next(record for _, record in folder.stream_texts([longest]))

@@ -139,7 +139,7 @@ class Encoder:
         messages = [{"role": "user", "content": prompt}]
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         if len(text) > TEMPLATE_TEXT + len(prompt) * TEMPLATE_COPIES:
-            raise limits.Exceeded(f"it makes {len(text):,} characters of a prompt of {len(prompt):,}")
+            raise limits.Exceeded(f"it turns a prompt of {len(prompt):,} characters into {len(text):,}")
         return text
 
     def _run_template(self, function: Callable[[], Result]) -> Result:

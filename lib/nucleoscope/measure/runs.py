@@ -13,6 +13,7 @@ from nucleoscope.measure.model_facts import find_context_length, find_embedding_
 from nucleoscope.measure.variants import create_variants, find_layout
 from nucleoscope.quantities import list_recorded
 from nucleoscope.settings import Settings
+from nucleoscope.wording import count
 
 
 def complete_run(
@@ -38,7 +39,8 @@ def complete_run(
     variants = create_variants(model, inputs.ids, chosen.variants)
     kept = second_look.keep_states(model, inputs, chosen)
     if discarded := folder.discard_batches([quantity.plural for quantity in list_recorded()], find_layout(variants)):
-        print(f"batches with other quantities, which are measured again: {discarded}")
+        batches = "batch" if discarded == 1 else "batches"
+        print(f"discarded {discarded} {batches} with different quantities, to be measured again")
     unmeasured = batching.list_unmeasured(folder, len(prompts))
     batches = folder.load_plan(chosen.batch_size)
     if batches is None:
@@ -84,5 +86,5 @@ def _describe_begun(folder: Any, measured: int, n_prompts: int, todo: list[list[
     parts = folder.load_parts(todo[0]) if todo else []
     if not (measured or parts):
         return ""
-    steps = f", and {parts[-1]['end']} steps of the next {len(todo[0])}" if parts else ""
-    return f"resumed: {measured} of {n_prompts} prompts were measured before{steps}"
+    steps = f", and {count(parts[-1]['end'], 'step')} of the next {len(todo[0])}" if parts else ""
+    return f"resuming: {measured} of {n_prompts} prompts have been measured{steps}"

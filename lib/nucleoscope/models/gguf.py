@@ -118,8 +118,12 @@ def _build_splitter(name: str | None) -> pre_tokenizers.PreTokenizer | None:
     if name in QWEN2:
         split = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS["qwen2"]), behavior="isolated")
         return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    what = f"'{name}', which is not supported" if name and name != "default" else "nothing about that"
-    raise Unsupported(f"tokenizer.ggml.pre, which says how text is split, is {what}: {ADVICE}")
+    if name and name != "default":
+        raise Unsupported(
+            f"tokenizer.ggml.pre, which says how text is split, is '{name}', which is not supported: {ADVICE}"
+        )
+    found = "'default'" if name else "missing"
+    raise Unsupported(f"the file does not say how text is split (tokenizer.ggml.pre is {found}): {ADVICE}")
 
 
 def _omit_first_space(core: Any) -> None:

@@ -164,7 +164,7 @@ def describe_holder(name: str) -> str:
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
-        return f"a process that process {process} left running"
+        return f"a child process that process {process} left running"
     except OSError:
         pass
     return f"process {process}"

@@ -109,14 +109,15 @@ def load_measured(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer with which a run was measured, in its data type; ``settings`` are those in its run.json.
 
-    Raises what `load` raises, and ValueError if the model under this name is another one by now.
+    Raises what `load` raises, and ValueError if the model under this name is a different one by now.
     """
     name, identity = settings["model_name"], settings["model"]
     model, tokenizer, found = load(name, settings["dtype"], device, trust_remote_code, identity.get("revision"))
     found, there = ({key: one[key] for key in one if key != "source"} for one in (found, identity))
     if found != there:  # a folder or file has changed
         raise ValueError(
-            f"model '{name}' is not the one that the run was measured with: measure the run again with --overwrite"
+            f"model '{name}' is not the one that the run was measured with: measure the run again, with --overwrite "
+            "and without --only"
         )
     return model, tokenizer
 

@@ -60,7 +60,10 @@ def load_set(folder: Path, candidates: str) -> CandidateTable | None:
             np.array_equal(arrays[key][found], arrays[key][first]) for key in ("prompt", "step")
         )
         if not same:
-            raise ValueError(f"'{folder}': the variants of {candidates} have other tokens in geometry {name}")
+            raise ValueError(
+                f"'{folder}': the variants of {candidates} have different tokens in geometry {name}: measure again "
+                "with --overwrite"
+            )
     cosines = {name: arrays["cosine"][found].astype(np.float64) for name, found in rows.items()}
     k, entropy = arrays["k"][first].astype(np.int64), arrays["entropy"][first].astype(np.float64)
     cosines = {name: values for name, values in cosines.items() if np.isfinite(values[k > 1]).any()}

@@ -89,7 +89,9 @@ def load(folder: str | Path) -> BranchedRun:
     tokens = results.load_run(path, folder.name, folder.parent.name, columns)
     both = points.merge(tokens[sorted(columns)], on=["prompt", "step"], how="left", validate="one_to_one")
     if both["k"].isna().any():
-        raise ValueError(f"'{folder / BRANCH_POINTS}' has a token that the measurements do not have")
+        raise ValueError(
+            f"'{folder / BRANCH_POINTS}' has a token that the measurements do not have: branch again with --overwrite"
+        )
     about = results.read_json(folder / BRANCH_INFO)
     turned = (turn(leave_out_first(table, about["branch_length"])) for table in (both, pairs))
     return BranchedRun(*turned, about, read_settings(folder))

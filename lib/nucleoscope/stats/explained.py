@@ -124,7 +124,9 @@ def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFra
     parts, pairs = [], []
     for sizes, ids in _iterate_candidates(folder):
         if len(ids) and (ids.max() >= size or (number[ids] < 0).any()):
-            raise ValueError(f"'{folder}' has a candidate that {vocabulary.VOCABULARY} does not list")
+            raise ValueError(
+                f"'{folder}' has a candidate that {vocabulary.VOCABULARY} does not list: measure again with --overwrite"
+            )
         of, starts = np.repeat(np.arange(len(sizes)), sizes), np.cumsum(sizes) - sizes
         counts = np.bincount(of * len(CLASSES) + number[ids], minlength=len(sizes) * len(CLASSES))
         shares = counts.reshape(len(sizes), -1) / sizes[:, None]
@@ -134,7 +136,7 @@ def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFra
         pairs.append(np.stack([number[ids[starts]], number[ids[second]]], axis=1))
     kind = np.concatenate(parts) if parts else np.empty((0, len(KIND)))
     if len(kind) != len(table):
-        raise ValueError(f"'{folder}' has the candidates of {len(kind)} tokens, but {len(table)} tokens")
+        raise ValueError(f"'{folder}' has {len(table):,} tokens, but the candidates of {len(kind):,}: measure again")
     table = pd.concat([table, pd.DataFrame(kind, columns=list(KIND), index=table.index)], axis=1)
     table["log k"] = np.log(table["k"])
     table = table.rename(columns={"cosine": "raw"})

@@ -75,7 +75,7 @@ class BranchFolder(PartsFolder):
         if info.get("measurements") == self.settings["measurements"] and others and not self.overwrite:
             raise FileExistsError(
                 f"'{self.folder}' contains branches with {others[0]} {info.get(others[0])}, not "
-                f"{self.settings[others[0]]}; --overwrite replaces them"
+                f"{self.settings[others[0]]}: use --overwrite to replace them"
             )
 
     def finish(self, n_prompts: int, info: Mapping[str, Any] | None = None) -> None:

@@ -99,7 +99,7 @@ class ContextFolder(PartsFolder):
         if same and there != self.candidates and not self.overwrite:
             raise FileExistsError(
                 f"'{self.folder}' contains similarity in context with context_candidates {there}, not "
-                f"{self.candidates}; --overwrite replaces it"
+                f"{self.candidates}: use --overwrite to replace it"
             )
         # With another threshold, nothing is measured again.
         self.joined = (

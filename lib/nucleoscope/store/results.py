@@ -135,7 +135,7 @@ TEXT_PAIR_FILES = ("two_texts.csv", "two_texts_bins.csv")  # beside the analyses
 VARIANT_FILES = ("variants.parquet", "nulls.parquet", "vocabulary.parquet")  # of a run, beside its measurements
 STOPPED = "because the model stopped immediately"  # why a text has no tokens
 BRACES = str.maketrans("{}", "()")
-FORBIDDEN = "there is no permission to read this folder: ask its owner"
+FORBIDDEN = "you do not have permission to read this folder: ask its owner"
 
 
 def shorten_names(dataset_name: str, model_name: str) -> tuple[str, str]:
@@ -146,9 +146,10 @@ def shorten_names(dataset_name: str, model_name: str) -> tuple[str, str]:
     """
     dataset, model = Path(dataset_name).stem, model_name.rstrip("/").rsplit("/", 1)[-1]
     names = dataset.translate(BRACES), model.translate(BRACES)
-    for name, given in zip(names, (dataset_name, model_name), strict=True):
+    for name, given, what in zip(names, (dataset_name, model_name), ("dataset_name", "model_name"), strict=True):
         if name in ("", ".", ".."):
-            raise ValueError(f"cannot name a results folder after '{given}': use the folder's own name")
+            advice = "name a data set or a file" if what == "dataset_name" else "write the name of the model's folder"
+            raise ValueError(f"{what} is '{given}', which cannot name a results folder: {advice}")
     return names
 
 
@@ -201,7 +202,21 @@ def load_info(folder: str | os.PathLike) -> dict[str, Any]:
     path = Path(folder, RUN_INFO)
     if not path.exists():
         raise FileNotFoundError(f"'{folder}' has no {RUN_INFO}: measure the run first")
-    return read_json(path)
+    found = read_json(path)
+    if isinstance(found.get("settings"), dict):
+        found["settings"] = _Recorded(path, found["settings"])
+    return _Recorded(path, found)
+
+
+class _Recorded(dict):
+    """Entries of a run.json; what it lacks is named together with the file."""
+
+    def __init__(self, path: Path, entries: Mapping[str, Any]):
+        super().__init__(entries)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(describe_unset(self.path, f"has no '{name}'"))
 
 
 def read_recorded(folder: Path) -> dict[str, Any]:
@@ -209,8 +224,11 @@ def read_recorded(folder: Path) -> dict[str, Any]:
     found = load_info(folder).get("settings")
     if not isinstance(found, dict):
         raise ValueError(describe_unset(folder / RUN_INFO))
-    if not (isinstance(found.get("model_name"), str) and isinstance(found.get("model", {}), dict)):
-        raise ValueError(describe_unset(folder / RUN_INFO, "does not name the model"))
+    names = {"model": found.get("model_name"), "dataset": found.get("dataset_name", "")}
+    for kind, name in names.items():
+        if not (isinstance(name, str) and isinstance(found.get(kind, {}), dict)):
+            what = "model" if kind == "model" else "data set"
+            raise ValueError(describe_unset(folder / RUN_INFO, f"does not name the {what}"))
     return found
 
 
@@ -228,11 +246,16 @@ def _advise(path: Path) -> str:
 def find_run(name: str, results_dir: str | os.PathLike) -> Path:
     """The folder of a measured run, by its path or by its <dataset>/<model> below ``results_dir``.
 
-    FileNotFoundError, with the run that was probably meant, if there is none.
+    FileNotFoundError, with the run that was probably meant, if there is none. ValueError if there are both.
     """
-    for folder in (locate_folder(name), locate_folder(results_dir) / name):
-        if folder.is_dir() and find_measurements(folder):
-            return folder
+    there = [folder for folder in (locate_folder(name), locate_folder(results_dir) / name) if folder.is_dir()]
+    found = [folder for folder in there if find_measurements(folder)]
+    if len(found) > 1 and not found[0].samefile(found[1]):
+        raise ValueError(f"'{name}' can mean '{found[0]}' or '{found[1]}': give the absolute path of one")
+    if found:
+        return found[0]
+    if there:
+        raise FileNotFoundError(f"'{there[0]}' has no measurements: measure the run first, or name the folder of a run")
     check_folder(results_dir)
     known = list_runs(results_dir)
     names = [str(run) for run in known] + ["/".join(run.parts[-2:]) for run in known]
@@ -486,7 +509,8 @@ def _compare_runs(
     repeats = _find_repeats(results_dir, heads)
     places = {key: locate_measured(results_dir, *key) for key in heads}
     said = {
-        places[key]: f"'{places[key]}' has the model and the settings of '{places[repeats[key]]}'" for key in repeats
+        places[key]: f"'{places[key]}' repeats '{places[repeats[key]]}': same model, data set and settings"
+        for key in repeats
     }
     ordered = sorted(heads.keys() - repeats, key=lambda key: (key[1], order_run(key)))  # by data set, as folders are
     return {key: heads[key] for key in ordered}, said

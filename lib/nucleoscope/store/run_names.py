@@ -108,5 +108,6 @@ def check_model(name: str) -> None:
     if named:
         raise ValueError(
             f"the model's name {quote(name)} would be read as {quote(model)} with {describe_settings(named)}: rename "
-            "its folder; or, if you mean these settings, leave them out of the model's name and use named_settings"
+            "its folder; or, if you mean these settings, omit them from the model's name, and use named_settings (in a "
+            "grid, a list of values)"
         )

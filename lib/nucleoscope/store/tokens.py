@@ -217,7 +217,9 @@ def _tabulate_records(records: list[dict], first: int = 0, fields: Collection[st
             raise ValueError(f"{name} contain a number that does not fit into 64 bits: measure again") from None
         columns[column] = np.concatenate([np.empty(0, dtype), *parts])
         if name != "tokens" and (np.abs(columns[column][np.isfinite(columns[column])]) > LARGEST).any():
-            raise ValueError(f"{name} contain a number beyond {LARGEST:g}, which is no measurement: measure again")
+            raise ValueError(
+                f"{name} contain a number beyond {LARGEST:g}, which cannot be a measurement: measure again"
+            )
         if quantities.needs_pair(column):  # a file contains 1, as in the study, if there is no pair
             columns[column][columns["k"] == 1] = np.nan
     return pd.DataFrame(columns)

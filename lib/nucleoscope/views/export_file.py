@@ -20,10 +20,12 @@ def check_name(output: str | os.PathLike, candidates: bool = False) -> str:
     """
     name = os.fspath(output)
     if os.path.basename(name) in ("", os.curdir, os.pardir):
-        raise IsADirectoryError(f"'{name}' is the name of a folder: name a file")
+        raise IsADirectoryError(f"'{name}' is the name of a folder: name a file" if name else "no output file is named")
     ending = Path(name).suffix.lower()
+    if not ending and os.path.basename(name).lower() in ENDINGS:
+        raise ValueError(f"'{name}' has no name before its extension: write a name such as 'out{name}'")
     if ending not in ENDINGS:
-        raise ValueError(f"the name '{name}' must end in .csv, .parquet or .html{suggest(ending, ENDINGS)}")
+        raise ValueError(f"the output file '{name}' must end in .csv, .parquet or .html{suggest(ending, ENDINGS)}")
     if candidates and ending == ".html":
         raise ValueError(
             "an HTML file always shows the candidates of each token: omit --candidates, or write a .csv or .parquet "

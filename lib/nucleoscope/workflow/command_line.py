@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
+from traceback import format_exc
 from typing import Any
 
 from nucleoscope import settings
@@ -154,7 +155,7 @@ def report_errors(debug: bool, interrupted: str) -> Iterator[None]:
             yield
         except (NotebookError, OSError, ValueError) as error:
             if debug:
-                print(getattr(error, "traceback", ""), file=sys.stderr)
+                print(getattr(error, "traceback", "") or format_exc(), file=sys.stderr)
             sys.exit(f"error: {_fit_on_line(_reword(str(error)))}")
     except KeyboardInterrupt as signalled:
         print(interrupted, file=sys.stderr)

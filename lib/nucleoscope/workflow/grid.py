@@ -122,7 +122,7 @@ def _find_problem_of_amount(value: Any, unit: str) -> str:
     text = str(value)
     if re.fullmatch(rf"-[0-9]+(\.[0-9]+)?({unit})?|0+(\.0+)?|(0+({unit}))+", text):
         return "above 0"
-    return "with its unit" if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) else ""
+    return "with a unit" if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) else ""
 
 
 def _limit_digits(value: Any) -> str:
@@ -163,13 +163,17 @@ YAML_PROBLEMS = (
     (r"sequence entries", "a '-' is not allowed here: begin a list on a line of its own", False),
     (r"expected ',' or '\]'", "a [ is not closed, or a comma is missing", True),
     (r"expected ',' or '\}'", "a { is not closed, or a comma is missing", True),
-    (r"expected <block end>, but found '([]}])'", r"a \1 that nothing opened", False),
+    (r"expected <block end>, but found '([]}])'", r"a \1 without the bracket that opens it", False),
     (r"expected <block end>, but found '<scalar>'", "text after a closing quotation mark", False),
     (r"expected <block end>", "the indentation does not match the lines above", False),
     (r"but found another document", "a second YAML document: a grid has only one", False),
     (r"expected '<document start>', but found '<block", "the indentation does not match the lines above", False),
-    (r"expected '<document start>', but found '([]}])'", r"a \1 that nothing opened", False),
-    (r"expected '<document start>', but found '<scalar>'", "text after a closing quotation mark or bracket", False),
+    (r"expected '<document start>', but found '([]}])'", r"a \1 without the bracket that opens it", False),
+    (
+        r"expected '<document start>', but found '<scalar>'",
+        "text after a closing quotation mark or bracket, or after a line that begins with '%'",
+        False,
+    ),
     (r"expected '<document start>'", "several YAML documents, or text after the first: a grid must be one", False),
     (r"expected the node content, but found '<stream end>'", "a [ or { is not closed", None),
     (r"expected the node content, but found '([^<]+)'", r"a value is missing before '\1'", False),
@@ -213,7 +217,7 @@ def load(path: str | Path, check: bool = True) -> dict[str, Any]:
             f"'{path}': a character that YAML does not allow, U+{error.character:04X}: remove it"
         ) from None
     except RecursionError:
-        raise ValueError(f"'{path}': YAML that is nested too deeply") from None
+        raise ValueError(f"'{path}': the YAML is nested too deeply") from None
     except UnicodeDecodeError:
         raise ValueError(f"'{path}': not UTF-8 text: save the file as UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:

@@ -194,7 +194,7 @@ def measure_branches(chosen: Settings, if_missing: bool = False, given: Collecti
             f"context_candidates is {chosen.context_candidates}: at least 2 candidates are needed to compare branches"
         )
     if not chosen.branch_points:
-        raise ValueError("branch_points is 0: at least 1 token per text is needed to branch at")
+        raise ValueError("branch_points is 0: at least 1 branch point per text is needed")
     if if_missing and not _has_results(folder):
         print(f"{folder} has no results to branch from")
         return
@@ -216,7 +216,7 @@ def _check_measured(folder: Path, chosen: Settings, given: Collection[str]) -> N
     found = status.list_differences(folder, asdict(chosen), results.load_info(folder))
     if differing := [each for each in found if each[0] in given]:
         changes = [run_folder.describe_change(*each) for each in differing]
-        advice = f"this command does not measure them again: {_advise_measured([name for name, *_ in differing])}"
+        advice = f"this command does not measure the run again: {_advise_measured([name for name, *_ in differing])}"
         raise FileExistsError(run_folder.describe_other(folder, changes, advice))
 
 
@@ -228,9 +228,8 @@ def _advise_measured(names: list[str]) -> str:
         values = "this value" if len(names) == 1 else "these values"
         return f"omit {others}, or measure with {values} first, without --only"
     omit = f" and omit {others}" if others else ""
-    return (
-        f"give the {join_names(identity)} that they were measured with{omit}, or measure in another --results_dir first"
-    )
+    given = f"give the {join_names(identity)} that the results were measured with{omit}"
+    return f"{given}, or measure in another --results_dir first"
 
 
 def _execute(name: str, output: Path, parameters: dict[str, Any]) -> None:

@@ -34,7 +34,9 @@ def create_folder() -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
         (folder / OWNER).write_text(f"{os.getpid()} {socket.gethostname()}")
     except OSError as error:
-        raise type(error)(f"no temporary folder for a notebook in '{base}' ({error.strerror}): set TMPDIR") from None
+        raise type(error)(
+            f"cannot create a temporary folder in '{base}' ({error.strerror}): set TMPDIR to another folder"
+        ) from None
     sweep(Path(base))
     try:
         yield folder

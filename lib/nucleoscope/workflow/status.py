@@ -62,9 +62,10 @@ def read_problem(path: Path) -> str | None:
 
 def _read_status(path: Path) -> dict[str, Any]:
     try:
-        return results.read_json(path) if os.path.isfile(path) else {}
+        found = results.read_json(path) if os.path.isfile(path) else {}
     except (OSError, ValueError) as error:
         return {"state": FAILED, "problem": str(error)}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
@@ -143,10 +144,11 @@ def list_differences(
         pairs.append(("seed", settings.get("seed"), wanted["seed"]))
     if wanted["dtype"] != "auto":
         pairs.append(("dtype", settings.get("dtype"), wanted["dtype"]))
-    commit = (settings.get("model") or {}).get("revision")
+    model, dataset = (found if isinstance(found := settings.get(name), dict) else {} for name in ("model", "dataset"))
+    commit = model.get("revision")
     if commit and re.fullmatch("[0-9a-f]{40}", wanted.get("model_revision") or ""):  # a branch can mean any commit
         pairs.append(("model_revision", commit, wanted["model_revision"]))
-    content = (settings.get("dataset") or {}).get("sha256")
+    content = dataset.get("sha256")
     if content and (now := _hash_dataset(wanted["dataset_name"])):
         pairs = [pair for pair in pairs if pair[0] != "dataset_name" or not _is_moved(*pair[1:])]
         pairs.append(("dataset", content, now))
