@@ -21,10 +21,15 @@ def main() -> None:
 
         run_notebooks.check_name(options.name)
         if options.output.suffix != ".ipynb":
-            raise ValueError(f"the name '{options.output}' must end in .ipynb")
+            raise ValueError(f"the output file '{options.output}' must end in .ipynb")
+        if options.output.is_dir():
+            raise IsADirectoryError(f"'{options.output}' is a folder: name a file")
+        try:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(f"'{options.output.parent}' is not a folder: write to another one") from None
         from nucleoscope.workflow import notebooks  # here: a wrong name, and --help, need not wait for it
 
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         notebooks.execute(options.name, options.output, {"results_dir": options.results_dir})
         print(f"executed: {options.output}")
 

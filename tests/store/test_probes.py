@@ -414,6 +414,13 @@ def test_links_in_the_folder_of_batches_are_refused(tmp_path, victim, name):
     assert os.path.lexists(batches if name is None else batches / name)
 
 
+def test_a_file_in_the_place_of_the_folder_of_batches_is_refused(tmp_path):
+    (tmp_path / "batches").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"/batches' is a file: move it out of the way$"):
+        run_folder.RunFolder(tmp_path, SETTINGS).start()
+    assert (tmp_path / "batches").read_text() == "mine"
+
+
 def test_part_files_that_no_run_has_written_stay(tmp_path):
     (tmp_path / ".download.part").write_text("mine")
     (tmp_path / ".measure.status.json.host.1.part").write_text("another process's")

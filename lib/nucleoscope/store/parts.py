@@ -145,6 +145,8 @@ class PartsFolder(Locked):
         """Makes the folder of parts ready; those of other measurements or settings are removed."""
         if self.parts.is_symlink():
             raise FileExistsError(f"'{self.parts}' is a link: remove it")
+        if self.parts.is_file():
+            raise FileExistsError(f"'{self.parts}' is a file: move it out of the way")
         if others := self._list_others():
             raise FileExistsError(
                 f"'{self.parts}' contains '{others[0].name}', which was not written by Nucleoscope: move it away"

@@ -291,6 +291,8 @@ class RunFolder(Locked):
         """FileExistsError if the folder of batches, which will be emptied, is a link or contains something else."""
         if self.batches.is_symlink():
             raise FileExistsError(f"'{self.batches}' is a link: remove it, or use another --results_dir")
+        if self.batches.is_file():
+            raise FileExistsError(f"'{self.batches}' is a file: move it out of the way")
         if others := self._list_others():
             raise FileExistsError(
                 f"'{self.batches}' contains '{others[0].name}', which was not written by Nucleoscope: move it "
