@@ -56,7 +56,7 @@ lint: $(READY)  ## check style, formatting, and the imports between rooms
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-families: $(READY)  ## try every type of model that transformers has, and write the book's table (20 minutes)
+families: $(READY)  ## try every type of model that transformers has, and write the book's table of them (20 minutes)
 	$(BIN)/python scripts/families.py
 
 env: $(READY)  ## only set up the environment

@@ -283,7 +283,7 @@ def test_importing_the_settings_is_quick():
 
 @pytest.mark.parametrize(("name", "text"), [("temperature", "1e-5"), ("top_p", "0.12345678"), ("seed", "12345678")])
 def test_a_number_that_is_text_is_shown_as_yaml_reads_that_number(name, text):
-    with pytest.raises(ValueError, match="which is text") as caught:
+    with pytest.raises(ValueError, match="which is read as text") as caught:
         settings.validate(name, text)
     (written,) = re.findall(r"\(write (.*?)\)", str(caught.value))
     assert yaml.safe_load(written) == float(text)

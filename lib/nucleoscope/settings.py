@@ -487,7 +487,7 @@ def _explain_text(facts: Mapping[str, Any], value: Any) -> str:
         return ""
     # every digit, and with a point before an exponent, without which YAML takes it for text again
     written = re.sub(r"^(-?\d+)e", r"\1.0e", repr(number))
-    return f", which is text (write {written})" if _is_allowed(facts, number) else ""
+    return f", which is read as text (write {written})" if _is_allowed(facts, number) else ""
 
 
 def _check_variants(name: str, value: Any) -> None:
@@ -585,7 +585,7 @@ def describe_range(name: str) -> str:
     facts = FIELDS[name].metadata
     kind, choices, least, above, most = (facts[key] for key in ("type", "choices", "least", "above", "most"))
     if facts["is_date"]:
-        return "be a date, such as 2024-07-26"
+        return "be a date in the form YYYY-MM-DD, such as 2024-07-26"
     if facts["described"]:
         return facts["described"]
     words = list(choices)

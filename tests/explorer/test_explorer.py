@@ -848,7 +848,11 @@ def test_nothing_that_a_model_writes_is_read_as_html():
         ("top_p", "half", "top_p is 'half': it must be a number in (0, 1]"),
         ("max_tokens", "20.5", "max_tokens is '20.5': it must be a whole number from 1 to 1,000,000,000"),
         ("max_tokens", "", "max_tokens is '': it must be a whole number from 1 to 1,000,000,000"),
-        ("template_date", "2024-13-01", "template_date is '2024-13-01': it must be a date, such as 2024-07-26"),
+        (
+            "template_date",
+            "2024-13-01",
+            "template_date is '2024-13-01': it must be a date in the form YYYY-MM-DD, such as",
+        ),
         ("model_name", " ", "model_name is '': it must not be empty"),
     ],
 )

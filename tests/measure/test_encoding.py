@@ -79,7 +79,10 @@ def test_a_template_takes_the_day_of_the_settings_for_today():
 def test_the_day_is_a_setting_that_decides_which_tokens_are_measured():
     assert Settings(template_date="2031-01-02").check().describe_measurement()["template_date"] == "2031-01-02"
     for wrong in ("today", "2024-7-26", "20240726", "2024-02-30"):
-        with pytest.raises(ValueError, match=f"template_date is '{wrong}': it must be a date, such as 2024-07-26"):
+        with pytest.raises(
+            ValueError,
+            match=f"template_date is '{wrong}': it must be a date in the form YYYY-MM-DD, such as 2024-07-26",
+        ):
             Settings(template_date=wrong).check()
 
 

@@ -229,7 +229,9 @@ def format_row(run: Path, head: Head) -> str:
     """A run's row in the table of runs. BookError or ValueError names a run.json that cannot be used."""
     info = results.load_info(run)
     page = f"/{locate_page(run)}"
-    found = results.read_recorded(run)
+    found = info["settings"]
+    if not isinstance(found, dict):
+        raise ValueError(results.describe_unset(run / results.RUN_INFO))
     values = found["n_prompts"], info["tokens"], found["prompt_format"], found["dtype"]
     try:
         facts = [*(f"{number:,}" for number in values[:2]), *values[2:]]

@@ -130,7 +130,7 @@ def _check(part: dict[str, Any], columns: list[str], layout: Layout | None) -> N
         and (layout is None or getattr(part.get("variant_values"), "dtype", None) == torch.float32)
     )
     if not sound:
-        raise ValueError("this is no part of a batch with these quantities")
+        raise ValueError("this is not a valid part of a batch with these quantities")
     drawn, total = sum(map(len, part["rows"])), int(part["sizes"].sum())
     shapes = [tuple(part[name].shape) for name in ("tokens", "sizes", "ids", "probs", "values")]
     if shapes != [(drawn,), (drawn,), (total,), (total,), (len(columns), drawn)] or int(part["sizes"].min()) < 1:

@@ -173,7 +173,7 @@ class Sampler:
         for step in steps:
             given = set(step.rows)
             if len(ended) == n or step.rows != [row for row in rows if row in given] or not set(rows) - ended <= given:
-                raise ValueError("a step has other rows than the batch")
+                raise ValueError("the rows of a step do not match those of the batch")
             for ids in (step.tokens, step.candidates.ids):
                 if int(ids.min()) < 0 or int(ids.max()) >= len(self.directions.embedding):
                     raise ValueError("a token is not in the vocabulary")

@@ -136,7 +136,9 @@ def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFra
         pairs.append(np.stack([number[ids[starts]], number[ids[second]]], axis=1))
     kind = np.concatenate(parts) if parts else np.empty((0, len(KIND)))
     if len(kind) != len(table):
-        raise ValueError(f"'{folder}' has {len(table):,} tokens, but the candidates of {len(kind):,}: measure again")
+        raise ValueError(
+            f"'{folder}' has {len(table):,} tokens, but candidates for {len(kind):,} tokens: measure again"
+        )
     table = pd.concat([table, pd.DataFrame(kind, columns=list(KIND), index=table.index)], axis=1)
     table["log k"] = np.log(table["k"])
     table = table.rename(columns={"cosine": "raw"})

@@ -154,7 +154,10 @@ def _list_groups(tables: Tables) -> list[tuple[Head, list[tuple[str, str]]]]:
     groups = [(head, [key]) for key, head in heads.items()]
     for name in (POOLED, RANDOM):
         if any(name in (head["Model"], head["Dataset"]) for head in heads.values()):
-            raise ValueError(f"a model or data set is named '{name}', which is reserved for several: rename its folder")
+            raise ValueError(
+                f"a model or data set is named '{name}', which is reserved for results of several together: rename its "
+                "folder"
+            )
     comparable = group_comparable(heads)
     for place, other in (("Model", "Dataset"), ("Dataset", "Model")):
         for name in sorted({head[place] for head in heads.values()}):

@@ -218,14 +218,14 @@ def _read_rows(
 
 
 def _check_types(schema: Any) -> None:
-    """Raises ValueError if a column has another type than it was written with."""
+    """Raises ValueError if a column has a different type than it was written with."""
     import pyarrow as pa
 
     checks = dict.fromkeys(("prompt", "step", "id"), pa.types.is_integer) | {"text": pa.types.is_string}
     for field in schema:
         kind = field.type.value_type if pa.types.is_list(field.type) else field.type
         if not checks.get(field.name, pa.types.is_floating)(kind):
-            raise ValueError(f"column {field.name} has another type")
+            raise ValueError(f"column {field.name} has the wrong type")
 
 
 def _find_groups(metadata: Any, prompts: Sequence[int]) -> Iterator[int]:

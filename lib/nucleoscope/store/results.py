@@ -148,8 +148,8 @@ def shorten_names(dataset_name: str, model_name: str) -> tuple[str, str]:
     names = dataset.translate(BRACES), model.translate(BRACES)
     for name, given, what in zip(names, (dataset_name, model_name), ("dataset_name", "model_name"), strict=True):
         if name in ("", ".", ".."):
-            advice = "name a data set or a file" if what == "dataset_name" else "write the name of the model's folder"
-            raise ValueError(f"{what} is '{given}', which cannot name a results folder: {advice}")
+            advice = "a data set or a file" if what == "dataset_name" else "the model's folder by its name"
+            raise ValueError(f"{what} is '{given}', after which no results folder can be named: give {advice}")
     return names
 
 

@@ -209,7 +209,9 @@ def _load_table(run: Run) -> "pd.DataFrame":
     ends = read_ends(run.folder)
     sums = load_sums(path, ends or ())
     if len(sums) != len(table):
-        raise ValueError(f"'{path}' has {len(table):,} tokens, but the probabilities of {len(sums):,}: measure again")
+        raise ValueError(
+            f"'{path}' has {len(table):,} tokens, but probabilities for {len(sums):,} tokens: measure again"
+        )
     if ends is None:
         sums[:, 1:] = float("nan")
     else:

@@ -143,7 +143,7 @@ def load(
         raise _explain(path, error) from None
     for name in given.keys() & set(frame):
         if frame[name].dtype != "category":
-            raise ValueError(_describe_damage(path, f"column {name} has another type"))
+            raise ValueError(_describe_damage(path, f"column {name} has the wrong type"))
         kept = [each for each in getattr(layout, name) if each in chosen.get(name, [each])]
         frame[name] = frame[name].cat.set_categories(kept)
     return frame

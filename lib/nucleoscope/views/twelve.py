@@ -65,7 +65,7 @@ def load(results_dir: str | os.PathLike, model_name: str) -> Corners:
     # Files of the published study contain no tokens.
     measured = [names for names, table in readable.select(columns=["token"]).items() if (table["token"] >= 0).any()]
     if not measured:
-        raise ValueError(f"no measurements with their tokens in '{results_dir}': measure a model first")
+        raise ValueError(f"'{results_dir}' contains no measurements that include tokens: measure a model first")
     others = {name for name, _ in measured}
     model = run_names.choose_model(model_name, others)
     folders = {data: results.locate_measured(results_dir, name, data) for name, data in measured if name == model}
