@@ -669,7 +669,9 @@ def test_staging_again_touches_nothing_and_takes_away_what_is_gone(tmp_path):
 def test_every_page_of_the_books_table_of_contents_has_a_source():
     toc = (ROOT / "book/_toc.yml").read_text()
     names = re.findall(r"^ *- file: (.+)$", toc, re.MULTILINE)
-    created = {"runs/index", "use/api/nucleoscope"} | {name for name in names if (ROOT / f"notebooks/{Path(name).name}.py").exists()}
+    created = {"runs/index", "use/api/nucleoscope"} | {
+        name for name in names if (ROOT / f"notebooks/{Path(name).name}.py").exists()
+    }
     assert [name for name in names if name not in created and not (ROOT / f"book/{name}.md").exists()] == []
 
 

@@ -851,7 +851,7 @@ def test_nothing_that_a_model_writes_is_read_as_html():
         (
             "template_date",
             "2024-13-01",
-            "template_date is '2024-13-01': it must be a date in the form YYYY-MM-DD, such as",
+            "template_date is '2024-13-01': it must be a date in the form YYYY-MM-DD, such as 2024-07-26",
         ),
         ("model_name", " ", "model_name is '': it must not be empty"),
     ],
