@@ -219,7 +219,7 @@ def test_branches_are_measured_besides_and_shown_on_a_page_of_all_runs(tmp_path,
     assert "have already been measured with these settings" in skipped.stdout
     for wrong, message in (
         ("branch_length=5", "contains branches with branch_length 4, not 5: use --overwrite to replace them"),
-        ("branch_points=0", "branch_points is 0: at least 1 token per text is needed"),
+        ("branch_points=0", "branch_points is 0: at least 1 branch point per text is needed"),
     ):
         refused = run_pipeline(*run, "only=branches", *given, wrong)
         assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
