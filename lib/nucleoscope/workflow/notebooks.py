@@ -34,6 +34,17 @@ class KernelManager(AsyncKernelManager):
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         return KernelSpec(argv=command, display_name="Python 3", language="python")
 
+    async def _async_interrupt_kernel(self) -> None:
+        """Leaves alone a kernel that is about to be killed.
+
+        jupyter_client interrupts it first. If it has just reported that a cell failed, it writes a line about that to
+        the standard error; if it has not, the interrupt changes nothing.
+        """
+        if not self.shutting_down:
+            await super()._async_interrupt_kernel()
+
+    interrupt_kernel = _async_interrupt_kernel
+
 
 def _check_executed(notebook: nbformat.NotebookNode) -> None:
     """NotebookError unless every code cell was executed and none has an error.
