@@ -1,7 +1,8 @@
 """Picks prompts and tokens to show from tables, by fixed rules.
 
-Contract: the rules see only measurements, never the text. Tokens with k = 1 had no alternative and are
-left out. Among ties, the one measured first is picked, so the same measurements give the same picks.
+Contract: the rules see only measurements; `list_typical` alone also sees the tokens' texts, to prefer words in whole
+sentences. Tokens with k = 1 had no alternative and are left out. Among ties, the one measured first is picked, so the
+same measurements give the same picks.
 """
 
 import re
