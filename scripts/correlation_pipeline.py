@@ -49,13 +49,15 @@ def main() -> None:
         from nucleoscope.workflow import run_notebooks  # here: --help need not wait for it
 
         chosen = Settings(**options).check()
+        if only is None:
+            run_notebooks.check_second_passes(chosen)
         folder = run_notebooks.locate(chosen)
         print(run_names.describe_run(folder.name, folder.parent.name), flush=True)
         given = parser.list_given(FIELDS) if only not in (None, "measure") and not if_missing else ()
         if only in (None, "measure"):
             run_notebooks.measure(chosen, if_missing)
         try:
-            if only == "context" or (only is None and run_notebooks.wants_context(chosen)):
+            if only == "context" or (only is None and chosen.context):
                 run_notebooks.measure_context(chosen, if_missing, given)
         except Exception:  # not Ctrl-C
             if only is None:  # the page is made without it
@@ -63,7 +65,7 @@ def main() -> None:
             raise
         if only in (None, "page"):  # after similarity in context, which its cards show
             run_notebooks.write_page(chosen, if_missing, given)
-        if only == "branches" or (only is None and run_notebooks.wants_branches(chosen)):
+        if only == "branches" or (only is None and chosen.branches):
             run_notebooks.measure_branches(chosen, if_missing, given)
         if only in (None, "measure") or not if_missing:  # the graph's other jobs follow one that has said it
             print(f"results: {folder}")

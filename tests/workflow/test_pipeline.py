@@ -184,6 +184,26 @@ def test_similarity_in_context_is_measured_besides_and_again_only_with_other_set
         assert message in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("context", "context_candidates=1"),
+            "context_candidates is 1: at least 2 candidates are needed to compare them",
+        ),
+        (
+            ("branches", "context_candidates=0"),
+            "context_candidates is 0: at least 2 candidates are needed to compare branches",
+        ),
+        (("branches", "branch_points=0"), "branch_points is 0: at least 1 branch point per text is needed"),
+    ],
+)
+def test_a_second_pass_that_would_find_nothing_is_refused_before_the_first(tmp_path, tiny_model, arguments, message):
+    done = run_pipeline(f"model_name={tiny_model}", f"results_dir={tmp_path / 'results'}", *arguments)
+    assert (done.returncode, done.stderr) == (1, f"error: {message}\n")
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_page_is_made_although_similarity_in_context_failed_and_the_command_fails(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import correlation_pipeline

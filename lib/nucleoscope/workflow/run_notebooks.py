@@ -143,9 +143,28 @@ def write_page(chosen: Settings, if_measured: bool = False, given: Collection[st
     _execute(results.PAGE, folder / results.NOTEBOOK, _list_names(chosen, PAGE_SETTINGS))
 
 
-def wants_context(chosen: Settings) -> bool:
-    """Whether similarity in context is to be measured besides."""
-    return chosen.context and chosen.context_candidates > 1
+def check_second_passes(chosen: Settings) -> None:
+    """Raises ValueError if ``context`` or ``branches`` is set, and other settings leave nothing to measure."""
+    if chosen.context:
+        _check_context(chosen)
+    if chosen.branches:
+        _check_branches(chosen)
+
+
+def _check_context(chosen: Settings) -> None:
+    if chosen.context_candidates < 2:
+        raise ValueError(
+            f"context_candidates is {chosen.context_candidates}: at least 2 candidates are needed to compare them"
+        )
+
+
+def _check_branches(chosen: Settings) -> None:
+    if chosen.context_candidates < 2:
+        raise ValueError(
+            f"context_candidates is {chosen.context_candidates}: at least 2 candidates are needed to compare branches"
+        )
+    if not chosen.branch_points:
+        raise ValueError("branch_points is 0: at least 1 branch point per text is needed")
 
 
 def measure_context(chosen: Settings, if_missing: bool = False, given: Collection[str] = ()) -> None:
@@ -156,10 +175,7 @@ def measure_context(chosen: Settings, if_missing: bool = False, given: Collectio
     if the run was measured with other settings, and what `parts.check` and `notebooks.execute` raise.
     """
     folder = locate(chosen)
-    if chosen.context_candidates < 2:
-        raise ValueError(
-            f"context_candidates is {chosen.context_candidates}: at least 2 candidates are needed to compare them"
-        )
+    _check_context(chosen)
     if if_missing and not _has_results(folder):
         print(f"{folder} has no results to compare")
         return
@@ -176,11 +192,6 @@ def measure_context(chosen: Settings, if_missing: bool = False, given: Collectio
     _execute(results.CONTEXT, folder / results.CONTEXT_NOTEBOOK, _list_names(chosen, CONTEXT_SETTINGS))
 
 
-def wants_branches(chosen: Settings) -> bool:
-    """Whether texts are to be continued from candidates besides."""
-    return chosen.branches and chosen.branch_points > 0 and chosen.context_candidates > 1
-
-
 def measure_branches(chosen: Settings, if_missing: bool = False, given: Collection[str] = ()) -> None:
     """Executes notebooks/branches.py on the results of the run with the settings ``chosen``.
 
@@ -189,12 +200,7 @@ def measure_branches(chosen: Settings, if_missing: bool = False, given: Collecti
     `notebooks.execute` raise.
     """
     folder, wanted = locate(chosen), asdict(chosen)
-    if chosen.context_candidates < 2:
-        raise ValueError(
-            f"context_candidates is {chosen.context_candidates}: at least 2 candidates are needed to compare branches"
-        )
-    if not chosen.branch_points:
-        raise ValueError("branch_points is 0: at least 1 branch point per text is needed")
+    _check_branches(chosen)
     if if_missing and not _has_results(folder):
         print(f"{folder} has no results to branch from")
         return
