@@ -65,7 +65,8 @@ Markdown(
 #
 # Each coefficient has a 95% interval if there are prompts enough to compute one. Tokens of one text depend on each
 # other, so the intervals come from resampling whole prompts (the cluster bootstrap), not tokens. With fewer than 30
-# prompts such intervals are too short; then each prompt is left out once, and a note says so (jackknife t).
+# prompts such intervals are too short; then each prompt is left out once, and a note says so (jackknife t). Coefficients
+# that compare only tokens of equal k always have intervals of this kind; more than 50 prompts are left out in 50 groups.
 
 # %%
 tables.show(tables.format_readable(statistics))

@@ -15,7 +15,7 @@
 # %% [markdown]
 # # What it is made of
 #
-# A coefficient of entropy and cosine similarity belongs to one way of choosing candidates, one way of comparing their
+# A correlation between entropy and cosine similarity belongs to one way of choosing candidates, one way of comparing their
 # embeddings, and one statistic. In this notebook we ask what it is made of:
 #
 # * Does its sign depend on where the nucleus is cut, and on the geometry of the embedding?

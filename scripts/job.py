@@ -14,7 +14,7 @@ def create_parser() -> Parser:
     options.add_whole_number(
         "threads", 1, help="threads that the command may start; by default, the value of OMP_NUM_THREADS"
     )
-    options.add_argument("--nice", action="store_true", help="run with the lowest CPU priority")
+    options.add_argument("--nice", action="store_true", help="give way to other processes on the CPU (nice 10)")
     options.add_argument(
         "--status", type=Path, help="file to record how the job ended; the exit status is then 0 even if it failed"
     )

@@ -26,8 +26,9 @@ def main() -> None:
             raise IsADirectoryError(f"'{options.output}' is a folder: name a file")
         try:
             options.output.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise NotADirectoryError(f"'{options.output.parent}' is not a folder: write to another one") from None
+        except (FileExistsError, NotADirectoryError):
+            file = next(above for above in options.output.parents if above.exists() and not above.is_dir())
+            raise NotADirectoryError(f"'{file}' is not a folder: write to another one") from None
         from nucleoscope.workflow import notebooks  # here: a wrong name, and --help, need not wait for it
 
         notebooks.execute(options.name, options.output, {"results_dir": options.results_dir})

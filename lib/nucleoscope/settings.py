@@ -248,7 +248,8 @@ class Settings:
     context_candidates: int = _define(
         int,
         8,
-        "number of likeliest candidates of each token to compare in context or by branches; 0 or 1 compares none",
+        "number of likeliest candidates of each token to compare in context or by branches; in a grid, 0 or 1 compares "
+        "none",
         least=0,
         most=64,
     )
@@ -274,7 +275,7 @@ class Settings:
     branch_points: int = _define(
         int,
         4,
-        "number of tokens per text to branch at; 0 disables branching",
+        "number of tokens per text to branch at; in a grid, 0 disables branching",
         least=0,
         most=1000,
     )
@@ -373,7 +374,7 @@ def check_varying(name: str, mode: str = "generate") -> str:
     if name in SINGLE:
         return f"{name} cannot be a list: {SINGLE[name]}"
     if name in list_grid_parameters() and name not in known:
-        return f"{name} does not affect what is measured, so it cannot have several values: give it one"
+        return f"{name} cannot have several values in a grid: give it one"
     if name not in known:
         return f"unknown setting {quote(name)}{suggest(name, known)}: it must be one of {', '.join(known)}"
     if name == "seed" and not uses_seed(mode):
@@ -390,8 +391,6 @@ def _check_nameable(name: str, names: Sequence[str], chosen: Settings) -> str:
         return "a name is empty: separate names by single commas"
     if names.count(name) > 1:
         return f"it contains {name} more than once: remove one"
-    if name in FIELDS and name not in list_deciding():
-        return f"{name} does not affect what is measured, so runs cannot be named after it: omit {name}"
     if name in FIELDS and name not in list_varying():
         return f"runs cannot be named after {name}: omit it"
     if problem := check_varying(name, chosen.mode):
@@ -518,7 +517,8 @@ def check_text(name: str, value: Any, is_path: bool = False) -> None:
     elif is_path and any(len(part.encode()) > LONGEST_PART for part in value.split("/")):
         wrong = f"have at most {LONGEST_PART} bytes in each part of a path"
     elif is_path and os.path.expanduser(value).startswith("~"):
-        wrong = "not begin with ~ and a name that no user has; for a folder whose name begins with ~, write ./~..."
+        own = quote(f"./{value}")
+        wrong = f"not begin with ~ and a name that no user has; for a file or folder of that name, write {own}"
     if wrong:
         raise ValueError(f"{name} is {quote(value)}: it must {wrong}")
 

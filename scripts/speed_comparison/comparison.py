@@ -318,7 +318,7 @@ def time_median(call: Callable, device: torch.device, repeats: int = 5) -> float
 
 def time_kernels(device: torch.device, rows: int) -> None:
     """Times the nucleus and cosine steps alone."""
-    print(f"\n| V | d | median nucleus | rows | full sort, ms | nucleus, ms | cosine, ms |\n|{'---|' * 7}")
+    print(f"\n| V | d | median size of the nucleus | rows | full sort, ms | nucleus, ms | cosine, ms |\n|{'---|' * 7}")
     for vocabulary in (49_152, 128_256):
         embedding = torch.randn(vocabulary, 4096, device=device, dtype=torch.bfloat16)
         directions = cosine.find_directions(embedding)
@@ -410,7 +410,7 @@ def compare(options: argparse.Namespace) -> None:
             )
         rates["a"], peaks["a"] = measured / taken.seconds, taken.peak
     labels = {
-        "a": f"(a) published algorithm ({options.published_prompts} prompts)",
+        "a": f"(a) the study's algorithm ({options.published_prompts} prompts)",
         "b": "(b) generate, then measure",
         "c": "(c) Nucleoscope",
         "d": "(d) forward passes alone",

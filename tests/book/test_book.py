@@ -619,12 +619,19 @@ def test_no_results_and_damaged_results_are_said_in_one_line(tmp_path, capsys):
     assert "make run" in assert_one_line(str(caught.value))
     damaged = write_project(tmp_path / "p") / "results/beta/big/run.ipynb"
     damaged.write_text("{")
-    (tmp_path / "p/results/alpha/big/run.json").write_text('{"settings": 1}')
-    files = site.build_run_pages(tmp_path / "p/results", {})
-    said = capsys.readouterr().err.splitlines()
-    assert [line.startswith("left out: ") for line in said] == [True, True]
-    assert "alpha/big/run.json' contains no settings: move it out of the way" in said[0]
-    assert str(damaged) in said[1]
+    recorded = tmp_path / "p/results/alpha/big/run.json"
+    before = json.loads(recorded.read_text())
+    for content, problem in (
+        ({"settings": 1}, "contains no settings: move it out of the way"),
+        (before | {"tokens": "x"}, "has 'tokens', but not as a number: move it out of the way"),
+        (before | {"settings": before["settings"] | {"n_prompts": None}}, "has 'n_prompts', but not as a number"),
+    ):
+        recorded.write_text(json.dumps(content))
+        files = site.build_run_pages(tmp_path / "p/results", {})
+        said = capsys.readouterr().err.splitlines()
+        assert [line.startswith("left out: ") for line in said] == [True, True]
+        assert f"alpha/big/run.json' {problem}" in said[0]
+        assert str(damaged) in said[1]
     assert not [name for name in files if "/big/" in name]
     for page in (tmp_path / "p/results").glob("*/*/run.ipynb"):
         page.write_text("{")

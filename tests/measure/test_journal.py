@@ -421,7 +421,7 @@ def test_the_progress_bar_starts_at_what_is_there_and_ends_at_the_tokens_written
 def test_a_resumed_run_says_what_was_there(tmp_path, draws, capsys):
     model = tiny.create_model()
     complete(tmp_path / "straight", model)
-    assert "resumed" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
     kill(draws, tmp_path / "run", model, 6, 6)
     complete(tmp_path / "run", model)
     assert "resuming: 0 of 6 prompts have been measured, and 6 steps of the next 6\n" in capsys.readouterr().out

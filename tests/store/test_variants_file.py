@@ -229,7 +229,7 @@ def test_results_with_variants_are_those_of_a_run_without(tmp_path):
     again.record_request()
     assert tmp_path.joinpath("run.json").read_text() == before
     said = catch(run_folder.RunFolder, tmp_path, SETTINGS | {"variants": "none", "seed": 1}, kind=FileExistsError)
-    assert "variants is" not in said
+    assert "settings: seed was 0 and is now 1; to" in said
 
 
 def test_variants_are_never_beside_measurements_that_have_others(tmp_path):

@@ -285,6 +285,8 @@ def test_a_token_in_a_whole_sentence_is_preferred_to_a_nearer_one():
         (["One", None, "."], 0, False),
         (["It", " is", " 0", ".", "5"], 1, False),
         (["It", " is", " 0", ".", "5", "."], 1, True),
+        (["In", " the", " U", ".", "S", ".", " it"], 1, True),
+        (["In", " the", " U", ".", "S", ". it"], 1, False),
         ([], 0, False),
     ],
 )

@@ -170,7 +170,7 @@ def test_an_older_run_gets_its_texts_if_the_tokenizer_is_there(older, measured, 
         (["math/tiny", "folder.csv"], "error: 'folder.csv' is a folder: name a file"),
         (["math/tiny", "new.csv/"], "error: 'new.csv/' is the name of a folder: name a file"),
         (["math/tiny", ""], "error: no output file is named"),
-        (["math/tiny", "x/.csv"], "error: 'x/.csv' has no name before its extension"),
+        (["math/tiny", "x/.csv"], "error: 'x/.csv' has no name before its extension: write a name such as 'x/out.csv'"),
         (["math/tiny", "pipe.csv"], "error: 'pipe.csv' is not a regular file: name another"),
     ],
 )
@@ -210,6 +210,24 @@ def test_a_name_that_can_mean_two_runs_is_refused_and_a_folder_without_measureme
     assert results.find_run(str(tmp_path / "math/tiny"), "r") == tmp_path / "math/tiny"
     with pytest.raises(FileNotFoundError, match=r"^'r/math/empty' has no measurements: measure the run first"):
         results.find_run("math/empty", "r")
+
+
+@pytest.mark.parametrize("folder", ["math", "empty", "r/math/none"])
+def test_the_name_of_a_folder_that_is_no_run_is_answered_with_the_runs_there_are(
+    measured, tmp_path, monkeypatch, folder
+):
+    shutil.copytree(measured, tmp_path / "r" / "math" / "tiny")
+    (tmp_path / folder).mkdir(parents=True)  # it has nothing to do with the results, or nothing in it
+    monkeypatch.chdir(tmp_path)
+    for name, said in {
+        "math": "there is no measured run 'math' in 'r' (measured: math/tiny)",
+        "r/math": "there is no measured run 'r/math' in 'r' (measured: math/tiny)",
+        "": "there is no measured run '' in 'r' (measured: math/tiny)",
+        "empty": "there is no measured run 'empty' in 'r' (measured: math/tiny)",
+    }.items():
+        with pytest.raises(FileNotFoundError) as caught:
+            results.find_run(name, "r")
+        assert str(caught.value) == said
 
 
 def test_the_ending_of_the_file_is_checked_before_pandas_is_imported(tmp_path):

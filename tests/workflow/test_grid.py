@@ -154,7 +154,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"parameters": {"topp": [0.9]}}, "parameters: unknown setting 'topp' (did you mean 'top_p'?)"),
         (
             {"parameters": {"device": ["cpu", "cuda"]}},
-            "parameters: device does not affect what is measured, so it cannot have several values",
+            "parameters: device cannot have several values in a grid: give it one",
         ),
         ({"parameters": {"variants": ["none", "default"]}}, "parameters: variants cannot be a list: separate the"),
         (

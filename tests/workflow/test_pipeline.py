@@ -412,6 +412,6 @@ def test_the_benchmark_runs_all_its_parts_on_random_weights():
     command = [sys.executable, "scripts/benchmark.py", "--only", "abcd"]
     done = run_pipeline(f"random_weights={sizes}", "n_prompts=4", "max_tokens=5", "repeats=1", command=command)
     assert done.returncode == 0, done.stderr
-    for part in ("(a) published algorithm", "(b) generate", "(c) Nucleoscope", "(d) forward passes"):
+    for part in ("(a) the study's algorithm", "(b) generate", "(c) Nucleoscope", "(d) forward passes"):
         assert f"| {part}" in done.stdout
     assert "for 20 tokens" in done.stdout  # every part writes all it was asked for: nothing ends early

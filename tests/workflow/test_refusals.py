@@ -21,7 +21,7 @@ from nucleoscope.data import prompts
 from nucleoscope.hub import PACKAGED
 from nucleoscope.settings import Settings
 from nucleoscope.store import results
-from nucleoscope.workflow import status
+from nucleoscope.workflow import grid, status
 from nucleoscope.workflow.command_line import report_errors
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +206,13 @@ def test_a_notebook_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     assert line.startswith("error: there is no notebook 'indx' (did you mean 'index'?): it must be one of ")
 
 
+@pytest.mark.parametrize("name", ["file/a.ipynb", "file/sub/a.ipynb"])
+def test_a_notebook_is_not_written_below_a_file(tmp_path, name):
+    (tmp_path / "file").touch()
+    line = refuse(hub.clean_environment(tmp_path), "index", str(tmp_path / name), script="run_notebook.py")
+    assert line == f"error: '{tmp_path / 'file'}' is not a folder: write to another one"
+
+
 def test_a_folder_without_measurements_is_not_analysed(tmp_path):
     line = refuse(hub.clean_environment(tmp_path), f"--results_dir={tmp_path}", script="correlation_eval.py")
     assert line == f"error: no measurements under '{tmp_path}': measure a model first"
@@ -242,7 +249,21 @@ def test_an_identity_in_a_run_json_that_is_no_object_is_a_difference_and_no_trac
     assert {"model_name", "dataset_name"} <= found
 
 
-def test_a_status_file_whose_values_are_no_text_counts_as_empty(tmp_path):
+@pytest.mark.parametrize("name", ["model", "dataset"])
+def test_results_with_an_identity_that_is_no_object_are_not_measured(tmp_path, name):
+    entry = grid.Entry({"model_name": "m", "dataset_name": "math", "n_prompts": 1})
+    settings = {"model_name": "m", "dataset_name": "math"} | grid.DEFAULTS | entry.parameters
+    for found, missing in ((settings, False), (settings | {name: "text"}, True)):
+        records = [{"tokens": [], "entropies": []}]
+        torch.save(records, tmp_path / "measurements.pt")
+        (tmp_path / "run.json").write_text(json.dumps({"settings": found, "n_prompts_requested": 1}))
+        said = status.find_missing(tmp_path, entry)
+        assert bool(said and "does not name the" in said) == missing, said
+
+
+@pytest.mark.parametrize("content", ['{"state": "failed", "problem": 5}', '{"state": ["failed"]}', "[]", "{"])
+def test_a_status_file_that_cannot_be_one_is_a_failure(tmp_path, content):
     path = tmp_path / "status.json"
-    path.write_text('{"state": "failed", "problem": 5}')
-    assert status._read_status(path) == {"state": "failed"}
+    path.write_text(content)
+    assert f"'{path}' " in status.read_problem(path)
+    assert "\n" not in status.read_problem(path)

@@ -226,17 +226,17 @@ def list_added(heads: Iterable[Head]) -> list[str]:
 
 
 def format_row(run: Path, head: Head) -> str:
-    """A run's row in the table of runs. BookError or ValueError names a run.json that cannot be used."""
+    """A run's row in the table of runs. ValueError names a run.json that cannot be used."""
     info = results.load_info(run)
     page = f"/{locate_page(run)}"
     found = info["settings"]
     if not isinstance(found, dict):
         raise ValueError(results.describe_unset(run / results.RUN_INFO))
-    values = found["n_prompts"], info["tokens"], found["prompt_format"], found["dtype"]
-    try:
-        facts = [*(f"{number:,}" for number in values[:2]), *values[2:]]
-    except (TypeError, ValueError) as error:
-        raise BookError(f"'{run / results.RUN_INFO}' has a value of the wrong type ({error})") from None
+    numbers = {"n_prompts": found["n_prompts"], "tokens": info["tokens"]}
+    for name, number in numbers.items():
+        if not isinstance(number, int):
+            raise ValueError(results.describe_unset(run / results.RUN_INFO, f"has '{name}', but not as a number"))
+    facts = [*(f"{number:,}" for number in numbers.values()), found["prompt_format"], found["dtype"]]
     added = [escape_name(describe_head_value(head, name)) for name in list_added([head])]
     columns = [escape_name(str(value)) for value in (head["Model"], head["Dataset"])]
     if added:  # a table this wide hides its last column on many screens

@@ -31,6 +31,7 @@ from nucleoscope.stats.specification import NEGATIVE, POSITIVE, classify
 from nucleoscope.store import results, vocabulary
 from nucleoscope.store.run_names import order_run
 from nucleoscope.store.run_settings import build_frame, find_heads
+from nucleoscope.wording import count
 
 CLASSES = ("word_start", "word_piece", "digit", "punctuation", "whitespace", "capitalised", "other_script", "special")
 KIND = (*CLASSES, "log frequency", "norm")  # of the candidates: shares of their classes, and means
@@ -137,7 +138,8 @@ def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFra
     kind = np.concatenate(parts) if parts else np.empty((0, len(KIND)))
     if len(kind) != len(table):
         raise ValueError(
-            f"'{folder}' has {len(table):,} tokens, but candidates for {len(kind):,} tokens: measure again"
+            f"'{folder}' has {count(len(table), 'token')}, but candidates for {len(kind):,}: measure again with "
+            "--overwrite"
         )
     table = pd.concat([table, pd.DataFrame(kind, columns=list(KIND), index=table.index)], axis=1)
     table["log k"] = np.log(table["k"])

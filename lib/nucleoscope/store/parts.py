@@ -149,7 +149,8 @@ class PartsFolder(Locked):
             raise FileExistsError(f"'{self.parts}' is a file: move it out of the way")
         if others := self._list_others():
             raise FileExistsError(
-                f"'{self.parts}' contains '{others[0].name}', which was not written by Nucleoscope: move it away"
+                f"'{self.parts}' contains '{others[0].name}', which was not written by Nucleoscope: move it out of "
+                "the way"
             )
         self.parts.mkdir(exist_ok=True)
         if _read_if_whole(self.parts / SETTINGS) != self.settings:

@@ -66,6 +66,7 @@ __all__ = [
     "TEXT_PAIR_FILES",
     "TOKENS",
     "VARIANT_FILES",
+    "MissingEntry",
     "Similarities",
     "StoredTables",
     "add_texts",
@@ -149,7 +150,7 @@ def shorten_names(dataset_name: str, model_name: str) -> tuple[str, str]:
     for name, given, what in zip(names, (dataset_name, model_name), ("dataset_name", "model_name"), strict=True):
         if name in ("", ".", ".."):
             advice = "a data set or a file" if what == "dataset_name" else "the model's folder by its name"
-            raise ValueError(f"{what} is '{given}', after which no results folder can be named: give {advice}")
+            raise ValueError(f"{what} is '{given}', but no results folder can have that name: give {advice}")
     return names
 
 
@@ -198,29 +199,44 @@ def check_folder(results_dir: str | os.PathLike) -> None:
 
 
 def load_info(folder: str | os.PathLike) -> dict[str, Any]:
-    """The content of a run's run.json; see `batching.collect_run_info` for the keys."""
+    """The content of a run's run.json; see `batching.collect_run_info` for the keys.
+
+    To ask this dict, or its settings, for a key that it does not have raises MissingEntry, which names the file.
+    """
     path = Path(folder, RUN_INFO)
     if not path.exists():
         raise FileNotFoundError(f"'{folder}' has no {RUN_INFO}: measure the run first")
     found = read_json(path)
     if isinstance(found.get("settings"), dict):
-        found["settings"] = _Recorded(path, found["settings"])
-    return _Recorded(path, found)
+        found["settings"] = _Entries(path, found["settings"])
+    return _Entries(path, found)
 
 
-class _Recorded(dict):
-    """Entries of a run.json; what it lacks is named together with the file."""
+class MissingEntry(ValueError, KeyError):
+    """A run.json does not have an entry: it is of another version, or was damaged, or there is no such entry."""
+
+    __str__ = ValueError.__str__  # a KeyError would show its message in quotation marks
+
+
+class _Entries(dict):
+    """Entries of a run.json; what is missing is named together with the file."""
 
     def __init__(self, path: Path, entries: Mapping[str, Any]):
         super().__init__(entries)
         self.path = path
 
     def __missing__(self, name: str) -> Any:
-        raise ValueError(describe_unset(self.path, f"has no '{name}'"))
+        raise MissingEntry(
+            f"'{self.path}' has no entry '{name}'{suggest(name, self)}: if the file has been damaged or edited, "
+            "measure the run again with --overwrite"
+        )
 
 
 def read_recorded(folder: Path) -> dict[str, Any]:
-    """The settings in a run's run.json. ValueError, in one line, if it has none, or none that name the model."""
+    """The settings in a run's run.json.
+
+    ValueError, in one line, if it has none, or if they do not name the model, or name no data set.
+    """
     found = load_info(folder).get("settings")
     if not isinstance(found, dict):
         raise ValueError(describe_unset(folder / RUN_INFO))
@@ -246,22 +262,27 @@ def _advise(path: Path) -> str:
 def find_run(name: str, results_dir: str | os.PathLike) -> Path:
     """The folder of a measured run, by its path or by its <dataset>/<model> below ``results_dir``.
 
-    FileNotFoundError, with the run that was probably meant, if there is none. ValueError if there are both.
+    FileNotFoundError, with the run that was probably meant, if there is none. ValueError if the name is both the path
+    of one run and the <dataset>/<model> of another.
     """
-    there = [folder for folder in (locate_folder(name), locate_folder(results_dir) / name) if folder.is_dir()]
-    found = [folder for folder in there if find_measurements(folder)]
+    places = locate_folder(name), locate_folder(results_dir) / name
+    found = [folder for folder in places if folder.is_dir() and find_measurements(folder)]
     if len(found) > 1 and not found[0].samefile(found[1]):
         raise ValueError(f"'{name}' can mean '{found[0]}' or '{found[1]}': give the absolute path of one")
     if found:
         return found[0]
-    if there:
-        raise FileNotFoundError(f"'{there[0]}' has no measurements: measure the run first, or name the folder of a run")
-    check_folder(results_dir)
-    known = list_runs(results_dir)
-    names = [str(run) for run in known] + ["/".join(run.parts[-2:]) for run in known]
-    close = suggest(name.rstrip("/"), names)
+    below = locate_folder(results_dir).is_dir()
+    known = list_runs(results_dir) if below else []
+    short = ["/".join(run.parts[-2:]) for run in known]
+    close = suggest(name.rstrip("/"), [str(run) for run in known] + short)
+    # a folder that could be a run's, not one of a data set's runs, nor one that merely has the name of a data set
+    folders = [folder for folder in reversed(places) if folder.is_dir() and folder not in {run.parent for run in known}]
+    if folders and len(Path(name).parts) > 1 and not close:
+        raise FileNotFoundError(f"'{folders[0]}' has no measurements: measure the run first, or name another")
+    if not below:
+        check_folder(results_dir)
     if not close and known:
-        close = f" (measured: {', '.join('/'.join(run.parts[-2:]) for run in known[:5])}{', ...' * (len(known) > 5)})"
+        close = f" (measured: {', '.join(short[:5])}{', ...' * (len(known) > 5)})"
     advice = close or ("" if known else ": measure a model first")
     raise FileNotFoundError(f"there is no measured run '{name}' in '{results_dir}'{advice}")
 

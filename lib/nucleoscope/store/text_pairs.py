@@ -17,6 +17,7 @@ from nucleoscope.settings import fill_defaults, list_deciding
 from nucleoscope.store import results
 from nucleoscope.store.run_names import format_setting
 from nucleoscope.store.run_settings import sort_values
+from nucleoscope.wording import count
 
 # numpy and pandas are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -210,7 +211,8 @@ def _load_table(run: Run) -> "pd.DataFrame":
     sums = load_sums(path, ends or ())
     if len(sums) != len(table):
         raise ValueError(
-            f"'{path}' has {len(table):,} tokens, but probabilities for {len(sums):,} tokens: measure again"
+            f"'{path}' has {count(len(table), 'token')}, but probabilities for {len(sums):,}: measure again with "
+            "--overwrite"
         )
     if ends is None:
         sums[:, 1:] = float("nan")
@@ -237,7 +239,9 @@ def load_sums(path: Path, ends: Iterable[int] = ()) -> "np.ndarray":
     parts = [np.empty((0, 4))]
     for number, record in results.stream_records(path.parent, fields=fields):
         if record.get(fields[1]) is None:
-            raise ValueError(f"'{path}' has no probabilities of the candidates of prompt {number}: measure again")
+            raise ValueError(
+                f"'{path}' has no probabilities of the candidates of prompt {number}: measure again with --overwrite"
+            )
         steps = [np.asarray(probs, dtype=np.float64) for probs in record[fields[1]]]
         owners = np.repeat(np.arange(len(steps)), np.array(list(map(len, steps)), dtype=np.intp))
         probs = np.concatenate([np.empty(0), *steps])

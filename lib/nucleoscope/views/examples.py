@@ -26,7 +26,9 @@ BEFORE = 8  # minimum number of tokens before a token in an example
 FEW = (4, 8)  # candidates of a token that is to be understood at a glance
 AROUND = 30  # maximum of tokens on either side of a token in its sentence
 STOPS = re.compile(r"[.!?\u3002\uff01\uff1f\u061f\u0964][\"'\u201d\u2019)\]*]*\s*$")  # of whole sentences
-POINT, GOES_ON = re.compile(r"\.$"), re.compile(r"\w")  # what follows a decimal point, or the dot of a name
+# A point that a letter or digit follows at once is in a number (0.5), a name (a.py) or an abbreviation (U.S.); where a
+# space is missing between two sentences, they count as one.
+POINT, GOES_ON = re.compile(r"\.$"), re.compile(r"\w")
 EACH = 3  # tokens of a corner
 OUTER = 1 / 3  # of all ranks: how far a token may be from its corner in either quantity
 CORNERS = {  # name -> which end of entropy and of cosine similarity

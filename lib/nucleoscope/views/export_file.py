@@ -23,7 +23,8 @@ def check_name(output: str | os.PathLike, candidates: bool = False) -> str:
         raise IsADirectoryError(f"'{name}' is the name of a folder: name a file" if name else "no output file is named")
     ending = Path(name).suffix.lower()
     if not ending and os.path.basename(name).lower() in ENDINGS:
-        raise ValueError(f"'{name}' has no name before its extension: write a name such as 'out{name}'")
+        example = os.path.join(os.path.dirname(name), f"out{os.path.basename(name)}")
+        raise ValueError(f"'{name}' has no name before its extension: write a name such as '{example}'")
     if ending not in ENDINGS:
         raise ValueError(f"the output file '{name}' must end in .csv, .parquet or .html{suggest(ending, ENDINGS)}")
     if candidates and ending == ".html":

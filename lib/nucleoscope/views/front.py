@@ -1,7 +1,7 @@
 """The front page's example: one sentence of a measured text, tinted, with the card of one token open.
 
 Contract: drawn from the files of a run, with its tokenizer and without its model. The token is chosen by a rule
-(`examples.list_typical`), which sees no more of the text than which tokens are words.
+(`examples.list_typical`), which sees no more of the text than which tokens are words and where sentences end.
 """
 
 import os

@@ -150,7 +150,7 @@ SECTIONS: dict[str, dict[str, Callable]] = {"parameters": PARAMETERS, "resources
 # None if neither is known to be on the line with the mistake.
 QUOTED = r"a value that begins with '\1' must be quoted"
 YAML_PROBLEMS = (
-    (r"found character '\\t'", "indented with a tab: use spaces", False),
+    (r"found character '\\t'", "a tab is not allowed here: use spaces", False),
     (r"found character '(.)' that cannot start", QUOTED, False),
     (r"found undefined alias", "a value that begins with '*' or '&' must be quoted", False),
     (r"expected alphabetic", "a line that begins with '%', or a value with '*' or '&', must be quoted", True),

@@ -65,7 +65,12 @@ def _read_status(path: Path) -> dict[str, Any]:
         found = results.read_json(path) if os.path.isfile(path) else {}
     except (OSError, ValueError) as error:
         return {"state": FAILED, "problem": str(error)}
-    return {name: value for name, value in found.items() if isinstance(value, str)}
+    if not all(isinstance(found.get(name, ""), str) for name in ("state", "problem")):
+        return {
+            "state": FAILED,
+            "problem": f"'{path}' is not a status file: move it out of the way, then repeat the job",
+        }
+    return found
 
 
 def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
@@ -82,13 +87,12 @@ def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
         if damage := integrity.find_damage(folder / results.MEASUREMENTS):
             return f"{damage}: measure again with --overwrite"
         info = results.load_info(folder)
+        results.read_recorded(folder)
         lacking = _find_missing_variants(folder, entry)
     except ValueError as error:
         return str(error)
     except OSError as error:  # no permission, for instance
         return f"'{folder}' cannot be read ({error.strerror or error})"
-    if not isinstance(info.get("settings"), dict):
-        return f"'{folder / results.RUN_INFO}' has no settings"
     found = next(iter(list_differences(folder, entry.parameters, info)), None)
     if found and found[0] == "dataset":
         return f"the content of '{entry.parameters['dataset_name']}' has changed since it was measured"
@@ -284,7 +288,7 @@ def _explain(folder: str, why: str) -> str:
     log, path = locate_log(folder), locate_status(folder)
     found = _read_status(path)
     if found.get("state") == REFUSED and not (log.is_file() and log.stat().st_mtime > path.stat().st_mtime):
-        return found["problem"]
+        return found.get("problem") or f"not started ({why})"
     begun = Path(folder, "batches", "settings.json")
     if os.path.isfile(begun) and not (os.path.isfile(log) and log.stat().st_mtime > begun.stat().st_mtime):
         # a command run by hand, which has no log: neither the last attempt of the graph nor the results tell of it
