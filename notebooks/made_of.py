@@ -54,8 +54,8 @@ Markdown(made_of_text.describe_left_out(runs, missing))
 #
 # Each run measures several candidate sets of every token, in several geometries. *raw* is the input embedding as it is;
 # *centred* subtracts the mean of its rows, *usage_centred* the mean weighted by use, and *all_but_top_3* subtracts the
-# mean and removes the three directions in which the rows vary most, as {cite:t}`mu2018` propose. [Read the
-# measurements](/use/read-measurements.md) lists all geometries.
+# mean and removes the three directions in which the rows vary most, as {cite:t}`mu2018` propose. The
+# [Method](/method.md) page lists all geometries.
 #
 # All intervals on this page are 95% jackknife-t intervals: prompts are left out in up to 50 groups, each in turn,
 # because tokens of one text depend on each other. Where there are several runs, their mean gives each equal weight, and
@@ -88,10 +88,11 @@ Markdown(made_of_text.describe_over_top_p(curve))
 # %% [markdown]
 # ## 2. Null models
 #
-# Each null model has the entropies and numbers of candidates of the measurements, and other candidates: those of
+# Most null models have the entropies and numbers of candidates of the measurements, and other candidates: those of
 # another token with equal k; the likeliest ones of another step; random tokens of the vocabulary; or for each candidate
 # a token that is about as frequent, or whose embedding is about as long. *Gaussian states* has no text at all: hidden
-# states are drawn from a normal distribution with the model's mean and covariance, and pass through its output layer.
+# states are drawn from a normal distribution with the model's mean and covariance, and pass through its output layer;
+# their entropies and numbers of candidates are their own.
 
 # %%
 null_statistics = null_models.compute_null_statistics(runs, jobs=None)

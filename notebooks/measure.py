@@ -23,7 +23,7 @@
 #   (entropy) and how similar its candidates are (cosine similarity of their embeddings),
 # * save the measurements in a folder of their own.
 #
-# Change the settings below and run all cells; an interrupted run resumes at its first unfinished batch. The notebook
+# Change the settings below and run all cells; an interrupted run resumes where it stopped. The notebook
 # `run.py` then shows what was measured; it needs neither the model nor a GPU.
 
 # %% tags=["parameters"]

@@ -99,11 +99,11 @@ BUILT_IN = (
     ),
     Quantity(
         "cosine", "cosine similarity", attrgetter("cosine"), "cosines", "", "[-1, 1]",
-        "mean of u_i.u_j over pairs of candidates; 1 if k = 1", "", needs_pair=True,
+        "mean of u_i.u_j over pairs of candidates; if k = 1, 1 in `.pt`, missing in tables", "", needs_pair=True,
     ),
     Quantity(
         "weighted_cosine", "weighted cosine similarity", attrgetter("weighted_cosine"), "weighted_cosines", "",
-        "[-1, 1]", "sum over i != j of q_i q_j u_i.u_j / sum of q_i q_j; 1 if k = 1", "", needs_pair=True,
+        "[-1, 1]", "sum over i != j of q_i q_j u_i.u_j / sum of q_i q_j; if k = 1, as `cosine`", "", needs_pair=True,
     ),
     Quantity(
         "similarity_entropy", "similarity-sensitive entropy", attrgetter("similarity_entropy"),

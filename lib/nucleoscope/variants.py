@@ -69,7 +69,7 @@ def _define_sets() -> tuple[CandidateSet, ...]:
         ("min_p", (0.05, 0.1), "p >= {} times the largest p", "Nguyen 2024"),
         ("epsilon", (0.0003,), "p >= {}", "Hewitt 2022"),
         ("eta", (0.0003,), "p >= min({0}, sqrt({0}) exp(-H(p)))", "Hewitt 2022"),
-        ("top_n_sigma", (1,), "logit >= largest logit - {} standard deviations of all finite logits", "Tang 2024"),
+        ("top_n_sigma", (1,), "logit >= largest logit - {} x standard deviation of the finite logits", "Tang 2024"),
         ("typical", (0.9,), "fewest tokens with the smallest |-log p - H(p)| and mass >= {}", "Meister 2023"),
     )  # fmt: skip
     return tuple(

@@ -1178,11 +1178,30 @@ def test_what_a_run_json_lacks_is_named_with_the_file(tmp_path):
     assert info == {"settings": {"n_prompts": 1}}
     for entries, name in ((info, "tokens"), (info["settings"], "dtype")):
         message = catch_refusal(results.MissingEntry, entries.__getitem__, name)
-        advice = "if the file has been damaged or edited, measure the run again with --overwrite"
-        assert message == f"'{tmp_path / results.RUN_INFO}' has no entry '{name}': {advice}"
+        assert message == f"'{tmp_path / results.RUN_INFO}' has no entry '{name}'"
     assert issubclass(results.MissingEntry, KeyError)
-    with pytest.raises(ValueError, match=r"has no entry 'n_prompt' \(did you mean 'n_prompts'\?\): if"):
+    with pytest.raises(ValueError, match=r"has no entry 'n_prompt' \(did you mean 'n_prompts'\?\)$"):
         info["settings"]["n_prompt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"tokens": None}, "has no 'tokens'"),
+        ({"tokens": "many"}, "has a 'tokens' that is not a whole number"),
+        ({"prompts_truncated": True}, "has a 'prompts_truncated' that is not a whole number"),
+        ({"device": 3}, "has a 'device' that is not text"),
+        ({"settings": {"model_name": "m"}}, "has no 'n_prompts'"),
+    ],
+)
+def test_a_run_json_of_which_not_all_can_be_shown_is_refused_with_what_to_do(tmp_path, change, problem):
+    info = {"settings": {"model_name": "m", "n_prompts": 1}, "tokens": 3, "prompts_truncated": 0, "device": "cpu"}
+    atomic.write_json(tmp_path / results.RUN_INFO, info)
+    results.check_info(tmp_path)
+    atomic.write_json(tmp_path / results.RUN_INFO, info | change)
+    message = catch_refusal(ValueError, results.check_info, tmp_path)
+    advice = "move it out of the way, then measure again with --overwrite"
+    assert message == f"'{tmp_path / results.RUN_INFO}' {problem}: {advice}"
 
 
 def test_a_larger_request_of_a_data_set_that_has_no_more_prompts_is_recorded(tmp_path):

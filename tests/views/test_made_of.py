@@ -71,7 +71,8 @@ def test_the_sentence_on_top_p_names_every_sign():
     falls = [-0.4, -0.4, -0.3, -0.3, -0.02, 0.3]
     text = made_of_text.describe_over_top_p(create_curve({"raw": falls, "centred": [-0.5] * 6}))
     assert text.startswith(
-        "m on d, the sign of Spearman's correlation between entropy and cosine similarity depends on top_p in `raw`."
+        "For m on d, the sign of Spearman's correlation between entropy and cosine similarity depends on top_p in "
+        "`raw`."
     )
     assert "`raw`: negative at 0.5, 0.7, 0.8 and 0.9, undecided at 0.95, positive at 0.99; " in text
     assert "from −0.40 [−0.45, −0.35] at 0.5 to 0.30 [0.25, 0.35] at 0.99" in text

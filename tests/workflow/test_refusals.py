@@ -261,9 +261,23 @@ def test_results_with_an_identity_that_is_no_object_are_not_measured(tmp_path, n
         assert bool(said and "does not name the" in said) == missing, said
 
 
-@pytest.mark.parametrize("content", ['{"state": "failed", "problem": 5}', '{"state": ["failed"]}', "[]", "{"])
-def test_a_status_file_that_cannot_be_one_is_a_failure(tmp_path, content):
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('{"state": "failed", "problem": 5}', '{"state": ["failed"]}', '{"state": "failed"}', '{"state": "other"}'),
+        *('{"state": "not started", "problem": ""}', "{}", "[]", "{", "5", "", "\xff"),
+    ],
+)
+def test_a_status_file_that_says_nothing_is_a_failure(tmp_path, content):
     path = tmp_path / "status.json"
-    path.write_text(content)
-    assert f"'{path}' " in status.read_problem(path)
-    assert "\n" not in status.read_problem(path)
+    path.write_text(content, encoding="latin-1")
+    assert status.read_problem(path) == f"'{path}' does not say how the job ended: run the grid again"
+
+
+def test_a_folder_in_the_place_of_a_status_file_is_a_failure_and_no_file_is_none(tmp_path):
+    assert status.read_problem(tmp_path / "none") is None
+    assert status.read_problem(tmp_path).endswith(": move it out of the way, then run the grid again")
+    status.write_status(tmp_path / "ended", None)
+    assert status.read_problem(tmp_path / "ended") is None
+    status.write_status(tmp_path / "ended", "a reason", started=False)
+    assert status.read_problem(tmp_path / "ended") == "a reason"

@@ -74,6 +74,7 @@ __all__ = [
     "candidates",
     "check_depth",
     "check_folder",
+    "check_info",
     "count_tokens",
     "describe_gaps",
     "describe_info",
@@ -212,6 +213,11 @@ def load_info(folder: str | os.PathLike) -> dict[str, Any]:
     return _Entries(path, found)
 
 
+# What a run's page shows of its run.json.
+SHOWN = dict.fromkeys(("n_prompts", "tokens", "prompts_truncated"), (int, "a whole number"))
+SHOWN |= {"device": (str, "text")}
+
+
 class MissingEntry(ValueError, KeyError):
     """A run.json does not have an entry: it is of another version, or was damaged, or there is no such entry."""
 
@@ -226,10 +232,7 @@ class _Entries(dict):
         self.path = path
 
     def __missing__(self, name: str) -> Any:
-        raise MissingEntry(
-            f"'{self.path}' has no entry '{name}'{suggest(name, self)}: if the file has been damaged or edited, "
-            "measure the run again with --overwrite"
-        )
+        raise MissingEntry(f"'{self.path}' has no entry '{name}'{suggest(name, self)}")
 
 
 def read_recorded(folder: Path) -> dict[str, Any]:
@@ -246,6 +249,16 @@ def read_recorded(folder: Path) -> dict[str, Any]:
             what = "model" if kind == "model" else "data set"
             raise ValueError(describe_unset(folder / RUN_INFO, f"does not name the {what}"))
     return found
+
+
+def check_info(folder: Path) -> None:
+    """Raises what `read_recorded` does, and ValueError if something that is shown of the run is missing or no value."""
+    settings, info = read_recorded(folder), load_info(folder)
+    for name, (kind, what) in SHOWN.items():
+        entry = (settings if name == "n_prompts" else info).get(name)
+        if not isinstance(entry, kind) or isinstance(entry, bool):
+            problem = f"has no '{name}'" if entry is None else f"has a '{name}' that is not {what}"
+            raise ValueError(describe_unset(folder / RUN_INFO, problem))
 
 
 def describe_unset(path: Path, what: str = "contains no settings") -> str:
@@ -275,14 +288,16 @@ def find_run(name: str, results_dir: str | os.PathLike) -> Path:
     known = list_runs(results_dir) if below else []
     short = ["/".join(run.parts[-2:]) for run in known]
     close = suggest(name.rstrip("/"), [str(run) for run in known] + short)
-    # a folder that could be a run's, not one of a data set's runs, nor one that merely has the name of a data set
-    folders = [folder for folder in reversed(places) if folder.is_dir() and folder not in {run.parent for run in known}]
+    # a folder that could be a run's: not one that contains runs, nor one that merely has the name of a data set
+    above = {folder for run in known for folder in run.parents}
+    folders = [folder for folder in reversed(places) if folder.is_dir() and folder not in above]
     if folders and len(Path(name).parts) > 1 and not close:
         raise FileNotFoundError(f"'{folders[0]}' has no measurements: measure the run first, or name another")
     if not below:
         check_folder(results_dir)
     if not close and known:
-        close = f" (measured: {', '.join(short[:5])}{', ...' * (len(known) > 5)})"
+        inside = [each for each in short if each.startswith(f"{name.rstrip('/').rsplit('/', 1)[-1]}/")] or short
+        close = f" (measured: {', '.join(inside[:5])}{', ...' * (len(inside) > 5)})"
     advice = close or ("" if known else ": measure a model first")
     raise FileNotFoundError(f"there is no measured run '{name}' in '{results_dir}'{advice}")
 

@@ -190,7 +190,8 @@ def _describe_over_top_p(lead: Lead, statistic: str) -> str:
         head = f"is {decided.pop()} {'for every top_p in every geometry' if only else 'wherever it is clear'}"
     else:
         head = "is not clear for any top_p in any geometry"
-    begin = f"{of}, the sign of {statistic}'s correlation between entropy and cosine similarity"
+    about = of if is_pooled(lead.head) else f"For {of}"
+    begin = f"{about}, the sign of {statistic}'s correlation between entropy and cosine similarity"
     return f"{begin} {head}.\n\n" + "\n".join(texts)
 
 

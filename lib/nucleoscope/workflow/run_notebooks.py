@@ -63,7 +63,10 @@ def check(chosen: Settings) -> None:
     from nucleoscope.data import availability  # these take a fifth of a second: a complete run need not wait for it
     from nucleoscope.models import devices
 
-    run_folder.check(locate(chosen), chosen.overwrite)
+    folder = locate(chosen)
+    run_folder.check(folder, chosen.overwrite)
+    if _has_results(folder):
+        results.check_info(folder)
     devices.check(chosen.device)
     availability.check(asdict(chosen))
 
@@ -135,7 +138,7 @@ def write_page(chosen: Settings, if_measured: bool = False, given: Collection[st
         raise FileNotFoundError(
             f"'{folder}' has no results to show ({results.RUN_INFO} is missing): measure the run first"
         )
-    results.read_recorded(folder)
+    results.check_info(folder)
     if given:
         _check_measured(folder, chosen, given)
     if not (folder / results.MEASUREMENTS).is_file():
@@ -189,6 +192,8 @@ def measure_context(chosen: Settings, if_missing: bool = False, given: Collectio
     devices.check(chosen.device)
     if given:
         _check_measured(folder, chosen, given)
+    wanted = chosen.context_candidates, chosen.context_threshold
+    context.ContextFolder(folder, *wanted, chosen.overwrite)  # refuses another number of candidates
     _execute(results.CONTEXT, folder / results.CONTEXT_NOTEBOOK, _list_names(chosen, CONTEXT_SETTINGS))
 
 

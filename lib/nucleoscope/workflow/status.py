@@ -60,17 +60,19 @@ def read_problem(path: Path) -> str | None:
     return _read_status(path).get("problem")
 
 
-def _read_status(path: Path) -> dict[str, Any]:
-    try:
-        found = results.read_json(path) if os.path.isfile(path) else {}
-    except (OSError, ValueError) as error:
-        return {"state": FAILED, "problem": str(error)}
-    if not all(isinstance(found.get(name, ""), str) for name in ("state", "problem")):
-        return {
-            "state": FAILED,
-            "problem": f"'{path}' is not a status file: move it out of the way, then repeat the job",
-        }
-    return found
+def _read_status(path: Path) -> dict[str, str]:
+    """The state and, unless it is SUCCEEDED, the problem in a status file; both are missing if there is no file."""
+    if not os.path.exists(path):
+        return {}
+    with contextlib.suppress(OSError, ValueError):
+        found = results.read_json(path)
+        problem = found.get("problem")
+        if found.get("state") == SUCCEEDED:
+            return {"state": SUCCEEDED}
+        if found.get("state") in (FAILED, REFUSED) and isinstance(problem, str) and problem:
+            return {"state": found["state"], "problem": problem}
+    advice = "move it out of the way, then run the grid again" if path.is_dir() else "run the grid again"
+    return {"state": FAILED, "problem": f"'{path}' does not say how the job ended: {advice}"}
 
 
 def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
@@ -288,9 +290,10 @@ def _explain(folder: str, why: str) -> str:
     log, path = locate_log(folder), locate_status(folder)
     found = _read_status(path)
     if found.get("state") == REFUSED and not (log.is_file() and log.stat().st_mtime > path.stat().st_mtime):
-        return found.get("problem") or f"not started ({why})"
+        return found["problem"]
     begun = Path(folder, "batches", "settings.json")
-    if os.path.isfile(begun) and not (os.path.isfile(log) and log.stat().st_mtime > begun.stat().st_mtime):
+    told = os.path.isfile(log) and (logs.is_running(log) or log.stat().st_mtime > begun.stat().st_mtime)
+    if os.path.isfile(begun) and not told:
         # a command run by hand, which has no log: neither the last attempt of the graph nor the results tell of it
         return (
             "a command run by hand was interrupted: repeat it to resume, or run the grid to measure with the grid's "
