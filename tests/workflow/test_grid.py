@@ -1,6 +1,7 @@
 """Grids as they are written, what of them is measured, and the graph over fifteen runs of which two fail."""
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
@@ -440,6 +441,9 @@ def test_a_run_that_was_interrupted_by_hand_is_not_called_succeeded_or_not_start
     assert said[1].startswith("  a on b: a command run by hand was interrupted: repeat it to resume")
     assert "succeeded" not in said[1]
     assert said[2] == "    the analyses use its earlier results"
+    with (tmp_path / "logs/b/a.log").open() as log:  # the grid's own job, which has just begun
+        fcntl.flock(log, fcntl.LOCK_EX)
+        assert status.summarise(config).splitlines()[1] == "  a on b: it is running"
     (tmp_path / "logs/b/a.log").unlink()
     assert "not started" not in status.summarise(config)
 
