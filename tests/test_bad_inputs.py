@@ -257,6 +257,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_starts(refuse, wo
 
 
 MEASURED = {"model_name": "m", "dataset_name": "lines.jsonl", "max_tokens": 5, "n_prompts": 3, "dtype": "float32"}
+SHOWN = {"tokens": 3, "prompts_truncated": 0, "device": "cpu"}  # what the page of a run shows besides
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ MEASURED = {"model_name": "m", "dataset_name": "lines.jsonl", "max_tokens": 5, "
 def test_a_page_is_refused_for_settings_with_which_its_run_was_not_measured(refuse, tmp_path, words, said):
     folder = tmp_path / "results/lines/m"
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"settings": MEASURED}))
+    (folder / "run.json").write_text(json.dumps({"settings": MEASURED} | SHOWN))
     names = ["--only=page", "--model_name=m", "--dataset_name=lines.jsonl"]
     assert said in refuse(correlation_pipeline, *names, *words)
 
@@ -293,7 +294,7 @@ def test_a_page_is_refused_for_settings_with_which_its_run_was_not_measured(refu
 def test_a_page_needs_no_settings_and_takes_those_of_its_run(monkeypatch, tmp_path, words):
     folder = tmp_path / "results/lines/m"
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"settings": MEASURED}))
+    (folder / "run.json").write_text(json.dumps({"settings": MEASURED} | SHOWN))
     (folder / "measurements.pt").touch()
     executed = []
     monkeypatch.setattr(run_notebooks, "_execute", lambda name, *_: executed.append(name))
