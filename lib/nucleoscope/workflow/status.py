@@ -292,8 +292,9 @@ def _explain(folder: str, why: str) -> str:
     if found.get("state") == REFUSED and not (log.is_file() and log.stat().st_mtime > path.stat().st_mtime):
         return found["problem"]
     begun = Path(folder, "batches", "settings.json")
-    told = os.path.isfile(log) and (logs.is_running(log) or log.stat().st_mtime > begun.stat().st_mtime)
-    if os.path.isfile(begun) and not told:
+    if os.path.isfile(begun) and not (
+        os.path.isfile(log) and (logs.is_running(log) or log.stat().st_mtime > begun.stat().st_mtime)
+    ):
         # a command run by hand, which has no log: neither the last attempt of the graph nor the results tell of it
         return (
             "a command run by hand was interrupted: repeat it to resume, or run the grid to measure with the grid's "
