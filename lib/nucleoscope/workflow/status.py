@@ -64,15 +64,20 @@ def _read_status(path: Path) -> dict[str, str]:
     """The state and, unless it is SUCCEEDED, the problem in a status file; both are missing if there is no file."""
     if not os.path.exists(path):
         return {}
-    with contextlib.suppress(OSError, ValueError):
+    if os.path.isdir(path):
+        return {"state": FAILED, "problem": f"'{path}' is a folder: move it out of the way, then run the grid again"}
+    try:
         found = results.read_json(path)
-        problem = found.get("problem")
-        if found.get("state") == SUCCEEDED:
-            return {"state": SUCCEEDED}
-        if found.get("state") in (FAILED, REFUSED) and isinstance(problem, str) and problem:
-            return {"state": found["state"], "problem": problem}
-    advice = "move it out of the way, then run the grid again" if path.is_dir() else "run the grid again"
-    return {"state": FAILED, "problem": f"'{path}' does not say how the job ended: {advice}"}
+    except OSError as error:  # no permission, for instance
+        return {"state": FAILED, "problem": str(error)}
+    except ValueError:
+        found = {}
+    state, problem = found.get("state"), found.get("problem")
+    if state == SUCCEEDED:
+        return {"state": state}
+    if state in (FAILED, REFUSED) and isinstance(problem, str) and problem:
+        return {"state": state, "problem": problem}
+    return {"state": FAILED, "problem": f"'{path}' does not say how the job ended: run the grid again"}
 
 
 def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
