@@ -1,5 +1,7 @@
 """Numbers and lists of things in sentences."""
 
+import json
+
 import pytest
 
 from nucleoscope import wording
@@ -48,3 +50,9 @@ def test_a_sentence_after_a_colon_begins_with_a_small_letter_unless_with_a_name(
 )
 def test_names_are_joined_by_commas_and_one_and(names, expected):
     assert wording.join_names(iter(names)) == expected
+
+
+def test_a_byte_order_mark_is_named():
+    with pytest.raises(json.JSONDecodeError) as failed:
+        json.loads("\ufeff{}")
+    assert wording.explain_json(failed.value) == "it begins with a byte-order mark"

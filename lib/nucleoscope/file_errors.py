@@ -26,7 +26,7 @@ def check_regular(path: Path, name: str) -> None:
     if path.is_file():
         return
     if path.exists():
-        raise OSError(f"'{name}' is not a regular file")
+        raise OSError(f"'{name}' is not a regular file: copy its contents to one")
     raise FileNotFoundError(f"file '{name}' does not exist: check the path")
 
 

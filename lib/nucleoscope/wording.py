@@ -48,5 +48,7 @@ def explain_json(error: ValueError | RecursionError, with_line: bool = True) -> 
         return "it is not UTF-8 text"
     if not isinstance(error, json.JSONDecodeError):  # Python reads no whole number of more than 4300 digits
         return "a number has too many digits"
+    if "BOM" in error.msg:
+        return "it begins with a byte-order mark"
     line = f"line {error.lineno}, " if with_line else ""
     return f"{error.msg.removesuffix(' at')} at {line}column {error.colno}"

@@ -277,7 +277,7 @@ def test_a_pipe_or_a_device_is_called_what_it_is(refusal, tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "device.txt").symlink_to("/dev/null")
     for name in ("pipe.jsonl", "device.txt"):
-        assert refusal(tmp_path / name) == f"'TMP/{name}' is not a regular file"
+        assert refusal(tmp_path / name) == f"'TMP/{name}' is not a regular file: copy its contents to one"
 
 
 def test_a_folder_is_no_file(refusal, tmp_path):

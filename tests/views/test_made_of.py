@@ -148,11 +148,15 @@ def test_a_mean_over_a_grid_with_a_gap_counts_its_runs():
         ({"raw": [-0.3, 0.3] * 3}, "In the figure, the coefficient for `raw` changes sign along the curve."),
         (
             {"raw": [-0.3] * 5 + [0.3], "all_but_top_3": [-0.5] * 6},
-            "for `raw` changes sign along the curve and the coefficient for `all_but_top_3` is negative along the "
-            "whole curve.",
+            "for `raw` changes sign along the curve and the coefficient for `all_but_top_3` is negative at every "
+            "point.",
         ),
-        ({"raw": [0.3, 0.01, 0.3, 0, 0, 0]}, "the coefficient for `raw` is positive wherever it is clear."),
-        ({"raw": [0.0] * 6}, "the sign of the coefficient for `raw` is not clear anywhere on the curve."),
+        ({"raw": [0.3, 0.01, 0.3, 0, 0, 0]}, "the coefficient for `raw` is positive wherever its sign is clear."),
+        (
+            {"raw": [-0.3, 0.01] * 3, "all_but_top_3": [-0.3, 0.0] * 3},
+            "the coefficients for `raw` and `all_but_top_3` are negative wherever their sign is clear.",
+        ),
+        ({"raw": [0.0] * 6}, "the coefficient for `raw` has no clear sign at any point."),
         (
             {"whitened": [0.3] * 6},
             "No coefficient could be computed for any point of the figure.",
@@ -301,8 +305,8 @@ def test_null_models_that_are_missing_are_said_to_be():
         (
             -0.4,
             (0.05, 0.15),
-            ": the number of candidates alone would give a stronger relationship, because among tokens of equal k the "
-            "relationship has the opposite sign.",
+            "(measured minus exchanged: 0.10 [0.05, 0.15]), so the number of candidates alone would give a stronger "
+            "relationship.",
         ),
         (-0.02, (0.05, 0.15), ": the number of candidates does not explain all of it."),  # its own sign is not clear
         (-0.6, (-0.15, -0.05), ": the number of candidates does not explain all of it."),
@@ -319,13 +323,13 @@ def test_what_entropy_adds_is_said_for_each_outcome():
     def describe(*added):
         return made_of_text.describe_ladder(create_ladder(added, [f"m{place}" for place in range(len(added))]))
 
-    clearly = "clearly more than 1 percentage point; a smaller gain can arise by chance"
+    clearly = "clearly above 1 percentage point, below which a gain can arise by chance"
     adds = "adding entropy changes that by 4.0 percentage points."
     assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} This is {clearly}.")
     assert describe((0.004, 0.003, 0.005)).endswith(f"by 0.4 percentage points. This is not {clearly}.")
     assert "changes that by between −1.0 and 4.0 percentage points" in describe((0.04, 0.03, 0.05), (-0.01, -0.02, 0.0))
     assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"In 1 of 2 runs, the gain is {clearly}.")
-    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"No run's gain is {clearly}.")
+    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"In no run is the gain {clearly}.")
     assert describe((0.01, np.nan, np.nan)).endswith("No interval could be computed.")
     assert made_of_text.describe_ladder(create_ladder([], [])).startswith("No run has enough tokens and prompts")
     assert "entropy alone explains 0% of the variance" in describe((0.01, 0.005, 0.02))
@@ -516,6 +520,6 @@ def test_the_front_page_reads_what_the_analyses_wrote_and_says_three_things_of_i
     for one, other in zip(found, written, strict=True):
         pd.testing.assert_frame_equal(one, other, check_dtype=False)
     lines = made_of_text.describe_in_three(*found).splitlines()
-    assert [line[:8] for line in lines] == ["* Of 6 c", "* If can", "* On hel"]
+    assert [line[:8] for line in lines] == ["* Of 6 c", "* Among ", "* On hel"]
     nothing = made_of_text.describe_in_three(*(table[:0] for table in found))
     assert nothing.startswith("* No run has variants of its candidate sets")

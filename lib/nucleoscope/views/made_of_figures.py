@@ -121,7 +121,7 @@ def plot_over_top_p(
     fill_traces(figure, contents)
     figure.update_xaxes(title="top_p of the nucleus", tickvals=list(_list_top_p().values()), type="linear")
     figure.update_xaxes(autotickangles=[0, 90])  # on a phone, 0.95 and 0.99 are too close to be aslant
-    figure.update_yaxes(title="correlation of entropy and cosine similarity", rangemode="tozero", **ZERO)
+    figure.update_yaxes(title="correlation between entropy and cosine similarity", rangemode="tozero", **ZERO)
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}  # covers no line there
     figure.update_layout(legend=legend, margin={"b": 90})
     if geometries:  # few: there is room between menu and lines, where a reader sees the legend first
@@ -253,7 +253,7 @@ def plot_nulls(
     fill_traces(figure, contents)
     ticks = {"tickvals": list(range(len(nulls))), "ticktext": [NULL_TITLES[name] for name in nulls]}
     figure.update_yaxes(autorange="reversed", automargin=True, zeroline=False, **ticks)
-    figure.update_xaxes(title="correlation of entropy and cosine similarity", **ZERO)
+    figure.update_xaxes(title="correlation between entropy and cosine similarity", **ZERO)
     put_legend_above(figure)
     text = "Coefficients of the measurements and of null models with their intervals"
     return describe(figure, ", ".join([text, *rows["candidates"].unique()]), csv)

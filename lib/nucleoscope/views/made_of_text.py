@@ -49,7 +49,8 @@ EXPLAINED = (
     "The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they "
     "are (`raw`), or after removing their mean and the three directions in which they vary most (`all_but_top_3`). The "
     "bands show what the number of candidates alone would give: the coefficient if each token's candidates were "
-    "swapped for those of another token with the same number of candidates."
+    "swapped for those of another token with the same number of candidates. The intervals in the figure and in the "
+    "sentences come from leaving out groups of prompts; those in the table at the end of this page can differ slightly."
 )  # below the front page's figure
 NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
 NAMED = 3  # a sentence names that many models and as many data sets; more are counted
@@ -205,21 +206,29 @@ def _describe_lines(rows: pd.DataFrame, geometries: Collection[str]) -> str:
     names = {each.name: each.value for each in CANDIDATE_SETS if each.rule == "top_p"}
     rows = rows[rows["candidates"].isin(list(names)) & (rows["statistic"] == "Spearman") & rows["r"].notna()]
     rows = rows[rows["geometry"].isin(list(geometries))]
-    said = []
+    alike: dict[tuple[str, str], list[str]] = {}  # verb and predicate: the geometries of which they are true
     for geometry in geometries:
         signs = list(rows.loc[rows["geometry"] == geometry, "sign"])
         clear = {sign for sign in signs if sign in (NEGATIVE, POSITIVE)}
         if not signs:
             continue
         if len(clear) > 1:
-            said.append(f"the coefficient for `{geometry}` changes sign along the curve")
+            verdict = ("changes", "sign along the curve")
         elif clear:
-            always = "along the whole curve" if set(signs) == clear else "wherever it is clear"
-            said.append(f"the coefficient for `{geometry}` is {clear.pop()} {always}")
+            always = "at every point" if set(signs) == clear else "wherever its sign is clear"
+            verdict = ("is", f"{clear.pop()} {always}")
         else:
-            said.append(f"the sign of the coefficient for `{geometry}` is not clear anywhere on the curve")
-    if not said:
+            verdict = ("has", "no clear sign at any point")
+        alike.setdefault(verdict, []).append(f"`{geometry}`")
+    if not alike:
         return "No coefficient could be computed for any point of the figure."
+    plural = {"changes": "change", "is": "are", "has": "have"}
+    said = [
+        f"the coefficient for {names[0]} {verb} {predicate}"
+        if len(names) == 1
+        else f"the coefficients for {join_names(names)} {plural[verb]} {predicate.replace('its sign', 'their sign')}"
+        for (verb, predicate), names in alike.items()
+    ]
     return (
         f"In the figure, {join_names(said)}.{_describe_bare_points(rows.assign(top_p=rows['candidates'].map(names)))}"
     )
@@ -314,20 +323,20 @@ def _describe_same_k(lead: Lead, geometry: str, usual: float) -> str:
     seen = seen[seen["candidates"] == row["candidates"]].iloc[0]
     left = [row[f"Spearman difference{part}"] for part in ("", " low", " high")]
     sign, whole = classify(*left[1:]), classify(seen["Spearman low"], seen["Spearman high"])
-    text = (
-        "If candidate sets are exchanged among tokens with the same number of candidates (equal k), the coefficient is "
+    exchanged = (
+        "candidate sets are exchanged among tokens with the same number of candidates (equal k), the coefficient is "
         f"{format_number(row['Spearman r'])} instead of {format_number(row['Spearman observed'])} "
         f"(measured minus exchanged: {format_bounded(*left)})"
     )
     if not sign:
-        return f"{text}. There are too few prompts to judge the difference."
+        return f"If {exchanged}. There are too few prompts to judge the difference."
     if sign == UNDECIDED:
-        return f"{text}: the number of candidates may explain all of it."
+        return f"If {exchanged}: the number of candidates may explain all of it."
     if whole not in (NEGATIVE, POSITIVE) or whole == sign:
-        return f"{text}: the number of candidates does not explain all of it."
+        return f"If {exchanged}: the number of candidates does not explain all of it."
     return (
-        f"{text}: the number of candidates alone would give a stronger relationship, because among tokens of equal k "
-        "the relationship has the opposite sign."
+        f"Among tokens of equal k the relationship has the opposite sign: if {exchanged}, so the number of candidates "
+        "alone would give a stronger relationship."
     )
 
 
@@ -358,12 +367,12 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     if known.empty:
         return f"{text} No interval could be computed."
     helped = int((known["added low"] > NOTICEABLE).sum())
-    least = f"clearly more than {100 * NOTICEABLE:g} percentage point; a smaller gain can arise by chance"
+    least = f"{100 * NOTICEABLE:g} percentage point, below which a gain can arise by chance"
     if len(known) == 1:
-        return f"{text} This is {'' if helped else 'not '}{least}."
+        return f"{text} This is {'' if helped else 'not '}clearly above {least}."
     if not helped:
-        return f"{text} No run's gain is {least}."
-    return f"{text} In {name_part(helped, len(known), 'run')}, the gain is {least}."
+        return f"{text} In no run is the gain clearly above {least}."
+    return f"{text} In {name_part(helped, len(known), 'run')}, the gain is clearly above {least}."
 
 
 def _format_shares(values: pd.Series) -> str:
