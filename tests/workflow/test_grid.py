@@ -188,11 +188,22 @@ def test_a_wrong_grid_is_named_in_one_line(tmp_path, change, message):
     assert message in assert_one_line(str(caught.value))
 
 
+@pytest.mark.parametrize("time", ["12:30", "1:30.5"])  # 750 and 90.5 in YAML 1.1
+def test_a_number_with_a_colon_is_shown_as_it_was_written(tmp_path, time):
+    path = tmp_path / "grid.yml"
+    path.write_text(f"{yaml.safe_dump(SMALL)}resources: {{time: {time}}}\n")
+    with pytest.raises(
+        ValueError, match=f"resources: time is '{time}': it must be whole numbers followed by m, h or d"
+    ):
+        grid.load(path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("results_dir: r\nmodels: [a]\nmodels: [b]\n", "line 3: duplicate key 'models'"),
         ("models: [a\n", "line 1: a [ is not closed"),
+        ("parameters:\n  seed: 010\n", "line 2: 010 would be read as an octal number: write it without leading zeros"),
         ("models:\n  - a\ndatasets\n", "line 3: a ':' is missing"),
         ("datasets\nmodels:\n  - a\n", "line 2: a ':' is not allowed here: check the indentation"),
         ("models:\n  - a\n - b\n", "line 3: the indentation does not match the lines above"),

@@ -182,7 +182,10 @@ YAML_PROBLEMS = (
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a duplicate key is an error; PyYAML would silently take the last one."""
+    """YAML in which a duplicate key is an error, and a number is what it looks like.
+
+    PyYAML would silently take the last of two values, read 010 as 8 and 1:30 as 90 (YAML 1.1).
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
@@ -195,7 +198,18 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        """A number, or, if there is a colon in it, text, which the setting then refuses."""
+        if ":" in node.value:
+            return node.value
+        if re.fullmatch(r"[-+]?0[0-7_]+", node.value):
+            problem = f"{node.value} would be read as an octal number: write it without leading zeros"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return self.construct_yaml_float(node) if node.tag.endswith("float") else self.construct_yaml_int(node)
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)  # a setting checks its dates
 
 
