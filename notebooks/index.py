@@ -17,7 +17,8 @@
 #
 # For every token that a language model writes, Nucleoscope shows which tokens the model was choosing from, how
 # spread out the choice was (**entropy**), and how similar the candidates were (**cosine similarity** of their
-# embeddings). Are candidates less similar when the model is less sure?
+# embeddings). Are candidates less similar when the model is less sure? This page covers all *runs*: a run is one model on
+# one set of prompts.
 
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/
@@ -77,7 +78,7 @@ display(Markdown(said), HTML(sentence))
 #   [a quantity](/use/add-a-quantity.md).
 #
 # The [Theory](theory.ipynb) page derives what can be known before any measurement; the [Method](/method.md) page
-# describes how the measurements were made. This project repeats a student study
+# describes how the measurements were made. This project repeats and extends a student study
 # ([itsmejul/llm-confidence](https://github.com/itsmejul/llm-confidence)) that measured entropy and cosine similarity
 # for five models; the Method page explains what we do differently, and why.
 
@@ -104,7 +105,7 @@ tables.show(tables.format_readable(statistics))
 
 # %% [markdown]
 # Each coefficient is followed by its 95% interval, computed by resampling prompts or by leaving out one prompt, or
-# one group of prompts, at a time; with too few prompts there is none. *Within-prompt* is the mean of the coefficients
-# within each text; *partial* removes a linear effect of the number of candidates; *within-k* compares only tokens
-# with the same number of candidates. *Design effect* says how much the tokens of one text depend on each other; see
+# one group of prompts, at a time; with too few prompts there is none. *k* is the number of candidates. *Within-prompt*
+# is the mean of the coefficients computed separately for each text; *partial* removes a linear effect of k; *within-k*
+# compares only tokens with the same k. *Design effect* says how much the tokens of one text depend on each other; see
 # [Method](/method.md).

@@ -1427,6 +1427,19 @@ def test_another_quantity_gives_other_tints_and_another_legend(visit):
     assert "With only one candidate there is no cosine similarity" in page.locator(".ns-card").first.inner_text()
 
 
+def test_a_token_is_compared_with_the_others_of_its_text_in_a_sentence(visit):
+    script = assets.read_compactly(assets.STATIC / "card.js")
+    calls = "[[0, 1], 2, 3], [[1, 1200], 1301, 3], [[0, 0], 1, 3]"
+    said = visit("strips").evaluate(f"() => {{ {script}; return [{calls}].map((each) => describePlace(...each)) }}")
+    assert said == [
+        "The only other token of this text with more than one candidate has no lower entropy and a lower cosine "
+        "similarity.",
+        "Of the 1,300 other tokens of this text with more than one candidate, 1 has lower entropy and 1,200 have a lower "
+        "cosine similarity.",
+        "The only token of this text with more than one candidate.",
+    ]
+
+
 def test_a_prompt_with_a_script_is_shown_and_not_run(visit):
     page = visit("strips")
     assert "taken over" not in page.title()
@@ -1448,7 +1461,7 @@ def test_a_text_that_was_there_shows_its_tokens_where_they_are_not_in_their_nucl
     assert card.locator(".ns-value.ns-drawn").inner_text() == "outside ✓ 5.0%"
     assert "no other candidates" in card.inner_text()
     assert "margin\nmissing" in card.inner_text()
-    assert "only the nucleus, which has 90.0%" in card.inner_text()
+    assert "only the nucleus, which has 90.0% of the probability." in card.inner_text()
     widths = card.locator(".ns-p").evaluate_all("bars => bars.map((bar) => bar.style.width)")
     assert [float(width.rstrip("%")) for width in widths] == pytest.approx(
         [60, 30, 4.98]

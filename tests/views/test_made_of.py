@@ -305,7 +305,7 @@ def test_null_models_that_are_missing_are_said_to_be():
         (
             -0.4,
             (0.05, 0.15),
-            "(measured minus exchanged: 0.10 [0.05, 0.15]), so the number of candidates alone would give a stronger "
+            "(measured minus exchanged: 0.10 [0.05, 0.15]). The number of candidates alone would give a stronger "
             "relationship.",
         ),
         (-0.02, (0.05, 0.15), ": the number of candidates does not explain all of it."),  # its own sign is not clear
@@ -323,13 +323,17 @@ def test_what_entropy_adds_is_said_for_each_outcome():
     def describe(*added):
         return made_of_text.describe_ladder(create_ladder(added, [f"m{place}" for place in range(len(added))]))
 
-    clearly = "clearly above 1 percentage point, below which a gain can arise by chance"
+    chance = "Gains of up to 1 percentage point can arise by chance; "
     adds = "adding entropy changes that by 4.0 percentage points."
-    assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} This is {clearly}.")
-    assert describe((0.004, 0.003, 0.005)).endswith(f"by 0.4 percentage points. This is not {clearly}.")
+    assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} {chance}this one is clearly larger.")
+    assert describe((0.004, 0.003, 0.005)).endswith(
+        f"by 0.4 percentage points. {chance}this one is not clearly larger."
+    )
     assert "changes that by between −1.0 and 4.0 percentage points" in describe((0.04, 0.03, 0.05), (-0.01, -0.02, 0.0))
-    assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"In 1 of 2 runs, the gain is {clearly}.")
-    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"In no run is the gain {clearly}.")
+    assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(
+        f"{chance}in 1 of 2 runs, the gain is clearly larger."
+    )
+    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"{chance}in no run is the gain clearly larger.")
     assert describe((0.01, np.nan, np.nan)).endswith("No interval could be computed.")
     assert made_of_text.describe_ladder(create_ladder([], [])).startswith("No run has enough tokens and prompts")
     assert "entropy alone explains 0% of the variance" in describe((0.01, 0.005, 0.02))

@@ -312,11 +312,14 @@ def test_the_sentence_on_coefficients_says_only_what_the_data_show():
         "is between −0.30 and −0.20; among tokens with the same number of candidates it is between 0.10 and 0.20."
         in turned
     )
-    assert turned.endswith("more entropy goes with *more* similar candidates.")
+    assert turned.endswith(
+        "Here the signs clearly differ in both runs: among tokens with the same number of candidates, higher entropy "
+        "goes with *more* similar candidates."
+    )
     assert "*less*" in tables.describe_coefficients(create_coefficients([0.3], [-0.1], 0.05))
-    assert "even the sign" not in tables.describe_coefficients(create_coefficients([-0.3], [-0.1]))
+    assert "signs clearly differ" not in tables.describe_coefficients(create_coefficients([-0.3], [-0.1]))
     mixed = tables.describe_coefficients(create_coefficients([-0.3, -0.2, np.nan], [0.1, -0.1, np.nan], 0.05))
-    assert mixed.endswith("In 1 of 2 runs even the sign differs.")
+    assert mixed.endswith("In 1 of 2 runs the signs clearly differ.")
     assert "No run" in tables.describe_coefficients(create_coefficients([np.nan], [np.nan]))
 
 
@@ -324,12 +327,14 @@ def test_the_sentence_on_coefficients_says_only_what_the_data_show():
 def test_a_sign_whose_interval_contains_zero_or_is_unknown_is_not_said_to_differ(width):
     said = " their signs differ, but not clearly: a 95% interval contains 0 or is unknown."
     two = create_coefficients([-0.3, -0.2], [0.1, 0.2], width)
-    assert "even the sign" not in tables.describe_coefficients(two.iloc[:1])
+    assert "signs clearly differ" not in tables.describe_coefficients(two.iloc[:1])
     assert tables.describe_coefficients(two.iloc[:1]).endswith(said[1:].capitalize())
     if np.isnan(width):
         assert tables.describe_coefficients(two).endswith("In both runs" + said)
     else:
-        assert tables.describe_coefficients(two).endswith("In 1 of 2 runs even the sign differs. In 1 of 2 runs" + said)
+        assert tables.describe_coefficients(two).endswith(
+            "In 1 of 2 runs the signs clearly differ. In 1 of 2 runs" + said
+        )
 
 
 def test_runs_of_one_model_with_several_values_of_a_setting_are_not_counted_together():
@@ -338,7 +343,7 @@ def test_runs_of_one_model_with_several_values_of_a_setting_are_not_counted_toge
     both = pd.concat([one.assign(top_p=0.9), other.assign(top_p=0.5)], ignore_index=True)
     lines = tables.describe_coefficients(both).splitlines()
     assert [line[: line.index(":")] for line in lines] == [f"* With {escape_name(f'top_p {p}')}" for p in (0.5, 0.9)]
-    assert all(line.endswith("In 1 of 2 runs even the sign differs.") for line in lines)
+    assert all(line.endswith("In 1 of 2 runs the signs clearly differ.") for line in lines)
     assert tables.describe_coefficients(one).count("of 2 runs") == 1
 
 
@@ -483,12 +488,12 @@ def test_a_front_page_without_variants_has_an_answer_with_a_number_and_its_inter
     less = "**In this run, candidates are *less* similar when the model is less sure: Spearman's coefficient is −0.20 "
     assert describe_front((-0.3, -0.1)) == (
         f"{less}[−0.30, −0.10]** (m on d0, 2 prompts; candidates are the likeliest tokens that make up 90% of the "
-        "probability; brackets are a 95% interval)."
+        "probability; its 95% confidence interval is in brackets)."
     )
     for top_p, share in ((0.5, "50%"), (0.975, "97.5%"), (0.999, "99.9%"), (0.07, "7%")):
         assert f"; candidates are the likeliest tokens that make up {share} of" in describe_front((-1, 1), top_p=top_p)
     unsaid = describe_front((-0.3, -0.1), top_p=np.nan)
-    assert unsaid == f"{less}[−0.30, −0.10]** (m on d0, 2 prompts; brackets are a 95% interval)."
+    assert unsaid == f"{less}[−0.30, −0.10]** (m on d0, 2 prompts; its 95% confidence interval is in brackets)."
     assert "candidates are *more* similar" in describe_front((0.1, 0.3))
     assert "are neither clearly more nor clearly less similar" in describe_front((-0.1, 0.3))
     several = describe_front((-0.3, -0.1), (-0.4, -0.2), (-0.1, 0.3))
@@ -496,7 +501,7 @@ def test_a_front_page_without_variants_has_an_answer_with_a_number_and_its_inter
     assert several.endswith(
         "In the run with most tokens, m on d2, Spearman's coefficient is 0.10 [−0.10, 0.30] "
         "(4 prompts; candidates are the likeliest tokens that make up 90% of the probability; "
-        "brackets are a 95% interval)."
+        "its 95% confidence interval is in brackets)."
     )
     assert describe_front().startswith("There is no answer yet")
     few = describe_front((np.nan, np.nan))

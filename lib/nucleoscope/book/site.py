@@ -391,7 +391,7 @@ def _check_contents(staging: Path, results_dir: Path) -> None:
 
 
 def build(root: Path, results_dir: Path, output: Path) -> Path:
-    """Builds the book into ``output/_build/html`` and returns its first page. BookError if that fails.
+    """Builds the book into ``output/_build/html`` and returns its front page. BookError if that fails.
 
     Every warning is an error, and none is suppressed; Sphinx prints them on stderr. It reads only pages that have
     changed, and would be silent about the others: after a build that failed or was killed, it starts from nothing.

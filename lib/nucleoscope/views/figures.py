@@ -353,17 +353,15 @@ def describe_overlay(figure: go.Figure | Markdown, least: int = 20) -> str:
     parts = []
     if "lines" in drawn:
         parts.append(
-            "There is a line for each run with enough tokens: the median cosine similarity of the candidates in every "
-            f"entropy bin with at least {least} tokens."
+            "There is a line for each run with enough tokens. Tokens are grouped into bins by their entropy; the line "
+            "shows the median cosine similarity of the candidates in each bin with at least "
+            f"{count(least, 'token')}."
         )
     if "markers" in drawn:
         rest = "Of the other runs, each" if parts else "Each"
         parts.append(f"{rest} point is a token: its entropy, and the cosine similarity of its candidates.")
     if parts:
-        parts.append(
-            "Points further right are where the model was less sure, points further up where its candidates were more "
-            "similar."
-        )
+        parts.append("Further right, the model was less sure; further up, its candidates were more similar.")
     if "lines" in drawn:
         parts.append(
             "If a line falls, the candidates are less similar when the model is less sure; if it rises, they are more "
@@ -451,7 +449,7 @@ def plot_fitted(lines: pd.DataFrame, csv: str = "") -> go.Figure | Markdown:
     figure.update_layout(updatemenus=[{"buttons": buttons, "pad": {"b": 12}, **look}], margin={"t": 70})
     figure.update_xaxes(title=quantities.find_title("entropy"), rangemode="tozero")
     figure.update_yaxes(title=quantities.find_title("cosine"))
-    return describe(figure, "Median cosine similarity over entropy, and the curves fitted to the medians", csv)
+    return describe(figure, "Median cosine similarity against entropy, and the curves fitted to the medians", csv)
 
 
 def _name_row(head: Mapping[str, Any]) -> str:

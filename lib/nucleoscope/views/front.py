@@ -93,12 +93,12 @@ def _render(folder: Path, token: pd.Series, table: pd.DataFrame, listed: int) ->
 def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool, is_last: bool) -> str:
     kind = "words" if examples.is_word(token.get("text")) else "tokens"
     low, high = examples.FEW
-    among = f"of all {kind} with {low} to {high} candidates{' in complete sentences' if whole else ''}"
+    among = f"among all {kind}{' in complete sentences' if whole else ''} that had {low} to {high} candidates"
     ends = " The measured text ends with it." if is_last else ""
     source = "written" if mode == "generate" else "read"
     return (
         f"A sentence {source} by the model ({escape_name(describe_run(*key))}), tinted by entropy: "
         f"the stronger the tint, the less sure the model was.{ends} The card shows a typical choice: "
-        f"{among}, the one whose entropy and cosine similarity are closest to their medians. "
+        f"{among}, the one closest to their median entropy and median cosine similarity. "
         "Point at any other token, or tap it, to see what the model was choosing between."
     )

@@ -35,6 +35,7 @@ from nucleoscope.views.palette import (
     VERMILLION,
     fade,
 )
+from nucleoscope.wording import join_names
 
 LOOKS = {  # of each geometry: colour, symbol of a point
     "raw": (BLUE, "circle"),
@@ -127,8 +128,13 @@ def plot_over_top_p(
     if geometries:  # few: there is room between menu and lines, where a reader sees the legend first
         figure.update_layout(legend={"y": 1.0, "yanchor": "bottom"}, margin={"b": 50, "t": 100}, height=380)
         figure.update_layout(updatemenus=[{"pad": {"b": 40}} for _ in figure.layout.updatemenus])
-    text = "Coefficient of entropy and cosine similarity over top_p, one line for each geometry, with its 95% interval"
-    return describe(figure, f"{text}; bands: what exchanging candidate sets among tokens of equal size leaves", csv)
+    kinds = join_names(f"{name}'s" for name in statistics)
+    text = (
+        f"{kinds} correlation between entropy and cosine similarity against "
+        "top_p: a line with 95% intervals for each geometry, and bands that show the correlation after candidate sets "
+        "were exchanged among tokens with equally many candidates"
+    )
+    return describe(figure, text, csv)
 
 
 def _list_top_p() -> dict[str, float]:

@@ -49,7 +49,7 @@ EXPLAINED = (
     "The coefficient depends on which tokens count as candidates (`top_p`) and on how embeddings are compared: as they "
     "are (`raw`), or after removing their mean and the three directions in which they vary most (`all_but_top_3`). The "
     "bands show what the number of candidates alone would give: the coefficient if each token's candidates were "
-    "swapped for those of another token with the same number of candidates. The intervals in the figure and in the "
+    "exchanged for those of another token with the same number of candidates. The intervals in the figure and in the "
     "sentences come from leaving out groups of prompts; those in the table at the end of this page can differ slightly."
 )  # below the front page's figure
 NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
@@ -323,21 +323,25 @@ def _describe_same_k(lead: Lead, geometry: str, usual: float) -> str:
     seen = seen[seen["candidates"] == row["candidates"]].iloc[0]
     left = [row[f"Spearman difference{part}"] for part in ("", " low", " high")]
     sign, whole = classify(*left[1:]), classify(seen["Spearman low"], seen["Spearman high"])
-    exchanged = (
-        "candidate sets are exchanged among tokens with the same number of candidates (equal k), the coefficient is "
+    numbers = (
         f"{format_number(row['Spearman r'])} instead of {format_number(row['Spearman observed'])} "
         f"(measured minus exchanged: {format_bounded(*left)})"
     )
-    if not sign:
-        return f"If {exchanged}. There are too few prompts to judge the difference."
-    if sign == UNDECIDED:
-        return f"If {exchanged}: the number of candidates may explain all of it."
-    if whole not in (NEGATIVE, POSITIVE) or whole == sign:
-        return f"If {exchanged}: the number of candidates does not explain all of it."
-    return (
-        f"Among tokens of equal k the relationship has the opposite sign: if {exchanged}, so the number of candidates "
-        "alone would give a stronger relationship."
+    if whole in (NEGATIVE, POSITIVE) and sign in (NEGATIVE, POSITIVE) and whole != sign:
+        return (
+            f"Among tokens with the same number of candidates (equal k), candidates {VERDICTS[sign]}: if candidate "
+            "sets are exchanged among tokens of equal k, so that only the effect of k is left, the coefficient is "
+            f"{numbers}. The number of candidates alone would give a stronger relationship."
+        )
+    text = (
+        "If candidate sets are exchanged among tokens with the same number of candidates (equal k), so that only the "
+        f"effect of k is left, the coefficient is {numbers}"
     )
+    if not sign:
+        return f"{text}. There are too few prompts to judge the difference."
+    if sign == UNDECIDED:
+        return f"{text}: the number of candidates may explain all of it."
+    return f"{text}: the number of candidates does not explain all of it."
 
 
 def describe_ladder(explained: pd.DataFrame, geometry: str = "raw") -> str:
@@ -355,8 +359,9 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     alone = rows[rows["predictors"] == "entropy"]
     if base.empty or full.empty:
         return "No run has enough tokens and prompts to say what explains cosine similarity."
+    depending = "depending on the run, " if len(full) > 1 else ""
     text = (
-        f"On held-out prompts, entropy alone explains {_format_shares(alone['R2'])} of the variance of "
+        f"On held-out prompts, {depending}entropy alone explains {_format_shares(alone['R2'])} of the variance of "
         f"cosine similarity (`{geometry}`); the candidates' number and kind (such as words, digits or punctuation, and "
         f"how frequent they are) explain {_format_shares(base['R2'])}, and "
         f"adding entropy changes that by {_format_points(full['added'])}."
@@ -367,12 +372,12 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     if known.empty:
         return f"{text} No interval could be computed."
     helped = int((known["added low"] > NOTICEABLE).sum())
-    least = f"{100 * NOTICEABLE:g} percentage point, below which a gain can arise by chance"
+    text += f" Gains of up to {100 * NOTICEABLE:g} percentage point can arise by chance; "
     if len(known) == 1:
-        return f"{text} This is {'' if helped else 'not '}clearly above {least}."
+        return f"{text}this one is {'clearly' if helped else 'not clearly'} larger."
     if not helped:
-        return f"{text} In no run is the gain clearly above {least}."
-    return f"{text} In {name_part(helped, len(known), 'run')}, the gain is clearly above {least}."
+        return f"{text}in no run is the gain clearly larger."
+    return f"{text}in {name_part(helped, len(known), 'run')}, the gain is clearly larger."
 
 
 def _format_shares(values: pd.Series) -> str:
@@ -465,12 +470,13 @@ def _describe_answer(lead: Lead, usual: float) -> str:
     value = format_bounded(row["r"], row["low"], row["high"])
     begin = "**candidates" if lead.where else f"**In {_name_runs(rows)}, candidates"
     said = f"{begin} {VERDICTS[row['sign']]}: Spearman's coefficient is {value}** ({lead.source}; candidates are the "
-    said += f"likeliest tokens that make up {format_top_p(top_p)} of the probability; brackets are 95% intervals)."
+    said += f"likeliest tokens that make up {format_top_p(top_p)} of the probability; 95% confidence intervals are in "
+    said += "brackets)."
     opposite = rows[rows["sign"] == {NEGATIVE: POSITIVE, POSITIVE: NEGATIVE}.get(row["sign"])]
     if len(opposite):
         other = min(opposite.to_dict("records"), key=lambda other: abs(names[other["candidates"]] - top_p))
         value = format_bounded(other["r"], other["low"], other["high"])
-        said += " **But its sign depends on how many tokens count as candidates: if they make up "
+        said += " **But the sign depends on how many tokens count as candidates: if they make up "
         said += f"{format_top_p(names[other['candidates']])} of the probability, the coefficient is {other['sign']}, "
         said += f"{value}.**"
     return said
@@ -482,18 +488,20 @@ def _name_runs(rows: pd.DataFrame) -> str:
 
 def describe_sign_changes(specifications: pd.DataFrame) -> str:
     """A sentence on whether the sign depends on the cut and the geometry, for the front page."""
-    return _join(lambda lead: _begin(lead, _describe_sign_changes(lead.rows)), specifications, "\n")
+    return _join(lambda lead: _begin(lead, _describe_sign_changes(lead)), specifications, "\n")
 
 
-def _describe_sign_changes(rows: pd.DataFrame) -> str:
+def _describe_sign_changes(lead: Lead) -> str:
+    rows = lead.rows
     rows = rows[(rows["statistic"] == "Spearman") & rows["r"].notna()]
     counts = rows["sign"].value_counts()
     negative, positive = int(counts.get(NEGATIVE, 0)), int(counts.get(POSITIVE, 0))
     if rows.empty:
         return "No other candidate set or geometry was measured."
     neither = len(rows) - negative - positive
-    all_of = (
-        f"Of {count(len(rows), 'combination')} of candidate set and geometry (how embeddings are compared), {negative} "
+    all_of = "In the mean over the runs, of " if is_pooled(lead.head) else "Of "
+    all_of += (
+        f"{count(len(rows), 'combination')} of candidate set and geometry (how embeddings are compared), {negative} "
     )
     all_of += f"{'has' if negative == 1 else 'have'} a negative coefficient, {positive} "
     all_of += f"{'has' if positive == 1 else 'have'} a positive one, and {neither} {'has' if neither == 1 else 'have'} "

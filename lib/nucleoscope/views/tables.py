@@ -466,7 +466,7 @@ def _describe_answer(statistics: pd.DataFrame, top_p: float) -> str:
     top_p = largest.get("top_p", top_p)
     share = f"candidates are the likeliest tokens that make up {format_top_p(top_p)} of the probability; "
     source = f"{count(int(largest['prompts']), 'prompt')}; {'' if np.isnan(top_p) else share}"
-    source += "brackets are a 95% interval"
+    source += "its 95% confidence interval is in brackets"
     if len(known) == 1:
         verdict = next(verdict for verdict, number in found if number)
         return f"**In this run, candidates {verdict}: Spearman's coefficient is {value}** ({run}, {source})."
@@ -501,19 +501,20 @@ def _describe_coefficients(statistics: pd.DataFrame) -> str:
     text = (
         f"Spearman's correlation between entropy and cosine similarity is {format_range(plain)}; "
         f"among tokens with the same number of candidates it is {format_range(given)}. "
-        "Where these clearly differ, part of the relationship comes from the number of candidates alone."
+        "Where these clearly differ, the number of candidates accounts for part of the relationship, or, if the signs "
+        "differ, for more than all of it."
     )
     turned, signs = plain * given < 0, [_classify(both, kind) for kind in ("Spearman", "within-k Spearman")]
     clear = turned & (signs[0] != signs[1]) & signs[0].isin([NEGATIVE, POSITIVE]) & signs[1].isin([NEGATIVE, POSITIVE])
     if clear.all() and given.min() * given.max() > 0:
         more = "more" if given.iloc[0] > 0 else "less"
         text += (
-            " Here even the sign differs: among choices with the same number of candidates, "
-            f"more entropy goes with *{more}* similar candidates."
+            f" Here the signs clearly differ in {name_part(len(both), len(both), 'run')}: among tokens with the same "
+            f"number of candidates, higher entropy goes with *{more}* similar candidates."
         )
         return text
     if clear.any():
-        text += f" In {name_part(clear.sum(), len(both), 'run')} even the sign differs."
+        text += f" In {name_part(clear.sum(), len(both), 'run')} the signs clearly differ."
     if unclear := (turned & ~clear).sum():
         runs = name_part(unclear, len(both), "run")
         which = "Their signs differ" if len(both) == 1 else f"In {runs} their signs differ"

@@ -82,7 +82,7 @@ function drawCandidates(words, [word, listed, probs, more, mass, held, place, p]
   const rest = more - inside;
   const others = `and ${formatCount(rest)} more, ${formatPercent(Math.max(mass - (inside ? p : 0), 0))}${rest === 1 ? "" : " in total"}`;
   const end = rest > 0 ? others : "no other candidates";
-  const note = `Probabilities are those of the full distribution. Entropy and cosine similarity use only the nucleus, which has ${(100 * held).toFixed(1)}% of it.`;
+  const note = `Probabilities are those of the full distribution. Entropy and cosine similarity use only the nucleus, which has ${(100 * held).toFixed(1)}% of the probability.`;
   const invitation = pick && listed.length + more > 1 && "Click a candidate to use it here instead: the model continues the text from it.";
   const lines = [end, invitation, ...(compared ? [describeClosest(names, matrix)] : []), note];
   return make("div", { class: "ns-candidates" }, list, ...lines.filter(Boolean).map((line) => make("p", { class: "ns-muted" }, line)));
@@ -225,8 +225,8 @@ function describePlace(place, pairs, size) {
   if (!place) return "This token is not compared with the others: a value is missing.";
   if (pairs === 1) return "The only token of this text with more than one candidate.";
   const [entropy, cosine, others] = [...place, pairs - 1].map(formatCount);
-  const tokens = pairs === 2 ? "other token" : "other tokens";
-  return `Higher entropy than ${entropy} and higher cosine similarity than ${cosine} of the ${others} ${tokens} of this text with more than one candidate.`;
+  if (pairs === 2) return `The only other token of this text with more than one candidate has ${place[0] ? "a lower" : "no lower"} entropy and ${place[1] ? "a lower" : "no lower"} cosine similarity.`;
+  return `Of the ${others} other tokens of this text with more than one candidate, ${entropy} ${place[0] === 1 ? "has" : "have"} lower entropy and ${cosine} ${place[1] === 1 ? "has" : "have"} a lower cosine similarity.`;
 }
 
 /** The card of the token at place ``at`` of content, in two elements: the choice, and the quantities.
