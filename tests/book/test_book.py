@@ -1434,8 +1434,8 @@ def test_a_token_is_compared_with_the_others_of_its_text_in_a_sentence(visit):
     assert said == [
         "The only other token of this text with more than one candidate has no lower entropy and a lower cosine "
         "similarity.",
-        "Of the 1,300 other tokens of this text with more than one candidate, 1 has lower entropy and 1,200 have a lower "
-        "cosine similarity.",
+        "Of the 1,300 other tokens of this text with more than one candidate, 1 has lower entropy and 1,200 have a "
+        "lower cosine similarity.",
         "The only token of this text with more than one candidate.",
     ]
 
