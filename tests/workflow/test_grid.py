@@ -459,6 +459,38 @@ def test_a_run_that_was_interrupted_by_hand_is_not_called_succeeded_or_not_start
     assert "not started" not in status.summarise(config)
 
 
+def test_the_report_says_which_runs_are_damaged_and_which_have_other_settings(tmp_path):
+    config = {"results_dir": str(tmp_path), "models": ["a"], "datasets": ["b"], "parameters": {"n_prompts": 50}}
+    folder = tmp_path / "b/a"
+
+    def report() -> str:
+        return status.summarise(config).splitlines()[1].removeprefix("  a on b: ")
+
+    assert report() == "not started (measurements.pt is missing)"
+    assert "logs:" not in status.summarise(config)  # there are none
+    write_run(folder, ENTRY, max_tokens=4)
+    said = "measured with other settings (max_tokens is 4 in the results but 100 in the grid)"
+    assert report() == said
+    log = tmp_path / "logs/b/a.log"
+    logs.run(run_python("print('measured')"), log)
+    assert report() == said  # the grid was changed later
+    assert status.summarise(config).splitlines()[-1].startswith("logs: ")
+    (folder / results.MEASUREMENTS).write_bytes(b"hi")
+    assert report() == (
+        f"damaged: '{folder}/measurements.pt' is truncated or was not written by Nucleoscope: delete its folder, "
+        "then run the grid again"
+    )
+    logs.run(run_python("raise SystemExit('error: no')"), log)
+    assert report() == "error: no"
+    log.unlink()
+    write_run(tmp_path / "c/a", ENTRY)
+    os.replace(tmp_path / "c/a/measurements.pt", folder / "measurements.pt")
+    (folder / results.RUN_INFO).write_text("{")
+    assert re.fullmatch(r"damaged: '.*/run\.json' is not .*\): delete its folder, then run the grid again", report())
+    (folder / results.RUN_INFO).unlink()
+    assert report() == "damaged: run.json is missing: delete its folder, then run the grid again"
+
+
 def test_the_report_names_the_runs_that_a_shortened_grid_leaves_to_the_analyses(tmp_path):
     config = {"results_dir": str(tmp_path), "models": ["a"], "datasets": ["b"]}
     write_run(tmp_path / "b" / "a", ENTRY)
