@@ -131,7 +131,9 @@ def test_a_flag_takes_no_value(refuse, name):
     "word", ["--modle_name=x", "x", "--n-prompts=3", "-n", "--top", "--\ud800", "a\nb", "x" * 5000]
 )
 def test_an_unknown_option_is_named(refuse, word):
-    assert "unrecognized arguments: " in refuse(correlation_pipeline, word)
+    line = refuse(correlation_pipeline, word)
+    assert "unrecognized arguments: " in line
+    assert line.rstrip().endswith("'?)" if "did you mean" in line else "(see --help)")
 
 
 # Settings, as values of a notebook or a program
