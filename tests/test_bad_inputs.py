@@ -399,6 +399,9 @@ def test_an_unmeasured_candidate_set_is_not_called_unknown():
         "candidate set 'top_p_0.5' was not measured; measured here: top_p_0.9"
     )
     assert describe("candidates", "foo", ["top_p_0.9"]) == ("there is no candidate set 'foo'; measured here: top_p_0.9")
+    assert describe("geometry", "rawe", ["raw", "output"]) == (
+        "there is no geometry 'rawe' (did you mean 'raw'?); measured here: raw, output"
+    )
 
 
 def test_a_list_of_dtypes_with_auto_says_why_not():
@@ -624,8 +627,8 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"results_dir": None}, "results_dir is missing"),
     ({"results_dir": ""}, "results_dir is '': it must not be empty"),
     ({"results_dir": " "}, "results_dir is ' ': it must not be empty"),
-    ({"results_dir": 3}, "results_dir is 3: it must be text"),
-    ({"results_dir": ["r"]}, "results_dir is ['r']: it must be text"),
+    ({"results_dir": 3}, "results_dir is 3: it must be text: put it in quotation marks"),
+    ({"results_dir": ["r"]}, "results_dir is ['r']: it must be the path of one folder"),
     (
         {"results_dir": "~no-such-user/r"},
         "results_dir is '~no-such-user/r': it must not begin with ~ and a name that no user has; for a",

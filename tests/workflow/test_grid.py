@@ -100,7 +100,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ),
         (
             {"parameters": {"dtype": "bf16"}},
-            "parameters: dtype is 'bf16': it must be auto, float32, bfloat16 or float16",
+            "parameters: dtype is 'bf16' (did you mean 'bfloat16'?): it must be auto, float32, bfloat16 or float16",
         ),
         (
             {"parameters": {"temperature": 0}},
