@@ -83,7 +83,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
     ("change", "message"),
     [
         ({"modles": ["a"]}, "unknown setting 'modles'"),
-        ({"models": None}, "models is missing: it must be a list of names"),
+        ({"models": None}, "models is missing: add a list of names"),
         ({"datasets": []}, "datasets is an empty list: name at least one data set"),
         ({"results_dir": None}, "results_dir is missing"),
         ({"models": ["a", {"name": "a", "seed": 1}]}, "'a' is listed twice in models: remove one"),
@@ -168,7 +168,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             "remove it",
         ),
         ({"resources": {"gpus": [1, 2]}}, "resources: gpus is [1, 2]: it must be a whole number from 0 to 10,000"),
-        ({"results_dir": ["a", "b"]}, "results_dir is ['a', 'b']: it must be text"),
+        ({"results_dir": ["a", "b"]}, "results_dir is ['a', 'b']: it must be the path of one folder"),
         (
             {"parameters": {"named_settings": "top_p"}},
             "parameters: 'named_settings' cannot be set in a grid: list several",
@@ -204,7 +204,8 @@ def test_a_number_with_a_colon_is_shown_as_it_was_written(tmp_path, time):
         ("results_dir: r\nmodels: [a]\nmodels: [b]\n", "line 3: duplicate key 'models'"),
         ("models: [a\n", "line 1: a [ is not closed"),
         ("parameters:\n  seed: 010\n", "line 2: 010 would be read as an octal number: write it without leading zeros"),
-        ("models:\n  - a\ndatasets\n", "line 3: a ':' is missing"),
+        ("models:\n  - a\ndatasets\n", "line 3: neither 'key: value' nor '- entry': put a space after ':' and '-'"),
+        ("models:\n  - a\n  -b\ndatasets: [c]\n", "line 3: neither 'key: value' nor '- entry': put a space after"),
         ("datasets\nmodels:\n  - a\n", "line 2: a ':' is not allowed here: check the indentation"),
         ("models:\n  - a\n - b\n", "line 3: the indentation does not match the lines above"),
         ("models: 'a\n\n", "line 1: a quotation mark is not closed"),
@@ -217,7 +218,7 @@ def test_a_number_with_a_colon_is_shown_as_it_was_written(tmp_path, time):
         ("models: - a\n", "line 1: a '-' is not allowed here: begin a list on a line of its own"),
         ("models: [a]]\n", "line 1: a ] without the bracket that opens it"),
         ("{a: 1}: 2\n", "line 1: a name cannot be a list or a mapping"),
-        ("a: 1\n---\nb: 2\n", "line 2: a second YAML document: a grid has only one"),
+        ("a: 1\n---\nb: 2\n", "line 2: remove '---': a grid is a single YAML document"),
         (" results_dir: r\nmodels: [a]\n", "line 2: the indentation does not match the lines above"),
         ("%models: a\n", "line 1: a line that begins with '%'"),
         ("a: \x07\n", "a character that YAML does not allow, U+0007: remove it"),
@@ -258,6 +259,7 @@ def test_a_grid_knows_the_parameters_of_the_command_line():
     assert set(grid.PARAMETERS) == set(options) - own | {"model_revision"}
     assert {name: options[name] for name in grid.DEFAULTS} == grid.DEFAULTS
     assert all(options.get(name) is None for name in set(grid.PARAMETERS) - set(grid.DEFAULTS))
+    assert own - {"results_dir"} <= grid.ELSEWHERE.keys()
 
 
 def test_lists_of_values_are_measured_in_every_combination_each_in_a_folder_named_after_it():
