@@ -25,9 +25,8 @@ def main() -> None:
         from nucleoscope.workflow import grid, status
 
         config = grid.load(options.grid)
-        if options.check:
-            grid.check_datasets(options.grid, config)
-        else:
+        grid.check_datasets(options.grid, config)
+        if not options.check:
             print(status.summarise(config))
 
 

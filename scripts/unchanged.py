@@ -1,6 +1,6 @@
 """Checks, for the Makefile, whether anything has changed since Snakemake last found everything up to date.
 
-The exit status is 0 if nothing has, and 1 if Snakemake must be run.
+The exit status is 0 if nothing has, and 1 if Snakemake must be run, or if the grid is invalid, which an error says.
 """
 
 import sys

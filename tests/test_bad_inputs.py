@@ -131,7 +131,9 @@ def test_a_flag_takes_no_value(refuse, name):
     "word", ["--modle_name=x", "x", "--n-prompts=3", "-n", "--top", "--\ud800", "a\nb", "x" * 5000]
 )
 def test_an_unknown_option_is_named(refuse, word):
-    assert "unrecognized arguments: " in refuse(correlation_pipeline, word)
+    line = refuse(correlation_pipeline, word)
+    assert "unrecognized arguments: " in line
+    assert line.rstrip().endswith("'?)" if "did you mean" in line else "(see --help)")
 
 
 # Settings, as values of a notebook or a program
@@ -397,6 +399,9 @@ def test_an_unmeasured_candidate_set_is_not_called_unknown():
         "candidate set 'top_p_0.5' was not measured; measured here: top_p_0.9"
     )
     assert describe("candidates", "foo", ["top_p_0.9"]) == ("there is no candidate set 'foo'; measured here: top_p_0.9")
+    assert describe("geometry", "rawe", ["raw", "output"]) == (
+        "there is no geometry 'rawe' (did you mean 'raw'?); measured here: raw, output"
+    )
 
 
 def test_a_list_of_dtypes_with_auto_says_why_not():
@@ -618,12 +623,13 @@ def test_a_file_that_is_no_model_is_named(refuse, tmp_path, name, content):
 # Grids
 
 SMALL = {"results_dir": "r", "models": ["a"], "datasets": ["b"]}
+ONE_OF_THE_KEYS = "it must be one of results_dir, parameters, resources, models, datasets, analyses"
 GRIDS = [  # what differs from SMALL, and what the line says
     ({"results_dir": None}, "results_dir is missing"),
     ({"results_dir": ""}, "results_dir is '': it must not be empty"),
     ({"results_dir": " "}, "results_dir is ' ': it must not be empty"),
-    ({"results_dir": 3}, "results_dir is 3: it must be text"),
-    ({"results_dir": ["r"]}, "results_dir is ['r']: it must be text"),
+    ({"results_dir": 3}, "results_dir is 3: it must be text: put it in quotation marks"),
+    ({"results_dir": ["r"]}, "results_dir is ['r']: it must be the path of one folder"),
     (
         {"results_dir": "~no-such-user/r"},
         "results_dir is '~no-such-user/r': it must not begin with ~ and a name that no user has; for a",
@@ -638,13 +644,15 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"parameters": {"gpus": 1, "memory": "4G"}}, "parameters: 'gpus' and 'memory' belong under resources"),
     ({"models": [{"name": "a", "resamples": 3}]}, "'a' in models: 'resamples' belongs under analyses"),
     ({"result_dir": "r", 3: "r"}, "unknown settings 'result_dir' (did you mean 'results_dir'?) and 3: each must be"),
-    ({"models": None}, "models is missing: it must be a list of names"),
+    ({"models": None}, "models is missing: add a list of names"),
     ({"models": []}, "models is an empty list: name at least one model"),
     ({"datasets": []}, "datasets is an empty list: name at least one data set"),
-    ({"models": {}}, "models is {}: it must be a list of names"),
-    ({"models": "a"}, "models is 'a': it must be a list of names"),
-    ({"models": {"name": "a"}}, "models is {'name': 'a'}: it must be a list of names"),
-    ({"models": 3}, "models is 3: it must be a list of names"),
+    ({"models": {}}, "models must be a list: write '- name: gpt2', with its settings on the lines below"),
+    ({"models": "a"}, "models is 'a': it must be a list, such as [a]"),
+    ({"models": {"name": "a"}}, "models must be a list: write '- name: gpt2', with its"),
+    ({"datasets": {"math": None}}, "datasets must be a list: write '- name: math', with its"),
+    ({"models": 3}, "models is 3: it must be a list, such as [gpt2]"),
+    ({"models": "-a"}, "models is '-a': put a space after '-'"),
     ({"models": [3]}, "entry 1 in models is 3: it must be a quoted name"),
     ({"models": [None]}, "entry 1 in models is empty: give a name"),
     ({"models": [["a"]]}, "entry 1 in models is ['a']: it must be a quoted name"),
@@ -674,11 +682,14 @@ GRIDS = [  # what differs from SMALL, and what the line says
         "entry 2 in datasets: unknown data set 'mathh' (did you mean 'math'?): it must be",
     ),
     ({"datasets": ["math - stories"]}, "entry 1 in datasets: unknown data set 'math - stories': it must be gsm8k"),
-    ({"models": [""]}, "entry 1 in models: model_name is '': it must not be empty"),
-    ({"models": ["a", " "]}, "entry 2 in models: model_name is ' ': it must not be empty"),
+    ({"models": [""]}, "entry 1 in models is empty: give a name, or remove the entry"),
+    ({"models": ["a", " "]}, "entry 2 in models is empty: give a name, or remove the entry"),
     ({"models": ["a\nb"]}, "entry 1 in models: model_name is 'a\\nb': it must not contain control characters"),
     ({"models": ["x" * 5000]}, "entry 1 in models: model_name is "),
-    ({"models": [{"name": "a", "model_revision": 3}]}, "'a' in models: model_revision is 3: it must be text"),
+    (
+        {"models": [{"name": "a", "model_revision": 3}]},
+        "'a' in models: model_revision is 3: it must be text: put it in",
+    ),
     ({"models": [{"name": "a", "model_revision": ""}]}, "'a' in models: model_revision is '': it must not be empty"),
     ({"models": [{"name": "a", "gpu": 1}]}, "'a' in models: unknown setting 'gpu'"),
     (
@@ -689,7 +700,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"datasets": ["b", "b"]}, "'b' is listed twice in datasets: remove one"),
     ({"models": ["/"]}, "model_name is '/', but no results folder can have that name"),
     ({"datasets": None}, "datasets is missing"),
-    ({"datasets": "b"}, "datasets is 'b': it must be a list of names"),
+    ({"datasets": "b"}, "datasets is 'b': it must be a list, such as [b]"),
     ({"datasets": [3.5]}, "entry 1 in datasets is 3.5: it must be a quoted name"),
     ({"datasets": [{"name": ""}]}, "entry 1 in datasets: dataset_name is ''"),
     ({"datasets": [".."]}, "dataset_name is '..', but no results folder can have that name"),
@@ -700,6 +711,7 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ({"parameters": []}, "parameters is []: it must be a mapping of settings to values, such as max_tokens: 100"),
     ({"parameters": "n_prompts"}, "parameters is 'n_prompts': it must be a mapping of settings"),
     ({"parameters": 0}, "parameters is 0: it must be a mapping"),
+    ({"parameters": "top_p:0.9"}, "parameters is 'top_p:0.9': it must be a mapping of settings to values: put a space"),
     ({"parameters": {"n_prompt": 3}}, "parameters: unknown setting 'n_prompt' (did you mean 'n_prompts'?)"),
     (
         {"parameters": {"model_name": "a"}},
@@ -707,6 +719,11 @@ GRIDS = [  # what differs from SMALL, and what the line says
     ),
     ({"parameters": {"dataset_name": "b"}}, "'dataset_name' cannot be set in a grid: list the data set under datasets"),
     ({"parameters": {"named_settings": "seed"}}, "list several values of a setting instead"),
+    (
+        {"parameters": {"only": "page"}},
+        "'only' cannot be set in a grid: it is an option of scripts/correlation_pipeline",
+    ),
+    ({"parameters": {"n_samples": 3}}, "parameters: 'n_samples' cannot be set in a grid: call it n_prompts"),
     (
         {"parameters": {"models": ["a"], "datasets": ["b"]}},
         "parameters: 'datasets' and 'models' belong at the top level of the grid",
@@ -786,9 +803,45 @@ def test_a_grid_that_cannot_be_run_is_named_with_what_is_wrong(refuse, tmp_path,
     (tmp_path / "grid.yml").write_text(yaml.safe_dump(SMALL | change, allow_unicode=True))
     if "a\0b" in str(change.get("results_dir")):
         (tmp_path / "grid.yml").write_text('{results_dir: "a\\0b", models: [a], datasets: [b]}')
-    line = refuse(summary, "--check", "grid.yml")
-    assert line.startswith("error: 'grid.yml': ")
-    assert said in line
+    for words in (["--check"], []):
+        line = refuse(summary, *words, "grid.yml")
+        assert line.startswith("error: 'grid.yml': ")
+        assert said in line
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"parameters": {"n_prompt": 3}}, "parameters: unknown setting 'n_prompt' (did you mean 'n_prompts'?)"),
+        (
+            {"parameters": {"n_prompt": 3, "toop_p": 1}},
+            "parameters: unknown settings 'n_prompt' (did you mean 'n_prompts'?) and 'toop_p' (did you mean 'top_p'?)",
+        ),
+        (
+            {"resources": {"gpu": 3}},
+            "resources: unknown setting 'gpu' (did you mean 'gpus'?): it must be one of gpus, memory, time",
+        ),
+        ({"models": None, "Models": ["a"]}, f"unknown setting 'Models' (did you mean 'models'?): {ONE_OF_THE_KEYS}"),
+        (
+            {"results_dir": None, "result_dir": "r"},
+            f"unknown setting 'result_dir' (did you mean 'results_dir'?): {ONE_OF_THE_KEYS}",
+        ),
+        ({"models": None, "mode": "score"}, "'mode' belongs under parameters; models is missing: add a list of names"),
+    ],
+)
+def test_what_was_probably_meant_is_said_instead_of_all_that_could_be(refuse, tmp_path, change, line):
+    (tmp_path / "grid.yml").write_text(yaml.safe_dump(SMALL | change))
+    assert refuse(summary, "--check", "grid.yml") == f"error: 'grid.yml': {line}"
+
+
+def test_a_file_of_prompts_need_not_exist_for_a_report(monkeypatch, capsys, tmp_path):
+    (tmp_path / "grid.yml").write_text(yaml.safe_dump(SMALL | {"datasets": ["none.jsonl"]}))
+    monkeypatch.setattr(sys, "argv", [summary.__file__, "grid.yml"])
+    summary.main()
+    assert capsys.readouterr().out.splitlines() == [
+        "the only run has not been measured:",
+        "  a on none: not started (measurements.pt is missing)",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -179,13 +179,21 @@ def test_every_default_is_allowed(name):
         ("batch_size", "many", "batch_size is 'many': it must be auto or a whole number from 1 to 1,000,000,000"),
         ("mode", "sing", "mode is 'sing': it must be generate or score"),
         ("prompt_format", None, "prompt_format is None: it must be raw or chat"),
-        ("dtype", "bf16", "dtype is 'bf16': it must be auto, float32, bfloat16 or float16"),
-        ("text_column", 3, "text_column is 3: it must be text"),
+        ("dtype", "bf16", "dtype is 'bf16' (did you mean 'bfloat16'?): it must be auto, float32, bfloat16 or float16"),
+        ("dtype", "fp16", "dtype is 'fp16' (did you mean 'float16'?): it must be auto, float32, bfloat16 or float16"),
+        ("dtype", "int8", "dtype is 'int8': it must be auto, float32, bfloat16 or float16"),
+        ("text_column", 3, "text_column is 3: it must be text: put it in quotation marks"),
+        ("text_column", ["c"], "text_column is ['c']: it must be text"),
         (
             "variants",
             "top_q_0.9, raw",
-            "variants: unknown candidate set or geometry 'top_q_0.9' (did you mean 'top_p_0.9'?): variants must be "
-            f"default, none, or one or more of {', '.join(variants.NAMES)}",
+            "variants: unknown candidate set or geometry 'top_q_0.9' (did you mean 'top_p_0.9'?)",
+        ),
+        (
+            "variants",
+            "foo",
+            "variants: unknown candidate set or geometry 'foo': variants must be default, none, or one or more of "
+            f"{', '.join(variants.NAMES)}",
         ),
         (
             "variants",

@@ -3,26 +3,39 @@ r"""Names of models, data sets and files in other languages: a name is never cod
 Contract: one function per target language, used wherever that language is written. Names come from folders
 and files that anybody may have made, so they can contain every character but "/" and NUL. Pages of the
 book have `views.token_text.escape_name` (Markdown) and `book.pages.encode_page_name` (addresses). `suggest` says
-which name was probably meant by one that is unknown.
+which name was probably meant by one that is unknown, and `advise` which there are if it cannot.
 """
 
 import difflib
 import html
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 FORMULA = ("=", "+", "-", "@")  # how a cell begins that spreadsheets compute; so does one after a tab or a return
 LONGEST_TYPED = 100  # characters of a name that somebody may have mistyped
+MOST_LISTED = 6  # names that are listed although one of them was probably meant
+
+
+def find_close(word: object, names: Iterable[str]) -> str | None:
+    """Which of ``names`` was probably meant by an unknown ``word``; None if none was."""
+    if not isinstance(word, str) or len(word) > LONGEST_TYPED:  # nobody has typed it, and it would take long
+        return None
+    known = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), known, 1, 0.75)
+    return known[close[0]] if close else None
 
 
 def suggest(word: object, names: Iterable[str]) -> str:
     """Words to add to a message about an unknown ``word``: which of ``names`` was probably meant; "" if none."""
-    if not isinstance(word, str) or len(word) > LONGEST_TYPED:  # nobody has typed it, and it would take long
-        return ""
-    known = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(word.lower(), known, 1, 0.75)
-    return f" (did you mean '{known[close[0]]}'?)" if close else ""
+    close = find_close(word, names)
+    return f" (did you mean '{close}'?)" if close else ""
+
+
+def advise(word: object, names: Collection[str], rule: str) -> str:
+    """As `suggest`, followed by ``rule``, which lists ``names``, unless they are many and one was probably meant."""
+    close = suggest(word, names)
+    return close if close and len(names) > MOST_LISTED else f"{close}{rule}"
 
 
 def escape_line(text: str) -> str:

@@ -18,7 +18,7 @@ from datetime import date
 from typing import Any
 
 from nucleoscope import variants
-from nucleoscope.names import suggest
+from nucleoscope.names import advise, suggest
 from nucleoscope.wording import join_names
 
 MOST = 10**9  # of anything that is counted: more cannot be meant, and would fail later as an overflow
@@ -31,6 +31,7 @@ SINGLE = {  # settings that affect the results and have one value in each run of
     "text_column": "list the data set once for each column of texts",
     "variants": "separate the names by commas; all are measured in one run",
 }
+SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16"}  # what others call a choice
 LONGEST, LONGEST_PART = 4096, 255  # characters of a path, bytes of one of its parts: Linux and macOS allow no more
 
 
@@ -376,7 +377,7 @@ def check_varying(name: str, mode: str = "generate") -> str:
     if name in list_grid_parameters() and name not in known:
         return f"{name} cannot have several values in a grid: give it one"
     if name not in known:
-        return f"unknown setting {quote(name)}{suggest(name, known)}: it must be one of {', '.join(known)}"
+        return f"unknown setting {quote(name)}" + advise(name, known, f": it must be one of {', '.join(known)}")
     if name == "seed" and not uses_seed(mode):
         return "seed is not used with mode=score: omit it"
     return ""
@@ -473,7 +474,9 @@ def validate(name: str, value: Any) -> None:
     elif facts["type"] is str and not (facts["choices"] or facts["pattern"] or facts["is_date"]):
         check_text(name, value, facts["is_path"])
     elif not _is_allowed(facts, value):
-        raise ValueError(f"{name} is {quote(value)}{_explain_text(facts, value)}: it must {describe_range(name)}")
+        close = suggest(SHORT.get(value, value), facts["choices"]) if isinstance(value, str) else ""
+        remark = _explain_text(facts, value) + close
+        raise ValueError(f"{name} is {quote(value)}{remark}: it must {describe_range(name)}")
 
 
 def _explain_text(facts: Mapping[str, Any], value: Any) -> str:
@@ -506,8 +509,10 @@ def check_text(name: str, value: Any, is_path: bool = False) -> None:
     Control characters, such as NUL, and lone surrogates are in no name that can be typed, printed and saved.
     """
     wrong = None
-    if not isinstance(value, str):
-        wrong = "be text"
+    if isinstance(value, numbers.Number):
+        wrong = "be text: put it in quotation marks"
+    elif not isinstance(value, str):
+        wrong = "be the path of one folder" if name == "results_dir" else "be text"
     elif not value.strip():
         wrong = "not be empty"
     elif any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value):

@@ -10,7 +10,7 @@ A variant is one candidate set in one geometry.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from nucleoscope.names import escape_line, suggest
+from nucleoscope.names import advise, escape_line
 
 NONE, DEFAULT = "none", "default"  # what the setting can be instead of a list of names
 VALUES = ("mass", "entropy", "cosine", "weighted_cosine", "similarity_entropy")
@@ -125,8 +125,8 @@ def parse(text: str) -> Selection | None:
         raise ValueError(f"'{alone[0]}' cannot be combined with other names: give it alone")
     if unknown := [name for name in names if name not in NAMES]:
         shown = escape_line(unknown[0][:LONGEST_NAME])
-        known = f"variants must be {DEFAULT}, {NONE}, or one or more of {', '.join(NAMES)}"
-        raise ValueError(f"unknown candidate set or geometry '{shown}'{suggest(unknown[0], NAMES)}: {known}")
+        rule = f": variants must be {DEFAULT}, {NONE}, or one or more of {', '.join(NAMES)}"
+        raise ValueError(f"unknown candidate set or geometry '{shown}'{advise(unknown[0], NAMES, rule)}")
     return Selection(
         tuple(each for each in CANDIDATE_SETS if each.name in names) or CANDIDATE_SETS,
         tuple(each for each in GEOMETRIES if each.name in names) or GEOMETRIES,

@@ -13,7 +13,7 @@ from test_checking import create_longrope
 import tiny
 from model_families import configurations
 from nucleoscope import quantities
-from nucleoscope.measure import checking, decoding, generation, journal, model_facts, sampling
+from nucleoscope.measure import checking, decoding, generation, journal, model_facts, runs, sampling
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.quantities import Quantity
 from nucleoscope.store import results, run_folder
@@ -424,7 +424,25 @@ def test_a_resumed_run_says_what_was_there(tmp_path, draws, capsys):
     assert "resuming" not in capsys.readouterr().out
     kill(draws, tmp_path / "run", model, 6, 6)
     complete(tmp_path / "run", model)
-    assert "resuming: 0 of 6 prompts have been measured, and 6 steps of the next 6\n" in capsys.readouterr().out
+    assert (
+        "resuming: 0 of 6 prompts are finished, and the batch in progress (6 prompts) has reached step 6\n"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("measured", "n_prompts", "end", "line"),
+    [
+        (0, 5, 0, ""),
+        (2, 5, 0, "resuming: 2 of 5 prompts are finished"),
+        (1, 5, 0, "resuming: 1 of 5 prompts is finished"),
+        (1, 2, 3, "resuming: 1 of 2 prompts is finished, and the batch in progress (1 prompt) has reached step 3"),
+        (0, 1, 1, "resuming: 0 of 1 prompt is finished, and the batch in progress (1 prompt) has reached step 1"),
+    ],
+)
+def test_what_was_there_is_said_in_grammatical_words(measured, n_prompts, end, line):
+    folder = SimpleNamespace(load_parts=lambda _: [{"end": end}] if end else [])
+    assert runs._describe_begun(folder, measured, n_prompts, [[0]]) == line
 
 
 # Folders and disks

@@ -68,6 +68,7 @@ def test_a_runs_folder_is_named_after_settings_only_if_it_is_asked_for():
     ("settings", "message"),
     [
         ({"named_settings": "topp"}, "named_settings: unknown setting 'topp' (did you mean 'top_p'?)"),
+        ({"named_settings": "foo"}, "named_settings: unknown setting 'foo': it must be one of n_prompts, max_tokens,"),
         ({"named_settings": "top_p,device"}, "'top_p,device': runs cannot be named after device: omit it"),
         ({"named_settings": "dtype"}, "different type on different machines: set it to float32, bfloat16 or float16"),
         ({"named_settings": "model_revision"}, "model_revision is not set: set it, or leave it out of named_settings"),

@@ -225,6 +225,7 @@ def test_a_long_prompt_is_folded(reader):
     ("given", "said"),
     [
         ({"quantity": "beauty"}, "quantity is 'beauty': this record has entropy, full_entropy"),
+        ({"quantity": "entropi"}, r"quantity is 'entropi' \(did you mean 'entropy'\?\)$"),
         ({"mode": "mine"}, "mode is 'mine': it must be generate or score"),
         (
             {"shown": 2, "last": 2},

@@ -83,7 +83,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
     ("change", "message"),
     [
         ({"modles": ["a"]}, "unknown setting 'modles'"),
-        ({"models": None}, "models is missing: it must be a list of names"),
+        ({"models": None}, "models is missing: add a list of names"),
         ({"datasets": []}, "datasets is an empty list: name at least one data set"),
         ({"results_dir": None}, "results_dir is missing"),
         ({"models": ["a", {"name": "a", "seed": 1}]}, "'a' is listed twice in models: remove one"),
@@ -100,7 +100,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ),
         (
             {"parameters": {"dtype": "bf16"}},
-            "parameters: dtype is 'bf16': it must be auto, float32, bfloat16 or float16",
+            "parameters: dtype is 'bf16' (did you mean 'bfloat16'?): it must be auto, float32, bfloat16 or float16",
         ),
         (
             {"parameters": {"temperature": 0}},
@@ -168,7 +168,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
             "remove it",
         ),
         ({"resources": {"gpus": [1, 2]}}, "resources: gpus is [1, 2]: it must be a whole number from 0 to 10,000"),
-        ({"results_dir": ["a", "b"]}, "results_dir is ['a', 'b']: it must be text"),
+        ({"results_dir": ["a", "b"]}, "results_dir is ['a', 'b']: it must be the path of one folder"),
         (
             {"parameters": {"named_settings": "top_p"}},
             "parameters: 'named_settings' cannot be set in a grid: list several",
@@ -204,7 +204,8 @@ def test_a_number_with_a_colon_is_shown_as_it_was_written(tmp_path, time):
         ("results_dir: r\nmodels: [a]\nmodels: [b]\n", "line 3: duplicate key 'models'"),
         ("models: [a\n", "line 1: a [ is not closed"),
         ("parameters:\n  seed: 010\n", "line 2: 010 would be read as an octal number: write it without leading zeros"),
-        ("models:\n  - a\ndatasets\n", "line 3: a ':' is missing"),
+        ("models:\n  - a\ndatasets\n", "line 3: neither 'key: value' nor '- entry': put a space after ':' and '-'"),
+        ("models:\n  - a\n  -b\ndatasets: [c]\n", "line 3: neither 'key: value' nor '- entry': put a space after"),
         ("datasets\nmodels:\n  - a\n", "line 2: a ':' is not allowed here: check the indentation"),
         ("models:\n  - a\n - b\n", "line 3: the indentation does not match the lines above"),
         ("models: 'a\n\n", "line 1: a quotation mark is not closed"),
@@ -217,7 +218,7 @@ def test_a_number_with_a_colon_is_shown_as_it_was_written(tmp_path, time):
         ("models: - a\n", "line 1: a '-' is not allowed here: begin a list on a line of its own"),
         ("models: [a]]\n", "line 1: a ] without the bracket that opens it"),
         ("{a: 1}: 2\n", "line 1: a name cannot be a list or a mapping"),
-        ("a: 1\n---\nb: 2\n", "line 2: a second YAML document: a grid has only one"),
+        ("a: 1\n---\nb: 2\n", "line 2: remove '---': a grid is a single YAML document"),
         (" results_dir: r\nmodels: [a]\n", "line 2: the indentation does not match the lines above"),
         ("%models: a\n", "line 1: a line that begins with '%'"),
         ("a: \x07\n", "a character that YAML does not allow, U+0007: remove it"),
@@ -258,6 +259,7 @@ def test_a_grid_knows_the_parameters_of_the_command_line():
     assert set(grid.PARAMETERS) == set(options) - own | {"model_revision"}
     assert {name: options[name] for name in grid.DEFAULTS} == grid.DEFAULTS
     assert all(options.get(name) is None for name in set(grid.PARAMETERS) - set(grid.DEFAULTS))
+    assert own - {"results_dir"} <= grid.ELSEWHERE.keys()
 
 
 def test_lists_of_values_are_measured_in_every_combination_each_in_a_folder_named_after_it():
@@ -457,6 +459,38 @@ def test_a_run_that_was_interrupted_by_hand_is_not_called_succeeded_or_not_start
         assert status.summarise(config).splitlines()[1] == "  a on b: it is running"
     (tmp_path / "logs/b/a.log").unlink()
     assert "not started" not in status.summarise(config)
+
+
+def test_the_report_says_which_runs_are_damaged_and_which_have_other_settings(tmp_path):
+    config = {"results_dir": str(tmp_path), "models": ["a"], "datasets": ["b"], "parameters": {"n_prompts": 50}}
+    folder = tmp_path / "b/a"
+
+    def report() -> str:
+        return status.summarise(config).splitlines()[1].removeprefix("  a on b: ")
+
+    assert report() == "not started (measurements.pt is missing)"
+    assert "logs:" not in status.summarise(config)  # there are none
+    write_run(folder, ENTRY, max_tokens=4)
+    said = "measured with other settings (max_tokens is 4 in the results but 100 in the grid)"
+    assert report() == said
+    log = tmp_path / "logs/b/a.log"
+    logs.run(run_python("print('measured')"), log)
+    assert report() == said  # the grid was changed later
+    assert status.summarise(config).splitlines()[-1].startswith("logs: ")
+    (folder / results.MEASUREMENTS).write_bytes(b"hi")
+    assert report() == (
+        f"damaged: '{folder}/measurements.pt' is truncated or was not written by Nucleoscope: delete its folder, "
+        "then run the grid again"
+    )
+    logs.run(run_python("raise SystemExit('error: no')"), log)
+    assert report() == "error: no"
+    log.unlink()
+    write_run(tmp_path / "c/a", ENTRY)
+    os.replace(tmp_path / "c/a/measurements.pt", folder / "measurements.pt")
+    (folder / results.RUN_INFO).write_text("{")
+    assert re.fullmatch(r"damaged: '.*/run\.json' is not .*\): delete its folder, then run the grid again", report())
+    (folder / results.RUN_INFO).unlink()
+    assert report() == "damaged: run.json is missing: delete its folder, then run the grid again"
 
 
 def test_the_report_names_the_runs_that_a_shortened_grid_leaves_to_the_analyses(tmp_path):

@@ -203,7 +203,9 @@ def test_damaged_results_are_not_called_measured(tmp_path, measured):
 
 def test_a_notebook_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     line = refuse(hub.clean_environment(tmp_path), "indx", str(tmp_path / "a.ipynb"), script="run_notebook.py")
-    assert line.startswith("error: there is no notebook 'indx' (did you mean 'index'?): it must be one of ")
+    assert line == "error: there is no notebook 'indx' (did you mean 'index'?)"
+    line = refuse(hub.clean_environment(tmp_path), "other", str(tmp_path / "a.ipynb"), script="run_notebook.py")
+    assert line.startswith("error: there is no notebook 'other': it must be one of branches, ")
 
 
 @pytest.mark.parametrize("name", ["file/a.ipynb", "file/sub/a.ipynb"])

@@ -23,7 +23,7 @@ from huggingface_hub import constants
 from nucleoscope import hub
 from nucleoscope.atomic import hash_file
 from nucleoscope.file_errors import check_regular
-from nucleoscope.names import suggest
+from nucleoscope.names import advise
 from nucleoscope.settings import Settings, quote, validate
 from nucleoscope.wording import count, explain_json
 
@@ -238,7 +238,7 @@ def check_name(name: str) -> None:
             if path.suffix:
                 raise ValueError(f"'{name}' is not a supported type of file: convert it to {endings}")
             raise ValueError(f"file '{name}' has no extension: rename it so that it ends in {endings}")
-        raise ValueError(f"unknown data set '{name}'{suggest(name, known)}: it must be {allowed}")
+        raise ValueError(f"unknown data set '{name}'" + advise(name, known, f": it must be {allowed}"))
 
 
 def _check_continuations(texts: list, name: str, column: str) -> None:

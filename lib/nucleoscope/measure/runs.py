@@ -86,5 +86,7 @@ def _describe_begun(folder: Any, measured: int, n_prompts: int, todo: list[list[
     parts = folder.load_parts(todo[0]) if todo else []
     if not (measured or parts):
         return ""
-    steps = f", and {count(parts[-1]['end'], 'step')} of the next {len(todo[0])}" if parts else ""
-    return f"resuming: {measured} of {n_prompts} prompts have been measured{steps}"
+    batch = f"the batch in progress ({count(len(todo[0]), 'prompt')})" if parts else ""
+    steps = f", and {batch} has reached step {parts[-1]['end']}" if parts else ""
+    verb = "is" if 1 in (measured, n_prompts) else "are"
+    return f"resuming: {measured} of {count(n_prompts, 'prompt')} {verb} finished{steps}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucleoscope.atomic import write_atomically
 from nucleoscope.file_errors import find_system_cause, raise_system_error
-from nucleoscope.names import suggest
+from nucleoscope.names import advise
 from nucleoscope.store.integrity import find_damage
 from nucleoscope.store.measurements import find_measurements
 from nucleoscope.store.record_files import Piece, read_piece
@@ -154,7 +154,7 @@ def _describe_unmeasured(kind: str, name: str, measured: Collection[str]) -> str
     what = "candidate set" if kind == "candidates" else kind
     if name in (SETS_BY_NAME if kind == "candidates" else GEOMETRIES_BY_NAME):
         return f"{what} '{name}' was not measured; measured here: {', '.join(measured)}"
-    return f"there is no {what} '{name}'{suggest(name, measured)}; measured here: {', '.join(measured)}"
+    return f"there is no {what} '{name}'" + advise(name, measured, f"; measured here: {', '.join(measured)}")
 
 
 def read_layout(folder: str | os.PathLike) -> Layout:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from nucleoscope import quantities
-from nucleoscope.names import suggest
+from nucleoscope.names import advise
 from nucleoscope.settings import validate
 from nucleoscope.stats.bootstrap import Bins
 from nucleoscope.store.candidates import Similarities
@@ -111,7 +111,8 @@ def build_content(
     if ahead is not None:
         columns |= cards.list_split(ahead, len(record["tokens"]))
     if quantity not in columns:
-        raise ValueError(f"quantity is '{quantity}'{suggest(quantity, columns)}: this record has {', '.join(columns)}")
+        rule = f": this record has {', '.join(columns)}"
+        raise ValueError(f"quantity is '{quantity}'{advise(quantity, columns, rule)}")
     reader = tokenizer if isinstance(tokenizer, Reader) else Reader(tokenizer)
     tokens = [int(token) for token in record["tokens"]]
     units = reader.split_units(tokens)

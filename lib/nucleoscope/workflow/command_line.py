@@ -68,6 +68,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         """Prints one line without the usage, which --help shows."""
+        close = ""
         if found := re.match(r"argument (--\w+).*: expected one argument$", message):
             message = f"{found[1]} needs a value; if the value begins with a dash, write {found[1]}=VALUE"
         elif found := re.match(r"argument (--\w+).*: ignored explicit argument (.*)$", message):
@@ -77,8 +78,8 @@ class Parser(argparse.ArgumentParser):
         elif found := re.match(r"unrecognized arguments: (-[^\s=]*)", message):
             names = re.findall(r"--\w+", self.format_usage())
             longer = [name for name in names if name.startswith(f"{found[1]}_")]
-            message += suggest(longer[0] if longer else found[1], names)
-        self.exit(2, f"error: {_fit_on_line(message)} (see --help)\n")
+            close = suggest(longer[0] if longer else found[1], names)
+        self.exit(2, f"error: {_fit_on_line(message)}{close or ' (see --help)'}\n")
 
 
 def _fit_on_line(message: object) -> str:

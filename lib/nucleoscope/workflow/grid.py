@@ -32,7 +32,7 @@ import yaml
 
 from nucleoscope import settings
 from nucleoscope.data import prompts
-from nucleoscope.names import suggest
+from nucleoscope.names import MOST_LISTED, find_close, suggest
 from nucleoscope.settings import FIELDS, check_whole, list_grid_parameters, quote, validate
 from nucleoscope.store import results, run_names
 from nucleoscope.wording import join_names
@@ -137,13 +137,17 @@ def _check_gpus(number: int) -> int:
 
 RESOURCES: dict[str, Callable] = {"gpus": _check_gpus, "memory": parse_memory, "time": parse_time}
 EXAMPLES = {"parameters": "max_tokens: 100", "resources": "gpus: 1", "analyses": "resamples: 2000"}
+EXAMPLES |= {"models": "gpt2", "datasets": "math"}
 ELSEWHERE = {  # settings of a run that are no parameters of a grid, and what to do instead
     "model_name": "list the model under models",
     "dataset_name": "list the data set under datasets",
     NAMED: "list several values of a setting instead",
     "overwrite": "to measure a run again, move or delete its folder",
+    "n_samples": "call it n_prompts",
 }
+ELSEWHERE |= dict.fromkeys(("only", "if_missing", "debug"), "it is an option of scripts/correlation_pipeline.py")
 SECTIONS: dict[str, dict[str, Callable]] = {"parameters": PARAMETERS, "resources": RESOURCES, "analyses": ANALYSES}
+KNOWN = {*KEYS, *PARAMETERS, *RESOURCES, *ANALYSES, *ELSEWHERE}  # what means something in some part of a grid
 
 
 # What PyYAML says, what a user is told, and whether the place is where the construct begins, not where reading stopped;
@@ -158,7 +162,7 @@ YAML_PROBLEMS = (
     (r"expected chomping", "a value that begins with '|' or '>' must be quoted", False),
     (r"found unknown escape character '(.)'", r"unknown escape '\\\1': use single quotation marks", False),
     (r"found unexpected end of stream", "a quotation mark is not closed", True),
-    (r"could not find expected ':'", "a ':' is missing, or a '-' before an entry of a list", True),
+    (r"could not find expected ':'", "neither 'key: value' nor '- entry': put a space after ':' and '-'", True),
     (r"mapping values", "a ':' is not allowed here: check the indentation, or quote the value", False),
     (r"sequence entries", "a '-' is not allowed here: begin a list on a line of its own", False),
     (r"expected ',' or '\]'", "a [ is not closed, or a comma is missing", True),
@@ -166,7 +170,7 @@ YAML_PROBLEMS = (
     (r"expected <block end>, but found '([]}])'", r"a \1 without the bracket that opens it", False),
     (r"expected <block end>, but found '<scalar>'", "text after a closing quotation mark", False),
     (r"expected <block end>", "the indentation does not match the lines above", False),
-    (r"but found another document", "a second YAML document: a grid has only one", False),
+    (r"but found another document", "remove '---': a grid is a single YAML document", False),
     (r"expected '<document start>', but found '<block", "the indentation does not match the lines above", False),
     (r"expected '<document start>', but found '([]}])'", r"a \1 without the bracket that opens it", False),
     (
@@ -371,9 +375,11 @@ def _find_problems(config: Any) -> Iterator[str]:
         yield f"{what} results_dir, models and datasets"
         return
     yield from (problem.removeprefix(f"{GRID}: ") for problem in _find_unknown(GRID, config, KEYS))
+    meant = [find_close(name, KEYS) for name in config if name not in KNOWN]
     folder = config.get("results_dir")
     if folder is None:
-        yield "results_dir is missing: add it, with the name of the folder for results"
+        if "results_dir" not in meant:
+            yield "results_dir is missing: add it, with the name of the folder for results"
     elif problem := _explain(partial(validate, "results_dir"), folder):
         yield problem
     elif os.path.isfile(settings.normalise("results_dir", folder)):
@@ -382,20 +388,19 @@ def _find_problems(config: Any) -> Iterator[str]:
         if config.get(name) is not None:
             yield from _find_wrong(name, config[name], checks)
     for kind in ("models", "datasets"):
-        yield from _find_wrong_entries(kind, config.get(kind))
+        if config.get(kind) is not None or kind not in meant:
+            yield from _find_wrong_entries(kind, config.get(kind))
 
 
 def _find_wrong_entries(kind: str, entries: Any) -> Iterator[str]:
     """What is wrong with a list of models or data sets."""
     if not isinstance(entries, list) or not entries:
-        found = "missing" if entries is None else quote(entries)
-        empty = f"an empty list: name at least one {'model' if kind == 'models' else 'data set'}"
-        yield f"{kind} is {empty if entries == [] else f'{found}: it must be a list of names'}"
+        yield f"{kind} {_explain_no_list(kind, entries)}"
         return
     check_name = partial(validate, {"models": "model_name", "datasets": "dataset_name"}[kind])
-    for number, entry in enumerate(map(_expand, entries), 1):
-        where = f"entry {number} in {kind}"
-        if entry is None:
+    for number, given in enumerate(entries, 1):
+        where, entry = f"entry {number} in {kind}", _expand(given)
+        if given is None or (isinstance(given, str) and not given.strip()):
             yield f"{where} is empty: give a name, or remove the entry"
         elif not isinstance(entry, dict):
             problem = f"{where} is {quote(entry)}: it must be a quoted name, or a mapping with a name and settings"
@@ -409,6 +414,20 @@ def _find_wrong_entries(kind: str, entries: Any) -> Iterator[str]:
             yield from _find_wrong(f"{quote(entry['name'])} in {kind}", entry, checks)
 
 
+def _explain_no_list(kind: str, entries: Any) -> str:
+    """What is wrong with models or data sets that are no list, or an empty one, and what to do; follows their key."""
+    if entries is None:
+        return "is missing: add a list of names"
+    if entries == []:
+        return f"is an empty list: name at least one {'model' if kind == 'models' else 'data set'}"
+    if isinstance(entries, dict):
+        return f"must be a list: write '- name: {EXAMPLES[kind]}', with its settings on the lines below"
+    if isinstance(entries, str) and re.match(r"-\S", entries):
+        return f"is {quote(entries)}: put a space after '-'"
+    shown = isinstance(entries, str) and re.fullmatch(r"\w[\w./, -]{,60}", entries)
+    return f"is {quote(entries)}: it must be a list, such as [{entries if shown else EXAMPLES[kind]}]"
+
+
 def _explain_missing_name(kind: str, entry: dict) -> str:
     """What an entry of ``kind`` has instead of a name, and how to give it one."""
     if "name" in entry:
@@ -419,19 +438,18 @@ def _explain_missing_name(kind: str, entry: dict) -> str:
     meant = (noun, f"{noun}_name", "path", "file", "id")
     if close := [key for key in entry if key in meant or suggest(key, ["name"])]:
         return f"{quote(close[0])} but no 'name': rename it to 'name'"
-    known = {*PARAMETERS, *RESOURCES, *ELSEWHERE, *KEYS}
     for key, value in entry.items():  # a name with its settings below
-        if isinstance(key, str) and key.strip() and key not in known and isinstance(value, dict | list | None):
+        if isinstance(key, str) and key.strip() and key not in KNOWN and isinstance(value, dict | list | None):
             return f"no 'name': write name: {key}, with its settings on the lines below"
-    example = {"models": "gpt2", "datasets": "math"}[kind]
-    return f"no 'name': begin it with one, such as name: {example}, and put its settings on the lines below"
+    return f"no 'name': begin it with one, such as name: {EXAMPLES[kind]}, and put its settings on the lines below"
 
 
 def _find_wrong(where: str, values: Any, checks: Mapping[str, Callable]) -> Iterator[str]:
     """What is wrong with a mapping of settings, each with its check. A setting that is null is not set."""
     if not isinstance(values, dict):
-        example = f", such as {EXAMPLES[where]}" if where in EXAMPLES else ""
-        yield f"{where} is {quote(values)}: it must be a mapping of settings to values{example}"
+        joined = isinstance(values, str) and re.match(r"\w+:\S", values)
+        advice = ": put a space after ':'" if joined else f", such as {EXAMPLES[where]}"
+        yield f"{where} is {quote(values)}: it must be a mapping of settings to values{advice}"
         return
     yield from _find_unknown(where, values, checks)
     for name, value in values.items():
@@ -457,7 +475,9 @@ def _find_unknown(where: str, values: dict, names: Collection[str]) -> Iterator[
         noun, each = ("setting", "it") if len(unknown) == 1 else ("settings", "each")
         named = [f"{quote(name)}{suggest(name, names)}" for name in unknown[:MOST_NAMED]]
         named += [f"{len(unknown) - MOST_NAMED} more"] if len(unknown) > MOST_NAMED else []
-        yield f"{where}: unknown {noun} {join_names(named)}: {each} must be one of {', '.join(names)}"
+        listed = len(names) <= MOST_LISTED or not all(find_close(name, names) for name in unknown)
+        rule = f": {each} must be one of {', '.join(names)}" if listed else ""
+        yield f"{where}: unknown {noun} {join_names(named)}{rule}"
 
 
 def _explain_known(where: str, unknown: list) -> tuple[list[str], list]:

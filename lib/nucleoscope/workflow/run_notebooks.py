@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nucleoscope.names import suggest
+from nucleoscope.names import advise
 from nucleoscope.settings import Settings
 from nucleoscope.store import branches, context, integrity, parts, results, run_folder, run_names
 from nucleoscope.wording import join_names
@@ -37,8 +37,8 @@ def check_name(name: str) -> None:
     """Raises ValueError, with the names there are, if no notebook has this ``name``."""
     names = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
     if name not in names:
-        close = suggest(name.removesuffix(".py"), names)
-        raise ValueError(f"there is no notebook '{name}'{close}: it must be one of {', '.join(names)}")
+        advice = advise(name.removesuffix(".py"), names, f": it must be one of {', '.join(names)}")
+        raise ValueError(f"there is no notebook '{name}'{advice}")
 
 
 def locate(chosen: Settings) -> Path:

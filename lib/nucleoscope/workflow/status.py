@@ -32,6 +32,8 @@ SPECIAL = ("n_prompts", "seed", "dtype", "model_revision")  # compared only if g
 COMPARED = tuple(name for name in list_deciding() if name not in SPECIAL)
 NAMED = 10  # runs in a line of the report
 SUCCEEDED, FAILED, REFUSED = "succeeded", "failed", "not started"  # how a job ended
+# what the report says of a run that is not measured, around why; the last one where that says it all
+ABSENT, DAMAGED, OTHER, PLAIN = "not started ({})", "damaged: {}", "measured with other settings ({})", "{}"
 
 
 def locate_log(folder: str | Path, job: str = results.MEASURE) -> Path:
@@ -86,24 +88,30 @@ def find_missing(folder: str | Path, entry: grid.Entry) -> str | None:
     Results with other settings count as missing, no matter who measured them. A setting that the grid
     leaves at "auto" matches every value.
     """
-    folder = Path(folder)
+    return _examine(Path(folder), entry)[1]
+
+
+def _examine(folder: Path, entry: grid.Entry) -> tuple[str, str | None]:
+    """What the report says around why a run is not measured, and why; None if it is."""
     try:
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
-            return f"{missing[0]} is missing"
+            return ABSENT if results.MEASUREMENTS in missing else DAMAGED, f"{missing[0]} is missing"
         if damage := integrity.find_damage(folder / results.MEASUREMENTS):
-            return f"{damage}: measure again with --overwrite"
+            return DAMAGED, f"{damage}: measure again with --overwrite"
         info = results.load_info(folder)
         results.read_recorded(folder)
         lacking = _find_missing_variants(folder, entry)
     except ValueError as error:
-        return str(error)
+        return DAMAGED, str(error)
     except OSError as error:  # no permission, for instance
-        return f"'{folder}' cannot be read ({error.strerror or error})"
+        return PLAIN, f"'{folder}' cannot be read ({error.strerror or error})"
     found = next(iter(list_differences(folder, entry.parameters, info)), None)
     if found and found[0] == "dataset":
-        return f"the content of '{entry.parameters['dataset_name']}' has changed since it was measured"
-    return f"{found[0]} is {found[1]!r} in the results but {found[2]!r} in the grid" if found else lacking
+        return PLAIN, f"the content of '{entry.parameters['dataset_name']}' has changed since it was measured"
+    if found:
+        return OTHER, f"{found[0]} is {found[1]!r} in the results but {found[2]!r} in the grid"
+    return DAMAGED, lacking
 
 
 def _find_missing_variants(folder: Path, entry: grid.Entry) -> str | None:
@@ -225,10 +233,11 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
     Also names the pages, and of ``combined`` the analyses and the book, whose last attempt failed.
     """
     runs = grid.plan_runs(config)
-    missing = {folder: why for folder, entry in runs.items() if (why := find_missing(folder, entry))}
+    examined = {folder: _examine(Path(folder), entry) for folder, entry in runs.items()}
+    missing = {folder: (said, why) for folder, (said, why) in examined.items() if why}
     lines = [_count_measured(len(runs), len(missing))]
-    for folder, why in missing.items():
-        lines.append(f"  {_name_run(folder)}: {_explain(folder, why)}")
+    for folder, (said, why) in missing.items():
+        lines.append(f"  {_name_run(folder)}: {_explain(folder, said, why)}")
         if integrity.is_whole(results.find_measurements(Path(folder)) or Path(folder, results.MEASUREMENTS)):
             lines.append("    the analyses use its earlier results")
         lines += _format_log(locate_log(folder))
@@ -245,7 +254,8 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
             *_format_log(log),
         ]
     lines += _name_others(config["results_dir"], runs)
-    lines.append(f"logs: {config['results_dir']}/{LOGS}/<dataset>/<model>.log")
+    if os.path.isdir(Path(config["results_dir"], LOGS)):
+        lines.append(f"logs: {config['results_dir']}/{LOGS}/<dataset>/<model>.log")
     return "\n".join(map(escape_line, lines))
 
 
@@ -290,8 +300,8 @@ def _name_run(folder: str | Path) -> str:
     return run_names.describe_run(model, dataset)
 
 
-def _explain(folder: str, why: str) -> str:
-    """Why a run is not measured: its last attempt's own error, or why it was not started."""
+def _explain(folder: str, said: str, why: str) -> str:
+    """Why a run is not measured: its last attempt's own error, or, from `_examine`, what is the matter and why."""
     log, path = locate_log(folder), locate_status(folder)
     found = _read_status(path)
     if found.get("state") == REFUSED and not (log.is_file() and log.stat().st_mtime > path.stat().st_mtime):
@@ -305,7 +315,12 @@ def _explain(folder: str, why: str) -> str:
             "a command run by hand was interrupted: repeat it to resume, or run the grid to measure with the grid's "
             "settings"
         )
-    return logs.explain(log, why) if os.path.isfile(log) else f"not started ({why})"
+    if os.path.isfile(log) and (said == ABSENT or logs.is_running(log) or logs.has_failed(log)):
+        return logs.explain(log, why)
+    if said == DAMAGED:  # a grid has no --overwrite
+        why = re.sub(r": (move it out of the way, then )?measure again with .*--overwrite$", "", why)
+        why += ": delete its folder, then run the grid again"
+    return said.format(why)
 
 
 def _format_log(log: Path) -> list[str]:
