@@ -134,6 +134,41 @@ def test_an_unknown_option_is_named(refuse, word):
     assert "unrecognized arguments: " in refuse(correlation_pipeline, word)
 
 
+NO_EFFECT = [  # words of the command line, and the lines that say which of them have no effect
+    (["--context_candidates=4"], ["note: context_candidates has no effect without --context or --branches"]),
+    (["--context_candidates=8"], ["note: context_candidates has no effect without --context or --branches"]),
+    (["--context_threshold=0.7", "--branches"], ["note: context_threshold has no effect without --context"]),
+    (["--context", "--branch_points=2"], ["note: branch_points has no effect without --branches"]),
+    (["--only=page", "--context"], ["note: --only page does not run context.py: --context has no effect"]),
+    (["--only=context", "--branches"], ["note: --only context does not run branches.py: --branches has no effect"]),
+    (
+        ["--only=measure", "--branches", "--branch_length=9"],
+        [
+            "note: --only measure does not run branches.py: --branches has no effect",
+            "note: branch_length has no effect with --only measure",
+        ],
+    ),
+    (["--if_missing", "--branch_points=2"], ["note: branch_points has no effect without --branches"]),
+    (["--only=page", "--if_missing", "--overwrite", "--context", "--branch_points=2"], []),  # as the graph's jobs do
+    (["--context", "--context_candidates=4"], []),
+    (["--branches", "--context_candidates=4", "--branch_points=2"], []),
+    (["--only=context", "--context", "--context_candidates=4", "--context_memory=64"], []),
+    (["--only=branches", "--context_candidates=4", "--branch_replicates=2"], []),
+    (["--seed=3"], []),
+]
+
+
+@pytest.mark.parametrize(("words", "notes"), NO_EFFECT, ids=number_ids)
+def test_an_option_that_has_no_effect_is_named_before_anything_starts(monkeypatch, capsys, words, notes):
+    started = []
+    for name in ("measure", "measure_context", "measure_branches", "write_page"):
+        monkeypatch.setattr(run_notebooks, name, lambda *_: started.append(capsys.readouterr().err))
+    monkeypatch.setattr(sys, "argv", [correlation_pipeline.__file__, *words])
+    correlation_pipeline.main()
+    assert started[0].splitlines() == notes
+    assert not any(started[1:])
+
+
 # Settings, as values of a notebook or a program
 
 
