@@ -1017,6 +1017,7 @@ def run(folder: Path, *words: str, limit: float | None = 0.5) -> subprocess.Comp
             "random_weights is 'foo': it must be an existing config.json, or settings such as hidden_size=64",
         ),
         (["benchmark.py", "--random_weights=/none.json"], "random_weights is '/none.json': it must be an existing"),
+        (["job.py", "--tries_left=x"], "tries_left is 'x': it must be a whole number (see --help)"),
         (["benchmark.py", "--repeats=0"], "repeats is 0"),
         (["benchmark.py", "--against=/none"], "folder '/none' does not exist"),
         (["benchmark.py", "--against=README.md"], "'README.md' is a file: give the folder of a checkout"),
