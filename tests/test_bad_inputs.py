@@ -274,6 +274,10 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
         (["--model_name=~/none"], "/none' is neither an existing folder nor a valid model id"),
         (["--model_name=a b"], "'a b' is neither an existing folder nor a valid model id"),
         (["--model_name=SmolLM2-999B"], "model 'SmolLM2-999B' is neither a folder nor in the cache"),
+        (["--model_name=smollm2-135m"], "check the model's name (did you mean 'SmolLM2-135M-Instruct'?), unset HF_HUB"),
+        (["--model_name=SmolLM2-135M-instruct"], "check the model's name (did you mean 'SmolLM2-135M-Instruct'?), "),
+        (["--model_name=org/SmolLM2-135M"], "check the model's name, unset HF_HUB_OFFLINE, or run scripts/prefetch.py"),
+        (["--named_settings=top_p seed"], "named_settings is 'top_p seed': separate names with commas"),
         (["--only=page"], "has no results to show (run.json is missing): measure the run first"),
         (["--results_dir=/dev/null/x"], "'/dev/null' is not a folder: use another --results_dir"),
         (["--mode=score", f"--text_column={'é' * 200}"], "the name of a results folder would be "),
@@ -366,13 +370,16 @@ def test_what_is_made_from_results_is_skipped_without_them_if_asked_to(tmp_path,
     assert capsys.readouterr().out.splitlines() == said
 
 
+CPU_BUILD = "the installed torch is built for CPUs only"
+
+
 @pytest.mark.parametrize(
     ("device", "platform", "build", "there", "why"),
     [
-        ("cuda", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
-        ("balanced", "linux", "2.13.0+cpu", ["GPU-1"], "the installed torch is built for CPUs only"),
-        ("cuda:0", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
-        ("xpu", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
+        ("cuda", "linux", "2.13.0+cpu", [], f"{CPU_BUILD}; install a CUDA build of torch, or"),
+        ("balanced", "linux", "2.13.0+cpu", ["GPU-1"], f"{CPU_BUILD}; install a CUDA build of torch, or"),
+        ("cuda:0", "linux", "2.13.0+cpu", [], f"{CPU_BUILD}; install a CUDA build of torch, or"),
+        ("xpu", "linux", "2.13.0+cpu", [], f"{CPU_BUILD}; install an XPU build of torch, or"),
         ("cuda:2", "linux", "2.13.0", ["GPU-1", "GPU-2"], "its GPUs are cuda:0 to cuda:1"),
         ("cuda:1", "linux", "2.13.0", ["GPU-1"], "its only GPU is cuda:0"),
         ("mps", "linux", "2.13.0", [], "mps needs a Mac"),
@@ -394,7 +401,8 @@ def test_a_device_that_the_machine_cannot_have_is_refused_without_torch(
         return
     with pytest.raises(ValueError, match=r"^device is ") as caught:
         devices.check(device)
-    assert str(caught.value) == f"device is '{device}', which cannot be used on this machine: {why}; use device=auto"
+    advice = f"{why} use device=auto" if why.startswith(CPU_BUILD) else f"{why}; use device=auto"
+    assert str(caught.value) == f"device is '{device}', which cannot be used on this machine: {advice}"
 
 
 def test_a_run_without_settings_is_refused_before_a_model_is_loaded(refuse, tmp_path):
@@ -601,7 +609,8 @@ FOLDERS = [  # the files of a folder, and what the line says
     ({"config.json": b""}, "config.json is not valid JSON (Expecting value"),
     (
         {"config.json": b'{\n  "model_type": "lla'},
-        "config.json is not valid JSON (Unterminated string starting at line 2, column 17): copy the model again",
+        "config.json is not valid JSON (Unterminated string starting at line 2, column 17): download or save the model "
+        "again",
     ),
     ({"config.json": b"\xff\xfe\x00"}, "config.json is not valid JSON (it is not UTF-8 text)"),
     ({"config.json": b"\0"}, "config.json is not valid JSON (Expecting value"),
@@ -627,19 +636,19 @@ FOLDERS = [  # the files of a folder, and what the line says
     ({"config.json": b"{}", "a.bin": b"", INDEX: b""}, f"{INDEX} is not valid JSON (Expecting value"),
     (
         {"config.json": b"{}", "a.bin": b"", INDEX: b"{}"},
-        f"{INDEX} has no weight_map, which says where each weight is: copy the model a",
+        f"{INDEX} has no weight_map, which says where each weight is: download or save the model a",
     ),
     (
         {"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": []}'},
-        f"{INDEX} has no weight_map, which says where each weight is: copy the model a",
+        f"{INDEX} has no weight_map, which says where each weight is: download or save the model a",
     ),
     (
         {"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": {"a": 3}}'},
-        f"{INDEX} has no weight_map, which says where each weight is: copy the model a",
+        f"{INDEX} has no weight_map, which says where each weight is: download or save the model a",
     ),
     (
         {"config.json": b"{}", "a.bin": b"", INDEX: LISTED},
-        f"': {INDEX} lists b.safetensors, which is missing: copy the model again",
+        f"': {INDEX} lists b.safetensors, which is missing: download or save the model again",
     ),
 ]
 
@@ -1008,6 +1017,7 @@ def run(folder: Path, *words: str, limit: float | None = 0.5) -> subprocess.Comp
         (["run_notebook.py", "twelve", "a.txt"], "the output file 'a.txt' must end in .ipynb"),
         (["run_notebook.py", "twelve", "README.md/a.ipynb"], "'README.md' is not a folder: write to another one"),
         (["job.py", "--gpus=x"], "gpus is 'x'"),
+        (["job.py", "--tries_left=x"], "tries_left is 'x': it must be a whole number (see --help)"),
         (["job.py", "--log=job.log", "--", "none"], "command 'none' does not exist"),
         (["families.py", "--jobs=0"], "jobs is 0: it must be a whole number from 1 to 1,000"),
         (["benchmark.py", "--only=z"], "--only is 'z': it must be one or more of the letters a, b, c, d, k, v"),
@@ -1017,7 +1027,6 @@ def run(folder: Path, *words: str, limit: float | None = 0.5) -> subprocess.Comp
             "random_weights is 'foo': it must be an existing config.json, or settings such as hidden_size=64",
         ),
         (["benchmark.py", "--random_weights=/none.json"], "random_weights is '/none.json': it must be an existing"),
-        (["job.py", "--tries_left=x"], "tries_left is 'x': it must be a whole number (see --help)"),
         (["benchmark.py", "--repeats=0"], "repeats is 0"),
         (["benchmark.py", "--against=/none"], "folder '/none' does not exist"),
         (["benchmark.py", "--against=README.md"], "'README.md' is a file: give the folder of a checkout"),
