@@ -24,14 +24,14 @@ SETTLE = $(if $(strip $(FLAGS)),true,$(BIN)/python scripts/unchanged.py --settle
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1: \2/p' Makefile
 
-run: $(READY)  ## measure every run of the grid that is not measured yet, then run the analyses
+run: $(READY)  ## measure every run of the grid that is not measured yet, then run the analyses (GRID=FILE: another grid; CORES=N: use N cores)
 	@$(CHECK_CORES)
 	@$(CHECK_GRID)
 	@$(UNCHANGED) all || exec $(SNAKEMAKE)
 	@$(SETTLE) all
 	@$(BIN)/python -c "from nucleoscope.workflow import grid; folder = grid.load('$(GRID)')['results_dir']; print(f'The results are in {folder}/<dataset>/<model>/, the analyses in {folder}/correlation_eval/')"
 
-book: $(READY)  ## run what is missing, then build the book
+book: $(READY)  ## run what is missing, then build the book (GRID=FILE: another grid; CORES=N: use N cores)
 	@$(CHECK_CORES)
 	@$(CHECK_GRID)
 	@$(UNCHANGED) book || exec $(SNAKEMAKE) -- book
@@ -51,7 +51,7 @@ lab: $(READY)  ## open copies of the notebooks in JupyterLab, scratch/explore.py
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: $(READY)  ## check style, formatting, and the imports between rooms
+lint: $(READY)  ## check style, formatting and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports

@@ -118,6 +118,8 @@ run = run_folder.RunFolder(folder, settings, overwrite, requested=n_prompts)
 if run.finished:
     run.record_request()
     print("already measured with these settings: to measure again, remove the run's folder or use another results_dir")
+    if not (folder / results.CANDIDATES).exists():
+        print(f"{results.CANDIDATES} is missing: only a new measurement can write it")
 else:
     with run:
         complete_run(run, model, tokenizer, data.texts, data.continuations, **asdict(chosen))

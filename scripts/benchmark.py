@@ -1,10 +1,10 @@
-"""Times the published algorithm, transformers' generate, Nucleoscope, and bare forward passes.
+"""Times the study's algorithm, transformers' generate, Nucleoscope, and bare forward passes.
 
 All of them run in one process, on the same prompts or, for (a), on the first few:
 
-  (a) the published algorithm: one prompt at a time, recomputing the whole prefix for
-      every token, a full sort, k x k cosines (reimplemented here; the number of prompts
-      is printed)
+  (a) the study's algorithm (itsmejul/llm-confidence): one prompt at a time, recomputing
+      the whole prefix for every token, a full sort, k x k cosines (reimplemented here;
+      the number of prompts is printed)
   (b) transformers' generate in batches with output_logits, then the same quantities
       as in (c)
   (c) Nucleoscope
@@ -34,8 +34,8 @@ which are generated first.
 their tokens, compared with plain generation in batches of the same size.
 
 --gpu_table instead prints the table in the README: the times of steps and runs of three
-model shapes, each with 7 to 8 billion random weights, on an NVIDIA GPU with 40 GB or
-more, without downloads.
+model shapes, each with 7 to 8 billion random weights. Nothing is downloaded; it needs
+an NVIDIA GPU with at least 40 GB.
 """
 
 import argparse
@@ -79,7 +79,12 @@ def create_parser() -> command_line.Parser:
     )
     options.add_argument("--branching", action="store_true", help="compare branches with plain generation")
     options.add_settings(*SECOND_PASS)
-    options.add_argument("--gpu_table", action="store_true", help="time three model shapes on a GPU")
+    options.add_argument(
+        "--gpu_table",
+        action="store_true",
+        help="time three model shapes with random weights; nothing is downloaded; needs an NVIDIA GPU with at least "
+        "40 GB",
+    )
     options.add_argument(
         "--random_weights",
         metavar="CONFIG",

@@ -5,10 +5,17 @@ With --context, notebooks/context.py measures similarity in context, in a second
 """
 
 import argparse
+import sys
+from collections.abc import Collection
 from typing import Any
 
 from nucleoscope.settings import FIELDS, Settings
 from nucleoscope.workflow.command_line import Parser, report_errors
+
+SECOND_PASSES = {  # the settings that only these notebooks use
+    "context": ("context_candidates", "context_threshold", "context_memory"),
+    "branches": ("context_candidates", "branch_points", "branch_length", "branch_replicates"),
+}
 
 
 class Once(argparse.Action):
@@ -34,10 +41,26 @@ def create_parser() -> Parser:
     options.add_argument(
         "--if_missing",
         action="store_true",
-        help="skip each of measure.py, context.py and branches.py whose complete results with these settings exist; "
-        "with --only page, context or branches, do nothing, instead of failing, if the run has not been measured",
+        help="skip any of measure.py, context.py and branches.py that already has complete results with these "
+        "settings; with --only page, context or branches, end without an error if the run has not been measured yet",
     )
     return options
+
+
+def list_unused(chosen: Settings, only: str | None, given: Collection[str]) -> list[str]:
+    """A line for each option of a second pass that is ``given`` and has no effect: that notebook is not executed."""
+    lines = [
+        f"note: --only {only} does not run {name}.py: --{name} has no effect"
+        for name in SECOND_PASSES
+        if name in given and only not in (None, name)
+    ]
+    executed = {name for name in SECOND_PASSES if only == name or (only is None and getattr(chosen, name))}
+    for name in given:
+        users = [each for each, names in SECOND_PASSES.items() if name in names]
+        if users and not executed.intersection(users):
+            where = f"with --only {only}" if only else f"without {' or '.join(f'--{each}' for each in users)}"
+            lines.append(f"note: {name} has no effect {where}")
+    return lines
 
 
 def main() -> None:
@@ -53,7 +76,11 @@ def main() -> None:
             run_notebooks.check_second_passes(chosen)
         folder = run_notebooks.locate(chosen)
         print(run_names.describe_run(folder.name, folder.parent.name), flush=True)
-        given = parser.list_given(FIELDS) if only not in (None, "measure") and not if_missing else ()
+        # With both, it is a job of the graph, which gives all settings of a run to each.
+        named = () if only and if_missing else parser.list_given(FIELDS)
+        for line in list_unused(chosen, only, named):
+            print(line, file=sys.stderr)
+        given = named if only not in (None, "measure") else ()
         if only in (None, "measure"):
             run_notebooks.measure(chosen, if_missing)
         try:

@@ -1,8 +1,8 @@
 """Writes tokens, candidates or texts of a run to a CSV, Parquet or HTML file, for other programs or for sharing.
 
 CSV and Parquet files have one row for each token: its prompt, step and text, and everything that was measured; with
---candidates, one for each token that could have been chosen. An HTML file opens in any browser, offline: it is the text
-with its tokens tinted, and a card for each. The model is not needed.
+--candidates, one for each token that could have been chosen. An HTML file opens in any browser, even offline: it shows
+the text with tinted tokens, each with a card of details. The model is not needed.
 """
 
 import argparse

@@ -15,7 +15,9 @@ PAGE = Path(__file__).resolve().parents[1] / "book/families.md"
 def create_parser() -> Parser:
     """The command line."""
     options = Parser(__doc__)
-    options.add_argument("--types", help="only these types, separated by commas; prints their rows, writes no page")
+    options.add_argument(
+        "--types", help="only these types, separated by commas: print their rows without writing the page"
+    )
     options.add_argument(
         "--static",
         action="store_true",

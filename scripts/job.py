@@ -1,8 +1,10 @@
 """Runs one command of Snakemake's graph of jobs: logs its output, reserves GPUs for it, and records how it ended."""
 
+import argparse
 import os
 from pathlib import Path
 
+from nucleoscope.settings import quote
 from nucleoscope.workflow.command_line import Parser
 
 
@@ -20,13 +22,21 @@ def create_parser() -> Parser:
     )
     options.add_argument(
         "--tries_left",
-        type=int,
+        type=parse_number,
         default=0,
         help="with --status: tries left after this one; only the last records a failure",
     )
     options.add_argument("--problem", help="with --status, instead of a command: why the job cannot be started")
     options.add_argument("command", nargs="*", help="the command, after --")
     return options
+
+
+def parse_number(text: str) -> int:
+    """A number of tries: below 0 once all are used up, so that the command is not run (see `jobs.run`)."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"tries_left is {quote(text)}: it must be a whole number") from None
 
 
 def main() -> None:

@@ -136,6 +136,41 @@ def test_an_unknown_option_is_named(refuse, word):
     assert line.rstrip().endswith("'?)" if "did you mean" in line else "(see --help)")
 
 
+NO_EFFECT = [  # words of the command line, and the lines that say which of them have no effect
+    (["--context_candidates=4"], ["note: context_candidates has no effect without --context or --branches"]),
+    (["--context_candidates=8"], ["note: context_candidates has no effect without --context or --branches"]),
+    (["--context_threshold=0.7", "--branches"], ["note: context_threshold has no effect without --context"]),
+    (["--context", "--branch_points=2"], ["note: branch_points has no effect without --branches"]),
+    (["--only=page", "--context"], ["note: --only page does not run context.py: --context has no effect"]),
+    (["--only=context", "--branches"], ["note: --only context does not run branches.py: --branches has no effect"]),
+    (
+        ["--only=measure", "--branches", "--branch_length=9"],
+        [
+            "note: --only measure does not run branches.py: --branches has no effect",
+            "note: branch_length has no effect with --only measure",
+        ],
+    ),
+    (["--if_missing", "--branch_points=2"], ["note: branch_points has no effect without --branches"]),
+    (["--only=page", "--if_missing", "--overwrite", "--context", "--branch_points=2"], []),  # as the graph's jobs do
+    (["--context", "--context_candidates=4"], []),
+    (["--branches", "--context_candidates=4", "--branch_points=2"], []),
+    (["--only=context", "--context", "--context_candidates=4", "--context_memory=64"], []),
+    (["--only=branches", "--context_candidates=4", "--branch_replicates=2"], []),
+    (["--seed=3"], []),
+]
+
+
+@pytest.mark.parametrize(("words", "notes"), NO_EFFECT, ids=number_ids)
+def test_an_option_that_has_no_effect_is_named_before_anything_starts(monkeypatch, capsys, words, notes):
+    started = []
+    for name in ("measure", "measure_context", "measure_branches", "write_page"):
+        monkeypatch.setattr(run_notebooks, name, lambda *_: started.append(capsys.readouterr().err))
+    monkeypatch.setattr(sys, "argv", [correlation_pipeline.__file__, *words])
+    correlation_pipeline.main()
+    assert started[0].splitlines() == notes
+    assert not any(started[1:])
+
+
 # Settings, as values of a notebook or a program
 
 
@@ -211,6 +246,15 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
         (["--dataset_name=poems"], "unknown data set 'poems': it must be gsm8k, writingprompts"),
         (["--dataset_name=storys"], "unknown data set 'storys' (did you mean 'stories'?): it must be gsm8k"),
         (["--dataset_name=GSM8k"], "unknown data set 'GSM8k' (did you mean 'gsm8k'?): it must be gsm8k"),
+        *((["--dataset_name=" + entry.path], f"(did you mean '{name}'?)") for name, entry in prompts.HUB.items()),
+        (
+            ["--dataset_name=https://huggingface.co/datasets/openai/gsm8k"],
+            "unknown data set 'https://huggingface.co/datasets/openai/gsm8k' (did you mean 'gsm8k'?): it must be gsm8k",
+        ),
+        *(
+            ([f"--dataset_name={name}"], ".parquet or .txt; other data sets on the Hub must be saved to a file first")
+            for name in ("org/prompts", "https://example.org/prompts.csv")
+        ),
         (["--dataset_name=/tmp"], "'/tmp' is a folder: a data set must be gsm8k, writingprompts, xsum, math"),
         (["--model", "gpt2"], "unrecognized arguments: --model gpt2 (did you mean '--model_name'?)"),
         (["--text=answer"], "unrecognized arguments: --text=answer (did you mean '--text_column'?)"),
@@ -232,6 +276,10 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
         (["--model_name=~/none"], "/none' is neither an existing folder nor a valid model id"),
         (["--model_name=a b"], "'a b' is neither an existing folder nor a valid model id"),
         (["--model_name=SmolLM2-999B"], "model 'SmolLM2-999B' is neither a folder nor in the cache"),
+        (["--model_name=smollm2-135m"], "check the model's name (did you mean 'SmolLM2-135M-Instruct'?), unset HF_HUB"),
+        (["--model_name=SmolLM2-135M-instruct"], "check the model's name (did you mean 'SmolLM2-135M-Instruct'?), "),
+        (["--model_name=org/SmolLM2-135M"], "check the model's name, unset HF_HUB_OFFLINE, or run scripts/prefetch.py"),
+        (["--named_settings=top_p seed"], "named_settings is 'top_p seed': separate names with commas"),
         (["--only=page"], "has no results to show (run.json is missing): measure the run first"),
         (["--results_dir=/dev/null/x"], "'/dev/null' is not a folder: use another --results_dir"),
         (["--mode=score", f"--text_column={'é' * 200}"], "the name of a results folder would be "),
@@ -324,13 +372,16 @@ def test_what_is_made_from_results_is_skipped_without_them_if_asked_to(tmp_path,
     assert capsys.readouterr().out.splitlines() == said
 
 
+CPU_BUILD = "the installed torch is built for CPUs only"
+
+
 @pytest.mark.parametrize(
     ("device", "platform", "build", "there", "why"),
     [
-        ("cuda", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
-        ("balanced", "linux", "2.13.0+cpu", ["GPU-1"], "the installed torch is built for CPUs only"),
-        ("cuda:0", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
-        ("xpu", "linux", "2.13.0+cpu", [], "the installed torch is built for CPUs only"),
+        ("cuda", "linux", "2.13.0+cpu", [], f"{CPU_BUILD}; install a CUDA build of torch, or"),
+        ("balanced", "linux", "2.13.0+cpu", ["GPU-1"], f"{CPU_BUILD}; install a CUDA build of torch, or"),
+        ("cuda:0", "linux", "2.13.0+cpu", [], f"{CPU_BUILD}; install a CUDA build of torch, or"),
+        ("xpu", "linux", "2.13.0+cpu", [], f"{CPU_BUILD}; install an XPU build of torch, or"),
         ("cuda:2", "linux", "2.13.0", ["GPU-1", "GPU-2"], "its GPUs are cuda:0 to cuda:1"),
         ("cuda:1", "linux", "2.13.0", ["GPU-1"], "its only GPU is cuda:0"),
         ("mps", "linux", "2.13.0", [], "mps needs a Mac"),
@@ -352,7 +403,8 @@ def test_a_device_that_the_machine_cannot_have_is_refused_without_torch(
         return
     with pytest.raises(ValueError, match=r"^device is ") as caught:
         devices.check(device)
-    assert str(caught.value) == f"device is '{device}', which cannot be used on this machine: {why}; use device=auto"
+    advice = f"{why} use device=auto" if why.startswith(CPU_BUILD) else f"{why}; use device=auto"
+    assert str(caught.value) == f"device is '{device}', which cannot be used on this machine: {advice}"
 
 
 def test_a_run_without_settings_is_refused_before_a_model_is_loaded(refuse, tmp_path):
@@ -478,17 +530,23 @@ FILES = {  # name -> content, and what the line says
         b'{"prompt": "a", "prompt": "b"}\n',
         "line 1: duplicate key 'prompt': rename or remove all but one",
     ),
-    "array.jsonl": (b'[{"prompt": "a"}]', "line 1: not a JSON object"),
+    "array.jsonl": (b'[{"prompt": "a"}]', "is a JSON array, not JSON Lines: write each object on a line of its own"),
+    "later-array.jsonl": (GOOD + b'[{"prompt": "a"}]', "line 2: not a JSON object"),
+    "empty-array.jsonl": (b"[]", "line 1: not a JSON object"),
     "many.jsonl": (json.dumps({f"c{n}" * 30: 1 for n in range(999)}).encode(), "has no column 'prompt'"),
     "names.jsonl": (b'{"a\\nb\\u001b": 1}\n', "has no column 'prompt'"),
     "empty.csv": (b"", "has no prompts: it is empty"),
     "header.csv": (b"prompt\n", "has no prompts: it has a header but no rows"),
     "binary.csv": (b"\xff\xfe\0\1", "line 1: not UTF-8 text"),
-    "other.csv": (b"text,x\na,b\n", "has no column 'prompt'"),
+    "other.csv": (
+        b"text,x\na,b\n",
+        "has no column 'prompt' (its first line has 'text', 'x'): if that line is not a header, add one above it that "
+        "contains 'prompt'; if it is, set prompt_column to one of its names",
+    ),
     "spaces.csv": (b" prompt \na\n", "has no column 'prompt'"),
     "comma.csv": (b"prompt\nHello, world\n", "line 2: 2 fields, but the header has 1"),
     "short.csv": (b"x,prompt\na\n", "line 2: 1 field, but the header has 2: complete or remove that line"),
-    "index.csv": (b",x,y\n0,a,b\n", "has no column 'prompt': set prompt_column to one of 'x', 'y'"),
+    "index.csv": (b",x,y\n0,a,b\n", "has no column 'prompt' (its first line has 'x', 'y'): if that line is "),
     "unnamed.csv": (b",\n0,a\n", "has no column 'prompt': its columns have no names"),
     "twice.csv": (b"prompt,prompt\na,b\n", "has 2 columns named 'prompt'"),
     "semicolon.csv": (b"id;prompt\n1;a\n", "if semicolons separate its columns, save it with commas between"),
@@ -496,7 +554,7 @@ FILES = {  # name -> content, and what the line says
     "semicolon-other.csv": (b"id;text\n1;a\n", "has no column 'prompt': its first line is 'id;text'; if semi"),
     "semicolon-comma.csv": (b"id;a, b;prompt\n1;a;b\n", "first line is 'id;a, b;prompt'; if semicolons separate"),
     "blank-name.csv": (b"   ,\na,b\n", "has no column 'prompt': its columns have no names"),
-    "one-column.csv": (b"text\na;b\n", "has no column 'prompt': set prompt_column to 'text'"),
+    "one-column.csv": (b"text\na;b\n", "has no column 'prompt' (its first line is 'text'): if that line is"),
     "empty-field.csv": (b"x,prompt\na,\n", "line 2: column 'prompt' is empty: remove this row"),
     "blank.txt": (b"\n \n\n", "has no prompts: it has only blank lines"),
     "empty.txt": (b"", "has no prompts: it is empty"),
@@ -556,7 +614,8 @@ FOLDERS = [  # the files of a folder, and what the line says
     ({"config.json": b""}, "config.json is not valid JSON (Expecting value"),
     (
         {"config.json": b'{\n  "model_type": "lla'},
-        "config.json is not valid JSON (Unterminated string starting at line 2, column 17): copy the model again",
+        "config.json is not valid JSON (Unterminated string starting at line 2, column 17): download or save the model "
+        "again",
     ),
     ({"config.json": b"\xff\xfe\x00"}, "config.json is not valid JSON (it is not UTF-8 text)"),
     ({"config.json": b"\0"}, "config.json is not valid JSON (Expecting value"),
@@ -582,19 +641,19 @@ FOLDERS = [  # the files of a folder, and what the line says
     ({"config.json": b"{}", "a.bin": b"", INDEX: b""}, f"{INDEX} is not valid JSON (Expecting value"),
     (
         {"config.json": b"{}", "a.bin": b"", INDEX: b"{}"},
-        f"{INDEX} has no weight_map, which says where each weight is: copy the model a",
+        f"{INDEX} has no weight_map, which says where each weight is: download or save the model a",
     ),
     (
         {"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": []}'},
-        f"{INDEX} has no weight_map, which says where each weight is: copy the model a",
+        f"{INDEX} has no weight_map, which says where each weight is: download or save the model a",
     ),
     (
         {"config.json": b"{}", "a.bin": b"", INDEX: b'{"weight_map": {"a": 3}}'},
-        f"{INDEX} has no weight_map, which says where each weight is: copy the model a",
+        f"{INDEX} has no weight_map, which says where each weight is: download or save the model a",
     ),
     (
         {"config.json": b"{}", "a.bin": b"", INDEX: LISTED},
-        f"': {INDEX} lists b.safetensors, which is missing: copy the model again",
+        f"': {INDEX} lists b.safetensors, which is missing: download or save the model again",
     ),
 ]
 
@@ -1011,6 +1070,7 @@ def run(folder: Path, *words: str, limit: float | None = 0.5) -> subprocess.Comp
         (["run_notebook.py", "twelve", "a.txt"], "the output file 'a.txt' must end in .ipynb"),
         (["run_notebook.py", "twelve", "README.md/a.ipynb"], "'README.md' is not a folder: write to another one"),
         (["job.py", "--gpus=x"], "gpus is 'x'"),
+        (["job.py", "--tries_left=x"], "tries_left is 'x': it must be a whole number (see --help)"),
         (["job.py", "--log=job.log", "--", "none"], "command 'none' does not exist"),
         (["families.py", "--jobs=0"], "jobs is 0: it must be a whole number from 1 to 1,000"),
         (["benchmark.py", "--only=z"], "--only is 'z': it must be one or more of the letters a, b, c, d, k, v"),

@@ -96,6 +96,14 @@ def test_the_guide_sends_users_of_conda_to_copies_of_the_notebooks_too(tmp_path)
     assert not (tmp_path / ".venv").exists()
 
 
+def test_the_help_of_make_names_the_variables_of_its_main_targets():
+    done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = {line.partition(":")[0]: line for line in done.stdout.splitlines()}
+    for target in ("make run", "make book"):
+        assert lines[target].endswith("(GRID=FILE: another grid; CORES=N: use N cores)")
+    assert lines["make lint"] == "make lint: check style, formatting and imports"
+
+
 def test_rooms_import_from_lower_floors_only():
     """The contracts are in pyproject.toml."""
     done = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)

@@ -200,8 +200,16 @@ def test_every_default_is_allowed(name):
             3,
             "variants is 3: it must be default, none, or names of candidate sets and geometries, separated by commas",
         ),
-        ("context_candidates", 65, "context_candidates is 65: it must be a whole number from 0 to 64"),
-        ("branch_points", 1001, "branch_points is 1001: it must be a whole number from 0 to 1,000"),
+        (
+            "context_candidates",
+            65,
+            "context_candidates is 65: it must be a whole number from 2 to 64 (in a grid, 0 or 1 compares none)",
+        ),
+        (
+            "branch_points",
+            1001,
+            "branch_points is 1001: it must be a whole number from 1 to 1,000 (in a grid, 0 disables branching)",
+        ),
         ("branch_replicates", 0, "branch_replicates is 0: it must be a whole number from 1 to 64"),
         ("context_threshold", 0, "context_threshold is 0: it must be a number in (0, 1]"),
         ("trust_remote_code", 1, "trust_remote_code is 1: it must be True or False"),
@@ -279,6 +287,9 @@ def test_the_help_shows_the_defaults_that_there_are():
     shown = " ".join(parser.format_help().split())
     assert "mode=score (default: 0)" in shown
     assert f"packaged default (default: {hub.PACKAGED})" in shown
+    assert "names separated by commas, such as top_k_10,centred (the book lists all of them under Method)" in shown
+    assert "likeliest candidates to compare (--context) or to branch from (--branches) (default: 8)" in shown
+    assert settings.normalise("variants", "top_k_10,centred") == "top_k_10,centred"
     assert "None" not in shown
     assert "False" not in shown
 

@@ -5,6 +5,7 @@ module is fast: nothing here loads a model.
 """
 
 import contextlib
+import difflib
 import importlib.util
 import json
 import re
@@ -36,6 +37,7 @@ TOKENIZER, TOKENIZER_KEYS = "tokenizer.json", ("added_tokens", "model")  # and w
 # What transformers reads weights from, in order: a file, or an index that says in which part each weight is.
 SOURCES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PREFETCH = "run scripts/prefetch.py on a machine that can reach the Hub"  # advice that `data.prefetch.reword` knows
+AGAIN = "download or save the model again"  # advice on a broken folder
 PATIENCE = 1.5  # seconds without a word
 WEIGHTS = (".safetensors", ".bin")  # the endings of files in a model's folder that transformers reads weights from
 
@@ -166,11 +168,9 @@ def _read_entries(path: Path, name: str) -> dict[str, Any]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise ValueError(
-            f"folder '{name}': {path.name} is not valid JSON ({explain_json(error)}): copy the model again"
-        ) from None
+        raise ValueError(f"folder '{name}': {path.name} is not valid JSON ({explain_json(error)}): {AGAIN}") from None
     if not isinstance(entries, dict):
-        raise ValueError(f"folder '{name}': {path.name} is not a JSON object: copy the model again")
+        raise ValueError(f"folder '{name}': {path.name} is not a JSON object: {AGAIN}")
     return entries
 
 
@@ -178,19 +178,16 @@ def _check_weights(folder: Path, name: str) -> None:
     """Raises ValueError for a folder without weights, or without some of those that its index lists."""
     if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
         endings = " or ".join(WEIGHTS)
-        raise ValueError(f"folder '{name}' contains no model weights (no {endings} file): copy the model again")
+        raise ValueError(f"folder '{name}' contains no model weights (no {endings} file): {AGAIN}")
     for index in _find_index(folder):
         places = _read_entries(folder / index, name).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-            raise ValueError(
-                f"folder '{name}': {index} has no weight_map, which says where each weight is: copy the model again"
-            )
+            raise ValueError(f"folder '{name}': {index} has no weight_map, which says where each weight is: {AGAIN}")
         missing = sorted(file for file in set(places.values()) if not (folder / file).is_file())
         if missing:
             verb = "is" if len(missing) == 1 else "are"
             raise ValueError(
-                f"folder '{name}': {index} lists {shorten(join_names(missing))}, which {verb} missing: copy the model "
-                "again"
+                f"folder '{name}': {index} lists {shorten(join_names(missing))}, which {verb} missing: {AGAIN}"
             )
 
 
@@ -229,8 +226,7 @@ def explain(name: str, error: Exception, revision: str | None = None) -> Excepti
         return damage
     if Path(name).is_dir() and "tokenizer" in str(error) and not _has_tokenizer(Path(name)):
         return ValueError(
-            f"folder '{name}' contains no tokenizer (such as tokenizer.json): copy the model again, including its "
-            "tokenizer"
+            f"folder '{name}' contains no tokenizer (such as tokenizer.json): {AGAIN}, including its tokenizer"
         )
     said = _explain_by_hub(name, list_causes(error), revision) if is_on_hub(name) else None
     return said or ValueError(f"cannot load model '{name}': {type(error).__name__}: {shorten(error)}")
@@ -248,9 +244,7 @@ def _has_tokenizer(folder: Path) -> bool:
 def _find_damage(folder: Path, name: str, error: Exception) -> ValueError | None:
     """The error explained by a file of a model's folder that is damaged: a tokenizer is read only if loading failed."""
     if type(error).__name__ == "SafetensorError":
-        return ValueError(
-            f"folder '{name}': a .safetensors file is damaged or incomplete ({shorten(error)}): copy the model again"
-        )
+        return ValueError(f"folder '{name}': a .safetensors file is damaged or incomplete ({shorten(error)}): {AGAIN}")
     if not (folder / TOKENIZER).is_file():
         return None
     try:
@@ -264,7 +258,13 @@ def _find_damage(folder: Path, name: str, error: Exception) -> ValueError | None
         reason = f"{join_names(map(repr, missing))} {'is' if len(missing) == 1 else 'are'} missing"
     if not reason:
         return None
-    return ValueError(f"folder '{name}': {TOKENIZER} is damaged or incomplete ({reason}): copy the model again")
+    return ValueError(f"folder '{name}': {TOKENIZER} is damaged or incomplete ({reason}): {AGAIN}")
+
+
+def _suggest_packaged(name: str) -> str:
+    """Words to add to a name that is perhaps that of the packaged model, with a mistake; "" if it is not close."""
+    close = difflib.get_close_matches(name.lower(), [PACKAGED.lower()], 1, 0.7)  # also without its "-Instruct"
+    return f" (did you mean '{PACKAGED}'?)" if close and "/" not in name else ""
 
 
 def _explain_by_hub(name: str, links: list[BaseException], revision: str | None) -> Exception | None:
@@ -282,7 +282,7 @@ def _explain_by_hub(name: str, links: list[BaseException], revision: str | None)
     if isinstance(refusal, RevisionNotFoundError):
         return FileNotFoundError(f"model '{name}' has no revision '{revision}': see {format_page(name)}/commits/main")
     if isinstance(refusal, RepositoryNotFoundError) and "credentials" not in str(refusal).lower():
-        return FileNotFoundError(f"model '{name}' does not exist or is private: {tried}")
+        return FileNotFoundError(f"model '{name}' does not exist or is private{_suggest_packaged(name)}: {tried}")
     if refusal is not None:
         return OSError(f"the Hub refused access to model '{name}': {shorten(refusal)} (tried {format_page(name)})")
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
@@ -305,8 +305,8 @@ def _explain_by_hub(name: str, links: list[BaseException], revision: str | None)
             else "not on this machine"
         )
         return ConnectionError(
-            f"model '{name}'{at} is {where}, and {reason}{_explain_connection(links[-1])}: check the model's name, "
-            f"{_advise_offline() or 'or '}{PREFETCH}"
+            f"model '{name}'{at} is {where}, and {reason}{_explain_connection(links[-1])}: check the model's "
+            f"name{_suggest_packaged(name)}, {_advise_offline() or 'or '}{PREFETCH}"
         )
     broken = find_first(httpx.TransportError) or next(
         (link for link in links if "Consistency check" in str(link)), None

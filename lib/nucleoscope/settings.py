@@ -62,7 +62,8 @@ def _define(
     set it as a parameter. ``aliases``: other names for it on the command line. ``live``: whether the live
     notebook has a field for it. ``is_date``: a string that must be a date in ISO format. ``is_path``: a
     string that is or may be a path, in which ``~`` is the user's home. ``pattern``: a regular expression for a
-    string, ``described`` in words. ``are_variants``: a string that `variants.parse` understands.
+    string. ``described``: what a value must be, in words, instead of those that follow from the rest.
+    ``are_variants``: a string that `variants.parse` understands.
     """
     metadata = {"type": kind, "choices": choices, "least": least, "above": above, "most": most}
     metadata |= {
@@ -186,8 +187,9 @@ class Settings:
     variants: str = _define(
         str,
         variants.NONE,
-        "other candidate sets and geometries to measure as well: names separated by commas, the word 'default' for all "
-        "that the default grid measures, or the word 'none'",
+        "other candidate sets and geometries to measure as well: names separated by commas, such as top_k_10,centred "
+        "(the book lists all of them under Method), the word 'default' for all that the default grid measures, or the "
+        "word 'none'",
         decides=True,
         are_variants=True,
         described="be default, none, or names of candidate sets and geometries, separated by commas",
@@ -249,10 +251,10 @@ class Settings:
     context_candidates: int = _define(
         int,
         8,
-        "number of likeliest candidates of each token to compare in context or by branches; in a grid, 0 or 1 compares "
-        "none",
+        "how many of each token's likeliest candidates to compare (--context) or to branch from (--branches)",
         least=0,
         most=64,
+        described="be a whole number from 2 to 64 (in a grid, 0 or 1 compares none)",
     )
     context_threshold: float = _define(
         float,
@@ -276,9 +278,10 @@ class Settings:
     branch_points: int = _define(
         int,
         4,
-        "number of tokens per text to branch at; in a grid, 0 disables branching",
+        "number of tokens per text to branch at (--branches)",
         least=0,
         most=1000,
+        described="be a whole number from 1 to 1,000 (in a grid, 0 disables branching)",
     )
     branch_length: int = _define(int, 20, "number of tokens of each branch", least=1, most=MOST)
     branch_replicates: int = _define(
@@ -321,6 +324,8 @@ class Settings:
         """The settings that the run's folder is named after, in the order of `FIELDS`; ValueError if one cannot be."""
         names = [name.strip() for name in (self.named_settings or "").split(",")] if self.named_settings else []
         for name in names:
+            if len(name.split()) > 1:
+                raise ValueError(f"named_settings is {quote(self.named_settings)}: separate names with commas")
             if name and name not in FIELDS:
                 raise ValueError(f"named_settings: {check_varying(name)}")
             if problem := _check_nameable(name, names, self):

@@ -225,7 +225,9 @@ def load_shape(given: str) -> transformers.PreTrainedConfig:
     """The configuration in a file, or of a Llama with "key=value,...". ValueError, in one line, if there is none."""
     if Path(given).is_file():
         entries = results.read_json(Path(given), "give the config.json of a model")
-        named, known = str(entries.get("model_type")), list(transformers.CONFIG_MAPPING.keys())
+        if "model_type" not in entries:
+            raise ValueError(f"'{given}' has no model_type: it is not the config.json of a model")
+        named, known = str(entries["model_type"]), list(transformers.CONFIG_MAPPING.keys())
         if named not in known:
             raise ValueError(
                 f"'{given}': transformers does not know the model_type {quote(named)}{suggest(named, known)}"

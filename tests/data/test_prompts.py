@@ -629,10 +629,11 @@ def test_a_packaged_set_without_answers_says_what_it_has(refusal):
         (
             "a.csv",
             "Why?\nHow?\n",
-            "has no column 'prompt': set prompt_column to 'Why?'; if the first line is not a hea",
+            "'TMP/a.csv' has no column 'prompt' (its first line is 'Why?'): if that line is not a header, add one "
+            "above it that contains 'prompt'; if it is, set prompt_column to that name",
         ),
         ("b.csv", "\nprompt\na\n", "'TMP/b.csv', line 1 is blank: it must contain the names of the columns"),
-        ("c.csv", "a" * 50 + "\nb\n", "set prompt_column to '" + "a" * 40 + "...'; if the first line"),
+        ("c.csv", "a" * 50 + "\nb\n", "(its first line is '" + "a" * 40 + "...'): if that line"),
         (
             "d.jsonl",
             '{"prompt": [{"role": "user", "content": "What is it?"}]}',

@@ -192,7 +192,7 @@ def test_a_type_that_the_library_does_not_know_is_named(refuse, kind):
 
 def test_a_configuration_without_a_type_is_refused(refuse):
     assert refuse(model_type=None).endswith(
-        "/model': its config.json has no model_type: copy or download the model again"
+        "/model': its config.json has no model_type: download or save the model again"
     )
 
 

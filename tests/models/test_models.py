@@ -307,13 +307,14 @@ def test_a_damaged_file_of_a_folder_gives_one_line_that_names_the_folder(refusal
         (
             "tokenizer.json",
             b'{"model": {}}',
-            "tokenizer.json is damaged or incomplete ('added_tokens' is missing): copy the model again",
+            "tokenizer.json is damaged or incomplete ('added_tokens' is missing): download or save the model again",
         ),
-        ("tokenizer.json", b'{"added_tokens": []}', "tokenizer.json is damaged or incomplete ('model' is missing): co"),
+        ("tokenizer.json", b'{"added_tokens": []}', "tokenizer.json is damaged or incomplete ('model' is missing): do"),
         (
             "tokenizer.json",
             b'{"version": "1.0"}',
-            "tokenizer.json is damaged or incomplete ('added_tokens' and 'model' are missing): copy the model again",
+            "tokenizer.json is damaged or incomplete ('added_tokens' and 'model' are missing): download or save the "
+            "model again",
         ),
         ("tokenizer.json", b'{"added_tokens": [], "model": {}}', "tokenizer.json is damaged or incomplete (data did"),
         ("generation_config.json", b"", "generation_config.json is not valid JSON"),  # the library would ignore it
@@ -326,7 +327,7 @@ def test_a_damaged_file_of_a_folder_is_named(refusal, folder, name, content, sai
     (folder / name).write_bytes(content)
     message = refusal(folder)
     assert f"folder 'TMP/tiny-llama': {said}" in message
-    assert message.endswith(": copy the model again")
+    assert message.endswith(": download or save the model again")
 
 
 def test_a_gguf_file_of_an_unknown_architecture_is_named(refusal, tmp_path):
@@ -605,7 +606,7 @@ def test_weights_of_another_shape_are_refused_by_name(tmp_path):
         load(folder)
     line = assert_one_line(str(refused.value))
     assert line.startswith(f"the weights of model '{folder}' do not match its config.json: model.layers.0.mlp.")
-    assert " has shape (32, 64), but (32, 66) is expected; copy or download the model again" in line
+    assert " has shape (32, 64), but (32, 66) is expected; download or save the model again" in line
 
 
 def test_an_end_token_that_is_no_number_is_named(tmp_path):

@@ -115,6 +115,7 @@ def test_options_that_do_not_go_together_are_refused(words, said):
         ("hidden_size=abc", "random_weights: hidden_size is 'abc': it must be a number, true or false"),
         ("hiden_size=3", "random_weights: a Llama has no setting 'hiden_size' (did you mean 'hidden_size'?)"),
         ('{"model_type": "lama"}', "transformers does not know the model_type 'lama' (did you mean 'llama'?)"),
+        ('{"settings": {}}', "config.json' has no model_type: it is not the config.json of a model"),
         ("{", "config.json' is not valid JSON ("),
         ("a=b=c", "random_weights: a Llama has no setting 'a'"),
         ("hidden_size=b=c", "random_weights: hidden_size is 'b=c': it must be a number, true or false"),

@@ -479,8 +479,7 @@ def test_the_report_says_which_runs_are_damaged_and_which_have_other_settings(tm
     assert status.summarise(config).splitlines()[-1].startswith("logs: ")
     (folder / results.MEASUREMENTS).write_bytes(b"hi")
     assert report() == (
-        f"damaged: '{folder}/measurements.pt' is truncated or was not written by Nucleoscope: delete its folder, "
-        "then run the grid again"
+        f"damaged: '{folder}/measurements.pt' is truncated or was not written by Nucleoscope: run the grid again"
     )
     logs.run(run_python("raise SystemExit('error: no')"), log)
     assert report() == "error: no"
@@ -488,9 +487,9 @@ def test_the_report_says_which_runs_are_damaged_and_which_have_other_settings(tm
     write_run(tmp_path / "c/a", ENTRY)
     os.replace(tmp_path / "c/a/measurements.pt", folder / "measurements.pt")
     (folder / results.RUN_INFO).write_text("{")
-    assert re.fullmatch(r"damaged: '.*/run\.json' is not .*\): delete its folder, then run the grid again", report())
+    assert re.fullmatch(r"damaged: '.*/run\.json' is not .*: move it out of the way, then run the grid again", report())
     (folder / results.RUN_INFO).unlink()
-    assert report() == "damaged: run.json is missing: delete its folder, then run the grid again"
+    assert report() == "damaged: run.json is missing: run the grid again"
 
 
 def test_the_report_names_the_runs_that_a_shortened_grid_leaves_to_the_analyses(tmp_path):

@@ -116,10 +116,13 @@ def test_a_second_run_keeps_the_results_and_other_settings_are_refused(tmp_path,
     assert done.stdout.count("3 prompts, ") == 1
     file = tmp_path / "lines" / "tiny-llama" / "measurements.pt"
     before = file.stat()
+    file.with_name(results.CANDIDATES).unlink()
     again = run_pipeline(*run, "max_tokens=4")
     assert again.returncode == 0
+    assert "candidates.parquet is missing: only a new measurement can write it" in again.stdout
     assert "already measured with these settings: to measure again, remove the run's folder or use" in again.stdout
     assert "already measured" not in done.stdout
+    assert "is missing" not in done.stdout
     assert file.stat() == before
     refused = run_pipeline(*run, "max_tokens=5")
     assert refused.returncode == 1

@@ -232,13 +232,17 @@ def check_name(name: str) -> None:
     allowed = f"{', '.join(known)}, or a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
     if path.is_dir():
         raise IsADirectoryError(f"'{name}' is a folder: a data set must be {allowed}")
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES or ("://" in name and not path.exists()):
         if path.is_file():
             endings = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
             if path.suffix:
                 raise ValueError(f"'{name}' is not a supported type of file: convert it to {endings}")
             raise ValueError(f"file '{name}' has no extension: rename it so that it ends in {endings}")
-        raise ValueError(f"unknown data set '{name}'" + advise(name, known, f": it must be {allowed}"))
+        short = next((part for part in name.lower().split("/") if part in HUB), name)  # as its repository is called
+        rule = f": it must be {allowed}"
+        if "/" in name and short == name:
+            rule += "; other data sets on the Hub must be saved to a file first"
+        raise ValueError(f"unknown data set '{name}'" + advise(short, known, rule))
 
 
 def _check_continuations(texts: list, name: str, column: str) -> None:
@@ -469,18 +473,24 @@ def _read_jsonl(path: Path, column: Column) -> Iterator[str]:
             row = json.loads(line.rstrip("\r\n"), object_pairs_hook=partial(_build_object, names=names))
         except (ValueError, RecursionError) as error:
             if isinstance(error, json.JSONDecodeError) and not begun and re.match(r'\s*\[\s*($|[\[{"])', line):
-                raise ValueError(
-                    f"'{path}' is a JSON array, not JSON Lines: write each object on a line of its own, without "
-                    "brackets around all of them or commas between them"
-                ) from None
+                raise ValueError(_describe_array(path)) from None
             reason = explain_json(error, with_line=False)
             raise ValueError(f"'{path}', line {number}: not valid JSON ({reason}): correct that line") from None
+        if not begun and isinstance(row, list) and row and all(isinstance(each, dict) for each in row):
+            raise ValueError(_describe_array(path))
         if not isinstance(row, dict):
             example = json.dumps({column.name: "..."}, ensure_ascii=False)
             raise ValueError(f"'{path}', line {number}: not a JSON object: each line must be one, such as {example}")
         _check_keys(column, names, path, number, begun)
         begun = True
         yield _check_text(row[column.name], path, f"line {number}", column)
+
+
+def _describe_array(path: Path) -> str:
+    return (
+        f"'{path}' is a JSON array, not JSON Lines: write each object on a line of its own, without brackets around "
+        "all of them or commas between them"
+    )
 
 
 def _check_keys(column: Column, names: list[str], path: Path, number: int, begun: bool) -> None:
@@ -540,12 +550,14 @@ def _check_header(column: Column, header: list[str], path: Path) -> None:
     if not header:
         raise ValueError(f"'{path}', line 1 is blank: it must contain the names of the columns")
     _check_separator(column.name, header, path)
-    try:
-        _check_column(column, header, path)
-    except ValueError as error:
-        if {column.name, column.other} & set(header) or not any(map(str.strip, header)):
-            raise
-        raise ValueError(f"{error}; if the first line is not a header, add one") from None
+    if any(map(str.strip, header)) and not {column.name, column.other} & set(header):
+        has, which = ("is", "that name") if len(header) == 1 else ("has", "one of its names")
+        named = _list_names([name for name in header if name.strip()])
+        raise ValueError(
+            f"'{path}' has no column '{column.name}' (its first line {has} {named}): if that line is not a header, add "
+            f"one above it that contains '{column.name}'; if it is, set {column.option} to {which}"
+        )
+    _check_column(column, header, path)
 
 
 def _check_separator(column: str, columns: list[str], path: Path) -> None:

@@ -15,25 +15,24 @@ def check(device: str) -> None:
     """Raises ValueError, in one line, for a device that no run on this machine can use."""
     validate("device", device)
     kind, _, number = device.partition(":")
-    why = None
-    if kind in ("cuda", "balanced"):
+    why, remedy = None, ""
+    if kind in ("cuda", "balanced", "xpu") and _is_cpu_build():
+        why = "the installed torch is built for CPUs only"
+        remedy = f"install {'an XPU' if kind == 'xpu' else 'a CUDA'} build of torch, or "
+    elif kind in ("cuda", "balanced"):
         why = _explain_missing_gpu(number)
     elif kind == "mps" and sys.platform != "darwin":
         why = "mps needs a Mac"
-    elif kind == "xpu" and _is_cpu_build():
-        why = "the installed torch is built for CPUs only"
     if why:
-        raise ValueError(describe_unusable(device, why))
+        raise ValueError(describe_unusable(device, why, remedy))
 
 
-def describe_unusable(device: str, why: str) -> str:
-    """A line for a device that this machine does not have."""
-    return f"device is {quote(device)}, which cannot be used on this machine: {why}; use device=auto"
+def describe_unusable(device: str, why: str, remedy: str = "") -> str:
+    """A line for a device that this machine does not have; ``remedy``: what else can be done about it."""
+    return f"device is {quote(device)}, which cannot be used on this machine: {why}; {remedy}use device=auto"
 
 
 def _explain_missing_gpu(number: str) -> str | None:
-    if _is_cpu_build():
-        return "the installed torch is built for CPUs only"
     names = gpus.list_names()  # none where the GPUs are AMD's
     if names and number and int(number) >= len(names):
         return f"its GPUs are cuda:0 to cuda:{len(names) - 1}" if len(names) > 1 else "its only GPU is cuda:0"

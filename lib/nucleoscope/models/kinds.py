@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from nucleoscope.hub import AGAIN
 from nucleoscope.settings import quote
 
 # In order: a model that both can load is loaded as the first, without the part that sees.
@@ -37,7 +38,7 @@ def _check_type(entries: dict[str, Any]) -> None:
     if "auto_map" in entries:  # its own code says what it is
         return
     if kind is None:
-        raise UnsupportedKind("its config.json has no model_type: copy or download the model again")
+        raise UnsupportedKind(f"its config.json has no model_type: {AGAIN}")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise UnsupportedKind(
             f"its config.json has model_type {quote(kind)}, which transformers {transformers.__version__} does not "

@@ -28,7 +28,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from nucleoscope.atomic import hash_file
-from nucleoscope.hub import PACKAGED, announce_wait, check, explain, find, is_on_hub, shorten
+from nucleoscope.hub import AGAIN, PACKAGED, announce_wait, check, explain, find, is_on_hub, shorten
 from nucleoscope.models import dequantized, gguf, kinds, packing, placement
 from nucleoscope.models.placement import pick_device
 from nucleoscope.models.tokenizers import read_tokenizer
@@ -92,14 +92,13 @@ def load(
         raise explain(name, error, revision) from error
     if report["missing_keys"]:
         raise ValueError(
-            f"weights are missing from model '{name}': {shorten(', '.join(sorted(report['missing_keys'])))}; copy or "
-            "download the model again"
+            f"weights are missing from model '{name}': {shorten(', '.join(sorted(report['missing_keys'])))}; {AGAIN}"
         )
     if report["mismatched_keys"]:
         weight, found, expected = min(report["mismatched_keys"])
         raise ValueError(
             f"the weights of model '{name}' do not match its config.json: {weight} has shape {tuple(found)}, but "
-            f"{tuple(expected)} is expected; copy or download the model again"
+            f"{tuple(expected)} is expected; {AGAIN}"
         )
     return Model(packing.pack(model.eval()), tokenizer, _identify(name, source, digest, options.get("revision")))
 

@@ -602,7 +602,7 @@ def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     With several values of a setting, the groups of the table are those of
     ``table.groupby(["model", "dataset", "top_p"], observed=True, dropna=False)``: a setting that a run does not record
     is missing, and groupby would drop its tokens without dropna=False.
-    ValueError names a bad file.
+    ValueError names a bad file, or says that there are no measurements.
     """
     import pandas as pd
     from pandas.api.types import union_categoricals
@@ -613,7 +613,7 @@ def load_table(results_dir: str | os.PathLike = "results") -> "pd.DataFrame":
     _report_skipped(repeated)
     if not tables:
         check_depth(results_dir)
-        return tabulate([], "", "").assign(model=pd.Categorical([]), dataset=pd.Categorical([]))
+        raise ValueError(f"no measurements under '{results_dir}': measure a model first")
     parts = [tables[key] for key in sorted(tables, key=lambda key: (key[1], order_run(key)))]
     names = {name: union_categoricals([part[name] for part in parts]) for name in ("model", "dataset")}
     joined = pd.concat([part.drop(columns=list(names)) for part in parts], ignore_index=True)

@@ -32,6 +32,7 @@ SPECIAL = ("n_prompts", "seed", "dtype", "model_revision")  # compared only if g
 COMPARED = tuple(name for name in list_deciding() if name not in SPECIAL)
 NAMED = 10  # runs in a line of the report
 SUCCEEDED, FAILED, REFUSED = "succeeded", "failed", "not started"  # how a job ended
+AGAIN = "run the grid again"
 # what the report says of a run that is not measured, around why; the last one where that says it all
 ABSENT, DAMAGED, OTHER, PLAIN = "not started ({})", "damaged: {}", "measured with other settings ({})", "{}"
 
@@ -96,7 +97,8 @@ def _examine(folder: Path, entry: grid.Entry) -> tuple[str, str | None]:
     try:
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
-            return ABSENT if results.MEASUREMENTS in missing else DAMAGED, f"{missing[0]} is missing"
+            absent = results.MEASUREMENTS in missing
+            return (ABSENT, f"{missing[0]} is missing") if absent else (DAMAGED, f"{missing[0]} is missing: {AGAIN}")
         if damage := integrity.find_damage(folder / results.MEASUREMENTS):
             return DAMAGED, f"{damage}: measure again with --overwrite"
         info = results.load_info(folder)
@@ -111,7 +113,7 @@ def _examine(folder: Path, entry: grid.Entry) -> tuple[str, str | None]:
         return PLAIN, f"the content of '{entry.parameters['dataset_name']}' has changed since it was measured"
     if found:
         return OTHER, f"{found[0]} is {found[1]!r} in the results but {found[2]!r} in the grid"
-    return DAMAGED, lacking
+    return DAMAGED if (folder / variants.VARIANTS).is_file() else PLAIN, lacking
 
 
 def _find_missing_variants(folder: Path, entry: grid.Entry) -> str | None:
@@ -317,10 +319,7 @@ def _explain(folder: str, said: str, why: str) -> str:
         )
     if os.path.isfile(log) and (said == ABSENT or logs.is_running(log) or logs.has_failed(log)):
         return logs.explain(log, why)
-    if said == DAMAGED:  # a grid has no --overwrite
-        why = re.sub(r": (move it out of the way, then )?measure again with .*--overwrite$", "", why)
-        why += ": delete its folder, then run the grid again"
-    return said.format(why)
+    return said.format(re.sub(r"measure again with .*--overwrite$", AGAIN, why))  # a grid has no --overwrite
 
 
 def _format_log(log: Path) -> list[str]:
