@@ -15,10 +15,10 @@
 # %% [markdown]
 # # What was the model choosing between?
 #
-# For every token that a language model writes, Nucleoscope shows which tokens the model was choosing from, how
-# spread out the choice was (**entropy**), and how similar the candidates were (**cosine similarity** of their
-# embeddings). Are candidates less similar when the model is less sure? This page covers all *runs*: a run is one model on
-# one set of prompts.
+# For every token that a language model writes, Nucleoscope shows which tokens the model was choosing from, how widely
+# the probability was spread over these candidates (**entropy**), and how similar they were (**cosine similarity** of
+# their embeddings). Are candidates less similar when the model is less sure? This page covers all *runs*: a run is one
+# model on one set of prompts.
 
 # %% tags=["parameters"]
 results_dir = "results"  # contains <dataset>/<model>/
@@ -55,7 +55,7 @@ Markdown(gaps) if gaps else None
 Markdown(made_of_text.explain_figure(curve, made_of_figures.FRONT)) if len(curve) else None
 
 # %% [markdown]
-# In short (see [What it is made of](/correlation_eval/made_of.ipynb) for details):
+# In short (details are on the page [What it is made of](/correlation_eval/made_of.ipynb)):
 
 # %% tags=["remove-input"]
 Markdown(made_of_text.describe_in_three(curve, nulls, ladder, usual))

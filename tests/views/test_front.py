@@ -40,7 +40,7 @@ def test_a_sentence_without_an_end_is_said_to_be_the_last_of_its_text(tmp_path):
     torch.save(records, folder / "a/tiny" / results.MEASUREMENTS)
     said, _ = front.show_sentence(folder, results.load_readable(folder))
     assert said_of_last in said
-    assert "a typical choice: among all " in said
+    assert "a typical choice: of all " in said
 
 
 def test_a_text_that_was_read_is_not_called_written(tmp_path):

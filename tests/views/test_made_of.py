@@ -169,6 +169,13 @@ def test_the_words_below_the_figure_say_whether_each_line_changes_sign(lines, wo
     assert said.endswith(words)
 
 
+def test_the_words_below_the_figure_are_about_the_mean_that_its_menu_shows_first():
+    parts = [create_curve({"raw": [-0.3] * 5 + [0.3]}, POOLED, POOLED), create_curve({"raw": [-0.3] * 6})]
+    said = made_of_text.explain_figure(pd.concat(parts, ignore_index=True), made_of_figures.FRONT)
+    changes = "the coefficient for `raw` changes sign along the curve; single runs can differ."
+    assert said.endswith(f"In the mean over the runs, {changes}")
+
+
 def test_points_without_an_interval_or_a_band_are_explained():
     curve = create_curve({"raw": [-0.3] * 6, "whitened": [0.1] * 6})
     curve.loc[[0, 2], ["low", "high", "same_k low", "same_k high"]] = np.nan
@@ -259,14 +266,24 @@ def test_the_sentence_on_signs_counts_them():
     def describe(*values):
         return made_of_text.describe_sign_changes(create_curve({"raw": values}))
 
-    assert describe(-0.3, 0.3, 0).startswith(
-        "Of 3 combinations of candidate set and geometry (how embeddings are compared), 1 has a negative"
+    of = "of candidate set and geometry (how embeddings are compared)"
+    depends = "the sign depends on these choices."
+    assert describe(-0.3, 0.3, 0) == (
+        f"1 of 3 combinations {of} has a negative coefficient, 1 has a positive coefficient and 1 has no clear sign: "
+        + depends
     )
-    assert describe(-0.3, 0.3).endswith("and 0 have no clear sign: the sign depends on these choices.")
-    assert describe(-0.3, -0.3).endswith("the sign does not depend on these choices.")
+    assert describe(-0.3, -0.3, 0.3, 0.3) == (
+        f"2 of 4 combinations {of} have a negative coefficient and 2 have a positive coefficient: {depends}"
+    )
+    assert describe(-0.3, -0.3) == (
+        f"Both combinations {of} have a negative coefficient: the sign does not depend on these choices."
+    )
     assert describe(-0.3, 0.01).endswith("and 1 has no clear sign: wherever the sign is clear, it is the same.")
-    assert describe(0.01, 0.01).endswith("and 2 have no clear sign.")
-    assert describe(0.3).endswith("0 have a negative coefficient, 1 has a positive one, and 0 have no clear sign.")
+    assert describe(0.01, 0.01) == f"Both combinations {of} have no clear sign."
+    assert describe(0.3) == f"The only combination {of} has a positive coefficient."
+    pooled = pd.concat([create_curve({"raw": [-0.3] * 6}, POOLED, POOLED), create_curve({"raw": [0.3] * 6})])
+    said = made_of_text.describe_sign_changes(pooled)
+    assert said.startswith(f"Averaged over the runs, all 6 combinations {of} have a negative coefficient: ")
     assert describe(np.nan) == "No other candidate set or geometry was measured."
 
 
@@ -305,8 +322,9 @@ def test_null_models_that_are_missing_are_said_to_be():
         (
             -0.4,
             (0.05, 0.15),
-            "(measured minus exchanged: 0.10 [0.05, 0.15]). The number of candidates alone would give a stronger "
-            "relationship.",
+            "candidates are *more* similar when the model is less sure. The number of candidates alone would give a "
+            "more negative coefficient: if candidate sets are exchanged among tokens of equal k, so that only the "
+            "effect of k is left, it is −0.50 instead of −0.40 (measured minus exchanged: 0.10 [0.05, 0.15]).",
         ),
         (-0.02, (0.05, 0.15), ": the number of candidates does not explain all of it."),  # its own sign is not clear
         (-0.6, (-0.15, -0.05), ": the number of candidates does not explain all of it."),
@@ -324,16 +342,16 @@ def test_what_entropy_adds_is_said_for_each_outcome():
         return made_of_text.describe_ladder(create_ladder(added, [f"m{place}" for place in range(len(added))]))
 
     chance = "Gains of up to 1 percentage point can arise by chance; "
-    adds = "adding entropy changes that by 4.0 percentage points."
-    assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} {chance}this one is clearly larger.")
+    adds = "adding entropy raises that by 4.0 percentage points."
+    assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} {chance}this one is clearly above that.")
     assert describe((0.004, 0.003, 0.005)).endswith(
-        f"by 0.4 percentage points. {chance}this one is not clearly larger."
+        f"by 0.4 percentage points. {chance}this one is not clearly above that."
     )
     assert "changes that by between −1.0 and 4.0 percentage points" in describe((0.04, 0.03, 0.05), (-0.01, -0.02, 0.0))
     assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(
-        f"{chance}in 1 of 2 runs, the gain is clearly larger."
+        f"{chance}in 1 of 2 runs, the gain is clearly above that."
     )
-    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"{chance}in no run is the gain clearly larger.")
+    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"{chance}in no run is the gain clearly above that.")
     assert describe((0.01, np.nan, np.nan)).endswith("No interval could be computed.")
     assert made_of_text.describe_ladder(create_ladder([], [])).startswith("No run has enough tokens and prompts")
     assert "entropy alone explains 0% of the variance" in describe((0.01, 0.005, 0.02))
@@ -524,6 +542,6 @@ def test_the_front_page_reads_what_the_analyses_wrote_and_says_three_things_of_i
     for one, other in zip(found, written, strict=True):
         pd.testing.assert_frame_equal(one, other, check_dtype=False)
     lines = made_of_text.describe_in_three(*found).splitlines()
-    assert [line[:8] for line in lines] == ["* Of 6 c", "* Among ", "* On hel"]
+    assert [line[:8] for line in lines] == ["* All 6 ", "* Among ", "* On hel"]
     nothing = made_of_text.describe_in_three(*(table[:0] for table in found))
     assert nothing.startswith("* No run has variants of its candidate sets")

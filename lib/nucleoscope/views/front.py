@@ -93,12 +93,14 @@ def _render(folder: Path, token: pd.Series, table: pd.DataFrame, listed: int) ->
 def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool, is_last: bool) -> str:
     kind = "words" if examples.is_word(token.get("text")) else "tokens"
     low, high = examples.FEW
-    among = f"among all {kind}{' in complete sentences' if whole else ''} that had {low} to {high} candidates"
+    among = (
+        f"of all {kind} that had {low} to {high} candidates{' and are part of a complete sentence' if whole else ''}"
+    )
     ends = " The measured text ends with it." if is_last else ""
     source = "written" if mode == "generate" else "read"
     return (
         f"A sentence {source} by the model ({escape_name(describe_run(*key))}), tinted by entropy: "
         f"the stronger the tint, the less sure the model was.{ends} The card shows a typical choice: "
-        f"{among}, the one closest to their median entropy and median cosine similarity. "
+        f"{among}, the one closest to the median entropy and median cosine similarity of these {kind}. "
         "Point at any other token, or tap it, to see what the model was choosing between."
     )

@@ -50,7 +50,7 @@ EXPLAINED = (
     "are (`raw`), or after removing their mean and the three directions in which they vary most (`all_but_top_3`). The "
     "bands show what the number of candidates alone would give: the coefficient if each token's candidates were "
     "exchanged for those of another token with the same number of candidates. The intervals in the figure and in the "
-    "sentences come from leaving out groups of prompts; those in the table at the end of this page can differ slightly."
+    "text come from leaving out groups of prompts; those in the table at the end of this page can differ slightly."
 )  # below the front page's figure
 NOTHING = f"No run has variants of its candidate sets: {MEASURE}."
 NAMED = 3  # a sentence names that many models and as many data sets; more are counted
@@ -198,11 +198,12 @@ def _describe_over_top_p(lead: Lead, statistic: str) -> str:
 
 def explain_figure(specifications: pd.DataFrame, geometries: Collection[str]) -> str:
     """What the front page's figure shows, for readers, and whether the sign of each of its lines changes."""
-    lines = _join(lambda lead: _begin(lead, _describe_lines(lead.rows, geometries)), specifications, " ", counted=False)
+    lines = _join(lambda lead: _begin(lead, _describe_lines(lead, geometries)), specifications, " ", counted=False)
     return f"{EXPLAINED} {lines}"
 
 
-def _describe_lines(rows: pd.DataFrame, geometries: Collection[str]) -> str:
+def _describe_lines(lead: Lead, geometries: Collection[str]) -> str:
+    rows = lead.rows
     names = {each.name: each.value for each in CANDIDATE_SETS if each.rule == "top_p"}
     rows = rows[rows["candidates"].isin(list(names)) & (rows["statistic"] == "Spearman") & rows["r"].notna()]
     rows = rows[rows["geometry"].isin(list(geometries))]
@@ -229,9 +230,12 @@ def _describe_lines(rows: pd.DataFrame, geometries: Collection[str]) -> str:
         else f"the coefficients for {join_names(names)} {plural[verb]} {predicate.replace('its sign', 'their sign')}"
         for (verb, predicate), names in alike.items()
     ]
-    return (
-        f"In the figure, {join_names(said)}.{_describe_bare_points(rows.assign(top_p=rows['candidates'].map(names)))}"
+    # a menu above the figure selects a mean over runs or one of them
+    where, rest = (
+        ("In the mean over the runs", "; single runs can differ") if is_pooled(lead.head) else ("In the figure", "")
     )
+    bare = _describe_bare_points(rows.assign(top_p=rows["candidates"].map(names)))
+    return f"{where}, {join_names(said)}{rest}.{bare}"
 
 
 def _describe_bare_points(rows: pd.DataFrame) -> str:
@@ -329,9 +333,9 @@ def _describe_same_k(lead: Lead, geometry: str, usual: float) -> str:
     )
     if whole in (NEGATIVE, POSITIVE) and sign in (NEGATIVE, POSITIVE) and whole != sign:
         return (
-            f"Among tokens with the same number of candidates (equal k), candidates {VERDICTS[sign]}: if candidate "
-            "sets are exchanged among tokens of equal k, so that only the effect of k is left, the coefficient is "
-            f"{numbers}. The number of candidates alone would give a stronger relationship."
+            f"Among tokens with the same number of candidates (equal k), candidates {VERDICTS[sign]}. The number of "
+            f"candidates alone would give a more {whole} coefficient: if candidate sets are exchanged among tokens of "
+            f"equal k, so that only the effect of k is left, it is {numbers}."
         )
     text = (
         "If candidate sets are exchanged among tokens with the same number of candidates (equal k), so that only the "
@@ -360,11 +364,12 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     if base.empty or full.empty:
         return "No run has enough tokens and prompts to say what explains cosine similarity."
     depending = "depending on the run, " if len(full) > 1 else ""
+    adding = "raises" if (full["added"] >= 0).all() else "changes"
     text = (
         f"On held-out prompts, {depending}entropy alone explains {_format_shares(alone['R2'])} of the variance of "
-        f"cosine similarity (`{geometry}`); the candidates' number and kind (such as words, digits or punctuation, and "
-        f"how frequent they are) explain {_format_shares(base['R2'])}, and "
-        f"adding entropy changes that by {_format_points(full['added'])}."
+        f"cosine similarity (`{geometry}`); the candidates' number, kinds (word, digit, punctuation and so on), "
+        f"frequencies and embeddings' norms explain {_format_shares(base['R2'])}, and adding entropy {adding} that by "
+        f"{_format_points(full['added'])}."
     )
     if (pd.concat((alone["R2"], base["R2"])) < 0).any():
         text += " Where a share is negative, always predicting the mean would be better."
@@ -374,10 +379,10 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     helped = int((known["added low"] > NOTICEABLE).sum())
     text += f" Gains of up to {100 * NOTICEABLE:g} percentage point can arise by chance; "
     if len(known) == 1:
-        return f"{text}this one is {'clearly' if helped else 'not clearly'} larger."
+        return f"{text}this one is {'clearly' if helped else 'not clearly'} above that."
     if not helped:
-        return f"{text}in no run is the gain clearly larger."
-    return f"{text}in {name_part(helped, len(known), 'run')}, the gain is clearly larger."
+        return f"{text}in no run is the gain clearly above that."
+    return f"{text}in {name_part(helped, len(known), 'run')}, the gain is clearly above that."
 
 
 def _format_shares(values: pd.Series) -> str:
@@ -499,13 +504,13 @@ def _describe_sign_changes(lead: Lead) -> str:
     if rows.empty:
         return "No other candidate set or geometry was measured."
     neither = len(rows) - negative - positive
-    all_of = "In the mean over the runs, of " if is_pooled(lead.head) else "Of "
-    all_of += (
-        f"{count(len(rows), 'combination')} of candidate set and geometry (how embeddings are compared), {negative} "
-    )
-    all_of += f"{'has' if negative == 1 else 'have'} a negative coefficient, {positive} "
-    all_of += f"{'has' if positive == 1 else 'have'} a positive one, and {neither} {'has' if neither == 1 else 'have'} "
-    all_of += "no clear sign"
+    kinds = [(negative, "a negative coefficient"), (positive, "a positive coefficient"), (neither, "no clear sign")]
+    (most, what), *others = [(number, words) for number, words in kinds if number]
+    first = f"{name_part(most, len(rows), 'combination')} of candidate set and geometry (how embeddings are compared)"
+    said = [f"{first} {'has' if most == 1 else 'have'} {what}"]
+    said += [f"{number:,} {'has' if number == 1 else 'have'} {words}" for number, words in others]
+    all_of = f"{'averaged over the runs, ' if is_pooled(lead.head) else ''}{join_names(said)}"
+    all_of = all_of[0].upper() + all_of[1:]
     if len(rows) == 1:
         return f"{all_of}."
     if negative and positive:

@@ -193,7 +193,7 @@ function drawTabs(tabs, open, choose) {
 }
 
 // The most similar two of the likeliest candidates, in words.
-function describeClosest(names, matrix, cells = "Cosine similarity: the stronger a cell's colour, the more similar the two.") {
+function describeClosest(names, matrix, cells = "Cosine similarity of each candidate to those above it: the stronger a cell's colour, the more similar.") {
   if (!matrix?.length) return "";
   const place = matrix.indexOf(Math.max(...matrix));
   const later = Math.floor((1 + Math.sqrt(1 + 8 * place)) / 2);
