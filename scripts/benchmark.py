@@ -136,9 +136,9 @@ def check_options(options: argparse.Namespace) -> None:
     for name in SECOND_PASS:  # before they are compared with numbers
         settings.validate(name, getattr(options, name))
     if options.against is not None and (options.scale or options.random_weights):
-        raise ValueError(
-            "--against cannot be combined with --scale or --random_weights: give a model with --model_name"
-        )
+        raise ValueError("--against cannot be combined with --scale or --random_weights: give only one of them")
+    if options.gpu_table and options.device.partition(":")[0] not in ("auto", "cuda"):
+        raise ValueError(f"--gpu_table needs an NVIDIA GPU: omit --device={options.device}")
     if options.gpu_table and (options.against is not None or options.scale or options.random_weights):
         raise ValueError("--gpu_table cannot be combined with --against, --scale or --random_weights")
     if options.context and (options.against is not None or options.scale or options.gpu_table):

@@ -42,8 +42,10 @@ def parse_number(text: str) -> int:
 def main() -> None:
     parser = create_parser()
     options = parser.parse_args()
-    if bool(options.problem and options.status) == bool(options.command and options.log):
+    if bool(options.command and options.log) == bool(options.problem) or (options.problem and not options.status):
         parser.error("give either --log and a command, or --status and --problem")
+    if options.problem and options.command:
+        parser.error("--problem replaces the command: omit one of them")
     from nucleoscope.workflow import jobs, status
 
     try:
@@ -59,6 +61,10 @@ def main() -> None:
         raise SystemExit(
             f"error: {f'command {error.filename!r} does not exist: check its name' if missing else error}"
         ) from None
+    except PermissionError as error:
+        if error.filename != (options.command or [None])[0]:
+            raise SystemExit(f"error: cannot write '{error.filename}': {error.strerror}") from None
+        raise SystemExit(f"error: command {error.filename!r} is not an executable file: check its name") from None
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:  # while it waited for a GPU

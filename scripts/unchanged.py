@@ -1,6 +1,7 @@
 """Checks, for the Makefile, whether anything has changed since Snakemake last found everything up to date.
 
-The exit status is 0 if nothing has, and 1 if Snakemake must be run, or if the grid is invalid, which an error says.
+The exit status is 0 if nothing has changed, and 1 if Snakemake must be run or the grid is invalid; in the latter case,
+an error message says what is wrong.
 """
 
 import sys

@@ -411,7 +411,10 @@ def test_a_run_without_settings_is_refused_before_a_model_is_loaded(refuse, tmp_
     folder = tmp_path / "results/math/SmolLM2-135M-Instruct"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
-    said = "run.json' contains no settings: move it out of the way, then measure again with --overwrite"
+    said = (
+        "run.json' contains no settings: move it out of the way, then measure again with "
+        "correlation_pipeline.py --overwrite"
+    )
     for words in (["--only=page", "--top_p=0.5"], ["--only=measure"]):
         assert said in refuse(correlation_pipeline, *words)
 

@@ -251,7 +251,7 @@ class Settings:
     context_candidates: int = _define(
         int,
         8,
-        "how many of each token's likeliest candidates to compare (--context) or to branch from (--branches)",
+        "how many of each token's likeliest candidates to compare in context, or to branch from",
         least=0,
         most=64,
         described="be a whole number from 2 to 64 (in a grid, 0 or 1 compares none)",
@@ -278,7 +278,7 @@ class Settings:
     branch_points: int = _define(
         int,
         4,
-        "number of tokens per text to branch at (--branches)",
+        "number of tokens per text to branch at",
         least=0,
         most=1000,
         described="be a whole number from 1 to 1,000 (in a grid, 0 disables branching)",
@@ -380,7 +380,7 @@ def check_varying(name: str, mode: str = "generate") -> str:
     if name in SINGLE:
         return f"{name} cannot be a list: {SINGLE[name]}"
     if name in list_grid_parameters() and name not in known:
-        return f"{name} cannot have several values in a grid: give it one"
+        return f"{name} cannot be a list in a grid: give it one value, without brackets"
     if name not in known:
         return f"unknown setting {quote(name)}" + advise(name, known, f": it must be one of {', '.join(known)}")
     if name == "seed" and not uses_seed(mode):

@@ -89,6 +89,7 @@ def test_without_against_and_scale_the_options_are_as_before():
         (["--branch_points=x"], "branch_points is 'x': it must be a whole number"),
         (["--branching", "--branch_points=x"], "branch_points is 'x': it must be a whole number"),
         (["--context", "--context_candidates=x"], "context_candidates is 'x': it must be a whole number"),
+        (["--gpu_table", "--device=cpu"], "--gpu_table needs an NVIDIA GPU: omit --device=cpu"),
         (["--context", "--gpu_table"], "--context cannot be combined with --against, --scale or --gpu_table"),
         (
             ["--branching", "--context"],

@@ -180,7 +180,9 @@ def cut_off(path: Path, marker: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-UNREADABLE = "the file is truncated or was not written by Nucleoscope: measure again with --overwrite"
+UNREADABLE = (
+    "the file is truncated or was not written by Nucleoscope: measure again with correlation_pipeline.py --overwrite"
+)
 BAD = {
     "deflated": (write_deflated, "that unpacks to"),
     "declared sizes": (write_declared, "that unpacks to"),

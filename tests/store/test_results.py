@@ -921,8 +921,9 @@ def test_a_folder_without_results_has_no_table(tmp_path):
 @pytest.mark.parametrize("place", [lambda folder: folder, lambda folder: folder.parent], ids=["run", "data set"])
 def test_a_folder_that_is_too_deep_is_answered_with_the_right_one(folder, place):
     measure_run(folder)
-    message = catch_refusal(ValueError, results.load_table, place(folder))
-    assert message.endswith(f"give the folder of all results, '{folder.parents[1]}'")
+    for load in (results.load_table, results.load_runs):
+        message = catch_refusal(ValueError, load, place(folder))
+        assert message.endswith(f"give the folder of all results, '{folder.parents[1]}'")
 
 
 def test_what_has_not_drawn_anything_is_in_nobodys_way(folder):
@@ -1197,7 +1198,7 @@ def test_a_run_json_of_which_not_all_can_be_shown_is_refused_with_what_to_do(tmp
     results.check_info(tmp_path)
     atomic.write_json(tmp_path / results.RUN_INFO, info | change)
     message = catch_refusal(ValueError, results.check_info, tmp_path)
-    advice = "move it out of the way, then measure again with --overwrite"
+    advice = "move it out of the way, then measure again with correlation_pipeline.py --overwrite"
     assert message == f"'{tmp_path / results.RUN_INFO}' {problem}: {advice}"
 
 

@@ -155,7 +155,7 @@ def test_an_entry_goes_before_the_grid_and_a_data_set_before_a_model():
         ({"parameters": {"topp": [0.9]}}, "parameters: unknown setting 'topp' (did you mean 'top_p'?)"),
         (
             {"parameters": {"device": ["cpu", "cuda"]}},
-            "parameters: device cannot have several values in a grid: give it one",
+            "parameters: device cannot be a list in a grid: give it one value, without brackets",
         ),
         ({"parameters": {"variants": ["none", "default"]}}, "parameters: variants cannot be a list: separate the"),
         (
@@ -186,6 +186,13 @@ def test_a_wrong_grid_is_named_in_one_line(tmp_path, change, message):
     with pytest.raises(ValueError, match=r"grid\.yml") as caught:
         grid.load(path)
     assert message in assert_one_line(str(caught.value))
+
+
+def test_a_list_whose_dashes_are_not_aligned_is_not_one_name(tmp_path):
+    path = tmp_path / "grid.yml"
+    path.write_text("results_dir: r\ndatasets: [math]\nmodels:\n  - a\n   - b\n")
+    with pytest.raises(ValueError, match="entry 1 in models is 'a - b': indent every '-' of the list equally"):
+        grid.load(path)
 
 
 @pytest.mark.parametrize("time", ["12:30", "1:30.5"])  # 750 and 90.5 in YAML 1.1
@@ -510,7 +517,7 @@ def test_the_report_names_what_else_failed_and_which_earlier_results_are_analyse
     logs.run(run_python("print('built')"), tmp_path / "logs/book.log")
     said = status.summarise(config).splitlines()
     assert "    the analyses use its earlier results" in said
-    place = said.index("  the last attempt at the analyses failed: no LaTeX")
+    place = said.index("  the last attempt to make the analyses failed: no LaTeX")
     assert re.fullmatch(
         f"    log: {re.escape(str(tmp_path))}/logs/analyses.log \\(20\\d\\d-\\d\\d-\\d\\d \\d\\d:\\d\\d\\)",
         said[place + 1],
@@ -832,7 +839,7 @@ def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_
         failed = run_snakemake("--configfile", path, PYTHONPATH=broken)
         assert failed.returncode != 0
         assert failed.stderr.count("localrule analyses:") == 1
-        assert "the last attempt at the analyses failed: " in failed.stderr
+        assert "the last attempt to make the analyses failed: " in failed.stderr
         assert {(analyses / name).read_text() for name in results.ANALYSIS_FILES} == {"older"}
 
 

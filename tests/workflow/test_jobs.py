@@ -196,6 +196,21 @@ def test_the_last_try_of_a_job_that_was_killed_runs_nothing_and_records_that(tmp
     assert status.read_problem(file).startswith("it was killed by SIGKILL")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--log=l", "--problem=x", "--", "true"], "give either --log and a command, or --status and --problem"),
+        (["--problem=x"], "give either --log and a command, or --status and --problem"),
+        (["--status=s", "--problem=x", "--", "true"], "--problem replaces the command: omit one of them"),
+        (["--log=l", "--", "."], "command '.' is not an executable file: check its name"),
+    ],
+)
+def test_a_job_without_or_with_two_things_to_do_is_refused(tmp_path, arguments, message):
+    done = subprocess.run([*JOB[:-1], *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
+    assert done.returncode
+
+
 def test_a_run_that_cannot_be_had_is_not_started(tmp_path):
     file = tmp_path / "results/data/model/measure.status.json"
     command = [*JOB[:-1], "--status", str(file), "--problem", "model 'a/b' is gated"]

@@ -198,7 +198,7 @@ def test_damaged_results_are_not_called_measured(tmp_path, measured):
     (measured / results.MEASUREMENTS).write_bytes(b"hi")
     line = refuse(hub.clean_environment(tmp_path), f"--results_dir={measured.parents[1]}")
     assert line.startswith(f"error: '{measured / results.MEASUREMENTS}' is truncated")
-    assert line.endswith("measure again with --overwrite")
+    assert line.endswith("measure again with correlation_pipeline.py --overwrite")
 
 
 def test_a_notebook_that_is_not_there_is_answered_with_those_that_are(tmp_path):

@@ -145,14 +145,18 @@ def test_damaged_measurements_are_named_and_a_damaged_run_json_stops_before_the_
     cut(folder / "measurements.pt")
     why = assert_one_line(status.find_missing(name, entry))
     assert why == (
-        f"'{folder}/measurements.pt' is truncated or was not written by Nucleoscope: measure again with --overwrite"
+        f"'{folder}/measurements.pt' is truncated or was not written by Nucleoscope: measure again with "
+        "correlation_pipeline.py --overwrite"
     )
     assert "use its earlier results" not in status.summarise(config)
     (folder / "run.json").write_text('{"settings": ')
     for overwrite in (False, True):
         with pytest.raises(
             ValueError,
-            match=r"run.json' is not valid JSON .*: move it out of the way, then measure again with --overwrite$",
+            match=(
+                r"run.json' is not valid JSON .*: move it out of the way, then measure again with "
+                r"correlation_pipeline.py --overwrite$"
+            ),
         ):
             run_folder.check(folder, overwrite)
     assert (folder / "run.json").read_text() == '{"settings": '

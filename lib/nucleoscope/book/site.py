@@ -419,7 +419,7 @@ def build(root: Path, results_dir: Path, output: Path) -> Path:
     # A fixed hash seed fixes the order of sets in Sphinx and in all its extensions.
     done = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "0"}, stdout=subprocess.DEVNULL)
     if done.returncode:
-        raise BookError("building the book produced warnings or errors: see above")
+        raise BookError("building the book produced warnings or errors, which are listed before this line")
     for pattern in UNUSED:
         for path in list((html / "_static").glob(pattern)):
             if path.is_dir():

@@ -126,7 +126,8 @@ def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFra
     for sizes, ids in _iterate_candidates(folder):
         if len(ids) and (ids.max() >= size or (number[ids] < 0).any()):
             raise ValueError(
-                f"'{folder}' has a candidate that {vocabulary.VOCABULARY} does not list: measure again with --overwrite"
+                f"'{folder}' has a candidate that {vocabulary.VOCABULARY} does not list: measure again with "
+                "correlation_pipeline.py --overwrite"
             )
         of, starts = np.repeat(np.arange(len(sizes)), sizes), np.cumsum(sizes) - sizes
         counts = np.bincount(of * len(CLASSES) + number[ids], minlength=len(sizes) * len(CLASSES))

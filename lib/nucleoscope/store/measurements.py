@@ -211,7 +211,7 @@ def read(path: str | os.PathLike) -> Any:
         said = f" ({error})" if isinstance(error, _UnusualArchive) else ""
         raise ValueError(
             f"cannot read '{path}' as measurements: the file is truncated or was not written by Nucleoscope{said}: "
-            "measure again with --overwrite"
+            "measure again with correlation_pipeline.py --overwrite"
         ) from None
 
 

@@ -268,7 +268,11 @@ def describe_unset(path: Path, what: str = "contains no settings") -> str:
 
 def _advise(path: Path) -> str:
     """What to do about a bad json file; measurements without a run.json are replaced only on request."""
-    again = "measure again with --overwrite" if path.name == RUN_INFO else "repeat the command that wrote it"
+    again = (
+        "measure again with correlation_pipeline.py --overwrite"
+        if path.name == RUN_INFO
+        else "repeat the command that wrote it"
+    )
     return f"move it out of the way, then {again}"
 
 
@@ -492,9 +496,12 @@ def load_runs(
     cosine and weighted_cosine are NaN if k = 1 (one candidate has no pair); the token is -1 if it is unknown, and the
     text is missing in files of earlier versions until `add_texts` adds it. After model and dataset there is a column
     for each setting that differs between the runs, as run.json has it: top_p, seed, dtype, ... A run whose folder's
-    name says that (model@top_p=0.95) has that name as its key, and its model's name in the column model.
+    name says that (model@top_p=0.95) has that name as its key, and its model's name in the column model. ValueError for
+    the folder of a single run or data set.
     """
     tables, damaged, repeated = _load_runs(results_dir)
+    if not tables and not damaged:
+        check_depth(results_dir)
     return tables, damaged | repeated
 
 

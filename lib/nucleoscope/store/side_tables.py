@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SEED = b"nucleoscope.seed"  # the metadata key for the seed of what was drawn
-ADVICE = "measure again with --overwrite"
+ADVICE = "measure again with correlation_pipeline.py --overwrite"
 
 
 def write_table(table: Any, name: str, measurements: Path, seed: int) -> None:

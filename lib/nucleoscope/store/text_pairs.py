@@ -240,7 +240,8 @@ def load_sums(path: Path, ends: Iterable[int] = ()) -> "np.ndarray":
     for number, record in results.stream_records(path.parent, fields=fields):
         if record.get(fields[1]) is None:
             raise ValueError(
-                f"'{path}' has no probabilities of the candidates of prompt {number}: measure again with --overwrite"
+                f"'{path}' has no probabilities of the candidates of prompt {number}: measure again with "
+                "correlation_pipeline.py --overwrite"
             )
         steps = [np.asarray(probs, dtype=np.float64) for probs in record[fields[1]]]
         owners = np.repeat(np.arange(len(steps)), np.array(list(map(len, steps)), dtype=np.intp))

@@ -205,7 +205,7 @@ def explain_missing(folder: str | os.PathLike) -> str | None:
 
 
 def _describe_damage(path: Path, reason: str) -> str:
-    return f"'{path}' is damaged ({reason}): measure again with --overwrite"
+    return f"'{path}' is damaged ({reason}): measure again with correlation_pipeline.py --overwrite"
 
 
 def _explain(path: Path, error: Exception) -> Exception:

@@ -75,7 +75,7 @@ def _tabulate_candidates(folder: Path, prompts: list[int], tokenizer: object) ->
     """The candidates of some prompts, some prompts at a time, with the same columns before as tokens have."""
     if problem := describe_staleness(folder):
         place = escape_line(str(folder / CANDIDATES))
-        advice = "so the column 'similarity' is empty: measure again with --overwrite"
+        advice = "so the column 'similarity' is empty: measure again with correlation_pipeline.py --overwrite"
         print(f"warning: '{place}' is {problem}, {advice}", file=sys.stderr)
     model, named = split_name(folder.name)
     names = {"model": model, "dataset": folder.parent.name, **named}

@@ -402,6 +402,8 @@ def _find_wrong_entries(kind: str, entries: Any) -> Iterator[str]:
         where, entry = f"entry {number} in {kind}", _expand(given)
         if given is None or (isinstance(given, str) and not given.strip()):
             yield f"{where} is empty: give a name, or remove the entry"
+        elif isinstance(given, str) and " - " in given and not Path(given).exists():  # several lines, to YAML
+            yield f"{where} is {quote(given)}: indent every '-' of the list equally"
         elif not isinstance(entry, dict):
             problem = f"{where} is {quote(entry)}: it must be a quoted name, or a mapping with a name and settings"
             yield problem + _explain_bool(entry)

@@ -110,7 +110,7 @@ def _check_existing(folder: Path, chosen: Settings) -> None:
     if not _has_results(folder):
         return
     if damage := integrity.find_damage(folder / results.MEASUREMENTS):
-        raise ValueError(f"{damage}: measure again with --overwrite")
+        raise ValueError(f"{damage}: measure again with correlation_pipeline.py --overwrite")
     results.read_recorded(folder)
     found = status.list_differences(folder, asdict(chosen), results.load_info(folder))
     if found and not {name for name, *_ in found} & {"model_name", "dataset_name", "dataset", "model_revision"}:

@@ -97,10 +97,9 @@ def _examine(folder: Path, entry: grid.Entry) -> tuple[str, str | None]:
     try:
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
-            absent = results.MEASUREMENTS in missing
-            return (ABSENT, f"{missing[0]} is missing") if absent else (DAMAGED, f"{missing[0]} is missing: {AGAIN}")
+            return ABSENT if results.MEASUREMENTS in missing else DAMAGED, f"{missing[0]} is missing"
         if damage := integrity.find_damage(folder / results.MEASUREMENTS):
-            return DAMAGED, f"{damage}: measure again with --overwrite"
+            return DAMAGED, f"{damage}: measure again with correlation_pipeline.py --overwrite"
         info = results.load_info(folder)
         results.read_recorded(folder)
         lacking = _find_missing_variants(folder, entry)
@@ -252,7 +251,7 @@ def summarise(config: dict[str, Any], combined: Collection[str] = COMBINED) -> s
                 ]
     for log in _list_failed_logs(Path(config["results_dir"], LOGS), combined):
         lines += [
-            f"  the last attempt at {_describe(log.stem)} failed: {_shorten(logs.explain(log))}",
+            f"  the last attempt to make {_describe(log.stem)} failed: {_shorten(logs.explain(log))}",
             *_format_log(log),
         ]
     lines += _name_others(config["results_dir"], runs)
@@ -319,6 +318,8 @@ def _explain(folder: str, said: str, why: str) -> str:
         )
     if os.path.isfile(log) and (said == ABSENT or logs.is_running(log) or logs.has_failed(log)):
         return logs.explain(log, why)
+    if said == DAMAGED and why.endswith("is missing"):
+        why += f": {AGAIN}"
     return said.format(re.sub(r"measure again with .*--overwrite$", AGAIN, why))  # a grid has no --overwrite
 
 
