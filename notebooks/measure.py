@@ -54,7 +54,7 @@ context_candidates = 8  # for context.py
 context_threshold = 0.5  # for context.py
 context_memory = "auto"  # for context.py
 branches = False  # also continue texts from each candidate of some tokens (notebook branches.py)
-branch_points = 4  # number of tokens per text to branch at, 0 to 1,000
+branch_points = 4  # number of tokens per text to branch at, 1 to 1,000
 branch_length = 20  # number of tokens of each branch
 branch_replicates = 3  # how many times each candidate is continued, 1 to 64
 

@@ -61,11 +61,9 @@ def main() -> None:
         raise SystemExit(
             f"error: {f'command {error.filename!r} does not exist: check its name' if missing else error}"
         ) from None
-    except PermissionError as error:
-        if error.filename != (options.command or [None])[0]:
-            raise SystemExit(f"error: cannot write '{error.filename}': {error.strerror}") from None
-        raise SystemExit(f"error: command {error.filename!r} is not an executable file: check its name") from None
     except OSError as error:
+        if isinstance(error, PermissionError) and error.filename == (options.command or [None])[0]:
+            error = f"command '{error.filename}' is not an executable file: check its name and permissions"
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:  # while it waited for a GPU
         raise SystemExit(130) from None

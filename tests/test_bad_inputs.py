@@ -277,6 +277,7 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
         (["--model_name=a b"], "'a b' is neither an existing folder nor a valid model id"),
         (["--model_name=SmolLM2-999B"], "model 'SmolLM2-999B' is neither a folder nor in the cache"),
         (["--model_name=smollm2-135m"], "check the model's name (did you mean 'SmolLM2-135M-Instruct'?), unset HF_HUB"),
+        (["--model_name=SmolLM2-360M-Instruct"], "check the model's name, unset HF_HUB"),
         (["--model_name=SmolLM2-135M-instruct"], "check the model's name (did you mean 'SmolLM2-135M-Instruct'?), "),
         (["--model_name=org/SmolLM2-135M"], "check the model's name, unset HF_HUB_OFFLINE, or run scripts/prefetch.py"),
         (["--named_settings=top_p seed"], "named_settings is 'top_p seed': separate names with commas"),
@@ -353,7 +354,10 @@ def test_a_page_needs_no_settings_and_takes_those_of_its_run(monkeypatch, tmp_pa
     correlation_pipeline.main()
     assert executed == ["run"]
     (folder / "measurements.pt").unlink()
-    with pytest.raises(SystemExit, match=r"/m' has no measurements\.pt: measure the run again with --overwrite$"):
+    with pytest.raises(
+        SystemExit,
+        match=r"/m' has no measurements\.pt: measure the run again with correlation_pipeline\.py --overwrite$",
+    ):
         correlation_pipeline.main()
 
 
@@ -378,9 +382,9 @@ CPU_BUILD = "the installed torch is built for CPUs only"
 @pytest.mark.parametrize(
     ("device", "platform", "build", "there", "why"),
     [
-        ("cuda", "linux", "2.13.0+cpu", [], f"{CPU_BUILD}; install a CUDA build of torch, or"),
+        ("cuda", "linux", "2.13.0+cpu", ["GPU-1"], f"{CPU_BUILD}; install a CUDA build of torch, or"),
         ("balanced", "linux", "2.13.0+cpu", ["GPU-1"], f"{CPU_BUILD}; install a CUDA build of torch, or"),
-        ("cuda:0", "linux", "2.13.0+cpu", [], f"{CPU_BUILD}; install a CUDA build of torch, or"),
+        ("cuda:0", "linux", "2.13.0+cpu", [], f"{CPU_BUILD}; use device=auto"),
         ("xpu", "linux", "2.13.0+cpu", [], f"{CPU_BUILD}; install an XPU build of torch, or"),
         ("cuda:2", "linux", "2.13.0", ["GPU-1", "GPU-2"], "its GPUs are cuda:0 to cuda:1"),
         ("cuda:1", "linux", "2.13.0", ["GPU-1"], "its only GPU is cuda:0"),
@@ -534,6 +538,8 @@ FILES = {  # name -> content, and what the line says
         "line 1: duplicate key 'prompt': rename or remove all but one",
     ),
     "array.jsonl": (b'[{"prompt": "a"}]', "is a JSON array, not JSON Lines: write each object on a line of its own"),
+    "chats.jsonl": (b'[{"role": "user"}]\n[{"role": "user"}]\n', "line 1: not a JSON object"),
+    "near.csv": (b"Prompt,x\na,b\n", "has no column 'prompt' (did you mean 'Prompt'?): set prompt_column to one of"),
     "later-array.jsonl": (GOOD + b'[{"prompt": "a"}]', "line 2: not a JSON object"),
     "empty-array.jsonl": (b"[]", "line 1: not a JSON object"),
     "many.jsonl": (json.dumps({f"c{n}" * 30: 1 for n in range(999)}).encode(), "has no column 'prompt'"),

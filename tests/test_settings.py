@@ -180,6 +180,7 @@ def test_every_default_is_allowed(name):
         ("mode", "sing", "mode is 'sing': it must be generate or score"),
         ("prompt_format", None, "prompt_format is None: it must be raw or chat"),
         ("dtype", "bf16", "dtype is 'bf16' (did you mean 'bfloat16'?): it must be auto, float32, bfloat16 or float16"),
+        ("dtype", "BF16", "dtype is 'BF16' (did you mean 'bfloat16'?): it must be auto, float32, bfloat16 or float16"),
         ("dtype", "fp16", "dtype is 'fp16' (did you mean 'float16'?): it must be auto, float32, bfloat16 or float16"),
         ("dtype", "int8", "dtype is 'int8': it must be auto, float32, bfloat16 or float16"),
         ("text_column", 3, "text_column is 3: it must be text: put it in quotation marks"),
@@ -203,7 +204,8 @@ def test_every_default_is_allowed(name):
         (
             "context_candidates",
             65,
-            "context_candidates is 65: it must be a whole number from 2 to 64 (in a grid, 0 or 1 compares none)",
+            "context_candidates is 65: it must be a whole number from 2 to 64 "
+            "(in a grid, 0 or 1 disables comparing and branching)",
         ),
         (
             "branch_points",

@@ -262,9 +262,14 @@ def _find_damage(folder: Path, name: str, error: Exception) -> ValueError | None
 
 
 def _suggest_packaged(name: str) -> str:
-    """Words to add to a name that is perhaps that of the packaged model, with a mistake; "" if it is not close."""
-    close = difflib.get_close_matches(name.lower(), [PACKAGED.lower()], 1, 0.7)  # also without its "-Instruct"
-    return f" (did you mean '{PACKAGED}'?)" if close and "/" not in name else ""
+    """Words to add to a name that is perhaps that of the packaged model, with a mistake; "" if it is not close.
+
+    A name with other numbers is that of another model.
+    """
+    meant = [PACKAGED.lower(), PACKAGED.lower().removesuffix("-instruct")]
+    close = difflib.get_close_matches(name.lower(), meant, 1, 0.85)
+    same = re.findall(r"[0-9]+", name) == re.findall(r"[0-9]+", PACKAGED)
+    return f" (did you mean '{PACKAGED}'?)" if close and same and "/" not in name else ""
 
 
 def _explain_by_hub(name: str, links: list[BaseException], revision: str | None) -> Exception | None:

@@ -254,7 +254,7 @@ class Settings:
         "how many of each token's likeliest candidates to compare in context, or to branch from",
         least=0,
         most=64,
-        described="be a whole number from 2 to 64 (in a grid, 0 or 1 compares none)",
+        described="be a whole number from 2 to 64 (in a grid, 0 or 1 disables comparing and branching)",
     )
     context_threshold: float = _define(
         float,
@@ -479,7 +479,7 @@ def validate(name: str, value: Any) -> None:
     elif facts["type"] is str and not (facts["choices"] or facts["pattern"] or facts["is_date"]):
         check_text(name, value, facts["is_path"])
     elif not _is_allowed(facts, value):
-        close = suggest(SHORT.get(value, value), facts["choices"]) if isinstance(value, str) else ""
+        close = suggest(SHORT.get(value.lower(), value), facts["choices"]) if isinstance(value, str) else ""
         remark = _explain_text(facts, value) + close
         raise ValueError(f"{name} is {quote(value)}{remark}: it must {describe_range(name)}")
 
@@ -517,7 +517,7 @@ def check_text(name: str, value: Any, is_path: bool = False) -> None:
     if isinstance(value, numbers.Number):
         wrong = "be text: put it in quotation marks"
     elif not isinstance(value, str):
-        wrong = "be the path of one folder" if name == "results_dir" else "be text"
+        wrong = "be the path of one folder" if name == "results_dir" and isinstance(value, list) else "be text"
     elif not value.strip():
         wrong = "not be empty"
     elif any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value):

@@ -1429,13 +1429,15 @@ def test_another_quantity_gives_other_tints_and_another_legend(visit):
 
 def test_a_token_is_compared_with_the_others_of_its_text_in_a_sentence(visit):
     script = assets.read_compactly(assets.STATIC / "card.js")
-    calls = "[[0, 1], 2, 3], [[1, 1200], 1301, 3], [[0, 0], 1, 3]"
+    calls = "[[0, 1], 2, 3], [[1, 1200], 1301, 3], [[2, 0], 4, 3], [[0, 0], 1, 3]"
     said = visit("strips").evaluate(f"() => {{ {script}; return [{calls}].map((each) => describePlace(...each)) }}")
     assert said == [
-        "The only other token of this text with more than one candidate has no lower entropy and a lower cosine "
+        "The only other token of this text with more than one candidate has equal or higher entropy and lower cosine "
         "similarity.",
-        "Of the 1,300 other tokens of this text with more than one candidate, 1 has lower entropy and 1,200 have a "
+        "Of the 1,300 other tokens of this text with more than one candidate, 1 has lower entropy and 1,200 have "
         "lower cosine similarity.",
+        "Of the 3 other tokens of this text with more than one candidate, 2 have lower entropy and none has lower "
+        "cosine similarity.",
         "The only token of this text with more than one candidate.",
     ]
 

@@ -202,7 +202,7 @@ def test_the_last_try_of_a_job_that_was_killed_runs_nothing_and_records_that(tmp
         (["--log=l", "--problem=x", "--", "true"], "give either --log and a command, or --status and --problem"),
         (["--problem=x"], "give either --log and a command, or --status and --problem"),
         (["--status=s", "--problem=x", "--", "true"], "--problem replaces the command: omit one of them"),
-        (["--log=l", "--", "."], "command '.' is not an executable file: check its name"),
+        (["--log=l", "--", "."], "command '.' is not an executable file: check its name and permissions"),
     ],
 )
 def test_a_job_without_or_with_two_things_to_do_is_refused(tmp_path, arguments, message):

@@ -23,7 +23,7 @@ from huggingface_hub import constants
 from nucleoscope import hub
 from nucleoscope.atomic import hash_file
 from nucleoscope.file_errors import check_regular
-from nucleoscope.names import advise
+from nucleoscope.names import advise, suggest
 from nucleoscope.settings import Settings, quote, validate
 from nucleoscope.wording import count, explain_json
 
@@ -238,7 +238,8 @@ def check_name(name: str) -> None:
             if path.suffix:
                 raise ValueError(f"'{name}' is not a supported type of file: convert it to {endings}")
             raise ValueError(f"file '{name}' has no extension: rename it so that it ends in {endings}")
-        short = next((part for part in name.lower().split("/") if part in HUB), name)  # as its repository is called
+        last = name.lower().rsplit("/", 1)[-1]
+        short = last if last in HUB else name  # as its repository is called
         rule = f": it must be {allowed}"
         if "/" in name and short == name:
             rule += "; other data sets on the Hub must be saved to a file first"
@@ -463,8 +464,8 @@ def _read_lines(path: Path) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, column: Column) -> Iterator[str]:
-    begun = False
-    for number, line in enumerate(_read_lines(path), 1):
+    begun, lines = False, enumerate(_read_lines(path), 1)
+    for number, line in lines:
         if not line.strip():
             continue
         names: list[str] = []
@@ -476,7 +477,8 @@ def _read_jsonl(path: Path, column: Column) -> Iterator[str]:
                 raise ValueError(_describe_array(path)) from None
             reason = explain_json(error, with_line=False)
             raise ValueError(f"'{path}', line {number}: not valid JSON ({reason}): correct that line") from None
-        if not begun and isinstance(row, list) and row and all(isinstance(each, dict) for each in row):
+        of_objects = isinstance(row, list) and row and all(isinstance(each, dict) for each in row)
+        if of_objects and not begun and not any(other.strip() for _, other in lines):
             raise ValueError(_describe_array(path))
         if not isinstance(row, dict):
             example = json.dumps({column.name: "..."}, ensure_ascii=False)
@@ -550,6 +552,8 @@ def _check_header(column: Column, header: list[str], path: Path) -> None:
     if not header:
         raise ValueError(f"'{path}', line 1 is blank: it must contain the names of the columns")
     _check_separator(column.name, header, path)
+    if column.name not in header and (close := suggest(column.name, header)):
+        raise ValueError(f"'{path}' has no column '{column.name}'{close}: {_advise_column(column, header)}")
     if any(map(str.strip, header)) and not {column.name, column.other} & set(header):
         has, which = ("is", "that name") if len(header) == 1 else ("has", "one of its names")
         named = _list_names([name for name in header if name.strip()])

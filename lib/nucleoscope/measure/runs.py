@@ -87,6 +87,6 @@ def _describe_begun(folder: Any, measured: int, n_prompts: int, todo: list[list[
     if not (measured or parts):
         return ""
     batch = f"the batch in progress ({count(len(todo[0]), 'prompt')})" if parts else ""
-    steps = f", and {batch} has reached step {parts[-1]['end']}" if parts else ""
+    steps = f", and {batch} has reached step {parts[-1]['end']:,}" if parts else ""
     verb = "is" if 1 in (measured, n_prompts) else "are"
-    return f"resuming: {measured} of {count(n_prompts, 'prompt')} {verb} finished{steps}"
+    return f"resuming: {measured:,} of {count(n_prompts, 'prompt')} {verb} finished{steps}"

@@ -18,7 +18,7 @@ def check(device: str) -> None:
     why, remedy = None, ""
     if kind in ("cuda", "balanced", "xpu") and _is_cpu_build():
         why = "the installed torch is built for CPUs only"
-        remedy = f"install {'an XPU' if kind == 'xpu' else 'a CUDA'} build of torch, or "
+        remedy = "install a CUDA build of torch, or " if kind != "xpu" and gpus.list_names() else ""
     elif kind in ("cuda", "balanced"):
         why = _explain_missing_gpu(number)
     elif kind == "mps" and sys.platform != "darwin":

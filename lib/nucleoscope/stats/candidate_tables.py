@@ -62,7 +62,7 @@ def load_set(folder: Path, candidates: str) -> CandidateTable | None:
         if not same:
             raise ValueError(
                 f"'{folder}': the variants of {candidates} have different tokens in geometry {name}: measure again "
-                "with --overwrite"
+                "with correlation_pipeline.py --overwrite"
             )
     cosines = {name: arrays["cosine"][found].astype(np.float64) for name, found in rows.items()}
     k, entropy = arrays["k"][first].astype(np.int64), arrays["entropy"][first].astype(np.float64)

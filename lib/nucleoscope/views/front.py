@@ -61,7 +61,8 @@ def _explain_failures(failed: Mapping[str, list[tuple[str, str]]]) -> str:
         reasons.append(f"{names} {'has' if len(keys) == 1 else 'have'} {reason}")
     advice = {
         NO_TOKENIZER: "load the model here once, or measure one whose tokenizer is on this machine",
-        UNREADABLE: "move a damaged `run.json` out of the way, then measure again with `--overwrite`",
+        UNREADABLE: "move a damaged `run.json` out of the way, then measure again with "
+        "`correlation_pipeline.py --overwrite`",
     }
     return "; ".join([*reasons, *(advice[reason] for reason in failed)])
 
@@ -94,7 +95,7 @@ def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool, is
     kind = "words" if examples.is_word(token.get("text")) else "tokens"
     low, high = examples.FEW
     among = (
-        f"of all {kind} that had {low} to {high} candidates{' and are part of a complete sentence' if whole else ''}"
+        f"of all {kind} that had {low} to {high} candidates{' and were part of a complete sentence' if whole else ''}"
     )
     ends = " The measured text ends with it." if is_last else ""
     source = "written" if mode == "generate" else "read"

@@ -131,8 +131,8 @@ def plot_over_top_p(
     kinds = join_names(f"{name}'s" for name in statistics)
     text = (
         f"{kinds} correlation between entropy and cosine similarity against "
-        "top_p: a line with 95% intervals for each geometry, and bands that show the correlation after candidate sets "
-        "were exchanged among tokens with equally many candidates"
+        "top_p: a line for each geometry and, where they could be computed, 95% intervals and bands that show the "
+        "correlation after candidate sets were exchanged among tokens with equally many candidates"
     )
     return describe(figure, text, csv)
 

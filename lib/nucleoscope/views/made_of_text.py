@@ -225,10 +225,10 @@ def _describe_lines(lead: Lead, geometries: Collection[str]) -> str:
         return "No coefficient could be computed for any point of the figure."
     plural = {"changes": "change", "is": "are", "has": "have"}
     said = [
-        f"the coefficient for {names[0]} {verb} {predicate}"
-        if len(names) == 1
-        else f"the coefficients for {join_names(names)} {plural[verb]} {predicate.replace('its sign', 'their sign')}"
-        for (verb, predicate), names in alike.items()
+        f"the coefficient for {of[0]} {verb} {predicate}"
+        if len(of) == 1
+        else f"the coefficients for {join_names(of)} {plural[verb]} {predicate.replace('its sign', 'their sign')}"
+        for (verb, predicate), of in alike.items()
     ]
     # a menu above the figure selects a mean over runs or one of them
     where, rest = (
@@ -363,13 +363,13 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     alone = rows[rows["predictors"] == "entropy"]
     if base.empty or full.empty:
         return "No run has enough tokens and prompts to say what explains cosine similarity."
-    depending = "depending on the run, " if len(full) > 1 else ""
-    adding = "raises" if (full["added"] >= 0).all() else "changes"
+    shares, points = [_format_shares(each["R2"]) for each in (alone, base)], _format_points(full["added"])
+    depending = "depending on the run, " if any("between" in words for words in (*shares, points)) else ""
+    adding = "raises" if ((100 * full["added"]).round(1) > 0).all() else "changes"
     text = (
-        f"On held-out prompts, {depending}entropy alone explains {_format_shares(alone['R2'])} of the variance of "
-        f"cosine similarity (`{geometry}`); the candidates' number, kinds (word, digit, punctuation and so on), "
-        f"frequencies and embeddings' norms explain {_format_shares(base['R2'])}, and adding entropy {adding} that by "
-        f"{_format_points(full['added'])}."
+        f"On held-out prompts, {depending}entropy alone explains {shares[0]} of the variance of cosine similarity "
+        f"(`{geometry}`); the candidates' number, kinds (word, digit, punctuation and so on), frequencies and "
+        f"embeddings' norms explain {shares[1]}, and adding entropy {adding} that by {points}."
     )
     if (pd.concat((alone["R2"], base["R2"])) < 0).any():
         text += " Where a share is negative, always predicting the mean would be better."
@@ -377,12 +377,13 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     if known.empty:
         return f"{text} No interval could be computed."
     helped = int((known["added low"] > NOTICEABLE).sum())
-    text += f" Gains of up to {100 * NOTICEABLE:g} percentage point can arise by chance; "
-    if len(known) == 1:
-        return f"{text}this one is {'clearly' if helped else 'not clearly'} above that."
+    more = f"clearly more than the {100 * NOTICEABLE:g} percentage point that can arise by chance"
+    if len(full) == 1:
+        return f"{text} This is {'' if helped else 'not '}{more}."
+    some = " with an interval" if len(known) < len(full) else ""
     if not helped:
-        return f"{text}in no run is the gain clearly above that."
-    return f"{text}in {name_part(helped, len(known), 'run')}, the gain is clearly above that."
+        return f"{text} In no run{some} is this {more}."
+    return f"{text} In {name_part(helped, len(known), 'run')}{some}, this is {more}."
 
 
 def _format_shares(values: pd.Series) -> str:
@@ -475,9 +476,9 @@ def _describe_answer(lead: Lead, usual: float) -> str:
     value = format_bounded(row["r"], row["low"], row["high"])
     begin = "**candidates" if lead.where else f"**In {_name_runs(rows)}, candidates"
     said = f"{begin} {VERDICTS[row['sign']]}: Spearman's coefficient is {value}** ({lead.source}; candidates are the "
-    said += f"likeliest tokens that make up {format_top_p(top_p)} of the probability; 95% confidence intervals are in "
-    said += "brackets)."
+    said += f"likeliest tokens that make up {format_top_p(top_p)} of the probability; "
     opposite = rows[rows["sign"] == {NEGATIVE: POSITIVE, POSITIVE: NEGATIVE}.get(row["sign"])]
+    said += f"{'95% confidence intervals are' if len(opposite) else 'its 95% confidence interval is'} in brackets)."
     if len(opposite):
         other = min(opposite.to_dict("records"), key=lambda other: abs(names[other["candidates"]] - top_p))
         value = format_bounded(other["r"], other["low"], other["high"])

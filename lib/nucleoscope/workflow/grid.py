@@ -143,7 +143,7 @@ ELSEWHERE = {  # settings of a run that are no parameters of a grid, and what to
     "dataset_name": "list the data set under datasets",
     NAMED: "list several values of a setting instead",
     "overwrite": "to measure a run again, move or delete its folder",
-    "n_samples": "call it n_prompts",
+    "n_samples": "call it n_prompts, under parameters",
 }
 ELSEWHERE |= dict.fromkeys(("only", "if_missing", "debug"), "it is an option of scripts/correlation_pipeline.py")
 SECTIONS: dict[str, dict[str, Callable]] = {"parameters": PARAMETERS, "resources": RESOURCES, "analyses": ANALYSES}
@@ -162,7 +162,7 @@ YAML_PROBLEMS = (
     (r"expected chomping", "a value that begins with '|' or '>' must be quoted", False),
     (r"found unknown escape character '(.)'", r"unknown escape '\\\1': use single quotation marks", False),
     (r"found unexpected end of stream", "a quotation mark is not closed", True),
-    (r"could not find expected ':'", "neither 'key: value' nor '- entry': put a space after ':' and '-'", True),
+    (r"could not find expected ':'", "a ':' or '-' is missing, or the space after it", True),
     (r"mapping values", "a ':' is not allowed here: check the indentation, or quote the value", False),
     (r"sequence entries", "a '-' is not allowed here: begin a list on a line of its own", False),
     (r"expected ',' or '\]'", "a [ is not closed, or a comma is missing", True),
@@ -186,9 +186,10 @@ YAML_PROBLEMS = (
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a duplicate key is an error, and a number is what it looks like.
+    """YAML in which a duplicate key is an error, and what looks like a number or a list is one.
 
-    PyYAML would silently take the last of two values, read 010 as 8 and 1:30 as 90 (YAML 1.1).
+    PyYAML would silently take the last of two values, read 010 as 8 and 1:30 as 90 (YAML 1.1), and take an entry that
+    is indented more than the one above for a part of its text.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -202,16 +203,26 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        """Text without quotation marks that is a list to anybody but YAML is an error."""
+        value = self.construct_scalar(node)
+        if node.style is None and node.end_mark.line > node.start_mark.line and " - " in value:
+            problem = "indent every '-' of a list equally"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return value
+
     def construct_number(self, node: yaml.ScalarNode) -> Any:
-        """A number, or, if there is a colon in it, text, which the setting then refuses."""
-        if ":" in node.value:
-            return node.value
-        if re.fullmatch(r"[-+]?0[0-7_]+", node.value):
-            problem = f"{node.value} would be read as an octal number: write it without leading zeros"
+        """A number, or, if there is a colon in it, text, which a setting that is a number then refuses."""
+        value = self.construct_scalar(node)
+        if ":" in value:
+            return value
+        if re.fullmatch(r"[-+]?0[0-7_]+", value):
+            problem = f"{value} would be read as an octal number: write it without leading zeros"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return self.construct_yaml_float(node) if node.tag.endswith("float") else self.construct_yaml_int(node)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)  # a setting checks its dates
@@ -402,8 +413,6 @@ def _find_wrong_entries(kind: str, entries: Any) -> Iterator[str]:
         where, entry = f"entry {number} in {kind}", _expand(given)
         if given is None or (isinstance(given, str) and not given.strip()):
             yield f"{where} is empty: give a name, or remove the entry"
-        elif isinstance(given, str) and " - " in given and not Path(given).exists():  # several lines, to YAML
-            yield f"{where} is {quote(given)}: indent every '-' of the list equally"
         elif not isinstance(entry, dict):
             problem = f"{where} is {quote(entry)}: it must be a quoted name, or a mapping with a name and settings"
             yield problem + _explain_bool(entry)
@@ -426,7 +435,7 @@ def _explain_no_list(kind: str, entries: Any) -> str:
         return f"must be a list: write '- name: {EXAMPLES[kind]}', with its settings on the lines below"
     if isinstance(entries, str) and re.match(r"-\S", entries):
         return f"is {quote(entries)}: put a space after '-'"
-    shown = isinstance(entries, str) and re.fullmatch(r"\w[\w./, -]{,60}", entries)
+    shown = isinstance(entries, str) and re.fullmatch(r"[\w./-]{1,60}(, ?[\w./-]{1,60}){,3}", entries)
     return f"is {quote(entries)}: it must be a list, such as [{entries if shown else EXAMPLES[kind]}]"
 
 

@@ -142,7 +142,9 @@ def write_page(chosen: Settings, if_measured: bool = False, given: Collection[st
     if given:
         _check_measured(folder, chosen, given)
     if not (folder / results.MEASUREMENTS).is_file():
-        raise FileNotFoundError(f"'{folder}' has no {results.MEASUREMENTS}: measure the run again with --overwrite")
+        raise FileNotFoundError(
+            f"'{folder}' has no {results.MEASUREMENTS}: measure the run again with correlation_pipeline.py --overwrite"
+        )
     _execute(results.PAGE, folder / results.NOTEBOOK, _list_names(chosen, PAGE_SETTINGS))
 
 

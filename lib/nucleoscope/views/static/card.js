@@ -225,8 +225,10 @@ function describePlace(place, pairs, size) {
   if (!place) return "This token is not compared with the others: a value is missing.";
   if (pairs === 1) return "The only token of this text with more than one candidate.";
   const [entropy, cosine, others] = [...place, pairs - 1].map(formatCount);
-  if (pairs === 2) return `The only other token of this text with more than one candidate has ${place[0] ? "a lower" : "no lower"} entropy and ${place[1] ? "a lower" : "no lower"} cosine similarity.`;
-  return `Of the ${others} other tokens of this text with more than one candidate, ${entropy} ${place[0] === 1 ? "has" : "have"} lower entropy and ${cosine} ${place[1] === 1 ? "has" : "have"} a lower cosine similarity.`;
+  const compare = (lower) => (lower ? "lower" : "equal or higher");
+  if (pairs === 2) return `The only other token of this text with more than one candidate has ${compare(place[0])} entropy and ${compare(place[1])} cosine similarity.`;
+  const name = (number, text) => (number > 1 ? `${text} have` : number ? "1 has" : "none has");
+  return `Of the ${others} other tokens of this text with more than one candidate, ${name(place[0], entropy)} lower entropy and ${name(place[1], cosine)} lower cosine similarity.`;
 }
 
 /** The card of the token at place ``at`` of content, in two elements: the choice, and the quantities.
