@@ -384,8 +384,8 @@ CPU_BUILD = "the installed torch is built for CPUs only"
     [
         ("cuda", "linux", "2.13.0+cpu", ["GPU-1"], f"{CPU_BUILD}; install a CUDA build of torch, or"),
         ("balanced", "linux", "2.13.0+cpu", ["GPU-1"], f"{CPU_BUILD}; install a CUDA build of torch, or"),
-        ("cuda:0", "linux", "2.13.0+cpu", [], f"{CPU_BUILD}; use device=auto"),
-        ("xpu", "linux", "2.13.0+cpu", [], f"{CPU_BUILD}; use device=auto"),
+        ("cuda:0", "linux", "2.13.0+cpu", [], f"{CPU_BUILD};"),
+        ("xpu", "linux", "2.13.0+cpu", [], f"{CPU_BUILD};"),
         ("cuda:2", "linux", "2.13.0", ["GPU-1", "GPU-2"], "its GPUs are cuda:0 to cuda:1"),
         ("cuda:1", "linux", "2.13.0", ["GPU-1"], "its only GPU is cuda:0"),
         ("mps", "linux", "2.13.0", [], "mps needs a Mac"),

@@ -290,7 +290,7 @@ def test_the_help_shows_the_defaults_that_there_are():
     assert "mode=score (default: 0)" in shown
     assert f"packaged default (default: {hub.PACKAGED})" in shown
     assert "names separated by commas, such as top_k_10,centred (the book lists all of them under Method)" in shown
-    assert "likeliest candidates to compare (--context) or to branch from (--branches) (default: 8)" in shown
+    assert "likeliest candidates to compare in context, or to branch from (default: 8)" in shown
     assert settings.normalise("variants", "top_k_10,centred") == "top_k_10,centred"
     assert "None" not in shown
     assert "False" not in shown
