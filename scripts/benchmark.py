@@ -154,7 +154,7 @@ def check_options(options: argparse.Namespace) -> None:
             "--scale cannot be combined with --dataset_name or --model_name: it has its own prompts and model"
         )
     if options.against is None and len(options.dataset_name or []) > 1:
-        raise ValueError(f"--dataset_name has {len(options.dataset_name)} names: only --against takes several")
+        raise ValueError(f"--dataset_name has {len(options.dataset_name)} names: give one, or use --against")
     given = {name: getattr(options, name) for name in SETTINGS}
     names = [Settings(**given, dataset_name=name).check().dataset_name for name in options.dataset_name or []]
     options.dataset_name = list(dict.fromkeys(names))

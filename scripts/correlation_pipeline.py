@@ -1,7 +1,7 @@
 """Measures one model on one data set with notebooks/measure.py, then shows the results with notebooks/run.py.
 
 With --context, notebooks/context.py measures similarity in context, in a second pass before the results are shown. With
---branches, notebooks/branches.py then continues texts from each candidate of some of their tokens.
+--branches, notebooks/branches.py then continues texts from the likeliest candidates of some tokens.
 """
 
 import argparse

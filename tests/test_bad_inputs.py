@@ -372,7 +372,7 @@ def test_what_is_made_from_results_is_skipped_without_them_if_asked_to(tmp_path,
     run_notebooks.write_page(chosen, True)
     run_notebooks.measure_context(chosen, True)
     run_notebooks.measure_branches(chosen, True)
-    said = [f"{folder} has no results to {what}" for what in ("show", "compare", "branch from")]
+    said = [f"{folder} has no results to {what}" for what in ("show", "measure in context", "branch from")]
     assert capsys.readouterr().out.splitlines() == said
 
 

@@ -181,15 +181,16 @@ class Settings:
     prompt_column: str | None = _define(
         str,
         None,
-        "column that contains the prompts, if the data set is a file with columns; by default, the column named prompt",
+        "column that contains the prompts, if the data set is packaged or a file with columns; by default, the column "
+        "named prompt",
         decides=True,
     )
     variants: str = _define(
         str,
         variants.NONE,
         "other candidate sets and geometries to measure as well: names separated by commas, such as top_k_10,centred "
-        "(the book lists all of them under Method), the word 'default' for all that the default grid measures, or the "
-        "word 'none'",
+        "(the book lists all of them under Method), the word 'default' for all of them, or the word "
+        "'none'",
         decides=True,
         are_variants=True,
         described="be default, none, or names of candidate sets and geometries, separated by commas",
@@ -273,7 +274,9 @@ class Settings:
         most=MOST,
     )
     branches: bool = _define(
-        bool, False, "also continue some texts from each candidate of some tokens, to see whether the choice matters"
+        bool,
+        False,
+        "also continue some texts from the likeliest candidates of some tokens, to see whether the choice matters",
     )
     branch_points: int = _define(
         int,

@@ -344,12 +344,15 @@ def test_what_entropy_adds_is_said_for_each_outcome():
     more = "clearly more than the 1 percentage point that can arise by chance."
     adds = "adding entropy raises that by 4.0 percentage points."
     assert describe((0.04, 0.03, 0.05)).endswith(f"{adds} This is {more}")
-    assert describe((0.004, 0.003, 0.005)).endswith(f"raises that by 0.4 percentage points. This is not {more}")
-    assert describe((-0.02, -0.03, -0.01)).endswith(f"changes that by −2.0 percentage points. This is not {more}")
+    less = "less than the 1 percentage point that can arise by chance."
+    assert describe((0.004, 0.003, 0.005)).endswith(f"raises that by 0.4 percentage points. This is {less}")
+    assert describe((0.012, 0.003, 0.02)).endswith(f"raises that by 1.2 percentage points. This is not {more}")
+    assert describe((-0.02, -0.03, -0.01)).endswith(f"changes that by −2.0 percentage points. This is {less}")
+    assert describe((0.004, 0.003, 0.005), (0.002, 0, 0.004)).endswith(f"In both runs, this is {less}")
     assert "changes that by 0.0 percentage points" in describe((0.0001, 0, 0.001))
     assert "changes that by between −1.0 and 4.0 percentage points" in describe((0.04, 0.03, 0.05), (-0.01, -0.02, 0.0))
     assert describe((0.04, 0.03, 0.05), (0.0, -0.02, 0.1)).endswith(f"In 1 of 2 runs, this is {more}")
-    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.0)).endswith(f"In no run is this {more}")
+    assert describe((0.0, -0.03, 0.0), (0.0, -0.02, 0.03)).endswith(f"In no run is this {more}")
     one_known = describe((0.04, 0.03, 0.05), (0.0, np.nan, np.nan))
     assert one_known.endswith(f"In the only run with an interval, this is {more}")
     assert "depending on the run, entropy" in one_known

@@ -377,10 +377,13 @@ def _describe_ladder(explained: pd.DataFrame, geometry: str) -> str:
     if known.empty:
         return f"{text} No interval could be computed."
     helped = int((known["added low"] > NOTICEABLE).sum())
-    more = f"clearly more than the {100 * NOTICEABLE:g} percentage point that can arise by chance"
+    chance = f"than the {100 * NOTICEABLE:g} percentage point that can arise by chance"
+    less, more = (known["added high"] < NOTICEABLE).all(), f"clearly more {chance}"
     if len(full) == 1:
-        return f"{text} This is {'' if helped else 'not '}{more}."
+        return f"{text} This is {f'less {chance}' if less else more if helped else f'not {more}'}."
     some = " with an interval" if len(known) < len(full) else ""
+    if less:
+        return f"{text} In {name_part(len(known), len(known), 'run')}{some}, this is less {chance}."
     if not helped:
         return f"{text} In no run{some} is this {more}."
     return f"{text} In {name_part(helped, len(known), 'run')}{some}, this is {more}."

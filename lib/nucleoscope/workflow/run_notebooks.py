@@ -182,7 +182,7 @@ def measure_context(chosen: Settings, if_missing: bool = False, given: Collectio
     folder = locate(chosen)
     _check_context(chosen)
     if if_missing and not _has_results(folder):
-        print(f"{folder} has no results to compare")
+        print(f"{folder} has no results to measure in context")
         return
     missing = context.find_missing(folder, chosen.context_candidates, chosen.context_threshold)
     if if_missing and not missing and integrity.is_whole(folder / results.CONTEXT_NOTEBOOK):
