@@ -1455,7 +1455,9 @@ def test_a_text_pasted_into_the_notebook_is_measured(page):
     page.wait_for_function("/tokens in/.test(document.querySelector('.nx-status').textContent)")
     page.locator(".nx-token").nth(2).hover()
     page.wait_for_function("document.querySelector('.ns-card').innerText.includes('in the text: ')")
-    page.wait_for_function("document.querySelector('.ns-card').innerText.includes('Cosine similarity: ')")
+    page.wait_for_function(
+        "document.querySelector('.ns-card').innerText.includes('Cosine similarity of each candidate')"
+    )
     page.get_by_text("generate a text", exact=True).click()
     area.nth(1).wait_for(state="hidden")
 
