@@ -207,7 +207,7 @@ def _describe_lines(lead: Lead, geometries: Collection[str]) -> str:
     names = {each.name: each.value for each in CANDIDATE_SETS if each.rule == "top_p"}
     rows = rows[rows["candidates"].isin(list(names)) & (rows["statistic"] == "Spearman") & rows["r"].notna()]
     rows = rows[rows["geometry"].isin(list(geometries))]
-    alike: dict[tuple[str, str], list[str]] = {}  # verb and predicate: the geometries of which they are true
+    verdicts: dict[tuple[str, str], list[str]] = {}  # geometries by what is said of them, a verb and a predicate
     for geometry in geometries:
         signs = list(rows.loc[rows["geometry"] == geometry, "sign"])
         clear = {sign for sign in signs if sign in (NEGATIVE, POSITIVE)}
@@ -220,15 +220,15 @@ def _describe_lines(lead: Lead, geometries: Collection[str]) -> str:
             verdict = ("is", f"{clear.pop()} {always}")
         else:
             verdict = ("has", "no clear sign at any point")
-        alike.setdefault(verdict, []).append(f"`{geometry}`")
-    if not alike:
+        verdicts.setdefault(verdict, []).append(f"`{geometry}`")
+    if not verdicts:
         return "No coefficient could be computed for any point of the figure."
     plural = {"changes": "change", "is": "are", "has": "have"}
     said = [
-        f"the coefficient for {of[0]} {verb} {predicate}"
-        if len(of) == 1
-        else f"the coefficients for {join_names(of)} {plural[verb]} {predicate.replace('its sign', 'their sign')}"
-        for (verb, predicate), of in alike.items()
+        f"the coefficient for {found[0]} {verb} {predicate}"
+        if len(found) == 1
+        else f"the coefficients for {join_names(found)} {plural[verb]} {predicate.replace('its sign', 'their sign')}"
+        for (verb, predicate), found in verdicts.items()
     ]
     # a menu above the figure selects a mean over runs or one of them
     where, rest = (
