@@ -6,16 +6,10 @@ With --context, notebooks/context.py measures similarity in context, in a second
 
 import argparse
 import sys
-from collections.abc import Collection
 from typing import Any
 
 from nucleoscope.settings import FIELDS, Settings
 from nucleoscope.workflow.command_line import Parser, report_errors
-
-SECOND_PASSES = {  # the settings that only these notebooks use
-    "context": ("context_candidates", "context_threshold", "context_memory"),
-    "branches": ("context_candidates", "branch_points", "branch_length", "branch_replicates"),
-}
 
 
 class Once(argparse.Action):
@@ -47,22 +41,6 @@ def create_parser() -> Parser:
     return options
 
 
-def list_unused(chosen: Settings, only: str | None, given: Collection[str]) -> list[str]:
-    """A line for each option of a second pass that is ``given`` and has no effect: that notebook is not executed."""
-    lines = [
-        f"note: --only {only} does not run {name}.py: --{name} has no effect"
-        for name in SECOND_PASSES
-        if name in given and only not in (None, name)
-    ]
-    executed = {name for name in SECOND_PASSES if only == name or (only is None and getattr(chosen, name))}
-    for name in given:
-        users = [each for each, names in SECOND_PASSES.items() if name in names]
-        if users and not executed.intersection(users):
-            where = f"with --only {only}" if only else f"without {' or '.join(f'--{each}' for each in users)}"
-            lines.append(f"note: {name} has no effect {where}")
-    return lines
-
-
 def main() -> None:
     parser = create_parser()
     options = vars(parser.parse_args())
@@ -78,7 +56,7 @@ def main() -> None:
         print(run_names.describe_run(folder.name, folder.parent.name), flush=True)
         # With both, it is a job of the graph, which gives all settings of a run to each.
         named = () if only and if_missing else parser.list_given(FIELDS)
-        for line in list_unused(chosen, only, named):
+        for line in run_notebooks.list_unused(chosen, only, named):
             print(line, file=sys.stderr)
         given = named if only not in (None, "measure") else ()
         if only in (None, "measure"):

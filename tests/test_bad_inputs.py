@@ -356,7 +356,7 @@ def test_a_page_needs_no_settings_and_takes_those_of_its_run(monkeypatch, tmp_pa
     (folder / "measurements.pt").unlink()
     with pytest.raises(
         SystemExit,
-        match=r"/m' has no measurements\.pt: measure the run again with correlation_pipeline\.py --overwrite$",
+        match=r"/m' has no measurements\.pt: measure again with correlation_pipeline\.py --overwrite$",
     ):
         correlation_pipeline.main()
 
@@ -1064,7 +1064,17 @@ def run(folder: Path, *words: str, limit: float | None = 0.5) -> subprocess.Comp
         (["correlation_pipeline.py", "--model_name=SmolLM2-1B"], "is neither a folder nor in the cache"),
         (["correlation_pipeline.py", "--mode=score"], "mode=score needs text_column"),
         (["correlation_pipeline.py", "--mode=sing"], "mode is 'sing': it must be generate or score"),
-        (["correlation_pipeline.py", "--results_dir=README.md"], "README.md' is not a folder"),
+        (
+            ["correlation_pipeline.py", "--results_dir=README.md"],
+            "'README.md' is a file: results_dir must name a folder",
+        ),
+        *(
+            (
+                ["correlation_pipeline.py", f"--only={name}", "--results_dir=README.md"],
+                "'README.md' is a file: results_dir must name a folder",
+            )
+            for name in ("measure", "page", "context", "branches")
+        ),
         (["correlation_pipeline.py", "--results_dir=\udcff"], "results_dir is '\\udcff'"),
         (["correlation_eval.py", "--resamples=x"], "resamples is 'x'"),
         (["correlation_eval.py", "--results_dir=/none"], "folder '/none' does not exist"),

@@ -36,7 +36,8 @@ CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.jso
 TOKENIZER, TOKENIZER_KEYS = "tokenizer.json", ("added_tokens", "model")  # and what every such file has
 # What transformers reads weights from, in order: a file, or an index that says in which part each weight is.
 SOURCES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-PREFETCH = "run scripts/prefetch.py on a machine that can reach the Hub"  # advice that `data.prefetch.reword` knows
+# advice that `data.prefetch.reword` knows
+PREFETCH = "run scripts/prefetch.py on a machine that can reach the Hub, with the same cache folder (HF_HOME)"
 AGAIN = "download or save the model again"  # advice on a broken folder
 PATIENCE = 1.5  # seconds without a word
 WEIGHTS = (".safetensors", ".bin")  # the endings of files in a model's folder that transformers reads weights from

@@ -6,6 +6,8 @@ Contract: text only; whatever the numbers, the sentence that contains them stays
 import json
 from collections.abc import Iterable
 
+MEASURE_AGAIN = "measure again with correlation_pipeline.py --overwrite"  # advice on results that cannot be used
+
 
 def count(number: int, noun: str) -> str:
     """ "1 token", "2 tokens", "1,234 tokens"; ``noun`` is the singular of one that takes an s."""

@@ -163,11 +163,13 @@ def test_without_a_network_prefetching_says_that_it_needs_one(tmp_path):
     said = list_errors(done)[0]
     assert said == (
         "error: model 'org/tiny' is not on this machine, and the Hub cannot be reached (connection refused): check the "
-        "model's name, or run this command on a machine that can reach the Hub"
+        "model's name, or run this command on a machine that can reach the Hub, with the same cache folder (HF_HOME)"
     )
     said = list_errors(done)[1]
     assert said.startswith("error: data set gsm8k is not on this machine, and the Hub cannot be reached (")
-    assert said.endswith("): run this command on a machine that can reach the Hub")
+    assert said.endswith(
+        "): run this command on a machine that can reach the Hub, with the same cache folder (HF_HOME)"
+    )
 
 
 def test_without_a_network_a_data_set_points_to_prefetching(monkeypatch, tmp_path):
@@ -182,7 +184,9 @@ def test_without_a_network_a_data_set_points_to_prefetching(monkeypatch, tmp_pat
         prompts.load("gsm8k")
     line = assert_one_line(str(caught.value))
     assert "and the Hub cannot be reached (" in line
-    assert line.endswith("): run scripts/prefetch.py on a machine that can reach the Hub")
+    assert line.endswith(
+        "): run scripts/prefetch.py on a machine that can reach the Hub, with the same cache folder (HF_HOME)"
+    )
 
 
 def test_what_is_local_needs_nothing(tmp_path):

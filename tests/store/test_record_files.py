@@ -310,6 +310,29 @@ def test_a_resumed_run_reads_no_record_to_find_out_what_is_there(folder, monkeyp
         assert sorted(opened) == sorted(path.name for path in run.batches.glob("*.pt"))
 
 
+def test_no_batch_is_read_back_to_finish_the_run_that_saved_it(folder):
+    records = create_mixed(23)
+    run = measure(folder, records)
+    for path in run.batches.glob("*.pt"):
+        path.write_bytes(b"")
+    assert run.load_tokens([3]) == {3: records[3]["tokens"].tolist()}
+    run.finish(23, {})
+    assert is_same(results.load(folder / "measurements.pt"), records)
+
+
+@pytest.mark.parametrize("room", [0, 1, 20_000, 50_000])
+def test_batches_in_memory_have_a_limit_beyond_which_they_are_read_from_disk(folder, monkeypatch, room):
+    records = create_mixed(23)
+    measure(folder.with_name("all"), records).finish(23, {})
+    monkeypatch.setattr(run_folder, "IN_MEMORY", room)
+    run = measure(folder, records)
+    assert sum(map(len, run._contents.values())) <= room
+    assert (0 < len(run._contents) < 6) == (room > 1)
+    run.finish(23, {})
+    files = [(each / "measurements.pt").read_bytes() for each in (folder.with_name("all"), folder)]
+    assert files[0] == files[1]
+
+
 def test_a_batch_of_an_earlier_version_counts_as_unfinished(folder):
     run = measure(folder, create_mixed(8))
     (path, *_) = sorted(run.batches.glob("*.pt"))
@@ -340,7 +363,9 @@ def test_a_batch_without_a_description_counts_as_unfinished(folder, batch):
 @pytest.mark.parametrize("part", ["archive/data.pkl", "archive/data/", "archive/records.json"])
 def test_a_batch_that_has_changed_is_measured_again_when_a_run_ends(folder, part):
     records = create_mixed(12)
-    run = measure(folder, records)
+    measure(folder, records).release()
+    run = open_run(folder)  # as a process that resumes it: the one that saved the batches has them in memory
+    run.start()
     path = sorted(run.batches.glob("*.pt"))[1]
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:

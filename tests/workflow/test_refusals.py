@@ -63,14 +63,17 @@ def test_a_data_set_that_is_not_in_the_cache_is_refused_offline(tmp_path, variab
     line = refuse(hub.clean_environment(tmp_path, **{variable: "1"}), f"--dataset_name={name}")
     assert line == (
         f"error: data set {name} is not in the cache {tmp_path}/datasets/nucleoscope, and {variable} is set: unset "
-        f"{variable}, or run scripts/prefetch.py on a machine that can reach the Hub"
+        f"{variable}, or run scripts/prefetch.py on a machine that can reach the Hub, with the same cache folder "
+        "(HF_HOME)"
     )
 
 
 def test_a_data_set_is_refused_without_a_network(tmp_path):
     line = refuse(hub.clean_environment(tmp_path, HF_ENDPOINT=NOTHING), "--dataset_name=gsm8k")
     assert line.startswith("error: data set gsm8k is not on this machine, and the Hub cannot be reached (")
-    assert line.endswith("): run scripts/prefetch.py on a machine that can reach the Hub")
+    assert line.endswith(
+        "): run scripts/prefetch.py on a machine that can reach the Hub, with the same cache folder (HF_HOME)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,7 @@ def test_a_data_set_is_refused_without_a_network(tmp_path):
         (
             {"HF_HUB_OFFLINE": "1"},
             "hub, and HF_HUB_OFFLINE is set: check the model's name, unset HF_HUB_OFFLINE, or run scripts/prefetch.py "
-            "on a machine that can reach the Hub",
+            "on a machine that can reach the Hub, with the same cache folder (HF_HOME)",
         ),
         ({"HF_ENDPOINT": NOTHING}, "model 'org/tiny' is not on this machine, and the Hub cannot be reached"),
     ],

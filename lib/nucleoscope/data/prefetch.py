@@ -298,7 +298,7 @@ def _remove_abandoned(name: str) -> None:
 
 def reword(problem: str) -> str:
     """One of these problems as the command says it that fetches: it must not advise to run itself."""
-    return problem.replace(hub.PREFETCH, "run this command on a machine that can reach the Hub")
+    return problem.replace(hub.PREFETCH, hub.PREFETCH.replace("scripts/prefetch.py", "this command"))
 
 
 def format_size(size: float) -> str:

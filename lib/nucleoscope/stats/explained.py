@@ -31,7 +31,7 @@ from nucleoscope.stats.specification import NEGATIVE, POSITIVE, classify
 from nucleoscope.store import results, vocabulary
 from nucleoscope.store.run_names import order_run
 from nucleoscope.store.run_settings import build_frame, find_heads
-from nucleoscope.wording import count
+from nucleoscope.wording import MEASURE_AGAIN, count
 
 CLASSES = ("word_start", "word_piece", "digit", "punctuation", "whitespace", "capitalised", "other_script", "special")
 KIND = (*CLASSES, "log frequency", "norm")  # of the candidates: shares of their classes, and means
@@ -125,10 +125,7 @@ def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFra
     parts, pairs = [], []
     for sizes, ids in _iterate_candidates(folder):
         if len(ids) and (ids.max() >= size or (number[ids] < 0).any()):
-            raise ValueError(
-                f"'{folder}' has a candidate that {vocabulary.VOCABULARY} does not list: measure again with "
-                "correlation_pipeline.py --overwrite"
-            )
+            raise ValueError(f"'{folder}' has a candidate that {vocabulary.VOCABULARY} does not list: {MEASURE_AGAIN}")
         of, starts = np.repeat(np.arange(len(sizes)), sizes), np.cumsum(sizes) - sizes
         counts = np.bincount(of * len(CLASSES) + number[ids], minlength=len(sizes) * len(CLASSES))
         shares = counts.reshape(len(sizes), -1) / sizes[:, None]
@@ -139,8 +136,7 @@ def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFra
     kind = np.concatenate(parts) if parts else np.empty((0, len(KIND)))
     if len(kind) != len(table):
         raise ValueError(
-            f"'{folder}' has {count(len(table), 'token')}, but candidates for {len(kind):,}: measure again with "
-            "--overwrite"
+            f"'{folder}' has {count(len(table), 'token')}, but candidates for {len(kind):,}: {MEASURE_AGAIN}"
         )
     table = pd.concat([table, pd.DataFrame(kind, columns=list(KIND), index=table.index)], axis=1)
     table["log k"] = np.log(table["k"])

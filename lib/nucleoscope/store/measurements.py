@@ -19,7 +19,7 @@ from typing import Any
 
 from nucleoscope.file_errors import find_system_cause, raise_system_error
 from nucleoscope.store.record_files import OpenRecords
-from nucleoscope.wording import count
+from nucleoscope.wording import MEASURE_AGAIN, count
 
 MEASUREMENTS = "measurements.pt"
 STUDY_MEASUREMENTS = "output_*.pt"  # what the published study's code writes in the same folders
@@ -211,7 +211,7 @@ def read(path: str | os.PathLike) -> Any:
         said = f" ({error})" if isinstance(error, _UnusualArchive) else ""
         raise ValueError(
             f"cannot read '{path}' as measurements: the file is truncated or was not written by Nucleoscope{said}: "
-            "measure again with correlation_pipeline.py --overwrite"
+            f"{MEASURE_AGAIN}"
         ) from None
 
 

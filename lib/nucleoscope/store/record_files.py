@@ -46,10 +46,24 @@ FIRST = 3  # the place of the record of prompt 0; a place of its own for each le
 PUT = 5  # bytes that give the record its place, after the first of a piece, which begins it
 
 
+class KeptFile(NamedTuple):
+    """A file that this process has written and whose content is still in memory: it is not read from disk again."""
+
+    path: Path
+    content: bytes
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def open(self, _: str = "rb") -> IO[bytes]:
+        """As `Path.open`."""
+        return io.BytesIO(self.content)
+
+
 class Piece(NamedTuple):
     """Where something of one prompt is, such as its pickle: a file, the first byte, how many, and their CRC-32."""
 
-    path: Path
+    path: Path | KeptFile
     start: int
     length: int
     checksum: int
@@ -83,7 +97,18 @@ def write_records(
             _write(archive, stream, f"{VARIANTS}{prompt}", [content], len(content))
 
 
-def find_variants(path: Path) -> dict[int, Piece]:
+def count_vector_bytes(records: Iterable[dict]) -> int:
+    """How many bytes the vectors of some records take in a file, which is most of it."""
+    sizes = dict[int, int]()
+    for record in records:
+        for value in record.values():
+            for vector in filter(_is_vector, value if isinstance(value, list) else [value]):
+                storage = vector.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())
+
+
+def find_variants(path: Path | KeptFile) -> dict[int, Piece]:
     """Where the numbers are that `write_records` has written beside the records of some prompts, by the prompts.
 
     ValueError if the file is damaged.
@@ -110,7 +135,7 @@ def _read_checked(stream: IO[bytes], piece: Piece) -> bytes:
     return content
 
 
-def join_records(stream: IO[bytes], paths: Iterable[Path], n_prompts: int) -> None:
+def join_records(stream: IO[bytes], paths: Iterable[Path | KeptFile], n_prompts: int) -> None:
     """Writes the records of prompts 0 to ``n_prompts`` - 1 in this order, from files written by `write_records`.
 
     ValueError names a file that is damaged, KeyError is raised for a prompt that is in none of them.
@@ -205,7 +230,7 @@ def _fill(archive: zipfile.ZipFile, record: dict, names: Collection[str]) -> dic
     return record | {name: _read_vectors(archive, record[name], storages) for name in names if name in record}
 
 
-def read_tokens(path: Path, prompts: Collection[int]) -> dict[int, list[int]]:
+def read_tokens(path: Path | KeptFile, prompts: Collection[int]) -> dict[int, list[int]]:
     """The ids of the tokens of some prompts, as far as they are in a file that was written with this module.
 
     No other record is unpickled. ValueError if the file is damaged.
@@ -387,21 +412,23 @@ def _read_index(archive: zipfile.ZipFile) -> dict[str, list]:
     return index
 
 
-def _read_storages(path: Path) -> Iterator[tuple[str, bytes]]:
+def _read_storages(path: Path | KeptFile) -> Iterator[tuple[str, bytes]]:
     with _open(path) as archive:
         for part in archive.infolist():
             if part.filename.startswith(DATA):
                 yield part.filename, archive.read(part)
 
 
-def _find_pieces(path: Path) -> tuple[dict[int, Piece], list[str]]:
+def _find_pieces(path: Path | KeptFile) -> tuple[dict[int, Piece], list[str]]:
     """The pieces of a file by their prompts, and the keys of its records."""
     with _open(path) as archive, path.open("rb") as stream:
         index = _read_index(archive)
         return dict(zip(index["prompts"], _list_pieces(path, archive, stream, index), strict=True)), index["fields"]
 
 
-def _list_pieces(path: Path, archive: zipfile.ZipFile, stream: IO[bytes], index: dict[str, list]) -> list[Piece]:
+def _list_pieces(
+    path: Path | KeptFile, archive: zipfile.ZipFile, stream: IO[bytes], index: dict[str, list]
+) -> list[Piece]:
     """The pieces of a file in its order; ``stream`` is that of the ``archive``, opened once more."""
     first = _find_start(archive.getinfo(PICKLE), stream) + len(HEAD)
     starts = list(accumulate(index["lengths"], initial=first))[:-1]
@@ -422,9 +449,9 @@ def _join_pieces(pieces: Iterable[Piece]) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[zipfile.ZipFile]:
+def _open(path: Path | KeptFile) -> Iterator[zipfile.ZipFile]:
     """The archive of a file. ValueError if it is damaged or compressed: some kilobytes could unpack to gigabytes."""
-    with _report_damage(path), zipfile.ZipFile(path) as archive:
+    with _report_damage(path), path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise zipfile.BadZipFile
         yield archive

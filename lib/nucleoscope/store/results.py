@@ -28,7 +28,7 @@ from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load
 from nucleoscope.store.run_names import check_model, format_suffix, order_model, order_run, split
 from nucleoscope.store.run_settings import RUN_INFO, Head, compare_settings, list_settings, read_identity, read_settings
 from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
-from nucleoscope.wording import count, explain_json
+from nucleoscope.wording import MEASURE_AGAIN, count, explain_json
 
 # pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -190,10 +190,15 @@ def locate_measured(results_dir: str | os.PathLike, model: str, dataset: str) ->
     return locate_folder(results_dir) / dataset / model
 
 
-def check_folder(results_dir: str | os.PathLike) -> None:
-    """Raises NotADirectoryError or FileNotFoundError, in one line, if there is no folder of results."""
+def check_no_file(results_dir: str | os.PathLike) -> None:
+    """Raises NotADirectoryError, in one line, for a file; the folder need not exist."""
     if locate_folder(results_dir).is_file():
         raise NotADirectoryError(f"'{results_dir}' is a file: results_dir must name a folder")
+
+
+def check_folder(results_dir: str | os.PathLike) -> None:
+    """Raises NotADirectoryError or FileNotFoundError, in one line, if there is no folder of results."""
+    check_no_file(results_dir)
     if not locate_folder(results_dir).is_dir():
         where = "" if locate_folder(results_dir).is_absolute() else f" (current folder: {Path.cwd()})"
         raise FileNotFoundError(f"folder '{results_dir}' does not exist{where}: check the path")
@@ -268,11 +273,7 @@ def describe_unset(path: Path, what: str = "contains no settings") -> str:
 
 def _advise(path: Path) -> str:
     """What to do about a bad json file; measurements without a run.json are replaced only on request."""
-    again = (
-        "measure again with correlation_pipeline.py --overwrite"
-        if path.name == RUN_INFO
-        else "repeat the command that wrote it"
-    )
+    again = MEASURE_AGAIN if path.name == RUN_INFO else "repeat the command that wrote it"
     return f"move it out of the way, then {again}"
 
 

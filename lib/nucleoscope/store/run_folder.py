@@ -7,6 +7,7 @@ that a killed run can be resumed. So is what was drawn of the batch in progress,
 """
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -25,7 +26,9 @@ from nucleoscope.store.nulls import COLUMNS as NULL_COLUMNS
 from nucleoscope.store.nulls import NULLS, write_nulls
 from nucleoscope.store.record_files import (
     Damaged,
+    KeptFile,
     Piece,
+    count_vector_bytes,
     find_variants,
     iterate_records,
     join_records,
@@ -54,6 +57,7 @@ from nucleoscope.variants import NONE, Layout
 # settings and its plan.
 OWN = compile_names(r"\d{6,}\.pt|\d{6,}\.states|\d{6,}-\d+-\d{6,}\.steps|settings\.json|plan\.json")
 SETTINGS, PLAN = "settings.json", "plan.json"
+IN_MEMORY = 64 * 2**20  # bytes of finished batches that stay in memory as well, to finish the run with
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
 
 # Files of the second look, which a run without variants does not have, and their columns.
@@ -134,6 +138,7 @@ class RunFolder(Locked):
         self.settings, self.overwrite = json.loads(json.dumps(settings)), overwrite
         # What `list_batches` returns, by file name: descriptions, without records, need not be read again.
         self._kept: dict[str, dict] = {}
+        self._contents: dict[str, bytes] = {}  # of batches that this process has saved, by file name
         self.finished = self._look()
 
     def _look(self) -> bool:
@@ -215,7 +220,7 @@ class RunFolder(Locked):
         that process has just finished the run, ``finished`` is true afterwards.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock, self._kept = Lock(self.folder), {}
+        self._lock, self._kept, self._contents = Lock(self.folder), {}, {}
         try:
             self.finished = self._look()
             if self.finished:
@@ -377,8 +382,17 @@ class RunFolder(Locked):
             "variants": layout,
         }
         batch = json.loads(json.dumps(batch))
+        self._contents.pop(file.name, None)
+        room = IN_MEMORY - sum(map(len, self._contents.values()))
         with write_atomically(file) as stream:
-            write_records(stream, indices, records, batch, variants)
+            if count_vector_bytes(records) > room:
+                write_records(stream, indices, records, batch, variants)
+            else:
+                content = io.BytesIO()
+                write_records(content, indices, records, batch, variants)
+                stream.write(content.getbuffer())
+                if content.tell() <= room:
+                    self._contents[file.name] = content.getvalue()
         self._kept[file.name] = batch
         self.discard_parts(indices)
 
@@ -462,7 +476,7 @@ class RunFolder(Locked):
         for path in self._find_batches():
             if path.name in self._kept and (wanted := left.intersection(self._kept[path.name]["indices"])):
                 with self._discard_damaged():
-                    found |= read_tokens(path, wanted)
+                    found |= read_tokens(self._find_content(path), wanted)
                 left -= wanted
         if left:
             raise ValueError(f"prompt {min(left)} is missing from '{self.batches}': run the same command again")
@@ -483,7 +497,7 @@ class RunFolder(Locked):
         for batch in others:
             name = f"{min(batch['indices']):06d}.pt"
             (self.batches / name).unlink()
-            del self._kept[name]
+            self._forget(name)
         begun = set()
         for path in self._find_parts():
             with contextlib.suppress(ValueError):
@@ -507,8 +521,9 @@ class RunFolder(Locked):
         That is tokens.parquet, with the tokens' texts if there is a ``tokenizer``; candidates.parquet if there are also
         ``directions`` (a `measure.cosine.Directions`); variants.parquet if the batches have any; and the tables of
         ``looked``, a `measure.second_look.SecondLook` or None. The records are copied one by one, so that the memory
-        does not depend on how many there are. ValueError if a prompt is missing, also because its batch turned out to
-        be damaged: it is removed, to be measured again.
+        does not depend on how many there are. A batch is read back from disk only if another process saved it, or if
+        `IN_MEMORY` was full. ValueError if a prompt is missing, also because its batch turned out to be damaged: it is
+        removed, to be measured again.
         """
         self._check_lock()
         measured = {index for batch in self.list_batches() for index in batch["indices"]}
@@ -530,7 +545,7 @@ class RunFolder(Locked):
         write_json(self.folder / RUN_INFO, {"settings": self.settings, **requested, **info})
         self._check_lock()
         self._remove_batches()
-        self._kept = {}
+        self._kept, self._contents = {}, {}
         self.release()
         self.finished = True
 
@@ -541,11 +556,19 @@ class RunFolder(Locked):
             yield
         except Damaged as error:
             error.path.unlink(missing_ok=True)
-            self._kept.pop(error.path.name, None)
+            self._forget(error.path.name)
             raise ValueError(f"{error}, and was removed: run the same command again") from None
 
-    def _list_kept(self) -> list[Path]:
-        return [path for path in self._find_batches() if path.name in self._kept]
+    def _forget(self, name: str) -> None:
+        self._kept.pop(name, None)
+        self._contents.pop(name, None)
+
+    def _find_content(self, path: Path) -> Path | KeptFile:
+        """The file of a batch, with its content if that is in memory: it need not be read back from disk then."""
+        return KeptFile(path, self._contents[path.name]) if path.name in self._contents else path
+
+    def _list_kept(self) -> list[Path | KeptFile]:
+        return [self._find_content(path) for path in self._find_batches() if path.name in self._kept]
 
     def _write_variants(self, measurements: Path, n_prompts: int) -> None:
         layouts = [batch.get("variants") for batch in self._kept.values()]

@@ -13,13 +13,13 @@ from nucleoscope.atomic import write_atomically
 from nucleoscope.file_errors import find_system_cause
 from nucleoscope.store.measurements import find_measurements
 from nucleoscope.store.tokens import SOURCE, compute_fingerprint
+from nucleoscope.wording import MEASURE_AGAIN
 
 # pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
     import pandas as pd
 
 SEED = b"nucleoscope.seed"  # the metadata key for the seed of what was drawn
-ADVICE = "measure again with correlation_pipeline.py --overwrite"
 
 
 def write_table(table: Any, name: str, measurements: Path, seed: int) -> None:
@@ -57,7 +57,7 @@ def load_table(
         if cause := find_system_cause(error, path):
             raise OSError(f"cannot read '{path}': {cause}") from None
         reason = textwrap.shorten(str(error), 100)
-        raise ValueError(f"'{path}' is damaged ({reason}): {ADVICE}") from None
+        raise ValueError(f"'{path}' is damaged ({reason}): {MEASURE_AGAIN}") from None
 
 
 def is_readable(path: Path, columns: Sequence[str]) -> bool:
@@ -75,4 +75,4 @@ def _check_source(path: Path) -> None:
     source = (parquet.read_schema(path).metadata or {}).get(SOURCE)
     measurements = find_measurements(path.parent)
     if measurements and source != compute_fingerprint(measurements):
-        raise ValueError(f"'{path}' belongs to other measurements: {ADVICE}")
+        raise ValueError(f"'{path}' belongs to other measurements: {MEASURE_AGAIN}")

@@ -17,7 +17,7 @@ from nucleoscope.settings import fill_defaults, list_deciding
 from nucleoscope.store import results
 from nucleoscope.store.run_names import format_setting
 from nucleoscope.store.run_settings import sort_values
-from nucleoscope.wording import count
+from nucleoscope.wording import MEASURE_AGAIN, count
 
 # numpy and pandas are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -211,8 +211,7 @@ def _load_table(run: Run) -> "pd.DataFrame":
     sums = load_sums(path, ends or ())
     if len(sums) != len(table):
         raise ValueError(
-            f"'{path}' has {count(len(table), 'token')}, but probabilities for {len(sums):,}: measure again with "
-            "--overwrite"
+            f"'{path}' has {count(len(table), 'token')}, but probabilities for {len(sums):,}: {MEASURE_AGAIN}"
         )
     if ends is None:
         sums[:, 1:] = float("nan")
@@ -239,10 +238,7 @@ def load_sums(path: Path, ends: Iterable[int] = ()) -> "np.ndarray":
     parts = [np.empty((0, 4))]
     for number, record in results.stream_records(path.parent, fields=fields):
         if record.get(fields[1]) is None:
-            raise ValueError(
-                f"'{path}' has no probabilities of the candidates of prompt {number}: measure again with "
-                "correlation_pipeline.py --overwrite"
-            )
+            raise ValueError(f"'{path}' has no probabilities of the candidates of prompt {number}: {MEASURE_AGAIN}")
         steps = [np.asarray(probs, dtype=np.float64) for probs in record[fields[1]]]
         owners = np.repeat(np.arange(len(steps)), np.array(list(map(len, steps)), dtype=np.intp))
         probs = np.concatenate([np.empty(0), *steps])

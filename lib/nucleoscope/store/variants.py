@@ -20,6 +20,7 @@ from nucleoscope.store.measurements import find_measurements
 from nucleoscope.store.record_files import Piece, read_piece
 from nucleoscope.store.tokens import SOURCE, compute_fingerprint
 from nucleoscope.variants import COLUMNS, GEOMETRIES_BY_NAME, OF_SET, OF_VARIANT, SETS_BY_NAME, Layout
+from nucleoscope.wording import MEASURE_AGAIN
 
 # numpy, pandas and pyarrow are imported where they are used: commands and the Snakefile need only paths.
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def explain_missing(folder: str | os.PathLike) -> str | None:
 
 
 def _describe_damage(path: Path, reason: str) -> str:
-    return f"'{path}' is damaged ({reason}): measure again with correlation_pipeline.py --overwrite"
+    return f"'{path}' is damaged ({reason}): {MEASURE_AGAIN}"
 
 
 def _explain(path: Path, error: Exception) -> Exception:

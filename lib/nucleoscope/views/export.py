@@ -26,6 +26,7 @@ from nucleoscope.store.run_names import split as split_name
 from nucleoscope.views import export_file, tables, texts
 from nucleoscope.views.strip import compute_background
 from nucleoscope.views.token_text import Reader, make_encodable
+from nucleoscope.wording import MEASURE_AGAIN
 
 AT_ONCE = 100  # prompts whose candidates are in memory
 STYLE = (
@@ -75,7 +76,7 @@ def _tabulate_candidates(folder: Path, prompts: list[int], tokenizer: object) ->
     """The candidates of some prompts, some prompts at a time, with the same columns before as tokens have."""
     if problem := describe_staleness(folder):
         place = escape_line(str(folder / CANDIDATES))
-        advice = "so the column 'similarity' is empty: measure again with correlation_pipeline.py --overwrite"
+        advice = f"so the column 'similarity' is empty: {MEASURE_AGAIN}"
         print(f"warning: '{place}' is {problem}, {advice}", file=sys.stderr)
     model, named = split_name(folder.name)
     names = {"model": model, "dataset": folder.parent.name, **named}

@@ -15,20 +15,25 @@ from typing import Any
 from nucleoscope.names import advise
 from nucleoscope.settings import Settings
 from nucleoscope.store import branches, context, integrity, parts, results, run_folder, run_names
-from nucleoscope.wording import join_names
+from nucleoscope.wording import MEASURE_AGAIN, join_names
 from nucleoscope.workflow import grid, status
 
 NOTEBOOKS = Path(__file__).resolve().parents[3] / "notebooks"
 PAGE_SETTINGS = ("model_name", "dataset_name", "text_column", "results_dir", "trust_remote_code")
 
+PASS_SETTINGS = {  # that only these notebooks use
+    results.CONTEXT: ("context_candidates", "context_threshold", "context_memory"),
+    results.BRANCHES: branches.SETTINGS,
+}
+
 CONTEXT_SETTINGS = (
     *PAGE_SETTINGS[:4],
-    *("context_candidates", "context_threshold", "context_memory"),
+    *PASS_SETTINGS[results.CONTEXT],
     *("device", "overwrite", "skip_check", "trust_remote_code"),
 )
 BRANCH_SETTINGS = (
     *PAGE_SETTINGS[:4],
-    *branches.SETTINGS,
+    *PASS_SETTINGS[results.BRANCHES],
     *("batch_size", "device", "overwrite", "skip_check", "trust_remote_code"),
 )
 
@@ -42,7 +47,8 @@ def check_name(name: str) -> None:
 
 
 def locate(chosen: Settings) -> Path:
-    """The folder of a run with these settings."""
+    """The folder of a run with these settings. NotADirectoryError if results_dir is a file."""
+    results.check_no_file(chosen.results_dir)
     names, named = (chosen.dataset_name, chosen.model_name, chosen.text_column), chosen.collect_named()
     if not named:
         run_names.check_model(results.shorten_names(*names[:2])[1])
@@ -110,7 +116,7 @@ def _check_existing(folder: Path, chosen: Settings) -> None:
     if not _has_results(folder):
         return
     if damage := integrity.find_damage(folder / results.MEASUREMENTS):
-        raise ValueError(f"{damage}: measure again with correlation_pipeline.py --overwrite")
+        raise ValueError(f"{damage}: {MEASURE_AGAIN}")
     results.read_recorded(folder)
     found = status.list_differences(folder, asdict(chosen), results.load_info(folder))
     if found and not {name for name, *_ in found} & {"model_name", "dataset_name", "dataset", "model_revision"}:
@@ -142,10 +148,27 @@ def write_page(chosen: Settings, if_measured: bool = False, given: Collection[st
     if given:
         _check_measured(folder, chosen, given)
     if not (folder / results.MEASUREMENTS).is_file():
-        raise FileNotFoundError(
-            f"'{folder}' has no {results.MEASUREMENTS}: measure the run again with correlation_pipeline.py --overwrite"
-        )
+        raise FileNotFoundError(f"'{folder}' has no {results.MEASUREMENTS}: {MEASURE_AGAIN}")
     _execute(results.PAGE, folder / results.NOTEBOOK, _list_names(chosen, PAGE_SETTINGS))
+
+
+def list_unused(chosen: Settings, only: str | None, given: Collection[str]) -> list[str]:
+    """A line for each option of a second pass that is ``given`` and has no effect: its notebook is not executed.
+
+    ``only`` is the one notebook to execute: measure, page, context or branches; None for all that are asked for.
+    """
+    lines = [
+        f"note: --only {only} does not run {name}.py: --{name} has no effect"
+        for name in PASS_SETTINGS
+        if name in given and only not in (None, name)
+    ]
+    executed = {name for name in PASS_SETTINGS if only == name or (only is None and getattr(chosen, name))}
+    for name in given:
+        users = [each for each, names in PASS_SETTINGS.items() if name in names]
+        if users and not executed.intersection(users):
+            where = f"with --only {only}" if only else f"without {' or '.join(f'--{each}' for each in users)}"
+            lines.append(f"note: {name} has no effect {where}")
+    return lines
 
 
 def check_second_passes(chosen: Settings) -> None:

@@ -22,6 +22,7 @@ from nucleoscope.names import escape_line
 from nucleoscope.settings import fill_defaults, list_deciding
 from nucleoscope.store import branches, context, integrity, results, run_names, variants
 from nucleoscope.variants import NONE
+from nucleoscope.wording import MEASURE_AGAIN
 from nucleoscope.workflow import grid, logs
 
 LOGS = "logs"  # the folder of the logs, beside those of the data sets
@@ -99,7 +100,7 @@ def _examine(folder: Path, entry: grid.Entry) -> tuple[str, str | None]:
         if missing:
             return ABSENT if results.MEASUREMENTS in missing else DAMAGED, f"{missing[0]} is missing"
         if damage := integrity.find_damage(folder / results.MEASUREMENTS):
-            return DAMAGED, f"{damage}: measure again with correlation_pipeline.py --overwrite"
+            return DAMAGED, f"{damage}: {MEASURE_AGAIN}"
         info = results.load_info(folder)
         results.read_recorded(folder)
         lacking = _find_missing_variants(folder, entry)
