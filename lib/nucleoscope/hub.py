@@ -295,8 +295,8 @@ def _explain_by_hub(name: str, links: list[BaseException], revision: str | None)
     begun = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
     if begun and (constants.HF_HUB_OFFLINE or is_unreachable(links)):
         return ConnectionError(
-            f"model '{name}' is incomplete in the cache {constants.HF_HUB_CACHE}, and {reason}: "
-            f"{_advise_offline()}{PREFETCH} ({shorten(links[0])})"
+            f"model '{name}' is incomplete in the cache {constants.HF_HUB_CACHE}, and {reason} ({shorten(links[0])}): "
+            f"{_advise_offline()}{PREFETCH}"
         )
     if others := _list_cached_revisions(name) if constants.HF_HUB_OFFLINE else []:
         return ConnectionError(

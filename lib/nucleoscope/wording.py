@@ -6,7 +6,8 @@ Contract: text only; whatever the numbers, the sentence that contains them stays
 import json
 from collections.abc import Iterable
 
-MEASURE_AGAIN = "measure again with correlation_pipeline.py --overwrite"  # advice on results that cannot be used
+# Advice on results that cannot be used; `workflow.status` replaces it where there is no --overwrite.
+MEASURE_AGAIN = "measure again with correlation_pipeline.py --overwrite"
 
 
 def count(number: int, noun: str) -> str:

@@ -1,8 +1,11 @@
 """Files of records: what torch.save would write, joined from batches without having the records in memory."""
 
+import contextlib
+import errno
 import io
 import json
 import random
+import re
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -240,6 +243,7 @@ def measure_finish(folder: Path, n: int) -> int:
 
 def test_the_memory_to_finish_a_run_does_not_grow_with_its_records(folder, monkeypatch):
     monkeypatch.setattr(tokens, "ROWS", 400)
+    monkeypatch.setattr(run_folder, "IN_MEMORY", 0)
     tracemalloc.start()
     record = create_measured(0, 40)  # noqa: F841 - it is what is measured
     size = tracemalloc.get_traced_memory()[0]
@@ -320,17 +324,75 @@ def test_no_batch_is_read_back_to_finish_the_run_that_saved_it(folder):
     assert is_same(results.load(folder / "measurements.pt"), records)
 
 
-@pytest.mark.parametrize("room", [0, 1, 20_000, 50_000])
+@pytest.mark.parametrize("room", [0, 1, 20_000, 60_000])
 def test_batches_in_memory_have_a_limit_beyond_which_they_are_read_from_disk(folder, monkeypatch, room):
     records = create_mixed(23)
     measure(folder.with_name("all"), records).finish(23, {})
     monkeypatch.setattr(run_folder, "IN_MEMORY", room)
     run = measure(folder, records)
-    assert sum(map(len, run._contents.values())) <= room
-    assert (0 < len(run._contents) < 6) == (room > 1)
+    files = {path: path.read_bytes() for path in run.batches.glob("*.pt")}
+    readable = set()
+    for path, content in files.items():
+        (prompts,) = [each["indices"] for each in run.list_batches() if min(each["indices"]) == int(path.stem)]
+        path.write_bytes(b"")
+        with contextlib.suppress(ValueError):
+            run.load_tokens(prompts)
+            readable.add(path)
+        path.write_bytes(content)
+    size = sum(len(files[path]) for path in readable)
+    assert size <= room < sum(map(len, files.values()))
+    assert size > room - 20_000  # no file is larger
+    run = measure(folder.with_name("again"), records)
     run.finish(23, {})
-    files = [(each / "measurements.pt").read_bytes() for each in (folder.with_name("all"), folder)]
-    assert files[0] == files[1]
+    found = [(folder.with_name(name) / "measurements.pt").read_bytes() for name in ("all", "again")]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("room", [0, run_folder.IN_MEMORY])
+def test_of_a_batch_that_is_saved_twice_the_second_counts(folder, monkeypatch, room):
+    records = create_mixed(4)
+    run = measure(folder, records)
+    monkeypatch.setattr(run_folder, "IN_MEMORY", room)
+    run.save_batch([0, 1, 2, 3], records[::-1], 1.0)
+    run.finish(4, {})
+    assert is_same(results.load(folder / "measurements.pt"), records[::-1])
+
+
+def test_of_a_batch_whose_second_saving_fails_the_first_counts(folder, monkeypatch):
+    records = create_mixed(4)
+    run = measure(folder, records)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", fail)
+        with pytest.raises(OSError, match="No space left"):
+            run.save_batch([0, 1, 2, 3], records[::-1], 1.0)
+    run.finish(4, {})
+    assert is_same(results.load(folder / "measurements.pt"), records)
+
+
+@pytest.mark.parametrize("k", [1, 8, 500])
+def test_the_size_of_a_batch_is_estimated(folder, k):
+    quantities = list_recorded()
+    records = [tiny.create_record("the cat sat on the mat", f"prompt {index}", index) for index in range(5)]
+    for index in range(20):
+        steps = []
+        for _ in range(50):
+            nucleus = Nucleus(torch.arange(k, dtype=torch.int32), torch.rand(k), torch.tensor([0, k]))
+            steps += unpack(torch.tensor([7]), nucleus, torch.rand(len(quantities), 1).double(), quantities)
+        records.append(build_record(f"prompt {index}", steps, quantities))
+    variants = [torch.zeros(len(record["entropies"]), 12) for record in records]
+    stream = io.BytesIO()
+    record_files.write_records(stream, range(25), records, {}, variants)
+    assert record_files.estimate_size(records, variants) == pytest.approx(stream.tell(), rel=0.1)
+
+
+def test_a_file_in_memory_that_is_not_what_it_should_be_is_named_without_its_content(folder):
+    path = folder / "000000.pt"
+    with pytest.raises(ValueError, match=re.escape(f"'{path}' is damaged") + "$"):
+        record_files.read_tokens(record_files.KeptFile(path, b"junk"), [0])
 
 
 def test_a_batch_of_an_earlier_version_counts_as_unfinished(folder):

@@ -17,6 +17,7 @@ from nucleoscope.settings import Settings
 from nucleoscope.store import results, variants
 from nucleoscope.store.run_names import order_run
 from nucleoscope.variants import GEOMETRIES_BY_NAME, SETS_BY_NAME
+from nucleoscope.wording import MEASURE_AGAIN
 
 Runs = dict[tuple[str, str], Path]  # the folder of each (model, dataset)
 
@@ -61,8 +62,7 @@ def load_set(folder: Path, candidates: str) -> CandidateTable | None:
         )
         if not same:
             raise ValueError(
-                f"'{folder}': the variants of {candidates} have different tokens in geometry {name}: measure again "
-                "with correlation_pipeline.py --overwrite"
+                f"'{folder}': the variants of {candidates} have different tokens in geometry {name}: {MEASURE_AGAIN}"
             )
     cosines = {name: arrays["cosine"][found].astype(np.float64) for name, found in rows.items()}
     k, entropy = arrays["k"][first].astype(np.int64), arrays["entropy"][first].astype(np.float64)

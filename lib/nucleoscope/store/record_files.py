@@ -19,6 +19,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -43,14 +44,16 @@ NAMED = b"ctorch._utils\n_rebuild_tensor_v2\nq\x00", b"ccollections\nOrderedDict
 NAMED_AGAIN = b"h\x00", b"h\x01"
 KEEP_STORAGE, STORAGE = b"q\x02", b"h\x02"
 FIRST = 3  # the place of the record of prompt 0; a place of its own for each lets a reader count them
+VECTOR, NUMBER = 45, 9  # bytes of a piece that a vector takes, without its numbers, and a number in a list
 PUT = 5  # bytes that give the record its place, after the first of a piece, which begins it
 
 
-class KeptFile(NamedTuple):
+@dataclass(frozen=True)
+class KeptFile:
     """A file that this process has written and whose content is still in memory: it is not read from disk again."""
 
     path: Path
-    content: bytes
+    content: bytes = field(repr=False)
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -97,15 +100,18 @@ def write_records(
             _write(archive, stream, f"{VARIANTS}{prompt}", [content], len(content))
 
 
-def count_vector_bytes(records: Iterable[dict]) -> int:
-    """How many bytes the vectors of some records take in a file, which is most of it."""
-    sizes = dict[int, int]()
+def estimate_size(records: Iterable[dict], variants: Sequence["torch.Tensor"] = ()) -> int:
+    """About how many bytes `write_records` writes, without writing them; a file's parts and index take some more."""
+    size = sum(values.nbytes for values in variants)
     for record in records:
+        storages = dict[int, int]()
         for value in record.values():
-            for vector in filter(_is_vector, value if isinstance(value, list) else [value]):
-                storage = vector.untyped_storage()
-                sizes[storage.data_ptr()] = storage.nbytes()
-    return sum(sizes.values())
+            items = value if isinstance(value, list) else [value]
+            vectors = [item for item in items if _is_vector(item)]
+            storages |= {vector.untyped_storage().data_ptr(): vector.untyped_storage().nbytes() for vector in vectors}
+            size += VECTOR * len(vectors) + NUMBER * (len(items) - len(vectors))
+        size += sum(storages.values())
+    return size
 
 
 def find_variants(path: Path | KeptFile) -> dict[int, Piece]:
@@ -476,5 +482,5 @@ class Damaged(ValueError):
     """A file is truncated, or its content has changed; ``path`` is the file."""
 
     def __init__(self, path: str | os.PathLike):
-        super().__init__(f"'{path}' is damaged")
         self.path = Path(path)
+        super().__init__(f"'{self.path}' is damaged")

@@ -28,7 +28,7 @@ from nucleoscope.store.record_files import (
     Damaged,
     KeptFile,
     Piece,
-    count_vector_bytes,
+    estimate_size,
     find_variants,
     iterate_records,
     join_records,
@@ -57,7 +57,9 @@ from nucleoscope.variants import NONE, Layout
 # settings and its plan.
 OWN = compile_names(r"\d{6,}\.pt|\d{6,}\.states|\d{6,}-\d+-\d{6,}\.steps|settings\.json|plan\.json")
 SETTINGS, PLAN = "settings.json", "plan.json"
-IN_MEMORY = 64 * 2**20  # bytes of finished batches that stay in memory as well, to finish the run with
+# Bytes of finished batches that stay in memory as well, which a run of 100 prompts does not reach: to finish it, each
+# file would be opened some thirty times, or more with many prompts, and on a cluster it is on a network file system.
+IN_MEMORY = 64 * 2**20
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
 
 # Files of the second look, which a run without variants does not have, and their columns.
@@ -384,16 +386,14 @@ class RunFolder(Locked):
         batch = json.loads(json.dumps(batch))
         self._contents.pop(file.name, None)
         room = IN_MEMORY - sum(map(len, self._contents.values()))
+        content = io.BytesIO() if estimate_size(records, variants) <= room else None
         with write_atomically(file) as stream:
-            if count_vector_bytes(records) > room:
-                write_records(stream, indices, records, batch, variants)
-            else:
-                content = io.BytesIO()
-                write_records(content, indices, records, batch, variants)
+            write_records(content or stream, indices, records, batch, variants)
+            if content:
                 stream.write(content.getbuffer())
-                if content.tell() <= room:
-                    self._contents[file.name] = content.getvalue()
         self._kept[file.name] = batch
+        if content and content.tell() <= room:
+            self._contents[file.name] = content.getvalue()
         self.discard_parts(indices)
 
     def save_states(self, indices: list[int], states: dict[int, tuple[list[int], Any]]) -> None:
