@@ -251,9 +251,10 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
             ["--dataset_name=https://huggingface.co/datasets/openai/gsm8k"],
             "unknown data set 'https://huggingface.co/datasets/openai/gsm8k' (did you mean 'gsm8k'?): it must be gsm8k",
         ),
+        (["--dataset_name=org/prompts"], ".parquet or .txt; other data sets on the Hub must be saved to a file first"),
         *(
-            ([f"--dataset_name={name}"], ".parquet or .txt; other data sets on the Hub must be saved to a file first")
-            for name in ("org/prompts", "https://example.org/prompts.csv")
+            ([f"--dataset_name={name}"], f"'{name}' is a URL: save the data set to a file, and give its path")
+            for name in ("https://example.org/prompts.csv", "https://huggingface.co/datasets/org/prompts")
         ),
         (["--dataset_name=/tmp"], "'/tmp' is a folder: a data set must be gsm8k, writingprompts, xsum, math"),
         (["--model", "gpt2"], "unrecognized arguments: --model gpt2 (did you mean '--model_name'?)"),

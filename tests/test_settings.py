@@ -190,6 +190,7 @@ def test_every_default_is_allowed(name):
             "top_q_0.9, raw",
             "variants: unknown candidate set or geometry 'top_q_0.9' (did you mean 'top_p_0.9'?)",
         ),
+        ("variants", "top_k_10 centred", "variants: 'top_k_10 centred' is not a name: separate names with commas"),
         (
             "variants",
             "foo",

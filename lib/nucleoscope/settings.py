@@ -397,7 +397,7 @@ def _check_nameable(name: str, names: Sequence[str], chosen: Settings) -> str:
     ``names`` are all that it is to be named after.
     """
     if not name:
-        return "a name is empty: separate names by single commas"
+        return "a name is empty: separate names with single commas"
     if names.count(name) > 1:
         return f"it contains {name} more than once: remove one"
     if name in FIELDS and name not in list_varying():

@@ -120,7 +120,9 @@ def parse(text: str) -> Selection | None:
         return None
     names = [] if text == DEFAULT else [name.strip() for name in text.split(",")]
     if "" in names:
-        raise ValueError("a name is empty: separate names by single commas")
+        raise ValueError("a name is empty: separate names with single commas")
+    if several := [name for name in names if len(name.split()) > 1]:
+        raise ValueError(f"'{escape_line(several[0][:LONGEST_NAME])}' is not a name: separate names with commas")
     if alone := [name for name in names if name in (NONE, DEFAULT)]:
         raise ValueError(f"'{alone[0]}' cannot be combined with other names: give it alone")
     if unknown := [name for name in names if name not in NAMES]:

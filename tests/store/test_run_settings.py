@@ -77,7 +77,7 @@ def test_a_runs_folder_is_named_after_settings_only_if_it_is_asked_for():
         ({"named_settings": "mode"}, "named_settings is 'mode': runs cannot be named after mode: omit it"),
         ({"named_settings": "model_name"}, "runs cannot be named after model_name: omit it"),
         ({"named_settings": "seed", "mode": "score", "text_column": "t"}, "seed is not used with mode=score"),
-        ({"named_settings": ",top_p"}, "a name is empty: separate names by single commas"),
+        ({"named_settings": ",top_p"}, "a name is empty: separate names with single commas"),
         ({"named_settings": "top_p, top_p"}, "it contains top_p more than once"),
     ],
 )

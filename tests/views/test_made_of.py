@@ -371,7 +371,7 @@ def test_a_ratio_names_the_coefficient_that_it_is_of_if_only_a_sample_was_compar
     table = create_nulls(-0.4, {"random": (-0.2, -0.7, -0.5)})
     table.loc[table["null"] == "random", "Spearman observed"] = -0.25
     table.loc[table["null"] == "random", "Spearman ratio"] = 0.8
-    assert "random tokens (−0.20, 80% of the −0.25 of its tokens)" in made_of_text.describe_nulls(table)
+    assert "random tokens (−0.20, 80% of the −0.25 measured on the same tokens)" in made_of_text.describe_nulls(table)
 
 
 def test_what_survives_is_said_for_each_outcome():
@@ -396,12 +396,14 @@ def test_combinations_without_an_interval_are_counted_apart():
     assert made_of_text.describe_uncounted(create_curve({"raw": [-0.4, 0.01]})) == ""
     assert made_of_text.describe_uncounted(curve) == (
         "m on d: of 5 combinations, 2 have no coefficient, because there are too few tokens or prompts, or entropy "
-        "or cosine similarity does not vary. Below, specifications are those with an interval."
+        "or cosine similarity does not vary. Below, only combinations with an interval count as specifications."
     )
     curve.loc[0, ["low", "high", "sign"]] = np.nan, np.nan, ""
     said = made_of_text.describe_uncounted(curve)
     assert said.startswith("m on d: of 5 combinations, 2 have no coefficient and 1 has a coefficient without an inter")
-    assert said.endswith("with an interval; the figure also shows it in the colour of *undecided*.")
+    assert said.endswith(
+        "count as specifications; the figure also shows the one without, in the colour of *undecided*."
+    )
     drawn = made_of_figures.plot_specifications(curve)
     shown = {trace.name: len(trace.y) for trace in drawn.data if trace.name in made_of_text.SIGNS}
     assert shown == {"negative": 0, "undecided": 2, "positive": 1}

@@ -240,6 +240,8 @@ def check_name(name: str) -> None:
             raise ValueError(f"file '{name}' has no extension: rename it so that it ends in {endings}")
         last = name.lower().rsplit("/", 1)[-1]
         short = last if last in HUB else name  # as its repository is called
+        if "://" in name and short == name:
+            raise ValueError(f"'{name}' is a URL: save the data set to a file, and give its path")
         rule = f": it must be {allowed}"
         if "/" in name and short == name:
             rule += "; other data sets on the Hub must be saved to a file first"

@@ -296,7 +296,8 @@ def _describe_nulls(lead: Lead, geometry: str, statistic: str, usual: float) -> 
         found = f"{WORDS[null]} ({format_number(row[f'{statistic} r'])}"
         if sign in (NEGATIVE, POSITIVE) and ratio > 0:
             same = format_number(base) == format_number(seen[f"{statistic} r"])
-            found += f", {format_percent(ratio)} of {'it' if same else f'the {format_number(base)} of its tokens'}"
+            whole = "it" if same else f"the {format_number(base)} measured on the same tokens"
+            found += f", {format_percent(ratio)} of {whole}"
         found += ")"
         groups["unknown" if not difference else "same" if difference == UNDECIDED else "other"].append(found)
     if groups["same"]:
@@ -422,9 +423,11 @@ def _describe_uncounted(lead: Lead) -> str:
     if alone:
         parts.append(f"{alone:,} {'has' if alone == 1 else 'have'} a coefficient without an interval")
     text = f"{lead.of}: of {count(len(rows), 'combination')}, {join_names(parts)}, because there are too few tokens or "
-    text += "prompts, or entropy or cosine similarity does not vary. Below, specifications are those with an interval"
-    grey = "it in the colour of *undecided*" if alone == 1 else f"these {alone:,} in the colour of *undecided*"
-    return f"{text}; the figure also shows {grey}." if alone else f"{text}."
+    text += "prompts, or entropy or cosine similarity does not vary. Below, only combinations with an interval "
+    text += "count as specifications"
+    others = "one" if alone == 1 else f"{alone:,}"
+    grey = f"the figure also shows the {others} without, in the colour of *undecided*"
+    return f"{text}; {grey}." if alone else f"{text}."
 
 
 def _describe_specifications(lead: Lead) -> str:

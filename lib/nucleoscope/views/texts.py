@@ -47,7 +47,8 @@ def describe_choice(n_prompts: int, chosen: Sequence[int]) -> str:
         return {1: "The only prompt is", 2: "Both prompts are"}.get(n_prompts, f"All {n_prompts:,} prompts are") + (
             " in the menu."
         )
-    return f"{len(chosen):,} of the {n_prompts:,} prompts are in the menu, evenly chosen; the live notebook has all."
+    few = f"{len(chosen):,} of the {n_prompts:,} prompts, evenly spaced, are in the menu"
+    return f"{few}; the live notebook has all of them."
 
 
 def build_menu(prompts: Mapping[int, str], table: pd.DataFrame, reader: Reader | None = None) -> dict[str, Any]:
