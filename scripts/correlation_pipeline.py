@@ -17,7 +17,7 @@ class Once(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
         if getattr(namespace, self.dest) is not None:
-            raise argparse.ArgumentError(self, "given twice: give it once, or not at all")
+            raise argparse.ArgumentError(self, "given twice: give it once")
         setattr(namespace, self.dest, values)
 
 

@@ -28,7 +28,7 @@ def main() -> None:
             options.output.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             file = next(above for above in options.output.parents if above.exists() and not above.is_dir())
-            raise NotADirectoryError(f"'{file}' is not a folder: write to another one") from None
+            raise NotADirectoryError(f"'{file}' is not a folder: choose another output file") from None
         from nucleoscope.workflow import notebooks  # here: a wrong name, and --help, need not wait for it
 
         notebooks.execute(options.name, options.output, {"results_dir": options.results_dir})

@@ -1,16 +1,12 @@
 """Prints how many runs of a grid have been measured, and, for each of the others, why not and where its log is."""
 
-from pathlib import Path
-
 from nucleoscope.workflow.command_line import Parser, report_errors
 
 
 def create_parser() -> Parser:
     """The command line."""
     options = Parser(__doc__)
-    options.add_argument(
-        "grid", type=Path, nargs="?", default=Path("scripts/grids/default.yml"), help="the grid, a YAML file"
-    )
+    options.add_argument("grid", nargs="?", default="scripts/grids/default.yml", help="the grid, a YAML file")
     options.add_argument(
         "--check",
         action="store_true",

@@ -297,7 +297,7 @@ def test_a_valid_value_gets_its_normal_form(monkeypatch, name, value, normal):
             "prompt_column is 'text', but 'lines.txt' has no columns: each of its lines is a prompt; omit",
         ),
         (["--dataset_name=gone.txt", "--prompt_column=text"], "file 'gone.txt' does not exist: check the path"),
-        (["--only=page", "--only=measure"], "argument --only: given twice: give it once"),
+        (["--only=page", "--only=measure"], "--only is given twice: give it once"),
         (["--only=both"], "argument --only: invalid choice: 'both'"),
     ],
     ids=number_ids,
@@ -357,7 +357,7 @@ def test_a_page_needs_no_settings_and_takes_those_of_its_run(monkeypatch, tmp_pa
     (folder / "measurements.pt").unlink()
     with pytest.raises(
         SystemExit,
-        match=r"/m' has no measurements\.pt: measure again with correlation_pipeline\.py --overwrite$",
+        match=r"/m' has no measurements\.pt: repeat the run's command with --overwrite$",
     ):
         correlation_pipeline.main()
 
@@ -416,10 +416,7 @@ def test_a_run_without_settings_is_refused_before_a_model_is_loaded(refuse, tmp_
     folder = tmp_path / "results/math/SmolLM2-135M-Instruct"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
-    said = (
-        "run.json' contains no settings: move it out of the way, then measure again with "
-        "correlation_pipeline.py --overwrite"
-    )
+    said = "run.json' contains no settings: move it out of the way, then repeat the run's command with --overwrite"
     for words in (["--only=page", "--top_p=0.5"], ["--only=measure"]):
         assert said in refuse(correlation_pipeline, *words)
 
@@ -951,6 +948,7 @@ def test_a_file_that_is_no_grid_is_named_with_its_line(refuse, tmp_path, content
 
 def test_a_folder_is_no_grid(refuse, tmp_path):
     assert f"grid '{tmp_path}' is a folder: name a file in it" in refuse(summary, str(tmp_path))
+    assert "the grid's path is empty: name a grid file" in refuse(summary, "")
     said = "grid 'none.yml' does not exist (current folder: "
     assert said in refuse(summary, "none.yml")
 
@@ -1088,7 +1086,7 @@ def run(folder: Path, *words: str, limit: float | None = 0.5) -> subprocess.Comp
         (["export.py", "math/m", "a.csv", "--results_dir=/none"], "folder '/none' does not exist"),
         (["run_notebook.py", "run.py", "a.ipynb"], "there is no notebook 'run.py' (did you mean 'run'?)"),
         (["run_notebook.py", "twelve", "a.txt"], "the output file 'a.txt' must end in .ipynb"),
-        (["run_notebook.py", "twelve", "README.md/a.ipynb"], "'README.md' is not a folder: write to another one"),
+        (["run_notebook.py", "twelve", "README.md/a.ipynb"], "'README.md' is not a folder: choose another output file"),
         (["job.py", "--gpus=x"], "gpus is 'x'"),
         (["job.py", "--tries_left=x"], "tries_left is 'x': it must be a whole number (see --help)"),
         (["job.py", "--log=job.log", "--", "none"], "command 'none' does not exist"),

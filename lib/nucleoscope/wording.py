@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 
 # Advice on results that cannot be used; `workflow.status` replaces it where there is no --overwrite.
-MEASURE_AGAIN = "measure again with correlation_pipeline.py --overwrite"
+MEASURE_AGAIN = "repeat the run's command with --overwrite"
 
 
 def count(number: int, noun: str) -> str:

@@ -57,8 +57,5 @@ def test_a_run_without_variants_is_told_from_one_whose_variants_cannot_be_read(f
     path.write_bytes(path.read_bytes()[:-9])
     found, missing = candidate_tables.find_measured(tmp_path, [("torn", "data")])
     assert not found
-    assert (
-        missing["torn", "data"]
-        == f"'{path}' is damaged (truncated): measure again with correlation_pipeline.py --overwrite"
-    )
+    assert missing["torn", "data"] == f"'{path}' is damaged (truncated): repeat the run's command with --overwrite"
     assert capsys.readouterr().err == f"skipped: {missing['torn', 'data']}\n"

@@ -183,7 +183,9 @@ def test_missing_and_damaged_files_are_one_line_and_replaced(copy, branched):
             branches.load_rows(copy, name)
         assert_one_line(str(caught.value))
     (copy / TABLES[0]).unlink()
-    with pytest.raises(ValueError, match=r"has no branches\.parquet: measure again with .* --only=branches") as caught:
+    with pytest.raises(
+        ValueError, match=r"has no branches\.parquet: repeat the run's command with --only=branches"
+    ) as caught:
         branches.load_rows(copy, TABLES[0])
     assert_one_line(str(caught.value))
     branch(copy)

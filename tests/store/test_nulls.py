@@ -49,9 +49,7 @@ def test_a_file_that_is_missing_damaged_or_of_other_measurements_is_named_in_one
     assert str(folder) in assert_one_line(str(error.value))
     for damaged in (content[: len(content) // 2], b"", b"PAR1" + bytes(50) + b"PAR1", change_a_page(content)):
         (folder / name).write_bytes(damaged)
-        with pytest.raises(
-            ValueError, match=r"is damaged \(.*\): measure again with correlation_pipeline.py --overwrite$"
-        ) as error:
+        with pytest.raises(ValueError, match=r"is damaged \(.*\): repeat the run's command with --overwrite$") as error:
             module.load(folder)
         assert str(folder / name) in assert_one_line(str(error.value))
     (folder / name).write_bytes(content)

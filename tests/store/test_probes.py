@@ -180,9 +180,7 @@ def cut_off(path: Path, marker: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-UNREADABLE = (
-    "the file is truncated or was not written by Nucleoscope: measure again with correlation_pipeline.py --overwrite"
-)
+UNREADABLE = "the file is truncated or was not written by Nucleoscope: repeat the run's command with --overwrite"
 BAD = {
     "deflated": (write_deflated, "that unpacks to"),
     "declared sizes": (write_declared, "that unpacks to"),

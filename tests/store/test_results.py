@@ -1198,7 +1198,7 @@ def test_a_run_json_of_which_not_all_can_be_shown_is_refused_with_what_to_do(tmp
     results.check_info(tmp_path)
     atomic.write_json(tmp_path / results.RUN_INFO, info | change)
     message = catch_refusal(ValueError, results.check_info, tmp_path)
-    advice = "move it out of the way, then measure again with correlation_pipeline.py --overwrite"
+    advice = "move it out of the way, then repeat the run's command with --overwrite"
     assert message == f"'{tmp_path / results.RUN_INFO}' {problem}: {advice}"
 
 

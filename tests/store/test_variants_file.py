@@ -182,7 +182,7 @@ def test_a_damaged_file_is_named_and_measured_again_only_with_overwrite(tmp_path
     DAMAGE[damage](tmp_path / VARIANTS)
     said = catch(load, tmp_path)
     assert said.startswith(f"'{tmp_path / VARIANTS}' is damaged (")
-    assert said.endswith("): measure again with correlation_pipeline.py --overwrite")
+    assert said.endswith("): repeat the run's command with --overwrite")
     assert run_folder.RunFolder(tmp_path, SETTINGS).finished
     run = measure(tmp_path, overwrite=True)
     assert not run.finished
@@ -196,7 +196,7 @@ def test_variants_of_other_measurements_are_refused(tmp_path):
     finish(tmp_path / "other", lengths=LENGTHS[::-1])
     (tmp_path / "one" / VARIANTS).write_bytes((tmp_path / "other" / VARIANTS).read_bytes())
     assert catch(load, tmp_path / "one").endswith(
-        "(it belongs to other measurements): measure again with correlation_pipeline.py --overwrite"
+        "(it belongs to other measurements): repeat the run's command with --overwrite"
     )
 
 

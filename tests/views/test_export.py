@@ -268,6 +268,6 @@ def test_a_run_json_that_does_not_name_the_model_or_data_set_is_refused(older, t
     (folder / results.RUN_INFO).write_text(json.dumps(content))
     with pytest.raises(
         ValueError,
-        match=f"run.json' {said}: move it out of the way, then measure again with correlation_pipeline.py --overwrite",
+        match=f"run.json' {said}: move it out of the way, then repeat the run's command with --overwrite",
     ):
         export.write(folder, tmp_path / name)

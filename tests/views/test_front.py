@@ -34,7 +34,7 @@ def test_a_typical_sentence_is_shown_with_its_card_open(tmp_path):
 
 def test_a_sentence_without_an_end_is_said_to_be_the_last_of_its_text(tmp_path):
     folder = create_results(tmp_path)
-    said_of_last = " The measured text ends with it. The card"
+    said_of_last = " The measured text ends with this sentence. The card"
     assert said_of_last not in front.show_sentence(folder, results.load_readable(folder))[0]
     records = [tiny.create_record("rain. In Spain it rains", seed=seed, most=9) for seed in range(9)]
     torch.save(records, folder / "a/tiny" / results.MEASUREMENTS)

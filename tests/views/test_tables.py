@@ -499,7 +499,7 @@ def test_a_front_page_without_variants_has_an_answer_with_a_number_and_its_inter
     several = describe_front((-0.3, -0.1), (-0.4, -0.2), (-0.1, 0.3))
     assert several.startswith("**In 2 of 3 runs, candidates are *less* similar when the model is less sure; in 1 of 3")
     assert several.endswith(
-        "In the run with most tokens, m on d2, Spearman's coefficient is 0.10 [−0.10, 0.30] "
+        "In the run with the most tokens, m on d2, Spearman's coefficient is 0.10 [−0.10, 0.30] "
         "(4 prompts; candidates are the likeliest tokens that make up 90% of the probability; "
         "its 95% confidence interval is in brackets)."
     )

@@ -201,7 +201,7 @@ def test_damaged_results_are_not_called_measured(tmp_path, measured):
     (measured / results.MEASUREMENTS).write_bytes(b"hi")
     line = refuse(hub.clean_environment(tmp_path), f"--results_dir={measured.parents[1]}")
     assert line.startswith(f"error: '{measured / results.MEASUREMENTS}' is truncated")
-    assert line.endswith("measure again with correlation_pipeline.py --overwrite")
+    assert line.endswith("repeat the run's command with --overwrite")
 
 
 def test_a_notebook_that_is_not_there_is_answered_with_those_that_are(tmp_path):
@@ -215,7 +215,7 @@ def test_a_notebook_that_is_not_there_is_answered_with_those_that_are(tmp_path):
 def test_a_notebook_is_not_written_below_a_file(tmp_path, name):
     (tmp_path / "file").touch()
     line = refuse(hub.clean_environment(tmp_path), "index", str(tmp_path / name), script="run_notebook.py")
-    assert line == f"error: '{tmp_path / 'file'}' is not a folder: write to another one"
+    assert line == f"error: '{tmp_path / 'file'}' is not a folder: choose another output file"
 
 
 def test_a_folder_without_measurements_is_not_analysed(tmp_path):

@@ -145,8 +145,8 @@ def test_damaged_measurements_are_named_and_a_damaged_run_json_stops_before_the_
     cut(folder / "measurements.pt")
     why = assert_one_line(status.find_missing(name, entry))
     assert why == (
-        f"'{folder}/measurements.pt' is truncated or was not written by Nucleoscope: measure again with "
-        "correlation_pipeline.py --overwrite"
+        f"'{folder}/measurements.pt' is truncated or was not written by Nucleoscope: repeat the run's command "
+        "with --overwrite"
     )
     assert "use its earlier results" not in status.summarise(config)
     (folder / "run.json").write_text('{"settings": ')
@@ -154,8 +154,8 @@ def test_damaged_measurements_are_named_and_a_damaged_run_json_stops_before_the_
         with pytest.raises(
             ValueError,
             match=(
-                r"run.json' is not valid JSON .*: move it out of the way, then measure again with "
-                r"correlation_pipeline.py --overwrite$"
+                r"run.json' is not valid JSON .*: move it out of the way, then repeat the run's command "
+                r"with --overwrite$"
             ),
         ):
             run_folder.check(folder, overwrite)

@@ -90,8 +90,8 @@ def load(folder: str | Path) -> BranchedRun:
     both = points.merge(tokens[sorted(columns)], on=["prompt", "step"], how="left", validate="one_to_one")
     if both["k"].isna().any():
         raise ValueError(
-            f"'{folder / BRANCH_POINTS}' has a token that the measurements do not have: branch again with "
-            "correlation_pipeline.py --overwrite"
+            f"'{folder / BRANCH_POINTS}' has a token that the measurements do not have: repeat the "
+            "run's command with --only=branches --overwrite"
         )
     about = results.read_json(folder / BRANCH_INFO)
     turned = (turn(leave_out_first(table, about["branch_length"])) for table in (both, pairs))

@@ -297,7 +297,7 @@ class _Sample:
         if not row["within-prompt Spearman prompts"]:
             notes.append("no prompt has three tokens that differ")
         if self.interval == bootstrap.JACKKNIFE:
-            notes.append(f"intervals are {self.interval}, because there are only {self.prompts:,} prompts")
+            notes.append(f"these are {self.interval} intervals, because there are only {self.prompts:,} prompts")
         return notes
 
     def _add_bounds(self, kind: str, values: np.ndarray, interval: str = "") -> dict[str, float]:

@@ -39,7 +39,7 @@ PAIR_COLUMNS = ("prompt", "step", "first", "second", "cosine", "similarity", *OU
 BASELINE = tuple(f"baseline_{name}" for name in OUTCOMES)
 POINT_COLUMNS = ("prompt", "step", "m", "candidate_cosine", "mean_similarity", *OUTCOMES, *BASELINE)
 SOURCE = b"nucleoscope.branches"  # the metadata key for the fingerprint of the measurements
-AGAIN = "measure again with scripts/correlation_pipeline.py --only=branches"
+AGAIN = "repeat the run's command with --only=branches"
 
 
 def find_missing(folder: str | Path, settings: Mapping[str, Any]) -> str | None:

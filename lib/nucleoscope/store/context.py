@@ -49,7 +49,7 @@ MATRICES = ("prompts", "steps", "sizes", "ids", "shares", "similarities")
 PART, OTHERS = ("steps", "sizes", "ids", "shares", "similarities"), ("values", "seconds", "way")  # of each text
 ABOUT = ("seconds", "ways", "device", "dtype")  # what context.json says of how candidates were compared
 SOURCE = b"nucleoscope.context"  # the metadata key of context.parquet for the fingerprint of the measurements
-AGAIN = "measure again with scripts/correlation_pipeline.py --only=context"
+AGAIN = "repeat the run's command with --only=context"
 
 
 class Grouping(NamedTuple):

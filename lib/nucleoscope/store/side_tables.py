@@ -44,9 +44,7 @@ def load_table(
 
     path = Path(folder) / name
     if not path.is_file():
-        raise ValueError(
-            f"'{folder}' has no {name}: measure again with correlation_pipeline.py --variants=default --overwrite"
-        )
+        raise ValueError(f"'{folder}' has no {name}: repeat the run's command with --variants=default --overwrite")
     wanted = {key: [value] if isinstance(value, str) else list(value) for key, value in choices.items() if value}
     filters = [(key, "in", values) for key, values in wanted.items()]
     try:

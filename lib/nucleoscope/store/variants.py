@@ -201,7 +201,7 @@ def explain_missing(folder: str | os.PathLike) -> str | None:
     """
     path = Path(folder, VARIANTS)
     if not path.is_file():
-        return f"{folder} has no {VARIANTS}: measure again with correlation_pipeline.py --variants=default --overwrite"
+        return f"{folder} has no {VARIANTS}: repeat the run's command with --variants=default --overwrite"
     return _describe_damage(path, "truncated") if find_damage(path) else None
 
 

@@ -61,8 +61,7 @@ def _explain_failures(failed: Mapping[str, list[tuple[str, str]]]) -> str:
         reasons.append(f"{names} {'has' if len(keys) == 1 else 'have'} {reason}")
     advice = {
         NO_TOKENIZER: "load the model here once, or measure one whose tokenizer is on this machine",
-        UNREADABLE: "move a damaged `run.json` out of the way, then measure again with "
-        "`correlation_pipeline.py --overwrite`",
+        UNREADABLE: "move a damaged `run.json` out of the way, then repeat the run's command with `--overwrite`",
     }
     return "; ".join([*reasons, *(advice[reason] for reason in failed)])
 
@@ -97,7 +96,7 @@ def _describe(key: tuple[str, str], token: pd.Series, mode: str, whole: bool, is
     among = (
         f"of all {kind} that had {low} to {high} candidates{' and were part of a complete sentence' if whole else ''}"
     )
-    ends = " The measured text ends with it." if is_last else ""
+    ends = " The measured text ends with this sentence." if is_last else ""
     source = "written" if mode == "generate" else "read"
     return (
         f"A sentence {source} by the model ({escape_name(describe_run(*key))}), tinted by entropy: "

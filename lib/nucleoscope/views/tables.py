@@ -473,7 +473,7 @@ def _describe_answer(statistics: pd.DataFrame, top_p: float) -> str:
     parts = [f"in {name_part(number, len(known), 'run')}, candidates {verdict}" for verdict, number in found if number]
     said = "; ".join(parts)
     return (
-        f"**{said[0].upper()}{said[1:]}.** In the run with most tokens, {run}, Spearman's coefficient is {value} "
+        f"**{said[0].upper()}{said[1:]}.** In the run with the most tokens, {run}, Spearman's coefficient is {value} "
         f"({source})."
     )
 
@@ -502,7 +502,7 @@ def _describe_coefficients(statistics: pd.DataFrame) -> str:
         f"Spearman's correlation between entropy and cosine similarity is {format_range(plain)}; "
         f"among tokens with the same number of candidates it is {format_range(given)}. "
         "Where these clearly differ, the number of candidates accounts for part of the relationship, or, if the signs "
-        "differ, for more than all of it."
+        "differ, hides one in the opposite direction."
     )
     turned, signs = plain * given < 0, [_classify(both, kind) for kind in ("Spearman", "within-k Spearman")]
     clear = turned & (signs[0] != signs[1]) & signs[0].isin([NEGATIVE, POSITIVE]) & signs[1].isin([NEGATIVE, POSITIVE])

@@ -73,6 +73,8 @@ class Parser(argparse.ArgumentParser):
             message = f"{found[1]} needs a value; if the value begins with a dash, write {found[1]}=VALUE"
         elif found := re.match(r"argument (--\w+).*: ignored explicit argument (.*)$", message):
             message = f"{found[1]} is a flag: it takes no value, but got {found[2]}"
+        elif found := re.match(r"argument (--\w+): (given twice.*)", message):
+            message = f"{found[1]} is {found[2]}"
         elif found := re.match(r"argument --(\w+).*?: (\1 is .*)", message, re.DOTALL):
             message = found[2]
         elif found := re.match(r"unrecognized arguments: (-[^\s=]*)", message):

@@ -143,7 +143,7 @@ ELSEWHERE = {  # settings of a run that are no parameters of a grid, and what to
     "dataset_name": "list the data set under datasets",
     NAMED: "list several values of a setting instead",
     "overwrite": "to measure a run again, move or delete its folder",
-    "n_samples": "call it n_prompts, under parameters",
+    "n_samples": "call it n_prompts",
 }
 ELSEWHERE |= dict.fromkeys(("only", "if_missing", "debug"), "it is an option of scripts/correlation_pipeline.py")
 SECTIONS: dict[str, dict[str, Callable]] = {"parameters": PARAMETERS, "resources": RESOURCES, "analyses": ANALYSES}
@@ -256,6 +256,8 @@ def load(path: str | Path, check: bool = True) -> dict[str, Any]:
             f"grid '{path}' does not exist (current folder: {Path.cwd()}): check the path"
         ) from None
     except IsADirectoryError:
+        if path == "":
+            raise ValueError("the grid's path is empty: name a grid file") from None
         raise IsADirectoryError(f"grid '{path}' is a folder: name a file in it") from None
     except OSError as error:
         raise type(error)(f"grid '{path}' cannot be read: {error.strerror}") from None

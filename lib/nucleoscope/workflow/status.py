@@ -321,7 +321,7 @@ def _explain(folder: str, said: str, why: str) -> str:
         return logs.explain(log, why)
     if said == DAMAGED and why.endswith("is missing"):
         why += f": {AGAIN}"
-    return said.format(re.sub(r"measure again with .*--overwrite$", AGAIN, why))  # a grid has no --overwrite
+    return said.format(re.sub(r"repeat the run's command with .*--overwrite$", AGAIN, why))  # a grid has no --overwrite
 
 
 def _format_log(log: Path) -> list[str]:
