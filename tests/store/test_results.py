@@ -634,7 +634,7 @@ def test_damaged_measurements_are_measured_again_with_overwrite(folder):
     for damaged in (b"half", bytes(elsewhere), whole[:-30]):
         path.write_bytes(damaged)
         assert open_run(folder).finished  # loading it says what is wrong, and what to do
-        assert "measure again" in catch_refusal(ValueError, results.load, path)
+        assert "repeat the run's command with --overwrite" in catch_refusal(ValueError, results.load, path)
         assert not open_run(folder, overwrite=True).finished
     path.write_bytes(whole)
     assert open_run(folder, overwrite=True).finished

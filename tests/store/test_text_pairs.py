@@ -225,5 +225,7 @@ def test_measurements_without_probabilities_are_refused_in_one_line(tmp_path):
     for record in records:
         del record["top_p_probs"]
     torch.save(records, path)
-    with pytest.raises(ValueError, match="has no probabilities of the candidates of prompt 0: measure again"):
+    with pytest.raises(
+        ValueError, match="has no probabilities of the candidates of prompt 0: repeat the run's command"
+    ):
         text_pairs.load_pair(pair)

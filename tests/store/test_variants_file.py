@@ -147,7 +147,7 @@ def catch(function, *arguments, kind=ValueError, **options):
 def test_a_folder_without_the_file_is_named(tmp_path):
     finish(tmp_path, layout=None, settings=SETTINGS | {"variants": "none"})
     assert not (tmp_path / VARIANTS).exists()
-    assert catch(load, tmp_path).startswith(f"{tmp_path} has no variants.parquet: measure again")
+    assert catch(load, tmp_path).startswith(f"{tmp_path} has no variants.parquet: repeat the run's command")
 
 
 def test_names_that_were_not_measured_are_refused(tmp_path):
@@ -248,7 +248,9 @@ def test_a_folder_in_the_place_of_the_file_is_refused_before_measuring(tmp_path)
 
 
 def test_a_batch_whose_variants_have_changed_is_measured_again(tmp_path):
-    run = measure(tmp_path)
+    measure(tmp_path).release()
+    run = run_folder.RunFolder(tmp_path, SETTINGS)  # the process that saved the batches would not read them again
+    run.start()
     path = sorted(run.batches.glob("*.pt"))[1]
     lost = next(batch for batch in run.list_batches() if min(batch["indices"]) == int(path.stem))["indices"]
     content = bytearray(path.read_bytes())
