@@ -54,6 +54,11 @@ Markdown(gaps) if gaps else None
 # %% tags=["remove-input"]
 Markdown(made_of_text.explain_figure(curve, made_of_figures.FRONT)) if len(curve) else None
 
+# %% tags=["remove-input"]
+_, missing = candidate_tables.find_measured(results_dir, measured)
+not_shown = made_of_text.describe_not_shown(missing) if len(curve) else ""
+Markdown(not_shown) if not_shown else None
+
 # %% [markdown]
 # In short (details are on the page [What it is made of](/correlation_eval/made_of.ipynb)):
 

@@ -409,6 +409,17 @@ def test_combinations_without_an_interval_are_counted_apart():
     assert shown == {"negative": 0, "undecided": 2, "positive": 1}
 
 
+def test_runs_that_a_figure_leaves_out_are_named():
+    assert made_of_text.describe_not_shown({}) == made_of_text.describe_not_shown({("m", "d"): "torn"}) == ""
+    assert made_of_text.describe_not_shown({("m*", "d"): "", ("m", "d"): "torn"}) == (
+        r"Not in the figure, because it has no variants of the candidate sets: m\* on d. "
+        "[Run by run](#run-by-run) includes it."
+    )
+    both = made_of_text.describe_not_shown({("a", "d"): "", ("b", "d"): ""})
+    assert "because they have no variants of the candidate sets: a on d and b on d. " in both
+    assert both.endswith(" includes them.")
+
+
 def test_runs_without_variants_are_named_and_how_to_get_them():
     none = made_of_text.describe_left_out({}, {("m", "d"): ""})
     assert none.startswith("No run has variants of its candidate sets: ")

@@ -84,6 +84,22 @@ def describe_left_out(found: Collection, missing: Mapping[tuple[str, str], str])
     return text
 
 
+def describe_not_shown(missing: Mapping[tuple[str, str], str]) -> str:
+    """Which runs a figure of variants leaves out, because they have none; "" if it shows all.
+
+    ``missing`` are the runs without, as `candidate_tables.find_measured` returns them. Those whose file is damaged are
+    named by `describe_left_out`.
+    """
+    names = [escape_name(describe_run(*key)) for key, reason in missing.items() if not reason]
+    if not names:
+        return ""
+    they, include = ("it has", "includes it") if len(names) == 1 else ("they have", "includes them")
+    return (
+        f"Not in the figure, because {they} no variants of the candidate sets: {join_names(names)}. "
+        f"The section *Run by run* {include}."
+    )
+
+
 class Lead(NamedTuple):
     """What sentences are about: the rows of a mean over runs or of the only run, and how a sentence about them begins.
 
