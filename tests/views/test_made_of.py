@@ -412,8 +412,8 @@ def test_combinations_without_an_interval_are_counted_apart():
 def test_runs_that_a_figure_leaves_out_are_named():
     assert made_of_text.describe_not_shown({}) == made_of_text.describe_not_shown({("m", "d"): "torn"}) == ""
     assert made_of_text.describe_not_shown({("m*", "d"): "", ("m", "d"): "torn"}) == (
-        r"Not in the figure, because it has no variants of the candidate sets: m\* on d. "
-        "[Run by run](#run-by-run) includes it."
+        "Not in the figure, because it has no variants of the candidate sets: m&#42; on d. The section *Run by run* "
+        "includes it."
     )
     both = made_of_text.describe_not_shown({("a", "d"): "", ("b", "d"): ""})
     assert "because they have no variants of the candidate sets: a on d and b on d. " in both
