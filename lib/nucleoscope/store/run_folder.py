@@ -57,8 +57,8 @@ from nucleoscope.variants import NONE, Layout
 # settings and its plan.
 OWN = compile_names(r"\d{6,}\.pt|\d{6,}\.states|\d{6,}-\d+-\d{6,}\.steps|settings\.json|plan\.json")
 SETTINGS, PLAN = "settings.json", "plan.json"
-# Bytes of finished batches that stay in memory as well, which a run of 100 prompts does not reach: to finish it, each
-# file would be opened some thirty times, or more with many prompts, and on a cluster it is on a network file system.
+# Bytes of finished batches that stay in memory as well; few runs of 100 prompts have more. To finish a run, each file
+# would be opened some thirty times, or more with many prompts, and on a cluster it is on a network file system.
 IN_MEMORY = 64 * 2**20
 IDENTITIES = {"model_name": "model", "dataset_name": "dataset"}  # the setting that identifies the content of each
 
