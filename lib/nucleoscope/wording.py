@@ -1,4 +1,4 @@
-"""Numbers and lists of things in sentences, right for one, two and many, and errors of Python's in ours.
+"""Numbers and lists of things in sentences, right for one, two and many; errors of Python's in ours; shared advice.
 
 Contract: text only; whatever the numbers, the sentence that contains them stays grammatical.
 """
