@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 import oracle
 import tiny
-from nucleoscope.measure import decoding, generation, sampling
+from nucleoscope.measure import batching, generation, sampling
 from nucleoscope.measure.nucleus import scale_logits
 from nucleoscope.measure.runs import complete_run
 from nucleoscope.settings import Settings
@@ -105,7 +105,7 @@ def test_the_order_of_the_prompts_in_a_batch_changes_nothing():
 
 def test_prompts_read_in_pieces_are_the_same_prompts(monkeypatch):
     whole = measure_texts(tiny.create_model(), max_tokens=10)
-    monkeypatch.setitem(decoding.PREFILL_TOKENS, "cpu", 7)
+    monkeypatch.setitem(batching.PASS_TOKENS, "cpu", 7)
     assert list_tokens(measure_texts(tiny.create_model(), max_tokens=10)) == list_tokens(whole)
 
 

@@ -6,7 +6,7 @@ from test_scoring import assert_same
 
 import tiny
 from model_families import configurations
-from nucleoscope.measure import checking, decoding, generation, scoring
+from nucleoscope.measure import batching, checking, decoding, generation, scoring
 from nucleoscope.measure.encoding import Inputs
 from nucleoscope.measure.prefix import LEAST, find_shared_ids
 from nucleoscope.quantities import find_columns
@@ -68,7 +68,7 @@ def test_what_is_shared_leaves_each_row_a_token_and_all_that_is_measured():
 def test_generated_tokens_are_the_same_whether_the_beginning_is_read_once_or_with_each(
     monkeypatch, kind, batch_size, budget
 ):
-    monkeypatch.setitem(decoding.PREFILL_TOKENS, "cpu", budget)
+    monkeypatch.setitem(batching.PASS_TOKENS, "cpu", budget)
     model = create_model(kind)
     assert checking.choose_prefix(model, IDS) == PREFIX
     found = generate(model, batch_size=batch_size)

@@ -11,7 +11,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from model_families import configurations
-from nucleoscope.measure import capturing, checking, decoding, generation, model_facts, sampling, static, streaming
+from nucleoscope.measure import (
+    batching,
+    capturing,
+    checking,
+    decoding,
+    generation,
+    model_facts,
+    sampling,
+    static,
+    streaming,
+)
 from nucleoscope.measure.encoding import Inputs
 from nucleoscope.quantities import Quantity, find_columns
 
@@ -372,6 +382,7 @@ def test_what_only_computes_is_not_refused(name):
 
 
 def test_records_are_the_same_to_the_bit_if_steps_are_measured_late(monkeypatch):
+    monkeypatch.setitem(batching.MOST_PADDING, "cpu", 1000)  # all prompts are read in one pass
     model = end_some(tiny.create_model())
     options = {"max_tokens": 9, "progress": False}
     (expected,) = generation.measure(model, tiny.create_tokenizer(), TEXTS, **options)

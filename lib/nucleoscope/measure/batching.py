@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import groupby
@@ -23,6 +23,9 @@ from nucleoscope import __version__
 from nucleoscope.measure import model_facts
 from nucleoscope.measure.encoding import Inputs
 from nucleoscope.measure.nucleus import NotFinite
+
+# Tokens, by type of device: on a CPU, more would not fit in its cache, and a pass costs as much as about 48 of them.
+PASS_TOKENS, MOST_PADDING = {"cpu": 1024, "cuda": 32768}, {"cpu": 48, "cuda": 512}
 
 
 @dataclass
@@ -46,6 +49,24 @@ class Batch:
 def sort_by_length(inputs: Inputs, indices: list[int] | None = None) -> list[int]:
     """Indices, longest first, so that running out of memory happens early."""
     return sorted(range(len(inputs.ids)) if indices is None else indices, key=lambda i: (-len(inputs.ids[i]), i))
+
+
+def form_passes(lengths: Iterable[int], device: torch.device) -> list[slice]:
+    """Consecutive rows to read in one forward pass, in which each is padded to the longest.
+
+    A pass has at most `PASS_TOKENS` with its padding, unless it is a single row, and at most `MOST_PADDING` of padding:
+    a pass more costs about as much.
+    """
+    most, padding = (limits.get(device.type, limits["cpu"]) for limits in (PASS_TOKENS, MOST_PADDING))
+    passes, start, end, longest, total = [], 0, 0, 0, 0
+    for length in lengths:
+        longer = max(longest, length)
+        size = (end + 1 - start) * longer
+        if end > start and (size > most or size - total - length > padding):
+            passes.append(slice(start, end))
+            start, longer, total = end, length, 0
+        end, longest, total = end + 1, longer, total + length
+    return [*passes, slice(start, end)] if end else []
 
 
 def split_batches(

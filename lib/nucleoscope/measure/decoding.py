@@ -21,11 +21,11 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from nucleoscope.measure.attention import attend_in_groups, form_groups
+from nucleoscope.measure.batching import form_passes
 from nucleoscope.measure.model_facts import find_cache_argument, find_length_limit, find_position_offset
 from nucleoscope.measure.prefix import SharedPrefix
 
 PADDED, OWN_CACHE, EQUAL_LENGTHS, WHOLE_PREFIXES = WAYS = ("padded", "own cache", "equal lengths", "whole prefixes")
-PREFILL_TOKENS = {"cpu": 1024, "cuda": 32768}  # tokens per prefill pass: on a CPU, more would not fit in its cache
 DROP_SHARE = 8  # ended rows are dropped once they are at least 1 / DROP_SHARE of the batch
 
 
@@ -261,17 +261,13 @@ class PaddedDecoder(_LeftPadded):
         return KeyValues(len(self.ids), self.width, self.width + max_tokens, prefix)
 
     def prefill(self) -> torch.Tensor:
-        logits, start, shared = [], 0, len(self.prefix.ids) if self.prefix else 0
-        budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cpu"])
-        own = self._list_own()
-        while start < len(self.ids):
-            rows = slice(start, start + max(1, budget // (len(self.ids[start]) - shared)))
+        logits, shared, own = [], len(self.prefix.ids) if self.prefix else 0, self._list_own()
+        for rows in form_passes((len(row) - shared for row in self.ids), self.device):
             begins = self.width - self.lengths[rows, None]
             places = begins + torch.arange(shared, device=self.device) if shared else None
             for layer in own:
                 layer.rows, layer.places = rows, places
             logits.append(self._read_prompts(rows, shared))
-            start = rows.stop
         if not any(layer.is_initialized for layer in own):
             raise ValueError(f"{type(self.model).__name__} leaves the key-value cache empty")
         for layer in own:

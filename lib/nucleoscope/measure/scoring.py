@@ -38,7 +38,6 @@ from nucleoscope.measure.variants import Variants
 from nucleoscope.quantities import Quantity, list_recorded
 from nucleoscope.settings import Settings
 
-READ_TOKENS = {"cpu": 1024, "cuda": 32768}  # per planned batch: on a CPU, more would not fit in its cache
 # Logits in memory at once; the quantities need about eight such arrays.
 PIECE_CPU, PIECE_GPU = 2**23, 2**27
 BATCHED, ALONE, PREFIXES = "batched", "alone", "prefixes"  # ways to read texts
@@ -110,14 +109,8 @@ def plan_batches(
     """Batches of similar length, longest first; "auto" fills each with as many tokens as are efficient at once."""
     if settings.batch_size != "auto":
         return batching.split_batches(inputs, int(settings.batch_size), indices)
-    budget = READ_TOKENS.get(model.device.type, READ_TOKENS["cpu"])
-    batches: list[list[int]] = []
-    for index in batching.sort_by_length(inputs, indices):
-        if batches and (len(batches[-1]) + 1) * len(inputs.ids[batches[-1][0]]) <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+    order = batching.sort_by_length(inputs, indices)
+    return [order[rows] for rows in batching.form_passes((len(inputs.ids[i]) for i in order), model.device)]
 
 
 class TextForward:

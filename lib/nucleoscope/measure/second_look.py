@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleoscope import variants
 from nucleoscope.measure import gaussian_states
+from nucleoscope.measure.batching import PASS_TOKENS
 from nucleoscope.measure.candidate_sets import Windows, find_windows
 from nucleoscope.measure.encoding import Inputs
 from nucleoscope.measure.geometry import Space, build_spaces, select_spaces
@@ -28,7 +29,7 @@ from nucleoscope.measure.model_facts import find_embedding_matrix
 from nucleoscope.measure.nucleus import find_nucleus, scale_logits
 from nucleoscope.measure.null_sets import Matching, create_generator, draw_donors, draw_random
 from nucleoscope.measure.ragged import choose_sum_dtype
-from nucleoscope.measure.scoring import BATCHED, READ_TOKENS, TextForward, Texts
+from nucleoscope.measure.scoring import BATCHED, TextForward, Texts
 from nucleoscope.measure.softmax import exponentiate, split_rows
 from nucleoscope.measure.variants import Segments
 from nucleoscope.settings import Settings
@@ -317,7 +318,7 @@ class Reading:
         for text in self.texts:
             longest = max(len(each.ids) for each in [*batch, text])
             other = bool(batch) and (batch[0].prompt in self.kept) != (text.prompt in self.kept)
-            if batch and (other or longest * (len(batch) + 1) > READ_TOKENS["cpu"]):
+            if batch and (other or longest * (len(batch) + 1) > PASS_TOKENS["cpu"]):
                 yield batch
                 batch = []
             batch.append(text)

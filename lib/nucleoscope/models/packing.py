@@ -1,10 +1,11 @@
 """Weights in the layout that a CPU multiplies with, so that they are not rearranged for every product.
 
 Contract: a packed model computes what it computed before, up to the order of sums in float32, and whatever looks at its
-weights finds them as they were. On a CPU, oneDNN multiplies in bfloat16 by blocks of a weight, which torch's linear
-layer makes of it anew at each call. That takes a quarter to a half of the time of a product. Here they are made once,
-and take the place of the weight. The two operations are those of `torch.compile`, and not part of torch's public API:
-they are tried before anything is packed.
+weights finds them as they were. On a CPU, oneDNN multiplies by blocks of a weight, which torch's linear layer makes of
+it anew at each call in bfloat16. That takes a quarter to a half of the time of a product. In float32, the layer calls a
+BLAS library instead, which takes up to twice as long for the few rows of a step. Here the blocks are made once, and
+take the place of the weight. The two operations are those of `torch.compile`, and not part of torch's public API: they
+are tried before anything is packed.
 """
 
 import functools
@@ -22,6 +23,8 @@ from nucleoscope.models import memory
 # the input embedding, whose rows are looked up. That is a tenth of what measuring a small model takes.
 MOST_BESIDE = 2**27
 ROWS = 32  # of the input that the layout is best for; any number gives the same results
+# What multiplies in each data type, as torch calls it: one of these is enough.
+UNITS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float32: ("avx2",)}
 
 
 class PackedLinear(nn.Linear):
@@ -76,26 +79,26 @@ class PackedLinear(nn.Linear):
             destination[f"{prefix}bias"] = self.bias if keep_vars else self.bias.detach()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() or input.dtype != torch.bfloat16 or input.device.type != "cpu":
+        if torch.is_grad_enabled() or input.dtype != self.packed.dtype or input.device.type != "cpu":
             return nn.functional.linear(input, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], "")
 
 
 def pack(model: PreTrainedModel) -> PreTrainedModel:
-    """Packs the weights of a model's linear layers that are in bfloat16, in place, on a CPU that multiplies in it.
+    """Packs the weights of a model's linear layers in place, those of a data type that the CPU multiplies in.
 
     Returns the model. Layers with hooks or with a forward pass of their own stay as they are, and so does a model that
     takes more than half of the memory, however much of it is free: packed weights are not paged out to their file, as
     mapped ones are.
     """
     size = sum(weight.nbytes for weight in model.parameters())
-    if not _can_pack() or size > memory.read_total() // 2:
+    if size > memory.read_total() // 2:
         return model
     uses = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
     found = False
     with torch.inference_mode(False), torch.no_grad():
         for module in model.modules():
-            if _is_suitable(module):
+            if _is_suitable(module) and _can_pack(module.weight.dtype):
                 shared = uses[id(module.weight)] > 1
                 if not shared or module.weight.nbytes <= MOST_BESIDE:
                     _pack_layer(module, shared)
@@ -126,14 +129,14 @@ def _leave_file(model: PreTrainedModel) -> None:
 
 
 @functools.cache
-def _can_pack() -> bool:
-    """Whether this machine multiplies in bfloat16, is of a kind on which this was tried, and has both operations."""
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether this machine multiplies in this type, is of a kind on which this was tried, and has both operations."""
     flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if platform.machine() not in ("x86_64", "AMD64") or not any(map(flags.get, ("avx512_bf16", "amx_bf16"))):
+    if platform.machine() not in ("x86_64", "AMD64") or not any(map(flags.get, UNITS.get(dtype, ()))):
         return False
     try:
         with torch.inference_mode():
-            weight, x = (torch.arange(n * 64).remainder(17).view(n, 64).bfloat16() / 16 for n in (48, 3))
+            weight, x = (torch.arange(n * 64).remainder(17).view(n, 64).to(dtype) / 16 for n in (48, 3))
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
             found = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
             expected = nn.functional.linear(x.float(), weight.float())
@@ -150,4 +153,4 @@ def _is_suitable(module: nn.Module) -> bool:
     weight = module.weight
     if type(weight) is not nn.Parameter:  # quantised, or distributed over processes
         return False
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.layout == torch.strided
+    return weight.device.type == "cpu" and weight.layout == torch.strided
