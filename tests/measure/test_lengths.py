@@ -27,7 +27,7 @@ def create_model():
 
 
 def draw_prompts(n: int) -> list[str]:
-    """``n`` prompts of digits in random order: the shortest has one, the longest `LONGEST`, and two are equally long."""
+    """``n`` prompts of digits in random order: the shortest has one, the longest `LONGEST`, two are equally long."""
     draw = random.Random(0)
     lengths = [1, LONGEST, 200, 200, *(draw.randint(1, LONGEST) for _ in range(n - 4))]
     draw.shuffle(lengths)
