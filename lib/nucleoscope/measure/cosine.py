@@ -13,11 +13,13 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import embedding_bag
 
-from nucleoscope.measure.ragged import choose_sum_dtype, compute_shares, repeat_rows, sum_rows, widen
+from nucleoscope.measure.ragged import choose_sum_dtype, compute_shares, pick, repeat_rows, sum_rows, widen
+from nucleoscope.measure.row_memory import RowMemory
 
 # Numbers gathered at once: on a CPU a piece should fit in its cache (4 MB in float32), on a GPU
 # it should keep the device busy.
 PIECE_CPU, PIECE_GPU = 2**20, 2**26
+WIDE = 32  # candidates per nucleus, on average, from which a product per nucleus is faster on a CPU than one of all
 
 
 class Directions(NamedTuple):
@@ -64,7 +66,7 @@ def compute_similarity(
       Ecology 2012) for one token's candidates, in nats, in [0, entropy].
     """
     sizes, total, first = offsets.diff(), len(ids), offsets[:-1]
-    q, squares = compute_shares(probs, offsets), directions.squares[ids]
+    q, squares = compute_shares(probs, offsets), pick(directions.squares, ids)
     # The likeliest token is kept separate in the weighted sums: if it has nearly all the weight,
     # the others would be lost as a difference of numbers close to 1.
     others = q.index_fill(0, first, 0)
@@ -105,22 +107,28 @@ def _add_directions(
 
     The embedding's rows are gathered once, for as many nuclei as fit in a piece; twice for a nucleus that is larger.
     """
-    embedding, scale, first = directions.embedding, directions.inverse_norm[ids], offsets[:-1]
-    head = _gather(embedding, ids[first]) * scale[first, None]
+    embedding, scale, first = directions.embedding, pick(directions.inverse_norm, ids), offsets[:-1]
+    head = embedding.index_select(0, ids[first]).float() * scale[first, None]
     sums, rest, dots = torch.empty_like(head), torch.empty_like(head), torch.empty_like(scale)
-    for rows, parts in _split_nuclei(offsets, len(ids), _choose_rows_per_piece(embedding)):
+    most = _choose_rows_per_piece(embedding)
+    memory = RowMemory(embedding, min(most, len(ids)), ids.device)
+    for rows, parts in _split_nuclei(offsets, len(ids), most):
         gathered = None
         sums[rows] = rest[rows] = 0
         for part in parts:
-            gathered = _gather(embedding, ids[part])  # (k', d)
+            gathered = memory.gather(ids[part])  # (k', d)
             bags = (offsets[rows.start : rows.stop + 1] - part.start).clamp(0, len(gathered))
             sums[rows] += _sum_bags(gathered, bags, scale[part])
             rest[rows] += _sum_bags(gathered, bags, others[part].float() * scale[part])
         mean = tail[rows, None].float() * rest[rows] + q[first[rows], None].float() * head[rows]  # M
         for part in parts:
-            own = gathered if len(parts) == 1 else _gather(embedding, ids[part])
+            own = gathered if len(parts) == 1 else memory.gather(ids[part])
             if len(mean) == 1:
                 dots[part] = own @ mean[0]
+            elif own.device.type == "cpu" and len(own) >= WIDE * len(mean):
+                sizes = offsets[rows.start : rows.stop + 1].diff().tolist()
+                for each, vector, found in zip(own.split(sizes), mean, dots[part].split(sizes), strict=True):
+                    torch.mv(each, vector, out=found)
             else:
                 dots[part] = torch.linalg.vecdot(own, repeat_rows(mean, offsets[rows.start : rows.stop + 1], len(own)))
     return sums, rest, head, dots * scale
@@ -140,11 +148,6 @@ def _split_nuclei(offsets: torch.Tensor, total: int, most: int) -> list[tuple[sl
         found.append((slice(row, end), parts))
         row = end
     return found
-
-
-def _gather(embedding: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Rows (k, d) of the embedding, in float32."""
-    return embedding.index_select(0, ids).float()
 
 
 def _choose_rows_per_piece(embedding: torch.Tensor) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from nucleoscope.measure.ragged import choose_sum_dtype, widen
+from nucleoscope.measure.row_memory import RowMemory
 from nucleoscope.variants import Geometry
 
 # Numbers of an embedding matrix that are processed at once: on a CPU, more would not fit in its cache.
@@ -68,20 +69,13 @@ class Space:
         rows = self.gather_raw(ids)
         return rows.sub_(self.mean)
 
-    def gather_raw(self, ids: torch.Tensor, memory: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
-        """The rows as they are; in the ``memory`` of `allocate`, if it is given, until it is used again."""
-        narrow, wide = memory or self.allocate(ids.numel())
-        rows = narrow[: ids.numel()]
-        torch.index_select(self.embedding, 0, ids.flatten().to(self.embedding.device), out=rows)
-        if narrow is not wide:
-            rows = wide[: ids.numel()].copy_(rows)
-        return rows.view(*ids.shape, len(self.mean))
+    def gather_raw(self, ids: torch.Tensor, memory: RowMemory | None = None) -> torch.Tensor:
+        """The rows as they are, in the ``memory`` if it is given."""
+        return (memory or self.allocate(ids.numel())).gather(ids)
 
-    def allocate(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Memory for a ``number`` of rows, as they are and in float32, for `gather_raw`."""
-        wide = torch.empty(number, len(self.mean), device=self.mean.device)
-        same = (self.embedding.dtype, self.embedding.device) == (wide.dtype, wide.device)
-        return wide if same else self.embedding.new_empty(wide.shape), wide
+    def allocate(self, number: int) -> RowMemory:
+        """Memory for a ``number`` of rows."""
+        return RowMemory(self.embedding, number, self.mean.device)
 
 
 def build_spaces(

@@ -23,6 +23,7 @@ from nucleoscope.measure.candidate_sets import Windows, find_windows
 from nucleoscope.measure.geometry import Map, Space, build_spaces, count_usage
 from nucleoscope.measure.model_facts import find_embedding_matrix, find_output_matrix
 from nucleoscope.measure.ragged import pick, widen
+from nucleoscope.measure.row_memory import RowMemory
 from nucleoscope.variants import OF_SET, OF_VARIANT, Layout, Selection, parse
 
 # Rows that are summed at once: a segment is divided into the largest, and padded to one.
@@ -131,7 +132,7 @@ class Segments:
         self.starts = self.first[:, None] + start
         self.lead = ids[self.starts[:, :LEAD].clamp_max(max(0, len(ids) - 1))]  # (B, LEAD), some of other tokens
         self.whitened: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by geometry, of those that have a matrix
-        self.memory: tuple[Space, tuple[torch.Tensor, torch.Tensor]] | None = None
+        self.memory: tuple[Space, RowMemory] | None = None
         # which segments (B, N, M) are in which set
         place, extents = start[:, None], extents[..., None]
         self.members = ((place >= extents[:, :, 0]) & (place < extents[:, :, 1])) | (
@@ -269,8 +270,8 @@ class Segments:
         moved, index = self.whitened[name]
         return pick(moved, index[rows])
 
-    def _lend_memory(self, space: Space) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Memory for the rows that are added at once, on a CPU: new memory would take longer than the rows."""
+    def _lend_memory(self, space: Space) -> RowMemory | None:
+        """Memory for the rows that are added at once, on a CPU."""
         if space.mean.device.type != "cpu":
             return None
         if self.memory is None or self.memory[0] is not space:
@@ -319,7 +320,7 @@ def _add_rows(
     weights: torch.Tensor,
     edges: torch.Tensor,
     space: Space,
-    memory: tuple[torch.Tensor, torch.Tensor] | None,
+    memory: RowMemory | None,
 ) -> torch.Tensor:
     """Sums (S, W, d) of the embedding's rows in S segments with several ``weights`` (K, W).
 
