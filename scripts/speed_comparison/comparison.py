@@ -26,7 +26,7 @@ from nucleoscope.measure.decoding import PADDED
 from nucleoscope.measure.nucleus import find_nucleus
 from nucleoscope.measure.sampling import Sampler
 from nucleoscope.measure.variants import create_variants, find_layout
-from nucleoscope.models import loading
+from nucleoscope.models import loading, packing
 from nucleoscope.names import suggest
 from nucleoscope.settings import Settings, quote
 from nucleoscope.store import results, run_folder
@@ -293,7 +293,7 @@ def create_random_model(
             mean = entropy.compute_full_entropies(logits * middle).entropy.mean()
             low, high = (middle, high) if mean > target else (low, middle)
         head.mul_(low)
-    return model
+    return packing.pack(model)
 
 
 def draw_logits(vocabulary: int, size: int, rows: int, device: torch.device) -> torch.Tensor:

@@ -214,12 +214,14 @@ def split_rows(embedding):
     return embedding, ids
 
 
+@pytest.mark.parametrize("wide", [0, 10**9], ids=["one product per nucleus", "one for all"])
 @pytest.mark.parametrize("piece", [1, 16, 16 * 7, 16 * 41, 16 * 1000])
-def test_pieces_of_any_size_give_the_same_numbers(monkeypatch, piece):
+def test_pieces_of_any_size_give_the_same_numbers(monkeypatch, piece, wide):
     embedding, ids = split_rows(draw_rows(400, 16, lean=0.5))
     probs = [draw_falling(len(i)) for i in ids]
     whole, expected = measure(embedding, ids, probs), compute_expected(embedding, ids, probs)
     monkeypatch.setattr(cosine, "PIECE_CPU", piece)
+    monkeypatch.setattr(cosine, "WIDE", wide)
     for a, b, c, i in zip(measure(embedding, ids, probs), whole, expected, ids, strict=True):
         assert a == approximate(b, len(i))
         assert a == approximate(c, len(i))

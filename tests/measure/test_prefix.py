@@ -69,6 +69,7 @@ def test_generated_tokens_are_the_same_whether_the_beginning_is_read_once_or_wit
     monkeypatch, kind, batch_size, budget
 ):
     monkeypatch.setitem(batching.PASS_TOKENS, "cpu", budget)
+    monkeypatch.setitem(batching.MOST_PADDING, "cpu", 1000)
     model = create_model(kind)
     assert checking.choose_prefix(model, IDS) == PREFIX
     found = generate(model, batch_size=batch_size)

@@ -26,3 +26,5 @@ def test_the_memory_is_used_again_and_is_never_the_matrix():
     assert first.data_ptr() == second.data_ptr()
     second.zero_()
     assert torch.equal(matrix, torch.arange(20.0).view(10, 2))
+    with pytest.raises(ValueError, match="5 rows do not fit in memory for 4"):
+        memory.gather(torch.arange(5))

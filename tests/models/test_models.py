@@ -653,9 +653,12 @@ def measure():
     with open("/proc/self/status") as stream:
         return int(re.search(r"RssAnon:\\s+(\\d+)", stream.read())[1]) / 2**10
 
-weight, sizes = torch.ones(128, 64, dtype=torch.bfloat16), []
+weight, sizes = torch.ones(128, 64), []
+packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
 for rows in range(1, 601):
-    torch.nn.functional.linear(torch.ones(rows, 64, dtype=torch.bfloat16), weight)
+    torch.nn.functional.linear(torch.ones(rows, 64).bfloat16(), weight.bfloat16())
+    with torch.inference_mode():
+        torch.ops.mkldnn._linear_pointwise(torch.ones(rows, 64), packed, None, "none", [], "")
     if rows % 300 == 0:
         sizes.append(measure())
 print(sizes[1] - sizes[0], os.environ["LRU_CACHE_CAPACITY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"])

@@ -24,8 +24,9 @@ from nucleoscope.measure import model_facts
 from nucleoscope.measure.encoding import Inputs
 from nucleoscope.measure.nucleus import NotFinite
 
-# Tokens, by type of device: on a CPU, more would not fit in its cache, and a pass costs as much as about 48 of them.
-PASS_TOKENS, MOST_PADDING = {"cpu": 1024, "cuda": 32768}, {"cpu": 48, "cuda": 512}
+# Tokens, by type of device. On a CPU, more would not fit in its cache, and another pass costs as much as about 48 more.
+# What another pass costs on a GPU has not been measured, so padding has no limit of its own there.
+PASS_TOKENS, MOST_PADDING = {"cpu": 1024, "cuda": 32768}, {"cpu": 48, "cuda": 32768}
 
 
 @dataclass
@@ -52,10 +53,9 @@ def sort_by_length(inputs: Inputs, indices: list[int] | None = None) -> list[int
 
 
 def form_passes(lengths: Iterable[int], device: torch.device) -> list[slice]:
-    """Consecutive rows to read in one forward pass, in which each is padded to the longest.
+    """Consecutive rows to process in one forward pass, in which each is padded to the longest.
 
-    A pass has at most `PASS_TOKENS` with its padding, unless it is a single row, and at most `MOST_PADDING` of padding:
-    a pass more costs about as much.
+    A pass has at most `PASS_TOKENS` with its padding, unless it is a single row, and at most `MOST_PADDING` of padding.
     """
     most, padding = (limits.get(device.type, limits["cpu"]) for limits in (PASS_TOKENS, MOST_PADDING))
     passes, start, end, longest, total = [], 0, 0, 0, 0

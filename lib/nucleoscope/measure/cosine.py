@@ -43,7 +43,8 @@ class Similarity(NamedTuple):
 
 
 def find_directions(embedding: torch.Tensor) -> Directions:
-    """The directions of an embedding's rows (V, d); computed once per model."""
+    """The directions of an embedding's rows (V, d), without gradients; computed once per model."""
+    embedding = embedding.detach()
     norms = torch.cat([_compute_norms(rows) for rows in embedding.split(_choose_rows_per_piece(embedding))])
     narrow = norms.float()
     inverse_norm = torch.where(narrow > 0, narrow.reciprocal(), 0)
@@ -111,18 +112,22 @@ def _add_directions(
     head = embedding.index_select(0, ids[first]).float() * scale[first, None]
     sums, rest, dots = torch.empty_like(head), torch.empty_like(head), torch.empty_like(scale)
     most = _choose_rows_per_piece(embedding)
-    memory = RowMemory(embedding, min(most, len(ids)), ids.device)
+    memory = RowMemory(embedding, min(most, len(ids)), ids.device) if ids.device.type == "cpu" else None
+
+    def gather(part: slice) -> torch.Tensor:
+        return embedding.index_select(0, ids[part]).float() if memory is None else memory.gather(ids[part])
+
     for rows, parts in _split_nuclei(offsets, len(ids), most):
         gathered = None
         sums[rows] = rest[rows] = 0
         for part in parts:
-            gathered = memory.gather(ids[part])  # (k', d)
+            gathered = gather(part)  # (k', d)
             bags = (offsets[rows.start : rows.stop + 1] - part.start).clamp(0, len(gathered))
             sums[rows] += _sum_bags(gathered, bags, scale[part])
             rest[rows] += _sum_bags(gathered, bags, others[part].float() * scale[part])
         mean = tail[rows, None].float() * rest[rows] + q[first[rows], None].float() * head[rows]  # M
         for part in parts:
-            own = gathered if len(parts) == 1 else memory.gather(ids[part])
+            own = gathered if len(parts) == 1 else gather(part)
             if len(mean) == 1:
                 dots[part] = own @ mean[0]
             elif own.device.type == "cpu" and len(own) >= WIDE * len(mean):

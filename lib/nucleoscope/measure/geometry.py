@@ -1,8 +1,8 @@
 """The geometries of `nucleoscope.variants`: linear maps after which embedding rows are compared, computed once.
 
-Contract: embedding matrices in, one `Space` for each matrix out. No second copy of a matrix is created: a geometry is
-a centre, a linear map and the inverse norms (V,) of the rows after both, so that sums of directions follow from
-weighted sums of raw rows, and products of pairs from those of raw rows with a correction of low rank.
+Contract: embedding matrices in, one `Space` for each matrix out. No second copy of a matrix is created here: a
+geometry is a centre, a linear map and the inverse norms (V,) of the rows after both, so that sums of directions follow
+from weighted sums of raw rows, and products of pairs from those of raw rows with a correction of low rank.
 """
 
 import functools
@@ -71,7 +71,7 @@ class Space:
 
     def gather_raw(self, ids: torch.Tensor, memory: RowMemory | None = None) -> torch.Tensor:
         """The rows as they are, in the ``memory`` if it is given."""
-        return (memory or self.allocate(ids.numel())).gather(ids)
+        return (self.allocate(ids.numel()) if memory is None else memory).gather(ids)
 
     def allocate(self, number: int) -> RowMemory:
         """Memory for a ``number`` of rows."""

@@ -79,7 +79,10 @@ def find_embedding_matrix(model: PreTrainedModel) -> torch.Tensor:
 
 
 def find_output_matrix(model: PreTrainedModel) -> torch.Tensor | None:
-    """The rows of the output layer (V, d'), detached; None if they are those of the input embedding, or no matrix."""
+    """The rows of the output layer (V, d'), detached; None if they are those of the input embedding, or no matrix.
+
+    If the layer is packed (`models.packing`), they are a copy.
+    """
     embedding, head = find_embedding_matrix(model), model.get_output_embeddings()
     # to read its attribute would make a layer of `models.packing` an ordinary one, which is slower
     rows = head.read_weight() if hasattr(head, "read_weight") else getattr(head, "weight", None)

@@ -1,6 +1,7 @@
-"""Rows of an embedding matrix by their ids, in float32, in memory that is used again.
+"""Rows of an embedding matrix by their ids, in float32, in memory that is reused.
 
-Contract: ids in, rows out, on any device. On a CPU, new memory for rows takes nearly as long as the rows themselves.
+Contract: ids in, rows out, on any device. On a CPU, new memory for rows takes nearly as long as the rows themselves;
+on a GPU, torch reuses memory by itself.
 """
 
 import torch
@@ -16,7 +17,9 @@ class RowMemory:
         self.narrow = self.wide if same else matrix.new_empty(number, width)
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows (..., d) of ``ids`` of any shape, at most as many as there is memory for; valid until the next call."""
+        """Rows (..., d) of ``ids`` of any shape, valid until the next call. ValueError if they are too many."""
+        if ids.numel() > len(self.narrow):
+            raise ValueError(f"{ids.numel()} rows do not fit in memory for {len(self.narrow)}")
         rows = self.narrow[: ids.numel()]
         torch.index_select(self.matrix, 0, ids.flatten().to(self.matrix.device), out=rows)
         if self.narrow is not self.wide:

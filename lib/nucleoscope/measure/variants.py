@@ -102,7 +102,8 @@ def create_variants(model: PreTrainedModel, texts: Iterable[list[int]], setting:
         return None
     embedding = find_embedding_matrix(model)
     usage = count_usage(texts, len(embedding))
-    return Variants(selection, embedding, find_output_matrix(model), usage)
+    wanted = any(each.name == "output" for each in selection.geometries)  # it may be copied
+    return Variants(selection, embedding, find_output_matrix(model) if wanted else None, usage)
 
 
 def find_layout(variants: Variants | None) -> Layout | None:
@@ -271,7 +272,7 @@ class Segments:
         return pick(moved, index[rows])
 
     def _lend_memory(self, space: Space) -> RowMemory | None:
-        """Memory for the rows that are added at once, on a CPU."""
+        """Memory for the rows that are added at once; None on other devices than a CPU."""
         if space.mean.device.type != "cpu":
             return None
         if self.memory is None or self.memory[0] is not space:

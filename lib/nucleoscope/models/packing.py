@@ -1,11 +1,11 @@
 """Weights in the layout that a CPU multiplies with, so that they are not rearranged for every product.
 
 Contract: a packed model computes what it computed before, up to the order of sums in float32, and whatever looks at its
-weights finds them as they were. On a CPU, oneDNN multiplies by blocks of a weight, which torch's linear layer makes of
-it anew at each call in bfloat16. That takes a quarter to a half of the time of a product. In float32, the layer calls a
-BLAS library instead, which takes up to twice as long for the few rows of a step. Here the blocks are made once, and
-take the place of the weight. The two operations are those of `torch.compile`, and not part of torch's public API: they
-are tried before anything is packed.
+weights finds them as they were. On a CPU, oneDNN multiplies by blocks of a weight. In bfloat16, torch's linear layer
+rearranges the weight at each call, which takes a quarter to a half of the time of a product. In float32, it calls a
+BLAS library instead, which takes up to twice as long on an AMD CPU for the few rows of a step. Here the blocks are made
+once, and take the place of the weight. The two operations are those of `torch.compile` in bfloat16, and not part of
+torch's public API: they are tried before anything is packed.
 """
 
 import functools
@@ -23,8 +23,9 @@ from nucleoscope.models import memory
 # the input embedding, whose rows are looked up. That is a tenth of what measuring a small model takes.
 MOST_BESIDE = 2**27
 ROWS = 32  # of the input that the layout is best for; any number gives the same results
-# What multiplies in each data type, as torch calls it: one of these is enough.
+# What multiplies in each data type, as torch calls it, one of which is enough; and the largest error of what is tried.
 UNITS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float32: ("avx2",)}
+TOLERANCES = {torch.bfloat16: 0.01, torch.float32: 1e-5}
 
 
 class PackedLinear(nn.Linear):
@@ -85,7 +86,7 @@ class PackedLinear(nn.Linear):
 
 
 def pack(model: PreTrainedModel) -> PreTrainedModel:
-    """Packs the weights of a model's linear layers in place, those of a data type that the CPU multiplies in.
+    """Packs, in place, the weights of a model's linear layers in the data types for which this is faster on this CPU.
 
     Returns the model. Layers with hooks or with a forward pass of their own stay as they are, and so does a model that
     takes more than half of the memory, however much of it is free: packed weights are not paged out to their file, as
@@ -134,13 +135,15 @@ def _can_pack(dtype: torch.dtype) -> bool:
     flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if platform.machine() not in ("x86_64", "AMD64") or not any(map(flags.get, UNITS.get(dtype, ()))):
         return False
+    if dtype == torch.float32 and "AMD" not in flags.get("cpu_name", ""):  # torch's BLAS library is Intel's
+        return False
     try:
         with torch.inference_mode():
-            weight, x = (torch.arange(n * 64).remainder(17).view(n, 64).to(dtype) / 16 for n in (48, 3))
+            weight, x = (torch.arange(n * 64).remainder(17).view(n, 64).to(dtype) / 17 for n in (48, 3))
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
             found = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
             expected = nn.functional.linear(x.float(), weight.float())
-            return torch.equal(packed.to_dense(), weight) and torch.allclose(found.float(), expected, rtol=0.01)
+            return torch.equal(packed.to_dense(), weight) and torch.allclose(found.float(), expected, TOLERANCES[dtype])
     except Exception:  # of a torch without oneDNN, or one that has changed them
         return False
 
