@@ -128,15 +128,21 @@ def _add_directions(
         mean = tail[rows, None].float() * rest[rows] + q[first[rows], None].float() * head[rows]  # M
         for part in parts:
             own = gathered if len(parts) == 1 else gather(part)
-            if len(mean) == 1:
-                dots[part] = own @ mean[0]
-            elif own.device.type == "cpu" and len(own) >= WIDE * len(mean):
-                sizes = offsets[rows.start : rows.stop + 1].diff().tolist()
-                for each, vector, found in zip(own.split(sizes), mean, dots[part].split(sizes), strict=True):
-                    torch.mv(each, vector, out=found)
-            else:
-                dots[part] = torch.linalg.vecdot(own, repeat_rows(mean, offsets[rows.start : rows.stop + 1], len(own)))
+            dots[part] = _multiply_nuclei(own, mean, offsets[rows.start : rows.stop + 1])
     return sums, rest, head, dots * scale
+
+
+def _multiply_nuclei(rows: torch.Tensor, vectors: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Products (k',) of the rows (k', d) of some nuclei with the vector of each nucleus (B', d).
+
+    A single nucleus may be in part, so that ``offsets`` (B' + 1,) are not those of the rows.
+    """
+    if len(vectors) == 1:
+        return rows @ vectors[0]
+    if rows.device.type == "cpu" and len(rows) >= WIDE * len(vectors):
+        parts = rows.split(offsets.diff().tolist())
+        return torch.cat([torch.mv(part, vector) for part, vector in zip(parts, vectors, strict=True)])
+    return torch.linalg.vecdot(rows, repeat_rows(vectors, offsets, len(rows)))
 
 
 def _split_nuclei(offsets: torch.Tensor, total: int, most: int) -> list[tuple[slice, list[slice]]]:
