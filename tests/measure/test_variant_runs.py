@@ -224,3 +224,13 @@ def test_a_batch_that_does_not_fit_in_memory_has_the_variants_of_its_halves(tmp_
     _, found = complete(tmp_path / "halved", limited, skip_check=True)
     assert results.load_info(tmp_path / "halved")["batches"] == [3, 3]
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("setting", "read"), [("raw,top_k_5", False), ("output,top_k_5", True), ("default", True)])
+def test_the_output_layer_is_read_only_if_it_is_compared(monkeypatch, setting, read):
+    """Its rows may be a copy, which takes as much memory as the layer."""
+    asked = []
+    monkeypatch.setattr("nucleoscope.measure.variants.find_output_matrix", asked.append)
+    model = tiny.create_model(tie_word_embeddings=False)
+    create_variants(model, [[1, 2, 3]], setting)
+    assert asked == [model] * read

@@ -21,11 +21,11 @@ ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 0}
 
 @pytest.fixture(params=packing.UNITS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 def dtype(request):
-    """Each data type in which weights are packed, where the machine multiplies in it."""
+    """Each data type, if weights in it are packed on this kind of CPU."""
     found = torch.cpu.get_capabilities()
     known = request.param == torch.bfloat16 or "AMD" in found.get("cpu_name", "")
     if not (known and any(map(found.get, packing.UNITS[request.param]))):
-        pytest.skip(f"NO UNITS OF A KNOWN KIND FOR {request.param}: packed weights of it are untested here")
+        pytest.skip(f"WEIGHTS IN {request.param} ARE NOT PACKED ON THIS KIND OF CPU: they are untested here")
     return request.param
 
 
