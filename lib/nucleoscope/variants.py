@@ -31,16 +31,11 @@ class CandidateSet:
 
 @dataclass(frozen=True)
 class Geometry:
-    """One way to turn the rows of an embedding matrix into directions.
-
-    ``most_pairs``: similarity_entropy, which needs every pair of candidates, is computed for sets of at most this
-    many candidates and missing for larger ones.
-    """
+    """One way to turn the rows of an embedding matrix into directions."""
 
     name: str
     definition: str
     source: str
-    most_pairs: int = 64
 
 
 class Selection(NamedTuple):
@@ -100,13 +95,14 @@ GEOMETRIES = (
         "centred, with the covariance over the vocabulary made the identity; directions with less than 1e-6 of the "
         "largest variance are left out",
         "-",
-        most_pairs=16,
     ),
     Geometry("output", "rows of the output layer, if they are not those of the input embedding", "-"),
 )
 SETS_BY_NAME = {each.name: each for each in CANDIDATE_SETS}
 GEOMETRIES_BY_NAME = {each.name: each for each in GEOMETRIES}
 NAMES = (*SETS_BY_NAME, *GEOMETRIES_BY_NAME)
+# similarity_entropy, which needs every pair of candidates, is computed for sets within as many likeliest tokens.
+MOST_PAIRS = 64
 LONGEST_NAME = 40  # characters of an unknown name in a message
 
 
@@ -150,9 +146,6 @@ def format_reference() -> str:
     lines += [
         f"| `{each.name}` | {each.definition.replace('|', chr(92) + '|')} | {each.source} |" for each in CANDIDATE_SETS
     ]
-    lines += ["", "| `geometry` | directions that are compared | `similarity_entropy` | source |", "|---|---|---|---|"]
-    lines += [
-        f"| `{each.name}` | {each.definition} | up to {each.most_pairs} candidates | {each.source} |"
-        for each in GEOMETRIES
-    ]
+    lines += ["", "| `geometry` | directions that are compared | source |", "|---|---|---|"]
+    lines += [f"| `{each.name}` | {each.definition} | {each.source} |" for each in GEOMETRIES]
     return "\n".join(lines) + "\n"

@@ -185,14 +185,40 @@ def test_donors_are_of_other_groups_and_all_of_them_occur():
 
 def test_random_sets_are_uniform_and_without_replacement():
     counts = torch.zeros(20)
-    generator = null_sets.create_generator(0, "random")
+    generators = [null_sets.create_generator(0, name) for name in ("random", "permutations")]
     for _ in range(100):
-        ids = null_sets.draw_random([3, 20, 1, 5], 20, generator)
+        ids = null_sets.draw_random([3, 20, 1, 5], 20, *generators)
         for row in ids.split([3, 20, 1, 5]):
             assert len(set(row.tolist())) == len(row)
         counts += torch.bincount(torch.cat((ids[:3], ids[23:])), minlength=20)
     assert counts.sum() == 900
     assert ((counts - 45) ** 2 / 45).sum() < 43.8  # the 0.1% quantile of chi-squared with 19 degrees of freedom
+
+
+def test_random_sets_do_not_depend_on_which_are_drawn_together():
+    """Sets of up to a quarter of the vocabulary, and in a vocabulary of 40 of more: both ways of drawing are used."""
+    for size, lengths in ((4000, [300, 1, 0, 1000, 40]), (40, [9, 30, 10, 2, 40])):
+        one, other = ([null_sets.create_generator(1, name) for name in ("a", "b")] for _ in range(2))
+        together = null_sets.draw_random(lengths, size, *one).split(lengths)
+        apart = [null_sets.draw_random([length], size, *other) for length in lengths]
+        for first, second, length in zip(together, apart, lengths, strict=True):
+            assert torch.equal(first, second)
+            assert len(set(first.tolist())) == length
+            assert all(0 <= token < size for token in first.tolist())
+
+
+def test_every_place_of_a_random_set_is_uniform():
+    """A set of 4 of 16 tokens: of 20 draws, more than 12 repeat a token in one of 2,000 sets, on average."""
+    generators = [null_sets.create_generator(0, name) for name in ("a", "b")]
+    drawn = null_sets.draw_random([4] * 8000, 16, *generators).view(8000, 4)
+    for place in range(4):
+        counts = torch.bincount(drawn[:, place], minlength=16)
+        assert ((counts - 500) ** 2 / 500).sum() < 37.7  # the 0.1% quantile with 15 degrees of freedom
+    pairs = torch.bincount(drawn[:, 0] * 16 + drawn[:, 3], minlength=256).view(16, 16)
+    assert pairs.diagonal().sum() == 0
+    expected = 8000 / 240
+    other = pairs[~torch.eye(16, dtype=torch.bool)]
+    assert ((other - expected) ** 2 / expected).sum() < 312  # the 0.1% quantile with 239 degrees of freedom
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 9, 70, 3000])
@@ -302,10 +328,19 @@ def test_a_model_that_scales_or_caps_its_logits_makes_gaussian_states_with_them(
         assert layer.reproduces(logits, states)
         torch.testing.assert_close(layer.compute_logits(states), logits, rtol=0, atol=1e-4)
         assert not torch.allclose(layer.compute_logits(2 * states), logits, atol=0.1)
+        assert layer.is_homogeneous(states) == (name in ("cohere", "granite"))
         torch.testing.assert_close(logits, model(input_ids=torch.tensor([row])).logits[0, :-1], rtol=0, atol=1e-4)
     assert not model.base_model._forward_hooks
     *_, info = complete(tmp_path, model, max_tokens=5, skip_check=True)
     assert info["gaussian_states"]["factor"] > 0
+
+
+def test_the_factor_is_the_same_whether_states_or_their_logits_are_multiplied(tmp_path, monkeypatch):
+    *_, one = complete(tmp_path / "logits", max_tokens=40)
+    monkeypatch.setattr(gaussian_states.OutputLayer, "is_homogeneous", lambda *_: False)
+    *_, other = complete(tmp_path / "states", max_tokens=40)
+    assert one["gaussian_states"] == other["gaussian_states"]
+    assert one["gaussian_states"]["factor"] > 0
 
 
 def test_a_model_whose_logits_do_not_follow_from_its_last_states_has_no_gaussian_states(tmp_path):

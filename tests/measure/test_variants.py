@@ -9,10 +9,12 @@ from transformers.generation import logits_process
 
 import oracle
 from nucleoscope import variants
+from nucleoscope.measure import geometry, segments
 from nucleoscope.measure.candidate_sets import find_windows
 from nucleoscope.measure.entropy import compute_full_entropies
 from nucleoscope.measure.geometry import count_usage
-from nucleoscope.measure.variants import Segments, Variants
+from nucleoscope.measure.segments import Segments
+from nucleoscope.measure.variants import Variants
 
 TOLERANCE = {"cosine": 2e-5, "weighted_cosine": 2e-5, "similarity_entropy": 2e-5}  # of float32 sums
 EVERYTHING = variants.parse("default")
@@ -89,7 +91,6 @@ def check(logits, embedding, output=None, usage=None, selection=EVERYTHING):
         name: build_directions(name, output if name == "output" else embedding, usage)
         for name in measured.layout.geometry
     }
-    most = {each.name: each.most_pairs for each in selection.geometries}
     assert values.shape == (len(logits), len(selection.sets), 3 + 3 * len(spaces))
     for row, p in enumerate(oracle.compute_softmax(logits)):
         for number, each in enumerate(selection.sets):
@@ -102,7 +103,7 @@ def check(logits, embedding, output=None, usage=None, selection=EVERYTHING):
             for place, (name, u) in enumerate(spaces.items()):
                 expected = compute_values(u, q, ids)
                 found = rest[3 * place : 3 * place + 3]
-                if len(ids) > most[name]:
+                if len(ids) > variants.MOST_PAIRS:
                     assert math.isnan(found[2]), (each.name, name)
                     found, expected = found[:2], expected[:2]
                 for kind, one, other in zip(TOLERANCE, found, expected, strict=False):
@@ -167,11 +168,46 @@ def test_the_unweighted_cosine_alone_is_the_same_in_every_geometry():
     logits, embedding = draw(6, 90, 8)
     embedding[::7] = 0
     measured = Variants(variants.parse("default"), embedding, None, torch.ones(90))
-    segments = Segments(find_windows(logits, compute_full_entropies(logits).entropy, measured.sets))
+    found = Segments(find_windows(logits, compute_full_entropies(logits).entropy, measured.sets))
     (space,) = measured.spaces
-    both, alone = (way(slice(1, 5), space) for way in (segments.compare, segments.compare_unweighted))
-    torch.testing.assert_close(alone, both[..., 0], rtol=0, atol=1e-6, equal_nan=True)
-    assert 0 < alone.isnan().float().mean() < 1
+    groups = list(found.split(space))
+    assert sorted(torch.cat([group.rows for group in groups]).tolist()) == list(range(6))
+    missing = []
+    for group in groups:
+        both, alone = (way(group, space) for way in (found.compare, found.compare_unweighted))
+        torch.testing.assert_close(alone, both[..., 0], rtol=0, atol=1e-6, equal_nan=True)
+        missing.append(alone.isnan().flatten())
+    assert 0 < torch.cat(missing).float().mean() < 1
+
+
+def test_a_geometry_that_leaves_little_of_a_row_is_as_exact():
+    """Products of whole rows, from which those of a strong direction are subtracted, would have few digits left."""
+    logits, embedding = draw(8, 200, 24, 1)
+    embedding[:, :3] *= 300
+    check(logits, embedding)
+    (space,) = Variants(EVERYTHING, embedding, None, torch.ones(200)).spaces
+    assert [each.geometry.name for each in space.maps if each.left is not None] == ["raw", "usage_centred"]
+
+
+def test_rows_that_are_not_kept_are_whitened_at_each_step(monkeypatch):
+    logits, embedding = draw(6, 200, 24, 1)
+    found = []
+    for most in (geometry.MOST_KEPT, 0):
+        monkeypatch.setattr(geometry, "MOST_KEPT", most)
+        measured = Variants(EVERYTHING, embedding, None, torch.ones(200))
+        assert [each.rows is None for each in measured.spaces[0].maps if each.whitening is not None] == [most == 0]
+        found.append(measured.measure(logits, compute_full_entropies(logits).entropy))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6, equal_nan=True)
+
+
+def test_pieces_change_nothing(monkeypatch):
+    logits, embedding = draw(9, 3000, 32, 1.5)
+    measured = Variants(EVERYTHING, embedding, None, torch.ones(3000))
+    entropy = compute_full_entropies(logits).entropy
+    whole = measured.measure(logits, entropy)
+    monkeypatch.setattr(segments, "PIECE_CPU", 3000)
+    monkeypatch.setattr(segments, "SUMS_CPU", 3000)
+    torch.testing.assert_close(measured.measure(logits, entropy), whole, rtol=0, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

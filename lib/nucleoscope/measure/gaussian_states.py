@@ -39,6 +39,10 @@ class OutputLayer:
             hook.remove()
         return output.logits[0].to(forward.device)
 
+    def is_homogeneous(self, states: torch.Tensor) -> bool:
+        """Whether twice the ``states`` (n, d) give twice the logits, exactly: not if there is a bias or a cap."""
+        return torch.equal(self.compute_logits(2 * states).float(), 2 * self.compute_logits(states).float())
+
     def reproduces(self, logits: torch.Tensor, states: torch.Tensor) -> bool:
         """Whether observed ``states`` (n, d) give the ``logits`` (n, V) that the model gave, up to rounding."""
         if self.forward.reading == BATCHED:

@@ -17,6 +17,10 @@ from nucleoscope.variants import Geometry
 
 # Numbers of an embedding matrix that are processed at once: on a CPU, more would not fit in its cache.
 PIECE_CPU, PIECE_GPU = 2**19, 2**22
+MOST_KEPT = 2**26  # numbers of whitened rows that are kept, at most: 256 MB
+# The square of a row's norm before a geometry is applied to it, in units of that after it, above which products from
+# which something is subtracted would be too inexact: float32 has a relative error of 6e-8.
+LARGEST_LOSS = 32
 LEAST_NORM = 1e-5  # of the largest norm: a shorter row has no direction, only rounding errors
 LEAST_VARIANCE = 1e-6  # of the largest: whitening leaves out directions with less, because they are rounding errors too
 
@@ -26,9 +30,11 @@ class Map:
     """One geometry of a space: directions u_i = scale_i A (e_i - mean - centre), where ``mean`` is the space's.
 
     ``centre`` (d,) is None where it is 0. A is the identity, or removes the columns of ``basis`` (d, D), or is the
-    symmetric matrix ``whitening`` (d, d). ``scale`` (V,) is 0 for a row that has no direction. ``expected`` is the mean
+    symmetric matrix ``whitening`` (d, d), and ``rows`` (V, d) are those after it, None if they are too many to be kept.
+    ``scale`` (V,) is 0 for a row that has no direction. ``expected`` is the mean
     cosine of two different rows of the vocabulary. Products (e_i - mean - centre).A'A.(e_j - mean - centre) are those
-    of e_i - mean minus left_i.right_j, (V, r) each, unless there is ``whitening``.
+    of e_i - mean minus left_i.right_j, (V, r) each, where these are None only if there is ``whitening``, nothing to
+    subtract, or a row of which too little is left: see `LARGEST_LOSS`.
     """
 
     geometry: Geometry
@@ -37,10 +43,20 @@ class Map:
     centre: torch.Tensor | None = None
     basis: torch.Tensor | None = None
     whitening: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
     left: torch.Tensor | None = None
     right: torch.Tensor | None = None
 
     is_complete: bool = True  # every row has a direction
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether rows e_i - mean remain as they are."""
+        return self.centre is None and self.basis is None and self.whitening is None
+
+    def move(self, rows: torch.Tensor) -> torch.Tensor:
+        """A (e_i - mean - centre) of rows e_i - mean (..., d)."""
+        return self.apply(rows if self.centre is None else rows - self.centre)
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
         """A times each of the rows (..., d), which are centred already."""
@@ -161,26 +177,32 @@ def _build_space(geometries: Sequence[Geometry], matrix: torch.Tensor, usage: to
 
 def _measure_rows(found: Map, space: Space) -> None:
     """Adds to a map what depends on the rows: their scales, products for pairs, and the expected cosine."""
-    norms, products = [], []
+    norms, lengths, products, done = [], [], [], 0
+    if found.whitening is not None and space.embedding.numel() <= MOST_KEPT:
+        found.rows = space.mean.new_empty(space.embedding.shape)
     for part in _split_centred(space):
+        lengths.append(torch.linalg.vector_norm(part, dim=-1))
         if found.centre is not None:
             products.append(part @ found.centre)
         elif found.basis is not None:
             products.append(part @ found.basis)
-        moved = found.apply(part if found.centre is None else part - found.centre)
+        moved = found.move(part)
+        if found.rows is not None:
+            found.rows[done : done + len(part)] = moved
+        done += len(part)
         norms.append(torch.linalg.vector_norm(moved, dim=-1, dtype=choose_sum_dtype(part.device)))
-    norm = torch.cat(norms)
+    norm, length = torch.cat(norms), torch.cat(lengths)
     found.scale = torch.where(norm > LEAST_NORM * norm.amax(), norm.reciprocal(), 0).float()
     if found.basis is not None:
         # On what the basis leaves nothing of, only rounding errors are left.
-        lengths = torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in _split_centred(space)])
-        found.scale = torch.where(norm > LEAST_NORM * lengths.amax(), found.scale, 0)
+        found.scale = torch.where(norm > LEAST_NORM * length.amax(), found.scale, 0)
     found.is_complete = bool((found.scale > 0).all())
-    if found.centre is not None:
+    is_exact = bool(((length * found.scale).square() <= LARGEST_LOSS).all())
+    if is_exact and found.centre is not None:
         own, one = torch.cat(products), torch.ones_like(norm, dtype=torch.float32)
         own = own - found.centre.square().sum() / 2
         found.left, found.right = torch.stack((own, one), 1), torch.stack((one, own), 1)
-    elif found.basis is not None:
+    elif is_exact and found.basis is not None:
         found.left = found.right = torch.cat(products)
     scales = found.scale.split(_count_rows(space.embedding.shape[1], space.mean.device))
     total = sum(widen(part.T @ own) for part, own in zip(_split_centred(space), scales, strict=True))

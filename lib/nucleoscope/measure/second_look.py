@@ -30,8 +30,8 @@ from nucleoscope.measure.nucleus import find_nucleus, scale_logits
 from nucleoscope.measure.null_sets import Matching, create_generator, draw_donors, draw_random
 from nucleoscope.measure.ragged import choose_sum_dtype
 from nucleoscope.measure.scoring import BATCHED, TextForward, Texts
+from nucleoscope.measure.segments import Segments
 from nucleoscope.measure.softmax import exponentiate, split_rows
-from nucleoscope.measure.variants import Segments
 from nucleoscope.settings import Settings
 from nucleoscope.variants import SETS_BY_NAME, CandidateSet, Geometry, Selection
 
@@ -447,6 +447,7 @@ def compare_null_sets(
     device = observed.windows.ids.device
     size = min(len(norms), len(observed.totals))
     generators = {null: create_generator(seed, null) for null in NULLS}
+    permuting = create_generator(seed, f"{RANDOM}/permutations")
     matchings = {
         FREQUENCY: Matching(-mean[:size], generators[FREQUENCY]),
         NORM: Matching(norms[:size], generators[NORM]),
@@ -459,7 +460,7 @@ def compare_null_sets(
         lengths = windows.offsets.diff()
         ids = windows.ids.cpu()
         index = torch.repeat_interleave(torch.arange(len(lengths)), lengths.cpu())
-        nulls = {RANDOM: draw_random(lengths.tolist(), size, generators[RANDOM])}
+        nulls = {RANDOM: draw_random(lengths.tolist(), size, generators[RANDOM], permuting)}
         nulls |= {null: each.draw(ids, index, generators[null]) for null, each in matchings.items()}
         for null, drawn in nulls.items():
             found[null].append(compare(windows._replace(ids=drawn.to(device)), spaces))
@@ -485,8 +486,8 @@ def compare(windows: Windows, spaces: list[Space]) -> torch.Tensor:
     segments = Segments(windows)
     found = [torch.empty(*windows.extents.shape[:2], len(space.maps), device=windows.ids.device) for space in spaces]
     for cosines, space in zip(found, spaces, strict=True):
-        for rows in segments.split(space):
-            cosines[rows] = segments.compare_unweighted(rows, space)
+        for group in segments.split(space):
+            cosines[group.rows] = segments.compare_unweighted(group, space)
     return torch.cat(found, -1)
 
 
@@ -549,10 +550,16 @@ def compare_gaussian_states(
         return [], "left out: one token has no covariance"
     generator = create_generator(seed, GAUSSIAN)
     states = gaussian_states.draw_states(reading.states, number, generator)
-    dtype = reading.states.dtype
+    dtype, tried = reading.states.dtype, states[:TRIED]
+    known = None
+    if reading.layer.is_homogeneous(tried[:1].to(dtype)):
+        known = list(reading.compute_logits(tried.to(dtype)))
 
     def compute_median(factor: float) -> float:
-        pieces = reading.compute_logits((factor * states[:TRIED]).to(dtype))
+        if known is None:
+            pieces = reading.compute_logits((factor * tried).to(dtype))
+        else:
+            pieces = (factor * logits.float() for logits in known)
         sizes = [find_nucleus(logits, settings.top_p).offsets.diff() for logits in pieces]
         return float(torch.cat(sizes).median())
 
