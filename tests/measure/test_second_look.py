@@ -389,23 +389,23 @@ def choose(lengths, seed=0):
 
 
 def test_texts_are_chosen_at_random_up_to_a_number_of_tokens():
-    texts = choose([50] * 500)
+    texts = choose([25] * 500)
     assert sum(len(text.ids) - text.start for text in texts) == second_look.MOST_TOKENS
-    assert len({text.prompt for text in texts}) == len(texts) == 40
-    assert all(text.ids == [7, text.prompt, *range(50)] and text.start == 2 and text.step == 0 for text in texts)
-    assert texts == choose([50] * 500)
-    assert {text.prompt for text in texts} != {text.prompt for text in choose([50] * 500, seed=1)}
+    assert len({text.prompt for text in texts}) == len(texts) == 60
+    assert all(text.ids == [7, text.prompt, *range(25)] and text.start == 2 and text.step == 0 for text in texts)
+    assert texts == choose([25] * 500)
+    assert {text.prompt for text in texts} != {text.prompt for text in choose([25] * 500, seed=1)}
 
 
 def test_of_long_texts_sections_are_looked_at_that_begin_anywhere():
     texts = choose([1000] * 500)
-    assert len(texts) == 40
+    assert len(texts) == 60
     assert all(len(text.ids) - text.start == second_look.SECTION for text in texts)
     assert all(text.ids == [7, text.prompt, *range(text.step + second_look.SECTION)] for text in texts)
     assert all(text.start == 2 + text.step for text in texts)
     assert len({text.step for text in texts}) > 15
     few = choose([5000] * 4)
-    assert [len(text.ids) - text.start for text in few] == [500] * 4
+    assert [len(text.ids) - text.start for text in few] == [375] * 4
 
 
 def test_short_and_empty_texts_are_no_trouble():
